@@ -1,0 +1,1 @@
+"""Programs over `lstm_jax`: `python -m experiments.NAME --help`."""

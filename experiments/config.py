@@ -1,0 +1,79 @@
+"""A training run's configuration, and what it makes of the library's parts."""
+
+import math
+from dataclasses import dataclass
+
+from lstm_jax.cells import gru, lstm, rnn
+from lstm_jax.language import ModelConfig
+from lstm_jax.training import OptimizerConfig
+from lstm_jax.training.optimizer import Rule, Schedule
+
+CELLS = {"lstm": lstm, "gru": gru, "rnn": rnn}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+  """Everything that decides a run; `experiments.train --help` explains each.
+
+  Where 0 means "none" or "the default", it does so here and in the flags.
+  """
+
+  corpus: str = "data/shakespeare.txt"
+  split: float = 0.1
+  run: str = ""
+  overwrite: bool = False
+  seed: int = 0
+  cell: str = "lstm"
+  embedding_size: int = 64
+  hidden_size: int = 256
+  num_layers: int = 1
+  init_std: float = 0.0
+  readout_std: float = 0.0
+  num_streams: int = 32
+  num_steps: int = 64
+  num_epochs: int = 20
+  optimizer: Rule = "adamw"
+  learning_rate: float = 5e-3
+  schedule: Schedule = "cosine"
+  warmup: int = 100
+  weight_decay: float = 0.3
+  clip_norm: float = 1.0
+  clip_value: float = 0.0
+  eval_every: int = 100
+  sample_length: int = 200
+  temperature: float = 0.8
+
+  def __post_init__(self):
+    for name in ("num_epochs", "eval_every", "sample_length"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
+    if not 0 <= self.temperature < math.inf:
+      raise ValueError(f"temperature must be ≥ 0, got {self.temperature}")
+    if self.cell not in CELLS:
+      raise ValueError(f"cell must be in {list(CELLS)}, got {self.cell!r}")
+
+
+def model_config(config: TrainConfig, vocabulary_size: int) -> ModelConfig:
+  """Return the model of a run over a vocabulary of that size."""
+  return ModelConfig(
+    vocabulary_size=vocabulary_size,
+    cell=CELLS[config.cell],
+    embedding_size=config.embedding_size,
+    hidden_size=config.hidden_size,
+    num_layers=config.num_layers,
+    init_std=config.init_std or None,
+    readout_std=config.readout_std or None,
+  )
+
+
+def optimizer_config(config: TrainConfig) -> OptimizerConfig:
+  """Return the optimiser of a run."""
+  return OptimizerConfig(
+    rule=config.optimizer,
+    learning_rate=config.learning_rate,
+    schedule=config.schedule,
+    warmup=config.warmup,
+    weight_decay=config.weight_decay,
+    clip_norm=config.clip_norm or None,
+    clip_value=config.clip_value or None,
+  )

@@ -1,0 +1,204 @@
+"""Prove the gradients: explicit against autodiff against central differences.
+
+  python -m experiments.gradcheck
+
+checks, in float64, every cell unrolled over time, and the whole language model
+on a piece of the corpus, with random cotangents on every output. The exit
+status is 0 only if each explicit gradient agrees with autodiff to 1e-12 and
+with central differences to 1e-6, relative as `lstm_jax.gradcheck` defines it.
+
+  python -m experiments.gradcheck --plant=lstm.do
+
+scales one term of one backward by 1.01 first: the table shows what it spoils,
+and the exit status is 1.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments.config import CELLS, TrainConfig
+from experiments.program import launch
+from lstm_jax.cells import affine
+from lstm_jax.gradcheck import Error, Report, gradcheck
+from lstm_jax.language import (
+  ModelConfig,
+  characters,
+  language_model,
+  loss,
+  make_streams,
+  model,
+  read_text,
+)
+from lstm_jax.planting import plant, terms
+from lstm_jax.sequence import unroll
+
+AUTODIFF, DIFFERENCES = 1e-12, 1e-6
+STEPS, BATCH, INPUT, HIDDEN = 5, 3, 4, 6  # of a cell's check
+MODEL_STEPS, EMBEDDING, MODEL_HIDDEN, LAYERS = 16, 5, 7, 2  # of the model's
+
+
+def check_cell(cell: ModuleType, key: jax.Array) -> Report:
+  """Check a cell, unrolled, in every parameter, the state and the inputs."""
+  params = cell.init(key, INPUT, HIDDEN, jnp.float64)
+  zeros = {
+    "params": params,
+    "state": cell.initial_state(params, (BATCH,)),
+    "xs": jnp.zeros((STEPS, BATCH, INPUT), jnp.float64),
+  }
+  x = perturbed(zeros, jax.random.fold_in(key, 1))
+
+  def run(vjp):
+    return lambda x: unroll(cell, x["params"], x["state"], x["xs"], vjp=vjp)
+
+  return gradcheck(run("explicit"), run("autodiff"), x, key)
+
+
+def check_model(cell: ModuleType, text: str, key: jax.Array) -> Report:
+  """Check a language model of stacked cells on the beginning of a text."""
+  vocabulary = characters(text)
+  config = ModelConfig(
+    vocabulary_size=vocabulary.size,
+    cell=cell,
+    embedding_size=EMBEDDING,
+    hidden_size=MODEL_HIDDEN,
+    num_layers=LAYERS,
+    dtype=jnp.float64,
+  )
+  tokens = vocabulary.encode(text[: MODEL_STEPS * BATCH + 1])
+  block = make_streams(tokens, BATCH, MODEL_STEPS).block(0)
+
+  def run(vjp):
+    lm = language_model(config, vjp=vjp)
+    return lambda x: lm.loss(x["params"], x["state"], *block)
+
+  lm = language_model(config)
+  start = {"params": lm.init(key), "state": lm.initial_state((BATCH,))}
+  x = perturbed(start, jax.random.fold_in(key, 1))
+  return gradcheck(run("explicit"), run("autodiff"), x, key)
+
+
+def perturbed(tree, key):
+  """Return tree plus Gaussian noise: no bias, no state stays at zero."""
+  leaves, structure = jax.tree.flatten(tree)
+  keys = jax.random.split(key, len(leaves))
+  moved = [
+    leaf + 0.3 * jax.random.normal(k, leaf.shape, leaf.dtype)
+    for k, leaf in zip(keys, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(structure, moved)
+
+
+def places() -> dict[str, ModuleType]:
+  """Return every module whose backward can be planted, by its short name."""
+  return CELLS | {"affine": affine, "loss": loss}
+
+
+def known_terms() -> list[str]:
+  """Return every term that can be planted, as `--plant` takes it."""
+  return [f"{p}.{t}" for p, module in places().items() for t in terms(module)]
+
+
+def planted_model(name: str, module: ModuleType) -> AbstractContextManager:
+  """Return a context in which language models use a planted module."""
+  if name == "loss":
+    return mock.patch.object(model, "losses", module)
+  return mock.patch.object(model, "linear", module.linear)
+
+
+def table(title: str, report: Report) -> Table:
+  """Return a report as a table: a row a tensor, worst relative errors."""
+  result = Table(title=title, title_justify="left")
+  result.add_column("tensor", no_wrap=True)
+  for name in (
+    "size",
+    "explicit vs\nautodiff",
+    "explicit vs\ncentral",
+    "worst at",
+    "along\ndirections",
+  ):
+    result.add_column(name, justify="right", no_wrap=True)
+  for row in report.tensors:
+    result.add_row(
+      row.name,
+      f"{row.size:,}",
+      _cell(row.explicit_autodiff, AUTODIFF),
+      _cell(row.explicit_central, DIFFERENCES),
+      str(list(row.explicit_central.where)),
+      _cell(row.explicit_directional, DIFFERENCES),
+    )
+  return result
+
+
+def _cell(error: Error, tolerance: float) -> str:
+  text = f"{error.relative:.1e}"
+  return text if error.relative <= tolerance else f"[red]{text} ✗[/red]"
+
+
+def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
+  """Print every table and return whether every gradient is right.
+
+  Raises:
+    ValueError: the corpus cannot be read, or `planted` names no term.
+  """
+  text = read_text(corpus)
+  cells = dict(CELLS)
+  context: AbstractContextManager = nullcontext()
+  if planted:
+    name, _, term = planted.partition(".")
+    if planted not in known_terms():
+      raise ValueError(
+        f"no backward has a term {planted!r}; the terms are "
+        f"{', '.join(known_terms())}"
+      )
+    module = plant(places()[name], term)
+    if name in cells:
+      cells = {name: module}
+    else:
+      context = planted_model(name, module)
+  key = jax.random.key(seed)
+  reports = {}
+  for name, cell in cells.items():
+    reports[f"{name}, unrolled over {STEPS} steps"] = check_cell(cell, key)
+  with context:
+    for name, cell in cells.items():
+      title = f"language model, {LAYERS} layers of {name}, on {corpus}"
+      reports[title] = check_model(cell, text, key)
+  for title, report in reports.items():
+    console.print(table(title, report))
+  passed = all(r.passes(AUTODIFF, DIFFERENCES) for r in reports.values())
+  console.print(
+    f"explicit gradients {'agree' if passed else 'DISAGREE'}: tolerance "
+    f"{AUTODIFF} against autodiff, {DIFFERENCES} against central differences"
+    f"{f'; planted: {planted}, scaled by 1.01' if planted else ''}",
+    highlight=False,
+  )
+  return passed
+
+
+def main() -> int:
+  """Read the flags, check and print."""
+  jax.config.update("jax_enable_x64", True)
+  passed = run(CORPUS.value, PLANT.value, SEED.value, Console())
+  return 0 if passed else 1
+
+
+if __name__ == "__main__":
+  CORPUS = flags.DEFINE_string(
+    "corpus", TrainConfig().corpus, "The text that the model is checked on."
+  )
+  PLANT = flags.DEFINE_string(
+    "plant",
+    "",
+    "A term to scale by 1.01, as lstm.do; a name that is none lists them all.",
+  )
+  SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of weights, inputs and cotangents.", lower_bound=0
+  )
+  launch(main)

@@ -1,0 +1,167 @@
+"""A run's folder: what a training run writes, and what is read back from it.
+
+config.json     every flag, versions and device
+metrics.jsonl   one JSON object a line: training and held-out losses
+samples.txt     what the model wrote, as it learnt
+loss.png        both losses over updates
+checkpoints/    the parameters of the best held-out loss
+"""
+
+import dataclasses
+import json
+import shutil
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib.figure
+from jax import numpy as jnp
+
+from experiments.config import TrainConfig, model_config
+from lstm_jax.language import (
+  LanguageModel,
+  LanguageParams,
+  Vocabulary,
+  language_model,
+)
+from lstm_jax.training import CheckpointError, read_checkpoint, read_params
+
+CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
+PICTURE, CHECKPOINTS = "loss.png", "checkpoints"
+MODEL_FIELDS = (
+  "cell",
+  "embedding_size",
+  "hidden_size",
+  "num_layers",
+  "init_std",
+  "readout_std",
+)
+
+
+def create(config: TrainConfig) -> Path:
+  """Make a run's folder and write its configuration.
+
+  Raises:
+    ValueError: the folder holds a run, and the configuration does not say
+      that it may be overwritten.
+  """
+  stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+  folder = Path(config.run or f"runs/{stamp}")
+  names = CONFIG, METRICS, SAMPLES, PICTURE, CHECKPOINTS
+  present = [folder / name for name in names if (folder / name).exists()]
+  if present and not config.overwrite:
+    raise ValueError(
+      f"{folder} already holds a run; --overwrite replaces it, "
+      "another --run keeps it"
+    )
+  for path in present:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  folder.mkdir(parents=True, exist_ok=True)
+  packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
+  record = dataclasses.asdict(config) | {
+    "versions": {name: version(name) for name in packages},
+    "device": device_name(),
+    "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+  }
+  text = json.dumps(record, indent=2, allow_nan=False)
+  (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+  return folder
+
+
+def device_name() -> str:
+  """Return what the run computes on."""
+  device = jax.devices()[0]
+  return f"{device.platform}, {device.device_kind}"
+
+
+def append(path: Path, text: str) -> None:
+  """Add text to a file of the run, and leave it on the disk."""
+  with path.open("a", encoding="utf-8", newline="\n") as file:
+    file.write(text)
+
+
+def describe(config: TrainConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+  """Return what a checkpoint must say for its model to be made again."""
+  fields = {name: getattr(config, name) for name in MODEL_FIELDS}
+  return {"model": fields, "vocabulary": vocabulary.symbols}
+
+
+class Trained(NamedTuple):
+  """A model read back from a run's folder."""
+
+  model: LanguageModel
+  params: LanguageParams
+  vocabulary: Vocabulary
+  step: int
+  held_out: float
+
+
+def load(folder: Path) -> Trained:
+  """Return the best model of a run.
+
+  Raises:
+    ValueError: the folder holds no checkpoint, one that cannot be read, or
+      one whose model is not that of the folder's config.json.
+  """
+  if not folder.is_dir():
+    raise ValueError(f"there is no run in {folder}: no such folder")
+  checkpoints = folder / CHECKPOINTS
+  step, description = read_checkpoint(checkpoints)
+  try:
+    fields = {name: description["model"][name] for name in MODEL_FIELDS}
+    config = dataclasses.replace(TrainConfig(), **fields)
+    vocabulary = Vocabulary(str(description["vocabulary"]))
+    held_out = float(description["held_out"])
+    model = language_model(model_config(config, vocabulary.size))
+  except (KeyError, TypeError, ValueError) as error:
+    raise CheckpointError(
+      f"the checkpoint in {checkpoints} describes no model: {error}"
+    ) from None
+  _compare(folder / CONFIG, fields)
+  like = jax.eval_shape(model.init, jax.random.key(0))
+  params = read_params(checkpoints, step, like)
+  return Trained(
+    model, jax.tree.map(jnp.asarray, params), vocabulary, step, held_out
+  )
+
+
+def _compare(path: Path, fields: dict[str, Any]) -> None:
+  """Raise ValueError where config.json is of another model."""
+  try:
+    record = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} cannot be read: {error}") from None
+  for name, value in fields.items():
+    other = record.get(name) if isinstance(record, dict) else None
+    if other != value:
+      raise ValueError(
+        f"the checkpoint is of another configuration than {path}: "
+        f"{name} is {value!r} in one and {other!r} in the other"
+      )
+
+
+def draw(folder: Path) -> None:
+  """Draw loss.png from metrics.jsonl."""
+  lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+  rows = [json.loads(line) for line in lines]
+  figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
+  axes = figure.subplots()
+  for name, label, style in (
+    ("loss", "training", {"alpha": 0.6, "linewidth": 1}),
+    ("held_out", "held out", {"marker": "o", "markersize": 3}),
+  ):
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if points:
+      steps, values = zip(*points, strict=True)
+      axes.plot(steps, values, label=label, **style)
+  held_out = [row["held_out"] for row in rows if "held_out" in row]
+  if held_out:
+    best = min(held_out)
+    axes.axhline(best, color="gray", linewidth=0.5)
+    axes.set_title(f"best held-out loss {best:.4f} nats per character")
+  axes.set_xlabel("updates")
+  axes.set_ylabel("nats per character")
+  axes.legend()
+  figure.savefig(folder / PICTURE, dpi=120)

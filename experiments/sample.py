@@ -1,0 +1,93 @@
+r"""Let a trained model write on from a prompt.
+
+  python -m experiments.sample --run=FOLDER --prompt="Shall I" --length=400 \
+    --temperature=0.8 --num_samples=3
+
+reads the best checkpoint of the run and prints each sample after its prompt.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import run_folder
+from experiments.program import finite, launch
+from lstm_jax.language import sample
+
+
+def _flags() -> list[flags.FlagHolder]:
+  return [
+    flags.DEFINE_string("run", None, "Folder of the run.", required=True),
+    flags.DEFINE_string("prompt", "\n", "The text to continue."),
+    flags.DEFINE_integer("length", 400, "Characters to write.", lower_bound=1),
+    finite(
+      flags.DEFINE_float(
+        "temperature",
+        0.8,
+        "Below 1 keeps to what is likely, above 1 strays; 0 is greedy.",
+        lower_bound=0.0,
+      )
+    ),
+    flags.DEFINE_integer(
+      "top_k", 0, "Draw among the k likeliest only; 0 for all.", lower_bound=0
+    ),
+    finite(
+      flags.DEFINE_float(
+        "top_p",
+        1.0,
+        "Draw among the likeliest that make up this probability.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+      )
+    ),
+    flags.DEFINE_integer("num_samples", 1, "How many samples.", lower_bound=1),
+    flags.DEFINE_integer("seed", 0, "Equal seed, equal text.", lower_bound=0),
+  ]
+
+
+def run(
+  run: str,
+  prompt: str,
+  length: int,
+  temperature: float,
+  top_k: int,
+  top_p: float,
+  num_samples: int,
+  seed: int,
+) -> list[str]:
+  """Return what the run's best model writes after the prompt.
+
+  Raises:
+    ValueError: the folder has no usable checkpoint, the prompt is empty or has
+      a character that the model does not know, or a number is out of range.
+  """
+  trained = run_folder.load(Path(run))
+  tokens = sample(
+    trained.model,
+    trained.params,
+    jax.random.key(seed),
+    trained.vocabulary.encode(prompt),
+    length,
+    num_samples=num_samples,
+    temperature=temperature,
+    top_k=top_k or None,
+    top_p=top_p if top_p < 1 else None,
+  )
+  return [trained.vocabulary.decode(row) for row in tokens]
+
+
+def main() -> None:
+  """Read the flags, sample and print."""
+  options = {flag.name: flag.value for flag in FLAGS}
+  texts = run(**options)
+  for number, text in enumerate(texts, start=1):
+    if len(texts) > 1:
+      print(f"=== sample {number} ===")
+    sys.stdout.write(f"{options['prompt']}{text}\n")
+
+
+if __name__ == "__main__":
+  FLAGS = _flags()
+  launch(main)

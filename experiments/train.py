@@ -1,0 +1,236 @@
+"""Train a language model on a text and watch it learn to write.
+
+  python -m experiments.train
+
+trains a character-level LSTM on Shakespeare's poems, prints the held-out loss
+and a sample every so often, and leaves the curve, the samples and the best
+checkpoint in a folder under runs/. Every hyperparameter is a flag; recipes in
+experiments/recipes are read by --flagfile. Ctrl-C stops after the update under
+way and keeps the best so far. experiments/program.py lists the exit statuses.
+"""
+
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import jax
+from absl import flags
+from rich.console import Console
+
+from experiments import run_folder
+from experiments.config import (
+  CELLS,
+  TrainConfig,
+  model_config,
+  optimizer_config,
+)
+from experiments.journal import Journal
+from experiments.program import INTERRUPTED, Diverged, finite, launch
+from experiments.progress import TrainingBar
+from lstm_jax.language import (
+  characters,
+  language_model,
+  make_streams,
+  read_text,
+  split,
+  stateful_loss,
+)
+from lstm_jax.training import (
+  init_state,
+  make_optimizer,
+  make_update,
+  optimizer,
+  train,
+)
+
+EARLY = 10, 30  # updates after which to look as well: the most happens there
+FINAL_LENGTH = 1000  # characters of the last sample
+
+
+class Result(NamedTuple):
+  """What a run ends with."""
+
+  folder: Path
+  best_update: int
+  held_out: float  # best, nats per character
+  interrupted: bool
+
+
+def run(config: TrainConfig, console: Console) -> Result:
+  """Train as `config` says, print what happens, and fill the run's folder.
+
+  Raises:
+    ValueError: the corpus, the folder or the configuration is not usable.
+    Diverged: the loss is NaN or infinite; the best checkpoint is kept.
+  """
+  text = read_text(config.corpus)
+  vocabulary = characters(text)
+  training, held_out = split(vocabulary.encode(text), config.split)
+  streams = make_streams(training, config.num_streams, config.num_steps)
+  num_updates = config.num_epochs * streams.num_blocks
+  model = language_model(model_config(config, vocabulary.size))
+  rule = make_optimizer(optimizer_config(config), num_updates)
+  key_init, key_samples = jax.random.split(jax.random.key(config.seed))
+  params = model.init(key_init)
+  folder = run_folder.create(config)
+
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  console.print(
+    f"model       {config.cell}, {config.num_layers} × {config.hidden_size} "
+    f"hidden units, {count:,} parameters\n"
+    f"corpus      {config.corpus}: {len(text):,} characters, "
+    f"{vocabulary.size} distinct, {len(held_out):,} held out\n"
+    f"training    {config.num_epochs} epochs of {streams.num_blocks} updates, "
+    f"{streams.tokens_per_epoch:,} tokens per epoch\n"
+    f"device      {run_folder.device_name()}\n"
+    f"run folder  {folder}",
+    highlight=False,
+    soft_wrap=True,
+  )
+  bar = TrainingBar(console, num_updates)
+  tokens_per_update = streams.tokens_per_epoch / streams.num_blocks
+  description = run_folder.describe(config, vocabulary)
+  journal = Journal(
+    folder, console, bar, params, description, tokens_per_update
+  )
+  write = partial(
+    journal.sample,
+    model=model,
+    vocabulary=vocabulary,
+    temperature=config.temperature,
+    length=config.sample_length,
+  )
+  write("untrained", params=params, key=key_samples)
+  state = init_state(model, rule, params, config.num_streams)
+  updates = train(make_update(model, rule), state, streams, num_updates)
+  try:
+    with bar, _interruptible() as requests:
+      journal.resume()
+      for step, (state, metrics) in enumerate(updates, start=1):
+        journal.update(step, metrics)
+        regular = step % config.eval_every == 0 or step == num_updates
+        if regular or step in EARLY or requests:
+          journal.report(step)
+          nats = stateful_loss(model, state.params, held_out)
+          best = journal.held_out(step, nats, state.params)
+          title = (
+            f"update {step}, epoch {step / streams.num_blocks:.1f}: held-out "
+            f"{nats:.4f} nats per character{', the best so far' * best}"
+          )
+          key = jax.random.fold_in(key_samples, step)
+          write(title, params=state.params, key=key)
+          journal.resume()
+        if requests:
+          break
+  except Diverged as error:
+    update = journal.best.update
+    kept = f"the checkpoint of update {update}" if update else "no checkpoint"
+    raise Diverged(f"{error}; {kept} is kept in {folder}") from None
+  finally:
+    journal.close()
+
+  nats, update, best_params = journal.best
+  title = f"the best, of update {update}: {nats:.4f} nats per character"
+  write(title, params=best_params, key=key_samples, length=FINAL_LENGTH)
+  console.print(
+    f"\n{'interrupted; ' * bool(requests)}best held-out loss {nats:.4f} nats "
+    f"per character ({nats / math.log(2):.4f} bits) at update {update}, "
+    f"{journal.seconds:.0f} s of training\n"
+    f"{folder} holds config.json, metrics.jsonl, loss.png, samples.txt and "
+    "checkpoints/; to go on writing:\n"
+    f'  python -m experiments.sample --run={folder} --prompt="Shall I"',
+    highlight=False,
+    soft_wrap=True,
+  )
+  return Result(folder, update, nats, bool(requests))
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+  """Turn the first Ctrl-C into a request to stop; a second one interrupts."""
+  requests: list[int] = []
+
+  def request(signum, frame):
+    del frame
+    requests.append(signum)
+    signal.signal(signal.SIGINT, previous)
+
+  previous = signal.signal(signal.SIGINT, request)
+  try:
+    yield requests
+  finally:
+    signal.signal(signal.SIGINT, previous)
+
+
+def _flags() -> list[flags.FlagHolder]:
+  """Define one flag for each field of TrainConfig, with its default."""
+  default = TrainConfig()
+
+  def integer(name, text, low=1):
+    value = getattr(default, name)
+    return flags.DEFINE_integer(name, value, text, lower_bound=low)
+
+  def number(name, text, low=0.0):
+    value = getattr(default, name)
+    flag = flags.DEFINE_float(name, value, text, lower_bound=low)
+    return finite(flag)
+
+  def choice(name, values, text):
+    return flags.DEFINE_enum(name, getattr(default, name), values, text)
+
+  def string(name, text):
+    return flags.DEFINE_string(name, getattr(default, name), text)
+
+  return [
+    string("corpus", "The text to learn: any UTF-8 file."),
+    number("split", "Share of the corpus held out, at its end, in (0, 1)."),
+    string("run", "Folder of the run; empty for a new one under runs/."),
+    flags.DEFINE_boolean(
+      "overwrite", default.overwrite, "Replace the run that --run holds."
+    ),
+    integer("seed", "Seed of the initial weights and of the samples.", 0),
+    choice("cell", list(CELLS), "The recurrent cell."),
+    integer("embedding_size", "Length of a character's vector."),
+    integer("hidden_size", "Hidden units of each layer."),
+    integer("num_layers", "Layers of cells."),
+    number(
+      "init_std",
+      "Deviation of Gaussian initial weights, with every bias 0; 0 for the "
+      "cell's own initial weights.",
+    ),
+    number(
+      "readout_std",
+      "Deviation of the readout's initial weights; 0 for 1/√hidden_size.",
+    ),
+    integer("num_streams", "Streams of text read in parallel (batch size)."),
+    integer("num_steps", "Characters of a stream in one update."),
+    integer("num_epochs", "Passes over the training split."),
+    choice("optimizer", get_args(optimizer.Rule), "How weights are updated."),
+    number("learning_rate", "Peak of the learning-rate schedule."),
+    choice(
+      "schedule", get_args(optimizer.Schedule), "What follows the warm-up."
+    ),
+    integer("warmup", "Updates of linear warm-up.", 0),
+    number("weight_decay", "Weight decay of adamw, on matrices only."),
+    number("clip_norm", "Largest global norm of a gradient; 0 for any."),
+    number("clip_value", "Largest element of a gradient; 0 for any."),
+    integer("eval_every", "Updates between two looks: held-out loss, sample."),
+    integer("sample_length", "Characters of a sample while training."),
+    number("temperature", "Temperature of the samples; 0 is greedy."),
+  ]
+
+
+def main() -> int:
+  """Read the flags and run."""
+  config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
+  result = run(config, Console())
+  return INTERRUPTED if result.interrupted else 0
+
+
+if __name__ == "__main__":
+  FLAGS = _flags()
+  launch(main)

@@ -1,0 +1,24 @@
+"""Recurrent networks in JAX, as pure functions with gradients by hand.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from lstm_jax import lstm, unroll
+  >>> params = lstm.init(jax.random.key(0), input_size=3, hidden_size=5)
+  >>> state = lstm.initial_state(params, batch_shape=(2,))
+  >>> state, hs = unroll(lstm, params, state, jnp.ones((7, 2, 3)))
+  >>> hs.shape
+  (7, 2, 5)
+
+`lstm`, `gru` and `rnn` are one step each, with the equations of their forward
+and backward passes; `unroll` and `unroll_stack` go over time and depth;
+`gradcheck` compares a gradient with autodiff and with differences; `language`
+and `training` make a language model of them.
+"""
+
+from lstm_jax.cells import gru as gru
+from lstm_jax.cells import lstm as lstm
+from lstm_jax.cells import rnn as rnn
+from lstm_jax.gradcheck import gradcheck as gradcheck
+from lstm_jax.sequence import unroll as unroll
+from lstm_jax.sequence import unroll_stack as unroll_stack
+
+__version__ = "0.1.0"

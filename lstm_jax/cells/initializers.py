@@ -1,0 +1,47 @@
+"""How the cells' weights begin, gate by gate.
+
+Input weights are LeCun normal (deviation 1/√D), so that pre-activations start
+at unit scale whatever the input size. Recurrent weights are orthogonal: a
+product of orthogonal matrices neither grows nor shrinks a vector, which is
+what a gradient wants on its way back through time (Saxe, McClelland and
+Ganguli, 2014; Le, Jaitly and Hinton, 2015). Flax and Keras choose the same.
+Each gate is drawn on its own, so that its scale does not depend on how many
+gates share the matrix.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.precision import wider
+
+
+def input_weights(
+  key: jax.Array, input_size: int, hidden_size: int, gates: int, dtype
+) -> jax.Array:
+  """Return w_x, [D, gates·H], LeCun normal."""
+  draw = jax.nn.initializers.lecun_normal()
+  return _per_gate(draw, key, (input_size, hidden_size), gates, dtype)
+
+
+def recurrent_weights(
+  key: jax.Array, hidden_size: int, gates: int, dtype
+) -> jax.Array:
+  """Return w_h, [H, gates·H], each gate's [H, H] block orthogonal."""
+  draw = jax.nn.initializers.orthogonal()
+  return _per_gate(draw, key, (hidden_size, hidden_size), gates, dtype)
+
+
+def check_sizes(input_size: int, hidden_size: int) -> None:
+  """Raise ValueError unless both sizes are positive."""
+  if input_size < 1 or hidden_size < 1:
+    raise ValueError(
+      "input_size and hidden_size must be at least 1, "
+      f"got {input_size} and {hidden_size}"
+    )
+
+
+def _per_gate(draw, key, shape, gates, dtype):
+  # Drawn in float32 or wider: a QR decomposition does not exist in bfloat16.
+  keys = jax.random.split(key, gates)
+  blocks = [draw(k, shape, wider(dtype)) for k in keys]
+  return jnp.concatenate(blocks, axis=1).astype(dtype)

@@ -1,0 +1,214 @@
+"""Long short-term memory: one step, forward and backward.
+
+Forward                              Backward, from dh' and dc'
+  a  = x W_x + h W_h + b               do  = dh' ⊙ tanh c'
+  i  = σ(aᵢ)                           dc₊ = dc' + dh' ⊙ o ⊙ (1 − tanh² c')
+  f  = σ(a_f)                          di  = dc₊ ⊙ g
+  g  = tanh(a_g)                       df  = dc₊ ⊙ c
+  o  = σ(aₒ)                           dg  = dc₊ ⊙ i
+  c' = f ⊙ c + i ⊙ g                   daᵢ = di ⊙ i ⊙ (1 − i)
+  h' = o ⊙ tanh c'                     da_f = df ⊙ f ⊙ (1 − f)
+                                       da_g = dg ⊙ (1 − g²)
+                                       daₒ = do ⊙ o ⊙ (1 − o)
+                                       dh  = da W_hᵀ
+                                       dc  = dc₊ ⊙ f
+                                       dx  = da W_xᵀ
+                                       dW_x = Σ xᵀ da
+                                       dW_h = Σ hᵀ da
+                                       db  = Σ da
+
+with a = [aᵢ, a_f, a_g, aₒ] along its last axis. c' reaches the loss twice,
+through h' and through the next step, hence the sum dc₊.
+
+  >>> import jax, jax.numpy as jnp
+  >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
+  >>> state = initial_state(params, batch_shape=(2,))
+  >>> step(params, state, jnp.ones((2, 3))).h.shape
+  (2, 5)
+
+References:
+  Hochreiter and Schmidhuber (1997), Long short-term memory. Gers, Schmidhuber
+  and Cummins (2000), Learning to forget: the forget gate. Jozefowicz, Zaremba
+  and Sutskever (2015), An empirical exploration of recurrent network
+  architectures: a forget bias of 1.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
+from lstm_jax.cells.affine import affine, affine_backward, outer, product
+from lstm_jax.cells.cell import check_inputs
+from lstm_jax.cells.initializers import (
+  check_sizes,
+  input_weights,
+  recurrent_weights,
+)
+from lstm_jax.cells.precision import cast_like, wide, wider
+
+
+class LSTMParams(NamedTuple):
+  """Weights of an LSTM, the gates in the order i, f, g, o along 4H."""
+
+  w_x: jax.Array  # [D, 4H]
+  w_h: jax.Array  # [H, 4H]
+  b: jax.Array  # [4H]
+
+
+class LSTMState(NamedTuple):
+  """What an LSTM carries from step to step; h is its output."""
+
+  h: jax.Array  # [..., H]
+  c: jax.Array  # [..., H]
+
+
+class LSTMTape(NamedTuple):
+  """What the recurrence keeps for its backward."""
+
+  c: jax.Array  # [..., H], before the step
+  i: jax.Array  # [..., H]
+  f: jax.Array  # [..., H]
+  g: jax.Array  # [..., H]
+  o: jax.Array  # [..., H]
+  tanh_c: jax.Array  # [..., H], after the step
+
+
+class LSTMResiduals(NamedTuple):
+  """What one step keeps for its backward."""
+
+  params: LSTMParams
+  x: jax.Array  # [..., D] or tokens [...]
+  h: jax.Array  # [..., H], before the step
+  tape: LSTMTape
+
+
+def project(params: LSTMParams, x: jax.Array) -> jax.Array:
+  """Return x W_x + b, [..., 4H]: the part of a step that has no memory."""
+  return affine(x, params.w_x, params.b)
+
+
+def recur(
+  params: LSTMParams, state: LSTMState, ax: jax.Array
+) -> tuple[LSTMState, LSTMTape]:
+  """Advance the state, given the projected input ax [..., 4H]."""
+  a = ax + product(state.h, params.w_h)
+  ai, af, ag, ao = jnp.split(a, 4, axis=-1)
+  i, f, g, o = sigmoid(ai), sigmoid(af), tanh(ag), sigmoid(ao)
+  c = wide(state.c)
+  c_next = f * c + i * g
+  tanh_c = tanh(c_next)
+  h_next = o * tanh_c
+  state_next = cast_like(LSTMState(h_next, c_next), state)
+  return state_next, LSTMTape(c, i, f, g, o, tanh_c)
+
+
+def recur_backward(
+  params: LSTMParams, tape: LSTMTape, d_state: LSTMState
+) -> tuple[LSTMState, jax.Array]:
+  """Return (d_state before the step, da [..., 4H]) from d_state after it."""
+  c, i, f, g, o, tanh_c = tape
+  dh_next, dc_next = d_state
+  do = dh_next * tanh_c
+  dc_sum = dc_next + dh_next * o * dtanh(tanh_c)
+  di = dc_sum * g
+  df = dc_sum * c
+  dg = dc_sum * i
+  dai = di * dsigmoid(i)
+  daf = df * dsigmoid(f)
+  dag = dg * dtanh(g)
+  dao = do * dsigmoid(o)
+  da = jnp.concatenate([dai, daf, dag, dao], axis=-1)
+  dh = product(da, params.w_h.T)
+  dc = dc_sum * f
+  return LSTMState(dh, dc), da
+
+
+def parameter_gradients(
+  params: LSTMParams,
+  x: jax.Array,
+  h: jax.Array,
+  tape: LSTMTape,
+  da: jax.Array,
+) -> tuple[LSTMParams, jax.Array | None]:
+  """Return (d_params, dx), summed over every leading axis of da [..., 4H]."""
+  del tape  # the product h W_h enters a as it is
+  dx, dw_x, db = affine_backward(x, params.w_x, params.b, da)
+  dw_h = outer(h, da, params.w_h.dtype).astype(params.w_h.dtype)
+  return LSTMParams(dw_x, dw_h, db), dx
+
+
+def forward(
+  params: LSTMParams, state: LSTMState, x: jax.Array
+) -> tuple[LSTMState, LSTMResiduals]:
+  """Take one step and keep what its backward needs."""
+  check_inputs("x", params, state.h.shape[:-1], x)
+  state_next, tape = recur(params, state, project(params, x))
+  return state_next, LSTMResiduals(params, x, state.h, tape)
+
+
+def backward(
+  residuals: LSTMResiduals, d_state: LSTMState
+) -> tuple[LSTMParams, LSTMState, Any]:
+  """Return the cotangents (d_params, d_state, dx) of `forward`'s inputs."""
+  params, x, h, tape = residuals
+  d_before, da = recur_backward(params, tape, wide(d_state))
+  d_params, dx = parameter_gradients(params, x, h, tape, da)
+  return d_params, cast_like(d_before, d_state), dx
+
+
+@jax.custom_vjp
+def step(params: LSTMParams, state: LSTMState, x: jax.Array) -> LSTMState:
+  """Return the state after one step; its `h` is the output.
+
+  The gradient is `backward`, not autodiff.
+
+  Args:
+    params: the weights.
+    state: the state before, h and c [..., H].
+    x: inputs [..., D], or integer tokens [...] in [0, D).
+
+  Returns:
+    The state after, with the shapes and dtypes of the one before.
+
+  Raises:
+    ValueError: x does not fit the state's leading axes or the weights.
+  """
+  return forward(params, state, x)[0]
+
+
+step.defvjp(forward, backward)
+
+
+def init(
+  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+) -> LSTMParams:
+  """Return initial weights: see `initializers`; biases 0, forget bias 1.
+
+  Args:
+    key: a typed PRNG key.
+    input_size: D.
+    hidden_size: H.
+    dtype: of every parameter.
+
+  Raises:
+    ValueError: a size is below 1.
+  """
+  check_sizes(input_size, hidden_size)
+  key_x, key_h = jax.random.split(key)
+  b = jnp.zeros((4, hidden_size), dtype).at[1].set(1)
+  return LSTMParams(
+    w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),
+    w_h=recurrent_weights(key_h, hidden_size, 4, dtype),
+    b=b.reshape(4 * hidden_size),
+  )
+
+
+def initial_state(
+  params: LSTMParams, batch_shape: tuple[int, ...] = ()
+) -> LSTMState:
+  """Return the zero state: h in the weights' dtype, c in float32 or wider."""
+  shape = (*batch_shape, params.w_h.shape[0])
+  dtype = params.w_h.dtype
+  return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, wider(dtype)))

@@ -1,0 +1,169 @@
+"""The plain (Elman) recurrent network: one step, forward and backward.
+
+Forward                              Backward, from dh'
+  a  = x W_x + h W_h + b               da  = dh' ⊙ (1 − h'²)
+  h' = tanh a                          dh  = da W_hᵀ
+                                       dx  = da W_xᵀ
+                                       dW_x = Σ xᵀ da
+                                       dW_h = Σ hᵀ da
+                                       db  = Σ da
+
+  >>> import jax, jax.numpy as jnp
+  >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
+  >>> state = initial_state(params, batch_shape=(2,))
+  >>> step(params, state, jnp.ones((2, 3))).h.shape
+  (2, 5)
+
+Reference: Elman (1990), Finding structure in time.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.activations import dtanh, tanh
+from lstm_jax.cells.affine import affine, affine_backward, outer, product
+from lstm_jax.cells.cell import check_inputs
+from lstm_jax.cells.initializers import (
+  check_sizes,
+  input_weights,
+  recurrent_weights,
+)
+from lstm_jax.cells.precision import cast_like, wide
+
+
+class RNNParams(NamedTuple):
+  """Weights of a plain recurrent network."""
+
+  w_x: jax.Array  # [D, H]
+  w_h: jax.Array  # [H, H]
+  b: jax.Array  # [H]
+
+
+class RNNState(NamedTuple):
+  """What the network carries from step to step; h is its output."""
+
+  h: jax.Array  # [..., H]
+
+
+class RNNTape(NamedTuple):
+  """What the recurrence keeps for its backward."""
+
+  h_next: jax.Array  # [..., H], after the step
+
+
+class RNNResiduals(NamedTuple):
+  """What one step keeps for its backward."""
+
+  params: RNNParams
+  x: jax.Array  # [..., D] or tokens [...]
+  h: jax.Array  # [..., H], before the step
+  tape: RNNTape
+
+
+def project(params: RNNParams, x: jax.Array) -> jax.Array:
+  """Return x W_x + b, [..., H]: the part of a step that has no memory."""
+  return affine(x, params.w_x, params.b)
+
+
+def recur(
+  params: RNNParams, state: RNNState, ax: jax.Array
+) -> tuple[RNNState, RNNTape]:
+  """Advance the state, given the projected input ax [..., H]."""
+  a = ax + product(state.h, params.w_h)
+  h_next = tanh(a)
+  return cast_like(RNNState(h_next), state), RNNTape(h_next)
+
+
+def recur_backward(
+  params: RNNParams, tape: RNNTape, d_state: RNNState
+) -> tuple[RNNState, jax.Array]:
+  """Return (d_state before the step, da [..., H]) from d_state after it."""
+  (dh_next,) = d_state
+  da = dh_next * dtanh(tape.h_next)
+  dh = product(da, params.w_h.T)
+  return RNNState(dh), da
+
+
+def parameter_gradients(
+  params: RNNParams, x: jax.Array, h: jax.Array, tape: RNNTape, da: jax.Array
+) -> tuple[RNNParams, jax.Array | None]:
+  """Return (d_params, dx), summed over every leading axis of da [..., H]."""
+  del tape  # the product h W_h enters a as it is
+  dx, dw_x, db = affine_backward(x, params.w_x, params.b, da)
+  dw_h = outer(h, da, params.w_h.dtype).astype(params.w_h.dtype)
+  return RNNParams(dw_x, dw_h, db), dx
+
+
+def forward(
+  params: RNNParams, state: RNNState, x: jax.Array
+) -> tuple[RNNState, RNNResiduals]:
+  """Take one step and keep what its backward needs."""
+  check_inputs("x", params, state.h.shape[:-1], x)
+  state_next, tape = recur(params, state, project(params, x))
+  return state_next, RNNResiduals(params, x, state.h, tape)
+
+
+def backward(
+  residuals: RNNResiduals, d_state: RNNState
+) -> tuple[RNNParams, RNNState, Any]:
+  """Return the cotangents (d_params, d_state, dx) of `forward`'s inputs."""
+  params, x, h, tape = residuals
+  d_before, da = recur_backward(params, tape, wide(d_state))
+  d_params, dx = parameter_gradients(params, x, h, tape, da)
+  return d_params, cast_like(d_before, d_state), dx
+
+
+@jax.custom_vjp
+def step(params: RNNParams, state: RNNState, x: jax.Array) -> RNNState:
+  """Return the state after one step; its `h` is the output.
+
+  The gradient is `backward`, not autodiff.
+
+  Args:
+    params: the weights.
+    state: the state before, h [..., H].
+    x: inputs [..., D], or integer tokens [...] in [0, D).
+
+  Returns:
+    The state after, with the shape and dtype of the one before.
+
+  Raises:
+    ValueError: x does not fit the state's leading axes or the weights.
+  """
+  return forward(params, state, x)[0]
+
+
+step.defvjp(forward, backward)
+
+
+def init(
+  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+) -> RNNParams:
+  """Return initial weights: see `initializers`; biases 0.
+
+  Args:
+    key: a typed PRNG key.
+    input_size: D.
+    hidden_size: H.
+    dtype: of every parameter.
+
+  Raises:
+    ValueError: a size is below 1.
+  """
+  check_sizes(input_size, hidden_size)
+  key_x, key_h = jax.random.split(key)
+  return RNNParams(
+    w_x=input_weights(key_x, input_size, hidden_size, 1, dtype),
+    w_h=recurrent_weights(key_h, hidden_size, 1, dtype),
+    b=jnp.zeros((hidden_size,), dtype),
+  )
+
+
+def initial_state(
+  params: RNNParams, batch_shape: tuple[int, ...] = ()
+) -> RNNState:
+  """Return the zero state, in the weights' dtype."""
+  shape = (*batch_shape, params.w_h.shape[0])
+  return RNNState(jnp.zeros(shape, params.w_h.dtype))

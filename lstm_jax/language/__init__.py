@@ -1,0 +1,15 @@
+"""Language models: text, model, loss, evaluation, sampling."""
+
+from lstm_jax.language.evaluate import stateful_loss as stateful_loss
+from lstm_jax.language.loss import cross_entropy as cross_entropy
+from lstm_jax.language.model import LanguageModel as LanguageModel
+from lstm_jax.language.model import LanguageParams as LanguageParams
+from lstm_jax.language.model import ModelConfig as ModelConfig
+from lstm_jax.language.model import language_model as language_model
+from lstm_jax.language.sample import sample as sample
+from lstm_jax.language.text import Streams as Streams
+from lstm_jax.language.text import Vocabulary as Vocabulary
+from lstm_jax.language.text import characters as characters
+from lstm_jax.language.text import make_streams as make_streams
+from lstm_jax.language.text import read_text as read_text
+from lstm_jax.language.text import split as split

@@ -1,0 +1,185 @@
+"""A language model: tokens, embedding, stacked cells, linear readout, softmax.
+
+  eₜ = onehot(xₜ) E
+  hₜ = the top layer of the stack over e₁ … eₜ
+  yₜ = hₜ W + b,   p(xₜ₊₁ | x₁ … xₜ) = softmax(yₜ)
+
+The lowest layer never sees eₜ: its input product eₜ W_x is row xₜ of the small
+table E W_x, [V, G·H], made once for all steps. What remains of the largest
+product of a one-layer model is a gather.
+
+  >>> import jax, jax.numpy as jnp
+  >>> model = language_model(ModelConfig(vocabulary_size=11, hidden_size=8))
+  >>> params = model.init(jax.random.key(0))
+  >>> state = model.initial_state((2,))
+  >>> state, logits = model.apply(params, state, jnp.zeros((5, 2), int))
+  >>> logits.shape
+  (5, 2, 11)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import lstm
+from lstm_jax.cells.affine import affine, linear
+from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.language import loss as losses
+from lstm_jax.sequence.stack import unroll_stack
+from lstm_jax.sequence.unroll import Rule
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+  """What a language model is made of.
+
+  Attributes:
+    vocabulary_size: V, the number of tokens.
+    cell: the recurrent cell of every layer.
+    embedding_size: E, the length of a token's vector.
+    hidden_size: H, of every layer.
+    num_layers: layers in the stack.
+    init_std: None for each cell's own initial weights; else every weight but
+      the readout is Gaussian with this deviation and every bias 0, that of the
+      forget gate too.
+    readout_std: deviation of the readout's initial weights; None for 1/√H.
+    dtype: of the parameters.
+
+  Raises:
+    ValueError: a size is below 1, or a deviation is negative.
+  """
+
+  vocabulary_size: int
+  cell: Cell = lstm
+  embedding_size: int = 64
+  hidden_size: int = 256
+  num_layers: int = 1
+  init_std: float | None = None
+  readout_std: float | None = None
+  dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    sizes = "vocabulary_size", "embedding_size", "hidden_size", "num_layers"
+    for name in sizes:
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
+    for name in ("init_std", "readout_std"):
+      value = getattr(self, name)
+      if value is not None and not value >= 0:
+        raise ValueError(f"{name} must be ≥ 0, got {value}")
+
+
+class LanguageParams(NamedTuple):
+  """The weights of a language model."""
+
+  embedding: jax.Array  # E [V, E]
+  layers: tuple[Params, ...]  # the lowest first
+  readout: jax.Array  # W [H, V]
+  bias: jax.Array  # b [V]
+
+
+class LanguageModel(NamedTuple):
+  """A language model as pure functions; its state is always explicit.
+
+  Attributes:
+    init: (key) -> params.
+    initial_state: (batch_shape) -> the zero state, a tuple over layers.
+    apply: (params, state, tokens [T, ...]) -> (state, logits [T, ..., V]).
+    loss: (params, state, tokens [T, ...], targets [T, ...]) -> (mean nats per
+      token, state). The state returned, passed to the next call, is truncated
+      backpropagation through time.
+  """
+
+  init: Callable[[jax.Array], LanguageParams]
+  initial_state: Callable[[tuple[int, ...]], tuple[State, ...]]
+  apply: Callable[..., tuple[tuple[State, ...], jax.Array]]
+  loss: Callable[..., tuple[jax.Array, tuple[State, ...]]]
+
+
+def language_model(
+  config: ModelConfig, *, vjp: Rule = "explicit"
+) -> LanguageModel:
+  """Return the model that `config` describes.
+
+  Args:
+    config: sizes, cell and initial weights.
+    vjp: whose gradient the cells have, as in `unroll`; "autodiff" leaves the
+      embedding, the readout and the loss to JAX as well.
+  """
+  explicit = vjp != "autodiff"
+  dense = linear if explicit else affine
+  nats = (
+    losses.cross_entropy
+    if explicit
+    else lambda logits, targets: losses.forward(logits, targets)[0]
+  )
+
+  def init(key: jax.Array) -> LanguageParams:
+    return _init(config, key)
+
+  def initial_state(batch_shape: tuple[int, ...] = ()) -> tuple[State, ...]:
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return tuple(
+      config.cell.initial_state(layer, batch_shape) for layer in shapes.layers
+    )
+
+  def apply(
+    params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
+  ) -> tuple[tuple[State, ...], jax.Array]:
+    lowest = params.layers[0]
+    no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
+    table = dense(params.embedding, lowest.w_x, no_bias)
+    lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
+    layers = (lowest, *params.layers[1:])
+    state, hs = unroll_stack(config.cell, layers, state, tokens, vjp=vjp)
+    return state, dense(hs, params.readout, params.bias)
+
+  def loss(
+    params: LanguageParams,
+    state: tuple[State, ...],
+    tokens: jax.Array,
+    targets: jax.Array,
+  ) -> tuple[jax.Array, tuple[State, ...]]:
+    state, logits = apply(params, state, tokens)
+    return nats(logits, targets).mean(), state
+
+  return LanguageModel(init, initial_state, apply, loss)
+
+
+def _init(config: ModelConfig, key: jax.Array) -> LanguageParams:
+  key_embedding, key_layers, key_readout, key_gauss = jax.random.split(key, 4)
+  size, hidden, dtype = config.embedding_size, config.hidden_size, config.dtype
+  layers = tuple(
+    config.cell.init(k, size if layer == 0 else hidden, hidden, dtype)
+    for layer, k in enumerate(jax.random.split(key_layers, config.num_layers))
+  )
+  std = config.readout_std
+  std = hidden**-0.5 if std is None else std
+  shape = config.vocabulary_size, size
+  params = LanguageParams(
+    embedding=jax.random.normal(key_embedding, shape, dtype),
+    layers=layers,
+    readout=std * jax.random.normal(key_readout, (hidden, shape[0]), dtype),
+    bias=jnp.zeros((shape[0],), dtype),
+  )
+  if config.init_std is None:
+    return params
+  return params._replace(
+    **_gaussian(config.init_std, key_gauss, params.embedding, params.layers)
+  )
+
+
+def _gaussian(std, key, embedding, layers):
+  """Redraw the matrices with deviation std, and set the vectors to 0."""
+  leaves, structure = jax.tree.flatten((embedding, layers))
+  drawn = [
+    std * jax.random.normal(k, leaf.shape, leaf.dtype)
+    if leaf.ndim > 1
+    else jnp.zeros_like(leaf)
+    for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+  ]
+  embedding, layers = jax.tree.unflatten(structure, drawn)
+  return {"embedding": embedding, "layers": layers}

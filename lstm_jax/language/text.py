@@ -1,0 +1,162 @@
+"""Text as tokens: vocabularies, corpora, splits, and streams for training.
+
+>>> vocabulary = characters("to be or not to be")
+>>> vocabulary.symbols
+' benort'
+>>> vocabulary.decode(vocabulary.encode("not to be"))
+'not to be'
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Vocabulary(NamedTuple):
+  """The characters that a model knows, in the order of their tokens."""
+
+  symbols: str  # distinct, sorted by code point
+
+  @property
+  def size(self) -> int:
+    """V, the number of tokens."""
+    return len(self.symbols)
+
+  def encode(self, text: str) -> np.ndarray:
+    """Return the tokens of text, int32 [len(text)].
+
+    Raises:
+      ValueError: text has a character outside the vocabulary; the message
+        names the first one and its position.
+    """
+    known, codes = _code_points(self.symbols), _code_points(text)
+    tokens = np.searchsorted(known, codes).clip(max=self.size - 1)
+    unknown = np.flatnonzero(known[tokens] != codes)
+    if unknown.size:
+      position = int(unknown[0])
+      raise ValueError(
+        f"character {text[position]!r} at position {position} is not in the "
+        f"vocabulary of {self.size} characters: {self.symbols!r}"
+      )
+    return tokens.astype(np.int32)
+
+  def decode(self, tokens: np.ndarray) -> str:
+    """Return the text of tokens [N]: the inverse of `encode`."""
+    return "".join(self.symbols[token] for token in np.asarray(tokens))
+
+
+def characters(text: str) -> Vocabulary:
+  """Return the vocabulary of the distinct characters of text, sorted.
+
+  Raises:
+    ValueError: text is empty.
+  """
+  if not text:
+    raise ValueError("a vocabulary needs at least one character")
+  return Vocabulary("".join(sorted(set(text))))
+
+
+def read_text(path: str | Path) -> str:
+  """Return the text of a UTF-8 file, its line ends as single newlines.
+
+  Raises:
+    ValueError: the file is missing, unreadable, empty or not UTF-8.
+  """
+  try:
+    text = Path(path).read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"corpus {path} is not UTF-8: byte 0x{error.object[error.start]:02x} "
+      f"at offset {error.start}"
+    ) from None
+  except OSError as error:
+    reason = (error.strerror or str(error)).lower()
+    raise ValueError(f"corpus {path} cannot be read: {reason}") from None
+  if not text:
+    raise ValueError(f"corpus {path} is empty")
+  return text
+
+
+def split(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+  """Return (training, held-out) tokens: the last share of them is held out.
+
+  Raises:
+    ValueError: held_out is not between 0 and 1, or a side has fewer than the
+      two tokens that make one prediction.
+  """
+  if not 0 < held_out < 1:
+    raise ValueError(f"the held-out share must be in (0, 1), got {held_out}")
+  cut = int(len(tokens) * (1 - held_out))
+  sides = tokens[:cut], tokens[cut:]
+  if min(len(side) for side in sides) < 2:
+    raise ValueError(
+      f"the corpus is too short: of {len(tokens)} tokens, a held-out share of "
+      f"{held_out} leaves {len(sides[0])} to train on and {len(sides[1])} "
+      "held out, and each needs at least 2"
+    )
+  return sides
+
+
+class Streams(NamedTuple):
+  """A text cut into parallel streams, for truncated backpropagation.
+
+  Stream b is contiguous, and block after block continues it, so that a state
+  carried from one block to the next has read all that came before. Streams
+  start evenly spaced and overlap by at most one token; together they predict
+  every token of the text but its first.
+  """
+
+  tokens: np.ndarray  # int32 [L + 1, B], time-major
+  num_steps: int  # T, of a block
+
+  @property
+  def num_blocks(self) -> int:
+    """Blocks of an epoch; the last may be shorter than T."""
+    return -(-(len(self.tokens) - 1) // self.num_steps)
+
+  @property
+  def tokens_per_epoch(self) -> int:
+    """Predictions that an epoch makes, L·B."""
+    return (self.tokens.shape[0] - 1) * self.tokens.shape[1]
+
+  def block(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens, targets) of one block, each [T, B]."""
+    start = index * self.num_steps
+    rows = self.tokens[start : start + self.num_steps + 1]
+    return rows[:-1], rows[1:]
+
+  def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Iterate over the blocks of one epoch, in the order of the text."""
+    return (self.block(index) for index in range(self.num_blocks))
+
+
+def make_streams(
+  tokens: np.ndarray, num_streams: int, num_steps: int
+) -> Streams:
+  """Cut tokens [N] into B = num_streams streams, in blocks of T = num_steps.
+
+  Raises:
+    ValueError: a number is below 1, or the tokens do not fill one block.
+  """
+  if num_streams < 1 or num_steps < 1:
+    raise ValueError(
+      "num_streams and num_steps must be at least 1, "
+      f"got {num_streams} and {num_steps}"
+    )
+  needed = num_streams * num_steps + 1
+  if len(tokens) < needed:
+    raise ValueError(
+      f"the text is too short: {num_streams} streams of {num_steps} steps "
+      f"need at least {needed} tokens, got {len(tokens)}"
+    )
+  predictions = len(tokens) - 1
+  length = -(-predictions // num_streams)
+  starts = np.linspace(0, predictions - length, num_streams).astype(int)
+  rows = np.arange(length + 1)[:, None] + starts[None, :]
+  return Streams(tokens[rows], num_steps)
+
+
+def _code_points(text: str) -> np.ndarray:
+  return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -1,0 +1,143 @@
+"""Unroll a cell over time, with the whole sequence's gradient by hand.
+
+Forward, for t = 1 … T               Backward, for t = T … 1
+  aₜ = xₜ W_x + b   (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
+  sₜ, tapeₜ = recur(sₜ₋₁, aₜ)           dsₜ₋₁, daₜ = recur_backward(tapeₜ, dsₜ)
+                                       dW, db, dx from every daₜ at once
+
+The loop forward holds only what has memory, and the loop backward carries only
+the state's cotangent: the input product, each weight gradient and the inputs'
+cotangents are one product each, over all T·B rows. Autodiff of a scan does all
+of these step by step, and adds up the weight gradients in the loop's carry.
+
+Memory kept for the backward, in numbers: the tape and hs, which is T·B·H times
+7 for the LSTM, 6 for the GRU and 2 for the RNN; the backward adds daₜ, T·B·H
+times 4, 3 and 1.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from lstm_jax.cells import lstm
+  >>> params = lstm.init(jax.random.key(0), input_size=3, hidden_size=5)
+  >>> state = lstm.initial_state(params, batch_shape=(2,))
+  >>> state, hs = unroll(lstm, params, state, jnp.ones((7, 2, 3)))
+  >>> hs.shape
+  (7, 2, 5)
+"""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lstm_jax.cells.cell import Cell, Params, State, Tape, check_inputs
+from lstm_jax.cells.precision import cast_like, wide
+
+Rule = Literal["explicit", "step", "autodiff"]
+
+
+class Residuals(NamedTuple):
+  """What an unrolled sequence keeps for its backward."""
+
+  params: Params
+  state: State  # before the first step
+  xs: jax.Array  # [T, ..., D] or tokens [T, ...]
+  hs: jax.Array  # [T, ..., H]
+  tape: Tape  # of every step, stacked along T
+
+
+def unroll(
+  cell: Cell,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  *,
+  vjp: Rule = "explicit",
+) -> tuple[State, jax.Array]:
+  """Apply `cell` to each of xs in turn.
+
+  Computes what this loop does, as one `lax.scan`:
+
+    hs = []
+    for x in xs:
+      state = cell.step(params, state, x)
+      hs.append(state.h)
+    return state, stack(hs)
+
+  Args:
+    cell: `lstm`, `gru`, `rnn`, or anything with the same functions.
+    params: the cell's weights.
+    state: the state before the first step; its leaves are [..., H].
+    xs: inputs [T, ..., D], or integer tokens [T, ...] in [0, D), which stand
+      for one-hot rows; the axes between are those of the state.
+    vjp: whose gradient. "explicit": the derivation above. "step": the cell's
+      own, scanned by JAX. "autodiff": JAX's, of the same forward; the only
+      one that also has a forward mode (`jvp`, `hessian`, `linearize`).
+
+  Returns:
+    (state, hs): the state after the last step, and the outputs [T, ..., H].
+
+  Raises:
+    ValueError: xs is empty, does not fit the state or the weights, or `vjp` is
+      none of the three.
+  """
+  _check(params, state, xs)
+  if vjp == "explicit":
+    return _unroll(cell, params, state, xs)
+  if vjp == "step":
+    step = cell.step
+  elif vjp == "autodiff":
+
+    def step(params, state, x):
+      return cell.forward(params, state, x)[0]
+  else:
+    raise ValueError(f"vjp must be explicit, step or autodiff, got {vjp!r}")
+
+  def body(state, x):
+    state = step(params, state, x)
+    return state, state.h
+
+  return lax.scan(body, state, xs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _unroll(cell, params, state, xs):
+  return _forward(cell, params, state, xs)[0]
+
+
+def _forward(
+  cell: Cell, params: Params, state: State, xs: jax.Array
+) -> tuple[tuple[State, jax.Array], Residuals]:
+  def body(state, a):
+    state, tape = cell.recur(params, state, a)
+    return state, (state.h, tape)
+
+  last, (hs, tape) = lax.scan(body, state, cell.project(params, xs))
+  return (last, hs), Residuals(params, state, xs, hs, tape)
+
+
+def _backward(
+  cell: Cell, residuals: Residuals, cotangents: tuple[State, jax.Array]
+) -> tuple[Params, State, Any]:
+  params, state, xs, hs, tape = residuals
+  d_last, dhs = cotangents
+
+  def body(d_state, inputs):
+    tape, dh = inputs
+    d_state = d_state._replace(h=d_state.h + wide(dh))
+    return cell.recur_backward(params, tape, d_state)
+
+  # Carried in float32 or wider: T roundings to bfloat16 would add up.
+  d_state, das = lax.scan(body, wide(d_last), (tape, dhs), reverse=True)
+  hs_before = jnp.concatenate([state.h[None], hs[:-1]])
+  d_params, dxs = cell.parameter_gradients(params, xs, hs_before, tape, das)
+  return d_params, cast_like(d_state, state), dxs
+
+
+_unroll.defvjp(_forward, _backward)
+
+
+def _check(params: Params, state: State, xs: jax.Array) -> None:
+  if xs.ndim == 0 or xs.shape[0] == 0:
+    raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
+  check_inputs("xs", params, (xs.shape[0], *state.h.shape[:-1]), xs)

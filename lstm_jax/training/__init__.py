@@ -1,0 +1,14 @@
+"""Training: optimisers, the update and its loop, checkpoints."""
+
+from lstm_jax.training.checkpoint import Checkpoint as Checkpoint
+from lstm_jax.training.checkpoint import CheckpointError as CheckpointError
+from lstm_jax.training.checkpoint import CheckpointWriter as CheckpointWriter
+from lstm_jax.training.checkpoint import read_checkpoint as read_checkpoint
+from lstm_jax.training.checkpoint import read_params as read_params
+from lstm_jax.training.optimizer import OptimizerConfig as OptimizerConfig
+from lstm_jax.training.optimizer import make_optimizer as make_optimizer
+from lstm_jax.training.update import Metrics as Metrics
+from lstm_jax.training.update import TrainState as TrainState
+from lstm_jax.training.update import init_state as init_state
+from lstm_jax.training.update import make_update as make_update
+from lstm_jax.training.update import train as train

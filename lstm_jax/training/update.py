@@ -1,0 +1,85 @@
+"""One update: gradient of a block, optimiser, new parameters; and their loop.
+
+Truncated backpropagation through time: the state after a block, `carry`, is
+the state before the next, and no gradient crosses between them.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lstm_jax.language.model import LanguageModel, LanguageParams
+from lstm_jax.language.text import Streams
+
+
+class TrainState(NamedTuple):
+  """Everything that an update changes."""
+
+  step: jax.Array  # int32 [], updates made
+  params: LanguageParams
+  opt_state: Any
+  carry: Any  # the recurrent state after the last block
+
+
+class Metrics(NamedTuple):
+  """What an update reports."""
+
+  loss: jax.Array  # [], nats per token of its block, before the update
+  gradient_norm: jax.Array  # [], global, before clipping
+
+
+Update = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+
+
+def init_state(
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  params: LanguageParams,
+  num_streams: int,
+) -> TrainState:
+  """Return the state before the first update."""
+  carry = model.initial_state((num_streams,))
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, optimizer.init(params), carry)
+
+
+def make_update(
+  model: LanguageModel, optimizer: optax.GradientTransformation
+) -> Update:
+  """Return a compiled (state, tokens, targets) -> (state, metrics).
+
+  The state passed in is donated: its buffers hold the state that comes out.
+  """
+
+  @partial(jax.jit, donate_argnums=0)
+  def update(state: TrainState, tokens, targets):
+    step, params, opt_state, carry = state
+    gradient_of = jax.value_and_grad(model.loss, has_aux=True)
+    (loss, carry), gradient = gradient_of(params, carry, tokens, targets)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    metrics = Metrics(loss, optax.global_norm(gradient))
+    return TrainState(step + 1, params, opt_state, carry), metrics
+
+  return update
+
+
+def train(
+  update: Update, state: TrainState, streams: Streams, num_updates: int
+) -> Iterator[tuple[TrainState, Metrics]]:
+  """Yield the state and the metrics after each update, up to num_updates.
+
+  Epoch after epoch reads the streams from their beginning, where the carried
+  state is reset to zero. A state yielded is valid until the next is asked for.
+  """
+  for step in range(int(state.step), num_updates):
+    block = step % streams.num_blocks
+    if block == 0:
+      carry = jax.tree.map(jnp.zeros_like, state.carry)
+      state = state._replace(carry=carry)
+    state, metrics = update(state, *streams.block(block))
+    yield state, metrics

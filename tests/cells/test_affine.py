@@ -1,0 +1,45 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax.cells import affine
+from tests.draws import B, D, H, T, normal_like, weighed, worst
+
+
+def arguments(key, rows):
+  shapes = (rows, H), (H,)
+  return normal_like(key, tuple(jnp.zeros(s, jnp.float64) for s in shapes))
+
+
+@pytest.mark.parametrize("leading", [(), (B,), (T, B), (1, 1)])
+def test_linear_has_the_gradient_of_affine(leading, key):
+  w, b = arguments(key, D)
+  x = jax.random.normal(key, (*leading, D), jnp.float64)
+  gradients = [
+    jax.grad(weighed(f, key), (0, 1, 2))(x, w, b)
+    for f in (affine.linear, affine.affine)
+  ]
+  assert worst(*gradients) < 1e-12
+
+
+@pytest.mark.parametrize("rows", [D, affine.ONE_HOT_ROWS + 1])
+def test_tokens_are_one_hot_rows_in_a_small_and_in_a_large_table(rows, key):
+  w, b = arguments(key, rows)
+  tokens = jax.random.randint(key, (T, B), 0, rows).at[0, 0].set(rows - 1)
+  tokens = tokens.at[1].set(2)  # a token that several positions share
+  one_hot = jax.nn.one_hot(tokens, rows, dtype=jnp.float64)
+  gradients = [
+    jax.value_and_grad(weighed(f, key), (0, 1))(w, b)
+    for f in (
+      lambda w, b: affine.linear(tokens, w, b),
+      lambda w, b: affine.affine(one_hot, w, b),
+    )
+  ]
+  assert worst(*gradients) < 1e-12
+
+
+def test_bfloat16_products_accumulate_in_float32(key):
+  x = jnp.ones((4096,), jnp.bfloat16)
+  w = jnp.full((4096, 1), 1 + 2**-7, jnp.bfloat16)
+  assert affine.product(x, w).dtype == jnp.float32
+  assert affine.product(x, w)[0] == 4096 * (1 + 2**-7)

@@ -1,0 +1,181 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import unroll
+from tests.contract import TABLE
+from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
+
+ROWS = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
+
+
+def one_step(cell, key, **sizes):
+  params, state, xs = arguments(cell, key, **sizes)
+  return params, state, xs[0]
+
+
+@ROWS
+@pytest.mark.parametrize("batch", [(), (B,), (2, B), (1,)])
+def test_backward_is_the_gradient_of_forward(row, batch, key):
+  cell = row.cell
+  args = one_step(cell, key, batch=batch)
+  explicit = weighed(cell.step, key)
+  twin = weighed(lambda *args: cell.forward(*args)[0], key)
+  gradient = jax.jit(jax.grad(explicit, (0, 1, 2)))(*args)
+  assert worst(gradient, jax.jit(jax.grad(twin, (0, 1, 2)))(*args)) < 1e-12
+
+
+@ROWS
+def test_backward_is_the_gradient_of_forward_where_every_size_is_one(row, key):
+  cell = row.cell
+  args = one_step(cell, key, batch=(1,), size=1, hidden=1)
+  explicit = weighed(cell.step, key)
+  twin = weighed(lambda *args: cell.forward(*args)[0], key)
+  gradient = jax.jit(jax.grad(explicit, (0, 1, 2)))(*args)
+  assert worst(gradient, jax.jit(jax.grad(twin, (0, 1, 2)))(*args)) < 1e-12
+
+
+@ROWS
+def test_a_token_is_its_one_hot_row(row, key):
+  cell = row.cell
+  params, state, _ = one_step(cell, key)
+  tokens = jnp.array([D - 1, 0, 2])
+  rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
+  of_tokens = weighed(lambda p, s: cell.step(p, s, tokens), key)
+  of_rows = weighed(lambda p, s: cell.step(p, s, rows), key)
+  a = jax.jit(jax.value_and_grad(of_tokens, (0, 1)))(params, state)
+  b = jax.jit(jax.value_and_grad(of_rows, (0, 1)))(params, state)
+  assert worst(a, b) < 1e-12
+
+
+@ROWS
+def test_equals_the_numpy_oracle(row, key):
+  params, state, xs = arguments(row.cell, key, batch=())
+  expected = row.oracle(params, state, xs)
+  found_state, found = unroll(row.cell, params, state, xs)
+  assert worst((tuple(found_state), found), expected) < 1e-12
+
+
+@ROWS
+def test_equals_flax_in_value_and_gradient(row, key):
+  cell, (params, state, x) = row.cell, one_step(row.cell, key)
+
+  def ours(params, state, x):
+    return tuple(cell.step(params, state, x))
+
+  def flax(params, state, x):
+    module = row.flax(H, param_dtype=jnp.float64)
+    carry = state[::-1] if len(state) == 2 else state[0]
+    variables = row.to_flax(params)
+    carry, _ = module.apply(variables, carry, x)
+    return carry[::-1] if len(state) == 2 else (carry,)
+
+  a, b = (
+    jax.jit(jax.value_and_grad(weighed(f, key), (0, 1, 2)))(params, state, x)
+    for f in (ours, flax)
+  )
+  assert worst(a, b) < 1e-12
+
+
+@ROWS
+def test_equals_torch_in_value_and_gradient(row, key):
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  params, state, xs = arguments(row.cell, key)
+  module = getattr(torch.nn, row.torch)(D, H, dtype=torch.float64)
+  weights = row.to_torch(params)
+  module.load_state_dict({k: torch.tensor(v) for k, v in weights.items()})
+  inputs = torch.tensor(np.asarray(xs), requires_grad=True)
+  leaves = [torch.tensor(np.asarray(s)[None]).requires_grad_() for s in state]
+  outputs, last = module(
+    inputs, tuple(leaves) if len(leaves) > 1 else leaves[0]
+  )
+  last = last if isinstance(last, tuple) else (last,)
+
+  def run(params, state, xs):
+    return unroll(row.cell, params, state, xs)
+
+  found, pullback = jax.vjp(run, params, state, xs)
+  cotangents = normal_like(key, found)
+  d_params, d_state, d_xs = pullback(cotangents)
+  (d_last, d_hs) = cotangents
+  weigh = [(outputs, d_hs)] + [
+    (t[0], d) for t, d in zip(last, d_last, strict=True)
+  ]
+  sum((a * torch.tensor(np.asarray(d))).sum() for a, d in weigh).backward()
+
+  def close(ours, theirs):
+    assert np.abs(np.asarray(ours) - theirs.detach().numpy()).max() < 1e-10
+
+  close(found[1], outputs)
+  for ours, theirs in zip(found[0], last, strict=True):
+    close(ours, theirs[0])
+  close(d_xs, inputs.grad)
+  for ours, theirs in zip(d_state, leaves, strict=True):
+    close(ours, theirs.grad[0])
+  gradients = row.to_torch(d_params)
+  for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0"):
+    close(gradients[name], getattr(module, name).grad)
+  if hasattr(d_params, "b_n"):
+    close(d_params.b_n, module.bias_hh_l0.grad[-H:])
+
+
+@ROWS
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtypes_are_kept_and_cotangents_have_those_of_their_primals(
+  row, dtype, key
+):
+  cell = row.cell
+  params = cell.init(key, D, H, dtype)
+  state = cell.initial_state(params, (B,))
+  x = jnp.ones((B, D), dtype)
+  assert {leaf.dtype for leaf in params} == {jnp.dtype(dtype)}
+  after, pullback = jax.vjp(cell.step, params, state, x)
+  assert [s.dtype for s in after] == [s.dtype for s in state]
+  gradient = pullback(normal_like(key, after))
+  types = jax.tree.map(lambda leaf: leaf.dtype, (params, state, x))
+  assert jax.tree.map(lambda leaf: leaf.dtype, gradient) == types
+
+
+@ROWS
+def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
+  hidden, size = 32, 500
+  params = row.cell.init(key, size, hidden)
+  gates = params.w_x.shape[1] // hidden
+  for block in np.split(np.asarray(params.w_h), gates, axis=1):
+    assert np.abs(block @ block.T - np.eye(hidden)).max() < 1e-5
+  for block in np.split(np.asarray(params.w_x), gates, axis=1):
+    assert abs(block.std() * size**0.5 - 1) < 0.05
+  biases = np.concatenate([leaf for leaf in params if leaf.ndim == 1])
+  forget = np.zeros_like(biases)
+  if gates == 4:
+    forget[hidden : 2 * hidden] = 1
+  assert (biases == forget).all()
+  assert all(not leaf.any() for leaf in row.cell.initial_state(params, (B,)))
+
+
+@ROWS
+@pytest.mark.parametrize("shape", [(B, D + 1), (B + 1, D), (D,), (T, B, D)])
+def test_step_refuses_inputs_of_another_shape(row, shape, key):
+  params, state, _ = one_step(row.cell, key)
+  message = (
+    rf"x must be inputs \[{B}, {D}\], got \({', '.join(map(str, shape))}"
+  )
+  with pytest.raises(ValueError, match=message):
+    row.cell.step(params, state, jnp.ones(shape))
+
+
+@ROWS
+def test_step_refuses_tokens_of_another_shape(row, key):
+  params, state, _ = one_step(row.cell, key)
+  with pytest.raises(ValueError, match=rf"x must be integer tokens \[{B}\], g"):
+    row.cell.step(params, state, jnp.zeros((B, D), int))
+
+
+@ROWS
+@pytest.mark.parametrize("sizes", [(0, H), (D, 0)])
+def test_init_refuses_a_size_below_one(row, sizes, key):
+  with pytest.raises(
+    ValueError, match="at least 1, got {} and {}".format(*sizes)
+  ):
+    row.cell.init(key, *sizes)

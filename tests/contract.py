@@ -1,0 +1,79 @@
+"""The contract table: every cell, and who else says what it computes.
+
+Adding a cell is adding a row; the tests that read the table do the rest.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from flax import linen
+
+from lstm_jax import gru, lstm, rnn
+from tests import oracles
+
+
+class Row(NamedTuple):
+  cell: object
+  oracle: object  # NumPy
+  flax: object  # a linen cell's class
+  to_flax: object  # params -> the linen cell's variables
+  torch: str  # the name of PyTorch's module
+  to_torch: object  # params -> its state_dict, as NumPy arrays
+
+
+def _gates(params, names):
+  """Return each gate's (w_x, w_h, b), by name."""
+  count = len(names)
+  parts = (np.split(leaf, count, axis=-1) for leaf in params[:3])
+  return dict(zip(names, zip(*parts, strict=True), strict=True))
+
+
+def _lstm_to_flax(params):
+  result = {}
+  for name, (w_x, w_h, b) in _gates(params, "ifgo").items():
+    result[f"i{name}"] = {"kernel": w_x}
+    result[f"h{name}"] = {"kernel": w_h, "bias": b}
+  return {"params": result}
+
+
+def _gru_to_flax(params):
+  result = {}
+  for name, (w_x, w_h, b) in _gates(params, "rzn").items():
+    result[f"i{name}"] = {"kernel": w_x, "bias": b}
+    result[f"h{name}"] = {"kernel": w_h}
+  result["hn"]["bias"] = params.b_n
+  return {"params": result}
+
+
+def _rnn_to_flax(params):
+  i = {"kernel": params.w_x, "bias": params.b}
+  return {"params": {"i": i, "h": {"kernel": params.w_h}}}
+
+
+def _to_torch(params):
+  w_x, w_h, b = (np.asarray(leaf) for leaf in params[:3])
+  other = np.zeros_like(b)
+  if hasattr(params, "b_n"):
+    other[-len(params.b_n) :] = params.b_n
+  return {
+    "weight_ih_l0": w_x.T,
+    "weight_hh_l0": w_h.T,
+    "bias_ih_l0": b,
+    "bias_hh_l0": other,
+  }
+
+
+TABLE = {
+  "lstm": Row(
+    lstm,
+    oracles.lstm,
+    linen.OptimizedLSTMCell,
+    _lstm_to_flax,
+    "LSTM",
+    _to_torch,
+  ),
+  "gru": Row(gru, oracles.gru, linen.GRUCell, _gru_to_flax, "GRU", _to_torch),
+  "rnn": Row(
+    rnn, oracles.rnn, linen.SimpleCell, _rnn_to_flax, "RNN", _to_torch
+  ),
+}

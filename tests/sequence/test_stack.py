@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import unroll, unroll_stack
+from tests.contract import TABLE
+from tests.draws import B, D, H, T, normal_like, weighed, worst
+
+CELLS = pytest.mark.parametrize(
+  "cell", [row.cell for row in TABLE.values()], ids=TABLE.keys()
+)
+SIZES = (D, H), (H, 7), (7, 2)  # three layers, each of another size
+
+
+def arguments(cell, key):
+  params = tuple(cell.init(key, d, h, jnp.float64) for d, h in SIZES)
+  states = tuple(cell.initial_state(layer, (B,)) for layer in params)
+  xs = jnp.zeros((T, B, D), jnp.float64)
+  return normal_like(key, (params, states, xs))
+
+
+@CELLS
+def test_a_stack_is_its_layers_by_hand(cell, key):
+  def by_hand(params, states, xs):
+    last = []
+    for layer, state in zip(params, states, strict=True):
+      state, xs = unroll(cell, layer, state, xs, vjp="autodiff")
+      last.append(state)
+    return tuple(last), xs
+
+  def stacked(params, states, xs):
+    return unroll_stack(cell, params, states, xs)
+
+  args = arguments(cell, key)
+  a, b = (
+    jax.jit(jax.value_and_grad(weighed(f, key), (0, 1, 2)))(*args)
+    for f in (stacked, by_hand)
+  )
+  assert worst(a, b) < 1e-12
+
+
+@CELLS
+def test_a_stack_needs_layers_and_a_state_for_each(cell, key):
+  params, states, xs = arguments(cell, key)
+  with pytest.raises(ValueError, match=r"at least one layer .* 0 layers and 3"):
+    unroll_stack(cell, (), states, xs)
+  with pytest.raises(ValueError, match="one state a layer, got 3 layers and 2"):
+    unroll_stack(cell, params, states[:2], xs)

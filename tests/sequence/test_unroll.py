@@ -1,0 +1,251 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
+
+from lstm_jax import lstm, unroll
+from lstm_jax.sequence.unroll import _forward
+from tests.contract import TABLE
+from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
+
+CELLS = pytest.mark.parametrize(
+  "cell", [row.cell for row in TABLE.values()], ids=TABLE.keys()
+)
+
+
+def gradient(cell, vjp, key, args, argnums=(0, 1, 2)):
+  f = weighed(partial(unroll, cell, vjp=vjp), key)
+  return jax.jit(jax.value_and_grad(f, argnums))(*args)
+
+
+@CELLS
+@pytest.mark.parametrize("steps", [T, 1])
+@pytest.mark.parametrize("batch", [(B,), (), (2, B)])
+def test_the_three_levels_have_one_gradient(cell, steps, batch, key):
+  args = arguments(cell, key, steps=steps, batch=batch)
+  autodiff = gradient(cell, "autodiff", key, args)
+  assert worst(gradient(cell, "step", key, args), autodiff) < 1e-12
+  assert worst(gradient(cell, "explicit", key, args), autodiff) < 1e-12
+
+
+@CELLS
+def test_the_three_levels_have_one_gradient_on_tokens(cell, key):
+  params, state, _ = arguments(cell, key)
+  tokens = jax.random.randint(key, (T, B), 0, D)
+  a, b, c = (
+    gradient(cell, vjp, key, (params, state, tokens), (0, 1))
+    for vjp in ("explicit", "step", "autodiff")
+  )
+  assert worst(a, c) < 1e-12
+  assert worst(b, c) < 1e-12
+
+
+@CELLS
+def test_tokens_are_one_hot_rows(cell, key):
+  params, state, _ = arguments(cell, key)
+  tokens = jax.random.randint(key, (T, B), 0, D)
+  rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
+  a = gradient(cell, "explicit", key, (params, state, tokens), (0, 1))
+  b = gradient(cell, "explicit", key, (params, state, rows), (0, 1))
+  assert worst(a, b) < 1e-12
+
+
+@given(
+  st.sampled_from(list(TABLE)),
+  st.tuples(*[st.integers(1, 4)] * 4),
+  st.integers(0, 2**31),
+)
+def test_any_sizes_have_the_gradient_of_autodiff(name, sizes, seed):
+  cell, (steps, batch, size, hidden) = TABLE[name].cell, sizes
+  key = jax.random.key(seed)
+  args = arguments(
+    cell, key, steps=steps, batch=(batch,), size=size, hidden=hidden
+  )
+  a, b = (gradient(cell, vjp, key, args) for vjp in ("explicit", "autodiff"))
+  assert worst(a, b) < 1e-12
+
+
+@CELLS
+@pytest.mark.parametrize("only", ["hs", "state"])
+def test_each_output_alone_has_the_gradient_of_autodiff(cell, only, key):
+  args = arguments(cell, key)
+
+  def one(vjp):
+    def f(*args):
+      state, hs = unroll(cell, *args, vjp=vjp)
+      return hs if only == "hs" else state
+
+    return jax.jit(jax.grad(weighed(f, key), (0, 1, 2)))(*args)
+
+  assert worst(one("explicit"), one("autodiff")) < 1e-12
+
+
+@CELLS
+def test_unroll_is_the_loop_over_steps(cell, key):
+  params, state, xs = arguments(cell, key)
+  found = unroll(cell, params, state, xs)
+  hs = []
+  for x in xs:
+    state = cell.step(params, state, x)
+    hs.append(state.h)
+  assert worst(found, (state, jnp.stack(hs))) < 1e-12
+
+
+@CELLS
+@pytest.mark.parametrize("cut", [1, 3])
+def test_unroll_over_all_is_unroll_over_a_part_then_the_rest(cell, cut, key):
+  args = arguments(cell, key)
+
+  def in_parts(params, state, xs):
+    state, first = unroll(cell, params, state, xs[:cut])
+    state, rest = unroll(cell, params, state, xs[cut:])
+    return state, jnp.concatenate([first, rest])
+
+  whole = gradient(cell, "explicit", key, args)
+  f = jax.value_and_grad(weighed(in_parts, key), (0, 1, 2))
+  assert worst(jax.jit(f)(*args), whole) < 1e-12
+
+
+@CELLS
+def test_rows_of_a_batch_do_not_mix(cell, key):
+  params, state, xs = arguments(cell, key)
+  _, hs = unroll(cell, params, state, xs)
+  for row in range(B):
+    alone = jax.tree.map(lambda leaf: leaf[row], state)  # noqa: B023
+    _, expected = unroll(cell, params, alone, xs[:, row])
+    assert worst(hs[:, row], expected) < 1e-12
+
+
+@CELLS
+def test_vmap_over_parameters_is_a_loop(cell, key):
+  many = [arguments(cell, k) for k in jax.random.split(key, 2)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
+  f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
+  alone = [jax.jit(f)(*args) for args in many]
+  expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+  assert worst(jax.jit(jax.vmap(f))(*stacked), expected) < 1e-12
+
+
+@CELLS
+def test_checkpoint_changes_no_gradient(cell, key):
+  args = arguments(cell, key)
+  f = weighed(jax.checkpoint(partial(unroll, cell)), key)
+  found = jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
+  assert worst(found, gradient(cell, "explicit", key, args)) < 1e-12
+
+
+@CELLS
+@pytest.mark.parametrize("vjp", ["explicit", "step"])
+def test_reverse_over_reverse_is_that_of_autodiff(cell, vjp, key):
+  args = arguments(cell, key, steps=3, batch=(2,))
+
+  def second(vjp):
+    first = jax.grad(weighed(partial(unroll, cell, vjp=vjp), key), (0, 1, 2))
+    return jax.jit(jax.grad(weighed(first, key), (0, 1, 2)))(*args)
+
+  expected = second("autodiff")
+  size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+  assert worst(second(vjp), expected) < 1e-12 * size
+
+
+@CELLS
+def test_forward_mode_works_under_autodiff_only(cell, key):
+  args = arguments(cell, key)
+  f = weighed(partial(unroll, cell, vjp="autodiff"), key)
+  tangents = normal_like(key, args)
+  _, slope = jax.jvp(f, args, tangents)
+  gradients = jax.grad(f, (0, 1, 2))(*args)
+  products = jax.tree.map(lambda g, t: jnp.sum(g * t), gradients, tangents)
+  assert abs(slope - sum(jax.tree.leaves(products))) < 1e-11
+  with pytest.raises(TypeError, match="forward-mode"):
+    jax.jvp(weighed(partial(unroll, cell), key), args, tangents)
+
+
+@CELLS
+@pytest.mark.parametrize(
+  ("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.15)]
+)
+def test_low_precision_keeps_dtypes_and_stays_near_float64(
+  cell, dtype, tolerance, key
+):
+  """Relative to the largest entry; bfloat16 keeps 8 bits, and T·8 of them."""
+  args = arguments(cell, key)
+  exact = gradient(cell, "explicit", key, args)[1]
+  low = jax.tree.map(lambda leaf: leaf.astype(dtype), args)
+  f = weighed(
+    lambda *args: jax.tree.map(
+      lambda leaf: leaf.astype(jnp.float64), unroll(cell, *args)
+    ),
+    key,
+  )
+  found = jax.jit(jax.grad(f, (0, 1, 2)))(*low)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+    assert a.dtype == dtype
+    assert worst(a.astype(jnp.float64), b) < tolerance * jnp.abs(b).max()
+
+
+@pytest.mark.parametrize(
+  ("name", "count"), [("lstm", 7), ("gru", 6), ("rnn", 2)]
+)
+def test_what_is_kept_for_the_backward_is_what_the_docstring_says(
+  name, count, key
+):
+  cell = TABLE[name].cell
+  args = arguments(cell, key)
+  _, residuals = jax.eval_shape(partial(_forward, cell), *args)
+  kept = jax.tree.leaves((residuals.hs, residuals.tape))
+  assert sum(leaf.size for leaf in kept) == count * T * B * H
+
+
+@CELLS
+def test_the_loops_hold_no_product_with_the_inputs(cell, key):
+  """The scans multiply by w_h only: [B, H] forward and its transpose back."""
+  args = arguments(cell, key)
+  f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
+  shapes = set()
+
+  def visit(jaxpr, inside):
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == "dot_general" and inside:
+        shapes.add(tuple(equation.invars[1].aval.shape))
+      for inner in jaxprs_in_params(equation.params):
+        visit(inner, inside or equation.primitive.name == "scan")
+
+  visit(jax.make_jaxpr(f)(*args).jaxpr, False)
+  gates = args[0].w_h.shape[1]
+  assert shapes == {(H, gates), (gates, H)}
+
+
+@CELLS
+def test_no_step_is_an_error_that_says_so(cell, key):
+  params, state, xs = arguments(cell, key)
+  with pytest.raises(ValueError, match=r"at least one step \(T ≥ 1\)"):
+    unroll(cell, params, state, xs[:0])
+  with pytest.raises(ValueError, match=r"at least one step .*got \(\)"):
+    unroll(cell, params, state, jnp.array(1))
+
+
+def test_inputs_that_do_not_fit_are_named(key):
+  params, state, xs = arguments(lstm, key)
+  with pytest.raises(ValueError, match=r"xs must be inputs \[5, 3, 4\], got"):
+    unroll(lstm, params, state, jnp.concatenate([xs, xs], axis=2))
+  with pytest.raises(ValueError, match=r"xs must be integer tokens \[5, 3\]"):
+    unroll(lstm, params, state, jnp.zeros((T, B + 1), int))
+  with pytest.raises(ValueError, match="vjp must be explicit, step or autodi"):
+    unroll(lstm, params, state, xs, vjp="numeric")
+
+
+def test_numpy_inputs_are_inputs(key):
+  params, state, xs = arguments(lstm, key)
+  assert (
+    worst(
+      unroll(lstm, params, state, np.asarray(xs)),
+      unroll(lstm, params, state, xs),
+    )
+    == 0
+  )
