@@ -1,17 +1,20 @@
 """Cross-entropy of a softmax, in nats per token, with its gradient by hand.
 
 Forward                              Backward, from dℓ
-  m = log Σⱼ exp(yⱼ)                   p  = exp(y − m)
-  ℓ = m − y_target                     dy = dℓ (p − onehot(target))
+  u = y − max y                        p  = exp(u − s)
+  s = log Σⱼ exp(uⱼ)                   dy = dℓ (p − onehot(target))
+  ℓ = s − u_target
 
-m is computed around the largest logit, so that no exponential overflows, and p
-never divides by a sum: both hold for any finite logits.
+The largest logit is taken off first, so that no exponential overflows and no
+digit of a small loss is lost between two large logits. It cancels from ℓ, and
+so has no gradient.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.cells.precision import wide
 
@@ -21,7 +24,8 @@ class CrossEntropyResiduals(NamedTuple):
 
   logits: jax.Array  # [..., V]
   targets: jax.Array  # [...]
-  normalizer: jax.Array  # [...], m
+  largest: jax.Array  # [...], max y
+  log_sum: jax.Array  # [...], s
 
 
 def forward(
@@ -33,17 +37,21 @@ def forward(
       f"targets must be {list(logits.shape[:-1])}, got {targets.shape}"
     )
   y = wide(logits)
-  normalizer = jax.nn.logsumexp(y, axis=-1)
-  picked = jnp.take_along_axis(y, targets[..., None], axis=-1)[..., 0]
-  return normalizer - picked, CrossEntropyResiduals(logits, targets, normalizer)
+  largest = lax.stop_gradient(y.max(axis=-1))
+  u = y - largest[..., None]
+  log_sum = jnp.log(jnp.exp(u).sum(axis=-1))
+  u_target = jnp.take_along_axis(u, targets[..., None], axis=-1)[..., 0]
+  residuals = CrossEntropyResiduals(logits, targets, largest, log_sum)
+  return log_sum - u_target, residuals
 
 
 def backward(
   residuals: CrossEntropyResiduals, dloss: jax.Array
 ) -> tuple[jax.Array, None]:
   """Return (dlogits, no cotangent for the targets)."""
-  logits, targets, normalizer = residuals
-  p = jnp.exp(wide(logits) - normalizer[..., None])
+  logits, targets, largest, log_sum = residuals
+  u = wide(logits) - largest[..., None]
+  p = jnp.exp(u - log_sum[..., None])
   target = jax.nn.one_hot(targets, logits.shape[-1], dtype=p.dtype)
   dlogits = dloss[..., None] * (p - target)
   return dlogits.astype(logits.dtype), None

@@ -62,7 +62,7 @@ def make_update(
     (loss, carry), gradient = gradient_of(params, carry, tokens, targets)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
-    metrics = Metrics(loss, optax.global_norm(gradient))
+    metrics = Metrics(loss, optax.tree.norm(gradient))
     return TrainState(step + 1, params, opt_state, carry), metrics
 
   return update

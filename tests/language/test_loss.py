@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lstm_jax.language import cross_entropy, loss
+from tests.draws import B, T, normal_like, weighed, worst
+
+V = 7
+
+
+def arguments(key):
+  logits = normal_like(key, jnp.zeros((T, B, V), jnp.float64))
+  return logits, jax.random.randint(key, (T, B), 0, V)
+
+
+def test_the_gradient_is_that_of_autodiff_and_of_optax(key):
+  logits, targets = arguments(key)
+
+  def gradient(f):
+    scalar = weighed(lambda y: f(y, targets), key)
+    return jax.value_and_grad(scalar)(logits)
+
+  explicit = gradient(cross_entropy)
+  twin = gradient(lambda y, t: loss.forward(y, t)[0])
+  theirs = gradient(optax.softmax_cross_entropy_with_integer_labels)
+  assert worst(explicit, twin) < 1e-12
+  assert worst(explicit, theirs) < 1e-12
+
+
+def test_reverse_over_reverse_is_that_of_autodiff(key):
+  logits, targets = arguments(key)
+
+  def second(f):
+    first = jax.grad(weighed(lambda y: f(y, targets), key))
+    return jax.grad(weighed(first, key))(logits)
+
+  twin = second(lambda y, t: loss.forward(y, t)[0])
+  assert worst(second(cross_entropy), twin) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_it_is_stable_for_any_finite_logits(size, dtype):
+  logits = jnp.array([[size, -size, 0.0], [-size, -size, -size]], dtype)
+  for targets, nats in (
+    ([0, 1], [0, np.log(3)]),
+    ([1, 2], [2 * size, np.log(3)]),
+  ):
+    value, pullback = jax.vjp(
+      lambda y, t=targets: cross_entropy(y, jnp.array(t)), logits
+    )
+    (dlogits,) = pullback(jnp.ones(2, dtype))
+    assert np.allclose(value, nats, rtol=1e-6)
+    third = 1 / 3
+    expected = np.array([[1, 0, 0], [third, third, third]])
+    expected[np.arange(2), targets] -= 1
+    assert np.allclose(dlogits, expected, atol=1e-6)
+
+
+def test_targets_of_another_shape_are_refused(key):
+  logits, targets = arguments(key)
+  with pytest.raises(ValueError, match=r"targets must be \[5, 3\], got \(5,\)"):
+    cross_entropy(logits, targets[:, 0])

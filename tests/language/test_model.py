@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import unroll_stack
+from lstm_jax.language import (
+  ModelConfig,
+  cross_entropy,
+  language_model,
+  stateful_loss,
+)
+from tests.contract import TABLE
+from tests.draws import B, H, T, normal_like, weighed, worst
+
+V, E = 11, 4
+CELLS = pytest.mark.parametrize("name", TABLE)
+
+
+def make(name, key, vjp="explicit", **options):
+  config = ModelConfig(
+    vocabulary_size=V,
+    cell=TABLE[name].cell,
+    embedding_size=E,
+    hidden_size=H,
+    num_layers=2,
+    dtype=jnp.float64,
+    **options,
+  )
+  model = language_model(config, vjp=vjp)
+  start = model.init(key), model.initial_state((B,))
+  params, state = normal_like(key, start)
+  tokens = jax.random.randint(key, (T + 1, B), 0, V)
+  return model, params, state, tokens[:-1], tokens[1:]
+
+
+@CELLS
+def test_apply_is_embedding_stack_and_readout_one_after_the_other(name, key):
+  model, params, state, tokens, _ = make(name, key)
+
+  def plainly(params, state):
+    embedded = params.embedding[tokens]
+    cell = TABLE[name].cell
+    state, hs = unroll_stack(cell, params.layers, state, embedded)
+    return state, jnp.einsum("tbh,hv->tbv", hs, params.readout) + params.bias[
+      None, None
+    ]
+
+  def applied(params, state):
+    return model.apply(params, state, tokens)
+
+  a, b = (
+    jax.jit(jax.value_and_grad(weighed(f, key), (0, 1)))(params, state)
+    for f in (applied, plainly)
+  )
+  assert worst(a, b) < 1e-12
+
+
+@CELLS
+def test_the_explicit_gradient_of_the_loss_is_that_of_autodiff(name, key):
+  gradients = []
+  for vjp in ("explicit", "step", "autodiff"):
+    model, params, state, *block = make(name, key, vjp)
+    f = weighed(lambda p, s, m=model, b=block: m.loss(p, s, *b), key)
+    gradients.append(jax.jit(jax.value_and_grad(f, (0, 1)))(params, state))
+  assert worst(gradients[0], gradients[2]) < 1e-12
+  assert worst(gradients[1], gradients[2]) < 1e-12
+
+
+@CELLS
+def test_the_state_returned_carries_on(name, key):
+  model, params, state, tokens, targets = make(name, key)
+  _, logits = model.apply(params, state, tokens)
+  middle, first = model.apply(params, state, tokens[:2])
+  _, rest = model.apply(params, middle, tokens[2:])
+  assert worst(jnp.concatenate([first, rest]), logits) < 1e-12
+  nats, _ = model.loss(params, state, tokens, targets)
+  assert abs(nats - cross_entropy(logits, targets).mean()) < 1e-12
+
+
+def test_initial_weights_follow_the_configuration(key):
+  shapes = {"embedding_size": 30, "hidden_size": 40, "vocabulary_size": 50}
+  own = language_model(ModelConfig(**shapes)).init(key)
+  assert abs(float(own.readout.std()) * 40**0.5 - 1) < 0.05
+  assert float(own.layers[0].b.sum()) == 40  # the forget gate's
+  config = ModelConfig(**shapes, init_std=0.1, readout_std=0.01)
+  drawn = language_model(config).init(key)
+  (layer,) = drawn.layers
+  for leaf in (drawn.embedding, layer.w_x, layer.w_h):
+    assert abs(float(leaf.std()) / 0.1 - 1) < 0.05
+  assert abs(float(drawn.readout.std()) / 0.01 - 1) < 0.05
+  assert not layer.b.any()
+  assert not drawn.bias.any()
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"vocabulary_size": 0}, "vocabulary_size must be ≥ 1, got 0"),
+    ({"vocabulary_size": 5, "num_layers": 0}, "num_layers must be ≥ 1"),
+    ({"vocabulary_size": 5, "init_std": -1.0}, "init_std must be ≥ 0, got -1"),
+  ],
+)
+def test_a_configuration_out_of_range_is_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    ModelConfig(**options)
+
+
+def test_the_held_out_loss_is_that_of_one_pass_over_every_token(
+  key, monkeypatch
+):
+  model, params, _, _, _ = make("lstm", key)
+  tokens = np.asarray(jax.random.randint(key, (24,), 0, V), np.int32)
+  zero = model.initial_state(())
+  expected, _ = model.loss(params, zero, tokens[:-1], tokens[1:])
+  monkeypatch.setattr("lstm_jax.language.evaluate.CHUNK", 7)
+  assert abs(stateful_loss(model, params, tokens) - float(expected)) < 1e-12
+  with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
+    stateful_loss(model, params, tokens[:1])

@@ -1,0 +1,117 @@
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lstm_jax.language import characters, make_streams, read_text, split
+
+POEMS = Path(__file__).parents[2] / "data" / "shakespeare.txt"
+
+
+@given(st.text(min_size=1))
+def test_decode_is_the_inverse_of_encode(text):
+  vocabulary = characters(text)
+  tokens = vocabulary.encode(text)
+  assert tokens.dtype == np.int32
+  assert vocabulary.decode(tokens) == text
+  assert vocabulary.size == len(set(text)) == int(tokens.max()) + 1
+
+
+def test_the_vocabulary_is_sorted_whatever_the_order_of_the_text():
+  assert characters("zebra").symbols == characters("arbez").symbols == "aberz"
+
+
+def test_a_character_that_is_not_known_is_named_with_its_position():
+  vocabulary = characters("abc")
+  for text, name in (("abcabdx", "'d' at position 5"), ("é", "'é' at posi")):
+    with pytest.raises(ValueError, match=name):
+      vocabulary.encode(text)
+  with pytest.raises(ValueError, match="at least one character"):
+    characters("")
+
+
+def test_the_poems_are_those_of_the_table():
+  data = POEMS.read_bytes()
+  digest = hashlib.sha256(data).hexdigest()
+  assert len(data) == 205_315
+  assert characters(read_text(POEMS)).size == 64
+  assert digest in (POEMS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_split_of_tiny_shakespeare_is_the_usual_one():
+  path = os.environ.get("LSTM_JAX_DATA")
+  if not path:
+    pytest.skip("LSTM_JAX_DATA names no copy of Tiny Shakespeare")
+  text = read_text(path)
+  training, held_out = split(characters(text).encode(text), 0.1)
+  assert (len(training), len(held_out)) == (1_003_854, 111_540)
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (None, "cannot be read: no such file"),
+    (b"", "is empty"),
+    (b"\xef\xbb\xbf", "is empty"),
+    (b"ab\xff", "is not UTF-8: byte 0xff at offset 2"),
+  ],
+)
+def test_a_corpus_that_cannot_be_read_is_named(data, message, tmp_path):
+  path = tmp_path / "corpus.txt"
+  if data is not None:
+    path.write_bytes(data)
+  with pytest.raises(ValueError, match=message) as error:
+    read_text(path)
+  assert str(path) in str(error.value)
+  with pytest.raises(ValueError, match="cannot be read: is a directory"):
+    read_text(tmp_path)
+
+
+def test_line_ends_and_byte_order_marks_are_not_text(tmp_path):
+  path = tmp_path / "corpus.txt"
+  path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+  assert read_text(path) == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, float("nan")])
+def test_a_share_outside_zero_and_one_is_refused(share):
+  with pytest.raises(ValueError, match=r"must be in \(0, 1\), got"):
+    split(np.arange(10), share)
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 10])
+def test_a_side_of_less_than_two_tokens_is_refused(length):
+  with pytest.raises(ValueError, match=f"too short: of {length} tokens"):
+    split(np.arange(length), 0.1)
+
+
+@given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 50))
+def test_streams_predict_every_token_but_the_first_and_only_once_or_twice(
+  num_streams, num_steps, more
+):
+  tokens = np.arange(num_streams * num_steps + 1 + more)
+  streams = make_streams(tokens, num_streams, num_steps)
+  inputs, targets = (
+    np.concatenate(part) for part in zip(*streams.blocks(), strict=True)
+  )
+  assert (targets == inputs + 1).all()  # each follows its input in the text
+  assert (np.diff(inputs, axis=0) == 1).all()  # contiguous, block to block
+  counts = np.bincount(targets.ravel(), minlength=len(tokens))
+  assert counts[0] == 0
+  assert set(counts[1:]) <= {1, 2}
+  assert counts.sum() == streams.tokens_per_epoch < len(tokens) + num_streams
+  lengths = [len(block) for block, _ in streams.blocks()]
+  assert len(lengths) == streams.num_blocks
+  assert set(lengths[:-1]) <= {num_steps}
+  assert 1 <= lengths[-1] <= num_steps
+
+
+def test_a_text_that_fills_no_block_is_refused():
+  with pytest.raises(ValueError, match="need at least 13 tokens, got 12"):
+    make_streams(np.arange(12), 3, 4)
+  with pytest.raises(ValueError, match="at least 1, got 0 and 4"):
+    make_streams(np.arange(12), 0, 4)

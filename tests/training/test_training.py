@@ -1,0 +1,186 @@
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lstm_jax.language import ModelConfig, language_model, make_streams
+from lstm_jax.training import (
+  CheckpointError,
+  CheckpointWriter,
+  OptimizerConfig,
+  init_state,
+  make_optimizer,
+  make_update,
+  read_checkpoint,
+  read_params,
+  train,
+)
+from lstm_jax.training.optimizer import learning_rate
+from tests.draws import normal_like, worst
+
+MODEL = language_model(ModelConfig(9, embedding_size=3, hidden_size=5))
+STREAMS = make_streams(np.arange(47, dtype=np.int32) % 9, 3, 4)
+
+
+def start(key, **options):
+  rule = make_optimizer(OptimizerConfig(**options), 100)
+  state = init_state(MODEL, rule, MODEL.init(key), 3)
+  return make_update(MODEL, rule), state
+
+
+@pytest.mark.parametrize("rule", ["adamw", "rmsprop", "sgd", "adagrad"])
+def test_every_optimiser_learns_a_sequence_that_repeats(rule, key):
+  rate = {"sgd": 0.3, "adagrad": 0.3}.get(rule, 0.03)
+  update, state = start(key, rule=rule, learning_rate=rate, warmup=5)
+  losses = [float(m.loss) for _, m in train(update, state, STREAMS, 100)]
+  assert losses[0] > 1.5
+  assert losses[-1] < 0.3
+
+
+def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
+  update, state = start(key, learning_rate=1e-30, warmup=0, weight_decay=0.0)
+  params = jax.tree.map(jnp.copy, state.params)
+  losses = [float(m.loss) for _, m in train(update, state, STREAMS, 8)]
+  assert STREAMS.num_blocks == 4
+  carry, expected = MODEL.initial_state((3,)), []
+  for tokens, targets in STREAMS.blocks():
+    nats, carry = MODEL.loss(params, carry, tokens, targets)
+    expected.append(float(nats))
+  assert np.allclose(losses, expected * 2, atol=1e-6)
+
+
+def test_training_goes_on_where_the_state_stands(key):
+  update, state = start(key)
+  for last, _ in train(update, state, STREAMS, 5):
+    middle = jax.tree.map(jnp.copy, last)
+  for whole, _ in train(update, middle, STREAMS, 9):
+    end = jax.tree.map(jnp.copy, whole)
+  update, state = start(key)
+  for again, _ in train(update, state, STREAMS, 9):
+    straight = jax.tree.map(jnp.copy, again)
+  assert int(end.step) == 9
+  assert worst(end, straight) == 0
+
+
+def test_the_learning_rate_rises_falls_and_ends_at_a_hundredth():
+  config = OptimizerConfig(learning_rate=2.0, warmup=4)
+  rate = learning_rate(config, 50)
+  found = np.array([float(rate(step)) for step in range(50)])
+  assert np.allclose(found[:5], [0.4, 0.8, 1.2, 1.6, 2.0])
+  assert (np.diff(found[4:]) < 0).all()
+  assert 0.02 < found[-1] < 0.03
+  constant = OptimizerConfig(learning_rate=2.0, warmup=0, schedule="constant")
+  assert float(learning_rate(constant, 50)(49)) == 2.0
+  assert 0 < float(learning_rate(config, 1)(0)) <= 2.0  # a single update
+
+
+def test_gradients_are_clipped_by_element_and_by_norm():
+  gradient = {"a": jnp.array([30.0, -40.0, 0.5])}
+  params = {"a": jnp.zeros(3)}
+  for options, expected in (
+    ({"clip_value": 5.0, "clip_norm": None}, [5, -5, 0.5]),
+    ({"clip_norm": 1.0}, np.array([30, -40, 0.5]) / np.sqrt(2500.25)),
+    ({"clip_norm": None}, [30, -40, 0.5]),
+  ):
+    config = OptimizerConfig(
+      rule="sgd", learning_rate=1.0, schedule="constant", warmup=0, **options
+    )
+    rule = make_optimizer(config, 10)
+    updates, _ = rule.update(gradient, rule.init(params), params)
+    assert np.allclose(-updates["a"], expected)
+
+
+def test_weight_decay_spares_the_biases():
+  config = OptimizerConfig(
+    learning_rate=0.1, weight_decay=0.5, warmup=0, schedule="constant"
+  )
+  rule = make_optimizer(config, 10)
+  params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+  still = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = rule.update(still, rule.init(params), params)
+  after = optax.apply_updates(params, updates)
+  assert np.allclose(after["w"], 0.95)
+  assert np.allclose(after["b"], 1)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"rule": "adam"}, "rule must be in .*, got 'adam'"),
+    ({"schedule": "linear"}, "schedule must be in .*, got 'linear'"),
+    ({"learning_rate": 0.0}, "learning_rate must be positive, got 0"),
+    ({"learning_rate": float("nan")}, "learning_rate must be positive, got n"),
+    ({"warmup": -1}, "warmup and weight_decay must be ≥ 0, got -1"),
+    ({"clip_norm": 0.0}, "clip_norm must be positive or None, got 0"),
+  ],
+)
+def test_options_out_of_range_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    OptimizerConfig(**options)
+
+
+def test_a_checkpoint_returns_what_was_saved_and_keeps_the_newest(
+  key, tmp_path
+):
+  first, second = (MODEL.init(k) for k in jax.random.split(key))
+  writer = CheckpointWriter(tmp_path)
+  writer.save(3, first, {"note": "first"})
+  writer.save(8, second, {"note": "zwei → 2\n"})
+  writer.close()
+  step, description = read_checkpoint(tmp_path)
+  assert (step, description) == (8, {"note": "zwei → 2\n"})
+  params = read_params(tmp_path, 8, jax.eval_shape(MODEL.init, key))
+  assert worst(params, second) == 0
+  assert type(params) is type(second)
+  assert not (tmp_path / "3").exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(1, MODEL.init(key), {})
+  writer.close()
+  for sizes, message in (
+    ({"hidden_size": 6}, r"layers.0.w_x must be \(3, 24\), got \(3, 20\)"),
+    ({"hidden_size": 5, "num_layers": 2}, r"layers.1.w_x must be .*got none"),
+  ):
+    other = language_model(ModelConfig(9, embedding_size=3, **sizes))
+    with pytest.raises(CheckpointError, match=message):
+      read_params(tmp_path, 1, jax.eval_shape(other.init, key))
+
+
+def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
+  for folder in (tmp_path, tmp_path / "missing"):
+    with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint"):
+      read_checkpoint(folder)
+
+
+@pytest.fixture
+def collected():
+  """Collect what a failed read of orbax leaves: coroutines, which complain."""
+  yield
+  gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+@pytest.mark.parametrize(
+  "pattern", ["8/description/metadata", "8/params/*.oc*"]
+)
+def test_a_damaged_checkpoint_is_an_error_of_one_line(
+  damage, pattern, key, tmp_path, collected
+):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(8, normal_like(key, MODEL.init(key)), {"note": "text"})
+  writer.close()
+  (path,) = tmp_path.glob(pattern)
+  if damage == "removed":
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes()[:9])
+  with pytest.raises(CheckpointError, match="cannot be read: ") as error:
+    step, _ = read_checkpoint(tmp_path)
+    read_params(tmp_path, step, jax.eval_shape(MODEL.init, key))
+  assert "\n" not in str(error.value)
