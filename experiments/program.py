@@ -4,6 +4,7 @@ Exit status: 0 done; 1 a flag that absl refuses, or a check that fails; 2 bad
 input; 3 a loss that is no longer finite; 130 interrupted.
 """
 
+import logging as standard_logging
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -48,6 +49,10 @@ def finite(flag: flags.FlagHolder) -> flags.FlagHolder:
 
 
 def _fail(error: object, status: int) -> int:
+  # A read of orbax that fails leaves tasks behind, which would complain of it
+  # once more as the interpreter ends.
+  sys.unraisablehook = lambda _: None
+  standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
   message = " ".join(str(error).split())
   print(f"error: {message}", file=sys.stderr)
   return status

@@ -14,9 +14,13 @@ def normal_like(key, tree):
 
 def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
   """Return (params, state, xs) in float64, all of them Gaussian."""
-  params = cell.init(key, size, hidden, jnp.float64)
-  xs = jnp.zeros((steps, *batch, size), jnp.float64)
-  return normal_like(key, (params, cell.initial_state(params, batch), xs))
+
+  def shapes(key):
+    params = cell.init(key, size, hidden, jnp.float64)
+    xs = jnp.zeros((steps, *batch, size), jnp.float64)
+    return params, cell.initial_state(params, batch), xs
+
+  return normal_like(key, jax.eval_shape(shapes, key))
 
 
 def weighed(f, key):

@@ -1,0 +1,126 @@
+"""The programs as a user starts them: exit statuses, output, interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lstm_jax.training import read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+  "--hidden_size=12",
+  "--embedding_size=4",
+  "--num_streams=3",
+  "--num_steps=8",
+)
+
+pytestmark = pytest.mark.programs
+
+
+def start(program, *flags):
+  environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+  return subprocess.Popen(
+    [sys.executable, "-m", f"experiments.{program}", *flags],
+    cwd=ROOT,
+    env=environment,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def finish(process, timeout=120):
+  out, err = process.communicate(timeout=timeout)
+  return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  path = tmp_path_factory.mktemp("corpus") / "verse.txt"
+  path.write_text("Shall I compare thee to a summer's day?\n" * 60)
+  return path
+
+
+def test_train_then_sample(corpus, tmp_path):
+  run = tmp_path / "run"
+  flags = f"--corpus={corpus}", f"--run={run}", "--num_epochs=1"
+  recipe = tmp_path / "small.flags"
+  recipe.write_text("\n".join(SMALL))
+  status, out, err = finish(start("train", f"--flagfile={recipe}", *flags))
+  assert (status, err) == (0, "")
+  for words in ("untrained", "held-out", "nats per character", str(run)):
+    assert words in out
+  options = "--prompt=Shall I", "--length=40", "--num_samples=2", "--top_k=3"
+  status, out, err = finish(start("sample", f"--run={run}", *options))
+  assert (status, err) == (0, "")
+  first, second = out.split("=== sample 1 ===\n")[1].split("=== sample 2 ===\n")
+  assert len(first) == len(second) == len("Shall I") + 40 + 1
+  assert first.startswith("Shall I")
+
+  # A damaged checkpoint is one line, whatever orbax leaves behind.
+  (manifest,) = run.glob("checkpoints/*/params/manifest.ocdbt")
+  manifest.unlink()
+  status, out, err = finish(start("sample", f"--run={run}"))
+  assert (status, out, err.count("\n")) == (2, "", 1)
+  assert err.startswith("error: the checkpoint in ")
+
+
+def test_ctrl_c_stops_and_keeps_the_best(corpus, tmp_path):
+  run = tmp_path / "run"
+  flags = f"--corpus={corpus}", f"--run={run}", "--num_epochs=100000"
+  process = start("train", *SMALL, *flags)
+  deadline = time.monotonic() + 90
+  metrics = run / "metrics.jsonl"
+  while time.monotonic() < deadline and process.poll() is None:
+    if metrics.exists() and metrics.read_text().count("\n") > 6:
+      break
+    time.sleep(0.2)
+  process.send_signal(signal.SIGINT)
+  status, out, err = finish(process)
+  assert (status, err) == (130, "")
+  assert "interrupted; best held-out loss" in out
+  assert read_checkpoint(run / "checkpoints").step > 0
+  assert (run / "loss.png").exists()
+
+
+def test_errors_are_a_line_and_a_status(corpus, tmp_path):
+  cases = {
+    ("train", "verse"): (2, "error: unknown argument 'verse'"),
+    ("train", "--corpus=nowhere.txt"): (2, "error: corpus nowhere.txt cannot"),
+    ("train", "--hidden_size=0"): (1, "0 is not a positive integer"),
+    ("train", "--learning_rate=nan"): (1, "must be a finite number"),
+    ("train", "--cell=gpt"): (1, "value should be one of <lstm|gru|rnn>"),
+    ("train", "--hiden_size=3"): (1, "Unknown command line flag 'hiden_size'"),
+    ("sample", f"--run={tmp_path}"): (2, "holds no checkpoint"),
+    ("sample",): (1, "flag --run=None: Flag --run must have a value"),
+    ("gradcheck", "--plant=lstm.dq"): (2, "no backward has a term 'lstm.dq'"),
+  }
+  started = {case: start(*case) for case in cases}
+  for case, (status, message) in cases.items():
+    found, out, err = finish(started[case])
+    assert found == status, (case, err)
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    if status == 2:
+      assert err.count("\n") == 1
+
+
+def test_gradcheck_passes_and_a_planted_error_fails(corpus):
+  good = start("gradcheck", f"--corpus={corpus}")
+  planted = start("gradcheck", f"--corpus={corpus}", "--plant=rnn.dh")
+  status, out, err = finish(planted)
+  assert (status, err) == (1, "")
+  assert "DISAGREE" in out
+  assert "✗" in out
+  status, out, err = finish(good)
+  assert (status, err) == (0, "")
+  assert "✗" not in out
+  for cell in ("lstm", "gru", "rnn"):
+    assert f"{cell}, unrolled" in out
+    assert f"2 layers of {cell}" in out

@@ -1,0 +1,220 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import run_folder, train
+from experiments.gradcheck import check_model
+from experiments.program import Diverged
+from experiments.sample import run as write
+from lstm_jax import lstm
+from lstm_jax.language import read_text, split, stateful_loss
+from tests.experiments.conftest import VERSE
+
+SAMPLE = {
+  "prompt": "Shall I",
+  "length": 25,
+  "temperature": 0.8,
+  "top_k": 0,
+  "top_p": 1.0,
+  "num_samples": 1,
+  "seed": 0,
+}
+
+
+def rows(folder):
+  text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+  return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_run_learns_and_fills_its_folder(cell, config, console):
+  config = dataclasses.replace(
+    config, cell=cell, num_epochs=3, learning_rate=0.03
+  )
+  result = train.run(config, console)
+  folder = Path(config.run)
+  assert result.folder == folder
+  assert {path.name for path in folder.iterdir()} == {
+    "config.json",
+    "metrics.jsonl",
+    "samples.txt",
+    "loss.png",
+    "checkpoints",
+  }
+  record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+  assert dataclasses.asdict(config).items() <= record.items()
+  losses = [row["loss"] for row in rows(folder) if "loss" in row]
+  held_out = [row for row in rows(folder) if "held_out" in row]
+  assert losses[-1] < losses[0] - 0.3
+  best = min(held_out, key=lambda row: row["held_out"])
+  assert (best["step"], best["held_out"]) == (
+    result.best_update,
+    result.held_out,
+  )
+  assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
+  samples = (folder / "samples.txt").read_text(encoding="utf-8")
+  assert samples.count("===\n") == len(held_out) + 2  # untrained, and the best
+  assert f"{result.held_out:.4f}" in console.file.getvalue()
+
+
+def test_the_checkpoint_has_the_held_out_loss_that_the_run_reports(
+  config, console
+):
+  result = train.run(config, console)
+  trained = run_folder.load(result.folder)
+  tokens = trained.vocabulary.encode(read_text(config.corpus))
+  _, held_out = split(tokens, config.split)
+  again = stateful_loss(trained.model, trained.params, held_out)
+  assert abs(again - result.held_out) < 1e-6
+  assert trained.held_out == result.held_out
+
+
+def test_the_same_seed_gives_the_same_run(config, console):
+  first = train.run(config, console)
+  other = dataclasses.replace(config, run=config.run + "2")
+  second = train.run(other, console)
+  assert first.held_out == second.held_out
+  texts = [(r.folder / "samples.txt").read_text() for r in (first, second)]
+  assert texts[0] == texts[1]
+  third = train.run(
+    dataclasses.replace(config, seed=1, overwrite=True), console
+  )
+  assert third.held_out != first.held_out
+
+
+def test_sample_continues_from_a_run(config, console):
+  folder = train.run(config, console).folder
+  (text,) = write(str(folder), **SAMPLE)
+  assert len(text) == 25
+  assert set(text) <= set(VERSE)
+  several = write(str(folder), **SAMPLE | {"num_samples": 3})
+  assert len(set(several)) == 3
+  greedy = write(str(folder), **SAMPLE | {"temperature": 0.0, "num_samples": 2})
+  assert greedy[0] == greedy[1]
+  with pytest.raises(ValueError, match="character 'é' at position 2 is not in"):
+    write(str(folder), **SAMPLE | {"prompt": "Thé"})
+  with pytest.raises(ValueError, match="prompt must be"):
+    write(str(folder), **SAMPLE | {"prompt": ""})
+
+
+def test_a_folder_with_a_run_is_refused_and_left_alone(config, console):
+  folder = train.run(config, console).folder
+  before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+  with pytest.raises(ValueError, match="already holds a run; --overwrite"):
+    train.run(config, console)
+  assert before == {p: p.read_bytes() for p in before}
+  keep = folder / "notes.txt"
+  keep.write_text("mine")
+  train.run(dataclasses.replace(config, overwrite=True, seed=3), console)
+  assert keep.read_text() == "mine"
+  assert json.loads((folder / "config.json").read_text())["seed"] == 3
+
+
+@pytest.mark.parametrize(
+  ("changes", "text", "message"),
+  [
+    ({}, None, "cannot be read: no such file"),
+    ({}, "", "is empty"),
+    ({}, "short", "too short"),
+    ({}, VERSE, "need at least 25 tokens, got"),
+    ({"num_streams": 500}, VERSE * 20, "500 streams of 8 steps need at least"),
+    ({"split": 0.0}, VERSE * 20, r"held-out share must be in \(0, 1\), got 0"),
+    ({"split": 1.0}, VERSE * 20, r"held-out share must be in \(0, 1\), got 1"),
+    ({"learning_rate": 0.0}, VERSE * 20, "learning_rate must be positive"),
+  ],
+)
+def test_bad_input_is_an_error_that_leaves_no_folder(
+  changes, text, message, config, console
+):
+  if text is None:
+    Path(config.corpus).unlink()
+  else:
+    cut = 20 if text == VERSE else None
+    Path(config.corpus).write_text(text[:cut], encoding="utf-8")
+  with pytest.raises(ValueError, match=message) as error:
+    train.run(dataclasses.replace(config, **changes), console)
+  assert "\n" not in str(error.value)
+  assert not Path(config.run).exists()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"num_epochs": 0}, "num_epochs must be ≥ 1, got 0"),
+    ({"temperature": math.inf}, "temperature must be ≥ 0, got inf"),
+    ({"cell": "gpt"}, "cell must be in .*, got 'gpt'"),
+  ],
+)
+def test_a_configuration_out_of_range_is_refused(changes, message, config):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(config, **changes)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
+  config, console, monkeypatch
+):
+  def make_update(model, rule):
+    update = train_make_update(model, rule)
+
+    def poisoned(state, *block):
+      state, metrics = update(state, *block)
+      wrong = np.where(state.step == 27, np.nan, metrics.loss)
+      return state, metrics._replace(loss=wrong)
+
+    return poisoned
+
+  train_make_update = train.make_update
+  monkeypatch.setattr(train, "make_update", make_update)
+  message = "the loss is nan at update 27; the checkpoint of update 20 is kept"
+  with pytest.raises(Diverged, match=message):
+    train.run(config, console)
+  assert run_folder.load(Path(config.run)).step == 20
+  assert all(math.isfinite(row["loss"]) for row in rows(Path(config.run))[::2])
+
+
+def test_a_run_that_diverges_at_once_says_that_nothing_is_kept(config, console):
+  config = dataclasses.replace(
+    config, optimizer="sgd", learning_rate=1e38, warmup=0, clip_norm=0.0
+  )
+  with pytest.raises(Diverged, match=r"at update \d+; no checkpoint is kept"):
+    train.run(config, console)
+  with pytest.raises(ValueError, match="holds no checkpoint"):
+    run_folder.load(Path(config.run))
+
+
+def test_a_folder_that_is_no_run_or_of_another_one_is_refused(
+  config, console, tmp_path
+):
+  with pytest.raises(
+    ValueError, match=r"there is no run in .*: no such folder"
+  ):
+    run_folder.load(tmp_path / "nowhere")
+  with pytest.raises(ValueError, match="holds no checkpoint"):
+    run_folder.load(tmp_path)
+  folder = train.run(config, console).folder
+  path = folder / "config.json"
+  record = json.loads(path.read_text())
+  path.write_text(json.dumps(record | {"hidden_size": 13}))
+  message = "another configuration than .*: hidden_size is 12 in one and 13 in"
+  with pytest.raises(ValueError, match=message):
+    run_folder.load(folder)
+  path.write_text("{")
+  with pytest.raises(ValueError, match=r"config.json cannot be read"):
+    run_folder.load(folder)
+
+
+@pytest.mark.parametrize("text", [VERSE])
+def test_the_gradient_of_the_whole_model_passes(text, key):
+  assert check_model(lstm, text, key).passes()
+
+
+def test_the_default_is_that_of_the_flags():
+  """One place holds the defaults: every flag's is that of TrainConfig."""
+  default = train.TrainConfig()
+  assert {flag.name: flag.default for flag in train._flags()} == (
+    dataclasses.asdict(default)
+  )
