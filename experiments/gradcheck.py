@@ -13,12 +13,15 @@ scales one term of one backward by 1.01 first: the table shows what it spoils,
 and the exit status is 1.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.table import Table
@@ -46,18 +49,19 @@ MODEL_STEPS, EMBEDDING, MODEL_HIDDEN, LAYERS = 16, 5, 7, 2  # of the model's
 
 def check_cell(cell: ModuleType, key: jax.Array) -> Report:
   """Check a cell, unrolled, in every parameter, the state and the inputs."""
-  params = cell.init(key, INPUT, HIDDEN, jnp.float64)
-  zeros = {
-    "params": params,
-    "state": cell.initial_state(params, (BATCH,)),
-    "xs": jnp.zeros((STEPS, BATCH, INPUT), jnp.float64),
-  }
-  x = perturbed(zeros, jax.random.fold_in(key, 1))
+
+  def start(key):
+    params = cell.init(key, INPUT, HIDDEN, jnp.float64)
+    return {
+      "params": params,
+      "state": cell.initial_state(params, (BATCH,)),
+      "xs": jnp.zeros((STEPS, BATCH, INPUT), jnp.float64),
+    }
 
   def run(vjp):
     return lambda x: unroll(cell, x["params"], x["state"], x["xs"], vjp=vjp)
 
-  return gradcheck(run("explicit"), run("autodiff"), x, key)
+  return gradcheck(run("explicit"), run("autodiff"), gaussian(start, key), key)
 
 
 def check_model(cell: ModuleType, text: str, key: jax.Array) -> Report:
@@ -74,25 +78,27 @@ def check_model(cell: ModuleType, text: str, key: jax.Array) -> Report:
   tokens = vocabulary.encode(text[: MODEL_STEPS * BATCH + 1])
   block = make_streams(tokens, BATCH, MODEL_STEPS).block(0)
 
+  def start(key):
+    lm = language_model(config)
+    return {"params": lm.init(key), "state": lm.initial_state((BATCH,))}
+
   def run(vjp):
     lm = language_model(config, vjp=vjp)
     return lambda x: lm.loss(x["params"], x["state"], *block)
 
-  lm = language_model(config)
-  start = {"params": lm.init(key), "state": lm.initial_state((BATCH,))}
-  x = perturbed(start, jax.random.fold_in(key, 1))
-  return gradcheck(run("explicit"), run("autodiff"), x, key)
+  return gradcheck(run("explicit"), run("autodiff"), gaussian(start, key), key)
 
 
-def perturbed(tree, key):
-  """Return tree plus Gaussian noise: no bias, no state stays at zero."""
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(key, len(leaves))
-  moved = [
-    leaf + 0.3 * jax.random.normal(k, leaf.shape, leaf.dtype)
-    for k, leaf in zip(keys, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(structure, moved)
+def gaussian(start: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+  """Return Gaussian arrays, deviation ½, of the shapes that start(key) has.
+
+  So no bias and no state is zero, and no unit is saturated.
+  """
+  draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  return jax.tree.map(
+    lambda a: jnp.asarray(0.5 * draw.standard_normal(a.shape), a.dtype),
+    jax.eval_shape(start, key),
+  )
 
 
 def places() -> dict[str, ModuleType]:

@@ -13,6 +13,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from experiments import run_folder
+from experiments.plot import draw
 from experiments.program import Diverged
 from experiments.progress import TrainingBar
 from lstm_jax.language import LanguageModel, LanguageParams, Vocabulary, sample
@@ -142,7 +143,7 @@ class Journal:
     """Wait for the checkpoint and draw the curve."""
     self._writer.close()
     if (self._folder / run_folder.METRICS).exists():
-      run_folder.draw(self._folder)
+      draw(self._folder)
 
   def _record(self, **row: Any) -> None:
     line = json.dumps(row, allow_nan=False)

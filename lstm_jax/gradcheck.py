@@ -111,35 +111,43 @@ def gradcheck(
   """
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
-  key_v, key_coordinates, key_directions = jax.random.split(key, 3)
-  v = _normal_like(key_v, jax.eval_shape(autodiff, x))
+  # NumPy draws: nothing here is traced, and JAX would compile every shape.
+  draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  v = jax.tree.map(
+    lambda y: jnp.asarray(draw.standard_normal(y.shape), y.dtype),
+    jax.eval_shape(autodiff, x),
+  )
 
-  def scalar(f):
-    def at(flat):
-      outputs = f(unravel(flat))
-      products = jax.tree.map(lambda a, b: jnp.sum(a * b), outputs, v)
-      return sum(jax.tree.leaves(products)), outputs
+  def scalar(f, flat):
+    outputs = f(unravel(flat))
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), outputs, v)
+    return sum(jax.tree.leaves(products)), outputs
 
-    return jax.jit(jax.value_and_grad(at, has_aux=True))
+  def outputs_and_gradient(f):
+    at = jax.value_and_grad(lambda flat: scalar(f, flat), has_aux=True)
+    (_, outputs), gradient = jax.jit(at)(flat)
+    return jax.device_get((jax.tree.leaves(outputs), gradient))
 
-  (_, outputs), explicit_gradient = scalar(explicit)(flat)
-  (_, same_outputs), autodiff_gradient = scalar(autodiff)(flat)
-  apart = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), outputs, same_outputs)
+  explicit_outputs, ge = outputs_and_gradient(explicit)
+  autodiff_outputs, ga = outputs_and_gradient(autodiff)
+  apart = [
+    np.abs(a - b).max()
+    for a, b in zip(explicit_outputs, autodiff_outputs, strict=True)
+  ]
 
   def slope(d):
-    at = jax.vmap(lambda t: scalar(autodiff)(flat + t * epsilon * d)[0][0])
+    at = jax.vmap(lambda t: scalar(autodiff, flat + t * epsilon * d)[0])
     far_left, left, right, far_right = at(jnp.array([-2.0, -1.0, 1.0, 2.0]))
     return (far_left - 8 * left + 8 * right - far_right) / (12 * epsilon)
 
-  picked = _pick(key_coordinates, tensors, max_coordinates)
-  units = _units(key_directions, tensors, num_directions, flat)
+  picked = _pick(draw, tensors, max_coordinates)
+  units = _units(draw, tensors, num_directions, flat)
   along_coordinates = _evaluate(
     lambda j: slope(jnp.zeros_like(flat).at[j].set(1)),
     np.concatenate(picked),
   )
   along_units = _evaluate(slope, units)
 
-  ge, ga = np.asarray(explicit_gradient), np.asarray(autodiff_gradient)
   floor = 1e-3 * _rms(ga)
   rows, start = [], 0
   for i, (name, shape, where) in enumerate(tensors):
@@ -161,8 +169,7 @@ def gradcheck(
         autodiff_directional=_error(d @ ga, along, size, few, few.shape),
       )
     )
-  value = float(np.max([float(a) for a in jax.tree.leaves(apart)]))
-  return Report(value, tuple(rows))
+  return Report(float(np.max(apart)), tuple(rows))
 
 
 def _slices(x):
@@ -179,36 +186,24 @@ def _slices(x):
   return tensors
 
 
-def _normal_like(key, tree):
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(key, len(leaves))
-  drawn = [
-    jax.random.normal(k, leaf.shape, leaf.dtype)
-    for k, leaf in zip(keys, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(structure, drawn)
-
-
-def _pick(key, tensors, limit):
+def _pick(draw, tensors, limit):
   """Return the flat indices of the coordinates to difference, by tensor."""
   picked = []
-  keys = jax.random.split(key, len(tensors))
-  for k, (_, _, where) in zip(keys, tensors, strict=True):
+  for _, _, where in tensors:
     indices = np.arange(where.start, where.stop)
     if limit is not None and len(indices) > limit:
-      some = jax.random.choice(k, indices, (limit,), replace=False)
-      indices = np.sort(np.asarray(some))
+      indices = np.sort(draw.choice(indices, limit, replace=False))
     picked.append(indices)
   return picked
 
 
-def _units(key, tensors, count, flat):
+def _units(draw, tensors, count, flat):
   """Return random unit vectors, `count` within each tensor in turn."""
   units = np.zeros((len(tensors) * count, flat.size), flat.dtype)
-  drawn = np.asarray(jax.random.normal(key, units.shape, flat.dtype))
   for row in range(len(units)):
     where = tensors[row // count][2]
-    units[row, where] = drawn[row, where] / np.linalg.norm(drawn[row, where])
+    d = draw.standard_normal(where.stop - where.start)
+    units[row, where] = d / np.linalg.norm(d)
   return units
 
 
