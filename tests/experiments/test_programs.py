@@ -94,7 +94,6 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
     ("train", "--corpus=nowhere.txt"): (2, "error: corpus nowhere.txt cannot"),
     ("train", "--hidden_size=0"): (1, "0 is not a positive integer"),
     ("train", "--learning_rate=nan"): (1, "must be a finite number"),
-    ("train", "--cell=gpt"): (1, "value should be one of <lstm|gru|rnn>"),
     ("train", "--hiden_size=3"): (1, "Unknown command line flag 'hiden_size'"),
     ("sample", f"--run={tmp_path}"): (2, "holds no checkpoint"),
     ("sample",): (1, "flag --run=None: Flag --run must have a value"),
