@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -120,15 +121,11 @@ def planted_model(name: str, module: ModuleType) -> AbstractContextManager:
 
 def table(title: str, report: Report) -> Table:
   """Return a report as a table: a row a tensor, worst relative errors."""
-  result = Table(title=title, title_justify="left")
-  result.add_column("tensor", no_wrap=True)
-  for name in (
-    "size",
-    "explicit vs\nautodiff",
-    "explicit vs\ncentral",
-    "worst at",
-    "along\ndirections",
-  ):
+  result = Table(
+    title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+  )
+  result.add_column("explicit against", no_wrap=True)
+  for name in ("size", "autodiff", "central", "worst at", "directions"):
     result.add_column(name, justify="right", no_wrap=True)
   for row in report.tensors:
     result.add_row(
