@@ -2,18 +2,20 @@
 
 A cell is a module, or any object with the same functions. It splits one step
 into the part without memory and the part with memory, so that a whole sequence
-can do the first in one product, outside the loop:
+can do the first in one product, outside the loop. `one_step` puts the two
+halves together again:
 
-  forward(params, state, x)   =  recur(params, state, project(params, x))
-  backward(residuals, d_state) =  recur_backward, then parameter_gradients
+  forward(params, state, x)    = recur(params, state, project(params, x))
+  backward(residuals, d_state) = recur_backward, then parameter_gradients
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
 from lstm_jax.cells.affine import is_token
+from lstm_jax.cells.precision import cast_like, wide
 
 Params = Any  # a NamedTuple with at least w_x [D, G·H] and w_h [H, G·H]
 State = Any  # a NamedTuple with at least h [..., H], the output
@@ -69,6 +71,63 @@ class Cell(Protocol):
   @property
   def step(self) -> Callable[[Params, State, jax.Array], State]:
     """(params, state, x) -> state, with the explicit gradient."""
+
+
+class Residuals(NamedTuple):
+  """What one step keeps for its backward."""
+
+  params: Params
+  x: jax.Array  # [..., D] or tokens [...]
+  h: jax.Array  # [..., H], before the step
+  tape: Tape
+
+
+def one_step(
+  project: Callable,
+  recur: Callable,
+  recur_backward: Callable,
+  parameter_gradients: Callable,
+) -> tuple[Callable, Callable, Callable]:
+  """Return a cell's (forward, backward, step), made of its two halves."""
+
+  def forward(
+    params: Params, state: State, x: jax.Array
+  ) -> tuple[State, Residuals]:
+    """Return the state after one step, and what its backward needs."""
+    check_inputs("x", params, state.h.shape[:-1], x)
+    state_next, tape = recur(params, state, project(params, x))
+    return state_next, Residuals(params, x, state.h, tape)
+
+  def backward(
+    residuals: Residuals, d_state: State
+  ) -> tuple[Params, State, jax.Array | None]:
+    """Return the cotangents (d_params, d_state, dx) of forward's inputs."""
+    params, x, h, tape = residuals
+    d_before, da = recur_backward(params, tape, wide(d_state))
+    d_params, dx = parameter_gradients(params, x, h, tape, da)
+    return d_params, cast_like(d_before, d_state), dx
+
+  @jax.custom_vjp
+  def step(params: Params, state: State, x: jax.Array) -> State:
+    """Return the state after one step; its `h` is the output.
+
+    The gradient is `backward`, not autodiff.
+
+    Args:
+      params: the weights.
+      state: the state before; its leaves are [..., H].
+      x: inputs [..., D], or integer tokens [...] in [0, D).
+
+    Returns:
+      The state after, with the shapes and dtypes of the one before.
+
+    Raises:
+      ValueError: x does not fit the state's leading axes or the weights.
+    """
+    return forward(params, state, x)[0]
+
+  step.defvjp(forward, backward)
+  return forward, backward, step
 
 
 def check_inputs(

@@ -32,7 +32,7 @@ encoder-decoder, equations 5 to 8, where the reset comes before the product and
 z's two uses are exchanged.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ from lstm_jax.cells.affine import (
   product,
   total,
 )
-from lstm_jax.cells.cell import check_inputs
+from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
   check_sizes,
   input_weights,
@@ -77,15 +77,6 @@ class GRUTape(NamedTuple):
   z: jax.Array  # [..., H]
   n: jax.Array  # [..., H]
   s: jax.Array  # [..., H]
-
-
-class GRUResiduals(NamedTuple):
-  """What one step keeps for its backward."""
-
-  params: GRUParams
-  x: jax.Array  # [..., D] or tokens [...]
-  h: jax.Array  # [..., H], before the step
-  tape: GRUTape
 
 
 def project(params: GRUParams, x: jax.Array) -> jax.Array:
@@ -145,46 +136,9 @@ def _through_reset(tape: GRUTape, da: jax.Array) -> jax.Array:
   return jnp.concatenate([dar, daz, ds], axis=-1)
 
 
-def forward(
-  params: GRUParams, state: GRUState, x: jax.Array
-) -> tuple[GRUState, GRUResiduals]:
-  """Take one step and keep what its backward needs."""
-  check_inputs("x", params, state.h.shape[:-1], x)
-  state_next, tape = recur(params, state, project(params, x))
-  return state_next, GRUResiduals(params, x, state.h, tape)
-
-
-def backward(
-  residuals: GRUResiduals, d_state: GRUState
-) -> tuple[GRUParams, GRUState, Any]:
-  """Return the cotangents (d_params, d_state, dx) of `forward`'s inputs."""
-  params, x, h, tape = residuals
-  d_before, da = recur_backward(params, tape, wide(d_state))
-  d_params, dx = parameter_gradients(params, x, h, tape, da)
-  return d_params, cast_like(d_before, d_state), dx
-
-
-@jax.custom_vjp
-def step(params: GRUParams, state: GRUState, x: jax.Array) -> GRUState:
-  """Return the state after one step; its `h` is the output.
-
-  The gradient is `backward`, not autodiff.
-
-  Args:
-    params: the weights.
-    state: the state before, h [..., H].
-    x: inputs [..., D], or integer tokens [...] in [0, D).
-
-  Returns:
-    The state after, with the shape and dtype of the one before.
-
-  Raises:
-    ValueError: x does not fit the state's leading axes or the weights.
-  """
-  return forward(params, state, x)[0]
-
-
-step.defvjp(forward, backward)
+forward, backward, step = one_step(
+  project, recur, recur_backward, parameter_gradients
+)
 
 
 def init(

@@ -33,14 +33,14 @@ References:
   architectures: a forget bias of 1.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
 from lstm_jax.cells.affine import affine, affine_backward, outer, product
-from lstm_jax.cells.cell import check_inputs
+from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
   check_sizes,
   input_weights,
@@ -73,15 +73,6 @@ class LSTMTape(NamedTuple):
   g: jax.Array  # [..., H]
   o: jax.Array  # [..., H]
   tanh_c: jax.Array  # [..., H], after the step
-
-
-class LSTMResiduals(NamedTuple):
-  """What one step keeps for its backward."""
-
-  params: LSTMParams
-  x: jax.Array  # [..., D] or tokens [...]
-  h: jax.Array  # [..., H], before the step
-  tape: LSTMTape
 
 
 def project(params: LSTMParams, x: jax.Array) -> jax.Array:
@@ -139,46 +130,9 @@ def parameter_gradients(
   return LSTMParams(dw_x, dw_h, db), dx
 
 
-def forward(
-  params: LSTMParams, state: LSTMState, x: jax.Array
-) -> tuple[LSTMState, LSTMResiduals]:
-  """Take one step and keep what its backward needs."""
-  check_inputs("x", params, state.h.shape[:-1], x)
-  state_next, tape = recur(params, state, project(params, x))
-  return state_next, LSTMResiduals(params, x, state.h, tape)
-
-
-def backward(
-  residuals: LSTMResiduals, d_state: LSTMState
-) -> tuple[LSTMParams, LSTMState, Any]:
-  """Return the cotangents (d_params, d_state, dx) of `forward`'s inputs."""
-  params, x, h, tape = residuals
-  d_before, da = recur_backward(params, tape, wide(d_state))
-  d_params, dx = parameter_gradients(params, x, h, tape, da)
-  return d_params, cast_like(d_before, d_state), dx
-
-
-@jax.custom_vjp
-def step(params: LSTMParams, state: LSTMState, x: jax.Array) -> LSTMState:
-  """Return the state after one step; its `h` is the output.
-
-  The gradient is `backward`, not autodiff.
-
-  Args:
-    params: the weights.
-    state: the state before, h and c [..., H].
-    x: inputs [..., D], or integer tokens [...] in [0, D).
-
-  Returns:
-    The state after, with the shapes and dtypes of the one before.
-
-  Raises:
-    ValueError: x does not fit the state's leading axes or the weights.
-  """
-  return forward(params, state, x)[0]
-
-
-step.defvjp(forward, backward)
+forward, backward, step = one_step(
+  project, recur, recur_backward, parameter_gradients
+)
 
 
 def init(

@@ -17,20 +17,20 @@ Forward                              Backward, from dh'
 Reference: Elman (1990), Finding structure in time.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import dtanh, tanh
 from lstm_jax.cells.affine import affine, affine_backward, outer, product
-from lstm_jax.cells.cell import check_inputs
+from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
   check_sizes,
   input_weights,
   recurrent_weights,
 )
-from lstm_jax.cells.precision import cast_like, wide
+from lstm_jax.cells.precision import cast_like
 
 
 class RNNParams(NamedTuple):
@@ -51,15 +51,6 @@ class RNNTape(NamedTuple):
   """What the recurrence keeps for its backward."""
 
   h_next: jax.Array  # [..., H], after the step
-
-
-class RNNResiduals(NamedTuple):
-  """What one step keeps for its backward."""
-
-  params: RNNParams
-  x: jax.Array  # [..., D] or tokens [...]
-  h: jax.Array  # [..., H], before the step
-  tape: RNNTape
 
 
 def project(params: RNNParams, x: jax.Array) -> jax.Array:
@@ -96,46 +87,9 @@ def parameter_gradients(
   return RNNParams(dw_x, dw_h, db), dx
 
 
-def forward(
-  params: RNNParams, state: RNNState, x: jax.Array
-) -> tuple[RNNState, RNNResiduals]:
-  """Take one step and keep what its backward needs."""
-  check_inputs("x", params, state.h.shape[:-1], x)
-  state_next, tape = recur(params, state, project(params, x))
-  return state_next, RNNResiduals(params, x, state.h, tape)
-
-
-def backward(
-  residuals: RNNResiduals, d_state: RNNState
-) -> tuple[RNNParams, RNNState, Any]:
-  """Return the cotangents (d_params, d_state, dx) of `forward`'s inputs."""
-  params, x, h, tape = residuals
-  d_before, da = recur_backward(params, tape, wide(d_state))
-  d_params, dx = parameter_gradients(params, x, h, tape, da)
-  return d_params, cast_like(d_before, d_state), dx
-
-
-@jax.custom_vjp
-def step(params: RNNParams, state: RNNState, x: jax.Array) -> RNNState:
-  """Return the state after one step; its `h` is the output.
-
-  The gradient is `backward`, not autodiff.
-
-  Args:
-    params: the weights.
-    state: the state before, h [..., H].
-    x: inputs [..., D], or integer tokens [...] in [0, D).
-
-  Returns:
-    The state after, with the shape and dtype of the one before.
-
-  Raises:
-    ValueError: x does not fit the state's leading axes or the weights.
-  """
-  return forward(params, state, x)[0]
-
-
-step.defvjp(forward, backward)
+forward, backward, step = one_step(
+  project, recur, recur_backward, parameter_gradients
+)
 
 
 def init(
