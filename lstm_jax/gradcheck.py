@@ -107,10 +107,17 @@ def gradcheck(
     A report with one row a tensor, in the order of x's leaves.
 
   Raises:
-    ValueError: x has a leaf that is not float, or no leaf.
+    ValueError: x has a leaf that is not float or empty, or no leaf; or the two
+      functions' outputs have other shapes.
   """
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
+  shapes = [
+    [y.shape for y in jax.tree.leaves(jax.eval_shape(f, x))]
+    for f in (explicit, autodiff)
+  ]
+  if shapes[0] != shapes[1]:
+    raise ValueError(f"the outputs differ: {shapes[0]} and {shapes[1]}")
   # NumPy draws: nothing here is traced, and JAX would compile every shape.
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   v = jax.tree.map(
@@ -176,8 +183,9 @@ def _slices(x):
   """Return (name, shape, its slice of the flat vector) of every tensor."""
   tensors, start = [], 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(x):
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      raise ValueError(f"x must be a tree of float arrays, got {leaf.dtype}")
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) or not leaf.size:
+      kind = f"{leaf.dtype} {leaf.shape}"
+      raise ValueError(f"x must be a tree of float arrays, got {kind}")
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     tensors.append((name, leaf.shape, slice(start, start + leaf.size)))
     start += leaf.size

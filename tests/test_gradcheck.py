@@ -131,6 +131,13 @@ def test_only_trees_of_floats_are_checked(x, key):
     gradcheck(lambda x: x, lambda x: x, x, key)
 
 
+def test_outputs_of_other_shapes_are_refused(key):
+  with pytest.raises(ValueError, match="the outputs differ"):
+    gradcheck(lambda x: x, lambda x: x.sum(), jnp.ones(1), key)
+  with pytest.raises(ValueError, match="the outputs differ"):
+    gradcheck(lambda x: x, lambda x: x[:2], jnp.ones(3), key)
+
+
 def test_precision_of_the_differences_is_what_the_docstring_says(key):
   x = jax.random.normal(key, (20,), jnp.float64)
   report = gradcheck(jnp.exp, jnp.exp, x, key)

@@ -48,7 +48,8 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
     [..., K], in float32 or wider.
   """
   if is_token(x):  # one addition a row of W, not one a token
-    return (wide(w) + wide(b)[None])[x]
+    table = jnp.asarray(wide(w) + wide(b)[None])
+    return table[x.astype(jnp.int32)]
   a = product(x, w)
   return a + jnp.expand_dims(wide(b), range(a.ndim - 1))
 
@@ -79,6 +80,8 @@ def affine_backward(
   Tokens have no cotangent: their dx is None.
   """
   db = total(da)
+  if is_token(x):  # a narrow integer cannot count the rows of a large W
+    x = x.astype(jnp.int32)
   if not is_token(x):
     dw = outer(x, da, w.dtype)
     dx = product(da, w.T).astype(x.dtype)

@@ -94,7 +94,7 @@ def one_step(
     params: Params, state: State, x: jax.Array
   ) -> tuple[State, Residuals]:
     """Return the state after one step, and what its backward needs."""
-    check_inputs("x", params, state.h.shape[:-1], x)
+    check_inputs("x", params, state, x)
     state_next, tape = recur(params, state, project(params, x))
     return state_next, Residuals(params, x, state.h, tape)
 
@@ -122,7 +122,7 @@ def one_step(
       The state after, with the shapes and dtypes of the one before.
 
     Raises:
-      ValueError: x does not fit the state's leading axes or the weights.
+      ValueError: the state or x does not fit the weights or the other.
     """
     return forward(params, state, x)[0]
 
@@ -131,19 +131,38 @@ def one_step(
 
 
 def check_inputs(
-  name: str, params: Params, batch_shape: tuple[int, ...], x: jax.Array
+  name: str,
+  params: Params,
+  state: State,
+  x: jax.Array,
+  leading: tuple[int, ...] = (),
 ) -> None:
-  """Raise ValueError unless x is `batch_shape` vectors, or tokens, for params.
+  """Raise ValueError unless the state and x fit the weights and each other.
 
   Args:
     name: what the message calls x.
-    params: a cell's parameters; w_x [D, G·H] says what D is.
-    batch_shape: the leading axes that x must have.
-    x: floats [*batch_shape, D] or integer tokens [*batch_shape].
+    params: a cell's parameters; w_x [D, G·H] and w_h [H, G·H] give the sizes.
+    state: every leaf must be [*B, H], with the B of its h.
+    x: must be floats [*leading, *B, D] or integer tokens [*leading, *B].
+    leading: the axes of x that the state lacks: (T,), or none.
   """
-  size = params.w_x.shape[0]
-  expected = batch_shape if is_token(x) else (*batch_shape, size)
+  size, hidden = params.w_x.shape[0], params.w_h.shape[0]
+  if not hasattr(state, "h"):
+    raise ValueError(
+      f"state must be as initial_state returns it, got {type(state).__name__}"
+    )
+  batch = state.h.shape[:-1]
+  for leaf in jax.tree.leaves(state):
+    if leaf.shape != (*batch, hidden):
+      shape = _axes((*batch, hidden))
+      raise ValueError(f"state must be {shape}, got {leaf.shape}")
+  if is_token(x):
+    kind, expected = "integer tokens", (*leading, *batch)
+  else:
+    kind, expected = "inputs", (*leading, *batch, size)
   if x.shape != expected:
-    axes = ", ".join(str(n) for n in expected)
-    kind = "integer tokens" if is_token(x) else "inputs"
-    raise ValueError(f"{name} must be {kind} [{axes}], got {x.shape}")
+    raise ValueError(f"{name} must be {kind} {_axes(expected)}, got {x.shape}")
+
+
+def _axes(shape: tuple[int, ...]) -> str:
+  return f"[{', '.join(map(str, shape))}]"

@@ -28,8 +28,7 @@ and the state's share of the candidate have different cotangents, daₙ and ds.
   (2, 5)
 
 Reference: Cho et al. (2014), Learning phrase representations using RNN
-encoder-decoder, equations 5 to 8, where the reset comes before the product and
-z's two uses are exchanged.
+encoder-decoder, equations 5 to 8, where the reset comes before the product.
 """
 
 from typing import NamedTuple

@@ -4,7 +4,7 @@ Input weights are LeCun normal (deviation 1/√D), so that pre-activations start
 at unit scale whatever the input size. Recurrent weights are orthogonal: a
 product of orthogonal matrices neither grows nor shrinks a vector, which is
 what a gradient wants on its way back through time (Saxe, McClelland and
-Ganguli, 2014; Le, Jaitly and Hinton, 2015). Flax and Keras choose the same.
+Ganguli, 2014). Flax chooses the same for its cells.
 Each gate is drawn on its own, so that its scale does not depend on how many
 gates share the matrix.
 """

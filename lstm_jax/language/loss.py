@@ -36,6 +36,7 @@ def forward(
     raise ValueError(
       f"targets must be {list(logits.shape[:-1])}, got {targets.shape}"
     )
+  targets = targets.astype(jnp.int32)  # a narrow integer cannot count to V
   y = wide(logits)
   largest = lax.stop_gradient(y.max(axis=-1))
   u = y - largest[..., None]
@@ -63,7 +64,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
   Args:
     logits: [..., V], any finite values.
-    targets: integers in [0, V), [...].
+    targets: integers in [0, V), [...]. One outside is not noticed.
 
   Returns:
     Nats, [...], in float32 or wider.

@@ -15,6 +15,8 @@ from jax import lax
 
 from lstm_jax.language.model import LanguageModel, LanguageParams
 
+TINY = float(np.finfo(np.float32).tiny)  # a temperature that is 0 to float32
+
 
 def sample(
   model: LanguageModel,
@@ -63,7 +65,7 @@ def sample(
   if top_p is not None and not 0 < top_p <= 1:
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
   prompts = np.repeat(np.asarray(prompt, np.int32)[:, None], num_samples, 1)
-  options = length, temperature, top_k, top_p
+  options = int(length), float(temperature), top_k, top_p
   return np.asarray(_sample(model, options, params, key, prompts))
 
 
@@ -78,7 +80,7 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
   descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
   probability = jax.nn.softmax(descending, axis=-1)
   before = jnp.cumsum(probability, axis=-1) - probability
-  last = jnp.sum(before < p, axis=-1, keepdims=True) - 1
+  last = jnp.sum(before < p, axis=-1, keepdims=True).clip(min=1) - 1
   threshold = jnp.take_along_axis(descending, last, axis=-1)
   return jnp.where(logits >= threshold, logits, -jnp.inf)
 
@@ -88,9 +90,9 @@ def _sample(model, options, params, key, prompts):
   length, temperature, top_k, top_p = options
 
   def draw(key, logits):
-    if temperature == 0:
+    if temperature < TINY:
       return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / temperature
+    logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
     if top_k is not None:
       logits = keep_top_k(logits, top_k)
     if top_p is not None:

@@ -65,7 +65,7 @@ def read_text(path: str | Path) -> str:
     ValueError: the file is missing, unreadable, empty or not UTF-8.
   """
   try:
-    text = Path(path).read_text(encoding="utf-8-sig")
+    text = Path(path).read_bytes().decode("utf-8").removeprefix("\ufeff")
   except UnicodeDecodeError as error:
     raise ValueError(
       f"corpus {path} is not UTF-8: byte 0x{error.object[error.start]:02x} "
@@ -76,7 +76,7 @@ def read_text(path: str | Path) -> str:
     raise ValueError(f"corpus {path} cannot be read: {reason}") from None
   if not text:
     raise ValueError(f"corpus {path} is empty")
-  return text
+  return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def split(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ def split(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
   """
   if not 0 < held_out < 1:
     raise ValueError(f"the held-out share must be in (0, 1), got {held_out}")
-  cut = int(len(tokens) * (1 - held_out))
+  cut = int(len(tokens) * (1 - held_out) + 1e-6)  # 100 (1 − 0.9) is 9.99…
   sides = tokens[:cut], tokens[cut:]
   if min(len(side) for side in sides) < 2:
     raise ValueError(
@@ -104,8 +104,8 @@ class Streams(NamedTuple):
 
   Stream b is contiguous, and block after block continues it, so that a state
   carried from one block to the next has read all that came before. Streams
-  start evenly spaced and overlap by at most one token; together they predict
-  every token of the text but its first.
+  start evenly spaced; together they predict every token of the text but its
+  first, and none more than twice.
   """
 
   tokens: np.ndarray  # int32 [L + 1, B], time-major

@@ -11,8 +11,9 @@ cotangents are one product each, over all T·B rows. Autodiff of a scan does all
 of these step by step, and adds up the weight gradients in the loop's carry.
 
 Memory kept for the backward, in numbers: the tape and hs, which is T·B·H times
-7 for the LSTM, 6 for the GRU and 2 for the RNN; the backward adds daₜ, T·B·H
-times 4, 3 and 1.
+7 for the LSTM, 6 for the GRU and 2 for the RNN. The backward adds, in T·B·H,
+daₜ (4, 3 and 1), hs shifted by one step (1) and the GRU's du (3); and for
+tokens out of D ≤ 1024 their one-hot rows, T·B·D.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import lstm
@@ -72,7 +73,7 @@ def unroll(
       for one-hot rows; the axes between are those of the state.
     vjp: whose gradient. "explicit": the derivation above. "step": the cell's
       own, scanned by JAX. "autodiff": JAX's, of the same forward; the only
-      one that also has a forward mode (`jvp`, `hessian`, `linearize`).
+      one that also has a forward mode (`jvp`, `linearize`).
 
   Returns:
     (state, hs): the state after the last step, and the outputs [T, ..., H].
@@ -124,8 +125,9 @@ def _backward(
 
   def body(d_state, inputs):
     tape, dh = inputs
-    d_state = d_state._replace(h=d_state.h + wide(dh))
-    return cell.recur_backward(params, tape, d_state)
+    d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
+    d_before, da = cell.recur_backward(params, tape, d_after)
+    return cast_like(d_before, d_state), da
 
   # Carried in float32 or wider: T roundings to bfloat16 would add up.
   d_state, das = lax.scan(body, wide(d_last), (tape, dhs), reverse=True)
@@ -140,4 +142,4 @@ _unroll.defvjp(_forward, _backward)
 def _check(params: Params, state: State, xs: jax.Array) -> None:
   if xs.ndim == 0 or xs.shape[0] == 0:
     raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
-  check_inputs("xs", params, (xs.shape[0], *state.h.shape[:-1]), xs)
+  check_inputs("xs", params, state, xs, leading=xs.shape[:1])

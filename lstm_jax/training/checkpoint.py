@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 
 class Checkpoint(NamedTuple):
-  """What a folder of checkpoints holds, newest first."""
+  """The newest checkpoint of a folder."""
 
   step: int  # updates made
   description: dict[str, Any]
@@ -33,12 +34,17 @@ class CheckpointWriter:
     self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
   def save(self, step: int, params: Any, description: dict[str, Any]) -> None:
-    """Save params and a JSON description; returns once they are copied."""
+    """Save params and a JSON description; returns once they are copied.
+
+    Raises:
+      CheckpointError: the folder holds a checkpoint of this step or a later.
+    """
     arguments = ocp.args.Composite(
       params=ocp.args.StandardSave(params),
       description=ocp.args.JsonSave(description),
     )
-    self._manager.save(step, args=arguments)
+    if not self._manager.save(step, args=arguments):
+      raise CheckpointError(f"there is a checkpoint of update {step} or later")
 
   def close(self) -> None:
     """Wait until what was saved is on the disk."""
@@ -113,9 +119,11 @@ def _compare(folder: Path, stored: Any, like: Any) -> None:
       )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: Any) -> dict[str, str]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
-    jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+    jax.tree_util.keystr(path, simple=True, separator="."): (
+      f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
+    )
     for path, leaf in leaves
   }

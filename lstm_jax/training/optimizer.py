@@ -17,9 +17,10 @@ class OptimizerConfig:
   Attributes:
     rule: adamw, rmsprop, sgd (momentum 0.9) or adagrad.
     learning_rate: the peak of the schedule.
-    schedule: after the warm-up, cosine falls to a hundredth of the peak at the
-      last update; constant stays.
-    warmup: updates of linear warm-up from 0.
+    schedule: after the warm-up, cosine falls towards a hundredth of the peak,
+      reached as the run ends; constant stays.
+    warmup: updates of linear rise to the peak; in a shorter run, all but its
+      last.
     weight_decay: of adamw, on matrices only.
     clip_norm: largest global norm of a gradient; None for any.
     clip_value: largest magnitude of a gradient's element; None for any.
@@ -45,11 +46,11 @@ class OptimizerConfig:
       )
     if not 0 < self.learning_rate < float("inf"):
       raise ValueError(
-        f"learning_rate must be positive, got {self.learning_rate}"
+        f"learning_rate must be positive and finite, got {self.learning_rate}"
       )
-    if self.warmup < 0 or not self.weight_decay >= 0:
+    if self.warmup < 0 or not 0 <= self.weight_decay < float("inf"):
       raise ValueError(
-        "warmup and weight_decay must be ≥ 0, "
+        "warmup and weight_decay must be ≥ 0 and finite, "
         f"got {self.warmup} and {self.weight_decay}"
       )
     for name in ("clip_norm", "clip_value"):
@@ -61,7 +62,13 @@ class OptimizerConfig:
 def make_optimizer(
   config: OptimizerConfig, num_updates: int
 ) -> optax.GradientTransformation:
-  """Return the optimiser that `config` describes, for num_updates updates."""
+  """Return the optimiser that `config` describes, for num_updates updates.
+
+  Raises:
+    ValueError: num_updates is below 1.
+  """
+  if num_updates < 1:
+    raise ValueError(f"num_updates must be at least 1, got {num_updates}")
   clips = []
   if config.clip_value is not None:
     clips.append(optax.clip(config.clip_value))
@@ -71,7 +78,7 @@ def make_optimizer(
 
 
 def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
-  """Return the learning rate as a function of the update, from 0."""
+  """Return the learning rate as a function of the updates made."""
   peak, warmup = config.learning_rate, min(config.warmup, num_updates - 1)
   if config.schedule == "cosine":
     after = optax.cosine_decay_schedule(peak, num_updates - warmup, alpha=0.01)
@@ -94,8 +101,8 @@ def _rule(
     case "sgd":
       return optax.sgd(rate, momentum=0.9)
     case "adagrad":
-      # The accumulator starts at 0 and 1e-8 stands under the root, as in the
-      # original Adagrad (Duchi, Hazan and Singer, 2011) and min-char-rnn.
+      # Duchi, Hazan and Singer (2011); the accumulator starts at 0 and 1e-8
+      # stands under the root, as in Karpathy's min-char-rnn.
       return optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-8)
 
 

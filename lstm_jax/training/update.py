@@ -41,7 +41,8 @@ def init_state(
   params: LanguageParams,
   num_streams: int,
 ) -> TrainState:
-  """Return the state before the first update."""
+  """Return the state before the first update; it holds copies of params."""
+  params = jax.tree.map(jnp.copy, params)  # the first update donates them
   carry = model.initial_state((num_streams,))
   step = jnp.zeros((), jnp.int32)
   return TrainState(step, params, optimizer.init(params), carry)

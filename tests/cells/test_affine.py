@@ -38,6 +38,22 @@ def test_tokens_are_one_hot_rows_in_a_small_and_in_a_large_table(rows, key):
   assert worst(*gradients) < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int16, jnp.uint32])
+@pytest.mark.parametrize("rows", [300, 2000])
+def test_narrow_tokens_index_a_table_larger_than_they_can_count(
+  dtype, rows, key
+):
+  w, b = arguments(key, rows)
+  tokens = jnp.array([0, 5, 127], jnp.int32)
+  gradients = [
+    jax.value_and_grad(
+      weighed(lambda w, b, x=x: affine.linear(x, w, b), key), (0, 1)
+    )(w, b)
+    for x in (tokens, tokens.astype(dtype))
+  ]
+  assert worst(*gradients) == 0
+
+
 def test_bfloat16_products_accumulate_in_float32(key):
   x = jnp.ones((4096,), jnp.bfloat16)
   w = jnp.full((4096, 1), 1 + 2**-7, jnp.bfloat16)

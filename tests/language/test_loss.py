@@ -59,6 +59,16 @@ def test_it_is_stable_for_any_finite_logits(size, dtype):
     assert np.allclose(dlogits, expected, atol=1e-6)
 
 
+def test_narrow_targets_are_those_of_a_vocabulary_they_cannot_count(key):
+  logits = normal_like(key, jnp.zeros((3, 300), jnp.float64))
+  targets = np.array([1, 2, 255])
+  gradients = [
+    jax.grad(lambda y, t=t: cross_entropy(y, t).sum())(logits)
+    for t in (targets, targets.astype(np.uint8))
+  ]
+  assert worst(*gradients) == 0
+
+
 def test_targets_of_another_shape_are_refused(key):
   logits, targets = arguments(key)
   with pytest.raises(ValueError, match=r"targets must be \[5, 3\], got \(5,\)"):

@@ -39,7 +39,12 @@ def test_temperature_zero_and_top_k_one_are_the_likeliest_tokens(params, key):
     state, logits = MODEL.apply(params, state, jnp.array(tokens))
     tokens = [int(logits[-1].argmax())]
     expected += tokens
-  for options in ({"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-9}):
+  for options in (
+    {"temperature": 0.0},
+    {"temperature": 1e-37},
+    {"top_k": 1},
+    {"top_p": 1e-300},
+  ):
     found = sample(MODEL, params, key, PROMPT, 12, **options)
     assert list(found[0]) == expected
 

@@ -42,6 +42,10 @@ def test_the_poems_are_those_of_the_table():
   assert digest in (POEMS.parent / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_share_of_a_round_number_is_exact():
+  assert [len(side) for side in split(np.arange(100), 0.9)] == [10, 90]
+
+
 def test_the_split_of_tiny_shakespeare_is_the_usual_one():
   path = os.environ.get("LSTM_JAX_DATA")
   if not path:
@@ -58,6 +62,7 @@ def test_the_split_of_tiny_shakespeare_is_the_usual_one():
     (b"", "is empty"),
     (b"\xef\xbb\xbf", "is empty"),
     (b"ab\xff", "is not UTF-8: byte 0xff at offset 2"),
+    (b"\xef\xbb\xbfab\xff", "is not UTF-8: byte 0xff at offset 5"),
   ],
 )
 def test_a_corpus_that_cannot_be_read_is_named(data, message, tmp_path):

@@ -231,6 +231,38 @@ def test_no_step_is_an_error_that_says_so(cell, key):
     unroll(cell, params, state, jnp.array(1))
 
 
+@CELLS
+@pytest.mark.parametrize("narrow", ["params", "state", "xs"])
+def test_float32_and_float64_mix(cell, narrow, key):
+  params, state, xs = arguments(cell, key)
+  args = {"params": params, "state": state, "xs": xs}
+  args[narrow] = jax.tree.map(
+    lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float32), args[narrow]
+  )
+  with jax.numpy_dtype_promotion("standard"):
+    a, b = (
+      gradient(cell, vjp, key, tuple(args.values()))
+      for vjp in ("explicit", "autodiff")
+    )
+  types = jax.tree.map(lambda leaf: leaf.dtype, tuple(args.values()))
+  assert jax.tree.map(lambda leaf: leaf.dtype, a[1]) == types
+  assert worst(a, b) < 1e-4  # float32's rounding, T times
+
+
+@CELLS
+def test_a_state_that_does_not_fit_is_named(cell, key):
+  params, state, xs = arguments(cell, key)
+  wide = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf], 1), state)
+  short = state._replace(**{state._fields[-1]: state[-1][:1]})
+  for wrong in (wide, short) if len(state) > 1 else (wide,):
+    with pytest.raises(ValueError, match=r"state must be \[\d, 6\], got"):
+      unroll(cell, params, wrong, xs)
+    with pytest.raises(ValueError, match=r"state must be \[\d, 6\], got"):
+      cell.step(params, wrong, xs[0])
+  with pytest.raises(ValueError, match="as initial_state returns it, got tup"):
+    unroll(cell, params, tuple(state), xs)
+
+
 def test_inputs_that_do_not_fit_are_named(key):
   params, state, xs = arguments(lstm, key)
   with pytest.raises(ValueError, match=r"xs must be inputs \[5, 3, 4\], got"):

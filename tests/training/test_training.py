@@ -52,6 +52,14 @@ def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
   assert np.allclose(losses, expected * 2, atol=1e-6)
 
 
+def test_the_parameters_given_survive_the_first_update(key):
+  params = MODEL.init(key)
+  rule = make_optimizer(OptimizerConfig(), 10)
+  state = init_state(MODEL, rule, params, 3)
+  next(train(make_update(MODEL, rule), state, STREAMS, 10))
+  assert worst(params, MODEL.init(key)) == 0
+
+
 def test_training_goes_on_where_the_state_stands(key):
   update, state = start(key)
   for last, _ in train(update, state, STREAMS, 5):
@@ -111,9 +119,15 @@ def test_weight_decay_spares_the_biases():
   [
     ({"rule": "adam"}, "rule must be in .*, got 'adam'"),
     ({"schedule": "linear"}, "schedule must be in .*, got 'linear'"),
-    ({"learning_rate": 0.0}, "learning_rate must be positive, got 0"),
-    ({"learning_rate": float("nan")}, "learning_rate must be positive, got n"),
-    ({"warmup": -1}, "warmup and weight_decay must be ≥ 0, got -1"),
+    (
+      {"learning_rate": 0.0},
+      "learning_rate must be positive and finite, got 0",
+    ),
+    (
+      {"learning_rate": float("nan")},
+      "learning_rate must be positive and finite, got n",
+    ),
+    ({"warmup": -1}, "weight_decay must be ≥ 0 and finite, got -1"),
     ({"clip_norm": 0.0}, "clip_norm must be positive or None, got 0"),
   ],
 )
@@ -138,12 +152,23 @@ def test_a_checkpoint_returns_what_was_saved_and_keeps_the_newest(
   assert not (tmp_path / "3").exists()
 
 
+def test_a_checkpoint_older_than_the_newest_is_refused(key, tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(9, MODEL.init(key), {})
+  with pytest.raises(CheckpointError, match="checkpoint of update 9 or later"):
+    writer.save(9, MODEL.init(key), {})
+  writer.close()
+
+
 def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
   writer = CheckpointWriter(tmp_path)
   writer.save(1, MODEL.init(key), {})
   writer.close()
   for sizes, message in (
-    ({"hidden_size": 6}, r"layers.0.w_x must be \(3, 24\), got \(3, 20\)"),
+    (
+      {"hidden_size": 6},
+      r"layers.0.w_x must be float32 \(3, 24\), got float32 \(3, 20\)",
+    ),
     ({"hidden_size": 5, "num_layers": 2}, r"layers.1.w_x must be .*got none"),
   ):
     other = language_model(ModelConfig(9, embedding_size=3, **sizes))
