@@ -23,11 +23,10 @@ import jax
 import numpy as np
 from absl import flags
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from experiments.peers import PEERS, Problem, Step, installed
-from experiments.program import launch
+from experiments.program import launch, plain_console
 from lstm_jax.language import ModelConfig, language_model
 
 CHECKED = 5  # updates whose losses must agree
@@ -148,7 +147,7 @@ def table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
   """Read the flags, measure, print and save."""
-  console = Console()
+  console = plain_console()
   record: dict[str, Any] = {"environment": environment(), "rows": []}
   console.print(record["environment"])
   missing = sorted(set(PEERS) - set(installed()))

@@ -26,9 +26,10 @@ from absl import flags
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.config import CELLS, TrainConfig
-from experiments.program import launch
+from experiments.program import launch, plain_console
 from lstm_jax.cells import affine
 from lstm_jax.gradcheck import Error, Report, gradcheck
 from lstm_jax.language import (
@@ -139,9 +140,11 @@ def table(title: str, report: Report) -> Table:
   return result
 
 
-def _cell(error: Error, tolerance: float) -> str:
+def _cell(error: Error, tolerance: float) -> Text:
   text = f"{error.relative:.1e}"
-  return text if error.relative <= tolerance else f"[red]{text} ✗[/red]"
+  if error.relative <= tolerance:
+    return Text(text)
+  return Text(f"{text} ✗", style="red")
 
 
 def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
@@ -180,7 +183,6 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
     f"explicit gradients {'agree' if passed else 'DISAGREE'}: tolerance "
     f"{AUTODIFF} against autodiff, {DIFFERENCES} against central differences"
     f"{f'; planted: {planted}, scaled by 1.01' if planted else ''}",
-    highlight=False,
   )
   return passed
 
@@ -188,7 +190,7 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
 def main() -> int:
   """Read the flags, check and print."""
   jax.config.update("jax_enable_x64", True)
-  passed = run(CORPUS.value, PLANT.value, SEED.value, Console())
+  passed = run(CORPUS.value, PLANT.value, SEED.value, plain_console())
   return 0 if passed else 1
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
+from rich.console import Console
 
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
 
@@ -36,6 +37,11 @@ def launch(main: Callable[[], int | None]) -> None:
       return _fail("interrupted", INTERRUPTED)
 
   app.run(guarded)
+
+
+def plain_console() -> Console:
+  """Return a console that prints text as it is: no [markup], no :emoji:."""
+  return Console(markup=False, emoji=False, highlight=False)
 
 
 def finite(flag: flags.FlagHolder) -> flags.FlagHolder:

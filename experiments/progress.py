@@ -61,6 +61,4 @@ class TrainingBar:
       self._shown = now
       pace = (now - self._start) / max(1, step - self._first)
       left = timedelta(seconds=round(pace * (self._total - step)))
-      self._console.print(
-        f"{step}/{self._total}  {text}  {left} left", highlight=False
-      )
+      self._console.print(f"{step}/{self._total}  {text}  {left} left")

@@ -12,6 +12,7 @@ import json
 import shutil
 from datetime import datetime
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +47,7 @@ def create(config: TrainConfig) -> Path:
     ValueError: the folder holds a run, and the configuration does not say
       that it may be overwritten.
   """
-  stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-  folder = Path(config.run or f"runs/{stamp}")
+  folder = Path(config.run) if config.run else _new_folder()
   names = CONFIG, METRICS, SAMPLES, PICTURE, CHECKPOINTS
   present = [folder / name for name in names if (folder / name).exists()]
   if present and not config.overwrite:
@@ -67,6 +67,19 @@ def create(config: TrainConfig) -> Path:
   text = json.dumps(record, indent=2, allow_nan=False)
   (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
   return folder
+
+
+def _new_folder() -> Path:
+  """Make a folder of its own under runs/, named after the time."""
+  stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+  for number in count(1):
+    folder = Path("runs") / (stamp if number == 1 else f"{stamp}-{number}")
+    try:
+      folder.mkdir(parents=True)
+    except FileExistsError:
+      continue
+    return folder
+  raise AssertionError("count has no end")
 
 
 def device_name() -> str:

@@ -29,7 +29,13 @@ from experiments.config import (
   optimizer_config,
 )
 from experiments.journal import Journal
-from experiments.program import INTERRUPTED, Diverged, finite, launch
+from experiments.program import (
+  INTERRUPTED,
+  Diverged,
+  finite,
+  launch,
+  plain_console,
+)
 from experiments.progress import TrainingBar
 from lstm_jax.language import (
   characters,
@@ -88,7 +94,6 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"{streams.tokens_per_epoch:,} tokens per epoch\n"
     f"device      {run_folder.device_name()}\n"
     f"run folder  {folder}",
-    highlight=False,
     soft_wrap=True,
   )
   bar = TrainingBar(console, num_updates)
@@ -143,7 +148,6 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"{folder} holds config.json, metrics.jsonl, loss.png, samples.txt and "
     "checkpoints/; to go on writing:\n"
     f'  python -m experiments.sample --run={folder} --prompt="Shall I"',
-    highlight=False,
     soft_wrap=True,
   )
   return Result(folder, update, nats, bool(requests))
@@ -227,7 +231,7 @@ def _flags() -> list[flags.FlagHolder]:
 def main() -> int:
   """Read the flags and run."""
   config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
-  result = run(config, Console())
+  result = run(config, plain_console())
   return INTERRUPTED if result.interrupted else 0
 
 
