@@ -29,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.config import CELLS, TrainConfig
-from experiments.program import launch, plain_console
+from experiments.program import LARGEST, launch, plain_console
 from lstm_jax.cells import affine
 from lstm_jax.gradcheck import Error, Report, gradcheck
 from lstm_jax.language import (
@@ -204,6 +204,6 @@ if __name__ == "__main__":
     "A term to scale by 1.01, as lstm.do; a name that is none lists them all.",
   )
   SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of weights, inputs and cotangents.", lower_bound=0
+    "seed", 0, "Seed of weights, inputs and cotangents.", 0, LARGEST
   )
   launch(main)

@@ -124,12 +124,11 @@ class Journal:
     temperature: float,
   ) -> None:
     """Draw a sample, print it and add it to samples.txt."""
-    prompt = "\n" if "\n" in vocabulary.symbols else vocabulary.symbols[0]
     tokens = sample(
       model,
       params,
       key,
-      vocabulary.encode(prompt),
+      vocabulary.encode(run_folder.default_prompt(vocabulary)),
       length,
       temperature=temperature,
     )
@@ -142,6 +141,8 @@ class Journal:
   def close(self) -> None:
     """Wait for the checkpoint and draw the curve."""
     self._writer.close()
+    if self.best.update:
+      run_folder.forget_previous(self._folder)
     if (self._folder / run_folder.METRICS).exists():
       draw(self._folder)
 

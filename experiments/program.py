@@ -4,15 +4,18 @@ Exit status: 0 done; 1 a flag that absl refuses, or a check that fails; 2 bad
 input; 3 a loss that is no longer finite; 130 interrupted.
 """
 
+import io
 import logging as standard_logging
 import math
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags, logging
 from rich.console import Console
 
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+LARGEST = 2**31 - 1  # of an integer flag
 
 
 class Diverged(Exception):
@@ -29,14 +32,22 @@ def launch(main: Callable[[], int | None]) -> None:
       if len(argv) > 1:
         raise ValueError(f"unknown argument {argv[1]!r}: flags begin with --")
       return main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
       return _fail(error, BAD_INPUT)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+      return _fail(f"the device refuses: {error or 'out of memory'}", BAD_INPUT)
     except Diverged as error:
       return _fail(error, DIVERGED)
-    except KeyboardInterrupt:
-      return _fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as error:
+      return _fail(error if error.args else "interrupted", INTERRUPTED)
 
-  app.run(guarded)
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="replace")  # ASCII terminals get ? for ×
+  try:
+    app.run(guarded)
+  except UnicodeDecodeError as error:  # of a flagfile
+    sys.exit(_fail(f"a flagfile is not UTF-8: {error}", BAD_INPUT))
 
 
 def plain_console() -> Console:
@@ -59,6 +70,6 @@ def _fail(error: object, status: int) -> int:
   # once more as the interpreter ends.
   sys.unraisablehook = lambda _: None
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-  message = " ".join(str(error).split())
+  message = " ".join(str(error).split())[:500]
   print(f"error: {message}", file=sys.stderr)
   return status

@@ -5,6 +5,7 @@ metrics.jsonl   one JSON object a line: training and held-out losses
 samples.txt     what the model wrote, as it learnt
 loss.png        both losses over updates
 checkpoints/    the parameters of the best held-out loss
+  previous/       what --overwrite replaces, until this run has a checkpoint
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from lstm_jax.training import CheckpointError, read_checkpoint, read_params
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, CHECKPOINTS = "loss.png", "checkpoints"
+PREVIOUS = "previous"
 MODEL_FIELDS = (
   "cell",
   "embedding_size",
@@ -45,18 +47,23 @@ def create(config: TrainConfig) -> Path:
 
   Raises:
     ValueError: the folder holds a run, and the configuration does not say
-      that it may be overwritten.
+      that it may be overwritten; or it holds something else of that name.
   """
   folder = Path(config.run) if config.run else _new_folder()
   names = CONFIG, METRICS, SAMPLES, PICTURE, CHECKPOINTS
   present = [folder / name for name in names if (folder / name).exists()]
+  if present and not _is_run(folder):
+    raise ValueError(
+      f"{folder} holds {present[0].name}, which is not of a run: "
+      "choose another --run"
+    )
   if present and not config.overwrite:
     raise ValueError(
       f"{folder} already holds a run; --overwrite replaces it, "
       "another --run keeps it"
     )
-  for path in present:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  if present:
+    _set_aside(folder, present)
   folder.mkdir(parents=True, exist_ok=True)
   packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
   record = dataclasses.asdict(config) | {
@@ -67,6 +74,37 @@ def create(config: TrainConfig) -> Path:
   text = json.dumps(record, indent=2, allow_nan=False)
   (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
   return folder
+
+
+def _is_run(folder: Path) -> bool:
+  """Return whether the folder's config.json is one that `create` wrote."""
+  try:
+    record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return False
+  return isinstance(record, dict) and set(MODEL_FIELDS) <= set(record)
+
+
+def _set_aside(folder: Path, present: list[Path]) -> None:
+  """Move a run into `previous`, until the run that replaces it has succeeded.
+
+  A run that never reached a checkpoint does not take the place of one that did.
+  """
+  previous = folder / PREVIOUS
+  steps = (folder / CHECKPOINTS).glob("*")
+  if previous.exists() and not any(path.name.isdigit() for path in steps):
+    for path in present:
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return
+  shutil.rmtree(previous, ignore_errors=True)
+  previous.mkdir()
+  for path in present:
+    path.rename(previous / path.name)
+
+
+def forget_previous(folder: Path) -> None:
+  """Delete the run that `create` set aside, if any."""
+  shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
 
 
 def _new_folder() -> Path:
@@ -98,6 +136,11 @@ def describe(config: TrainConfig, vocabulary: Vocabulary) -> dict[str, Any]:
   """Return what a checkpoint must say for its model to be made again."""
   fields = {name: getattr(config, name) for name in MODEL_FIELDS}
   return {"model": fields, "vocabulary": vocabulary.symbols}
+
+
+def default_prompt(vocabulary: Vocabulary) -> str:
+  """Return a line end, or the first character where there is none."""
+  return "\n" if "\n" in vocabulary.symbols else vocabulary.symbols[0]
 
 
 class Trained(NamedTuple):

@@ -13,14 +13,16 @@ import jax
 from absl import flags
 
 from experiments import run_folder
-from experiments.program import finite, launch
+from experiments.program import LARGEST, finite, launch
 from lstm_jax.language import sample
 
 
 def _flags() -> list[flags.FlagHolder]:
   return [
     flags.DEFINE_string("run", None, "Folder of the run.", required=True),
-    flags.DEFINE_string("prompt", "\n", "The text to continue."),
+    flags.DEFINE_string(
+      "prompt", None, "The text to continue; a line end if not given."
+    ),
     flags.DEFINE_integer("length", 400, "Characters to write.", lower_bound=1),
     finite(
       flags.DEFINE_float(
@@ -43,13 +45,13 @@ def _flags() -> list[flags.FlagHolder]:
       )
     ),
     flags.DEFINE_integer("num_samples", 1, "How many samples.", lower_bound=1),
-    flags.DEFINE_integer("seed", 0, "Equal seed, equal text.", lower_bound=0),
+    flags.DEFINE_integer("seed", 0, "Equal seed, equal text.", 0, LARGEST),
   ]
 
 
 def run(
   run: str,
-  prompt: str,
+  prompt: str | None,
   length: int,
   temperature: float,
   top_k: int,
@@ -64,6 +66,10 @@ def run(
       a character that the model does not know, or a number is out of range.
   """
   trained = run_folder.load(Path(run))
+  if prompt is None:
+    prompt = run_folder.default_prompt(trained.vocabulary)
+  if not prompt:
+    raise ValueError("the prompt must have at least one character")
   tokens = sample(
     trained.model,
     trained.params,
@@ -85,7 +91,7 @@ def main() -> None:
   for number, text in enumerate(texts, start=1):
     if len(texts) > 1:
       print(f"=== sample {number} ===")
-    sys.stdout.write(f"{options['prompt']}{text}\n")
+    sys.stdout.write(f"{options['prompt'] or ''}{text}\n")
 
 
 if __name__ == "__main__":

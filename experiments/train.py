@@ -10,6 +10,7 @@ way and keeps the best so far. experiments/program.py lists the exit statuses.
 """
 
 import math
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from experiments.config import (
 from experiments.journal import Journal
 from experiments.program import (
   INTERRUPTED,
+  LARGEST,
   Diverged,
   finite,
   launch,
@@ -54,6 +56,7 @@ from lstm_jax.training import (
 )
 
 EARLY = 10, 30  # updates after which to look as well: the most happens there
+OPENING = "Shall I"  # the prompt that the run suggests at its end
 FINAL_LENGTH = 1000  # characters of the last sample
 
 
@@ -81,7 +84,7 @@ def run(config: TrainConfig, console: Console) -> Result:
   model = language_model(model_config(config, vocabulary.size))
   rule = make_optimizer(optimizer_config(config), num_updates)
   key_init, key_samples = jax.random.split(jax.random.key(config.seed))
-  params = model.init(key_init)
+  params = jax.block_until_ready(model.init(key_init))  # or out of memory
   folder = run_folder.create(config)
 
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -131,14 +134,17 @@ def run(config: TrainConfig, console: Console) -> Result:
           journal.resume()
         if requests:
           break
-  except Diverged as error:
+  except (Diverged, KeyboardInterrupt) as error:
     update = journal.best.update
     kept = f"the checkpoint of update {update}" if update else "no checkpoint"
-    raise Diverged(f"{error}; {kept} is kept in {folder}") from None
+    reason = error if isinstance(error, Diverged) else "interrupted"
+    raise type(error)(f"{reason}; {kept} is kept in {folder}") from None
   finally:
     journal.close()
 
   nats, update, best_params = journal.best
+  known = set(OPENING) <= set(vocabulary.symbols)
+  prompt = f'--prompt="{OPENING}"' if known else ""
   title = f"the best, of update {update}: {nats:.4f} nats per character"
   write(title, params=best_params, key=key_samples, length=FINAL_LENGTH)
   console.print(
@@ -147,7 +153,7 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"{journal.seconds:.0f} s of training\n"
     f"{folder} holds config.json, metrics.jsonl, loss.png, samples.txt and "
     "checkpoints/; to go on writing:\n"
-    f'  python -m experiments.sample --run={folder} --prompt="Shall I"',
+    f"  python -m experiments.sample --run={shlex.quote(str(folder))} {prompt}",
     soft_wrap=True,
   )
   return Result(folder, update, nats, bool(requests))
@@ -176,7 +182,7 @@ def _flags() -> list[flags.FlagHolder]:
 
   def integer(name, text, low=1):
     value = getattr(default, name)
-    return flags.DEFINE_integer(name, value, text, lower_bound=low)
+    return flags.DEFINE_integer(name, value, text, low, LARGEST)
 
   def number(name, text, low=0.0):
     value = getattr(default, name)

@@ -92,7 +92,8 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
   cases = {
     ("train", "verse"): (2, "error: unknown argument 'verse'"),
     ("train", "--corpus=nowhere.txt"): (2, "error: corpus nowhere.txt cannot"),
-    ("train", "--hidden_size=0"): (1, "0 is not a positive integer"),
+    ("train", "--embedding_size=2000000000"): (2, "error: the device refuses"),
+    ("train", "--hidden_size=0"): (1, "0 is not an integer in the range [1, "),
     ("train", "--learning_rate=nan"): (1, "must be a finite number"),
     ("train", "--hiden_size=3"): (1, "Unknown command line flag 'hiden_size'"),
     ("sample", f"--run={tmp_path}"): (2, "holds no checkpoint"),

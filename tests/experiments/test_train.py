@@ -12,6 +12,7 @@ from experiments.program import Diverged
 from experiments.sample import run as write
 from lstm_jax import lstm
 from lstm_jax.language import read_text, split, stateful_loss
+from tests.draws import worst
 from tests.experiments.conftest import VERSE
 
 SAMPLE = {
@@ -97,7 +98,7 @@ def test_sample_continues_from_a_run(config, console):
   assert greedy[0] == greedy[1]
   with pytest.raises(ValueError, match="character 'é' at position 2 is not in"):
     write(str(folder), **SAMPLE | {"prompt": "Thé"})
-  with pytest.raises(ValueError, match="prompt must be"):
+  with pytest.raises(ValueError, match="the prompt must have at least one"):
     write(str(folder), **SAMPLE | {"prompt": ""})
 
 
@@ -112,6 +113,39 @@ def test_a_folder_with_a_run_is_refused_and_left_alone(config, console):
   train.run(dataclasses.replace(config, overwrite=True, seed=3), console)
   assert keep.read_text() == "mine"
   assert json.loads((folder / "config.json").read_text())["seed"] == 3
+
+
+def test_a_run_is_replaced_only_by_one_that_reached_a_checkpoint(
+  config, console
+):
+  folder = train.run(config, console).folder
+  params = run_folder.load(folder).params
+  bad = dataclasses.replace(
+    config,
+    overwrite=True,
+    optimizer="sgd",
+    learning_rate=1e38,
+    warmup=0,
+    clip_norm=0.0,
+  )
+  for _ in range(2):  # a second failure does not push out what is kept
+    with pytest.raises(Diverged, match="no checkpoint is kept"):
+      train.run(bad, console)
+    kept = run_folder.load(folder / "previous").params
+    assert worst(kept, params) == 0
+  train.run(dataclasses.replace(config, overwrite=True, seed=5), console)
+  assert not (folder / "previous").exists()
+  assert worst(run_folder.load(folder).params, params) > 0
+
+
+def test_files_that_are_not_of_a_run_are_left_alone(config, console):
+  folder = Path(config.run)
+  folder.mkdir()
+  (folder / "config.json").write_text('{"name": "somebody else"}')
+  for overwrite in (False, True):
+    with pytest.raises(ValueError, match=r"config.json, which is not of a run"):
+      train.run(dataclasses.replace(config, overwrite=overwrite), console)
+  assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(
