@@ -5,7 +5,7 @@
 A whole Adam update of an LSTM language model over characters: this project,
 the same forward under autodiff, Flax, Haiku, Equinox and PyTorch. All begin
 with the same weights and must report the same first losses; then they are timed
-in turn, round after round, so that a busy moment hits all of them. Printed and
+round after round, so that a busy moment hits all of them. Printed and
 saved: median and quartiles, the ratio to ours, the first call (which compiles)
 apart. A peer that is faster is printed as faster; one that is not installed is
 left out and named.
@@ -68,12 +68,17 @@ def prepare(problem: Problem) -> tuple[dict[str, Step], dict[str, float]]:
 
 
 def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-  """Return the seconds of each step, one a round, all peers in every round."""
+  """Return the seconds of each step, one a round, all peers in every round.
+
+  Each round has an order of its own: caches and spinning threads that one peer
+  leaves behind must not always meet the same next one.
+  """
   seconds: dict[str, list[float]] = {name: [] for name in steps}
+  draw = np.random.default_rng(0)
   for _ in range(rounds):
-    for name, step in steps.items():
+    for name in draw.permutation(list(steps)):
       start = time.perf_counter()
-      step()
+      steps[name]()
       seconds[name].append(time.perf_counter() - start)
   return seconds
 
