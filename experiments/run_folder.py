@@ -5,7 +5,7 @@ metrics.jsonl   one JSON object a line: training and held-out losses
 samples.txt     what the model wrote, as it learnt
 loss.png        both losses over updates
 checkpoints/    the parameters of the best held-out loss
-  previous/       what --overwrite replaces, until this run has a checkpoint
+previous/       what --overwrite replaces, until this run has a checkpoint
 """
 
 import dataclasses

@@ -112,17 +112,15 @@ def gradcheck(
   """
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
-  shapes = [
-    [y.shape for y in jax.tree.leaves(jax.eval_shape(f, x))]
-    for f in (explicit, autodiff)
-  ]
+  outputs = [jax.eval_shape(f, x) for f in (explicit, autodiff)]
+  shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]
   if shapes[0] != shapes[1]:
     raise ValueError(f"the outputs differ: {shapes[0]} and {shapes[1]}")
   # NumPy draws: nothing here is traced, and JAX would compile every shape.
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   v = jax.tree.map(
     lambda y: jnp.asarray(draw.standard_normal(y.shape), y.dtype),
-    jax.eval_shape(autodiff, x),
+    outputs[1],
   )
 
   def scalar(f, flat):
