@@ -3,11 +3,14 @@
 import math
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.language import ModelConfig
 from lstm_jax.training import OptimizerConfig
 from lstm_jax.training.optimizer import Rule, Schedule
 
+COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 CELLS = {"lstm": lstm, "gru": gru, "rnn": rnn}
 
 
@@ -29,6 +32,7 @@ class TrainConfig:
   num_layers: int = 1
   init_std: float = 0.0
   readout_std: float = 0.0
+  compute_dtype: str = "float32"
   num_streams: int = 32
   num_steps: int = 64
   num_epochs: int = 20
@@ -49,6 +53,11 @@ class TrainConfig:
         raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
     if not 0 <= self.temperature < math.inf:
       raise ValueError(f"temperature must be ≥ 0, got {self.temperature}")
+    if self.compute_dtype not in COMPUTE_DTYPES:
+      raise ValueError(
+        f"compute_dtype must be in {list(COMPUTE_DTYPES)}, "
+        f"got {self.compute_dtype!r}"
+      )
     if self.cell not in CELLS:
       raise ValueError(f"cell must be in {list(CELLS)}, got {self.cell!r}")
 
@@ -63,6 +72,7 @@ def model_config(config: TrainConfig, vocabulary_size: int) -> ModelConfig:
     num_layers=config.num_layers,
     init_std=config.init_std or None,
     readout_std=config.readout_std or None,
+    compute_dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
 
 

@@ -25,6 +25,7 @@ from rich.console import Console
 from experiments import run_folder
 from experiments.config import (
   CELLS,
+  COMPUTE_DTYPES,
   TrainConfig,
   model_config,
   optimizer_config,
@@ -215,6 +216,12 @@ def _flags() -> list[flags.FlagHolder]:
     number(
       "readout_std",
       "Deviation of the readout's initial weights; 0 for 1/√hidden_size.",
+    ),
+    choice(
+      "compute_dtype",
+      list(COMPUTE_DTYPES),
+      "What products read their operands in; sums, weights, states and "
+      "gradients stay float32.",
     ),
     integer("num_streams", "Streams of text read in parallel (batch size)."),
     integer("num_steps", "Characters of a stream in one update."),

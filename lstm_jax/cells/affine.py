@@ -10,19 +10,17 @@ a batch, and a whole sequence. An integer x stands for its one-hot row: x W is
 then row x of W (a gather), and Σ xᵀ da adds the rows of da that share a token.
 
 Precision: the operands of a product have the dtype of its weights, and it
-accumulates in float32 or wider; every result has that wider dtype, and a
-gradient is cast to the dtype of its primal once, at the end.
+accumulates in float32 or wider. Every result has that wider dtype, gradients
+too: who asked for them casts them to the dtype of their primals, once.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from lstm_jax.cells.precision import wide, wider
-
-# Up to this many rows the gather's transpose is a one-hot product, and beyond
-# it a scatter. Not tuned: on two Zen 4 cores (4,096 tokens, K 2048, float32,
-# jax 0.10.2) a scatter took 4 ms against 12 at 65 rows, 13 against 93 at 1024.
-ONE_HOT_ROWS = 1024
+from lstm_jax.cells.precision import cast_like, lower, wide, wider
 
 
 def is_token(x: jax.Array) -> bool:
@@ -34,6 +32,11 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
   """Return x W, [..., K], for x [..., D] and w [D, K]."""
   x = x.astype(w.dtype)
   return jnp.matmul(x, w, preferred_element_type=wider(w.dtype))
+
+
+def once(x: jax.Array) -> jax.Array:
+  """Return x, computed once: XLA may not repeat it in what consumes it."""
+  return lax.optimization_barrier(x)
 
 
 def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
@@ -74,9 +77,9 @@ def total(da: jax.Array) -> jax.Array:
 
 
 def affine_backward(
-  x: jax.Array, w: jax.Array, b: jax.Array, da: jax.Array
+  x: jax.Array, w: jax.Array, da: jax.Array
 ) -> tuple[jax.Array | None, jax.Array, jax.Array]:
-  """Return (dx, dW, db), the cotangents of `affine(x, w, b)`'s inputs.
+  """Return (dx, dW, db), the cotangents of the inputs of x W + b.
 
   Tokens have no cotangent: their dx is None.
   """
@@ -84,32 +87,42 @@ def affine_backward(
   if is_token(x):
     dx, dw = None, _token_gradient(x, w, da)
   else:
-    dx, dw = product(da, w.T).astype(x.dtype), outer(x, da, w.dtype)
-  return dx, dw.astype(w.dtype), db.astype(b.dtype)
+    dx, dw = product(da, w.T), outer(x, da, w.dtype)
+  return dx, dw, db
 
 
 def _token_gradient(x: jax.Array, w: jax.Array, da: jax.Array) -> jax.Array:
   """Return dW, [D, K], from tokens x [...]: the sum of each token's rows."""
   x = x.astype(jnp.int32)  # a narrow integer cannot count the rows of W
-  if w.shape[0] <= ONE_HOT_ROWS:
-    rows = jax.nn.one_hot(x, w.shape[0], dtype=w.dtype)
-    return outer(rows, da, w.dtype)
   return jnp.zeros(w.shape, wider(w.dtype)).at[x].add(wide(da))
 
 
-@jax.custom_vjp
-def linear(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
-  """Return `affine(x, w, b)`, with `affine_backward` as its gradient."""
-  return affine(x, w, b)
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def linear(
+  x: jax.Array,
+  w: jax.Array,
+  b: jax.Array,
+  compute_dtype: jnp.dtype | None = None,
+) -> jax.Array:
+  """Return `affine(x, w, b)`, with `affine_backward` as its gradient.
+
+  Args:
+    x: as in `affine`.
+    w: as in `affine`.
+    b: as in `affine`.
+    compute_dtype: of the products' operands; None for that of w.
+  """
+  return affine(x, lower(w, compute_dtype), b)
 
 
-def _linear_forward(x, w, b):
-  return affine(x, w, b), (x, w, b)
+def _linear_forward(x, w, b, compute_dtype):
+  return linear(x, w, b, compute_dtype), (x, w, b)
 
 
-def _linear_backward(residuals, da):
+def _linear_backward(compute_dtype, residuals, da):
   x, w, b = residuals
-  return affine_backward(x, w, b, da)
+  dx, dw, db = affine_backward(x, lower(w, compute_dtype), da)
+  return cast_like((dx, dw, db), (None if dx is None else x, w, b))
 
 
 linear.defvjp(_linear_forward, _linear_backward)

@@ -58,7 +58,7 @@ class Cell(Protocol):
   def parameter_gradients(
     self,
   ) -> Callable[..., tuple[Params, jax.Array | None]]:
-    """(params, x, h, tape, d_projected) -> (d_params, d_x)."""
+    """(params, x, h, tape, d_projected) -> (d_params, d_x), not yet cast."""
 
   @property
   def forward(self) -> Callable[[Params, State, jax.Array], tuple[State, Any]]:
@@ -105,7 +105,8 @@ def one_step(
     params, x, h, tape = residuals
     d_before, da = recur_backward(params, tape, wide(d_state))
     d_params, dx = parameter_gradients(params, x, h, tape, da)
-    return d_params, cast_like(d_before, d_state), dx
+    dx = None if dx is None else dx.astype(x.dtype)
+    return cast_like(d_params, params), cast_like(d_before, d_state), dx
 
   @jax.custom_vjp
   def step(params: Params, state: State, x: jax.Array) -> State:

@@ -40,6 +40,7 @@ from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
 from lstm_jax.cells.affine import (
   affine,
   affine_backward,
+  once,
   outer,
   product,
   total,
@@ -72,8 +73,7 @@ class GRUTape(NamedTuple):
   """What the recurrence keeps for its backward."""
 
   h: jax.Array  # [..., H], before the step
-  r: jax.Array  # [..., H]
-  z: jax.Array  # [..., H]
+  gates: jax.Array  # [..., 2H], r, z
   n: jax.Array  # [..., H]
   s: jax.Array  # [..., H]
 
@@ -87,22 +87,24 @@ def recur(
   params: GRUParams, state: GRUState, ax: jax.Array
 ) -> tuple[GRUState, GRUTape]:
   """Advance the state, given the projected input ax [..., 3H]."""
-  xr, xz, xn = jnp.split(ax, 3, axis=-1)
-  ur, uz, un = jnp.split(product(state.h, params.w_h), 3, axis=-1)
+  split = 2 * state.h.shape[-1]
+  x_gates, xn = jnp.split(ax, [split], axis=-1)
+  u_gates, un = jnp.split(product(state.h, params.w_h), [split], axis=-1)
   h = wide(state.h)
-  r = sigmoid(xr + ur)
-  z = sigmoid(xz + uz)
+  gates = once(sigmoid(x_gates + u_gates))
+  r, z = jnp.split(gates, 2, axis=-1)
   s = un + jnp.broadcast_to(wide(params.b_n), un.shape)
   n = tanh(xn + r * s)
   h_next = (1 - z) * n + z * h
-  return cast_like(GRUState(h_next), state), GRUTape(h, r, z, n, s)
+  return cast_like(GRUState(h_next), state), GRUTape(h, gates, n, s)
 
 
 def recur_backward(
   params: GRUParams, tape: GRUTape, d_state: GRUState
 ) -> tuple[GRUState, jax.Array]:
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
-  h, r, z, n, s = tape
+  h, gates, n, s = tape
+  r, z = jnp.split(gates, 2, axis=-1)
   (dh_next,) = d_state
   dn = dh_next * (1 - z)
   dz = dh_next * (h - n)
@@ -111,7 +113,7 @@ def recur_backward(
   dar = dr * dsigmoid(r)
   daz = dz * dsigmoid(z)
   da = jnp.concatenate([dar, daz, dan], axis=-1)
-  du = _through_reset(tape, da)
+  du = once(_through_reset(tape, da))
   dh = dh_next * z + product(du, params.w_h.T)
   return GRUState(dh), da
 
@@ -122,16 +124,17 @@ def parameter_gradients(
   """Return (d_params, dx), summed over every leading axis of da [..., 3H]."""
   du = _through_reset(tape, da)
   ds = du[..., -params.b_n.shape[0] :]
-  dx, dw_x, db = affine_backward(x, params.w_x, params.b, da)
-  dw_h = outer(h, du, params.w_h.dtype).astype(params.w_h.dtype)
-  db_n = total(ds).astype(params.b_n.dtype)
+  dx, dw_x, db = affine_backward(x, params.w_x, da)
+  dw_h = outer(h, du, params.w_h.dtype)
+  db_n = total(ds)
   return GRUParams(dw_x, dw_h, db, db_n), dx
 
 
 def _through_reset(tape: GRUTape, da: jax.Array) -> jax.Array:
   """Return du = [daᵣ, da_z, ds] from da: the cotangent of h W_h."""
   dar, daz, dan = jnp.split(da, 3, axis=-1)
-  ds = dan * tape.r
+  r, _ = jnp.split(tape.gates, 2, axis=-1)
+  ds = dan * r
   return jnp.concatenate([dar, daz, ds], axis=-1)
 
 

@@ -37,9 +37,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
-from lstm_jax.cells.affine import affine, affine_backward, outer, product
+from lstm_jax.cells.activations import dsigmoid, dtanh, tanh
+from lstm_jax.cells.affine import (
+  affine,
+  affine_backward,
+  once,
+  outer,
+  product,
+)
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
   check_sizes,
@@ -67,11 +74,8 @@ class LSTMState(NamedTuple):
 class LSTMTape(NamedTuple):
   """What the recurrence keeps for its backward."""
 
+  gates: jax.Array  # [..., 4H], i, f, g, o
   c: jax.Array  # [..., H], before the step
-  i: jax.Array  # [..., H]
-  f: jax.Array  # [..., H]
-  g: jax.Array  # [..., H]
-  o: jax.Array  # [..., H]
   tanh_c: jax.Array  # [..., H], after the step
 
 
@@ -84,22 +88,29 @@ def recur(
   params: LSTMParams, state: LSTMState, ax: jax.Array
 ) -> tuple[LSTMState, LSTMTape]:
   """Advance the state, given the projected input ax [..., 4H]."""
-  a = ax + product(state.h, params.w_h)
-  ai, af, ag, ao = jnp.split(a, 4, axis=-1)
-  i, f, g, o = sigmoid(ai), sigmoid(af), tanh(ag), sigmoid(ao)
+  gates = once(_activate(ax + product(state.h, params.w_h)))
+  i, f, g, o = jnp.split(gates, 4, axis=-1)
   c = wide(state.c)
   c_next = f * c + i * g
   tanh_c = tanh(c_next)
   h_next = o * tanh_c
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  return state_next, LSTMTape(c, i, f, g, o, tanh_c)
+  return state_next, LSTMTape(gates, c, tanh_c)
+
+
+def _activate(a: jax.Array) -> jax.Array:
+  """Return σ(aᵢ), σ(a_f), tanh(a_g), σ(aₒ) of a [..., 4H], by one tanh."""
+  scales = np.repeat([0.5, 0.5, 1, 0.5], a.shape[-1] // 4)
+  k = jnp.expand_dims(jnp.asarray(scales, a.dtype), range(a.ndim - 1))
+  return (1 - k) + k * tanh(k * a)  # σ(a) = ½ + ½ tanh(a/2)
 
 
 def recur_backward(
   params: LSTMParams, tape: LSTMTape, d_state: LSTMState
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
-  c, i, f, g, o, tanh_c = tape
+  gates, c, tanh_c = tape
+  i, f, g, o = jnp.split(gates, 4, axis=-1)
   dh_next, dc_next = d_state
   do = dh_next * tanh_c
   dc_sum = dc_next + dh_next * o * dtanh(tanh_c)
@@ -110,7 +121,7 @@ def recur_backward(
   daf = df * dsigmoid(f)
   dag = dg * dtanh(g)
   dao = do * dsigmoid(o)
-  da = jnp.concatenate([dai, daf, dag, dao], axis=-1)
+  da = once(jnp.concatenate([dai, daf, dag, dao], axis=-1))
   dh = product(da, params.w_h.T)
   dc = dc_sum * f
   return LSTMState(dh, dc), da
@@ -125,8 +136,8 @@ def parameter_gradients(
 ) -> tuple[LSTMParams, jax.Array | None]:
   """Return (d_params, dx), summed over every leading axis of da [..., 4H]."""
   del tape  # the product h W_h enters a as it is
-  dx, dw_x, db = affine_backward(x, params.w_x, params.b, da)
-  dw_h = outer(h, da, params.w_h.dtype).astype(params.w_h.dtype)
+  dx, dw_x, db = affine_backward(x, params.w_x, da)
+  dw_h = outer(h, da, params.w_h.dtype)
   return LSTMParams(dw_x, dw_h, db), dx
 
 

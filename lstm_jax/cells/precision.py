@@ -21,3 +21,10 @@ def wide(tree: Tree) -> Tree:
 def cast_like(tree: Tree, reference: Tree) -> Tree:
   """Return tree with each array in the dtype of its peer in reference."""
   return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, reference)
+
+
+def lower(tree: Tree, dtype: jnp.dtype | None) -> Tree:
+  """Return tree with its matrices in dtype; as it is where dtype is None."""
+  if dtype is None:
+    return tree
+  return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, tree)

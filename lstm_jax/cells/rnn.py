@@ -23,7 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import dtanh, tanh
-from lstm_jax.cells.affine import affine, affine_backward, outer, product
+from lstm_jax.cells.affine import (
+  affine,
+  affine_backward,
+  once,
+  outer,
+  product,
+)
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
   check_sizes,
@@ -72,7 +78,7 @@ def recur_backward(
 ) -> tuple[RNNState, jax.Array]:
   """Return (d_state before the step, da [..., H]) from d_state after it."""
   (dh_next,) = d_state
-  da = dh_next * dtanh(tape.h_next)
+  da = once(dh_next * dtanh(tape.h_next))
   dh = product(da, params.w_h.T)
   return RNNState(dh), da
 
@@ -82,8 +88,8 @@ def parameter_gradients(
 ) -> tuple[RNNParams, jax.Array | None]:
   """Return (d_params, dx), summed over every leading axis of da [..., H]."""
   del tape  # the product h W_h enters a as it is
-  dx, dw_x, db = affine_backward(x, params.w_x, params.b, da)
-  dw_h = outer(h, da, params.w_h.dtype).astype(params.w_h.dtype)
+  dx, dw_x, db = affine_backward(x, params.w_x, da)
+  dw_h = outer(h, da, params.w_h.dtype)
   return RNNParams(dw_x, dw_h, db), dx
 
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from lstm_jax.cells import lstm
 from lstm_jax.cells.affine import affine, linear
 from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.precision import lower
 from lstm_jax.language import loss as losses
 from lstm_jax.sequence.stack import unroll_stack
 from lstm_jax.sequence.unroll import Rule
@@ -47,6 +48,8 @@ class ModelConfig:
       forget gate too.
     readout_std: deviation of the readout's initial weights; None for 1/√H.
     dtype: of the parameters.
+    compute_dtype: of the products' operands, such as `jnp.bfloat16`; None for
+      that of the parameters. Sums, states and gradients keep their dtypes.
 
   Raises:
     ValueError: a size is below 1, or a deviation is negative.
@@ -60,6 +63,7 @@ class ModelConfig:
   init_std: float | None = None
   readout_std: float | None = None
   dtype: Any = jnp.float32
+  compute_dtype: Any = None
 
   def __post_init__(self):
     sizes = "vocabulary_size", "embedding_size", "hidden_size", "num_layers"
@@ -110,12 +114,17 @@ def language_model(
       embedding, the readout and the loss to JAX as well.
   """
   explicit = vjp != "autodiff"
-  dense = linear if explicit else affine
+  compute_dtype = config.compute_dtype
   nats = (
     losses.cross_entropy
     if explicit
     else lambda logits, targets: losses.forward(logits, targets)[0]
   )
+
+  def dense(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+    if explicit:
+      return linear(x, w, b, compute_dtype)
+    return affine(x, lower(w, compute_dtype), b)
 
   def init(key: jax.Array) -> LanguageParams:
     return _init(config, key)
@@ -134,7 +143,9 @@ def language_model(
     table = dense(params.embedding, lowest.w_x, no_bias)
     lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
     layers = (lowest, *params.layers[1:])
-    state, hs = unroll_stack(config.cell, layers, state, tokens, vjp=vjp)
+    state, hs = unroll_stack(
+      config.cell, layers, state, tokens, vjp=vjp, compute_dtype=compute_dtype
+    )
     return state, dense(hs, params.readout, params.bias)
 
   def loss(

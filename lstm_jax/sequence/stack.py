@@ -7,6 +7,7 @@ large input product of `unroll`.
 """
 
 import jax
+import jax.numpy as jnp
 
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.sequence.unroll import Rule, unroll
@@ -19,6 +20,7 @@ def unroll_stack(
   xs: jax.Array,
   *,
   vjp: Rule = "explicit",
+  compute_dtype: jnp.dtype | None = None,
 ) -> tuple[tuple[State, ...], jax.Array]:
   """Unroll one layer for each of `params`, the lowest first.
 
@@ -28,6 +30,7 @@ def unroll_stack(
     states: the layers' states before the first step.
     xs: inputs of the lowest layer, [T, ..., D], or tokens [T, ...].
     vjp: whose gradient, as in `unroll`.
+    compute_dtype: of the products' operands, as in `unroll`.
 
   Returns:
     (states, hs): every layer's last state, and the top layer's outputs.
@@ -43,6 +46,8 @@ def unroll_stack(
     )
   last = []
   for layer, state in zip(params, states, strict=True):
-    state, xs = unroll(cell, layer, state, xs, vjp=vjp)
+    state, xs = unroll(
+      cell, layer, state, xs, vjp=vjp, compute_dtype=compute_dtype
+    )
     last.append(state)
   return tuple(last), xs

@@ -7,13 +7,14 @@ Forward, for t = 1 … T               Backward, for t = T … 1
 
 The loop forward holds only what has memory, and the loop backward carries only
 the state's cotangent: the input product, each weight gradient and the inputs'
-cotangents are one product each, over all T·B rows. Autodiff of a scan does all
+cotangents are one product each, over all T·B rows (a token's row of W_x is read
+in the loop: there is nothing to multiply). Autodiff of a scan does all
 of these step by step, and adds up the weight gradients in the loop's carry.
 
 Memory kept for the backward, in numbers: the tape and hs, which is T·B·H times
 7 for the LSTM, 6 for the GRU and 2 for the RNN. The backward adds, in T·B·H,
-daₜ (4, 3 and 1), hs shifted by one step (1) and the GRU's du (3); and for
-tokens out of D ≤ 1024 their one-hot rows, T·B·D.
+daₜ (4, 3 and 1), hs shifted by one step (1) and the GRU's du (3); vectors add
+their projections to the forward (4, 3 and 1).
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import lstm
@@ -31,8 +32,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lstm_jax.cells.affine import is_token, once
 from lstm_jax.cells.cell import Cell, Params, State, Tape, check_inputs
-from lstm_jax.cells.precision import cast_like, wide
+from lstm_jax.cells.precision import cast_like, lower, wide
 
 Rule = Literal["explicit", "step", "autodiff"]
 
@@ -54,6 +56,7 @@ def unroll(
   xs: jax.Array,
   *,
   vjp: Rule = "explicit",
+  compute_dtype: jnp.dtype | None = None,
 ) -> tuple[State, jax.Array]:
   """Apply `cell` to each of xs in turn.
 
@@ -74,6 +77,9 @@ def unroll(
     vjp: whose gradient. "explicit": the derivation above. "step": the cell's
       own, scanned by JAX. "autodiff": JAX's, of the same forward; the only
       one that also has a forward mode (`jvp`, `linearize`).
+    compute_dtype: of the products' operands, such as `jnp.bfloat16`; None for
+      that of the weights. Sums, states and gradients keep their dtypes. Under
+      another rule than "explicit" JAX adds up the weights' gradients in it.
 
   Returns:
     (state, hs): the state after the last step, and the outputs [T, ..., H].
@@ -84,7 +90,8 @@ def unroll(
   """
   _check(params, state, xs)
   if vjp == "explicit":
-    return _unroll(cell, params, state, xs)
+    return _unroll(cell, compute_dtype, params, state, xs)
+  params = lower(params, compute_dtype)
   if vjp == "step":
     step = cell.step
   elif vjp == "autodiff":
@@ -101,39 +108,59 @@ def unroll(
   return lax.scan(body, state, xs)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _unroll(cell, params, state, xs):
-  return _forward(cell, params, state, xs)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _unroll(cell, compute_dtype, params, state, xs):
+  return _forward(cell, compute_dtype, params, state, xs)[0]
 
 
 def _forward(
-  cell: Cell, params: Params, state: State, xs: jax.Array
+  cell: Cell,
+  compute_dtype: jnp.dtype | None,
+  params: Params,
+  state: State,
+  xs: jax.Array,
 ) -> tuple[tuple[State, jax.Array], Residuals]:
-  def body(state, a):
-    state, tape = cell.recur(params, state, a)
+  lowered = lower(params, compute_dtype)
+  tokens = is_token(xs)
+
+  def body(state, x):
+    # A token's row is read where it is needed; vectors have been projected.
+    ax = cell.project(params, x) if tokens else x
+    state, tape = cell.recur(lowered, state, ax)
     return state, (state.h, tape)
 
-  last, (hs, tape) = lax.scan(body, state, cell.project(params, xs))
+  inputs = xs if tokens else cell.project(lowered, xs)
+  last, (hs, tape) = lax.scan(body, state, inputs)
   return (last, hs), Residuals(params, state, xs, hs, tape)
 
 
 def _backward(
-  cell: Cell, residuals: Residuals, cotangents: tuple[State, jax.Array]
+  cell: Cell,
+  compute_dtype: jnp.dtype | None,
+  residuals: Residuals,
+  cotangents: tuple[State, jax.Array],
 ) -> tuple[Params, State, Any]:
   params, state, xs, hs, tape = residuals
+  lowered = lower(params, compute_dtype)
   d_last, dhs = cotangents
+
+  # W_hᵀ is laid out once: XLA's products on the CPU read a right operand that
+  # is transposed a quarter more slowly, and in float32 where it is bfloat16.
+  w_h_transposed = once(lowered.w_h.T)
 
   def body(d_state, inputs):
     tape, dh = inputs
     d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
-    d_before, da = cell.recur_backward(params, tape, d_after)
+    weights = lowered._replace(w_h=w_h_transposed.T)
+    d_before, da = cell.recur_backward(weights, tape, d_after)
     return cast_like(d_before, d_state), da
 
   # Carried in float32 or wider: T roundings to bfloat16 would add up.
   d_state, das = lax.scan(body, wide(d_last), (tape, dhs), reverse=True)
   hs_before = jnp.concatenate([state.h[None], hs[:-1]])
-  d_params, dxs = cell.parameter_gradients(params, xs, hs_before, tape, das)
-  return d_params, cast_like(d_state, state), dxs
+  d_params, dxs = cell.parameter_gradients(lowered, xs, hs_before, tape, das)
+  dxs = None if dxs is None else dxs.astype(xs.dtype)
+  return cast_like(d_params, params), cast_like(d_state, state), dxs
 
 
 _unroll.defvjp(_forward, _backward)

@@ -198,7 +198,7 @@ def test_what_is_kept_for_the_backward_is_what_the_docstring_says(
 ):
   cell = TABLE[name].cell
   args = arguments(cell, key)
-  _, residuals = jax.eval_shape(partial(_forward, cell), *args)
+  _, residuals = jax.eval_shape(partial(_forward, cell, None), *args)
   kept = jax.tree.leaves((residuals.hs, residuals.tape))
   assert sum(leaf.size for leaf in kept) == count * T * B * H
 
@@ -282,3 +282,20 @@ def test_numpy_inputs_are_inputs(key):
     )
     == 0
   )
+
+
+@CELLS
+def test_bfloat16_products_cost_a_bounded_error_and_no_dtype(cell, key):
+  exact = arguments(cell, key, steps=31, hidden=48)
+  exact = jax.tree.map(lambda x: x / 8, exact)  # nothing that saturates
+  args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
+  f = weighed(partial(unroll, cell, compute_dtype=jnp.bfloat16), key)
+  gradients = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
+  _, references = gradient(cell, "autodiff", key, exact)
+  for primal, a, b in zip(
+    *map(jax.tree.leaves, (args, gradients, references)), strict=True
+  ):
+    assert a.dtype == primal.dtype
+    a, b = np.asarray(a), np.asarray(b)
+    error = np.linalg.norm(a - b) / np.linalg.norm(b)
+    assert 1e-5 < error < 2e-2  # float32 has 1e-6, a bfloat16 rounding 4e-3
