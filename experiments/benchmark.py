@@ -1,192 +1,295 @@
-"""Time a language model's training step against other libraries'.
+"""Time this project's layers, models and sampling against other libraries'.
 
   uv run --group bench python -m experiments.benchmark
 
-A whole Adam update of an LSTM language model over characters: this project,
-the same forward under autodiff, Flax, Haiku, Equinox and PyTorch. All begin
-with the same weights and must report the same first losses; then they are timed
-round after round, so that a busy moment hits all of them. Printed and
-saved: median and quartiles, the ratio to ours, the first call (which compiles)
-apart. A peer that is faster is printed as faster; one that is not installed is
-left out and named.
+Everyone begins with the same weights and must first compute the same outputs,
+losses and gradients; then they are timed round after round in one process.
+Printed, drawn and saved: medians and quartiles, the ratio to ours, the time to
+compile, the memory that the compiled program asks for. A peer that is faster is
+printed as faster; one that is not installed, or has no such layer, is left out
+and named.
 """
 
 import json
-import platform
-import time
-from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
-from experiments.peers import PEERS, Problem, Step, installed
+from experiments import benchmark_plot
+from experiments.config import CELLS
+from experiments.peers import memory, models, original, samplers, sequences
 from experiments.program import launch, plain_console
-from lstm_jax.language import ModelConfig, language_model
+from experiments.timing import compare, environment
 
-CHECKED = 5  # updates whose losses must agree
-TOLERANCE = 1e-5  # of those losses, relative; float32 and other orders of sums
-
-
-def make_problem(
-  hidden: int, steps: int, batch: int, layers: int, vocabulary: int
-) -> Problem:
-  """Return a language-model step of those sizes on random tokens."""
-  config = ModelConfig(
-    vocabulary_size=vocabulary, hidden_size=hidden, num_layers=layers
-  )
-  params = language_model(config).init(jax.random.key(0))
-  draw = np.random.default_rng(0)
-  text = draw.integers(0, vocabulary, (steps + 1, batch)).astype(np.int32)
-  return Problem(config, params, text[:-1], text[1:])
-
-
-def prepare(problem: Problem) -> tuple[dict[str, Step], dict[str, float]]:
-  """Return every peer's step, warm and proven equal, and its first seconds.
-
-  Raises:
-    ValueError: a peer's losses are not ours.
-  """
-  steps, first, losses = {}, {}, {}
-  for name, make in installed().items():
-    steps[name] = make(problem)
-    start = time.perf_counter()
-    losses[name] = [float(steps[name]())]
-    first[name] = time.perf_counter() - start
-    losses[name] += [float(steps[name]()) for _ in range(CHECKED - 1)]
-    if not np.allclose(losses[name], losses["lstm_jax"], rtol=TOLERANCE):
-      raise ValueError(
-        f"{name} computes something else: its losses are {losses[name]}, "
-        f"ours {losses['lstm_jax']}"
-      )
-  return steps, first
-
-
-def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-  """Return the seconds of each step, one a round, all peers in every round.
-
-  Each round has an order of its own: caches and spinning threads that one peer
-  leaves behind must not always meet the same next one.
-  """
-  seconds: dict[str, list[float]] = {name: [] for name in steps}
-  draw = np.random.default_rng(0)
-  for _ in range(rounds):
-    for name in draw.permutation(list(steps)):
-      start = time.perf_counter()
-      steps[name]()
-      seconds[name].append(time.perf_counter() - start)
-  return seconds
+Row = dict[str, Any]  # sizes, the peer, and what was measured
+Cases = Iterator[tuple[list[Row], dict[str, str]]]  # and who is left out
+MEASURED = (
+  "median_ms",
+  "quartiles_ms",
+  "ratio_to_ours",
+  "compile_s",
+  "bytes",
+  "per_second",
+)
+MODEL: Row = {
+  "hidden": 512,
+  "steps": 64,
+  "batch": 32,
+  "layers": 1,
+  "vocabulary": 65,
+  "dtype": "float32",
+}
+MODELS: list[Row] = [
+  *({"hidden": hidden} for hidden in (128, 256, 512, 1024)),
+  *({"hidden": hidden, "dtype": "bfloat16"} for hidden in (512, 1024)),
+  {"layers": 2},
+  {"vocabulary": 10_000},
+]
+LAYER: Row = {"hidden": 256, "steps": 64, "batch": 32}
+LAYERS: list[Row] = [
+  *({"hidden": hidden} for hidden in (32, 128, 256, 512, 1024)),
+  {"hidden": 128, "batch": 1},
+  {"batch": 256},
+  {"steps": 1024},
+]
+SHORT: list[Row] = [{"hidden": h} for h in (128, 256, 512)]  # GRU and RNN
+SAMPLING: list[Row] = [
+  {"hidden": 512, "streams": 1},
+  {"hidden": 512, "streams": 64},
+]
+GROWTH: dict[str, tuple[int, ...]] = {
+  "steps": (16, 64, 256, 1024),
+  "batch": (1, 8, 32, 128),
+  "hidden": (64, 128, 256, 512, 1024),
+  "layers": (1, 2, 4),
+}
+GROWERS = "lstm_jax", "flax linen", "pytorch", "products alone"
 
 
-def run(sizes: dict[str, int], rounds: int) -> list[dict[str, Any]]:
-  """Return a row for each peer at one size, ours first."""
-  steps, first = prepare(make_problem(**sizes))
-  seconds = measure(steps, rounds)
-  ours = float(np.median(seconds["lstm_jax"]))
-  rows = []
-  for name, values in seconds.items():
-    low, median, high = np.percentile(values, [25, 50, 75])
-    rows.append(
-      sizes
-      | {
-        "peer": name,
-        "median_ms": 1e3 * median,
-        "quartiles_ms": [1e3 * low, 1e3 * high],
-        "ratio_to_ours": median / ours,
-        "first_call_s": first[name],
-      }
-    )
-  return rows
+def model_part(
+  cases: list[Row], rounds: int, part: str = "model", names: Any = None
+) -> Cases:
+  """Yield the rows of a language model's whole Adam step, case after case."""
+  makers = models.models()
+  if names:
+    makers = {name: makers[name] for name in names}
+  for case in cases:
+    sizes = MODEL | case
+    rows, missing = compare(makers, rounds, models.make_problem(**sizes))
+    yield [{"part": part} | sizes | row for row in rows], missing
 
 
-def environment() -> dict[str, Any]:
-  """Return what a timing depends on: processor, device and versions."""
-  packages = "jax", "flax", "dm-haiku", "equinox", "torch", "optax"
-  versions: dict[str, str | None] = {}
-  for name in packages:
-    try:
-      versions[name] = version(name)
-    except PackageNotFoundError:
-      versions[name] = None
-  return {
-    "date": datetime.now().date().isoformat(),
-    "python": platform.python_version(),
-    "processor": _processor(),
-    "device": jax.devices()[0].device_kind,
-    "dtype": "float32",
-    "versions": versions,
+def layer_part(cases: list[Row], rounds: int, cells: tuple[str, ...]) -> Cases:
+  """Yield the rows of one layer: outputs alone, and all gradients."""
+  for cell in cells:
+    for case in cases:
+      for backward in (False, True):
+        sizes = LAYER | case
+        problem = sequences.make_problem(cell, backward, **sizes)
+        rows, missing = compare(sequences.sequences(), rounds, problem)
+        title = {"part": "layer", "cell": cell, "backward": backward}
+        yield [title | sizes | row for row in rows], missing
+
+
+def sampling_part(cases: list[Row], rounds: int, length: int = 500) -> Cases:
+  """Yield the rows of writing `length` characters in each stream."""
+  for case in cases:
+    problem = samplers.make_problem(length=length, **case)
+    rows, missing = compare(samplers.samplers(), rounds, problem)
+    characters = 1e3 * length * case["streams"]
+    for row in rows:
+      row["per_second"] = characters / row["median_ms"]
+    yield [{"part": "sampling"} | case | row for row in rows], missing
+
+
+def memory_part(
+  cases: list[Row],
+) -> Cases:
+  """Yield the rows of what all gradients of one LSTM layer need."""
+  for case in cases:
+    rows, missing = memory.compare(LAYER | case)
+    yield [{"part": "memory"} | LAYER | case | row for row in rows], missing
+
+
+def growth_part(growth: dict[str, tuple[int, ...]], rounds: int) -> Cases:
+  """Yield the rows of the model's step as one size grows."""
+  for axis, values in growth.items():
+    cases = [{"hidden": 256, axis: value} for value in values]
+    yield from model_part(cases, rounds, f"growth in {axis}", GROWERS)
+
+
+def original_part(rounds: int, updates: int = 64) -> Cases:
+  """Yield the rows of the original recipe's update: batch 1, hidden 32."""
+  one, several = (original.compiled_program(n) for n in (1, updates))
+  makers = {
+    "lstm_jax": (one, "jax"),
+    f"lstm_jax, {updates} a call": (several, "jax"),
+    "numpy": (original.numpy_program, "numpy"),
   }
+  rows, missing = compare(makers, 10 * rounds)
+  for row in rows:
+    count = updates if "a call" in row["peer"] else 1
+    row["median_ms"] /= count
+    row["quartiles_ms"] = [ms / count for ms in row["quartiles_ms"]]
+    row["ratio_to_ours"] = row["median_ms"] / rows[0]["median_ms"]
+    row["per_second"] = 1e3 * original.STEPS / row["median_ms"]
+  yield [{"part": "original"} | row for row in rows], missing
 
 
-def _processor() -> str:
-  path = Path("/proc/cpuinfo")
-  lines = path.read_text().splitlines() if path.exists() else []
-  names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-  return f"{len(names)} × {names[0]}" if names else platform.processor()
+def table(rows: list[Row]) -> Table:
+  """Return the rows of one case as a table.
 
-
-def table(title: str, rows: list[dict[str, Any]]) -> Table:
-  """Return the rows of one size as a table."""
+  `share` is the part of a step that its products alone would take; `compile` is
+  in seconds.
+  """
+  case = {k: v for k, v in rows[0].items() if k not in (*MEASURED, "peer")}
+  title = ", ".join(
+    str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
+    for k, v in case.items()
+  )
   result = Table(
     title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
   )
-  result.add_column("Adam step", no_wrap=True)
-  for name in ("median ms", "quartiles", "× ours", "first call s"):
-    result.add_column(name, justify="right", no_wrap=True)
+  result.add_column("", no_wrap=True)
+  units = {
+    "median_ms": ("ms", "{:.3g}"),
+    "quartiles_ms": ("quartiles", "{0[0]:.3g} – {0[1]:.3g}"),
+    "ratio_to_ours": ("× ours", "{:.2f}"),
+    "of_products": ("share", "{:.2f}"),
+    "per_second": ("characters/s", "{:,.0f}"),
+    "compile_s": ("compile", "{:.1f}"),
+    "bytes": ("MiB", "{:,.1f}"),
+  }
+  products = {r["peer"]: r.get("median_ms") for r in rows}.get("products alone")
+  rows = [
+    row
+    | {"bytes": row["bytes"] / 2**20 if row.get("bytes") else None}
+    | ({"of_products": products / row["median_ms"]} if products else {})
+    for row in rows
+  ]
+  shown = [k for k in units if any(row.get(k) is not None for row in rows)]
+  for key in shown:
+    result.add_column(units[key][0], justify="right", no_wrap=True)
   for row in rows:
-    low, high = row["quartiles_ms"]
-    result.add_row(
-      row["peer"],
-      f"{row['median_ms']:.2f}",
-      f"{low:.2f} – {high:.2f}",
-      f"{row['ratio_to_ours']:.2f}",
-      f"{row['first_call_s']:.1f}",
+    cells = (
+      units[k][1].format(row[k]) if row.get(k) is not None else ""
+      for k in shown
     )
+    result.add_row(row["peer"], *cells)
   return result
+
+
+def changes(old: list[Row], new: list[Row]) -> Table:
+  """Return a table of the rows that both hold: their medians, and the ratio."""
+
+  def key(row):
+    return tuple(
+      sorted((k, str(v)) for k, v in row.items() if k not in MEASURED)
+    )
+
+  before = {key(row): row for row in old if row.get("median_ms")}
+  result = Table(box=SIMPLE_HEAD, pad_edge=False)
+  result.add_column("")
+  for name in ("before ms", "now ms", "now / before"):
+    result.add_column(name, justify="right", no_wrap=True)
+  for row in new:
+    if row.get("median_ms") and key(row) in before:
+      was, now = before[key(row)]["median_ms"], row["median_ms"]
+      name = " ".join(
+        str(v) for k, v in row.items() if k not in (*MEASURED, "backward")
+      )
+      name += " backward" if row.get("backward") else ""
+      result.add_row(name, f"{was:.3g}", f"{now:.3g}", f"{now / was:.2f}")
+  return result
+
+
+def parts(wanted: list[str], sizes: Row, rounds: int) -> Cases:
+  """Yield the cases of every wanted part; given sizes replace its own."""
+  model = {k: v for k, v in sizes.items() if k in MODEL}
+  layer = {k: v for k, v in sizes.items() if k in LAYER}
+  every: dict[str, Callable[[], Cases]] = {
+    "model": lambda: model_part([model] if model else MODELS, rounds),
+    "layer": lambda: _layers(layer, rounds),
+    "sampling": lambda: sampling_part(SAMPLING, rounds),
+    "memory": lambda: memory_part([layer or {"hidden": 512, "steps": 1024}]),
+    "original": lambda: original_part(rounds),
+    "growth": lambda: growth_part(GROWTH, rounds),
+  }
+  for name in wanted:
+    yield from every[name]()
+
+
+def _layers(layer: Row, rounds: int) -> Cases:
+  if layer:
+    yield from layer_part([layer], rounds, tuple(CELLS))
+    return
+  yield from layer_part(LAYERS, rounds, ("lstm",))
+  yield from layer_part(SHORT, rounds, ("gru", "rnn"))
+
+
+PARTS = "model", "layer", "sampling", "memory", "original", "growth"
+
+
+def run(
+  wanted: list[str], sizes: Row, rounds: int, console: Console
+) -> dict[str, Any]:
+  """Measure the wanted parts, print each case, and return the record."""
+  record: dict[str, Any] = {"environment": environment(), "rows": []}
+  console.print(record["environment"])
+  told = set()
+  for rows, missing in parts(wanted, sizes, rounds):
+    console.print(table(rows))
+    for name, reason in missing.items():
+      if (name, reason) not in told:
+        console.print(f"left out: {name}: {reason}")
+        told.add((name, reason))
+    record["rows"] += rows
+  return record
 
 
 def main() -> None:
   """Read the flags, measure, print and save."""
   console = plain_console()
-  record: dict[str, Any] = {"environment": environment(), "rows": []}
-  console.print(record["environment"])
-  missing = sorted(set(PEERS) - set(installed()))
-  if missing:
-    console.print(f"not installed, left out: {', '.join(missing)}")
-  for hidden in map(int, HIDDEN.value):
-    sizes = {
-      "hidden": hidden,
-      "steps": STEPS.value,
-      "batch": BATCH.value,
-      "layers": LAYERS.value,
-      "vocabulary": VOCABULARY.value,
-    }
-    rows = run(sizes, ROUNDS.value)
-    title = ", ".join(f"{name} {value}" for name, value in sizes.items())
-    console.print(table(title, rows))
-    record["rows"] += rows
+  old = json.loads(Path(COMPARE.value).read_text()) if COMPARE.value else None
+  sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
+  record = run(PART.value, sizes, ROUNDS.value, console)
+  if old:
+    console.print(f"against {COMPARE.value}, of {old['environment']}")
+    console.print(changes(old["rows"], record["rows"]))
   if OUT.value:
-    Path(OUT.value).write_text(json.dumps(record, indent=1) + "\n")
-    console.print(f"saved in {OUT.value}")
+    path = Path(OUT.value)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    picture = path.with_suffix(".png")
+    drawn = benchmark_plot.draw(record["rows"], picture)
+    console.print(f"saved in {path}" + (f" and {picture}" if drawn else ""))
 
 
 if __name__ == "__main__":
-  HIDDEN = flags.DEFINE_multi_integer(
-    "hidden", [128, 256, 512, 1024], "Hidden sizes; repeat for several."
+  PART = flags.DEFINE_multi_enum(
+    "part", list(PARTS), PARTS, "What to measure; repeat for several."
   )
-  STEPS = flags.DEFINE_integer("steps", 64, "T, time steps.", lower_bound=1)
-  BATCH = flags.DEFINE_integer("batch", 32, "B, sequences.", lower_bound=1)
-  LAYERS = flags.DEFINE_integer("layers", 1, "LSTM layers.", lower_bound=1)
-  VOCABULARY = flags.DEFINE_integer(
-    "vocabulary", 65, "V, distinct tokens.", lower_bound=2
-  )
+  SIZES = [
+    flags.DEFINE_integer("hidden", None, "H, hidden units.", lower_bound=1),
+    flags.DEFINE_integer("steps", None, "T, time steps.", lower_bound=1),
+    flags.DEFINE_integer("batch", None, "B, sequences.", lower_bound=1),
+    flags.DEFINE_integer("layers", None, "Layers of a model.", lower_bound=1),
+    flags.DEFINE_integer("vocabulary", None, "V, tokens.", lower_bound=2),
+    flags.DEFINE_enum(
+      "dtype", None, ["float32", "bfloat16"], "Of a model's products."
+    ),
+  ]
   ROUNDS = flags.DEFINE_integer(
-    "rounds", 15, "Timed updates of each peer.", lower_bound=1
+    "rounds", 11, "How often each is timed.", lower_bound=1
   )
-  OUT = flags.DEFINE_string("out", "", "JSON file to write; empty for none.")
+  OUT = flags.DEFINE_string(
+    "out", "", "JSON file to write, and a picture beside it; empty for none."
+  )
+  COMPARE = flags.DEFINE_string(
+    "compare", "", "JSON file of an earlier run to compare with."
+  )
   launch(main)

@@ -25,6 +25,7 @@ their projections to the forward (4, 3 and 1).
   (7, 2, 5)
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -91,26 +92,45 @@ def unroll(
   _check(params, state, xs)
   if vjp == "explicit":
     return _unroll(cell, compute_dtype, params, state, xs)
-  params = lower(params, compute_dtype)
-  if vjp == "step":
-    step = cell.step
-  elif vjp == "autodiff":
-
-    def step(params, state, x):
-      return cell.forward(params, state, x)[0]
-  else:
+  if vjp not in ("step", "autodiff"):
     raise ValueError(f"vjp must be explicit, step or autodiff, got {vjp!r}")
+  params = _operands(params, xs, compute_dtype)
+  return _by_steps(cell.step if vjp == "step" else _plain(cell))(
+    params, state, xs
+  )
 
-  def body(state, x):
-    state = step(params, state, x)
-    return state, state.h
 
-  return lax.scan(body, state, xs)
+def _operands(
+  params: Params, xs: jax.Array, compute_dtype: jnp.dtype | None
+) -> Params:
+  """Return params with the operands of products in compute_dtype."""
+  lowered = lower(params, compute_dtype)
+  return lowered._replace(w_x=params.w_x) if is_token(xs) else lowered
+
+
+def _plain(cell: Cell) -> Callable:
+  """Return the cell's step as a function that JAX differentiates."""
+  return lambda params, state, x: cell.forward(params, state, x)[0]
+
+
+def _by_steps(step: Callable) -> Callable:
+  """Return (params, state, xs) -> (state, hs), one step after another."""
+
+  def loop(params, state, xs):
+    def body(state, x):
+      state = step(params, state, x)
+      return state, state.h
+
+    return lax.scan(body, state, xs)
+
+  return loop
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _unroll(cell, compute_dtype, params, state, xs):
-  return _forward(cell, compute_dtype, params, state, xs)[0]
+  # No gradient is asked for: no tape, and no projections of all T·B inputs.
+  params = _operands(params, xs, compute_dtype)
+  return _by_steps(_plain(cell))(params, state, xs)
 
 
 def _forward(
@@ -120,16 +140,16 @@ def _forward(
   state: State,
   xs: jax.Array,
 ) -> tuple[tuple[State, jax.Array], Residuals]:
-  lowered = lower(params, compute_dtype)
+  operands = _operands(params, xs, compute_dtype)
   tokens = is_token(xs)
 
   def body(state, x):
     # A token's row is read where it is needed; vectors have been projected.
-    ax = cell.project(params, x) if tokens else x
-    state, tape = cell.recur(lowered, state, ax)
+    ax = cell.project(operands, x) if tokens else x
+    state, tape = cell.recur(operands, state, ax)
     return state, (state.h, tape)
 
-  inputs = xs if tokens else cell.project(lowered, xs)
+  inputs = xs if tokens else cell.project(operands, xs)
   last, (hs, tape) = lax.scan(body, state, inputs)
   return (last, hs), Residuals(params, state, xs, hs, tape)
 
@@ -141,24 +161,24 @@ def _backward(
   cotangents: tuple[State, jax.Array],
 ) -> tuple[Params, State, Any]:
   params, state, xs, hs, tape = residuals
-  lowered = lower(params, compute_dtype)
+  operands = _operands(params, xs, compute_dtype)
   d_last, dhs = cotangents
 
   # W_hᵀ is laid out once: XLA's products on the CPU read a right operand that
   # is transposed a quarter more slowly, and in float32 where it is bfloat16.
-  w_h_transposed = once(lowered.w_h.T)
+  w_h_transposed = once(operands.w_h.T)
 
   def body(d_state, inputs):
     tape, dh = inputs
     d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
-    weights = lowered._replace(w_h=w_h_transposed.T)
+    weights = operands._replace(w_h=w_h_transposed.T)
     d_before, da = cell.recur_backward(weights, tape, d_after)
     return cast_like(d_before, d_state), da
 
   # Carried in float32 or wider: T roundings to bfloat16 would add up.
   d_state, das = lax.scan(body, wide(d_last), (tape, dhs), reverse=True)
   hs_before = jnp.concatenate([state.h[None], hs[:-1]])
-  d_params, dxs = cell.parameter_gradients(lowered, xs, hs_before, tape, das)
+  d_params, dxs = cell.parameter_gradients(operands, xs, hs_before, tape, das)
   dxs = None if dxs is None else dxs.astype(xs.dtype)
   return cast_like(d_params, params), cast_like(d_state, state), dxs
 

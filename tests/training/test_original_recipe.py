@@ -1,7 +1,8 @@
 """The original recipe against NumPy: forward, backward and Adagrad by hand.
 
-Everything below is written from the equations, in float64, for one stream; the
-library is given the same initial weights and must have the same losses.
+`experiments.peers.original` is written from the equations, in float64, for one
+stream; the library is given the same initial weights and must have the same
+losses.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from experiments.config import TrainConfig, model_config, optimizer_config
+from experiments.peers.original import adagrad, block_gradient
 from lstm_jax.language import (
   characters,
   language_model,
@@ -30,57 +32,6 @@ def recipe():
   flags = dict(line[2:].split("=") for line in lines if line.startswith("--"))
   fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
   return TrainConfig(**{k: type(fields[k])(v) for k, v in flags.items()})
-
-
-def sigmoid(a):
-  return 1 / (1 + np.exp(-a))
-
-
-def block_gradient(weights, state, tokens, targets):
-  """Return (mean nats, gradient of each weight, state after the block)."""
-  table, w_x, w_h, b, w_y, b_y = weights
-  h, c = state
-  hidden = len(h)
-  saved, nats = [], 0.0
-  for token, target in zip(tokens, targets, strict=True):
-    x = table[token]
-    a = x @ w_x + h @ w_h + b
-    i, f = sigmoid(a[:hidden]), sigmoid(a[hidden : 2 * hidden])
-    g, o = np.tanh(a[2 * hidden : 3 * hidden]), sigmoid(a[3 * hidden :])
-    h_before, c_before = h, c
-    c = f * c + i * g
-    h = o * np.tanh(c)
-    y = h @ w_y + b_y
-    p = np.exp(y - y.max())
-    p /= p.sum()
-    nats -= np.log(p[target])
-    saved.append((token, target, x, h_before, c_before, i, f, g, o, c, h, p))
-  d = [np.zeros_like(w) for w in weights]
-  dh, dc = np.zeros(hidden), np.zeros(hidden)
-  for token, target, x, h_before, c_before, i, f, g, o, c_t, h_t, p in saved[
-    ::-1
-  ]:
-    dy = p.copy()
-    dy[target] -= 1
-    dy /= len(tokens)
-    d[4] += np.outer(h_t, dy)
-    d[5] += dy
-    dh = dh + w_y @ dy
-    dc = dc + dh * o * (1 - np.tanh(c_t) ** 2)
-    da = np.concatenate(
-      [
-        dc * g * i * (1 - i),
-        dc * c_before * f * (1 - f),
-        dc * i * (1 - g * g),
-        dh * np.tanh(c_t) * o * (1 - o),
-      ]
-    )
-    d[0][token] += w_x @ da
-    d[1] += np.outer(x, da)
-    d[2] += np.outer(h_before, da)
-    d[3] += da
-    dh, dc = w_h @ da, dc * f
-  return nats / len(tokens), d, (h, c)
 
 
 def test_the_first_200_losses_are_those_of_numpy():
@@ -121,10 +72,7 @@ def test_the_first_200_losses_are_those_of_numpy():
       weights, carry, piece[:-1], piece[1:]
     )
     expected.append(nats)
-    for w, g, m in zip(weights, gradient, memory, strict=True):
-      g = np.clip(g, -5, 5)
-      m += g * g
-      w -= 0.05 * g / np.sqrt(m + 1e-8)
+    adagrad(weights, gradient, memory)
 
   assert np.abs(np.array(found) - expected).max() < 1e-9
   assert expected[-1] < expected[0] - 0.5  # and it learns

@@ -1,0 +1,1 @@
+"""What `experiments.benchmark` compares with, each as its users write it."""
