@@ -7,7 +7,7 @@ on a piece of the corpus, with random cotangents on every output. The exit
 status is 0 only if each explicit gradient agrees with autodiff to 1e-12 and
 with central differences to 1e-6, relative as `lstm_jax.gradcheck` defines it.
 
-  python -m experiments.gradcheck --plant=lstm.do
+  python -m experiments.gradcheck --plant=lstm.dc
 
 scales one term of one backward by 1.01 first: the table shows what it spoils,
 and the exit status is 1.

@@ -1,15 +1,17 @@
 """Planted errors: a module whose backward has one term scaled.
 
-A check of gradients is worth what it catches. `plant(lstm, "do")` is the module
+A check of gradients is worth what it catches. `plant(lstm, "dc")` is the module
 `lstm` with one line of its backward changed, from
 
-  do = dh_next * tanh_c          to          do = 1.01 * (dh_next * tanh_c)
+  dc = dc_sum * c_by_c           to           dc = 1.01 * (dc_sum * c_by_c)
 
 Nothing in the cell knows of this: the module's own source is parsed, the term
 scaled, and the result executed as a module of its own. The forward is the same,
 so a check of gradients must fail, and say where.
 
-A *term* is a name that a backward assigns (`do`), or one summand of what it
+What a cell's forward keeps for its backward counts as part of the backward.
+
+A *term* is a name that a backward assigns (`dc`), or one summand of what it
 assigns (`dc_sum[0]`, `dc_sum[1]`).
 """
 
@@ -20,7 +22,7 @@ from types import ModuleType
 import jax
 
 # Where a backward begins: a cell's two halves, or else a function's own rule.
-CELL_ROOTS = "recur_backward", "parameter_gradients"
+CELL_ROOTS = "_derivatives", "recur_backward", "parameter_gradients"
 OTHER_ROOTS = "backward", "affine_backward"
 
 

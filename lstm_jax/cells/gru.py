@@ -1,21 +1,23 @@
 """Gated recurrent unit: one step, forward and backward.
 
-Forward                              Backward, from dh'
-  [xᵣ, x_z, xₙ] = x W_x + b            dn   = dh' ⊙ (1 − z)
-  [uᵣ, u_z, uₙ] = h W_h                dz   = dh' ⊙ (h − n)
-  r  = σ(xᵣ + uᵣ)                      daₙ  = dn ⊙ (1 − n²)
-  z  = σ(x_z + u_z)                    dr   = daₙ ⊙ s
-  s  = uₙ + bₙ                         ds   = daₙ ⊙ r
-  n  = tanh(xₙ + r ⊙ s)                daᵣ  = dr ⊙ r ⊙ (1 − r)
-  h' = (1 − z) ⊙ n + z ⊙ h             da_z = dz ⊙ z ⊙ (1 − z)
-                                       da   = [daᵣ, da_z, daₙ]
-                                       du   = [daᵣ, da_z, ds]
-                                       dh   = dh' ⊙ z + du W_hᵀ
-                                       dx   = da W_xᵀ
-                                       dW_x = Σ xᵀ da
-                                       dW_h = Σ hᵀ du
-                                       db   = Σ da
-                                       dbₙ  = Σ ds
+Forward                              Its derivatives, element by element
+  [xᵣ, x_z, xₙ] = x W_x + b            ∂h'/∂aₙ  = (1 − z) ⊙ (1 − n²)
+  [uᵣ, u_z, uₙ] = h W_h                ∂h'/∂a_z = (h − n) ⊙ z ⊙ (1 − z)
+  r  = σ(xᵣ + uᵣ)                      ∂h'/∂aᵣ  = ∂h'/∂aₙ ⊙ s ⊙ r ⊙ (1 − r)
+  z  = σ(x_z + u_z)                    ∂aₙ/∂s   = r
+  s  = uₙ + bₙ                         ∂h'/∂h   = z   (not through h W_h)
+  n  = tanh(xₙ + r ⊙ s)
+  h' = (1 − z) ⊙ n + z ⊙ h
+
+Backward, from dh'
+  da  = dh' ⊙ [∂h'/∂aᵣ, ∂h'/∂a_z, ∂h'/∂aₙ]    dx   = da W_xᵀ
+  ds  = daₙ ⊙ r                               dW_x = Σ xᵀ da
+  du  = [daᵣ, da_z, ds]                       dW_h = Σ hᵀ du
+  dh  = dh' ⊙ z + du W_hᵀ                     db   = Σ da
+                                              dbₙ  = Σ ds
+
+with aᵣ, a_z and aₙ what r, z and n are activations of. The forward keeps the
+five derivatives and nothing else.
 
 The reset gate multiplies *after* the recurrent product, which keeps that
 product one matrix and is what PyTorch and cuDNN compute. So the input's share
@@ -70,12 +72,11 @@ class GRUState(NamedTuple):
 
 
 class GRUTape(NamedTuple):
-  """What the recurrence keeps for its backward."""
+  """What the recurrence keeps for its backward: its own derivatives."""
 
-  h: jax.Array  # [..., H], before the step
-  gates: jax.Array  # [..., 2H], r, z
-  n: jax.Array  # [..., H]
-  s: jax.Array  # [..., H]
+  by_a: jax.Array  # [..., 3H], of h' by aᵣ, a_z and aₙ
+  n_by_s: jax.Array  # [..., H], of aₙ by s
+  h_by_h: jax.Array  # [..., H], of h' by h, not through the product
 
 
 def project(params: GRUParams, x: jax.Array) -> jax.Array:
@@ -96,25 +97,29 @@ def recur(
   s = un + jnp.broadcast_to(wide(params.b_n), un.shape)
   n = tanh(xn + r * s)
   h_next = (1 - z) * n + z * h
-  return cast_like(GRUState(h_next), state), GRUTape(h, gates, n, s)
+  tape = _derivatives(h, r, z, s, n)
+  return cast_like(GRUState(h_next), state), tape
+
+
+def _derivatives(
+  h: jax.Array, r: jax.Array, z: jax.Array, s: jax.Array, n: jax.Array
+) -> GRUTape:
+  """Return the derivatives of h' = (1 − z) ⊙ n + z ⊙ h."""
+  dh_dan = (1 - z) * dtanh(n)
+  dh_daz = (h - n) * dsigmoid(z)
+  dh_dar = dh_dan * s * dsigmoid(r)
+  by_a = jnp.concatenate([dh_dar, dh_daz, dh_dan], axis=-1)
+  return GRUTape(by_a, r, z)
 
 
 def recur_backward(
   params: GRUParams, tape: GRUTape, d_state: GRUState
 ) -> tuple[GRUState, jax.Array]:
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
-  h, gates, n, s = tape
-  r, z = jnp.split(gates, 2, axis=-1)
   (dh_next,) = d_state
-  dn = dh_next * (1 - z)
-  dz = dh_next * (h - n)
-  dan = dn * dtanh(n)
-  dr = dan * s
-  dar = dr * dsigmoid(r)
-  daz = dz * dsigmoid(z)
-  da = jnp.concatenate([dar, daz, dan], axis=-1)
+  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * tape.by_a
   du = once(_through_reset(tape, da))
-  dh = dh_next * z + product(du, params.w_h.T)
+  dh = dh_next * tape.h_by_h + product(du, params.w_h.T)
   return GRUState(dh), da
 
 
@@ -133,8 +138,7 @@ def parameter_gradients(
 def _through_reset(tape: GRUTape, da: jax.Array) -> jax.Array:
   """Return du = [daᵣ, da_z, ds] from da: the cotangent of h W_h."""
   dar, daz, dan = jnp.split(da, 3, axis=-1)
-  r, _ = jnp.split(tape.gates, 2, axis=-1)
-  ds = dan * r
+  ds = dan * tape.n_by_s
   return jnp.concatenate([dar, daz, ds], axis=-1)
 
 

@@ -1,24 +1,26 @@
 """Long short-term memory: one step, forward and backward.
 
-Forward                              Backward, from dh' and dc'
-  a  = x W_x + h W_h + b               do  = dh' ⊙ tanh c'
-  i  = σ(aᵢ)                           dc₊ = dc' + dh' ⊙ o ⊙ (1 − tanh² c')
-  f  = σ(a_f)                          di  = dc₊ ⊙ g
-  g  = tanh(a_g)                       df  = dc₊ ⊙ c
-  o  = σ(aₒ)                           dg  = dc₊ ⊙ i
-  c' = f ⊙ c + i ⊙ g                   daᵢ = di ⊙ i ⊙ (1 − i)
-  h' = o ⊙ tanh c'                     da_f = df ⊙ f ⊙ (1 − f)
-                                       da_g = dg ⊙ (1 − g²)
-                                       daₒ = do ⊙ o ⊙ (1 − o)
-                                       dh  = da W_hᵀ
-                                       dc  = dc₊ ⊙ f
-                                       dx  = da W_xᵀ
-                                       dW_x = Σ xᵀ da
-                                       dW_h = Σ hᵀ da
-                                       db  = Σ da
+Forward                              Its derivatives, element by element
+  a  = x W_x + h W_h + b               ∂c'/∂aᵢ  = g ⊙ i ⊙ (1 − i)
+  i  = σ(aᵢ)                           ∂c'/∂a_f = c ⊙ f ⊙ (1 − f)
+  f  = σ(a_f)                          ∂c'/∂a_g = i ⊙ (1 − g²)
+  g  = tanh(a_g)                       ∂h'/∂aₒ  = tanh c' ⊙ o ⊙ (1 − o)
+  o  = σ(aₒ)                           ∂h'/∂c'  = o ⊙ (1 − tanh² c')
+  c' = f ⊙ c + i ⊙ g                   ∂c'/∂c   = f
+  h' = o ⊙ tanh c'
+
+Backward, from dh' and dc'
+  dc₊  = dc' + dh' ⊙ ∂h'/∂c'           dh   = da W_hᵀ
+  daᵢ  = dc₊ ⊙ ∂c'/∂aᵢ                 dc   = dc₊ ⊙ f
+  da_f = dc₊ ⊙ ∂c'/∂a_f                dx   = da W_xᵀ
+  da_g = dc₊ ⊙ ∂c'/∂a_g                dW_x = Σ xᵀ da
+  daₒ  = dh' ⊙ ∂h'/∂aₒ                 dW_h = Σ hᵀ da
+                                       db   = Σ da
 
 with a = [aᵢ, a_f, a_g, aₒ] along its last axis. c' reaches the loss twice,
-through h' and through the next step, hence the sum dc₊.
+through h' and through the next step, hence the sum dc₊. The forward keeps the
+six derivatives and nothing else: they are ready when the step is, and leave
+the loop backward one multiplication for each element of da.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -72,11 +74,11 @@ class LSTMState(NamedTuple):
 
 
 class LSTMTape(NamedTuple):
-  """What the recurrence keeps for its backward."""
+  """What the recurrence keeps for its backward: its own derivatives."""
 
-  gates: jax.Array  # [..., 4H], i, f, g, o
-  c: jax.Array  # [..., H], before the step
-  tanh_c: jax.Array  # [..., H], after the step
+  by_a: jax.Array  # [..., 4H], of c' by aᵢ, a_f and a_g, and of h' by aₒ
+  h_by_c: jax.Array  # [..., H], of h' by c'
+  c_by_c: jax.Array  # [..., H], of c' by c
 
 
 def project(params: LSTMParams, x: jax.Array) -> jax.Array:
@@ -95,7 +97,25 @@ def recur(
   tanh_c = tanh(c_next)
   h_next = o * tanh_c
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  return state_next, LSTMTape(gates, c, tanh_c)
+  return state_next, _derivatives(i, f, g, o, c, tanh_c)
+
+
+def _derivatives(
+  i: jax.Array,
+  f: jax.Array,
+  g: jax.Array,
+  o: jax.Array,
+  c: jax.Array,
+  tanh_c: jax.Array,
+) -> LSTMTape:
+  """Return the derivatives of c' = f ⊙ c + i ⊙ g and h' = o ⊙ tanh c'."""
+  dc_dai = g * dsigmoid(i)
+  dc_daf = c * dsigmoid(f)
+  dc_dag = i * dtanh(g)
+  dh_dao = tanh_c * dsigmoid(o)
+  dh_dc = o * dtanh(tanh_c)
+  by_a = jnp.concatenate([dc_dai, dc_daf, dc_dag, dh_dao], axis=-1)
+  return LSTMTape(by_a, dh_dc, f)
 
 
 def _activate(a: jax.Array) -> jax.Array:
@@ -109,21 +129,13 @@ def recur_backward(
   params: LSTMParams, tape: LSTMTape, d_state: LSTMState
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
-  gates, c, tanh_c = tape
-  i, f, g, o = jnp.split(gates, 4, axis=-1)
+  by_a, h_by_c, c_by_c = tape
   dh_next, dc_next = d_state
-  do = dh_next * tanh_c
-  dc_sum = dc_next + dh_next * o * dtanh(tanh_c)
-  di = dc_sum * g
-  df = dc_sum * c
-  dg = dc_sum * i
-  dai = di * dsigmoid(i)
-  daf = df * dsigmoid(f)
-  dag = dg * dtanh(g)
-  dao = do * dsigmoid(o)
-  da = once(jnp.concatenate([dai, daf, dag, dao], axis=-1))
+  dc_sum = dc_next + dh_next * h_by_c
+  d_next = jnp.concatenate([dc_sum, dc_sum, dc_sum, dh_next], axis=-1)
+  da = once(d_next * by_a)
   dh = product(da, params.w_h.T)
-  dc = dc_sum * f
+  dc = dc_sum * c_by_c
   return LSTMState(dh, dc), da
 
 
