@@ -29,6 +29,7 @@ from lstm_jax.cells.affine import affine, linear
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.precision import lower
 from lstm_jax.language import loss as losses
+from lstm_jax.language.readout import mean_loss
 from lstm_jax.sequence.stack import unroll_stack
 from lstm_jax.sequence.unroll import Rule
 
@@ -115,11 +116,6 @@ def language_model(
   """
   explicit = vjp != "autodiff"
   compute_dtype = config.compute_dtype
-  nats = (
-    losses.cross_entropy
-    if explicit
-    else lambda logits, targets: losses.forward(logits, targets)[0]
-  )
 
   def dense(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
     if explicit:
@@ -135,7 +131,7 @@ def language_model(
       config.cell.initial_state(layer, batch_shape) for layer in shapes.layers
     )
 
-  def apply(
+  def outputs(
     params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
   ) -> tuple[tuple[State, ...], jax.Array]:
     lowest = params.layers[0]
@@ -143,9 +139,14 @@ def language_model(
     table = dense(params.embedding, lowest.w_x, no_bias)
     lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
     layers = (lowest, *params.layers[1:])
-    state, hs = unroll_stack(
+    return unroll_stack(
       config.cell, layers, state, tokens, vjp=vjp, compute_dtype=compute_dtype
     )
+
+  def apply(
+    params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
+  ) -> tuple[tuple[State, ...], jax.Array]:
+    state, hs = outputs(params, state, tokens)
     return state, dense(hs, params.readout, params.bias)
 
   def loss(
@@ -154,8 +155,12 @@ def language_model(
     tokens: jax.Array,
     targets: jax.Array,
   ) -> tuple[jax.Array, tuple[State, ...]]:
-    state, logits = apply(params, state, tokens)
-    return nats(logits, targets).mean(), state
+    state, hs = outputs(params, state, tokens)
+    readout = params.readout, params.bias
+    if explicit:
+      return mean_loss(hs, *readout, targets, compute_dtype), state
+    nats, _ = losses.forward(dense(hs, *readout), targets)
+    return nats.mean(), state
 
   return LanguageModel(init, initial_state, apply, loss)
 

@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.cells.affine import affine
+from lstm_jax.language import loss, readout
+from tests.draws import B, H, normal_like, weighed, worst
+
+T, V = 12, 7
+
+
+def arguments(key, dtype=jnp.float64):
+  shapes = (T, B, H), (H, V), (V,)
+  leaves = normal_like(key, tuple(jnp.zeros(s, dtype) for s in shapes))
+  return leaves, jax.random.randint(key, (T, B), 0, V)
+
+
+def twin(hs, w, b, targets):
+  return loss.forward(affine(hs, w, b), targets)[0].mean()
+
+
+@pytest.fixture(params=[1, 3 * B * V, 5 * B * V, 10**9])
+def chunks(request, monkeypatch):
+  """Logits at once: of one step, three, four (5 does not divide 12), all."""
+  monkeypatch.setattr(readout, "LOGITS", request.param)
+
+
+def test_the_gradient_is_that_of_autodiff_in_any_chunks(chunks, key):
+  leaves, targets = arguments(key)
+
+  def gradient(f):
+    scalar = weighed(lambda *x: f(*x, targets), key)
+    return jax.value_and_grad(scalar, (0, 1, 2))(*leaves)
+
+  assert worst(gradient(readout.mean_loss), gradient(twin)) < 1e-12
+  assert abs(readout.mean_loss(*leaves, targets) - twin(*leaves, targets)) < (
+    1e-14 * T * B
+  )
+
+
+def test_reverse_over_reverse_is_that_of_autodiff(key):
+  leaves, targets = arguments(key)
+
+  def second(f):
+    first = jax.grad(weighed(lambda *x: f(*x, targets), key), (0, 1, 2))
+    return jax.grad(weighed(first, key), (0, 1, 2))(*leaves)
+
+  assert worst(second(readout.mean_loss), second(twin)) < 1e-12
+
+
+def test_a_wrong_term_is_noticed(key, monkeypatch):
+  leaves, targets = arguments(key)
+  right = loss.backward
+  monkeypatch.setattr(loss, "backward", lambda r, d: (1.01 * right(r, d)[0], 0))
+  wrong = jax.grad(readout.mean_loss)(*leaves, targets)
+  assert worst(wrong, jax.grad(twin)(*leaves, targets)) > 1e-5
+
+
+def test_the_logits_of_a_whole_block_are_never_there():
+  shapes = (64, 32, 16), (16, 10_000), (10_000,)
+  leaves = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+  targets = jax.ShapeDtypeStruct((64, 32), jnp.int32)
+
+  def temporaries(f):
+    gradient = jax.jit(jax.value_and_grad(f, (0, 1, 2)))
+    compiled = gradient.lower(*leaves, targets).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  logits = 4 * 64 * 32 * 10_000
+  assert temporaries(twin) > 2 * logits
+  assert temporaries(readout.mean_loss) < 0.7 * logits
+
+
+def test_bfloat16_products_keep_dtypes(key):
+  leaves, targets = arguments(key, jnp.float32)
+
+  def f(hs, w, b):
+    return readout.mean_loss(hs, w, b, targets, jnp.bfloat16)
+
+  gradients = jax.grad(f, (0, 1, 2))(*leaves)
+  exact = jax.grad(twin, (0, 1, 2))(*leaves, targets)
+  for a, b in zip(gradients, exact, strict=True):
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.dtype == b.dtype
+    assert 1e-5 < np.linalg.norm(a - b) / np.linalg.norm(b) < 2e-2
+
+
+def test_targets_that_do_not_fit_are_refused(key):
+  leaves, targets = arguments(key)
+  with pytest.raises(ValueError, match=r"targets must be \[12, 3\], got \(12"):
+    readout.mean_loss(*leaves, targets[:, 0])
