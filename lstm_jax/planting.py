@@ -3,7 +3,7 @@
 A check of gradients is worth what it catches. `plant(lstm, "dc")` is the module
 `lstm` with one line of its backward changed, from
 
-  dc = dc_sum * c_by_c           to           dc = 1.01 * (dc_sum * c_by_c)
+  dc = dc_sum * tape.c_by_c      to      dc = 1.01 * (dc_sum * tape.c_by_c)
 
 Nothing in the cell knows of this: the module's own source is parsed, the term
 scaled, and the result executed as a module of its own. The forward is the same,
@@ -11,8 +11,9 @@ so a check of gradients must fail, and say where.
 
 What a cell's forward keeps for its backward counts as part of the backward.
 
-A *term* is a name that a backward assigns (`dc`), or one summand of what it
-assigns (`dc_sum[0]`, `dc_sum[1]`).
+A *term* is a name that a backward assigns (`dc`), or one part of what it
+assigns: a summand (`dc_sum[0]`, `dc_sum[1]`), or one of the arrays that it
+concatenates (`da[0]` is the input gate's).
 """
 
 import ast
@@ -32,9 +33,9 @@ def terms(module: ModuleType) -> tuple[str, ...]:
   for assignment in _assignments(ast.parse(inspect.getsource(module))):
     for name in filter(None, _targets(assignment)):
       names[name] = None
-      summands = _summands(assignment.value)
-      if len(summands) > 1:
-        names.update({f"{name}[{k}]": None for k in range(len(summands))})
+      parts = _parts(assignment.value)
+      if len(parts) > 1:
+        names.update({f"{name}[{k}]": None for k in range(len(parts))})
   return tuple(names)
 
 
@@ -55,12 +56,12 @@ def plant(module: ModuleType, term: str, factor: float = 1.01) -> ModuleType:
       f"{module.__name__} has no term {term!r}; it has {', '.join(known)}"
     )
   tree = ast.parse(inspect.getsource(module))
-  name, _, summand = term.rstrip("]").partition("[")
+  name, _, part = term.rstrip("]").partition("[")
   for assignment in _assignments(tree):
     if name not in _targets(assignment):
       continue
-    if summand:
-      scaled = _summands(assignment.value)[int(summand)]
+    if part:
+      scaled = _parts(assignment.value)[int(part)]
       assignment.value = _Scale(scaled).visit(assignment.value)
     elif isinstance(assignment.targets[0], ast.Name):
       assignment.value = _call(assignment.value)
@@ -130,7 +131,13 @@ def _targets(assignment):
   return [name if name.startswith("d") else "" for name in names]
 
 
-def _summands(node):
+def _parts(node):
+  """Return the summands of an expression, or else what it concatenates."""
   if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-    return [*_summands(node.left), *_summands(node.right)]
+    return [*_parts(node.left), *_parts(node.right)]
+  for call in ast.walk(node):
+    if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(
+      "concatenate"
+    ):
+      return call.args[0].elts
   return [node]

@@ -34,6 +34,20 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
   return jnp.matmul(x, w, preferred_element_type=wider(w.dtype))
 
 
+def product_transposed(x: jax.Array, w: jax.Array) -> jax.Array:
+  """Return x Wᵀ, [..., D], for few rows x [..., K] and w [D, K].
+
+  Computed as (W xᵀ)ᵀ, with the large matrix on the left: XLA's products on the
+  CPU copy their right operand into blocks at every call, and as many numbers as
+  W has cost more than the products of few rows with them. At H 1024, B 32, T 64
+  the products of the loop backward took 90 ms instead of 150.
+  """
+  y = jnp.einsum(
+    "dk,...k->d...", w, x.astype(w.dtype), preferred_element_type=wider(w.dtype)
+  )
+  return jnp.moveaxis(once(y), 0, -1)
+
+
 def once(x: jax.Array) -> jax.Array:
   """Return x, computed once: XLA may not repeat it in what consumes it."""
   return lax.optimization_barrier(x)
@@ -83,11 +97,11 @@ def affine_backward(
 
   Tokens have no cotangent: their dx is None.
   """
-  db = total(da)
   if is_token(x):
     dx, dw = None, _token_gradient(x, w, da)
+    db = total(dw if len(dw) < x.size else da)  # one sum; the shorter of two
   else:
-    dx, dw = product(da, w.T), outer(x, da, w.dtype)
+    dx, dw, db = product(da, w.T), outer(x, da, w.dtype), total(da)
   return dx, dw, db
 
 

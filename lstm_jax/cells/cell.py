@@ -19,7 +19,7 @@ from lstm_jax.cells.precision import cast_like, wide
 
 Params = Any  # a NamedTuple with at least w_x [D, G·H] and w_h [H, G·H]
 State = Any  # a NamedTuple with at least h [..., H], the output
-Tape = Any  # a NamedTuple: what one recurrence keeps for its backward
+Tape = Any  # a tuple: what else one recurrence keeps for its backward
 
 
 class Cell(Protocol):
@@ -45,14 +45,18 @@ class Cell(Protocol):
   @property
   def recur(
     self,
-  ) -> Callable[[Params, State, jax.Array], tuple[State, Tape]]:
-    """(params, state, projected input) -> (state, tape)."""
+  ) -> Callable[[Params, State, jax.Array], tuple[State, jax.Array, Tape]]:
+    """(params, state, projected input) -> (state, by_a, tape).
+
+    by_a has the shape of the projected input, so that it can take its place
+    in memory, as its cotangent later takes that of by_a.
+    """
 
   @property
   def recur_backward(
     self,
-  ) -> Callable[[Params, Tape, State], tuple[State, jax.Array]]:
-    """(params, tape, d_state) -> (d_state before it, d_projected)."""
+  ) -> Callable[[Params, jax.Array, Tape, State], tuple[State, jax.Array]]:
+    """(params, by_a, tape, d_state) -> (d_state before it, d_projected)."""
 
   @property
   def parameter_gradients(
@@ -79,6 +83,7 @@ class Residuals(NamedTuple):
   params: Params
   x: jax.Array  # [..., D] or tokens [...]
   h: jax.Array  # [..., H], before the step
+  by_a: jax.Array  # [..., G·H]
   tape: Tape
 
 
@@ -95,15 +100,15 @@ def one_step(
   ) -> tuple[State, Residuals]:
     """Return the state after one step, and what its backward needs."""
     check_inputs("x", params, state, x)
-    state_next, tape = recur(params, state, project(params, x))
-    return state_next, Residuals(params, x, state.h, tape)
+    state_next, by_a, tape = recur(params, state, project(params, x))
+    return state_next, Residuals(params, x, state.h, by_a, tape)
 
   def backward(
     residuals: Residuals, d_state: State
   ) -> tuple[Params, State, jax.Array | None]:
     """Return the cotangents (d_params, d_state, dx) of forward's inputs."""
-    params, x, h, tape = residuals
-    d_before, da = recur_backward(params, tape, wide(d_state))
+    params, x, h, by_a, tape = residuals
+    d_before, da = recur_backward(params, by_a, tape, wide(d_state))
     d_params, dx = parameter_gradients(params, x, h, tape, da)
     dx = None if dx is None else dx.astype(x.dtype)
     return cast_like(d_params, params), cast_like(d_before, d_state), dx

@@ -45,6 +45,7 @@ from lstm_jax.cells.affine import (
   once,
   outer,
   product,
+  product_transposed,
   total,
 )
 from lstm_jax.cells.cell import one_step
@@ -72,9 +73,8 @@ class GRUState(NamedTuple):
 
 
 class GRUTape(NamedTuple):
-  """What the recurrence keeps for its backward: its own derivatives."""
+  """The derivatives that the recurrence keeps, besides those by a."""
 
-  by_a: jax.Array  # [..., 3H], of h' by aᵣ, a_z and aₙ
   n_by_s: jax.Array  # [..., H], of aₙ by s
   h_by_h: jax.Array  # [..., H], of h' by h, not through the product
 
@@ -86,8 +86,13 @@ def project(params: GRUParams, x: jax.Array) -> jax.Array:
 
 def recur(
   params: GRUParams, state: GRUState, ax: jax.Array
-) -> tuple[GRUState, GRUTape]:
-  """Advance the state, given the projected input ax [..., 3H]."""
+) -> tuple[GRUState, jax.Array, GRUTape]:
+  """Advance the state, given the projected input ax [..., 3H].
+
+  Returns:
+    (state, by_a, tape): the next state, and the derivatives. by_a [..., 3H]
+    holds those of h' by aᵣ, a_z and aₙ.
+  """
   split = 2 * state.h.shape[-1]
   x_gates, xn = jnp.split(ax, [split], axis=-1)
   u_gates, un = jnp.split(product(state.h, params.w_h), [split], axis=-1)
@@ -97,49 +102,44 @@ def recur(
   s = un + jnp.broadcast_to(wide(params.b_n), un.shape)
   n = tanh(xn + r * s)
   h_next = (1 - z) * n + z * h
-  tape = _derivatives(h, r, z, s, n)
-  return cast_like(GRUState(h_next), state), tape
+  state_next = cast_like(GRUState(h_next), state)
+  return state_next, *_derivatives(h, r, z, s, n)
 
 
 def _derivatives(
   h: jax.Array, r: jax.Array, z: jax.Array, s: jax.Array, n: jax.Array
-) -> GRUTape:
+) -> tuple[jax.Array, GRUTape]:
   """Return the derivatives of h' = (1 − z) ⊙ n + z ⊙ h."""
   dh_dan = (1 - z) * dtanh(n)
   dh_daz = (h - n) * dsigmoid(z)
   dh_dar = dh_dan * s * dsigmoid(r)
   by_a = jnp.concatenate([dh_dar, dh_daz, dh_dan], axis=-1)
-  return GRUTape(by_a, r, z)
+  return by_a, GRUTape(r, z)
 
 
 def recur_backward(
-  params: GRUParams, tape: GRUTape, d_state: GRUState
+  params: GRUParams, by_a: jax.Array, tape: GRUTape, d_state: GRUState
 ) -> tuple[GRUState, jax.Array]:
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
   (dh_next,) = d_state
-  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * tape.by_a
-  du = once(_through_reset(tape, da))
-  dh = dh_next * tape.h_by_h + product(du, params.w_h.T)
-  return GRUState(dh), da
+  dar, daz, dan = (dh_next * by for by in jnp.split(by_a, 3, axis=-1))
+  ds = dan * tape.n_by_s
+  du = jnp.concatenate([dar, daz, ds], axis=-1)
+  dh = dh_next * tape.h_by_h + product_transposed(du, params.w_h)
+  return GRUState(dh), jnp.concatenate([dar, daz, dan], axis=-1)
 
 
 def parameter_gradients(
   params: GRUParams, x: jax.Array, h: jax.Array, tape: GRUTape, da: jax.Array
 ) -> tuple[GRUParams, jax.Array | None]:
   """Return (d_params, dx), summed over every leading axis of da [..., 3H]."""
-  du = _through_reset(tape, da)
-  ds = du[..., -params.b_n.shape[0] :]
+  dar, daz, dan = jnp.split(da, 3, axis=-1)
+  ds = dan * tape.n_by_s
+  du = jnp.concatenate([dar, daz, ds], axis=-1)
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, du, params.w_h.dtype)
   db_n = total(ds)
   return GRUParams(dw_x, dw_h, db, db_n), dx
-
-
-def _through_reset(tape: GRUTape, da: jax.Array) -> jax.Array:
-  """Return du = [daᵣ, da_z, ds] from da: the cotangent of h W_h."""
-  dar, daz, dan = jnp.split(da, 3, axis=-1)
-  ds = dan * tape.n_by_s
-  return jnp.concatenate([dar, daz, ds], axis=-1)
 
 
 forward, backward, step = one_step(

@@ -41,13 +41,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells.activations import dsigmoid, dtanh, tanh
+from lstm_jax.cells.activations import dtanh, tanh
 from lstm_jax.cells.affine import (
   affine,
   affine_backward,
   once,
   outer,
   product,
+  product_transposed,
 )
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
@@ -74,9 +75,8 @@ class LSTMState(NamedTuple):
 
 
 class LSTMTape(NamedTuple):
-  """What the recurrence keeps for its backward: its own derivatives."""
+  """The derivatives that the recurrence keeps, besides those by a."""
 
-  by_a: jax.Array  # [..., 4H], of c' by aᵢ, a_f and a_g, and of h' by aₒ
   h_by_c: jax.Array  # [..., H], of h' by c'
   c_by_c: jax.Array  # [..., H], of c' by c
 
@@ -88,8 +88,13 @@ def project(params: LSTMParams, x: jax.Array) -> jax.Array:
 
 def recur(
   params: LSTMParams, state: LSTMState, ax: jax.Array
-) -> tuple[LSTMState, LSTMTape]:
-  """Advance the state, given the projected input ax [..., 4H]."""
+) -> tuple[LSTMState, jax.Array, LSTMTape]:
+  """Advance the state, given the projected input ax [..., 4H].
+
+  Returns:
+    (state, by_a, tape): the next state, and the derivatives. by_a [..., 4H]
+    holds those of c' by aᵢ, a_f and a_g, and of h' by aₒ.
+  """
   gates = once(_activate(ax + product(state.h, params.w_h)))
   i, f, g, o = jnp.split(gates, 4, axis=-1)
   c = wide(state.c)
@@ -97,45 +102,42 @@ def recur(
   tanh_c = tanh(c_next)
   h_next = o * tanh_c
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  return state_next, _derivatives(i, f, g, o, c, tanh_c)
-
-
-def _derivatives(
-  i: jax.Array,
-  f: jax.Array,
-  g: jax.Array,
-  o: jax.Array,
-  c: jax.Array,
-  tanh_c: jax.Array,
-) -> LSTMTape:
-  """Return the derivatives of c' = f ⊙ c + i ⊙ g and h' = o ⊙ tanh c'."""
-  dc_dai = g * dsigmoid(i)
-  dc_daf = c * dsigmoid(f)
-  dc_dag = i * dtanh(g)
-  dh_dao = tanh_c * dsigmoid(o)
-  dh_dc = o * dtanh(tanh_c)
-  by_a = jnp.concatenate([dc_dai, dc_daf, dc_dag, dh_dao], axis=-1)
-  return LSTMTape(by_a, dh_dc, f)
+  return state_next, *_derivatives(gates, c, tanh_c)
 
 
 def _activate(a: jax.Array) -> jax.Array:
-  """Return σ(aᵢ), σ(a_f), tanh(a_g), σ(aₒ) of a [..., 4H], by one tanh."""
-  scales = np.repeat([0.5, 0.5, 1, 0.5], a.shape[-1] // 4)
-  k = jnp.expand_dims(jnp.asarray(scales, a.dtype), range(a.ndim - 1))
-  return (1 - k) + k * tanh(k * a)  # σ(a) = ½ + ½ tanh(a/2)
+  """Return the gates i, f, g, o, by one tanh: σ(a) = ½ + ½ tanh(a/2)."""
+  k = _per_gate([0.5, 0.5, 1, 0.5], a)
+  return (1 - k) + k * tanh(k * a)
+
+
+def _derivatives(
+  gates: jax.Array, c: jax.Array, tanh_c: jax.Array
+) -> tuple[jax.Array, LSTMTape]:
+  """Return the derivatives of c' = f ⊙ c + i ⊙ g and h' = o ⊙ tanh c'."""
+  i, f, g, o = jnp.split(gates, 4, axis=-1)
+  # y (1 − y) of σ and (1 + y) (1 − y) of tanh, times what the gate multiplies
+  dgates = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
+  dby_a = jnp.concatenate([g, c, i, tanh_c], axis=-1) * dgates
+  dh_dc = o * dtanh(tanh_c)
+  return dby_a, LSTMTape(dh_dc, f)
+
+
+def _per_gate(values: list[float], a: jax.Array) -> jax.Array:
+  """Return a vector that holds each gate's value H times, for a [..., 4H]."""
+  vector = np.repeat(values, a.shape[-1] // 4).astype(a.dtype)
+  return jnp.asarray(vector.reshape((1,) * (a.ndim - 1) + vector.shape))
 
 
 def recur_backward(
-  params: LSTMParams, tape: LSTMTape, d_state: LSTMState
+  params: LSTMParams, by_a: jax.Array, tape: LSTMTape, d_state: LSTMState
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
-  by_a, h_by_c, c_by_c = tape
   dh_next, dc_next = d_state
-  dc_sum = dc_next + dh_next * h_by_c
-  d_next = jnp.concatenate([dc_sum, dc_sum, dc_sum, dh_next], axis=-1)
-  da = once(d_next * by_a)
-  dh = product(da, params.w_h.T)
-  dc = dc_sum * c_by_c
+  dc_sum = dc_next + dh_next * tape.h_by_c
+  da = jnp.concatenate([dc_sum, dc_sum, dc_sum, dh_next], axis=-1) * by_a
+  dh = product_transposed(da, params.w_h)
+  dc = dc_sum * tape.c_by_c
   return LSTMState(dh, dc), da
 
 

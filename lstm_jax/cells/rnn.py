@@ -29,6 +29,7 @@ from lstm_jax.cells.affine import (
   once,
   outer,
   product,
+  product_transposed,
 )
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
@@ -53,12 +54,6 @@ class RNNState(NamedTuple):
   h: jax.Array  # [..., H]
 
 
-class RNNTape(NamedTuple):
-  """What the recurrence keeps for its backward."""
-
-  h_next: jax.Array  # [..., H], after the step
-
-
 def project(params: RNNParams, x: jax.Array) -> jax.Array:
   """Return x W_x + b, [..., H]: the part of a step that has no memory."""
   return affine(x, params.w_x, params.b)
@@ -66,25 +61,36 @@ def project(params: RNNParams, x: jax.Array) -> jax.Array:
 
 def recur(
   params: RNNParams, state: RNNState, ax: jax.Array
-) -> tuple[RNNState, RNNTape]:
-  """Advance the state, given the projected input ax [..., H]."""
+) -> tuple[RNNState, jax.Array, tuple[()]]:
+  """Advance the state, given the projected input ax [..., H].
+
+  Returns:
+    (state, by_a, ()): the next state, and the derivative of h' by a, [..., H].
+  """
   a = ax + product(state.h, params.w_h)
   h_next = tanh(a)
-  return cast_like(RNNState(h_next), state), RNNTape(h_next)
+  return cast_like(RNNState(h_next), state), *_derivatives(h_next)
+
+
+def _derivatives(h_next: jax.Array) -> tuple[jax.Array, tuple[()]]:
+  """Return the derivative of h' = tanh a."""
+  dh_da = dtanh(h_next)
+  return dh_da, ()
 
 
 def recur_backward(
-  params: RNNParams, tape: RNNTape, d_state: RNNState
+  params: RNNParams, by_a: jax.Array, tape: tuple[()], d_state: RNNState
 ) -> tuple[RNNState, jax.Array]:
   """Return (d_state before the step, da [..., H]) from d_state after it."""
+  del tape
   (dh_next,) = d_state
-  da = once(dh_next * dtanh(tape.h_next))
-  dh = product(da, params.w_h.T)
+  da = once(dh_next * by_a)
+  dh = product_transposed(da, params.w_h)
   return RNNState(dh), da
 
 
 def parameter_gradients(
-  params: RNNParams, x: jax.Array, h: jax.Array, tape: RNNTape, da: jax.Array
+  params: RNNParams, x: jax.Array, h: jax.Array, tape: tuple[()], da: jax.Array
 ) -> tuple[RNNParams, jax.Array | None]:
   """Return (d_params, dx), summed over every leading axis of da [..., H]."""
   del tape  # the product h W_h enters a as it is

@@ -2,19 +2,19 @@
 
 Forward, for t = 1 … T               Backward, for t = T … 1
   aₜ = xₜ W_x + b   (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
-  sₜ, tapeₜ = recur(sₜ₋₁, aₜ)           dsₜ₋₁, daₜ = recur_backward(tapeₜ, dsₜ)
+  sₜ, ∂ₜ = recur(sₜ₋₁, aₜ)              dsₜ₋₁, daₜ = recur_backward(∂ₜ, dsₜ)
                                        dW, db, dx from every daₜ at once
 
 The loop forward holds only what has memory, and the loop backward carries only
 the state's cotangent: the input product, each weight gradient and the inputs'
-cotangents are one product each, over all T·B rows (a token's row of W_x is read
-in the loop: there is nothing to multiply). Autodiff of a scan does all
+cotangents are one product each, over all T·B rows. Autodiff of a scan does all
 of these step by step, and adds up the weight gradients in the loop's carry.
 
-Memory kept for the backward, in numbers: the tape and hs, which is T·B·H times
-7 for the LSTM, 6 for the GRU and 2 for the RNN. The backward adds, in T·B·H,
-daₜ (4, 3 and 1), hs shifted by one step (1) and the GRU's du (3); vectors add
-their projections to the forward (4, 3 and 1).
+Memory kept for the backward, in numbers: the derivatives ∂ₜ and hs, which is
+T·B·H times 7 for the LSTM, 6 for the GRU and 2 for the RNN. The largest array
+is there once: step by step the derivatives by aₜ take the place of aₜ, and daₜ
+then takes theirs. The backward adds hs shifted by one step (1), and the GRU's
+du (3).
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import lstm
@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.cells.affine import is_token, once
+from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, Tape, check_inputs
 from lstm_jax.cells.precision import cast_like, lower, wide
 
@@ -47,6 +47,7 @@ class Residuals(NamedTuple):
   state: State  # before the first step
   xs: jax.Array  # [T, ..., D] or tokens [T, ...]
   hs: jax.Array  # [T, ..., H]
+  by_as: jax.Array  # [T, ..., G·H]
   tape: Tape  # of every step, stacked along T
 
 
@@ -141,17 +142,14 @@ def _forward(
   xs: jax.Array,
 ) -> tuple[tuple[State, jax.Array], Residuals]:
   operands = _operands(params, xs, compute_dtype)
-  tokens = is_token(xs)
 
-  def body(state, x):
-    # A token's row is read where it is needed; vectors have been projected.
-    ax = cell.project(operands, x) if tokens else x
-    state, tape = cell.recur(operands, state, ax)
-    return state, (state.h, tape)
+  def body(state, ax, _):
+    state, by_a, tape = cell.recur(operands, state, ax)
+    return state, by_a, (state.h, tape)
 
-  inputs = xs if tokens else cell.project(operands, xs)
-  last, (hs, tape) = lax.scan(body, state, inputs)
-  return (last, hs), Residuals(params, state, xs, hs, tape)
+  axs = cell.project(operands, xs)
+  last, by_as, (hs, tape) = _scan_in_place(body, state, axs, None)
+  return (last, hs), Residuals(params, state, xs, hs, by_as, tape)
 
 
 def _backward(
@@ -160,27 +158,64 @@ def _backward(
   residuals: Residuals,
   cotangents: tuple[State, jax.Array],
 ) -> tuple[Params, State, Any]:
-  params, state, xs, hs, tape = residuals
+  params, state, xs, hs, by_as, tape = residuals
   operands = _operands(params, xs, compute_dtype)
   d_last, dhs = cotangents
 
-  # W_hᵀ is laid out once: XLA's products on the CPU read a right operand that
-  # is transposed a quarter more slowly, and in float32 where it is bfloat16.
-  w_h_transposed = once(operands.w_h.T)
-
-  def body(d_state, inputs):
+  def body(d_state, by_a, inputs):
     tape, dh = inputs
     d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
-    weights = operands._replace(w_h=w_h_transposed.T)
-    d_before, da = cell.recur_backward(weights, tape, d_after)
-    return cast_like(d_before, d_state), da
+    d_before, da = cell.recur_backward(operands, by_a, tape, d_after)
+    return cast_like(d_before, d_state), da, None
 
   # Carried in float32 or wider: T roundings to bfloat16 would add up.
-  d_state, das = lax.scan(body, wide(d_last), (tape, dhs), reverse=True)
+  d_state, das, _ = _scan_in_place(
+    body, wide(d_last), by_as, (tape, dhs), reverse=True
+  )
   hs_before = jnp.concatenate([state.h[None], hs[:-1]])
   d_params, dxs = cell.parameter_gradients(operands, xs, hs_before, tape, das)
   dxs = None if dxs is None else dxs.astype(xs.dtype)
   return cast_like(d_params, params), cast_like(d_state, state), dxs
+
+
+def _scan_in_place(
+  f: Callable, carry: Any, rows: jax.Array, xs: Any, reverse: bool = False
+) -> tuple[Any, jax.Array, Any]:
+  """Scan f over rows and xs; what it makes of a row takes that row's place.
+
+  Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)), but the new
+  rows are written over the old, where `lax.scan` fills an array of zeros first
+  and then writes its outputs into it. Each row is read from what the step
+  before it wrote: were it read within its own step, XLA might order a reader of
+  the old rows after the write, and copy all T of them at every step.
+
+  Args:
+    f: (carry, row, x) -> (carry, new row of the same shape, y).
+    carry: before the first step.
+    rows: [T, ...].
+    xs: a tree of arrays [T, ...], or None.
+    reverse: from the last step to the first.
+
+  Returns:
+    (carry after the last step, new rows [T, ...], ys).
+  """
+  steps = len(rows)
+  first, ahead = (steps - 1, -1) if reverse else (0, 1)
+
+  def row_at(rows, t):
+    return lax.dynamic_index_in_dim(rows, t.clip(0, steps - 1), keepdims=False)
+
+  def body(carry, inputs):
+    (carry, row, rows), (t, x) = carry, inputs
+    carry, row, y = f(carry, row, x)
+    row = row.astype(rows.dtype)
+    rows = lax.dynamic_update_index_in_dim(rows, row, t, 0)
+    return (carry, row_at(rows, t + ahead), rows), y
+
+  carry = carry, rows[first], rows
+  inputs = jnp.arange(steps), xs
+  (carry, _, rows), ys = lax.scan(body, carry, inputs, reverse=reverse)
+  return carry, rows, ys
 
 
 _unroll.defvjp(_forward, _backward)

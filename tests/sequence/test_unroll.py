@@ -199,13 +199,13 @@ def test_what_is_kept_for_the_backward_is_what_the_docstring_says(
   cell = TABLE[name].cell
   args = arguments(cell, key)
   _, residuals = jax.eval_shape(partial(_forward, cell, None), *args)
-  kept = jax.tree.leaves((residuals.hs, residuals.tape))
+  kept = jax.tree.leaves((residuals.hs, residuals.by_as, residuals.tape))
   assert sum(leaf.size for leaf in kept) == count * T * B * H
 
 
 @CELLS
 def test_the_loops_hold_no_product_with_the_inputs(cell, key):
-  """The scans multiply by w_h only: [B, H] forward and its transpose back."""
+  """The scans multiply by w_h only: h [B, H] forward, and da back."""
   args = arguments(cell, key)
   f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
   shapes = set()
@@ -213,13 +213,14 @@ def test_the_loops_hold_no_product_with_the_inputs(cell, key):
   def visit(jaxpr, inside):
     for equation in jaxpr.eqns:
       if equation.primitive.name == "dot_general" and inside:
-        shapes.add(tuple(equation.invars[1].aval.shape))
+        shapes.add(frozenset(v.aval.shape for v in equation.invars))
       for inner in jaxprs_in_params(equation.params):
         visit(inner, inside or equation.primitive.name == "scan")
 
   visit(jax.make_jaxpr(f)(*args).jaxpr, False)
   gates = args[0].w_h.shape[1]
-  assert shapes == {(H, gates), (gates, H)}
+  w_h = H, gates
+  assert shapes == {frozenset({(B, H), w_h}), frozenset({(B, gates), w_h})}
 
 
 @CELLS

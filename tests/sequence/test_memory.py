@@ -1,0 +1,61 @@
+"""What the compiled gradient of a sequence reserves, and what it copies."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import unroll
+from tests.contract import TABLE
+
+T, B, D, H = 64, 3, 24, 32
+
+# In T·B·H numbers of float32, beside arguments and results: vectors, tokens.
+TEMPORARY = {"lstm": (12, 10), "gru": (11, 13), "rnn": (4, 4)}
+
+
+def compiled_gradient(name, tokens, compute_dtype, vjp="explicit"):
+  cell = TABLE[name].cell
+  params = cell.init(jax.random.key(0), D, H, jnp.float32)
+  state = cell.initial_state(params, (B,))
+  kind = ((T, B), jnp.int32) if tokens else ((T, B, D), jnp.float32)
+  xs, dhs = jnp.zeros(*kind), jnp.zeros((T, B, H), jnp.float32)
+  run = partial(unroll, cell, compute_dtype=compute_dtype, vjp=vjp)
+
+  def weighed(params, state, xs):
+    return jnp.sum(run(params, state, xs)[1] * dhs)
+
+  gradient = jax.grad(weighed, (0, 1) if tokens else (0, 1, 2))
+  return jax.jit(gradient).lower(params, state, xs).compile()
+
+
+CASES = pytest.mark.parametrize("tokens", [False, True], ids=["xs", "tokens"])
+CELLS = pytest.mark.parametrize("name", TABLE)
+
+
+@CELLS
+@CASES
+@pytest.mark.parametrize("compute_dtype", [None, jnp.bfloat16])
+def test_no_loop_copies_a_sequence(name, tokens, compute_dtype):
+  """One copy of [T, B, …] a step would make the cost quadratic in T."""
+  text = compiled_gradient(name, tokens, compute_dtype).as_text()
+  bodies = set(re.findall(r"body=%([\w.\-]+)", text))
+  loops = [
+    computation
+    for computation in re.split(r"\n(?=%|ENTRY)", text)
+    if computation.split(" ")[0].lstrip("%") in bodies
+    and f"[{T},{B}," in computation
+  ]
+  assert len(loops) == 2
+  for loop in loops:
+    assert not re.search(rf"= \w+\[{T},{B},\S* copy\(", loop)
+
+
+@CELLS
+@CASES
+def test_temporaries_stay_within_their_bill(name, tokens):
+  memory = compiled_gradient(name, tokens, None).memory_analysis()
+  reserved = memory.temp_size_in_bytes / (4 * T * B * H)
+  assert reserved < TEMPORARY[name][tokens]
