@@ -9,7 +9,8 @@
   (7, 2, 5)
 
 `lstm`, `gru` and `rnn` are one step each, with the equations of their forward
-and backward passes; `unroll` and `unroll_stack` go over time and depth;
+and backward passes; `unroll`, `unroll_both` and `unroll_stack` go over time, in
+both directions, and over depth; `regularize` draws their dropout and zoneout;
 `gradcheck` compares a gradient with autodiff and with differences; `language`
 and `training` make a language model of them.
 """
@@ -18,7 +19,10 @@ from lstm_jax.cells import gru as gru
 from lstm_jax.cells import lstm as lstm
 from lstm_jax.cells import rnn as rnn
 from lstm_jax.gradcheck import gradcheck as gradcheck
+from lstm_jax.sequence import Directions as Directions
+from lstm_jax.sequence import regularize as regularize
 from lstm_jax.sequence import unroll as unroll
+from lstm_jax.sequence import unroll_both as unroll_both
 from lstm_jax.sequence import unroll_stack as unroll_stack
 
 __version__ = "0.1.0"

@@ -99,23 +99,28 @@ def _call(value, index=None):
 
 def _assignments(tree):
   """Return the assignments of every function that a backward reaches."""
-  functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
+  functions: dict[str, list] = {}  # several wrappers have a recur_backward
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef):
+      functions.setdefault(node.name, []).append(node)
   queue = [name for name in CELL_ROOTS if name in functions]
   queue = queue or [name for name in OTHER_ROOTS if name in functions]
-  reached = {}
+  reached: dict[str, list] = {}
   while queue:
     name = queue.pop(0)
     if name not in reached:
       reached[name] = functions[name]
       called = (
         node.func.id
-        for node in ast.walk(functions[name])
+        for function in functions[name]
+        for node in ast.walk(function)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
       )
       queue += [name for name in called if name in functions]
   return [
     node
-    for function in reached.values()
+    for same_name in reached.values()
+    for function in same_name
     for node in ast.walk(function)
     if isinstance(node, ast.Assign) and any(_targets(node))
   ]
@@ -136,8 +141,10 @@ def _parts(node):
   if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
     return [*_parts(node.left), *_parts(node.right)]
   for call in ast.walk(node):
-    if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(
-      "concatenate"
+    if (
+      isinstance(call, ast.Call)
+      and ast.unparse(call.func) == "jnp.concatenate"
+      and isinstance(call.args[0], ast.List)
     ):
       return call.args[0].elts
   return [node]

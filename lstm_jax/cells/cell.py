@@ -7,6 +7,10 @@ halves together again:
 
   forward(params, state, x)    = recur(params, state, project(params, x))
   backward(residuals, d_state) = recur_backward, then parameter_gradients
+
+Some cells are told more at every step than its input: whether it is masked, for
+example (`sequence.wrappers`). Such extras follow the other arguments of `step`,
+`forward`, `recur` and `recur_backward`, and have no cotangents.
 """
 
 from collections.abc import Callable
@@ -30,6 +34,9 @@ class Cell(Protocol):
   `project` and `parameter_gradients` over a time axis as well.
   """
 
+  def __hash__(self) -> int:
+    """Let a cell be known at compile time."""
+
   @property
   def init(self) -> Callable[..., Params]:
     """(key, input_size, hidden_size, dtype) -> params."""
@@ -45,8 +52,8 @@ class Cell(Protocol):
   @property
   def recur(
     self,
-  ) -> Callable[[Params, State, jax.Array], tuple[State, jax.Array, Tape]]:
-    """(params, state, projected input) -> (state, by_a, tape).
+  ) -> Callable[..., tuple[State, jax.Array, Tape]]:
+    """(params, state, projected input, *extras) -> (state, by_a, tape).
 
     by_a has the shape of the projected input, so that it can take its place
     in memory, as its cotangent later takes that of by_a.
@@ -55,8 +62,8 @@ class Cell(Protocol):
   @property
   def recur_backward(
     self,
-  ) -> Callable[[Params, jax.Array, Tape, State], tuple[State, jax.Array]]:
-    """(params, by_a, tape, d_state) -> (d_state before it, d_projected)."""
+  ) -> Callable[..., tuple[State, jax.Array]]:
+    """(params, by_a, tape, d_state, *extras) -> (d_state before it, da)."""
 
   @property
   def parameter_gradients(
@@ -65,16 +72,16 @@ class Cell(Protocol):
     """(params, x, h, tape, d_projected) -> (d_params, d_x), not yet cast."""
 
   @property
-  def forward(self) -> Callable[[Params, State, jax.Array], tuple[State, Any]]:
-    """(params, state, x) -> (state, residuals)."""
+  def forward(self) -> Callable[..., tuple[State, Any]]:
+    """(params, state, x, *extras) -> (state, residuals)."""
 
   @property
-  def backward(self) -> Callable[[Any, State], tuple[Params, State, Any]]:
-    """(residuals, d_state) -> (d_params, d_state, d_x)."""
+  def backward(self) -> Callable[[Any, State], tuple]:
+    """(residuals, d_state) -> (d_params, d_state, d_x, None for each extra)."""
 
   @property
-  def step(self) -> Callable[[Params, State, jax.Array], State]:
-    """(params, state, x) -> state, with the explicit gradient."""
+  def step(self) -> Callable[..., State]:
+    """(params, state, x, *extras) -> state, with the explicit gradient."""
 
 
 class Residuals(NamedTuple):
@@ -85,6 +92,7 @@ class Residuals(NamedTuple):
   h: jax.Array  # [..., H], before the step
   by_a: jax.Array  # [..., G·H]
   tape: Tape
+  extras: tuple
 
 
 def one_step(
@@ -96,25 +104,24 @@ def one_step(
   """Return a cell's (forward, backward, step), made of its two halves."""
 
   def forward(
-    params: Params, state: State, x: jax.Array
+    params: Params, state: State, x: jax.Array, *extras: Any
   ) -> tuple[State, Residuals]:
     """Return the state after one step, and what its backward needs."""
     check_inputs("x", params, state, x)
-    state_next, by_a, tape = recur(params, state, project(params, x))
-    return state_next, Residuals(params, x, state.h, by_a, tape)
+    after, by_a, tape = recur(params, state, project(params, x), *extras)
+    return after, Residuals(params, x, state.h, by_a, tape, extras)
 
-  def backward(
-    residuals: Residuals, d_state: State
-  ) -> tuple[Params, State, jax.Array | None]:
-    """Return the cotangents (d_params, d_state, dx) of forward's inputs."""
-    params, x, h, by_a, tape = residuals
-    d_before, da = recur_backward(params, by_a, tape, wide(d_state))
+  def backward(residuals: Residuals, d_state: State) -> tuple:
+    """Return the cotangents of forward's inputs: (d_params, d_state, dx)."""
+    params, x, h, by_a, tape, extras = residuals
+    d_before, da = recur_backward(params, by_a, tape, wide(d_state), *extras)
     d_params, dx = parameter_gradients(params, x, h, tape, da)
     dx = None if dx is None else dx.astype(x.dtype)
-    return cast_like(d_params, params), cast_like(d_before, d_state), dx
+    d_params, d_before = cast_like((d_params, d_before), (params, d_state))
+    return d_params, d_before, dx, *(None for _ in extras)
 
   @jax.custom_vjp
-  def step(params: Params, state: State, x: jax.Array) -> State:
+  def step(params: Params, state: State, x: jax.Array, *extras: Any) -> State:
     """Return the state after one step; its `h` is the output.
 
     The gradient is `backward`, not autodiff.
@@ -123,6 +130,7 @@ def one_step(
       params: the weights.
       state: the state before; its leaves are [..., H].
       x: inputs [..., D], or integer tokens [...] in [0, D).
+      extras: what else a wrapped cell is told; nothing for the others.
 
     Returns:
       The state after, with the shapes and dtypes of the one before.
@@ -130,7 +138,7 @@ def one_step(
     Raises:
       ValueError: the state or x does not fit the weights or the other.
     """
-    return forward(params, state, x)[0]
+    return forward(params, state, x, *extras)[0]
 
   step.defvjp(forward, backward)
   return forward, backward, step

@@ -1,54 +1,31 @@
-"""Unroll a cell over time, with the whole sequence's gradient by hand.
+"""Unroll a cell over time: masked, reset, reversed, in chunks.
 
-Forward, for t = 1 … T               Backward, for t = T … 1
-  aₜ = xₜ W_x + b   (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
-  sₜ, ∂ₜ = recur(sₜ₋₁, aₜ)              dsₜ₋₁, daₜ = recur_backward(∂ₜ, dsₜ)
-                                       dW, db, dx from every daₜ at once
-
-The loop forward holds only what has memory, and the loop backward carries only
-the state's cotangent: the input product, each weight gradient and the inputs'
-cotangents are one product each, over all T·B rows. Autodiff of a scan does all
-of these step by step, and adds up the weight gradients in the loop's carry.
-
-Memory kept for the backward, in numbers: the derivatives ∂ₜ and hs, which is
-T·B·H times 7 for the LSTM, 6 for the GRU and 2 for the RNN. The largest array
-is there once: step by step the derivatives by aₜ take the place of aₜ, and daₜ
-then takes theirs. The backward adds hs shifted by one step (1), and the GRU's
-du (3).
+`unroll` checks what it is given, wraps the cell in what is asked for
+(`wrappers`), and hands it on (`whole`, `chunks`). What is not asked for is not
+there: the compiled program is that of the plain cell.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import lstm
   >>> params = lstm.init(jax.random.key(0), input_size=3, hidden_size=5)
   >>> state = lstm.initial_state(params, batch_shape=(2,))
-  >>> state, hs = unroll(lstm, params, state, jnp.ones((7, 2, 3)))
-  >>> hs.shape
-  (7, 2, 5)
+  >>> xs = jnp.ones((7, 2, 3))
+  >>> state, hs = unroll(lstm, params, state, xs, lengths=jnp.array([7, 4]))
+  >>> hs.shape, bool((hs[4:, 1] == 0).all())
+  ((7, 2, 5), True)
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import Cell, Params, State, Tape, check_inputs
-from lstm_jax.cells.precision import cast_like, lower, wide
+from lstm_jax.cells.cell import Cell, Params, State, check_inputs
+from lstm_jax.sequence import wrappers
+from lstm_jax.sequence.chunks import in_chunks
+from lstm_jax.sequence.whole import Way, by_steps, plain, whole
 
 Rule = Literal["explicit", "step", "autodiff"]
-
-
-class Residuals(NamedTuple):
-  """What an unrolled sequence keeps for its backward."""
-
-  params: Params
-  state: State  # before the first step
-  xs: jax.Array  # [T, ..., D] or tokens [T, ...]
-  hs: jax.Array  # [T, ..., H]
-  by_as: jax.Array  # [T, ..., G·H]
-  tape: Tape  # of every step, stacked along T
 
 
 def unroll(
@@ -57,6 +34,14 @@ def unroll(
   state: State,
   xs: jax.Array,
   *,
+  mask: jax.Array | None = None,
+  lengths: jax.Array | None = None,
+  reset: jax.Array | None = None,
+  zoneout: State | None = None,
+  state_dropout: jax.Array | None = None,
+  time_major: bool = True,
+  reverse: bool = False,
+  chunk: int | None = None,
   vjp: Rule = "explicit",
   compute_dtype: jnp.dtype | None = None,
 ) -> tuple[State, jax.Array]:
@@ -76,9 +61,27 @@ def unroll(
     state: the state before the first step; its leaves are [..., H].
     xs: inputs [T, ..., D], or integer tokens [T, ...] in [0, D), which stand
       for one-hot rows; the axes between are those of the state.
-    vjp: whose gradient. "explicit": the derivation above. "step": the cell's
-      own, scanned by JAX. "autodiff": JAX's, of the same forward; the only
-      one that also has a forward mode (`jvp`, `linearize`).
+    mask: bool [T, ...]. Where it is False there is no step: the state goes
+      through as it is, the output is 0, and whatever stands in xs there, NaN
+      included, reaches no output and no gradient.
+    lengths: integers [...] in [0, T]: row b has `lengths[b]` steps, the first.
+      The same as a mask, and together with one both must hold.
+    reset: bool [T, ...]. Where it is True the state is replaced by zeros before
+      the step, as at the start of an episode; a masked step resets nothing.
+    zoneout: what each step keeps of the state before it: a state of arrays
+      [T, ..., H], or what broadcasts to them. True keeps a unit; a number is a
+      mixture. `regularize.zoneout` draws it. It gets no gradient.
+    state_dropout: a factor of the h that enters each step, which broadcasts to
+      [T, ..., H]. `regularize.factors` draws it. It gets no gradient.
+    time_major: False for xs, mask, reset and outputs with the axes T and B (the
+      first two) exchanged; they are exchanged once, outside the loop.
+    reverse: go from the last step to the first; outputs stay at their inputs'
+      places, and rows with lengths begin at their own last step.
+    chunk: None keeps what the backward needs of every step; C keeps the state
+      of every C-th step and runs the steps between forward again (`chunks`).
+    vjp: whose gradient. "explicit": the derivation in `whole`. "step": the
+      cell's own, scanned by JAX. "autodiff": JAX's, of the same forward; the
+      only one that also has a forward mode (`jvp`, `linearize`).
     compute_dtype: of the products' operands, such as `jnp.bfloat16`; None for
       that of the weights. Sums, states and gradients keep their dtypes. Under
       another rule than "explicit" JAX adds up the weights' gradients in it.
@@ -87,141 +90,139 @@ def unroll(
     (state, hs): the state after the last step, and the outputs [T, ..., H].
 
   Raises:
-    ValueError: xs is empty, does not fit the state or the weights, or `vjp` is
-      none of the three.
+    ValueError: xs is empty or does not fit the state or the weights; a mask,
+      lengths, resets or zoneout do not fit xs; chunk is below 1 or goes with
+      another rule than "explicit"; or `vjp` is none of the three.
   """
-  _check(params, state, xs)
-  if vjp == "explicit":
-    return _unroll(cell, compute_dtype, params, state, xs)
-  if vjp not in ("step", "autodiff"):
+  if not time_major:
+    xs, mask, reset = exchange_axes(xs, mask, reset)
+  state, xs = jax.tree.map(jnp.asarray, (state, xs))
+  _check(params, state, xs, vjp, chunk)
+  times = xs.shape[0], *state.h.shape[:-1]  # [T, ...]
+  mask = _mask(mask, lengths, times)
+  extras: tuple = ()
+  if not (mask is None and reset is None and state_dropout is None):
+    cell = wrappers.keeping_its_input(cell)
+  if state_dropout is not None:
+    cell = wrappers.state_dropout(cell)
+    factor = _every_step("state_dropout", state_dropout, state.h, times)
+    extras = factor, *extras
+  if zoneout is not None:
+    cell = wrappers.zoneout(cell)
+    extras = _keeps(zoneout, state, times), *extras
+  if reset is not None:
+    cell = wrappers.resettable(cell)
+    extras = _flags("reset", reset, times), *extras
+  if mask is not None:
+    cell = wrappers.masked(cell)
+    extras = mask, *extras
+    xs = _where(mask, xs)  # 0 · NaN is not 0: nothing masked may go further
+  way = Way(compute_dtype, reverse)
+  last, hs = _run(cell, way, chunk, vjp, params, state, xs, extras)
+  hs = hs if mask is None else _where(mask, hs)
+  return last, hs if time_major else jnp.swapaxes(hs, 0, 1)
+
+
+def exchange_axes(*arrays: Any) -> Any:
+  """Return each array with its first two axes exchanged, and None as it is."""
+  return tuple(None if x is None else jnp.swapaxes(x, 0, 1) for x in arrays)
+
+
+def _run(cell, way, chunk, vjp, params, state, xs, extras):
+  """Return (state, hs) under the rule, in one piece or in chunks."""
+  if vjp != "explicit":
+    step = cell.step if vjp == "step" else plain(cell)
+    return by_steps(step, way, params, state, xs, extras)
+  if chunk is None or chunk >= len(xs):
+    return whole(cell, way, params, state, xs, extras)
+  cut = len(xs) - len(xs) % chunk  # the rest is a sequence of its own
+
+  def most(state):
+    part = jax.tree.map(lambda x: x[:cut], (xs, extras))
+    return in_chunks(cell, way, chunk, params, state, *part)
+
+  def rest(state):
+    part = jax.tree.map(lambda x: x[cut:], (xs, extras))
+    return whole(cell, way, params, state, *part)
+
+  if cut == len(xs):
+    return most(state)
+  if way.reverse:
+    state, after = rest(state)
+    state, before = most(state)
+  else:
+    state, before = most(state)
+    state, after = rest(state)
+  return state, jnp.concatenate([before, after])
+
+
+def _where(mask: jax.Array, x: jax.Array) -> jax.Array:
+  """Return x [T, ...] or [T, ..., K] where the mask holds, 0 elsewhere."""
+  mask = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+  return jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+
+def _mask(mask: Any, lengths: Any, times: tuple[int, ...]) -> jax.Array | None:
+  """Return the mask [T, ...] that both ask for, or None for every step."""
+  if mask is not None:
+    mask = _flags("mask", mask, times)
+  if lengths is None:
+    return mask
+  lengths = jnp.asarray(lengths)
+  if lengths.shape != times[1:] or not is_token(lengths):
+    raise ValueError(
+      f"lengths must be integers {list(times[1:])}, "
+      f"got {lengths.dtype} {lengths.shape}"
+    )
+  steps = jnp.arange(times[0], dtype=lengths.dtype)
+  steps = steps.reshape(-1, *(1 for _ in times[1:]))
+  within = steps < lengths[None]
+  return within if mask is None else mask & within
+
+
+def _flags(name: str, flags: Any, times: tuple[int, ...]) -> jax.Array:
+  flags = jnp.asarray(flags)
+  if flags.shape != times or flags.dtype != bool:
+    raise ValueError(
+      f"{name} must be bool {list(times)}, got {flags.dtype} {flags.shape}"
+    )
+  return flags
+
+
+def _keeps(keep: State, state: State, times: tuple[int, ...]) -> State:
+  """Return what zoneout keeps at every step."""
+  if type(keep) is not type(state):
+    raise ValueError(
+      f"zoneout must be a {type(state).__name__}, got {type(keep).__name__}"
+    )
+  return jax.tree.map(
+    lambda k, s: _every_step("zoneout", k, s, times), keep, state
+  )
+
+
+def _every_step(
+  name: str, x: Any, like: jax.Array, times: tuple[int, ...]
+) -> jax.Array:
+  """Return x, which broadcasts to [T, ..., H], with its axis T there."""
+  x, shape = jnp.asarray(x), (*times, like.shape[-1])
+  full = (1,) * (len(shape) - x.ndim) + x.shape
+  if len(full) > len(shape) or any(
+    n not in (1, m) for n, m in zip(full, shape, strict=True)
+  ):
+    raise ValueError(f"{name} must broadcast to {list(shape)}, got {x.shape}")
+  return jnp.broadcast_to(x.reshape(full), (times[0], *full[1:]))
+
+
+def _check(
+  params: Params, state: State, xs: jax.Array, vjp: str, chunk: int | None
+) -> None:
+  if vjp not in ("explicit", "step", "autodiff"):
     raise ValueError(f"vjp must be explicit, step or autodiff, got {vjp!r}")
-  params = _operands(params, xs, compute_dtype)
-  return _by_steps(cell.step if vjp == "step" else _plain(cell))(
-    params, state, xs
-  )
-
-
-def _operands(
-  params: Params, xs: jax.Array, compute_dtype: jnp.dtype | None
-) -> Params:
-  """Return params with the operands of products in compute_dtype."""
-  lowered = lower(params, compute_dtype)
-  return lowered._replace(w_x=params.w_x) if is_token(xs) else lowered
-
-
-def _plain(cell: Cell) -> Callable:
-  """Return the cell's step as a function that JAX differentiates."""
-  return lambda params, state, x: cell.forward(params, state, x)[0]
-
-
-def _by_steps(step: Callable) -> Callable:
-  """Return (params, state, xs) -> (state, hs), one step after another."""
-
-  def loop(params, state, xs):
-    def body(state, x):
-      state = step(params, state, x)
-      return state, state.h
-
-    return lax.scan(body, state, xs)
-
-  return loop
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _unroll(cell, compute_dtype, params, state, xs):
-  # No gradient is asked for: no tape, and no projections of all T·B inputs.
-  params = _operands(params, xs, compute_dtype)
-  return _by_steps(_plain(cell))(params, state, xs)
-
-
-def _forward(
-  cell: Cell,
-  compute_dtype: jnp.dtype | None,
-  params: Params,
-  state: State,
-  xs: jax.Array,
-) -> tuple[tuple[State, jax.Array], Residuals]:
-  operands = _operands(params, xs, compute_dtype)
-
-  def body(state, ax, _):
-    state, by_a, tape = cell.recur(operands, state, ax)
-    return state, by_a, (state.h, tape)
-
-  axs = cell.project(operands, xs)
-  last, by_as, (hs, tape) = _scan_in_place(body, state, axs, None)
-  return (last, hs), Residuals(params, state, xs, hs, by_as, tape)
-
-
-def _backward(
-  cell: Cell,
-  compute_dtype: jnp.dtype | None,
-  residuals: Residuals,
-  cotangents: tuple[State, jax.Array],
-) -> tuple[Params, State, Any]:
-  params, state, xs, hs, by_as, tape = residuals
-  operands = _operands(params, xs, compute_dtype)
-  d_last, dhs = cotangents
-
-  def body(d_state, by_a, inputs):
-    tape, dh = inputs
-    d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
-    d_before, da = cell.recur_backward(operands, by_a, tape, d_after)
-    return cast_like(d_before, d_state), da, None
-
-  # Carried in float32 or wider: T roundings to bfloat16 would add up.
-  d_state, das, _ = _scan_in_place(
-    body, wide(d_last), by_as, (tape, dhs), reverse=True
-  )
-  hs_before = jnp.concatenate([state.h[None], hs[:-1]])
-  d_params, dxs = cell.parameter_gradients(operands, xs, hs_before, tape, das)
-  dxs = None if dxs is None else dxs.astype(xs.dtype)
-  return cast_like(d_params, params), cast_like(d_state, state), dxs
-
-
-def _scan_in_place(
-  f: Callable, carry: Any, rows: jax.Array, xs: Any, reverse: bool = False
-) -> tuple[Any, jax.Array, Any]:
-  """Scan f over rows and xs; what it makes of a row takes that row's place.
-
-  Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)), but the new
-  rows are written over the old, where `lax.scan` fills an array of zeros first
-  and then writes its outputs into it. Each row is read from what the step
-  before it wrote: were it read within its own step, XLA might order a reader of
-  the old rows after the write, and copy all T of them at every step.
-
-  Args:
-    f: (carry, row, x) -> (carry, new row of the same shape, y).
-    carry: before the first step.
-    rows: [T, ...].
-    xs: a tree of arrays [T, ...], or None.
-    reverse: from the last step to the first.
-
-  Returns:
-    (carry after the last step, new rows [T, ...], ys).
-  """
-  steps = len(rows)
-  first, ahead = (steps - 1, -1) if reverse else (0, 1)
-
-  def row_at(rows, t):
-    return lax.dynamic_index_in_dim(rows, t.clip(0, steps - 1), keepdims=False)
-
-  def body(carry, inputs):
-    (carry, row, rows), (t, x) = carry, inputs
-    carry, row, y = f(carry, row, x)
-    row = row.astype(rows.dtype)
-    rows = lax.dynamic_update_index_in_dim(rows, row, t, 0)
-    return (carry, row_at(rows, t + ahead), rows), y
-
-  carry = carry, rows[first], rows
-  inputs = jnp.arange(steps), xs
-  (carry, _, rows), ys = lax.scan(body, carry, inputs, reverse=reverse)
-  return carry, rows, ys
-
-
-_unroll.defvjp(_forward, _backward)
-
-
-def _check(params: Params, state: State, xs: jax.Array) -> None:
+  if chunk is not None and (chunk < 1 or vjp != "explicit"):
+    raise ValueError(
+      "chunk must be at least 1, and goes with vjp='explicit', "
+      f"got {chunk} and {vjp!r}"
+    )
   if xs.ndim == 0 or xs.shape[0] == 0:
     raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
   check_inputs("xs", params, state, xs, leading=xs.shape[:1])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
 from lstm_jax import lstm, unroll
-from lstm_jax.sequence.unroll import _forward
+from lstm_jax.sequence.whole import Way, forward
 from tests.contract import TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -198,7 +198,7 @@ def test_what_is_kept_for_the_backward_is_what_the_docstring_says(
 ):
   cell = TABLE[name].cell
   args = arguments(cell, key)
-  _, residuals = jax.eval_shape(partial(_forward, cell, None), *args)
+  _, residuals = jax.eval_shape(partial(forward, cell, Way()), *args, ())
   kept = jax.tree.leaves((residuals.hs, residuals.by_as, residuals.tape))
   assert sum(leaf.size for leaf in kept) == count * T * B * H
 

@@ -1,0 +1,131 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import Directions, gru, lstm, rnn, unroll_stack
+from lstm_jax.interop import torch as interop
+from lstm_jax.sequence import init_stack, initial_stack_state
+from tests.draws import B, D, H, T, normal_like, worst
+
+KINDS = {"LSTM": lstm, "GRU": gru, "RNN": rnn}
+EACH = pytest.mark.parametrize("kind", KINDS)
+BOTH = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+
+
+def stack(cell, key, both, sizes=(H, H), dtype=jnp.float64):
+  layers = init_stack(cell, key, D, sizes, bidirectional=both, dtype=dtype)
+  return normal_like(key, layers)
+
+
+@EACH
+@BOTH
+@pytest.mark.parametrize(
+  ("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)]
+)
+def test_outputs_and_every_gradient_are_those_of_torch(
+  kind, both, dtype, tolerance, key
+):
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  torch.manual_seed(0)
+  module = getattr(torch.nn, kind)(
+    D, H, num_layers=2, bidirectional=both, dtype=getattr(torch, dtype)
+  )
+  cell, layers = interop.from_torch(module.state_dict())
+  assert cell is KINDS[kind]
+  xs = jnp.asarray(normal_like(key, jnp.zeros((T, B, D))), dtype)
+  inputs = torch.tensor(np.asarray(xs), requires_grad=True)
+  expected, _ = module(inputs)
+  states = initial_stack_state(cell, layers, (B,))
+  found, pullback = jax.vjp(
+    lambda layers, xs: unroll_stack(cell, layers, states, xs)[1], layers, xs
+  )
+  cotangent = normal_like(jax.random.key(1), found)
+  d_layers, d_xs = pullback(cotangent)
+  expected.backward(torch.tensor(np.asarray(cotangent)))
+
+  def close(ours, theirs):
+    theirs = theirs.detach().numpy()
+    size = max(np.abs(theirs).max(), 1)
+    assert np.abs(np.asarray(ours) - theirs).max() < tolerance * size
+
+  close(found, expected)
+  close(d_xs, inputs.grad)
+  gradients = interop.to_torch(d_layers)
+  assert set(gradients) == set(dict(module.named_parameters()))
+  for name, parameter in module.named_parameters():
+    if name.startswith("bias_hh") and kind == "GRU":
+      close(gradients[name][-H:], parameter.grad[-H:])
+    elif not name.startswith("bias_hh"):  # the sum's is in bias_ih
+      close(gradients[name], parameter.grad)
+
+
+@EACH
+def test_torch_computes_the_same_with_weights_from_here(kind, key, tmp_path):
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  load_file = pytest.importorskip("safetensors.torch").load_file
+  layers = stack(KINDS[kind], key, both=True)
+  interop.save(tmp_path / "weights.safetensors", layers)
+  module = getattr(torch.nn, kind)(
+    D, H, num_layers=2, bidirectional=True, dtype=torch.float64
+  )
+  module.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+  xs = normal_like(key, jnp.zeros((T, B, D)))
+  expected, _ = module(torch.tensor(np.asarray(xs)))
+  states = initial_stack_state(KINDS[kind], layers, (B,))
+  _, found = unroll_stack(KINDS[kind], layers, states, xs)
+  assert worst(np.asarray(found), expected.detach().numpy()) < 1e-10
+
+
+@EACH
+@BOTH
+def test_there_and_back_again_is_the_same(kind, both, key, tmp_path):
+  layers = stack(KINDS[kind], key, both, sizes=(H, H, H))
+  path = tmp_path / "weights.safetensors"
+  interop.save(path, layers)
+  for cell, same in (
+    interop.load(path),
+    interop.from_torch(interop.to_torch(layers)),
+  ):
+    assert cell is KINDS[kind]
+    assert isinstance(same[0], Directions) == both
+    assert worst(same, layers) == 0
+
+
+@EACH
+def test_two_biases_are_added_and_none_is_zero(kind, key):
+  layers = stack(KINDS[kind], key, both=False, sizes=(H,))
+  weights = interop.to_torch(layers)
+  cut = 2 * H if kind == "GRU" else None  # its candidate keeps both
+  weights["bias_ih_l0"][:cut] -= 1
+  weights["bias_hh_l0"][:cut] += 1
+  assert worst(interop.from_torch(weights)[1], layers) < 1e-15 * 10
+  without = {k: v for k, v in weights.items() if "bias" not in k}
+  (found,) = interop.from_torch(without)[1]
+  assert not found.b.any() and worst(found.w_h, layers[0].w_h) == 0
+
+
+def test_what_is_not_such_a_module_is_named(key, tmp_path):
+  good = interop.to_torch(stack(lstm, key, both=False))
+
+  def refused(match, **changes):
+    changed = {**good, **changes}
+    changed = {k: v for k, v in changed.items() if v is not None}
+    with pytest.raises(ValueError, match=match):
+      interop.from_torch(changed)
+
+  refused("must have weight_hh_l0", weight_hh_l0=None)
+  refused("bias_hh_l1 is missing", bias_hh_l1=None)
+  refused(r"bias_ih_l0 must be \[24\], got \(3,\)", bias_ih_l0=np.ones(3))
+  refused(r"must be \[4H, H\], \[3H, H\]", weight_hh_l0=np.ones((12, H)))
+  refused("not tensors of such a module: decoder", decoder=np.ones(2))
+  refused("not tensors of .* weight_hh_l2", weight_hh_l2=np.ones((24, H)))
+  refused("proj_size", weight_hr_l0=np.ones((2, H)))
+  refused("bias_ih_l0 must hold floats", bias_ih_l0=np.ones(24, int))
+  refused("weight_ih_l1 must take 6 inputs", weight_ih_l1=np.ones((24, 9)))
+  with pytest.raises(ValueError, match="got nothing"):
+    interop.from_torch({})
+  path = tmp_path / "weights.safetensors"
+  path.write_bytes(b"\x80\x04 not a safetensors file, but a pickle")
+  with pytest.raises(ValueError, match="is not a safetensors file"):
+    interop.load(path)

@@ -1,0 +1,94 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import Directions, lstm, unroll, unroll_both, unroll_stack
+from lstm_jax.sequence import init_stack, initial_stack_state
+from tests.contract import TABLE
+from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
+
+CELLS = pytest.mark.parametrize(
+  "cell", [row.cell for row in TABLE.values()], ids=TABLE.keys()
+)
+LENGTHS = np.array([2, T, 0])
+
+
+def both(cell, key):
+  params, state, xs = arguments(cell, key)
+  other = arguments(cell, jax.random.key(1))
+  return Directions(params, other[0]), Directions(state, other[1]), xs
+
+
+@CELLS
+@pytest.mark.parametrize("merge", ["concat", "sum"])
+def test_both_directions_have_the_gradient_of_autodiff(cell, merge, key):
+  args = both(cell, key)
+
+  def gradient(**rule):
+    run = partial(unroll_both, cell, merge=merge, lengths=LENGTHS, **rule)
+    return jax.jit(jax.value_and_grad(weighed(run, key), (0, 1, 2)))(*args)
+
+  expected = gradient(vjp="autodiff")
+  assert worst(gradient(), expected) < 1e-12
+  assert worst(gradient(chunk=2), expected) < 1e-12
+
+
+@CELLS
+def test_both_directions_are_two_unrolled_and_merged(cell, key):
+  params, states, xs = both(cell, key)
+  last, hs = unroll(cell, params.forward, states.forward, xs)
+  first, reversed_hs = unroll(
+    cell, params.backward, states.backward, xs, reverse=True
+  )
+  found = unroll_both(cell, params, states, xs)
+  expected = jnp.concatenate([hs, reversed_hs], -1)
+  assert worst(found, (Directions(last, first), expected)) == 0
+  _, total = unroll_both(cell, params, states, xs, merge="sum")
+  assert worst(total, hs + reversed_hs) == 0
+
+
+@CELLS
+def test_a_stack_of_both_directions_with_skips_is_that_by_hand(cell, key):
+  params = init_stack(cell, key, D, (H, H), bidirectional=True, dtype=float)
+  params = normal_like(key, params)
+  states = initial_stack_state(cell, params, (B,))
+  _, _, xs = arguments(cell, key)
+  last, hs = unroll_stack(cell, params, states, xs, skip=True, lengths=LENGTHS)
+  low, middle = unroll_both(cell, params[0], states[0], xs, lengths=LENGTHS)
+  top, high = unroll_both(cell, params[1], states[1], middle, lengths=LENGTHS)
+  assert hs.shape == (T, B, 2 * H)
+  assert worst((last, hs), ((low, top), middle + high)) < 1e-12
+
+
+def test_dropout_between_layers_is_that_of_its_key(key):
+  params = init_stack(lstm, key, D, (H, H, 2), dtype=float)
+  states = initial_stack_state(lstm, params, (B,))
+  _, _, xs = arguments(lstm, key)
+  run = partial(unroll_stack, lstm, params, states, xs)
+  plain, dropped = run()[1], run(dropout=0.5, key=key)[1]
+  assert worst(plain, dropped) > 1e-3
+  assert worst(run(dropout=0.5, key=key)[1], dropped) == 0
+  assert worst(run(dropout=0.0, key=key)[1], plain) == 0
+  assert worst(run(dropout=0.5, key=key, locked=True)[1], dropped) > 1e-3
+  with pytest.raises(ValueError, match=r"needs a key, got a rate of 0\.5"):
+    run(dropout=0.5)
+
+
+def test_batch_major_stacks_exchange_axes(key):
+  params = init_stack(lstm, key, D, (H, 2), bidirectional=True, dtype=float)
+  states = initial_stack_state(lstm, params, (B,))
+  _, _, xs = arguments(lstm, key)
+  last, hs = unroll_stack(lstm, params, states, xs)
+  swapped = xs.swapaxes(0, 1)
+  found = unroll_stack(lstm, params, states, swapped, time_major=False)
+  assert worst(found, (last, hs.swapaxes(0, 1))) == 0
+
+
+def test_what_does_not_fit_is_named(key):
+  with pytest.raises(ValueError, match="merge must be concat or sum, got 'mea"):
+    unroll_both(lstm, *both(lstm, key), merge="mean")
+  with pytest.raises(ValueError, match="at least one layer, got none"):
+    init_stack(lstm, key, D, ())

@@ -1,0 +1,381 @@
+"""Masks, resets, zoneout, state dropout, direction and chunks of `unroll`."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lstm_jax import lstm, unroll
+from lstm_jax.gradcheck import gradcheck
+from lstm_jax.planting import plant, terms
+from lstm_jax.sequence import regularize, wrappers
+from tests.contract import TABLE
+from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
+
+CELLS = pytest.mark.parametrize(
+  "cell", [row.cell for row in TABLE.values()], ids=TABLE.keys()
+)
+DRAW = np.random.default_rng(3)
+MASK = DRAW.random((T, B)) < 0.6
+RESET = DRAW.random((T, B)) < 0.4
+LENGTHS = np.array([T, 0, 2])
+
+
+def keeps(cell):
+  state = cell.initial_state(cell.init(jax.random.key(0), D, H), (B,))
+  rates = type(state)(*(0.3 for _ in state))
+  return regularize.zoneout(jax.random.key(1), state, T, rates)
+
+
+def expectation(cell):
+  state = cell.initial_state(cell.init(jax.random.key(0), D, H), (B,))
+  return type(state)(*(0.25 for _ in state))
+
+
+FEATURES = {
+  "mask": lambda cell: {"mask": MASK},
+  "lengths": lambda cell: {"lengths": LENGTHS},
+  "reset": lambda cell: {"reset": RESET},
+  "reverse": lambda cell: {"reverse": True},
+  "zoneout": lambda cell: {"zoneout": keeps(cell)},
+  "expected zoneout": lambda cell: {"zoneout": expectation(cell)},
+  "state dropout": lambda cell: {
+    "state_dropout": regularize.factors(jax.random.key(2), (B, H), 0.5)
+  },
+  "all": lambda cell: {
+    "mask": MASK,
+    "lengths": LENGTHS,
+    "reset": RESET,
+    "reverse": True,
+    "zoneout": keeps(cell),
+    "state_dropout": regularize.factors(jax.random.key(2), (T, B, H), 0.5),
+  },
+}
+EACH = pytest.mark.parametrize("feature", FEATURES)
+
+
+def value_and_gradient(cell, key, args, **options):
+  f = weighed(partial(unroll, cell, **options), key)
+  argnums = (0, 1, 2) if jnp.issubdtype(args[2].dtype, jnp.floating) else (0, 1)
+  return jax.jit(jax.value_and_grad(f, argnums))(*args)
+
+
+@CELLS
+@EACH
+def test_every_rule_has_the_gradient_of_autodiff(cell, feature, key):
+  args, options = arguments(cell, key), FEATURES[feature](cell)
+  a, b, c = (
+    value_and_gradient(cell, key, args, vjp=vjp, **options)
+    for vjp in ("explicit", "step", "autodiff")
+  )
+  assert worst(a, c) < 1e-12
+  assert worst(b, c) < 1e-12
+
+
+@CELLS
+@EACH
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_chunks_change_nothing(cell, feature, chunk, key):
+  args, options = arguments(cell, key), FEATURES[feature](cell)
+  expected = value_and_gradient(cell, key, args, **options)
+  found = value_and_gradient(cell, key, args, chunk=chunk, **options)
+  assert worst(found, expected) < 1e-12
+
+
+@EACH
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_tokens_have_the_features_too(feature, chunk, key):
+  params, state, _ = arguments(lstm, key)
+  args = params, state, jax.random.randint(key, (T, B), 0, D)
+  options = FEATURES[feature](lstm)
+  a = value_and_gradient(lstm, key, args, chunk=chunk, **options)
+  b = value_and_gradient(lstm, key, args, vjp="autodiff", **options)
+  assert worst(a, b) < 1e-12
+
+
+def loop(cell, params, state, xs, mask, reset, zeros):
+  """Row after row and step after step, in the words of the docstring."""
+  last, outputs = [], np.zeros((T, B, H))
+  for b in range(B):
+    s = jax.tree.map(lambda leaf: leaf[b], state)  # noqa: B023
+    for t in range(T):
+      if not mask[t, b]:
+        continue
+      if reset[t, b]:
+        s = zeros
+      s = cell.step(params, s, xs[t, b])
+      outputs[t, b] = s.h
+    last.append(s)
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *last), outputs
+
+
+@CELLS
+def test_masks_lengths_and_resets_are_the_loop_that_they_replace(cell, key):
+  params, state, xs = arguments(cell, key)
+  mask = MASK & (np.arange(T)[:, None] < LENGTHS)
+  zeros = jax.tree.map(jnp.zeros_like, jax.tree.map(lambda s: s[0], state))
+  expected = loop(cell, params, state, xs, mask, RESET, zeros)
+  found = unroll(
+    cell, params, state, xs, mask=MASK, lengths=LENGTHS, reset=RESET
+  )
+  assert worst(found, expected) < 1e-12
+
+
+@CELLS
+def test_each_row_is_reversed_within_its_own_length(cell, key):
+  params, state, xs = arguments(cell, key)
+  last, hs = unroll(cell, params, state, xs, lengths=LENGTHS, reverse=True)
+  for b, n in enumerate(LENGTHS):
+    row = jax.tree.map(lambda leaf: leaf[b], (last, state))  # noqa: B023
+    if n == 0:
+      assert worst(*row) == 0 and not hs[:, b].any()
+      continue
+    expected = unroll(cell, params, row[1], xs[:n, b][::-1])
+    assert worst((row[0], hs[:n, b][::-1]), expected) < 1e-12
+    assert not hs[n:, b].any()
+
+
+@CELLS
+@pytest.mark.parametrize("junk", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("vjp", ["explicit", "step", "autodiff"])
+def test_junk_in_masked_inputs_reaches_nothing(cell, junk, vjp, key):
+  params, state, xs = arguments(cell, key)
+  dirty = jnp.where(MASK[..., None], xs, junk)
+  options = {"mask": MASK, "vjp": vjp}
+  clean = value_and_gradient(cell, key, (params, state, xs), **options)
+  found = value_and_gradient(cell, key, (params, state, dirty), **options)
+  assert worst(found, clean) == 0
+  assert not found[1][2][~MASK].any()
+
+
+def test_junk_tokens_reach_nothing(key):
+  params, state, _ = arguments(lstm, key)
+  tokens = jax.random.randint(key, (T, B), 0, D)
+  dirty = jnp.where(MASK, tokens, -(2**30))
+  a, b = (
+    value_and_gradient(lstm, key, (params, state, x), mask=MASK)
+    for x in (tokens, dirty)
+  )
+  assert worst(a, b) == 0
+
+
+@CELLS
+def test_a_reset_cuts_the_sequence(cell, key):
+  params, state, xs = arguments(cell, key)
+  reset = np.zeros((T, B), bool)
+  reset[2] = True
+  last, hs = unroll(cell, params, state, xs, reset=reset)
+  _, before = unroll(cell, params, state, xs[:2])
+  zeros = cell.initial_state(params, (B,))
+  expected, after = unroll(cell, params, zeros, xs[2:])
+  assert worst((last, hs), (expected, jnp.concatenate([before, after]))) < 1e-12
+  d_state = value_and_gradient(
+    cell, key, (params, state, xs), reset=np.ones((T, B), bool)
+  )[1][1]
+  assert all(not leaf.any() for leaf in d_state)
+
+
+@CELLS
+def test_a_feature_that_is_off_compiles_to_the_plain_program(cell, key):
+  args = arguments(cell, key)
+
+  def text(**options):
+    f = jax.grad(weighed(partial(unroll, cell, **options), key), (0, 1, 2))
+    return jax.jit(f).lower(*args).as_text()
+
+  off = {
+    "mask": None,
+    "lengths": None,
+    "reset": None,
+    "zoneout": None,
+    "state_dropout": None,
+    "reverse": False,
+    "chunk": None,
+  }
+  assert text(**off) == text()
+  assert text(mask=MASK) != text()
+
+
+@CELLS
+def test_features_that_change_nothing_are_exact(cell, key):
+  args = arguments(cell, key)
+  plain = value_and_gradient(cell, key, args)
+  none = type(args[1])(*(False for _ in args[1]))
+  for options in (
+    {"mask": np.ones((T, B), bool)},
+    {"lengths": np.full(B, T)},
+    {"reset": np.zeros((T, B), bool)},
+    {"zoneout": none},
+    {"state_dropout": regularize.factors(key, (B, H), 0.0)},
+    {"chunk": T},
+  ):
+    found = value_and_gradient(cell, key, args, **options)
+    assert worst(found, plain) < 1e-14 * H
+
+
+@CELLS
+def test_all_kept_by_zoneout_is_no_step(cell, key):
+  params, state, xs = arguments(cell, key)
+  every = type(state)(*(True for _ in state))
+  last, hs = unroll(cell, params, state, xs, zoneout=every)
+  assert worst(last, state) == 0
+  assert worst(hs, jnp.stack([state.h] * T)) == 0
+
+
+@CELLS
+def test_batch_major_is_time_major_with_axes_exchanged(cell, key):
+  params, state, xs = arguments(cell, key)
+  last, hs = unroll(cell, params, state, xs, mask=MASK, reset=RESET)
+  found = unroll(
+    cell,
+    params,
+    state,
+    xs.swapaxes(0, 1),
+    mask=MASK.T,
+    reset=RESET.T,
+    time_major=False,
+  )
+  assert worst(found, (last, hs.swapaxes(0, 1))) == 0
+
+
+@CELLS
+@pytest.mark.parametrize("feature", ["all", "expected zoneout"])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_reverse_over_reverse_is_that_of_autodiff(cell, feature, chunk, key):
+  args, options = arguments(cell, key), FEATURES[feature](cell)
+
+  def second(**rule):
+    f = partial(unroll, cell, **rule, **options)
+    first = jax.grad(weighed(f, key), (0, 1, 2))
+    return jax.jit(jax.grad(weighed(first, key), (0, 1, 2)))(*args)
+
+  expected = second(vjp="autodiff")
+  size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+  assert worst(second(chunk=chunk), expected) < 1e-12 * size
+
+
+@CELLS
+def test_ensembles_are_loops(cell, key):
+  """vmap over weights, states, inputs and masks together."""
+  many = [arguments(cell, k) for k in jax.random.split(key, 2)]
+  masks = jnp.stack([MASK, ~MASK])
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
+
+  scalar = weighed(
+    lambda mask, *args: unroll(cell, *args, mask=mask, reset=RESET), key
+  )
+  f = jax.grad(scalar, (1, 2, 3))
+
+  alone = [jax.jit(f)(mask, *a) for mask, a in zip(masks, many, strict=True)]
+  expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+  assert worst(jax.jit(jax.vmap(f))(masks, *stacked), expected) < 1e-12
+
+
+@CELLS
+@EACH
+def test_bfloat16_products_cost_a_bounded_error_and_no_dtype(
+  cell, feature, key
+):
+  exact = jax.tree.map(lambda x: x / 8, arguments(cell, key))
+  args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
+  options = FEATURES[feature](cell)
+  found = value_and_gradient(
+    cell, key, args, compute_dtype=jnp.bfloat16, **options
+  )[1]
+  expected = value_and_gradient(cell, key, exact, **options)[1]
+  for primal, a, b in zip(
+    *map(jax.tree.leaves, (args, found, expected)), strict=True
+  ):
+    assert a.dtype == primal.dtype
+    a, b = np.asarray(a), np.asarray(b)
+    assert np.linalg.norm(a - b) < 2e-2 * np.linalg.norm(b)
+
+
+@given(
+  st.sampled_from(list(TABLE)),
+  st.lists(st.booleans(), min_size=T * B, max_size=T * B),
+  st.lists(st.booleans(), min_size=T * B, max_size=T * B),
+)
+def test_any_pattern_of_masks_and_resets(name, mask, reset):
+  cell, key = TABLE[name].cell, jax.random.key(0)
+  mask, reset = (np.reshape(m, (T, B)) for m in (mask, reset))
+  a, b = (
+    _compiled(name, vjp)(
+      *arguments(cell, key), jnp.array(mask), jnp.array(reset)
+    )
+    for vjp in ("explicit", "autodiff")
+  )
+  assert worst(a, b) < 1e-12
+
+
+_PROGRAMS = {}
+
+
+def _compiled(name, vjp):
+  if (name, vjp) not in _PROGRAMS:
+
+    def run(params, state, xs, mask, reset):
+      cell = TABLE[name].cell
+      return unroll(cell, params, state, xs, mask=mask, reset=reset, vjp=vjp)
+
+    scalar = weighed(run, jax.random.key(0))
+    _PROGRAMS[name, vjp] = jax.jit(jax.value_and_grad(scalar, (0, 1, 2)))
+  return _PROGRAMS[name, vjp]
+
+
+@pytest.mark.parametrize("term", terms(wrappers))
+def test_every_error_planted_in_the_wrappers_is_caught(term, key):
+  planted = plant(wrappers, term)
+  args, options = arguments(lstm, key), FEATURES["all"](lstm)
+  kept = options["zoneout"], options["state_dropout"]
+
+  def run(wraps, rule, args):
+    cell = wraps.keeping_its_input(lstm)
+    cell = wraps.masked(
+      wraps.resettable(wraps.zoneout(wraps.state_dropout(cell)))
+    )
+    step = cell.step if rule == "step" else lambda *a: cell.forward(*a)[0]
+    params, state, xs = args
+    for t in range(T):
+      keep = jax.tree.map(lambda k: k[t], kept[0])  # noqa: B023
+      state = step(params, state, xs[t], MASK[t], RESET[t], keep, kept[1][t])
+    return state
+
+  report = gradcheck(
+    partial(run, planted, "step"),
+    partial(run, wrappers, "autodiff"),
+    args,
+    key,
+    max_coordinates=0,
+    num_directions=0,
+  )
+  assert max(t.explicit_autodiff.relative for t in report.tensors) > 1e-4
+
+
+def test_what_does_not_fit_is_named(key):
+  params, state, xs = arguments(lstm, key)
+  run = partial(unroll, lstm, params, state, xs)
+  with pytest.raises(ValueError, match=r"mask must be bool \[5, 3\], got flo"):
+    run(mask=MASK.astype(float))
+  with pytest.raises(ValueError, match=r"reset must be bool \[5, 3\], got boo"):
+    run(reset=RESET.T)
+  with pytest.raises(ValueError, match=r"lengths must be integers \[3\], got"):
+    run(lengths=np.arange(T))
+  with pytest.raises(ValueError, match=r"lengths must be integers \[3\], got"):
+    run(lengths=np.ones(B))
+  with pytest.raises(ValueError, match="zoneout must be a LSTMState, got dict"):
+    run(zoneout={"h": True, "c": True})
+  with pytest.raises(
+    ValueError, match=r"zoneout must broadcast to \[5, 3, 6\]"
+  ):
+    run(zoneout=normal_like(key, type(state)(xs, xs)))
+  with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):
+    run(state_dropout=jnp.ones((T, T, B, H)))
+  with pytest.raises(ValueError, match="chunk must be at least 1"):
+    run(chunk=0)
+  with pytest.raises(ValueError, match="goes with vjp='explicit', got 2 and"):
+    run(chunk=2, vjp="autodiff")

@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import lstm, regularize, unroll
+from tests.draws import B, D, H, T, arguments, worst
+
+RATE = 0.3
+
+
+def test_dropout_keeps_the_expectation_and_drops_at_the_rate(key):
+  x = jnp.full((200, 500), 2.0)
+  dropped = np.asarray(regularize.dropout(key, x, RATE))
+  assert set(np.unique(dropped)) == {0.0, 2.0 / (1 - RATE)}
+  # 100,000 draws: a deviation of 0.0015 for the share, five of them allowed.
+  assert abs((dropped == 0).mean() - RATE) < 5 * 0.0015
+  assert abs(dropped.mean() - 2) < 5 * 0.0015 * 2 / (1 - RATE)
+
+
+def test_locked_dropout_is_the_same_at_every_step(key):
+  x = jnp.ones((T, B, H))
+  dropped = regularize.locked_dropout(key, x, RATE)
+  assert (dropped == dropped[:1]).all()
+  assert not (dropped[0] == dropped[0, :1]).all()  # but not in every row
+  free = regularize.dropout(key, x, RATE)
+  assert not (free == free[:1]).all()
+
+
+def test_drop_connect_drops_recurrent_weights_only(key):
+  params, _, _ = arguments(lstm, key)
+  dropped = regularize.drop_connect(key, params, RATE)
+  assert worst(dropped[::2], params[::2]) == 0
+  zero = dropped.w_h == 0
+  assert 0 < zero.mean() < 1
+  assert worst(dropped.w_h, jnp.where(zero, 0, params.w_h / (1 - RATE))) < 1e-12
+
+
+def test_the_gradient_of_drop_connect_is_that_of_the_weights_kept(key):
+  params, state, xs = arguments(lstm, key)
+
+  def loss(params):
+    return unroll(lstm, regularize.drop_connect(key, params, RATE), state, xs)[
+      1
+    ].sum()
+
+  gradient = jax.grad(loss)(params).w_h
+  dropped = regularize.drop_connect(key, params, RATE).w_h == 0
+  assert ((gradient == 0) == dropped).all()
+
+
+def test_zoneout_draws_at_each_rate_and_step(key):
+  state = lstm.LSTMState(jnp.zeros((40, 50)), jnp.zeros((40, 50)))
+  kept = regularize.zoneout(key, state, 30, lstm.LSTMState(0.1, 0.5))
+  for found, rate in zip(kept, (0.1, 0.5), strict=True):
+    assert found.shape == (30, 40, 50) and found.dtype == bool
+    assert abs(found.mean() - rate) < 5 * (rate * (1 - rate) / 60_000) ** 0.5
+    assert not (found == found[:1]).all()
+
+
+def test_zoneout_in_expectation_is_the_mean_over_draws_of_one_step(key):
+  params, state, xs = arguments(lstm, key, batch=())
+  rates = lstm.LSTMState(0.2, 0.4)
+  mean, _ = unroll(lstm, params, state, xs[:1], zoneout=rates)
+  draw = jax.vmap(lambda k: regularize.zoneout(k, state, 1, rates))
+  drawn = draw(jax.random.split(key, 20_000))
+  each = jax.vmap(
+    lambda keep: unroll(lstm, params, state, xs[:1], zoneout=keep)[0]
+  )(drawn)
+  for found, expected in zip(each, mean, strict=True):
+    deviation = found.std(0) / 20_000**0.5
+    assert (abs(found.mean(0) - expected) < 5 * deviation + 1e-12).all()
+
+
+@pytest.mark.parametrize(
+  "draw",
+  [
+    lambda k, r: regularize.dropout(k, jnp.ones((T, B)), r),
+    lambda k, r: regularize.locked_dropout(k, jnp.ones((T, B)), r),
+    lambda k, r: regularize.factors(k, (T, B), r),
+    lambda k, r: regularize.drop_connect(k, lstm.init(k, D, H), r).w_h,
+    lambda k, r: (
+      regularize.zoneout(
+        k, lstm.LSTMState(*[jnp.ones((B, H))] * 2), T, lstm.LSTMState(r, r)
+      ).h
+    ),
+  ],
+)
+def test_equal_keys_draw_the_same_and_rates_are_checked(draw, key):
+  assert (draw(key, RATE) == draw(key, RATE)).all()
+  assert not (draw(key, RATE) == draw(jax.random.key(1), RATE)).all()
+  for rate in (-0.1, 1.0, float("nan")):
+    with pytest.raises(ValueError, match=r"a rate must be in \[0, 1\), got"):
+      draw(key, rate)
+
+
+def test_a_rate_of_zero_is_the_thing_itself(key):
+  x = jnp.ones((T, B, H))
+  assert regularize.dropout(key, x, 0.0) is x
+  assert regularize.locked_dropout(key, x, 0.0) is x
+  params, state, _ = arguments(lstm, key)
+  assert regularize.drop_connect(key, params, 0.0).w_h is params.w_h
+  assert (regularize.factors(key, (B, H), 0.0) == 1).all()
+  kept = regularize.zoneout(key, state, T, lstm.LSTMState(0.0, 0.0))
+  assert not kept.h.any() and not kept.c.any()
