@@ -7,6 +7,17 @@ from matplotlib.figure import Figure
 
 AXES = {"steps": "T", "batch": "B", "hidden": "H", "layers": "layers"}
 
+COLORS = {
+  "lstm_jax": "tab:blue",
+  "autodiff": "tab:cyan",
+  "flax linen": "tab:orange",
+  "flax nnx": "tab:olive",
+  "haiku": "tab:green",
+  "equinox": "tab:purple",
+  "keras": "tab:pink",
+  "pytorch": "tab:red",
+}
+
 
 def draw(rows: list[dict[str, Any]], path: Path) -> bool:
   """Draw rows of the parts model and growth; return whether there were any."""
@@ -22,7 +33,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> bool:
   if not models and not growing:
     return False
   count = bool(models) + len(axes_names)
-  figure = Figure(figsize=(3.2 * count, 3.4), layout="constrained")
+  figure = Figure(figsize=(3.4 * count, 3.6), layout="constrained")
   panels = iter(figure.subplots(1, count, squeeze=False)[0])
   if models:
     panel = next(panels)
@@ -37,7 +48,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> bool:
     panel.set_xscale("log", base=2)
     panel.set_xlabel("H")
     panel.set_title("Adam step, time / ours", fontsize=9)
-    panel.legend(fontsize=6)
+    panel.set_ylim(0, None)
+    panel.legend(fontsize=6, ncols=3, loc="lower center")
   for name in axes_names:
     panel = next(panels)
     axis = name.removeprefix("growth in ")
@@ -59,9 +71,11 @@ def _is_ours(row: dict[str, Any]) -> bool:
 
 
 def _style(peer: str) -> dict[str, Any]:
+  """Return how a peer is drawn, the same in every panel."""
   if peer == "products alone":
-    return {"color": "gray", "linestyle": ":"}
+    return {"color": "black", "linestyle": ":"}
   return {
+    "color": COLORS.get(peer, "gray"),
     "marker": "o",
     "markersize": 3,
     "linewidth": 2 if peer == "lstm_jax" else 1,

@@ -16,6 +16,7 @@ import optax
 
 from experiments.peers.layers import LAYERS, torch_layer
 from experiments.peers.proof import TOLERANCE, Missing, Peer, agree, compiled
+from lstm_jax.cells.affine import product_transposed
 from lstm_jax.language import LanguageParams, ModelConfig, language_model
 from lstm_jax.sequence.unroll import Rule
 
@@ -245,16 +246,15 @@ def ceiling(problem: Problem) -> Peer:
       results += [product(a["hs"], w_x), product(a["das"], w_x.T)]
       results += [weight_product(a["hs"], a["das"])]
     for w_h in a["w_h"]:
-      transposed = jax.lax.optimization_barrier(w_h.T)
 
       def forward(h, _, w_h=w_h):
         a, b, c, d = jnp.split(product(h, w_h), 4, axis=-1)
         return (a + b + c + d).astype(dtype), None  # the next needs it
 
-      def backward(dh, da, w=transposed):
+      def backward(dh, da, w_h=w_h):
         da = (da[:, :hidden] + dh).astype(dtype)
         da = jnp.concatenate([da] * 4, axis=-1)
-        return product(da, w), None
+        return product_transposed(da, w_h), None
 
       results.append(jax.lax.scan(forward, a["h"], None, length=steps)[0])
       zeros = jnp.zeros((batch, hidden), jnp.float32)
