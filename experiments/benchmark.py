@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import benchmark_plot
-from experiments.config import CELLS
 from experiments.peers import memory, models, original, samplers, sequences
+from experiments.peers.layers import LETTERS
 from experiments.program import launch, plain_console
 from experiments.timing import compare, environment
 
@@ -226,7 +226,7 @@ def parts(wanted: list[str], sizes: Row, rounds: int) -> Cases:
 
 def _layers(layer: Row, rounds: int) -> Cases:
   if layer:
-    yield from layer_part([layer], rounds, tuple(CELLS))
+    yield from layer_part([layer], rounds, tuple(LETTERS))
     return
   yield from layer_part(LAYERS, rounds, ("lstm",))
   yield from layer_part(SHORT, rounds, ("gru", "rnn"))

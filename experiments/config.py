@@ -5,13 +5,18 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lstm_jax.cells import gru, lstm, rnn
+from lstm_jax.cells import gru, layernorm_lstm, lstm, rnn
 from lstm_jax.language import ModelConfig
 from lstm_jax.training import OptimizerConfig
 from lstm_jax.training.optimizer import Rule, Schedule
 
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
-CELLS = {"lstm": lstm, "gru": gru, "rnn": rnn}
+CELLS = {
+  "lstm": lstm,
+  "layernorm_lstm": layernorm_lstm,
+  "gru": gru,
+  "rnn": rnn,
+}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,10 @@ AUTODIFF, DIFFERENCES = 1e-12, 1e-6
 STEPS, BATCH, INPUT, HIDDEN = 5, 3, 4, 6  # of a cell's check
 MODEL_STEPS, EMBEDDING, MODEL_HIDDEN, LAYERS = 16, 5, 7, 2  # of the model's
 
+# Steps of 1e-3 differ from a layer-normalised LSTM's derivative by 1.2e-6: its
+# fifth derivative is large where a row to be normalised has little variance.
+EPSILON = 5e-4
+
 
 def check_cell(cell: ModuleType, key: jax.Array) -> Report:
   """Check a cell, unrolled, in every parameter, the state and the inputs."""
@@ -63,7 +67,8 @@ def check_cell(cell: ModuleType, key: jax.Array) -> Report:
   def run(vjp):
     return lambda x: unroll(cell, x["params"], x["state"], x["xs"], vjp=vjp)
 
-  return gradcheck(run("explicit"), run("autodiff"), gaussian(start, key), key)
+  x = gaussian(start, key)
+  return gradcheck(run("explicit"), run("autodiff"), x, key, epsilon=EPSILON)
 
 
 def check_model(cell: ModuleType, text: str, key: jax.Array) -> Report:
@@ -88,7 +93,8 @@ def check_model(cell: ModuleType, text: str, key: jax.Array) -> Report:
     lm = language_model(config, vjp=vjp)
     return lambda x: lm.loss(x["params"], x["state"], *block)
 
-  return gradcheck(run("explicit"), run("autodiff"), gaussian(start, key), key)
+  x = gaussian(start, key)
+  return gradcheck(run("explicit"), run("autodiff"), x, key, epsilon=EPSILON)
 
 
 def gaussian(start: Callable[[jax.Array], Any], key: jax.Array) -> Any:

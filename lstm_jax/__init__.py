@@ -8,14 +8,16 @@
   >>> hs.shape
   (7, 2, 5)
 
-`lstm`, `gru` and `rnn` are one step each, with the equations of their forward
-and backward passes; `unroll`, `unroll_both` and `unroll_stack` go over time, in
-both directions, and over depth; `regularize` draws their dropout and zoneout;
+`lstm`, `layernorm_lstm`, `gru` and `rnn` are one step each, with the equations
+of their forward and backward passes; `unroll`, `unroll_both` and `unroll_stack`
+go over time, in both directions, and over depth; `regularize` draws dropout and
+zoneout;
 `gradcheck` compares a gradient with autodiff and with differences; `language`
 and `training` make a language model of them.
 """
 
 from lstm_jax.cells import gru as gru
+from lstm_jax.cells import layernorm_lstm as layernorm_lstm
 from lstm_jax.cells import lstm as lstm
 from lstm_jax.cells import rnn as rnn
 from lstm_jax.gradcheck import gradcheck as gradcheck

@@ -8,17 +8,17 @@ from typing import NamedTuple
 import numpy as np
 from flax import linen
 
-from lstm_jax import gru, lstm, rnn
+from lstm_jax import gru, layernorm_lstm, lstm, rnn
 from tests import oracles
 
 
 class Row(NamedTuple):
   cell: object
   oracle: object  # NumPy
-  flax: object  # a linen cell's class
-  to_flax: object  # params -> the linen cell's variables
-  torch: str  # the name of PyTorch's module
-  to_torch: object  # params -> its state_dict, as NumPy arrays
+  flax: object = None  # a linen cell's class, where there is one
+  to_flax: object = None  # params -> the linen cell's variables
+  torch: str = ""  # the name of PyTorch's module, where there is one
+  to_torch: object = None  # params -> its state_dict, as NumPy arrays
 
 
 def _gates(params, names):
@@ -72,6 +72,7 @@ TABLE = {
     "LSTM",
     _to_torch,
   ),
+  "layernorm_lstm": Row(layernorm_lstm, oracles.layernorm_lstm),
   "gru": Row(gru, oracles.gru, linen.GRUCell, _gru_to_flax, "GRU", _to_torch),
   "rnn": Row(
     rnn, oracles.rnn, linen.SimpleCell, _rnn_to_flax, "RNN", _to_torch

@@ -36,6 +36,43 @@ def lstm(params, state, xs):
   return (h, c), np.array(hs)
 
 
+def layernorm_lstm(params, state, xs):
+  def normalised(values):
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / len(values)
+    return [(v - mean) / math.sqrt(variance + 1e-5) for v in values]
+
+  h, c = (np.array(leaf) for leaf in state)
+  hidden, hs = len(h), []
+  for x in np.asarray(xs):
+    of_x = normalised([float(v) for v in x @ params.w_x])
+    of_h = normalised([float(v) for v in h @ params.w_h])
+    a = [
+      float(params.gain_x[j] * of_x[j] + params.gain_h[j] * of_h[j])
+      + float(params.b[j])
+      for j in range(4 * hidden)
+    ]
+    c_next, o = c.copy(), []
+    for unit in range(hidden):
+      i, f, g = a[unit], a[hidden + unit], a[2 * hidden + unit]
+      c_next[unit] = _sigmoid(f) * c[unit] + _sigmoid(i) * math.tanh(g)
+      o.append(_sigmoid(a[3 * hidden + unit]))
+    y = normalised([float(v) for v in c_next])
+    h = np.array(
+      [
+        o[unit]
+        * math.tanh(
+          float(params.gain_c[unit]) * y[unit]
+          + float(params.b[4 * hidden + unit])
+        )
+        for unit in range(hidden)
+      ]
+    )
+    c = c_next
+    hs.append(h)
+  return (h, c), np.array(hs)
+
+
 def gru(params, state, xs):
   (h,) = (np.array(leaf) for leaf in state)
   hidden, hs = len(h), []

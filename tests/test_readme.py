@@ -8,7 +8,10 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_the_example_of_the_readme_prints_what_it_says(capsys):
   text = README.read_text(encoding="utf-8")
-  (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-  with jax.enable_x64(False):  # as a reader runs it
-    exec(code, {})
-  assert capsys.readouterr().out.strip() == code.strip().split("# ")[-1]
+  blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  assert len(blocks) == 2
+  names = {}
+  for code in blocks:
+    with jax.enable_x64(False):  # as a reader runs it
+      exec(code, names)
+    assert capsys.readouterr().out.strip() == code.strip().split("# ")[-1]

@@ -95,17 +95,18 @@ def recur(
     (state, by_a, tape): the next state, and the derivatives. by_a [..., 4H]
     holds those of c' by aᵢ, a_f and a_g, and of h' by aₒ.
   """
-  gates = once(_activate(ax + product(state.h, params.w_h)))
+  gates = once(activate(ax + product(state.h, params.w_h)))
   i, f, g, o = jnp.split(gates, 4, axis=-1)
   c = wide(state.c)
   c_next = f * c + i * g
   tanh_c = tanh(c_next)
   h_next = o * tanh_c
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  return state_next, *_derivatives(gates, c, tanh_c)
+  by_a, tape = _derivatives(gates, c, tanh_c)
+  return state_next, by_a, tape
 
 
-def _activate(a: jax.Array) -> jax.Array:
+def activate(a: jax.Array) -> jax.Array:
   """Return the gates i, f, g, o, by one tanh: σ(a) = ½ + ½ tanh(a/2)."""
   k = _per_gate([0.5, 0.5, 1, 0.5], a)
   return (1 - k) + k * tanh(k * a)
@@ -115,12 +116,20 @@ def _derivatives(
   gates: jax.Array, c: jax.Array, tanh_c: jax.Array
 ) -> tuple[jax.Array, LSTMTape]:
   """Return the derivatives of c' = f ⊙ c + i ⊙ g and h' = o ⊙ tanh c'."""
-  i, f, g, o = jnp.split(gates, 4, axis=-1)
+  _, f, _, o = jnp.split(gates, 4, axis=-1)
+  dh_dc = o * dtanh(tanh_c)
+  return gate_derivatives(gates, c, tanh_c), LSTMTape(dh_dc, f)
+
+
+def gate_derivatives(
+  gates: jax.Array, c: jax.Array, tanh_c: jax.Array
+) -> jax.Array:
+  """Return the derivatives of c' and h' by the gates' pre-activations."""
+  i, _, g, _ = jnp.split(gates, 4, axis=-1)
   # y (1 − y) of σ and (1 + y) (1 − y) of tanh, times what the gate multiplies
   dgates = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
   dby_a = jnp.concatenate([g, c, i, tanh_c], axis=-1) * dgates
-  dh_dc = o * dtanh(tanh_c)
-  return dby_a, LSTMTape(dh_dc, f)
+  return dby_a
 
 
 def _per_gate(values: list[float], a: jax.Array) -> jax.Array:

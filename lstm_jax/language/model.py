@@ -189,13 +189,17 @@ def _init(config: ModelConfig, key: jax.Array) -> LanguageParams:
 
 
 def _gaussian(std, key, embedding, layers):
-  """Redraw the matrices with deviation std, and set the vectors to 0."""
-  leaves, structure = jax.tree.flatten((embedding, layers))
-  drawn = [
-    std * jax.random.normal(k, leaf.shape, leaf.dtype)
-    if leaf.ndim > 1
-    else jnp.zeros_like(leaf)
-    for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
-  ]
+  """Redraw the matrices with deviation std, and set the biases to 0."""
+  tree = embedding, layers
+  leaves, structure = jax.tree.flatten(tree)
+  paths = [path[-1] for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  keys = jax.random.split(key, len(leaves))
+  drawn = []
+  for k, path, leaf in zip(keys, paths, leaves, strict=True):
+    if leaf.ndim > 1:
+      leaf = std * jax.random.normal(k, leaf.shape, leaf.dtype)
+    elif not getattr(path, "name", "").startswith("gain"):
+      leaf = jnp.zeros_like(leaf)
+    drawn.append(leaf)
   embedding, layers = jax.tree.unflatten(structure, drawn)
   return {"embedding": embedding, "layers": layers}

@@ -11,10 +11,12 @@ cotangents are one product each, over all T·B rows. Autodiff of a scan does all
 of these step by step, and adds up the weight gradients in the loop's carry.
 
 Memory kept for the backward, in numbers: the derivatives ∂ₜ and hs, which is
-T·B·H times 7 for the LSTM, 6 for the GRU and 2 for the RNN. The largest array
-is there once: step by step the derivatives by aₜ take the place of aₜ, and daₜ
-then takes theirs. The backward adds hs shifted by one step (1), and the GRU's
-du (3).
+T·B·H times 7 for the LSTM, 6 for the GRU, 2 for the RNN and 12 for the layer-
+normalised LSTM. The largest array is there once: step by step the derivatives
+by aₜ take the place of aₜ, and daₜ then takes theirs. The backward adds hs
+shifted by one step (1), and where the cotangent of h W_h is not daₜ, that (3
+for the GRU); for the layer-normalised LSTM, normalised products and their
+cotangents (up to 17, each for a while).
 """
 
 from collections.abc import Callable

@@ -18,10 +18,7 @@ NAMES = "LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"
 LENGTHS = np.array([T, 2, 4])
 WAYS = {
   "plain": {},
-  "time major": {"time_major": True},
-  "lengths": {"seq_lengths": LENGTHS},
-  "reverse": {"reverse": True},
-  "reverse, in order": {"reverse": True, "keep_order": True},
+  "reverse": {"reverse": True, "seq_lengths": LENGTHS},
   "all": {
     "reverse": True,
     "keep_order": True,

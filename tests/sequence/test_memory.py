@@ -13,16 +13,21 @@ from tests.contract import TABLE
 T, B, D, H = 64, 3, 24, 32
 
 # In T·B·H numbers of float32, beside arguments and results: vectors, tokens.
-TEMPORARY = {"lstm": (12, 10), "gru": (11, 13), "rnn": (4, 4)}
+TEMPORARY = {
+  "lstm": (12, 10),
+  "gru": (11, 13),
+  "rnn": (4, 4),
+  "layernorm_lstm": (33, 33),
+}
 
 
-def compiled_gradient(name, tokens, compute_dtype, vjp="explicit"):
+def compiled_gradient(name, tokens, compute_dtype, **options):
   cell = TABLE[name].cell
   params = cell.init(jax.random.key(0), D, H, jnp.float32)
   state = cell.initial_state(params, (B,))
   kind = ((T, B), jnp.int32) if tokens else ((T, B, D), jnp.float32)
   xs, dhs = jnp.zeros(*kind), jnp.zeros((T, B, H), jnp.float32)
-  run = partial(unroll, cell, compute_dtype=compute_dtype, vjp=vjp)
+  run = partial(unroll, cell, compute_dtype=compute_dtype, **options)
 
   def weighed(params, state, xs):
     return jnp.sum(run(params, state, xs)[1] * dhs)
@@ -59,3 +64,15 @@ def test_temporaries_stay_within_their_bill(name, tokens):
   memory = compiled_gradient(name, tokens, None).memory_analysis()
   reserved = memory.temp_size_in_bytes / (4 * T * B * H)
   assert reserved < TEMPORARY[name][tokens]
+
+
+@CELLS
+def test_chunks_keep_one_state_in_so_many_steps(name):
+  """B·H (S·T/C + R·C), the inputs and outputs, and the weights' gradients."""
+  chunk, states = 8, 2 if "lstm" in name else 1
+  rest = TEMPORARY[name][0]
+  params = TABLE[name].cell.init(jax.random.key(0), D, H, jnp.float32)
+  weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+  bill = B * H * (states * T // chunk + rest * chunk + T) + 4 * weights
+  memory = compiled_gradient(name, False, None, chunk=chunk).memory_analysis()
+  assert memory.temp_size_in_bytes < 4 * bill
