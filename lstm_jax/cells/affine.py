@@ -65,11 +65,20 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
   Returns:
     [..., K], in float32 or wider.
   """
-  if is_token(x):  # one addition a row of W, not one a token
-    table = jnp.asarray(wide(w) + wide(b)[None])
-    return table[x.astype(jnp.int32)]
-  a = product(x, w)
-  return a + jnp.expand_dims(wide(b), range(a.ndim - 1))
+  a = select_or_multiply(x, w)
+  return a + as_row(b, a)
+
+
+def select_or_multiply(x: jax.Array, w: jax.Array) -> jax.Array:
+  """Return x W, [..., K]: a product, or for tokens x [...] the rows of W."""
+  if is_token(x):
+    return wide(jnp.asarray(w)[x.astype(jnp.int32)])
+  return product(x, w)
+
+
+def as_row(vector: jax.Array, like: jax.Array) -> jax.Array:
+  """Return a vector [K] that goes with every row of an array [..., K]."""
+  return jnp.expand_dims(vector.astype(like.dtype), range(like.ndim - 1))
 
 
 def outer(x: jax.Array, da: jax.Array, dtype: jnp.dtype) -> jax.Array:

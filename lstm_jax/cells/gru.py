@@ -40,12 +40,13 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
 from lstm_jax.cells.affine import (
-  affine,
   affine_backward,
+  as_row,
   once,
   outer,
   product,
   product_transposed,
+  select_or_multiply,
   total,
 )
 from lstm_jax.cells.cell import one_step
@@ -80,8 +81,8 @@ class GRUTape(NamedTuple):
 
 
 def project(params: GRUParams, x: jax.Array) -> jax.Array:
-  """Return x W_x + b, [..., 3H]: the part of a step that has no memory."""
-  return affine(x, params.w_x, params.b)
+  """Return x W_x, [..., 3H]: the part of a step that has no memory."""
+  return select_or_multiply(x, params.w_x)
 
 
 def recur(
@@ -94,12 +95,12 @@ def recur(
     holds those of h' by aᵣ, a_z and aₙ.
   """
   split = 2 * state.h.shape[-1]
-  x_gates, xn = jnp.split(ax, [split], axis=-1)
+  x_gates, xn = jnp.split(ax + as_row(params.b, ax), [split], axis=-1)
   u_gates, un = jnp.split(product(state.h, params.w_h), [split], axis=-1)
   h = wide(state.h)
   gates = once(sigmoid(x_gates + u_gates))
   r, z = jnp.split(gates, 2, axis=-1)
-  s = un + jnp.broadcast_to(wide(params.b_n), un.shape)
+  s = un + as_row(params.b_n, un)
   n = tanh(xn + r * s)
   h_next = (1 - z) * n + z * h
   state_next = cast_like(GRUState(h_next), state)

@@ -42,12 +42,13 @@ import jax.numpy as jnp
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import dtanh, tanh
 from lstm_jax.cells.affine import (
-  affine,
   affine_backward,
+  as_row,
   once,
   outer,
   product,
   product_transposed,
+  select_or_multiply,
   total,
 )
 from lstm_jax.cells.cell import one_step
@@ -81,9 +82,9 @@ class LayerNormLSTMTape(NamedTuple):
 def project(params: LayerNormLSTMParams, x: jax.Array) -> jax.Array:
   """Return [γₓ ⊙ N(x W_x), 0] + b, [..., 5H]: what has no memory."""
   normal, _ = _normalised_input(params, x)
-  a = _row(params.gain_x, normal) * normal
+  a = as_row(params.gain_x, normal) * normal
   y = jnp.zeros((*a.shape[:-1], params.w_h.shape[0]), a.dtype)
-  return jnp.concatenate([a, y], axis=-1) + _row(params.b, a)
+  return jnp.concatenate([a, y], axis=-1) + as_row(params.b, a)
 
 
 def recur(
@@ -97,12 +98,12 @@ def recur(
   """
   size = state.h.shape[-1]
   u, u_scale = normalise(product(state.h, params.w_h))
-  gates = once(activate(ax[..., : 4 * size] + _row(params.gain_h, u) * u))
+  gates = once(activate(ax[..., : 4 * size] + as_row(params.gain_h, u) * u))
   i, f, g, o = jnp.split(gates, 4, axis=-1)
   c = wide(state.c)
   c_next = f * c + i * g
   c_normal, c_scale = normalise(c_next)
-  tanh_y = tanh(_row(params.gain_c, c) * c_normal + ax[..., 4 * size :])
+  tanh_y = tanh(as_row(params.gain_c, c) * c_normal + ax[..., 4 * size :])
   h_next = o * tanh_y
   state_next = cast_like(LSTMState(h_next, c_next), state)
   tape = LayerNormLSTMTape(f, u, u_scale, c_normal, c_scale)
@@ -129,7 +130,7 @@ def recur_backward(
   dh_next, dc_next = d_state
   by_gates, by_y = by_a[..., : tape.u.shape[-1]], by_a[..., tape.u.shape[-1] :]
   dy = dh_next * by_y
-  dc_normal = dy * _row(params.gain_c, dy)
+  dc_normal = dy * as_row(params.gain_c, dy)
   dc_sum = dc_next + normalise_backward(tape.c, tape.c_scale, dc_normal)
   d_gates = jnp.concatenate([dc_sum, dc_sum, dc_sum, dh_next], axis=-1)
   da = d_gates * by_gates
@@ -153,7 +154,7 @@ def parameter_gradients(
   du = _through_norm(params, tape, da)
   dw_h = outer(h, du, params.w_h.dtype)
   normal, scale = _normalised_input(params, x)
-  dnormal = da * _row(params.gain_x, da)
+  dnormal = da * as_row(params.gain_x, da)
   dux = normalise_backward(normal, scale, dnormal)
   dx, dw_x, _ = affine_backward(x, params.w_x, dux)
   dgain_x = total(da * normal)
@@ -183,20 +184,14 @@ def _through_norm(
   params: LayerNormLSTMParams, tape: LayerNormLSTMTape, da: jax.Array
 ) -> jax.Array:
   """Return du, the cotangent of h W_h, from that of the gates' a."""
-  du_normal = da * _row(params.gain_h, da)
+  du_normal = da * as_row(params.gain_h, da)
   return normalise_backward(tape.u, tape.u_scale, du_normal)
 
 
 def _normalised_input(
   params: LayerNormLSTMParams, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  zeros = jnp.zeros(params.w_x.shape[-1], params.b.dtype)
-  return normalise(affine(x, params.w_x, zeros))
-
-
-def _row(vector: jax.Array, like: jax.Array) -> jax.Array:
-  """Return a vector that multiplies every row of an array, in its dtype."""
-  return jnp.expand_dims(vector.astype(like.dtype), range(like.ndim - 1))
+  return normalise(select_or_multiply(x, params.w_x))
 
 
 forward, backward, step = one_step(

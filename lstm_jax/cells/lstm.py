@@ -43,12 +43,13 @@ import numpy as np
 
 from lstm_jax.cells.activations import dtanh, tanh
 from lstm_jax.cells.affine import (
-  affine,
   affine_backward,
+  as_row,
   once,
   outer,
   product,
   product_transposed,
+  select_or_multiply,
 )
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
@@ -82,8 +83,8 @@ class LSTMTape(NamedTuple):
 
 
 def project(params: LSTMParams, x: jax.Array) -> jax.Array:
-  """Return x W_x + b, [..., 4H]: the part of a step that has no memory."""
-  return affine(x, params.w_x, params.b)
+  """Return x W_x, [..., 4H]: the part of a step that has no memory."""
+  return select_or_multiply(x, params.w_x)
 
 
 def recur(
@@ -95,7 +96,10 @@ def recur(
     (state, by_a, tape): the next state, and the derivatives. by_a [..., 4H]
     holds those of c' by aᵢ, a_f and a_g, and of h' by aₒ.
   """
-  gates = once(activate(ax + product(state.h, params.w_h)))
+  # b is added here, in passing: to all x W_x at once it would be one more
+  # array of T·B·4H, and a pass over it.
+  a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
+  gates = once(activate(a))
   i, f, g, o = jnp.split(gates, 4, axis=-1)
   c = wide(state.c)
   c_next = f * c + i * g

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.activations import dtanh, tanh
 from lstm_jax.cells.affine import (
-  affine,
   affine_backward,
+  as_row,
   once,
   outer,
   product,
   product_transposed,
+  select_or_multiply,
 )
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
@@ -55,8 +56,8 @@ class RNNState(NamedTuple):
 
 
 def project(params: RNNParams, x: jax.Array) -> jax.Array:
-  """Return x W_x + b, [..., H]: the part of a step that has no memory."""
-  return affine(x, params.w_x, params.b)
+  """Return x W_x, [..., H]: the part of a step that has no memory."""
+  return select_or_multiply(x, params.w_x)
 
 
 def recur(
@@ -67,7 +68,7 @@ def recur(
   Returns:
     (state, by_a, ()): the next state, and the derivative of h' by a, [..., H].
   """
-  a = ax + product(state.h, params.w_h)
+  a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   h_next = tanh(a)
   return cast_like(RNNState(h_next), state), *_derivatives(h_next)
 

@@ -1,7 +1,7 @@
 """A whole sequence, with its gradient by hand.
 
 Forward, for t = 1 … T               Backward, for t = T … 1
-  aₜ = xₜ W_x + b   (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
+  aₜ = xₜ W_x       (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
   sₜ, ∂ₜ = recur(sₜ₋₁, aₜ)              dsₜ₋₁, daₜ = recur_backward(∂ₜ, dsₜ)
                                        dW, db, dx from every daₜ at once
 
