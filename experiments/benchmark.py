@@ -16,26 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from experiments import benchmark_plot
-from experiments.peers import memory, models, original, samplers, sequences
+from experiments.benchmark_table import Row, changes, table
+from experiments.peers import (
+  memory,
+  models,
+  original,
+  resets,
+  samplers,
+  sequences,
+)
 from experiments.peers.layers import LETTERS
 from experiments.program import launch, plain_console
 from experiments.timing import compare, environment
 
-Row = dict[str, Any]  # sizes, the peer, and what was measured
 Cases = Iterator[tuple[list[Row], dict[str, str]]]  # and who is left out
-MEASURED = (
-  "median_ms",
-  "quartiles_ms",
-  "ratio_to_ours",
-  "compile_s",
-  "bytes",
-  "per_second",
-)
 MODEL: Row = {
   "hidden": 512,
   "steps": 64,
@@ -58,6 +55,7 @@ LAYERS: list[Row] = [
   {"steps": 1024},
 ]
 SHORT: list[Row] = [{"hidden": h} for h in (128, 256, 512)]  # GRU and RNN
+POLICY: Row = {"hidden": 128, "steps": 128, "batch": 1024}
 SAMPLING: list[Row] = [
   {"hidden": 512, "streams": 1},
   {"hidden": 512, "streams": 64},
@@ -94,6 +92,17 @@ def layer_part(cases: list[Row], rounds: int, cells: tuple[str, ...]) -> Cases:
         rows, missing = compare(sequences.sequences(), rounds, problem)
         title = {"part": "layer", "cell": cell, "backward": backward}
         yield [title | sizes | row for row in rows], missing
+
+
+def resets_part(cases: list[Row], rounds: int) -> Cases:
+  """Yield the rows of a recurrent policy's GRU, with episodes inside."""
+  for case in cases:
+    for backward in (False, True):
+      rows, missing = compare(
+        resets.resets(), rounds, resets.make_problem(backward, **case)
+      )
+      title = {"part": "resets", "backward": backward}
+      yield [title | case | row for row in rows], missing
 
 
 def sampling_part(cases: list[Row], rounds: int, length: int = 500) -> Cases:
@@ -141,73 +150,6 @@ def original_part(rounds: int, updates: int = 64) -> Cases:
   yield [{"part": "original"} | row for row in rows], missing
 
 
-def table(rows: list[Row]) -> Table:
-  """Return the rows of one case as a table.
-
-  `share` is the part of a step that its products alone would take; `compile` is
-  in seconds.
-  """
-  case = {k: v for k, v in rows[0].items() if k not in (*MEASURED, "peer")}
-  title = ", ".join(
-    str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
-    for k, v in case.items()
-  )
-  result = Table(
-    title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
-  )
-  result.add_column("", no_wrap=True)
-  units = {
-    "median_ms": ("ms", "{:.3g}"),
-    "quartiles_ms": ("quartiles", "{0[0]:.3g} – {0[1]:.3g}"),
-    "ratio_to_ours": ("× ours", "{:.2f}"),
-    "of_products": ("share", "{:.2f}"),
-    "per_second": ("characters/s", "{:,.0f}"),
-    "compile_s": ("compile", "{:.1f}"),
-    "bytes": ("MiB", "{:,.1f}"),
-  }
-  products = {r["peer"]: r.get("median_ms") for r in rows}.get("products alone")
-  rows = [
-    row
-    | {"bytes": row["bytes"] / 2**20 if row.get("bytes") else None}
-    | ({"of_products": products / row["median_ms"]} if products else {})
-    for row in rows
-  ]
-  shown = [k for k in units if any(row.get(k) is not None for row in rows)]
-  for key in shown:
-    result.add_column(units[key][0], justify="right", no_wrap=True)
-  for row in rows:
-    cells = (
-      units[k][1].format(row[k]) if row.get(k) is not None else ""
-      for k in shown
-    )
-    result.add_row(row["peer"], *cells)
-  return result
-
-
-def changes(old: list[Row], new: list[Row]) -> Table:
-  """Return a table of the rows that both hold: their medians, and the ratio."""
-
-  def key(row):
-    return tuple(
-      sorted((k, str(v)) for k, v in row.items() if k not in MEASURED)
-    )
-
-  before = {key(row): row for row in old if row.get("median_ms")}
-  result = Table(box=SIMPLE_HEAD, pad_edge=False)
-  result.add_column("")
-  for name in ("before ms", "now ms", "now / before"):
-    result.add_column(name, justify="right", no_wrap=True)
-  for row in new:
-    if row.get("median_ms") and key(row) in before:
-      was, now = before[key(row)]["median_ms"], row["median_ms"]
-      name = " ".join(
-        str(v) for k, v in row.items() if k not in (*MEASURED, "backward")
-      )
-      name += " backward" if row.get("backward") else ""
-      result.add_row(name, f"{was:.3g}", f"{now:.3g}", f"{now / was:.2f}")
-  return result
-
-
 def parts(wanted: list[str], sizes: Row, rounds: int) -> Cases:
   """Yield the cases of every wanted part; given sizes replace its own."""
   model = {k: v for k, v in sizes.items() if k in MODEL}
@@ -215,6 +157,7 @@ def parts(wanted: list[str], sizes: Row, rounds: int) -> Cases:
   every: dict[str, Callable[[], Cases]] = {
     "model": lambda: model_part([model] if model else MODELS, rounds),
     "layer": lambda: _layers(layer, rounds),
+    "resets": lambda: resets_part([POLICY | layer], rounds),
     "sampling": lambda: sampling_part(SAMPLING, rounds),
     "memory": lambda: memory_part([layer or {"hidden": 512, "steps": 1024}]),
     "original": lambda: original_part(rounds),
@@ -232,7 +175,15 @@ def _layers(layer: Row, rounds: int) -> Cases:
   yield from layer_part(SHORT, rounds, ("gru", "rnn"))
 
 
-PARTS = "model", "layer", "sampling", "memory", "original", "growth"
+PARTS = (
+  "model",
+  "layer",
+  "resets",
+  "sampling",
+  "memory",
+  "original",
+  "growth",
+)
 
 
 def run(

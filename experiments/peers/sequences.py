@@ -38,7 +38,18 @@ def make_problem(
   weights = weights._replace(b=weights.b + noise)
   shape = steps, batch, hidden
   xs, dhs = (jax.random.normal(k, shape, jnp.float32) for k in keys[2:])
-  layer = ours(cell, weights)
+  return solved(ours(cell, weights), cell, backward, weights, xs, dhs)
+
+
+def solved(
+  layer: Layer,
+  cell: str,
+  backward: bool,
+  weights: Any,
+  xs: jax.Array,
+  dhs: jax.Array,
+) -> Problem:
+  """Return the problem whose outputs and gradients are those of a layer."""
   hs = jax.jit(layer.apply)(weights, xs)
   gradient = jax.jit(_gradient(layer))(weights, xs, dhs)
   return Problem(cell, backward, weights, xs, dhs, hs, gradient)
@@ -56,20 +67,23 @@ def jax_peer(name: str) -> Callable[[Problem], Peer]:
 
   def make(problem: Problem) -> Peer:
     layer = LAYERS[name][0](problem.cell, problem.weights)
-    f: Callable = layer.apply
-    arguments, expected = [layer.params, problem.xs], [problem.hs]
-    if problem.backward:
-      f = _gradient(layer)
-      d_weights, dxs = problem.gradient
-      arguments.append(problem.dhs)
-      expected = [layer.port(d_weights), dxs]
-    program, seconds, size = compiled(f, *arguments)
-    agree(name, program(*arguments), expected, TOLERANCE)
-    return Peer(
-      lambda: jax.block_until_ready(program(*arguments)), seconds, size
-    )
+    return peer_of(name, layer, problem)
 
   return make
+
+
+def peer_of(name: str, layer: Layer, problem: Problem) -> Peer:
+  """Return a layer compiled, after comparing what it computes."""
+  f: Callable = layer.apply
+  arguments, expected = [layer.params, problem.xs], [problem.hs]
+  if problem.backward:
+    f = _gradient(layer)
+    d_weights, dxs = problem.gradient
+    arguments.append(problem.dhs)
+    expected = [layer.port(d_weights), dxs]
+  program, seconds, size = compiled(f, *arguments)
+  agree(name, program(*arguments), expected, TOLERANCE)
+  return Peer(lambda: jax.block_until_ready(program(*arguments)), seconds, size)
 
 
 def pytorch(problem: Problem) -> Peer:

@@ -48,6 +48,12 @@ def test_layers_are_proven_equal_and_timed(cell):
   assert [outputs[0][0]["backward"], gradients[0][0]["backward"]] == [0, 1]
 
 
+def test_a_policy_with_resets_is_proven_equal_and_timed():
+  outputs, gradients = benchmark.resets_part([SIZES], 2)
+  for rows, _ in (outputs, gradients):
+    check(rows, ["lstm_jax", "autodiff", "flax scan"])
+
+
 def test_sampling_the_original_recipe_and_growth_are_timed(tmp_path):
   cases = [{"hidden": 5, "streams": 2}]
   ((rows, _),) = benchmark.sampling_part(cases, 2, length=3)

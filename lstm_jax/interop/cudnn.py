@@ -1,0 +1,78 @@
+"""Weights to and from the one vector of `jax.experimental.rnn`, cuDNN's LSTM.
+
+The vector holds PyTorch's tensors, layer after layer and direction after
+direction: first weight_ih and weight_hh of all of them, then their biases.
+
+  >>> import jax
+  >>> from lstm_jax.cells import lstm
+  >>> layers = (lstm.init(jax.random.key(0), 3, 5),)
+  >>> weights = to_cudnn(layers)
+  >>> weights.shape
+  (200,)
+  >>> same = from_cudnn(weights, input_size=3, hidden_size=5)
+  >>> bool((same[0].w_h == layers[0].w_h).all())
+  True
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import rnn
+
+from lstm_jax.interop.torch import Layers, from_torch, to_torch
+
+
+def to_cudnn(layers: Layers) -> jax.Array:
+  """Return layers of `lstm`, in one or both directions, as cuDNN's vector.
+
+  Raises:
+    ValueError: the layers are of another cell.
+  """
+  arrays = to_torch(layers)
+  rows, hidden = arrays["weight_hh_l0"].shape
+  if rows != 4 * hidden:
+    raise ValueError(
+      f"the layers must be of lstm, got {rows // hidden} gates a unit"
+    )
+  places = [
+    name.removeprefix("weight_ih") for name in arrays if "weight_ih" in name
+  ]
+  order = [
+    f"{kind}_{part}{place}"
+    for kind in ("weight", "bias")
+    for place in places
+    for part in ("ih", "hh")
+  ]
+  return jnp.concatenate([arrays[name].ravel() for name in order])
+
+
+def from_cudnn(
+  weights: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  num_layers: int = 1,
+  bidirectional: bool = False,
+) -> Layers:
+  """Return the layers of `lstm` that cuDNN's vector holds.
+
+  Args:
+    weights: as `jax.experimental.rnn.init_lstm_weight` makes them.
+    input_size: D of the lowest layer.
+    hidden_size: H of every layer.
+    num_layers: L.
+    bidirectional: whether every layer has both directions.
+
+  Raises:
+    ValueError: the vector has another length than the sizes imply.
+  """
+  sizes = input_size, hidden_size, num_layers, bidirectional
+  expected = rnn.get_num_params_in_lstm(*sizes)
+  if weights.shape != (expected,):
+    raise ValueError(f"weights must be [{expected}], got {weights.shape}")
+  unpacked = rnn.unpack_lstm_weights(weights, *sizes)
+  names = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+  state_dict = {}
+  for name, found in zip(names, unpacked, strict=True):
+    for k, array in found.items():
+      layer, backward = divmod(k, 2) if bidirectional else (k, 0)
+      state_dict[f"{name}_l{layer}{'_reverse' if backward else ''}"] = array
+  return from_torch(state_dict)[1]

@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import rnn
+
+from lstm_jax import gru, lstm, unroll_stack
+from lstm_jax.interop.cudnn import from_cudnn, to_cudnn
+from lstm_jax.sequence import init_stack, initial_stack_state
+from tests.draws import B, D, H, T, normal_like, weighed, worst
+
+BOTH = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+LENGTHS = np.full(B, T, np.int32)
+
+
+@BOTH
+def test_unroll_is_the_reference_of_jax_in_value_and_gradient(both, key):
+  layers = init_stack(
+    lstm, key, D, (H, H), bidirectional=both, dtype=jnp.float64
+  )
+  weights = normal_like(key, to_cudnn(layers))
+  xs = normal_like(key, jnp.zeros((B, T, D)))
+  sizes = D, H, 2, both
+
+  def reference(weights, xs):
+    zeros = jnp.zeros((4 if both else 2, B, H))
+    parts = rnn.unpack_lstm_weights(weights, *sizes)
+    return rnn.lstm_ref(
+      xs, zeros, zeros, *parts, jnp.asarray(LENGTHS), D, H, 2, 0.0, both
+    )[0]
+
+  def ours(layers, xs):
+    states = initial_stack_state(lstm, layers, (B,))
+    return unroll_stack(lstm, layers, states, xs, time_major=False)[1]
+
+  def run(f, weights):
+    return jax.value_and_grad(weighed(f, key), (0, 1))(weights, xs)
+
+  value, (d_layers, d_xs) = run(ours, from_cudnn(weights, *sizes))
+  with jax.numpy_rank_promotion("allow"):
+    expected, (d_weights, d_inputs) = run(reference, weights)
+  first_bias = to_cudnn(jax.tree.map(jnp.ones_like, layers))  # 0 for the second
+  found = value, to_cudnn(d_layers), d_xs
+  assert worst(found, (expected, first_bias * d_weights, d_inputs)) < 1e-11
+
+
+@BOTH
+def test_there_and_back_again_is_the_same(both, key):
+  layers = init_stack(
+    lstm, key, D, (H, H, H), bidirectional=both, dtype=jnp.float64
+  )
+  layers = normal_like(key, layers)
+  weights = to_cudnn(layers)
+  assert worst(from_cudnn(weights, D, H, 3, both), layers) == 0
+
+
+def test_what_does_not_fit_is_named(key):
+  with pytest.raises(ValueError, match=r"weights must be \[200\], got \(7,\)"):
+    from_cudnn(jnp.zeros(7), 3, 5)
+  with pytest.raises(ValueError, match="must be of lstm, got 3 gates"):
+    to_cudnn((gru.init(key, D, H),))
