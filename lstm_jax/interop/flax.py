@@ -140,8 +140,8 @@ class LinenRNN(linen.RNN):
   ) -> Any:
     """Return the outputs, or (last carry, outputs), as `flax.linen.RNN`."""
     _check_plain(self.cell)
-    time_major = _given(time_major, self.time_major)
-    xs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
+    batch_first = not _given(time_major, self.time_major)
+    xs = jnp.moveaxis(inputs, -2, 0) if batch_first else inputs
     carry = initial_carry
     if carry is None:
       key = jax.random.key(0) if init_key is None else init_key
@@ -149,18 +149,8 @@ class LinenRNN(linen.RNN):
     if self.is_initializing():
       self.cell(carry, xs[0])  # makes its weights
     cell, params = from_linen(self.cell.variables["params"])
-    return _run(
-      cell,
-      params,
-      carry,
-      xs,
-      seq_lengths,
-      time_major,
-      _given(return_carry, self.return_carry),
-      _given(reverse, self.reverse),
-      _given(keep_order, self.keep_order),
-      getattr(self.cell, "dtype", None),
-    )
+    options = return_carry, time_major, reverse, keep_order
+    return _run(self, cell, params, carry, xs, seq_lengths, *options)
 
 
 class NNXRNN(nnx.RNN):
@@ -180,40 +170,31 @@ class NNXRNN(nnx.RNN):
   ) -> Any:
     """Return the outputs, or (last carry, outputs), as `flax.nnx.RNN`."""
     _check_plain(self.cell)
-    time_major = _given(time_major, self.time_major)
-    xs = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
+    batch_first = not _given(time_major, self.time_major)
+    xs = jnp.moveaxis(inputs, -2, 0) if batch_first else inputs
     carry = initial_carry
     if carry is None:
       rngs = self.rngs if rngs is None else rngs
       carry = self.cell.initialize_carry(xs.shape[1:], rngs)
     cell, params = from_nnx(self.cell)
-    return _run(
-      cell,
-      params,
-      carry,
-      xs,
-      seq_lengths,
-      time_major,
-      _given(return_carry, self.return_carry),
-      _given(reverse, self.reverse),
-      _given(keep_order, self.keep_order),
-      getattr(self.cell, "dtype", None),
-    )
+    options = return_carry, time_major, reverse, keep_order
+    return _run(self, cell, params, carry, xs, seq_lengths, *options)
 
 
 def _run(
+  module: Any,
   cell: Cell,
   params: Params,
   carry: Any,
   xs: jax.Array,
   lengths: jax.Array | None,
-  time_major: bool,
-  return_carry: bool,
-  reverse: bool,
-  keep_order: bool,
-  dtype: Any,
+  return_carry: bool | None,
+  time_major: bool | None,
+  reverse: bool | None,
+  keep_order: bool | None,
 ) -> Any:
-  """Return what Flax's RNN does, of inputs [T, ..., D]."""
+  """Return what Flax's module does, of inputs [T, ..., D]."""
+  reverse = _given(reverse, module.reverse)
   state = lstm.LSTMState(*carry[::-1]) if cell is lstm else _state(cell, carry)
   last, hs = unroll(
     cell,
@@ -222,15 +203,16 @@ def _run(
     xs,
     lengths=lengths,
     reverse=reverse,
-    compute_dtype=dtype,
+    compute_dtype=getattr(module.cell, "dtype", None),
   )
-  if reverse and not keep_order:
+  if reverse and not _given(keep_order, module.keep_order):
     hs = flip_sequences(
       hs, lengths, num_batch_dims=hs.ndim - 2, time_major=True
     )
-  hs = hs if time_major else jnp.moveaxis(hs, 0, -2)
+  if not _given(time_major, module.time_major):
+    hs = jnp.moveaxis(hs, 0, -2)
   last_carry = tuple(last[::-1]) if cell is lstm else last.h
-  return (last_carry, hs) if return_carry else hs
+  return (last_carry, hs) if _given(return_carry, module.return_carry) else hs
 
 
 def _state(cell: Cell, h: jax.Array) -> State:
