@@ -7,7 +7,7 @@
 and the same with `NNXRNN` for flax.nnx. The cells stay Flax's own, and so do
 the names, shapes and initial values of their weights, so that checkpoints fit;
 only the loop over time is this project's, with its explicit gradient. Cells:
-LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell, with their own activations.
+LSTMCell, OptimizedLSTMCell, GRUCell, SimpleCell, with sigmoid gates and tanh.
 
 Two things differ, both where `seq_lengths` is given: padded outputs are 0 here,
 where Flax goes on computing with the padding; and the last carry of a row of
