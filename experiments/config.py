@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lstm_jax.cells import gru, layernorm_lstm, lstm, rnn
+from lstm_jax.cells import (
+  coupled_lstm,
+  gru,
+  layernorm_lstm,
+  lstm,
+  peephole_lstm,
+  projected_lstm,
+  rnn,
+)
 from lstm_jax.language import ModelConfig
 from lstm_jax.training import OptimizerConfig
 from lstm_jax.training.optimizer import Rule, Schedule
@@ -14,6 +22,9 @@ COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 CELLS = {
   "lstm": lstm,
   "layernorm_lstm": layernorm_lstm,
+  "projected_lstm": projected_lstm,
+  "peephole_lstm": peephole_lstm,
+  "coupled_lstm": coupled_lstm,
   "gru": gru,
   "rnn": rnn,
 }

@@ -8,17 +8,21 @@
   >>> hs.shape
   (7, 2, 5)
 
-`lstm`, `layernorm_lstm`, `gru` and `rnn` are one step each, with the equations
-of their forward and backward passes; `unroll`, `unroll_both` and `unroll_stack`
+`lstm`, `gru` and `rnn` are one step each, with the equations of their forward
+and backward passes; so are the variants `layernorm_lstm`, `projected_lstm`,
+`peephole_lstm` and `coupled_lstm`. `unroll`, `unroll_both` and `unroll_stack`
 go over time, in both directions, and over depth; `regularize` draws dropout and
 zoneout;
 `gradcheck` compares a gradient with autodiff and with differences; `language`
 and `training` make a language model of them.
 """
 
+from lstm_jax.cells import coupled_lstm as coupled_lstm
 from lstm_jax.cells import gru as gru
 from lstm_jax.cells import layernorm_lstm as layernorm_lstm
 from lstm_jax.cells import lstm as lstm
+from lstm_jax.cells import peephole_lstm as peephole_lstm
+from lstm_jax.cells import projected_lstm as projected_lstm
 from lstm_jax.cells import rnn as rnn
 from lstm_jax.gradcheck import gradcheck as gradcheck
 from lstm_jax.sequence import Directions as Directions

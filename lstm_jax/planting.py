@@ -61,8 +61,9 @@ def plant(module: ModuleType, term: str, factor: float = 1.01) -> ModuleType:
     if name not in _targets(assignment):
       continue
     if part:
-      scaled = _parts(assignment.value)[int(part)]
-      assignment.value = _Scale(scaled).visit(assignment.value)
+      parts = _parts(assignment.value)
+      if len(parts) > 1:  # not a call that returns the whole
+        assignment.value = _Scale(parts[int(part)]).visit(assignment.value)
     elif isinstance(assignment.targets[0], ast.Name):
       assignment.value = _call(assignment.value)
     else:

@@ -8,13 +8,23 @@ from typing import NamedTuple
 import numpy as np
 from flax import linen
 
-from lstm_jax import gru, layernorm_lstm, lstm, rnn
+from lstm_jax import (
+  coupled_lstm,
+  gru,
+  layernorm_lstm,
+  lstm,
+  peephole_lstm,
+  projected_lstm,
+  rnn,
+)
 from tests import oracles
 
 
 class Row(NamedTuple):
   cell: object
   oracle: object  # NumPy
+  kept: int  # numbers for the backward, in T·B·H
+  forget: int | None = None  # the gate whose bias is 1 at first
   flax: object = None  # a linen cell's class, where there is one
   to_flax: object = None  # params -> the linen cell's variables
   torch: str = ""  # the name of PyTorch's module, where there is one
@@ -67,14 +77,35 @@ TABLE = {
   "lstm": Row(
     lstm,
     oracles.lstm,
+    7,
+    1,
     linen.OptimizedLSTMCell,
     _lstm_to_flax,
     "LSTM",
     _to_torch,
   ),
-  "layernorm_lstm": Row(layernorm_lstm, oracles.layernorm_lstm),
-  "gru": Row(gru, oracles.gru, linen.GRUCell, _gru_to_flax, "GRU", _to_torch),
+  "layernorm_lstm": Row(layernorm_lstm, oracles.layernorm_lstm, 12, 1),
+  "projected_lstm": Row(projected_lstm, oracles.projected_lstm, 7.5, 1),
+  "peephole_lstm": Row(peephole_lstm, oracles.peephole_lstm, 9, 1),
+  "coupled_lstm": Row(coupled_lstm, oracles.coupled_lstm, 6, 0),
+  "gru": Row(
+    gru,
+    oracles.gru,
+    6,
+    None,
+    linen.GRUCell,
+    _gru_to_flax,
+    "GRU",
+    _to_torch,
+  ),
   "rnn": Row(
-    rnn, oracles.rnn, linen.SimpleCell, _rnn_to_flax, "RNN", _to_torch
+    rnn,
+    oracles.rnn,
+    2,
+    None,
+    linen.SimpleCell,
+    _rnn_to_flax,
+    "RNN",
+    _to_torch,
   ),
 }

@@ -20,7 +20,7 @@ def _column(params, gate, unit, hidden):
 
 def lstm(params, state, xs):
   h, c = (np.array(leaf) for leaf in state)
-  hidden, hs = len(h), []
+  hidden, hs = len(c), []
   for x in np.asarray(xs):
     h_next, c_next = h.copy(), c.copy()
     for unit in range(hidden):
@@ -62,13 +62,74 @@ def layernorm_lstm(params, state, xs):
       [
         o[unit]
         * math.tanh(
-          float(params.gain_c[unit]) * y[unit]
-          + float(params.b[4 * hidden + unit])
+          float(params.gain_c[unit]) * y[unit] + float(params.b_c[unit])
         )
         for unit in range(hidden)
       ]
     )
     c = c_next
+    hs.append(h)
+  return (h, c), np.array(hs)
+
+
+def projected_lstm(params, state, xs):
+  h, c = (np.array(leaf) for leaf in state)
+  hidden, hs = len(c), []
+  for x in np.asarray(xs):
+    c_next, m = c.copy(), c.copy()
+    for unit in range(hidden):
+      a = []
+      for gate in range(4):
+        w_x, w_h, b = _column(params, gate, unit, hidden)
+        a.append(float(x @ w_x + h @ w_h + b))
+      i, f, g, o = _sigmoid(a[0]), _sigmoid(a[1]), math.tanh(a[2]), a[3]
+      c_next[unit] = f * c[unit] + i * g
+      m[unit] = _sigmoid(o) * math.tanh(c_next[unit])
+    w_r = np.asarray(params.w_r)
+    h = np.array(
+      [sum(m[j] * w_r[j, k] for j in range(hidden)) for k in range(len(h))]
+    )
+    c = c_next
+    hs.append(h)
+  return (h, c), np.array(hs)
+
+
+def peephole_lstm(params, state, xs):
+  h, c = (np.array(leaf) for leaf in state)
+  hidden, hs = len(h), []
+  for x in np.asarray(xs):
+    h_next, c_next = h.copy(), c.copy()
+    for unit in range(hidden):
+      a = []
+      for gate in range(4):
+        w_x, w_h, b = _column(params, gate, unit, hidden)
+        a.append(float(x @ w_x + h @ w_h + b))
+      of_i, of_f, of_o = (
+        float(params.w_c[k * hidden + unit]) for k in range(3)
+      )
+      i, f = _sigmoid(a[0] + of_i * c[unit]), _sigmoid(a[1] + of_f * c[unit])
+      c_next[unit] = f * c[unit] + i * math.tanh(a[2])
+      o = _sigmoid(a[3] + of_o * c_next[unit])
+      h_next[unit] = o * math.tanh(c_next[unit])
+    h, c = h_next, c_next
+    hs.append(h)
+  return (h, c), np.array(hs)
+
+
+def coupled_lstm(params, state, xs):
+  h, c = (np.array(leaf) for leaf in state)
+  hidden, hs = len(h), []
+  for x in np.asarray(xs):
+    h_next, c_next = h.copy(), c.copy()
+    for unit in range(hidden):
+      a = []
+      for gate in range(3):
+        w_x, w_h, b = _column(params, gate, unit, hidden)
+        a.append(float(x @ w_x + h @ w_h + b))
+      f = _sigmoid(a[0])
+      c_next[unit] = f * c[unit] + (1 - f) * math.tanh(a[1])
+      h_next[unit] = _sigmoid(a[2]) * math.tanh(c_next[unit])
+    h, c = h_next, c_next
     hs.append(h)
   return (h, c), np.array(hs)
 

@@ -60,16 +60,17 @@ class Cell(Protocol):
     """
 
   @property
-  def recur_backward(
-    self,
-  ) -> Callable[..., tuple[State, jax.Array]]:
-    """(params, by_a, tape, d_state, *extras) -> (d_state before it, da)."""
+  def recur_backward(self) -> Callable[..., tuple]:
+    """(params, by_a, tape, d_state, *extras) -> (d_state before it, da).
+
+    More may follow da: whatever else the weights' gradients are made of.
+    """
 
   @property
   def parameter_gradients(
     self,
   ) -> Callable[..., tuple[Params, jax.Array | None]]:
-    """(params, x, h, tape, d_projected) -> (d_params, d_x), not yet cast."""
+    """(params, x, h, tape, da, *more) -> (d_params, d_x), not yet cast."""
 
   @property
   def forward(self) -> Callable[..., tuple[State, Any]]:
@@ -96,6 +97,7 @@ class Residuals(NamedTuple):
 
 
 def one_step(
+  initial_state: Callable,
   project: Callable,
   recur: Callable,
   recur_backward: Callable,
@@ -107,15 +109,16 @@ def one_step(
     params: Params, state: State, x: jax.Array, *extras: Any
   ) -> tuple[State, Residuals]:
     """Return the state after one step, and what its backward needs."""
-    check_inputs("x", params, state, x)
+    check_inputs("x", initial_state, params, state, x)
     after, by_a, tape = recur(params, state, project(params, x), *extras)
     return after, Residuals(params, x, state.h, by_a, tape, extras)
 
   def backward(residuals: Residuals, d_state: State) -> tuple:
     """Return the cotangents of forward's inputs: (d_params, d_state, dx)."""
     params, x, h, by_a, tape, extras = residuals
-    d_before, da = recur_backward(params, by_a, tape, wide(d_state), *extras)
-    d_params, dx = parameter_gradients(params, x, h, tape, da)
+    d_state_wide = wide(d_state)
+    d_before, *das = recur_backward(params, by_a, tape, d_state_wide, *extras)
+    d_params, dx = parameter_gradients(params, x, h, tape, *das)
     dx = None if dx is None else dx.astype(x.dtype)
     d_params, d_before = cast_like((d_params, d_before), (params, d_state))
     return d_params, d_before, dx, *(None for _ in extras)
@@ -128,7 +131,7 @@ def one_step(
 
     Args:
       params: the weights.
-      state: the state before; its leaves are [..., H].
+      state: the state before, with the shapes of `initial_state`.
       x: inputs [..., D], or integer tokens [...] in [0, D).
       extras: what else a wrapped cell is told; nothing for the others.
 
@@ -146,6 +149,7 @@ def one_step(
 
 def check_inputs(
   name: str,
+  initial_state: Callable[..., State],
   params: Params,
   state: State,
   x: jax.Array,
@@ -155,21 +159,23 @@ def check_inputs(
 
   Args:
     name: what the message calls x.
-    params: a cell's parameters; w_x [D, G·H] and w_h [H, G·H] give the sizes.
-    state: every leaf must be [*B, H], with the B of its h.
+    initial_state: the cell's.
+    params: a cell's parameters.
+    state: must have the type and shapes of the initial state, for the leading
+      axes B of its h.
     x: must be floats [*leading, *B, D] or integer tokens [*leading, *B].
     leading: the axes of x that the state lacks: (T,), or none.
   """
-  size, hidden = params.w_x.shape[0], params.w_h.shape[0]
-  if not hasattr(state, "h"):
-    raise ValueError(
-      f"state must be as initial_state returns it, got {type(state).__name__}"
-    )
-  batch = state.h.shape[:-1]
-  for leaf in jax.tree.leaves(state):
-    if leaf.shape != (*batch, hidden):
-      shape = _axes((*batch, hidden))
-      raise ValueError(f"state must be {shape}, got {leaf.shape}")
+  batch = state.h.shape[:-1] if hasattr(state, "h") else ()
+  initial = jax.eval_shape(lambda: initial_state(params, batch))
+  if type(state) is not type(initial):
+    wanted, found = type(initial).__name__, type(state).__name__
+    raise ValueError(f"state must be a {wanted}, got {found}")
+  for field, leaf, like in zip(state._fields, state, initial, strict=True):
+    if leaf.shape != like.shape:
+      shape = _axes(like.shape)
+      raise ValueError(f"state.{field} must be {shape}, got {leaf.shape}")
+  size = params.w_x.shape[0]
   if is_token(x):
     kind, expected = "integer tokens", (*leading, *batch)
   else:

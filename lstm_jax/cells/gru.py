@@ -123,29 +123,29 @@ def recur_backward(
 ) -> tuple[GRUState, jax.Array]:
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
   (dh_next,) = d_state
-  dar, daz, dan = (dh_next * by for by in jnp.split(by_a, 3, axis=-1))
+  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * by_a
+  du, _ = _through_reset(tape, da)
+  dh = dh_next * tape.h_by_h + product_transposed(du, params.w_h)
+  return GRUState(dh), da
+
+
+def _through_reset(tape: GRUTape, da: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Return (du [..., 3H], ds [..., H]), of h W_h and of s, from da."""
+  dar, daz, dan = jnp.split(da, 3, axis=-1)
   ds = dan * tape.n_by_s
   du = jnp.concatenate([dar, daz, ds], axis=-1)
-  dh = dh_next * tape.h_by_h + product_transposed(du, params.w_h)
-  return GRUState(dh), jnp.concatenate([dar, daz, dan], axis=-1)
+  return du, ds
 
 
 def parameter_gradients(
   params: GRUParams, x: jax.Array, h: jax.Array, tape: GRUTape, da: jax.Array
 ) -> tuple[GRUParams, jax.Array | None]:
   """Return (d_params, dx), summed over every leading axis of da [..., 3H]."""
-  dar, daz, dan = jnp.split(da, 3, axis=-1)
-  ds = dan * tape.n_by_s
-  du = jnp.concatenate([dar, daz, ds], axis=-1)
+  du, ds = _through_reset(tape, da)
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, du, params.w_h.dtype)
   db_n = total(ds)
   return GRUParams(dw_x, dw_h, db, db_n), dx
-
-
-forward, backward, step = one_step(
-  project, recur, recur_backward, parameter_gradients
-)
 
 
 def init(
@@ -166,7 +166,7 @@ def init(
   key_x, key_h = jax.random.split(key)
   return GRUParams(
     w_x=input_weights(key_x, input_size, hidden_size, 3, dtype),
-    w_h=recurrent_weights(key_h, hidden_size, 3, dtype),
+    w_h=recurrent_weights(key_h, hidden_size, hidden_size, 3, dtype),
     b=jnp.zeros((3 * hidden_size,), dtype),
     b_n=jnp.zeros((hidden_size,), dtype),
   )
@@ -178,3 +178,8 @@ def initial_state(
   """Return the zero state, in the weights' dtype."""
   shape = (*batch_shape, params.w_h.shape[0])
   return GRUState(jnp.zeros(shape, params.w_h.dtype))
+
+
+forward, backward, step = one_step(
+  initial_state, project, recur, recur_backward, parameter_gradients
+)

@@ -24,11 +24,15 @@ def input_weights(
 
 
 def recurrent_weights(
-  key: jax.Array, hidden_size: int, gates: int, dtype
+  key: jax.Array, output_size: int, hidden_size: int, gates: int, dtype
 ) -> jax.Array:
-  """Return w_h, [H, gates·H], each gate's [H, H] block orthogonal."""
+  """Return w_h, [P, gates·H], each gate's [P, H] block orthogonal.
+
+  P is the size of the output h, and H that of the gates. An orthogonal block
+  that is not square has orthonormal rows or columns, whichever are fewer.
+  """
   draw = jax.nn.initializers.orthogonal()
-  return _per_gate(draw, key, (hidden_size, hidden_size), gates, dtype)
+  return _per_gate(draw, key, (output_size, hidden_size), gates, dtype)
 
 
 def check_sizes(input_size: int, hidden_size: int) -> None:

@@ -5,7 +5,7 @@ Forward                              Its derivatives, element by element
   i, f, o = σ(aᵢ), σ(a_f), σ(aₒ)     ∂h'/∂y  = o ⊙ (1 − tanh² y)
   g  = tanh(a_g)                     ∂c'/∂c  = f
   c' = f ⊙ c + i ⊙ g
-  y  = γ_c ⊙ N(c') + b_y
+  y  = γ_c ⊙ N(c') + b_c
   h' = o ⊙ tanh y
 
   N(u) = û = (u − mean u) / √(var u + ε), over the last axis
@@ -16,12 +16,11 @@ Backward, from dh' and dc'
   da   = [dc₊, dc₊, dc₊, dh'] ⊙ ∂            dγₓ  = Σ da ⊙ x̂,   x̂ = N(x W_x)
   du   = N'(da ⊙ γₕ)                         dW_h = Σ hᵀ du
   dh   = du W_hᵀ                             dW_x = Σ xᵀ N'(da ⊙ γₓ)
-  dc   = dc₊ ⊙ f                             db   = Σ da,   db_y = Σ dy
+  dc   = dc₊ ⊙ f                             db   = Σ da,   db_c = Σ dy
 
   N'(dû) = (dû − mean dû − û mean(dû ⊙ û)) / √(var u + ε)
 
-The bias b_y stands at the end of b, [5H], and y beside the pre-activations, so
-that dy leaves the loop backward beside da. x̂ is computed anew for the weights'
+dy leaves the loop backward beside da. x̂ is computed anew for the weights'
 gradient: one more product, and T·B·4H numbers less to keep.
 
   >>> import jax, jax.numpy as jnp
@@ -63,15 +62,17 @@ class LayerNormLSTMParams(NamedTuple):
 
   w_x: jax.Array  # [D, 4H]
   w_h: jax.Array  # [H, 4H]
-  b: jax.Array  # [5H], of the gates and of y
+  b: jax.Array  # [4H]
   gain_x: jax.Array  # [4H], of x W_x
   gain_h: jax.Array  # [4H], of h W_h
   gain_c: jax.Array  # [H], of c'
+  b_c: jax.Array  # [H], beside it
 
 
 class LayerNormLSTMTape(NamedTuple):
-  """What the recurrence keeps, besides the derivatives by a and y."""
+  """What the recurrence keeps, besides the derivatives by a."""
 
+  h_by_y: jax.Array  # [..., H], of h' by y
   c_by_c: jax.Array  # [..., H], of c' by c
   u: jax.Array  # [..., 4H], N(h W_h)
   u_scale: jax.Array  # [..., 1], what divided it, inverted
@@ -80,44 +81,42 @@ class LayerNormLSTMTape(NamedTuple):
 
 
 def project(params: LayerNormLSTMParams, x: jax.Array) -> jax.Array:
-  """Return [γₓ ⊙ N(x W_x), 0] + b, [..., 5H]: what has no memory."""
+  """Return γₓ ⊙ N(x W_x), [..., 4H]: the part of a step without memory."""
   normal, _ = _normalised_input(params, x)
-  a = as_row(params.gain_x, normal) * normal
-  y = jnp.zeros((*a.shape[:-1], params.w_h.shape[0]), a.dtype)
-  return jnp.concatenate([a, y], axis=-1) + as_row(params.b, a)
+  return as_row(params.gain_x, normal) * normal
 
 
 def recur(
   params: LayerNormLSTMParams, state: LSTMState, ax: jax.Array
 ) -> tuple[LSTMState, jax.Array, LayerNormLSTMTape]:
-  """Advance the state, given the projected input ax [..., 5H].
+  """Advance the state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, by_a, tape): the next state, and the derivatives. by_a [..., 5H]
-    holds those of c' by aᵢ, a_f and a_g, and of h' by aₒ and y.
+    (state, by_a, tape): the next state, and the derivatives. by_a [..., 4H]
+    holds those of c' by aᵢ, a_f and a_g, and of h' by aₒ.
   """
-  size = state.h.shape[-1]
   u, u_scale = normalise(product(state.h, params.w_h))
-  gates = once(activate(ax[..., : 4 * size] + as_row(params.gain_h, u) * u))
+  a = ax + as_row(params.gain_h, u) * u + as_row(params.b, ax)
+  gates = once(activate(a))
   i, f, g, o = jnp.split(gates, 4, axis=-1)
   c = wide(state.c)
   c_next = f * c + i * g
   c_normal, c_scale = normalise(c_next)
-  tanh_y = tanh(as_row(params.gain_c, c) * c_normal + ax[..., 4 * size :])
+  tanh_y = tanh(as_row(params.gain_c, c) * c_normal + as_row(params.b_c, c))
   h_next = o * tanh_y
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  tape = LayerNormLSTMTape(f, u, u_scale, c_normal, c_scale)
-  return state_next, _derivatives(gates, c, tanh_y), tape
+  by_a, by_y = _derivatives(gates, c, tanh_y)
+  tape = LayerNormLSTMTape(by_y, f, u, u_scale, c_normal, c_scale)
+  return state_next, by_a, tape
 
 
 def _derivatives(
   gates: jax.Array, c: jax.Array, tanh_y: jax.Array
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
   """Return the derivatives of c' and h' by the gates' a, and of h' by y."""
-  dby_gates = gate_derivatives(gates, c, tanh_y)
   o = gates[..., -c.shape[-1] :]
   dh_dy = o * dtanh(tanh_y)
-  return jnp.concatenate([dby_gates, dh_dy], axis=-1)
+  return gate_derivatives(gates, c, tanh_y), dh_dy
 
 
 def recur_backward(
@@ -125,19 +124,17 @@ def recur_backward(
   by_a: jax.Array,
   tape: LayerNormLSTMTape,
   d_state: LSTMState,
-) -> tuple[LSTMState, jax.Array]:
-  """Return (d_state before the step, da [..., 5H]) from d_state after it."""
+) -> tuple[LSTMState, jax.Array, jax.Array]:
+  """Return (d_state before the step, da [..., 4H], dy [..., H])."""
   dh_next, dc_next = d_state
-  by_gates, by_y = by_a[..., : tape.u.shape[-1]], by_a[..., tape.u.shape[-1] :]
-  dy = dh_next * by_y
+  dy = dh_next * tape.h_by_y
   dc_normal = dy * as_row(params.gain_c, dy)
   dc_sum = dc_next + normalise_backward(tape.c, tape.c_scale, dc_normal)
-  d_gates = jnp.concatenate([dc_sum, dc_sum, dc_sum, dh_next], axis=-1)
-  da = d_gates * by_gates
+  da = jnp.concatenate([dc_sum, dc_sum, dc_sum, dh_next], axis=-1) * by_a
   du = _through_norm(params, tape, da)
   dh = product_transposed(du, params.w_h)
   dc = dc_sum * tape.c_by_c
-  return LSTMState(dh, dc), jnp.concatenate([da, dy], axis=-1)
+  return LSTMState(dh, dc), da, dy
 
 
 def parameter_gradients(
@@ -146,21 +143,24 @@ def parameter_gradients(
   h: jax.Array,
   tape: LayerNormLSTMTape,
   da: jax.Array,
+  dy: jax.Array,
 ) -> tuple[LayerNormLSTMParams, jax.Array | None]:
-  """Return (d_params, dx), summed over every leading axis of da [..., 5H]."""
-  db = total(da)
-  dy = da[..., tape.u.shape[-1] :]
-  da = da[..., : tape.u.shape[-1]]
+  """Return (d_params, dx), summed over every leading axis of da [..., 4H]."""
   du = _through_norm(params, tape, da)
   dw_h = outer(h, du, params.w_h.dtype)
   normal, scale = _normalised_input(params, x)
   dnormal = da * as_row(params.gain_x, da)
   dux = normalise_backward(normal, scale, dnormal)
   dx, dw_x, _ = affine_backward(x, params.w_x, dux)
+  db = total(da)
   dgain_x = total(da * normal)
   dgain_h = total(da * tape.u)
   dgain_c = total(dy * tape.c)
-  return LayerNormLSTMParams(dw_x, dw_h, db, dgain_x, dgain_h, dgain_c), dx
+  db_c = total(dy)
+  d_params = LayerNormLSTMParams(
+    dw_x, dw_h, db, dgain_x, dgain_h, dgain_c, db_c
+  )
+  return d_params, dx
 
 
 def normalise(u: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -194,15 +194,10 @@ def _normalised_input(
   return normalise(select_or_multiply(x, params.w_x))
 
 
-forward, backward, step = one_step(
-  project, recur, recur_backward, parameter_gradients
-)
-
-
 def init(
   key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
 ) -> LayerNormLSTMParams:
-  """Return the LSTM's initial weights, gains of 1 and b_y = 0.
+  """Return the LSTM's initial weights, gains of 1 and b_c = 0.
 
   Args:
     key: a typed PRNG key.
@@ -215,8 +210,13 @@ def init(
   """
   w_x, w_h, b = lstm.init(key, input_size, hidden_size, dtype)
   gates, cell = jnp.ones_like(b), jnp.ones(hidden_size, dtype)
-  b = jnp.concatenate([b, jnp.zeros_like(cell)])
-  return LayerNormLSTMParams(w_x, w_h, b, gates, gates, cell)
+  zero = jnp.zeros_like(cell)
+  return LayerNormLSTMParams(w_x, w_h, b, gates, gates, cell, zero)
 
 
 initial_state = lstm.initial_state
+
+
+forward, backward, step = one_step(
+  initial_state, project, recur, recur_backward, parameter_gradients
+)

@@ -168,11 +168,6 @@ def parameter_gradients(
   return LSTMParams(dw_x, dw_h, db), dx
 
 
-forward, backward, step = one_step(
-  project, recur, recur_backward, parameter_gradients
-)
-
-
 def init(
   key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
 ) -> LSTMParams:
@@ -192,7 +187,7 @@ def init(
   b = jnp.zeros((4, hidden_size), dtype).at[1].set(1)
   return LSTMParams(
     w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),
-    w_h=recurrent_weights(key_h, hidden_size, 4, dtype),
+    w_h=recurrent_weights(key_h, hidden_size, hidden_size, 4, dtype),
     b=b.reshape(4 * hidden_size),
   )
 
@@ -204,3 +199,8 @@ def initial_state(
   shape = (*batch_shape, params.w_h.shape[0])
   dtype = params.w_h.dtype
   return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, wider(dtype)))
+
+
+forward, backward, step = one_step(
+  initial_state, project, recur, recur_backward, parameter_gradients
+)

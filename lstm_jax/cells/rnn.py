@@ -100,11 +100,6 @@ def parameter_gradients(
   return RNNParams(dw_x, dw_h, db), dx
 
 
-forward, backward, step = one_step(
-  project, recur, recur_backward, parameter_gradients
-)
-
-
 def init(
   key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
 ) -> RNNParams:
@@ -123,7 +118,7 @@ def init(
   key_x, key_h = jax.random.split(key)
   return RNNParams(
     w_x=input_weights(key_x, input_size, hidden_size, 1, dtype),
-    w_h=recurrent_weights(key_h, hidden_size, 1, dtype),
+    w_h=recurrent_weights(key_h, hidden_size, hidden_size, 1, dtype),
     b=jnp.zeros((hidden_size,), dtype),
   )
 
@@ -134,3 +129,8 @@ def initial_state(
   """Return the zero state, in the weights' dtype."""
   shape = (*batch_shape, params.w_h.shape[0])
   return RNNState(jnp.zeros(shape, params.w_h.dtype))
+
+
+forward, backward, step = one_step(
+  initial_state, project, recur, recur_backward, parameter_gradients
+)

@@ -4,6 +4,7 @@ PyTorch keeps Wᵀ, layer after layer, in the same order of gates:
 
   weight_ih_l0 [G·H, D]   w_x       bias_ih_l0 [G·H]   one of two biases that
   weight_hh_l0 [G·H, H]   w_h       bias_hh_l0 [G·H]   are added
+  weight_hr_l0 [P, H]     w_r of an nn.LSTM with proj_size; weight_hh is [4H, P]
 
 and the same with `_reverse` for the other direction. The two biases become one
 where only their sum matters, which is everywhere but in a GRU's candidate. On
@@ -24,27 +25,33 @@ safetensors files are read and written by the package `safetensors` (the extra
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells import gru, lstm, rnn
+from lstm_jax.cells import gru, lstm, projected_lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.sequence.bidirectional import Directions
 
 Layers = tuple[Params | Directions, ...]  # the lowest first
 CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by the number of gates
+KINDS: dict[Cell, Callable[..., Params]] = {
+  lstm: lstm.LSTMParams,
+  projected_lstm: projected_lstm.ProjectedLSTMParams,
+  rnn: rnn.RNNParams,
+}
 
 
 def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
   """Return the cell and the layers that a module's state_dict holds.
 
   Args:
-    state_dict: of an nn.LSTM, nn.GRU or nn.RNN of any depth, with or without
-      biases, in one or both directions; tensors or arrays. An nn.RNN with a
-      relu has the same names and shapes, but is not the same network.
+    state_dict: of an nn.LSTM (with projections or without), nn.GRU or nn.RNN
+      of any depth, with or without biases, in one or both directions; tensors
+      or arrays. An nn.RNN with a relu has the same names and shapes, but is not
+      the same network.
 
   Returns:
     (cell, layers): the cell's module, and one element a layer for
@@ -61,10 +68,12 @@ def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
       f"[G·H, H], got {', '.join(sorted(arrays)) or 'nothing'}"
     )
   rows, hidden = arrays["weight_hh_l0"].shape
-  gates = rows // hidden if hidden and rows % hidden == 0 else 0
-  if any(name.startswith("weight_hr") for name in arrays):
-    raise ValueError("projections (proj_size) are not supported, got weight_hr")
-  if gates not in CELLS:
+  if "weight_hr_l0" in arrays:
+    cell: Cell = projected_lstm
+    hidden = rows // 4
+  elif hidden and rows in [gates * hidden for gates in CELLS]:
+    cell = CELLS[rows // hidden]
+  else:
     raise ValueError(
       "weight_hh_l0 must be [4H, H], [3H, H] or [H, H], "
       f"got {list(arrays['weight_hh_l0'].shape)}"
@@ -72,9 +81,9 @@ def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
   layers: list[Params | Directions] = []
   while f"weight_ih_l{len(layers)}" in arrays:
     layer = f"_l{len(layers)}"
-    forward = _take(arrays, layer, gates, hidden)
+    forward = _take(arrays, layer, cell, rows, hidden)
     if f"weight_ih{layer}_reverse" in arrays:
-      both = forward, _take(arrays, f"{layer}_reverse", gates, hidden)
+      both = forward, _take(arrays, f"{layer}_reverse", cell, rows, hidden)
       layers.append(Directions(*both))
     else:
       layers.append(forward)
@@ -82,15 +91,18 @@ def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
     what = ", ".join(sorted(arrays)) or "no weight_ih_l0"
     raise ValueError(f"these are not tensors of such a module: {what}")
   _check_sizes(layers)
-  return CELLS[gates], tuple(layers)
+  return cell, tuple(layers)
 
 
 def to_torch(layers: Layers) -> dict[str, np.ndarray]:
   """Return the state_dict of the PyTorch module with these layers' weights.
 
   Args:
-    layers: params of `lstm`, `gru` or `rnn`, or `Directions` of them, or their
-      gradients; the lowest first.
+    layers: params of `lstm`, `projected_lstm`, `gru` or `rnn`, or `Directions`
+      of them, or their gradients; the lowest first.
+
+  Raises:
+    ValueError: PyTorch has no such cell.
   """
   result: dict[str, np.ndarray] = {}
   for k, layer in enumerate(layers):
@@ -141,7 +153,7 @@ def _array(name: str, x: Any) -> np.ndarray:
 
 
 def _take(
-  arrays: dict[str, np.ndarray], layer: str, gates: int, hidden: int
+  arrays: dict[str, np.ndarray], layer: str, cell: Cell, rows: int, hidden: int
 ) -> Params:
   """Remove the tensors of one layer and direction, and return its params."""
 
@@ -156,32 +168,39 @@ def _take(
       raise ValueError(f"{name}{layer} must be {expected}, got {x.shape}")
     return x
 
-  rows = gates * hidden
-  w_x, w_h = take("weight_ih", rows, None).T, take("weight_hh", rows, hidden).T
+  projected = cell is projected_lstm
+  w_r = take("weight_hr", None, hidden).T if projected else None
+  size = hidden if w_r is None else w_r.shape[1]
+  w_x, w_h = take("weight_ih", rows, None).T, take("weight_hh", rows, size).T
   if f"bias_ih{layer}" in arrays:
     b, b_h = take("bias_ih", rows), take("bias_hh", rows)
   else:
     b = b_h = np.zeros(rows, w_x.dtype)
-  if CELLS[gates] is not gru:
-    kind = lstm.LSTMParams if gates == 4 else rnn.RNNParams
-    return kind(jnp.asarray(w_x), jnp.asarray(w_h), jnp.asarray(b + b_h))
-  inside = b_h[2 * hidden :]
-  outside = np.concatenate([b_h[: 2 * hidden], np.zeros_like(inside)])
-  return gru.GRUParams(*map(jnp.asarray, (w_x, w_h, b + outside, inside)))
+  if cell is gru:
+    inside = b_h[2 * hidden :]
+    outside = np.concatenate([b_h[: 2 * hidden], np.zeros_like(inside)])
+    return gru.GRUParams(*map(jnp.asarray, (w_x, w_h, b + outside, inside)))
+  own = w_x, w_h, b + b_h, *(() if w_r is None else (w_r,))
+  return KINDS[cell](*map(jnp.asarray, own))
 
 
 def _give(layer: str, params: Params) -> dict[str, np.ndarray]:
   """Return the tensors of one layer and direction."""
+  if type(params) not in (gru.GRUParams, *KINDS.values()):
+    raise ValueError(f"PyTorch has no cell with {type(params).__name__}")
   b = np.array(params.b)
   other = np.zeros_like(b)
   if isinstance(params, gru.GRUParams):
     other[-len(params.b_n) :] = params.b_n
-  return {
+  tensors = {
     f"weight_ih{layer}": np.array(params.w_x).T,
     f"weight_hh{layer}": np.array(params.w_h).T,
     f"bias_ih{layer}": b,
     f"bias_hh{layer}": other,
   }
+  if isinstance(params, projected_lstm.ProjectedLSTMParams):
+    tensors[f"weight_hr{layer}"] = np.array(params.w_r).T
+  return tensors
 
 
 def _check_sizes(layers: list[Params | Directions]) -> None:

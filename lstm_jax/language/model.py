@@ -30,7 +30,7 @@ from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.precision import lower
 from lstm_jax.language import loss as losses
 from lstm_jax.language.readout import mean_loss
-from lstm_jax.sequence.stack import unroll_stack
+from lstm_jax.sequence.stack import init_stack, unroll_stack
 from lstm_jax.sequence.unroll import Rule
 
 
@@ -167,11 +167,12 @@ def language_model(
 
 def _init(config: ModelConfig, key: jax.Array) -> LanguageParams:
   key_embedding, key_layers, key_readout, key_gauss = jax.random.split(key, 4)
-  size, hidden, dtype = config.embedding_size, config.hidden_size, config.dtype
-  layers = tuple(
-    config.cell.init(k, size if layer == 0 else hidden, hidden, dtype)
-    for layer, k in enumerate(jax.random.split(key_layers, config.num_layers))
+  size, dtype = config.embedding_size, config.dtype
+  sizes = (config.hidden_size,) * config.num_layers
+  layers: tuple[Params, ...] = init_stack(
+    config.cell, key_layers, size, sizes, dtype=dtype
   )
+  hidden = layers[-1].w_h.shape[0]
   std = config.readout_std
   std = hidden**-0.5 if std is None else std
   shape = config.vocabulary_size, size

@@ -124,13 +124,10 @@ def init_stack(
   for layer_key, size in zip(
     jax.random.split(key, len(hidden_sizes)), hidden_sizes, strict=True
   ):
-    if bidirectional:
-      keys = jax.random.split(layer_key)
-      both = (cell.init(k, input_size, size, dtype) for k in keys)
-      layers.append(Directions(*both))
-    else:
-      layers.append(cell.init(layer_key, input_size, size, dtype))
-    input_size = 2 * size if bidirectional else size
+    keys = jax.random.split(layer_key) if bidirectional else layer_key[None]
+    both = [cell.init(k, input_size, size, dtype) for k in keys]
+    layers.append(Directions(*both) if bidirectional else both[0])
+    input_size = sum(params.w_h.shape[0] for params in both)
   return tuple(layers)
 
 

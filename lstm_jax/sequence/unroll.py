@@ -97,7 +97,7 @@ def unroll(
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
   state, xs = jax.tree.map(jnp.asarray, (state, xs))
-  _check(params, state, xs, vjp, chunk)
+  _check(cell, params, state, xs, vjp, chunk)
   times = xs.shape[0], *state.h.shape[:-1]  # [T, ...]
   mask = _mask(mask, lengths, times)
   extras: tuple = ()
@@ -214,7 +214,12 @@ def _every_step(
 
 
 def _check(
-  params: Params, state: State, xs: jax.Array, vjp: str, chunk: int | None
+  cell: Cell,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  vjp: str,
+  chunk: int | None,
 ) -> None:
   if vjp not in ("explicit", "step", "autodiff"):
     raise ValueError(f"vjp must be explicit, step or autodiff, got {vjp!r}")
@@ -225,4 +230,4 @@ def _check(
     )
   if xs.ndim == 0 or xs.shape[0] == 0:
     raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
-  check_inputs("xs", params, state, xs, leading=xs.shape[:1])
+  check_inputs("xs", cell.initial_state, params, state, xs, xs.shape[:1])

@@ -11,12 +11,15 @@ cotangents are one product each, over all T·B rows. Autodiff of a scan does all
 of these step by step, and adds up the weight gradients in the loop's carry.
 
 Memory kept for the backward, in numbers: the derivatives ∂ₜ and hs, which is
-T·B·H times 7 for the LSTM, 6 for the GRU, 2 for the RNN and 12 for the layer-
-normalised LSTM. The largest array is there once: step by step the derivatives
-by aₜ take the place of aₜ, and daₜ then takes theirs. The backward adds hs
-shifted by one step (1), and where the cotangent of h W_h is not daₜ, that (3
-for the GRU); for the layer-normalised LSTM, normalised products and their
-cotangents (up to 17, each for a while).
+T·B·H times
+
+  RNN 2   GRU 6   LSTM 7   coupled 6   peepholes 9   layer norm 12
+
+and T·B·(7 H + P) for the LSTM with projection. The largest array is there once:
+step by step the derivatives by aₜ take the place of aₜ, and daₜ then takes
+theirs. The backward adds hs shifted by one step (1), and where the cotangent of
+h W_h is not daₜ, that (3 for the GRU); for the layer-normalised LSTM,
+normalised products and their cotangents (up to 17, each for a while).
 """
 
 from collections.abc import Callable
@@ -127,17 +130,21 @@ def backward(
   def body(d_state, by_a, inputs):
     tape, dh, extra = inputs
     d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
-    d_before, da = cell.recur_backward(operands, by_a, tape, d_after, *extra)
-    return cast_like(d_before, d_state), da, None
+    d_before, da, *more = cell.recur_backward(
+      operands, by_a, tape, d_after, *extra
+    )
+    return cast_like(d_before, d_state), da, more
 
   # Carried in float32 or wider: T roundings to bfloat16 would add up.
-  d_state, das, _ = _scan_in_place(
+  d_state, das, more = _scan_in_place(
     body, wide(d_last), by_as, (tape, dhs, extras), not way.reverse
   )
   first, others = state.h[None], (hs[1:] if way.reverse else hs[:-1])
   before = (others, first) if way.reverse else (first, others)
   hs_before = jnp.concatenate(before)
-  d_params, dxs = cell.parameter_gradients(operands, xs, hs_before, tape, das)
+  d_params, dxs = cell.parameter_gradients(
+    operands, xs, hs_before, tape, das, *more
+  )
   dxs = None if dxs is None else dxs.astype(xs.dtype)
   d_params, d_state = cast_like((d_params, d_state), (params, state))
   return d_params, d_state, dxs, None

@@ -67,9 +67,9 @@ def masked(cell: Cell) -> Cell:
 
   def recur_backward(params, by_a, tape, d_state, mask, *extras):
     d_after = _choose(mask, d_state, _zeros(d_state))
-    d_inner, da = cell.recur_backward(params, by_a, tape, d_after, *extras)
+    d_inner, *das = cell.recur_backward(params, by_a, tape, d_after, *extras)
     d_before = _choose(mask, d_inner, d_state)
-    return d_before, da
+    return d_before, *das
 
   return _wrapped(cell, recur, recur_backward)
 
@@ -86,9 +86,9 @@ def resettable(cell: Cell) -> Cell:
     return cell.recur(params, start, ax, *extras)
 
   def recur_backward(params, by_a, tape, d_state, reset, *extras):
-    d_start, da = cell.recur_backward(params, by_a, tape, d_state, *extras)
+    d_start, *das = cell.recur_backward(params, by_a, tape, d_state, *extras)
     d_before = _choose(reset, _zeros(d_start), d_start)
-    return d_before, da
+    return d_before, *das
 
   return _wrapped(cell, recur, recur_backward)
 
@@ -115,9 +115,9 @@ def zoneout(cell: Cell) -> Cell:
   def recur_backward(params, by_a, tape, d_state, keep, *extras):
     d_kept = jax.tree.map(lambda k, d: _of(k, d) * d, keep, d_state)
     d_after = jax.tree.map(jnp.subtract, d_state, d_kept)
-    d_inner, da = cell.recur_backward(params, by_a, tape, d_after, *extras)
+    d_inner, *das = cell.recur_backward(params, by_a, tape, d_after, *extras)
     d_before = jax.tree.map(jnp.add, d_inner, d_kept)
-    return d_before, da
+    return d_before, *das
 
   return _wrapped(cell, recur, recur_backward)
 
@@ -135,9 +135,9 @@ def state_dropout(cell: Cell) -> Cell:
     return cell.recur(params, start, ax, *extras)
 
   def recur_backward(params, by_a, tape, d_state, factor, *extras):
-    d_start, da = cell.recur_backward(params, by_a, tape, d_state, *extras)
+    d_start, *das = cell.recur_backward(params, by_a, tape, d_state, *extras)
     dh = _of(factor, d_start.h) * d_start.h
-    return d_start._replace(h=dh), da
+    return d_start._replace(h=dh), *das
 
   return _wrapped(cell, recur, recur_backward)
 
@@ -157,9 +157,9 @@ def keeping_its_input(cell: Cell) -> Cell:
   def recur_backward(params, by_a, tape, d_state, *extras):
     return cell.recur_backward(params, by_a, tape.tape, d_state, *extras)
 
-  def parameter_gradients(params, x, h, tape, da):
+  def parameter_gradients(params, x, h, tape, *das):
     del h
-    return cell.parameter_gradients(params, x, tape.h, tape.tape, da)
+    return cell.parameter_gradients(params, x, tape.h, tape.tape, *das)
 
   return _wrapped(cell, recur, recur_backward, parameter_gradients)
 
@@ -172,7 +172,8 @@ def _wrapped(
 ) -> Cell:
   gradients = parameter_gradients or cell.parameter_gradients
   halves = cell.project, recur, recur_backward, gradients
-  return Wrapped(cell.init, cell.initial_state, *halves, *one_step(*halves))
+  steps = one_step(cell.initial_state, *halves)
+  return Wrapped(cell.init, cell.initial_state, *halves, *steps)
 
 
 def _choose(condition: jax.Array, yes: Any, no: Any) -> Any:

@@ -1,9 +1,11 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import unroll
+from lstm_jax import lstm, peephole_lstm, projected_lstm, unroll
 from tests.contract import TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -145,7 +147,7 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
   params = row.cell.init(key, size, hidden)
   gates = params.w_x.shape[1] // hidden
   for block in np.split(np.asarray(params.w_h), gates, axis=1):
-    assert np.abs(block @ block.T - np.eye(hidden)).max() < 1e-5
+    assert np.abs(block @ block.T - np.eye(len(block))).max() < 1e-5
   for block in np.split(np.asarray(params.w_x), gates, axis=1):
     assert abs(block.std() * size**0.5 - 1) < 0.05
   vectors = {k: v for k, v in params._asdict().items() if v.ndim == 1}
@@ -153,8 +155,8 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
   assert all((gain == 1).all() for gain in gains)
   biases = np.concatenate(list(vectors.values()))
   forget = np.zeros_like(biases)
-  if gates == 4:
-    forget[hidden : 2 * hidden] = 1
+  if row.forget is not None:
+    forget[row.forget * hidden : (row.forget + 1) * hidden] = 1
   assert (biases == forget).all()
   assert all(not leaf.any() for leaf in row.cell.initial_state(params, (B,)))
 
@@ -184,3 +186,35 @@ def test_init_refuses_a_size_below_one(row, sizes, key):
     ValueError, match="at least 1, got {} and {}".format(*sizes)
   ):
     row.cell.init(key, *sizes)
+
+
+@pytest.mark.parametrize("projection", [1, 2, 5, 9])
+def test_a_projection_has_any_size(projection, key):
+  cell = projected_lstm
+  shapes = cell.init(key, D, H, jnp.float64, projection_size=projection)
+  params = normal_like(key, shapes)
+  state = normal_like(key, cell.initial_state(params, (B,)))
+  xs = normal_like(key, jnp.zeros((T, B, D)))
+  a, b = (
+    jax.jit(jax.grad(weighed(partial(unroll, cell, vjp=vjp), key), (0, 1, 2)))(
+      params, state, xs
+    )
+    for vjp in ("explicit", "autodiff")
+  )
+  assert a[1].h.shape == (B, projection) and a[1].c.shape == (B, H)
+  assert worst(a, b) < 1e-12
+
+
+def test_a_projection_of_no_size_is_refused(key):
+  with pytest.raises(ValueError, match="projection_size must be at least 1, g"):
+    projected_lstm.init(key, D, H, projection_size=0)
+
+
+def test_an_lstm_is_its_variants_without_what_they_add(key):
+  """No peepholes, no projection (the identity): the plain LSTM."""
+  params, state, xs = arguments(lstm, key)
+  expected = unroll(lstm, params, state, xs)
+  blind = peephole_lstm.PeepholeLSTMParams(*params, jnp.zeros(3 * H))
+  assert worst(unroll(peephole_lstm, blind, state, xs), expected) < 1e-14
+  whole = projected_lstm.ProjectedLSTMParams(*params, jnp.eye(H))
+  assert worst(unroll(projected_lstm, whole, state, xs), expected) < 1e-14

@@ -3,13 +3,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import Directions, gru, lstm, rnn, unroll_stack
+from lstm_jax import (
+  Directions,
+  gru,
+  lstm,
+  peephole_lstm,
+  projected_lstm,
+  rnn,
+  unroll_stack,
+)
 from lstm_jax.interop import torch as interop
 from lstm_jax.sequence import init_stack, initial_stack_state
 from tests.draws import B, D, H, T, normal_like, worst
 
-KINDS = {"LSTM": lstm, "GRU": gru, "RNN": rnn}
+KINDS = {"LSTM": lstm, "projected": projected_lstm, "GRU": gru, "RNN": rnn}
 EACH = pytest.mark.parametrize("kind", KINDS)
+
+
+def make(torch, kind, **options):
+  if kind == "projected":
+    kind, options = "LSTM", {"proj_size": (H + 1) // 2, **options}
+  return getattr(torch.nn, kind)(D, H, num_layers=2, **options)
+
+
 BOTH = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 
 
@@ -18,6 +34,7 @@ def stack(cell, key, both, sizes=(H, H), dtype=jnp.float64):
   return normal_like(key, layers)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
 @EACH
 @BOTH
 @pytest.mark.parametrize(
@@ -28,9 +45,7 @@ def test_outputs_and_every_gradient_are_those_of_torch(
 ):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   torch.manual_seed(0)
-  module = getattr(torch.nn, kind)(
-    D, H, num_layers=2, bidirectional=both, dtype=getattr(torch, dtype)
-  )
+  module = make(torch, kind, bidirectional=both, dtype=getattr(torch, dtype))
   cell, layers = interop.from_torch(module.state_dict())
   assert cell is KINDS[kind]
   xs = jnp.asarray(normal_like(key, jnp.zeros((T, B, D))), dtype)
@@ -60,15 +75,14 @@ def test_outputs_and_every_gradient_are_those_of_torch(
       close(gradients[name], parameter.grad)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
 @EACH
 def test_torch_computes_the_same_with_weights_from_here(kind, key, tmp_path):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   load_file = pytest.importorskip("safetensors.torch").load_file
   layers = stack(KINDS[kind], key, both=True)
   interop.save(tmp_path / "weights.safetensors", layers)
-  module = getattr(torch.nn, kind)(
-    D, H, num_layers=2, bidirectional=True, dtype=torch.float64
-  )
+  module = make(torch, kind, bidirectional=True, dtype=torch.float64)
   module.load_state_dict(load_file(tmp_path / "weights.safetensors"))
   xs = normal_like(key, jnp.zeros((T, B, D)))
   expected, _ = module(torch.tensor(np.asarray(xs)))
@@ -120,11 +134,17 @@ def test_what_is_not_such_a_module_is_named(key, tmp_path):
   refused(r"must be \[4H, H\], \[3H, H\]", weight_hh_l0=np.ones((12, H)))
   refused("not tensors of such a module: decoder", decoder=np.ones(2))
   refused("not tensors of .* weight_hh_l2", weight_hh_l2=np.ones((24, H)))
-  refused("proj_size", weight_hr_l0=np.ones((2, H)))
+  refused(r"weight_hh_l0 must be \[24, 2\]", weight_hr_l0=np.ones((2, H)))
+  refused("weight_hr_l0 must be .*'any', 6.* got", weight_hr_l0=np.ones((2, 3)))
+  refused(
+    "tensors of such a module: weight_hr_l1", weight_hr_l1=np.ones((2, H))
+  )
   refused("bias_ih_l0 must hold floats", bias_ih_l0=np.ones(24, int))
   refused("weight_ih_l1 must take 6 inputs", weight_ih_l1=np.ones((24, 9)))
   with pytest.raises(ValueError, match="got nothing"):
     interop.from_torch({})
+  with pytest.raises(ValueError, match="no cell with PeepholeLSTMParams"):
+    interop.to_torch((peephole_lstm.init(key, D, H),))
   path = tmp_path / "weights.safetensors"
   path.write_bytes(b"\x80\x04 not a safetensors file, but a pickle")
   with pytest.raises(ValueError, match="is not a safetensors file"):

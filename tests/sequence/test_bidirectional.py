@@ -59,7 +59,7 @@ def test_a_stack_of_both_directions_with_skips_is_that_by_hand(cell, key):
   last, hs = unroll_stack(cell, params, states, xs, skip=True, lengths=LENGTHS)
   low, middle = unroll_both(cell, params[0], states[0], xs, lengths=LENGTHS)
   top, high = unroll_both(cell, params[1], states[1], middle, lengths=LENGTHS)
-  assert hs.shape == (T, B, 2 * H)
+  assert hs.shape == (T, B, 2 * states[1].forward.h.shape[-1])
   assert worst((last, hs), ((low, top), middle + high)) < 1e-12
 
 

@@ -17,7 +17,10 @@ TEMPORARY = {
   "lstm": (9, 10),
   "gru": (10, 12),
   "rnn": (4, 4),
-  "layernorm_lstm": (33, 33),
+  "layernorm_lstm": (28, 28),
+  "projected_lstm": (10, 11),
+  "peephole_lstm": (11, 15),
+  "coupled_lstm": (8, 8),
 }
 
 
@@ -26,7 +29,7 @@ def compiled_gradient(name, tokens, compute_dtype, **options):
   params = cell.init(jax.random.key(0), D, H, jnp.float32)
   state = cell.initial_state(params, (B,))
   kind = ((T, B), jnp.int32) if tokens else ((T, B, D), jnp.float32)
-  xs, dhs = jnp.zeros(*kind), jnp.zeros((T, B, H), jnp.float32)
+  xs, dhs = jnp.zeros(*kind), jnp.zeros((T, *state.h.shape), jnp.float32)
   run = partial(unroll, cell, compute_dtype=compute_dtype, **options)
 
   def weighed(params, state, xs):

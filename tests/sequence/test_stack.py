@@ -3,18 +3,19 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import unroll, unroll_stack
+from lstm_jax.sequence import init_stack, initial_stack_state
 from tests.contract import TABLE
 from tests.draws import B, D, H, T, normal_like, weighed, worst
 
 CELLS = pytest.mark.parametrize(
   "cell", [row.cell for row in TABLE.values()], ids=TABLE.keys()
 )
-SIZES = (D, H), (H, 7), (7, 2)  # three layers, each of another size
 
 
 def arguments(cell, key):
-  params = tuple(cell.init(key, d, h, jnp.float64) for d, h in SIZES)
-  states = tuple(cell.initial_state(layer, (B,)) for layer in params)
+  """Return three layers, each of another size, and what they read."""
+  params = init_stack(cell, key, D, (H, 7, 2), dtype=jnp.float64)
+  states = initial_stack_state(cell, params, (B,))
   xs = jnp.zeros((T, B, D), jnp.float64)
   return normal_like(key, (params, states, xs))
 

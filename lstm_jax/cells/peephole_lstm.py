@@ -1,0 +1,186 @@
+"""LSTM with peepholes: one step, forward and backward.
+
+Forward                              Its derivatives, element by element
+  a  = x W_x + h W_h + b               ∂c'/∂aᵢ  = g ⊙ i ⊙ (1 − i)
+  i  = σ(aᵢ  + wᵢ ⊙ c)                 ∂c'/∂a_f = c ⊙ f ⊙ (1 − f)
+  f  = σ(a_f + w_f ⊙ c)                ∂c'/∂a_g = i ⊙ (1 − g²)
+  g  = tanh(a_g)                       ∂h'/∂aₒ  = tanh c' ⊙ o ⊙ (1 − o)
+  c' = f ⊙ c + i ⊙ g                   ∂h'/∂c'  = o ⊙ (1 − tanh² c')
+  o  = σ(aₒ  + wₒ ⊙ c')                ∂c'/∂c   = f   (not through a gate)
+  h' = o ⊙ tanh c'
+
+Backward, from dh' and dc'
+  daₒ  = dh' ⊙ ∂h'/∂aₒ                            dh   = da W_hᵀ
+  dc₊  = dc' + dh' ⊙ ∂h'/∂c' + daₒ ⊙ wₒ           dx   = da W_xᵀ
+  daᵢ  = dc₊ ⊙ ∂c'/∂aᵢ                            dW_x = Σ xᵀ da
+  da_f = dc₊ ⊙ ∂c'/∂a_f                           dW_h = Σ hᵀ da
+  da_g = dc₊ ⊙ ∂c'/∂a_g                           db   = Σ da
+  dc   = dc₊ ⊙ f + daᵢ ⊙ wᵢ + da_f ⊙ w_f          dwᵢ  = Σ daᵢ ⊙ c
+                                                  dw_f = Σ da_f ⊙ c
+                                                  dwₒ  = Σ daₒ ⊙ c'
+
+Each gate looks at its own unit's memory: the input and forget gates at what it
+was, the output gate at what it has become.
+
+  >>> import jax, jax.numpy as jnp
+  >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
+  >>> state = initial_state(params, batch_shape=(2,))
+  >>> step(params, state, jnp.ones((2, 3))).h.shape
+  (2, 5)
+
+References: Gers and Schmidhuber (2000), Recurrent nets that time and count;
+Graves (2013), Generating sequences with recurrent neural networks, equations 7
+to 11.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import lstm
+from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
+from lstm_jax.cells.affine import (
+  affine_backward,
+  as_row,
+  once,
+  outer,
+  product,
+  product_transposed,
+  select_or_multiply,
+  total,
+)
+from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.lstm import LSTMState
+from lstm_jax.cells.precision import cast_like, wide
+
+
+class PeepholeLSTMParams(NamedTuple):
+  """Weights of an LSTM with peepholes, the gates in the order i, f, g, o."""
+
+  w_x: jax.Array  # [D, 4H]
+  w_h: jax.Array  # [H, 4H]
+  b: jax.Array  # [4H]
+  w_c: jax.Array  # [3H], the peepholes of i, f and o
+
+
+class PeepholeLSTMTape(NamedTuple):
+  """What the recurrence keeps, besides the derivatives by a."""
+
+  h_by_c: jax.Array  # [..., H], of h' by c', not through the output gate
+  c_by_c: jax.Array  # [..., H], of c' by c, not through a gate
+  c: jax.Array  # [..., H], before the step
+  c_next: jax.Array  # [..., H], after it
+
+
+def project(params: PeepholeLSTMParams, x: jax.Array) -> jax.Array:
+  """Return x W_x, [..., 4H]: the part of a step that has no memory."""
+  return select_or_multiply(x, params.w_x)
+
+
+def recur(
+  params: PeepholeLSTMParams, state: LSTMState, ax: jax.Array
+) -> tuple[LSTMState, jax.Array, PeepholeLSTMTape]:
+  """Advance the state, given the projected input ax [..., 4H].
+
+  Returns:
+    (state, by_a, tape): the next state, and the derivatives. by_a [..., 4H]
+    holds those of c' by aᵢ, a_f and a_g, and of h' by aₒ.
+  """
+  a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
+  ai, af, ag, ao = jnp.split(once(a), 4, axis=-1)
+  c = wide(state.c)
+  w_i, w_f, w_o = _peepholes(params, c)
+  i = sigmoid(ai + w_i * c)
+  f = sigmoid(af + w_f * c)
+  g = tanh(ag)
+  c_next = f * c + i * g
+  o = sigmoid(ao + w_o * c_next)
+  tanh_c = tanh(c_next)
+  h_next = o * tanh_c
+  state_next = cast_like(LSTMState(h_next, c_next), state)
+  by_a, h_by_c = _derivatives(i, f, g, o, c, tanh_c)
+  return state_next, by_a, PeepholeLSTMTape(h_by_c, f, c, c_next)
+
+
+def _derivatives(
+  i: jax.Array,
+  f: jax.Array,
+  g: jax.Array,
+  o: jax.Array,
+  c: jax.Array,
+  tanh_c: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Return the derivatives of c' and h' by the gates' a, and of h' by c'."""
+  dc_dai = g * dsigmoid(i)
+  dc_daf = c * dsigmoid(f)
+  dc_dag = i * dtanh(g)
+  dh_dao = tanh_c * dsigmoid(o)
+  dh_dc = o * dtanh(tanh_c)
+  by_a = jnp.concatenate([dc_dai, dc_daf, dc_dag, dh_dao], axis=-1)
+  return by_a, dh_dc
+
+
+def recur_backward(
+  params: PeepholeLSTMParams,
+  by_a: jax.Array,
+  tape: PeepholeLSTMTape,
+  d_state: LSTMState,
+) -> tuple[LSTMState, jax.Array]:
+  """Return (d_state before the step, da [..., 4H]) from d_state after it."""
+  dh_next, dc_next = d_state
+  w_i, w_f, w_o = _peepholes(params, dc_next)
+  by_ai, by_af, by_ag, by_ao = jnp.split(by_a, 4, axis=-1)
+  dao = dh_next * by_ao
+  dc_sum = dc_next + dh_next * tape.h_by_c + dao * w_o
+  dai, daf, dag = dc_sum * by_ai, dc_sum * by_af, dc_sum * by_ag
+  da = once(jnp.concatenate([dai, daf, dag, dao], axis=-1))
+  dh = product_transposed(da, params.w_h)
+  dc = dc_sum * tape.c_by_c + dai * w_i + daf * w_f
+  return LSTMState(dh, dc), da
+
+
+def parameter_gradients(
+  params: PeepholeLSTMParams,
+  x: jax.Array,
+  h: jax.Array,
+  tape: PeepholeLSTMTape,
+  da: jax.Array,
+) -> tuple[PeepholeLSTMParams, jax.Array | None]:
+  """Return (d_params, dx), summed over every leading axis of da [..., 4H]."""
+  dx, dw_x, db = affine_backward(x, params.w_x, da)
+  dw_h = outer(h, da, params.w_h.dtype)
+  dai, daf, _, dao = jnp.split(da, 4, axis=-1)
+  dw_i, dw_f = total(dai * tape.c), total(daf * tape.c)
+  dw_o = total(dao * tape.c_next)
+  dw_c = jnp.concatenate([dw_i, dw_f, dw_o])
+  return PeepholeLSTMParams(dw_x, dw_h, db, dw_c), dx
+
+
+def _peepholes(params: PeepholeLSTMParams, like: jax.Array) -> list[jax.Array]:
+  return jnp.split(as_row(params.w_c, like), 3, axis=-1)
+
+
+def init(
+  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+) -> PeepholeLSTMParams:
+  """Return the LSTM's initial weights, and peepholes of 0.
+
+  Args:
+    key: a typed PRNG key.
+    input_size: D.
+    hidden_size: H.
+    dtype: of every parameter.
+
+  Raises:
+    ValueError: a size is below 1.
+  """
+  w_x, w_h, b = lstm.init(key, input_size, hidden_size, dtype)
+  return PeepholeLSTMParams(w_x, w_h, b, jnp.zeros(3 * hidden_size, dtype))
+
+
+initial_state = lstm.initial_state
+
+forward, backward, step = one_step(
+  initial_state, project, recur, recur_backward, parameter_gradients
+)

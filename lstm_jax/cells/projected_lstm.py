@@ -1,0 +1,199 @@
+"""LSTM with projection (LSTMP): one step, forward and backward.
+
+Forward                              Its derivatives, element by element
+  a  = x W_x + h W_h + b               as for the LSTM, with m for h'
+  i, f, o = σ(aᵢ), σ(a_f), σ(aₒ)
+  g  = tanh(a_g)
+  c' = f ⊙ c + i ⊙ g
+  m  = o ⊙ tanh c'
+  h' = m W_r
+
+Backward, from dh' and dc'
+  dm   = dh' W_rᵀ                      dh   = da W_hᵀ
+  dc₊  = dc' + dm ⊙ ∂m/∂c'             dc   = dc₊ ⊙ f
+  daᵢ  = dc₊ ⊙ ∂c'/∂aᵢ                 dx   = da W_xᵀ
+  da_f = dc₊ ⊙ ∂c'/∂a_f                dW_x = Σ xᵀ da
+  da_g = dc₊ ⊙ ∂c'/∂a_g                dW_h = Σ hᵀ da
+  daₒ  = dm  ⊙ ∂m/∂aₒ                  dW_r = Σ mᵀ dh'
+                                       db   = Σ da
+
+The output h has P numbers and the memory c has H, so the recurrent weights are
+[P, 4H] and [H, P] instead of [H, 4H]: fewer, where P < 4H/5. dh' leaves the
+loop backward beside da, so that dW_r is one product as well. PyTorch's
+`proj_size` is this cell.
+
+  >>> import jax, jax.numpy as jnp
+  >>> key = jax.random.key(0)
+  >>> params = init(key, input_size=3, hidden_size=5, projection_size=2)
+  >>> state = initial_state(params, batch_shape=(4,))
+  >>> after = step(params, state, jnp.ones((4, 3)))
+  >>> after.h.shape, after.c.shape
+  ((4, 2), (4, 5))
+
+Reference: Sak, Senior and Beaufays (2014), Long short-term memory based
+recurrent neural network architectures for large vocabulary speech recognition,
+equations 7 to 12, without their peepholes and second projection.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.activations import dtanh, tanh
+from lstm_jax.cells.affine import (
+  affine_backward,
+  as_row,
+  once,
+  outer,
+  product,
+  product_transposed,
+  select_or_multiply,
+)
+from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.initializers import (
+  check_sizes,
+  input_weights,
+  recurrent_weights,
+)
+from lstm_jax.cells.lstm import LSTMState, activate, gate_derivatives
+from lstm_jax.cells.precision import cast_like, wide, wider
+
+
+class ProjectedLSTMParams(NamedTuple):
+  """Weights of an LSTM with projection, the gates in the order i, f, g, o."""
+
+  w_x: jax.Array  # [D, 4H]
+  w_h: jax.Array  # [P, 4H]
+  b: jax.Array  # [4H]
+  w_r: jax.Array  # [H, P]
+
+
+class ProjectedLSTMTape(NamedTuple):
+  """What the recurrence keeps, besides the derivatives by a."""
+
+  m_by_c: jax.Array  # [..., H], of m by c'
+  c_by_c: jax.Array  # [..., H], of c' by c
+  m: jax.Array  # [..., H], before its projection
+
+
+def project(params: ProjectedLSTMParams, x: jax.Array) -> jax.Array:
+  """Return x W_x, [..., 4H]: the part of a step that has no memory."""
+  return select_or_multiply(x, params.w_x)
+
+
+def recur(
+  params: ProjectedLSTMParams, state: LSTMState, ax: jax.Array
+) -> tuple[LSTMState, jax.Array, ProjectedLSTMTape]:
+  """Advance the state, given the projected input ax [..., 4H].
+
+  Returns:
+    (state, by_a, tape): the next state, h [..., P] and c [..., H], and the
+    derivatives. by_a [..., 4H] holds those of c' by aᵢ, a_f and a_g, and of m
+    by aₒ.
+  """
+  a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
+  gates = once(activate(a))
+  i, f, g, o = jnp.split(gates, 4, axis=-1)
+  c = wide(state.c)
+  c_next = f * c + i * g
+  tanh_c = tanh(c_next)
+  m = o * tanh_c
+  h_next = product(m, params.w_r)
+  state_next = cast_like(LSTMState(h_next, c_next), state)
+  by_a, m_by_c = _derivatives(gates, c, tanh_c)
+  return state_next, by_a, ProjectedLSTMTape(m_by_c, f, m)
+
+
+def _derivatives(
+  gates: jax.Array, c: jax.Array, tanh_c: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Return the derivatives of c' and m by the gates' a, and of m by c'."""
+  o = gates[..., -c.shape[-1] :]
+  dm_dc = o * dtanh(tanh_c)
+  return gate_derivatives(gates, c, tanh_c), dm_dc
+
+
+def recur_backward(
+  params: ProjectedLSTMParams,
+  by_a: jax.Array,
+  tape: ProjectedLSTMTape,
+  d_state: LSTMState,
+) -> tuple[LSTMState, jax.Array, jax.Array]:
+  """Return (d_state before the step, da [..., 4H], dh' [..., P])."""
+  dh_next, dc_next = d_state
+  dm = product_transposed(dh_next, params.w_r)
+  dc_sum = dc_next + dm * tape.m_by_c
+  da = once(jnp.concatenate([dc_sum, dc_sum, dc_sum, dm], axis=-1) * by_a)
+  dh = product_transposed(da, params.w_h)
+  dc = dc_sum * tape.c_by_c
+  return LSTMState(dh, dc), da, dh_next
+
+
+def parameter_gradients(
+  params: ProjectedLSTMParams,
+  x: jax.Array,
+  h: jax.Array,
+  tape: ProjectedLSTMTape,
+  da: jax.Array,
+  dh_next: jax.Array,
+) -> tuple[ProjectedLSTMParams, jax.Array | None]:
+  """Return (d_params, dx), summed over every leading axis of da [..., 4H]."""
+  dx, dw_x, db = affine_backward(x, params.w_x, da)
+  dw_h = outer(h, da, params.w_h.dtype)
+  dw_r = outer(tape.m, dh_next, params.w_r.dtype)
+  return ProjectedLSTMParams(dw_x, dw_h, db, dw_r), dx
+
+
+def init(
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  dtype=jnp.float32,
+  *,
+  projection_size: int | None = None,
+) -> ProjectedLSTMParams:
+  """Return initial weights: see `initializers`; biases 0, forget bias 1.
+
+  Args:
+    key: a typed PRNG key.
+    input_size: D.
+    hidden_size: H, the size of the memory c.
+    dtype: of every parameter.
+    projection_size: P, the size of the output h; None for half of H.
+
+  Raises:
+    ValueError: a size is below 1.
+  """
+  check_sizes(input_size, hidden_size)
+  if projection_size is None:
+    projection_size = (hidden_size + 1) // 2
+  if projection_size < 1:
+    raise ValueError(
+      f"projection_size must be at least 1, got {projection_size}"
+    )
+  key_x, key_h, key_r = jax.random.split(key, 3)
+  b = jnp.zeros((4, hidden_size), dtype).at[1].set(1)
+  return ProjectedLSTMParams(
+    w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),
+    w_h=recurrent_weights(key_h, projection_size, hidden_size, 4, dtype),
+    b=b.reshape(4 * hidden_size),
+    w_r=recurrent_weights(key_r, hidden_size, projection_size, 1, dtype),
+  )
+
+
+def initial_state(
+  params: ProjectedLSTMParams, batch_shape: tuple[int, ...] = ()
+) -> LSTMState:
+  """Return the zero state: h in the weights' dtype, c in float32 or wider."""
+  hidden, projection = params.w_r.shape
+  dtype = params.w_h.dtype
+  return LSTMState(
+    jnp.zeros((*batch_shape, projection), dtype),
+    jnp.zeros((*batch_shape, hidden), wider(dtype)),
+  )
+
+
+forward, backward, step = one_step(
+  initial_state, project, recur, recur_backward, parameter_gradients
+)
