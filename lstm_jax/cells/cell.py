@@ -53,15 +53,16 @@ class Cell(Protocol):
   def recur(
     self,
   ) -> Callable[..., tuple[State, jax.Array, Tape]]:
-    """(params, state, projected input, *extras) -> (state, by_a, tape).
+    """(params, state, projected input, *extras) -> (state, kept, tape).
 
-    by_a has the shape of the projected input, so that it can take its place
-    in memory, as its cotangent later takes that of by_a.
+    What the backward needs is kept and tape. The first has the shape of the
+    projected input, so that it can take its place in memory, as da later takes
+    that of kept: the gates, or the derivatives by a.
     """
 
   @property
   def recur_backward(self) -> Callable[..., tuple]:
-    """(params, by_a, tape, d_state, *extras) -> (d_state before it, da).
+    """(params, kept, tape, d_state, *extras) -> (d_state before it, da).
 
     More may follow da: whatever else the weights' gradients are made of.
     """
@@ -91,7 +92,7 @@ class Residuals(NamedTuple):
   params: Params
   x: jax.Array  # [..., D] or tokens [...]
   h: jax.Array  # [..., H], before the step
-  by_a: jax.Array  # [..., G·H]
+  kept: jax.Array  # [..., G·H]
   tape: Tape
   extras: tuple
 
@@ -110,14 +111,14 @@ def one_step(
   ) -> tuple[State, Residuals]:
     """Return the state after one step, and what its backward needs."""
     check_inputs("x", initial_state, params, state, x)
-    after, by_a, tape = recur(params, state, project(params, x), *extras)
-    return after, Residuals(params, x, state.h, by_a, tape, extras)
+    after, kept, tape = recur(params, state, project(params, x), *extras)
+    return after, Residuals(params, x, state.h, kept, tape, extras)
 
   def backward(residuals: Residuals, d_state: State) -> tuple:
     """Return the cotangents of forward's inputs: (d_params, d_state, dx)."""
-    params, x, h, by_a, tape, extras = residuals
+    params, x, h, kept, tape, extras = residuals
     d_state_wide = wide(d_state)
-    d_before, *das = recur_backward(params, by_a, tape, d_state_wide, *extras)
+    d_before, *das = recur_backward(params, kept, tape, d_state_wide, *extras)
     d_params, dx = parameter_gradients(params, x, h, tape, *das)
     dx = None if dx is None else dx.astype(x.dtype)
     d_params, d_before = cast_like((d_params, d_before), (params, d_state))

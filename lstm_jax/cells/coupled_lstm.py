@@ -73,45 +73,44 @@ def recur(
   """Advance the state, given the projected input ax [..., 3H].
 
   Returns:
-    (state, by_a, tape): the next state, and the derivatives. by_a [..., 3H]
-    holds those of c' by a_f and a_g, and of h' by aₒ.
+    (state, gates, tape): the next state, and f, g, o, [..., 3H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   af, ag, ao = jnp.split(once(a), 3, axis=-1)
-  f, g, o = sigmoid(af), tanh(ag), sigmoid(ao)
+  gates = jnp.concatenate([sigmoid(af), tanh(ag), sigmoid(ao)], axis=-1)
+  gates = once(gates)
   c = wide(state.c)
-  c_next = f * c + (1 - f) * g
-  tanh_c = tanh(c_next)
+  c_next, tanh_c = _remember(gates, c)
+  o = gates[..., -c.shape[-1] :]
   h_next = o * tanh_c
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  by_a, tape = _derivatives(f, g, o, c, tanh_c)
-  return state_next, by_a, tape
+  return state_next, gates, LSTMTape(c)
 
 
-def _derivatives(
-  f: jax.Array, g: jax.Array, o: jax.Array, c: jax.Array, tanh_c: jax.Array
-) -> tuple[jax.Array, LSTMTape]:
-  """Return the derivatives of c' = f ⊙ c + (1 − f) ⊙ g, h' = o ⊙ tanh c'."""
-  dc_daf = (c - g) * dsigmoid(f)
-  dc_dag = (1 - f) * dtanh(g)
-  dh_dao = tanh_c * dsigmoid(o)
-  dh_dc = o * dtanh(tanh_c)
-  by_a = jnp.concatenate([dc_daf, dc_dag, dh_dao], axis=-1)
-  return by_a, LSTMTape(dh_dc, f)
+def _remember(gates: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Return c' and its tanh, from the gates f, g, o and c."""
+  f, g, _ = jnp.split(gates, 3, axis=-1)
+  c_next = f * c + (1 - f) * g
+  return c_next, tanh(c_next)
 
 
 def recur_backward(
   params: CoupledLSTMParams,
-  by_a: jax.Array,
+  gates: jax.Array,
   tape: LSTMTape,
   d_state: LSTMState,
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
+  _, tanh_c = _remember(gates, tape.c)
+  f, g, o = jnp.split(gates, 3, axis=-1)
   dh_next, dc_next = d_state
-  dc_sum = dc_next + dh_next * tape.h_by_c
-  da = once(jnp.concatenate([dc_sum, dc_sum, dh_next], axis=-1) * by_a)
+  dc_sum = dc_next + dh_next * o * dtanh(tanh_c)
+  daf = dc_sum * (tape.c - g) * dsigmoid(f)
+  dag = dc_sum * (1 - f) * dtanh(g)
+  dao = dh_next * tanh_c * dsigmoid(o)
+  da = once(jnp.concatenate([daf, dag, dao], axis=-1))
   dh = product_transposed(da, params.w_h)
-  dc = dc_sum * tape.c_by_c
+  dc = dc_sum * f
   return LSTMState(dh, dc), da
 
 

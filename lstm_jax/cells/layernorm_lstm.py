@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import lstm
-from lstm_jax.cells.activations import dtanh, tanh
+from lstm_jax.cells.activations import tanh
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
@@ -51,7 +51,7 @@ from lstm_jax.cells.affine import (
   total,
 )
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.lstm import LSTMState, activate, gate_derivatives
+from lstm_jax.cells.lstm import LSTMState, activate, derivatives
 from lstm_jax.cells.precision import cast_like, wide
 
 EPSILON = 1e-5
@@ -70,13 +70,12 @@ class LayerNormLSTMParams(NamedTuple):
 
 
 class LayerNormLSTMTape(NamedTuple):
-  """What the recurrence keeps, besides the derivatives by a."""
+  """What the recurrence keeps, besides the gates."""
 
-  h_by_y: jax.Array  # [..., H], of h' by y
-  c_by_c: jax.Array  # [..., H], of c' by c
-  u: jax.Array  # [..., 4H], N(h W_h)
+  c: jax.Array  # [..., H], before the step
+  u_normal: jax.Array  # [..., 4H], N(h W_h)
   u_scale: jax.Array  # [..., 1], what divided it, inverted
-  c: jax.Array  # [..., H], N(c')
+  c_normal: jax.Array  # [..., H], N(c')
   c_scale: jax.Array  # [..., 1]
 
 
@@ -92,8 +91,7 @@ def recur(
   """Advance the state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, by_a, tape): the next state, and the derivatives. by_a [..., 4H]
-    holds those of c' by aᵢ, a_f and a_g, and of h' by aₒ.
+    (state, gates, tape): the next state, and i, f, g, o, [..., 4H].
   """
   u, u_scale = normalise(product(state.h, params.w_h))
   a = ax + as_row(params.gain_h, u) * u + as_row(params.b, ax)
@@ -102,38 +100,35 @@ def recur(
   c = wide(state.c)
   c_next = f * c + i * g
   c_normal, c_scale = normalise(c_next)
-  tanh_y = tanh(as_row(params.gain_c, c) * c_normal + as_row(params.b_c, c))
-  h_next = o * tanh_y
+  h_next = o * _tanh_y(params, c_normal)
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  by_a, by_y = _derivatives(gates, c, tanh_y)
-  tape = LayerNormLSTMTape(by_y, f, u, u_scale, c_normal, c_scale)
-  return state_next, by_a, tape
+  tape = LayerNormLSTMTape(c, u, u_scale, c_normal, c_scale)
+  return state_next, gates, tape
 
 
-def _derivatives(
-  gates: jax.Array, c: jax.Array, tanh_y: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Return the derivatives of c' and h' by the gates' a, and of h' by y."""
-  o = gates[..., -c.shape[-1] :]
-  dh_dy = o * dtanh(tanh_y)
-  return gate_derivatives(gates, c, tanh_y), dh_dy
+def _tanh_y(params: LayerNormLSTMParams, c_normal: jax.Array) -> jax.Array:
+  gain, b = as_row(params.gain_c, c_normal), as_row(params.b_c, c_normal)
+  return tanh(gain * c_normal + b)
 
 
 def recur_backward(
   params: LayerNormLSTMParams,
-  by_a: jax.Array,
+  gates: jax.Array,
   tape: LayerNormLSTMTape,
   d_state: LSTMState,
 ) -> tuple[LSTMState, jax.Array, jax.Array]:
   """Return (d_state before the step, da [..., 4H], dy [..., H])."""
+  tanh_y = _tanh_y(params, tape.c_normal)
+  by_a, h_by_y = derivatives(gates, tape.c, tanh_y)
+  c_by_c = jnp.split(gates, 4, axis=-1)[1]
   dh_next, dc_next = d_state
-  dy = dh_next * tape.h_by_y
+  dy = dh_next * h_by_y
   dc_normal = dy * as_row(params.gain_c, dy)
-  dc_sum = dc_next + normalise_backward(tape.c, tape.c_scale, dc_normal)
+  dc_sum = dc_next + normalise_backward(tape.c_normal, tape.c_scale, dc_normal)
   da = jnp.concatenate([dc_sum, dc_sum, dc_sum, dh_next], axis=-1) * by_a
   du = _through_norm(params, tape, da)
   dh = product_transposed(du, params.w_h)
-  dc = dc_sum * tape.c_by_c
+  dc = dc_sum * c_by_c
   return LSTMState(dh, dc), da, dy
 
 
@@ -154,8 +149,8 @@ def parameter_gradients(
   dx, dw_x, _ = affine_backward(x, params.w_x, dux)
   db = total(da)
   dgain_x = total(da * normal)
-  dgain_h = total(da * tape.u)
-  dgain_c = total(dy * tape.c)
+  dgain_h = total(da * tape.u_normal)
+  dgain_c = total(dy * tape.c_normal)
   db_c = total(dy)
   d_params = LayerNormLSTMParams(
     dw_x, dw_h, db, dgain_x, dgain_h, dgain_c, db_c
@@ -185,7 +180,7 @@ def _through_norm(
 ) -> jax.Array:
   """Return du, the cotangent of h W_h, from that of the gates' a."""
   du_normal = da * as_row(params.gain_h, da)
-  return normalise_backward(tape.u, tape.u_scale, du_normal)
+  return normalise_backward(tape.u_normal, tape.u_scale, du_normal)
 
 
 def _normalised_input(

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import lstm
-from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
+from lstm_jax.cells.activations import sigmoid, tanh
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
@@ -51,7 +51,7 @@ from lstm_jax.cells.affine import (
   total,
 )
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.lstm import LSTMState
+from lstm_jax.cells.lstm import LSTMState, derivatives
 from lstm_jax.cells.precision import cast_like, wide
 
 
@@ -65,10 +65,8 @@ class PeepholeLSTMParams(NamedTuple):
 
 
 class PeepholeLSTMTape(NamedTuple):
-  """What the recurrence keeps, besides the derivatives by a."""
+  """What the recurrence keeps, besides the gates."""
 
-  h_by_c: jax.Array  # [..., H], of h' by c', not through the output gate
-  c_by_c: jax.Array  # [..., H], of c' by c, not through a gate
   c: jax.Array  # [..., H], before the step
   c_next: jax.Array  # [..., H], after it
 
@@ -84,8 +82,7 @@ def recur(
   """Advance the state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, by_a, tape): the next state, and the derivatives. by_a [..., 4H]
-    holds those of c' by aᵢ, a_f and a_g, and of h' by aₒ.
+    (state, gates, tape): the next state, and i, f, g, o, [..., 4H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   ai, af, ag, ao = jnp.split(once(a), 4, axis=-1)
@@ -96,47 +93,30 @@ def recur(
   g = tanh(ag)
   c_next = f * c + i * g
   o = sigmoid(ao + w_o * c_next)
-  tanh_c = tanh(c_next)
-  h_next = o * tanh_c
+  h_next = o * tanh(c_next)
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  by_a, h_by_c = _derivatives(i, f, g, o, c, tanh_c)
-  return state_next, by_a, PeepholeLSTMTape(h_by_c, f, c, c_next)
-
-
-def _derivatives(
-  i: jax.Array,
-  f: jax.Array,
-  g: jax.Array,
-  o: jax.Array,
-  c: jax.Array,
-  tanh_c: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Return the derivatives of c' and h' by the gates' a, and of h' by c'."""
-  dc_dai = g * dsigmoid(i)
-  dc_daf = c * dsigmoid(f)
-  dc_dag = i * dtanh(g)
-  dh_dao = tanh_c * dsigmoid(o)
-  dh_dc = o * dtanh(tanh_c)
-  by_a = jnp.concatenate([dc_dai, dc_daf, dc_dag, dh_dao], axis=-1)
-  return by_a, dh_dc
+  gates = jnp.concatenate([i, f, g, o], axis=-1)
+  return state_next, gates, PeepholeLSTMTape(c, c_next)
 
 
 def recur_backward(
   params: PeepholeLSTMParams,
-  by_a: jax.Array,
+  gates: jax.Array,
   tape: PeepholeLSTMTape,
   d_state: LSTMState,
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
+  by_a, h_by_c = derivatives(gates, tape.c, tanh(tape.c_next))
+  by_ai, by_af, by_ag, by_ao = jnp.split(by_a, 4, axis=-1)
+  c_by_c = jnp.split(gates, 4, axis=-1)[1]
   dh_next, dc_next = d_state
   w_i, w_f, w_o = _peepholes(params, dc_next)
-  by_ai, by_af, by_ag, by_ao = jnp.split(by_a, 4, axis=-1)
   dao = dh_next * by_ao
-  dc_sum = dc_next + dh_next * tape.h_by_c + dao * w_o
+  dc_sum = dc_next + dh_next * h_by_c + dao * w_o
   dai, daf, dag = dc_sum * by_ai, dc_sum * by_af, dc_sum * by_ag
   da = once(jnp.concatenate([dai, daf, dag, dao], axis=-1))
   dh = product_transposed(da, params.w_h)
-  dc = dc_sum * tape.c_by_c + dai * w_i + daf * w_f
+  dc = dc_sum * c_by_c + dai * w_i + daf * w_f
   return LSTMState(dh, dc), da
 
 

@@ -40,7 +40,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import dtanh, tanh
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
@@ -56,7 +55,7 @@ from lstm_jax.cells.initializers import (
   input_weights,
   recurrent_weights,
 )
-from lstm_jax.cells.lstm import LSTMState, activate, gate_derivatives
+from lstm_jax.cells.lstm import LSTMState, activate, derivatives, remember
 from lstm_jax.cells.precision import cast_like, wide, wider
 
 
@@ -70,10 +69,9 @@ class ProjectedLSTMParams(NamedTuple):
 
 
 class ProjectedLSTMTape(NamedTuple):
-  """What the recurrence keeps, besides the derivatives by a."""
+  """What the recurrence keeps, besides the gates."""
 
-  m_by_c: jax.Array  # [..., H], of m by c'
-  c_by_c: jax.Array  # [..., H], of c' by c
+  c: jax.Array  # [..., H], before the step
   m: jax.Array  # [..., H], before its projection
 
 
@@ -88,45 +86,36 @@ def recur(
   """Advance the state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, by_a, tape): the next state, h [..., P] and c [..., H], and the
-    derivatives. by_a [..., 4H] holds those of c' by aᵢ, a_f and a_g, and of m
-    by aₒ.
+    (state, gates, tape): the next state, h [..., P] and c [..., H], and i, f,
+    g, o, [..., 4H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   gates = once(activate(a))
-  i, f, g, o = jnp.split(gates, 4, axis=-1)
   c = wide(state.c)
-  c_next = f * c + i * g
-  tanh_c = tanh(c_next)
+  c_next, tanh_c = remember(gates, c)
+  o = gates[..., -c.shape[-1] :]
   m = o * tanh_c
   h_next = product(m, params.w_r)
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  by_a, m_by_c = _derivatives(gates, c, tanh_c)
-  return state_next, by_a, ProjectedLSTMTape(m_by_c, f, m)
-
-
-def _derivatives(
-  gates: jax.Array, c: jax.Array, tanh_c: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Return the derivatives of c' and m by the gates' a, and of m by c'."""
-  o = gates[..., -c.shape[-1] :]
-  dm_dc = o * dtanh(tanh_c)
-  return gate_derivatives(gates, c, tanh_c), dm_dc
+  return state_next, gates, ProjectedLSTMTape(c, m)
 
 
 def recur_backward(
   params: ProjectedLSTMParams,
-  by_a: jax.Array,
+  gates: jax.Array,
   tape: ProjectedLSTMTape,
   d_state: LSTMState,
 ) -> tuple[LSTMState, jax.Array, jax.Array]:
   """Return (d_state before the step, da [..., 4H], dh' [..., P])."""
+  _, tanh_c = remember(gates, tape.c)
+  by_a, m_by_c = derivatives(gates, tape.c, tanh_c)
+  c_by_c = jnp.split(gates, 4, axis=-1)[1]
   dh_next, dc_next = d_state
   dm = product_transposed(dh_next, params.w_r)
-  dc_sum = dc_next + dm * tape.m_by_c
+  dc_sum = dc_next + dm * m_by_c
   da = once(jnp.concatenate([dc_sum, dc_sum, dc_sum, dm], axis=-1) * by_a)
   dh = product_transposed(da, params.w_h)
-  dc = dc_sum * tape.c_by_c
+  dc = dc_sum * c_by_c
   return LSTMState(dh, dc), da, dh_next
 
 

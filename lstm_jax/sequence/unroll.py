@@ -14,6 +14,7 @@ there: the compiled program is that of the plain cell.
   ((7, 2, 5), True)
 """
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -22,10 +23,11 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, check_inputs
 from lstm_jax.sequence import wrappers
-from lstm_jax.sequence.chunks import in_chunks
+from lstm_jax.sequence.chunks import Policy, in_chunks
 from lstm_jax.sequence.whole import Way, by_steps, plain, whole
 
 Rule = Literal["explicit", "step", "autodiff"]
+ROWS = 1024  # of a product that fills the machine
 
 
 def unroll(
@@ -41,6 +43,7 @@ def unroll(
   state_dropout: jax.Array | None = None,
   time_major: bool = True,
   reverse: bool = False,
+  residuals: Policy = "gates",
   chunk: int | None = None,
   vjp: Rule = "explicit",
   compute_dtype: jnp.dtype | None = None,
@@ -77,8 +80,12 @@ def unroll(
       first two) exchanged; they are exchanged once, outside the loop.
     reverse: go from the last step to the first; outputs stay at their inputs'
       places, and rows with lengths begin at their own last step.
-    chunk: None keeps what the backward needs of every step; C keeps the state
-      of every C-th step and runs the steps between forward again (`chunks`).
+    residuals: what is kept for the backward, as `chunks` says in numbers.
+      "gates": the gates and more at every step, or with a chunk the state
+      of every C-th step, from which its loop runs again. "recompute": the state
+      at every step; what else a chunk needs is rebuilt at once.
+    chunk: C, the steps that the backward has at hand; None for all T of them,
+      or with "recompute" for so many that their products have 1,024 rows.
     vjp: whose gradient. "explicit": the derivation in `whole`. "step": the
       cell's own, scanned by JAX. "autodiff": JAX's, of the same forward; the
       only one that also has a forward mode (`jvp`, `linearize`).
@@ -91,13 +98,14 @@ def unroll(
 
   Raises:
     ValueError: xs is empty or does not fit the state or the weights; a mask,
-      lengths, resets or zoneout do not fit xs; chunk is below 1 or goes with
-      another rule than "explicit"; or `vjp` is none of the three.
+      lengths, resets or zoneout do not fit xs; chunk is below 1; chunk or
+      residuals go with another rule than "explicit"; or `vjp` or `residuals` is
+      none of those named.
   """
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
   state, xs = jax.tree.map(jnp.asarray, (state, xs))
-  _check(cell, params, state, xs, vjp, chunk)
+  _check(cell, params, state, xs, vjp, residuals, chunk)
   times = xs.shape[0], *state.h.shape[:-1]  # [T, ...]
   mask = _mask(mask, lengths, times)
   extras: tuple = ()
@@ -118,7 +126,8 @@ def unroll(
     extras = mask, *extras
     xs = _where(mask, xs)  # 0 · NaN is not 0: nothing masked may go further
   way = Way(compute_dtype, reverse)
-  last, hs = _run(cell, way, chunk, vjp, params, state, xs, extras)
+  inputs = params, state, xs, extras
+  last, hs = _run(cell, way, residuals, chunk, vjp, *inputs)
   hs = hs if mask is None else _where(mask, hs)
   return last, hs if time_major else jnp.swapaxes(hs, 0, 1)
 
@@ -128,18 +137,21 @@ def exchange_axes(*arrays: Any) -> Any:
   return tuple(None if x is None else jnp.swapaxes(x, 0, 1) for x in arrays)
 
 
-def _run(cell, way, chunk, vjp, params, state, xs, extras):
+def _run(cell, way, residuals, chunk, vjp, params, state, xs, extras):
   """Return (state, hs) under the rule, in one piece or in chunks."""
   if vjp != "explicit":
     step = cell.step if vjp == "step" else plain(cell)
     return by_steps(step, way, params, state, xs, extras)
-  if chunk is None or chunk >= len(xs):
+  if chunk is None and residuals == "recompute":
+    chunk = -(-ROWS // max(1, math.prod(state.h.shape[:-1])))
+  if chunk is None or (chunk >= len(xs) and residuals == "gates"):
     return whole(cell, way, params, state, xs, extras)
+  chunk = min(chunk, len(xs))
   cut = len(xs) - len(xs) % chunk  # the rest is a sequence of its own
 
   def most(state):
     part = jax.tree.map(lambda x: x[:cut], (xs, extras))
-    return in_chunks(cell, way, chunk, params, state, *part)
+    return in_chunks(cell, way, chunk, residuals, params, state, *part)
 
   def rest(state):
     part = jax.tree.map(lambda x: x[cut:], (xs, extras))
@@ -219,14 +231,19 @@ def _check(
   state: State,
   xs: jax.Array,
   vjp: str,
+  residuals: str,
   chunk: int | None,
 ) -> None:
   if vjp not in ("explicit", "step", "autodiff"):
     raise ValueError(f"vjp must be explicit, step or autodiff, got {vjp!r}")
-  if chunk is not None and (chunk < 1 or vjp != "explicit"):
+  if residuals not in ("gates", "recompute"):
+    raise ValueError(f"residuals must be gates or recompute, got {residuals!r}")
+  if chunk is not None and chunk < 1:
+    raise ValueError(f"chunk must be at least 1, got {chunk}")
+  if vjp != "explicit" and (chunk is not None or residuals != "gates"):
     raise ValueError(
-      "chunk must be at least 1, and goes with vjp='explicit', "
-      f"got {chunk} and {vjp!r}"
+      "chunk and residuals go with vjp='explicit', "
+      f"got {chunk}, {residuals!r} and {vjp!r}"
     )
   if xs.ndim == 0 or xs.shape[0] == 0:
     raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")

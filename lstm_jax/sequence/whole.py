@@ -2,7 +2,7 @@
 
 Forward, for t = 1 … T               Backward, for t = T … 1
   aₜ = xₜ W_x       (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
-  sₜ, ∂ₜ = recur(sₜ₋₁, aₜ)              dsₜ₋₁, daₜ = recur_backward(∂ₜ, dsₜ)
+  sₜ, kₜ = recur(sₜ₋₁, aₜ)              dsₜ₋₁, daₜ = recur_backward(kₜ, dsₜ)
                                        dW, db, dx from every daₜ at once
 
 The loop forward holds only what has memory, and the loop backward carries only
@@ -10,16 +10,15 @@ the state's cotangent: the input product, each weight gradient and the inputs'
 cotangents are one product each, over all T·B rows. Autodiff of a scan does all
 of these step by step, and adds up the weight gradients in the loop's carry.
 
-Memory kept for the backward, in numbers: the derivatives ∂ₜ and hs, which is
-T·B·H times
+Memory kept for the backward, in numbers: every kₜ and hs, which is T·B·H times
 
-  RNN 2   GRU 6   LSTM 7   coupled 6   peepholes 9   layer norm 12
+  RNN 2   GRU 6   LSTM 6   coupled 5   peepholes 7   layer norm 11
 
-and T·B·(7 H + P) for the LSTM with projection. The largest array is there once:
-step by step the derivatives by aₜ take the place of aₜ, and daₜ then takes
-theirs. The backward adds hs shifted by one step (1), and where the cotangent of
-h W_h is not daₜ, that (3 for the GRU); for the layer-normalised LSTM,
-normalised products and their cotangents (up to 17, each for a while).
+and T·B·(6 H + P) for the LSTM with projection. The largest array is there once:
+step by step the gates (or the derivatives by aₜ) take the place of aₜ, and daₜ
+then takes theirs. The backward adds hs shifted by one step (1), and where the
+cotangent of h W_h is not daₜ, that (3 for the GRU); for the layer-normalised
+LSTM, normalised products and their cotangents (up to 17, each for a while).
 """
 
 from collections.abc import Callable
@@ -50,7 +49,7 @@ class Residuals(NamedTuple):
   xs: jax.Array  # [T, ..., D] or tokens [T, ...]
   extras: tuple  # what else the steps are told, each [T, ...]
   hs: jax.Array  # [T, ..., H]
-  by_as: jax.Array  # [T, ..., G·H]
+  kept: jax.Array  # [T, ..., G·H]
   tape: Tape  # of every step, stacked along T
 
 
@@ -66,7 +65,7 @@ def by_steps(
 
   Nothing is kept for a backward, but by JAX if it differentiates.
   """
-  operands = _operands(params, xs, way)
+  operands = operands_of(params, xs, way)
 
   def body(state, inputs):
     x, extra = inputs
@@ -74,6 +73,26 @@ def by_steps(
     return state, state.h
 
   return lax.scan(body, state, (xs, extras), reverse=way.reverse)
+
+
+def states_of(
+  cell: Cell,
+  way: Way,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  extras: tuple,
+) -> tuple[State, State]:
+  """Return the state after the last step, and that after each, [T, ...]."""
+  operands = operands_of(params, xs, way)
+
+  def body(state, inputs):
+    ax, extra = inputs
+    state, _, _ = cell.recur(operands, state, ax, *extra)
+    return state, state
+
+  axs = cell.project(operands, xs)
+  return lax.scan(body, state, (axs, extras), reverse=way.reverse)
 
 
 def plain(cell: Cell) -> Callable:
@@ -103,17 +122,15 @@ def forward(
   extras: tuple,
 ) -> tuple[tuple[State, jax.Array], Residuals]:
   """Return (state, hs) and what the backward needs."""
-  operands = _operands(params, xs, way)
+  operands = operands_of(params, xs, way)
 
   def body(state, ax, extra):
-    state, by_a, tape = cell.recur(operands, state, ax, *extra)
-    return state, by_a, (state.h, tape)
+    state, kept, tape = cell.recur(operands, state, ax, *extra)
+    return state, kept, (state.h, tape)
 
   axs = cell.project(operands, xs)
-  last, by_as, (hs, tape) = _scan_in_place(
-    body, state, axs, extras, way.reverse
-  )
-  return (last, hs), Residuals(params, state, xs, extras, hs, by_as, tape)
+  last, kept, (hs, tape) = _scan_in_place(body, state, axs, extras, way.reverse)
+  return (last, hs), Residuals(params, state, xs, extras, hs, kept, tape)
 
 
 def backward(
@@ -123,25 +140,23 @@ def backward(
   cotangents: tuple[State, jax.Array],
 ) -> tuple[Params, State, Any, None]:
   """Return the cotangents of params, the first state, xs and extras."""
-  params, state, xs, extras, hs, by_as, tape = residuals
-  operands = _operands(params, xs, way)
+  params, state, xs, extras, hs, kept, tape = residuals
+  operands = operands_of(params, xs, way)
   d_last, dhs = cotangents
 
-  def body(d_state, by_a, inputs):
+  def body(d_state, kept, inputs):
     tape, dh, extra = inputs
     d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
     d_before, da, *more = cell.recur_backward(
-      operands, by_a, tape, d_after, *extra
+      operands, kept, tape, d_after, *extra
     )
     return cast_like(d_before, d_state), da, more
 
   # Carried in float32 or wider: T roundings to bfloat16 would add up.
   d_state, das, more = _scan_in_place(
-    body, wide(d_last), by_as, (tape, dhs, extras), not way.reverse
+    body, wide(d_last), kept, (tape, dhs, extras), not way.reverse
   )
-  first, others = state.h[None], (hs[1:] if way.reverse else hs[:-1])
-  before = (others, first) if way.reverse else (first, others)
-  hs_before = jnp.concatenate(before)
+  hs_before = before_each(state.h, hs, way)
   d_params, dxs = cell.parameter_gradients(
     operands, xs, hs_before, tape, das, *more
   )
@@ -153,7 +168,20 @@ def backward(
 whole.defvjp(forward, backward)
 
 
-def _operands(params: Params, xs: jax.Array, way: Way) -> Params:
+def before_each(first: jax.Array, after: jax.Array, way: Way) -> jax.Array:
+  """Return what was before each step, from what was after each, [T, ...].
+
+  Args:
+    first: before the step that comes first, [...].
+    after: after each step, [T, ...].
+    way: which step comes first.
+  """
+  if way.reverse:
+    return jnp.concatenate([after[1:], first[None]])
+  return jnp.concatenate([first[None], after[:-1]])
+
+
+def operands_of(params: Params, xs: jax.Array, way: Way) -> Params:
   """Return params with the operands of products in the compute dtype."""
   lowered = lower(params, way.compute_dtype)
   return lowered._replace(w_x=params.w_x) if is_token(xs) else lowered

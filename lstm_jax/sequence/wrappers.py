@@ -62,12 +62,12 @@ def masked(cell: Cell) -> Cell:
   """Return a cell whose step is told a mask, bool [...]: False is no step."""
 
   def recur(params, state, ax, mask, *extras):
-    after, by_a, tape = cell.recur(params, state, ax, *extras)
-    return _choose(mask, after, state), by_a, tape
+    after, kept, tape = cell.recur(params, state, ax, *extras)
+    return _choose(mask, after, state), kept, tape
 
-  def recur_backward(params, by_a, tape, d_state, mask, *extras):
+  def recur_backward(params, kept, tape, d_state, mask, *extras):
     d_after = _choose(mask, d_state, _zeros(d_state))
-    d_inner, *das = cell.recur_backward(params, by_a, tape, d_after, *extras)
+    d_inner, *das = cell.recur_backward(params, kept, tape, d_after, *extras)
     d_before = _choose(mask, d_inner, d_state)
     return d_before, *das
 
@@ -85,8 +85,8 @@ def resettable(cell: Cell) -> Cell:
     start = _choose(reset, _zeros(state), state)
     return cell.recur(params, start, ax, *extras)
 
-  def recur_backward(params, by_a, tape, d_state, reset, *extras):
-    d_start, *das = cell.recur_backward(params, by_a, tape, d_state, *extras)
+  def recur_backward(params, kept, tape, d_state, reset, *extras):
+    d_start, *das = cell.recur_backward(params, kept, tape, d_state, *extras)
     d_before = _choose(reset, _zeros(d_start), d_start)
     return d_before, *das
 
@@ -103,19 +103,19 @@ def zoneout(cell: Cell) -> Cell:
   """
 
   def recur(params, state, ax, keep, *extras):
-    after, by_a, tape = cell.recur(params, state, ax, *extras)
+    after, kept, tape = cell.recur(params, state, ax, *extras)
     mixed = jax.tree.map(
       lambda k, s, new: _of(k, s) * s + (1 - _of(k, s)) * new,
       keep,
       state,
       after,
     )
-    return mixed, by_a, tape
+    return mixed, kept, tape
 
-  def recur_backward(params, by_a, tape, d_state, keep, *extras):
+  def recur_backward(params, kept, tape, d_state, keep, *extras):
     d_kept = jax.tree.map(lambda k, d: _of(k, d) * d, keep, d_state)
     d_after = jax.tree.map(jnp.subtract, d_state, d_kept)
-    d_inner, *das = cell.recur_backward(params, by_a, tape, d_after, *extras)
+    d_inner, *das = cell.recur_backward(params, kept, tape, d_after, *extras)
     d_before = jax.tree.map(jnp.add, d_inner, d_kept)
     return d_before, *das
 
@@ -134,8 +134,8 @@ def state_dropout(cell: Cell) -> Cell:
     start = state._replace(h=_of(factor, state.h) * state.h)
     return cell.recur(params, start, ax, *extras)
 
-  def recur_backward(params, by_a, tape, d_state, factor, *extras):
-    d_start, *das = cell.recur_backward(params, by_a, tape, d_state, *extras)
+  def recur_backward(params, kept, tape, d_state, factor, *extras):
+    d_start, *das = cell.recur_backward(params, kept, tape, d_state, *extras)
     dh = _of(factor, d_start.h) * d_start.h
     return d_start._replace(h=dh), *das
 
@@ -151,11 +151,11 @@ def keeping_its_input(cell: Cell) -> Cell:
   """
 
   def recur(params, state, ax, *extras):
-    after, by_a, tape = cell.recur(params, state, ax, *extras)
-    return after, by_a, OwnInput(state.h, tape)
+    after, kept, tape = cell.recur(params, state, ax, *extras)
+    return after, kept, OwnInput(state.h, tape)
 
-  def recur_backward(params, by_a, tape, d_state, *extras):
-    return cell.recur_backward(params, by_a, tape.tape, d_state, *extras)
+  def recur_backward(params, kept, tape, d_state, *extras):
+    return cell.recur_backward(params, kept, tape.tape, d_state, *extras)
 
   def parameter_gradients(params, x, h, tape, *das):
     del h

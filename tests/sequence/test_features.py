@@ -89,13 +89,26 @@ def test_chunks_change_nothing(cell, feature, chunk, key):
   assert worst(found, expected) < 1e-12
 
 
+@CELLS
+@pytest.mark.parametrize("feature", ["reset", "reverse", "all"])
+@pytest.mark.parametrize("chunk", [None, 2, T, T + 1])
+def test_recompute_is_gates(cell, feature, chunk, key):
+  args, options = arguments(cell, key), FEATURES[feature](cell)
+  expected = value_and_gradient(cell, key, args, **options)
+  rule = {"residuals": "recompute", "chunk": chunk}
+  found = value_and_gradient(cell, key, args, **rule, **options)
+  assert worst(found, expected) < 1e-12
+
+
 @pytest.mark.parametrize("feature", ["reverse", "all"])
+@pytest.mark.parametrize("residuals", ["gates", "recompute"])
 @pytest.mark.parametrize("chunk", [None, 2])
-def test_tokens_have_the_features_too(feature, chunk, key):
+def test_tokens_have_the_features_too(feature, residuals, chunk, key):
   params, state, _ = arguments(lstm, key)
   args = params, state, jax.random.randint(key, (T, B), 0, D)
   options = FEATURES[feature](lstm)
-  a = value_and_gradient(lstm, key, args, chunk=chunk, **options)
+  rule = {"residuals": residuals, "chunk": chunk}
+  a = value_and_gradient(lstm, key, args, **rule, **options)
   b = value_and_gradient(lstm, key, args, vjp="autodiff", **options)
   assert worst(a, b) < 1e-12
 
@@ -197,6 +210,7 @@ def test_a_feature_that_is_off_compiles_to_the_plain_program(cell, key):
     "zoneout": None,
     "state_dropout": None,
     "reverse": False,
+    "residuals": "gates",
     "chunk": None,
   }
   assert text(**off) == text()
@@ -257,6 +271,8 @@ def test_reverse_over_reverse_is_that_of_autodiff(cell, key):
   expected = second(vjp="autodiff")
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
   assert worst(second(chunk=2), expected) < 1e-12 * size
+  found = second(chunk=2, residuals="recompute")
+  assert worst(found, expected) < 1e-12 * size
 
 
 @CELLS
@@ -377,5 +393,9 @@ def test_what_does_not_fit_is_named(key):
     run(state_dropout=jnp.ones((T, T, B, H)))
   with pytest.raises(ValueError, match="chunk must be at least 1"):
     run(chunk=0)
-  with pytest.raises(ValueError, match="goes with vjp='explicit', got 2 and"):
+  with pytest.raises(ValueError, match="go with vjp='explicit', got 2, 'gate"):
     run(chunk=2, vjp="autodiff")
+  with pytest.raises(ValueError, match="go with vjp='explicit', got None, 're"):
+    run(residuals="recompute", vjp="step")
+  with pytest.raises(ValueError, match="residuals must be gates or recompute"):
+    run(residuals="states")

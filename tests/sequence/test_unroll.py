@@ -197,7 +197,7 @@ def test_what_is_kept_for_the_backward_is_what_the_docstring_says(name, key):
   cell, count = TABLE[name].cell, TABLE[name].kept
   args = arguments(cell, key)
   _, residuals = jax.eval_shape(partial(forward, cell, Way()), *args, ())
-  kept = jax.tree.leaves((residuals.hs, residuals.by_as, residuals.tape))
+  kept = jax.tree.leaves((residuals.hs, residuals.kept, residuals.tape))
   kept = [leaf for leaf in kept if leaf.shape[-1] > 1]  # not a row's scale
   assert sum(leaf.size for leaf in kept) == count * T * B * H
 
