@@ -67,8 +67,7 @@ def check_cell(cell: ModuleType, key: jax.Array) -> Report:
   def run(vjp):
     return lambda x: unroll(cell, x["params"], x["state"], x["xs"], vjp=vjp)
 
-  x = gaussian(start, key)
-  return gradcheck(run("explicit"), run("autodiff"), x, key, epsilon=EPSILON)
+  return compare(run, start, key)
 
 
 def check_model(cell: ModuleType, text: str, key: jax.Array) -> Report:
@@ -93,6 +92,11 @@ def check_model(cell: ModuleType, text: str, key: jax.Array) -> Report:
     lm = language_model(config, vjp=vjp)
     return lambda x: lm.loss(x["params"], x["state"], *block)
 
+  return compare(run, start, key)
+
+
+def compare(run: Callable, start: Callable, key: jax.Array) -> Report:
+  """Check run("explicit") at arrays of the shapes that start(key) has."""
   x = gaussian(start, key)
   return gradcheck(run("explicit"), run("autodiff"), x, key, epsilon=EPSILON)
 

@@ -1,11 +1,14 @@
 """The contract table: every cell, and who else says what it computes.
 
-Adding a cell is adding a row; the tests that read the table do the rest.
+Adding a cell is adding a row; the tests that read the table do the rest. Every
+cell goes through every test in `.ci/run`; on other days all but EVERYDAY are
+left out where a test is repeated for many features; `pytest -m ""` has all.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from flax import linen
 
 from lstm_jax import (
@@ -17,6 +20,7 @@ from lstm_jax import (
   projected_lstm,
   rnn,
 )
+from lstm_jax.planting import terms
 from tests import oracles
 
 
@@ -109,3 +113,30 @@ TABLE = {
     _to_torch,
   ),
 }
+
+EVERYDAY = "lstm", "gru"
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
+def _marks(name):
+  return [] if name in EVERYDAY else EXHAUSTIVE
+
+
+NAMES = pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=_marks(name)) for name in TABLE]
+)
+CELLS = pytest.mark.parametrize(
+  "cell",
+  [
+    pytest.param(row.cell, id=name, marks=_marks(name))
+    for name, row in TABLE.items()
+  ],
+)
+PLANTS = pytest.mark.parametrize(
+  ("name", "term"),
+  [
+    pytest.param(name, term, marks=[] if name == "lstm" else EXHAUSTIVE)
+    for name, row in TABLE.items()
+    for term in terms(row.cell)
+  ],
+)

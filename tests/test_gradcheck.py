@@ -7,12 +7,8 @@ from lstm_jax import gradcheck, unroll
 from lstm_jax.cells import affine
 from lstm_jax.language import loss
 from lstm_jax.planting import plant, terms
-from tests.contract import TABLE
+from tests.contract import PLANTS, TABLE
 from tests.draws import B, D, H, arguments, normal_like
-
-PLANTS = [
-  (name, term) for name, row in TABLE.items() for term in terms(row.cell)
-]
 
 
 def check(cell, key, **options):
@@ -37,7 +33,7 @@ def test_every_cell_passes(name, key):
     assert row.autodiff_directional.relative < 1e-6
 
 
-@pytest.mark.parametrize(("name", "term"), PLANTS)
+@PLANTS
 def test_every_planted_error_is_caught(name, term, key):
   cell = plant(TABLE[name].cell, term)
   report = check(cell, key, max_coordinates=0, num_directions=0)

@@ -16,9 +16,8 @@ import numpy as np
 
 from experiments.config import CELLS
 from experiments.peers.proof import Missing
+from lstm_jax.interop.flax import to_linen
 from lstm_jax.sequence.unroll import Rule, unroll
-
-LETTERS = {"lstm": "ifgo", "gru": "rzn", "rnn": ""}
 
 
 class Layer(NamedTuple):
@@ -61,18 +60,7 @@ def flax_linen(cell: str, weights: Any) -> Layer:
   layer = nn.RNN(kinds[cell](weights.w_h.shape[0]), time_major=True)
 
   def port(w):
-    if cell == "rnn":
-      found = {"i": {"kernel": w.w_x, "bias": w.b}, "h": {"kernel": w.w_h}}
-      return {"params": {"cell": found}}
-    found = {}
-    for letter, (w_x, w_h, b) in _gates(w, LETTERS[cell]).items():
-      bias_of = "h" if cell == "lstm" else "i"
-      found[f"i{letter}"] = {"kernel": w_x}
-      found[f"h{letter}"] = {"kernel": w_h}
-      found[f"{bias_of}{letter}"]["bias"] = b
-    if cell == "gru":
-      found["hn"]["bias"] = w.b_n
-    return {"params": {"cell": found}}
+    return {"params": {"cell": to_linen(w)}}
 
   def apply(params: Any, xs: jax.Array) -> Any:
     return layer.apply(params, xs)

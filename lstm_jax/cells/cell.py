@@ -20,10 +20,17 @@ import jax
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.precision import cast_like, wide
+from lstm_jax.cells.reverse_only import reverse_only
 
 Params = Any  # a NamedTuple with at least w_x [D, G·H] and w_h [H, G·H]
 State = Any  # a NamedTuple with at least h [..., H], the output
 Tape = Any  # a tuple: what else one recurrence keeps for its backward
+
+
+NO_FORWARD_MODE = (
+  "step has its gradient by hand, and no forward mode (jvp, linearize, "
+  "jacfwd): take forward(params, state, x)[0] for it"
+)
 
 
 class Cell(Protocol):
@@ -125,6 +132,11 @@ def one_step(
     return d_params, d_before, dx, *(None for _ in extras)
 
   @jax.custom_vjp
+  def explicit(params, state, x, *extras):
+    return forward(params, state, x, *extras)[0]
+
+  explicit.defvjp(forward, backward)
+
   def step(params: Params, state: State, x: jax.Array, *extras: Any) -> State:
     """Return the state after one step; its `h` is the output.
 
@@ -141,10 +153,11 @@ def one_step(
 
     Raises:
       ValueError: the state or x does not fit the weights or the other.
+      TypeError: forward mode (`jvp`) meets it; differentiate `forward` instead.
     """
-    return forward(params, state, x, *extras)[0]
+    inputs = reverse_only((params, state, x), NO_FORWARD_MODE)
+    return explicit(*inputs, *extras)
 
-  step.defvjp(forward, backward)
   return forward, backward, step
 
 

@@ -25,6 +25,12 @@ from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.sequence.unroll import unroll
 
+KINDS: dict[type, Cell] = {
+  lstm.LSTMParams: lstm,
+  gru.GRUParams: gru,
+  rnn.RNNParams: rnn,
+}
+
 
 def from_linen(variables: Any) -> tuple[Cell, Params]:
   """Return the cell and the params that a linen cell's weights are.
@@ -94,28 +100,64 @@ def from_nnx(cell: Any) -> tuple[Cell, Params]:
   Raises:
     ValueError: it is another cell than the four.
   """
+  kind, variables = _variables(cell)
+  w_x, w_h, b = (
+    jnp.concatenate([part[...] for part in parts], axis=-1)
+    for parts in variables
+  )
+  if kind is lstm:
+    return kind, lstm.LSTMParams(w_x, w_h, b)
+  if kind is rnn:
+    return kind, rnn.RNNParams(w_x, w_h, b)
+  b_n = jnp.zeros(w_h.shape[:1], b.dtype)  # this cell has none
+  return kind, gru.GRUParams(w_x, w_h, b, b_n)
+
+
+def to_nnx(params: Params, cell: Any) -> None:
+  """Write params into the weights of an nnx cell, which has to be there.
+
+  Raises:
+    ValueError: the cell is none of the four, or of another kind or size; or a
+      GRU's b_n is not 0: nnx.GRUCell has no such bias.
+  """
+  kind, variables = _variables(cell)
+  name = type(cell).__name__
+  if type(params) not in KINDS:
+    expected = "the params of lstm, gru or rnn"
+    raise ValueError(f"expected {expected}, got {type(params).__name__}")
+  if KINDS[type(params)] is not kind:
+    raise ValueError(f"{name} cannot hold {type(params).__name__}")
+  if kind is gru and params.b_n.any():
+    raise ValueError("nnx.GRUCell has no bias b_n, which must be 0")
+  for field, parts in zip(("w_x", "w_h", "b"), variables, strict=True):
+    leaf = getattr(params, field)
+    for part, value in zip(
+      parts, jnp.split(leaf, len(parts), axis=-1), strict=True
+    ):
+      if part[...].shape != value.shape:
+        shapes = f"{part[...].shape}, got {value.shape}"
+        raise ValueError(f"{field} of this {name} must be {shapes}")
+      part[...] = value.astype(part[...].dtype)
+
+
+def _variables(cell: Any) -> tuple[Cell, tuple[list, list, list]]:
+  """Return the variables of w_x, w_h and b, a list each, of an nnx cell."""
   if isinstance(cell, nnx.LSTMCell):
     inputs = cell.ii, cell.if_, cell.ig, cell.io
     hidden = cell.hi, cell.hf, cell.hg, cell.ho
-    w_x, w_h, b = (
-      jnp.concatenate([_value(part) for part in parts], axis=-1)
-      for parts in (
-        [linear.kernel for linear in inputs],
-        [linear.kernel for linear in hidden],
-        [linear.bias for linear in hidden],
-      )
+    return lstm, (
+      [linear.kernel for linear in inputs],
+      [linear.kernel for linear in hidden],
+      [linear.bias for linear in hidden],
     )
-    return lstm, lstm.LSTMParams(w_x, w_h, b)
-  if isinstance(cell, nnx.OptimizedLSTMCell):
-    leaves = cell.dense_i.kernel, cell.dense_h.kernel, cell.dense_h.bias
-    return lstm, lstm.LSTMParams(*map(_value, leaves))
-  if isinstance(cell, nnx.GRUCell | nnx.SimpleCell):
-    leaves = cell.dense_i.kernel, cell.dense_h.kernel, cell.dense_i.bias
-    w_x, w_h, b = map(_value, leaves)
-    if isinstance(cell, nnx.SimpleCell):
-      return rnn, rnn.RNNParams(w_x, w_h, b)
-    b_n = jnp.zeros(w_h.shape[:1], b.dtype)  # this cell has none
-    return gru, gru.GRUParams(w_x, w_h, b, b_n)
+  for kind, of, biased in (
+    (lstm, nnx.OptimizedLSTMCell, "dense_h"),
+    (gru, nnx.GRUCell, "dense_i"),
+    (rnn, nnx.SimpleCell, "dense_i"),
+  ):
+    if isinstance(cell, of):
+      i, h, b = cell.dense_i.kernel, cell.dense_h.kernel, getattr(cell, biased)
+      return kind, ([i], [h], [b.bias])
   raise ValueError(
     "expected an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, "
     f"got {type(cell).__name__}"
@@ -234,7 +276,3 @@ def _check_plain(cell: Any) -> None:
 
 def _given(value: bool | None, default: bool) -> bool:
   return default if value is None else value
-
-
-def _value(variable: Any) -> jax.Array:
-  return variable[...]

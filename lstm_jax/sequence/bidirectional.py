@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import Cell
+from lstm_jax.sequence.chunks import Policy
 from lstm_jax.sequence.unroll import Rule, unroll
 
 
@@ -41,6 +42,7 @@ def unroll_both(
   zoneout: Directions = NEITHER,
   state_dropout: Directions = NEITHER,
   time_major: bool = True,
+  residuals: Policy = "gates",
   chunk: int | None = None,
   vjp: Rule = "explicit",
   compute_dtype: jnp.dtype | None = None,
@@ -60,6 +62,7 @@ def unroll_both(
     zoneout: for each direction.
     state_dropout: for each direction.
     time_major: False for the axes T and B exchanged.
+    residuals: what is kept for the backward.
     chunk: steps a chunk.
     vjp: whose gradient.
     compute_dtype: of the products' operands.
@@ -86,6 +89,7 @@ def unroll_both(
       state_dropout=direction(state_dropout),
       time_major=time_major,
       reverse=reverse,
+      residuals=residuals,
       chunk=chunk,
       vjp=vjp,
       compute_dtype=compute_dtype,

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.sequence import regularize
-from lstm_jax.sequence.bidirectional import Directions, unroll_both
+from lstm_jax.sequence.bidirectional import NEITHER, Directions, unroll_both
+from lstm_jax.sequence.chunks import Policy
 from lstm_jax.sequence.unroll import Rule, exchange_axes, unroll
 
 
@@ -32,7 +33,10 @@ def unroll_stack(
   mask: jax.Array | None = None,
   lengths: jax.Array | None = None,
   reset: jax.Array | None = None,
+  zoneout: tuple | None = None,
+  state_dropout: tuple | None = None,
   time_major: bool = True,
+  residuals: Policy = "gates",
   chunk: int | None = None,
   vjp: Rule = "explicit",
   compute_dtype: jnp.dtype | None = None,
@@ -52,7 +56,11 @@ def unroll_stack(
     mask: as in `unroll`, for every layer; so are all that follow.
     lengths: of each row.
     reset: before a step.
+    zoneout: what each layer's steps keep, one for each layer, `Directions` for
+      a bidirectional one; None for a layer that keeps nothing.
+    state_dropout: a factor of each layer's h, likewise.
     time_major: False for the axes T and B exchanged.
+    residuals: what is kept for the backward.
     chunk: steps a chunk.
     vjp: whose gradient.
     compute_dtype: of the products' operands.
@@ -61,14 +69,17 @@ def unroll_stack(
     (states, hs): every layer's last state, and the top layer's outputs.
 
   Raises:
-    ValueError: there is no layer, or not one state a layer; dropout lacks a
-      key, or its rate is not in [0, 1); or `unroll` refuses a layer.
+    ValueError: there is no layer, or not one state, zoneout or state dropout a
+      layer; dropout lacks a key, or its rate is not in [0, 1); or `unroll`
+      refuses a layer.
   """
   if not params or len(params) != len(states):
     raise ValueError(
       "a stack needs at least one layer and one state a layer, "
       f"got {len(params)} layers and {len(states)} states"
     )
+  kept = _a_layer("zoneout", zoneout, params)
+  dropped = _a_layer("state_dropout", state_dropout, params)
   if dropout and key is None:
     raise ValueError(f"dropout needs a key, got a rate of {dropout} and None")
   if not time_major:
@@ -77,6 +88,7 @@ def unroll_stack(
     "mask": mask,
     "lengths": lengths,
     "reset": reset,
+    "residuals": residuals,
     "chunk": chunk,
     "vjp": vjp,
     "compute_dtype": compute_dtype,
@@ -84,16 +96,39 @@ def unroll_stack(
   keys: Any = () if key is None else jax.random.split(key, len(params))
   drop = regularize.locked_dropout if locked else regularize.dropout
   last: list[State | Directions] = []
-  for weights, state in zip(params, states, strict=True):
+  for layer in zip(params, states, kept, dropped, strict=True):
+    weights, state, zoned, factor = layer
     inputs = xs
     if last and dropout:
       inputs = drop(keys[len(last)], xs, dropout)
     read = unroll_both if isinstance(weights, Directions) else unroll
-    state, hs = read(cell, weights, state, inputs, **options)
+    state, hs = read(
+      cell,
+      weights,
+      state,
+      inputs,
+      zoneout=zoned,
+      state_dropout=factor,
+      **options,
+    )
     last.append(state)
     joins = skip and not is_token(xs) and hs.shape == xs.shape
     xs = hs + xs if joins else hs
   return tuple(last), xs if time_major else jnp.swapaxes(xs, 0, 1)
+
+
+def _a_layer(name: str, each: tuple | None, params: tuple) -> tuple:
+  """Return one of each for each layer, `NEITHER` of both directions' none."""
+  each = (None,) * len(params) if each is None else tuple(each)
+  if len(each) != len(params):
+    raise ValueError(
+      f"{name} must have one element a layer, "
+      f"got {len(each)} for {len(params)} layers"
+    )
+  return tuple(
+    NEITHER if x is None and isinstance(weights, Directions) else x
+    for x, weights in zip(each, params, strict=True)
+  )
 
 
 def init_stack(

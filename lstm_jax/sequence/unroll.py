@@ -22,12 +22,17 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, check_inputs
+from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.sequence import wrappers
 from lstm_jax.sequence.chunks import Policy, in_chunks
 from lstm_jax.sequence.whole import Way, by_steps, plain, whole
 
 Rule = Literal["explicit", "step", "autodiff"]
 ROWS = 1024  # of a product that fills the machine
+NO_FORWARD_MODE = (
+  "unroll has its gradient by hand, and no forward mode (jvp, linearize, "
+  "jacfwd): pass vjp='autodiff' for it"
+)
 
 
 def unroll(
@@ -101,6 +106,7 @@ def unroll(
       lengths, resets or zoneout do not fit xs; chunk is below 1; chunk or
       residuals go with another rule than "explicit"; or `vjp` or `residuals` is
       none of those named.
+    TypeError: forward mode meets another rule than "autodiff".
   """
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
@@ -126,8 +132,10 @@ def unroll(
     extras = mask, *extras
     xs = _where(mask, xs)  # 0 · NaN is not 0: nothing masked may go further
   way = Way(compute_dtype, reverse)
-  inputs = params, state, xs, extras
-  last, hs = _run(cell, way, residuals, chunk, vjp, *inputs)
+  inputs = params, state, xs
+  if vjp != "autodiff":
+    inputs = reverse_only(inputs, NO_FORWARD_MODE)
+  last, hs = _run(cell, way, residuals, chunk, vjp, *inputs, extras)
   hs = hs if mask is None else _where(mask, hs)
   return last, hs if time_major else jnp.swapaxes(hs, 0, 1)
 

@@ -31,6 +31,7 @@ def check(rows, names):
   assert benchmark.table(rows).row_count == len(rows)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_are_proven_equal_and_timed(dtype):
   ((rows, missing),) = benchmark.model_part([MODEL | {"dtype": dtype}], 2)
@@ -40,7 +41,14 @@ def test_models_are_proven_equal_and_timed(dtype):
   assert rows[-1]["peer"] == "products alone"
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize(
+  "cell",
+  [
+    "lstm",
+    pytest.param("gru", marks=pytest.mark.exhaustive),
+    pytest.param("rnn", marks=pytest.mark.exhaustive),
+  ],
+)
 def test_layers_are_proven_equal_and_timed(cell):
   outputs, gradients = benchmark.layer_part([SIZES], 2, (cell,))
   for rows, _ in (outputs, gradients):
@@ -54,6 +62,7 @@ def test_a_policy_with_resets_is_proven_equal_and_timed():
     check(rows, ["lstm_jax", "autodiff", "flax scan"])
 
 
+@pytest.mark.exhaustive
 def test_sampling_the_original_recipe_and_growth_are_timed(tmp_path):
   cases = [{"hidden": 5, "streams": 2}]
   ((rows, _),) = benchmark.sampling_part(cases, 2, length=3)
@@ -68,6 +77,7 @@ def test_sampling_the_original_recipe_and_growth_are_timed(tmp_path):
   assert not benchmark_plot.draw([{"part": "memory"}], tmp_path / "none.png")
 
 
+@pytest.mark.exhaustive
 def test_memory_is_what_the_compiled_programs_reserve():
   ((rows, _),) = benchmark.memory_part([SIZES | {"steps": 50}])
   needed = {row["peer"]: row["bytes"] for row in rows}

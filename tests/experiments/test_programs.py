@@ -70,6 +70,7 @@ def test_train_then_sample(corpus, tmp_path):
   assert err.startswith("error: the checkpoint in ")
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_stops_and_keeps_the_best(corpus, tmp_path):
   run = tmp_path / "run"
   flags = f"--corpus={corpus}", f"--run={run}", "--num_epochs=100000"
@@ -88,6 +89,7 @@ def test_ctrl_c_stops_and_keeps_the_best(corpus, tmp_path):
   assert (run / "loss.png").exists()
 
 
+@pytest.mark.exhaustive
 def test_errors_are_a_line_and_a_status(corpus, tmp_path):
   cases = {
     ("train", "verse"): (2, "error: unknown argument 'verse'"),
@@ -111,6 +113,7 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
       assert err.count("\n") == 1
 
 
+@pytest.mark.exhaustive
 def test_gradcheck_passes_and_a_planted_error_fails(corpus):
   good = start("gradcheck", f"--corpus={corpus}")
   planted = start("gradcheck", f"--corpus={corpus}", "--plant=rnn.dh")

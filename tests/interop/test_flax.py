@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from lstm_jax import gru, lstm, rnn
+from lstm_jax import gru, lstm, rnn, unroll
 from lstm_jax.interop.flax import (
   NNXRNN,
   LinenRNN,
   from_linen,
   from_nnx,
   to_linen,
+  to_nnx,
 )
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -27,7 +28,10 @@ WAYS = {
   },
 }
 EACH = pytest.mark.parametrize("name", NAMES)
-WAY = pytest.mark.parametrize("way", WAYS)
+WAY = pytest.mark.parametrize(
+  "way",
+  [pytest.param("plain", marks=pytest.mark.exhaustive), "reverse", "all"],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +157,38 @@ def test_weights_there_and_back_again_are_the_same(cell, key):
   found_cell, found = from_linen(to_linen(params))
   assert found_cell is cell
   assert worst(found, params) == 0
+
+
+@EACH
+def test_weights_written_into_an_nnx_cell_are_its_weights(name, key):
+  rngs = nnx.Rngs(0)
+  cell = getattr(nnx, name)(
+    D, H, dtype=jnp.float64, param_dtype=jnp.float64, rngs=rngs
+  )
+  kind, params = from_nnx(cell)
+  params = normal_like(key, params)
+  if hasattr(params, "b_n"):
+    with pytest.raises(ValueError, match="no bias b_n, which must be 0"):
+      to_nnx(params, cell)
+    params = params._replace(b_n=jnp.zeros_like(params.b_n))
+  to_nnx(params, cell)
+  assert worst(from_nnx(cell)[1], params) == 0
+  xs = inputs(key, {})
+  _, hs = unroll(kind, params, kind.initial_state(params, (B,)), xs[:, 0][None])
+  carry = cell.initialize_carry((B, D), nnx.Rngs(0))
+  found, _ = cell(jax.tree.map(jnp.zeros_like, carry), xs[:, 0])
+  h = found[1] if kind is lstm else found
+  assert worst(h, hs[0]) < 1e-12
+
+
+def test_weights_that_do_not_fit_an_nnx_cell_are_named(key):
+  cell = nnx.LSTMCell(D, H, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="LSTMCell cannot hold GRUParams"):
+    to_nnx(gru.init(key, D, H), cell)
+  with pytest.raises(ValueError, match=r"w_x of this LSTMCell must be \(4, 6"):
+    to_nnx(lstm.init(key, D + 1, H), cell)
+  with pytest.raises(ValueError, match="expected the params of lstm, gru or r"):
+    to_nnx((1,), cell)
 
 
 def test_what_has_other_equations_is_refused(key):

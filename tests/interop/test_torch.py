@@ -38,7 +38,11 @@ def stack(cell, key, both, sizes=(H, H), dtype=jnp.float64):
 @EACH
 @BOTH
 @pytest.mark.parametrize(
-  ("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)]
+  ("dtype", "tolerance"),
+  [
+    ("float64", 1e-10),
+    pytest.param("float32", 1e-5, marks=pytest.mark.exhaustive),
+  ],
 )
 def test_outputs_and_every_gradient_are_those_of_torch(
   kind, both, dtype, tolerance, key

@@ -10,11 +10,10 @@ from lstm_jax.language import (
   language_model,
   stateful_loss,
 )
-from tests.contract import TABLE
+from tests.contract import NAMES, TABLE
 from tests.draws import B, H, T, normal_like, weighed, worst
 
 V, E = 11, 4
-CELLS = pytest.mark.parametrize("name", TABLE)
 
 
 def make(name, key, vjp="explicit", **options):
@@ -34,7 +33,7 @@ def make(name, key, vjp="explicit", **options):
   return model, params, state, tokens[:-1], tokens[1:]
 
 
-@CELLS
+@NAMES
 def test_apply_is_embedding_stack_and_readout_one_after_the_other(name, key):
   model, params, state, tokens, _ = make(name, key)
 
@@ -56,7 +55,7 @@ def test_apply_is_embedding_stack_and_readout_one_after_the_other(name, key):
   assert worst(a, b) < 1e-12
 
 
-@CELLS
+@NAMES
 def test_the_explicit_gradient_of_the_loss_is_that_of_autodiff(name, key):
   gradients = []
   for vjp in ("explicit", "step", "autodiff"):
@@ -67,7 +66,7 @@ def test_the_explicit_gradient_of_the_loss_is_that_of_autodiff(name, key):
   assert worst(gradients[1], gradients[2]) < 1e-12
 
 
-@CELLS
+@NAMES
 def test_the_state_returned_carries_on(name, key):
   model, params, state, tokens, targets = make(name, key)
   apply = jax.jit(model.apply)

@@ -7,12 +7,9 @@ import pytest
 
 from lstm_jax import Directions, lstm, unroll, unroll_both, unroll_stack
 from lstm_jax.sequence import init_stack, initial_stack_state
-from tests.contract import TABLE
+from tests.contract import CELLS
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
-CELLS = pytest.mark.parametrize(
-  "cell", [row.cell for row in TABLE.values()], ids=TABLE.keys()
-)
 LENGTHS = np.array([2, T, 0])
 
 

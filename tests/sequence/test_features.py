@@ -13,12 +13,10 @@ from lstm_jax import lstm, unroll
 from lstm_jax.gradcheck import gradcheck
 from lstm_jax.planting import plant, terms
 from lstm_jax.sequence import regularize, wrappers
-from tests.contract import TABLE
+from tests.contract import CELLS, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
-CELLS = pytest.mark.parametrize(
-  "cell", [row.cell for row in TABLE.values()], ids=TABLE.keys()
-)
+EXHAUSTIVE = pytest.mark.exhaustive
 DRAW = np.random.default_rng(3)
 MASK = DRAW.random((T, B)) < 0.6
 RESET = DRAW.random((T, B)) < 0.4
@@ -90,7 +88,9 @@ def test_chunks_change_nothing(cell, feature, chunk, key):
 
 
 @CELLS
-@pytest.mark.parametrize("feature", ["reset", "reverse", "all"])
+@pytest.mark.parametrize(
+  "feature", ["all", *(pytest.param(x, marks=EXHAUSTIVE) for x in FEATURES)]
+)
 @pytest.mark.parametrize("chunk", [None, 2, T, T + 1])
 def test_recompute_is_gates(cell, feature, chunk, key):
   args, options = arguments(cell, key), FEATURES[feature](cell)
@@ -156,7 +156,10 @@ def test_each_row_is_reversed_within_its_own_length(cell, key):
 
 
 @CELLS
-@pytest.mark.parametrize("junk", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize(
+  "junk",
+  [np.nan, *(pytest.param(x, marks=EXHAUSTIVE) for x in (np.inf, 1e300))],
+)
 @pytest.mark.parametrize("vjp", ["explicit", "step", "autodiff"])
 def test_junk_in_masked_inputs_reaches_nothing(cell, junk, vjp, key):
   params, state, xs = arguments(cell, key)

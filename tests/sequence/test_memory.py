@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import lstm, unroll
-from tests.contract import TABLE
+from tests.contract import NAMES, TABLE
 
 T, B, D, H = 64, 3, 24, 32
 KEY = jax.random.key(0)
@@ -41,10 +41,9 @@ def compiled_gradient(name, tokens, compute_dtype, **options):
 
 
 CASES = pytest.mark.parametrize("tokens", [False, True], ids=["xs", "tokens"])
-CELLS = pytest.mark.parametrize("name", TABLE)
 
 
-@CELLS
+@NAMES
 @CASES
 @pytest.mark.parametrize("compute_dtype", [None, jnp.bfloat16])
 def test_no_loop_copies_a_sequence(name, tokens, compute_dtype):
@@ -62,7 +61,7 @@ def test_no_loop_copies_a_sequence(name, tokens, compute_dtype):
     assert not re.search(rf"= \w+\[{T},{B},\S* copy\(", loop)
 
 
-@CELLS
+@NAMES
 @CASES
 def test_temporaries_stay_within_their_bill(name, tokens):
   memory = compiled_gradient(name, tokens, None).memory_analysis()
@@ -70,7 +69,7 @@ def test_temporaries_stay_within_their_bill(name, tokens):
   assert reserved < TEMPORARY[name][tokens]
 
 
-@CELLS
+@NAMES
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_chunks_stay_within_their_bill(name, residuals):
   """What `chunks` says in numbers, the outputs, and the weights' gradients."""

@@ -2,14 +2,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import unroll, unroll_stack
-from lstm_jax.sequence import init_stack, initial_stack_state
-from tests.contract import TABLE
-from tests.draws import B, D, H, T, normal_like, weighed, worst
-
-CELLS = pytest.mark.parametrize(
-  "cell", [row.cell for row in TABLE.values()], ids=TABLE.keys()
+from lstm_jax import (
+  Directions,
+  lstm,
+  regularize,
+  unroll,
+  unroll_both,
+  unroll_stack,
 )
+from lstm_jax.sequence import init_stack, initial_stack_state
+from tests.contract import CELLS
+from tests.draws import B, D, H, T, normal_like, weighed, worst
 
 
 def arguments(cell, key):
@@ -40,6 +43,46 @@ def test_a_stack_is_its_layers_by_hand(cell, key):
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(b))
   assert size < 100  # Gaussian weights in three layers: gradients of 30
   assert worst(a, b) < 1e-12 * max(size, 1)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
+  params = init_stack(lstm, key, D, (H, 2), bidirectional=both, dtype=float)
+  states = initial_stack_state(lstm, params, (B,))
+  xs = normal_like(key, jnp.zeros((T, B, D)))
+
+  def drawn(seed, state):
+    key_h, key_c = jax.random.split(jax.random.key(seed))
+    rates = lstm.LSTMState(0.3, 0.5)
+    zoned = regularize.zoneout(key_c, state, T, rates)
+    return zoned, regularize.factors(key_h, state.h.shape, 0.4, float)
+
+  if both:
+    pairs = [map(drawn, (2 * k, 2 * k + 1), s) for k, s in enumerate(states)]
+    kept, dropped = zip(
+      *[map(lambda *d: Directions(*d), *pair) for pair in pairs], strict=True
+    )
+  else:
+    kept, dropped = zip(*map(drawn, range(2), states), strict=True)
+  read = unroll_both if both else unroll
+  low, hs = read(
+    lstm, params[0], states[0], xs, zoneout=kept[0], state_dropout=dropped[0]
+  )
+  top, hs = read(lstm, params[1], states[1], hs, zoneout=kept[1])
+  found = unroll_stack(
+    lstm,
+    params,
+    states,
+    xs,
+    zoneout=kept,
+    state_dropout=(dropped[0], None),
+    residuals="recompute",
+  )
+  assert worst(found, ((low, top), hs)) == 0
+  plain = unroll_stack(lstm, params, states, xs)
+  assert worst(found, plain) > 1e-3
+  with pytest.raises(ValueError, match="zoneout must have one element a layer"):
+    unroll_stack(lstm, params, states, xs, zoneout=kept[:1])
 
 
 @CELLS

@@ -10,12 +10,8 @@ from jax.extend.core import jaxprs_in_params
 
 from lstm_jax import lstm, unroll
 from lstm_jax.sequence.whole import Way, forward
-from tests.contract import TABLE
+from tests.contract import CELLS, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
-
-CELLS = pytest.mark.parametrize(
-  "cell", [row.cell for row in TABLE.values()], ids=TABLE.keys()
-)
 
 
 def gradient(cell, vjp, key, args, argnums=(0, 1, 2)):
@@ -155,7 +151,7 @@ def test_reverse_over_reverse_is_that_of_autodiff(cell, vjp, key):
 
 
 @CELLS
-def test_forward_mode_works_under_autodiff_only(cell, key):
+def test_forward_mode_works_under_autodiff(cell, key):
   args = arguments(cell, key)
   f = weighed(partial(unroll, cell, vjp="autodiff"), key)
   tangents = normal_like(key, args)
@@ -163,8 +159,45 @@ def test_forward_mode_works_under_autodiff_only(cell, key):
   gradients = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
   products = jax.tree.map(lambda g, t: np.vdot(g, t), gradients, tangents)
   assert abs(slope - sum(jax.tree.leaves(products))) < 1e-11
-  with pytest.raises(TypeError, match="forward-mode"):
-    jax.jvp(weighed(partial(unroll, cell), key), args, tangents)
+  _, linear = jax.linearize(f, *args)
+  assert abs(linear(*tangents) - slope) < 1e-11
+
+
+FORWARD_MODES = {
+  "jvp": lambda f, x: jax.jvp(f, (x,), (x,)),
+  "jvp of jit": lambda f, x: jax.jvp(jax.jit(f), (x,), (x,)),
+  "jit of jvp": lambda f, x: jax.jit(lambda x: jax.jvp(f, (x,), (x,)))(x),
+  "linearize": lambda f, x: jax.linearize(f, x)[1](x),
+  "jacfwd": lambda f, x: jax.jacfwd(f)(x),
+}
+
+
+@pytest.mark.parametrize("mode", FORWARD_MODES)
+@pytest.mark.parametrize("rule", ["explicit", "step"])
+def test_forward_mode_by_hand_is_an_error_that_says_what_to_switch(
+  mode, rule, key
+):
+  params, state, xs = arguments(lstm, key)
+  with pytest.raises(TypeError, match=r"no forward mode .*pass vjp='autodiff'"):
+    FORWARD_MODES[mode](
+      lambda xs: unroll(lstm, params, state, xs, vjp=rule)[1], xs
+    )
+  with pytest.raises(TypeError, match=r"no forward mode .*take forward\(par"):
+    FORWARD_MODES[mode](lambda x: lstm.step(params, state, x).h, xs[0])
+
+
+@pytest.mark.exhaustive
+@CELLS
+@pytest.mark.parametrize("vjp", ["explicit", "step"])
+def test_the_hessian_is_that_of_autodiff(cell, vjp, key):
+  """Forward mode of the gradient by hand, which is plain JAX."""
+  params, state, xs = arguments(cell, key, steps=3, batch=(2,))
+
+  def hessian(vjp):
+    run = weighed(lambda x: unroll(cell, params, state, x, vjp=vjp), key)
+    return jax.jit(jax.hessian(run))(xs)
+
+  assert worst(hessian(vjp), hessian("autodiff")) < 1e-11
 
 
 @CELLS
