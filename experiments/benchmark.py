@@ -28,7 +28,6 @@ from experiments.peers import (
   samplers,
   sequences,
 )
-from experiments.peers.layers import LETTERS
 from experiments.program import launch, plain_console
 from experiments.timing import compare, environment
 
@@ -169,7 +168,7 @@ def parts(wanted: list[str], sizes: Row, rounds: int) -> Cases:
 
 def _layers(layer: Row, rounds: int) -> Cases:
   if layer:
-    yield from layer_part([layer], rounds, tuple(LETTERS))
+    yield from layer_part([layer], rounds, ("lstm", "gru", "rnn"))
     return
   yield from layer_part(LAYERS, rounds, ("lstm",))
   yield from layer_part(SHORT, rounds, ("gru", "rnn"))
