@@ -17,7 +17,6 @@ from experiments.peers.layers import Layer
 from experiments.peers.proof import Peer
 from lstm_jax import gru, unroll
 from lstm_jax.interop.flax import to_linen
-from lstm_jax.sequence.unroll import Rule
 
 EPISODE = 32  # steps, on average
 
@@ -45,10 +44,10 @@ def make_problem(
   )
 
 
-def _ours(weights: Any, starts: jax.Array, vjp: Rule = "explicit") -> Layer:
+def _ours(weights: Any, starts: jax.Array, **options: Any) -> Layer:
   def apply(params, xs):
     state = gru.initial_state(params, xs.shape[1:-1])
-    return unroll(gru, params, state, xs, reset=starts, vjp=vjp)[1]
+    return unroll(gru, params, state, xs, reset=starts, **options)[1]
 
   return Layer(weights, apply, lambda w: w)
 
@@ -59,9 +58,15 @@ def lstm_jax(problem: Problem) -> Peer:
   return sequences.peer_of("lstm_jax", layer, problem.sequence)
 
 
+def recompute(problem: Problem) -> Peer:
+  """This project's, with the gates rebuilt from the states."""
+  layer = _ours(problem.sequence.weights, problem.starts, residuals="recompute")
+  return sequences.peer_of("recompute", layer, problem.sequence)
+
+
 def autodiff(problem: Problem) -> Peer:
   """The same forward as ours, its gradient left to JAX."""
-  layer = _ours(problem.sequence.weights, problem.starts, "autodiff")
+  layer = _ours(problem.sequence.weights, problem.starts, vjp="autodiff")
   return sequences.peer_of("autodiff", layer, problem.sequence)
 
 
@@ -98,6 +103,7 @@ def resets() -> dict[str, tuple[Callable[[Problem], Peer], str]]:
   """Return every program and the package it needs, ours first."""
   return {
     "lstm_jax": (lstm_jax, "jax"),
+    "recompute": (recompute, "jax"),
     "autodiff": (autodiff, "jax"),
     "flax scan": (flax_scan, "flax"),
   }

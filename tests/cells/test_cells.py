@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import lstm, peephole_lstm, projected_lstm, unroll
+from lstm_jax import (
+  coupled_lstm,
+  layernorm_lstm,
+  lstm,
+  peephole_lstm,
+  projected_lstm,
+  unroll,
+)
 from tests.contract import TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -218,3 +225,26 @@ def test_an_lstm_is_its_variants_without_what_they_add(key):
   assert worst(unroll(peephole_lstm, blind, state, xs), expected) < 1e-14
   whole = projected_lstm.ProjectedLSTMParams(*params, jnp.eye(H))
   assert worst(unroll(projected_lstm, whole, state, xs), expected) < 1e-14
+
+
+def test_a_coupled_lstm_is_an_lstm_whose_gates_are_tied(key):
+  """i = 1 − f is σ(−a_f): an LSTM with the input gate's weights negated."""
+  params, state, xs = arguments(coupled_lstm, key)
+  i = jax.tree.map(lambda w: -w[..., :H], params)
+  tied = lstm.LSTMParams(
+    *(jnp.concatenate(both, -1) for both in zip(i, params, strict=True))
+  )
+  state = lstm.LSTMState(*state)
+  expected = unroll(lstm, tied, state, xs)
+  assert worst(unroll(coupled_lstm, params, state, xs), expected) < 1e-13
+
+
+def test_a_layer_norm_makes_the_scale_of_weights_vanish(key):
+  """N(k u) = N(u), but for ε under the root."""
+  params, state, xs = arguments(layernorm_lstm, key)
+  scaled = params._replace(w_x=1e6 * params.w_x, w_h=1e6 * params.w_h)
+  larger = scaled._replace(w_x=10 * scaled.w_x, w_h=10 * scaled.w_h)
+  a, b = (unroll(layernorm_lstm, p, state, xs) for p in (scaled, larger))
+  assert worst(a, b) < 1e-9
+  plain = lstm.LSTMParams(scaled.w_x, scaled.w_h, scaled.b)
+  assert worst(a, unroll(lstm, plain, state, xs)) > 1e-2

@@ -142,6 +142,23 @@ def test_masks_lengths_and_resets_are_the_loop_that_they_replace(cell, key):
 
 
 @CELLS
+def test_lengths_are_a_mask(cell, key):
+  args = arguments(cell, key)
+  mask = np.arange(T)[:, None] < LENGTHS
+  a = value_and_gradient(cell, key, args, lengths=LENGTHS)
+  assert worst(a, value_and_gradient(cell, key, args, mask=mask)) == 0
+  both = value_and_gradient(cell, key, args, lengths=LENGTHS, mask=MASK)
+  assert worst(both, value_and_gradient(cell, key, args, mask=MASK & mask)) == 0
+
+
+@CELLS
+def test_a_row_of_no_steps_keeps_its_state(cell, key):
+  params, state, xs = arguments(cell, key)
+  last, hs = unroll(cell, params, state, xs, lengths=np.zeros(B, int))
+  assert worst(last, state) == 0 and not hs.any()
+
+
+@CELLS
 def test_each_row_is_reversed_within_its_own_length(cell, key):
   params, state, xs = arguments(cell, key)
   last, hs = unroll(cell, params, state, xs, lengths=LENGTHS, reverse=True)
