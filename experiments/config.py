@@ -1,5 +1,6 @@
 """A training run's configuration, and what it makes of the library's parts."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from lstm_jax.cells import (
   projected_lstm,
   rnn,
 )
-from lstm_jax.language import ModelConfig
+from lstm_jax.language import ModelConfig, Regularizers
 from lstm_jax.training import OptimizerConfig
 from lstm_jax.training.optimizer import Rule, Schedule
 
@@ -39,6 +40,7 @@ class TrainConfig:
 
   corpus: str = "data/shakespeare.txt"
   split: float = 0.1
+  development: float = 0.0
   run: str = ""
   overwrite: bool = False
   seed: int = 0
@@ -49,6 +51,14 @@ class TrainConfig:
   init_std: float = 0.0
   readout_std: float = 0.0
   compute_dtype: str = "float32"
+  token_dropout: float = 0.0
+  layer_dropout: float = 0.0
+  output_dropout: float = 0.0
+  weight_drop: float = 0.0
+  zoneout_h: float = 0.0
+  zoneout_c: float = 0.0
+  activation: float = 0.0
+  slowness: float = 0.0
   num_streams: int = 32
   num_steps: int = 64
   num_epochs: int = 20
@@ -59,6 +69,7 @@ class TrainConfig:
   weight_decay: float = 0.3
   clip_norm: float = 1.0
   clip_value: float = 0.0
+  average: float = 0.0
   eval_every: int = 100
   sample_length: int = 200
   temperature: float = 0.8
@@ -69,6 +80,10 @@ class TrainConfig:
         raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
     if not 0 <= self.temperature < math.inf:
       raise ValueError(f"temperature must be ≥ 0, got {self.temperature}")
+    for name in ("average", "development"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+    regularizers(self)  # which checks its own
     if self.compute_dtype not in COMPUTE_DTYPES:
       raise ValueError(
         f"compute_dtype must be in {list(COMPUTE_DTYPES)}, "
@@ -90,6 +105,13 @@ def model_config(config: TrainConfig, vocabulary_size: int) -> ModelConfig:
     readout_std=config.readout_std or None,
     compute_dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
+
+
+def regularizers(config: TrainConfig) -> Regularizers | None:
+  """Return what training adds to the loss, or None for nothing."""
+  names = [field.name for field in dataclasses.fields(Regularizers)]
+  chosen = Regularizers(**{name: getattr(config, name) for name in names})
+  return chosen if chosen != Regularizers() else None
 
 
 def optimizer_config(config: TrainConfig) -> OptimizerConfig:

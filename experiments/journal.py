@@ -23,7 +23,7 @@ LOG_EVERY = 10  # updates a row of metrics.jsonl
 
 
 class Best(NamedTuple):
-  """The best held-out loss so far."""
+  """The best loss so far of what is watched: held-out or development text."""
 
   nats: float  # per character; infinite before there is one
   update: int  # after which it was measured; 0 before there is one
@@ -34,7 +34,7 @@ class Journal:
   """Keeps a run's metrics, samples and best checkpoint in its folder.
 
   Attributes:
-    best: the best held-out loss so far and its parameters.
+    best: the best watched loss so far and its parameters.
     seconds: time spent on updates, without evaluation and sampling.
   """
 
@@ -46,12 +46,14 @@ class Journal:
     untrained: LanguageParams,
     description: dict[str, Any],
     tokens_per_update: float,
+    watched: str = "held_out",
   ):
     self._folder = folder
     self._console = console
     self._bar = bar
     self._description = description
     self._tokens_per_update = tokens_per_update
+    self._watched = watched
     self._writer = CheckpointWriter(folder / run_folder.CHECKPOINTS)
     self._pending: list[Metrics] = []
     self._mark = time.monotonic()
@@ -97,19 +99,20 @@ class Journal:
     """Start the clock of the updates again."""
     self._mark = time.monotonic()
 
-  def held_out(self, step: int, nats: float, params: LanguageParams) -> bool:
-    """Take a held-out loss; save the parameters if it is the best so far.
+  def watch(self, step: int, nats: float, params: LanguageParams) -> bool:
+    """Take a watched loss; save the parameters if it is the best so far.
 
     Raises:
       Diverged: the loss is NaN or infinite.
     """
     if not math.isfinite(nats):
-      raise Diverged(f"the held-out loss is {nats} after update {step}")
-    self._record(step=step, held_out=nats)
+      name = self._watched.replace("_", "-")
+      raise Diverged(f"the {name} loss is {nats} after update {step}")
+    self._record(step=step, **{self._watched: nats})
     if nats >= self.best.nats:
       return False
     self.best = Best(nats, step, jax.tree.map(np.asarray, params))
-    description = self._description | {"held_out": nats}
+    description = self._description | {"held_out": nats}  # or development
     self._writer.save(step, self.best.params, description)
     return True
 
@@ -145,6 +148,10 @@ class Journal:
       run_folder.forget_previous(self._folder)
     if (self._folder / run_folder.METRICS).exists():
       draw(self._folder)
+
+  def final(self, held_out: float) -> None:
+    """Take the held-out loss of the best, where the development text chose."""
+    self._record(step=self.best.update, held_out=held_out)
 
   def _record(self, **row: Any) -> None:
     line = json.dumps(row, allow_nan=False)

@@ -16,6 +16,7 @@ def draw(folder: Path) -> None:
   axes = figure.subplots()
   for name, label, style in (
     ("loss", "training", {"alpha": 0.6, "linewidth": 1}),
+    ("development", "development", {"marker": "o", "markersize": 3}),
     ("held_out", "held out", {"marker": "o", "markersize": 3}),
   ):
     points = [(row["step"], row[name]) for row in rows if name in row]

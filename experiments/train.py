@@ -29,6 +29,7 @@ from experiments.config import (
   TrainConfig,
   model_config,
   optimizer_config,
+  regularizers,
 )
 from experiments.journal import Journal
 from experiments.program import (
@@ -50,6 +51,7 @@ from lstm_jax.language import (
 )
 from lstm_jax.training import (
   init_state,
+  learnt,
   make_optimizer,
   make_update,
   optimizer,
@@ -66,7 +68,7 @@ class Result(NamedTuple):
 
   folder: Path
   best_update: int
-  held_out: float  # best, nats per character
+  held_out: float  # the best of what is watched, nats per character
   interrupted: bool
 
 
@@ -80,11 +82,17 @@ def run(config: TrainConfig, console: Console) -> Result:
   text = read_text(config.corpus)
   vocabulary = characters(text)
   training, held_out = split(vocabulary.encode(text), config.split)
+  watched = held_out
+  if config.development:
+    training, watched = split(training, config.development)
   streams = make_streams(training, config.num_streams, config.num_steps)
   num_updates = config.num_epochs * streams.num_blocks
-  model = language_model(model_config(config, vocabulary.size))
+  model = language_model(
+    model_config(config, vocabulary.size), regularizers=regularizers(config)
+  )
   rule = make_optimizer(optimizer_config(config), num_updates)
   key_init, key_samples = jax.random.split(jax.random.key(config.seed))
+  key_noise = jax.random.fold_in(key_init, 1)
   params = jax.block_until_ready(model.init(key_init))  # or out of memory
   folder = run_folder.create(config)
 
@@ -100,11 +108,18 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"run folder  {folder}",
     soft_wrap=True,
   )
+  name = "development" if config.development else "held-out"
   bar = TrainingBar(console, num_updates)
   tokens_per_update = streams.tokens_per_epoch / streams.num_blocks
   description = run_folder.describe(config, vocabulary)
   journal = Journal(
-    folder, console, bar, params, description, tokens_per_update
+    folder,
+    console,
+    bar,
+    params,
+    description,
+    tokens_per_update,
+    name.replace("-", "_"),
   )
   write = partial(
     journal.sample,
@@ -114,8 +129,11 @@ def run(config: TrainConfig, console: Console) -> Result:
     length=config.sample_length,
   )
   write("untrained", params=params, key=key_samples)
-  state = init_state(model, rule, params, config.num_streams)
-  updates = train(make_update(model, rule), state, streams, num_updates)
+  state = init_state(
+    model, rule, params, config.num_streams, averaged=config.average > 0
+  )
+  step_of = make_update(model, rule, key_noise, decay=config.average)
+  updates = train(step_of, state, streams, num_updates)
   try:
     with bar, _interruptible() as requests:
       journal.resume()
@@ -124,14 +142,15 @@ def run(config: TrainConfig, console: Console) -> Result:
         regular = step % config.eval_every == 0 or step == num_updates
         if regular or step in EARLY or requests:
           journal.report(step)
-          nats = stateful_loss(model, state.params, held_out)
-          best = journal.held_out(step, nats, state.params)
+          params = learnt(state)
+          nats = stateful_loss(model, params, watched)
+          best = journal.watch(step, nats, params)
           title = (
-            f"update {step}, epoch {step / streams.num_blocks:.1f}: held-out "
+            f"update {step}, epoch {step / streams.num_blocks:.1f}: {name} "
             f"{nats:.4f} nats per character{', the best so far' * best}"
           )
           key = jax.random.fold_in(key_samples, step)
-          write(title, params=state.params, key=key)
+          write(title, params=params, key=key)
           journal.resume()
         if requests:
           break
@@ -144,13 +163,19 @@ def run(config: TrainConfig, console: Console) -> Result:
     journal.close()
 
   nats, update, best_params = journal.best
+  of_held_out = ""
+  if config.development:
+    reported = stateful_loss(model, best_params, held_out)
+    journal.final(reported)
+    of_held_out = f", held-out loss {reported:.4f}"
   known = set(OPENING) <= set(vocabulary.symbols)
   prompt = f'--prompt="{OPENING}"' if known else ""
   title = f"the best, of update {update}: {nats:.4f} nats per character"
   write(title, params=best_params, key=key_samples, length=FINAL_LENGTH)
   console.print(
-    f"\n{'interrupted; ' * bool(requests)}best held-out loss {nats:.4f} nats "
-    f"per character ({nats / math.log(2):.4f} bits) at update {update}, "
+    f"\n{'interrupted; ' * bool(requests)}best {name} loss {nats:.4f} nats "
+    f"per character ({nats / math.log(2):.4f} bits) at update {update}"
+    f"{of_held_out}, "
     f"{journal.seconds:.0f} s of training\n"
     f"{folder} holds config.json, metrics.jsonl, loss.png, samples.txt and "
     "checkpoints/; to go on writing:\n"
@@ -199,6 +224,11 @@ def _flags() -> list[flags.FlagHolder]:
   return [
     string("corpus", "The text to learn: any UTF-8 file."),
     number("split", "Share of the corpus held out, at its end, in (0, 1)."),
+    number(
+      "development",
+      "Share of the training split, at its end, that is not trained on but "
+      "watched, so that the held-out split chooses nothing; 0 to watch that.",
+    ),
     string("run", "Folder of the run; empty for a new one under runs/."),
     flags.DEFINE_boolean(
       "overwrite", default.overwrite, "Replace the run that --run holds."
@@ -223,6 +253,16 @@ def _flags() -> list[flags.FlagHolder]:
       "What products read their operands in; sums, weights, states and "
       "gradients stay float32.",
     ),
+    number("token_dropout", "Rate at which characters lose their vector."),
+    number("layer_dropout", "Rate of dropout between layers, locked in time."),
+    number("output_dropout", "The same of what is read out of the top layer."),
+    number("weight_drop", "Rate of DropConnect on recurrent weights."),
+    number("zoneout_h", "How often a unit keeps its h for a step."),
+    number("zoneout_c", "How often a unit keeps its c for a step."),
+    number("activation", "Factor of the mean square of what is read out (AR)."),
+    number(
+      "slowness", "Factor of the mean square of its change in a step (TAR)."
+    ),
     integer("num_streams", "Streams of text read in parallel (batch size)."),
     integer("num_steps", "Characters of a stream in one update."),
     integer("num_epochs", "Passes over the training split."),
@@ -235,6 +275,11 @@ def _flags() -> list[flags.FlagHolder]:
     number("weight_decay", "Weight decay of adamw, on matrices only."),
     number("clip_norm", "Largest global norm of a gradient; 0 for any."),
     number("clip_value", "Largest element of a gradient; 0 for any."),
+    number(
+      "average",
+      "Decay of the weights' exponential average, which is then what is "
+      "watched, sampled and kept; 0 for the weights themselves.",
+    ),
     integer("eval_every", "Updates between two looks: held-out loss, sample."),
     integer("sample_length", "Characters of a sample while training."),
     number("temperature", "Temperature of the samples; 0 is greedy."),

@@ -6,6 +6,7 @@ from lstm_jax.language.model import LanguageModel as LanguageModel
 from lstm_jax.language.model import LanguageParams as LanguageParams
 from lstm_jax.language.model import ModelConfig as ModelConfig
 from lstm_jax.language.model import language_model as language_model
+from lstm_jax.language.regularizers import Regularizers as Regularizers
 from lstm_jax.language.sample import sample as sample
 from lstm_jax.language.text import Streams as Streams
 from lstm_jax.language.text import Vocabulary as Vocabulary

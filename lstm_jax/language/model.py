@@ -30,6 +30,7 @@ from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.precision import lower
 from lstm_jax.language import loss as losses
 from lstm_jax.language.readout import mean_loss
+from lstm_jax.language.regularizers import Regularizers
 from lstm_jax.sequence.stack import init_stack, unroll_stack
 from lstm_jax.sequence.unroll import Rule
 
@@ -96,21 +97,29 @@ class LanguageModel(NamedTuple):
     loss: (params, state, tokens [T, ...], targets [T, ...]) -> (mean nats per
       token, state). The state returned, passed to the next call, is truncated
       backpropagation through time.
+    training_loss: (params, state, tokens, targets, key) -> (what training
+      minimises, (mean nats per token under its noise, state)): with the
+      `Regularizers` that the model was made with.
   """
 
   init: Callable[[jax.Array], LanguageParams]
   initial_state: Callable[[tuple[int, ...]], tuple[State, ...]]
   apply: Callable[..., tuple[tuple[State, ...], jax.Array]]
   loss: Callable[..., tuple[jax.Array, tuple[State, ...]]]
+  training_loss: Callable[..., tuple[jax.Array, tuple]]
 
 
 def language_model(
-  config: ModelConfig, *, vjp: Rule = "explicit"
+  config: ModelConfig,
+  *,
+  regularizers: Regularizers | None = None,
+  vjp: Rule = "explicit",
 ) -> LanguageModel:
   """Return the model that `config` describes.
 
   Args:
     config: sizes, cell and initial weights.
+    regularizers: what `training_loss` adds to the loss; None for nothing.
     vjp: whose gradient the cells have, as in `unroll`; "autodiff" leaves the
       embedding, the readout and the loss to JAX as well.
   """
@@ -132,16 +141,27 @@ def language_model(
     )
 
   def outputs(
-    params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
+    params: LanguageParams,
+    state: tuple[State, ...],
+    tokens: jax.Array,
+    **noise: Any,
   ) -> tuple[tuple[State, ...], jax.Array]:
     lowest = params.layers[0]
     no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
     table = dense(params.embedding, lowest.w_x, no_bias)
     lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
     layers = (lowest, *params.layers[1:])
-    return unroll_stack(
-      config.cell, layers, state, tokens, vjp=vjp, compute_dtype=compute_dtype
-    )
+    rule = {"vjp": vjp, "compute_dtype": compute_dtype}
+    return unroll_stack(config.cell, layers, state, tokens, **noise, **rule)
+
+  def nats_of(
+    params: LanguageParams, hs: jax.Array, targets: jax.Array
+  ) -> jax.Array:
+    if explicit:
+      readout = params.readout, params.bias
+      return mean_loss(hs, *readout, targets, compute_dtype)
+    logits = dense(hs, params.readout, params.bias)
+    return losses.forward(logits, targets)[0].mean()
 
   def apply(
     params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
@@ -156,13 +176,27 @@ def language_model(
     targets: jax.Array,
   ) -> tuple[jax.Array, tuple[State, ...]]:
     state, hs = outputs(params, state, tokens)
-    readout = params.readout, params.bias
-    if explicit:
-      return mean_loss(hs, *readout, targets, compute_dtype), state
-    nats, _ = losses.forward(dense(hs, *readout), targets)
-    return nats.mean(), state
+    return nats_of(params, hs, targets), state
 
-  return LanguageModel(init, initial_state, apply, loss)
+  def training_loss(
+    params: LanguageParams,
+    state: tuple[State, ...],
+    tokens: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+  ) -> tuple[jax.Array, tuple]:
+    if regularizers is None:
+      nats, state = loss(params, state, tokens, targets)
+      return nats, (nats, state)
+    key_weights, key_stack, key_outputs = jax.random.split(key, 3)
+    params = regularizers.drop_weights(key_weights, params)
+    noise = regularizers.of_stack(key_stack, state, len(tokens))
+    state, hs = outputs(params, state, tokens, **noise)
+    read_out = regularizers.drop_outputs(key_outputs, hs)
+    nats = nats_of(params, read_out, targets)
+    return nats + regularizers.penalty(hs, read_out), (nats, state)
+
+  return LanguageModel(init, initial_state, apply, loss, training_loss)
 
 
 def _init(config: ModelConfig, key: jax.Array) -> LanguageParams:

@@ -10,5 +10,6 @@ from lstm_jax.training.optimizer import make_optimizer as make_optimizer
 from lstm_jax.training.update import Metrics as Metrics
 from lstm_jax.training.update import TrainState as TrainState
 from lstm_jax.training.update import init_state as init_state
+from lstm_jax.training.update import learnt as learnt
 from lstm_jax.training.update import make_update as make_update
 from lstm_jax.training.update import train as train

@@ -21,6 +21,7 @@ class TrainState(NamedTuple):
 
   step: jax.Array  # int32 [], updates made
   params: LanguageParams
+  average: LanguageParams | None  # of the params over the updates
   opt_state: Any
   carry: Any  # the recurrent state after the last block
 
@@ -28,7 +29,7 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
   """What an update reports."""
 
-  loss: jax.Array  # [], nats per token of its block, before the update
+  loss: jax.Array  # [], nats per token of its block, under the noise
   gradient_norm: jax.Array  # [], global, before clipping
 
 
@@ -40,31 +41,51 @@ def init_state(
   optimizer: optax.GradientTransformation,
   params: LanguageParams,
   num_streams: int,
+  *,
+  averaged: bool = False,
 ) -> TrainState:
   """Return the state before the first update; it holds copies of params."""
+  average = jax.tree.map(jnp.copy, params) if averaged else None
   params = jax.tree.map(jnp.copy, params)  # the first update donates them
   carry = model.initial_state((num_streams,))
   step = jnp.zeros((), jnp.int32)
-  return TrainState(step, params, optimizer.init(params), carry)
+  return TrainState(step, params, average, optimizer.init(params), carry)
 
 
 def make_update(
-  model: LanguageModel, optimizer: optax.GradientTransformation
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  key: jax.Array | None = None,
+  *,
+  decay: float = 0.0,
 ) -> Update:
   """Return a compiled (state, tokens, targets) -> (state, metrics).
 
   The state passed in is donated: its buffers hold the state that comes out.
+
+  Args:
+    model: its training_loss is minimised.
+    optimizer: the rule.
+    key: draws the noise of each update, by its step; None where there is none.
+    decay: of the exponential average of the params, if the state has one. The
+      first averages are shorter: (1 + step) / (10 + step) where that is less.
   """
 
   @partial(jax.jit, donate_argnums=0)
   def update(state: TrainState, tokens, targets):
-    step, params, opt_state, carry = state
-    gradient_of = jax.value_and_grad(model.loss, has_aux=True)
-    (loss, carry), gradient = gradient_of(params, carry, tokens, targets)
+    step, params, average, opt_state, carry = state
+    noise = None if key is None else jax.random.fold_in(key, step)
+    gradient_of = jax.value_and_grad(model.training_loss, has_aux=True)
+    (_, (loss, carry)), gradient = gradient_of(
+      params, carry, tokens, targets, noise
+    )
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
+    if average is not None:
+      rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+      average = optax.incremental_update(params, average, rate)
     metrics = Metrics(loss, optax.tree.norm(gradient))
-    return TrainState(step + 1, params, opt_state, carry), metrics
+    return TrainState(step + 1, params, average, opt_state, carry), metrics
 
   return update
 
@@ -84,3 +105,8 @@ def train(
       state = state._replace(carry=carry)
     state, metrics = update(state, *streams.block(block))
     yield state, metrics
+
+
+def learnt(state: TrainState) -> LanguageParams:
+  """Return the weights that a run has learnt: their average, if it has one."""
+  return state.params if state.average is None else state.average

@@ -191,8 +191,8 @@ def test_a_configuration_out_of_range_is_refused(changes, message, config):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
   config, console, monkeypatch
 ):
-  def make_update(model, rule):
-    update = train_make_update(model, rule)
+  def make_update(*args, **options):
+    update = train_make_update(*args, **options)
 
     def poisoned(state, *block):
       state, metrics = update(state, *block)

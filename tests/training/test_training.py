@@ -6,12 +6,18 @@ import numpy as np
 import optax
 import pytest
 
-from lstm_jax.language import ModelConfig, language_model, make_streams
+from lstm_jax.language import (
+  ModelConfig,
+  Regularizers,
+  language_model,
+  make_streams,
+)
 from lstm_jax.training import (
   CheckpointError,
   CheckpointWriter,
   OptimizerConfig,
   init_state,
+  learnt,
   make_optimizer,
   make_update,
   read_checkpoint,
@@ -50,6 +56,39 @@ def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
     nats, carry = MODEL.loss(params, carry, tokens, targets)
     expected.append(float(nats))
   assert np.allclose(losses, expected * 2, atol=1e-6)
+
+
+def test_the_average_is_that_of_the_weights_after_each_update(key):
+  rule = make_optimizer(OptimizerConfig(), 20)
+  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
+  update = make_update(MODEL, rule, decay=0.5)
+  expected = jax.tree.map(np.asarray, MODEL.init(key))
+  for step, (state, _) in enumerate(train(update, state, STREAMS, 12)):  # noqa: B020
+    rate = 1 - min(0.5, (1 + step) / (10 + step))
+    expected = jax.tree.map(
+      lambda a, p: (1 - rate) * a + rate * np.asarray(p),  # noqa: B023
+      expected,
+      state.params,
+    )
+  assert worst(learnt(state), expected) < 1e-6
+  assert worst(learnt(state), state.params) > 1e-3
+  plain = init_state(MODEL, rule, MODEL.init(key), 3)
+  assert learnt(plain) is plain.params
+
+
+def test_noise_is_that_of_the_seed_and_of_the_step(key):
+  config = ModelConfig(9, embedding_size=3, hidden_size=5)
+  noisy = language_model(config, regularizers=Regularizers(output_dropout=0.5))
+  rule = make_optimizer(OptimizerConfig(learning_rate=1e-30, warmup=0), 20)
+
+  def losses(seed):
+    state = init_state(noisy, rule, noisy.init(key), 3)
+    update = make_update(noisy, rule, jax.random.key(seed))
+    return [float(m.loss) for _, m in train(update, state, STREAMS, 8)]
+
+  first = losses(0)
+  assert losses(0) == first and losses(1) != first
+  assert first[:4] != first[4:]  # the same blocks, another noise
 
 
 def test_the_parameters_given_survive_the_first_update(key):

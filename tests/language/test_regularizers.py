@@ -1,0 +1,113 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import gru, lstm, regularize, unroll_stack
+from lstm_jax.language import ModelConfig, Regularizers, language_model
+from lstm_jax.language.readout import mean_loss
+from tests.draws import B, H, T, normal_like, worst
+
+V = 11
+EACH = Regularizers(0.2, 0.3, 0.4, 0.3, 0.1, 0.2, 1.5, 0.7)
+
+
+def make(key, regularizers, cell=lstm, vjp="explicit"):
+  config = ModelConfig(
+    V, cell, embedding_size=4, hidden_size=H, num_layers=2, dtype=jnp.float64
+  )
+  model = language_model(config, regularizers=regularizers, vjp=vjp)
+  start = model.init(key), model.initial_state((B,))
+  params, state = normal_like(key, start)
+  tokens = jax.random.randint(key, (T + 1, B), 0, V)
+  return model, params, state, tokens[:-1], tokens[1:]
+
+
+@pytest.mark.parametrize("cell", [lstm, gru])
+def test_the_gradient_of_the_training_loss_is_that_of_autodiff(cell, key):
+  found = []
+  for vjp in ("explicit", "autodiff"):
+    model, params, state, *block = make(key, EACH, cell, vjp)
+    f = jax.value_and_grad(
+      lambda p, s, m=model, b=block: m.training_loss(p, s, *b, key)[0], (0, 1)
+    )
+    found.append(jax.jit(f)(params, state))
+  assert worst(*found) < 1e-12
+
+
+def test_without_regularizers_it_is_the_loss(key):
+  expected = None
+  for regularizers in (None, Regularizers()):
+    model, *args = make(key, regularizers)
+    total, (nats, state) = model.training_loss(*args, key)
+    expected = model.loss(*args) if expected is None else expected
+    assert worst((nats, state), expected) == 0 and total == nats
+
+
+@pytest.mark.parametrize(
+  "name", [field.name for field in dataclasses.fields(Regularizers)]
+)
+def test_each_changes_the_loss_and_none_the_evaluation(name, key):
+  model, *args = make(key, Regularizers(**{name: 0.3}))
+  plain, *_ = make(key, None)
+  total, (nats, _) = model.training_loss(*args, key)
+  assert abs(total - plain.loss(*args)[0]) > 1e-4
+  assert (nats == total) != (name in ("activation", "slowness"))
+  assert worst(model.loss(*args), plain.loss(*args)) == 0
+  again, _ = model.training_loss(*args, key)
+  other, _ = model.training_loss(*args, jax.random.key(1))
+  assert again == total
+  assert (other == total) == (name in ("activation", "slowness"))
+
+
+def test_the_training_loss_is_that_by_hand(key):
+  """Every piece of noise drawn as the module says, and put together here."""
+  model, params, state, tokens, targets = make(key, EACH)
+  total, (nats, last) = model.training_loss(params, state, tokens, targets, key)
+  key_weights, key_stack, key_outputs = jax.random.split(key, 3)
+  key_tokens, key_layers = jax.random.split(key_weights)
+  rows = regularize.factors(key_tokens, (V, 1), 0.2, float)
+  xs = (params.embedding * rows)[tokens]
+  layers = tuple(
+    regularize.drop_connect(k, layer, 0.3)
+    for k, layer in zip(
+      jax.random.split(key_layers, 2), params.layers, strict=True
+    )
+  )
+  key_drop, *keys = jax.random.split(key_stack, 3)
+  kept = tuple(
+    regularize.zoneout(k, s, T, lstm.LSTMState(0.1, 0.2))
+    for k, s in zip(keys, state, strict=True)
+  )
+  expected, hs = unroll_stack(
+    lstm,
+    layers,
+    state,
+    xs,
+    dropout=0.3,
+    locked=True,
+    key=key_drop,
+    zoneout=kept,
+    vjp="autodiff",
+  )
+  read_out = regularize.locked_dropout(key_outputs, hs, 0.4)
+  by_hand = mean_loss(read_out, params.readout, params.bias, targets)
+  assert worst((nats, last), (by_hand, expected)) < 1e-12
+  penalty = 1.5 * (read_out**2).mean() + 0.7 * (np.diff(hs, axis=0) ** 2).mean()
+  assert abs(total - by_hand - penalty) < 1e-12
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"weight_drop": 1.0}, r"weight_drop must be in \[0, 1\), got 1.0"),
+    ({"zoneout_c": -0.1}, r"zoneout_c must be in \[0, 1\), got -0.1"),
+    ({"slowness": float("inf")}, "slowness must be ≥ 0 and finite, got inf"),
+    ({"activation": float("nan")}, "activation must be ≥ 0 and finite, got n"),
+  ],
+)
+def test_a_rate_out_of_range_is_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    Regularizers(**options)
