@@ -4,6 +4,7 @@ config.json     every flag, versions and device
 metrics.jsonl   one JSON object a line: training and held-out losses
 samples.txt     what the model wrote, as it learnt
 loss.png        both losses over updates
+evaluation.json what `experiments.evaluate` found, once it has run
 checkpoints/    the parameters of the best held-out loss
 previous/       what --overwrite replaces, until this run has a checkpoint
 """
@@ -31,6 +32,7 @@ from lstm_jax.training import CheckpointError, read_checkpoint, read_params
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, CHECKPOINTS = "loss.png", "checkpoints"
+EVALUATION = "evaluation.json"
 PREVIOUS = "previous"
 MODEL_FIELDS = (
   "cell",
@@ -50,7 +52,7 @@ def create(config: TrainConfig) -> Path:
       that it may be overwritten; or it holds something else of that name.
   """
   folder = Path(config.run) if config.run else _new_folder()
-  names = CONFIG, METRICS, SAMPLES, PICTURE, CHECKPOINTS
+  names = CONFIG, METRICS, SAMPLES, PICTURE, EVALUATION, CHECKPOINTS
   present = [folder / name for name in names if (folder / name).exists()]
   if present and not _is_run(folder):
     raise ValueError(

@@ -1,0 +1,103 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import evaluate, run_folder, train
+from lstm_jax.language import make_streams, read_text, split
+from lstm_jax.language.evaluate import (
+  Dynamic,
+  cold_nats,
+  dynamic_nats,
+  gradient_scale,
+  stateful_nats,
+)
+
+OPTIONS = {
+  "corpus": "",
+  "begin": None,
+  "end": 1.0,
+  "protocol": ["cold", "stateful", "dynamic"],
+  "window": 16,
+  "segment": 4,
+  "rate": None,
+  "decay": None,
+}
+
+
+def test_every_protocol_is_measured_and_recorded(config, console):
+  config = dataclasses.replace(config, num_epochs=3, learning_rate=0.03)
+  folder = str(train.run(config, console).folder)
+  record = evaluate.run(run=folder, **OPTIONS, console=console)
+  kept = json.loads((Path(folder) / run_folder.EVALUATION).read_text())
+  assert kept == record
+  trained = run_folder.load(Path(folder))
+  _, held_out = split(
+    trained.vocabulary.encode(read_text(config.corpus)), config.split
+  )
+  model, params = trained.model, trained.params
+  assert record["predictions"] == len(held_out) - 1
+  nats = record["nats"]
+  assert nats["stateful"] == stateful_nats(model, params, held_out).mean()
+  assert nats["cold"] == cold_nats(model, params, held_out, 16).mean()
+  before, _ = split(
+    trained.vocabulary.encode(read_text(config.corpus)), config.split
+  )
+  scale = gradient_scale(model, params, make_streams(before, 32, 4))
+  how = Dynamic(**record["dynamic"])
+  assert (how.segment, how.rate in evaluate.RATES) == (4, True)
+  dynamic = dynamic_nats(model, params, held_out, scale, how)
+  assert nats["dynamic"] == dynamic.mean()
+  shown = console.file.getvalue()
+  for name, mean in nats.items():
+    assert name in shown and f"{mean:.4f}" in shown
+    assert f"{math.exp(mean):.3f}" in shown
+  part = OPTIONS | {"begin": 0.5, "end": 0.75, "protocol": ["cold"]}
+  record = evaluate.run(run=folder, **part, console=console)
+  assert list(record["nats"]) == ["cold"]
+  assert abs(record["predictions"] - 0.25 * 20 * 62) < 2
+
+
+def test_what_cannot_be_evaluated_is_an_error_that_says_why(config, console):
+  folder = str(train.run(config, console).folder)
+
+  def refused(match, **changes):
+    with pytest.raises(ValueError, match=match):
+      evaluate.run(run=folder, **OPTIONS | changes, console=console)
+
+  refused("at least 2 tokens between them, got 0.9 and 0.9", begin=0.9, end=0.9)
+  refused("at least 2 tokens between them, got 0.9 and 1.5", end=1.5)
+  refused("at least 129 tokens, got 0", begin=0.0)
+  refused("diverges at token", rate=1e300, decay=0.0)
+  refused("diverges at every rate", rate=1e300)
+  refused("cannot be read", corpus="/nowhere/at/all")
+  assert not (Path(folder) / run_folder.EVALUATION).exists()
+
+
+def test_the_development_text_is_watched_and_not_trained_on(config, console):
+  config = dataclasses.replace(config, development=0.25, num_epochs=2)
+  result = train.run(config, console)
+  text = (result.folder / "metrics.jsonl").read_text(encoding="utf-8")
+  rows = [json.loads(line) for line in text.splitlines()]
+  watched = [row["development"] for row in rows if "development" in row]
+  (final,) = [row["held_out"] for row in rows if "held_out" in row]
+  assert min(watched) == result.held_out
+  trained = run_folder.load(result.folder)
+  tokens = trained.vocabulary.encode(read_text(config.corpus))
+  training, held_out = split(tokens, config.split)
+  _, development = split(training, 0.25)
+  for expected, part in ((result.held_out, development), (final, held_out)):
+    nats = stateful_nats(trained.model, trained.params, part).mean()
+    assert abs(nats - expected) < 1e-6
+  assert f"held-out loss {final:.4f}" in console.file.getvalue()
+
+
+def test_averaged_weights_are_what_is_kept(config, console):
+  plain = train.run(config, console)
+  config = dataclasses.replace(config, average=0.9, run=config.run + "2")
+  averaged = train.run(config, console)
+  a, b = (run_folder.load(r.folder).params for r in (plain, averaged))
+  assert np.abs(np.asarray(a.readout) - np.asarray(b.readout)).max() > 1e-4
