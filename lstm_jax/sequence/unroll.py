@@ -66,7 +66,7 @@ def unroll(
   Args:
     cell: `lstm`, `gru`, `rnn`, or anything with the same functions.
     params: the cell's weights.
-    state: the state before the first step; its leaves are [..., H].
+    state: the state before the first step, as `initial_state` makes it.
     xs: inputs [T, ..., D], or integer tokens [T, ...] in [0, D), which stand
       for one-hot rows; the axes between are those of the state.
     mask: bool [T, ...]. Where it is False there is no step: the state goes
