@@ -29,9 +29,10 @@ from jax import lax
 
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.language.text import Streams
+from lstm_jax.language.text import Streams, Tokenizer
 
 CHUNK = 1024  # predictions a call: bounds the memory that the logits take
+LOGITS = 2**21  # of cold windows at once, which is so many at V 64
 EPSILON = 1e-3
 ABSURD = 1e4  # nats of one prediction: no weights that still predict have it
 
@@ -98,7 +99,7 @@ def cold_nats(
     raise ValueError(f"a window must have at least 1 token, got {window}")
   whole = (len(tokens) - 1) // window
   starts, rows = np.arange(whole) * window, np.arange(window + 1)[:, None]
-  at_once, found = max(1, 32 * CHUNK // window), []
+  at_once, found = max(1, LOGITS // (window * len(params.bias))), []
   for first in range(0, whole, at_once):
     chunk = tokens[starts[first : first + at_once] + rows]
     state = model.initial_state(chunk.shape[1:])
@@ -170,6 +171,27 @@ def gradient_scale(
     squares, state = _add_squares(model, params, squares, state, *block)
   count = streams.num_blocks
   return jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
+
+
+def nats_per_character(vocabulary: Tokenizer, text: str, nats: float) -> float:
+  """Return what a model pays for each character of text, in nats.
+
+  To what it pays for its tokens comes what it costs to spell those that stand
+  for unknown words. The first token is given, not predicted, and counts as one
+  character: so this is the mean over tokens where tokens are characters, and a
+  model over words compares with it. Blanks that `words.normal` drops count.
+
+  Args:
+    vocabulary: what the text was encoded by.
+    text: the text.
+    nats: the sum over tokens[1:] of the text's tokens.
+
+  Raises:
+    ValueError: the text has fewer than two characters.
+  """
+  if len(text) < 2:
+    raise ValueError(f"a loss needs at least 2 characters, got {len(text)}")
+  return (nats + float(vocabulary.spelling(text)[1:].sum())) / (len(text) - 1)
 
 
 def _check(tokens: np.ndarray) -> None:

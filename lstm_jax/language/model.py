@@ -4,9 +4,11 @@
   hₜ = the top layer of the stack over e₁ … eₜ
   yₜ = hₜ W + b,   p(xₜ₊₁ | x₁ … xₜ) = softmax(yₜ)
 
-The lowest layer never sees eₜ: its input product eₜ W_x is row xₜ of the small
-table E W_x, [V, G·H], made once for all steps. What remains of the largest
-product of a one-layer model is a gather.
+Of a small vocabulary the lowest layer never sees eₜ: its input product eₜ W_x
+is row xₜ of the table E W_x, [V, G·H], made once for all steps. What remains of
+the largest product of a one-layer model is a gather. A large vocabulary, such
+as of words, has more rows than a block has tokens: then rows of E are gathered,
+and the layer multiplies those.
 
   >>> import jax, jax.numpy as jnp
   >>> model = language_model(ModelConfig(vocabulary_size=11, hidden_size=8))
@@ -33,6 +35,10 @@ from lstm_jax.language.readout import mean_loss
 from lstm_jax.language.regularizers import Regularizers
 from lstm_jax.sequence.stack import init_stack, unroll_stack
 from lstm_jax.sequence.unroll import Rule
+
+# Rows of a table that is made for any block, as it leaves the loop of sampling:
+# without it 1,000 characters took 1.1 times as long at H 512, 1.7 at H 128.
+TABLE = 1024
 
 
 @dataclass(frozen=True)
@@ -146,13 +152,19 @@ def language_model(
     tokens: jax.Array,
     **noise: Any,
   ) -> tuple[tuple[State, ...], jax.Array]:
-    lowest = params.layers[0]
-    no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
-    table = dense(params.embedding, lowest.w_x, no_bias)
-    lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
-    layers = (lowest, *params.layers[1:])
+    embedding, (lowest, *others) = params.embedding, params.layers
+    if len(embedding) <= max(tokens.size, TABLE):
+      no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
+      table = dense(embedding, lowest.w_x, no_bias)
+      lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
+      xs = tokens
+    else:
+      no_bias = jnp.zeros(embedding.shape[1:], embedding.dtype)
+      rows = (linear if explicit else affine)(tokens, embedding, no_bias)
+      xs = rows.astype(embedding.dtype)
+    layers = (lowest, *others)
     rule = {"vjp": vjp, "compute_dtype": compute_dtype}
-    return unroll_stack(config.cell, layers, state, tokens, **noise, **rule)
+    return unroll_stack(config.cell, layers, state, xs, **noise, **rule)
 
   def nats_of(
     params: LanguageParams, hs: jax.Array, targets: jax.Array

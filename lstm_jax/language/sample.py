@@ -29,6 +29,7 @@ def sample(
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
+  never: tuple[int, ...] = (),
 ) -> np.ndarray:
   """Return tokens that continue the prompt; the same key, the same tokens.
 
@@ -42,12 +43,15 @@ def sample(
     temperature: τ ≥ 0; 0 is greedy.
     top_k: k ≥ 1, or None for all tokens.
     top_p: 0 < p ≤ 1, or None for all tokens.
+    never: tokens that are not drawn, such as a vocabulary's stand-ins. Those
+      that are have the probabilities that the model gives them without.
 
   Returns:
     int32 [N, n].
 
   Raises:
-    ValueError: the prompt is empty, or a number is out of its range.
+    ValueError: the prompt is empty, a number is out of its range, or every
+      token is never to be drawn.
   """
   if np.ndim(prompt) != 1 or len(prompt) < 1:
     raise ValueError(
@@ -64,8 +68,10 @@ def sample(
     raise ValueError(f"top_k must be ≥ 1, got {top_k}")
   if top_p is not None and not 0 < top_p <= 1:
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+  if len(set(never)) >= len(params.bias):
+    raise ValueError(f"never leaves none of {len(params.bias)} tokens to draw")
   prompts = np.repeat(np.asarray(prompt, np.int32)[:, None], num_samples, 1)
-  options = int(length), float(temperature), top_k, top_p
+  options = int(length), float(temperature), top_k, top_p, never
   return np.asarray(_sample(model, options, params, key, prompts))
 
 
@@ -87,9 +93,11 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _sample(model, options, params, key, prompts):
-  length, temperature, top_k, top_p = options
+  length, temperature, top_k, top_p, never = options
 
   def draw(key, logits):
+    if never:
+      logits = logits.at[..., list(never)].set(-jnp.inf)
     if temperature < TINY:
       return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature

@@ -7,11 +7,45 @@
 'not to be'
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+
+Text = TypeVar("Text", str, np.ndarray)
+
+
+class Tokenizer(Protocol):
+  """What every vocabulary can do: turn a text into tokens, and back."""
+
+  @property
+  def symbols(self) -> Sequence[str]:
+    """What each token stands for, distinct."""
+
+  @property
+  def size(self) -> int:
+    """V, the number of tokens."""
+
+  @property
+  def unit(self) -> str:
+    """What a token is, in the singular."""
+
+  @property
+  def stand_ins(self) -> tuple[int, ...]:
+    """The tokens that stand for what is unknown, not to be written."""
+
+  def encode(self, text: str) -> np.ndarray:
+    """Return the tokens of text, int32 [N]."""
+
+  def encode_known(self, text: str) -> np.ndarray:
+    """Return the tokens of text, or raise ValueError if one is a stand-in."""
+
+  def decode(self, tokens: np.ndarray) -> str:
+    """Return the text of tokens [N]."""
+
+  def spelling(self, text: str) -> np.ndarray:
+    """Return the nats of spelling what stand-ins stand for, float64 [N]."""
 
 
 class Vocabulary(NamedTuple):
@@ -23,6 +57,16 @@ class Vocabulary(NamedTuple):
   def size(self) -> int:
     """V, the number of tokens."""
     return len(self.symbols)
+
+  @property
+  def unit(self) -> str:
+    """What a token is: a character."""
+    return "character"
+
+  @property
+  def stand_ins(self) -> tuple[int, ...]:
+    """None: every token is a character."""
+    return ()
 
   def encode(self, text: str) -> np.ndarray:
     """Return the tokens of text, int32 [len(text)].
@@ -42,9 +86,17 @@ class Vocabulary(NamedTuple):
       )
     return tokens.astype(np.int32)
 
+  def encode_known(self, text: str) -> np.ndarray:
+    """Return `encode(text)`, which knows every character or raises."""
+    return self.encode(text)
+
   def decode(self, tokens: np.ndarray) -> str:
     """Return the text of tokens [N]: the inverse of `encode`."""
     return "".join(self.symbols[token] for token in np.asarray(tokens))
+
+  def spelling(self, text: str) -> np.ndarray:
+    """Return zeros, float64 [N]: a character is its own spelling."""
+    return np.zeros(len(text))
 
 
 def characters(text: str) -> Vocabulary:
@@ -79,8 +131,12 @@ def read_text(path: str | Path) -> str:
   return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def split(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+def split(tokens: Text, held_out: float) -> tuple[Text, Text]:
   """Return (training, held-out) tokens: the last share of them is held out.
+
+  Args:
+    tokens: [N], or a text, which is cut between two characters.
+    held_out: the share, in (0, 1).
 
   Raises:
     ValueError: held_out is not between 0 and 1, or a side has fewer than the
