@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
@@ -15,10 +16,19 @@ from lstm_jax.cells import (
   projected_lstm,
   rnn,
 )
-from lstm_jax.language import ModelConfig, Regularizers
+from lstm_jax.language import (
+  ModelConfig,
+  Regularizers,
+  Tokenizer,
+  Vocabulary,
+  Words,
+  characters,
+  words,
+)
 from lstm_jax.training import OptimizerConfig
 from lstm_jax.training.optimizer import Rule, Schedule
 
+Tokens = Literal["character", "word"]
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 CELLS = {
   "lstm": lstm,
@@ -41,6 +51,8 @@ class TrainConfig:
   corpus: str = "data/shakespeare.txt"
   split: float = 0.1
   development: float = 0.0
+  tokens: Tokens = "character"
+  min_count: int = 2
   run: str = ""
   overwrite: bool = False
   seed: int = 0
@@ -75,7 +87,7 @@ class TrainConfig:
   temperature: float = 0.8
 
   def __post_init__(self):
-    for name in ("num_epochs", "eval_every", "sample_length"):
+    for name in ("num_epochs", "eval_every", "sample_length", "min_count"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
     if not 0 <= self.temperature < math.inf:
@@ -89,8 +101,50 @@ class TrainConfig:
         f"compute_dtype must be in {list(COMPUTE_DTYPES)}, "
         f"got {self.compute_dtype!r}"
       )
+    if self.tokens not in get_args(Tokens):
+      raise ValueError(
+        f"tokens must be in {list(get_args(Tokens))}, got {self.tokens!r}"
+      )
     if self.cell not in CELLS:
       raise ValueError(f"cell must be in {list(CELLS)}, got {self.cell!r}")
+
+
+def make_vocabulary(config: TrainConfig, text: str, training: str) -> Tokenizer:
+  """Return the vocabulary of a run.
+
+  Args:
+    config: which tokens, and how often a word must occur.
+    text: the whole corpus, whose characters are all known.
+    training: the part that is trained on, whose words alone are known.
+
+  Raises:
+    ValueError: there are not two tokens, beside <unk>, to choose between.
+  """
+  vocabulary: Tokenizer
+  if config.tokens == "word":
+    vocabulary = words(training, config.min_count)
+  else:
+    vocabulary = characters(text)
+  if vocabulary.size - len(vocabulary.stand_ins) < 2:
+    raise ValueError(
+      f"there is nothing to predict: corpus {config.corpus} has only one "
+      f"{vocabulary.unit} to learn, {vocabulary.symbols[0]!r}"
+    )
+  return vocabulary
+
+
+def stored_vocabulary(tokens: str, fields: dict[str, Any]) -> Tokenizer:
+  """Return the vocabulary whose fields a checkpoint keeps as JSON.
+
+  Raises:
+    KeyError, TypeError, ValueError: they are not the fields of one.
+  """
+  match tokens:
+    case "character":
+      return Vocabulary("".join(fields["symbols"]))
+    case "word":
+      return Words(tuple(fields["symbols"]), tuple(fields["rare"]))
+  raise ValueError(f"no vocabulary has tokens of {tokens!r}")
 
 
 def model_config(config: TrainConfig, vocabulary_size: int) -> ModelConfig:

@@ -8,7 +8,9 @@ pass, and dynamic evaluation, whose rate and decay are chosen on text that comes
 before the held-out split: the run's development text, or else the end of what
 it was trained on. Other parts of the corpus, such as the middle of a 90/5/5
 split, are given by --begin and --end. The figures are kept in the run's folder,
-in evaluation.json.
+in evaluation.json. Beside the loss of each token stands that of each character,
+for which a model over words also pays the spelling of words that it does not
+know: by that figure it compares with a model over characters.
 """
 
 import itertools
@@ -31,8 +33,10 @@ from lstm_jax.language.evaluate import (
   cold_nats,
   dynamic_nats,
   gradient_scale,
+  nats_per_character,
   stateful_nats,
 )
+from lstm_jax.language.words import normal
 
 PROTOCOLS = "cold", "stateful", "dynamic"
 RATES, DECAYS = (3e-5, 1e-4, 3e-4), (2e-3, 2e-2, 1e-1)
@@ -62,32 +66,49 @@ def run(
   trained = run_folder.load(Path(run))
   config = json.loads((Path(run) / run_folder.CONFIG).read_text("utf-8"))
   corpus = corpus or config["corpus"]
-  tokens = trained.vocabulary.encode(read_text(corpus))
+  whole, vocabulary = read_text(corpus), trained.vocabulary
   begin = 1 - config["split"] if begin is None else begin
-  first, last = (int(share * len(tokens) + 1e-6) for share in (begin, end))
-  if not 0 <= begin < end <= 1 or last - first < 2:
+  first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
+  part = whole[first:last]
+  text, before = vocabulary.encode(part), vocabulary.encode(whole[:first])
+  if not 0 <= begin < end <= 1 or len(text) < 2:
     raise ValueError(
       "--begin and --end must be shares of the corpus with at least 2 tokens "
-      f"between them, got {begin} and {end} of {len(tokens):,} tokens"
+      f"between them, got {begin} and {end} of {len(whole):,} characters"
     )
-  text, before = tokens[first:last], tokens[:first]
+  unit = vocabulary.unit
   console.print(
     f"run     {run}, of update {trained.step}\n"
-    f"text    {corpus}: tokens {first:,} to {last:,} of {len(tokens):,}",
+    f"text    {corpus}: characters {first:,} to {last:,} of {len(whole):,}",
     soft_wrap=True,
   )
+  spelling = float(vocabulary.spelling(part)[1:].sum())
+  if vocabulary.stand_ins:
+    unknown = np.isin(text[1:], vocabulary.stand_ins).mean()
+    console.print(
+      f"words   {len(text):,}, of them {unknown:.2%} unknown, whose spelling "
+      f"costs {spelling / (len(part) - 1):.4f} nats per character;\n"
+      f"        {len(part) - len(normal(part)):,} blanks are not in their "
+      "normal form and cost nothing",
+      soft_wrap=True,
+    )
   model, params = trained.model, trained.params
   record: dict[str, Any] = {
     "corpus": corpus,
     "begin": begin,
     "end": end,
+    "tokens": unit,
     "predictions": len(text) - 1,
+    "characters": len(part) - 1,
+    "spelling": spelling,
     "device": run_folder.device_name(),
     "nats": {},
+    "nats_per_character": {},
   }
   table = Table(box=SIMPLE_HEAD, pad_edge=False)
   table.add_column("protocol", no_wrap=True)
-  for name in ("nats", "bits", "perplexity"):
+  units = dict.fromkeys((unit, "character"))
+  for name in (*(f"nats/{u}" for u in units), "bits/character", "perplexity"):
     table.add_column(name, justify="right", no_wrap=True)
   for name in PROTOCOLS:
     if name not in protocol:
@@ -106,9 +127,15 @@ def run(
       nats = dynamic_nats(model, params, text, scale, how)
       record["dynamic"] = how._asdict()
     mean = float(nats.mean())
+    spelt = nats_per_character(vocabulary, part, float(nats.sum()))
     record["nats"][name] = mean
+    record["nats_per_character"][name] = spelt
+    losses = {unit: mean, "character": spelt}
     table.add_row(
-      title, f"{mean:.4f}", f"{mean / math.log(2):.4f}", f"{math.exp(mean):.3f}"
+      title,
+      *(f"{losses[u]:.4f}" for u in units),
+      f"{spelt / math.log(2):.4f}",
+      f"{math.exp(mean):.3f}",
     )
   console.print(table)
   path = Path(run) / run_folder.EVALUATION

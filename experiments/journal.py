@@ -16,7 +16,7 @@ from experiments import run_folder
 from experiments.plot import draw
 from experiments.program import Diverged
 from experiments.progress import TrainingBar
-from lstm_jax.language import LanguageModel, LanguageParams, Vocabulary, sample
+from lstm_jax.language import LanguageModel, LanguageParams, Tokenizer, sample
 from lstm_jax.training import CheckpointWriter, Metrics
 
 LOG_EVERY = 10  # updates a row of metrics.jsonl
@@ -25,9 +25,21 @@ LOG_EVERY = 10  # updates a row of metrics.jsonl
 class Best(NamedTuple):
   """The best loss so far of what is watched: held-out or development text."""
 
-  nats: float  # per character; infinite before there is one
+  nats: float  # per token; infinite before there is one
   update: int  # after which it was measured; 0 before there is one
   params: LanguageParams  # on the host; before that, untrained
+
+
+def loss_title(nats: float, vocabulary: Tokenizer) -> str:
+  """Return a loss as a title says it: of words, their perplexity."""
+  if vocabulary.unit == "character":
+    return f"{nats:.4f} nats per character"
+  return f"perplexity {perplexity(nats):,.1f} per {vocabulary.unit}"
+
+
+def perplexity(nats: float) -> float:
+  """Return exp(nats); infinity where that is no float."""
+  return float(np.exp(nats))
 
 
 class Journal:
@@ -45,6 +57,7 @@ class Journal:
     bar: TrainingBar,
     untrained: LanguageParams,
     description: dict[str, Any],
+    vocabulary: Tokenizer,
     tokens_per_update: float,
     watched: str = "held_out",
   ):
@@ -52,6 +65,7 @@ class Journal:
     self._console = console
     self._bar = bar
     self._description = description
+    self._vocabulary = vocabulary
     self._tokens_per_update = tokens_per_update
     self._watched = watched
     self._writer = CheckpointWriter(folder / run_folder.CHECKPOINTS)
@@ -85,11 +99,12 @@ class Journal:
     loss, norm = float(losses.mean()), float(norms.mean())
     rate = len(losses) * self._tokens_per_update / elapsed
     self._bar.update(step, loss, rate)
+    speed = {f"{self._vocabulary.unit}s_per_second": round(rate)}
     self._record(
       step=step,
       loss=loss,
       gradient_norm=norm if math.isfinite(norm) else None,
-      characters_per_second=round(rate),
+      **speed,
       seconds=round(self.seconds, 3),
     )
     self._pending = []
@@ -121,19 +136,20 @@ class Journal:
     title: str,
     model: LanguageModel,
     params: LanguageParams,
-    vocabulary: Vocabulary,
     key: jax.Array,
     length: int,
     temperature: float,
   ) -> None:
     """Draw a sample, print it and add it to samples.txt."""
+    vocabulary = self._vocabulary
     tokens = sample(
       model,
       params,
       key,
-      vocabulary.encode(run_folder.default_prompt(vocabulary)),
+      run_folder.default_prompt(vocabulary),
       length,
       temperature=temperature,
+      never=vocabulary.stand_ins,
     )
     text = vocabulary.decode(tokens[0])
     self._console.print(Rule(title, align="left"))
@@ -147,7 +163,7 @@ class Journal:
     if self.best.update:
       run_folder.forget_previous(self._folder)
     if (self._folder / run_folder.METRICS).exists():
-      draw(self._folder)
+      draw(self._folder, self._vocabulary.unit)
 
   def final(self, held_out: float) -> None:
     """Take the held-out loss of the best, where the development text chose."""

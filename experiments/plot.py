@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from experiments.run_folder import METRICS, PICTURE
 
 
-def draw(folder: Path) -> None:
-  """Draw loss.png from metrics.jsonl."""
+def draw(folder: Path, unit: str) -> None:
+  """Draw loss.png from metrics.jsonl, in nats per unit: per what a token is."""
   lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
   rows = [json.loads(line) for line in lines]
   figure = Figure(figsize=(7, 4), layout="constrained")
@@ -27,8 +27,8 @@ def draw(folder: Path) -> None:
   if held_out:
     best = min(held_out)
     axes.axhline(best, color="gray", linewidth=0.5)
-    axes.set_title(f"best held-out loss {best:.4f} nats per character")
+    axes.set_title(f"best held-out loss {best:.4f} nats per {unit}")
   axes.set_xlabel("updates")
-  axes.set_ylabel("nats per character")
+  axes.set_ylabel(f"nats per {unit}")
   axes.legend()
   figure.savefig(folder / PICTURE, dpi=120)

@@ -18,9 +18,10 @@ LINE_EVERY = 10.0  # seconds
 class TrainingBar:
   """Shows how far a run is, its loss, its speed and the time left."""
 
-  def __init__(self, console: Console, total: int):
+  def __init__(self, console: Console, total: int, unit: str):
     self._console = console
     self._total = total
+    self._unit = unit.replace("character", "char")
     self._start = self._shown = time.monotonic()
     self._first = 0
     self._bar = Progress(
@@ -47,10 +48,10 @@ class TrainingBar:
 
     Args:
       step: updates made.
-      loss: nats per character of the last updates.
-      rate: characters per second.
+      loss: nats per token of the last updates.
+      rate: tokens per second.
     """
-    text = f"{loss:.3f} nats/char  {rate:,.0f} chars/s"
+    text = f"{loss:.3f} nats/{self._unit}  {rate:,.0f} {self._unit}s/s"
     if self._console.is_terminal:
       self._bar.update(self._task, completed=step, text=text)
       return

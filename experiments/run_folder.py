@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 
-from experiments.config import TrainConfig, model_config
+from experiments.config import TrainConfig, model_config, stored_vocabulary
 from lstm_jax.language import (
   LanguageModel,
   LanguageParams,
-  Vocabulary,
+  Tokenizer,
   language_model,
 )
 from lstm_jax.training import CheckpointError, read_checkpoint, read_params
@@ -34,7 +35,10 @@ CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, CHECKPOINTS = "loss.png", "checkpoints"
 EVALUATION = "evaluation.json"
 PREVIOUS = "previous"
+BEFORE_WORDS = {"tokens": "character", "min_count": 2}  # of runs without both
 MODEL_FIELDS = (
+  "tokens",
+  "min_count",
   "cell",
   "embedding_size",
   "hidden_size",
@@ -84,7 +88,9 @@ def _is_run(folder: Path) -> bool:
     record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return False
-  return isinstance(record, dict) and set(MODEL_FIELDS) <= set(record)
+  if not isinstance(record, dict):
+    return False
+  return set(MODEL_FIELDS) <= set(BEFORE_WORDS | record)
 
 
 def _set_aside(folder: Path, present: list[Path]) -> None:
@@ -134,15 +140,16 @@ def append(path: Path, text: str) -> None:
     file.write(text)
 
 
-def describe(config: TrainConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+def describe(config: TrainConfig, vocabulary: Tokenizer) -> dict[str, Any]:
   """Return what a checkpoint must say for its model to be made again."""
   fields = {name: getattr(config, name) for name in MODEL_FIELDS}
-  return {"model": fields, "vocabulary": vocabulary.symbols}
+  return {"model": fields, "vocabulary": vocabulary._asdict()}
 
 
-def default_prompt(vocabulary: Vocabulary) -> str:
-  """Return a line end, or the first character where there is none."""
-  return "\n" if "\n" in vocabulary.symbols else vocabulary.symbols[0]
+def default_prompt(vocabulary: Tokenizer) -> np.ndarray:
+  """Return the token of a line end, or the first where there is none, [1]."""
+  symbols = vocabulary.symbols
+  return np.array([symbols.index("\n") if "\n" in symbols else 0], np.int32)
 
 
 class Trained(NamedTuple):
@@ -150,7 +157,7 @@ class Trained(NamedTuple):
 
   model: LanguageModel
   params: LanguageParams
-  vocabulary: Vocabulary
+  vocabulary: Tokenizer
   step: int
   held_out: float
 
@@ -167,9 +174,12 @@ def load(folder: Path) -> Trained:
   checkpoints = folder / CHECKPOINTS
   step, description = read_checkpoint(checkpoints)
   try:
-    fields = {name: description["model"][name] for name in MODEL_FIELDS}
+    described, stored = description["model"], description["vocabulary"]
+    if isinstance(stored, str):  # as before there were words
+      described, stored = BEFORE_WORDS | described, {"symbols": stored}
+    fields = {name: described[name] for name in MODEL_FIELDS}
     config = dataclasses.replace(TrainConfig(), **fields)
-    vocabulary = Vocabulary(str(description["vocabulary"]))
+    vocabulary = stored_vocabulary(config.tokens, stored)
     held_out = float(description["held_out"])
     model = language_model(model_config(config, vocabulary.size))
   except (KeyError, TypeError, ValueError) as error:
@@ -191,7 +201,9 @@ def _compare(path: Path, fields: dict[str, Any]) -> None:
   except (OSError, ValueError) as error:
     raise ValueError(f"{path} cannot be read: {error}") from None
   for name, value in fields.items():
-    other = record.get(name) if isinstance(record, dict) else None
+    other = None
+    if isinstance(record, dict):
+      other = (BEFORE_WORDS | record).get(name)
     if other != value:
       raise ValueError(
         f"the checkpoint is of another configuration than {path}: "

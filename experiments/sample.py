@@ -3,13 +3,15 @@ r"""Let a trained model write on from a prompt.
   python -m experiments.sample --run=FOLDER --prompt="Shall I" --length=400 \
     --temperature=0.8 --num_samples=3
 
-reads the best checkpoint of the run and prints each sample after its prompt.
+reads the best checkpoint of the run and prints each sample after its prompt. A
+model over words never writes an unknown one: <unk> is not drawn.
 """
 
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 
 from experiments import run_folder
@@ -23,7 +25,9 @@ def _flags() -> list[flags.FlagHolder]:
     flags.DEFINE_string(
       "prompt", None, "The text to continue; a line end if not given."
     ),
-    flags.DEFINE_integer("length", 400, "Characters to write.", lower_bound=1),
+    flags.DEFINE_integer(
+      "length", 400, "Tokens to write: characters, or words.", lower_bound=1
+    ),
     finite(
       flags.DEFINE_float(
         "temperature",
@@ -59,29 +63,36 @@ def run(
   num_samples: int,
   seed: int,
 ) -> list[str]:
-  """Return what the run's best model writes after the prompt.
+  """Return what the run's best model writes, each after the prompt if given.
 
   Raises:
     ValueError: the folder has no usable checkpoint, the prompt is empty or has
-      a character that the model does not know, or a number is out of range.
+      a character or words that the model does not know, or a number is out of
+      range.
   """
   trained = run_folder.load(Path(run))
+  vocabulary = trained.vocabulary
   if prompt is None:
-    prompt = run_folder.default_prompt(trained.vocabulary)
-  if not prompt:
-    raise ValueError("the prompt must have at least one character")
+    opening = run_folder.default_prompt(vocabulary)
+  else:
+    opening = vocabulary.encode_known(prompt)
+  if not len(opening):
+    raise ValueError(f"the prompt must have at least one {vocabulary.unit}")
   tokens = sample(
     trained.model,
     trained.params,
     jax.random.key(seed),
-    trained.vocabulary.encode(prompt),
+    opening,
     length,
     num_samples=num_samples,
     temperature=temperature,
     top_k=top_k or None,
     top_p=top_p if top_p < 1 else None,
+    never=vocabulary.stand_ins,
   )
-  return [trained.vocabulary.decode(row) for row in tokens]
+  if prompt is None:
+    return [vocabulary.decode(row) for row in tokens]
+  return [vocabulary.decode(np.concatenate([opening, row])) for row in tokens]
 
 
 def main() -> None:
@@ -91,7 +102,7 @@ def main() -> None:
   for number, text in enumerate(texts, start=1):
     if len(texts) > 1:
       print(f"=== sample {number} ===")
-    sys.stdout.write(f"{options['prompt'] or ''}{text}\n")
+    sys.stdout.write(f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
 
 trains a character-level LSTM on Shakespeare's poems, prints the held-out loss
 and a sample every so often, and leaves the curve, the samples and the best
-checkpoint in a folder under runs/. Every hyperparameter is a flag; recipes in
-experiments/recipes are read by --flagfile. Ctrl-C stops after the update under
-way and keeps the best so far. experiments/program.py lists the exit statuses.
+checkpoint in a folder under runs/. With --tokens=word it reads and writes word
+by word. Every hyperparameter is a flag; recipes in experiments/recipes are read
+by --flagfile. Ctrl-C stops after the update under way and keeps the best so
+far. experiments/program.py lists the exit statuses.
 """
 
 import math
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import jax
+import numpy as np
 from absl import flags
 from rich.console import Console
 
@@ -26,12 +28,14 @@ from experiments import run_folder
 from experiments.config import (
   CELLS,
   COMPUTE_DTYPES,
+  Tokens,
   TrainConfig,
+  make_vocabulary,
   model_config,
   optimizer_config,
   regularizers,
 )
-from experiments.journal import Journal
+from experiments.journal import Journal, loss_title, perplexity
 from experiments.program import (
   INTERRUPTED,
   LARGEST,
@@ -42,13 +46,14 @@ from experiments.program import (
 )
 from experiments.progress import TrainingBar
 from lstm_jax.language import (
-  characters,
+  Tokenizer,
   language_model,
   make_streams,
   read_text,
   split,
   stateful_loss,
 )
+from lstm_jax.language.evaluate import nats_per_character
 from lstm_jax.training import (
   init_state,
   learnt,
@@ -60,7 +65,7 @@ from lstm_jax.training import (
 
 EARLY = 10, 30  # updates after which to look as well: the most happens there
 OPENING = "Shall I"  # the prompt that the run suggests at its end
-FINAL_LENGTH = 1000  # characters of the last sample
+FINAL_LENGTH = 1000  # tokens of the last sample
 
 
 class Result(NamedTuple):
@@ -68,7 +73,7 @@ class Result(NamedTuple):
 
   folder: Path
   best_update: int
-  held_out: float  # the best of what is watched, nats per character
+  held_out: float  # the best of what is watched, nats per token
   interrupted: bool
 
 
@@ -80,11 +85,20 @@ def run(config: TrainConfig, console: Console) -> Result:
     Diverged: the loss is NaN or infinite; the best checkpoint is kept.
   """
   text = read_text(config.corpus)
-  vocabulary = characters(text)
-  training, held_out = split(vocabulary.encode(text), config.split)
-  watched = held_out
+  learnt_text, held_out_text = split(text, config.split)
+  watched_text = held_out_text
   if config.development:
-    training, watched = split(training, config.development)
+    learnt_text, watched_text = split(learnt_text, config.development)
+  vocabulary = make_vocabulary(config, text, learnt_text)
+  training, watched, held_out = (
+    vocabulary.encode(part)
+    for part in (learnt_text, watched_text, held_out_text)
+  )
+  if min(len(watched), len(held_out)) < 2:
+    raise ValueError(
+      f"the corpus is too short: what is held out has {len(held_out)} tokens, "
+      f"what is watched {len(watched)}, and each needs at least 2"
+    )
   streams = make_streams(training, config.num_streams, config.num_steps)
   num_updates = config.num_epochs * streams.num_blocks
   model = language_model(
@@ -101,7 +115,7 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"model       {config.cell}, {config.num_layers} × {config.hidden_size} "
     f"hidden units, {count:,} parameters\n"
     f"corpus      {config.corpus}: {len(text):,} characters, "
-    f"{vocabulary.size} distinct, {len(held_out):,} held out\n"
+    f"{_tokens(vocabulary, held_out)}\n"
     f"training    {config.num_epochs} epochs of {streams.num_blocks} updates, "
     f"{streams.tokens_per_epoch:,} tokens per epoch\n"
     f"device      {run_folder.device_name()}\n"
@@ -109,7 +123,7 @@ def run(config: TrainConfig, console: Console) -> Result:
     soft_wrap=True,
   )
   name = "development" if config.development else "held-out"
-  bar = TrainingBar(console, num_updates)
+  bar = TrainingBar(console, num_updates, vocabulary.unit)
   tokens_per_update = streams.tokens_per_epoch / streams.num_blocks
   description = run_folder.describe(config, vocabulary)
   journal = Journal(
@@ -118,13 +132,13 @@ def run(config: TrainConfig, console: Console) -> Result:
     bar,
     params,
     description,
+    vocabulary,
     tokens_per_update,
     name.replace("-", "_"),
   )
   write = partial(
     journal.sample,
     model=model,
-    vocabulary=vocabulary,
     temperature=config.temperature,
     length=config.sample_length,
   )
@@ -147,7 +161,7 @@ def run(config: TrainConfig, console: Console) -> Result:
           best = journal.watch(step, nats, params)
           title = (
             f"update {step}, epoch {step / streams.num_blocks:.1f}: {name} "
-            f"{nats:.4f} nats per character{', the best so far' * best}"
+            f"{loss_title(nats, vocabulary)}{', the best so far' * best}"
           )
           key = jax.random.fold_in(key_samples, step)
           write(title, params=params, key=key)
@@ -167,14 +181,15 @@ def run(config: TrainConfig, console: Console) -> Result:
   if config.development:
     reported = stateful_loss(model, best_params, held_out)
     journal.final(reported)
-    of_held_out = f", held-out loss {reported:.4f}"
-  known = set(OPENING) <= set(vocabulary.symbols)
-  prompt = f'--prompt="{OPENING}"' if known else ""
-  title = f"the best, of update {update}: {nats:.4f} nats per character"
+    losses = _losses(vocabulary, held_out_text, reported)
+    of_held_out = f", held-out loss {losses}"
+  prompt = f'--prompt="{OPENING}"' if _knows(vocabulary, OPENING) else ""
+  title = f"the best, of update {update}: {loss_title(nats, vocabulary)}"
   write(title, params=best_params, key=key_samples, length=FINAL_LENGTH)
+  losses = _losses(vocabulary, watched_text, nats)
   console.print(
-    f"\n{'interrupted; ' * bool(requests)}best {name} loss {nats:.4f} nats "
-    f"per character ({nats / math.log(2):.4f} bits) at update {update}"
+    f"\n{'interrupted; ' * bool(requests)}best {name} loss {losses} "
+    f"at update {update}"
     f"{of_held_out}, "
     f"{journal.seconds:.0f} s of training\n"
     f"{folder} holds config.json, metrics.jsonl, loss.png, samples.txt and "
@@ -183,6 +198,39 @@ def run(config: TrainConfig, console: Console) -> Result:
     soft_wrap=True,
   )
   return Result(folder, update, nats, bool(requests))
+
+
+def _tokens(vocabulary: Tokenizer, held_out: np.ndarray) -> str:
+  """Return how many tokens are known, and how many are held out."""
+  if not vocabulary.stand_ins:
+    return f"{vocabulary.size} distinct, {len(held_out):,} held out"
+  known = vocabulary.size - len(vocabulary.stand_ins)
+  unknown = np.isin(held_out, vocabulary.stand_ins).mean()
+  return (
+    f"{known:,} {vocabulary.unit}s known, {len(held_out):,} held out, "
+    f"{unknown:.1%} of them unknown"
+  )
+
+
+def _losses(vocabulary: Tokenizer, text: str, nats: float) -> str:
+  """Return the mean nats of a text's tokens, and what that is per character."""
+  total = nats * (len(vocabulary.encode(text)) - 1)
+  spelt = nats_per_character(vocabulary, text, total)
+  losses = f"{nats:.4f} nats per {vocabulary.unit}"
+  if vocabulary.stand_ins:
+    losses += (
+      f", perplexity {perplexity(nats):,.1f}, {spelt:.4f} nats per character "
+      "with unknown words spelt"
+    )
+  return f"{losses} ({spelt / math.log(2):.4f} bits)"
+
+
+def _knows(vocabulary: Tokenizer, text: str) -> bool:
+  try:
+    vocabulary.encode_known(text)
+  except ValueError:
+    return False
+  return True
 
 
 @contextmanager
@@ -229,13 +277,19 @@ def _flags() -> list[flags.FlagHolder]:
       "Share of the training split, at its end, that is not trained on but "
       "watched, so that the held-out split chooses nothing; 0 to watch that.",
     ),
+    choice(
+      "tokens",
+      get_args(Tokens),
+      "What is read and written one by one; marks and line breaks are words.",
+    ),
+    integer("min_count", "Words that training has less often are unknown."),
     string("run", "Folder of the run; empty for a new one under runs/."),
     flags.DEFINE_boolean(
       "overwrite", default.overwrite, "Replace the run that --run holds."
     ),
     integer("seed", "Seed of the initial weights and of the samples.", 0),
     choice("cell", list(CELLS), "The recurrent cell."),
-    integer("embedding_size", "Length of a character's vector."),
+    integer("embedding_size", "Length of a token's vector."),
     integer("hidden_size", "Hidden units of each layer."),
     integer("num_layers", "Layers of cells."),
     number(
@@ -253,7 +307,7 @@ def _flags() -> list[flags.FlagHolder]:
       "What products read their operands in; sums, weights, states and "
       "gradients stay float32.",
     ),
-    number("token_dropout", "Rate at which characters lose their vector."),
+    number("token_dropout", "Rate at which tokens lose their vector."),
     number("layer_dropout", "Rate of dropout between layers, locked in time."),
     number("output_dropout", "The same of what is read out of the top layer."),
     number("weight_drop", "Rate of DropConnect on recurrent weights."),
@@ -264,7 +318,7 @@ def _flags() -> list[flags.FlagHolder]:
       "slowness", "Factor of the mean square of its change in a step (TAR)."
     ),
     integer("num_streams", "Streams of text read in parallel (batch size)."),
-    integer("num_steps", "Characters of a stream in one update."),
+    integer("num_steps", "Tokens of a stream in one update."),
     integer("num_epochs", "Passes over the training split."),
     choice("optimizer", get_args(optimizer.Rule), "How weights are updated."),
     number("learning_rate", "Peak of the learning-rate schedule."),
@@ -281,7 +335,7 @@ def _flags() -> list[flags.FlagHolder]:
       "watched, sampled and kept; 0 for the weights themselves.",
     ),
     integer("eval_every", "Updates between two looks: held-out loss, sample."),
-    integer("sample_length", "Characters of a sample while training."),
+    integer("sample_length", "Tokens of a sample while training."),
     number("temperature", "Temperature of the samples; 0 is greedy."),
   ]
 

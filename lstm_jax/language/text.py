@@ -9,7 +9,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,9 @@ class Tokenizer(Protocol):
   @property
   def stand_ins(self) -> tuple[int, ...]:
     """The tokens that stand for what is unknown, not to be written."""
+
+  def _asdict(self) -> dict[str, Any]:
+    """Return what it is made of, as every NamedTuple does."""
 
   def encode(self, text: str) -> np.ndarray:
     """Return the tokens of text, int32 [N]."""

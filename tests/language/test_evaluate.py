@@ -3,14 +3,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax.language import ModelConfig, language_model, make_streams
+from lstm_jax.language import (
+  ModelConfig,
+  characters,
+  language_model,
+  make_streams,
+  words,
+)
 from lstm_jax.language.evaluate import (
   Dynamic,
   cold_nats,
   dynamic_nats,
   gradient_scale,
+  nats_per_character,
   stateful_nats,
 )
+from lstm_jax.language.spelling import spelling_nats
 from tests.draws import normal_like, worst
 
 V, N = 7, 53
@@ -115,6 +123,25 @@ def test_the_scale_is_the_root_of_the_mean_square_of_gradients(params):
     squares.append(np.asarray(gradient.readout) ** 2)
   found = gradient_scale(MODEL, params, streams).readout
   assert worst(found, np.sqrt(np.mean(squares, axis=0))) < 1e-12
+
+
+def test_few_logits_are_there_at_once(params, monkeypatch):
+  expected = cold_nats(MODEL, params, TOKENS, 8)
+  monkeypatch.setattr("lstm_jax.language.evaluate.LOGITS", 8 * V + 1)
+  assert worst(cold_nats(MODEL, params, TOKENS, 8), expected) < 1e-12
+
+
+def test_a_character_pays_for_its_share_of_words_and_of_their_spelling():
+  text = "a rose is a rose"
+  assert nats_per_character(characters(text), text, 30.0) == 30 / 15
+  known = words(text, 1)
+  assert nats_per_character(known, text, 30.0) == 30 / 15
+  fewer = words(text, 2)
+  (spelt,) = spelling_nats(fewer.rare, ["is"])
+  assert nats_per_character(fewer, text, 30.0) == (30 + spelt) / 15
+  assert nats_per_character(fewer, "is a rose", 30.0) == 30 / 8  # is given
+  with pytest.raises(ValueError, match="at least 2 characters, got 1"):
+    nats_per_character(fewer, "a", 0.0)
 
 
 def test_what_is_out_of_range_is_named(params, scale):

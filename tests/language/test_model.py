@@ -1,15 +1,20 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lstm_jax import unroll_stack
+from lstm_jax.cells import affine
 from lstm_jax.language import (
   ModelConfig,
   cross_entropy,
   language_model,
   stateful_loss,
 )
+from lstm_jax.language import model as model_module
+from lstm_jax.planting import plant
 from tests.contract import NAMES, TABLE
 from tests.draws import B, H, T, normal_like, weighed, worst
 
@@ -64,6 +69,107 @@ def test_the_explicit_gradient_of_the_loss_is_that_of_autodiff(name, key):
     gradients.append(jax.jit(jax.value_and_grad(f, (0, 1)))(params, state))
   assert worst(gradients[0], gradients[2]) < 1e-12
   assert worst(gradients[1], gradients[2]) < 1e-12
+
+
+@pytest.fixture(params=["table", "rows"])
+def path(request, monkeypatch):
+  """How E is read: a table of E W_x at any rate, or else for few words."""
+  table = 1 if request.param == "rows" else model_module.TABLE
+  monkeypatch.setattr(model_module, "TABLE", table)
+  return request.param
+
+
+def gradients_of(key, monkeypatch, steps):
+  """Return both rules' gradients of the loss, and what the lowest layer read."""
+  seen = []
+
+  def spied(cell, layers, state, xs, **options):
+    seen.append((layers[0].w_x.shape, xs.dtype))
+    return unroll_stack(cell, layers, state, xs, **options)
+
+  monkeypatch.setattr(model_module, "unroll_stack", spied)
+  gradients = []
+  for vjp in ("explicit", "autodiff"):
+    model, params, state, *_ = make("lstm", key, vjp)
+    tokens = jnp.full((steps + 1, B), 2).at[1].set(V - 1)  # rows in common
+
+    def f(params, model=model, state=state, tokens=tokens):
+      return model.loss(params, state, tokens[:-1], tokens[1:])
+
+    gradients.append(jax.jit(jax.grad(weighed(f, key)))(params))
+  return gradients, seen[0]
+
+
+def test_both_ways_of_reading_tokens_have_the_gradient_of_autodiff(
+  path, key, monkeypatch
+):
+  few = V // B  # steps whose tokens are fewer than V
+  (explicit, autodiff), read = gradients_of(key, monkeypatch, few)
+  rows = path == "rows"
+  assert read == ((E if rows else V, 4 * H), jnp.float64 if rows else jnp.int64)
+  assert worst(explicit, autodiff) < 1e-12
+  assert np.abs(explicit.embedding[2]).max() > 1e-3
+  assert not explicit.embedding[3].any()
+
+
+def test_a_block_of_as_many_tokens_as_the_vocabulary_makes_the_table(
+  key, monkeypatch
+):
+  monkeypatch.setattr(model_module, "TABLE", 1)
+  enough = -(-V // B)
+  _, read = gradients_of(key, monkeypatch, enough)
+  assert read == ((V, 4 * H), jnp.int64)
+
+
+@pytest.mark.parametrize("term", ["dw", "dx"])
+def test_a_planted_error_in_reading_tokens_is_caught(
+  term, path, key, monkeypatch
+):
+  """Rows of E are one `linear`, whose dW is E's gradient; the table another."""
+  planted = plant(affine, term)
+  monkeypatch.setattr(model_module, "linear", planted.linear)
+  (explicit, autodiff), _ = gradients_of(key, monkeypatch, V // B)
+  largest = np.abs(autodiff.embedding).max()
+  wrong = worst(explicit.embedding, autodiff.embedding)
+  noticed = {"table": "dx", "rows": "dw"}[path] == term
+  assert (wrong > 5e-3 * largest) == noticed
+
+
+def largest_array(compiled):
+  """Return the numbers in the largest array that a program ever has."""
+  shapes = re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())
+  return max(int(np.prod([int(n) for n in s.split(",")])) for s in shapes)
+
+
+def test_no_array_of_all_logits_is_there_for_ten_thousand_words(key):
+  steps, batch, words = 64, 32, 10_000
+  logits = steps * batch * words
+  found = {}
+  for vjp in ("explicit", "autodiff"):
+    config = ModelConfig(words, embedding_size=8, hidden_size=16)
+    model = language_model(config, vjp=vjp)
+    params = jax.eval_shape(model.init, key)
+    state = jax.eval_shape(lambda m=model: m.initial_state((batch,)))
+    tokens = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
+    gradient = jax.jit(jax.grad(model.training_loss, has_aux=True))
+    compiled = gradient.lower(params, state, tokens, tokens, key).compile()
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    found[vjp] = largest_array(compiled), memory
+  assert found["autodiff"][0] == logits  # the check sees it where it is
+  assert found["autodiff"][1] > 4 * logits
+  assert found["explicit"][0] < 0.3 * logits
+  assert found["explicit"][1] < 4 * logits
+
+
+def test_the_rows_of_many_words_are_added_up_by_one_scatter(key):
+  model = language_model(ModelConfig(10_000, embedding_size=8, hidden_size=16))
+  params = jax.eval_shape(model.init, key)
+  state = jax.eval_shape(lambda: model.initial_state((B,)))
+  tokens = jax.ShapeDtypeStruct((T, B), jnp.int32)
+  gradient = jax.jit(jax.grad(model.loss, has_aux=True))
+  text = gradient.lower(params, state, tokens, tokens).as_text()
+  assert len(re.findall(r"stablehlo\.scatter", text)) == 1
+  assert "10000x8xf32" in text and "10000x64xf32" not in text  # no table
 
 
 @NAMES

@@ -78,6 +78,25 @@ def test_top_p_keeps_the_fewest_that_make_up_p(p, kept):
   assert found[order].tolist() == [True] * kept + [False] * (4 - kept)
 
 
+def test_a_token_that_is_never_drawn_leaves_the_others_their_shares(
+  params, key
+):
+  _, logits = MODEL.apply(params, MODEL.initial_state(()), PROMPT)
+  likeliest = int(logits[-1].argmax())
+  never = (likeliest, 2)
+  p = np.asarray(jax.nn.softmax(logits[-1])).copy()
+  p[list(never)] = 0
+  p /= p.sum()
+  options = {"num_samples": 20_000, "never": never}
+  drawn = sample(MODEL, params, key, PROMPT, 1, **options)
+  found = np.bincount(drawn[:, 0], minlength=V) / len(drawn)
+  assert found[list(never)].tolist() == [0, 0]
+  assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 20_000) + 1e-4).all()
+  for way in ({"temperature": 0.0}, {"top_k": 2}, {"top_p": 1e-9}):
+    drawn = sample(MODEL, params, key, PROMPT, 40, never=never, **way)
+    assert not np.isin(drawn, never).any()
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
@@ -88,6 +107,7 @@ def test_top_p_keeps_the_fewest_that_make_up_p(p, kept):
     ({"temperature": float("nan")}, "temperature must be finite"),
     ({"top_k": 0}, "top_k must be ≥ 1, got 0"),
     ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0"),
+    ({"never": tuple(range(V))}, "never leaves none of 9 tokens to draw"),
   ],
 )
 def test_options_out_of_range_are_refused(options, message, params, key):

@@ -1,0 +1,54 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from lstm_jax.language import spelling
+from lstm_jax.language.spelling import spelling_nats
+
+RARE = ["abba", "baa", "a", "cab"]
+
+
+def test_the_probabilities_are_those_of_the_docstring():
+  """Straight from the recursion, for one letter after its context."""
+  marked = [[*word, "end"] for word in RARE]
+
+  def p(letter, context):
+    counts = Counter(
+      marks[k]
+      for marks in marked
+      for k in range(len(marks))
+      if k >= len(context) and marks[k - len(context) : k] == context
+    )
+    shorter = p(letter, context[1:]) if context else 1 / (0x110000 + 1)
+    return (counts[letter] + 8 * shorter) / (counts.total() + 8)
+
+  expected = 0.0
+  word = [*"cabbage", "end"]
+  for k, letter in enumerate(word):
+    expected -= math.log(p(letter, word[max(0, k - 4) : k]))
+  (found,) = spelling_nats(RARE, ["cabbage"])
+  assert abs(found - expected) < 1e-12 * expected
+
+
+def test_all_words_together_have_a_probability_of_one(monkeypatch):
+  """Over an alphabet of one letter, whose words can be listed."""
+  monkeypatch.setattr(spelling, "CODE_POINTS", 1)
+  nats = spelling_nats(["a", "aaa", "aaa"], ["a" * n for n in range(300)])
+  assert nats[-1] > 40  # the words left out are too rare to count
+  assert abs(np.exp(-nats).sum() - 1) < 1e-12
+
+
+@pytest.mark.parametrize("rare", [RARE, []])
+def test_any_word_has_a_probability(rare):
+  nats = spelling_nats(rare, ["", "abba", "雪", "\n  ", "a" * 200])
+  assert (nats > 0).all()
+  assert nats.max() < 201 * 15
+
+
+def test_words_like_the_rare_ones_are_cheap():
+  rare = ["unthrift", "unkind", "unseen", "unused"]
+  like, unlike = spelling_nats(rare, ["unkindest", "tsednikun"])
+  assert like < 0.8 * unlike
+  assert spelling_nats(rare, []).shape == (0,)
