@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import jax
@@ -38,3 +39,11 @@ def config(tmp_path):
     eval_every=20,
     sample_length=30,
   )
+
+
+@pytest.fixture
+def word_config(config):
+  """The same, word by word, with words at its end that occur once."""
+  with open(config.corpus, "a", encoding="utf-8") as file:
+    file.write("Thou art more temperate:\n  Rough winds do shake thee.\n")
+  return dataclasses.replace(config, tokens="word", learning_rate=0.03)

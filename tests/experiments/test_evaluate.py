@@ -51,6 +51,8 @@ def test_every_protocol_is_measured_and_recorded(config, console):
   assert (how.segment, how.rate in evaluate.RATES) == (4, True)
   dynamic = dynamic_nats(model, params, held_out, scale, how)
   assert nats["dynamic"] == dynamic.mean()
+  for name, mean in record["nats_per_character"].items():
+    assert abs(mean - nats[name]) < 1e-12
   shown = console.file.getvalue()
   for name, mean in nats.items():
     assert name in shown and f"{mean:.4f}" in shown
@@ -59,6 +61,37 @@ def test_every_protocol_is_measured_and_recorded(config, console):
   record = evaluate.run(run=folder, **part, console=console)
   assert list(record["nats"]) == ["cold"]
   assert abs(record["predictions"] - 0.25 * 20 * 62) < 2
+
+
+def test_words_are_measured_by_their_characters_too(word_config, console):
+  result = train.run(word_config, console)
+  folder = str(result.folder)
+  options = OPTIONS | {"protocol": ["cold", "stateful"]}
+  record = evaluate.run(run=folder, **options, console=console)
+  vocabulary = run_folder.load(result.folder).vocabulary
+  _, held_out = split(read_text(word_config.corpus), word_config.split)
+  tokens = vocabulary.encode(held_out)
+  unknown = tokens == vocabulary.size - 1
+  assert 3 < unknown.sum() < len(tokens)
+  assert record["tokens"] == "word"
+  assert record["predictions"] == len(tokens) - 1
+  assert record["characters"] == len(held_out) - 1
+  assert record["spelling"] == vocabulary.spelling(held_out)[1:].sum()
+  assert record["spelling"] > 5 * unknown.sum()
+  shown = console.file.getvalue()
+  assert f"{unknown[1:].mean():.2%} unknown" in shown
+  for name, mean in record["nats"].items():
+    total = mean * (len(tokens) - 1) + record["spelling"]
+    per_character = record["nats_per_character"][name]
+    assert abs(per_character - total / (len(held_out) - 1)) < 1e-9
+    for figure in (
+      f"{mean:.4f}",
+      f"{math.exp(mean):.3f}",
+      f"{per_character:.4f}",
+      f"{per_character / math.log(2):.4f}",
+    ):
+      assert figure in shown
+  assert abs(record["nats"]["stateful"] - result.held_out) < 1e-6
 
 
 def test_what_cannot_be_evaluated_is_an_error_that_says_why(config, console):

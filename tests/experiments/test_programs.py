@@ -98,6 +98,7 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
     ("train", "--hidden_size=0"): (1, "0 is not an integer in the range [1, "),
     ("train", "--learning_rate=nan"): (1, "must be a finite number"),
     ("train", "--hiden_size=3"): (1, "Unknown command line flag 'hiden_size'"),
+    ("train", "--tokens=word", "--min_count=99999"): (2, "leaves no word"),
     ("sample", f"--run={tmp_path}"): (2, "holds no checkpoint"),
     ("sample",): (1, "flag --run=None: Flag --run must have a value"),
     ("gradcheck", "--plant=lstm.dq"): (2, "no backward has a term 'lstm.dq'"),

@@ -11,7 +11,7 @@ from experiments.gradcheck import check_model
 from experiments.program import Diverged
 from experiments.sample import run as write
 from lstm_jax import lstm
-from lstm_jax.language import read_text, split, stateful_loss
+from lstm_jax.language import Words, read_text, split, stateful_loss, words
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
 
@@ -103,6 +103,98 @@ def test_sample_continues_from_a_run(config, console):
     write(str(folder), **SAMPLE | {"prompt": ""})
 
 
+def test_a_run_of_words_learns_and_writes_verse(word_config, console):
+  config = dataclasses.replace(word_config, num_epochs=5)
+  result = train.run(config, console)
+  folder = result.folder
+  record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+  assert (record["tokens"], record["min_count"]) == ("word", 2)
+  losses = [row["loss"] for row in rows(folder) if "loss" in row]
+  assert losses[-1] < losses[0] - 0.3
+  assert all(row["words_per_second"] > 0 for row in rows(folder)[:1])
+
+  training, held_out = split(read_text(config.corpus), config.split)
+  trained = run_folder.load(folder)
+  assert trained.vocabulary == words(training, 2)
+  assert isinstance(trained.vocabulary, Words)
+  with pytest.raises(ValueError, match=r"'temperate', 'winds'$"):
+    trained.vocabulary.encode_known("thee temperate\nwinds")
+  tokens = trained.vocabulary.encode(held_out)
+  again = stateful_loss(trained.model, trained.params, tokens)
+  assert abs(again - result.held_out) < 1e-6
+
+  samples = (folder / "samples.txt").read_text(encoding="utf-8")
+  assert "<unk>" not in samples and "[" not in samples
+  shown = console.file.getvalue()
+  assert f"perplexity {math.exp(result.held_out):,.1f} per word" in shown
+  assert f"{result.held_out:.4f} nats per word" in shown
+  assert "nats per character with unknown words spelt (" in shown
+  assert '--prompt="Shall I"' in shown
+
+  options = SAMPLE | {"prompt": "Shall I ", "num_samples": 3}
+  for text in write(str(folder), **options):
+    assert text.startswith("Shall I") and not text.startswith("Shall I  ")
+    assert len(trained.vocabulary.encode_known(text)) <= 2 + 25
+  with pytest.raises(ValueError, match=r"15 words: 'Shalt', 'temperate'$"):
+    write(str(folder), **SAMPLE | {"prompt": "Shalt thee temperate"})
+  with pytest.raises(ValueError, match="prompt must have at least one word"):
+    write(str(folder), **SAMPLE | {"prompt": " "})
+
+
+@pytest.mark.parametrize(
+  ("changes", "text", "message"),
+  [
+    ({}, "Thou art. " * 4, "need at least 25 tokens, got"),
+    ({}, "thou " * 99, "only one word to learn, 'thou'"),
+    ({"tokens": "character"}, "a" * 99, "only one character to learn, 'a'"),
+    ({}, "a b " * 40 + "c" * 20, "too short: what is held out has 1 tokens"),
+    ({"split": 0.0}, VERSE * 20, r"held-out share must be in \(0, 1\), got 0"),
+    ({"min_count": 99}, VERSE * 20, "min_count of 99 leaves no word: the most"),
+  ],
+)
+def test_words_that_cannot_be_learnt_are_an_error_that_says_why(
+  changes, text, message, word_config, console
+):
+  Path(word_config.corpus).write_text(text, encoding="utf-8")
+  with pytest.raises(ValueError, match=message) as error:
+    train.run(dataclasses.replace(word_config, **changes), console)
+  assert "\n" not in str(error.value)
+  assert not Path(word_config.run).exists()
+
+
+def test_a_checkpoint_of_other_tokens_than_the_configuration_is_refused(
+  config, word_config, console
+):
+  for made, other in ((config, "word"), (word_config, "character")):
+    made = dataclasses.replace(made, run=f"{config.run}-{made.tokens}")
+    path = train.run(made, console).folder / "config.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"tokens": other}))
+    message = f"tokens is '{made.tokens}' in one and '{other}' in the other"
+    with pytest.raises(ValueError, match=message):
+      run_folder.load(path.parent)
+
+
+def test_a_run_from_before_there_were_words_is_one_of_characters(
+  config, console, monkeypatch
+):
+  def describe(config, vocabulary):
+    fields = {name: getattr(config, name) for name in run_folder.MODEL_FIELDS}
+    fields = {k: v for k, v in fields.items() if k not in later}
+    return {"model": fields, "vocabulary": vocabulary.symbols}
+
+  later = run_folder.BEFORE_WORDS
+  monkeypatch.setattr(run_folder, "describe", describe)
+  folder = train.run(config, console).folder
+  path = folder / "config.json"
+  record = json.loads(path.read_text())
+  path.write_text(json.dumps({k: record[k] for k in record.keys() - later}))
+  assert run_folder.load(folder).vocabulary.symbols == "".join(
+    sorted(set(VERSE))
+  )
+  train.run(dataclasses.replace(config, overwrite=True), console)
+
+
 def test_a_folder_with_a_run_is_refused_and_left_alone(config, console):
   folder = train.run(config, console).folder
   before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -182,6 +274,8 @@ def test_bad_input_is_an_error_that_leaves_no_folder(
     ({"num_epochs": 0}, "num_epochs must be ≥ 1, got 0"),
     ({"temperature": math.inf}, "temperature must be ≥ 0, got inf"),
     ({"cell": "gpt"}, "cell must be in .*, got 'gpt'"),
+    ({"tokens": "syllable"}, "tokens must be in .*, got 'syllable'"),
+    ({"min_count": 0}, "min_count must be ≥ 1, got 0"),
   ],
 )
 def test_a_configuration_out_of_range_is_refused(changes, message, config):
