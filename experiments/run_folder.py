@@ -39,6 +39,7 @@ MODEL_FIELDS = (
   "embedding_size",
   "hidden_size",
   "num_layers",
+  "tied",
   "init_std",
   "readout_std",
 )

@@ -29,6 +29,7 @@ from experiments.config import (
   TrainConfig,
   model_config,
   optimizer_config,
+  reading,
   regularizers,
 )
 from experiments.journal import Journal
@@ -44,18 +45,20 @@ from experiments.progress import TrainingBar
 from lstm_jax.language import (
   characters,
   language_model,
-  make_streams,
   read_text,
   split,
   stateful_loss,
 )
 from lstm_jax.training import (
+  begin_average,
+  include,
   init_state,
   learnt,
   make_optimizer,
   make_update,
   optimizer,
   train,
+  wanders,
 )
 
 EARLY = 10, 30  # updates after which to look as well: the most happens there
@@ -85,8 +88,8 @@ def run(config: TrainConfig, console: Console) -> Result:
   watched = held_out
   if config.development:
     training, watched = split(training, config.development)
-  streams = make_streams(training, config.num_streams, config.num_steps)
-  num_updates = config.num_epochs * streams.num_blocks
+  read = reading(config)
+  num_updates = read.num_updates(training)
   model = language_model(
     model_config(config, vocabulary.size), regularizers=regularizers(config)
   )
@@ -102,15 +105,14 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"hidden units, {count:,} parameters\n"
     f"corpus      {config.corpus}: {len(text):,} characters, "
     f"{vocabulary.size} distinct, {len(held_out):,} held out\n"
-    f"training    {config.num_epochs} epochs of {streams.num_blocks} updates, "
-    f"{streams.tokens_per_epoch:,} tokens per epoch\n"
+    f"training    {config.num_epochs} epochs of {len(training):,} tokens, "
+    f"{num_updates:,} updates\n"
     f"device      {run_folder.device_name()}\n"
     f"run folder  {folder}",
     soft_wrap=True,
   )
   name = "development" if config.development else "held-out"
   bar = TrainingBar(console, num_updates)
-  tokens_per_update = streams.tokens_per_epoch / streams.num_blocks
   description = run_folder.describe(config, vocabulary)
   journal = Journal(
     folder,
@@ -118,7 +120,6 @@ def run(config: TrainConfig, console: Console) -> Result:
     bar,
     params,
     description,
-    tokens_per_update,
     name.replace("-", "_"),
   )
   write = partial(
@@ -133,22 +134,31 @@ def run(config: TrainConfig, console: Console) -> Result:
     model, rule, params, config.num_streams, averaged=config.average > 0
   )
   step_of = make_update(model, rule, key_noise, decay=config.average)
-  updates = train(step_of, state, streams, num_updates)
+  updates = train(step_of, state, read.epochs(training))
+  average, looks = None, []
   try:
     with bar, _interruptible() as requests:
       journal.resume()
       for step, (state, metrics) in enumerate(updates, start=1):
+        if average:
+          average = include(average, state.params)
         journal.update(step, metrics)
         regular = step % config.eval_every == 0 or step == num_updates
         if regular or step in EARLY or requests:
           journal.report(step)
-          params = learnt(state)
+          params = average.params if average else learnt(state)
           nats = stateful_loss(model, params, watched)
           best = journal.watch(step, nats, params)
+          epoch = config.num_epochs * step / num_updates
           title = (
-            f"update {step}, epoch {step / streams.num_blocks:.1f}: {name} "
+            f"update {step}, epoch {epoch:.1f}: {name} "
             f"{nats:.4f} nats per character{', the best so far' * best}"
           )
+          looks.append(nats)
+          after = config.average_after
+          if after and not average and wanders(looks, after):
+            average = begin_average(state.params)
+            title += "; from here on the weights are averaged"
           key = jax.random.fold_in(key_samples, step)
           write(title, params=params, key=key)
           journal.resume()
@@ -215,6 +225,9 @@ def _flags() -> list[flags.FlagHolder]:
     flag = flags.DEFINE_float(name, value, text, lower_bound=low)
     return finite(flag)
 
+  def boolean(name, text):
+    return flags.DEFINE_boolean(name, getattr(default, name), text)
+
   def choice(name, values, text):
     return flags.DEFINE_enum(name, getattr(default, name), values, text)
 
@@ -230,14 +243,17 @@ def _flags() -> list[flags.FlagHolder]:
       "watched, so that the held-out split chooses nothing; 0 to watch that.",
     ),
     string("run", "Folder of the run; empty for a new one under runs/."),
-    flags.DEFINE_boolean(
-      "overwrite", default.overwrite, "Replace the run that --run holds."
-    ),
+    boolean("overwrite", "Replace the run that --run holds."),
     integer("seed", "Seed of the initial weights and of the samples.", 0),
     choice("cell", list(CELLS), "The recurrent cell."),
     integer("embedding_size", "Length of a character's vector."),
     integer("hidden_size", "Hidden units of each layer."),
     integer("num_layers", "Layers of cells."),
+    boolean(
+      "tied",
+      "Read out with the embedding; --embedding_size must be that of the top "
+      "layer's outputs.",
+    ),
     number(
       "init_std",
       "Deviation of Gaussian initial weights, with every bias 0; 0 for the "
@@ -266,6 +282,14 @@ def _flags() -> list[flags.FlagHolder]:
     integer("num_streams", "Streams of text read in parallel (batch size)."),
     integer("num_steps", "Characters of a stream in one update."),
     integer("num_epochs", "Passes over the training split."),
+    boolean("random_offsets", "Begin each epoch somewhere else in the text."),
+    number("short_blocks", "How often a block has half of --num_steps."),
+    integer(
+      "late_streams",
+      "Streams of the last third of the epochs, for gradients with less noise; "
+      "0 for --num_streams.",
+      0,
+    ),
     choice("optimizer", get_args(optimizer.Rule), "How weights are updated."),
     number("learning_rate", "Peak of the learning-rate schedule."),
     choice(
@@ -279,6 +303,12 @@ def _flags() -> list[flags.FlagHolder]:
       "average",
       "Decay of the weights' exponential average, which is then what is "
       "watched, sampled and kept; 0 for the weights themselves.",
+    ),
+    integer(
+      "average_after",
+      "Average the weights (NT-ASGD) from the first look that is worse than "
+      "the best of those before the last so many; 0 for never.",
+      0,
     ),
     integer("eval_every", "Updates between two looks: held-out loss, sample."),
     integer("sample_length", "Characters of a sample while training."),

@@ -29,7 +29,7 @@ from jax import lax
 
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.language.text import Streams
+from lstm_jax.language.streams import Streams
 
 CHUNK = 1024  # predictions a call: bounds the memory that the logits take
 EPSILON = 1e-3

@@ -8,6 +8,11 @@ The lowest layer never sees eₜ: its input product eₜ W_x is row xₜ of the 
 table E W_x, [V, G·H], made once for all steps. What remains of the largest
 product of a one-layer model is a gather.
 
+Tied, the readout is the embedding, W = Eᵀ (Press and Wolf 2017, Using the
+output embedding to improve language models), drawn as a readout is, and eₜ is
+√E times its row, so that inputs keep their size (Vaswani et al. 2017, section
+3.4).
+
   >>> import jax, jax.numpy as jnp
   >>> model = language_model(ModelConfig(vocabulary_size=11, hidden_size=8))
   >>> params = model.init(jax.random.key(0))
@@ -49,6 +54,7 @@ class ModelConfig:
       the readout is Gaussian with this deviation and every bias 0, that of the
       forget gate too.
     readout_std: deviation of the readout's initial weights; None for 1/√H.
+    tied: read out with the embedding; E must be the size of the top outputs.
     dtype: of the parameters.
     compute_dtype: of the products' operands, such as `jnp.bfloat16`; None for
       that of the parameters. Sums, states and gradients keep their dtypes.
@@ -64,6 +70,7 @@ class ModelConfig:
   num_layers: int = 1
   init_std: float | None = None
   readout_std: float | None = None
+  tied: bool = False
   dtype: Any = jnp.float32
   compute_dtype: Any = None
 
@@ -83,7 +90,7 @@ class LanguageParams(NamedTuple):
 
   embedding: jax.Array  # E [V, E]
   layers: tuple[Params, ...]  # the lowest first
-  readout: jax.Array  # W [H, V]
+  readout: Any  # W [H, V]; None where it is tied
   bias: jax.Array  # b [V]
 
 
@@ -148,26 +155,33 @@ def language_model(
   ) -> tuple[tuple[State, ...], jax.Array]:
     lowest = params.layers[0]
     no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
-    table = dense(params.embedding, lowest.w_x, no_bias)
+    embedding = params.embedding
+    if config.tied:
+      embedding = embedding * jnp.asarray(
+        embedding.shape[1] ** 0.5, embedding.dtype
+      )
+    table = dense(embedding, lowest.w_x, no_bias)
     lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
     layers = (lowest, *params.layers[1:])
     rule = {"vjp": vjp, "compute_dtype": compute_dtype}
     return unroll_stack(config.cell, layers, state, tokens, **noise, **rule)
 
+  def readout_of(params: LanguageParams) -> tuple[jax.Array, jax.Array]:
+    w = params.embedding.T if params.readout is None else params.readout
+    return w, params.bias
+
   def nats_of(
-    params: LanguageParams, hs: jax.Array, targets: jax.Array
+    readout: tuple[jax.Array, jax.Array], hs: jax.Array, targets: jax.Array
   ) -> jax.Array:
     if explicit:
-      readout = params.readout, params.bias
       return mean_loss(hs, *readout, targets, compute_dtype)
-    logits = dense(hs, params.readout, params.bias)
-    return losses.forward(logits, targets)[0].mean()
+    return losses.forward(dense(hs, *readout), targets)[0].mean()
 
   def apply(
     params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
   ) -> tuple[tuple[State, ...], jax.Array]:
     state, hs = outputs(params, state, tokens)
-    return state, dense(hs, params.readout, params.bias)
+    return state, dense(hs, *readout_of(params))
 
   def loss(
     params: LanguageParams,
@@ -176,7 +190,7 @@ def language_model(
     targets: jax.Array,
   ) -> tuple[jax.Array, tuple[State, ...]]:
     state, hs = outputs(params, state, tokens)
-    return nats_of(params, hs, targets), state
+    return nats_of(readout_of(params), hs, targets), state
 
   def training_loss(
     params: LanguageParams,
@@ -189,11 +203,12 @@ def language_model(
       nats, state = loss(params, state, tokens, targets)
       return nats, (nats, state)
     key_weights, key_stack, key_outputs = jax.random.split(key, 3)
+    readout = readout_of(params)  # whose rows are not dropped
     params = regularizers.drop_weights(key_weights, params)
     noise = regularizers.of_stack(key_stack, state, len(tokens))
     state, hs = outputs(params, state, tokens, **noise)
     read_out = regularizers.drop_outputs(key_outputs, hs)
-    nats = nats_of(params, read_out, targets)
+    nats = nats_of(readout, read_out, targets)
     return nats + regularizers.penalty(hs, read_out), (nats, state)
 
   return LanguageModel(init, initial_state, apply, loss, training_loss)
@@ -207,14 +222,22 @@ def _init(config: ModelConfig, key: jax.Array) -> LanguageParams:
     config.cell, key_layers, size, sizes, dtype=dtype
   )
   hidden = layers[-1].w_h.shape[0]
+  if config.tied and size != hidden:
+    raise ValueError(
+      "a tied readout needs an embedding_size of the top layer's outputs, "
+      f"{hidden}, got {size}"
+    )
   std = config.readout_std
   std = hidden**-0.5 if std is None else std
-  shape = config.vocabulary_size, size
+  vocabulary = config.vocabulary_size
+  readout = std * jax.random.normal(key_readout, (hidden, vocabulary), dtype)
   params = LanguageParams(
-    embedding=jax.random.normal(key_embedding, shape, dtype),
+    embedding=readout.T
+    if config.tied
+    else jax.random.normal(key_embedding, (vocabulary, size), dtype),
     layers=layers,
-    readout=std * jax.random.normal(key_readout, (hidden, shape[0]), dtype),
-    bias=jnp.zeros((shape[0],), dtype),
+    readout=None if config.tied else readout,
+    bias=jnp.zeros((vocabulary,), dtype),
   )
   if config.init_std is None:
     return params
