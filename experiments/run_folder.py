@@ -68,12 +68,8 @@ def create(config: TrainConfig) -> Path:
   if present:
     _set_aside(folder, present)
   folder.mkdir(parents=True, exist_ok=True)
-  packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
-  record = dataclasses.asdict(config) | {
-    "versions": {name: version(name) for name in packages},
-    "device": device_name(),
-    "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-  }
+  now = datetime.now().astimezone().isoformat(timespec="seconds")
+  record = dataclasses.asdict(config) | origin() | {"started": now}
   text = json.dumps(record, indent=2, allow_nan=False)
   (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
   return folder
@@ -127,6 +123,13 @@ def device_name() -> str:
   """Return what the run computes on."""
   device = jax.devices()[0]
   return f"{device.platform}, {device.device_kind}"
+
+
+def origin() -> dict[str, Any]:
+  """Return the versions and the device that figures come from."""
+  packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
+  versions = {name: version(name) for name in packages}
+  return {"versions": versions, "device": device_name()}
 
 
 def append(path: Path, text: str) -> None:

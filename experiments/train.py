@@ -212,7 +212,7 @@ def _interruptible() -> Iterator[list[int]]:
     signal.signal(signal.SIGINT, previous)
 
 
-def _flags() -> list[flags.FlagHolder]:
+def define_flags() -> list[flags.FlagHolder]:
   """Define one flag for each field of TrainConfig, with its default."""
   default = TrainConfig()
 
@@ -324,5 +324,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  FLAGS = _flags()
+  FLAGS = define_flags()
   launch(main)

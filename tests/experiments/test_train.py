@@ -249,6 +249,6 @@ def test_the_gradient_of_the_whole_model_passes(text, key):
 def test_the_default_is_that_of_the_flags():
   """One place holds the defaults: every flag's is that of TrainConfig."""
   default = train.TrainConfig()
-  assert {flag.name: flag.default for flag in train._flags()} == (
+  assert {flag.name: flag.default for flag in train.define_flags()} == (
     dataclasses.asdict(default)
   )
