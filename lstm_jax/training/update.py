@@ -114,7 +114,8 @@ def train(
 def _zeros(carry: Any, num_streams: int) -> Any:
   """Return zeros like the carried state, for that many streams."""
   return jax.tree.map(
-    lambda c: jnp.zeros((num_streams, *c.shape[1:]), c.dtype), carry
+    lambda c: jnp.zeros((*c.shape[:-2], num_streams, c.shape[-1]), c.dtype),
+    carry,
   )
 
 
