@@ -18,6 +18,7 @@ from lstm_jax.cells import (
 )
 from lstm_jax.language import (
   ModelConfig,
+  Reading,
   Regularizers,
   Tokenizer,
   Vocabulary,
@@ -60,6 +61,7 @@ class TrainConfig:
   embedding_size: int = 64
   hidden_size: int = 256
   num_layers: int = 1
+  tied: bool = False
   init_std: float = 0.0
   readout_std: float = 0.0
   compute_dtype: str = "float32"
@@ -74,6 +76,9 @@ class TrainConfig:
   num_streams: int = 32
   num_steps: int = 64
   num_epochs: int = 20
+  random_offsets: bool = False
+  short_blocks: float = 0.0
+  late_streams: int = 0
   optimizer: Rule = "adamw"
   learning_rate: float = 5e-3
   schedule: Schedule = "cosine"
@@ -82,12 +87,13 @@ class TrainConfig:
   clip_norm: float = 1.0
   clip_value: float = 0.0
   average: float = 0.0
+  average_after: int = 0
   eval_every: int = 100
   sample_length: int = 200
   temperature: float = 0.8
 
   def __post_init__(self):
-    for name in ("num_epochs", "eval_every", "sample_length", "min_count"):
+    for name in ("eval_every", "sample_length", "min_count"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
     if not 0 <= self.temperature < math.inf:
@@ -95,7 +101,12 @@ class TrainConfig:
     for name in ("average", "development"):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-    regularizers(self)  # which checks its own
+    if self.average and self.average_after:
+      raise ValueError(
+        "average and average_after are two averages of the weights: "
+        f"one of them must be 0, got {self.average} and {self.average_after}"
+      )
+    regularizers(self), reading(self)  # which check their own
     if self.compute_dtype not in COMPUTE_DTYPES:
       raise ValueError(
         f"compute_dtype must be in {list(COMPUTE_DTYPES)}, "
@@ -157,6 +168,7 @@ def model_config(config: TrainConfig, vocabulary_size: int) -> ModelConfig:
     num_layers=config.num_layers,
     init_std=config.init_std or None,
     readout_std=config.readout_std or None,
+    tied=config.tied,
     compute_dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
 
@@ -166,6 +178,12 @@ def regularizers(config: TrainConfig) -> Regularizers | None:
   names = [field.name for field in dataclasses.fields(Regularizers)]
   chosen = Regularizers(**{name: getattr(config, name) for name in names})
   return chosen if chosen != Regularizers() else None
+
+
+def reading(config: TrainConfig) -> Reading:
+  """Return how a run reads its training text."""
+  names = [field.name for field in dataclasses.fields(Reading)]
+  return Reading(**{name: getattr(config, name) for name in names})
 
 
 def optimizer_config(config: TrainConfig) -> OptimizerConfig:

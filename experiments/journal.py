@@ -58,7 +58,6 @@ class Journal:
     untrained: LanguageParams,
     description: dict[str, Any],
     vocabulary: Tokenizer,
-    tokens_per_update: float,
     watched: str = "held_out",
   ):
     self._folder = folder
@@ -66,7 +65,6 @@ class Journal:
     self._bar = bar
     self._description = description
     self._vocabulary = vocabulary
-    self._tokens_per_update = tokens_per_update
     self._watched = watched
     self._writer = CheckpointWriter(folder / run_folder.CHECKPOINTS)
     self._pending: list[Metrics] = []
@@ -88,7 +86,8 @@ class Journal:
     """
     if not self._pending:
       return
-    losses, norms = np.array([jax.device_get(m) for m in self._pending]).T
+    pending = np.array([jax.device_get(m) for m in self._pending])
+    losses, norms, predictions = pending.T
     elapsed = time.monotonic() - self._mark
     self.seconds += elapsed
     wrong = np.flatnonzero(~np.isfinite(losses))
@@ -97,7 +96,7 @@ class Journal:
       at = step - len(losses) + 1 + first
       raise Diverged(f"the loss is {losses[first]} at update {at}")
     loss, norm = float(losses.mean()), float(norms.mean())
-    rate = len(losses) * self._tokens_per_update / elapsed
+    rate = predictions.sum() / elapsed
     self._bar.update(step, loss, rate)
     speed = {f"{self._vocabulary.unit}s_per_second": round(rate)}
     self._record(

@@ -35,7 +35,7 @@ CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, CHECKPOINTS = "loss.png", "checkpoints"
 EVALUATION = "evaluation.json"
 PREVIOUS = "previous"
-BEFORE_WORDS = {"tokens": "character", "min_count": 2}  # of runs without both
+EARLIER = {"tokens": "character", "min_count": 2, "tied": False}  # if not said
 MODEL_FIELDS = (
   "tokens",
   "min_count",
@@ -43,6 +43,7 @@ MODEL_FIELDS = (
   "embedding_size",
   "hidden_size",
   "num_layers",
+  "tied",
   "init_std",
   "readout_std",
 )
@@ -71,12 +72,8 @@ def create(config: TrainConfig) -> Path:
   if present:
     _set_aside(folder, present)
   folder.mkdir(parents=True, exist_ok=True)
-  packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
-  record = dataclasses.asdict(config) | {
-    "versions": {name: version(name) for name in packages},
-    "device": device_name(),
-    "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-  }
+  now = datetime.now().astimezone().isoformat(timespec="seconds")
+  record = dataclasses.asdict(config) | origin() | {"started": now}
   text = json.dumps(record, indent=2, allow_nan=False)
   (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
   return folder
@@ -90,7 +87,7 @@ def _is_run(folder: Path) -> bool:
     return False
   if not isinstance(record, dict):
     return False
-  return set(MODEL_FIELDS) <= set(BEFORE_WORDS | record)
+  return set(MODEL_FIELDS) <= set(EARLIER | record)
 
 
 def _set_aside(folder: Path, present: list[Path]) -> None:
@@ -134,6 +131,13 @@ def device_name() -> str:
   return f"{device.platform}, {device.device_kind}"
 
 
+def origin() -> dict[str, Any]:
+  """Return the versions and the device that figures come from."""
+  packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
+  versions = {name: version(name) for name in packages}
+  return {"versions": versions, "device": device_name()}
+
+
 def append(path: Path, text: str) -> None:
   """Add text to a file of the run, and leave it on the disk."""
   with path.open("a", encoding="utf-8", newline="\n") as file:
@@ -174,9 +178,10 @@ def load(folder: Path) -> Trained:
   checkpoints = folder / CHECKPOINTS
   step, description = read_checkpoint(checkpoints)
   try:
-    described, stored = description["model"], description["vocabulary"]
+    described = EARLIER | description["model"]
+    stored = description["vocabulary"]
     if isinstance(stored, str):  # as before there were words
-      described, stored = BEFORE_WORDS | described, {"symbols": stored}
+      stored = {"symbols": stored}
     fields = {name: described[name] for name in MODEL_FIELDS}
     config = dataclasses.replace(TrainConfig(), **fields)
     vocabulary = stored_vocabulary(config.tokens, stored)
@@ -203,7 +208,7 @@ def _compare(path: Path, fields: dict[str, Any]) -> None:
   for name, value in fields.items():
     other = None
     if isinstance(record, dict):
-      other = (BEFORE_WORDS | record).get(name)
+      other = (EARLIER | record).get(name)
     if other != value:
       raise ValueError(
         f"the checkpoint is of another configuration than {path}: "

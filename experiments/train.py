@@ -33,6 +33,7 @@ from experiments.config import (
   make_vocabulary,
   model_config,
   optimizer_config,
+  reading,
   regularizers,
 )
 from experiments.journal import Journal, loss_title, perplexity
@@ -48,19 +49,21 @@ from experiments.progress import TrainingBar
 from lstm_jax.language import (
   Tokenizer,
   language_model,
-  make_streams,
   read_text,
   split,
   stateful_loss,
 )
 from lstm_jax.language.evaluate import nats_per_character
 from lstm_jax.training import (
+  begin_average,
+  include,
   init_state,
   learnt,
   make_optimizer,
   make_update,
   optimizer,
   train,
+  wanders,
 )
 
 EARLY = 10, 30  # updates after which to look as well: the most happens there
@@ -99,8 +102,8 @@ def run(config: TrainConfig, console: Console) -> Result:
       f"the corpus is too short: what is held out has {len(held_out)} tokens, "
       f"what is watched {len(watched)}, and each needs at least 2"
     )
-  streams = make_streams(training, config.num_streams, config.num_steps)
-  num_updates = config.num_epochs * streams.num_blocks
+  read = reading(config)
+  num_updates = read.num_updates(training)
   model = language_model(
     model_config(config, vocabulary.size), regularizers=regularizers(config)
   )
@@ -116,15 +119,14 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"hidden units, {count:,} parameters\n"
     f"corpus      {config.corpus}: {len(text):,} characters, "
     f"{_tokens(vocabulary, held_out)}\n"
-    f"training    {config.num_epochs} epochs of {streams.num_blocks} updates, "
-    f"{streams.tokens_per_epoch:,} tokens per epoch\n"
+    f"training    {config.num_epochs} epochs of {len(training):,} tokens, "
+    f"{num_updates:,} updates\n"
     f"device      {run_folder.device_name()}\n"
     f"run folder  {folder}",
     soft_wrap=True,
   )
   name = "development" if config.development else "held-out"
   bar = TrainingBar(console, num_updates, vocabulary.unit)
-  tokens_per_update = streams.tokens_per_epoch / streams.num_blocks
   description = run_folder.describe(config, vocabulary)
   journal = Journal(
     folder,
@@ -133,7 +135,6 @@ def run(config: TrainConfig, console: Console) -> Result:
     params,
     description,
     vocabulary,
-    tokens_per_update,
     name.replace("-", "_"),
   )
   write = partial(
@@ -147,22 +148,31 @@ def run(config: TrainConfig, console: Console) -> Result:
     model, rule, params, config.num_streams, averaged=config.average > 0
   )
   step_of = make_update(model, rule, key_noise, decay=config.average)
-  updates = train(step_of, state, streams, num_updates)
+  updates = train(step_of, state, read.epochs(training))
+  average, looks = None, []
   try:
     with bar, _interruptible() as requests:
       journal.resume()
       for step, (state, metrics) in enumerate(updates, start=1):
+        if average:
+          average = include(average, state.params)
         journal.update(step, metrics)
         regular = step % config.eval_every == 0 or step == num_updates
         if regular or step in EARLY or requests:
           journal.report(step)
-          params = learnt(state)
+          params = average.params if average else learnt(state)
           nats = stateful_loss(model, params, watched)
           best = journal.watch(step, nats, params)
+          epoch = config.num_epochs * step / num_updates
           title = (
-            f"update {step}, epoch {step / streams.num_blocks:.1f}: {name} "
+            f"update {step}, epoch {epoch:.1f}: {name} "
             f"{loss_title(nats, vocabulary)}{', the best so far' * best}"
           )
+          looks.append(nats)
+          after = config.average_after
+          if after and not average and wanders(looks, after):
+            average = begin_average(state.params)
+            title += "; from here on the weights are averaged"
           key = jax.random.fold_in(key_samples, step)
           write(title, params=params, key=key)
           journal.resume()
@@ -250,7 +260,7 @@ def _interruptible() -> Iterator[list[int]]:
     signal.signal(signal.SIGINT, previous)
 
 
-def _flags() -> list[flags.FlagHolder]:
+def define_flags() -> list[flags.FlagHolder]:
   """Define one flag for each field of TrainConfig, with its default."""
   default = TrainConfig()
 
@@ -262,6 +272,9 @@ def _flags() -> list[flags.FlagHolder]:
     value = getattr(default, name)
     flag = flags.DEFINE_float(name, value, text, lower_bound=low)
     return finite(flag)
+
+  def boolean(name, text):
+    return flags.DEFINE_boolean(name, getattr(default, name), text)
 
   def choice(name, values, text):
     return flags.DEFINE_enum(name, getattr(default, name), values, text)
@@ -284,14 +297,17 @@ def _flags() -> list[flags.FlagHolder]:
     ),
     integer("min_count", "Words that training has less often are unknown."),
     string("run", "Folder of the run; empty for a new one under runs/."),
-    flags.DEFINE_boolean(
-      "overwrite", default.overwrite, "Replace the run that --run holds."
-    ),
+    boolean("overwrite", "Replace the run that --run holds."),
     integer("seed", "Seed of the initial weights and of the samples.", 0),
     choice("cell", list(CELLS), "The recurrent cell."),
     integer("embedding_size", "Length of a token's vector."),
     integer("hidden_size", "Hidden units of each layer."),
     integer("num_layers", "Layers of cells."),
+    boolean(
+      "tied",
+      "Read out with the embedding; --embedding_size must be that of the top "
+      "layer's outputs.",
+    ),
     number(
       "init_std",
       "Deviation of Gaussian initial weights, with every bias 0; 0 for the "
@@ -320,6 +336,14 @@ def _flags() -> list[flags.FlagHolder]:
     integer("num_streams", "Streams of text read in parallel (batch size)."),
     integer("num_steps", "Tokens of a stream in one update."),
     integer("num_epochs", "Passes over the training split."),
+    boolean("random_offsets", "Begin each epoch somewhere else in the text."),
+    number("short_blocks", "How often a block has half of --num_steps."),
+    integer(
+      "late_streams",
+      "Streams of the last third of the epochs, for gradients with less noise; "
+      "0 for --num_streams.",
+      0,
+    ),
     choice("optimizer", get_args(optimizer.Rule), "How weights are updated."),
     number("learning_rate", "Peak of the learning-rate schedule."),
     choice(
@@ -333,6 +357,12 @@ def _flags() -> list[flags.FlagHolder]:
       "average",
       "Decay of the weights' exponential average, which is then what is "
       "watched, sampled and kept; 0 for the weights themselves.",
+    ),
+    integer(
+      "average_after",
+      "Average the weights (NT-ASGD) from the first look that is worse than "
+      "the best of those before the last so many; 0 for never.",
+      0,
     ),
     integer("eval_every", "Updates between two looks: held-out loss, sample."),
     integer("sample_length", "Tokens of a sample while training."),
@@ -348,5 +378,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  FLAGS = _flags()
+  FLAGS = define_flags()
   launch(main)

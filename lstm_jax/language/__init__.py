@@ -8,11 +8,12 @@ from lstm_jax.language.model import ModelConfig as ModelConfig
 from lstm_jax.language.model import language_model as language_model
 from lstm_jax.language.regularizers import Regularizers as Regularizers
 from lstm_jax.language.sample import sample as sample
-from lstm_jax.language.text import Streams as Streams
+from lstm_jax.language.streams import Reading as Reading
+from lstm_jax.language.streams import Streams as Streams
+from lstm_jax.language.streams import make_streams as make_streams
 from lstm_jax.language.text import Tokenizer as Tokenizer
 from lstm_jax.language.text import Vocabulary as Vocabulary
 from lstm_jax.language.text import characters as characters
-from lstm_jax.language.text import make_streams as make_streams
 from lstm_jax.language.text import read_text as read_text
 from lstm_jax.language.text import split as split
 from lstm_jax.language.words import Words as Words

@@ -29,7 +29,8 @@ from jax import lax
 
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.language.text import Streams, Tokenizer
+from lstm_jax.language.streams import Streams
+from lstm_jax.language.text import Tokenizer
 
 CHUNK = 1024  # predictions a call: bounds the memory that the logits take
 LOGITS = 2**21  # of cold windows at once, which is so many at V 64

@@ -10,6 +10,11 @@ the largest product of a one-layer model is a gather. A large vocabulary, such
 as of words, has more rows than a block has tokens: then rows of E are gathered,
 and the layer multiplies those.
 
+Tied, the readout is the embedding, W = Eᵀ (Press and Wolf 2017, Using the
+output embedding to improve language models), drawn as a readout is, and eₜ is
+√E times its row, so that inputs keep their size (Vaswani et al. 2017, section
+3.4).
+
   >>> import jax, jax.numpy as jnp
   >>> model = language_model(ModelConfig(vocabulary_size=11, hidden_size=8))
   >>> params = model.init(jax.random.key(0))
@@ -55,6 +60,7 @@ class ModelConfig:
       the readout is Gaussian with this deviation and every bias 0, that of the
       forget gate too.
     readout_std: deviation of the readout's initial weights; None for 1/√H.
+    tied: read out with the embedding; E must be the size of the top outputs.
     dtype: of the parameters.
     compute_dtype: of the products' operands, such as `jnp.bfloat16`; None for
       that of the parameters. Sums, states and gradients keep their dtypes.
@@ -70,6 +76,7 @@ class ModelConfig:
   num_layers: int = 1
   init_std: float | None = None
   readout_std: float | None = None
+  tied: bool = False
   dtype: Any = jnp.float32
   compute_dtype: Any = None
 
@@ -89,7 +96,7 @@ class LanguageParams(NamedTuple):
 
   embedding: jax.Array  # E [V, E]
   layers: tuple[Params, ...]  # the lowest first
-  readout: jax.Array  # W [H, V]
+  readout: Any  # W [H, V]; None where it is tied
   bias: jax.Array  # b [V]
 
 
@@ -146,6 +153,12 @@ def language_model(
       config.cell.initial_state(layer, batch_shape) for layer in shapes.layers
     )
 
+  def sized(rows: jax.Array) -> jax.Array:
+    """Return rows of E, [..., E], as inputs: √E times as large where tied."""
+    if not config.tied:
+      return rows
+    return rows * jnp.asarray(rows.shape[-1] ** 0.5, rows.dtype)
+
   def outputs(
     params: LanguageParams,
     state: tuple[State, ...],
@@ -155,31 +168,33 @@ def language_model(
     embedding, (lowest, *others) = params.embedding, params.layers
     if len(embedding) <= max(tokens.size, TABLE):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
-      table = dense(embedding, lowest.w_x, no_bias)
+      table = dense(sized(embedding), lowest.w_x, no_bias)
       lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
       xs = tokens
     else:
       no_bias = jnp.zeros(embedding.shape[1:], embedding.dtype)
       rows = (linear if explicit else affine)(tokens, embedding, no_bias)
-      xs = rows.astype(embedding.dtype)
+      xs = sized(rows.astype(embedding.dtype))
     layers = (lowest, *others)
     rule = {"vjp": vjp, "compute_dtype": compute_dtype}
     return unroll_stack(config.cell, layers, state, xs, **noise, **rule)
 
+  def readout_of(params: LanguageParams) -> tuple[jax.Array, jax.Array]:
+    w = params.embedding.T if params.readout is None else params.readout
+    return w, params.bias
+
   def nats_of(
-    params: LanguageParams, hs: jax.Array, targets: jax.Array
+    readout: tuple[jax.Array, jax.Array], hs: jax.Array, targets: jax.Array
   ) -> jax.Array:
     if explicit:
-      readout = params.readout, params.bias
       return mean_loss(hs, *readout, targets, compute_dtype)
-    logits = dense(hs, params.readout, params.bias)
-    return losses.forward(logits, targets)[0].mean()
+    return losses.forward(dense(hs, *readout), targets)[0].mean()
 
   def apply(
     params: LanguageParams, state: tuple[State, ...], tokens: jax.Array
   ) -> tuple[tuple[State, ...], jax.Array]:
     state, hs = outputs(params, state, tokens)
-    return state, dense(hs, params.readout, params.bias)
+    return state, dense(hs, *readout_of(params))
 
   def loss(
     params: LanguageParams,
@@ -188,7 +203,7 @@ def language_model(
     targets: jax.Array,
   ) -> tuple[jax.Array, tuple[State, ...]]:
     state, hs = outputs(params, state, tokens)
-    return nats_of(params, hs, targets), state
+    return nats_of(readout_of(params), hs, targets), state
 
   def training_loss(
     params: LanguageParams,
@@ -201,11 +216,12 @@ def language_model(
       nats, state = loss(params, state, tokens, targets)
       return nats, (nats, state)
     key_weights, key_stack, key_outputs = jax.random.split(key, 3)
+    readout = readout_of(params)  # whose rows are not dropped
     params = regularizers.drop_weights(key_weights, params)
     noise = regularizers.of_stack(key_stack, state, len(tokens))
     state, hs = outputs(params, state, tokens, **noise)
     read_out = regularizers.drop_outputs(key_outputs, hs)
-    nats = nats_of(params, read_out, targets)
+    nats = nats_of(readout, read_out, targets)
     return nats + regularizers.penalty(hs, read_out), (nats, state)
 
   return LanguageModel(init, initial_state, apply, loss, training_loss)
@@ -219,14 +235,22 @@ def _init(config: ModelConfig, key: jax.Array) -> LanguageParams:
     config.cell, key_layers, size, sizes, dtype=dtype
   )
   hidden = layers[-1].w_h.shape[0]
+  if config.tied and size != hidden:
+    raise ValueError(
+      "a tied readout needs an embedding_size of the top layer's outputs, "
+      f"{hidden}, got {size}"
+    )
   std = config.readout_std
   std = hidden**-0.5 if std is None else std
-  shape = config.vocabulary_size, size
+  vocabulary = config.vocabulary_size
+  readout = std * jax.random.normal(key_readout, (hidden, vocabulary), dtype)
   params = LanguageParams(
-    embedding=jax.random.normal(key_embedding, shape, dtype),
+    embedding=readout.T
+    if config.tied
+    else jax.random.normal(key_embedding, (vocabulary, size), dtype),
     layers=layers,
-    readout=std * jax.random.normal(key_readout, (hidden, shape[0]), dtype),
-    bias=jnp.zeros((shape[0],), dtype),
+    readout=None if config.tied else readout,
+    bias=jnp.zeros((vocabulary,), dtype),
   )
   if config.init_std is None:
     return params

@@ -1,4 +1,4 @@
-"""Text as tokens: vocabularies, corpora, splits, and streams for training.
+"""Text as tokens: vocabularies, corpora, splits.
 
 >>> vocabulary = characters("to be or not to be")
 >>> vocabulary.symbols
@@ -7,7 +7,7 @@
 'not to be'
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -156,65 +156,6 @@ def split(tokens: Text, held_out: float) -> tuple[Text, Text]:
       "held out, and each needs at least 2"
     )
   return sides
-
-
-class Streams(NamedTuple):
-  """A text cut into parallel streams, for truncated backpropagation.
-
-  Stream b is contiguous, and block after block continues it, so that a state
-  carried from one block to the next has read all that came before. Streams
-  start evenly spaced; together they predict every token of the text but its
-  first, and none more than twice.
-  """
-
-  tokens: np.ndarray  # int32 [L + 1, B], time-major
-  num_steps: int  # T, of a block
-
-  @property
-  def num_blocks(self) -> int:
-    """Blocks of an epoch; the last may be shorter than T."""
-    return -(-(len(self.tokens) - 1) // self.num_steps)
-
-  @property
-  def tokens_per_epoch(self) -> int:
-    """Predictions that an epoch makes, L·B."""
-    return (self.tokens.shape[0] - 1) * self.tokens.shape[1]
-
-  def block(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (tokens, targets) of one block, each [T, B]."""
-    start = index * self.num_steps
-    rows = self.tokens[start : start + self.num_steps + 1]
-    return rows[:-1], rows[1:]
-
-  def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Iterate over the blocks of one epoch, in the order of the text."""
-    return (self.block(index) for index in range(self.num_blocks))
-
-
-def make_streams(
-  tokens: np.ndarray, num_streams: int, num_steps: int
-) -> Streams:
-  """Cut tokens [N] into B = num_streams streams, in blocks of T = num_steps.
-
-  Raises:
-    ValueError: a number is below 1, or the tokens do not fill one block.
-  """
-  if num_streams < 1 or num_steps < 1:
-    raise ValueError(
-      "num_streams and num_steps must be at least 1, "
-      f"got {num_streams} and {num_steps}"
-    )
-  needed = num_streams * num_steps + 1
-  if len(tokens) < needed:
-    raise ValueError(
-      f"the text is too short: {num_streams} streams of {num_steps} steps "
-      f"need at least {needed} tokens, got {len(tokens)}"
-    )
-  predictions = len(tokens) - 1
-  length = -(-predictions // num_streams)
-  starts = np.linspace(0, predictions - length, num_streams).astype(int)
-  rows = np.arange(length + 1)[:, None] + starts[None, :]
-  return Streams(tokens[rows], num_steps)
 
 
 def _code_points(text: str) -> np.ndarray:

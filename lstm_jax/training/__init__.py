@@ -1,5 +1,9 @@
 """Training: optimisers, the update and its loop, checkpoints."""
 
+from lstm_jax.training.average import Average as Average
+from lstm_jax.training.average import begin_average as begin_average
+from lstm_jax.training.average import include as include
+from lstm_jax.training.average import wanders as wanders
 from lstm_jax.training.checkpoint import Checkpoint as Checkpoint
 from lstm_jax.training.checkpoint import CheckpointError as CheckpointError
 from lstm_jax.training.checkpoint import CheckpointWriter as CheckpointWriter

@@ -4,7 +4,7 @@ Truncated backpropagation through time: the state after a block, `carry`, is
 the state before the next, and no gradient crosses between them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.language.text import Streams
+from lstm_jax.language.streams import Streams
 
 
 class TrainState(NamedTuple):
@@ -31,6 +31,7 @@ class Metrics(NamedTuple):
 
   loss: jax.Array  # [], nats per token of its block, under the noise
   gradient_norm: jax.Array  # [], global, before clipping
+  predictions: int | jax.Array  # of its block
 
 
 Update = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
@@ -84,27 +85,38 @@ def make_update(
     if average is not None:
       rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
       average = optax.incremental_update(params, average, rate)
-    metrics = Metrics(loss, optax.tree.norm(gradient))
+    metrics = Metrics(loss, optax.tree.norm(gradient), targets.size)
     return TrainState(step + 1, params, average, opt_state, carry), metrics
 
   return update
 
 
 def train(
-  update: Update, state: TrainState, streams: Streams, num_updates: int
+  update: Update, state: TrainState, epochs: Iterable[Streams]
 ) -> Iterator[tuple[TrainState, Metrics]]:
-  """Yield the state and the metrics after each update, up to num_updates.
+  """Yield the state and the metrics after each update, to the epochs' end.
 
-  Epoch after epoch reads the streams from their beginning, where the carried
-  state is reset to zero. A state yielded is valid until the next is asked for.
+  Each epoch begins with the carried state at zero. A state that has made
+  updates goes on where it stands: `epochs` are those of the whole training. A
+  state yielded is valid until the next is asked for.
   """
-  for step in range(int(state.step), num_updates):
-    block = step % streams.num_blocks
-    if block == 0:
-      carry = jax.tree.map(jnp.zeros_like, state.carry)
-      state = state._replace(carry=carry)
-    state, metrics = update(state, *streams.block(block))
-    yield state, metrics
+  made, begun = int(state.step), 0
+  for streams in epochs:
+    for index in range(max(made - begun, 0), streams.num_blocks):
+      tokens, targets = streams.block(index)
+      if index == 0:
+        state = state._replace(carry=_zeros(state.carry, tokens.shape[1]))
+      state, metrics = update(state, tokens, targets)
+      yield state, metrics
+    begun += streams.num_blocks
+
+
+def _zeros(carry: Any, num_streams: int) -> Any:
+  """Return zeros like the carried state, for that many streams."""
+  return jax.tree.map(
+    lambda c: jnp.zeros((*c.shape[:-2], num_streams, c.shape[-1]), c.dtype),
+    carry,
+  )
 
 
 def learnt(state: TrainState) -> LanguageParams:

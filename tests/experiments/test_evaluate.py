@@ -3,7 +3,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from experiments import evaluate, run_folder, train
@@ -108,29 +107,3 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_why(config, console):
   refused("diverges at every rate", rate=1e300)
   refused("cannot be read", corpus="/nowhere/at/all")
   assert not (Path(folder) / run_folder.EVALUATION).exists()
-
-
-def test_the_development_text_is_watched_and_not_trained_on(config, console):
-  config = dataclasses.replace(config, development=0.25, num_epochs=2)
-  result = train.run(config, console)
-  text = (result.folder / "metrics.jsonl").read_text(encoding="utf-8")
-  rows = [json.loads(line) for line in text.splitlines()]
-  watched = [row["development"] for row in rows if "development" in row]
-  (final,) = [row["held_out"] for row in rows if "held_out" in row]
-  assert min(watched) == result.held_out
-  trained = run_folder.load(result.folder)
-  tokens = trained.vocabulary.encode(read_text(config.corpus))
-  training, held_out = split(tokens, config.split)
-  _, development = split(training, 0.25)
-  for expected, part in ((result.held_out, development), (final, held_out)):
-    nats = stateful_nats(trained.model, trained.params, part).mean()
-    assert abs(nats - expected) < 1e-6
-  assert f"held-out loss {final:.4f}" in console.file.getvalue()
-
-
-def test_averaged_weights_are_what_is_kept(config, console):
-  plain = train.run(config, console)
-  config = dataclasses.replace(config, average=0.9, run=config.run + "2")
-  averaged = train.run(config, console)
-  a, b = (run_folder.load(r.folder).params for r in (plain, averaged))
-  assert np.abs(np.asarray(a.readout) - np.asarray(b.readout)).max() > 1e-4

@@ -183,7 +183,7 @@ def test_a_run_from_before_there_were_words_is_one_of_characters(
     fields = {k: v for k, v in fields.items() if k not in later}
     return {"model": fields, "vocabulary": vocabulary.symbols}
 
-  later = run_folder.BEFORE_WORDS
+  later = run_folder.EARLIER
   monkeypatch.setattr(run_folder, "describe", describe)
   folder = train.run(config, console).folder
   path = folder / "config.json"
@@ -344,6 +344,6 @@ def test_the_gradient_of_the_whole_model_passes(text, key):
 def test_the_default_is_that_of_the_flags():
   """One place holds the defaults: every flag's is that of TrainConfig."""
   default = train.TrainConfig()
-  assert {flag.name: flag.default for flag in train._flags()} == (
+  assert {flag.name: flag.default for flag in train.define_flags()} == (
     dataclasses.asdict(default)
   )

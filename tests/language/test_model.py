@@ -9,6 +9,7 @@ from lstm_jax import unroll_stack
 from lstm_jax.cells import affine
 from lstm_jax.language import (
   ModelConfig,
+  Regularizers,
   cross_entropy,
   language_model,
   stateful_loss,
@@ -197,6 +198,48 @@ def test_initial_weights_follow_the_configuration(key):
   assert abs(float(drawn.readout.std()) / 0.01 - 1) < 0.05
   assert not layer.b.any()
   assert not drawn.bias.any()
+
+
+def tied_model(vjp="explicit"):
+  return language_model(
+    ModelConfig(V, embedding_size=7, hidden_size=7, tied=True, dtype=float),
+    regularizers=Regularizers(token_dropout=0.4),
+    vjp=vjp,
+  )
+
+
+def test_a_tied_readout_is_the_embedding(path, key):
+  params = normal_like(key, tied_model().init(key))
+  assert params.readout is None
+  shape = ModelConfig(V, embedding_size=7, hidden_size=7, dtype=float)
+  apart = language_model(shape, regularizers=Regularizers(token_dropout=0.4))
+  state = apart.initial_state((B,))
+  steps = V // B if path == "rows" else T
+  tokens = jax.random.randint(key, (steps + 1, B), 0, V)
+
+  def as_two(e):  # the same embedding, read in and out by a model of two
+    both = params._replace(embedding=7**0.5 * e, readout=e.T)
+    return apart.training_loss(both, state, tokens[:-1], tokens[1:], key)[0]
+
+  def tied(e, vjp):
+    of = tied_model(vjp).training_loss
+    one = params._replace(embedding=e)
+    return of(one, state, tokens[:-1], tokens[1:], key)[0]
+
+  expected = jax.value_and_grad(as_two)(params.embedding)
+  for vjp in ("explicit", "step", "autodiff"):
+    found = jax.value_and_grad(tied)(params.embedding, vjp)
+    assert worst(found, expected) < 1e-12
+  drawn = tied_model().init(key).embedding
+  assert abs(float(drawn.std()) * 7**0.5 - 1) < 0.3  # as a readout is
+
+
+def test_a_tied_readout_of_another_size_is_refused(key):
+  model = language_model(
+    ModelConfig(V, embedding_size=6, hidden_size=7, tied=True)
+  )
+  with pytest.raises(ValueError, match="top layer's outputs, 7, got 6"):
+    model.init(key)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstm_jax.language import characters, make_streams, read_text, split
+from lstm_jax.language import characters, read_text, split
 
 POEMS = Path(__file__).parents[2] / "data" / "shakespeare.txt"
 
@@ -92,31 +92,3 @@ def test_a_share_outside_zero_and_one_is_refused(share):
 def test_a_side_of_less_than_two_tokens_is_refused(length):
   with pytest.raises(ValueError, match=f"too short: of {length} tokens"):
     split(np.arange(length), 0.1)
-
-
-@given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 50))
-def test_streams_predict_every_token_but_the_first_and_only_once_or_twice(
-  num_streams, num_steps, more
-):
-  tokens = np.arange(num_streams * num_steps + 1 + more)
-  streams = make_streams(tokens, num_streams, num_steps)
-  inputs, targets = (
-    np.concatenate(part) for part in zip(*streams.blocks(), strict=True)
-  )
-  assert (targets == inputs + 1).all()  # each follows its input in the text
-  assert (np.diff(inputs, axis=0) == 1).all()  # contiguous, block to block
-  counts = np.bincount(targets.ravel(), minlength=len(tokens))
-  assert counts[0] == 0
-  assert set(counts[1:]) <= {1, 2}
-  assert counts.sum() == streams.tokens_per_epoch < len(tokens) + num_streams
-  lengths = [len(block) for block, _ in streams.blocks()]
-  assert len(lengths) == streams.num_blocks
-  assert set(lengths[:-1]) <= {num_steps}
-  assert 1 <= lengths[-1] <= num_steps
-
-
-def test_a_text_that_fills_no_block_is_refused():
-  with pytest.raises(ValueError, match="need at least 13 tokens, got 12"):
-    make_streams(np.arange(12), 3, 4)
-  with pytest.raises(ValueError, match="at least 1, got 0 and 4"):
-    make_streams(np.arange(12), 0, 4)

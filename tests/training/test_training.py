@@ -1,4 +1,5 @@
 import gc
+from itertools import islice, repeat
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 
 from lstm_jax.language import (
   ModelConfig,
+  Reading,
   Regularizers,
   language_model,
   make_streams,
@@ -16,6 +18,8 @@ from lstm_jax.training import (
   CheckpointError,
   CheckpointWriter,
   OptimizerConfig,
+  begin_average,
+  include,
   init_state,
   learnt,
   make_optimizer,
@@ -23,6 +27,7 @@ from lstm_jax.training import (
   read_checkpoint,
   read_params,
   train,
+  wanders,
 )
 from lstm_jax.training.optimizer import learning_rate
 from tests.draws import normal_like, worst
@@ -37,11 +42,15 @@ def start(key, **options):
   return make_update(MODEL, rule), state
 
 
+def steps(update, state, number):
+  return islice(train(update, state, repeat(STREAMS)), number)
+
+
 @pytest.mark.parametrize("rule", ["adamw", "rmsprop", "sgd", "adagrad"])
 def test_every_optimiser_learns_a_sequence_that_repeats(rule, key):
   rate = {"sgd": 0.3, "adagrad": 0.3}.get(rule, 0.03)
   update, state = start(key, rule=rule, learning_rate=rate, warmup=5)
-  losses = [float(m.loss) for _, m in train(update, state, STREAMS, 100)]
+  losses = [float(m.loss) for _, m in steps(update, state, 100)]
   assert losses[0] > 1.5
   assert losses[-1] < 0.3
 
@@ -49,7 +58,7 @@ def test_every_optimiser_learns_a_sequence_that_repeats(rule, key):
 def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
   update, state = start(key, learning_rate=1e-30, warmup=0, weight_decay=0.0)
   params = jax.tree.map(jnp.copy, state.params)
-  losses = [float(m.loss) for _, m in train(update, state, STREAMS, 8)]
+  losses = [float(m.loss) for _, m in steps(update, state, 8)]
   assert STREAMS.num_blocks == 4
   carry, expected = MODEL.initial_state((3,)), []
   for tokens, targets in STREAMS.blocks():
@@ -63,7 +72,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(key):
   state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
   update = make_update(MODEL, rule, decay=0.5)
   expected = jax.tree.map(np.asarray, MODEL.init(key))
-  for step, (state, _) in enumerate(train(update, state, STREAMS, 12)):  # noqa: B020
+  for step, (state, _) in enumerate(steps(update, state, 12)):  # noqa: B020
     rate = 1 - min(0.5, (1 + step) / (10 + step))
     expected = jax.tree.map(
       lambda a, p: (1 - rate) * a + rate * np.asarray(p),  # noqa: B023
@@ -76,6 +85,48 @@ def test_the_average_is_that_of_the_weights_after_each_update(key):
   assert learnt(plain) is plain.params
 
 
+def test_a_mean_begun_late_is_that_of_the_weights_since(key):
+  update, state = start(key, warmup=0)
+  average, since = None, []
+  for step, (state, _) in enumerate(steps(update, state, 9), start=1):  # noqa: B020
+    if average:
+      average = include(average, state.params)
+    if step == 4:
+      average = begin_average(state.params)
+    if average:
+      since.append(jax.tree.map(np.asarray, state.params))
+  assert int(average.updates) == 6
+  expected = jax.tree.map(lambda *p: np.mean(p, 0), *since)
+  assert worst(average.params, expected) < 1e-6
+  assert worst(average.params, state.params) > 1e-3
+
+
+def test_losses_wander_once_one_is_worse_than_the_best_before_the_last_n():
+  losses = [5.0, 4.0, 3.0, 3.5, 2.9, 3.1, 3.2]
+  found = [wanders(losses[: n + 1], 2) for n in range(len(losses))]
+  # 3.1 is worse than the 3.0 of three looks before; 3.5 is too early to tell.
+  assert found == [False] * 5 + [True, True]
+  assert not wanders([1.0, 2.0], 1) and wanders([1.0, 3.0, 2.0], 1)
+
+
+def test_epochs_may_have_other_numbers_of_streams(key):
+  update, state = start(key, learning_rate=1e-30, warmup=0, weight_decay=0.0)
+  params = jax.tree.map(jnp.copy, state.params)
+  tokens = np.arange(47, dtype=np.int32) % 9
+  epochs = list(Reading(3, 4, 3, late_streams=5).epochs(tokens))
+  found, expected = [], []
+  for last, metrics in train(update, state, epochs):
+    found.append((float(metrics.loss), int(metrics.predictions)))
+    carry = last.carry[0].h.shape
+  assert carry == (5, 5)
+  for streams in epochs:
+    carry = MODEL.initial_state(streams.tokens.shape[1:])
+    for block, targets in streams.blocks():
+      nats, carry = MODEL.loss(params, carry, block, targets)
+      expected.append((float(nats), targets.size))
+  assert np.allclose(found, expected, atol=1e-6)
+
+
 def test_noise_is_that_of_the_seed_and_of_the_step(key):
   config = ModelConfig(9, embedding_size=3, hidden_size=5)
   noisy = language_model(config, regularizers=Regularizers(output_dropout=0.5))
@@ -84,7 +135,7 @@ def test_noise_is_that_of_the_seed_and_of_the_step(key):
   def losses(seed):
     state = init_state(noisy, rule, noisy.init(key), 3)
     update = make_update(noisy, rule, jax.random.key(seed))
-    return [float(m.loss) for _, m in train(update, state, STREAMS, 8)]
+    return [float(m.loss) for _, m in steps(update, state, 8)]
 
   first = losses(0)
   assert losses(0) == first and losses(1) != first
@@ -95,18 +146,18 @@ def test_the_parameters_given_survive_the_first_update(key):
   params = MODEL.init(key)
   rule = make_optimizer(OptimizerConfig(), 10)
   state = init_state(MODEL, rule, params, 3)
-  next(train(make_update(MODEL, rule), state, STREAMS, 10))
+  next(steps(make_update(MODEL, rule), state, 10))
   assert worst(params, MODEL.init(key)) == 0
 
 
 def test_training_goes_on_where_the_state_stands(key):
   update, state = start(key)
-  for last, _ in train(update, state, STREAMS, 5):
+  for last, _ in steps(update, state, 5):
     middle = jax.tree.map(jnp.copy, last)
-  for whole, _ in train(update, middle, STREAMS, 9):
+  for whole, _ in steps(update, middle, 4):
     end = jax.tree.map(jnp.copy, whole)
   update, state = start(key)
-  for again, _ in train(update, state, STREAMS, 9):
+  for again, _ in steps(update, state, 9):
     straight = jax.tree.map(jnp.copy, again)
   assert int(end.step) == 9
   assert worst(end, straight) == 0

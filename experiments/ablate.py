@@ -1,0 +1,173 @@
+r"""Which of a recipe's parts matter? Train it once more for each change.
+
+  python -m experiments.ablate --flagfile=experiments/recipes/ablations.flags \
+    --change=weight_drop=0 --change=num_layers=2,layer_dropout=0.3
+
+trains the recipe, and then, with the same seed and budget but for what a change
+says, each change; every run has a folder under --run. The table compares their
+held-out losses, over every prediction: cold windows of 256, and one stateful
+pass. What the seed alone does, --change=seed=1 tells. The figures are kept in
+ablations.json, and a change that is in it is not trained again.
+"""
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table
+
+from experiments import run_folder, train
+from experiments.config import TrainConfig
+from experiments.program import INTERRUPTED, launch, plain_console
+from lstm_jax.language import read_text, split
+from lstm_jax.language.evaluate import cold_nats, stateful_nats
+
+RECORD = "ablations.json"
+BASE = "base"
+OWN = "run", "overwrite"  # what is not of the recipe
+
+
+def run(
+  config: TrainConfig, changes: list[str], console: Console
+) -> list[dict[str, Any]]:
+  """Train the recipe and each change, print the table and return its rows.
+
+  Raises:
+    ValueError: a change is none, no folder is given, or it holds the figures
+      of another recipe; or as `train.run`.
+    Diverged: as `train.run`.
+  """
+  if not config.run:
+    raise ValueError("--run must be the folder of the runs, got none")
+  configs = {BASE: config} | {c: changed(config, c) for c in changes}
+  path = Path(config.run) / RECORD
+  rows = _known(path, config, console)
+  for name, one in configs.items():
+    if any(row["change"] == name for row in rows):
+      continue
+    console.print(Rule(f"{name} ({len(rows) + 1} of {len(configs)})"))
+    folder = Path(config.run) / name.replace("/", "-")
+    again = dataclasses.replace(one, run=str(folder), overwrite=True)
+    result = train.run(again, console)
+    if result.interrupted:
+      break
+    rows.append({"change": name} | _measure(result.folder, again))
+    record = {"recipe": _recipe(config), "rows": rows} | run_folder.origin()
+    text = json.dumps(record, indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+  if rows:
+    console.print(table(rows))
+    console.print(f"kept in {shlex.quote(str(path))}", soft_wrap=True)
+  return rows
+
+
+def changed(config: TrainConfig, change: str) -> TrainConfig:
+  """Return the configuration with NAME=VALUE[,NAME=VALUE ...] in it.
+
+  Raises:
+    ValueError: a name is not of a flag, or a value not of its kind.
+  """
+  fields = {f.name for f in dataclasses.fields(TrainConfig)} - set(OWN)
+  found = {}
+  for part in change.split(","):
+    name, _, text = part.partition("=")
+    if name not in fields:
+      raise ValueError(
+        f"--change must be NAME=VALUE[,NAME=VALUE ...] of training flags, "
+        f"got {name!r} in {change!r}"
+      )
+    kind = type(getattr(config, name))
+    try:
+      value = {"true": True, "false": False}[text] if kind is bool else text
+      found[name] = kind(value)
+    except (KeyError, ValueError):
+      raise ValueError(
+        f"--change of {name} must be of kind {kind.__name__}, got {text!r}"
+      ) from None
+  return dataclasses.replace(config, **found)
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+  """Return the rows as a table, beside the base's."""
+  result = Table(box=SIMPLE_HEAD, pad_edge=False)
+  result.add_column("", overflow="fold")
+  for name in ("parameters", "cold", "stateful", "− base", "seconds"):
+    result.add_column(name, justify="right", no_wrap=True)
+  base = rows[0]["stateful"]
+  for row in rows:
+    difference = row["stateful"] - base
+    result.add_row(
+      row["change"],
+      f"{row['parameters']:,}",
+      f"{row['cold']:.4f}",
+      f"{row['stateful']:.4f}",
+      "" if row["change"] == BASE else f"{difference:+.4f}",
+      f"{row['seconds']:.0f}",
+    )
+  return result
+
+
+def _measure(folder: Path, config: TrainConfig) -> dict[str, Any]:
+  """Return what a finished run came to, in nats per token."""
+  trained = run_folder.load(folder)
+  _, held_out = split(read_text(config.corpus), config.split)
+  of = trained.model, trained.params, trained.vocabulary.encode(held_out)
+  lines = (folder / run_folder.METRICS).read_text("utf-8").splitlines()
+  seconds = [s for line in lines if (s := json.loads(line).get("seconds"))]
+  return {
+    "parameters": sum(p.size for p in jax.tree.leaves(trained.params)),
+    "cold": float(cold_nats(*of).mean()),
+    "stateful": float(stateful_nats(*of).mean()),
+    "watched": trained.held_out,
+    "update": trained.step,
+    "seconds": seconds[-1],
+  }
+
+
+def _recipe(config: TrainConfig) -> dict[str, Any]:
+  fields = dataclasses.asdict(config)
+  return {name: value for name, value in fields.items() if name not in OWN}
+
+
+def _known(
+  path: Path, config: TrainConfig, console: Console
+) -> list[dict[str, Any]]:
+  """Return the rows that are in the record, if it is of this recipe."""
+  if not path.exists():
+    return []
+  try:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    recipe, rows = dict(record["recipe"]), record["rows"]
+    rows = [row for row in rows if row["change"]]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} cannot be read: {error!r}") from None
+  for name, value in _recipe(config).items():
+    if recipe.get(name) != value:
+      raise ValueError(
+        f"{path} is of another recipe: {name} was {recipe.get(name)!r} and is "
+        f"{value!r}; choose another --run"
+      )
+  console.print(f"{path} has {len(rows)} of the runs", soft_wrap=True)
+  return rows
+
+
+def main() -> int:
+  """Read the flags and run."""
+  config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
+  rows = run(config, CHANGES.value, plain_console())
+  return 0 if len(rows) == len({*CHANGES.value}) + 1 else INTERRUPTED
+
+
+if __name__ == "__main__":
+  FLAGS = train.define_flags()
+  CHANGES = flags.DEFINE_multi_string(
+    "change", [], "NAME=VALUE[,NAME=VALUE ...] of these flags; repeat it."
+  )
+  launch(main)

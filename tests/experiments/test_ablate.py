@@ -1,0 +1,71 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import ablate, run_folder
+from lstm_jax.language import read_text, split
+from lstm_jax.language.evaluate import stateful_loss
+
+
+def test_each_change_is_trained_once_and_measured(config, console):
+  changes = ["hidden_size=7", "output_dropout=0.5,num_epochs=2"]
+  rows = ablate.run(config, changes, console)
+  assert [row["change"] for row in rows] == ["base", *changes]
+  for row in rows:
+    trained = run_folder.load(Path(config.run) / row["change"])
+    tokens = trained.vocabulary.encode(read_text(config.corpus))
+    _, held_out = split(tokens, config.split)
+    nats = stateful_loss(trained.model, trained.params, held_out)
+    assert abs(row["stateful"] - nats) < 1e-6
+    assert row["cold"] > 0 and row["seconds"] > 0
+  assert rows[1]["parameters"] < rows[0]["parameters"] == rows[2]["parameters"]
+  path = Path(config.run) / ablate.RECORD
+  record = json.loads(path.read_text(encoding="utf-8"))
+  assert record["rows"] == rows
+  assert record["recipe"]["hidden_size"] == config.hidden_size
+  assert {"versions", "device"} <= set(record)
+
+  printed = console.file.getvalue()
+  difference = rows[1]["stateful"] - rows[0]["stateful"]
+  assert re.search(
+    rf"hidden_size=7 .* {re.escape(f'{difference:+.4f}')}", printed
+  )
+  again = ablate.run(config, [*changes, "cell=rnn"], console)
+  assert again[:3] == rows and again[3]["change"] == "cell=rnn"
+  assert console.file.getvalue().count("run folder") == 4
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ("depth=3", "of training flags, got 'depth' in 'depth=3'"),
+    ("run=elsewhere", "of training flags, got 'run'"),
+    ("", "of training flags, got ''"),
+    ("num_layers=two", "num_layers must be of kind int, got 'two'"),
+    ("tied=yes", "tied must be of kind bool, got 'yes'"),
+    ("weight_drop=1.5", r"weight_drop must be in \[0, 1\), got 1.5"),
+  ],
+)
+def test_a_change_that_is_none_is_refused_before_training(
+  change, message, config, console
+):
+  with pytest.raises(ValueError, match=message):
+    ablate.run(config, [change], console)
+  assert not Path(config.run).exists()
+
+
+def test_the_figures_of_another_recipe_are_not_mixed_in(config, console):
+  with pytest.raises(ValueError, match="must be the folder of the runs"):
+    ablate.run(dataclasses.replace(config, run=""), [], console)
+  ablate.run(config, [], console)
+  other = dataclasses.replace(config, learning_rate=0.1)
+  with pytest.raises(ValueError, match=r"learning_rate was 0\.005 and is 0\.1"):
+    ablate.run(other, [], console)
+  path = Path(config.run) / ablate.RECORD
+  for text in ("{", "[]", "{}", '{"recipe": {}, "rows": [1]}'):
+    path.write_text(text)
+    with pytest.raises(ValueError, match="cannot be read"):
+      ablate.run(config, [], console)
