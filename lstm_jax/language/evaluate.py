@@ -33,7 +33,7 @@ from lstm_jax.language.streams import Streams
 from lstm_jax.language.text import Tokenizer
 
 CHUNK = 1024  # predictions a call: bounds the memory that the logits take
-LOGITS = 2**21  # of cold windows at once, which is so many at V 64
+LOGITS = 2**21  # of cold windows at once: 32,768 predictions at V 64
 EPSILON = 1e-3
 ABSURD = 1e4  # nats of one prediction: no weights that still predict have it
 

@@ -8,11 +8,11 @@ A text is cut at its blanks, and what stands between them into pieces:
   marks        , ; ! one by one, but -- is one
 
 Blanks are no pieces: rules say between which two a blank belongs (`_apart`). A
-piece that stands otherwise in the text is another symbol, itself after a blank:
-"," is glued to the word before it and " ," is not; "'" closes a quotation and
-" '" opens one. So a text loses nothing but this, its normal form: blanks in a
-row are one, those at a line's end and before the first line's words are none,
-and all are spaces.
+piece that stands otherwise in the text is another symbol, itself after a blank,
+whichever of the two the rules expect: " ," is apart from the word before it,
+" love" is glued to a comma, and " '" opens a quotation, which "'" closes. So a
+text loses nothing but what its normal form does: blanks in a row are one, those
+at a line's end and before the first line's words are none, and all are spaces.
 
 >>> vocabulary = words("'Tis thee,\n  thee I love, love!", min_count=2)
 >>> vocabulary.symbols
@@ -34,6 +34,7 @@ import numpy as np
 from lstm_jax.language.spelling import spelling_nats
 
 UNKNOWN = "<unk>"  # as a text it is three pieces, so it is no word's symbol
+# What Shakespeare clips at a word's beginning, and at its end.
 _HEADLESS = (
   "tis|twas|twere|twill|twould|twixt|tween|gainst|gan|gins|em|fore|mongst|"
   "scape|scaped|scap'd|greed|greeing|bout|longs|faith|zounds|t|s"
@@ -93,11 +94,12 @@ class Words(NamedTuple):
     known = set(self.symbols)
     unknown = [symbol for symbol in _symbols(text) if symbol not in known]
     if unknown:
-      names = ", ".join(
-        repr(name.strip(" ")) for name in dict.fromkeys(unknown)
+      names = (
+        f"{piece!r}{' spaced like that' * (piece in known)}"
+        for piece in (name.removeprefix(" ") for name in dict.fromkeys(unknown))
       )
       raise ValueError(
-        f"not in the vocabulary of {self.size - 1:,} words: {names}"
+        f"not in the vocabulary of {self.size - 1:,} words: {', '.join(names)}"
       )
     return self.encode(text)
 
@@ -105,7 +107,7 @@ class Words(NamedTuple):
     """Return the text of tokens [N], blanks and all.
 
     The text of the tokens of t is `normal(t)`, but for words that are unknown.
-    Tokens that go on begin with the same text: that of a part is a prefix.
+    The text of tokens begins with the text of the first few of them.
     """
     return _joined(self.symbols[token] for token in np.asarray(tokens))
 

@@ -101,7 +101,7 @@ def test_tiny_shakespeare_has_the_vocabulary_that_its_recipe_says():
   vocabulary = words(training, 2)
   assert vocabulary.size == 7_128
   tokens = vocabulary.encode(held_out)
-  assert len(tokens) == 30_284
+  assert len(tokens) == 30_285
   assert abs((tokens == vocabulary.size - 1).mean() - 0.0602) < 1e-4
 
 
@@ -122,6 +122,8 @@ def test_every_unknown_word_of_a_prompt_is_named():
   with pytest.raises(ValueError, match=message) as error:
     vocabulary.encode_known("thee and compute,\nbyte and compute")
   assert "\n" not in str(error.value)
+  with pytest.raises(ValueError, match=r"words: '!', 'thee' spaced like that$"):
+    vocabulary.encode_known("thee!thee")
 
 
 @pytest.mark.parametrize(
