@@ -26,6 +26,7 @@ from rich.table import Table
 from experiments import run_folder, train
 from experiments.config import TrainConfig
 from experiments.program import INTERRUPTED, launch, plain_console
+from experiments.train_flags import define_flags
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
 
@@ -166,7 +167,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  FLAGS = train.define_flags()
+  FLAGS = define_flags()
   CHANGES = flags.DEFINE_multi_string(
     "change", [], "NAME=VALUE[,NAME=VALUE ...] of these flags; repeat it."
   )

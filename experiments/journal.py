@@ -30,18 +30,6 @@ class Best(NamedTuple):
   params: LanguageParams  # on the host; before that, untrained
 
 
-def loss_title(nats: float, vocabulary: Tokenizer) -> str:
-  """Return a loss as a title says it: of words, their perplexity."""
-  if vocabulary.unit == "character":
-    return f"{nats:.4f} nats per character"
-  return f"perplexity {perplexity(nats):,.1f} per {vocabulary.unit}"
-
-
-def perplexity(nats: float) -> float:
-  """Return exp(nats); infinity where that is no float."""
-  return float(np.exp(nats))
-
-
 class Journal:
   """Keeps a run's metrics, samples and best checkpoint in its folder.
 

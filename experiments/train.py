@@ -10,25 +10,19 @@ by --flagfile. Ctrl-C stops after the update under way and keeps the best so
 far. experiments/program.py lists the exit statuses.
 """
 
-import math
 import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
-import numpy as np
-from absl import flags
 from rich.console import Console
 
 from experiments import run_folder
 from experiments.config import (
-  CELLS,
-  COMPUTE_DTYPES,
-  Tokens,
   TrainConfig,
   make_vocabulary,
   model_config,
@@ -36,16 +30,16 @@ from experiments.config import (
   reading,
   regularizers,
 )
-from experiments.journal import Journal, loss_title, perplexity
+from experiments.journal import Journal
 from experiments.program import (
   INTERRUPTED,
-  LARGEST,
   Diverged,
-  finite,
   launch,
   plain_console,
 )
 from experiments.progress import TrainingBar
+from experiments.train_flags import define_flags
+from experiments.wording import loss_title, losses_told, tokens_told
 from lstm_jax.language import (
   Tokenizer,
   language_model,
@@ -53,7 +47,6 @@ from lstm_jax.language import (
   split,
   stateful_loss,
 )
-from lstm_jax.language.evaluate import nats_per_character
 from lstm_jax.training import (
   begin_average,
   include,
@@ -61,7 +54,6 @@ from lstm_jax.training import (
   learnt,
   make_optimizer,
   make_update,
-  optimizer,
   train,
   wanders,
 )
@@ -118,7 +110,7 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"model       {config.cell}, {config.num_layers} × {config.hidden_size} "
     f"hidden units, {count:,} parameters\n"
     f"corpus      {config.corpus}: {len(text):,} characters, "
-    f"{_tokens(vocabulary, held_out)}\n"
+    f"{tokens_told(vocabulary, held_out)}\n"
     f"training    {config.num_epochs} epochs of {len(training):,} tokens, "
     f"{num_updates:,} updates\n"
     f"device      {run_folder.device_name()}\n"
@@ -191,12 +183,12 @@ def run(config: TrainConfig, console: Console) -> Result:
   if config.development:
     reported = stateful_loss(model, best_params, held_out)
     journal.final(reported)
-    losses = _losses(vocabulary, held_out_text, reported)
+    losses = losses_told(vocabulary, held_out_text, reported)
     of_held_out = f", held-out loss {losses}"
   prompt = f'--prompt="{OPENING}"' if _knows(vocabulary, OPENING) else ""
   title = f"the best, of update {update}: {loss_title(nats, vocabulary)}"
   write(title, params=best_params, key=key_samples, length=FINAL_LENGTH)
-  losses = _losses(vocabulary, watched_text, nats)
+  losses = losses_told(vocabulary, watched_text, nats)
   console.print(
     f"\n{'interrupted; ' * bool(requests)}best {name} loss {losses} "
     f"at update {update}"
@@ -208,31 +200,6 @@ def run(config: TrainConfig, console: Console) -> Result:
     soft_wrap=True,
   )
   return Result(folder, update, nats, bool(requests))
-
-
-def _tokens(vocabulary: Tokenizer, held_out: np.ndarray) -> str:
-  """Return how many tokens are known, and how many are held out."""
-  if not vocabulary.stand_ins:
-    return f"{vocabulary.size} distinct, {len(held_out):,} held out"
-  known = vocabulary.size - len(vocabulary.stand_ins)
-  unknown = np.isin(held_out, vocabulary.stand_ins).mean()
-  return (
-    f"{known:,} {vocabulary.unit}s known, {len(held_out):,} held out, "
-    f"{unknown:.1%} of them unknown"
-  )
-
-
-def _losses(vocabulary: Tokenizer, text: str, nats: float) -> str:
-  """Return the mean nats of a text's tokens, and what that is per character."""
-  total = nats * (len(vocabulary.encode(text)) - 1)
-  spelt = nats_per_character(vocabulary, text, total)
-  losses = f"{nats:.4f} nats per {vocabulary.unit}"
-  if vocabulary.stand_ins:
-    losses += (
-      f", perplexity {perplexity(nats):,.1f}, {spelt:.4f} nats per character "
-      "with unknown words spelt"
-    )
-  return f"{losses} ({spelt / math.log(2):.4f} bits)"
 
 
 def _knows(vocabulary: Tokenizer, text: str) -> bool:
@@ -258,116 +225,6 @@ def _interruptible() -> Iterator[list[int]]:
     yield requests
   finally:
     signal.signal(signal.SIGINT, previous)
-
-
-def define_flags() -> list[flags.FlagHolder]:
-  """Define one flag for each field of TrainConfig, with its default."""
-  default = TrainConfig()
-
-  def integer(name, text, low=1):
-    value = getattr(default, name)
-    return flags.DEFINE_integer(name, value, text, low, LARGEST)
-
-  def number(name, text, low=0.0):
-    value = getattr(default, name)
-    flag = flags.DEFINE_float(name, value, text, lower_bound=low)
-    return finite(flag)
-
-  def boolean(name, text):
-    return flags.DEFINE_boolean(name, getattr(default, name), text)
-
-  def choice(name, values, text):
-    return flags.DEFINE_enum(name, getattr(default, name), values, text)
-
-  def string(name, text):
-    return flags.DEFINE_string(name, getattr(default, name), text)
-
-  return [
-    string("corpus", "The text to learn: any UTF-8 file."),
-    number("split", "Share of the corpus held out, at its end, in (0, 1)."),
-    number(
-      "development",
-      "Share of the training split, at its end, that is not trained on but "
-      "watched, so that the held-out split chooses nothing; 0 to watch that.",
-    ),
-    choice(
-      "tokens",
-      get_args(Tokens),
-      "What is read and written one by one; marks and line breaks are words.",
-    ),
-    integer("min_count", "Words that training has less often are unknown."),
-    string("run", "Folder of the run; empty for a new one under runs/."),
-    boolean("overwrite", "Replace the run that --run holds."),
-    integer("seed", "Seed of the initial weights and of the samples.", 0),
-    choice("cell", list(CELLS), "The recurrent cell."),
-    integer("embedding_size", "Length of a token's vector."),
-    integer("hidden_size", "Hidden units of each layer."),
-    integer("num_layers", "Layers of cells."),
-    boolean(
-      "tied",
-      "Read out with the embedding; --embedding_size must be that of the top "
-      "layer's outputs.",
-    ),
-    number(
-      "init_std",
-      "Deviation of Gaussian initial weights, with every bias 0; 0 for the "
-      "cell's own initial weights.",
-    ),
-    number(
-      "readout_std",
-      "Deviation of the readout's initial weights; 0 for 1/√hidden_size.",
-    ),
-    choice(
-      "compute_dtype",
-      list(COMPUTE_DTYPES),
-      "What products read their operands in; sums, weights, states and "
-      "gradients stay float32.",
-    ),
-    number("token_dropout", "Rate at which tokens lose their vector."),
-    number("layer_dropout", "Rate of dropout between layers, locked in time."),
-    number("output_dropout", "The same of what is read out of the top layer."),
-    number("weight_drop", "Rate of DropConnect on recurrent weights."),
-    number("zoneout_h", "How often a unit keeps its h for a step."),
-    number("zoneout_c", "How often a unit keeps its c for a step."),
-    number("activation", "Factor of the mean square of what is read out (AR)."),
-    number(
-      "slowness", "Factor of the mean square of its change in a step (TAR)."
-    ),
-    integer("num_streams", "Streams of text read in parallel (batch size)."),
-    integer("num_steps", "Tokens of a stream in one update."),
-    integer("num_epochs", "Passes over the training split."),
-    boolean("random_offsets", "Begin each epoch somewhere else in the text."),
-    number("short_blocks", "How often a block has half of --num_steps."),
-    integer(
-      "late_streams",
-      "Streams of the last third of the epochs, for gradients with less noise; "
-      "0 for --num_streams.",
-      0,
-    ),
-    choice("optimizer", get_args(optimizer.Rule), "How weights are updated."),
-    number("learning_rate", "Peak of the learning-rate schedule."),
-    choice(
-      "schedule", get_args(optimizer.Schedule), "What follows the warm-up."
-    ),
-    integer("warmup", "Updates of linear warm-up.", 0),
-    number("weight_decay", "Weight decay of adamw, on matrices only."),
-    number("clip_norm", "Largest global norm of a gradient; 0 for any."),
-    number("clip_value", "Largest element of a gradient; 0 for any."),
-    number(
-      "average",
-      "Decay of the weights' exponential average, which is then what is "
-      "watched, sampled and kept; 0 for the weights themselves.",
-    ),
-    integer(
-      "average_after",
-      "Average the weights (NT-ASGD) from the first look that is worse than "
-      "the best of those before the last so many; 0 for never.",
-      0,
-    ),
-    integer("eval_every", "Updates between two looks: held-out loss, sample."),
-    integer("sample_length", "Tokens of a sample while training."),
-    number("temperature", "Temperature of the samples; 0 is greedy."),
-  ]
 
 
 def main() -> int:

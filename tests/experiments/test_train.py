@@ -10,6 +10,7 @@ from experiments import run_folder, train
 from experiments.gradcheck import check_model
 from experiments.program import Diverged
 from experiments.sample import run as write
+from experiments.train_flags import define_flags
 from lstm_jax import lstm
 from lstm_jax.language import Words, read_text, split, stateful_loss, words
 from tests.draws import worst
@@ -344,6 +345,6 @@ def test_the_gradient_of_the_whole_model_passes(text, key):
 def test_the_default_is_that_of_the_flags():
   """One place holds the defaults: every flag's is that of TrainConfig."""
   default = train.TrainConfig()
-  assert {flag.name: flag.default for flag in train.define_flags()} == (
+  assert {flag.name: flag.default for flag in define_flags()} == (
     dataclasses.asdict(default)
   )
