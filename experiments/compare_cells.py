@@ -25,27 +25,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import compare_plot, recall
+from experiments import compare_plot
 from experiments.compare_config import CompareConfig
-from experiments.compare_table import tables
-from experiments.compare_training import Corpus, Learnt, learn, read_corpus
-from experiments.config import CELLS
-from experiments.contenders import (
-  Contender,
-  contenders,
-  seconds_per_update,
-  trial,
+from experiments.compare_parts import (
+  PARAMETERS,
+  cells_part,
+  context_part,
+  flow_part,
+  recall_part,
+  runs_part,
 )
-from experiments.dependency import bins, gradient_norms, nats_by_context
+from experiments.compare_table import tables
+from experiments.compare_training import learn, read_corpus
+from experiments.contenders import contenders
 from experiments.program import LARGEST, finite, launch, plain_console
 from experiments.timing import environment
 
 RECORD, PICTURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
-PARAMETERS, TIME = "equal parameters", "equal time"
 
 
 def run(
@@ -73,148 +72,29 @@ def run(
     "config": dataclasses.asdict(config),
     "environment": environment(),
     "corpus": corpus.figures,
-    "cells": _cells(every, corpus, config, keys, key_trial, console),
+    "cells": cells_part(every, corpus, config, keys, key_trial, console),
     "runs": [],
     "context": [],
     "flow": [],
     "recall": [],
   }
-  for budget, name, updates in _runs(record["cells"], config.num_updates):
+  for budget, name, updates in runs_part(record["cells"], config.num_updates):
     console.print(f"{name}, {budget}: {updates} updates")
     rate = record["cells"][name]["learning_rate"]
     learnt = learn(every[name], corpus, config, rate, updates, keys, console)
     title = {"cell": name, "budget": budget, "updates": updates}
     record["runs"].append(title | learnt.figures)
     record["context"].append(
-      title | _context(every[name], learnt, corpus, config)
+      title | context_part(every[name], learnt, corpus, config)
     )
     if budget == PARAMETERS:
-      record["flow"] += _flow(every[name], learnt, corpus, config)
+      record["flow"] += flow_part(every[name], learnt, corpus, config)
     save(record, folder)  # what is there, should the rest be interrupted
-  record["recall"] = _recall(config, key_recall, console)
+  record["recall"] = recall_part(config, key_recall, console)
   record["seconds"] = time.monotonic() - start
   save(record, folder)
   report(record, folder, console)
   return record
-
-
-def _cells(
-  every: dict[str, Contender],
-  corpus: Corpus,
-  config: CompareConfig,
-  keys: jax.Array,
-  key_trial: jax.Array,
-  console: Console,
-) -> dict[str, dict[str, Any]]:
-  """Return each cell's size, learning rate, and updates in equal time."""
-  seconds = seconds_per_update(every, keys, corpus.streams, config.rounds)
-  cells = {}
-  for name, one in every.items():
-    rates = list(config.learning_rate)
-    nats: dict[float, float] = {}
-    if len(rates) > 1:
-      nats = trial(one, corpus.training, rates, config, key_trial)
-    rate = min(nats, key=nats.__getitem__) if nats else rates[0]
-    fitting = round(config.num_updates * seconds["lstm"] / seconds[name])
-    cells[name] = {
-      "hidden_size": one.hidden_size,
-      "parameters": one.parameters,
-      "seconds_per_update": seconds[name],
-      "updates_in_equal_time": max(1, fitting),
-      "learning_rate": rate,
-      "tried": [{"rate": r, "nats": n} for r, n in nats.items()],
-    }
-    tried = ", ".join(f"{n:.3f} nats at {r:g}" for r, n in nats.items())
-    console.print(
-      f"{name:4}  H {one.hidden_size}, {one.parameters:,} parameters, "
-      f"{1e3 * seconds[name]:.0f} ms an update of {len(keys)} seeds; learning "
-      f"rate {rate:g} ({tried or 'given'})",
-      soft_wrap=True,
-    )
-  return cells
-
-
-def _runs(
-  cells: dict[str, dict[str, Any]], num_updates: int
-) -> list[tuple[str, str, int]]:
-  """Return (budget, cell, updates) of each training run.
-
-  The LSTM has one: the others' time is its own.
-  """
-  return [
-    *((PARAMETERS, name, num_updates) for name in cells),
-    *(
-      (TIME, name, cells[name]["updates_in_equal_time"])
-      for name in cells
-      if name != "lstm"
-    ),
-  ]
-
-
-def _context(
-  contender: Contender, learnt: Learnt, corpus: Corpus, config: CompareConfig
-) -> dict[str, Any]:
-  """Return each seed's nats by length of context."""
-  return {
-    "lengths": bins(config.context),
-    "nats": [
-      nats_by_context(contender.model, params, corpus.held_out, config.context)
-      for params in learnt.trained
-    ],
-  }
-
-
-def _flow(
-  contender: Contender, learnt: Learnt, corpus: Corpus, config: CompareConfig
-) -> list[dict[str, Any]]:
-  """Return the norms, means over seeds, before training and after."""
-  rows = []
-  both = ("untrained", learnt.untrained), ("trained", learnt.trained)
-  for stage, seeds in both:
-    found = [
-      gradient_norms(
-        CELLS[contender.name], params, corpus.held_out, config.flow_steps
-      )
-      for params in seeds
-    ]
-    norms = {
-      field: np.mean([each[field] for each in found], axis=0).tolist()
-      for field in found[0]
-    }
-    rows.append({"cell": contender.name, "stage": stage, "norms": norms})
-  return rows
-
-
-def _recall(
-  config: CompareConfig, key: jax.Array, console: Console
-) -> list[dict[str, Any]]:
-  """Return a row of accuracies for each cell and delay."""
-  every = contenders(
-    recall.VOCABULARY, recall.EMBEDDING, config.recall_hidden_size
-  )
-  rows = []
-  for name, one in every.items():
-    for delay in config.delay:
-      keys = jax.random.split(jax.random.fold_in(key, delay), config.num_seeds)
-      found = recall.learn(
-        one.model,
-        keys,
-        delay,
-        config.recall_updates,
-        config.recall_learning_rate,
-      )
-      rows.append(
-        {
-          "cell": name,
-          "hidden_size": one.hidden_size,
-          "parameters": one.parameters,
-          "delay": delay,
-        }
-        | found._asdict()
-      )
-      accuracy = ", ".join(f"{a:.2f}" for a in found.accuracy)
-      console.print(f"recall, {name}, delay {delay}: accuracy {accuracy}")
-  return rows
 
 
 def save(record: dict[str, Any], folder: Path) -> None:
