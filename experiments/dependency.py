@@ -111,6 +111,11 @@ def _norms(cell, params, windows):
 
   last, _ = unroll(cell, weights, state, xs)
   d_states = flow(cell, weights, state, xs, jax.grad(loss)(last))
-  return jax.tree.map(
-    lambda d: jnp.linalg.norm(d, axis=-1).mean(axis=-1), d_states
-  )
+  return jax.tree.map(lambda d: _norm(d).mean(axis=-1), d_states)
+
+
+def _norm(d: jax.Array) -> jax.Array:
+  """Return ‖d‖ of d [..., H], which float32 squares would lose below 1e-19."""
+  largest = jnp.abs(d).max(axis=-1, keepdims=True)
+  unit = d / jnp.where(largest > 0, largest, 1)
+  return largest[..., 0] * jnp.linalg.norm(unit, axis=-1)

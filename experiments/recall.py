@@ -12,6 +12,7 @@ Reference: Hochreiter and Schmidhuber (1997), Long short-term memory, section 5,
 whose tasks have the same parts.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ class Recall(NamedTuple):
 
   learning_rate: float
   accuracy: list[float]  # of each seed, on sequences drawn anew
-  nats: list[float]  # of the answer, likewise
+  nats: list[float | None]  # of the answer, likewise; None if it diverged
 
 
 def draw(key: jax.Array, delay: int, batch: int) -> tuple[jax.Array, jax.Array]:
@@ -99,15 +100,18 @@ def learn(
   keys_init, keys_train, keys_test = split(keys)
   begin, judge_all = jax.jit(jax.vmap(start)), jax.jit(jax.vmap(judge))
   train = jax.jit(jax.vmap(updates, (0, 0, None, None)))
-  steps, found = jnp.arange(num_updates), []
+  steps = jnp.arange(num_updates)
+  found: list[tuple[float, Recall]] = []
   for rate in learning_rates:
     members = begin(keys_init)
     for first in range(0, num_updates, AT_ONCE):
       some = steps[first : first + AT_ONCE]
       members = train(members, keys_train, some, jnp.asarray(rate))
     accuracy, nats = (np.asarray(x) for x in judge_all(members, keys_test))
-    found.append(Recall(rate, accuracy.tolist(), nats.tolist()))
-  return min(found, key=lambda one: np.nan_to_num(np.mean(one.nats), nan=99))
+    known = [float(n) if np.isfinite(n) else None for n in nats]
+    mean = float(nats.mean()) if None not in known else math.inf
+    found.append((mean, Recall(rate, accuracy.tolist(), known)))
+  return min(found, key=lambda pair: pair[0])[1]
 
 
 def longest(accuracies: dict[int, float], above: float = 0.9) -> int:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,16 @@ def test_gradient_norms_are_those_of_autodiff(cell, key):
     ours = [found[field][back] for field in after._fields]
     assert np.abs(np.array(ours) - expected).max() < 1e-12
   assert all(len(norms) == 11 for norms in found.values())
+
+
+def test_norms_whose_squares_underflow_are_not_lost(key):
+  _, params = make(rnn, key)
+  params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+  (weights,) = params.layers
+  weak = weights._replace(w_h=1e-6 * weights.w_h)
+  norms = gradient_norms(rnn, params._replace(layers=(weak,)), TOKENS, 5)["h"]
+  assert 0 < norms[5] < 1e-28
+  assert all(b < 1e-4 * a for a, b in pairwise(norms))
 
 
 def test_what_is_too_short_is_refused(key):

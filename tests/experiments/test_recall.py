@@ -22,13 +22,12 @@ def test_a_short_delay_is_learnt_at_the_better_rate(key):
   config = ModelConfig(recall.VOCABULARY, lstm, 8, hidden_size=12)
   model = language_model(config)
   keys = jax.random.split(key, 2)
-  found = recall.learn(model, keys, 2, 120, (1e-9, 0.02))
+  found = recall.learn(model, keys, 2, 100, (1e-9, 0.02))
   assert found.learning_rate == 0.02
   assert min(found.accuracy) > 0.9 and max(found.nats) < 1
   assert len(found.accuracy) == len(found.nats) == 2
-  still = recall.learn(model, keys, 2, 1, (1e-9,))
-  assert max(still.accuracy) < 0.5
-  assert abs(np.mean(still.nats) - np.log(recall.VOCABULARY)) < 1
+  wrong = recall.learn(model, keys, 2, 9, (3e38,))
+  assert wrong.nats == [None, None]
 
 
 def test_the_longest_delay_is_before_the_first_that_fails():
