@@ -16,7 +16,7 @@ class CompareConfig:
   seed: int = 0
   num_streams: int = 32
   num_steps: int = 64
-  num_updates: int = 1200
+  num_updates: int = 1000
   learning_rate: tuple[float, ...] = (2e-3, 5e-3, 1e-2)
   trial_updates: int = 300
   weight_decay: float = 0.3
@@ -25,7 +25,7 @@ class CompareConfig:
   flow_steps: int = 200
   delay: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500)
   recall_hidden_size: int = 32
-  recall_updates: int = 400
+  recall_updates: int = 300
   recall_learning_rate: tuple[float, ...] = (1e-3, 3e-3)
 
   def __post_init__(self):
