@@ -1,4 +1,4 @@
-"""Training: optimisers, the update and its loop, checkpoints."""
+"""Training: optimisers, the update and its loop, ensembles, checkpoints."""
 
 from lstm_jax.training.average import Average as Average
 from lstm_jax.training.average import begin_average as begin_average
@@ -9,6 +9,11 @@ from lstm_jax.training.checkpoint import CheckpointError as CheckpointError
 from lstm_jax.training.checkpoint import CheckpointWriter as CheckpointWriter
 from lstm_jax.training.checkpoint import read_checkpoint as read_checkpoint
 from lstm_jax.training.checkpoint import read_params as read_params
+from lstm_jax.training.ensemble import init_ensemble as init_ensemble
+from lstm_jax.training.ensemble import (
+  make_ensemble_update as make_ensemble_update,
+)
+from lstm_jax.training.ensemble import member as member
 from lstm_jax.training.optimizer import OptimizerConfig as OptimizerConfig
 from lstm_jax.training.optimizer import make_optimizer as make_optimizer
 from lstm_jax.training.update import Metrics as Metrics

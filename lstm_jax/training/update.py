@@ -5,7 +5,6 @@ the state before the next, and no gradient crosses between them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,8 +70,18 @@ def make_update(
     decay: of the exponential average of the params, if the state has one. The
       first averages are shorter: (1 + step) / (10 + step) where that is less.
   """
+  one = one_update(model, optimizer, key, decay)
+  return jax.jit(one, donate_argnums=0)
 
-  @partial(jax.jit, donate_argnums=0)
+
+def one_update(
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  key: jax.Array | None,
+  decay: float,
+) -> Update:
+  """Return what `make_update` compiles."""
+
   def update(state: TrainState, tokens, targets):
     step, params, average, opt_state, carry = state
     noise = None if key is None else jax.random.fold_in(key, step)

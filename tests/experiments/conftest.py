@@ -5,6 +5,7 @@ import jax
 import pytest
 from rich.console import Console
 
+from experiments.compare_config import CompareConfig
 from experiments.config import TrainConfig
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely.\n"
@@ -47,3 +48,29 @@ def word_config(config):
   with open(config.corpus, "a", encoding="utf-8") as file:
     file.write("Thou art more temperate:\n  Rough winds do shake thee.\n")
   return dataclasses.replace(config, tokens="word", learning_rate=0.03)
+
+
+@pytest.fixture
+def comparison(tmp_path):
+  """A comparison of as little as there can be."""
+  corpus = tmp_path / "verse.txt"
+  corpus.write_text(VERSE * 50, encoding="utf-8")
+  return CompareConfig(
+    corpus=str(corpus),
+    hidden_size=6,
+    embedding_size=4,
+    num_seeds=2,
+    num_streams=3,
+    num_steps=8,
+    num_updates=12,
+    learning_rate=(0.02,),
+    trial_updates=20,
+    weight_decay=0.0,
+    rounds=2,
+    context=16,
+    flow_steps=10,
+    delay=(1, 3),
+    recall_hidden_size=4,
+    recall_updates=10,
+    recall_learning_rate=(0.01,),
+  )

@@ -100,6 +100,12 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
     ("train", "--hiden_size=3"): (1, "Unknown command line flag 'hiden_size'"),
     ("train", "--tokens=word", "--min_count=99999"): (2, "leaves no word"),
     ("sample", f"--run={tmp_path}"): (2, "holds no checkpoint"),
+    ("compare_cells", "--replot", f"--out={tmp_path}"): (
+      2,
+      "error: there is no comparison in ",
+    ),
+    ("compare_cells", "--corpus=nowhere.txt"): (2, "nowhere.txt cannot be"),
+    ("compare_cells", "--delay=0"): (1, "0 is not a positive integer"),
     ("sample",): (1, "flag --run=None: Flag --run must have a value"),
     ("gradcheck", "--plant=lstm.dq"): (2, "no backward has a term 'lstm.dq'"),
   }

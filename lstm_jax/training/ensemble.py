@@ -1,0 +1,84 @@
+"""Several seeds trained at once: one program, an axis S of its own.
+
+Every member sees the same blocks of text and follows the same schedule; what
+differs is its weights and its noise. An ensemble's `TrainState` has S in front
+of every array but the step, and `train` runs it as it runs one member.
+
+`vmap` is over the weights, so each member has gradients of its own whatever the
+axis; it is not over examples, whose gradients a cell sums.
+"""
+
+from functools import partial
+
+import jax
+import optax
+
+from lstm_jax.language.model import LanguageModel, LanguageParams
+from lstm_jax.training.update import (
+  TrainState,
+  Update,
+  init_state,
+  one_update,
+)
+
+# Of the members, in a state: the step is the same for all.
+AXES = TrainState._make((None, 0, 0, 0, 0))
+
+
+def init_ensemble(
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  params: LanguageParams,
+  num_streams: int,
+  *,
+  averaged: bool = False,
+) -> TrainState:
+  """Return the state before the first update, of params [S, ...] each.
+
+  Args:
+    model: of every member.
+    optimizer: the rule of every member.
+    params: the members' weights, such as `jax.vmap(model.init)(keys)`.
+    num_streams: B, of the blocks that they will read.
+    averaged: whether each keeps an average of its weights.
+  """
+
+  def one(params):
+    return init_state(model, optimizer, params, num_streams, averaged=averaged)
+
+  return jax.vmap(one, out_axes=AXES)(params)
+
+
+def make_ensemble_update(
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  keys: jax.Array | None = None,
+  *,
+  decay: float = 0.0,
+) -> Update:
+  """Return `make_update` of all members: (state, tokens, targets) -> the same.
+
+  Its metrics are [S]. The state passed in is donated.
+
+  Args:
+    model: as in `make_update`.
+    optimizer: likewise.
+    keys: draw each member's noise, [S]; None where there is none.
+    decay: as in `make_update`.
+  """
+
+  @partial(jax.jit, donate_argnums=0)
+  def update(state: TrainState, tokens, targets):
+    def one(state, key):
+      return one_update(model, optimizer, key, decay)(state, tokens, targets)
+
+    axes = AXES, None if keys is None else 0
+    return jax.vmap(one, in_axes=axes, out_axes=(AXES, 0))(state, keys)
+
+  return update
+
+
+def member(state: TrainState, index: int) -> TrainState:
+  """Return one member's state, as `init_state` has it."""
+  step, *rest = state
+  return TrainState(step, *jax.tree.map(lambda leaf: leaf[index], rest))

@@ -1,0 +1,72 @@
+from itertools import islice, repeat
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import gru, lstm, rnn
+from lstm_jax.language import (
+  ModelConfig,
+  Regularizers,
+  language_model,
+  make_streams,
+)
+from lstm_jax.training import (
+  OptimizerConfig,
+  init_ensemble,
+  init_state,
+  make_ensemble_update,
+  make_optimizer,
+  make_update,
+  member,
+  train,
+)
+from tests.draws import worst
+
+STREAMS = make_streams(np.arange(47, dtype=np.int32) % 9, 3, 4)
+NOISE = Regularizers(output_dropout=0.3, weight_drop=0.2)
+
+
+def steps(update, state, number):
+  return islice(train(update, state, repeat(STREAMS)), number)
+
+
+def last(updates):
+  for state, metrics in updates:
+    kept = jax.tree.map(jnp.copy, (state, metrics))
+  return kept
+
+
+@pytest.mark.parametrize("cell", [lstm, gru, rnn])
+@pytest.mark.parametrize("noise", [None, NOISE])
+def test_members_are_trained_as_if_alone(cell, noise, key):
+  config = ModelConfig(
+    9, cell, embedding_size=3, hidden_size=5, dtype=jnp.float64
+  )
+  model = language_model(config, regularizers=noise)
+  rule = make_optimizer(OptimizerConfig(learning_rate=0.03, warmup=2), 9)
+  keys = jax.random.split(key, 2)
+  params = jax.vmap(model.init)(keys)
+  together = init_ensemble(model, rule, params, 3, averaged=True)
+  update = make_ensemble_update(model, rule, noise and keys, decay=0.5)
+  together, metrics = last(steps(update, together, 9))
+  assert metrics.loss.shape == (2,) and int(together.step) == 9
+  for i, k in enumerate(keys):
+    weights = jax.tree.map(lambda p, i=i: p[i], params)
+    alone = init_state(model, rule, weights, 3, averaged=True)
+    update = make_update(model, rule, None if noise is None else k, decay=0.5)
+    alone, expected = last(steps(update, alone, 9))
+    assert worst(member(together, i), alone) < 1e-12
+    assert worst(jax.tree.map(lambda m, i=i: m[i], metrics), expected) < 1e-12
+  assert abs(metrics.loss[0] - metrics.loss[1]) > 1e-3
+
+
+def test_the_weights_given_survive_the_first_update(key):
+  model = language_model(ModelConfig(9, embedding_size=3, hidden_size=5))
+  rule = make_optimizer(OptimizerConfig(), 9)
+  params = jax.vmap(model.init)(jax.random.split(key, 2))
+  before = jax.tree.map(np.asarray, params)
+  state = init_ensemble(model, rule, params, 3)
+  last(steps(make_ensemble_update(model, rule), state, 2))
+  assert worst(params, before) == 0
