@@ -17,7 +17,7 @@ class CompareConfig:
   num_streams: int = 32
   num_steps: int = 64
   num_updates: int = 1000
-  learning_rate: tuple[float, ...] = (2e-3, 5e-3, 1e-2)
+  learning_rate: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
   trial_updates: int = 300
   weight_decay: float = 0.3
   rounds: int = 11
