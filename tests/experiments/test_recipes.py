@@ -51,3 +51,10 @@ def test_a_change_takes_the_kind_of_its_flag():
   config = ablate.changed(TrainConfig(), "tied=true,num_layers=3,cell=gru")
   expected = {"tied": True, "num_layers": 3, "cell": "gru"}
   assert config == dataclasses.replace(TrainConfig(), **expected)
+
+
+def test_the_recipe_for_a_gpu_is_the_record_in_bfloat16():
+  gpu, _ = parse(RECIPES / "tinyshakespeare-gpu.flags")
+  record, _ = parse(RECIPES / "tinyshakespeare.flags")
+  lower = {"compute_dtype": "bfloat16"}
+  assert gpu == dataclasses.replace(record, **lower)
