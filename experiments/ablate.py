@@ -59,7 +59,7 @@ def run(
     result = train.run(again, console)
     if result.interrupted:
       break
-    rows.append({"change": name} | _measure(result.folder, again))
+    rows.append({"change": name} | _measure(result, again))
     record = {"recipe": _recipe(config), "rows": rows} | run_folder.origin()
     text = json.dumps(record, indent=2, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
@@ -115,20 +115,18 @@ def table(rows: list[dict[str, Any]]) -> Table:
   return result
 
 
-def _measure(folder: Path, config: TrainConfig) -> dict[str, Any]:
+def _measure(result: train.Result, config: TrainConfig) -> dict[str, Any]:
   """Return what a finished run came to, in nats per token."""
-  trained = run_folder.load(folder)
+  trained = run_folder.load(result.folder)
   _, held_out = split(read_text(config.corpus), config.split)
   of = trained.model, trained.params, trained.vocabulary.encode(held_out)
-  lines = (folder / run_folder.METRICS).read_text("utf-8").splitlines()
-  seconds = [s for line in lines if (s := json.loads(line).get("seconds"))]
   return {
     "parameters": sum(p.size for p in jax.tree.leaves(trained.params)),
     "cold": float(cold_nats(*of).mean()),
     "stateful": float(stateful_nats(*of).mean()),
     "watched": trained.held_out,
     "update": trained.step,
-    "seconds": seconds[-1],
+    "seconds": round(result.seconds, 3),
   }
 
 

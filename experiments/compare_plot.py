@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.compare_parts import PARAMETERS, TIME
 from experiments.recall import SYMBOLS
 
 Record = dict[str, Any]
@@ -34,12 +35,12 @@ def draw(record: Record, path: Path) -> None:
 
 
 def _held_out(record: Record, panel: Axes) -> None:
-  for one in _of(record["runs"], budget="equal parameters"):
+  for one in _of(record["runs"], budget=PARAMETERS):
     steps = [row["step"] for row in one["held_out"]]
     _band(panel, steps, [row["nats"] for row in one["held_out"]], one["cell"])
   panel.set_xscale("symlog", linthresh=10)
   panel.set(
-    title="equal parameters: held-out loss",
+    title=f"{PARAMETERS}: held-out loss",
     xlabel="updates",
     ylabel="nats per character",
   )
@@ -48,7 +49,7 @@ def _held_out(record: Record, panel: Axes) -> None:
 def _equal_time(record: Record, panel: Axes) -> None:
   cells = record["cells"]
   for name, cell in cells.items():
-    budget = "equal parameters" if name == "lstm" else "equal time"
+    budget = PARAMETERS if name == "lstm" else TIME
     for one in _of(record["runs"], cell=name, budget=budget):
       rows = one["held_out"]
       seconds = [cell["seconds_per_update"] * row["step"] for row in rows]
@@ -56,14 +57,14 @@ def _equal_time(record: Record, panel: Axes) -> None:
       _band(panel, seconds, [row["nats"] for row in rows], name, label)
   panel.set_xscale("symlog", linthresh=1)
   panel.set(
-    title="equal time: held-out loss",
+    title=f"{TIME}: held-out loss",
     xlabel="seconds of training, all seeds together",
     ylabel="nats per character",
   )
 
 
 def _words(record: Record, panel: Axes) -> None:
-  for one in _of(record["runs"], budget="equal parameters"):
+  for one in _of(record["runs"], budget=PARAMETERS):
     rows = one["writing"]
     steps = [row["step"] for row in rows]
     for key, line in (("in_training", "-"), ("in_held_out", ":")):
@@ -86,7 +87,7 @@ def _words(record: Record, panel: Axes) -> None:
 
 
 def _context(record: Record, panel: Axes) -> None:
-  for one in _of(record["context"], budget="equal parameters"):
+  for one in _of(record["context"], budget=PARAMETERS):
     nats = np.transpose(one["nats"]).tolist()
     _band(panel, one["lengths"], nats, one["cell"])
   panel.set_xscale("log", base=2)

@@ -70,6 +70,7 @@ class Result(NamedTuple):
   best_update: int
   held_out: float  # the best of what is watched, nats per token
   interrupted: bool
+  seconds: float  # of training
 
 
 def run(config: TrainConfig, console: Console) -> Result:
@@ -199,7 +200,7 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"  python -m experiments.sample --run={shlex.quote(str(folder))} {prompt}",
     soft_wrap=True,
   )
-  return Result(folder, update, nats, bool(requests))
+  return Result(folder, update, nats, bool(requests), journal.seconds)
 
 
 def _knows(vocabulary: Tokenizer, text: str) -> bool:
