@@ -1,20 +1,25 @@
 """How the programs start and end: no stray arguments, errors in one line.
 
 Exit status: 0 done; 1 a flag that absl refuses, or a check that fails; 2 bad
-input; 3 a loss that is no longer finite; 130 interrupted.
+input; 3 a loss that is no longer finite; 130 stopped by Ctrl-C (SIGINT) and 143
+by SIGTERM, as shells count them.
 """
 
 import io
 import logging as standard_logging
 import math
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import jax
 from absl import app, flags, logging
 from rich.console import Console
 
-BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
+INTERRUPTED = SIGNALLED + signal.SIGINT
+STOPPING = signal.SIGINT, signal.SIGTERM
 LARGEST = 2**31 - 1  # of an integer flag
 
 
@@ -48,6 +53,24 @@ def launch(main: Callable[[], int | None]) -> None:
     app.run(guarded)
   except UnicodeDecodeError as error:  # of a flagfile
     sys.exit(_fail(f"a flagfile is not UTF-8: {error}", BAD_INPUT))
+
+
+@contextmanager
+def stoppable() -> Iterator[list[signal.Signals]]:
+  """Collect the signals that ask to stop; a second one of a kind does so."""
+  requests: list[signal.Signals] = []
+
+  def request(signum, frame):
+    del frame
+    requests.append(signal.Signals(signum))
+    signal.signal(signum, previous[signum])
+
+  previous = {signum: signal.signal(signum, request) for signum in STOPPING}
+  try:
+    yield requests
+  finally:
+    for signum, handler in previous.items():
+      signal.signal(signum, handler)
 
 
 def plain_console() -> Console:

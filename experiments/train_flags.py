@@ -47,6 +47,7 @@ def define_flags() -> list[flags.FlagHolder]:
     integer("min_count", "Words that training has less often are unknown."),
     string("run", "Folder of the run; empty for a new one under runs/."),
     boolean("overwrite", "Replace the run that --run holds."),
+    boolean("resume", "Go on with an unfinished run that --run holds."),
     integer("seed", "Seed of the initial weights and of the samples.", 0),
     choice("cell", list(CELLS), "The recurrent cell."),
     integer("embedding_size", "Length of a token's vector."),

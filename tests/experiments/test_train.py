@@ -46,6 +46,7 @@ def test_a_run_learns_and_fills_its_folder(cell, config, console):
     "samples.txt",
     "loss.png",
     "checkpoints",
+    "result.json",
   }
   record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
   assert dataclasses.asdict(config).items() <= record.items()
