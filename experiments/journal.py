@@ -215,12 +215,15 @@ class Journal:
     run_folder.append(path, f"=== {title} ===\n{text}\n\n")
 
   def close(self) -> None:
-    """Wait for the checkpoint and draw the curve."""
+    """Draw the curve and wait for the checkpoint."""
+    try:
+      if (self.folder / run_folder.METRICS).exists():
+        draw(self.folder, self._vocabulary.unit)
+    except OSError as error:  # no reason to hide what else went wrong
+      self._console.print(f"{run_folder.PICTURE} cannot be written: {error}")
     self._writer.close()
     if self.best.update:
       forget_previous(self.folder)
-    if (self.folder / run_folder.METRICS).exists():
-      draw(self.folder, self._vocabulary.unit)
 
   def final(self, held_out: float) -> None:
     """Take the held-out loss of the best, where the development text chose."""

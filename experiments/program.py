@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -46,6 +47,7 @@ def launch(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt as error:
       return _fail(error if error.args else "interrupted", INTERRUPTED)
 
+  sys.unraisablehook = _unraisable
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="replace")  # ASCII terminals get ? for ×
@@ -88,9 +90,18 @@ def finite(flag: flags.FlagHolder) -> flags.FlagHolder:
   return flag
 
 
+def _unraisable(what: Any) -> None:
+  """Tell of an exception that nobody catches, but for TensorStore's.
+
+  Its threads complain of an event loop that is closed, once each, where orbax
+  has given up a read or a write, and raises an error that says why.
+  """
+  if "Event loop is closed" not in str(what.exc_value):
+    sys.__unraisablehook__(what)
+
+
 def _fail(error: object, status: int) -> int:
-  # A read of orbax that fails leaves tasks behind, which would complain of it
-  # once more as the interpreter ends.
+  # What orbax leaves behind would complain as the interpreter ends.
   sys.unraisablehook = lambda _: None
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
   message = " ".join(str(error).split())[:500]

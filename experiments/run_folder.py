@@ -13,7 +13,8 @@ lock            the process that writes here, while it does
 
 import dataclasses
 import json
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,11 +67,25 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-  """Write a record in the place of what the file held: all of it or nothing."""
+  """Write a record in the place of what the file held: all of it or nothing.
+
+  Raises:
+    OSError: it cannot be written; the error names the file.
+  """
   text = json.dumps(record, indent=2, allow_nan=False)
   part = path.with_name(path.name + ".part")
-  part.write_text(text + "\n", encoding="utf-8")
-  part.replace(path)
+  with _naming(path):
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+  """Name the file in an OSError: where the disk is full, it has no name."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def device_name() -> str:
@@ -87,8 +102,12 @@ def origin() -> dict[str, Any]:
 
 
 def append(path: Path, text: str) -> None:
-  """Add text to a file of the run, and leave it on the disk."""
-  with path.open("a", encoding="utf-8", newline="\n") as file:
+  """Add text to a file of the run, and leave it on the disk.
+
+  Raises:
+    OSError: it cannot be written; the error names the file.
+  """
+  with _naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
     file.write(text)
 
 
@@ -148,14 +167,20 @@ def load(folder: Path) -> Trained:
 
 
 def _best(checkpoints: Path) -> Checkpoint:
-  """Return the checkpoint of the lowest loss, or else the newest."""
-  newest = read_checkpoint(checkpoints)
-  steps = list_checkpoints(checkpoints)
-  found = [read_checkpoint(checkpoints, step) for step in steps]
-  losses = [checkpoint.description.get("held_out") for checkpoint in found]
-  looked_at = [math.inf if nats is None else nats for nats in losses]
-  best = found[looked_at.index(min(looked_at))]
-  return newest if min(looked_at) == math.inf else best
+  """Return the checkpoint that the newest readable one names as the best.
+
+  A kill in the middle of a deletion leaves a folder that cannot be read.
+  """
+  first = None
+  for step in reversed(list_checkpoints(checkpoints)):
+    try:
+      newest = read_checkpoint(checkpoints, step)
+    except CheckpointError as error:
+      first = first or error
+      continue
+    best = newest.description.get("progress", {}).get("best")
+    return read_checkpoint(checkpoints, best[1]) if best else newest
+  raise first or CheckpointError(f"{checkpoints} holds no checkpoint")
 
 
 def _compare(path: Path, fields: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ Reading one runs no code from it.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,8 +205,11 @@ def _as_errors(what: str) -> Iterator[None]:
   except CheckpointError:
     raise
   except Exception as error:  # often bare ones
-    reason = str(error).strip().split("\n")[0][:200]
-    raise CheckpointError(f"{what}: {reason}") from None
+    reason = str(error).strip().split("\n")[0]
+    system = re.search(r"([^:]+) \[os_error_code=", reason)  # at its far end
+    raise CheckpointError(
+      f"{what}: {system[1].strip() if system else reason[:200]}"
+    ) from None
 
 
 def _json(manager: ocp.CheckpointManager, step: int, item: str) -> Any:
