@@ -21,6 +21,7 @@ from experiments.run_folder import (
   CONFIG,
   EVALUATION,
   METRICS,
+  PAGE,
   PICTURE,
   RESULT,
   SAMPLES,
@@ -29,7 +30,16 @@ from lstm_jax.training import has_state, list_checkpoints
 
 PREVIOUS = "previous"
 OWN = "run", "overwrite", "resume"  # flags that say where, and not what
-FILES = METRICS, SAMPLES, PICTURE, EVALUATION, RESULT, CHECKPOINTS, CONFIG
+FILES = (
+  METRICS,
+  SAMPLES,
+  PICTURE,
+  EVALUATION,
+  PAGE,
+  RESULT,
+  CHECKPOINTS,
+  CONFIG,
+)
 
 
 @contextmanager

@@ -102,6 +102,11 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
     ("train", "--hiden_size=3"): (1, "Unknown command line flag 'hiden_size'"),
     ("train", "--tokens=word", "--min_count=99999"): (2, "leaves no word"),
     ("sample", f"--run={tmp_path}"): (2, "holds no checkpoint"),
+    ("explore", f"--run={tmp_path}"): (2, "holds no checkpoint"),
+    ("explore", f"--run={tmp_path}", "--length=1"): (
+      1,
+      "1 is not integer >= 2",
+    ),
     ("compare_cells", "--replot", f"--out={tmp_path}"): (
       2,
       "error: there is no comparison in ",
