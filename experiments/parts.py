@@ -48,13 +48,18 @@ def make(config: TrainConfig) -> Parts:
   sizes = model_config(config, corpus.vocabulary.size)
   model = language_model(sizes, regularizers=regularizers(config))
   rule = make_optimizer(optimizer_config(config), num_updates)
-  key_init, key_samples = jax.random.split(jax.random.key(config.seed))
+  key_init, key_samples, key_noise = keys_of(config.seed)
   params = jax.block_until_ready(model.init(key_init))  # or out of memory
   averaged = config.average > 0
   state = init_state(model, rule, params, config.num_streams, averaged=averaged)
-  key_noise = jax.random.fold_in(key_init, 1)
   update = make_update(model, rule, key_noise, decay=config.average)
   return Parts(corpus, read, num_updates, model, update, state, key_samples)
+
+
+def keys_of(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Return the keys of a run: initial weights, samples, noise."""
+  key_init, key_samples = jax.random.split(jax.random.key(seed))
+  return key_init, key_samples, jax.random.fold_in(key_init, 1)
 
 
 def heading(config: TrainConfig, parts: Parts) -> str:
