@@ -14,6 +14,7 @@ from rich.text import Text
 
 from experiments import run_folder
 from experiments.claim import forget_previous
+from experiments.health import health
 from experiments.plot import draw
 from experiments.program import Diverged
 from experiments.progress import TrainingBar
@@ -77,6 +78,7 @@ class Journal:
     self._pending_seconds = 0.0
     self._mark: float | None = None  # when the clock was started
     self._last_look: tuple[int, float] | None = None
+    health()  # counts from here on
     self.seconds = 0.0
     self.looks: list[float] = []
     self.step = 0
@@ -170,7 +172,7 @@ class Journal:
     """
     if not math.isfinite(nats):
       raise Diverged(f"the {self.name} loss is {nats} after update {step}")
-    self._record(step=step, **{self._watched: nats})
+    self._record(step=step, **{self._watched: nats}, **health())
     self.looks.append(nats)
     self._last_look = step, nats
     if nats >= self.best.nats:

@@ -9,11 +9,18 @@ import jax.numpy as jnp
 from experiments import parts
 from lstm_jax.training import list_checkpoints
 
-CLOCK = "seconds", "characters_per_second", "words_per_second"
+CLOCK = (
+  "seconds",
+  "characters_per_second",
+  "words_per_second",
+  "resident_mb",
+  "live_mb",
+  "compilations",
+)
 
 
 def essence(folder):
-  """Return all that a finished run has left but what its clock says.
+  """Return all that a finished run has left but what the process was like.
 
   The arrays of its last checkpoint are told by the SHA-256 of each.
   """
