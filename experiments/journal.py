@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from experiments import run_folder
+from experiments import distributed, run_folder
 from experiments.plot import draw
 from experiments.program import Diverged
 from experiments.progress import TrainingBar
@@ -147,6 +147,8 @@ class Journal:
   def close(self) -> None:
     """Wait for the checkpoint and draw the curve."""
     self._writer.close()
+    if not distributed.is_first():
+      return
     if self.best.update:
       run_folder.forget_previous(self._folder)
     if (self._folder / run_folder.METRICS).exists():

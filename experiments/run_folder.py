@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from experiments import distributed
 from experiments.config import TrainConfig, model_config, stored_vocabulary
 from lstm_jax.language import (
   LanguageModel,
@@ -140,6 +141,8 @@ def origin() -> dict[str, Any]:
 
 def append(path: Path, text: str) -> None:
   """Add text to a file of the run, and leave it on the disk."""
+  if not distributed.is_first():
+    return
   with path.open("a", encoding="utf-8", newline="\n") as file:
     file.write(text)
 

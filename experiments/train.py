@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 from rich.console import Console
 
-from experiments import run_folder
+from experiments import distributed, run_folder
 from experiments.config import (
   TrainConfig,
   make_vocabulary,
@@ -31,6 +31,7 @@ from experiments.config import (
   regularizers,
 )
 from experiments.journal import Journal
+from experiments.placement import begin, mesh_of, mesh_told, whole
 from experiments.program import (
   INTERRUPTED,
   Diverged,
@@ -50,10 +51,8 @@ from lstm_jax.language import (
 from lstm_jax.training import (
   begin_average,
   include,
-  init_state,
   learnt,
   make_optimizer,
-  make_update,
   train,
   wanders,
 )
@@ -97,14 +96,17 @@ def run(config: TrainConfig, console: Console) -> Result:
     )
   read = reading(config)
   num_updates = read.num_updates(training)
+  mesh = mesh_of(config)
   model = language_model(
-    model_config(config, vocabulary.size), regularizers=regularizers(config)
+    model_config(config, vocabulary.size),
+    regularizers=regularizers(config),
+    groups=mesh.size if mesh else 1,
   )
   rule = make_optimizer(optimizer_config(config), num_updates)
   key_init, key_samples = jax.random.split(jax.random.key(config.seed))
   key_noise = jax.random.fold_in(key_init, 1)
   params = jax.block_until_ready(model.init(key_init))  # or out of memory
-  folder = run_folder.create(config)
+  folder = distributed.by_first(lambda: run_folder.create(config))
 
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   console.print(
@@ -114,7 +116,7 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"{tokens_told(vocabulary, held_out)}\n"
     f"training    {config.num_epochs} epochs of {len(training):,} tokens, "
     f"{num_updates:,} updates\n"
-    f"device      {run_folder.device_name()}\n"
+    f"device      {run_folder.device_name()}{mesh_told(mesh)}\n"
     f"run folder  {folder}",
     soft_wrap=True,
   )
@@ -137,12 +139,9 @@ def run(config: TrainConfig, console: Console) -> Result:
     length=config.sample_length,
   )
   write("untrained", params=params, key=key_samples)
-  state = init_state(
-    model, rule, params, config.num_streams, averaged=config.average > 0
-  )
-  step_of = make_update(model, rule, key_noise, decay=config.average)
+  state, step_of = begin(config, mesh, model, rule, params, key_noise)
   updates = train(step_of, state, read.epochs(training))
-  average, looks = None, []
+  average, looks, stop = None, [], False
   try:
     with bar, _interruptible() as requests:
       journal.resume()
@@ -151,10 +150,12 @@ def run(config: TrainConfig, console: Console) -> Result:
           average = include(average, state.params)
         journal.update(step, metrics)
         regular = step % config.eval_every == 0 or step == num_updates
-        if regular or step in EARLY or requests:
+        look = regular or step in EARLY
+        stop = distributed.stops(bool(requests), look)
+        if look or stop:
           journal.report(step)
-          params = average.params if average else learnt(state)
-          nats = stateful_loss(model, params, watched)
+          params = whole(mesh, average.params if average else learnt(state))
+          nats = distributed.of_first(stateful_loss(model, params, watched))
           best = journal.watch(step, nats, params)
           epoch = config.num_epochs * step / num_updates
           title = (
@@ -169,7 +170,7 @@ def run(config: TrainConfig, console: Console) -> Result:
           key = jax.random.fold_in(key_samples, step)
           write(title, params=params, key=key)
           journal.resume()
-        if requests:
+        if stop:
           break
   except (Diverged, KeyboardInterrupt) as error:
     update = journal.best.update
@@ -191,7 +192,7 @@ def run(config: TrainConfig, console: Console) -> Result:
   write(title, params=best_params, key=key_samples, length=FINAL_LENGTH)
   losses = losses_told(vocabulary, watched_text, nats)
   console.print(
-    f"\n{'interrupted; ' * bool(requests)}best {name} loss {losses} "
+    f"\n{'interrupted; ' * stop}best {name} loss {losses} "
     f"at update {update}"
     f"{of_held_out}, "
     f"{journal.seconds:.0f} s of training\n"
@@ -200,7 +201,7 @@ def run(config: TrainConfig, console: Console) -> Result:
     f"  python -m experiments.sample --run={shlex.quote(str(folder))} {prompt}",
     soft_wrap=True,
   )
-  return Result(folder, update, nats, bool(requests), journal.seconds)
+  return Result(folder, update, nats, stop, journal.seconds)
 
 
 def _knows(vocabulary: Tokenizer, text: str) -> bool:
@@ -229,12 +230,15 @@ def _interruptible() -> Iterator[list[int]]:
 
 
 def main() -> int:
-  """Read the flags and run."""
+  """Read the flags, join the other processes if there are any, and run."""
+  distributed.join(**{flag.name: flag.value for flag in PROCESSES})
   config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
-  result = run(config, plain_console())
+  console = plain_console()
+  console.quiet = not distributed.is_first()
+  result = run(config, console)
   return INTERRUPTED if result.interrupted else 0
 
 
 if __name__ == "__main__":
-  FLAGS = define_flags()
+  FLAGS, PROCESSES = define_flags(), distributed.define_flags()
   launch(main)

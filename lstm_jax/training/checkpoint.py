@@ -27,11 +27,19 @@ class CheckpointError(ValueError):
 
 
 class CheckpointWriter:
-  """Writes checkpoints in the background; keeps the newest one."""
+  """Writes checkpoints in the background; keeps the newest one.
+
+  Of several processes the first writes, and waits for no other.
+  """
 
   def __init__(self, folder: Path):
-    options = ocp.CheckpointManagerOptions(max_to_keep=1)
-    self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    self._manager = None
+    if jax.process_index() == 0:
+      folder.mkdir(parents=True, exist_ok=True)
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, create=False, multiprocessing_options=_alone()
+      )
+      self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
   def save(self, step: int, params: Any, description: dict[str, Any]) -> None:
     """Save params and a JSON description; returns once they are copied.
@@ -43,13 +51,14 @@ class CheckpointWriter:
       params=ocp.args.StandardSave(params),
       description=ocp.args.JsonSave(description),
     )
-    if not self._manager.save(step, args=arguments):
+    if self._manager and not self._manager.save(step, args=arguments):
       raise CheckpointError(f"there is a checkpoint of update {step} or later")
 
   def close(self) -> None:
     """Wait until what was saved is on the disk."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    if self._manager:
+      self._manager.wait_until_finished()
+      self._manager.close()
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -86,6 +95,16 @@ def read_params(folder: Path, step: int, like: Any) -> Any:
     return manager.restore(step, args=arguments).params
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Have orbax take this process for the only one."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index},
+    barrier_sync_key_prefix=f"process{index}",
+  )
+
+
 @contextmanager
 def _reading(folder: Path) -> Iterator[ocp.CheckpointManager]:
   if not folder.is_dir():
@@ -96,7 +115,12 @@ def _reading(folder: Path) -> Iterator[ocp.CheckpointManager]:
     "description": ocp.JsonCheckpointHandler(),
   }
   try:
-    manager = ocp.CheckpointManager(folder.absolute(), item_handlers=handlers)
+    options = ocp.CheckpointManagerOptions(
+      create=False, multiprocessing_options=_alone()
+    )
+    manager = ocp.CheckpointManager(
+      folder.absolute(), options=options, item_handlers=handlers
+    )
     try:
       yield manager
     finally:
