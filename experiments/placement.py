@@ -46,7 +46,8 @@ def mesh_told(mesh: Mesh | None) -> str:
   if not mesh:
     return ""
   sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-  return f": {sizes}, in {jax.process_count()} processes"
+  count = jax.process_count()
+  return f": {sizes}, in {count} process{'es' * (count > 1)}"
 
 
 def begin(

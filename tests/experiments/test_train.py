@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import run_folder, train
+from experiments import placement, run_folder, train
 from experiments.gradcheck import check_model
 from experiments.program import Diverged
 from experiments.sample import run as write
@@ -297,8 +297,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
 
     return poisoned
 
-  train_make_update = train.make_update
-  monkeypatch.setattr(train, "make_update", make_update)
+  train_make_update = placement.make_update
+  monkeypatch.setattr(placement, "make_update", make_update)
   message = "the loss is nan at update 27; the checkpoint of update 20 is kept"
   with pytest.raises(Diverged, match=message):
     train.run(config, console)
