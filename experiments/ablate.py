@@ -7,7 +7,8 @@ trains the recipe, and then, with the same seed and budget but for what a change
 says, each change; every run has a folder under --run. The table compares their
 held-out losses, over every prediction: cold windows of 256, and one stateful
 pass. What the seed alone does, --change=seed=1 tells. The figures are kept in
-ablations.json, and a change that is in it is not trained again.
+ablations.json, and a change that is in it is not trained again; one that was
+interrupted goes on.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from rich.rule import Rule
 from rich.table import Table
 
 from experiments import run_folder, train
+from experiments.claim import OWN
 from experiments.config import TrainConfig
 from experiments.program import INTERRUPTED, launch, plain_console
 from experiments.train_flags import define_flags
@@ -32,7 +34,6 @@ from lstm_jax.language.evaluate import cold_nats, stateful_nats
 
 RECORD = "ablations.json"
 BASE = "base"
-OWN = "run", "overwrite"  # what is not of the recipe
 
 
 def run(
@@ -55,14 +56,14 @@ def run(
       continue
     console.print(Rule(f"{name} ({len(rows) + 1} of {len(configs)})"))
     folder = Path(config.run) / name.replace("/", "-")
-    again = dataclasses.replace(one, run=str(folder), overwrite=True)
+    finished = (folder / run_folder.RESULT).exists()
+    again = dataclasses.replace(one, run=str(folder), overwrite=finished)
     result = train.run(again, console)
-    if result.interrupted:
+    if result.stopped_by:
       break
     rows.append({"change": name} | _measure(result, again))
     record = {"recipe": _recipe(config), "rows": rows} | run_folder.origin()
-    text = json.dumps(record, indent=2, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    run_folder.write_json(path, record)
   if rows:
     console.print(table(rows))
     console.print(f"kept in {shlex.quote(str(path))}", soft_wrap=True)

@@ -1,6 +1,6 @@
 r"""What the devices of a mesh send each other in one update of a training.
 
-  XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
+  XLA_FLAGS=--xla_force_host_platform_device_count=8 \
     python -m experiments.collectives --mesh=data:8
 
 takes the flags of `experiments.train`, compiles its update for as many devices,

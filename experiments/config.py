@@ -56,6 +56,7 @@ class TrainConfig:
   min_count: int = 2
   run: str = ""
   overwrite: bool = False
+  resume: bool = True
   mesh: str = ""
   seed: int = 0
   cell: str = "lstm"

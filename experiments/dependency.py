@@ -111,10 +111,10 @@ def _norms(cell, params, windows):
 
   last, _ = unroll(cell, weights, state, xs)
   d_states = flow(cell, weights, state, xs, jax.grad(loss)(last))
-  return jax.tree.map(lambda d: _norm(d).mean(axis=-1), d_states)
+  return jax.tree.map(lambda d: norm(d).mean(axis=-1), d_states)
 
 
-def _norm(d: jax.Array) -> jax.Array:
+def norm(d: jax.Array) -> jax.Array:
   """Return ‖d‖ of d [..., H], which float32 squares would lose below 1e-19."""
   largest = jnp.abs(d).max(axis=-1, keepdims=True)
   unit = d / jnp.where(largest > 0, largest, 1)

@@ -7,9 +7,10 @@ told to the others where all of them stand at the same place.
 """
 
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -18,8 +19,6 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from experiments.program import BAD_INPUT, LARGEST
-
-PATH_BYTES = 4096  # of a folder's name, as processes tell it
 
 
 def define_flags() -> list[flags.FlagHolder]:
@@ -107,42 +106,37 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def by_first(make: Callable[[], Path]) -> Path:
-  """Return, in every process, the path that `make` returns in the first.
-
-  Raises:
-    ValueError: it raised in the first one, where its own error is raised.
-  """
-  if jax.process_count() == 1:
-    return make()
-  name = b""
-  try:
-    if is_first():
-      name = os.fsencode(make())
-  finally:
-    name = _told(name.ljust(PATH_BYTES, b"\0")).rstrip(b"\0")
-  if not name:
-    raise ValueError("the first process has stopped: see its error")
-  return Path(os.fsdecode(name))
-
-
 def of_first(number: float) -> float:
   """Return the first process's number: what decides must be one for all."""
   if jax.process_count() == 1:
     return number
-  return float(np.frombuffer(_told(np.float64(number).tobytes()))[0])
+  return float(np.frombuffer(told(np.float64(number).tobytes()))[0])
 
 
-def _told(data: bytes) -> bytes:
+def told(data: bytes) -> bytes:
   """Return the first process's bytes; all must give as many."""
   numbers = np.frombuffer(data, np.uint8)
   return np.asarray(multihost_utils.broadcast_one_to_all(numbers)).tobytes()
 
 
-def stops(requested: bool, now: bool) -> bool:
-  """Return whether to stop: at once if alone, else together and `now` only."""
-  if jax.process_count() == 1:
-    return requested
-  return now and bool(
-    multihost_utils.process_allgather(np.array(requested)).any()
-  )
+def asked(
+  requests: Sequence[signal.Signals], now: bool
+) -> signal.Signals | None:
+  """Return a signal by which this process, or `now` any, was asked to stop.
+
+  Processes that are several stop together, and so only where all ask this.
+  """
+  own = requests[0] if requests else 0
+  if jax.process_count() > 1:
+    own = now and int(multihost_utils.process_allgather(np.int32(own)).max())
+  return signal.Signals(own) if own else None
+
+
+def check_same(folder: Path, step: int) -> None:
+  """Raise ValueError where this process has found another checkpoint."""
+  first = int(of_first(step))
+  if step != first:
+    raise ValueError(
+      f"every process must see the same {folder}: its newest checkpoint is of "
+      f"update {first} for the first process, and {step} for another"
+    )

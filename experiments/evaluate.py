@@ -139,7 +139,7 @@ def run(
     )
   console.print(table)
   path = Path(run) / run_folder.EVALUATION
-  path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", "utf-8")
+  run_folder.write_json(path, record)
   console.print(f"saved in {path}", soft_wrap=True)
   return record
 

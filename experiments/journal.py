@@ -12,12 +12,21 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from experiments import distributed, run_folder
+from experiments import run_folder
+from experiments.claim import forget_previous
 from experiments.plot import draw
 from experiments.program import Diverged
 from experiments.progress import TrainingBar
+from experiments.resume import (
+  Progress,
+  Restored,
+  carried_streams,
+  cut_logs,
+  log_bytes,
+  saved,
+)
 from lstm_jax.language import LanguageModel, LanguageParams, Tokenizer, sample
-from lstm_jax.training import CheckpointWriter, Metrics
+from lstm_jax.training import Average, CheckpointWriter, Metrics, TrainState
 
 LOG_EVERY = 10  # updates a row of metrics.jsonl
 
@@ -27,14 +36,18 @@ class Best(NamedTuple):
 
   nats: float  # per token; infinite before there is one
   update: int  # after which it was measured; 0 before there is one
-  params: LanguageParams  # on the host; before that, untrained
+  params: Any  # on the host; None before there is one
 
 
 class Journal:
-  """Keeps a run's metrics, samples and best checkpoint in its folder.
+  """Keeps a run's metrics, samples and checkpoints in its folder.
 
   Attributes:
+    folder: of the run.
+    name: of the loss that is watched, as it is shown.
+    step: updates made.
     best: the best watched loss so far and its parameters.
+    looks: every watched loss so far.
     seconds: time spent on updates, without evaluation and sampling.
   """
 
@@ -43,25 +56,46 @@ class Journal:
     folder: Path,
     console: Console,
     bar: TrainingBar,
-    untrained: LanguageParams,
     description: dict[str, Any],
     vocabulary: Tokenizer,
     watched: str = "held_out",
   ):
-    self._folder = folder
+    self.folder = folder
     self._console = console
     self._bar = bar
     self._description = description
     self._vocabulary = vocabulary
     self._watched = watched
+    self.name = watched.replace("_", "-")
     self._writer = CheckpointWriter(folder / run_folder.CHECKPOINTS)
-    self._pending: list[Metrics] = []
-    self._mark = time.monotonic()
+    self._pending: list[Metrics | list[float]] = []
+    self._pending_seconds = 0.0
+    self._mark: float | None = None  # when the clock was started
+    self._last_look: tuple[int, float] | None = None
     self.seconds = 0.0
-    self.best = Best(math.inf, 0, untrained)
+    self.looks: list[float] = []
+    self.step = 0
+    self.best = Best(math.inf, 0, None)
+
+  def go_on(self, restored: Restored | None) -> None:
+    """Take up what a checkpoint holds, or nothing; forget what came after."""
+    progress = restored.progress if restored else None
+    cut_logs(self.folder, progress.bytes if progress else {}, self._console)
+    self._writer.forget_after(int(restored.state.step) if restored else 0)
+    if not restored or not progress:
+      return
+    self.step = int(restored.state.step)
+    self._console.print(f"goes on     after update {self.step}")
+    self._pending = [*progress.pending]
+    self._pending_seconds = progress.pending_seconds
+    self.seconds = progress.seconds
+    self.looks = progress.looks
+    if progress.best and restored.best:
+      self.best = Best(*progress.best, restored.best)
 
   def update(self, step: int, metrics: Metrics) -> None:
     """Take the metrics of one update; report every LOG_EVERY updates."""
+    self.step = step
     self._pending.append(metrics)
     if len(self._pending) == LOG_EVERY:
       self.report(step)
@@ -74,9 +108,10 @@ class Journal:
     """
     if not self._pending:
       return
-    pending = np.array([jax.device_get(m) for m in self._pending])
+    pending = np.array(self._pending_values())
     losses, norms, predictions = pending.T
-    elapsed = time.monotonic() - self._mark
+    self._stop_clock()
+    elapsed = self._pending_seconds
     self.seconds += elapsed
     wrong = np.flatnonzero(~np.isfinite(losses))
     if wrong.size:
@@ -94,29 +129,64 @@ class Journal:
       **speed,
       seconds=round(self.seconds, 3),
     )
-    self._pending = []
-    self.resume()
+    self._pending, self._pending_seconds = [], 0.0
+    self.start_clock()
 
-  def resume(self) -> None:
-    """Start the clock of the updates again."""
+  def start_clock(self) -> None:
+    """Count the seconds from now on as those of updates."""
     self._mark = time.monotonic()
 
+  def _stop_clock(self) -> None:
+    if self._mark is not None:
+      self._pending_seconds += time.monotonic() - self._mark
+    self._mark = None
+
+  def _pending_values(self) -> list[list[float]]:
+    return [[float(x) for x in jax.device_get(m)] for m in self._pending]
+
   def watch(self, step: int, nats: float, params: LanguageParams) -> bool:
-    """Take a watched loss; save the parameters if it is the best so far.
+    """Take a watched loss; return whether it is the best so far.
 
     Raises:
       Diverged: the loss is NaN or infinite.
     """
     if not math.isfinite(nats):
-      name = self._watched.replace("_", "-")
-      raise Diverged(f"the {name} loss is {nats} after update {step}")
+      raise Diverged(f"the {self.name} loss is {nats} after update {step}")
     self._record(step=step, **{self._watched: nats})
+    self.looks.append(nats)
+    self._last_look = step, nats
     if nats >= self.best.nats:
       return False
-    self.best = Best(nats, step, jax.tree.map(np.asarray, params))
-    description = self._description | {"held_out": nats}  # or development
-    self._writer.save(step, self.best.params, description)
+    self.best = Best(nats, step, jax.tree.map(np.array, params))
     return True
+
+  def save(
+    self,
+    step: int,
+    params: LanguageParams,
+    state: TrainState,
+    average: Average | None,
+  ) -> None:
+    """Save all that the run needs to go on from here, and its parameters."""
+    self._stop_clock()
+    best = self.best
+    progress = Progress(
+      num_streams=carried_streams(state),
+      averaging=average is not None,
+      looks=self.looks,
+      best=(best.nats, best.update) if best.update else None,
+      pending=self._pending_values(),
+      pending_seconds=self._pending_seconds,
+      seconds=self.seconds,
+      bytes=log_bytes(self.folder),
+    )
+    last, nats = self._last_look or (0, None)
+    description = self._description | {
+      "held_out": nats if last == step else None,  # or development
+      "progress": progress._asdict(),
+    }
+    tree = saved(state, average)
+    self._writer.save(step, params, description, state=tree, best=best.update)
 
   def sample(
     self,
@@ -141,23 +211,33 @@ class Journal:
     text = vocabulary.decode(tokens[0])
     self._console.print(Rule(title, align="left"))
     self._console.print(Text(text), soft_wrap=True)
-    path = self._folder / run_folder.SAMPLES
+    path = self.folder / run_folder.SAMPLES
     run_folder.append(path, f"=== {title} ===\n{text}\n\n")
 
   def close(self) -> None:
-    """Wait for the checkpoint and draw the curve."""
+    """Draw the curve and wait for the checkpoint."""
+    try:
+      if (self.folder / run_folder.METRICS).exists():
+        draw(self.folder, self._vocabulary.unit)
+    except OSError as error:  # no reason to hide what else went wrong
+      self._console.print(f"{run_folder.PICTURE} cannot be written: {error}")
     self._writer.close()
-    if not distributed.is_first():
-      return
     if self.best.update:
-      run_folder.forget_previous(self._folder)
-    if (self._folder / run_folder.METRICS).exists():
-      draw(self._folder, self._vocabulary.unit)
+      forget_previous(self.folder)
 
   def final(self, held_out: float) -> None:
     """Take the held-out loss of the best, where the development text chose."""
     self._record(step=self.best.update, held_out=held_out)
 
+  def finish(self) -> None:
+    """Write what the run ends with: it is not to go on."""
+    record = {
+      "step": self.best.update,
+      self._watched: self.best.nats,
+      "seconds": round(self.seconds, 3),
+    }
+    run_folder.write_json(self.folder / run_folder.RESULT, record)
+
   def _record(self, **row: Any) -> None:
     line = json.dumps(row, allow_nan=False)
-    run_folder.append(self._folder / run_folder.METRICS, line + "\n")
+    run_folder.append(self.folder / run_folder.METRICS, line + "\n")

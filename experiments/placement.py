@@ -3,23 +3,17 @@
 from typing import TypeVar
 
 import jax
-import optax
 from jax.sharding import Mesh
 
 from experiments.config import TrainConfig
-from lstm_jax.language import LanguageModel, LanguageParams
 from lstm_jax.training import (
+  Average,
   TrainState,
-  init_state,
   local,
   make_mesh,
-  make_mesh_update,
-  make_update,
   parse_mesh,
   place,
-  state_shardings,
 )
-from lstm_jax.training.update import Update
 
 Tree = TypeVar("Tree")
 
@@ -50,35 +44,23 @@ def mesh_told(mesh: Mesh | None) -> str:
   return f": {sizes}, in {count} process{'es' * (count > 1)}"
 
 
-def begin(
-  config: TrainConfig,
-  mesh: Mesh | None,
-  model: LanguageModel,
-  rule: optax.GradientTransformation,
-  params: LanguageParams,
-  key: jax.Array,
-) -> tuple[TrainState, Update]:
-  """Return the state before the first update, where it belongs, and the update.
+def placed(
+  shardings: TrainState | None, state: TrainState, average: Average | None
+) -> tuple[TrainState, Average | None]:
+  """Return what the updates go on from, as the mesh has it.
 
   Args:
-    config: of the run.
-    mesh: from `mesh_of`.
-    model: of the run.
-    rule: its optimiser.
-    params: initial weights, the same in every process.
-    key: of the noise.
+    shardings: of the state, on the mesh; None for one device.
+    state: on one device, or the host, of every process.
+    average: of the weights, likewise, if there is one.
   """
-  averaged = config.average > 0
-  state = init_state(model, rule, params, config.num_streams, averaged=averaged)
-  if not mesh:
-    return state, make_update(model, rule, key, decay=config.average)
-  shardings = state_shardings(mesh, rule, state)
-  update = make_mesh_update(
-    mesh, model, rule, key, shardings=shardings, decay=config.average
-  )
-  return place(state, shardings), update
+  if not shardings:
+    return state, average
+  if average:
+    average = place(average, Average._make((shardings.params, shardings.step)))
+  return place(state, shardings), average
 
 
-def whole(mesh: Mesh | None, params: Tree) -> Tree:
-  """Return weights as evaluation and sampling read them, on one device."""
-  return local(params) if mesh else params
+def whole(shardings: TrainState | None, tree: Tree) -> Tree:
+  """Return arrays as evaluation and checkpoints read them, on one device."""
+  return local(tree) if shardings else tree

@@ -1,20 +1,26 @@
 """How the programs start and end: no stray arguments, errors in one line.
 
 Exit status: 0 done; 1 a flag that absl refuses, or a check that fails; 2 bad
-input; 3 a loss that is no longer finite; 130 interrupted.
+input; 3 a loss that is no longer finite; 130 stopped by Ctrl-C (SIGINT) and 143
+by SIGTERM, as shells count them.
 """
 
 import io
 import logging as standard_logging
 import math
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from rich.console import Console
 
-BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
+INTERRUPTED = SIGNALLED + signal.SIGINT
+STOPPING = signal.SIGINT, signal.SIGTERM
 LARGEST = 2**31 - 1  # of an integer flag
 
 
@@ -41,6 +47,7 @@ def launch(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt as error:
       return _fail(error if error.args else "interrupted", INTERRUPTED)
 
+  sys.unraisablehook = _unraisable
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="replace")  # ASCII terminals get ? for ×
@@ -48,6 +55,24 @@ def launch(main: Callable[[], int | None]) -> None:
     app.run(guarded)
   except UnicodeDecodeError as error:  # of a flagfile
     sys.exit(_fail(f"a flagfile is not UTF-8: {error}", BAD_INPUT))
+
+
+@contextmanager
+def stoppable() -> Iterator[list[signal.Signals]]:
+  """Collect the signals that ask to stop; a second one of a kind does so."""
+  requests: list[signal.Signals] = []
+
+  def request(signum, frame):
+    del frame
+    requests.append(signal.Signals(signum))
+    signal.signal(signum, previous[signum])
+
+  previous = {signum: signal.signal(signum, request) for signum in STOPPING}
+  try:
+    yield requests
+  finally:
+    for signum, handler in previous.items():
+      signal.signal(signum, handler)
 
 
 def plain_console() -> Console:
@@ -65,9 +90,18 @@ def finite(flag: flags.FlagHolder) -> flags.FlagHolder:
   return flag
 
 
+def _unraisable(what: Any) -> None:
+  """Tell of an exception that nobody catches, but for TensorStore's.
+
+  Its threads complain of an event loop that is closed, once each, where orbax
+  has given up a read or a write, and raises an error that says why.
+  """
+  if "Event loop is closed" not in str(what.exc_value):
+    sys.__unraisablehook__(what)
+
+
 def _fail(error: object, status: int) -> int:
-  # A read of orbax that fails leaves tasks behind, which would complain of it
-  # once more as the interpreter ends.
+  # What orbax leaves behind would complain as the interpreter ends.
   sys.unraisablehook = lambda _: None
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
   message = " ".join(str(error).split())[:500]

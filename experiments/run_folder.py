@@ -4,17 +4,19 @@ config.json     every flag, versions and device
 metrics.jsonl   one JSON object a line: training and held-out losses
 samples.txt     what the model wrote, as it learnt
 loss.png        both losses over updates
+result.json     the best loss, once the run is finished
 evaluation.json what `experiments.evaluate` found, once it has run
-checkpoints/    the parameters of the best held-out loss
+explore.html    the page of `experiments.explore`, once it has run
+checkpoints/    the last two and the best: parameters, and all to go on from
 previous/       what --overwrite replaces, until this run has a checkpoint
+lock            the process that writes here, while it does
 """
 
 import dataclasses
 import json
-import shutil
-from datetime import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,6 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from experiments import distributed
 from experiments.config import TrainConfig, model_config, stored_vocabulary
 from lstm_jax.language import (
   LanguageModel,
@@ -30,12 +31,18 @@ from lstm_jax.language import (
   Tokenizer,
   language_model,
 )
-from lstm_jax.training import CheckpointError, read_checkpoint, read_params
+from lstm_jax.training import (
+  Checkpoint,
+  CheckpointError,
+  list_checkpoints,
+  read_checkpoint,
+  read_params,
+)
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, CHECKPOINTS = "loss.png", "checkpoints"
-EVALUATION = "evaluation.json"
-PREVIOUS = "previous"
+EVALUATION, RESULT = "evaluation.json", "result.json"
+PAGE = "explore.html"
 EARLIER = {"tokens": "character", "min_count": 2, "tied": False}  # if not said
 MODEL_FIELDS = (
   "tokens",
@@ -50,80 +57,37 @@ MODEL_FIELDS = (
 )
 
 
-def create(config: TrainConfig) -> Path:
-  """Make a run's folder and write its configuration.
-
-  Raises:
-    ValueError: the folder holds a run, and the configuration does not say
-      that it may be overwritten; or it holds something else of that name.
-  """
-  folder = Path(config.run) if config.run else _new_folder()
-  names = CONFIG, METRICS, SAMPLES, PICTURE, EVALUATION, CHECKPOINTS
-  present = [folder / name for name in names if (folder / name).exists()]
-  if present and not _is_run(folder):
-    raise ValueError(
-      f"{folder} holds {present[0].name}, which is not of a run: "
-      "choose another --run"
-    )
-  if present and not config.overwrite:
-    raise ValueError(
-      f"{folder} already holds a run; --overwrite replaces it, "
-      "another --run keeps it"
-    )
-  if present:
-    _set_aside(folder, present)
-  folder.mkdir(parents=True, exist_ok=True)
-  now = datetime.now().astimezone().isoformat(timespec="seconds")
-  record = dataclasses.asdict(config) | origin() | {"started": now}
-  text = json.dumps(record, indent=2, allow_nan=False)
-  (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-  return folder
-
-
-def _is_run(folder: Path) -> bool:
-  """Return whether the folder's config.json is one that `create` wrote."""
+def read_config(folder: Path) -> dict[str, Any] | None:
+  """Return what a run's config.json says, or None where it is not of a run."""
   try:
     record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
   except (OSError, ValueError):
-    return False
+    return None
   if not isinstance(record, dict):
-    return False
-  return set(MODEL_FIELDS) <= set(EARLIER | record)
+    return None
+  return record if set(MODEL_FIELDS) <= set(EARLIER | record) else None
 
 
-def _set_aside(folder: Path, present: list[Path]) -> None:
-  """Move a run into `previous`, until the run that replaces it has succeeded.
+def write_json(path: Path, record: dict[str, Any]) -> None:
+  """Write a record in the place of what the file held: all of it or nothing.
 
-  A run that never reached a checkpoint does not take the place of one that did.
+  Raises:
+    OSError: it cannot be written; the error names the file.
   """
-  previous = folder / PREVIOUS
-  steps = (folder / CHECKPOINTS).glob("*")
-  if previous.exists() and not any(path.name.isdigit() for path in steps):
-    for path in present:
-      shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return
-  shutil.rmtree(previous, ignore_errors=True)
-  previous.mkdir()
-  for path in present:
-    path.rename(previous / path.name)
+  text = json.dumps(record, indent=2, allow_nan=False)
+  part = path.with_name(path.name + ".part")
+  with _naming(path):
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
 
 
-def forget_previous(folder: Path) -> None:
-  """Delete the run that `create` set aside, if any."""
-  shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
-
-
-def _new_folder() -> Path:
-  """Make a folder of its own under runs/, named after the time."""
-  stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-  for number in count(1):
-    folder = Path("runs") / (stamp if number == 1 else f"{stamp}-{number}")
-    try:
-      folder.mkdir(parents=True)
-    except FileExistsError:
-      continue
-    return folder
-  raise AssertionError("count has no end")
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+  """Name the file in an OSError: where the disk is full, it has no name."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def device_name() -> str:
@@ -140,10 +104,12 @@ def origin() -> dict[str, Any]:
 
 
 def append(path: Path, text: str) -> None:
-  """Add text to a file of the run, and leave it on the disk."""
-  if not distributed.is_first():
-    return
-  with path.open("a", encoding="utf-8", newline="\n") as file:
+  """Add text to a file of the run, and leave it on the disk.
+
+  Raises:
+    OSError: it cannot be written; the error names the file.
+  """
+  with _naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
     file.write(text)
 
 
@@ -166,11 +132,11 @@ class Trained(NamedTuple):
   params: LanguageParams
   vocabulary: Tokenizer
   step: int
-  held_out: float
+  held_out: float | None  # None for one that was saved between two looks
 
 
 def load(folder: Path) -> Trained:
-  """Return the best model of a run.
+  """Return the best model of a run, or the last where none was looked at.
 
   Raises:
     ValueError: the folder holds no checkpoint, one that cannot be read, or
@@ -179,7 +145,7 @@ def load(folder: Path) -> Trained:
   if not folder.is_dir():
     raise ValueError(f"there is no run in {folder}: no such folder")
   checkpoints = folder / CHECKPOINTS
-  step, description = read_checkpoint(checkpoints)
+  step, description = _best(checkpoints)
   try:
     described = EARLIER | description["model"]
     stored = description["vocabulary"]
@@ -188,7 +154,7 @@ def load(folder: Path) -> Trained:
     fields = {name: described[name] for name in MODEL_FIELDS}
     config = dataclasses.replace(TrainConfig(), **fields)
     vocabulary = stored_vocabulary(config.tokens, stored)
-    held_out = float(description["held_out"])
+    held_out = description["held_out"]
     model = language_model(model_config(config, vocabulary.size))
   except (KeyError, TypeError, ValueError) as error:
     raise CheckpointError(
@@ -200,6 +166,23 @@ def load(folder: Path) -> Trained:
   return Trained(
     model, jax.tree.map(jnp.asarray, params), vocabulary, step, held_out
   )
+
+
+def _best(checkpoints: Path) -> Checkpoint:
+  """Return the checkpoint that the newest readable one names as the best.
+
+  A kill in the middle of a deletion leaves a folder that cannot be read.
+  """
+  first = None
+  for step in reversed(list_checkpoints(checkpoints)):
+    try:
+      newest = read_checkpoint(checkpoints, step)
+    except CheckpointError as error:
+      first = first or error
+      continue
+    best = newest.description.get("progress", {}).get("best")
+    return read_checkpoint(checkpoints, best[1]) if best else newest
+  raise first or CheckpointError(f"{checkpoints} holds no checkpoint")
 
 
 def _compare(path: Path, fields: dict[str, Any]) -> None:

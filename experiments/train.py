@@ -3,56 +3,65 @@
   python -m experiments.train
 
 trains a character-level LSTM on Shakespeare's poems, prints the held-out loss
-and a sample every so often, and leaves the curve, the samples and the best
-checkpoint in a folder under runs/. With --tokens=word it reads and writes word
+and a sample every so often, and leaves the curve, the samples and the
+checkpoints in a folder under runs/. With --tokens=word it reads and writes word
 by word. Every hyperparameter is a flag; recipes in experiments/recipes are read
-by --flagfile. Ctrl-C stops after the update under way and keeps the best so
-far. experiments/program.py lists the exit statuses.
+by --flagfile. Ctrl-C and SIGTERM stop after the update under way; the same
+command with --run goes on from there, or from the last look at the held-out
+text if the process was killed. experiments/program.py lists the exit statuses.
 """
 
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from experiments import distributed, run_folder
 from experiments.config import (
   TrainConfig,
-  make_vocabulary,
   model_config,
   optimizer_config,
   reading,
   regularizers,
 )
+from experiments.corpus import Corpus, read_corpus
 from experiments.journal import Journal
-from experiments.placement import begin, mesh_of, mesh_told, whole
+from experiments.onlooker import claimed_by_first, journal_class
+from experiments.placement import mesh_of, mesh_told, placed, whole
 from experiments.program import (
-  INTERRUPTED,
+  SIGNALLED,
   Diverged,
   launch,
   plain_console,
+  stoppable,
 )
 from experiments.progress import TrainingBar
+from experiments.resume import Restored, restore
 from experiments.train_flags import define_flags
 from experiments.wording import loss_title, losses_told, tokens_told
 from lstm_jax.language import (
+  LanguageModel,
+  Reading,
   Tokenizer,
   language_model,
-  read_text,
-  split,
   stateful_loss,
 )
 from lstm_jax.training import (
+  TrainState,
+  Update,
   begin_average,
   include,
+  init_state,
   learnt,
+  make_mesh_update,
   make_optimizer,
+  make_update,
+  state_shardings,
   train,
   wanders,
 )
@@ -62,14 +71,28 @@ OPENING = "Shall I"  # the prompt that the run suggests at its end
 FINAL_LENGTH = 1000  # tokens of the last sample
 
 
+class Parts(NamedTuple):
+  """What a configuration and its corpus make."""
+
+  corpus: Corpus
+  reading: Reading
+  num_updates: int
+  model: LanguageModel
+  update: Update
+  state: TrainState  # before the first update, on one device
+  key_samples: jax.Array
+  mesh: Mesh | None  # None for one device
+  shardings: TrainState | None  # of the state, on the mesh
+
+
 class Result(NamedTuple):
   """What a run ends with."""
 
   folder: Path
   best_update: int
   held_out: float  # the best of what is watched, nats per token
-  interrupted: bool
   seconds: float  # of training
+  stopped_by: signal.Signals | None = None  # before its end
 
 
 def run(config: TrainConfig, console: Console) -> Result:
@@ -79,129 +102,198 @@ def run(config: TrainConfig, console: Console) -> Result:
     ValueError: the corpus, the folder or the configuration is not usable.
     Diverged: the loss is NaN or infinite; the best checkpoint is kept.
   """
-  text = read_text(config.corpus)
-  learnt_text, held_out_text = split(text, config.split)
-  watched_text = held_out_text
-  if config.development:
-    learnt_text, watched_text = split(learnt_text, config.development)
-  vocabulary = make_vocabulary(config, text, learnt_text)
-  training, watched, held_out = (
-    vocabulary.encode(part)
-    for part in (learnt_text, watched_text, held_out_text)
-  )
-  if min(len(watched), len(held_out)) < 2:
-    raise ValueError(
-      f"the corpus is too short: what is held out has {len(held_out)} tokens, "
-      f"what is watched {len(watched)}, and each needs at least 2"
+  parts = make(config)
+  corpus, state = parts.corpus, parts.state
+  vocabulary = corpus.vocabulary
+  with claimed_by_first(config, corpus.sha256) as (folder, goes_on):
+    console.print(_heading(config, parts, folder), soft_wrap=True)
+    bar = TrainingBar(console, parts.num_updates, vocabulary.unit)
+    description = run_folder.describe(config, vocabulary)
+    watched = "development" if config.development else "held_out"
+    journal = journal_class()(
+      folder, console, bar, description, vocabulary, watched
     )
+    restored = None
+    if goes_on:
+      restored = restore(folder, parts.model, state, console)
+      distributed.check_same(
+        folder, int(restored.state.step) if restored else 0
+      )
+    journal.go_on(restored)
+    try:
+      with bar, stoppable() as requests:
+        stopped_by = _learn(config, parts, journal, restored, requests)
+    except (Diverged, KeyboardInterrupt) as error:
+      update = journal.best.update
+      kept = f"the checkpoint of update {update}" if update else "no checkpoint"
+      reason = error if isinstance(error, Diverged) else "interrupted"
+      raise type(error)(f"{reason}; {kept} is kept in {folder}") from None
+    finally:
+      journal.close()
+    return _end(config, parts, journal, console, stopped_by)
+
+
+def make(config: TrainConfig) -> Parts:
+  """Return the parts of a run.
+
+  Raises:
+    ValueError: the corpus or the configuration is not usable.
+  """
+  corpus = read_corpus(config)
   read = reading(config)
-  num_updates = read.num_updates(training)
+  num_updates = read.num_updates(corpus.training.tokens)
+  sizes = model_config(config, corpus.vocabulary.size)
   mesh = mesh_of(config)
   model = language_model(
-    model_config(config, vocabulary.size),
+    sizes,
     regularizers=regularizers(config),
     groups=mesh.size if mesh else 1,
   )
   rule = make_optimizer(optimizer_config(config), num_updates)
   key_init, key_samples = jax.random.split(jax.random.key(config.seed))
-  key_noise = jax.random.fold_in(key_init, 1)
   params = jax.block_until_ready(model.init(key_init))  # or out of memory
-  folder = distributed.by_first(lambda: run_folder.create(config))
+  averaged = config.average > 0
+  state = init_state(model, rule, params, config.num_streams, averaged=averaged)
+  key_noise = jax.random.fold_in(key_init, 1)
+  shardings, decay = None, config.average
+  if mesh:
+    shardings = state_shardings(mesh, rule, state)
+    update = make_mesh_update(
+      mesh, model, rule, key_noise, shardings=shardings, decay=decay
+    )
+  else:
+    update = make_update(model, rule, key_noise, decay=decay)
+  return Parts(
+    corpus,
+    read,
+    num_updates,
+    model,
+    update,
+    state,
+    key_samples,
+    mesh,
+    shardings,
+  )
 
-  count = sum(leaf.size for leaf in jax.tree.leaves(params))
-  console.print(
+
+def _learn(
+  config: TrainConfig,
+  parts: Parts,
+  journal: Journal,
+  restored: Restored | None,
+  requests: list[signal.Signals],
+) -> signal.Signals | None:
+  """Make the updates that are left; return the signal that stopped them."""
+  corpus, model = parts.corpus, parts.model
+  state, average = parts.state, None
+  if restored:
+    state, average = restored.state, restored.average
+  made = int(state.step)
+  state, average = placed(parts.shardings, state, average)
+
+  def write(title, params, step):
+    key = parts.key_samples
+    key = jax.random.fold_in(key, step) if step else key
+    journal.sample(
+      title, model, params, key, config.sample_length, config.temperature
+    )
+
+  if not restored:
+    write("untrained", parts.state.params, 0)
+  epochs = parts.reading.epochs(corpus.training.tokens)
+  updates = train(parts.update, state, epochs)
+  journal.start_clock()
+  for step, (state, metrics) in enumerate(updates, start=made + 1):
+    if average:
+      average = include(average, state.params)
+    journal.update(step, metrics)
+    last = step == parts.num_updates
+    look = last or step in EARLY or step % config.eval_every == 0
+    asked = distributed.asked(requests, look)
+    stop = None if last else asked
+    params = average.params if average else learnt(state)
+    if look or stop:
+      params = whole(parts.shardings, params)
+    if look:
+      journal.report(step)
+      nats = stateful_loss(model, params, corpus.watched.tokens)
+      nats = distributed.of_first(nats)
+      best = journal.watch(step, nats, params)
+      epoch = config.num_epochs * step / parts.num_updates
+      title = (
+        f"update {step}, epoch {epoch:.1f}: {journal.name} "
+        f"{loss_title(nats, corpus.vocabulary)}"
+        f"{', the best so far' * best}"
+      )
+      after = config.average_after
+      if after and not average and wanders(journal.looks, after):
+        average = begin_average(state.params)
+        title += "; from here on the weights are averaged"
+      write(title, params, step)
+    if look or stop:
+      journal.save(step, params, *whole(parts.shardings, (state, average)))
+      journal.start_clock()
+    if stop:
+      return stop
+  return None
+
+
+def _heading(config: TrainConfig, parts: Parts, folder: Path) -> str:
+  """Return what a run says of itself at its beginning."""
+  corpus = parts.corpus
+  count = sum(leaf.size for leaf in jax.tree.leaves(parts.state.params))
+  return (
     f"model       {config.cell}, {config.num_layers} × {config.hidden_size} "
     f"hidden units, {count:,} parameters\n"
-    f"corpus      {config.corpus}: {len(text):,} characters, "
-    f"{tokens_told(vocabulary, held_out)}\n"
-    f"training    {config.num_epochs} epochs of {len(training):,} tokens, "
-    f"{num_updates:,} updates\n"
-    f"device      {run_folder.device_name()}{mesh_told(mesh)}\n"
-    f"run folder  {folder}",
-    soft_wrap=True,
+    f"corpus      {config.corpus}: {len(corpus.text):,} characters, "
+    f"{tokens_told(corpus.vocabulary, corpus.held_out.tokens)}\n"
+    f"training    {config.num_epochs} epochs of "
+    f"{len(corpus.training.tokens):,} tokens, {parts.num_updates:,} updates\n"
+    f"device      {run_folder.device_name()}{mesh_told(parts.mesh)}\n"
+    f"run folder  {folder}"
   )
-  name = "development" if config.development else "held-out"
-  bar = TrainingBar(console, num_updates, vocabulary.unit)
-  description = run_folder.describe(config, vocabulary)
-  journal = Journal(
-    folder,
-    console,
-    bar,
-    params,
-    description,
-    vocabulary,
-    name.replace("-", "_"),
-  )
-  write = partial(
-    journal.sample,
-    model=model,
-    temperature=config.temperature,
-    length=config.sample_length,
-  )
-  write("untrained", params=params, key=key_samples)
-  state, step_of = begin(config, mesh, model, rule, params, key_noise)
-  updates = train(step_of, state, read.epochs(training))
-  average, looks, stop = None, [], False
-  try:
-    with bar, _interruptible() as requests:
-      journal.resume()
-      for step, (state, metrics) in enumerate(updates, start=1):
-        if average:
-          average = include(average, state.params)
-        journal.update(step, metrics)
-        regular = step % config.eval_every == 0 or step == num_updates
-        look = regular or step in EARLY
-        stop = distributed.stops(bool(requests), look)
-        if look or stop:
-          journal.report(step)
-          params = whole(mesh, average.params if average else learnt(state))
-          nats = distributed.of_first(stateful_loss(model, params, watched))
-          best = journal.watch(step, nats, params)
-          epoch = config.num_epochs * step / num_updates
-          title = (
-            f"update {step}, epoch {epoch:.1f}: {name} "
-            f"{loss_title(nats, vocabulary)}{', the best so far' * best}"
-          )
-          looks.append(nats)
-          after = config.average_after
-          if after and not average and wanders(looks, after):
-            average = begin_average(state.params)
-            title += "; from here on the weights are averaged"
-          key = jax.random.fold_in(key_samples, step)
-          write(title, params=params, key=key)
-          journal.resume()
-        if stop:
-          break
-  except (Diverged, KeyboardInterrupt) as error:
-    update = journal.best.update
-    kept = f"the checkpoint of update {update}" if update else "no checkpoint"
-    reason = error if isinstance(error, Diverged) else "interrupted"
-    raise type(error)(f"{reason}; {kept} is kept in {folder}") from None
-  finally:
-    journal.close()
 
-  nats, update, best_params = journal.best
-  of_held_out = ""
-  if config.development:
-    reported = stateful_loss(model, best_params, held_out)
-    journal.final(reported)
-    losses = losses_told(vocabulary, held_out_text, reported)
-    of_held_out = f", held-out loss {losses}"
+
+def _end(
+  config: TrainConfig,
+  parts: Parts,
+  journal: Journal,
+  console: Console,
+  stopped_by: signal.Signals | None,
+) -> Result:
+  """Say what a run came to; mark it as finished if it is."""
+  corpus, vocabulary = parts.corpus, parts.corpus.vocabulary
+  folder, best = journal.folder, journal.best
+  result = Result(folder, best.update, best.nats, journal.seconds, stopped_by)
+  if stopped_by:
+    console.print(f"\n{stopped_by.name}: stopped after update {journal.step}")
+  if not best.update:
+    return result
+  ends = f"best {journal.name} loss "
+  ends += losses_told(vocabulary, corpus.watched.text, best.nats)
+  ends += f" at update {best.update}"
+  if not stopped_by:
+    model, key = parts.model, parts.key_samples
+    if config.development:
+      held_out = stateful_loss(model, best.params, corpus.held_out.tokens)
+      journal.final(held_out)
+      told = losses_told(vocabulary, corpus.held_out.text, held_out)
+      ends += f", held-out loss {told}"
+    title = f"the best, of update {best.update}: "
+    title += loss_title(best.nats, vocabulary)
+    journal.sample(
+      title, model, best.params, key, FINAL_LENGTH, config.temperature
+    )
+    journal.finish()
   prompt = f'--prompt="{OPENING}"' if _knows(vocabulary, OPENING) else ""
-  title = f"the best, of update {update}: {loss_title(nats, vocabulary)}"
-  write(title, params=best_params, key=key_samples, length=FINAL_LENGTH)
-  losses = losses_told(vocabulary, watched_text, nats)
   console.print(
-    f"\n{'interrupted; ' * stop}best {name} loss {losses} "
-    f"at update {update}"
-    f"{of_held_out}, "
-    f"{journal.seconds:.0f} s of training\n"
+    f"\n{ends}, {journal.seconds:.0f} s of training\n"
     f"{folder} holds config.json, metrics.jsonl, loss.png, samples.txt and "
     "checkpoints/; to go on writing:\n"
     f"  python -m experiments.sample --run={shlex.quote(str(folder))} {prompt}",
     soft_wrap=True,
   )
-  return Result(folder, update, nats, stop, journal.seconds)
+  return result
 
 
 def _knows(vocabulary: Tokenizer, text: str) -> bool:
@@ -212,23 +304,6 @@ def _knows(vocabulary: Tokenizer, text: str) -> bool:
   return True
 
 
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-  """Turn the first Ctrl-C into a request to stop; a second one interrupts."""
-  requests: list[int] = []
-
-  def request(signum, frame):
-    del frame
-    requests.append(signum)
-    signal.signal(signal.SIGINT, previous)
-
-  previous = signal.signal(signal.SIGINT, request)
-  try:
-    yield requests
-  finally:
-    signal.signal(signal.SIGINT, previous)
-
-
 def main() -> int:
   """Read the flags, join the other processes if there are any, and run."""
   distributed.join(**{flag.name: flag.value for flag in PROCESSES})
@@ -236,7 +311,15 @@ def main() -> int:
   console = plain_console()
   console.quiet = not distributed.is_first()
   result = run(config, console)
-  return INTERRUPTED if result.interrupted else 0
+  if result.stopped_by is None:
+    return 0
+  again = [*sys.argv[1:], f"--run={result.folder}"]
+  again += ["--nooverwrite"] if config.overwrite else []
+  console.print(
+    f"to go on training:\n  python -m experiments.train {shlex.join(again)}",
+    soft_wrap=True,
+  )
+  return SIGNALLED + result.stopped_by
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def define_flags() -> list[flags.FlagHolder]:
     integer("min_count", "Words that training has less often are unknown."),
     string("run", "Folder of the run; empty for a new one under runs/."),
     boolean("overwrite", "Replace the run that --run holds."),
+    boolean("resume", "Go on with an unfinished run that --run holds."),
     string(
       "mesh",
       "How all devices share the training, such as data:8, or data:4,model:2 "

@@ -1,3 +1,4 @@
+import gc
 import os
 from importlib.metadata import version
 
@@ -27,3 +28,13 @@ settings.load_profile("everyday")
 @pytest.fixture
 def key():
   return jax.random.key(0)
+
+
+@pytest.fixture
+def collected():
+  """Collect what a failed read of orbax leaves: coroutines, which complain.
+
+  A test that uses it ignores PytestUnraisableExceptionWarning.
+  """
+  yield
+  gc.collect()

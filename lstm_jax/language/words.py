@@ -35,14 +35,14 @@ from lstm_jax.language.spelling import spelling_nats
 
 UNKNOWN = "<unk>"  # as a text it is three pieces, so it is no word's symbol
 # What Shakespeare clips at a word's beginning, and at its end.
-_HEADLESS = (
+HEADLESS = (
   "tis|twas|twere|twill|twould|twixt|tween|gainst|gan|gins|em|fore|mongst|"
   "scape|scaped|scap'd|greed|greeing|bout|longs|faith|zounds|t|s"
 )
-_TAILLESS = "th|o|i|a|ha|wi"
+TAILLESS = "th|o|i|a|ha|wi"
 _PIECE = re.compile(
-  rf"['’](?i:{_HEADLESS})(?!\w)"
-  rf"|(?i:{_TAILLESS})['’](?!\w)"
+  rf"['’](?i:{HEADLESS})(?!\w)"
+  rf"|(?i:{TAILLESS})['’](?!\w)"
   r"|\w+(?:['’]\w+)*"
   r"|--+"
   r"|.",

@@ -7,8 +7,11 @@ from lstm_jax.training.average import wanders as wanders
 from lstm_jax.training.checkpoint import Checkpoint as Checkpoint
 from lstm_jax.training.checkpoint import CheckpointError as CheckpointError
 from lstm_jax.training.checkpoint import CheckpointWriter as CheckpointWriter
+from lstm_jax.training.checkpoint import has_state as has_state
+from lstm_jax.training.checkpoint import list_checkpoints as list_checkpoints
 from lstm_jax.training.checkpoint import read_checkpoint as read_checkpoint
 from lstm_jax.training.checkpoint import read_params as read_params
+from lstm_jax.training.checkpoint import read_state as read_state
 from lstm_jax.training.collectives import Collective as Collective
 from lstm_jax.training.collectives import collectives as collectives
 from lstm_jax.training.ensemble import init_ensemble as init_ensemble
@@ -27,6 +30,7 @@ from lstm_jax.training.sharding import place as place
 from lstm_jax.training.sharding import state_shardings as state_shardings
 from lstm_jax.training.update import Metrics as Metrics
 from lstm_jax.training.update import TrainState as TrainState
+from lstm_jax.training.update import Update as Update
 from lstm_jax.training.update import init_state as init_state
 from lstm_jax.training.update import learnt as learnt
 from lstm_jax.training.update import make_update as make_update

@@ -1,11 +1,16 @@
-"""Checkpoints of a model: its parameters, and what describes them.
+"""Checkpoints: a model's parameters, what describes them, and a run's state.
 
-Written by orbax: arrays by TensorStore, the description as JSON, each
-checkpoint into a temporary folder that is renamed once it is whole. Reading
-one runs no code from it.
+Written by orbax: arrays by TensorStore, descriptions as JSON, each checkpoint
+into a temporary folder that is renamed once it is whole. A checkpoint is sealed
+by the SHA-256 of each array and of its description, and what is read back is
+compared with that: orbax alone would return an array in which a bit has turned.
+Reading one runs no code from it.
 """
 
-from collections.abc import Iterator
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +19,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+PARAMS, STATE = "params", "state"
+DESCRIPTION, SEAL = "description", "seal"
+LAST = 2  # checkpoints kept beside the best
+
 
 class Checkpoint(NamedTuple):
-  """The newest checkpoint of a folder."""
+  """One checkpoint of a folder."""
 
   step: int  # updates made
   description: dict[str, Any]
@@ -27,53 +36,114 @@ class CheckpointError(ValueError):
 
 
 class CheckpointWriter:
-  """Writes checkpoints in the background; keeps the newest one.
+  """Writes checkpoints in the background; keeps the last two and the best.
 
-  Of several processes the first writes, and waits for no other.
+  What a killed writer left unfinished in the folder is removed.
   """
 
   def __init__(self, folder: Path):
-    self._manager = None
-    if jax.process_index() == 0:
+    self._kept = _Kept()
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=self._kept,
+      cleanup_tmp_directories=True,
+      create=False,
+      multiprocessing_options=_alone(),
+    )
+    with _as_errors(f"no checkpoint can be written to {folder}"):
       folder.mkdir(parents=True, exist_ok=True)
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, create=False, multiprocessing_options=_alone()
-      )
       self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-  def save(self, step: int, params: Any, description: dict[str, Any]) -> None:
-    """Save params and a JSON description; returns once they are copied.
+  def save(
+    self,
+    step: int,
+    params: Any,
+    description: dict[str, Any],
+    *,
+    state: Any = None,
+    best: int | None = None,
+  ) -> None:
+    """Save the arrays and a JSON description; returns once they are copied.
+
+    Args:
+      step: updates made.
+      params: what `read_params` reads.
+      description: what `read_checkpoint` returns.
+      state: what `read_state` reads; None for nothing.
+      best: the step of the best checkpoint, which is kept.
 
     Raises:
-      CheckpointError: the folder holds a checkpoint of this step or a later.
+      CheckpointError: the folder holds a checkpoint of this step or a later, or
+        this one or the one before cannot be written.
     """
-    arguments = ocp.args.Composite(
-      params=ocp.args.StandardSave(params),
+    trees = {PARAMS: params} | ({} if state is None else {STATE: state})
+    trees = jax.tree.map(np.array, trees)  # copies: updates donate theirs
+    arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    seal = _arrays_seal(trees) | {DESCRIPTION: _text_seal(description)}
+    items = ocp.args.Composite(
+      **arrays,
       description=ocp.args.JsonSave(description),
+      seal=ocp.args.JsonSave(seal),
     )
-    if self._manager and not self._manager.save(step, args=arguments):
-      raise CheckpointError(f"there is a checkpoint of update {step} or later")
+    self._kept.best = best
+    with _as_errors(f"the checkpoint of update {step} cannot be written"):
+      if not self._manager.save(step, args=items):
+        raise CheckpointError(
+          f"there is a checkpoint of update {step} or later"
+        )
+
+  def forget_after(self, step: int) -> None:
+    """Delete the checkpoints of later updates than `step`."""
+    for later in self._manager.all_steps():
+      if later > step:
+        self._manager.delete(later)
 
   def close(self) -> None:
-    """Wait until what was saved is on the disk."""
-    if self._manager:
+    """Wait until what was saved is on the disk.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    with _as_errors("the last checkpoint cannot be written"):
       self._manager.wait_until_finished()
       self._manager.close()
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-  """Return the newest checkpoint's step and description.
+class _Kept:
+  """Orbax asks it which checkpoints to preserve."""
+
+  best: int | None = None
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any):
+    del context
+    last = {info.step for info in checkpoints[-LAST:]}
+    return [info.step in last | {self.best} for info in checkpoints]
+
+
+def list_checkpoints(folder: Path) -> list[int]:
+  """Return the updates of which the folder has whole checkpoints, ascending."""
+  if not folder.is_dir():
+    return []
+  names = [path.name for path in folder.iterdir() if path.is_dir()]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
+  """Return the step and the description of a checkpoint: by default the newest.
 
   Raises:
-    CheckpointError: the folder has no checkpoint, or one that cannot be read.
+    CheckpointError: there is none, or it cannot be read, or is damaged.
   """
-  with _reading(folder) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise CheckpointError(f"{folder} holds no checkpoint")
-    arguments = ocp.args.Composite(description=ocp.args.JsonRestore())
-    description = manager.restore(step, args=arguments).description
-    return Checkpoint(step, dict(description))
+  steps = list_checkpoints(folder)
+  if not steps or step not in (None, *steps):
+    of_step = "" if step is None else f" of update {step}"
+    raise CheckpointError(f"{folder} holds no checkpoint{of_step}")
+  step = steps[-1] if step is None else step
+  with _reading(folder, step) as manager:
+    description = dict(_json(manager, step, DESCRIPTION))
+    seal = _read_seal(manager, step)
+    if seal and seal.get(DESCRIPTION) != _text_seal(description):
+      raise CheckpointError(_damaged(folder, step, "its description"))
+    return Checkpoint(step, description)
 
 
 def read_params(folder: Path, step: int, like: Any) -> Any:
@@ -85,18 +155,37 @@ def read_params(folder: Path, step: int, like: Any) -> Any:
     like: the tree of arrays (or their shapes and dtypes) that is expected.
 
   Raises:
-    CheckpointError: the checkpoint holds other tensors than `like`, or cannot
-      be read.
+    CheckpointError: the checkpoint holds other tensors than `like`, cannot be
+      read, or is damaged.
   """
-  with _reading(folder) as manager:
-    stored = manager.item_metadata(step)["params"]
+  return _read_arrays(folder, step, PARAMS, like)
+
+
+def read_state(folder: Path, step: int, like: Any) -> Any:
+  """Return the state of one checkpoint; arguments and errors as read_params."""
+  return _read_arrays(folder, step, STATE, like)
+
+
+def has_state(folder: Path, step: int) -> bool:
+  """Return whether a checkpoint holds a state to go on from."""
+  return (folder / str(step) / STATE).is_dir()
+
+
+def _read_arrays(folder: Path, step: int, item: str, like: Any) -> Any:
+  with _reading(folder, step) as manager:
+    stored = manager.item_metadata(step)[item]
     _compare(folder, getattr(stored, "tree", stored), like)
-    arguments = ocp.args.Composite(params=ocp.args.StandardRestore(like))
-    return manager.restore(step, args=arguments).params
+    arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(like)})
+    tree = manager.restore(step, args=arguments)[item]
+    seal = _read_seal(manager, step)
+    for name, found in _arrays_seal({item: tree}).items():
+      if seal and seal.get(name) != found:
+        raise CheckpointError(_damaged(folder, step, name))
+    return tree
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-  """Have orbax take this process for the only one."""
+  """Have orbax take this process for the only one, and wait for no other."""
   index = jax.process_index()
   return ocp.options.MultiprocessingOptions(
     primary_host=index,
@@ -106,15 +195,15 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[ocp.CheckpointManager]:
-  if not folder.is_dir():
-    raise CheckpointError(f"{folder} holds no checkpoint")
+def _reading(folder: Path, step: int) -> Iterator[ocp.CheckpointManager]:
   # The handlers are named, so that metadata can be read before the arrays.
   handlers = {
-    "params": ocp.StandardCheckpointHandler(),
-    "description": ocp.JsonCheckpointHandler(),
+    PARAMS: ocp.StandardCheckpointHandler(),
+    STATE: ocp.StandardCheckpointHandler(),
+    DESCRIPTION: ocp.JsonCheckpointHandler(),
+    SEAL: ocp.JsonCheckpointHandler(),
   }
-  try:
+  with _as_errors(f"the checkpoint in {folder}/{step} cannot be read"):
     options = ocp.CheckpointManagerOptions(
       create=False, multiprocessing_options=_alone()
     )
@@ -125,12 +214,56 @@ def _reading(folder: Path) -> Iterator[ocp.CheckpointManager]:
       yield manager
     finally:
       manager.close()
+
+
+@contextmanager
+def _as_errors(what: str) -> Iterator[None]:
+  """Raise CheckpointError for whatever orbax and TensorStore raise."""
+  try:
+    yield
   except CheckpointError:
     raise
-  except Exception as error:  # orbax and TensorStore raise bare Exceptions
-    reason = str(error).strip().split("\n")[0][:200]
-    message = f"the checkpoint in {folder} cannot be read: {reason}"
-    raise CheckpointError(message) from None
+  except Exception as error:  # often bare ones
+    reason = str(error).strip().split("\n")[0]
+    system = re.search(r"([^:]+) \[os_error_code=", reason)  # at its far end
+    raise CheckpointError(
+      f"{what}: {system[1].strip() if system else reason[:200]}"
+    ) from None
+
+
+def _json(manager: ocp.CheckpointManager, step: int, item: str) -> Any:
+  arguments = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
+  return manager.restore(step, args=arguments)[item]
+
+
+def _read_seal(
+  manager: ocp.CheckpointManager, step: int
+) -> Mapping[str, str] | None:
+  """Return the seal, or None for a checkpoint of before there were seals."""
+  folder = Path(manager.directory) / str(step)
+  if not (folder / SEAL).exists() and not (folder / STATE).exists():
+    return None
+  return _json(manager, step, SEAL)
+
+
+def _text_seal(description: Any) -> str:
+  text = json.dumps(description, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _arrays_seal(trees: Mapping[str, Any]) -> dict[str, str]:
+  """Return the SHA-256 of each array's bytes, by its name."""
+  return {
+    name: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+    for name, leaf in _named(trees).items()
+  }
+
+
+def _damaged(folder: Path, step: int, what: str) -> str:
+  return (
+    f"the checkpoint in {folder}/{step} is damaged: {what} is not what was "
+    "written"
+  )
 
 
 def _compare(folder: Path, stored: Any, like: Any) -> None:
@@ -144,10 +277,13 @@ def _compare(folder: Path, stored: Any, like: Any) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, str]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
-    jax.tree_util.keystr(path, simple=True, separator="."): (
-      f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
-    )
-    for path, leaf in leaves
+    name: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
+    for name, leaf in _named(tree).items()
   }
+
+
+def _named(tree: Any) -> dict[str, Any]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  keystr = jax.tree_util.keystr
+  return {keystr(k, simple=True, separator="."): leaf for k, leaf in leaves}

@@ -7,7 +7,8 @@ A mesh has the axes `data` (d devices) and `model` (m), and on it lie
   w_h [H, G·H], W [H, V], and w_x [H, G·H]
   of every layer but the lowest             copies       rows
   a tied E [V, H]                           copies       columns
-  any other weight: biases, E, lowest w_x   copies       copies
+  any other weight: biases, E, lowest w_x,
+  and those whose rows m does not divide    copies       copies
   an optimiser's moments, an average        as their weight
 
 from which `jit` partitions the update; no line of a cell knows of a device. A
@@ -129,11 +130,18 @@ def _params_shardings(mesh: Mesh, params: LanguageParams) -> LanguageParams:
   columns = NamedSharding(mesh, PartitionSpec(None, MODEL))
   tied = params.readout is None
 
-  def of_layer(index: int, layer: Any) -> Any:
-    own = jax.tree.map(lambda _: copies, layer)._replace(w_h=rows)
-    return own._replace(w_x=rows) if index else own
+  def split(leaf: jax.Array, axis: int) -> NamedSharding:
+    if leaf.shape[axis] % mesh.shape[MODEL]:
+      return copies
+    return columns if axis else rows
 
-  embedding, readout = (columns, None) if tied else (copies, rows)
+  def of_layer(index: int, layer: Any) -> Any:
+    own = jax.tree.map(lambda _: copies, layer)
+    own = own._replace(w_h=split(layer.w_h, 0))
+    return own._replace(w_x=split(layer.w_x, 0)) if index else own
+
+  embedding = split(params.embedding, 1) if tied else copies
+  readout = None if tied else split(params.readout, 0)
   layers = tuple(of_layer(*pair) for pair in enumerate(params.layers))
   return LanguageParams._make((embedding, layers, readout, copies))
 

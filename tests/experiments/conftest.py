@@ -5,8 +5,10 @@ import jax
 import pytest
 from rich.console import Console
 
+from experiments import explore
 from experiments.compare_config import CompareConfig
 from experiments.config import TrainConfig
+from tests.experiments import explored
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely.\n"
 
@@ -74,3 +76,27 @@ def comparison(tmp_path):
     recall_updates=10,
     recall_learning_rate=(0.01,),
   )
+
+
+@pytest.fixture(scope="session")
+def explored_run(tmp_path_factory):
+  """The folder of a run of two layers, on a text that would be markup."""
+  base = tmp_path_factory.mktemp("explore")
+  corpus = base / "verse.txt"
+  corpus.write_text(explored.VERSE * 20, encoding="utf-8")
+  config = TrainConfig(
+    corpus=str(corpus),
+    split=0.3,
+    run=str(base / "run"),
+    embedding_size=4,
+    hidden_size=12,
+    num_layers=2,
+  )
+  return explored.write_run(config)
+
+
+@pytest.fixture(scope="session")
+def explored_page(explored_run):
+  """The file of its page."""
+  config = explore.ExploreConfig(str(explored_run), length=explored.LENGTH)
+  return explore.run(config, Console(file=io.StringIO())).path

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from experiments import collectives, distributed, placement, run_folder, train
-from lstm_jax.training import make_mesh
+from experiments.config import TrainConfig
+from lstm_jax.training import list_checkpoints, make_mesh
 from tests.processes import finish, free_port, start
 
 JOINING = {
@@ -44,9 +45,18 @@ def test_who_is_alone_asks_nobody(tmp_path):
   nobody = dict.fromkeys(JOINING) | {"distributed": False}
   distributed.join(**nobody | {"join_timeout": 9})
   assert distributed.is_first()
-  assert distributed.by_first(lambda: tmp_path) == tmp_path
   assert distributed.of_first(0.1) == 0.1
-  assert distributed.stops(True, False) and not distributed.stops(False, True)
+  distributed.check_same(tmp_path, 3)
+  assert distributed.asked([signal.SIGTERM], False) == signal.SIGTERM
+  assert distributed.asked([], True) is None
+
+
+def test_processes_that_see_other_folders_are_told(tmp_path, monkeypatch):
+  monkeypatch.setattr(distributed, "of_first", lambda number: 20.0)
+  distributed.check_same(tmp_path, 20)
+  message = r"see the same .*: its newest .* update 20 for the first .* 0 for"
+  with pytest.raises(ValueError, match=message):
+    distributed.check_same(tmp_path, 0)
 
 
 def test_several_processes_need_a_mesh(config, monkeypatch):
@@ -88,25 +98,11 @@ def test_one_device_sends_nothing(config, console):
     collectives.run(config, console)
 
 
-def flags(config, *names):
-  return [f"--{name}={getattr(config, name)}" for name in names]
-
-
-def joining(config, count, *more):
+def joining(config, count):
   """Start the training in `count` processes."""
-  common = flags(
-    config,
-    "corpus",
-    "run",
-    "embedding_size",
-    "hidden_size",
-    "num_streams",
-    "num_steps",
-    "num_epochs",
-    "warmup",
-    "eval_every",
-    "sample_length",
-  )
+  fields = dataclasses.asdict(config)
+  usual = dataclasses.asdict(TrainConfig())
+  flags = [f"--{k}={v}" for k, v in fields.items() if v != usual[k]]
   port = free_port()
   return [
     start(
@@ -116,8 +112,7 @@ def joining(config, count, *more):
       f"--num_processes={count}",
       f"--process_id={index}",
       f"--mesh=data:{count}",
-      *common,
-      *more,
+      *flags,
     )
     for index in range(count)
   ]
@@ -126,7 +121,7 @@ def joining(config, count, *more):
 @pytest.fixture
 def shared(config):
   """A run whose streams two processes can share."""
-  return dataclasses.replace(config, num_streams=4)
+  return dataclasses.replace(config, num_streams=4, development=0.2)
 
 
 @pytest.mark.programs
@@ -136,8 +131,8 @@ def test_two_processes_train_as_one_and_the_first_writes(shared, console):
   assert [(status, errors) for status, _, errors in both] == [(0, "")] * 2
   first, second = (output for _, output, _ in both)
   assert "cpu, cpu: data 2 × model 1, in 2 processes\n" in first
-  assert "best held-out loss" in first
-  assert "held-out" not in second  # Gloo itself says who is connected
+  assert "best development loss" in first
+  assert "loss" not in second  # Gloo itself says who is connected
   trained = run_folder.load(one.folder.parent / "run")
   assert abs(trained.held_out - one.held_out) < ROUNDING
   assert trained.step == one.best_update
@@ -175,16 +170,29 @@ def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
 
 @pytest.mark.exhaustive
 @pytest.mark.programs
-def test_ctrl_c_in_one_process_stops_all(shared, tmp_path):
-  long = dataclasses.replace(shared, num_epochs=100000)
+def test_what_two_processes_leave_one_goes_on_with(shared, console, tmp_path):
+  long = dataclasses.replace(
+    shared,
+    num_epochs=30,
+    eval_every=10,
+    schedule="constant",
+    learning_rate=1.0,
+    average_after=1,
+  )
   processes = joining(long, 2)
-  metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 90
+  samples, deadline = tmp_path / "run" / "samples.txt", time.monotonic() + 90
   while time.monotonic() < deadline:
-    if metrics.exists() and metrics.read_text().count("\n") > 6:
+    if samples.exists() and "weights are averaged" in samples.read_text():
       break
     time.sleep(0.2)
   processes[1].send_signal(signal.SIGINT)
   first, second = finish(*processes)
-  assert (first[0], second[0]) == (130, 130)
-  assert "interrupted; best held-out loss" in first[1]
-  assert (tmp_path / "run" / "loss.png").exists()
+  assert (first[0], second[0]) == (130, 130), first[2] + second[2]
+  assert "SIGINT: stopped after update " in first[1]
+  assert "weights are averaged" in samples.read_text()
+  stopped = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+  assert stopped % long.eval_every == 0  # where all of them look
+  result = train.run(long, console)
+  assert f"goes on     after update {stopped}\n" in console.file.getvalue()
+  assert result.stopped_by is None
+  assert result.best_update > 0

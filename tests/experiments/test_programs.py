@@ -63,8 +63,8 @@ def test_train_then_sample(corpus, tmp_path):
   assert first.startswith("Shall I")
 
   # A damaged checkpoint is one line, whatever orbax leaves behind.
-  (manifest,) = run.glob("checkpoints/*/params/manifest.ocdbt")
-  manifest.unlink()
+  for manifest in run.glob("checkpoints/*/params/manifest.ocdbt"):
+    manifest.unlink()
   status, out, err = finish(start("sample", f"--run={run}"))
   assert (status, out, err.count("\n")) == (2, "", 1)
   assert err.startswith("error: the checkpoint in ")
@@ -84,7 +84,9 @@ def test_ctrl_c_stops_and_keeps_the_best(corpus, tmp_path):
   process.send_signal(signal.SIGINT)
   status, out, err = finish(process)
   assert (status, err) == (130, "")
-  assert "interrupted; best held-out loss" in out
+  assert "SIGINT: stopped after update" in out
+  assert "best held-out loss" in out
+  assert f"to go on training:\n  python -m experiments.train {SMALL[0]}" in out
   assert read_checkpoint(run / "checkpoints").step > 0
   assert (run / "loss.png").exists()
 
@@ -100,6 +102,11 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
     ("train", "--hiden_size=3"): (1, "Unknown command line flag 'hiden_size'"),
     ("train", "--tokens=word", "--min_count=99999"): (2, "leaves no word"),
     ("sample", f"--run={tmp_path}"): (2, "holds no checkpoint"),
+    ("explore", f"--run={tmp_path}"): (2, "holds no checkpoint"),
+    ("explore", f"--run={tmp_path}", "--length=1"): (
+      1,
+      "1 is not integer >= 2",
+    ),
     ("compare_cells", "--replot", f"--out={tmp_path}"): (
       2,
       "error: there is no comparison in ",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import placement, run_folder, train
+from experiments import run_folder, train
 from experiments.gradcheck import check_model
 from experiments.program import Diverged
 from experiments.sample import run as write
@@ -46,6 +46,7 @@ def test_a_run_learns_and_fills_its_folder(cell, config, console):
     "samples.txt",
     "loss.png",
     "checkpoints",
+    "result.json",
   }
   record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
   assert dataclasses.asdict(config).items() <= record.items()
@@ -297,8 +298,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
 
     return poisoned
 
-  train_make_update = placement.make_update
-  monkeypatch.setattr(placement, "make_update", make_update)
+  train_make_update = train.make_update
+  monkeypatch.setattr(train, "make_update", make_update)
   message = "the loss is nan at update 27; the checkpoint of update 20 is kept"
   with pytest.raises(Diverged, match=message):
     train.run(config, console)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax.cells import projected_lstm
 from lstm_jax.language import (
   ModelConfig,
   Regularizers,
@@ -55,6 +56,7 @@ DEEP = ModelConfig(
 TIED = ModelConfig(
   V, embedding_size=H, hidden_size=H, tied=True, dtype=jnp.float64
 )
+PROJECTED = ModelConfig(V, cell=projected_lstm, embedding_size=E, hidden_size=H)
 WORDS = ModelConfig(LARGE, embedding_size=E, hidden_size=H, dtype=jnp.float64)
 NOISE = Regularizers(
   token_dropout=0.1,
@@ -156,6 +158,10 @@ def simulated():
   result = {"losses": one[0][:, 0].tolist()}
   for text in ("data:8", "data:4,model:2"):
     result[text] = differences(DEEP, make_mesh(parse_mesh(text)), one)
+  _, _, state = start(PROJECTED, make_mesh({"data": 2, "model": 4}), 8)
+  result["projected"] = [
+    leaf.sharding.is_fully_replicated for leaf in state.params.layers[0]
+  ]
   mesh = make_mesh({"data": 8})
   for groups in (8, 1):
     result[f"words in {groups} groups"] = sent_once(mesh, groups)

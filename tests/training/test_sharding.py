@@ -111,6 +111,12 @@ def test_weights_in_pieces_are_gathered_once_an_update(simulated):
 
 
 @pytest.mark.programs
+def test_rows_that_do_not_divide_are_copied(simulated):
+  assert H // 2 % 4  # the rows of a projected w_h, and the pieces
+  assert all(simulated["projected"])
+
+
+@pytest.mark.programs
 def test_a_readout_in_chunks_sends_its_gradient_once(simulated):
   numbers = count(WORDS) + 1
   sent = simulated["words in 8 groups"]

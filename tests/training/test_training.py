@@ -1,4 +1,3 @@
-import gc
 from itertools import islice, repeat
 
 import jax
@@ -19,13 +18,16 @@ from lstm_jax.training import (
   CheckpointWriter,
   OptimizerConfig,
   begin_average,
+  has_state,
   include,
   init_state,
   learnt,
+  list_checkpoints,
   make_optimizer,
   make_update,
   read_checkpoint,
   read_params,
+  read_state,
   train,
   wanders,
 )
@@ -226,20 +228,52 @@ def test_options_out_of_range_are_refused(options, message):
     OptimizerConfig(**options)
 
 
-def test_a_checkpoint_returns_what_was_saved_and_keeps_the_newest(
-  key, tmp_path
-):
+def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
   first, second = (MODEL.init(k) for k in jax.random.split(key))
+  _, state = start(key)
   writer = CheckpointWriter(tmp_path)
   writer.save(3, first, {"note": "first"})
-  writer.save(8, second, {"note": "zwei → 2\n"})
+  writer.save(8, second, {"note": "zwei → 2\n"}, state=state)
   writer.close()
   step, description = read_checkpoint(tmp_path)
   assert (step, description) == (8, {"note": "zwei → 2\n"})
+  assert read_checkpoint(tmp_path, 3).description == {"note": "first"}
   params = read_params(tmp_path, 8, jax.eval_shape(MODEL.init, key))
   assert worst(params, second) == 0
   assert type(params) is type(second)
-  assert not (tmp_path / "3").exists()
+  back = read_state(tmp_path, 8, jax.eval_shape(lambda: state))
+  assert worst(back, state) == 0
+  assert jax.tree.structure(back) == jax.tree.structure(state)
+  assert has_state(tmp_path, 8) and not has_state(tmp_path, 3)
+  with pytest.raises(CheckpointError, match="holds no checkpoint of update 5"):
+    read_checkpoint(tmp_path, 5)
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(key, tmp_path):
+  params = MODEL.init(key)
+  writer = CheckpointWriter(tmp_path)
+  for step in (1, 2, 4, 6, 9):
+    writer.save(step, params, {}, best=min(step, 2))
+  writer.close()
+  assert list_checkpoints(tmp_path) == [2, 6, 9]
+  writer = CheckpointWriter(tmp_path)
+  writer.forget_after(6)
+  writer.save(7, params, {}, best=7)
+  writer.close()
+  assert list_checkpoints(tmp_path) == [6, 7]
+
+
+def test_a_writer_saves_what_the_state_was_whatever_becomes_of_it(
+  key, tmp_path
+):
+  update, state = start(key)
+  expected = jax.tree.map(np.array, state)
+  writer = CheckpointWriter(tmp_path)
+  writer.save(0, state.params, {}, state=state)
+  next(steps(update, state, 9))  # donates it, while it is written
+  writer.close()
+  back = read_state(tmp_path, 0, jax.eval_shape(lambda: expected))
+  assert worst(back, expected) == 0
 
 
 def test_a_checkpoint_older_than_the_newest_is_refused(key, tmp_path):
@@ -270,13 +304,6 @@ def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
   for folder in (tmp_path, tmp_path / "missing"):
     with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint"):
       read_checkpoint(folder)
-
-
-@pytest.fixture
-def collected():
-  """Collect what a failed read of orbax leaves: coroutines, which complain."""
-  yield
-  gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

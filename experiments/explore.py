@@ -1,0 +1,250 @@
+"""Look into a trained model: a page of every unit, gate and prediction.
+
+  python -m experiments.explore --run=FOLDER
+
+writes FOLDER/explore.html, one file that a browser opens from the disk. It
+shows a text coloured by any unit's state or gate, what the model expects after
+the character at the cursor, the units sorted by what they track, and how far
+back the gradient of each prediction reaches. The text is the beginning of the
+run's held-out split, or that of --text.
+
+Everything is computed here and stored a byte a number, in base64 of gzip: no
+character of the text stands in the page as it is, so none can be markup. What
+the page shows is unpacked when it is asked for.
+"""
+
+import base64
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from experiments import run_folder
+from experiments.config import CELLS
+from experiments.gradient_paths import gradient_paths
+from experiments.program import launch, plain_console
+from experiments.quantise import (
+  quantise_gate,
+  quantise_norms,
+  quantise_signed,
+)
+from experiments.signals import MEANING, SIGNED, read, signals
+from experiments.tracks import FEATURES, scores
+from lstm_jax.cells.cell import Cell
+from lstm_jax.language import LanguageParams, read_text, split
+
+TEMPLATE = Path(__file__).with_name("explore_page.html")
+PLACE = "<!-- data -->"  # in the template
+WINDOW = 96  # steps back: two lines of verse
+LIKELIEST = 10  # next characters
+
+
+@dataclass(frozen=True)
+class ExploreConfig:
+  """What a page is made of; the program's --help explains each."""
+
+  run: str
+  text: str = ""
+  length: int = 5000
+  output: str = ""
+
+
+class Explored(NamedTuple):
+  """The page that was written."""
+
+  path: Path
+  size: int  # bytes
+
+
+class Blobs:
+  """Arrays as a page carries them."""
+
+  def __init__(self) -> None:
+    self._scripts: list[str] = []
+
+  def add(self, array: np.ndarray) -> int:
+    """Take an array and return the number that names it."""
+    number = len(self._scripts)
+    self._scripts.append(_script(f"blob{number}", array.tobytes()))
+    return number
+
+  def page(self, header: dict[str, Any]) -> str:
+    """Return the page of these arrays, and a header that numbers them."""
+    told = _script("header", json.dumps(header, allow_nan=False).encode())
+    before, after = TEMPLATE.read_text(encoding="utf-8").split(PLACE)
+    return "\n".join([before, *self._scripts, told, after])
+
+
+def _script(name: str, data: bytes) -> str:
+  """Return a script element of base64, which is no program and never runs."""
+  packed = base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii")
+  return f'<script type="text/plain" id="{name}">{packed}</script>'
+
+
+def run(config: ExploreConfig, console: Console) -> Explored:
+  """Read the text with the run's model and write the page.
+
+  Raises:
+    ValueError: the run is not usable or reads words; or the text cannot be
+      read, has fewer than two characters, or one that the model does not know.
+    OSError: the page cannot be written.
+  """
+  folder = Path(config.run)
+  trained = run_folder.load(folder)
+  record = json.loads((folder / run_folder.CONFIG).read_text("utf-8"))
+  vocabulary = trained.vocabulary
+  if vocabulary.unit != "character":
+    raise ValueError(
+      f"the explorer shows characters, and the run in {folder} reads "
+      f"{vocabulary.unit}s"
+    )
+  if config.text:
+    text, source = read_text(config.text), f"of {config.text}"
+  else:
+    _, text = split(read_text(record["corpus"]), record["split"])
+    source = f"held out of {record['corpus']}"
+  text = text[: config.length]
+  if len(text) < 2:
+    raise ValueError(f"the text needs at least 2 characters, got {len(text)}")
+  tokens = vocabulary.encode(text)
+  about = (
+    f"{record['cell']}, {len(trained.params.layers)} × {record['hidden_size']} "
+    f"units, after {trained.step:,} updates; {len(text):,} characters {source}"
+  )
+  blobs = Blobs()
+  header = describe(CELLS[record["cell"]], trained.params, tokens, text, blobs)
+  header |= {"about": about, "symbols": list(vocabulary.symbols)}
+  page = blobs.page(header).encode()
+  path = Path(config.output) if config.output else folder / run_folder.PAGE
+  path.write_bytes(page)
+  console.print(f"run     {folder}: {about}\n", end="", soft_wrap=True)
+  console.print(f"page    {path}: {len(page) / 1e6:,.1f} MB", soft_wrap=True)
+  return Explored(path, len(page))
+
+
+def describe(
+  cell: Cell,
+  params: LanguageParams,
+  tokens: np.ndarray,
+  text: str,
+  blobs: Blobs,
+) -> dict[str, Any]:
+  """Return what the page's header says of a text that a model reads.
+
+  Args:
+    cell: of every layer.
+    params: the model's weights.
+    tokens: the text, integers [N].
+    text: the same as N characters.
+    blobs: takes the arrays; the header has their numbers.
+  """
+  layers, logits = read(cell, params, jnp.asarray(tokens))
+  paths = gradient_paths(cell, params, layers, tokens, WINDOW)
+  features = [f for f in FEATURES if not f.absent(text)]
+  tracked = [feature.of(text) for feature in features]
+  return {
+    "text": text,
+    "window": WINDOW,
+    "features": [
+      {"name": feature.name, "measure": "AUC" if v.dtype == bool else "r"}
+      for feature, v in zip(features, tracked, strict=True)
+    ],
+    "absent": [f.name for f in FEATURES if f not in features],
+    "next": _next(logits, tokens, blobs),
+    "layers": [
+      {
+        "signals": [
+          pack_signal(name, np.asarray(values).T, tracked, blobs)
+          for name, values in signals(cell, layer).items()
+        ],
+        "paths": [
+          pack_path(name, np.asarray(norms), blobs)
+          for name, norms in path._asdict().items()
+        ],
+      }
+      for layer, path in zip(layers, paths, strict=True)
+    ],
+  }
+
+
+def pack_signal(
+  name: str, values: np.ndarray, tracked: list[np.ndarray], blobs: Blobs
+) -> dict[str, Any]:
+  """Return a signal [H, N] as the header has it, and its bytes as a blob."""
+  if name in SIGNED:
+    levels, scale = quantise_signed(values)
+  else:
+    levels, scale = quantise_gate(values), np.ones(len(values))
+  return {
+    "name": name,
+    "meaning": MEANING[name],
+    "signed": name in SIGNED,
+    "scale": scale.tolist(),
+    "scores": [
+      scores(levels, feature).round(4).tolist() for feature in tracked
+    ],
+    "blob": blobs.add(levels),
+  }
+
+
+def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
+  """Return norms [N, W] as the header has them, and their bytes as a blob."""
+  levels, low, high = quantise_norms(norms)
+  return {"name": name, "low": low, "high": high, "blob": blobs.add(levels)}
+
+
+def _next(
+  logits: jax.Array, tokens: np.ndarray, blobs: Blobs
+) -> dict[str, int]:
+  """Return the blobs of the likeliest next tokens, and of the text's own."""
+  count = min(LIKELIEST, logits.shape[-1])
+  p = np.asarray(jax.nn.softmax(logits, axis=-1))
+  likeliest = np.argsort(-p, axis=-1, kind="stable")[:, :count]
+  own = p[np.arange(len(tokens) - 1), tokens[1:]]
+  shares = np.rint(65535 * np.take_along_axis(p, likeliest, axis=-1))
+  return {
+    "count": count,
+    "tokens": blobs.add(likeliest.astype("<u2")),
+    "shares": blobs.add(shares.astype("<u2")),  # of 65,535
+    "own": blobs.add(own.astype("<f4")),
+  }
+
+
+def _flags() -> list[flags.FlagHolder]:
+  return [
+    flags.DEFINE_string("run", None, "Folder of the run.", required=True),
+    flags.DEFINE_string(
+      "text",
+      "",
+      "A UTF-8 file, whose beginning is shown; empty for the beginning of the "
+      "run's held-out split.",
+    ),
+    flags.DEFINE_integer(
+      "length",
+      5000,
+      "Characters of the text at most. The page has about a byte for each of "
+      "them, each unit and each of an LSTM's six signals.",
+      lower_bound=2,
+    ),
+    flags.DEFINE_string(
+      "output", "", "The page's file; empty for explore.html in the run's."
+    ),
+  ]
+
+
+def main() -> None:
+  """Read the flags and write the page."""
+  config = ExploreConfig(**{flag.name: flag.value for flag in FLAGS})
+  run(config, plain_console())
+
+
+if __name__ == "__main__":
+  FLAGS = _flags()
+  launch(main)

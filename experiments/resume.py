@@ -1,0 +1,136 @@
+"""Going on with a run: the newest checkpoint that is whole, and what it holds.
+
+What the rest of a run depends on is in a checkpoint (parameters, optimiser,
+averages, carried state, step, what the journal has still to write) or follows
+from the configuration and the step (the noise, the epochs, the samples' keys).
+So a run that goes on computes, bit by bit, what one that never stopped does.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+
+from experiments import run_folder
+from lstm_jax.language import LanguageModel, LanguageParams
+from lstm_jax.training import (
+  Average,
+  CheckpointError,
+  TrainState,
+  begin_average,
+  list_checkpoints,
+  read_checkpoint,
+  read_params,
+  read_state,
+)
+
+LOGS = run_folder.METRICS, run_folder.SAMPLES
+
+
+class Progress(NamedTuple):
+  """Where a run stands after an update, beside its `TrainState`."""
+
+  num_streams: int  # of the carried state
+  averaging: bool  # whether the weights are averaged since a look (NT-ASGD)
+  looks: list[float]  # every watched loss so far, nats per token
+  best: tuple[float, int] | None  # the lowest of them, and after which update
+  pending: list[list[float]]  # metrics of the updates that no row has yet
+  pending_seconds: float  # that they took
+  seconds: float  # of the updates that rows have
+  bytes: dict[str, int]  # of each log
+
+
+class Restored(NamedTuple):
+  """What a checkpoint of an unfinished run holds."""
+
+  state: TrainState
+  average: Average | None
+  progress: Progress
+  best: LanguageParams | None  # of progress.best
+
+
+def log_bytes(folder: Path) -> dict[str, int]:
+  """Return how long each of the run's logs is."""
+  paths = {name: folder / name for name in LOGS}
+  return {n: p.stat().st_size if p.exists() else 0 for n, p in paths.items()}
+
+
+def cut_logs(folder: Path, lengths: dict[str, int], console: Console) -> None:
+  """Cut from the logs what was written after the checkpoint."""
+  for name, length in log_bytes(folder).items():
+    wanted = lengths.get(name, 0)
+    if length > wanted:
+      os.truncate(folder / name, wanted)
+    elif length < wanted:
+      console.print(f"{folder / name} has lost {wanted - length} bytes")
+
+
+def restore(
+  folder: Path, model: LanguageModel, state: TrainState, console: Console
+) -> Restored | None:
+  """Return what the newest whole checkpoint holds; None before the first.
+
+  Args:
+    folder: of the run.
+    model: of the run.
+    state: like the one to be read.
+    console: where damaged checkpoints are named.
+
+  Raises:
+    CheckpointError: there are checkpoints, and all are damaged.
+  """
+  checkpoints = folder / run_folder.CHECKPOINTS
+  steps = list_checkpoints(checkpoints)
+  for step in reversed(steps):
+    try:
+      return _restore(checkpoints, step, model, state, console)
+    except CheckpointError as error:
+      console.print(f"{error}: not used", soft_wrap=True)
+  if steps:
+    raise CheckpointError(
+      f"none of the checkpoints in {checkpoints} can be used; --overwrite "
+      "begins the run again"
+    )
+  return None
+
+
+def _restore(
+  checkpoints: Path,
+  step: int,
+  model: LanguageModel,
+  state: TrainState,
+  console: Console,
+) -> Restored:
+  _, description = read_checkpoint(checkpoints, step)
+  try:
+    progress = Progress(**description["progress"])
+  except (KeyError, TypeError) as error:
+    raise CheckpointError(
+      f"the checkpoint of update {step} in {checkpoints} describes no run: "
+      f"{error}"
+    ) from None
+  like = saved(
+    state._replace(carry=model.initial_state((progress.num_streams,))),
+    begin_average(state.params) if progress.averaging else None,
+  )
+  found = read_state(checkpoints, step, like)
+  best = None
+  if progress.best:
+    try:
+      best = read_params(checkpoints, progress.best[1], state.params)
+    except CheckpointError as error:
+      console.print(f"{error}: the best is forgotten", soft_wrap=True)
+      progress = progress._replace(best=None)
+  return Restored(found["state"], found["average"], progress, best)
+
+
+def saved(state: TrainState, average: Average | None) -> dict[str, Any]:
+  """Return the tree that a checkpoint keeps of a run."""
+  return {"state": state, "average": average}
+
+
+def carried_streams(state: TrainState) -> int:
+  """Return B of the carried state."""
+  return int(jax.tree.leaves(state.carry)[0].shape[-2])

@@ -1,0 +1,159 @@
+"""Chromium without a window, told what to do by WebDriver (W3C).
+
+The protocol is JSON over HTTP to Debian's chromedriver, of which the tests need
+a handful of commands.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import urllib.request
+
+KEYS = {
+  "left": "\ue012",
+  "up": "\ue013",
+  "right": "\ue014",
+  "down": "\ue015",
+  "home": "\ue011",
+  "end": "\ue010",
+  "tab": "\ue004",
+}
+
+
+def missing():
+  """Return what is not installed, or an empty string."""
+  programs = "chromium", "chromedriver"
+  return " and ".join(name for name in programs if not shutil.which(name))
+
+
+class Browser:
+  """A session of chromium."""
+
+  def __init__(self, url):
+    arguments = ["--headless=new", "--disable-gpu", "--hide-scrollbars"]
+    arguments.append("--disable-dev-shm-usage")  # containers have little of it
+    if os.geteuid() == 0:
+      arguments.append("--no-sandbox")  # which root cannot have
+    self._url = url
+    wanted = {
+      "browserName": "chrome",
+      "goog:chromeOptions": {"args": arguments},
+      "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+    }
+    found = self._send("session", {"capabilities": {"alwaysMatch": wanted}})
+    self._url = f"{url}/session/{found['sessionId']}"
+
+  def open(self, path):
+    """Open a file and wait until the page has drawn itself."""
+    self._send("url", {"url": path.resolve().as_uri()})
+    self.settle()
+
+  def settle(self):
+    """Wait until the page has what it was asked for and a frame is drawn."""
+    self.run("""
+      while (document.querySelector("main").ariaBusy === "true") {
+        await new Promise((done) => setTimeout(done, 5));
+      }
+      for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
+    """)
+
+  def run(self, script, *arguments):
+    """Return what an asynchronous function's body returns in the page."""
+    script = f"""
+      const done = arguments[arguments.length - 1];
+      (async (...args) => {{ {script} }})(...arguments).then(done);
+    """
+    command = {"script": script, "args": arguments}
+    return self._send("execute/async", command)
+
+  def press(self, *names):
+    """Type keys: a name of KEYS or the character itself."""
+    actions = []
+    for name in names:
+      key = KEYS.get(name, name)
+      actions += [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+    keyboard = {"type": "key", "id": "keyboard", "actions": actions}
+    self._send("actions", {"actions": [keyboard]})
+    self.settle()
+
+  def click(self, x, y):
+    """Click at a place of the window, in pixels."""
+    move = {"type": "pointerMove", "x": round(x), "y": round(y)}
+    buttons = [
+      {"type": f"pointer{kind}", "button": 0} for kind in ("Down", "Up")
+    ]
+    mouse = {"type": "pointer", "id": "mouse", "actions": [move, *buttons]}
+    self._send("actions", {"actions": [mouse]})
+    self.settle()
+
+  def emulate(self, width, height, scheme="light"):
+    """Have the window's size and the colour scheme of a device."""
+    self._devtools(
+      "Emulation.setDeviceMetricsOverride",
+      width=width,
+      height=height,
+      deviceScaleFactor=1,
+      mobile=False,
+    )
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    self._devtools("Emulation.setEmulatedMedia", features=[feature])
+
+  def screenshot(self, path):
+    """Write what the window shows as PNG."""
+    path.write_bytes(base64.b64decode(self._send("screenshot")))
+
+  def errors(self):
+    """Return what the console has complained of since it was last asked."""
+    log = self._send("se/log", {"type": "browser"})
+    return [entry["message"] for entry in log]
+
+  def requests(self):
+    """Return the addresses that have been asked for since last asked."""
+    log = self._send("se/log", {"type": "performance"})
+    messages = [json.loads(entry["message"])["message"] for entry in log]
+    return [
+      message["params"]["request"]["url"]
+      for message in messages
+      if message["method"] == "Network.requestWillBeSent"
+    ]
+
+  def close(self):
+    """End the session."""
+    self._send("", method="DELETE")
+
+  def _devtools(self, name, **parameters):
+    self._send("goog/cdp/execute", {"cmd": name, "params": parameters})
+
+  def _send(self, command, body=None, method=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+      f"{self._url}/{command}".rstrip("/"), data, method=method
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+      return json.load(response)["value"]
+
+
+@contextlib.contextmanager
+def chromium():
+  """Yield a Browser."""
+  # Port 0 is any free one, which chromedriver prints.
+  driver = subprocess.Popen(
+    ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
+  )
+  try:
+    port = next(
+      line.rstrip(".\n").rsplit(" ", 1)[1]
+      for line in driver.stdout
+      if "successfully on port" in line
+    )
+    browser = Browser(f"http://127.0.0.1:{port}")
+    try:
+      yield browser
+    finally:
+      browser.close()
+  finally:
+    driver.terminate()
+    driver.communicate(timeout=20)
