@@ -23,6 +23,7 @@ from experiments.run_folder import (
   METRICS,
   PAGE,
   PICTURE,
+  PROFILE,
   RESULT,
   SAMPLES,
 )
@@ -34,6 +35,7 @@ FILES = (
   METRICS,
   SAMPLES,
   PICTURE,
+  PROFILE,
   EVALUATION,
   PAGE,
   RESULT,

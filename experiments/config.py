@@ -30,6 +30,8 @@ from lstm_jax.training import OptimizerConfig, check_sizes, parse_mesh
 from lstm_jax.training.optimizer import Rule, Schedule
 
 Tokens = Literal["character", "word"]
+Nonfinite = Literal["stop", "skip"]
+SKIPPED = 10  # gradients in a row that are not finite, and are skipped
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 CELLS = {
   "lstm": lstm,
@@ -88,6 +90,7 @@ class TrainConfig:
   weight_decay: float = 0.3
   clip_norm: float = 1.0
   clip_value: float = 0.0
+  nonfinite: Nonfinite = "stop"
   average: float = 0.0
   average_after: int = 0
   eval_every: int = 100
@@ -121,6 +124,11 @@ class TrainConfig:
     if self.tokens not in get_args(Tokens):
       raise ValueError(
         f"tokens must be in {list(get_args(Tokens))}, got {self.tokens!r}"
+      )
+    if self.nonfinite not in get_args(Nonfinite):
+      raise ValueError(
+        f"nonfinite must be in {list(get_args(Nonfinite))}, "
+        f"got {self.nonfinite!r}"
       )
     if self.cell not in CELLS:
       raise ValueError(f"cell must be in {list(CELLS)}, got {self.cell!r}")
@@ -202,4 +210,5 @@ def optimizer_config(config: TrainConfig) -> OptimizerConfig:
     weight_decay=config.weight_decay,
     clip_norm=config.clip_norm or None,
     clip_value=config.clip_value or None,
+    skipped=SKIPPED if config.nonfinite == "skip" else 0,
   )

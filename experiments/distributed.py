@@ -1,7 +1,7 @@
 """Several processes that train as one: how they join, and what they agree on.
 
-Every process runs the same program on devices of its own. All of them evaluate
-and sample, each by itself and with the same result; the first one prints and
+Every process runs the same program on devices of its own. All of them evaluate,
+each by itself, and the first one's result counts; it alone samples, prints and
 writes. What only one of them knows (a folder's name, a request to stop) is
 told to the others where all of them stand at the same place.
 """

@@ -48,6 +48,7 @@ class Journal:
     step: updates made.
     best: the best watched loss so far and its parameters.
     looks: every watched loss so far.
+    skipped: updates that were not finite.
     seconds: time spent on updates, without evaluation and sampling.
   """
 
@@ -59,6 +60,7 @@ class Journal:
     description: dict[str, Any],
     vocabulary: Tokenizer,
     watched: str = "held_out",
+    skips: int = 0,
   ):
     self.folder = folder
     self._console = console
@@ -66,6 +68,9 @@ class Journal:
     self._description = description
     self._vocabulary = vocabulary
     self._watched = watched
+    self._skips = skips
+    self._in_a_row = 0  # updates that were not finite, up to now
+    self.skipped = 0
     self.name = watched.replace("_", "-")
     self._writer = CheckpointWriter(folder / run_folder.CHECKPOINTS)
     self._pending: list[Metrics | list[float]] = []
@@ -90,6 +95,7 @@ class Journal:
     self._pending_seconds = progress.pending_seconds
     self.seconds = progress.seconds
     self.looks = progress.looks
+    self.skipped, self._in_a_row = progress.skipped
     if progress.best and restored.best:
       self.best = Best(*progress.best, restored.best)
 
@@ -104,33 +110,45 @@ class Journal:
     """Report the updates since the last report.
 
     Raises:
-      Diverged: the loss of one of them is NaN or infinite.
+      Diverged: a loss or a gradient is NaN or infinite, and is not to be
+        skipped, or not so many in a row.
     """
     if not self._pending:
       return
     pending = np.array(self._pending_values())
     losses, norms, predictions = pending.T
     self._stop_clock()
-    elapsed = self._pending_seconds
-    self.seconds += elapsed
-    wrong = np.flatnonzero(~np.isfinite(losses))
-    if wrong.size:
-      first = int(wrong[0])
-      at = step - len(losses) + 1 + first
-      raise Diverged(f"the loss is {losses[first]} at update {at}")
-    loss, norm = float(losses.mean()), float(norms.mean())
-    rate = predictions.sum() / elapsed
+    self.seconds += self._pending_seconds
+    finite = np.isfinite(losses) & np.isfinite(norms)
+    self._refuse(step, losses, finite)
+    loss = losses[finite].mean() if finite.any() else math.nan
+    norm = norms[finite].mean() if finite.any() else math.nan
+    rate = predictions.sum() / self._pending_seconds
     self._bar.update(step, loss, rate)
-    speed = {f"{self._vocabulary.unit}s_per_second": round(rate)}
-    self._record(
-      step=step,
-      loss=loss,
-      gradient_norm=norm if math.isfinite(norm) else None,
-      **speed,
-      seconds=round(self.seconds, 3),
-    )
+    row = {
+      "step": step,
+      "loss": float(loss) if finite.any() else None,
+      "gradient_norm": float(norm) if finite.any() else None,
+      f"{self._vocabulary.unit}s_per_second": round(rate),
+      "seconds": round(self.seconds, 3),
+    }
+    self._record(**row | ({"skipped": self.skipped} if self.skipped else {}))
     self._pending, self._pending_seconds = [], 0.0
     self.start_clock()
+
+  def _refuse(self, step: int, losses: np.ndarray, finite: np.ndarray) -> None:
+    """Raise Diverged for what is not finite, or count it."""
+    for at, (loss, fine) in enumerate(
+      zip(losses, finite, strict=True), start=step - len(losses) + 1
+    ):
+      self._in_a_row = 0 if fine else self._in_a_row + 1
+      if self._in_a_row > self._skips:
+        what = f"loss is {loss}"
+        if math.isfinite(loss):
+          what = "gradient is not finite"
+        often = f", as in {self._skips} before it" if self._skips else ""
+        raise Diverged(f"the {what} at update {at}{often}")
+    self.skipped += int((~finite).sum())
 
   def start_clock(self) -> None:
     """Count the seconds from now on as those of updates."""
@@ -178,6 +196,7 @@ class Journal:
       pending=self._pending_values(),
       pending_seconds=self._pending_seconds,
       seconds=self.seconds,
+      skipped=(self.skipped, self._in_a_row),
       bytes=log_bytes(self.folder),
     )
     last, nats = self._last_look or (0, None)

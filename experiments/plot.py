@@ -19,7 +19,9 @@ def draw(folder: Path, unit: str) -> None:
     ("development", "development", {"marker": "o", "markersize": 3}),
     ("held_out", "held out", {"marker": "o", "markersize": 3}),
   ):
-    points = [(row["step"], row[name]) for row in rows if name in row]
+    points = [
+      (row["step"], row[name]) for row in rows if row.get(name) is not None
+    ]
     if points:
       steps, values = zip(*points, strict=True)
       axes.plot(steps, values, label=label, **style)

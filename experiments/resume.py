@@ -39,6 +39,7 @@ class Progress(NamedTuple):
   pending: list[list[float]]  # metrics of the updates that no row has yet
   pending_seconds: float  # that they took
   seconds: float  # of the updates that rows have
+  skipped: tuple[int, int]  # updates not finite: of all, and just now in a row
   bytes: dict[str, int]  # of each log
 
 

@@ -7,6 +7,7 @@ loss.png        both losses over updates
 result.json     the best loss, once the run is finished
 evaluation.json what `experiments.evaluate` found, once it has run
 explore.html    the page of `experiments.explore`, once it has run
+profile/        the trace of --profile
 checkpoints/    the last two and the best: parameters, and all to go on from
 previous/       what --overwrite replaces, until this run has a checkpoint
 lock            the process that writes here, while it does
@@ -41,6 +42,7 @@ from lstm_jax.training import (
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, CHECKPOINTS = "loss.png", "checkpoints"
+PROFILE = "profile"
 EVALUATION, RESULT = "evaluation.json", "result.json"
 PAGE = "explore.html"
 EARLIER = {"tokens": "character", "min_count": 2, "tied": False}  # if not said

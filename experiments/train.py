@@ -18,21 +18,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from absl import flags
 from rich.console import Console
 
 from experiments import distributed, run_folder
-from experiments.config import (
-  TrainConfig,
-  model_config,
-  optimizer_config,
-  reading,
-  regularizers,
-)
-from experiments.corpus import Corpus, read_corpus
+from experiments.config import SKIPPED, TrainConfig
+from experiments.footprint import available, dry_run, that_fits
 from experiments.journal import Journal
 from experiments.onlooker import claimed_by_first, journal_class
-from experiments.placement import mesh_of, mesh_told, placed, whole
+from experiments.parts import Parts, heading, make
+from experiments.placement import placed, whole
 from experiments.program import (
   SIGNALLED,
   Diverged,
@@ -42,47 +37,15 @@ from experiments.program import (
 )
 from experiments.progress import TrainingBar
 from experiments.resume import Restored, restore
+from experiments.tracing import traced
 from experiments.train_flags import define_flags
-from experiments.wording import loss_title, losses_told, tokens_told
-from lstm_jax.language import (
-  LanguageModel,
-  Reading,
-  Tokenizer,
-  language_model,
-  stateful_loss,
-)
-from lstm_jax.training import (
-  TrainState,
-  Update,
-  begin_average,
-  include,
-  init_state,
-  learnt,
-  make_mesh_update,
-  make_optimizer,
-  make_update,
-  state_shardings,
-  train,
-  wanders,
-)
+from experiments.wording import loss_title, losses_told
+from lstm_jax.language import Tokenizer, stateful_loss
+from lstm_jax.training import begin_average, include, learnt, train, wanders
 
 EARLY = 10, 30  # updates after which to look as well: the most happens there
 OPENING = "Shall I"  # the prompt that the run suggests at its end
 FINAL_LENGTH = 1000  # tokens of the last sample
-
-
-class Parts(NamedTuple):
-  """What a configuration and its corpus make."""
-
-  corpus: Corpus
-  reading: Reading
-  num_updates: int
-  model: LanguageModel
-  update: Update
-  state: TrainState  # before the first update, on one device
-  key_samples: jax.Array
-  mesh: Mesh | None  # None for one device
-  shardings: TrainState | None  # of the state, on the mesh
 
 
 class Result(NamedTuple):
@@ -95,85 +58,55 @@ class Result(NamedTuple):
   stopped_by: signal.Signals | None = None  # before its end
 
 
-def run(config: TrainConfig, console: Console) -> Result:
+def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
   """Train as `config` says, print what happens, and fill the run's folder.
 
+  Args:
+    config: of the run.
+    console: where it is told.
+    profile: updates to trace into the folder.
+
   Raises:
-    ValueError: the corpus, the folder or the configuration is not usable.
+    ValueError: the corpus, the folder or the configuration is not usable, or
+      the device has too little memory.
     Diverged: the loss is NaN or infinite; the best checkpoint is kept.
   """
   parts = make(config)
   corpus, state = parts.corpus, parts.state
   vocabulary = corpus.vocabulary
   with claimed_by_first(config, corpus.sha256) as (folder, goes_on):
-    console.print(_heading(config, parts, folder), soft_wrap=True)
+    console.print(
+      f"{heading(config, parts)}\nrun folder  {folder}", soft_wrap=True
+    )
     bar = TrainingBar(console, parts.num_updates, vocabulary.unit)
     description = run_folder.describe(config, vocabulary)
     watched = "development" if config.development else "held_out"
+    skips = SKIPPED if config.nonfinite == "skip" else 0
     journal = journal_class()(
-      folder, console, bar, description, vocabulary, watched
+      folder, console, bar, description, vocabulary, watched, skips
     )
     restored = None
     if goes_on:
       restored = restore(folder, parts.model, state, console)
-      distributed.check_same(
-        folder, int(restored.state.step) if restored else 0
-      )
+      found = int(restored.state.step) if restored else 0
+      distributed.check_same(folder, found)
     journal.go_on(restored)
     try:
       with bar, stoppable() as requests:
-        stopped_by = _learn(config, parts, journal, restored, requests)
+        stopped_by = _learn(config, parts, journal, restored, requests, profile)
     except (Diverged, KeyboardInterrupt) as error:
       update = journal.best.update
       kept = f"the checkpoint of update {update}" if update else "no checkpoint"
       reason = error if isinstance(error, Diverged) else "interrupted"
       raise type(error)(f"{reason}; {kept} is kept in {folder}") from None
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error) or parts.mesh:
+        raise
+      fits = that_fits(config, parts, available())
+      raise ValueError(f"out of memory: {fits}") from None
     finally:
       journal.close()
     return _end(config, parts, journal, console, stopped_by)
-
-
-def make(config: TrainConfig) -> Parts:
-  """Return the parts of a run.
-
-  Raises:
-    ValueError: the corpus or the configuration is not usable.
-  """
-  corpus = read_corpus(config)
-  read = reading(config)
-  num_updates = read.num_updates(corpus.training.tokens)
-  sizes = model_config(config, corpus.vocabulary.size)
-  mesh = mesh_of(config)
-  model = language_model(
-    sizes,
-    regularizers=regularizers(config),
-    groups=mesh.size if mesh else 1,
-  )
-  rule = make_optimizer(optimizer_config(config), num_updates)
-  key_init, key_samples = jax.random.split(jax.random.key(config.seed))
-  params = jax.block_until_ready(model.init(key_init))  # or out of memory
-  averaged = config.average > 0
-  state = init_state(model, rule, params, config.num_streams, averaged=averaged)
-  key_noise = jax.random.fold_in(key_init, 1)
-  shardings, decay = None, config.average
-  if mesh:
-    shardings = state_shardings(mesh, rule, state)
-    update = make_mesh_update(
-      mesh, model, rule, key_noise, shardings=shardings, decay=decay
-    )
-  else:
-    update = make_update(model, rule, key_noise, decay=decay)
-  return Parts(
-    corpus,
-    read,
-    num_updates,
-    model,
-    update,
-    state,
-    key_samples,
-    mesh,
-    shardings,
-  )
 
 
 def _learn(
@@ -182,6 +115,7 @@ def _learn(
   journal: Journal,
   restored: Restored | None,
   requests: list[signal.Signals],
+  profile: int,
 ) -> signal.Signals | None:
   """Make the updates that are left; return the signal that stopped them."""
   corpus, model = parts.corpus, parts.model
@@ -202,6 +136,7 @@ def _learn(
     write("untrained", parts.state.params, 0)
   epochs = parts.reading.epochs(corpus.training.tokens)
   updates = train(parts.update, state, epochs)
+  updates = traced(updates, journal.folder / run_folder.PROFILE, profile)
   journal.start_clock()
   for step, (state, metrics) in enumerate(updates, start=made + 1):
     if average:
@@ -238,22 +173,6 @@ def _learn(
   return None
 
 
-def _heading(config: TrainConfig, parts: Parts, folder: Path) -> str:
-  """Return what a run says of itself at its beginning."""
-  corpus = parts.corpus
-  count = sum(leaf.size for leaf in jax.tree.leaves(parts.state.params))
-  return (
-    f"model       {config.cell}, {config.num_layers} × {config.hidden_size} "
-    f"hidden units, {count:,} parameters\n"
-    f"corpus      {config.corpus}: {len(corpus.text):,} characters, "
-    f"{tokens_told(corpus.vocabulary, corpus.held_out.tokens)}\n"
-    f"training    {config.num_epochs} epochs of "
-    f"{len(corpus.training.tokens):,} tokens, {parts.num_updates:,} updates\n"
-    f"device      {run_folder.device_name()}{mesh_told(parts.mesh)}\n"
-    f"run folder  {folder}"
-  )
-
-
 def _end(
   config: TrainConfig,
   parts: Parts,
@@ -286,6 +205,8 @@ def _end(
     )
     journal.finish()
   prompt = f'--prompt="{OPENING}"' if _knows(vocabulary, OPENING) else ""
+  if journal.skipped:
+    ends += f", {journal.skipped} updates skipped as not finite"
   console.print(
     f"\n{ends}, {journal.seconds:.0f} s of training\n"
     f"{folder} holds config.json, metrics.jsonl, loss.png, samples.txt and "
@@ -310,7 +231,10 @@ def main() -> int:
   config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
   console = plain_console()
   console.quiet = not distributed.is_first()
-  result = run(config, console)
+  if DRY_RUN.value:
+    dry_run(config, console)
+    return 0
+  result = run(config, console, PROFILE.value)
   if result.stopped_by is None:
     return 0
   again = [*sys.argv[1:], f"--run={result.folder}"]
@@ -324,4 +248,10 @@ def main() -> int:
 
 if __name__ == "__main__":
   FLAGS, PROCESSES = define_flags(), distributed.define_flags()
+  DRY_RUN = flags.DEFINE_boolean(
+    "dry_run", False, "Say what the run would be and need, and stop."
+  )
+  PROFILE = flags.DEFINE_integer(
+    "profile", 0, "Updates of a profiler's trace in the run's folder.", 0
+  )
   launch(main)

@@ -4,7 +4,14 @@ from typing import get_args
 
 from absl import flags
 
-from experiments.config import CELLS, COMPUTE_DTYPES, Tokens, TrainConfig
+from experiments.config import (
+  CELLS,
+  COMPUTE_DTYPES,
+  SKIPPED,
+  Nonfinite,
+  Tokens,
+  TrainConfig,
+)
 from experiments.program import LARGEST, finite
 from lstm_jax.training import optimizer
 
@@ -108,6 +115,12 @@ def define_flags() -> list[flags.FlagHolder]:
     number("weight_decay", "Weight decay of adamw, on matrices only."),
     number("clip_norm", "Largest global norm of a gradient; 0 for any."),
     number("clip_value", "Largest element of a gradient; 0 for any."),
+    choice(
+      "nonfinite",
+      get_args(Nonfinite),
+      "What an update with a NaN or an infinity in its gradient does: stop the "
+      f"run, or be skipped, up to {SKIPPED} in a row.",
+    ),
     number(
       "average",
       "Decay of the weights' exponential average, which is then what is "

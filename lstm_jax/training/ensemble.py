@@ -1,8 +1,9 @@
 """Several seeds trained at once: one program, an axis S of its own.
 
 Every member sees the same blocks of text and follows the same schedule; what
-differs is its weights and its noise. An ensemble's `TrainState` has S in front
-of every array but the step, and `train` runs it as it runs one member.
+differs is its weights, its noise and, if wanted, the size of its steps. An
+ensemble's `TrainState` has S in front of every array but the step, and `train`
+runs it as it runs one member.
 
 `vmap` is over the weights, so each member has gradients of its own whatever the
 axis; it is not over examples, whose gradients a cell sums.
@@ -55,6 +56,7 @@ def make_ensemble_update(
   keys: jax.Array | None = None,
   *,
   decay: float = 0.0,
+  factors: jax.Array | None = None,
 ) -> Update:
   """Return `make_update` of all members: (state, tokens, targets) -> the same.
 
@@ -65,17 +67,33 @@ def make_ensemble_update(
     optimizer: likewise.
     keys: draw each member's noise, [S]; None where there is none.
     decay: as in `make_update`.
+    factors: of each member's steps, [S]: where the optimizer's rate is 1, their
+      learning rates. None for 1.
   """
+  axes = AXES, None if keys is None else 0, None if factors is None else 0
 
   @partial(jax.jit, donate_argnums=0)
   def update(state: TrainState, tokens, targets):
-    def one(state, key):
-      return one_update(model, optimizer, key, decay)(state, tokens, targets)
+    def one(state, key, factor):
+      rule = optimizer if factor is None else _scaled(optimizer, factor)
+      return one_update(model, rule, key, decay)(state, tokens, targets)
 
-    axes = AXES, None if keys is None else 0
-    return jax.vmap(one, in_axes=axes, out_axes=(AXES, 0))(state, keys)
+    over = jax.vmap(one, in_axes=axes, out_axes=(AXES, 0))
+    return over(state, keys, factors)
 
   return update
+
+
+def _scaled(
+  optimizer: optax.GradientTransformation, factor: jax.Array
+) -> optax.GradientTransformation:
+  """Return the optimiser with steps `factor` times as long."""
+
+  def update(gradient, state, params=None):
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.tree.scale(factor, updates), state
+
+  return optax.GradientTransformation(optimizer.init, update)
 
 
 def member(state: TrainState, index: int) -> TrainState:

@@ -24,6 +24,8 @@ class OptimizerConfig:
     weight_decay: of adamw, on matrices only.
     clip_norm: largest global norm of a gradient; None for any.
     clip_value: largest magnitude of a gradient's element; None for any.
+    skipped: how many gradients in a row, with a NaN or an infinity in them, are
+      skipped; the next is applied as it is.
 
   Raises:
     ValueError: a name is unknown or a number is out of its range.
@@ -36,6 +38,7 @@ class OptimizerConfig:
   weight_decay: float = 0.01
   clip_norm: float | None = 1.0
   clip_value: float | None = None
+  skipped: int = 0
 
   def __post_init__(self):
     if self.rule not in get_args(Rule):
@@ -53,6 +56,8 @@ class OptimizerConfig:
         "warmup and weight_decay must be ≥ 0 and finite, "
         f"got {self.warmup} and {self.weight_decay}"
       )
+    if self.skipped < 0:
+      raise ValueError(f"skipped must be ≥ 0, got {self.skipped}")
     for name in ("clip_norm", "clip_value"):
       value = getattr(self, name)
       if value is not None and not value > 0:
@@ -74,7 +79,8 @@ def make_optimizer(
     clips.append(optax.clip(config.clip_value))
   if config.clip_norm is not None:
     clips.append(optax.clip_by_global_norm(config.clip_norm))
-  return optax.chain(*clips, _rule(config, learning_rate(config, num_updates)))
+  rule = optax.chain(*clips, _rule(config, learning_rate(config, num_updates)))
+  return optax.apply_if_finite(rule, config.skipped) if config.skipped else rule
 
 
 def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:

@@ -61,7 +61,8 @@ def make_update(
 ) -> Update:
   """Return a compiled (state, tokens, targets) -> (state, metrics).
 
-  The state passed in is donated: its buffers hold the state that comes out.
+  The state passed in is donated: its buffers hold the state that comes out. The
+  carried state stays what it was where the gradient has a NaN or an infinity.
 
   Args:
     model: its training_loss is minimised.
@@ -86,15 +87,19 @@ def one_update(
     step, params, average, opt_state, carry = state
     noise = None if key is None else jax.random.fold_in(key, step)
     gradient_of = jax.value_and_grad(model.training_loss, has_aux=True)
-    (_, (loss, carry)), gradient = gradient_of(
+    (_, (loss, after)), gradient = gradient_of(
       params, carry, tokens, targets, noise
     )
+    norm = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
     if average is not None:
       rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
       average = optax.incremental_update(params, average, rate)
-    metrics = Metrics(loss, optax.tree.norm(gradient), targets.size)
+    # What makes a gradient infinite may be in the state, and would stay there.
+    finite = jnp.isfinite(norm)
+    carry = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, carry)
+    metrics = Metrics(loss, norm, targets.size)
     return TrainState(step + 1, params, average, opt_state, carry), metrics
 
   return update

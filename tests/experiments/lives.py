@@ -3,7 +3,10 @@
 import json
 import signal
 
-from experiments import train
+import jax
+import jax.numpy as jnp
+
+from experiments import parts
 from lstm_jax.training import list_checkpoints
 
 CLOCK = "seconds", "characters_per_second", "words_per_second"
@@ -36,7 +39,7 @@ def without_clock(row):
 
 def signal_at(monkeypatch, step, signum=signal.SIGTERM):
   """Have the process send itself a signal in the update that makes `step`."""
-  make_update = train.make_update
+  make_update = parts.make_update
 
   def make(*args, **options):
     update = make_update(*args, **options)
@@ -49,4 +52,26 @@ def signal_at(monkeypatch, step, signum=signal.SIGTERM):
 
     return signalling
 
-  monkeypatch.setattr(train, "make_update", make)
+  monkeypatch.setattr(parts, "make_update", make)
+
+
+def poison(monkeypatch, steps):
+  """Have the updates that make these steps come to a gradient of NaNs."""
+  make_update = parts.make_update
+
+  def make(*args, **options):
+    update = make_update(*args, **options)
+
+    def poisoned(state, *block):
+      if int(state.step) + 1 not in steps:
+        return update(state, *block)
+      carry = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
+      after, metrics = update(state._replace(carry=carry), *block)
+      # As if it had been the gradient alone: the update keeps its state.
+      assert all(jnp.isnan(c).all() for c in jax.tree.leaves(after.carry))
+      good = jax.tree.map(jnp.zeros_like, carry)
+      return after._replace(carry=good), metrics
+
+    return poisoned
+
+  monkeypatch.setattr(parts, "make_update", make)

@@ -6,7 +6,15 @@ import time
 import jax
 import pytest
 
-from experiments import collectives, distributed, placement, run_folder, train
+from experiments import (
+  collectives,
+  distributed,
+  footprint,
+  placement,
+  run_folder,
+  sweep,
+  train,
+)
 from experiments.config import TrainConfig
 from lstm_jax.training import list_checkpoints, make_mesh
 from tests.processes import finish, free_port, start
@@ -96,6 +104,21 @@ def test_one_device_sends_nothing(config, console):
   assert sent == []
   with pytest.raises(ValueError, match="one device sends nothing: pass --mesh"):
     collectives.run(config, console)
+
+
+def test_sweeps_and_dry_runs_are_of_one_device(config, console):
+  meshed = dataclasses.replace(config, mesh="data:1")
+  with pytest.raises(ValueError, match="a sweep has no mesh: it must be left"):
+    sweep.run(meshed, 2, [], console)
+  with pytest.raises(ValueError, match="of one device, got a mesh of data:1"):
+    footprint.dry_run(meshed, console)
+
+
+def test_a_mesh_of_one_device_trains_as_without(config, console):
+  config = dataclasses.replace(config, nonfinite="skip")
+  one = train.run(config, console)
+  other = dataclasses.replace(config, run=config.run + "2", mesh="data:1")
+  assert abs(train.run(other, console).held_out - one.held_out) < ROUNDING
 
 
 def joining(config, count):

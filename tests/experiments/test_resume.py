@@ -13,10 +13,11 @@ import pytest
 
 from experiments import claim, run_folder, train
 from experiments.lock import locked
+from experiments.parts import make
 from experiments.resume import restore, saved
 from lstm_jax.training import list_checkpoints
 from lstm_jax.training.checkpoint import STATE
-from tests.experiments.lives import essence, signal_at
+from tests.experiments.lives import essence, poison, signal_at
 
 NOISE = {
   "average": 0.9,
@@ -156,7 +157,7 @@ def test_overwrite_begins_again_and_keeps_what_it_replaces(
 def stopped(config, console):
   """A run stopped at 33: its parts and its folder."""
   stop_at(33, config, console)
-  return train.make(config), Path(config.run)
+  return make(config), Path(config.run)
 
 
 def leaves(restored):
@@ -238,6 +239,19 @@ def test_a_hostile_checkpoint_runs_no_code(
   with pytest.raises(ValueError, match="none of the checkpoints"):
     restore(folder, parts.model, parts.state, console)
   assert not (tmp_path / "exploded").exists()
+
+
+def test_a_count_of_what_was_skipped_goes_on_too(config, console):
+  config = dataclasses.replace(config, nonfinite="skip", num_epochs=2)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    poison(monkeypatch, {27, 28, 41})
+    whole = train.run(config, console).folder
+    again = dataclasses.replace(config, run=config.run + "2")
+    for step in (28, 33):
+      stop_at(step, again, console)
+    train.run(again, console)
+  assert essence(Path(again.run)) == essence(whole)
+  assert essence(whole)["rows"][-2]["skipped"] == 3
 
 
 def test_every_flag_but_those_that_say_where_must_be_the_same():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import run_folder, train
+from experiments import parts, run_folder, train
 from experiments.gradcheck import check_model
 from experiments.program import Diverged
 from experiments.sample import run as write
@@ -15,6 +15,7 @@ from lstm_jax import lstm
 from lstm_jax.language import Words, read_text, split, stateful_loss, words
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
+from tests.experiments.lives import poison
 
 SAMPLE = {
   "prompt": "Shall I",
@@ -298,13 +299,38 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
 
     return poisoned
 
-  train_make_update = train.make_update
-  monkeypatch.setattr(train, "make_update", make_update)
+  train_make_update = parts.make_update
+  monkeypatch.setattr(parts, "make_update", make_update)
   message = "the loss is nan at update 27; the checkpoint of update 20 is kept"
   with pytest.raises(Diverged, match=message):
     train.run(config, console)
   assert run_folder.load(Path(config.run)).step == 20
   assert all(math.isfinite(row["loss"]) for row in rows(Path(config.run))[::2])
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(
+  config, console, monkeypatch
+):
+  poison(monkeypatch, {7, 25, 26})
+  with pytest.raises(Diverged, match="the loss is nan at update 7; no checkp"):
+    train.run(config, console)
+  skip = dataclasses.replace(config, nonfinite="skip", overwrite=True)
+  result = train.run(skip, console)
+  assert "3 updates skipped as not finite" in console.file.getvalue()
+  found = {row["step"]: row for row in rows(result.folder) if "loss" in row}
+  assert [row.get("skipped", 0) for row in found.values()] == [1, 1, 3, 3, 3]
+  assert all(math.isfinite(row["loss"]) for row in found.values())
+
+
+def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
+  config, console, monkeypatch
+):
+  poison(monkeypatch, range(31, 60))
+  config = dataclasses.replace(config, nonfinite="skip", num_epochs=2)
+  message = "the loss is nan at update 41, as in 10 before it; the checkpoint"
+  with pytest.raises(Diverged, match=message):
+    train.run(config, console)
+  assert rows(Path(config.run))[-2]["loss"] is None
 
 
 def test_a_run_that_diverges_at_once_says_that_nothing_is_kept(config, console):

@@ -62,6 +62,30 @@ def test_members_are_trained_as_if_alone(cell, noise, key):
   assert abs(metrics.loss[0] - metrics.loss[1]) > 1e-3
 
 
+@pytest.mark.parametrize("rule", ["adamw", "sgd", "rmsprop", "adagrad"])
+def test_a_factor_of_a_rate_of_one_is_a_learning_rate(rule, key):
+  config = ModelConfig(9, embedding_size=3, hidden_size=5, dtype=jnp.float64)
+  model = language_model(config)
+
+  def rule_at(rate):
+    # The cosine and the warm-up are float32, which would be seen.
+    flat = {"warmup": 0, "schedule": "constant"}
+    return make_optimizer(
+      OptimizerConfig(rule=rule, learning_rate=rate, **flat), 9
+    )
+
+  rates = jnp.array([0.003, 0.02])
+  params = jax.vmap(model.init)(jnp.stack([key, key]))
+  together = init_ensemble(model, rule_at(1.0), params, 3)
+  update = make_ensemble_update(model, rule_at(1.0), factors=rates)
+  together, _ = last(steps(update, together, 9))
+  for i, rate in enumerate(rates):
+    of = model, rule_at(float(rate))
+    alone = init_state(*of, model.init(key), 3)
+    alone, _ = last(steps(make_update(*of), alone, 9))
+    assert worst(member(together, i).params, alone.params) < 1e-12
+
+
 def test_the_weights_given_survive_the_first_update(key):
   model = language_model(ModelConfig(9, embedding_size=3, hidden_size=5))
   rule = make_optimizer(OptimizerConfig(), 9)
