@@ -6,6 +6,7 @@
 [[[0, 1, 2], [4, 5, 6]], [[3], [7]]]
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 LATE = 1 / 3  # of the epochs, the last
+LARGEST = 2**31 - 1  # of the updates, which are counted in an int32
 
 
 class Streams(NamedTuple):
@@ -55,22 +57,26 @@ def make_streams(
   Raises:
     ValueError: a number is below 1, or the tokens do not fill one block.
   """
+  length = _stream_length(len(tokens), num_streams, num_steps)
+  starts = np.linspace(0, len(tokens) - 1 - length, num_streams).astype(int)
+  rows = np.arange(length + 1)[:, None] + starts[None, :]
+  return Streams(tokens[rows], (*range(0, length, num_steps), length))
+
+
+def _stream_length(num_tokens: int, num_streams: int, num_steps: int) -> int:
+  """Return L, the predictions of each stream."""
   if num_streams < 1 or num_steps < 1:
     raise ValueError(
       "num_streams and num_steps must be at least 1, "
       f"got {num_streams} and {num_steps}"
     )
   needed = num_streams * num_steps + 1
-  if len(tokens) < needed:
+  if num_tokens < needed:
     raise ValueError(
       f"the text is too short: {num_streams} streams of {num_steps} steps "
-      f"need at least {needed} tokens, got {len(tokens)}"
+      f"need at least {needed} tokens, got {num_tokens}"
     )
-  predictions = len(tokens) - 1
-  length = -(-predictions // num_streams)
-  starts = np.linspace(0, predictions - length, num_streams).astype(int)
-  rows = np.arange(length + 1)[:, None] + starts[None, :]
-  return Streams(tokens[rows], (*range(0, length, num_steps), length))
+  return -(-(num_tokens - 1) // num_streams)
 
 
 @dataclass(frozen=True)
@@ -121,14 +127,40 @@ class Reading:
     return (self._epoch(tokens, epoch) for epoch in range(self.num_epochs))
 
   def num_updates(self, tokens: np.ndarray) -> int:
-    """Return how many blocks all epochs of tokens [N] have."""
-    return sum(streams.num_blocks for streams in self.epochs(tokens))
+    """Return how many blocks all epochs of tokens [N] have.
+
+    Raises:
+      ValueError: as `make_streams`; or they are more than an int32 counts.
+    """
+    late = self.num_epochs - self._first_late
+    total = 0
+    for epochs, streams in (
+      (self._first_late, self.num_streams),
+      (late, self.late_streams),
+    ):
+      if epochs:
+        length = _stream_length(len(tokens), streams, self.num_steps)
+        total += epochs * -(-length // self.num_steps)
+    if total > LARGEST:
+      raise ValueError(
+        f"the updates of all epochs must be ≤ {LARGEST:,}, got {total:,}"
+      )
+    if self.short_blocks:  # whose number is drawn
+      total = sum(streams.num_blocks for streams in self.epochs(tokens))
+    return total
+
+  @property
+  def _first_late(self) -> int:
+    """The first epoch of late_streams."""
+    if not self.late_streams:
+      return self.num_epochs
+    return math.ceil(self.num_epochs * (1 - LATE))
 
   def _epoch(self, tokens: np.ndarray, epoch: int) -> Streams:
     draws = np.random.default_rng([self.seed, epoch])
     if self.random_offsets:
       tokens = np.roll(tokens, -draws.integers(len(tokens)))
-    late = self.late_streams and epoch >= self.num_epochs * (1 - LATE)
+    late = epoch >= self._first_late
     count = self.late_streams if late else self.num_streams
     streams = make_streams(tokens, count, self.num_steps)
     if self.short_blocks:

@@ -105,3 +105,22 @@ def test_equal_seeds_read_alike_and_others_do_not():
 def test_a_reading_out_of_range_is_refused(options, message):
   with pytest.raises(ValueError, match=message):
     Reading(**options)
+
+
+@pytest.mark.parametrize("late_streams", [0, 2, 7])
+@pytest.mark.parametrize("short_blocks", [0.0, 0.4])
+@pytest.mark.parametrize("num_epochs", [1, 2, 3, 7])
+def test_updates_are_counted_as_they_are_made(
+  late_streams, short_blocks, num_epochs
+):
+  tokens = np.arange(101)
+  reading = Reading(
+    3, 4, num_epochs, late_streams=late_streams, short_blocks=short_blocks
+  )
+  made = sum(streams.num_blocks for streams in reading.epochs(tokens))
+  assert reading.num_updates(tokens) == made
+
+
+def test_more_updates_than_can_be_counted_are_refused_at_once():
+  with pytest.raises(ValueError, match="must be ≤ 2,147,483,647, got 19,327"):
+    Reading(3, 4, 2**31 - 1).num_updates(np.arange(101))
