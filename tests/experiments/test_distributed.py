@@ -114,6 +114,7 @@ def test_sweeps_and_dry_runs_are_of_one_device(config, console):
     footprint.dry_run(meshed, console)
 
 
+@pytest.mark.exhaustive
 def test_a_mesh_of_one_device_trains_as_without(config, console):
   config = dataclasses.replace(config, nonfinite="skip")
   one = train.run(config, console)
