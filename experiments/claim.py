@@ -30,7 +30,7 @@ from experiments.run_folder import (
 from lstm_jax.training import has_state, list_checkpoints
 
 PREVIOUS = "previous"
-OWN = "run", "overwrite", "resume"  # flags that say where, and not what
+OWN = "run", "overwrite", "resume", "mesh"  # they say where, and not what
 FILES = (
   METRICS,
   SAMPLES,

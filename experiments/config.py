@@ -26,7 +26,7 @@ from lstm_jax.language import (
   characters,
   words,
 )
-from lstm_jax.training import OptimizerConfig
+from lstm_jax.training import OptimizerConfig, check_sizes, parse_mesh
 from lstm_jax.training.optimizer import Rule, Schedule
 
 Tokens = Literal["character", "word"]
@@ -59,6 +59,7 @@ class TrainConfig:
   run: str = ""
   overwrite: bool = False
   resume: bool = True
+  mesh: str = ""
   seed: int = 0
   cell: str = "lstm"
   embedding_size: int = 64
@@ -111,6 +112,10 @@ class TrainConfig:
         f"one of them must be 0, got {self.average} and {self.average_after}"
       )
     regularizers(self), reading(self)  # which check their own
+    if self.mesh:
+      sizes = parse_mesh(self.mesh)
+      for streams in (self.num_streams, self.late_streams):
+        check_sizes(sizes, streams, self.hidden_size)
     if self.compute_dtype not in COMPUTE_DTYPES:
       raise ValueError(
         f"compute_dtype must be in {list(COMPUTE_DTYPES)}, "

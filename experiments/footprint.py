@@ -31,8 +31,10 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
   """Print what the run would be and need, and make nothing.
 
   Raises:
-    ValueError: as `make`.
+    ValueError: as `make`, or there is a mesh.
   """
+  if config.mesh:
+    raise ValueError(f"a dry run is of one device, got a mesh of {config.mesh}")
   parts = make(config)
   console.print(heading(config, parts), soft_wrap=True)
   needs = footprint(parts, config.num_streams, config.num_steps)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from experiments import run_folder
 from experiments.config import (
@@ -13,14 +14,17 @@ from experiments.config import (
   regularizers,
 )
 from experiments.corpus import Corpus, read_corpus
+from experiments.placement import mesh_of, mesh_told
 from experiments.wording import tokens_told
 from lstm_jax.language import LanguageModel, Reading, language_model
 from lstm_jax.training import (
   TrainState,
   Update,
   init_state,
+  make_mesh_update,
   make_optimizer,
   make_update,
+  state_shardings,
 )
 
 
@@ -32,8 +36,10 @@ class Parts(NamedTuple):
   num_updates: int
   model: LanguageModel
   update: Update
-  state: TrainState  # before the first update
+  state: TrainState  # before the first update, on one device
   key_samples: jax.Array
+  mesh: Mesh | None  # None for one device
+  shardings: TrainState | None  # of the state, on the mesh
 
 
 def make(config: TrainConfig) -> Parts:
@@ -46,14 +52,33 @@ def make(config: TrainConfig) -> Parts:
   read = reading(config)
   num_updates = read.num_updates(corpus.training.tokens)
   sizes = model_config(config, corpus.vocabulary.size)
-  model = language_model(sizes, regularizers=regularizers(config))
+  mesh, noise = mesh_of(config), regularizers(config)
+  groups = mesh.size if mesh else 1
+  model = language_model(sizes, regularizers=noise, groups=groups)
   rule = make_optimizer(optimizer_config(config), num_updates)
   key_init, key_samples, key_noise = keys_of(config.seed)
   params = jax.block_until_ready(model.init(key_init))  # or out of memory
   averaged = config.average > 0
   state = init_state(model, rule, params, config.num_streams, averaged=averaged)
-  update = make_update(model, rule, key_noise, decay=config.average)
-  return Parts(corpus, read, num_updates, model, update, state, key_samples)
+  shardings, decay = None, config.average
+  if mesh:
+    shardings = state_shardings(mesh, rule, state)
+    update = make_mesh_update(
+      mesh, model, rule, key_noise, shardings=shardings, decay=decay
+    )
+  else:
+    update = make_update(model, rule, key_noise, decay=decay)
+  return Parts(
+    corpus,
+    read,
+    num_updates,
+    model,
+    update,
+    state,
+    key_samples,
+    mesh,
+    shardings,
+  )
 
 
 def keys_of(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -73,5 +98,5 @@ def heading(config: TrainConfig, parts: Parts) -> str:
     f"{tokens_told(corpus.vocabulary, corpus.held_out.tokens)}\n"
     f"training    {config.num_epochs} epochs of "
     f"{len(corpus.training.tokens):,} tokens, {parts.num_updates:,} updates\n"
-    f"device      {run_folder.device_name()}"
+    f"device      {run_folder.device_name()}{mesh_told(parts.mesh)}"
   )

@@ -113,7 +113,7 @@ def _refuse(config: TrainConfig, rates: list[float]) -> None:
   """Raise ValueError for rates that are none, and for what a sweep has not."""
   for rate in rates:
     optimizer_config(dataclasses.replace(config, learning_rate=rate))
-  for name in ("average_after", "nonfinite"):
+  for name in ("average_after", "nonfinite", "mesh"):
     value = getattr(config, name)
     if value != getattr(TrainConfig(), name):
       raise ValueError(

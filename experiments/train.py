@@ -21,12 +21,13 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from experiments import run_folder
-from experiments.claim import claimed
+from experiments import distributed, run_folder
 from experiments.config import SKIPPED, TrainConfig
 from experiments.footprint import available, dry_run, that_fits
 from experiments.journal import Journal
+from experiments.onlooker import claimed_by_first, journal_class
 from experiments.parts import Parts, heading, make
+from experiments.placement import placed, whole
 from experiments.program import (
   SIGNALLED,
   Diverged,
@@ -73,7 +74,7 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
   parts = make(config)
   corpus, state = parts.corpus, parts.state
   vocabulary = corpus.vocabulary
-  with claimed(config, corpus.sha256) as (folder, goes_on):
+  with claimed_by_first(config, corpus.sha256) as (folder, goes_on):
     console.print(
       f"{heading(config, parts)}\nrun folder  {folder}", soft_wrap=True
     )
@@ -81,12 +82,14 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
     description = run_folder.describe(config, vocabulary)
     watched = "development" if config.development else "held_out"
     skips = SKIPPED if config.nonfinite == "skip" else 0
-    journal = Journal(
+    journal = journal_class()(
       folder, console, bar, description, vocabulary, watched, skips
     )
     restored = None
     if goes_on:
       restored = restore(folder, parts.model, state, console)
+      found = int(restored.state.step) if restored else 0
+      distributed.check_same(folder, found)
     journal.go_on(restored)
     try:
       with bar, stoppable() as requests:
@@ -97,7 +100,7 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
       reason = error if isinstance(error, Diverged) else "interrupted"
       raise type(error)(f"{reason}; {kept} is kept in {folder}") from None
     except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
+      if "RESOURCE_EXHAUSTED" not in str(error) or parts.mesh:
         raise
       fits = that_fits(config, parts, available())
       raise ValueError(f"out of memory: {fits}") from None
@@ -120,6 +123,7 @@ def _learn(
   if restored:
     state, average = restored.state, restored.average
   made = int(state.step)
+  state, average = placed(parts.shardings, state, average)
 
   def write(title, params, step):
     key = parts.key_samples
@@ -129,7 +133,7 @@ def _learn(
     )
 
   if not restored:
-    write("untrained", state.params, 0)
+    write("untrained", parts.state.params, 0)
   epochs = parts.reading.epochs(corpus.training.tokens)
   updates = train(parts.update, state, epochs)
   updates = traced(updates, journal.folder / run_folder.PROFILE, profile)
@@ -140,11 +144,15 @@ def _learn(
     journal.update(step, metrics)
     last = step == parts.num_updates
     look = last or step in EARLY or step % config.eval_every == 0
-    stop = requests and not last
+    asked = distributed.asked(requests, look)
+    stop = None if last else asked
     params = average.params if average else learnt(state)
+    if look or stop:
+      params = whole(parts.shardings, params)
     if look:
       journal.report(step)
       nats = stateful_loss(model, params, corpus.watched.tokens)
+      nats = distributed.of_first(nats)
       best = journal.watch(step, nats, params)
       epoch = config.num_epochs * step / parts.num_updates
       title = (
@@ -158,10 +166,10 @@ def _learn(
         title += "; from here on the weights are averaged"
       write(title, params, step)
     if look or stop:
-      journal.save(step, params, state, average)
+      journal.save(step, params, *whole(parts.shardings, (state, average)))
       journal.start_clock()
     if stop:
-      return requests[0]
+      return stop
   return None
 
 
@@ -218,9 +226,11 @@ def _knows(vocabulary: Tokenizer, text: str) -> bool:
 
 
 def main() -> int:
-  """Read the flags and run."""
+  """Read the flags, join the other processes if there are any, and run."""
+  distributed.join(**{flag.name: flag.value for flag in PROCESSES})
   config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
   console = plain_console()
+  console.quiet = not distributed.is_first()
   if DRY_RUN.value:
     dry_run(config, console)
     return 0
@@ -237,7 +247,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  FLAGS = define_flags()
+  FLAGS, PROCESSES = define_flags(), distributed.define_flags()
   DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Say what the run would be and need, and stop."
   )

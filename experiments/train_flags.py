@@ -55,6 +55,11 @@ def define_flags() -> list[flags.FlagHolder]:
     string("run", "Folder of the run; empty for a new one under runs/."),
     boolean("overwrite", "Replace the run that --run holds."),
     boolean("resume", "Go on with an unfinished run that --run holds."),
+    string(
+      "mesh",
+      "How all devices share the training, such as data:8, or data:4,model:2 "
+      "where weights and moments are kept in halves; empty for one device.",
+    ),
     integer("seed", "Seed of the initial weights and of the samples.", 0),
     choice("cell", list(CELLS), "The recurrent cell."),
     integer("embedding_size", "Length of a token's vector."),

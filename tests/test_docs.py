@@ -39,7 +39,9 @@ def sections(page):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("page", ["sequences.md", "recurrent-policy.md"])
+@pytest.mark.parametrize(
+  "page", ["sequences.md", "recurrent-policy.md", "clusters.md"]
+)
 def test_the_code_of_a_page_runs(page):
   names = {}
   for code in blocks((DOCS / page).read_text("utf-8")):

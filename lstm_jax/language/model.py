@@ -36,7 +36,7 @@ from lstm_jax.cells.affine import affine, linear
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.precision import lower
 from lstm_jax.language import loss as losses
-from lstm_jax.language.readout import mean_loss
+from lstm_jax.language.readout import mean_loss, mean_loss_of_groups
 from lstm_jax.language.regularizers import Regularizers
 from lstm_jax.sequence.stack import init_stack, unroll_stack
 from lstm_jax.sequence.unroll import Rule
@@ -127,6 +127,7 @@ def language_model(
   *,
   regularizers: Regularizers | None = None,
   vjp: Rule = "explicit",
+  groups: int = 1,
 ) -> LanguageModel:
   """Return the model that `config` describes.
 
@@ -135,6 +136,8 @@ def language_model(
     regularizers: what `training_loss` adds to the loss; None for nothing.
     vjp: whose gradient the cells have, as in `unroll`; "autodiff" leaves the
       embedding, the readout and the loss to JAX as well.
+    groups: of streams, which `loss` and `training_loss` read out each by
+      itself: as many as devices share the streams. It must divide B.
   """
   explicit = vjp != "autodiff"
   compute_dtype = config.compute_dtype
@@ -166,7 +169,7 @@ def language_model(
     **noise: Any,
   ) -> tuple[tuple[State, ...], jax.Array]:
     embedding, (lowest, *others) = params.embedding, params.layers
-    if len(embedding) <= max(tokens.size, TABLE):
+    if len(embedding) <= max(tokens.size // groups, TABLE):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(sized(embedding), lowest.w_x, no_bias)
       lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
@@ -186,6 +189,8 @@ def language_model(
   def nats_of(
     readout: tuple[jax.Array, jax.Array], hs: jax.Array, targets: jax.Array
   ) -> jax.Array:
+    if explicit and groups > 1:
+      return mean_loss_of_groups(hs, *readout, targets, groups, compute_dtype)
     if explicit:
       return mean_loss(hs, *readout, targets, compute_dtype)
     return losses.forward(dense(hs, *readout), targets)[0].mean()

@@ -91,6 +91,47 @@ def _backward(compute_dtype, gradient, dloss):
 mean_loss.defvjp(_forward, _backward)
 
 
+def mean_loss_of_groups(
+  hs: jax.Array,
+  w: jax.Array,
+  b: jax.Array,
+  targets: jax.Array,
+  groups: int,
+  compute_dtype: jnp.dtype | None = None,
+) -> jax.Array:
+  """Return `mean_loss` of streams in groups, each with a gradient of its own.
+
+  dW and db are added up over time within a group, and over the groups once,
+  after the loop: where every device has a group, what they send is one dW, and
+  not one a chunk.
+
+  Args:
+    hs: as in `mean_loss`, [T, B, ..., H].
+    w: as in `mean_loss`.
+    b: as in `mean_loss`.
+    targets: as in `mean_loss`, [T, B, ...].
+    groups: of neighbouring streams; it divides B.
+    compute_dtype: as in `mean_loss`.
+
+  Raises:
+    ValueError: as `mean_loss`, or B is not a multiple of the groups.
+  """
+  if targets.ndim < 2 or targets.shape[1] % groups:
+    raise ValueError(
+      f"targets must be [T, B] with B a multiple of {groups} groups, "
+      f"got {targets.shape}"
+    )
+
+  def in_groups(x):
+    return x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+
+  def of_group(h, target):
+    return mean_loss(h, w, b, target, compute_dtype)
+
+  nats = jax.vmap(of_group, in_axes=1)(in_groups(hs), in_groups(targets))
+  return nats.mean()
+
+
 def _chunks(
   hs: jax.Array, targets: jax.Array, vocabulary: int
 ) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""Training: optimisers, the update and its loop, ensembles, checkpoints."""
+"""Training: optimisers, the update, ensembles, meshes, checkpoints."""
 
 from lstm_jax.training.average import Average as Average
 from lstm_jax.training.average import begin_average as begin_average
@@ -12,6 +12,8 @@ from lstm_jax.training.checkpoint import list_checkpoints as list_checkpoints
 from lstm_jax.training.checkpoint import read_checkpoint as read_checkpoint
 from lstm_jax.training.checkpoint import read_params as read_params
 from lstm_jax.training.checkpoint import read_state as read_state
+from lstm_jax.training.collectives import Collective as Collective
+from lstm_jax.training.collectives import collectives as collectives
 from lstm_jax.training.ensemble import init_ensemble as init_ensemble
 from lstm_jax.training.ensemble import (
   make_ensemble_update as make_ensemble_update,
@@ -19,6 +21,13 @@ from lstm_jax.training.ensemble import (
 from lstm_jax.training.ensemble import member as member
 from lstm_jax.training.optimizer import OptimizerConfig as OptimizerConfig
 from lstm_jax.training.optimizer import make_optimizer as make_optimizer
+from lstm_jax.training.sharding import check_sizes as check_sizes
+from lstm_jax.training.sharding import local as local
+from lstm_jax.training.sharding import make_mesh as make_mesh
+from lstm_jax.training.sharding import make_mesh_update as make_mesh_update
+from lstm_jax.training.sharding import parse_mesh as parse_mesh
+from lstm_jax.training.sharding import place as place
+from lstm_jax.training.sharding import state_shardings as state_shardings
 from lstm_jax.training.update import Metrics as Metrics
 from lstm_jax.training.update import TrainState as TrainState
 from lstm_jax.training.update import Update as Update

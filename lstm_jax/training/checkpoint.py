@@ -44,9 +44,13 @@ class CheckpointWriter:
   def __init__(self, folder: Path):
     self._kept = _Kept()
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=self._kept, cleanup_tmp_directories=True
+      preservation_policy=self._kept,
+      cleanup_tmp_directories=True,
+      create=False,
+      multiprocessing_options=_alone(),
     )
     with _as_errors(f"no checkpoint can be written to {folder}"):
+      folder.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
   def save(
@@ -180,6 +184,16 @@ def _read_arrays(folder: Path, step: int, item: str, like: Any) -> Any:
     return tree
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Have orbax take this process for the only one, and wait for no other."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index},
+    barrier_sync_key_prefix=f"process{index}",
+  )
+
+
 @contextmanager
 def _reading(folder: Path, step: int) -> Iterator[ocp.CheckpointManager]:
   # The handlers are named, so that metadata can be read before the arrays.
@@ -190,7 +204,12 @@ def _reading(folder: Path, step: int) -> Iterator[ocp.CheckpointManager]:
     SEAL: ocp.JsonCheckpointHandler(),
   }
   with _as_errors(f"the checkpoint in {folder}/{step} cannot be read"):
-    manager = ocp.CheckpointManager(folder.absolute(), item_handlers=handlers)
+    options = ocp.CheckpointManagerOptions(
+      create=False, multiprocessing_options=_alone()
+    )
+    manager = ocp.CheckpointManager(
+      folder.absolute(), options=options, item_handlers=handlers
+    )
     try:
       yield manager
     finally:

@@ -39,6 +39,26 @@ def test_the_gradient_is_that_of_autodiff_in_any_chunks(chunks, key):
   )
 
 
+@pytest.mark.parametrize("groups", [1, B])
+def test_groups_of_streams_change_nothing(groups, chunks, key):
+  leaves, targets = arguments(key)
+
+  def in_groups(*leaves):
+    return readout.mean_loss_of_groups(*leaves, targets, groups)
+
+  found = jax.value_and_grad(in_groups, (0, 1, 2))(*leaves)
+  value = jax.value_and_grad(lambda *x: twin(*x, targets), (0, 1, 2))
+  assert worst(found, value(*leaves)) < 1e-12
+
+
+def test_groups_must_divide_the_streams(key):
+  leaves, targets = arguments(key)
+  with pytest.raises(ValueError, match=r"multiple of 2 groups, got \(12, 3\)"):
+    readout.mean_loss_of_groups(*leaves, targets, 2)
+  with pytest.raises(ValueError, match=r"be \[T, B\] .*, got \(12,\)"):
+    readout.mean_loss_of_groups(leaves[0][:, 0], *leaves[1:], targets[:, 0], 1)
+
+
 def test_reverse_over_reverse_is_that_of_autodiff(key):
   leaves, targets = arguments(key)
 

@@ -1,0 +1,222 @@
+import dataclasses
+import json
+import signal
+import time
+
+import jax
+import pytest
+
+from experiments import (
+  collectives,
+  distributed,
+  footprint,
+  placement,
+  run_folder,
+  sweep,
+  train,
+)
+from experiments.config import TrainConfig
+from lstm_jax.training import list_checkpoints, make_mesh
+from tests.processes import finish, free_port, start
+
+JOINING = {
+  "distributed": True,
+  "coordinator": "127.0.0.1:1234",
+  "num_processes": 2,
+  "process_id": 1,
+  "join_timeout": 9,
+}
+ROUNDING = 1e-5  # of float32: each of 35 updates may add 1e-7 to a loss of 3
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"distributed": False}, "--coordinator, .* go with --distributed"),
+    ({"process_id": None}, r"go together, got \('127.0.0.1:1234', 2, None\)"),
+    ({"coordinator": None}, r"go together, got \(None, 2, 1\)"),
+    ({"process_id": 2}, "must be below --num_processes, got 2 and 2"),
+    ({"coordinator": "1234"}, "--coordinator must be HOST:PORT, got '1234'"),
+    ({"coordinator": "host:"}, "--coordinator must be HOST:PORT, got 'host:'"),
+    (
+      {"coordinator": None, "num_processes": None, "process_id": None},
+      "--distributed finds no job of SLURM, .*: pass --coordinator, ",
+    ),
+  ],
+)
+def test_flags_that_join_nobody_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    distributed.join(**JOINING | options)
+
+
+def test_who_is_alone_asks_nobody(tmp_path):
+  nobody = dict.fromkeys(JOINING) | {"distributed": False}
+  distributed.join(**nobody | {"join_timeout": 9})
+  assert distributed.is_first()
+  assert distributed.of_first(0.1) == 0.1
+  distributed.check_same(tmp_path, 3)
+  assert distributed.asked([signal.SIGTERM], False) == signal.SIGTERM
+  assert distributed.asked([], True) is None
+
+
+def test_processes_that_see_other_folders_are_told(tmp_path, monkeypatch):
+  monkeypatch.setattr(distributed, "of_first", lambda number: 20.0)
+  distributed.check_same(tmp_path, 20)
+  message = r"see the same .*: its newest .* update 20 for the first .* 0 for"
+  with pytest.raises(ValueError, match=message):
+    distributed.check_same(tmp_path, 0)
+
+
+def test_several_processes_need_a_mesh(config, monkeypatch):
+  assert placement.mesh_of(config) is None
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match=r"2 processes share .* --mesh=data:1"):
+    placement.mesh_of(config)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"mesh": "data"}, "the axis data must have a size"),
+    ({"mesh": "data:2"}, "num_streams must be a multiple of .* 2 .*, got 3"),
+    ({"mesh": "data:3", "late_streams": 4}, "num_streams must .* 3 .*, got 4"),
+    ({"mesh": "model:5", "num_streams": 5}, "hidden_size must .* 5, got 12"),
+  ],
+)
+def test_a_configuration_refuses_a_mesh_that_does_not_fit(
+  options, message, config
+):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(config, **options)
+
+
+def test_the_line_of_the_device_tells_the_mesh():
+  mesh = make_mesh({"data": 1})
+  assert placement.mesh_told(mesh) == ": data 1 × model 1, in 1 process"
+  assert placement.mesh_told(None) == ""
+
+
+def test_one_device_sends_nothing(config, console):
+  meshed = dataclasses.replace(config, mesh="data:1")
+  weights, sent = collectives.run(meshed, console)
+  params = run_folder.load(train.run(config, console).folder).params
+  assert weights == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  assert sent == []
+  with pytest.raises(ValueError, match="one device sends nothing: pass --mesh"):
+    collectives.run(config, console)
+
+
+def test_sweeps_and_dry_runs_are_of_one_device(config, console):
+  meshed = dataclasses.replace(config, mesh="data:1")
+  with pytest.raises(ValueError, match="a sweep has no mesh: it must be left"):
+    sweep.run(meshed, 2, [], console)
+  with pytest.raises(ValueError, match="of one device, got a mesh of data:1"):
+    footprint.dry_run(meshed, console)
+
+
+@pytest.mark.exhaustive
+def test_a_mesh_of_one_device_trains_as_without(config, console):
+  config = dataclasses.replace(config, nonfinite="skip")
+  one = train.run(config, console)
+  other = dataclasses.replace(config, run=config.run + "2", mesh="data:1")
+  assert abs(train.run(other, console).held_out - one.held_out) < ROUNDING
+
+
+def joining(config, count):
+  """Start the training in `count` processes."""
+  fields = dataclasses.asdict(config)
+  usual = dataclasses.asdict(TrainConfig())
+  flags = [f"--{k}={v}" for k, v in fields.items() if v != usual[k]]
+  port = free_port()
+  return [
+    start(
+      "experiments.train",
+      "--distributed",
+      f"--coordinator=127.0.0.1:{port}",
+      f"--num_processes={count}",
+      f"--process_id={index}",
+      f"--mesh=data:{count}",
+      *flags,
+    )
+    for index in range(count)
+  ]
+
+
+@pytest.fixture
+def shared(config):
+  """A run whose streams two processes can share."""
+  return dataclasses.replace(config, num_streams=4, development=0.2)
+
+
+@pytest.mark.programs
+def test_two_processes_train_as_one_and_the_first_writes(shared, console):
+  one = train.run(dataclasses.replace(shared, run=shared.run + "1"), console)
+  both = finish(*joining(shared, 2))
+  assert [(status, errors) for status, _, errors in both] == [(0, "")] * 2
+  first, second = (output for _, output, _ in both)
+  assert "cpu, cpu: data 2 × model 1, in 2 processes\n" in first
+  assert "best development loss" in first
+  assert "loss" not in second  # Gloo itself says who is connected
+  trained = run_folder.load(one.folder.parent / "run")
+  assert abs(trained.held_out - one.held_out) < ROUNDING
+  assert trained.step == one.best_update
+  metrics = (one.folder.parent / "run" / "metrics.jsonl").read_text()
+  steps = [json.loads(line)["step"] for line in metrics.splitlines()]
+  expected = (one.folder / "metrics.jsonl").read_text().splitlines()
+  assert steps == [json.loads(line)["step"] for line in expected]
+
+
+@pytest.mark.programs
+def test_a_coordinator_that_does_not_answer_is_one_line():
+  address = f"127.0.0.1:{free_port()}"
+  process = start(
+    "experiments.train",
+    "--distributed",
+    f"--coordinator={address}",
+    "--num_processes=2",
+    "--process_id=1",
+    "--join_timeout=1",
+  )
+  message = f"error: not all processes have met at {address} within 1 seconds\n"
+  assert finish(process) == [(2, "", message)]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").write_text("{}")
+  first, second = finish(*joining(shared, 2))
+  assert first[0] == second[0] == 2
+  assert "holds config.json, which is not of a run" in first[2]
+  assert "error: the first process has stopped: see its error" in second[2]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_what_two_processes_leave_one_goes_on_with(shared, console, tmp_path):
+  long = dataclasses.replace(
+    shared,
+    num_epochs=30,
+    eval_every=10,
+    schedule="constant",
+    learning_rate=1.0,
+    average_after=1,
+  )
+  processes = joining(long, 2)
+  samples, deadline = tmp_path / "run" / "samples.txt", time.monotonic() + 90
+  while time.monotonic() < deadline:
+    if samples.exists() and "weights are averaged" in samples.read_text():
+      break
+    time.sleep(0.2)
+  processes[1].send_signal(signal.SIGINT)
+  first, second = finish(*processes)
+  assert (first[0], second[0]) == (130, 130), first[2] + second[2]
+  assert "SIGINT: stopped after update " in first[1]
+  assert "weights are averaged" in samples.read_text()
+  stopped = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+  assert stopped % long.eval_every == 0  # where all of them look
+  result = train.run(long, console)
+  assert f"goes on     after update {stopped}\n" in console.file.getvalue()
+  assert result.stopped_by is None
+  assert result.best_update > 0

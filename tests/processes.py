@@ -1,0 +1,41 @@
+"""Start Python modules in processes of their own, and wait for them."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(module, *arguments, devices=1):
+  """Start `python -m module`, with that many simulated CPU devices."""
+  flag = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+  return subprocess.Popen(
+    [sys.executable, "-m", module, *map(str, arguments)],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": flags},
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def finish(*processes, timeout=150):
+  """Return (status, output, errors) of each; none is left behind."""
+  try:
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  statuses = [process.returncode for process in processes]
+  return [(s, *o) for s, o in zip(statuses, outputs, strict=True)]
+
+
+def free_port():
+  """Return a port of 127.0.0.1 at which nobody listens."""
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]

@@ -1,0 +1,189 @@
+"""What tests/training/test_sharding.py starts in processes of their own.
+
+  python -m tests.training.many_devices simulated OUT
+  python -m tests.training.many_devices joined OUT PORT PROCESSES ID
+
+The first compares meshes of eight simulated devices with one of them. The
+second is one of PROCESSES that train on one mesh; process 0 compares that with
+a training on its own device. What they find goes to the file OUT.
+"""
+
+import json
+import sys
+from itertools import islice, repeat
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax.cells import projected_lstm
+from lstm_jax.language import (
+  ModelConfig,
+  Regularizers,
+  language_model,
+  make_streams,
+  readout,
+)
+from lstm_jax.language import model as models
+from lstm_jax.training import (
+  OptimizerConfig,
+  begin_average,
+  collectives,
+  include,
+  init_state,
+  local,
+  make_mesh,
+  make_mesh_update,
+  make_optimizer,
+  make_update,
+  parse_mesh,
+  place,
+  sharding,
+  state_shardings,
+  train,
+)
+from tests.draws import worst
+
+V, E, H, B, T = 11, 5, 12, 16, 4
+LARGE = 40  # words, more than a device's tokens
+UPDATES = 7  # of 3 blocks an epoch: the state begins at zero twice more
+MEAN_SINCE = 3  # updates before the mean of the weights begins
+STREAMS = make_streams(np.arange(B * T * 3 + 1, dtype=np.int32) ** 2 % V, B, T)
+DEEP = ModelConfig(
+  V, embedding_size=E, hidden_size=H, num_layers=2, dtype=jnp.float64
+)
+TIED = ModelConfig(
+  V, embedding_size=H, hidden_size=H, tied=True, dtype=jnp.float64
+)
+PROJECTED = ModelConfig(V, cell=projected_lstm, embedding_size=E, hidden_size=H)
+WORDS = ModelConfig(LARGE, embedding_size=E, hidden_size=H, dtype=jnp.float64)
+NOISE = Regularizers(
+  token_dropout=0.1,
+  layer_dropout=0.2,
+  output_dropout=0.3,
+  weight_drop=0.2,
+  zoneout_h=0.1,
+  zoneout_c=0.1,
+  activation=1.0,
+  slowness=1.0,
+)
+
+
+class Recorded:
+  """A compiled function, by its first arguments, and its program's text."""
+
+  def __init__(self, function):
+    self._function, self._compiled, self.text = function, None, ""
+
+  def __call__(self, *arguments):
+    if not self._compiled:
+      self._compiled = self._function.lower(*arguments).compile()
+      self.text = self._compiled.as_text()
+    return self._compiled(*arguments)
+
+
+def start(config, mesh, groups):
+  """Return (update, its record, state) of a training that is about to begin."""
+  model = language_model(config, regularizers=NOISE, groups=groups)
+  rule = make_optimizer(OptimizerConfig(learning_rate=0.01, warmup=0), 100)
+  params = jax.jit(model.init)(jax.random.key(0))
+  state = init_state(model, rule, params, B, averaged=True)
+  key = jax.random.key(1)
+  if not mesh:
+    return make_update(model, rule, key, decay=0.9), None, state
+  shardings = state_shardings(mesh, rule, state)
+  made, partition = [], sharding.partition
+
+  def record(*arguments):
+    made.append(Recorded(partition(*arguments)))
+    return made[0]
+
+  with mock.patch.object(sharding, "partition", record):
+    update = make_mesh_update(
+      mesh, model, rule, key, shardings=shardings, decay=0.9
+    )
+  return update, made[0], place(state, shardings)
+
+
+def trained(config, mesh=None):
+  """Return losses and norms, all weights at the end, and what was sent."""
+  groups = mesh.size if mesh else 1
+  update, recorded, state = start(config, mesh, groups)
+  before = jax.tree.leaves(state._replace(carry=None))
+  metrics, mean = [], None
+  updates = islice(train(update, state, repeat(STREAMS)), UPDATES)
+  for step, (state, metric) in enumerate(updates, start=1):
+    metrics.append([float(metric.loss), float(metric.gradient_norm)])
+    mean = include(mean, state.params) if mean else mean
+    if step == MEAN_SINCE:
+      mean = begin_average(state.params)
+  found = state._replace(carry=None), mean
+  sent = None
+  if mesh:
+    after = jax.tree.leaves(found[0])
+    for old, new in zip(before, after, strict=True):
+      assert old.is_deleted()  # donated
+      assert new.sharding.is_equivalent_to(old.sharding, new.ndim)
+    held = sum(
+      leaf.addressable_data(0).size for leaf in jax.tree.leaves(state.params)
+    )
+    sent = collectives(recorded.text), held
+    found = local(found)
+  return np.array(metrics), jax.tree.map(np.asarray, found), sent
+
+
+def differences(config, mesh, one):
+  """Return how far losses and weights are from one device, and what is sent."""
+  losses, weights, sent = trained(config, mesh)
+  if one is None:
+    return None
+  return [float(np.abs(losses - one[0]).max()), worst(weights, one[1]), sent]
+
+
+def sent_once(mesh, groups):
+  """Return what an update of WORDS sends, its readout in chunks of time."""
+  with (
+    mock.patch.object(models, "TABLE", 0),
+    mock.patch.object(readout, "LOGITS", LARGE * B // groups),
+  ):
+    update, recorded, state = start(WORDS, mesh, groups)
+    update(state, *STREAMS.block(0))
+  return collectives(recorded.text)
+
+
+def simulated():
+  """Compare meshes with one device, and count what they send."""
+  one = trained(DEEP)
+  result = {"losses": one[0][:, 0].tolist()}
+  for text in ("data:8", "data:4,model:2"):
+    result[text] = differences(DEEP, make_mesh(parse_mesh(text)), one)
+  _, _, state = start(PROJECTED, make_mesh({"data": 2, "model": 4}), 8)
+  result["projected"] = [
+    leaf.sharding.is_fully_replicated for leaf in state.params.layers[0]
+  ]
+  mesh = make_mesh({"data": 8})
+  for groups in (8, 1):
+    result[f"words in {groups} groups"] = sent_once(mesh, groups)
+  return result
+
+
+def joined(port, processes, index):
+  """Train as one of several processes; the first compares."""
+  jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(index))
+  mesh = make_mesh({"data": int(processes) // 2, "model": 2})
+  one = trained(TIED) if int(index) == 0 else None
+  return differences(TIED, mesh, one)
+
+
+def main():
+  mode, out, *arguments = sys.argv[1:]
+  jax.config.update("jax_enable_x64", True)
+  result = {"simulated": simulated, "joined": joined}[mode](*arguments)
+  if jax.process_index() == 0:
+    with open(out, "w") as file:
+      json.dump(result, file)
+
+
+if __name__ == "__main__":
+  main()

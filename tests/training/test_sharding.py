@@ -1,0 +1,141 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lstm_jax.language import language_model
+from lstm_jax.training import check_sizes, make_mesh, parse_mesh
+from tests.processes import finish, free_port, start
+from tests.training.many_devices import (
+  DEEP,
+  LARGE,
+  TIED,
+  UPDATES,
+  WORDS,
+  E,
+  H,
+  V,
+)
+
+SCRIPT = "tests.training.many_devices"
+WIDTH = 8  # bytes of a float64
+EXACT = 1e-12  # for sums in another order; 1e-15 was found
+
+
+def count(config):
+  """Return how many numbers a model's weights are."""
+  shapes = jax.eval_shape(language_model(config).init, jax.random.key(0))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_a_mesh_is_read_from_text():
+  assert parse_mesh("data:8") == {"data": 8}
+  assert parse_mesh("data:4, model:2") == {"data": 4, "model": 2}
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("datum:8", "a mesh must be data:N, model:M or both, got 'datum' in 'd"),
+    ("data:2,data:4", "data:N, model:M or both, got 'data' in 'data:2,data:4'"),
+    ("", "a mesh must be data:N, model:M or both, got ''"),
+    ("data", "the axis data must have a size of at least 1, .*, got 'data'"),
+    ("model:0", "the axis model must have a size of at .*, got 'model:0'"),
+    ("data:-1", "the axis data must have a size of at .*, got 'data:-1'"),
+  ],
+)
+def test_text_that_is_no_mesh_is_refused(text, message):
+  with pytest.raises(ValueError, match=message):
+    parse_mesh(text)
+
+
+def test_a_mesh_takes_every_device():
+  assert dict(make_mesh({"data": 1}).shape) == {"data": 1, "model": 1}
+  message = r"a mesh of data 4 × model 2 must have .*, got 8 for 1"
+  with pytest.raises(ValueError, match=message):
+    make_mesh({"data": 4, "model": 2})
+
+
+def test_streams_and_units_fill_the_mesh():
+  sizes = {"data": 4, "model": 2}
+  check_sizes(sizes, 16, 6)
+  message = r"num_streams must be a multiple of .* 8 devices, got 12"
+  with pytest.raises(ValueError, match=message):
+    check_sizes(sizes, 12, 6)
+  message = r"hidden_size must be .* axis model, 2, got 5"
+  with pytest.raises(ValueError, match=message):
+    check_sizes(sizes, 16, 5)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+  """What eight simulated devices found, and what they send."""
+  out = tmp_path_factory.mktemp("simulated") / "found.json"
+  ((status, _, errors),) = finish(start(SCRIPT, "simulated", out, devices=8))
+  assert status == 0, errors
+  return json.loads(out.read_text())
+
+
+@pytest.mark.programs
+def test_eight_devices_compute_what_one_does(simulated):
+  for mesh in ("data:8", "data:4,model:2"):
+    losses, weights, _ = simulated[mesh]
+    assert losses < EXACT
+    assert weights < EXACT
+  assert len(simulated["losses"]) == UPDATES
+  assert np.ptp(simulated["losses"]) > 0.01  # they do not stand still
+
+
+@pytest.mark.programs
+def test_gradients_are_summed_once_an_update(simulated):
+  sent, held = simulated["data:8"][2]
+  assert held == count(DEEP)
+  # The table's gradient goes instead of those of E and w_x, and its rows' sum
+  # is that of the lowest bias. With the gradients goes the loss.
+  lowest = V * E + E * 4 * H + 4 * H
+  numbers = count(DEEP) - lowest + V * 4 * H + 1
+  assert sent == [["all-reduce", numbers * WIDTH, False]]
+
+
+@pytest.mark.programs
+def test_weights_in_pieces_are_gathered_once_an_update(simulated):
+  sent, held = simulated["data:4,model:2"][2]
+  pieces = 3 * H * 4 * H + H * V  # w_h, the upper w_x and w_h, the readout
+  assert held == count(DEEP) - pieces // 2
+  gathers = [size for kind, size, _ in sent if kind == "all-gather"]
+  assert sum(gathers) == pieces * WIDTH
+  (sums,) = (one for one in sent if one[0] != "all-gather")
+  assert [sums] == simulated["data:8"][2][0]
+  assert not any(looped for _, _, looped in sent)
+
+
+@pytest.mark.programs
+def test_rows_that_do_not_divide_are_copied(simulated):
+  assert H // 2 % 4  # the rows of a projected w_h, and the pieces
+  assert all(simulated["projected"])
+
+
+@pytest.mark.programs
+def test_a_readout_in_chunks_sends_its_gradient_once(simulated):
+  numbers = count(WORDS) + 1
+  sent = simulated["words in 8 groups"]
+  assert sent == [["all-reduce", numbers * WIDTH, False]]
+  # That is what the groups are for: without them every chunk sends its own.
+  one_group = simulated["words in 1 groups"]
+  (looped,) = (size for _, size, looped in one_group if looped)
+  assert looped == (H * LARGE + LARGE + 1) * WIDTH
+
+
+@pytest.mark.programs
+def test_four_processes_compute_what_one_does(tmp_path):
+  out, port = tmp_path / "found.json", free_port()
+  processes = [start(SCRIPT, "joined", out, port, 4, i) for i in range(4)]
+  for status, _, errors in finish(*processes):
+    assert status == 0, errors
+  losses, weights, (sent, held) = json.loads(out.read_text())
+  assert losses < EXACT
+  assert weights < EXACT
+  pieces = H * 4 * H + V * H  # w_h, and E that is the readout too
+  assert held == count(TIED) - pieces // 2
+  assert not any(looped for _, _, looped in sent)
