@@ -68,17 +68,7 @@ def test_streams_and_units_fill_the_mesh():
     check_sizes(sizes, 16, 5)
 
 
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-  """What eight simulated devices found, and what they send."""
-  out = tmp_path_factory.mktemp("simulated") / "found.json"
-  ((status, _, errors),) = finish(start(SCRIPT, "simulated", out, devices=8))
-  assert status == 0, errors
-  return json.loads(out.read_text())
-
-
-@pytest.mark.programs
-def test_eight_devices_compute_what_one_does(simulated):
+def they_compute_what_one_does(simulated):
   for mesh in ("data:8", "data:4,model:2"):
     losses, weights, _ = simulated[mesh]
     assert losses < EXACT
@@ -87,8 +77,7 @@ def test_eight_devices_compute_what_one_does(simulated):
   assert np.ptp(simulated["losses"]) > 0.01  # they do not stand still
 
 
-@pytest.mark.programs
-def test_gradients_are_summed_once_an_update(simulated):
+def gradients_are_summed_once_an_update(simulated):
   sent, held = simulated["data:8"][2]
   assert held == count(DEEP)
   # The table's gradient goes instead of those of E and w_x, and its rows' sum
@@ -98,8 +87,7 @@ def test_gradients_are_summed_once_an_update(simulated):
   assert sent == [["all-reduce", numbers * WIDTH, False]]
 
 
-@pytest.mark.programs
-def test_weights_in_pieces_are_gathered_once_an_update(simulated):
+def weights_in_pieces_are_gathered_once_an_update(simulated):
   sent, held = simulated["data:4,model:2"][2]
   pieces = 3 * H * 4 * H + H * V  # w_h, the upper w_x and w_h, the readout
   assert held == count(DEEP) - pieces // 2
@@ -110,14 +98,12 @@ def test_weights_in_pieces_are_gathered_once_an_update(simulated):
   assert not any(looped for _, _, looped in sent)
 
 
-@pytest.mark.programs
-def test_rows_that_do_not_divide_are_copied(simulated):
+def rows_that_do_not_divide_are_copied(simulated):
   assert H // 2 % 4  # the rows of a projected w_h, and the pieces
   assert all(simulated["projected"])
 
 
-@pytest.mark.programs
-def test_a_readout_in_chunks_sends_its_gradient_once(simulated):
+def a_readout_in_chunks_sends_its_gradient_once(simulated):
   numbers = count(WORDS) + 1
   sent = simulated["words in 8 groups"]
   assert sent == [["all-reduce", numbers * WIDTH, False]]
@@ -125,6 +111,20 @@ def test_a_readout_in_chunks_sends_its_gradient_once(simulated):
   one_group = simulated["words in 1 groups"]
   (looped,) = (size for _, size, looped in one_group if looped)
   assert looped == (H * LARGE + LARGE + 1) * WIDTH
+
+
+@pytest.mark.programs
+def test_eight_devices(tmp_path):
+  """One process for all that is asked of it: its start is what takes time."""
+  out = tmp_path / "found.json"
+  ((status, _, errors),) = finish(start(SCRIPT, "simulated", out, devices=8))
+  assert status == 0, errors
+  simulated = json.loads(out.read_text())
+  they_compute_what_one_does(simulated)
+  gradients_are_summed_once_an_update(simulated)
+  weights_in_pieces_are_gathered_once_an_update(simulated)
+  rows_that_do_not_divide_are_copied(simulated)
+  a_readout_in_chunks_sends_its_gradient_once(simulated)
 
 
 @pytest.mark.programs
