@@ -23,19 +23,23 @@ from experiments.run_folder import (
   METRICS,
   PAGE,
   PICTURE,
+  REPORT,
   RESULT,
   SAMPLES,
+  TENSORBOARD,
 )
 from lstm_jax.training import has_state, list_checkpoints
 
 PREVIOUS = "previous"
-OWN = "run", "overwrite", "resume"  # flags that say where, and not what
+OWN = "run", "overwrite", "resume", "quiet"  # flags that say where, not what
 FILES = (
   METRICS,
   SAMPLES,
   PICTURE,
   EVALUATION,
   PAGE,
+  REPORT,
+  TENSORBOARD,
   RESULT,
   CHECKPOINTS,
   CONFIG,

@@ -57,6 +57,7 @@ class TrainConfig:
   run: str = ""
   overwrite: bool = False
   resume: bool = True
+  quiet: bool = False
   seed: int = 0
   cell: str = "lstm"
   embedding_size: int = 64

@@ -8,6 +8,7 @@ by SIGTERM, as shells count them.
 import io
 import logging as standard_logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -76,8 +77,16 @@ def stoppable() -> Iterator[list[signal.Signals]]:
 
 
 def plain_console() -> Console:
-  """Return a console that prints text as it is: no [markup], no :emoji:."""
-  return Console(markup=False, emoji=False, highlight=False)
+  """Return a console that prints text as it is: no [markup], no :emoji:.
+
+  It moves the cursor only in a terminal that somebody looks at: FORCE_COLOR
+  makes none of a pipe, and where CI is set, nobody does.
+  """
+  watched = sys.stdout.isatty() and not os.environ.get("CI")
+  interactive = None if watched else False  # None: unless it is a dumb one
+  return Console(
+    markup=False, emoji=False, highlight=False, force_interactive=interactive
+  )
 
 
 def finite(flag: flags.FlagHolder) -> flags.FlagHolder:

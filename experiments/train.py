@@ -65,6 +65,7 @@ from lstm_jax.training import (
 EARLY = 10, 30  # updates after which to look as well: the most happens there
 OPENING = "Shall I"  # the prompt that the run suggests at its end
 FINAL_LENGTH = 1000  # tokens of the last sample
+PIECE = 256  # tokens of the watched text, whose gates TensorBoard shows
 
 
 class Parts(NamedTuple):
@@ -101,10 +102,14 @@ def run(config: TrainConfig, console: Console) -> Result:
   vocabulary = corpus.vocabulary
   with claimed(config, corpus.sha256) as (folder, goes_on):
     console.print(_heading(config, parts, folder), soft_wrap=True)
-    bar = TrainingBar(console, parts.num_updates, vocabulary.unit)
+    quiet = config.quiet
+    bar = TrainingBar(console, parts.num_updates, vocabulary.unit, quiet=quiet)
     description = run_folder.describe(config, vocabulary)
     watched = "development" if config.development else "held_out"
-    journal = Journal(folder, console, bar, description, vocabulary, watched)
+    piece = corpus.watched.tokens[:PIECE]
+    journal = Journal(
+      folder, console, bar, description, vocabulary, watched, piece, quiet
+    )
     restored = None
     if goes_on:
       restored = restore(folder, parts.model, state, console)

@@ -48,6 +48,7 @@ def define_flags() -> list[flags.FlagHolder]:
     string("run", "Folder of the run; empty for a new one under runs/."),
     boolean("overwrite", "Replace the run that --run holds."),
     boolean("resume", "Go on with an unfinished run that --run holds."),
+    boolean("quiet", "Show neither a bar nor samples while training."),
     integer("seed", "Seed of the initial weights and of the samples.", 0),
     choice("cell", list(CELLS), "The recurrent cell."),
     integer("embedding_size", "Length of a token's vector."),

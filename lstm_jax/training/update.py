@@ -13,6 +13,7 @@ import optax
 
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.language.streams import Streams
+from lstm_jax.training.norms import part_norms
 
 
 class TrainState(NamedTuple):
@@ -31,6 +32,7 @@ class Metrics(NamedTuple):
   loss: jax.Array  # [], nats per token of its block, under the noise
   gradient_norm: jax.Array  # [], global, before clipping
   predictions: int | jax.Array  # of its block
+  gradient_norms: dict[str, jax.Array]  # [] of each part, before clipping
 
 
 Update = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
@@ -94,7 +96,8 @@ def one_update(
     if average is not None:
       rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
       average = optax.incremental_update(params, average, rate)
-    metrics = Metrics(loss, optax.tree.norm(gradient), targets.size)
+    norm, norms = optax.tree.norm(gradient), part_norms(gradient)
+    metrics = Metrics(loss, norm, targets.size, norms)
     return TrainState(step + 1, params, average, opt_state, carry), metrics
 
   return update
