@@ -249,9 +249,9 @@ def test_everything_can_be_reached_by_keys_and_has_a_name(opened):
   unnamed = opened.run(
     """
     const all = "select, input, svg[role], [tabindex]";
-    return [...document.querySelectorAll(all)].filter((e) => !e.ariaLabel && !e.closest("label")
-        && !e.hasAttribute("aria-labelledby"))
-      .map((e) => e.outerHTML);
+    return [...document.querySelectorAll(all)].filter(
+      (e) => !e.ariaLabel && !e.closest("label")
+        && !e.hasAttribute("aria-labelledby")).map((e) => e.outerHTML);
     """
   )
   assert unnamed == []
