@@ -24,13 +24,15 @@ from experiments.run_folder import (
   PAGE,
   PICTURE,
   PROFILE,
+  REPORT,
   RESULT,
   SAMPLES,
+  TENSORBOARD,
 )
 from lstm_jax.training import has_state, list_checkpoints
 
 PREVIOUS = "previous"
-OWN = "run", "overwrite", "resume", "mesh"  # they say where, and not what
+OWN = "run", "overwrite", "resume", "mesh", "quiet"  # where, and not what
 FILES = (
   METRICS,
   SAMPLES,
@@ -38,6 +40,8 @@ FILES = (
   PROFILE,
   EVALUATION,
   PAGE,
+  REPORT,
+  TENSORBOARD,
   RESULT,
   CHECKPOINTS,
   CONFIG,

@@ -60,6 +60,7 @@ class TrainConfig:
   overwrite: bool = False
   resume: bool = True
   mesh: str = ""
+  quiet: bool = False
   seed: int = 0
   cell: str = "lstm"
   embedding_size: int = 64

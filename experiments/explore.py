@@ -8,13 +8,10 @@ the character at the cursor, the units sorted by what they track, and how far
 back the gradient of each prediction reaches. The text is the beginning of the
 run's held-out split, or that of --text.
 
-Everything is computed here and stored a byte a number, in base64 of gzip: no
-character of the text stands in the page as it is, so none can be markup. What
-the page shows is unpacked when it is asked for.
+Everything is computed here and stored a byte a number (packed.py); what the
+page shows is unpacked when it is asked for.
 """
 
-import base64
-import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +26,7 @@ from rich.console import Console
 from experiments import run_folder
 from experiments.config import CELLS
 from experiments.gradient_paths import gradient_paths
+from experiments.packed import page, script
 from experiments.program import launch, plain_console
 from experiments.quantise import (
   quantise_gate,
@@ -41,7 +39,6 @@ from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams, read_text, split
 
 TEMPLATE = Path(__file__).with_name("explore_page.html")
-PLACE = "<!-- data -->"  # in the template
 WINDOW = 96  # steps back: two lines of verse
 LIKELIEST = 10  # next characters
 
@@ -72,20 +69,12 @@ class Blobs:
   def add(self, array: np.ndarray) -> int:
     """Take an array and return the number that names it."""
     number = len(self._scripts)
-    self._scripts.append(_script(f"blob{number}", array.tobytes()))
+    self._scripts.append(script(f"blob{number}", array.tobytes()))
     return number
 
   def page(self, header: dict[str, Any]) -> str:
     """Return the page of these arrays, and a header that numbers them."""
-    told = _script("header", json.dumps(header, allow_nan=False).encode())
-    before, after = TEMPLATE.read_text(encoding="utf-8").split(PLACE)
-    return "\n".join([before, *self._scripts, told, after])
-
-
-def _script(name: str, data: bytes) -> str:
-  """Return a script element of base64, which is no program and never runs."""
-  packed = base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii")
-  return f'<script type="text/plain" id="{name}">{packed}</script>'
+    return page(TEMPLATE, header, self._scripts)
 
 
 def run(config: ExploreConfig, console: Console) -> Explored:
@@ -121,12 +110,12 @@ def run(config: ExploreConfig, console: Console) -> Explored:
   blobs = Blobs()
   header = describe(CELLS[record["cell"]], trained.params, tokens, text, blobs)
   header |= {"about": about, "symbols": list(vocabulary.symbols)}
-  page = blobs.page(header).encode()
+  written = blobs.page(header).encode()
   path = Path(config.output) if config.output else folder / run_folder.PAGE
-  path.write_bytes(page)
+  path.write_bytes(written)
   console.print(f"run     {folder}: {about}\n", end="", soft_wrap=True)
-  console.print(f"page    {path}: {len(page) / 1e6:,.1f} MB", soft_wrap=True)
-  return Explored(path, len(page))
+  console.print(f"page    {path}: {len(written) / 1e6:,.1f} MB", soft_wrap=True)
+  return Explored(path, len(written))
 
 
 def describe(

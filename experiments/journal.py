@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,9 @@ from rich.rule import Rule
 from rich.text import Text
 
 from experiments import run_folder
+from experiments.board import Board
 from experiments.claim import forget_previous
+from experiments.config import CELLS
 from experiments.health import health
 from experiments.plot import draw
 from experiments.program import Diverged
@@ -43,6 +46,16 @@ class Best(NamedTuple):
 class Journal:
   """Keeps a run's metrics, samples and checkpoints in its folder.
 
+  Args:
+    folder: of the run.
+    console: what it says, it says here.
+    bar: is told of the updates.
+    description: of the model, for its checkpoints.
+    vocabulary: of the run.
+    watched: the text whose loss is watched, "held_out" or "development".
+    piece: some of its tokens, integers [N], whose gates are looked at.
+    quiet: whether to print no samples.
+
   Attributes:
     folder: of the run.
     name: of the loss that is watched, as it is shown.
@@ -60,8 +73,10 @@ class Journal:
     bar: TrainingBar,
     description: dict[str, Any],
     vocabulary: Tokenizer,
-    watched: str = "held_out",
+    watched: str,
+    piece: np.ndarray,
     skips: int = 0,
+    quiet: bool = False,
   ):
     self.folder = folder
     self._console = console
@@ -72,9 +87,13 @@ class Journal:
     self._skips = skips
     self._in_a_row = 0  # updates that were not finite, up to now
     self.skipped = 0
+    self._quiet = quiet
     self.name = watched.replace("_", "-")
     self._writer = CheckpointWriter(folder / run_folder.CHECKPOINTS)
-    self._pending: list[Metrics | list[float]] = []
+    cell = CELLS[description["model"]["cell"]]
+    self._board = Board(folder / run_folder.TENSORBOARD, cell, piece)
+    self._pending: list[Sequence[Any]] = []  # what is in a row, of each update
+    self._norms: dict[str, jax.Array] = {}  # of the last update's gradient
     self._pending_seconds = 0.0
     self._mark: float | None = None  # when the clock was started
     self._last_look: tuple[int, float] | None = None
@@ -89,6 +108,7 @@ class Journal:
     progress = restored.progress if restored else None
     cut_logs(self.folder, progress.bytes if progress else {}, self._console)
     self._writer.forget_after(int(restored.state.step) if restored else 0)
+    self._board.begin(int(restored.state.step) + 1 if restored else 0)
     if not restored or not progress:
       return
     self.step = int(restored.state.step)
@@ -104,18 +124,21 @@ class Journal:
   def update(self, step: int, metrics: Metrics) -> None:
     """Take the metrics of one update; report every LOG_EVERY updates."""
     self.step = step
-    self._pending.append(metrics)
+    loss, norm, predictions, self._norms = metrics
+    self._pending.append((loss, norm, predictions))
     if len(self._pending) == LOG_EVERY:
       self.report(step)
+      self.start_clock()
 
   def report(self, step: int) -> None:
-    """Report the updates since the last report.
+    """Report the updates since the last report, and stop the clock.
 
     Raises:
       Diverged: a loss or a gradient is NaN or infinite, and is not to be
         skipped, or not so many in a row.
     """
     if not self._pending:
+      self._mark = None
       return
     pending = np.array(self._pending_values())
     losses, norms, predictions = pending.T
@@ -136,7 +159,6 @@ class Journal:
     }
     self._record(**row | ({"skipped": self.skipped} if self.skipped else {}))
     self._pending, self._pending_seconds = [], 0.0
-    self.start_clock()
 
   def _refuse(self, step: int, losses: np.ndarray, finite: np.ndarray) -> None:
     """Raise Diverged for what is not finite, or count it."""
@@ -173,6 +195,7 @@ class Journal:
     if not math.isfinite(nats):
       raise Diverged(f"the {self.name} loss is {nats} after update {step}")
     self._record(step=step, **{self._watched: nats}, **health())
+    self._board.look(step, params)
     self.looks.append(nats)
     self._last_look = step, nats
     if nats >= self.best.nats:
@@ -218,7 +241,7 @@ class Journal:
     length: int,
     temperature: float,
   ) -> None:
-    """Draw a sample, print it and add it to samples.txt."""
+    """Draw a sample, print it unless quiet, and add it to samples.txt."""
     vocabulary = self._vocabulary
     tokens = sample(
       model,
@@ -230,10 +253,12 @@ class Journal:
       never=vocabulary.stand_ins,
     )
     text = vocabulary.decode(tokens[0])
-    self._console.print(Rule(title, align="left"))
-    self._console.print(Text(text), soft_wrap=True)
+    if not self._quiet:
+      self._console.print(Rule(title, align="left"))
+      self._console.print(Text(text), soft_wrap=True)
     path = self.folder / run_folder.SAMPLES
     run_folder.append(path, f"=== {title} ===\n{text}\n\n")
+    self._board.sample(self.step, title, text)
 
   def close(self) -> None:
     """Draw the curve and wait for the checkpoint."""
@@ -262,3 +287,4 @@ class Journal:
   def _record(self, **row: Any) -> None:
     line = json.dumps(row, allow_nan=False)
     run_folder.append(self.folder / run_folder.METRICS, line + "\n")
+    self._board.row(row, self._norms if "loss" in row else {})

@@ -1,4 +1,4 @@
-"""How the programs start and end: no stray arguments, errors in one line.
+"""How the programs start and end: what is no flag, errors in one line.
 
 Exit status: 0 done; 1 a flag that absl refuses, or a check that fails; 2 bad
 input; 3 a loss that is no longer finite; 130 stopped by Ctrl-C (SIGINT) and 143
@@ -8,6 +8,7 @@ by SIGTERM, as shells count them.
 import io
 import logging as standard_logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +29,23 @@ class Diverged(Exception):
   """The loss is NaN or infinite."""
 
 
-def launch(main: Callable[[], int | None]) -> None:
-  """Parse the flags, call main, and exit with what it returns."""
+def launch(
+  main: Callable[..., int | None], *, takes_arguments: bool = False
+) -> None:
+  """Parse the flags, call main, and exit with what it returns.
+
+  Args:
+    main: the program.
+    takes_arguments: whether it is called with the list of those that are no
+      flags, which may stand before flags; else there must be none.
+  """
 
   def guarded(argv: Sequence[str]) -> int | None:
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.FATAL)  # orbax tells each of its steps
     try:
+      if takes_arguments:
+        return main(argv[1:])
       if len(argv) > 1:
         raise ValueError(f"unknown argument {argv[1]!r}: flags begin with --")
       return main()
@@ -47,6 +58,7 @@ def launch(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt as error:
       return _fail(error if error.args else "interrupted", INTERRUPTED)
 
+  flags.FLAGS.set_gnu_getopt(takes_arguments)
   sys.unraisablehook = _unraisable
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
@@ -76,8 +88,16 @@ def stoppable() -> Iterator[list[signal.Signals]]:
 
 
 def plain_console() -> Console:
-  """Return a console that prints text as it is: no [markup], no :emoji:."""
-  return Console(markup=False, emoji=False, highlight=False)
+  """Return a console that prints text as it is: no [markup], no :emoji:.
+
+  It moves the cursor only in a terminal that somebody looks at: FORCE_COLOR
+  makes none of a pipe, and where CI is set, nobody does.
+  """
+  watched = sys.stdout.isatty() and not os.environ.get("CI")
+  interactive = None if watched else False  # None: unless it is a dumb one
+  return Console(
+    markup=False, emoji=False, highlight=False, force_interactive=interactive
+  )
 
 
 def finite(flag: flags.FlagHolder) -> flags.FlagHolder:

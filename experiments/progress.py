@@ -1,4 +1,8 @@
-"""Progress: a bar in a terminal, a line every few seconds elsewhere."""
+"""Progress: a bar in a terminal, a line every few seconds elsewhere.
+
+A terminal of a build server (CI is set) is none: its log keeps every frame.
+`program.plain_console` decides what is one.
+"""
 
 import time
 from datetime import timedelta
@@ -16,11 +20,17 @@ LINE_EVERY = 10.0  # seconds
 
 
 class TrainingBar:
-  """Shows how far a run is, its loss, its speed and the time left."""
+  """Shows how far a run is, its loss, its speed and the time left.
 
-  def __init__(self, console: Console, total: int, unit: str):
+  Quiet, it shows nothing.
+  """
+
+  def __init__(
+    self, console: Console, total: int, unit: str, *, quiet: bool = False
+  ):
     self._console = console
     self._total = total
+    self._quiet = quiet
     self._unit = unit.replace("character", "char")
     self._start = self._shown = time.monotonic()
     self._first = 0
@@ -31,7 +41,7 @@ class TrainingBar:
       TimeRemainingColumn(compact=True),
       TextColumn("left"),
       console=console,
-      disable=not console.is_terminal,
+      disable=quiet or not console.is_interactive,
       transient=True,
     )
     self._task = self._bar.add_task("", total=total, text="")
@@ -51,8 +61,10 @@ class TrainingBar:
       loss: nats per token of the last updates.
       rate: tokens per second.
     """
+    if self._quiet:
+      return
     text = f"{loss:.3f} nats/{self._unit}  {rate:,.0f} {self._unit}s/s"
-    if self._console.is_terminal:
+    if self._console.is_interactive:
       self._bar.update(self._task, completed=step, text=text)
       return
     now = time.monotonic()

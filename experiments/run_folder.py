@@ -8,6 +8,8 @@ result.json     the best loss, once the run is finished
 evaluation.json what `experiments.evaluate` found, once it has run
 explore.html    the page of `experiments.explore`, once it has run
 profile/        the trace of --profile
+report.html     the page of `experiments.report`, likewise
+tensorboard/    the same course for TensorBoard, if tensorboardX is installed
 checkpoints/    the last two and the best: parameters, and all to go on from
 previous/       what --overwrite replaces, until this run has a checkpoint
 lock            the process that writes here, while it does
@@ -44,7 +46,8 @@ CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, CHECKPOINTS = "loss.png", "checkpoints"
 PROFILE = "profile"
 EVALUATION, RESULT = "evaluation.json", "result.json"
-PAGE = "explore.html"
+PAGE, REPORT = "explore.html", "report.html"
+TENSORBOARD = "tensorboard"
 EARLIER = {"tokens": "character", "min_count": 2, "tied": False}  # if not said
 MODEL_FIELDS = (
   "tokens",
@@ -78,13 +81,13 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
   """
   text = json.dumps(record, indent=2, allow_nan=False)
   part = path.with_name(path.name + ".part")
-  with _naming(path):
+  with naming(path):
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
   """Name the file in an OSError: where the disk is full, it has no name."""
   try:
     yield
@@ -111,7 +114,7 @@ def append(path: Path, text: str) -> None:
   Raises:
     OSError: it cannot be written; the error names the file.
   """
-  with _naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
+  with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
     file.write(text)
 
 

@@ -46,6 +46,7 @@ from lstm_jax.training import begin_average, include, learnt, train, wanders
 EARLY = 10, 30  # updates after which to look as well: the most happens there
 OPENING = "Shall I"  # the prompt that the run suggests at its end
 FINAL_LENGTH = 1000  # tokens of the last sample
+PIECE = 256  # tokens of the watched text, whose gates TensorBoard shows
 
 
 class Result(NamedTuple):
@@ -78,13 +79,14 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
     console.print(
       f"{heading(config, parts)}\nrun folder  {folder}", soft_wrap=True
     )
-    bar = TrainingBar(console, parts.num_updates, vocabulary.unit)
+    quiet = config.quiet
+    bar = TrainingBar(console, parts.num_updates, vocabulary.unit, quiet=quiet)
     description = run_folder.describe(config, vocabulary)
     watched = "development" if config.development else "held_out"
+    piece = corpus.watched.tokens[:PIECE]
     skips = SKIPPED if config.nonfinite == "skip" else 0
-    journal = journal_class()(
-      folder, console, bar, description, vocabulary, watched, skips
-    )
+    of = description, vocabulary, watched, piece, skips, quiet
+    journal = journal_class()(folder, console, bar, *of)
     restored = None
     if goes_on:
       restored = restore(folder, parts.model, state, console)

@@ -60,6 +60,7 @@ def define_flags() -> list[flags.FlagHolder]:
       "How all devices share the training, such as data:8, or data:4,model:2 "
       "where weights and moments are kept in halves; empty for one device.",
     ),
+    boolean("quiet", "Show neither a bar nor samples while training."),
     integer("seed", "Seed of the initial weights and of the samples.", 0),
     choice("cell", list(CELLS), "The recurrent cell."),
     integer("embedding_size", "Length of a token's vector."),

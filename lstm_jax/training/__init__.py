@@ -19,6 +19,7 @@ from lstm_jax.training.ensemble import (
   make_ensemble_update as make_ensemble_update,
 )
 from lstm_jax.training.ensemble import member as member
+from lstm_jax.training.norms import part_norms as part_norms
 from lstm_jax.training.optimizer import OptimizerConfig as OptimizerConfig
 from lstm_jax.training.optimizer import make_optimizer as make_optimizer
 from lstm_jax.training.sharding import check_sizes as check_sizes

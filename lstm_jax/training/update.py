@@ -13,6 +13,7 @@ import optax
 
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.language.streams import Streams
+from lstm_jax.training.norms import part_norms
 
 
 class TrainState(NamedTuple):
@@ -31,6 +32,7 @@ class Metrics(NamedTuple):
   loss: jax.Array  # [], nats per token of its block, under the noise
   gradient_norm: jax.Array  # [], global, before clipping
   predictions: int | jax.Array  # of its block
+  gradient_norms: dict[str, jax.Array]  # [] of each part, before clipping
 
 
 Update = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
@@ -99,7 +101,7 @@ def one_update(
     # What makes a gradient infinite may be in the state, and would stay there.
     finite = jnp.isfinite(norm)
     carry = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, carry)
-    metrics = Metrics(loss, norm, targets.size)
+    metrics = Metrics(loss, norm, targets.size, part_norms(gradient))
     return TrainState(step + 1, params, average, opt_state, carry), metrics
 
   return update

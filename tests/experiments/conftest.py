@@ -5,7 +5,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from experiments import explore
+from experiments import explore, train
 from experiments.compare_config import CompareConfig
 from experiments.config import TrainConfig
 from tests.experiments import explored
@@ -76,6 +76,39 @@ def comparison(tmp_path):
     recall_updates=10,
     recall_learning_rate=(0.01,),
   )
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory):
+  """Two finished runs, {name: configuration}; tests leave them as they are.
+
+  An LSTM of two layers, and a plain RNN, on a text that would be markup.
+  """
+  base = tmp_path_factory.mktemp("runs")
+  corpus = base / "verse.txt"
+  corpus.write_text(explored.VERSE * 12, encoding="utf-8")
+  shared = TrainConfig(
+    corpus=str(corpus),
+    embedding_size=4,
+    hidden_size=12,
+    num_streams=3,
+    num_steps=8,
+    num_epochs=1,
+    warmup=5,
+    eval_every=20,
+    sample_length=60,
+    quiet=True,
+  )
+  changes = {
+    "lstm": {"num_layers": 2},
+    "rnn": {"cell": "rnn", "learning_rate": 0.02, "eval_every": 30},
+  }
+  runs = {}
+  with jax.numpy_dtype_promotion("standard"):
+    for name, each in changes.items():
+      runs[name] = dataclasses.replace(shared, run=str(base / name), **each)
+      train.run(runs[name], Console(file=io.StringIO(), width=80))
+  return runs
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,9 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
       1,
       "1 is not integer >= 2",
     ),
+    ("report",): (2, "error: expected the folders of runs"),
+    ("report", f"{tmp_path}", "--output=here"): (2, "there is no run in "),
+    ("report", "a", "--outptu=b"): (1, "Unknown command line flag 'outptu'"),
     ("compare_cells", "--replot", f"--out={tmp_path}"): (
       2,
       "error: there is no comparison in ",

@@ -1,12 +1,15 @@
 import dataclasses
 import json
 import math
+import time
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments import parts, run_folder, train
+from experiments import journal, parts, run_folder, train
 from experiments.gradcheck import check_model
 from experiments.program import Diverged
 from experiments.sample import run as write
@@ -48,6 +51,7 @@ def test_a_run_learns_and_fills_its_folder(cell, config, console):
     "loss.png",
     "checkpoints",
     "result.json",
+    *(["tensorboard"] if find_spec("tensorboardX") else []),
   }
   record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
   assert dataclasses.asdict(config).items() <= record.items()
@@ -75,6 +79,24 @@ def test_the_checkpoint_has_the_held_out_loss_that_the_run_reports(
   again = stateful_loss(trained.model, trained.params, held_out)
   assert abs(again - result.held_out) < 1e-6
   assert trained.held_out == result.held_out
+
+
+def test_the_seconds_are_those_of_updates_and_not_of_looks(
+  config, console, monkeypatch
+):
+  look, waited = train.stateful_loss, []
+
+  def slow(*arguments):
+    waited.append(1000.0)
+    return look(*arguments)
+
+  clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(waited))
+  monkeypatch.setattr(journal, "time", clock)
+  monkeypatch.setattr(train, "stateful_loss", slow)
+  # Looks right after a row, and after updates that have none yet.
+  result = train.run(dataclasses.replace(config, eval_every=15), console)
+  assert len(waited) == 5  # after 10, 15, 30, 45 and 47
+  assert result.seconds < 1000
 
 
 def test_the_same_seed_gives_the_same_run(config, console):

@@ -69,6 +69,38 @@ def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
   assert np.allclose(losses, expected * 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
+  sizes = ModelConfig(
+    9, embedding_size=5, hidden_size=5, num_layers=2, tied=tied
+  )
+  model, rule = language_model(sizes), make_optimizer(OptimizerConfig(), 9)
+  params, carry = model.init(key), model.initial_state((3,))
+  tokens, targets = STREAMS.block(0)
+  gradient = jax.grad(lambda p: model.loss(p, carry, tokens, targets)[0])(
+    params
+  )
+  state = init_state(model, rule, params, 3)
+  _, metrics = make_update(model, rule)(state, tokens, targets)
+  readout = [] if tied else [gradient.readout]
+  parts = {
+    "embedding": [gradient.embedding],
+    "layer1": [*gradient.layers[0]],
+    "layer2": [*gradient.layers[1]],
+    "readout": [*readout, gradient.bias],
+  }
+  squares = {
+    name: sum(float(np.square(leaf).sum()) for leaf in leaves)
+    for name, leaves in parts.items()
+  }
+  assert metrics.gradient_norms.keys() == squares.keys()
+  for name, norm in metrics.gradient_norms.items():
+    assert float(norm) == pytest.approx(squares[name] ** 0.5, rel=1e-6)
+  assert float(metrics.gradient_norm) == pytest.approx(
+    sum(squares.values()) ** 0.5, rel=1e-6
+  )
+
+
 def test_the_average_is_that_of_the_weights_after_each_update(key):
   rule = make_optimizer(OptimizerConfig(), 20)
   state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)

@@ -1,0 +1,143 @@
+"""The course of a run as its folder tells it, also while it goes on."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import run_folder
+from experiments.config import TrainConfig, model_config, reading
+from experiments.corpus import read_corpus
+from lstm_jax.language import language_model
+
+# A title of samples.txt, as `experiments.train` writes them.
+TITLE = re.compile(
+  r"^=== (untrained|update (\d+), epoch .*|the best, of update \d+: .*) ===\n",
+  re.MULTILINE,
+)
+
+
+class Sample(NamedTuple):
+  """What a run wrote at a look."""
+
+  title: str
+  step: int | None  # None for the last one, of the best weights
+  text: str
+
+
+class Course(NamedTuple):
+  """What a run's folder tells."""
+
+  folder: Path
+  record: dict[str, Any]  # config.json
+  rows: list[dict[str, Any]]  # metrics.jsonl
+  samples: list[Sample]
+  finished: bool
+
+  @property
+  def unit(self) -> str:
+    """What a token is."""
+    return self.record["tokens"]
+
+  @property
+  def watched(self) -> str:
+    """The text whose loss is watched: "development" or "held_out"."""
+    return "development" if self.record.get("development") else "held_out"
+
+
+class Derived(NamedTuple):
+  """What follows from a configuration and its corpus."""
+
+  parameters: int
+  num_updates: int
+
+
+def read_course(folder: Path) -> Course:
+  """Read what a run's folder tells.
+
+  A last line of metrics.jsonl that is being written is left out.
+
+  Raises:
+    ValueError: the folder holds no run, or another line is no row of one.
+  """
+  record = run_folder.read_config(folder)
+  if record is None:
+    raise ValueError(
+      f"there is no run in {folder}: it has no config.json of one"
+    )
+  samples = _samples(_text(folder / run_folder.SAMPLES))
+  # Before there was result.json, the last sample was a run's end.
+  ended = bool(samples) and samples[-1].step is None
+  finished = ended or (folder / run_folder.RESULT).exists()
+  record = run_folder.EARLIER | record
+  rows = _rows(folder / run_folder.METRICS)
+  return Course(folder, record, rows, samples, finished)
+
+
+def derive(record: dict[str, Any]) -> Derived | None:
+  """Return what follows from config.json; None where its corpus is not there.
+
+  Nor may it have changed since the run.
+  """
+  names = {field.name for field in dataclasses.fields(TrainConfig)}
+  try:
+    config = TrainConfig(**{n: v for n, v in record.items() if n in names})
+    corpus = read_corpus(config)
+    if corpus.sha256 != record.get("corpus_sha256"):
+      return None
+    model = language_model(model_config(config, corpus.vocabulary.size))
+    num_updates = reading(config).num_updates(corpus.training.tokens)
+  except (TypeError, ValueError):
+    return None
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+  return Derived(count, num_updates)
+
+
+def _text(path: Path) -> str:
+  """Return a log's text, of which the last character may be half written."""
+  try:
+    return path.read_bytes().decode("utf-8", "replace")
+  except FileNotFoundError:
+    return ""
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+  rows = []
+  *lines, last = _text(path).split("\n")  # without a line break, it is cut off
+  del last
+  for number, line in enumerate(lines, start=1):
+    try:
+      row = json.loads(line)
+    except ValueError:
+      row = None
+    if not _is_row(row):
+      raise ValueError(
+        f"line {number} of {path} is no row of a run: {line[:60]}"
+      )
+    rows.append(row)
+  return rows
+
+
+def _is_row(row: Any) -> bool:
+  """Return whether it has a step, and figures alone."""
+  if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    return False
+  values = [value for value in row.values() if value is not None]
+  return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+
+
+def _samples(text: str) -> list[Sample]:
+  titles = list(TITLE.finditer(text))
+  ends = [*(title.start() for title in titles), len(text)][1:]
+  found = []
+  for title, end in zip(titles, ends, strict=True):
+    step = int(title[2]) if title[2] else 0
+    written = text[title.end() : end].removesuffix("\n\n")
+    last = title[1].startswith("the best, of update")
+    found.append(Sample(title[1], None if last else step, written))
+  return found

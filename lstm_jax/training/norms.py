@@ -1,0 +1,24 @@
+"""The size of each part of a model's weights, or of their gradient."""
+
+from typing import Any
+
+import jax
+import optax
+
+from lstm_jax.language.model import LanguageParams
+
+
+def part_norms(tree: LanguageParams) -> dict[str, jax.Array]:
+  """Return the Euclidean norm of each part, [] each.
+
+  Args:
+    tree: weights, or anything of the same structure, such as their gradient.
+
+  Returns:
+    The norms of "embedding", "layer1", "layer2", ... from the lowest, and
+    "readout", with its bias; tied, the readout is that bias alone.
+  """
+  parts: dict[str, Any] = {"embedding": tree.embedding}
+  parts |= {f"layer{n}": layer for n, layer in enumerate(tree.layers, start=1)}
+  parts["readout"] = tree.readout, tree.bias
+  return {name: optax.tree.norm(part) for name, part in parts.items()}

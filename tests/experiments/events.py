@@ -1,0 +1,54 @@
+"""TensorBoard's files, read back: records of length, CRC, protocol buffer, CRC.
+
+Reference: TensorFlow, tensorflow/core/lib/io/record_writer.h.
+"""
+
+import struct
+
+import numpy as np
+import pytest
+
+proto = pytest.importorskip("tensorboardX.proto.event_pb2")
+record_writer = pytest.importorskip("tensorboardX.record_writer")
+
+
+def events(path):
+  """Return the events of a file, each with its two checksums checked."""
+  data, found = path.read_bytes(), []
+  while data:
+    length, crc = struct.unpack("<QI", data[:12])
+    event = data[12 : 12 + length]
+    (crc_of_event,) = struct.unpack("<I", data[12 + length : 16 + length])
+    assert crc == record_writer.masked_crc32c(data[:8])
+    assert crc_of_event == record_writer.masked_crc32c(event)
+    found.append(proto.Event.FromString(event))
+    data = data[16 + length :]
+  return found
+
+
+def board(folder):
+  """Return what TensorBoard shows of a run: {tag: [(step, value), ...]}.
+
+  A session that starts at a step drops what there is of that step and later.
+  """
+  shown = []
+  for path in sorted((folder / "tensorboard").iterdir()):
+    for event in events(path):
+      if event.session_log.status == proto.SessionLog.START:
+        shown = [(s, value) for s, value in shown if s < event.step]
+      shown += [(event.step, value) for value in event.summary.value]
+  found = {}
+  for step, value in shown:
+    kind = value.WhichOneof("value")
+    content = getattr(value, kind)
+    if kind == "tensor":
+      (content,) = (text.decode() for text in content.string_val)
+    elif kind == "histo":
+      content = tuple(content.bucket_limit), tuple(content.bucket)
+    found.setdefault(value.tag, []).append((step, content))
+  return found
+
+
+def stored(value):
+  """Return a number as an event has it."""
+  return float(np.float32(value))

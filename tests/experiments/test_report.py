@@ -1,0 +1,246 @@
+"""What a report says of runs: what their files say, and no more."""
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments import report, run_folder
+from experiments.course import derive, read_course
+from experiments.report import ReportConfig
+from tests.experiments.explored import Read
+
+HALF = '{"step": 50, "lo'
+
+
+def header(console, output, *folders):
+  config = ReportConfig(tuple(map(str, folders)), str(output))
+  assert report.run(config, console).path == output
+  return Read(output).header
+
+
+def rows(folder):
+  text = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8")
+  return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def copy(trained_runs, tmp_path):
+  """A run that a test may change: its folder and its configuration."""
+  folder = tmp_path / "copy"
+  shutil.copytree(trained_runs["lstm"].run, folder)
+  return folder, trained_runs["lstm"]
+
+
+def test_the_page_has_every_loss_of_every_run(trained_runs, console, tmp_path):
+  folders = [config.run for config in trained_runs.values()]
+  told = header(console, tmp_path / "page.html", *folders)
+  assert told["unit"] == "character"
+  assert [run["name"] for run in told["runs"]] == ["lstm", "rnn"]
+  for run, folder in zip(told["runs"], folders, strict=True):
+    found = rows(folder)
+    for curve, name in (("training", "loss"), ("looks", "held_out")):
+      losses = [(row["step"], row[name]) for row in found if name in row]
+      assert losses == list(
+        zip(run[curve]["step"], run[curve]["loss"], strict=True)
+      )
+    # A look is as late as the updates that it looks at.
+    seconds = {row["step"]: row["seconds"] for row in found if "loss" in row}
+    looks = run["looks"]
+    assert looks["seconds"] == [seconds[step] for step in looks["step"]]
+    assert run["epochs"] == 1 / found[-1]["step"]  # there is one epoch
+    samples = "".join(
+      f"=== {s['title']} ===\n{s['text']}\n\n" for s in run["samples"]
+    )
+    assert samples == (Path(folder) / "samples.txt").read_text("utf-8")
+    steps = [sample["step"] for sample in run["samples"]]
+    assert steps == [0, *looks["step"], None]
+
+
+def test_the_table_says_what_the_runs_came_to(trained_runs, console, tmp_path):
+  folders = [config.run for config in trained_runs.values()]
+  table = header(console, tmp_path / "page.html", *folders)["table"]
+  for row, folder in zip(table["rows"], folders, strict=True):
+    told, found = dict(zip(table["head"], row, strict=True)), rows(folder)
+    best = min((r["held_out"], r["step"]) for r in found if "held_out" in r)
+    params = run_folder.load(Path(folder)).params
+    speeds = [r["characters_per_second"] for r in found if "loss" in r]
+    seconds = round(found[-2]["seconds"])
+    assert told == {
+      "run": Path(folder).name,
+      "watched": "held-out",
+      "best loss": f"{best[0]:.4f}",
+      "at update": f"{best[1]}",
+      "parameters": f"{sum(p.size for p in jax.tree.leaves(params)):,}",
+      "updates": f"{found[-1]['step']} of {found[-1]['step']}",
+      "training time": f"0:{seconds // 60:02}:{seconds % 60:02}",
+      "median speed": f"{statistics.median(speeds):,.0f} characters/s",
+      "finished": "yes",
+    }
+
+
+def test_only_what_differs_is_told_as_different(
+  trained_runs, console, tmp_path
+):
+  folders = [config.run for config in trained_runs.values()]
+  table = header(console, tmp_path / "page.html", *folders)["differences"]
+  assert table == {
+    "head": ["flag", "lstm", "rnn"],
+    "rows": [
+      ["cell", "lstm", "rnn"],
+      ["num_layers", "2", "1"],
+      ["learning_rate", "0.005", "0.02"],
+      ["eval_every", "20", "30"],
+    ],
+  }
+  one = {
+    "seed": 1,
+    "device": "cpu, cpu",
+    "versions": {"jax": "1", "optax": "2"},
+  }
+  other = {
+    "seed": 1,
+    "device": "gpu, X",
+    "versions": {"jax": "3", "optax": "2"},
+  }
+  run_alone = {"run": "a", "quiet": True, "started": "today", "tied": False}
+  assert report.differences([one | run_alone, other | {"run": "b"}]) == [
+    ["device", "cpu, cpu", "gpu, X"],
+    ["tied", "False", "–"],
+    ["version of jax", "1", "3"],
+  ]
+
+
+def test_a_run_that_goes_on_is_shown_as_far_as_it_is(copy, console, tmp_path):
+  folder, _ = copy
+  (folder / "result.json").unlink()
+  path = folder / "metrics.jsonl"
+  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+  path.write_text("".join(lines[:3]) + HALF, encoding="utf-8")
+  path = folder / "samples.txt"
+  text = path.read_text(encoding="utf-8")
+  cut = text.index("=== update 20,")
+  path.write_bytes(text[:cut].encode() + b"=== update 20, epo\xe2\x80")
+  told = header(console, tmp_path / "page.html", folder)
+  (run,) = told["runs"]
+  assert run["training"]["step"] == [10, 20] and run["looks"]["step"] == [10]
+  assert [sample["step"] for sample in run["samples"]] == [0, 10]
+  ((*_, updates, _, _, finished),) = told["table"]["rows"]
+  assert updates.startswith("20 of ") and finished == "no"
+
+
+def test_a_run_without_a_look_or_a_row_yet_is_shown(copy, console, tmp_path):
+  folder, config = copy
+  lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  shutil.rmtree(folder / "checkpoints")
+  for name in ("metrics.jsonl", "samples.txt", "result.json"):
+    (folder / name).unlink()
+  told = header(console, tmp_path / "page.html", folder, config.run)
+  (run, whole), table = told["runs"], told["table"]
+  assert run["training"]["step"] == run["samples"] == []
+  assert whole["training"]["step"] != []
+  assert table["rows"][0][1:4] == ["held-out", "–", "–"]
+  (folder / "metrics.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
+  told = header(console, tmp_path / "page.html", folder)
+  assert told["runs"][0]["training"]["step"] == [10]
+  assert told["runs"][0]["looks"]["step"] == []
+  assert "best loss" not in told["table"]["head"]  # nobody has one
+
+
+def test_of_development_text_the_best_is_looked_at_by_held_out_text(
+  copy, console, tmp_path
+):
+  folder, config = copy
+  record = json.loads((folder / "config.json").read_text())
+  record |= {"development": 0.2}
+  (folder / "config.json").write_text(json.dumps(record))
+  steps = ((10, 3.5), (20, 2.5), (30, 2.75))
+  found = [{"step": step, "development": nats} for step, nats in steps]
+  found.append({"step": 20, "held_out": 2.625})
+  text = "".join(json.dumps(row) + "\n" for row in found)
+  (folder / "metrics.jsonl").write_text(text)
+  told = header(console, tmp_path / "page.html", folder, config.run)
+  assert told["runs"][0]["watched"] == "development"
+  assert told["runs"][0]["looks"]["loss"] == [3.5, 2.5, 2.75]
+  told, other = (
+    dict(zip(told["table"]["head"], row, strict=True))
+    for row in told["table"]["rows"]
+  )
+  assert (told["best loss"], told["at update"]) == ("2.5000", "20")
+  assert told["held-out loss of the best"] == "2.6250"
+  assert other["held-out loss of the best"] == "–"
+
+
+def test_without_its_corpus_a_run_has_the_epochs_of_its_last_update(
+  copy, console, tmp_path
+):
+  folder, _ = copy
+  course = read_course(folder)
+  assert derive(course.record).num_updates == course.rows[-1]["step"]
+  for change in (
+    {"corpus": "nowhere.txt"},
+    {"corpus_sha256": "0"},
+    {"cell": "gpt"},
+    {"split": "half"},
+  ):
+    assert derive(course.record | change) is None
+  record = course.record | {"corpus": "nowhere.txt"}
+  (folder / "config.json").write_text(json.dumps(record))
+  told = header(console, tmp_path / "page.html", folder)
+  assert told["runs"][0]["epochs"] == 1 / course.rows[-1]["step"]
+  assert "parameters" not in told["table"]["head"]
+  (folder / "result.json").unlink()
+  samples = (folder / "samples.txt").read_text(encoding="utf-8")
+  cut = samples[: samples.index("=== the best")]
+  (folder / "samples.txt").write_text(cut, encoding="utf-8")
+  told = header(console, tmp_path / "page.html", folder)
+  assert told["runs"][0]["epochs"] is None
+
+
+@pytest.mark.parametrize(
+  "line", ['{"step": 3', "3", "{}", '{"step": 1, "loss": NaN}', '{"step": "1"}']
+)
+def test_a_row_that_is_none_is_named(line, copy, console):
+  folder, _ = copy
+  path = folder / "metrics.jsonl"
+  path.write_text(f'{{"step": 10, "loss": 2.0}}\n{line}\n')
+  with pytest.raises(ValueError, match=f"line 2 of {path} is no row of a run"):
+    report.run(ReportConfig((str(folder),)), console)
+
+
+def test_what_is_no_run_or_given_twice_is_refused(copy, console, tmp_path):
+  folder, _ = copy
+  for runs, message in (
+    ((), "expected the folders of runs: report RUN"),
+    ((tmp_path / "nowhere",), "there is no run in .*nowhere: it has no config"),
+    ((folder, folder / ".." / "copy"), "copy is given twice"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      report.run(ReportConfig(tuple(map(str, runs))), console)
+
+
+def test_the_page_lies_in_the_run_or_here_and_names_tell_runs_apart(
+  copy, console, tmp_path, monkeypatch
+):
+  folder, _ = copy
+  alone = report.run(ReportConfig((str(folder),)), console)
+  assert alone.path == folder / "report.html"
+  assert alone.size == alone.path.stat().st_size
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(folder, "other/copy")
+  several = report.run(ReportConfig(("copy", "other/copy")), console)
+  assert several.path == Path("report.html")
+  names = [run["name"] for run in Read(several.path).header["runs"]]
+  assert names == ["copy", "other/copy"]
+  assert "page    report.html: " in console.file.getvalue()
+
+
+def test_runs_of_other_tokens_are_said_to_have_others(copy, console, tmp_path):
+  folder, config = copy
+  record = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(record | {"tokens": "word"}))
+  told = header(console, tmp_path / "page.html", folder, config.run)
+  assert told["unit"] == "token"
