@@ -127,7 +127,9 @@ def _is_row(row: Any) -> bool:
   """Return whether it has a step, and figures alone."""
   if not isinstance(row, dict) or not isinstance(row.get("step"), int):
     return False
-  values = [value for value in row.values() if value is not None]
+  if row.get("gradient_norm", 0) is None:  # it was not finite
+    row = row | {"gradient_norm": 0}
+  values = row.values()
   return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 

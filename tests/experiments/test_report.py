@@ -201,12 +201,21 @@ def test_without_its_corpus_a_run_has_the_epochs_of_its_last_update(
 
 
 @pytest.mark.parametrize(
-  "line", ['{"step": 3', "3", "{}", '{"step": 1, "loss": NaN}', '{"step": "1"}']
+  "line",
+  [
+    '{"step": 3',
+    "3",
+    "{}",
+    '{"step": "1"}',
+    '{"step": 1, "loss": NaN}',
+    '{"step": 1, "held_out": null}',
+  ],
 )
 def test_a_row_that_is_none_is_named(line, copy, console):
   folder, _ = copy
   path = folder / "metrics.jsonl"
-  path.write_text(f'{{"step": 10, "loss": 2.0}}\n{line}\n')
+  good = '{"step": 10, "loss": 2.0, "gradient_norm": null}'
+  path.write_text(f"{good}\n{line}\n")
   with pytest.raises(ValueError, match=f"line 2 of {path} is no row of a run"):
     report.run(ReportConfig((str(folder),)), console)
 
