@@ -14,6 +14,7 @@ from experiments.config import TrainConfig, model_config, reading
 from experiments.corpus import read_corpus
 from lstm_jax.language import language_model
 
+SKIPPED = "loss", "gradient_norm"  # null where no update of a row was finite
 # A title of samples.txt, as `experiments.train` writes them.
 TITLE = re.compile(
   r"^=== (untrained|update (\d+), epoch .*|the best, of update \d+: .*) ===\n",
@@ -115,6 +116,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
       row = json.loads(line)
     except ValueError:
       row = None
+    if isinstance(row, dict):
+      row = {n: v for n, v in row.items() if v is not None or n not in SKIPPED}
     if not _is_row(row):
       raise ValueError(
         f"line {number} of {path} is no row of a run: {line[:60]}"
@@ -127,8 +130,6 @@ def _is_row(row: Any) -> bool:
   """Return whether it has a step, and figures alone."""
   if not isinstance(row, dict) or not isinstance(row.get("step"), int):
     return False
-  if row.get("gradient_norm", 0) is None:  # it was not finite
-    row = row | {"gradient_norm": 0}
   values = row.values()
   return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 

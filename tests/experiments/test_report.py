@@ -220,6 +220,16 @@ def test_a_row_that_is_none_is_named(line, copy, console):
     report.run(ReportConfig((str(folder),)), console)
 
 
+def test_updates_that_were_skipped_leave_a_gap(copy, console, tmp_path):
+  folder, _ = copy
+  path = folder / "metrics.jsonl"
+  good, gap = {"step": 10, "loss": 2.0}, {"step": 20, "loss": None}
+  rows = good, gap | {"gradient_norm": None, "skipped": 10}, good | {"step": 30}
+  path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+  told = header(console, tmp_path / "page.html", folder)
+  assert told["runs"][0]["training"]["step"] == [10, 30]
+
+
 def test_what_is_no_run_or_given_twice_is_refused(copy, console, tmp_path):
   folder, _ = copy
   for runs, message in (
