@@ -46,6 +46,10 @@ TAGS = {  # of what a row of metrics.jsonl has
   "characters_per_second": "speed/characters_per_second",
   "words_per_second": "speed/words_per_second",
   "seconds": "speed/seconds",
+  "skipped": "process/skipped_updates",
+  "resident_mb": "process/resident_mb",
+  "live_mb": "process/live_mb",
+  "compilations": "process/compilations",
 }
 SHUT, OPEN = 0.1, 0.9
 BINS = np.linspace(0, 1, 21)
