@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -17,6 +19,7 @@ from experiments import (
 )
 from experiments.config import TrainConfig
 from lstm_jax.training import list_checkpoints, make_mesh
+from tests.experiments.test_programs import ROOT
 from tests.processes import finish, free_port, start
 
 JOINING = {
@@ -38,15 +41,29 @@ ROUNDING = 1e-5  # of float32: each of 35 updates may add 1e-7 to a loss of 3
     ({"process_id": 2}, "must be below --num_processes, got 2 and 2"),
     ({"coordinator": "1234"}, "--coordinator must be HOST:PORT, got '1234'"),
     ({"coordinator": "host:"}, "--coordinator must be HOST:PORT, got 'host:'"),
-    (
-      {"coordinator": None, "num_processes": None, "process_id": None},
-      "--distributed finds no job of SLURM, .*: pass --coordinator, ",
-    ),
   ],
 )
 def test_flags_that_join_nobody_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     distributed.join(**JOINING | options)
+
+
+@pytest.mark.programs
+def test_where_there_is_no_job_the_flags_are_asked_for():
+  """In a process whose JAX has no device yet, as a program's at its start."""
+  join = "from experiments.distributed import join; "
+  join += "join(True, None, None, None, 9)"
+  process = subprocess.run(
+    [sys.executable, "-c", join],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  last = process.stderr.splitlines()[-1]
+  assert last.startswith("ValueError: --distributed finds no job of SLURM, ")
+  assert "pass --coordinator, " in last
 
 
 def test_who_is_alone_asks_nobody(tmp_path):
