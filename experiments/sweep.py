@@ -88,8 +88,9 @@ def run(
   seeds = range(config.seed, config.seed + num_seeds)
   pairs = itertools.product(rates or [config.learning_rate], seeds)
   members = [Member(seed, rate, []) for rate, seed in pairs]
-  parts = make(dataclasses.replace(config, learning_rate=1.0))
-  state, update = _ensemble(config, parts, members)
+  at_one = dataclasses.replace(config, learning_rate=1.0)
+  parts = make(at_one)
+  state, update = _ensemble(at_one, parts, members)
   config = dataclasses.replace(config, resume=False)
   with claimed(config, parts.corpus.sha256) as (folder, _):
     console.print(
@@ -124,10 +125,11 @@ def _refuse(config: TrainConfig, rates: list[float]) -> None:
 def _ensemble(
   config: TrainConfig, parts: Parts, members: list[Member]
 ) -> tuple[TrainState, Update]:
+  """Return the members' state and update; config has a learning rate of 1."""
   keys = [keys_of(one.seed) for one in members]
   init, noise = (jnp.stack([key[i] for key in keys]) for i in (0, 2))
-  model, at_one = parts.model, dataclasses.replace(config, learning_rate=1.0)
-  rule = make_optimizer(optimizer_config(at_one), parts.num_updates)
+  model = parts.model
+  rule = make_optimizer(optimizer_config(config), parts.num_updates)
   factors = jnp.array([one.learning_rate for one in members], jnp.float32)
   averaged = config.average > 0
   params = jax.block_until_ready(jax.vmap(model.init)(init))

@@ -157,3 +157,8 @@ def chromium():
   finally:
     driver.terminate()
     driver.communicate(timeout=20)
+
+
+def text_of(chromium, name):
+  """Return the text that an element, named by its id, shows."""
+  return chromium.run("return document.getElementById(args[0]).innerText", name)

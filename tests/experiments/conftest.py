@@ -8,7 +8,7 @@ from rich.console import Console
 from experiments import explore, train
 from experiments.compare_config import CompareConfig
 from experiments.config import TrainConfig
-from tests.experiments import explored
+from tests.experiments import browser, explored
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely.\n"
 
@@ -133,3 +133,10 @@ def explored_page(explored_run):
   """The file of its page."""
   config = explore.ExploreConfig(str(explored_run), length=explored.LENGTH)
   return explore.run(config, Console(file=io.StringIO())).path
+
+
+@pytest.fixture(scope="module")
+def chromium():
+  """A browser for the pages of a module."""
+  with browser.chromium() as found:
+    yield found

@@ -19,8 +19,7 @@ from experiments import (
 )
 from experiments.config import TrainConfig
 from lstm_jax.training import list_checkpoints, make_mesh
-from tests.experiments.test_programs import ROOT
-from tests.processes import finish, free_port, start
+from tests.processes import ROOT, finish, free_port, start
 
 JOINING = {
   "distributed": True,

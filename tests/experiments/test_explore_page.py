@@ -9,6 +9,7 @@ import pytest
 from experiments import explore, run_folder
 from experiments.explore import Blobs
 from tests.experiments import browser
+from tests.experiments.browser import text_of
 from tests.experiments.explored import HOSTILE, VERSE, Read, held_out
 
 pytestmark = [
@@ -17,12 +18,6 @@ pytestmark = [
     bool(browser.missing()), reason=f"{browser.missing()} is not installed"
   ),
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-  with browser.chromium() as found:
-    yield found
 
 
 @pytest.fixture
@@ -34,10 +29,6 @@ def opened(chromium, explored_page):
   assert chromium.errors() == []
   # Of all that is asked for, only the page itself.
   assert set(chromium.requests()) == {explored_page.resolve().as_uri()}
-
-
-def text_of(chromium, name):
-  return chromium.run("return document.getElementById(args[0]).innerText", name)
 
 
 def choice(chromium, name):

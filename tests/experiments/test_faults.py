@@ -12,7 +12,7 @@ import pytest
 
 from tests.experiments.killing import EVERY, configuration
 from tests.experiments.lives import essence
-from tests.experiments.test_programs import ROOT
+from tests.processes import ROOT
 
 pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
 

@@ -30,7 +30,7 @@ from experiments.train_flags import define_flags
 from lstm_jax.language import characters, words
 from lstm_jax.training import make_optimizer
 from tests.experiments.conftest import VERSE
-from tests.experiments.test_programs import ROOT
+from tests.processes import ROOT
 
 LOADED = ValueError, OSError, OverflowError  # which programs tell in a line
 FIELDS = {f.name: f.default for f in dataclasses.fields(TrainConfig)}

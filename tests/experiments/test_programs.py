@@ -1,17 +1,13 @@
 """The programs as a user starts them: exit statuses, output, interruption."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from lstm_jax.training import read_checkpoint
+from tests import processes
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
   "--hidden_size=12",
   "--embedding_size=4",
@@ -23,20 +19,12 @@ pytestmark = pytest.mark.programs
 
 
 def start(program, *flags):
-  environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-  return subprocess.Popen(
-    [sys.executable, "-m", f"experiments.{program}", *flags],
-    cwd=ROOT,
-    env=environment,
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-  )
+  return processes.start(f"experiments.{program}", *flags)
 
 
-def finish(process, timeout=120):
-  out, err = process.communicate(timeout=timeout)
-  return process.returncode, out, err
+def finish(process):
+  (found,) = processes.finish(process, timeout=120)
+  return found
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments import report
 from experiments.report import ReportConfig
 from tests.experiments import browser
+from tests.experiments.browser import text_of
 from tests.experiments.explored import HOSTILE
 from tests.experiments.test_explore_page import contrast
 
@@ -21,12 +22,6 @@ pytestmark = [
     bool(browser.missing()), reason=f"{browser.missing()} is not installed"
   ),
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-  with browser.chromium() as found:
-    yield found
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +59,6 @@ def opened(chromium, page):
   assert chromium.errors() == []
   # Of all that is asked for, only the page itself.
   assert set(chromium.requests()) == {page.resolve().as_uri()}
-
-
-def text_of(chromium, name):
-  return chromium.run("return document.getElementById(args[0]).innerText", name)
 
 
 def table(chromium, name):
