@@ -122,7 +122,12 @@ class Journal:
       self.best = Best(*progress.best, restored.best)
 
   def update(self, step: int, metrics: Metrics) -> None:
-    """Take the metrics of one update; report every LOG_EVERY updates."""
+    """Take the metrics of one update; report every LOG_EVERY updates.
+
+    A checkpoint is written while one update is computed; the next one waits, so
+    that a kill costs one interval between checkpoints, and that update.
+    """
+    self._writer.wait()
     self.step = step
     loss, norm, predictions, self._norms = metrics
     self._pending.append((loss, norm, predictions))

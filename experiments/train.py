@@ -239,7 +239,8 @@ def main() -> int:
   result = run(config, console, PROFILE.value)
   if result.stopped_by is None:
     return 0
-  again = [*sys.argv[1:], f"--run={result.folder}"]
+  again = sys.argv[1:]
+  again += [] if config.run else [f"--run={result.folder}"]
   again += ["--nooverwrite"] if config.overwrite else []
   console.print(
     f"to go on training:\n  python -m experiments.train {shlex.join(again)}",

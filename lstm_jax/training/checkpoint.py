@@ -97,7 +97,7 @@ class CheckpointWriter:
       if later > step:
         self._manager.delete(later)
 
-  def close(self) -> None:
+  def wait(self) -> None:
     """Wait until what was saved is on the disk.
 
     Raises:
@@ -105,6 +105,11 @@ class CheckpointWriter:
     """
     with _as_errors("the last checkpoint cannot be written"):
       self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Wait as `wait` does, and let go of the folder."""
+    self.wait()
+    with _as_errors("the last checkpoint cannot be written"):
       self._manager.close()
 
 

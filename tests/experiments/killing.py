@@ -103,21 +103,18 @@ def main():
     os.waitpid(begin(configuration(folder, name)), 0)
     lifetimes.append(time.monotonic() - start)
   whole = essence(folder / "whole")
-  found = dict.fromkeys(("kills", "in_a_save", "runs"), 0)
-  found |= {"lost": 0, "lost_in_a_save": 0}  # updates, at the most
+  found = dict.fromkeys(("kills", "in_a_save", "runs", "lost"), 0)
   while found["kills"] < kills:
     config = configuration(folder, f"run{found['runs']}")
     run, alive = Path(config.run), True
     while alive:
       alive = kill(begin(config), run, draws, lifetimes[-1])
       if alive:
-        saving = writing(run)
         found["kills"] += 1
-        found["in_a_save"] += saving
+        found["in_a_save"] += writing(run)
         whole_ones = list_checkpoints(run / "checkpoints")
         lost = last_row(run) - (whole_ones[-1] if whole_ones else 0)
-        kind = "lost_in_a_save" if saving else "lost"
-        found[kind] = max(found[kind], lost)
+        found["lost"] = max(found["lost"], lost)  # updates
     assert essence(run) == whole, run
     found["runs"] += 1
   print(json.dumps(found))
