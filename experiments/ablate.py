@@ -14,8 +14,9 @@ interrupted goes on.
 import dataclasses
 import json
 import shlex
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -27,7 +28,7 @@ from rich.table import Table
 from experiments import run_folder, train
 from experiments.claim import OWN
 from experiments.config import TrainConfig
-from experiments.program import INTERRUPTED, launch, plain_console
+from experiments.program import SIGNALLED, launch, plain_console
 from experiments.train_flags import define_flags
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
@@ -36,10 +37,15 @@ RECORD = "ablations.json"
 BASE = "base"
 
 
-def run(
-  config: TrainConfig, changes: list[str], console: Console
-) -> list[dict[str, Any]]:
-  """Train the recipe and each change, print the table and return its rows.
+class Result(NamedTuple):
+  """What the runs came to."""
+
+  rows: list[dict[str, Any]]  # of the table: the recipe's, and each change's
+  stopped_by: signal.Signals | None = None  # before the last
+
+
+def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
+  """Train the recipe and each change, and print the table.
 
   Raises:
     ValueError: a change is none, no folder is given, or it holds the figures
@@ -50,7 +56,7 @@ def run(
     raise ValueError("--run must be the folder of the runs, got none")
   configs = {BASE: config} | {c: changed(config, c) for c in changes}
   path = Path(config.run) / RECORD
-  rows = _known(path, config, console)
+  rows, stopped_by = _known(path, config, console), None
   for name, one in configs.items():
     if any(row["change"] == name for row in rows):
       continue
@@ -59,7 +65,8 @@ def run(
     finished = (folder / run_folder.RESULT).exists()
     again = dataclasses.replace(one, run=str(folder), overwrite=finished)
     result = train.run(again, console)
-    if result.stopped_by:
+    stopped_by = result.stopped_by
+    if stopped_by:
       break
     rows.append({"change": name} | _measure(result, again))
     record = {"recipe": _recipe(config), "rows": rows} | run_folder.origin()
@@ -67,7 +74,7 @@ def run(
   if rows:
     console.print(table(rows))
     console.print(f"kept in {shlex.quote(str(path))}", soft_wrap=True)
-  return rows
+  return Result(rows, stopped_by)
 
 
 def changed(config: TrainConfig, change: str) -> TrainConfig:
@@ -161,8 +168,8 @@ def _known(
 def main() -> int:
   """Read the flags and run."""
   config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
-  rows = run(config, CHANGES.value, plain_console())
-  return 0 if len(rows) == len({*CHANGES.value}) + 1 else INTERRUPTED
+  result = run(config, CHANGES.value, plain_console())
+  return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 
 if __name__ == "__main__":

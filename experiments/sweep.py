@@ -12,6 +12,7 @@ folder has every look.
 
 import dataclasses
 import itertools
+import signal
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +29,7 @@ from experiments import run_folder
 from experiments.claim import claimed
 from experiments.config import TrainConfig, optimizer_config
 from experiments.parts import Parts, heading, keys_of, make
-from experiments.program import (
-  INTERRUPTED,
-  launch,
-  plain_console,
-  stoppable,
-)
+from experiments.program import SIGNALLED, launch, plain_console, stoppable
 from experiments.progress import TrainingBar
 from experiments.train_flags import define_flags
 from lstm_jax.language import stateful_loss
@@ -67,7 +63,7 @@ class Result(NamedTuple):
 
   members: list[Member]
   seconds: float  # of the updates
-  interrupted: bool
+  stopped_by: signal.Signals | None  # before its end
 
 
 def run(
@@ -102,7 +98,7 @@ def run(
     bar = TrainingBar(console, parts.num_updates, parts.corpus.vocabulary.unit)
     with bar, stoppable() as requests:
       seconds = _learn(config, parts, members, state, update, bar, requests)
-    result = Result(members, seconds, bool(requests))
+    result = Result(members, seconds, requests[0] if requests else None)
     _keep(result, folder)
   console.print(table(members))
   console.print(summary(members))
@@ -178,7 +174,9 @@ def _keep(result: Result, folder: Path) -> None:
     return one._asdict() | {"looks": looks}
 
   record = result._asdict()
-  record |= {"members": [told(one) for one in result.members]}
+  record["members"] = [told(one) for one in result.members]
+  if result.stopped_by:
+    record["stopped_by"] = result.stopped_by.name
   run_folder.write_json(folder / run_folder.RESULT, record)
 
 
@@ -216,7 +214,7 @@ def main() -> int:
   """Read the flags and run."""
   config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
   result = run(config, NUM_SEEDS.value, RATE.value, plain_console())
-  return INTERRUPTED if result.interrupted else 0
+  return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 
 if __name__ == "__main__":

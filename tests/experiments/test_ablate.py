@@ -1,19 +1,21 @@
 import dataclasses
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
-from experiments import ablate, run_folder
+from experiments import ablate, run_folder, train
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import stateful_loss
 
 
 def test_each_change_is_trained_once_and_measured(config, console):
   changes = ["hidden_size=7", "output_dropout=0.5,num_epochs=2"]
-  rows = ablate.run(config, changes, console)
+  rows, stopped_by = ablate.run(config, changes, console)
   assert [row["change"] for row in rows] == ["base", *changes]
+  assert stopped_by is None
   for row in rows:
     trained = run_folder.load(Path(config.run) / row["change"])
     tokens = trained.vocabulary.encode(read_text(config.corpus))
@@ -33,7 +35,7 @@ def test_each_change_is_trained_once_and_measured(config, console):
   assert re.search(
     rf"hidden_size=7 .* {re.escape(f'{difference:+.4f}')}", printed
   )
-  again = ablate.run(config, [*changes, "cell=rnn"], console)
+  again = ablate.run(config, [*changes, "cell=rnn"], console).rows
   assert again[:3] == rows and again[3]["change"] == "cell=rnn"
   assert console.file.getvalue().count("run folder") == 4
 
@@ -69,3 +71,24 @@ def test_the_figures_of_another_recipe_are_not_mixed_in(config, console):
     path.write_text(text)
     with pytest.raises(ValueError, match="cannot be read"):
       ablate.run(config, [], console)
+
+
+def test_a_signal_ends_the_runs_and_the_next_call_goes_on(
+  config, console, monkeypatch
+):
+  whole = train.stateful_loss
+
+  def loss(*of):
+    if console.file.getvalue().count("run folder") == 2:
+      signal.raise_signal(signal.SIGTERM)
+    return whole(*of)
+
+  monkeypatch.setattr(train, "stateful_loss", loss)
+  changes = ["hidden_size=7"]
+  rows, stopped_by = ablate.run(config, changes, console)
+  assert stopped_by == signal.SIGTERM
+  assert [row["change"] for row in rows] == ["base"]
+  rows, stopped_by = ablate.run(config, changes, console)
+  assert stopped_by is None
+  assert [row["change"] for row in rows] == ["base", *changes]
+  assert "goes on     after update" in console.file.getvalue()

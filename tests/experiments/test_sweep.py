@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,17 @@ def test_what_a_sweep_cannot_do_is_an_error_that_says_so(
   with pytest.raises(ValueError, match=message):
     sweep.run(config, 2, rates, console)
   assert not Path(config.run).exists()
+
+
+def test_a_signal_ends_a_sweep_and_is_told(config, console, monkeypatch):
+  def loss(*_):
+    signal.raise_signal(signal.SIGTERM)
+    return 2.5
+
+  monkeypatch.setattr(sweep, "stateful_loss", loss)
+  config = dataclasses.replace(config, eval_every=20)
+  result = sweep.run(config, 1, [], console)
+  assert result.stopped_by == signal.SIGTERM
+  assert result.members[0].looks == [(20, 2.5)]
+  record = json.loads((Path(config.run) / "result.json").read_text())
+  assert record["stopped_by"] == "SIGTERM"
