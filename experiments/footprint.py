@@ -7,6 +7,7 @@ twice backward; what is not a product is left out.
 """
 
 import os
+import resource
 from typing import Any, NamedTuple
 
 import jax
@@ -94,9 +95,15 @@ def operations(params: LanguageParams, tokens: int) -> int:
 
 
 def available() -> int:
-  """Return the bytes that the device may hold: its limit, or all memory."""
+  """Return the bytes that the device may hold.
+
+  That is a GPU's limit; of a CPU, the memory, or what `ulimit -v` grants.
+  """
   stats = jax.devices()[0].memory_stats() or {}
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  granted, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if granted != resource.RLIM_INFINITY:
+    memory = min(memory, granted)
   return stats.get("bytes_limit", memory)
 
 

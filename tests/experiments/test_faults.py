@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-import os
+import re
+import resource
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments.conftest import VERSE
 from tests.experiments.killing import EVERY, configuration
 from tests.experiments.lives import essence
-from tests.processes import ROOT
+from tests.processes import ROOT, finish, start
 
 pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
 
@@ -121,4 +123,26 @@ def test_the_configuration_of_the_kills_is_a_run_with_noise_and_an_average(
   tmp_path,
 ):
   config = configuration(tmp_path, "run")
-  assert config.output_dropout and config.average and os.getpid()
+  assert config.output_dropout and config.average
+
+
+def test_without_memory_a_process_says_what_would_fit(tmp_path):
+  """It may have 1 GB more than it has before its first update of 2.5 GB."""
+  corpus = tmp_path / "verse.txt"
+  corpus.write_text(VERSE * 2500)
+  sizes = {"num_streams": 64, "num_steps": 2048, "hidden_size": 512}
+  flags = [f"--{name}={value}" for name, value in sizes.items()]
+  files = f"--corpus={corpus}", f"--run={tmp_path / 'run'}"
+  process = start("experiments.train", *flags, *files)
+  while not process.stdout.readline().startswith("untrained"):
+    assert process.poll() is None
+  (pages,) = Path(f"/proc/{process.pid}/statm").read_text().split()[:1]
+  limit = int(pages) * resource.getpagesize() + 10**9
+  resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+  [(status, _, err)] = finish(process)
+  assert status == 2
+  assert re.fullmatch(
+    r"error: out of memory: 64 streams × 2048 steps need \S+ GB and the device "
+    rf"has {limit / 1e9:.2f} GB; 32 × 2048 would need \S+ GB\n",
+    err,
+  )
