@@ -5,7 +5,9 @@ newest checkpoint has a state, or where there is none: then from the beginning.
 """
 
 import dataclasses
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -72,6 +74,16 @@ def claimed(
 def forget_previous(folder: Path) -> None:
   """Delete the run that was set aside for the folder's own, if any."""
   shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+
+
+def to_go_on(program: str, config: TrainConfig, folder: Path) -> str:
+  """Return what is said when a program was stopped: how it is called again."""
+  again = sys.argv[1:]
+  again += [] if config.run else [f"--run={folder}"]
+  again += ["--nooverwrite"] if config.overwrite else []
+  return (
+    f"to go on training:\n  python -m experiments.{program} {shlex.join(again)}"
+  )
 
 
 def _prepare(folder: Path, config: TrainConfig, corpus_sha256: str) -> bool:

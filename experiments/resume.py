@@ -7,8 +7,9 @@ So a run that goes on computes, bit by bit, what one that never stopped does.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from rich.console import Console
@@ -26,6 +27,7 @@ from lstm_jax.training import (
   read_state,
 )
 
+Found = TypeVar("Found")
 LOGS = run_folder.METRICS, run_folder.SAMPLES
 
 
@@ -83,10 +85,30 @@ def restore(
     CheckpointError: there are checkpoints, and all are damaged.
   """
   checkpoints = folder / run_folder.CHECKPOINTS
+  return newest(
+    checkpoints,
+    lambda step: _restore(checkpoints, step, model, state, console),
+    console,
+  )
+
+
+def newest(
+  checkpoints: Path, read: Callable[[int], Found], console: Console
+) -> Found | None:
+  """Return what `read` makes of the newest step that it can read.
+
+  Args:
+    checkpoints: the folder; None is returned where it has none.
+    read: raises CheckpointError for the damaged, which are named.
+    console: where.
+
+  Raises:
+    CheckpointError: there are checkpoints, and all are damaged.
+  """
   steps = list_checkpoints(checkpoints)
   for step in reversed(steps):
     try:
-      return _restore(checkpoints, step, model, state, console)
+      return read(step)
     except CheckpointError as error:
       console.print(f"{error}: not used", soft_wrap=True)
   if steps:

@@ -8,17 +8,21 @@ from --seed. Each member is the run that `experiments.train` makes with its seed
 and rate, up to rounding. The tables have each member's best held-out loss, and
 the mean and the deviation over the seeds of each rate; result.json in the run's
 folder has every look.
+
+Its checkpoints have the state of all members, from which it goes on as a run
+does, and the weights of the best, for `experiments.sample` and the others.
 """
 
 import dataclasses
 import itertools
+import shlex
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from rich.box import SIMPLE_HEAD
@@ -26,89 +30,79 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import run_folder
-from experiments.claim import claimed
+from experiments.claim import claimed, forget_previous, to_go_on
 from experiments.config import TrainConfig, optimizer_config
-from experiments.parts import Parts, heading, keys_of, make
+from experiments.members import Member, ensemble, leader, restore, save
+from experiments.parts import Parts, heading, make
 from experiments.program import SIGNALLED, launch, plain_console, stoppable
 from experiments.progress import TrainingBar
 from experiments.train_flags import define_flags
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
+  CheckpointWriter,
   TrainState,
   Update,
-  init_ensemble,
   learnt,
-  make_ensemble_update,
-  make_optimizer,
   member,
   train,
 )
 
 
-class Member(NamedTuple):
-  """A run of the sweep."""
+@dataclasses.dataclass(frozen=True)
+class SweepConfig(TrainConfig):
+  """What all members have in common, and what sets them apart."""
 
-  seed: int
-  learning_rate: float
-  looks: list[tuple[int, float]]  # updates, and the watched loss; NaN diverged
-
-  @property
-  def best(self) -> tuple[int, float]:
-    """The look of the lowest loss; of a run that diverged, before it did."""
-    return min(self.looks, key=lambda look: np.nan_to_num(look[1], nan=np.inf))
+  num_seeds: int = 1  # from `seed` on, at each rate
+  rate: list[float] = dataclasses.field(default_factory=list)  # else the one
 
 
 class Result(NamedTuple):
   """What a sweep ends with."""
 
+  folder: Path
   members: list[Member]
   seconds: float  # of the updates
   stopped_by: signal.Signals | None  # before its end
 
 
-def run(
-  config: TrainConfig, num_seeds: int, rates: list[float], console: Console
-) -> Result:
+def run(config: SweepConfig, console: Console) -> Result:
   """Train every member, print the tables, and keep them in the folder.
-
-  Args:
-    config: of every member but for its seed and rate.
-    num_seeds: from config.seed on.
-    rates: learning rates; none for that of the configuration.
-    console: where it is told.
 
   Raises:
     ValueError: as `train.run`; or the configuration has what a sweep has not.
   """
-  _refuse(config, rates)
-  seeds = range(config.seed, config.seed + num_seeds)
-  pairs = itertools.product(rates or [config.learning_rate], seeds)
+  _refuse(config)
+  seeds = range(config.seed, config.seed + config.num_seeds)
+  rates = config.rate or [config.learning_rate]
+  pairs = itertools.product(rates, seeds)
   members = [Member(seed, rate, []) for rate, seed in pairs]
   at_one = dataclasses.replace(config, learning_rate=1.0)
   parts = make(at_one)
-  state, update = _ensemble(at_one, parts, members)
-  config = dataclasses.replace(config, resume=False)
-  with claimed(config, parts.corpus.sha256) as (folder, _):
+  state, update = ensemble(at_one, parts, members)
+  with claimed(config, parts.corpus.sha256) as (folder, goes_on):
     console.print(
       f"{heading(config, parts)}\n"
-      f"members     {len(members)}: {num_seeds} seeds at each of "
-      f"{len(members) // num_seeds} learning rates\nrun folder  {folder}",
+      f"members     {len(members)}: {len(seeds)} seeds at each of "
+      f"{len(rates)} learning rates\nrun folder  {folder}",
       soft_wrap=True,
     )
-    bar = TrainingBar(console, parts.num_updates, parts.corpus.vocabulary.unit)
-    with bar, stoppable() as requests:
-      seconds = _learn(config, parts, members, state, update, bar, requests)
-    result = Result(members, seconds, requests[0] if requests else None)
-    _keep(result, folder)
-  console.print(table(members))
-  console.print(summary(members))
-  console.print(f"{seconds:.0f} s of training, kept in {folder}")
+    begun = state, 0.0
+    if goes_on:
+      begun = restore(folder, members, state, console) or begun
+      console.print(f"goes on     after update {begun[0].step}")
+    of = config, parts, members, update
+    seconds, stopped_by = _learn(*of, *begun, folder, console)
+    forget_previous(folder)
+    result = Result(folder, members, seconds, stopped_by)
+    if not stopped_by:
+      _keep(result)
+  _tell(result, console)
   return result
 
 
-def _refuse(config: TrainConfig, rates: list[float]) -> None:
+def _refuse(config: SweepConfig) -> None:
   """Raise ValueError for rates that are none, and for what a sweep has not."""
-  for rate in rates:
+  for rate in config.rate:
     optimizer_config(dataclasses.replace(config, learning_rate=rate))
   for name in ("average_after", "nonfinite", "mesh"):
     value = getattr(config, name)
@@ -118,66 +112,78 @@ def _refuse(config: TrainConfig, rates: list[float]) -> None:
       )
 
 
-def _ensemble(
-  config: TrainConfig, parts: Parts, members: list[Member]
-) -> tuple[TrainState, Update]:
-  """Return the members' state and update; config has a learning rate of 1."""
-  keys = [keys_of(one.seed) for one in members]
-  init, noise = (jnp.stack([key[i] for key in keys]) for i in (0, 2))
-  model = parts.model
-  rule = make_optimizer(optimizer_config(config), parts.num_updates)
-  factors = jnp.array([one.learning_rate for one in members], jnp.float32)
-  averaged = config.average > 0
-  params = jax.block_until_ready(jax.vmap(model.init)(init))
-  return (
-    init_ensemble(model, rule, params, config.num_streams, averaged=averaged),
-    make_ensemble_update(
-      model, rule, noise, decay=config.average, factors=factors
-    ),
-  )
-
-
 def _learn(
-  config: TrainConfig,
+  config: SweepConfig,
   parts: Parts,
   members: list[Member],
-  state: TrainState,
   update: Update,
-  bar: TrainingBar,
-  requests: list[Any],
-) -> float:
-  """Make the updates and the looks; return the seconds of the updates."""
-  text = parts.corpus.watched.tokens
-  epochs = parts.reading.epochs(parts.corpus.training.tokens)
-  began, seconds = time.monotonic(), 0.0
-  for step, (after, metrics) in enumerate(train(update, state, epochs), 1):
-    last = step == parts.num_updates or requests
-    if step % config.eval_every and not last:
-      continue
-    loss = float(np.nanmean(jax.device_get(metrics.loss)))
-    predictions = np.sum(jax.device_get(metrics.predictions))
-    seconds += time.monotonic() - began
-    made = step * len(members) * predictions / np.size(metrics.predictions)
-    bar.update(step, loss, made / seconds)
-    for i, one in enumerate(members):
-      params = learnt(member(after, i))
-      one.looks.append((step, stateful_loss(parts.model, params, text)))
+  state: TrainState,
+  seconds: float,
+  folder: Path,
+  console: Console,
+) -> tuple[float, signal.Signals | None]:
+  """Make the updates that are left, look and save.
+
+  Returns:
+    The seconds of all updates, and the signal that stopped them.
+  """
+  corpus, made = parts.corpus, int(state.step)
+  description = run_folder.describe(config, corpus.vocabulary)
+  unit, quiet = corpus.vocabulary.unit, config.quiet
+  bar = TrainingBar(console, parts.num_updates, unit, quiet=quiet)
+  writer = CheckpointWriter(folder / run_folder.CHECKPOINTS)
+  writer.forget_after(made)
+  updates = train(update, state, parts.reading.epochs(corpus.training.tokens))
+  read = len(members) * config.num_epochs * len(corpus.training.tokens)
+  with closing(writer), bar, stoppable() as requests:
     began = time.monotonic()
-    if requests:
-      break
-  return seconds
+    for step, (after, metrics) in enumerate(updates, made + 1):
+      writer.wait()
+      last = step == parts.num_updates
+      stop = requests[0] if requests and not last else None
+      look = last or step % config.eval_every == 0
+      if not (look or stop):
+        continue
+      loss = float(np.nanmean(jax.device_get(metrics.loss)))
+      seconds += time.monotonic() - began
+      if look:
+        bar.update(step, loss, read * step / parts.num_updates / seconds)
+        for i, one in enumerate(members):
+          params = learnt(member(after, i))
+          nats = stateful_loss(parts.model, params, corpus.watched.tokens)
+          one.looks.append((step, nats))
+      save(writer, description, members, after, seconds)
+      if stop:
+        return seconds, stop
+      began = time.monotonic()
+  return seconds, None
 
 
-def _keep(result: Result, folder: Path) -> None:
-  def told(one: Member) -> dict[str, Any]:
-    looks = [(n, x if np.isfinite(x) else None) for n, x in one.looks]
-    return one._asdict() | {"looks": looks}
+def _keep(result: Result) -> None:
+  record = {
+    "members": [one.told() for one in result.members],
+    "seconds": round(result.seconds, 3),
+  }
+  run_folder.write_json(result.folder / run_folder.RESULT, record)
 
-  record = result._asdict()
-  record["members"] = [told(one) for one in result.members]
+
+def _tell(result: Result, console: Console) -> None:
+  """Print the tables, as far as there are looks, and where all is kept."""
+  looked = [one for one in result.members if one.looks]
   if result.stopped_by:
-    record["stopped_by"] = result.stopped_by.name
-  run_folder.write_json(folder / run_folder.RESULT, record)
+    console.print(f"\n{result.stopped_by.name}: stopped")
+  if looked:
+    console.print(table(looked))
+    console.print(summary(looked))
+  told = f"{result.seconds:.0f} s of training, kept in {result.folder}"
+  first = leader(result.members)
+  if first:
+    told += (
+      f"\nthe best, of seed {first.seed} at {first.learning_rate:g}, writes:\n"
+      "  python -m experiments.sample --run="
+      f"{shlex.quote(str(result.folder))}"
+    )
+  console.print(told, soft_wrap=True)
 
 
 def table(members: list[Member]) -> Table:
@@ -212,17 +218,23 @@ def summary(members: list[Member]) -> Table:
 
 def main() -> int:
   """Read the flags and run."""
-  config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
-  result = run(config, NUM_SEEDS.value, RATE.value, plain_console())
-  return SIGNALLED + result.stopped_by if result.stopped_by else 0
+  config = SweepConfig(**{flag.name: flag.value for flag in FLAGS})
+  console = plain_console()
+  result = run(config, console)
+  if result.stopped_by is None:
+    return 0
+  console.print(to_go_on("sweep", config, result.folder), soft_wrap=True)
+  return SIGNALLED + result.stopped_by
 
 
 if __name__ == "__main__":
-  FLAGS = define_flags()
-  NUM_SEEDS = flags.DEFINE_integer(
-    "num_seeds", 1, "Seeds at each rate, from --seed on.", 1
-  )
-  RATE = flags.DEFINE_multi_float(
-    "rate", [], "A learning rate; repeat it. --learning_rate if none."
-  )
+  FLAGS = [
+    *define_flags(),
+    flags.DEFINE_integer(
+      "num_seeds", 1, "Seeds at each rate, from --seed on.", 1
+    ),
+    flags.DEFINE_multi_float(
+      "rate", [], "A learning rate; repeat it. --learning_rate if none."
+    ),
+  ]
   launch(main)

@@ -13,7 +13,6 @@ text if the process was killed. experiments/program.py lists the exit statuses.
 
 import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import distributed, run_folder
+from experiments.claim import to_go_on
 from experiments.config import SKIPPED, TrainConfig
 from experiments.footprint import available, dry_run, that_fits
 from experiments.journal import Journal
@@ -239,13 +239,7 @@ def main() -> int:
   result = run(config, console, PROFILE.value)
   if result.stopped_by is None:
     return 0
-  again = sys.argv[1:]
-  again += [] if config.run else [f"--run={result.folder}"]
-  again += ["--nooverwrite"] if config.overwrite else []
-  console.print(
-    f"to go on training:\n  python -m experiments.train {shlex.join(again)}",
-    soft_wrap=True,
-  )
+  console.print(to_go_on("train", config, result.folder), soft_wrap=True)
   return SIGNALLED + result.stopped_by
 
 

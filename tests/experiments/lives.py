@@ -20,33 +20,38 @@ CLOCK = (
 
 
 def essence(folder):
-  """Return all that a finished run has left but what the process was like.
-
-  The arrays of its last checkpoint are told by the SHA-256 of each.
-  """
-  step = list_checkpoints(folder / "checkpoints")[-1]
-  last = folder / "checkpoints" / str(step)
-  seal = json.loads((last / "seal" / "metadata").read_text())
-  del seal["description"]  # has seconds in it
+  """Return all that a finished run has left but what the process was like."""
+  step, arrays = last_arrays(folder)
   text = (folder / "metrics.jsonl").read_text()
   rows = [json.loads(line) for line in text.splitlines()]
   result = json.loads((folder / "result.json").read_text())
   return {
     "step": step,
-    "arrays": seal,
+    "arrays": arrays,
     "rows": [without_clock(row) for row in rows],
     "samples": (folder / "samples.txt").read_text(),
     "result": without_clock(result),
   }
 
 
+def last_arrays(folder):
+  """Return the last checkpoint's step and the SHA-256 of each array."""
+  step = list_checkpoints(folder / "checkpoints")[-1]
+  last = folder / "checkpoints" / str(step)
+  seal = json.loads((last / "seal" / "metadata").read_text())
+  del seal["description"]  # has seconds in it
+  return step, seal
+
+
 def without_clock(row):
   return {name: value for name, value in row.items() if name not in CLOCK}
 
 
-def signal_at(monkeypatch, step, signum=signal.SIGTERM):
+def signal_at(
+  monkeypatch, step, signum=signal.SIGTERM, maker=(parts, "make_update")
+):
   """Have the process send itself a signal in the update that makes `step`."""
-  make_update = parts.make_update
+  make_update = getattr(*maker)
 
   def make(*args, **options):
     update = make_update(*args, **options)
@@ -59,7 +64,7 @@ def signal_at(monkeypatch, step, signum=signal.SIGTERM):
 
     return signalling
 
-  monkeypatch.setattr(parts, "make_update", make)
+  monkeypatch.setattr(*maker, make)
 
 
 def poison(monkeypatch, steps):

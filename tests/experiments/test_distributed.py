@@ -124,8 +124,9 @@ def test_one_device_sends_nothing(config, console):
 
 def test_sweeps_and_dry_runs_are_of_one_device(config, console):
   meshed = dataclasses.replace(config, mesh="data:1")
+  many = sweep.SweepConfig(**dataclasses.asdict(meshed), num_seeds=2)
   with pytest.raises(ValueError, match="a sweep has no mesh: it must be left"):
-    sweep.run(meshed, 2, [], console)
+    sweep.run(many, console)
   with pytest.raises(ValueError, match="of one device, got a mesh of data:1"):
     footprint.dry_run(meshed, console)
 

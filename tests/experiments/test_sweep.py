@@ -7,15 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import sweep, train
-from experiments.sweep import Member
+from experiments import members, run_folder, sweep, train
+from experiments.members import Member
+from experiments.sweep import SweepConfig
+from lstm_jax.language import split, stateful_loss
+from tests.experiments.lives import last_arrays, signal_at
+
+
+def of_sweep(config, **changes):
+  return SweepConfig(**dataclasses.asdict(config) | changes)
 
 
 def test_members_are_the_runs_of_their_seeds_and_rates(config, console):
   config = dataclasses.replace(
     config, seed=4, average=0.9, output_dropout=0.2, eval_every=15
   )
-  result = sweep.run(config, 2, [0.005, 0.03], console)
+  many = of_sweep(config, num_seeds=2, rate=[0.005, 0.03])
+  result = sweep.run(many, console)
   named = [(one.seed, one.learning_rate) for one in result.members]
   assert named == [(4, 0.005), (5, 0.005), (4, 0.03), (5, 0.03)]
   record = json.loads((Path(config.run) / "result.json").read_text())
@@ -37,17 +45,24 @@ def test_members_are_the_runs_of_their_seeds_and_rates(config, console):
     found, expected = zip(*((x, nats[n]) for n, x in one.looks), strict=True)
     assert np.allclose(found, expected, atol=2e-5)  # float32, 47 updates
   assert abs(result.members[0].best[1] - result.members[1].best[1]) > 1e-3
+  best = min(result.members, key=lambda one: one.best[1])
+  trained = run_folder.load(Path(config.run))
+  assert (trained.step, trained.held_out) == best.best
+  text = Path(config.corpus).read_text()
+  tokens = trained.vocabulary.encode(split(text, config.split)[1])
+  again = stateful_loss(trained.model, trained.params, tokens)
+  assert abs(again - trained.held_out) < 1e-6
 
 
 def test_the_tables_have_each_member_and_the_spread_of_each_rate(console):
   looks = {(0, 0.1): 1.5, (1, 0.1): 1.75, (0, 0.2): math.nan}
-  members = [
+  found = [
     Member(seed, rate, [(10, 1.9), (20, nats)])
     for (seed, rate), nats in looks.items()
   ]
-  assert members[2].best == (10, 1.9)
-  console.print(sweep.table(members))
-  console.print(sweep.summary(members))
+  assert found[2].best == (10, 1.9)
+  console.print(sweep.table(found))
+  console.print(sweep.summary(found))
   rows = [line.split() for line in console.file.getvalue().splitlines()]
   assert ["0.1", "1", "1.7500", "20", "1.7500"] in rows
   assert ["0.2", "0", "1.9000", "10", "nan"] in rows
@@ -57,32 +72,74 @@ def test_the_tables_have_each_member_and_the_spread_of_each_rate(console):
 
 
 @pytest.mark.parametrize(
-  ("changes", "rates", "message"),
+  ("changes", "message"),
   [
-    ({}, [0.0], "learning_rate must be positive and finite, got 0"),
-    ({}, [math.inf], "learning_rate must be positive and finite, got inf"),
-    ({"average_after": 2}, [], "a sweep has no average_after: .* got 2"),
-    ({"nonfinite": "skip"}, [], "a sweep has no nonfinite: .* got 'skip'"),
+    ({"rate": [0.0]}, "learning_rate must be positive and finite, got 0"),
+    (
+      {"rate": [math.inf]},
+      "learning_rate must be positive and finite, got inf",
+    ),
+    ({"average_after": 2}, "a sweep has no average_after: .* got 2"),
+    ({"nonfinite": "skip"}, "a sweep has no nonfinite: .* got 'skip'"),
   ],
 )
 def test_what_a_sweep_cannot_do_is_an_error_that_says_so(
-  changes, rates, message, config, console
+  changes, message, config, console
 ):
-  config = dataclasses.replace(config, **changes)
   with pytest.raises(ValueError, match=message):
-    sweep.run(config, 2, rates, console)
+    sweep.run(of_sweep(config, **changes), console)
   assert not Path(config.run).exists()
 
 
-def test_a_signal_ends_a_sweep_and_is_told(config, console, monkeypatch):
-  def loss(*_):
-    signal.raise_signal(signal.SIGTERM)
-    return 2.5
+@pytest.mark.exhaustive
+def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
+  config, console, monkeypatch
+):
+  """At a look, and at an update between two; one of its members diverges."""
+  config = of_sweep(
+    config,
+    num_seeds=2,
+    rate=[0.005, 1e30],
+    average=0.9,
+    output_dropout=0.2,
+    late_streams=4,
+    eval_every=10,
+  )
+  whole = sweep.run(dataclasses.replace(config, run=f"{config.run}2"), console)
+  assert whole.stopped_by is None
+  assert np.isnan(whole.members[2].looks[-1][1])
 
-  monkeypatch.setattr(sweep, "stateful_loss", loss)
-  config = dataclasses.replace(config, eval_every=20)
-  result = sweep.run(config, 1, [], console)
-  assert result.stopped_by == signal.SIGTERM
-  assert result.members[0].looks == [(20, 2.5)]
-  record = json.loads((Path(config.run) / "result.json").read_text())
-  assert record["stopped_by"] == "SIGTERM"
+  for step in (10, 23):
+    with monkeypatch.context() as patched:
+      maker = members, "make_ensemble_update"
+      signal_at(patched, step, signal.SIGTERM, maker)
+      stopped = sweep.run(config, console)
+    assert stopped.stopped_by == signal.SIGTERM
+    assert not (stopped.folder / "result.json").exists()
+  result = sweep.run(config, console)
+  assert result.stopped_by is None
+  looks = ([one.looks for one in r.members] for r in (result, whole))
+  assert np.array_equal(*looks, equal_nan=True)
+  assert last_arrays(result.folder) == last_arrays(whole.folder)
+  text = console.file.getvalue()
+  assert "goes on     after update 10" in text
+  assert "goes on     after update 23" in text
+
+
+def test_a_sweep_goes_on_with_a_sweep_alone(config, console, monkeypatch):
+  many = of_sweep(config, num_seeds=2)
+  with monkeypatch.context() as patched:
+    signal_at(patched, 3, maker=(members, "make_ensemble_update"))
+    sweep.run(many, console)
+  other = dataclasses.replace(many, num_seeds=3)
+  with pytest.raises(ValueError, match="num_seeds is 2 there and 3 here"):
+    sweep.run(other, console)
+  with pytest.raises(ValueError, match="can be used"):
+    train.run(config, console)
+  with monkeypatch.context() as patched:
+    alone = dataclasses.replace(config, run=f"{config.run}2")
+    signal_at(patched, 3)
+    train.run(alone, console)
+  many = of_sweep(alone, num_seeds=2)
+  with pytest.raises(ValueError, match="num_seeds is None there and 2 here"):
+    sweep.run(many, console)
