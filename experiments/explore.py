@@ -4,9 +4,9 @@
 
 writes FOLDER/explore.html, one file that a browser opens from the disk. It
 shows a text coloured by any unit's state or gate, what the model expects after
-the character at the cursor, the units sorted by what they track, and how far
-back the gradient of each prediction reaches. The text is the beginning of the
-run's held-out split, or that of --text.
+the character or word at the cursor, the units sorted by what they track, and
+how far back the gradient of each prediction reaches. The text is the beginning
+of the run's held-out split, or that of --text.
 
 Everything is computed here and stored a byte a number (packed.py); what the
 page shows is unpacked when it is asked for.
@@ -40,7 +40,7 @@ from lstm_jax.language import LanguageParams, read_text, split
 
 TEMPLATE = Path(__file__).with_name("explore_page.html")
 WINDOW = 96  # steps back: two lines of verse
-LIKELIEST = 10  # next characters
+LIKELIEST = 10  # next tokens
 
 
 @dataclass(frozen=True)
@@ -81,35 +81,34 @@ def run(config: ExploreConfig, console: Console) -> Explored:
   """Read the text with the run's model and write the page.
 
   Raises:
-    ValueError: the run is not usable or reads words; or the text cannot be
-      read, has fewer than two characters, or one that the model does not know.
+    ValueError: the run is not usable; or the text cannot be read, has fewer
+      than two tokens, or a character that the model does not know.
     OSError: the page cannot be written.
   """
   folder = Path(config.run)
   trained = run_folder.load(folder)
   record = json.loads((folder / run_folder.CONFIG).read_text("utf-8"))
   vocabulary = trained.vocabulary
-  if vocabulary.unit != "character":
-    raise ValueError(
-      f"the explorer shows characters, and the run in {folder} reads "
-      f"{vocabulary.unit}s"
-    )
   if config.text:
     text, source = read_text(config.text), f"of {config.text}"
   else:
     _, text = split(read_text(record["corpus"]), record["split"])
     source = f"held out of {record['corpus']}"
-  text = text[: config.length]
-  if len(text) < 2:
-    raise ValueError(f"the text needs at least 2 characters, got {len(text)}")
-  tokens = vocabulary.encode(text)
+  unit = vocabulary.unit
+  if unit == "character":  # what comes later need not be known
+    text = text[: config.length]
+  tokens = vocabulary.encode(text)[: config.length]
+  if len(tokens) < 2:
+    raise ValueError(f"the text needs at least 2 {unit}s, got {len(tokens)}")
   about = (
     f"{record['cell']}, {len(trained.params.layers)} × {record['hidden_size']} "
-    f"units, after {trained.step:,} updates; {len(text):,} characters {source}"
+    f"units, after {trained.step:,} updates; {len(tokens):,} {unit}s {source}"
   )
-  blobs = Blobs()
-  header = describe(CELLS[record["cell"]], trained.params, tokens, text, blobs)
-  header |= {"about": about, "symbols": list(vocabulary.symbols)}
+  blobs, pieces = Blobs(), vocabulary.pieces(tokens)
+  cell = CELLS[record["cell"]]
+  header = describe(cell, trained.params, tokens, pieces, blobs)
+  symbols = list(vocabulary.symbols)
+  header |= {"about": about, "unit": unit, "symbols": symbols}
   written = blobs.page(header).encode()
   path = Path(config.output) if config.output else folder / run_folder.PAGE
   path.write_bytes(written)
@@ -122,7 +121,7 @@ def describe(
   cell: Cell,
   params: LanguageParams,
   tokens: np.ndarray,
-  text: str,
+  pieces: list[str],
   blobs: Blobs,
 ) -> dict[str, Any]:
   """Return what the page's header says of a text that a model reads.
@@ -131,27 +130,28 @@ def describe(
     cell: of every layer.
     params: the model's weights.
     tokens: the text, integers [N].
-    text: the same as N characters.
+    pieces: of the text, what each token adds to it.
     blobs: takes the arrays; the header has their numbers.
   """
   layers, logits = read(cell, params, jnp.asarray(tokens))
   paths = gradient_paths(cell, params, layers, tokens, WINDOW)
-  features = [f for f in FEATURES if not f.absent(text)]
-  tracked = [feature.of(text) for feature in features]
+  values = {feature.name: feature.of_pieces(pieces) for feature in FEATURES}
+  tracked = {n: v for n, v in values.items() if (v != v[0]).any()}
   return {
-    "text": text,
+    "pieces": pieces,
+    "tokens": blobs.add(tokens.astype("<u4")),
     "window": WINDOW,
     "features": [
-      {"name": feature.name, "measure": "AUC" if v.dtype == bool else "r"}
-      for feature, v in zip(features, tracked, strict=True)
+      {"name": name, "measure": "AUC" if v.dtype == bool else "r"}
+      for name, v in tracked.items()
     ],
-    "absent": [f.name for f in FEATURES if f not in features],
+    "absent": [name for name in values if name not in tracked],
     "next": _next(logits, tokens, blobs),
     "layers": [
       {
         "signals": [
-          pack_signal(name, np.asarray(values).T, tracked, blobs)
-          for name, values in signals(cell, layer).items()
+          pack_signal(name, np.asarray(found).T, [*tracked.values()], blobs)
+          for name, found in signals(cell, layer).items()
         ],
         "paths": [
           pack_path(name, np.asarray(norms), blobs)
@@ -194,15 +194,15 @@ def _next(
 ) -> dict[str, int]:
   """Return the blobs of the likeliest next tokens, and of the text's own."""
   count = min(LIKELIEST, logits.shape[-1])
-  p = np.asarray(jax.nn.softmax(logits, axis=-1))
-  likeliest = np.argsort(-p, axis=-1, kind="stable")[:, :count]
-  own = p[np.arange(len(tokens) - 1), tokens[1:]]
-  shares = np.rint(65535 * np.take_along_axis(p, likeliest, axis=-1))
+  log_p, likeliest = jax.lax.top_k(logits, count)
+  total = jax.nn.logsumexp(logits, axis=-1)
+  shares = np.rint(65535 * np.exp(np.asarray(log_p - total[:, None])))
+  own = logits[np.arange(len(tokens) - 1), tokens[1:]] - total[:-1]
   return {
     "count": count,
-    "tokens": blobs.add(likeliest.astype("<u2")),
+    "tokens": blobs.add(np.asarray(likeliest).astype("<u4")),
     "shares": blobs.add(shares.astype("<u2")),  # of 65,535
-    "own": blobs.add(own.astype("<f4")),
+    "own": blobs.add(np.exp(np.asarray(own)).astype("<f4")),
   }
 
 
@@ -218,8 +218,8 @@ def _flags() -> list[flags.FlagHolder]:
     flags.DEFINE_integer(
       "length",
       5000,
-      "Characters of the text at most. The page has about a byte for each of "
-      "them, each unit and each of an LSTM's six signals.",
+      "Characters of the text at most, or words. The page has about a byte for "
+      "each of them, each unit and each of an LSTM's six signals.",
       lower_bound=2,
     ),
     flags.DEFINE_string(

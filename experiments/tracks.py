@@ -1,13 +1,14 @@
 """What a unit tracks: features of a text, and how well each unit tells them.
 
-A feature is a number for each character, of what has been read up to and with
-it. A unit is scored by the correlation of its signal with a feature that
-counts, and for a feature that is true or false by the area under the ROC curve:
-the chance that the signal is larger where it is true, ½ where it says nothing.
+A feature is a number for each character, or each longer piece that is read at
+once, of what has been read up to and with it. A unit is scored by the
+correlation of its signal with a feature that counts, and for a feature that is
+true or false by the area under the ROC curve: the chance that the signal is
+larger where it is true, ½ where it says nothing.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,12 +36,19 @@ class Feature(NamedTuple):
   """A feature of a text."""
 
   name: str
-  of: Callable[[str], np.ndarray]  # a text -> [N], bool or int
+  of: Callable[[str], np.ndarray]  # a text -> its characters', bool or int
 
-  def absent(self, text: str) -> bool:
-    """Return whether it is the same everywhere in the text."""
-    values = self.of(text)
-    return bool((values == values[0]).all())
+  def of_pieces(self, pieces: Sequence[str]) -> np.ndarray:
+    """Return the feature of each piece of a text, [N].
+
+    It is true of a piece if it is of one of its characters; what counts is
+    taken at the last.
+    """
+    values = self.of("".join(pieces))
+    ends = np.cumsum([len(piece) for piece in pieces])
+    if values.dtype != bool:
+      return values[ends - 1]
+    return np.logical_or.reduceat(values, [0, *ends[:-1]])
 
 
 def line_position(text: str) -> np.ndarray:

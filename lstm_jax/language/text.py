@@ -47,6 +47,9 @@ class Tokenizer(Protocol):
   def decode(self, tokens: np.ndarray) -> str:
     """Return the text of tokens [N]."""
 
+  def pieces(self, tokens: np.ndarray) -> list[str]:
+    """Return what each token adds to the text, [N]; none adds nothing."""
+
   def spelling(self, text: str) -> np.ndarray:
     """Return the nats of spelling what stand-ins stand for, float64 [N]."""
 
@@ -95,7 +98,11 @@ class Vocabulary(NamedTuple):
 
   def decode(self, tokens: np.ndarray) -> str:
     """Return the text of tokens [N]: the inverse of `encode`."""
-    return "".join(self.symbols[token] for token in np.asarray(tokens))
+    return "".join(self.pieces(tokens))
+
+  def pieces(self, tokens: np.ndarray) -> list[str]:
+    """Return the character of each token, [N]."""
+    return [self.symbols[token] for token in np.asarray(tokens)]
 
   def spelling(self, text: str) -> np.ndarray:
     """Return zeros, float64 [N]: a character is its own spelling."""

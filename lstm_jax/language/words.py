@@ -109,7 +109,11 @@ class Words(NamedTuple):
     The text of the tokens of t is `normal(t)`, but for words that are unknown.
     The text of tokens begins with the text of the first few of them.
     """
-    return _joined(self.symbols[token] for token in np.asarray(tokens))
+    return "".join(self.pieces(tokens))
+
+  def pieces(self, tokens: np.ndarray) -> list[str]:
+    """Return what each token adds to the text, its blank included, [N]."""
+    return list(_spaced(self.symbols[token] for token in np.asarray(tokens)))
 
   def spelling(self, text: str) -> np.ndarray:
     """Return the nats of spelling each unknown word of text, float64 [N].
@@ -149,7 +153,7 @@ def normal(text: str) -> str:
   It is the text of text's own words, so `normal(normal(t)) == normal(t)`, and
   both have the same tokens, whatever t.
   """
-  return _joined(_symbols(text))
+  return "".join(_spaced(_symbols(text)))
 
 
 def _symbols(text: str) -> Iterator[str]:
@@ -169,20 +173,18 @@ def _symbols(text: str) -> Iterator[str]:
         blank = False
 
 
-def _joined(symbols: Iterable[str]) -> str:
-  """Return the text of symbols: the inverse of `_symbols`."""
-  text: list[str] = []
+def _spaced(symbols: Iterable[str]) -> Iterator[str]:
+  """Yield what each symbol adds to the text: the inverse of `_symbols`."""
   before, stood_apart = "", True
   for symbol in symbols:
     if symbol.startswith("\n"):
-      text.append(symbol)
+      yield symbol
       before = ""
       continue
     piece = symbol.removeprefix(" ")
     blank = _apart(before, stood_apart, piece) != (piece != symbol)
-    text.append(" " * blank + piece)
+    yield " " * blank + piece
     before, stood_apart = piece, blank or not before
-  return "".join(text)
 
 
 def _apart(before: str, stood_apart: bool, piece: str) -> bool:

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+from pathlib import Path
 
 import jax
 import pytest
@@ -126,6 +127,17 @@ def explored_run(tmp_path_factory):
     num_layers=2,
   )
   return explored.write_run(config)
+
+
+@pytest.fixture
+def words_page(word_config, tmp_path, console):
+  """The page of a run over words that has never read temperate."""
+  corpus, own = Path(word_config.corpus), tmp_path / "own.txt"
+  corpus.write_text("Thou art\n  more lovely, more\nlovely.\n" * 20)
+  own.write_text("\n".join(explored.LINES * 3), encoding="utf-8")
+  folder = explored.write_run(word_config)
+  config = explore.ExploreConfig(str(folder), str(own))
+  return explore.run(config, console).path
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ Shall I compare thee to a 'summer's day?'
 
 Thou art more lovely -->
 """
+LINES = "Thou art more lovely, more", "  temperate Thou art", "more"
 LENGTH = 400  # characters of the page
 
 
@@ -48,6 +49,7 @@ class Read:
     scripts = re.findall(r'<script type="text/plain" id="(\w+)">(.*)</', text)
     self.scripts = {name: base64.b64decode(data) for name, data in scripts}
     self.header = json.loads(gzip.decompress(self.scripts["header"]))
+    self.text = "".join(self.header["pieces"])
 
   def array(self, blob, dtype=np.uint8):
     raw = gzip.decompress(self.scripts[f"blob{blob}"])

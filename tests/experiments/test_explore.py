@@ -30,10 +30,10 @@ from tests.experiments.test_programs import finish, start
 def test_the_text_is_the_beginning_of_the_held_out_split(
   explored_page, explored_run
 ):
-  header = Read(explored_page).header
-  assert header["text"] == held_out(explored_run)
-  assert len(header["text"]) == LENGTH
-  assert "lstm, 2 × 12 units" in header["about"]
+  found = Read(explored_page)
+  assert found.text == held_out(explored_run)
+  assert len(found.header["pieces"]) == len(found.text) == LENGTH
+  assert "lstm, 2 × 12 units" in found.header["about"]
 
 
 def test_states_and_gates_are_those_of_the_step_within_half_a_level(
@@ -68,7 +68,7 @@ def test_the_next_character_is_the_softmax_of_the_logits(
   _, logits = model.apply(trained.params, nothing, tokens)
   p = np.asarray(jax.nn.softmax(logits))
   where, count = found.header["next"], explore.LIKELIEST
-  likeliest = found.array(where["tokens"], "<u2").reshape(-1, count)
+  likeliest = found.array(where["tokens"], "<u4").reshape(-1, count)
   shares = found.array(where["shares"], "<u2").reshape(-1, count) / 65535
   expected = -np.sort(-p, axis=-1)[:, :count]
   assert np.abs(shares - expected).max() < 0.5 / 65535 + 1e-6
@@ -117,7 +117,7 @@ def test_units_are_scored_by_every_feature_that_the_text_has(
 
 def test_no_character_of_the_text_stands_in_the_page(explored_page):
   html = explored_page.read_text(encoding="utf-8")
-  assert HOSTILE in Read(explored_page).header["text"]
+  assert HOSTILE in Read(explored_page).text
   for part in ("document.title", "First Lord", "Shall I", "lovely"):
     assert part not in html
   scripts = html.count("<script")
@@ -138,9 +138,30 @@ def test_a_text_of_ones_own_is_read_from_its_beginning(
   shown = " ".join(console.file.getvalue().split())
   assert f"{output}: {found.size / 1e6:.1f} MB" in shown
   header = Read(output).header
-  assert header["text"] == "Shall I more\nlo"
+  assert "".join(header["pieces"]) == "Shall I more\nlo"
   assert header["absent"] == ["inside quotes", "speaker names"]
   assert f"15 characters of {own}" in header["about"]
+
+
+def test_a_run_over_words_is_shown_word_by_word(words_page, tmp_path, console):
+  folder, own = words_page.parent, tmp_path / "own.txt"
+  found, trained = Read(words_page), run_folder.load(folder)
+  line = ["Thou", " art", " more", " lovely", ",", " more", "\n  "]
+  line += ["<unk>", " Thou", " art", "\n", "more"]
+  assert found.header["pieces"] == [*line, "\n", *line, "\n", *line]
+  assert found.header["unit"] == "word"
+  assert "38 words of" in found.header["about"]
+  tokens = found.array(found.header["tokens"], "<u4")
+  assert (tokens == trained.vocabulary.encode(own.read_text())).all()
+  model, nothing = trained.model, trained.model.initial_state(())
+  _, logits = model.apply(trained.params, nothing, tokens)
+  p = np.asarray(jax.nn.softmax(logits))[np.arange(37), tokens[1:]]
+  found_p = found.array(found.header["next"]["own"], "<f4")
+  assert np.abs(found_p - p).max() < 1e-6
+  names = [feature["name"] for feature in found.header["features"]]
+  assert names == ["line position", "word starts"]
+  short = ExploreConfig(str(folder), str(own), length=3)
+  assert len(Read(explore.run(short, console).path).header["pieces"]) == 3
 
 
 def test_what_cannot_be_explored_is_an_error_that_says_why(
@@ -167,7 +188,7 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
   refused("there is no run in .*nowhere: no such folder", nowhere)
   refused("holds no checkpoint", tmp_path)
   words = write_run(word_config)
-  refused("the explorer shows characters, and the run in .* reads words", words)
+  refused("at least 2 words, got 1", words, text="Shall")
   assert not (words / run_folder.PAGE).exists()
 
 
@@ -187,7 +208,7 @@ def test_the_program_writes_a_page(explored_run, tmp_path):
   status, out, err = finish(start("explore", *flags))
   assert (status, err) == (0, "")
   assert f"page    {output}: " in out
-  assert len(Read(output).header["text"]) == 30
+  assert len(Read(output).text) == 30
 
 
 @NAMES
@@ -200,7 +221,7 @@ def test_every_cell_has_a_page(name, key):
   )
   params = language_model(config).init(key)
   blobs = Blobs()
-  header = explore.describe(CELLS[name], params, tokens, text, blobs)
+  header = explore.describe(CELLS[name], params, tokens, [*text], blobs)
   letters = {"gru": "hrzn", "rnn": "h", "coupled_lstm": "hcfgo"}
   for layer in header["layers"]:
     found = "".join(signal["name"] for signal in layer["signals"])

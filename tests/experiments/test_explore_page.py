@@ -1,5 +1,6 @@
 """The page of `experiments.explore`, as a reader meets it in a browser."""
 
+import itertools
 import re
 
 import jax
@@ -176,7 +177,7 @@ def test_the_page_goes_by_keys_alone(opened, explored_page, explored_run):
 def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
   text = held_out(explored_run)
   assert opened.run("return document.title") == "Cell explorer"
-  assert HOSTILE in opened.run("return chars.join('')")
+  assert HOSTILE in opened.run("return pieces.join('')")
   click_on(opened, text, text.index(HOSTILE))
   assert "‘<’" in text_of(opened, "status")
   opened.press(*["right"] * 8)
@@ -184,6 +185,51 @@ def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
   running = "return document.querySelectorAll('script:not([type])').length"
   assert opened.run(running) == 1  # the page's own
   assert opened.run("return document.title") == "Cell explorer"
+
+
+def test_words_have_the_width_that_they_need(chromium, words_page):
+  chromium.emulate(1100, 900)
+  chromium.open(words_page)
+  where = "return pieces.map((p, t) => [p, lineOf[t], columnOf[t], widths[t]])"
+  boxes = chromium.run(where)
+  assert [box[:3] for box in boxes[:11]] == [
+    ["Thou", 0, 0],
+    [" art", 0, 4],
+    [" more", 0, 8],
+    [" lovely", 0, 13],
+    [",", 0, 20],
+    [" more", 0, 21],
+    ["\n  ", 0, 26],
+    ["<unk>", 1, 2],
+    [" Thou", 1, 7],
+    [" art", 1, 12],
+    ["\n", 1, 16],
+  ]
+  left, top, width = chromium.run(
+    "const box = textCanvas.getBoundingClientRect();"
+    "return [box.left, box.top, charWidth]"
+  )
+  chromium.click(left + 4 + 16.5 * width, top + 13)  # in lovely
+  assert "‘lovely’, word 4 of 38. Unit" in text_of(chromium, "status")
+  assert "Next in the text: ‘,’" in text_of(chromium, "status")
+  chromium.press("down")
+  assert "‘art’, word 10 of 38." in text_of(chromium, "status")
+  assert "next word of the text" in text_of(chromium, "reach")
+  own_row = "return document.querySelector('#next .own b').innerText"
+  assert chromium.run(own_row) == "↵"
+
+  # On a phone lines are broken, and nothing stands beyond the edge or twice.
+  chromium.emulate(150, 740)
+  chromium.open(words_page)
+  columns, boxes = chromium.run("return columns"), chromium.run(where)
+  assert columns < 26
+  assert all(column + wide <= columns for _, _, column, wide in boxes)
+  assert [box[1] for box in boxes] == sorted(box[1] for box in boxes)
+  for (_, line, column, wide), (_, line2, column2, _) in itertools.pairwise(
+    boxes
+  ):
+    assert line2 > line or column2 == column + wide
+  assert chromium.errors() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -239,7 +285,9 @@ def test_a_long_text_of_many_units_stays_smooth(chromium, tmp_path):
   ]
   norms = draw.random((length, window)).astype(np.float32)
   header = {
-    "text": text,
+    "pieces": [*text],
+    "tokens": blobs.add(np.zeros(length, "<u4")),
+    "unit": "character",
     "window": window,
     "features": [],
     "absent": [],
@@ -250,7 +298,7 @@ def test_a_long_text_of_many_units_stays_smooth(chromium, tmp_path):
     ],
     "next": {
       "count": 10,
-      "tokens": blobs.add(np.zeros((length, 10), "<u2")),
+      "tokens": blobs.add(np.zeros((length, 10), "<u4")),
       "shares": blobs.add(np.zeros((length, 10), "<u2")),
       "own": blobs.add(np.zeros(length - 1, "<f4")),
     },

@@ -64,14 +64,14 @@ def test_names_are_capitalised_lines_that_end_in_a_colon():
   assert (speaker_names(text) == expected).all()
 
 
-def test_a_feature_is_absent_where_it_never_changes():
-  absent = {f.name: f.absent("Plain words, no names") for f in FEATURES}
-  assert absent == {
-    "line position": False,
-    "inside quotes": True,
-    "word starts": False,
-    "speaker names": True,
-  }
+def test_a_feature_of_pieces_is_that_of_their_characters():
+  pieces = ["Thou", " '", "art", " more", "'", ",", "\n  ", "o'er", "\n"]
+  text = "".join(pieces)
+  line, quotes, starts, _ = FEATURES
+  assert line.of_pieces(text).tolist() == line.of(text).tolist()
+  assert line.of_pieces(pieces).tolist() == [4, 6, 9, 14, 15, 16, 2, 6, 0]
+  assert quotes.of_pieces(pieces).tolist() == [0, 1, 1, 1, 0, 0, 0, 0, 0]
+  assert starts.of_pieces(pieces).tolist() == [1, 0, 1, 1, 0, 0, 0, 1, 0]
 
 
 def test_the_area_is_the_chance_to_be_larger_where_it_is_true():

@@ -41,6 +41,8 @@ def test_the_normal_form_has_the_tokens_of_the_text(text):
     assert tokens.dtype == np.int32
     assert (vocabulary.encode(once) == tokens).all()
     assert vocabulary.decode(tokens) == once
+    added = vocabulary.pieces(tokens)
+    assert len(added) == len(tokens) and "" not in added
     assert vocabulary.size - 1 not in tokens
 
 
