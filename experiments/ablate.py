@@ -8,7 +8,8 @@ says, each change; every run has a folder under --run. The table compares their
 held-out losses, over every prediction: cold windows of 256, and one stateful
 pass. What the seed alone does, --change=seed=1 tells. The figures are kept in
 ablations.json, and a change that is in it is not trained again; one that was
-interrupted goes on.
+interrupted goes on. One that diverges is marked so. --overwrite trains all of
+them anew.
 """
 
 import dataclasses
@@ -28,13 +29,16 @@ from rich.table import Table
 from experiments import run_folder, train
 from experiments.claim import OWN
 from experiments.config import TrainConfig
-from experiments.program import SIGNALLED, launch, plain_console
+from experiments.corpus import sha256_of
+from experiments.parts import make
+from experiments.program import SIGNALLED, Diverged, launch, plain_console
 from experiments.train_flags import define_flags
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
 
 RECORD = "ablations.json"
 BASE = "base"
+FIXED = "corpus", "split", "tokens", "min_count"  # or losses do not compare
 
 
 class Result(NamedTuple):
@@ -49,28 +53,38 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
 
   Raises:
     ValueError: a change is none, no folder is given, or it holds the figures
-      of another recipe; or as `train.run`.
-    Diverged: as `train.run`.
+      of another recipe or corpus; or as `train.run`, of any of the runs and
+      before the first.
+    Diverged: the recipe itself does.
   """
   if not config.run:
     raise ValueError("--run must be the folder of the runs, got none")
   configs = {BASE: config} | {c: changed(config, c) for c in changes}
-  path = Path(config.run) / RECORD
-  rows, stopped_by = _known(path, config, console), None
+  sha256 = _check(configs)
+  path, stopped_by = Path(config.run) / RECORD, None
+  rows = [] if config.overwrite else _known(path, config, sha256, console)
   for name, one in configs.items():
     if any(row["change"] == name for row in rows):
       continue
     console.print(Rule(f"{name} ({len(rows) + 1} of {len(configs)})"))
     folder = Path(config.run) / name.replace("/", "-")
     finished = (folder / run_folder.RESULT).exists()
-    again = dataclasses.replace(one, run=str(folder), overwrite=finished)
-    result = train.run(again, console)
-    stopped_by = result.stopped_by
-    if stopped_by:
-      break
-    rows.append({"change": name} | _measure(result, again))
-    record = {"recipe": _recipe(config), "rows": rows} | run_folder.origin()
-    run_folder.write_json(path, record)
+    anew = finished or config.overwrite
+    again = dataclasses.replace(one, run=str(folder), overwrite=anew)
+    try:
+      result = train.run(again, console)
+    except Diverged as error:
+      if name == BASE:
+        raise
+      console.print(f"{error}", soft_wrap=True)
+      rows.append({"change": name, "diverged": True})
+    else:
+      stopped_by = result.stopped_by
+      if stopped_by:
+        break
+      rows.append({"change": name} | _measure(result, again))
+    record = {"recipe": _recipe(config), "corpus_sha256": sha256, "rows": rows}
+    run_folder.write_json(path, record | run_folder.origin())
   if rows:
     console.print(table(rows))
     console.print(f"kept in {shlex.quote(str(path))}", soft_wrap=True)
@@ -111,16 +125,37 @@ def table(rows: list[dict[str, Any]]) -> Table:
     result.add_column(name, justify="right", no_wrap=True)
   base = rows[0]["stateful"]
   for row in rows:
+    if row.get("diverged"):
+      result.add_row(row["change"], "", "", "diverged", "", "")
+      continue
     difference = row["stateful"] - base
     result.add_row(
       row["change"],
       f"{row['parameters']:,}",
-      f"{row['cold']:.4f}",
-      f"{row['stateful']:.4f}",
-      "" if row["change"] == BASE else f"{difference:+.4f}",
+      _told(row["cold"]),
+      _told(row["stateful"]),
+      "" if row["change"] == BASE else _told(difference, "+"),
       f"{row['seconds']:.0f}",
     )
   return result
+
+
+def _check(configs: dict[str, TrainConfig]) -> str:
+  """Raise ValueError for what cannot be trained; return the corpus's hash."""
+  base = configs[BASE]
+  for change, one in configs.items():
+    for name in FIXED:
+      if getattr(one, name) != getattr(base, name):
+        raise ValueError(
+          f"--change must leave {', '.join(FIXED)} as they are, or the losses "
+          f"do not compare, got {change!r}"
+        )
+    jax.eval_shape(lambda one=one: make(one).state)
+  return sha256_of(read_text(base.corpus))
+
+
+def _told(nats: float, sign: str = "") -> str:
+  return f"{nats:{sign}{'.4f' if nats < 1e4 else '.3g'}}"
 
 
 def _measure(result: train.Result, config: TrainConfig) -> dict[str, Any]:
@@ -144,7 +179,7 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
 
 
 def _known(
-  path: Path, config: TrainConfig, console: Console
+  path: Path, config: TrainConfig, sha256: str, console: Console
 ) -> list[dict[str, Any]]:
   """Return the rows that are in the record, if it is of this recipe."""
   if not path.exists():
@@ -161,6 +196,11 @@ def _known(
         f"{path} is of another recipe: {name} was {recipe.get(name)!r} and is "
         f"{value!r}; choose another --run"
       )
+  if record.get("corpus_sha256", sha256) != sha256:
+    raise ValueError(
+      f"{path} is of another corpus: {config.corpus} has changed; choose "
+      "another --run, or --overwrite"
+    )
   console.print(f"{path} has {len(rows)} of the runs", soft_wrap=True)
   return rows
 

@@ -42,6 +42,7 @@ CELLS = {
   "gru": gru,
   "rnn": rnn,
 }
+EARLY = 10, 30  # updates after which to look as well: the most happens there
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,11 @@ def regularizers(config: TrainConfig) -> Regularizers | None:
   names = [field.name for field in dataclasses.fields(Regularizers)]
   chosen = Regularizers(**{name: getattr(config, name) for name in names})
   return chosen if chosen != Regularizers() else None
+
+
+def is_look(config: TrainConfig, step: int) -> bool:
+  """Return whether a run looks at held-out text after that update."""
+  return step in EARLY or step % config.eval_every == 0
 
 
 def reading(config: TrainConfig) -> Reading:

@@ -1,7 +1,7 @@
 """What a run reads: its corpus, cut into parts and into tokens."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,27 @@ class Corpus(NamedTuple):
   @property
   def sha256(self) -> str:
     """Of the whole text."""
-    data = self.text.encode("utf-8", "surrogatepass")
-    return hashlib.sha256(data).hexdigest()
+    return sha256_of(self.text)
+
+
+def sha256_of(text: str) -> str:
+  """Return the SHA-256 of a text in UTF-8."""
+  return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_again(record: dict[str, Any]) -> str:
+  """Return the corpus of a run, given what its config.json says.
+
+  Raises:
+    ValueError: it cannot be read, or has changed since the run began: what is
+      held out of it now may be what the run has learnt.
+  """
+  text = read_text(record["corpus"])
+  if record.get("corpus_sha256") not in (None, sha256_of(text)):
+    raise ValueError(
+      f"corpus {record['corpus']} has changed since the run began"
+    )
+  return text
 
 
 def read_corpus(config: TrainConfig) -> Corpus:

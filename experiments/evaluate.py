@@ -8,9 +8,10 @@ pass, and dynamic evaluation, whose rate and decay are chosen on text that comes
 before the held-out split: the run's development text, or else the end of what
 it was trained on. Other parts of the corpus, such as the middle of a 90/5/5
 split, are given by --begin and --end. The figures are kept in the run's folder,
-in evaluation.json. Beside the loss of each token stands that of each character,
-for which a model over words also pays the spelling of words that it does not
-know: by that figure it compares with a model over characters.
+in evaluation.json, beside those of other protocols on the same text. Beside the
+loss of each token stands that of each character, for which a model over words
+also pays the spelling of words that it does not know: by that figure it
+compares with a model over characters.
 """
 
 import itertools
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import run_folder
+from experiments.corpus import read_again, sha256_of
 from experiments.program import finite, launch, plain_console
 from lstm_jax.language import make_streams, read_text
 from lstm_jax.language.evaluate import (
@@ -43,6 +45,7 @@ RATES, DECAYS = (3e-5, 1e-4, 3e-4), (2e-3, 2e-2, 1e-1)
 TUNING = 20_000  # tokens that choose among them
 SCALE_TOKENS = 200_000  # of the training text, for the gradient's scale
 SCALE_STREAMS = 32
+SAME = "corpus_sha256", "begin", "end", "update"  # of figures side by side
 
 
 def run(
@@ -65,8 +68,8 @@ def run(
   """
   trained = run_folder.load(Path(run))
   config = json.loads((Path(run) / run_folder.CONFIG).read_text("utf-8"))
-  corpus = corpus or config["corpus"]
-  whole, vocabulary = read_text(corpus), trained.vocabulary
+  whole = read_text(corpus) if corpus else read_again(config)
+  corpus, vocabulary = corpus or config["corpus"], trained.vocabulary
   begin = 1 - config["split"] if begin is None else begin
   first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
   part = whole[first:last]
@@ -75,6 +78,12 @@ def run(
     raise ValueError(
       "--begin and --end must be shares of the corpus with at least 2 tokens "
       f"between them, got {begin} and {end} of {len(whole):,} characters"
+    )
+  if "dynamic" in protocol and len(before) < SCALE_STREAMS * segment + 1:
+    raise ValueError(
+      "dynamic evaluation learns the gradient's scale from the text before "
+      f"--begin: at least {SCALE_STREAMS * segment + 1:,} tokens, "
+      f"got {len(before):,}; --protocol=cold --protocol=stateful need none"
     )
   unit = vocabulary.unit
   console.print(
@@ -95,6 +104,8 @@ def run(
   model, params = trained.model, trained.params
   record: dict[str, Any] = {
     "corpus": corpus,
+    "corpus_sha256": sha256_of(whole),
+    "update": trained.step,
     "begin": begin,
     "end": end,
     "tokens": unit,
@@ -108,7 +119,7 @@ def run(
   table = Table(box=SIMPLE_HEAD, pad_edge=False)
   table.add_column("protocol", no_wrap=True)
   units = dict.fromkeys((unit, "character"))
-  for name in (*(f"nats/{u}" for u in units), "bits/character", "perplexity"):
+  for name in (*(f"nats/{u[:4]}" for u in units), "bits/char", "perplexity"):
     table.add_column(name, justify="right", no_wrap=True)
   for name in PROTOCOLS:
     if name not in protocol:
@@ -121,7 +132,8 @@ def run(
     elif name == "stateful":
       nats = stateful_nats(model, params, text)
     else:
-      scale = _scale(model, params, before, segment)
+      tuning = make_streams(before[:SCALE_TOKENS], SCALE_STREAMS, segment)
+      scale = gradient_scale(model, params, tuning)
       how = _choose(trained, before, scale, segment, rate, decay, console)
       title = f"dynamic, rate {how.rate:g}, decay {how.decay:g}"
       nats = dynamic_nats(model, params, text, scale, how)
@@ -139,21 +151,23 @@ def run(
     )
   console.print(table)
   path = Path(run) / run_folder.EVALUATION
-  run_folder.write_json(path, record)
+  run_folder.write_json(path, _with_earlier(path, record))
   console.print(f"saved in {path}", soft_wrap=True)
   return record
 
 
-def _scale(model: Any, params: Any, before: np.ndarray, segment: int) -> Any:
-  """Return the gradient's scale on text before that which is evaluated."""
-  if len(before) < SCALE_STREAMS * segment + 1:
-    raise ValueError(
-      "dynamic evaluation learns the gradient's scale from the text before "
-      f"--begin: at least {SCALE_STREAMS * segment + 1:,} tokens, "
-      f"got {len(before):,}"
-    )
-  streams = make_streams(before[:SCALE_TOKENS], SCALE_STREAMS, segment)
-  return gradient_scale(model, params, streams)
+def _with_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+  """Return the record, and what the file has of other protocols on the same."""
+  try:
+    earlier = json.loads(path.read_text("utf-8"))
+    if any(earlier[name] != record[name] for name in SAME):
+      return record
+    both = earlier | record
+    for name in ("nats", "nats_per_character"):
+      both[name] = earlier[name] | record[name]
+  except (OSError, ValueError, KeyError, TypeError):  # none, or no evaluation
+    return record
+  return both
 
 
 def _choose(

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from experiments import run_folder
 from experiments.config import CELLS
+from experiments.corpus import read_again
 from experiments.gradient_paths import gradient_paths
 from experiments.packed import page, script
 from experiments.program import launch, plain_console
@@ -87,12 +88,14 @@ def run(config: ExploreConfig, console: Console) -> Explored:
   """
   folder = Path(config.run)
   trained = run_folder.load(folder)
+  path = Path(config.output) if config.output else folder / run_folder.PAGE
+  run_folder.check_parent(path)
   record = json.loads((folder / run_folder.CONFIG).read_text("utf-8"))
   vocabulary = trained.vocabulary
   if config.text:
     text, source = read_text(config.text), f"of {config.text}"
   else:
-    _, text = split(read_text(record["corpus"]), record["split"])
+    _, text = split(read_again(record), record["split"])
     source = f"held out of {record['corpus']}"
   unit = vocabulary.unit
   if unit == "character":  # what comes later need not be known
@@ -110,7 +113,6 @@ def run(config: ExploreConfig, console: Console) -> Explored:
   symbols = list(vocabulary.symbols)
   header |= {"about": about, "unit": unit, "symbols": symbols}
   written = blobs.page(header).encode()
-  path = Path(config.output) if config.output else folder / run_folder.PAGE
   path.write_bytes(written)
   console.print(f"run     {folder}: {about}\n", end="", soft_wrap=True)
   console.print(f"page    {path}: {len(written) / 1e6:,.1f} MB", soft_wrap=True)

@@ -38,15 +38,16 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
     raise ValueError(f"a dry run is of one device, got a mesh of {config.mesh}")
   parts = make(config)
   console.print(heading(config, parts), soft_wrap=True)
-  needs = footprint(parts, config.num_streams, config.num_steps)
+  most = most_streams(config)
+  needs = footprint(parts, most, config.num_steps)
   streams = next(parts.reading.epochs(parts.corpus.training.tokens))
   console.print(
-    f"an update   {config.num_streams} streams × {config.num_steps} steps: "
+    f"an update   {most} streams × {config.num_steps} steps: "
     f"{bytes_told(needs.bytes)} of memory ({bytes_told(needs.state_bytes)} "
     f"between updates), {needs.operations / 1e9:,.2f} GFLOP in products\n"
     f"an epoch    {streams.tokens_per_epoch:,} predictions in "
     f"{streams.num_blocks:,} updates\n"
-    f"the run     {needs.operations * parts.num_updates / 1e12:,.1f} TFLOP",
+    f"the run     {total_operations(parts) / 1e12:,.1f} TFLOP",
     soft_wrap=True,
   )
   return needs
@@ -75,6 +76,22 @@ def footprint(parts: Parts, num_streams: int, num_steps: int) -> Footprint:
     kept,
     operations(like.params, num_streams * num_steps),
   )
+
+
+def most_streams(config: TrainConfig) -> int:
+  """Return B of the widest blocks: some come late."""
+  return max(config.num_streams, config.late_streams)
+
+
+def total_operations(parts: Parts) -> int:
+  """Return the operations of a whole run's products."""
+  epochs = parts.reading.epochs(parts.corpus.training.tokens)
+  blocks = (
+    block * streams.tokens.shape[1]
+    for streams in epochs
+    for block in np.diff(streams.cuts)
+  )
+  return sum(operations(parts.state.params, tokens) for tokens in blocks)
 
 
 def operations(params: LanguageParams, tokens: int) -> int:
@@ -115,7 +132,7 @@ def that_fits(config: TrainConfig, parts: Parts, limit: int) -> str:
     parts: of the run.
     limit: bytes of memory; streams are halved until an update takes no more.
   """
-  streams, steps = config.num_streams, config.num_steps
+  streams, steps = most_streams(config), config.num_steps
   needed = bytes_told(footprint(parts, streams, steps).bytes)
   told = (
     f"{streams} streams × {steps} steps need {needed} and the device has "

@@ -10,7 +10,8 @@ from experiments.run_folder import METRICS, PICTURE
 
 def draw(folder: Path, unit: str) -> None:
   """Draw loss.png from metrics.jsonl, in nats per unit: per what a token is."""
-  lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+  *lines, cut = (folder / METRICS).read_text(encoding="utf-8").split("\n")
+  del cut  # without a line break: half a row, where a disk was full
   rows = [json.loads(line) for line in lines]
   figure = Figure(figsize=(7, 4), layout="constrained")
   axes = figure.subplots()

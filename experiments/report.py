@@ -59,10 +59,11 @@ def run(config: ReportConfig, console: Console) -> Report:
   for folder in folders:
     if sum(folder.resolve() == other.resolve() for other in folders) > 1:
       raise ValueError(f"{folder} is given twice")
-  header = describe([read_course(folder) for folder in folders])
-  written = page(TEMPLATE, header, []).encode()
+  courses = [read_course(folder) for folder in folders]
   beside = folders[0] if len(folders) == 1 else Path()
   path = Path(config.output) if config.output else beside / run_folder.REPORT
+  run_folder.check_parent(path)
+  written = page(TEMPLATE, describe(courses), []).encode()
   path.write_bytes(written)
   console.print(f"page    {path}: {len(written) / 1e3:,.0f} kB", soft_wrap=True)
   return Report(path, len(written))

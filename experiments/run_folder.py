@@ -95,6 +95,12 @@ def naming(path: Path) -> Iterator[None]:
     raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def check_parent(path: Path) -> None:
+  """Raise ValueError where a file of that name cannot be, before it is made."""
+  if not path.parent.is_dir():
+    raise ValueError(f"{path} cannot be written: no such folder")
+
+
 def device_name() -> str:
   """Return what the run computes on."""
   device = jax.devices()[0]

@@ -3,11 +3,11 @@
   python -m experiments.sweep --num_seeds=8 --rate=3e-3 --rate=1e-2
 
 trains eight seeds at each rate in one program: one compilation, and products
-over all members. It takes every flag of `experiments.train`; the seeds count up
-from --seed. Each member is the run that `experiments.train` makes with its seed
-and rate, up to rounding. The tables have each member's best held-out loss, and
-the mean and the deviation over the seeds of each rate; result.json in the run's
-folder has every look.
+over all members. It takes the flags of a run of `experiments.train`, on one
+device; the seeds count up from --seed. Each member is the run that
+`experiments.train` makes with its seed and rate, up to rounding. The tables
+have each member's best held-out loss, and the mean and the deviation over the
+seeds of each rate; result.json in the run's folder has every look.
 
 Its checkpoints have the state of all members, from which it goes on as a run
 does, and the weights of the best, for `experiments.sample` and the others.
@@ -31,7 +31,7 @@ from rich.table import Table
 
 from experiments import run_folder
 from experiments.claim import claimed, forget_previous, to_go_on
-from experiments.config import TrainConfig, optimizer_config
+from experiments.config import TrainConfig, is_look, optimizer_config
 from experiments.members import Member, ensemble, leader, restore, save
 from experiments.parts import Parts, heading, make
 from experiments.program import SIGNALLED, launch, plain_console, stoppable
@@ -71,9 +71,9 @@ def run(config: SweepConfig, console: Console) -> Result:
   Raises:
     ValueError: as `train.run`; or the configuration has what a sweep has not.
   """
-  _refuse(config)
+  rates = [*dict.fromkeys(config.rate)] or [config.learning_rate]
+  _refuse(config, rates)
   seeds = range(config.seed, config.seed + config.num_seeds)
-  rates = config.rate or [config.learning_rate]
   pairs = itertools.product(rates, seeds)
   members = [Member(seed, rate, []) for rate, seed in pairs]
   at_one = dataclasses.replace(config, learning_rate=1.0)
@@ -100,9 +100,9 @@ def run(config: SweepConfig, console: Console) -> Result:
   return result
 
 
-def _refuse(config: SweepConfig) -> None:
+def _refuse(config: SweepConfig, rates: list[float]) -> None:
   """Raise ValueError for rates that are none, and for what a sweep has not."""
-  for rate in config.rate:
+  for rate in rates:
     optimizer_config(dataclasses.replace(config, learning_rate=rate))
   for name in ("average_after", "nonfinite", "mesh"):
     value = getattr(config, name)
@@ -141,7 +141,7 @@ def _learn(
       writer.wait()
       last = step == parts.num_updates
       stop = requests[0] if requests and not last else None
-      look = last or step % config.eval_every == 0
+      look = last or is_look(config, step)
       if not (look or stop):
         continue
       loss = float(np.nanmean(jax.device_get(metrics.loss)))

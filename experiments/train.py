@@ -22,7 +22,7 @@ from rich.console import Console
 
 from experiments import distributed, run_folder
 from experiments.claim import to_go_on
-from experiments.config import SKIPPED, TrainConfig
+from experiments.config import SKIPPED, TrainConfig, is_look
 from experiments.footprint import available, dry_run, that_fits
 from experiments.journal import Journal
 from experiments.onlooker import claimed_by_first, journal_class
@@ -43,7 +43,6 @@ from experiments.wording import loss_title, losses_told
 from lstm_jax.language import Tokenizer, stateful_loss
 from lstm_jax.training import begin_average, include, learnt, train, wanders
 
-EARLY = 10, 30  # updates after which to look as well: the most happens there
 OPENING = "Shall I"  # the prompt that the run suggests at its end
 FINAL_LENGTH = 1000  # tokens of the last sample
 PIECE = 256  # tokens of the watched text, whose gates TensorBoard shows
@@ -145,7 +144,7 @@ def _learn(
       average = include(average, state.params)
     journal.update(step, metrics)
     last = step == parts.num_updates
-    look = last or step in EARLY or step % config.eval_every == 0
+    look = last or is_look(config, step)
     asked = distributed.asked(requests, look)
     stop = None if last else asked
     params = average.params if average else learnt(state)

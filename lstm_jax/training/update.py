@@ -64,7 +64,8 @@ def make_update(
   """Return a compiled (state, tokens, targets) -> (state, metrics).
 
   The state passed in is donated: its buffers hold the state that comes out. The
-  carried state stays what it was where the gradient has a NaN or an infinity.
+  carried state and the average stay what they were where the gradient has a NaN
+  or an infinity.
 
   Args:
     model: its training_loss is minimised.
@@ -95,11 +96,12 @@ def one_update(
     norm = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
+    finite = jnp.isfinite(norm)
     if average is not None:
       rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+      rate = jnp.where(finite, rate, 0.0)
       average = optax.incremental_update(params, average, rate)
     # What makes a gradient infinite may be in the state, and would stay there.
-    finite = jnp.isfinite(norm)
     carry = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, carry)
     metrics = Metrics(loss, norm, targets.size, part_norms(gradient))
     return TrainState(step + 1, params, average, opt_state, carry), metrics

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import ablate, run_folder, train
+from experiments.program import Diverged
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import stateful_loss
 
@@ -40,6 +41,32 @@ def test_each_change_is_trained_once_and_measured(config, console):
   assert console.file.getvalue().count("run folder") == 4
 
 
+def test_a_change_that_diverges_is_marked_and_the_others_go_on(config, console):
+  wild = "optimizer=sgd,learning_rate=1e38,warmup=0,clip_norm=0"
+  rows, _ = ablate.run(config, [wild, "hidden_size=7"], console)
+  assert rows[1] == {"change": wild, "diverged": True}
+  assert rows[2]["stateful"] > 0
+  printed = console.file.getvalue()
+  assert "no checkpoint is kept" in printed
+  assert re.search(r" diverged +$", printed, re.MULTILINE)
+  assert ablate.run(config, [wild], console).rows == rows
+  with pytest.raises(Diverged, match="no checkpoint is kept"):
+    ablate.run(
+      dataclasses.replace(ablate.changed(config, wild), run=f"{config.run}2"),
+      [],
+      console,
+    )
+
+
+def test_all_can_be_trained_anew(config, console):
+  ablate.run(config, [], console)
+  config = dataclasses.replace(config, learning_rate=0.01, overwrite=True)
+  rows, _ = ablate.run(config, [], console)
+  path = Path(config.run) / ablate.RECORD
+  record = json.loads(path.read_text(encoding="utf-8"))
+  assert (record["rows"], record["recipe"]["learning_rate"]) == (rows, 0.01)
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [
@@ -49,6 +76,10 @@ def test_each_change_is_trained_once_and_measured(config, console):
     ("num_layers=two", "num_layers must be of kind int, got 'two'"),
     ("tied=yes", "tied must be of kind bool, got 'yes'"),
     ("weight_drop=1.5", r"weight_drop must be in \[0, 1\), got 1.5"),
+    ("schedule=none", "schedule must be in .* got 'none'"),
+    ("learning_rate=0", "learning_rate must be positive and finite, got 0"),
+    ("tokens=word", "must leave corpus, .* do not compare, got 'tokens=word'"),
+    ("num_steps=99999", "the text is too short: 3 streams of 99999"),
   ],
 )
 def test_a_change_that_is_none_is_refused_before_training(
@@ -66,6 +97,11 @@ def test_the_figures_of_another_recipe_are_not_mixed_in(config, console):
   other = dataclasses.replace(config, learning_rate=0.1)
   with pytest.raises(ValueError, match=r"learning_rate was 0\.005 and is 0\.1"):
     ablate.run(other, [], console)
+  text = Path(config.corpus).read_text()
+  Path(config.corpus).write_text(text + "More.\n")
+  with pytest.raises(ValueError, match="of another corpus: "):
+    ablate.run(config, [], console)
+  Path(config.corpus).write_text(text)
   path = Path(config.run) / ablate.RECORD
   for text in ("{", "[]", "{}", '{"recipe": {}, "rows": [1]}'):
     path.write_text(text)

@@ -102,8 +102,34 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_why(config, console):
 
   refused("at least 2 tokens between them, got 0.9 and 0.9", begin=0.9, end=0.9)
   refused("at least 2 tokens between them, got 0.9 and 1.5", end=1.5)
-  refused("at least 129 tokens, got 0", begin=0.0)
+  refused("at least 129 tokens, got 0; --protocol=cold", begin=0.0)
   refused("diverges at token", rate=1e300, decay=0.0)
   refused("diverges at every rate", rate=1e300)
   refused("cannot be read", corpus="/nowhere/at/all")
+  Path(config.corpus).write_text("Shall I compare thee?\n" * 60)
+  refused("verse.txt has changed since the run began")
   assert not (Path(folder) / run_folder.EVALUATION).exists()
+  own = OPTIONS | {"corpus": config.corpus, "protocol": ["cold"]}
+  evaluate.run(run=folder, **own, console=console)
+
+
+def test_figures_of_the_same_text_and_weights_stand_side_by_side(
+  config, console
+):
+  folder = train.run(config, console).folder
+  path = folder / run_folder.EVALUATION
+
+  def evaluated(*protocol, **changes):
+    options = OPTIONS | {"protocol": [*protocol]} | changes
+    found = evaluate.run(run=str(folder), **options, console=console)
+    assert list(found["nats"]) == [*protocol]
+    return json.loads(path.read_text())
+
+  dynamic = evaluated("dynamic", rate=1e-3, decay=0.1)
+  both = evaluated("cold")
+  assert {*both["nats"]} == {*both["nats_per_character"]} == {"cold", "dynamic"}
+  assert both["nats"]["dynamic"] == dynamic["nats"]["dynamic"]
+  assert (both["dynamic"], both["window"]) == (dynamic["dynamic"], 16)
+  assert {*evaluated("stateful", begin=0.8)["nats"]} == {"stateful"}
+  path.write_text("[1]")
+  assert {*evaluated("stateful")["nats"]} == {"stateful"}

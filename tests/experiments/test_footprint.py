@@ -5,7 +5,12 @@ import jax
 import pytest
 
 from experiments import footprint, parts, train
-from experiments.footprint import dry_run, operations, that_fits
+from experiments.footprint import (
+  dry_run,
+  operations,
+  that_fits,
+  total_operations,
+)
 from experiments.parts import make
 from lstm_jax.language import ModelConfig, language_model
 
@@ -23,6 +28,20 @@ def test_a_dry_run_says_what_a_run_needs_and_makes_nothing(config, console):
   assert f"{needs.operations / 1e9:,.2f} GFLOP" in shown
   assert "in 47 updates" in shown
   assert not Path(config.run).exists()
+
+
+def test_a_dry_run_reckons_with_streams_that_come_late(config, console):
+  config = dataclasses.replace(config, num_epochs=3)
+  wide = dry_run(dataclasses.replace(config, num_streams=9), console)
+  late = dataclasses.replace(config, late_streams=9)
+  assert dry_run(late, console).bytes == wide.bytes
+  assert "9 streams × 8 steps" in console.file.getvalue()
+  of = make(late)
+  epochs = [*of.reading.epochs(of.corpus.training.tokens)]
+  assert [streams.tokens.shape[1] for streams in epochs] == [3, 3, 9]
+  blocks = [block for streams in epochs for block, _ in streams.blocks()]
+  expected = sum(operations(of.state.params, block.size) for block in blocks)
+  assert total_operations(of) == expected
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(24, 9), (5, 5)])

@@ -22,13 +22,13 @@ def test_members_are_the_runs_of_their_seeds_and_rates(config, console):
   config = dataclasses.replace(
     config, seed=4, average=0.9, output_dropout=0.2, eval_every=15
   )
-  many = of_sweep(config, num_seeds=2, rate=[0.005, 0.03])
+  many = of_sweep(config, num_seeds=2, rate=[0.005, 0.03, 0.005])
   result = sweep.run(many, console)
   named = [(one.seed, one.learning_rate) for one in result.members]
   assert named == [(4, 0.005), (5, 0.005), (4, 0.03), (5, 0.03)]
   record = json.loads((Path(config.run) / "result.json").read_text())
   for one, kept in zip(result.members, record["members"], strict=True):
-    assert [step for step, _ in one.looks] == [15, 30, 45, 47]
+    assert [step for step, _ in one.looks] == [10, 15, 30, 45, 47]
     assert kept["looks"] == [list(look) for look in one.looks]
   for index in (0, 3):
     one = result.members[index]
@@ -74,6 +74,7 @@ def test_the_tables_have_each_member_and_the_spread_of_each_rate(console):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
+    ({"learning_rate": 0.0}, "learning_rate must be .* got 0"),
     ({"rate": [0.0]}, "learning_rate must be positive and finite, got 0"),
     (
       {"rate": [math.inf]},

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import journal, parts, run_folder, train
 from experiments.gradcheck import check_model
+from experiments.plot import draw
 from experiments.program import Diverged
 from experiments.sample import run as write
 from experiments.train_flags import define_flags
@@ -342,6 +343,13 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(
   found = {row["step"]: row for row in rows(result.folder) if "loss" in row}
   assert [row.get("skipped", 0) for row in found.values()] == [1, 1, 3, 3, 3]
   assert all(math.isfinite(row["loss"]) for row in found.values())
+
+
+def test_half_a_row_is_not_drawn_and_hides_no_other_error(tmp_path):
+  rows = '{"step": 10, "loss": 3.5}\n{"step": 20, "lo'
+  (tmp_path / "metrics.jsonl").write_text(rows)
+  draw(tmp_path, "character")
+  assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
 def test_skipping_ends_where_too_many_in_a_row_are_not_finite(

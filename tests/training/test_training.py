@@ -101,6 +101,21 @@ def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
   )
 
 
+def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
+  rule = make_optimizer(OptimizerConfig(skipped=2), 20)
+  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
+  update = make_update(MODEL, rule, decay=0.5)
+  *_, (state, _) = steps(update, state, 3)
+  before = jax.tree.map(np.asarray, state)
+  nothing = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
+  after, metrics = update(state._replace(carry=nothing), *STREAMS.block(0))
+  assert jnp.isnan(metrics.gradient_norm)
+  assert after.step == before.step + 1
+  assert worst(after.params, before.params) == 0
+  assert worst(after.average, before.average) == 0
+  assert worst(after.average, after.params) > 0
+
+
 def test_the_average_is_that_of_the_weights_after_each_update(key):
   rule = make_optimizer(OptimizerConfig(), 20)
   state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
