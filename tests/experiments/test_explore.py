@@ -182,7 +182,9 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
   refused("character 'é' at position 3 is not in the", text="Shaéll")
   own.write_text("Thou", encoding="utf-8")
   nowhere = tmp_path / "nowhere"
-  with pytest.raises(OSError, match="No such file or directory"):
+  with pytest.raises(
+    ValueError, match="page cannot be written: no such folder"
+  ):
     there = ExploreConfig(str(explored_run), str(own), 5, str(nowhere / "page"))
     explore.run(there, console)
   refused("there is no run in .*nowhere: no such folder", nowhere)
