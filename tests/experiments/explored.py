@@ -49,7 +49,11 @@ class Read:
     scripts = re.findall(r'<script type="text/plain" id="(\w+)">(.*)</', text)
     self.scripts = {name: base64.b64decode(data) for name, data in scripts}
     self.header = json.loads(gzip.decompress(self.scripts["header"]))
-    self.text = "".join(self.header["pieces"])
+
+  @property
+  def text(self):
+    """Return the text that an explorer's page shows."""
+    return "".join(self.header["pieces"])
 
   def array(self, blob, dtype=np.uint8):
     raw = gzip.decompress(self.scripts[f"blob{blob}"])
