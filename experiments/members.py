@@ -11,9 +11,8 @@ from rich.console import Console
 from experiments import run_folder
 from experiments.config import TrainConfig, optimizer_config
 from experiments.parts import Parts, keys_of
-from experiments.resume import carried_streams, newest
+from experiments.resume import carried_streams, newest, read_progress
 from lstm_jax.training import (
-  CheckpointError,
   CheckpointWriter,
   TrainState,
   Update,
@@ -22,7 +21,6 @@ from lstm_jax.training import (
   make_ensemble_update,
   make_optimizer,
   member,
-  read_checkpoint,
   read_state,
 )
 
@@ -133,14 +131,7 @@ def restore(
   checkpoints = folder / run_folder.CHECKPOINTS
 
   def read(step: int) -> tuple[TrainState, Progress]:
-    _, description = read_checkpoint(checkpoints, step)
-    try:
-      progress = Progress(**description["progress"])
-    except (KeyError, TypeError) as error:
-      raise CheckpointError(
-        f"the checkpoint of update {step} in {checkpoints} describes no sweep: "
-        f"{error}"
-      ) from None
+    progress = read_progress(checkpoints, step, Progress)
     streams = progress.num_streams
     carry = jax.tree.map(
       lambda c: jax.ShapeDtypeStruct(

@@ -126,14 +126,7 @@ def _restore(
   state: TrainState,
   console: Console,
 ) -> Restored:
-  _, description = read_checkpoint(checkpoints, step)
-  try:
-    progress = Progress(**description["progress"])
-  except (KeyError, TypeError) as error:
-    raise CheckpointError(
-      f"the checkpoint of update {step} in {checkpoints} describes no run: "
-      f"{error}"
-    ) from None
+  progress = read_progress(checkpoints, step, Progress)
   like = saved(
     state._replace(carry=model.initial_state((progress.num_streams,))),
     begin_average(state.params) if progress.averaging else None,
@@ -147,6 +140,24 @@ def _restore(
       console.print(f"{error}: the best is forgotten", soft_wrap=True)
       progress = progress._replace(best=None)
   return Restored(found["state"], found["average"], progress, best)
+
+
+def read_progress(
+  checkpoints: Path, step: int, kind: Callable[..., Found]
+) -> Found:
+  """Return where a run of that kind stood, of what a checkpoint says.
+
+  Raises:
+    CheckpointError: it says nothing of the kind, or cannot be read.
+  """
+  _, description = read_checkpoint(checkpoints, step)
+  try:
+    return kind(**description["progress"])
+  except (KeyError, TypeError) as error:
+    raise CheckpointError(
+      f"the checkpoint of update {step} in {checkpoints} describes no such "
+      f"run: {error}"
+    ) from None
 
 
 def saved(state: TrainState, average: Average | None) -> dict[str, Any]:
