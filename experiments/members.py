@@ -22,6 +22,7 @@ from lstm_jax.training import (
   make_optimizer,
   member,
   read_state,
+  zero_carry,
 )
 
 
@@ -132,13 +133,7 @@ def restore(
 
   def read(step: int) -> tuple[TrainState, Progress]:
     progress = read_progress(checkpoints, step, Progress)
-    streams = progress.num_streams
-    carry = jax.tree.map(
-      lambda c: jax.ShapeDtypeStruct(
-        (*c.shape[:-2], streams, c.shape[-1]), c.dtype
-      ),
-      state.carry,
-    )
+    carry = zero_carry(state.carry, progress.num_streams)
     like = state._replace(carry=carry)
     return read_state(checkpoints, step, like), progress
 

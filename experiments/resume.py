@@ -15,7 +15,7 @@ import jax
 from rich.console import Console
 
 from experiments import run_folder
-from lstm_jax.language import LanguageModel, LanguageParams
+from lstm_jax.language import LanguageParams
 from lstm_jax.training import (
   Average,
   CheckpointError,
@@ -25,6 +25,7 @@ from lstm_jax.training import (
   read_checkpoint,
   read_params,
   read_state,
+  zero_carry,
 )
 
 Found = TypeVar("Found")
@@ -71,13 +72,12 @@ def cut_logs(folder: Path, lengths: dict[str, int], console: Console) -> None:
 
 
 def restore(
-  folder: Path, model: LanguageModel, state: TrainState, console: Console
+  folder: Path, state: TrainState, console: Console
 ) -> Restored | None:
   """Return what the newest whole checkpoint holds; None before the first.
 
   Args:
     folder: of the run.
-    model: of the run.
     state: like the one to be read.
     console: where damaged checkpoints are named.
 
@@ -87,7 +87,7 @@ def restore(
   checkpoints = folder / run_folder.CHECKPOINTS
   return newest(
     checkpoints,
-    lambda step: _restore(checkpoints, step, model, state, console),
+    lambda step: _restore(checkpoints, step, state, console),
     console,
   )
 
@@ -122,13 +122,12 @@ def newest(
 def _restore(
   checkpoints: Path,
   step: int,
-  model: LanguageModel,
   state: TrainState,
   console: Console,
 ) -> Restored:
   progress = read_progress(checkpoints, step, Progress)
   like = saved(
-    state._replace(carry=model.initial_state((progress.num_streams,))),
+    state._replace(carry=zero_carry(state.carry, progress.num_streams)),
     begin_average(state.params) if progress.averaging else None,
   )
   found = read_state(checkpoints, step, like)

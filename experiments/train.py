@@ -88,7 +88,7 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
     journal = journal_class()(folder, console, bar, *of)
     restored = None
     if goes_on:
-      restored = restore(folder, parts.model, state, console)
+      restored = restore(folder, state, console)
       found = int(restored.state.step) if restored else 0
       distributed.check_same(folder, found)
     journal.go_on(restored)

@@ -36,3 +36,4 @@ from lstm_jax.training.update import init_state as init_state
 from lstm_jax.training.update import learnt as learnt
 from lstm_jax.training.update import make_update as make_update
 from lstm_jax.training.update import train as train
+from lstm_jax.training.update import zero_carry as zero_carry

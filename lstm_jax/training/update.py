@@ -123,14 +123,14 @@ def train(
     for index in range(max(made - begun, 0), streams.num_blocks):
       tokens, targets = streams.block(index)
       if index == 0:
-        state = state._replace(carry=_zeros(state.carry, tokens.shape[1]))
+        state = state._replace(carry=zero_carry(state.carry, tokens.shape[1]))
       state, metrics = update(state, tokens, targets)
       yield state, metrics
     begun += streams.num_blocks
 
 
-def _zeros(carry: Any, num_streams: int) -> Any:
-  """Return zeros like the carried state, for that many streams."""
+def zero_carry(carry: Any, num_streams: int) -> Any:
+  """Return zeros like the carried state [..., B, H], for B = num_streams."""
   return jax.tree.map(
     lambda c: jnp.zeros((*c.shape[:-2], num_streams, c.shape[-1]), c.dtype),
     carry,

@@ -136,7 +136,7 @@ def test_without_memory_a_process_says_what_would_fit(tmp_path):
   process = start("experiments.train", *flags, *files)
   while not process.stdout.readline().startswith("untrained"):
     assert process.poll() is None
-  (pages,) = Path(f"/proc/{process.pid}/statm").read_text().split()[:1]
+  pages, *_ = Path(f"/proc/{process.pid}/statm").read_text().split()
   limit = int(pages) * resource.getpagesize() + 10**9
   resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
   [(status, _, err)] = finish(process)

@@ -169,7 +169,7 @@ def test_a_bit_that_turned_in_any_file_is_found_or_harms_nothing(
   stopped, config, console, collected
 ):
   parts, folder = stopped
-  good = restore(folder, parts.model, parts.state, console)
+  good = restore(folder, parts.state, console)
   assert int(good.state.step) == 33
   newest = folder / "checkpoints" / "33"
   files = [p for p in newest.rglob("*") if p.is_file() and p.stat().st_size]
@@ -180,7 +180,7 @@ def test_a_bit_that_turned_in_any_file_is_found_or_harms_nothing(
       turned = bytearray(data)
       turned[at] ^= 4
       path.write_bytes(bytes(turned))
-      found = restore(folder, parts.model, parts.state, console)
+      found = restore(folder, parts.state, console)
       step = int(found.state.step)
       if step == 33:
         pairs = zip(leaves(good), leaves(found), strict=True)
@@ -237,7 +237,7 @@ def test_a_hostile_checkpoint_runs_no_code(
     if path.is_file():
       path.write_bytes(pickle.dumps(Bomb()))
   with pytest.raises(ValueError, match="none of the checkpoints"):
-    restore(folder, parts.model, parts.state, console)
+    restore(folder, parts.state, console)
   assert not (tmp_path / "exploded").exists()
 
 
