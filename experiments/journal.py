@@ -2,8 +2,6 @@
 
 import json
 import math
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +27,7 @@ from experiments.resume import (
   log_bytes,
   saved,
 )
+from experiments.tally import Tally
 from lstm_jax.language import LanguageModel, LanguageParams, Tokenizer, sample
 from lstm_jax.training import Average, CheckpointWriter, Metrics, TrainState
 
@@ -62,8 +61,6 @@ class Journal:
     step: updates made.
     best: the best watched loss so far and its parameters.
     looks: every watched loss so far.
-    skipped: updates that were not finite.
-    seconds: time spent on updates, without evaluation and sampling.
   """
 
   def __init__(
@@ -84,24 +81,28 @@ class Journal:
     self._description = description
     self._vocabulary = vocabulary
     self._watched = watched
-    self._skips = skips
-    self._in_a_row = 0  # updates that were not finite, up to now
-    self.skipped = 0
+    self._tally = Tally(skips)
     self._quiet = quiet
     self.name = watched.replace("_", "-")
     self._writer = CheckpointWriter(folder / run_folder.CHECKPOINTS)
     cell = CELLS[description["model"]["cell"]]
     self._board = Board(folder / run_folder.TENSORBOARD, cell, piece)
-    self._pending: list[Sequence[Any]] = []  # what is in a row, of each update
     self._norms: dict[str, jax.Array] = {}  # of the last update's gradient
-    self._pending_seconds = 0.0
-    self._mark: float | None = None  # when the clock was started
     self._last_look: tuple[int, float] | None = None
     health()  # counts from here on
-    self.seconds = 0.0
     self.looks: list[float] = []
     self.step = 0
     self.best = Best(math.inf, 0, None)
+
+  @property
+  def seconds(self) -> float:
+    """Return the time spent on updates, without evaluation and sampling."""
+    return self._tally.seconds
+
+  @property
+  def skipped(self) -> int:
+    """Return how many updates were not finite."""
+    return self._tally.skipped
 
   def go_on(self, restored: Restored | None) -> None:
     """Take up what a checkpoint holds, or nothing; forget what came after."""
@@ -113,11 +114,8 @@ class Journal:
       return
     self.step = int(restored.state.step)
     self._console.print(f"goes on     after update {self.step}")
-    self._pending = [*progress.pending]
-    self._pending_seconds = progress.pending_seconds
-    self.seconds = progress.seconds
+    self._tally.go_on(progress)
     self.looks = progress.looks
-    self.skipped, self._in_a_row = progress.skipped
     if progress.best and restored.best:
       self.best = Best(*progress.best, restored.best)
 
@@ -130,8 +128,8 @@ class Journal:
     self._writer.wait()
     self.step = step
     loss, norm, predictions, self._norms = metrics
-    self._pending.append((loss, norm, predictions))
-    if len(self._pending) == LOG_EVERY:
+    self._tally.add(loss, norm, predictions)
+    if len(self._tally) == LOG_EVERY:
       self.report(step)
       self.start_clock()
 
@@ -142,54 +140,23 @@ class Journal:
       Diverged: a loss or a gradient is NaN or infinite, and is not to be
         skipped, or not so many in a row.
     """
-    if not self._pending:
-      self._mark = None
+    told = self._tally.take(step)
+    if not told:
       return
-    pending = np.array(self._pending_values())
-    losses, norms, predictions = pending.T
-    self._stop_clock()
-    self.seconds += self._pending_seconds
-    finite = np.isfinite(losses) & np.isfinite(norms)
-    self._refuse(step, losses, finite)
-    loss = losses[finite].mean() if finite.any() else math.nan
-    norm = norms[finite].mean() if finite.any() else math.nan
-    rate = predictions.sum() / self._pending_seconds
-    self._bar.update(step, loss, rate)
+    self._bar.update(step, told.loss, told.rate)
+    finite = math.isfinite(told.loss)
     row = {
       "step": step,
-      "loss": float(loss) if finite.any() else None,
-      "gradient_norm": float(norm) if finite.any() else None,
-      f"{self._vocabulary.unit}s_per_second": round(rate),
+      "loss": told.loss if finite else None,
+      "gradient_norm": told.gradient_norm if finite else None,
+      f"{self._vocabulary.unit}s_per_second": round(told.rate),
       "seconds": round(self.seconds, 3),
     }
     self._record(**row | ({"skipped": self.skipped} if self.skipped else {}))
-    self._pending, self._pending_seconds = [], 0.0
-
-  def _refuse(self, step: int, losses: np.ndarray, finite: np.ndarray) -> None:
-    """Raise Diverged for what is not finite, or count it."""
-    for at, (loss, fine) in enumerate(
-      zip(losses, finite, strict=True), start=step - len(losses) + 1
-    ):
-      self._in_a_row = 0 if fine else self._in_a_row + 1
-      if self._in_a_row > self._skips:
-        what = f"loss is {loss}"
-        if math.isfinite(loss):
-          what = "gradient is not finite"
-        often = f", as in {self._skips} before it" if self._skips else ""
-        raise Diverged(f"the {what} at update {at}{often}")
-    self.skipped += int((~finite).sum())
 
   def start_clock(self) -> None:
     """Count the seconds from now on as those of updates."""
-    self._mark = time.monotonic()
-
-  def _stop_clock(self) -> None:
-    if self._mark is not None:
-      self._pending_seconds += time.monotonic() - self._mark
-    self._mark = None
-
-  def _pending_values(self) -> list[list[float]]:
-    return [[float(x) for x in jax.device_get(m)] for m in self._pending]
+    self._tally.start_clock()
 
   def watch(self, step: int, nats: float, params: LanguageParams) -> bool:
     """Take a watched loss; return whether it is the best so far.
@@ -216,18 +183,14 @@ class Journal:
     average: Average | None,
   ) -> None:
     """Save all that the run needs to go on from here, and its parameters."""
-    self._stop_clock()
     best = self.best
     progress = Progress(
       num_streams=carried_streams(state),
       averaging=average is not None,
       looks=self.looks,
       best=(best.nats, best.update) if best.update else None,
-      pending=self._pending_values(),
-      pending_seconds=self._pending_seconds,
-      seconds=self.seconds,
-      skipped=(self.skipped, self._in_a_row),
       bytes=log_bytes(self.folder),
+      **self._tally.kept(),
     )
     last, nats = self._last_look or (0, None)
     description = self._description | {
@@ -270,7 +233,7 @@ class Journal:
     try:
       if (self.folder / run_folder.METRICS).exists():
         draw(self.folder, self._vocabulary.unit)
-    except OSError as error:  # no reason to hide what else went wrong
+    except (OSError, ValueError) as error:  # which hides nothing worse
       self._console.print(f"{run_folder.PICTURE} cannot be written: {error}")
     self._writer.close()
     if self.best.update:

@@ -87,7 +87,7 @@ class Onlooker(Journal):
     average: Average | None,
   ) -> None:
     """Stop the clock, as the first process does while it saves."""
-    self._stop_clock()
+    self._tally.stop_clock()
 
   def finish(self) -> None:
     """Write nothing."""

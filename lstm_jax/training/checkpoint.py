@@ -7,8 +7,6 @@ compared with that: orbax alone would return an array in which a bit has turned.
 Reading one runs no code from it.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from lstm_jax.training.seal import arrays_seal, named, text_seal
 
 PARAMS, STATE = "params", "state"
 DESCRIPTION, SEAL = "description", "seal"
@@ -78,7 +78,7 @@ class CheckpointWriter:
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
     trees = jax.tree.map(np.array, trees)  # copies: updates donate theirs
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    seal = _arrays_seal(trees) | {DESCRIPTION: _text_seal(description)}
+    seal = arrays_seal(trees) | {DESCRIPTION: text_seal(description)}
     items = ocp.args.Composite(
       **arrays,
       description=ocp.args.JsonSave(description),
@@ -146,7 +146,7 @@ def read_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
   with _reading(folder, step) as manager:
     description = dict(_json(manager, step, DESCRIPTION))
     seal = _read_seal(manager, step)
-    if seal and seal.get(DESCRIPTION) != _text_seal(description):
+    if seal and seal.get(DESCRIPTION) != text_seal(description):
       raise CheckpointError(_damaged(folder, step, "its description"))
     return Checkpoint(step, description)
 
@@ -183,7 +183,7 @@ def _read_arrays(folder: Path, step: int, item: str, like: Any) -> Any:
     arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(like)})
     tree = manager.restore(step, args=arguments)[item]
     seal = _read_seal(manager, step)
-    for name, found in _arrays_seal({item: tree}).items():
+    for name, found in arrays_seal({item: tree}).items():
       if seal and seal.get(name) != found:
         raise CheckpointError(_damaged(folder, step, name))
     return tree
@@ -251,19 +251,6 @@ def _read_seal(
   return _json(manager, step, SEAL)
 
 
-def _text_seal(description: Any) -> str:
-  text = json.dumps(description, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _arrays_seal(trees: Mapping[str, Any]) -> dict[str, str]:
-  """Return the SHA-256 of each array's bytes, by its name."""
-  return {
-    name: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
-    for name, leaf in _named(trees).items()
-  }
-
-
 def _damaged(folder: Path, step: int, what: str) -> str:
   return (
     f"the checkpoint in {folder}/{step} is damaged: {what} is not what was "
@@ -284,11 +271,5 @@ def _compare(folder: Path, stored: Any, like: Any) -> None:
 def _shapes(tree: Any) -> dict[str, str]:
   return {
     name: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
-    for name, leaf in _named(tree).items()
+    for name, leaf in named(tree).items()
   }
-
-
-def _named(tree: Any) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  keystr = jax.tree_util.keystr
-  return {keystr(k, simple=True, separator="."): leaf for k, leaf in leaves}
