@@ -100,6 +100,8 @@ class TrainConfig:
   temperature: float = 0.8
 
   def __post_init__(self):
+    if self.seed < 0:
+      raise ValueError(f"seed must be ≥ 0, got {self.seed}")
     for name in ("eval_every", "sample_length", "min_count"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.config import TrainConfig, make_vocabulary
+from experiments.run_folder import configuration
 from lstm_jax.language import Tokenizer, read_text, split
 
 
@@ -43,11 +44,10 @@ def read_again(record: dict[str, Any]) -> str:
     ValueError: it cannot be read, or has changed since the run began: what is
       held out of it now may be what the run has learnt.
   """
-  text = read_text(record["corpus"])
+  corpus = configuration(record, TrainConfig()).corpus
+  text = read_text(corpus)
   if record.get("corpus_sha256") not in (None, sha256_of(text)):
-    raise ValueError(
-      f"corpus {record['corpus']} has changed since the run began"
-    )
+    raise ValueError(f"corpus {corpus} has changed since the run began")
   return text
 
 

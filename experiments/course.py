@@ -1,6 +1,5 @@
 """The course of a run as its folder tells it, also while it goes on."""
 
-import dataclasses
 import json
 import math
 import re
@@ -12,7 +11,10 @@ import jax
 from experiments import run_folder
 from experiments.config import TrainConfig, model_config, reading
 from experiments.corpus import read_corpus
+from experiments.members import Progress, SweepConfig, members_of
+from experiments.resume import read_progress
 from lstm_jax.language import language_model
+from lstm_jax.training import list_checkpoints
 
 SKIPPED = "loss", "gradient_norm"  # null where no update of a row was finite
 # A title of samples.txt, as `experiments.train` writes them.
@@ -31,10 +33,12 @@ class Sample(NamedTuple):
 
 
 class Course(NamedTuple):
-  """What a run's folder tells."""
+  """What a run's folder tells of it, or a sweep's of a member."""
 
   folder: Path
+  member: str  # of a sweep, as it is called; else empty
   record: dict[str, Any]  # config.json
+  config: TrainConfig  # that it says
   rows: list[dict[str, Any]]  # metrics.jsonl
   samples: list[Sample]
   finished: bool
@@ -42,12 +46,12 @@ class Course(NamedTuple):
   @property
   def unit(self) -> str:
     """What a token is."""
-    return self.record["tokens"]
+    return self.config.tokens
 
   @property
   def watched(self) -> str:
     """The text whose loss is watched: "development" or "held_out"."""
-    return "development" if self.record.get("development") else "held_out"
+    return "development" if self.config.development else "held_out"
 
 
 class Derived(NamedTuple):
@@ -63,36 +67,65 @@ def read_course(folder: Path) -> Course:
   A last line of metrics.jsonl that is being written is left out.
 
   Raises:
-    ValueError: the folder holds no run, or another line is no row of one.
+    ValueError: the folder holds no run, its config.json is damaged, or another
+      line is no row of a run.
   """
-  record = run_folder.read_config(folder)
-  if record is None:
-    raise ValueError(
-      f"there is no run in {folder}: it has no config.json of one"
-    )
+  record = run_folder.read_record(folder)
   samples = _samples(_text(folder / run_folder.SAMPLES))
   # Before there was result.json, the last sample was a run's end.
   ended = bool(samples) and samples[-1].step is None
   finished = ended or (folder / run_folder.RESULT).exists()
-  record = run_folder.EARLIER | record
+  config = run_folder.configuration(record, TrainConfig())
   rows = _rows(folder / run_folder.METRICS)
-  return Course(folder, record, rows, samples, finished)
+  return Course(folder, "", record, config, rows, samples, finished)
 
 
-def derive(record: dict[str, Any]) -> Derived | None:
+def read_courses(folder: Path) -> list[Course]:
+  """Read what a folder tells of its run, or of each member of its sweep.
+
+  Of a member only the looks are known, as the newest checkpoint has them, and
+  the seconds of all updates, of which each is taken to last as long.
+
+  Raises:
+    ValueError: as `read_course`, or the checkpoint of a sweep cannot be read.
+  """
+  course = read_course(folder)
+  if "num_seeds" not in course.record:
+    return [course]
+  config = run_folder.configuration(course.record, SweepConfig())
+  checkpoints, members = folder / run_folder.CHECKPOINTS, members_of(config)
+  looks: list[list[Any]] = [[]] * len(members)
+  steps, pace = list_checkpoints(checkpoints), 0.0
+  if steps:
+    progress = read_progress(checkpoints, steps[-1], Progress)
+    looks, pace = progress.looks, progress.seconds / steps[-1]
+  found = []
+  for one, seen in zip(members, looks, strict=True):
+    own = {"seed": one.seed, "learning_rate": one.learning_rate}
+    rows = [
+      {"step": step, course.watched: nats, "seconds": pace * step}
+      for step, nats in seen
+      if nats is not None
+    ]
+    name = f"seed {one.seed} at {one.learning_rate:g}"
+    record = course.record | own
+    found.append(course._replace(member=name, record=record, rows=rows))
+  return found
+
+
+def derive(course: Course) -> Derived | None:
   """Return what follows from config.json; None where its corpus is not there.
 
   Nor may it have changed since the run.
   """
-  names = {field.name for field in dataclasses.fields(TrainConfig)}
+  config = course.config
   try:
-    config = TrainConfig(**{n: v for n, v in record.items() if n in names})
     corpus = read_corpus(config)
-    if corpus.sha256 != record.get("corpus_sha256"):
+    if corpus.sha256 != course.record.get("corpus_sha256"):
       return None
     model = language_model(model_config(config, corpus.vocabulary.size))
     num_updates = reading(config).num_updates(corpus.training.tokens)
-  except (TypeError, ValueError):
+  except ValueError:
     return None
   params = jax.eval_shape(model.init, jax.random.key(0))
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -4,17 +4,16 @@
 
 prints the loss of every prediction in the run's held-out split by three
 protocols (`lstm_jax.language.evaluate`): cold windows of 256, one stateful
-pass, and dynamic evaluation, whose rate and decay are chosen on text that comes
-before the held-out split: the run's development text, or else the end of what
-it was trained on. Other parts of the corpus, such as the middle of a 90/5/5
-split, are given by --begin and --end. The figures are kept in the run's folder,
-in evaluation.json, beside those of other protocols on the same text. Beside the
-loss of each token stands that of each character, for which a model over words
-also pays the spelling of words that it does not know: by that figure it
-compares with a model over characters.
+pass, and dynamic evaluation, whose rate, decay and segments are chosen on text
+that comes before the held-out split: the run's development text, or else the
+end of what it was trained on. Other parts of the corpus, such as the middle of
+a 90/5/5 split, are given by --begin and --end. The figures are kept in the
+run's folder, in evaluation.json, beside those of other protocols on the same
+text. Beside the loss of each token stands that of each character, for which a
+model over words also pays the spelling of words that it does not know: by that
+figure it compares with a model over characters.
 """
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -26,26 +25,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import run_folder
-from experiments.corpus import read_again, sha256_of
+from experiments import dynamic, run_folder
+from experiments.corpus import sha256_of
+from experiments.extract import Extract, extract
 from experiments.program import finite, launch, plain_console
-from lstm_jax.language import make_streams, read_text
+from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import (
-  Dynamic,
   cold_nats,
-  dynamic_nats,
-  gradient_scale,
   nats_per_character,
   stateful_nats,
 )
 from lstm_jax.language.words import normal
 
 PROTOCOLS = "cold", "stateful", "dynamic"
-RATES = 1e-6, 1e-5, 3e-5, 1e-4  # a model over words diverges at the larger
-DECAYS = 2e-3, 2e-2, 1e-1
-TUNING = 20_000  # tokens that choose among them
-SCALE_TOKENS = 200_000  # of the training text, for the gradient's scale
-SCALE_STREAMS = 32
 SAME = "corpus_sha256", "begin", "end", "update"  # of figures side by side
 
 
@@ -56,93 +48,121 @@ def run(
   end: float,
   protocol: list[str],
   window: int,
-  segment: int,
+  segment: int | None,
   rate: float | None,
   decay: float | None,
   console: Console,
 ) -> dict[str, Any]:
   """Evaluate, print and record; return the record.
 
+  What one protocol has found is printed and recorded where a later one fails.
+
   Raises:
     ValueError: the run or the corpus is not usable, or a number is out of its
-      range.
+      range, or the weights that go on learning diverge.
   """
   trained = run_folder.load(Path(run))
-  config = json.loads((Path(run) / run_folder.CONFIG).read_text("utf-8"))
-  whole = read_text(corpus) if corpus else read_again(config)
-  corpus, vocabulary = corpus or config["corpus"], trained.vocabulary
-  begin = 1 - config["split"] if begin is None else begin
-  first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
-  part = whole[first:last]
-  text, before = vocabulary.encode(part), vocabulary.encode(whole[:first])
-  if not 0 <= begin < end <= 1 or len(text) < 2:
-    raise ValueError(
-      "--begin and --end must be shares of the corpus with at least 2 tokens "
-      f"between them, got {begin} and {end} of {len(whole):,} characters"
-    )
-  if "dynamic" in protocol and len(before) < SCALE_STREAMS * segment + 1:
-    raise ValueError(
-      "dynamic evaluation learns the gradient's scale from the text before "
-      f"--begin: at least {SCALE_STREAMS * segment + 1:,} tokens, "
-      f"got {len(before):,}; --protocol=cold --protocol=stateful need none"
-    )
-  unit = vocabulary.unit
+  part = extract(Path(run), corpus, begin, end)
+  vocabulary = trained.vocabulary
+  text = vocabulary.encode(part.text)
+  before = vocabulary.encode(part.before)
+  given = dynamic.Given(rate, decay, segment)
+  if "dynamic" in protocol:
+    dynamic.check_before(len(before), given)
+  _introduce(run, trained, part, text, console)
+  record = _heading(trained, part, text)
+  rows: list[tuple[str, float, float]] = []
+  try:
+    for name in PROTOCOLS:
+      if name not in protocol:
+        continue
+      title = name
+      if name == "cold":
+        title = f"cold windows of {window}"
+        nats = cold_nats(trained.model, trained.params, text, window)
+        record["window"] = window
+      elif name == "stateful":
+        nats = stateful_nats(trained.model, trained.params, text)
+      else:
+        how, nats = dynamic.evaluate_dynamically(
+          trained, before, text, given, console
+        )
+        title = f"dynamic, rate {how.rate:g}, decay {how.decay:g}"
+        record["dynamic"] = how._asdict()
+      mean = float(nats.mean())
+      spelt = nats_per_character(vocabulary, part.text, float(nats.sum()))
+      record["nats"][name] = mean
+      record["nats_per_character"][name] = spelt
+      rows.append((title, mean, spelt))
+  finally:
+    if rows:
+      console.print(_table(vocabulary.unit, rows))
+      path = Path(run) / run_folder.EVALUATION
+      run_folder.write_json(path, _with_earlier(path, record))
+      console.print(f"saved in {path}", soft_wrap=True)
+  return record
+
+
+def _introduce(
+  run: str,
+  trained: run_folder.Trained,
+  part: Extract,
+  tokens: np.ndarray,
+  console: Console,
+) -> None:
+  """Say what is evaluated."""
   console.print(
     f"run     {run}, of update {trained.step}\n"
-    f"text    {corpus}: characters {first:,} to {last:,} of {len(whole):,}",
+    f"text    {part.corpus}: characters {part.first:,} to {part.last:,} of "
+    f"{len(part.whole):,}",
     soft_wrap=True,
   )
-  spelling = float(vocabulary.spelling(part)[1:].sum())
+  vocabulary, text = trained.vocabulary, part.text
   if vocabulary.stand_ins:
-    unknown = np.isin(text[1:], vocabulary.stand_ins).mean()
+    unknown = np.isin(tokens[1:], vocabulary.stand_ins).mean()
+    spelling = _spelling(vocabulary, text) / (len(text) - 1)
     console.print(
-      f"words   {len(text):,}, of them {unknown:.2%} unknown, whose spelling "
-      f"costs {spelling / (len(part) - 1):.4f} nats per character;\n"
-      f"        {len(part) - len(normal(part)):,} blanks are not in their "
+      f"words   {len(tokens):,}, of them {unknown:.2%} unknown, whose spelling "
+      f"costs {spelling:.4f} nats per character;\n"
+      f"        {len(text) - len(normal(text)):,} blanks are not in their "
       "normal form and cost nothing",
       soft_wrap=True,
     )
-  model, params = trained.model, trained.params
-  record: dict[str, Any] = {
-    "corpus": corpus,
-    "corpus_sha256": sha256_of(whole),
+
+
+def _spelling(vocabulary: Tokenizer, text: str) -> float:
+  """Return what it costs to spell the unknown words that are predicted."""
+  return float(vocabulary.spelling(text)[1:].sum())
+
+
+def _heading(
+  trained: run_folder.Trained, part: Extract, tokens: np.ndarray
+) -> dict[str, Any]:
+  """Return the record without figures."""
+  return {
+    "corpus": part.corpus,
+    "corpus_sha256": sha256_of(part.whole),
     "update": trained.step,
-    "begin": begin,
-    "end": end,
-    "tokens": unit,
-    "predictions": len(text) - 1,
-    "characters": len(part) - 1,
-    "spelling": spelling,
+    "begin": part.begin,
+    "end": part.end,
+    "tokens": trained.vocabulary.unit,
+    "predictions": len(tokens) - 1,
+    "characters": len(part.text) - 1,
+    "spelling": _spelling(trained.vocabulary, part.text),
     "device": run_folder.device_name(),
     "nats": {},
     "nats_per_character": {},
   }
+
+
+def _table(unit: str, rows: list[tuple[str, float, float]]) -> Table:
+  """Return a table of (protocol, nats per token, nats per character)."""
   table = Table(box=SIMPLE_HEAD, pad_edge=False)
   table.add_column("protocol")
   units = dict.fromkeys((unit, "character"))
   for name in (*(f"nats/{u[:4]}" for u in units), "bits/char", "perplexity"):
     table.add_column(name, justify="right", no_wrap=True)
-  for name in PROTOCOLS:
-    if name not in protocol:
-      continue
-    title = name
-    if name == "cold":
-      title = f"cold windows of {window}"
-      nats = cold_nats(model, params, text, window)
-      record["window"] = window
-    elif name == "stateful":
-      nats = stateful_nats(model, params, text)
-    else:
-      tuning = make_streams(before[:SCALE_TOKENS], SCALE_STREAMS, segment)
-      scale = gradient_scale(model, params, tuning)
-      how = _choose(trained, before, scale, segment, rate, decay, console)
-      title = f"dynamic, rate {how.rate:g}, decay {how.decay:g}"
-      nats = dynamic_nats(model, params, text, scale, how)
-      record["dynamic"] = how._asdict()
-    mean = float(nats.mean())
-    spelt = nats_per_character(vocabulary, part, float(nats.sum()))
-    record["nats"][name] = mean
-    record["nats_per_character"][name] = spelt
+  for title, mean, spelt in rows:
     losses = {unit: mean, "character": spelt}
     table.add_row(
       title,
@@ -150,11 +170,7 @@ def run(
       f"{spelt / math.log(2):.4f}",
       f"{math.exp(mean):.3f}",
     )
-  console.print(table)
-  path = Path(run) / run_folder.EVALUATION
-  run_folder.write_json(path, _with_earlier(path, record))
-  console.print(f"saved in {path}", soft_wrap=True)
-  return record
+  return table
 
 
 def _with_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -169,38 +185,6 @@ def _with_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   except (OSError, ValueError, KeyError, TypeError):  # none, or no evaluation
     return record
   return both
-
-
-def _choose(
-  trained: run_folder.Trained,
-  before: np.ndarray,
-  scale: Any,
-  segment: int,
-  rate: float | None,
-  decay: float | None,
-  console: Console,
-) -> Dynamic:
-  """Return the best rate and decay on the end of the text before."""
-  rates = RATES if rate is None else (rate,)
-  decays = DECAYS if decay is None else (decay,)
-  ways = [Dynamic(*pair, segment) for pair in itertools.product(rates, decays)]
-  if len(ways) == 1:
-    return ways[0]
-  text, found = before[-TUNING:], {}
-  for way in ways:
-    try:
-      nats = dynamic_nats(trained.model, trained.params, text, scale, way)
-    except ValueError:  # it diverges
-      continue
-    found[way] = float(nats.mean())
-  if not found:
-    raise ValueError(f"dynamic evaluation diverges at every rate of {rates}")
-  best = min(found, key=found.__getitem__)
-  console.print(
-    f"dynamic evaluation: rate {best.rate:g} and decay {best.decay:g} are the "
-    f"best of {len(ways)} on the {len(text):,} tokens before"
-  )
-  return best
 
 
 def _flags() -> list[flags.FlagHolder]:
@@ -226,7 +210,10 @@ def _flags() -> list[flags.FlagHolder]:
     ),
     flags.DEFINE_integer("window", 256, "Tokens of a cold window.", 1),
     flags.DEFINE_integer(
-      "segment", 20, "Tokens that dynamic evaluation reads at once.", 1
+      "segment",
+      None,
+      "Tokens that dynamic evaluation reads at once; chosen if not given.",
+      1,
     ),
     finite(
       flags.DEFINE_float(
@@ -239,6 +226,7 @@ def _flags() -> list[flags.FlagHolder]:
         None,
         "Its pull back to the first weights, in [0, 1]; chosen if not given.",
         0.0,
+        1.0,
       )
     ),
   ]

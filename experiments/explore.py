@@ -12,7 +12,6 @@ Everything is computed here and stored a byte a number (packed.py); what the
 page shows is unpacked when it is asked for.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import run_folder
-from experiments.config import CELLS
+from experiments.config import CELLS, TrainConfig
 from experiments.corpus import read_again
 from experiments.gradient_paths import gradient_paths
 from experiments.packed import page, script
@@ -90,13 +89,14 @@ def run(config: ExploreConfig, console: Console) -> Explored:
   trained = run_folder.load(folder)
   path = Path(config.output) if config.output else folder / run_folder.PAGE
   run_folder.check_parent(path)
-  record = json.loads((folder / run_folder.CONFIG).read_text("utf-8"))
+  record = run_folder.read_record(folder)
+  of = run_folder.configuration(record, TrainConfig())
   vocabulary = trained.vocabulary
   if config.text:
     text, source = read_text(config.text), f"of {config.text}"
   else:
-    _, text = split(read_again(record), record["split"])
-    source = f"held out of {record['corpus']}"
+    _, text = split(read_again(record), of.split)
+    source = f"held out of {of.corpus}"
   unit = vocabulary.unit
   if unit == "character":  # what comes later need not be known
     text = text[: config.length]
@@ -104,11 +104,11 @@ def run(config: ExploreConfig, console: Console) -> Explored:
   if len(tokens) < 2:
     raise ValueError(f"the text needs at least 2 {unit}s, got {len(tokens)}")
   about = (
-    f"{record['cell']}, {len(trained.params.layers)} × {record['hidden_size']} "
+    f"{of.cell}, {of.num_layers} × {of.hidden_size} "
     f"units, after {trained.step:,} updates; {len(tokens):,} {unit}s {source}"
   )
   blobs, pieces = Blobs(), vocabulary.pieces(tokens)
-  cell = CELLS[record["cell"]]
+  cell = CELLS[of.cell]
   header = describe(cell, trained.params, tokens, pieces, blobs)
   symbols = list(vocabulary.symbols)
   header |= {"about": about, "unit": unit, "symbols": symbols}

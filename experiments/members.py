@@ -1,5 +1,7 @@
 """The members of a sweep: their state, their looks, and both in checkpoints."""
 
+import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,14 @@ from lstm_jax.training import (
   read_state,
   zero_carry,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig(TrainConfig):
+  """What all members have in common, and what sets them apart."""
+
+  num_seeds: int = 1  # from `seed` on, at each rate
+  rate: list[float] = dataclasses.field(default_factory=list)  # else the one
 
 
 class Member(NamedTuple):
@@ -51,6 +61,14 @@ class Progress(NamedTuple):
   looks: list[list[tuple[int, float | None]]]  # of each member; None diverged
   best: tuple[float, int] | None  # the lowest loss of all, after which update
   seconds: float  # of the updates
+
+
+def members_of(config: SweepConfig) -> list[Member]:
+  """Return the members of a sweep, without looks: each rate's seeds."""
+  rates = [*dict.fromkeys(config.rate)] or [config.learning_rate]
+  seeds = range(config.seed, config.seed + config.num_seeds)
+  pairs = itertools.product(rates, seeds)
+  return [Member(seed, rate, []) for rate, seed in pairs]
 
 
 def ensemble(

@@ -5,9 +5,9 @@
 writes one file that a browser opens from the disk, without a network: the
 losses of all runs over updates, epochs or seconds, a table of what they came
 to, the flags in which they differ, and what each wrote as it learnt. A run that
-still goes on is shown as far as it is. The page is report.html, in the run's
-folder if there is one run and in the current one if there are several, or what
---output says.
+still goes on is shown as far as it is; of a sweep, each member is a run. The
+page is report.html, in the run's folder if there is one and in the current one
+if there are several, or what --output says.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from rich.console import Console
 
 from experiments import run_folder
 from experiments.claim import OWN
-from experiments.course import Course, Derived, derive, read_course
+from experiments.course import Course, Derived, derive, read_courses
 from experiments.packed import page
 from experiments.program import launch, plain_console
 
@@ -59,7 +59,7 @@ def run(config: ReportConfig, console: Console) -> Report:
   for folder in folders:
     if sum(folder.resolve() == other.resolve() for other in folders) > 1:
       raise ValueError(f"{folder} is given twice")
-  courses = [read_course(folder) for folder in folders]
+  courses = [one for folder in folders for one in read_courses(folder)]
   beside = folders[0] if len(folders) == 1 else Path()
   path = Path(config.output) if config.output else beside / run_folder.REPORT
   run_folder.check_parent(path)
@@ -71,11 +71,11 @@ def run(config: ReportConfig, console: Console) -> Report:
 
 def describe(courses: list[Course]) -> dict[str, Any]:
   """Return what the page's header says of runs."""
-  names = [course.folder.resolve().name for course in courses]
+  names = [_name(course, course.folder.resolve().name) for course in courses]
   if len(set(names)) < len(names):
-    names = [str(course.folder) for course in courses]
+    names = [_name(course, str(course.folder)) for course in courses]
   units = {course.unit for course in courses}
-  facts = [derive(course.record) for course in courses]
+  facts = [derive(course) for course in courses]
   summaries = list(map(_summary, courses, facts))
   heads = [h for h in summaries[0] if any(s[h] != NONE for s in summaries)]
   return {
@@ -96,6 +96,10 @@ def describe(courses: list[Course]) -> dict[str, Any]:
       "rows": differences([course.record for course in courses]),
     },
   }
+
+
+def _name(course: Course, folder: str) -> str:
+  return f"{folder}, {course.member}" if course.member else folder
 
 
 def differences(records: list[dict[str, Any]]) -> list[list[str]]:
@@ -123,9 +127,9 @@ def _curves(course: Course, derived: Derived | None) -> dict[str, Any]:
   seconds = list(accumulate((row.get("seconds", 0) for row in rows), max))
   epochs = None  # of an update
   if derived:
-    epochs = course.record["num_epochs"] / derived.num_updates
+    epochs = course.config.num_epochs / derived.num_updates
   elif course.finished and rows:
-    epochs = course.record["num_epochs"] / max(row["step"] for row in rows)
+    epochs = course.config.num_epochs / max(row["step"] for row in rows)
 
   def curve(name):
     found = [(r, s) for r, s in zip(rows, seconds, strict=True) if name in r]
@@ -154,6 +158,7 @@ def _summary(course: Course, derived: Derived | None) -> dict[str, str]:
   rates = [row[speed] for row in rows if speed in row]
   pace = f"{statistics.median(rates):,.0f} {course.unit}s/s" if rates else NONE
   seconds = max((row.get("seconds", 0) for row in rows), default=0)
+  time = str(timedelta(seconds=round(seconds)))
   total = f" of {derived.num_updates:,}" if derived else ""
   made = max((row["step"] for row in rows), default=0)
   held_out = watched == "development" and chosen
@@ -164,7 +169,7 @@ def _summary(course: Course, derived: Derived | None) -> dict[str, str]:
     "held-out loss of the best": f"{chosen[-1]:.4f}" if held_out else NONE,
     "parameters": f"{derived.parameters:,}" if derived else NONE,
     "updates": f"{made:,}{total}",
-    "training time": str(timedelta(seconds=round(seconds))),
+    "training time": NONE if course.member else time,
     "median speed": pace,
     "finished": "yes" if course.finished else "no",
   }

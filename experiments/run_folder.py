@@ -17,11 +17,13 @@ lock            the process that writes here, while it does
 
 import dataclasses
 import json
+import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -48,6 +50,7 @@ PROFILE = "profile"
 EVALUATION, RESULT = "evaluation.json", "result.json"
 PAGE, REPORT = "explore.html", "report.html"
 TENSORBOARD = "tensorboard"
+Config = TypeVar("Config", bound=TrainConfig)
 EARLIER = {"tokens": "character", "min_count": 2, "tied": False}  # if not said
 MODEL_FIELDS = (
   "tokens",
@@ -71,6 +74,44 @@ def read_config(folder: Path) -> dict[str, Any] | None:
   if not isinstance(record, dict):
     return None
   return record if set(MODEL_FIELDS) <= set(EARLIER | record) else None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+  """Return what a run's config.json says.
+
+  Raises:
+    ValueError: the folder has none.
+  """
+  record = read_config(folder)
+  if record is None:
+    raise ValueError(
+      f"there is no run in {folder}: it has no config.json of one"
+    )
+  return EARLIER | record
+
+
+def configuration(record: dict[str, Any], default: Config) -> Config:
+  """Return the configuration that a config.json says.
+
+  What it does not say is as in the default: it is of before there was such a
+  flag.
+
+  Raises:
+    ValueError: a value is not of its flag's kind, or out of its range.
+  """
+  found = {}
+  for name, usual in dataclasses.asdict(default).items():
+    value, kind = record.get(name, usual), type(usual)
+    whole = kind is float and type(value) is int
+    right = type(value) is kind or whole
+    if kind is list:  # of numbers
+      right = right and all(type(each) in (int, float) for each in value)
+    if not right or value in (math.inf, -math.inf):
+      raise ValueError(
+        f"{CONFIG} must have a {kind.__name__} for {name}, got {value!r}"
+      )
+    found[name] = value
+  return dataclasses.replace(default, **found)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -182,13 +223,15 @@ def load(folder: Path) -> Trained:
 def _best(checkpoints: Path) -> Checkpoint:
   """Return the checkpoint that the newest readable one names as the best.
 
-  A kill in the middle of a deletion leaves a folder that cannot be read.
+  A kill in the middle of a deletion leaves a folder that cannot be read: it is
+  named on the standard error.
   """
   first = None
   for step in reversed(list_checkpoints(checkpoints)):
     try:
       newest = read_checkpoint(checkpoints, step)
     except CheckpointError as error:
+      print(f"{error}: not used", file=sys.stderr)
       first = first or error
       continue
     best = newest.description.get("progress", {}).get("best")

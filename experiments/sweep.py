@@ -14,7 +14,6 @@ does, and the weights of the best, for `experiments.sample` and the others.
 """
 
 import dataclasses
-import itertools
 import shlex
 import signal
 import time
@@ -32,7 +31,15 @@ from rich.table import Table
 from experiments import run_folder
 from experiments.claim import claimed, forget_previous, to_go_on
 from experiments.config import TrainConfig, is_look, optimizer_config
-from experiments.members import Member, ensemble, leader, restore, save
+from experiments.members import (
+  Member,
+  SweepConfig,
+  ensemble,
+  leader,
+  members_of,
+  restore,
+  save,
+)
 from experiments.parts import Parts, heading, make
 from experiments.program import SIGNALLED, launch, plain_console, stoppable
 from experiments.progress import TrainingBar
@@ -46,14 +53,6 @@ from lstm_jax.training import (
   member,
   train,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepConfig(TrainConfig):
-  """What all members have in common, and what sets them apart."""
-
-  num_seeds: int = 1  # from `seed` on, at each rate
-  rate: list[float] = dataclasses.field(default_factory=list)  # else the one
 
 
 class Result(NamedTuple):
@@ -71,18 +70,16 @@ def run(config: SweepConfig, console: Console) -> Result:
   Raises:
     ValueError: as `train.run`; or the configuration has what a sweep has not.
   """
-  rates = [*dict.fromkeys(config.rate)] or [config.learning_rate]
+  members = members_of(config)
+  rates = {one.learning_rate for one in members}
   _refuse(config, rates)
-  seeds = range(config.seed, config.seed + config.num_seeds)
-  pairs = itertools.product(rates, seeds)
-  members = [Member(seed, rate, []) for rate, seed in pairs]
   at_one = dataclasses.replace(config, learning_rate=1.0)
   parts = make(at_one)
   state, update = ensemble(at_one, parts, members)
   with claimed(config, parts.corpus.sha256) as (folder, goes_on):
     console.print(
       f"{heading(config, parts)}\n"
-      f"members     {len(members)}: {len(seeds)} seeds at each of "
+      f"members     {len(members)}: {config.num_seeds} seeds at each of "
       f"{len(rates)} learning rates\nrun folder  {folder}",
       soft_wrap=True,
     )
@@ -100,7 +97,7 @@ def run(config: SweepConfig, console: Console) -> Result:
   return result
 
 
-def _refuse(config: SweepConfig, rates: list[float]) -> None:
+def _refuse(config: SweepConfig, rates: set[float]) -> None:
   """Raise ValueError for rates that are none, and for what a sweep has not."""
   for rate in rates:
     optimizer_config(dataclasses.replace(config, learning_rate=rate))

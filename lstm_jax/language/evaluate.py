@@ -38,6 +38,10 @@ EPSILON = 1e-3
 ABSURD = 1e4  # nats of one prediction: no weights that still predict have it
 
 
+class Divergence(ValueError):
+  """Weights that went on learning until they predicted nothing."""
+
+
 class Dynamic(NamedTuple):
   """How dynamic evaluation learns."""
 
@@ -130,8 +134,9 @@ def dynamic_nats(
     how: rate, decay and segment.
 
   Raises:
-    ValueError: there are fewer than two tokens, a number is out of its range,
-      or the rate makes a prediction cost 10,000 nats, infinity or NaN.
+    ValueError: there are fewer than two tokens, or a number is out of its
+      range.
+    Divergence: the rate makes a prediction cost 10,000 nats, infinity or NaN.
   """
   _check(tokens)
   if how.segment < 1 or not how.rate >= 0 or not 0 <= how.decay <= 1:
@@ -155,7 +160,7 @@ def dynamic_nats(
   wrong = np.flatnonzero(~(result < ABSURD))  # NaN is not less
   if wrong.size:
     first = int(wrong[0])
-    raise ValueError(
+    raise Divergence(
       f"dynamic evaluation diverges at token {first + 1} of {len(tokens)}: "
       f"a rate below {how.rate} may not"
     )

@@ -6,14 +6,13 @@
 [[[0, 1, 2], [4, 5, 6]], [[3], [7]]]
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-LATE = 1 / 3  # of the epochs, the last
+LATE = 3  # one epoch in so many, the last
 LARGEST = 2**31 - 1  # of the updates, which are counted in an int32
 
 
@@ -154,7 +153,7 @@ class Reading:
     """The first epoch of late_streams."""
     if not self.late_streams:
       return self.num_epochs
-    return math.ceil(self.num_epochs * (1 - LATE))
+    return self.num_epochs - self.num_epochs // LATE
 
   def _epoch(self, tokens: np.ndarray, epoch: int) -> Streams:
     draws = np.random.default_rng([self.seed, epoch])

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import evaluate, run_folder, train
+from experiments import (
+  dynamic,
+  evaluate,
+  explore,
+  report,
+  run_folder,
+  train,
+)
+from experiments.dynamic import RATES
 from lstm_jax.language import make_streams, read_text, split
 from lstm_jax.language.evaluate import (
   Dynamic,
@@ -47,7 +55,7 @@ def test_every_protocol_is_measured_and_recorded(config, console):
   )
   scale = gradient_scale(model, params, make_streams(before, 32, 4))
   how = Dynamic(**record["dynamic"])
-  assert (how.segment, how.rate in evaluate.RATES) == (4, True)
+  assert (how.segment, how.rate in RATES) == (4, True)
   dynamic = dynamic_nats(model, params, held_out, scale, how)
   assert nats["dynamic"] == dynamic.mean()
   for name, mean in record["nats_per_character"].items():
@@ -103,14 +111,75 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_why(config, console):
   refused("at least 2 tokens between them, got 0.9 and 0.9", begin=0.9, end=0.9)
   refused("at least 2 tokens between them, got 0.9 and 1.5", end=1.5)
   refused("at least 129 tokens, got 0; --protocol=cold", begin=0.0)
-  refused("diverges at token", rate=1e300, decay=0.0)
-  refused("diverges at every rate", rate=1e300)
+  alone = {"protocol": ["dynamic"], "rate": 1e300}
+  refused("diverges at token", **alone, decay=0.0)
+  refused(r"diverges at every rate of 1e\+300", **alone)
+  refused(r"the decay in \[0, 1\], got 4", protocol=["dynamic"], decay=2.0)
   refused("cannot be read", corpus="/nowhere/at/all")
   Path(config.corpus).write_text("Shall I compare thee?\n" * 60)
   refused("verse.txt has changed since the run began")
   assert not (Path(folder) / run_folder.EVALUATION).exists()
   own = OPTIONS | {"corpus": config.corpus, "protocol": ["cold"]}
   evaluate.run(run=folder, **own, console=console)
+
+
+def test_where_one_protocol_fails_the_others_are_told_and_kept(config, console):
+  folder = train.run(config, console).folder
+  wild = OPTIONS | {"rate": 1e300, "decay": 0.0}
+  with pytest.raises(ValueError, match="diverges at token"):
+    evaluate.run(run=str(folder), **wild, console=console)
+  nats = json.loads((folder / run_folder.EVALUATION).read_text())["nats"]
+  assert list(nats) == ["cold", "stateful"]
+  shown = console.file.getvalue()
+  assert all(f"{mean:.4f}" in shown for mean in nats.values())
+
+
+def test_rate_and_decay_are_chosen_and_then_the_segment(
+  config, console, monkeypatch
+):
+  """On the end of the text before, of which a segment of 40 needs more."""
+  monkeypatch.setattr(dynamic, "RATES", (1e-4, 3e-2, 1e300))
+  monkeypatch.setattr(dynamic, "DECAYS", (0.02,))
+  monkeypatch.setattr(dynamic, "TUNING", 300)
+  folder = train.run(config, console).folder
+  options = OPTIONS | {"protocol": ["dynamic"], "segment": None}
+  record = evaluate.run(run=str(folder), **options, console=console)
+  trained = run_folder.load(folder)
+  text, _ = split(read_text(config.corpus), config.split)
+  before = trained.vocabulary.encode(text)
+
+  def nats(rate, segment):
+    of = trained.model, trained.params
+    scale = gradient_scale(*of, make_streams(before, 32, segment))
+    how = Dynamic(rate, 0.02, segment)
+    return dynamic_nats(*of, before[-300:], scale, how).mean()
+
+  rate = min((1e-4, 3e-2), key=lambda rate: nats(rate, 20))
+  segment = min((10, 20), key=lambda segment: nats(rate, segment))
+  chosen = {"rate": rate, "decay": 0.02, "segment": segment}
+  assert record["dynamic"] == chosen
+  assert "are the best of 4 ways on the 300 tokens" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+  "change",
+  [{"split": "a"}, {"split": None}, {"corpus": 3}, {"num_epochs": 1.5}],
+)
+def test_a_damaged_configuration_is_an_error_that_names_the_flag(
+  change, config, console
+):
+  folder = train.run(config, console).folder
+  path = folder / run_folder.CONFIG
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  (name,) = change
+  programs = (
+    lambda: evaluate.run(run=str(folder), **OPTIONS, console=console),
+    lambda: explore.run(explore.ExploreConfig(str(folder)), console),
+    lambda: report.run(report.ReportConfig((str(folder),)), console),
+  )
+  for program in programs:
+    with pytest.raises(ValueError, match=f"must have a .* for {name}, got"):
+      program()
 
 
 def test_figures_of_the_same_text_and_weights_stand_side_by_side(

@@ -1,5 +1,6 @@
 """What a report says of runs: what their files say, and no more."""
 
+import dataclasses
 import json
 import shutil
 import statistics
@@ -8,8 +9,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import report, run_folder
+from experiments import report, run_folder, sweep
 from experiments.course import derive, read_course
+from experiments.members import SweepConfig
 from experiments.report import ReportConfig
 from tests.experiments.explored import Read
 
@@ -174,19 +176,46 @@ def test_of_development_text_the_best_is_looked_at_by_held_out_text(
   assert other["held-out loss of the best"] == "–"
 
 
+def test_the_members_of_a_sweep_are_runs(
+  trained_runs, config, console, tmp_path
+):
+  fields = dataclasses.asdict(config)
+  many = SweepConfig(**fields, num_seeds=2, rate=[0.005, 0.03])
+  members = sweep.run(many, console).members
+  other = trained_runs["rnn"].run
+  told = header(console, tmp_path / "page.html", config.run, other)
+  names = [
+    "run, seed 0 at 0.005",
+    "run, seed 1 at 0.005",
+    "run, seed 0 at 0.03",
+    "run, seed 1 at 0.03",
+  ]
+  assert [run["name"] for run in told["runs"]] == [*names, "rnn"]
+  for run, one in zip(told["runs"], members, strict=False):
+    looks = run["looks"]
+    assert one.looks == list(zip(looks["step"], looks["loss"], strict=True))
+    assert 0 < looks["seconds"][0] < looks["seconds"][-1]
+    assert run["training"]["step"] == run["samples"] == []
+  table = told["table"]
+  best = table["head"].index("best loss")
+  for row, one in zip(table["rows"], members, strict=False):
+    assert row[best] == f"{one.best[1]:.4f}"
+  rows = {row[0]: row[1:5] for row in told["differences"]["rows"]}
+  assert rows["seed"] == ["0", "1", "0", "1"]
+  assert rows["learning_rate"] == ["0.005", "0.005", "0.03", "0.03"]
+
+
 def test_without_its_corpus_a_run_has_the_epochs_of_its_last_update(
   copy, console, tmp_path
 ):
   folder, _ = copy
   course = read_course(folder)
-  assert derive(course.record).num_updates == course.rows[-1]["step"]
-  for change in (
-    {"corpus": "nowhere.txt"},
-    {"corpus_sha256": "0"},
-    {"cell": "gpt"},
-    {"split": "half"},
-  ):
-    assert derive(course.record | change) is None
+  assert derive(course).num_updates == course.rows[-1]["step"]
+  other = course.record | {"corpus_sha256": "0"}
+  assert derive(course._replace(record=other)) is None
+  for change in ({"corpus": "nowhere.txt"}, {"split": 0.999}):
+    config = dataclasses.replace(course.config, **change)
+    assert derive(course._replace(config=config)) is None
   record = course.record | {"corpus": "nowhere.txt"}
   (folder / "config.json").write_text(json.dumps(record))
   told = header(console, tmp_path / "page.html", folder)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import members, run_folder, sweep, train
-from experiments.members import Member
-from experiments.sweep import SweepConfig
+from experiments.members import Member, SweepConfig
 from lstm_jax.language import split, stateful_loss
 from tests.experiments.lives import last_arrays, signal_at
 

@@ -11,6 +11,7 @@ from lstm_jax.language import (
   words,
 )
 from lstm_jax.language.evaluate import (
+  Divergence,
   Dynamic,
   cold_nats,
   dynamic_nats,
@@ -152,6 +153,6 @@ def test_what_is_out_of_range_is_named(params, scale):
   for wrong in ({"rate": -1.0}, {"decay": 2.0}, {"segment": 0}):
     with pytest.raises(ValueError, match="a segment must be ≥ 1, the rate ≥ 0"):
       dynamic_nats(MODEL, params, TOKENS, scale, HOW._replace(**wrong))
-  with pytest.raises(ValueError, match=r"diverges at token \d+ of 53: a rate"):
+  with pytest.raises(Divergence, match=r"diverges at token \d+ of 53: a rate"):
     how = HOW._replace(rate=1e300)
     dynamic_nats(MODEL, params, TOKENS, scale, how)
