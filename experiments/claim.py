@@ -1,7 +1,7 @@
 """Taking a run's folder: for a new run, or to go on with an unfinished one.
 
-A run is unfinished while its folder has no result.json, and can go on where its
-newest checkpoint has a state, or where there is none: then from the beginning.
+A run is unfinished while its folder has no result.json, and can go on where a
+checkpoint has a state, or where there is none: then from the beginning.
 """
 
 import dataclasses
@@ -81,6 +81,7 @@ def to_go_on(program: str, config: TrainConfig, folder: Path) -> str:
   again = sys.argv[1:]
   again += [] if config.run else [f"--run={folder}"]
   again += ["--nooverwrite"] if config.overwrite else []
+  again += [] if config.resume else ["--resume"]
   return (
     f"to go on training:\n  python -m experiments.{program} {shlex.join(again)}"
   )
@@ -107,9 +108,10 @@ def _prepare(folder: Path, config: TrainConfig, corpus_sha256: str) -> bool:
 
 
 def _can_go_on(folder: Path) -> bool:
-  steps = list_checkpoints(folder / CHECKPOINTS)
-  stateful = not steps or has_state(folder / CHECKPOINTS, steps[-1])
-  return stateful and not (folder / RESULT).exists()
+  checkpoints = folder / CHECKPOINTS
+  steps = list_checkpoints(checkpoints)
+  stateful = any(has_state(checkpoints, step) for step in steps)
+  return (stateful or not steps) and not (folder / RESULT).exists()
 
 
 def _refuse_strangers(folder: Path) -> None:

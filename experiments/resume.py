@@ -62,13 +62,19 @@ def log_bytes(folder: Path) -> dict[str, int]:
 
 
 def cut_logs(folder: Path, lengths: dict[str, int], console: Console) -> None:
-  """Cut from the logs what was written after the checkpoint."""
+  """Cut from the logs what was written after the checkpoint.
+
+  One that has lost some of what was written before, as when the power failed,
+  keeps its whole lines.
+  """
   for name, length in log_bytes(folder).items():
-    wanted = lengths.get(name, 0)
+    path, wanted = folder / name, lengths.get(name, 0)
     if length > wanted:
-      os.truncate(folder / name, wanted)
+      os.truncate(path, wanted)
     elif length < wanted:
-      console.print(f"{folder / name} has lost {wanted - length} bytes")
+      console.print(f"{path} has lost {wanted - length} bytes", soft_wrap=True)
+      if length:
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def restore(

@@ -141,7 +141,7 @@ def _learn(
   journal.start_clock()
   for step, (state, metrics) in enumerate(updates, start=made + 1):
     if average:
-      average = include(average, state.params)
+      average = include(average, state.params, metrics.gradient_norm)
     journal.update(step, metrics)
     last = step == parts.num_updates
     look = last or is_look(config, step)

@@ -81,13 +81,32 @@ def rows():
   return [tuple(c.strip() for c in line.split("|")[1:3]) for line in lines[2:]]
 
 
-def test_every_yes_of_the_feature_table_has_a_test_of_that_name():
-  tests = {
+def tests_of(*paths):
+  """Return the names of the tests in some files."""
+  return {
     node.name
-    for path in (ROOT / "tests").rglob("test_*.py")
+    for path in paths
     for node in ast.parse(path.read_text("utf-8")).body
-    if isinstance(node, ast.FunctionDef)
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
   }
+
+
+def test_every_promise_of_a_run_names_tests_that_there_are():
+  page = (DOCS / "running.md").read_text("utf-8")
+  table = page.split("## What is promised")[1].splitlines()
+  promises = [line for line in table if line.startswith("| ")][1:]
+  assert len(promises) > 15
+  for promise in promises:
+    named = re.findall(r"`([\w/]+\.py)?(?:::(test_\w+))?`", promise)
+    assert named, promise
+    for file, test in named:
+      if file:  # else one more of the same
+        (path,) = (ROOT / "tests").rglob(file)
+      assert not test or test in tests_of(path), promise
+
+
+def test_every_yes_of_the_feature_table_has_a_test_of_that_name():
+  tests = tests_of(*(ROOT / "tests").rglob("test_*.py"))
   yes = 0
   for feature, entry in rows():
     assert entry.split(":")[0] in ("yes", "no"), feature

@@ -34,10 +34,19 @@ def begin_average(params: LanguageParams) -> Average:
 
 
 @partial(jax.jit, donate_argnums=0)
-def include(average: Average, params: LanguageParams) -> Average:
-  """Return the mean of one θ more; the average passed in is donated."""
-  updates = average.updates + 1
-  mean = optax.incremental_update(params, average.params, 1 / updates)
+def include(
+  average: Average, params: LanguageParams, gradient_norm: jax.Array
+) -> Average:
+  """Return the mean of one θ more; the average passed in is donated.
+
+  Args:
+    average: of the θ before.
+    params: θ.
+    gradient_norm: of the update that made θ: one that is not finite made none.
+  """
+  updates = average.updates + jnp.isfinite(gradient_norm)
+  rate = jnp.where(jnp.isfinite(gradient_norm), 1 / updates, 0)
+  mean = optax.incremental_update(params, average.params, rate)
   return Average(mean, updates)
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from experiments import board, train
 from experiments.config import TrainConfig
+from experiments.journal import Journal
 from lstm_jax.training import list_checkpoints
 from tests.experiments.conftest import VERSE
 from tests.experiments.lives import essence
@@ -56,6 +57,7 @@ def begin(config):
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    count_updates(config.run)
     with open(f"{config.run}.log", "a") as log:
       train.run(config, Console(file=log, width=80))
     status = 0
@@ -63,6 +65,23 @@ def begin(config):
     Path(f"{config.run}.log").write_text(traceback.format_exc())
   finally:
     os._exit(status)
+
+
+def count_updates(run):
+  """Have the process keep the number of its last update, beside its folder."""
+  file, update = os.open(f"{run}.step", os.O_CREAT | os.O_RDWR), Journal.update
+
+  def counted(journal, step, metrics):
+    os.pwrite(file, step.to_bytes(8, "big"), 0)
+    update(journal, step, metrics)
+
+  Journal.update = counted
+
+
+def made(run):
+  """Return the number of the last update."""
+  path = Path(f"{run}.step")
+  return int.from_bytes(path.read_bytes(), "big") if path.exists() else 0
 
 
 def writing(run):
@@ -87,12 +106,6 @@ def kill(child, run, draws, lifetime):
   return os.WIFSIGNALED(status)
 
 
-def last_row(run):
-  path = run / "metrics.jsonl"
-  lines = path.read_text().split("\n")[:-1] if path.exists() else []
-  return json.loads(lines[-1])["step"] if lines else 0
-
-
 def main():
   folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
   (folder / "verse.txt").write_text(VERSE * 20)
@@ -113,7 +126,7 @@ def main():
         found["kills"] += 1
         found["in_a_save"] += writing(run)
         whole_ones = list_checkpoints(run / "checkpoints")
-        lost = last_row(run) - (whole_ones[-1] if whole_ones else 0)
+        lost = made(run) - (whole_ones[-1] if whole_ones else 0)
         found["lost"] = max(found["lost"], lost)  # updates
     assert essence(run) == whole, run
     found["runs"] += 1

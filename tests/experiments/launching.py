@@ -3,18 +3,25 @@
   python -m tests.experiments.launching FOLDER < inputs > results
 
 An input is [flags, flagfile, corpus], the last two as hexadecimal bytes; its
-result is [status, what was printed]. Both are lists in JSON.
+result is [status, what was printed, whether there is a folder of the run]. Both
+are lists in JSON. A run that begins makes no updates.
 """
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
+from experiments import train
 from experiments.config import TrainConfig
-from experiments.parts import make
-from experiments.program import launch
+from experiments.program import launch, plain_console
 from experiments.train_flags import define_flags
+
+
+def begin(config):
+  train._learn = lambda *parts: None
+  train.run(config, plain_console())
 
 
 def status_of(argv, told):
@@ -26,9 +33,10 @@ def status_of(argv, told):
       sys.argv = argv
       sys.stdout = sys.stderr = told.open("w", encoding="utf-8")
       names = define_flags()
-      launch(lambda: make(TrainConfig(**{f.name: f.value for f in names})))
+      launch(lambda: begin(TrainConfig(**{f.name: f.value for f in names})))
     except SystemExit as end:
-      status = end.code if isinstance(end.code, int) else 98
+      code = end.code or 0  # as the interpreter takes it
+      status = code if isinstance(code, int) else 98
     finally:
       sys.stderr.flush()
       os._exit(status)
@@ -44,7 +52,10 @@ def main():
     argv = ["train", f"--flagfile={flagfile}", *flags]
     argv += [f"--corpus={corpus}", f"--run={folder / 'run'}"]
     status = status_of(argv, told)
-    results.append([status, told.read_text("utf-8", errors="replace")])
+    run = folder / "run"
+    text = told.read_text("utf-8", errors="replace")
+    results.append([status, text, run.exists()])
+    shutil.rmtree(run, ignore_errors=True)
   json.dump(results, sys.stdout)
 
 

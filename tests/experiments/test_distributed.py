@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import (
@@ -18,7 +20,10 @@ from experiments import (
   train,
 )
 from experiments.config import TrainConfig
-from lstm_jax.training import list_checkpoints, make_mesh
+from experiments.members import SweepConfig
+from experiments.parts import make
+from experiments.resume import saved
+from lstm_jax.training import list_checkpoints, make_mesh, read_state
 from tests.processes import ROOT, finish, free_port, start
 
 JOINING = {
@@ -124,7 +129,7 @@ def test_one_device_sends_nothing(config, console):
 
 def test_sweeps_and_dry_runs_are_of_one_device(config, console):
   meshed = dataclasses.replace(config, mesh="data:1")
-  many = sweep.SweepConfig(**dataclasses.asdict(meshed), num_seeds=2)
+  many = SweepConfig(**dataclasses.asdict(meshed), num_seeds=2)
   with pytest.raises(ValueError, match="a sweep has no mesh: it must be left"):
     sweep.run(many, console)
   with pytest.raises(ValueError, match="of one device, got a mesh of data:1"):
@@ -207,6 +212,40 @@ def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
   assert first[0] == second[0] == 2
   assert "holds config.json, which is not of a run" in first[2]
   assert "error: the first process has stopped: see its error" in second[2]
+
+
+def last_state(folder, config):
+  """Return all the arrays that a run ended with."""
+  state = make(dataclasses.replace(config, mesh="")).state
+  step = list_checkpoints(folder / "checkpoints")[-1]
+  found = read_state(folder / "checkpoints", step, saved(state, None))
+  return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8), (8, 4)])
+def test_a_run_goes_on_on_another_number_of_devices(before, after, config):
+  """In the middle of an epoch, with averaged weights and carried states."""
+  config = dataclasses.replace(
+    config, num_streams=8, hidden_size=16, average=0.9, output_dropout=0.2
+  )
+  again = dataclasses.replace(config, run=config.run + "2")
+  for of, count, step in (
+    (config, 1, 0),
+    (again, before, 9),
+    (again, after, 0),
+  ):
+    mesh = f"data:{count // 2},model:2" if count > 1 else ""
+    meshed = json.dumps(dataclasses.asdict(of) | {"mesh": mesh})
+    module = "tests.experiments.stopping"
+    (found,) = finish(start(module, meshed, step, devices=count))
+    assert found[0] == 0, found[2]
+  assert "goes on     after update 9\n" in found[1]
+  wanted, found = (last_state(Path(one.run), config) for one in (config, again))
+  assert len(wanted) > 20 and int(wanted[0]) == 18
+  for one, other in zip(wanted, found, strict=True):
+    assert np.abs(one - other).max() < ROUNDING * max(1, np.abs(one).max())
 
 
 @pytest.mark.exhaustive

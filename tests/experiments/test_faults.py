@@ -41,7 +41,8 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(seed, tmp_path):
   found = json.loads(process.stdout.splitlines()[-1])
   assert found["kills"] >= 50
   assert found["in_a_save"] >= 5
-  assert found["lost"] <= EVERY
+  # An interval, and the update beside which a checkpoint was being written.
+  assert 0 < found["lost"] <= EVERY + 1
 
 
 def program(config, blocks="unlimited"):

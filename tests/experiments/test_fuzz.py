@@ -1,7 +1,7 @@
 """Whatever comes in, an error is one line: corpora, prompts, flags, metadata.
 
 Each property is tried on as many inputs as its `max_examples` says: together
-2,900 and, of whole processes, forty.
+2,900 (300 of them exhaustive) and, of whole processes, 41.
 """
 
 import dataclasses
@@ -25,6 +25,9 @@ from experiments.config import (
   reading,
 )
 from experiments.corpus import read_corpus
+from experiments.course import read_courses
+from experiments.extract import extract
+from experiments.report import describe
 from experiments.sample import run as write
 from experiments.train_flags import define_flags
 from lstm_jax.language import characters, words
@@ -196,9 +199,15 @@ def test_any_metadata_is_read_or_an_error_of_one_line(folder, data):
     record = data.draw(JSON)
   path.write_text(json.dumps(record))
   try:
-    run_folder.load(folder)
-  except LOADED as error:
-    in_a_line(error)
+    for read in (
+      run_folder.load,
+      lambda folder: extract(folder, "", None, 1.0),
+      lambda folder: describe(read_courses(folder)),
+    ):
+      try:
+        read(folder)
+      except LOADED as error:
+        in_a_line(error)
   finally:
     path.write_text(good)
 
@@ -234,9 +243,10 @@ PROCESSES = 40
   )
 )
 def test_any_flagfile_ends_with_a_status_and_leaves_no_folder(tmp_path, inputs):
-  """In a process each; the corpus is too short for any run to begin."""
+  """In a process each; the first one's run can begin, and few others'."""
   written = []
-  for argv, lines, corpus in inputs:
+  begins = ["--num_streams=1", "--num_steps=1"], [], b"Shall I compare thee?"
+  for argv, lines, corpus in [begins, *inputs]:
     flagfile = "\n".join(lines).encode("utf-8", "surrogatepass")
     written.append([argv, flagfile.hex(), corpus.hex()])
   process = subprocess.run(
@@ -249,8 +259,9 @@ def test_any_flagfile_ends_with_a_status_and_leaves_no_folder(tmp_path, inputs):
     check=True,
   )
   found = json.loads(process.stdout)
-  assert len(found) == PROCESSES
-  for what, (status, told) in zip(written, found, strict=True):
+  assert len(found) == PROCESSES + 1
+  for what, (status, told, folder) in zip(written, found, strict=True):
     assert status in (0, 1, 2), (what, told)
     assert told and "Traceback" not in told, (what, told)
-  assert not (tmp_path / "run").exists()
+    assert folder == (status == 0), (what, told)
+  assert found[0][0] == 0

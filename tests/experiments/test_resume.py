@@ -17,7 +17,12 @@ from experiments.parts import make
 from experiments.resume import restore, saved
 from lstm_jax.training import list_checkpoints
 from lstm_jax.training.checkpoint import STATE
-from tests.experiments.lives import essence, poison, signal_at
+from tests.experiments.lives import (
+  essence,
+  last_arrays,
+  poison,
+  signal_at,
+)
 
 NOISE = {
   "average": 0.9,
@@ -194,16 +199,19 @@ def test_a_bit_that_turned_in_any_file_is_found_or_harms_nothing(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", ["truncated", "removed"])
+@pytest.mark.parametrize("damage", ["truncated", "state", "description"])
 def test_after_damage_the_checkpoint_before_is_taken_and_said_so(
-  damage, stopped, config, console, tmp_path, collected
+  damage, stopped, config, console, tmp_path, collected, capsys
 ):
   _, folder = stopped
   for path in (folder / "checkpoints" / "33" / STATE).rglob("*"):
     if path.is_file() and damage == "truncated":
       path.write_bytes(path.read_bytes()[:-20])
-  if damage == "removed":
-    shutil.rmtree(folder / "checkpoints" / "33" / "description")
+  if damage != "truncated":
+    shutil.rmtree(folder / "checkpoints" / "33" / damage)
+  if damage == "description":  # those who only read the weights are told, too
+    assert run_folder.load(folder).step <= 30
+    assert "checkpoints/33" in capsys.readouterr().err
   train.run(config, console)
   shown = console.file.getvalue()
   assert "checkpoints/33" in shown and ": not used" in shown
@@ -254,6 +262,44 @@ def test_a_count_of_what_was_skipped_goes_on_too(config, console):
   assert essence(whole)["rows"][-2]["skipped"] == 3
 
 
-def test_every_flag_but_those_that_say_where_must_be_the_same():
-  names = {field.name for field in dataclasses.fields(train.TrainConfig)}
-  assert set(claim.OWN) < names
+def test_logs_that_have_lost_their_ends_keep_whole_lines(config, console):
+  """As where the power failed after a checkpoint was on the disk."""
+  folder = stop_at(33, config, console).folder
+  metrics, samples = folder / "metrics.jsonl", folder / "samples.txt"
+  for log in (metrics, samples):
+    log.write_bytes(log.read_bytes()[:-5])
+  kept = metrics.read_text().splitlines()[:-1]
+  train.run(config, console)
+  shown = console.file.getvalue()
+  assert f"{metrics} has lost 5 bytes" in shown
+  assert f"{samples} has lost 5 bytes" in shown
+  lines = metrics.read_text().splitlines()
+  assert lines[: len(kept)] == kept
+  steps = [json.loads(line)["step"] for line in lines]
+  assert steps == sorted(steps) and steps[len(kept)] == 40
+  assert (folder / "result.json").exists()
+
+
+def test_every_flag_but_those_that_say_where_must_be_the_same(
+  config, console, tmp_path
+):
+  where = {"run", "overwrite", "resume", "mesh", "quiet"}
+  assert set(claim.OWN) == where
+  stop_at(4, config, console)
+  changes = {"corpus": str(tmp_path / "other.txt"), "cell": "gru"}
+  changes |= {"optimizer": "sgd", "schedule": "constant", "average": 0.5}
+  (tmp_path / "other.txt").write_bytes(Path(config.corpus).read_bytes())
+  with pytest.raises(ValueError, match="of another configuration") as error:
+    train.run(dataclasses.replace(config, **changes), console)
+  for name in changes:
+    assert f"{name} is " in str(error.value)
+
+
+def test_looks_leave_the_training_as_it_is(config, console):
+  often = dataclasses.replace(config, **NOISE, eval_every=7)
+  rarely = dataclasses.replace(often, eval_every=99, run=config.run + "2")
+  runs = [train.run(each, console).folder for each in (often, rarely)]
+  one, other = (last_arrays(folder) for folder in runs)
+  state = {name for name in one[1] if name.startswith("state")}
+  assert len(state) > 20
+  assert {n: one[1][n] for n in state} == {n: other[1][n] for n in state}

@@ -115,7 +115,8 @@ def trained(config, mesh=None):
   updates = islice(train(update, state, repeat(STREAMS)), UPDATES)
   for step, (state, metric) in enumerate(updates, start=1):
     metrics.append([float(metric.loss), float(metric.gradient_norm)])
-    mean = include(mean, state.params) if mean else mean
+    if mean:
+      mean = include(mean, state.params, metric.gradient_norm)
     if step == MEAN_SINCE:
       mean = begin_average(state.params)
   found = state._replace(carry=None), mean

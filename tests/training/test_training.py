@@ -137,15 +137,18 @@ def test_the_average_is_that_of_the_weights_after_each_update(key):
 def test_a_mean_begun_late_is_that_of_the_weights_since(key):
   update, state = start(key, warmup=0)
   average, since = None, []
-  for step, (state, _) in enumerate(steps(update, state, 9), start=1):  # noqa: B020
+  for step, (state, metrics) in enumerate(steps(update, state, 9), start=1):  # noqa: B020
     if average:
-      average = include(average, state.params)
+      average = include(average, state.params, metrics.gradient_norm)
     if step == 4:
       average = begin_average(state.params)
     if average:
       since.append(jax.tree.map(np.asarray, state.params))
   assert int(average.updates) == 6
   expected = jax.tree.map(lambda *p: np.mean(p, 0), *since)
+  assert worst(average.params, expected) < 1e-6
+  average = include(average, state.params, jnp.array(jnp.nan))  # a skipped one
+  assert int(average.updates) == 6
   assert worst(average.params, expected) < 1e-6
   assert worst(average.params, state.params) > 1e-3
 
