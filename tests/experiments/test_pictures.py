@@ -1,8 +1,9 @@
-"""The pictures of docs/, taken of the runs that the pages speak of.
+r"""The pictures of docs/, taken of the runs that the pages speak of.
 
-  LSTM_JAX_PICTURES=docs uv run pytest tests/experiments/test_pictures.py
+  XLA_FLAGS= LSTM_JAX_PICTURES=docs uv run pytest -m "" \
+    tests/experiments/test_pictures.py
 
-writes them there, and otherwise they are only looked at.
+writes them there; otherwise they are taken and thrown away.
 """
 
 import os
