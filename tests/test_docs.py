@@ -81,7 +81,7 @@ def rows():
   return [tuple(c.strip() for c in line.split("|")[1:3]) for line in lines[2:]]
 
 
-def tests_of(*paths):
+def names_of_tests(*paths):
   """Return the names of the tests in some files."""
   return {
     node.name
@@ -102,11 +102,11 @@ def test_every_promise_of_a_run_names_tests_that_there_are():
     for file, test in named:
       if file:  # else one more of the same
         (path,) = (ROOT / "tests").rglob(file)
-      assert not test or test in tests_of(path), promise
+      assert not test or test in names_of_tests(path), promise
 
 
 def test_every_yes_of_the_feature_table_has_a_test_of_that_name():
-  tests = tests_of(*(ROOT / "tests").rglob("test_*.py"))
+  tests = names_of_tests(*(ROOT / "tests").rglob("test_*.py"))
   yes = 0
   for feature, entry in rows():
     assert entry.split(":")[0] in ("yes", "no"), feature

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import journal, parts, run_folder, train
+from experiments import parts, run_folder, tally, train
 from experiments.gradcheck import check_model
 from experiments.plot import draw
 from experiments.program import Diverged
@@ -92,7 +92,7 @@ def test_the_seconds_are_those_of_updates_and_not_of_looks(
     return look(*arguments)
 
   clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(waited))
-  monkeypatch.setattr(journal, "time", clock)
+  monkeypatch.setattr(tally, "time", clock)
   monkeypatch.setattr(train, "stateful_loss", slow)
   # Looks right after a row, and after updates that have none yet.
   result = train.run(dataclasses.replace(config, eval_every=15), console)
