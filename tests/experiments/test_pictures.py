@@ -1,7 +1,6 @@
-r"""The pictures of docs/, taken of the runs that the pages speak of.
+"""The pictures of docs/, taken of the runs that the pages speak of.
 
-  XLA_FLAGS= LSTM_JAX_PICTURES=docs uv run pytest -m "" \
-    tests/experiments/test_pictures.py
+  LSTM_JAX_PICTURES=docs uv run pytest -m "" tests/experiments/test_pictures.py
 
 writes them there; otherwise they are taken and thrown away.
 """
@@ -28,8 +27,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def pictures(tmp_path):
-  """The folder that the pictures are written to."""
+def pictures(tmp_path, monkeypatch):
+  """The folder that the pictures are written to, of runs as users have them."""
+  monkeypatch.setenv("XLA_FLAGS", "")
   return Path(os.environ.get("LSTM_JAX_PICTURES", tmp_path))
 
 
