@@ -1,12 +1,11 @@
 """What a run reads: its corpus, cut into parts and into tokens."""
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.config import TrainConfig, make_vocabulary
-from experiments.run_folder import configuration
 from lstm_jax.language import Tokenizer, read_text, split
 
 
@@ -37,16 +36,15 @@ def sha256_of(text: str) -> str:
   return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def read_again(record: dict[str, Any]) -> str:
-  """Return the corpus of a run, given what its config.json says.
+def read_again(corpus: str, sha256: str | None) -> str:
+  """Return the corpus of a run, given the file and the hash of then, if kept.
 
   Raises:
     ValueError: it cannot be read, or has changed since the run began: what is
       held out of it now may be what the run has learnt.
   """
-  corpus = configuration(record, TrainConfig()).corpus
   text = read_text(corpus)
-  if record.get("corpus_sha256") not in (None, sha256_of(text)):
+  if sha256 not in (None, sha256_of(text)):
     raise ValueError(f"corpus {corpus} has changed since the run began")
   return text
 

@@ -95,7 +95,8 @@ def run(config: ExploreConfig, console: Console) -> Explored:
   if config.text:
     text, source = read_text(config.text), f"of {config.text}"
   else:
-    _, text = split(read_again(record), of.split)
+    corpus = read_again(of.corpus, record.get("corpus_sha256"))
+    _, text = split(corpus, of.split)
     source = f"held out of {of.corpus}"
   unit = vocabulary.unit
   if unit == "character":  # what comes later need not be known

@@ -47,7 +47,11 @@ def extract(
   """
   record = run_folder.read_record(folder)
   config = run_folder.configuration(record, TrainConfig())
-  whole = read_text(corpus) if corpus else read_again(record)
+  if corpus:
+    whole = read_text(corpus)
+  else:
+    corpus = config.corpus
+    whole = read_again(corpus, record.get("corpus_sha256"))
   begin = 1 - config.split if begin is None else begin
   first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
   if not 0 <= begin < end <= 1 or last - first < 2:
@@ -55,4 +59,4 @@ def extract(
       "--begin and --end must be shares of the corpus with at least 2 tokens "
       f"between them, got {begin} and {end} of {len(whole):,} characters"
     )
-  return Extract(corpus or config.corpus, whole, begin, end, first, last)
+  return Extract(corpus, whole, begin, end, first, last)

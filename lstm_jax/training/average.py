@@ -44,8 +44,9 @@ def include(
     params: θ.
     gradient_norm: of the update that made θ: one that is not finite made none.
   """
-  updates = average.updates + jnp.isfinite(gradient_norm)
-  rate = jnp.where(jnp.isfinite(gradient_norm), 1 / updates, 0)
+  finite = jnp.isfinite(gradient_norm)
+  updates = average.updates + finite
+  rate = jnp.where(finite, 1 / updates, 0)
   mean = optax.incremental_update(params, average.params, rate)
   return Average(mean, updates)
 

@@ -216,6 +216,11 @@ def test_without_its_corpus_a_run_has_the_epochs_of_its_last_update(
   for change in ({"corpus": "nowhere.txt"}, {"split": 0.999}):
     config = dataclasses.replace(course.config, **change)
     assert derive(course._replace(config=config)) is None
+  for change in ({"cell": "gpt"}, {"split": "half"}):  # damaged
+    (folder / "config.json").write_text(json.dumps(course.record | change))
+    (name,) = change
+    with pytest.raises(ValueError, match=name):
+      read_course(folder)
   record = course.record | {"corpus": "nowhere.txt"}
   (folder / "config.json").write_text(json.dumps(record))
   told = header(console, tmp_path / "page.html", folder)
