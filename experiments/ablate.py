@@ -26,13 +26,14 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 
-from experiments import run_folder, train
-from experiments.claim import OWN
-from experiments.config import TrainConfig
-from experiments.corpus import sha256_of
-from experiments.parts import make
-from experiments.program import SIGNALLED, Diverged, launch, plain_console
-from experiments.train_flags import define_flags
+from experiments import train
+from experiments.cli import SIGNALLED, Diverged, launch, plain_console
+from experiments.trainer import run_dir
+from experiments.trainer.claim import OWN
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.data import sha256_of
+from experiments.trainer.flags import define_flags
+from experiments.trainer.setup import make
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
 
@@ -68,7 +69,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       continue
     console.print(Rule(f"{name} ({len(rows) + 1} of {len(configs)})"))
     folder = Path(config.run) / name.replace("/", "-")
-    finished = (folder / run_folder.RESULT).exists()
+    finished = (folder / run_dir.RESULT).exists()
     anew = finished or config.overwrite
     again = dataclasses.replace(one, run=str(folder), overwrite=anew)
     try:
@@ -84,7 +85,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
         break
       rows.append({"change": name} | _measure(result, again))
     record = {"recipe": _recipe(config), "corpus_sha256": sha256, "rows": rows}
-    run_folder.write_json(path, record | run_folder.origin())
+    run_dir.write_json(path, record | run_dir.origin())
   if rows:
     console.print(table(rows))
     console.print(f"kept in {shlex.quote(str(path))}", soft_wrap=True)
@@ -160,7 +161,7 @@ def _told(nats: float, sign: str = "") -> str:
 
 def _measure(result: train.Result, config: TrainConfig) -> dict[str, Any]:
   """Return what a finished run came to, in nats per token."""
-  trained = run_folder.load(result.folder)
+  trained = run_dir.load(result.folder)
   _, held_out = split(read_text(config.corpus), config.split)
   of = trained.model, trained.params, trained.vocabulary.encode(held_out)
   return {

@@ -18,9 +18,8 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from experiments import benchmark_plot
-from experiments.benchmark_table import Row, changes, table
-from experiments.peers import (
+from experiments.benchmarks import plots
+from experiments.benchmarks.peers import (
   memory,
   models,
   original,
@@ -28,8 +27,9 @@ from experiments.peers import (
   samplers,
   sequences,
 )
-from experiments.program import launch, plain_console
-from experiments.timing import compare, environment
+from experiments.benchmarks.tables import Row, changes, table
+from experiments.benchmarks.timing import compare, environment
+from experiments.cli import launch, plain_console
 
 Cases = Iterator[tuple[list[Row], dict[str, str]]]  # and who is left out
 MODEL: Row = {
@@ -215,7 +215,7 @@ def main() -> None:
     path = Path(OUT.value)
     path.write_text(json.dumps(record, indent=1) + "\n")
     picture = path.with_suffix(".png")
-    drawn = benchmark_plot.draw(record["rows"], picture)
+    drawn = plots.draw(record["rows"], picture)
     console.print(f"saved in {path}" + (f" and {picture}" if drawn else ""))
 
 

@@ -16,16 +16,16 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from experiments.config import (
+from experiments.cli import launch, plain_console
+from experiments.trainer.config import (
   TrainConfig,
   make_vocabulary,
   model_config,
   optimizer_config,
   regularizers,
 )
-from experiments.placement import mesh_of, mesh_told
-from experiments.program import launch, plain_console
-from experiments.train_flags import define_flags
+from experiments.trainer.flags import define_flags
+from experiments.trainer.placement import mesh_of, mesh_told
 from lstm_jax.language import language_model, read_text, split
 from lstm_jax.training import (
   Collective,

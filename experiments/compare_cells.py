@@ -28,9 +28,11 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from experiments import compare_plot
-from experiments.compare_config import CompareConfig
-from experiments.compare_parts import (
+from experiments.benchmarks.timing import environment
+from experiments.cli import LARGEST, finite, launch, plain_console
+from experiments.comparison import plots
+from experiments.comparison.config import CompareConfig
+from experiments.comparison.measurements import (
   PARAMETERS,
   cells_part,
   context_part,
@@ -38,11 +40,9 @@ from experiments.compare_parts import (
   recall_part,
   runs_part,
 )
-from experiments.compare_table import tables
-from experiments.compare_training import learn, read_corpus
-from experiments.contenders import contenders
-from experiments.program import LARGEST, finite, launch, plain_console
-from experiments.timing import environment
+from experiments.comparison.models import contenders
+from experiments.comparison.tables import tables
+from experiments.comparison.training import learn, read_corpus
 
 RECORD, PICTURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
 
@@ -127,7 +127,7 @@ def report(record: dict[str, Any], folder: Path, console: Console) -> None:
   for title, table in tables(record).items():
     console.print(f"\n{title}\n", soft_wrap=True)
     console.print(table, soft_wrap=True)
-  compare_plot.draw(record, folder / PICTURE)
+  plots.draw(record, folder / PICTURE)
   console.print(
     f"\n{folder} holds {RECORD}, {PICTURE} and {SAMPLES}", soft_wrap=True
   )

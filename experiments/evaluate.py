@@ -25,17 +25,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import dynamic, run_folder
-from experiments.corpus import sha256_of
-from experiments.extract import Extract, extract
-from experiments.program import finite, launch, plain_console
+from experiments.analysis import dynamic_eval
+from experiments.cli import finite, launch, plain_console
+from experiments.trainer import run_dir
+from experiments.trainer.data import sha256_of
+from experiments.trainer.extract import Extract, extract
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import (
   cold_nats,
   nats_per_character,
   stateful_nats,
 )
-from lstm_jax.language.words import normal
+from lstm_jax.language.word_tokenizer import normal
 
 PROTOCOLS = "cold", "stateful", "dynamic"
 SAME = "corpus_sha256", "begin", "end", "update"  # of figures side by side
@@ -61,14 +62,14 @@ def run(
     ValueError: the run or the corpus is not usable, or a number is out of its
       range, or the weights that go on learning diverge.
   """
-  trained = run_folder.load(Path(run))
+  trained = run_dir.load(Path(run))
   part = extract(Path(run), corpus, begin, end)
   vocabulary = trained.vocabulary
   text = vocabulary.encode(part.text)
   before = vocabulary.encode(part.before)
-  given = dynamic.Given(rate, decay, segment)
+  given = dynamic_eval.Given(rate, decay, segment)
   if "dynamic" in protocol:
-    dynamic.check_before(len(before), given)
+    dynamic_eval.check_before(len(before), given)
   _introduce(run, trained, part, text, console)
   record = _heading(trained, part, text)
   rows: list[tuple[str, float, float]] = []
@@ -84,7 +85,7 @@ def run(
       elif name == "stateful":
         nats = stateful_nats(trained.model, trained.params, text)
       else:
-        how, nats = dynamic.evaluate_dynamically(
+        how, nats = dynamic_eval.evaluate_dynamically(
           trained, before, text, given, console
         )
         title = f"dynamic, rate {how.rate:g}, decay {how.decay:g}"
@@ -97,15 +98,15 @@ def run(
   finally:
     if rows:
       console.print(_table(vocabulary.unit, rows))
-      path = Path(run) / run_folder.EVALUATION
-      run_folder.write_json(path, _with_earlier(path, record))
+      path = Path(run) / run_dir.EVALUATION
+      run_dir.write_json(path, _with_earlier(path, record))
       console.print(f"saved in {path}", soft_wrap=True)
   return record
 
 
 def _introduce(
   run: str,
-  trained: run_folder.Trained,
+  trained: run_dir.Trained,
   part: Extract,
   tokens: np.ndarray,
   console: Console,
@@ -136,7 +137,7 @@ def _spelling(vocabulary: Tokenizer, text: str) -> float:
 
 
 def _heading(
-  trained: run_folder.Trained, part: Extract, tokens: np.ndarray
+  trained: run_dir.Trained, part: Extract, tokens: np.ndarray
 ) -> dict[str, Any]:
   """Return the record without figures."""
   return {
@@ -149,7 +150,7 @@ def _heading(
     "predictions": len(tokens) - 1,
     "characters": len(part.text) - 1,
     "spelling": _spelling(trained.vocabulary, part.text),
-    "device": run_folder.device_name(),
+    "device": run_dir.device_name(),
     "nats": {},
     "nats_per_character": {},
   }

@@ -22,23 +22,23 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import run_folder
-from experiments.config import CELLS, TrainConfig
-from experiments.corpus import read_again
-from experiments.gradient_paths import gradient_paths
-from experiments.packed import page, script
-from experiments.program import launch, plain_console
-from experiments.quantise import (
+from experiments.analysis.features import FEATURES, scores
+from experiments.analysis.gradient_flow import gradient_paths
+from experiments.analysis.states import MEANING, SIGNED, read, signals
+from experiments.cli import launch, plain_console
+from experiments.pages.packing import page, script
+from experiments.pages.quantise import (
   quantise_gate,
   quantise_norms,
   quantise_signed,
 )
-from experiments.signals import MEANING, SIGNED, read, signals
-from experiments.tracks import FEATURES, scores
+from experiments.trainer import run_dir
+from experiments.trainer.config import CELLS, TrainConfig
+from experiments.trainer.data import read_again
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams, read_text, split
 
-TEMPLATE = Path(__file__).with_name("explore_page.html")
+TEMPLATE = Path(__file__).parent / "pages" / "explore.html"
 WINDOW = 96  # steps back: two lines of verse
 LIKELIEST = 10  # next tokens
 
@@ -86,11 +86,11 @@ def run(config: ExploreConfig, console: Console) -> Explored:
     OSError: the page cannot be written.
   """
   folder = Path(config.run)
-  trained = run_folder.load(folder)
-  path = Path(config.output) if config.output else folder / run_folder.PAGE
-  run_folder.check_parent(path)
-  record = run_folder.read_record(folder)
-  of = run_folder.configuration(record, TrainConfig())
+  trained = run_dir.load(folder)
+  path = Path(config.output) if config.output else folder / run_dir.PAGE
+  run_dir.check_parent(path)
+  record = run_dir.read_record(folder)
+  of = run_dir.configuration(record, TrainConfig())
   vocabulary = trained.vocabulary
   if config.text:
     text, source = read_text(config.text), f"of {config.text}"

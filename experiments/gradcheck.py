@@ -5,7 +5,7 @@
 checks, in float64, every cell unrolled over time, and the whole language model
 on a piece of the corpus, with random cotangents on every output. The exit
 status is 0 only if each explicit gradient agrees with autodiff to 1e-12 and
-with central differences to 1e-6, relative as `lstm_jax.gradcheck` defines it.
+with central differences to 1e-6, relative as `lstm_jax.testing` defines it.
 
   python -m experiments.gradcheck --plant=lstm.dc
 
@@ -28,10 +28,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.config import CELLS, TrainConfig
-from experiments.program import LARGEST, launch, plain_console
+from experiments.cli import LARGEST, launch, plain_console
+from experiments.trainer.config import CELLS, TrainConfig
 from lstm_jax.cells import affine
-from lstm_jax.gradcheck import Error, Report, gradcheck
 from lstm_jax.language import (
   ModelConfig,
   characters,
@@ -41,8 +40,9 @@ from lstm_jax.language import (
   model,
   read_text,
 )
-from lstm_jax.planting import plant, terms
 from lstm_jax.sequence import unroll
+from lstm_jax.testing._gradcheck import Error, Report, gradcheck
+from lstm_jax.testing.mutation import plant, terms
 
 AUTODIFF, DIFFERENCES = 1e-12, 1e-6
 STEPS, BATCH, INPUT, HIDDEN = 5, 3, 4, 6  # of a cell's check

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 from absl import flags
 from rich.console import Console
 
-from experiments import run_folder
-from experiments.claim import OWN
-from experiments.course import Course, Derived, derive, read_courses
-from experiments.packed import page
-from experiments.program import launch, plain_console
+from experiments.cli import launch, plain_console
+from experiments.pages.packing import page
+from experiments.trainer import run_dir
+from experiments.trainer.claim import OWN
+from experiments.trainer.history import Course, Derived, derive, read_courses
 
-TEMPLATE = Path(__file__).with_name("report_page.html")
+TEMPLATE = Path(__file__).parent / "pages" / "report.html"
 NONE = "–"  # where there is nothing to say
 
 
@@ -61,8 +61,8 @@ def run(config: ReportConfig, console: Console) -> Report:
       raise ValueError(f"{folder} is given twice")
   courses = [one for folder in folders for one in read_courses(folder)]
   beside = folders[0] if len(folders) == 1 else Path()
-  path = Path(config.output) if config.output else beside / run_folder.REPORT
-  run_folder.check_parent(path)
+  path = Path(config.output) if config.output else beside / run_dir.REPORT
+  run_dir.check_parent(path)
   written = page(TEMPLATE, describe(courses), []).encode()
   path.write_bytes(written)
   console.print(f"page    {path}: {len(written) / 1e3:,.0f} kB", soft_wrap=True)

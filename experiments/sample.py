@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import run_folder
-from experiments.program import LARGEST, finite, launch
+from experiments.cli import LARGEST, finite, launch
+from experiments.trainer import run_dir
 from lstm_jax.language import sample
 
 
@@ -70,10 +70,10 @@ def run(
       a character or words that the model does not know, or a number is out of
       range.
   """
-  trained = run_folder.load(Path(run))
+  trained = run_dir.load(Path(run))
   vocabulary = trained.vocabulary
   if prompt is None:
-    opening = run_folder.default_prompt(vocabulary)
+    opening = run_dir.default_prompt(vocabulary)
   else:
     opening = vocabulary.encode_known(prompt)
   if not len(opening):

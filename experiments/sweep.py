@@ -28,10 +28,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments import run_folder
-from experiments.claim import claimed, forget_previous, to_go_on
-from experiments.config import TrainConfig, is_look, optimizer_config
-from experiments.members import (
+from experiments.cli import SIGNALLED, launch, plain_console, stoppable
+from experiments.progress import TrainingBar
+from experiments.trainer import run_dir
+from experiments.trainer.claim import claimed, forget_previous, to_go_on
+from experiments.trainer.config import TrainConfig, is_look, optimizer_config
+from experiments.trainer.ensemble import (
   Member,
   SweepConfig,
   ensemble,
@@ -40,10 +42,8 @@ from experiments.members import (
   restore,
   save,
 )
-from experiments.parts import Parts, heading, make
-from experiments.program import SIGNALLED, launch, plain_console, stoppable
-from experiments.progress import TrainingBar
-from experiments.train_flags import define_flags
+from experiments.trainer.flags import define_flags
+from experiments.trainer.setup import Parts, heading, make
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   CheckpointWriter,
@@ -125,10 +125,10 @@ def _learn(
     The seconds of all updates, and the signal that stopped them.
   """
   corpus, made = parts.corpus, int(state.step)
-  description = run_folder.describe(config, corpus.vocabulary)
+  description = run_dir.describe(config, corpus.vocabulary)
   unit, quiet = corpus.vocabulary.unit, config.quiet
   bar = TrainingBar(console, parts.num_updates, unit, quiet=quiet)
-  writer = CheckpointWriter(folder / run_folder.CHECKPOINTS)
+  writer = CheckpointWriter(folder / run_dir.CHECKPOINTS)
   writer.forget_after(made)
   updates = train(update, state, parts.reading.epochs(corpus.training.tokens))
   read = len(members) * config.num_epochs * len(corpus.training.tokens)
@@ -161,7 +161,7 @@ def _keep(result: Result) -> None:
     "members": [one.told() for one in result.members],
     "seconds": round(result.seconds, 3),
   }
-  run_folder.write_json(result.folder / run_folder.RESULT, record)
+  run_dir.write_json(result.folder / run_dir.RESULT, record)
 
 
 def _tell(result: Result, console: Console) -> None:

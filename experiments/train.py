@@ -8,7 +8,7 @@ checkpoints in a folder under runs/. With --tokens=word it reads and writes word
 by word. Every hyperparameter is a flag; recipes in experiments/recipes are read
 by --flagfile. Ctrl-C and SIGTERM stop after the update under way; the same
 command with --run goes on from there, or from the last look at the held-out
-text if the process was killed. experiments/program.py lists the exit statuses.
+text if the process was killed. experiments/cli.py lists the exit statuses.
 """
 
 import shlex
@@ -20,15 +20,7 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from experiments import distributed, run_folder
-from experiments.claim import to_go_on
-from experiments.config import SKIPPED, TrainConfig, is_look
-from experiments.footprint import available, dry_run, that_fits
-from experiments.journal import Journal
-from experiments.onlooker import claimed_by_first, journal_class
-from experiments.parts import Parts, heading, make
-from experiments.placement import placed, whole
-from experiments.program import (
+from experiments.cli import (
   SIGNALLED,
   Diverged,
   launch,
@@ -36,10 +28,18 @@ from experiments.program import (
   stoppable,
 )
 from experiments.progress import TrainingBar
-from experiments.resume import Restored, restore
-from experiments.tracing import traced
-from experiments.train_flags import define_flags
-from experiments.wording import loss_title, losses_told
+from experiments.trainer import multihost, run_dir
+from experiments.trainer.checkpoint import Restored, restore
+from experiments.trainer.claim import to_go_on
+from experiments.trainer.config import SKIPPED, TrainConfig, is_look
+from experiments.trainer.flags import define_flags
+from experiments.trainer.format import loss_title, losses_told
+from experiments.trainer.logger import Journal
+from experiments.trainer.onlooker import claimed_by_first, journal_class
+from experiments.trainer.placement import placed, whole
+from experiments.trainer.resources import available, dry_run, that_fits
+from experiments.trainer.setup import Parts, heading, make
+from experiments.trainer.tracing import traced
 from lstm_jax.language import Tokenizer, stateful_loss
 from lstm_jax.training import begin_average, include, learnt, train, wanders
 
@@ -80,7 +80,7 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
     )
     quiet = config.quiet
     bar = TrainingBar(console, parts.num_updates, vocabulary.unit, quiet=quiet)
-    description = run_folder.describe(config, vocabulary)
+    description = run_dir.describe(config, vocabulary)
     watched = "development" if config.development else "held_out"
     piece = corpus.watched.tokens[:PIECE]
     skips = SKIPPED if config.nonfinite == "skip" else 0
@@ -90,7 +90,7 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
     if goes_on:
       restored = restore(folder, state, console)
       found = int(restored.state.step) if restored else 0
-      distributed.check_same(folder, found)
+      multihost.check_same(folder, found)
     journal.go_on(restored)
     try:
       with bar, stoppable() as requests:
@@ -137,7 +137,7 @@ def _learn(
     write("untrained", parts.state.params, 0)
   epochs = parts.reading.epochs(corpus.training.tokens)
   updates = train(parts.update, state, epochs)
-  updates = traced(updates, journal.folder / run_folder.PROFILE, profile)
+  updates = traced(updates, journal.folder / run_dir.PROFILE, profile)
   journal.start_clock()
   for step, (state, metrics) in enumerate(updates, start=made + 1):
     if average:
@@ -145,7 +145,7 @@ def _learn(
     journal.update(step, metrics)
     last = step == parts.num_updates
     look = last or is_look(config, step)
-    asked = distributed.asked(requests, look)
+    asked = multihost.asked(requests, look)
     stop = None if last else asked
     params = average.params if average else learnt(state)
     if look or stop:
@@ -153,7 +153,7 @@ def _learn(
     if look:
       journal.report(step)
       nats = stateful_loss(model, params, corpus.watched.tokens)
-      nats = distributed.of_first(nats)
+      nats = multihost.of_first(nats)
       best = journal.watch(step, nats, params)
       epoch = config.num_epochs * step / parts.num_updates
       title = (
@@ -228,10 +228,10 @@ def _knows(vocabulary: Tokenizer, text: str) -> bool:
 
 def main() -> int:
   """Read the flags, join the other processes if there are any, and run."""
-  distributed.join(**{flag.name: flag.value for flag in PROCESSES})
+  multihost.join(**{flag.name: flag.value for flag in PROCESSES})
   config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
   console = plain_console()
-  console.quiet = not distributed.is_first()
+  console.quiet = not multihost.is_first()
   if DRY_RUN.value:
     dry_run(config, console)
     return 0
@@ -243,7 +243,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  FLAGS, PROCESSES = define_flags(), distributed.define_flags()
+  FLAGS, PROCESSES = define_flags(), multihost.define_flags()
   DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Say what the run would be and need, and stop."
   )

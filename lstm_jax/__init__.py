@@ -24,11 +24,11 @@ from lstm_jax.cells import lstm as lstm
 from lstm_jax.cells import peephole_lstm as peephole_lstm
 from lstm_jax.cells import projected_lstm as projected_lstm
 from lstm_jax.cells import rnn as rnn
-from lstm_jax.gradcheck import gradcheck as gradcheck
 from lstm_jax.sequence import Directions as Directions
 from lstm_jax.sequence import regularize as regularize
 from lstm_jax.sequence import unroll as unroll
 from lstm_jax.sequence import unroll_both as unroll_both
 from lstm_jax.sequence import unroll_stack as unroll_stack
+from lstm_jax.testing._gradcheck import gradcheck as gradcheck
 
 __version__ = "0.1.0"

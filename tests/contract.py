@@ -20,7 +20,7 @@ from lstm_jax import (
   projected_lstm,
   rnn,
 )
-from lstm_jax.planting import terms
+from lstm_jax.testing.mutation import terms
 from tests import oracles
 
 

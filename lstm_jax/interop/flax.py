@@ -23,7 +23,7 @@ from flax.linen.recurrent import flip_sequences
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.sequence.unroll import unroll
+from lstm_jax.sequence._unroll import unroll
 
 KINDS: dict[type, Cell] = {
   lstm.LSTMParams: lstm,

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lstm_jax.language.batching import Streams
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.language.streams import Streams
 from lstm_jax.language.text import Tokenizer
 
 CHUNK = 1024  # predictions a call: bounds the memory that the logits take

@@ -38,8 +38,8 @@ from lstm_jax.cells.precision import lower
 from lstm_jax.language import loss as losses
 from lstm_jax.language.readout import mean_loss, mean_loss_of_groups
 from lstm_jax.language.regularizers import Regularizers
+from lstm_jax.sequence._unroll import Rule
 from lstm_jax.sequence.stack import init_stack, unroll_stack
-from lstm_jax.sequence.unroll import Rule
 
 # Rows of a table that is made for any block, as it leaves the loop of sampling:
 # without it 1,000 characters took 1.1 times as long at H 512, 1.7 at H 128.

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import Cell
-from lstm_jax.sequence.chunks import Policy
-from lstm_jax.sequence.unroll import Rule, unroll
+from lstm_jax.sequence._unroll import Rule, unroll
+from lstm_jax.sequence.checkpointing import Policy
 
 
 class Directions(NamedTuple):

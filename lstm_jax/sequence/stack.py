@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.sequence import regularize
+from lstm_jax.sequence._unroll import Rule, exchange_axes, unroll
 from lstm_jax.sequence.bidirectional import NEITHER, Directions, unroll_both
-from lstm_jax.sequence.chunks import Policy
-from lstm_jax.sequence.unroll import Rule, exchange_axes, unroll
+from lstm_jax.sequence.checkpointing import Policy
 
 
 def unroll_stack(

@@ -1,9 +1,9 @@
 """Training: optimisers, the update, ensembles, meshes, checkpoints."""
 
-from lstm_jax.training.average import Average as Average
-from lstm_jax.training.average import begin_average as begin_average
-from lstm_jax.training.average import include as include
-from lstm_jax.training.average import wanders as wanders
+from lstm_jax.training.averaging import Average as Average
+from lstm_jax.training.averaging import begin_average as begin_average
+from lstm_jax.training.averaging import include as include
+from lstm_jax.training.averaging import wanders as wanders
 from lstm_jax.training.checkpoint import Checkpoint as Checkpoint
 from lstm_jax.training.checkpoint import CheckpointError as CheckpointError
 from lstm_jax.training.checkpoint import CheckpointWriter as CheckpointWriter
@@ -29,11 +29,11 @@ from lstm_jax.training.sharding import make_mesh_update as make_mesh_update
 from lstm_jax.training.sharding import parse_mesh as parse_mesh
 from lstm_jax.training.sharding import place as place
 from lstm_jax.training.sharding import state_shardings as state_shardings
-from lstm_jax.training.update import Metrics as Metrics
-from lstm_jax.training.update import TrainState as TrainState
-from lstm_jax.training.update import Update as Update
-from lstm_jax.training.update import init_state as init_state
-from lstm_jax.training.update import learnt as learnt
-from lstm_jax.training.update import make_update as make_update
-from lstm_jax.training.update import train as train
-from lstm_jax.training.update import zero_carry as zero_carry
+from lstm_jax.training.train_step import Metrics as Metrics
+from lstm_jax.training.train_step import TrainState as TrainState
+from lstm_jax.training.train_step import Update as Update
+from lstm_jax.training.train_step import init_state as init_state
+from lstm_jax.training.train_step import learnt as learnt
+from lstm_jax.training.train_step import make_update as make_update
+from lstm_jax.training.train_step import train as train
+from lstm_jax.training.train_step import zero_carry as zero_carry

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lstm_jax.training.seal import arrays_seal, named, text_seal
+from lstm_jax.training.checksum import arrays_seal, named, text_seal
 
 PARAMS, STATE = "params", "state"
 DESCRIPTION, SEAL = "description", "seal"

@@ -15,7 +15,7 @@ import jax
 import optax
 
 from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.training.update import (
+from lstm_jax.training.train_step import (
   TrainState,
   Update,
   init_state,

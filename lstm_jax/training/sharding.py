@@ -42,7 +42,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.training.update import TrainState, Update, one_update
+from lstm_jax.training.train_step import TrainState, Update, one_update
 
 DATA, MODEL = "data", "model"
 

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from experiments import explore, train
-from experiments.compare_config import CompareConfig
-from experiments.config import TrainConfig
-from tests.experiments import browser, explored
+from experiments.comparison.config import CompareConfig
+from experiments.trainer.config import TrainConfig
+from tests.experiments.pages import browser, explored
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely.\n"
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import ablate, run_folder, train
-from experiments.program import Diverged
+from experiments import ablate, train
+from experiments.cli import Diverged
+from experiments.trainer import run_dir
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import stateful_loss
 
@@ -18,7 +19,7 @@ def test_each_change_is_trained_once_and_measured(config, console):
   assert [row["change"] for row in rows] == ["base", *changes]
   assert stopped_by is None
   for row in rows:
-    trained = run_folder.load(Path(config.run) / row["change"])
+    trained = run_dir.load(Path(config.run) / row["change"])
     tokens = trained.vocabulary.encode(read_text(config.corpus))
     _, held_out = split(tokens, config.split)
     nats = stateful_loss(trained.model, trained.params, held_out)

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from jax.experimental import rnn
 
-from experiments import benchmark, benchmark_plot, timing
-from experiments.peers import layers, models, original, samplers, sequences
+from experiments import benchmark
+from experiments.benchmarks import plots, timing
+from experiments.benchmarks.peers import (
+  layers,
+  models,
+  original,
+  samplers,
+  sequences,
+)
 from lstm_jax import lstm
 
 SIZES = {"hidden": 5, "steps": 4, "batch": 3}
@@ -72,9 +79,9 @@ def test_sampling_the_original_recipe_and_growth_are_timed(tmp_path):
   check(rows, ["lstm_jax", "lstm_jax, 3 a call", "numpy"])
   growth = list(benchmark.growth_part({"steps": (1, 2)}, 1))
   rows = [row for rows, _ in growth for row in rows]
-  assert benchmark_plot.draw(rows, tmp_path / "picture.png")
+  assert plots.draw(rows, tmp_path / "picture.png")
   assert (tmp_path / "picture.png").stat().st_size > 1000
-  assert not benchmark_plot.draw([{"part": "memory"}], tmp_path / "none.png")
+  assert not plots.draw([{"part": "memory"}], tmp_path / "none.png")
 
 
 @pytest.mark.exhaustive

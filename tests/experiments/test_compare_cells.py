@@ -3,8 +3,9 @@ import json
 
 import pytest
 
-from experiments import compare_cells, compare_plot
-from experiments.compare_table import markdown, tables
+from experiments import compare_cells
+from experiments.comparison import plots
+from experiments.comparison.tables import markdown, tables
 
 NAMES = ["rnn", "gru", "lstm"]
 
@@ -143,7 +144,7 @@ def test_a_comparison_that_was_interrupted_is_reported(tmp_path, console):
 def test_a_norm_that_vanishes_is_drawn(tmp_path):
   record = made_up()
   record["flow"][0]["norms"]["h"][-1] = 0.0
-  compare_plot.draw(record, tmp_path / "picture.png")
+  plots.draw(record, tmp_path / "picture.png")
   assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 

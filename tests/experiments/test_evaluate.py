@@ -5,15 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import (
-  dynamic,
-  evaluate,
-  explore,
-  report,
-  run_folder,
-  train,
-)
-from experiments.dynamic import RATES
+from experiments import evaluate, explore, report, train
+from experiments.analysis import dynamic_eval
+from experiments.analysis.dynamic_eval import RATES
+from experiments.trainer import run_dir
 from lstm_jax.language import make_streams, read_text, split
 from lstm_jax.language.evaluate import (
   Dynamic,
@@ -39,9 +34,9 @@ def test_every_protocol_is_measured_and_recorded(config, console):
   config = dataclasses.replace(config, num_epochs=3, learning_rate=0.03)
   folder = str(train.run(config, console).folder)
   record = evaluate.run(run=folder, **OPTIONS, console=console)
-  kept = json.loads((Path(folder) / run_folder.EVALUATION).read_text())
+  kept = json.loads((Path(folder) / run_dir.EVALUATION).read_text())
   assert kept == record
-  trained = run_folder.load(Path(folder))
+  trained = run_dir.load(Path(folder))
   _, held_out = split(
     trained.vocabulary.encode(read_text(config.corpus)), config.split
   )
@@ -75,7 +70,7 @@ def test_words_are_measured_by_their_characters_too(word_config, console):
   folder = str(result.folder)
   options = OPTIONS | {"protocol": ["cold", "stateful"]}
   record = evaluate.run(run=folder, **options, console=console)
-  vocabulary = run_folder.load(result.folder).vocabulary
+  vocabulary = run_dir.load(result.folder).vocabulary
   _, held_out = split(read_text(word_config.corpus), word_config.split)
   tokens = vocabulary.encode(held_out)
   unknown = tokens == vocabulary.size - 1
@@ -118,7 +113,7 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_why(config, console):
   refused("cannot be read", corpus="/nowhere/at/all")
   Path(config.corpus).write_text("Shall I compare thee?\n" * 60)
   refused("verse.txt has changed since the run began")
-  assert not (Path(folder) / run_folder.EVALUATION).exists()
+  assert not (Path(folder) / run_dir.EVALUATION).exists()
   own = OPTIONS | {"corpus": config.corpus, "protocol": ["cold"]}
   evaluate.run(run=folder, **own, console=console)
 
@@ -128,7 +123,7 @@ def test_where_one_protocol_fails_the_others_are_told_and_kept(config, console):
   wild = OPTIONS | {"rate": 1e300, "decay": 0.0}
   with pytest.raises(ValueError, match="diverges at token"):
     evaluate.run(run=str(folder), **wild, console=console)
-  nats = json.loads((folder / run_folder.EVALUATION).read_text())["nats"]
+  nats = json.loads((folder / run_dir.EVALUATION).read_text())["nats"]
   assert list(nats) == ["cold", "stateful"]
   shown = console.file.getvalue()
   assert all(f"{mean:.4f}" in shown for mean in nats.values())
@@ -138,13 +133,13 @@ def test_rate_and_decay_are_chosen_and_then_the_segment(
   config, console, monkeypatch
 ):
   """On the end of the text before, of which a segment of 40 needs more."""
-  monkeypatch.setattr(dynamic, "RATES", (1e-4, 3e-2, 1e300))
-  monkeypatch.setattr(dynamic, "DECAYS", (0.02,))
-  monkeypatch.setattr(dynamic, "TUNING", 300)
+  monkeypatch.setattr(dynamic_eval, "RATES", (1e-4, 3e-2, 1e300))
+  monkeypatch.setattr(dynamic_eval, "DECAYS", (0.02,))
+  monkeypatch.setattr(dynamic_eval, "TUNING", 300)
   folder = train.run(config, console).folder
   options = OPTIONS | {"protocol": ["dynamic"], "segment": None}
   record = evaluate.run(run=str(folder), **options, console=console)
-  trained = run_folder.load(folder)
+  trained = run_dir.load(folder)
   text, _ = split(read_text(config.corpus), config.split)
   before = trained.vocabulary.encode(text)
 
@@ -169,7 +164,7 @@ def test_a_damaged_configuration_is_an_error_that_names_the_flag(
   change, config, console
 ):
   folder = train.run(config, console).folder
-  path = folder / run_folder.CONFIG
+  path = folder / run_dir.CONFIG
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   (name,) = change
   programs = (
@@ -186,7 +181,7 @@ def test_figures_of_the_same_text_and_weights_stand_side_by_side(
   config, console
 ):
   folder = train.run(config, console).folder
-  path = folder / run_folder.EVALUATION
+  path = folder / run_dir.EVALUATION
 
   def evaluated(*protocol, **changes):
     options = OPTIONS | {"protocol": [*protocol]} | changes

@@ -8,23 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import explore, run_folder
-from experiments.claim import PREVIOUS, claimed
-from experiments.config import CELLS
+from experiments import explore
+from experiments.analysis.features import inside_quotes, line_position, scores
+from experiments.analysis.gradient_flow import gradient_paths
+from experiments.analysis.states import read, signals
 from experiments.explore import Blobs, ExploreConfig
-from experiments.gradient_paths import gradient_paths
-from experiments.signals import read, signals
-from experiments.tracks import inside_quotes, line_position, scores
+from experiments.trainer import run_dir
+from experiments.trainer.claim import PREVIOUS, claimed
+from experiments.trainer.config import CELLS
 from lstm_jax.language import ModelConfig, language_model
 from tests.contract import NAMES
-from tests.experiments.explored import (
+from tests.experiments.pages.explored import (
   HOSTILE,
   LENGTH,
   Read,
   held_out,
   write_run,
 )
-from tests.experiments.test_programs import finish, start
+from tests.experiments.test_cli import finish, start
 
 
 def test_the_text_is_the_beginning_of_the_held_out_split(
@@ -39,7 +40,7 @@ def test_the_text_is_the_beginning_of_the_held_out_split(
 def test_states_and_gates_are_those_of_the_step_within_half_a_level(
   explored_page, explored_run
 ):
-  found, trained = Read(explored_page), run_folder.load(explored_run)
+  found, trained = Read(explored_page), run_dir.load(explored_run)
   tokens = trained.vocabulary.encode(held_out(explored_run))
   xs = trained.params.embedding[tokens]
   cell = CELLS["lstm"]
@@ -62,7 +63,7 @@ def test_states_and_gates_are_those_of_the_step_within_half_a_level(
 def test_the_next_character_is_the_softmax_of_the_logits(
   explored_page, explored_run
 ):
-  found, trained = Read(explored_page), run_folder.load(explored_run)
+  found, trained = Read(explored_page), run_dir.load(explored_run)
   tokens = trained.vocabulary.encode(held_out(explored_run))
   model, nothing = trained.model, trained.model.initial_state(())
   _, logits = model.apply(trained.params, nothing, tokens)
@@ -81,7 +82,7 @@ def test_the_next_character_is_the_softmax_of_the_logits(
 
 
 def test_paths_are_kept_to_six_per_cent(explored_page, explored_run):
-  found, trained = Read(explored_page), run_folder.load(explored_run)
+  found, trained = Read(explored_page), run_dir.load(explored_run)
   tokens = trained.vocabulary.encode(held_out(explored_run))
   cell, params = CELLS["lstm"], trained.params
   layers, _ = read(cell, params, jnp.asarray(tokens))
@@ -145,7 +146,7 @@ def test_a_text_of_ones_own_is_read_from_its_beginning(
 
 def test_a_run_over_words_is_shown_word_by_word(words_page, tmp_path, console):
   folder, own = words_page.parent, tmp_path / "own.txt"
-  found, trained = Read(words_page), run_folder.load(folder)
+  found, trained = Read(words_page), run_dir.load(folder)
   line = ["Thou", " art", " more", " lovely", ",", " more", "\n  "]
   line += ["<unk>", " Thou", " art", "\n", "more"]
   assert found.header["pieces"] == [*line, "\n", *line, "\n", *line]
@@ -191,12 +192,12 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
   refused("holds no checkpoint", tmp_path)
   words = write_run(word_config)
   refused("at least 2 words, got 1", words, text="Shall")
-  assert not (words / run_folder.PAGE).exists()
+  assert not (words / run_dir.PAGE).exists()
 
 
 def test_a_run_that_is_replaced_takes_its_page_with_it(config):
   with claimed(config, "") as (folder, _):
-    page = folder / run_folder.PAGE
+    page = folder / run_dir.PAGE
     page.write_text("of the first run")
   with claimed(dataclasses.replace(config, overwrite=True), ""):
     assert not page.exists()

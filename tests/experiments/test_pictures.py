@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.experiments import browser
-from tests.experiments.browser import text_of
-from tests.experiments.explored import Read
+from tests.experiments.pages import browser
+from tests.experiments.pages.browser import text_of
+from tests.experiments.pages.explored import Read
 from tests.processes import ROOT, finish, start
 
 pytestmark = [

@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from experiments import ablate
-from experiments.config import TrainConfig, model_config, reading
+from experiments.trainer.config import TrainConfig, model_config, reading
 from lstm_jax.language import language_model
 
 RECIPES = Path(__file__).parents[2] / "experiments" / "recipes"

@@ -9,11 +9,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import report, run_folder, sweep
-from experiments.course import derive, read_course
-from experiments.members import SweepConfig
+from experiments import report, sweep
 from experiments.report import ReportConfig
-from tests.experiments.explored import Read
+from experiments.trainer import run_dir
+from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer.history import derive, read_course
+from tests.experiments.pages.explored import Read
 
 HALF = '{"step": 50, "lo'
 
@@ -68,7 +69,7 @@ def test_the_table_says_what_the_runs_came_to(trained_runs, console, tmp_path):
   for row, folder in zip(table["rows"], folders, strict=True):
     told, found = dict(zip(table["head"], row, strict=True)), rows(folder)
     best = min((r["held_out"], r["step"]) for r in found if "held_out" in r)
-    params = run_folder.load(Path(folder)).params
+    params = run_dir.load(Path(folder)).params
     speeds = [r["characters_per_second"] for r in found if "loss" in r]
     seconds = round(found[-2]["seconds"])
     assert told == {

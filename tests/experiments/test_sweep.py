@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import members, run_folder, sweep, train
-from experiments.members import Member, SweepConfig
+from experiments import sweep, train
+from experiments.trainer import ensemble, run_dir
+from experiments.trainer.ensemble import Member, SweepConfig
 from lstm_jax.language import split, stateful_loss
-from tests.experiments.lives import last_arrays, signal_at
+from tests.experiments.trainer.lives import last_arrays, signal_at
 
 
 def of_sweep(config, **changes):
@@ -45,7 +46,7 @@ def test_members_are_the_runs_of_their_seeds_and_rates(config, console):
     assert np.allclose(found, expected, atol=2e-5)  # float32, 47 updates
   assert abs(result.members[0].best[1] - result.members[1].best[1]) > 1e-3
   best = min(result.members, key=lambda one: one.best[1])
-  trained = run_folder.load(Path(config.run))
+  trained = run_dir.load(Path(config.run))
   assert (trained.step, trained.held_out) == best.best
   text = Path(config.corpus).read_text()
   tokens = trained.vocabulary.encode(split(text, config.split)[1])
@@ -111,7 +112,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
 
   for step in (10, 23):
     with monkeypatch.context() as patched:
-      maker = members, "make_ensemble_update"
+      maker = ensemble, "make_ensemble_update"
       signal_at(patched, step, signal.SIGTERM, maker)
       stopped = sweep.run(config, console)
     assert stopped.stopped_by == signal.SIGTERM
@@ -129,7 +130,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
 def test_a_sweep_goes_on_with_a_sweep_alone(config, console, monkeypatch):
   many = of_sweep(config, num_seeds=2)
   with monkeypatch.context() as patched:
-    signal_at(patched, 3, maker=(members, "make_ensemble_update"))
+    signal_at(patched, 3, maker=(ensemble, "make_ensemble_update"))
     sweep.run(many, console)
   other = dataclasses.replace(many, num_seeds=3)
   with pytest.raises(ValueError, match="num_seeds is 2 there and 3 here"):

@@ -9,17 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import parts, run_folder, tally, train
+from experiments import train
+from experiments.cli import Diverged
 from experiments.gradcheck import check_model
-from experiments.plot import draw
-from experiments.program import Diverged
 from experiments.sample import run as write
-from experiments.train_flags import define_flags
+from experiments.trainer import run_dir, setup, tally
+from experiments.trainer.flags import define_flags
+from experiments.trainer.plot import draw
 from lstm_jax import lstm
 from lstm_jax.language import Words, read_text, split, stateful_loss, words
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
-from tests.experiments.lives import poison
+from tests.experiments.trainer.lives import poison
 
 SAMPLE = {
   "prompt": "Shall I",
@@ -74,7 +75,7 @@ def test_the_checkpoint_has_the_held_out_loss_that_the_run_reports(
   config, console
 ):
   result = train.run(config, console)
-  trained = run_folder.load(result.folder)
+  trained = run_dir.load(result.folder)
   tokens = trained.vocabulary.encode(read_text(config.corpus))
   _, held_out = split(tokens, config.split)
   again = stateful_loss(trained.model, trained.params, held_out)
@@ -140,7 +141,7 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   assert all(row["words_per_second"] > 0 for row in rows(folder)[:1])
 
   training, held_out = split(read_text(config.corpus), config.split)
-  trained = run_folder.load(folder)
+  trained = run_dir.load(folder)
   assert trained.vocabulary == words(training, 2)
   assert isinstance(trained.vocabulary, Words)
   with pytest.raises(ValueError, match=r"'temperate', 'winds'$"):
@@ -198,26 +199,24 @@ def test_a_checkpoint_of_other_tokens_than_the_configuration_is_refused(
     path.write_text(json.dumps(record | {"tokens": other}))
     message = f"tokens is '{made.tokens}' in one and '{other}' in the other"
     with pytest.raises(ValueError, match=message):
-      run_folder.load(path.parent)
+      run_dir.load(path.parent)
 
 
 def test_a_run_from_before_there_were_words_is_one_of_characters(
   config, console, monkeypatch
 ):
   def describe(config, vocabulary):
-    fields = {name: getattr(config, name) for name in run_folder.MODEL_FIELDS}
+    fields = {name: getattr(config, name) for name in run_dir.MODEL_FIELDS}
     fields = {k: v for k, v in fields.items() if k not in later}
     return {"model": fields, "vocabulary": vocabulary.symbols}
 
-  later = run_folder.EARLIER
-  monkeypatch.setattr(run_folder, "describe", describe)
+  later = run_dir.EARLIER
+  monkeypatch.setattr(run_dir, "describe", describe)
   folder = train.run(config, console).folder
   path = folder / "config.json"
   record = json.loads(path.read_text())
   path.write_text(json.dumps({k: record[k] for k in record.keys() - later}))
-  assert run_folder.load(folder).vocabulary.symbols == "".join(
-    sorted(set(VERSE))
-  )
+  assert run_dir.load(folder).vocabulary.symbols == "".join(sorted(set(VERSE)))
   train.run(dataclasses.replace(config, overwrite=True), console)
 
 
@@ -238,7 +237,7 @@ def test_a_run_is_replaced_only_by_one_that_reached_a_checkpoint(
   config, console
 ):
   folder = train.run(config, console).folder
-  params = run_folder.load(folder).params
+  params = run_dir.load(folder).params
   bad = dataclasses.replace(
     config,
     overwrite=True,
@@ -250,11 +249,11 @@ def test_a_run_is_replaced_only_by_one_that_reached_a_checkpoint(
   for _ in range(2):  # a second failure does not push out what is kept
     with pytest.raises(Diverged, match="no checkpoint is kept"):
       train.run(bad, console)
-    kept = run_folder.load(folder / "previous").params
+    kept = run_dir.load(folder / "previous").params
     assert worst(kept, params) == 0
   train.run(dataclasses.replace(config, overwrite=True, seed=5), console)
   assert not (folder / "previous").exists()
-  assert worst(run_folder.load(folder).params, params) > 0
+  assert worst(run_dir.load(folder).params, params) > 0
 
 
 def test_files_that_are_not_of_a_run_are_left_alone(config, console):
@@ -322,12 +321,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
 
     return poisoned
 
-  train_make_update = parts.make_update
-  monkeypatch.setattr(parts, "make_update", make_update)
+  train_make_update = setup.make_update
+  monkeypatch.setattr(setup, "make_update", make_update)
   message = "the loss is nan at update 27; the checkpoint of update 20 is kept"
   with pytest.raises(Diverged, match=message):
     train.run(config, console)
-  assert run_folder.load(Path(config.run)).step == 20
+  assert run_dir.load(Path(config.run)).step == 20
   assert all(math.isfinite(row["loss"]) for row in rows(Path(config.run))[::2])
 
 
@@ -370,7 +369,7 @@ def test_a_run_that_diverges_at_once_says_that_nothing_is_kept(config, console):
   with pytest.raises(Diverged, match=r"at update \d+; no checkpoint is kept"):
     train.run(config, console)
   with pytest.raises(ValueError, match="holds no checkpoint"):
-    run_folder.load(Path(config.run))
+    run_dir.load(Path(config.run))
 
 
 def test_a_folder_that_is_no_run_or_of_another_one_is_refused(
@@ -379,19 +378,19 @@ def test_a_folder_that_is_no_run_or_of_another_one_is_refused(
   with pytest.raises(
     ValueError, match=r"there is no run in .*: no such folder"
   ):
-    run_folder.load(tmp_path / "nowhere")
+    run_dir.load(tmp_path / "nowhere")
   with pytest.raises(ValueError, match="holds no checkpoint"):
-    run_folder.load(tmp_path)
+    run_dir.load(tmp_path)
   folder = train.run(config, console).folder
   path = folder / "config.json"
   record = json.loads(path.read_text())
   path.write_text(json.dumps(record | {"hidden_size": 13}))
   message = "another configuration than .*: hidden_size is 12 in one and 13 in"
   with pytest.raises(ValueError, match=message):
-    run_folder.load(folder)
+    run_dir.load(folder)
   path.write_text("{")
   with pytest.raises(ValueError, match=r"config.json cannot be read"):
-    run_folder.load(folder)
+    run_dir.load(folder)
 
 
 @pytest.mark.parametrize("text", [VERSE])

@@ -3,8 +3,9 @@ import json
 
 import numpy as np
 
-from experiments import run_folder, train
-from experiments.config import reading
+from experiments import train
+from experiments.trainer import run_dir
+from experiments.trainer.config import reading
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import stateful_nats
 
@@ -17,7 +18,7 @@ def test_the_development_text_is_watched_and_not_trained_on(config, console):
   watched = [row["development"] for row in rows if "development" in row]
   (final,) = [row["held_out"] for row in rows if "held_out" in row]
   assert min(watched) == result.held_out
-  trained = run_folder.load(result.folder)
+  trained = run_dir.load(result.folder)
   tokens = trained.vocabulary.encode(read_text(config.corpus))
   training, held_out = split(tokens, config.split)
   _, development = split(training, 0.25)
@@ -31,7 +32,7 @@ def test_averaged_weights_are_what_is_kept(config, console):
   plain = train.run(config, console)
   config = dataclasses.replace(config, average=0.9, run=config.run + "2")
   averaged = train.run(config, console)
-  a, b = (run_folder.load(r.folder).params for r in (plain, averaged))
+  a, b = (run_dir.load(r.folder).params for r in (plain, averaged))
   assert np.abs(np.asarray(a.readout) - np.asarray(b.readout)).max() > 1e-4
 
 
@@ -47,7 +48,7 @@ def test_a_run_may_read_its_text_in_any_way(config, console):
   result = train.run(config, console)
   text = (result.folder / "metrics.jsonl").read_text(encoding="utf-8")
   last = [json.loads(line) for line in text.splitlines()][-1]
-  tokens = run_folder.load(result.folder).vocabulary.encode(
+  tokens = run_dir.load(result.folder).vocabulary.encode(
     read_text(config.corpus)
   )
   training, _ = split(tokens, config.split)
@@ -56,7 +57,7 @@ def test_a_run_may_read_its_text_in_any_way(config, console):
 
 def test_a_tied_model_is_kept_and_read_back(config, console):
   config = dataclasses.replace(config, tied=True, embedding_size=12)
-  trained = run_folder.load(train.run(config, console).folder)
+  trained = run_dir.load(train.run(config, console).folder)
   assert trained.params.readout is None
   tokens = trained.vocabulary.encode(read_text(config.corpus))
   _, held_out = split(tokens, config.split)

@@ -15,7 +15,7 @@ from lstm_jax.language import (
   stateful_loss,
 )
 from lstm_jax.language import model as model_module
-from lstm_jax.planting import plant
+from lstm_jax.testing.mutation import plant
 from tests.contract import NAMES, TABLE
 from tests.draws import B, H, T, normal_like, weighed, worst
 

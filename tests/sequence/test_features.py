@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstm_jax import lstm, unroll
-from lstm_jax.gradcheck import gradcheck
-from lstm_jax.planting import plant, terms
 from lstm_jax.sequence import regularize, wrappers
+from lstm_jax.testing._gradcheck import gradcheck
+from lstm_jax.testing.mutation import plant, terms
 from tests.contract import CELLS, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 

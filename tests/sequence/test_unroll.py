@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
 from lstm_jax import lstm, unroll
-from lstm_jax.sequence.whole import Way, forward
+from lstm_jax.sequence.scan import Way, forward
 from tests.contract import CELLS, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 

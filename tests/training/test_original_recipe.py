@@ -1,6 +1,6 @@
 """The original recipe against NumPy: forward, backward and Adagrad by hand.
 
-`experiments.peers.original` is written from the equations, in float64, for one
+`benchmarks.peers.original` is written from the equations, in float64, for one
 stream; the library is given the same initial weights and must have the same
 losses.
 """
@@ -12,8 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.config import TrainConfig, model_config, optimizer_config
-from experiments.peers.original import adagrad, block_gradient
+from experiments.benchmarks.peers.original import adagrad, block_gradient
+from experiments.trainer.config import (
+  TrainConfig,
+  model_config,
+  optimizer_config,
+)
 from lstm_jax.language import (
   characters,
   language_model,

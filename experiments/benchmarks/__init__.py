@@ -1,0 +1,1 @@
+"""Other libraries, timed beside this one."""

@@ -1,0 +1,1 @@
+"""Pages of HTML: their templates and the data in them."""

@@ -1,0 +1,1 @@
+"""A training run: its configuration, data, directory, logs and checkpoints."""

@@ -1,0 +1,8 @@
+"""Gradients compared with autodiff and differences, and errors planted."""
+
+from lstm_jax.testing._gradcheck import Error as Error
+from lstm_jax.testing._gradcheck import Report as Report
+from lstm_jax.testing._gradcheck import TensorReport as TensorReport
+from lstm_jax.testing._gradcheck import gradcheck as gradcheck
+from lstm_jax.testing.mutation import plant as plant
+from lstm_jax.testing.mutation import terms as terms

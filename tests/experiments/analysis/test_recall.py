@@ -1,0 +1,37 @@
+import jax
+import numpy as np
+import pytest
+
+from experiments.analysis import recall
+from lstm_jax import lstm
+from lstm_jax.language import ModelConfig, language_model
+
+
+@pytest.mark.parametrize("delay", [1, 7])
+def test_a_sequence_is_a_symbol_blanks_and_a_cue(delay, key):
+  tokens, symbols = recall.draw(key, delay, 400)
+  assert tokens.shape == (delay + 2, 400)
+  assert (tokens[0] == symbols).all()
+  assert (tokens[1:-1] == recall.BLANK).all()
+  assert (tokens[-1] == recall.CUE).all()
+  assert set(np.asarray(symbols)) == set(range(recall.SYMBOLS))
+  assert tokens.max() < recall.VOCABULARY
+
+
+def test_a_short_delay_is_learnt_at_the_better_rate(key):
+  config = ModelConfig(recall.VOCABULARY, lstm, 8, hidden_size=12)
+  model = language_model(config)
+  keys = jax.random.split(key, 2)
+  found = recall.learn(model, keys, 2, 100, (1e-9, 0.02))
+  assert found.learning_rate == 0.02
+  assert min(found.accuracy) > 0.9 and max(found.nats) < 1
+  assert len(found.accuracy) == len(found.nats) == 2
+  wrong = recall.learn(model, keys, 2, 9, (3e38,))
+  assert wrong.nats == [None, None]
+
+
+def test_the_longest_delay_is_before_the_first_that_fails():
+  accuracies = {1: 1.0, 2: 0.95, 5: 0.5, 10: 0.99}
+  assert recall.longest(accuracies) == 2
+  assert recall.longest({1: 0.9, 2: 1.0}) == 0
+  assert recall.longest({5: 0.91}) == 5

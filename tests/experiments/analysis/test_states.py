@@ -1,0 +1,167 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.analysis.gradient_flow import gradient_paths
+from experiments.analysis.states import MEANING, read, signals
+from lstm_jax.language import LanguageParams, ModelConfig, language_model
+from lstm_jax.testing.mutation import plant
+from tests.contract import CELLS, NAMES, TABLE
+from tests.draws import normal_like, worst
+
+N, V, E, H, W = 12, 7, 3, 5, 8
+TOKENS = np.random.default_rng(1).integers(0, V, N).astype(np.int32)
+
+
+def make(cell, key, *, tied=False, layers=2):
+  """Return a model and Gaussian weights, biases and gains included."""
+  sizes = {"embedding_size": H if tied else E, "hidden_size": H}
+  config = ModelConfig(
+    V, cell, **sizes, num_layers=layers, tied=tied, dtype=jnp.float64
+  )
+  model = language_model(config)
+  shapes = jax.eval_shape(model.init, key)
+  return model, normal_like(key, shapes)
+
+
+def sigmoid(a):
+  return 1 / (1 + np.exp(-a))
+
+
+def normalised(u):
+  return (u - u.mean()) / np.sqrt(u.var() + 1e-5)
+
+
+def gates_by_hand(name, p, x, h, c, c_next):
+  """Return the gates of one step, from the equations of the cells' files."""
+  if name == "rnn":
+    return {}
+  if name == "gru":
+    x_r, x_z, x_n = np.split(x @ p.w_x + p.b, 3)
+    u_r, u_z, u_n = np.split(h @ p.w_h, 3)
+    r = sigmoid(x_r + u_r)
+    n = np.tanh(x_n + r * (u_n + p.b_n))
+    return {"r": r, "z": sigmoid(x_z + u_z), "n": n}
+  of_x, of_h = x @ p.w_x, h @ p.w_h
+  if name == "layernorm_lstm":
+    of_x, of_h = p.gain_x * normalised(of_x), p.gain_h * normalised(of_h)
+  names = "fgo" if name == "coupled_lstm" else "ifgo"
+  parts = np.split(of_x + of_h + p.b, len(names))
+  a = dict(zip(names, parts, strict=True))
+  if name == "peephole_lstm":
+    w_i, w_f, w_o = np.split(p.w_c, 3)
+    a |= {"i": a["i"] + w_i * c, "f": a["f"] + w_f * c}
+    a["o"] = a["o"] + w_o * c_next
+  return {k: (np.tanh if k == "g" else sigmoid)(v) for k, v in a.items()}
+
+
+@NAMES
+def test_states_and_gates_are_those_of_the_step(name, key):
+  cell = TABLE[name].cell
+  model, params = make(cell, key)
+  layers, logits = read(cell, params, jnp.asarray(TOKENS))
+  _, expected = model.apply(params, model.initial_state(()), TOKENS)
+  assert np.abs(logits - expected).max() < 1e-12
+  xs = np.asarray(params.embedding)[TOKENS]
+  step = jax.jit(cell.step)
+  for layer, weights in zip(layers, params.layers, strict=True):
+    found = signals(cell, layer)
+    assert set(found) <= set(MEANING)
+    by_name = type(weights)(*map(np.asarray, weights))
+    state, hs = cell.initial_state(weights), []
+    for t, x in enumerate(xs):
+      after = step(weights, state, x)
+      before, now = ({"c": None} | s._asdict() for s in (state, after))
+      gates = gates_by_hand(
+        name, by_name, x, np.asarray(before["h"]), before["c"], now["c"]
+      )
+      expected = after._asdict() | gates
+      assert set(expected) == set(found)
+      for letter, value in expected.items():
+        assert np.abs(found[letter][t] - value).max() < 1e-12, letter
+      state = after
+      hs.append(np.asarray(after.h))
+    xs = np.array(hs)
+
+
+def test_a_tied_readout_is_read_as_the_model_reads_it(key):
+  cell = TABLE["lstm"].cell
+  model, params = make(cell, key, tied=True, layers=1)
+  _, logits = read(cell, params, jnp.asarray(TOKENS))
+  _, expected = model.apply(params, model.initial_state(()), TOKENS)
+  assert np.abs(logits - expected).max() < 1e-12
+
+
+def by_autodiff(cell, params: LanguageParams):
+  """Return a function of t: the gradient of log p by all added to any state."""
+  embedding = params.embedding
+  tied = params.readout is None
+  readout = embedding.T if tied else params.readout
+  rows = embedding[TOKENS] * (H**0.5 if tied else 1.0)
+
+  def log_p(added, t):
+    xs = rows
+    for weights, more in zip(params.layers, added, strict=True):
+
+      def body(state, inputs, weights=weights):
+        x, here = inputs
+        after = cell.forward(weights, state, x)[0]
+        after = jax.tree.map(jnp.add, after, here)
+        return after, after.h
+
+      _, xs = jax.lax.scan(body, cell.initial_state(weights), (xs, more))
+    logits = xs[t] @ readout + params.bias
+    return jax.nn.log_softmax(logits)[jnp.asarray(TOKENS)[t + 1]]
+
+  nothing = tuple(cell.initial_state(p, (N,)) for p in params.layers)
+  gradient = jax.jit(jax.grad(log_p))
+  return lambda t: gradient(nothing, t)
+
+
+def paths_by_autodiff(cell, params):
+  """Return the norms that `gradient_paths` promises."""
+  at = by_autodiff(cell, params)
+  found = tuple(
+    jax.tree.map(lambda _: np.zeros((N, W)), cell.initial_state(p))
+    for p in params.layers
+  )
+  for t in range(N - 1):
+    for norms, d_states in zip(found, at(t), strict=True):
+      for field, d in zip(norms, d_states, strict=True):
+        for back in range(min(W, t + 1)):
+          field[t, back] = np.linalg.norm(d[t - back])
+  return found
+
+
+def paths(cell, params, tokens=TOKENS):
+  layers, _ = read(cell, params, jnp.asarray(tokens))
+  return gradient_paths(cell, params, layers, tokens, W)
+
+
+@CELLS
+def test_paths_are_the_gradient_by_an_addition_to_each_state(cell, key):
+  _, params = make(cell, key)
+  found = paths(cell, params)
+  assert worst(found, paths_by_autodiff(cell, params)) < 1e-12
+  # Nothing is before the text, or follows its last character.
+  assert found[0].h[2, 2] > 0 and not found[0].h[2, 3:].any()
+  assert not found[1].h[N - 1].any()
+
+
+def test_paths_in_batches_and_of_a_tied_readout_are_the_same(key, monkeypatch):
+  cell = TABLE["gru"].cell
+  _, params = make(cell, key, tied=True)
+  monkeypatch.setattr("experiments.analysis.gradient_flow.AT_ONCE", 5)
+  assert worst(paths(cell, params), paths_by_autodiff(cell, params)) < 1e-12
+
+
+@pytest.mark.parametrize("term", ["dh", "dc"])
+def test_a_planted_error_is_caught(term, key):
+  cell = TABLE["lstm"].cell
+  _, params = make(cell, key)
+  wrong = plant(cell, term)  # whose NamedTuples are its own
+  theirs = tuple(wrong.LSTMParams(*p) for p in params.layers)
+  found = paths(wrong, params._replace(layers=theirs))
+  expected = paths_by_autodiff(cell, params)
+  assert worst(tuple(map(tuple, found)), tuple(map(tuple, expected))) > 1e-4

@@ -1,0 +1,87 @@
+"""A page of `experiments.explore`, and what its own script reads of it."""
+
+import base64
+import dataclasses
+import gzip
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.trainer import run_dir
+from experiments.trainer.config import make_vocabulary, model_config
+from lstm_jax.language import language_model, read_text, split
+from lstm_jax.training import CheckpointWriter
+
+HOSTILE = "<script>document.title = 'ran'</script>"
+VERSE = f"""First Lord:
+Shall I compare thee to a 'summer's day?'
+{HOSTILE} & more
+
+Thou art more lovely -->
+"""
+LINES = "Thou art more lovely, more", "  temperate Thou art", "more"
+LENGTH = 400  # characters of the page
+
+
+def write_run(config):
+  """Write a run's folder as after no update at all, and return it."""
+  text = read_text(config.corpus)
+  vocabulary = make_vocabulary(config, text, split(text, config.split)[0])
+  model = language_model(model_config(config, vocabulary.size))
+  folder = Path(config.run)
+  folder.mkdir()
+  run_dir.write_json(folder / run_dir.CONFIG, dataclasses.asdict(config))
+  writer = CheckpointWriter(folder / run_dir.CHECKPOINTS)
+  description = run_dir.describe(config, vocabulary) | {"held_out": 4.0}
+  writer.save(0, model.init(jax.random.key(config.seed)), description)
+  writer.close()
+  return folder
+
+
+class Read:
+  """A page read as its own script reads it."""
+
+  def __init__(self, path):
+    text = path.read_text(encoding="utf-8")
+    scripts = re.findall(r'<script type="text/plain" id="(\w+)">(.*)</', text)
+    self.scripts = {name: base64.b64decode(data) for name, data in scripts}
+    self.header = json.loads(gzip.decompress(self.scripts["header"]))
+
+  @property
+  def text(self):
+    """Return the text that an explorer's page shows."""
+    return "".join(self.header["pieces"])
+
+  def array(self, blob, dtype=np.uint8):
+    raw = gzip.decompress(self.scripts[f"blob{blob}"])
+    return np.frombuffer(raw, dtype)
+
+  def signal(self, layer, name):
+    """Return (values [H, N], the largest error that a byte makes, [H, 1])."""
+    signal = next(
+      s for s in self.header["layers"][layer]["signals"] if s["name"] == name
+    )
+    scale = np.array(signal["scale"])[:, None]
+    levels = self.array(signal["blob"]).reshape(len(scale), -1).astype(float)
+    if signal["signed"]:
+      return (levels - 128) / 127 * scale, 0.5 / 127 * scale
+    return levels / 255, np.full_like(scale, 0.5 / 255)
+
+  def paths(self, layer):
+    """Return the norms of each field of the state, [N, W]."""
+    found = {}
+    for path in self.header["layers"][layer]["paths"]:
+      levels = self.array(path["blob"]).reshape(-1, self.header["window"])
+      span = path["high"] - path["low"]
+      norms = 10 ** (path["low"] + (levels - 1.0) / 254 * span)
+      found[path["name"]] = np.where(levels == 0, 0, norms)
+    return found
+
+
+def held_out(folder):
+  record = json.loads((folder / run_dir.CONFIG).read_text())
+  text = read_text(record["corpus"])
+  return split(text, record["split"])[1][:LENGTH]

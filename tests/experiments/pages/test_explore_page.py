@@ -1,0 +1,334 @@
+"""The page of `experiments.explore`, as a reader meets it in a browser."""
+
+import itertools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import explore
+from experiments.explore import Blobs
+from experiments.trainer import run_dir
+from tests.experiments.pages import browser
+from tests.experiments.pages.browser import text_of
+from tests.experiments.pages.explored import HOSTILE, VERSE, Read, held_out
+
+pytestmark = [
+  pytest.mark.programs,
+  pytest.mark.skipif(
+    bool(browser.missing()), reason=f"{browser.missing()} is not installed"
+  ),
+]
+
+
+@pytest.fixture
+def opened(chromium, explored_page):
+  chromium.emulate(1100, 900)
+  chromium.errors(), chromium.requests()
+  chromium.open(explored_page)
+  yield chromium
+  assert chromium.errors() == []
+  # Of all that is asked for, only the page itself.
+  assert set(chromium.requests()) == {explored_page.resolve().as_uri()}
+
+
+def choice(chromium, name):
+  return chromium.run("return document.getElementById(args[0]).value", name)
+
+
+def click_on(chromium, text, place):
+  """Click on a character of a text whose lines fit the window."""
+  left, top, width = chromium.run(
+    "const box = textCanvas.getBoundingClientRect();"
+    "return [box.left, box.top, charWidth]"
+  )
+  line = text.count("\n", 0, place)
+  column = place - (text.rfind("\n", 0, place) + 1)
+  chromium.click(left + 4 + (column + 0.5) * width, top + 4 + line * 26 + 9)
+
+
+def value_told(chromium):
+  """Return (unit, value) as the status line says them."""
+  match = re.search(
+    r"Unit (\d+) of \w+ is ([−\d.]+)\.(?=\s)", text_of(chromium, "status")
+  )
+  return int(match[1]), float(match[2].replace("−", "-"))
+
+
+def test_clicks_and_keys_show_what_the_library_computes(
+  opened, explored_page, explored_run
+):
+  found, text = Read(explored_page), held_out(explored_run)
+  assert choice(opened, "layer") == "1"  # the top one, counted from 0
+  assert choice(opened, "signal") == "c"
+  by_line = np.abs(found.header["layers"][1]["signals"][1]["scores"][0])
+  assert int(choice(opened, "unit")) == by_line.argmax()
+  place = text.index("compare", text.index("compare") + 1)
+  click_on(opened, text, place)
+  assert f"‘c’, character {place + 1} of 400." in text_of(opened, "status")
+  assert "Next in the text: ‘o’" in text_of(opened, "status")
+
+  # The state, after keys that move to the next unit and two characters on.
+  opened.press("n", "right", "right", "right", "left")
+  place += 2
+  unit, value = value_told(opened)
+  assert unit == np.argsort(-by_line, kind="stable")[1]
+  trained = run_dir.load(explored_run)
+  tokens = trained.vocabulary.encode(text)
+  model, nothing = trained.model, trained.model.initial_state(())
+  state, logits = model.apply(trained.params, nothing, tokens[: place + 1])
+  _, half = found.signal(1, "c")
+  assert abs(value - state[1].c[unit]) < half[unit, 0] + 1e-3
+
+  # Another layer and a gate: the characters' colour is the gate's level.
+  opened.press("L", "s")
+  assert (choice(opened, "layer"), choice(opened, "signal")) == ("0", "i")
+  unit, value = value_told(opened)
+  gate, half = found.signal(0, "i")
+  assert abs(value - gate[unit, place]) < 1e-3
+  pixel, fill = opened.run(
+    """
+    const [t, level] = args, x = 4 + (t - starts[lineOf[t]]) * charWidth;
+    const context = textCanvas.getContext("2d");
+    const at = [x + 2, 4 + lineOf[t] * LINE + 2].map(Math.round);
+    return [[...context.getImageData(...at, 1, 1).data], fills[level]];
+    """,
+    place,
+    round(255 * gate[unit, place]),
+  )
+  assert fill == f"rgb({','.join(map(str, pixel[:3]))})"
+
+  # What comes next, and the path of its gradient.
+  p = np.asarray(jax.nn.softmax(logits[-1]))
+  rows = opened.run(
+    "return [...document.querySelectorAll('#next li')].map((row) =>"
+    "[row.className, row.children[0].innerText, row.children[2].innerText])"
+  )
+  symbols = {" ": "␣", "\n": "↵"}
+  of = {symbols.get(c, c): n for n, c in enumerate(trained.vocabulary.symbols)}
+  shares = [float(share.rstrip(" %")) / 100 for _, _, share in rows]
+  for (_, symbol, _), share in zip(rows, shares, strict=True):
+    assert abs(share - p[of[symbol]]) < 1e-4
+  assert np.abs(shares[:10] + np.sort(-p)[:10]).max() < 1e-4
+  assert [row[1] for row in rows if row[0] == "own"] == [text[place + 1]]
+  norms = opened.run(
+    "return [...document.querySelectorAll('#norms tr')].map((row) =>"
+    "[...row.children].map((cell) => cell.textContent))"
+  )
+  assert [int(row[0]) for row in norms] == [0, 1, 2, 4, 8, 16, 32, 64]
+  for back, symbol, by_h, by_c in norms:
+    at = place - int(back)
+    assert symbol == symbols.get(text[at], text[at])
+    for told, name in ((by_h, "h"), (by_c, "c")):
+      norm = found.paths(0)[name][place, int(back)]
+      if norm == 0:  # of c at the cursor: the prediction reads h alone
+        assert (told, name, back) == ("–", "c", "0")
+      else:  # of which two digits are told
+        assert abs(float(told.replace("−", "-")) / norm - 1) < 0.051
+  assert "log p(‘" in text_of(opened, "reach")
+
+
+def test_the_page_goes_by_keys_alone(opened, explored_page, explored_run):
+  text = held_out(explored_run)
+  focused = "return document.activeElement.id"
+  assert opened.run(focused) == "text"
+  assert (
+    opened.run("return getComputedStyle(document.activeElement).outlineStyle")
+    == "solid"
+  )
+
+  def cursor():
+    return opened.run("return cursor")
+
+  assert cursor() == 192  # two windows: the path from there is whole
+  lines = text.split("\n")
+  opened.run("moveTo(0)")
+  opened.press("down", "end")
+  assert cursor() == len(lines[0]) + 1 + len(lines[1])  # at its line break
+  opened.press("up", "home")
+  assert cursor() == 0
+  opened.press("left")
+  assert cursor() == 0
+  opened.press("s", "s", "s", "s")  # from c over i, f and g
+  assert choice(opened, "signal") == "o"
+  opened.press("s", "S", "S", "o")
+  assert (choice(opened, "signal"), choice(opened, "order")) == ("g", "2")
+  first = choice(opened, "unit")
+  opened.press("n", "p")
+  assert choice(opened, "unit") == first
+  # The choices come before the text, in the order in which they stand.
+  opened.run("document.getElementById('layer').focus()")
+  found = []
+  for _ in range(6):
+    opened.press("tab")
+    found.append(opened.run(focused))
+  assert found == ["signal", "order", "before", "unit", "after", "text"]
+  unnamed = opened.run(
+    """
+    return [...document.querySelectorAll("select, button, canvas, [tabindex]")]
+      .filter((e) => !e.ariaLabel && !e.closest("label")
+        && !e.hasAttribute("aria-labelledby") && e !== textCanvas)
+      .map((e) => e.outerHTML);
+    """
+  )
+  assert unnamed == []
+
+
+def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
+  text = held_out(explored_run)
+  assert opened.run("return document.title") == "Cell explorer"
+  assert HOSTILE in opened.run("return pieces.join('')")
+  click_on(opened, text, text.index(HOSTILE))
+  assert "‘<’" in text_of(opened, "status")
+  opened.press(*["right"] * 8)
+  assert "‘d’" in text_of(opened, "status")
+  running = "return document.querySelectorAll('script:not([type])').length"
+  assert opened.run(running) == 1  # the page's own
+  assert opened.run("return document.title") == "Cell explorer"
+
+
+def test_words_have_the_width_that_they_need(chromium, words_page):
+  chromium.emulate(1100, 900)
+  chromium.open(words_page)
+  where = "return pieces.map((p, t) => [p, lineOf[t], columnOf[t], widths[t]])"
+  boxes = chromium.run(where)
+  assert [box[:3] for box in boxes[:11]] == [
+    ["Thou", 0, 0],
+    [" art", 0, 4],
+    [" more", 0, 8],
+    [" lovely", 0, 13],
+    [",", 0, 20],
+    [" more", 0, 21],
+    ["\n  ", 0, 26],
+    ["<unk>", 1, 2],
+    [" Thou", 1, 7],
+    [" art", 1, 12],
+    ["\n", 1, 16],
+  ]
+  left, top, width = chromium.run(
+    "const box = textCanvas.getBoundingClientRect();"
+    "return [box.left, box.top, charWidth]"
+  )
+  chromium.click(left + 4 + 16.5 * width, top + 13)  # in lovely
+  assert "‘lovely’, word 4 of 38. Unit" in text_of(chromium, "status")
+  assert "Next in the text: ‘,’" in text_of(chromium, "status")
+  chromium.press("down")
+  assert "‘art’, word 10 of 38." in text_of(chromium, "status")
+  assert "next word of the text" in text_of(chromium, "reach")
+  own_row = "return document.querySelector('#next .own b').innerText"
+  assert chromium.run(own_row) == "↵"
+
+  # On a phone lines are broken, and nothing stands beyond the edge or twice.
+  chromium.emulate(150, 740)
+  chromium.open(words_page)
+  columns, boxes = chromium.run("return columns"), chromium.run(where)
+  assert columns < 26
+  assert all(column + wide <= columns for _, _, column, wide in boxes)
+  assert [box[1] for box in boxes] == sorted(box[1] for box in boxes)
+  for (_, line, column, wide), (_, line2, column2, _) in itertools.pairwise(
+    boxes
+  ):
+    assert line2 > line or column2 == column + wide
+  assert chromium.errors() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_scrolls_in_one_direction_and_every_colour_is_legible(
+  opened, explored_page, scheme, tmp_path
+):
+  opened.emulate(360, 740, scheme)
+  opened.open(explored_page)
+  for _ in range(6):
+    opened.press("s")
+    width = opened.run("return document.documentElement.scrollWidth")
+    assert width == 360
+    fills, inks = opened.run("return [fills, inks]")
+    pairs = list(zip(fills, inks, strict=True))
+    assert min(contrast(*pair) for pair in pairs) >= 4.5
+    assert len(set(fills)) > 200
+  picture = tmp_path / "page.png"
+  opened.screenshot(picture)
+  assert picture.read_bytes().startswith(b"\x89PNG")
+  background = opened.run("return getComputedStyle(document.body).color")
+  assert (
+    background
+    == {
+      "light": "rgb(27, 31, 36)",
+      "dark": "rgb(230, 233, 236)",
+    }[scheme]
+  )
+
+
+def contrast(fill, ink):
+  """Return the contrast of two colours as WCAG 2 defines it."""
+
+  def luminance(values):
+    linear = [
+      v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+      for v in (int(v) / 255 for v in values)
+    ]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+  a = luminance(re.findall(r"\d+", fill))
+  b = luminance([255] * 3 if ink == "#fff" else [0] * 3)
+  return (max(a, b) + 0.05) / (min(a, b) + 0.05)
+
+
+def test_a_long_text_of_many_units_stays_smooth(chromium, tmp_path):
+  units, length, window = 512, 20_000, 96
+  draw, blobs = np.random.default_rng(0), Blobs()
+  text = (VERSE * length)[:length]
+  values = draw.random((units, length), np.float32)
+  packed = [
+    explore.pack_signal("c", values - 0.5, [], blobs),
+    explore.pack_signal("f", values, [], blobs),
+  ]
+  norms = draw.random((length, window)).astype(np.float32)
+  header = {
+    "pieces": [*text],
+    "tokens": blobs.add(np.zeros(length, "<u4")),
+    "unit": "character",
+    "window": window,
+    "features": [],
+    "absent": [],
+    "about": "random",
+    "symbols": sorted(set(text)),
+    "layers": [
+      {"signals": packed, "paths": [explore.pack_path("h", norms, blobs)]}
+    ],
+    "next": {
+      "count": 10,
+      "tokens": blobs.add(np.zeros((length, 10), "<u4")),
+      "shares": blobs.add(np.zeros((length, 10), "<u2")),
+      "own": blobs.add(np.zeros(length - 1, "<f4")),
+    },
+  }
+  path = tmp_path / "long.html"
+  path.write_text(blobs.page(header), encoding="utf-8")
+  chromium.emulate(1100, 900)
+  chromium.open(path)
+  milliseconds = chromium.run(
+    """
+    const found = {};
+    for (const key of ["ArrowRight", "ArrowDown", "n", "s"]) {
+      const times = [];
+      for (let k = 0; k < 15; k++) {
+        const start = performance.now();
+        textBox.dispatchEvent(new KeyboardEvent("keydown", { key }));
+        while (document.querySelector("main").ariaBusy === "true") {
+          await new Promise((done) => setTimeout(done, 1));
+        }
+        await new Promise(requestAnimationFrame);  // after that which draws
+        times.push(performance.now() - start);
+      }
+      found[key] = times.sort((a, b) => a - b)[7];
+    }
+    return found;
+    """
+  )
+  assert milliseconds["ArrowRight"] < 100
+  assert milliseconds["ArrowDown"] < 100
+  assert milliseconds["n"] < 150
+  assert milliseconds["s"] < 1500
+  assert chromium.errors() == []

@@ -1,0 +1,138 @@
+"""What a run prints in a terminal, in a pipe and on a build server."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+import threading
+
+import pytest
+
+from experiments import progress, train
+from experiments.cli import plain_console
+from experiments.progress import TrainingBar
+
+MOVES = re.compile(r"\x1b\[(?:\?25[lh]|\d*[ABCDHJK])|\r(?!\n)")
+
+
+@contextlib.contextmanager
+def terminal(monkeypatch):
+  """Make a terminal standard output; yield a list of the bytes it is sent."""
+  ours, theirs = os.openpty()
+  sent = []
+
+  def listen():
+    with contextlib.suppress(OSError):  # at its end
+      while data := os.read(ours, 4096):
+        sent.append(data)
+
+  listener = threading.Thread(target=listen)
+  listener.start()
+  with open(theirs, "w", encoding="utf-8") as file:
+    monkeypatch.setattr(sys, "stdout", file)
+    yield sent
+  listener.join()
+  os.close(ours)
+
+
+@contextlib.contextmanager
+def pipe(monkeypatch, tmp_path):
+  """Make a file standard output; yield its path."""
+  path = tmp_path / "out"
+  with path.open("w", encoding="utf-8") as file:
+    monkeypatch.setattr(sys, "stdout", file)
+    yield path
+
+
+@pytest.fixture
+def here(monkeypatch):
+  """A user's environment, whatever runs the tests."""
+  for name in ("CI", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv("TERM", "xterm-256color")
+  return monkeypatch
+
+
+def go(quiet=False):
+  """Show a hundred updates, of a second each."""
+  bar = TrainingBar(plain_console(), 100, "character", quiet=quiet)
+  with bar:
+    for step in range(10, 101, 10):
+      bar.update(step, 4 - step / 50, 1234.5)
+
+
+def clock(monkeypatch, pace):
+  """Have an update take so many seconds."""
+  now = iter(range(0, 10**9, 10 * pace))
+  monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
+
+
+def test_in_a_terminal_there_is_a_bar_of_one_line(here):
+  for columns in (80, 120):
+    here.setenv("COLUMNS", str(columns))
+    with terminal(here) as sent:
+      go()
+    text = b"".join(sent).decode()
+    assert MOVES.search(text)
+    assert "100/100" in text and "2.000 nats/char" in text
+    frames = re.split(r"[\r\n]+", re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", text))
+    shown = [frame for frame in frames if frame]
+    assert all("/100" in frame and "left" in frame for frame in shown)
+    assert max(map(len, shown)) <= columns
+
+
+@pytest.mark.parametrize(
+  "changes", [{"CI": "true"}, {"TERM": "dumb"}], ids=["CI", "dumb"]
+)
+def test_a_terminal_that_nobody_looks_at_gets_lines(changes, here):
+  for name, value in changes.items():
+    here.setenv(name, value)
+  with terminal(here) as sent:
+    clock(here, pace=1)
+    go()
+  text = b"".join(sent).decode()
+  assert not MOVES.search(text)
+  assert (
+    text.splitlines()[0]
+    == "20/100  3.600 nats/char  1,234 chars/s  0:01:20 left"
+  )
+
+
+@pytest.mark.parametrize("changes", [{}, {"FORCE_COLOR": "1"}, {"CI": "1"}])
+def test_in_a_pipe_there_are_lines_with_the_time_in_hours(
+  changes, here, tmp_path
+):
+  for name, value in changes.items():
+    here.setenv(name, value)
+  with pipe(here, tmp_path) as path:
+    clock(here, pace=90)
+    go()
+  lines = path.read_text().splitlines()
+  # The clock is read once an update: 900 s for ten.
+  assert lines[0] == "20/100  3.600 nats/char  1,234 chars/s  2:00:00 left"
+  assert lines[-1] == "100/100  2.000 nats/char  1,234 chars/s  0:00:00 left"
+  assert len(lines) == 9
+  assert "\x1b" not in path.read_text()
+
+
+def test_quiet_shows_neither_bar_nor_lines(here, tmp_path):
+  with terminal(here) as sent:
+    go(quiet=True)
+  assert b"".join(sent) == b""
+  with pipe(here, tmp_path) as path:
+    clock(here, pace=90)
+    go(quiet=True)
+  assert path.read_text() == ""
+
+
+def test_a_quiet_run_prints_its_heading_and_its_end_alone(config, here):
+  config = dataclasses.replace(config, quiet=True)
+  with terminal(here) as sent:
+    result = train.run(config, plain_console())
+  text = b"".join(sent).decode().replace("\r\n", "\n")
+  assert "\x1b" not in text
+  heading, end = text.split("\n\n")
+  assert heading.startswith("model ") and heading.endswith(config.run)
+  assert end.startswith(f"best held-out loss {result.held_out:.4f}")
+  assert "untrained" in (result.folder / "samples.txt").read_text()

@@ -1,0 +1,138 @@
+"""Kill runs at random moments, let them go on, and tell what became of them.
+
+  python -m tests.experiments.trainer.killing FOLDER KILLS SEED
+
+forks a process for each life of a run, so that a life begins within a tenth of
+a second and is a process of its own all the same. A third of the kills wait for
+a checkpoint that is being written. The last line printed is a JSON object.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from experiments import train
+from experiments.trainer import tensorboard
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.logger import Journal
+from lstm_jax.training import list_checkpoints
+from tests.experiments.conftest import VERSE
+from tests.experiments.trainer.lives import essence
+
+EVERY = 20  # updates between two checkpoints
+
+
+def configuration(folder, name):
+  return TrainConfig(
+    corpus=str(folder / "verse.txt"),
+    run=str(folder / name),
+    embedding_size=4,
+    hidden_size=12,
+    num_streams=3,
+    num_steps=8,
+    num_epochs=3,
+    warmup=5,
+    output_dropout=0.2,
+    average=0.9,
+    eval_every=EVERY,
+    sample_length=30,
+  )
+
+
+def begin(config):
+  """Start a life of a run; return its process."""
+  child = os.fork()
+  if child:
+    return child
+  status = 1
+  try:
+    cache = str(Path(config.run).parent / "compiled")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    count_updates(config.run)
+    with open(f"{config.run}.log", "a") as log:
+      train.run(config, Console(file=log, width=80))
+    status = 0
+  except BaseException:
+    Path(f"{config.run}.log").write_text(traceback.format_exc())
+  finally:
+    os._exit(status)
+
+
+def count_updates(run):
+  """Have the process keep the number of its last update, beside its folder."""
+  file, update = os.open(f"{run}.step", os.O_CREAT | os.O_RDWR), Journal.update
+
+  def counted(journal, step, metrics):
+    os.pwrite(file, step.to_bytes(8, "big"), 0)
+    update(journal, step, metrics)
+
+  Journal.update = counted
+
+
+def made(run):
+  """Return the number of the last update."""
+  path = Path(f"{run}.step")
+  return int.from_bytes(path.read_bytes(), "big") if path.exists() else 0
+
+
+def writing(run):
+  return any(run.glob("checkpoints/*tmp*"))
+
+
+def kill(child, run, draws, lifetime):
+  """Kill a process at a random moment; return whether it was still alive."""
+  patience = time.monotonic() + 2 * lifetime
+  if draws.random() < 1 / 3:
+    while not writing(run) and time.monotonic() < patience:
+      if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        break
+      time.sleep(0.001)
+    time.sleep(draws.uniform(0, 0.05))
+  else:
+    time.sleep(draws.uniform(0, lifetime))
+  os.kill(child, signal.SIGKILL)
+  _, status = os.waitpid(child, 0)
+  if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+    raise AssertionError(Path(f"{run}.log").read_text()[-2000:])
+  return os.WIFSIGNALED(status)
+
+
+def main():
+  folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+  (folder / "verse.txt").write_text(VERSE * 20)
+  tensorboard.summary = None  # no events: they take half of a life
+  draws, lifetimes = random.Random(seed), []
+  for name in ("cold", "whole"):  # the second one's programs are compiled
+    start = time.monotonic()
+    os.waitpid(begin(configuration(folder, name)), 0)
+    lifetimes.append(time.monotonic() - start)
+  whole = essence(folder / "whole")
+  found = dict.fromkeys(("kills", "in_a_save", "runs", "lost"), 0)
+  while found["kills"] < kills:
+    config = configuration(folder, f"run{found['runs']}")
+    run, alive = Path(config.run), True
+    while alive:
+      alive = kill(begin(config), run, draws, lifetimes[-1])
+      if alive:
+        found["kills"] += 1
+        found["in_a_save"] += writing(run)
+        whole_ones = list_checkpoints(run / "checkpoints")
+        lost = made(run) - (whole_ones[-1] if whole_ones else 0)
+        found["lost"] = max(found["lost"], lost)  # updates
+    assert essence(run) == whole, run
+    found["runs"] += 1
+  print(json.dumps(found))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,149 @@
+"""Runs that are killed, whose disk is full, whose folder cannot be written."""
+
+import dataclasses
+import json
+import re
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.conftest import VERSE
+from tests.experiments.trainer.killing import EVERY, configuration
+from tests.experiments.trainer.lives import essence
+from tests.processes import ROOT, finish, start
+
+pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(seed, tmp_path):
+  """A hundred kills in all, each of a real process, by SIGKILL."""
+  process = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "tests.experiments.trainer.killing",
+      tmp_path,
+      "50",
+      f"{seed}",
+    ],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    timeout=900,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr[-3000:]
+  found = json.loads(process.stdout.splitlines()[-1])
+  assert found["kills"] >= 50
+  assert found["in_a_save"] >= 5
+  # An interval, and the update beside which a checkpoint was being written.
+  assert 0 < found["lost"] <= EVERY + 1
+
+
+def program(config, blocks="unlimited"):
+  """Run the program; files may have so many blocks of 512 bytes."""
+  flags = [f"--{n}={v}" for n, v in dataclasses.asdict(config).items()]
+  limited = ["sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"]
+  return subprocess.run(
+    [*limited, sys.executable, "-m", "experiments.train", *flags],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    timeout=300,
+    check=False,
+  )
+
+
+@pytest.fixture
+def config(config):
+  return dataclasses.replace(config, num_epochs=2)
+
+
+@contextmanager
+def mounted(folder, size):
+  """A file system of so many kilobytes; the caller may have it changed."""
+  folder.mkdir()
+  options = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", folder]
+  made = subprocess.run(options, capture_output=True, check=False)
+  if made.returncode:
+    pytest.skip("this user may not mount a file system to fill")
+  try:
+    yield lambda o: subprocess.run(
+      ["mount", "-o", f"remount,{o}", folder], check=True
+    )
+  finally:
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_and_costs_no_more_than_a_checkpoint(
+  config, tmp_path
+):
+  assert program(config).returncode == 0
+  whole = essence(Path(config.run))
+  disk = tmp_path / "disk"
+  with mounted(disk, size=400) as remount:
+    config = dataclasses.replace(config, run=str(disk / "run"))
+    full = program(config)
+    assert full.returncode == 2, full.stderr
+    assert full.stderr.count("\n") == 1
+    assert "No space left on device" in full.stderr
+    assert "goes on" not in full.stdout
+    remount("size=9000k,ro")
+    fixed = program(config)
+    assert fixed.returncode == 2
+    assert fixed.stderr.count("\n") == 1
+    assert "Read-only file system" in fixed.stderr
+    remount("rw")
+    again = program(config)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "goes on     after update" in again.stdout
+    assert essence(disk / "run") == whole
+
+
+def test_a_limit_on_the_size_of_files_is_one_line_and_loses_nothing(
+  config, tmp_path
+):
+  assert program(config).returncode == 0
+  whole = essence(Path(config.run))
+  config = dataclasses.replace(config, run=str(tmp_path / "limited"))
+  limited = program(config, blocks=4)
+  assert limited.returncode == 2, limited.stderr
+  assert limited.stderr.count("\n") == 1
+  assert "File too large" in limited.stderr
+  again = program(config)
+  assert (again.returncode, again.stderr) == (0, "")
+  assert essence(tmp_path / "limited") == whole
+
+
+def test_the_configuration_of_the_kills_is_a_run_with_noise_and_an_average(
+  tmp_path,
+):
+  config = configuration(tmp_path, "run")
+  assert config.output_dropout and config.average
+
+
+def test_without_memory_a_process_says_what_would_fit(tmp_path):
+  """It may have 1 GB more than it has before its first update of 2.5 GB."""
+  corpus = tmp_path / "verse.txt"
+  corpus.write_text(VERSE * 2500)
+  sizes = {"num_streams": 64, "num_steps": 2048, "hidden_size": 512}
+  flags = [f"--{name}={value}" for name, value in sizes.items()]
+  files = f"--corpus={corpus}", f"--run={tmp_path / 'run'}"
+  process = start("experiments.train", *flags, *files)
+  while not process.stdout.readline().startswith("untrained"):
+    assert process.poll() is None
+  pages, *_ = Path(f"/proc/{process.pid}/statm").read_text().split()
+  limit = int(pages) * resource.getpagesize() + 10**9
+  resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+  [(status, _, err)] = finish(process)
+  assert status == 2
+  assert re.fullmatch(
+    r"error: out of memory: 64 streams × 2048 steps need \S+ GB and the device "
+    rf"has {limit / 1e9:.2f} GB; 32 × 2048 would need \S+ GB\n",
+    err,
+  )

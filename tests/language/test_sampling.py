@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.language import ModelConfig, language_model, sample
+from lstm_jax.language.sampling import keep_top_k, keep_top_p
+
+V = 9
+MODEL = language_model(
+  ModelConfig(V, embedding_size=3, hidden_size=5, dtype=jnp.float64)
+)
+PROMPT = np.array([1, 4, 2])
+
+
+@pytest.fixture
+def params(key):
+  return jax.tree.map(lambda leaf: 3 * leaf, MODEL.init(key))
+
+
+def test_there_are_as_many_tokens_and_samples_as_asked_for(params, key):
+  tokens = sample(MODEL, params, key, PROMPT, 17, num_samples=4)
+  assert tokens.shape == (4, 17)
+  assert tokens.dtype == np.int32
+  assert ((tokens >= 0) & (tokens < V)).all()
+  assert len({tuple(row) for row in tokens}) == 4
+
+
+def test_the_same_key_gives_the_same_text(params, key):
+  first, again = (sample(MODEL, params, key, PROMPT, 30) for _ in range(2))
+  assert (first == again).all()
+  other = sample(MODEL, params, jax.random.key(1), PROMPT, 30)
+  assert (first != other).any()
+
+
+def test_temperature_zero_and_top_k_one_are_the_likeliest_tokens(params, key):
+  state, expected, tokens = MODEL.initial_state(()), [], list(PROMPT)
+  for _ in range(12):
+    state, logits = MODEL.apply(params, state, jnp.array(tokens))
+    tokens = [int(logits[-1].argmax())]
+    expected += tokens
+  for options in (
+    {"temperature": 0.0},
+    {"temperature": 1e-37},
+    {"top_k": 1},
+    {"top_p": 1e-300},
+  ):
+    found = sample(MODEL, params, key, PROMPT, 12, **options)
+    assert list(found[0]) == expected
+
+
+def test_draws_have_the_probabilities_of_the_softmax(params, key):
+  _, logits = MODEL.apply(params, MODEL.initial_state(()), PROMPT)
+  for temperature in (1.0, 2.0):
+    p = jax.nn.softmax(logits[-1] / temperature)
+    drawn = sample(
+      MODEL, params, key, PROMPT, 1, num_samples=20_000, temperature=temperature
+    )
+    found = np.bincount(drawn[:, 0], minlength=V) / len(drawn)
+    # Five deviations of a binomial share, for each of the tokens.
+    assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 20_000) + 1e-4).all()
+
+
+def test_top_k_keeps_the_k_likeliest():
+  logits = jnp.array([[0.0, 3.0, 1.0, 2.0]])
+  kept = np.isfinite(keep_top_k(logits, 2))
+  assert kept.tolist() == [[False, True, False, True]]
+  assert np.isfinite(keep_top_k(logits, 99)).all()
+
+
+@pytest.mark.parametrize(
+  ("p", "kept"), [(0.1, 1), (0.4, 1), (0.5, 2), (0.75, 3), (1.0, 4)]
+)
+def test_top_p_keeps_the_fewest_that_make_up_p(p, kept):
+  logits = jnp.log(jnp.array([[0.1, 0.45, 0.25, 0.2]]))
+  found = np.isfinite(keep_top_p(logits, p))[0]
+  order = [1, 2, 3, 0]
+  assert found[order].tolist() == [True] * kept + [False] * (4 - kept)
+
+
+def test_a_token_that_is_never_drawn_leaves_the_others_their_shares(
+  params, key
+):
+  _, logits = MODEL.apply(params, MODEL.initial_state(()), PROMPT)
+  likeliest = int(logits[-1].argmax())
+  never = (likeliest, 2)
+  p = np.asarray(jax.nn.softmax(logits[-1])).copy()
+  p[list(never)] = 0
+  p /= p.sum()
+  options = {"num_samples": 20_000, "never": never}
+  drawn = sample(MODEL, params, key, PROMPT, 1, **options)
+  found = np.bincount(drawn[:, 0], minlength=V) / len(drawn)
+  assert found[list(never)].tolist() == [0, 0]
+  assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 20_000) + 1e-4).all()
+  for way in ({"temperature": 0.0}, {"top_k": 2}, {"top_p": 1e-9}):
+    drawn = sample(MODEL, params, key, PROMPT, 40, never=never, **way)
+    assert not np.isin(drawn, never).any()
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"prompt": np.array([], int)}, r"prompt must be \[P\] with P ≥ 1, got"),
+    ({"length": 0}, "at least 1, got 0 and 1"),
+    ({"num_samples": 0}, "at least 1, got 5 and 0"),
+    ({"temperature": -1.0}, "temperature must be finite and ≥ 0, got -1"),
+    ({"temperature": float("nan")}, "temperature must be finite"),
+    ({"top_k": 0}, "top_k must be ≥ 1, got 0"),
+    ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0"),
+    ({"never": tuple(range(V))}, "never leaves none of 9 tokens to draw"),
+  ],
+)
+def test_options_out_of_range_are_refused(options, message, params, key):
+  arguments = {"prompt": PROMPT, "length": 5} | options
+  with pytest.raises(ValueError, match=message):
+    sample(MODEL, params, key, **arguments)

@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import lstm, unroll
+from lstm_jax.sequence import flow
+from lstm_jax.testing.mutation import plant, terms
+from tests.contract import CELLS, NAMES, TABLE
+from tests.draws import B, D, T, arguments, normal_like, worst
+
+
+def by_autodiff(cell, params, state, xs, d_last):
+  """Differentiate by something added to the state after t steps, for all t."""
+
+  def loss(added):
+    def body(state, inputs):
+      x, here = inputs
+      after = cell.forward(params, state, x)[0]
+      return jax.tree.map(jnp.add, after, here), None
+
+    first = jax.tree.map(lambda s, a: s + a[0], state, added)
+    rest = jax.tree.map(lambda a: a[1:], added)
+    last, _ = jax.lax.scan(body, first, (xs, rest))
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), last, d_last)
+    return sum(jax.tree.leaves(products))
+
+  nothing = jax.tree.map(lambda s: jnp.zeros((T + 1, *s.shape)), state)
+  return jax.jit(jax.grad(loss))(nothing)
+
+
+@CELLS
+@pytest.mark.parametrize("batch", [(B,), (), (2, B)])
+def test_every_cotangent_is_that_of_a_state_put_in(cell, batch, key):
+  params, state, xs = arguments(cell, key, batch=batch)
+  d_last = normal_like(key, state)
+  found = flow(cell, params, state, xs, d_last)
+  assert found.h.shape == (T + 1, *state.h.shape)
+  assert worst(found, by_autodiff(cell, params, state, xs, d_last)) < 1e-12
+
+
+@CELLS
+def test_the_first_row_is_the_gradient_of_unroll_and_the_last_is_given(
+  cell, key
+):
+  params, state, xs = arguments(cell, key)
+  d_last = normal_like(key, state)
+  found = flow(cell, params, state, xs, d_last)
+  _, vjp = jax.vjp(lambda s: unroll(cell, params, s, xs)[0], state)
+  assert worst(jax.tree.map(lambda d: d[0], found), vjp(d_last)[0]) < 1e-12
+  assert worst(jax.tree.map(lambda d: d[-1], found), d_last) == 0
+
+
+@CELLS
+def test_tokens_are_one_hot_rows(cell, key):
+  params, state, _ = arguments(cell, key)
+  d_last = normal_like(key, state)
+  tokens = jax.random.randint(key, (T, B), 0, D)
+  rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
+  a, b = (flow(cell, params, state, xs, d_last) for xs in (tokens, rows))
+  assert worst(a, b) < 1e-12
+
+
+@NAMES
+def test_planted_errors_of_the_recurrence_are_caught(name, key):
+  """A backward of 1 % too much, in any term that the state's is made of."""
+  cell = TABLE[name].cell
+  params, state, xs = arguments(cell, key)
+  d_last = normal_like(key, state)
+  expected = by_autodiff(cell, params, state, xs, d_last)
+  planted = [t for t in ("dh", "dc", "da", "dc_sum") if t in terms(cell)]
+  assert "dh" in planted
+  for term in planted:
+    wrong = plant(cell, term)  # whose NamedTuples may be its own
+    params, state, xs = arguments(wrong, key)
+    found = flow(wrong, params, state, xs, normal_like(key, state))
+    assert worst(tuple(found), tuple(expected)) > 1e-4, term
+
+
+def test_what_does_not_fit_is_refused(key):
+  params, state, xs = arguments(lstm, key)
+  for message, changes in (
+    (r"xs must have at least one step \(T ≥ 1\), got \(0,", {"xs": xs[:0]}),
+    (r"xs must be inputs \[5, 3, 4\], got \(5, 3, 3\)", {"xs": xs[..., :3]}),
+    (r"state.c must be \[3, 6\], got \(2, 6\)", {"state": cut(state)}),
+    (r"d_last must be a LSTMState, got tuple", {"d_last": tuple(state)}),
+    (
+      r"d_last.c must be float64 \[3, 6\], got float64 \(2, 6\)",
+      {"d_last": cut(state)},
+    ),
+    (
+      r"d_last.c must be float64 \[3, 6\], got float32 \(3, 6\)",
+      {"d_last": state._replace(c=state.c.astype(jnp.float32))},
+    ),
+  ):
+    given = {"state": state, "xs": xs, "d_last": state} | changes
+    with pytest.raises(ValueError, match=message):
+      flow(lstm, params, **given)
+
+
+def cut(state):
+  return state._replace(c=state.c[:2])

@@ -1,0 +1,141 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import gradcheck, unroll
+from lstm_jax.cells import affine
+from lstm_jax.language import loss
+from lstm_jax.testing.mutation import plant, terms
+from tests.contract import PLANTS, TABLE
+from tests.draws import B, D, H, arguments, normal_like
+
+
+def check(cell, key, **options):
+  """Check the unrolled cell; three steps reach every term of a backward."""
+  params, state, xs = arguments(cell, key, steps=3)
+  x = {"params": params, "state": state, "xs": xs}
+
+  def run(vjp):
+    return lambda x: unroll(cell, x["params"], x["state"], x["xs"], vjp=vjp)
+
+  return gradcheck(run("explicit"), run("autodiff"), x, key, **options)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_cell_passes(name, key):
+  report = check(TABLE[name].cell, key)
+  assert report.passes()
+  for row in report.tensors:
+    assert row.explicit_central.coordinates == row.size
+    assert row.explicit_directional.coordinates == 4
+    assert row.autodiff_central.relative < 1e-6
+    assert row.autodiff_directional.relative < 1e-6
+
+
+@PLANTS
+def test_every_planted_error_is_caught(name, term, key):
+  cell = plant(TABLE[name].cell, term)
+  report = check(cell, key, max_coordinates=0, num_directions=0)
+  assert report.value <= 1e-12  # the forward is untouched
+  assert not report.passes()
+  assert max(t.explicit_autodiff.relative for t in report.tensors) > 1e-4
+
+
+def test_differences_alone_catch_a_planted_error(key):
+  report = check(plant(TABLE["lstm"].cell, "dc_sum[1]"), key)
+  assert all(t.explicit_central.relative > 1e-4 for t in report.tensors)
+  assert all(t.explicit_directional.relative > 1e-4 for t in report.tensors)
+  assert all(t.autodiff_central.relative < 1e-6 for t in report.tensors)
+
+
+@pytest.mark.parametrize("term", terms(affine))
+def test_a_planted_error_in_the_readout_is_caught(term, key):
+  planted = plant(affine, term)
+  x = normal_like(key, tuple(jnp.zeros(s) for s in ((B, D), (D, H), (H,))))
+  report = gradcheck(
+    lambda x: planted.linear(*x), lambda x: planted.affine(*x), x, key
+  )
+  wrong = {"dx": "0", "dw": "1", "db": "2"}[term]
+  for row in report.tensors:
+    assert (row.explicit_autodiff.relative > 5e-3) == (row.name == wrong)
+
+
+def test_a_planted_error_in_the_loss_is_caught(key):
+  targets = jnp.array([0, 3, 1])
+  for module, passes in ((loss, True), (plant(loss, "dlogits"), False)):
+    report = gradcheck(
+      lambda y, m=module: m.cross_entropy(y, targets),
+      lambda y, m=module: m.forward(y, targets)[0],
+      normal_like(key, jnp.zeros((B, D))),
+      key,
+    )
+    assert report.passes() == passes
+
+
+def test_the_terms_of_the_lstm_are_the_lines_of_its_docstring():
+  names = {term for term in terms(TABLE["lstm"].cell) if "[" not in term}
+  kept = "dgates dby_a dh_dc"
+  lines = "dc_sum da dh dc dx dw_x dw_h db"
+  assert names == {*kept.split(), *lines.split()}
+
+
+def test_an_unknown_term_is_named_with_those_there_are():
+  with pytest.raises(ValueError, match="no term 'dq'; it has dh_da, da, dh, "):
+    plant(TABLE["rnn"].cell, "dq")
+
+
+def test_coordinates_near_zero_raise_no_alarm(key):
+  """A gradient of 1 beside one of 1e-30: rounding there is not an error."""
+  x = {"a": jnp.ones(2), "b": jnp.ones(3)}
+
+  def f(wrong):
+    def g(x):
+      return x["a"][0] + (1e-30 + wrong) * x["a"][1] + 0 * x["b"].sum()
+
+    return g
+
+  report = gradcheck(f(1e-30), f(0.0), x, key)
+  assert report.passes()
+  assert report.tensors[0].explicit_autodiff.relative < 1e-28
+  wrong = gradcheck(f(0.01), f(0.0), x, key)
+  assert wrong.tensors[0].explicit_autodiff.where == (1,)
+  assert not wrong.passes()
+
+
+def test_at_most_so_many_coordinates_are_differenced(key):
+  x = normal_like(key, {"a": jnp.zeros((3, 50)), "b": jnp.zeros(4)})
+
+  def f(x):
+    return jnp.sin(x["a"]), x["b"] ** 2
+
+  report = gradcheck(f, f, x, key, max_coordinates=7, num_directions=2)
+  assert [t.explicit_central.coordinates for t in report.tensors] == [7, 4]
+  assert [t.explicit_autodiff.coordinates for t in report.tensors] == [150, 4]
+  assert report.passes()
+
+
+def test_a_gradient_of_nan_does_not_pass(key):
+  x = jnp.ones(3)
+  report = gradcheck(lambda x: x * jnp.nan, lambda x: x, x, key)
+  assert not report.passes()
+  assert np.isinf(report.tensors[0].explicit_autodiff.relative)
+
+
+@pytest.mark.parametrize("x", [jnp.arange(3), {}])
+def test_only_trees_of_floats_are_checked(x, key):
+  with pytest.raises(ValueError, match="x must be a tree of float arrays, got"):
+    gradcheck(lambda x: x, lambda x: x, x, key)
+
+
+def test_outputs_of_other_shapes_are_refused(key):
+  with pytest.raises(ValueError, match="the outputs differ"):
+    gradcheck(lambda x: x, lambda x: x.sum(), jnp.ones(1), key)
+  with pytest.raises(ValueError, match="the outputs differ"):
+    gradcheck(lambda x: x, lambda x: x[:2], jnp.ones(3), key)
+
+
+def test_precision_of_the_differences_is_what_the_docstring_says(key):
+  x = jax.random.normal(key, (20,), jnp.float64)
+  report = gradcheck(jnp.exp, jnp.exp, x, key)
+  assert report.tensors[0].explicit_central.relative < 1e-10
