@@ -39,7 +39,12 @@ from lstm_jax.language.evaluate import cold_nats, stateful_nats
 
 RECORD = "ablations.json"
 BASE = "base"
-FIXED = "corpus", "split", "tokens", "min_count"  # or losses do not compare
+FIXED = (
+  "corpus",
+  "val_fraction",
+  "tokenizer",
+  "min_count",
+)  # or losses do not compare
 
 
 class Result(NamedTuple):
@@ -68,10 +73,10 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     if any(row["change"] == name for row in rows):
       continue
     console.print(Rule(f"{name} ({len(rows) + 1} of {len(configs)})"))
-    folder = Path(config.run) / name.replace("/", "-")
-    finished = (folder / run_dir.RESULT).exists()
+    directory = Path(config.run) / name.replace("/", "-")
+    finished = (directory / run_dir.RESULT).exists()
     anew = finished or config.overwrite
-    again = dataclasses.replace(one, run=str(folder), overwrite=anew)
+    again = dataclasses.replace(one, run=str(directory), overwrite=anew)
     try:
       result = train.run(again, console)
     except Diverged as error:
@@ -161,8 +166,8 @@ def _told(nats: float, sign: str = "") -> str:
 
 def _measure(result: train.Result, config: TrainConfig) -> dict[str, Any]:
   """Return what a finished run came to, in nats per token."""
-  trained = run_dir.load(result.folder)
-  _, held_out = split(read_text(config.corpus), config.split)
+  trained = run_dir.load(result.directory)
+  _, held_out = split(read_text(config.corpus), config.val_fraction)
   of = trained.model, trained.params, trained.vocabulary.encode(held_out)
   return {
     "parameters": sum(p.size for p in jax.tree.leaves(trained.params)),

@@ -54,7 +54,9 @@ def run(config: TrainConfig, console: Console) -> Result:
   if not mesh:
     raise ValueError("one device sends nothing: pass --mesh, such as data:8")
   text = read_text(config.corpus)
-  vocabulary = make_vocabulary(config, text, split(text, config.split)[0])
+  vocabulary = make_vocabulary(
+    config, text, split(text, config.val_fraction)[0]
+  )
   model = language_model(
     model_config(config, vocabulary.size),
     regularizers=regularizers(config),
@@ -65,19 +67,17 @@ def run(config: TrainConfig, console: Console) -> Result:
 
   def begin():
     params = model.init(key)
-    averaged = config.average > 0
-    return init_state(
-      model, rule, params, config.num_streams, averaged=averaged
-    )
+    averaged = config.ema_decay > 0
+    return init_state(model, rule, params, config.batch_size, averaged=averaged)
 
   state = jax.eval_shape(begin)
   shardings = state_shardings(mesh, rule, state)
   placed = jax.tree.map(
     lambda leaf, sharding: leaf.update(sharding=sharding), state, shardings
   )
-  shape = config.num_steps, config.num_streams
+  shape = config.seq_len, config.batch_size
   block = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=block_sharding(mesh))
-  update = partition(mesh, model, rule, key, shardings, config.average)
+  update = partition(mesh, model, rule, key, shardings, config.ema_decay)
   compiled = update.lower(placed, block, block).compile()
   leaves = jax.tree.leaves(state.params)
   weights = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

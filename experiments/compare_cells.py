@@ -48,7 +48,7 @@ RECORD, PICTURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
 
 
 def run(
-  config: CompareConfig, folder: Path, console: Console
+  config: CompareConfig, directory: Path, console: Console
 ) -> dict[str, Any]:
   """Compare the cells, print what is found, fill the folder, and return it.
 
@@ -58,7 +58,7 @@ def run(
   """
   start = time.monotonic()
   corpus = read_corpus(config)
-  folder.mkdir(parents=True, exist_ok=True)
+  directory.mkdir(parents=True, exist_ok=True)
   every = contenders(
     corpus.vocabulary.size, config.embedding_size, config.hidden_size
   )
@@ -78,7 +78,7 @@ def run(
     "flow": [],
     "recall": [],
   }
-  for budget, name, updates in runs_part(record["cells"], config.num_updates):
+  for budget, name, updates in runs_part(record["cells"], config.num_steps):
     console.print(f"{name}, {budget}: {updates} updates")
     rate = record["cells"][name]["learning_rate"]
     learnt = learn(every[name], corpus, config, rate, updates, keys, console)
@@ -89,47 +89,47 @@ def run(
     )
     if budget == PARAMETERS:
       record["flow"] += flow_part(every[name], learnt, corpus, config)
-    save(record, folder)  # what is there, should the rest be interrupted
+    save(record, directory)  # what is there, should the rest be interrupted
   record["recall"] = recall_part(config, key_recall, console)
   record["seconds"] = time.monotonic() - start
-  save(record, folder)
-  report(record, folder, console)
+  save(record, directory)
+  report(record, directory, console)
   return record
 
 
-def save(record: dict[str, Any], folder: Path) -> None:
+def save(record: dict[str, Any], directory: Path) -> None:
   """Write comparison.json and samples.txt."""
   text = json.dumps(record, indent=1, allow_nan=False)
-  (folder / RECORD).write_text(text + "\n", "utf-8")
+  (directory / RECORD).write_text(text + "\n", "utf-8")
   samples = "".join(
     f"=== {one['cell']}, {one['budget']}, update {stage['step']} ===\n"
     f"{stage['text']}\n\n"
     for one in record["runs"]
     for stage in one["writing"]
   )
-  (folder / SAMPLES).write_text(samples, "utf-8")
+  (directory / SAMPLES).write_text(samples, "utf-8")
 
 
-def load(folder: Path) -> dict[str, Any]:
+def load(directory: Path) -> dict[str, Any]:
   """Return the record that `save` wrote.
 
   Raises:
     ValueError: there is none.
   """
-  path = folder / RECORD
+  path = directory / RECORD
   if not path.is_file():
-    raise ValueError(f"there is no comparison in {folder}: no {RECORD}")
+    raise ValueError(f"there is no comparison in {directory}: no {RECORD}")
   return json.loads(path.read_text("utf-8"))
 
 
-def report(record: dict[str, Any], folder: Path, console: Console) -> None:
+def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables, and draw the picture into the folder."""
   for title, table in tables(record).items():
     console.print(f"\n{title}\n", soft_wrap=True)
     console.print(table, soft_wrap=True)
-  plots.draw(record, folder / PICTURE)
+  plots.draw(record, directory / PICTURE)
   console.print(
-    f"\n{folder} holds {RECORD}, {PICTURE} and {SAMPLES}", soft_wrap=True
+    f"\n{directory} holds {RECORD}, {PICTURE} and {SAMPLES}", soft_wrap=True
   )
 
 
@@ -147,23 +147,23 @@ def _flags() -> list[flags.FlagHolder]:
 
   return [
     flags.DEFINE_string("corpus", default.corpus, "Any UTF-8 file."),
-    number("split", "Share of the corpus held out, at its end, in (0, 1)."),
+    number(
+      "val_fraction", "Share of the corpus held out, at its end, in (0, 1)."
+    ),
     integer("hidden_size", "H of the LSTM; the others get as many parameters."),
     integer("embedding_size", "Length of a character's vector."),
     integer("num_seeds", "Seeds of each cell, trained at once."),
     integer("seed", "Seed of the seeds.", 0),
-    integer("num_streams", "Streams of text read in parallel (batch size)."),
-    integer("num_steps", "Characters of a stream in one update."),
-    integer(
-      "num_updates", "Updates of the LSTM, and of all at equal parameters."
-    ),
+    integer("batch_size", "Streams of text read in parallel (batch size)."),
+    integer("seq_len", "Characters of a stream in one update."),
+    integer("seq_len", "Updates of the LSTM, and of all at equal parameters."),
     flags.DEFINE_multi_float(
       "learning_rate",
       list(default.learning_rate),
       "Peak of the schedule; repeated, each cell takes the best on the end of "
       "the training text.",
     ),
-    integer("trial_updates", "Updates with which each rate is tried."),
+    integer("trial_steps", "Updates with which each rate is tried."),
     number("weight_decay", "Weight decay of adamw, on matrices only."),
     integer("rounds", "How often an update of each cell is timed."),
     integer("context", "Longest context whose loss is measured, characters."),
@@ -175,7 +175,7 @@ def _flags() -> list[flags.FlagHolder]:
       lower_bound=1,
     ),
     integer("recall_hidden_size", "H of the LSTM that recalls."),
-    integer("recall_updates", "Updates with which each delay is learnt."),
+    integer("recall_steps", "Updates with which each delay is learnt."),
     flags.DEFINE_multi_float(
       "recall_learning_rate",
       list(default.recall_learning_rate),
@@ -187,14 +187,14 @@ def _flags() -> list[flags.FlagHolder]:
 
 def main() -> None:
   """Read the flags and compare, or print and draw what was found before."""
-  console, folder = plain_console(), Path(OUT.value)
+  console, directory = plain_console(), Path(OUT.value)
   if REPLOT.value:
-    report(load(folder), folder, console)
+    report(load(directory), directory, console)
     return
   values = {flag.name: flag.value for flag in FLAGS}
   for name in ("learning_rate", "delay", "recall_learning_rate"):
     values[name] = tuple(values[name])
-  run(CompareConfig(**values), folder, console)
+  run(CompareConfig(**values), directory, console)
 
 
 if __name__ == "__main__":

@@ -119,8 +119,8 @@ def _introduce(
     soft_wrap=True,
   )
   vocabulary, text = trained.vocabulary, part.text
-  if vocabulary.stand_ins:
-    unknown = np.isin(tokens[1:], vocabulary.stand_ins).mean()
+  if vocabulary.unknown_tokens:
+    unknown = np.isin(tokens[1:], vocabulary.unknown_tokens).mean()
     spelling = _spelling(vocabulary, text) / (len(text) - 1)
     console.print(
       f"words   {len(tokens):,}, of them {unknown:.2%} unknown, whose spelling "

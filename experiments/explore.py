@@ -85,18 +85,18 @@ def run(config: ExploreConfig, console: Console) -> Explored:
       than two tokens, or a character that the model does not know.
     OSError: the page cannot be written.
   """
-  folder = Path(config.run)
-  trained = run_dir.load(folder)
-  path = Path(config.output) if config.output else folder / run_dir.PAGE
+  directory = Path(config.run)
+  trained = run_dir.load(directory)
+  path = Path(config.output) if config.output else directory / run_dir.PAGE
   run_dir.check_parent(path)
-  record = run_dir.read_record(folder)
+  record = run_dir.read_record(directory)
   of = run_dir.configuration(record, TrainConfig())
   vocabulary = trained.vocabulary
   if config.text:
     text, source = read_text(config.text), f"of {config.text}"
   else:
     corpus = read_again(of.corpus, record.get("corpus_sha256"))
-    _, text = split(corpus, of.split)
+    _, text = split(corpus, of.val_fraction)
     source = f"held out of {of.corpus}"
   unit = vocabulary.unit
   if unit == "character":  # what comes later need not be known
@@ -115,7 +115,7 @@ def run(config: ExploreConfig, console: Console) -> Explored:
   header |= {"about": about, "unit": unit, "symbols": symbols}
   written = blobs.page(header).encode()
   path.write_bytes(written)
-  console.print(f"run     {folder}: {about}\n", end="", soft_wrap=True)
+  console.print(f"run     {directory}: {about}\n", end="", soft_wrap=True)
   console.print(f"page    {path}: {len(written) / 1e6:,.1f} MB", soft_wrap=True)
   return Explored(path, len(written))
 

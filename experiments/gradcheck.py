@@ -36,7 +36,7 @@ from lstm_jax.language import (
   characters,
   language_model,
   loss,
-  make_streams,
+  make_batches,
   model,
   read_text,
 )
@@ -82,7 +82,7 @@ def check_model(cell: ModuleType, text: str, key: jax.Array) -> Report:
     dtype=jnp.float64,
   )
   tokens = vocabulary.encode(text[: MODEL_STEPS * BATCH + 1])
-  block = make_streams(tokens, BATCH, MODEL_STEPS).block(0)
+  block = make_batches(tokens, BATCH, MODEL_STEPS).batch(0)
 
   def start(key):
     lm = language_model(config)

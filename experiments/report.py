@@ -24,7 +24,12 @@ from experiments.cli import launch, plain_console
 from experiments.pages.packing import page
 from experiments.trainer import run_dir
 from experiments.trainer.claim import OWN
-from experiments.trainer.history import Course, Derived, derive, read_courses
+from experiments.trainer.history import (
+  Derived,
+  RunHistory,
+  derive,
+  read_run_histories,
+)
 
 TEMPLATE = Path(__file__).parent / "pages" / "report.html"
 NONE = "–"  # where there is nothing to say
@@ -53,14 +58,16 @@ def run(config: ReportConfig, console: Console) -> Report:
       damaged one.
     OSError: the page cannot be written.
   """
-  folders = [Path(name) for name in config.runs]
-  if not folders:
+  directories = [Path(name) for name in config.runs]
+  if not directories:
     raise ValueError("expected the folders of runs: report RUN [RUN ...]")
-  for folder in folders:
-    if sum(folder.resolve() == other.resolve() for other in folders) > 1:
-      raise ValueError(f"{folder} is given twice")
-  courses = [one for folder in folders for one in read_courses(folder)]
-  beside = folders[0] if len(folders) == 1 else Path()
+  for directory in directories:
+    if sum(directory.resolve() == other.resolve() for other in directories) > 1:
+      raise ValueError(f"{directory} is given twice")
+  courses = [
+    one for directory in directories for one in read_run_histories(directory)
+  ]
+  beside = directories[0] if len(directories) == 1 else Path()
   path = Path(config.output) if config.output else beside / run_dir.REPORT
   run_dir.check_parent(path)
   written = page(TEMPLATE, describe(courses), []).encode()
@@ -69,11 +76,11 @@ def run(config: ReportConfig, console: Console) -> Report:
   return Report(path, len(written))
 
 
-def describe(courses: list[Course]) -> dict[str, Any]:
+def describe(courses: list[RunHistory]) -> dict[str, Any]:
   """Return what the page's header says of runs."""
-  names = [_name(course, course.folder.resolve().name) for course in courses]
+  names = [_name(course, course.directory.resolve().name) for course in courses]
   if len(set(names)) < len(names):
-    names = [_name(course, str(course.folder)) for course in courses]
+    names = [_name(course, str(course.directory)) for course in courses]
   units = {course.unit for course in courses}
   facts = [derive(course) for course in courses]
   summaries = list(map(_summary, courses, facts))
@@ -98,8 +105,8 @@ def describe(courses: list[Course]) -> dict[str, Any]:
   }
 
 
-def _name(course: Course, folder: str) -> str:
-  return f"{folder}, {course.member}" if course.member else folder
+def _name(course: RunHistory, directory: str) -> str:
+  return f"{directory}, {course.member}" if course.member else directory
 
 
 def differences(records: list[dict[str, Any]]) -> list[list[str]]:
@@ -120,14 +127,14 @@ def _told(record: dict[str, Any], name: str) -> str:
   return str(record[name]) if name in record else NONE
 
 
-def _curves(course: Course, derived: Derived | None) -> dict[str, Any]:
+def _curves(course: RunHistory, derived: Derived | None) -> dict[str, Any]:
   """Return what the page draws and shows of a run."""
   rows = course.rows
   # A look has the seconds of the row of updates before it.
   seconds = list(accumulate((row.get("seconds", 0) for row in rows), max))
   epochs = None  # of an update
   if derived:
-    epochs = course.config.num_epochs / derived.num_updates
+    epochs = course.config.num_epochs / derived.num_steps
   elif course.finished and rows:
     epochs = course.config.num_epochs / max(row["step"] for row in rows)
 
@@ -148,7 +155,7 @@ def _curves(course: Course, derived: Derived | None) -> dict[str, Any]:
   }
 
 
-def _summary(course: Course, derived: Derived | None) -> dict[str, str]:
+def _summary(course: RunHistory, derived: Derived | None) -> dict[str, str]:
   """Return what the table says of a run, by column."""
   rows, watched = course.rows, course.watched
   looks = [row for row in rows if watched in row]
@@ -159,7 +166,7 @@ def _summary(course: Course, derived: Derived | None) -> dict[str, str]:
   pace = f"{statistics.median(rates):,.0f} {course.unit}s/s" if rates else NONE
   seconds = max((row.get("seconds", 0) for row in rows), default=0)
   time = str(timedelta(seconds=round(seconds)))
-  total = f" of {derived.num_updates:,}" if derived else ""
+  total = f" of {derived.num_steps:,}" if derived else ""
   made = max((row["step"] for row in rows), default=0)
   held_out = watched == "development" and chosen
   return {

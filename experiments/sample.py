@@ -88,7 +88,7 @@ def run(
     temperature=temperature,
     top_k=top_k or None,
     top_p=top_p if top_p < 1 else None,
-    never=vocabulary.stand_ins,
+    never=vocabulary.unknown_tokens,
   )
   if prompt is None:
     return [vocabulary.decode(row) for row in tokens]

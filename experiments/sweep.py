@@ -32,7 +32,11 @@ from experiments.cli import SIGNALLED, launch, plain_console, stoppable
 from experiments.progress import TrainingBar
 from experiments.trainer import run_dir
 from experiments.trainer.claim import claimed, forget_previous, to_go_on
-from experiments.trainer.config import TrainConfig, is_look, optimizer_config
+from experiments.trainer.config import (
+  TrainConfig,
+  is_evaluation_step,
+  optimizer_config,
+)
 from experiments.trainer.ensemble import (
   Member,
   SweepConfig,
@@ -43,12 +47,12 @@ from experiments.trainer.ensemble import (
   save,
 )
 from experiments.trainer.flags import define_flags
-from experiments.trainer.setup import Parts, heading, make
+from experiments.trainer.setup import TrainSetup, heading, make
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   CheckpointWriter,
   TrainState,
-  Update,
+  TrainStep,
   learnt,
   member,
   train,
@@ -58,7 +62,7 @@ from lstm_jax.training import (
 class Result(NamedTuple):
   """What a sweep ends with."""
 
-  folder: Path
+  directory: Path
   members: list[Member]
   seconds: float  # of the updates
   stopped_by: signal.Signals | None  # before its end
@@ -76,21 +80,21 @@ def run(config: SweepConfig, console: Console) -> Result:
   at_one = dataclasses.replace(config, learning_rate=1.0)
   parts = make(at_one)
   state, update = ensemble(at_one, parts, members)
-  with claimed(config, parts.corpus.sha256) as (folder, goes_on):
+  with claimed(config, parts.corpus.sha256) as (directory, goes_on):
     console.print(
       f"{heading(config, parts)}\n"
       f"members     {len(members)}: {config.num_seeds} seeds at each of "
-      f"{len(rates)} learning rates\nrun folder  {folder}",
+      f"{len(rates)} learning rates\nrun folder  {directory}",
       soft_wrap=True,
     )
     begun = state, 0.0
     if goes_on:
-      begun = restore(folder, members, state, console) or begun
+      begun = restore(directory, members, state, console) or begun
       console.print(f"goes on     after update {begun[0].step}")
     of = config, parts, members, update
-    seconds, stopped_by = _learn(*of, *begun, folder, console)
-    forget_previous(folder)
-    result = Result(folder, members, seconds, stopped_by)
+    seconds, stopped_by = _learn(*of, *begun, directory, console)
+    forget_previous(directory)
+    result = Result(directory, members, seconds, stopped_by)
     if not stopped_by:
       _keep(result)
   _tell(result, console)
@@ -101,7 +105,7 @@ def _refuse(config: SweepConfig, rates: set[float]) -> None:
   """Raise ValueError for rates that are none, and for what a sweep has not."""
   for rate in rates:
     optimizer_config(dataclasses.replace(config, learning_rate=rate))
-  for name in ("average_after", "nonfinite", "mesh"):
+  for name in ("asgd_patience", "nonfinite", "mesh"):
     value = getattr(config, name)
     if value != getattr(TrainConfig(), name):
       raise ValueError(
@@ -111,12 +115,12 @@ def _refuse(config: SweepConfig, rates: set[float]) -> None:
 
 def _learn(
   config: SweepConfig,
-  parts: Parts,
+  parts: TrainSetup,
   members: list[Member],
-  update: Update,
+  update: TrainStep,
   state: TrainState,
   seconds: float,
-  folder: Path,
+  directory: Path,
   console: Console,
 ) -> tuple[float, signal.Signals | None]:
   """Make the updates that are left, look and save.
@@ -127,8 +131,8 @@ def _learn(
   corpus, made = parts.corpus, int(state.step)
   description = run_dir.describe(config, corpus.vocabulary)
   unit, quiet = corpus.vocabulary.unit, config.quiet
-  bar = TrainingBar(console, parts.num_updates, unit, quiet=quiet)
-  writer = CheckpointWriter(folder / run_dir.CHECKPOINTS)
+  bar = TrainingBar(console, parts.num_steps, unit, quiet=quiet)
+  writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
   writer.forget_after(made)
   updates = train(update, state, parts.reading.epochs(corpus.training.tokens))
   read = len(members) * config.num_epochs * len(corpus.training.tokens)
@@ -136,15 +140,15 @@ def _learn(
     began = time.monotonic()
     for step, (after, metrics) in enumerate(updates, made + 1):
       writer.wait()
-      last = step == parts.num_updates
+      last = step == parts.num_steps
       stop = requests[0] if requests and not last else None
-      look = last or is_look(config, step)
+      look = last or is_evaluation_step(config, step)
       if not (look or stop):
         continue
       loss = float(np.nanmean(jax.device_get(metrics.loss)))
       seconds += time.monotonic() - began
       if look:
-        bar.update(step, loss, read * step / parts.num_updates / seconds)
+        bar.update(step, loss, read * step / parts.num_steps / seconds)
         for i, one in enumerate(members):
           params = learnt(member(after, i))
           nats = stateful_loss(parts.model, params, corpus.watched.tokens)
@@ -161,7 +165,7 @@ def _keep(result: Result) -> None:
     "members": [one.told() for one in result.members],
     "seconds": round(result.seconds, 3),
   }
-  run_dir.write_json(result.folder / run_dir.RESULT, record)
+  run_dir.write_json(result.directory / run_dir.RESULT, record)
 
 
 def _tell(result: Result, console: Console) -> None:
@@ -172,13 +176,13 @@ def _tell(result: Result, console: Console) -> None:
   if looked:
     console.print(table(looked))
     console.print(summary(looked))
-  told = f"{result.seconds:.0f} s of training, kept in {result.folder}"
+  told = f"{result.seconds:.0f} s of training, kept in {result.directory}"
   first = leader(result.members)
   if first:
     told += (
       f"\nthe best, of seed {first.seed} at {first.learning_rate:g}, writes:\n"
       "  python -m experiments.sample --run="
-      f"{shlex.quote(str(result.folder))}"
+      f"{shlex.quote(str(result.directory))}"
     )
   console.print(told, soft_wrap=True)
 
@@ -220,7 +224,7 @@ def main() -> int:
   result = run(config, console)
   if result.stopped_by is None:
     return 0
-  console.print(to_go_on("sweep", config, result.folder), soft_wrap=True)
+  console.print(to_go_on("sweep", config, result.directory), soft_wrap=True)
   return SIGNALLED + result.stopped_by
 
 

@@ -4,9 +4,9 @@
 
 trains a character-level LSTM on Shakespeare's poems, prints the held-out loss
 and a sample every so often, and leaves the curve, the samples and the
-checkpoints in a folder under runs/. With --tokens=word it reads and writes word
-by word. Every hyperparameter is a flag; recipes in experiments/recipes are read
-by --flagfile. Ctrl-C and SIGTERM stop after the update under way; the same
+checkpoints in a folder under runs/. With --tokenizer=word it reads and writes
+word by word. Every hyperparameter is a flag; recipes in experiments/recipes are
+read by --flagfile. Ctrl-C and SIGTERM stop after the update under way; the same
 command with --run goes on from there, or from the last look at the held-out
 text if the process was killed. experiments/cli.py lists the exit statuses.
 """
@@ -31,14 +31,14 @@ from experiments.progress import TrainingBar
 from experiments.trainer import multihost, run_dir
 from experiments.trainer.checkpoint import Restored, restore
 from experiments.trainer.claim import to_go_on
-from experiments.trainer.config import SKIPPED, TrainConfig, is_look
+from experiments.trainer.config import SKIPPED, TrainConfig, is_evaluation_step
 from experiments.trainer.flags import define_flags
 from experiments.trainer.format import loss_title, losses_told
-from experiments.trainer.logger import Journal
+from experiments.trainer.logger import RunLogger
 from experiments.trainer.onlooker import claimed_by_first, journal_class
 from experiments.trainer.placement import placed, whole
 from experiments.trainer.resources import available, dry_run, that_fits
-from experiments.trainer.setup import Parts, heading, make
+from experiments.trainer.setup import TrainSetup, heading, make
 from experiments.trainer.tracing import traced
 from lstm_jax.language import Tokenizer, stateful_loss
 from lstm_jax.training import begin_average, include, learnt, train, wanders
@@ -51,7 +51,7 @@ PIECE = 256  # tokens of the watched text, whose gates TensorBoard shows
 class Result(NamedTuple):
   """What a run ends with."""
 
-  folder: Path
+  directory: Path
   best_update: int
   held_out: float  # the best of what is watched, nats per token
   seconds: float  # of training
@@ -74,23 +74,23 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
   parts = make(config)
   corpus, state = parts.corpus, parts.state
   vocabulary = corpus.vocabulary
-  with claimed_by_first(config, corpus.sha256) as (folder, goes_on):
+  with claimed_by_first(config, corpus.sha256) as (directory, goes_on):
     console.print(
-      f"{heading(config, parts)}\nrun folder  {folder}", soft_wrap=True
+      f"{heading(config, parts)}\nrun folder  {directory}", soft_wrap=True
     )
     quiet = config.quiet
-    bar = TrainingBar(console, parts.num_updates, vocabulary.unit, quiet=quiet)
+    bar = TrainingBar(console, parts.num_steps, vocabulary.unit, quiet=quiet)
     description = run_dir.describe(config, vocabulary)
     watched = "development" if config.development else "held_out"
     piece = corpus.watched.tokens[:PIECE]
     skips = SKIPPED if config.nonfinite == "skip" else 0
     of = description, vocabulary, watched, piece, skips, quiet
-    journal = journal_class()(folder, console, bar, *of)
+    journal = journal_class()(directory, console, bar, *of)
     restored = None
     if goes_on:
-      restored = restore(folder, state, console)
+      restored = restore(directory, state, console)
       found = int(restored.state.step) if restored else 0
-      multihost.check_same(folder, found)
+      multihost.check_same(directory, found)
     journal.go_on(restored)
     try:
       with bar, stoppable() as requests:
@@ -99,7 +99,7 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
       update = journal.best.update
       kept = f"the checkpoint of update {update}" if update else "no checkpoint"
       reason = error if isinstance(error, Diverged) else "interrupted"
-      raise type(error)(f"{reason}; {kept} is kept in {folder}") from None
+      raise type(error)(f"{reason}; {kept} is kept in {directory}") from None
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error) or parts.mesh:
         raise
@@ -112,8 +112,8 @@ def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
 
 def _learn(
   config: TrainConfig,
-  parts: Parts,
-  journal: Journal,
+  parts: TrainSetup,
+  journal: RunLogger,
   restored: Restored | None,
   requests: list[signal.Signals],
   profile: int,
@@ -137,14 +137,14 @@ def _learn(
     write("untrained", parts.state.params, 0)
   epochs = parts.reading.epochs(corpus.training.tokens)
   updates = train(parts.update, state, epochs)
-  updates = traced(updates, journal.folder / run_dir.PROFILE, profile)
+  updates = traced(updates, journal.directory / run_dir.PROFILE, profile)
   journal.start_clock()
   for step, (state, metrics) in enumerate(updates, start=made + 1):
     if average:
-      average = include(average, state.params, metrics.gradient_norm)
+      average = include(average, state.params, metrics.grad_norm)
     journal.update(step, metrics)
-    last = step == parts.num_updates
-    look = last or is_look(config, step)
+    last = step == parts.num_steps
+    look = last or is_evaluation_step(config, step)
     asked = multihost.asked(requests, look)
     stop = None if last else asked
     params = average.params if average else learnt(state)
@@ -155,13 +155,13 @@ def _learn(
       nats = stateful_loss(model, params, corpus.watched.tokens)
       nats = multihost.of_first(nats)
       best = journal.watch(step, nats, params)
-      epoch = config.num_epochs * step / parts.num_updates
+      epoch = config.num_epochs * step / parts.num_steps
       title = (
         f"update {step}, epoch {epoch:.1f}: {journal.name} "
         f"{loss_title(nats, corpus.vocabulary)}"
         f"{', the best so far' * best}"
       )
-      after = config.average_after
+      after = config.asgd_patience
       if after and not average and wanders(journal.looks, after):
         average = begin_average(state.params)
         title += "; from here on the weights are averaged"
@@ -176,15 +176,17 @@ def _learn(
 
 def _end(
   config: TrainConfig,
-  parts: Parts,
-  journal: Journal,
+  parts: TrainSetup,
+  journal: RunLogger,
   console: Console,
   stopped_by: signal.Signals | None,
 ) -> Result:
   """Say what a run came to; mark it as finished if it is."""
   corpus, vocabulary = parts.corpus, parts.corpus.vocabulary
-  folder, best = journal.folder, journal.best
-  result = Result(folder, best.update, best.nats, journal.seconds, stopped_by)
+  directory, best = journal.directory, journal.best
+  result = Result(
+    directory, best.update, best.nats, journal.seconds, stopped_by
+  )
   if stopped_by:
     console.print(f"\n{stopped_by.name}: stopped after update {journal.step}")
   if not best.update:
@@ -210,9 +212,10 @@ def _end(
     ends += f", {journal.skipped} updates skipped as not finite"
   console.print(
     f"\n{ends}, {journal.seconds:.0f} s of training\n"
-    f"{folder} holds config.json, metrics.jsonl, loss.png, samples.txt and "
+    f"{directory} holds config.json, metrics.jsonl, loss.png, samples.txt and "
     "checkpoints/; to go on writing:\n"
-    f"  python -m experiments.sample --run={shlex.quote(str(folder))} {prompt}",
+    "  python -m experiments.sample "
+    f"--run={shlex.quote(str(directory))} {prompt}",
     soft_wrap=True,
   )
   return result
@@ -238,7 +241,7 @@ def main() -> int:
   result = run(config, console, PROFILE.value)
   if result.stopped_by is None:
     return 0
-  console.print(to_go_on("train", config, result.folder), soft_wrap=True)
+  console.print(to_go_on("train", config, result.directory), soft_wrap=True)
   return SIGNALLED + result.stopped_by
 
 

@@ -18,7 +18,7 @@ NEEDS = {
 }
 
 
-def blocks(text):
+def code_blocks(text):
   return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
@@ -44,7 +44,7 @@ def sections(page):
 )
 def test_the_code_of_a_page_runs(page):
   names = {}
-  for code in blocks((DOCS / page).read_text("utf-8")):
+  for code in code_blocks((DOCS / page).read_text("utf-8")):
     run(code, names)
 
 
@@ -58,10 +58,10 @@ def test_both_sides_compute_the_same(library):
   if package and importlib.util.find_spec(package) is None:
     pytest.skip(f"{library} is not installed")
   names = {}
-  for code in blocks(FIRST):
+  for code in code_blocks(FIRST):
     run(code, names)
   compared = 0
-  for code in blocks(PAIRS[library]):
+  for code in code_blocks(PAIRS[library]):
     run(code, names)
     if "ours" in names:
       ours, theirs = (

@@ -18,7 +18,7 @@ import numpy as np
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageModel, LanguageParams, cross_entropy
 from lstm_jax.language.evaluate import cold_nats
-from lstm_jax.sequence import flow, unroll
+from lstm_jax.sequence import state_cotangents, unroll
 
 SHIFTS = 32  # of the windows: more predictions in the bins of short contexts
 
@@ -110,7 +110,7 @@ def _norms(cell, params, windows):
     return cross_entropy(logits, targets).sum()  # each row is its own loss
 
   last, _ = unroll(cell, weights, state, xs)
-  d_states = flow(cell, weights, state, xs, jax.grad(loss)(last))
+  d_states = state_cotangents(cell, weights, state, xs, jax.grad(loss)(last))
   return jax.tree.map(lambda d: norm(d).mean(axis=-1), d_states)
 
 

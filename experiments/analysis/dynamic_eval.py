@@ -12,10 +12,10 @@ import numpy as np
 from rich.console import Console
 
 from experiments.trainer.run_dir import Trained
-from lstm_jax.language import make_streams
+from lstm_jax.language import make_batches
 from lstm_jax.language.evaluate import (
   Divergence,
-  Dynamic,
+  DynamicEvalConfig,
   dynamic_nats,
   gradient_scale,
 )
@@ -53,7 +53,7 @@ def evaluate_dynamically(
   tokens: np.ndarray,
   given: Given,
   console: Console,
-) -> tuple[Dynamic, np.ndarray]:
+) -> tuple[DynamicEvalConfig, np.ndarray]:
   """Return how the weights learnt, and the nats of tokens[1:].
 
   Args:
@@ -70,10 +70,10 @@ def evaluate_dynamically(
   model, params = trained.model, trained.params
   scales: dict[int, Any] = {}
 
-  def nats(how: Dynamic, text: np.ndarray) -> np.ndarray:
+  def nats(how: DynamicEvalConfig, text: np.ndarray) -> np.ndarray:
     size = how.segment
     if size not in scales:
-      streams = make_streams(before[:SCALE_TOKENS], SCALE_STREAMS, size)
+      streams = make_batches(before[:SCALE_TOKENS], SCALE_STREAMS, size)
       scales[size] = gradient_scale(model, params, streams)
     return dynamic_nats(model, params, text, scales[size], how)
 
@@ -82,16 +82,16 @@ def evaluate_dynamically(
 
 
 def _chosen(
-  nats: Callable[[Dynamic, np.ndarray], np.ndarray],
+  nats: Callable[[DynamicEvalConfig, np.ndarray], np.ndarray],
   before: np.ndarray,
   given: Given,
   console: Console,
-) -> Dynamic:
+) -> DynamicEvalConfig:
   """Return the best way to learn on the end of the text before."""
-  found: dict[Dynamic, float] = {}
+  found: dict[DynamicEvalConfig, float] = {}
   text = before[-TUNING:]
 
-  def best(ways: list[Dynamic]) -> Dynamic:
+  def best(ways: list[DynamicEvalConfig]) -> DynamicEvalConfig:
     if len(ways) == 1:
       return ways[0]
     for way in ways:
@@ -110,7 +110,9 @@ def _chosen(
   rates = RATES if given.rate is None else (given.rate,)
   decays = DECAYS if given.decay is None else (given.decay,)
   size = given.segment or SEGMENT
-  how = best([Dynamic(*pair, size) for pair in product(rates, decays)])
+  how = best(
+    [DynamicEvalConfig(*pair, size) for pair in product(rates, decays)]
+  )
   if given.segment is None:
     sizes = [s for s in SEGMENTS if s == size or _needed(s) <= len(before)]
     how = best([how._replace(segment=s) for s in sizes])

@@ -52,7 +52,7 @@ def learn(
   model: LanguageModel,
   keys: jax.Array,
   delay: int,
-  num_updates: int,
+  num_steps: int,
   learning_rates: tuple[float, ...],
 ) -> Recall:
   """Train ensembles from scratch on one delay, and judge the best of them.
@@ -61,13 +61,13 @@ def learn(
     model: over `VOCABULARY` tokens.
     keys: of the seeds, [S]: weights and sequences.
     delay: d, the blanks between symbol and cue.
-    num_updates: of `BATCH` new sequences each.
+    num_steps: of `BATCH` new sequences each.
     learning_rates: of Adam, at the peak of the schedule. Each trains an
       ensemble; the one of the lowest mean nats is returned.
   """
   # Adam's change is proportional to its rate, which so needs no compiling.
   config = OptimizerConfig(learning_rate=1.0, weight_decay=0.0)
-  rule = make_optimizer(config, num_updates)
+  rule = make_optimizer(config, num_steps)
 
   def read(params, key, batch):
     tokens, symbols = draw(key, delay, batch)
@@ -100,11 +100,11 @@ def learn(
   keys_init, keys_train, keys_test = split(keys)
   begin, judge_all = jax.jit(jax.vmap(start)), jax.jit(jax.vmap(judge))
   train = jax.jit(jax.vmap(updates, (0, 0, None, None)))
-  steps = jnp.arange(num_updates)
+  steps = jnp.arange(num_steps)
   found: list[tuple[float, Recall]] = []
   for rate in learning_rates:
     members = begin(keys_init)
-    for first in range(0, num_updates, AT_ONCE):
+    for first in range(0, num_steps, AT_ONCE):
       some = steps[first : first + AT_ONCE]
       members = train(members, keys_train, some, jnp.asarray(rate))
     accuracy, nats = (np.asarray(x) for x in judge_all(members, keys_test))

@@ -9,23 +9,23 @@ class CompareConfig:
   """Every number of it; `experiments.compare_cells --help` explains each."""
 
   corpus: str = "data/shakespeare.txt"
-  split: float = 0.1
+  val_fraction: float = 0.1
   hidden_size: int = 160
   embedding_size: int = 64
   num_seeds: int = 3
   seed: int = 0
-  num_streams: int = 32
-  num_steps: int = 64
-  num_updates: int = 1000
+  batch_size: int = 32
+  seq_len: int = 64
+  num_steps: int = 1000
   learning_rate: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
-  trial_updates: int = 300
+  trial_steps: int = 300
   weight_decay: float = 0.3
   rounds: int = 11
   context: int = 512
   flow_steps: int = 200
   delay: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500)
   recall_hidden_size: int = 32
-  recall_updates: int = 300
+  recall_steps: int = 300
   recall_learning_rate: tuple[float, ...] = (1e-3, 3e-3)
 
   def __post_init__(self):
@@ -48,13 +48,13 @@ SIZES = (
   "hidden_size",
   "embedding_size",
   "num_seeds",
-  "num_streams",
-  "num_steps",
-  "num_updates",
-  "trial_updates",
+  "batch_size",
+  "seq_len",
+  "seq_len",
+  "trial_steps",
   "rounds",
   "context",
   "flow_steps",
   "recall_hidden_size",
-  "recall_updates",
+  "recall_steps",
 )

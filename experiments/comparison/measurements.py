@@ -38,7 +38,7 @@ def cells_part(
     if len(rates) > 1:
       nats = trial(one, corpus.training, rates, config, key_trial)
     rate = min(nats, key=nats.__getitem__) if nats else rates[0]
-    fitting = round(config.num_updates * seconds["lstm"] / seconds[name])
+    fitting = round(config.num_steps * seconds["lstm"] / seconds[name])
     cells[name] = {
       "hidden_size": one.hidden_size,
       "parameters": one.parameters,
@@ -58,14 +58,14 @@ def cells_part(
 
 
 def runs_part(
-  cells: dict[str, dict[str, Any]], num_updates: int
+  cells: dict[str, dict[str, Any]], num_steps: int
 ) -> list[tuple[str, str, int]]:
   """Return (budget, cell, updates) of each training run.
 
   The LSTM has one: the others' time is its own.
   """
   return [
-    *((PARAMETERS, name, num_updates) for name in cells),
+    *((PARAMETERS, name, num_steps) for name in cells),
     *(
       (TIME, name, cells[name]["updates_in_equal_time"])
       for name in cells
@@ -123,7 +123,7 @@ def recall_part(
         one.model,
         keys,
         delay,
-        config.recall_updates,
+        config.recall_steps,
         config.recall_learning_rate,
       )
       rows.append(

@@ -27,11 +27,11 @@ from experiments.cli import Diverged
 from experiments.comparison.config import CompareConfig
 from experiments.trainer.config import CELLS
 from lstm_jax.language import (
+  Batches,
   LanguageModel,
   ModelConfig,
-  Streams,
   language_model,
-  make_streams,
+  make_batches,
   split,
   stateful_loss,
 )
@@ -39,9 +39,9 @@ from lstm_jax.training import (
   OptimizerConfig,
   init_ensemble,
   init_state,
-  make_ensemble_update,
+  make_ensemble_train_step,
   make_optimizer,
-  make_update,
+  make_train_step,
   train,
 )
 
@@ -109,17 +109,17 @@ def trial(
     Diverged: it does at every rate.
   """
   rest, development = split(training, DEVELOPMENT)
-  streams = make_streams(rest, config.num_streams, config.num_steps)
-  model, updates, found = contender.model, config.trial_updates, {}
+  streams = make_batches(rest, config.batch_size, config.seq_len)
+  model, updates, found = contender.model, config.trial_steps, {}
   params = model.init(key)
   for rate in rates:
     rule = make_optimizer(
       OptimizerConfig(learning_rate=rate, weight_decay=config.weight_decay),
       updates,
     )
-    state = init_state(model, rule, params, config.num_streams)
+    state = init_state(model, rule, params, config.batch_size)
     for now, _ in islice(
-      train(make_update(model, rule), state, repeat(streams)), updates
+      train(make_train_step(model, rule), state, repeat(streams)), updates
     ):
       state = now
     nats = stateful_loss(model, state.params, development)
@@ -131,18 +131,18 @@ def trial(
 
 
 def seconds_per_update(
-  every: dict[str, Contender], keys: jax.Array, streams: Streams, rounds: int
+  every: dict[str, Contender], keys: jax.Array, streams: Batches, rounds: int
 ) -> dict[str, float]:
   """Return each cell's median seconds of an ensemble's update, in turns."""
-  block = streams.block(0)
+  block = streams.batch(0)
   rule = make_optimizer(OptimizerConfig(), rounds + 1)
 
   def program(contender: Contender) -> Callable[[], Any]:
     model = contender.model
     params = jax.vmap(model.init)(keys)
-    num_streams = streams.tokens.shape[1]
-    states = [init_ensemble(model, rule, params, num_streams)]
-    update = make_ensemble_update(model, rule)
+    batch_size = streams.tokens.shape[1]
+    states = [init_ensemble(model, rule, params, batch_size)]
+    update = make_ensemble_train_step(model, rule)
 
     def run():
       state, metrics = update(states.pop(), *block)

@@ -15,11 +15,11 @@ from experiments.comparison.models import Contender
 from experiments.progress import TrainingBar
 from experiments.trainer.run_dir import default_prompt
 from lstm_jax.language import (
+  Batches,
+  CharTokenizer,
   LanguageParams,
-  Streams,
-  Vocabulary,
   characters,
-  make_streams,
+  make_batches,
   read_text,
   sample,
   split,
@@ -29,7 +29,7 @@ from lstm_jax.training import (
   OptimizerConfig,
   TrainState,
   init_ensemble,
-  make_ensemble_update,
+  make_ensemble_train_step,
   make_optimizer,
   member,
   train,
@@ -43,10 +43,10 @@ SHOWN = 200  # characters of the one that is kept
 class Corpus(NamedTuple):
   """The text that is learnt, and what is known of it."""
 
-  vocabulary: Vocabulary
+  vocabulary: CharTokenizer
   training: np.ndarray
   held_out: np.ndarray
-  streams: Streams
+  streams: Batches
   words: tuple[set[str], set[str]]  # of the training and the held-out text
   figures: dict[str, Any]
 
@@ -67,21 +67,21 @@ def read_corpus(config: CompareConfig) -> Corpus:
   """
   text = read_text(config.corpus)
   vocabulary = characters(text)
-  training, held_out = split(vocabulary.encode(text), config.split)
+  training, held_out = split(vocabulary.encode(text), config.val_fraction)
   needed = max(config.context, config.flow_steps) + 1
   if len(held_out) < needed:
     raise ValueError(
       f"context and flow_steps need a held-out text of at least {needed:,} "
       f"characters, got {len(held_out):,} of {config.corpus}"
     )
-  streams = make_streams(training, config.num_streams, config.num_steps)
+  streams = make_batches(training, config.batch_size, config.seq_len)
   before, after = vocabulary.decode(training), vocabulary.decode(held_out)
   known = set(words(before)), set(words(after))
   figures = {
     "characters": len(text),
     "distinct": vocabulary.size,
     "held_out": len(held_out),
-    "updates_per_epoch": streams.num_blocks,
+    "updates_per_epoch": streams.num_batches,
     "writing": {
       "training text": writing([before], *known)._asdict(),
       "held-out text": writing([after], *known)._asdict(),
@@ -91,16 +91,16 @@ def read_corpus(config: CompareConfig) -> Corpus:
   return Corpus(vocabulary, training, held_out, streams, known, figures)
 
 
-def looks(num_updates: int) -> list[int]:
+def looks(num_steps: int) -> list[int]:
   """Return after how many updates to look: 0, 10, 20, 50 … and the last."""
   series = (m * 10**k for k in range(1, 9) for m in (1, 2, 5))
-  return [0, *(step for step in series if step < num_updates), num_updates]
+  return [0, *(step for step in series if step < num_steps), num_steps]
 
 
-def stages(num_updates: int) -> list[int]:
+def stages(num_steps: int) -> list[int]:
   """Return after how many updates to let it write: 0, 100, 1000 … the last."""
   series = (10**k for k in range(2, 9))
-  return [0, *(step for step in series if step < num_updates), num_updates]
+  return [0, *(step for step in series if step < num_steps), num_steps]
 
 
 def learn(
@@ -108,18 +108,18 @@ def learn(
   corpus: Corpus,
   config: CompareConfig,
   learning_rate: float,
-  num_updates: int,
+  num_steps: int,
   keys: jax.Array,
   console: Console,
 ) -> Learnt:
-  """Train every seed for num_updates, whose schedule is stretched to them.
+  """Train every seed for num_steps, whose schedule is stretched to them.
 
   Args:
     contender: the cell.
     corpus: the text.
     config: of the comparison.
     learning_rate: the peak.
-    num_updates: of this cell.
+    num_steps: of this cell.
     keys: the seeds', [S], of initial weights and of what is written.
     console: where progress is shown.
 
@@ -131,14 +131,14 @@ def learn(
     OptimizerConfig(
       learning_rate=learning_rate, weight_decay=config.weight_decay
     ),
-    num_updates,
+    num_steps,
   )
   params = jax.vmap(model.init)(keys)
-  state = init_ensemble(model, rule, params, config.num_streams)
+  state = init_ensemble(model, rule, params, config.batch_size)
   untrained = _seeds(state, keys)
   held_out: list[dict[str, Any]] = []
   written: list[dict[str, Any]] = []
-  looked, wrote = looks(num_updates), stages(num_updates)
+  looked, wrote = looks(num_steps), stages(num_steps)
 
   def look(step: int, seeds: list[LanguageParams]) -> None:
     if step in looked:
@@ -150,10 +150,10 @@ def learn(
       written.append({"step": step} | figures)
 
   look(0, untrained)
-  update = make_ensemble_update(model, rule)
-  updates = islice(train(update, state, repeat(corpus.streams)), num_updates)
-  bar = TrainingBar(console, num_updates, corpus.vocabulary.unit)
-  tokens = len(keys) * config.num_streams * config.num_steps  # an update
+  update = make_ensemble_train_step(model, rule)
+  updates = islice(train(update, state, repeat(corpus.streams)), num_steps)
+  bar = TrainingBar(console, num_steps, corpus.vocabulary.unit)
+  tokens = len(keys) * config.batch_size * config.seq_len  # an update
   began = time.monotonic()
   with bar:
     for step, (state, metrics) in enumerate(updates, start=1):

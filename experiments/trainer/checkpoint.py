@@ -35,7 +35,7 @@ LOGS = run_dir.METRICS, run_dir.SAMPLES
 class Progress(NamedTuple):
   """Where a run stands after an update, beside its `TrainState`."""
 
-  num_streams: int  # of the carried state
+  batch_size: int  # of the carried state
   averaging: bool  # whether the weights are averaged since a look (NT-ASGD)
   looks: list[float]  # every watched loss so far, nats per token
   best: tuple[float, int] | None  # the lowest of them, and after which update
@@ -55,20 +55,22 @@ class Restored(NamedTuple):
   best: LanguageParams | None  # of progress.best
 
 
-def log_bytes(folder: Path) -> dict[str, int]:
+def log_bytes(directory: Path) -> dict[str, int]:
   """Return how long each of the run's logs is."""
-  paths = {name: folder / name for name in LOGS}
+  paths = {name: directory / name for name in LOGS}
   return {n: p.stat().st_size if p.exists() else 0 for n, p in paths.items()}
 
 
-def cut_logs(folder: Path, lengths: dict[str, int], console: Console) -> None:
+def cut_logs(
+  directory: Path, lengths: dict[str, int], console: Console
+) -> None:
   """Cut from the logs what was written after the checkpoint.
 
   One that has lost some of what was written before, as when the power failed,
   keeps its whole lines.
   """
-  for name, length in log_bytes(folder).items():
-    path, wanted = folder / name, lengths.get(name, 0)
+  for name, length in log_bytes(directory).items():
+    path, wanted = directory / name, lengths.get(name, 0)
     if length > wanted:
       os.truncate(path, wanted)
     elif length < wanted:
@@ -78,19 +80,19 @@ def cut_logs(folder: Path, lengths: dict[str, int], console: Console) -> None:
 
 
 def restore(
-  folder: Path, state: TrainState, console: Console
+  directory: Path, state: TrainState, console: Console
 ) -> Restored | None:
   """Return what the newest whole checkpoint holds; None before the first.
 
   Args:
-    folder: of the run.
+    directory: of the run.
     state: like the one to be read.
     console: where damaged checkpoints are named.
 
   Raises:
     CheckpointError: there are checkpoints, and all are damaged.
   """
-  checkpoints = folder / run_dir.CHECKPOINTS
+  checkpoints = directory / run_dir.CHECKPOINTS
   return newest(
     checkpoints,
     lambda step: _restore(checkpoints, step, state, console),
@@ -133,7 +135,7 @@ def _restore(
 ) -> Restored:
   progress = read_progress(checkpoints, step, Progress)
   like = saved(
-    state._replace(carry=zero_carry(state.carry, progress.num_streams)),
+    state._replace(carry=zero_carry(state.carry, progress.batch_size)),
     begin_average(state.params) if progress.averaging else None,
   )
   found = read_state(checkpoints, step, like)

@@ -64,22 +64,22 @@ def claimed(
       of another configuration or corpus, and the configuration does not say
       that it may be overwritten; or something else of that name.
   """
-  folder = Path(config.run) if config.run else _new_folder()
-  _refuse_strangers(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  with locked(folder):
-    yield folder, _prepare(folder, config, corpus_sha256)
+  directory = Path(config.run) if config.run else _new_folder()
+  _refuse_strangers(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  with locked(directory):
+    yield directory, _prepare(directory, config, corpus_sha256)
 
 
-def forget_previous(folder: Path) -> None:
+def forget_previous(directory: Path) -> None:
   """Delete the run that was set aside for the folder's own, if any."""
-  shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+  shutil.rmtree(directory / PREVIOUS, ignore_errors=True)
 
 
-def to_go_on(program: str, config: TrainConfig, folder: Path) -> str:
+def to_go_on(program: str, config: TrainConfig, directory: Path) -> str:
   """Return what is said when a program was stopped: how it is called again."""
   again = sys.argv[1:]
-  again += [] if config.run else [f"--run={folder}"]
+  again += [] if config.run else [f"--run={directory}"]
   again += ["--nooverwrite"] if config.overwrite else []
   again += [] if config.resume else ["--resume"]
   return (
@@ -87,44 +87,47 @@ def to_go_on(program: str, config: TrainConfig, folder: Path) -> str:
   )
 
 
-def _prepare(folder: Path, config: TrainConfig, corpus_sha256: str) -> bool:
+def _prepare(directory: Path, config: TrainConfig, corpus_sha256: str) -> bool:
   """Return whether the run in the folder goes on, or write a new one's."""
-  record = run_dir.read_config(folder)
+  record = run_dir.read_config(directory)
   if record is not None and not config.overwrite:
-    if not (config.resume and _can_go_on(folder)):
+    if not (config.resume and _can_go_on(directory)):
       raise ValueError(
-        f"{folder} already holds a run; --overwrite replaces it, "
+        f"{directory} already holds a run; --overwrite replaces it, "
         "another --run keeps it"
       )
-    _refuse_changes(folder, record, config, corpus_sha256)
+    _refuse_changes(directory, record, config, corpus_sha256)
     return True
   if record is not None:
-    _set_aside(folder)
+    _set_aside(directory)
   now = datetime.now().astimezone().isoformat(timespec="seconds")
   record = dataclasses.asdict(config) | run_dir.origin()
   record |= {"corpus_sha256": corpus_sha256, "started": now}
-  run_dir.write_json(folder / CONFIG, record)
+  run_dir.write_json(directory / CONFIG, record)
   return False
 
 
-def _can_go_on(folder: Path) -> bool:
-  checkpoints = folder / CHECKPOINTS
+def _can_go_on(directory: Path) -> bool:
+  checkpoints = directory / CHECKPOINTS
   steps = list_checkpoints(checkpoints)
   stateful = any(has_state(checkpoints, step) for step in steps)
-  return (stateful or not steps) and not (folder / RESULT).exists()
+  return (stateful or not steps) and not (directory / RESULT).exists()
 
 
-def _refuse_strangers(folder: Path) -> None:
-  present = [name for name in FILES if (folder / name).exists()]
-  if present and run_dir.read_config(folder) is None:
+def _refuse_strangers(directory: Path) -> None:
+  present = [name for name in FILES if (directory / name).exists()]
+  if present and run_dir.read_config(directory) is None:
     raise ValueError(
-      f"{folder} holds {present[-1]}, which is not of a run: "
+      f"{directory} holds {present[-1]}, which is not of a run: "
       "choose another --run"
     )
 
 
 def _refuse_changes(
-  folder: Path, record: dict[str, Any], config: TrainConfig, corpus_sha256: str
+  directory: Path,
+  record: dict[str, Any],
+  config: TrainConfig,
+  corpus_sha256: str,
 ) -> None:
   """Raise ValueError for an unfinished run of something else."""
   changes = [
@@ -134,35 +137,35 @@ def _refuse_changes(
   ]
   if changes:
     raise ValueError(
-      f"{folder} holds an unfinished run of another configuration: "
+      f"{directory} holds an unfinished run of another configuration: "
       f"{'; '.join(changes)}; --overwrite replaces it, another --run keeps it"
     )
   if record.get("corpus_sha256") != corpus_sha256:
     raise ValueError(
-      f"corpus {config.corpus} has changed since the run in {folder} began; "
+      f"corpus {config.corpus} has changed since the run in {directory} began; "
       "--overwrite begins it again"
     )
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside(directory: Path) -> None:
   """Move a run into `previous`, until the run that replaces it has succeeded.
 
   A run that never reached a checkpoint does not take the place of one that did.
   The configuration moves last: without one, `previous` is not yet whole.
   """
-  previous = folder / PREVIOUS
+  previous = directory / PREVIOUS
   whole = (previous / CONFIG).exists()
-  if whole and not list_checkpoints(folder / CHECKPOINTS):
+  if whole and not list_checkpoints(directory / CHECKPOINTS):
     for name in FILES:
-      _delete(folder / name)
+      _delete(directory / name)
     return
   if whole:
     _delete(previous)
   previous.mkdir(exist_ok=True)
   for name in FILES:
-    if (folder / name).exists():
+    if (directory / name).exists():
       _delete(previous / name)
-      (folder / name).rename(previous / name)
+      (directory / name).rename(previous / name)
 
 
 def _delete(path: Path) -> None:
@@ -176,10 +179,10 @@ def _new_folder() -> Path:
   """Make a folder of its own under runs/, named after the time."""
   stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
   for number in count(1):
-    folder = Path("runs") / (stamp if number == 1 else f"{stamp}-{number}")
+    directory = Path("runs") / (stamp if number == 1 else f"{stamp}-{number}")
     try:
-      folder.mkdir(parents=True)
+      directory.mkdir(parents=True)
     except FileExistsError:
       continue
-    return folder
+    return directory
   raise AssertionError("count has no end")

@@ -17,12 +17,12 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.language import (
+  BatchingConfig,
+  CharTokenizer,
   ModelConfig,
-  Reading,
   Regularizers,
   Tokenizer,
-  Vocabulary,
-  Words,
+  WordTokenizer,
   characters,
   words,
 )
@@ -53,9 +53,9 @@ class TrainConfig:
   """
 
   corpus: str = "data/shakespeare.txt"
-  split: float = 0.1
+  val_fraction: float = 0.1
   development: float = 0.0
-  tokens: Tokens = "character"
+  tokenizer: Tokens = "character"
   min_count: int = 2
   run: str = ""
   overwrite: bool = False
@@ -77,24 +77,24 @@ class TrainConfig:
   weight_drop: float = 0.0
   zoneout_h: float = 0.0
   zoneout_c: float = 0.0
-  activation: float = 0.0
-  slowness: float = 0.0
-  num_streams: int = 32
-  num_steps: int = 64
+  ar_coef: float = 0.0
+  tar_coef: float = 0.0
+  batch_size: int = 32
+  seq_len: int = 64
   num_epochs: int = 20
   random_offsets: bool = False
-  short_blocks: float = 0.0
-  late_streams: int = 0
+  short_seq_prob: float = 0.0
+  late_batch_size: int = 0
   optimizer: Rule = "adamw"
   learning_rate: float = 5e-3
   schedule: Schedule = "cosine"
-  warmup: int = 100
+  warmup_steps: int = 100
   weight_decay: float = 0.3
   clip_norm: float = 1.0
   clip_value: float = 0.0
   nonfinite: Nonfinite = "stop"
-  average: float = 0.0
-  average_after: int = 0
+  ema_decay: float = 0.0
+  asgd_patience: int = 0
   eval_every: int = 100
   sample_length: int = 200
   temperature: float = 0.8
@@ -107,27 +107,27 @@ class TrainConfig:
         raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
     if not 0 <= self.temperature < math.inf:
       raise ValueError(f"temperature must be ≥ 0, got {self.temperature}")
-    for name in ("average", "development"):
+    for name in ("ema_decay", "development"):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-    if self.average and self.average_after:
+    if self.ema_decay and self.asgd_patience:
       raise ValueError(
-        "average and average_after are two averages of the weights: "
-        f"one of them must be 0, got {self.average} and {self.average_after}"
+        "ema_decay and asgd_patience are two averages of the weights: "
+        f"one of them must be 0, got {self.ema_decay} and {self.asgd_patience}"
       )
     regularizers(self), reading(self)  # which check their own
     if self.mesh:
       sizes = parse_mesh(self.mesh)
-      for streams in (self.num_streams, self.late_streams):
+      for streams in (self.batch_size, self.late_batch_size):
         check_sizes(sizes, streams, self.hidden_size)
     if self.compute_dtype not in COMPUTE_DTYPES:
       raise ValueError(
         f"compute_dtype must be in {list(COMPUTE_DTYPES)}, "
         f"got {self.compute_dtype!r}"
       )
-    if self.tokens not in get_args(Tokens):
+    if self.tokenizer not in get_args(Tokens):
       raise ValueError(
-        f"tokens must be in {list(get_args(Tokens))}, got {self.tokens!r}"
+        f"tokenizer must be in {list(get_args(Tokens))}, got {self.tokenizer!r}"
       )
     if self.nonfinite not in get_args(Nonfinite):
       raise ValueError(
@@ -150,11 +150,11 @@ def make_vocabulary(config: TrainConfig, text: str, training: str) -> Tokenizer:
     ValueError: there are not two tokens, beside <unk>, to choose between.
   """
   vocabulary: Tokenizer
-  if config.tokens == "word":
+  if config.tokenizer == "word":
     vocabulary = words(training, config.min_count)
   else:
     vocabulary = characters(text)
-  if vocabulary.size - len(vocabulary.stand_ins) < 2:
+  if vocabulary.size - len(vocabulary.unknown_tokens) < 2:
     raise ValueError(
       f"there is nothing to predict: corpus {config.corpus} has only one "
       f"{vocabulary.unit} to learn, {vocabulary.symbols[0]!r}"
@@ -170,9 +170,9 @@ def stored_vocabulary(tokens: str, fields: dict[str, Any]) -> Tokenizer:
   """
   match tokens:
     case "character":
-      return Vocabulary("".join(fields["symbols"]))
+      return CharTokenizer("".join(fields["symbols"]))
     case "word":
-      return Words(tuple(fields["symbols"]), tuple(fields["rare"]))
+      return WordTokenizer(tuple(fields["symbols"]), tuple(fields["rare"]))
   raise ValueError(f"no vocabulary has tokens of {tokens!r}")
 
 
@@ -198,15 +198,15 @@ def regularizers(config: TrainConfig) -> Regularizers | None:
   return chosen if chosen != Regularizers() else None
 
 
-def is_look(config: TrainConfig, step: int) -> bool:
+def is_evaluation_step(config: TrainConfig, step: int) -> bool:
   """Return whether a run looks at held-out text after that update."""
   return step in EARLY or step % config.eval_every == 0
 
 
-def reading(config: TrainConfig) -> Reading:
+def reading(config: TrainConfig) -> BatchingConfig:
   """Return how a run reads its training text."""
-  names = [field.name for field in dataclasses.fields(Reading)]
-  return Reading(**{name: getattr(config, name) for name in names})
+  names = [field.name for field in dataclasses.fields(BatchingConfig)]
+  return BatchingConfig(**{name: getattr(config, name) for name in names})
 
 
 def optimizer_config(config: TrainConfig) -> OptimizerConfig:
@@ -215,7 +215,7 @@ def optimizer_config(config: TrainConfig) -> OptimizerConfig:
     rule=config.optimizer,
     learning_rate=config.learning_rate,
     schedule=config.schedule,
-    warmup=config.warmup,
+    warmup_steps=config.warmup_steps,
     weight_decay=config.weight_decay,
     clip_norm=config.clip_norm or None,
     clip_value=config.clip_value or None,

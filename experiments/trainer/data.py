@@ -57,7 +57,7 @@ def read_corpus(config: TrainConfig) -> Corpus:
       choose between.
   """
   text = read_text(config.corpus)
-  learnt, held_out = split(text, config.split)
+  learnt, held_out = split(text, config.val_fraction)
   watched = held_out
   if config.development:
     learnt, watched = split(learnt, config.development)

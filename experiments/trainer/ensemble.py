@@ -17,14 +17,14 @@ from experiments.trainer.checkpoint import (
   read_progress,
 )
 from experiments.trainer.config import TrainConfig, optimizer_config
-from experiments.trainer.setup import Parts, keys_of
+from experiments.trainer.setup import TrainSetup, keys_of
 from lstm_jax.training import (
   CheckpointWriter,
   TrainState,
-  Update,
+  TrainStep,
   init_ensemble,
   learnt,
-  make_ensemble_update,
+  make_ensemble_train_step,
   make_optimizer,
   member,
   read_state,
@@ -61,7 +61,7 @@ class Member(NamedTuple):
 class Progress(NamedTuple):
   """Where a sweep stands after an update, beside its state."""
 
-  num_streams: int  # of the carried state
+  batch_size: int  # of the carried state
   looks: list[list[tuple[int, float | None]]]  # of each member; None diverged
   best: tuple[float, int] | None  # the lowest loss of all, after which update
   seconds: float  # of the updates
@@ -76,20 +76,20 @@ def members_of(config: SweepConfig) -> list[Member]:
 
 
 def ensemble(
-  config: TrainConfig, parts: Parts, members: list[Member]
-) -> tuple[TrainState, Update]:
+  config: TrainConfig, parts: TrainSetup, members: list[Member]
+) -> tuple[TrainState, TrainStep]:
   """Return the members' state and update; config has a learning rate of 1."""
   keys = [keys_of(one.seed) for one in members]
   init, noise = (jnp.stack([key[i] for key in keys]) for i in (0, 2))
   model = parts.model
-  rule = make_optimizer(optimizer_config(config), parts.num_updates)
+  rule = make_optimizer(optimizer_config(config), parts.num_steps)
   factors = jnp.array([one.learning_rate for one in members], jnp.float32)
-  averaged = config.average > 0
+  averaged = config.ema_decay > 0
   params = jax.block_until_ready(jax.vmap(model.init)(init))
   return (
-    init_ensemble(model, rule, params, config.num_streams, averaged=averaged),
-    make_ensemble_update(
-      model, rule, noise, decay=config.average, factors=factors
+    init_ensemble(model, rule, params, config.batch_size, averaged=averaged),
+    make_ensemble_train_step(
+      model, rule, noise, decay=config.ema_decay, factors=factors
     ),
   )
 
@@ -135,12 +135,12 @@ def save(
 
 
 def restore(
-  folder: Path, members: list[Member], state: TrainState, console: Console
+  directory: Path, members: list[Member], state: TrainState, console: Console
 ) -> tuple[TrainState, float] | None:
   """Return the state and the seconds of an unfinished sweep; fill the looks.
 
   Args:
-    folder: of the sweep.
+    directory: of the sweep.
     members: of the sweep, without looks.
     state: like the one to be read.
     console: where damaged checkpoints are named.
@@ -151,11 +151,11 @@ def restore(
   Raises:
     CheckpointError: there are checkpoints, and all are damaged.
   """
-  checkpoints = folder / run_dir.CHECKPOINTS
+  checkpoints = directory / run_dir.CHECKPOINTS
 
   def read(step: int) -> tuple[TrainState, Progress]:
     progress = read_progress(checkpoints, step, Progress)
-    carry = zero_carry(state.carry, progress.num_streams)
+    carry = zero_carry(state.carry, progress.batch_size)
     like = state._replace(carry=carry)
     return read_state(checkpoints, step, like), progress
 

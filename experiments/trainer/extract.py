@@ -31,12 +31,12 @@ class Extract(NamedTuple):
 
 
 def extract(
-  folder: Path, corpus: str, begin: float | None, end: float
+  directory: Path, corpus: str, begin: float | None, end: float
 ) -> Extract:
   """Return a part of a corpus.
 
   Args:
-    folder: of a run.
+    directory: of a run.
     corpus: the file; empty for the run's.
     begin: share of the corpus before the part; None for what the run learnt.
     end: share at which it ends.
@@ -45,14 +45,14 @@ def extract(
     ValueError: the corpus cannot be read, or has changed since the run; or the
       shares are none, or leave no two characters.
   """
-  record = run_dir.read_record(folder)
+  record = run_dir.read_record(directory)
   config = run_dir.configuration(record, TrainConfig())
   if corpus:
     whole = read_text(corpus)
   else:
     corpus = config.corpus
     whole = read_again(corpus, record.get("corpus_sha256"))
-  begin = 1 - config.split if begin is None else begin
+  begin = 1 - config.val_fraction if begin is None else begin
   first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
   if not 0 <= begin < end <= 1 or last - first < 2:
     raise ValueError(

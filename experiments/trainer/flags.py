@@ -40,14 +40,16 @@ def define_flags() -> list[flags.FlagHolder]:
 
   return [
     string("corpus", "The text to learn: any UTF-8 file."),
-    number("split", "Share of the corpus held out, at its end, in (0, 1)."),
+    number(
+      "val_fraction", "Share of the corpus held out, at its end, in (0, 1)."
+    ),
     number(
       "development",
       "Share of the training split, at its end, that is not trained on but "
       "watched, so that the held-out split chooses nothing; 0 to watch that.",
     ),
     choice(
-      "tokens",
+      "tokenizer",
       get_args(Tokens),
       "What is read and written one by one; marks and line breaks are words.",
     ),
@@ -92,19 +94,19 @@ def define_flags() -> list[flags.FlagHolder]:
     number("weight_drop", "Rate of DropConnect on recurrent weights."),
     number("zoneout_h", "How often a unit keeps its h for a step."),
     number("zoneout_c", "How often a unit keeps its c for a step."),
-    number("activation", "Factor of the mean square of what is read out (AR)."),
+    number("ar_coef", "Factor of the mean square of what is read out (AR)."),
     number(
-      "slowness", "Factor of the mean square of its change in a step (TAR)."
+      "tar_coef", "Factor of the mean square of its change in a step (TAR)."
     ),
-    integer("num_streams", "Streams of text read in parallel (batch size)."),
-    integer("num_steps", "Tokens of a stream in one update."),
+    integer("batch_size", "Streams of text read in parallel (batch size)."),
+    integer("seq_len", "Tokens of a stream in one update."),
     integer("num_epochs", "Passes over the training split."),
     boolean("random_offsets", "Begin each epoch somewhere else in the text."),
-    number("short_blocks", "How often a block has half of --num_steps."),
+    number("short_seq_prob", "How often a block has half of --seq_len."),
     integer(
-      "late_streams",
+      "late_batch_size",
       "Streams of the last third of the epochs, for gradients with less noise; "
-      "0 for --num_streams.",
+      "0 for --batch_size.",
       0,
     ),
     choice("optimizer", get_args(optimizer.Rule), "How weights are updated."),
@@ -112,7 +114,7 @@ def define_flags() -> list[flags.FlagHolder]:
     choice(
       "schedule", get_args(optimizer.Schedule), "What follows the warm-up."
     ),
-    integer("warmup", "Updates of linear warm-up.", 0),
+    integer("warmup_steps", "Updates of linear warm-up.", 0),
     number("weight_decay", "Weight decay of adamw, on matrices only."),
     number("clip_norm", "Largest global norm of a gradient; 0 for any."),
     number("clip_value", "Largest element of a gradient; 0 for any."),
@@ -123,12 +125,12 @@ def define_flags() -> list[flags.FlagHolder]:
       f"run, or be skipped, up to {SKIPPED} in a row.",
     ),
     number(
-      "average",
+      "ema_decay",
       "Decay of the weights' exponential average, which is then what is "
       "watched, sampled and kept; 0 for the weights themselves.",
     ),
     integer(
-      "average_after",
+      "asgd_patience",
       "Average the weights (NT-ASGD) from the first look that is worse than "
       "the best of those before the last so many; 0 for never.",
       0,

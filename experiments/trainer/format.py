@@ -22,10 +22,10 @@ def perplexity(nats: float) -> float:
 
 def tokens_told(vocabulary: Tokenizer, held_out: np.ndarray) -> str:
   """Return how many tokens are known, and how many are held out."""
-  if not vocabulary.stand_ins:
+  if not vocabulary.unknown_tokens:
     return f"{vocabulary.size} distinct, {len(held_out):,} held out"
-  known = vocabulary.size - len(vocabulary.stand_ins)
-  unknown = np.isin(held_out, vocabulary.stand_ins).mean()
+  known = vocabulary.size - len(vocabulary.unknown_tokens)
+  unknown = np.isin(held_out, vocabulary.unknown_tokens).mean()
   return (
     f"{known:,} {vocabulary.unit}s known, {len(held_out):,} held out, "
     f"{unknown:.1%} of them unknown"
@@ -37,7 +37,7 @@ def losses_told(vocabulary: Tokenizer, text: str, nats: float) -> str:
   total = nats * (len(vocabulary.encode(text)) - 1)
   spelt = nats_per_character(vocabulary, text, total)
   losses = f"{nats:.4f} nats per {vocabulary.unit}"
-  if vocabulary.stand_ins:
+  if vocabulary.unknown_tokens:
     losses += (
       f", perplexity {perplexity(nats):,.1f}, {spelt:.4f} nats per character "
       "with unknown words spelt"

@@ -16,7 +16,7 @@ from experiments.trainer.ensemble import Progress, SweepConfig, members_of
 from lstm_jax.language import language_model
 from lstm_jax.training import list_checkpoints
 
-SKIPPED = "loss", "gradient_norm"  # null where no update of a row was finite
+SKIPPED = "loss", "grad_norm"  # null where no update of a row was finite
 # A title of samples.txt, as `experiments.train` writes them.
 TITLE = re.compile(
   r"^=== (untrained|update (\d+), epoch .*|the best, of update \d+: .*) ===\n",
@@ -32,10 +32,10 @@ class Sample(NamedTuple):
   text: str
 
 
-class Course(NamedTuple):
+class RunHistory(NamedTuple):
   """What a run's folder tells of it, or a sweep's of a member."""
 
-  folder: Path
+  directory: Path
   member: str  # of a sweep, as it is called; else empty
   record: dict[str, Any]  # config.json
   config: TrainConfig  # that it says
@@ -46,7 +46,7 @@ class Course(NamedTuple):
   @property
   def unit(self) -> str:
     """What a token is."""
-    return self.config.tokens
+    return self.config.tokenizer
 
   @property
   def watched(self) -> str:
@@ -58,10 +58,10 @@ class Derived(NamedTuple):
   """What follows from a configuration and its corpus."""
 
   parameters: int
-  num_updates: int
+  num_steps: int
 
 
-def read_course(folder: Path) -> Course:
+def read_run_history(directory: Path) -> RunHistory:
   """Read what a run's folder tells.
 
   A last line of metrics.jsonl that is being written is left out.
@@ -70,17 +70,17 @@ def read_course(folder: Path) -> Course:
     ValueError: the folder holds no run, its config.json is damaged, or another
       line is no row of a run.
   """
-  record = run_dir.read_record(folder)
-  samples = _samples(_text(folder / run_dir.SAMPLES))
+  record = run_dir.read_record(directory)
+  samples = _samples(_text(directory / run_dir.SAMPLES))
   # Before there was result.json, the last sample was a run's end.
   ended = bool(samples) and samples[-1].step is None
-  finished = ended or (folder / run_dir.RESULT).exists()
+  finished = ended or (directory / run_dir.RESULT).exists()
   config = run_dir.configuration(record, TrainConfig())
-  rows = _rows(folder / run_dir.METRICS)
-  return Course(folder, "", record, config, rows, samples, finished)
+  rows = _rows(directory / run_dir.METRICS)
+  return RunHistory(directory, "", record, config, rows, samples, finished)
 
 
-def read_courses(folder: Path) -> list[Course]:
+def read_run_histories(directory: Path) -> list[RunHistory]:
   """Read what a folder tells of its run, or of each member of its sweep.
 
   Of a member only the looks are known, as the newest checkpoint has them, and
@@ -89,11 +89,11 @@ def read_courses(folder: Path) -> list[Course]:
   Raises:
     ValueError: as `read_course`, or the checkpoint of a sweep cannot be read.
   """
-  course = read_course(folder)
+  course = read_run_history(directory)
   if "num_seeds" not in course.record:
     return [course]
   config = run_dir.configuration(course.record, SweepConfig())
-  checkpoints, members = folder / run_dir.CHECKPOINTS, members_of(config)
+  checkpoints, members = directory / run_dir.CHECKPOINTS, members_of(config)
   looks: list[list[Any]] = [[]] * len(members)
   steps, pace = list_checkpoints(checkpoints), 0.0
   if steps:
@@ -113,7 +113,7 @@ def read_courses(folder: Path) -> list[Course]:
   return found
 
 
-def derive(course: Course) -> Derived | None:
+def derive(course: RunHistory) -> Derived | None:
   """Return what follows from config.json; None where its corpus is not there.
 
   Nor may it have changed since the run.
@@ -124,12 +124,12 @@ def derive(course: Course) -> Derived | None:
     if corpus.sha256 != course.record.get("corpus_sha256"):
       return None
     model = language_model(model_config(config, corpus.vocabulary.size))
-    num_updates = reading(config).num_updates(corpus.training.tokens)
+    num_steps = reading(config).num_steps(corpus.training.tokens)
   except ValueError:
     return None
   params = jax.eval_shape(model.init, jax.random.key(0))
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-  return Derived(count, num_updates)
+  return Derived(count, num_steps)
 
 
 def _text(path: Path) -> str:

@@ -10,7 +10,7 @@ LOCK = "lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
   """Hold the folder, which must exist, until the end of the block.
 
   The kernel gives the lock back when the process ends, however it ends: a file
@@ -19,7 +19,7 @@ def locked(folder: Path) -> Iterator[None]:
   Raises:
     ValueError: another process holds it.
   """
-  path = folder / LOCK
+  path = directory / LOCK
   while True:
     file = path.open("a+", encoding="utf-8")
     try:
@@ -28,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
       file.seek(0)
       holder = file.read().strip() or "another one"
       file.close()
-      raise ValueError(f"{folder} is in use by process {holder}") from None
+      raise ValueError(f"{directory} is in use by process {holder}") from None
     if _is(file, path):
       break
     file.close()  # its holder has just removed it

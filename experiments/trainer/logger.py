@@ -26,8 +26,8 @@ from experiments.trainer.claim import forget_previous
 from experiments.trainer.config import CELLS
 from experiments.trainer.health import health
 from experiments.trainer.plot import draw
-from experiments.trainer.tally import Tally
-from experiments.trainer.tensorboard import Board
+from experiments.trainer.tally import MetricBuffer
+from experiments.trainer.tensorboard import TensorBoardWriter
 from lstm_jax.language import LanguageModel, LanguageParams, Tokenizer, sample
 from lstm_jax.training import Average, CheckpointWriter, Metrics, TrainState
 
@@ -42,11 +42,11 @@ class Best(NamedTuple):
   params: Any  # on the host; None before there is one
 
 
-class Journal:
+class RunLogger:
   """Keeps a run's metrics, samples and checkpoints in its folder.
 
   Args:
-    folder: of the run.
+    directory: of the run.
     console: what it says, it says here.
     bar: is told of the updates.
     description: of the model, for its checkpoints.
@@ -56,7 +56,7 @@ class Journal:
     quiet: whether to print no samples.
 
   Attributes:
-    folder: of the run.
+    directory: of the run.
     name: of the loss that is watched, as it is shown.
     step: updates made.
     best: the best watched loss so far and its parameters.
@@ -65,7 +65,7 @@ class Journal:
 
   def __init__(
     self,
-    folder: Path,
+    directory: Path,
     console: Console,
     bar: TrainingBar,
     description: dict[str, Any],
@@ -75,18 +75,20 @@ class Journal:
     skips: int = 0,
     quiet: bool = False,
   ):
-    self.folder = folder
+    self.directory = directory
     self._console = console
     self._bar = bar
     self._description = description
     self._vocabulary = vocabulary
     self._watched = watched
-    self._tally = Tally(skips)
+    self._tally = MetricBuffer(skips)
     self._quiet = quiet
     self.name = watched.replace("_", "-")
-    self._writer = CheckpointWriter(folder / run_dir.CHECKPOINTS)
+    self._writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
     cell = CELLS[description["model"]["cell"]]
-    self._board = Board(folder / run_dir.TENSORBOARD, cell, piece)
+    self._board = TensorBoardWriter(
+      directory / run_dir.TENSORBOARD, cell, piece
+    )
     self._norms: dict[str, jax.Array] = {}  # of the last update's gradient
     self._last_look: tuple[int, float] | None = None
     health()  # counts from here on
@@ -107,7 +109,7 @@ class Journal:
   def go_on(self, restored: Restored | None) -> None:
     """Take up what a checkpoint holds, or nothing; forget what came after."""
     progress = restored.progress if restored else None
-    cut_logs(self.folder, progress.bytes if progress else {}, self._console)
+    cut_logs(self.directory, progress.bytes if progress else {}, self._console)
     self._writer.forget_after(int(restored.state.step) if restored else 0)
     self._board.begin(int(restored.state.step) + 1 if restored else 0)
     if not restored or not progress:
@@ -127,8 +129,8 @@ class Journal:
     """
     self._writer.wait()
     self.step = step
-    loss, norm, predictions, self._norms = metrics
-    self._tally.add(loss, norm, predictions)
+    loss, norm, num_tokens, self._norms = metrics
+    self._tally.add(loss, norm, num_tokens)
     if len(self._tally) == LOG_EVERY:
       self.report(step)
       self.start_clock()
@@ -148,7 +150,7 @@ class Journal:
     row = {
       "step": step,
       "loss": told.loss if finite else None,
-      "gradient_norm": told.gradient_norm if finite else None,
+      "grad_norm": told.grad_norm if finite else None,
       f"{self._vocabulary.unit}s_per_second": round(told.rate),
       "seconds": round(self.seconds, 3),
     }
@@ -185,11 +187,11 @@ class Journal:
     """Save all that the run needs to go on from here, and its parameters."""
     best = self.best
     progress = Progress(
-      num_streams=carried_streams(state),
+      batch_size=carried_streams(state),
       averaging=average is not None,
       looks=self.looks,
       best=(best.nats, best.update) if best.update else None,
-      bytes=log_bytes(self.folder),
+      bytes=log_bytes(self.directory),
       **self._tally.kept(),
     )
     last, nats = self._last_look or (0, None)
@@ -218,26 +220,26 @@ class Journal:
       run_dir.default_prompt(vocabulary),
       length,
       temperature=temperature,
-      never=vocabulary.stand_ins,
+      never=vocabulary.unknown_tokens,
     )
     text = vocabulary.decode(tokens[0])
     if not self._quiet:
       self._console.print(Rule(title, align="left"))
       self._console.print(Text(text), soft_wrap=True)
-    path = self.folder / run_dir.SAMPLES
+    path = self.directory / run_dir.SAMPLES
     run_dir.append(path, f"=== {title} ===\n{text}\n\n")
     self._board.sample(self.step, title, text)
 
   def close(self) -> None:
     """Draw the curve and wait for the checkpoint."""
     try:
-      if (self.folder / run_dir.METRICS).exists():
-        draw(self.folder, self._vocabulary.unit)
+      if (self.directory / run_dir.METRICS).exists():
+        draw(self.directory, self._vocabulary.unit)
     except (OSError, ValueError) as error:  # which hides nothing worse
       self._console.print(f"{run_dir.PICTURE} cannot be written: {error}")
     self._writer.close()
     if self.best.update:
-      forget_previous(self.folder)
+      forget_previous(self.directory)
 
   def final(self, held_out: float) -> None:
     """Take the held-out loss of the best, where the development text chose."""
@@ -250,9 +252,9 @@ class Journal:
       self._watched: self.best.nats,
       "seconds": round(self.seconds, 3),
     }
-    run_dir.write_json(self.folder / run_dir.RESULT, record)
+    run_dir.write_json(self.directory / run_dir.RESULT, record)
 
   def _record(self, **row: Any) -> None:
     line = json.dumps(row, allow_nan=False)
-    run_dir.append(self.folder / run_dir.METRICS, line + "\n")
+    run_dir.append(self.directory / run_dir.METRICS, line + "\n")
     self._board.row(row, self._norms if "loss" in row else {})

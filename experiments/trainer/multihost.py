@@ -132,11 +132,11 @@ def asked(
   return signal.Signals(own) if own else None
 
 
-def check_same(folder: Path, step: int) -> None:
+def check_same(directory: Path, step: int) -> None:
   """Raise ValueError where this process has found another checkpoint."""
   first = int(of_first(step))
   if step != first:
     raise ValueError(
-      f"every process must see the same {folder}: its newest checkpoint is of "
-      f"update {first} for the first process, and {step} for another"
+      f"every process must see the same {directory}: its newest checkpoint is "
+      f"of update {first} for the first process, and {step} for another"
     )

@@ -16,7 +16,7 @@ import jax
 from experiments.trainer import multihost
 from experiments.trainer.claim import claimed
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.logger import Journal
+from experiments.trainer.logger import RunLogger
 from lstm_jax.language import LanguageModel, LanguageParams
 from lstm_jax.training import Average, TrainState
 
@@ -45,8 +45,8 @@ def claimed_by_first(
     message = b""
     try:
       if multihost.is_first():
-        folder, goes_on = held.enter_context(claimed(config, corpus_sha256))
-        message = (OLD if goes_on else NEW) + os.fsencode(folder)
+        directory, goes_on = held.enter_context(claimed(config, corpus_sha256))
+        message = (OLD if goes_on else NEW) + os.fsencode(directory)
     finally:
       message = multihost.told(message.ljust(PATH_BYTES, b"\0"))
       message = message.rstrip(b"\0")
@@ -55,16 +55,16 @@ def claimed_by_first(
     yield Path(os.fsdecode(message[1:])), message[:1] == OLD
 
 
-def journal_class() -> type[Journal]:
+def journal_class() -> type[RunLogger]:
   """Return what this process keeps its journal by."""
-  return Journal if multihost.is_first() else Onlooker
+  return RunLogger if multihost.is_first() else Onlooker
 
 
-class Onlooker(Journal):
+class Onlooker(RunLogger):
   """The journal of a process that is not the first: it only counts along."""
 
-  def __init__(self, folder: Path, *arguments: Any):
-    del folder
+  def __init__(self, directory: Path, *arguments: Any):
+    del directory
     self._nowhere = TemporaryDirectory()
     super().__init__(Path(self._nowhere.name), *arguments)
 

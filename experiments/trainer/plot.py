@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from experiments.trainer.run_dir import METRICS, PICTURE
 
 
-def draw(folder: Path, unit: str) -> None:
+def draw(directory: Path, unit: str) -> None:
   """Draw loss.png from metrics.jsonl, in nats per unit: per what a token is."""
-  *lines, cut = (folder / METRICS).read_text(encoding="utf-8").split("\n")
+  *lines, cut = (directory / METRICS).read_text(encoding="utf-8").split("\n")
   del cut  # without a line break: half a row, where a disk was full
   rows = [json.loads(line) for line in lines]
   figure = Figure(figsize=(7, 4), layout="constrained")
@@ -34,4 +34,4 @@ def draw(folder: Path, unit: str) -> None:
   axes.set_xlabel("updates")
   axes.set_ylabel(f"nats per {unit}")
   axes.legend()
-  figure.savefig(folder / PICTURE, dpi=120)
+  figure.savefig(directory / PICTURE, dpi=120)

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.setup import Parts, heading, make
+from experiments.trainer.setup import TrainSetup, heading, make
 from lstm_jax.language import LanguageParams
 
 
@@ -39,32 +39,32 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
   parts = make(config)
   console.print(heading(config, parts), soft_wrap=True)
   most = most_streams(config)
-  needs = footprint(parts, most, config.num_steps)
+  needs = footprint(parts, most, config.seq_len)
   streams = next(parts.reading.epochs(parts.corpus.training.tokens))
   console.print(
-    f"an update   {most} streams × {config.num_steps} steps: "
+    f"an update   {most} streams × {config.seq_len} steps: "
     f"{bytes_told(needs.bytes)} of memory ({bytes_told(needs.state_bytes)} "
     f"between updates), {needs.operations / 1e9:,.2f} GFLOP in products\n"
     f"an epoch    {streams.tokens_per_epoch:,} predictions in "
-    f"{streams.num_blocks:,} updates\n"
+    f"{streams.num_batches:,} updates\n"
     f"the run     {total_operations(parts) / 1e12:,.1f} TFLOP",
     soft_wrap=True,
   )
   return needs
 
 
-def footprint(parts: Parts, num_streams: int, num_steps: int) -> Footprint:
+def footprint(parts: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
   """Compile the update for blocks of that size, and say what it takes.
 
   Args:
     parts: of the run; the update is not called, nor the state's arrays read.
-    num_streams: B of a block.
-    num_steps: T of a block.
+    batch_size: B of a block.
+    seq_len: T of a block.
   """
   like = jax.tree.map(jax.typeof, parts.state)._replace(
-    carry=jax.eval_shape(lambda: parts.model.initial_state((num_streams,)))
+    carry=jax.eval_shape(lambda: parts.model.initial_state((batch_size,)))
   )
-  block = jax.ShapeDtypeStruct((num_steps, num_streams), jnp.int32)
+  block = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
   update: Any = parts.update  # which jax.jit has made
   memory = update.lower(like, block, block).compile().memory_analysis()
   kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
@@ -74,16 +74,16 @@ def footprint(parts: Parts, num_streams: int, num_steps: int) -> Footprint:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,
     kept,
-    operations(like.params, num_streams * num_steps),
+    operations(like.params, batch_size * seq_len),
   )
 
 
 def most_streams(config: TrainConfig) -> int:
   """Return B of the widest blocks: some come late."""
-  return max(config.num_streams, config.late_streams)
+  return max(config.batch_size, config.late_batch_size)
 
 
-def total_operations(parts: Parts) -> int:
+def total_operations(parts: TrainSetup) -> int:
   """Return the operations of a whole run's products."""
   epochs = parts.reading.epochs(parts.corpus.training.tokens)
   blocks = (
@@ -124,7 +124,7 @@ def available() -> int:
   return stats.get("bytes_limit", memory)
 
 
-def that_fits(config: TrainConfig, parts: Parts, limit: int) -> str:
+def that_fits(config: TrainConfig, parts: TrainSetup, limit: int) -> str:
   """Return what an update needs, and with how many streams it would fit.
 
   Args:
@@ -132,7 +132,7 @@ def that_fits(config: TrainConfig, parts: Parts, limit: int) -> str:
     parts: of the run.
     limit: bytes of memory; streams are halved until an update takes no more.
   """
-  streams, steps = most_streams(config), config.num_steps
+  streams, steps = most_streams(config), config.seq_len
   needed = bytes_told(footprint(parts, streams, steps).bytes)
   told = (
     f"{streams} streams × {steps} steps need {needed} and the device has "

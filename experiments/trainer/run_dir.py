@@ -55,9 +55,13 @@ EVALUATION, RESULT = "evaluation.json", "result.json"
 PAGE, REPORT = "explore.html", "report.html"
 TENSORBOARD = "tensorboard"
 Config = TypeVar("Config", bound=TrainConfig)
-EARLIER = {"tokens": "character", "min_count": 2, "tied": False}  # if not said
+EARLIER = {
+  "tokenizer": "character",
+  "min_count": 2,
+  "tied": False,
+}  # if not said
 MODEL_FIELDS = (
-  "tokens",
+  "tokenizer",
   "min_count",
   "cell",
   "embedding_size",
@@ -69,10 +73,10 @@ MODEL_FIELDS = (
 )
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
+def read_config(directory: Path) -> dict[str, Any] | None:
   """Return what a run's config.json says, or None where it is not of a run."""
   try:
-    record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    record = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return None
   if not isinstance(record, dict):
@@ -80,16 +84,16 @@ def read_config(folder: Path) -> dict[str, Any] | None:
   return record if set(MODEL_FIELDS) <= set(EARLIER | record) else None
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(directory: Path) -> dict[str, Any]:
   """Return what a run's config.json says.
 
   Raises:
     ValueError: the folder has none.
   """
-  record = read_config(folder)
+  record = read_config(directory)
   if record is None:
     raise ValueError(
-      f"there is no run in {folder}: it has no config.json of one"
+      f"there is no run in {directory}: it has no config.json of one"
     )
   return EARLIER | record
 
@@ -191,16 +195,16 @@ class Trained(NamedTuple):
   held_out: float | None  # None for one that was saved between two looks
 
 
-def load(folder: Path) -> Trained:
+def load(directory: Path) -> Trained:
   """Return the best model of a run, or the last where none was looked at.
 
   Raises:
     ValueError: the folder holds no checkpoint, one that cannot be read, or
       one whose model is not that of the folder's config.json.
   """
-  if not folder.is_dir():
-    raise ValueError(f"there is no run in {folder}: no such folder")
-  checkpoints = folder / CHECKPOINTS
+  if not directory.is_dir():
+    raise ValueError(f"there is no run in {directory}: no such folder")
+  checkpoints = directory / CHECKPOINTS
   step, description = _best(checkpoints)
   try:
     described = EARLIER | description["model"]
@@ -209,14 +213,14 @@ def load(folder: Path) -> Trained:
       stored = {"symbols": stored}
     fields = {name: described[name] for name in MODEL_FIELDS}
     config = dataclasses.replace(TrainConfig(), **fields)
-    vocabulary = stored_vocabulary(config.tokens, stored)
+    vocabulary = stored_vocabulary(config.tokenizer, stored)
     held_out = description["held_out"]
     model = language_model(model_config(config, vocabulary.size))
   except (KeyError, TypeError, ValueError) as error:
     raise CheckpointError(
       f"the checkpoint in {checkpoints} describes no model: {error}"
     ) from None
-  _compare(folder / CONFIG, fields)
+  _compare(directory / CONFIG, fields)
   like = jax.eval_shape(model.init, jax.random.key(0))
   params = read_params(checkpoints, step, like)
   return Trained(

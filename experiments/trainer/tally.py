@@ -20,11 +20,11 @@ class Row(NamedTuple):
   """What some updates came to."""
 
   loss: float  # mean of the finite updates, nats per token; NaN without any
-  gradient_norm: float  # the same
+  grad_norm: float  # the same
   rate: float  # predictions a second
 
 
-class Tally:
+class MetricBuffer:
   """Counts updates, and the seconds between `start_clock` and `stop_clock`.
 
   Args:
@@ -76,9 +76,9 @@ class Tally:
       self._pending_seconds += time.monotonic() - self._mark
     self._mark = None
 
-  def add(self, loss: Any, norm: Any, predictions: Any) -> None:
+  def add(self, loss: Any, norm: Any, num_tokens: Any) -> None:
     """Take the metrics of one update, which may still be under way."""
-    self._pending.append((loss, norm, predictions))
+    self._pending.append((loss, norm, num_tokens))
 
   def take(self, step: int) -> Row | None:
     """Return what waits for a row, up to this update; stop the clock.
@@ -92,13 +92,13 @@ class Tally:
       return None
     values = self._pending_values()  # which waits for the updates
     self.stop_clock()
-    losses, norms, predictions = np.array(values).T
+    losses, norms, num_tokens = np.array(values).T
     finite = np.isfinite(losses) & np.isfinite(norms)
     self._refuse(step, losses, finite)
     row = Row(
       float(losses[finite].mean()) if finite.any() else math.nan,
       float(norms[finite].mean()) if finite.any() else math.nan,
-      float(predictions.sum() / self._pending_seconds),
+      float(num_tokens.sum() / self._pending_seconds),
     )
     self.seconds += self._pending_seconds
     self._pending, self._pending_seconds = [], 0.0

@@ -42,7 +42,7 @@ TAGS = {  # of what a row of metrics.jsonl has
   "loss": "loss/training",
   "development": "loss/development",
   "held_out": "loss/held_out",
-  "gradient_norm": "gradient_norm/all",
+  "grad_norm": "grad_norm/all",
   "characters_per_second": "speed/characters_per_second",
   "words_per_second": "speed/words_per_second",
   "seconds": "speed/seconds",
@@ -55,14 +55,14 @@ SHUT, OPEN = 0.1, 0.9
 BINS = np.linspace(0, 1, 21)
 
 
-class Board:
+class TensorBoardWriter:
   """Writes a run's course in a folder of its own.
 
   Does nothing before `begin`, or where the library is not installed.
   """
 
-  def __init__(self, folder: Path, cell: Cell, piece: np.ndarray):
-    self._folder = folder
+  def __init__(self, directory: Path, cell: Cell, piece: np.ndarray):
+    self._folder = directory
     self._cell = cell
     self._piece = piece
     self._file: Path | None = None
@@ -89,7 +89,7 @@ class Board:
     """Take a row of metrics.jsonl, and norms of the gradient's parts."""
     if self._file:
       told = {TAGS[n]: row[n] for n in TAGS if row.get(n) is not None}
-      told |= _norms("gradient_norm", norms)
+      told |= _norms("grad_norm", norms)
       self._add(row["step"], _scalars(told))
 
   def look(self, step: int, params: LanguageParams) -> None:

@@ -12,7 +12,7 @@ Step = TypeVar("Step")
 
 
 def traced(
-  updates: Iterator[Step], folder: Path, num_updates: int
+  updates: Iterator[Step], directory: Path, num_steps: int
 ) -> Iterator[Step]:
   """Iterate over updates, and trace so many of them into a folder.
 
@@ -21,20 +21,20 @@ def traced(
 
   Args:
     updates: each is made when it is asked for.
-    folder: where the trace goes; it ends at the last update if there are fewer.
-    num_updates: of the trace; 0 for none.
+    directory: of the trace; it ends at the last update if there are fewer.
+    num_steps: of the trace; 0 for none.
   """
   running = False
   try:
     for number, step in enumerate(updates):
-      if running and number == WARM + num_updates:
+      if running and number == WARM + num_steps:
         jax.block_until_ready(step)
         jax.profiler.stop_trace()
         running = False
       yield step
-      if num_updates and number == WARM - 1:
+      if num_steps and number == WARM - 1:
         jax.block_until_ready(step)
-        jax.profiler.start_trace(folder)
+        jax.profiler.start_trace(directory)
         running = True
   finally:
     if running:

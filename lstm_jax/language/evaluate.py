@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.language.batching import Streams
+from lstm_jax.language.batching import Batches
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.language.text import Tokenizer
@@ -42,7 +42,7 @@ class Divergence(ValueError):
   """Weights that went on learning until they predicted nothing."""
 
 
-class Dynamic(NamedTuple):
+class DynamicEvalConfig(NamedTuple):
   """How dynamic evaluation learns."""
 
   rate: float  # η
@@ -122,7 +122,7 @@ def dynamic_nats(
   params: LanguageParams,
   tokens: np.ndarray,
   scale: LanguageParams,
-  how: Dynamic,
+  how: DynamicEvalConfig,
 ) -> np.ndarray:
   """Return the nats of tokens[1:] under weights that go on learning, [N − 1].
 
@@ -168,14 +168,14 @@ def dynamic_nats(
 
 
 def gradient_scale(
-  model: LanguageModel, params: LanguageParams, streams: Streams
+  model: LanguageModel, params: LanguageParams, streams: Batches
 ) -> LanguageParams:
   """Return r, the root mean square of each weight's gradient, over blocks."""
   state = model.initial_state(streams.tokens.shape[1:])
   squares = jax.tree.map(jnp.zeros_like, params)
-  for block in streams.blocks():
+  for block in streams.batches():
     squares, state = _add_squares(model, params, squares, state, *block)
-  count = streams.num_blocks
+  count = streams.num_batches
   return jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
 
 

@@ -36,7 +36,10 @@ from lstm_jax.cells.affine import affine, linear
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.precision import lower
 from lstm_jax.language import loss as losses
-from lstm_jax.language.readout import mean_loss, mean_loss_of_groups
+from lstm_jax.language.readout import (
+  grouped_linear_cross_entropy,
+  linear_cross_entropy,
+)
 from lstm_jax.language.regularizers import Regularizers
 from lstm_jax.sequence._unroll import Rule
 from lstm_jax.sequence.stack import init_stack, unroll_stack
@@ -190,9 +193,11 @@ def language_model(
     readout: tuple[jax.Array, jax.Array], hs: jax.Array, targets: jax.Array
   ) -> jax.Array:
     if explicit and groups > 1:
-      return mean_loss_of_groups(hs, *readout, targets, groups, compute_dtype)
+      return grouped_linear_cross_entropy(
+        hs, *readout, targets, groups, compute_dtype
+      )
     if explicit:
-      return mean_loss(hs, *readout, targets, compute_dtype)
+      return linear_cross_entropy(hs, *readout, targets, compute_dtype)
     return losses.forward(dense(hs, *readout), targets)[0].mean()
 
   def apply(

@@ -26,7 +26,7 @@ LOGITS = 2**22  # at once, at most: 16 MiB of float32
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def mean_loss(
+def linear_cross_entropy(
   hs: jax.Array,
   w: jax.Array,
   b: jax.Array,
@@ -88,10 +88,10 @@ def _backward(compute_dtype, gradient, dloss):
   return *cast_like(scaled, gradient), None
 
 
-mean_loss.defvjp(_forward, _backward)
+linear_cross_entropy.defvjp(_forward, _backward)
 
 
-def mean_loss_of_groups(
+def grouped_linear_cross_entropy(
   hs: jax.Array,
   w: jax.Array,
   b: jax.Array,
@@ -99,22 +99,22 @@ def mean_loss_of_groups(
   groups: int,
   compute_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-  """Return `mean_loss` of streams in groups, each with a gradient of its own.
+  """Return `linear_cross_entropy` of groups, each with its own gradient.
 
   dW and db are added up over time within a group, and over the groups once,
   after the loop: where every device has a group, what they send is one dW, and
   not one a chunk.
 
   Args:
-    hs: as in `mean_loss`, [T, B, ..., H].
-    w: as in `mean_loss`.
-    b: as in `mean_loss`.
-    targets: as in `mean_loss`, [T, B, ...].
+    hs: as in `linear_cross_entropy`, [T, B, ..., H].
+    w: as in `linear_cross_entropy`.
+    b: as in `linear_cross_entropy`.
+    targets: as in `linear_cross_entropy`, [T, B, ...].
     groups: of neighbouring streams; it divides B.
-    compute_dtype: as in `mean_loss`.
+    compute_dtype: as in `linear_cross_entropy`.
 
   Raises:
-    ValueError: as `mean_loss`, or B is not a multiple of the groups.
+    ValueError: as `linear_cross_entropy`, or B is not a multiple of the groups.
   """
   if targets.ndim < 2 or targets.shape[1] % groups:
     raise ValueError(
@@ -126,7 +126,7 @@ def mean_loss_of_groups(
     return x.reshape(x.shape[0], groups, -1, *x.shape[2:])
 
   def of_group(h, target):
-    return mean_loss(h, w, b, target, compute_dtype)
+    return linear_cross_entropy(h, w, b, target, compute_dtype)
 
   nats = jax.vmap(of_group, in_axes=1)(in_groups(hs), in_groups(targets))
   return nats.mean()

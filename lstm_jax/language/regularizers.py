@@ -40,12 +40,12 @@ class Regularizers:
   weight_drop: float = 0.0
   zoneout_h: float = 0.0
   zoneout_c: float = 0.0
-  activation: float = 0.0
-  slowness: float = 0.0
+  ar_coef: float = 0.0
+  tar_coef: float = 0.0
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
-      factor = name in ("activation", "slowness")
+      factor = name in ("ar_coef", "tar_coef")
       if not 0 <= value < (float("inf") if factor else 1):
         kind = "≥ 0 and finite" if factor else "in [0, 1)"
         raise ValueError(f"{name} must be {kind}, got {value}")
@@ -95,8 +95,8 @@ class Regularizers:
   def penalty(self, hs: jax.Array, read_out: jax.Array) -> jax.Array:
     """Return what is added to the loss, in nats per token, []."""
     total = jnp.zeros((), hs.dtype)
-    if self.activation:
-      total += self.activation * (read_out**2).mean()
-    if self.slowness and len(hs) > 1:
-      total += self.slowness * ((hs[1:] - hs[:-1]) ** 2).mean()
+    if self.ar_coef:
+      total += self.ar_coef * (read_out**2).mean()
+    if self.tar_coef and len(hs) > 1:
+      total += self.tar_coef * ((hs[1:] - hs[:-1]) ** 2).mean()
     return total

@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
     """What a token is, in the singular."""
 
   @property
-  def stand_ins(self) -> tuple[int, ...]:
+  def unknown_tokens(self) -> tuple[int, ...]:
     """The tokens that stand for what is unknown, not to be written."""
 
   def _asdict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Tokenizer(Protocol):
     """Return the nats of spelling what stand-ins stand for, float64 [N]."""
 
 
-class Vocabulary(NamedTuple):
+class CharTokenizer(NamedTuple):
   """The characters that a model knows, in the order of their tokens."""
 
   symbols: str  # distinct, sorted by code point
@@ -70,7 +70,7 @@ class Vocabulary(NamedTuple):
     return "character"
 
   @property
-  def stand_ins(self) -> tuple[int, ...]:
+  def unknown_tokens(self) -> tuple[int, ...]:
     """None: every token is a character."""
     return ()
 
@@ -109,7 +109,7 @@ class Vocabulary(NamedTuple):
     return np.zeros(len(text))
 
 
-def characters(text: str) -> Vocabulary:
+def characters(text: str) -> CharTokenizer:
   """Return the vocabulary of the distinct characters of text, sorted.
 
   Raises:
@@ -117,7 +117,7 @@ def characters(text: str) -> Vocabulary:
   """
   if not text:
     raise ValueError("a vocabulary needs at least one character")
-  return Vocabulary("".join(sorted(set(text))))
+  return CharTokenizer("".join(sorted(set(text))))
 
 
 def read_text(path: str | Path) -> str:

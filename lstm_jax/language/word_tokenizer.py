@@ -53,7 +53,7 @@ _GLUED_TO_RIGHT = frozenset("([{“‘$-")
 _QUOTES = frozenset("'\"")
 
 
-class Words(NamedTuple):
+class WordTokenizer(NamedTuple):
   """The words that a model knows, in the order of their tokens.
 
   A word that is not among them is `<unk>`, the last token. `spelling` says what
@@ -74,7 +74,7 @@ class Words(NamedTuple):
     return "word"
 
   @property
-  def stand_ins(self) -> tuple[int, ...]:
+  def unknown_tokens(self) -> tuple[int, ...]:
     """The tokens without a text of their own, not to be written: <unk>."""
     return (self.size - 1,)
 
@@ -128,7 +128,7 @@ class Words(NamedTuple):
     return nats
 
 
-def words(text: str, min_count: int) -> Words:
+def words(text: str, min_count: int) -> WordTokenizer:
   """Return the vocabulary of the words that text has min_count times or more.
 
   Raises:
@@ -144,7 +144,7 @@ def words(text: str, min_count: int) -> Words:
       f"a min_count of {min_count} leaves no word: the most frequent of "
       f"{len(counts):,} occurs {max(counts.values(), default=0):,} times"
     )
-  return Words((*kept, UNKNOWN), tuple(ordered[len(kept) :]))
+  return WordTokenizer((*kept, UNKNOWN), tuple(ordered[len(kept) :]))
 
 
 def normal(text: str) -> str:

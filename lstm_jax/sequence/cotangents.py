@@ -21,7 +21,7 @@ with h.
   >>> params = lstm.init(jax.random.key(0), input_size=3, hidden_size=5)
   >>> state = lstm.initial_state(params, batch_shape=(2,))
   >>> d_last = jax.tree.map(jnp.ones_like, state)
-  >>> flow(lstm, params, state, jnp.ones((7, 2, 3)), d_last).c.shape
+  >>> state_cotangents(lstm, params, state, jnp.ones((7, 2, 3)), d_last).c.shape
   (8, 2, 5)
 
 Reference: Bengio, Simard and Frasconi (1994), Learning long-term dependencies
@@ -37,7 +37,7 @@ from lstm_jax.cells.precision import cast_like, wide
 from lstm_jax.sequence.scan import Way, forward
 
 
-def flow(
+def state_cotangents(
   cell: Cell, params: Params, state: State, xs: jax.Array, d_last: State
 ) -> State:
   """Return the cotangent of every state, from that of the last.

@@ -16,7 +16,7 @@ from lstm_jax.training.collectives import Collective as Collective
 from lstm_jax.training.collectives import collectives as collectives
 from lstm_jax.training.ensemble import init_ensemble as init_ensemble
 from lstm_jax.training.ensemble import (
-  make_ensemble_update as make_ensemble_update,
+  make_ensemble_train_step as make_ensemble_train_step,
 )
 from lstm_jax.training.ensemble import member as member
 from lstm_jax.training.norms import part_norms as part_norms
@@ -25,15 +25,17 @@ from lstm_jax.training.optimizer import make_optimizer as make_optimizer
 from lstm_jax.training.sharding import check_sizes as check_sizes
 from lstm_jax.training.sharding import local as local
 from lstm_jax.training.sharding import make_mesh as make_mesh
-from lstm_jax.training.sharding import make_mesh_update as make_mesh_update
+from lstm_jax.training.sharding import (
+  make_mesh_train_step as make_mesh_train_step,
+)
 from lstm_jax.training.sharding import parse_mesh as parse_mesh
 from lstm_jax.training.sharding import place as place
 from lstm_jax.training.sharding import state_shardings as state_shardings
 from lstm_jax.training.train_step import Metrics as Metrics
 from lstm_jax.training.train_step import TrainState as TrainState
-from lstm_jax.training.train_step import Update as Update
+from lstm_jax.training.train_step import TrainStep as TrainStep
 from lstm_jax.training.train_step import init_state as init_state
 from lstm_jax.training.train_step import learnt as learnt
-from lstm_jax.training.train_step import make_update as make_update
+from lstm_jax.training.train_step import make_train_step as make_train_step
 from lstm_jax.training.train_step import train as train
 from lstm_jax.training.train_step import zero_carry as zero_carry

@@ -35,16 +35,16 @@ def begin_average(params: LanguageParams) -> Average:
 
 @partial(jax.jit, donate_argnums=0)
 def include(
-  average: Average, params: LanguageParams, gradient_norm: jax.Array
+  average: Average, params: LanguageParams, grad_norm: jax.Array
 ) -> Average:
   """Return the mean of one θ more; the average passed in is donated.
 
   Args:
     average: of the θ before.
     params: θ.
-    gradient_norm: of the update that made θ: one that is not finite made none.
+    grad_norm: of the update that made θ: one that is not finite made none.
   """
-  finite = jnp.isfinite(gradient_norm)
+  finite = jnp.isfinite(grad_norm)
   updates = average.updates + finite
   rate = jnp.where(finite, 1 / updates, 0)
   mean = optax.incremental_update(params, average.params, rate)

@@ -4,7 +4,7 @@ Written by orbax: arrays by TensorStore, descriptions as JSON, each checkpoint
 into a temporary folder that is renamed once it is whole. A checkpoint is sealed
 by the SHA-256 of each array and of its description, and what is read back is
 compared with that: orbax alone would return an array in which a bit has turned.
-Reading one runs no code from it.
+BatchingConfig one runs no code from it.
 """
 
 import re
@@ -17,7 +17,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lstm_jax.training.checksum import arrays_seal, named, text_seal
+from lstm_jax.training.checksum import (
+  array_checksums,
+  named_leaves,
+  text_checksum,
+)
 
 PARAMS, STATE = "params", "state"
 DESCRIPTION, SEAL = "description", "seal"
@@ -41,7 +45,7 @@ class CheckpointWriter:
   What a killed writer left unfinished in the folder is removed.
   """
 
-  def __init__(self, folder: Path):
+  def __init__(self, directory: Path):
     self._kept = _Kept()
     options = ocp.CheckpointManagerOptions(
       preservation_policy=self._kept,
@@ -49,9 +53,11 @@ class CheckpointWriter:
       create=False,
       multiprocessing_options=_alone(),
     )
-    with _as_errors(f"no checkpoint can be written to {folder}"):
-      folder.mkdir(parents=True, exist_ok=True)
-      self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    with _as_errors(f"no checkpoint can be written to {directory}"):
+      directory.mkdir(parents=True, exist_ok=True)
+      self._manager = ocp.CheckpointManager(
+        directory.absolute(), options=options
+      )
 
   def save(
     self,
@@ -78,7 +84,7 @@ class CheckpointWriter:
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
     trees = jax.tree.map(np.array, trees)  # copies: updates donate theirs
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    seal = arrays_seal(trees) | {DESCRIPTION: text_seal(description)}
+    seal = array_checksums(trees) | {DESCRIPTION: text_checksum(description)}
     items = ocp.args.Composite(
       **arrays,
       description=ocp.args.JsonSave(description),
@@ -124,38 +130,38 @@ class _Kept:
     return [info.step in last | {self.best} for info in checkpoints]
 
 
-def list_checkpoints(folder: Path) -> list[int]:
+def list_checkpoints(directory: Path) -> list[int]:
   """Return the updates of which the folder has whole checkpoints, ascending."""
-  if not folder.is_dir():
+  if not directory.is_dir():
     return []
-  names = [path.name for path in folder.iterdir() if path.is_dir()]
+  names = [path.name for path in directory.iterdir() if path.is_dir()]
   return sorted(int(name) for name in names if name.isdecimal())
 
 
-def read_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
+def read_checkpoint(directory: Path, step: int | None = None) -> Checkpoint:
   """Return the step and the description of a checkpoint: by default the newest.
 
   Raises:
     CheckpointError: there is none, or it cannot be read, or is damaged.
   """
-  steps = list_checkpoints(folder)
+  steps = list_checkpoints(directory)
   if not steps or step not in (None, *steps):
     of_step = "" if step is None else f" of update {step}"
-    raise CheckpointError(f"{folder} holds no checkpoint{of_step}")
+    raise CheckpointError(f"{directory} holds no checkpoint{of_step}")
   step = steps[-1] if step is None else step
-  with _reading(folder, step) as manager:
+  with _reading(directory, step) as manager:
     description = dict(_json(manager, step, DESCRIPTION))
     seal = _read_seal(manager, step)
-    if seal and seal.get(DESCRIPTION) != text_seal(description):
-      raise CheckpointError(_damaged(folder, step, "its description"))
+    if seal and seal.get(DESCRIPTION) != text_checksum(description):
+      raise CheckpointError(_damaged(directory, step, "its description"))
     return Checkpoint(step, description)
 
 
-def read_params(folder: Path, step: int, like: Any) -> Any:
+def read_params(directory: Path, step: int, like: Any) -> Any:
   """Return the parameters of one checkpoint.
 
   Args:
-    folder: the folder of checkpoints.
+    directory: the folder of checkpoints.
     step: which one.
     like: the tree of arrays (or their shapes and dtypes) that is expected.
 
@@ -163,29 +169,29 @@ def read_params(folder: Path, step: int, like: Any) -> Any:
     CheckpointError: the checkpoint holds other tensors than `like`, cannot be
       read, or is damaged.
   """
-  return _read_arrays(folder, step, PARAMS, like)
+  return _read_arrays(directory, step, PARAMS, like)
 
 
-def read_state(folder: Path, step: int, like: Any) -> Any:
+def read_state(directory: Path, step: int, like: Any) -> Any:
   """Return the state of one checkpoint; arguments and errors as read_params."""
-  return _read_arrays(folder, step, STATE, like)
+  return _read_arrays(directory, step, STATE, like)
 
 
-def has_state(folder: Path, step: int) -> bool:
+def has_state(directory: Path, step: int) -> bool:
   """Return whether a checkpoint holds a state to go on from."""
-  return (folder / str(step) / STATE).is_dir()
+  return (directory / str(step) / STATE).is_dir()
 
 
-def _read_arrays(folder: Path, step: int, item: str, like: Any) -> Any:
-  with _reading(folder, step) as manager:
+def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
+  with _reading(directory, step) as manager:
     stored = manager.item_metadata(step)[item]
-    _compare(folder, getattr(stored, "tree", stored), like)
+    _compare(directory, getattr(stored, "tree", stored), like)
     arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(like)})
     tree = manager.restore(step, args=arguments)[item]
     seal = _read_seal(manager, step)
-    for name, found in arrays_seal({item: tree}).items():
+    for name, found in array_checksums({item: tree}).items():
       if seal and seal.get(name) != found:
-        raise CheckpointError(_damaged(folder, step, name))
+        raise CheckpointError(_damaged(directory, step, name))
     return tree
 
 
@@ -200,7 +206,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 @contextmanager
-def _reading(folder: Path, step: int) -> Iterator[ocp.CheckpointManager]:
+def _reading(directory: Path, step: int) -> Iterator[ocp.CheckpointManager]:
   # The handlers are named, so that metadata can be read before the arrays.
   handlers = {
     PARAMS: ocp.StandardCheckpointHandler(),
@@ -208,12 +214,12 @@ def _reading(folder: Path, step: int) -> Iterator[ocp.CheckpointManager]:
     DESCRIPTION: ocp.JsonCheckpointHandler(),
     SEAL: ocp.JsonCheckpointHandler(),
   }
-  with _as_errors(f"the checkpoint in {folder}/{step} cannot be read"):
+  with _as_errors(f"the checkpoint in {directory}/{step} cannot be read"):
     options = ocp.CheckpointManagerOptions(
       create=False, multiprocessing_options=_alone()
     )
     manager = ocp.CheckpointManager(
-      folder.absolute(), options=options, item_handlers=handlers
+      directory.absolute(), options=options, item_handlers=handlers
     )
     try:
       yield manager
@@ -245,31 +251,31 @@ def _read_seal(
   manager: ocp.CheckpointManager, step: int
 ) -> Mapping[str, str] | None:
   """Return the seal, or None for a checkpoint of before there were seals."""
-  folder = Path(manager.directory) / str(step)
-  if not (folder / SEAL).exists() and not (folder / STATE).exists():
+  directory = Path(manager.directory) / str(step)
+  if not (directory / SEAL).exists() and not (directory / STATE).exists():
     return None
   return _json(manager, step, SEAL)
 
 
-def _damaged(folder: Path, step: int, what: str) -> str:
+def _damaged(directory: Path, step: int, what: str) -> str:
   return (
-    f"the checkpoint in {folder}/{step} is damaged: {what} is not what was "
+    f"the checkpoint in {directory}/{step} is damaged: {what} is not what was "
     "written"
   )
 
 
-def _compare(folder: Path, stored: Any, like: Any) -> None:
+def _compare(directory: Path, stored: Any, like: Any) -> None:
   found, expected = _shapes(stored), _shapes(like)
   for name in [*expected, *found]:
     if found.get(name) != expected.get(name):
       raise CheckpointError(
-        f"the checkpoint in {folder} is of another configuration: {name} must "
-        f"be {expected.get(name, 'absent')}, got {found.get(name, 'none')}"
+        f"the checkpoint in {directory} is of another configuration: {name} "
+        f"must be {expected.get(name, 'absent')}, got {found.get(name, 'none')}"
       )
 
 
 def _shapes(tree: Any) -> dict[str, str]:
   return {
     name: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
-    for name, leaf in named(tree).items()
+    for name, leaf in named_leaves(tree).items()
   }

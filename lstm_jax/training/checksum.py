@@ -9,21 +9,21 @@ import jax
 import numpy as np
 
 
-def text_seal(description: Any) -> str:
+def text_checksum(description: Any) -> str:
   """Return the hash of what JSON can say, whatever the order of its names."""
   text = json.dumps(description, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def arrays_seal(trees: Mapping[str, Any]) -> dict[str, str]:
+def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
   """Return the hash of each array's bytes, by its name."""
   return {
     name: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
-    for name, leaf in named(trees).items()
+    for name, leaf in named_leaves(trees).items()
   }
 
 
-def named(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Any) -> dict[str, Any]:
   """Return the leaves by their paths, "layers.0.w_x" and the like."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   keystr = jax.tree_util.keystr

@@ -17,9 +17,9 @@ import optax
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.train_step import (
   TrainState,
-  Update,
+  TrainStep,
+  bare_train_step,
   init_state,
-  one_update,
 )
 
 # Of the members, in a state: the step is the same for all.
@@ -30,7 +30,7 @@ def init_ensemble(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
   params: LanguageParams,
-  num_streams: int,
+  batch_size: int,
   *,
   averaged: bool = False,
 ) -> TrainState:
@@ -40,33 +40,33 @@ def init_ensemble(
     model: of every member.
     optimizer: the rule of every member.
     params: the members' weights, such as `jax.vmap(model.init)(keys)`.
-    num_streams: B, of the blocks that they will read.
+    batch_size: B, of the blocks that they will read.
     averaged: whether each keeps an average of its weights.
   """
 
   def one(params):
-    return init_state(model, optimizer, params, num_streams, averaged=averaged)
+    return init_state(model, optimizer, params, batch_size, averaged=averaged)
 
   return jax.vmap(one, out_axes=AXES)(params)
 
 
-def make_ensemble_update(
+def make_ensemble_train_step(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
   keys: jax.Array | None = None,
   *,
   decay: float = 0.0,
   factors: jax.Array | None = None,
-) -> Update:
-  """Return `make_update` of all members: (state, tokens, targets) -> the same.
+) -> TrainStep:
+  """Return `make_train_step` of all members, with the same signature.
 
   Its metrics are [S]. The state passed in is donated.
 
   Args:
-    model: as in `make_update`.
+    model: as in `make_train_step`.
     optimizer: likewise.
     keys: draw each member's noise, [S]; None where there is none.
-    decay: as in `make_update`.
+    decay: as in `make_train_step`.
     factors: of each member's steps, [S]: where the optimizer's rate is 1, their
       learning rates. None for 1.
   """
@@ -76,7 +76,7 @@ def make_ensemble_update(
   def update(state: TrainState, tokens, targets):
     def one(state, key, factor):
       rule = optimizer if factor is None else _scaled(optimizer, factor)
-      return one_update(model, rule, key, decay)(state, tokens, targets)
+      return bare_train_step(model, rule, key, decay)(state, tokens, targets)
 
     over = jax.vmap(one, in_axes=axes, out_axes=(AXES, 0))
     return over(state, keys, factors)

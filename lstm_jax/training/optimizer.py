@@ -34,7 +34,7 @@ class OptimizerConfig:
   rule: Rule = "adamw"
   learning_rate: float = 3e-3
   schedule: Schedule = "cosine"
-  warmup: int = 100
+  warmup_steps: int = 100
   weight_decay: float = 0.01
   clip_norm: float | None = 1.0
   clip_value: float | None = None
@@ -51,10 +51,10 @@ class OptimizerConfig:
       raise ValueError(
         f"learning_rate must be positive and finite, got {self.learning_rate}"
       )
-    if self.warmup < 0 or not 0 <= self.weight_decay < float("inf"):
+    if self.warmup_steps < 0 or not 0 <= self.weight_decay < float("inf"):
       raise ValueError(
         "warmup and weight_decay must be ≥ 0 and finite, "
-        f"got {self.warmup} and {self.weight_decay}"
+        f"got {self.warmup_steps} and {self.weight_decay}"
       )
     if self.skipped < 0:
       raise ValueError(f"skipped must be ≥ 0, got {self.skipped}")
@@ -65,35 +65,40 @@ class OptimizerConfig:
 
 
 def make_optimizer(
-  config: OptimizerConfig, num_updates: int
+  config: OptimizerConfig, num_steps: int
 ) -> optax.GradientTransformation:
-  """Return the optimiser that `config` describes, for num_updates updates.
+  """Return the optimiser that `config` describes, for num_steps updates.
 
   Raises:
-    ValueError: num_updates is below 1.
+    ValueError: num_steps is below 1.
   """
-  if num_updates < 1:
-    raise ValueError(f"num_updates must be at least 1, got {num_updates}")
+  if num_steps < 1:
+    raise ValueError(f"num_steps must be at least 1, got {num_steps}")
   clips = []
   if config.clip_value is not None:
     clips.append(optax.clip(config.clip_value))
   if config.clip_norm is not None:
     clips.append(optax.clip_by_global_norm(config.clip_norm))
-  rule = optax.chain(*clips, _rule(config, learning_rate(config, num_updates)))
+  rule = optax.chain(*clips, _rule(config, learning_rate(config, num_steps)))
   return optax.apply_if_finite(rule, config.skipped) if config.skipped else rule
 
 
-def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
   """Return the learning rate as a function of the updates made."""
-  peak, warmup = config.learning_rate, min(config.warmup, num_updates - 1)
+  peak, warmup_steps = (
+    config.learning_rate,
+    min(config.warmup_steps, num_steps - 1),
+  )
   if config.schedule == "cosine":
-    after = optax.cosine_decay_schedule(peak, num_updates - warmup, alpha=0.01)
+    after = optax.cosine_decay_schedule(
+      peak, num_steps - warmup_steps, alpha=0.01
+    )
   else:
     after = optax.constant_schedule(peak)
-  if not warmup:
+  if not warmup_steps:
     return after
-  rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
-  return optax.join_schedules([rise, after], [warmup])
+  rise = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
+  return optax.join_schedules([rise, after], [warmup_steps])
 
 
 def _rule(

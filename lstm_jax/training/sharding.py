@@ -22,7 +22,8 @@ pieces is gathered over `model`, once. After them, one all-reduce over all
 devices adds up the gradients and the loss: as many numbers as there are
 weights, but V·G·H instead of V·E + E·G·H where the lowest layer reads a table
 E W_x, and E twice where it is tied. The readout adds up its gradient in a loop
-over time, and for that the model needs `groups` (see `mean_loss_of_groups`).
+over time, and for that the model needs `groups` (see
+`grouped_linear_cross_entropy`).
 
 So `data` is what scales, and `model` saves memory: of weights, moments and
 average a device keeps 1/m, and no product is split. Split along H, h W_h would
@@ -42,7 +43,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.training.train_step import TrainState, Update, one_update
+from lstm_jax.training.train_step import TrainState, TrainStep, bare_train_step
 
 DATA, MODEL = "data", "model"
 
@@ -89,14 +90,14 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 
 
 def check_sizes(
-  sizes: Mapping[str, int], num_streams: int, hidden_size: int
+  sizes: Mapping[str, int], batch_size: int, hidden_size: int
 ) -> None:
   """Raise ValueError where streams or hidden units do not fill the axes."""
   devices, pieces = math.prod(sizes.values()), sizes.get(MODEL, 1)
-  if num_streams % devices:
+  if batch_size % devices:
     raise ValueError(
-      f"num_streams must be a multiple of the mesh's {devices} devices, "
-      f"got {num_streams}"
+      f"batch_size must be a multiple of the mesh's {devices} devices, "
+      f"got {batch_size}"
     )
   if hidden_size % pieces:
     raise ValueError(
@@ -181,7 +182,7 @@ def local(tree: Any) -> Any:
   return jax.tree.unflatten(jax.tree.structure(tree), here)
 
 
-def make_mesh_update(
+def make_mesh_train_step(
   mesh: Mesh,
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
@@ -189,8 +190,8 @@ def make_mesh_update(
   *,
   shardings: TrainState,
   decay: float = 0.0,
-) -> Update:
-  """Return `make_update` on a mesh: (state, tokens, targets) -> the same.
+) -> TrainStep:
+  """Return `make_train_step` on a mesh: (state, tokens, targets) -> the same.
 
   The state passed in is donated, and the one that comes out lies as it did.
   Tokens and targets are whole blocks, the same in every process.
@@ -198,10 +199,10 @@ def make_mesh_update(
   Args:
     mesh: from `make_mesh`.
     model: made with as many `groups` as the mesh has devices.
-    optimizer: as in `make_update`.
+    optimizer: as in `make_train_step`.
     key: likewise.
     shardings: of the state, from `state_shardings`.
-    decay: as in `make_update`.
+    decay: as in `make_train_step`.
   """
   compiled = partition(mesh, model, optimizer, key, shardings, decay)
   block = block_sharding(mesh)
@@ -227,7 +228,7 @@ def partition(
   shardings: TrainState,
   decay: float,
 ) -> Any:
-  """Return the `jit` of `make_mesh_update`, whose arguments must lie right."""
+  """Return the `jit` of `make_mesh_train_step`; its arguments lie right."""
   copies = NamedSharding(mesh, PartitionSpec())
 
   def training_loss(params, *rest):
@@ -236,7 +237,7 @@ def partition(
 
   gathering = model._replace(training_loss=training_loss)
   return jax.jit(
-    one_update(gathering, optimizer, key, decay),
+    bare_train_step(gathering, optimizer, key, decay),
     donate_argnums=0,
     out_shardings=(shardings, copies),
   )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lstm_jax.language.batching import Streams
+from lstm_jax.language.batching import Batches
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.norms import part_norms
 
@@ -30,37 +30,37 @@ class Metrics(NamedTuple):
   """What an update reports."""
 
   loss: jax.Array  # [], nats per token of its block, under the noise
-  gradient_norm: jax.Array  # [], global, before clipping
-  predictions: int | jax.Array  # of its block
+  grad_norm: jax.Array  # [], global, before clipping
+  num_tokens: int | jax.Array  # of its block
   gradient_norms: dict[str, jax.Array]  # [] of each part, before clipping
 
 
-Update = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
 
 
 def init_state(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
   params: LanguageParams,
-  num_streams: int,
+  batch_size: int,
   *,
   averaged: bool = False,
 ) -> TrainState:
   """Return the state before the first update; it holds copies of params."""
   average = jax.tree.map(jnp.copy, params) if averaged else None
   params = jax.tree.map(jnp.copy, params)  # the first update donates them
-  carry = model.initial_state((num_streams,))
+  carry = model.initial_state((batch_size,))
   step = jnp.zeros((), jnp.int32)
   return TrainState(step, params, average, optimizer.init(params), carry)
 
 
-def make_update(
+def make_train_step(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
   key: jax.Array | None = None,
   *,
   decay: float = 0.0,
-) -> Update:
+) -> TrainStep:
   """Return a compiled (state, tokens, targets) -> (state, metrics).
 
   The state passed in is donated: its buffers hold the state that comes out. The
@@ -74,17 +74,17 @@ def make_update(
     decay: of the exponential average of the params, if the state has one. The
       first averages are shorter: (1 + step) / (10 + step) where that is less.
   """
-  one = one_update(model, optimizer, key, decay)
+  one = bare_train_step(model, optimizer, key, decay)
   return jax.jit(one, donate_argnums=0)
 
 
-def one_update(
+def bare_train_step(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
   key: jax.Array | None,
   decay: float,
-) -> Update:
-  """Return what `make_update` compiles."""
+) -> TrainStep:
+  """Return what `make_train_step` compiles."""
 
   def update(state: TrainState, tokens, targets):
     step, params, average, opt_state, carry = state
@@ -110,7 +110,7 @@ def one_update(
 
 
 def train(
-  update: Update, state: TrainState, epochs: Iterable[Streams]
+  update: TrainStep, state: TrainState, epochs: Iterable[Batches]
 ) -> Iterator[tuple[TrainState, Metrics]]:
   """Yield the state and the metrics after each update, to the epochs' end.
 
@@ -120,19 +120,19 @@ def train(
   """
   made, begun = int(state.step), 0
   for streams in epochs:
-    for index in range(max(made - begun, 0), streams.num_blocks):
-      tokens, targets = streams.block(index)
+    for index in range(max(made - begun, 0), streams.num_batches):
+      tokens, targets = streams.batch(index)
       if index == 0:
         state = state._replace(carry=zero_carry(state.carry, tokens.shape[1]))
       state, metrics = update(state, tokens, targets)
       yield state, metrics
-    begun += streams.num_blocks
+    begun += streams.num_batches
 
 
-def zero_carry(carry: Any, num_streams: int) -> Any:
-  """Return zeros like the carried state [..., B, H], for B = num_streams."""
+def zero_carry(carry: Any, batch_size: int) -> Any:
+  """Return zeros like the carried state [..., B, H], for B = batch_size."""
   return jax.tree.map(
-    lambda c: jnp.zeros((*c.shape[:-2], num_streams, c.shape[-1]), c.dtype),
+    lambda c: jnp.zeros((*c.shape[:-2], batch_size, c.shape[-1]), c.dtype),
     carry,
   )
 

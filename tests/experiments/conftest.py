@@ -36,10 +36,10 @@ def config(tmp_path):
     run=str(tmp_path / "run"),
     embedding_size=4,
     hidden_size=12,
-    num_streams=3,
-    num_steps=8,
+    batch_size=3,
+    seq_len=8,
     num_epochs=1,
-    warmup=5,
+    warmup_steps=5,
     eval_every=20,
     sample_length=30,
   )
@@ -50,7 +50,7 @@ def word_config(config):
   """The same, word by word, with words at its end that occur once."""
   with open(config.corpus, "a", encoding="utf-8") as file:
     file.write("Thou art more temperate:\n  Rough winds do shake thee.\n")
-  return dataclasses.replace(config, tokens="word", learning_rate=0.03)
+  return dataclasses.replace(config, tokenizer="word", learning_rate=0.03)
 
 
 @pytest.fixture
@@ -63,18 +63,18 @@ def comparison(tmp_path):
     hidden_size=6,
     embedding_size=4,
     num_seeds=2,
-    num_streams=3,
-    num_steps=8,
-    num_updates=12,
+    batch_size=3,
+    seq_len=8,
+    num_steps=12,
     learning_rate=(0.02,),
-    trial_updates=20,
+    trial_steps=20,
     weight_decay=0.0,
     rounds=2,
     context=16,
     flow_steps=10,
     delay=(1, 3),
     recall_hidden_size=4,
-    recall_updates=10,
+    recall_steps=10,
     recall_learning_rate=(0.01,),
   )
 
@@ -92,10 +92,10 @@ def trained_runs(tmp_path_factory):
     corpus=str(corpus),
     embedding_size=4,
     hidden_size=12,
-    num_streams=3,
-    num_steps=8,
+    batch_size=3,
+    seq_len=8,
     num_epochs=1,
-    warmup=5,
+    warmup_steps=5,
     eval_every=20,
     sample_length=60,
     quiet=True,
@@ -120,7 +120,7 @@ def explored_run(tmp_path_factory):
   corpus.write_text(explored.VERSE * 20, encoding="utf-8")
   config = TrainConfig(
     corpus=str(corpus),
-    split=0.3,
+    val_fraction=0.3,
     run=str(base / "run"),
     embedding_size=4,
     hidden_size=12,
@@ -135,8 +135,8 @@ def words_page(word_config, tmp_path, console):
   corpus, own = Path(word_config.corpus), tmp_path / "own.txt"
   corpus.write_text("Thou art\n  more lovely, more\nlovely.\n" * 20)
   own.write_text("\n".join(explored.LINES * 3), encoding="utf-8")
-  folder = explored.write_run(word_config)
-  config = explore.ExploreConfig(str(folder), str(own))
+  directory = explored.write_run(word_config)
+  config = explore.ExploreConfig(str(directory), str(own))
   return explore.run(config, console).path
 
 

@@ -21,7 +21,7 @@ def test_each_change_is_trained_once_and_measured(config, console):
   for row in rows:
     trained = run_dir.load(Path(config.run) / row["change"])
     tokens = trained.vocabulary.encode(read_text(config.corpus))
-    _, held_out = split(tokens, config.split)
+    _, held_out = split(tokens, config.val_fraction)
     nats = stateful_loss(trained.model, trained.params, held_out)
     assert abs(row["stateful"] - nats) < 1e-6
     assert row["cold"] > 0 and row["seconds"] > 0
@@ -43,7 +43,7 @@ def test_each_change_is_trained_once_and_measured(config, console):
 
 
 def test_a_change_that_diverges_is_marked_and_the_others_go_on(config, console):
-  wild = "optimizer=sgd,learning_rate=1e38,warmup=0,clip_norm=0"
+  wild = "optimizer=sgd,learning_rate=1e38,warmup_steps=0,clip_norm=0"
   rows, _ = ablate.run(config, [wild, "hidden_size=7"], console)
   assert rows[1] == {"change": wild, "diverged": True}
   assert rows[2]["stateful"] > 0
@@ -79,8 +79,11 @@ def test_all_can_be_trained_anew(config, console):
     ("weight_drop=1.5", r"weight_drop must be in \[0, 1\), got 1.5"),
     ("schedule=none", "schedule must be in .* got 'none'"),
     ("learning_rate=0", "learning_rate must be positive and finite, got 0"),
-    ("tokens=word", "must leave corpus, .* do not compare, got 'tokens=word'"),
-    ("num_steps=99999", "the text is too short: 3 streams of 99999"),
+    (
+      "tokenizer=word",
+      "must leave corpus, .* do not compare, got 'tokenizer=word'",
+    ),
+    ("seq_len=99999", "the text is too short: 3 streams of 99999"),
   ],
 )
 def test_a_change_that_is_none_is_refused_before_training(

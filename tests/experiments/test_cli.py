@@ -11,8 +11,8 @@ from tests import processes
 SMALL = (
   "--hidden_size=12",
   "--embedding_size=4",
-  "--num_streams=3",
-  "--num_steps=8",
+  "--batch_size=3",
+  "--seq_len=8",
 )
 
 pytestmark = pytest.mark.programs
@@ -88,7 +88,7 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
     ("train", "--hidden_size=0"): (1, "0 is not an integer in the range [1, "),
     ("train", "--learning_rate=nan"): (1, "must be a finite number"),
     ("train", "--hiden_size=3"): (1, "Unknown command line flag 'hiden_size'"),
-    ("train", "--tokens=word", "--min_count=99999"): (2, "leaves no word"),
+    ("train", "--tokenizer=word", "--min_count=99999"): (2, "leaves no word"),
     ("sample", f"--run={tmp_path}"): (2, "holds no checkpoint"),
     ("explore", f"--run={tmp_path}"): (2, "holds no checkpoint"),
     ("explore", f"--run={tmp_path}", "--length=1"): (

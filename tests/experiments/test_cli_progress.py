@@ -135,4 +135,4 @@ def test_a_quiet_run_prints_its_heading_and_its_end_alone(config, here):
   heading, end = text.split("\n\n")
   assert heading.startswith("model ") and heading.endswith(config.run)
   assert end.startswith(f"best held-out loss {result.held_out:.4f}")
-  assert "untrained" in (result.folder / "samples.txt").read_text()
+  assert "untrained" in (result.directory / "samples.txt").read_text()

@@ -91,7 +91,7 @@ def made_up():
 
 
 def test_the_tables_are_markdown_and_say_the_means():
-  text, context, recall, flow = tables(made_up()).values()
+  text, context, recall, state_cotangents = tables(made_up()).values()
   rows = [line.split(" | ") for line in text.splitlines()]
   assert len({len(row) for row in rows}) == 1
   assert rows[2][0] == "| rnn, equal parameters"
@@ -103,8 +103,10 @@ def test_the_tables_are_markdown_and_say_the_means():
   assert context.splitlines()[0] == "| cell | 1 | 2 | 3 – 4 |"
   assert context.splitlines()[2].endswith("| 3.000 | 2.000 | 1.250 |")
   assert recall.splitlines()[2].endswith("parameters | 1.00 | 0.75 | 1 |")
-  assert flow.splitlines()[0] == "| cell | 1 | 5 | 10 |"
-  assert "| lstm, c, trained | 5.0e-01 | 3.1e-02 | 9.8e-04 |" in flow
+  assert state_cotangents.splitlines()[0] == "| cell | 1 | 5 | 10 |"
+  assert (
+    "| lstm, c, trained | 5.0e-01 | 3.1e-02 | 9.8e-04 |" in state_cotangents
+  )
 
 
 def test_markdown_is_a_header_a_rule_and_rows():
@@ -160,7 +162,7 @@ def test_a_comparison_fills_its_folder(comparison, tmp_path, console):
   for row in kept["runs"]:
     cell = kept["cells"][row["cell"]]
     timed = row["budget"] == "equal time"
-    updates = cell["updates_in_equal_time"] if timed else config.num_updates
+    updates = cell["updates_in_equal_time"] if timed else config.num_steps
     assert row["updates"] == updates == row["held_out"][-1]["step"]
     assert cell["learning_rate"] == 0.02 and len(cell["tried"]) == 2
   spent = {

@@ -9,9 +9,9 @@ from experiments import evaluate, explore, report, train
 from experiments.analysis import dynamic_eval
 from experiments.analysis.dynamic_eval import RATES
 from experiments.trainer import run_dir
-from lstm_jax.language import make_streams, read_text, split
+from lstm_jax.language import make_batches, read_text, split
 from lstm_jax.language.evaluate import (
-  Dynamic,
+  DynamicEvalConfig,
   cold_nats,
   dynamic_nats,
   gradient_scale,
@@ -32,13 +32,13 @@ OPTIONS = {
 
 def test_every_protocol_is_measured_and_recorded(config, console):
   config = dataclasses.replace(config, num_epochs=3, learning_rate=0.03)
-  folder = str(train.run(config, console).folder)
-  record = evaluate.run(run=folder, **OPTIONS, console=console)
-  kept = json.loads((Path(folder) / run_dir.EVALUATION).read_text())
+  directory = str(train.run(config, console).directory)
+  record = evaluate.run(run=directory, **OPTIONS, console=console)
+  kept = json.loads((Path(directory) / run_dir.EVALUATION).read_text())
   assert kept == record
-  trained = run_dir.load(Path(folder))
+  trained = run_dir.load(Path(directory))
   _, held_out = split(
-    trained.vocabulary.encode(read_text(config.corpus)), config.split
+    trained.vocabulary.encode(read_text(config.corpus)), config.val_fraction
   )
   model, params = trained.model, trained.params
   assert record["predictions"] == len(held_out) - 1
@@ -46,10 +46,10 @@ def test_every_protocol_is_measured_and_recorded(config, console):
   assert nats["stateful"] == stateful_nats(model, params, held_out).mean()
   assert nats["cold"] == cold_nats(model, params, held_out, 16).mean()
   before, _ = split(
-    trained.vocabulary.encode(read_text(config.corpus)), config.split
+    trained.vocabulary.encode(read_text(config.corpus)), config.val_fraction
   )
-  scale = gradient_scale(model, params, make_streams(before, 32, 4))
-  how = Dynamic(**record["dynamic"])
+  scale = gradient_scale(model, params, make_batches(before, 32, 4))
+  how = DynamicEvalConfig(**record["dynamic"])
   assert (how.segment, how.rate in RATES) == (4, True)
   dynamic = dynamic_nats(model, params, held_out, scale, how)
   assert nats["dynamic"] == dynamic.mean()
@@ -60,18 +60,18 @@ def test_every_protocol_is_measured_and_recorded(config, console):
     assert name in shown and f"{mean:.4f}" in shown
     assert f"{math.exp(mean):.3f}" in shown
   part = OPTIONS | {"begin": 0.5, "end": 0.75, "protocol": ["cold"]}
-  record = evaluate.run(run=folder, **part, console=console)
+  record = evaluate.run(run=directory, **part, console=console)
   assert list(record["nats"]) == ["cold"]
   assert abs(record["predictions"] - 0.25 * 20 * 62) < 2
 
 
 def test_words_are_measured_by_their_characters_too(word_config, console):
   result = train.run(word_config, console)
-  folder = str(result.folder)
+  directory = str(result.directory)
   options = OPTIONS | {"protocol": ["cold", "stateful"]}
-  record = evaluate.run(run=folder, **options, console=console)
-  vocabulary = run_dir.load(result.folder).vocabulary
-  _, held_out = split(read_text(word_config.corpus), word_config.split)
+  record = evaluate.run(run=directory, **options, console=console)
+  vocabulary = run_dir.load(result.directory).vocabulary
+  _, held_out = split(read_text(word_config.corpus), word_config.val_fraction)
   tokens = vocabulary.encode(held_out)
   unknown = tokens == vocabulary.size - 1
   assert 3 < unknown.sum() < len(tokens)
@@ -97,11 +97,11 @@ def test_words_are_measured_by_their_characters_too(word_config, console):
 
 
 def test_what_cannot_be_evaluated_is_an_error_that_says_why(config, console):
-  folder = str(train.run(config, console).folder)
+  directory = str(train.run(config, console).directory)
 
   def refused(match, **changes):
     with pytest.raises(ValueError, match=match):
-      evaluate.run(run=folder, **OPTIONS | changes, console=console)
+      evaluate.run(run=directory, **OPTIONS | changes, console=console)
 
   refused("at least 2 tokens between them, got 0.9 and 0.9", begin=0.9, end=0.9)
   refused("at least 2 tokens between them, got 0.9 and 1.5", end=1.5)
@@ -113,17 +113,17 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_why(config, console):
   refused("cannot be read", corpus="/nowhere/at/all")
   Path(config.corpus).write_text("Shall I compare thee?\n" * 60)
   refused("verse.txt has changed since the run began")
-  assert not (Path(folder) / run_dir.EVALUATION).exists()
+  assert not (Path(directory) / run_dir.EVALUATION).exists()
   own = OPTIONS | {"corpus": config.corpus, "protocol": ["cold"]}
-  evaluate.run(run=folder, **own, console=console)
+  evaluate.run(run=directory, **own, console=console)
 
 
 def test_where_one_protocol_fails_the_others_are_told_and_kept(config, console):
-  folder = train.run(config, console).folder
+  directory = train.run(config, console).directory
   wild = OPTIONS | {"rate": 1e300, "decay": 0.0}
   with pytest.raises(ValueError, match="diverges at token"):
-    evaluate.run(run=str(folder), **wild, console=console)
-  nats = json.loads((folder / run_dir.EVALUATION).read_text())["nats"]
+    evaluate.run(run=str(directory), **wild, console=console)
+  nats = json.loads((directory / run_dir.EVALUATION).read_text())["nats"]
   assert list(nats) == ["cold", "stateful"]
   shown = console.file.getvalue()
   assert all(f"{mean:.4f}" in shown for mean in nats.values())
@@ -136,17 +136,17 @@ def test_rate_and_decay_are_chosen_and_then_the_segment(
   monkeypatch.setattr(dynamic_eval, "RATES", (1e-4, 3e-2, 1e300))
   monkeypatch.setattr(dynamic_eval, "DECAYS", (0.02,))
   monkeypatch.setattr(dynamic_eval, "TUNING", 300)
-  folder = train.run(config, console).folder
+  directory = train.run(config, console).directory
   options = OPTIONS | {"protocol": ["dynamic"], "segment": None}
-  record = evaluate.run(run=str(folder), **options, console=console)
-  trained = run_dir.load(folder)
-  text, _ = split(read_text(config.corpus), config.split)
+  record = evaluate.run(run=str(directory), **options, console=console)
+  trained = run_dir.load(directory)
+  text, _ = split(read_text(config.corpus), config.val_fraction)
   before = trained.vocabulary.encode(text)
 
   def nats(rate, segment):
     of = trained.model, trained.params
-    scale = gradient_scale(*of, make_streams(before, 32, segment))
-    how = Dynamic(rate, 0.02, segment)
+    scale = gradient_scale(*of, make_batches(before, 32, segment))
+    how = DynamicEvalConfig(rate, 0.02, segment)
     return dynamic_nats(*of, before[-300:], scale, how).mean()
 
   rate = min((1e-4, 3e-2), key=lambda rate: nats(rate, 20))
@@ -158,19 +158,24 @@ def test_rate_and_decay_are_chosen_and_then_the_segment(
 
 @pytest.mark.parametrize(
   "change",
-  [{"split": "a"}, {"split": None}, {"corpus": 3}, {"num_epochs": 1.5}],
+  [
+    {"val_fraction": "a"},
+    {"val_fraction": None},
+    {"corpus": 3},
+    {"num_epochs": 1.5},
+  ],
 )
 def test_a_damaged_configuration_is_an_error_that_names_the_flag(
   change, config, console
 ):
-  folder = train.run(config, console).folder
-  path = folder / run_dir.CONFIG
+  directory = train.run(config, console).directory
+  path = directory / run_dir.CONFIG
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   (name,) = change
   programs = (
-    lambda: evaluate.run(run=str(folder), **OPTIONS, console=console),
-    lambda: explore.run(explore.ExploreConfig(str(folder)), console),
-    lambda: report.run(report.ReportConfig((str(folder),)), console),
+    lambda: evaluate.run(run=str(directory), **OPTIONS, console=console),
+    lambda: explore.run(explore.ExploreConfig(str(directory)), console),
+    lambda: report.run(report.ReportConfig((str(directory),)), console),
   )
   for program in programs:
     with pytest.raises(ValueError, match=f"must have a .* for {name}, got"):
@@ -180,12 +185,12 @@ def test_a_damaged_configuration_is_an_error_that_names_the_flag(
 def test_figures_of_the_same_text_and_weights_stand_side_by_side(
   config, console
 ):
-  folder = train.run(config, console).folder
-  path = folder / run_dir.EVALUATION
+  directory = train.run(config, console).directory
+  path = directory / run_dir.EVALUATION
 
   def evaluated(*protocol, **changes):
     options = OPTIONS | {"protocol": [*protocol]} | changes
-    found = evaluate.run(run=str(folder), **options, console=console)
+    found = evaluate.run(run=str(directory), **options, console=console)
     assert list(found["nats"]) == [*protocol]
     return json.loads(path.read_text())
 

@@ -145,8 +145,8 @@ def test_a_text_of_ones_own_is_read_from_its_beginning(
 
 
 def test_a_run_over_words_is_shown_word_by_word(words_page, tmp_path, console):
-  folder, own = words_page.parent, tmp_path / "own.txt"
-  found, trained = Read(words_page), run_dir.load(folder)
+  directory, own = words_page.parent, tmp_path / "own.txt"
+  found, trained = Read(words_page), run_dir.load(directory)
   line = ["Thou", " art", " more", " lovely", ",", " more", "\n  "]
   line += ["<unk>", " Thou", " art", "\n", "more"]
   assert found.header["pieces"] == [*line, "\n", *line, "\n", *line]
@@ -161,7 +161,7 @@ def test_a_run_over_words_is_shown_word_by_word(words_page, tmp_path, console):
   assert np.abs(found_p - p).max() < 1e-6
   names = [feature["name"] for feature in found.header["features"]]
   assert names == ["line position", "word starts"]
-  short = ExploreConfig(str(folder), str(own), length=3)
+  short = ExploreConfig(str(directory), str(own), length=3)
   assert len(Read(explore.run(short, console).path).header["pieces"]) == 3
 
 
@@ -196,12 +196,12 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
 
 
 def test_a_run_that_is_replaced_takes_its_page_with_it(config):
-  with claimed(config, "") as (folder, _):
-    page = folder / run_dir.PAGE
+  with claimed(config, "") as (directory, _):
+    page = directory / run_dir.PAGE
     page.write_text("of the first run")
   with claimed(dataclasses.replace(config, overwrite=True), ""):
     assert not page.exists()
-    assert (folder / PREVIOUS / page.name).exists()
+    assert (directory / PREVIOUS / page.name).exists()
 
 
 @pytest.mark.programs

@@ -13,38 +13,38 @@ from experiments import report, sweep
 from experiments.report import ReportConfig
 from experiments.trainer import run_dir
 from experiments.trainer.ensemble import SweepConfig
-from experiments.trainer.history import derive, read_course
+from experiments.trainer.history import derive, read_run_history
 from tests.experiments.pages.explored import Read
 
 HALF = '{"step": 50, "lo'
 
 
-def header(console, output, *folders):
-  config = ReportConfig(tuple(map(str, folders)), str(output))
+def header(console, output, *directories):
+  config = ReportConfig(tuple(map(str, directories)), str(output))
   assert report.run(config, console).path == output
   return Read(output).header
 
 
-def rows(folder):
-  text = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8")
+def rows(directory):
+  text = (Path(directory) / "metrics.jsonl").read_text(encoding="utf-8")
   return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture
 def copy(trained_runs, tmp_path):
   """A run that a test may change: its folder and its configuration."""
-  folder = tmp_path / "copy"
-  shutil.copytree(trained_runs["lstm"].run, folder)
-  return folder, trained_runs["lstm"]
+  directory = tmp_path / "copy"
+  shutil.copytree(trained_runs["lstm"].run, directory)
+  return directory, trained_runs["lstm"]
 
 
 def test_the_page_has_every_loss_of_every_run(trained_runs, console, tmp_path):
-  folders = [config.run for config in trained_runs.values()]
-  told = header(console, tmp_path / "page.html", *folders)
+  directories = [config.run for config in trained_runs.values()]
+  told = header(console, tmp_path / "page.html", *directories)
   assert told["unit"] == "character"
   assert [run["name"] for run in told["runs"]] == ["lstm", "rnn"]
-  for run, folder in zip(told["runs"], folders, strict=True):
-    found = rows(folder)
+  for run, directory in zip(told["runs"], directories, strict=True):
+    found = rows(directory)
     for curve, name in (("training", "loss"), ("looks", "held_out")):
       losses = [(row["step"], row[name]) for row in found if name in row]
       assert losses == list(
@@ -58,22 +58,22 @@ def test_the_page_has_every_loss_of_every_run(trained_runs, console, tmp_path):
     samples = "".join(
       f"=== {s['title']} ===\n{s['text']}\n\n" for s in run["samples"]
     )
-    assert samples == (Path(folder) / "samples.txt").read_text("utf-8")
+    assert samples == (Path(directory) / "samples.txt").read_text("utf-8")
     steps = [sample["step"] for sample in run["samples"]]
     assert steps == [0, *looks["step"], None]
 
 
 def test_the_table_says_what_the_runs_came_to(trained_runs, console, tmp_path):
-  folders = [config.run for config in trained_runs.values()]
-  table = header(console, tmp_path / "page.html", *folders)["table"]
-  for row, folder in zip(table["rows"], folders, strict=True):
-    told, found = dict(zip(table["head"], row, strict=True)), rows(folder)
+  directories = [config.run for config in trained_runs.values()]
+  table = header(console, tmp_path / "page.html", *directories)["table"]
+  for row, directory in zip(table["rows"], directories, strict=True):
+    told, found = dict(zip(table["head"], row, strict=True)), rows(directory)
     best = min((r["held_out"], r["step"]) for r in found if "held_out" in r)
-    params = run_dir.load(Path(folder)).params
+    params = run_dir.load(Path(directory)).params
     speeds = [r["characters_per_second"] for r in found if "loss" in r]
     seconds = round(found[-2]["seconds"])
     assert told == {
-      "run": Path(folder).name,
+      "run": Path(directory).name,
       "watched": "held-out",
       "best loss": f"{best[0]:.4f}",
       "at update": f"{best[1]}",
@@ -88,8 +88,8 @@ def test_the_table_says_what_the_runs_came_to(trained_runs, console, tmp_path):
 def test_only_what_differs_is_told_as_different(
   trained_runs, console, tmp_path
 ):
-  folders = [config.run for config in trained_runs.values()]
-  table = header(console, tmp_path / "page.html", *folders)["differences"]
+  directories = [config.run for config in trained_runs.values()]
+  table = header(console, tmp_path / "page.html", *directories)["differences"]
   assert table == {
     "head": ["flag", "lstm", "rnn"],
     "rows": [
@@ -118,16 +118,16 @@ def test_only_what_differs_is_told_as_different(
 
 
 def test_a_run_that_goes_on_is_shown_as_far_as_it_is(copy, console, tmp_path):
-  folder, _ = copy
-  (folder / "result.json").unlink()
-  path = folder / "metrics.jsonl"
+  directory, _ = copy
+  (directory / "result.json").unlink()
+  path = directory / "metrics.jsonl"
   lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
   path.write_text("".join(lines[:3]) + HALF, encoding="utf-8")
-  path = folder / "samples.txt"
+  path = directory / "samples.txt"
   text = path.read_text(encoding="utf-8")
   cut = text.index("=== update 20,")
   path.write_bytes(text[:cut].encode() + b"=== update 20, epo\xe2\x80")
-  told = header(console, tmp_path / "page.html", folder)
+  told = header(console, tmp_path / "page.html", directory)
   (run,) = told["runs"]
   assert run["training"]["step"] == [10, 20] and run["looks"]["step"] == [10]
   assert [sample["step"] for sample in run["samples"]] == [0, 10]
@@ -136,18 +136,18 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_is(copy, console, tmp_path):
 
 
 def test_a_run_without_a_look_or_a_row_yet_is_shown(copy, console, tmp_path):
-  folder, config = copy
-  lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-  shutil.rmtree(folder / "checkpoints")
+  directory, config = copy
+  lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  shutil.rmtree(directory / "checkpoints")
   for name in ("metrics.jsonl", "samples.txt", "result.json"):
-    (folder / name).unlink()
-  told = header(console, tmp_path / "page.html", folder, config.run)
+    (directory / name).unlink()
+  told = header(console, tmp_path / "page.html", directory, config.run)
   (run, whole), table = told["runs"], told["table"]
   assert run["training"]["step"] == run["samples"] == []
   assert whole["training"]["step"] != []
   assert table["rows"][0][1:4] == ["held-out", "–", "–"]
-  (folder / "metrics.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
-  told = header(console, tmp_path / "page.html", folder)
+  (directory / "metrics.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
+  told = header(console, tmp_path / "page.html", directory)
   assert told["runs"][0]["training"]["step"] == [10]
   assert told["runs"][0]["looks"]["step"] == []
   assert "best loss" not in told["table"]["head"]  # nobody has one
@@ -156,16 +156,16 @@ def test_a_run_without_a_look_or_a_row_yet_is_shown(copy, console, tmp_path):
 def test_of_development_text_the_best_is_looked_at_by_held_out_text(
   copy, console, tmp_path
 ):
-  folder, config = copy
-  record = json.loads((folder / "config.json").read_text())
+  directory, config = copy
+  record = json.loads((directory / "config.json").read_text())
   record |= {"development": 0.2}
-  (folder / "config.json").write_text(json.dumps(record))
+  (directory / "config.json").write_text(json.dumps(record))
   steps = ((10, 3.5), (20, 2.5), (30, 2.75))
   found = [{"step": step, "development": nats} for step, nats in steps]
   found.append({"step": 20, "held_out": 2.625})
   text = "".join(json.dumps(row) + "\n" for row in found)
-  (folder / "metrics.jsonl").write_text(text)
-  told = header(console, tmp_path / "page.html", folder, config.run)
+  (directory / "metrics.jsonl").write_text(text)
+  told = header(console, tmp_path / "page.html", directory, config.run)
   assert told["runs"][0]["watched"] == "development"
   assert told["runs"][0]["looks"]["loss"] == [3.5, 2.5, 2.75]
   told, other = (
@@ -209,29 +209,29 @@ def test_the_members_of_a_sweep_are_runs(
 def test_without_its_corpus_a_run_has_the_epochs_of_its_last_update(
   copy, console, tmp_path
 ):
-  folder, _ = copy
-  course = read_course(folder)
-  assert derive(course).num_updates == course.rows[-1]["step"]
+  directory, _ = copy
+  course = read_run_history(directory)
+  assert derive(course).num_steps == course.rows[-1]["step"]
   other = course.record | {"corpus_sha256": "0"}
   assert derive(course._replace(record=other)) is None
-  for change in ({"corpus": "nowhere.txt"}, {"split": 0.999}):
+  for change in ({"corpus": "nowhere.txt"}, {"val_fraction": 0.999}):
     config = dataclasses.replace(course.config, **change)
     assert derive(course._replace(config=config)) is None
-  for change in ({"cell": "gpt"}, {"split": "half"}):  # damaged
-    (folder / "config.json").write_text(json.dumps(course.record | change))
+  for change in ({"cell": "gpt"}, {"val_fraction": "half"}):  # damaged
+    (directory / "config.json").write_text(json.dumps(course.record | change))
     (name,) = change
     with pytest.raises(ValueError, match=name):
-      read_course(folder)
+      read_run_history(directory)
   record = course.record | {"corpus": "nowhere.txt"}
-  (folder / "config.json").write_text(json.dumps(record))
-  told = header(console, tmp_path / "page.html", folder)
+  (directory / "config.json").write_text(json.dumps(record))
+  told = header(console, tmp_path / "page.html", directory)
   assert told["runs"][0]["epochs"] == 1 / course.rows[-1]["step"]
   assert "parameters" not in told["table"]["head"]
-  (folder / "result.json").unlink()
-  samples = (folder / "samples.txt").read_text(encoding="utf-8")
+  (directory / "result.json").unlink()
+  samples = (directory / "samples.txt").read_text(encoding="utf-8")
   cut = samples[: samples.index("=== the best")]
-  (folder / "samples.txt").write_text(cut, encoding="utf-8")
-  told = header(console, tmp_path / "page.html", folder)
+  (directory / "samples.txt").write_text(cut, encoding="utf-8")
+  told = header(console, tmp_path / "page.html", directory)
   assert told["runs"][0]["epochs"] is None
 
 
@@ -247,30 +247,30 @@ def test_without_its_corpus_a_run_has_the_epochs_of_its_last_update(
   ],
 )
 def test_a_row_that_is_none_is_named(line, copy, console):
-  folder, _ = copy
-  path = folder / "metrics.jsonl"
-  good = '{"step": 10, "loss": 2.0, "gradient_norm": null}'
+  directory, _ = copy
+  path = directory / "metrics.jsonl"
+  good = '{"step": 10, "loss": 2.0, "grad_norm": null}'
   path.write_text(f"{good}\n{line}\n")
   with pytest.raises(ValueError, match=f"line 2 of {path} is no row of a run"):
-    report.run(ReportConfig((str(folder),)), console)
+    report.run(ReportConfig((str(directory),)), console)
 
 
 def test_updates_that_were_skipped_leave_a_gap(copy, console, tmp_path):
-  folder, _ = copy
-  path = folder / "metrics.jsonl"
+  directory, _ = copy
+  path = directory / "metrics.jsonl"
   good, gap = {"step": 10, "loss": 2.0}, {"step": 20, "loss": None}
-  rows = good, gap | {"gradient_norm": None, "skipped": 10}, good | {"step": 30}
+  rows = good, gap | {"grad_norm": None, "skipped": 10}, good | {"step": 30}
   path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-  told = header(console, tmp_path / "page.html", folder)
+  told = header(console, tmp_path / "page.html", directory)
   assert told["runs"][0]["training"]["step"] == [10, 30]
 
 
 def test_what_is_no_run_or_given_twice_is_refused(copy, console, tmp_path):
-  folder, _ = copy
+  directory, _ = copy
   for runs, message in (
     ((), "expected the folders of runs: report RUN"),
     ((tmp_path / "nowhere",), "there is no run in .*nowhere: it has no config"),
-    ((folder, folder / ".." / "copy"), "copy is given twice"),
+    ((directory, directory / ".." / "copy"), "copy is given twice"),
   ):
     with pytest.raises(ValueError, match=message):
       report.run(ReportConfig(tuple(map(str, runs))), console)
@@ -279,12 +279,12 @@ def test_what_is_no_run_or_given_twice_is_refused(copy, console, tmp_path):
 def test_the_page_lies_in_the_run_or_here_and_names_tell_runs_apart(
   copy, console, tmp_path, monkeypatch
 ):
-  folder, _ = copy
-  alone = report.run(ReportConfig((str(folder),)), console)
-  assert alone.path == folder / "report.html"
+  directory, _ = copy
+  alone = report.run(ReportConfig((str(directory),)), console)
+  assert alone.path == directory / "report.html"
   assert alone.size == alone.path.stat().st_size
   monkeypatch.chdir(tmp_path)
-  shutil.copytree(folder, "other/copy")
+  shutil.copytree(directory, "other/copy")
   several = report.run(ReportConfig(("copy", "other/copy")), console)
   assert several.path == Path("report.html")
   names = [run["name"] for run in Read(several.path).header["runs"]]
@@ -293,8 +293,10 @@ def test_the_page_lies_in_the_run_or_here_and_names_tell_runs_apart(
 
 
 def test_runs_of_other_tokens_are_said_to_have_others(copy, console, tmp_path):
-  folder, config = copy
-  record = json.loads((folder / "config.json").read_text())
-  (folder / "config.json").write_text(json.dumps(record | {"tokens": "word"}))
-  told = header(console, tmp_path / "page.html", folder, config.run)
+  directory, config = copy
+  record = json.loads((directory / "config.json").read_text())
+  (directory / "config.json").write_text(
+    json.dumps(record | {"tokenizer": "word"})
+  )
+  told = header(console, tmp_path / "page.html", directory, config.run)
   assert told["unit"] == "token"

@@ -20,7 +20,7 @@ def of_sweep(config, **changes):
 
 def test_members_are_the_runs_of_their_seeds_and_rates(config, console):
   config = dataclasses.replace(
-    config, seed=4, average=0.9, output_dropout=0.2, eval_every=15
+    config, seed=4, ema_decay=0.9, output_dropout=0.2, eval_every=15
   )
   many = of_sweep(config, num_seeds=2, rate=[0.005, 0.03, 0.005])
   result = sweep.run(many, console)
@@ -49,7 +49,7 @@ def test_members_are_the_runs_of_their_seeds_and_rates(config, console):
   trained = run_dir.load(Path(config.run))
   assert (trained.step, trained.held_out) == best.best
   text = Path(config.corpus).read_text()
-  tokens = trained.vocabulary.encode(split(text, config.split)[1])
+  tokens = trained.vocabulary.encode(split(text, config.val_fraction)[1])
   again = stateful_loss(trained.model, trained.params, tokens)
   assert abs(again - trained.held_out) < 1e-6
 
@@ -80,7 +80,7 @@ def test_the_tables_have_each_member_and_the_spread_of_each_rate(console):
       {"rate": [math.inf]},
       "learning_rate must be positive and finite, got inf",
     ),
-    ({"average_after": 2}, "a sweep has no average_after: .* got 2"),
+    ({"asgd_patience": 2}, "a sweep has no asgd_patience: .* got 2"),
     ({"nonfinite": "skip"}, "a sweep has no nonfinite: .* got 'skip'"),
   ],
 )
@@ -101,9 +101,9 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
     config,
     num_seeds=2,
     rate=[0.005, 1e30],
-    average=0.9,
+    ema_decay=0.9,
     output_dropout=0.2,
-    late_streams=4,
+    late_batch_size=4,
     eval_every=10,
   )
   whole = sweep.run(dataclasses.replace(config, run=f"{config.run}2"), console)
@@ -112,16 +112,16 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
 
   for step in (10, 23):
     with monkeypatch.context() as patched:
-      maker = ensemble, "make_ensemble_update"
+      maker = ensemble, "make_ensemble_train_step"
       signal_at(patched, step, signal.SIGTERM, maker)
       stopped = sweep.run(config, console)
     assert stopped.stopped_by == signal.SIGTERM
-    assert not (stopped.folder / "result.json").exists()
+    assert not (stopped.directory / "result.json").exists()
   result = sweep.run(config, console)
   assert result.stopped_by is None
   looks = ([one.looks for one in r.members] for r in (result, whole))
   assert np.array_equal(*looks, equal_nan=True)
-  assert last_arrays(result.folder) == last_arrays(whole.folder)
+  assert last_arrays(result.directory) == last_arrays(whole.directory)
   text = console.file.getvalue()
   assert "goes on     after update 10" in text
   assert "goes on     after update 23" in text
@@ -130,7 +130,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
 def test_a_sweep_goes_on_with_a_sweep_alone(config, console, monkeypatch):
   many = of_sweep(config, num_seeds=2)
   with monkeypatch.context() as patched:
-    signal_at(patched, 3, maker=(ensemble, "make_ensemble_update"))
+    signal_at(patched, 3, maker=(ensemble, "make_ensemble_train_step"))
     sweep.run(many, console)
   other = dataclasses.replace(many, num_seeds=3)
   with pytest.raises(ValueError, match="num_seeds is 2 there and 3 here"):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from absl import flags
 
 from experiments import train
 from experiments.cli import Diverged
@@ -17,7 +18,13 @@ from experiments.trainer import run_dir, setup, tally
 from experiments.trainer.flags import define_flags
 from experiments.trainer.plot import draw
 from lstm_jax import lstm
-from lstm_jax.language import Words, read_text, split, stateful_loss, words
+from lstm_jax.language import (
+  WordTokenizer,
+  read_text,
+  split,
+  stateful_loss,
+  words,
+)
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.lives import poison
@@ -33,8 +40,8 @@ SAMPLE = {
 }
 
 
-def rows(folder):
-  text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+def rows(directory):
+  text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
   return [json.loads(line) for line in text.splitlines()]
 
 
@@ -44,9 +51,9 @@ def test_a_run_learns_and_fills_its_folder(cell, config, console):
     config, cell=cell, num_epochs=3, learning_rate=0.03
   )
   result = train.run(config, console)
-  folder = Path(config.run)
-  assert result.folder == folder
-  assert {path.name for path in folder.iterdir()} == {
+  directory = Path(config.run)
+  assert result.directory == directory
+  assert {path.name for path in directory.iterdir()} == {
     "config.json",
     "metrics.jsonl",
     "samples.txt",
@@ -55,18 +62,18 @@ def test_a_run_learns_and_fills_its_folder(cell, config, console):
     "result.json",
     *(["tensorboard"] if find_spec("tensorboardX") else []),
   }
-  record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+  record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
   assert dataclasses.asdict(config).items() <= record.items()
-  losses = [row["loss"] for row in rows(folder) if "loss" in row]
-  held_out = [row for row in rows(folder) if "held_out" in row]
+  losses = [row["loss"] for row in rows(directory) if "loss" in row]
+  held_out = [row for row in rows(directory) if "held_out" in row]
   assert losses[-1] < losses[0] - 0.3
   best = min(held_out, key=lambda row: row["held_out"])
   assert (best["step"], best["held_out"]) == (
     result.best_update,
     result.held_out,
   )
-  assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
-  samples = (folder / "samples.txt").read_text(encoding="utf-8")
+  assert (directory / "loss.png").read_bytes()[:4] == b"\x89PNG"
+  samples = (directory / "samples.txt").read_text(encoding="utf-8")
   assert samples.count("===\n") == len(held_out) + 2  # untrained, and the best
   assert f"{result.held_out:.4f}" in console.file.getvalue()
 
@@ -75,9 +82,9 @@ def test_the_checkpoint_has_the_held_out_loss_that_the_run_reports(
   config, console
 ):
   result = train.run(config, console)
-  trained = run_dir.load(result.folder)
+  trained = run_dir.load(result.directory)
   tokens = trained.vocabulary.encode(read_text(config.corpus))
-  _, held_out = split(tokens, config.split)
+  _, held_out = split(tokens, config.val_fraction)
   again = stateful_loss(trained.model, trained.params, held_out)
   assert abs(again - result.held_out) < 1e-6
   assert trained.held_out == result.held_out
@@ -106,7 +113,7 @@ def test_the_same_seed_gives_the_same_run(config, console):
   other = dataclasses.replace(config, run=config.run + "2")
   second = train.run(other, console)
   assert first.held_out == second.held_out
-  texts = [(r.folder / "samples.txt").read_text() for r in (first, second)]
+  texts = [(r.directory / "samples.txt").read_text() for r in (first, second)]
   assert texts[0] == texts[1]
   third = train.run(
     dataclasses.replace(config, seed=1, overwrite=True), console
@@ -115,42 +122,44 @@ def test_the_same_seed_gives_the_same_run(config, console):
 
 
 def test_sample_continues_from_a_run(config, console):
-  folder = train.run(config, console).folder
-  (text,) = write(str(folder), **SAMPLE)
+  directory = train.run(config, console).directory
+  (text,) = write(str(directory), **SAMPLE)
   assert len(text) == len("Shall I") + 25
   assert text.startswith("Shall I")
   assert set(text) <= set(VERSE)
-  several = write(str(folder), **SAMPLE | {"num_samples": 3})
+  several = write(str(directory), **SAMPLE | {"num_samples": 3})
   assert len(set(several)) == 3
-  greedy = write(str(folder), **SAMPLE | {"temperature": 0.0, "num_samples": 2})
+  greedy = write(
+    str(directory), **SAMPLE | {"temperature": 0.0, "num_samples": 2}
+  )
   assert greedy[0] == greedy[1]
   with pytest.raises(ValueError, match="character 'é' at position 2 is not in"):
-    write(str(folder), **SAMPLE | {"prompt": "Thé"})
+    write(str(directory), **SAMPLE | {"prompt": "Thé"})
   with pytest.raises(ValueError, match="the prompt must have at least one"):
-    write(str(folder), **SAMPLE | {"prompt": ""})
+    write(str(directory), **SAMPLE | {"prompt": ""})
 
 
 def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   config = dataclasses.replace(word_config, num_epochs=5)
   result = train.run(config, console)
-  folder = result.folder
-  record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-  assert (record["tokens"], record["min_count"]) == ("word", 2)
-  losses = [row["loss"] for row in rows(folder) if "loss" in row]
+  directory = result.directory
+  record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+  assert (record["tokenizer"], record["min_count"]) == ("word", 2)
+  losses = [row["loss"] for row in rows(directory) if "loss" in row]
   assert losses[-1] < losses[0] - 0.3
-  assert all(row["words_per_second"] > 0 for row in rows(folder)[:1])
+  assert all(row["words_per_second"] > 0 for row in rows(directory)[:1])
 
-  training, held_out = split(read_text(config.corpus), config.split)
-  trained = run_dir.load(folder)
+  training, held_out = split(read_text(config.corpus), config.val_fraction)
+  trained = run_dir.load(directory)
   assert trained.vocabulary == words(training, 2)
-  assert isinstance(trained.vocabulary, Words)
+  assert isinstance(trained.vocabulary, WordTokenizer)
   with pytest.raises(ValueError, match=r"'temperate', 'winds'$"):
     trained.vocabulary.encode_known("thee temperate\nwinds")
   tokens = trained.vocabulary.encode(held_out)
   again = stateful_loss(trained.model, trained.params, tokens)
   assert abs(again - result.held_out) < 1e-6
 
-  samples = (folder / "samples.txt").read_text(encoding="utf-8")
+  samples = (directory / "samples.txt").read_text(encoding="utf-8")
   assert "<unk>" not in samples and "[" not in samples
   shown = console.file.getvalue()
   assert f"perplexity {math.exp(result.held_out):,.1f} per word" in shown
@@ -159,13 +168,13 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   assert '--prompt="Shall I"' in shown
 
   options = SAMPLE | {"prompt": "Shall I ", "num_samples": 3}
-  for text in write(str(folder), **options):
+  for text in write(str(directory), **options):
     assert text.startswith("Shall I") and not text.startswith("Shall I  ")
     assert len(trained.vocabulary.encode_known(text)) <= 2 + 25
   with pytest.raises(ValueError, match=r"15 words: 'Shalt', 'temperate'$"):
-    write(str(folder), **SAMPLE | {"prompt": "Shalt thee temperate"})
+    write(str(directory), **SAMPLE | {"prompt": "Shalt thee temperate"})
   with pytest.raises(ValueError, match="prompt must have at least one word"):
-    write(str(folder), **SAMPLE | {"prompt": " "})
+    write(str(directory), **SAMPLE | {"prompt": " "})
 
 
 @pytest.mark.parametrize(
@@ -173,9 +182,13 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   [
     ({}, "Thou art. " * 4, "need at least 25 tokens, got"),
     ({}, "thou " * 99, "only one word to learn, 'thou'"),
-    ({"tokens": "character"}, "a" * 99, "only one character to learn, 'a'"),
+    ({"tokenizer": "character"}, "a" * 99, "only one character to learn, 'a'"),
     ({}, "a b " * 40 + "c" * 20, "too short: what is held out has 1 tokens"),
-    ({"split": 0.0}, VERSE * 20, r"held-out share must be in \(0, 1\), got 0"),
+    (
+      {"val_fraction": 0.0},
+      VERSE * 20,
+      r"held-out share must be in \(0, 1\), got 0",
+    ),
     ({"min_count": 99}, VERSE * 20, "min_count of 99 leaves no word: the most"),
   ],
 )
@@ -193,11 +206,11 @@ def test_a_checkpoint_of_other_tokens_than_the_configuration_is_refused(
   config, word_config, console
 ):
   for made, other in ((config, "word"), (word_config, "character")):
-    made = dataclasses.replace(made, run=f"{config.run}-{made.tokens}")
-    path = train.run(made, console).folder / "config.json"
+    made = dataclasses.replace(made, run=f"{config.run}-{made.tokenizer}")
+    path = train.run(made, console).directory / "config.json"
     record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"tokens": other}))
-    message = f"tokens is '{made.tokens}' in one and '{other}' in the other"
+    path.write_text(json.dumps(record | {"tokenizer": other}))
+    message = f"tokens is '{made.tokenizer}' in one and '{other}' in the other"
     with pytest.raises(ValueError, match=message):
       run_dir.load(path.parent)
 
@@ -212,58 +225,60 @@ def test_a_run_from_before_there_were_words_is_one_of_characters(
 
   later = run_dir.EARLIER
   monkeypatch.setattr(run_dir, "describe", describe)
-  folder = train.run(config, console).folder
-  path = folder / "config.json"
+  directory = train.run(config, console).directory
+  path = directory / "config.json"
   record = json.loads(path.read_text())
   path.write_text(json.dumps({k: record[k] for k in record.keys() - later}))
-  assert run_dir.load(folder).vocabulary.symbols == "".join(sorted(set(VERSE)))
+  assert run_dir.load(directory).vocabulary.symbols == "".join(
+    sorted(set(VERSE))
+  )
   train.run(dataclasses.replace(config, overwrite=True), console)
 
 
 def test_a_folder_with_a_run_is_refused_and_left_alone(config, console):
-  folder = train.run(config, console).folder
-  before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+  directory = train.run(config, console).directory
+  before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
   with pytest.raises(ValueError, match="already holds a run; --overwrite"):
     train.run(config, console)
   assert before == {p: p.read_bytes() for p in before}
-  keep = folder / "notes.txt"
+  keep = directory / "notes.txt"
   keep.write_text("mine")
   train.run(dataclasses.replace(config, overwrite=True, seed=3), console)
   assert keep.read_text() == "mine"
-  assert json.loads((folder / "config.json").read_text())["seed"] == 3
+  assert json.loads((directory / "config.json").read_text())["seed"] == 3
 
 
 def test_a_run_is_replaced_only_by_one_that_reached_a_checkpoint(
   config, console
 ):
-  folder = train.run(config, console).folder
-  params = run_dir.load(folder).params
+  directory = train.run(config, console).directory
+  params = run_dir.load(directory).params
   bad = dataclasses.replace(
     config,
     overwrite=True,
     optimizer="sgd",
     learning_rate=1e38,
-    warmup=0,
+    warmup_steps=0,
     clip_norm=0.0,
   )
   for _ in range(2):  # a second failure does not push out what is kept
     with pytest.raises(Diverged, match="no checkpoint is kept"):
       train.run(bad, console)
-    kept = run_dir.load(folder / "previous").params
+    kept = run_dir.load(directory / "previous").params
     assert worst(kept, params) == 0
   train.run(dataclasses.replace(config, overwrite=True, seed=5), console)
-  assert not (folder / "previous").exists()
-  assert worst(run_dir.load(folder).params, params) > 0
+  assert not (directory / "previous").exists()
+  assert worst(run_dir.load(directory).params, params) > 0
 
 
 def test_files_that_are_not_of_a_run_are_left_alone(config, console):
-  folder = Path(config.run)
-  folder.mkdir()
-  (folder / "config.json").write_text('{"name": "somebody else"}')
+  directory = Path(config.run)
+  directory.mkdir()
+  (directory / "config.json").write_text('{"name": "somebody else"}')
   for overwrite in (False, True):
     with pytest.raises(ValueError, match=r"config.json, which is not of a run"):
       train.run(dataclasses.replace(config, overwrite=overwrite), console)
-  assert [path.name for path in folder.iterdir()] == ["config.json"]
+  assert [path.name for path in directory.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(
@@ -273,9 +288,17 @@ def test_files_that_are_not_of_a_run_are_left_alone(config, console):
     ({}, "", "is empty"),
     ({}, "short", "too short"),
     ({}, VERSE, "need at least 25 tokens, got"),
-    ({"num_streams": 500}, VERSE * 20, "500 streams of 8 steps need at least"),
-    ({"split": 0.0}, VERSE * 20, r"held-out share must be in \(0, 1\), got 0"),
-    ({"split": 1.0}, VERSE * 20, r"held-out share must be in \(0, 1\), got 1"),
+    ({"batch_size": 500}, VERSE * 20, "500 streams of 8 steps need at least"),
+    (
+      {"val_fraction": 0.0},
+      VERSE * 20,
+      r"held-out share must be in \(0, 1\), got 0",
+    ),
+    (
+      {"val_fraction": 1.0},
+      VERSE * 20,
+      r"held-out share must be in \(0, 1\), got 1",
+    ),
     ({"learning_rate": 0.0}, VERSE * 20, "learning_rate must be positive"),
   ],
 )
@@ -299,7 +322,7 @@ def test_bad_input_is_an_error_that_leaves_no_folder(
     ({"num_epochs": 0}, "num_epochs must be ≥ 1, got 0"),
     ({"temperature": math.inf}, "temperature must be ≥ 0, got inf"),
     ({"cell": "gpt"}, "cell must be in .*, got 'gpt'"),
-    ({"tokens": "syllable"}, "tokens must be in .*, got 'syllable'"),
+    ({"tokenizer": "syllable"}, "tokenizer must be in .*, got 'syllable'"),
     ({"min_count": 0}, "min_count must be ≥ 1, got 0"),
   ],
 )
@@ -311,8 +334,8 @@ def test_a_configuration_out_of_range_is_refused(changes, message, config):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
   config, console, monkeypatch
 ):
-  def make_update(*args, **options):
-    update = train_make_update(*args, **options)
+  def make_train_step(*args, **options):
+    update = train_make_train_step(*args, **options)
 
     def poisoned(state, *block):
       state, metrics = update(state, *block)
@@ -321,8 +344,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
 
     return poisoned
 
-  train_make_update = setup.make_update
-  monkeypatch.setattr(setup, "make_update", make_update)
+  train_make_train_step = setup.make_train_step
+  monkeypatch.setattr(setup, "make_train_step", make_train_step)
   message = "the loss is nan at update 27; the checkpoint of update 20 is kept"
   with pytest.raises(Diverged, match=message):
     train.run(config, console)
@@ -339,7 +362,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(
   skip = dataclasses.replace(config, nonfinite="skip", overwrite=True)
   result = train.run(skip, console)
   assert "3 updates skipped as not finite" in console.file.getvalue()
-  found = {row["step"]: row for row in rows(result.folder) if "loss" in row}
+  found = {row["step"]: row for row in rows(result.directory) if "loss" in row}
   assert [row.get("skipped", 0) for row in found.values()] == [1, 1, 3, 3, 3]
   assert all(math.isfinite(row["loss"]) for row in found.values())
 
@@ -364,7 +387,7 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
 
 def test_a_run_that_diverges_at_once_says_that_nothing_is_kept(config, console):
   config = dataclasses.replace(
-    config, optimizer="sgd", learning_rate=1e38, warmup=0, clip_norm=0.0
+    config, optimizer="sgd", learning_rate=1e38, warmup_steps=0, clip_norm=0.0
   )
   with pytest.raises(Diverged, match=r"at update \d+; no checkpoint is kept"):
     train.run(config, console)
@@ -381,16 +404,16 @@ def test_a_folder_that_is_no_run_or_of_another_one_is_refused(
     run_dir.load(tmp_path / "nowhere")
   with pytest.raises(ValueError, match="holds no checkpoint"):
     run_dir.load(tmp_path)
-  folder = train.run(config, console).folder
-  path = folder / "config.json"
+  directory = train.run(config, console).directory
+  path = directory / "config.json"
   record = json.loads(path.read_text())
   path.write_text(json.dumps(record | {"hidden_size": 13}))
   message = "another configuration than .*: hidden_size is 12 in one and 13 in"
   with pytest.raises(ValueError, match=message):
-    run_dir.load(folder)
+    run_dir.load(directory)
   path.write_text("{")
   with pytest.raises(ValueError, match=r"config.json cannot be read"):
-    run_dir.load(folder)
+    run_dir.load(directory)
 
 
 @pytest.mark.parametrize("text", [VERSE])
@@ -400,7 +423,8 @@ def test_the_gradient_of_the_whole_model_passes(text, key):
 
 def test_the_default_is_that_of_the_flags():
   """One place holds the defaults: every flag's is that of TrainConfig."""
-  default = train.TrainConfig()
-  assert {flag.name: flag.default for flag in define_flags()} == (
-    dataclasses.asdict(default)
-  )
+  before = set(flags.FLAGS)
+  found = {flag.name: flag.default for flag in define_flags()}
+  for name in set(flags.FLAGS) - before:
+    delattr(flags.FLAGS, name)
+  assert found == dataclasses.asdict(train.TrainConfig())

@@ -7,12 +7,12 @@ from lstm_jax.language import (
   ModelConfig,
   characters,
   language_model,
-  make_streams,
+  make_batches,
   words,
 )
 from lstm_jax.language.evaluate import (
   Divergence,
-  Dynamic,
+  DynamicEvalConfig,
   cold_nats,
   dynamic_nats,
   gradient_scale,
@@ -26,7 +26,7 @@ V, N = 7, 53
 CONFIG = ModelConfig(V, embedding_size=3, hidden_size=5, dtype=jnp.float64)
 MODEL = language_model(CONFIG)
 TOKENS = np.random.default_rng(0).integers(0, V, N).astype(np.int32)
-HOW = Dynamic(rate=0.05, decay=0.02, segment=4)
+HOW = DynamicEvalConfig(rate=0.05, decay=0.02, segment=4)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def params(key):
 
 @pytest.fixture
 def scale(params):
-  return gradient_scale(MODEL, params, make_streams(TOKENS, 2, 5))
+  return gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))
 
 
 def protocols(params, scale):
@@ -110,16 +110,16 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
 
 def test_dynamic_evaluation_learns_what_repeats(params, scale):
   repeated = np.tile(TOKENS[:10], 40)
-  how = Dynamic(rate=0.02, decay=0.0, segment=10)
+  how = DynamicEvalConfig(rate=0.02, decay=0.0, segment=10)
   nats = dynamic_nats(MODEL, params, repeated, scale, how)
   still = stateful_nats(MODEL, params, repeated)
   assert nats[-100:].mean() < 0.5 * still[-100:].mean()
 
 
 def test_the_scale_is_the_root_of_the_mean_square_of_gradients(params):
-  streams = make_streams(TOKENS, 2, 5)
+  streams = make_batches(TOKENS, 2, 5)
   state, squares = MODEL.initial_state((2,)), []
-  for block in streams.blocks():
+  for block in streams.batches():
     gradient, state = jax.grad(MODEL.loss, has_aux=True)(params, state, *block)
     squares.append(np.asarray(gradient.readout) ** 2)
   found = gradient_scale(MODEL, params, streams).readout

@@ -33,10 +33,10 @@ def test_the_gradient_is_that_of_autodiff_in_any_chunks(chunks, key):
     scalar = weighed(lambda *x: f(*x, targets), key)
     return jax.value_and_grad(scalar, (0, 1, 2))(*leaves)
 
-  assert worst(gradient(readout.mean_loss), gradient(twin)) < 1e-12
-  assert abs(readout.mean_loss(*leaves, targets) - twin(*leaves, targets)) < (
-    1e-14 * T * B
-  )
+  assert worst(gradient(readout.linear_cross_entropy), gradient(twin)) < 1e-12
+  assert abs(
+    readout.linear_cross_entropy(*leaves, targets) - twin(*leaves, targets)
+  ) < (1e-14 * T * B)
 
 
 @pytest.mark.parametrize("groups", [1, B])
@@ -44,7 +44,7 @@ def test_groups_of_streams_change_nothing(groups, chunks, key):
   leaves, targets = arguments(key)
 
   def in_groups(*leaves):
-    return readout.mean_loss_of_groups(*leaves, targets, groups)
+    return readout.grouped_linear_cross_entropy(*leaves, targets, groups)
 
   found = jax.value_and_grad(in_groups, (0, 1, 2))(*leaves)
   value = jax.value_and_grad(lambda *x: twin(*x, targets), (0, 1, 2))
@@ -54,9 +54,11 @@ def test_groups_of_streams_change_nothing(groups, chunks, key):
 def test_groups_must_divide_the_streams(key):
   leaves, targets = arguments(key)
   with pytest.raises(ValueError, match=r"multiple of 2 groups, got \(12, 3\)"):
-    readout.mean_loss_of_groups(*leaves, targets, 2)
+    readout.grouped_linear_cross_entropy(*leaves, targets, 2)
   with pytest.raises(ValueError, match=r"be \[T, B\] .*, got \(12,\)"):
-    readout.mean_loss_of_groups(leaves[0][:, 0], *leaves[1:], targets[:, 0], 1)
+    readout.grouped_linear_cross_entropy(
+      leaves[0][:, 0], *leaves[1:], targets[:, 0], 1
+    )
 
 
 def test_reverse_over_reverse_is_that_of_autodiff(key):
@@ -66,14 +68,14 @@ def test_reverse_over_reverse_is_that_of_autodiff(key):
     first = jax.grad(weighed(lambda *x: f(*x, targets), key), (0, 1, 2))
     return jax.grad(weighed(first, key), (0, 1, 2))(*leaves)
 
-  assert worst(second(readout.mean_loss), second(twin)) < 1e-12
+  assert worst(second(readout.linear_cross_entropy), second(twin)) < 1e-12
 
 
 def test_a_wrong_term_is_noticed(key, monkeypatch):
   leaves, targets = arguments(key)
   right = loss.backward
   monkeypatch.setattr(loss, "backward", lambda r, d: (1.01 * right(r, d)[0], 0))
-  wrong = jax.grad(readout.mean_loss)(*leaves, targets)
+  wrong = jax.grad(readout.linear_cross_entropy)(*leaves, targets)
   assert worst(wrong, jax.grad(twin)(*leaves, targets)) > 1e-5
 
 
@@ -89,14 +91,14 @@ def test_the_logits_of_a_whole_block_are_never_there():
 
   logits = 4 * 64 * 32 * 10_000
   assert temporaries(twin) > 2 * logits
-  assert temporaries(readout.mean_loss) < 0.7 * logits
+  assert temporaries(readout.linear_cross_entropy) < 0.7 * logits
 
 
 def test_bfloat16_products_keep_dtypes(key):
   leaves, targets = arguments(key, jnp.float32)
 
   def f(hs, w, b):
-    return readout.mean_loss(hs, w, b, targets, jnp.bfloat16)
+    return readout.linear_cross_entropy(hs, w, b, targets, jnp.bfloat16)
 
   gradients = jax.grad(f, (0, 1, 2))(*leaves)
   exact = jax.grad(twin, (0, 1, 2))(*leaves, targets)
@@ -109,4 +111,4 @@ def test_bfloat16_products_keep_dtypes(key):
 def test_targets_that_do_not_fit_are_refused(key):
   leaves, targets = arguments(key)
   with pytest.raises(ValueError, match=r"targets must be \[12, 3\], got \(12"):
-    readout.mean_loss(*leaves, targets[:, 0])
+    readout.linear_cross_entropy(*leaves, targets[:, 0])

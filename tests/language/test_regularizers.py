@@ -7,7 +7,7 @@ import pytest
 
 from lstm_jax import gru, lstm, regularize, unroll_stack
 from lstm_jax.language import ModelConfig, Regularizers, language_model
-from lstm_jax.language.readout import mean_loss
+from lstm_jax.language.readout import linear_cross_entropy
 from tests.draws import B, H, T, normal_like, worst
 
 V = 11
@@ -54,12 +54,12 @@ def test_each_changes_the_loss_and_none_the_evaluation(name, key):
   plain, *_ = make(key, None)
   total, (nats, _) = model.training_loss(*args, key)
   assert abs(total - plain.loss(*args)[0]) > 1e-4
-  assert (nats == total) != (name in ("activation", "slowness"))
+  assert (nats == total) != (name in ("ar_coef", "tar_coef"))
   assert worst(model.loss(*args), plain.loss(*args)) == 0
   again, _ = model.training_loss(*args, key)
   other, _ = model.training_loss(*args, jax.random.key(1))
   assert again == total
-  assert (other == total) == (name in ("activation", "slowness"))
+  assert (other == total) == (name in ("ar_coef", "tar_coef"))
 
 
 def test_the_training_loss_is_that_by_hand(key):
@@ -93,7 +93,7 @@ def test_the_training_loss_is_that_by_hand(key):
     vjp="autodiff",
   )
   read_out = regularize.locked_dropout(key_outputs, hs, 0.4)
-  by_hand = mean_loss(read_out, params.readout, params.bias, targets)
+  by_hand = linear_cross_entropy(read_out, params.readout, params.bias, targets)
   assert worst((nats, last), (by_hand, expected)) < 1e-12
   penalty = 1.5 * (read_out**2).mean() + 0.7 * (np.diff(hs, axis=0) ** 2).mean()
   assert abs(total - by_hand - penalty) < 1e-12
@@ -104,8 +104,8 @@ def test_the_training_loss_is_that_by_hand(key):
   [
     ({"weight_drop": 1.0}, r"weight_drop must be in \[0, 1\), got 1.0"),
     ({"zoneout_c": -0.1}, r"zoneout_c must be in \[0, 1\), got -0.1"),
-    ({"slowness": float("inf")}, "slowness must be ≥ 0 and finite, got inf"),
-    ({"activation": float("nan")}, "activation must be ≥ 0 and finite, got n"),
+    ({"tar_coef": float("inf")}, "tar_coef must be ≥ 0 and finite, got inf"),
+    ({"ar_coef": float("nan")}, "ar_coef must be ≥ 0 and finite, got n"),
   ],
 )
 def test_a_rate_out_of_range_is_refused(options, message):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lstm_jax.language import Words, characters, read_text, split, words
+from lstm_jax.language import WordTokenizer, characters, read_text, split, words
 from lstm_jax.language.spelling import spelling_nats
 from lstm_jax.language.word_tokenizer import UNKNOWN, normal
 
@@ -113,9 +113,9 @@ def test_the_vocabulary_is_ordered_by_frequency_and_then_by_name():
   assert vocabulary.symbols == ("b", "c", "\n", "a", "d", UNKNOWN)
   assert vocabulary.rare == ()
   frequent = words(text, 2)
-  assert frequent == Words(("b", "c", UNKNOWN), ("\n", "a", "d"))
+  assert frequent == WordTokenizer(("b", "c", UNKNOWN), ("\n", "a", "d"))
   assert frequent.encode("c x\n").tolist() == [1, 2, 2]
-  assert frequent.stand_ins == (2,)
+  assert frequent.unknown_tokens == (2,)
 
 
 def test_every_unknown_word_of_a_prompt_is_named():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import lstm, unroll
-from lstm_jax.sequence import flow
+from lstm_jax.sequence import state_cotangents
 from lstm_jax.testing.mutation import plant, terms
 from tests.contract import CELLS, NAMES, TABLE
 from tests.draws import B, D, T, arguments, normal_like, worst
@@ -33,7 +33,7 @@ def by_autodiff(cell, params, state, xs, d_last):
 def test_every_cotangent_is_that_of_a_state_put_in(cell, batch, key):
   params, state, xs = arguments(cell, key, batch=batch)
   d_last = normal_like(key, state)
-  found = flow(cell, params, state, xs, d_last)
+  found = state_cotangents(cell, params, state, xs, d_last)
   assert found.h.shape == (T + 1, *state.h.shape)
   assert worst(found, by_autodiff(cell, params, state, xs, d_last)) < 1e-12
 
@@ -44,7 +44,7 @@ def test_the_first_row_is_the_gradient_of_unroll_and_the_last_is_given(
 ):
   params, state, xs = arguments(cell, key)
   d_last = normal_like(key, state)
-  found = flow(cell, params, state, xs, d_last)
+  found = state_cotangents(cell, params, state, xs, d_last)
   _, vjp = jax.vjp(lambda s: unroll(cell, params, s, xs)[0], state)
   assert worst(jax.tree.map(lambda d: d[0], found), vjp(d_last)[0]) < 1e-12
   assert worst(jax.tree.map(lambda d: d[-1], found), d_last) == 0
@@ -56,7 +56,9 @@ def test_tokens_are_one_hot_rows(cell, key):
   d_last = normal_like(key, state)
   tokens = jax.random.randint(key, (T, B), 0, D)
   rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
-  a, b = (flow(cell, params, state, xs, d_last) for xs in (tokens, rows))
+  a, b = (
+    state_cotangents(cell, params, state, xs, d_last) for xs in (tokens, rows)
+  )
   assert worst(a, b) < 1e-12
 
 
@@ -72,7 +74,7 @@ def test_planted_errors_of_the_recurrence_are_caught(name, key):
   for term in planted:
     wrong = plant(cell, term)  # whose NamedTuples may be its own
     params, state, xs = arguments(wrong, key)
-    found = flow(wrong, params, state, xs, normal_like(key, state))
+    found = state_cotangents(wrong, params, state, xs, normal_like(key, state))
     assert worst(tuple(found), tuple(expected)) > 1e-4, term
 
 
@@ -94,7 +96,7 @@ def test_what_does_not_fit_is_refused(key):
   ):
     given = {"state": state, "xs": xs, "d_last": state} | changes
     with pytest.raises(ValueError, match=message):
-      flow(lstm, params, **given)
+      state_cotangents(lstm, params, **given)
 
 
 def cut(state):

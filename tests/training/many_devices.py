@@ -22,7 +22,7 @@ from lstm_jax.language import (
   ModelConfig,
   Regularizers,
   language_model,
-  make_streams,
+  make_batches,
   readout,
 )
 from lstm_jax.language import model as models
@@ -34,9 +34,9 @@ from lstm_jax.training import (
   init_state,
   local,
   make_mesh,
-  make_mesh_update,
+  make_mesh_train_step,
   make_optimizer,
-  make_update,
+  make_train_step,
   parse_mesh,
   place,
   sharding,
@@ -49,7 +49,7 @@ V, E, H, B, T = 11, 5, 12, 16, 4
 LARGE = 40  # words, more than a device's tokens
 UPDATES = 7  # of 3 blocks an epoch: the state begins at zero twice more
 MEAN_SINCE = 3  # updates before the mean of the weights begins
-STREAMS = make_streams(np.arange(B * T * 3 + 1, dtype=np.int32) ** 2 % V, B, T)
+STREAMS = make_batches(np.arange(B * T * 3 + 1, dtype=np.int32) ** 2 % V, B, T)
 DEEP = ModelConfig(
   V, embedding_size=E, hidden_size=H, num_layers=2, dtype=jnp.float64
 )
@@ -65,8 +65,8 @@ NOISE = Regularizers(
   weight_drop=0.2,
   zoneout_h=0.1,
   zoneout_c=0.1,
-  activation=1.0,
-  slowness=1.0,
+  ar_coef=1.0,
+  tar_coef=1.0,
 )
 
 
@@ -86,12 +86,14 @@ class Recorded:
 def start(config, mesh, groups):
   """Return (update, its record, state) of a training that is about to begin."""
   model = language_model(config, regularizers=NOISE, groups=groups)
-  rule = make_optimizer(OptimizerConfig(learning_rate=0.01, warmup=0), 100)
+  rule = make_optimizer(
+    OptimizerConfig(learning_rate=0.01, warmup_steps=0), 100
+  )
   params = jax.jit(model.init)(jax.random.key(0))
   state = init_state(model, rule, params, B, averaged=True)
   key = jax.random.key(1)
   if not mesh:
-    return make_update(model, rule, key, decay=0.9), None, state
+    return make_train_step(model, rule, key, decay=0.9), None, state
   shardings = state_shardings(mesh, rule, state)
   made, partition = [], sharding.partition
 
@@ -100,7 +102,7 @@ def start(config, mesh, groups):
     return made[0]
 
   with mock.patch.object(sharding, "partition", record):
-    update = make_mesh_update(
+    update = make_mesh_train_step(
       mesh, model, rule, key, shardings=shardings, decay=0.9
     )
   return update, made[0], place(state, shardings)
@@ -114,9 +116,9 @@ def trained(config, mesh=None):
   metrics, mean = [], None
   updates = islice(train(update, state, repeat(STREAMS)), UPDATES)
   for step, (state, metric) in enumerate(updates, start=1):
-    metrics.append([float(metric.loss), float(metric.gradient_norm)])
+    metrics.append([float(metric.loss), float(metric.grad_norm)])
     if mean:
-      mean = include(mean, state.params, metric.gradient_norm)
+      mean = include(mean, state.params, metric.grad_norm)
     if step == MEAN_SINCE:
       mean = begin_average(state.params)
   found = state._replace(carry=None), mean
@@ -149,7 +151,7 @@ def sent_once(mesh, groups):
     mock.patch.object(readout, "LOGITS", LARGE * B // groups),
   ):
     update, recorded, state = start(WORDS, mesh, groups)
-    update(state, *STREAMS.block(0))
+    update(state, *STREAMS.batch(0))
   return collectives(recorded.text)
 
 

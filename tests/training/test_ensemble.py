@@ -10,21 +10,21 @@ from lstm_jax.language import (
   ModelConfig,
   Regularizers,
   language_model,
-  make_streams,
+  make_batches,
 )
 from lstm_jax.training import (
   OptimizerConfig,
   init_ensemble,
   init_state,
-  make_ensemble_update,
+  make_ensemble_train_step,
   make_optimizer,
-  make_update,
+  make_train_step,
   member,
   train,
 )
 from tests.draws import worst
 
-STREAMS = make_streams(np.arange(47, dtype=np.int32) % 9, 3, 4)
+STREAMS = make_batches(np.arange(47, dtype=np.int32) % 9, 3, 4)
 NOISE = Regularizers(output_dropout=0.3, weight_drop=0.2)
 
 
@@ -45,17 +45,19 @@ def test_members_are_trained_as_if_alone(cell, noise, key):
     9, cell, embedding_size=3, hidden_size=5, dtype=jnp.float64
   )
   model = language_model(config, regularizers=noise)
-  rule = make_optimizer(OptimizerConfig(learning_rate=0.03, warmup=2), 9)
+  rule = make_optimizer(OptimizerConfig(learning_rate=0.03, warmup_steps=2), 9)
   keys = jax.random.split(key, 2)
   params = jax.vmap(model.init)(keys)
   together = init_ensemble(model, rule, params, 3, averaged=True)
-  update = make_ensemble_update(model, rule, noise and keys, decay=0.5)
+  update = make_ensemble_train_step(model, rule, noise and keys, decay=0.5)
   together, metrics = last(steps(update, together, 9))
   assert metrics.loss.shape == (2,) and int(together.step) == 9
   for i, k in enumerate(keys):
     weights = jax.tree.map(lambda p, i=i: p[i], params)
     alone = init_state(model, rule, weights, 3, averaged=True)
-    update = make_update(model, rule, None if noise is None else k, decay=0.5)
+    update = make_train_step(
+      model, rule, None if noise is None else k, decay=0.5
+    )
     alone, expected = last(steps(update, alone, 9))
     assert worst(member(together, i), alone) < 1e-12
     assert worst(jax.tree.map(lambda m, i=i: m[i], metrics), expected) < 1e-12
@@ -69,7 +71,7 @@ def test_a_factor_of_a_rate_of_one_is_a_learning_rate(rule, key):
 
   def rule_at(rate):
     # The cosine and the warm-up are float32, which would be seen.
-    flat = {"warmup": 0, "schedule": "constant"}
+    flat = {"warmup_steps": 0, "schedule": "constant"}
     return make_optimizer(
       OptimizerConfig(rule=rule, learning_rate=rate, **flat), 9
     )
@@ -77,12 +79,12 @@ def test_a_factor_of_a_rate_of_one_is_a_learning_rate(rule, key):
   rates = jnp.array([0.003, 0.02])
   params = jax.vmap(model.init)(jnp.stack([key, key]))
   together = init_ensemble(model, rule_at(1.0), params, 3)
-  update = make_ensemble_update(model, rule_at(1.0), factors=rates)
+  update = make_ensemble_train_step(model, rule_at(1.0), factors=rates)
   together, _ = last(steps(update, together, 9))
   for i, rate in enumerate(rates):
     of = model, rule_at(float(rate))
     alone = init_state(*of, model.init(key), 3)
-    alone, _ = last(steps(make_update(*of), alone, 9))
+    alone, _ = last(steps(make_train_step(*of), alone, 9))
     assert worst(member(together, i).params, alone.params) < 1e-12
 
 
@@ -92,5 +94,5 @@ def test_the_weights_given_survive_the_first_update(key):
   params = jax.vmap(model.init)(jax.random.split(key, 2))
   before = jax.tree.map(np.asarray, params)
   state = init_ensemble(model, rule, params, 3)
-  last(steps(make_ensemble_update(model, rule), state, 2))
+  last(steps(make_ensemble_train_step(model, rule), state, 2))
   assert worst(params, before) == 0

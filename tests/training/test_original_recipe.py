@@ -21,11 +21,11 @@ from experiments.trainer.config import (
 from lstm_jax.language import (
   characters,
   language_model,
-  make_streams,
+  make_batches,
   read_text,
   split,
 )
-from lstm_jax.training import init_state, make_optimizer, make_update, train
+from lstm_jax.training import init_state, make_optimizer, make_train_step, train
 
 ROOT = Path(__file__).parents[2]
 UPDATES = 200
@@ -44,9 +44,9 @@ def test_the_first_200_losses_are_those_of_numpy():
   text = read_text(ROOT / "data/shakespeare.txt")
   vocabulary = characters(text)
   # A piece of the text whose end is reached, so that the reset is seen too.
-  training, _ = split(vocabulary.encode(text[:8000]), config.split)
-  streams = make_streams(training, config.num_streams, config.num_steps)
-  assert streams.num_blocks < UPDATES
+  training, _ = split(vocabulary.encode(text[:8000]), config.val_fraction)
+  streams = make_batches(training, config.batch_size, config.seq_len)
+  assert streams.num_batches < UPDATES
 
   shape = model_config(config, vocabulary.size)
   model = language_model(dataclasses.replace(shape, dtype=np.float64))
@@ -59,19 +59,19 @@ def test_the_first_200_losses_are_those_of_numpy():
   ]  # fmt: skip
 
   rule = make_optimizer(optimizer_config(config), UPDATES)
-  state = init_state(model, rule, params, config.num_streams)
-  update = make_update(model, rule)
+  state = init_state(model, rule, params, config.batch_size)
+  update = make_train_step(model, rule)
   steps = islice(train(update, state, repeat(streams)), UPDATES)
   found = [float(metrics.loss) for _, metrics in steps]
 
   expected = []
   memory = [np.zeros_like(w) for w in weights]
   for step in range(UPDATES):
-    block = step % streams.num_blocks
+    block = step % streams.num_batches
     if block == 0:
       carry = np.zeros(32), np.zeros(32)
-    start = block * config.num_steps
-    piece = training[start : start + config.num_steps + 1]
+    start = block * config.seq_len
+    piece = training[start : start + config.seq_len + 1]
     nats, gradient, carry = block_gradient(
       weights, carry, piece[:-1], piece[1:]
     )

@@ -60,7 +60,7 @@ def test_a_mesh_takes_every_device():
 def test_streams_and_units_fill_the_mesh():
   sizes = {"data": 4, "model": 2}
   check_sizes(sizes, 16, 6)
-  message = r"num_streams must be a multiple of .* 8 devices, got 12"
+  message = r"batch_size must be a multiple of .* 8 devices, got 12"
   with pytest.raises(ValueError, match=message):
     check_sizes(sizes, 12, 6)
   message = r"hidden_size must be .* axis model, 2, got 5"

@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from lstm_jax.language import (
+  BatchingConfig,
   ModelConfig,
-  Reading,
   Regularizers,
   language_model,
-  make_streams,
+  make_batches,
 )
 from lstm_jax.training import (
   CheckpointError,
@@ -24,7 +24,7 @@ from lstm_jax.training import (
   learnt,
   list_checkpoints,
   make_optimizer,
-  make_update,
+  make_train_step,
   read_checkpoint,
   read_params,
   read_state,
@@ -35,13 +35,13 @@ from lstm_jax.training.optimizer import learning_rate
 from tests.draws import normal_like, worst
 
 MODEL = language_model(ModelConfig(9, embedding_size=3, hidden_size=5))
-STREAMS = make_streams(np.arange(47, dtype=np.int32) % 9, 3, 4)
+STREAMS = make_batches(np.arange(47, dtype=np.int32) % 9, 3, 4)
 
 
 def start(key, **options):
   rule = make_optimizer(OptimizerConfig(**options), 100)
   state = init_state(MODEL, rule, MODEL.init(key), 3)
-  return make_update(MODEL, rule), state
+  return make_train_step(MODEL, rule), state
 
 
 def steps(update, state, number):
@@ -51,19 +51,21 @@ def steps(update, state, number):
 @pytest.mark.parametrize("rule", ["adamw", "rmsprop", "sgd", "adagrad"])
 def test_every_optimiser_learns_a_sequence_that_repeats(rule, key):
   rate = {"sgd": 0.3, "adagrad": 0.3}.get(rule, 0.03)
-  update, state = start(key, rule=rule, learning_rate=rate, warmup=5)
+  update, state = start(key, rule=rule, learning_rate=rate, warmup_steps=5)
   losses = [float(m.loss) for _, m in steps(update, state, 100)]
   assert losses[0] > 1.5
   assert losses[-1] < 0.3
 
 
 def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
-  update, state = start(key, learning_rate=1e-30, warmup=0, weight_decay=0.0)
+  update, state = start(
+    key, learning_rate=1e-30, warmup_steps=0, weight_decay=0.0
+  )
   params = jax.tree.map(jnp.copy, state.params)
   losses = [float(m.loss) for _, m in steps(update, state, 8)]
-  assert STREAMS.num_blocks == 4
+  assert STREAMS.num_batches == 4
   carry, expected = MODEL.initial_state((3,)), []
-  for tokens, targets in STREAMS.blocks():
+  for tokens, targets in STREAMS.batches():
     nats, carry = MODEL.loss(params, carry, tokens, targets)
     expected.append(float(nats))
   assert np.allclose(losses, expected * 2, atol=1e-6)
@@ -76,12 +78,12 @@ def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
   )
   model, rule = language_model(sizes), make_optimizer(OptimizerConfig(), 9)
   params, carry = model.init(key), model.initial_state((3,))
-  tokens, targets = STREAMS.block(0)
+  tokens, targets = STREAMS.batch(0)
   gradient = jax.grad(lambda p: model.loss(p, carry, tokens, targets)[0])(
     params
   )
   state = init_state(model, rule, params, 3)
-  _, metrics = make_update(model, rule)(state, tokens, targets)
+  _, metrics = make_train_step(model, rule)(state, tokens, targets)
   readout = [] if tied else [gradient.readout]
   parts = {
     "embedding": [gradient.embedding],
@@ -96,7 +98,7 @@ def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
   assert metrics.gradient_norms.keys() == squares.keys()
   for name, norm in metrics.gradient_norms.items():
     assert float(norm) == pytest.approx(squares[name] ** 0.5, rel=1e-6)
-  assert float(metrics.gradient_norm) == pytest.approx(
+  assert float(metrics.grad_norm) == pytest.approx(
     sum(squares.values()) ** 0.5, rel=1e-6
   )
 
@@ -104,12 +106,12 @@ def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
 def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
   rule = make_optimizer(OptimizerConfig(skipped=2), 20)
   state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
-  update = make_update(MODEL, rule, decay=0.5)
+  update = make_train_step(MODEL, rule, decay=0.5)
   *_, (state, _) = steps(update, state, 3)
   before = jax.tree.map(np.asarray, state)
   nothing = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
-  after, metrics = update(state._replace(carry=nothing), *STREAMS.block(0))
-  assert jnp.isnan(metrics.gradient_norm)
+  after, metrics = update(state._replace(carry=nothing), *STREAMS.batch(0))
+  assert jnp.isnan(metrics.grad_norm)
   assert after.step == before.step + 1
   assert worst(after.params, before.params) == 0
   assert worst(after.average, before.average) == 0
@@ -119,7 +121,7 @@ def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
 def test_the_average_is_that_of_the_weights_after_each_update(key):
   rule = make_optimizer(OptimizerConfig(), 20)
   state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
-  update = make_update(MODEL, rule, decay=0.5)
+  update = make_train_step(MODEL, rule, decay=0.5)
   expected = jax.tree.map(np.asarray, MODEL.init(key))
   for step, (state, _) in enumerate(steps(update, state, 12)):  # noqa: B020
     rate = 1 - min(0.5, (1 + step) / (10 + step))
@@ -135,11 +137,11 @@ def test_the_average_is_that_of_the_weights_after_each_update(key):
 
 
 def test_a_mean_begun_late_is_that_of_the_weights_since(key):
-  update, state = start(key, warmup=0)
+  update, state = start(key, warmup_steps=0)
   average, since = None, []
   for step, (state, metrics) in enumerate(steps(update, state, 9), start=1):  # noqa: B020
     if average:
-      average = include(average, state.params, metrics.gradient_norm)
+      average = include(average, state.params, metrics.grad_norm)
     if step == 4:
       average = begin_average(state.params)
     if average:
@@ -162,18 +164,20 @@ def test_losses_wander_once_one_is_worse_than_the_best_before_the_last_n():
 
 
 def test_epochs_may_have_other_numbers_of_streams(key):
-  update, state = start(key, learning_rate=1e-30, warmup=0, weight_decay=0.0)
+  update, state = start(
+    key, learning_rate=1e-30, warmup_steps=0, weight_decay=0.0
+  )
   params = jax.tree.map(jnp.copy, state.params)
   tokens = np.arange(47, dtype=np.int32) % 9
-  epochs = list(Reading(3, 4, 3, late_streams=5).epochs(tokens))
+  epochs = list(BatchingConfig(3, 4, 3, late_batch_size=5).epochs(tokens))
   found, expected = [], []
   for last, metrics in train(update, state, epochs):
-    found.append((float(metrics.loss), int(metrics.predictions)))
+    found.append((float(metrics.loss), int(metrics.num_tokens)))
     carry = last.carry[0].h.shape
   assert carry == (5, 5)
   for streams in epochs:
     carry = MODEL.initial_state(streams.tokens.shape[1:])
-    for block, targets in streams.blocks():
+    for block, targets in streams.batches():
       nats, carry = MODEL.loss(params, carry, block, targets)
       expected.append((float(nats), targets.size))
   assert np.allclose(found, expected, atol=1e-6)
@@ -182,11 +186,13 @@ def test_epochs_may_have_other_numbers_of_streams(key):
 def test_noise_is_that_of_the_seed_and_of_the_step(key):
   config = ModelConfig(9, embedding_size=3, hidden_size=5)
   noisy = language_model(config, regularizers=Regularizers(output_dropout=0.5))
-  rule = make_optimizer(OptimizerConfig(learning_rate=1e-30, warmup=0), 20)
+  rule = make_optimizer(
+    OptimizerConfig(learning_rate=1e-30, warmup_steps=0), 20
+  )
 
   def losses(seed):
     state = init_state(noisy, rule, noisy.init(key), 3)
-    update = make_update(noisy, rule, jax.random.key(seed))
+    update = make_train_step(noisy, rule, jax.random.key(seed))
     return [float(m.loss) for _, m in steps(update, state, 8)]
 
   first = losses(0)
@@ -198,7 +204,7 @@ def test_the_parameters_given_survive_the_first_update(key):
   params = MODEL.init(key)
   rule = make_optimizer(OptimizerConfig(), 10)
   state = init_state(MODEL, rule, params, 3)
-  next(steps(make_update(MODEL, rule), state, 10))
+  next(steps(make_train_step(MODEL, rule), state, 10))
   assert worst(params, MODEL.init(key)) == 0
 
 
@@ -216,13 +222,15 @@ def test_training_goes_on_where_the_state_stands(key):
 
 
 def test_the_learning_rate_rises_falls_and_ends_at_a_hundredth():
-  config = OptimizerConfig(learning_rate=2.0, warmup=4)
+  config = OptimizerConfig(learning_rate=2.0, warmup_steps=4)
   rate = learning_rate(config, 50)
   found = np.array([float(rate(step)) for step in range(50)])
   assert np.allclose(found[:5], [0.4, 0.8, 1.2, 1.6, 2.0])
   assert (np.diff(found[4:]) < 0).all()
   assert 0.02 < found[-1] < 0.03
-  constant = OptimizerConfig(learning_rate=2.0, warmup=0, schedule="constant")
+  constant = OptimizerConfig(
+    learning_rate=2.0, warmup_steps=0, schedule="constant"
+  )
   assert float(learning_rate(constant, 50)(49)) == 2.0
   assert 0 < float(learning_rate(config, 1)(0)) <= 2.0  # a single update
 
@@ -236,7 +244,11 @@ def test_gradients_are_clipped_by_element_and_by_norm():
     ({"clip_norm": None}, [30, -40, 0.5]),
   ):
     config = OptimizerConfig(
-      rule="sgd", learning_rate=1.0, schedule="constant", warmup=0, **options
+      rule="sgd",
+      learning_rate=1.0,
+      schedule="constant",
+      warmup_steps=0,
+      **options,
     )
     rule = make_optimizer(config, 10)
     updates, _ = rule.update(gradient, rule.init(params), params)
@@ -245,7 +257,7 @@ def test_gradients_are_clipped_by_element_and_by_norm():
 
 def test_weight_decay_spares_the_biases():
   config = OptimizerConfig(
-    learning_rate=0.1, weight_decay=0.5, warmup=0, schedule="constant"
+    learning_rate=0.1, weight_decay=0.5, warmup_steps=0, schedule="constant"
   )
   rule = make_optimizer(config, 10)
   params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
@@ -269,7 +281,7 @@ def test_weight_decay_spares_the_biases():
       {"learning_rate": float("nan")},
       "learning_rate must be positive and finite, got n",
     ),
-    ({"warmup": -1}, "weight_decay must be ≥ 0 and finite, got -1"),
+    ({"warmup_steps": -1}, "weight_decay must be ≥ 0 and finite, got -1"),
     ({"clip_norm": 0.0}, "clip_norm must be positive or None, got 0"),
   ],
 )
@@ -351,9 +363,11 @@ def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
-  for folder in (tmp_path, tmp_path / "missing"):
-    with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint"):
-      read_checkpoint(folder)
+  for directory in (tmp_path, tmp_path / "missing"):
+    with pytest.raises(
+      CheckpointError, match=f"{directory} holds no checkpoint"
+    ):
+      read_checkpoint(directory)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

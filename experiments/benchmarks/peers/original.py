@@ -18,7 +18,7 @@ from lstm_jax.training import (
   OptimizerConfig,
   init_state,
   make_optimizer,
-  make_update,
+  make_train_step,
 )
 
 CLIP, LEARNING_RATE = 5.0, 0.05
@@ -120,13 +120,13 @@ def compiled_program(updates: int) -> Callable[[], Peer]:
       rule="adagrad",
       learning_rate=LEARNING_RATE,
       schedule="constant",
-      warmup=0,
+      warmup_steps=0,
       clip_norm=None,
       clip_value=CLIP,
     )
     rule = make_optimizer(config, 10**6)
     model = language_model(MODEL)
-    update = make_update(model, rule)
+    update = make_train_step(model, rule)
     tokens = np.repeat(text[None, :, None].astype(np.int32), updates, 0)
 
     def several(state, tokens):

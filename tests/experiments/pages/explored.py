@@ -29,16 +29,18 @@ LENGTH = 400  # characters of the page
 def write_run(config):
   """Write a run's folder as after no update at all, and return it."""
   text = read_text(config.corpus)
-  vocabulary = make_vocabulary(config, text, split(text, config.split)[0])
+  vocabulary = make_vocabulary(
+    config, text, split(text, config.val_fraction)[0]
+  )
   model = language_model(model_config(config, vocabulary.size))
-  folder = Path(config.run)
-  folder.mkdir()
-  run_dir.write_json(folder / run_dir.CONFIG, dataclasses.asdict(config))
-  writer = CheckpointWriter(folder / run_dir.CHECKPOINTS)
+  directory = Path(config.run)
+  directory.mkdir()
+  run_dir.write_json(directory / run_dir.CONFIG, dataclasses.asdict(config))
+  writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
   description = run_dir.describe(config, vocabulary) | {"held_out": 4.0}
   writer.save(0, model.init(jax.random.key(config.seed)), description)
   writer.close()
-  return folder
+  return directory
 
 
 class Read:
@@ -81,7 +83,7 @@ class Read:
     return found
 
 
-def held_out(folder):
-  record = json.loads((folder / run_dir.CONFIG).read_text())
+def held_out(directory):
+  record = json.loads((directory / run_dir.CONFIG).read_text())
   text = read_text(record["corpus"])
-  return split(text, record["split"])[1][:LENGTH]
+  return split(text, record["val_fraction"])[1][:LENGTH]

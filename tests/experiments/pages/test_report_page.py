@@ -25,28 +25,28 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def folders(trained_runs, tmp_path_factory):
+def directories(trained_runs, tmp_path_factory):
   """The runs' folders, with markup in a sample, a flag and a name."""
   base = tmp_path_factory.mktemp("report")
   names = {"lstm": "lstm", "rnn": f"<b>{'long' * 20}<b>"}
   for name, config in trained_runs.items():
     shutil.copytree(config.run, base / names[name])
-  folder = base / names["rnn"]
-  samples = (folder / "samples.txt").read_text(encoding="utf-8")
+  directory = base / names["rnn"]
+  samples = (directory / "samples.txt").read_text(encoding="utf-8")
   head, *rest = samples.split("=== update 10,")
-  (folder / "samples.txt").write_text(
+  (directory / "samples.txt").write_text(
     "=== update 10,".join([f"{head.rstrip()}{HOSTILE}\n\n", *rest]), "utf-8"
   )
-  record = json.loads((folder / "config.json").read_text())
+  record = json.loads((directory / "config.json").read_text())
   record["device"] = HOSTILE
-  (folder / "config.json").write_text(json.dumps(record))
+  (directory / "config.json").write_text(json.dumps(record))
   return [base / name for name in names.values()]
 
 
 @pytest.fixture(scope="module")
-def page(folders):
-  path = folders[0].parent / "report.html"
-  config = ReportConfig(tuple(map(str, folders)), str(path))
+def page(directories):
+  path = directories[0].parent / "report.html"
+  config = ReportConfig(tuple(map(str, directories)), str(path))
   return report.run(config, Console(file=io.StringIO())).path
 
 
@@ -80,9 +80,9 @@ def choose(chromium, name, value):
   chromium.settle()
 
 
-def losses(folder, name):
+def losses(directory, name):
   """Return [(step, loss, seconds), ...] of a run's rows."""
-  text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+  text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
   found, seconds = [], 0
   for row in map(json.loads, text.splitlines()):
     seconds = row.get("seconds", seconds)
@@ -96,8 +96,8 @@ def last(points, at):
   return max(point for point in points if point[0] <= at)
 
 
-def test_keys_read_out_the_losses_that_the_files_have(opened, folders):
-  steps = sorted({s for f in folders for s, *_ in losses(f, "loss")})
+def test_keys_read_out_the_losses_that_the_files_have(opened, directories):
+  steps = sorted({s for f in directories for s, *_ in losses(f, "loss")})
   opened.run("document.getElementById('chart').focus()")
   assert (
     opened.run("return getComputedStyle(document.activeElement).outlineStyle")
@@ -106,11 +106,13 @@ def test_keys_read_out_the_losses_that_the_files_have(opened, folders):
 
   def check(at):
     assert f"At update {at}:" in text_of(opened, "status")
-    for row, folder in zip(table(opened, "#legend"), folders, strict=True):
-      training = last(losses(folder, "loss"), at)
-      looked = last(losses(folder, "held_out"), at)
+    for row, directory in zip(
+      table(opened, "#legend"), directories, strict=True
+    ):
+      training = last(losses(directory, "loss"), at)
+      looked = last(losses(directory, "held_out"), at)
       wanted = [f"{training[1]:.4f}", f"{looked[1]:.4f}", f"{looked[0]}"]
-      assert row == [folder.name, *wanted]
+      assert row == [directory.name, *wanted]
 
   check(steps[-1])
   opened.press("home")
@@ -123,12 +125,12 @@ def test_keys_read_out_the_losses_that_the_files_have(opened, folders):
   check(steps[-1])
 
 
-def test_the_pointer_reads_out_the_nearest_moment(opened, folders):
+def test_the_pointer_reads_out_the_nearest_moment(opened, directories):
   left, top, wide = opened.run(
     "const box = document.getElementById('chart').getBoundingClientRect();"
     "return [box.left, box.top, box.width]"
   )
-  end = max(step for f in folders for step, *_ in losses(f, "loss"))
+  end = max(step for f in directories for step, *_ in losses(f, "loss"))
   opened.click(left + 46 + (wide - 46 - 12) * 21 / end, top + 100)
   assert "At update 20:" in text_of(opened, "status")
 
@@ -136,7 +138,7 @@ def test_the_pointer_reads_out_the_nearest_moment(opened, folders):
 @pytest.mark.parametrize(
   ("axis", "place"), [("updates", 0), ("epochs", 0), ("seconds", 2)]
 )
-def test_the_curves_lie_where_the_losses_are(axis, place, opened, folders):
+def test_the_curves_lie_where_the_losses_are(axis, place, opened, directories):
   choose(opened, "axis", axis)
   lines = opened.run(
     "return [...document.querySelectorAll('polyline')].map((line) =>"
@@ -144,7 +146,9 @@ def test_the_curves_lie_where_the_losses_are(axis, place, opened, folders):
   )
   points, wanted = [], []
   names = ("loss", "held_out")
-  found = [losses(folder, name) for folder in folders for name in names]
+  found = [
+    losses(directory, name) for directory in directories for name in names
+  ]
   for line, curve in zip(lines, found, strict=True):
     assert len(line) == len(curve)
     points += line
@@ -161,33 +165,35 @@ def test_the_curves_lie_where_the_losses_are(axis, place, opened, folders):
       assert abs(start + share * (end - start) - at) < 0.1
 
 
-def test_less_is_shown_larger(opened, folders):
+def test_less_is_shown_larger(opened, directories):
   choose(opened, "part", "0.5")
-  end = max(step for f in folders for step, *_ in losses(f, "loss"))
+  end = max(step for f in directories for step, *_ in losses(f, "loss"))
   counts = opened.run(
     "return [...document.querySelectorAll('polyline')].map((line) =>"
     "line.points.length)"
   )
   assert counts == [
-    sum(step >= end / 2 for step, *_ in losses(folder, name))
-    for folder in folders
+    sum(step >= end / 2 for step, *_ in losses(directory, name))
+    for directory in directories
     for name in ("loss", "held_out")
   ]
 
 
-def test_the_samples_stand_side_by_side_by_update(opened, folders):
+def test_the_samples_stand_side_by_side_by_update(opened, directories):
   def shown():
     return opened.run(
       "return [...document.querySelectorAll('#written article')].map((box) =>"
       "[...box.children].map((e) => e.textContent))"
     )
 
-  assert [row[0] for row in shown()] == [folder.name for folder in folders]
+  assert [row[0] for row in shown()] == [
+    directory.name for directory in directories
+  ]
   assert all(row[1].startswith("the best, of update") for row in shown())
   choose(opened, "moment", "0")
   assert text_of(opened, "momentname") == "Untrained"
-  for (_, title, text), folder in zip(shown(), folders, strict=True):
-    samples = (folder / "samples.txt").read_text(encoding="utf-8")
+  for (_, title, text), directory in zip(shown(), directories, strict=True):
+    samples = (directory / "samples.txt").read_text(encoding="utf-8")
     assert title == "untrained"
     assert samples.startswith(f"=== untrained ===\n{text}\n\n=== update 10")
   # After 20 updates only the first run wrote: of the other the last is shown.
@@ -254,14 +260,16 @@ def test_everything_can_be_reached_by_keys_and_has_a_name(opened):
   assert found == ["part", "chart"]
 
 
-def test_runs_of_which_nothing_is_known_yet_say_so(chromium, folders, tmp_path):
-  folder = tmp_path / "begun"
-  folder.mkdir()
-  record = json.loads((folders[0] / "config.json").read_text())
+def test_runs_of_which_nothing_is_known_yet_say_so(
+  chromium, directories, tmp_path
+):
+  directory = tmp_path / "begun"
+  directory.mkdir()
+  record = json.loads((directories[0] / "config.json").read_text())
   record["corpus"] = "nowhere.txt"
-  (folder / "config.json").write_text(json.dumps(record))
+  (directory / "config.json").write_text(json.dumps(record))
   console = Console(file=io.StringIO())
-  path = report.run(ReportConfig((str(folder),)), console).path
+  path = report.run(ReportConfig((str(directory),)), console).path
   chromium.errors()
   chromium.open(path)
   assert text_of(chromium, "status") == "There is no loss yet."
@@ -272,4 +280,4 @@ def test_runs_of_which_nothing_is_known_yet_say_so(chromium, folders, tmp_path):
   choose(chromium, "axis", "epochs")
   assert "is not known" in text_of(chromium, "status")
   assert chromium.errors() == []
-  assert Path(path).parent == folder
+  assert Path(path).parent == directory

@@ -26,13 +26,13 @@ def events(path):
   return found
 
 
-def board(folder):
+def board(directory):
   """Return what TensorBoard shows of a run: {tag: [(step, value), ...]}.
 
   A session that starts at a step drops what there is of that step and later.
   """
   shown = []
-  for path in sorted((folder / "tensorboard").iterdir()):
+  for path in sorted((directory / "tensorboard").iterdir()):
     for event in events(path):
       if event.session_log.status == proto.SessionLog.START:
         shown = [(s, value) for s, value in shown if s < event.step]

@@ -22,7 +22,7 @@ from rich.console import Console
 from experiments import train
 from experiments.trainer import tensorboard
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.logger import Journal
+from experiments.trainer.logger import RunLogger
 from lstm_jax.training import list_checkpoints
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.lives import essence
@@ -30,18 +30,18 @@ from tests.experiments.trainer.lives import essence
 EVERY = 20  # updates between two checkpoints
 
 
-def configuration(folder, name):
+def configuration(directory, name):
   return TrainConfig(
-    corpus=str(folder / "verse.txt"),
-    run=str(folder / name),
+    corpus=str(directory / "verse.txt"),
+    run=str(directory / name),
     embedding_size=4,
     hidden_size=12,
-    num_streams=3,
-    num_steps=8,
+    batch_size=3,
+    seq_len=8,
     num_epochs=3,
-    warmup=5,
+    warmup_steps=5,
     output_dropout=0.2,
-    average=0.9,
+    ema_decay=0.9,
     eval_every=EVERY,
     sample_length=30,
   )
@@ -70,13 +70,16 @@ def begin(config):
 
 def count_updates(run):
   """Have the process keep the number of its last update, beside its folder."""
-  file, update = os.open(f"{run}.step", os.O_CREAT | os.O_RDWR), Journal.update
+  file, update = (
+    os.open(f"{run}.step", os.O_CREAT | os.O_RDWR),
+    RunLogger.update,
+  )
 
   def counted(journal, step, metrics):
     os.pwrite(file, step.to_bytes(8, "big"), 0)
     update(journal, step, metrics)
 
-  Journal.update = counted
+  RunLogger.update = counted
 
 
 def made(run):
@@ -108,18 +111,18 @@ def kill(child, run, draws, lifetime):
 
 
 def main():
-  folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-  (folder / "verse.txt").write_text(VERSE * 20)
+  directory, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+  (directory / "verse.txt").write_text(VERSE * 20)
   tensorboard.summary = None  # no events: they take half of a life
   draws, lifetimes = random.Random(seed), []
   for name in ("cold", "whole"):  # the second one's programs are compiled
     start = time.monotonic()
-    os.waitpid(begin(configuration(folder, name)), 0)
+    os.waitpid(begin(configuration(directory, name)), 0)
     lifetimes.append(time.monotonic() - start)
-  whole = essence(folder / "whole")
+  whole = essence(directory / "whole")
   found = dict.fromkeys(("kills", "in_a_save", "runs", "lost"), 0)
   while found["kills"] < kills:
-    config = configuration(folder, f"run{found['runs']}")
+    config = configuration(directory, f"run{found['runs']}")
     run, alive = Path(config.run), True
     while alive:
       alive = kill(begin(config), run, draws, lifetimes[-1])

@@ -44,15 +44,17 @@ def status_of(argv, told):
 
 
 def main():
-  folder, results = Path(sys.argv[1]), []
-  flagfile, corpus, told = (folder / n for n in ("x.flags", "corpus", "told"))
+  directory, results = Path(sys.argv[1]), []
+  flagfile, corpus, told = (
+    directory / n for n in ("x.flags", "corpus", "told")
+  )
   for flags, lines, text in json.load(sys.stdin):
     flagfile.write_bytes(bytes.fromhex(lines))
     corpus.write_bytes(bytes.fromhex(text))
     argv = ["train", f"--flagfile={flagfile}", *flags]
-    argv += [f"--corpus={corpus}", f"--run={folder / 'run'}"]
+    argv += [f"--corpus={corpus}", f"--run={directory / 'run'}"]
     status = status_of(argv, told)
-    run = folder / "run"
+    run = directory / "run"
     text = told.read_text("utf-8", errors="replace")
     results.append([status, text, run.exists()])
     shutil.rmtree(run, ignore_errors=True)

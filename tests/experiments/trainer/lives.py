@@ -19,25 +19,25 @@ CLOCK = (
 )
 
 
-def essence(folder):
+def essence(directory):
   """Return all that a finished run has left but what the process was like."""
-  step, arrays = last_arrays(folder)
-  text = (folder / "metrics.jsonl").read_text()
+  step, arrays = last_arrays(directory)
+  text = (directory / "metrics.jsonl").read_text()
   rows = [json.loads(line) for line in text.splitlines()]
-  result = json.loads((folder / "result.json").read_text())
+  result = json.loads((directory / "result.json").read_text())
   return {
     "step": step,
     "arrays": arrays,
     "rows": [without_clock(row) for row in rows],
-    "samples": (folder / "samples.txt").read_text(),
+    "samples": (directory / "samples.txt").read_text(),
     "result": without_clock(result),
   }
 
 
-def last_arrays(folder):
+def last_arrays(directory):
   """Return the last checkpoint's step and the SHA-256 of each array."""
-  step = list_checkpoints(folder / "checkpoints")[-1]
-  last = folder / "checkpoints" / str(step)
+  step = list_checkpoints(directory / "checkpoints")[-1]
+  last = directory / "checkpoints" / str(step)
   seal = json.loads((last / "seal" / "metadata").read_text())
   del seal["description"]  # has seconds in it
   return step, seal
@@ -48,13 +48,13 @@ def without_clock(row):
 
 
 def signal_at(
-  monkeypatch, step, signum=signal.SIGTERM, maker=(setup, "make_update")
+  monkeypatch, step, signum=signal.SIGTERM, maker=(setup, "make_train_step")
 ):
   """Have the process send itself a signal in the update that makes `step`."""
-  make_update = getattr(*maker)
+  make_train_step = getattr(*maker)
 
   def make(*args, **options):
-    update = make_update(*args, **options)
+    update = make_train_step(*args, **options)
 
     def signalling(state, *block):
       state, metrics = update(state, *block)
@@ -69,10 +69,10 @@ def signal_at(
 
 def poison(monkeypatch, steps):
   """Have the updates that make these steps come to a gradient of NaNs."""
-  make_update = setup.make_update
+  make_train_step = setup.make_train_step
 
   def make(*args, **options):
-    update = make_update(*args, **options)
+    update = make_train_step(*args, **options)
 
     def poisoned(state, *block):
       if int(state.step) + 1 not in steps:
@@ -86,4 +86,4 @@ def poison(monkeypatch, steps):
 
     return poisoned
 
-  monkeypatch.setattr(setup, "make_update", make)
+  monkeypatch.setattr(setup, "make_train_step", make)

@@ -19,7 +19,7 @@ from tests.experiments.trainer.lives import signal_at
 
 def main():
   config, step = TrainConfig(**json.loads(sys.argv[1])), int(sys.argv[2])
-  maker = setup, "make_mesh_update" if config.mesh else "make_update"
+  maker = setup, "make_mesh_train_step" if config.mesh else "make_train_step"
   with pytest.MonkeyPatch.context() as monkeypatch:
     if step:
       signal_at(monkeypatch, step, maker=maker)

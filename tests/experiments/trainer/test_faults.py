@@ -65,19 +65,19 @@ def config(config):
 
 
 @contextmanager
-def mounted(folder, size):
+def mounted(directory, size):
   """A file system of so many kilobytes; the caller may have it changed."""
-  folder.mkdir()
-  options = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", folder]
+  directory.mkdir()
+  options = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", directory]
   made = subprocess.run(options, capture_output=True, check=False)
   if made.returncode:
     pytest.skip("this user may not mount a file system to fill")
   try:
     yield lambda o: subprocess.run(
-      ["mount", "-o", f"remount,{o}", folder], check=True
+      ["mount", "-o", f"remount,{o}", directory], check=True
     )
   finally:
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 def test_a_full_disk_is_one_line_and_costs_no_more_than_a_checkpoint(
@@ -124,14 +124,14 @@ def test_the_configuration_of_the_kills_is_a_run_with_noise_and_an_average(
   tmp_path,
 ):
   config = configuration(tmp_path, "run")
-  assert config.output_dropout and config.average
+  assert config.output_dropout and config.ema_decay
 
 
 def test_without_memory_a_process_says_what_would_fit(tmp_path):
   """It may have 1 GB more than it has before its first update of 2.5 GB."""
   corpus = tmp_path / "verse.txt"
   corpus.write_text(VERSE * 2500)
-  sizes = {"num_streams": 64, "num_steps": 2048, "hidden_size": 512}
+  sizes = {"batch_size": 64, "seq_len": 2048, "hidden_size": 512}
   flags = [f"--{name}={value}" for name, value in sizes.items()]
   files = f"--corpus={corpus}", f"--run={tmp_path / 'run'}"
   process = start("experiments.train", *flags, *files)

@@ -30,7 +30,7 @@ from experiments.trainer.config import (
 from experiments.trainer.data import read_corpus
 from experiments.trainer.extract import extract
 from experiments.trainer.flags import define_flags
-from experiments.trainer.history import read_courses
+from experiments.trainer.history import read_run_histories
 from lstm_jax.language import characters, words
 from lstm_jax.training import make_optimizer
 from tests.experiments.conftest import VERSE
@@ -63,7 +63,7 @@ def test_any_bytes_are_a_corpus_or_an_error_of_one_line(
   path.write_bytes(data)
   config = TrainConfig(
     corpus=str(path),
-    tokens="word" if word else "character",
+    tokenizer="word" if word else "character",
     min_count=1,
     development=0.2 if dev else 0.0,
   )
@@ -130,8 +130,8 @@ def test_any_flags_are_a_configuration_or_an_error_of_one_line(
     rest = flags.FLAGS(["train", *argv])
     given = {name: flags.FLAGS[name].value for name in training_flags}
     config = TrainConfig(**given | {"corpus": str(corpus)})
-    small = dataclasses.replace(config, short_blocks=0.0)
-    updates = reading(small).num_updates(read_corpus(config).training.tokens)
+    small = dataclasses.replace(config, short_seq_prob=0.0)
+    updates = reading(small).num_steps(read_corpus(config).training.tokens)
     make_optimizer(optimizer_config(config), updates)
     model_config(config, 9)
     assert 1 <= updates < 2**31 and len(rest) >= 1
@@ -147,7 +147,7 @@ def test_any_flags_are_a_configuration_or_an_error_of_one_line(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
   """A run that others may damage."""
   place = tmp_path_factory.mktemp("fuzzed")
   (place / "verse.txt").write_text(VERSE * 20)
@@ -156,14 +156,14 @@ def folder(tmp_path_factory):
     run=str(place / "run"),
     embedding_size=4,
     hidden_size=6,
-    num_streams=3,
-    num_steps=8,
+    batch_size=3,
+    seq_len=8,
     num_epochs=1,
     eval_every=50,
     sample_length=5,
   )
   with jax.numpy_dtype_promotion("standard"):
-    return train.run(config, Console(file=io.StringIO())).folder
+    return train.run(config, Console(file=io.StringIO())).directory
 
 
 JSON = st.recursive(
@@ -179,13 +179,13 @@ JSON = st.recursive(
 @pytest.mark.exhaustive
 @tries(300)
 @given(st.data())
-def test_any_metadata_is_read_or_an_error_of_one_line(folder, data):
+def test_any_metadata_is_read_or_an_error_of_one_line(directory, data):
   """Each of the small files, one value changed, or all of it."""
-  (newest,) = folder.glob("checkpoints/47")
+  (newest,) = directory.glob("checkpoints/47")
   path = data.draw(
     st.sampled_from(
       [
-        folder / "config.json",
+        directory / "config.json",
         newest / "description" / "metadata",
         newest / "seal" / "metadata",
       ]
@@ -202,23 +202,23 @@ def test_any_metadata_is_read_or_an_error_of_one_line(folder, data):
   try:
     for read in (
       run_dir.load,
-      lambda folder: extract(folder, "", None, 1.0),
-      lambda folder: describe(read_courses(folder)),
+      lambda directory: extract(directory, "", None, 1.0),
+      lambda directory: describe(read_run_histories(directory)),
     ):
       try:
-        read(folder)
+        read(directory)
       except LOADED as error:
         in_a_line(error)
   finally:
     path.write_text(good)
 
 
-def test_prompts_of_any_kind_are_sampled_or_refused(folder):
+def test_prompts_of_any_kind_are_sampled_or_refused(directory):
   options = {"length": 3, "temperature": 0.8, "top_k": 0, "top_p": 1.0}
   options |= {"num_samples": 1, "seed": 0}
   for prompt in ("", "\x00", "é" * 50, "Shall", "\ud800", "<unk>"):
     try:
-      (text,) = write(str(folder), prompt=prompt, **options)
+      (text,) = write(str(directory), prompt=prompt, **options)
     except ValueError as error:
       in_a_line(error)
     else:
@@ -246,7 +246,7 @@ PROCESSES = 40
 def test_any_flagfile_ends_with_a_status_and_leaves_no_folder(tmp_path, inputs):
   """In a process each; the first one's run can begin, and few others'."""
   written = []
-  begins = ["--num_streams=1", "--num_steps=1"], [], b"Shall I compare thee?"
+  begins = ["--batch_size=1", "--seq_len=1"], [], b"Shall I compare thee?"
   for argv, lines, corpus in [begins, *inputs]:
     flagfile = "\n".join(lines).encode("utf-8", "surrogatepass")
     written.append([argv, flagfile.hex(), corpus.hex()])
@@ -261,8 +261,8 @@ def test_any_flagfile_ends_with_a_status_and_leaves_no_folder(tmp_path, inputs):
   )
   found = json.loads(process.stdout)
   assert len(found) == PROCESSES + 1
-  for what, (status, told, folder) in zip(written, found, strict=True):
+  for what, (status, told, directory) in zip(written, found, strict=True):
     assert status in (0, 1, 2), (what, told)
     assert told and "Traceback" not in told, (what, told)
-    assert folder == (status == 0), (what, told)
+    assert directory == (status == 0), (what, told)
   assert found[0][0] == 0

@@ -92,9 +92,12 @@ def test_several_processes_need_a_mesh(config, monkeypatch):
   ("options", "message"),
   [
     ({"mesh": "data"}, "the axis data must have a size"),
-    ({"mesh": "data:2"}, "num_streams must be a multiple of .* 2 .*, got 3"),
-    ({"mesh": "data:3", "late_streams": 4}, "num_streams must .* 3 .*, got 4"),
-    ({"mesh": "model:5", "num_streams": 5}, "hidden_size must .* 5, got 12"),
+    ({"mesh": "data:2"}, "batch_size must be a multiple of .* 2 .*, got 3"),
+    (
+      {"mesh": "data:3", "late_batch_size": 4},
+      "batch_size must .* 3 .*, got 4",
+    ),
+    ({"mesh": "model:5", "batch_size": 5}, "hidden_size must .* 5, got 12"),
   ],
 )
 def test_a_configuration_refuses_a_mesh_that_does_not_fit(
@@ -113,7 +116,7 @@ def test_the_line_of_the_device_tells_the_mesh():
 def test_one_device_sends_nothing(config, console):
   meshed = dataclasses.replace(config, mesh="data:1")
   weights, sent = collectives.run(meshed, console)
-  params = run_dir.load(train.run(config, console).folder).params
+  params = run_dir.load(train.run(config, console).directory).params
   assert weights == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert sent == []
   with pytest.raises(ValueError, match="one device sends nothing: pass --mesh"):
@@ -160,7 +163,7 @@ def joining(config, count):
 @pytest.fixture
 def shared(config):
   """A run whose streams two processes can share."""
-  return dataclasses.replace(config, num_streams=4, development=0.2)
+  return dataclasses.replace(config, batch_size=4, development=0.2)
 
 
 @pytest.mark.programs
@@ -172,12 +175,12 @@ def test_two_processes_train_as_one_and_the_first_writes(shared, console):
   assert "cpu, cpu: data 2 × model 1, in 2 processes\n" in first
   assert "best development loss" in first
   assert "loss" not in second  # Gloo itself says who is connected
-  trained = run_dir.load(one.folder.parent / "run")
+  trained = run_dir.load(one.directory.parent / "run")
   assert abs(trained.held_out - one.held_out) < ROUNDING
   assert trained.step == one.best_update
-  metrics = (one.folder.parent / "run" / "metrics.jsonl").read_text()
+  metrics = (one.directory.parent / "run" / "metrics.jsonl").read_text()
   steps = [json.loads(line)["step"] for line in metrics.splitlines()]
-  expected = (one.folder / "metrics.jsonl").read_text().splitlines()
+  expected = (one.directory / "metrics.jsonl").read_text().splitlines()
   assert steps == [json.loads(line)["step"] for line in expected]
 
 
@@ -207,11 +210,11 @@ def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
   assert "error: the first process has stopped: see its error" in second[2]
 
 
-def last_state(folder, config):
+def last_state(directory, config):
   """Return all the arrays that a run ended with."""
   state = make(dataclasses.replace(config, mesh="")).state
-  step = list_checkpoints(folder / "checkpoints")[-1]
-  found = read_state(folder / "checkpoints", step, saved(state, None))
+  step = list_checkpoints(directory / "checkpoints")[-1]
+  found = read_state(directory / "checkpoints", step, saved(state, None))
   return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)]
 
 
@@ -221,7 +224,7 @@ def last_state(folder, config):
 def test_a_run_goes_on_on_another_number_of_devices(before, after, config):
   """In the middle of an epoch, with averaged weights and carried states."""
   config = dataclasses.replace(
-    config, num_streams=8, hidden_size=16, average=0.9, output_dropout=0.2
+    config, batch_size=8, hidden_size=16, ema_decay=0.9, output_dropout=0.2
   )
   again = dataclasses.replace(config, run=config.run + "2")
   for of, count, step in (
@@ -250,7 +253,7 @@ def test_what_two_processes_leave_one_goes_on_with(shared, console, tmp_path):
     eval_every=10,
     schedule="constant",
     learning_rate=1.0,
-    average_after=1,
+    asgd_patience=1,
   )
   processes = joining(long, 2)
   samples, deadline = tmp_path / "run" / "samples.txt", time.monotonic() + 90

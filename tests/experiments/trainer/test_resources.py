@@ -17,7 +17,7 @@ from lstm_jax.language import ModelConfig, language_model
 
 
 def test_a_dry_run_says_what_a_run_needs_and_makes_nothing(config, console):
-  config = dataclasses.replace(config, average=0.9)
+  config = dataclasses.replace(config, ema_decay=0.9)
   needs = dry_run(config, console)
   state = make(config).state
   # Parameters, their average and Adam's two moments: floats; the rest is small.
@@ -33,14 +33,14 @@ def test_a_dry_run_says_what_a_run_needs_and_makes_nothing(config, console):
 
 def test_a_dry_run_reckons_with_streams_that_come_late(config, console):
   config = dataclasses.replace(config, num_epochs=3)
-  wide = dry_run(dataclasses.replace(config, num_streams=9), console)
-  late = dataclasses.replace(config, late_streams=9)
+  wide = dry_run(dataclasses.replace(config, batch_size=9), console)
+  late = dataclasses.replace(config, late_batch_size=9)
   assert dry_run(late, console).bytes == wide.bytes
   assert "9 streams × 8 steps" in console.file.getvalue()
   of = make(late)
   epochs = [*of.reading.epochs(of.corpus.training.tokens)]
   assert [streams.tokens.shape[1] for streams in epochs] == [3, 3, 9]
-  blocks = [block for streams in epochs for block, _ in streams.blocks()]
+  blocks = [block for streams in epochs for block, _ in streams.batches()]
   expected = sum(operations(of.state.params, block.size) for block in blocks)
   assert total_operations(of) == expected
 
@@ -65,11 +65,11 @@ def test_memory_grows_with_the_block(config):
 def test_without_memory_a_run_says_how_many_streams_would_fit(
   config, console, monkeypatch
 ):
-  config = dataclasses.replace(config, num_streams=8)
+  config = dataclasses.replace(config, batch_size=8)
   of = make(config)
   needs = [resources.footprint(of, b, 8).bytes for b in (8, 4, 2, 1)]
 
-  def make_update(*args, **options):
+  def make_train_step(*args, **options):
     del args, options
 
     def update(*args):
@@ -78,7 +78,7 @@ def test_without_memory_a_run_says_how_many_streams_would_fit(
     update.lower = of.update.lower
     return update
 
-  monkeypatch.setattr(setup, "make_update", make_update)
+  monkeypatch.setattr(setup, "make_train_step", make_train_step)
   monkeypatch.setattr(train, "available", lambda: (needs[1] + needs[2]) // 2)
   told = r"out of memory: 8 streams × 8 steps need .* MB and .*; 2 × 8 would ne"
   with pytest.raises(ValueError, match=told) as error:

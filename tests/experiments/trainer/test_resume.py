@@ -26,27 +26,27 @@ from tests.experiments.trainer.lives import (
 )
 
 NOISE = {
-  "average": 0.9,
+  "ema_decay": 0.9,
   "output_dropout": 0.3,
   "weight_drop": 0.2,
   "zoneout_h": 0.1,
   "token_dropout": 0.1,
   "random_offsets": True,
-  "short_blocks": 0.3,
-  "late_streams": 4,
+  "short_seq_prob": 0.3,
+  "late_batch_size": 4,
   "development": 0.2,
 }
 WANDERS = {
   "learning_rate": 1.0,
   "schedule": "constant",
-  "average_after": 1,
+  "asgd_patience": 1,
   "eval_every": 6,
 }
 
 
 @pytest.fixture
 def undisturbed(config, console):
-  return essence(train.run(config, console).folder)
+  return essence(train.run(config, console).directory)
 
 
 def stop_at(step, config, console, signum=signal.SIGTERM):
@@ -60,7 +60,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
   changes, config, console
 ):
   config = dataclasses.replace(config, **changes, num_epochs=2)
-  whole = essence(train.run(config, console).folder)
+  whole = essence(train.run(config, console).directory)
   if changes is WANDERS:
     assert "weights are averaged" in whole["samples"]
   again = dataclasses.replace(config, run=config.run + "2")
@@ -68,22 +68,22 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
   for step in (7, 10, 33, 76):
     result = stop_at(step, again, console)
     assert result.stopped_by is signal.SIGTERM
-    folder = result.folder
-    assert list_checkpoints(folder / "checkpoints")[-1] == step
-    assert not (folder / "result.json").exists()
+    directory = result.directory
+    assert list_checkpoints(directory / "checkpoints")[-1] == step
+    assert not (directory / "result.json").exists()
     assert f"SIGTERM: stopped after update {step}" in console.file.getvalue()
   assert train.run(again, console).stopped_by is None
   assert "goes on     after update 76" in console.file.getvalue()
-  assert essence(folder) == whole
+  assert essence(directory) == whole
 
 
 def test_a_run_without_a_checkpoint_begins_again(config, console, undisturbed):
   again = dataclasses.replace(config, run=config.run + "2")
-  folder = stop_at(4, again, console).folder
-  shutil.rmtree(folder / "checkpoints")
-  (folder / "metrics.jsonl").write_text("{half a r")
+  directory = stop_at(4, again, console).directory
+  shutil.rmtree(directory / "checkpoints")
+  (directory / "metrics.jsonl").write_text("{half a r")
   train.run(again, console)
-  assert essence(folder) == undisturbed
+  assert essence(directory) == undisturbed
 
 
 def test_a_run_stopped_before_a_look_can_be_sampled_all_the_same(
@@ -91,7 +91,7 @@ def test_a_run_stopped_before_a_look_can_be_sampled_all_the_same(
 ):
   result = stop_at(4, config, console, signal.SIGINT)
   assert (result.stopped_by, result.best_update) == (signal.SIGINT, 0)
-  trained = run_dir.load(result.folder)
+  trained = run_dir.load(result.directory)
   assert (trained.step, trained.held_out) == (4, None)
 
 
@@ -117,11 +117,13 @@ def test_of_a_stopped_run_the_best_is_read(config, console):
 def test_a_run_of_another_configuration_does_not_go_on(
   changes, message, config, console
 ):
-  folder = stop_at(12, config, console).folder
-  before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+  directory = stop_at(12, config, console).directory
+  before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
   with pytest.raises(ValueError, match=message):
     train.run(dataclasses.replace(config, **changes), console)
-  assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+  assert before == {
+    p: p.read_bytes() for p in directory.rglob("*") if p.is_file()
+  }
 
 
 def test_a_corpus_that_has_changed_is_an_error(config, console):
@@ -133,30 +135,30 @@ def test_a_corpus_that_has_changed_is_an_error(config, console):
 
 
 def test_a_folder_in_use_is_refused_until_its_process_ends(config, console):
-  folder = stop_at(12, config, console).folder
+  directory = stop_at(12, config, console).directory
   with (
-    locked(folder),
+    locked(directory),
     pytest.raises(ValueError, match=r"run is in use by process \d+"),
   ):
     train.run(config, console)
-  (folder / "lock").write_text("12345")  # as a crash leaves it
+  (directory / "lock").write_text("12345")  # as a crash leaves it
   assert train.run(config, console).stopped_by is None
-  assert not (folder / "lock").exists()
+  assert not (directory / "lock").exists()
 
 
 def test_overwrite_begins_again_and_keeps_what_it_replaces(
   config, console, undisturbed
 ):
-  folder = Path(config.run)
-  old = run_dir.load(folder)
+  directory = Path(config.run)
+  old = run_dir.load(directory)
   again = dataclasses.replace(config, overwrite=True, seed=1)
   stop_at(4, again, console)
-  assert run_dir.load(folder / "previous").held_out == old.held_out
+  assert run_dir.load(directory / "previous").held_out == old.held_out
   # A move that was cut off is finished first.
-  (folder / "previous" / "config.json").rename(folder / "config.json")
+  (directory / "previous" / "config.json").rename(directory / "config.json")
   train.run(dataclasses.replace(config, overwrite=True), console)
-  assert essence(folder) == undisturbed
-  assert not (folder / "previous").exists()
+  assert essence(directory) == undisturbed
+  assert not (directory / "previous").exists()
 
 
 @pytest.fixture
@@ -174,10 +176,10 @@ def leaves(restored):
 def test_a_bit_that_turned_in_any_file_is_found_or_harms_nothing(
   stopped, config, console, collected
 ):
-  parts, folder = stopped
-  good = restore(folder, parts.state, console)
+  parts, directory = stopped
+  good = restore(directory, parts.state, console)
   assert int(good.state.step) == 33
-  newest = folder / "checkpoints" / "33"
+  newest = directory / "checkpoints" / "33"
   files = [p for p in newest.rglob("*") if p.is_file() and p.stat().st_size]
   earlier = []
   for path in files:
@@ -186,7 +188,7 @@ def test_a_bit_that_turned_in_any_file_is_found_or_harms_nothing(
       turned = bytearray(data)
       turned[at] ^= 4
       path.write_bytes(bytes(turned))
-      found = restore(folder, parts.state, console)
+      found = restore(directory, parts.state, console)
       step = int(found.state.step)
       if step == 33:
         pairs = zip(leaves(good), leaves(found), strict=True)
@@ -204,28 +206,28 @@ def test_a_bit_that_turned_in_any_file_is_found_or_harms_nothing(
 def test_after_damage_the_checkpoint_before_is_taken_and_said_so(
   damage, stopped, config, console, tmp_path, collected, capsys
 ):
-  _, folder = stopped
-  for path in (folder / "checkpoints" / "33" / STATE).rglob("*"):
+  _, directory = stopped
+  for path in (directory / "checkpoints" / "33" / STATE).rglob("*"):
     if path.is_file() and damage == "truncated":
       path.write_bytes(path.read_bytes()[:-20])
   if damage != "truncated":
-    shutil.rmtree(folder / "checkpoints" / "33" / damage)
+    shutil.rmtree(directory / "checkpoints" / "33" / damage)
   if damage == "description":  # those who only read the weights are told, too
-    assert run_dir.load(folder).step <= 30
+    assert run_dir.load(directory).step <= 30
     assert "checkpoints/33" in capsys.readouterr().err
   train.run(config, console)
   shown = console.file.getvalue()
   assert "checkpoints/33" in shown and ": not used" in shown
   assert "goes on     after update 30" in shown
   whole = dataclasses.replace(config, run=str(tmp_path / "whole"))
-  assert essence(folder) == essence(train.run(whole, console).folder)
+  assert essence(directory) == essence(train.run(whole, console).directory)
 
 
 def test_when_all_are_damaged_there_is_an_error_of_one_line(
   stopped, config, console
 ):
-  _, folder = stopped
-  for path in folder.glob("checkpoints/*/seal/metadata"):
+  _, directory = stopped
+  for path in directory.glob("checkpoints/*/seal/metadata"):
     path.write_text(path.read_text().replace("a", "b"))
   with pytest.raises(ValueError, match=r"none of the checkpoints in .* can be"):
     train.run(config, console)
@@ -241,12 +243,12 @@ def test_a_hostile_checkpoint_runs_no_code(
     def __reduce__(self):
       return Path(tmp_path / "exploded").touch, ()
 
-  parts, folder = stopped
-  for path in (folder / "checkpoints").rglob("*"):
+  parts, directory = stopped
+  for path in (directory / "checkpoints").rglob("*"):
     if path.is_file():
       path.write_bytes(pickle.dumps(Bomb()))
   with pytest.raises(ValueError, match="none of the checkpoints"):
-    restore(folder, parts.state, console)
+    restore(directory, parts.state, console)
   assert not (tmp_path / "exploded").exists()
 
 
@@ -254,7 +256,7 @@ def test_a_count_of_what_was_skipped_goes_on_too(config, console):
   config = dataclasses.replace(config, nonfinite="skip", num_epochs=2)
   with pytest.MonkeyPatch.context() as monkeypatch:
     poison(monkeypatch, {27, 28, 41})
-    whole = train.run(config, console).folder
+    whole = train.run(config, console).directory
     again = dataclasses.replace(config, run=config.run + "2")
     for step in (28, 33):
       stop_at(step, again, console)
@@ -265,8 +267,8 @@ def test_a_count_of_what_was_skipped_goes_on_too(config, console):
 
 def test_logs_that_have_lost_their_ends_keep_whole_lines(config, console):
   """As where the power failed after a checkpoint was on the disk."""
-  folder = stop_at(33, config, console).folder
-  metrics, samples = folder / "metrics.jsonl", folder / "samples.txt"
+  directory = stop_at(33, config, console).directory
+  metrics, samples = directory / "metrics.jsonl", directory / "samples.txt"
   for log in (metrics, samples):
     log.write_bytes(log.read_bytes()[:-5])
   kept = metrics.read_text().splitlines()[:-1]
@@ -278,7 +280,7 @@ def test_logs_that_have_lost_their_ends_keep_whole_lines(config, console):
   assert lines[: len(kept)] == kept
   steps = [json.loads(line)["step"] for line in lines]
   assert steps == sorted(steps) and steps[len(kept)] == 40
-  assert (folder / "result.json").exists()
+  assert (directory / "result.json").exists()
 
 
 def test_every_flag_but_those_that_say_where_must_be_the_same(
@@ -288,7 +290,7 @@ def test_every_flag_but_those_that_say_where_must_be_the_same(
   assert set(claim.OWN) == where
   stop_at(4, config, console)
   changes = {"corpus": str(tmp_path / "other.txt"), "cell": "gru"}
-  changes |= {"optimizer": "sgd", "schedule": "constant", "average": 0.5}
+  changes |= {"optimizer": "sgd", "schedule": "constant", "ema_decay": 0.5}
   (tmp_path / "other.txt").write_bytes(Path(config.corpus).read_bytes())
   with pytest.raises(ValueError, match="of another configuration") as error:
     train.run(dataclasses.replace(config, **changes), console)
@@ -299,8 +301,8 @@ def test_every_flag_but_those_that_say_where_must_be_the_same(
 def test_looks_leave_the_training_as_it_is(config, console):
   often = dataclasses.replace(config, **NOISE, eval_every=7)
   rarely = dataclasses.replace(often, eval_every=99, run=config.run + "2")
-  runs = [train.run(each, console).folder for each in (often, rarely)]
-  one, other = (last_arrays(folder) for folder in runs)
+  runs = [train.run(each, console).directory for each in (often, rarely)]
+  one, other = (last_arrays(directory) for directory in runs)
   state = {name for name in one[1] if name.startswith("state")}
   assert len(state) > 20
   assert {n: one[1][n] for n in state} == {n: other[1][n] for n in state}

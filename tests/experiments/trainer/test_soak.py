@@ -14,7 +14,7 @@ from experiments import train
 def test_memory_and_compiled_programs_stay_what_they_are(config, console):
   """Four thousand updates and forty looks; the first quarter is to settle."""
   config = dataclasses.replace(
-    config, num_epochs=86, eval_every=100, average=0.9, output_dropout=0.2
+    config, num_epochs=86, eval_every=100, ema_decay=0.9, output_dropout=0.2
   )
   train.run(config, console)
   text = (Path(config.run) / "metrics.jsonl").read_text()
