@@ -210,7 +210,7 @@ def test_a_checkpoint_of_other_tokens_than_the_configuration_is_refused(
     path = train.run(made, console).directory / "config.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"tokenizer": other}))
-    message = f"tokens is '{made.tokenizer}' in one and '{other}' in the other"
+    message = f"tokenizer is '{made.tokenizer}' in one and '{other}' in the other"
     with pytest.raises(ValueError, match=message):
       run_dir.load(path.parent)
 
