@@ -1,32 +1,38 @@
-"""How the programs start and end: what is no flag, errors in one line.
+"""How programs start, report progress and exit; errors are one line.
 
 Exit status: 0 done; 1 a flag that absl refuses, or a check that fails; 2 bad
-input; 3 a loss that is no longer finite; 130 stopped by Ctrl-C (SIGINT) and 143
-by SIGTERM, as shells count them.
+input; 3 a loss that is not finite; 130 stopped by Ctrl-C (SIGINT) and 143 by
+SIGTERM, as shells count them.
 """
 
 import io
 import logging as standard_logging
-import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from rich.console import Console
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  TextColumn,
+  TimeRemainingColumn,
+)
+
+from experiments.trainer.errors import Diverged
 
 BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
 INTERRUPTED = SIGNALLED + signal.SIGINT
 STOPPING = signal.SIGINT, signal.SIGTERM
-LARGEST = 2**31 - 1  # of an integer flag
-
-
-class Diverged(Exception):
-  """The loss is NaN or infinite."""
+LINE_EVERY = 10.0  # seconds between progress lines outside a terminal
 
 
 def launch(
@@ -36,13 +42,13 @@ def launch(
 
   Args:
     main: the program.
-    takes_arguments: whether it is called with the list of those that are no
-      flags, which may stand before flags; else there must be none.
+    takes_arguments: whether main takes the list of positional arguments, which
+      may stand before flags; if not, there must be none.
   """
 
   def guarded(argv: Sequence[str]) -> int | None:
     if not flags.FLAGS["verbosity"].present:
-      logging.set_verbosity(logging.FATAL)  # orbax tells each of its steps
+      logging.set_verbosity(logging.FATAL)  # orbax logs each of its steps
     try:
       if takes_arguments:
         return main(argv[1:])
@@ -52,7 +58,7 @@ def launch(
     except (ValueError, OSError, OverflowError) as error:
       return _fail(error, BAD_INPUT)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-      return _fail(f"the device refuses: {error or 'out of memory'}", BAD_INPUT)
+      return _fail(f"device error: {error or 'out of memory'}", BAD_INPUT)
     except Diverged as error:
       return _fail(error, DIVERGED)
     except KeyboardInterrupt as error:
@@ -70,8 +76,8 @@ def launch(
 
 
 @contextmanager
-def stoppable() -> Iterator[list[signal.Signals]]:
-  """Collect the signals that ask to stop; a second one of a kind does so."""
+def collect_stop_requests() -> Iterator[list[signal.Signals]]:
+  """Collect the signals that ask to stop; a second one of a kind stops."""
   requests: list[signal.Signals] = []
 
   def request(signum, frame):
@@ -87,41 +93,95 @@ def stoppable() -> Iterator[list[signal.Signals]]:
       signal.signal(signum, handler)
 
 
-def plain_console() -> Console:
+def make_console() -> Console:
   """Return a console that prints text as it is: no [markup], no :emoji:.
 
-  It moves the cursor only in a terminal that somebody looks at: FORCE_COLOR
-  makes none of a pipe, and where CI is set, nobody does.
+  It moves the cursor only in a terminal, and not where CI is set: a build log
+  would keep every frame. FORCE_COLOR does not turn a pipe into a terminal.
   """
-  watched = sys.stdout.isatty() and not os.environ.get("CI")
-  interactive = None if watched else False  # None: unless it is a dumb one
+  terminal = sys.stdout.isatty() and not os.environ.get("CI")
+  interactive = None if terminal else False  # None: unless it is a dumb one
   return Console(
     markup=False, emoji=False, highlight=False, force_interactive=interactive
   )
 
 
-def finite(flag: flags.FlagHolder) -> flags.FlagHolder:
-  """Have the flag refuse NaN and infinity, which its bounds let through."""
-  flags.register_validator(
-    flag.name,
-    lambda value: value is None or math.isfinite(value),
-    "must be a finite number",
-  )
-  return flag
+class TrainingBar:
+  """Shows the step, loss, speed and remaining time of a training.
 
+  It is a progress bar in a terminal, and a line every few seconds elsewhere.
 
-def _unraisable(what: Any) -> None:
-  """Tell of an exception that nobody catches, but for TensorStore's.
-
-  Its threads complain of an event loop that is closed, once each, where orbax
-  has given up a read or a write, and raises an error that says why.
+  Args:
+    console: where it is shown.
+    total: training steps of the whole training.
+    unit: what a token is, in the singular.
+    quiet: whether to show nothing.
   """
-  if "Event loop is closed" not in str(what.exc_value):
-    sys.__unraisablehook__(what)
+
+  def __init__(
+    self, console: Console, total: int, unit: str, *, quiet: bool = False
+  ):
+    self._console = console
+    self._total = total
+    self._quiet = quiet
+    self._unit = unit.replace("character", "char")
+    self._start = self._shown = time.monotonic()
+    self._first = 0
+    self._bar = Progress(
+      BarColumn(bar_width=None),
+      MofNCompleteColumn(),
+      TextColumn("{task.fields[text]}"),
+      TimeRemainingColumn(compact=True),
+      TextColumn("left"),
+      console=console,
+      disable=quiet or not console.is_interactive,
+      transient=True,
+    )
+    self._task = self._bar.add_task("", total=total, text="")
+
+  def __enter__(self) -> "TrainingBar":
+    self._bar.start()
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._bar.stop()
+
+  def update(self, step: int, loss: float, rate: float) -> None:
+    """Show the state after a training step.
+
+    Args:
+      step: training steps made.
+      loss: nats per token of the last steps.
+      rate: tokens per second.
+    """
+    if self._quiet:
+      return
+    text = f"{loss:.3f} nats/{self._unit}  {rate:,.0f} {self._unit}s/s"
+    if self._console.is_interactive:
+      self._bar.update(self._task, completed=step, text=text)
+      return
+    now = time.monotonic()
+    if not self._first:
+      self._first, self._start = step, now
+    elif now - self._shown >= LINE_EVERY or step == self._total:
+      self._shown = now
+      pace = (now - self._start) / max(1, step - self._first)
+      left = timedelta(seconds=round(pace * (self._total - step)))
+      self._console.print(f"{step}/{self._total}  {text}  {left} left")
+
+
+def _unraisable(unraisable: Any) -> None:
+  """Report an exception that nobody catches, except TensorStore's.
+
+  Each of its threads complains of a closed event loop once orbax has given up a
+  read or a write; orbax itself raises an error that gives the reason.
+  """
+  if "Event loop is closed" not in str(unraisable.exc_value):
+    sys.__unraisablehook__(unraisable)
 
 
 def _fail(error: object, status: int) -> int:
-  # What orbax leaves behind would complain as the interpreter ends.
+  # Leftovers of orbax would complain as the interpreter exits.
   sys.unraisablehook = lambda _: None
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
   message = " ".join(str(error).split())[:500]

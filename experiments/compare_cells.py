@@ -1,19 +1,23 @@
-"""What does an LSTM learn that a plain RNN does not, and what do both?
+"""Compare RNN, GRU and LSTM: what do gated cells learn that an RNN does not?
 
   python -m experiments.compare_cells
 
-trains an RNN, a GRU and an LSTM of as many parameters on the same text, several
-seeds at once, twice: for as many updates, and for as long a time. It follows
-the held-out loss, and whether what they write has words that exist, lines of
-the corpus's length, and rhymes; then asks how far back each reaches: loss by
-length of context, a symbol recalled after 1 to 500 blanks, and the
-gradient that the loss of one character sends back through time, before training
-and after. Learning rates are chosen for each cell, on training text.
+trains the three cells with the same number of parameters on the same text, with
+several seeds at once, under two budgets: the same number of training steps, and
+the same time. Each cell uses its own best learning rate, chosen on training
+text. It measures
 
-The folder --out holds every figure in comparison.json, from which --replot
-makes the tables and comparison.png again, and samples.txt: what each cell wrote
-at each stage. `contenders`, `compare_training`, `writing`, `dependency` and
-`recall` say what is measured, and how.
+- the validation loss during training;
+- the samples: words that exist, line length, rhymes;
+- the validation loss by the length of the context;
+- delayed recall: the accuracy of naming a symbol after 1 to 500 blanks;
+- gradient flow: the gradient that the loss of one character sends back through
+  time, before and after training.
+
+The directory --out receives the results as comparison.json, a figure
+(comparison.png), and samples.txt. --replot prints the tables and draws the
+figure of an existing comparison.json. The modules of `experiments/comparison`
+describe how each quantity is measured.
 """
 
 import dataclasses
@@ -29,28 +33,29 @@ from absl import flags
 from rich.console import Console
 
 from experiments.benchmarks.timing import environment
-from experiments.cli import LARGEST, finite, launch, plain_console
-from experiments.comparison import plots
+from experiments.cli import TrainingBar, launch, make_console
 from experiments.comparison.config import CompareConfig
+from experiments.comparison.corpus import read_corpus
 from experiments.comparison.measurements import (
-  PARAMETERS,
-  cells_part,
-  context_part,
-  flow_part,
-  recall_part,
-  runs_part,
+  EQUAL_PARAMETERS,
+  delayed_recall,
+  describe_cells,
+  gradient_flow,
+  loss_by_context,
+  plan_runs,
 )
-from experiments.comparison.models import contenders
+from experiments.comparison.models import make_models
 from experiments.comparison.tables import tables
-from experiments.comparison.training import learn, read_corpus
+from experiments.comparison.training import train_cell
+from experiments.trainer.flags import config_from_flags, define_flags
 
-RECORD, PICTURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
+RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
 
 
 def run(
   config: CompareConfig, directory: Path, console: Console
 ) -> dict[str, Any]:
-  """Compare the cells, print what is found, fill the folder, and return it.
+  """Compare the cells, print and save the results, and return them.
 
   Raises:
     ValueError: the corpus or the configuration is not usable.
@@ -59,38 +64,42 @@ def run(
   start = time.monotonic()
   corpus = read_corpus(config)
   directory.mkdir(parents=True, exist_ok=True)
-  every = contenders(
-    corpus.vocabulary.size, config.embedding_size, config.hidden_size
+  models = make_models(
+    corpus.tokenizer.size, config.embedding_size, config.hidden_size
   )
-  key_init, key_trial, key_recall = jax.random.split(
+  init_key, trial_key, recall_key = jax.random.split(
     jax.random.key(config.seed), 3
   )
-  keys = jax.random.split(key_init, config.num_seeds)
+  keys = jax.random.split(init_key, config.num_seeds)
+  command = ["python", "-m", "experiments.compare_cells", *sys.argv[1:]]
   record: dict[str, Any] = {
-    "command": shlex.join(["python", "-m", "experiments.compare_cells"])
-    + "".join(f" {shlex.quote(flag)}" for flag in sys.argv[1:]),
+    "command": shlex.join(command),
     "config": dataclasses.asdict(config),
     "environment": environment(),
-    "corpus": corpus.figures,
-    "cells": cells_part(every, corpus, config, keys, key_trial, console),
+    "corpus": corpus.statistics,
+    "cells": describe_cells(models, corpus, config, keys, trial_key, console),
     "runs": [],
     "context": [],
-    "flow": [],
+    "gradient_flow": [],
     "recall": [],
   }
-  for budget, name, updates in runs_part(record["cells"], config.num_steps):
-    console.print(f"{name}, {budget}: {updates} updates")
-    rate = record["cells"][name]["learning_rate"]
-    learnt = learn(every[name], corpus, config, rate, updates, keys, console)
-    title = {"cell": name, "budget": budget, "updates": updates}
-    record["runs"].append(title | learnt.figures)
+  for budget, name, num_steps in plan_runs(record["cells"], config.num_steps):
+    console.print(f"{name}, {budget}: {num_steps} training steps")
+    cell, rate = models[name], record["cells"][name]["learning_rate"]
+    with TrainingBar(console, num_steps, corpus.tokenizer.unit) as bar:
+      trained = train_cell(
+        cell, corpus, config, rate, num_steps, keys, bar.update
+      )
+    title = {"cell": name, "budget": budget, "num_steps": num_steps}
+    results = {"evaluations": trained.evaluations, "samples": trained.samples}
+    record["runs"].append(title | results)
     record["context"].append(
-      title | context_part(every[name], learnt, corpus, config)
+      title | loss_by_context(cell, trained, corpus, config)
     )
-    if budget == PARAMETERS:
-      record["flow"] += flow_part(every[name], learnt, corpus, config)
-    save(record, directory)  # what is there, should the rest be interrupted
-  record["recall"] = recall_part(config, key_recall, console)
+    if budget == EQUAL_PARAMETERS:
+      record["gradient_flow"] += gradient_flow(cell, trained, corpus, config)
+    save(record, directory)  # keeps these results if the rest is interrupted
+  record["recall"] = delayed_recall(config, recall_key, console)
   record["seconds"] = time.monotonic() - start
   save(record, directory)
   report(record, directory, console)
@@ -102,10 +111,10 @@ def save(record: dict[str, Any], directory: Path) -> None:
   text = json.dumps(record, indent=1, allow_nan=False)
   (directory / RECORD).write_text(text + "\n", "utf-8")
   samples = "".join(
-    f"=== {one['cell']}, {one['budget']}, update {stage['step']} ===\n"
-    f"{stage['text']}\n\n"
-    for one in record["runs"]
-    for stage in one["writing"]
+    f"=== {run['cell']}, {run['budget']}, step {sample['step']} ===\n"
+    f"{sample['text']}\n\n"
+    for run in record["runs"]
+    for sample in run["samples"]
   )
   (directory / SAMPLES).write_text(samples, "utf-8")
 
@@ -114,7 +123,7 @@ def load(directory: Path) -> dict[str, Any]:
   """Return the record that `save` wrote.
 
   Raises:
-    ValueError: there is none.
+    ValueError: the directory has no record.
   """
   path = directory / RECORD
   if not path.is_file():
@@ -123,88 +132,35 @@ def load(directory: Path) -> dict[str, Any]:
 
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
-  """Print the tables, and draw the picture into the folder."""
+  """Print the tables and draw the figure into the directory."""
+  from experiments.comparison import plots
+
   for title, table in tables(record).items():
     console.print(f"\n{title}\n", soft_wrap=True)
     console.print(table, soft_wrap=True)
-  plots.draw(record, directory / PICTURE)
+  plots.draw(record, directory / FIGURE)
   console.print(
-    f"\n{directory} holds {RECORD}, {PICTURE} and {SAMPLES}", soft_wrap=True
+    f"\n{directory} holds {RECORD}, {FIGURE} and {SAMPLES}", soft_wrap=True
   )
-
-
-def _flags() -> list[flags.FlagHolder]:
-  """Define one flag for each field of CompareConfig, with its default."""
-  default = CompareConfig()
-
-  def integer(name, text, low=1):
-    value = getattr(default, name)
-    return flags.DEFINE_integer(name, value, text, low, LARGEST)
-
-  def number(name, text):
-    value = getattr(default, name)
-    return finite(flags.DEFINE_float(name, value, text, lower_bound=0.0))
-
-  return [
-    flags.DEFINE_string("corpus", default.corpus, "Any UTF-8 file."),
-    number(
-      "val_fraction", "Share of the corpus held out, at its end, in (0, 1)."
-    ),
-    integer("hidden_size", "H of the LSTM; the others get as many parameters."),
-    integer("embedding_size", "Length of a character's vector."),
-    integer("num_seeds", "Seeds of each cell, trained at once."),
-    integer("seed", "Seed of the seeds.", 0),
-    integer("batch_size", "Streams of text read in parallel (batch size)."),
-    integer("seq_len", "Characters of a stream in one update."),
-    integer("seq_len", "Updates of the LSTM, and of all at equal parameters."),
-    flags.DEFINE_multi_float(
-      "learning_rate",
-      list(default.learning_rate),
-      "Peak of the schedule; repeated, each cell takes the best on the end of "
-      "the training text.",
-    ),
-    integer("trial_steps", "Updates with which each rate is tried."),
-    number("weight_decay", "Weight decay of adamw, on matrices only."),
-    integer("rounds", "How often an update of each cell is timed."),
-    integer("context", "Longest context whose loss is measured, characters."),
-    integer("flow_steps", "Longest T − t of the gradient flow, characters."),
-    flags.DEFINE_multi_integer(
-      "delay",
-      list(default.delay),
-      "Blanks between a symbol and its recall; repeat for several.",
-      lower_bound=1,
-    ),
-    integer("recall_hidden_size", "H of the LSTM that recalls."),
-    integer("recall_steps", "Updates with which each delay is learnt."),
-    flags.DEFINE_multi_float(
-      "recall_learning_rate",
-      list(default.recall_learning_rate),
-      "Peak of Adam's rate there; repeated, the best of each cell and delay "
-      "counts.",
-    ),
-  ]
 
 
 def main() -> None:
-  """Read the flags and compare, or print and draw what was found before."""
-  console, directory = plain_console(), Path(OUT.value)
+  """Run the comparison that the flags configure, or report an existing one."""
+  console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
     report(load(directory), directory, console)
     return
-  values = {flag.name: flag.value for flag in FLAGS}
-  for name in ("learning_rate", "delay", "recall_learning_rate"):
-    values[name] = tuple(values[name])
-  run(CompareConfig(**values), directory, console)
+  run(config_from_flags(CompareConfig(), FLAGS), directory, console)
 
 
 if __name__ == "__main__":
-  FLAGS = _flags()
+  FLAGS = define_flags(CompareConfig())
   OUT = flags.DEFINE_string(
     "out",
     "experiments/results/compare_cells",
-    "Folder for figures, picture and samples.",
+    "Directory of results, figure and samples.",
   )
   REPLOT = flags.DEFINE_bool(
-    "replot", False, "Only make tables and picture of --out again."
+    "replot", False, "Only print and redraw the comparison that --out holds."
   )
   launch(main)

@@ -1,23 +1,27 @@
 """Evaluate a trained model on text that it was not trained on.
 
-  python -m experiments.evaluate --run=FOLDER
+  python -m experiments.evaluate --run=DIRECTORY
 
-prints the loss of every prediction in the run's held-out split by three
-protocols (`lstm_jax.language.evaluate`): cold windows of 256, one stateful
-pass, and dynamic evaluation, whose rate, decay and segments are chosen on text
-that comes before the held-out split: the run's development text, or else the
-end of what it was trained on. Other parts of the corpus, such as the middle of
-a 90/5/5 split, are given by --begin and --end. The figures are kept in the
-run's folder, in evaluation.json, beside those of other protocols on the same
-text. Beside the loss of each token stands that of each character, for which a
-model over words also pays the spelling of words that it does not know: by that
-figure it compares with a model over characters.
+prints the mean loss on the run's test split, or on its validation split if it
+has no test split, by three protocols (`lstm_jax.language.evaluate`):
+
+  cold      windows of 256 tokens, each read from the zero state
+  stateful  one pass over the whole text
+  dynamic   dynamic evaluation: the weights adapt to the text already read
+
+The rate, decay and segment length of dynamic evaluation are chosen on the text
+before the split. --begin and --end select other parts of the corpus, such as
+the middle of a 90/5/5 split. The results are saved in the run directory, in
+evaluation.json, beside those of other protocols on the same text. The table has
+the loss per token and per character. The loss per character of a word model
+includes the spelling of unknown words, so that it can be compared with that of
+a character model.
 """
 
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -26,20 +30,30 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.analysis import dynamic_eval
-from experiments.cli import finite, launch, plain_console
+from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
-from experiments.trainer.data import sha256_of
-from experiments.trainer.extract import Extract, extract
+from experiments.trainer.checkpoint import Trained, load
+from experiments.trainer.data import Excerpt, read_excerpt, text_sha256
+from experiments.trainer.flags import finite
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import (
   cold_nats,
   nats_per_character,
   stateful_nats,
 )
-from lstm_jax.language.word_tokenizer import normal
+from lstm_jax.language.word_tokenizer import normalize
 
 PROTOCOLS = "cold", "stateful", "dynamic"
-SAME = "corpus_sha256", "begin", "end", "update"  # of figures side by side
+# Entries that are equal for all results in one evaluation.json.
+SAME = "corpus_sha256", "begin", "end", "step"
+
+
+class Row(NamedTuple):
+  """The result of one protocol, a row of the table."""
+
+  title: str
+  nats: float  # per token
+  nats_per_character: float
 
 
 def run(
@@ -54,25 +68,29 @@ def run(
   decay: float | None,
   console: Console,
 ) -> dict[str, Any]:
-  """Evaluate, print and record; return the record.
+  """Evaluate, print and save the results; return the record of them.
 
-  What one protocol has found is printed and recorded where a later one fails.
+  The arguments are the flags, explained by --help. If a protocol fails, the
+  results of those before it are printed and saved.
 
   Raises:
-    ValueError: the run or the corpus is not usable, or a number is out of its
-      range, or the weights that go on learning diverge.
+    ValueError: the run or the corpus is not usable, a number is out of its
+      range, or dynamic evaluation diverges.
   """
-  trained = run_dir.load(Path(run))
-  part = extract(Path(run), corpus, begin, end)
-  vocabulary = trained.vocabulary
-  text = vocabulary.encode(part.text)
-  before = vocabulary.encode(part.before)
+  directory = Path(run)
+  trained = load(directory)
+  excerpt = read_excerpt(
+    trained.config.data, trained.corpus_sha256, corpus, begin, end
+  )
+  tokenizer, model, params = trained.tokenizer, trained.model, trained.params
+  tokens = tokenizer.encode(excerpt.text)
+  before = tokenizer.encode(excerpt.before)
   given = dynamic_eval.Given(rate, decay, segment)
   if "dynamic" in protocol:
-    dynamic_eval.check_before(len(before), given)
-  _introduce(run, trained, part, text, console)
-  record = _heading(trained, part, text)
-  rows: list[tuple[str, float, float]] = []
+    dynamic_eval.check_text_before(len(before), given)
+  _print_heading(run, trained, excerpt, tokens, console)
+  record = _make_record(trained, excerpt, tokens)
+  rows: list[Row] = []
   try:
     for name in PROTOCOLS:
       if name not in protocol:
@@ -80,152 +98,173 @@ def run(
       title = name
       if name == "cold":
         title = f"cold windows of {window}"
-        nats = cold_nats(trained.model, trained.params, text, window)
+        nats = cold_nats(model, params, tokens, window)
         record["window"] = window
       elif name == "stateful":
-        nats = stateful_nats(trained.model, trained.params, text)
+        nats = stateful_nats(model, params, tokens)
       else:
-        how, nats = dynamic_eval.evaluate_dynamically(
-          trained, before, text, given, console
+        choice, nats = dynamic_eval.evaluate_dynamically(
+          model, params, before, tokens, given
         )
-        title = f"dynamic, rate {how.rate:g}, decay {how.decay:g}"
-        record["dynamic"] = how._asdict()
-      mean = float(nats.mean())
-      spelt = nats_per_character(vocabulary, part.text, float(nats.sum()))
+        _print_choice(choice, console)
+        config = choice.config
+        title = f"dynamic, rate {config.rate:g}, decay {config.decay:g}"
+        record["dynamic"] = config._asdict()
+      mean, total = float(nats.mean()), float(nats.sum())
+      per_character = nats_per_character(tokenizer, excerpt.text, total)
       record["nats"][name] = mean
-      record["nats_per_character"][name] = spelt
-      rows.append((title, mean, spelt))
+      record["nats_per_character"][name] = per_character
+      rows.append(Row(title, mean, per_character))
   finally:
     if rows:
-      console.print(_table(vocabulary.unit, rows))
-      path = Path(run) / run_dir.EVALUATION
-      run_dir.write_json(path, _with_earlier(path, record))
+      console.print(_make_table(tokenizer.unit, rows))
+      path = directory / run_dir.EVALUATION
+      run_dir.write_json(path, _merge_earlier(path, record))
       console.print(f"saved in {path}", soft_wrap=True)
   return record
 
 
-def _introduce(
+def _print_heading(
   run: str,
-  trained: run_dir.Trained,
-  part: Extract,
+  trained: Trained,
+  excerpt: Excerpt,
   tokens: np.ndarray,
   console: Console,
 ) -> None:
-  """Say what is evaluated."""
   console.print(
-    f"run     {run}, of update {trained.step}\n"
-    f"text    {part.corpus}: characters {part.first:,} to {part.last:,} of "
-    f"{len(part.whole):,}",
+    f"run     {run}, after step {trained.step}\n"
+    f"text    {excerpt.path}: characters {excerpt.first:,} to "
+    f"{excerpt.last:,} of {len(excerpt.whole):,}",
     soft_wrap=True,
   )
-  vocabulary, text = trained.vocabulary, part.text
-  if vocabulary.unknown_tokens:
-    unknown = np.isin(tokens[1:], vocabulary.unknown_tokens).mean()
-    spelling = _spelling(vocabulary, text) / (len(text) - 1)
+  tokenizer, text = trained.tokenizer, excerpt.text
+  if tokenizer.unknown_tokens:
+    unknown = np.isin(tokens[1:], tokenizer.unknown_tokens).mean()
+    spelling = _spelling_nats(tokenizer, text) / (len(text) - 1)
     console.print(
-      f"words   {len(tokens):,}, of them {unknown:.2%} unknown, whose spelling "
+      f"words   {len(tokens):,}, {unknown:.2%} of them unknown, whose spelling "
       f"costs {spelling:.4f} nats per character;\n"
-      f"        {len(text) - len(normal(text)):,} blanks are not in their "
+      f"        {len(text) - len(normalize(text)):,} blanks are dropped by the "
       "normal form and cost nothing",
       soft_wrap=True,
     )
 
 
-def _spelling(vocabulary: Tokenizer, text: str) -> float:
+def _print_choice(choice: dynamic_eval.Choice, console: Console) -> None:
+  if choice.val_loss is None:
+    return
+  config = choice.config
+  console.print(
+    f"dynamic evaluation: rate {config.rate:g}, decay {config.decay:g} and "
+    f"segments of {config.segment} are the best of {choice.num_tried} settings "
+    f"on the {choice.num_tokens:,} tokens before: {choice.val_loss:.4f} nats",
+    soft_wrap=True,
+  )
+
+
+def _spelling_nats(tokenizer: Tokenizer, text: str) -> float:
   """Return what it costs to spell the unknown words that are predicted."""
-  return float(vocabulary.spelling(text)[1:].sum())
+  return float(tokenizer.spelling_nats(text)[1:].sum())
 
 
-def _heading(
-  trained: run_dir.Trained, part: Extract, tokens: np.ndarray
+def _make_record(
+  trained: Trained, excerpt: Excerpt, tokens: np.ndarray
 ) -> dict[str, Any]:
-  """Return the record without figures."""
+  """Return the record of an evaluation, without results."""
   return {
-    "corpus": part.corpus,
-    "corpus_sha256": sha256_of(part.whole),
-    "update": trained.step,
-    "begin": part.begin,
-    "end": part.end,
-    "tokens": trained.vocabulary.unit,
+    "corpus": excerpt.path,
+    "corpus_sha256": text_sha256(excerpt.whole),
+    "step": trained.step,
+    "begin": excerpt.begin,
+    "end": excerpt.end,
+    "tokenizer": trained.tokenizer.unit,
     "predictions": len(tokens) - 1,
-    "characters": len(part.text) - 1,
-    "spelling": _spelling(trained.vocabulary, part.text),
+    "characters": len(excerpt.text) - 1,
+    "spelling": _spelling_nats(trained.tokenizer, excerpt.text),
     "device": run_dir.device_name(),
     "nats": {},
     "nats_per_character": {},
   }
 
 
-def _table(unit: str, rows: list[tuple[str, float, float]]) -> Table:
-  """Return a table of (protocol, nats per token, nats per character)."""
+def _make_table(unit: str, rows: list[Row]) -> Table:
   table = Table(box=SIMPLE_HEAD, pad_edge=False)
   table.add_column("protocol")
   units = dict.fromkeys((unit, "character"))
   for name in (*(f"nats/{u[:4]}" for u in units), "bits/char", "perplexity"):
     table.add_column(name, justify="right", no_wrap=True)
-  for title, mean, spelt in rows:
-    losses = {unit: mean, "character": spelt}
+  for row in rows:
+    losses = {unit: row.nats, "character": row.nats_per_character}
     table.add_row(
-      title,
+      row.title,
       *(f"{losses[u]:.4f}" for u in units),
-      f"{spelt / math.log(2):.4f}",
-      f"{math.exp(mean):.3f}",
+      f"{row.nats_per_character / math.log(2):.4f}",
+      f"{math.exp(row.nats):.3f}",
     )
   return table
 
 
-def _with_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-  """Return the record, and what the file has of other protocols on the same."""
+def _merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+  """Return the record, with the file's results of other protocols.
+
+  The file is ignored if it is of another text or step.
+  """
   try:
     earlier = json.loads(path.read_text("utf-8"))
     if any(earlier[name] != record[name] for name in SAME):
       return record
-    both = earlier | record
+    merged = earlier | record
     for name in ("nats", "nats_per_character"):
-      both[name] = earlier[name] | record[name]
-  except (OSError, ValueError, KeyError, TypeError):  # none, or no evaluation
+      merged[name] = earlier[name] | record[name]
+  except (OSError, ValueError, KeyError, TypeError):  # no file, or another's
     return record
-  return both
+  return merged
 
 
-def _flags() -> list[flags.FlagHolder]:
+def _define_flags() -> list[flags.FlagHolder]:
   return [
-    flags.DEFINE_string("run", None, "Folder of the run.", required=True),
-    flags.DEFINE_string("corpus", "", "The text; empty for the run's own."),
+    flags.DEFINE_string("run", None, "Run directory.", required=True),
+    flags.DEFINE_string(
+      "corpus", "", "Text to evaluate on; empty for the run's own corpus."
+    ),
     finite(
       flags.DEFINE_float(
         "begin",
         None,
-        "Share of the corpus at which evaluation begins; if not given, where "
-        "the run's held-out split does.",
+        "Share of the corpus where the evaluated part begins; if not given, "
+        "where the run's test split does, or else its validation split.",
         lower_bound=0.0,
       )
     ),
     finite(
       flags.DEFINE_float(
-        "end", 1.0, "Share of the corpus at which it ends.", lower_bound=0.0
+        "end", 1.0, "Share of the corpus where it ends.", lower_bound=0.0
       )
     ),
     flags.DEFINE_multi_enum(
-      "protocol", list(PROTOCOLS), PROTOCOLS, "Repeat for several."
+      "protocol", list(PROTOCOLS), PROTOCOLS, "Protocol; may be repeated."
     ),
     flags.DEFINE_integer("window", 256, "Tokens of a cold window.", 1),
     flags.DEFINE_integer(
       "segment",
       None,
-      "Tokens that dynamic evaluation reads at once; chosen if not given.",
+      "Tokens between updates of dynamic evaluation; chosen if not given.",
       1,
     ),
     finite(
       flags.DEFINE_float(
-        "rate", None, "Its learning rate; chosen if not given.", 0.0
+        "rate",
+        None,
+        "Learning rate of dynamic evaluation; chosen if not given.",
+        0.0,
       )
     ),
     finite(
       flags.DEFINE_float(
         "decay",
         None,
-        "Its pull back to the first weights, in [0, 1]; chosen if not given.",
+        "Decay of dynamic evaluation towards the trained weights, in [0, 1]; "
+        "chosen if not given.",
         0.0,
         1.0,
       )
@@ -235,9 +274,9 @@ def _flags() -> list[flags.FlagHolder]:
 
 def main() -> None:
   """Read the flags and evaluate."""
-  run(**{flag.name: flag.value for flag in FLAGS}, console=plain_console())
+  run(**{flag.name: flag.value for flag in FLAGS}, console=make_console())
 
 
 if __name__ == "__main__":
-  FLAGS = _flags()
+  FLAGS = _define_flags()
   launch(main)

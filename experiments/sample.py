@@ -1,10 +1,10 @@
-r"""Let a trained model write on from a prompt.
+r"""Sample from a trained model: let it continue a prompt.
 
-  python -m experiments.sample --run=FOLDER --prompt="Shall I" --length=400 \
-    --temperature=0.8 --num_samples=3
+  python -m experiments.sample --run=DIRECTORY --prompt="Shall I" \
+    --length=400 --temperature=0.8 --num_samples=3
 
 reads the best checkpoint of the run and prints each sample after its prompt. A
-model over words never writes an unknown one: <unk> is not drawn.
+word model never draws <unk>, the unknown word.
 """
 
 import sys
@@ -14,42 +14,46 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.cli import LARGEST, finite, launch
-from experiments.trainer import run_dir
+from experiments.cli import launch
+from experiments.trainer.checkpoint import load
+from experiments.trainer.data import default_prompt
+from experiments.trainer.flags import LARGEST, finite
 from lstm_jax.language import sample
 
 
-def _flags() -> list[flags.FlagHolder]:
+def _define_flags() -> list[flags.FlagHolder]:
   return [
-    flags.DEFINE_string("run", None, "Folder of the run.", required=True),
+    flags.DEFINE_string("run", None, "Run directory.", required=True),
     flags.DEFINE_string(
-      "prompt", None, "The text to continue; a line end if not given."
+      "prompt", None, "The text to continue; a line break if not given."
     ),
     flags.DEFINE_integer(
-      "length", 400, "Tokens to write: characters, or words.", lower_bound=1
+      "length", 400, "Tokens to draw: characters, or words.", lower_bound=1
     ),
     finite(
       flags.DEFINE_float(
         "temperature",
         0.8,
-        "Below 1 keeps to what is likely, above 1 strays; 0 is greedy.",
+        "Below 1 favours likely tokens, above 1 unlikely ones; 0 is greedy.",
         lower_bound=0.0,
       )
     ),
     flags.DEFINE_integer(
-      "top_k", 0, "Draw among the k likeliest only; 0 for all.", lower_bound=0
+      "top_k", 0, "Draw among the k likeliest tokens; 0 for all.", lower_bound=0
     ),
     finite(
       flags.DEFINE_float(
         "top_p",
         1.0,
-        "Draw among the likeliest that make up this probability.",
+        "Draw among the likeliest tokens that make up this probability.",
         lower_bound=0.0,
         upper_bound=1.0,
       )
     ),
     flags.DEFINE_integer("num_samples", 1, "How many samples.", lower_bound=1),
-    flags.DEFINE_integer("seed", 0, "Equal seed, equal text.", 0, LARGEST),
+    flags.DEFINE_integer(
+      "seed", 0, "The same seed gives the same text.", 0, LARGEST
+    ),
   ]
 
 
@@ -63,36 +67,38 @@ def run(
   num_samples: int,
   seed: int,
 ) -> list[str]:
-  """Return what the run's best model writes, each after the prompt if given.
+  """Return samples of the run's best model, each after the prompt if given.
 
   Raises:
-    ValueError: the folder has no usable checkpoint, the prompt is empty or has
-      a character or words that the model does not know, or a number is out of
-      range.
+    ValueError: the run has no usable checkpoint, the prompt is empty or has
+      unknown characters or words, or a number is out of its range.
   """
-  trained = run_dir.load(Path(run))
-  vocabulary = trained.vocabulary
+  trained = load(Path(run))
+  tokenizer = trained.tokenizer
   if prompt is None:
-    opening = run_dir.default_prompt(vocabulary)
+    prompt_tokens = default_prompt(tokenizer)
   else:
-    opening = vocabulary.encode_known(prompt)
-  if not len(opening):
-    raise ValueError(f"the prompt must have at least one {vocabulary.unit}")
-  tokens = sample(
+    prompt_tokens = tokenizer.encode_known(prompt)
+  if not len(prompt_tokens):
+    raise ValueError(f"the prompt must have at least one {tokenizer.unit}")
+  samples = sample(
     trained.model,
     trained.params,
     jax.random.key(seed),
-    opening,
+    prompt_tokens,
     length,
     num_samples=num_samples,
     temperature=temperature,
     top_k=top_k or None,
     top_p=top_p if top_p < 1 else None,
-    never=vocabulary.unknown_tokens,
+    suppress_tokens=tokenizer.unknown_tokens,
   )
   if prompt is None:
-    return [vocabulary.decode(row) for row in tokens]
-  return [vocabulary.decode(np.concatenate([opening, row])) for row in tokens]
+    return [tokenizer.decode(tokens) for tokens in samples]
+  return [
+    tokenizer.decode(np.concatenate([prompt_tokens, tokens]))
+    for tokens in samples
+  ]
 
 
 def main() -> None:
@@ -106,5 +112,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  FLAGS = _flags()
+  FLAGS = _define_flags()
   launch(main)

@@ -2,19 +2,18 @@
 
   python -m experiments.sweep --num_seeds=8 --rate=3e-3 --rate=1e-2
 
-trains eight seeds at each rate in one program: one compilation, and products
-over all members. It takes the flags of a run of `experiments.train`, on one
-device; the seeds count up from --seed. Each member is the run that
-`experiments.train` makes with its seed and rate, up to rounding. The tables
-have each member's best held-out loss, and the mean and the deviation over the
-seeds of each rate; result.json in the run's folder has every look.
+trains eight seeds at each learning rate in one program: one compilation, and
+matrix products over all members. It takes the flags of `experiments.train`, on
+one device; the seeds count up from --seed. Each member is the run that
+`experiments.train` makes with its seed and learning rate, up to rounding. The
+tables show each member's best validation loss, and the mean and the deviation
+over the seeds at each learning rate; result.json holds every evaluation.
 
-Its checkpoints have the state of all members, from which it goes on as a run
-does, and the weights of the best, for `experiments.sample` and the others.
+The checkpoints hold the state of all members, so that a sweep can be resumed
+like a run, and the weights of the best member, for `experiments.sample` and the
+other programs.
 """
 
-import dataclasses
-import shlex
 import signal
 import time
 from contextlib import closing
@@ -23,40 +22,42 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cli import SIGNALLED, launch, plain_console, stoppable
-from experiments.progress import TrainingBar
-from experiments.trainer import run_dir
-from experiments.trainer.claim import claimed, forget_previous, to_go_on
-from experiments.trainer.config import (
-  TrainConfig,
-  is_evaluation_step,
-  optimizer_config,
+from experiments.cli import (
+  SIGNALLED,
+  TrainingBar,
+  collect_stop_requests,
+  launch,
+  make_console,
 )
+from experiments.trainer import run_dir
+from experiments.trainer.checkpoint import describe
+from experiments.trainer.config import TrainConfig, replace, to_record
 from experiments.trainer.ensemble import (
   Member,
   SweepConfig,
-  ensemble,
-  leader,
-  members_of,
+  best_member,
+  make_ensemble,
+  make_members,
   restore,
   save,
 )
-from experiments.trainer.flags import define_flags
-from experiments.trainer.setup import TrainSetup, heading, make
+from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.loop import Observer, fit
+from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   CheckpointWriter,
+  Metrics,
   TrainState,
-  TrainStep,
-  learnt,
+  eval_params,
   member,
-  train,
 )
+
+UNSUPPORTED = "asgd_patience", "nonfinite", "mesh"  # flags of a single run
 
 
 class Result(NamedTuple):
@@ -64,178 +65,196 @@ class Result(NamedTuple):
 
   directory: Path
   members: list[Member]
-  seconds: float  # of the updates
+  seconds: float  # of the training steps
   stopped_by: signal.Signals | None  # before its end
 
 
 def run(config: SweepConfig, console: Console) -> Result:
-  """Train every member, print the tables, and keep them in the folder.
+  """Train every member, print the tables, and write the directory.
 
   Raises:
-    ValueError: as `train.run`; or the configuration has what a sweep has not.
+    ValueError: as `train.run`; or a flag does not apply to sweeps.
   """
-  members = members_of(config)
+  members = make_members(config)
   rates = {one.learning_rate for one in members}
-  _refuse(config, rates)
-  at_one = dataclasses.replace(config, learning_rate=1.0)
-  parts = make(at_one)
-  state, update = ensemble(at_one, parts, members)
-  with claimed(config, parts.corpus.sha256) as (directory, goes_on):
+  _check(config, rates)
+  # The optimizer's rate is 1: each member's own multiplies its updates.
+  unit_rate = replace(config, learning_rate=1.0)
+  setup = make_setup(unit_rate)
+  state, train_step = make_ensemble(unit_rate, setup, members)
+  opened = run_dir.open_run_dir(config, setup.corpus.sha256)
+  with opened as (directory, resuming):
     console.print(
-      f"{heading(config, parts)}\n"
+      f"{heading(config, setup)}\n"
       f"members     {len(members)}: {config.num_seeds} seeds at each of "
-      f"{len(rates)} learning rates\nrun folder  {directory}",
+      f"{len(rates)} learning rates\nrun         {directory}",
       soft_wrap=True,
     )
-    begun = state, 0.0
-    if goes_on:
-      begun = restore(directory, members, state, console) or begun
-      console.print(f"goes on     after update {begun[0].step}")
-    of = config, parts, members, update
-    seconds, stopped_by = _learn(*of, *begun, directory, console)
-    forget_previous(directory)
-    result = Result(directory, members, seconds, stopped_by)
+    seconds = 0.0
+    if resuming:
+      restored = restore(directory, members, state, console)
+      state, seconds = restored or (state, seconds)
+      console.print(f"resumed     after step {state.step}")
+    unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
+    bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
+    writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
+    writer.delete_after(int(state.step))
+    observer = _Observer(config, setup, members, writer, bar, seconds)
+    with closing(writer), bar, collect_stop_requests() as requests:
+      _, stopped_by = fit(
+        train_step,
+        state,
+        config.batching.epochs(setup.corpus.train.tokens, config.seed),
+        setup.num_steps,
+        observer,
+        evaluate_at=config.evaluation.is_due,
+        stop_requests=requests,
+      )
+    run_dir.delete_previous(directory)
+    result = Result(directory, members, observer.seconds, stopped_by)
     if not stopped_by:
-      _keep(result)
-  _tell(result, console)
+      _write_result(result)
+  _print_result(result, console)
   return result
 
 
-def _refuse(config: SweepConfig, rates: set[float]) -> None:
-  """Raise ValueError for rates that are none, and for what a sweep has not."""
+class _Observer(Observer):
+  """Evaluates every member and saves checkpoints."""
+
+  def __init__(
+    self,
+    config: SweepConfig,
+    setup: TrainSetup,
+    members: list[Member],
+    writer: CheckpointWriter,
+    bar: TrainingBar,
+    seconds: float,
+  ):
+    self.seconds = seconds  # of the training steps
+    self._setup, self._members = setup, members
+    self._writer, self._bar = writer, bar
+    self._description = describe(config, setup.corpus.tokenizer)
+    epochs, tokens = config.batching.num_epochs, setup.corpus.train.tokens
+    self._num_tokens = len(members) * epochs * len(tokens)
+    self._metrics: Metrics | None = None
+    self._started = time.monotonic()
+
+  def after_step(self, step: int, metrics: Metrics) -> None:
+    del step
+    self._writer.wait()
+    self._metrics = metrics
+
+  def evaluate(self, step: int, state: TrainState) -> TrainState:
+    """Measure every member's validation loss."""
+    assert self._metrics
+    loss = float(np.nanmean(jax.device_get(self._metrics.loss)))
+    self._stop_clock()
+    share = step / self._setup.num_steps
+    rate = self._num_tokens * share / self.seconds
+    self._bar.update(step, loss, rate)
+    model, val = self._setup.model, self._setup.corpus.val
+    for index, one in enumerate(self._members):
+      params = eval_params(member(state, index))
+      nats = stateful_loss(model, params, val.tokens)
+      one.val_losses.append((step, nats))
+    return state
+
+  def save(self, step: int, state: TrainState) -> None:
+    del step
+    jax.block_until_ready(state)
+    self._stop_clock()
+    save(self._writer, self._description, self._members, state, self.seconds)
+    self._started = time.monotonic()
+
+  def _stop_clock(self) -> None:
+    """Add the time since the clock was started, once."""
+    if self._started:
+      self.seconds += time.monotonic() - self._started
+    self._started = 0.0
+
+
+def _check(config: SweepConfig, rates: set[float]) -> None:
+  """Raise ValueError for invalid learning rates and for unsupported flags."""
   for rate in rates:
-    optimizer_config(dataclasses.replace(config, learning_rate=rate))
-  for name in ("asgd_patience", "nonfinite", "mesh"):
-    value = getattr(config, name)
-    if value != getattr(TrainConfig(), name):
+    replace(config, learning_rate=rate)
+  record, default = to_record(config), to_record(TrainConfig())
+  for name in UNSUPPORTED:
+    if record[name] != default[name]:
       raise ValueError(
-        f"a sweep has no {name}: it must be left as it is, got {value!r}"
+        f"a sweep does not support --{name}: it must be {default[name]!r}, "
+        f"got {record[name]!r}"
       )
 
 
-def _learn(
-  config: SweepConfig,
-  parts: TrainSetup,
-  members: list[Member],
-  update: TrainStep,
-  state: TrainState,
-  seconds: float,
-  directory: Path,
-  console: Console,
-) -> tuple[float, signal.Signals | None]:
-  """Make the updates that are left, look and save.
-
-  Returns:
-    The seconds of all updates, and the signal that stopped them.
-  """
-  corpus, made = parts.corpus, int(state.step)
-  description = run_dir.describe(config, corpus.vocabulary)
-  unit, quiet = corpus.vocabulary.unit, config.quiet
-  bar = TrainingBar(console, parts.num_steps, unit, quiet=quiet)
-  writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
-  writer.forget_after(made)
-  updates = train(update, state, parts.reading.epochs(corpus.training.tokens))
-  read = len(members) * config.num_epochs * len(corpus.training.tokens)
-  with closing(writer), bar, stoppable() as requests:
-    began = time.monotonic()
-    for step, (after, metrics) in enumerate(updates, made + 1):
-      writer.wait()
-      last = step == parts.num_steps
-      stop = requests[0] if requests and not last else None
-      look = last or is_evaluation_step(config, step)
-      if not (look or stop):
-        continue
-      loss = float(np.nanmean(jax.device_get(metrics.loss)))
-      seconds += time.monotonic() - began
-      if look:
-        bar.update(step, loss, read * step / parts.num_steps / seconds)
-        for i, one in enumerate(members):
-          params = learnt(member(after, i))
-          nats = stateful_loss(parts.model, params, corpus.watched.tokens)
-          one.looks.append((step, nats))
-      save(writer, description, members, after, seconds)
-      if stop:
-        return seconds, stop
-      began = time.monotonic()
-  return seconds, None
-
-
-def _keep(result: Result) -> None:
+def _write_result(result: Result) -> None:
   record = {
-    "members": [one.told() for one in result.members],
+    "members": [one.to_json() for one in result.members],
     "seconds": round(result.seconds, 3),
   }
   run_dir.write_json(result.directory / run_dir.RESULT, record)
 
 
-def _tell(result: Result, console: Console) -> None:
-  """Print the tables, as far as there are looks, and where all is kept."""
-  looked = [one for one in result.members if one.looks]
+def _print_result(result: Result, console: Console) -> None:
+  """Print the tables of the members that have been evaluated."""
+  evaluated = [one for one in result.members if one.val_losses]
   if result.stopped_by:
     console.print(f"\n{result.stopped_by.name}: stopped")
-  if looked:
-    console.print(table(looked))
-    console.print(summary(looked))
-  told = f"{result.seconds:.0f} s of training, kept in {result.directory}"
-  first = leader(result.members)
-  if first:
-    told += (
-      f"\nthe best, of seed {first.seed} at {first.learning_rate:g}, writes:\n"
-      "  python -m experiments.sample --run="
-      f"{shlex.quote(str(result.directory))}"
+  if evaluated:
+    console.print(member_table(evaluated))
+    console.print(rate_table(evaluated))
+  lines = [f"{result.seconds:.0f} s of training, saved in {result.directory}"]
+  leader = best_member(result.members)
+  if leader:
+    command = run_dir.command("sample", [f"--run={result.directory}"])
+    lines.append(
+      f"to sample from the best, seed {leader.seed} at learning rate "
+      f"{leader.learning_rate:g}:\n  {command}"
     )
-  console.print(told, soft_wrap=True)
+  console.print("\n".join(lines), soft_wrap=True)
 
 
-def table(members: list[Member]) -> Table:
-  """Return a row for each member."""
-  result = Table(box=SIMPLE_HEAD, pad_edge=False)
-  for name in ("learning rate", "seed", "best", "at update", "last"):
-    result.add_column(name, justify="right", no_wrap=True)
+def member_table(members: list[Member]) -> Table:
+  """Return a table with a row for each member."""
+  table = Table(box=SIMPLE_HEAD, pad_edge=False)
+  for name in ("learning rate", "seed", "best", "at step", "last"):
+    table.add_column(name, justify="right", no_wrap=True)
   for one in members:
-    update, nats = one.best
-    result.add_row(
+    step, nats = one.best
+    table.add_row(
       f"{one.learning_rate:g}",
       f"{one.seed}",
       f"{nats:.4f}",
-      f"{update}",
-      f"{one.looks[-1][1]:.4f}",
+      f"{step}",
+      f"{one.val_losses[-1][1]:.4f}",
     )
-  return result
+  return table
 
 
-def summary(members: list[Member]) -> Table:
-  """Return a row for each rate: mean and deviation of the seeds' best."""
-  result = Table(box=SIMPLE_HEAD, pad_edge=False)
+def rate_table(members: list[Member]) -> Table:
+  """Return a table with the seeds' mean and deviation at each rate."""
+  table = Table(box=SIMPLE_HEAD, pad_edge=False)
   for name in ("learning rate", "seeds", "mean of the best", "deviation"):
-    result.add_column(name, justify="right", no_wrap=True)
+    table.add_column(name, justify="right", no_wrap=True)
   for rate in dict.fromkeys(one.learning_rate for one in members):
     best = [one.best[1] for one in members if one.learning_rate == rate]
-    spread = f"{np.std(best, ddof=1):.4f}" if len(best) > 1 else ""
+    deviation = f"{np.std(best, ddof=1):.4f}" if len(best) > 1 else ""
     mean = f"{np.mean(best):.4f}"
-    result.add_row(f"{rate:g}", f"{len(best)}", mean, spread)
-  return result
+    table.add_row(f"{rate:g}", f"{len(best)}", mean, deviation)
+  return table
 
 
 def main() -> int:
   """Read the flags and run."""
-  config = SweepConfig(**{flag.name: flag.value for flag in FLAGS})
-  console = plain_console()
+  config = config_from_flags(SweepConfig(), FLAGS)
+  console = make_console()
   result = run(config, console)
   if result.stopped_by is None:
     return 0
-  console.print(to_go_on("sweep", config, result.directory), soft_wrap=True)
+  command = run_dir.resume_command("sweep", config.job, result.directory)
+  console.print(f"to resume the sweep:\n  {command}", soft_wrap=True)
   return SIGNALLED + result.stopped_by
 
 
 if __name__ == "__main__":
-  FLAGS = [
-    *define_flags(),
-    flags.DEFINE_integer(
-      "num_seeds", 1, "Seeds at each rate, from --seed on.", 1
-    ),
-    flags.DEFINE_multi_float(
-      "rate", [], "A learning rate; repeat it. --learning_rate if none."
-    ),
-  ]
+  FLAGS = define_flags(SweepConfig())
   launch(main)

@@ -2,16 +2,15 @@
 
   python -m experiments.train
 
-trains a character-level LSTM on Shakespeare's poems, prints the held-out loss
-and a sample every so often, and leaves the curve, the samples and the
-checkpoints in a folder under runs/. With --tokenizer=word it reads and writes
-word by word. Every hyperparameter is a flag; recipes in experiments/recipes are
-read by --flagfile. Ctrl-C and SIGTERM stop after the update under way; the same
-command with --run goes on from there, or from the last look at the held-out
-text if the process was killed. experiments/cli.py lists the exit statuses.
+trains a character-level LSTM on Shakespeare's poems, prints the validation loss
+and a sample at every evaluation, and leaves the loss curve, the samples and the
+checkpoints in a run directory under runs/. Every hyperparameter is a flag (see
+--help), and recipes in experiments/recipes are read by --flagfile. Ctrl-C or
+SIGTERM finishes the current training step, saves and stops; the program prints
+the command that resumes there. After a kill, the run resumes at its last
+evaluation. experiments/cli.py lists the exit statuses.
 """
 
-import shlex
 import signal
 from pathlib import Path
 from typing import NamedTuple
@@ -22,235 +21,247 @@ from rich.console import Console
 
 from experiments.cli import (
   SIGNALLED,
-  Diverged,
+  TrainingBar,
+  collect_stop_requests,
   launch,
-  plain_console,
-  stoppable,
+  make_console,
 )
-from experiments.progress import TrainingBar
 from experiments.trainer import multihost, run_dir
-from experiments.trainer.checkpoint import Restored, restore
-from experiments.trainer.claim import to_go_on
-from experiments.trainer.config import SKIPPED, TrainConfig, is_evaluation_step
-from experiments.trainer.flags import define_flags
-from experiments.trainer.format import loss_title, losses_told
+from experiments.trainer.checkpoint import restore
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.errors import Diverged
+from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.format import format_loss, format_losses
 from experiments.trainer.logger import RunLogger
-from experiments.trainer.onlooker import claimed_by_first, journal_class
-from experiments.trainer.placement import placed, whole
-from experiments.trainer.resources import available, dry_run, that_fits
-from experiments.trainer.setup import TrainSetup, heading, make
-from experiments.trainer.tracing import traced
+from experiments.trainer.loop import Observer, fit
+from experiments.trainer.resources import (
+  Tracer,
+  advise_batch_size,
+  available_memory,
+  dry_run,
+)
+from experiments.trainer.setup import (
+  TrainSetup,
+  heading,
+  make_setup,
+  to_mesh,
+  to_one_device,
+)
 from lstm_jax.language import Tokenizer, stateful_loss
-from lstm_jax.training import begin_average, include, learnt, train, wanders
+from lstm_jax.training import (
+  Metrics,
+  TrainState,
+  eval_params,
+  is_nonmonotonic,
+  start_average,
+)
 
-OPENING = "Shall I"  # the prompt that the run suggests at its end
-FINAL_LENGTH = 1000  # tokens of the last sample
-PIECE = 256  # tokens of the watched text, whose gates TensorBoard shows
+SUGGESTED_PROMPT = "Shall I"  # for experiments.sample
+FINAL_SAMPLE_LENGTH = 1000  # tokens
 
 
 class Result(NamedTuple):
-  """What a run ends with."""
+  """The outcome of a run."""
 
   directory: Path
-  best_update: int
-  held_out: float  # the best of what is watched, nats per token
-  seconds: float  # of training
-  stopped_by: signal.Signals | None = None  # before its end
+  best_step: int
+  val_loss: float  # the lowest, nats per token
+  seconds: float  # of training steps
+  stopped_by: signal.Signals | None = None  # the signal that stopped it early
 
 
-def run(config: TrainConfig, console: Console, profile: int = 0) -> Result:
-  """Train as `config` says, print what happens, and fill the run's folder.
+def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
+  """Train, print the progress, and fill the run directory.
 
   Args:
-    config: of the run.
-    console: where it is told.
-    profile: updates to trace into the folder.
+    config: the run's configuration.
+    console: where everything is printed.
+    trace_steps: number of training steps to trace; 0 for none.
 
   Raises:
-    ValueError: the corpus, the folder or the configuration is not usable, or
-      the device has too little memory.
+    ValueError: the corpus, the run directory or the configuration is not
+      usable, or the device has too little memory.
     Diverged: the loss is NaN or infinite; the best checkpoint is kept.
   """
-  parts = make(config)
-  corpus, state = parts.corpus, parts.state
-  vocabulary = corpus.vocabulary
-  with claimed_by_first(config, corpus.sha256) as (directory, goes_on):
+  setup = make_setup(config)
+  sha256 = setup.corpus.sha256
+  with multihost.open_shared_run_dir(config, sha256) as (directory, resuming):
     console.print(
-      f"{heading(config, parts)}\nrun folder  {directory}", soft_wrap=True
+      f"{heading(config, setup)}\nrun         {directory}", soft_wrap=True
     )
-    quiet = config.quiet
-    bar = TrainingBar(console, parts.num_steps, vocabulary.unit, quiet=quiet)
-    description = run_dir.describe(config, vocabulary)
-    watched = "development" if config.development else "held_out"
-    piece = corpus.watched.tokens[:PIECE]
-    skips = SKIPPED if config.nonfinite == "skip" else 0
-    of = description, vocabulary, watched, piece, skips, quiet
-    journal = journal_class()(directory, console, bar, *of)
-    restored = None
-    if goes_on:
-      restored = restore(directory, state, console)
-      found = int(restored.state.step) if restored else 0
-      multihost.check_same(directory, found)
-    journal.go_on(restored)
+    unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
+    bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
+    is_writer = multihost.is_first()
+    logger = RunLogger(
+      directory, config, setup, console, bar, is_writer=is_writer
+    )
     try:
-      with bar, stoppable() as requests:
-        stopped_by = _learn(config, parts, journal, restored, requests, profile)
+      state = _initial_state(setup, logger, console, resuming)
+      tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
+      with bar, tracer, collect_stop_requests() as requests:
+        logger.start_clock()
+        _, stopped_by = fit(
+          setup.train_step,
+          to_mesh(setup, state),
+          config.batching.epochs(setup.corpus.train.tokens, config.seed),
+          setup.num_steps,
+          _Observer(config, setup, logger),
+          evaluate_at=config.evaluation.is_due,
+          key=setup.keys.noise,
+          stop_requests=requests,
+          tracer=tracer,
+        )
     except (Diverged, KeyboardInterrupt) as error:
-      update = journal.best.update
-      kept = f"the checkpoint of update {update}" if update else "no checkpoint"
+      step = logger.best.step
+      kept = f"the checkpoint of step {step}" if step else "no checkpoint"
       reason = error if isinstance(error, Diverged) else "interrupted"
       raise type(error)(f"{reason}; {kept} is kept in {directory}") from None
     except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error) or parts.mesh:
+      if "RESOURCE_EXHAUSTED" not in str(error) or setup.mesh:
         raise
-      fits = that_fits(config, parts, available())
-      raise ValueError(f"out of memory: {fits}") from None
+      advice = advise_batch_size(config, setup, available_memory())
+      raise ValueError(f"out of memory: {advice}") from None
     finally:
-      journal.close()
-    return _end(config, parts, journal, console, stopped_by)
+      logger.close()
+    return _report_result(config, setup, logger, console, stopped_by)
 
 
-def _learn(
-  config: TrainConfig,
-  parts: TrainSetup,
-  journal: RunLogger,
-  restored: Restored | None,
-  requests: list[signal.Signals],
-  profile: int,
-) -> signal.Signals | None:
-  """Make the updates that are left; return the signal that stopped them."""
-  corpus, model = parts.corpus, parts.model
-  state, average = parts.state, None
+def _initial_state(
+  setup: TrainSetup, logger: RunLogger, console: Console, resuming: bool
+) -> TrainState:
+  """Return the restored state, or the initial one after a sample of it."""
+  restored = None
+  if resuming:
+    restored = restore(logger.directory, setup.state, console)
+    step = int(restored.state.step) if restored else 0
+    multihost.check_same_checkpoint(logger.directory, step)
+  logger.resume(restored)
   if restored:
-    state, average = restored.state, restored.average
-  made = int(state.step)
-  state, average = placed(parts.shardings, state, average)
+    return restored.state
+  logger.sample_during_training("untrained", setup.state.params)
+  return setup.state
 
-  def write(title, params, step):
-    key = parts.key_samples
-    key = jax.random.fold_in(key, step) if step else key
-    journal.sample(
-      title, model, params, key, config.sample_length, config.temperature
+
+class _Observer(Observer):
+  """Logs the training steps, evaluates the model and saves checkpoints."""
+
+  def __init__(self, config: TrainConfig, setup: TrainSetup, logger: RunLogger):
+    self._config, self._setup, self._logger = config, setup, logger
+
+  def after_step(self, step: int, metrics: Metrics) -> None:
+    self._logger.log_step(step, metrics)
+
+  def evaluate(self, step: int, state: TrainState) -> TrainState:
+    """Measure the validation loss and draw a sample."""
+    config, setup, logger = self._config, self._setup, self._logger
+    logger.flush()
+    params = to_one_device(setup, eval_params(state))
+    val = setup.corpus.val
+    val_loss = stateful_loss(setup.model, params, val.tokens)
+    val_loss = multihost.from_first_process(val_loss)
+    is_best = logger.log_evaluation(val_loss, params)
+    epoch = config.batching.num_epochs * step / setup.num_steps
+    title = (
+      f"step {step}, epoch {epoch:.1f}: validation loss "
+      f"{format_loss(val_loss, setup.corpus.tokenizer)}"
+      f"{', the best so far' if is_best else ''}"
     )
+    patience, average = config.averaging.asgd_patience, state.average
+    if (
+      patience
+      and average
+      and not int(average.steps)
+      and is_nonmonotonic(logger.val_losses, patience)
+    ):
+      state = state._replace(average=start_average(average))
+      title += "; from here on the weights are averaged"
+    logger.sample_during_training(title, params)
+    return state
 
-  if not restored:
-    write("untrained", parts.state.params, 0)
-  epochs = parts.reading.epochs(corpus.training.tokens)
-  updates = train(parts.update, state, epochs)
-  updates = traced(updates, journal.directory / run_dir.PROFILE, profile)
-  journal.start_clock()
-  for step, (state, metrics) in enumerate(updates, start=made + 1):
-    if average:
-      average = include(average, state.params, metrics.grad_norm)
-    journal.update(step, metrics)
-    last = step == parts.num_steps
-    look = last or is_evaluation_step(config, step)
-    asked = multihost.asked(requests, look)
-    stop = None if last else asked
-    params = average.params if average else learnt(state)
-    if look or stop:
-      params = whole(parts.shardings, params)
-    if look:
-      journal.report(step)
-      nats = stateful_loss(model, params, corpus.watched.tokens)
-      nats = multihost.of_first(nats)
-      best = journal.watch(step, nats, params)
-      epoch = config.num_epochs * step / parts.num_steps
-      title = (
-        f"update {step}, epoch {epoch:.1f}: {journal.name} "
-        f"{loss_title(nats, corpus.vocabulary)}"
-        f"{', the best so far' * best}"
-      )
-      after = config.asgd_patience
-      if after and not average and wanders(journal.looks, after):
-        average = begin_average(state.params)
-        title += "; from here on the weights are averaged"
-      write(title, params, step)
-    if look or stop:
-      journal.save(step, params, *whole(parts.shardings, (state, average)))
-      journal.start_clock()
-    if stop:
-      return stop
-  return None
+  def save(self, step: int, state: TrainState) -> None:
+    del step
+    self._logger.save(to_one_device(self._setup, state))
+    self._logger.start_clock()
 
 
-def _end(
+def _report_result(
   config: TrainConfig,
-  parts: TrainSetup,
-  journal: RunLogger,
+  setup: TrainSetup,
+  logger: RunLogger,
   console: Console,
   stopped_by: signal.Signals | None,
 ) -> Result:
-  """Say what a run came to; mark it as finished if it is."""
-  corpus, vocabulary = parts.corpus, parts.corpus.vocabulary
-  directory, best = journal.directory, journal.best
+  """Print the result of a run; mark it as finished if nothing stopped it."""
+  corpus, best = setup.corpus, logger.best
+  directory, tokenizer = logger.directory, corpus.tokenizer
   result = Result(
-    directory, best.update, best.nats, journal.seconds, stopped_by
+    directory, best.step, best.val_loss, logger.seconds, stopped_by
   )
   if stopped_by:
-    console.print(f"\n{stopped_by.name}: stopped after update {journal.step}")
-  if not best.update:
+    console.print(f"\n{stopped_by.name}: stopped after step {logger.step}")
+  if not best.step:
     return result
-  ends = f"best {journal.name} loss "
-  ends += losses_told(vocabulary, corpus.watched.text, best.nats)
-  ends += f" at update {best.update}"
+  losses = format_losses(best.val_loss, tokenizer, corpus.val.text)
+  summary = f"best validation loss {losses} at step {best.step}"
   if not stopped_by:
-    model, key = parts.model, parts.key_samples
-    if config.development:
-      held_out = stateful_loss(model, best.params, corpus.held_out.tokens)
-      journal.final(held_out)
-      told = losses_told(vocabulary, corpus.held_out.text, held_out)
-      ends += f", held-out loss {told}"
-    title = f"the best, of update {best.update}: "
-    title += loss_title(best.nats, vocabulary)
-    journal.sample(
-      title, model, best.params, key, FINAL_LENGTH, config.temperature
-    )
-    journal.finish()
-  prompt = f'--prompt="{OPENING}"' if _knows(vocabulary, OPENING) else ""
-  if journal.skipped:
-    ends += f", {journal.skipped} updates skipped as not finite"
+    test_loss = None
+    if corpus.test:
+      test_loss = stateful_loss(setup.model, best.params, corpus.test.tokens)
+      losses = format_losses(test_loss, tokenizer, corpus.test.text)
+      summary += f", test loss {losses}"
+    title = f"best checkpoint, step {best.step}: validation loss "
+    title += format_loss(best.val_loss, tokenizer)
+    logger.sample(title, best.params, setup.keys.samples, FINAL_SAMPLE_LENGTH)
+    logger.finish(test_loss)
+  if logger.skipped:
+    summary += f", {logger.skipped} steps with a non-finite gradient skipped"
+  arguments = [f"--run={directory}"]
+  if _in_vocabulary(tokenizer, SUGGESTED_PROMPT):
+    arguments.append(f"--prompt={SUGGESTED_PROMPT}")
   console.print(
-    f"\n{ends}, {journal.seconds:.0f} s of training\n"
+    f"\n{summary}, {logger.seconds:.0f} s of training\n"
     f"{directory} holds config.json, metrics.jsonl, loss.png, samples.txt and "
-    "checkpoints/; to go on writing:\n"
-    "  python -m experiments.sample "
-    f"--run={shlex.quote(str(directory))} {prompt}",
+    "checkpoints/; to sample from the model:\n"
+    f"  {run_dir.command('sample', arguments)}",
     soft_wrap=True,
   )
   return result
 
 
-def _knows(vocabulary: Tokenizer, text: str) -> bool:
+def _in_vocabulary(tokenizer: Tokenizer, text: str) -> bool:
   try:
-    vocabulary.encode_known(text)
+    tokenizer.encode_known(text)
   except ValueError:
     return False
   return True
 
 
 def main() -> int:
-  """Read the flags, join the other processes if there are any, and run."""
-  multihost.join(**{flag.name: flag.value for flag in PROCESSES})
-  config = TrainConfig(**{flag.name: flag.value for flag in FLAGS})
-  console = plain_console()
+  """Read the flags, connect to other processes if there are any, and run."""
+  multihost.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
+  config = config_from_flags(TrainConfig(), FLAGS)
+  console = make_console()
   console.quiet = not multihost.is_first()
   if DRY_RUN.value:
     dry_run(config, console)
     return 0
-  result = run(config, console, PROFILE.value)
+  result = run(config, console, TRACE_STEPS.value)
   if result.stopped_by is None:
     return 0
-  console.print(to_go_on("train", config, result.directory), soft_wrap=True)
+  command = run_dir.resume_command("train", config.job, result.directory)
+  console.print(f"to resume the training:\n  {command}", soft_wrap=True)
   return SIGNALLED + result.stopped_by
 
 
 if __name__ == "__main__":
-  FLAGS, PROCESSES = define_flags(), multihost.define_flags()
+  FLAGS, PROCESS_FLAGS = define_flags(TrainConfig()), multihost.define_flags()
   DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "Say what the run would be and need, and stop."
+    "dry_run", False, "Print the run's size and memory need, and exit."
   )
-  PROFILE = flags.DEFINE_integer(
-    "profile", 0, "Updates of a profiler's trace in the run's folder.", 0
+  TRACE_STEPS = flags.DEFINE_integer(
+    "profile",
+    0,
+    "Number of training steps to trace into the run directory.",
+    lower_bound=0,
   )
   launch(main)

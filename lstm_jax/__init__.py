@@ -1,22 +1,33 @@
-"""Recurrent networks in JAX, as pure functions with gradients by hand.
+"""Recurrent networks in JAX, as pure functions with gradients derived by hand.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax import lstm, unroll
   >>> params = lstm.init(jax.random.key(0), input_size=3, hidden_size=5)
-  >>> state = lstm.initial_state(params, batch_shape=(2,))
-  >>> state, hs = unroll(lstm, params, state, jnp.ones((7, 2, 3)))
+  >>> state, hs = unroll(lstm, params, None, jnp.ones((7, 2, 3)))
   >>> hs.shape
   (7, 2, 5)
 
-`lstm`, `gru` and `rnn` are one step each, with the equations of their forward
-and backward passes; so are the variants `layernorm_lstm`, `projected_lstm`,
-`peephole_lstm` and `coupled_lstm`. `unroll`, `unroll_both` and `unroll_stack`
-go over time, in both directions, and over depth; `regularize` draws dropout and
-zoneout;
-`gradcheck` compares a gradient with autodiff and with differences; `language`
-and `training` make a language model of them.
+`lstm`, `gru` and `rnn` are modules of one step each, with the equations of
+their forward and backward passes; so are the variants `layernorm_lstm`,
+`projected_lstm`, `peephole_lstm` and `coupled_lstm`. `unroll` applies a cell
+over time, `unroll_both` in both directions, and `unroll_stack` in layers.
+`Explicit`, `Step` and `Autodiff` choose how the gradient is computed.
+`regularize` draws dropout and zoneout. `gradcheck` compares a gradient with
+autodiff and with finite differences. `lstm_jax.language` and
+`lstm_jax.training` hold a language model and its training.
 """
 
+from lstm_jax.cells import Cell as Cell
+from lstm_jax.cells import CoupledLSTMParams as CoupledLSTMParams
+from lstm_jax.cells import GRUParams as GRUParams
+from lstm_jax.cells import GRUState as GRUState
+from lstm_jax.cells import LayerNormLSTMParams as LayerNormLSTMParams
+from lstm_jax.cells import LSTMParams as LSTMParams
+from lstm_jax.cells import LSTMState as LSTMState
+from lstm_jax.cells import PeepholeLSTMParams as PeepholeLSTMParams
+from lstm_jax.cells import ProjectedLSTMParams as ProjectedLSTMParams
+from lstm_jax.cells import RNNParams as RNNParams
+from lstm_jax.cells import RNNState as RNNState
 from lstm_jax.cells import coupled_lstm as coupled_lstm
 from lstm_jax.cells import gru as gru
 from lstm_jax.cells import layernorm_lstm as layernorm_lstm
@@ -24,11 +35,17 @@ from lstm_jax.cells import lstm as lstm
 from lstm_jax.cells import peephole_lstm as peephole_lstm
 from lstm_jax.cells import projected_lstm as projected_lstm
 from lstm_jax.cells import rnn as rnn
+from lstm_jax.sequence import Autodiff as Autodiff
 from lstm_jax.sequence import Directions as Directions
+from lstm_jax.sequence import Explicit as Explicit
+from lstm_jax.sequence import Step as Step
+from lstm_jax.sequence import init_stack as init_stack
+from lstm_jax.sequence import initial_stack_state as initial_stack_state
 from lstm_jax.sequence import regularize as regularize
 from lstm_jax.sequence import unroll as unroll
 from lstm_jax.sequence import unroll_both as unroll_both
 from lstm_jax.sequence import unroll_stack as unroll_stack
-from lstm_jax.testing._gradcheck import gradcheck as gradcheck
+from lstm_jax.testing import Report as Report
+from lstm_jax.testing import gradcheck as gradcheck
 
 __version__ = "0.1.0"

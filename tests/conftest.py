@@ -1,6 +1,9 @@
 import gc
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 # Compiling is most of what the tests do, and they time nothing: have XLA
 # optimise less, which changes results by rounding only. XLA_FLAGS="" runs the
@@ -11,6 +14,20 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     " --xla_cpu_use_fusion_emitters=false"  # later ones know no such flag
   )
 os.environ.setdefault("XLA_FLAGS", flags)
+
+# The workers, and the processes that tests start, share one directory of
+# compiled programs: the first of them makes it, and the others inherit it. JAX
+# writes an entry in place, so that another process may find half of it: then it
+# warns, and compiles the program itself.
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+HALF_WRITTEN = "Error reading persistent compilation cache entry"
+cache = None  # the directory to delete at the end
+if CACHE not in os.environ:
+  cache = tempfile.mkdtemp(prefix="lstm-jax-tests-")
+  os.environ[CACHE] = cache
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+  os.environ.setdefault("PYTHONWARNINGS", f"ignore:{HALF_WRITTEN}")
 
 import jax
 import pytest
@@ -23,6 +40,27 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 settings.register_profile("everyday", max_examples=20, deadline=None)
 settings.load_profile("everyday")
+
+MAPS = Path("/proc/self/maps")
+MANY_MAPS = 20_000  # of the 65,530 that Linux lets a process have
+
+
+def pytest_configure(config):
+  config.addinivalue_line("filterwarnings", f"ignore:{HALF_WRITTEN}")
+
+
+def pytest_unconfigure():
+  if cache:
+    shutil.rmtree(cache, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_maps():
+  """Release the compiled programs after a module that leaves many mapped."""
+  yield
+  if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

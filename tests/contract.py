@@ -1,8 +1,8 @@
-"""The contract table: every cell, and who else says what it computes.
+"""The table of all cells, with other implementations to compare them with.
 
-Adding a cell is adding a row; the tests that read the table do the rest. Every
-cell goes through every test in `.ci/run`; on other days all but EVERYDAY are
-left out where a test is repeated for many features; `pytest -m ""` has all.
+To test a new cell, add a row: the tests read this table. By default, tests that
+repeat for many features run for the EVERYDAY cells alone; `pytest -m ""` and
+`.ci/run` run them for every cell.
 """
 
 from typing import NamedTuple
@@ -26,12 +26,11 @@ from tests import oracles
 
 class Row(NamedTuple):
   cell: object
-  oracle: object  # NumPy
-  kept: int  # numbers for the backward, in T·B·H
-  forget: int | None = None  # the gate whose bias is 1 at first
-  flax: object = None  # a linen cell's class, where there is one
+  oracle: object  # the same in NumPy, of `oracles`
+  forget: int | None = None  # the gate whose initial bias is 1
+  flax: object = None  # the class of a linen cell, if there is one
   to_flax: object = None  # params -> the linen cell's variables
-  torch: str = ""  # the name of PyTorch's module, where there is one
+  torch: str = ""  # the name of a PyTorch module, if there is one
   to_torch: object = None  # params -> its state_dict, as NumPy arrays
 
 
@@ -81,21 +80,19 @@ TABLE = {
   "lstm": Row(
     lstm,
     oracles.lstm,
-    6,
     1,
     linen.OptimizedLSTMCell,
     _lstm_to_flax,
     "LSTM",
     _to_torch,
   ),
-  "layernorm_lstm": Row(layernorm_lstm, oracles.layernorm_lstm, 11, 1),
-  "projected_lstm": Row(projected_lstm, oracles.projected_lstm, 6.5, 1),
-  "peephole_lstm": Row(peephole_lstm, oracles.peephole_lstm, 7, 1),
-  "coupled_lstm": Row(coupled_lstm, oracles.coupled_lstm, 5, 0),
+  "layernorm_lstm": Row(layernorm_lstm, oracles.layernorm_lstm, 1),
+  "projected_lstm": Row(projected_lstm, oracles.projected_lstm, 1),
+  "peephole_lstm": Row(peephole_lstm, oracles.peephole_lstm, 1),
+  "coupled_lstm": Row(coupled_lstm, oracles.coupled_lstm, 0),
   "gru": Row(
     gru,
     oracles.gru,
-    6,
     None,
     linen.GRUCell,
     _gru_to_flax,
@@ -105,7 +102,6 @@ TABLE = {
   "rnn": Row(
     rnn,
     oracles.rnn,
-    2,
     None,
     linen.SimpleCell,
     _rnn_to_flax,

@@ -1,4 +1,4 @@
-"""Random arguments for the tests: nothing at zero, every output weighed."""
+"""Random arguments and cotangents for the tests, none of them zero."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def _seed(key):
 
 
 def _draw(seed, tree):
-  # NumPy's generator: JAX's would be compiled into every function tested.
+  # NumPy's generator, since JAX's would be compiled into every function tested.
   draw = np.random.default_rng(seed).standard_normal
   return jax.tree.map(
     lambda leaf: jnp.asarray(draw(leaf.shape), leaf.dtype), tree

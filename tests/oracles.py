@@ -1,7 +1,7 @@
-"""The cells again, from outside: NumPy loops, gate by gate, unit by unit.
+"""The cells once more, independently: NumPy loops over gates and units.
 
-Each oracle maps (params, state, xs) of one unbatched sequence to (state, hs),
-written from the textbook equations and from nothing in the library.
+Each oracle maps (params, state, xs) of one unbatched sequence to (state, hs).
+It is written from the textbook equations, and uses nothing of the library.
 """
 
 import math
@@ -45,10 +45,10 @@ def layernorm_lstm(params, state, xs):
   h, c = (np.array(leaf) for leaf in state)
   hidden, hs = len(h), []
   for x in np.asarray(xs):
-    of_x = normalised([float(v) for v in x @ params.w_x])
-    of_h = normalised([float(v) for v in h @ params.w_h])
+    x_normal = normalised([float(v) for v in x @ params.w_x])
+    h_normal = normalised([float(v) for v in h @ params.w_h])
     a = [
-      float(params.gain_x[j] * of_x[j] + params.gain_h[j] * of_h[j])
+      float(params.gain_x[j] * x_normal[j] + params.gain_h[j] * h_normal[j])
       + float(params.b[j])
       for j in range(4 * hidden)
     ]
@@ -104,12 +104,10 @@ def peephole_lstm(params, state, xs):
       for gate in range(4):
         w_x, w_h, b = _column(params, gate, unit, hidden)
         a.append(float(x @ w_x + h @ w_h + b))
-      of_i, of_f, of_o = (
-        float(params.w_c[k * hidden + unit]) for k in range(3)
-      )
-      i, f = _sigmoid(a[0] + of_i * c[unit]), _sigmoid(a[1] + of_f * c[unit])
+      w_i, w_f, w_o = (float(params.w_c[k * hidden + unit]) for k in range(3))
+      i, f = _sigmoid(a[0] + w_i * c[unit]), _sigmoid(a[1] + w_f * c[unit])
       c_next[unit] = f * c[unit] + i * math.tanh(a[2])
-      o = _sigmoid(a[3] + of_o * c_next[unit])
+      o = _sigmoid(a[3] + w_o * c_next[unit])
       h_next[unit] = o * math.tanh(c_next[unit])
     h, c = h_next, c_next
     hs.append(h)

@@ -9,6 +9,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+def environment(*, cached=True):
+  """Return the environment of a process that a test starts.
+
+  Args:
+    cached: whether it shares the directory of compiled programs.
+  """
+  own = os.environ | {"PYTHONUNBUFFERED": "1"}
+  if not cached:
+    own.pop("JAX_COMPILATION_CACHE_DIR", None)
+  return own
+
+
 def start(module, *arguments, devices=1):
   """Start `python -m module`, with that many simulated CPU devices."""
   flag = f"--xla_force_host_platform_device_count={devices}"
@@ -16,7 +28,7 @@ def start(module, *arguments, devices=1):
   return subprocess.Popen(
     [sys.executable, "-m", module, *map(str, arguments)],
     cwd=ROOT,
-    env=os.environ | {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": flags},
+    env=environment() | {"XLA_FLAGS": flags},
     text=True,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,

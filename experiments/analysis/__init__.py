@@ -1,1 +1,1 @@
-"""What a trained model does with a text."""
+"""What a trained model computes on a text, and what it writes."""

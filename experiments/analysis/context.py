@@ -1,12 +1,12 @@
-"""How far back a trained model reaches: in its loss, and in its gradient.
+"""How far back the context of a trained model reaches: its loss and gradient.
 
-Context length: the held-out text is read in windows that begin at the zero
-state, and the nats of each prediction are gathered by how many characters the
-model has seen. Where more context no longer lowers them, it is not used.
+Context length: the model reads a text in windows that begin at the zero state.
+The loss of each prediction is averaged by how many tokens of its window the
+model has read. The model uses a longer context as long as that lowers the loss.
 
-Gradient flow: ‖∂ℓ_T/∂hₜ‖ against T − t, for the loss ℓ_T of one character T,
-from the cell's own backward (`lstm_jax.sequence.flow`). An LSTM has two such
-norms, of h and of c; each is taken with the other held fixed.
+Gradient flow: ‖∂ℓ_T/∂hₜ‖ against T − t, where ℓ_T is the loss of one token at
+time T. It is computed by the cell's own backward (`state_cotangents`). An LSTM
+has two such norms, of h and of c, each with the other held fixed.
 """
 
 from functools import partial
@@ -20,11 +20,11 @@ from lstm_jax.language import LanguageModel, LanguageParams, cross_entropy
 from lstm_jax.language.evaluate import cold_nats
 from lstm_jax.sequence import state_cotangents, unroll
 
-SHIFTS = 32  # of the windows: more predictions in the bins of short contexts
+SHIFTS = 32  # of the windows, for more predictions in the short bins
 
 
 def bins(window: int) -> list[int]:
-  """Return the bins' last context lengths: 1, 2, 4 … and the window's own."""
+  """Return the largest context length of each bin: 1, 2, 4, …, window."""
   powers = [2**k for k in range(window.bit_length()) if 2**k < window]
   return [*powers, window]
 
@@ -32,16 +32,19 @@ def bins(window: int) -> list[int]:
 def nats_by_context(
   model: LanguageModel, params: LanguageParams, tokens: np.ndarray, window: int
 ) -> list[float]:
-  """Return the mean nats of predictions in each bin of context length.
+  """Return the mean loss of the predictions in each bin of context length.
 
-  Bin k has the predictions that see more than bins[k − 1] characters of their
-  window and at most bins[k].
+  Bin k holds the predictions that have read more than bins[k − 1] tokens of
+  their window, and at most bins[k].
 
   Args:
     model: reads every window from the zero state.
     params: its weights.
     tokens: the text, int32 [N], longer than a window.
     window: W, the longest context.
+
+  Returns:
+    Nats per token, one for each of `bins(window)`.
 
   Raises:
     ValueError: the text has no whole window.
@@ -51,31 +54,32 @@ def nats_by_context(
       f"a context of {window} needs a text of at least {window + 1} tokens, "
       f"got {len(tokens)}"
     )
-  last = bins(window)
-  total, count = np.zeros(len(last)), np.zeros(len(last))
-  # As many windows at every shift: one program reads them all.
+  ends = bins(window)
+  total, count = np.zeros(len(ends)), np.zeros(len(ends))
+  # Every shift has as many windows, so that one compiled program reads them.
   num_windows = max(1, (len(tokens) - window) // window)
   for shift in range(0, window, max(1, window // SHIFTS)):
     part = tokens[shift : shift + num_windows * window + 1]
     if len(part) <= num_windows * window:
       break
     nats = cold_nats(model, params, part, window)
-    where = np.searchsorted(last, np.arange(len(nats)) % window + 1)
-    total += np.bincount(where, nats, len(last))
-    count += np.bincount(where, minlength=len(last))
+    index = np.searchsorted(ends, np.arange(len(nats)) % window + 1)
+    total += np.bincount(index, nats, len(ends))
+    count += np.bincount(index, minlength=len(ends))
   return (total / count).tolist()
 
 
 def gradient_norms(
   cell: Cell, params: LanguageParams, tokens: np.ndarray, steps: int
 ) -> dict[str, list[float]]:
-  """Return ‖∂ℓ_T/∂sₜ‖ of each field of the state, for T − t = 0 … steps.
+  """Return ‖∂ℓ_T/∂sₜ‖ for T − t = 0 … steps, for each field of the state s.
 
-  The mean over windows of `steps` + 1 characters that follow one another, of
-  which the last is predicted, each read from the zero state.
+  The text is cut into consecutive windows of `steps` + 1 tokens. The model
+  reads each from the zero state and predicts its last token. The norms are
+  averaged over the windows.
 
   Args:
-    cell: of a model of one layer.
+    cell: the cell of the model's one layer.
     params: the model's weights.
     tokens: the text, int32 [N].
     steps: T ≥ 1.
@@ -94,8 +98,8 @@ def gradient_norms(
   windows = tokens[: count * (steps + 1)].reshape(count, steps + 1).T
   norms = _norms(cell, params, windows)
   return {
-    name: np.asarray(norm, float)[::-1].tolist()
-    for name, norm in norms._asdict().items()
+    name: np.asarray(values, float)[::-1].tolist()
+    for name, values in norms._asdict().items()
   }
 
 
@@ -105,9 +109,10 @@ def _norms(cell, params, windows):
   state = cell.initial_state(weights, windows.shape[1:])
   xs, targets = params.embedding[windows[:-1]], windows[-1]
 
-  def loss(last):
-    logits = last.h @ params.readout + params.bias[None, :]
-    return cross_entropy(logits, targets).sum()  # each row is its own loss
+  def loss(state):
+    logits = state.h @ params.readout + params.bias[None, :]
+    # The sum over the batch gives each window the gradient of its own loss.
+    return cross_entropy(logits, targets).sum()
 
   last, _ = unroll(cell, weights, state, xs)
   d_states = state_cotangents(cell, weights, state, xs, jax.grad(loss)(last))
@@ -115,7 +120,11 @@ def _norms(cell, params, windows):
 
 
 def norm(d: jax.Array) -> jax.Array:
-  """Return ‖d‖ of d [..., H], which float32 squares would lose below 1e-19."""
+  """Return the norm ‖d‖ over the last axis, of d [..., H].
+
+  The vector is scaled first: float32 squares of entries below 1e-19 would
+  underflow.
+  """
   largest = jnp.abs(d).max(axis=-1, keepdims=True)
-  unit = d / jnp.where(largest > 0, largest, 1)
-  return largest[..., 0] * jnp.linalg.norm(unit, axis=-1)
+  scaled = d / jnp.where(largest > 0, largest, 1)
+  return largest[..., 0] * jnp.linalg.norm(scaled, axis=-1)

@@ -1,7 +1,9 @@
-"""How dynamic evaluation is to learn, chosen on the text before.
+"""Dynamic evaluation with settings that are chosen on earlier text.
 
-Rate and decay are chosen together, at segments of SEGMENT, and then the segment
-at that rate and decay; what is given is not chosen.
+The learning rate and the decay are chosen together, with segments of SEGMENT
+tokens, and then the segment length with that rate and decay. The choice is the
+setting of the lowest loss on the text before the one to evaluate on. Settings
+that are given stay as they are.
 """
 
 from collections.abc import Callable
@@ -9,10 +11,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
-from experiments.trainer.run_dir import Trained
-from lstm_jax.language import make_batches
+from lstm_jax.language import LanguageModel, LanguageParams, make_batches
 from lstm_jax.language.evaluate import (
   Divergence,
   DynamicEvalConfig,
@@ -20,111 +20,113 @@ from lstm_jax.language.evaluate import (
   gradient_scale,
 )
 
-RATES = 1e-6, 1e-5, 3e-5, 1e-4  # a model over words diverges at the larger
+RATES = 1e-6, 1e-5, 3e-5, 1e-4  # word models diverge at the larger ones
 DECAYS = 2e-3, 2e-2, 1e-1
-SEGMENT, SEGMENTS = 20, (10, 20, 40)
-TUNING = 20_000  # tokens that choose among them
-SCALE_TOKENS = 200_000  # of the training text, for the gradient's scale
-SCALE_STREAMS = 32
+SEGMENT, SEGMENTS = 20, (10, 20, 40)  # tokens
+TUNING = 20_000  # tokens of the text before that settings are tried on
+SCALE_TOKENS = 200_000  # training tokens to estimate the gradient's scale on
+SCALE_BATCH = 32
 
 
 class Given(NamedTuple):
-  """What of a `Dynamic` is not to be chosen."""
+  """Settings that are not to be chosen."""
 
   rate: float | None = None
   decay: float | None = None
   segment: int | None = None
 
 
-def check_before(tokens: int, given: Given) -> None:
-  """Raise ValueError where the text before is too short for the scale."""
-  needed = _needed(given.segment or SEGMENT)
-  if tokens < needed:
+class Choice(NamedTuple):
+  """The chosen settings, and how they were chosen."""
+
+  config: DynamicEvalConfig
+  val_loss: float | None  # on the text before; None if all were given
+  num_tried: int
+  num_tokens: int  # of the text before, that settings were tried on
+
+
+def check_text_before(num_tokens: int, given: Given) -> None:
+  """Raise ValueError if the text before is too short for the scale."""
+  needed = _needed_tokens(given.segment or SEGMENT)
+  if num_tokens < needed:
     raise ValueError(
-      "dynamic evaluation learns the gradient's scale from the text before "
-      f"--begin: at least {needed:,} tokens, got {tokens:,}; "
+      "dynamic evaluation estimates the gradient's scale on the text before "
+      f"--begin: it needs at least {needed:,} tokens, got {num_tokens:,}; "
       "--protocol=cold --protocol=stateful need none"
     )
 
 
 def evaluate_dynamically(
-  trained: Trained,
+  model: LanguageModel,
+  params: LanguageParams,
   before: np.ndarray,
   tokens: np.ndarray,
   given: Given,
-  console: Console,
-) -> tuple[DynamicEvalConfig, np.ndarray]:
-  """Return how the weights learnt, and the nats of tokens[1:].
+) -> tuple[Choice, np.ndarray]:
+  """Choose the settings, and return them with the nats of tokens[1:].
 
   Args:
-    trained: the model.
-    before: the text before, int32 [M].
-    tokens: the text, int32 [N].
-    given: what is not to be chosen.
-    console: is told what was chosen.
+    model: the language model.
+    params: its weights.
+    before: the text before that one, int32 [M].
+    tokens: the text to evaluate on, int32 [N].
+    given: settings that are not to be chosen.
 
   Raises:
-    ValueError: a number is out of its range.
-    Divergence: the weights learn to predict nothing, whatever is chosen.
+    ValueError: a setting is out of its range.
+    Divergence: the weights diverge at every setting.
   """
-  model, params = trained.model, trained.params
-  scales: dict[int, Any] = {}
+  scales: dict[int, Any] = {}  # by segment length
 
-  def nats(how: DynamicEvalConfig, text: np.ndarray) -> np.ndarray:
-    size = how.segment
+  def nats(config: DynamicEvalConfig, text: np.ndarray) -> np.ndarray:
+    size = config.segment
     if size not in scales:
-      streams = make_batches(before[:SCALE_TOKENS], SCALE_STREAMS, size)
-      scales[size] = gradient_scale(model, params, streams)
-    return dynamic_nats(model, params, text, scales[size], how)
+      batches = make_batches(before[:SCALE_TOKENS], SCALE_BATCH, size)
+      scales[size] = gradient_scale(model, params, batches)
+    return dynamic_nats(model, params, text, scales[size], config)
 
-  how = _chosen(nats, before, given, console)
-  return how, nats(how, tokens)
+  choice = _choose(nats, before, given)
+  return choice, nats(choice.config, tokens)
 
 
-def _chosen(
+def _choose(
   nats: Callable[[DynamicEvalConfig, np.ndarray], np.ndarray],
   before: np.ndarray,
   given: Given,
-  console: Console,
-) -> DynamicEvalConfig:
-  """Return the best way to learn on the end of the text before."""
-  found: dict[DynamicEvalConfig, float] = {}
+) -> Choice:
+  """Return the settings of the lowest loss on the end of the text before."""
+  losses: dict[DynamicEvalConfig, float] = {}
   text = before[-TUNING:]
 
-  def best(ways: list[DynamicEvalConfig]) -> DynamicEvalConfig:
-    if len(ways) == 1:
-      return ways[0]
-    for way in ways:
-      if way not in found:
+  def find_best(configs: list[DynamicEvalConfig]) -> DynamicEvalConfig:
+    if len(configs) == 1:
+      return configs[0]
+    for config in configs:
+      if config not in losses:
         try:
-          found[way] = float(nats(way, text).mean())
+          losses[config] = float(nats(config, text).mean())
         except Divergence:
-          found[way] = np.inf
-    chosen = min(ways, key=found.__getitem__)
-    if found[chosen] == np.inf:
-      rates = [f"{way.rate:g}" for way in ways]
-      told = ", ".join(dict.fromkeys(rates))
-      raise Divergence(f"dynamic evaluation diverges at every rate of {told}")
+          losses[config] = np.inf
+    chosen = min(configs, key=losses.__getitem__)
+    if losses[chosen] == np.inf:
+      rates = dict.fromkeys(f"{config.rate:g}" for config in configs)
+      raise Divergence(
+        f"dynamic evaluation diverges at every rate of {', '.join(rates)}"
+      )
     return chosen
 
   rates = RATES if given.rate is None else (given.rate,)
   decays = DECAYS if given.decay is None else (given.decay,)
   size = given.segment or SEGMENT
-  how = best(
-    [DynamicEvalConfig(*pair, size) for pair in product(rates, decays)]
-  )
+  pairs = product(rates, decays)
+  config = find_best([DynamicEvalConfig(*pair, size) for pair in pairs])
   if given.segment is None:
-    sizes = [s for s in SEGMENTS if s == size or _needed(s) <= len(before)]
-    how = best([how._replace(segment=s) for s in sizes])
-  if found:
-    console.print(
-      f"dynamic evaluation: rate {how.rate:g}, decay {how.decay:g} and "
-      f"segments of {how.segment} are the best of {len(found)} ways on the "
-      f"{len(text):,} tokens before: {found[how]:.4f} nats",
-      soft_wrap=True,
-    )
-  return how
+    sizes = [
+      s for s in SEGMENTS if s == size or _needed_tokens(s) <= len(before)
+    ]
+    config = find_best([config._replace(segment=s) for s in sizes])
+  return Choice(config, losses.get(config), len(losses), len(text))
 
 
-def _needed(segment: int) -> int:
-  return SCALE_STREAMS * segment + 1
+def _needed_tokens(segment: int) -> int:
+  return SCALE_BATCH * segment + 1

@@ -1,10 +1,10 @@
-"""What a unit tracks: features of a text, and how well each unit tells them.
+"""Features of a text, and how well each unit of a model tracks them.
 
-A feature is a number for each character, or each longer piece that is read at
-once, of what has been read up to and with it. A unit is scored by the
-correlation of its signal with a feature that counts, and for a feature that is
-true or false by the area under the ROC curve: the chance that the signal is
-larger where it is true, ½ where it says nothing.
+A feature has a value after each character of a text: a count, or whether
+something is true. A unit is scored by how its signal relates to the feature: by
+correlation for a count, and for a truth value by the area under the ROC curve,
+the probability that the signal is larger where the feature is true (½ means no
+relation).
 """
 
 import re
@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstm_jax.language.word_tokenizer import HEADLESS, TAILLESS
+from lstm_jax.language.word_tokenizer import CLIPPED_END, CLIPPED_START
 
 _QUOTE = re.compile(
   rf"""
-  (?P<apostrophe> ['’](?i:{HEADLESS})(?!\w)  # 'tis
-  | (?<!\w)(?i:{TAILLESS})['’](?!\w)         # th'
+  (?P<apostrophe> ['’](?i:{CLIPPED_START})(?!\w)  # 'tis
+  | (?<!\w)(?i:{CLIPPED_END})['’](?!\w)         # th'
   | (?<=\w)['’](?=\w) )                      # o'er
   | (?P<opens> (?<![\w.,;:!?])["'“‘](?=[\w"'“‘]) )
   | (?P<closes> (?<=\S)["'”’] )
@@ -29,22 +29,23 @@ _QUOTE = re.compile(
 _NAME = re.compile(
   r"(?:\A|(?<=\n\n))[A-Z][\w.'’-]*(?: (?:[A-Z][\w.'’-]*|of|and|the))*:(?=\n)"
 )
-_WORD = re.compile(r"(?<!\w)(?<!\w['’-])\w")  # o'er and self-love are one
+_WORD = re.compile(r"(?<!\w)(?<!\w['’-])\w")  # o'er and self-love: one each
 
 
 class Feature(NamedTuple):
   """A feature of a text."""
 
   name: str
-  of: Callable[[str], np.ndarray]  # a text -> its characters', bool or int
+  compute: Callable[[str], np.ndarray]  # text -> bool or int [characters]
 
   def of_pieces(self, pieces: Sequence[str]) -> np.ndarray:
     """Return the feature of each piece of a text, [N].
 
-    It is true of a piece if it is of one of its characters; what counts is
-    taken at the last.
+    A piece is what one token adds to the text: a character, or a word with the
+    blank before it. A truth value holds for a piece if it holds for any of its
+    characters. A count is that of the last character.
     """
-    values = self.of("".join(pieces))
+    values = self.compute("".join(pieces))
     ends = np.cumsum([len(piece) for piece in pieces])
     if values.dtype != bool:
       return values[ends - 1]
@@ -52,17 +53,17 @@ class Feature(NamedTuple):
 
 
 def line_position(text: str) -> np.ndarray:
-  """Return how many characters have been read since the last line break."""
+  """Return the number of characters since the last line break."""
   breaks = np.array([c == "\n" for c in text])
-  here = np.arange(len(text))
-  return here - np.maximum.accumulate(np.where(breaks, here, -1))
+  index = np.arange(len(text))
+  return index - np.maximum.accumulate(np.where(breaks, index, -1))
 
 
 def inside_quotes(text: str) -> np.ndarray:
-  """Return whether a quotation is open, as far as letters tell.
+  """Return whether each character is inside a quotation.
 
-  A blank line ends it, since stanzas open theirs anew. An apostrophe after a
-  plural (lovers') is taken for an end.
+  The marks alone decide. A blank line ends a quotation, since each stanza opens
+  its own again. The apostrophe of a plural (lovers') is mistaken for an end.
   """
   inside, opened = np.zeros(len(text), bool), -1
   for match in _QUOTE.finditer(text):
@@ -77,17 +78,16 @@ def inside_quotes(text: str) -> np.ndarray:
 
 
 def word_starts(text: str) -> np.ndarray:
-  """Return whether a character is the first of a word."""
-  return _marked(text, [(m.start(), m.end()) for m in _WORD.finditer(text)])
+  """Return whether each character is the first of a word."""
+  return _mask(text, [(m.start(), m.end()) for m in _WORD.finditer(text)])
 
 
 def speaker_names(text: str) -> np.ndarray:
-  """Return whether a character is of a speaker's name, or the colon after it.
+  """Return whether each character belongs to a speaker's name or its colon.
 
-  A name is a line of capitalised words after a blank line, which ends in a
-  colon.
+  A name is a line of capitalized words after a blank line that ends in a colon.
   """
-  return _marked(text, [match.span() for match in _NAME.finditer(text)])
+  return _mask(text, [match.span() for match in _NAME.finditer(text)])
 
 
 FEATURES = (
@@ -111,7 +111,7 @@ def correlation(levels: np.ndarray, feature: np.ndarray) -> np.ndarray:
   return x @ y / np.where(scale > 0, scale, 1)
 
 
-def area(levels: np.ndarray, feature: np.ndarray) -> np.ndarray:
+def roc_area(levels: np.ndarray, feature: np.ndarray) -> np.ndarray:
   """Return each unit's area under the ROC curve; ties count half.
 
   Args:
@@ -127,8 +127,8 @@ def area(levels: np.ndarray, feature: np.ndarray) -> np.ndarray:
 
 
 def scores(levels: np.ndarray, feature: np.ndarray) -> np.ndarray:
-  """Return the area of a feature that is true or false, else correlation."""
-  return (area if feature.dtype == bool else correlation)(levels, feature)
+  """Return `roc_area` for a feature of truth values, else `correlation`."""
+  return (roc_area if feature.dtype == bool else correlation)(levels, feature)
 
 
 def _histograms(levels: np.ndarray) -> np.ndarray:
@@ -138,8 +138,9 @@ def _histograms(levels: np.ndarray) -> np.ndarray:
   return np.bincount(flat.ravel(), minlength=256 * units).reshape(units, 256)
 
 
-def _marked(text: str, spans: list[tuple[int, int]]) -> np.ndarray:
-  marked = np.zeros(len(text), bool)
+def _mask(text: str, spans: list[tuple[int, int]]) -> np.ndarray:
+  """Return whether each character of a text is in one of the spans."""
+  mask = np.zeros(len(text), bool)
   for start, end in spans:
-    marked[start:end] = True
-  return marked
+    mask[start:end] = True
+  return mask

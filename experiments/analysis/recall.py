@@ -3,10 +3,11 @@
   time     0        1 … d    d + 1
   token    symbol   blanks   cue      → the symbol
 
-One of 8 symbols is shown, then d blanks, then a cue, at which the symbol is to
-be named. Nothing on the way says which it was, so a cell that names it has kept
-it for d + 1 steps. The loss is on the answer alone, and its gradient must come
-as far back. Each delay is learnt from scratch, without shorter ones first.
+The model reads one of 8 symbols, then d blanks, then a cue, after which it has
+to name the symbol. The blanks carry no information, so a model that names it
+has stored it for d + 1 time steps. Only the answer has a loss, whose gradient
+has to reach as far back. Each delay is learned from scratch, without a
+curriculum of shorter ones.
 
 Reference: Hochreiter and Schmidhuber (1997), Long short-term memory, section 5,
 whose tasks have the same parts.
@@ -23,28 +24,30 @@ import optax
 from lstm_jax.language import LanguageModel, cross_entropy
 from lstm_jax.training import OptimizerConfig, make_optimizer
 
-SYMBOLS = 8  # K; chance is 1 / K
+SYMBOLS = 8  # K; an accuracy of 1 / K is chance
 BLANK, CUE = SYMBOLS, SYMBOLS + 1
 VOCABULARY = CUE + 1
 EMBEDDING = 16
-BATCH = 32  # sequences an update
-TESTS = 512  # sequences that are judged
-AT_ONCE = 50  # updates in one call: a short one costs less than a call
+BATCH_SIZE = 32
+TEST_SIZE = 512  # sequences
+STEPS_PER_CALL = 50  # of a jitted call, whose overhead exceeds a small step
 
 
 class Recall(NamedTuple):
-  """What an ensemble of S seeds has learnt of one delay, at its best rate."""
+  """What an ensemble of S seeds has learned of one delay, at its best rate."""
 
   learning_rate: float
-  accuracy: list[float]  # of each seed, on sequences drawn anew
-  nats: list[float | None]  # of the answer, likewise; None if it diverged
+  accuracy: list[float]  # of each seed, on new sequences
+  nats: list[float | None]  # loss of each seed on them; None where it diverged
 
 
-def draw(key: jax.Array, delay: int, batch: int) -> tuple[jax.Array, jax.Array]:
-  """Return (tokens [d + 2, B], the symbols to be named at the end [B])."""
-  symbols = jax.random.randint(key, (batch,), 0, SYMBOLS, jnp.int32)
-  blanks = jnp.full((delay, batch), BLANK, jnp.int32)
-  cue = jnp.full((1, batch), CUE, jnp.int32)
+def draw(
+  key: jax.Array, delay: int, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+  """Return random sequences: (tokens [d + 2, B], their symbols [B])."""
+  symbols = jax.random.randint(key, (batch_size,), 0, SYMBOLS, jnp.int32)
+  blanks = jnp.full((delay, batch_size), BLANK, jnp.int32)
+  cue = jnp.full((1, batch_size), CUE, jnp.int32)
   return jnp.concatenate([symbols[None], blanks, cue]), symbols
 
 
@@ -55,63 +58,65 @@ def learn(
   num_steps: int,
   learning_rates: tuple[float, ...],
 ) -> Recall:
-  """Train ensembles from scratch on one delay, and judge the best of them.
+  """Train an ensemble at each learning rate; return the result of the best.
 
   Args:
-    model: over `VOCABULARY` tokens.
-    keys: of the seeds, [S]: weights and sequences.
+    model: a model of `VOCABULARY` tokens.
+    keys: random keys, one for each of S seeds, [S].
     delay: d, the blanks between symbol and cue.
-    num_steps: of `BATCH` new sequences each.
-    learning_rates: of Adam, at the peak of the schedule. Each trains an
-      ensemble; the one of the lowest mean nats is returned.
+    num_steps: training steps, each on `BATCH_SIZE` new sequences.
+    learning_rates: of Adam, at the peak of the schedule. The best has the
+      lowest mean loss on the test sequences.
   """
-  # Adam's change is proportional to its rate, which so needs no compiling.
+  # Adam's update is proportional to its learning rate, so one program, which
+  # multiplies the updates of rate 1, serves every rate.
   config = OptimizerConfig(learning_rate=1.0, weight_decay=0.0)
-  rule = make_optimizer(config, num_steps)
+  optimizer = make_optimizer(config, num_steps)
 
-  def read(params, key, batch):
-    tokens, symbols = draw(key, delay, batch)
-    _, logits = model.apply(params, model.initial_state((batch,)), tokens)
+  def answers(params, key, batch_size):
+    tokens, symbols = draw(key, delay, batch_size)
+    state = model.initial_state((batch_size,))
+    _, logits = model.apply(params, state, tokens)
     return logits[-1], symbols
 
   def loss(params, key):
-    return cross_entropy(*read(params, key, BATCH)).mean()
+    return cross_entropy(*answers(params, key, BATCH_SIZE)).mean()
 
-  def start(key):
+  def init(key):
     params = model.init(key)
-    return params, rule.init(params)
+    return params, optimizer.init(params)
 
-  def updates(member, key, steps, rate):
+  def train_steps(member, key, steps, rate):
     def body(member, step):
-      params, state = member
+      params, opt_state = member
       gradient = jax.grad(loss)(params, jax.random.fold_in(key, step))
-      change, state = rule.update(gradient, state, params)
-      change = jax.tree.map(lambda c: rate.astype(c.dtype) * c, change)
-      return (optax.apply_updates(params, change), state), None
+      updates, opt_state = optimizer.update(gradient, opt_state, params)
+      updates = jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates)
+      return (optax.apply_updates(params, updates), opt_state), None
 
     return jax.lax.scan(body, member, steps)[0]
 
-  def judge(member, key):
-    logits, symbols = read(member[0], key, TESTS)
-    right = (logits.argmax(-1) == symbols).mean()
-    return right, cross_entropy(logits, symbols).mean()
+  def test(member, key):
+    logits, symbols = answers(member[0], key, TEST_SIZE)
+    accuracy = (logits.argmax(-1) == symbols).mean()
+    return accuracy, cross_entropy(logits, symbols).mean()
 
   split = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)
-  keys_init, keys_train, keys_test = split(keys)
-  begin, judge_all = jax.jit(jax.vmap(start)), jax.jit(jax.vmap(judge))
-  train = jax.jit(jax.vmap(updates, (0, 0, None, None)))
+  init_keys, train_keys, test_keys = split(keys)
+  init_all, test_all = jax.jit(jax.vmap(init)), jax.jit(jax.vmap(test))
+  train_all = jax.jit(jax.vmap(train_steps, (0, 0, None, None)))
   steps = jnp.arange(num_steps)
-  found: list[tuple[float, Recall]] = []
+  results: list[tuple[float, Recall]] = []
   for rate in learning_rates:
-    members = begin(keys_init)
-    for first in range(0, num_steps, AT_ONCE):
-      some = steps[first : first + AT_ONCE]
-      members = train(members, keys_train, some, jnp.asarray(rate))
-    accuracy, nats = (np.asarray(x) for x in judge_all(members, keys_test))
-    known = [float(n) if np.isfinite(n) else None for n in nats]
-    mean = float(nats.mean()) if None not in known else math.inf
-    found.append((mean, Recall(rate, accuracy.tolist(), known)))
-  return min(found, key=lambda pair: pair[0])[1]
+    members = init_all(init_keys)
+    for first in range(0, num_steps, STEPS_PER_CALL):
+      some = steps[first : first + STEPS_PER_CALL]
+      members = train_all(members, train_keys, some, jnp.asarray(rate))
+    accuracy, nats = (np.asarray(x) for x in test_all(members, test_keys))
+    finite_nats = [float(n) if np.isfinite(n) else None for n in nats]
+    mean = math.inf if None in finite_nats else float(nats.mean())
+    results.append((mean, Recall(rate, accuracy.tolist(), finite_nats)))
+  return min(results, key=lambda result: result[0])[1]
 
 
 def longest(accuracies: dict[int, float], above: float = 0.9) -> int:

@@ -1,10 +1,11 @@
-"""What a trained model holds after each character: states and gates, by name.
+"""The states and gates of a trained model after each token of a text.
 
-  sₜ, kₜ = recur(sₜ₋₁, xₜ W_x)   for t = 1 … N, layer by layer
+  sₜ, gatesₜ = recur(sₜ₋₁, xₜ W_x)   for t = 1 … N, layer by layer
 
-The states are the cell's own. The gates are what it keeps for its backward,
-which is the gates themselves for every LSTM. A GRU keeps r and z, and of the
-candidate n only 1 − n², so n is computed anew. A plain RNN has none.
+The states are the cell's own. The gates are what `recur` saves for the backward
+pass: for every LSTM, all of its gates. A GRU saves r and z, but of the
+candidate n only local gradients, so n is computed again. A plain RNN has no
+gates.
 """
 
 from functools import partial
@@ -24,19 +25,19 @@ from lstm_jax.cells import (
 )
 from lstm_jax.cells.activations import tanh
 from lstm_jax.cells.affine import affine, as_row, product
-from lstm_jax.cells.cell import Cell, Params, State, Tape
+from lstm_jax.cells.cell import Cell, Params, Residuals, State
 from lstm_jax.language import LanguageParams
 
-KEPT: dict[Any, str] = {  # the gates that a cell keeps, in their order
+GATES: dict[Any, str] = {  # in the order in which `recur` returns them
   lstm: "ifgo",
   layernorm_lstm: "ifgo",
   projected_lstm: "ifgo",
   peephole_lstm: "ifgo",
   coupled_lstm: "fgo",
 }
-MEANING = {
+MEANINGS = {
   "h": "output",
-  "c": "memory",
+  "c": "cell state",
   "i": "input gate",
   "f": "forget gate",
   "g": "candidate",
@@ -45,81 +46,81 @@ MEANING = {
   "z": "update gate",
   "n": "candidate",
 }
-SIGNED = "hcgn"  # the others are of a sigmoid, in [0, 1]
+SIGNED = "hcgn"  # signals of either sign; the others are sigmoids, in [0, 1]
 
 
-class Layer(NamedTuple):
-  """A layer that has read a text of N tokens."""
+class LayerTrace(NamedTuple):
+  """What one layer computes on a text of N tokens."""
 
   params: Params
   xs: jax.Array  # its inputs, [N, D]
-  before: jax.Array  # h before each step, [N, H]
+  hs_before: jax.Array  # h before each step, [N, H]
   states: State  # after each step, [N, H]
-  kept: jax.Array  # what each step keeps for its backward, [N, G·H]
-  tape: Tape  # and what else, [N, ...]
+  gates: jax.Array  # or local gradients, saved for the backward, [N, G·H]
+  residuals: Residuals  # saved for the backward besides, [N, ...]
 
 
 @partial(jax.jit, static_argnums=0)
-def read(
+def trace_layers(
   cell: Cell, params: LanguageParams, tokens: jax.Array
-) -> tuple[tuple[Layer, ...], jax.Array]:
-  """Read a text from the zero state and keep everything.
+) -> tuple[tuple[LayerTrace, ...], jax.Array]:
+  """Run a language model on a text, from the zero state, and record each layer.
 
   Args:
-    cell: of every layer.
+    cell: the cell of every layer.
     params: the model's weights.
     tokens: the text, integers [N].
 
   Returns:
-    (layers, logits): the lowest layer first, and the next token's logits after
-    each, [N, V].
+    (layers, logits): the traces, lowest layer first, and the logits of the next
+    token after each token, [N, V].
   """
   xs = params.embedding[tokens]
-  if params.readout is None:  # tied: the rows are √E times as large
+  if params.readout is None:  # tied: inputs are scaled by √E
     xs = xs * jnp.asarray(xs.shape[-1] ** 0.5, xs.dtype)
   layers = []
   for weights in params.layers:
-    layers.append(_layer(cell, weights, xs))
+    layers.append(_trace_layer(cell, weights, xs))
     xs = layers[-1].states.h
   return tuple(layers), affine(xs, readout(params), params.bias)
 
 
 def readout(params: LanguageParams) -> jax.Array:
-  """Return the weights of the readout, [H, V]."""
+  """Return the readout matrix of a model, tied or not, [H, V]."""
   return params.embedding.T if params.readout is None else params.readout
 
 
-def signals(cell: Cell, layer: Layer) -> dict[str, jax.Array]:
+def signals(cell: Cell, layer: LayerTrace) -> dict[str, jax.Array]:
   """Return the states and gates of a layer by their letters, each [N, H]."""
-  found = layer.states._asdict()
-  if cell in KEPT:
-    names = KEPT[cell]
-    gates = jnp.split(layer.kept, len(names), axis=-1)
-    found |= dict(zip(names, gates, strict=True))
+  values = layer.states._asdict()
+  if cell in GATES:
+    names = GATES[cell]
+    gates = jnp.split(layer.gates, len(names), axis=-1)
+    values |= dict(zip(names, gates, strict=True))
   elif cell is gru:
-    found |= {
-      "r": layer.tape.n_by_s,
-      "z": layer.tape.h_by_h,
-      "n": _candidate(layer),
+    values |= {
+      "r": layer.residuals.r,
+      "z": layer.residuals.z,
+      "n": _gru_candidate(layer),
     }
-  return found
+  return values
 
 
-def _layer(cell: Cell, weights: Params, xs: jax.Array) -> Layer:
+def _trace_layer(cell: Cell, weights: Params, xs: jax.Array) -> LayerTrace:
   def body(state, ax):
-    after, kept, tape = cell.recur(weights, state, ax)
-    return after, (state.h, after, kept, tape)
+    after, gates, residuals = cell.recur(weights, state, ax)
+    return after, (state.h, after, gates, residuals)
 
-  start = cell.initial_state(weights)
-  _, found = lax.scan(body, start, cell.project(weights, xs))
-  return Layer(weights, xs, *found)
+  zero_state = cell.initial_state(weights)
+  _, recorded = lax.scan(body, zero_state, cell.project(weights, xs))
+  return LayerTrace(weights, xs, *recorded)
 
 
-def _candidate(layer: Layer) -> jax.Array:
+def _gru_candidate(layer: LayerTrace) -> jax.Array:
   """Return a GRU's n = tanh(xₙ + r ⊙ (h Uₙ + bₙ)), [N, H]."""
   params, split = layer.params, -len(layer.params.b_n)
   b, w_h = params.b[split:], params.w_h[:, split:]
   xn = gru.project(params, layer.xs)[:, split:]
-  un = product(layer.before, w_h)
+  un = product(layer.hs_before, w_h)
   s = un + as_row(params.b_n, un)
-  return tanh(xn + as_row(b, xn) + layer.tape.n_by_s * s)
+  return tanh(xn + as_row(b, xn) + layer.residuals.r * s)

@@ -1,7 +1,7 @@
-"""What a text looks like: words that exist, lengths of lines, rhymes.
+"""Statistics of generated text: known words, line lengths, rhymes.
 
-Figures of form, cheap enough to follow while a model learns. They are told of
-the corpus as well, which says what they can reach.
+They are cheap enough to compute at every evaluation of a model in training. The
+same statistics of the corpus show what values a good model reaches.
 """
 
 import re
@@ -15,11 +15,11 @@ WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 VOWELS = "aeiouyàáâäèéêëìíîïòóôöùúûü"
 
 
-class Writing(NamedTuple):
-  """The figures of some texts; None where there is nothing to count."""
+class TextStats(NamedTuple):
+  """Statistics of some texts; None where there is nothing to count."""
 
-  in_training: float | None  # share of the words that the training text has
-  in_held_out: float | None  # likewise, the held-out text
+  words_in_train: float | None  # share of the words, in the training text too
+  words_in_val: float | None  # share of the words, in the validation text too
   line_length: float | None  # mean, in characters, of lines that are not empty
   rhymes: float | None  # share of the lines
 
@@ -30,66 +30,68 @@ def words(text: str) -> list[str]:
 
 
 def lines(text: str) -> list[str]:
-  """Return the lines that end and are not empty, without space around them."""
-  ended = text.split("\n")[:-1]
-  return [line.strip() for line in ended if line.strip()]
+  """Return the complete lines that are not empty, stripped."""
+  complete = text.split("\n")[:-1]
+  return [line.strip() for line in complete if line.strip()]
 
 
-def writing(
-  texts: Iterable[str], training: set[str], held_out: set[str]
-) -> Writing:
-  """Return the figures of texts, each beginning with a whole word and line.
+def text_stats(
+  texts: Iterable[str], train_words: set[str], val_words: set[str]
+) -> TextStats:
+  """Return the statistics of texts that begin with a whole word and line.
 
-  A text may end anywhere: the word and the line that its end cuts do not count.
+  A text may end anywhere: a word or line cut off by its end does not count.
 
   Args:
-    texts: what was written.
-    training: the words of the training text.
-    held_out: the words of the held-out text.
+    texts: what a model has written.
+    train_words: the words of the training text.
+    val_words: the words of the validation text.
   """
   texts = list(texts)
-  found = [w for text in texts for w in words(_whole_words(text))]
-  each = [lines(text) for text in texts]
-  lengths = [len(line) for several in each for line in several]
-  rhyming = [r for several in each for r in _rhyming(several)]
-  return Writing(
-    in_training=_mean([word in training for word in found]),
-    in_held_out=_mean([word in held_out for word in found]),
-    line_length=_mean(lengths),
-    rhymes=_mean(rhyming),
+  all_words = [w for text in texts for w in words(_whole_words(text))]
+  lines_by_text = [lines(text) for text in texts]
+  return TextStats(
+    words_in_train=_mean([word in train_words for word in all_words]),
+    words_in_val=_mean([word in val_words for word in all_words]),
+    line_length=_mean([len(line) for some in lines_by_text for line in some]),
+    rhymes=_mean([r for some in lines_by_text for r in _rhyming(some)]),
   )
 
 
 def shuffled(text: str, seed: int = 0) -> str:
-  """Return the lines of a text in another order: what rhymes by chance."""
+  """Return a text with its lines in random order: it rhymes only by chance."""
   order = np.random.default_rng(seed).permutation(lines(text))
   return "".join(f"{line}\n" for line in order)
 
 
 def ending(line: str) -> str:
-  """Return the sound that a line ends in, as far as letters tell it.
+  """Return the letters of a line's last sound.
 
-  The last group of vowels of its last word and what follows; a last e after a
-  consonant is silent and belongs to the group before.
+  They are the last group of vowels of its last word and what follows. A last e
+  after a consonant is silent, and belongs to the group before.
   """
-  found = words(line)
-  if not found:
+  line_words = words(line)
+  if not line_words:
     return ""
-  word = found[-1]
+  word = line_words[-1]
   pattern = f"[{VOWELS}]+[^{VOWELS}]+e?$|[{VOWELS}]+$"
   match = re.search(pattern, word)
   return match[0] if match else word
 
 
-def _rhyming(several: list[str]) -> list[bool]:
-  """Return whether each line ends as one of the two after it, or before it."""
-  last = [(words(line) or [""])[-1] for line in several]
-  ends = [ending(line) for line in several]
+def _rhyming(text_lines: list[str]) -> list[bool]:
+  """Return whether each line rhymes with one at most two lines away.
+
+  Two lines rhyme if their endings are equal and their last words are not.
+  """
+  last_words = [(words(line) or [""])[-1] for line in text_lines]
+  endings = [ending(line) for line in text_lines]
 
   def rhyme(i, j):
-    return ends[i] != "" and ends[i] == ends[j] and last[i] != last[j]
+    same_ending = endings[i] != "" and endings[i] == endings[j]
+    return same_ending and last_words[i] != last_words[j]
 
-  count = len(several)
+  count = len(text_lines)
   return [
     any(rhyme(i, j) for j in range(max(0, i - 2), min(count, i + 3)) if j != i)
     for i in range(count)
@@ -97,7 +99,7 @@ def _rhyming(several: list[str]) -> list[bool]:
 
 
 def _whole_words(text: str) -> str:
-  """Return a text without the word that its end may have cut."""
+  """Return a text without its last word, which its end may have cut."""
   return re.sub(r"[\w'’-]+\Z", "", text)
 
 

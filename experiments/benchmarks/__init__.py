@@ -1,1 +1,1 @@
-"""Other libraries, timed beside this one."""
+"""This library timed against other libraries."""

@@ -1,12 +1,23 @@
-"""The benchmark's picture: whole steps side by side, and how cost grows."""
+"""The benchmark's figure: the time of a training step, and how it grows."""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+from experiments.benchmarks.parts import GROWTH
 
-AXES = {"steps": "T", "batch": "B", "hidden": "H", "layers": "layers"}
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
 
+Row = dict[str, Any]
+COLUMNS = 3  # panels in a row of the figure
+LABELS = {
+  "seq_len": "sequence length T",
+  "batch_size": "batch size B",
+  "hidden_size": "hidden size H",
+  "num_layers": "number of layers",
+}
 COLORS = {
   "lstm_jax": "tab:blue",
   "autodiff": "tab:cyan",
@@ -19,59 +30,97 @@ COLORS = {
 }
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> bool:
-  """Draw rows of the parts model and growth; return whether there were any."""
-  models = [
-    row
-    for row in rows
-    if row["part"] == "model"
-    and (row["layers"], row["vocabulary"]) == (1, 65)
-    and row["dtype"] == "float32"
-  ]
-  growing = [row for row in rows if row["part"].startswith("growth in ")]
-  axes_names = list(dict.fromkeys(row["part"] for row in growing))
-  if not models and not growing:
+def draw(rows: list[Row], path: Path) -> bool:
+  """Draw the rows of the parts model and growth; return whether there are any.
+
+  The first panel has the time of an Adam step relative to ours, by hidden size;
+  each further panel the milliseconds of an Adam step as one size grows.
+  """
+  from matplotlib.figure import Figure
+
+  models = [row for row in rows if _is_character_model(row)]
+  parts = dict.fromkeys(row["part"] for row in rows if row["part"] in GROWTH)
+  count = bool(models) + len(parts)
+  if not count:
     return False
-  count = bool(models) + len(axes_names)
-  figure = Figure(figsize=(3.4 * count, 3.6), layout="constrained")
-  panels = iter(figure.subplots(1, count, squeeze=False)[0])
+  columns = min(COLUMNS, count + 1)
+  lines = -(-(count + 1) // columns)  # one more panel holds the legend
+  figure = Figure(figsize=(3.7 * columns, 3.2 * lines), layout="constrained")
+  *panels, legend = figure.subplots(lines, columns, squeeze=False).flat[
+    : count + 1
+  ]
+  for unused in figure.axes[count:]:
+    unused.set_axis_off()
   if models:
-    panel = next(panels)
-    ours = {r["hidden"]: r["median_ms"] for r in models if _is_ours(r)}
-    for peer in dict.fromkeys(row["peer"] for row in models):
-      points = [
-        (row["hidden"], row["median_ms"] / ours[row["hidden"]])
-        for row in models
-        if row["peer"] == peer and row["hidden"] in ours
-      ]
-      panel.plot(*zip(*points, strict=True), label=peer, **_style(peer))
-    panel.set_xscale("log", base=2)
-    panel.set_xlabel("H")
-    panel.set_title("Adam step, time / ours", fontsize=9)
-    panel.set_ylim(0, None)
-    panel.legend(fontsize=6, ncols=3, loc="lower center")
-  for name in axes_names:
-    panel = next(panels)
-    axis = name.removeprefix("growth in ")
-    chosen = [row for row in growing if row["part"] == name]
-    for peer in dict.fromkeys(row["peer"] for row in chosen):
-      points = [
-        (row[axis], row["median_ms"]) for row in chosen if row["peer"] == peer
-      ]
-      panel.loglog(*zip(*points, strict=True), label=peer, **_style(peer))
-    panel.set_xlabel(AXES[axis])
-    panel.set_title(f"ms a step, growing {AXES[axis]}", fontsize=9)
-    panel.legend(fontsize=6)
+    _draw_ratios(models, panels[0])
+  for part, panel in zip(parts, panels[bool(models) :], strict=True):
+    _draw_growth([row for row in rows if row["part"] == part], panel)
+  handles: dict[str, Any] = {}
+  for panel in panels:
+    drawn, names = panel.get_legend_handles_labels()
+    handles |= dict(zip(names, drawn, strict=True))
+  legend.legend(handles.values(), handles.keys(), fontsize=9, loc="center")
   figure.savefig(path, dpi=110)
   return True
 
 
-def _is_ours(row: dict[str, Any]) -> bool:
-  return row["peer"] == "lstm_jax"
+def _is_character_model(row: Row) -> bool:
+  """Return whether a row is of the model part, one layer, V 65 and float32."""
+  return row["part"] == "model" and (
+    (row["num_layers"], row["vocabulary_size"], row["dtype"])
+    == (1, 65, "float32")
+  )
+
+
+def _draw_ratios(rows: list[Row], panel: Axes) -> None:
+  """Draw each peer's time relative to ours, by hidden size."""
+  ours = {
+    row["hidden_size"]: row["median_ms"]
+    for row in rows
+    if row["peer"] == "lstm_jax"
+  }
+  for peer in dict.fromkeys(row["peer"] for row in rows):
+    points = [
+      (row["hidden_size"], row["median_ms"] / ours[row["hidden_size"]])
+      for row in rows
+      if row["peer"] == peer and row["hidden_size"] in ours
+    ]
+    panel.plot(*zip(*points, strict=True), label=peer, **_style(peer))
+  panel.set_xscale("log")
+  panel.set_ylim(0, None)
+  panel.set_title("Adam step: time relative to lstm_jax", fontsize=10)
+  _label_x(panel, "hidden_size", list(ours))
+
+
+def _draw_growth(rows: list[Row], panel: Axes) -> None:
+  """Draw each peer's milliseconds by the size that grows in a part."""
+  from matplotlib.ticker import LogLocator
+
+  size, _ = GROWTH[rows[0]["part"]]
+  for peer in dict.fromkeys(row["peer"] for row in rows):
+    points = [
+      (row[size], row["median_ms"]) for row in rows if row["peer"] == peer
+    ]
+    panel.plot(*zip(*points, strict=True), label=peer, **_style(peer))
+  panel.set_xscale("log")
+  panel.set_yscale("log")
+  panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  panel.yaxis.set_major_formatter("{x:,.0f}")
+  panel.yaxis.set_minor_formatter("")
+  panel.set_title("Adam step: milliseconds", fontsize=10)
+  _label_x(panel, size, list(dict.fromkeys(row[size] for row in rows)))
+
+
+def _label_x(panel: Axes, size: str, values: list[int]) -> None:
+  """Label the axis of a size, with a tick at each of its values."""
+  panel.set_xlabel(LABELS[size], fontsize=9)
+  panel.set_xticks(values, [str(value) for value in values])
+  panel.set_xticks([], minor=True)
+  panel.tick_params(labelsize=8)
 
 
 def _style(peer: str) -> dict[str, Any]:
-  """Return how a peer is drawn, the same in every panel."""
+  """Return the style of a peer's line, which is the same in every panel."""
   if peer == "products alone":
     return {"color": "black", "linestyle": ":"}
   return {

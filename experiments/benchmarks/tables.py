@@ -1,83 +1,96 @@
-"""The benchmark's tables: one case's peers side by side, and two runs'."""
+"""Tables of the benchmark: the peers of one case, and two runs compared."""
 
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-Row = dict[str, Any]  # sizes, the peer, and what was measured
-MEASURED = (
+Row = dict[str, Any]  # the sizes of a case, the peer, and its results
+RESULTS = (
   "median_ms",
   "quartiles_ms",
   "ratio_to_ours",
   "compile_s",
   "bytes",
-  "per_second",
+  "tokens_per_second",
 )
+COLUMNS = {
+  "median_ms": ("ms", "{:.3g}"),
+  "quartiles_ms": ("quartiles", "{0[0]:.3g} – {0[1]:.3g}"),
+  "ratio_to_ours": ("ratio", "{:.2f}"),
+  "products_share": ("products", "{:.0%}"),
+  "tokens_per_second": ("tokens/s", "{:,.0f}"),
+  "compile_s": ("compile s", "{:.1f}"),
+  "mebibytes": ("MiB", "{:,.1f}"),
+}
 
 
-def table(rows: list[Row]) -> Table:
-  """Return the rows of one case as a table.
+def case_table(rows: list[Row]) -> Table:
+  """Return the results of one case, a row per peer.
 
-  `share` is the part of a step that its products alone would take; `compile` is
-  in seconds.
+  The columns: the median and the quartiles of the milliseconds; the "ratio" of
+  the median to ours; "products", the share of the median that the matrix
+  products alone take; tokens per second; seconds to compile; memory.
   """
-  case = {k: v for k, v in rows[0].items() if k not in (*MEASURED, "peer")}
+  case = {k: v for k, v in rows[0].items() if k not in (*RESULTS, "peer")}
   title = ", ".join(
     str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
     for k, v in case.items()
   )
-  result = Table(
-    title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+  table = Table(
+    title=title,
+    title_justify="left",
+    box=SIMPLE_HEAD,
+    padding=(0, 1, 0, 0),  # the columns fit into 80 characters
+    pad_edge=False,
   )
-  result.add_column("", no_wrap=True)
-  units = {
-    "median_ms": ("ms", "{:.3g}"),
-    "quartiles_ms": ("quartiles", "{0[0]:.3g} – {0[1]:.3g}"),
-    "ratio_to_ours": ("× ours", "{:.2f}"),
-    "of_products": ("share", "{:.2f}"),
-    "per_second": ("characters/s", "{:,.0f}"),
-    "compile_s": ("compile", "{:.1f}"),
-    "bytes": ("MiB", "{:,.1f}"),
-  }
-  products = {r["peer"]: r.get("median_ms") for r in rows}.get("products alone")
-  rows = [
-    row
-    | {"bytes": row["bytes"] / 2**20 if row.get("bytes") else None}
-    | ({"of_products": products / row["median_ms"]} if products else {})
-    for row in rows
-  ]
-  shown = [k for k in units if any(row.get(k) is not None for row in rows)]
-  for key in shown:
-    result.add_column(units[key][0], justify="right", no_wrap=True)
+  table.add_column("", no_wrap=True)
+  medians = {row["peer"]: row.get("median_ms") for row in rows}
+  products = medians.get("products alone")
+  rows = [_with_derived(row, products) for row in rows]
+  keys = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
+  for key in keys:
+    table.add_column(COLUMNS[key][0], justify="right", no_wrap=True)
   for row in rows:
     cells = (
-      units[k][1].format(row[k]) if row.get(k) is not None else ""
-      for k in shown
+      COLUMNS[k][1].format(row[k]) if row.get(k) is not None else ""
+      for k in keys
     )
-    result.add_row(row["peer"], *cells)
-  return result
+    table.add_row(row["peer"], *cells)
+  return table
 
 
-def changes(old: list[Row], new: list[Row]) -> Table:
-  """Return a table of the rows that both hold: their medians, and the ratio."""
+def _with_derived(row: Row, products_ms: float | None) -> Row:
+  """Return a row with the columns that follow from its results."""
+  derived: Row = {}
+  if row.get("bytes"):
+    derived["mebibytes"] = row["bytes"] / 2**20
+  if products_ms:
+    derived["products_share"] = products_ms / row["median_ms"]
+  return row | derived
+
+
+def change_table(old: list[Row], new: list[Row]) -> Table:
+  """Return the medians of the cases that both runs have, and their ratio."""
 
   def key(row):
     return tuple(
-      sorted((k, str(v)) for k, v in row.items() if k not in MEASURED)
+      sorted((k, str(v)) for k, v in row.items() if k not in RESULTS)
     )
 
-  before = {key(row): row for row in old if row.get("median_ms")}
-  result = Table(box=SIMPLE_HEAD, pad_edge=False)
-  result.add_column("")
-  for name in ("before ms", "now ms", "now / before"):
-    result.add_column(name, justify="right", no_wrap=True)
+  old_ms = {key(row): row["median_ms"] for row in old if row.get("median_ms")}
+  table = Table(box=SIMPLE_HEAD, pad_edge=False)
+  table.add_column("")
+  for name in ("old ms", "new ms", "new / old"):
+    table.add_column(name, justify="right", no_wrap=True)
   for row in new:
-    if row.get("median_ms") and key(row) in before:
-      was, now = before[key(row)]["median_ms"], row["median_ms"]
+    if row.get("median_ms") and key(row) in old_ms:
+      before, after = old_ms[key(row)], row["median_ms"]
       name = " ".join(
-        str(v) for k, v in row.items() if k not in (*MEASURED, "backward")
+        str(v) for k, v in row.items() if k not in (*RESULTS, "backward")
       )
       name += " backward" if row.get("backward") else ""
-      result.add_row(name, f"{was:.3g}", f"{now:.3g}", f"{now / was:.2f}")
-  return result
+      table.add_row(
+        name, f"{before:.3g}", f"{after:.3g}", f"{after / before:.2f}"
+      )
+  return table

@@ -1,4 +1,4 @@
-"""Time several programs round after round, and say on what machine."""
+"""Timing of several programs in turns, and the machine they run on."""
 
 import platform
 import time
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.peers.layers import is_installed
-from experiments.benchmarks.peers.proof import Missing, Peer
+from experiments.benchmarks.peers.proof import Peer, Unsupported
 
 PACKAGES = "jax", "jaxlib", "flax", "dm-haiku", "equinox", "keras", "torch"
 
@@ -22,29 +22,29 @@ def compare(
   rounds: int,
   *problem: Any,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-  """Make every peer of a problem, prove it, and time all of them together.
+  """Make each peer, prove that it computes the same, and time all in turns.
 
   Args:
-    makers: each peer's maker and the package it needs; ours first.
-    rounds: how often each runs.
-    problem: what the makers are given.
+    makers: each peer's maker and required package, ours first.
+    rounds: how often each peer is timed.
+    problem: the arguments of the makers.
 
   Returns:
-    (rows, missing): a row for each peer, and why others are left out.
+    (rows, skipped): the results of each peer; the reason why others have none.
 
   Raises:
-    ValueError: a peer computes something else than ours.
+    ValueError: a peer computes a different result from ours.
   """
   peers: dict[str, Peer] = {}
-  missing = {}
+  skipped = {}
   for name, (make, package) in makers.items():
     if not is_installed(package):
-      missing[name] = f"{package} is not installed"
+      skipped[name] = f"{package} is not installed"
       continue
     try:
       peers[name] = make(*problem)
-    except Missing as reason:
-      missing[name] = str(reason)
+    except Unsupported as reason:
+      skipped[name] = str(reason)
   seconds = measure({name: peer.run for name, peer in peers.items()}, rounds)
   first = float(np.median(next(iter(seconds.values()))))
   rows = []
@@ -60,23 +60,23 @@ def compare(
         "bytes": peers[name].bytes,
       }
     )
-  return rows, missing
+  return rows, skipped
 
 
 def measure(
   runs: Mapping[str, Callable[[], Any]], rounds: int
 ) -> dict[str, list[float]]:
-  """Return the seconds of each program, one a round, all in every round.
+  """Return the seconds that each program takes in each round.
 
-  Each round has an order of its own: caches and spinning threads that one
-  leaves behind must not always meet the same next one.
+  Every round runs all programs, in a new random order: the caches and spinning
+  threads that one program leaves behind must not always affect the same other.
   """
   for run in runs.values():
     run()
   seconds: dict[str, list[float]] = {name: [] for name in runs}
-  draw = np.random.default_rng(0)
+  rng = np.random.default_rng(0)
   for _ in range(rounds):
-    for name in draw.permutation(list(runs)):
+    for name in rng.permutation(list(runs)):
       start = time.perf_counter()
       runs[name]()
       seconds[name].append(time.perf_counter() - start)
@@ -84,7 +84,7 @@ def measure(
 
 
 def environment() -> dict[str, Any]:
-  """Return what a timing depends on: processor, device and versions."""
+  """Return the date, processor, device and versions of a measurement."""
   versions: dict[str, str | None] = {}
   for name in PACKAGES:
     try:

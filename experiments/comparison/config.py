@@ -1,60 +1,94 @@
-"""What decides a comparison of cells."""
+"""The configuration of a comparison of cells."""
 
-import math
 from dataclasses import dataclass
+
+from lstm_jax.language.options import check_options, option
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-  """Every number of it; `experiments.compare_cells --help` explains each."""
+  """The configuration of a comparison; `compare_cells` has a flag per field."""
 
-  corpus: str = "data/shakespeare.txt"
-  val_fraction: float = 0.1
-  hidden_size: int = 160
-  embedding_size: int = 64
-  num_seeds: int = 3
-  seed: int = 0
-  batch_size: int = 32
-  seq_len: int = 64
-  num_steps: int = 1000
-  learning_rate: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
-  trial_steps: int = 300
-  weight_decay: float = 0.3
-  rounds: int = 11
-  context: int = 512
-  flow_steps: int = 200
-  delay: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-  recall_hidden_size: int = 32
-  recall_steps: int = 300
-  recall_learning_rate: tuple[float, ...] = (1e-3, 3e-3)
+  corpus: str = option(
+    "data/shakespeare.txt", "Text to train on: any UTF-8 file."
+  )
+  val_fraction: float = option(
+    0.1,
+    "Share of the corpus, at its end, that is the validation split.",
+    bounds="(0, 1)",
+  )
+  hidden_size: int = option(
+    160,
+    "Hidden units of the LSTM; the other cells get as many parameters.",
+    bounds="[1, inf)",
+  )
+  embedding_size: int = option(
+    64, "Size of the character embedding.", bounds="[1, inf)"
+  )
+  num_seeds: int = option(
+    3, "Seeds of each cell, trained at once.", bounds="[1, inf)"
+  )
+  seed: int = option(
+    0, "Seed from which all seeds are derived.", bounds="[0, inf)"
+  )
+  batch_size: int = option(32, "Sequences in a batch.", bounds="[1, inf)")
+  seq_len: int = option(
+    64, "Characters of each sequence in a batch.", bounds="[1, inf)"
+  )
+  num_steps: int = option(
+    1000,
+    "Training steps of the LSTM, and of every cell at equal parameters.",
+    bounds="[1, inf)",
+  )
+  learning_rate: tuple[float, ...] = option(
+    (5e-3, 1e-2, 2e-2),
+    "Peak learning rate. Repeat the flag to try several: each cell takes the "
+    "one with the lowest loss on the end of the training split.",
+    bounds="(0, inf)",
+  )
+  trial_steps: int = option(
+    300, "Training steps with which each rate is tried.", bounds="[1, inf)"
+  )
+  weight_decay: float = option(
+    0.3, "Weight decay of AdamW, on matrices only.", bounds="[0, inf)"
+  )
+  timing_rounds: int = option(
+    11,
+    "How often a training step of each cell is timed; the median counts.",
+    bounds="[1, inf)",
+  )
+  context: int = option(
+    512,
+    "Longest context, in characters, whose validation loss is measured.",
+    bounds="[1, inf)",
+  )
+  gradient_steps: int = option(
+    200,
+    "Time steps over which the gradient is followed back.",
+    bounds="[1, inf)",
+  )
+  delay: tuple[int, ...] = option(
+    (1, 2, 5, 10, 20, 50, 100, 200, 500),
+    "Blanks between a symbol and its recall. Repeat the flag for several.",
+    bounds="[1, inf)",
+  )
+  recall_hidden_size: int = option(
+    32,
+    "Hidden units of the LSTM in the recall task; the other cells get as many "
+    "parameters.",
+    bounds="[1, inf)",
+  )
+  recall_steps: int = option(
+    300,
+    "Training steps for each delay of the recall task.",
+    bounds="[1, inf)",
+  )
+  recall_learning_rate: tuple[float, ...] = option(
+    (1e-3, 3e-3),
+    "Peak learning rate in the recall task. Repeat the flag to try several: "
+    "the best for each cell and delay is reported.",
+    bounds="(0, inf)",
+  )
 
   def __post_init__(self):
-    for name in ("learning_rate", "recall_learning_rate"):
-      rates = getattr(self, name)
-      if not rates or not all(0 < rate < math.inf for rate in rates):
-        raise ValueError(
-          f"{name} must be positive and finite, got {list(rates)}"
-        )
-    if not self.delay or min(self.delay) < 1:
-      raise ValueError(f"delays must be ≥ 1, got {list(self.delay)}")
-    if self.seed < 0:
-      raise ValueError(f"seed must be ≥ 0, got {self.seed}")
-    for name in SIZES:
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
-
-
-SIZES = (
-  "hidden_size",
-  "embedding_size",
-  "num_seeds",
-  "batch_size",
-  "seq_len",
-  "seq_len",
-  "trial_steps",
-  "rounds",
-  "context",
-  "flow_steps",
-  "recall_hidden_size",
-  "recall_steps",
-)
+    check_options(self)

@@ -1,4 +1,4 @@
-"""The parts of a comparison: what each adds to the record."""
+"""The measurements of a comparison; each returns an entry of its record."""
 
 from typing import Any
 
@@ -9,118 +9,128 @@ from rich.console import Console
 from experiments.analysis import recall
 from experiments.analysis.context import bins, gradient_norms, nats_by_context
 from experiments.comparison.config import CompareConfig
-from experiments.comparison.models import (
-  Contender,
-  contenders,
-  seconds_per_update,
-  trial,
-)
-from experiments.comparison.training import Corpus, Learnt
+from experiments.comparison.corpus import Corpus
+from experiments.comparison.models import CellModel, make_models
+from experiments.comparison.training import TrainedCell
+from experiments.comparison.tuning import seconds_per_step, try_learning_rates
 from experiments.trainer.config import CELLS
 
-PARAMETERS, TIME = "equal parameters", "equal time"
+EQUAL_PARAMETERS, EQUAL_TIME = "equal parameters", "equal time"
 
 
-def cells_part(
-  every: dict[str, Contender],
+def describe_cells(
+  models: dict[str, CellModel],
   corpus: Corpus,
   config: CompareConfig,
   keys: jax.Array,
-  key_trial: jax.Array,
+  trial_key: jax.Array,
   console: Console,
 ) -> dict[str, dict[str, Any]]:
-  """Return each cell's size, learning rate, and updates in equal time."""
-  seconds = seconds_per_update(every, keys, corpus.streams, config.rounds)
+  """Return each cell's size, speed and learning rate, and print them.
+
+  Args:
+    models: the compared models.
+    corpus: the text.
+    config: of the comparison.
+    keys: each seed's key, [S].
+    trial_key: of the initial weights with which learning rates are tried.
+    console: where to print.
+  """
+  seconds = seconds_per_step(models, corpus.batches, config, keys)
   cells = {}
-  for name, one in every.items():
-    rates = list(config.learning_rate)
-    nats: dict[float, float] = {}
-    if len(rates) > 1:
-      nats = trial(one, corpus.training, rates, config, key_trial)
-    rate = min(nats, key=nats.__getitem__) if nats else rates[0]
-    fitting = round(config.num_steps * seconds["lstm"] / seconds[name])
+  for name, cell in models.items():
+    losses: dict[float, float] = {}
+    learning_rate = config.learning_rate[0]
+    if len(config.learning_rate) > 1:
+      losses = try_learning_rates(cell, corpus.train, config, trial_key)
+      learning_rate = min(losses, key=losses.__getitem__)
+    steps = round(config.num_steps * seconds["lstm"] / seconds[name])
     cells[name] = {
-      "hidden_size": one.hidden_size,
-      "parameters": one.parameters,
-      "seconds_per_update": seconds[name],
-      "updates_in_equal_time": max(1, fitting),
-      "learning_rate": rate,
-      "tried": [{"rate": r, "nats": n} for r, n in nats.items()],
+      "hidden_size": cell.hidden_size,
+      "num_parameters": cell.num_parameters,
+      "seconds_per_step": seconds[name],
+      "steps_in_equal_time": max(1, steps),
+      "learning_rate": learning_rate,
+      "learning_rate_trials": [
+        {"learning_rate": rate, "loss": loss} for rate, loss in losses.items()
+      ],
     }
-    tried = ", ".join(f"{n:.3f} nats at {r:g}" for r, n in nats.items())
+    trials = ", ".join(
+      f"loss {x:.3f} at {rate:g}" for rate, x in losses.items()
+    )
     console.print(
-      f"{name:4}  H {one.hidden_size}, {one.parameters:,} parameters, "
-      f"{1e3 * seconds[name]:.0f} ms an update of {len(keys)} seeds; learning "
-      f"rate {rate:g} ({tried or 'given'})",
+      f"{name:4}  H {cell.hidden_size}, {cell.num_parameters:,} parameters, "
+      f"{1e3 * seconds[name]:.0f} ms per training step of {len(keys)} seeds, "
+      f"learning rate {learning_rate:g} ({trials or 'the only one'})",
       soft_wrap=True,
     )
   return cells
 
 
-def runs_part(
+def plan_runs(
   cells: dict[str, dict[str, Any]], num_steps: int
 ) -> list[tuple[str, str, int]]:
-  """Return (budget, cell, updates) of each training run.
+  """Return (budget, cell, training steps) of each training run.
 
-  The LSTM has one: the others' time is its own.
+  The LSTM has one run, since equal time is the time of the LSTM.
   """
   return [
-    *((PARAMETERS, name, num_steps) for name in cells),
+    *((EQUAL_PARAMETERS, name, num_steps) for name in cells),
     *(
-      (TIME, name, cells[name]["updates_in_equal_time"])
+      (EQUAL_TIME, name, cells[name]["steps_in_equal_time"])
       for name in cells
       if name != "lstm"
     ),
   ]
 
 
-def context_part(
-  contender: Contender, learnt: Learnt, corpus: Corpus, config: CompareConfig
+def loss_by_context(
+  cell: CellModel, trained: TrainedCell, corpus: Corpus, config: CompareConfig
 ) -> dict[str, Any]:
-  """Return each seed's nats by length of context."""
+  """Return each seed's validation loss by the length of the context."""
   return {
     "lengths": bins(config.context),
-    "nats": [
-      nats_by_context(contender.model, params, corpus.held_out, config.context)
-      for params in learnt.trained
+    "val_loss": [
+      nats_by_context(cell.model, params, corpus.val, config.context)
+      for params in trained.trained
     ],
   }
 
 
-def flow_part(
-  contender: Contender, learnt: Learnt, corpus: Corpus, config: CompareConfig
+def gradient_flow(
+  cell: CellModel, trained: TrainedCell, corpus: Corpus, config: CompareConfig
 ) -> list[dict[str, Any]]:
-  """Return the norms, means over seeds, before training and after."""
+  """Return the gradient norms before and after training, means over seeds."""
   rows = []
-  both = ("untrained", learnt.untrained), ("trained", learnt.trained)
-  for stage, seeds in both:
-    found = [
+  stages = {"untrained": trained.untrained, "trained": trained.trained}
+  for stage, seeds in stages.items():
+    norms = [
       gradient_norms(
-        CELLS[contender.name], params, corpus.held_out, config.flow_steps
+        CELLS[cell.cell], params, corpus.val, config.gradient_steps
       )
       for params in seeds
     ]
-    norms = {
-      field: np.mean([each[field] for each in found], axis=0).tolist()
-      for field in found[0]
+    means = {
+      field: np.mean([seed[field] for seed in norms], axis=0).tolist()
+      for field in norms[0]
     }
-    rows.append({"cell": contender.name, "stage": stage, "norms": norms})
+    rows.append({"cell": cell.cell, "stage": stage, "norms": means})
   return rows
 
 
-def recall_part(
+def delayed_recall(
   config: CompareConfig, key: jax.Array, console: Console
 ) -> list[dict[str, Any]]:
-  """Return a row of accuracies for each cell and delay."""
-  every = contenders(
+  """Return a row of accuracies for each cell and delay, and print them."""
+  models = make_models(
     recall.VOCABULARY, recall.EMBEDDING, config.recall_hidden_size
   )
   rows = []
-  for name, one in every.items():
+  for name, cell in models.items():
     for delay in config.delay:
       keys = jax.random.split(jax.random.fold_in(key, delay), config.num_seeds)
-      found = recall.learn(
-        one.model,
+      result = recall.learn(
+        cell.model,
         keys,
         delay,
         config.recall_steps,
@@ -129,12 +139,14 @@ def recall_part(
       rows.append(
         {
           "cell": name,
-          "hidden_size": one.hidden_size,
-          "parameters": one.parameters,
+          "hidden_size": cell.hidden_size,
+          "num_parameters": cell.num_parameters,
           "delay": delay,
+          "learning_rate": result.learning_rate,
+          "accuracy": result.accuracy,
+          "loss": result.nats,
         }
-        | found._asdict()
       )
-      accuracy = ", ".join(f"{a:.2f}" for a in found.accuracy)
+      accuracy = ", ".join(f"{share:.2f}" for share in result.accuracy)
       console.print(f"recall, {name}, delay {delay}: accuracy {accuracy}")
   return rows

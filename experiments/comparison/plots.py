@@ -1,155 +1,192 @@
-"""The comparison's picture: learning above, reaching back below."""
+"""The figure of a comparison: training on top, use of memory below."""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.analysis.recall import SYMBOLS
-from experiments.comparison.measurements import PARAMETERS, TIME
+from experiments.comparison.measurements import EQUAL_PARAMETERS, EQUAL_TIME
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
 
 Record = dict[str, Any]
 COLORS = {"rnn": "tab:orange", "gru": "tab:green", "lstm": "tab:blue"}
+LEGEND_FONT_SIZE = 7.5
 
 
 def draw(record: Record, path: Path) -> None:
-  """Draw the record into a file."""
-  figure = Figure(figsize=(11, 6.4), layout="constrained")
+  """Plot a record to an image file; panels without results stay empty."""
+  from matplotlib.figure import Figure
+  from matplotlib.lines import Line2D
+
+  figure = Figure(figsize=(11, 6.8), layout="constrained")
   panels = figure.subplots(2, 3)
-  _held_out(record, panels[0, 0])
-  _equal_time(record, panels[0, 1])
+  _val_loss(record, panels[0, 0])
+  _val_loss_by_time(record, panels[0, 1])
   _words(record, panels[0, 2])
   _context(record, panels[1, 0])
   _recall(record, panels[1, 1])
-  _flow(record, panels[1, 2])
+  _gradient_flow(record, panels[1, 2])
   for panel in panels.flat:
-    panel.title.set_fontsize(9)
-    panel.tick_params(labelsize=7)
+    panel.title.set_fontsize(10)
+    panel.tick_params(labelsize=8)
     for label in (panel.xaxis.label, panel.yaxis.label):
-      label.set_fontsize(8)
-    if panel.get_legend_handles_labels()[0]:  # not in an interrupted one
-      panel.legend(fontsize=6.5)
+      label.set_fontsize(9)
+  figure.legend(
+    handles=[
+      Line2D([], [], color=color, marker=".", label=cell.upper())
+      for cell, color in COLORS.items()
+    ],
+    title="line: mean over seeds, shade: minimum to maximum",
+    title_fontsize=9,
+    fontsize=9,
+    ncols=3,
+    loc="outside lower center",
+  )
   figure.savefig(path, dpi=110)
 
 
-def _held_out(record: Record, panel: Axes) -> None:
-  for one in _of(record["runs"], budget=PARAMETERS):
-    steps = [row["step"] for row in one["held_out"]]
-    _band(panel, steps, [row["nats"] for row in one["held_out"]], one["cell"])
+def _val_loss(record: Record, panel: Axes) -> None:
+  for run in _select(record["runs"], budget=EQUAL_PARAMETERS):
+    steps = [row["step"] for row in run["evaluations"]]
+    losses = [row["val_loss"] for row in run["evaluations"]]
+    _band(panel, steps, losses, run["cell"])
   panel.set_xscale("symlog", linthresh=10)
+  panel.xaxis.set_major_formatter("{x:,g}")
   panel.set(
-    title=f"{PARAMETERS}: held-out loss",
-    xlabel="updates",
+    title="Validation loss, equal parameters",
+    xlabel="training steps",
     ylabel="nats per character",
   )
 
 
-def _equal_time(record: Record, panel: Axes) -> None:
-  cells = record["cells"]
-  for name, cell in cells.items():
-    budget = PARAMETERS if name == "lstm" else TIME
-    for one in _of(record["runs"], cell=name, budget=budget):
-      rows = one["held_out"]
-      seconds = [cell["seconds_per_update"] * row["step"] for row in rows]
-      label = f"{name}, {one['updates']:,} updates"
-      _band(panel, seconds, [row["nats"] for row in rows], name, label)
+def _val_loss_by_time(record: Record, panel: Axes) -> None:
+  for cell, cell_record in record["cells"].items():
+    # The LSTM has one run: the other cells get its time.
+    budget = EQUAL_PARAMETERS if cell == "lstm" else EQUAL_TIME
+    for run in _select(record["runs"], cell=cell, budget=budget):
+      seconds = [
+        cell_record["seconds_per_step"] * row["step"]
+        for row in run["evaluations"]
+      ]
+      losses = [row["val_loss"] for row in run["evaluations"]]
+      _band(panel, seconds, losses, cell)
   panel.set_xscale("symlog", linthresh=1)
+  panel.xaxis.set_major_formatter("{x:,g}")
   panel.set(
-    title=f"{TIME}: held-out loss",
-    xlabel="seconds of training, all seeds together",
+    title="Validation loss, equal time",
+    xlabel="seconds of training, all seeds at once",
     ylabel="nats per character",
   )
 
 
 def _words(record: Record, panel: Axes) -> None:
-  for one in _of(record["runs"], budget=PARAMETERS):
-    rows = one["writing"]
-    steps = [row["step"] for row in rows]
-    for key, line in (("in_training", "-"), ("in_held_out", ":")):
-      shares = [_percent(row[key]) for row in rows]
-      label = one["cell"] if line == "-" else None
-      panel.plot(
-        steps, shares, line, color=COLORS[one["cell"]], marker=".", label=label
-      )
-  truth = record["corpus"]["writing"]["held-out text"]["in_training"]
-  if truth is not None:
+  styles = {"words_in_train": "-", "words_in_val": ":"}
+  for run in _select(record["runs"], budget=EQUAL_PARAMETERS):
+    steps = [row["step"] for row in run["samples"]]
+    for key, style in styles.items():
+      shares = [_mean_percent(row[key]) for row in run["samples"]]
+      panel.plot(steps, shares, style, color=COLORS[run["cell"]], marker=".")
+  panel.plot([], [], "-", color="black", label="in the training text")
+  panel.plot([], [], ":", color="black", label="in the validation text")
+  texts = record["corpus"]["text_statistics"]
+  share = texts["validation text"]["words_in_train"]
+  if share is not None:
     panel.axhline(
-      100 * truth, color="gray", linewidth=0.7, label="the held-out text itself"
+      100 * share,
+      color="gray",
+      linestyle="--",
+      linewidth=0.8,
+      label="the validation text itself",
     )
   panel.set_xscale("symlog", linthresh=100)
+  panel.xaxis.set_major_formatter("{x:,g}")
+  panel.legend(loc="lower right", fontsize=LEGEND_FONT_SIZE)
   panel.set(
-    title="written words that the training text has\n(dotted: held-out text)",
-    xlabel="updates",
-    ylabel="%",
+    title="Sampled words found in the text",
+    xlabel="training steps",
+    ylabel="% of the words",
+    ylim=(0, 100),
   )
 
 
 def _context(record: Record, panel: Axes) -> None:
-  for one in _of(record["context"], budget=PARAMETERS):
-    nats = np.transpose(one["nats"]).tolist()
-    _band(panel, one["lengths"], nats, one["cell"])
+  for run in _select(record["context"], budget=EQUAL_PARAMETERS):
+    losses = np.transpose(run["val_loss"]).tolist()
+    _band(panel, run["lengths"], losses, run["cell"])
   panel.set_xscale("log", base=2)
+  panel.xaxis.set_major_formatter("{x:g}")
   panel.set(
-    title="held-out loss by context seen",
-    xlabel="characters seen, at most",
+    title="Validation loss by context",
+    xlabel="maximum context, characters",
     ylabel="nats per character",
   )
 
 
 def _recall(record: Record, panel: Axes) -> None:
   for cell in dict.fromkeys(row["cell"] for row in record["recall"]):
-    rows = _of(record["recall"], cell=cell)
+    rows = _select(record["recall"], cell=cell)
     delays = [row["delay"] for row in rows]
     _band(panel, delays, [row["accuracy"] for row in rows], cell)
-  panel.axhline(1 / SYMBOLS, color="gray", linewidth=0.7, label="chance")
+  panel.axhline(
+    1 / SYMBOLS, color="gray", linestyle="--", linewidth=0.8, label="chance"
+  )
   panel.set_xscale("log")
+  panel.legend(loc="center left", fontsize=LEGEND_FONT_SIZE)
+  panel.xaxis.set_major_formatter("{x:g}")
   panel.set(
-    title="delayed recall",
-    xlabel="blanks between",
-    ylabel="share recalled",
+    title="Delayed recall",
+    xlabel="delay, in blanks",
+    ylabel="accuracy",
     ylim=(0, 1.03),
   )
 
 
-def _flow(record: Record, panel: Axes) -> None:
-  for one in record["flow"]:
-    for field, norms in one["norms"].items():
-      shares = np.array(norms) / one["norms"]["h"][0]
-      shares[shares <= 0] = np.nan  # underflow: no place on a logarithm
-      trained = one["stage"] == "trained"
-      name = one["cell"] if field == "h" else f"{one['cell']}, {field}"
+def _gradient_flow(record: Record, panel: Axes) -> None:
+  for row in record["gradient_flow"]:
+    for field, norms in row["norms"].items():
+      ratios = np.array(norms) / row["norms"]["h"][0]
+      ratios[ratios <= 0] = (
+        np.nan
+      )  # 0 by underflow cannot be drawn on a log axis
       panel.plot(
-        shares,
+        ratios,
         "-" if field == "h" else "--",
-        color=COLORS[one["cell"]],
-        linewidth=1.6 if trained else 0.6,
-        label=name if trained else None,
+        color=COLORS[row["cell"]],
+        linewidth=1.8 if row["stage"] == "trained" else 0.7,
       )
+  panel.plot([], [], "-", color="black", linewidth=1.8, label="h, trained")
+  panel.plot([], [], "--", color="black", linewidth=1.8, label="c, trained")
+  panel.plot(
+    [], [], "-", color="black", linewidth=0.7, label="thin lines: untrained"
+  )
   panel.set_yscale("log")
+  panel.legend(loc="lower left", fontsize=LEGEND_FONT_SIZE)
   panel.set(
-    title="‖∂ℓ_T/∂sₜ‖ / ‖∂ℓ_T/∂h_T‖\n(thin: untrained; s = h, dashed c)",
+    title="Gradient flow",
     xlabel="T − t, characters",
+    ylabel="‖∂ℓ$_T$/∂s$_t$‖ / ‖∂ℓ$_T$/∂h$_T$‖,  s = h or c",
   )
 
 
-def _band(
-  panel: Axes, x: list, values: list[list[float]], cell: str, label: str = ""
-) -> None:
-  """Draw the mean over seeds, and shade from the least to the greatest."""
-  color, label = COLORS[cell], label or cell
+def _band(panel: Axes, x: list, values: list[list[float]], cell: str) -> None:
+  """Draw the mean over seeds; shade from the minimum to the maximum."""
+  color = COLORS[cell]
   mean, low, high = (f(values, axis=1) for f in (np.mean, np.min, np.max))
-  panel.plot(x, mean, color=color, marker=".", markersize=4, label=label)
+  panel.plot(x, mean, color=color, marker=".", markersize=4)
   panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def _of(rows: list[Record], **wanted: str) -> list[Record]:
+def _select(rows: list[Record], **values: str) -> list[Record]:
   """Return the rows that have these values."""
-  return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+  return [row for row in rows if all(row[k] == v for k, v in values.items())]
 
 
-def _percent(values: list[float | None]) -> float:
-  """Return the mean over the seeds that have a value, in percent."""
+def _mean_percent(values: list[float | None]) -> float:
+  """Return the mean of the values that are not None, in percent."""
   known = [value for value in values if value is not None]
   return 100 * float(np.mean(known)) if known else np.nan

@@ -1,4 +1,4 @@
-"""The comparison's tables, as Markdown: printed as they stand in a README."""
+"""Markdown tables of a comparison, ready to paste into a README."""
 
 from typing import Any
 
@@ -7,88 +7,88 @@ import numpy as np
 from experiments.analysis.recall import SYMBOLS, longest
 
 Record = dict[str, Any]
-LAGS = 1, 5, 10, 20, 50, 100, 200  # steps back, of the gradient
+LOSS_AT = 0, 100, 1000  # training steps whose validation loss has a column
+GRADIENT_AT = 1, 5, 10, 20, 50, 100, 200  # time steps back with a column
 
 
 def tables(record: Record) -> dict[str, str]:
-  """Return each table's title and text."""
+  """Return the title and the text of each table."""
   seeds = record["config"]["num_seeds"]
   return {
-    f"Text: nats per held-out character (mean ± deviation of {seeds} seeds), "
-    "and, at the end, the form of what is written": _text(record),
-    "Nats per held-out character by the characters seen before it": (
+    "Validation loss, nats per character (mean ± standard deviation of "
+    f"{seeds} seeds), and text statistics of the samples after training": (
+      _training(record)
+    ),
+    "Validation loss, nats per character, by characters of context": (
       _context(record)
     ),
-    "Delayed recall: share recalled, by blanks between (chance "
+    "Delayed recall: accuracy by delay, in blanks (chance "
     f"{1 / SYMBOLS:.3f})": _recall(record),
-    "Gradient flow: norms of ∂ℓ_T/∂sₜ in shares of ‖∂ℓ_T/∂h_T‖, by T − t": (
-      _flow(record)
+    "Gradient flow: ‖∂ℓ_T/∂s_t‖ / ‖∂ℓ_T/∂h_T‖ by T − t, s the state h or c": (
+      _gradient_flow(record)
     ),
   }
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-  """Return a table whose first column stands left and the others right."""
+  """Return a table; the first column is aligned left, the others right."""
   lines = [header, ["---", *("--:" for _ in header[1:])], *rows]
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _text(record: Record) -> str:
-  cells = record["cells"]
-  looks = [
-    {row["step"]: row["nats"] for row in one["held_out"]}
-    for one in record["runs"]
+def _training(record: Record) -> str:
+  losses = [
+    {row["step"]: row["val_loss"] for row in run["evaluations"]}
+    for run in record["runs"]
   ]
-  steps = [s for s in (0, 100, 1000) if any(s in look for look in looks)]
+  steps = [step for step in LOSS_AT if any(step in run for run in losses)]
   header = [
     "cell",
     "H",
     "parameters",
-    "updates",
-    *(f"nats at {step}" for step in steps),
-    "at the end",
-    "words of the training text, %",
-    "of the held-out text, %",
+    "training steps",
+    *(f"loss at step {step}" for step in steps),
+    "loss at the end",
+    "words in training text, %",
+    "words in validation text, %",
     "line length",
     "lines that rhyme, %",
   ]
   rows = []
-  for one, look in zip(record["runs"], looks, strict=True):
-    cell = cells[one["cell"]]
-    written = one["writing"][-1]
+  for run, loss in zip(record["runs"], losses, strict=True):
+    cell = record["cells"][run["cell"]]
+    last = run["samples"][-1]
     rows.append(
       [
-        f"{one['cell']}, {one['budget']}",
+        f"{run['cell']}, {run['budget']}",
         str(cell["hidden_size"]),
-        f"{cell['parameters']:,}",
-        f"{one['updates']:,}",
-        *(_spread(look.get(step), 3) for step in steps),
-        _spread(look[one["updates"]], 4),
-        _spread(written["in_training"], 1, 100),
-        _spread(written["in_held_out"], 1, 100),
-        _spread(written["line_length"], 1),
-        _spread(written["rhymes"], 1, 100),
+        f"{cell['num_parameters']:,}",
+        f"{run['num_steps']:,}",
+        *(_mean_and_std(loss.get(step), 3) for step in steps),
+        _mean_and_std(loss[run["num_steps"]], 4),
+        _mean_and_std(last["words_in_train"], 1, 100),
+        _mean_and_std(last["words_in_val"], 1, 100),
+        _mean_and_std(last["line_length"], 1),
+        _mean_and_std(last["rhymes"], 1, 100),
       ]
     )
-  for name, figures in record["corpus"]["writing"].items():
+  for title, text in record["corpus"]["text_statistics"].items():
+    empty = [""] * (4 + len(steps))
     values = [
-      _number(figures[key], 1, factor)
-      for key, factor in (
-        ("in_training", 100),
-        ("in_held_out", 100),
-        ("line_length", 1),
-        ("rhymes", 100),
-      )
+      _mean_and_std([text["words_in_train"]], 1, 100),
+      _mean_and_std([text["words_in_val"]], 1, 100),
+      _mean_and_std([text["line_length"]], 1),
+      _mean_and_std([text["rhymes"]], 1, 100),
     ]
-    rows.append([name, *("" for _ in range(4 + len(steps))), *values])
+    rows.append([title, *empty, *values])
   return markdown(header, rows)
 
 
 def _context(record: Record) -> str:
   rows = []
-  for one in record["context"]:
-    means = np.mean(one["nats"], axis=0)
-    name = f"{one['cell']}, {one['budget']}"
+  for run in record["context"]:
+    means = np.mean(run["val_loss"], axis=0)
+    name = f"{run['cell']}, {run['budget']}"
     rows.append([name, *(f"{mean:.3f}" for mean in means)])
   lengths = record["context"][0]["lengths"]
   below = [0, *lengths[:-1]]
@@ -104,32 +104,32 @@ def _recall(record: Record) -> str:
   for cell in dict.fromkeys(row["cell"] for row in record["recall"]):
     own = [row for row in record["recall"] if row["cell"] == cell]
     means = {row["delay"]: float(np.mean(row["accuracy"])) for row in own}
-    sizes = own[0]["hidden_size"], own[0]["parameters"]
+    size, parameters = own[0]["hidden_size"], own[0]["num_parameters"]
     rows.append(
       [
-        f"{cell}, H {sizes[0]}, {sizes[1]:,} parameters",
+        f"{cell}, H {size}, {parameters:,} parameters",
         *(f"{mean:.2f}" for mean in means.values()),
         str(longest(means) or "none"),
       ]
     )
   delays = [str(delay) for delay in record["config"]["delay"]]
-  return markdown(["cell", *delays, "longest above 0.9"], rows)
+  return markdown(["cell", *delays, "longest delay above 0.9"], rows)
 
 
-def _flow(record: Record) -> str:
-  steps = record["config"]["flow_steps"]
-  lags = [lag for lag in LAGS if lag <= steps]
+def _gradient_flow(record: Record) -> str:
+  last = record["config"]["gradient_steps"]
+  steps = [step for step in GRADIENT_AT if step <= last]
   rows = []
-  for one in record["flow"]:
-    first = one["norms"]["h"][0]
-    for field, norms in one["norms"].items():
-      name = f"{one['cell']}, {field}, {one['stage']}"
-      rows.append([name, *(f"{norms[lag] / first:.1e}" for lag in lags)])
-  return markdown(["cell", *(str(lag) for lag in lags)], rows)
+  for row in record["gradient_flow"]:
+    first = row["norms"]["h"][0]
+    for field, norms in row["norms"].items():
+      name = f"{row['cell']}, {field}, {row['stage']}"
+      rows.append([name, *(f"{norms[step] / first:.1e}" for step in steps)])
+  return markdown(["cell", *(str(step) for step in steps)], rows)
 
 
-def _spread(values: list | None, digits: int, factor: float = 1) -> str:
-  """Return mean ± deviation of the seeds that have a value."""
+def _mean_and_std(values: list | None, digits: int, factor: float = 1) -> str:
+  """Return mean ± standard deviation of the values that are not None."""
   known = [factor * value for value in values or [] if value is not None]
   if not known:
     return "–"
@@ -137,7 +137,3 @@ def _spread(values: list | None, digits: int, factor: float = 1) -> str:
   if len(known) == 1:
     return mean
   return f"{mean} ± {np.std(known, ddof=1):.{digits}f}"
-
-
-def _number(value: float | None, digits: int, factor: float) -> str:
-  return "–" if value is None else f"{factor * value:.{digits}f}"

@@ -1,202 +1,220 @@
-"""Train one cell's seeds on the text, and look at them as they learn."""
+"""Training of a compared cell: all of its seeds at once, as an ensemble."""
 
 import time
-from itertools import islice, repeat
+from collections.abc import Callable
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
-from experiments.analysis.text_stats import shuffled, words, writing
-from experiments.cli import Diverged
+from experiments.analysis.text_stats import text_stats
 from experiments.comparison.config import CompareConfig
-from experiments.comparison.models import Contender
-from experiments.progress import TrainingBar
-from experiments.trainer.run_dir import default_prompt
+from experiments.comparison.corpus import Corpus
+from experiments.comparison.models import CellModel
+from experiments.trainer.data import default_prompt
+from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Observer, fit
 from lstm_jax.language import (
-  Batches,
-  CharTokenizer,
+  LanguageModel,
   LanguageParams,
-  characters,
-  make_batches,
-  read_text,
   sample,
-  split,
   stateful_loss,
 )
 from lstm_jax.training import (
+  Metrics,
   OptimizerConfig,
   TrainState,
+  TrainStep,
   init_ensemble,
   make_ensemble_train_step,
   make_optimizer,
   member,
-  train,
 )
 
-TEXTS, LENGTH = 8, 500  # that each seed writes at a stage, and their characters
-TEMPERATURE = 1.0  # what the model believes, neither sharpened nor blurred
-SHOWN = 200  # characters of the one that is kept
+NUM_SAMPLES, SAMPLE_LENGTH = 8, 500  # samples of each seed, in characters
+TEMPERATURE = 1.0
+EXCERPT = 200  # characters of the one sample that is kept
 
 
-class Corpus(NamedTuple):
-  """The text that is learnt, and what is known of it."""
+class TrainedCell(NamedTuple):
+  """The result of training the seeds of a cell."""
 
-  vocabulary: CharTokenizer
-  training: np.ndarray
-  held_out: np.ndarray
-  streams: Batches
-  words: tuple[set[str], set[str]]  # of the training and the held-out text
-  figures: dict[str, Any]
+  evaluations: list[dict[str, Any]]  # step, val_loss of each seed
+  samples: list[dict[str, Any]]  # step, text statistics of each seed, a text
+  untrained: list[LanguageParams]  # the initial weights of each seed
+  trained: list[LanguageParams]  # the final weights of each seed
 
 
-class Learnt(NamedTuple):
-  """What training leaves: figures, and each seed's weights."""
+def make_ensemble(
+  model: LanguageModel,
+  config: CompareConfig,
+  num_steps: int,
+  keys: jax.Array,
+  learning_rates: list[float],
+) -> tuple[TrainState, TrainStep]:
+  """Return the initial state and the training step of an ensemble.
 
-  figures: dict[str, Any]
-  untrained: list[LanguageParams]
-  trained: list[LanguageParams]
-
-
-def read_corpus(config: CompareConfig) -> Corpus:
-  """Read the corpus, and measure what the cells are to be measured by.
-
-  Raises:
-    ValueError: the file cannot be read or is too short.
+  Args:
+    model: the model of every member.
+    config: batch size and weight decay.
+    num_steps: the length of the learning-rate schedule.
+    keys: each member's key of initial weights, [S].
+    learning_rates: each member's peak learning rate, S of them.
   """
-  text = read_text(config.corpus)
-  vocabulary = characters(text)
-  training, held_out = split(vocabulary.encode(text), config.val_fraction)
-  needed = max(config.context, config.flow_steps) + 1
-  if len(held_out) < needed:
-    raise ValueError(
-      f"context and flow_steps need a held-out text of at least {needed:,} "
-      f"characters, got {len(held_out):,} of {config.corpus}"
-    )
-  streams = make_batches(training, config.batch_size, config.seq_len)
-  before, after = vocabulary.decode(training), vocabulary.decode(held_out)
-  known = set(words(before)), set(words(after))
-  figures = {
-    "characters": len(text),
-    "distinct": vocabulary.size,
-    "held_out": len(held_out),
-    "updates_per_epoch": streams.num_batches,
-    "writing": {
-      "training text": writing([before], *known)._asdict(),
-      "held-out text": writing([after], *known)._asdict(),
-      "its lines shuffled": writing([shuffled(after)], *known)._asdict(),
-    },
-  }
-  return Corpus(vocabulary, training, held_out, streams, known, figures)
+  # Members share an optimizer of learning rate 1 and scale its steps.
+  optimizer = make_optimizer(
+    OptimizerConfig(learning_rate=1.0, weight_decay=config.weight_decay),
+    num_steps,
+  )
+  params = jax.vmap(model.init)(keys)
+  state = init_ensemble(model, optimizer, params, config.batch_size)
+  rates = jnp.asarray(learning_rates, jnp.float32)
+  step_all = make_ensemble_train_step(model, optimizer)
+
+  def train_step(state, tokens, targets, keys=None):
+    return step_all(state, tokens, targets, keys, rates)
+
+  return state, train_step
 
 
-def looks(num_steps: int) -> list[int]:
-  """Return after how many updates to look: 0, 10, 20, 50 … and the last."""
+def evaluation_steps(num_steps: int) -> list[int]:
+  """Return the training steps to evaluate after: 0, 10, 20, 50 … the last."""
   series = (m * 10**k for k in range(1, 9) for m in (1, 2, 5))
   return [0, *(step for step in series if step < num_steps), num_steps]
 
 
-def stages(num_steps: int) -> list[int]:
-  """Return after how many updates to let it write: 0, 100, 1000 … the last."""
+def sample_steps(num_steps: int) -> list[int]:
+  """Return the training steps to sample after: 0, 100, 1000 … the last."""
   series = (10**k for k in range(2, 9))
   return [0, *(step for step in series if step < num_steps), num_steps]
 
 
-def learn(
-  contender: Contender,
+def train_cell(
+  cell: CellModel,
   corpus: Corpus,
   config: CompareConfig,
   learning_rate: float,
   num_steps: int,
   keys: jax.Array,
-  console: Console,
-) -> Learnt:
-  """Train every seed for num_steps, whose schedule is stretched to them.
+  on_step: Callable[[int, float, float], None] | None = None,
+) -> TrainedCell:
+  """Train every seed of a cell, with evaluations and samples on the way.
 
   Args:
-    contender: the cell.
+    cell: the model to train.
     corpus: the text.
-    config: of the comparison.
-    learning_rate: the peak.
-    num_steps: of this cell.
-    keys: the seeds', [S], of initial weights and of what is written.
-    console: where progress is shown.
+    config: batch size, sequence length and weight decay.
+    learning_rate: the peak of the schedule.
+    num_steps: training steps, over which the schedule stretches.
+    keys: each seed's key, [S], of initial weights and of samples.
+    on_step: called after each training step with the step, the mean training
+      loss over the seeds, and tokens per second.
 
   Raises:
     Diverged: a loss is NaN or infinite.
   """
-  model = contender.model
-  rule = make_optimizer(
-    OptimizerConfig(
-      learning_rate=learning_rate, weight_decay=config.weight_decay
-    ),
+  rates = [learning_rate] * len(keys)
+  state, train_step = make_ensemble(cell.model, config, num_steps, keys, rates)
+  untrained = _members(state, keys)
+  recorder = _Recorder(cell, corpus, keys, num_steps, on_step)
+  recorder.evaluate(0, state)
+  state, _ = fit(
+    train_step,
+    state,
+    repeat(corpus.batches),
     num_steps,
+    recorder,
+    evaluate_at=recorder.is_due,
   )
-  params = jax.vmap(model.init)(keys)
-  state = init_ensemble(model, rule, params, config.batch_size)
-  untrained = _seeds(state, keys)
-  held_out: list[dict[str, Any]] = []
-  written: list[dict[str, Any]] = []
-  looked, wrote = looks(num_steps), stages(num_steps)
-
-  def look(step: int, seeds: list[LanguageParams]) -> None:
-    if step in looked:
-      nats = [stateful_loss(model, seed, corpus.held_out) for seed in seeds]
-      _check(contender.name, "held-out", nats, step)
-      held_out.append({"step": step, "nats": nats})
-    if step in wrote:
-      figures = _written(model, seeds, corpus, keys)
-      written.append({"step": step} | figures)
-
-  look(0, untrained)
-  update = make_ensemble_train_step(model, rule)
-  updates = islice(train(update, state, repeat(corpus.streams)), num_steps)
-  bar = TrainingBar(console, num_steps, corpus.vocabulary.unit)
-  tokens = len(keys) * config.batch_size * config.seq_len  # an update
-  began = time.monotonic()
-  with bar:
-    for step, (state, metrics) in enumerate(updates, start=1):
-      losses = np.asarray(metrics.loss, float)
-      _check(contender.name, "training", losses, step)
-      rate = tokens / (time.monotonic() - began)
-      bar.update(step, float(losses.mean()), rate)
-      if step in looked or step in wrote:
-        look(step, _seeds(state, keys))
-      began = time.monotonic()
-  figures = {"held_out": held_out, "writing": written}
-  return Learnt(figures, untrained, _seeds(state, keys))
+  return TrainedCell(
+    recorder.evaluations, recorder.samples, untrained, _members(state, keys)
+  )
 
 
-def _seeds(state: TrainState, keys: jax.Array) -> list[LanguageParams]:
+class _Recorder(Observer):
+  """Records the evaluations and samples of a cell while it is trained."""
+
+  def __init__(
+    self,
+    cell: CellModel,
+    corpus: Corpus,
+    keys: jax.Array,
+    num_steps: int,
+    on_step: Callable[[int, float, float], None] | None,
+  ):
+    self.evaluations: list[dict[str, Any]] = []
+    self.samples: list[dict[str, Any]] = []
+    self._cell, self._corpus, self._keys = cell, corpus, keys
+    self._evaluation_steps = evaluation_steps(num_steps)
+    self._sample_steps = sample_steps(num_steps)
+    self._on_step = on_step
+    self._start = time.monotonic()  # of the next training step
+
+  def is_due(self, step: int) -> bool:
+    """Return whether to evaluate or sample after a step."""
+    return step in self._evaluation_steps or step in self._sample_steps
+
+  def after_step(self, step: int, metrics: Metrics) -> None:
+    """Check the training loss and report progress."""
+    losses = np.asarray(metrics.loss, float)  # waits for the step
+    _check_finite(self._cell, "training", losses, step)
+    if self._on_step:
+      num_tokens = int(np.sum(metrics.num_tokens))  # of all seeds
+      seconds = time.monotonic() - self._start
+      self._on_step(step, float(losses.mean()), num_tokens / seconds)
+    self._start = time.monotonic()
+
+  def evaluate(self, step: int, state: TrainState) -> TrainState:
+    """Compute the validation loss, and sample, if they are due."""
+    model, corpus = self._cell.model, self._corpus
+    seeds = _members(state, self._keys)
+    if step in self._evaluation_steps:
+      losses = [stateful_loss(model, params, corpus.val) for params in seeds]
+      _check_finite(self._cell, "validation", losses, step)
+      self.evaluations.append({"step": step, "val_loss": losses})
+    if step in self._sample_steps:
+      statistics = _sample(model, seeds, corpus, self._keys)
+      self.samples.append({"step": step} | statistics)
+    self._start = time.monotonic()
+    return state
+
+
+def _members(state: TrainState, keys: jax.Array) -> list[LanguageParams]:
+  """Return the weights of each seed."""
   return [member(state, i).params for i in range(len(keys))]
 
 
-def _check(name: str, kind: str, losses: Any, step: int) -> None:
+def _check_finite(cell: CellModel, name: str, losses: Any, step: int) -> None:
   if not np.isfinite(losses).all():
-    raise Diverged(f"{name}: the {kind} loss is not finite at update {step}")
+    raise Diverged(f"{cell.cell}: the {name} loss is not finite at step {step}")
 
 
-def _written(
-  model: Any, seeds: list[LanguageParams], corpus: Corpus, keys: jax.Array
+def _sample(
+  model: LanguageModel,
+  seeds: list[LanguageParams],
+  corpus: Corpus,
+  keys: jax.Array,
 ) -> dict[str, Any]:
-  """Return each seed's figures of what it writes, and some of the first's."""
-  vocabulary = corpus.vocabulary
-  prompt = default_prompt(vocabulary)
-  figures, shown = [], ""
+  """Return text statistics of each seed's samples, and the start of one."""
+  tokenizer = corpus.tokenizer
+  prompt = default_prompt(tokenizer)
+  statistics, excerpt = [], ""
   for params, key in zip(seeds, keys, strict=True):
-    tokens = sample(
+    samples = sample(
       model,
       params,
       key,
       prompt,
-      LENGTH,
-      num_samples=TEXTS,
+      SAMPLE_LENGTH,
+      num_samples=NUM_SAMPLES,
       temperature=TEMPERATURE,
     )
-    texts = [vocabulary.decode(row) for row in tokens]
-    shown = shown or texts[0][:SHOWN]
-    figures.append(writing(texts, *corpus.words)._asdict())
-  return {name: [each[name] for each in figures] for name in figures[0]} | {
-    "text": shown
+    texts = [tokenizer.decode(tokens) for tokens in samples]
+    excerpt = excerpt or texts[0][:EXCERPT]
+    statistics.append(text_stats(texts, *corpus.known_words)._asdict())
+  by_name = {
+    name: [seed[name] for seed in statistics] for name in statistics[0]
   }
+  return by_name | {"text": excerpt}

@@ -1,1 +1,1 @@
-"""Pages of HTML: their templates and the data in them."""
+"""HTML pages about runs: their templates, and the data packed into them."""

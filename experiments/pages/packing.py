@@ -1,8 +1,18 @@
-"""Data inside a page: base64 of gzip, of which no character can be markup.
+"""Arrays and JSON inside an HTML page, and one byte for each number.
 
-A page of `experiments` is one file that a browser opens from the disk. Its
-template has a place for script elements that never run, since a browser knows
-no language of their type; the page's own script unpacks what they hold.
+A page is one file that a browser opens from the disk. Its template has a place
+for data blocks: script elements of a type that no browser runs, whose text is
+base64 of gzip and so cannot be markup. The page's own script unpacks them.
+
+A signal has 256 levels q, a byte each:
+
+  gate    v in [0, 1]                   q = round(255 v)
+  signed  v in [−m, m], m of the unit   q = 128 + round(127 v / m)
+  norm    v in [10ᵃ, 10ᵇ]               q = 1 + round(254 (log₁₀ v − a)/(b − a))
+
+So 0 is exact in a signed signal. The error of a norm is relative, at most
+5.6 %: its range ends 12 powers of ten below the largest norm, smaller norms are
+raised to that end, and a norm of 0 is level 0.
 """
 
 import base64
@@ -10,19 +20,74 @@ import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 PLACE = "<!-- data -->"  # in a template
+DECADES = 12.0  # powers of ten in the range of the norms
+
+
+class Norms(NamedTuple):
+  """Quantized norms."""
+
+  levels: np.ndarray  # uint8, 0 for a norm of 0
+  low: float  # a, log₁₀ of level 1
+  high: float  # b, log₁₀ of level 255
+
+
+class Blobs:
+  """The arrays of a page, each a data block of its own."""
+
+  def __init__(self) -> None:
+    self._scripts: list[str] = []
+
+  def add(self, array: np.ndarray) -> int:
+    """Add an array and return the number of its block."""
+    number = len(self._scripts)
+    self._scripts.append(script(f"blob{number}", array.tobytes()))
+    return number
+
+  def page(self, template: Path, header: dict[str, Any]) -> str:
+    """Return the page of these arrays and a header that refers to them."""
+    return page(template, header, self._scripts)
 
 
 def script(name: str, data: bytes) -> str:
-  """Return the script element that holds data under a name."""
+  """Return the script element of the data block with that id."""
   packed = base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii")
   return f'<script type="text/plain" id="{name}">{packed}</script>'
 
 
-def page(template: Path, header: dict[str, Any], scripts: Iterable[str]) -> str:
-  """Return a template with scripts and a header, as JSON, in their place."""
-  told = script("header", json.dumps(header, allow_nan=False).encode())
+def page(
+  template: Path, header: dict[str, Any], scripts: Iterable[str] = ()
+) -> str:
+  """Return a template filled with data blocks and a header, packed as JSON."""
+  packed = script("header", json.dumps(header, allow_nan=False).encode())
   before, after = template.read_text(encoding="utf-8").split(PLACE)
-  return "\n".join([before, *scripts, told, after])
+  return "\n".join([before, *scripts, packed, after])
+
+
+def quantize_gate(values: np.ndarray) -> np.ndarray:
+  """Return values in [0, 1] as uint8."""
+  return np.rint(255 * values).astype(np.uint8)
+
+
+def quantize_signed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Return signals [H, N] as uint8, and each unit's largest value, [H]."""
+  largest = np.abs(values).max(axis=1)
+  scaled = values / np.where(largest > 0, largest, 1)[:, None]
+  return (128 + np.rint(127 * scaled)).astype(np.uint8), largest
+
+
+def quantize_norms(values: np.ndarray) -> Norms:
+  """Return norms ≥ 0 on a logarithmic scale."""
+  positive = values > 0
+  if not positive.any():
+    return Norms(np.zeros(values.shape, np.uint8), 0.0, 1.0)
+  logs = np.log10(values, where=positive, out=np.zeros(values.shape))
+  high = float(logs[positive].max())
+  low = max(float(logs[positive].min()), high - DECADES)
+  span = max(high - low, 1e-3)
+  levels = 1 + np.rint(254 * ((logs - low) / span).clip(0, 1))
+  return Norms((levels * positive).astype(np.uint8), low, low + span)

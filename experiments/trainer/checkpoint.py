@@ -1,26 +1,41 @@
-"""Going on with a run: the newest checkpoint that is whole, and what it holds.
+"""Checkpoints of a run: to resume it, and to load the model that it trained.
 
-What the rest of a run depends on is in a checkpoint (parameters, optimiser,
-averages, carried state, step, what the journal has still to write) or follows
-from the configuration and the step (the noise, the epochs, the samples' keys).
-So a run that goes on computes, bit by bit, what one that never stopped does.
+A checkpoint holds everything on which the rest of a run depends and which does
+not follow from the configuration and the step: the train state (parameters,
+average, optimizer state, carried state, step), and what the logger has still to
+write. Noise, batches and sampling keys follow from the step. So a resumed run
+computes, bit by bit, what an uninterrupted one does.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 
 from experiments.trainer import run_dir
-from lstm_jax.language import LanguageParams
+from experiments.trainer.config import (
+  TrainConfig,
+  from_record,
+  leaves,
+  to_record,
+)
+from experiments.trainer.data import stored_tokenizer
+from lstm_jax.language import (
+  LanguageModel,
+  LanguageParams,
+  ModelConfig,
+  Tokenizer,
+  language_model,
+)
 from lstm_jax.training import (
-  Average,
+  Checkpoint,
   CheckpointError,
   TrainState,
-  begin_average,
   list_checkpoints,
   read_checkpoint,
   read_params,
@@ -28,53 +43,85 @@ from lstm_jax.training import (
   zero_carry,
 )
 
-Found = TypeVar("Found")
 LOGS = run_dir.METRICS, run_dir.SAMPLES
+# The flags that a model is rebuilt from: it is evaluated in its own dtype.
+MODEL_FLAGS = (
+  *(
+    leaf.name for leaf in leaves(ModelConfig()) if leaf.name != "compute_dtype"
+  ),
+  "tokenizer",
+  "min_count",
+)
+Value = TypeVar("Value")
 
 
 class Progress(NamedTuple):
-  """Where a run stands after an update, beside its `TrainState`."""
+  """Where a run stands after a training step, beside its train state."""
 
   batch_size: int  # of the carried state
-  averaging: bool  # whether the weights are averaged since a look (NT-ASGD)
-  looks: list[float]  # every watched loss so far, nats per token
-  best: tuple[float, int] | None  # the lowest of them, and after which update
-  pending: list[list[float]]  # metrics of the updates that no row has yet
-  pending_seconds: float  # that they took
-  seconds: float  # of the updates that rows have
-  skipped: tuple[int, int]  # updates not finite: of all, and just now in a row
-  bytes: dict[str, int]  # of each log
+  val_losses: list[float]  # of every evaluation so far, nats per token
+  best: tuple[float, int] | None  # the lowest of them, and its step
+  pending: list[list[float]]  # metrics of the steps that no row has yet
+  pending_seconds: float  # that those steps took
+  seconds: float  # of the steps in the rows so far
+  skipped: tuple[int, int]  # steps not finite: in all, and in a row just now
+  log_bytes: dict[str, int]  # length of each log
 
 
 class Restored(NamedTuple):
-  """What a checkpoint of an unfinished run holds."""
+  """An unfinished run, read from a checkpoint."""
 
   state: TrainState
-  average: Average | None
   progress: Progress
-  best: LanguageParams | None  # of progress.best
+  best_params: LanguageParams | None  # those of progress.best
+
+
+class Trained(NamedTuple):
+  """A trained model, read from a run directory."""
+
+  config: TrainConfig
+  model: LanguageModel
+  params: LanguageParams
+  tokenizer: Tokenizer
+  step: int  # training steps made
+  val_loss: float | None  # None for a checkpoint between evaluations
+  corpus_sha256: str
+
+
+def describe(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+  """Return the part of a checkpoint's description that its model needs."""
+  record = to_record(config)
+  flags = {name: record[name] for name in MODEL_FLAGS}
+  return {"model": flags, "tokenizer": tokenizer._asdict()}
+
+
+def carried_batch_size(state: TrainState) -> int:
+  """Return B of the carried state."""
+  return int(jax.tree.leaves(state.carry)[0].shape[-2])
 
 
 def log_bytes(directory: Path) -> dict[str, int]:
-  """Return how long each of the run's logs is."""
+  """Return the length of each log of a run."""
   paths = {name: directory / name for name in LOGS}
   return {n: p.stat().st_size if p.exists() else 0 for n, p in paths.items()}
 
 
-def cut_logs(
+def truncate_logs(
   directory: Path, lengths: dict[str, int], console: Console
 ) -> None:
-  """Cut from the logs what was written after the checkpoint.
+  """Remove from the logs what was written after the checkpoint.
 
-  One that has lost some of what was written before, as when the power failed,
-  keeps its whole lines.
+  A log that is shorter than it was at the checkpoint, as after a power failure,
+  keeps its complete lines.
   """
   for name, length in log_bytes(directory).items():
-    path, wanted = directory / name, lengths.get(name, 0)
-    if length > wanted:
-      os.truncate(path, wanted)
-    elif length < wanted:
-      console.print(f"{path} has lost {wanted - length} bytes", soft_wrap=True)
+    path, expected = directory / name, lengths.get(name, 0)
+    if length > expected:
+      os.truncate(path, expected)
+    elif length < expected:
+      console.print(
+        f"{path} has lost {expected - length} bytes", soft_wrap=True
+      )
       if length:
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
@@ -82,33 +129,45 @@ def cut_logs(
 def restore(
   directory: Path, state: TrainState, console: Console
 ) -> Restored | None:
-  """Return what the newest whole checkpoint holds; None before the first.
+  """Return the newest usable checkpoint of a run; None if it has none.
 
   Args:
-    directory: of the run.
-    state: like the one to be read.
-    console: where damaged checkpoints are named.
+    directory: the run directory.
+    state: a state with the expected shapes and dtypes.
+    console: prints which checkpoints are damaged.
 
   Raises:
     CheckpointError: there are checkpoints, and all are damaged.
   """
   checkpoints = directory / run_dir.CHECKPOINTS
-  return newest(
-    checkpoints,
-    lambda step: _restore(checkpoints, step, state, console),
-    console,
-  )
+
+  def read(step: int) -> Restored:
+    progress = read_progress(checkpoints, step, Progress)
+    restored = read_resized_state(checkpoints, step, state, progress.batch_size)
+    best_params = None
+    if progress.best:
+      try:
+        best_params = read_params(checkpoints, progress.best[1], state.params)
+      except CheckpointError as error:
+        console.print(f"{error}: the best is forgotten", soft_wrap=True)
+        progress = progress._replace(best=None)
+    return Restored(restored, progress, best_params)
+
+  return read_newest(checkpoints, read, console)
 
 
-def newest(
-  checkpoints: Path, read: Callable[[int], Found], console: Console
-) -> Found | None:
-  """Return what `read` makes of the newest step that it can read.
+def read_newest(
+  checkpoints: Path, read: Callable[[int], Value], console: Console
+) -> Value | None:
+  """Return what `read` returns for the newest step that it can read.
 
   Args:
-    checkpoints: the folder; None is returned where it has none.
-    read: raises CheckpointError for the damaged, which are named.
-    console: where.
+    checkpoints: the directory of checkpoints.
+    read: reads one step; raises CheckpointError for a damaged checkpoint.
+    console: prints which checkpoints are damaged.
+
+  Returns:
+    None if there is no checkpoint.
 
   Raises:
     CheckpointError: there are checkpoints, and all are damaged.
@@ -122,56 +181,97 @@ def newest(
   if steps:
     raise CheckpointError(
       f"none of the checkpoints in {checkpoints} can be used; --overwrite "
-      "begins the run again"
+      "starts the run again"
     )
   return None
 
 
-def _restore(
-  checkpoints: Path,
-  step: int,
-  state: TrainState,
-  console: Console,
-) -> Restored:
-  progress = read_progress(checkpoints, step, Progress)
-  like = saved(
-    state._replace(carry=zero_carry(state.carry, progress.batch_size)),
-    begin_average(state.params) if progress.averaging else None,
-  )
-  found = read_state(checkpoints, step, like)
-  best = None
-  if progress.best:
-    try:
-      best = read_params(checkpoints, progress.best[1], state.params)
-    except CheckpointError as error:
-      console.print(f"{error}: the best is forgotten", soft_wrap=True)
-      progress = progress._replace(best=None)
-  return Restored(found["state"], found["average"], progress, best)
-
-
 def read_progress(
-  checkpoints: Path, step: int, kind: Callable[..., Found]
-) -> Found:
-  """Return where a run of that kind stood, of what a checkpoint says.
+  checkpoints: Path, step: int, kind: Callable[..., Value]
+) -> Value:
+  """Return the progress that a checkpoint describes, as a NamedTuple `kind`.
 
   Raises:
-    CheckpointError: it says nothing of the kind, or cannot be read.
+    CheckpointError: it describes another kind of run, or cannot be read.
   """
   _, description = read_checkpoint(checkpoints, step)
   try:
     return kind(**description["progress"])
   except (KeyError, TypeError) as error:
     raise CheckpointError(
-      f"the checkpoint of update {step} in {checkpoints} describes no such "
+      f"the checkpoint of step {step} in {checkpoints} describes no such "
       f"run: {error}"
     ) from None
 
 
-def saved(state: TrainState, average: Average | None) -> dict[str, Any]:
-  """Return the tree that a checkpoint keeps of a run."""
-  return {"state": state, "average": average}
+def read_resized_state(
+  checkpoints: Path, step: int, state: TrainState, batch_size: int
+) -> TrainState:
+  """Return a checkpoint's train state, whose carried state has another B.
+
+  Raises:
+    CheckpointError: it has other arrays than `state`, or cannot be read.
+  """
+  like = state._replace(carry=zero_carry(state.carry, batch_size))
+  return read_state(checkpoints, step, like)
 
 
-def carried_streams(state: TrainState) -> int:
-  """Return B of the carried state."""
-  return int(jax.tree.leaves(state.carry)[0].shape[-2])
+def load(directory: Path) -> Trained:
+  """Return the best model of a run, or the last before its first evaluation.
+
+  Raises:
+    ValueError: the directory holds no run or no usable checkpoint, or its
+      config.json is damaged or of another model.
+  """
+  record = run_dir.read_record(directory)
+  checkpoints = directory / run_dir.CHECKPOINTS
+  step, description = _best_checkpoint(checkpoints)
+  try:
+    described = {name: description["model"][name] for name in MODEL_FLAGS}
+    fields = dict(description["tokenizer"])
+    tokenizer = stored_tokenizer(described["tokenizer"], fields)
+    val_loss = description["val_loss"]
+    built = from_record(TrainConfig(), to_record(TrainConfig()) | described)
+    model = language_model(built.model, tokenizer.size)
+  except (KeyError, TypeError, ValueError) as error:
+    raise CheckpointError(
+      f"the checkpoint in {checkpoints} describes no model: {error}"
+    ) from None
+  for name, value in described.items():
+    if record[name] != value:
+      raise ValueError(
+        "the checkpoint is of another configuration than "
+        f"{directory / run_dir.CONFIG}: {name} is {value!r} in one and "
+        f"{record[name]!r} in the other"
+      )
+  config = from_record(TrainConfig(), record)
+  like = jax.eval_shape(model.init, jax.random.key(0))
+  params = read_params(checkpoints, step, like)
+  return Trained(
+    config,
+    model,
+    jax.tree.map(jnp.asarray, params),
+    tokenizer,
+    step,
+    val_loss,
+    str(record.get("corpus_sha256")),
+  )
+
+
+def _best_checkpoint(checkpoints: Path) -> Checkpoint:
+  """Return the checkpoint that the newest readable one names as the best.
+
+  A kill during a deletion leaves a directory that cannot be read: standard
+  error names it.
+  """
+  first_error = None
+  for step in reversed(list_checkpoints(checkpoints)):
+    try:
+      newest = read_checkpoint(checkpoints, step)
+    except CheckpointError as error:
+      print(f"{error}: not used", file=sys.stderr)
+      first_error = first_error or error
+      continue
+    best = newest.description.get("progress", {}).get("best")
+    return read_checkpoint(checkpoints, best[1]) if best else newest
+  raise first_error or CheckpointError(f"{checkpoints} holds no checkpoint")

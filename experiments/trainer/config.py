@@ -1,9 +1,22 @@
-"""A training run's configuration, and what it makes of the library's parts."""
+"""The configuration of a training run, nested from the library's own configs.
+
+Each leaf field is a command-line flag of the same name, with its help text and
+valid range in the field's metadata (`lstm_jax.language.options`). A *record* is
+a configuration as config.json holds it: one JSON value for each flag.
+
+  >>> config = replace(TrainConfig(), cell=gru, batch_size=8)
+  >>> config.batching.batch_size, to_record(config)["cell"]
+  (8, 'gru')
+  >>> from_record(TrainConfig(), to_record(config)) == config
+  True
+"""
 
 import dataclasses
 import math
+import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 
@@ -16,23 +29,10 @@ from lstm_jax.cells import (
   projected_lstm,
   rnn,
 )
-from lstm_jax.language import (
-  BatchingConfig,
-  CharTokenizer,
-  ModelConfig,
-  Regularizers,
-  Tokenizer,
-  WordTokenizer,
-  characters,
-  words,
-)
-from lstm_jax.training import OptimizerConfig, check_sizes, parse_mesh
-from lstm_jax.training.optimizer import Rule, Schedule
+from lstm_jax.language import BatchingConfig, ModelConfig, Regularizers
+from lstm_jax.language.options import check_options, option
+from lstm_jax.training import OptimizerConfig, check_mesh, parse_mesh
 
-Tokens = Literal["character", "word"]
-Nonfinite = Literal["stop", "skip"]
-SKIPPED = 10  # gradients in a row that are not finite, and are skipped
-COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 CELLS = {
   "lstm": lstm,
   "layernorm_lstm": layernorm_lstm,
@@ -42,182 +42,271 @@ CELLS = {
   "gru": gru,
   "rnn": rnn,
 }
-EARLY = 10, 30  # updates after which to look as well: the most happens there
+# Fields whose values are objects, which flags and records name.
+NAMED: Mapping[str, Mapping[str, Any]] = {
+  "cell": CELLS,
+  "compute_dtype": {"float32": None, "bfloat16": jnp.bfloat16},
+}
+NOT_FLAGS = ("dtype",)
+EARLY_STEPS = 10, 30  # extra evaluations, while the loss falls fastest
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+  """The corpus, its splits and its tokens."""
+
+  corpus: str = option("data/shakespeare.txt", "Text to learn: a UTF-8 file.")
+  val_fraction: float = option(
+    0.1,
+    "Share of the corpus, at its end, for validation, whose loss chooses the "
+    "best weights; with --test_fraction, share of what the test split leaves.",
+    bounds="(0, 1)",
+  )
+  test_fraction: float = option(
+    0.0,
+    "Share of the corpus, at its end, for a test: evaluated once, with the "
+    "best weights; 0 for none.",
+    bounds="[0, 1)",
+  )
+  tokenizer: Literal["character", "word"] = option(
+    "character",
+    "What a token is. Punctuation marks and line breaks count as words.",
+    choices=("character", "word"),
+  )
+  min_count: int = option(
+    2,
+    "Words that occur less often in the training split are unknown.",
+    bounds="[1, inf)",
+  )
+
+  def __post_init__(self):
+    check_options(self)
+
+
+@dataclass(frozen=True)
+class AveragingConfig:
+  """How the weights are averaged; the average is evaluated and saved."""
+
+  ema_decay: float = option(
+    0.0,
+    "Decay of an exponential moving average of the weights; 0 for none.",
+    bounds="[0, 1)",
+  )
+  asgd_patience: int = option(
+    0,
+    "Average the weights (NT-ASGD) from the first evaluation whose loss is "
+    "above the lowest of more than this many evaluations earlier; 0 for never.",
+    bounds="[0, inf)",
+  )
+
+  def __post_init__(self):
+    check_options(self)
+    if self.ema_decay and self.asgd_patience:
+      raise ValueError(
+        "ema_decay and asgd_patience exclude each other: one must be 0, "
+        f"got {self.ema_decay} and {self.asgd_patience}"
+      )
+
+  @property
+  def enabled(self) -> bool:
+    """Whether the weights are averaged at all."""
+    return bool(self.ema_decay or self.asgd_patience)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+  """When a run is evaluated, and what it samples then."""
+
+  eval_every: int = option(
+    100,
+    "Training steps between evaluations, which measure the validation loss, "
+    "print a sample and save a checkpoint.",
+    bounds="[1, inf)",
+  )
+  sample_length: int = option(
+    200, "Tokens of a sample during training.", bounds="[1, inf)"
+  )
+  temperature: float = option(
+    0.8, "Temperature of the samples; 0 is greedy.", bounds="[0, inf)"
+  )
+
+  def __post_init__(self):
+    check_options(self)
+
+  def is_due(self, step: int) -> bool:
+    """Return whether to evaluate after that training step."""
+    return step in EARLY_STEPS or step % self.eval_every == 0
+
+
+@dataclass(frozen=True)
+class JobConfig:
+  """Where and how a run executes; none of it changes what is computed."""
+
+  run: str = option("", "Run directory; empty for a new one under runs/.")
+  overwrite: bool = option(False, "Replace the run that --run holds.")
+  resume: bool = option(True, "Resume the unfinished run that --run holds.")
+  mesh: str = option(
+    "",
+    "How all devices share the training: data:8 splits the batch over 8, "
+    "data:4,model:2 splits the weights over 2 as well; empty for one device.",
+  )
+  quiet: bool = option(False, "Show no progress bar and no samples.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-  """Everything that decides a run; `experiments.train --help` explains each.
+  """Everything that decides a training run."""
 
-  Where 0 means "none" or "the default", it does so here and in the flags.
-  """
-
-  corpus: str = "data/shakespeare.txt"
-  val_fraction: float = 0.1
-  development: float = 0.0
-  tokenizer: Tokens = "character"
-  min_count: int = 2
-  run: str = ""
-  overwrite: bool = False
-  resume: bool = True
-  mesh: str = ""
-  quiet: bool = False
-  seed: int = 0
-  cell: str = "lstm"
-  embedding_size: int = 64
-  hidden_size: int = 256
-  num_layers: int = 1
-  tied: bool = False
-  init_std: float = 0.0
-  readout_std: float = 0.0
-  compute_dtype: str = "float32"
-  token_dropout: float = 0.0
-  layer_dropout: float = 0.0
-  output_dropout: float = 0.0
-  weight_drop: float = 0.0
-  zoneout_h: float = 0.0
-  zoneout_c: float = 0.0
-  ar_coef: float = 0.0
-  tar_coef: float = 0.0
-  batch_size: int = 32
-  seq_len: int = 64
-  num_epochs: int = 20
-  random_offsets: bool = False
-  short_seq_prob: float = 0.0
-  late_batch_size: int = 0
-  optimizer: Rule = "adamw"
-  learning_rate: float = 5e-3
-  schedule: Schedule = "cosine"
-  warmup_steps: int = 100
-  weight_decay: float = 0.3
-  clip_norm: float = 1.0
-  clip_value: float = 0.0
-  nonfinite: Nonfinite = "stop"
-  ema_decay: float = 0.0
-  asgd_patience: int = 0
-  eval_every: int = 100
-  sample_length: int = 200
-  temperature: float = 0.8
+  seed: int = option(
+    0, "Seed of initial weights, noise and samples.", bounds="[0, inf)"
+  )
+  data: DataConfig = DataConfig()
+  model: ModelConfig = ModelConfig()
+  regularizers: Regularizers = Regularizers()
+  batching: BatchingConfig = BatchingConfig(num_epochs=20)
+  optimizer: OptimizerConfig = OptimizerConfig(
+    learning_rate=5e-3, weight_decay=0.3
+  )
+  averaging: AveragingConfig = AveragingConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+  job: JobConfig = JobConfig()
 
   def __post_init__(self):
-    if self.seed < 0:
-      raise ValueError(f"seed must be ≥ 0, got {self.seed}")
-    for name in ("eval_every", "sample_length", "min_count"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} must be ≥ 1, got {getattr(self, name)}")
-    if not 0 <= self.temperature < math.inf:
-      raise ValueError(f"temperature must be ≥ 0, got {self.temperature}")
-    for name in ("ema_decay", "development"):
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-    if self.ema_decay and self.asgd_patience:
-      raise ValueError(
-        "ema_decay and asgd_patience are two averages of the weights: "
-        f"one of them must be 0, got {self.ema_decay} and {self.asgd_patience}"
-      )
-    regularizers(self), reading(self)  # which check their own
-    if self.mesh:
-      sizes = parse_mesh(self.mesh)
-      for streams in (self.batch_size, self.late_batch_size):
-        check_sizes(sizes, streams, self.hidden_size)
-    if self.compute_dtype not in COMPUTE_DTYPES:
-      raise ValueError(
-        f"compute_dtype must be in {list(COMPUTE_DTYPES)}, "
-        f"got {self.compute_dtype!r}"
-      )
-    if self.tokenizer not in get_args(Tokens):
-      raise ValueError(
-        f"tokenizer must be in {list(get_args(Tokens))}, got {self.tokenizer!r}"
-      )
-    if self.nonfinite not in get_args(Nonfinite):
-      raise ValueError(
-        f"nonfinite must be in {list(get_args(Nonfinite))}, "
-        f"got {self.nonfinite!r}"
-      )
-    if self.cell not in CELLS:
-      raise ValueError(f"cell must be in {list(CELLS)}, got {self.cell!r}")
+    check_options(self)
+    if self.job.mesh:
+      sizes = parse_mesh(self.job.mesh)
+      batching = self.batching
+      for batch_size in (batching.batch_size, batching.late_batch_size):
+        check_mesh(sizes, batch_size, self.model.hidden_size)
 
 
-def make_vocabulary(config: TrainConfig, text: str, training: str) -> Tokenizer:
-  """Return the vocabulary of a run.
+class Leaf(NamedTuple):
+  """A field of a nested configuration that is a flag."""
+
+  name: str
+  section: str  # the name of the nested configuration; "" for the outermost
+  kind: type  # bool, int, float or str: of the value, or of its elements
+  repeated: bool  # whether the value is a tuple, a list in a record
+  optional: bool  # whether None is a value
+  value: Any  # as a record has it
+  help: str
+  bounds: str | None
+  choices: tuple[str, ...] | None
+
+
+def leaves(config: Any, section: str = "") -> Iterator[Leaf]:
+  """Yield the fields of a configuration that are flags, nested ones too."""
+  types = typing.get_type_hints(type(config))
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from leaves(value, field.name)
+    elif field.name not in NOT_FLAGS:
+      yield _leaf(field, value, types[field.name], section)
+
+
+def to_record(config: Any) -> dict[str, Any]:
+  """Return a configuration as a record, in the order of its fields."""
+  return {leaf.name: leaf.value for leaf in leaves(config)}
+
+
+def from_record(default: Config, record: Mapping[str, Any]) -> Config:
+  """Return the configuration of a record.
 
   Args:
-    config: which tokens, and how often a word must occur.
-    text: the whole corpus, whose characters are all known.
-    training: the part that is trained on, whose words alone are known.
+    default: an instance of the configuration's class.
+    record: has a value for each of its flags; other entries are ignored.
 
   Raises:
-    ValueError: there are not two tokens, beside <unk>, to choose between.
+    ValueError: a value is missing, or not of its flag's kind or range.
   """
-  vocabulary: Tokenizer
-  if config.tokenizer == "word":
-    vocabulary = words(training, config.min_count)
-  else:
-    vocabulary = characters(text)
-  if vocabulary.size - len(vocabulary.unknown_tokens) < 2:
-    raise ValueError(
-      f"there is nothing to predict: corpus {config.corpus} has only one "
-      f"{vocabulary.unit} to learn, {vocabulary.symbols[0]!r}"
-    )
-  return vocabulary
+  values = {}
+  for leaf in leaves(default):
+    if leaf.name not in record:
+      raise ValueError(f"the configuration lacks {leaf.name}")
+    value = record[leaf.name]
+    if not _is_valid(value, leaf):
+      raise ValueError(
+        f"{leaf.name} must be {'a list of ' * leaf.repeated}"
+        f"{leaf.kind.__name__}, got {value!r}"
+      )
+    value = tuple(value) if leaf.repeated else value
+    values[leaf.name] = from_name(leaf.name, value)
+  return replace(default, **values)
 
 
-def stored_vocabulary(tokens: str, fields: dict[str, Any]) -> Tokenizer:
-  """Return the vocabulary whose fields a checkpoint keeps as JSON.
+def from_name(name: str, value: Any) -> Any:
+  """Return the object that a record or flag names; other values as they are.
 
   Raises:
-    KeyError, TypeError, ValueError: they are not the fields of one.
+    ValueError: there is no object of that name.
   """
-  match tokens:
-    case "character":
-      return CharTokenizer("".join(fields["symbols"]))
-    case "word":
-      return WordTokenizer(tuple(fields["symbols"]), tuple(fields["rare"]))
-  raise ValueError(f"no vocabulary has tokens of {tokens!r}")
+  if name not in NAMED:
+    return value
+  if value not in NAMED[name]:
+    names = ", ".join(NAMED[name])
+    raise ValueError(f"{name} must be one of {names}, got {value!r}")
+  return NAMED[name][value]
 
 
-def model_config(config: TrainConfig, vocabulary_size: int) -> ModelConfig:
-  """Return the model of a run over a vocabulary of that size."""
-  return ModelConfig(
-    vocabulary_size=vocabulary_size,
-    cell=CELLS[config.cell],
-    embedding_size=config.embedding_size,
-    hidden_size=config.hidden_size,
-    num_layers=config.num_layers,
-    init_std=config.init_std or None,
-    readout_std=config.readout_std or None,
-    tied=config.tied,
-    compute_dtype=COMPUTE_DTYPES[config.compute_dtype],
+def replace(config: Config, **values: Any) -> Config:
+  """Return a copy with other values of flags, those of nested configs too.
+
+  Raises:
+    TypeError: a name is not a flag.
+    ValueError: a value is out of its range.
+  """
+  changes, rest = {}, dict(values)
+  for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      nested = {f.name for f in dataclasses.fields(value)} & rest.keys()
+      if nested:
+        inner = {name: rest.pop(name) for name in nested}
+        changes[field.name] = dataclasses.replace(value, **inner)  # type: ignore[type-var]
+    elif field.name in rest:
+      changes[field.name] = rest.pop(field.name)
+  if rest:
+    raise TypeError(f"the configuration has no flag {next(iter(rest))!r}")
+  return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _leaf(
+  field: dataclasses.Field, value: Any, annotation: Any, section: str
+) -> Leaf:
+  choices = field.metadata.get("choices")
+  kinds = set(typing.get_args(annotation)) or {annotation}
+  optional = type(None) in kinds
+  if field.name in NAMED:
+    objects = NAMED[field.name]
+    value = next(name for name, found in objects.items() if found is value)
+    choices = objects
+  if choices:
+    kinds = {str}
+  repeated = typing.get_origin(annotation) is tuple
+  (kind,) = kinds - {type(None), Ellipsis}
+  return Leaf(
+    name=field.name,
+    section=section,
+    kind=kind,
+    repeated=repeated,
+    optional=optional,
+    value=list(value) if repeated else value,
+    help=field.metadata.get("help", ""),
+    bounds=field.metadata.get("bounds"),
+    choices=tuple(choices) if choices else None,
   )
 
 
-def regularizers(config: TrainConfig) -> Regularizers | None:
-  """Return what training adds to the loss, or None for nothing."""
-  names = [field.name for field in dataclasses.fields(Regularizers)]
-  chosen = Regularizers(**{name: getattr(config, name) for name in names})
-  return chosen if chosen != Regularizers() else None
-
-
-def is_evaluation_step(config: TrainConfig, step: int) -> bool:
-  """Return whether a run looks at held-out text after that update."""
-  return step in EARLY or step % config.eval_every == 0
-
-
-def reading(config: TrainConfig) -> BatchingConfig:
-  """Return how a run reads its training text."""
-  names = [field.name for field in dataclasses.fields(BatchingConfig)]
-  return BatchingConfig(**{name: getattr(config, name) for name in names})
-
-
-def optimizer_config(config: TrainConfig) -> OptimizerConfig:
-  """Return the optimiser of a run."""
-  return OptimizerConfig(
-    rule=config.optimizer,
-    learning_rate=config.learning_rate,
-    schedule=config.schedule,
-    warmup_steps=config.warmup_steps,
-    weight_decay=config.weight_decay,
-    clip_norm=config.clip_norm or None,
-    clip_value=config.clip_value or None,
-    skipped=SKIPPED if config.nonfinite == "skip" else 0,
-  )
+def _is_valid(value: Any, leaf: Leaf) -> bool:
+  """Return whether a record's value is of the kind of its flag."""
+  if leaf.repeated:
+    single = leaf._replace(repeated=False)
+    return isinstance(value, list) and all(_is_valid(x, single) for x in value)
+  if value is None:
+    return leaf.optional
+  if leaf.kind is float and type(value) in (int, float):
+    return abs(value) < math.inf  # and not NaN
+  return type(value) is leaf.kind

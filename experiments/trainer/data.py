@@ -1,15 +1,21 @@
-"""What a run reads: its corpus, cut into parts and into tokens."""
+"""The text of a run: its corpus, cut into splits and into tokens."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.trainer.config import TrainConfig, make_vocabulary
-from lstm_jax.language import Tokenizer, read_text, split
+from experiments.trainer.config import DataConfig
+from lstm_jax.language import (
+  CharTokenizer,
+  Tokenizer,
+  WordTokenizer,
+  read_text,
+  split,
+)
 
 
-class Part(NamedTuple):
+class Split(NamedTuple):
   """A part of the corpus."""
 
   text: str
@@ -17,57 +23,157 @@ class Part(NamedTuple):
 
 
 class Corpus(NamedTuple):
-  """A corpus as a run reads it."""
+  """The corpus of a run, whose splits follow one another."""
 
   text: str
-  vocabulary: Tokenizer
-  training: Part
-  watched: Part  # whose loss chooses the best: development or held-out text
-  held_out: Part
+  tokenizer: Tokenizer
+  train: Split
+  val: Split  # its loss chooses the best weights
+  test: Split | None  # evaluated once, at the end
 
   @property
   def sha256(self) -> str:
-    """Of the whole text."""
-    return sha256_of(self.text)
+    """Hash of the whole text."""
+    return text_sha256(self.text)
 
 
-def sha256_of(text: str) -> str:
+class Excerpt(NamedTuple):
+  """A part of a text file, and where it stands there."""
+
+  path: str
+  whole: str  # the file's text
+  begin: float  # as shares of the whole
+  end: float
+  first: int  # the same in characters
+  last: int
+
+  @property
+  def text(self) -> str:
+    """The excerpt itself."""
+    return self.whole[self.first : self.last]
+
+  @property
+  def before(self) -> str:
+    """The text before it."""
+    return self.whole[: self.first]
+
+
+def text_sha256(text: str) -> str:
   """Return the SHA-256 of a text in UTF-8."""
   return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def read_again(corpus: str, sha256: str | None) -> str:
-  """Return the corpus of a run, given the file and the hash of then, if kept.
+def read_corpus(config: DataConfig) -> Corpus:
+  """Read, split and tokenize the corpus of a run.
 
   Raises:
-    ValueError: it cannot be read, or has changed since the run began: what is
-      held out of it now may be what the run has learnt.
+    ValueError: it cannot be read, is too short to be split, or has fewer than
+      two distinct tokens to predict.
+  """
+  text = read_text(config.corpus)
+  rest, test = text, None
+  if config.test_fraction:
+    rest, test = split(text, config.test_fraction)
+  train, val = split(rest, config.val_fraction)
+  tokenizer = make_tokenizer(config, text, train)
+  train_split, val_split = (
+    Split(part, tokenizer.encode(part)) for part in (train, val)
+  )
+  test_split = None if test is None else Split(test, tokenizer.encode(test))
+  for name, part in (("validation", val_split), ("test", test_split)):
+    if part and len(part.tokens) < 2:
+      raise ValueError(
+        f"the corpus is too short: its {name} split must have at least 2 "
+        f"tokens, got {len(part.tokens)}"
+      )
+  return Corpus(text, tokenizer, train_split, val_split, test_split)
+
+
+def make_tokenizer(config: DataConfig, text: str, train: str) -> Tokenizer:
+  """Return the tokenizer of a run.
+
+  Args:
+    config: names the kind of tokens, and how often a word must occur.
+    text: the whole corpus; all of its characters are known.
+    train: the training split; a word is known if it occurs there.
+
+  Raises:
+    ValueError: there are fewer than two known tokens.
+  """
+  tokenizer: Tokenizer
+  if config.tokenizer == "word":
+    tokenizer = WordTokenizer.from_text(train, config.min_count)
+  else:
+    tokenizer = CharTokenizer.from_text(text)
+  if tokenizer.size - len(tokenizer.unknown_tokens) < 2:
+    raise ValueError(
+      f"there is nothing to predict: corpus {config.corpus} has only one "
+      f"{tokenizer.unit} to learn, {tokenizer.symbols[0]!r}"
+    )
+  return tokenizer
+
+
+def stored_tokenizer(kind: str, fields: dict[str, Any]) -> Tokenizer:
+  """Return the tokenizer whose fields a checkpoint holds as JSON.
+
+  Raises:
+    KeyError, TypeError, ValueError: they are not the fields of a tokenizer.
+  """
+  match kind:
+    case "character":
+      return CharTokenizer("".join(fields["symbols"]))
+    case "word":
+      return WordTokenizer(tuple(fields["symbols"]), tuple(fields["rare"]))
+  raise ValueError(f"tokenizer must be character or word, got {kind!r}")
+
+
+def default_prompt(tokenizer: Tokenizer) -> np.ndarray:
+  """Return the token of a line break, or the first token, [1]."""
+  symbols = tokenizer.symbols
+  return np.array([symbols.index("\n") if "\n" in symbols else 0], np.int32)
+
+
+def reread_text(corpus: str, sha256: str) -> str:
+  """Return the corpus of a run, given its hash when the run started.
+
+  Raises:
+    ValueError: it cannot be read, or has changed: its validation split may now
+      hold text that the run was trained on.
   """
   text = read_text(corpus)
-  if sha256 not in (None, sha256_of(text)):
-    raise ValueError(f"corpus {corpus} has changed since the run began")
+  if text_sha256(text) != sha256:
+    raise ValueError(f"corpus {corpus} has changed since the run started")
   return text
 
 
-def read_corpus(config: TrainConfig) -> Corpus:
-  """Read, cut and encode the corpus of a run.
+def read_excerpt(
+  config: DataConfig, sha256: str, path: str, begin: float | None, end: float
+) -> Excerpt:
+  """Return a part of the corpus of a run, or of another file.
+
+  Args:
+    config: of the run.
+    sha256: of its corpus.
+    path: another file; empty for the run's corpus.
+    begin: share of the text before the excerpt; None for the start of the
+      run's test split, or of its validation split if it has no test split.
+    end: share of the text at which the excerpt ends.
 
   Raises:
-    ValueError: it cannot be read, is too short to be cut, or has nothing to
-      choose between.
+    ValueError: the text cannot be read, or has changed since the run; or the
+      shares leave fewer than two characters.
   """
-  text = read_text(config.corpus)
-  learnt, held_out = split(text, config.val_fraction)
-  watched = held_out
-  if config.development:
-    learnt, watched = split(learnt, config.development)
-  vocabulary = make_vocabulary(config, text, learnt)
-  parts = [Part(t, vocabulary.encode(t)) for t in (learnt, watched, held_out)]
-  corpus = Corpus(text, vocabulary, *parts)
-  shortest = [len(part.tokens) for part in (corpus.held_out, corpus.watched)]
-  if min(shortest) < 2:
+  if path:
+    whole = read_text(path)
+  else:
+    path, whole = config.corpus, reread_text(config.corpus, sha256)
+  if begin is None:
+    begin = 1 - (config.test_fraction or config.val_fraction)
+  first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
+  if not 0 <= begin < end <= 1 or last - first < 2:
     raise ValueError(
-      f"the corpus is too short: what is held out has {shortest[0]} tokens, "
-      f"what is watched {shortest[1]}, and each needs at least 2"
+      "--begin and --end must be shares of the corpus with at least 2 "
+      f"characters between them, got {begin} and {end} of {len(whole):,} "
+      "characters"
     )
-  return corpus
+  return Excerpt(path, whole, begin, end, first, last)

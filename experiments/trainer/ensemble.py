@@ -1,4 +1,4 @@
-"""The members of a sweep: their state, their looks, and both in checkpoints."""
+"""The members of a sweep: their train state, losses and checkpoints."""
 
 import dataclasses
 import itertools
@@ -12,32 +12,35 @@ from rich.console import Console
 
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import (
-  carried_streams,
-  newest,
+  carried_batch_size,
+  read_newest,
   read_progress,
+  read_resized_state,
 )
-from experiments.trainer.config import TrainConfig, optimizer_config
-from experiments.trainer.setup import TrainSetup, keys_of
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.setup import TrainSetup, make_keys
+from lstm_jax.language.options import option
 from lstm_jax.training import (
   CheckpointWriter,
   TrainState,
   TrainStep,
+  eval_params,
   init_ensemble,
-  learnt,
   make_ensemble_train_step,
-  make_optimizer,
   member,
-  read_state,
-  zero_carry,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig(TrainConfig):
-  """What all members have in common, and what sets them apart."""
+  """What the members share, and the seeds and learning rates they differ in."""
 
-  num_seeds: int = 1  # from `seed` on, at each rate
-  rate: list[float] = dataclasses.field(default_factory=list)  # else the one
+  num_seeds: int = option(
+    1, "Seeds at each learning rate, from --seed on.", bounds="[1, inf)"
+  )
+  rate: tuple[float, ...] = option(
+    (), "A learning rate; may be repeated. None for --learning_rate alone."
+  )
 
 
 class Member(NamedTuple):
@@ -45,59 +48,79 @@ class Member(NamedTuple):
 
   seed: int
   learning_rate: float
-  looks: list[tuple[int, float]]  # updates, and the watched loss; NaN diverged
+  val_losses: list[tuple[int, float]]  # (step, nats); NaN where it diverged
 
   @property
   def best(self) -> tuple[int, float]:
-    """The look of the lowest loss; of a run that diverged, before it did."""
-    return min(self.looks, key=lambda look: np.nan_to_num(look[1], nan=np.inf))
+    """The (step, validation loss) of the lowest loss."""
+    return min(
+      self.val_losses, key=lambda pair: np.nan_to_num(pair[1], nan=np.inf)
+    )
 
-  def told(self) -> dict[str, Any]:
-    """Return it as JSON has it, which knows no NaN."""
-    looks = [(n, x if np.isfinite(x) else None) for n, x in self.looks]
-    return self._asdict() | {"looks": looks}
+  def to_json(self) -> dict[str, Any]:
+    """Return it as JSON, which has no NaN: None stands for it."""
+    losses = [(s, x if np.isfinite(x) else None) for s, x in self.val_losses]
+    return self._asdict() | {"val_losses": losses}
 
 
 class Progress(NamedTuple):
-  """Where a sweep stands after an update, beside its state."""
+  """Where a sweep stands after a training step, beside its train state."""
 
   batch_size: int  # of the carried state
-  looks: list[list[tuple[int, float | None]]]  # of each member; None diverged
-  best: tuple[float, int] | None  # the lowest loss of all, after which update
-  seconds: float  # of the updates
+  val_losses: list[list[tuple[int, float | None]]]  # of each member
+  best: tuple[float, int] | None  # the lowest loss of all, and its step
+  seconds: float  # of the training steps
 
 
-def members_of(config: SweepConfig) -> list[Member]:
-  """Return the members of a sweep, without looks: each rate's seeds."""
-  rates = [*dict.fromkeys(config.rate)] or [config.learning_rate]
+def make_members(config: SweepConfig) -> list[Member]:
+  """Return the members of a sweep: every seed at every learning rate."""
+  rates = [*dict.fromkeys(config.rate)] or [config.optimizer.learning_rate]
   seeds = range(config.seed, config.seed + config.num_seeds)
   pairs = itertools.product(rates, seeds)
   return [Member(seed, rate, []) for rate, seed in pairs]
 
 
-def ensemble(
-  config: TrainConfig, parts: TrainSetup, members: list[Member]
+def make_ensemble(
+  config: TrainConfig, setup: TrainSetup, members: list[Member]
 ) -> tuple[TrainState, TrainStep]:
-  """Return the members' state and update; config has a learning rate of 1."""
-  keys = [keys_of(one.seed) for one in members]
-  init, noise = (jnp.stack([key[i] for key in keys]) for i in (0, 2))
-  model = parts.model
-  rule = make_optimizer(optimizer_config(config), parts.num_steps)
-  factors = jnp.array([one.learning_rate for one in members], jnp.float32)
-  averaged = config.ema_decay > 0
-  params = jax.block_until_ready(jax.vmap(model.init)(init))
-  return (
-    init_ensemble(model, rule, params, config.batch_size, averaged=averaged),
-    make_ensemble_train_step(
-      model, rule, noise, decay=config.ema_decay, factors=factors
-    ),
+  """Return the state and the training step of all members.
+
+  Args:
+    config: of the members, with a learning rate of 1.
+    setup: of that configuration.
+    members: the seeds and learning rates.
+  """
+  keys = [make_keys(one.seed) for one in members]
+  init, noise = (
+    jnp.stack([getattr(key, name) for key in keys])
+    for name in ("init", "noise")
+  )
+  rates = jnp.array([one.learning_rate for one in members], jnp.float32)
+  params = jax.block_until_ready(jax.vmap(setup.model.init)(init))
+  state = init_ensemble(
+    setup.model,
+    setup.optimizer,
+    params,
+    config.batching.batch_size,
+    averaged=config.averaging.enabled,
+  )
+  step_all = make_ensemble_train_step(
+    setup.model, setup.optimizer, ema_decay=config.averaging.ema_decay
   )
 
+  def train_step(state, tokens, targets, key=None):
+    del key  # every member has its own
+    return step_all(state, tokens, targets, noise, rates)
 
-def leader(members: list[Member]) -> Member | None:
-  """Return the member of the lowest loss, if any has a finite one."""
-  looked = [one for one in members if one.looks and np.isfinite(one.best[1])]
-  return min(looked, key=lambda one: one.best[1], default=None)
+  return state, train_step
+
+
+def best_member(members: list[Member]) -> Member | None:
+  """Return the member of the lowest loss, if any loss is finite."""
+  evaluated = [
+    one for one in members if one.val_losses and np.isfinite(one.best[1])
+  ]
+  return min(evaluated, key=lambda one: one.best[1], default=None)
 
 
 def save(
@@ -112,38 +135,38 @@ def save(
   Args:
     writer: of the sweep's checkpoints.
     description: of the model.
-    members: with their looks up to now.
-    state: of all.
-    seconds: of the updates up to now.
+    members: with their losses so far.
+    state: of all members.
+    seconds: of the training steps so far.
   """
-  first = leader(members)
-  best = (first.best[1], first.best[0]) if first else None
+  leader, step = best_member(members), int(state.step)
+  best = (leader.best[1], leader.best[0]) if leader else None
   progress = Progress(
-    carried_streams(state),
-    [one.told()["looks"] for one in members],
+    carried_batch_size(state),
+    [one.to_json()["val_losses"] for one in members],
     best,
     seconds,
   )
-  step = int(state.step)
   description = description | {
-    "held_out": best[0] if best and best[1] == step else None,
+    "val_loss": best[0] if best and best[1] == step else None,
     "progress": progress._asdict(),
   }
-  params = learnt(member(state, members.index(first) if first else 0))
-  kept = best[1] if best else None
-  writer.save(step, params, description, state=state, best=kept)
+  index = members.index(leader) if leader else 0
+  params = eval_params(member(state, index))
+  best_step = best[1] if best else None
+  writer.save(step, params, description, state=state, best=best_step)
 
 
 def restore(
   directory: Path, members: list[Member], state: TrainState, console: Console
 ) -> tuple[TrainState, float] | None:
-  """Return the state and the seconds of an unfinished sweep; fill the looks.
+  """Return the state and the seconds of an unfinished sweep.
 
   Args:
     directory: of the sweep.
-    members: of the sweep, without looks.
-    state: like the one to be read.
-    console: where damaged checkpoints are named.
+    members: of the sweep; their losses are filled in.
+    state: a state with the expected shapes and dtypes.
+    console: prints which checkpoints are damaged.
 
   Returns:
     None before the first checkpoint.
@@ -155,14 +178,13 @@ def restore(
 
   def read(step: int) -> tuple[TrainState, Progress]:
     progress = read_progress(checkpoints, step, Progress)
-    carry = zero_carry(state.carry, progress.batch_size)
-    like = state._replace(carry=carry)
-    return read_state(checkpoints, step, like), progress
+    batch_size = progress.batch_size
+    return read_resized_state(checkpoints, step, state, batch_size), progress
 
-  found = newest(checkpoints, read, console)
+  found = read_newest(checkpoints, read, console)
   if found is None:
     return None
-  after, progress = found
-  for one, looks in zip(members, progress.looks, strict=True):
-    one.looks.extend((n, np.nan if x is None else x) for n, x in looks)
-  return after, progress.seconds
+  restored, progress = found
+  for one, losses in zip(members, progress.val_losses, strict=True):
+    one.val_losses.extend((s, np.nan if x is None else x) for s, x in losses)
+  return restored, progress.seconds

@@ -1,4 +1,4 @@
-"""How a run says what its tokens are and what they cost, in one line."""
+"""Losses, tokens and bytes as a run prints them."""
 
 import math
 
@@ -8,38 +8,43 @@ from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import nats_per_character
 
 
-def loss_title(nats: float, vocabulary: Tokenizer) -> str:
-  """Return a loss as a title says it: of words, their perplexity."""
-  if vocabulary.unit == "character":
+def format_loss(nats: float, tokenizer: Tokenizer) -> str:
+  """Return a loss in one number: nats per character, or perplexity of words."""
+  if tokenizer.unit == "character":
     return f"{nats:.4f} nats per character"
-  return f"perplexity {perplexity(nats):,.1f} per {vocabulary.unit}"
+  return f"perplexity {perplexity(nats):,.1f} per {tokenizer.unit}"
+
+
+def format_losses(nats: float, tokenizer: Tokenizer, text: str) -> str:
+  """Return the mean loss of a text's tokens, and what it is per character."""
+  total = nats * (len(tokenizer.encode(text)) - 1)
+  per_character = nats_per_character(tokenizer, text, total)
+  losses = f"{nats:.4f} nats per {tokenizer.unit}"
+  if tokenizer.unknown_tokens:
+    losses += (
+      f", perplexity {perplexity(nats):,.1f}, {per_character:.4f} nats per "
+      "character with unknown words spelled out"
+    )
+  return f"{losses} ({per_character / math.log(2):.4f} bits)"
 
 
 def perplexity(nats: float) -> float:
-  """Return exp(nats); infinity where that is no float."""
+  """Return exp(nats); infinity where that overflows."""
   return float(np.exp(nats))
 
 
-def tokens_told(vocabulary: Tokenizer, held_out: np.ndarray) -> str:
-  """Return how many tokens are known, and how many are held out."""
-  if not vocabulary.unknown_tokens:
-    return f"{vocabulary.size} distinct, {len(held_out):,} held out"
-  known = vocabulary.size - len(vocabulary.unknown_tokens)
-  unknown = np.isin(held_out, vocabulary.unknown_tokens).mean()
+def format_vocabulary(tokenizer: Tokenizer, val_tokens: np.ndarray) -> str:
+  """Return how many tokens are known, and how many there are to validate on."""
+  count = f"{len(val_tokens):,} for validation"
+  if not tokenizer.unknown_tokens:
+    return f"{tokenizer.size} distinct, {count}"
+  known = tokenizer.size - len(tokenizer.unknown_tokens)
+  unknown = np.isin(val_tokens, tokenizer.unknown_tokens).mean()
   return (
-    f"{known:,} {vocabulary.unit}s known, {len(held_out):,} held out, "
-    f"{unknown:.1%} of them unknown"
+    f"{known:,} {tokenizer.unit}s known, {count}, {unknown:.1%} of them unknown"
   )
 
 
-def losses_told(vocabulary: Tokenizer, text: str, nats: float) -> str:
-  """Return the mean nats of a text's tokens, and what that is per character."""
-  total = nats * (len(vocabulary.encode(text)) - 1)
-  spelt = nats_per_character(vocabulary, text, total)
-  losses = f"{nats:.4f} nats per {vocabulary.unit}"
-  if vocabulary.unknown_tokens:
-    losses += (
-      f", perplexity {perplexity(nats):,.1f}, {spelt:.4f} nats per character "
-      "with unknown words spelt"
-    )
-  return f"{losses} ({spelt / math.log(2):.4f} bits)"
+def format_bytes(count: int) -> str:
+  """Return a number of bytes in MB or GB."""
+  return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

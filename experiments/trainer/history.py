@@ -1,4 +1,4 @@
-"""The course of a run as its folder tells it, also while it goes on."""
+"""The history of a run, read from its directory, also while it is training."""
 
 import json
 import math
@@ -10,22 +10,23 @@ import jax
 
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import read_progress
-from experiments.trainer.config import TrainConfig, model_config, reading
+from experiments.trainer.config import TrainConfig, from_record
 from experiments.trainer.data import read_corpus
-from experiments.trainer.ensemble import Progress, SweepConfig, members_of
+from experiments.trainer.ensemble import Progress, SweepConfig, make_members
 from lstm_jax.language import language_model
 from lstm_jax.training import list_checkpoints
 
-SKIPPED = "loss", "grad_norm"  # null where no update of a row was finite
+# Entries that are null where no training step of a row was finite.
+NULLABLE = "train_loss", "grad_norm"
 # A title of samples.txt, as `experiments.train` writes them.
 TITLE = re.compile(
-  r"^=== (untrained|update (\d+), epoch .*|the best, of update \d+: .*) ===\n",
+  r"^=== (untrained|step (\d+), epoch .*|best checkpoint, step \d+: .*) ===\n",
   re.MULTILINE,
 )
 
 
 class Sample(NamedTuple):
-  """What a run wrote at a look."""
+  """A sample that a run drew at an evaluation."""
 
   title: str
   step: int | None  # None for the last one, of the best weights
@@ -33,98 +34,93 @@ class Sample(NamedTuple):
 
 
 class RunHistory(NamedTuple):
-  """What a run's folder tells of it, or a sweep's of a member."""
+  """The history of a run, or of one member of a sweep."""
 
   directory: Path
-  member: str  # of a sweep, as it is called; else empty
+  member: str  # name of a sweep's member; empty for a single run
   record: dict[str, Any]  # config.json
-  config: TrainConfig  # that it says
+  config: TrainConfig
   rows: list[dict[str, Any]]  # metrics.jsonl
   samples: list[Sample]
   finished: bool
 
   @property
   def unit(self) -> str:
-    """What a token is."""
-    return self.config.tokenizer
-
-  @property
-  def watched(self) -> str:
-    """The text whose loss is watched: "development" or "held_out"."""
-    return "development" if self.config.development else "held_out"
+    """What a token is, in the singular."""
+    return self.config.data.tokenizer
 
 
 class Derived(NamedTuple):
-  """What follows from a configuration and its corpus."""
+  """Sizes that follow from a configuration and its corpus."""
 
-  parameters: int
-  num_steps: int
+  num_parameters: int
+  num_steps: int  # training steps of the whole run
 
 
 def read_run_history(directory: Path) -> RunHistory:
-  """Read what a run's folder tells.
+  """Read the history of a run.
 
-  A last line of metrics.jsonl that is being written is left out.
+  A last line of metrics.jsonl that is still being written is left out.
 
   Raises:
-    ValueError: the folder holds no run, its config.json is damaged, or another
-      line is no row of a run.
+    ValueError: the directory holds no run, its config.json is damaged, or a
+      line of metrics.jsonl is not a row of a run.
   """
   record = run_dir.read_record(directory)
-  samples = _samples(_text(directory / run_dir.SAMPLES))
-  # Before there was result.json, the last sample was a run's end.
-  ended = bool(samples) and samples[-1].step is None
-  finished = ended or (directory / run_dir.RESULT).exists()
-  config = run_dir.configuration(record, TrainConfig())
-  rows = _rows(directory / run_dir.METRICS)
+  samples = _parse_samples(_read(directory / run_dir.SAMPLES))
+  finished = (directory / run_dir.RESULT).exists()
+  config = from_record(TrainConfig(), record)
+  rows = _read_rows(directory / run_dir.METRICS)
   return RunHistory(directory, "", record, config, rows, samples, finished)
 
 
 def read_run_histories(directory: Path) -> list[RunHistory]:
-  """Read what a folder tells of its run, or of each member of its sweep.
+  """Read the history of a run, or of each member of a sweep.
 
-  Of a member only the looks are known, as the newest checkpoint has them, and
-  the seconds of all updates, of which each is taken to last as long.
+  The rows of a member hold only its evaluations, which the newest checkpoint
+  has. Their seconds assume that all training steps took equally long.
 
   Raises:
-    ValueError: as `read_course`, or the checkpoint of a sweep cannot be read.
+    ValueError: as `read_run_history`, or a sweep's checkpoint cannot be read.
   """
-  course = read_run_history(directory)
-  if "num_seeds" not in course.record:
-    return [course]
-  config = run_dir.configuration(course.record, SweepConfig())
-  checkpoints, members = directory / run_dir.CHECKPOINTS, members_of(config)
-  looks: list[list[Any]] = [[]] * len(members)
-  steps, pace = list_checkpoints(checkpoints), 0.0
+  history = read_run_history(directory)
+  if "num_seeds" not in history.record:
+    return [history]
+  config = from_record(SweepConfig(), history.record)
+  checkpoints, members = directory / run_dir.CHECKPOINTS, make_members(config)
+  losses: list[list[Any]] = [[]] * len(members)
+  steps, seconds_per_step = list_checkpoints(checkpoints), 0.0
   if steps:
     progress = read_progress(checkpoints, steps[-1], Progress)
-    looks, pace = progress.looks, progress.seconds / steps[-1]
-  found = []
-  for one, seen in zip(members, looks, strict=True):
-    own = {"seed": one.seed, "learning_rate": one.learning_rate}
+    losses = progress.val_losses
+    seconds_per_step = progress.seconds / steps[-1]
+  histories = []
+  for member, val_losses in zip(members, losses, strict=True):
+    flags = {"seed": member.seed, "learning_rate": member.learning_rate}
     rows = [
-      {"step": step, course.watched: nats, "seconds": pace * step}
-      for step, nats in seen
+      {"step": step, "val_loss": nats, "seconds": seconds_per_step * step}
+      for step, nats in val_losses
       if nats is not None
     ]
-    name = f"seed {one.seed} at {one.learning_rate:g}"
-    record = course.record | own
-    found.append(course._replace(member=name, record=record, rows=rows))
-  return found
+    name = f"seed {member.seed} at {member.learning_rate:g}"
+    record = history.record | flags
+    histories.append(history._replace(member=name, record=record, rows=rows))
+  return histories
 
 
-def derive(course: RunHistory) -> Derived | None:
-  """Return what follows from config.json; None where its corpus is not there.
+def derive(history: RunHistory) -> Derived | None:
+  """Return the sizes that follow from config.json and the corpus.
 
-  Nor may it have changed since the run.
+  Returns:
+    None where the corpus is missing or has changed since the run.
   """
-  config = course.config
+  config = history.config
   try:
-    corpus = read_corpus(config)
-    if corpus.sha256 != course.record.get("corpus_sha256"):
+    corpus = read_corpus(config.data)
+    if corpus.sha256 != history.record.get("corpus_sha256"):
       return None
-    model = language_model(model_config(config, corpus.vocabulary.size))
-    num_steps = reading(config).num_steps(corpus.training.tokens)
+    model = language_model(config.model, corpus.tokenizer.size)
+    num_steps = config.batching.num_steps(corpus.train.tokens, config.seed)
   except ValueError:
     return None
   params = jax.eval_shape(model.init, jax.random.key(0))
@@ -132,48 +128,48 @@ def derive(course: RunHistory) -> Derived | None:
   return Derived(count, num_steps)
 
 
-def _text(path: Path) -> str:
-  """Return a log's text, of which the last character may be half written."""
+def _read(path: Path) -> str:
+  """Return a log's text; a character still being written becomes �."""
   try:
     return path.read_bytes().decode("utf-8", "replace")
   except FileNotFoundError:
     return ""
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
   rows = []
-  *lines, last = _text(path).split("\n")  # without a line break, it is cut off
-  del last
+  *lines, partial = _read(path).split("\n")
+  del partial  # a line without a line break is still being written
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)
     except ValueError:
       row = None
     if isinstance(row, dict):
-      row = {n: v for n, v in row.items() if v is not None or n not in SKIPPED}
+      row = {n: v for n, v in row.items() if v is not None or n not in NULLABLE}
     if not _is_row(row):
       raise ValueError(
-        f"line {number} of {path} is no row of a run: {line[:60]}"
+        f"line {number} of {path} is not a row of a run: {line[:60]}"
       )
     rows.append(row)
   return rows
 
 
 def _is_row(row: Any) -> bool:
-  """Return whether it has a step, and figures alone."""
+  """Return whether a JSON value has a step, and only finite numbers."""
   if not isinstance(row, dict) or not isinstance(row.get("step"), int):
     return False
   values = row.values()
   return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
-def _samples(text: str) -> list[Sample]:
+def _parse_samples(text: str) -> list[Sample]:
   titles = list(TITLE.finditer(text))
   ends = [*(title.start() for title in titles), len(text)][1:]
-  found = []
+  samples = []
   for title, end in zip(titles, ends, strict=True):
     step = int(title[2]) if title[2] else 0
-    written = text[title.end() : end].removesuffix("\n\n")
-    last = title[1].startswith("the best, of update")
-    found.append(Sample(title[1], None if last else step, written))
-  return found
+    body = text[title.end() : end].removesuffix("\n\n")
+    last = title[1].startswith("best checkpoint, step")
+    samples.append(Sample(title[1], None if last else step, body))
+  return samples

@@ -1,9 +1,9 @@
-"""What a training run says and writes while it goes on."""
+"""The logger of a training run: metrics, samples and checkpoints."""
 
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -11,250 +11,273 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from experiments.cli import Diverged
-from experiments.progress import TrainingBar
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import (
   Progress,
   Restored,
-  carried_streams,
-  cut_logs,
+  carried_batch_size,
+  describe,
   log_bytes,
-  saved,
+  truncate_logs,
 )
-from experiments.trainer.claim import forget_previous
-from experiments.trainer.config import CELLS
-from experiments.trainer.health import health
-from experiments.trainer.plot import draw
-from experiments.trainer.tally import MetricBuffer
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.data import default_prompt
+from experiments.trainer.errors import Diverged
+from experiments.trainer.metric_buffer import MetricBuffer
+from experiments.trainer.resources import process_size
+from experiments.trainer.setup import TrainSetup
 from experiments.trainer.tensorboard import TensorBoardWriter
-from lstm_jax.language import LanguageModel, LanguageParams, Tokenizer, sample
-from lstm_jax.training import Average, CheckpointWriter, Metrics, TrainState
+from lstm_jax.language import LanguageParams, sample
+from lstm_jax.training import (
+  CheckpointWriter,
+  Metrics,
+  TrainState,
+  eval_params,
+)
+from lstm_jax.training.optimizer import MAX_SKIPPED
 
-LOG_EVERY = 10  # updates a row of metrics.jsonl
+LOG_EVERY = 10  # training steps in a row of metrics.jsonl
+EXCERPT = 256  # validation tokens whose gates TensorBoard shows
 
 
 class Best(NamedTuple):
-  """The best loss so far of what is watched: held-out or development text."""
+  """The lowest validation loss so far."""
 
-  nats: float  # per token; infinite before there is one
-  update: int  # after which it was measured; 0 before there is one
-  params: Any  # on the host; None before there is one
+  val_loss: float  # nats per token; infinite before the first
+  step: int  # 0 before the first
+  params: Any  # on the host; None before the first
+
+
+class ProgressBar(Protocol):
+  """Shows how far a run is."""
+
+  def update(self, step: int, loss: float, rate: float) -> None:
+    """Show the step, its loss in nats per token, and the tokens per second."""
 
 
 class RunLogger:
-  """Keeps a run's metrics, samples and checkpoints in its folder.
+  """Writes a run's metrics, samples and checkpoints into its directory.
 
   Args:
-    directory: of the run.
-    console: what it says, it says here.
-    bar: is told of the updates.
-    description: of the model, for its checkpoints.
-    vocabulary: of the run.
-    watched: the text whose loss is watched, "held_out" or "development".
-    piece: some of its tokens, integers [N], whose gates are looked at.
-    quiet: whether to print no samples.
+    directory: the run directory.
+    config: of the run.
+    setup: of the run.
+    console: prints the samples.
+    bar: is updated with every row of metrics.
+    is_writer: whether this process writes; of several, only the first does.
 
   Attributes:
-    directory: of the run.
-    name: of the loss that is watched, as it is shown.
-    step: updates made.
-    best: the best watched loss so far and its parameters.
-    looks: every watched loss so far.
+    directory: the run directory.
+    step: training steps made.
+    best: the lowest validation loss so far, and its parameters.
+    val_losses: the validation loss of every evaluation so far.
   """
 
   def __init__(
     self,
     directory: Path,
+    config: TrainConfig,
+    setup: TrainSetup,
     console: Console,
-    bar: TrainingBar,
-    description: dict[str, Any],
-    vocabulary: Tokenizer,
-    watched: str,
-    piece: np.ndarray,
-    skips: int = 0,
-    quiet: bool = False,
+    bar: ProgressBar,
+    *,
+    is_writer: bool = True,
   ):
     self.directory = directory
-    self._console = console
-    self._bar = bar
-    self._description = description
-    self._vocabulary = vocabulary
-    self._watched = watched
-    self._tally = MetricBuffer(skips)
-    self._quiet = quiet
-    self.name = watched.replace("_", "-")
-    self._writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
-    cell = CELLS[description["model"]["cell"]]
-    self._board = TensorBoardWriter(
-      directory / run_dir.TENSORBOARD, cell, piece
-    )
-    self._norms: dict[str, jax.Array] = {}  # of the last update's gradient
-    self._last_look: tuple[int, float] | None = None
-    health()  # counts from here on
-    self.looks: list[float] = []
     self.step = 0
     self.best = Best(math.inf, 0, None)
+    self.val_losses: list[float] = []
+    self._config, self._setup = config, setup
+    self._console, self._bar = console, bar
+    skips = config.optimizer.nonfinite == "skip"
+    self._buffer = MetricBuffer(MAX_SKIPPED if skips else 0)
+    self._grad_norms: dict[str, jax.Array] = {}  # of the last step
+    self._last_evaluation: tuple[int, float] | None = None
+    self._writer: CheckpointWriter | None = None
+    self._tensorboard = TensorBoardWriter(
+      directory / run_dir.TENSORBOARD,
+      config.model.cell,
+      setup.corpus.val.tokens[:EXCERPT],
+    )
+    if is_writer:
+      self._writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
+    process_size()  # counts compilations from here on
 
   @property
   def seconds(self) -> float:
-    """Return the time spent on updates, without evaluation and sampling."""
-    return self._tally.seconds
+    """The time spent on training steps, without evaluation and sampling."""
+    return self._buffer.seconds
 
   @property
   def skipped(self) -> int:
-    """Return how many updates were not finite."""
-    return self._tally.skipped
+    """How many training steps were not finite."""
+    return self._buffer.skipped
 
-  def go_on(self, restored: Restored | None) -> None:
-    """Take up what a checkpoint holds, or nothing; forget what came after."""
+  def resume(self, restored: Restored | None) -> None:
+    """Continue from a checkpoint, or from nothing; delete what came after."""
     progress = restored.progress if restored else None
-    cut_logs(self.directory, progress.bytes if progress else {}, self._console)
-    self._writer.forget_after(int(restored.state.step) if restored else 0)
-    self._board.begin(int(restored.state.step) + 1 if restored else 0)
+    step = int(restored.state.step) if restored else 0
+    if self._writer:
+      log_sizes = progress.log_bytes if progress else {}
+      truncate_logs(self.directory, log_sizes, self._console)
+      self._writer.delete_after(step)
+      self._tensorboard.begin(step + 1 if restored else 0)
     if not restored or not progress:
       return
-    self.step = int(restored.state.step)
-    self._console.print(f"goes on     after update {self.step}")
-    self._tally.go_on(progress)
-    self.looks = progress.looks
-    if progress.best and restored.best:
-      self.best = Best(*progress.best, restored.best)
-
-  def update(self, step: int, metrics: Metrics) -> None:
-    """Take the metrics of one update; report every LOG_EVERY updates.
-
-    A checkpoint is written while one update is computed; the next one waits, so
-    that a kill costs one interval between checkpoints, and that update.
-    """
-    self._writer.wait()
     self.step = step
-    loss, norm, num_tokens, self._norms = metrics
-    self._tally.add(loss, norm, num_tokens)
-    if len(self._tally) == LOG_EVERY:
-      self.report(step)
+    self._console.print(f"resumed     after step {step}")
+    self._buffer.restore(progress)
+    self.val_losses = progress.val_losses
+    if progress.best and restored.best_params:
+      self.best = Best(*progress.best, restored.best_params)
+
+  def log_step(self, step: int, metrics: Metrics) -> None:
+    """Add the metrics of a training step; write a row every LOG_EVERY steps.
+
+    A checkpoint is written while one step is computed; the next step waits, so
+    that a kill costs one interval between checkpoints, and that step.
+    """
+    if self._writer:
+      self._writer.wait()
+    self.step = step
+    self._grad_norms = metrics.grad_norms
+    self._buffer.add(metrics)
+    if len(self._buffer) == LOG_EVERY:
+      self.flush()
       self.start_clock()
 
-  def report(self, step: int) -> None:
-    """Report the updates since the last report, and stop the clock.
+  def flush(self) -> None:
+    """Write the row of the steps since the last row, and stop the clock.
 
     Raises:
-      Diverged: a loss or a gradient is NaN or infinite, and is not to be
-        skipped, or not so many in a row.
+      Diverged: too many consecutive losses or gradients are not finite.
     """
-    told = self._tally.take(step)
-    if not told:
+    row = self._buffer.take(self.step)
+    if not row:
       return
-    self._bar.update(step, told.loss, told.rate)
-    finite = math.isfinite(told.loss)
-    row = {
-      "step": step,
-      "loss": told.loss if finite else None,
-      "grad_norm": told.grad_norm if finite else None,
-      f"{self._vocabulary.unit}s_per_second": round(told.rate),
+    self._bar.update(self.step, row.train_loss, row.tokens_per_second)
+    finite = math.isfinite(row.train_loss)
+    record = {
+      "step": self.step,
+      "train_loss": row.train_loss if finite else None,
+      "grad_norm": row.grad_norm if finite else None,
+      "lr": float(self._setup.schedule(self.step - 1)),
+      "tokens_per_second": round(row.tokens_per_second),
       "seconds": round(self.seconds, 3),
     }
-    self._record(**row | ({"skipped": self.skipped} if self.skipped else {}))
+    if self.skipped:
+      record["skipped"] = self.skipped
+    self._write_row(record)
 
   def start_clock(self) -> None:
-    """Count the seconds from now on as those of updates."""
-    self._tally.start_clock()
+    """Count the seconds from now on as those of training steps."""
+    self._buffer.start_clock()
 
-  def watch(self, step: int, nats: float, params: LanguageParams) -> bool:
-    """Take a watched loss; return whether it is the best so far.
+  def log_evaluation(self, val_loss: float, params: LanguageParams) -> bool:
+    """Take the validation loss after this step; return whether it is the best.
 
     Raises:
       Diverged: the loss is NaN or infinite.
     """
-    if not math.isfinite(nats):
-      raise Diverged(f"the {self.name} loss is {nats} after update {step}")
-    self._record(step=step, **{self._watched: nats}, **health())
-    self._board.look(step, params)
-    self.looks.append(nats)
-    self._last_look = step, nats
-    if nats >= self.best.nats:
+    if not math.isfinite(val_loss):
+      raise Diverged(
+        f"the validation loss is {val_loss} after step {self.step}"
+      )
+    record = {"step": self.step, "val_loss": val_loss} | process_size()
+    self._write_row(record)
+    self._tensorboard.evaluation(self.step, params)
+    self.val_losses.append(val_loss)
+    self._last_evaluation = self.step, val_loss
+    if val_loss >= self.best.val_loss:
       return False
-    self.best = Best(nats, step, jax.tree.map(np.array, params))
+    self.best = Best(val_loss, self.step, jax.tree.map(np.array, params))
     return True
 
-  def save(
-    self,
-    step: int,
-    params: LanguageParams,
-    state: TrainState,
-    average: Average | None,
-  ) -> None:
-    """Save all that the run needs to go on from here, and its parameters."""
+  def save(self, state: TrainState) -> None:
+    """Save a checkpoint: all that the run needs to resume, and its model."""
+    buffered = self._buffer.to_progress()  # stops the clock in every process
+    if not self._writer:
+      return
     best = self.best
     progress = Progress(
-      batch_size=carried_streams(state),
-      averaging=average is not None,
-      looks=self.looks,
-      best=(best.nats, best.update) if best.update else None,
-      bytes=log_bytes(self.directory),
-      **self._tally.kept(),
+      batch_size=carried_batch_size(state),
+      val_losses=self.val_losses,
+      best=(best.val_loss, best.step) if best.step else None,
+      log_bytes=log_bytes(self.directory),
+      **buffered,
     )
-    last, nats = self._last_look or (0, None)
-    description = self._description | {
-      "held_out": nats if last == step else None,  # or development
+    evaluated, val_loss = self._last_evaluation or (0, None)
+    description = describe(self._config, self._setup.corpus.tokenizer) | {
+      "val_loss": val_loss if evaluated == self.step else None,
       "progress": progress._asdict(),
     }
-    tree = saved(state, average)
-    self._writer.save(step, params, description, state=tree, best=best.update)
+    params = eval_params(state)
+    self._writer.save(
+      self.step, params, description, state=state, best=best.step
+    )
 
   def sample(
-    self,
-    title: str,
-    model: LanguageModel,
-    params: LanguageParams,
-    key: jax.Array,
-    length: int,
-    temperature: float,
+    self, title: str, params: LanguageParams, key: jax.Array, length: int
   ) -> None:
-    """Draw a sample, print it unless quiet, and add it to samples.txt."""
-    vocabulary = self._vocabulary
+    """Draw a sample, print it unless --quiet, and append it to samples.txt."""
+    if not self._writer:
+      return
+    tokenizer = self._setup.corpus.tokenizer
     tokens = sample(
-      model,
+      self._setup.model,
       params,
       key,
-      run_dir.default_prompt(vocabulary),
+      default_prompt(tokenizer),
       length,
-      temperature=temperature,
-      never=vocabulary.unknown_tokens,
+      temperature=self._config.evaluation.temperature,
+      suppress_tokens=tokenizer.unknown_tokens,
     )
-    text = vocabulary.decode(tokens[0])
-    if not self._quiet:
+    text = tokenizer.decode(tokens[0])
+    if not self._config.job.quiet:
       self._console.print(Rule(title, align="left"))
       self._console.print(Text(text), soft_wrap=True)
     path = self.directory / run_dir.SAMPLES
     run_dir.append(path, f"=== {title} ===\n{text}\n\n")
-    self._board.sample(self.step, title, text)
+    self._tensorboard.sample(self.step, title, text)
 
-  def close(self) -> None:
-    """Draw the curve and wait for the checkpoint."""
-    try:
-      if (self.directory / run_dir.METRICS).exists():
-        draw(self.directory, self._vocabulary.unit)
-    except (OSError, ValueError) as error:  # which hides nothing worse
-      self._console.print(f"{run_dir.PICTURE} cannot be written: {error}")
-    self._writer.close()
-    if self.best.update:
-      forget_previous(self.directory)
+  def sample_during_training(self, title: str, params: LanguageParams) -> None:
+    """Draw, print and append a sample, by a key that depends on the step."""
+    key = self._setup.keys.samples
+    key = jax.random.fold_in(key, self.step) if self.step else key
+    self.sample(title, params, key, self._config.evaluation.sample_length)
 
-  def final(self, held_out: float) -> None:
-    """Take the held-out loss of the best, where the development text chose."""
-    self._record(step=self.best.update, held_out=held_out)
-
-  def finish(self) -> None:
-    """Write what the run ends with: it is not to go on."""
+  def finish(self, test_loss: float | None) -> None:
+    """Write what the finished run ends with: it is not resumed again."""
+    if test_loss is not None:
+      self._write_row({"step": self.best.step, "test_loss": test_loss})
     record = {
-      "step": self.best.update,
-      self._watched: self.best.nats,
+      "step": self.best.step,
+      "val_loss": self.best.val_loss,
+      "test_loss": test_loss,
       "seconds": round(self.seconds, 3),
     }
-    run_dir.write_json(self.directory / run_dir.RESULT, record)
+    if self._writer:
+      run_dir.write_json(self.directory / run_dir.RESULT, record)
 
-  def _record(self, **row: Any) -> None:
-    line = json.dumps(row, allow_nan=False)
+  def close(self) -> None:
+    """Draw loss.png and wait for the last checkpoint."""
+    if not self._writer:
+      return
+    try:
+      if (self.directory / run_dir.METRICS).exists():
+        from experiments.trainer.plot import draw  # imports matplotlib
+
+        draw(self.directory, self._setup.corpus.tokenizer.unit)
+    except (OSError, ValueError) as error:  # must not hide a worse error
+      self._console.print(f"{run_dir.PICTURE} cannot be written: {error}")
+    self._writer.close()
+    if self.best.step:
+      run_dir.delete_previous(self.directory)
+
+  def _write_row(self, record: dict[str, Any]) -> None:
+    if not self._writer:
+      return
+    line = json.dumps(record, allow_nan=False)
     run_dir.append(self.directory / run_dir.METRICS, line + "\n")
-    self._board.row(row, self._norms if "loss" in row else {})
+    norms = self._grad_norms if "train_loss" in record else {}
+    self._tensorboard.row(record, norms)

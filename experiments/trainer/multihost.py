@@ -1,16 +1,17 @@
 """Several processes that train as one: how they join, and what they agree on.
 
-Every process runs the same program on devices of its own. All of them evaluate,
-each by itself, and the first one's result counts; it alone samples, prints and
-writes. What only one of them knows (a folder's name, a request to stop) is
-told to the others where all of them stand at the same place.
+Every process runs the same program on its own devices. Every process evaluates
+by itself, and the first one's result counts; the first alone samples, prints
+and writes. What only one of them knows (the run directory, a request to stop)
+is sent to the others where all processes reach the same place.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
@@ -18,11 +19,17 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from experiments.cli import BAD_INPUT, LARGEST
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.flags import LARGEST
+from experiments.trainer.run_dir import open_run_dir
+
+TIMED_OUT = 2  # exit status: that of bad input
+PATH_BYTES = 4096  # of the run directory, as the first process sends it
+NEW, OLD = b"n", b"o"
 
 
 def define_flags() -> list[flags.FlagHolder]:
-  """Define the flags that say how a process joins the others."""
+  """Define the flags by which a process joins the others."""
   return [
     flags.DEFINE_boolean(
       "distributed",
@@ -50,10 +57,10 @@ def join(
   process_id: int | None,
   join_timeout: int,
 ) -> None:
-  """Join the other processes, before anything asks JAX for a device.
+  """Join the other processes; JAX must not have been asked for a device yet.
 
-  Where they do not all come in time, this process ends with one line and the
-  status of bad input.
+  If they do not all join in time, this process prints one line and exits with
+  the status of bad input.
 
   Raises:
     ValueError: the flags are incomplete or do not go together, or there is no
@@ -96,47 +103,85 @@ def join(
 
 
 def _give_up(where: str, seconds: int) -> None:
-  message = f"not all processes have met{where} within {seconds} seconds"
+  message = f"not all processes have joined{where} within {seconds} seconds"
   print(f"error: {message}", file=sys.stderr, flush=True)
-  os._exit(BAD_INPUT)  # the main thread waits in JAX
+  os._exit(TIMED_OUT)  # the main thread waits in JAX
 
 
 def is_first() -> bool:
-  """Return whether this process is the one that prints and writes."""
+  """Return whether this is the process that prints and writes."""
   return jax.process_index() == 0
 
 
-def of_first(number: float) -> float:
-  """Return the first process's number: what decides must be one for all."""
+def from_first_process(number: float) -> float:
+  """Return the first process's number, so that all decide alike."""
   if jax.process_count() == 1:
     return number
-  return float(np.frombuffer(told(np.float64(number).tobytes()))[0])
+  return float(np.frombuffer(_broadcast(np.float64(number).tobytes()))[0])
 
 
-def told(data: bytes) -> bytes:
-  """Return the first process's bytes; all must give as many."""
+def _broadcast(data: bytes) -> bytes:
+  """Return the first process's bytes; all must pass as many."""
   numbers = np.frombuffer(data, np.uint8)
   return np.asarray(multihost_utils.broadcast_one_to_all(numbers)).tobytes()
 
 
-def asked(
-  requests: Sequence[signal.Signals], now: bool
+def agreed_request(
+  requests: Sequence[signal.Signals], all_call: bool
 ) -> signal.Signals | None:
-  """Return a signal by which this process, or `now` any, was asked to stop.
+  """Return the signal that asks to stop, if any.
 
-  Processes that are several stop together, and so only where all ask this.
+  Several processes stop together, and so only where all of them call this.
+
+  Args:
+    requests: signals that this process has received.
+    all_call: whether all processes call this at the same step.
   """
-  own = requests[0] if requests else 0
+  request = int(requests[0]) if requests else 0
   if jax.process_count() > 1:
-    own = now and int(multihost_utils.process_allgather(np.int32(own)).max())
-  return signal.Signals(own) if own else None
+    if not all_call:
+      return None
+    requests_of_all = multihost_utils.process_allgather(np.int32(request))
+    request = int(requests_of_all.max())
+  return signal.Signals(request) if request else None
 
 
-def check_same(directory: Path, step: int) -> None:
-  """Raise ValueError where this process has found another checkpoint."""
-  first = int(of_first(step))
+def check_same_checkpoint(directory: Path, step: int) -> None:
+  """Raise ValueError where this process resumes from another checkpoint."""
+  first = int(from_first_process(step))
   if step != first:
     raise ValueError(
       f"every process must see the same {directory}: its newest checkpoint is "
-      f"of update {first} for the first process, and {step} for another"
+      f"of step {first} for the first process, and {step} for another"
     )
+
+
+@contextmanager
+def open_shared_run_dir(
+  config: TrainConfig, corpus_sha256: str
+) -> Iterator[tuple[Path, bool]]:
+  """Hold the run directory in the first process, for all of them.
+
+  Yields:
+    As `open_run_dir`.
+
+  Raises:
+    ValueError: as `open_run_dir` in the first process; in the others, if the
+      first has raised one.
+  """
+  if jax.process_count() == 1:
+    with open_run_dir(config, corpus_sha256) as opened:
+      yield opened
+    return
+  with ExitStack() as held:
+    message = b""
+    try:
+      if is_first():
+        run_dir = open_run_dir(config, corpus_sha256)
+        directory, resuming = held.enter_context(run_dir)
+        message = (OLD if resuming else NEW) + os.fsencode(directory)
+    finally:
+      message = _broadcast(message.ljust(PATH_BYTES, b"\0")).rstrip(b"\0")
+    if not message:
+      raise ValueError("the first process has stopped: see its error")
+    yield Path(os.fsdecode(message[1:])), message[:1] == OLD

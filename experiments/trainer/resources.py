@@ -1,13 +1,16 @@
-"""What a run needs, before it is begun: memory, products, tokens.
+"""What a run needs and uses: memory, operations, compilations, time.
 
-Memory is the compiler's own account of the compiled update: its arguments, its
-temporaries and what does not take an argument's place of its results. Products
-are counted from the shapes, two operations a multiply-add, once forward and
-twice backward; what is not a product is left out.
+The memory of a training step is what the compiler reports for the compiled
+step: its arguments, its temporaries, and those results that do not take an
+argument's place. The operations of its matrix products follow from the shapes:
+two for each multiply-add, once forward and twice backward; everything else is
+left out.
 """
 
 import os
 import resource
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,105 +19,117 @@ import numpy as np
 from rich.console import Console
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.setup import TrainSetup, heading, make
+from experiments.trainer.format import format_bytes
+from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.language import LanguageParams
+
+WARM_UP = 3  # training steps before a trace starts: they compile
+STATM = Path("/proc/self/statm")  # Linux: in pages; the second is resident
+COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Footprint(NamedTuple):
-  """What one update takes."""
+  """What one training step takes."""
 
   bytes: int  # of memory, at its peak
-  state_bytes: int  # of them, what is kept between updates
-  operations: int  # floating-point, of its products
+  state_bytes: int  # of them, kept between training steps
+  operations: int  # floating-point, of the matrix products
 
 
 def dry_run(config: TrainConfig, console: Console) -> Footprint:
-  """Print what the run would be and need, and make nothing.
+  """Print what a run would be and need, without training.
 
   Raises:
-    ValueError: as `make`, or there is a mesh.
+    ValueError: as `make_setup`, or there is a mesh.
   """
-  if config.mesh:
-    raise ValueError(f"a dry run is of one device, got a mesh of {config.mesh}")
-  parts = make(config)
-  console.print(heading(config, parts), soft_wrap=True)
-  most = most_streams(config)
-  needs = footprint(parts, most, config.seq_len)
-  streams = next(parts.reading.epochs(parts.corpus.training.tokens))
+  if config.job.mesh:
+    raise ValueError(
+      f"--dry_run is for one device, got a mesh of {config.job.mesh}"
+    )
+  setup = make_setup(config)
+  console.print(heading(config, setup), soft_wrap=True)
+  batch_size, seq_len = largest_batch(config)
+  needs = footprint(setup, batch_size, seq_len)
+  epoch = next(config.batching.epochs(setup.corpus.train.tokens, config.seed))
+  total = total_operations(config, setup)
   console.print(
-    f"an update   {most} streams × {config.seq_len} steps: "
-    f"{bytes_told(needs.bytes)} of memory ({bytes_told(needs.state_bytes)} "
-    f"between updates), {needs.operations / 1e9:,.2f} GFLOP in products\n"
-    f"an epoch    {streams.tokens_per_epoch:,} predictions in "
-    f"{streams.num_batches:,} updates\n"
-    f"the run     {total_operations(parts) / 1e12:,.1f} TFLOP",
+    f"a step      {batch_size} sequences × {seq_len} tokens: "
+    f"{format_bytes(needs.bytes)} of memory ({format_bytes(needs.state_bytes)} "
+    f"between steps), {needs.operations / 1e9:,.2f} GFLOP in products\n"
+    f"an epoch    {epoch.tokens_per_epoch:,} predicted tokens in "
+    f"{epoch.num_batches:,} steps\n"
+    f"the run     {total / 1e12:,.1f} TFLOP",
     soft_wrap=True,
   )
   return needs
 
 
-def footprint(parts: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
-  """Compile the update for blocks of that size, and say what it takes.
+def footprint(setup: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
+  """Compile the training step for a batch size and report what it takes.
 
   Args:
-    parts: of the run; the update is not called, nor the state's arrays read.
-    batch_size: B of a block.
-    seq_len: T of a block.
+    setup: of the run; its step is not called, its arrays are not read.
+    batch_size: B.
+    seq_len: T.
   """
-  like = jax.tree.map(jax.typeof, parts.state)._replace(
-    carry=jax.eval_shape(lambda: parts.model.initial_state((batch_size,)))
+  state = jax.tree.map(jax.typeof, setup.state)._replace(
+    carry=jax.eval_shape(lambda: setup.model.initial_state((batch_size,)))
   )
-  block = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
-  update: Any = parts.update  # which jax.jit has made
-  memory = update.lower(like, block, block).compile().memory_analysis()
-  kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+  batch = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
+  step: Any = setup.train_step  # made by jax.jit
+  lowered = step.lower(state, batch, batch, setup.keys.noise)
+  memory = lowered.compile().memory_analysis()
+  leaves = jax.tree.leaves(state)
   return Footprint(
     memory.argument_size_in_bytes
     + memory.temp_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,
-    kept,
-    operations(like.params, batch_size * seq_len),
+    sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+    operations(state.params, batch_size * seq_len),
   )
 
 
-def most_streams(config: TrainConfig) -> int:
-  """Return B of the widest blocks: some come late."""
-  return max(config.batch_size, config.late_batch_size)
+def largest_batch(config: TrainConfig) -> tuple[int, int]:
+  """Return (B, T) of the largest batches of a run."""
+  batching = config.batching
+  batch_size = max(batching.batch_size, batching.late_batch_size)
+  return batch_size, batching.seq_len
 
 
-def total_operations(parts: TrainSetup) -> int:
-  """Return the operations of a whole run's products."""
-  epochs = parts.reading.epochs(parts.corpus.training.tokens)
-  blocks = (
-    block * streams.tokens.shape[1]
-    for streams in epochs
-    for block in np.diff(streams.cuts)
+def total_operations(config: TrainConfig, setup: TrainSetup) -> int:
+  """Return the operations of a whole run's matrix products."""
+  epochs = config.batching.epochs(setup.corpus.train.tokens, config.seed)
+  sizes = (
+    length * batches.tokens.shape[1]
+    for batches in epochs
+    for length in np.diff(batches.cuts)
   )
-  return sum(operations(parts.state.params, tokens) for tokens in blocks)
+  return sum(operations(setup.state.params, size) for size in sizes)
 
 
-def operations(params: LanguageParams, tokens: int) -> int:
-  """Return the floating-point operations of an update's products.
+def operations(params: LanguageParams, num_tokens: int) -> int:
+  """Return the operations of the matrix products of one training step.
 
-  The first layer's inputs are rows of the table E W_x, which is one product an
-  update, or as many rows as there are tokens where those are fewer.
+  The first layer's inputs are rows of the table E W_x, which is one product a
+  step, or as many rows as there are tokens where those are fewer.
   """
-  embedding = params.embedding
-  first = params.layers[0]
-  rows = min(tokens, embedding.shape[0])
-  once = rows * np.prod(first.w_x.shape)
-  each = sum(
+  embedding, first = params.embedding, params.layers[0]
+  rows = min(num_tokens, embedding.shape[0])
+  table = rows * np.prod(first.w_x.shape)
+  per_token = sum(
     leaf.size for leaf in jax.tree.leaves(params.layers) if leaf.ndim > 1
   )
-  each += embedding.size if params.readout is None else params.readout.size
-  return int(6 * (once + tokens * (each - first.w_x.size)))
+  per_token -= first.w_x.size
+  per_token += embedding.size if params.readout is None else params.readout.size
+  return int(6 * (table + num_tokens * per_token))
 
 
-def available() -> int:
+def available_memory() -> int:
   """Return the bytes that the device may hold.
 
-  That is a GPU's limit; of a CPU, the memory, or what `ulimit -v` grants.
+  That is a GPU's limit; on a CPU, the machine's memory or the limit of
+  `ulimit -v`.
   """
   stats = jax.devices()[0].memory_stats() or {}
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -124,27 +139,99 @@ def available() -> int:
   return stats.get("bytes_limit", memory)
 
 
-def that_fits(config: TrainConfig, parts: TrainSetup, limit: int) -> str:
-  """Return what an update needs, and with how many streams it would fit.
+def advise_batch_size(
+  config: TrainConfig, setup: TrainSetup, limit: int
+) -> str:
+  """Return what a training step needs, and which batch size would fit.
 
   Args:
     config: of the run.
-    parts: of the run.
-    limit: bytes of memory; streams are halved until an update takes no more.
+    setup: of the run.
+    limit: bytes of memory; B is halved until a step takes no more.
   """
-  streams, steps = most_streams(config), config.seq_len
-  needed = bytes_told(footprint(parts, streams, steps).bytes)
-  told = (
-    f"{streams} streams × {steps} steps need {needed} and the device has "
-    f"{bytes_told(limit)}"
+  batch_size, seq_len = largest_batch(config)
+  needed = format_bytes(footprint(setup, batch_size, seq_len).bytes)
+  message = (
+    f"a batch of {batch_size} sequences × {seq_len} tokens needs {needed} and "
+    f"the device has {format_bytes(limit)}"
   )
-  while streams := streams // 2:
-    less = footprint(parts, streams, steps).bytes
-    if less <= limit:
-      return f"{told}; {streams} × {steps} would need {bytes_told(less)}"
-  return f"{told}; no number of streams would fit: take fewer steps or units"
+  while batch_size := batch_size // 2:
+    smaller = footprint(setup, batch_size, seq_len).bytes
+    if smaller <= limit:
+      return (
+        f"{message}; {batch_size} × {seq_len} would need "
+        f"{format_bytes(smaller)}"
+      )
+  return (
+    f"{message}; no batch size would fit: reduce --seq_len or --hidden_size"
+  )
 
 
-def bytes_told(count: int) -> str:
-  """Return a number of bytes as a person reads it."""
-  return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+def process_size() -> dict[str, float]:
+  """Return how large the process is now, for a row of metrics.jsonl.
+
+  Returns:
+    resident_mb: memory of the process, in 1e6 bytes; only on Linux.
+    live_mb: arrays that JAX holds, in 1e6 bytes.
+    compilations: programs compiled since the first call.
+  """
+  size = {"live_mb": sum(x.nbytes for x in jax.live_arrays()) / 1e6}
+  if STATM.exists():
+    pages = int(STATM.read_text().split()[1])
+    size["resident_mb"] = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+  return {name: round(x, 3) for name, x in size.items()} | {
+    "compilations": _compilation_counter().count
+  }
+
+
+class _CompilationCounter:
+  """Counts the programs that XLA compiles, from when it is made."""
+
+  def __init__(self) -> None:
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, duration_secs: float, **kwargs: Any) -> None:
+    del duration_secs, kwargs
+    self.count += event == COMPILED
+
+
+@cache
+def _compilation_counter() -> _CompilationCounter:
+  return _CompilationCounter()
+
+
+class Tracer:
+  """Traces some training steps with JAX's profiler, once they are compiled.
+
+  The trace is in the XPlane format, which TensorBoard's profile page and XProf
+  read. It includes the evaluations between the steps.
+
+  Args:
+    directory: of the trace.
+    num_steps: how many steps to trace; fewer if the run ends before.
+  """
+
+  def __init__(self, directory: Path, num_steps: int):
+    self._directory, self._last = directory, WARM_UP + num_steps
+    self._steps = 0
+    self._running = False
+
+  def __enter__(self) -> "Tracer":
+    return self
+
+  def __exit__(self, *error) -> None:
+    if self._running:
+      jax.profiler.stop_trace()
+
+  def before_step(self, state: Any) -> None:
+    """Start or stop the trace, where it is time, once `state` is computed."""
+    if self._steps == WARM_UP and self._last > WARM_UP:
+      jax.block_until_ready(state)
+      jax.profiler.start_trace(self._directory)
+      self._running = True
+    if self._running and self._steps == self._last:
+      jax.block_until_ready(state)
+      jax.profiler.stop_trace()
+      self._running = False
+    self._steps += 1

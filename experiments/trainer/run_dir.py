@@ -1,129 +1,151 @@
-"""A run's folder: what a training run writes, and what is read back from it.
+"""A run directory: its files, and how a process locks it.
 
-config.json     every flag, versions and device
-metrics.jsonl   one JSON object a line: training and held-out losses
-samples.txt     what the model wrote, as it learnt
-loss.png        both losses over updates
-result.json     the best loss, once the run is finished
-evaluation.json what `experiments.evaluate` found, once it has run
-explore.html    the page of `experiments.explore`, once it has run
-profile/        the trace of --profile
-report.html     the page of `experiments.report`, likewise
-tensorboard/    the same course for TensorBoard, if tensorboardX is installed
-checkpoints/    the last two and the best: parameters, and all to go on from
-previous/       what --overwrite replaces, until this run has a checkpoint
-lock            the process that writes here, while it does
+config.json      every flag, versions, device, and the corpus's hash
+metrics.jsonl    one JSON object a line: training and validation losses
+samples.txt      what the model wrote as it learned
+loss.png         both losses over training steps
+result.json      the best loss; written when the run finishes
+evaluation.json  written by `experiments.evaluate`
+explore.html     written by `experiments.explore`
+report.html      written by `experiments.report`
+profile/         the trace of --profile
+tensorboard/     the same metrics for TensorBoard, if tensorboardX is installed
+checkpoints/     the last two and the best: parameters and train state
+previous/        what --overwrite replaces, until this run has a checkpoint
+lock             the id of the process that is writing here
+
+A run is unfinished as long as it has no result.json. It can be resumed if a
+checkpoint holds a state, or, from the beginning, if it has no checkpoint.
 """
 
-import dataclasses
+import fcntl
 import json
-import math
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import jax
-import numpy as np
-from jax import numpy as jnp
 
-from experiments.trainer.config import (
-  TrainConfig,
-  model_config,
-  stored_vocabulary,
-)
-from lstm_jax.language import (
-  LanguageModel,
-  LanguageParams,
-  Tokenizer,
-  language_model,
-)
-from lstm_jax.training import (
-  Checkpoint,
-  CheckpointError,
-  list_checkpoints,
-  read_checkpoint,
-  read_params,
-)
+from experiments.trainer.config import JobConfig, TrainConfig, leaves, to_record
+from lstm_jax.training import has_state, list_checkpoints
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
-PICTURE, CHECKPOINTS = "loss.png", "checkpoints"
-PROFILE = "profile"
-EVALUATION, RESULT = "evaluation.json", "result.json"
+PICTURE, RESULT, EVALUATION = "loss.png", "result.json", "evaluation.json"
 PAGE, REPORT = "explore.html", "report.html"
-TENSORBOARD = "tensorboard"
-Config = TypeVar("Config", bound=TrainConfig)
-EARLIER = {
-  "tokenizer": "character",
-  "min_count": 2,
-  "tied": False,
-}  # if not said
-MODEL_FIELDS = (
-  "tokenizer",
-  "min_count",
-  "cell",
-  "embedding_size",
-  "hidden_size",
-  "num_layers",
-  "tied",
-  "init_std",
-  "readout_std",
+PROFILE, TENSORBOARD, CHECKPOINTS = "profile", "tensorboard", "checkpoints"
+PREVIOUS, LOCK = "previous", "lock"
+# A run is moved in this order; CONFIG, the last, marks the move as complete.
+CONTENTS = (
+  METRICS,
+  SAMPLES,
+  PICTURE,
+  PROFILE,
+  EVALUATION,
+  PAGE,
+  REPORT,
+  TENSORBOARD,
+  RESULT,
+  CHECKPOINTS,
+  CONFIG,
 )
+JOB_FLAGS = tuple(leaf.name for leaf in leaves(JobConfig()))
+
+
+@contextmanager
+def open_run_dir(
+  config: TrainConfig, corpus_sha256: str
+) -> Iterator[tuple[Path, bool]]:
+  """Lock a run directory, with its config.json written, during the block.
+
+  Yields:
+    (directory, whether it holds an unfinished run to resume).
+
+  Raises:
+    ValueError: another process holds the directory; it holds a finished run, or
+      one of another configuration or corpus, and --overwrite is not given; or
+      it holds files of another kind.
+  """
+  job = config.job
+  directory = Path(job.run) if job.run else _new_directory()
+  present = [name for name in CONTENTS if (directory / name).exists()]
+  if present and read_config(directory) is None:
+    raise ValueError(
+      f"{directory} holds {present[-1]} but no {CONFIG} of a run: choose "
+      "another --run"
+    )
+  directory.mkdir(parents=True, exist_ok=True)
+  with lock(directory):
+    yield directory, _resume_or_start(directory, config, corpus_sha256)
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+  """Lock an existing directory until the end of the block.
+
+  The kernel releases the lock when the process ends, however it ends: a file
+  that a crash leaves behind locks nothing.
+
+  Raises:
+    ValueError: another process holds it.
+  """
+  path = directory / LOCK
+  while True:
+    file = path.open("a+", encoding="utf-8")
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      pid = file.read().strip()
+      file.close()
+      holder = f"process {pid}" if pid else "another process"
+      raise ValueError(f"{directory} is in use by {holder}") from None
+    if _is_same(file, path):
+      break
+    file.close()  # the previous holder has just deleted it
+  try:
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    yield
+  finally:
+    path.unlink(missing_ok=True)
+    file.close()
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
-  """Return what a run's config.json says, or None where it is not of a run."""
+  """Return the contents of config.json; None if it is missing or invalid."""
   try:
     record = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return None
-  if not isinstance(record, dict):
-    return None
-  return record if set(MODEL_FIELDS) <= set(EARLIER | record) else None
+  names = {leaf.name for leaf in leaves(TrainConfig())}
+  return record if isinstance(record, dict) and names <= set(record) else None
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-  """Return what a run's config.json says.
+  """Return config.json.
 
   Raises:
-    ValueError: the folder has none.
+    ValueError: the directory holds no run.
   """
   record = read_config(directory)
   if record is None:
-    raise ValueError(
-      f"there is no run in {directory}: it has no config.json of one"
+    reason = (
+      f"no {CONFIG} of a run" if directory.is_dir() else "no such directory"
     )
-  return EARLIER | record
-
-
-def configuration(record: dict[str, Any], default: Config) -> Config:
-  """Return the configuration that a config.json says.
-
-  What it does not say is as in the default: it is of before there was such a
-  flag.
-
-  Raises:
-    ValueError: a value is not of its flag's kind, or out of its range.
-  """
-  found = {}
-  for name, usual in dataclasses.asdict(default).items():
-    value, kind = record.get(name, usual), type(usual)
-    whole = kind is float and type(value) is int
-    right = type(value) is kind or whole
-    if kind is list:  # of numbers
-      right = right and all(type(each) in (int, float) for each in value)
-    if not right or value in (math.inf, -math.inf):
-      raise ValueError(
-        f"{CONFIG} must have a {kind.__name__} for {name}, got {value!r}"
-      )
-    found[name] = value
-  return dataclasses.replace(default, **found)
+    raise ValueError(f"there is no run in {directory}: {reason}")
+  return record
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-  """Write a record in the place of what the file held: all of it or nothing.
+  """Write a record as JSON, atomically.
 
   Raises:
     OSError: it cannot be written; the error names the file.
@@ -135,36 +157,8 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     part.replace(path)
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-  """Name the file in an OSError: where the disk is full, it has no name."""
-  try:
-    yield
-  except OSError as error:
-    raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def check_parent(path: Path) -> None:
-  """Raise ValueError where a file of that name cannot be, before it is made."""
-  if not path.parent.is_dir():
-    raise ValueError(f"{path} cannot be written: no such folder")
-
-
-def device_name() -> str:
-  """Return what the run computes on."""
-  device = jax.devices()[0]
-  return f"{device.platform}, {device.device_kind}"
-
-
-def origin() -> dict[str, Any]:
-  """Return the versions and the device that figures come from."""
-  packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
-  versions = {name: version(name) for name in packages}
-  return {"versions": versions, "device": device_name()}
-
-
 def append(path: Path, text: str) -> None:
-  """Add text to a file of the run, and leave it on the disk.
+  """Append text to a file of the run, and close it.
 
   Raises:
     OSError: it cannot be written; the error names the file.
@@ -173,92 +167,155 @@ def append(path: Path, text: str) -> None:
     file.write(text)
 
 
-def describe(config: TrainConfig, vocabulary: Tokenizer) -> dict[str, Any]:
-  """Return what a checkpoint must say for its model to be made again."""
-  fields = {name: getattr(config, name) for name in MODEL_FIELDS}
-  return {"model": fields, "vocabulary": vocabulary._asdict()}
-
-
-def default_prompt(vocabulary: Tokenizer) -> np.ndarray:
-  """Return the token of a line end, or the first where there is none, [1]."""
-  symbols = vocabulary.symbols
-  return np.array([symbols.index("\n") if "\n" in symbols else 0], np.int32)
-
-
-class Trained(NamedTuple):
-  """A model read back from a run's folder."""
-
-  model: LanguageModel
-  params: LanguageParams
-  vocabulary: Tokenizer
-  step: int
-  held_out: float | None  # None for one that was saved between two looks
-
-
-def load(directory: Path) -> Trained:
-  """Return the best model of a run, or the last where none was looked at.
-
-  Raises:
-    ValueError: the folder holds no checkpoint, one that cannot be read, or
-      one whose model is not that of the folder's config.json.
-  """
-  if not directory.is_dir():
-    raise ValueError(f"there is no run in {directory}: no such folder")
-  checkpoints = directory / CHECKPOINTS
-  step, description = _best(checkpoints)
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Name the file in an OSError, which on a full disk has no file name."""
   try:
-    described = EARLIER | description["model"]
-    stored = description["vocabulary"]
-    if isinstance(stored, str):  # as before there were words
-      stored = {"symbols": stored}
-    fields = {name: described[name] for name in MODEL_FIELDS}
-    config = dataclasses.replace(TrainConfig(), **fields)
-    vocabulary = stored_vocabulary(config.tokenizer, stored)
-    held_out = description["held_out"]
-    model = language_model(model_config(config, vocabulary.size))
-  except (KeyError, TypeError, ValueError) as error:
-    raise CheckpointError(
-      f"the checkpoint in {checkpoints} describes no model: {error}"
-    ) from None
-  _compare(directory / CONFIG, fields)
-  like = jax.eval_shape(model.init, jax.random.key(0))
-  params = read_params(checkpoints, step, like)
-  return Trained(
-    model, jax.tree.map(jnp.asarray, params), vocabulary, step, held_out
-  )
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _best(checkpoints: Path) -> Checkpoint:
-  """Return the checkpoint that the newest readable one names as the best.
-
-  A kill in the middle of a deletion leaves a folder that cannot be read: it is
-  named on the standard error.
-  """
-  first = None
-  for step in reversed(list_checkpoints(checkpoints)):
-    try:
-      newest = read_checkpoint(checkpoints, step)
-    except CheckpointError as error:
-      print(f"{error}: not used", file=sys.stderr)
-      first = first or error
-      continue
-    best = newest.description.get("progress", {}).get("best")
-    return read_checkpoint(checkpoints, best[1]) if best else newest
-  raise first or CheckpointError(f"{checkpoints} holds no checkpoint")
+def check_parent(path: Path) -> None:
+  """Raise ValueError if the directory of a file does not exist."""
+  if not path.parent.is_dir():
+    raise ValueError(f"{path} cannot be written: no such directory")
 
 
-def _compare(path: Path, fields: dict[str, Any]) -> None:
-  """Raise ValueError where config.json is of another model."""
-  try:
-    record = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{path} cannot be read: {error}") from None
-  for name, value in fields.items():
-    other = None
-    if isinstance(record, dict):
-      other = (EARLIER | record).get(name)
-    if other != value:
+def environment() -> dict[str, Any]:
+  """Return package versions and the device, to record with results."""
+  packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
+  versions = {name: version(name) for name in packages}
+  return {"versions": versions, "device": device_name()}
+
+
+def device_name() -> str:
+  """Return the platform and kind of the device."""
+  device = jax.devices()[0]
+  return f"{device.platform}, {device.device_kind}"
+
+
+def delete_previous(directory: Path) -> None:
+  """Delete the run that --overwrite moved aside, if any."""
+  shutil.rmtree(directory / PREVIOUS, ignore_errors=True)
+
+
+def resume_command(program: str, job: JobConfig, directory: Path) -> str:
+  """Return the command line that resumes the program that is running."""
+  arguments = sys.argv[1:]
+  if not job.run:
+    arguments.append(f"--run={directory}")
+  if job.overwrite:
+    arguments.append("--nooverwrite")
+  if not job.resume:
+    arguments.append("--resume")
+  return command(program, arguments)
+
+
+def command(program: str, arguments: list[str]) -> str:
+  """Return the command line of a program, quoted for a shell."""
+  return f"python -m experiments.{program} {shlex.join(arguments)}"
+
+
+def _resume_or_start(
+  directory: Path, config: TrainConfig, corpus_sha256: str
+) -> bool:
+  """Return whether to resume the run; if not, write a new config.json."""
+  record = read_config(directory)
+  job = config.job
+  if record is not None and not job.overwrite:
+    if not (job.resume and _can_resume(directory)):
+      resume = "" if job.resume else "--resume continues it if unfinished, "
       raise ValueError(
-        f"the checkpoint is of another configuration than {path}: "
-        f"{name} is {value!r} in one and {other!r} in the other"
+        f"{directory} already holds a run; {resume}--overwrite replaces it, "
+        "another --run keeps it"
       )
+    _check_unchanged(directory, record, config, corpus_sha256)
+    return True
+  if record is not None:
+    _set_aside(directory)
+  now = datetime.now().astimezone().isoformat(timespec="seconds")
+  record = to_record(config) | environment()
+  record |= {"corpus_sha256": corpus_sha256, "started": now}
+  write_json(directory / CONFIG, record)
+  return False
+
+
+def _can_resume(directory: Path) -> bool:
+  checkpoints = directory / CHECKPOINTS
+  steps = list_checkpoints(checkpoints)
+  resumable = any(has_state(checkpoints, step) for step in steps)
+  return (resumable or not steps) and not (directory / RESULT).exists()
+
+
+def _check_unchanged(
+  directory: Path,
+  record: dict[str, Any],
+  config: TrainConfig,
+  corpus_sha256: str,
+) -> None:
+  """Raise ValueError if the run has another configuration or corpus."""
+  changes = [
+    f"{name} is {record.get(name)!r} there and {value!r} here"
+    for name, value in to_record(config).items()
+    if name not in JOB_FLAGS and record.get(name) != value
+  ]
+  if changes:
+    raise ValueError(
+      f"{directory} holds an unfinished run of another configuration: "
+      f"{'; '.join(changes)}; --overwrite replaces it, another --run keeps it"
+    )
+  if record.get("corpus_sha256") != corpus_sha256:
+    raise ValueError(
+      f"corpus {config.data.corpus} has changed since the run in {directory} "
+      "started; --overwrite starts it again"
+    )
+
+
+def _set_aside(directory: Path) -> None:
+  """Move a run into `previous`, until its successor has a checkpoint.
+
+  A run without a checkpoint does not replace a previous run that has one.
+  """
+  previous = directory / PREVIOUS
+  complete = (previous / CONFIG).exists()
+  if complete and not list_checkpoints(directory / CHECKPOINTS):
+    for name in CONTENTS:
+      _delete(directory / name)
+    return
+  if complete:
+    _delete(previous)
+  previous.mkdir(exist_ok=True)
+  for name in CONTENTS:
+    if (directory / name).exists():
+      _delete(previous / name)
+      (directory / name).rename(previous / name)
+
+
+def _delete(path: Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
+
+
+def _new_directory() -> Path:
+  """Create a directory of its own under runs/, named after the time."""
+  stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+  name, number = stamp, 1
+  while True:
+    try:
+      directory = Path("runs") / name
+      directory.mkdir(parents=True)
+      return directory
+    except FileExistsError:
+      number += 1
+      name = f"{stamp}-{number}"
+
+
+def _is_same(file, path: Path) -> bool:
+  """Return whether a path still refers to the open file."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False

@@ -1,102 +1,165 @@
-"""What a configuration and its corpus make: all that a run is made of."""
+"""The setup of a training run: what its configuration and corpus produce."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
+import optax
 from jax.sharding import Mesh
 
-from experiments.trainer import run_dir
-from experiments.trainer.config import (
-  TrainConfig,
-  model_config,
-  optimizer_config,
-  reading,
-  regularizers,
-)
+from experiments.trainer.config import TrainConfig, to_record
 from experiments.trainer.data import Corpus, read_corpus
-from experiments.trainer.format import tokens_told
-from experiments.trainer.placement import mesh_of, mesh_told
-from lstm_jax.language import BatchingConfig, LanguageModel, language_model
+from experiments.trainer.format import format_vocabulary
+from experiments.trainer.run_dir import device_name
+from lstm_jax.language import LanguageModel, Regularizers, language_model
 from lstm_jax.training import (
   TrainState,
   TrainStep,
+  gather,
   init_state,
+  make_mesh,
   make_mesh_train_step,
   make_optimizer,
   make_train_step,
+  parse_mesh,
+  place,
   state_shardings,
 )
+from lstm_jax.training.optimizer import learning_rate
+
+Tree = TypeVar("Tree")
+
+
+class Keys(NamedTuple):
+  """The random keys of a run."""
+
+  init: jax.Array  # initial weights
+  samples: jax.Array
+  noise: jax.Array  # of the regularizers
 
 
 class TrainSetup(NamedTuple):
-  """A run before its first update."""
+  """A run before its first training step."""
 
   corpus: Corpus
-  reading: BatchingConfig
-  num_steps: int
+  num_steps: int  # training steps of the whole run
   model: LanguageModel
-  update: TrainStep
-  state: TrainState  # before the first update, on one device
-  key_samples: jax.Array
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule  # learning rate by training steps made
+  train_step: TrainStep
+  state: TrainState  # before the first step, on one device
+  keys: Keys
   mesh: Mesh | None  # None for one device
-  shardings: TrainState | None  # of the state, on the mesh
+  shardings: TrainState | None  # of the state on the mesh
 
 
-def make(config: TrainConfig) -> TrainSetup:
-  """Return the parts of a run.
+def make_setup(config: TrainConfig) -> TrainSetup:
+  """Return the setup of a run.
 
   Raises:
     ValueError: the corpus or the configuration is not usable.
   """
-  corpus = read_corpus(config)
-  read = reading(config)
-  num_steps = read.num_steps(corpus.training.tokens)
-  sizes = model_config(config, corpus.vocabulary.size)
-  mesh, noise = mesh_of(config), regularizers(config)
-  groups = mesh.size if mesh else 1
-  model = language_model(sizes, regularizers=noise, groups=groups)
-  rule = make_optimizer(optimizer_config(config), num_steps)
-  key_init, key_samples, key_noise = keys_of(config.seed)
-  params = jax.block_until_ready(model.init(key_init))  # or out of memory
-  averaged = config.ema_decay > 0
-  state = init_state(model, rule, params, config.batch_size, averaged=averaged)
-  shardings, decay = None, config.ema_decay
+  corpus, mesh = read_corpus(config.data), run_mesh(config)
+  num_steps = config.batching.num_steps(corpus.train.tokens, config.seed)
+  model = make_model(config, corpus.tokenizer.size, mesh)
+  optimizer = make_optimizer(config.optimizer, num_steps)
+  keys = make_keys(config.seed)
+  params = jax.block_until_ready(model.init(keys.init))  # or out of memory
+  state = init_state(
+    model,
+    optimizer,
+    params,
+    config.batching.batch_size,
+    averaged=config.averaging.enabled,
+  )
+  decay, shardings = config.averaging.ema_decay, None
   if mesh:
-    shardings = state_shardings(mesh, rule, state)
-    update = make_mesh_train_step(
-      mesh, model, rule, key_noise, shardings=shardings, decay=decay
+    shardings = state_shardings(mesh, optimizer, state)
+    train_step = make_mesh_train_step(
+      mesh, model, optimizer, shardings=shardings, ema_decay=decay
     )
   else:
-    update = make_train_step(model, rule, key_noise, decay=decay)
+    train_step = make_train_step(model, optimizer, ema_decay=decay)
   return TrainSetup(
     corpus,
-    read,
     num_steps,
     model,
-    update,
+    optimizer,
+    learning_rate(config.optimizer, num_steps),
+    train_step,
     state,
-    key_samples,
+    keys,
     mesh,
     shardings,
   )
 
 
-def keys_of(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Return the keys of a run: initial weights, samples, noise."""
-  key_init, key_samples = jax.random.split(jax.random.key(seed))
-  return key_init, key_samples, jax.random.fold_in(key_init, 1)
-
-
-def heading(config: TrainConfig, parts: TrainSetup) -> str:
-  """Return what a run says of itself at its beginning."""
-  corpus = parts.corpus
-  count = sum(leaf.size for leaf in jax.tree.leaves(parts.state.params))
-  return (
-    f"model       {config.cell}, {config.num_layers} × {config.hidden_size} "
-    f"hidden units, {count:,} parameters\n"
-    f"corpus      {config.corpus}: {len(corpus.text):,} characters, "
-    f"{tokens_told(corpus.vocabulary, corpus.held_out.tokens)}\n"
-    f"training    {config.num_epochs} epochs of "
-    f"{len(corpus.training.tokens):,} tokens, {parts.num_steps:,} updates\n"
-    f"device      {run_dir.device_name()}{mesh_told(parts.mesh)}"
+def make_model(
+  config: TrainConfig, vocabulary_size: int, mesh: Mesh | None
+) -> LanguageModel:
+  """Return the language model of a run."""
+  regularizers = config.regularizers
+  return language_model(
+    config.model,
+    vocabulary_size,
+    regularizers=None if regularizers == Regularizers() else regularizers,
+    groups=mesh.size if mesh else 1,
   )
+
+
+def make_keys(seed: int) -> Keys:
+  """Return the random keys of a seed."""
+  init, samples = jax.random.split(jax.random.key(seed))
+  return Keys(init, samples, jax.random.fold_in(init, 1))
+
+
+def run_mesh(config: TrainConfig) -> Mesh | None:
+  """Return the mesh of a run; None for one device.
+
+  Raises:
+    ValueError: the mesh does not have as many devices as there are, or there
+      are several processes and no mesh.
+  """
+  if config.job.mesh:
+    return make_mesh(parse_mesh(config.job.mesh))
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"{jax.process_count()} processes share a training by --mesh: "
+      f"pass --mesh=data:{len(jax.devices())}"
+    )
+  return None
+
+
+def to_mesh(setup: TrainSetup, state: TrainState) -> TrainState:
+  """Return a state of one device laid out on the run's mesh, if it has one."""
+  return place(state, setup.shardings) if setup.shardings else state
+
+
+def to_one_device(setup: TrainSetup, tree: Tree) -> Tree:
+  """Return arrays as evaluation and checkpoints read them, on one device."""
+  return gather(tree) if setup.shardings else tree
+
+
+def heading(config: TrainConfig, setup: TrainSetup) -> str:
+  """Return the lines that a run prints about itself at its start."""
+  corpus, model = setup.corpus, config.model
+  cell = to_record(model)["cell"]
+  count = sum(leaf.size for leaf in jax.tree.leaves(setup.state.params))
+  epochs = config.batching.num_epochs
+  return (
+    f"model       {cell}, {model.num_layers} × {model.hidden_size} "
+    f"hidden units, {count:,} parameters\n"
+    f"corpus      {config.data.corpus}: {len(corpus.text):,} characters, "
+    f"{format_vocabulary(corpus.tokenizer, corpus.val.tokens)}\n"
+    f"training    {epochs} epoch{'s' * (epochs > 1)} of "
+    f"{len(corpus.train.tokens):,} tokens, {setup.num_steps:,} steps\n"
+    f"device      {device_name()}{format_mesh(setup.mesh)}"
+  )
+
+
+def format_mesh(mesh: Mesh | None) -> str:
+  """Return what the line on devices says of a mesh."""
+  if not mesh:
+    return ""
+  sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+  count = jax.process_count()
+  return f": {sizes}, in {count} process{'es' * (count > 1)}"

@@ -1,16 +1,17 @@
-"""The course of a run for TensorBoard, where tensorboardX is installed.
+"""The metrics of a run for TensorBoard, where tensorboardX is installed.
 
   tensorboard --logdir=runs
 
-Scalars for each row of metrics.jsonl: the losses, the speed, the norm of the
-gradient (the mean of the row's updates) and of its parts (of the last update).
-At looks also the norm of each part of the weights, the sample, and the gates on
-a piece of the watched text: their histograms, and the share below 0.1 and above
-0.9, where a sigmoid is nearly shut or open and its gradient small.
+Each row of metrics.jsonl becomes scalars: losses, learning rate, speed, and the
+norm of the gradient (mean over the row's steps) and of its parts (of the last
+step). Each evaluation adds the norm of each part of the weights, the sample,
+and the gates on an excerpt of the validation text: their histograms, and the
+share below 0.1 and above 0.9, where a sigmoid saturates and its gradient is
+small.
 
 Every event is on its way to the disk when a method returns, as with the run's
 other files. tensorboardX's own SummaryWriter hands events to a thread, and
-waits for it for ever once the disk is full.
+waits for it forever once the disk is full.
 """
 
 import os
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.analysis.states import SIGNED, read, signals
+from experiments.analysis.states import SIGNED, signals, trace_layers
 from experiments.trainer.run_dir import naming
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
@@ -38,78 +39,85 @@ try:
 except ImportError:
   summary = None
 
-TAGS = {  # of what a row of metrics.jsonl has
-  "loss": "loss/training",
-  "development": "loss/development",
-  "held_out": "loss/held_out",
+TAGS = {  # of the entries of a row of metrics.jsonl
+  "train_loss": "loss/train",
+  "val_loss": "loss/val",
+  "test_loss": "loss/test",
   "grad_norm": "grad_norm/all",
-  "characters_per_second": "speed/characters_per_second",
-  "words_per_second": "speed/words_per_second",
+  "lr": "lr",
+  "tokens_per_second": "speed/tokens_per_second",
   "seconds": "speed/seconds",
-  "skipped": "process/skipped_updates",
+  "skipped": "process/skipped_steps",
   "resident_mb": "process/resident_mb",
   "live_mb": "process/live_mb",
   "compilations": "process/compilations",
 }
-SHUT, OPEN = 0.1, 0.9
+CLOSED, OPEN = 0.1, 0.9  # gates below, above
 BINS = np.linspace(0, 1, 21)
 
 
 class TensorBoardWriter:
-  """Writes a run's course in a folder of its own.
+  """Writes event files into a directory of its own.
 
-  Does nothing before `begin`, or where the library is not installed.
+  Does nothing before `begin`, or where tensorboardX is not installed.
+
+  Args:
+    directory: of the event files.
+    cell: of every layer of the model.
+    excerpt: validation tokens, integers [N], whose gates are summarised.
   """
 
-  def __init__(self, directory: Path, cell: Cell, piece: np.ndarray):
-    self._folder = directory
+  def __init__(self, directory: Path, cell: Cell, excerpt: np.ndarray):
+    self._directory = directory
     self._cell = cell
-    self._piece = piece
+    self._excerpt = excerpt
     self._file: Path | None = None
 
   def begin(self, step: int) -> None:
-    """Begin a file whose first update is `step`.
+    """Begin an event file whose first training step is `step`.
 
-    What earlier files have of that update and later, TensorBoard drops.
+    TensorBoard drops what earlier files say of that step and later ones.
 
     Raises:
       OSError: it cannot be written, as in every method; the error names it.
     """
     if summary is None:
       return
-    self._folder.mkdir(exist_ok=True)
-    # In the order of their names, also of those of the same second.
+    self._directory.mkdir(exist_ok=True)
+    # Names sort by time, also those of the same second.
     name = f"{time():010.0f}.{socket.gethostname()}.{step:09d}.{os.getpid()}"
-    self._file = self._folder / f"events.out.tfevents.{name}"
+    self._file = self._directory / f"events.out.tfevents.{name}"
     start = SessionLog(status=SessionLog.START)
     self._write(Event(file_version="brain.Event:2"))
     self._write(Event(step=step, session_log=start))
 
-  def row(self, row: Mapping[str, Any], norms: Mapping[str, jax.Array]) -> None:
-    """Take a row of metrics.jsonl, and norms of the gradient's parts."""
+  def row(
+    self, row: Mapping[str, Any], grad_norms: Mapping[str, jax.Array]
+  ) -> None:
+    """Write a row of metrics.jsonl, and the norms of the gradient's parts."""
     if self._file:
-      told = {TAGS[n]: row[n] for n in TAGS if row.get(n) is not None}
-      told |= _norms("grad_norm", norms)
-      self._add(row["step"], _scalars(told))
+      values = {TAGS[n]: row[n] for n in TAGS if row.get(n) is not None}
+      values |= _norms("grad_norm", grad_norms)
+      self._add(row["step"], _scalars(values))
 
-  def look(self, step: int, params: LanguageParams) -> None:
-    """Take the weights that are looked at."""
+  def evaluation(self, step: int, params: LanguageParams) -> None:
+    """Write the norms of the weights, and summaries of the gates."""
     if not self._file:
       return
-    told, histograms = _norms("weight_norm", part_norms(params)), []
-    layers, _ = read(self._cell, params, jnp.asarray(self._piece))
+    values, histograms = _norms("weight_norm", part_norms(params)), []
+    layers, _ = trace_layers(self._cell, params, jnp.asarray(self._excerpt))
     for number, layer in enumerate(layers, start=1):
-      for letter, values in signals(self._cell, layer).items():
+      for letter, gates in signals(self._cell, layer).items():
         if letter in SIGNED:
           continue
-        gate, name = np.ravel(values), f"layer{number}_{letter}"
-        told[f"gates_below_{SHUT}/{name}"] = (gate < SHUT).mean()
-        told[f"gates_above_{OPEN}/{name}"] = (gate > OPEN).mean()
+        gate, name = np.ravel(gates), f"layer{number}_{letter}"
+        values[f"gates_below_{CLOSED}/{name}"] = (gate < CLOSED).mean()
+        values[f"gates_above_{OPEN}/{name}"] = (gate > OPEN).mean()
         histograms.append(summary.histogram(f"gates/{name}", gate, BINS))
-    self._add(step, [*_scalars(told), *histograms])
+    self._add(step, [*_scalars(values), *histograms])
 
   def sample(self, step: int, title: str, text: str) -> None:
-    """Take a sample; TensorBoard reads Markdown, in which it stands as code."""
+    """Write a sample, as a block of code in TensorBoard's Markdown."""
     if self._file:
       code = "".join(f"\n    {line}" for line in text.split("\n"))
       self._add(step, [summary.text("samples", f"{title}\n{code}")])
@@ -121,7 +129,7 @@ class TensorBoardWriter:
     self._write(event)
 
   def _write(self, event: Any) -> None:
-    """Add a record: length, its CRC, event, its CRC, as TensorFlow has them."""
+    """Append a record in TensorFlow's format: length, CRC, event, CRC."""
     event.wall_time = time()
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))
@@ -135,5 +143,5 @@ def _norms(name: str, norms: Mapping[str, jax.Array]) -> dict[str, Any]:
   return {f"{name}/{part}": n for part, n in jax.device_get(norms).items()}
 
 
-def _scalars(told: Mapping[str, Any]) -> list[Any]:
-  return [summary.scalar(tag, np.asarray(n)) for tag, n in told.items()]
+def _scalars(values: Mapping[str, Any]) -> list[Any]:
+  return [summary.scalar(tag, np.asarray(n)) for tag, n in values.items()]

@@ -1,4 +1,4 @@
-"""One step of a recurrent network: equations, forward, backward, `step`."""
+"""One step of each cell: its equations, forward, backward and `step`."""
 
 from lstm_jax.cells import coupled_lstm as coupled_lstm
 from lstm_jax.cells import gru as gru
@@ -7,3 +7,20 @@ from lstm_jax.cells import lstm as lstm
 from lstm_jax.cells import peephole_lstm as peephole_lstm
 from lstm_jax.cells import projected_lstm as projected_lstm
 from lstm_jax.cells import rnn as rnn
+from lstm_jax.cells.cell import Cell as Cell
+from lstm_jax.cells.coupled_lstm import CoupledLSTMParams as CoupledLSTMParams
+from lstm_jax.cells.gru import GRUParams as GRUParams
+from lstm_jax.cells.gru import GRUState as GRUState
+from lstm_jax.cells.layernorm_lstm import (
+  LayerNormLSTMParams as LayerNormLSTMParams,
+)
+from lstm_jax.cells.lstm import LSTMParams as LSTMParams
+from lstm_jax.cells.lstm import LSTMState as LSTMState
+from lstm_jax.cells.peephole_lstm import (
+  PeepholeLSTMParams as PeepholeLSTMParams,
+)
+from lstm_jax.cells.projected_lstm import (
+  ProjectedLSTMParams as ProjectedLSTMParams,
+)
+from lstm_jax.cells.rnn import RNNParams as RNNParams
+from lstm_jax.cells.rnn import RNNState as RNNState

@@ -1,7 +1,7 @@
-"""Activations with their derivatives written in terms of the *output*.
+"""Activations, and their derivatives as functions of the *output*.
 
-Backpropagation already holds y = σ(a) or y = tanh(a), so neither the
-pre-activation nor a second transcendental is needed:
+Backpropagation already holds y = σ(a) or y = tanh(a), so a derivative needs
+neither the pre-activation nor a second transcendental function:
 
   σ'(a) = y (1 − y)          tanh'(a) = 1 − y²
 """

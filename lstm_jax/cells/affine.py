@@ -1,17 +1,18 @@
-"""The affine map that every cell and the readout share, and its backward.
+"""The affine map of every cell and of the readout, and its backward.
 
 Forward                          Backward, from da
   a = x W + b                      dx = da Wᵀ
                                    dW = Σ xᵀ da
                                    db = Σ da
 
-The sums run over every leading axis of x, so the same lines serve one example,
-a batch, and a whole sequence. An integer x stands for its one-hot row: x W is
-then row x of W (a gather), and Σ xᵀ da adds the rows of da that share a token.
+The sums run over all leading axes of x, so the same code serves one example, a
+batch, and a whole sequence. An integer x stands for a one-hot row: x W is then
+row x of W (a gather), and Σ xᵀ da adds up the rows of da that have the same
+token (a scatter).
 
-Precision: the operands of a product have the dtype of its weights, and it
-accumulates in float32 or wider. Every result has that wider dtype, gradients
-too: who asked for them casts them to the dtype of their primals, once.
+Precision: the operands of a product are cast to the dtype of its weights, and
+the product accumulates in float32 or wider. All results have that accumulation
+dtype, gradients included; the caller casts them to the dtype of their primals.
 """
 
 from functools import partial
@@ -20,7 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.cells.precision import cast_like, lower, wide, wider
+from lstm_jax.cells.precision import (
+  accumulation_dtype,
+  cast_like,
+  cast_matrices,
+  upcast,
+)
 
 
 def is_token(x: jax.Array) -> bool:
@@ -31,34 +37,34 @@ def is_token(x: jax.Array) -> bool:
 def product(x: jax.Array, w: jax.Array) -> jax.Array:
   """Return x W, [..., K], for x [..., D] and w [D, K]."""
   x = x.astype(w.dtype)
-  return jnp.matmul(x, w, preferred_element_type=wider(w.dtype))
+  return jnp.matmul(x, w, preferred_element_type=accumulation_dtype(w.dtype))
 
 
 def product_transposed(x: jax.Array, w: jax.Array) -> jax.Array:
   """Return x Wᵀ, [..., D], for few rows x [..., K] and w [D, K].
 
-  Computed as (W xᵀ)ᵀ, with the large matrix on the left: XLA's products on the
-  CPU copy their right operand into blocks at every call, and as many numbers as
-  W has cost more than the products of few rows with them. At H 1024, B 32, T 64
-  the products of the loop backward took 90 ms instead of 150.
+  Computed as (W xᵀ)ᵀ, with the large matrix on the left. XLA's products on the
+  CPU copy their right operand into blocks at every call; for a matrix as large
+  as W this copy takes longer than the product of a few rows with it. At H 1024,
+  B 32, T 64 the products of the backward scan took 90 ms instead of 150.
   """
   y = jnp.einsum(
-    "dk,...k->d...", w, x.astype(w.dtype), preferred_element_type=wider(w.dtype)
+    "dk,...k->d...",
+    w,
+    x.astype(w.dtype),
+    preferred_element_type=accumulation_dtype(w.dtype),
   )
-  return jnp.moveaxis(once(y), 0, -1)
-
-
-def once(x: jax.Array) -> jax.Array:
-  """Return x, computed once: XLA may not repeat it in what consumes it."""
-  return lax.optimization_barrier(x)
+  # The barrier keeps XLA from fusing the product into each of its consumers,
+  # where it would be computed again.
+  return jnp.moveaxis(lax.optimization_barrier(y), 0, -1)
 
 
 def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
   """Return x W + b.
 
   Args:
-    x: inputs, [..., D], or integer tokens in [0, D), [...]. A token outside
-      that range is not noticed.
+    x: inputs, [..., D], or integer tokens in [0, D), [...]. Tokens outside that
+      range are not detected.
     w: weights, [D, K].
     b: bias, [K].
 
@@ -72,52 +78,60 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
 def select_or_multiply(x: jax.Array, w: jax.Array) -> jax.Array:
   """Return x W, [..., K]: a product, or for tokens x [...] the rows of W."""
   if is_token(x):
-    return wide(jnp.asarray(w)[x.astype(jnp.int32)])
+    return upcast(jnp.asarray(w)[x.astype(jnp.int32)])
   return product(x, w)
 
 
 def as_row(vector: jax.Array, like: jax.Array) -> jax.Array:
-  """Return a vector [K] that goes with every row of an array [..., K]."""
+  """Return a vector [K] with the rank and dtype of an array [..., K]."""
   return jnp.expand_dims(vector.astype(like.dtype), range(like.ndim - 1))
 
 
 def outer(x: jax.Array, da: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """Return Σ xᵀ da, [D, K], for x [..., D] and da [..., K].
 
-  The operands are read in `dtype`, that of the weights.
+  The operands are cast to `dtype`, that of the weights.
   """
   return jnp.einsum(
     "...d,...k->dk",
     x.astype(dtype),
     da.astype(dtype),
-    preferred_element_type=wider(dtype),
+    preferred_element_type=accumulation_dtype(dtype),
   )
 
 
 def total(da: jax.Array) -> jax.Array:
-  """Return Σ da, [K], over every leading axis of da [..., K]."""
-  return wide(da).sum(range(da.ndim - 1))
+  """Return Σ da, [K], over all leading axes of da [..., K]."""
+  return upcast(da).sum(range(da.ndim - 1))
 
 
 def affine_backward(
   x: jax.Array, w: jax.Array, da: jax.Array
 ) -> tuple[jax.Array | None, jax.Array, jax.Array]:
-  """Return (dx, dW, db), the cotangents of the inputs of x W + b.
+  """Return (dx, dW, db), the cotangents of the arguments of `affine`.
 
   Tokens have no cotangent: their dx is None.
   """
   if is_token(x):
     dx, dw = None, _token_gradient(x, w, da)
-    db = total(dw if len(dw) < x.size else da)  # one sum; the shorter of two
+    # Every row of da is in one row of dW, so both have the same sum over rows.
+    db = total(dw if len(dw) < x.size else da)
   else:
     dx, dw, db = product(da, w.T), outer(x, da, w.dtype), total(da)
   return dx, dw, db
 
 
 def _token_gradient(x: jax.Array, w: jax.Array, da: jax.Array) -> jax.Array:
-  """Return dW, [D, K], from tokens x [...]: the sum of each token's rows."""
-  x = x.astype(jnp.int32)  # a narrow integer cannot count the rows of W
-  return jnp.zeros(w.shape, wider(w.dtype)).at[x].add(wide(da))
+  """Return dW, [D, K]: for each token, the sum of the rows of da that have it.
+
+  Args:
+    x: integer tokens, [...].
+    w: weights, [D, K].
+    da: cotangent of x W, [..., K].
+  """
+  x = x.astype(jnp.int32)  # int8 or uint8 could not index all rows of W
+  zeros = jnp.zeros(w.shape, accumulation_dtype(w.dtype))
+  return zeros.at[x].add(upcast(da))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -127,15 +141,15 @@ def linear(
   b: jax.Array,
   compute_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-  """Return `affine(x, w, b)`, with `affine_backward` as its gradient.
+  """Return `affine(x, w, b)`, whose gradient is `affine_backward`.
 
   Args:
     x: as in `affine`.
     w: as in `affine`.
     b: as in `affine`.
-    compute_dtype: of the products' operands; None for that of w.
+    compute_dtype: the dtype of the products' operands; None for that of w.
   """
-  return affine(x, lower(w, compute_dtype), b)
+  return affine(x, cast_matrices(w, compute_dtype), b)
 
 
 def _linear_forward(x, w, b, compute_dtype):
@@ -144,7 +158,7 @@ def _linear_forward(x, w, b, compute_dtype):
 
 def _linear_backward(compute_dtype, residuals, da):
   x, w, b = residuals
-  dx, dw, db = affine_backward(x, lower(w, compute_dtype), da)
+  dx, dw, db = affine_backward(x, cast_matrices(w, compute_dtype), da)
   return cast_like((dx, dw, db), (None if dx is None else x, w, b))
 
 

@@ -1,132 +1,144 @@
-"""What a cell is: the functions that `unroll` and the models rely on.
+"""The interface of a cell, and how `one_step` builds a step from its parts.
 
-A cell is a module, or any object with the same functions. It splits one step
-into the part without memory and the part with memory, so that a whole sequence
-can do the first in one product, outside the loop. `one_step` puts the two
-halves together again:
+A cell is a module, or any object with the same functions. It splits one time
+step into two halves: `project` depends on the input alone, and `recur` on the
+state. A whole sequence can then do the first half in one matrix product, before
+the scan over time. `one_step` combines the halves into a step:
 
   forward(params, state, x)    = recur(params, state, project(params, x))
   backward(residuals, d_state) = recur_backward, then parameter_gradients
 
-Some cells are told more at every step than its input: whether it is masked, for
-example (`sequence.wrappers`). Such extras follow the other arguments of `step`,
-`forward`, `recur` and `recur_backward`, and have no cotangents.
+A wrapped cell (`sequence.wrappers`) takes further arguments at every step, such
+as a mask. These extras follow the other arguments of `step`, `forward`, `recur`
+and `recur_backward`, and have no cotangents.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.precision import cast_like, wide
+from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
 
 Params = Any  # a NamedTuple with at least w_x [D, G·H] and w_h [H, G·H]
 State = Any  # a NamedTuple with at least h [..., H], the output
-Tape = Any  # a tuple: what else one recurrence keeps for its backward
-
+Residuals = Any  # a tuple of arrays [..., K]
+ParamsT = TypeVar("ParamsT")  # the same for a type checker: one cell's params
+StateT = TypeVar("StateT")  # and its state
 
 NO_FORWARD_MODE = (
-  "step has its gradient by hand, and no forward mode (jvp, linearize, "
-  "jacfwd): take forward(params, state, x)[0] for it"
+  "step derives its gradient by hand, which has no forward mode (jvp, "
+  "linearize, jacfwd): differentiate forward(params, state, x)[0] instead"
 )
 
 
-class Cell(Protocol):
-  """One step of a recurrent network, forward and backward.
+class Cell(Protocol[ParamsT, StateT]):
+  """One time step of a recurrent network, forward and backward.
 
   `lstm`, `gru` and `rnn` are the reference; their docstrings hold the
-  equations. Every function is batched over the leading axes of its arrays, and
+  equations. All functions are batched over the leading axes of their arrays;
   `project` and `parameter_gradients` over a time axis as well.
   """
 
   def __hash__(self) -> int:
-    """Let a cell be known at compile time."""
+    """Let a cell be a static argument of a compiled function."""
 
   @property
-  def init(self) -> Callable[..., Params]:
+  def init(self) -> Callable[..., ParamsT]:
     """(key, input_size, hidden_size, dtype) -> params."""
 
   @property
-  def initial_state(self) -> Callable[..., State]:
+  def initial_state(self) -> Callable[..., StateT]:
     """(params, batch_shape) -> the zero state."""
 
   @property
-  def project(self) -> Callable[[Params, jax.Array], jax.Array]:
-    """(params, x) -> the input's share of the pre-activations."""
+  def project(self) -> Callable[[ParamsT, jax.Array], jax.Array]:
+    """(params, x) -> the input's part of the pre-activations, [..., G·H]."""
 
   @property
   def recur(
     self,
-  ) -> Callable[..., tuple[State, jax.Array, Tape]]:
-    """(params, state, projected input, *extras) -> (state, kept, tape).
+  ) -> Callable[..., tuple[StateT, jax.Array, Residuals]]:
+    """(params, state, projected input, *extras) -> (state, gates, residuals).
 
-    What the backward needs is kept and tape. The first has the shape of the
-    projected input, so that it can take its place in memory, as da later takes
-    that of kept: the gates, or the derivatives by a.
+    Gates and residuals are what the backward needs. The gates have the shape of
+    the projected input, [..., G·H], and take its place in memory, as da later
+    takes theirs. A cell may return local gradients (the derivatives of its
+    state by a) in place of gates.
     """
 
   @property
   def recur_backward(self) -> Callable[..., tuple]:
-    """(params, kept, tape, d_state, *extras) -> (d_state before it, da).
+    """(params, gates, residuals, d_state, *extras) -> (d_state before, da).
 
-    More may follow da: whatever else the weights' gradients are made of.
+    Extra cotangents may follow da, if the weights' gradients need them.
     """
 
   @property
   def parameter_gradients(
     self,
-  ) -> Callable[..., tuple[Params, jax.Array | None]]:
-    """(params, x, h, tape, da, *more) -> (d_params, d_x), not yet cast."""
+  ) -> Callable[..., tuple[ParamsT, jax.Array | None]]:
+    """(params, x, h, residuals, da, *extra cotangents) -> (d_params, dx).
+
+    Both have the accumulation dtype; dx is None for tokens.
+    """
 
   @property
-  def forward(self) -> Callable[..., tuple[State, Any]]:
+  def forward(self) -> Callable[..., tuple[StateT, Any]]:
     """(params, state, x, *extras) -> (state, residuals)."""
 
   @property
-  def backward(self) -> Callable[[Any, State], tuple]:
-    """(residuals, d_state) -> (d_params, d_state, d_x, None for each extra)."""
+  def backward(self) -> Callable[[Any, StateT], tuple]:
+    """(residuals, d_state) -> (d_params, d_state, dx, None for each extra)."""
 
   @property
-  def step(self) -> Callable[..., State]:
+  def step(self) -> Callable[..., StateT]:
     """(params, state, x, *extras) -> state, with the explicit gradient."""
 
 
-class Residuals(NamedTuple):
-  """What one step keeps for its backward."""
+class StepResiduals(NamedTuple):
+  """What the forward of one step saves for its backward."""
 
   params: Params
   x: jax.Array  # [..., D] or tokens [...]
   h: jax.Array  # [..., H], before the step
-  kept: jax.Array  # [..., G·H]
-  tape: Tape
+  gates: jax.Array  # [..., G·H], or local gradients
+  residuals: Residuals  # what else `recur` saves
   extras: tuple
 
 
 def one_step(
-  initial_state: Callable,
-  project: Callable,
-  recur: Callable,
-  recur_backward: Callable,
-  parameter_gradients: Callable,
-) -> tuple[Callable, Callable, Callable]:
+  initial_state: Callable[..., StateT],
+  project: Callable[[ParamsT, jax.Array], jax.Array],
+  recur: Callable[..., tuple[StateT, jax.Array, Any]],
+  recur_backward: Callable[..., tuple],
+  parameter_gradients: Callable[..., tuple[ParamsT, jax.Array | None]],
+) -> tuple[
+  Callable[..., tuple[StateT, StepResiduals]],
+  Callable[[StepResiduals, StateT], tuple],
+  Callable[..., StateT],
+]:
   """Return a cell's (forward, backward, step), made of its two halves."""
 
   def forward(
-    params: Params, state: State, x: jax.Array, *extras: Any
-  ) -> tuple[State, Residuals]:
-    """Return the state after one step, and what its backward needs."""
+    params: ParamsT, state: StateT, x: jax.Array, *extras: Any
+  ) -> tuple[StateT, StepResiduals]:
+    """Return the state after one step, and the residuals for its backward."""
     check_inputs("x", initial_state, params, state, x)
-    after, kept, tape = recur(params, state, project(params, x), *extras)
-    return after, Residuals(params, x, state.h, kept, tape, extras)
+    ax = project(params, x)
+    after, gates, residuals = recur(params, state, ax, *extras)
+    h: jax.Array = state.h  # type: ignore[attr-defined]
+    return after, StepResiduals(params, x, h, gates, residuals, extras)
 
-  def backward(residuals: Residuals, d_state: State) -> tuple:
+  def backward(saved: StepResiduals, d_state: StateT) -> tuple:
     """Return the cotangents of forward's inputs: (d_params, d_state, dx)."""
-    params, x, h, kept, tape, extras = residuals
-    d_state_wide = wide(d_state)
-    d_before, *das = recur_backward(params, kept, tape, d_state_wide, *extras)
-    d_params, dx = parameter_gradients(params, x, h, tape, *das)
+    params, x, h, gates, residuals, extras = saved
+    d_before, *das = recur_backward(
+      params, gates, residuals, upcast(d_state), *extras
+    )
+    d_params, dx = parameter_gradients(params, x, h, residuals, *das)
     dx = None if dx is None else dx.astype(x.dtype)
     d_params, d_before = cast_like((d_params, d_before), (params, d_state))
     return d_params, d_before, dx, *(None for _ in extras)
@@ -137,23 +149,25 @@ def one_step(
 
   explicit.defvjp(forward, backward)
 
-  def step(params: Params, state: State, x: jax.Array, *extras: Any) -> State:
+  def step(
+    params: ParamsT, state: StateT, x: jax.Array, *extras: Any
+  ) -> StateT:
     """Return the state after one step; its `h` is the output.
 
-    The gradient is `backward`, not autodiff.
+    Its gradient is `backward`, not autodiff.
 
     Args:
       params: the weights.
       state: the state before, with the shapes of `initial_state`.
       x: inputs [..., D], or integer tokens [...] in [0, D).
-      extras: what else a wrapped cell is told; nothing for the others.
+      extras: further arguments of a wrapped cell, such as a mask.
 
     Returns:
       The state after, with the shapes and dtypes of the one before.
 
     Raises:
-      ValueError: the state or x does not fit the weights or the other.
-      TypeError: forward mode (`jvp`) meets it; differentiate `forward` instead.
+      ValueError: the state and x do not fit the weights or each other.
+      TypeError: forward mode (`jvp`) is used; `forward` has one.
     """
     inputs = reverse_only((params, state, x), NO_FORWARD_MODE)
     return explicit(*inputs, *extras)
@@ -163,7 +177,7 @@ def one_step(
 
 def check_inputs(
   name: str,
-  initial_state: Callable[..., State],
+  initial_state: Callable[..., Any],
   params: Params,
   state: State,
   x: jax.Array,
@@ -173,18 +187,18 @@ def check_inputs(
 
   Args:
     name: what the message calls x.
-    initial_state: the cell's.
-    params: a cell's parameters.
-    state: must have the type and shapes of the initial state, for the leading
+    initial_state: that of the cell.
+    params: the weights.
+    state: must have the type and shapes of the initial state, for the batch
       axes B of its h.
     x: must be floats [*leading, *B, D] or integer tokens [*leading, *B].
-    leading: the axes of x that the state lacks: (T,), or none.
+    leading: the axes of x that the state does not have: (T,), or none.
   """
   batch = state.h.shape[:-1] if hasattr(state, "h") else ()
   initial = jax.eval_shape(lambda: initial_state(params, batch))
   if type(state) is not type(initial):
-    wanted, found = type(initial).__name__, type(state).__name__
-    raise ValueError(f"state must be a {wanted}, got {found}")
+    expected_type, found = type(initial).__name__, type(state).__name__
+    raise ValueError(f"state must be a {expected_type}, got {found}")
   for field, leaf, like in zip(state._fields, state, initial, strict=True):
     if leaf.shape != like.shape:
       shape = _axes(like.shape)

@@ -1,6 +1,6 @@
 """LSTM with coupled input and forget gates: one step, forward and backward.
 
-Forward                              Its derivatives, element by element
+Forward                              Local gradients
   a  = x W_x + h W_h + b               ∂c'/∂a_f = (c − g) ⊙ f ⊙ (1 − f)
   f  = σ(a_f)                          ∂c'/∂a_g = (1 − f) ⊙ (1 − g²)
   g  = tanh(a_g)                       ∂h'/∂aₒ  = tanh c' ⊙ o ⊙ (1 − o)
@@ -16,8 +16,8 @@ Backward, from dh' and dc'
                                        dW_h = Σ hᵀ da
                                        db   = Σ da
 
-with a = [a_f, a_g, aₒ] along its last axis. The memory takes in as much as it
-forgets, i = 1 − f, so it stays within ±1 and a quarter of the weights is saved.
+with a = [a_f, a_g, aₒ] along its last axis. The input gate is i = 1 − f: c' is
+a mean of c and g, so it stays within ±1, and there are a quarter fewer weights.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -32,13 +32,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
-  once,
   outer,
   product,
   product_transposed,
@@ -50,12 +50,12 @@ from lstm_jax.cells.initializers import (
   input_weights,
   recurrent_weights,
 )
-from lstm_jax.cells.lstm import LSTMState, LSTMTape
-from lstm_jax.cells.precision import cast_like, wide
+from lstm_jax.cells.lstm import LSTMResiduals, LSTMState
+from lstm_jax.cells.precision import cast_like, upcast
 
 
 class CoupledLSTMParams(NamedTuple):
-  """Weights of a coupled LSTM, the gates in the order f, g, o along 3H."""
+  """Weights of a coupled LSTM; the gates f, g, o follow along 3H."""
 
   w_x: jax.Array  # [D, 3H]
   w_h: jax.Array  # [H, 3H]
@@ -63,32 +63,33 @@ class CoupledLSTMParams(NamedTuple):
 
 
 def project(params: CoupledLSTMParams, x: jax.Array) -> jax.Array:
-  """Return x W_x, [..., 3H]: the part of a step that has no memory."""
+  """Return x W_x, [..., 3H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)
 
 
 def recur(
   params: CoupledLSTMParams, state: LSTMState, ax: jax.Array
-) -> tuple[LSTMState, jax.Array, LSTMTape]:
-  """Advance the state, given the projected input ax [..., 3H].
+) -> tuple[LSTMState, jax.Array, LSTMResiduals]:
+  """Return the next state, given the projected input ax [..., 3H].
 
   Returns:
-    (state, gates, tape): the next state, and f, g, o, [..., 3H].
+    (state, gates, residuals): the next state, and f, g, o, [..., 3H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
-  af, ag, ao = jnp.split(once(a), 3, axis=-1)
+  # The barrier keeps XLA from computing this again in each of its consumers.
+  af, ag, ao = jnp.split(lax.optimization_barrier(a), 3, axis=-1)
   gates = jnp.concatenate([sigmoid(af), tanh(ag), sigmoid(ao)], axis=-1)
-  gates = once(gates)
-  c = wide(state.c)
-  c_next, tanh_c = _remember(gates, c)
+  gates = lax.optimization_barrier(gates)
+  c = upcast(state.c)
+  c_next, tanh_c = _next_c(gates, c)
   o = gates[..., -c.shape[-1] :]
   h_next = o * tanh_c
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  return state_next, gates, LSTMTape(c)
+  return state_next, gates, LSTMResiduals(c)
 
 
-def _remember(gates: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return c' and its tanh, from the gates f, g, o and c."""
+def _next_c(gates: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Return c' and tanh c', from the gates f, g, o and c."""
   f, g, _ = jnp.split(gates, 3, axis=-1)
   c_next = f * c + (1 - f) * g
   return c_next, tanh(c_next)
@@ -97,18 +98,19 @@ def _remember(gates: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
 def recur_backward(
   params: CoupledLSTMParams,
   gates: jax.Array,
-  tape: LSTMTape,
+  residuals: LSTMResiduals,
   d_state: LSTMState,
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
-  _, tanh_c = _remember(gates, tape.c)
+  _, tanh_c = _next_c(gates, residuals.c)
   f, g, o = jnp.split(gates, 3, axis=-1)
   dh_next, dc_next = d_state
   dc_sum = dc_next + dh_next * o * dtanh(tanh_c)
-  daf = dc_sum * (tape.c - g) * dsigmoid(f)
+  daf = dc_sum * (residuals.c - g) * dsigmoid(f)
   dag = dc_sum * (1 - f) * dtanh(g)
   dao = dh_next * tanh_c * dsigmoid(o)
-  da = once(jnp.concatenate([daf, dag, dao], axis=-1))
+  # The barrier keeps XLA from computing da again in each of its consumers.
+  da = lax.optimization_barrier(jnp.concatenate([daf, dag, dao], axis=-1))
   dh = product_transposed(da, params.w_h)
   dc = dc_sum * f
   return LSTMState(dh, dc), da
@@ -118,11 +120,11 @@ def parameter_gradients(
   params: CoupledLSTMParams,
   x: jax.Array,
   h: jax.Array,
-  tape: LSTMTape,
+  residuals: LSTMResiduals,
   da: jax.Array,
 ) -> tuple[CoupledLSTMParams, jax.Array | None]:
-  """Return (d_params, dx), summed over every leading axis of da [..., 3H]."""
-  del tape  # the product h W_h enters a as it is
+  """Return (d_params, dx), summed over all leading axes of da [..., 3H]."""
+  del residuals  # da is the cotangent of h W_h as well
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   return CoupledLSTMParams(dw_x, dw_h, db), dx
@@ -131,13 +133,13 @@ def parameter_gradients(
 def init(
   key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
 ) -> CoupledLSTMParams:
-  """Return initial weights: see `initializers`; biases 0, forget bias 1.
+  """Return initial weights, as in `initializers`; biases 0, forget bias 1.
 
   Args:
     key: a typed PRNG key.
     input_size: D.
     hidden_size: H.
-    dtype: of every parameter.
+    dtype: the dtype of every parameter.
 
   Raises:
     ValueError: a size is below 1.

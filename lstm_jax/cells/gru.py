@@ -1,6 +1,6 @@
 """Gated recurrent unit: one step, forward and backward.
 
-Forward                              Its derivatives, element by element
+Forward                              Local gradients
   [xᵣ, x_z, xₙ] = x W_x + b            ∂h'/∂aₙ  = (1 − z) ⊙ (1 − n²)
   [uᵣ, u_z, uₙ] = h W_h                ∂h'/∂a_z = (h − n) ⊙ z ⊙ (1 − z)
   r  = σ(xᵣ + uᵣ)                      ∂h'/∂aᵣ  = ∂h'/∂aₙ ⊙ s ⊙ r ⊙ (1 − r)
@@ -16,12 +16,12 @@ Backward, from dh'
   dh  = dh' ⊙ z + du W_hᵀ                     db   = Σ da
                                               dbₙ  = Σ ds
 
-with aᵣ, a_z and aₙ what r, z and n are activations of. The forward keeps the
-five derivatives and nothing else.
+with aᵣ, a_z and aₙ the pre-activations of r, z and n. A prime marks the value
+after the step. The forward saves the five local gradients and nothing else.
 
 The reset gate multiplies *after* the recurrent product, which keeps that
-product one matrix and is what PyTorch and cuDNN compute. So the input's share
-and the state's share of the candidate have different cotangents, daₙ and ds.
+product one matrix, as in PyTorch and cuDNN. The input's part and the state's
+part of the candidate therefore have different cotangents, daₙ and ds.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -37,12 +37,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
-  once,
   outer,
   product,
   product_transposed,
@@ -55,93 +55,103 @@ from lstm_jax.cells.initializers import (
   input_weights,
   recurrent_weights,
 )
-from lstm_jax.cells.precision import cast_like, wide
+from lstm_jax.cells.precision import cast_like, upcast
 
 
 class GRUParams(NamedTuple):
-  """Weights of a GRU, the gates in the order r, z, n along 3H."""
+  """Weights of a GRU; the gates r, z, n follow each other along 3H."""
 
   w_x: jax.Array  # [D, 3H]
   w_h: jax.Array  # [H, 3H]
   b: jax.Array  # [3H]
-  b_n: jax.Array  # [H], inside the reset product
+  b_n: jax.Array  # [H], which the reset gate multiplies
 
 
 class GRUState(NamedTuple):
-  """What a GRU carries from step to step; h is its output."""
+  """State of a GRU; h is its output."""
 
   h: jax.Array  # [..., H]
 
 
-class GRUTape(NamedTuple):
-  """The derivatives that the recurrence keeps, besides those by a."""
+class GRUResiduals(NamedTuple):
+  """The local gradients that `recur` saves, besides those with respect to a."""
 
-  n_by_s: jax.Array  # [..., H], of aₙ by s
-  h_by_h: jax.Array  # [..., H], of h' by h, not through the product
+  r: jax.Array  # [..., H], ∂aₙ/∂s
+  z: jax.Array  # [..., H], ∂h'/∂h, not through h W_h
 
 
 def project(params: GRUParams, x: jax.Array) -> jax.Array:
-  """Return x W_x, [..., 3H]: the part of a step that has no memory."""
+  """Return x W_x, [..., 3H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)
 
 
 def recur(
   params: GRUParams, state: GRUState, ax: jax.Array
-) -> tuple[GRUState, jax.Array, GRUTape]:
-  """Advance the state, given the projected input ax [..., 3H].
+) -> tuple[GRUState, jax.Array, GRUResiduals]:
+  """Return the next state, given the projected input ax [..., 3H].
 
   Returns:
-    (state, by_a, tape): the next state, and the derivatives. by_a [..., 3H]
-    holds those of h' by aᵣ, a_z and aₙ.
+    (state, local_grads, residuals): the next state; ∂h'/∂aᵣ, ∂h'/∂a_z and
+    ∂h'/∂aₙ, [..., 3H]; and the other local gradients.
   """
   split = 2 * state.h.shape[-1]
   x_gates, xn = jnp.split(ax + as_row(params.b, ax), [split], axis=-1)
   u_gates, un = jnp.split(product(state.h, params.w_h), [split], axis=-1)
-  h = wide(state.h)
-  gates = once(sigmoid(x_gates + u_gates))
+  h = upcast(state.h)
+  # The barrier keeps XLA from computing this again in each of its consumers.
+  gates = lax.optimization_barrier(sigmoid(x_gates + u_gates))
   r, z = jnp.split(gates, 2, axis=-1)
   s = un + as_row(params.b_n, un)
   n = tanh(xn + r * s)
   h_next = (1 - z) * n + z * h
   state_next = cast_like(GRUState(h_next), state)
-  return state_next, *_derivatives(h, r, z, s, n)
+  return state_next, *_local_gradients(h, r, z, s, n)
 
 
-def _derivatives(
+def _local_gradients(
   h: jax.Array, r: jax.Array, z: jax.Array, s: jax.Array, n: jax.Array
-) -> tuple[jax.Array, GRUTape]:
-  """Return the derivatives of h' = (1 − z) ⊙ n + z ⊙ h."""
+) -> tuple[jax.Array, GRUResiduals]:
+  """Return the local gradients of h' = (1 − z) ⊙ n + z ⊙ h."""
   dh_dan = (1 - z) * dtanh(n)
   dh_daz = (h - n) * dsigmoid(z)
   dh_dar = dh_dan * s * dsigmoid(r)
-  by_a = jnp.concatenate([dh_dar, dh_daz, dh_dan], axis=-1)
-  return by_a, GRUTape(r, z)
+  local_grads = jnp.concatenate([dh_dar, dh_daz, dh_dan], axis=-1)
+  return local_grads, GRUResiduals(r, z)
 
 
 def recur_backward(
-  params: GRUParams, by_a: jax.Array, tape: GRUTape, d_state: GRUState
+  params: GRUParams,
+  local_grads: jax.Array,
+  residuals: GRUResiduals,
+  d_state: GRUState,
 ) -> tuple[GRUState, jax.Array]:
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
   (dh_next,) = d_state
-  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * by_a
-  du, _ = _through_reset(tape, da)
-  dh = dh_next * tape.h_by_h + product_transposed(du, params.w_h)
+  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * local_grads
+  du, _ = _through_reset(residuals, da)
+  dh = dh_next * residuals.z + product_transposed(du, params.w_h)
   return GRUState(dh), da
 
 
-def _through_reset(tape: GRUTape, da: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return (du [..., 3H], ds [..., H]), of h W_h and of s, from da."""
+def _through_reset(
+  residuals: GRUResiduals, da: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Return the cotangents of h W_h and of s, (du [..., 3H], ds [..., H])."""
   dar, daz, dan = jnp.split(da, 3, axis=-1)
-  ds = dan * tape.n_by_s
+  ds = dan * residuals.r
   du = jnp.concatenate([dar, daz, ds], axis=-1)
   return du, ds
 
 
 def parameter_gradients(
-  params: GRUParams, x: jax.Array, h: jax.Array, tape: GRUTape, da: jax.Array
+  params: GRUParams,
+  x: jax.Array,
+  h: jax.Array,
+  residuals: GRUResiduals,
+  da: jax.Array,
 ) -> tuple[GRUParams, jax.Array | None]:
-  """Return (d_params, dx), summed over every leading axis of da [..., 3H]."""
-  du, ds = _through_reset(tape, da)
+  """Return (d_params, dx), summed over all leading axes of da [..., 3H]."""
+  du, ds = _through_reset(residuals, da)
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, du, params.w_h.dtype)
   db_n = total(ds)
@@ -151,13 +161,13 @@ def parameter_gradients(
 def init(
   key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
 ) -> GRUParams:
-  """Return initial weights: see `initializers`; biases 0.
+  """Return initial weights, as in `initializers`; biases 0.
 
   Args:
     key: a typed PRNG key.
     input_size: D.
     hidden_size: H.
-    dtype: of every parameter.
+    dtype: the dtype of every parameter.
 
   Raises:
     ValueError: a size is below 1.

@@ -1,18 +1,18 @@
-"""How the cells' weights begin, gate by gate.
+"""Initial weights of the cells, drawn for each gate separately.
 
-Input weights are LeCun normal (deviation 1/√D), so that pre-activations start
-at unit scale whatever the input size. Recurrent weights are orthogonal: a
-product of orthogonal matrices neither grows nor shrinks a vector, which is
-what a gradient wants on its way back through time (Saxe, McClelland and
-Ganguli, 2014). Flax chooses the same for its cells.
-Each gate is drawn on its own, so that its scale does not depend on how many
-gates share the matrix.
+Input weights are LeCun normal (standard deviation 1/√D), so that initial
+pre-activations have unit scale for any input size. Recurrent weights are
+orthogonal: products of orthogonal matrices preserve the norm of a vector, and
+with it that of a gradient on its way back through time (Saxe, McClelland and
+Ganguli, 2014). Flax's cells have the same defaults.
+Each gate has its own draw, so that its scale does not depend on how many gates
+share the matrix.
 """
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.precision import wider
+from lstm_jax.cells.precision import accumulation_dtype
 
 
 def input_weights(
@@ -28,8 +28,8 @@ def recurrent_weights(
 ) -> jax.Array:
   """Return w_h, [P, gates·H], each gate's [P, H] block orthogonal.
 
-  P is the size of the output h, and H that of the gates. An orthogonal block
-  that is not square has orthonormal rows or columns, whichever are fewer.
+  P is the size of the output h, and H that of the gates. A block that is not
+  square has orthonormal rows or columns, whichever are fewer.
   """
   draw = jax.nn.initializers.orthogonal()
   return _per_gate(draw, key, (output_size, hidden_size), gates, dtype)
@@ -45,7 +45,7 @@ def check_sizes(input_size: int, hidden_size: int) -> None:
 
 
 def _per_gate(draw, key, shape, gates, dtype):
-  # Drawn in float32 or wider: a QR decomposition does not exist in bfloat16.
+  # Drawn in float32 or wider: bfloat16 has no QR decomposition.
   keys = jax.random.split(key, gates)
-  blocks = [draw(k, shape, wider(dtype)) for k in keys]
+  blocks = [draw(k, shape, accumulation_dtype(dtype)) for k in keys]
   return jnp.concatenate(blocks, axis=1).astype(dtype)

@@ -1,7 +1,7 @@
 """LSTM with layer normalisation: one step, forward and backward.
 
-Forward                              Its derivatives, element by element
-  a  = γₓ ⊙ N(x W_x) + γₕ ⊙ N(h W_h) + b     as for the LSTM by aᵢ, a_f, a_g, aₒ
+Forward                              Local gradients
+  a  = γₓ ⊙ N(x W_x) + γₕ ⊙ N(h W_h) + b     ∂c'/∂a, ∂h'/∂aₒ as for the LSTM
   i, f, o = σ(aᵢ), σ(a_f), σ(aₒ)     ∂h'/∂y  = o ⊙ (1 − tanh² y)
   g  = tanh(a_g)                     ∂c'/∂c  = f
   c' = f ⊙ c + i ⊙ g
@@ -20,8 +20,9 @@ Backward, from dh' and dc'
 
   N'(dû) = (dû − mean dû − û mean(dû ⊙ û)) / √(var u + ε)
 
-dy leaves the loop backward beside da. x̂ is computed anew for the weights'
-gradient: one more product, and T·B·4H numbers less to keep.
+with ∂ the local gradients [∂c'/∂aᵢ, ∂c'/∂a_f, ∂c'/∂a_g, ∂h'/∂aₒ].
+The backward scan returns dy for every time step beside da. The weights'
+gradients recompute x̂: one more product, and T·B·4H fewer numbers to save.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -37,13 +38,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import tanh
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
-  once,
   outer,
   product,
   product_transposed,
@@ -51,14 +52,14 @@ from lstm_jax.cells.affine import (
   total,
 )
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.lstm import LSTMState, activate, derivatives
-from lstm_jax.cells.precision import cast_like, wide
+from lstm_jax.cells.lstm import LSTMState, activate, local_gradients
+from lstm_jax.cells.precision import cast_like, upcast
 
 EPSILON = 1e-5
 
 
 class LayerNormLSTMParams(NamedTuple):
-  """Weights of a layer-normalised LSTM, the gates in the order i, f, g, o."""
+  """Weights of a layer-normalised LSTM; the gates are i, f, g, o along 4H."""
 
   w_x: jax.Array  # [D, 4H]
   w_h: jax.Array  # [H, 4H]
@@ -66,44 +67,45 @@ class LayerNormLSTMParams(NamedTuple):
   gain_x: jax.Array  # [4H], of x W_x
   gain_h: jax.Array  # [4H], of h W_h
   gain_c: jax.Array  # [H], of c'
-  b_c: jax.Array  # [H], beside it
+  b_c: jax.Array  # [H], added to γ_c ⊙ N(c')
 
 
-class LayerNormLSTMTape(NamedTuple):
-  """What the recurrence keeps, besides the gates."""
+class LayerNormLSTMResiduals(NamedTuple):
+  """What `recur` saves for the backward, besides the gates."""
 
   c: jax.Array  # [..., H], before the step
   u_normal: jax.Array  # [..., 4H], N(h W_h)
-  u_scale: jax.Array  # [..., 1], what divided it, inverted
+  u_scale: jax.Array  # [..., 1], 1 / √(var + ε) of h W_h
   c_normal: jax.Array  # [..., H], N(c')
-  c_scale: jax.Array  # [..., 1]
+  c_scale: jax.Array  # [..., 1], 1 / √(var + ε) of c'
 
 
 def project(params: LayerNormLSTMParams, x: jax.Array) -> jax.Array:
-  """Return γₓ ⊙ N(x W_x), [..., 4H]: the part of a step without memory."""
+  """Return γₓ ⊙ N(x W_x), [..., 4H]: the input's part of a."""
   normal, _ = _normalised_input(params, x)
   return as_row(params.gain_x, normal) * normal
 
 
 def recur(
   params: LayerNormLSTMParams, state: LSTMState, ax: jax.Array
-) -> tuple[LSTMState, jax.Array, LayerNormLSTMTape]:
-  """Advance the state, given the projected input ax [..., 4H].
+) -> tuple[LSTMState, jax.Array, LayerNormLSTMResiduals]:
+  """Return the next state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, gates, tape): the next state, and i, f, g, o, [..., 4H].
+    (state, gates, residuals): the next state, and i, f, g, o, [..., 4H].
   """
   u, u_scale = normalise(product(state.h, params.w_h))
   a = ax + as_row(params.gain_h, u) * u + as_row(params.b, ax)
-  gates = once(activate(a))
+  # The barrier keeps XLA from computing this again in each of its consumers.
+  gates = lax.optimization_barrier(activate(a))
   i, f, g, o = jnp.split(gates, 4, axis=-1)
-  c = wide(state.c)
+  c = upcast(state.c)
   c_next = f * c + i * g
   c_normal, c_scale = normalise(c_next)
   h_next = o * _tanh_y(params, c_normal)
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  tape = LayerNormLSTMTape(c, u, u_scale, c_normal, c_scale)
-  return state_next, gates, tape
+  residuals = LayerNormLSTMResiduals(c, u, u_scale, c_normal, c_scale)
+  return state_next, gates, residuals
 
 
 def _tanh_y(params: LayerNormLSTMParams, c_normal: jax.Array) -> jax.Array:
@@ -114,21 +116,23 @@ def _tanh_y(params: LayerNormLSTMParams, c_normal: jax.Array) -> jax.Array:
 def recur_backward(
   params: LayerNormLSTMParams,
   gates: jax.Array,
-  tape: LayerNormLSTMTape,
+  residuals: LayerNormLSTMResiduals,
   d_state: LSTMState,
 ) -> tuple[LSTMState, jax.Array, jax.Array]:
   """Return (d_state before the step, da [..., 4H], dy [..., H])."""
-  tanh_y = _tanh_y(params, tape.c_normal)
-  by_a, h_by_y = derivatives(gates, tape.c, tanh_y)
-  c_by_c = jnp.split(gates, 4, axis=-1)[1]
+  tanh_y = _tanh_y(params, residuals.c_normal)
+  local_grads, h_wrt_y = local_gradients(gates, residuals.c, tanh_y)
+  _, f, _, _ = jnp.split(gates, 4, axis=-1)
   dh_next, dc_next = d_state
-  dy = dh_next * h_by_y
+  dy = dh_next * h_wrt_y
   dc_normal = dy * as_row(params.gain_c, dy)
-  dc_sum = dc_next + normalise_backward(tape.c_normal, tape.c_scale, dc_normal)
-  da = jnp.concatenate([dc_sum, dc_sum, dc_sum, dh_next], axis=-1) * by_a
-  du = _through_norm(params, tape, da)
+  dc_sum = dc_next + normalise_backward(
+    residuals.c_normal, residuals.c_scale, dc_normal
+  )
+  da = jnp.concatenate([dc_sum, dc_sum, dc_sum, dh_next], axis=-1) * local_grads
+  du = _through_norm(params, residuals, da)
   dh = product_transposed(du, params.w_h)
-  dc = dc_sum * c_by_c
+  dc = dc_sum * f
   return LSTMState(dh, dc), da, dy
 
 
@@ -136,12 +140,12 @@ def parameter_gradients(
   params: LayerNormLSTMParams,
   x: jax.Array,
   h: jax.Array,
-  tape: LayerNormLSTMTape,
+  residuals: LayerNormLSTMResiduals,
   da: jax.Array,
   dy: jax.Array,
 ) -> tuple[LayerNormLSTMParams, jax.Array | None]:
-  """Return (d_params, dx), summed over every leading axis of da [..., 4H]."""
-  du = _through_norm(params, tape, da)
+  """Return (d_params, dx), summed over all leading axes of da [..., 4H]."""
+  du = _through_norm(params, residuals, da)
   dw_h = outer(h, du, params.w_h.dtype)
   normal, scale = _normalised_input(params, x)
   dnormal = da * as_row(params.gain_x, da)
@@ -149,8 +153,8 @@ def parameter_gradients(
   dx, dw_x, _ = affine_backward(x, params.w_x, dux)
   db = total(da)
   dgain_x = total(da * normal)
-  dgain_h = total(da * tape.u_normal)
-  dgain_c = total(dy * tape.c_normal)
+  dgain_h = total(da * residuals.u_normal)
+  dgain_c = total(dy * residuals.c_normal)
   db_c = total(dy)
   d_params = LayerNormLSTMParams(
     dw_x, dw_h, db, dgain_x, dgain_h, dgain_c, db_c
@@ -159,7 +163,7 @@ def parameter_gradients(
 
 
 def normalise(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return (û, 1 / √(var u + ε)), the mean and variance over the last axis."""
+  """Return (û, 1 / √(var u + ε)); mean and variance are over the last axis."""
   u = u - u.mean(axis=-1, keepdims=True)
   scale = jax.lax.rsqrt((u * u).mean(axis=-1, keepdims=True) + EPSILON)
   return u * scale, scale
@@ -168,7 +172,7 @@ def normalise(u: jax.Array) -> tuple[jax.Array, jax.Array]:
 def normalise_backward(
   normal: jax.Array, scale: jax.Array, dnormal: jax.Array
 ) -> jax.Array:
-  """Return du from dû, given `normalise(u)`."""
+  """Return du from dû, given the two results of `normalise(u)`."""
   along = (dnormal * normal).mean(axis=-1, keepdims=True)
   dcentred = dnormal - normal * along
   du = (dcentred - dnormal.mean(axis=-1, keepdims=True)) * scale
@@ -176,11 +180,11 @@ def normalise_backward(
 
 
 def _through_norm(
-  params: LayerNormLSTMParams, tape: LayerNormLSTMTape, da: jax.Array
+  params: LayerNormLSTMParams, residuals: LayerNormLSTMResiduals, da: jax.Array
 ) -> jax.Array:
   """Return du, the cotangent of h W_h, from that of the gates' a."""
   du_normal = da * as_row(params.gain_h, da)
-  return normalise_backward(tape.u_normal, tape.u_scale, du_normal)
+  return normalise_backward(residuals.u_normal, residuals.u_scale, du_normal)
 
 
 def _normalised_input(
@@ -198,7 +202,7 @@ def init(
     key: a typed PRNG key.
     input_size: D.
     hidden_size: H.
-    dtype: of every parameter.
+    dtype: the dtype of every parameter.
 
   Raises:
     ValueError: a size is below 1.

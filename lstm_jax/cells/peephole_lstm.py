@@ -1,6 +1,6 @@
 """LSTM with peepholes: one step, forward and backward.
 
-Forward                              Its derivatives, element by element
+Forward                              Local gradients
   a  = x W_x + h W_h + b               ∂c'/∂aᵢ  = g ⊙ i ⊙ (1 − i)
   i  = σ(aᵢ  + wᵢ ⊙ c)                 ∂c'/∂a_f = c ⊙ f ⊙ (1 − f)
   f  = σ(a_f + w_f ⊙ c)                ∂c'/∂a_g = i ⊙ (1 − g²)
@@ -19,8 +19,8 @@ Backward, from dh' and dc'
                                                   dw_f = Σ da_f ⊙ c
                                                   dwₒ  = Σ daₒ ⊙ c'
 
-Each gate looks at its own unit's memory: the input and forget gates at what it
-was, the output gate at what it has become.
+Each gate also reads the memory of its own unit: the input and forget gates read
+c, the output gate reads c'.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -37,13 +37,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import sigmoid, tanh
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
-  once,
   outer,
   product,
   product_transposed,
@@ -51,12 +51,12 @@ from lstm_jax.cells.affine import (
   total,
 )
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.lstm import LSTMState, derivatives
-from lstm_jax.cells.precision import cast_like, wide
+from lstm_jax.cells.lstm import LSTMState, local_gradients
+from lstm_jax.cells.precision import cast_like, upcast
 
 
 class PeepholeLSTMParams(NamedTuple):
-  """Weights of an LSTM with peepholes, the gates in the order i, f, g, o."""
+  """Weights of an LSTM with peepholes; the gates are i, f, g, o along 4H."""
 
   w_x: jax.Array  # [D, 4H]
   w_h: jax.Array  # [H, 4H]
@@ -64,29 +64,30 @@ class PeepholeLSTMParams(NamedTuple):
   w_c: jax.Array  # [3H], the peepholes of i, f and o
 
 
-class PeepholeLSTMTape(NamedTuple):
-  """What the recurrence keeps, besides the gates."""
+class PeepholeLSTMResiduals(NamedTuple):
+  """What `recur` saves for the backward, besides the gates."""
 
   c: jax.Array  # [..., H], before the step
   c_next: jax.Array  # [..., H], after it
 
 
 def project(params: PeepholeLSTMParams, x: jax.Array) -> jax.Array:
-  """Return x W_x, [..., 4H]: the part of a step that has no memory."""
+  """Return x W_x, [..., 4H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)
 
 
 def recur(
   params: PeepholeLSTMParams, state: LSTMState, ax: jax.Array
-) -> tuple[LSTMState, jax.Array, PeepholeLSTMTape]:
-  """Advance the state, given the projected input ax [..., 4H].
+) -> tuple[LSTMState, jax.Array, PeepholeLSTMResiduals]:
+  """Return the next state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, gates, tape): the next state, and i, f, g, o, [..., 4H].
+    (state, gates, residuals): the next state, and i, f, g, o, [..., 4H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
-  ai, af, ag, ao = jnp.split(once(a), 4, axis=-1)
-  c = wide(state.c)
+  # The barrier keeps XLA from computing this again in each of its consumers.
+  ai, af, ag, ao = jnp.split(lax.optimization_barrier(a), 4, axis=-1)
+  c = upcast(state.c)
   w_i, w_f, w_o = _peepholes(params, c)
   i = sigmoid(ai + w_i * c)
   f = sigmoid(af + w_f * c)
@@ -96,27 +97,29 @@ def recur(
   h_next = o * tanh(c_next)
   state_next = cast_like(LSTMState(h_next, c_next), state)
   gates = jnp.concatenate([i, f, g, o], axis=-1)
-  return state_next, gates, PeepholeLSTMTape(c, c_next)
+  return state_next, gates, PeepholeLSTMResiduals(c, c_next)
 
 
 def recur_backward(
   params: PeepholeLSTMParams,
   gates: jax.Array,
-  tape: PeepholeLSTMTape,
+  residuals: PeepholeLSTMResiduals,
   d_state: LSTMState,
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
-  by_a, h_by_c = derivatives(gates, tape.c, tanh(tape.c_next))
-  by_ai, by_af, by_ag, by_ao = jnp.split(by_a, 4, axis=-1)
-  c_by_c = jnp.split(gates, 4, axis=-1)[1]
+  tanh_c = tanh(residuals.c_next)
+  local_grads, h_wrt_c = local_gradients(gates, residuals.c, tanh_c)
+  c_wrt_ai, c_wrt_af, c_wrt_ag, h_wrt_ao = jnp.split(local_grads, 4, axis=-1)
+  _, f, _, _ = jnp.split(gates, 4, axis=-1)
   dh_next, dc_next = d_state
   w_i, w_f, w_o = _peepholes(params, dc_next)
-  dao = dh_next * by_ao
-  dc_sum = dc_next + dh_next * h_by_c + dao * w_o
-  dai, daf, dag = dc_sum * by_ai, dc_sum * by_af, dc_sum * by_ag
-  da = once(jnp.concatenate([dai, daf, dag, dao], axis=-1))
+  dao = dh_next * h_wrt_ao
+  dc_sum = dc_next + dh_next * h_wrt_c + dao * w_o
+  dai, daf, dag = dc_sum * c_wrt_ai, dc_sum * c_wrt_af, dc_sum * c_wrt_ag
+  # The barrier keeps XLA from computing da again in each of its consumers.
+  da = lax.optimization_barrier(jnp.concatenate([dai, daf, dag, dao], axis=-1))
   dh = product_transposed(da, params.w_h)
-  dc = dc_sum * c_by_c + dai * w_i + daf * w_f
+  dc = dc_sum * f + dai * w_i + daf * w_f
   return LSTMState(dh, dc), da
 
 
@@ -124,15 +127,15 @@ def parameter_gradients(
   params: PeepholeLSTMParams,
   x: jax.Array,
   h: jax.Array,
-  tape: PeepholeLSTMTape,
+  residuals: PeepholeLSTMResiduals,
   da: jax.Array,
 ) -> tuple[PeepholeLSTMParams, jax.Array | None]:
-  """Return (d_params, dx), summed over every leading axis of da [..., 4H]."""
+  """Return (d_params, dx), summed over all leading axes of da [..., 4H]."""
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   dai, daf, _, dao = jnp.split(da, 4, axis=-1)
-  dw_i, dw_f = total(dai * tape.c), total(daf * tape.c)
-  dw_o = total(dao * tape.c_next)
+  dw_i, dw_f = total(dai * residuals.c), total(daf * residuals.c)
+  dw_o = total(dao * residuals.c_next)
   dw_c = jnp.concatenate([dw_i, dw_f, dw_o])
   return PeepholeLSTMParams(dw_x, dw_h, db, dw_c), dx
 
@@ -150,7 +153,7 @@ def init(
     key: a typed PRNG key.
     input_size: D.
     hidden_size: H.
-    dtype: of every parameter.
+    dtype: the dtype of every parameter.
 
   Raises:
     ValueError: a size is below 1.

@@ -1,6 +1,6 @@
 """LSTM with projection (LSTMP): one step, forward and backward.
 
-Forward                              Its derivatives, element by element
+Forward                              Local gradients
   a  = x W_x + h W_h + b               as for the LSTM, with m for h'
   i, f, o = σ(aᵢ), σ(a_f), σ(aₒ)
   g  = tanh(a_g)
@@ -17,10 +17,10 @@ Backward, from dh' and dc'
   daₒ  = dm  ⊙ ∂m/∂aₒ                  dW_r = Σ mᵀ dh'
                                        db   = Σ da
 
-The output h has P numbers and the memory c has H, so the recurrent weights are
-[P, 4H] and [H, P] instead of [H, 4H]: fewer, where P < 4H/5. dh' leaves the
-loop backward beside da, so that dW_r is one product as well. PyTorch's
-`proj_size` is this cell.
+The output h has P units and the memory c has H, so the recurrent weights are
+[P, 4H] and [H, P] instead of [H, 4H]: fewer if P < 4H/5. The backward scan
+returns dh' for every time step beside da, so that dW_r is one product as well.
+PyTorch's `nn.LSTM` with `proj_size` is this cell.
 
   >>> import jax, jax.numpy as jnp
   >>> key = jax.random.key(0)
@@ -39,11 +39,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
-  once,
   outer,
   product,
   product_transposed,
@@ -55,12 +55,12 @@ from lstm_jax.cells.initializers import (
   input_weights,
   recurrent_weights,
 )
-from lstm_jax.cells.lstm import LSTMState, activate, derivatives, remember
-from lstm_jax.cells.precision import cast_like, wide, wider
+from lstm_jax.cells.lstm import LSTMState, activate, local_gradients, next_c
+from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 
 
 class ProjectedLSTMParams(NamedTuple):
-  """Weights of an LSTM with projection, the gates in the order i, f, g, o."""
+  """Weights of an LSTM with projection; the gates are i, f, g, o along 4H."""
 
   w_x: jax.Array  # [D, 4H]
   w_h: jax.Array  # [P, 4H]
@@ -68,54 +68,57 @@ class ProjectedLSTMParams(NamedTuple):
   w_r: jax.Array  # [H, P]
 
 
-class ProjectedLSTMTape(NamedTuple):
-  """What the recurrence keeps, besides the gates."""
+class ProjectedLSTMResiduals(NamedTuple):
+  """What `recur` saves for the backward, besides the gates."""
 
   c: jax.Array  # [..., H], before the step
-  m: jax.Array  # [..., H], before its projection
+  m: jax.Array  # [..., H], the output before its projection
 
 
 def project(params: ProjectedLSTMParams, x: jax.Array) -> jax.Array:
-  """Return x W_x, [..., 4H]: the part of a step that has no memory."""
+  """Return x W_x, [..., 4H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)
 
 
 def recur(
   params: ProjectedLSTMParams, state: LSTMState, ax: jax.Array
-) -> tuple[LSTMState, jax.Array, ProjectedLSTMTape]:
-  """Advance the state, given the projected input ax [..., 4H].
+) -> tuple[LSTMState, jax.Array, ProjectedLSTMResiduals]:
+  """Return the next state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, gates, tape): the next state, h [..., P] and c [..., H], and i, f,
-    g, o, [..., 4H].
+    (state, gates, residuals): the next state, h [..., P] and c [..., H]; and
+    i, f, g, o, [..., 4H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
-  gates = once(activate(a))
-  c = wide(state.c)
-  c_next, tanh_c = remember(gates, c)
+  # The barrier keeps XLA from computing this again in each of its consumers.
+  gates = lax.optimization_barrier(activate(a))
+  c = upcast(state.c)
+  c_next, tanh_c = next_c(gates, c)
   o = gates[..., -c.shape[-1] :]
   m = o * tanh_c
   h_next = product(m, params.w_r)
   state_next = cast_like(LSTMState(h_next, c_next), state)
-  return state_next, gates, ProjectedLSTMTape(c, m)
+  return state_next, gates, ProjectedLSTMResiduals(c, m)
 
 
 def recur_backward(
   params: ProjectedLSTMParams,
   gates: jax.Array,
-  tape: ProjectedLSTMTape,
+  residuals: ProjectedLSTMResiduals,
   d_state: LSTMState,
 ) -> tuple[LSTMState, jax.Array, jax.Array]:
   """Return (d_state before the step, da [..., 4H], dh' [..., P])."""
-  _, tanh_c = remember(gates, tape.c)
-  by_a, m_by_c = derivatives(gates, tape.c, tanh_c)
-  c_by_c = jnp.split(gates, 4, axis=-1)[1]
+  _, tanh_c = next_c(gates, residuals.c)
+  local_grads, m_wrt_c = local_gradients(gates, residuals.c, tanh_c)
+  _, f, _, _ = jnp.split(gates, 4, axis=-1)
   dh_next, dc_next = d_state
   dm = product_transposed(dh_next, params.w_r)
-  dc_sum = dc_next + dm * m_by_c
-  da = once(jnp.concatenate([dc_sum, dc_sum, dc_sum, dm], axis=-1) * by_a)
+  dc_sum = dc_next + dm * m_wrt_c
+  da = jnp.concatenate([dc_sum, dc_sum, dc_sum, dm], axis=-1) * local_grads
+  # The barrier keeps XLA from computing da again in each of its consumers.
+  da = lax.optimization_barrier(da)
   dh = product_transposed(da, params.w_h)
-  dc = dc_sum * c_by_c
+  dc = dc_sum * f
   return LSTMState(dh, dc), da, dh_next
 
 
@@ -123,14 +126,14 @@ def parameter_gradients(
   params: ProjectedLSTMParams,
   x: jax.Array,
   h: jax.Array,
-  tape: ProjectedLSTMTape,
+  residuals: ProjectedLSTMResiduals,
   da: jax.Array,
   dh_next: jax.Array,
 ) -> tuple[ProjectedLSTMParams, jax.Array | None]:
-  """Return (d_params, dx), summed over every leading axis of da [..., 4H]."""
+  """Return (d_params, dx), summed over all leading axes of da [..., 4H]."""
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
-  dw_r = outer(tape.m, dh_next, params.w_r.dtype)
+  dw_r = outer(residuals.m, dh_next, params.w_r.dtype)
   return ProjectedLSTMParams(dw_x, dw_h, db, dw_r), dx
 
 
@@ -142,13 +145,13 @@ def init(
   *,
   projection_size: int | None = None,
 ) -> ProjectedLSTMParams:
-  """Return initial weights: see `initializers`; biases 0, forget bias 1.
+  """Return initial weights, as in `initializers`; biases 0, forget bias 1.
 
   Args:
     key: a typed PRNG key.
     input_size: D.
     hidden_size: H, the size of the memory c.
-    dtype: of every parameter.
+    dtype: the dtype of every parameter.
     projection_size: P, the size of the output h; None for half of H.
 
   Raises:
@@ -179,7 +182,7 @@ def initial_state(
   dtype = params.w_h.dtype
   return LSTMState(
     jnp.zeros((*batch_shape, projection), dtype),
-    jnp.zeros((*batch_shape, hidden), wider(dtype)),
+    jnp.zeros((*batch_shape, hidden), accumulation_dtype(dtype)),
   )
 
 

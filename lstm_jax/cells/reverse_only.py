@@ -1,8 +1,9 @@
-"""Say what to do where forward mode meets a gradient by hand.
+"""An identity whose forward-mode derivative is an error with advice.
 
-A custom VJP has no forward mode, and JAX's error does not say what this library
-has instead. `reverse_only` is the identity, and its tangent is the identity to
-transposition (reverse mode), but an error to evaluation (forward mode).
+A function with a custom VJP has no forward mode, and JAX's error does not say
+what to use instead. `reverse_only` passes its arrays on unchanged. In reverse
+mode, its tangent is transposed like that of the identity; in forward mode, the
+tangent is evaluated, which raises the error.
 
   >>> import jax
   >>> f = lambda x: reverse_only(x, "no forward mode") ** 2
@@ -20,9 +21,14 @@ Tree = TypeVar("Tree")
 
 
 def reverse_only(tree: Tree, message: str) -> Tree:
-  """Return tree as it is; its forward-mode derivative is a TypeError.
+  """Return a tree unchanged; its forward-mode derivative is a TypeError.
 
-  Forward mode of a gradient by reverse mode, as in `jax.hessian`, is none.
+  Forward mode over reverse mode, as in `jax.hessian`, raises no error: it
+  differentiates the custom VJP's backward, which is ordinary JAX.
+
+  Args:
+    tree: a tree of arrays.
+    message: the text of the error.
   """
   leaves, structure = jax.tree.flatten(tree)
   return jax.tree.unflatten(
@@ -37,21 +43,21 @@ def _jvp(primals, tangents, *, message):
   return x, _tangent.bind(dx, message=message)
 
 
-def _refuse(*_, message, **__):
+def _raise(*_, message, **__):
   raise TypeError(message)
 
 
-def _itself(x, **_):
+def _same(x, **_):
   return x
 
 
 _identity, _tangent = Primitive("reverse_only"), Primitive("reverse_only_dx")
 for primitive in (_identity, _tangent):
-  primitive.def_abstract_eval(_itself)
+  primitive.def_abstract_eval(_same)
   batching.defvectorized(primitive)
-_identity.def_impl(_itself)
-_tangent.def_impl(_refuse)
+_identity.def_impl(_same)
+_tangent.def_impl(_raise)
 mlir.register_lowering(_identity, lambda _, x, **__: [x])
-mlir.register_lowering(_tangent, _refuse)
+mlir.register_lowering(_tangent, _raise)
 ad.primitive_jvps[_identity] = _jvp
 ad.deflinear2(_tangent, lambda ct, _, **__: [ct])

@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.cells.activations import dtanh, tanh
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
-  once,
   outer,
   product,
   product_transposed,
@@ -50,51 +50,59 @@ class RNNParams(NamedTuple):
 
 
 class RNNState(NamedTuple):
-  """What the network carries from step to step; h is its output."""
+  """State of a plain recurrent network; h is its output."""
 
   h: jax.Array  # [..., H]
 
 
 def project(params: RNNParams, x: jax.Array) -> jax.Array:
-  """Return x W_x, [..., H]: the part of a step that has no memory."""
+  """Return x W_x, [..., H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)
 
 
 def recur(
   params: RNNParams, state: RNNState, ax: jax.Array
 ) -> tuple[RNNState, jax.Array, tuple[()]]:
-  """Advance the state, given the projected input ax [..., H].
+  """Return the next state, given the projected input ax [..., H].
 
   Returns:
-    (state, by_a, ()): the next state, and the derivative of h' by a, [..., H].
+    (state, local_grads, ()): the next state, and ∂h'/∂a, [..., H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   h_next = tanh(a)
-  return cast_like(RNNState(h_next), state), *_derivatives(h_next)
+  return cast_like(RNNState(h_next), state), *_local_gradients(h_next)
 
 
-def _derivatives(h_next: jax.Array) -> tuple[jax.Array, tuple[()]]:
-  """Return the derivative of h' = tanh a."""
+def _local_gradients(h_next: jax.Array) -> tuple[jax.Array, tuple[()]]:
+  """Return the local gradient ∂h'/∂a of h' = tanh a."""
   dh_da = dtanh(h_next)
   return dh_da, ()
 
 
 def recur_backward(
-  params: RNNParams, by_a: jax.Array, tape: tuple[()], d_state: RNNState
+  params: RNNParams,
+  local_grads: jax.Array,
+  residuals: tuple[()],
+  d_state: RNNState,
 ) -> tuple[RNNState, jax.Array]:
   """Return (d_state before the step, da [..., H]) from d_state after it."""
-  del tape
+  del residuals
   (dh_next,) = d_state
-  da = once(dh_next * by_a)
+  # The barrier keeps XLA from computing da again in each of its consumers.
+  da = lax.optimization_barrier(dh_next * local_grads)
   dh = product_transposed(da, params.w_h)
   return RNNState(dh), da
 
 
 def parameter_gradients(
-  params: RNNParams, x: jax.Array, h: jax.Array, tape: tuple[()], da: jax.Array
+  params: RNNParams,
+  x: jax.Array,
+  h: jax.Array,
+  residuals: tuple[()],
+  da: jax.Array,
 ) -> tuple[RNNParams, jax.Array | None]:
-  """Return (d_params, dx), summed over every leading axis of da [..., H]."""
-  del tape  # the product h W_h enters a as it is
+  """Return (d_params, dx), summed over all leading axes of da [..., H]."""
+  del residuals  # da is the cotangent of h W_h as well
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   return RNNParams(dw_x, dw_h, db), dx
@@ -103,13 +111,13 @@ def parameter_gradients(
 def init(
   key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
 ) -> RNNParams:
-  """Return initial weights: see `initializers`; biases 0.
+  """Return initial weights, as in `initializers`; biases 0.
 
   Args:
     key: a typed PRNG key.
     input_size: D.
     hidden_size: H.
-    dtype: of every parameter.
+    dtype: the dtype of every parameter.
 
   Raises:
     ValueError: a size is below 1.

@@ -1,1 +1,5 @@
-"""Weights to and from other libraries."""
+"""Weights to and from other libraries, and Flax modules on `unroll`.
+
+Import the module of a library, such as `lstm_jax.interop.torch`: the package
+itself imports none of them.
+"""

@@ -1,7 +1,7 @@
-"""Weights to and from the one vector of `jax.experimental.rnn`, cuDNN's LSTM.
+"""Weights to and from the flat vector of `jax.experimental.rnn`, cuDNN's LSTM.
 
-The vector holds PyTorch's tensors, layer after layer and direction after
-direction: first weight_ih and weight_hh of all of them, then their biases.
+The vector holds the tensors of PyTorch's nn.LSTM, layer by layer and in each
+layer direction by direction: all weight_ih and weight_hh, then all biases.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm
@@ -22,7 +22,10 @@ from lstm_jax.interop.torch import Layers, from_torch, to_torch
 
 
 def to_cudnn(layers: Layers) -> jax.Array:
-  """Return layers of `lstm`, in one or both directions, as cuDNN's vector.
+  """Return the vector of cuDNN's LSTM with these weights.
+
+  Args:
+    layers: params of `lstm`, or `Directions` of them; the lowest layer first.
 
   Raises:
     ValueError: the layers are of another cell.
@@ -31,15 +34,15 @@ def to_cudnn(layers: Layers) -> jax.Array:
   rows, hidden = arrays["weight_hh_l0"].shape
   if rows != 4 * hidden:
     raise ValueError(
-      f"the layers must be of lstm, got {rows // hidden} gates a unit"
+      f"layers must be of lstm, with 4 gates, got {rows // hidden} gates"
     )
-  places = [
+  suffixes = [
     name.removeprefix("weight_ih") for name in arrays if "weight_ih" in name
   ]
   order = [
-    f"{kind}_{part}{place}"
+    f"{kind}_{part}{suffix}"
     for kind in ("weight", "bias")
-    for place in places
+    for suffix in suffixes
     for part in ("ih", "hh")
   ]
   return jnp.concatenate([arrays[name].ravel() for name in order])
@@ -52,17 +55,20 @@ def from_cudnn(
   num_layers: int = 1,
   bidirectional: bool = False,
 ) -> Layers:
-  """Return the layers of `lstm` that cuDNN's vector holds.
+  """Return the layers of `lstm` with the weights of cuDNN's vector.
 
   Args:
-    weights: as `jax.experimental.rnn.init_lstm_weight` makes them.
+    weights: a vector as `jax.experimental.rnn.init_lstm_weight` returns it.
     input_size: D of the lowest layer.
     hidden_size: H of every layer.
     num_layers: L.
     bidirectional: whether every layer has both directions.
 
+  Returns:
+    One element a layer for `unroll_stack`, the lowest layer first.
+
   Raises:
-    ValueError: the vector has another length than the sizes imply.
+    ValueError: the length of the vector does not fit the sizes.
   """
   sizes = input_size, hidden_size, num_layers, bidirectional
   expected = rnn.get_num_params_in_lstm(*sizes)
@@ -71,8 +77,8 @@ def from_cudnn(
   unpacked = rnn.unpack_lstm_weights(weights, *sizes)
   names = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
   state_dict = {}
-  for name, found in zip(names, unpacked, strict=True):
-    for k, array in found.items():
+  for name, arrays in zip(names, unpacked, strict=True):
+    for k, array in arrays.items():
       layer, backward = divmod(k, 2) if bidirectional else (k, 0)
       state_dict[f"{name}_l{layer}{'_reverse' if backward else ''}"] = array
   return from_torch(state_dict)[1]

@@ -1,17 +1,19 @@
-"""Flax's recurrent cells: their weights here, and their RNN on `unroll`.
+"""Weights to and from Flax's recurrent cells, and Flax's RNN on `unroll`.
 
   from flax.linen import OptimizedLSTMCell        from flax.linen import RNN
   model = RNN(OptimizedLSTMCell(128))      →      from lstm_jax.interop.flax
                                                     import LinenRNN as RNN
 
-and the same with `NNXRNN` for flax.nnx. The cells stay Flax's own, and so do
-the names, shapes and initial values of their weights, so that checkpoints fit;
-only the loop over time is this project's, with its explicit gradient. Cells:
-LSTMCell, OptimizedLSTMCell, GRUCell, SimpleCell, with sigmoid gates and tanh.
+and the same with `NNXRNN` for flax.nnx. The cell is Flax's own, with the names,
+shapes and initial values of its weights, so that checkpoints can be restored.
+Only the loop over time is replaced by `unroll`, with its explicit gradient.
+Supported cells are LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell, with
+sigmoid gates and tanh.
 
-Two things differ, both where `seq_lengths` is given: padded outputs are 0 here,
-where Flax goes on computing with the padding; and the last carry of a row of
-length 0 is its first, where Flax takes that after all the padding.
+There are two differences, both where `seq_lengths` is given. Padded outputs are
+0 here, where Flax applies the cell to the padding. The final carry of a
+sequence of length 0 is its initial carry, where Flax returns the carry after
+all the padding.
 """
 
 from typing import Any
@@ -25,7 +27,7 @@ from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.sequence._unroll import unroll
 
-KINDS: dict[type, Cell] = {
+CELLS: dict[type, Cell] = {
   lstm.LSTMParams: lstm,
   gru.GRUParams: gru,
   rnn.RNNParams: rnn,
@@ -33,27 +35,27 @@ KINDS: dict[type, Cell] = {
 
 
 def from_linen(variables: Any) -> tuple[Cell, Params]:
-  """Return the cell and the params that a linen cell's weights are.
+  """Return the cell, and its params with the weights of a linen cell.
 
   Args:
-    variables: the tree under "params" of an LSTMCell, OptimizedLSTMCell,
+    variables: the "params" collection of an LSTMCell, OptimizedLSTMCell,
       GRUCell or SimpleCell.
 
   Raises:
-    ValueError: it is the tree of something else.
+    ValueError: the collection is of another module.
   """
   names = set(variables)
 
-  def joined(part: str, letters: str, leaf: str) -> jax.Array:
-    found = [variables[part + letter][leaf] for letter in letters]
-    return jnp.concatenate(found, axis=-1)
+  def concatenated(part: str, gates: str, leaf: str) -> jax.Array:
+    arrays = [variables[part + gate][leaf] for gate in gates]
+    return jnp.concatenate(arrays, axis=-1)
 
-  if names == {part + letter for part in "ih" for letter in "ifgo"}:
-    w_x, w_h = (joined(part, "ifgo", "kernel") for part in "ih")
-    return lstm, lstm.LSTMParams(w_x, w_h, joined("h", "ifgo", "bias"))
-  if names == {part + letter for part in "ih" for letter in "rzn"}:
-    w_x, w_h = (joined(part, "rzn", "kernel") for part in "ih")
-    b, b_n = joined("i", "rzn", "bias"), variables["hn"]["bias"]
+  if names == {part + gate for part in "ih" for gate in "ifgo"}:
+    w_x, w_h = (concatenated(part, "ifgo", "kernel") for part in "ih")
+    return lstm, lstm.LSTMParams(w_x, w_h, concatenated("h", "ifgo", "bias"))
+  if names == {part + gate for part in "ih" for gate in "rzn"}:
+    w_x, w_h = (concatenated(part, "rzn", "kernel") for part in "ih")
+    b, b_n = concatenated("i", "rzn", "bias"), variables["hn"]["bias"]
     return gru, gru.GRUParams(w_x, w_h, b, b_n)
   if names == {"i", "h"}:
     i, h = variables["i"], variables["h"]
@@ -65,25 +67,30 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
 
 
 def to_linen(params: Params) -> dict[str, Any]:
-  """Return the tree under "params" of the linen cell with these weights."""
+  """Return the "params" collection of the linen cell with these weights.
 
-  def gates(letters: str, biased: str) -> dict[str, Any]:
+  Args:
+    params: of `lstm`, `gru` or `rnn`.
+
+  Raises:
+    ValueError: they are of another cell.
+  """
+
+  def split_gates(gates: str, bias_part: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for part, w in (("i", params.w_x), ("h", params.w_h)):
-      for letter, kernel in zip(
-        letters, jnp.split(w, len(letters), axis=-1), strict=True
-      ):
-        result[part + letter] = {"kernel": kernel}
-    for letter, b in zip(
-      letters, jnp.split(params.b, len(letters)), strict=True
-    ):
-      result[biased + letter]["bias"] = b
+      kernels = jnp.split(w, len(gates), axis=-1)
+      for gate, kernel in zip(gates, kernels, strict=True):
+        result[part + gate] = {"kernel": kernel}
+    biases = jnp.split(params.b, len(gates))
+    for gate, b in zip(gates, biases, strict=True):
+      result[bias_part + gate]["bias"] = b
     return result
 
   if isinstance(params, lstm.LSTMParams):
-    return gates("ifgo", "h")
+    return split_gates("ifgo", "h")
   if isinstance(params, gru.GRUParams):
-    result = gates("rzn", "i")
+    result = split_gates("rzn", "i")
     result["hn"]["bias"] = params.b_n
     return result
   if isinstance(params, rnn.RNNParams):
@@ -94,40 +101,47 @@ def to_linen(params: Params) -> dict[str, Any]:
   )
 
 
-def from_nnx(cell: Any) -> tuple[Cell, Params]:
-  """Return the cell and the params that an nnx cell's weights are.
+def from_nnx(module: Any) -> tuple[Cell, Params]:
+  """Return the cell, and its params with the weights of an nnx cell.
+
+  Args:
+    module: an nnx.LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell.
 
   Raises:
-    ValueError: it is another cell than the four.
+    ValueError: it is another module.
   """
-  kind, variables = _variables(cell)
+  cell, variables = _variables(module)
   w_x, w_h, b = (
     jnp.concatenate([part[...] for part in parts], axis=-1)
     for parts in variables
   )
-  if kind is lstm:
-    return kind, lstm.LSTMParams(w_x, w_h, b)
-  if kind is rnn:
-    return kind, rnn.RNNParams(w_x, w_h, b)
-  b_n = jnp.zeros(w_h.shape[:1], b.dtype)  # this cell has none
-  return kind, gru.GRUParams(w_x, w_h, b, b_n)
+  if cell is lstm:
+    return cell, lstm.LSTMParams(w_x, w_h, b)
+  if cell is rnn:
+    return cell, rnn.RNNParams(w_x, w_h, b)
+  b_n = jnp.zeros(w_h.shape[:1], b.dtype)  # nnx.GRUCell has no such bias
+  return cell, gru.GRUParams(w_x, w_h, b, b_n)
 
 
-def to_nnx(params: Params, cell: Any) -> None:
-  """Write params into the weights of an nnx cell, which has to be there.
+def to_nnx(params: Params, module: Any) -> None:
+  """Write params into the weights of an existing nnx cell, in place.
+
+  Args:
+    params: of `lstm`, `gru` or `rnn`.
+    module: an nnx cell of the same kind and sizes.
 
   Raises:
-    ValueError: the cell is none of the four, or of another kind or size; or a
-      GRU's b_n is not 0: nnx.GRUCell has no such bias.
+    ValueError: the module is of another kind or size; or a GRU's b_n is not 0,
+      a bias that nnx.GRUCell does not have.
   """
-  kind, variables = _variables(cell)
-  name = type(cell).__name__
-  if type(params) not in KINDS:
+  cell, variables = _variables(module)
+  name = type(module).__name__
+  if type(params) not in CELLS:
     expected = "the params of lstm, gru or rnn"
     raise ValueError(f"expected {expected}, got {type(params).__name__}")
-  if KINDS[type(params)] is not kind:
+  if CELLS[type(params)] is not cell:
     raise ValueError(f"{name} cannot hold {type(params).__name__}")
-  if kind is gru and params.b_n.any():
+  if cell is gru and params.b_n.any():
     raise ValueError("nnx.GRUCell has no bias b_n, which must be 0")
   for field, parts in zip(("w_x", "w_h", "b"), variables, strict=True):
     leaf = getattr(params, field)
@@ -140,32 +154,35 @@ def to_nnx(params: Params, cell: Any) -> None:
       part[...] = value.astype(part[...].dtype)
 
 
-def _variables(cell: Any) -> tuple[Cell, tuple[list, list, list]]:
-  """Return the variables of w_x, w_h and b, a list each, of an nnx cell."""
-  if isinstance(cell, nnx.LSTMCell):
-    inputs = cell.ii, cell.if_, cell.ig, cell.io
-    hidden = cell.hi, cell.hf, cell.hg, cell.ho
+def _variables(module: Any) -> tuple[Cell, tuple[list, list, list]]:
+  """Return the cell of an nnx module, and its variables of w_x, w_h and b.
+
+  Each of the three is a list of variables, to be concatenated along the gates.
+  """
+  if isinstance(module, nnx.LSTMCell):
+    inputs = module.ii, module.if_, module.ig, module.io
+    hidden = module.hi, module.hf, module.hg, module.ho
     return lstm, (
       [linear.kernel for linear in inputs],
       [linear.kernel for linear in hidden],
       [linear.bias for linear in hidden],
     )
-  for kind, of, biased in (
+  for cell, module_type, bias_layer in (
     (lstm, nnx.OptimizedLSTMCell, "dense_h"),
     (gru, nnx.GRUCell, "dense_i"),
     (rnn, nnx.SimpleCell, "dense_i"),
   ):
-    if isinstance(cell, of):
-      i, h, b = cell.dense_i.kernel, cell.dense_h.kernel, getattr(cell, biased)
-      return kind, ([i], [h], [b.bias])
+    if isinstance(module, module_type):
+      w_x, w_h = module.dense_i.kernel, module.dense_h.kernel
+      return cell, ([w_x], [w_h], [getattr(module, bias_layer).bias])
   raise ValueError(
     "expected an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, "
-    f"got {type(cell).__name__}"
+    f"got {type(module).__name__}"
   )
 
 
 class LinenRNN(linen.RNN):
-  """`flax.linen.RNN` of the same arguments, on `unroll`."""
+  """`flax.linen.RNN`, with the same arguments, on `unroll`."""
 
   @linen.compact
   def __call__(
@@ -180,23 +197,23 @@ class LinenRNN(linen.RNN):
     reverse: bool | None = None,
     keep_order: bool | None = None,
   ) -> Any:
-    """Return the outputs, or (last carry, outputs), as `flax.linen.RNN`."""
-    _check_plain(self.cell)
-    batch_first = not _given(time_major, self.time_major)
+    """Return outputs, or (final carry, outputs), as `flax.linen.RNN` does."""
+    _check_supported(self.cell)
+    batch_first = not _default(time_major, self.time_major)
     xs = jnp.moveaxis(inputs, -2, 0) if batch_first else inputs
     carry = initial_carry
     if carry is None:
       key = jax.random.key(0) if init_key is None else init_key
       carry = self.cell.initialize_carry(key, xs.shape[1:])
     if self.is_initializing():
-      self.cell(carry, xs[0])  # makes its weights
+      self.cell(carry, xs[0])  # creates the weights
     cell, params = from_linen(self.cell.variables["params"])
     options = return_carry, time_major, reverse, keep_order
     return _run(self, cell, params, carry, xs, seq_lengths, *options)
 
 
 class NNXRNN(nnx.RNN):
-  """`flax.nnx.RNN` of the same arguments, on `unroll`."""
+  """`flax.nnx.RNN`, with the same arguments, on `unroll`."""
 
   def __call__(
     self,
@@ -210,9 +227,9 @@ class NNXRNN(nnx.RNN):
     keep_order: bool | None = None,
     rngs: Any = None,
   ) -> Any:
-    """Return the outputs, or (last carry, outputs), as `flax.nnx.RNN`."""
-    _check_plain(self.cell)
-    batch_first = not _given(time_major, self.time_major)
+    """Return outputs, or (final carry, outputs), as `flax.nnx.RNN` does."""
+    _check_supported(self.cell)
+    batch_first = not _default(time_major, self.time_major)
     xs = jnp.moveaxis(inputs, -2, 0) if batch_first else inputs
     carry = initial_carry
     if carry is None:
@@ -235,8 +252,8 @@ def _run(
   reverse: bool | None,
   keep_order: bool | None,
 ) -> Any:
-  """Return what Flax's module does, of inputs [T, ..., D]."""
-  reverse = _given(reverse, module.reverse)
+  """Return what Flax's module returns, given time-major inputs [T, ..., D]."""
+  reverse = _default(reverse, module.reverse)
   state = lstm.LSTMState(*carry[::-1]) if cell is lstm else _state(cell, carry)
   last, hs = unroll(
     cell,
@@ -247,22 +264,22 @@ def _run(
     reverse=reverse,
     compute_dtype=getattr(module.cell, "dtype", None),
   )
-  if reverse and not _given(keep_order, module.keep_order):
+  if reverse and not _default(keep_order, module.keep_order):
     hs = flip_sequences(
       hs, lengths, num_batch_dims=hs.ndim - 2, time_major=True
     )
-  if not _given(time_major, module.time_major):
+  if not _default(time_major, module.time_major):
     hs = jnp.moveaxis(hs, 0, -2)
   last_carry = tuple(last[::-1]) if cell is lstm else last.h
-  return (last_carry, hs) if _given(return_carry, module.return_carry) else hs
+  return (last_carry, hs) if _default(return_carry, module.return_carry) else hs
 
 
 def _state(cell: Cell, h: jax.Array) -> State:
   return gru.GRUState(h) if cell is gru else rnn.RNNState(h)
 
 
-def _check_plain(cell: Any) -> None:
-  """Raise ValueError if a cell's equations are not those of ours."""
+def _check_supported(cell: Any) -> None:
+  """Raise ValueError if `lstm`, `gru` and `rnn` have other equations."""
   gate = getattr(cell, "gate_fn", linen.sigmoid)
   activation = getattr(cell, "activation_fn", linen.tanh)
   names = {f.__name__ for f in (gate, activation)}
@@ -274,5 +291,6 @@ def _check_plain(cell: Any) -> None:
     )
 
 
-def _given(value: bool | None, default: bool) -> bool:
+def _default(value: bool | None, default: bool) -> bool:
+  """Return value, or default where value is None."""
   return default if value is None else value

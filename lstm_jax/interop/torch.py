@@ -1,18 +1,20 @@
 """Weights to and from PyTorch's nn.LSTM, nn.GRU and nn.RNN (with tanh).
 
-PyTorch keeps Wᵀ, layer after layer, in the same order of gates:
+PyTorch stores the transposed weights of each layer, with the gates in the same
+order:
 
-  weight_ih_l0 [G·H, D]   w_x       bias_ih_l0 [G·H]   one of two biases that
-  weight_hh_l0 [G·H, H]   w_h       bias_hh_l0 [G·H]   are added
-  weight_hr_l0 [P, H]     w_r of an nn.LSTM with proj_size; weight_hh is [4H, P]
+  weight_ih_l0 [G·H, D]   w_xᵀ      bias_ih_l0 [G·H]   two biases, which PyTorch
+  weight_hh_l0 [G·H, H]   w_hᵀ      bias_hh_l0 [G·H]   adds
+  weight_hr_l0 [P, H]     w_rᵀ, with proj_size=P; weight_hh_l0 is then [4H, P]
 
-and the same with `_reverse` for the other direction. The two biases become one
-where only their sum matters, which is everywhere but in a GRU's candidate. On
-the way back the sum is the first and 0 the second.
+and the same with the suffix `_reverse` for the backward direction. `from_torch`
+adds the two biases, except in the candidate of a GRU, where bias_hh is b_n, to
+be multiplied by the reset gate. `to_torch` writes a sum as bias_ih and 0 as
+bias_hh.
 
-PyTorch itself is not needed: a state_dict is a mapping of names to arrays, and
-safetensors files are read and written by the package `safetensors` (the extra
-`interop`). Nothing is unpickled.
+PyTorch need not be installed: a state_dict is a mapping from names to arrays.
+`load` and `save` read and write safetensors files with the package
+`safetensors` (the extra `interop`). Nothing is unpickled.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm
@@ -26,6 +28,7 @@ safetensors files are read and written by the package `safetensors` (the extra
 
 import os
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,9 +38,9 @@ from lstm_jax.cells import gru, lstm, projected_lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.sequence.bidirectional import Directions
 
-Layers = tuple[Params | Directions, ...]  # the lowest first
-CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by the number of gates
-KINDS: dict[Cell, Callable[..., Params]] = {
+Layers = tuple[Params | Directions, ...]  # the lowest layer first
+CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by number of gates
+PARAMS: dict[Cell, Callable[..., Params]] = {
   lstm: lstm.LSTMParams,
   projected_lstm: projected_lstm.ProjectedLSTMParams,
   rnn: rnn.RNNParams,
@@ -45,21 +48,21 @@ KINDS: dict[Cell, Callable[..., Params]] = {
 
 
 def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
-  """Return the cell and the layers that a module's state_dict holds.
+  """Return the cell of a PyTorch module, and the params of its layers.
 
   Args:
-    state_dict: of an nn.LSTM (with projections or without), nn.GRU or nn.RNN
-      of any depth, with or without biases, in one or both directions; tensors
-      or arrays. An nn.RNN with a relu has the same names and shapes, but is not
-      the same network.
+    state_dict: of an nn.LSTM (with or without projections), nn.GRU or nn.RNN of
+      any depth, with or without biases, in one or both directions. Its values
+      are tensors or arrays. An nn.RNN with nonlinearity="relu" has the same
+      names and shapes, but is another network.
 
   Returns:
     (cell, layers): the cell's module, and one element a layer for
-    `unroll_stack`: its params, or `Directions` of both.
+    `unroll_stack`, either params or `Directions` of params.
 
   Raises:
-    ValueError: a tensor is missing, or has another shape than its neighbours
-      imply, or has a name that no such module has.
+    ValueError: a tensor is missing, has a shape that does not fit the others,
+      or has a name that no such module has.
   """
   arrays = {name: _array(name, x) for name, x in state_dict.items()}
   if "weight_hh_l0" not in arrays or arrays["weight_hh_l0"].ndim != 2:
@@ -81,66 +84,83 @@ def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
   layers: list[Params | Directions] = []
   while f"weight_ih_l{len(layers)}" in arrays:
     layer = f"_l{len(layers)}"
-    forward = _take(arrays, layer, cell, rows, hidden)
+    forward = _pop_params(arrays, layer, cell, rows, hidden)
     if f"weight_ih{layer}_reverse" in arrays:
-      both = forward, _take(arrays, f"{layer}_reverse", cell, rows, hidden)
-      layers.append(Directions(*both))
+      suffix = f"{layer}_reverse"
+      backward = _pop_params(arrays, suffix, cell, rows, hidden)
+      layers.append(Directions(forward, backward))
     else:
       layers.append(forward)
   if arrays or not layers:
-    what = ", ".join(sorted(arrays)) or "no weight_ih_l0"
-    raise ValueError(f"these are not tensors of such a module: {what}")
+    names = ", ".join(sorted(arrays)) or "no weight_ih_l0"
+    raise ValueError(f"not tensors of an nn.LSTM, nn.GRU or nn.RNN: {names}")
   _check_sizes(layers)
   return cell, tuple(layers)
 
 
 def to_torch(layers: Layers) -> dict[str, np.ndarray]:
-  """Return the state_dict of the PyTorch module with these layers' weights.
+  """Return the state_dict of the PyTorch module with these weights.
 
   Args:
     layers: params of `lstm`, `projected_lstm`, `gru` or `rnn`, or `Directions`
-      of them, or their gradients; the lowest first.
+      of them, or gradients of either; the lowest layer first.
 
   Raises:
-    ValueError: PyTorch has no such cell.
+    ValueError: the params are of a cell that PyTorch does not have.
   """
   result: dict[str, np.ndarray] = {}
   for k, layer in enumerate(layers):
     if isinstance(layer, Directions):
-      result |= _give(f"_l{k}", layer.forward)
-      result |= _give(f"_l{k}_reverse", layer.backward)
+      result |= _tensors(f"_l{k}", layer.forward)
+      result |= _tensors(f"_l{k}_reverse", layer.backward)
     else:
-      result |= _give(f"_l{k}", layer)
+      result |= _tensors(f"_l{k}", layer)
   return result
 
 
 def load(path: str | os.PathLike) -> tuple[Cell, Layers]:
-  """Return `from_torch` of a safetensors file.
+  """Return the cell and the layers of a safetensors file, as `from_torch`.
 
   Raises:
-    ValueError: the file is not a safetensors file, or not of such a module.
+    ValueError: the file is not a safetensors file, or its tensors are not those
+      of an nn.LSTM, nn.GRU or nn.RNN.
     OSError: the file cannot be read.
+    ModuleNotFoundError: the package safetensors is not installed.
   """
-  from safetensors import SafetensorError
-  from safetensors.numpy import load_file
-
+  safetensors = _import_safetensors()
   try:
-    arrays = load_file(path)
-  except SafetensorError as error:
+    arrays = safetensors.numpy.load_file(path)
+  except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is not a safetensors file: {error}") from None
   return from_torch(arrays)
 
 
 def save(path: str | os.PathLike, layers: Layers) -> None:
-  """Write `to_torch(layers)` as a safetensors file, which PyTorch can read."""
-  from safetensors.numpy import save_file
+  """Write `to_torch(layers)` to a safetensors file.
 
+  Raises:
+    ValueError: the params are of a cell that PyTorch does not have.
+    ModuleNotFoundError: the package safetensors is not installed.
+  """
+  safetensors = _import_safetensors()
   arrays = {k: np.ascontiguousarray(v) for k, v in to_torch(layers).items()}
-  save_file(arrays, path)
+  safetensors.numpy.save_file(arrays, path)
+
+
+def _import_safetensors() -> ModuleType:
+  """Return the package safetensors, or raise an error that names the extra."""
+  try:
+    import safetensors.numpy
+  except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+      "the package safetensors is not installed; it comes with the extra "
+      "interop: pip install 'lstm-jax[interop]'"
+    ) from None
+  return safetensors
 
 
 def _array(name: str, x: Any) -> np.ndarray:
-  """Return a tensor or an array as NumPy's."""
+  """Return a tensor or an array as a NumPy array."""
   if hasattr(x, "detach"):
     x = x.detach().cpu()
   try:
@@ -152,64 +172,74 @@ def _array(name: str, x: Any) -> np.ndarray:
   return x
 
 
-def _take(
-  arrays: dict[str, np.ndarray], layer: str, cell: Cell, rows: int, hidden: int
+def _pop_params(
+  arrays: dict[str, np.ndarray], suffix: str, cell: Cell, rows: int, hidden: int
 ) -> Params:
-  """Remove the tensors of one layer and direction, and return its params."""
+  """Remove the tensors of one layer and direction, and return its params.
 
-  def take(name: str, *shape: int | None) -> np.ndarray:
-    x = arrays.pop(f"{name}{layer}", None)
+  Args:
+    arrays: the state_dict, from which the tensors are removed.
+    suffix: of the tensors' names, such as "_l0_reverse".
+    cell: the layer's cell.
+    rows: G·H, the rows of weight_ih and weight_hh.
+    hidden: H.
+  """
+
+  def pop(name: str, *shape: int | None) -> np.ndarray:
+    x = arrays.pop(f"{name}{suffix}", None)
     if x is None:
-      raise ValueError(f"{name}{layer} is missing")
+      raise ValueError(f"{name}{suffix} is missing")
     if len(x.shape) != len(shape) or any(
       n not in (None, m) for n, m in zip(shape, x.shape, strict=True)
     ):
       expected = ["any" if n is None else n for n in shape]
-      raise ValueError(f"{name}{layer} must be {expected}, got {x.shape}")
+      raise ValueError(f"{name}{suffix} must be {expected}, got {x.shape}")
     return x
 
   projected = cell is projected_lstm
-  w_r = take("weight_hr", None, hidden).T if projected else None
+  w_r = pop("weight_hr", None, hidden).T if projected else None
   size = hidden if w_r is None else w_r.shape[1]
-  w_x, w_h = take("weight_ih", rows, None).T, take("weight_hh", rows, size).T
-  if f"bias_ih{layer}" in arrays:
-    b, b_h = take("bias_ih", rows), take("bias_hh", rows)
+  w_x, w_h = pop("weight_ih", rows, None).T, pop("weight_hh", rows, size).T
+  if f"bias_ih{suffix}" in arrays:
+    b, b_h = pop("bias_ih", rows), pop("bias_hh", rows)
   else:
     b = b_h = np.zeros(rows, w_x.dtype)
   if cell is gru:
-    inside = b_h[2 * hidden :]
-    outside = np.concatenate([b_h[: 2 * hidden], np.zeros_like(inside)])
-    return gru.GRUParams(*map(jnp.asarray, (w_x, w_h, b + outside, inside)))
-  own = w_x, w_h, b + b_h, *(() if w_r is None else (w_r,))
-  return KINDS[cell](*map(jnp.asarray, own))
+    b_n = b_h[2 * hidden :]
+    b_gates = np.concatenate([b_h[: 2 * hidden], np.zeros_like(b_n)])
+    return gru.GRUParams(*map(jnp.asarray, (w_x, w_h, b + b_gates, b_n)))
+  weights = w_x, w_h, b + b_h, *(() if w_r is None else (w_r,))
+  return PARAMS[cell](*map(jnp.asarray, weights))
 
 
-def _give(layer: str, params: Params) -> dict[str, np.ndarray]:
-  """Return the tensors of one layer and direction."""
-  if type(params) not in (gru.GRUParams, *KINDS.values()):
+def _tensors(suffix: str, params: Params) -> dict[str, np.ndarray]:
+  """Return the tensors of one layer and direction, by PyTorch's names."""
+  if type(params) not in (gru.GRUParams, *PARAMS.values()):
     raise ValueError(f"PyTorch has no cell with {type(params).__name__}")
   b = np.array(params.b)
-  other = np.zeros_like(b)
+  b_h = np.zeros_like(b)
   if isinstance(params, gru.GRUParams):
-    other[-len(params.b_n) :] = params.b_n
+    b_h[-len(params.b_n) :] = params.b_n
   tensors = {
-    f"weight_ih{layer}": np.array(params.w_x).T,
-    f"weight_hh{layer}": np.array(params.w_h).T,
-    f"bias_ih{layer}": b,
-    f"bias_hh{layer}": other,
+    f"weight_ih{suffix}": np.array(params.w_x).T,
+    f"weight_hh{suffix}": np.array(params.w_h).T,
+    f"bias_ih{suffix}": b,
+    f"bias_hh{suffix}": b_h,
   }
   if isinstance(params, projected_lstm.ProjectedLSTMParams):
-    tensors[f"weight_hr{layer}"] = np.array(params.w_r).T
+    tensors[f"weight_hr{suffix}"] = np.array(params.w_r).T
   return tensors
 
 
 def _check_sizes(layers: list[Params | Directions]) -> None:
-  """Raise ValueError unless each layer takes what the one below puts out."""
+  """Raise ValueError if a layer's input size is not the output size below."""
   size = None
   for k, layer in enumerate(layers):
     both = layer if isinstance(layer, Directions) else (layer,)
     for params in both:
-      found = params.w_x.shape[0]
-      if size is not None and found != size:
-        raise ValueError(f"weight_ih_l{k} must take {size} inputs, got {found}")
+      inputs = params.w_x.shape[0]
+      if size is not None and inputs != size:
+        raise ValueError(
+          f"weight_ih_l{k} must have {size} inputs, got {inputs}"
+        )
     size = sum(params.w_h.shape[0] for params in both)

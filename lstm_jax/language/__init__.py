@@ -1,4 +1,4 @@
-"""Language models: text, model, loss, evaluation, sampling."""
+"""Language models: tokenizers, batches, model, loss, evaluation, sampling."""
 
 from lstm_jax.language.batching import Batches as Batches
 from lstm_jax.language.batching import BatchingConfig as BatchingConfig
@@ -6,15 +6,13 @@ from lstm_jax.language.batching import make_batches as make_batches
 from lstm_jax.language.evaluate import stateful_loss as stateful_loss
 from lstm_jax.language.loss import cross_entropy as cross_entropy
 from lstm_jax.language.model import LanguageModel as LanguageModel
-from lstm_jax.language.model import LanguageParams as LanguageParams
-from lstm_jax.language.model import ModelConfig as ModelConfig
 from lstm_jax.language.model import language_model as language_model
+from lstm_jax.language.params import LanguageParams as LanguageParams
+from lstm_jax.language.params import ModelConfig as ModelConfig
 from lstm_jax.language.regularizers import Regularizers as Regularizers
 from lstm_jax.language.sampling import sample as sample
-from lstm_jax.language.text import CharTokenizer as CharTokenizer
-from lstm_jax.language.text import Tokenizer as Tokenizer
-from lstm_jax.language.text import characters as characters
 from lstm_jax.language.text import read_text as read_text
 from lstm_jax.language.text import split as split
+from lstm_jax.language.tokenizer import CharTokenizer as CharTokenizer
+from lstm_jax.language.tokenizer import Tokenizer as Tokenizer
 from lstm_jax.language.word_tokenizer import WordTokenizer as WordTokenizer
-from lstm_jax.language.word_tokenizer import words as words

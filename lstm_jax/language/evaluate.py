@@ -1,19 +1,22 @@
-"""Held-out loss of every prediction of a text, by three protocols.
+"""Loss of a language model on a text, by three protocols of evaluation.
 
-  cold      windows that follow one another, each from the zero state: what a
-            model with a context of that length sees
-  stateful  one pass, the state carried from the first token to the last
-  dynamic   as stateful, and the weights go on learning from what has been read
+  cold      consecutive windows of the text, each from the zero state, as a
+            model with a context of that length is evaluated
+  stateful  one pass over the text, with the state carried from the first token
+            to the last
+  dynamic   as stateful, and the weights are trained on each segment of the text
+            once it is predicted
 
-Each gives the nats of tokens[1:], every one of them once, so that protocols
-compare position by position; the loss is their mean. Dynamic evaluation reads
-segments of S tokens. Those of a segment are predicted with the weights θ before
-it; then, with g the gradient of its mean loss,
+Each returns the loss of every token but the first, in nats, so that protocols
+can be compared position by position; the loss of the text is their mean.
+
+Dynamic evaluation divides the text into segments of S tokens. The weights θ
+predict a segment; then, with g the gradient of the segment's mean loss,
 
   θ ← θ − η g / (r + ε) + λ (θ₀ − θ) ⊙ min(r / mean r, 1 / λ)
 
 where r is the root mean square of each weight's gradient over the training
-text, θ₀ are the weights at the start, and ε is 0.001 of the mean of r.
+text, θ₀ are the initial weights, and ε is 0.001 times the mean of r.
 
 Reference: Krause, Kahembwe, Murray and Renals (2018), Dynamic evaluation of
 neural sequence models, section 4.
@@ -29,54 +32,64 @@ from jax import lax
 
 from lstm_jax.language.batching import Batches
 from lstm_jax.language.loss import cross_entropy
-from lstm_jax.language.model import LanguageModel, LanguageParams
-from lstm_jax.language.text import Tokenizer
+from lstm_jax.language.model import LanguageModel
+from lstm_jax.language.params import LanguageParams
+from lstm_jax.language.tokenizer import Tokenizer
 
-CHUNK = 1024  # predictions a call: bounds the memory that the logits take
-LOGITS = 2**21  # of cold windows at once: 32,768 predictions at V 64
-EPSILON = 1e-3
-ABSURD = 1e4  # nats of one prediction: no weights that still predict have it
+CHUNK = 1024  # time steps in one call, which limits the memory of the logits
+MAX_LOGITS = 2**21  # logits in one call of cold_nats: 32,768 tokens at V 64
+EPSILON = 1e-3  # ε, relative to the mean of r
+MAX_NATS = 1e4  # loss of one token above which dynamic evaluation has diverged
 
 
 class Divergence(ValueError):
-  """Weights that went on learning until they predicted nothing."""
+  """Dynamic evaluation diverged: the learning rate is too large."""
 
 
 class DynamicEvalConfig(NamedTuple):
-  """How dynamic evaluation learns."""
+  """Hyperparameters of dynamic evaluation."""
 
-  rate: float  # η
-  decay: float  # λ, in [0, 1]
-  segment: int = 20  # S
+  rate: float  # η, the learning rate
+  decay: float  # λ in [0, 1], the decay towards the initial weights
+  segment: int = 20  # S, tokens in a segment
 
 
 def stateful_loss(
   model: LanguageModel, params: LanguageParams, tokens: np.ndarray
 ) -> float:
-  """Return the mean of `stateful_nats`."""
+  """Return the mean loss of tokens[1:] in one pass, in nats per token.
+
+  It is the mean of `stateful_nats`.
+  """
   return float(stateful_nats(model, params, tokens).mean())
 
 
 def stateful_nats(
   model: LanguageModel, params: LanguageParams, tokens: np.ndarray
 ) -> np.ndarray:
-  """Return the nats of tokens[1:], each given all before it, [N − 1].
+  """Return the loss of each token given all tokens before it, [N − 1].
+
+  This is stateful evaluation: one pass from the zero state, with the state
+  carried over the whole text.
 
   Args:
-    model: the language model; it reads from the zero state.
+    model: the language model.
     params: its weights.
     tokens: the text, int32 [N], N ≥ 2.
+
+  Returns:
+    Nats of tokens[1:], float64.
 
   Raises:
     ValueError: there are fewer than two tokens.
   """
   _check(tokens)
-  state, found = model.initial_state((1,)), []
+  state, losses = model.initial_state((1,)), []
   for start in range(0, len(tokens) - 1, CHUNK):
     chunk = tokens[start : start + CHUNK + 1, None]
     nats, state = _nats(model, params, state, chunk)
-    found.append(np.asarray(nats[:, 0], np.float64))
-  return np.concatenate(found)
+    losses.append(np.asarray(nats[:, 0], np.float64))
+  return np.concatenate(losses)
 
 
 def cold_nats(
@@ -85,16 +98,22 @@ def cold_nats(
   tokens: np.ndarray,
   window: int = 256,
 ) -> np.ndarray:
-  """Return the nats of tokens[1:], each given its window, [N − 1].
+  """Return the loss of each token given its window of the text, [N − 1].
 
-  Window k predicts tokens[k·W + 1 : (k + 1)·W + 1] from the W tokens before
-  them, its first from one; the last window may be shorter.
+  This is evaluation with a cold start: the text is divided into consecutive
+  windows, and each begins at the zero state. Window k reads
+  tokens[k·W : (k + 1)·W] and predicts the token after each of them, so that its
+  first prediction sees one token and its last sees W. The last window may be
+  shorter.
 
   Args:
-    model: the language model; it reads every window from the zero state.
+    model: the language model.
     params: its weights.
     tokens: the text, int32 [N], N ≥ 2.
-    window: W ≥ 1.
+    window: W ≥ 1, in tokens.
+
+  Returns:
+    Nats of tokens[1:], float64.
 
   Raises:
     ValueError: there are fewer than two tokens, or W is below 1.
@@ -102,19 +121,19 @@ def cold_nats(
   _check(tokens)
   if window < 1:
     raise ValueError(f"a window must have at least 1 token, got {window}")
-  whole = (len(tokens) - 1) // window
-  starts, rows = np.arange(whole) * window, np.arange(window + 1)[:, None]
-  at_once, found = max(1, LOGITS // (window * len(params.bias))), []
-  for first in range(0, whole, at_once):
-    chunk = tokens[starts[first : first + at_once] + rows]
-    state = model.initial_state(chunk.shape[1:])
-    nats, _ = _nats(model, params, state, chunk)
-    found.append(np.asarray(nats, np.float64).T.ravel())
-  rest = tokens[whole * window :, None]
+  num_windows = (len(tokens) - 1) // window
+  starts, rows = np.arange(num_windows) * window, np.arange(window + 1)[:, None]
+  batch_size, losses = max(1, MAX_LOGITS // (window * len(params.bias))), []
+  for first in range(0, num_windows, batch_size):
+    batch = tokens[starts[first : first + batch_size] + rows]
+    state = model.initial_state(batch.shape[1:])
+    nats, _ = _nats(model, params, state, batch)
+    losses.append(np.asarray(nats, np.float64).T.ravel())
+  rest = tokens[num_windows * window :, None]
   if len(rest) > 1:
     nats, _ = _nats(model, params, model.initial_state((1,)), rest)
-    found.append(np.asarray(nats[:, 0], np.float64))
-  return np.concatenate(found)
+    losses.append(np.asarray(nats[:, 0], np.float64))
+  return np.concatenate(losses)
 
 
 def dynamic_nats(
@@ -122,82 +141,97 @@ def dynamic_nats(
   params: LanguageParams,
   tokens: np.ndarray,
   scale: LanguageParams,
-  how: DynamicEvalConfig,
+  config: DynamicEvalConfig,
 ) -> np.ndarray:
-  """Return the nats of tokens[1:] under weights that go on learning, [N − 1].
+  """Return the loss of each token by dynamic evaluation, [N − 1].
+
+  The state is carried over the whole text, as in `stateful_nats`. After each
+  segment the weights take a training step on it, as in the module's docstring.
 
   Args:
-    model: the language model; it reads from the zero state.
-    params: its weights at the start; they are not changed.
+    model: the language model.
+    params: θ₀, its initial weights; they are not changed.
     tokens: the text, int32 [N], N ≥ 2.
     scale: r, from `gradient_scale`.
-    how: rate, decay and segment.
+    config: learning rate, decay and segment length.
+
+  Returns:
+    Nats of tokens[1:], float64.
 
   Raises:
     ValueError: there are fewer than two tokens, or a number is out of its
       range.
-    Divergence: the rate makes a prediction cost 10,000 nats, infinity or NaN.
+    Divergence: the loss of a token reaches 10,000 nats or is not finite.
   """
   _check(tokens)
-  if how.segment < 1 or not how.rate >= 0 or not 0 <= how.decay <= 1:
+  size, rate, decay = config.segment, config.rate, config.decay
+  if size < 1 or not rate >= 0 or not 0 <= decay <= 1:
     raise ValueError(
-      "a segment must be ≥ 1, the rate ≥ 0 and the decay in [0, 1], "
-      f"got {how.segment}, {how.rate} and {how.decay}"
+      "segment must be ≥ 1, rate ≥ 0 and decay in [0, 1], "
+      f"got {size}, {rate} and {decay}"
     )
-  size = how.segment
-  whole = (len(tokens) - 1) // size
-  starts, row = np.arange(whole) * size, np.arange(size + 1)[None, :]
+  num_segments = (len(tokens) - 1) // size
+  starts, row = np.arange(num_segments) * size, np.arange(size + 1)[None, :]
   segments = tokens[starts[:, None] + row][..., None]  # [n, S + 1, 1]
-  rates = float(how.rate), float(how.decay)
+  rates = float(rate), float(decay)
   carry = params, model.initial_state((1,))
-  (last, state), nats = _learning(model, params, scale, rates, carry, segments)
-  found = [np.asarray(nats, np.float64).ravel()]
-  rest = tokens[whole * size :, None]
+  (params, state), nats = _scan_segments(
+    model, params, scale, rates, carry, segments
+  )
+  losses = [np.asarray(nats, np.float64).ravel()]
+  rest = tokens[num_segments * size :, None]
   if len(rest) > 1:
-    nats, _ = _nats(model, last, state, rest)
-    found.append(np.asarray(nats[:, 0], np.float64))
-  result = np.concatenate(found)
-  wrong = np.flatnonzero(~(result < ABSURD))  # NaN is not less
-  if wrong.size:
-    first = int(wrong[0])
+    nats, _ = _nats(model, params, state, rest)
+    losses.append(np.asarray(nats[:, 0], np.float64))
+  result = np.concatenate(losses)
+  diverged = np.flatnonzero(~(result < MAX_NATS))  # also NaN
+  if diverged.size:
     raise Divergence(
-      f"dynamic evaluation diverges at token {first + 1} of {len(tokens)}: "
-      f"a rate below {how.rate} may not"
+      f"dynamic evaluation diverges at token {diverged[0] + 1} of "
+      f"{len(tokens)}: try a rate below {rate}"
     )
   return result
 
 
 def gradient_scale(
-  model: LanguageModel, params: LanguageParams, streams: Batches
+  model: LanguageModel, params: LanguageParams, epoch: Batches
 ) -> LanguageParams:
-  """Return r, the root mean square of each weight's gradient, over blocks."""
-  state = model.initial_state(streams.tokens.shape[1:])
+  """Return r, the root mean square of each weight's gradient over batches.
+
+  Args:
+    model: the language model.
+    params: its weights.
+    epoch: the batches of the training text.
+  """
+  state = model.initial_state(epoch.tokens.shape[1:])
   squares = jax.tree.map(jnp.zeros_like, params)
-  for block in streams.batches():
-    squares, state = _add_squares(model, params, squares, state, *block)
-  count = streams.num_batches
+  for batch in epoch.batches():
+    squares, state = _add_squares(model, params, squares, state, *batch)
+  count = epoch.num_batches
   return jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
 
 
-def nats_per_character(vocabulary: Tokenizer, text: str, nats: float) -> float:
-  """Return what a model pays for each character of text, in nats.
+def nats_per_character(tokenizer: Tokenizer, text: str, nats: float) -> float:
+  """Return the loss of a text in nats per character.
 
-  To what it pays for its tokens comes what it costs to spell those that stand
-  for unknown words. The first token is given, not predicted, and counts as one
-  character: so this is the mean over tokens where tokens are characters, and a
-  model over words compares with it. Blanks that `words.normal` drops count.
+  The figure makes models over words and over characters comparable: to the loss
+  of the tokens it adds the cost of spelling out each unknown word. The first
+  token is not predicted and counts as one character, so that for tokens that
+  are characters this is the mean over tokens. The text's characters are all
+  counted, also the spaces that `normalize` removes before words are tokens.
 
   Args:
-    vocabulary: what the text was encoded by.
+    tokenizer: the tokenizer of the text.
     text: the text.
-    nats: the sum over tokens[1:] of the text's tokens.
+    nats: the sum of the losses of the text's tokens[1:], in nats.
 
   Raises:
     ValueError: the text has fewer than two characters.
   """
   if len(text) < 2:
     raise ValueError(f"a loss needs at least 2 characters, got {len(text)}")
-  return (nats + float(vocabulary.spelling(text)[1:].sum())) / (len(text) - 1)
+  spelling = float(tokenizer.spelling_nats(text)[1:].sum())
+  return (nats + spelling) / (len(text) - 1)
 
 
 def _check(tokens: np.ndarray) -> None:
@@ -205,13 +239,13 @@ def _check(tokens: np.ndarray) -> None:
     raise ValueError(f"a loss needs at least 2 tokens, got {len(tokens)}")
 
 
-def _read(model, params, state, tokens):
-  """Return (nats [T, ...], state) of tokens [T + 1, ...]."""
+def _predict(model, params, state, tokens):
+  """Return (nats [T, ...] of tokens[1:], state) for tokens [T + 1, ...]."""
   state, logits = model.apply(params, state, tokens[:-1])
   return cross_entropy(logits, tokens[1:]), state
 
 
-_nats = partial(jax.jit, static_argnums=0)(_read)
+_nats = partial(jax.jit, static_argnums=0)(_predict)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -222,18 +256,18 @@ def _add_squares(model, params, squares, state, tokens, targets):
 
 
 @partial(jax.jit, static_argnums=0)
-def _learning(model, start, scale, rates, carry, segments):
-  """Scan over segments: read one with the weights so far, then learn it."""
+def _scan_segments(model, initial, scale, rates, carry, segments):
+  """Scan over segments: predict each, then take a training step on it."""
   rate, decay = rates
   leaves = jax.tree.leaves(scale)
   mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
 
-  def learn(theta, gradient, first, r):
-    pull = jnp.minimum(decay * r / mean, 1) * (first - theta)
+  def step(theta, gradient, theta_0, r):
+    pull = jnp.minimum(decay * r / mean, 1) * (theta_0 - theta)
     return theta - rate * gradient / (r + EPSILON * mean) + pull
 
   def mean_nats(params, state, tokens):
-    nats, state = _read(model, params, state, tokens)
+    nats, state = _predict(model, params, state, tokens)
     return nats.mean(), (nats[:, 0], state)
 
   def body(carry, tokens):
@@ -241,6 +275,7 @@ def _learning(model, start, scale, rates, carry, segments):
     gradient, (nats, state) = jax.grad(mean_nats, has_aux=True)(
       params, state, tokens
     )
-    return (jax.tree.map(learn, params, gradient, start, scale), state), nats
+    params = jax.tree.map(step, params, gradient, initial, scale)
+    return (params, state), nats
 
   return lax.scan(body, carry, segments)

@@ -1,13 +1,13 @@
-"""Cross-entropy of a softmax, in nats per token, with its gradient by hand.
+"""Softmax cross-entropy, in nats per token, with a hand-derived gradient.
 
 Forward                              Backward, from dℓ
   u = y − max y                        p  = exp(u − s)
   s = log Σⱼ exp(uⱼ)                   dy = dℓ (p − onehot(target))
   ℓ = s − u_target
 
-The largest logit is taken off first, so that no exponential overflows and no
-digit of a small loss is lost between two large logits. It cancels from ℓ, and
-so has no gradient.
+The largest logit is subtracted first, so that no exponential overflows and a
+small loss between two large logits keeps its digits. It cancels in ℓ, so it has
+no gradient.
 """
 
 from typing import NamedTuple
@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.cells.precision import wide
+from lstm_jax.cells.precision import upcast
 
 
 class CrossEntropyResiduals(NamedTuple):
-  """What the loss keeps for its backward."""
+  """The residuals of the loss: what its backward pass needs."""
 
   logits: jax.Array  # [..., V]
   targets: jax.Array  # [...]
@@ -31,13 +31,13 @@ class CrossEntropyResiduals(NamedTuple):
 def forward(
   logits: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, CrossEntropyResiduals]:
-  """Return the loss of each target and what its backward needs."""
+  """Return (the loss of each target [...], residuals)."""
   if logits.shape[:-1] != targets.shape:
     raise ValueError(
       f"targets must be {list(logits.shape[:-1])}, got {targets.shape}"
     )
-  targets = targets.astype(jnp.int32)  # a narrow integer cannot count to V
-  y = wide(logits)
+  targets = targets.astype(jnp.int32)  # int8 cannot index V classes
+  y = upcast(logits)
   largest = lax.stop_gradient(y.max(axis=-1))
   u = y - largest[..., None]
   log_sum = jnp.log(jnp.exp(u).sum(axis=-1))
@@ -49,9 +49,9 @@ def forward(
 def backward(
   residuals: CrossEntropyResiduals, dloss: jax.Array
 ) -> tuple[jax.Array, None]:
-  """Return (dlogits, no cotangent for the targets)."""
+  """Return (dlogits, None); integer targets have no cotangent."""
   logits, targets, largest, log_sum = residuals
-  u = wide(logits) - largest[..., None]
+  u = upcast(logits) - largest[..., None]
   p = jnp.exp(u - log_sum[..., None])
   target = jax.nn.one_hot(targets, logits.shape[-1], dtype=p.dtype)
   dlogits = dloss[..., None] * (p - target)
@@ -64,13 +64,13 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
   Args:
     logits: [..., V], any finite values.
-    targets: integers in [0, V), [...]. One outside is not noticed.
+    targets: integers in [0, V), [...]. The range is not checked.
 
   Returns:
     Nats, [...], in float32 or wider.
 
   Raises:
-    ValueError: the targets' shape is not that of the logits less V.
+    ValueError: the shape of targets is not logits.shape[:-1].
   """
   return forward(logits, targets)[0]
 

@@ -1,4 +1,4 @@
-"""Readout and loss together, so that the logits of a whole block never exist.
+"""Linear readout and cross-entropy in one function, without storing all logits.
 
 Forward, for each chunk of time      Its gradient, in the same pass
   y = h W + b                          dy = (softmax y − onehot(target)) / N
@@ -6,10 +6,11 @@ Forward, for each chunk of time      Its gradient, in the same pass
   L = Σ ℓ / N                          dW = Σ hᵀ dy
                                        db = Σ dy
 
-with N = T·B predictions. The loss is one number, so its gradient is known up to
-that number's cotangent, a factor, before the backward begins: it is made chunk
-by chunk while the chunk's logits are there, and the backward multiplies it by
-the factor. At V 10,000 the logits [T, B, V] would be the largest array of all.
+with N = T·B predictions. The loss is a scalar, so its gradient is known up to
+one factor, the loss's own cotangent, before the backward pass begins. The
+forward pass computes it chunk by chunk, while the logits of the chunk exist,
+and the backward pass multiplies it by that factor. At V 10,000 the logits
+[T, B, V] of a whole batch would be the largest array of all.
 """
 
 from functools import partial
@@ -19,10 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.affine import affine, affine_backward
-from lstm_jax.cells.precision import cast_like, lower, wide
+from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
 from lstm_jax.language import loss as losses
 
-LOGITS = 2**22  # at once, at most: 16 MiB of float32
+MAX_LOGITS = 2**22  # in a chunk: 16 MiB of float32
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -33,34 +34,36 @@ def linear_cross_entropy(
   targets: jax.Array,
   compute_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-  """Return the mean cross-entropy of the readout, in nats.
+  """Return the mean cross-entropy of a linear readout, in nats per token.
 
   Args:
     hs: outputs of the top layer, [T, ..., H].
     w: readout weights, [H, V].
     b: readout bias, [V].
     targets: integers in [0, V), [T, ...].
-    compute_dtype: of the products' operands; None for that of w.
+    compute_dtype: dtype of the operands of matrix products; None for that of w.
 
   Returns:
     Nats, [], in float32 or wider.
 
   Raises:
-    ValueError: the targets' shape is not that of hs less H.
+    ValueError: the shape of targets is not hs.shape[:-1].
   """
 
   def body(total, chunk):
     h, target = chunk
-    nats, _ = losses.forward(affine(h, lower(w, compute_dtype), b), target)
+    nats, _ = losses.forward(
+      affine(h, cast_matrices(w, compute_dtype), b), target
+    )
     return total + nats.sum(), None
 
   chunks = _chunks(hs, targets, w.shape[1])
-  total, _ = lax.scan(body, jnp.zeros((), wide(b).dtype), chunks)
+  total, _ = lax.scan(body, jnp.zeros((), upcast(b).dtype), chunks)
   return total / targets.size
 
 
 def _forward(hs, w, b, targets, compute_dtype):
-  operand = lower(w, compute_dtype)
+  operand = cast_matrices(w, compute_dtype)
   share = 1 / targets.size
 
   def body(carry, chunk):
@@ -72,7 +75,7 @@ def _forward(hs, w, b, targets, compute_dtype):
     carry = total + nats.sum(), dw + dw_chunk, db + db_chunk
     return carry, dh
 
-  zeros = wide((jnp.zeros((), b.dtype), jnp.zeros_like(w), jnp.zeros_like(b)))
+  zeros = upcast((jnp.zeros((), b.dtype), jnp.zeros_like(w), jnp.zeros_like(b)))
   chunks = _chunks(hs, targets, w.shape[1])
   (total, dw, db), dhs = lax.scan(body, zeros, chunks)
   dhs = dhs.reshape(hs.shape)
@@ -83,7 +86,7 @@ def _forward(hs, w, b, targets, compute_dtype):
 def _backward(compute_dtype, gradient, dloss):
   del compute_dtype
   scaled = jax.tree.map(
-    lambda g: wide(g) * dloss.astype(wide(g).dtype), gradient
+    lambda g: upcast(g) * dloss.astype(upcast(g).dtype), gradient
   )
   return *cast_like(scaled, gradient), None
 
@@ -99,18 +102,18 @@ def grouped_linear_cross_entropy(
   groups: int,
   compute_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-  """Return `linear_cross_entropy` of groups, each with its own gradient.
+  """Return `linear_cross_entropy`, computed group by group of the batch.
 
-  dW and db are added up over time within a group, and over the groups once,
-  after the loop: where every device has a group, what they send is one dW, and
-  not one a chunk.
+  Each group sums its dW and db over time, and the groups' sums are added once,
+  after the loop. Where each device has one group, the devices all-reduce one dW
+  in a training step instead of one a chunk.
 
   Args:
     hs: as in `linear_cross_entropy`, [T, B, ..., H].
     w: as in `linear_cross_entropy`.
     b: as in `linear_cross_entropy`.
     targets: as in `linear_cross_entropy`, [T, B, ...].
-    groups: of neighbouring streams; it divides B.
+    groups: number of groups of neighbouring sequences; a divisor of B.
     compute_dtype: as in `linear_cross_entropy`.
 
   Raises:
@@ -122,29 +125,31 @@ def grouped_linear_cross_entropy(
       f"got {targets.shape}"
     )
 
-  def in_groups(x):
+  def split_batch(x):
     return x.reshape(x.shape[0], groups, -1, *x.shape[2:])
 
-  def of_group(h, target):
-    return linear_cross_entropy(h, w, b, target, compute_dtype)
+  def group_loss(hs, targets):
+    return linear_cross_entropy(hs, w, b, targets, compute_dtype)
 
-  nats = jax.vmap(of_group, in_axes=1)(in_groups(hs), in_groups(targets))
+  vmapped = jax.vmap(group_loss, in_axes=1)
+  nats = vmapped(split_batch(hs), split_batch(targets))
   return nats.mean()
 
 
 def _chunks(
-  hs: jax.Array, targets: jax.Array, vocabulary: int
+  hs: jax.Array, targets: jax.Array, vocabulary_size: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Return (hs, targets), [n, T/n, ...]: as many steps a chunk as fit.
+  """Return (hs, targets) as [n, T/n, ...], in n chunks of MAX_LOGITS or fewer.
 
-  A chunk's steps divide T, so that all chunks have one shape.
+  The number of time steps of a chunk divides T, so that all chunks have the
+  same shape; it is at least 1.
   """
   if hs.shape[:-1] != targets.shape:
     raise ValueError(
       f"targets must be {list(hs.shape[:-1])}, got {targets.shape}"
     )
   steps = targets.shape[0]
-  fitting = LOGITS // (max(targets.size // steps, 1) * vocabulary)
+  fitting = MAX_LOGITS // (max(targets.size // steps, 1) * vocabulary_size)
   size = max(
     n for n in range(1, steps + 1) if steps % n == 0 and n <= max(fitting, 1)
   )

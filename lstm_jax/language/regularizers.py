@@ -1,14 +1,16 @@
-"""What training adds to a language model's loss: noise, and two penalties.
+"""Regularization of a language model's training loss: dropout and penalties.
 
-  token_dropout   rows of E: a character is dropped wherever it stands
-  layer_dropout   units between layers, the same at every step
-  output_dropout  units of the top layer's h, the same at every step
-  weight_drop     weights of every w_h
-  zoneout_h, _c   updates of every layer's h and c, drawn at each step
-  activation      α, of α · mean(ĥ²), ĥ the top outputs that are read out (AR)
-  slowness        β, of β · mean((hₜ − hₜ₋₁)²) of the top outputs (TAR)
+  token_dropout   drops rows of E: a token, wherever it occurs in the batch
+  layer_dropout   drops units between layers, the same ones at every time step
+  output_dropout  drops units of the top layer's h, the same at every time step
+  weight_drop     drops weights of every w_h
+  zoneout_h, _c   units of every layer's h and c that keep their previous value,
+                  drawn at each time step
+  ar_coef         α in α · mean(ĥ²), with ĥ the top layer's h after dropout (AR)
+  tar_coef        β in β · mean((hₜ − hₜ₋₁)²), with h before dropout (TAR)
 
-Everything is drawn anew for each block. At rates of 0 the loss is the model's.
+All masks are drawn anew for each batch. With rates and coefficients of 0 the
+training loss is the model's loss.
 
 References:
   Merity, Keskar and Socher (2018), Regularizing and optimizing LSTM language
@@ -23,35 +25,71 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import State
+from lstm_jax.language.options import check_options, option
 from lstm_jax.sequence import regularize
 
 
 @dataclasses.dataclass(frozen=True)
 class Regularizers:
-  """Rates in [0, 1), and two factors.
+  """Rates of dropout and zoneout, and coefficients of two penalties.
 
   Raises:
-    ValueError: a rate is not in [0, 1), or a factor is negative or infinite.
+    ValueError: a rate is not in [0, 1), or a coefficient is negative or
+      infinite.
   """
 
-  token_dropout: float = 0.0
-  layer_dropout: float = 0.0
-  output_dropout: float = 0.0
-  weight_drop: float = 0.0
-  zoneout_h: float = 0.0
-  zoneout_c: float = 0.0
-  ar_coef: float = 0.0
-  tar_coef: float = 0.0
+  token_dropout: float = option(
+    0.0,
+    "Probability of dropping a token: its embedding is 0 wherever it occurs in "
+    "a batch.",
+    bounds="[0, 1)",
+  )
+  layer_dropout: float = option(
+    0.0,
+    "Dropout rate of the outputs between layers, with one mask for all time "
+    "steps of a batch.",
+    bounds="[0, 1)",
+  )
+  output_dropout: float = option(
+    0.0,
+    "Dropout rate of the top layer's outputs before the readout, with one mask "
+    "for all time steps of a batch.",
+    bounds="[0, 1)",
+  )
+  weight_drop: float = option(
+    0.0,
+    "Probability of dropping a recurrent weight (DropConnect on w_h).",
+    bounds="[0, 1)",
+  )
+  zoneout_h: float = option(
+    0.0,
+    "Probability that a unit keeps its previous h at a time step (zoneout).",
+    bounds="[0, 1)",
+  )
+  zoneout_c: float = option(
+    0.0,
+    "Probability that a unit keeps its previous c at a time step (zoneout).",
+    bounds="[0, 1)",
+  )
+  ar_coef: float = option(
+    0.0,
+    "Coefficient of activation regularization (AR), the mean square of the top "
+    "layer's outputs after dropout, which is added to the loss.",
+    bounds="[0, inf)",
+  )
+  tar_coef: float = option(
+    0.0,
+    "Coefficient of temporal activation regularization (TAR), the mean square "
+    "of the change of the top layer's outputs from one time step to the next, "
+    "which is added to the loss.",
+    bounds="[0, inf)",
+  )
 
   def __post_init__(self):
-    for name, value in dataclasses.asdict(self).items():
-      factor = name in ("ar_coef", "tar_coef")
-      if not 0 <= value < (float("inf") if factor else 1):
-        kind = "≥ 0 and finite" if factor else "in [0, 1)"
-        raise ValueError(f"{name} must be {kind}, got {value}")
+    check_options(self)
 
   def drop_weights(self, key: jax.Array, params: Any) -> Any:
-    """Return a language model's params with tokens and weights dropped."""
+    """Apply token_dropout and weight_drop to a language model's params."""
     key_tokens, key_layers = jax.random.split(key)
     rows = (len(params.embedding), 1)
     embedding, rate = params.embedding, self.token_dropout
@@ -68,10 +106,16 @@ class Regularizers:
     )
     return params._replace(embedding=embedding, layers=layers)
 
-  def of_stack(
-    self, key: jax.Array, states: tuple[State, ...], steps: int
+  def stack_options(
+    self, key: jax.Array, states: tuple[State, ...], num_steps: int
   ) -> dict[str, Any]:
-    """Return the arguments of `unroll_stack` that drop and zone out."""
+    """Return the keyword arguments of `unroll_stack` for dropout and zoneout.
+
+    Args:
+      key: a typed PRNG key.
+      states: the layers' states, for their shapes.
+      num_steps: T, time steps of the batch.
+    """
     key_layers, *keys = jax.random.split(key, len(states) + 1)
     options: dict[str, Any] = {}
     if self.layer_dropout:
@@ -79,24 +123,29 @@ class Regularizers:
       options["key"] = key_layers
     if self.zoneout_h or self.zoneout_c:
       options["zoneout"] = tuple(
-        regularize.zoneout(k, state, steps, self._rates(state))
+        regularize.zoneout(k, state, num_steps, self._zoneout_rates(state))
         for k, state in zip(keys, states, strict=True)
       )
     return options
 
-  def _rates(self, state: State) -> State:
+  def _zoneout_rates(self, state: State) -> State:
     rates = {"h": self.zoneout_h, "c": self.zoneout_c}
     return type(state)(*(rates[field] for field in state._fields))
 
   def drop_outputs(self, key: jax.Array, hs: jax.Array) -> jax.Array:
-    """Return the top layer's outputs [T, ..., H] as they are read out."""
+    """Apply output_dropout to the top layer's outputs, [T, ..., H]."""
     return regularize.locked_dropout(key, hs, self.output_dropout)
 
-  def penalty(self, hs: jax.Array, read_out: jax.Array) -> jax.Array:
-    """Return what is added to the loss, in nats per token, []."""
+  def penalty(self, hs: jax.Array, dropped_hs: jax.Array) -> jax.Array:
+    """Return the AR and TAR penalties, which the training loss adds, [].
+
+    Args:
+      hs: the top layer's outputs, [T, ..., H].
+      dropped_hs: the same after `drop_outputs`.
+    """
     total = jnp.zeros((), hs.dtype)
     if self.ar_coef:
-      total += self.ar_coef * (read_out**2).mean()
+      total += self.ar_coef * (dropped_hs**2).mean()
     if self.tar_coef and len(hs) > 1:
       total += self.tar_coef * ((hs[1:] - hs[:-1]) ** 2).mean()
     return total

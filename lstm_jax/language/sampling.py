@@ -1,9 +1,10 @@
-"""Sampling: what a language model writes after a prompt.
+"""Sampling from a language model: the continuation of a prompt.
 
-Temperature τ draws from softmax(y/τ); τ → 0 is the likeliest token (greedy).
-Top-k keeps the k likeliest tokens. Top-p, the nucleus of Holtzman et al.
-(2020, The curious case of neural text degeneration), keeps the fewest likeliest
-tokens whose probabilities at this temperature add up to p or more.
+Each token is drawn from softmax(y/τ) with temperature τ; τ = 0 takes the most
+likely token (greedy). Top-k sampling keeps the k most likely tokens. Top-p or
+nucleus sampling (Holtzman et al. 2020, The curious case of neural text
+degeneration) keeps the smallest set of most likely tokens whose probabilities
+at this temperature sum to p or more.
 """
 
 from functools import partial
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.language.model import LanguageModel, LanguageParams
+from lstm_jax.language.model import LanguageModel
+from lstm_jax.language.params import LanguageParams
 
-TINY = float(np.finfo(np.float32).tiny)  # a temperature that is 0 to float32
+TINY = float(np.finfo(np.float32).tiny)  # lower temperatures are 0 in float32
 
 
 def sample(
@@ -29,29 +31,29 @@ def sample(
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
-  never: tuple[int, ...] = (),
+  suppress_tokens: tuple[int, ...] = (),
 ) -> np.ndarray:
-  """Return tokens that continue the prompt; the same key, the same tokens.
+  """Sample tokens that continue a prompt.
 
   Args:
     model: the language model.
     params: its weights.
     key: a typed PRNG key.
     prompt: the tokens to continue, int [P], P ≥ 1; not part of the result.
-    length: n, how many tokens to draw.
-    num_samples: N, how many continuations, drawn at once.
+    length: n, the number of tokens to draw.
+    num_samples: N, the number of continuations.
     temperature: τ ≥ 0; 0 is greedy.
     top_k: k ≥ 1, or None for all tokens.
     top_p: 0 < p ≤ 1, or None for all tokens.
-    never: tokens that are not drawn, such as a vocabulary's stand-ins. Those
-      that are have the probabilities that the model gives them without.
+    suppress_tokens: tokens that are never drawn, such as the unknown tokens of
+      a tokenizer. The probabilities of the others are scaled to sum to 1.
 
   Returns:
     int32 [N, n].
 
   Raises:
-    ValueError: the prompt is empty, a number is out of its range, or every
-      token is never to be drawn.
+    ValueError: the prompt is empty, a number is out of its range, or all tokens
+      are suppressed.
   """
   if np.ndim(prompt) != 1 or len(prompt) < 1:
     raise ValueError(
@@ -68,21 +70,23 @@ def sample(
     raise ValueError(f"top_k must be ≥ 1, got {top_k}")
   if top_p is not None and not 0 < top_p <= 1:
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-  if len(set(never)) >= len(params.bias):
-    raise ValueError(f"never leaves none of {len(params.bias)} tokens to draw")
+  if len(set(suppress_tokens)) >= len(params.bias):
+    raise ValueError(
+      f"suppress_tokens must leave at least one of {len(params.bias)} tokens"
+    )
   prompts = np.repeat(np.asarray(prompt, np.int32)[:, None], num_samples, 1)
-  options = int(length), float(temperature), top_k, top_p, never
+  options = int(length), float(temperature), top_k, top_p, suppress_tokens
   return np.asarray(_sample(model, options, params, key, prompts))
 
 
 def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
-  """Return logits [..., V], −∞ but for the k largest (more where they tie)."""
+  """Return logits [..., V] with −∞ below the k-th largest."""
   kth = lax.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
   return jnp.where(logits >= kth, logits, -jnp.inf)
 
 
 def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
-  """Return logits [..., V], −∞ outside the nucleus of probability p."""
+  """Return logits [..., V] with −∞ outside the nucleus of probability p."""
   descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
   probability = jax.nn.softmax(descending, axis=-1)
   before = jnp.cumsum(probability, axis=-1) - probability
@@ -93,11 +97,11 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _sample(model, options, params, key, prompts):
-  length, temperature, top_k, top_p, never = options
+  length, temperature, top_k, top_p, suppress_tokens = options
 
   def draw(key, logits):
-    if never:
-      logits = logits.at[..., list(never)].set(-jnp.inf)
+    if suppress_tokens:
+      logits = logits.at[..., list(suppress_tokens)].set(-jnp.inf)
     if temperature < TINY:
       return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature

@@ -1,16 +1,17 @@
-"""Spelling: what it costs to write out a word letter by letter.
+"""The cost of spelling out an unknown word, letter by letter.
 
-A language model over words says only *that* a word is unknown. To be compared
-with one over characters, it must also pay for which word it is: its letters c₁
-… cₙ and an end mark cₙ₊₁, each given the K before it,
+A language model over words predicts only that a word is unknown. To compare its
+loss with that of a model over characters, the cost of telling which word it is
+must be added: that of its letters c₁ … cₙ and an end mark cₙ₊₁, each given the
+K letters before it, in an n-gram model that is smoothed by shorter contexts,
 
   −log p(word) = −Σₖ log p_K(cₖ | cₖ₋K … cₖ₋₁)
 
   p_j(c | s) = (n(s c) + A p_{j−1}(c | s')) / (n(s) + A)
 
-where n counts in a list of rare words, s' is s without its first letter, and
-p₋₁ is the same for the end mark and every code point of Unicode. Each p sums to
-1 over all of these, so that any word has a probability, and all together 1.
+where n counts occurrences in a list of rare words, s' is s without its first
+letter, and p₋₁ is uniform over the end mark and all code points of Unicode.
+Each p_j sums to 1, so that the probabilities of all possible words do.
 
 >>> rare = ["unthrift", "unbless", "unused"]
 >>> known, new, foreign = spelling_nats(rare, ["unused", "unthink", "雪の王"])
@@ -24,18 +25,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-CONTEXT = 4  # K, letters; fewer at a word's beginning
-STRENGTH = 8.0  # A, in letters seen
-END = "\n\n"  # longer than a code point, so no letter
+CONTEXT = 4  # K, in letters; fewer at the beginning of a word
+STRENGTH = 8.0  # A: how many occurrences the shorter context counts for
+END = "\n\n"  # the end mark; two characters, so different from every letter
 CODE_POINTS = 0x110000
 
 
 def spelling_nats(rare: Sequence[str], words: Sequence[str]) -> np.ndarray:
-  """Return the nats of spelling each of words as `rare` are, float64 [N].
+  """Return the cost of spelling each of N words, in nats, float64 [N].
 
   Args:
-    rare: the words to learn from, each of them once; may be empty.
-    words: the words to spell, N of them.
+    rare: distinct rare words, to count letters in; may be empty.
+    words: the N words to spell.
   """
   pairs: Counter[tuple[str, str]] = Counter()
   contexts: Counter[str] = Counter()
@@ -59,11 +60,11 @@ def spelling_nats(rare: Sequence[str], words: Sequence[str]) -> np.ndarray:
 
 
 def _letters(word: str) -> Iterator[tuple[str, str]]:
-  """Yield (what stands before, at most K letters; letter), and so the end."""
+  """Yield (the K letters before or fewer, letter), the end mark last."""
   for k, letter in enumerate([*word, END]):
     yield word[max(0, k - CONTEXT) : k], letter
 
 
 def _suffixes(context: str) -> list[str]:
-  """Return the ends of context, the shortest first: "" is the first."""
+  """Return all suffixes of context, from "" to context itself."""
   return [context[k:] for k in range(len(context), -1, -1)]

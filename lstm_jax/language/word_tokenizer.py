@@ -1,26 +1,28 @@
-r"""Words as tokens: verse cut into words, marks and line breaks, and back.
+r"""A tokenizer of words, punctuation marks and line breaks.
 
-A text is cut at its blanks, and what stands between them into pieces:
+A text is split at its spaces, and the strings between them into pieces:
 
-  words        thy, feel'st, o'er; with the apostrophe of 'tis and of th' (a
-               list: others are quotation marks), and never with a hyphen
+  words        thy, feel'st, o'er; with the apostrophe of 'tis and of th' (there
+               is a list: others are quotation marks), never with a hyphen
   line breaks  each with the indentation of the line that it begins
-  marks        , ; ! one by one, but -- is one
+  marks        , ; ! each a piece of its own, but -- is one piece
 
-Blanks are no pieces: rules say between which two a blank belongs (`_apart`). A
-piece that stands otherwise in the text is another symbol, itself after a blank,
-whichever of the two the rules expect: " ," is apart from the word before it,
-" love" is glued to a comma, and " '" opens a quotation, which "'" closes. So a
-text loses nothing but what its normal form does: blanks in a row are one, those
-at a line's end and before the first line's words are none, and all are spaces.
+Spaces are not tokens: rules decide between which two pieces a space belongs
+(`_space_between`). A piece where the text disagrees with the rules is another
+token, whose symbol begins with a space: " ," is a comma with a space before it,
+" love" is a word without a space after a comma, and " '" opens a quotation,
+which "'" closes. So decoding returns the text in its normal form (`normalize`):
+consecutive spaces are one, every space character is " ", and there is none at
+the end of a line or before the first word of the text.
 
->>> vocabulary = words("'Tis thee,\n  thee I love, love!", min_count=2)
->>> vocabulary.symbols
+>>> text = "'Tis thee,\n  thee I love, love!"
+>>> tokenizer = WordTokenizer.from_text(text, min_count=2)
+>>> tokenizer.symbols
 (',', 'love', 'thee', '<unk>')
->>> tokens = vocabulary.encode("thee, my love,love")
->>> tokens.tolist(), vocabulary.decode(tokens)
+>>> tokens = tokenizer.encode("thee, my love,love")
+>>> tokens.tolist(), tokenizer.decode(tokens)
 ([2, 0, 3, 1, 0, 3], 'thee, <unk> love, <unk>')
->>> normal("'Tis  thee , \n  o'er th' sea ")
+>>> normalize("'Tis  thee , \n  o'er th' sea ")
 "'Tis thee ,\n  o'er th' sea"
 """
 
@@ -33,53 +35,76 @@ import numpy as np
 
 from lstm_jax.language.spelling import spelling_nats
 
-UNKNOWN = "<unk>"  # as a text it is three pieces, so it is no word's symbol
-# What Shakespeare clips at a word's beginning, and at its end.
-HEADLESS = (
+UNKNOWN = "<unk>"  # no word's symbol, because as a text it is three pieces
+# Words that Shakespeare shortens at the beginning ('tis) and at the end (th').
+CLIPPED_START = (
   "tis|twas|twere|twill|twould|twixt|tween|gainst|gan|gins|em|fore|mongst|"
   "scape|scaped|scap'd|greed|greeing|bout|longs|faith|zounds|t|s"
 )
-TAILLESS = "th|o|i|a|ha|wi"
+CLIPPED_END = "th|o|i|a|ha|wi"
 _PIECE = re.compile(
-  rf"['’](?i:{HEADLESS})(?!\w)"
-  rf"|(?i:{TAILLESS})['’](?!\w)"
+  rf"['’](?i:{CLIPPED_START})(?!\w)"
+  rf"|(?i:{CLIPPED_END})['’](?!\w)"
   r"|\w+(?:['’]\w+)*"
   r"|--+"
   r"|.",
   re.DOTALL,
 )
-_GLUED_TO_LEFT = frozenset(",;:.!?)]}”’…%'\"-")
-_GLUED_TO_RIGHT = frozenset("([{“‘$-")
+_NO_SPACE_BEFORE = frozenset(",;:.!?)]}”’…%'\"-")
+_NO_SPACE_AFTER = frozenset("([{“‘$-")
 _QUOTES = frozenset("'\"")
 
 
 class WordTokenizer(NamedTuple):
-  """The words that a model knows, in the order of their tokens.
+  """A tokenizer whose tokens are words, punctuation marks and line breaks.
 
-  A word that is not among them is `<unk>`, the last token. `spelling` says what
-  it costs to tell which word that is.
+  Words outside the vocabulary are the unknown token <unk>, the last one;
+  `spelling_nats` returns the cost of spelling them out.
   """
 
   symbols: tuple[str, ...]  # distinct, the most frequent first; then <unk>
-  rare: tuple[str, ...]  # those of the training text that <unk> stands for
+  rare: tuple[str, ...]  # words of the training text that are <unk>
+
+  @classmethod
+  def from_text(cls, text: str, min_count: int) -> "WordTokenizer":
+    """Return the tokenizer of the words that occur min_count times or more.
+
+    Args:
+      text: the training text.
+      min_count: occurrences that a word needs to be in the vocabulary.
+
+    Raises:
+      ValueError: min_count is below 1, or no word is so frequent.
+    """
+    if min_count < 1:
+      raise ValueError(f"min_count must be ≥ 1, got {min_count}")
+    counts = Counter(_symbols(text))
+    ordered = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
+    known = tuple(symbol for symbol in ordered if counts[symbol] >= min_count)
+    if not known:
+      raise ValueError(
+        f"a min_count of {min_count} leaves no word: the most frequent of "
+        f"{len(counts):,} occurs {max(counts.values(), default=0):,} times"
+      )
+    return cls((*known, UNKNOWN), tuple(ordered[len(known) :]))
 
   @property
   def size(self) -> int:
-    """V, the number of tokens."""
+    """V, the number of distinct tokens."""
     return len(self.symbols)
 
   @property
   def unit(self) -> str:
-    """What a token is: a word, where marks and line breaks count as words."""
+    """What one token is: a word, a mark or a line break."""
     return "word"
 
   @property
   def unknown_tokens(self) -> tuple[int, ...]:
-    """The tokens without a text of their own, not to be written: <unk>."""
+    """The token of <unk>, which sampling excludes."""
     return (self.size - 1,)
 
   def encode(self, text: str) -> np.ndarray:
-    """Return the tokens of text, int32 [N], with <unk> for unknown words."""
+    """Return the tokens of text, int32 [N]; unknown words are <unk>."""
     token_of = {symbol: token for token, symbol in enumerate(self.symbols)}
     unknown = self.size - 1
     tokens = [token_of.get(symbol, unknown) for symbol in _symbols(text)]
@@ -95,7 +120,7 @@ class WordTokenizer(NamedTuple):
     unknown = [symbol for symbol in _symbols(text) if symbol not in known]
     if unknown:
       names = (
-        f"{piece!r}{' spaced like that' * (piece in known)}"
+        f"{piece!r}{' with this spacing' * (piece in known)}"
         for piece in (name.removeprefix(" ") for name in dict.fromkeys(unknown))
       )
       raise ValueError(
@@ -104,22 +129,22 @@ class WordTokenizer(NamedTuple):
     return self.encode(text)
 
   def decode(self, tokens: np.ndarray) -> str:
-    """Return the text of tokens [N], blanks and all.
+    """Return the text of tokens [N], with spaces.
 
-    The text of the tokens of t is `normal(t)`, but for words that are unknown.
-    The text of tokens begins with the text of the first few of them.
+    `decode(encode(text))` is `normalize(text)`, except for unknown words. The
+    text of the first tokens is the beginning of the text of all of them.
     """
     return "".join(self.pieces(tokens))
 
   def pieces(self, tokens: np.ndarray) -> list[str]:
-    """Return what each token adds to the text, its blank included, [N]."""
-    return list(_spaced(self.symbols[token] for token in np.asarray(tokens)))
+    """Return the text that each token adds, with its space, [N]."""
+    return list(_pieces(self.symbols[token] for token in np.asarray(tokens)))
 
-  def spelling(self, text: str) -> np.ndarray:
-    """Return the nats of spelling each unknown word of text, float64 [N].
+  def spelling_nats(self, text: str) -> np.ndarray:
+    """Return the cost of spelling each unknown token of text, float64 [N].
 
-    Known words need no spelling: 0. The letters have the probabilities that
-    `spelling_nats` finds in the rare words of the training text.
+    It is in nats, and 0 for known tokens. The letters have their probabilities
+    in the rare words of the training text: see `lstm_jax.language.spelling`.
     """
     symbols, known = list(_symbols(text)), set(self.symbols)
     unknown = [n for n, symbol in enumerate(symbols) if symbol not in known]
@@ -128,75 +153,61 @@ class WordTokenizer(NamedTuple):
     return nats
 
 
-def words(text: str, min_count: int) -> WordTokenizer:
-  """Return the vocabulary of the words that text has min_count times or more.
+def normalize(text: str) -> str:
+  """Return text with its spaces normalized, as the module's docstring says.
 
-  Raises:
-    ValueError: min_count is below 1, or no word is so frequent.
+  The normal form has the same tokens as text, and is its own normal form.
   """
-  if min_count < 1:
-    raise ValueError(f"min_count must be ≥ 1, got {min_count}")
-  counts = Counter(_symbols(text))
-  ordered = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
-  kept = tuple(symbol for symbol in ordered if counts[symbol] >= min_count)
-  if not kept:
-    raise ValueError(
-      f"a min_count of {min_count} leaves no word: the most frequent of "
-      f"{len(counts):,} occurs {max(counts.values(), default=0):,} times"
-    )
-  return WordTokenizer((*kept, UNKNOWN), tuple(ordered[len(kept) :]))
-
-
-def normal(text: str) -> str:
-  """Return text in the normal form of the module's docstring.
-
-  It is the text of text's own words, so `normal(normal(t)) == normal(t)`, and
-  both have the same tokens, whatever t.
-  """
-  return "".join(_spaced(_symbols(text)))
+  return "".join(_pieces(_symbols(text)))
 
 
 def _symbols(text: str) -> Iterator[str]:
-  """Yield the symbols of text: pieces, after a blank where no rule foresees."""
+  """Yield the symbols of text: its pieces, some of them after a space.
+
+  The symbol of a piece has a space before it where the text has a space and the
+  rules do not, or the other way round.
+  """
   for number, line in enumerate(text.split("\n")):
     chunks = line.split()
     if number:
       indentation = len(line) - len(line.lstrip()) if chunks else 0
       yield "\n" + " " * indentation
-    before, stood_apart = "", True
+    before, after_space = "", True
     for chunk in chunks:
-      blank = before != ""
+      space = before != ""
       for piece in _PIECE.findall(chunk):
-        foreseen = _apart(before, stood_apart, piece)
-        yield piece if blank == foreseen else " " + piece
-        before, stood_apart = piece, blank or not before
-        blank = False
+        expected = _space_between(before, after_space, piece)
+        yield piece if space == expected else " " + piece
+        before, after_space = piece, space or not before
+        space = False
 
 
-def _spaced(symbols: Iterable[str]) -> Iterator[str]:
-  """Yield what each symbol adds to the text: the inverse of `_symbols`."""
-  before, stood_apart = "", True
+def _pieces(symbols: Iterable[str]) -> Iterator[str]:
+  """Yield the text that each symbol adds: the inverse of `_symbols`."""
+  before, after_space = "", True
   for symbol in symbols:
     if symbol.startswith("\n"):
       yield symbol
       before = ""
       continue
     piece = symbol.removeprefix(" ")
-    blank = _apart(before, stood_apart, piece) != (piece != symbol)
-    yield " " * blank + piece
-    before, stood_apart = piece, blank or not before
+    expected = _space_between(before, after_space, piece)
+    space = expected != (piece != symbol)
+    yield " " * space + piece
+    before, after_space = piece, space or not before
 
 
-def _apart(before: str, stood_apart: bool, piece: str) -> bool:
-  """Return whether a blank belongs between two pieces of a line.
+def _space_between(before: str, after_space: bool, piece: str) -> bool:
+  """Return whether the rules put a space between two pieces of a line.
 
   Args:
-    before: the piece before, empty where the line begins.
-    stood_apart: whether that one has a blank before it, or begins the line.
-    piece: the piece that follows.
+    before: the first piece; "" at the beginning of a line.
+    after_space: whether the first piece has a space before it or begins the
+      line.
+    piece: the second piece.
   """
-  if not before or piece in _GLUED_TO_LEFT or piece.startswith("--"):
+  if not before or piece in _NO_SPACE_BEFORE or piece.startswith("--"):
     return False
   if before in _QUOTES:
-    return not stood_apart  # after a quotation's end, not after its beginning
-  return before[0] not in _GLUED_TO_RIGHT
+    return not after_space  # a closing quotation mark, not an opening one
+  return before[0] not in _NO_SPACE_AFTER

@@ -1,114 +1,168 @@
-"""A whole sequence in chunks of time, so that its gradient fits in memory.
+"""Gradient checkpointing over time: a sequence as chunks of time steps.
 
-What is kept, in numbers, for chunks of C steps, a state of S vectors, and R
-numbers a unit and step for the backward of a whole (`whole`):
+The memory saved for the backward, in numbers, for chunks of C steps, a state of
+S vectors (2 for the LSTM), and R numbers per unit and step for the backward of
+a whole sequence (the table of `scan`):
 
-  residuals    kept         the backward of a chunk
-  "gates"      B·H·S·T/C    runs its loop forward again
-  "recompute"  B·H·S·T      rebuilds it from its states, without a loop
+  residuals    saved        the backward of a chunk
+  "gates"      B·H·S·T/C    runs its steps forward again
+  "recompute"  B·H·S·T      recomputes its gates from its states, in no loop
 
-Both need R·C·B·H more for the chunk at hand, beside the inputs, the outputs and
-their cotangents. "gates" is smallest at C = √(S·T/R), where it grows as √T; its
-price is one more forward pass, whose products are about a third of all. The
-states of "recompute" hold the outputs, which are there anyway. With every state
-at hand, C steps are one call,
+Both need R·C·B·H more for the current chunk, besides the inputs, the outputs
+and their cotangents. "gates" needs least memory at C = √(S·T/R), where it grows
+as √T; it costs a second forward pass, whose products are about a third of all.
+The states that "recompute" saves include the outputs, which are in memory
+anyway. Since all states of a chunk are known, its C steps are one call,
 
-  k of C steps = recur(the states before them, xs W_x)
+  gates of C steps = recur(the states before them, xs W_x)
 
-whose product h W_h has C·B rows, and is as fast as that of the inputs.
+whose product h W_h has C·B rows, and is as fast as the product of the inputs.
 
 Reference: Chen, Xu, Zhang and Guestrin (2016), Training deep nets with
 sublinear memory cost.
 """
 
+import math
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.precision import cast_like, wide
+from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.sequence.adjoint import ResidualPolicy
 from lstm_jax.sequence.scan import (
-  Residuals,
-  Way,
+  ScanOptions,
+  SequenceResiduals,
   backward,
-  before_each,
-  by_steps,
+  before_steps,
+  cast_operands,
   forward,
-  operands_of,
-  plain,
-  states_of,
+  forward_step,
+  scan_sequence,
+  scan_states,
+  scan_steps,
 )
 
-Policy = Literal["gates", "recompute"]
+ROWS = 1024  # of a product that is large enough to run at full speed
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def in_chunks(
+def scan_checkpointed(
   cell: Cell,
-  way: Way,
-  chunk: int,
-  policy: Policy,
+  options: ScanOptions,
+  policy: ResidualPolicy,
+  chunk: int | None,
   params: Params,
   state: State,
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return what `whole` does; its backward goes from chunk to chunk.
+  """Return (state, hs) as `scan_sequence`, with less memory in its backward.
 
-  T must be a multiple of `chunk`.
+  Args:
+    cell: the cell.
+    options: the compute dtype and the direction.
+    policy: what is saved, "gates" or "recompute".
+    chunk: C, time steps per chunk; None for products of 1,024 rows.
+    params: the weights.
+    state: the state before the first step.
+    xs: inputs [T, ..., D] or tokens [T, ...].
+    extras: further arguments of a wrapped cell's steps, each [T, ...].
   """
-  return by_steps(plain(cell), way, params, state, xs, extras)
+  if chunk is None:
+    chunk = -(-ROWS // max(1, math.prod(state.h.shape[:-1])))
+  if chunk >= len(xs) and policy == "gates":
+    return scan_sequence(cell, options, params, state, xs, extras)
+  chunk = min(chunk, len(xs))
+  cut = len(xs) - len(xs) % chunk  # the rest is shorter than a chunk
+
+  def full_chunks(state):
+    inputs = jax.tree.map(lambda x: x[:cut], (xs, extras))
+    return _scan_chunks(cell, options, chunk, policy, params, state, *inputs)
+
+  def rest(state):
+    inputs = jax.tree.map(lambda x: x[cut:], (xs, extras))
+    return scan_sequence(cell, options, params, state, *inputs)
+
+  if cut == len(xs):
+    return full_chunks(state)
+  if options.reverse:
+    state, hs_rest = rest(state)
+    state, hs = full_chunks(state)
+  else:
+    state, hs = full_chunks(state)
+    state, hs_rest = rest(state)
+  return state, jnp.concatenate([hs, hs_rest])
 
 
-def _chunks_forward(cell, way, chunk, policy, params, state, xs, extras):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _scan_chunks(
+  cell: Cell,
+  options: ScanOptions,
+  chunk: int,
+  policy: ResidualPolicy,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  extras: tuple,
+) -> tuple[State, jax.Array]:
+  """Return (state, hs) of a sequence whose T is a multiple of `chunk`."""
+  return scan_steps(forward_step(cell), options, params, state, xs, extras)
+
+
+def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
   def body(state, inputs):
-    last, states = states_of(cell, way, params, state, *inputs)
+    last, states = scan_states(cell, options, params, state, *inputs)
     return last, (state, states if policy == "recompute" else states.h)
 
   inputs = _split((xs, extras), chunk)
-  last, (starts, after) = lax.scan(body, state, inputs, reverse=way.reverse)
+  last, (starts, after) = lax.scan(body, state, inputs, reverse=options.reverse)
   hs = after.h if policy == "recompute" else after
   return (last, _joined(hs)), (params, starts, after, xs, extras)
 
 
-def _chunks_backward(cell, way, chunk, policy, residuals, cotangents):
-  params, starts, after, xs, extras = residuals
+def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
+  params, starts, after, xs, extras = saved
   d_last, dhs = cotangents
 
   def body(carry, inputs):
     d_params, d_state = carry
     start, after, dhs, xs, extras = inputs
     if policy == "recompute":
-      whole = _rebuilt(cell, way, params, start, after, xs, extras)
+      of_chunk = _recompute(cell, options, params, start, after, xs, extras)
     else:
-      _, whole = forward(cell, way, params, start, xs, extras)
-    d_more, d_state, dxs, _ = backward(cell, way, whole, (d_state, dhs))
-    return (jax.tree.map(jnp.add, d_params, wide(d_more)), d_state), dxs
+      _, of_chunk = forward(cell, options, params, start, xs, extras)
+    d_params_chunk, d_state, dxs, _ = backward(
+      cell, options, of_chunk, (d_state, dhs)
+    )
+    d_params = jax.tree.map(jnp.add, d_params, upcast(d_params_chunk))
+    return (d_params, d_state), dxs
 
-  zeros = wide(jax.tree.map(jnp.zeros_like, params))
+  zeros = upcast(jax.tree.map(jnp.zeros_like, params))
   inputs = (starts, after, *_split((dhs, xs, extras), chunk))
   (d_params, d_state), dxs = lax.scan(
-    body, (zeros, d_last), inputs, reverse=not way.reverse
+    body, (zeros, d_last), inputs, reverse=not options.reverse
   )
   dxs = None if dxs is None else _joined(dxs)
   return cast_like(d_params, params), d_state, dxs, None
 
 
-in_chunks.defvjp(_chunks_forward, _chunks_backward)
+_scan_chunks.defvjp(_chunks_forward, _chunks_backward)
 
 
-def _rebuilt(cell, way, params, start, after, xs, extras) -> Residuals:
-  """Return what `forward` keeps of a chunk, from the state after each step."""
-  operands = operands_of(params, xs, way)
+def _recompute(
+  cell, options, params, start, after, xs, extras
+) -> SequenceResiduals:
+  """Return the residuals of a chunk, from the state after each of its steps."""
+  operands = cast_operands(params, xs, options)
   before = jax.tree.map(
-    lambda first, states: before_each(first, states, way), start, after
+    lambda first, states: before_steps(first, states, options), start, after
   )
   axs = cell.project(operands, xs)
-  _, kept, tape = cell.recur(operands, before, axs, *extras)
-  return Residuals(params, start, xs, extras, after.h, kept, tape)
+  _, gates, residuals = cell.recur(operands, before, axs, *extras)
+  return SequenceResiduals(params, start, xs, extras, after.h, gates, residuals)
 
 
 def _split(tree: Any, chunk: int) -> Any:
@@ -117,4 +171,5 @@ def _split(tree: Any, chunk: int) -> Any:
 
 
 def _joined(x: jax.Array) -> jax.Array:
+  """Return an array [T / chunk, chunk, ...] as [T, ...]."""
   return x.reshape(-1, *x.shape[2:])

@@ -1,20 +1,20 @@
-"""How a gradient flows back through time: the cotangent of every state.
+"""The gradient with respect to every state of a sequence, backward in time.
 
 Forward, for t = 1 … T               Backward, for t = T … 1
-  sₜ, kₜ = recur(sₜ₋₁, xₜ W_x)          dsₜ₋₁ = recur_backward(kₜ, dsₜ)
+  sₜ, rₜ = recur(sₜ₋₁, xₜ W_x)          dsₜ₋₁ = recur_backward(rₜ, dsₜ)
 
-from dsT = ∂ℓ/∂s_T, for a loss ℓ that reads nothing but the last state. Then
+from ds_T = ∂ℓ/∂s_T, for a loss ℓ of the last state alone. Then
 
-  dsₜ = ∂ℓ/∂sₜ = (∂s_T/∂sₜ)ᵀ dsT
+  dsₜ = ∂ℓ/∂sₜ = (∂s_T/∂sₜ)ᵀ ds_T
 
-is what a change of the state after t steps would do to it: where ‖dsₜ‖ dies out
-as T − t grows, the loss has no gradient to learn from what was read so long
-ago, and where it grows without bound, no step size suits all (Bengio et al.).
-A training step adds these up over the losses of all T, which hides them, and
-never keeps them; here each is a row of the result.
+is the sensitivity of the loss to the state after t steps. Where ‖dsₜ‖ vanishes
+as T − t grows, the loss has no gradient to learn from inputs so far back; where
+it explodes, no step size suits all time steps (Bengio et al.). A training step
+sums these cotangents over the losses of all T steps, and does not save them;
+here each is a row of the result.
 
-The fields of a state are told apart: an LSTM's dh is with c held fixed, and dc
-with h.
+Each field of the state has its own cotangent: an LSTM's dh is taken with c held
+fixed, and dc with h held fixed.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import lstm
@@ -33,28 +33,27 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.cell import Cell, Params, State, check_inputs
-from lstm_jax.cells.precision import cast_like, wide
-from lstm_jax.sequence.scan import Way, forward
+from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.sequence.scan import ScanOptions, forward
 
 
 def state_cotangents(
   cell: Cell, params: Params, state: State, xs: jax.Array, d_last: State
 ) -> State:
-  """Return the cotangent of every state, from that of the last.
+  """Return the cotangent of every state, given that of the last state.
 
-  The gradient is the cell's own backward, step by step; no weight's gradient is
-  made.
+  Scans the cell's own `recur_backward`; no weight gradient is computed.
 
   Args:
-    cell: `lstm`, `gru`, `rnn`, or anything with the same functions.
+    cell: `lstm`, `gru`, `rnn`, or any object with the functions of `Cell`.
     params: the cell's weights.
-    state: the state before the first step, as `initial_state` makes it.
+    state: the state before the first step, as `initial_state` returns it.
     xs: inputs [T, ..., D], or integer tokens [T, ...] in [0, D).
-    d_last: the cotangent of the state after the last step, a state.
+    d_last: the cotangent of the state after the last step; has its type.
 
   Returns:
-    A state of arrays [T + 1, ..., H]: row t is the cotangent of the state after
-    t steps. Row 0 is that of the state given, and row T is d_last.
+    A state of arrays [T + 1, ..., H]. Row t is the cotangent of the state after
+    t steps: row 0 that of `state`, and row T is d_last.
 
   Raises:
     ValueError: xs is empty or does not fit the state or the weights, or d_last
@@ -62,17 +61,17 @@ def state_cotangents(
   """
   state, xs, d_last = jax.tree.map(jnp.asarray, (state, xs, d_last))
   _check(cell, params, state, xs, d_last)
-  _, residuals = forward(cell, Way(), params, state, xs, ())
+  _, saved = forward(cell, ScanOptions(), params, state, xs, ())
 
   def body(d_after, inputs):
-    kept, tape = inputs
-    d_before, *_ = cell.recur_backward(params, kept, tape, d_after)
+    gates, residuals = inputs
+    d_before, *_ = cell.recur_backward(params, gates, residuals, d_after)
     d_before = cast_like(d_before, d_after)
     return d_before, cast_like(d_before, state)
 
-  # Carried in float32 or wider: T roundings to bfloat16 would add up.
-  steps = residuals.kept, residuals.tape
-  _, d_states = lax.scan(body, wide(d_last), steps, reverse=True)
+  # The carry is upcast: in bfloat16, T roundings of it would add up.
+  steps = saved.gates, saved.residuals
+  _, d_states = lax.scan(body, upcast(d_last), steps, reverse=True)
   return jax.tree.map(
     lambda before, last: jnp.concatenate([before, last[None]]), d_states, d_last
   )

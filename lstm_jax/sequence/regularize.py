@@ -1,15 +1,16 @@
-"""Regularisers of recurrent networks: noise drawn by a key, as pure functions.
+"""Dropout and zoneout for recurrent networks, as pure functions of a key.
 
-  name            what is dropped                        over time
-  dropout         units of a sequence                    drawn at each step
-  locked_dropout  units of a sequence (variational)      drawn once
-  factors         units of the state, for `unroll`       drawn once
-  zoneout         updates of the state, for `unroll`     drawn at each step
-  drop_connect    weights of w_h (weight-drop)           drawn once
+  name            what is dropped                        drawn
+  dropout         units of a sequence                    at each time step
+  locked_dropout  units of a sequence (variational)      once per sequence
+  factors         units of h, for `state_dropout`        once per sequence
+  zoneout         updates of the state, for `zoneout`    at each time step
+  drop_connect    weights of w_h (weight-drop)           once per sequence
 
-The same key draws the same; a rate of 0 draws nothing and changes nothing. What
-is not dropped is divided by 1 − rate, so that expectations stay; zoneout has an
-expectation of its own, `unroll(..., zoneout=rates)`.
+`factors` and `zoneout` draw arguments of `unroll`. The same key draws the same
+noise; a rate of 0 draws nothing and changes nothing. What is not dropped is
+divided by 1 − rate, so that the expectation stays the same. Zoneout is not
+rescaled: its expectation is `unroll(..., zoneout=rates)`.
 
   >>> import jax, jax.numpy as jnp
   >>> hs = locked_dropout(jax.random.key(0), jnp.ones((3, 1, 100)), 0.5)
@@ -30,16 +31,16 @@ from lstm_jax.cells.cell import Params, State
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-  """Return x with each element 0 at the rate, and scaled up otherwise.
+  """Return x with elements set to 0 at the rate, and the others scaled up.
 
   Raises:
-    ValueError: the rate is not in [0, 1); so do all functions here.
+    ValueError: the rate is not in [0, 1). All functions here raise it.
   """
   return x * factors(key, x.shape, rate, x.dtype) if _drops(rate) else x
 
 
 def locked_dropout(key: jax.Array, xs: jax.Array, rate: float) -> jax.Array:
-  """Return xs [T, ...] with the same units of every step dropped."""
+  """Return xs [T, ...] with the same units dropped at every time step."""
   if not _drops(rate):
     return xs
   return xs * factors(key, (1, *xs.shape[1:]), rate, xs.dtype)
@@ -48,42 +49,43 @@ def locked_dropout(key: jax.Array, xs: jax.Array, rate: float) -> jax.Array:
 def factors(
   key: jax.Array, shape: tuple[int, ...], rate: float, dtype=jnp.float32
 ) -> jax.Array:
-  """Return an array of 0 at the rate, and 1 / (1 − rate) otherwise."""
+  """Return factors for dropout: 0 at the rate, 1 / (1 − rate) otherwise."""
   if not _drops(rate):
     return jnp.ones(shape, dtype)
-  kept = jax.random.bernoulli(key, 1 - rate, shape)
-  return kept.astype(dtype) / jnp.asarray(1 - rate, dtype)
+  keep = jax.random.bernoulli(key, 1 - rate, shape)
+  return keep.astype(dtype) / jnp.asarray(1 - rate, dtype)
 
 
 def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
-  """Return a cell's params with elements of w_h dropped, once for all steps."""
+  """Return a cell's params with elements of w_h dropped."""
   return params._replace(w_h=dropout(key, params.w_h, rate))
 
 
 def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:
-  """Draw what each step keeps, for `unroll(..., zoneout=)`.
+  """Return which units keep their value, for `unroll(..., zoneout=)`.
 
   Args:
     key: a typed PRNG key.
-    state: the cell's state, for its shapes: leaves [..., H].
+    state: a state of the cell, for its shapes [..., H].
     steps: T.
-    rates: a state of floats in [0, 1): how often a unit keeps its value.
+    rates: a state of floats in [0, 1): the probability that a unit keeps its
+      value at a time step.
 
   Returns:
-    A state of bool [T, ..., H].
+    A state of bool [T, ..., H], True where a unit keeps its value.
   """
   keys = jax.random.split(key, len(state))
-  kept = [
+  keep = [
     jax.random.bernoulli(k, r, (steps, *s.shape))
     if _drops(r)
     else jnp.zeros((steps, *s.shape), bool)
     for k, s, r in zip(keys, state, rates, strict=True)
   ]
-  return type(state)(*kept)
+  return type(state)(*keep)
 
 
 def _drops(rate: float) -> bool:
-  """Return whether anything is dropped, after a check of the rate."""
+  """Return whether the rate is not 0; raise ValueError outside [0, 1)."""
   if not 0 <= rate < 1:
     raise ValueError(f"a rate must be in [0, 1), got {rate}")
   return rate > 0

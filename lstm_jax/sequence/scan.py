@@ -1,24 +1,28 @@
-"""A whole sequence, with its gradient by hand.
+"""A whole sequence as one scan, with its gradient derived by hand.
 
 Forward, for t = 1 … T               Backward, for t = T … 1
   aₜ = xₜ W_x       (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
-  sₜ, kₜ = recur(sₜ₋₁, aₜ)              dsₜ₋₁, daₜ = recur_backward(kₜ, dsₜ)
-                                       dW, db, dx from every daₜ at once
+  sₜ, rₜ = recur(sₜ₋₁, aₜ)              dsₜ₋₁, daₜ = recur_backward(rₜ, dsₜ)
+                                       dW, db, dx from all daₜ at once
 
-The loop forward holds only what has memory, and the loop backward carries only
-the state's cotangent: the input product, each weight gradient and the inputs'
-cotangents are one product each, over all T·B rows. Autodiff of a scan does all
-of these step by step, and adds up the weight gradients in the loop's carry.
+with sₜ the state after step t, and rₜ its gates and residuals. The forward scan
+computes only what depends on the state, and the backward scan carries only the
+cotangent of the state. The input product, each weight gradient and the
+cotangent of the inputs are one product each, over all T·B rows. Autodiff of a
+scan computes all of these at every step, and accumulates the weight gradients
+in the carry of the scan.
 
-Memory kept for the backward, in numbers: every kₜ and hs, which is T·B·H times
+Memory saved for the backward, in numbers: all rₜ and hs, which is T·B·H times
 
-  RNN 2   GRU 6   LSTM 6   coupled 5   peepholes 7   layer norm 11
+  rnn 2              lstm 6             projected_lstm 6 + P/H
+  coupled_lstm 5     gru 6              peephole_lstm 7
+                                        layernorm_lstm 11
 
-and T·B·(6 H + P) for the LSTM with projection. The largest array is there once:
-step by step the gates (or the derivatives by aₜ) take the place of aₜ, and daₜ
-then takes theirs. The backward adds hs shifted by one step (1), and where the
-cotangent of h W_h is not daₜ, that (3 for the GRU); for the layer-normalised
-LSTM, normalised products and their cotangents (up to 17, each for a while).
+The largest array exists only once: at every step, the gates (or local
+gradients) overwrite aₜ, and later daₜ overwrites them. The backward adds a copy
+of hs shifted by one step (1), and where the cotangent of h W_h is not daₜ, that
+cotangent (3 for the GRU); for the layer-normalised LSTM, normalised products
+and their cotangents (up to 17, not all at the same time).
 """
 
 from collections.abc import Callable
@@ -30,61 +34,70 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import Cell, Params, State, Tape
-from lstm_jax.cells.precision import cast_like, lower, wide
+from lstm_jax.cells.cell import Cell, Params, Residuals, State
+from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
 
 
-class Way(NamedTuple):
-  """How a sequence is gone through: what is known when it is compiled."""
+class ScanOptions(NamedTuple):
+  """Static options of a scan over time."""
 
-  compute_dtype: Any = None  # of the products' operands
+  compute_dtype: Any = None  # of the operands of products; None: the weights'
   reverse: bool = False  # from the last step to the first
 
 
-class Residuals(NamedTuple):
-  """What an unrolled sequence keeps for its backward."""
+class SequenceResiduals(NamedTuple):
+  """What the forward of a sequence saves for its backward."""
 
   params: Params
   state: State  # before the first step
   xs: jax.Array  # [T, ..., D] or tokens [T, ...]
-  extras: tuple  # what else the steps are told, each [T, ...]
+  extras: tuple  # further arguments of a wrapped cell's steps, each [T, ...]
   hs: jax.Array  # [T, ..., H]
-  kept: jax.Array  # [T, ..., G·H]
-  tape: Tape  # of every step, stacked along T
+  gates: jax.Array  # [T, ..., G·H], or local gradients
+  residuals: Residuals  # what else `recur` saves, each [T, ...]
 
 
-def by_steps(
+def scan_steps(
   step: Callable,
-  way: Way,
+  options: ScanOptions,
   params: Params,
   state: State,
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) of one step (params, state, x, *extras) after another.
+  """Scan a step over time, and leave the gradient of the scan to JAX.
 
-  Nothing is kept for a backward, but by JAX if it differentiates.
+  Args:
+    step: (params, state, x, *extras) -> state.
+    options: the compute dtype and the direction.
+    params: the weights.
+    state: the state before the first step.
+    xs: inputs [T, ..., D] or tokens [T, ...].
+    extras: further arguments of a wrapped cell's steps, each [T, ...].
+
+  Returns:
+    (state, hs): the last state, and the outputs [T, ..., H].
   """
-  operands = operands_of(params, xs, way)
+  operands = cast_operands(params, xs, options)
 
   def body(state, inputs):
     x, extra = inputs
     state = step(operands, state, x, *extra)
     return state, state.h
 
-  return lax.scan(body, state, (xs, extras), reverse=way.reverse)
+  return lax.scan(body, state, (xs, extras), reverse=options.reverse)
 
 
-def states_of(
+def scan_states(
   cell: Cell,
-  way: Way,
+  options: ScanOptions,
   params: Params,
   state: State,
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, State]:
   """Return the state after the last step, and that after each, [T, ...]."""
-  operands = operands_of(params, xs, way)
+  operands = cast_operands(params, xs, options)
 
   def body(state, inputs):
     ax, extra = inputs
@@ -92,115 +105,132 @@ def states_of(
     return state, state
 
   axs = cell.project(operands, xs)
-  return lax.scan(body, state, (axs, extras), reverse=way.reverse)
+  return lax.scan(body, state, (axs, extras), reverse=options.reverse)
 
 
-def plain(cell: Cell) -> Callable:
-  """Return the cell's step as a function that JAX differentiates."""
+def forward_step(cell: Cell) -> Callable:
+  """Return the cell's step without its explicit gradient, for autodiff."""
   return lambda *args: cell.forward(*args)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def whole(
+def scan_sequence(
   cell: Cell,
-  way: Way,
+  options: ScanOptions,
   params: Params,
   state: State,
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) as `by_steps` does, with the gradient above."""
-  return by_steps(plain(cell), way, params, state, xs, extras)
+  """Return (state, hs) of a whole sequence, with the gradient derived above.
+
+  The arguments are those of `scan_steps`, for a cell.
+  """
+  return scan_steps(forward_step(cell), options, params, state, xs, extras)
 
 
 def forward(
   cell: Cell,
-  way: Way,
+  options: ScanOptions,
   params: Params,
   state: State,
   xs: jax.Array,
   extras: tuple,
-) -> tuple[tuple[State, jax.Array], Residuals]:
-  """Return (state, hs) and what the backward needs."""
-  operands = operands_of(params, xs, way)
+) -> tuple[tuple[State, jax.Array], SequenceResiduals]:
+  """Return (state, hs), and the residuals for the backward."""
+  operands = cast_operands(params, xs, options)
 
   def body(state, ax, extra):
-    state, kept, tape = cell.recur(operands, state, ax, *extra)
-    return state, kept, (state.h, tape)
+    state, gates, residuals = cell.recur(operands, state, ax, *extra)
+    return state, gates, (state.h, residuals)
 
   axs = cell.project(operands, xs)
-  last, kept, (hs, tape) = _scan_in_place(body, state, axs, extras, way.reverse)
-  return (last, hs), Residuals(params, state, xs, extras, hs, kept, tape)
+  last, gates, (hs, residuals) = _scan_in_place(
+    body, state, axs, extras, options.reverse
+  )
+  saved = SequenceResiduals(params, state, xs, extras, hs, gates, residuals)
+  return (last, hs), saved
 
 
 def backward(
   cell: Cell,
-  way: Way,
-  residuals: Residuals,
+  options: ScanOptions,
+  saved: SequenceResiduals,
   cotangents: tuple[State, jax.Array],
 ) -> tuple[Params, State, Any, None]:
   """Return the cotangents of params, the first state, xs and extras."""
-  params, state, xs, extras, hs, kept, tape = residuals
-  operands = operands_of(params, xs, way)
+  params, state, xs, extras, hs, gates, residuals = saved
+  operands = cast_operands(params, xs, options)
   d_last, dhs = cotangents
 
-  def body(d_state, kept, inputs):
-    tape, dh, extra = inputs
+  def body(d_state, gates, inputs):
+    residuals, dh, extra = inputs
     d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
-    d_before, da, *more = cell.recur_backward(
-      operands, kept, tape, d_after, *extra
+    d_before, da, *extra_cotangents = cell.recur_backward(
+      operands, gates, residuals, d_after, *extra
     )
-    return cast_like(d_before, d_state), da, more
+    return cast_like(d_before, d_state), da, extra_cotangents
 
-  # Carried in float32 or wider: T roundings to bfloat16 would add up.
-  d_state, das, more = _scan_in_place(
-    body, wide(d_last), kept, (tape, dhs, extras), not way.reverse
+  # The carry is upcast: in bfloat16, T roundings of it would add up.
+  d_state, das, extra_cotangents = _scan_in_place(
+    body,
+    upcast(d_last),
+    gates,
+    (residuals, dhs, extras),
+    not options.reverse,
   )
-  hs_before = before_each(state.h, hs, way)
+  hs_before = before_steps(state.h, hs, options)
   d_params, dxs = cell.parameter_gradients(
-    operands, xs, hs_before, tape, das, *more
+    operands, xs, hs_before, residuals, das, *extra_cotangents
   )
   dxs = None if dxs is None else dxs.astype(xs.dtype)
   d_params, d_state = cast_like((d_params, d_state), (params, state))
   return d_params, d_state, dxs, None
 
 
-whole.defvjp(forward, backward)
+scan_sequence.defvjp(forward, backward)
 
 
-def before_each(first: jax.Array, after: jax.Array, way: Way) -> jax.Array:
-  """Return what was before each step, from what was after each, [T, ...].
+def before_steps(
+  first: jax.Array, after: jax.Array, options: ScanOptions
+) -> jax.Array:
+  """Return an array's value before each step, [T, ...].
 
   Args:
-    first: before the step that comes first, [...].
-    after: after each step, [T, ...].
-    way: which step comes first.
+    first: its value before the step that the scan takes first, [...].
+    after: its value after each step, [T, ...].
+    options: the direction of the scan.
   """
-  if way.reverse:
+  if options.reverse:
     return jnp.concatenate([after[1:], first[None]])
   return jnp.concatenate([first[None], after[:-1]])
 
 
-def operands_of(params: Params, xs: jax.Array, way: Way) -> Params:
-  """Return params with the operands of products in the compute dtype."""
-  lowered = lower(params, way.compute_dtype)
-  return lowered._replace(w_x=params.w_x) if is_token(xs) else lowered
+def cast_operands(
+  params: Params, xs: jax.Array, options: ScanOptions
+) -> Params:
+  """Return params with the matrices of products cast to the compute dtype.
+
+  With tokens, w_x is a table to gather rows from, and is not cast.
+  """
+  cast = cast_matrices(params, options.compute_dtype)
+  return cast._replace(w_x=params.w_x) if is_token(xs) else cast
 
 
 def _scan_in_place(
   f: Callable, carry: Any, rows: jax.Array, xs: Any, reverse: bool = False
 ) -> tuple[Any, jax.Array, Any]:
-  """Scan f over rows and xs; what it makes of a row takes that row's place.
+  """Scan f over rows and xs, with each new row written over the old one.
 
-  Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)), but the new
-  rows are written over the old, where `lax.scan` fills an array of zeros first
-  and then writes its outputs into it. Each row is read from what the step
-  before it wrote: were it read within its own step, XLA might order a reader of
-  the old rows after the write, and copy all T of them at every step.
+  Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)). But `lax.scan`
+  allocates an array of zeros for its outputs and writes the new rows there;
+  this writes them into the array of the old rows. Each row is read one step
+  early, after the previous write: if a step read its own row, XLA might order
+  the read after the write, and copy all T rows at every step.
 
   Args:
     f: (carry, row, x) -> (carry, new row of the same shape, y).
-    carry: before the first step.
+    carry: the carry before the first step.
     rows: [T, ...].
     xs: a tree of arrays [T, ...], or None.
     reverse: from the last step to the first.

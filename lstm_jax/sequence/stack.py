@@ -1,13 +1,22 @@
 """Layers on top of each other: the outputs of one are the inputs of the next.
 
-  h⁰ₜ = xₜ,   hˡₜ = cell(θˡ, sˡₜ₋₁, hˡ⁻¹ₜ)   for l = 1 … L
+  h⁰ₜ = xₜ,   hˡₜ = cellˡ(θˡ, sˡₜ₋₁, hˡ⁻¹ₜ)   for l = 1 … L
 
-Layer by layer, each over the whole sequence, so that every layer keeps the one
-large input product of `unroll`. A layer whose weights are `Directions` is read
-in both, and hands on both outputs.
+Every layer runs over the whole sequence before the next one, so each keeps the
+one large input product of `unroll`. A layer whose weights are `Directions` is
+bidirectional: its outputs are those of both directions.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from lstm_jax.cells import gru, lstm
+  >>> cells = gru, lstm
+  >>> params = init_stack(cells, jax.random.key(0), 3, hidden_sizes=5)
+  >>> states, hs = unroll_stack(cells, params, None, jnp.ones((7, 2, 3)))
+  >>> type(states[0]).__name__, type(states[1]).__name__, hs.shape
+  ('GRUState', 'LSTMState', (7, 2, 5))
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,167 +24,206 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.sequence import regularize
-from lstm_jax.sequence._unroll import Rule, exchange_axes, unroll
-from lstm_jax.sequence.bidirectional import NEITHER, Directions, unroll_both
-from lstm_jax.sequence.checkpointing import Policy
+from lstm_jax.sequence._unroll import UnrollOptions, unroll
+from lstm_jax.sequence.arguments import exchange_axes
+from lstm_jax.sequence.bidirectional import Directions, unroll_both
 
 
 def unroll_stack(
-  cell: Cell,
-  params: tuple[Params | Directions, ...],
-  states: tuple[State | Directions, ...],
+  cell: Cell | Sequence[Cell],
+  params: Sequence[Params | Directions],
+  states: Sequence[State | Directions] | None,
   xs: jax.Array,
   *,
   dropout: float = 0.0,
   locked: bool = False,
   key: jax.Array | None = None,
   skip: bool = False,
-  mask: jax.Array | None = None,
-  lengths: jax.Array | None = None,
-  reset: jax.Array | None = None,
-  zoneout: tuple | None = None,
-  state_dropout: tuple | None = None,
-  time_major: bool = True,
-  residuals: Policy = "gates",
-  chunk: int | None = None,
-  vjp: Rule = "explicit",
-  compute_dtype: jnp.dtype | None = None,
+  zoneout: Sequence | None = None,
+  state_dropout: Sequence | None = None,
+  **options: Unpack[UnrollOptions],
 ) -> tuple[tuple[State | Directions, ...], jax.Array]:
-  """Unroll one layer for each of `params`, the lowest first.
+  """Unroll a stack of layers, the lowest layer first.
 
   Args:
-    cell: the cell of every layer.
-    params: the layers' weights; sizes may differ from layer to layer. Those of
-      a bidirectional layer are `Directions`, and the next has D = 2H.
-    states: the layers' states before the first step.
+    cell: the cell of every layer, or a sequence of one cell per layer.
+    params: the weights of each layer; sizes may differ between layers. Those
+      of a bidirectional layer are `Directions`, and the next has D = 2H.
+    states: the state of each layer before the first step; None for zero states.
     xs: inputs of the lowest layer, [T, ..., D], or tokens [T, ...].
-    dropout: rate at which units between layers are dropped.
-    locked: drop the same units at every step (variational dropout).
-    key: draws the dropout; needed where its rate is not 0.
-    skip: add a layer's inputs to its outputs, wherever both have one size.
-    mask: as in `unroll`, for every layer; so are all that follow.
-    lengths: of each row.
-    reset: before a step.
-    zoneout: what each layer's steps keep, one for each layer, `Directions` for
-      a bidirectional one; None for a layer that keeps nothing.
-    state_dropout: a factor of each layer's h, likewise.
-    time_major: False for the axes T and B exchanged.
-    residuals: what is kept for the backward.
-    chunk: steps a chunk.
-    vjp: whose gradient.
-    compute_dtype: of the products' operands.
+    dropout: rate of dropout between layers, in [0, 1).
+    locked: drop the same units at every time step (variational dropout).
+    key: a PRNG key for dropout; needed if its rate is not 0.
+    skip: add a layer's inputs to its outputs, wherever the sizes are equal.
+    zoneout: as in `unroll`, one per layer (`Directions` for a bidirectional
+      one); None for none, in a layer or in all.
+    state_dropout: as in `unroll`, one per layer, likewise.
+    **options: mask, lengths, reset, time_major, adjoint and compute_dtype, as
+      in `unroll`, for every layer.
 
   Returns:
-    (states, hs): every layer's last state, and the top layer's outputs.
+    (states, hs): the last state of every layer, and the top layer's outputs.
 
   Raises:
-    ValueError: there is no layer, or not one state, zoneout or state dropout a
-      layer; dropout lacks a key, or its rate is not in [0, 1); or `unroll`
-      refuses a layer.
+    ValueError: there is no layer; cells, states, zoneout or state_dropout are
+      not one per layer; dropout has no key, or its rate is not in [0, 1); or
+      `unroll` raises it for a layer.
   """
-  if not params or len(params) != len(states):
+  if not params or (states is not None and len(params) != len(states)):
+    states = () if states is None else states
     raise ValueError(
-      "a stack needs at least one layer and one state a layer, "
+      "a stack needs at least one layer and one state per layer, "
       f"got {len(params)} layers and {len(states)} states"
     )
-  kept = _a_layer("zoneout", zoneout, params)
-  dropped = _a_layer("state_dropout", state_dropout, params)
   if dropout and key is None:
     raise ValueError(f"dropout needs a key, got a rate of {dropout} and None")
+  time_major = options.pop("time_major", True)
   if not time_major:
-    xs, mask, reset = exchange_axes(xs, mask, reset)
-  options: dict[str, Any] = {
-    "mask": mask,
-    "lengths": lengths,
-    "reset": reset,
-    "residuals": residuals,
-    "chunk": chunk,
-    "vjp": vjp,
-    "compute_dtype": compute_dtype,
-  }
+    xs, options["mask"], options["reset"] = exchange_axes(
+      xs, options.get("mask"), options.get("reset")
+    )
   keys: Any = () if key is None else jax.random.split(key, len(params))
   drop = regularize.locked_dropout if locked else regularize.dropout
+  layers = zip(
+    _cells(cell, len(params)),
+    params,
+    _per_layer("states", states, params),
+    _per_layer("zoneout", zoneout, params),
+    _per_layer("state_dropout", state_dropout, params),
+    strict=True,
+  )
   last: list[State | Directions] = []
-  for layer in zip(params, states, kept, dropped, strict=True):
-    weights, state, zoned, factor = layer
+  for layer_cell, weights, state, rates, factor in layers:
     inputs = xs
     if last and dropout:
       inputs = drop(keys[len(last)], xs, dropout)
-    read = unroll_both if isinstance(weights, Directions) else unroll
-    state, hs = read(
-      cell,
+    run: Any = unroll_both if isinstance(weights, Directions) else unroll
+    state, hs = run(
+      layer_cell,
       weights,
       state,
       inputs,
-      zoneout=zoned,
+      zoneout=rates,
       state_dropout=factor,
       **options,
     )
     last.append(state)
-    joins = skip and not is_token(xs) and hs.shape == xs.shape
-    xs = hs + xs if joins else hs
+    adds = skip and not is_token(xs) and hs.shape == xs.shape
+    xs = hs + xs if adds else hs
   return tuple(last), xs if time_major else jnp.swapaxes(xs, 0, 1)
 
 
-def _a_layer(name: str, each: tuple | None, params: tuple) -> tuple:
-  """Return one of each for each layer, `NEITHER` of both directions' none."""
-  each = (None,) * len(params) if each is None else tuple(each)
-  if len(each) != len(params):
-    raise ValueError(
-      f"{name} must have one element a layer, "
-      f"got {len(each)} for {len(params)} layers"
-    )
-  return tuple(
-    NEITHER if x is None and isinstance(weights, Directions) else x
-    for x, weights in zip(each, params, strict=True)
-  )
-
-
 def init_stack(
-  cell: Cell,
+  cell: Cell | Sequence[Cell],
   key: jax.Array,
   input_size: int,
-  hidden_sizes: tuple[int, ...],
+  hidden_sizes: int | Sequence[int],
   *,
+  num_layers: int | None = None,
   bidirectional: bool = False,
   dtype=jnp.float32,
 ) -> tuple[Params | Directions, ...]:
   """Return the initial weights of a stack, the lowest layer first.
 
   Args:
-    cell: the cell of every layer.
+    cell: the cell of every layer, or a sequence of one cell per layer.
     key: a typed PRNG key.
     input_size: D of the lowest layer.
-    hidden_sizes: H of each layer.
-    bidirectional: whether every layer is read in both directions.
-    dtype: of every parameter.
+    hidden_sizes: H of each layer, or one H for all.
+    num_layers: L; needed if neither `cell` nor `hidden_sizes` is a sequence.
+    bidirectional: whether every layer has both directions.
+    dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: there is no layer, or a size is below 1.
+    ValueError: there is no layer, the number of layers is not given or given
+      differently, or a size is below 1.
   """
-  if not hidden_sizes:
-    raise ValueError("a stack needs at least one layer, got none")
+  sizes = _sizes(cell, hidden_sizes, num_layers)
   layers: list[Params | Directions] = []
-  for layer_key, size in zip(
-    jax.random.split(key, len(hidden_sizes)), hidden_sizes, strict=True
+  for layer_cell, layer_key, size in zip(
+    _cells(cell, len(sizes)),
+    jax.random.split(key, len(sizes)),
+    sizes,
+    strict=True,
   ):
     keys = jax.random.split(layer_key) if bidirectional else layer_key[None]
-    both = [cell.init(k, input_size, size, dtype) for k in keys]
-    layers.append(Directions(*both) if bidirectional else both[0])
-    input_size = sum(params.w_h.shape[0] for params in both)
+    params = [layer_cell.init(k, input_size, size, dtype) for k in keys]
+    layers.append(Directions(*params) if bidirectional else params[0])
+    input_size = sum(weights.w_h.shape[0] for weights in params)
   return tuple(layers)
 
 
 def initial_stack_state(
-  cell: Cell,
-  params: tuple[Params | Directions, ...],
+  cell: Cell | Sequence[Cell],
+  params: Sequence[Params | Directions],
   batch_shape: tuple[int, ...] = (),
 ) -> tuple[State | Directions, ...]:
-  """Return the zero states of a stack."""
+  """Return the zero states of a stack, the lowest layer first.
 
-  def of(weights):
+  Args:
+    cell: the cell of every layer, or a sequence of one cell per layer.
+    params: the weights of each layer.
+    batch_shape: the batch axes.
+
+  Raises:
+    ValueError: there is not one cell per layer.
+  """
+
+  def zero_state(layer_cell, weights):
     if isinstance(weights, Directions):
-      return Directions(*(cell.initial_state(w, batch_shape) for w in weights))
-    return cell.initial_state(weights, batch_shape)
+      return Directions(*(zero_state(layer_cell, w) for w in weights))
+    return layer_cell.initial_state(weights, batch_shape)
 
-  return tuple(of(weights) for weights in params)
+  return tuple(map(zero_state, _cells(cell, len(params)), params))
+
+
+def _sizes(
+  cell: Cell | Sequence[Cell],
+  hidden_sizes: int | Sequence[int],
+  num_layers: int | None,
+) -> tuple[int, ...]:
+  """Return H of each layer, after a check that all agree on their number."""
+  counts: dict[str, int] = {}
+  if num_layers is not None:
+    counts["num_layers"] = num_layers
+  if not isinstance(hidden_sizes, int):
+    counts["hidden_sizes"] = len(hidden_sizes)
+  if not _is_cell(cell):
+    counts["cells"] = len(cell)  # type: ignore[arg-type]
+  if not counts:
+    raise ValueError(
+      "init_stack needs num_layers where hidden_sizes is one number, "
+      f"got hidden_sizes={hidden_sizes} and None"
+    )
+  if len(set(counts.values())) > 1:
+    raise ValueError(f"a stack must have one number of layers, got {counts}")
+  (layers,) = set(counts.values())
+  if layers < 1:
+    raise ValueError(f"a stack needs at least one layer, got {layers}")
+  if isinstance(hidden_sizes, int):
+    return (hidden_sizes,) * layers
+  return tuple(hidden_sizes)
+
+
+def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:
+  """Return one cell per layer."""
+  if _is_cell(cell):
+    return [cell] * num_layers  # type: ignore[list-item]
+  return _per_layer("cell", cell, range(num_layers))
+
+
+def _is_cell(cell: object) -> bool:
+  # Not whether it is a tuple: a cell may be a NamedTuple of functions.
+  return hasattr(cell, "recur")
+
+
+def _per_layer(name: str, values: Any, layers: Sequence) -> Sequence:
+  """Return one value per layer: those given, or None for each."""
+  if values is None:
+    return [None] * len(layers)
+  if len(values) != len(layers):
+    raise ValueError(
+      f"{name} must have one element per layer, "
+      f"got {len(values)} for {len(layers)} layers"
+    )
+  return values

@@ -1,8 +1,9 @@
-"""Cells made of cells: steps that are masked, reset, zoned out, dropped out.
+"""Cells with an added feature: masks, resets, zoneout, state dropout.
 
-Each wraps a cell's `recur` and `recur_backward`, and is told one thing more at
-every step, its first extra. With s the state before a step and s' after it,
-and ds the cotangent of a state:
+Each function wraps a cell's `recur` and `recur_backward`, and returns a cell
+again. The step of the new cell takes one more argument, the first of its
+extras. With s the state before a step, s' the state after the wrapped cell's
+step, s⁺ the state that the wrapper returns, and ds the cotangent of a state:
 
   wrapper     forward                          backward
   masked      s⁺ = s' where m, else s          ds' = ds⁺ where m, else 0
@@ -12,12 +13,13 @@ and ds the cotangent of a state:
                                                ds  = (inner) + k ⊙ ds⁺
   state dropout  h ← q ⊙ h                     dh ← q ⊙ dh
 
-with m the mask, r the reset flag, k what is kept and q a factor. A masked step
-thus does nothing, to its state or to a gradient. What enters it must be finite,
-since NaN ⊙ 0 is not 0: `unroll` sees to that.
+where m is the mask, r the reset flag, k zoneout's rate and q a factor, and
+(inner) is the cotangent that the wrapped cell's backward returns. A masked step
+changes neither the state nor its cotangent. Its input must be finite, since
+NaN ⊙ 0 is NaN: `unroll` replaces masked inputs by zeros.
 
-`unroll` puts them together; in user code, `masked(lstm).step(params, state, x,
-mask)` is a step like any other.
+`unroll` combines the wrappers. They can also be used directly:
+`masked(lstm).step(params, state, x, mask)` is a step like any other.
 
 References:
   Krueger et al. (2017), Zoneout: regularizing RNNs by randomly preserving
@@ -33,11 +35,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.cell import Cell, State, Tape, one_step
+from lstm_jax.cells.cell import Cell, Residuals, State, one_step
 
 
 class Wrapped(NamedTuple):
-  """A cell made of a cell: the functions of the `Cell` protocol."""
+  """A wrapped cell: the functions of the `Cell` protocol."""
 
   init: Callable
   initial_state: Callable
@@ -50,25 +52,30 @@ class Wrapped(NamedTuple):
   step: Callable
 
 
-class OwnInput(NamedTuple):
-  """The tape of a cell that keeps the h which entered its product."""
+class InputResiduals(NamedTuple):
+  """Residuals of a cell that also saves the h which entered its product."""
 
   h: jax.Array  # [..., H]
-  tape: Tape
+  residuals: Residuals
 
 
 @cache
 def masked(cell: Cell) -> Cell:
-  """Return a cell whose step is told a mask, bool [...]: False is no step."""
+  """Return a cell whose step takes a mask, bool [...].
+
+  Where it is False, the step leaves the state unchanged.
+  """
 
   def recur(params, state, ax, mask, *extras):
-    after, kept, tape = cell.recur(params, state, ax, *extras)
-    return _choose(mask, after, state), kept, tape
+    after, gates, residuals = cell.recur(params, state, ax, *extras)
+    return _select(mask, after, state), gates, residuals
 
-  def recur_backward(params, kept, tape, d_state, mask, *extras):
-    d_after = _choose(mask, d_state, _zeros(d_state))
-    d_inner, *das = cell.recur_backward(params, kept, tape, d_after, *extras)
-    d_before = _choose(mask, d_inner, d_state)
+  def recur_backward(params, gates, residuals, d_state, mask, *extras):
+    d_after = _select(mask, d_state, _zeros(d_state))
+    d_inner, *das = cell.recur_backward(
+      params, gates, residuals, d_after, *extras
+    )
+    d_before = _select(mask, d_inner, d_state)
     return d_before, *das
 
   return _wrapped(cell, recur, recur_backward)
@@ -76,18 +83,20 @@ def masked(cell: Cell) -> Cell:
 
 @cache
 def resettable(cell: Cell) -> Cell:
-  """Return a cell whose step is told a flag, bool [...]: True starts anew.
+  """Return a cell whose step takes a reset flag, bool [...].
 
-  The state before such a step is replaced by zeros, the initial state.
+  Where it is True, the step starts from the zero state.
   """
 
   def recur(params, state, ax, reset, *extras):
-    start = _choose(reset, _zeros(state), state)
+    start = _select(reset, _zeros(state), state)
     return cell.recur(params, start, ax, *extras)
 
-  def recur_backward(params, kept, tape, d_state, reset, *extras):
-    d_start, *das = cell.recur_backward(params, kept, tape, d_state, *extras)
-    d_before = _choose(reset, _zeros(d_start), d_start)
+  def recur_backward(params, gates, residuals, d_state, reset, *extras):
+    d_start, *das = cell.recur_backward(
+      params, gates, residuals, d_state, *extras
+    )
+    d_before = _select(reset, _zeros(d_start), d_start)
     return d_before, *das
 
   return _wrapped(cell, recur, recur_backward)
@@ -95,27 +104,29 @@ def resettable(cell: Cell) -> Cell:
 
 @cache
 def zoneout(cell: Cell) -> Cell:
-  """Return a cell whose step is told what it keeps of the state before it.
+  """Return a cell whose step takes zoneout's rates.
 
-  That is a state of arrays that broadcast to the cell's state: True or 1 keeps
-  a unit as it was, False or 0 lets it go on; between them is a mixture, such as
-  the expectation over random choices.
+  These are a state of arrays that broadcast to the cell's state. True or 1
+  keeps a unit's previous value, False or 0 updates it. A number between mixes
+  the two values; a probability gives the expectation over random choices.
   """
 
-  def recur(params, state, ax, keep, *extras):
-    after, kept, tape = cell.recur(params, state, ax, *extras)
+  def recur(params, state, ax, rate, *extras):
+    after, gates, residuals = cell.recur(params, state, ax, *extras)
     mixed = jax.tree.map(
-      lambda k, s, new: _of(k, s) * s + (1 - _of(k, s)) * new,
-      keep,
+      lambda k, s, new: _cast(k, s) * s + (1 - _cast(k, s)) * new,
+      rate,
       state,
       after,
     )
-    return mixed, kept, tape
+    return mixed, gates, residuals
 
-  def recur_backward(params, kept, tape, d_state, keep, *extras):
-    d_kept = jax.tree.map(lambda k, d: _of(k, d) * d, keep, d_state)
+  def recur_backward(params, gates, residuals, d_state, rate, *extras):
+    d_kept = jax.tree.map(lambda k, d: _cast(k, d) * d, rate, d_state)
     d_after = jax.tree.map(jnp.subtract, d_state, d_kept)
-    d_inner, *das = cell.recur_backward(params, kept, tape, d_after, *extras)
+    d_inner, *das = cell.recur_backward(
+      params, gates, residuals, d_after, *extras
+    )
     d_before = jax.tree.map(jnp.add, d_inner, d_kept)
     return d_before, *das
 
@@ -124,42 +135,50 @@ def zoneout(cell: Cell) -> Cell:
 
 @cache
 def state_dropout(cell: Cell) -> Cell:
-  """Return a cell whose step is told a factor of the h that enters it.
+  """Return a cell whose step takes a factor of the h that enters it.
 
-  The factor broadcasts to h [..., H]: 0 drops a unit. It comes on top of
-  `keeping_its_input`. A GRU's h enters the mixture z ⊙ h as well as the gates.
+  The factor broadcasts to h [..., H]; 0 drops a unit. The cell must already be
+  wrapped by `saving_input_h`. In a GRU, the factor applies to the h of the
+  mixture z ⊙ h as well as to that of the gates.
   """
 
   def recur(params, state, ax, factor, *extras):
-    start = state._replace(h=_of(factor, state.h) * state.h)
+    start = state._replace(h=_cast(factor, state.h) * state.h)
     return cell.recur(params, start, ax, *extras)
 
-  def recur_backward(params, kept, tape, d_state, factor, *extras):
-    d_start, *das = cell.recur_backward(params, kept, tape, d_state, *extras)
-    dh = _of(factor, d_start.h) * d_start.h
+  def recur_backward(params, gates, residuals, d_state, factor, *extras):
+    d_start, *das = cell.recur_backward(
+      params, gates, residuals, d_state, *extras
+    )
+    dh = _cast(factor, d_start.h) * d_start.h
     return d_start._replace(h=dh), *das
 
   return _wrapped(cell, recur, recur_backward)
 
 
 @cache
-def keeping_its_input(cell: Cell) -> Cell:
-  """Return the cell, with the h that entered its product kept on the tape.
+def saving_input_h(cell: Cell) -> Cell:
+  """Return a cell that also saves the h which enters its product h W_h.
 
-  Needed inside of wrappers that change the state on its way in, or hide the
-  output: the weights' gradient Σ hᵀ da can then not take h from the outputs.
+  The weights' gradient Σ hᵀ da otherwise takes h from the outputs of the step
+  before. That is another h if a wrapper changes the state before the step, or
+  if masked outputs are 0.
   """
 
   def recur(params, state, ax, *extras):
-    after, kept, tape = cell.recur(params, state, ax, *extras)
-    return after, kept, OwnInput(state.h, tape)
+    after, gates, residuals = cell.recur(params, state, ax, *extras)
+    return after, gates, InputResiduals(state.h, residuals)
 
-  def recur_backward(params, kept, tape, d_state, *extras):
-    return cell.recur_backward(params, kept, tape.tape, d_state, *extras)
+  def recur_backward(params, gates, residuals, d_state, *extras):
+    return cell.recur_backward(
+      params, gates, residuals.residuals, d_state, *extras
+    )
 
-  def parameter_gradients(params, x, h, tape, *das):
+  def parameter_gradients(params, x, h, residuals, *das):
     del h
-    return cell.parameter_gradients(params, x, tape.h, tape.tape, *das)
+    return cell.parameter_gradients(
+      params, x, residuals.h, residuals.residuals, *das
+    )
 
   return _wrapped(cell, recur, recur_backward, parameter_gradients)
 
@@ -176,7 +195,7 @@ def _wrapped(
   return Wrapped(cell.init, cell.initial_state, *halves, *steps)
 
 
-def _choose(condition: jax.Array, yes: Any, no: Any) -> Any:
+def _select(condition: jax.Array, yes: Any, no: Any) -> Any:
   """Return yes where the condition holds, leaf by leaf, and no elsewhere."""
 
   def choose(a, b):
@@ -190,5 +209,5 @@ def _zeros(state: State) -> State:
   return jax.tree.map(jnp.zeros_like, state)
 
 
-def _of(keep: jax.Array, like: jax.Array) -> jax.Array:
-  return keep.astype(like.dtype)
+def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
+  return x.astype(like.dtype)

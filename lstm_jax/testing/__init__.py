@@ -1,4 +1,4 @@
-"""Gradients compared with autodiff and differences, and errors planted."""
+"""Check gradients against autodiff and finite differences; plant errors."""
 
 from lstm_jax.testing._gradcheck import Error as Error
 from lstm_jax.testing._gradcheck import Report as Report

@@ -1,25 +1,25 @@
-"""Check a gradient derived by hand: against autodiff, and against differences.
+"""Check a gradient derived by hand against autodiff and finite differences.
 
 A function f of several tensors is reduced to a scalar by a random cotangent v
-on every output, L(x) = Σ v·f(x). Then, for each tensor, its gradient g under
-the explicit rule is compared with JAX's own of the same forward, and both with
-central differences of fourth order,
+on every output, L(x) = Σ v·f(x). For each tensor, the gradient under test is
+compared with that of autodiff, and both with central differences of fourth
+order,
 
   L'(x; d) ≈ (L(x−2εd) − 8 L(x−εd) + 8 L(x+εd) − L(x+2εd)) / 12ε,
 
 whose error is ε⁴ L⁽⁵⁾/30 from truncation and about u|L|/ε from rounding
-(u = 2⁻⁵³): near 1e-13 |L| at the default ε = 1e-3. Directions d are the unit
-vectors (one a coordinate) and random unit vectors (all coordinates at once).
+(u = 2⁻⁵³): near 1e-13 |L| at the default ε = 1e-3. The directions d are the
+unit vectors, one per coordinate, and random unit vectors in all coordinates.
 
 The relative error of two numbers a and b is
 
   |a − b| / max(|a|, |b|, rms, 10⁻³ RMS),
 
 with rms the root mean square of the tensor's gradient and RMS that of all
-tensors together. So a coordinate that happens to be near zero is measured by
-its neighbours' size, and a tensor whose gradient vanishes by that of the
-others: neither raises a false alarm, while an error of 1 % in a term that
-matters anywhere still shows as about 1e-2.
+tensors together. A coordinate that happens to be near zero is thus measured
+against the size of its neighbours, and a tensor whose gradient vanishes against
+that of the others. Neither raises a false alarm, but an error of 1 % in a term
+that matters anywhere still shows as about 1e-2.
 
   >>> import jax, jax.numpy as jnp
   >>> report = gradcheck(jnp.sin, jnp.sin, jnp.ones(3), jax.random.key(0))
@@ -35,20 +35,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-BATCH = 64  # differences evaluated at once
+BATCH = 64  # differences evaluated in one batch
 
 
 class Error(NamedTuple):
-  """The worst disagreement over some coordinates (or directions)."""
+  """The largest error over some coordinates, or over some directions."""
 
-  coordinates: int  # compared
+  coordinates: int  # number compared
   absolute: float
   relative: float
-  where: tuple[int, ...]  # index of the worst relative error
+  where: tuple[int, ...]  # index of the largest relative error
 
 
 class TensorReport(NamedTuple):
-  """How one tensor's gradient compares."""
+  """The errors of one tensor's gradient, one for each comparison."""
 
   name: str
   size: int
@@ -60,17 +60,17 @@ class TensorReport(NamedTuple):
 
 
 class Report(NamedTuple):
-  """How every tensor's gradient compares, and the function's value."""
+  """The errors of every tensor's gradient, and of the function's value."""
 
-  value: float  # worst absolute difference between the two forwards
+  value: float  # largest absolute difference between the two outputs
   tensors: tuple[TensorReport, ...]
 
   def passes(self, autodiff: float = 1e-12, differences: float = 1e-6) -> bool:
     """Return whether every relative error is within its tolerance.
 
     Args:
-      autodiff: for the explicit gradient against autodiff.
-      differences: for the explicit gradient against central differences.
+      autodiff: tolerance of the explicit gradient against autodiff.
+      differences: tolerance of the explicit gradient against differences.
     """
     return self.value <= autodiff and all(
       t.explicit_autodiff.relative <= autodiff
@@ -90,25 +90,25 @@ def gradcheck(
   num_directions: int = 4,
   epsilon: float = 1e-3,
 ) -> Report:
-  """Compare the gradients of two functions that compute the same.
+  """Compare the gradients of two implementations of one function.
 
   Args:
     explicit: x -> pytree of float arrays, with the gradient under test.
     autodiff: the same function, whose gradient JAX derives.
-    x: a pytree of float arrays of one dtype; float64, if the tolerances of
-      `Report.passes` are to be within reach.
-    key: draws cotangents, coordinates and directions.
-    max_coordinates: central differences for at most so many coordinates of a
-      tensor, drawn without replacement; None for all.
-    num_directions: random directions a tensor.
-    epsilon: the step of the differences.
+    x: a pytree of float arrays of one dtype. The tolerances of `Report.passes`
+      need float64.
+    key: a PRNG key for cotangents, coordinates and directions.
+    max_coordinates: the largest number of coordinates of a tensor for which
+      central differences are computed, drawn at random; None for all.
+    num_directions: the number of random directions per tensor.
+    epsilon: ε, the step of the differences.
 
   Returns:
-    A report with one row a tensor, in the order of x's leaves.
+    A report with one row per tensor, in the order of x's leaves.
 
   Raises:
-    ValueError: x has a leaf that is not float or empty, or no leaf; or the two
-      functions' outputs have other shapes.
+    ValueError: x has no leaf, or a leaf that is empty or not float; or the
+      outputs of the two functions differ in shape.
   """
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
@@ -116,7 +116,7 @@ def gradcheck(
   shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]
   if shapes[0] != shapes[1]:
     raise ValueError(f"the outputs differ: {shapes[0]} and {shapes[1]}")
-  # NumPy draws: nothing here is traced, and JAX would compile every shape.
+  # Random numbers are NumPy's: JAX would compile a program for every shape.
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   v = jax.tree.map(
     lambda y: jnp.asarray(draw.standard_normal(y.shape), y.dtype),
@@ -135,7 +135,7 @@ def gradcheck(
 
   explicit_outputs, ge = outputs_and_gradient(explicit)
   autodiff_outputs, ga = outputs_and_gradient(autodiff)
-  apart = [
+  differences = [
     np.abs(a - b).max()
     for a, b in zip(explicit_outputs, autodiff_outputs, strict=True)
   ]
@@ -159,22 +159,22 @@ def gradcheck(
     size = max(floor, _rms(ga[where]))
     central = along_coordinates[start : start + len(picked[i])]
     start += len(picked[i])
-    some, every = picked[i] - where.start, np.arange(ga[where].size)
+    sampled, every = picked[i] - where.start, np.arange(ga[where].size)
     chosen = slice(i * num_directions, (i + 1) * num_directions)
     along, d = along_units[chosen], units[chosen]
-    few = np.arange(num_directions)
+    index = np.arange(num_directions)
     rows.append(
       TensorReport(
         name=name,
         size=len(every),
         explicit_autodiff=_error(ge[where], ga[where], size, every, shape),
-        explicit_central=_error(ge[picked[i]], central, size, some, shape),
-        autodiff_central=_error(ga[picked[i]], central, size, some, shape),
-        explicit_directional=_error(d @ ge, along, size, few, few.shape),
-        autodiff_directional=_error(d @ ga, along, size, few, few.shape),
+        explicit_central=_error(ge[picked[i]], central, size, sampled, shape),
+        autodiff_central=_error(ga[picked[i]], central, size, sampled, shape),
+        explicit_directional=_error(d @ ge, along, size, index, index.shape),
+        autodiff_directional=_error(d @ ga, along, size, index, index.shape),
       )
     )
-  return Report(float(np.max(apart)), tuple(rows))
+  return Report(float(np.max(differences)), tuple(rows))
 
 
 def _slices(x):
@@ -193,7 +193,7 @@ def _slices(x):
 
 
 def _pick(draw, tensors, limit):
-  """Return the flat indices of the coordinates to difference, by tensor."""
+  """Return the flat indices of the coordinates to check, for each tensor."""
   picked = []
   for _, _, where in tensors:
     indices = np.arange(where.start, where.stop)
@@ -204,7 +204,7 @@ def _pick(draw, tensors, limit):
 
 
 def _units(draw, tensors, count, flat):
-  """Return random unit vectors, `count` within each tensor in turn."""
+  """Return random unit vectors of x, `count` within each tensor."""
   units = np.zeros((len(tensors) * count, flat.size), flat.dtype)
   for row in range(len(units)):
     where = tensors[row // count][2]
@@ -214,6 +214,7 @@ def _units(draw, tensors, count, flat):
 
 
 def _evaluate(f, xs):
+  """Return f of every row of xs, in batches."""
   if not len(xs):
     return np.zeros(0)
   batched = jax.jit(lambda xs: jax.lax.map(f, xs, batch_size=BATCH))
@@ -225,6 +226,7 @@ def _rms(x):
 
 
 def _error(a, b, size, indices, shape):
+  """Return the largest error of a against b, at these flat indices."""
   if not len(a):
     return Error(0, 0.0, 0.0, ())
   absolute = np.abs(a - b)

@@ -1,19 +1,20 @@
-"""Planted errors: a module whose backward has one term scaled.
+"""Mutation testing of gradients: scale one term of a module's backward.
 
-A check of gradients is worth what it catches. `plant(lstm, "dc")` is the module
-`lstm` with one line of its backward changed, from
+A gradient check is only as good as the errors that it catches. `plant(lstm,
+"dc")` returns a copy of the module `lstm` with one line of its backward
+changed, from
 
-  dc = dc_sum * tape.c_by_c      to      dc = 1.01 * (dc_sum * tape.c_by_c)
+  dc = dc_sum * f      to      dc = 1.01 * (dc_sum * f)
 
-Nothing in the cell knows of this: the module's own source is parsed, the term
-scaled, and the result executed as a module of its own. The forward is the same,
-so a check of gradients must fail, and say where.
+The module's source is parsed, the term is scaled, and the result is executed as
+a new module; the cell itself needs no support for this. The forward is
+unchanged, so a gradient check of the copy must fail.
 
-What a cell's forward keeps for its backward counts as part of the backward.
+Local gradients that a cell's forward computes count as part of the backward.
 
-A *term* is a name that a backward assigns (`dc`), or one part of what it
-assigns: a summand (`dc_sum[0]`, `dc_sum[1]`), or one of the arrays that it
-concatenates (`da[0]` is the input gate's).
+A *term* is a variable whose name begins with d and which a backward assigns
+(`dc`), or one part of what it assigns: a summand (`dc_sum[0]`, `dc_sum[1]`), or
+one of the arrays that it concatenates (`da[0]` is that of the input gate).
 """
 
 import ast
@@ -22,13 +23,13 @@ from types import ModuleType
 
 import jax
 
-# Where a backward begins: a cell's two halves, or else a function's own rule.
-CELL_ROOTS = "_derivatives", "recur_backward", "parameter_gradients"
+# The functions of a backward: those of a cell, or else a module's own rule.
+CELL_ROOTS = "_local_gradients", "recur_backward", "parameter_gradients"
 OTHER_ROOTS = "backward", "affine_backward"
 
 
 def terms(module: ModuleType) -> tuple[str, ...]:
-  """Return the names of every term in the module's backward, in order."""
+  """Return the name of every term in the module's backward, in order."""
   names: dict[str, None] = {}
   for assignment in _assignments(ast.parse(inspect.getsource(module))):
     for name in filter(None, _targets(assignment)):
@@ -43,9 +44,9 @@ def plant(module: ModuleType, term: str, factor: float = 1.01) -> ModuleType:
   """Return a copy of the module in which one term of its backward is scaled.
 
   Args:
-    module: a cell, or another module with a backward (`OTHER_ROOTS`).
+    module: a cell, or another module with one of the functions `OTHER_ROOTS`.
     term: one of `terms(module)`.
-    factor: what the term is multiplied by.
+    factor: the factor of the term.
 
   Raises:
     ValueError: the module has no such term.
@@ -62,7 +63,7 @@ def plant(module: ModuleType, term: str, factor: float = 1.01) -> ModuleType:
       continue
     if part:
       parts = _parts(assignment.value)
-      if len(parts) > 1:  # not a call that returns the whole
+      if len(parts) > 1:  # else the name is assigned here in one piece
         assignment.value = _Scale(parts[int(part)]).visit(assignment.value)
     elif isinstance(assignment.targets[0], ast.Name):
       assignment.value = _call(assignment.value)
@@ -99,8 +100,8 @@ def _call(value, index=None):
 
 
 def _assignments(tree):
-  """Return the assignments of every function that a backward reaches."""
-  functions: dict[str, list] = {}  # several wrappers have a recur_backward
+  """Return the assignments in every function that a backward calls."""
+  functions: dict[str, list] = {}  # each wrapper has its own recur_backward
   for node in ast.walk(tree):
     if isinstance(node, ast.FunctionDef):
       functions.setdefault(node.name, []).append(node)
@@ -128,7 +129,7 @@ def _assignments(tree):
 
 
 def _targets(assignment):
-  """Return the names assigned, "" for what is not a cotangent's (d…)."""
+  """Return the names assigned, "" for those that do not begin with d."""
   if isinstance(assignment.value, ast.Name):
     return []
   (target,) = assignment.targets
@@ -138,7 +139,7 @@ def _targets(assignment):
 
 
 def _parts(node):
-  """Return the summands of an expression, or else what it concatenates."""
+  """Return the summands of an expression, or the arrays it concatenates."""
   if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
     return [*_parts(node.left), *_parts(node.right)]
   for call in ast.walk(node):

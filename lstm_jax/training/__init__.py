@@ -1,9 +1,8 @@
-"""Training: optimisers, the update, ensembles, meshes, checkpoints."""
+"""Training: optimizers, training steps, ensembles, meshes, checkpoints."""
 
 from lstm_jax.training.averaging import Average as Average
-from lstm_jax.training.averaging import begin_average as begin_average
-from lstm_jax.training.averaging import include as include
-from lstm_jax.training.averaging import wanders as wanders
+from lstm_jax.training.averaging import is_nonmonotonic as is_nonmonotonic
+from lstm_jax.training.averaging import start_average as start_average
 from lstm_jax.training.checkpoint import Checkpoint as Checkpoint
 from lstm_jax.training.checkpoint import CheckpointError as CheckpointError
 from lstm_jax.training.checkpoint import CheckpointWriter as CheckpointWriter
@@ -13,7 +12,7 @@ from lstm_jax.training.checkpoint import read_checkpoint as read_checkpoint
 from lstm_jax.training.checkpoint import read_params as read_params
 from lstm_jax.training.checkpoint import read_state as read_state
 from lstm_jax.training.collectives import Collective as Collective
-from lstm_jax.training.collectives import collectives as collectives
+from lstm_jax.training.collectives import find_collectives as find_collectives
 from lstm_jax.training.ensemble import init_ensemble as init_ensemble
 from lstm_jax.training.ensemble import (
   make_ensemble_train_step as make_ensemble_train_step,
@@ -22,8 +21,8 @@ from lstm_jax.training.ensemble import member as member
 from lstm_jax.training.norms import part_norms as part_norms
 from lstm_jax.training.optimizer import OptimizerConfig as OptimizerConfig
 from lstm_jax.training.optimizer import make_optimizer as make_optimizer
-from lstm_jax.training.sharding import check_sizes as check_sizes
-from lstm_jax.training.sharding import local as local
+from lstm_jax.training.sharding import check_mesh as check_mesh
+from lstm_jax.training.sharding import gather as gather
 from lstm_jax.training.sharding import make_mesh as make_mesh
 from lstm_jax.training.sharding import (
   make_mesh_train_step as make_mesh_train_step,
@@ -34,8 +33,10 @@ from lstm_jax.training.sharding import state_shardings as state_shardings
 from lstm_jax.training.train_step import Metrics as Metrics
 from lstm_jax.training.train_step import TrainState as TrainState
 from lstm_jax.training.train_step import TrainStep as TrainStep
+from lstm_jax.training.train_step import eval_params as eval_params
 from lstm_jax.training.train_step import init_state as init_state
-from lstm_jax.training.train_step import learnt as learnt
 from lstm_jax.training.train_step import make_train_step as make_train_step
+from lstm_jax.training.train_step import remaining_batches as remaining_batches
+from lstm_jax.training.train_step import take_step as take_step
 from lstm_jax.training.train_step import train as train
 from lstm_jax.training.train_step import zero_carry as zero_carry

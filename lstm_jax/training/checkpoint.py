@@ -1,14 +1,14 @@
-"""Checkpoints: a model's parameters, what describes them, and a run's state.
+"""Checkpoints: a model's parameters, their description, and a train state.
 
-Written by orbax: arrays by TensorStore, descriptions as JSON, each checkpoint
-into a temporary folder that is renamed once it is whole. A checkpoint is sealed
-by the SHA-256 of each array and of its description, and what is read back is
-compared with that: orbax alone would return an array in which a bit has turned.
-BatchingConfig one runs no code from it.
+Orbax writes them: arrays by TensorStore, descriptions as JSON, each checkpoint
+into a temporary directory that is renamed once it is complete. A checkpoint
+holds the SHA-256 of each array and of its description, which is compared when
+it is read: orbax alone would return an array in which a bit has flipped.
+Reading a checkpoint runs no code from it.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,40 +24,39 @@ from lstm_jax.training.checksum import (
 )
 
 PARAMS, STATE = "params", "state"
-DESCRIPTION, SEAL = "description", "seal"
+DESCRIPTION, CHECKSUMS = "description", "checksums"
 LAST = 2  # checkpoints kept beside the best
 
 
 class Checkpoint(NamedTuple):
-  """One checkpoint of a folder."""
+  """One checkpoint of a directory."""
 
-  step: int  # updates made
+  step: int  # training steps made
   description: dict[str, Any]
 
 
 class CheckpointError(ValueError):
-  """A folder without the checkpoint that was asked for."""
+  """A checkpoint is missing, unreadable or damaged, or cannot be written."""
 
 
 class CheckpointWriter:
   """Writes checkpoints in the background; keeps the last two and the best.
 
-  What a killed writer left unfinished in the folder is removed.
+  It removes what a killed writer left unfinished in the directory.
   """
 
   def __init__(self, directory: Path):
-    self._kept = _Kept()
+    self._policy = _Policy()
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=self._kept,
+      preservation_policy=self._policy,
       cleanup_tmp_directories=True,
       create=False,
-      multiprocessing_options=_alone(),
+      multiprocessing_options=_single_process(),
     )
     with _as_errors(f"no checkpoint can be written to {directory}"):
       directory.mkdir(parents=True, exist_ok=True)
-      self._manager = ocp.CheckpointManager(
-        directory.absolute(), options=options
-      )
+      path = directory.absolute()
+      self._manager = ocp.CheckpointManager(path, options=options)
 
   def save(
     self,
@@ -71,40 +70,39 @@ class CheckpointWriter:
     """Save the arrays and a JSON description; returns once they are copied.
 
     Args:
-      step: updates made.
-      params: what `read_params` reads.
-      description: what `read_checkpoint` returns.
-      state: what `read_state` reads; None for nothing.
+      step: training steps made.
+      params: returned by `read_params`.
+      description: returned by `read_checkpoint`.
+      state: returned by `read_state`; None to save none.
       best: the step of the best checkpoint, which is kept.
 
     Raises:
-      CheckpointError: the folder holds a checkpoint of this step or a later, or
-        this one or the one before cannot be written.
+      CheckpointError: the directory holds a checkpoint of this or a later step,
+        or this checkpoint or the one before it cannot be written.
     """
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
-    trees = jax.tree.map(np.array, trees)  # copies: updates donate theirs
+    trees = jax.tree.map(np.array, trees)  # copies: training steps donate them
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    seal = array_checksums(trees) | {DESCRIPTION: text_checksum(description)}
+    checksums = array_checksums(trees)
+    checksums[DESCRIPTION] = text_checksum(description)
     items = ocp.args.Composite(
       **arrays,
       description=ocp.args.JsonSave(description),
-      seal=ocp.args.JsonSave(seal),
+      checksums=ocp.args.JsonSave(checksums),
     )
-    self._kept.best = best
-    with _as_errors(f"the checkpoint of update {step} cannot be written"):
+    self._policy.best = best
+    with _as_errors(f"the checkpoint of step {step} cannot be written"):
       if not self._manager.save(step, args=items):
-        raise CheckpointError(
-          f"there is a checkpoint of update {step} or later"
-        )
+        raise CheckpointError(f"there is a checkpoint of step {step} or later")
 
-  def forget_after(self, step: int) -> None:
-    """Delete the checkpoints of later updates than `step`."""
+  def delete_after(self, step: int) -> None:
+    """Delete the checkpoints of later steps."""
     for later in self._manager.all_steps():
       if later > step:
         self._manager.delete(later)
 
   def wait(self) -> None:
-    """Wait until what was saved is on the disk.
+    """Wait until the last checkpoint is on the disk.
 
     Raises:
       CheckpointError: it could not be written.
@@ -113,14 +111,14 @@ class CheckpointWriter:
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Wait as `wait` does, and let go of the folder."""
+    """Wait as `wait` does, and release the directory."""
     self.wait()
     with _as_errors("the last checkpoint cannot be written"):
       self._manager.close()
 
 
-class _Kept:
-  """Orbax asks it which checkpoints to preserve."""
+class _Policy:
+  """Tells orbax which checkpoints to keep."""
 
   best: int | None = None
 
@@ -131,7 +129,7 @@ class _Kept:
 
 
 def list_checkpoints(directory: Path) -> list[int]:
-  """Return the updates of which the folder has whole checkpoints, ascending."""
+  """Return the steps of the complete checkpoints, in ascending order."""
   if not directory.is_dir():
     return []
   names = [path.name for path in directory.iterdir() if path.is_dir()]
@@ -139,20 +137,20 @@ def list_checkpoints(directory: Path) -> list[int]:
 
 
 def read_checkpoint(directory: Path, step: int | None = None) -> Checkpoint:
-  """Return the step and the description of a checkpoint: by default the newest.
+  """Return the step and the description of one checkpoint, or of the newest.
 
   Raises:
-    CheckpointError: there is none, or it cannot be read, or is damaged.
+    CheckpointError: the checkpoint is missing, unreadable or damaged.
   """
   steps = list_checkpoints(directory)
   if not steps or step not in (None, *steps):
-    of_step = "" if step is None else f" of update {step}"
+    of_step = "" if step is None else f" of step {step}"
     raise CheckpointError(f"{directory} holds no checkpoint{of_step}")
   step = steps[-1] if step is None else step
   with _reading(directory, step) as manager:
-    description = dict(_json(manager, step, DESCRIPTION))
-    seal = _read_seal(manager, step)
-    if seal and seal.get(DESCRIPTION) != text_checksum(description):
+    description = dict(_read_json(manager, step, DESCRIPTION))
+    checksums = _read_json(manager, step, CHECKSUMS)
+    if checksums.get(DESCRIPTION) != text_checksum(description):
       raise CheckpointError(_damaged(directory, step, "its description"))
     return Checkpoint(step, description)
 
@@ -161,42 +159,42 @@ def read_params(directory: Path, step: int, like: Any) -> Any:
   """Return the parameters of one checkpoint.
 
   Args:
-    directory: the folder of checkpoints.
-    step: which one.
-    like: the tree of arrays (or their shapes and dtypes) that is expected.
+    directory: the directory of checkpoints.
+    step: the checkpoint's step.
+    like: a tree of the expected arrays, or of their shapes and dtypes.
 
   Raises:
-    CheckpointError: the checkpoint holds other tensors than `like`, cannot be
-      read, or is damaged.
+    CheckpointError: the checkpoint holds other arrays than `like`, or is
+      unreadable or damaged.
   """
   return _read_arrays(directory, step, PARAMS, like)
 
 
 def read_state(directory: Path, step: int, like: Any) -> Any:
-  """Return the state of one checkpoint; arguments and errors as read_params."""
+  """Return the state of one checkpoint; see `read_params`."""
   return _read_arrays(directory, step, STATE, like)
 
 
 def has_state(directory: Path, step: int) -> bool:
-  """Return whether a checkpoint holds a state to go on from."""
+  """Return whether a checkpoint holds a state to resume from."""
   return (directory / str(step) / STATE).is_dir()
 
 
 def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
   with _reading(directory, step) as manager:
     stored = manager.item_metadata(step)[item]
-    _compare(directory, getattr(stored, "tree", stored), like)
+    _check_shapes(directory, getattr(stored, "tree", stored), like)
     arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(like)})
     tree = manager.restore(step, args=arguments)[item]
-    seal = _read_seal(manager, step)
-    for name, found in array_checksums({item: tree}).items():
-      if seal and seal.get(name) != found:
+    checksums = _read_json(manager, step, CHECKSUMS)
+    for name, checksum in array_checksums({item: tree}).items():
+      if checksums.get(name) != checksum:
         raise CheckpointError(_damaged(directory, step, name))
     return tree
 
 
-def _alone() -> ocp.options.MultiprocessingOptions:
-  """Have orbax take this process for the only one, and wait for no other."""
+def _single_process() -> ocp.options.MultiprocessingOptions:
+  """Return options by which orbax waits for no other process."""
   index = jax.process_index()
   return ocp.options.MultiprocessingOptions(
     primary_host=index,
@@ -212,11 +210,11 @@ def _reading(directory: Path, step: int) -> Iterator[ocp.CheckpointManager]:
     PARAMS: ocp.StandardCheckpointHandler(),
     STATE: ocp.StandardCheckpointHandler(),
     DESCRIPTION: ocp.JsonCheckpointHandler(),
-    SEAL: ocp.JsonCheckpointHandler(),
+    CHECKSUMS: ocp.JsonCheckpointHandler(),
   }
   with _as_errors(f"the checkpoint in {directory}/{step} cannot be read"):
     options = ocp.CheckpointManagerOptions(
-      create=False, multiprocessing_options=_alone()
+      create=False, multiprocessing_options=_single_process()
     )
     manager = ocp.CheckpointManager(
       directory.absolute(), options=options, item_handlers=handlers
@@ -228,43 +226,35 @@ def _reading(directory: Path, step: int) -> Iterator[ocp.CheckpointManager]:
 
 
 @contextmanager
-def _as_errors(what: str) -> Iterator[None]:
+def _as_errors(message: str) -> Iterator[None]:
   """Raise CheckpointError for whatever orbax and TensorStore raise."""
   try:
     yield
   except CheckpointError:
     raise
-  except Exception as error:  # often bare ones
+  except Exception as error:  # orbax and TensorStore often raise bare ones
     reason = str(error).strip().split("\n")[0]
-    system = re.search(r"([^:]+) \[os_error_code=", reason)  # at its far end
+    # The system's own message stands at the far end of TensorStore's.
+    system = re.search(r"([^:]+) \[os_error_code=", reason)
     raise CheckpointError(
-      f"{what}: {system[1].strip() if system else reason[:200]}"
+      f"{message}: {system[1].strip() if system else reason[:200]}"
     ) from None
 
 
-def _json(manager: ocp.CheckpointManager, step: int, item: str) -> Any:
+def _read_json(manager: ocp.CheckpointManager, step: int, item: str) -> Any:
   arguments = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
   return manager.restore(step, args=arguments)[item]
 
 
-def _read_seal(
-  manager: ocp.CheckpointManager, step: int
-) -> Mapping[str, str] | None:
-  """Return the seal, or None for a checkpoint of before there were seals."""
-  directory = Path(manager.directory) / str(step)
-  if not (directory / SEAL).exists() and not (directory / STATE).exists():
-    return None
-  return _json(manager, step, SEAL)
-
-
-def _damaged(directory: Path, step: int, what: str) -> str:
+def _damaged(directory: Path, step: int, name: str) -> str:
   return (
-    f"the checkpoint in {directory}/{step} is damaged: {what} is not what was "
+    f"the checkpoint in {directory}/{step} is damaged: {name} is not what was "
     "written"
   )
 
 
-def _compare(directory: Path, stored: Any, like: Any) -> None:
+def _check_shapes(directory: Path, stored: Any, like: Any) -> None:
+  """Raise CheckpointError where the stored arrays are not those expected."""
   found, expected = _shapes(stored), _shapes(like)
   for name in [*expected, *found]:
     if found.get(name) != expected.get(name):
@@ -275,6 +265,7 @@ def _compare(directory: Path, stored: Any, like: Any) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, str]:
+  """Return the dtype and shape of each leaf, by its path."""
   return {
     name: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
     for name, leaf in named_leaves(tree).items()

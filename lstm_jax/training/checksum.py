@@ -1,4 +1,4 @@
-"""What a checkpoint is sealed by: the SHA-256 of each array and of its text."""
+"""Checksums: the SHA-256 of each array and of a description."""
 
 import hashlib
 import json
@@ -10,13 +10,13 @@ import numpy as np
 
 
 def text_checksum(description: Any) -> str:
-  """Return the hash of what JSON can say, whatever the order of its names."""
+  """Return the SHA-256 of a JSON value, whatever the order of its keys."""
   text = json.dumps(description, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
-  """Return the hash of each array's bytes, by its name."""
+  """Return the SHA-256 of each array's bytes, by the array's name."""
   return {
     name: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
     for name, leaf in named_leaves(trees).items()
@@ -24,7 +24,7 @@ def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-  """Return the leaves by their paths, "layers.0.w_x" and the like."""
+  """Return the leaves by their paths, such as "layers.0.w_x"."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   keystr = jax.tree_util.keystr
   return {keystr(k, simple=True, separator="."): leaf for k, leaf in leaves}

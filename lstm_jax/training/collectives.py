@@ -1,7 +1,6 @@
-"""What devices send each other in a compiled program, read from its text.
+"""Find the collectives of a compiled program: what its devices communicate.
 
-A loop's instructions are counted once, whatever its number of turns: that there
-are any is what matters.
+A collective inside a loop is listed once, however often it runs.
 
   >>> text = '''
   ... %body (p: f32[2]) -> f32[2] {
@@ -12,7 +11,7 @@ are any is what matters.
   ...   ROOT %r = (f32[2,3]{1,0}, bf16[]) all-reduce(%w, %w), to_apply=%add
   ... }
   ... '''
-  >>> for collective in collectives(text):
+  >>> for collective in find_collectives(text):
   ...   print(collective)
   Collective(kind='all-gather', bytes=16, looped=True)
   Collective(kind='all-reduce', bytes=26, looped=False)
@@ -37,27 +36,28 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-  """One instruction by which devices exchange numbers."""
+  """One collective instruction."""
 
-  kind: str  # as XLA calls it
+  kind: str  # XLA's name of it
   bytes: int  # of its result, on each device
-  looped: bool  # whether it runs in a loop, once a turn
+  looped: bool  # whether it runs in every iteration of a loop
 
 
-def collectives(text: str) -> list[Collective]:
+def find_collectives(text: str) -> list[Collective]:
   """Return the collectives of a program, in the order of its text.
 
   Args:
-    text: of a compiled program, `jit(f).lower(...).compile().as_text()`.
+    text: HLO of a compiled program, from
+      `jit(f).lower(...).compile().as_text()`.
   """
   computations: dict[str, list[str]] = {}
   lines: list[str] = []
   for line in text.splitlines():
-    if begins := _COMPUTATION.match(line):
-      lines = computations.setdefault(begins[1], [])
+    if header := _COMPUTATION.match(line):
+      lines = computations.setdefault(header[1], [])
     else:
       lines.append(line)
-  looped = _called_by_loops(computations)
+  looped = _inside_loops(computations)
   return [
     Collective(found[2], _bytes(found[1]), name in looped)
     for name, lines in computations.items()
@@ -66,25 +66,25 @@ def collectives(text: str) -> list[Collective]:
   ]
 
 
-def _called_by_loops(computations: dict[str, list[str]]) -> set[str]:
-  """Return the bodies of loops, and what they call."""
+def _inside_loops(computations: dict[str, list[str]]) -> set[str]:
+  """Return the names of the computations that run inside a loop."""
   called = {
     name: set(_NAME.findall("\n".join(lines))) & computations.keys()
     for name, lines in computations.items()
   }
   text = "\n".join(line for lines in computations.values() for line in lines)
-  reached, ahead = set(), set(_BODY.findall(text))
-  while ahead:
-    reached |= ahead
-    ahead = set().union(*(called[name] for name in ahead)) - reached
+  reached, frontier = set(), set(_BODY.findall(text))
+  while frontier:
+    reached |= frontier
+    frontier = set().union(*(called[name] for name in frontier)) - reached
   return reached
 
 
 def _bytes(shapes: str) -> int:
   """Return the bytes of all arrays of a type, such as (f32[2,3], bf16[])."""
   total = 0
-  for kind, bits, sizes in _ARRAY.findall(shapes):
-    width = 8 if kind == "pred" else int(bits)
-    numbers = math.prod(int(size) for size in sizes.split(",") if size)
-    total += numbers * width // 8
+  for dtype, bits, sizes in _ARRAY.findall(shapes):
+    width = 8 if dtype == "pred" else int(bits)
+    num_elements = math.prod(int(size) for size in sizes.split(",") if size)
+    total += num_elements * width // 8
   return total

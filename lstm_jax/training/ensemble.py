@@ -1,15 +1,16 @@
-"""Several seeds trained at once: one program, an axis S of its own.
+"""Train S models at once in one program: an ensemble with an axis S of members.
 
-Every member sees the same blocks of text and follows the same schedule; what
-differs is its weights, its noise and, if wanted, the size of its steps. An
-ensemble's `TrainState` has S in front of every array but the step, and `train`
-runs it as it runs one member.
+Every member sees the same batches and follows the same schedule; the members
+differ in their initial weights, their dropout masks and other noise, and, if
+wanted, their learning rates. An
+ensemble's `TrainState` has the axis S in front of every array but the step, and
+`train` runs it as it runs one model.
 
-`vmap` is over the weights, so each member has gradients of its own whatever the
-axis; it is not over examples, whose gradients a cell sums.
+`vmap` is over the members only. The batch axis stays inside the cell, whose
+backward pass sums over it.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import optax
@@ -18,11 +19,12 @@ from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.train_step import (
   TrainState,
   TrainStep,
-  bare_train_step,
   init_state,
+  uncompiled_train_step,
 )
 
-# Of the members, in a state: the step is the same for all.
+# The axis S of each field of a state (step, params, average, opt_state, carry):
+# all members share the step.
 AXES = TrainState._make((None, 0, 0, 0, 0))
 
 
@@ -34,60 +36,72 @@ def init_ensemble(
   *,
   averaged: bool = False,
 ) -> TrainState:
-  """Return the state before the first update, of params [S, ...] each.
+  """Return the ensemble's state before the first training step.
 
   Args:
-    model: of every member.
-    optimizer: the rule of every member.
-    params: the members' weights, such as `jax.vmap(model.init)(keys)`.
-    batch_size: B, of the blocks that they will read.
-    averaged: whether each keeps an average of its weights.
+    model: the model of every member.
+    optimizer: the optimizer of every member.
+    params: the members' weights, [S, ...], as `jax.vmap(model.init)(keys)`
+      makes them.
+    batch_size: B of the batches.
+    averaged: whether each member keeps an average of its weights.
   """
 
-  def one(params):
+  def init_member(params):
     return init_state(model, optimizer, params, batch_size, averaged=averaged)
 
-  return jax.vmap(one, out_axes=AXES)(params)
+  return jax.vmap(init_member, out_axes=AXES)(params)
 
 
+@lru_cache(maxsize=64)
 def make_ensemble_train_step(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
-  keys: jax.Array | None = None,
   *,
-  decay: float = 0.0,
-  factors: jax.Array | None = None,
+  ema_decay: float = 0.0,
 ) -> TrainStep:
-  """Return `make_train_step` of all members, with the same signature.
+  """Return the compiled training step of all members.
 
-  Its metrics are [S]. The state passed in is donated.
+  Equal arguments give the same function, which is compiled once.
 
   Args:
     model: as in `make_train_step`.
-    optimizer: likewise.
-    keys: draw each member's noise, [S]; None where there is none.
-    decay: as in `make_train_step`.
-    factors: of each member's steps, [S]: where the optimizer's rate is 1, their
-      learning rates. None for 1.
+    optimizer: as in `make_train_step`.
+    ema_decay: as in `make_train_step`.
+
+  Returns:
+    (state, tokens, targets, keys=None, learning_rates=None) -> (state,
+    metrics [S]). keys [S] draw each member's noise. learning_rates [S] scale
+    each member's updates: pass them with an optimizer whose own peak learning
+    rate is 1. The state passed in is donated.
   """
-  axes = AXES, None if keys is None else 0, None if factors is None else 0
 
   @partial(jax.jit, donate_argnums=0)
-  def update(state: TrainState, tokens, targets):
-    def one(state, key, factor):
-      rule = optimizer if factor is None else _scaled(optimizer, factor)
-      return bare_train_step(model, rule, key, decay)(state, tokens, targets)
+  def train_step(
+    state: TrainState, tokens, targets, keys=None, learning_rates=None
+  ):
+    def step_member(state, key, learning_rate):
+      member_optimizer = optimizer
+      if learning_rate is not None:
+        member_optimizer = _scaled(optimizer, learning_rate)
+      step = uncompiled_train_step(model, member_optimizer, ema_decay)
+      return step(state, tokens, targets, key)
 
-    over = jax.vmap(one, in_axes=axes, out_axes=(AXES, 0))
-    return over(state, keys, factors)
+    in_axes = (
+      AXES,
+      None if keys is None else 0,
+      None if learning_rates is None else 0,
+    )
+    step_all = jax.vmap(step_member, in_axes=in_axes, out_axes=(AXES, 0))
+    return step_all(state, keys, learning_rates)
 
-  return update
+  return train_step
 
 
 def _scaled(
   optimizer: optax.GradientTransformation, factor: jax.Array
 ) -> optax.GradientTransformation:
-  """Return the optimiser with steps `factor` times as long."""
+  """Return the optimizer with its updates multiplied by a factor."""
 
   def update(gradient, state, params=None):
     updates, state = optimizer.update(gradient, state, params)
@@ -97,6 +111,6 @@ def _scaled(
 
 
 def member(state: TrainState, index: int) -> TrainState:
-  """Return one member's state, as `init_state` has it."""
+  """Return the state of one member of an ensemble."""
   step, *rest = state
   return TrainState(step, *jax.tree.map(lambda leaf: leaf[index], rest))

@@ -1,4 +1,4 @@
-"""The size of each part of a model's weights, or of their gradient."""
+"""The norm of each part of a model's weights, or of their gradient."""
 
 from typing import Any
 

@@ -1,86 +1,107 @@
 """Optimisers, all from optax: clip, then a rule with a schedule."""
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
 import optax
 
+from lstm_jax.language.options import check_options, option
+
 Rule = Literal["adamw", "rmsprop", "sgd", "adagrad"]
 Schedule = Literal["cosine", "constant"]
+Nonfinite = Literal["stop", "skip"]
+
+MAX_SKIPPED = 10  # training steps in a row that nonfinite="skip" skips
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-  """How parameters follow their gradient.
+  """The optimizer, its learning rate and its clipping of the gradient.
 
-  Attributes:
-    rule: adamw, rmsprop, sgd (momentum 0.9) or adagrad.
-    learning_rate: the peak of the schedule.
-    schedule: after the warm-up, cosine falls towards a hundredth of the peak,
-      reached as the run ends; constant stays.
-    warmup: updates of linear rise to the peak; in a shorter run, all but its
-      last.
-    weight_decay: of adamw, on matrices only.
-    clip_norm: largest global norm of a gradient; None for any.
-    clip_value: largest magnitude of a gradient's element; None for any.
-    skipped: how many gradients in a row, with a NaN or an infinity in them, are
-      skipped; the next is applied as it is.
+  With nonfinite="stop" the optimizer applies every gradient: the training loop
+  has to notice a loss or a gradient that is not finite, and stop.
 
   Raises:
     ValueError: a name is unknown or a number is out of its range.
   """
 
-  rule: Rule = "adamw"
-  learning_rate: float = 3e-3
-  schedule: Schedule = "cosine"
-  warmup_steps: int = 100
-  weight_decay: float = 0.01
-  clip_norm: float | None = 1.0
-  clip_value: float | None = None
-  skipped: int = 0
+  optimizer: Rule = option(
+    "adamw",
+    "Optimizer: adamw, rmsprop (decay 0.95), sgd (momentum 0.9) or adagrad.",
+    choices=get_args(Rule),
+  )
+  learning_rate: float = option(
+    3e-3, "Peak of the learning rate.", bounds="(0, inf)"
+  )
+  schedule: Schedule = option(
+    "cosine",
+    "Learning rate after the warmup: cosine decays to a hundredth of the peak "
+    "at the last training step, constant stays at the peak.",
+    choices=get_args(Schedule),
+  )
+  warmup_steps: int = option(
+    100,
+    "Training steps in which the learning rate rises linearly to its peak; all "
+    "steps but the last where there are fewer.",
+    bounds="[0, inf)",
+  )
+  weight_decay: float = option(
+    0.01, "Weight decay of adamw, on matrices only.", bounds="[0, inf)"
+  )
+  clip_norm: float = option(
+    1.0,
+    "Largest global norm of the gradient, which is scaled down to it; 0 for no "
+    "such clipping.",
+    bounds="[0, inf)",
+  )
+  clip_value: float = option(
+    0.0,
+    "Largest magnitude of an element of the gradient, clipped before its norm "
+    "is; 0 for no such clipping.",
+    bounds="[0, inf)",
+  )
+  nonfinite: Nonfinite = option(
+    "stop",
+    "What happens at a training step whose gradient has a NaN or an infinity: "
+    f"stop the training, or skip the step, at most {MAX_SKIPPED} in a row.",
+    choices=get_args(Nonfinite),
+  )
 
   def __post_init__(self):
-    if self.rule not in get_args(Rule):
-      raise ValueError(f"rule must be in {get_args(Rule)}, got {self.rule!r}")
-    if self.schedule not in get_args(Schedule):
-      raise ValueError(
-        f"schedule must be in {get_args(Schedule)}, got {self.schedule!r}"
-      )
-    if not 0 < self.learning_rate < float("inf"):
-      raise ValueError(
-        f"learning_rate must be positive and finite, got {self.learning_rate}"
-      )
-    if self.warmup_steps < 0 or not 0 <= self.weight_decay < float("inf"):
-      raise ValueError(
-        "warmup and weight_decay must be ≥ 0 and finite, "
-        f"got {self.warmup_steps} and {self.weight_decay}"
-      )
-    if self.skipped < 0:
-      raise ValueError(f"skipped must be ≥ 0, got {self.skipped}")
-    for name in ("clip_norm", "clip_value"):
-      value = getattr(self, name)
-      if value is not None and not value > 0:
-        raise ValueError(f"{name} must be positive or None, got {value}")
+    check_options(self)
 
 
 def make_optimizer(
   config: OptimizerConfig, num_steps: int
 ) -> optax.GradientTransformation:
-  """Return the optimiser that `config` describes, for num_steps updates.
+  """Return the optimizer of a configuration, for num_steps training steps.
+
+  Equal arguments return the same functions, so that what JAX compiled for one
+  optimizer serves all equal ones.
 
   Raises:
     ValueError: num_steps is below 1.
   """
   if num_steps < 1:
     raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+  return _make_optimizer(config, num_steps)
+
+
+@functools.lru_cache(maxsize=64)
+def _make_optimizer(
+  config: OptimizerConfig, num_steps: int
+) -> optax.GradientTransformation:
   clips = []
-  if config.clip_value is not None:
+  if config.clip_value:
     clips.append(optax.clip(config.clip_value))
-  if config.clip_norm is not None:
+  if config.clip_norm:
     clips.append(optax.clip_by_global_norm(config.clip_norm))
   rule = optax.chain(*clips, _rule(config, learning_rate(config, num_steps)))
-  return optax.apply_if_finite(rule, config.skipped) if config.skipped else rule
+  if config.nonfinite == "skip":
+    return optax.apply_if_finite(rule, MAX_SKIPPED)
+  return rule
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -104,7 +125,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def _rule(
   config: OptimizerConfig, rate: optax.Schedule
 ) -> optax.GradientTransformation:
-  match config.rule:
+  match config.optimizer:
     case "adamw":
       return optax.adamw(rate, weight_decay=config.weight_decay, mask=_matrices)
     case "rmsprop":

@@ -23,10 +23,10 @@ def test_linear_has_the_gradient_of_affine(leading, key):
 
 
 @pytest.mark.parametrize("rows", [D, 1025])
-def test_tokens_are_one_hot_rows_in_a_small_and_in_a_large_table(rows, key):
+def test_tokens_equal_one_hot_rows_in_a_small_and_a_large_table(rows, key):
   w, b = arguments(key, rows)
   tokens = jax.random.randint(key, (T, B), 0, rows).at[0, 0].set(rows - 1)
-  tokens = tokens.at[1].set(2)  # a token that several positions share
+  tokens = tokens.at[1].set(2)  # a token at several positions
   one_hot = jax.nn.one_hot(tokens, rows, dtype=jnp.float64)
   gradients = [
     jax.value_and_grad(weighed(f, key), (0, 1))(w, b)
@@ -40,7 +40,7 @@ def test_tokens_are_one_hot_rows_in_a_small_and_in_a_large_table(rows, key):
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int16, jnp.uint32])
 @pytest.mark.parametrize("rows", [300, 2000])
-def test_narrow_tokens_index_a_table_larger_than_they_can_count(
+def test_narrow_integers_index_a_table_larger_than_their_range(
   dtype, rows, key
 ):
   w, b = arguments(key, rows)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from lstm_jax import (
+  Autodiff,
+  Explicit,
   coupled_lstm,
   layernorm_lstm,
   lstm,
@@ -21,7 +23,7 @@ IN_FLAX = {name: row for name, row in TABLE.items() if row.flax}
 IN_TORCH = {name: row for name, row in TABLE.items() if row.torch}
 
 
-def one_step(cell, key, **sizes):
+def one_step_arguments(cell, key, **sizes):
   params, state, xs = arguments(cell, key, **sizes)
   return params, state, xs[0]
 
@@ -30,7 +32,7 @@ def one_step(cell, key, **sizes):
 @pytest.mark.parametrize("batch", [(), (B,), (2, B), (1,)])
 def test_backward_is_the_gradient_of_forward(row, batch, key):
   cell = row.cell
-  args = one_step(cell, key, batch=batch)
+  args = one_step_arguments(cell, key, batch=batch)
   explicit = weighed(cell.step, key)
   twin = weighed(lambda *args: cell.forward(*args)[0], key)
   gradient = jax.jit(jax.grad(explicit, (0, 1, 2)))(*args)
@@ -38,9 +40,9 @@ def test_backward_is_the_gradient_of_forward(row, batch, key):
 
 
 @ROWS
-def test_backward_is_the_gradient_of_forward_where_every_size_is_one(row, key):
+def test_backward_is_the_gradient_of_forward_if_all_sizes_are_one(row, key):
   cell = row.cell
-  args = one_step(cell, key, batch=(1,), size=1, hidden=1)
+  args = one_step_arguments(cell, key, batch=(1,), size=1, hidden=1)
   explicit = weighed(cell.step, key)
   twin = weighed(lambda *args: cell.forward(*args)[0], key)
   gradient = jax.jit(jax.grad(explicit, (0, 1, 2)))(*args)
@@ -48,9 +50,9 @@ def test_backward_is_the_gradient_of_forward_where_every_size_is_one(row, key):
 
 
 @ROWS
-def test_a_token_is_its_one_hot_row(row, key):
+def test_a_token_equals_its_one_hot_row(row, key):
   cell = row.cell
-  params, state, _ = one_step(cell, key)
+  params, state, _ = one_step_arguments(cell, key)
   tokens = jnp.array([D - 1, 0, 2])
   rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
   of_tokens = weighed(lambda p, s: cell.step(p, s, tokens), key)
@@ -70,7 +72,7 @@ def test_equals_the_numpy_oracle(row, key):
 
 @pytest.mark.parametrize("row", IN_FLAX.values(), ids=IN_FLAX.keys())
 def test_equals_flax_in_value_and_gradient(row, key):
-  cell, (params, state, x) = row.cell, one_step(row.cell, key)
+  cell, (params, state, x) = row.cell, one_step_arguments(row.cell, key)
 
   def ours(params, state, x):
     return tuple(cell.step(params, state, x))
@@ -133,7 +135,7 @@ def test_equals_torch_in_value_and_gradient(row, key):
 
 @ROWS
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_dtypes_are_kept_and_cotangents_have_those_of_their_primals(
+def test_states_keep_dtypes_and_cotangents_have_those_of_their_primals(
   row, dtype, key
 ):
   cell = row.cell
@@ -170,8 +172,8 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
 
 @ROWS
 @pytest.mark.parametrize("shape", [(B, D + 1), (B + 1, D), (D,), (T, B, D)])
-def test_step_refuses_inputs_of_another_shape(row, shape, key):
-  params, state, _ = one_step(row.cell, key)
+def test_inputs_of_another_shape_are_an_error(row, shape, key):
+  params, state, _ = one_step_arguments(row.cell, key)
   message = (
     rf"x must be inputs \[{B}, {D}\], got \({', '.join(map(str, shape))}"
   )
@@ -180,15 +182,15 @@ def test_step_refuses_inputs_of_another_shape(row, shape, key):
 
 
 @ROWS
-def test_step_refuses_tokens_of_another_shape(row, key):
-  params, state, _ = one_step(row.cell, key)
+def test_tokens_of_another_shape_are_an_error(row, key):
+  params, state, _ = one_step_arguments(row.cell, key)
   with pytest.raises(ValueError, match=rf"x must be integer tokens \[{B}\], g"):
     row.cell.step(params, state, jnp.zeros((B, D), int))
 
 
 @ROWS
 @pytest.mark.parametrize("sizes", [(0, H), (D, 0)])
-def test_init_refuses_a_size_below_one(row, sizes, key):
+def test_a_size_below_one_is_an_error(row, sizes, key):
   with pytest.raises(
     ValueError, match="at least 1, got {} and {}".format(*sizes)
   ):
@@ -196,39 +198,39 @@ def test_init_refuses_a_size_below_one(row, sizes, key):
 
 
 @pytest.mark.parametrize("projection", [1, 2, 5, 9])
-def test_a_projection_has_any_size(projection, key):
+def test_a_projection_can_have_any_size(projection, key):
   cell = projected_lstm
   shapes = cell.init(key, D, H, jnp.float64, projection_size=projection)
   params = normal_like(key, shapes)
   state = normal_like(key, cell.initial_state(params, (B,)))
   xs = normal_like(key, jnp.zeros((T, B, D)))
   a, b = (
-    jax.jit(jax.grad(weighed(partial(unroll, cell, vjp=vjp), key), (0, 1, 2)))(
-      params, state, xs
-    )
-    for vjp in ("explicit", "autodiff")
+    jax.jit(
+      jax.grad(weighed(partial(unroll, cell, adjoint=adjoint), key), (0, 1, 2))
+    )(params, state, xs)
+    for adjoint in (Explicit(), Autodiff())
   )
   assert a[1].h.shape == (B, projection) and a[1].c.shape == (B, H)
   assert worst(a, b) < 1e-12
 
 
-def test_a_projection_of_no_size_is_refused(key):
+def test_a_projection_of_size_zero_is_an_error(key):
   with pytest.raises(ValueError, match="projection_size must be at least 1, g"):
     projected_lstm.init(key, D, H, projection_size=0)
 
 
-def test_an_lstm_is_its_variants_without_what_they_add(key):
-  """No peepholes, no projection (the identity): the plain LSTM."""
+def test_variants_without_their_additions_are_the_lstm(key):
+  """Peepholes of zero, and the identity as projection."""
   params, state, xs = arguments(lstm, key)
   expected = unroll(lstm, params, state, xs)
   blind = peephole_lstm.PeepholeLSTMParams(*params, jnp.zeros(3 * H))
   assert worst(unroll(peephole_lstm, blind, state, xs), expected) < 1e-14
-  whole = projected_lstm.ProjectedLSTMParams(*params, jnp.eye(H))
-  assert worst(unroll(projected_lstm, whole, state, xs), expected) < 1e-14
+  projected = projected_lstm.ProjectedLSTMParams(*params, jnp.eye(H))
+  assert worst(unroll(projected_lstm, projected, state, xs), expected) < 1e-14
 
 
-def test_a_coupled_lstm_is_an_lstm_whose_gates_are_tied(key):
-  """i = 1 − f is σ(−a_f): an LSTM with the input gate's weights negated."""
+def test_a_coupled_lstm_equals_an_lstm_with_tied_gates(key):
+  """i = 1 − f = σ(−a_f): its input gate has negated forget-gate weights."""
   params, state, xs = arguments(coupled_lstm, key)
   i = jax.tree.map(lambda w: -w[..., :H], params)
   tied = lstm.LSTMParams(
@@ -239,8 +241,8 @@ def test_a_coupled_lstm_is_an_lstm_whose_gates_are_tied(key):
   assert worst(unroll(coupled_lstm, params, state, xs), expected) < 1e-13
 
 
-def test_a_layer_norm_makes_the_scale_of_weights_vanish(key):
-  """N(k u) = N(u), but for ε under the root."""
+def test_layer_norm_is_invariant_to_the_scale_of_weights(key):
+  """N(k u) = N(u), except for ε under the root."""
   params, state, xs = arguments(layernorm_lstm, key)
   scaled = params._replace(w_x=1e6 * params.w_x, w_h=1e6 * params.w_h)
   larger = scaled._replace(w_x=10 * scaled.w_x, w_h=10 * scaled.w_h)

@@ -1,5 +1,6 @@
-import dataclasses
 import io
+import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -8,7 +9,9 @@ from rich.console import Console
 
 from experiments import explore, train
 from experiments.comparison.config import CompareConfig
-from experiments.trainer.config import TrainConfig
+from experiments.trainer import plot
+from experiments.trainer.config import TrainConfig, replace
+from lstm_jax import rnn
 from tests.experiments.pages import browser, explored
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely.\n"
@@ -26,14 +29,17 @@ def console():
   return Console(file=io.StringIO(), width=80)
 
 
-@pytest.fixture
-def config(tmp_path):
-  """A run of a second or two."""
-  corpus = tmp_path / "verse.txt"
+def make_config(directory):
+  """Return a run of 47 training steps, and write its corpus.
+
+  Tests use its sizes where they do not need others: equal sizes compile once.
+  """
+  corpus = directory / "verse.txt"
   corpus.write_text(VERSE * 20, encoding="utf-8")
-  return TrainConfig(
+  return replace(
+    TrainConfig(),
     corpus=str(corpus),
-    run=str(tmp_path / "run"),
+    run=str(directory / "run"),
     embedding_size=4,
     hidden_size=12,
     batch_size=3,
@@ -45,12 +51,55 @@ def config(tmp_path):
   )
 
 
+@pytest.fixture(autouse=True)
+def loss_picture(request, monkeypatch):
+  """Leave loss.png out, but where a test asks for `drawn`: it takes longest."""
+  if "drawn" not in request.fixturenames:
+    monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
+
+
+@pytest.fixture
+def drawn():
+  """Have runs draw loss.png."""
+
+
+@pytest.fixture
+def config(tmp_path):
+  return make_config(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_config(tmp_path_factory):
+  """A finished run of `config`; tests read it, or copy it to damage it."""
+  config = make_config(tmp_path_factory.mktemp("finished"))
+  with jax.numpy_dtype_promotion("standard"):
+    train.run(config, Console(file=io.StringIO(), width=80))
+  return config
+
+
+@pytest.fixture
+def finished(finished_config, config):
+  """The run directory of `config`: a copy of a finished run of it."""
+  return copy_run(finished_config, config)
+
+
+def copy_run(made, config):
+  """Copy a run to the directory of another config of the same training."""
+  directory = Path(config.job.run)
+  shutil.copytree(made.job.run, directory)
+  path = directory / "config.json"
+  record = json.loads(path.read_text(encoding="utf-8"))
+  record |= {"run": config.job.run, "corpus": config.data.corpus}
+  path.write_text(json.dumps(record), encoding="utf-8")
+  return directory
+
+
 @pytest.fixture
 def word_config(config):
   """The same, word by word, with words at its end that occur once."""
-  with open(config.corpus, "a", encoding="utf-8") as file:
+  with open(config.data.corpus, "a", encoding="utf-8") as file:
     file.write("Thou art more temperate:\n  Rough winds do shake thee.\n")
-  return dataclasses.replace(config, tokenizer="word", learning_rate=0.03)
+  return replace(config, tokenizer="word", learning_rate=0.03)
 
 
 @pytest.fixture
@@ -69,9 +118,9 @@ def comparison(tmp_path):
     learning_rate=(0.02,),
     trial_steps=20,
     weight_decay=0.0,
-    rounds=2,
+    timing_rounds=2,
     context=16,
-    flow_steps=10,
+    gradient_steps=10,
     delay=(1, 3),
     recall_hidden_size=4,
     recall_steps=10,
@@ -81,14 +130,15 @@ def comparison(tmp_path):
 
 @pytest.fixture(scope="session")
 def trained_runs(tmp_path_factory):
-  """Two finished runs, {name: configuration}; tests leave them as they are.
+  """Return two finished runs, {name: configuration}; tests only read them.
 
-  An LSTM of two layers, and a plain RNN, on a text that would be markup.
+  An LSTM of two layers, and a plain RNN, on a text that contains markup.
   """
   base = tmp_path_factory.mktemp("runs")
   corpus = base / "verse.txt"
   corpus.write_text(explored.VERSE * 12, encoding="utf-8")
-  shared = TrainConfig(
+  shared = replace(
+    TrainConfig(),
     corpus=str(corpus),
     embedding_size=4,
     hidden_size=12,
@@ -102,23 +152,24 @@ def trained_runs(tmp_path_factory):
   )
   changes = {
     "lstm": {"num_layers": 2},
-    "rnn": {"cell": "rnn", "learning_rate": 0.02, "eval_every": 30},
+    "rnn": {"cell": rnn, "learning_rate": 0.02, "eval_every": 30},
   }
   runs = {}
   with jax.numpy_dtype_promotion("standard"):
     for name, each in changes.items():
-      runs[name] = dataclasses.replace(shared, run=str(base / name), **each)
+      runs[name] = replace(shared, run=str(base / name), **each)
       train.run(runs[name], Console(file=io.StringIO(), width=80))
   return runs
 
 
 @pytest.fixture(scope="session")
 def explored_run(tmp_path_factory):
-  """The folder of a run of two layers, on a text that would be markup."""
+  """Return a run directory, of two layers, on a text that contains markup."""
   base = tmp_path_factory.mktemp("explore")
   corpus = base / "verse.txt"
   corpus.write_text(explored.VERSE * 20, encoding="utf-8")
-  config = TrainConfig(
+  config = replace(
+    TrainConfig(),
     corpus=str(corpus),
     val_fraction=0.3,
     run=str(base / "run"),
@@ -131,18 +182,18 @@ def explored_run(tmp_path_factory):
 
 @pytest.fixture
 def words_page(word_config, tmp_path, console):
-  """The page of a run over words that has never read temperate."""
-  corpus, own = Path(word_config.corpus), tmp_path / "own.txt"
+  """Return the page of a word model to which "temperate" is unknown."""
+  corpus, text = Path(word_config.data.corpus), tmp_path / "text.txt"
   corpus.write_text("Thou art\n  more lovely, more\nlovely.\n" * 20)
-  own.write_text("\n".join(explored.LINES * 3), encoding="utf-8")
+  text.write_text("\n".join(explored.LINES * 3), encoding="utf-8")
   directory = explored.write_run(word_config)
-  config = explore.ExploreConfig(str(directory), str(own))
+  config = explore.ExploreConfig(str(directory), str(text))
   return explore.run(config, console).path
 
 
 @pytest.fixture(scope="session")
 def explored_page(explored_run):
-  """The file of its page."""
+  """Return the page of `explored_run`."""
   config = explore.ExploreConfig(str(explored_run), length=explored.LENGTH)
   return explore.run(config, Console(file=io.StringIO())).path
 

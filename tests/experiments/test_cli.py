@@ -23,8 +23,8 @@ def start(program, *flags):
 
 
 def finish(process):
-  (found,) = processes.finish(process, timeout=120)
-  return found
+  (result,) = processes.finish(process, timeout=120)
+  return result
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_train_then_sample(corpus, tmp_path):
   recipe.write_text("\n".join(SMALL))
   status, out, err = finish(start("train", f"--flagfile={recipe}", *flags))
   assert (status, err) == (0, "")
-  for words in ("untrained", "held-out", "nats per character", str(run)):
+  for words in ("untrained", "validation loss", "nats per character", str(run)):
     assert words in out
   options = "--prompt=Shall I", "--length=40", "--num_samples=2", "--top_k=3"
   status, out, err = finish(start("sample", f"--run={run}", *options))
@@ -72,9 +72,11 @@ def test_ctrl_c_stops_and_keeps_the_best(corpus, tmp_path):
   process.send_signal(signal.SIGINT)
   status, out, err = finish(process)
   assert (status, err) == (130, "")
-  assert "SIGINT: stopped after update" in out
-  assert "best held-out loss" in out
-  assert f"to go on training:\n  python -m experiments.train {SMALL[0]}" in out
+  assert "SIGINT: stopped after step" in out
+  assert "best validation loss" in out
+  assert (
+    f"to resume the training:\n  python -m experiments.train {SMALL[0]}" in out
+  )
   assert read_checkpoint(run / "checkpoints").step > 0
   assert (run / "loss.png").exists()
 
@@ -84,18 +86,19 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
   cases = {
     ("train", "verse"): (2, "error: unknown argument 'verse'"),
     ("train", "--corpus=nowhere.txt"): (2, "error: corpus nowhere.txt cannot"),
-    ("train", "--embedding_size=2000000000"): (2, "error: the device refuses"),
+    ("train", "--embedding_size=2000000000"): (2, "error: device error: "),
     ("train", "--hidden_size=0"): (1, "0 is not an integer in the range [1, "),
     ("train", "--learning_rate=nan"): (1, "must be a finite number"),
     ("train", "--hiden_size=3"): (1, "Unknown command line flag 'hiden_size'"),
     ("train", "--tokenizer=word", "--min_count=99999"): (2, "leaves no word"),
-    ("sample", f"--run={tmp_path}"): (2, "holds no checkpoint"),
-    ("explore", f"--run={tmp_path}"): (2, "holds no checkpoint"),
+    ("sample", f"--run={tmp_path}"): (2, "there is no run in "),
+    ("explore",): (1, "flag --run=None: Flag --run must have a value"),
+    ("explore", f"--run={tmp_path}"): (2, "there is no run in "),
     ("explore", f"--run={tmp_path}", "--length=1"): (
       1,
-      "1 is not integer >= 2",
+      "1 is not an integer in the range [2, ",
     ),
-    ("report",): (2, "error: expected the folders of runs"),
+    ("report",): (2, "error: expected run directories"),
     ("report", f"{tmp_path}", "--output=here"): (2, "there is no run in "),
     ("report", "a", "--outptu=b"): (1, "Unknown command line flag 'outptu'"),
     ("compare_cells", "--replot", f"--out={tmp_path}"): (
@@ -112,8 +115,8 @@ def test_errors_are_a_line_and_a_status(corpus, tmp_path):
     while waiting and len(running) < 3:  # more would wait for each other
       another = waiting.pop(0)
       running[another] = start(*another)
-    found, out, err = finish(running.pop(case))
-    assert found == status, (case, err)
+    exited, out, err = finish(running.pop(case))
+    assert exited == status, (case, err)
     assert message in err
     assert "Traceback" not in err
     assert out == ""

@@ -1,7 +1,6 @@
 """What a run prints in a terminal, in a pipe and on a build server."""
 
 import contextlib
-import dataclasses
 import os
 import re
 import sys
@@ -9,9 +8,9 @@ import threading
 
 import pytest
 
-from experiments import progress, train
-from experiments.cli import plain_console
-from experiments.progress import TrainingBar
+from experiments import cli, train
+from experiments.cli import TrainingBar, make_console
+from experiments.trainer.config import replace
 
 MOVES = re.compile(r"\x1b\[(?:\?25[lh]|\d*[ABCDHJK])|\r(?!\n)")
 
@@ -54,25 +53,25 @@ def here(monkeypatch):
   return monkeypatch
 
 
-def go(quiet=False):
-  """Show a hundred updates, of a second each."""
-  bar = TrainingBar(plain_console(), 100, "character", quiet=quiet)
+def show(quiet=False):
+  """Show a hundred training steps."""
+  bar = TrainingBar(make_console(), 100, "character", quiet=quiet)
   with bar:
     for step in range(10, 101, 10):
       bar.update(step, 4 - step / 50, 1234.5)
 
 
 def clock(monkeypatch, pace):
-  """Have an update take so many seconds."""
+  """Have a training step take so many seconds."""
   now = iter(range(0, 10**9, 10 * pace))
-  monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
+  monkeypatch.setattr(cli.time, "monotonic", lambda: float(next(now)))
 
 
 def test_in_a_terminal_there_is_a_bar_of_one_line(here):
   for columns in (80, 120):
     here.setenv("COLUMNS", str(columns))
     with terminal(here) as sent:
-      go()
+      show()
     text = b"".join(sent).decode()
     assert MOVES.search(text)
     assert "100/100" in text and "2.000 nats/char" in text
@@ -85,12 +84,12 @@ def test_in_a_terminal_there_is_a_bar_of_one_line(here):
 @pytest.mark.parametrize(
   "changes", [{"CI": "true"}, {"TERM": "dumb"}], ids=["CI", "dumb"]
 )
-def test_a_terminal_that_nobody_looks_at_gets_lines(changes, here):
+def test_a_terminal_without_cursor_movements_gets_lines(changes, here):
   for name, value in changes.items():
     here.setenv(name, value)
   with terminal(here) as sent:
     clock(here, pace=1)
-    go()
+    show()
   text = b"".join(sent).decode()
   assert not MOVES.search(text)
   assert (
@@ -107,9 +106,9 @@ def test_in_a_pipe_there_are_lines_with_the_time_in_hours(
     here.setenv(name, value)
   with pipe(here, tmp_path) as path:
     clock(here, pace=90)
-    go()
+    show()
   lines = path.read_text().splitlines()
-  # The clock is read once an update: 900 s for ten.
+  # The clock is read once in ten steps, which take 900 s.
   assert lines[0] == "20/100  3.600 nats/char  1,234 chars/s  2:00:00 left"
   assert lines[-1] == "100/100  2.000 nats/char  1,234 chars/s  0:00:00 left"
   assert len(lines) == 9
@@ -118,21 +117,21 @@ def test_in_a_pipe_there_are_lines_with_the_time_in_hours(
 
 def test_quiet_shows_neither_bar_nor_lines(here, tmp_path):
   with terminal(here) as sent:
-    go(quiet=True)
+    show(quiet=True)
   assert b"".join(sent) == b""
   with pipe(here, tmp_path) as path:
     clock(here, pace=90)
-    go(quiet=True)
+    show(quiet=True)
   assert path.read_text() == ""
 
 
 def test_a_quiet_run_prints_its_heading_and_its_end_alone(config, here):
-  config = dataclasses.replace(config, quiet=True)
+  config = replace(config, quiet=True)
   with terminal(here) as sent:
-    result = train.run(config, plain_console())
+    result = train.run(config, make_console())
   text = b"".join(sent).decode().replace("\r\n", "\n")
   assert "\x1b" not in text
   heading, end = text.split("\n\n")
-  assert heading.startswith("model ") and heading.endswith(config.run)
-  assert end.startswith(f"best held-out loss {result.held_out:.4f}")
+  assert heading.startswith("model ") and heading.endswith(config.job.run)
+  assert end.startswith(f"best validation loss {result.val_loss:.4f}")
   assert "untrained" in (result.directory / "samples.txt").read_text()

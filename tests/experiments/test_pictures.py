@@ -1,8 +1,8 @@
-"""The pictures of docs/, taken of the runs that the pages speak of.
+"""Takes the pictures of docs/, from the runs that the documents describe.
 
   LSTM_JAX_PICTURES=docs uv run pytest -m "" tests/experiments/test_pictures.py
 
-writes them there; otherwise they are taken and thrown away.
+writes them there. Without the variable they go to a temporary directory.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
-from tests.experiments.pages.explored import Read
+from tests.experiments.pages.explored import PageData
 from tests.processes import ROOT, finish, start
 
 pytestmark = [
@@ -28,64 +28,65 @@ pytestmark = [
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-  """The folder that the pictures are written to, of runs as users have them."""
+  """Return the directory of the pictures; compile the runs as users do."""
   monkeypatch.setenv("XLA_FLAGS", "")
   return Path(os.environ.get("LSTM_JAX_PICTURES", tmp_path))
 
 
 def flags(page):
-  """Return the flags of the run that a page's picture is of."""
+  """Return the flags of the run in the picture of a document."""
   text = (ROOT / "docs" / page).read_text("utf-8")
-  return re.search(r"^The picture is of .*?\(`(.*?)`\)", text, re.M | re.S)[1]
+  pattern = r"^The picture (?:shows|is of) .*?\(`(.*?)`\)"
+  return re.search(pattern, text, re.M | re.S)[1].split()
 
 
 def succeed(program, *arguments):
-  (status, _, errors), *_ = finish(
-    start(f"experiments.{program}", *arguments), timeout=300
-  )
+  process = start(f"experiments.{program}", *arguments)
+  ((status, _, errors),) = finish(process, timeout=300)
   assert status == 0, errors
 
 
-def test_a_unit_that_follows_the_line_and_a_gradient_that_ends_with_it(
+def test_a_unit_tracks_the_line_and_the_gradient_fades_at_its_end(
   chromium, tmp_path, pictures
 ):
   run = tmp_path / "run"
-  succeed("train", f"--run={run}", "--quiet", *flags("explore.md").split())
+  succeed("train", f"--run={run}", "--quiet", *flags("explore.md"))
   succeed("explore", f"--run={run}")
-  found = Read(run / "explore.html")
-  signals = found.header["layers"][0]["signals"]
+  data = PageData(run / "explore.html")
+  signals = data.header["layers"][0]["signals"]
   scores = next(s for s in signals if s["name"] == "c")["scores"][0]
   best = np.abs(scores).argmax()
   assert abs(scores[best]) > 0.7
 
-  # The cursor in the seventh line, so that two line breaks are in its reach.
-  breaks = [t for t, c in enumerate(found.text) if c == "\n"]
-  place = breaks[5] + 5
-  norms = found.paths(0)["c"][place]
+  # The cursor is in the seventh line, so that the gradient path crosses two
+  # line breaks.
+  breaks = [t for t, c in enumerate(data.text) if c == "\n"]
+  cursor = breaks[5] + 5
+  norms = data.paths(0)["c"][cursor]
   line, before = (
-    norms[place - breaks[k] : place - breaks[k - 1]] for k in (5, 4)
+    norms[cursor - breaks[k] : cursor - breaks[k - 1]] for k in (5, 4)
   )
   assert np.median(line) > 10 * np.median(before)
 
   chromium.emulate(1100, 900)
   chromium.open(run / "explore.html")
-  chromium.run("moveTo(args[0])", place)
+  chromium.run("moveTo(args[0])", cursor)
   chromium.settle()
   assert f"Unit {best} of c" in text_of(chromium, "status")
-  assert f"character {place + 1} of" in text_of(chromium, "status")
+  assert f"character {cursor + 1} of" in text_of(chromium, "status")
   chromium.screenshot(pictures / "explore.png")
 
 
 def test_two_runs_side_by_side(chromium, tmp_path, pictures):
   runs = [tmp_path / cell for cell in ("lstm", "rnn")]
-  given = flags("report.md").split()
+  shared = flags("report.md")
   for run in runs:
-    succeed("train", f"--run={run}", f"--cell={run.name}", "--quiet", *given)
+    succeed("train", f"--run={run}", f"--cell={run.name}", "--quiet", *shared)
   page = tmp_path / "report.html"
   succeed("report", *runs, f"--output={page}")
-  chromium.emulate(820, 1150)
+  chromium.emulate(820, 1300)
   chromium.open(page)
-  for text, name in (("lstm", "legend"), ("rnn", "written")):
+  for text, name in (("lstm", "legend"), ("rnn", "samples")):
     assert text in text_of(chromium, name)
   assert text_of(chromium, "differences").split() == (
     ["flag", "lstm", "rnn", "cell", "lstm", "rnn"]

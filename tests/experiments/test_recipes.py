@@ -1,39 +1,65 @@
-import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+from absl import flags
 
 from experiments import ablate
-from experiments.trainer.config import TrainConfig, model_config, reading
-from lstm_jax.language import language_model
+from experiments.trainer.config import TrainConfig, replace, to_record
+from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.setup import make_model
+from lstm_jax import gru
 
 RECIPES = Path(__file__).parents[2] / "experiments" / "recipes"
 
 
 def parse(path):
-  """Return the configuration and the changes that a flagfile describes."""
-  lines = path.read_text(encoding="utf-8").splitlines()
-  flags = [line[2:].partition("=") for line in lines if line.startswith("--")]
-  own = ",".join(
-    f"{name}={value}"
-    for name, _, value in flags
-    if name not in ("run", "change")
-  )
-  changes = [value for name, _, value in flags if name == "change"]
-  return ablate.changed(TrainConfig(), own), changes
+  """Return the config and the changes that a flagfile describes."""
+  values = flags.FlagValues()
+  holders = define_flags(TrainConfig(), values)
+  changes = flags.DEFINE_multi_string("change", [], "", flag_values=values)
+  values(["train", f"--flagfile={path}"])
+  return config_from_flags(TrainConfig(), holders), changes.value
+
+
+def lines(path):
+  """Return the flags of a flagfile, as (name, text) pairs."""
+  text = path.read_text(encoding="utf-8").splitlines()
+  flags = [line[2:].partition("=") for line in text if line.startswith("--")]
+  return [(name, value) for name, _, value in flags]
 
 
 @pytest.mark.parametrize(
   "path", sorted(RECIPES.glob("*.flags")), ids=lambda p: p.stem
 )
-def test_every_recipe_describes_runs(path):
+def test_a_recipe_and_each_of_its_changes_is_a_run(path):
+  """Its flags are those of `train`, and each change alters the recipe."""
   config, changes = parse(path)
-  assert config != TrainConfig() or path.stem == "poems"
-  for one in (config, *(ablate.changed(config, c) for c in changes)):
-    assert reading(one).num_epochs == one.num_epochs
-    model = language_model(model_config(one, 65))
-    assert len(model.initial_state((2,))) == one.num_layers
+  own = [pair for pair in lines(path) if pair[0] not in ("run", "change")]
+  text = ",".join(f"{name}={value}" for name, value in own)
+  assert replace(config, run="") == ablate.apply_change(TrainConfig(), text)
+  configs = [ablate.apply_change(config, change) for change in changes]
+  records = [to_record(one) for one in (config, *configs)]
+  assert all(records.count(record) == 1 for record in records)
+  for one in (config, *configs):
+    check_shapes(one)
+
+
+def check_shapes(config):
+  """Check that the loss of a batch, and its state, have their shapes."""
+  model = make_model(config, 65, None)
+  B, T = config.batching.batch_size, config.batching.seq_len
+  state = model.initial_state((B,))
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  tokens = jax.ShapeDtypeStruct((T, B), jnp.int32)
+  _, (loss, after) = jax.eval_shape(
+    model.training_loss, params, state, tokens, tokens, jax.random.key(1)
+  )
+  assert loss.shape == ()
+  assert len(after) == config.model.num_layers
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+  assert after[-1].h.shape[:1] == (B,)
 
 
 def test_the_recipe_of_the_poems_is_the_default():
@@ -42,19 +68,18 @@ def test_the_recipe_of_the_poems_is_the_default():
 
 def test_the_record_has_at_most_three_and_a_half_million_weights():
   config, _ = parse(RECIPES / "tinyshakespeare.flags")
-  model = language_model(model_config(config, 65))
+  model = make_model(config, 65, None)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= 3_500_000
 
 
-def test_a_change_takes_the_kind_of_its_flag():
-  config = ablate.changed(TrainConfig(), "tied=true,num_layers=3,cell=gru")
-  expected = {"tied": True, "num_layers": 3, "cell": "gru"}
-  assert config == dataclasses.replace(TrainConfig(), **expected)
+def test_a_change_has_the_kind_of_its_flag():
+  config = ablate.apply_change(TrainConfig(), "tied=true,num_layers=3,cell=gru")
+  expected = {"tied": True, "num_layers": 3, "cell": gru}
+  assert config == replace(TrainConfig(), **expected)
 
 
 def test_the_recipe_for_a_gpu_is_the_record_in_bfloat16():
   gpu, _ = parse(RECIPES / "tinyshakespeare-gpu.flags")
   record, _ = parse(RECIPES / "tinyshakespeare.flags")
-  lower = {"compute_dtype": "bfloat16"}
-  assert gpu == dataclasses.replace(record, **lower)
+  assert gpu == replace(record, compute_dtype=jnp.bfloat16)

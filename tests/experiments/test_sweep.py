@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 import signal
@@ -8,66 +7,80 @@ import numpy as np
 import pytest
 
 from experiments import sweep, train
-from experiments.trainer import ensemble, run_dir
+from experiments.trainer import ensemble
+from experiments.trainer.checkpoint import load
+from experiments.trainer.config import from_record, replace, to_record
+from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Member, SweepConfig
-from lstm_jax.language import split, stateful_loss
+from lstm_jax.language import stateful_loss
 from tests.experiments.trainer.lives import last_arrays, signal_at
 
 
-def of_sweep(config, **changes):
-  return SweepConfig(**dataclasses.asdict(config) | changes)
+def as_sweep(config, **changes):
+  """Return the sweep of the recipe of a single run."""
+  record = to_record(SweepConfig()) | to_record(config)
+  return replace(from_record(SweepConfig(), record), **changes)
 
 
-def test_members_are_the_runs_of_their_seeds_and_rates(config, console):
-  config = dataclasses.replace(
+@pytest.fixture
+def recipe(config):
+  return replace(
     config, seed=4, ema_decay=0.9, output_dropout=0.2, eval_every=15
   )
-  many = of_sweep(config, num_seeds=2, rate=[0.005, 0.03, 0.005])
+
+
+@pytest.fixture
+def many(recipe):
+  """A sweep of four members."""
+  return as_sweep(recipe, num_seeds=2, rate=(0.005, 0.03, 0.005))
+
+
+def test_members_are_the_runs_of_their_seeds_and_rates(recipe, many, console):
+  config = recipe
   result = sweep.run(many, console)
   named = [(one.seed, one.learning_rate) for one in result.members]
   assert named == [(4, 0.005), (5, 0.005), (4, 0.03), (5, 0.03)]
-  record = json.loads((Path(config.run) / "result.json").read_text())
-  for one, kept in zip(result.members, record["members"], strict=True):
-    assert [step for step, _ in one.looks] == [10, 15, 30, 45, 47]
-    assert kept["looks"] == [list(look) for look in one.looks]
+  record = json.loads((Path(config.job.run) / "result.json").read_text())
+  for one, saved in zip(result.members, record["members"], strict=True):
+    assert [step for step, _ in one.val_losses] == [10, 15, 30, 45, 47]
+    assert saved["val_losses"] == [list(pair) for pair in one.val_losses]
   for index in (0, 3):
     one = result.members[index]
-    alone = dataclasses.replace(
+    alone = replace(
       config,
       seed=one.seed,
       learning_rate=one.learning_rate,
-      run=f"{config.run}{index}",
+      run=f"{config.job.run}{index}",
     )
     train.run(alone, console)
-    text = (Path(alone.run) / "metrics.jsonl").read_text()
+    text = (Path(alone.job.run) / "metrics.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
-    nats = {r["step"]: r["held_out"] for r in rows if "held_out" in r}
-    found, expected = zip(*((x, nats[n]) for n, x in one.looks), strict=True)
-    assert np.allclose(found, expected, atol=2e-5)  # float32, 47 updates
+    expected = [(r["step"], r["val_loss"]) for r in rows if "val_loss" in r]
+    # In float32, after 47 training steps.
+    assert np.allclose(one.val_losses, expected, rtol=0, atol=2e-5)
   assert abs(result.members[0].best[1] - result.members[1].best[1]) > 1e-3
   best = min(result.members, key=lambda one: one.best[1])
-  trained = run_dir.load(Path(config.run))
-  assert (trained.step, trained.held_out) == best.best
-  text = Path(config.corpus).read_text()
-  tokens = trained.vocabulary.encode(split(text, config.val_fraction)[1])
-  again = stateful_loss(trained.model, trained.params, tokens)
-  assert abs(again - trained.held_out) < 1e-6
+  trained = load(Path(config.job.run))
+  assert (trained.step, trained.val_loss) == best.best
+  val = read_corpus(config.data).val
+  again = stateful_loss(trained.model, trained.params, val.tokens)
+  assert abs(again - trained.val_loss) < 1e-6
 
 
-def test_the_tables_have_each_member_and_the_spread_of_each_rate(console):
-  looks = {(0, 0.1): 1.5, (1, 0.1): 1.75, (0, 0.2): math.nan}
-  found = [
+def test_the_tables_have_each_member_and_the_deviation_at_each_rate(console):
+  last = {(0, 0.1): 1.5, (1, 0.1): 1.75, (0, 0.2): math.nan}
+  members = [
     Member(seed, rate, [(10, 1.9), (20, nats)])
-    for (seed, rate), nats in looks.items()
+    for (seed, rate), nats in last.items()
   ]
-  assert found[2].best == (10, 1.9)
-  console.print(sweep.table(found))
-  console.print(sweep.summary(found))
+  assert members[2].best == (10, 1.9)
+  console.print(sweep.member_table(members))
+  console.print(sweep.rate_table(members))
   rows = [line.split() for line in console.file.getvalue().splitlines()]
   assert ["0.1", "1", "1.7500", "20", "1.7500"] in rows
   assert ["0.2", "0", "1.9000", "10", "nan"] in rows
-  spread = math.sqrt(2 * 0.125**2)
-  assert ["0.1", "2", "1.6250", f"{spread:.4f}"] in rows
+  deviation = math.sqrt(2 * 0.125**2)
+  assert ["0.1", "2", "1.6250", f"{deviation:.4f}"] in rows
   assert ["0.2", "1", "1.9000"] in rows
 
 
@@ -75,40 +88,46 @@ def test_the_tables_have_each_member_and_the_spread_of_each_rate(console):
   ("changes", "message"),
   [
     ({"learning_rate": 0.0}, "learning_rate must be .* got 0"),
-    ({"rate": [0.0]}, "learning_rate must be positive and finite, got 0"),
+    ({"rate": (0.0,)}, r"learning_rate must be in \(0, inf\), got 0"),
     (
-      {"rate": [math.inf]},
-      "learning_rate must be positive and finite, got inf",
+      {"rate": (math.inf,)},
+      r"learning_rate must be in \(0, inf\), got inf",
     ),
-    ({"asgd_patience": 2}, "a sweep has no asgd_patience: .* got 2"),
-    ({"nonfinite": "skip"}, "a sweep has no nonfinite: .* got 'skip'"),
+    (
+      {"asgd_patience": 2},
+      "a sweep does not support --asgd_patience: it must be 0, got 2",
+    ),
+    (
+      {"nonfinite": "skip"},
+      "a sweep does not support --nonfinite: it must be 'stop', got 'skip'",
+    ),
   ],
 )
-def test_what_a_sweep_cannot_do_is_an_error_that_says_so(
+def test_what_a_sweep_does_not_support_is_an_error_that_names_it(
   changes, message, config, console
 ):
   with pytest.raises(ValueError, match=message):
-    sweep.run(of_sweep(config, **changes), console)
-  assert not Path(config.run).exists()
+    sweep.run(as_sweep(config, **changes), console)
+  assert not Path(config.job.run).exists()
 
 
 @pytest.mark.exhaustive
 def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   config, console, monkeypatch
 ):
-  """At a look, and at an update between two; one of its members diverges."""
-  config = of_sweep(
+  """Stopped at an evaluation and between two; one of its members diverges."""
+  config = as_sweep(
     config,
     num_seeds=2,
-    rate=[0.005, 1e30],
+    rate=(0.005, 1e30),
     ema_decay=0.9,
     output_dropout=0.2,
     late_batch_size=4,
     eval_every=10,
   )
-  whole = sweep.run(dataclasses.replace(config, run=f"{config.run}2"), console)
+  whole = sweep.run(replace(config, run=f"{config.job.run}2"), console)
   assert whole.stopped_by is None
-  assert np.isnan(whole.members[2].looks[-1][1])
+  assert np.isnan(whole.members[2].val_losses[-1][1])
 
   for step in (10, 23):
     with monkeypatch.context() as patched:
@@ -119,28 +138,29 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
     assert not (stopped.directory / "result.json").exists()
   result = sweep.run(config, console)
   assert result.stopped_by is None
-  looks = ([one.looks for one in r.members] for r in (result, whole))
-  assert np.array_equal(*looks, equal_nan=True)
+  losses = ([one.val_losses for one in r.members] for r in (result, whole))
+  assert np.array_equal(*losses, equal_nan=True)
   assert last_arrays(result.directory) == last_arrays(whole.directory)
   text = console.file.getvalue()
-  assert "goes on     after update 10" in text
-  assert "goes on     after update 23" in text
+  assert "resumed     after step 10" in text
+  assert "resumed     after step 23" in text
 
 
-def test_a_sweep_goes_on_with_a_sweep_alone(config, console, monkeypatch):
-  many = of_sweep(config, num_seeds=2)
+def test_only_a_sweep_of_the_same_members_resumes_a_sweep(
+  recipe, many, console, monkeypatch
+):
   with monkeypatch.context() as patched:
     signal_at(patched, 3, maker=(ensemble, "make_ensemble_train_step"))
     sweep.run(many, console)
-  other = dataclasses.replace(many, num_seeds=3)
+  other = replace(many, num_seeds=3)
   with pytest.raises(ValueError, match="num_seeds is 2 there and 3 here"):
     sweep.run(other, console)
   with pytest.raises(ValueError, match="can be used"):
-    train.run(config, console)
+    train.run(recipe, console)
   with monkeypatch.context() as patched:
-    alone = dataclasses.replace(config, run=f"{config.run}2")
+    alone = replace(recipe, run=f"{recipe.job.run}2")
     signal_at(patched, 3)
     train.run(alone, console)
-  many = of_sweep(alone, num_seeds=2)
+  many = as_sweep(alone, num_seeds=2)
   with pytest.raises(ValueError, match="num_seeds is None there and 2 here"):
     sweep.run(many, console)

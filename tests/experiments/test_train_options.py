@@ -1,43 +1,56 @@
-import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 
 from experiments import train
-from experiments.trainer import run_dir
-from experiments.trainer.config import reading
+from experiments.trainer.checkpoint import load
+from experiments.trainer.config import replace
+from experiments.trainer.data import read_corpus
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import stateful_nats
 
 
-def test_the_development_text_is_watched_and_not_trained_on(config, console):
-  config = dataclasses.replace(config, development=0.25, num_epochs=2)
+def rows(directory):
+  text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_test_split_is_evaluated_once_with_the_best_weights(config, console):
+  config = replace(config, test_fraction=0.1, val_fraction=0.25, num_epochs=2)
   result = train.run(config, console)
-  text = (result.directory / "metrics.jsonl").read_text(encoding="utf-8")
-  rows = [json.loads(line) for line in text.splitlines()]
-  watched = [row["development"] for row in rows if "development" in row]
-  (final,) = [row["held_out"] for row in rows if "held_out" in row]
-  assert min(watched) == result.held_out
-  trained = run_dir.load(result.directory)
-  tokens = trained.vocabulary.encode(read_text(config.corpus))
-  training, held_out = split(tokens, config.val_fraction)
-  _, development = split(training, 0.25)
-  for expected, part in ((result.held_out, development), (final, held_out)):
+  val_losses = [
+    row["val_loss"] for row in rows(result.directory) if "val_loss" in row
+  ]
+  (tested,) = [row for row in rows(result.directory) if "test_loss" in row]
+  assert tested["step"] == result.best_step
+  assert min(val_losses) == result.val_loss
+  trained = load(result.directory)
+  tokens = trained.tokenizer.encode(read_text(config.data.corpus))
+  rest, test = split(tokens, 0.1)
+  _, val = split(rest, 0.25)
+  for expected, part in (
+    (result.val_loss, val),
+    (tested["test_loss"], test),
+  ):
     nats = stateful_nats(trained.model, trained.params, part).mean()
     assert abs(nats - expected) < 1e-6
-  assert f"held-out loss {final:.4f}" in console.file.getvalue()
+  record = json.loads((result.directory / "result.json").read_text())
+  assert record["test_loss"] == tested["test_loss"]
+  assert f"test loss {tested['test_loss']:.4f}" in console.file.getvalue()
 
 
-def test_averaged_weights_are_what_is_kept(config, console):
-  plain = train.run(config, console)
-  config = dataclasses.replace(config, ema_decay=0.9, run=config.run + "2")
-  averaged = train.run(config, console)
-  a, b = (run_dir.load(r.directory).params for r in (plain, averaged))
+def test_averaged_weights_are_saved(finished_config, config, console):
+  averaged = train.run(replace(config, ema_decay=0.9), console)
+  a, b = (
+    load(directory).params
+    for directory in (Path(finished_config.job.run), averaged.directory)
+  )
   assert np.abs(np.asarray(a.readout) - np.asarray(b.readout)).max() > 1e-4
 
 
-def test_a_run_may_read_its_text_in_any_way(config, console):
-  config = dataclasses.replace(
+def test_every_option_of_batching_applies(config, console):
+  config = replace(
     config,
     num_epochs=3,
     random_offsets=True,
@@ -46,45 +59,39 @@ def test_a_run_may_read_its_text_in_any_way(config, console):
     eval_every=5,
   )
   result = train.run(config, console)
-  text = (result.directory / "metrics.jsonl").read_text(encoding="utf-8")
-  last = [json.loads(line) for line in text.splitlines()][-1]
-  tokens = run_dir.load(result.directory).vocabulary.encode(
-    read_text(config.corpus)
-  )
-  training, _ = split(tokens, config.val_fraction)
-  assert last["step"] == reading(config).num_steps(training)
+  tokens = read_corpus(config.data).train.tokens
+  num_steps = config.batching.num_steps(tokens, config.seed)
+  assert rows(result.directory)[-1]["step"] == num_steps
 
 
-def test_a_tied_model_is_kept_and_read_back(config, console):
-  config = dataclasses.replace(config, tied=True, embedding_size=12)
-  trained = run_dir.load(train.run(config, console).directory)
+def test_a_tied_model_is_saved_and_loaded(config, console):
+  config = replace(config, tied=True, embedding_size=12)
+  trained = load(train.run(config, console).directory)
   assert trained.params.readout is None
-  tokens = trained.vocabulary.encode(read_text(config.corpus))
-  _, held_out = split(tokens, config.val_fraction)
-  nats = stateful_nats(trained.model, trained.params, held_out).mean()
-  assert abs(nats - trained.held_out) < 1e-6
+  val = read_corpus(config.data).val.tokens
+  nats = stateful_nats(trained.model, trained.params, val).mean()
+  assert abs(nats - trained.val_loss) < 1e-6
 
 
-def test_weights_are_averaged_once_the_loss_wanders(config, console):
-  config = dataclasses.replace(
+def test_the_average_starts_once_the_validation_loss_rises(config, console):
+  config = replace(
     config,
-    learning_rate=1.0,  # which never settles
+    learning_rate=1.0,  # too large to settle
     schedule="constant",
     num_epochs=2,
     eval_every=8,
-    asgd_patience=1,
   )
   samples = []
-  for after in (1, 0):
-    config = dataclasses.replace(
-      config, asgd_patience=after, run=f"{config.run}{after}"
+  for patience in (1, 0):
+    config = replace(
+      config, asgd_patience=patience, run=f"{config.job.run}{patience}"
     )
     directory = train.run(config, console).directory
     samples.append((directory / "samples.txt").read_text(encoding="utf-8"))
   averaged, plain = (text.split("=== ") for text in samples)
-  begins = ["weights are averaged" in look for look in averaged].index(True)
-  heading = averaged[begins].split("; from here")[0]
-  assert plain[begins].startswith(heading)  # until then they are one run
-  assert averaged[begins + 1] != plain[begins + 1]
+  start = ["weights are averaged" in part for part in averaged].index(True)
+  heading = averaged[start].split("; from here")[0]
+  assert plain[start].startswith(heading)  # until then the runs are equal
+  assert averaged[start + 1] != plain[start + 1]
   assert "averaged" not in samples[1]
   assert "".join(averaged).count("weights are averaged") == 1

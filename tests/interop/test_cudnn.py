@@ -9,12 +9,12 @@ from lstm_jax.interop.cudnn import from_cudnn, to_cudnn
 from lstm_jax.sequence import init_stack, initial_stack_state
 from tests.draws import B, D, H, T, normal_like, weighed, worst
 
-BOTH = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+DIRECTIONS = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 LENGTHS = np.full(B, T, np.int32)
 
 
-@BOTH
-def test_unroll_is_the_reference_of_jax_in_value_and_gradient(both, key):
+@DIRECTIONS
+def test_unroll_has_the_value_and_gradient_of_jax_reference_lstm(both, key):
   layers = init_stack(
     lstm, key, D, (H, H), bidirectional=both, dtype=jnp.float64
   )
@@ -39,13 +39,13 @@ def test_unroll_is_the_reference_of_jax_in_value_and_gradient(both, key):
   value, (d_layers, d_xs) = run(ours, from_cudnn(weights, *sizes))
   with jax.numpy_rank_promotion("allow"):
     expected, (d_weights, d_inputs) = run(reference, weights)
-  first_bias = to_cudnn(jax.tree.map(jnp.ones_like, layers))  # 0 for the second
+  first_bias = to_cudnn(jax.tree.map(jnp.ones_like, layers))  # 0 for bias_hh
   found = value, to_cudnn(d_layers), d_xs
   assert worst(found, (expected, first_bias * d_weights, d_inputs)) < 1e-11
 
 
-@BOTH
-def test_there_and_back_again_is_the_same(both, key):
+@DIRECTIONS
+def test_a_round_trip_keeps_the_weights(both, key):
   layers = init_stack(
     lstm, key, D, (H, H, H), bidirectional=both, dtype=jnp.float64
   )
@@ -54,8 +54,8 @@ def test_there_and_back_again_is_the_same(both, key):
   assert worst(from_cudnn(weights, D, H, 3, both), layers) == 0
 
 
-def test_what_does_not_fit_is_named(key):
+def test_weights_of_another_size_or_cell_are_refused(key):
   with pytest.raises(ValueError, match=r"weights must be \[200\], got \(7,\)"):
     from_cudnn(jnp.zeros(7), 3, 5)
-  with pytest.raises(ValueError, match="must be of lstm, got 3 gates"):
+  with pytest.raises(ValueError, match="lstm, with 4 gates, got 3"):
     to_cudnn((gru.init(key, D, H),))

@@ -17,7 +17,7 @@ from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 NAMES = "LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"
 LENGTHS = np.array([T, 2, 4])
-WAYS = {
+OPTIONS = {
   "plain": {},
   "reverse": {"reverse": True, "seq_lengths": LENGTHS},
   "all": {
@@ -27,9 +27,9 @@ WAYS = {
     "time_major": True,
   },
 }
-EACH = pytest.mark.parametrize("name", NAMES)
-WAY = pytest.mark.parametrize(
-  "way",
+EACH_CELL = pytest.mark.parametrize("name", NAMES)
+EACH_OPTIONS = pytest.mark.parametrize(
+  "options",
   [pytest.param("plain", marks=pytest.mark.exhaustive), "reverse", "all"],
 )
 
@@ -41,57 +41,57 @@ def standard_ranks():
     yield
 
 
-def inputs(key, way):
-  shape = (T, B, D) if way.get("time_major") else (B, T, D)
+def inputs(key, options):
+  shape = (T, B, D) if options.get("time_major") else (B, T, D)
   return normal_like(key, jnp.zeros(shape))
 
 
-def valid(outputs, way):
-  """Return the outputs without padding, on which the two differ."""
-  if "seq_lengths" not in way:
+def valid(outputs, options):
+  """Return the outputs with 0 in the padding, where Flax has other values."""
+  if "seq_lengths" not in options:
     return outputs
-  outputs = outputs if way.get("time_major") else outputs.swapaxes(0, 1)
+  outputs = outputs if options.get("time_major") else outputs.swapaxes(0, 1)
   mask = np.arange(T)[:, None] < LENGTHS
   return jnp.where(mask[..., None], outputs, 0)
 
 
-@EACH
-@WAY
-def test_the_linen_module_is_that_of_flax(name, way, key):
-  way = WAYS[way]
-  xs = inputs(key, way)
+@EACH_CELL
+@EACH_OPTIONS
+def test_linen_rnn_has_the_values_and_gradients_of_flax(name, options, key):
+  options = OPTIONS[options]
+  xs = inputs(key, options)
   cell = getattr(linen, name)(H, param_dtype=jnp.float64)
   theirs, ours = (
     kind(cell, return_carry=True) for kind in (linen.RNN, LinenRNN)
   )
-  variables = theirs.init(key, xs, **way)
-  initial = ours.init(key, xs, **way)
+  variables = theirs.init(key, xs, **options)
+  initial = ours.init(key, xs, **options)
   assert jax.tree.map(jnp.shape, initial) == jax.tree.map(jnp.shape, variables)
   variables = normal_like(key, variables)
 
   def run(module):
     def f(variables, xs):
-      carry, outputs = module.apply(variables, xs, **way)
-      return carry, valid(outputs, way)
+      carry, outputs = module.apply(variables, xs, **options)
+      return carry, valid(outputs, options)
 
     return jax.jit(jax.value_and_grad(weighed(f, key), (0, 1)))(variables, xs)
 
   assert worst(run(ours), run(theirs)) < 1e-11
 
 
-@EACH
-def test_both_linen_modules_begin_with_the_same_weights(name, key):
+@EACH_CELL
+def test_linen_rnn_has_the_initial_weights_of_flax(name, key):
   xs = inputs(key, {}).astype(jnp.float32)
   cell = getattr(linen, name)(H)
   theirs, ours = (kind(cell).init(key, xs) for kind in (linen.RNN, LinenRNN))
   assert worst(ours, theirs) == 0
 
 
-@EACH
-@WAY
-def test_the_nnx_module_is_that_of_flax(name, way, key):
-  way = WAYS[way]
-  xs = inputs(key, way)
+@EACH_CELL
+@EACH_OPTIONS
+def test_nnx_rnn_has_the_values_and_gradients_of_flax(name, options, key):
+  options = OPTIONS[options]
+  xs = inputs(key, options)
   cell = getattr(nnx, name)(
     D, H, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
   )
@@ -105,8 +105,8 @@ def test_the_nnx_module_is_that_of_flax(name, way, key):
 
     def f(params, xs):
       merged = nnx.merge(graph, params, other)
-      carry, outputs = merged(xs, initial_carry=start, **way)
-      return carry, valid(outputs, way)
+      carry, outputs = merged(xs, initial_carry=start, **options)
+      return carry, valid(outputs, options)
 
     f = weighed(f, key)
     value, gradient = jax.jit(jax.value_and_grad(f, (0, 1)))(params, xs)
@@ -115,8 +115,8 @@ def test_the_nnx_module_is_that_of_flax(name, way, key):
   assert worst(run(NNXRNN), run(nnx.RNN)) < 1e-11
 
 
-@EACH
-def test_an_nnx_module_begins_with_a_zero_carry(name, key):
+@EACH_CELL
+def test_nnx_rnn_has_the_initial_carry_of_flax(name, key):
   xs = inputs(key, {}).astype(jnp.float32)
   cell = getattr(nnx, name)(D, H, rngs=nnx.Rngs(0))
   a, b = (kind(cell, rngs=nnx.Rngs(0))(xs) for kind in (NNXRNN, nnx.RNN))
@@ -135,7 +135,7 @@ def test_initial_carries_are_used(key):
   assert worst(a, b) < 1e-12
 
 
-def test_padding_is_zero_and_a_row_of_no_steps_keeps_its_carry(key):
+def test_padding_is_zero_and_an_empty_sequence_keeps_its_carry(key):
   xs = inputs(key, {})
   cell = linen.GRUCell(H, param_dtype=jnp.float64)
   variables = normal_like(key, LinenRNN(cell).init(key, xs))
@@ -152,20 +152,20 @@ def test_padding_is_zero_and_a_row_of_no_steps_keeps_its_carry(key):
 
 
 @pytest.mark.parametrize("cell", [lstm, gru, rnn])
-def test_weights_there_and_back_again_are_the_same(cell, key):
+def test_a_round_trip_keeps_the_weights_of_flax(cell, key):
   params, _, _ = arguments(cell, key)
   found_cell, found = from_linen(to_linen(params))
   assert found_cell is cell
   assert worst(found, params) == 0
 
 
-@EACH
+@EACH_CELL
 def test_weights_written_into_an_nnx_cell_are_its_weights(name, key):
   rngs = nnx.Rngs(0)
   cell = getattr(nnx, name)(
     D, H, dtype=jnp.float64, param_dtype=jnp.float64, rngs=rngs
   )
-  kind, params = from_nnx(cell)
+  our_cell, params = from_nnx(cell)
   params = normal_like(key, params)
   if hasattr(params, "b_n"):
     with pytest.raises(ValueError, match="no bias b_n, which must be 0"):
@@ -174,10 +174,11 @@ def test_weights_written_into_an_nnx_cell_are_its_weights(name, key):
   to_nnx(params, cell)
   assert worst(from_nnx(cell)[1], params) == 0
   xs = inputs(key, {})
-  _, hs = unroll(kind, params, kind.initial_state(params, (B,)), xs[:, 0][None])
+  state = our_cell.initial_state(params, (B,))
+  _, hs = unroll(our_cell, params, state, xs[:, 0][None])
   carry = cell.initialize_carry((B, D), nnx.Rngs(0))
   found, _ = cell(jax.tree.map(jnp.zeros_like, carry), xs[:, 0])
-  h = found[1] if kind is lstm else found
+  h = found[1] if our_cell is lstm else found
   assert worst(h, hs[0]) < 1e-12
 
 
@@ -191,7 +192,7 @@ def test_weights_that_do_not_fit_an_nnx_cell_are_named(key):
     to_nnx((1,), cell)
 
 
-def test_what_has_other_equations_is_refused(key):
+def test_a_cell_with_other_equations_is_refused(key):
   xs = inputs(key, {})
   for cell in (
     linen.GRUCell(H, gate_fn=linen.hard_sigmoid),

@@ -1,3 +1,5 @@
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +18,8 @@ from lstm_jax.interop import torch as interop
 from lstm_jax.sequence import init_stack, initial_stack_state
 from tests.draws import B, D, H, T, normal_like, worst
 
-KINDS = {"LSTM": lstm, "projected": projected_lstm, "GRU": gru, "RNN": rnn}
-EACH = pytest.mark.parametrize("kind", KINDS)
+CELLS = {"LSTM": lstm, "projected": projected_lstm, "GRU": gru, "RNN": rnn}
+ALL_CELLS = pytest.mark.parametrize("kind", CELLS)
 
 
 def make(torch, kind, **options):
@@ -26,7 +28,7 @@ def make(torch, kind, **options):
   return getattr(torch.nn, kind)(D, H, num_layers=2, **options)
 
 
-BOTH = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+DIRECTIONS = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 
 
 def stack(cell, key, both, sizes=(H, H), dtype=jnp.float64):
@@ -35,8 +37,8 @@ def stack(cell, key, both, sizes=(H, H), dtype=jnp.float64):
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
-@EACH
-@BOTH
+@ALL_CELLS
+@DIRECTIONS
 @pytest.mark.parametrize(
   ("dtype", "tolerance"),
   [
@@ -51,7 +53,7 @@ def test_outputs_and_every_gradient_are_those_of_torch(
   torch.manual_seed(0)
   module = make(torch, kind, bidirectional=both, dtype=getattr(torch, dtype))
   cell, layers = interop.from_torch(module.state_dict())
-  assert cell is KINDS[kind]
+  assert cell is CELLS[kind]
   xs = jnp.asarray(normal_like(key, jnp.zeros((T, B, D))), dtype)
   inputs = torch.tensor(np.asarray(xs), requires_grad=True)
   expected, _ = module(inputs)
@@ -75,46 +77,46 @@ def test_outputs_and_every_gradient_are_those_of_torch(
   for name, parameter in module.named_parameters():
     if name.startswith("bias_hh") and kind == "GRU":
       close(gradients[name][-H:], parameter.grad[-H:])
-    elif not name.startswith("bias_hh"):  # the sum's is in bias_ih
+    elif not name.startswith("bias_hh"):  # bias_ih has the sum's gradient
       close(gradients[name], parameter.grad)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
-@EACH
-def test_torch_computes_the_same_with_weights_from_here(kind, key, tmp_path):
+@ALL_CELLS
+def test_torch_computes_the_same_with_exported_weights(kind, key, tmp_path):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   load_file = pytest.importorskip("safetensors.torch").load_file
-  layers = stack(KINDS[kind], key, both=True)
+  layers = stack(CELLS[kind], key, both=True)
   interop.save(tmp_path / "weights.safetensors", layers)
   module = make(torch, kind, bidirectional=True, dtype=torch.float64)
   module.load_state_dict(load_file(tmp_path / "weights.safetensors"))
   xs = normal_like(key, jnp.zeros((T, B, D)))
   expected, _ = module(torch.tensor(np.asarray(xs)))
-  states = initial_stack_state(KINDS[kind], layers, (B,))
-  _, found = unroll_stack(KINDS[kind], layers, states, xs)
+  states = initial_stack_state(CELLS[kind], layers, (B,))
+  _, found = unroll_stack(CELLS[kind], layers, states, xs)
   assert worst(np.asarray(found), expected.detach().numpy()) < 1e-10
 
 
-@EACH
-@BOTH
-def test_there_and_back_again_is_the_same(kind, both, key, tmp_path):
-  layers = stack(KINDS[kind], key, both, sizes=(H, H, H))
+@ALL_CELLS
+@DIRECTIONS
+def test_a_round_trip_keeps_the_weights(kind, both, key, tmp_path):
+  layers = stack(CELLS[kind], key, both, sizes=(H, H, H))
   path = tmp_path / "weights.safetensors"
   interop.save(path, layers)
   for cell, same in (
     interop.load(path),
     interop.from_torch(interop.to_torch(layers)),
   ):
-    assert cell is KINDS[kind]
+    assert cell is CELLS[kind]
     assert isinstance(same[0], Directions) == both
     assert worst(same, layers) == 0
 
 
-@EACH
-def test_two_biases_are_added_and_none_is_zero(kind, key):
-  layers = stack(KINDS[kind], key, both=False, sizes=(H,))
+@ALL_CELLS
+def test_two_biases_are_added_and_a_missing_bias_is_zero(kind, key):
+  layers = stack(CELLS[kind], key, both=False, sizes=(H,))
   weights = interop.to_torch(layers)
-  cut = 2 * H if kind == "GRU" else None  # its candidate keeps both
+  cut = 2 * H if kind == "GRU" else None  # the candidate keeps both biases
   weights["bias_ih_l0"][:cut] -= 1
   weights["bias_hh_l0"][:cut] += 1
   assert worst(interop.from_torch(weights)[1], layers) < 1e-15 * 10
@@ -123,7 +125,7 @@ def test_two_biases_are_added_and_none_is_zero(kind, key):
   assert not found.b.any() and worst(found.w_h, layers[0].w_h) == 0
 
 
-def test_what_is_not_such_a_module_is_named(key, tmp_path):
+def test_an_invalid_state_dict_is_refused(key, tmp_path):
   good = interop.to_torch(stack(lstm, key, both=False))
 
   def refused(match, **changes):
@@ -136,15 +138,13 @@ def test_what_is_not_such_a_module_is_named(key, tmp_path):
   refused("bias_hh_l1 is missing", bias_hh_l1=None)
   refused(r"bias_ih_l0 must be \[24\], got \(3,\)", bias_ih_l0=np.ones(3))
   refused(r"must be \[4H, H\], \[3H, H\]", weight_hh_l0=np.ones((12, H)))
-  refused("not tensors of such a module: decoder", decoder=np.ones(2))
-  refused("not tensors of .* weight_hh_l2", weight_hh_l2=np.ones((24, H)))
+  refused("not tensors of an nn.LSTM.*: decoder", decoder=np.ones(2))
+  refused("not tensors of .*: weight_hh_l2", weight_hh_l2=np.ones((24, H)))
   refused(r"weight_hh_l0 must be \[24, 2\]", weight_hr_l0=np.ones((2, H)))
   refused("weight_hr_l0 must be .*'any', 6.* got", weight_hr_l0=np.ones((2, 3)))
-  refused(
-    "tensors of such a module: weight_hr_l1", weight_hr_l1=np.ones((2, H))
-  )
+  refused("not tensors of .*: weight_hr_l1", weight_hr_l1=np.ones((2, H)))
   refused("bias_ih_l0 must hold floats", bias_ih_l0=np.ones(24, int))
-  refused("weight_ih_l1 must take 6 inputs", weight_ih_l1=np.ones((24, 9)))
+  refused("weight_ih_l1 must have 6 inputs", weight_ih_l1=np.ones((24, 9)))
   with pytest.raises(ValueError, match="got nothing"):
     interop.from_torch({})
   with pytest.raises(ValueError, match="no cell with PeepholeLSTMParams"):
@@ -152,4 +152,17 @@ def test_what_is_not_such_a_module_is_named(key, tmp_path):
   path = tmp_path / "weights.safetensors"
   path.write_bytes(b"\x80\x04 not a safetensors file, but a pickle")
   with pytest.raises(ValueError, match="is not a safetensors file"):
+    interop.load(path)
+
+
+def test_without_safetensors_the_extra_to_install_is_named(
+  key, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "safetensors", None)
+  monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+  path = tmp_path / "weights.safetensors"
+  message = r"pip install 'lstm-jax\[interop\]'"
+  with pytest.raises(ModuleNotFoundError, match=message):
+    interop.save(path, stack(lstm, key, both=False))
+  with pytest.raises(ModuleNotFoundError, match=message):
     interop.load(path)

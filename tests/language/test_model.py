@@ -1,11 +1,12 @@
 import re
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import unroll_stack
+from lstm_jax import Autodiff, Explicit, Step, lstm, unroll_stack
 from lstm_jax.cells import affine
 from lstm_jax.language import (
   ModelConfig,
@@ -22,9 +23,8 @@ from tests.draws import B, H, T, normal_like, weighed, worst
 V, E = 11, 4
 
 
-def make(name, key, vjp="explicit", **options):
+def make(name, key, adjoint=Explicit(), **options):
   config = ModelConfig(
-    vocabulary_size=V,
     cell=TABLE[name].cell,
     embedding_size=E,
     hidden_size=H,
@@ -32,7 +32,7 @@ def make(name, key, vjp="explicit", **options):
     dtype=jnp.float64,
     **options,
   )
-  model = language_model(config, vjp=vjp)
+  model = language_model(config, V, adjoint=adjoint)
   start = model.init(key), model.initial_state((B,))
   params, state = normal_like(key, start)
   tokens = jax.random.randint(key, (T + 1, B), 0, V)
@@ -64,9 +64,9 @@ def test_apply_is_embedding_stack_and_readout_one_after_the_other(name, key):
 @NAMES
 def test_the_explicit_gradient_of_the_loss_is_that_of_autodiff(name, key):
   gradients = []
-  for vjp in ("explicit", "step", "autodiff"):
-    model, params, state, *block = make(name, key, vjp)
-    f = weighed(lambda p, s, m=model, b=block: m.loss(p, s, *b), key)
+  for adjoint in (Explicit(), Step(), Autodiff()):
+    model, params, state, *batch = make(name, key, adjoint)
+    f = weighed(lambda p, s, m=model, b=batch: m.loss(p, s, *b), key)
     gradients.append(jax.jit(jax.value_and_grad(f, (0, 1)))(params, state))
   assert worst(gradients[0], gradients[2]) < 1e-12
   assert worst(gradients[1], gradients[2]) < 1e-12
@@ -74,59 +74,62 @@ def test_the_explicit_gradient_of_the_loss_is_that_of_autodiff(name, key):
 
 @pytest.fixture(params=["table", "rows"])
 def path(request, monkeypatch):
-  """How E is read: a table of E W_x at any rate, or else for few words."""
-  table = 1 if request.param == "rows" else model_module.TABLE
-  monkeypatch.setattr(model_module, "TABLE", table)
+  """Whether a batch of few tokens uses the table E W_x or rows of E."""
+  table_rows = 1 if request.param == "rows" else model_module.TABLE_ROWS
+  monkeypatch.setattr(model_module, "TABLE_ROWS", table_rows)
   return request.param
 
 
 def gradients_of(key, monkeypatch, steps):
-  """Return both rules' gradients of a loss, and what the lowest layer read."""
-  seen = []
+  """Return both gradients, and w_x.shape and xs.dtype of the lowest layer."""
+  inputs = []
 
-  def spied(cell, layers, state, xs, **options):
-    seen.append((layers[0].w_x.shape, xs.dtype))
+  def spy(cell, layers, state, xs, **options):
+    inputs.append((layers[0].w_x.shape, xs.dtype))
     return unroll_stack(cell, layers, state, xs, **options)
 
-  monkeypatch.setattr(model_module, "unroll_stack", spied)
+  monkeypatch.setattr(model_module, "unroll_stack", spy)
   gradients = []
-  for vjp in ("explicit", "autodiff"):
-    model, params, state, *_ = make("lstm", key, vjp)
-    tokens = jnp.full((steps + 1, B), 2).at[1].set(V - 1)  # rows in common
+  for adjoint in (Explicit(), Autodiff()):
+    model, params, state, *_ = make("lstm", key, adjoint)
+    tokens = jnp.full((steps + 1, B), 2).at[1].set(V - 1)  # repeated tokens
 
     def f(params, model=model, state=state, tokens=tokens):
       return model.loss(params, state, tokens[:-1], tokens[1:])
 
     gradients.append(jax.jit(jax.grad(weighed(f, key)))(params))
-  return gradients, seen[0]
+  return gradients, inputs[0]
 
 
-def test_both_ways_of_reading_tokens_have_the_gradient_of_autodiff(
+def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
   path, key, monkeypatch
 ):
-  few = V // B  # steps whose tokens are fewer than V
-  (explicit, autodiff), read = gradients_of(key, monkeypatch, few)
+  few = V // B  # time steps with fewer than V tokens
+  (explicit, autodiff), inputs = gradients_of(key, monkeypatch, few)
   rows = path == "rows"
-  assert read == ((E if rows else V, 4 * H), jnp.float64 if rows else jnp.int64)
+  assert inputs == (
+    (E if rows else V, 4 * H),
+    jnp.float64 if rows else jnp.int64,
+  )
   assert worst(explicit, autodiff) < 1e-12
   assert np.abs(explicit.embedding[2]).max() > 1e-3
   assert not explicit.embedding[3].any()
 
 
-def test_a_block_of_as_many_tokens_as_the_vocabulary_makes_the_table(
+def test_a_batch_with_as_many_tokens_as_the_vocabulary_uses_the_table(
   key, monkeypatch
 ):
-  monkeypatch.setattr(model_module, "TABLE", 1)
+  monkeypatch.setattr(model_module, "TABLE_ROWS", 1)
   enough = -(-V // B)
-  _, read = gradients_of(key, monkeypatch, enough)
-  assert read == ((V, 4 * H), jnp.int64)
+  _, inputs = gradients_of(key, monkeypatch, enough)
+  assert inputs == ((V, 4 * H), jnp.int64)
 
 
 @pytest.mark.parametrize("term", ["dw", "dx"])
-def test_a_planted_error_in_reading_tokens_is_caught(
+def test_a_planted_error_in_the_embedding_is_caught(
   term, path, key, monkeypatch
 ):
-  """Rows of E are one `linear`, whose dW is E's gradient; the table another."""
+  """Rows of E have their gradient from dW of `linear`, the table from dx."""
   planted = plant(affine, term)
   monkeypatch.setattr(model_module, "linear", planted.linear)
   (explicit, autodiff), _ = gradients_of(key, monkeypatch, V // B)
@@ -137,33 +140,33 @@ def test_a_planted_error_in_reading_tokens_is_caught(
 
 
 def largest_array(compiled):
-  """Return the numbers in the largest array that a program ever has."""
+  """Return the number of elements in the largest array of a program."""
   shapes = re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())
   return max(int(np.prod([int(n) for n in s.split(",")])) for s in shapes)
 
 
-def test_no_array_of_all_logits_is_there_for_ten_thousand_words(key):
+def test_no_array_of_all_logits_is_stored_for_ten_thousand_words(key):
   steps, batch, words = 64, 32, 10_000
   logits = steps * batch * words
-  found = {}
-  for vjp in ("explicit", "autodiff"):
-    config = ModelConfig(words, embedding_size=8, hidden_size=16)
-    model = language_model(config, vjp=vjp)
+  largest = {}
+  for adjoint in (Explicit(), Autodiff()):
+    config = ModelConfig(embedding_size=8, hidden_size=16)
+    model = language_model(config, words, adjoint=adjoint)
     params = jax.eval_shape(model.init, key)
     state = jax.eval_shape(lambda m=model: m.initial_state((batch,)))
     tokens = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
     gradient = jax.jit(jax.grad(model.training_loss, has_aux=True))
     compiled = gradient.lower(params, state, tokens, tokens, key).compile()
     memory = compiled.memory_analysis().temp_size_in_bytes
-    found[vjp] = largest_array(compiled), memory
-  assert found["autodiff"][0] == logits  # the check sees it where it is
-  assert found["autodiff"][1] > 4 * logits
-  assert found["explicit"][0] < 0.3 * logits
-  assert found["explicit"][1] < 4 * logits
+    largest[adjoint] = largest_array(compiled), memory
+  assert largest[Autodiff()][0] == logits  # autodiff stores it
+  assert largest[Autodiff()][1] > 4 * logits
+  assert largest[Explicit()][0] < 0.3 * logits
+  assert largest[Explicit()][1] < 4 * logits
 
 
-def test_the_rows_of_many_words_are_added_up_by_one_scatter(key):
-  model = language_model(ModelConfig(10_000, embedding_size=8, hidden_size=16))
+def test_the_gradient_of_a_large_embedding_is_one_scatter(key):
+  model = language_model(ModelConfig(embedding_size=8, hidden_size=16), 10_000)
   params = jax.eval_shape(model.init, key)
   state = jax.eval_shape(lambda: model.initial_state((B,)))
   tokens = jax.ShapeDtypeStruct((T, B), jnp.int32)
@@ -174,7 +177,7 @@ def test_the_rows_of_many_words_are_added_up_by_one_scatter(key):
 
 
 @NAMES
-def test_the_state_returned_carries_on(name, key):
+def test_the_returned_state_continues_the_sequence(name, key):
   model, params, state, tokens, targets = make(name, key)
   apply = jax.jit(model.apply)
   _, logits = apply(params, state, tokens)
@@ -186,12 +189,12 @@ def test_the_state_returned_carries_on(name, key):
 
 
 def test_initial_weights_follow_the_configuration(key):
-  shapes = {"embedding_size": 30, "hidden_size": 40, "vocabulary_size": 50}
-  own = language_model(ModelConfig(**shapes)).init(key)
+  shapes = {"embedding_size": 30, "hidden_size": 40}
+  own = language_model(ModelConfig(**shapes), 50).init(key)
   assert abs(float(own.readout.std()) * 40**0.5 - 1) < 0.05
-  assert float(own.layers[0].b.sum()) == 40  # the forget gate's
+  assert float(own.layers[0].b.sum()) == 40  # of the forget gate
   config = ModelConfig(**shapes, init_std=0.1, readout_std=0.01)
-  drawn = language_model(config).init(key)
+  drawn = language_model(config, 50).init(key)
   (layer,) = drawn.layers
   for leaf in (drawn.embedding, layer.w_x, layer.w_h):
     assert abs(float(leaf.std()) / 0.1 - 1) < 0.05
@@ -200,43 +203,48 @@ def test_initial_weights_follow_the_configuration(key):
   assert not drawn.bias.any()
 
 
-def tied_model(vjp="explicit"):
+def tied_model(adjoint=Explicit()):
   return language_model(
-    ModelConfig(V, embedding_size=7, hidden_size=7, tied=True, dtype=float),
+    ModelConfig(embedding_size=7, hidden_size=7, tied=True, dtype=float),
+    V,
     regularizers=Regularizers(token_dropout=0.4),
-    vjp=vjp,
+    adjoint=adjoint,
   )
 
 
 def test_a_tied_readout_is_the_embedding(path, key):
   params = normal_like(key, tied_model().init(key))
   assert params.readout is None
-  shape = ModelConfig(V, embedding_size=7, hidden_size=7, dtype=float)
-  apart = language_model(shape, regularizers=Regularizers(token_dropout=0.4))
-  state = apart.initial_state((B,))
+  shape = ModelConfig(embedding_size=7, hidden_size=7, dtype=float)
+  untied = language_model(
+    shape, V, regularizers=Regularizers(token_dropout=0.4)
+  )
+  state = untied.initial_state((B,))
   steps = V // B if path == "rows" else T
   tokens = jax.random.randint(key, (steps + 1, B), 0, V)
 
-  def as_two(e):  # the same embedding, read in and out by a model of two
-    both = params._replace(embedding=7**0.5 * e, readout=e.T)
-    return apart.training_loss(both, state, tokens[:-1], tokens[1:], key)[0]
+  def untied_loss(e):  # the same embedding and readout as two matrices
+    untied_params = params._replace(embedding=7**0.5 * e, readout=e.T)
+    return untied.training_loss(
+      untied_params, state, tokens[:-1], tokens[1:], key
+    )[0]
 
-  def tied(e, vjp):
-    of = tied_model(vjp).training_loss
-    one = params._replace(embedding=e)
-    return of(one, state, tokens[:-1], tokens[1:], key)[0]
+  def tied_loss(e, adjoint):
+    model, tied_params = tied_model(adjoint), params._replace(embedding=e)
+    batch = tokens[:-1], tokens[1:]
+    return model.training_loss(tied_params, state, *batch, key)[0]
 
-  expected = jax.value_and_grad(as_two)(params.embedding)
-  for vjp in ("explicit", "step", "autodiff"):
-    found = jax.value_and_grad(tied)(params.embedding, vjp)
+  expected = jax.value_and_grad(untied_loss)(params.embedding)
+  for adjoint in (Explicit(), Step(), Autodiff()):
+    found = jax.value_and_grad(tied_loss)(params.embedding, adjoint)
     assert worst(found, expected) < 1e-12
   drawn = tied_model().init(key).embedding
-  assert abs(float(drawn.std()) * 7**0.5 - 1) < 0.3  # as a readout is
+  assert abs(float(drawn.std()) * 7**0.5 - 1) < 0.3  # initialized as a readout
 
 
-def test_a_tied_readout_of_another_size_is_refused(key):
+def test_a_tied_readout_needs_an_embedding_of_the_size_of_the_outputs(key):
   model = language_model(
-    ModelConfig(V, embedding_size=6, hidden_size=7, tied=True)
+    ModelConfig(embedding_size=6, hidden_size=7, tied=True), V
   )
   with pytest.raises(ValueError, match="top layer's outputs, 7, got 6"):
     model.init(key)
@@ -245,9 +253,8 @@ def test_a_tied_readout_of_another_size_is_refused(key):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"vocabulary_size": 0}, "vocabulary_size must be ≥ 1, got 0"),
-    ({"vocabulary_size": 5, "num_layers": 0}, "num_layers must be ≥ 1"),
-    ({"vocabulary_size": 5, "init_std": -1.0}, "init_std must be ≥ 0, got -1"),
+    ({"num_layers": 0}, r"num_layers must be in \[1, inf\), got 0"),
+    ({"init_std": -1.0}, r"init_std must be in \[0, inf\), got -1"),
   ],
 )
 def test_a_configuration_out_of_range_is_refused(options, message):
@@ -255,9 +262,64 @@ def test_a_configuration_out_of_range_is_refused(options, message):
     ModelConfig(**options)
 
 
-def test_the_held_out_loss_is_that_of_one_pass_over_every_token(
-  key, monkeypatch
-):
+def test_a_vocabulary_of_no_tokens_is_refused():
+  with pytest.raises(ValueError, match="vocabulary_size must be ≥ 1, got 0"):
+    language_model(ModelConfig(), 0)
+
+
+def test_equal_configurations_give_the_same_functions(key):
+  def config(hidden_size=5):
+    return ModelConfig(lstm, 3, hidden_size, compute_dtype=jnp.bfloat16)
+
+  model = language_model(config(), 9)
+  assert language_model(config(), 9) is model
+  assert language_model(config(), 9, regularizers=None, groups=1) is model
+  assert language_model(config(), vocabulary_size=9) is model
+  for other in (
+    language_model(config(6), 9),
+    language_model(config(), 10),
+    language_model(config(), 9, adjoint=Step()),
+    language_model(config(), 9, groups=2),
+    language_model(config(), 9, regularizers=Regularizers()),
+  ):
+    assert other.loss is not model.loss
+
+
+@contextmanager
+def count_compilations(counts):
+  """Append the number of programs that are compiled inside."""
+  names = []
+
+  def listen(name, seconds, **details):
+    del seconds, details
+    names.append(name)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+    counts.append(sum("backend_compile" in name for name in names))
+
+
+def test_an_equal_model_is_not_compiled_again(key):
+  compiled = []
+
+  def trained():
+    config = ModelConfig(embedding_size=3, hidden_size=5)
+    model = language_model(config, 9, regularizers=Regularizers(ar_coef=1.0))
+    tokens = jnp.arange(12).reshape(6, 2) % 9
+    batch = model.initial_state((2,)), tokens, tokens, key
+    params = model.init(key)
+    with count_compilations(compiled):
+      return jax.jit(model.training_loss)(params, *batch)
+
+  first, again = trained(), trained()
+  assert compiled[0] > 0 and compiled[1] == 0
+  assert worst(first, again) == 0
+
+
+def test_stateful_loss_is_the_loss_of_one_pass_over_the_text(key, monkeypatch):
   model, params, _, _, _ = make("lstm", key)
   tokens = np.asarray(jax.random.randint(key, (24,), 0, V), np.int32)
   zero = model.initial_state(())

@@ -22,11 +22,11 @@ def twin(hs, w, b, targets):
 
 @pytest.fixture(params=[1, 3 * B * V, 5 * B * V, 10**9])
 def chunks(request, monkeypatch):
-  """Logits at once: of one step, three, four (5 does not divide 12), all."""
-  monkeypatch.setattr(readout, "LOGITS", request.param)
+  """Logits of a chunk: 1 time step, 3, 4 (5 does not divide 12), or all."""
+  monkeypatch.setattr(readout, "MAX_LOGITS", request.param)
 
 
-def test_the_gradient_is_that_of_autodiff_in_any_chunks(chunks, key):
+def test_the_gradient_is_that_of_autodiff_for_chunks_of_any_size(chunks, key):
   leaves, targets = arguments(key)
 
   def gradient(f):
@@ -40,7 +40,9 @@ def test_the_gradient_is_that_of_autodiff_in_any_chunks(chunks, key):
 
 
 @pytest.mark.parametrize("groups", [1, B])
-def test_groups_of_streams_change_nothing(groups, chunks, key):
+def test_groups_of_the_batch_change_neither_loss_nor_gradient(
+  groups, chunks, key
+):
   leaves, targets = arguments(key)
 
   def in_groups(*leaves):
@@ -51,7 +53,7 @@ def test_groups_of_streams_change_nothing(groups, chunks, key):
   assert worst(found, value(*leaves)) < 1e-12
 
 
-def test_groups_must_divide_the_streams(key):
+def test_groups_must_divide_the_batch(key):
   leaves, targets = arguments(key)
   with pytest.raises(ValueError, match=r"multiple of 2 groups, got \(12, 3\)"):
     readout.grouped_linear_cross_entropy(*leaves, targets, 2)
@@ -71,7 +73,7 @@ def test_reverse_over_reverse_is_that_of_autodiff(key):
   assert worst(second(readout.linear_cross_entropy), second(twin)) < 1e-12
 
 
-def test_a_wrong_term_is_noticed(key, monkeypatch):
+def test_a_wrong_gradient_is_noticed(key, monkeypatch):
   leaves, targets = arguments(key)
   right = loss.backward
   monkeypatch.setattr(loss, "backward", lambda r, d: (1.01 * right(r, d)[0], 0))
@@ -79,7 +81,7 @@ def test_a_wrong_term_is_noticed(key, monkeypatch):
   assert worst(wrong, jax.grad(twin)(*leaves, targets)) > 1e-5
 
 
-def test_the_logits_of_a_whole_block_are_never_there():
+def test_the_logits_of_a_whole_batch_are_never_stored():
   shapes = (64, 32, 16), (16, 10_000), (10_000,)
   leaves = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
   targets = jax.ShapeDtypeStruct((64, 32), jnp.int32)
@@ -108,7 +110,7 @@ def test_bfloat16_products_keep_dtypes(key):
     assert 1e-5 < np.linalg.norm(a - b) / np.linalg.norm(b) < 2e-2
 
 
-def test_targets_that_do_not_fit_are_refused(key):
+def test_targets_of_another_shape_are_refused(key):
   leaves, targets = arguments(key)
   with pytest.raises(ValueError, match=r"targets must be \[12, 3\], got \(12"):
     readout.linear_cross_entropy(*leaves, targets[:, 0])

@@ -8,7 +8,7 @@ from lstm_jax.language.sampling import keep_top_k, keep_top_p
 
 V = 9
 MODEL = language_model(
-  ModelConfig(V, embedding_size=3, hidden_size=5, dtype=jnp.float64)
+  ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.float64), V
 )
 PROMPT = np.array([1, 4, 2])
 
@@ -57,7 +57,7 @@ def test_draws_have_the_probabilities_of_the_softmax(params, key):
       MODEL, params, key, PROMPT, 1, num_samples=20_000, temperature=temperature
     )
     found = np.bincount(drawn[:, 0], minlength=V) / len(drawn)
-    # Five deviations of a binomial share, for each of the tokens.
+    # Five standard deviations of a binomial share, for each token.
     assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 20_000) + 1e-4).all()
 
 
@@ -71,30 +71,31 @@ def test_top_k_keeps_the_k_likeliest():
 @pytest.mark.parametrize(
   ("p", "kept"), [(0.1, 1), (0.4, 1), (0.5, 2), (0.75, 3), (1.0, 4)]
 )
-def test_top_p_keeps_the_fewest_that_make_up_p(p, kept):
+def test_top_p_keeps_the_fewest_tokens_whose_probabilities_sum_to_p(p, kept):
   logits = jnp.log(jnp.array([[0.1, 0.45, 0.25, 0.2]]))
   found = np.isfinite(keep_top_p(logits, p))[0]
   order = [1, 2, 3, 0]
   assert found[order].tolist() == [True] * kept + [False] * (4 - kept)
 
 
-def test_a_token_that_is_never_drawn_leaves_the_others_their_shares(
+def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
   params, key
 ):
   _, logits = MODEL.apply(params, MODEL.initial_state(()), PROMPT)
   likeliest = int(logits[-1].argmax())
-  never = (likeliest, 2)
+  suppressed = (likeliest, 2)
   p = np.asarray(jax.nn.softmax(logits[-1])).copy()
-  p[list(never)] = 0
+  p[list(suppressed)] = 0
   p /= p.sum()
-  options = {"num_samples": 20_000, "never": never}
+  options = {"num_samples": 20_000, "suppress_tokens": suppressed}
   drawn = sample(MODEL, params, key, PROMPT, 1, **options)
   found = np.bincount(drawn[:, 0], minlength=V) / len(drawn)
-  assert found[list(never)].tolist() == [0, 0]
+  assert found[list(suppressed)].tolist() == [0, 0]
   assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 20_000) + 1e-4).all()
-  for way in ({"temperature": 0.0}, {"top_k": 2}, {"top_p": 1e-9}):
-    drawn = sample(MODEL, params, key, PROMPT, 40, never=never, **way)
-    assert not np.isin(drawn, never).any()
+  for options in ({"temperature": 0.0}, {"top_k": 2}, {"top_p": 1e-9}):
+    options |= {"suppress_tokens": suppressed}
+    drawn = sample(MODEL, params, key, PROMPT, 40, **options)
+    assert not np.isin(drawn, suppressed).any()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_a_token_that_is_never_drawn_leaves_the_others_their_shares(
     ({"temperature": float("nan")}, "temperature must be finite"),
     ({"top_k": 0}, "top_k must be ≥ 1, got 0"),
     ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0"),
-    ({"never": tuple(range(V))}, "never leaves none of 9 tokens to draw"),
+    ({"suppress_tokens": tuple(range(V))}, "leave at least one of 9 tokens"),
   ],
 )
 def test_options_out_of_range_are_refused(options, message, params, key):

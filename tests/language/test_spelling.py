@@ -32,7 +32,7 @@ def test_the_probabilities_are_those_of_the_docstring():
   assert abs(found - expected) < 1e-12 * expected
 
 
-def test_all_words_together_have_a_probability_of_one(monkeypatch):
+def test_the_probabilities_of_all_words_sum_to_one(monkeypatch):
   """Over an alphabet of one letter, whose words can be listed."""
   monkeypatch.setattr(spelling, "CODE_POINTS", 1)
   nats = spelling_nats(["a", "aaa", "aaa"], ["a" * n for n in range(300)])

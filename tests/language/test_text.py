@@ -7,52 +7,53 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstm_jax.language import characters, read_text, split
+from lstm_jax.language import CharTokenizer, read_text, split
 
 POEMS = Path(__file__).parents[2] / "data" / "shakespeare.txt"
 
 
 @given(st.text(min_size=1))
 def test_decode_is_the_inverse_of_encode(text):
-  vocabulary = characters(text)
-  tokens = vocabulary.encode(text)
+  tokenizer = CharTokenizer.from_text(text)
+  tokens = tokenizer.encode(text)
   assert tokens.dtype == np.int32
-  assert vocabulary.decode(tokens) == text
-  assert vocabulary.size == len(set(text)) == int(tokens.max()) + 1
+  assert tokenizer.decode(tokens) == text
+  assert tokenizer.size == len(set(text)) == int(tokens.max()) + 1
 
 
-def test_the_vocabulary_is_sorted_whatever_the_order_of_the_text():
-  assert characters("zebra").symbols == characters("arbez").symbols == "aberz"
+def test_the_vocabulary_is_sorted_for_any_order_of_the_text():
+  for text in ("zebra", "arbez"):
+    assert CharTokenizer.from_text(text).symbols == "aberz"
 
 
-def test_a_character_that_is_not_known_is_named_with_its_position():
-  vocabulary = characters("abc")
+def test_an_unknown_character_is_named_with_its_position():
+  tokenizer = CharTokenizer.from_text("abc")
   for text, name in (("abcabdx", "'d' at position 5"), ("é", "'é' at posi")):
     with pytest.raises(ValueError, match=name):
-      vocabulary.encode(text)
+      tokenizer.encode(text)
   with pytest.raises(ValueError, match="at least one character"):
-    characters("")
+    CharTokenizer.from_text("")
 
 
-def test_the_poems_are_those_of_the_table():
+def test_the_poems_are_those_that_their_readme_describes():
   data = POEMS.read_bytes()
   digest = hashlib.sha256(data).hexdigest()
   assert len(data) == 205_315
-  assert characters(read_text(POEMS)).size == 64
+  assert CharTokenizer.from_text(read_text(POEMS)).size == 64
   assert digest in (POEMS.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_share_of_a_round_number_is_exact():
-  assert [len(side) for side in split(np.arange(100), 0.9)] == [10, 90]
+def test_a_split_of_a_round_number_of_tokens_is_exact():
+  assert [len(part) for part in split(np.arange(100), 0.9)] == [10, 90]
 
 
-def test_the_split_of_tiny_shakespeare_is_the_usual_one():
+def test_tiny_shakespeare_is_split_as_in_nanogpt():
   path = os.environ.get("LSTM_JAX_DATA")
   if not path:
     pytest.skip("LSTM_JAX_DATA names no copy of Tiny Shakespeare")
   text = read_text(path)
-  training, held_out = split(characters(text).encode(text), 0.1)
-  assert (len(training), len(held_out)) == (1_003_854, 111_540)
+  training, validation = split(CharTokenizer.from_text(text).encode(text), 0.1)
+  assert (len(training), len(validation)) == (1_003_854, 111_540)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +83,14 @@ def test_line_ends_and_byte_order_marks_are_not_text(tmp_path):
   assert read_text(path) == "one\ntwo\nthree\n"
 
 
-@pytest.mark.parametrize("share", [0, 1, -0.1, float("nan")])
-def test_a_share_outside_zero_and_one_is_refused(share):
-  with pytest.raises(ValueError, match=r"must be in \(0, 1\), got"):
-    split(np.arange(10), share)
+@pytest.mark.parametrize("val_fraction", [0, 1, -0.1, float("nan")])
+def test_a_val_fraction_outside_zero_and_one_is_refused(val_fraction):
+  message = r"val_fraction must be in \(0, 1\), got"
+  with pytest.raises(ValueError, match=message):
+    split(np.arange(10), val_fraction)
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 10])
-def test_a_side_of_less_than_two_tokens_is_refused(length):
+def test_a_part_of_fewer_than_two_tokens_is_refused(length):
   with pytest.raises(ValueError, match=f"too short: of {length} tokens"):
     split(np.arange(length), 0.1)

@@ -5,8 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import Directions, lstm, unroll, unroll_both, unroll_stack
-from lstm_jax.sequence import init_stack, initial_stack_state
+from lstm_jax import (
+  Autodiff,
+  Directions,
+  Explicit,
+  init_stack,
+  initial_stack_state,
+  lstm,
+  unroll,
+  unroll_both,
+  unroll_stack,
+)
 from tests.contract import CELLS
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -24,17 +33,17 @@ def both(cell, key):
 def test_both_directions_have_the_gradient_of_autodiff(cell, merge, key):
   args = both(cell, key)
 
-  def gradient(**rule):
-    run = partial(unroll_both, cell, merge=merge, lengths=LENGTHS, **rule)
+  def gradient(**options):
+    run = partial(unroll_both, cell, merge=merge, lengths=LENGTHS, **options)
     return jax.jit(jax.value_and_grad(weighed(run, key), (0, 1, 2)))(*args)
 
-  expected = gradient(vjp="autodiff")
+  expected = gradient(adjoint=Autodiff())
   assert worst(gradient(), expected) < 1e-12
-  assert worst(gradient(chunk=2), expected) < 1e-12
+  assert worst(gradient(adjoint=Explicit(chunk=2)), expected) < 1e-12
 
 
 @CELLS
-def test_both_directions_are_two_unrolled_and_merged(cell, key):
+def test_both_directions_equal_two_unrolls_merged(cell, key):
   params, states, xs = both(cell, key)
   last, hs = unroll(cell, params.forward, states.forward, xs)
   first, reversed_hs = unroll(
@@ -48,7 +57,7 @@ def test_both_directions_are_two_unrolled_and_merged(cell, key):
 
 
 @CELLS
-def test_a_stack_of_both_directions_with_skips_is_that_by_hand(cell, key):
+def test_a_bidirectional_stack_with_skips_equals_its_layers_by_hand(cell, key):
   params = init_stack(cell, key, D, (H, H), bidirectional=True, dtype=float)
   params = normal_like(key, params)
   states = initial_stack_state(cell, params, (B,))
@@ -60,7 +69,7 @@ def test_a_stack_of_both_directions_with_skips_is_that_by_hand(cell, key):
   assert worst((last, hs), ((low, top), middle + high)) < 1e-12
 
 
-def test_dropout_between_layers_is_that_of_its_key(key):
+def test_dropout_between_layers_depends_on_its_key_alone(key):
   params = init_stack(lstm, key, D, (H, H, 2), dtype=float)
   states = initial_stack_state(lstm, params, (B,))
   _, _, xs = arguments(lstm, key)
@@ -84,8 +93,8 @@ def test_batch_major_stacks_exchange_axes(key):
   assert worst(found, (last, hs.swapaxes(0, 1))) == 0
 
 
-def test_what_does_not_fit_is_named(key):
+def test_error_messages_name_what_does_not_fit(key):
   with pytest.raises(ValueError, match="merge must be concat or sum, got 'mea"):
     unroll_both(lstm, *both(lstm, key), merge="mean")
-  with pytest.raises(ValueError, match="at least one layer, got none"):
+  with pytest.raises(ValueError, match="at least one layer, got 0"):
     init_stack(lstm, key, D, ())

@@ -10,7 +10,7 @@ from tests.draws import B, D, T, arguments, normal_like, worst
 
 
 def by_autodiff(cell, params, state, xs, d_last):
-  """Differentiate by something added to the state after t steps, for all t."""
+  """Return autodiff's gradient for an addend of each of the T + 1 states."""
 
   def loss(added):
     def body(state, inputs):
@@ -30,7 +30,7 @@ def by_autodiff(cell, params, state, xs, d_last):
 
 @CELLS
 @pytest.mark.parametrize("batch", [(B,), (), (2, B)])
-def test_every_cotangent_is_that_of_a_state_put_in(cell, batch, key):
+def test_every_cotangent_is_the_gradient_for_that_state(cell, batch, key):
   params, state, xs = arguments(cell, key, batch=batch)
   d_last = normal_like(key, state)
   found = state_cotangents(cell, params, state, xs, d_last)
@@ -39,7 +39,7 @@ def test_every_cotangent_is_that_of_a_state_put_in(cell, batch, key):
 
 
 @CELLS
-def test_the_first_row_is_the_gradient_of_unroll_and_the_last_is_given(
+def test_the_first_row_is_the_gradient_of_unroll_and_the_last_is_d_last(
   cell, key
 ):
   params, state, xs = arguments(cell, key)
@@ -64,7 +64,7 @@ def test_tokens_are_one_hot_rows(cell, key):
 
 @NAMES
 def test_planted_errors_of_the_recurrence_are_caught(name, key):
-  """A backward of 1 % too much, in any term that the state's is made of."""
+  """Scales each term of the state's cotangent by 1.01."""
   cell = TABLE[name].cell
   params, state, xs = arguments(cell, key)
   d_last = normal_like(key, state)
@@ -72,13 +72,13 @@ def test_planted_errors_of_the_recurrence_are_caught(name, key):
   planted = [t for t in ("dh", "dc", "da", "dc_sum") if t in terms(cell)]
   assert "dh" in planted
   for term in planted:
-    wrong = plant(cell, term)  # whose NamedTuples may be its own
+    wrong = plant(cell, term)  # a module with its own NamedTuples
     params, state, xs = arguments(wrong, key)
     found = state_cotangents(wrong, params, state, xs, normal_like(key, state))
     assert worst(tuple(found), tuple(expected)) > 1e-4, term
 
 
-def test_what_does_not_fit_is_refused(key):
+def test_error_messages_name_what_does_not_fit(key):
   params, state, xs = arguments(lstm, key)
   for message, changes in (
     (r"xs must have at least one step \(T ≥ 1\), got \(0,", {"xs": xs[:0]}),

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstm_jax import lstm, unroll
+from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
 from lstm_jax.sequence import regularize, wrappers
-from lstm_jax.testing._gradcheck import gradcheck
-from lstm_jax.testing.mutation import plant, terms
+from lstm_jax.sequence.scan import ScanOptions, scan_sequence
+from lstm_jax.testing import gradcheck, plant, terms
 from tests.contract import CELLS, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -23,18 +23,18 @@ RESET = DRAW.random((T, B)) < 0.4
 LENGTHS = np.array([T, 0, 2])
 
 
-def keeps(cell):
+def zoneout_mask(cell):
   state = cell.initial_state(cell.init(jax.random.key(0), D, H), (B,))
   rates = type(state)(*(0.3 for _ in state))
   return regularize.zoneout(jax.random.key(1), state, T, rates)
 
 
-def expectation(cell):
+def zoneout_rates(cell):
   state = cell.initial_state(cell.init(jax.random.key(0), D, H), (B,))
   return type(state)(*(0.25 for _ in state))
 
 
-def dropped(cell, *axes):
+def dropout_factors(cell, *axes):
   size = cell.init(jax.random.key(0), D, H).w_h.shape[0]
   return regularize.factors(jax.random.key(2), (*axes, size), 0.5)
 
@@ -44,16 +44,16 @@ FEATURES = {
   "lengths": lambda cell: {"lengths": LENGTHS},
   "reset": lambda cell: {"reset": RESET},
   "reverse": lambda cell: {"reverse": True},
-  "zoneout": lambda cell: {"zoneout": keeps(cell)},
-  "expected zoneout": lambda cell: {"zoneout": expectation(cell)},
-  "state dropout": lambda cell: {"state_dropout": dropped(cell, B)},
+  "zoneout": lambda cell: {"zoneout": zoneout_mask(cell)},
+  "expected zoneout": lambda cell: {"zoneout": zoneout_rates(cell)},
+  "state dropout": lambda cell: {"state_dropout": dropout_factors(cell, B)},
   "all": lambda cell: {
     "mask": MASK,
     "lengths": LENGTHS,
     "reset": RESET,
     "reverse": True,
-    "zoneout": keeps(cell),
-    "state_dropout": dropped(cell, T, B),
+    "zoneout": zoneout_mask(cell),
+    "state_dropout": dropout_factors(cell, T, B),
   },
 }
 EACH = pytest.mark.parametrize("feature", FEATURES)
@@ -67,11 +67,11 @@ def value_and_gradient(cell, key, args, **options):
 
 @CELLS
 @EACH
-def test_every_rule_has_the_gradient_of_autodiff(cell, feature, key):
+def test_every_adjoint_has_the_gradient_of_autodiff(cell, feature, key):
   args, options = arguments(cell, key), FEATURES[feature](cell)
   a, b, c = (
-    value_and_gradient(cell, key, args, vjp=vjp, **options)
-    for vjp in ("explicit", "step", "autodiff")
+    value_and_gradient(cell, key, args, adjoint=adjoint, **options)
+    for adjoint in (Explicit(), Step(), Autodiff())
   )
   assert worst(a, c) < 1e-12
   assert worst(b, c) < 1e-12
@@ -83,7 +83,9 @@ def test_every_rule_has_the_gradient_of_autodiff(cell, feature, key):
 def test_chunks_change_nothing(cell, feature, chunk, key):
   args, options = arguments(cell, key), FEATURES[feature](cell)
   expected = value_and_gradient(cell, key, args, **options)
-  found = value_and_gradient(cell, key, args, chunk=chunk, **options)
+  found = value_and_gradient(
+    cell, key, args, adjoint=Explicit(chunk=chunk), **options
+  )
   assert worst(found, expected) < 1e-12
 
 
@@ -92,29 +94,29 @@ def test_chunks_change_nothing(cell, feature, chunk, key):
   "feature", ["all", *(pytest.param(x, marks=EXHAUSTIVE) for x in FEATURES)]
 )
 @pytest.mark.parametrize("chunk", [None, 2, T, T + 1])
-def test_recompute_is_gates(cell, feature, chunk, key):
+def test_recomputing_changes_nothing(cell, feature, chunk, key):
   args, options = arguments(cell, key), FEATURES[feature](cell)
   expected = value_and_gradient(cell, key, args, **options)
-  rule = {"residuals": "recompute", "chunk": chunk}
-  found = value_and_gradient(cell, key, args, **rule, **options)
+  adjoint = Explicit("recompute", chunk)
+  found = value_and_gradient(cell, key, args, adjoint=adjoint, **options)
   assert worst(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("feature", ["reverse", "all"])
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 @pytest.mark.parametrize("chunk", [None, 2])
-def test_tokens_have_the_features_too(feature, residuals, chunk, key):
+def test_the_features_work_on_tokens(feature, residuals, chunk, key):
   params, state, _ = arguments(lstm, key)
   args = params, state, jax.random.randint(key, (T, B), 0, D)
   options = FEATURES[feature](lstm)
-  rule = {"residuals": residuals, "chunk": chunk}
-  a = value_and_gradient(lstm, key, args, **rule, **options)
-  b = value_and_gradient(lstm, key, args, vjp="autodiff", **options)
+  adjoint = Explicit(residuals, chunk)
+  a = value_and_gradient(lstm, key, args, adjoint=adjoint, **options)
+  b = value_and_gradient(lstm, key, args, adjoint=Autodiff(), **options)
   assert worst(a, b) < 1e-12
 
 
 def loop(cell, params, state, xs, mask, reset, zeros):
-  """Row after row and step after step, in the words of the docstring."""
+  """Return the last states and outputs, by a loop over rows and time steps."""
   last, outputs = [], np.zeros((T, *state.h.shape))
   for b in range(B):
     s = jax.tree.map(lambda leaf: leaf[b], state)  # noqa: B023
@@ -130,7 +132,7 @@ def loop(cell, params, state, xs, mask, reset, zeros):
 
 
 @CELLS
-def test_masks_lengths_and_resets_are_the_loop_that_they_replace(cell, key):
+def test_masks_lengths_and_resets_equal_a_loop_over_steps(cell, key):
   params, state, xs = arguments(cell, key)
   mask = MASK & (np.arange(T)[:, None] < LENGTHS)
   zeros = jax.tree.map(jnp.zeros_like, jax.tree.map(lambda s: s[0], state))
@@ -142,7 +144,7 @@ def test_masks_lengths_and_resets_are_the_loop_that_they_replace(cell, key):
 
 
 @CELLS
-def test_lengths_are_a_mask(cell, key):
+def test_lengths_equal_a_mask(cell, key):
   args = arguments(cell, key)
   mask = np.arange(T)[:, None] < LENGTHS
   a = value_and_gradient(cell, key, args, lengths=LENGTHS)
@@ -152,7 +154,7 @@ def test_lengths_are_a_mask(cell, key):
 
 
 @CELLS
-def test_a_row_of_no_steps_keeps_its_state(cell, key):
+def test_a_row_of_length_zero_keeps_its_state(cell, key):
   params, state, xs = arguments(cell, key)
   last, hs = unroll(cell, params, state, xs, lengths=np.zeros(B, int))
   assert worst(last, state) == 0 and not hs.any()
@@ -174,21 +176,21 @@ def test_each_row_is_reversed_within_its_own_length(cell, key):
 
 @CELLS
 @pytest.mark.parametrize(
-  "junk",
+  "value",
   [np.nan, *(pytest.param(x, marks=EXHAUSTIVE) for x in (np.inf, 1e300))],
 )
-@pytest.mark.parametrize("vjp", ["explicit", "step", "autodiff"])
-def test_junk_in_masked_inputs_reaches_nothing(cell, junk, vjp, key):
+@pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
+def test_masked_inputs_reach_no_output_or_gradient(cell, value, adjoint, key):
   params, state, xs = arguments(cell, key)
-  dirty = jnp.where(MASK[..., None], xs, junk)
-  options = {"mask": MASK, "vjp": vjp}
+  dirty = jnp.where(MASK[..., None], xs, value)
+  options = {"mask": MASK, "adjoint": adjoint}
   clean = value_and_gradient(cell, key, (params, state, xs), **options)
   found = value_and_gradient(cell, key, (params, state, dirty), **options)
   assert worst(found, clean) == 0
   assert not found[1][2][~MASK].any()
 
 
-def test_junk_tokens_reach_nothing(key):
+def test_masked_tokens_reach_no_output_or_gradient(key):
   params, state, _ = arguments(lstm, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
   dirty = jnp.where(MASK, tokens, -(2**30))
@@ -200,7 +202,7 @@ def test_junk_tokens_reach_nothing(key):
 
 
 @CELLS
-def test_a_reset_cuts_the_sequence(cell, key):
+def test_a_reset_separates_two_sequences(cell, key):
   params, state, xs = arguments(cell, key)
   reset = np.zeros((T, B), bool)
   reset[2] = True
@@ -216,46 +218,58 @@ def test_a_reset_cuts_the_sequence(cell, key):
 
 
 @CELLS
-def test_a_feature_that_is_off_compiles_to_the_plain_program(cell, key):
+def test_a_feature_that_is_off_costs_nothing(cell, key):
+  """By default, `unroll` compiles to the bare scan over the whole sequence."""
   args = arguments(cell, key)
 
-  def text(**options):
-    f = jax.grad(weighed(partial(unroll, cell, **options), key), (0, 1, 2))
+  def program(run):
+    f = jax.grad(weighed(run, key), (0, 1, 2))
     return jax.jit(f).lower(*args).as_text()
 
+  bare = program(lambda *args: scan_sequence(cell, ScanOptions(), *args, ()))
   off = {
     "mask": None,
     "lengths": None,
     "reset": None,
     "zoneout": None,
     "state_dropout": None,
+    "time_major": True,
     "reverse": False,
-    "residuals": "gates",
-    "chunk": None,
+    "adjoint": Explicit(residuals="gates", chunk=None),
+    "compute_dtype": None,
   }
-  assert text(**off) == text()
-  assert text(mask=MASK) != text()
+  assert program(partial(unroll, cell)) == bare
+  assert program(partial(unroll, cell, **off)) == bare
+  on = {
+    "mask": np.ones((T, B), bool),
+    "lengths": np.full(B, T),
+    "reset": np.zeros((T, B), bool),
+    "zoneout": type(args[1])(*(False for _ in args[1])),
+    "state_dropout": jnp.ones(()),
+  }
+  for name, value in on.items():
+    assert program(partial(unroll, cell, **{name: value})) != bare, name
 
 
 @CELLS
 def test_features_that_change_nothing_are_exact(cell, key):
   args = arguments(cell, key)
   plain = value_and_gradient(cell, key, args)
-  none = type(args[1])(*(False for _ in args[1]))
+  no_zoneout = type(args[1])(*(False for _ in args[1]))
   for options in (
     {"mask": np.ones((T, B), bool)},
     {"lengths": np.full(B, T)},
     {"reset": np.zeros((T, B), bool)},
-    {"zoneout": none},
+    {"zoneout": no_zoneout},
     {"state_dropout": jnp.ones(())},
-    {"chunk": T},
+    {"adjoint": Explicit(chunk=T)},
   ):
     found = value_and_gradient(cell, key, args, **options)
     assert worst(found, plain) < 1e-14 * H
 
 
 @CELLS
-def test_all_kept_by_zoneout_is_no_step(cell, key):
+def test_zoneout_of_everything_leaves_the_state_unchanged(cell, key):
   params, state, xs = arguments(cell, key)
   every = type(state)(*(True for _ in state))
   last, hs = unroll(cell, params, state, xs, zoneout=every)
@@ -264,7 +278,7 @@ def test_all_kept_by_zoneout_is_no_step(cell, key):
 
 
 @CELLS
-def test_batch_major_is_time_major_with_axes_exchanged(cell, key):
+def test_batch_major_equals_time_major_with_axes_exchanged(cell, key):
   params, state, xs = arguments(cell, key)
   last, hs = unroll(cell, params, state, xs, mask=MASK, reset=RESET)
   found = unroll(
@@ -283,20 +297,20 @@ def test_batch_major_is_time_major_with_axes_exchanged(cell, key):
 def test_reverse_over_reverse_is_that_of_autodiff(cell, key):
   args, options = arguments(cell, key), FEATURES["all"](cell)
 
-  def second(**rule):
-    f = partial(unroll, cell, **rule, **options)
+  def second(adjoint):
+    f = partial(unroll, cell, adjoint=adjoint, **options)
     first = jax.grad(weighed(f, key), (0, 1, 2))
     return jax.jit(jax.grad(weighed(first, key), (0, 1, 2)))(*args)
 
-  expected = second(vjp="autodiff")
+  expected = second(adjoint=Autodiff())
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-  assert worst(second(chunk=2), expected) < 1e-12 * size
-  found = second(chunk=2, residuals="recompute")
+  assert worst(second(adjoint=Explicit(chunk=2)), expected) < 1e-12 * size
+  found = second(adjoint=Explicit("recompute", 2))
   assert worst(found, expected) < 1e-12 * size
 
 
 @CELLS
-def test_ensembles_are_loops(cell, key):
+def test_vmap_over_all_arguments_equals_a_loop(cell, key):
   """vmap over weights, states, inputs and masks together."""
   many = [arguments(cell, k) for k in jax.random.split(key, 2)]
   masks = jnp.stack([MASK, ~MASK])
@@ -315,7 +329,7 @@ def test_ensembles_are_loops(cell, key):
 @CELLS
 @EACH
 def test_bfloat16_products_cost_a_bounded_error_and_no_dtype(cell, feature):
-  key = jax.random.key(1)  # of key 0 a layer norm divides by little
+  key = jax.random.key(1)  # with key 0, a layer norm divides by a small number
   exact = jax.tree.map(lambda x: x / 8, arguments(cell, key))
   args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
   options = FEATURES[feature](cell)
@@ -340,10 +354,10 @@ def test_any_pattern_of_masks_and_resets(name, mask, reset):
   cell, key = TABLE[name].cell, jax.random.key(0)
   mask, reset = (np.reshape(m, (T, B)) for m in (mask, reset))
   a, b = (
-    _compiled(name, vjp)(
+    _compiled(name, adjoint)(
       *arguments(cell, key), jnp.array(mask), jnp.array(reset)
     )
-    for vjp in ("explicit", "autodiff")
+    for adjoint in (Explicit(), Autodiff())
   )
   assert worst(a, b) < 1e-12
 
@@ -377,15 +391,15 @@ def test_any_combination_has_the_gradient_of_autodiff(data):
     "lengths": None if lengths is None else np.array(lengths),
     "reverse": draw(st.booleans(), "reverse"),
   }
-  policy = {
-    "residuals": draw(st.sampled_from(["gates", "recompute"]), "residuals"),
-    "chunk": draw(st.none() | st.integers(1, 5), "chunk"),
-  }
+  adjoint = Explicit(
+    residuals=draw(st.sampled_from(["gates", "recompute"]), "residuals"),
+    chunk=draw(st.none() | st.integers(1, 5), "chunk"),
+  )
   args = params, state, xs
-  found = value_and_gradient(cell, key, args, **policy, **options)
-  expected = value_and_gradient(cell, key, args, vjp="autodiff", **options)
+  found = value_and_gradient(cell, key, args, adjoint=adjoint, **options)
+  expected = value_and_gradient(cell, key, args, adjoint=Autodiff(), **options)
   size = max(1, *(float(abs(x).max()) for x in jax.tree.leaves(expected)))
-  # In float32 a layer norm that divides by little magnifies the rounding.
+  # A layer norm that divides by a small number magnifies float32's rounding.
   tolerance = 1e-12 if dtype == jnp.float64 else 2e-4
   assert worst(found, expected) < tolerance * size
 
@@ -393,34 +407,35 @@ def test_any_combination_has_the_gradient_of_autodiff(data):
 _PROGRAMS = {}
 
 
-def _compiled(name, vjp):
-  if (name, vjp) not in _PROGRAMS:
+def _compiled(name, adjoint):
+  if (name, adjoint) not in _PROGRAMS:
 
     def run(params, state, xs, mask, reset):
       cell = TABLE[name].cell
-      return unroll(cell, params, state, xs, mask=mask, reset=reset, vjp=vjp)
+      options = {"mask": mask, "reset": reset, "adjoint": adjoint}
+      return unroll(cell, params, state, xs, **options)
 
     scalar = weighed(run, jax.random.key(0))
-    _PROGRAMS[name, vjp] = jax.jit(jax.value_and_grad(scalar, (0, 1, 2)))
-  return _PROGRAMS[name, vjp]
+    _PROGRAMS[name, adjoint] = jax.jit(jax.value_and_grad(scalar, (0, 1, 2)))
+  return _PROGRAMS[name, adjoint]
 
 
 @pytest.mark.parametrize("term", terms(wrappers))
 def test_every_error_planted_in_the_wrappers_is_caught(term, key):
   planted = plant(wrappers, term)
   args, options = arguments(lstm, key), FEATURES["all"](lstm)
-  kept = options["zoneout"], options["state_dropout"]
+  rates, factors = options["zoneout"], options["state_dropout"]
 
-  def run(wraps, rule, args):
-    cell = wraps.keeping_its_input(lstm)
+  def run(wraps, adjoint, args):
+    cell = wraps.saving_input_h(lstm)
     cell = wraps.masked(
       wraps.resettable(wraps.zoneout(wraps.state_dropout(cell)))
     )
-    step = cell.step if rule == "step" else lambda *a: cell.forward(*a)[0]
+    step = cell.step if adjoint == "step" else lambda *a: cell.forward(*a)[0]
     params, state, xs = args
     for t in range(T):
-      keep = jax.tree.map(lambda k: k[t], kept[0])  # noqa: B023
-      state = step(params, state, xs[t], MASK[t], RESET[t], keep, kept[1][t])
+      rate = jax.tree.map(lambda k: k[t], rates)  # noqa: B023
+      state = step(params, state, xs[t], MASK[t], RESET[t], rate, factors[t])
     return state
 
   report = gradcheck(
@@ -434,7 +449,7 @@ def test_every_error_planted_in_the_wrappers_is_caught(term, key):
   assert max(t.explicit_autodiff.relative for t in report.tensors) > 1e-4
 
 
-def test_what_does_not_fit_is_named(key):
+def test_error_messages_name_what_does_not_fit(key):
   params, state, xs = arguments(lstm, key)
   run = partial(unroll, lstm, params, state, xs)
   with pytest.raises(ValueError, match=r"mask must be bool \[5, 3\], got flo"):
@@ -453,11 +468,3 @@ def test_what_does_not_fit_is_named(key):
     run(zoneout=normal_like(key, type(state)(xs, xs)))
   with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):
     run(state_dropout=jnp.ones((T, T, B, H)))
-  with pytest.raises(ValueError, match="chunk must be at least 1"):
-    run(chunk=0)
-  with pytest.raises(ValueError, match="go with vjp='explicit', got 2, 'gate"):
-    run(chunk=2, vjp="autodiff")
-  with pytest.raises(ValueError, match="go with vjp='explicit', got None, 're"):
-    run(residuals="recompute", vjp="step")
-  with pytest.raises(ValueError, match="residuals must be gates or recompute"):
-    run(residuals="states")

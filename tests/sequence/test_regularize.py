@@ -13,7 +13,7 @@ def test_dropout_keeps_the_expectation_and_drops_at_the_rate(key):
   x = jnp.full((200, 500), 2.0)
   dropped = np.asarray(regularize.dropout(key, x, RATE))
   assert set(np.unique(dropped)) == {0.0, 2.0 / (1 - RATE)}
-  # 100,000 draws: a deviation of 0.0015 for the share, five of them allowed.
+  # 100,000 draws: the share's standard deviation is 0.0015, and 5 are allowed.
   assert abs((dropped == 0).mean() - RATE) < 5 * 0.0015
   assert abs(dropped.mean() - 2) < 5 * 0.0015 * 2 / (1 - RATE)
 
@@ -36,7 +36,7 @@ def test_drop_connect_drops_recurrent_weights_only(key):
   assert worst(dropped.w_h, jnp.where(zero, 0, params.w_h / (1 - RATE))) < 1e-12
 
 
-def test_the_gradient_of_drop_connect_is_that_of_the_weights_kept(key):
+def test_drop_connect_has_no_gradient_for_dropped_weights(key):
   params, state, xs = arguments(lstm, key)
 
   def loss(params):
@@ -94,7 +94,7 @@ def test_equal_keys_draw_the_same_and_rates_are_checked(draw, key):
       draw(key, rate)
 
 
-def test_a_rate_of_zero_is_the_thing_itself(key):
+def test_a_rate_of_zero_changes_nothing(key):
   x = jnp.ones((T, B, H))
   assert regularize.dropout(key, x, 0.0) is x
   assert regularize.locked_dropout(key, x, 0.0) is x

@@ -1,22 +1,29 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from lstm_jax import (
+  Autodiff,
   Directions,
+  Explicit,
+  gru,
+  init_stack,
+  initial_stack_state,
   lstm,
   regularize,
+  rnn,
   unroll,
   unroll_both,
   unroll_stack,
 )
-from lstm_jax.sequence import init_stack, initial_stack_state
 from tests.contract import CELLS
 from tests.draws import B, D, H, T, normal_like, weighed, worst
 
 
 def arguments(cell, key):
-  """Return three layers, each of another size, and what they read."""
+  """Return three layers of different sizes, their states and their inputs."""
   params = init_stack(cell, key, D, (H, 7, 2), dtype=jnp.float64)
   states = initial_stack_state(cell, params, (B,))
   xs = jnp.zeros((T, B, D), jnp.float64)
@@ -24,11 +31,11 @@ def arguments(cell, key):
 
 
 @CELLS
-def test_a_stack_is_its_layers_by_hand(cell, key):
+def test_a_stack_equals_its_layers_by_hand(cell, key):
   def by_hand(params, states, xs):
     last = []
     for layer, state in zip(params, states, strict=True):
-      state, xs = unroll(cell, layer, state, xs, vjp="autodiff")
+      state, xs = unroll(cell, layer, state, xs, adjoint=Autodiff())
       last.append(state)
     return tuple(last), xs
 
@@ -41,7 +48,7 @@ def test_a_stack_is_its_layers_by_hand(cell, key):
     for f in (stacked, by_hand)
   )
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(b))
-  assert size < 100  # Gaussian weights in three layers: gradients of 30
+  assert size < 100  # Gaussian weights in three layers give gradients of 30
   assert worst(a, b) < 1e-12 * max(size, 1)
 
 
@@ -54,35 +61,37 @@ def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
   def drawn(seed, state):
     key_h, key_c = jax.random.split(jax.random.key(seed))
     rates = lstm.LSTMState(0.3, 0.5)
-    zoned = regularize.zoneout(key_c, state, T, rates)
-    return zoned, regularize.factors(key_h, state.h.shape, 0.4, float)
+    mask = regularize.zoneout(key_c, state, T, rates)
+    return mask, regularize.factors(key_h, state.h.shape, 0.4, float)
 
   if both:
     pairs = [map(drawn, (2 * k, 2 * k + 1), s) for k, s in enumerate(states)]
-    kept, dropped = zip(
+    rates, factors = zip(
       *[map(lambda *d: Directions(*d), *pair) for pair in pairs], strict=True
     )
   else:
-    kept, dropped = zip(*map(drawn, range(2), states), strict=True)
-  read = unroll_both if both else unroll
-  low, hs = read(
-    lstm, params[0], states[0], xs, zoneout=kept[0], state_dropout=dropped[0]
+    rates, factors = zip(*map(drawn, range(2), states), strict=True)
+  run = unroll_both if both else unroll
+  low, hs = run(
+    lstm, params[0], states[0], xs, zoneout=rates[0], state_dropout=factors[0]
   )
-  top, hs = read(lstm, params[1], states[1], hs, zoneout=kept[1])
+  top, hs = run(lstm, params[1], states[1], hs, zoneout=rates[1])
   found = unroll_stack(
     lstm,
     params,
     states,
     xs,
-    zoneout=kept,
-    state_dropout=(dropped[0], None),
-    residuals="recompute",
+    zoneout=rates,
+    state_dropout=(factors[0], None),
+    adjoint=Explicit(residuals="recompute"),
   )
   assert worst(found, ((low, top), hs)) == 0
   plain = unroll_stack(lstm, params, states, xs)
   assert worst(found, plain) > 1e-3
-  with pytest.raises(ValueError, match="zoneout must have one element a layer"):
-    unroll_stack(lstm, params, states, xs, zoneout=kept[:1])
+  with pytest.raises(
+    ValueError, match="zoneout must have one element per layer"
+  ):
+    unroll_stack(lstm, params, states, xs, zoneout=rates[:1])
 
 
 @CELLS
@@ -90,5 +99,63 @@ def test_a_stack_needs_layers_and_a_state_for_each(cell, key):
   params, states, xs = arguments(cell, key)
   with pytest.raises(ValueError, match=r"at least one layer .* 0 layers and 3"):
     unroll_stack(cell, (), states, xs)
-  with pytest.raises(ValueError, match="one state a layer, got 3 layers and 2"):
+  with pytest.raises(
+    ValueError, match="one state per layer, got 3 layers and 2"
+  ):
     unroll_stack(cell, params, states[:2], xs)
+
+
+def test_a_stack_of_different_cells_equals_its_layers_by_hand(key):
+  cells = gru, lstm, rnn
+  params = init_stack(cells, key, D, (H, 7, 2), dtype=jnp.float64)
+  states = initial_stack_state(cells, params, (B,))
+  args = normal_like(key, (params, states, jnp.zeros((T, B, D))))
+
+  def by_hand(params, states, xs):
+    last = []
+    for cell, layer, state in zip(cells, params, states, strict=True):
+      state, xs = unroll(cell, layer, state, xs, adjoint=Autodiff())
+      last.append(state)
+    return tuple(last), xs
+
+  a, b = (
+    jax.jit(jax.value_and_grad(weighed(f, key), (0, 1, 2)))(*args)
+    for f in (partial(unroll_stack, cells), by_hand)
+  )
+  assert worst(a, b) < 1e-11
+  with pytest.raises(ValueError, match="cell must have one element per layer"):
+    unroll_stack(cells[:2], *args)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+@pytest.mark.parametrize("time_major", [True, False])
+def test_states_of_none_are_zero_states(both, time_major, key):
+  cells = lstm, gru
+  params = init_stack(cells, key, D, H, bidirectional=both, dtype=float)
+  states = initial_stack_state(cells, params, (B,))
+  xs = normal_like(key, jnp.zeros((T, B, D) if time_major else (B, T, D)))
+  run = partial(unroll_stack, cells, params, time_major=time_major)
+  assert worst(run(None, xs=xs), run(states, xs=xs)) == 0
+  if both:
+    run = partial(unroll_both, lstm, params[0], time_major=time_major)
+    assert worst(run(None, xs=xs), run(states[0], xs=xs)) == 0
+
+
+def test_one_hidden_size_is_that_of_every_layer(key):
+  expected = init_stack(lstm, key, D, (H, H, H))
+  assert worst(init_stack(lstm, key, D, H, num_layers=3), expected) == 0
+  assert worst(init_stack((lstm,) * 3, key, D, H), expected) == 0
+  assert worst(init_stack(lstm, key, D, [H] * 3, num_layers=3), expected) == 0
+  with pytest.raises(ValueError, match="init_stack needs num_layers where hid"):
+    init_stack(lstm, key, D, H)
+  with pytest.raises(ValueError, match="at least one layer, got 0"):
+    init_stack(lstm, key, D, H, num_layers=0)
+  with pytest.raises(
+    ValueError,
+    match=r"one number of layers, got .*'num_layers': 2, 'hidden_sizes': 3",
+  ):
+    init_stack(lstm, key, D, (H, H, H), num_layers=2)
+  with pytest.raises(ValueError, match="'hidden_sizes': 3, 'cells': 2"):
+    init_stack((lstm, gru), key, D, (H, H, H))
+  with pytest.raises(ValueError, match="hidden_size must be at least 1"):
+    init_stack(lstm, key, D, (H, 0))

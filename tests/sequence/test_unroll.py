@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import jax
@@ -8,34 +9,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from lstm_jax import lstm, unroll
-from lstm_jax.sequence.scan import Way, forward
+from lstm_jax import (
+  Autodiff,
+  Explicit,
+  Step,
+  lstm,
+  unroll,
+)
+from lstm_jax.sequence import scan
 from tests.contract import CELLS, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 
-def gradient(cell, vjp, key, args, argnums=(0, 1, 2)):
-  f = weighed(partial(unroll, cell, vjp=vjp), key)
+def gradient(cell, adjoint, key, args, argnums=(0, 1, 2)):
+  f = weighed(partial(unroll, cell, adjoint=adjoint), key)
   return jax.jit(jax.value_and_grad(f, argnums))(*args)
 
 
 @CELLS
 @pytest.mark.parametrize("steps", [T, 1])
 @pytest.mark.parametrize("batch", [(B,), (), (2, B)])
-def test_the_three_levels_have_one_gradient(cell, steps, batch, key):
+def test_the_three_adjoints_have_one_gradient(cell, steps, batch, key):
   args = arguments(cell, key, steps=steps, batch=batch)
-  autodiff = gradient(cell, "autodiff", key, args)
-  assert worst(gradient(cell, "step", key, args), autodiff) < 1e-12
-  assert worst(gradient(cell, "explicit", key, args), autodiff) < 1e-12
+  autodiff = gradient(cell, Autodiff(), key, args)
+  assert worst(gradient(cell, Step(), key, args), autodiff) < 1e-12
+  assert worst(gradient(cell, Explicit(), key, args), autodiff) < 1e-12
 
 
 @CELLS
-def test_the_three_levels_have_one_gradient_on_tokens(cell, key):
+def test_the_three_adjoints_have_one_gradient_on_tokens(cell, key):
   params, state, _ = arguments(cell, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
   a, b, c = (
-    gradient(cell, vjp, key, (params, state, tokens), (0, 1))
-    for vjp in ("explicit", "step", "autodiff")
+    gradient(cell, adjoint, key, (params, state, tokens), (0, 1))
+    for adjoint in (Explicit(), Step(), Autodiff())
   )
   assert worst(a, c) < 1e-12
   assert worst(b, c) < 1e-12
@@ -46,8 +53,8 @@ def test_tokens_are_one_hot_rows(cell, key):
   params, state, _ = arguments(cell, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
   rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
-  a = gradient(cell, "explicit", key, (params, state, tokens), (0, 1))
-  b = gradient(cell, "explicit", key, (params, state, rows), (0, 1))
+  a = gradient(cell, Explicit(), key, (params, state, tokens), (0, 1))
+  b = gradient(cell, Explicit(), key, (params, state, rows), (0, 1))
   assert worst(a, b) < 1e-12
 
 
@@ -63,7 +70,9 @@ def test_any_sizes_have_the_gradient_of_autodiff(name, sizes, seed):
   args = arguments(
     cell, key, steps=steps, batch=(batch,), size=size, hidden=hidden
   )
-  a, b = (gradient(cell, vjp, key, args) for vjp in ("explicit", "autodiff"))
+  a, b = (
+    gradient(cell, adjoint, key, args) for adjoint in (Explicit(), Autodiff())
+  )
   assert worst(a, b) < 1e-12
 
 
@@ -72,18 +81,18 @@ def test_any_sizes_have_the_gradient_of_autodiff(name, sizes, seed):
 def test_each_output_alone_has_the_gradient_of_autodiff(cell, only, key):
   args = arguments(cell, key)
 
-  def one(vjp):
+  def gradient_of_one(adjoint):
     def f(*args):
-      state, hs = unroll(cell, *args, vjp=vjp)
+      state, hs = unroll(cell, *args, adjoint=adjoint)
       return hs if only == "hs" else state
 
     return jax.jit(jax.grad(weighed(f, key), (0, 1, 2)))(*args)
 
-  assert worst(one("explicit"), one("autodiff")) < 1e-12
+  assert worst(gradient_of_one(Explicit()), gradient_of_one(Autodiff())) < 1e-12
 
 
 @CELLS
-def test_unroll_is_the_loop_over_steps(cell, key):
+def test_unroll_equals_the_loop_of_its_docstring(cell, key):
   params, state, xs = arguments(cell, key)
   found = unroll(cell, params, state, xs)
   hs = []
@@ -95,7 +104,7 @@ def test_unroll_is_the_loop_over_steps(cell, key):
 
 @CELLS
 @pytest.mark.parametrize("cut", [1, 3])
-def test_unroll_over_all_is_unroll_over_a_part_then_the_rest(cell, cut, key):
+def test_unrolling_in_two_parts_changes_nothing(cell, cut, key):
   args = arguments(cell, key)
 
   def in_parts(params, state, xs):
@@ -103,7 +112,7 @@ def test_unroll_over_all_is_unroll_over_a_part_then_the_rest(cell, cut, key):
     state, rest = unroll(cell, params, state, xs[cut:])
     return state, jnp.concatenate([first, rest])
 
-  whole = gradient(cell, "explicit", key, args)
+  whole = gradient(cell, Explicit(), key, args)
   f = jax.value_and_grad(weighed(in_parts, key), (0, 1, 2))
   assert worst(jax.jit(f)(*args), whole) < 1e-12
 
@@ -119,7 +128,7 @@ def test_rows_of_a_batch_do_not_mix(cell, key):
 
 
 @CELLS
-def test_vmap_over_parameters_is_a_loop(cell, key):
+def test_vmap_over_parameters_equals_a_loop(cell, key):
   many = [arguments(cell, k) for k in jax.random.split(key, 2)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
   f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
@@ -133,27 +142,29 @@ def test_checkpoint_changes_no_gradient(cell, key):
   args = arguments(cell, key)
   f = weighed(jax.checkpoint(partial(unroll, cell)), key)
   found = jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
-  assert worst(found, gradient(cell, "explicit", key, args)) < 1e-12
+  assert worst(found, gradient(cell, Explicit(), key, args)) < 1e-12
 
 
 @CELLS
-@pytest.mark.parametrize("vjp", ["explicit", "step"])
-def test_reverse_over_reverse_is_that_of_autodiff(cell, vjp, key):
+@pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
+def test_reverse_over_reverse_is_that_of_autodiff(cell, adjoint, key):
   args = arguments(cell, key, steps=3, batch=(2,))
 
-  def second(vjp):
-    first = jax.grad(weighed(partial(unroll, cell, vjp=vjp), key), (0, 1, 2))
+  def second(adjoint):
+    first = jax.grad(
+      weighed(partial(unroll, cell, adjoint=adjoint), key), (0, 1, 2)
+    )
     return jax.jit(jax.grad(weighed(first, key), (0, 1, 2)))(*args)
 
-  expected = second("autodiff")
+  expected = second(Autodiff())
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-  assert worst(second(vjp), expected) < 1e-12 * size
+  assert worst(second(adjoint), expected) < 1e-12 * size
 
 
 @CELLS
 def test_forward_mode_works_under_autodiff(cell, key):
   args = arguments(cell, key)
-  f = weighed(partial(unroll, cell, vjp="autodiff"), key)
+  f = weighed(partial(unroll, cell, adjoint=Autodiff()), key)
   tangents = normal_like(key, args)
   _, slope = jax.jit(partial(jax.jvp, f))(args, tangents)
   gradients = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
@@ -173,31 +184,35 @@ FORWARD_MODES = {
 
 
 @pytest.mark.parametrize("mode", FORWARD_MODES)
-@pytest.mark.parametrize("rule", ["explicit", "step"])
-def test_forward_mode_by_hand_is_an_error_that_says_what_to_switch(
-  mode, rule, key
+@pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
+def test_forward_mode_of_explicit_gradients_is_an_error_with_advice(
+  mode, adjoint, key
 ):
   params, state, xs = arguments(lstm, key)
-  with pytest.raises(TypeError, match=r"no forward mode .*pass vjp='autodiff'"):
+  with pytest.raises(
+    TypeError, match=r"no forward mode .*pass adjoint=Autodiff"
+  ):
     FORWARD_MODES[mode](
-      lambda xs: unroll(lstm, params, state, xs, vjp=rule)[1], xs
+      lambda xs: unroll(lstm, params, state, xs, adjoint=adjoint)[1], xs
     )
-  with pytest.raises(TypeError, match=r"no forward mode .*take forward\(par"):
+  with pytest.raises(TypeError, match=r"no forward mode .*differentiate forw"):
     FORWARD_MODES[mode](lambda x: lstm.step(params, state, x).h, xs[0])
 
 
 @pytest.mark.exhaustive
 @CELLS
-@pytest.mark.parametrize("vjp", ["explicit", "step"])
-def test_the_hessian_is_that_of_autodiff(cell, vjp, key):
-  """Forward mode of the gradient by hand, which is plain JAX."""
+@pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
+def test_the_hessian_is_that_of_autodiff(cell, adjoint, key):
+  """`jax.hessian` is forward mode over reverse mode."""
   params, state, xs = arguments(cell, key, steps=3, batch=(2,))
 
-  def hessian(vjp):
-    run = weighed(lambda x: unroll(cell, params, state, x, vjp=vjp), key)
+  def hessian(adjoint):
+    run = weighed(
+      lambda x: unroll(cell, params, state, x, adjoint=adjoint), key
+    )
     return jax.jit(jax.hessian(run))(xs)
 
-  assert worst(hessian(vjp), hessian("autodiff")) < 1e-11
+  assert worst(hessian(adjoint), hessian(Autodiff())) < 1e-11
 
 
 @CELLS
@@ -207,11 +222,11 @@ def test_the_hessian_is_that_of_autodiff(cell, vjp, key):
 def test_low_precision_keeps_dtypes_and_stays_near_float64(
   cell, dtype, tolerance, key
 ):
-  """Relative to the largest entry; bfloat16 keeps 8 bits, and T·8 of them."""
-  # Key 0 draws a c' that is nearly constant, and layer normalisation divides by
-  # little: autodiff in bfloat16 is then 0.43 from float64 as well.
+  """Errors relative to the largest entry; bfloat16 has 8 significant bits."""
+  # Key 0 draws a c' that is nearly constant, so layer normalisation divides by
+  # a small number: autodiff in bfloat16 then also has an error of 0.43.
   args = arguments(cell, jax.random.key(1))
-  exact = gradient(cell, "explicit", key, args)[1]
+  exact = gradient(cell, Explicit(), key, args)[1]
   low = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), args)
   f = weighed(
     lambda *args: jax.tree.map(
@@ -226,17 +241,21 @@ def test_low_precision_keeps_dtypes_and_stays_near_float64(
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_what_is_kept_for_the_backward_is_what_the_docstring_says(name, key):
-  cell, count = TABLE[name].cell, TABLE[name].kept
-  args = arguments(cell, key)
-  _, residuals = jax.eval_shape(partial(forward, cell, Way()), *args, ())
-  kept = jax.tree.leaves((residuals.hs, residuals.kept, residuals.tape))
-  kept = [leaf for leaf in kept if leaf.shape[-1] > 1]  # not a row's scale
-  assert sum(leaf.size for leaf in kept) == count * T * B * H
+def test_the_memory_of_residuals_is_that_of_the_docstring(name, key):
+  """The table of `scan`: a number per unit and step, such as `gru 6`."""
+  number = rf"\b{name} (\d+)( \+ P/H)?"
+  ((count, projection),) = re.findall(number, scan.__doc__)
+  params, state, xs = arguments(TABLE[name].cell, key)
+  forward = partial(scan.forward, TABLE[name].cell, scan.ScanOptions())
+  _, saved = jax.eval_shape(forward, params, state, xs, ())
+  leaves = jax.tree.leaves((saved.hs, saved.gates, saved.residuals))
+  sizes = [leaf.size for leaf in leaves if leaf.shape[-1] > 1]  # no row scales
+  expected = int(count) * H + (state.h.shape[-1] if projection else 0)
+  assert sum(sizes) == expected * T * B
 
 
 @CELLS
-def test_the_loops_hold_no_product_with_the_inputs(cell, key):
+def test_the_scans_contain_no_product_with_the_inputs(cell, key):
   """The scans multiply by w_h only (and w_r): h [B, P] forward, da back."""
   args = arguments(cell, key)
   f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
@@ -257,7 +276,7 @@ def test_the_loops_hold_no_product_with_the_inputs(cell, key):
 
 
 @CELLS
-def test_no_step_is_an_error_that_says_so(cell, key):
+def test_an_empty_sequence_is_an_error(cell, key):
   params, state, xs = arguments(cell, key)
   with pytest.raises(ValueError, match=r"at least one step \(T ≥ 1\)"):
     unroll(cell, params, state, xs[:0])
@@ -275,21 +294,21 @@ def test_float32_and_float64_mix(cell, narrow, key):
   )
   with jax.numpy_dtype_promotion("standard"):
     a, b = (
-      gradient(cell, vjp, key, tuple(args.values()))
-      for vjp in ("explicit", "autodiff")
+      gradient(cell, adjoint, key, tuple(args.values()))
+      for adjoint in (Explicit(), Autodiff())
     )
   types = jax.tree.map(lambda leaf: leaf.dtype, tuple(args.values()))
   assert jax.tree.map(lambda leaf: leaf.dtype, a[1]) == types
-  assert worst(a, b) < 1e-4  # float32's rounding, T times
+  assert worst(a, b) < 1e-4  # T roundings to float32
 
 
 @CELLS
-def test_a_state_that_does_not_fit_is_named(cell, key):
+def test_error_messages_name_a_state_that_does_not_fit(cell, key):
   params, state, xs = arguments(cell, key)
   for field, leaf in state._asdict().items():
     for wrong in (leaf[:, :1], leaf[:1]):
       if field == "h" and len(wrong) == 1 and len(state) == 1:
-        continue  # then it is xs that does not fit
+        continue  # this is an error of xs
       wrong = state._replace(**{field: wrong})
       message = r"state.[hc] must be \[\d, \d\], got"
       with pytest.raises(ValueError, match=message):
@@ -302,17 +321,37 @@ def test_a_state_that_does_not_fit_is_named(cell, key):
       unroll(cell, params, wrong, xs)
 
 
-def test_inputs_that_do_not_fit_are_named(key):
+def test_error_messages_name_inputs_that_do_not_fit(key):
   params, state, xs = arguments(lstm, key)
   with pytest.raises(ValueError, match=r"xs must be inputs \[5, 3, 4\], got"):
     unroll(lstm, params, state, jnp.concatenate([xs, xs], axis=2))
   with pytest.raises(ValueError, match=r"xs must be integer tokens \[5, 3\]"):
     unroll(lstm, params, state, jnp.zeros((T, B + 1), int))
-  with pytest.raises(ValueError, match="vjp must be explicit, step or autodi"):
-    unroll(lstm, params, state, xs, vjp="numeric")
 
 
-def test_numpy_inputs_are_inputs(key):
+@CELLS
+@pytest.mark.parametrize("batch", [(B,), (), (2, B)])
+def test_a_state_of_none_is_the_zero_state(cell, batch, key):
+  params, _, xs = arguments(cell, key, batch=batch)
+  zero = cell.initial_state(params, batch)
+  tokens = jax.random.randint(key, (T, *batch), 0, D)
+  for inputs in (xs, tokens):
+    found = unroll(cell, params, None, inputs)
+    assert worst(found, unroll(cell, params, zero, inputs)) == 0
+  if len(batch) == 1:
+    found = unroll(cell, params, None, xs.swapaxes(0, 1), time_major=False)
+    assert worst(found[0], unroll(cell, params, zero, xs)[0]) == 0
+
+
+def test_error_messages_name_inputs_that_do_not_fit_without_a_state(key):
+  params, _, xs = arguments(lstm, key)
+  with pytest.raises(ValueError, match=r"xs must be inputs \[5, 3, 4\], got"):
+    unroll(lstm, params, None, xs[..., :2])
+  with pytest.raises(ValueError, match=r"xs must have at least one step"):
+    unroll(lstm, params, None, xs[:0])
+
+
+def test_inputs_may_be_numpy_arrays(key):
   params, state, xs = arguments(lstm, key)
   assert (
     worst(
@@ -326,15 +365,15 @@ def test_numpy_inputs_are_inputs(key):
 @CELLS
 def test_bfloat16_products_cost_a_bounded_error_and_no_dtype(cell, key):
   exact = arguments(cell, key, steps=31, hidden=48)
-  exact = jax.tree.map(lambda x: x / 8, exact)  # nothing that saturates
+  exact = jax.tree.map(lambda x: x / 8, exact)  # nothing saturates
   args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
   f = weighed(partial(unroll, cell, compute_dtype=jnp.bfloat16), key)
   gradients = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
-  _, references = gradient(cell, "autodiff", key, exact)
+  _, references = gradient(cell, Autodiff(), key, exact)
   for primal, a, b in zip(
     *map(jax.tree.leaves, (args, gradients, references)), strict=True
   ):
     assert a.dtype == primal.dtype
     a, b = np.asarray(a), np.asarray(b)
     error = np.linalg.norm(a - b) / np.linalg.norm(b)
-    assert 1e-5 < error < 2e-2  # float32 has 1e-6, a bfloat16 rounding 4e-3
+    assert 1e-5 < error < 2e-2  # float32: 1e-6; one bfloat16 rounding: 4e-3

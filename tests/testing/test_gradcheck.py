@@ -1,25 +1,30 @@
+import inspect
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import gradcheck, unroll
+from lstm_jax import Autodiff, Explicit, gradcheck, unroll
 from lstm_jax.cells import affine
 from lstm_jax.language import loss
-from lstm_jax.testing.mutation import plant, terms
+from lstm_jax.testing import plant, terms
 from tests.contract import PLANTS, TABLE
 from tests.draws import B, D, H, arguments, normal_like
 
 
 def check(cell, key, **options):
-  """Check the unrolled cell; three steps reach every term of a backward."""
+  """Check an unrolled cell; three steps make every term of a backward count."""
   params, state, xs = arguments(cell, key, steps=3)
   x = {"params": params, "state": state, "xs": xs}
 
-  def run(vjp):
-    return lambda x: unroll(cell, x["params"], x["state"], x["xs"], vjp=vjp)
+  def run(adjoint):
+    return lambda x: unroll(
+      cell, x["params"], x["state"], x["xs"], adjoint=adjoint
+    )
 
-  return gradcheck(run("explicit"), run("autodiff"), x, key, **options)
+  return gradcheck(run(Explicit()), run(Autodiff()), x, key, **options)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -37,7 +42,7 @@ def test_every_cell_passes(name, key):
 def test_every_planted_error_is_caught(name, term, key):
   cell = plant(TABLE[name].cell, term)
   report = check(cell, key, max_coordinates=0, num_directions=0)
-  assert report.value <= 1e-12  # the forward is untouched
+  assert report.value <= 1e-12  # the forward is unchanged
   assert not report.passes()
   assert max(t.explicit_autodiff.relative for t in report.tensors) > 1e-4
 
@@ -75,18 +80,18 @@ def test_a_planted_error_in_the_loss_is_caught(key):
 
 def test_the_terms_of_the_lstm_are_the_lines_of_its_docstring():
   names = {term for term in terms(TABLE["lstm"].cell) if "[" not in term}
-  kept = "dgates dby_a dh_dc"
+  local_gradients = "dactivation dnext_da dh_dc"
   lines = "dc_sum da dh dc dx dw_x dw_h db"
-  assert names == {*kept.split(), *lines.split()}
+  assert names == {*local_gradients.split(), *lines.split()}
 
 
-def test_an_unknown_term_is_named_with_those_there_are():
+def test_an_unknown_term_is_an_error_that_lists_the_terms():
   with pytest.raises(ValueError, match="no term 'dq'; it has dh_da, da, dh, "):
     plant(TABLE["rnn"].cell, "dq")
 
 
 def test_coordinates_near_zero_raise_no_alarm(key):
-  """A gradient of 1 beside one of 1e-30: rounding there is not an error."""
+  """Gradients of 1 and of 1e-30: a rounding of the latter is no error."""
   x = {"a": jnp.ones(2), "b": jnp.ones(3)}
 
   def f(wrong):
@@ -103,7 +108,7 @@ def test_coordinates_near_zero_raise_no_alarm(key):
   assert not wrong.passes()
 
 
-def test_at_most_so_many_coordinates_are_differenced(key):
+def test_max_coordinates_limits_the_differences(key):
   x = normal_like(key, {"a": jnp.zeros((3, 50)), "b": jnp.zeros(4)})
 
   def f(x):
@@ -123,19 +128,29 @@ def test_a_gradient_of_nan_does_not_pass(key):
 
 
 @pytest.mark.parametrize("x", [jnp.arange(3), {}])
-def test_only_trees_of_floats_are_checked(x, key):
+def test_leaves_that_are_not_float_are_an_error(x, key):
   with pytest.raises(ValueError, match="x must be a tree of float arrays, got"):
     gradcheck(lambda x: x, lambda x: x, x, key)
 
 
-def test_outputs_of_other_shapes_are_refused(key):
+def test_outputs_of_different_shapes_are_an_error(key):
   with pytest.raises(ValueError, match="the outputs differ"):
     gradcheck(lambda x: x, lambda x: x.sum(), jnp.ones(1), key)
   with pytest.raises(ValueError, match="the outputs differ"):
     gradcheck(lambda x: x, lambda x: x[:2], jnp.ones(3), key)
 
 
-def test_precision_of_the_differences_is_what_the_docstring_says(key):
+def test_precision_of_the_differences_is_that_of_the_docstring(key):
+  """ "near 1e-13 |L| at the default ε = 1e-3", within a factor of 100."""
+  text = " ".join(inspect.getmodule(gradcheck).__doc__.split())
+  ((error, epsilon),) = re.findall(
+    r"near (\S+) \|L\| at the default ε = (\d\S*)\.", text
+  )
+  parameters = inspect.signature(gradcheck).parameters
+  assert float(epsilon) == parameters["epsilon"].default
   x = jax.random.normal(key, (20,), jnp.float64)
-  report = gradcheck(jnp.exp, jnp.exp, x, key)
-  assert report.tensors[0].explicit_central.relative < 1e-10
+  report = gradcheck(jnp.exp, jnp.exp, x, key).tensors[0]
+  assert report.explicit_central.relative < 1e-10
+  # The cotangents are Gaussian, so |L| is of the size of the outputs' norm.
+  size = float(jnp.linalg.norm(jnp.exp(x)))
+  assert 0 < report.explicit_central.absolute < 100 * float(error) * size

@@ -28,11 +28,9 @@ from lstm_jax.language import (
 from lstm_jax.language import model as models
 from lstm_jax.training import (
   OptimizerConfig,
-  begin_average,
-  collectives,
-  include,
+  find_collectives,
+  gather,
   init_state,
-  local,
   make_mesh,
   make_mesh_train_step,
   make_optimizer,
@@ -40,6 +38,7 @@ from lstm_jax.training import (
   parse_mesh,
   place,
   sharding,
+  start_average,
   state_shardings,
   train,
 )
@@ -48,16 +47,20 @@ from tests.draws import worst
 V, E, H, B, T = 11, 5, 12, 16, 4
 LARGE = 40  # words, more than a device's tokens
 UPDATES = 7  # of 3 blocks an epoch: the state begins at zero twice more
-MEAN_SINCE = 3  # updates before the mean of the weights begins
 STREAMS = make_batches(np.arange(B * T * 3 + 1, dtype=np.int32) ** 2 % V, B, T)
-DEEP = ModelConfig(
-  V, embedding_size=E, hidden_size=H, num_layers=2, dtype=jnp.float64
+DEEP = (
+  ModelConfig(embedding_size=E, hidden_size=H, num_layers=2, dtype=jnp.float64),
+  V,
 )
-TIED = ModelConfig(
-  V, embedding_size=H, hidden_size=H, tied=True, dtype=jnp.float64
+TIED = (
+  ModelConfig(embedding_size=H, hidden_size=H, tied=True, dtype=jnp.float64),
+  V,
 )
-PROJECTED = ModelConfig(V, cell=projected_lstm, embedding_size=E, hidden_size=H)
-WORDS = ModelConfig(LARGE, embedding_size=E, hidden_size=H, dtype=jnp.float64)
+PROJECTED = ModelConfig(projected_lstm, embedding_size=E, hidden_size=H), V
+WORDS = (
+  ModelConfig(embedding_size=E, hidden_size=H, dtype=jnp.float64),
+  LARGE,
+)
 NOISE = Regularizers(
   token_dropout=0.1,
   layer_dropout=0.2,
@@ -68,6 +71,9 @@ NOISE = Regularizers(
   ar_coef=1.0,
   tar_coef=1.0,
 )
+
+
+NOISE_SEED = 1
 
 
 class Recorded:
@@ -84,16 +90,18 @@ class Recorded:
 
 
 def start(config, mesh, groups):
-  """Return (update, its record, state) of a training that is about to begin."""
-  model = language_model(config, regularizers=NOISE, groups=groups)
+  """Return (train step, its record, state) before the first step."""
+  model = language_model(*config, regularizers=NOISE, groups=groups)
   rule = make_optimizer(
     OptimizerConfig(learning_rate=0.01, warmup_steps=0), 100
   )
   params = jax.jit(model.init)(jax.random.key(0))
   state = init_state(model, rule, params, B, averaged=True)
-  key = jax.random.key(1)
+  decay = 0.0 if config[0].tied else 0.9
+  if not decay:
+    state = state._replace(average=start_average(state.average))
   if not mesh:
-    return make_train_step(model, rule, key, decay=0.9), None, state
+    return make_train_step(model, rule, ema_decay=decay), None, state
   shardings = state_shardings(mesh, rule, state)
   made, partition = [], sharding.partition
 
@@ -102,37 +110,36 @@ def start(config, mesh, groups):
     return made[0]
 
   with mock.patch.object(sharding, "partition", record):
-    update = make_mesh_train_step(
-      mesh, model, rule, key, shardings=shardings, decay=0.9
+    train_step = make_mesh_train_step(
+      mesh, model, rule, shardings=shardings, ema_decay=decay
     )
-  return update, made[0], place(state, shardings)
+  return train_step, made[0], place(state, shardings)
 
 
 def trained(config, mesh=None):
-  """Return losses and norms, all weights at the end, and what was sent."""
+  """Return losses and norms, all weights at the end, and the collectives."""
   groups = mesh.size if mesh else 1
-  update, recorded, state = start(config, mesh, groups)
+  train_step, recorded, state = start(config, mesh, groups)
   before = jax.tree.leaves(state._replace(carry=None))
-  metrics, mean = [], None
-  updates = islice(train(update, state, repeat(STREAMS)), UPDATES)
-  for step, (state, metric) in enumerate(updates, start=1):
+  metrics = []
+  steps = islice(
+    train(train_step, state, repeat(STREAMS), jax.random.key(NOISE_SEED)),
+    UPDATES,
+  )
+  for state, metric in steps:  # noqa: B007
     metrics.append([float(metric.loss), float(metric.grad_norm)])
-    if mean:
-      mean = include(mean, state.params, metric.grad_norm)
-    if step == MEAN_SINCE:
-      mean = begin_average(state.params)
-  found = state._replace(carry=None), mean
+  found = state._replace(carry=None)
   sent = None
   if mesh:
-    after = jax.tree.leaves(found[0])
+    after = jax.tree.leaves(found)
     for old, new in zip(before, after, strict=True):
       assert old.is_deleted()  # donated
       assert new.sharding.is_equivalent_to(old.sharding, new.ndim)
     held = sum(
       leaf.addressable_data(0).size for leaf in jax.tree.leaves(state.params)
     )
-    sent = collectives(recorded.text), held
-    found = local(found)
+    sent = find_collectives(recorded.text), held
+    found = gather(found)
   return np.array(metrics), jax.tree.map(np.asarray, found), sent
 
 
@@ -147,12 +154,12 @@ def differences(config, mesh, one):
 def sent_once(mesh, groups):
   """Return what an update of WORDS sends, its readout in chunks of time."""
   with (
-    mock.patch.object(models, "TABLE", 0),
-    mock.patch.object(readout, "LOGITS", LARGE * B // groups),
+    mock.patch.object(models, "TABLE_ROWS", 0),
+    mock.patch.object(readout, "MAX_LOGITS", LARGE * B // groups),
   ):
-    update, recorded, state = start(WORDS, mesh, groups)
-    update(state, *STREAMS.batch(0))
-  return collectives(recorded.text)
+    train_step, recorded, state = start(WORDS, mesh, groups)
+    train_step(state, *STREAMS.batch(0), jax.random.key(NOISE_SEED))
+  return find_collectives(recorded.text)
 
 
 def simulated():

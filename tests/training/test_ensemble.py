@@ -24,72 +24,74 @@ from lstm_jax.training import (
 )
 from tests.draws import worst
 
-STREAMS = make_batches(np.arange(47, dtype=np.int32) % 9, 3, 4)
+BATCHES = make_batches(np.arange(47, dtype=np.int32) % 9, 3, 4)
 NOISE = Regularizers(output_dropout=0.3, weight_drop=0.2)
 
 
-def steps(update, state, number):
-  return islice(train(update, state, repeat(STREAMS)), number)
+def steps(train_step, state, number, key=None):
+  return islice(train(train_step, state, repeat(BATCHES), key), number)
 
 
-def last(updates):
-  for state, metrics in updates:
-    kept = jax.tree.map(jnp.copy, (state, metrics))
-  return kept
+def last(steps):
+  for state, metrics in steps:
+    copied = jax.tree.map(jnp.copy, (state, metrics))
+  return copied
 
 
 @pytest.mark.parametrize("cell", [lstm, gru, rnn])
-@pytest.mark.parametrize("noise", [None, NOISE])
-def test_members_are_trained_as_if_alone(cell, noise, key):
-  config = ModelConfig(
-    9, cell, embedding_size=3, hidden_size=5, dtype=jnp.float64
-  )
-  model = language_model(config, regularizers=noise)
+@pytest.mark.parametrize(("noise", "decay"), [(None, 0.5), (NOISE, 0.0)])
+def test_members_are_trained_as_if_alone(cell, noise, decay, key):
+  config = ModelConfig(cell, embedding_size=3, hidden_size=5, dtype=jnp.float64)
+  model = language_model(config, 9, regularizers=noise)
   rule = make_optimizer(OptimizerConfig(learning_rate=0.03, warmup_steps=2), 9)
   keys = jax.random.split(key, 2)
   params = jax.vmap(model.init)(keys)
   together = init_ensemble(model, rule, params, 3, averaged=True)
-  update = make_ensemble_train_step(model, rule, noise and keys, decay=0.5)
-  together, metrics = last(steps(update, together, 9))
+  train_step = make_ensemble_train_step(model, rule, ema_decay=decay)
+  noise_keys = None if noise is None else keys
+  together, metrics = last(steps(train_step, together, 9, noise_keys))
   assert metrics.loss.shape == (2,) and int(together.step) == 9
   for i, k in enumerate(keys):
     weights = jax.tree.map(lambda p, i=i: p[i], params)
     alone = init_state(model, rule, weights, 3, averaged=True)
-    update = make_train_step(
-      model, rule, None if noise is None else k, decay=0.5
-    )
-    alone, expected = last(steps(update, alone, 9))
+    train_step = make_train_step(model, rule, ema_decay=decay)
+    noise_key = None if noise is None else k
+    alone, expected = last(steps(train_step, alone, 9, noise_key))
     assert worst(member(together, i), alone) < 1e-12
     assert worst(jax.tree.map(lambda m, i=i: m[i], metrics), expected) < 1e-12
   assert abs(metrics.loss[0] - metrics.loss[1]) > 1e-3
 
 
 @pytest.mark.parametrize("rule", ["adamw", "sgd", "rmsprop", "adagrad"])
-def test_a_factor_of_a_rate_of_one_is_a_learning_rate(rule, key):
-  config = ModelConfig(9, embedding_size=3, hidden_size=5, dtype=jnp.float64)
-  model = language_model(config)
+def test_members_have_their_own_learning_rates(rule, key):
+  config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.float64)
+  model = language_model(config, 9)
 
   def rule_at(rate):
     # The cosine and the warm-up are float32, which would be seen.
     flat = {"warmup_steps": 0, "schedule": "constant"}
     return make_optimizer(
-      OptimizerConfig(rule=rule, learning_rate=rate, **flat), 9
+      OptimizerConfig(optimizer=rule, learning_rate=rate, **flat), 9
     )
 
   rates = jnp.array([0.003, 0.02])
   params = jax.vmap(model.init)(jnp.stack([key, key]))
   together = init_ensemble(model, rule_at(1.0), params, 3)
-  update = make_ensemble_train_step(model, rule_at(1.0), factors=rates)
-  together, _ = last(steps(update, together, 9))
+  ensemble_step = make_ensemble_train_step(model, rule_at(1.0))
+
+  def train_step(state, tokens, targets, keys):
+    return ensemble_step(state, tokens, targets, keys, rates)
+
+  together, _ = last(steps(train_step, together, 9))
   for i, rate in enumerate(rates):
-    of = model, rule_at(float(rate))
-    alone = init_state(*of, model.init(key), 3)
-    alone, _ = last(steps(make_train_step(*of), alone, 9))
+    optimizer = rule_at(float(rate))
+    alone = init_state(model, optimizer, model.init(key), 3)
+    alone, _ = last(steps(make_train_step(model, optimizer), alone, 9))
     assert worst(member(together, i).params, alone.params) < 1e-12
 
 
-def test_the_weights_given_survive_the_first_update(key):
-  model = language_model(ModelConfig(9, embedding_size=3, hidden_size=5))
+def test_the_initial_weights_survive_the_first_step(key):
+  model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
   rule = make_optimizer(OptimizerConfig(), 9)
   params = jax.vmap(model.init)(jax.random.split(key, 2))
   before = jax.tree.map(np.asarray, params)

@@ -1,8 +1,8 @@
 """The original recipe against NumPy: forward, backward and Adagrad by hand.
 
-`benchmarks.peers.original` is written from the equations, in float64, for one
-stream; the library is given the same initial weights and must have the same
-losses.
+`experiments/benchmarks/peers/original.py` implements the equations in float64,
+with batch size 1. From the same initial weights, the library must compute the
+same losses.
 """
 
 import dataclasses
@@ -11,15 +11,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
 
-from experiments.benchmarks.peers.original import adagrad, block_gradient
-from experiments.trainer.config import (
-  TrainConfig,
-  model_config,
-  optimizer_config,
-)
+from experiments.benchmarks.peers.original import adagrad, loss_and_gradient
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.flags import config_from_flags, define_flags
 from lstm_jax.language import (
-  characters,
+  CharTokenizer,
   language_model,
   make_batches,
   read_text,
@@ -28,28 +26,31 @@ from lstm_jax.language import (
 from lstm_jax.training import init_state, make_optimizer, make_train_step, train
 
 ROOT = Path(__file__).parents[2]
-UPDATES = 200
+NUM_STEPS = 200
 
 
 def recipe():
-  """Return the configuration that the flagfile describes."""
-  lines = (ROOT / "experiments/recipes/original.flags").read_text().split("\n")
-  flags = dict(line[2:].split("=") for line in lines if line.startswith("--"))
-  fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-  return TrainConfig(**{k: type(fields[k])(v) for k, v in flags.items()})
+  """Return the configuration of the flagfile."""
+  values = flags.FlagValues()
+  holders = define_flags(TrainConfig(), values)
+  path = ROOT / "experiments/recipes/original.flags"
+  values(["train", f"--flagfile={path}"])
+  return config_from_flags(TrainConfig(), holders)
 
 
-def test_the_first_200_losses_are_those_of_numpy():
+def test_the_first_200_losses_equal_those_of_numpy():
   config = recipe()
   text = read_text(ROOT / "data/shakespeare.txt")
-  vocabulary = characters(text)
-  # A piece of the text whose end is reached, so that the reset is seen too.
-  training, _ = split(vocabulary.encode(text[:8000]), config.val_fraction)
-  streams = make_batches(training, config.batch_size, config.seq_len)
-  assert streams.num_batches < UPDATES
+  tokenizer = CharTokenizer.from_text(text)
+  # So little text that training reaches its end, where the state is reset.
+  training, _ = split(tokenizer.encode(text[:8000]), config.data.val_fraction)
+  batches = make_batches(
+    training, config.batching.batch_size, config.batching.seq_len
+  )
+  assert batches.num_batches < NUM_STEPS
 
-  shape = model_config(config, vocabulary.size)
-  model = language_model(dataclasses.replace(shape, dtype=np.float64))
+  shape = dataclasses.replace(config.model, dtype=np.float64)
+  model = language_model(shape, tokenizer.size)
   params = model.init(jax.random.key(config.seed))
   (layer,) = params.layers
   leaves = params.embedding, *layer, params.readout, params.bias
@@ -58,25 +59,25 @@ def test_the_first_200_losses_are_those_of_numpy():
     (64, 4), (4, 128), (32, 128), (128,), (32, 64), (64,)
   ]  # fmt: skip
 
-  rule = make_optimizer(optimizer_config(config), UPDATES)
-  state = init_state(model, rule, params, config.batch_size)
-  update = make_train_step(model, rule)
-  steps = islice(train(update, state, repeat(streams)), UPDATES)
-  found = [float(metrics.loss) for _, metrics in steps]
+  optimizer = make_optimizer(config.optimizer, NUM_STEPS)
+  state = init_state(model, optimizer, params, config.batching.batch_size)
+  train_step = make_train_step(model, optimizer)
+  steps = islice(train(train_step, state, repeat(batches)), NUM_STEPS)
+  losses = [float(metrics.loss) for _, metrics in steps]
 
   expected = []
-  memory = [np.zeros_like(w) for w in weights]
-  for step in range(UPDATES):
-    block = step % streams.num_batches
-    if block == 0:
+  squares = [np.zeros_like(w) for w in weights]
+  for step in range(NUM_STEPS):
+    index = step % batches.num_batches
+    if index == 0:
       carry = np.zeros(32), np.zeros(32)
-    start = block * config.seq_len
-    piece = training[start : start + config.seq_len + 1]
-    nats, gradient, carry = block_gradient(
-      weights, carry, piece[:-1], piece[1:]
+    start = index * config.batching.seq_len
+    sequence = training[start : start + config.batching.seq_len + 1]
+    loss, gradient, carry = loss_and_gradient(
+      weights, carry, sequence[:-1], sequence[1:]
     )
-    expected.append(nats)
-    adagrad(weights, gradient, memory)
+    expected.append(loss)
+    adagrad(weights, gradient, squares)
 
-  assert np.abs(np.array(found) - expected).max() < 1e-9
+  assert np.abs(np.array(losses) - expected).max() < 1e-9
   assert expected[-1] < expected[0] - 0.5  # and it learns

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lstm_jax.language import language_model
-from lstm_jax.training import check_sizes, make_mesh, parse_mesh
+from lstm_jax.training import check_mesh, make_mesh, parse_mesh
 from tests.processes import finish, free_port, start
 from tests.training.many_devices import (
   DEEP,
@@ -25,7 +25,7 @@ EXACT = 1e-12  # for sums in another order; 1e-15 was found
 
 def count(config):
   """Return how many numbers a model's weights are."""
-  shapes = jax.eval_shape(language_model(config).init, jax.random.key(0))
+  shapes = jax.eval_shape(language_model(*config).init, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
@@ -57,15 +57,15 @@ def test_a_mesh_takes_every_device():
     make_mesh({"data": 4, "model": 2})
 
 
-def test_streams_and_units_fill_the_mesh():
+def test_rows_and_units_fill_the_mesh():
   sizes = {"data": 4, "model": 2}
-  check_sizes(sizes, 16, 6)
+  check_mesh(sizes, 16, 6)
   message = r"batch_size must be a multiple of .* 8 devices, got 12"
   with pytest.raises(ValueError, match=message):
-    check_sizes(sizes, 12, 6)
+    check_mesh(sizes, 12, 6)
   message = r"hidden_size must be .* axis model, 2, got 5"
   with pytest.raises(ValueError, match=message):
-    check_sizes(sizes, 16, 5)
+    check_mesh(sizes, 16, 5)
 
 
 def they_compute_what_one_does(simulated):

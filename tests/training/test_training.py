@@ -17,24 +17,23 @@ from lstm_jax.training import (
   CheckpointError,
   CheckpointWriter,
   OptimizerConfig,
-  begin_average,
+  eval_params,
   has_state,
-  include,
   init_state,
-  learnt,
+  is_nonmonotonic,
   list_checkpoints,
   make_optimizer,
   make_train_step,
   read_checkpoint,
   read_params,
   read_state,
+  start_average,
   train,
-  wanders,
 )
-from lstm_jax.training.optimizer import learning_rate
+from lstm_jax.training.optimizer import MAX_SKIPPED, learning_rate
 from tests.draws import normal_like, worst
 
-MODEL = language_model(ModelConfig(9, embedding_size=3, hidden_size=5))
+MODEL = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
 STREAMS = make_batches(np.arange(47, dtype=np.int32) % 9, 3, 4)
 
 
@@ -44,14 +43,14 @@ def start(key, **options):
   return make_train_step(MODEL, rule), state
 
 
-def steps(update, state, number):
-  return islice(train(update, state, repeat(STREAMS)), number)
+def steps(train_step, state, number, key=None):
+  return islice(train(train_step, state, repeat(STREAMS), key), number)
 
 
 @pytest.mark.parametrize("rule", ["adamw", "rmsprop", "sgd", "adagrad"])
 def test_every_optimiser_learns_a_sequence_that_repeats(rule, key):
   rate = {"sgd": 0.3, "adagrad": 0.3}.get(rule, 0.03)
-  update, state = start(key, rule=rule, learning_rate=rate, warmup_steps=5)
+  update, state = start(key, optimizer=rule, learning_rate=rate, warmup_steps=5)
   losses = [float(m.loss) for _, m in steps(update, state, 100)]
   assert losses[0] > 1.5
   assert losses[-1] < 0.3
@@ -73,10 +72,8 @@ def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
-  sizes = ModelConfig(
-    9, embedding_size=5, hidden_size=5, num_layers=2, tied=tied
-  )
-  model, rule = language_model(sizes), make_optimizer(OptimizerConfig(), 9)
+  sizes = ModelConfig(embedding_size=5, hidden_size=5, num_layers=2, tied=tied)
+  model, rule = language_model(sizes, 9), make_optimizer(OptimizerConfig(), 9)
   params, carry = model.init(key), model.initial_state((3,))
   tokens, targets = STREAMS.batch(0)
   gradient = jax.grad(lambda p: model.loss(p, carry, tokens, targets)[0])(
@@ -95,8 +92,8 @@ def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
     name: sum(float(np.square(leaf).sum()) for leaf in leaves)
     for name, leaves in parts.items()
   }
-  assert metrics.gradient_norms.keys() == squares.keys()
-  for name, norm in metrics.gradient_norms.items():
+  assert metrics.grad_norms.keys() == squares.keys()
+  for name, norm in metrics.grad_norms.items():
     assert float(norm) == pytest.approx(squares[name] ** 0.5, rel=1e-6)
   assert float(metrics.grad_norm) == pytest.approx(
     sum(squares.values()) ** 0.5, rel=1e-6
@@ -104,9 +101,9 @@ def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
 
 
 def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
-  rule = make_optimizer(OptimizerConfig(skipped=2), 20)
+  rule = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
   state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
-  update = make_train_step(MODEL, rule, decay=0.5)
+  update = make_train_step(MODEL, rule, ema_decay=0.5)
   *_, (state, _) = steps(update, state, 3)
   before = jax.tree.map(np.asarray, state)
   nothing = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
@@ -115,13 +112,13 @@ def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
   assert after.step == before.step + 1
   assert worst(after.params, before.params) == 0
   assert worst(after.average, before.average) == 0
-  assert worst(after.average, after.params) > 0
+  assert worst(eval_params(after), after.params) > 0
 
 
 def test_the_average_is_that_of_the_weights_after_each_update(key):
   rule = make_optimizer(OptimizerConfig(), 20)
   state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
-  update = make_train_step(MODEL, rule, decay=0.5)
+  update = make_train_step(MODEL, rule, ema_decay=0.5)
   expected = jax.tree.map(np.asarray, MODEL.init(key))
   for step, (state, _) in enumerate(steps(update, state, 12)):  # noqa: B020
     rate = 1 - min(0.5, (1 + step) / (10 + step))
@@ -130,37 +127,55 @@ def test_the_average_is_that_of_the_weights_after_each_update(key):
       expected,
       state.params,
     )
-  assert worst(learnt(state), expected) < 1e-6
-  assert worst(learnt(state), state.params) > 1e-3
+  assert worst(eval_params(state), expected) < 1e-6
+  assert worst(eval_params(state), state.params) > 1e-3
   plain = init_state(MODEL, rule, MODEL.init(key), 3)
-  assert learnt(plain) is plain.params
+  assert eval_params(plain) is plain.params
 
 
-def test_a_mean_begun_late_is_that_of_the_weights_since(key):
-  update, state = start(key, warmup_steps=0)
-  average, since = None, []
-  for step, (state, metrics) in enumerate(steps(update, state, 9), start=1):  # noqa: B020
-    if average:
-      average = include(average, state.params, metrics.grad_norm)
+def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
+  rule = make_optimizer(OptimizerConfig(warmup_steps=0, nonfinite="skip"), 100)
+  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
+  train_step, since = make_train_step(MODEL, rule), []
+  for step in range(1, 10):
+    (state, _) = next(steps(train_step, state, 1))
+    if step < 4:
+      assert worst(eval_params(state), state.params) == 0
     if step == 4:
-      average = begin_average(state.params)
-    if average:
+      state = state._replace(average=start_average(state.average))
+    if step >= 4:
       since.append(jax.tree.map(np.asarray, state.params))
-  assert int(average.updates) == 6
+  assert int(state.average.steps) == 6
   expected = jax.tree.map(lambda *p: np.mean(p, 0), *since)
-  assert worst(average.params, expected) < 1e-6
-  average = include(average, state.params, jnp.array(jnp.nan))  # a skipped one
-  assert int(average.updates) == 6
-  assert worst(average.params, expected) < 1e-6
-  assert worst(average.params, state.params) > 1e-3
+  assert worst(eval_params(state), expected) < 1e-6
+  # A step that is skipped does not count.
+  nans = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
+  state, _ = train_step(state._replace(carry=nans), *STREAMS.batch(1))
+  assert int(state.average.steps) == 6
+  assert worst(eval_params(state), expected) < 1e-6
+  assert worst(eval_params(state), state.params) > 1e-3
 
 
-def test_losses_wander_once_one_is_worse_than_the_best_before_the_last_n():
+def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
+  rule = make_optimizer(OptimizerConfig(), 100)
+  first, again = (make_train_step(MODEL, rule) for _ in range(2))
+  assert first is again
+  state = init_state(MODEL, rule, MODEL.init(key), 3)
+  state, _ = first(state, *STREAMS.batch(0))
+  compiled = first._cache_size()
+  again(state, *STREAMS.batch(0))
+  assert again._cache_size() == compiled
+  assert make_train_step(MODEL, rule, ema_decay=0.5) is not first
+
+
+def test_a_loss_is_nonmonotonic_if_worse_than_the_best_before_the_last_n():
   losses = [5.0, 4.0, 3.0, 3.5, 2.9, 3.1, 3.2]
-  found = [wanders(losses[: n + 1], 2) for n in range(len(losses))]
-  # 3.1 is worse than the 3.0 of three looks before; 3.5 is too early to tell.
+  found = [is_nonmonotonic(losses[: n + 1], 2) for n in range(len(losses))]
+  # 3.1 is worse than the 3.0 of three losses before; 3.5 is too early to tell.
   assert found == [False] * 5 + [True, True]
-  assert not wanders([1.0, 2.0], 1) and wanders([1.0, 3.0, 2.0], 1)
+  assert not is_nonmonotonic([1.0, 2.0], 1) and is_nonmonotonic(
+    [1.0, 3.0, 2.0], 1
+  )
 
 
 def test_epochs_may_have_other_numbers_of_streams(key):
@@ -169,7 +184,7 @@ def test_epochs_may_have_other_numbers_of_streams(key):
   )
   params = jax.tree.map(jnp.copy, state.params)
   tokens = np.arange(47, dtype=np.int32) % 9
-  epochs = list(BatchingConfig(3, 4, 3, late_batch_size=5).epochs(tokens))
+  epochs = list(BatchingConfig(3, 4, 3, late_batch_size=5).epochs(tokens, 0))
   found, expected = [], []
   for last, metrics in train(update, state, epochs):
     found.append((float(metrics.loss), int(metrics.num_tokens)))
@@ -184,16 +199,18 @@ def test_epochs_may_have_other_numbers_of_streams(key):
 
 
 def test_noise_is_that_of_the_seed_and_of_the_step(key):
-  config = ModelConfig(9, embedding_size=3, hidden_size=5)
-  noisy = language_model(config, regularizers=Regularizers(output_dropout=0.5))
+  config = ModelConfig(embedding_size=3, hidden_size=5)
+  noise = Regularizers(output_dropout=0.5)
+  noisy = language_model(config, 9, regularizers=noise)
   rule = make_optimizer(
     OptimizerConfig(learning_rate=1e-30, warmup_steps=0), 20
   )
 
   def losses(seed):
     state = init_state(noisy, rule, noisy.init(key), 3)
-    update = make_train_step(noisy, rule, jax.random.key(seed))
-    return [float(m.loss) for _, m in steps(update, state, 8)]
+    train_step, noise_key = make_train_step(noisy, rule), jax.random.key(seed)
+    trained = steps(train_step, state, 8, noise_key)
+    return [float(metrics.loss) for _, metrics in trained]
 
   first = losses(0)
   assert losses(0) == first and losses(1) != first
@@ -239,12 +256,12 @@ def test_gradients_are_clipped_by_element_and_by_norm():
   gradient = {"a": jnp.array([30.0, -40.0, 0.5])}
   params = {"a": jnp.zeros(3)}
   for options, expected in (
-    ({"clip_value": 5.0, "clip_norm": None}, [5, -5, 0.5]),
+    ({"clip_value": 5.0, "clip_norm": 0.0}, [5, -5, 0.5]),
     ({"clip_norm": 1.0}, np.array([30, -40, 0.5]) / np.sqrt(2500.25)),
-    ({"clip_norm": None}, [30, -40, 0.5]),
+    ({"clip_norm": 0.0}, [30, -40, 0.5]),
   ):
     config = OptimizerConfig(
-      rule="sgd",
+      optimizer="sgd",
       learning_rate=1.0,
       schedule="constant",
       warmup_steps=0,
@@ -253,6 +270,28 @@ def test_gradients_are_clipped_by_element_and_by_norm():
     rule = make_optimizer(config, 10)
     updates, _ = rule.update(gradient, rule.init(params), params)
     assert np.allclose(-updates["a"], expected)
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_are_skipped_and_no_more():
+  optimizer = make_optimizer(OptimizerConfig(nonfinite="skip"), 100)
+  params = {"w": jnp.ones((2, 2))}
+  state = optimizer.init(params)
+  nan = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+  for _ in range(MAX_SKIPPED):
+    updates, state = optimizer.update(nan, state, params)
+    assert not updates["w"].any()
+  updates, _ = optimizer.update(nan, state, params)
+  assert jnp.isnan(updates["w"]).all()
+
+
+def test_equal_configurations_give_the_same_optimizer():
+  optimizer = make_optimizer(OptimizerConfig(clip_value=5.0), 9)
+  assert make_optimizer(OptimizerConfig(clip_value=5.0), 9) is optimizer
+  assert make_optimizer(OptimizerConfig(clip_value=5.0), num_steps=9) is (
+    optimizer
+  )
+  assert make_optimizer(OptimizerConfig(clip_value=5.0), 10) is not optimizer
+  assert make_optimizer(OptimizerConfig(), 9) is not optimizer
 
 
 def test_weight_decay_spares_the_biases():
@@ -271,18 +310,20 @@ def test_weight_decay_spares_the_biases():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"rule": "adam"}, "rule must be in .*, got 'adam'"),
-    ({"schedule": "linear"}, "schedule must be in .*, got 'linear'"),
+    ({"optimizer": "adam"}, "optimizer must be one of adamw, .*, got 'adam'"),
+    ({"schedule": "linear"}, "schedule must be one of .*, got 'linear'"),
     (
       {"learning_rate": 0.0},
-      "learning_rate must be positive and finite, got 0",
+      r"learning_rate must be in \(0, inf\), got 0",
     ),
     (
       {"learning_rate": float("nan")},
-      "learning_rate must be positive and finite, got n",
+      r"learning_rate must be in \(0, inf\), got n",
     ),
-    ({"warmup_steps": -1}, "weight_decay must be ≥ 0 and finite, got -1"),
-    ({"clip_norm": 0.0}, "clip_norm must be positive or None, got 0"),
+    ({"warmup_steps": -1}, r"warmup_steps must be in \[0, inf\), got -1"),
+    ({"weight_decay": float("inf")}, "weight_decay must be in .* got inf"),
+    ({"clip_norm": -1.0}, r"clip_norm must be in \[0, inf\), got -1"),
+    ({"nonfinite": "halt"}, "nonfinite must be one of stop, skip, got 'halt'"),
   ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -307,7 +348,7 @@ def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
   assert worst(back, state) == 0
   assert jax.tree.structure(back) == jax.tree.structure(state)
   assert has_state(tmp_path, 8) and not has_state(tmp_path, 3)
-  with pytest.raises(CheckpointError, match="holds no checkpoint of update 5"):
+  with pytest.raises(CheckpointError, match="holds no checkpoint of step 5"):
     read_checkpoint(tmp_path, 5)
 
 
@@ -319,7 +360,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(key, tmp_path):
   writer.close()
   assert list_checkpoints(tmp_path) == [2, 6, 9]
   writer = CheckpointWriter(tmp_path)
-  writer.forget_after(6)
+  writer.delete_after(6)
   writer.save(7, params, {}, best=7)
   writer.close()
   assert list_checkpoints(tmp_path) == [6, 7]
@@ -341,7 +382,7 @@ def test_a_writer_saves_what_the_state_was_whatever_becomes_of_it(
 def test_a_checkpoint_older_than_the_newest_is_refused(key, tmp_path):
   writer = CheckpointWriter(tmp_path)
   writer.save(9, MODEL.init(key), {})
-  with pytest.raises(CheckpointError, match="checkpoint of update 9 or later"):
+  with pytest.raises(CheckpointError, match="checkpoint of step 9 or later"):
     writer.save(9, MODEL.init(key), {})
   writer.close()
 
@@ -357,7 +398,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
     ),
     ({"hidden_size": 5, "num_layers": 2}, r"layers.1.w_x must be .*got none"),
   ):
-    other = language_model(ModelConfig(9, embedding_size=3, **sizes))
+    other = language_model(ModelConfig(embedding_size=3, **sizes), 9)
     with pytest.raises(CheckpointError, match=message):
       read_params(tmp_path, 1, jax.eval_shape(other.init, key))
 

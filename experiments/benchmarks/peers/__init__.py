@@ -1,1 +1,1 @@
-"""What `experiments.benchmark` compares with, each as its users write it."""
+"""The compared libraries, each used as its documentation shows."""

@@ -1,8 +1,9 @@
-"""One recurrent layer in each JAX library, as its own users write it.
+"""One recurrent layer in each JAX library, used as its documentation shows.
 
-Each maker takes the name of a cell and our weights, and returns the library's
-weights, the layer as a function of them, and how our weights (or their
-gradients) look in that library. A library that has no such cell says so.
+Each function takes the name of a cell and our weights, and returns a `Layer`:
+the library's weights, the layer as a function of them, and the conversion of
+our weights (or gradients) to the library's. It raises `Unsupported` where the
+library has no such cell.
 """
 
 import importlib.util
@@ -14,75 +15,79 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.peers.proof import Missing
+from experiments.benchmarks.peers.proof import Unsupported
 from experiments.trainer.config import CELLS
 from lstm_jax.interop.flax import to_linen
-from lstm_jax.sequence._unroll import Rule, unroll
+from lstm_jax.sequence import Adjoint, Autodiff, Explicit, unroll
 
 
 class Layer(NamedTuple):
-  """A library's layer that holds our weights."""
+  """A library's layer with our weights."""
 
   params: Any
   apply: Callable[[Any, jax.Array], jax.Array]  # (params, xs [T, B, D]) -> hs
-  port: Callable[[Any], Any]  # our weights or gradients -> the library's
+  convert: Callable[[Any], Any]  # our weights or gradients -> the library's
 
 
 def ours(
-  cell: str, weights: Any, vjp: Rule = "explicit", compute_dtype: Any = None
+  cell: str,
+  weights: Any,
+  adjoint: Adjoint = Explicit(),
+  compute_dtype: Any = None,
 ) -> Layer:
-  """This project's `unroll`."""
+  """Return our `unroll` as a layer."""
   module = CELLS[cell]
 
   def apply(params, xs):
     state = module.initial_state(params, xs.shape[1:-1])
     return unroll(
-      module, params, state, xs, vjp=vjp, compute_dtype=compute_dtype
+      module, params, state, xs, adjoint=adjoint, compute_dtype=compute_dtype
     )[1]
 
   return Layer(weights, apply, lambda w: w)
 
 
 def autodiff(cell: str, weights: Any) -> Layer:
-  """The same forward as ours, its gradient left to JAX."""
-  return ours(cell, weights, vjp="autodiff")
+  """Return the same forward as ours, differentiated by JAX."""
+  return ours(cell, weights, adjoint=Autodiff())
 
 
 def flax_linen(cell: str, weights: Any) -> Layer:
-  """Flax linen: RNN over OptimizedLSTMCell, GRUCell or SimpleCell."""
+  """Return Flax linen's RNN over OptimizedLSTMCell, GRUCell or SimpleCell."""
   from flax import linen as nn
 
-  kinds = {
+  cells = {
     "lstm": nn.OptimizedLSTMCell,
     "gru": nn.GRUCell,
     "rnn": nn.SimpleCell,
   }
-  layer = nn.RNN(kinds[cell](weights.w_h.shape[0]), time_major=True)
+  layer = nn.RNN(cells[cell](weights.w_h.shape[0]), time_major=True)
 
-  def port(w):
+  def convert(w):
     return {"params": {"cell": to_linen(w)}}
 
   def apply(params: Any, xs: jax.Array) -> Any:
     return layer.apply(params, xs)
 
-  return Layer(port(weights), apply, port)
+  return Layer(convert(weights), apply, convert)
 
 
 def flax_nnx(cell: str, weights: Any) -> Layer:
-  """Flax nnx: the same cells under its RNN."""
+  """Return Flax nnx's RNN over the same cells."""
   from flax import nnx
 
-  kinds = {
+  cells = {
     "lstm": nnx.OptimizedLSTMCell,
     "gru": nnx.GRUCell,
     "rnn": nnx.SimpleCell,
   }
   sizes = weights.w_x.shape[0], weights.w_h.shape[0]
-  layer = nnx.RNN(kinds[cell](*sizes, rngs=nnx.Rngs(0)), time_major=True)
+  layer = nnx.RNN(cells[cell](*sizes, rngs=nnx.Rngs(0)), time_major=True)
   graph, state, other = nnx.split(layer, nnx.Param, ...)  # type: ignore[misc]
-  biased = "dense_h" if cell == "lstm" else "dense_i"  # a GRU's b_n is 0 here
+  # A GRU's b_n has no counterpart here; it is zero in these benchmarks.
+  biased = "dense_h" if cell == "lstm" else "dense_i"
 
-  def port(w):
+  def convert(w):
     flat: dict[tuple[str, ...], Any] = {
       ("cell", "dense_i", "kernel"): w.w_x,
       ("cell", "dense_h", "kernel"): w.w_h,
@@ -100,18 +105,18 @@ def flax_nnx(cell: str, weights: Any) -> Layer:
     carry = (zeros, zeros) if cell == "lstm" else zeros
     return nnx.merge(graph, params, other)(xs, initial_carry=carry)
 
-  return Layer(port(weights), apply, port)
+  return Layer(convert(weights), apply, convert)
 
 
 def haiku(cell: str, weights: Any) -> Layer:
-  """Haiku: dynamic_unroll over LSTM; its other cells are other functions."""
+  """Return Haiku's LSTM; its GRU and RNN have other equations."""
   import haiku as hk
 
   if cell != "lstm":
-    raise Missing(
-      "its GRU resets before the product"
+    raise Unsupported(
+      "its GRU applies the reset gate before the product"
       if cell == "gru"
-      else "its VanillaRNN has a relu"
+      else "its VanillaRNN uses a relu"
     )
 
   @hk.without_apply_rng
@@ -120,40 +125,40 @@ def haiku(cell: str, weights: Any) -> Layer:
     core = hk.LSTM(weights.w_h.shape[0])
     return hk.dynamic_unroll(core, xs, core.initial_state(xs.shape[1]))[0]
 
-  def port(w):  # its gates are i, g, f, o
+  def convert(w):  # its gates are i, g, f, o
     rows = jnp.concatenate([w.w_x, w.w_h, w.b[None]])
     i, f, g, o = jnp.split(rows, 4, axis=-1)
     rows = jnp.concatenate([i, g, f, o], axis=-1)
     return {"lstm/linear": {"w": rows[:-1], "b": rows[-1]}}
 
-  params = port(weights)  # and it adds 1 to the forget gate in the step
+  params = convert(weights)  # its step adds 1 to the forget gate
   size = weights.w_h.shape[0]
   b = params["lstm/linear"]["b"].at[2 * size : 3 * size].add(-1)
   params["lstm/linear"]["b"] = b
-  return Layer(params, layer.apply, port)
+  return Layer(params, layer.apply, convert)
 
 
 def equinox(cell: str, weights: Any) -> Layer:
-  """Equinox: LSTMCell or GRUCell, vmapped over the batch, in a scan."""
+  """Return a scan of Equinox's LSTMCell or GRUCell, vmapped over the batch."""
   import equinox as eqx
 
   if cell == "rnn":
-    raise Missing("it has no such cell")
-  kind = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}[cell]
+    raise Unsupported("it has no plain RNN cell")
+  cell_class = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}[cell]
   sizes = weights.w_x.shape[0], weights.w_h.shape[0]
   arrays, static = eqx.partition(
-    kind(*sizes, key=jax.random.key(0)), eqx.is_array
+    cell_class(*sizes, key=jax.random.key(0)), eqx.is_array
   )
 
-  def port(w):
-    found = eqx.tree_at(
+  def convert(w):
+    ported = eqx.tree_at(
       lambda c: (c.weight_ih, c.weight_hh, c.bias),
       arrays,
       (w.w_x.T, w.w_h.T, w.b),
     )
     if cell == "gru":
-      found = eqx.tree_at(lambda c: c.bias_n, found, w.b_n)
-    return found
+      ported = eqx.tree_at(lambda c: c.bias_n, ported, w.b_n)
+    return ported
 
   def apply(params, xs):
     step = jax.vmap(eqx.combine(params, static))
@@ -171,28 +176,28 @@ def equinox(cell: str, weights: Any) -> Layer:
       return jax.lax.scan(lstm_body, (zeros, zeros), xs)[1]
     return jax.lax.scan(gru_body, zeros, xs)[1]
 
-  return Layer(port(weights), apply, port)
+  return Layer(convert(weights), apply, convert)
 
 
 def keras(cell: str, weights: Any) -> Layer:
-  """Keras on JAX: its LSTM, GRU or SimpleRNN layer; batch-major inside."""
+  """Return Keras' LSTM, GRU or SimpleRNN layer, with its transposes."""
   if os.environ.setdefault("KERAS_BACKEND", "jax") != "jax":
-    raise Missing("KERAS_BACKEND is not jax")
+    raise Unsupported("KERAS_BACKEND is not jax")
   import keras as k
 
-  kind = {
+  layer_class = {
     "lstm": k.layers.LSTM,
     "gru": k.layers.GRU,
     "rnn": k.layers.SimpleRNN,
   }[cell]
-  layer = kind(weights.w_h.shape[0], return_sequences=True)
+  layer = layer_class(weights.w_h.shape[0], return_sequences=True)
   layer.build((None, None, weights.w_x.shape[0]))
   rest = [v.value for v in layer.non_trainable_variables]
 
-  def port(w):
+  def convert(w):
     if cell != "gru":
       return [w.w_x, w.w_h, w.b]
-    # Its gates are z, r, n; its second row of biases is the recurrent one.
+    # Its gates are z, r, n; the second row of its bias is the recurrent one.
     gates = _gates(w, "rzn")
     w_x, w_h, b = (
       jnp.concatenate([gates[letter][k] for letter in "zrn"], axis=-1)
@@ -201,8 +206,8 @@ def keras(cell: str, weights: Any) -> Layer:
     recurrent = b.at[-len(w.b_n) :].set(w.b_n)
     return [w_x, w_h, jnp.stack([b, recurrent])]
 
-  params = port(weights)
-  if cell == "gru":  # the r and z rows would be added twice
+  params = convert(weights)
+  if cell == "gru":  # the biases of r and z must not be added twice
     size = len(weights.b_n)
     params[2] = params[2].at[1, : 2 * size].set(0)
 
@@ -210,23 +215,23 @@ def keras(cell: str, weights: Any) -> Layer:
     outputs, _ = layer.stateless_call(params, rest, jnp.swapaxes(xs, 0, 1))
     return jnp.swapaxes(outputs, 0, 1)
 
-  return Layer(params, apply, port)
+  return Layer(params, apply, convert)
 
 
 def cudnn(cell: str, weights: Any) -> Layer:
-  """jax.experimental.rnn: cuDNN's LSTM; batch-major, on NVIDIA GPUs only."""
+  """Return cuDNN's LSTM, with its transposes; for NVIDIA GPUs only."""
   from jax.experimental import rnn
 
   if cell != "lstm":
-    raise Missing("it has the LSTM only")
+    raise Unsupported("it has an LSTM only")
   if jax.default_backend() != "gpu":
-    raise Missing("it runs on a GPU only")
+    raise Unsupported("it runs on a GPU only")
   sizes = weights.w_x.shape[0], weights.w_h.shape[0]
 
   def apply(params, xs):
-    steps, batch, _ = xs.shape
-    zeros = jnp.zeros((1, batch, sizes[1]), xs.dtype)
-    lengths = jnp.full(batch, steps, jnp.int32)
+    seq_len, batch_size, _ = xs.shape
+    zeros = jnp.zeros((1, batch_size, sizes[1]), xs.dtype)
+    lengths = jnp.full(batch_size, seq_len, jnp.int32)
     hs, _, _ = rnn.lstm(
       jnp.swapaxes(xs, 0, 1),
       zeros,
@@ -244,16 +249,19 @@ def cudnn(cell: str, weights: Any) -> Layer:
 
 
 def cudnn_weights(w: Any, second_bias: bool = True) -> jax.Array:
-  """Return our LSTM's weights as cuDNN's one vector.
+  """Return our LSTM's weights as the flat vector of cuDNN.
 
-  Its second bias is a copy of the first (so that gradients compare), or zero.
+  Args:
+    w: our weights or gradients.
+    second_bias: whether cuDNN's second bias is a copy of the first, as the
+      gradients of the two are, or zero.
   """
   leaves = w.w_x.T, w.w_h.T, w.b, w.b if second_bias else jnp.zeros_like(w.b)
   return jnp.concatenate([leaf.ravel() for leaf in leaves])
 
 
 def _gates(weights: Any, letters: str) -> dict[str, tuple]:
-  """Return each gate's (w_x, w_h, b), by its letter."""
+  """Return (w_x, w_h, b) of each gate, by the gate's letter."""
   parts = (jnp.split(w, len(letters), axis=-1) for w in weights[:3])
   return dict(zip(letters, zip(*parts, strict=True), strict=True))
 
@@ -276,22 +284,26 @@ def is_installed(package: str) -> bool:
 
 
 def torch_layer(cell: str, weights: tuple, device: str) -> Any:
-  """PyTorch's nn.LSTM, nn.GRU or nn.RNN over one or more layers of ours."""
+  """Return nn.LSTM, nn.GRU or nn.RNN with our weights, one entry a layer."""
   import torch
 
-  kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[cell]
+  layer_class = {
+    "lstm": torch.nn.LSTM,
+    "gru": torch.nn.GRU,
+    "rnn": torch.nn.RNN,
+  }[cell]
   size, hidden = weights[0].w_x.shape[0], weights[0].w_h.shape[0]
-  layer = kind(size, hidden, len(weights)).to(device)
+  layer = layer_class(size, hidden, len(weights)).to(device)
   with torch.no_grad():
     for k, w in enumerate(weights):
-      other = np.zeros_like(np.asarray(w.b))
+      recurrent_b = np.zeros_like(np.asarray(w.b))
       if cell == "gru":
-        other[-hidden:] = w.b_n
+        recurrent_b[-hidden:] = w.b_n
       for name, value in (
         (f"weight_ih_l{k}", np.asarray(w.w_x).T),
         (f"weight_hh_l{k}", np.asarray(w.w_h).T),
         (f"bias_ih_l{k}", np.asarray(w.b)),
-        (f"bias_hh_l{k}", other),
+        (f"bias_hh_l{k}", recurrent_b),
       ):
         getattr(layer, name).copy_(torch.tensor(value.copy()))
   return layer

@@ -1,8 +1,8 @@
-"""A language model's training step, with each library's recurrent layers.
+"""A language model's training step with each library's recurrent layers.
 
-A whole Adam update of embedding, layers, readout and cross-entropy, compiled,
-its state kept between calls and donated. Where a library's users would write
-the same embedding and readout in any library, they are written once, here.
+A whole Adam step of embedding, layers, readout and cross-entropy, compiled,
+with donated state. Embedding and readout of the JAX libraries are the same few
+lines of jax.numpy; their recurrent layers differ.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,24 @@ import optax
 from experiments.benchmarks.peers.layers import LAYERS, torch_layer
 from experiments.benchmarks.peers.proof import (
   TOLERANCE,
-  Missing,
   Peer,
-  agree,
-  compiled,
+  Unsupported,
+  check_same,
+  compile_program,
 )
 from lstm_jax.cells.affine import product_transposed
 from lstm_jax.language import LanguageParams, ModelConfig, language_model
-from lstm_jax.sequence._unroll import Rule
+from lstm_jax.sequence import Adjoint, Autodiff, Explicit
 
 LEARNING_RATE = 1e-3
-LOW_TOLERANCE = 5e-2  # of bfloat16 products
+BFLOAT16_TOLERANCE = 5e-2
 
 
 class Problem(NamedTuple):
-  """One language-model step, and what everyone must compute at first."""
+  """A language model, a batch, and the expected loss and gradient."""
 
   config: ModelConfig
+  vocabulary_size: int
   params: LanguageParams
   tokens: np.ndarray  # [T, B]
   targets: np.ndarray  # [T, B]
@@ -42,59 +43,67 @@ class Problem(NamedTuple):
 
 
 def make_problem(
-  hidden: int,
-  steps: int,
-  batch: int,
-  layers: int,
-  vocabulary: int,
+  hidden_size: int,
+  seq_len: int,
+  batch_size: int,
+  num_layers: int,
+  vocabulary_size: int,
   dtype: str = "float32",
 ) -> Problem:
-  """Return a language-model step of those sizes on random tokens."""
-  exact = ModelConfig(
-    vocabulary_size=vocabulary, hidden_size=hidden, num_layers=layers
-  )
+  """Return a language model of these sizes with a batch of random tokens."""
+  exact = ModelConfig(hidden_size=hidden_size, num_layers=num_layers)
   config = exact
   if dtype != "float32":
     config = replace(exact, compute_dtype=jnp.dtype(dtype))
-  params = language_model(exact).init(jax.random.key(0))
-  draw = np.random.default_rng(0)
-  text = draw.integers(0, vocabulary, (steps + 1, batch)).astype(np.int32)
+  params = language_model(exact, vocabulary_size).init(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  text = rng.integers(0, vocabulary_size, (seq_len + 1, batch_size))
+  text = text.astype(np.int32)
   tokens, targets = text[:-1], text[1:]
-  reference = jax.jit(jax.value_and_grad(_our_loss(exact, batch)))
+  reference_loss = _our_loss(exact, vocabulary_size, batch_size)
+  reference = jax.jit(jax.value_and_grad(reference_loss))
   loss, gradient = reference(params, tokens, targets)
-  return Problem(config, params, tokens, targets, float(loss), gradient)
+  return Problem(
+    config, vocabulary_size, params, tokens, targets, float(loss), gradient
+  )
 
 
-def _our_loss(config: ModelConfig, batch: int, vjp: Rule = "explicit"):
-  model = language_model(config, vjp=vjp)
+def _our_loss(
+  config: ModelConfig,
+  vocabulary_size: int,
+  batch_size: int,
+  adjoint: Adjoint = Explicit(),
+):
+  model = language_model(config, vocabulary_size, adjoint=adjoint)
 
   def loss(params, tokens, targets):
-    state = model.initial_state((batch,))
+    state = model.initial_state((batch_size,))
     return model.loss(params, state, tokens, targets)[0]
 
   return loss
 
 
-def lstm_jax(problem: Problem, vjp: Rule = "explicit") -> Peer:
-  """This project's model: explicit gradients."""
-  loss = _our_loss(problem.config, problem.tokens.shape[1], vjp)
-  name = "lstm_jax" if vjp == "explicit" else vjp
-  return _peer(name, loss, problem.params, problem, lambda w: w)
+def lstm_jax(problem: Problem, adjoint: Adjoint = Explicit()) -> Peer:
+  """Our model with explicit gradients."""
+  batch_size = problem.tokens.shape[1]
+  loss = _our_loss(problem.config, problem.vocabulary_size, batch_size, adjoint)
+  name = "autodiff" if isinstance(adjoint, Autodiff) else "lstm_jax"
+  return _make_peer(name, loss, problem.params, problem, lambda w: w)
 
 
 def autodiff(problem: Problem) -> Peer:
-  """The same forward as ours, its gradient left to JAX."""
-  return lstm_jax(problem, "autodiff")
+  """The same forward as ours, differentiated by JAX."""
+  return lstm_jax(problem, Autodiff())
 
 
 def jax_peer(name: str) -> Callable[[Problem], Peer]:
-  """Return the step with a JAX library's layers."""
+  """Return the maker of the training step with a JAX library's layers."""
 
   def make(problem: Problem) -> Peer:
     if problem.config.compute_dtype is not None:
-      raise Missing("compared in float32 only")
-    kind = LAYERS[name][0]
-    layers = [kind("lstm", weights) for weights in problem.params.layers]
+      raise Unsupported("compared in float32 only")
+    make_layer = LAYERS[name][0]
+    layers = [make_layer("lstm", weights) for weights in problem.params.layers]
 
     def loss(params, tokens, targets):
       embedding, weights, readout, bias = params
@@ -105,58 +114,61 @@ def jax_peer(name: str) -> Callable[[Problem], Peer]:
       nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
       return nats.mean()
 
-    def port(ours):
+    def convert(ours):
       weights = [
-        layer.port(w) for layer, w in zip(layers, ours.layers, strict=True)
+        layer.convert(w) for layer, w in zip(layers, ours.layers, strict=True)
       ]
       return ours.embedding, weights, ours.readout, ours.bias
 
     p = problem.params
     params = p.embedding, [layer.params for layer in layers], p.readout, p.bias
-    return _peer(name, loss, params, problem, port)
+    return _make_peer(name, loss, params, problem, convert)
 
   return make
 
 
-def _peer(name, loss, params, problem: Problem, port) -> Peer:
-  """Return the compiled update of a JAX loss, after comparing its gradient."""
+def _make_peer(name, loss, params, problem: Problem, convert) -> Peer:
+  """Check the gradient of a JAX loss, and compile its training step."""
   low = problem.config.compute_dtype is not None
-  tolerance = LOW_TOLERANCE if low else TOLERANCE
-  block = jnp.asarray(problem.tokens), jnp.asarray(problem.targets)
+  tolerance = BFLOAT16_TOLERANCE if low else TOLERANCE
+  batch = jnp.asarray(problem.tokens), jnp.asarray(problem.targets)
   value_and_grad = jax.value_and_grad(loss)
-  found = jax.jit(value_and_grad)(params, *block)
-  expected = problem.loss, port(problem.gradient)
-  agree(name, found, expected, tolerance)
-  rule = optax.adam(LEARNING_RATE)
+  actual = jax.jit(value_and_grad)(params, *batch)
+  expected = problem.loss, convert(problem.gradient)
+  check_same(name, actual, expected, tolerance)
+  optimizer = optax.adam(LEARNING_RATE)
 
-  def update(params, state, tokens, targets):
+  def train_step(params, state, tokens, targets):
     value, gradient = value_and_grad(params, tokens, targets)
-    updates, state = rule.update(gradient, state, params)
+    updates, state = optimizer.update(gradient, state, params)
     return optax.apply_updates(params, updates), state, value
 
-  kept = [jax.tree.map(jnp.copy, params), rule.init(params)]
-  program, seconds, size = compiled(update, *kept, *block, donate=(0, 1))
+  train_state = [jax.tree.map(jnp.copy, params), optimizer.init(params)]
+  program, seconds, size = compile_program(
+    train_step, *train_state, *batch, donate=(0, 1)
+  )
 
   def run():
-    *kept[:], value = jax.block_until_ready(program(*kept, *block))
+    results = program(*train_state, *batch)
+    *train_state[:], value = jax.block_until_ready(results)
     return value
 
   return Peer(run, seconds, size)
 
 
 def pytorch(problem: Problem) -> Peer:
-  """PyTorch: nn.Embedding, nn.LSTM, nn.Linear, eager, fused Adam."""
+  """PyTorch, eager: nn.Embedding, nn.LSTM, nn.Linear and fused Adam."""
   import torch
   from torch import nn
 
   config, ours = problem.config, problem.params
   device = "cuda" if torch.cuda.is_available() else "cpu"
   low = config.compute_dtype is not None
-  embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
-  readout = nn.Linear(config.hidden_size, config.vocabulary_size)
+  embedding = nn.Embedding(problem.vocabulary_size, config.embedding_size)
+  readout = nn.Linear(config.hidden_size, problem.vocabulary_size)
   stack = torch_layer("lstm", ours.layers, device)
   model = nn.ModuleList([embedding, stack, readout]).to(device)
-  # A second bias that our model does not have: kept, but not trained.
+  # Our model has one bias: PyTorch's second one is zero and not trained.
   for k in range(config.num_layers):
     getattr(stack, f"bias_hh_l{k}").requires_grad_(False)
 
@@ -168,59 +180,62 @@ def pytorch(problem: Problem) -> Peer:
     readout.weight.copy_(tensor(ours.readout.T))
     readout.bias.copy_(tensor(ours.bias))
   weights = [p for p in model.parameters() if p.requires_grad]
-  rule = torch.optim.Adam(weights, LEARNING_RATE, fused=True)
+  optimizer = torch.optim.Adam(weights, LEARNING_RATE, fused=True)
   tokens = tensor(problem.tokens).long()
   targets = tensor(problem.targets).long().ravel()
 
   def gradient():
     with torch.autocast(device, torch.bfloat16, enabled=low):
       hs, _ = stack(embedding(tokens))
-      logits = readout(hs).reshape(-1, config.vocabulary_size)
+      logits = readout(hs).reshape(-1, problem.vocabulary_size)
     loss = nn.functional.cross_entropy(logits.float(), targets)
-    rule.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     return loss
 
   loss = gradient().item()
-  found = [embedding.weight.grad, readout.weight.grad.T, readout.bias.grad]
+  gradients = [embedding.weight.grad, readout.weight.grad.T, readout.bias.grad]
   expected = [problem.gradient.embedding, problem.gradient.readout]
   expected.append(problem.gradient.bias)
   for k, layer in enumerate(problem.gradient.layers):
     for name in ("weight_ih", "weight_hh", "bias_ih"):
       grad = getattr(stack, f"{name}_l{k}").grad
-      found.append(grad.mT if grad.ndim > 1 else grad)
+      gradients.append(grad.mT if grad.ndim > 1 else grad)
     expected += list(layer)
-  found = [g.float().cpu().numpy() for g in found]
-  tolerance = LOW_TOLERANCE if low else TOLERANCE
-  agree("pytorch", [loss, *found], [problem.loss, *expected], tolerance)
+  gradients = [g.float().cpu().numpy() for g in gradients]
+  tolerance = BFLOAT16_TOLERANCE if low else TOLERANCE
+  check_same(
+    "pytorch", [loss, *gradients], [problem.loss, *expected], tolerance
+  )
 
   def run():
     loss = gradient()
-    rule.step()
+    optimizer.step()
     return loss.item()
 
   return Peer(run)
 
 
-def ceiling(problem: Problem) -> Peer:
-  """The step's products alone, in their shapes and order, and nothing else.
+def products_alone(problem: Problem) -> Peer:
+  """The matrix products of the training step alone: a lower bound of its time.
 
-  Forward and backward of each layer's recurrent product run step after step, as
-  they must; every other product is one. Left out: gathers, gates, softmax and
-  Adam. Its time is a lower bound for these products as XLA computes them.
+  They have the shapes and the order of the training step. The recurrent
+  products of forward and backward run time step by time step in a scan; each
+  other product is computed once for the whole sequence. Embedding lookups,
+  gates, softmax and Adam are left out.
   """
   config = problem.config
-  steps, batch = problem.tokens.shape
+  seq_len, batch_size = problem.tokens.shape
   dtype = config.compute_dtype or jnp.float32
   size, hidden, vocabulary = (
     config.embedding_size,
     config.hidden_size,
-    config.vocabulary_size,
+    problem.vocabulary_size,
   )
-  draw = np.random.default_rng(0)
+  rng = np.random.default_rng(0)
 
   def normal(*shape):
-    return jnp.asarray(draw.normal(size=shape) / 64, dtype)
+    return jnp.asarray(rng.normal(size=shape) / 64, dtype)
 
   def product(a, b):
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
@@ -236,10 +251,10 @@ def ceiling(problem: Problem) -> Peer:
     "w_x": [normal(hidden, 4 * hidden) for _ in range(config.num_layers - 1)],
     "w_h": [normal(hidden, 4 * hidden) for _ in range(config.num_layers)],
     "readout": normal(hidden, vocabulary),
-    "h": normal(batch, hidden),
-    "hs": normal(steps, batch, hidden),
-    "das": normal(steps, batch, 4 * hidden),
-    "dy": normal(steps, batch, vocabulary),
+    "h": normal(batch_size, hidden),
+    "hs": normal(seq_len, batch_size, hidden),
+    "das": normal(seq_len, batch_size, 4 * hidden),
+    "dy": normal(seq_len, batch_size, vocabulary),
   }
 
   def products(a):
@@ -255,32 +270,32 @@ def ceiling(problem: Problem) -> Peer:
 
       def forward(h, _, w_h=w_h):
         a, b, c, d = jnp.split(product(h, w_h), 4, axis=-1)
-        return (a + b + c + d).astype(dtype), None  # the next needs it
+        return (a + b + c + d).astype(dtype), None  # the next product needs it
 
       def backward(dh, da, w_h=w_h):
         da = (da[:, :hidden] + dh).astype(dtype)
         da = jnp.concatenate([da] * 4, axis=-1)
         return product_transposed(da, w_h), None
 
-      results.append(jax.lax.scan(forward, a["h"], None, length=steps)[0])
-      zeros = jnp.zeros((batch, hidden), jnp.float32)
+      results.append(jax.lax.scan(forward, a["h"], None, length=seq_len)[0])
+      zeros = jnp.zeros((batch_size, hidden), jnp.float32)
       results.append(jax.lax.scan(backward, zeros, a["das"])[0])
       results.append(weight_product(a["hs"], a["das"]))
     return results
 
-  program, seconds, size = compiled(products, arguments)
+  program, seconds, size = compile_program(products, arguments)
   return Peer(lambda: jax.block_until_ready(program(arguments)), seconds, size)
 
 
 def models() -> dict[str, tuple[Callable[[Problem], Peer], str]]:
-  """Return every step and the package it needs, ours first."""
-  own: dict[str, tuple[Callable[[Problem], Peer], str]] = {
+  """Return each peer's maker and required package, ours first."""
+  makers: dict[str, tuple[Callable[[Problem], Peer], str]] = {
     "lstm_jax": (lstm_jax, "jax"),
     "autodiff": (autodiff, "jax"),
   }
   for name, (_, package) in LAYERS.items():
-    if name not in own:
-      own[name] = jax_peer(name), package
-  own["pytorch"] = pytorch, "torch"
-  own["products alone"] = ceiling, "jax"
-  return own
+    if name not in makers:
+      makers[name] = jax_peer(name), package
+  makers["pytorch"] = pytorch, "torch"
+  makers["products alone"] = products_alone, "jax"
+  return makers

@@ -1,8 +1,9 @@
-"""The original recipe: an LSTM, its gradient and Adagrad in NumPy, one stream.
+"""An LSTM, its gradient and Adagrad in NumPy, timed beside the compiled step.
 
-Written from the equations, one character at a time, as such programs were
-before there were compilers for them. `tests/training/test_original_recipe.py`
-holds this project's compiled update to it, to 1e-9 over 200 updates.
+The code follows the equations one character at a time, with batch size 1, in
+the manner of Karpathy's min-char-rnn. `experiments/recipes/original.flags` is
+the same training in our programs; `tests/training/test_original_recipe.py`
+checks that its losses equal this code's to 1e-9 over 200 training steps.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from experiments.benchmarks.peers.proof import Peer, compiled
+from experiments.benchmarks.peers.proof import Peer, compile_program
 from lstm_jax.language import ModelConfig, language_model
 from lstm_jax.training import (
   OptimizerConfig,
@@ -22,8 +23,9 @@ from lstm_jax.training import (
 )
 
 CLIP, LEARNING_RATE = 5.0, 0.05
-MODEL = ModelConfig(64, embedding_size=4, hidden_size=32)
-STEPS = 64
+VOCABULARY_SIZE = 64
+MODEL = ModelConfig(embedding_size=4, hidden_size=32)
+SEQ_LEN = 64
 
 
 def sigmoid(a):
@@ -31,12 +33,24 @@ def sigmoid(a):
   return 1 / (1 + np.exp(-a))
 
 
-def block_gradient(weights, state, tokens, targets):
-  """Return (mean nats, gradient of each weight, state after the block)."""
+def loss_and_gradient(weights, state, tokens, targets):
+  """Run the LSTM over a sequence and backpropagate through it.
+
+  Args:
+    weights: embedding [V, E], w_x [E, 4H], w_h [H, 4H], b [4H], readout [H, V]
+      and its bias [V].
+    state: h and c before the sequence, each [H].
+    tokens: T of them.
+    targets: the token that follows each.
+
+  Returns:
+    (loss, gradient, state): nats per token; the gradient of each weight; h and
+    c after the sequence.
+  """
   table, w_x, w_h, b, w_y, b_y = weights
   h, c = state
   hidden = len(h)
-  saved, nats = [], 0.0
+  residuals, loss = [], 0.0
   for token, target in zip(tokens, targets, strict=True):
     x = table[token]
     a = x @ w_x + h @ w_h + b
@@ -48,18 +62,21 @@ def block_gradient(weights, state, tokens, targets):
     y = h @ w_y + b_y
     p = np.exp(y - y.max())
     p /= p.sum()
-    nats -= np.log(p[target])
-    saved.append((token, target, x, h_before, c_before, i, f, g, o, c, h, p))
-  d = [np.zeros_like(w) for w in weights]
+    loss -= np.log(p[target])
+    residuals.append(
+      (token, target, x, h_before, c_before, i, f, g, o, c, h, p)
+    )
+  gradient = [np.zeros_like(w) for w in weights]
+  dtable, dw_x, dw_h, db, dw_y, db_y = gradient
   dh, dc = np.zeros(hidden), np.zeros(hidden)
-  for token, target, x, h_before, c_before, i, f, g, o, c_t, h_t, p in saved[
-    ::-1
-  ]:
+  for token, target, x, h_before, c_before, i, f, g, o, c_t, h_t, p in reversed(
+    residuals
+  ):
     dy = p.copy()
     dy[target] -= 1
     dy /= len(tokens)
-    d[4] += np.outer(h_t, dy)
-    d[5] += dy
+    dw_y += np.outer(h_t, dy)
+    db_y += dy
     dh = dh + w_y @ dy
     dc = dc + dh * o * (1 - np.tanh(c_t) ** 2)
     da = np.concatenate(
@@ -70,76 +87,80 @@ def block_gradient(weights, state, tokens, targets):
         dh * np.tanh(c_t) * o * (1 - o),
       ]
     )
-    d[0][token] += w_x @ da
-    d[1] += np.outer(x, da)
-    d[2] += np.outer(h_before, da)
-    d[3] += da
+    dtable[token] += w_x @ da
+    dw_x += np.outer(x, da)
+    dw_h += np.outer(h_before, da)
+    db += da
     dh, dc = w_h @ da, dc * f
-  return nats / len(tokens), d, (h, c)
+  return loss / len(tokens), gradient, (h, c)
 
 
-def adagrad(weights, gradient, memory):
-  """Move the weights against their clipped gradient, in place."""
-  for w, g, m in zip(weights, gradient, memory, strict=True):
+def adagrad(weights, gradient, squares):
+  """Clip the gradient and take one Adagrad step, in place."""
+  for w, g, s in zip(weights, gradient, squares, strict=True):
     g = np.clip(g, -CLIP, CLIP)
-    m += g * g
-    w -= LEARNING_RATE * g / np.sqrt(m + 1e-8)
+    s += g * g
+    w -= LEARNING_RATE * g / np.sqrt(s + 1e-8)
 
 
-def _block() -> tuple[Any, np.ndarray]:
-  """Return initial parameters and random text [STEPS + 1]."""
-  params = language_model(MODEL).init(jax.random.key(0))
-  draw = np.random.default_rng(0)
-  return params, draw.integers(0, MODEL.vocabulary_size, STEPS + 1)
+def _params_and_tokens() -> tuple[Any, np.ndarray]:
+  """Return initial parameters and random tokens, [SEQ_LEN + 1]."""
+  params = language_model(MODEL, VOCABULARY_SIZE).init(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  return params, rng.integers(0, VOCABULARY_SIZE, SEQ_LEN + 1)
 
 
 def numpy_program() -> Peer:
-  """One update in NumPy, float64."""
-  params, text = _block()
+  """Return one training step in NumPy, float64."""
+  params, tokens = _params_and_tokens()
   leaves = params.embedding, *params.layers[0], params.readout, params.bias
   weights = [np.array(leaf, np.float64) for leaf in leaves]
-  memory = [np.zeros_like(w) for w in weights]
-  carry = [(np.zeros(MODEL.hidden_size), np.zeros(MODEL.hidden_size))]
+  squares = [np.zeros_like(w) for w in weights]
+  state = np.zeros(MODEL.hidden_size), np.zeros(MODEL.hidden_size)
 
   def run():
-    nats, gradient, carry[0] = block_gradient(
-      weights, carry[0], text[:-1], text[1:]
+    nonlocal state
+    loss, gradient, state = loss_and_gradient(
+      weights, state, tokens[:-1], tokens[1:]
     )
-    adagrad(weights, gradient, memory)
-    return nats
+    adagrad(weights, gradient, squares)
+    return loss
 
   return Peer(run)
 
 
-def compiled_program(updates: int) -> Callable[[], Peer]:
-  """Return a maker of this project's update, so many of them in one call."""
+def compiled_program(num_steps: int) -> Callable[[], Peer]:
+  """Return a function that makes one program of num_steps training steps."""
 
   def make() -> Peer:
-    params, text = _block()
+    params, tokens = _params_and_tokens()
     config = OptimizerConfig(
-      rule="adagrad",
+      optimizer="adagrad",
       learning_rate=LEARNING_RATE,
       schedule="constant",
       warmup_steps=0,
-      clip_norm=None,
+      clip_norm=0.0,
       clip_value=CLIP,
     )
-    rule = make_optimizer(config, 10**6)
-    model = language_model(MODEL)
-    update = make_train_step(model, rule)
-    tokens = np.repeat(text[None, :, None].astype(np.int32), updates, 0)
+    optimizer = make_optimizer(config, num_steps)
+    model = language_model(MODEL, VOCABULARY_SIZE)
+    train_step = make_train_step(model, optimizer)
+    batches = np.repeat(tokens[None, :, None].astype(np.int32), num_steps, 0)
 
-    def several(state, tokens):
-      def body(state, block):
-        return update(state, block[:-1], block[1:])
+    def train_steps(state, batches):
+      def body(state, tokens):
+        return train_step(state, tokens[:-1], tokens[1:])
 
-      return lax.scan(body, state, tokens)
+      return lax.scan(body, state, batches)
 
-    kept = [init_state(model, rule, params, 1)]
-    program, seconds, size = compiled(several, *kept, tokens, donate=(0,))
+    state = init_state(model, optimizer, params, 1)
+    program, seconds, size = compile_program(
+      train_steps, state, batches, donate=(0,)
+    )
 
     def run():
-      kept[0], metrics = jax.block_until_ready(program(*kept, tokens))
+      nonlocal state
+      state, metrics = jax.block_until_ready(program(state, batches))
       return metrics.loss
 
     return Peer(run, seconds, size)

@@ -1,8 +1,8 @@
-"""A recurrent policy's sequence: a GRU over episodes that begin inside it.
+"""A recurrent policy: a GRU over sequences in which new episodes begin.
 
-This project's `unroll(..., reset=)` against what reinforcement-learning code
-writes on Flax: a cell under `linen.scan` that replaces the carry by zeros where
-an episode begins.
+Our `unroll(..., reset=)` against the usual code of reinforcement learning in
+Flax: a cell under `linen.scan` that sets the carry to zero where an episode
+begins.
 """
 
 from collections.abc import Callable
@@ -15,29 +15,31 @@ import numpy as np
 from experiments.benchmarks.peers import sequences
 from experiments.benchmarks.peers.layers import Layer
 from experiments.benchmarks.peers.proof import Peer
-from lstm_jax import gru, unroll
+from lstm_jax import Autodiff, Explicit, gru, unroll
 from lstm_jax.interop.flax import to_linen
 
-EPISODE = 32  # steps, on average
+EPISODE_LENGTH = 32  # time steps, on average
 
 
 class Problem(NamedTuple):
-  """One layer on random inputs, and where episodes begin."""
+  """A layer with random inputs, and where episodes begin."""
 
   sequence: sequences.Problem
   starts: jax.Array  # bool [T, B]
 
 
 def make_problem(
-  backward: bool, hidden: int, steps: int, batch: int
+  backward: bool, hidden_size: int, seq_len: int, batch_size: int
 ) -> Problem:
-  """Return a GRU of those sizes, and what everyone must compute."""
-  plain = sequences.make_problem("gru", backward, hidden, steps, batch)
-  draw = np.random.default_rng(0)
-  starts = jnp.asarray(draw.random((steps, batch)) < 1 / EPISODE)
+  """Return a GRU of these sizes, with its expected results."""
+  plain = sequences.make_problem(
+    "gru", backward, hidden_size, seq_len, batch_size
+  )
+  rng = np.random.default_rng(0)
+  starts = jnp.asarray(rng.random((seq_len, batch_size)) < 1 / EPISODE_LENGTH)
   layer = _ours(plain.weights, starts)
   return Problem(
-    sequences.solved(
+    sequences.with_expected(
       layer, "gru", backward, plain.weights, plain.xs, plain.dhs
     ),
     starts,
@@ -53,25 +55,26 @@ def _ours(weights: Any, starts: jax.Array, **options: Any) -> Layer:
 
 
 def lstm_jax(problem: Problem) -> Peer:
-  """This project's `unroll` with resets."""
+  """Our `unroll` with resets."""
   layer = _ours(problem.sequence.weights, problem.starts)
-  return sequences.peer_of("lstm_jax", layer, problem.sequence)
+  return sequences.make_peer("lstm_jax", layer, problem.sequence)
 
 
 def recompute(problem: Problem) -> Peer:
-  """This project's, with the gates rebuilt from the states."""
-  layer = _ours(problem.sequence.weights, problem.starts, residuals="recompute")
-  return sequences.peer_of("recompute", layer, problem.sequence)
+  """Our `unroll`, which recomputes the gates from the states."""
+  adjoint = Explicit(residuals="recompute")
+  layer = _ours(problem.sequence.weights, problem.starts, adjoint=adjoint)
+  return sequences.make_peer("recompute", layer, problem.sequence)
 
 
 def autodiff(problem: Problem) -> Peer:
-  """The same forward as ours, its gradient left to JAX."""
-  layer = _ours(problem.sequence.weights, problem.starts, vjp="autodiff")
-  return sequences.peer_of("autodiff", layer, problem.sequence)
+  """The same forward as ours, differentiated by JAX."""
+  layer = _ours(problem.sequence.weights, problem.starts, adjoint=Autodiff())
+  return sequences.make_peer("autodiff", layer, problem.sequence)
 
 
 def flax_scan(problem: Problem) -> Peer:
-  """A Flax GRUCell scanned by hand, with the carry replaced at each start."""
+  """A Flax GRUCell under `linen.scan`, whose carry is reset at each start."""
   from flax import linen as nn
 
   class Policy(nn.Module):
@@ -92,15 +95,15 @@ def flax_scan(problem: Problem) -> Peer:
     zeros = jnp.zeros((xs.shape[1], weights.w_h.shape[0]), xs.dtype)
     return scanned.apply(params, zeros, (xs, starts))[1]
 
-  def port(w):
+  def convert(w):
     return {"params": {"cell": to_linen(w)}}
 
-  layer = Layer(port(weights), apply, port)
-  return sequences.peer_of("flax scan", layer, problem.sequence)
+  layer = Layer(convert(weights), apply, convert)
+  return sequences.make_peer("flax scan", layer, problem.sequence)
 
 
 def resets() -> dict[str, tuple[Callable[[Problem], Peer], str]]:
-  """Return every program and the package it needs, ours first."""
+  """Return each peer's maker and required package, ours first."""
   return {
     "lstm_jax": (lstm_jax, "jax"),
     "recompute": (recompute, "jax"),

@@ -1,8 +1,8 @@
-"""Sampling from a language model, character after character.
+"""Sampling from a language model, one character at a time.
 
-This project's `sample`; a Flax user's loop, compiled; PyTorch's, eager, as its
-users write it. All draw at temperature 1; at temperature 0 all must write the
-same.
+Our `sample`, a compiled loop over Flax's cell, and an eager loop over PyTorch's
+layer. All are timed at temperature 1; at temperature 0 their samples must be
+equal.
 """
 
 from collections.abc import Callable
@@ -22,29 +22,29 @@ from lstm_jax.language import (
   sample,
 )
 
-CHECKED = 30  # characters that all must write alike
+CHECKED = 30  # characters of the samples that must be equal
 
 
 class Problem(NamedTuple):
-  """A model of one LSTM layer, and how much to write."""
+  """A model with one LSTM layer, and the samples to draw."""
 
   model: LanguageModel
   params: LanguageParams
-  streams: int
-  length: int
-  greedy: np.ndarray  # [streams, CHECKED], what it writes at temperature 0
+  num_samples: int
+  length: int  # of each sample, in characters
+  greedy: np.ndarray  # [num_samples, CHECKED], samples at temperature 0
 
 
-def make_problem(hidden: int, streams: int, length: int) -> Problem:
-  """Return a model of that size, over 65 characters, and what it writes."""
-  model = language_model(ModelConfig(65, hidden_size=hidden))
+def make_problem(hidden_size: int, num_samples: int, length: int) -> Problem:
+  """Return a model over 65 characters, and its samples at temperature 0."""
+  model = language_model(ModelConfig(hidden_size=hidden_size), 65)
   params = model.init(jax.random.key(0))
   params = params._replace(readout=8 * params.readout)  # no near ties
-  greedy = _ours(model, params, streams, CHECKED, temperature=0.0)
-  return Problem(model, params, streams, length, greedy)
+  greedy = _ours(model, params, num_samples, CHECKED, temperature=0.0)
+  return Problem(model, params, num_samples, length, greedy)
 
 
-def _ours(model, params, streams, length, temperature=1.0):
+def _ours(model, params, num_samples, length, temperature=1.0):
   prompt = np.zeros(1, np.int32)
   return sample(
     model,
@@ -52,26 +52,26 @@ def _ours(model, params, streams, length, temperature=1.0):
     jax.random.key(0),
     prompt,
     length,
-    num_samples=streams,
+    num_samples=num_samples,
     temperature=temperature,
   )
 
 
 def lstm_jax(problem: Problem) -> Peer:
-  """This project's `sample`."""
-  model, params, streams, length, _ = problem
-  return Peer(lambda: _ours(model, params, streams, length))
+  """Our `sample`."""
+  model, params, num_samples, length, _ = problem
+  return Peer(lambda: _ours(model, params, num_samples, length))
 
 
 def flax_loop(problem: Problem) -> Peer:
-  """Flax linen's cell in a scan that draws, compiled."""
+  """Flax linen's cell in a compiled scan that samples."""
   from flax import linen as nn
 
   embedding, (weights,), readout, bias = problem.params
   cell = nn.OptimizedLSTMCell(weights.w_h.shape[0])
   variables = flax_linen("lstm", weights).params["params"]["cell"]
 
-  def write(params, key, length, greedy):
+  def generate(params, key, length, greedy):
     embedding, variables, readout, bias = params
 
     def body(carry, key):
@@ -84,21 +84,21 @@ def flax_loop(problem: Problem) -> Peer:
         tokens = jax.random.categorical(key, logits)
       return (state, tokens.astype(jnp.int32)), tokens
 
-    tokens = jnp.zeros(problem.streams, jnp.int32)
-    shape = problem.streams, embedding.shape[1]
+    tokens = jnp.zeros(problem.num_samples, jnp.int32)
+    shape = problem.num_samples, embedding.shape[1]
     state = cell.initialize_carry(key, shape)
     keys = jax.random.split(key, length)
     return jax.lax.scan(body, (state, tokens), keys)[1].T
 
-  write = jax.jit(write, static_argnums=(2, 3))
+  generate = jax.jit(generate, static_argnums=(2, 3))
   params = embedding, variables, readout, bias
   key = jax.random.key(0)
-  _same("flax linen", write(params, key, CHECKED, True), problem)
-  return Peer(lambda: np.asarray(write(params, key, problem.length, False)))
+  _check_same("flax linen", generate(params, key, CHECKED, True), problem)
+  return Peer(lambda: np.asarray(generate(params, key, problem.length, False)))
 
 
 def pytorch(problem: Problem) -> Peer:
-  """PyTorch's layer called character by character under inference_mode."""
+  """PyTorch's layer, called once per character under inference_mode."""
   import torch
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -113,9 +113,9 @@ def pytorch(problem: Problem) -> Peer:
   )
 
   @torch.inference_mode()
-  def write(length, greedy):
-    tokens = torch.zeros(problem.streams, dtype=torch.long, device=device)
-    state, written = None, []
+  def generate(length, greedy):
+    tokens = torch.zeros(problem.num_samples, dtype=torch.long, device=device)
+    state, samples = None, []
     for _ in range(length):
       hs, state = layer(embedding[tokens][None], state)
       logits = hs[0] @ readout + bias
@@ -123,21 +123,21 @@ def pytorch(problem: Problem) -> Peer:
         tokens = logits.argmax(-1)
       else:
         tokens = torch.multinomial(logits.softmax(-1), 1)[:, 0]
-      written.append(tokens)
-    return torch.stack(written, 1).cpu().numpy()
+      samples.append(tokens)
+    return torch.stack(samples, 1).cpu().numpy()
 
-  _same("pytorch", write(CHECKED, True), problem)
-  return Peer(lambda: write(problem.length, False))
+  _check_same("pytorch", generate(CHECKED, True), problem)
+  return Peer(lambda: generate(problem.length, False))
 
 
-def _same(name: str, found: Any, problem: Problem) -> None:
-  """Raise ValueError unless a peer writes what ours does."""
-  if not np.array_equal(np.asarray(found), problem.greedy):
-    raise ValueError(f"{name} writes something else at temperature 0")
+def _check_same(name: str, samples: Any, problem: Problem) -> None:
+  """Raise ValueError unless a peer's samples equal ours."""
+  if not np.array_equal(np.asarray(samples), problem.greedy):
+    raise ValueError(f"{name} writes a different text at temperature 0")
 
 
 def samplers() -> dict[str, tuple[Callable[[Problem], Peer], str]]:
-  """Return every sampler and the package it needs, ours first."""
+  """Return each peer's maker and required package, ours first."""
   return {
     "lstm_jax": (lstm_jax, "jax"),
     "flax linen": (flax_loop, "flax"),

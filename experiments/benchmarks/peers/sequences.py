@@ -1,4 +1,4 @@
-"""One layer over a sequence: its outputs, or all of its gradients."""
+"""One recurrent layer over a sequence: its outputs, or all its gradients."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,40 +8,45 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.peers.layers import LAYERS, Layer, ours, torch_layer
-from experiments.benchmarks.peers.proof import TOLERANCE, Peer, agree, compiled
+from experiments.benchmarks.peers.proof import (
+  TOLERANCE,
+  Peer,
+  check_same,
+  compile_program,
+)
 from experiments.trainer.config import CELLS
 
 
 class Problem(NamedTuple):
-  """One layer, its inputs, and what everyone must compute.
+  """A layer, its inputs, and the expected outputs and gradients.
 
-  The inputs have the layer's own size, D = H, as those of a deep network's
-  middle layer do. The gradient is that of Σ hs ⊙ dhs in weights and inputs.
+  The inputs have the layer's hidden size, D = H, as in the middle of a stack.
+  The gradient is that of Σ hs ⊙ dhs with respect to weights and inputs.
   """
 
   cell: str
-  backward: bool  # time the gradients, or the outputs alone
+  backward: bool  # whether to time the gradients, or the outputs alone
   weights: Any
   xs: jax.Array  # [T, B, H]
   dhs: jax.Array  # [T, B, H]
   hs: jax.Array  # [T, B, H]
-  gradient: tuple[Any, jax.Array]
+  gradient: tuple[Any, jax.Array]  # of weights and xs
 
 
 def make_problem(
-  cell: str, backward: bool, hidden: int, steps: int, batch: int
+  cell: str, backward: bool, hidden_size: int, seq_len: int, batch_size: int
 ) -> Problem:
-  """Return a layer of those sizes on random inputs."""
+  """Return a layer of these sizes with random inputs."""
   keys = jax.random.split(jax.random.key(0), 4)
-  weights = CELLS[cell].init(keys[0], hidden, hidden)
+  weights = CELLS[cell].init(keys[0], hidden_size, hidden_size)
   noise = 0.1 * jax.random.normal(keys[1], weights.b.shape, jnp.float32)
   weights = weights._replace(b=weights.b + noise)
-  shape = steps, batch, hidden
+  shape = seq_len, batch_size, hidden_size
   xs, dhs = (jax.random.normal(k, shape, jnp.float32) for k in keys[2:])
-  return solved(ours(cell, weights), cell, backward, weights, xs, dhs)
+  return with_expected(ours(cell, weights), cell, backward, weights, xs, dhs)
 
 
-def solved(
+def with_expected(
   layer: Layer,
   cell: str,
   backward: bool,
@@ -49,45 +54,45 @@ def solved(
   xs: jax.Array,
   dhs: jax.Array,
 ) -> Problem:
-  """Return the problem whose outputs and gradients are those of a layer."""
+  """Return the problem whose expected results are those of `layer`."""
   hs = jax.jit(layer.apply)(weights, xs)
   gradient = jax.jit(_gradient(layer))(weights, xs, dhs)
   return Problem(cell, backward, weights, xs, dhs, hs, gradient)
 
 
 def _gradient(layer: Layer) -> Callable:
-  def weighed(params, xs, dhs):
+  def weighted_sum(params, xs, dhs):
     return jnp.sum(layer.apply(params, xs) * dhs)
 
-  return jax.grad(weighed, (0, 1))
+  return jax.grad(weighted_sum, (0, 1))
 
 
 def jax_peer(name: str) -> Callable[[Problem], Peer]:
-  """Return the layer of a JAX library, compiled."""
+  """Return the maker of a JAX library's peer."""
 
   def make(problem: Problem) -> Peer:
     layer = LAYERS[name][0](problem.cell, problem.weights)
-    return peer_of(name, layer, problem)
+    return make_peer(name, layer, problem)
 
   return make
 
 
-def peer_of(name: str, layer: Layer, problem: Problem) -> Peer:
-  """Return a layer compiled, after comparing what it computes."""
+def make_peer(name: str, layer: Layer, problem: Problem) -> Peer:
+  """Compile a layer, check its results, and return it as a peer."""
   f: Callable = layer.apply
   arguments, expected = [layer.params, problem.xs], [problem.hs]
   if problem.backward:
     f = _gradient(layer)
     d_weights, dxs = problem.gradient
     arguments.append(problem.dhs)
-    expected = [layer.port(d_weights), dxs]
-  program, seconds, size = compiled(f, *arguments)
-  agree(name, program(*arguments), expected, TOLERANCE)
+    expected = [layer.convert(d_weights), dxs]
+  program, seconds, size = compile_program(f, *arguments)
+  check_same(name, program(*arguments), expected, TOLERANCE)
   return Peer(lambda: jax.block_until_ready(program(*arguments)), seconds, size)
 
 
 def pytorch(problem: Problem) -> Peer:
-  """PyTorch's layer: eager, under no_grad where only outputs are wanted."""
+  """PyTorch's layer, eager; under no_grad if only outputs are timed."""
   import torch
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,10 +105,10 @@ def pytorch(problem: Problem) -> Peer:
     def forward():
       with torch.no_grad():
         hs = layer(xs)[0]
-      _wait(hs)
+      _synchronize(hs)
       return hs
 
-    agree("pytorch", [forward().cpu().numpy()], [problem.hs], TOLERANCE)
+    check_same("pytorch", [forward().cpu().numpy()], [problem.hs], TOLERANCE)
     return Peer(forward)
 
   xs.requires_grad_(True)
@@ -112,18 +117,18 @@ def pytorch(problem: Problem) -> Peer:
 
   def backward():
     gradients = torch.autograd.grad(layer(xs)[0], [xs, *leaves], dhs)
-    _wait(gradients[0])
+    _synchronize(gradients[0])
     return gradients
 
   dx, dw_x, dw_h, db, db_h = (g.cpu().numpy() for g in backward())
-  found = [dw_x.T, dw_h.T, db]
+  d_weights = [dw_x.T, dw_h.T, db]
   if problem.cell == "gru":
-    found.append(db_h[-problem.weights.b_n.shape[0] :])
-  agree("pytorch", [found, dx], problem.gradient, TOLERANCE)
+    d_weights.append(db_h[-problem.weights.b_n.shape[0] :])
+  check_same("pytorch", [d_weights, dx], problem.gradient, TOLERANCE)
   return Peer(backward)
 
 
-def _wait(tensor: Any) -> None:
+def _synchronize(tensor: Any) -> None:
   if tensor.is_cuda:
     import torch
 
@@ -131,9 +136,9 @@ def _wait(tensor: Any) -> None:
 
 
 def sequences() -> dict[str, tuple[Callable[[Problem], Peer], str]]:
-  """Return every layer and the package it needs, ours first."""
-  own: dict[str, tuple[Callable[[Problem], Peer], str]] = {
+  """Return each peer's maker and required package, ours first."""
+  makers: dict[str, tuple[Callable[[Problem], Peer], str]] = {
     name: (jax_peer(name), package) for name, (_, package) in LAYERS.items()
   }
-  own["pytorch"] = pytorch, "torch"
-  return own
+  makers["pytorch"] = pytorch, "torch"
+  return makers

@@ -1,3 +1,5 @@
+"""Loss by context length, and gradient norms by distance."""
+
 from itertools import pairwise
 
 import jax
@@ -13,10 +15,8 @@ TOKENS = np.random.default_rng(0).integers(0, 9, 100).astype(np.int32)
 
 
 def make(cell, key):
-  config = ModelConfig(
-    9, cell, embedding_size=3, hidden_size=5, dtype=jnp.float64
-  )
-  model = language_model(config)
+  config = ModelConfig(cell, embedding_size=3, hidden_size=5, dtype=jnp.float64)
+  model = language_model(config, 9)
   return model, model.init(key)
 
 
@@ -26,9 +26,9 @@ def test_bins_double_up_to_the_window():
   assert bins(12) == [1, 2, 4, 8, 12]
 
 
-def test_nats_by_context_are_those_of_each_prediction_by_itself(key):
+def test_nats_by_context_are_the_means_of_the_single_predictions(key):
   model, params = make(lstm, key)
-  found = nats_by_context(model, params, TOKENS, 16)
+  means = nats_by_context(model, params, TOKENS, 16)
   sums, counts, apply = np.zeros(5), np.zeros(5), jax.jit(model.apply)
   for start in range(100 - 16):  # 16 shifts of 1, 5 windows each
     if start // 16 >= 5:
@@ -36,16 +36,16 @@ def test_nats_by_context_are_those_of_each_prediction_by_itself(key):
     tokens = TOKENS[start : start + 17]
     _, logits = apply(params, model.initial_state(()), tokens[:-1])
     nats = np.asarray(cross_entropy(logits, tokens[1:]))
-    for seen, value in enumerate(nats, start=1):
-      sums[int(np.ceil(np.log2(seen)))] += value
-      counts[int(np.ceil(np.log2(seen)))] += 1
-  assert np.abs(np.array(found) - sums / counts).max() < 1e-12
+    for length, value in enumerate(nats, start=1):
+      sums[int(np.ceil(np.log2(length)))] += value
+      counts[int(np.ceil(np.log2(length)))] += 1
+  assert np.abs(np.array(means) - sums / counts).max() < 1e-12
 
 
 @pytest.mark.parametrize("cell", [lstm, rnn])
 def test_gradient_norms_are_those_of_autodiff(cell, key):
   _, params = make(cell, key)
-  found = gradient_norms(cell, params, TOKENS[:23], 10)  # two windows
+  norms = gradient_norms(cell, params, TOKENS[:23], 10)  # two windows
   (weights,) = params.layers
 
   def loss(after, rest, target):
@@ -54,30 +54,29 @@ def test_gradient_norms_are_those_of_autodiff(cell, key):
     return cross_entropy(after.h @ params.readout + params.bias, target)
 
   for back in (0, 1, 10):
-    norms = []
+    expected = []
     for window in (TOKENS[:11], TOKENS[11:22]):
       after = cell.initial_state(weights, ())
       for token in window[: 10 - back]:
         after = cell.forward(weights, after, params.embedding[token])[0]
       gradient = jax.grad(loss)(after, window[10 - back : 10], window[10])
-      norms.append([float(jnp.linalg.norm(leaf)) for leaf in gradient])
-    expected = np.mean(norms, axis=0)
-    ours = [found[field][back] for field in after._fields]
-    assert np.abs(np.array(ours) - expected).max() < 1e-12
-  assert all(len(norms) == 11 for norms in found.values())
+      expected.append([float(jnp.linalg.norm(leaf)) for leaf in gradient])
+    actual = np.array([norms[field][back] for field in after._fields])
+    assert np.abs(actual - np.mean(expected, axis=0)).max() < 1e-12
+  assert all(len(values) == 11 for values in norms.values())
 
 
-def test_norms_whose_squares_underflow_are_not_lost(key):
+def test_norms_whose_squares_underflow_are_not_zero(key):
   _, params = make(rnn, key)
   params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
   (weights,) = params.layers
-  weak = weights._replace(w_h=1e-6 * weights.w_h)
-  norms = gradient_norms(rnn, params._replace(layers=(weak,)), TOKENS, 5)["h"]
+  small = weights._replace(w_h=1e-6 * weights.w_h)
+  norms = gradient_norms(rnn, params._replace(layers=(small,)), TOKENS, 5)["h"]
   assert 0 < norms[5] < 1e-28
   assert all(b < 1e-4 * a for a, b in pairwise(norms))
 
 
-def test_what_is_too_short_is_refused(key):
+def test_a_short_text_or_several_layers_are_refused(key):
   model, params = make(rnn, key)
   with pytest.raises(ValueError, match="at least 101 tokens, got 100"):
     nats_by_context(model, params, TOKENS, 100)

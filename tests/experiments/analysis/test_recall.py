@@ -1,3 +1,5 @@
+"""The delayed recall task: its sequences, and training on them."""
+
 import jax
 import numpy as np
 import pytest
@@ -18,19 +20,19 @@ def test_a_sequence_is_a_symbol_blanks_and_a_cue(delay, key):
   assert tokens.max() < recall.VOCABULARY
 
 
-def test_a_short_delay_is_learnt_at_the_better_rate(key):
-  config = ModelConfig(recall.VOCABULARY, lstm, 8, hidden_size=12)
-  model = language_model(config)
+def test_a_short_delay_is_learned_and_the_best_rate_returned(key):
+  config = ModelConfig(lstm, 8, hidden_size=12)
+  model = language_model(config, recall.VOCABULARY)
   keys = jax.random.split(key, 2)
-  found = recall.learn(model, keys, 2, 100, (1e-9, 0.02))
-  assert found.learning_rate == 0.02
-  assert min(found.accuracy) > 0.9 and max(found.nats) < 1
-  assert len(found.accuracy) == len(found.nats) == 2
-  wrong = recall.learn(model, keys, 2, 9, (3e38,))
-  assert wrong.nats == [None, None]
+  result = recall.learn(model, keys, 2, 100, (1e-9, 0.02))
+  assert result.learning_rate == 0.02
+  assert min(result.accuracy) > 0.9 and max(result.nats) < 1
+  assert len(result.accuracy) == len(result.nats) == 2
+  diverged = recall.learn(model, keys, 2, 9, (3e38,))
+  assert diverged.nats == [None, None]
 
 
-def test_the_longest_delay_is_before_the_first_that_fails():
+def test_the_longest_delay_is_the_last_before_the_first_failure():
   accuracies = {1: 1.0, 2: 0.95, 5: 0.5, 10: 0.99}
   assert recall.longest(accuracies) == 2
   assert recall.longest({1: 0.9, 2: 1.0}) == 0

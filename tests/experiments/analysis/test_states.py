@@ -1,10 +1,12 @@
+"""States, gates and gradient paths of a model: those of its equations."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.analysis.gradient_flow import gradient_paths
-from experiments.analysis.states import MEANING, read, signals
+from experiments.analysis.states import MEANINGS, signals, trace_layers
 from lstm_jax.language import LanguageParams, ModelConfig, language_model
 from lstm_jax.testing.mutation import plant
 from tests.contract import CELLS, NAMES, TABLE
@@ -18,9 +20,9 @@ def make(cell, key, *, tied=False, layers=2):
   """Return a model and Gaussian weights, biases and gains included."""
   sizes = {"embedding_size": H if tied else E, "hidden_size": H}
   config = ModelConfig(
-    V, cell, **sizes, num_layers=layers, tied=tied, dtype=jnp.float64
+    cell, **sizes, num_layers=layers, tied=tied, dtype=jnp.float64
   )
-  model = language_model(config)
+  model = language_model(config, V)
   shapes = jax.eval_shape(model.init, key)
   return model, normal_like(key, shapes)
 
@@ -29,7 +31,7 @@ def sigmoid(a):
   return 1 / (1 + np.exp(-a))
 
 
-def normalised(u):
+def normalized(u):
   return (u - u.mean()) / np.sqrt(u.var() + 1e-5)
 
 
@@ -45,7 +47,7 @@ def gates_by_hand(name, p, x, h, c, c_next):
     return {"r": r, "z": sigmoid(x_z + u_z), "n": n}
   of_x, of_h = x @ p.w_x, h @ p.w_h
   if name == "layernorm_lstm":
-    of_x, of_h = p.gain_x * normalised(of_x), p.gain_h * normalised(of_h)
+    of_x, of_h = p.gain_x * normalized(of_x), p.gain_h * normalized(of_h)
   names = "fgo" if name == "coupled_lstm" else "ifgo"
   parts = np.split(of_x + of_h + p.b, len(names))
   a = dict(zip(names, parts, strict=True))
@@ -60,41 +62,41 @@ def gates_by_hand(name, p, x, h, c, c_next):
 def test_states_and_gates_are_those_of_the_step(name, key):
   cell = TABLE[name].cell
   model, params = make(cell, key)
-  layers, logits = read(cell, params, jnp.asarray(TOKENS))
+  layers, logits = trace_layers(cell, params, jnp.asarray(TOKENS))
   _, expected = model.apply(params, model.initial_state(()), TOKENS)
   assert np.abs(logits - expected).max() < 1e-12
   xs = np.asarray(params.embedding)[TOKENS]
   step = jax.jit(cell.step)
   for layer, weights in zip(layers, params.layers, strict=True):
-    found = signals(cell, layer)
-    assert set(found) <= set(MEANING)
-    by_name = type(weights)(*map(np.asarray, weights))
+    values = signals(cell, layer)
+    assert set(values) <= set(MEANINGS)
+    arrays = type(weights)(*map(np.asarray, weights))
     state, hs = cell.initial_state(weights), []
     for t, x in enumerate(xs):
       after = step(weights, state, x)
       before, now = ({"c": None} | s._asdict() for s in (state, after))
       gates = gates_by_hand(
-        name, by_name, x, np.asarray(before["h"]), before["c"], now["c"]
+        name, arrays, x, np.asarray(before["h"]), before["c"], now["c"]
       )
       expected = after._asdict() | gates
-      assert set(expected) == set(found)
+      assert set(expected) == set(values)
       for letter, value in expected.items():
-        assert np.abs(found[letter][t] - value).max() < 1e-12, letter
+        assert np.abs(values[letter][t] - value).max() < 1e-12, letter
       state = after
       hs.append(np.asarray(after.h))
     xs = np.array(hs)
 
 
-def test_a_tied_readout_is_read_as_the_model_reads_it(key):
+def test_the_logits_of_a_tied_readout_are_those_of_the_model(key):
   cell = TABLE["lstm"].cell
   model, params = make(cell, key, tied=True, layers=1)
-  _, logits = read(cell, params, jnp.asarray(TOKENS))
+  _, logits = trace_layers(cell, params, jnp.asarray(TOKENS))
   _, expected = model.apply(params, model.initial_state(()), TOKENS)
   assert np.abs(logits - expected).max() < 1e-12
 
 
-def by_autodiff(cell, params: LanguageParams):
-  """Return a function of t: the gradient of log p by all added to any state."""
+def autodiff_gradient(cell, params: LanguageParams):
+  """Return a function of t: ∂ log p(xₜ₊₁) by a term added to every state."""
   embedding = params.embedding
   tied = params.readout is None
   readout = embedding.T if tied else params.readout
@@ -102,66 +104,68 @@ def by_autodiff(cell, params: LanguageParams):
 
   def log_p(added, t):
     xs = rows
-    for weights, more in zip(params.layers, added, strict=True):
+    for weights, terms in zip(params.layers, added, strict=True):
 
       def body(state, inputs, weights=weights):
-        x, here = inputs
+        x, term = inputs
         after = cell.forward(weights, state, x)[0]
-        after = jax.tree.map(jnp.add, after, here)
+        after = jax.tree.map(jnp.add, after, term)
         return after, after.h
 
-      _, xs = jax.lax.scan(body, cell.initial_state(weights), (xs, more))
+      _, xs = jax.lax.scan(body, cell.initial_state(weights), (xs, terms))
     logits = xs[t] @ readout + params.bias
     return jax.nn.log_softmax(logits)[jnp.asarray(TOKENS)[t + 1]]
 
-  nothing = tuple(cell.initial_state(p, (N,)) for p in params.layers)
+  zeros = tuple(cell.initial_state(p, (N,)) for p in params.layers)
   gradient = jax.jit(jax.grad(log_p))
-  return lambda t: gradient(nothing, t)
+  return lambda t: gradient(zeros, t)
 
 
-def paths_by_autodiff(cell, params):
-  """Return the norms that `gradient_paths` promises."""
-  at = by_autodiff(cell, params)
-  found = tuple(
+def autodiff_paths(cell, params):
+  """Return the norms that `gradient_paths` computes, by autodiff."""
+  gradient = autodiff_gradient(cell, params)
+  paths = tuple(
     jax.tree.map(lambda _: np.zeros((N, W)), cell.initial_state(p))
     for p in params.layers
   )
   for t in range(N - 1):
-    for norms, d_states in zip(found, at(t), strict=True):
+    for norms, d_states in zip(paths, gradient(t), strict=True):
       for field, d in zip(norms, d_states, strict=True):
         for back in range(min(W, t + 1)):
           field[t, back] = np.linalg.norm(d[t - back])
-  return found
+  return paths
 
 
-def paths(cell, params, tokens=TOKENS):
-  layers, _ = read(cell, params, jnp.asarray(tokens))
+def explicit_paths(cell, params, tokens=TOKENS):
+  layers, _ = trace_layers(cell, params, jnp.asarray(tokens))
   return gradient_paths(cell, params, layers, tokens, W)
 
 
 @CELLS
-def test_paths_are_the_gradient_by_an_addition_to_each_state(cell, key):
+def test_paths_are_the_gradient_of_a_term_added_to_each_state(cell, key):
   _, params = make(cell, key)
-  found = paths(cell, params)
-  assert worst(found, paths_by_autodiff(cell, params)) < 1e-12
-  # Nothing is before the text, or follows its last character.
-  assert found[0].h[2, 2] > 0 and not found[0].h[2, 3:].any()
-  assert not found[1].h[N - 1].any()
+  paths = explicit_paths(cell, params)
+  assert worst(paths, autodiff_paths(cell, params)) < 1e-12
+  # Steps before the text are 0, and so is the last token, which predicts none.
+  assert paths[0].h[2, 2] > 0 and not paths[0].h[2, 3:].any()
+  assert not paths[1].h[N - 1].any()
 
 
-def test_paths_in_batches_and_of_a_tied_readout_are_the_same(key, monkeypatch):
+def test_paths_in_chunks_and_with_a_tied_readout_are_the_same(key, monkeypatch):
   cell = TABLE["gru"].cell
   _, params = make(cell, key, tied=True)
-  monkeypatch.setattr("experiments.analysis.gradient_flow.AT_ONCE", 5)
-  assert worst(paths(cell, params), paths_by_autodiff(cell, params)) < 1e-12
+  monkeypatch.setattr("experiments.analysis.gradient_flow.CHUNK", 5)
+  assert (
+    worst(explicit_paths(cell, params), autodiff_paths(cell, params)) < 1e-12
+  )
 
 
 @pytest.mark.parametrize("term", ["dh", "dc"])
 def test_a_planted_error_is_caught(term, key):
   cell = TABLE["lstm"].cell
   _, params = make(cell, key)
-  wrong = plant(cell, term)  # whose NamedTuples are its own
-  theirs = tuple(wrong.LSTMParams(*p) for p in params.layers)
-  found = paths(wrong, params._replace(layers=theirs))
-  expected = paths_by_autodiff(cell, params)
-  assert worst(tuple(map(tuple, found)), tuple(map(tuple, expected))) > 1e-4
+  wrong = plant(cell, term)  # a copy of the module, with its own NamedTuples
+  layers = tuple(wrong.LSTMParams(*p) for p in params.layers)
+  paths = explicit_paths(wrong, params._replace(layers=layers))
+  expected = autodiff_paths(cell, params)
+  assert worst(tuple(map(tuple, paths)), tuple(map(tuple, expected))) > 1e-4

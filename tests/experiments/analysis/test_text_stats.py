@@ -1,11 +1,13 @@
+"""Statistics of generated text."""
+
 import pytest
 
 from experiments.analysis.text_stats import (
   ending,
   lines,
   shuffled,
+  text_stats,
   words,
-  writing,
 )
 
 SONNET = """From fairest creatures we desire increase,
@@ -15,7 +17,7 @@ His tender heir might lie;
 """
 
 
-def test_words_are_letters_with_what_joins_them():
+def test_words_are_letters_with_apostrophes_and_hyphens_inside():
   text = "Feed'st thy self-love, O! 'This' --it's 3 o’clock;\nÉté"
   assert words(text) == [
     "feed'st",
@@ -29,17 +31,17 @@ def test_words_are_letters_with_what_joins_them():
   ]
 
 
-def test_lines_are_those_that_end_and_are_not_empty():
+def test_lines_are_complete_and_not_empty():
   assert lines("one\n\n  two \nthr") == ["one", "two"]
 
 
-def test_shares_and_lengths_are_those_counted_by_hand():
+def test_shares_and_lengths_are_as_counted_by_hand():
   texts = ["the cat\nsat zat\nthe", "zat dog "]  # "the" may be half a word
-  found = writing(texts, {"the", "cat", "sat"}, {"the", "dog"})
-  assert found.in_training == 3 / 6
-  assert found.in_held_out == 2 / 6
-  assert found.line_length == 7
-  assert writing(["\n"], set(), set()) == (None, None, None, None)
+  stats = text_stats(texts, {"the", "cat", "sat"}, {"the", "dog"})
+  assert stats.words_in_train == 3 / 6
+  assert stats.words_in_val == 2 / 6
+  assert stats.line_length == 7
+  assert text_stats(["\n"], set(), set()) == (None, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -54,16 +56,16 @@ def test_shares_and_lengths_are_those_counted_by_hand():
     ("-- 17 --", ""),
   ],
 )
-def test_a_line_ends_in_its_last_vowels_and_what_follows(line, expected):
+def test_an_ending_is_the_last_vowels_and_what_follows(line, expected):
   assert ending(line) == expected
 
 
-def test_rhymes_are_two_lines_apart_at_most_and_not_of_one_word():
-  assert writing([SONNET], set(), set()).rhymes == 1.0  # a b a b
+def test_lines_rhyme_with_another_word_at_most_two_lines_away():
+  assert text_stats([SONNET], set(), set()).rhymes == 1.0  # a b a b
   same = "the day\nthe day\n"
-  assert writing([same], set(), set()).rhymes == 0.0
+  assert text_stats([same], set(), set()).rhymes == 0.0
   far = "a day\nb\nc dog\nd hut\nto say\n"
-  assert writing([far], set(), set()).rhymes == 0.0
+  assert text_stats([far], set(), set()).rhymes == 0.0
 
 
 def test_shuffled_lines_are_the_same_lines_in_another_order():

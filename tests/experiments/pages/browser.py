@@ -1,7 +1,7 @@
-"""Chromium without a window, told what to do by WebDriver (W3C).
+"""A headless Chromium, controlled by WebDriver (W3C).
 
-The protocol is JSON over HTTP to Debian's chromedriver, of which the tests need
-a handful of commands.
+The protocol is JSON over HTTP to Debian's chromedriver. The tests need only a
+few of its commands.
 """
 
 import base64
@@ -24,7 +24,7 @@ KEYS = {
 
 
 def missing():
-  """Return what is not installed, or an empty string."""
+  """Return the names of the programs that are not installed, or ""."""
   programs = "chromium", "chromedriver"
   return " and ".join(name for name in programs if not shutil.which(name))
 
@@ -34,25 +34,26 @@ class Browser:
 
   def __init__(self, url):
     arguments = ["--headless=new", "--disable-gpu", "--hide-scrollbars"]
-    arguments.append("--disable-dev-shm-usage")  # containers have little of it
+    arguments.append("--disable-dev-shm-usage")  # small in containers
     if os.geteuid() == 0:
-      arguments.append("--no-sandbox")  # which root cannot have
+      arguments.append("--no-sandbox")  # root has no sandbox
     self._url = url
-    wanted = {
+    capabilities = {
       "browserName": "chrome",
       "goog:chromeOptions": {"args": arguments},
       "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
     }
-    found = self._send("session", {"capabilities": {"alwaysMatch": wanted}})
-    self._url = f"{url}/session/{found['sessionId']}"
+    body = {"capabilities": {"alwaysMatch": capabilities}}
+    session = self._send("session", body)["sessionId"]
+    self._url = f"{url}/session/{session}"
 
   def open(self, path):
-    """Open a file and wait until the page has drawn itself."""
+    """Open a file and wait until the page is drawn."""
     self._send("url", {"url": path.resolve().as_uri()})
     self.settle()
 
   def settle(self):
-    """Wait until the page has what it was asked for and a frame is drawn."""
+    """Wait until the page has its data and has drawn a frame."""
     self.run("""
       while (document.querySelector("main").ariaBusy === "true") {
         await new Promise((done) => setTimeout(done, 5));
@@ -61,7 +62,7 @@ class Browser:
     """)
 
   def run(self, script, *arguments):
-    """Return what an asynchronous function's body returns in the page."""
+    """Run the body of an async function in the page; return its result."""
     script = f"""
       const done = arguments[arguments.length - 1];
       (async (...args) => {{ {script} }})(...arguments).then(done);
@@ -70,7 +71,7 @@ class Browser:
     return self._send("execute/async", command)
 
   def press(self, *names):
-    """Type keys: a name of KEYS or the character itself."""
+    """Press keys, each a name of KEYS or a character."""
     actions = []
     for name in names:
       key = KEYS.get(name, name)
@@ -80,7 +81,7 @@ class Browser:
     self.settle()
 
   def click(self, x, y):
-    """Click at a place of the window, in pixels."""
+    """Click at a position in the window, in pixels."""
     move = {"type": "pointerMove", "x": round(x), "y": round(y)}
     buttons = [
       {"type": f"pointer{kind}", "button": 0} for kind in ("Down", "Up")
@@ -90,7 +91,7 @@ class Browser:
     self.settle()
 
   def emulate(self, width, height, scheme="light"):
-    """Have the window's size and the colour scheme of a device."""
+    """Set the size of the window and the color scheme."""
     self._devtools(
       "Emulation.setDeviceMetricsOverride",
       width=width,
@@ -102,16 +103,16 @@ class Browser:
     self._devtools("Emulation.setEmulatedMedia", features=[feature])
 
   def screenshot(self, path):
-    """Write what the window shows as PNG."""
+    """Write a PNG of the window."""
     path.write_bytes(base64.b64decode(self._send("screenshot")))
 
   def errors(self):
-    """Return what the console has complained of since it was last asked."""
+    """Return the messages in the console since the last call."""
     log = self._send("se/log", {"type": "browser"})
     return [entry["message"] for entry in log]
 
   def requests(self):
-    """Return the addresses that have been asked for since last asked."""
+    """Return the URLs that were requested since the last call."""
     log = self._send("se/log", {"type": "performance"})
     messages = [json.loads(entry["message"])["message"] for entry in log]
     return [
@@ -138,8 +139,8 @@ class Browser:
 
 @contextlib.contextmanager
 def chromium():
-  """Yield a Browser."""
-  # Port 0 is any free one, which chromedriver prints.
+  """Yield a Browser, which ends with the block."""
+  # For port 0, chromedriver chooses a free port and prints it.
   driver = subprocess.Popen(
     ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
   )
@@ -160,5 +161,5 @@ def chromium():
 
 
 def text_of(chromium, name):
-  """Return the text that an element, named by its id, shows."""
+  """Return the visible text of the element with that id."""
   return chromium.run("return document.getElementById(args[0]).innerText", name)

@@ -1,7 +1,6 @@
-"""A page of `experiments.explore`, and what its own script reads of it."""
+"""Runs and pages for the tests, and the data that a page's script unpacks."""
 
 import base64
-import dataclasses
 import gzip
 import json
 import re
@@ -11,7 +10,9 @@ import jax
 import numpy as np
 
 from experiments.trainer import run_dir
-from experiments.trainer.config import make_vocabulary, model_config
+from experiments.trainer.checkpoint import describe
+from experiments.trainer.config import to_record
+from experiments.trainer.data import read_corpus
 from lstm_jax.language import language_model, read_text, split
 from lstm_jax.training import CheckpointWriter
 
@@ -27,24 +28,22 @@ LENGTH = 400  # characters of the page
 
 
 def write_run(config):
-  """Write a run's folder as after no update at all, and return it."""
-  text = read_text(config.corpus)
-  vocabulary = make_vocabulary(
-    config, text, split(text, config.val_fraction)[0]
-  )
-  model = language_model(model_config(config, vocabulary.size))
-  directory = Path(config.run)
+  """Write the run directory of an untrained model, and return it."""
+  corpus = read_corpus(config.data)
+  model = language_model(config.model, corpus.tokenizer.size)
+  directory = Path(config.job.run)
   directory.mkdir()
-  run_dir.write_json(directory / run_dir.CONFIG, dataclasses.asdict(config))
+  record = to_record(config) | {"corpus_sha256": corpus.sha256}
+  run_dir.write_json(directory / run_dir.CONFIG, record)
   writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
-  description = run_dir.describe(config, vocabulary) | {"held_out": 4.0}
+  description = describe(config, corpus.tokenizer) | {"val_loss": 4.0}
   writer.save(0, model.init(jax.random.key(config.seed)), description)
   writer.close()
   return directory
 
 
-class Read:
-  """A page read as its own script reads it."""
+class PageData:
+  """The data of a page, unpacked as its own script does."""
 
   def __init__(self, path):
     text = path.read_text(encoding="utf-8")
@@ -54,15 +53,16 @@ class Read:
 
   @property
   def text(self):
-    """Return the text that an explorer's page shows."""
+    """Return the text that a page of `explore` shows."""
     return "".join(self.header["pieces"])
 
   def array(self, blob, dtype=np.uint8):
+    """Return the array of a blob's number."""
     raw = gzip.decompress(self.scripts[f"blob{blob}"])
     return np.frombuffer(raw, dtype)
 
   def signal(self, layer, name):
-    """Return (values [H, N], the largest error that a byte makes, [H, 1])."""
+    """Return (values [H, N], their largest rounding error [H, 1])."""
     signal = next(
       s for s in self.header["layers"][layer]["signals"] if s["name"] == name
     )
@@ -74,16 +74,17 @@ class Read:
 
   def paths(self, layer):
     """Return the norms of each field of the state, [N, W]."""
-    found = {}
+    paths = {}
     for path in self.header["layers"][layer]["paths"]:
       levels = self.array(path["blob"]).reshape(-1, self.header["window"])
       span = path["high"] - path["low"]
       norms = 10 ** (path["low"] + (levels - 1.0) / 254 * span)
-      found[path["name"]] = np.where(levels == 0, 0, norms)
-    return found
+      paths[path["name"]] = np.where(levels == 0, 0, norms)
+    return paths
 
 
-def held_out(directory):
+def val_text(directory):
+  """Return the beginning of a run's validation split, as its page shows it."""
   record = json.loads((directory / run_dir.CONFIG).read_text())
   text = read_text(record["corpus"])
   return split(text, record["val_fraction"])[1][:LENGTH]

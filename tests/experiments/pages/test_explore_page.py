@@ -1,4 +1,4 @@
-"""The page of `experiments.explore`, as a reader meets it in a browser."""
+"""The page of `experiments.explore` in a browser."""
 
 import itertools
 import re
@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import explore
-from experiments.explore import Blobs
-from experiments.trainer import run_dir
+from experiments.pages.explore import TEMPLATE, pack_path, pack_signal
+from experiments.pages.packing import Blobs
+from experiments.trainer.checkpoint import load
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
-from tests.experiments.pages.explored import HOSTILE, VERSE, Read, held_out
+from tests.experiments.pages.explored import HOSTILE, VERSE, PageData, val_text
 
 pytestmark = [
   pytest.mark.programs,
@@ -29,27 +29,28 @@ def opened(chromium, explored_page):
   chromium.open(explored_page)
   yield chromium
   assert chromium.errors() == []
-  # Of all that is asked for, only the page itself.
+  # The page requests nothing but itself.
   assert set(chromium.requests()) == {explored_page.resolve().as_uri()}
 
 
-def choice(chromium, name):
+def chosen(chromium, name):
+  """Return the value of a menu."""
   return chromium.run("return document.getElementById(args[0]).value", name)
 
 
-def click_on(chromium, text, place):
+def click_on(chromium, text, index):
   """Click on a character of a text whose lines fit the window."""
   left, top, width = chromium.run(
     "const box = textCanvas.getBoundingClientRect();"
     "return [box.left, box.top, charWidth]"
   )
-  line = text.count("\n", 0, place)
-  column = place - (text.rfind("\n", 0, place) + 1)
+  line = text.count("\n", 0, index)
+  column = index - (text.rfind("\n", 0, index) + 1)
   chromium.click(left + 4 + (column + 0.5) * width, top + 4 + line * 26 + 9)
 
 
-def value_told(chromium):
-  """Return (unit, value) as the status line says them."""
+def value_shown(chromium):
+  """Return the (unit, value) of the status line."""
   match = re.search(
     r"Unit (\d+) of \w+ is ([−\d.]+)\.(?=\s)", text_of(chromium, "status")
   )
@@ -59,34 +60,34 @@ def value_told(chromium):
 def test_clicks_and_keys_show_what_the_library_computes(
   opened, explored_page, explored_run
 ):
-  found, text = Read(explored_page), held_out(explored_run)
-  assert choice(opened, "layer") == "1"  # the top one, counted from 0
-  assert choice(opened, "signal") == "c"
-  by_line = np.abs(found.header["layers"][1]["signals"][1]["scores"][0])
-  assert int(choice(opened, "unit")) == by_line.argmax()
-  place = text.index("compare", text.index("compare") + 1)
-  click_on(opened, text, place)
-  assert f"‘c’, character {place + 1} of 400." in text_of(opened, "status")
+  data, text = PageData(explored_page), val_text(explored_run)
+  assert chosen(opened, "layer") == "1"  # the top one, counted from 0
+  assert chosen(opened, "signal") == "c"
+  scores = np.abs(data.header["layers"][1]["signals"][1]["scores"][0])
+  assert int(chosen(opened, "unit")) == scores.argmax()  # of line position
+  index = text.index("compare", text.index("compare") + 1)
+  click_on(opened, text, index)
+  assert f"‘c’, character {index + 1} of 400." in text_of(opened, "status")
   assert "Next in the text: ‘o’" in text_of(opened, "status")
 
   # The state, after keys that move to the next unit and two characters on.
   opened.press("n", "right", "right", "right", "left")
-  place += 2
-  unit, value = value_told(opened)
-  assert unit == np.argsort(-by_line, kind="stable")[1]
-  trained = run_dir.load(explored_run)
-  tokens = trained.vocabulary.encode(text)
-  model, nothing = trained.model, trained.model.initial_state(())
-  state, logits = model.apply(trained.params, nothing, tokens[: place + 1])
-  _, half = found.signal(1, "c")
+  index += 2
+  unit, value = value_shown(opened)
+  assert unit == np.argsort(-scores, kind="stable")[1]
+  trained = load(explored_run)
+  tokens = trained.tokenizer.encode(text)
+  model, state = trained.model, trained.model.initial_state(())
+  state, logits = model.apply(trained.params, state, tokens[: index + 1])
+  _, half = data.signal(1, "c")
   assert abs(value - state[1].c[unit]) < half[unit, 0] + 1e-3
 
-  # Another layer and a gate: the characters' colour is the gate's level.
+  # Another layer and a gate: the color of a character is the gate's level.
   opened.press("L", "s")
-  assert (choice(opened, "layer"), choice(opened, "signal")) == ("0", "i")
-  unit, value = value_told(opened)
-  gate, half = found.signal(0, "i")
-  assert abs(value - gate[unit, place]) < 1e-3
+  assert (chosen(opened, "layer"), chosen(opened, "signal")) == ("0", "i")
+  unit, value = value_shown(opened)
+  gate, half = data.signal(0, "i")
+  assert abs(value - gate[unit, index]) < 1e-3
   pixel, fill = opened.run(
     """
     const [t, level] = args, x = 4 + (t - starts[lineOf[t]]) * charWidth;
@@ -94,43 +95,43 @@ def test_clicks_and_keys_show_what_the_library_computes(
     const at = [x + 2, 4 + lineOf[t] * LINE + 2].map(Math.round);
     return [[...context.getImageData(...at, 1, 1).data], fills[level]];
     """,
-    place,
-    round(255 * gate[unit, place]),
+    index,
+    round(255 * gate[unit, index]),
   )
   assert fill == f"rgb({','.join(map(str, pixel[:3]))})"
 
-  # What comes next, and the path of its gradient.
+  # The next character, and the gradient of its log-probability.
   p = np.asarray(jax.nn.softmax(logits[-1]))
   rows = opened.run(
     "return [...document.querySelectorAll('#next li')].map((row) =>"
     "[row.className, row.children[0].innerText, row.children[2].innerText])"
   )
   symbols = {" ": "␣", "\n": "↵"}
-  of = {symbols.get(c, c): n for n, c in enumerate(trained.vocabulary.symbols)}
-  shares = [float(share.rstrip(" %")) / 100 for _, _, share in rows]
-  for (_, symbol, _), share in zip(rows, shares, strict=True):
-    assert abs(share - p[of[symbol]]) < 1e-4
-  assert np.abs(shares[:10] + np.sort(-p)[:10]).max() < 1e-4
-  assert [row[1] for row in rows if row[0] == "own"] == [text[place + 1]]
+  ids = {symbols.get(c, c): n for n, c in enumerate(trained.tokenizer.symbols)}
+  shown = [float(percent.rstrip(" %")) / 100 for _, _, percent in rows]
+  for (_, symbol, _), value in zip(rows, shown, strict=True):
+    assert abs(value - p[ids[symbol]]) < 1e-4
+  assert np.abs(shown[:10] + np.sort(-p)[:10]).max() < 1e-4
+  assert [row[1] for row in rows if row[0] == "actual"] == [text[index + 1]]
   norms = opened.run(
     "return [...document.querySelectorAll('#norms tr')].map((row) =>"
     "[...row.children].map((cell) => cell.textContent))"
   )
   assert [int(row[0]) for row in norms] == [0, 1, 2, 4, 8, 16, 32, 64]
-  for back, symbol, by_h, by_c in norms:
-    at = place - int(back)
+  for back, symbol, norm_h, norm_c in norms:
+    at = index - int(back)
     assert symbol == symbols.get(text[at], text[at])
-    for told, name in ((by_h, "h"), (by_c, "c")):
-      norm = found.paths(0)[name][place, int(back)]
+    for shown, name in ((norm_h, "h"), (norm_c, "c")):
+      norm = data.paths(0)[name][index, int(back)]
       if norm == 0:  # of c at the cursor: the prediction reads h alone
-        assert (told, name, back) == ("–", "c", "0")
-      else:  # of which two digits are told
-        assert abs(float(told.replace("−", "-")) / norm - 1) < 0.051
+        assert (shown, name, back) == ("–", "c", "0")
+      else:  # shown with two digits
+        assert abs(float(shown.replace("−", "-")) / norm - 1) < 0.051
   assert "log p(‘" in text_of(opened, "reach")
 
 
-def test_the_page_goes_by_keys_alone(opened, explored_page, explored_run):
-  text = held_out(explored_run)
+def test_the_keyboard_reaches_everything(opened, explored_page, explored_run):
+  text = val_text(explored_run)
   focused = "return document.activeElement.id"
   assert opened.run(focused) == "text"
   assert (
@@ -141,7 +142,7 @@ def test_the_page_goes_by_keys_alone(opened, explored_page, explored_run):
   def cursor():
     return opened.run("return cursor")
 
-  assert cursor() == 192  # two windows: the path from there is whole
+  assert cursor() == 192  # two windows: its gradient path is complete
   lines = text.split("\n")
   opened.run("moveTo(0)")
   opened.press("down", "end")
@@ -151,19 +152,19 @@ def test_the_page_goes_by_keys_alone(opened, explored_page, explored_run):
   opened.press("left")
   assert cursor() == 0
   opened.press("s", "s", "s", "s")  # from c over i, f and g
-  assert choice(opened, "signal") == "o"
+  assert chosen(opened, "signal") == "o"
   opened.press("s", "S", "S", "o")
-  assert (choice(opened, "signal"), choice(opened, "order")) == ("g", "2")
-  first = choice(opened, "unit")
+  assert (chosen(opened, "signal"), chosen(opened, "order")) == ("g", "2")
+  first = chosen(opened, "unit")
   opened.press("n", "p")
-  assert choice(opened, "unit") == first
-  # The choices come before the text, in the order in which they stand.
+  assert chosen(opened, "unit") == first
+  # The menus come before the text, in their visual order.
   opened.run("document.getElementById('layer').focus()")
-  found = []
+  order = []
   for _ in range(6):
     opened.press("tab")
-    found.append(opened.run(focused))
-  assert found == ["signal", "order", "before", "unit", "after", "text"]
+    order.append(opened.run(focused))
+  assert order == ["signal", "order", "previous", "unit", "following", "text"]
   unnamed = opened.run(
     """
     return [...document.querySelectorAll("select, button, canvas, [tabindex]")]
@@ -176,7 +177,7 @@ def test_the_page_goes_by_keys_alone(opened, explored_page, explored_run):
 
 
 def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
-  text = held_out(explored_run)
+  text = val_text(explored_run)
   assert opened.run("return document.title") == "Cell explorer"
   assert HOSTILE in opened.run("return pieces.join('')")
   click_on(opened, text, text.index(HOSTILE))
@@ -188,11 +189,11 @@ def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
   assert opened.run("return document.title") == "Cell explorer"
 
 
-def test_words_have_the_width_that_they_need(chromium, words_page):
+def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
   chromium.emulate(1100, 900)
   chromium.open(words_page)
-  where = "return pieces.map((p, t) => [p, lineOf[t], columnOf[t], widths[t]])"
-  boxes = chromium.run(where)
+  layout = "return pieces.map((p, t) => [p, lineOf[t], columnOf[t], widths[t]])"
+  boxes = chromium.run(layout)
   assert [box[:3] for box in boxes[:11]] == [
     ["Thou", 0, 0],
     [" art", 0, 4],
@@ -216,25 +217,25 @@ def test_words_have_the_width_that_they_need(chromium, words_page):
   chromium.press("down")
   assert "‘art’, word 10 of 38." in text_of(chromium, "status")
   assert "next word of the text" in text_of(chromium, "reach")
-  own_row = "return document.querySelector('#next .own b').innerText"
-  assert chromium.run(own_row) == "↵"
+  actual = "return document.querySelector('#next .actual b').innerText"
+  assert chromium.run(actual) == "↵"
 
-  # On a phone lines are broken, and nothing stands beyond the edge or twice.
+  # On a phone, lines are broken: no word passes the edge or overlaps another.
   chromium.emulate(150, 740)
   chromium.open(words_page)
-  columns, boxes = chromium.run("return columns"), chromium.run(where)
+  columns, boxes = chromium.run("return columns"), chromium.run(layout)
   assert columns < 26
-  assert all(column + wide <= columns for _, _, column, wide in boxes)
+  assert all(column + width <= columns for _, _, column, width in boxes)
   assert [box[1] for box in boxes] == sorted(box[1] for box in boxes)
-  for (_, line, column, wide), (_, line2, column2, _) in itertools.pairwise(
+  for (_, line, column, width), (_, line2, column2, _) in itertools.pairwise(
     boxes
   ):
-    assert line2 > line or column2 == column + wide
+    assert line2 > line or column2 == column + width
   assert chromium.errors() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_in_one_direction_and_every_colour_is_legible(
+def test_a_phone_scrolls_in_one_direction_and_every_color_is_legible(
   opened, explored_page, scheme, tmp_path
 ):
   opened.emulate(360, 740, scheme)
@@ -261,7 +262,7 @@ def test_a_phone_scrolls_in_one_direction_and_every_colour_is_legible(
 
 
 def contrast(fill, ink):
-  """Return the contrast of two colours as WCAG 2 defines it."""
+  """Return the contrast of two colors as WCAG 2 defines it."""
 
   def luminance(values):
     linear = [
@@ -275,14 +276,14 @@ def contrast(fill, ink):
   return (max(a, b) + 0.05) / (min(a, b) + 0.05)
 
 
-def test_a_long_text_of_many_units_stays_smooth(chromium, tmp_path):
+def test_a_long_text_of_many_units_responds_quickly(chromium, tmp_path):
   units, length, window = 512, 20_000, 96
   draw, blobs = np.random.default_rng(0), Blobs()
   text = (VERSE * length)[:length]
   values = draw.random((units, length), np.float32)
-  packed = [
-    explore.pack_signal("c", values - 0.5, [], blobs),
-    explore.pack_signal("f", values, [], blobs),
+  signals = [
+    pack_signal("c", values - 0.5, [], blobs),
+    pack_signal("f", values, [], blobs),
   ]
   norms = draw.random((length, window)).astype(np.float32)
   header = {
@@ -294,23 +295,21 @@ def test_a_long_text_of_many_units_stays_smooth(chromium, tmp_path):
     "absent": [],
     "about": "random",
     "symbols": sorted(set(text)),
-    "layers": [
-      {"signals": packed, "paths": [explore.pack_path("h", norms, blobs)]}
-    ],
+    "layers": [{"signals": signals, "paths": [pack_path("h", norms, blobs)]}],
     "next": {
       "count": 10,
       "tokens": blobs.add(np.zeros((length, 10), "<u4")),
-      "shares": blobs.add(np.zeros((length, 10), "<u2")),
-      "own": blobs.add(np.zeros(length - 1, "<f4")),
+      "probabilities": blobs.add(np.zeros((length, 10), "<u2")),
+      "actual": blobs.add(np.zeros(length - 1, "<f4")),
     },
   }
   path = tmp_path / "long.html"
-  path.write_text(blobs.page(header), encoding="utf-8")
+  path.write_text(blobs.page(TEMPLATE, header), encoding="utf-8")
   chromium.emulate(1100, 900)
   chromium.open(path)
   milliseconds = chromium.run(
     """
-    const found = {};
+    const medians = {};
     for (const key of ["ArrowRight", "ArrowDown", "n", "s"]) {
       const times = [];
       for (let k = 0; k < 15; k++) {
@@ -319,12 +318,12 @@ def test_a_long_text_of_many_units_stays_smooth(chromium, tmp_path):
         while (document.querySelector("main").ariaBusy === "true") {
           await new Promise((done) => setTimeout(done, 1));
         }
-        await new Promise(requestAnimationFrame);  // after that which draws
+        await new Promise(requestAnimationFrame);  // the one after the drawing
         times.push(performance.now() - start);
       }
-      found[key] = times.sort((a, b) => a - b)[7];
+      medians[key] = times.sort((a, b) => a - b)[7];
     }
-    return found;
+    return medians;
     """
   )
   assert milliseconds["ArrowRight"] < 100

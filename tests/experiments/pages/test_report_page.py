@@ -1,4 +1,4 @@
-"""The page of `experiments.report`, as a reader meets it in a browser."""
+"""The page of `experiments.report` in a browser."""
 
 import io
 import json
@@ -26,16 +26,16 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def directories(trained_runs, tmp_path_factory):
-  """The runs' folders, with markup in a sample, a flag and a name."""
+  """Return run directories, with markup in a sample, a flag and a name."""
   base = tmp_path_factory.mktemp("report")
   names = {"lstm": "lstm", "rnn": f"<b>{'long' * 20}<b>"}
   for name, config in trained_runs.items():
-    shutil.copytree(config.run, base / names[name])
+    shutil.copytree(config.job.run, base / names[name])
   directory = base / names["rnn"]
   samples = (directory / "samples.txt").read_text(encoding="utf-8")
-  head, *rest = samples.split("=== update 10,")
+  head, *rest = samples.split("=== step 10,")
   (directory / "samples.txt").write_text(
-    "=== update 10,".join([f"{head.rstrip()}{HOSTILE}\n\n", *rest]), "utf-8"
+    "=== step 10,".join([f"{head.rstrip()}{HOSTILE}\n\n", *rest]), "utf-8"
   )
   record = json.loads((directory / "config.json").read_text())
   record["device"] = HOSTILE
@@ -46,8 +46,8 @@ def directories(trained_runs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(directories):
   path = directories[0].parent / "report.html"
-  config = ReportConfig(tuple(map(str, directories)), str(path))
-  return report.run(config, Console(file=io.StringIO())).path
+  config, console = ReportConfig(str(path)), Console(file=io.StringIO())
+  return report.run([*map(str, directories)], config, console).path
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def opened(chromium, page):
   chromium.open(page)
   yield chromium
   assert chromium.errors() == []
-  # Of all that is asked for, only the page itself.
+  # The page requests nothing but itself.
   assert set(chromium.requests()) == {page.resolve().as_uri()}
 
 
@@ -71,6 +71,7 @@ def table(chromium, name):
 
 
 def choose(chromium, name, value):
+  """Set the value of a menu or a slider."""
   chromium.run(
     "const e = document.getElementById(args[0]); e.value = args[1];"
     "e.dispatchEvent(new Event(e.type === 'range' ? 'input' : 'change'))",
@@ -83,36 +84,40 @@ def choose(chromium, name, value):
 def losses(directory, name):
   """Return [(step, loss, seconds), ...] of a run's rows."""
   text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
-  found, seconds = [], 0
+  points, seconds = [], 0
   for row in map(json.loads, text.splitlines()):
     seconds = row.get("seconds", seconds)
     if name in row:
-      found.append((row["step"], row[name], seconds))
-  return found
+      points.append((row["step"], row[name], seconds))
+  return points
 
 
-def last(points, at):
-  """Return the last of the points that are not after an update."""
-  return max(point for point in points if point[0] <= at)
+def last(points, step):
+  """Return the last of the points up to a training step."""
+  return max(point for point in points if point[0] <= step)
 
 
-def test_keys_read_out_the_losses_that_the_files_have(opened, directories):
-  steps = sorted({s for f in directories for s, *_ in losses(f, "loss")})
+def test_keys_read_off_the_losses_of_the_files(opened, directories):
+  steps = sorted({s for f in directories for s, *_ in losses(f, "train_loss")})
   opened.run("document.getElementById('chart').focus()")
   assert (
     opened.run("return getComputedStyle(document.activeElement).outlineStyle")
     == "solid"
   )
 
-  def check(at):
-    assert f"At update {at}:" in text_of(opened, "status")
+  def check(step):
+    assert f"At training step {step}:" in text_of(opened, "status")
     for row, directory in zip(
       table(opened, "#legend"), directories, strict=True
     ):
-      training = last(losses(directory, "loss"), at)
-      looked = last(losses(directory, "held_out"), at)
-      wanted = [f"{training[1]:.4f}", f"{looked[1]:.4f}", f"{looked[0]}"]
-      assert row == [directory.name, *wanted]
+      training = last(losses(directory, "train_loss"), step)
+      validation = last(losses(directory, "val_loss"), step)
+      assert row == [
+        directory.name,
+        f"{training[1]:.4f}",
+        f"{validation[1]:.4f}",
+        f"{validation[0]}",
+      ]
 
   check(steps[-1])
   opened.press("home")
@@ -125,49 +130,49 @@ def test_keys_read_out_the_losses_that_the_files_have(opened, directories):
   check(steps[-1])
 
 
-def test_the_pointer_reads_out_the_nearest_moment(opened, directories):
-  left, top, wide = opened.run(
+def test_the_pointer_reads_off_the_nearest_point(opened, directories):
+  left, top, width = opened.run(
     "const box = document.getElementById('chart').getBoundingClientRect();"
     "return [box.left, box.top, box.width]"
   )
-  end = max(step for f in directories for step, *_ in losses(f, "loss"))
-  opened.click(left + 46 + (wide - 46 - 12) * 21 / end, top + 100)
-  assert "At update 20:" in text_of(opened, "status")
+  end = max(step for f in directories for step, *_ in losses(f, "train_loss"))
+  opened.click(left + 46 + (width - 46 - 12) * 21 / end, top + 100)
+  assert "At training step 20:" in text_of(opened, "status")
 
 
 @pytest.mark.parametrize(
-  ("axis", "place"), [("updates", 0), ("epochs", 0), ("seconds", 2)]
+  ("axis", "index"), [("training steps", 0), ("epochs", 0), ("seconds", 2)]
 )
-def test_the_curves_lie_where_the_losses_are(axis, place, opened, directories):
+def test_the_curves_are_the_losses_to_scale(axis, index, opened, directories):
   choose(opened, "axis", axis)
   lines = opened.run(
     "return [...document.querySelectorAll('polyline')].map((line) =>"
     "[...line.points].map((p) => [p.x, p.y]))"
   )
-  points, wanted = [], []
-  names = ("loss", "held_out")
-  found = [
+  points, values = [], []
+  names = ("train_loss", "val_loss")
+  curves = [
     losses(directory, name) for directory in directories for name in names
   ]
-  for line, curve in zip(lines, found, strict=True):
+  for line, curve in zip(lines, curves, strict=True):
     assert len(line) == len(curve)
     points += line
-    wanted += [(point[place], point[1]) for point in curve]
-  # A straight map from each figure to the picture, the loss upwards.
+    values += [(point[index], point[1]) for point in curve]
+  # Both axes are linear, with the loss upwards.
   for k in (0, 1):
     pairs = sorted(
-      (want[k], point[k]) for want, point in zip(wanted, points, strict=True)
+      (value[k], point[k]) for value, point in zip(values, points, strict=True)
     )
     (low, start), (high, end) = pairs[0], pairs[-1]
     assert (end - start > 100) if k == 0 else (start - end > 100)
-    for value, at in pairs:
-      share = (value - low) / (high - low)
-      assert abs(start + share * (end - start) - at) < 0.1
+    for value, pixel in pairs:
+      fraction = (value - low) / (high - low)
+      assert abs(start + fraction * (end - start) - pixel) < 0.1
 
 
-def test_less_is_shown_larger(opened, directories):
-  choose(opened, "part", "0.5")
-  end = max(step for f in directories for step, *_ in losses(f, "loss"))
+def test_the_range_leaves_out_the_beginning(opened, directories):
+  choose(opened, "range", "0.5")
+  end = max(step for f in directories for step, *_ in losses(f, "train_loss"))
   counts = opened.run(
     "return [...document.querySelectorAll('polyline')].map((line) =>"
     "line.points.length)"
@@ -175,39 +180,39 @@ def test_less_is_shown_larger(opened, directories):
   assert counts == [
     sum(step >= end / 2 for step, *_ in losses(directory, name))
     for directory in directories
-    for name in ("loss", "held_out")
+    for name in ("train_loss", "val_loss")
   ]
 
 
-def test_the_samples_stand_side_by_side_by_update(opened, directories):
+def test_the_samples_of_a_step_are_side_by_side(opened, directories):
   def shown():
     return opened.run(
-      "return [...document.querySelectorAll('#written article')].map((box) =>"
+      "return [...document.querySelectorAll('#samples article')].map((box) =>"
       "[...box.children].map((e) => e.textContent))"
     )
 
   assert [row[0] for row in shown()] == [
     directory.name for directory in directories
   ]
-  assert all(row[1].startswith("the best, of update") for row in shown())
-  choose(opened, "moment", "0")
-  assert text_of(opened, "momentname") == "Untrained"
+  assert all(row[1].startswith("best checkpoint, step") for row in shown())
+  choose(opened, "evaluation", "0")
+  assert text_of(opened, "evaluationname") == "Untrained"
   for (_, title, text), directory in zip(shown(), directories, strict=True):
     samples = (directory / "samples.txt").read_text(encoding="utf-8")
     assert title == "untrained"
-    assert samples.startswith(f"=== untrained ===\n{text}\n\n=== update 10")
-  # After 20 updates only the first run wrote: of the other the last is shown.
-  choose(opened, "moment", "2")
-  assert text_of(opened, "momentname") == "After update 20"
+    assert samples.startswith(f"=== untrained ===\n{text}\n\n=== step 10")
+  # Only the first run has a sample of step 20: the other shows its last one.
+  choose(opened, "evaluation", "2")
+  assert text_of(opened, "evaluationname") == "After training step 20"
   titles = [title for _, title, _ in shown()]
-  assert titles[0].startswith("update 20,")
-  assert titles[1].startswith("update 10,")
+  assert titles[0].startswith("step 20,")
+  assert titles[1].startswith("step 10,")
 
 
 def test_a_script_in_a_file_is_shown_and_never_runs(opened, page):
   assert HOSTILE not in page.read_text(encoding="utf-8")
-  choose(opened, "moment", "0")
-  assert HOSTILE in text_of(opened, "written")
+  choose(opened, "evaluation", "0")
+  assert HOSTILE in text_of(opened, "samples")
   assert HOSTILE in text_of(opened, "differences")
   assert opened.run("return document.title") == "Training runs"
   running = "return document.querySelectorAll('script:not([type])').length"
@@ -216,29 +221,29 @@ def test_a_script_in_a_file_is_shown_and_never_runs(opened, page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_in_one_direction_and_every_line_is_seen(
+def test_a_phone_scrolls_in_one_direction_and_every_line_is_visible(
   opened, page, scheme
 ):
   opened.emulate(360, 740, scheme)
   opened.open(page)
   assert opened.run("return document.documentElement.scrollWidth") == 360
   assert opened.run("return document.querySelector('svg').clientWidth") <= 336
-  colours = opened.run("""
+  colors = opened.run("""
     const style = getComputedStyle(document.documentElement);
     return ["page", "ink", "soft", ...[0, 1, 2, 3, 4, 5, 6, 7].map(
       (k) => `run${k}`)].map((name) => style.getPropertyValue(`--${name}`));
   """)
-  paper, *inks = (
-    str([int(colour.strip()[k : k + 2], 16) for k in (1, 3, 5)])
-    for colour in colours
+  page_color, *inks = (
+    str([int(color.strip()[k : k + 2], 16) for k in (1, 3, 5)])
+    for color in colors
   )
   assert len(set(inks)) == 10
-  assert min(against(paper, ink) for ink in inks) >= 4.5
+  assert min(contrast_of(page_color, ink) for ink in inks) >= 4.5
 
 
-def against(paper, ink):
-  """Return the contrast of two colours, by that of each with black."""
-  low, high = sorted(contrast(colour, "#000") for colour in (paper, ink))
+def contrast_of(*colors):
+  """Return the contrast of two colors, from that of each with black."""
+  low, high = sorted(contrast(color, "#000") for color in colors)
   return high / low
 
 
@@ -253,14 +258,14 @@ def test_everything_can_be_reached_by_keys_and_has_a_name(opened):
   )
   assert unnamed == []
   opened.run("document.getElementById('axis').focus()")
-  found = []
+  order = []
   for _ in range(2):
     opened.press("tab")
-    found.append(opened.run("return document.activeElement.id"))
-  assert found == ["part", "chart"]
+    order.append(opened.run("return document.activeElement.id"))
+  assert order == ["range", "chart"]
 
 
-def test_runs_of_which_nothing_is_known_yet_say_so(
+def test_a_run_without_results_yet_is_shown_as_such(
   chromium, directories, tmp_path
 ):
   directory = tmp_path / "begun"
@@ -269,13 +274,13 @@ def test_runs_of_which_nothing_is_known_yet_say_so(
   record["corpus"] = "nowhere.txt"
   (directory / "config.json").write_text(json.dumps(record))
   console = Console(file=io.StringIO())
-  path = report.run(ReportConfig((str(directory),)), console).path
+  path = report.run([str(directory)], ReportConfig(), console).path
   chromium.errors()
   chromium.open(path)
-  assert text_of(chromium, "status") == "There is no loss yet."
+  assert text_of(chromium, "status") == "There are no losses yet."
   assert re.search("Not shown over epochs.*begun", text_of(chromium, "missing"))
-  assert "Nothing yet." in text_of(chromium, "written")
-  assert text_of(chromium, "same") == "There is one run."
+  assert "No sample yet." in text_of(chromium, "samples")
+  assert text_of(chromium, "nodifferences") == "There is one run."
   assert table(chromium, "#legend") == [["begun", "–", "–", "–"]]
   choose(chromium, "axis", "epochs")
   assert "is not known" in text_of(chromium, "status")

@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back: records of length, CRC, protocol buffer, CRC.
+"""Read TensorBoard's files: records of length, CRC, protocol buffer, CRC.
 
 Reference: TensorFlow, tensorflow/core/lib/io/record_writer.h.
 """
@@ -12,32 +12,32 @@ proto = pytest.importorskip("tensorboardX.proto.event_pb2")
 record_writer = pytest.importorskip("tensorboardX.record_writer")
 
 
-def events(path):
+def read_events(path):
   """Return the events of a file, each with its two checksums checked."""
-  data, found = path.read_bytes(), []
+  data, events = path.read_bytes(), []
   while data:
     length, crc = struct.unpack("<QI", data[:12])
     event = data[12 : 12 + length]
     (crc_of_event,) = struct.unpack("<I", data[12 + length : 16 + length])
     assert crc == record_writer.masked_crc32c(data[:8])
     assert crc_of_event == record_writer.masked_crc32c(event)
-    found.append(proto.Event.FromString(event))
+    events.append(proto.Event.FromString(event))
     data = data[16 + length :]
-  return found
+  return events
 
 
-def board(directory):
+def shown_events(directory):
   """Return what TensorBoard shows of a run: {tag: [(step, value), ...]}.
 
   A session that starts at a step drops what there is of that step and later.
   """
   shown = []
   for path in sorted((directory / "tensorboard").iterdir()):
-    for event in events(path):
+    for event in read_events(path):
       if event.session_log.status == proto.SessionLog.START:
         shown = [(s, value) for s, value in shown if s < event.step]
       shown += [(event.step, value) for value in event.summary.value]
-  found = {}
+  by_tag = {}
   for step, value in shown:
     kind = value.WhichOneof("value")
     content = getattr(value, kind)
@@ -45,8 +45,8 @@ def board(directory):
       (content,) = (text.decode() for text in content.string_val)
     elif kind == "histo":
       content = tuple(content.bucket_limit), tuple(content.bucket)
-    found.setdefault(value.tag, []).append((step, content))
-  return found
+    by_tag.setdefault(value.tag, []).append((step, content))
+  return by_tag
 
 
 def stored(value):

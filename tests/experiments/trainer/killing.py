@@ -1,10 +1,11 @@
-"""Kill runs at random moments, let them go on, and tell what became of them.
+"""Kill runs at random moments, resume them, and compare how they end.
 
-  python -m tests.experiments.trainer.killing FOLDER KILLS SEED
+  python -m tests.experiments.trainer.killing DIRECTORY KILLS SEED
 
-forks a process for each life of a run, so that a life begins within a tenth of
-a second and is a process of its own all the same. A third of the kills wait for
-a checkpoint that is being written. The last line printed is a JSON object.
+forks a process for each life of a run, from the start or a checkpoint to a kill
+or the end: so a life starts within a tenth of a second, in a process of its
+own. A third of the kills wait for a checkpoint that is being written. The last
+line printed is a JSON object.
 """
 
 import json
@@ -21,17 +22,18 @@ from rich.console import Console
 
 from experiments import train
 from experiments.trainer import tensorboard
-from experiments.trainer.config import TrainConfig
+from experiments.trainer.config import TrainConfig, replace
 from experiments.trainer.logger import RunLogger
 from lstm_jax.training import list_checkpoints
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.lives import essence
 
-EVERY = 20  # updates between two checkpoints
+EVERY = 20  # training steps between two checkpoints
 
 
-def configuration(directory, name):
-  return TrainConfig(
+def make_config(directory, name):
+  return replace(
+    TrainConfig(),
     corpus=str(directory / "verse.txt"),
     run=str(directory / name),
     embedding_size=4,
@@ -47,43 +49,41 @@ def configuration(directory, name):
   )
 
 
-def begin(config):
+def start(config):
   """Start a life of a run; return its process."""
   child = os.fork()
   if child:
     return child
   status = 1
   try:
-    cache = str(Path(config.run).parent / "compiled")
+    cache = str(Path(config.job.run).parent / "compiled")
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    count_updates(config.run)
-    with open(f"{config.run}.log", "a") as log:
+    count_steps(config.job.run)
+    with open(f"{config.job.run}.log", "a") as log:
       train.run(config, Console(file=log, width=80))
     status = 0
   except BaseException:
-    Path(f"{config.run}.log").write_text(traceback.format_exc())
+    Path(f"{config.job.run}.log").write_text(traceback.format_exc())
   finally:
     os._exit(status)
 
 
-def count_updates(run):
-  """Have the process keep the number of its last update, beside its folder."""
-  file, update = (
-    os.open(f"{run}.step", os.O_CREAT | os.O_RDWR),
-    RunLogger.update,
-  )
+def count_steps(run):
+  """Have the process keep the number of its last training step in a file."""
+  file = os.open(f"{run}.step", os.O_CREAT | os.O_RDWR)
+  log_step = RunLogger.log_step
 
-  def counted(journal, step, metrics):
+  def counted(logger, step, metrics):
     os.pwrite(file, step.to_bytes(8, "big"), 0)
-    update(journal, step, metrics)
+    log_step(logger, step, metrics)
 
-  RunLogger.update = counted
+  RunLogger.log_step = counted
 
 
-def made(run):
-  """Return the number of the last update."""
+def last_step(run):
+  """Return the number of the last training step."""
   path = Path(f"{run}.step")
   return int.from_bytes(path.read_bytes(), "big") if path.exists() else 0
 
@@ -116,25 +116,25 @@ def main():
   tensorboard.summary = None  # no events: they take half of a life
   draws, lifetimes = random.Random(seed), []
   for name in ("cold", "whole"):  # the second one's programs are compiled
-    start = time.monotonic()
-    os.waitpid(begin(configuration(directory, name)), 0)
-    lifetimes.append(time.monotonic() - start)
+    started = time.monotonic()
+    os.waitpid(start(make_config(directory, name)), 0)
+    lifetimes.append(time.monotonic() - started)
   whole = essence(directory / "whole")
-  found = dict.fromkeys(("kills", "in_a_save", "runs", "lost"), 0)
-  while found["kills"] < kills:
-    config = configuration(directory, f"run{found['runs']}")
-    run, alive = Path(config.run), True
+  counts = dict.fromkeys(("kills", "in_a_save", "runs", "lost"), 0)
+  while counts["kills"] < kills:
+    config = make_config(directory, f"run{counts['runs']}")
+    run, alive = Path(config.job.run), True
     while alive:
-      alive = kill(begin(config), run, draws, lifetimes[-1])
+      alive = kill(start(config), run, draws, lifetimes[-1])
       if alive:
-        found["kills"] += 1
-        found["in_a_save"] += writing(run)
-        whole_ones = list_checkpoints(run / "checkpoints")
-        lost = made(run) - (whole_ones[-1] if whole_ones else 0)
-        found["lost"] = max(found["lost"], lost)  # updates
+        counts["kills"] += 1
+        counts["in_a_save"] += writing(run)
+        steps = list_checkpoints(run / "checkpoints")
+        lost = last_step(run) - (steps[-1] if steps else 0)
+        counts["lost"] = max(counts["lost"], lost)  # training steps
     assert essence(run) == whole, run
-    found["runs"] += 1
-  print(json.dumps(found))
+    counts["runs"] += 1
+  print(json.dumps(counts))
 
 
 if __name__ == "__main__":

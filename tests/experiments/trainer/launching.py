@@ -1,10 +1,10 @@
 """Launch the training program with many inputs, each in a forked process.
 
-  python -m tests.experiments.trainer.launching FOLDER < inputs > results
+  python -m tests.experiments.trainer.launching DIRECTORY < inputs > results
 
 An input is [flags, flagfile, corpus], the last two as hexadecimal bytes; its
-result is [status, what was printed, whether there is a folder of the run]. Both
-are lists in JSON. A run that begins makes no updates.
+result is [status, what was printed, whether there is a run directory]. Both are
+lists in JSON. A run that starts makes no training step.
 """
 
 import json
@@ -14,26 +14,38 @@ import sys
 from pathlib import Path
 
 from experiments import train
-from experiments.cli import launch, plain_console
+from experiments.cli import launch, make_console
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.flags import define_flags
+from experiments.trainer.flags import config_from_flags, define_flags
 
 
-def begin(config):
-  train._learn = lambda *parts: None
-  train.run(config, plain_console())
+class Started(Exception):
+  """The training loop would start now."""
 
 
-def status_of(argv, told):
+def run(holders):
+  """Run the program up to its training loop."""
+
+  def fit(*arguments, **options):
+    raise Started
+
+  train.fit = fit
+  try:
+    train.run(config_from_flags(TrainConfig(), holders), make_console())
+  except Started:
+    return
+
+
+def exit_status(argv, output):
   """Run in a process of its own; return its exit status."""
   child = os.fork()
   if not child:
     status = 99
     try:
       sys.argv = argv
-      sys.stdout = sys.stderr = told.open("w", encoding="utf-8")
-      names = define_flags()
-      launch(lambda: begin(TrainConfig(**{f.name: f.value for f in names})))
+      sys.stdout = sys.stderr = output.open("w", encoding="utf-8")
+      holders = define_flags(TrainConfig())
+      launch(lambda: run(holders))
     except SystemExit as end:
       code = end.code or 0  # as the interpreter takes it
       status = code if isinstance(code, int) else 98
@@ -45,17 +57,16 @@ def status_of(argv, told):
 
 def main():
   directory, results = Path(sys.argv[1]), []
-  flagfile, corpus, told = (
-    directory / n for n in ("x.flags", "corpus", "told")
-  )
+  names = "x.flags", "corpus", "output"
+  flagfile, corpus, output = (directory / name for name in names)
   for flags, lines, text in json.load(sys.stdin):
     flagfile.write_bytes(bytes.fromhex(lines))
     corpus.write_bytes(bytes.fromhex(text))
     argv = ["train", f"--flagfile={flagfile}", *flags]
     argv += [f"--corpus={corpus}", f"--run={directory / 'run'}"]
-    status = status_of(argv, told)
+    status = exit_status(argv, output)
     run = directory / "run"
-    text = told.read_text("utf-8", errors="replace")
+    text = output.read_text("utf-8", errors="replace")
     results.append([status, text, run.exists()])
     shutil.rmtree(run, ignore_errors=True)
   json.dump(results, sys.stdout)

@@ -1,4 +1,4 @@
-"""What tests of runs that are stopped, killed and resumed have in common."""
+"""Helpers of the tests of runs that are stopped, killed and resumed."""
 
 import json
 import signal
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from experiments.trainer import setup
 from lstm_jax.training import list_checkpoints
 
+# Entries of a row that depend on the process and its machine.
 CLOCK = (
   "seconds",
-  "characters_per_second",
-  "words_per_second",
+  "tokens_per_second",
   "resident_mb",
   "live_mb",
   "compilations",
@@ -20,7 +20,7 @@ CLOCK = (
 
 
 def essence(directory):
-  """Return all that a finished run has left but what the process was like."""
+  """Return everything that a finished run has left but for CLOCK."""
   step, arrays = last_arrays(directory)
   text = (directory / "metrics.jsonl").read_text()
   rows = [json.loads(line) for line in text.splitlines()]
@@ -38,9 +38,9 @@ def last_arrays(directory):
   """Return the last checkpoint's step and the SHA-256 of each array."""
   step = list_checkpoints(directory / "checkpoints")[-1]
   last = directory / "checkpoints" / str(step)
-  seal = json.loads((last / "seal" / "metadata").read_text())
-  del seal["description"]  # has seconds in it
-  return step, seal
+  checksums = json.loads((last / "checksums" / "metadata").read_text())
+  del checksums["description"]  # has seconds in it
+  return step, checksums
 
 
 def without_clock(row):
@@ -50,14 +50,14 @@ def without_clock(row):
 def signal_at(
   monkeypatch, step, signum=signal.SIGTERM, maker=(setup, "make_train_step")
 ):
-  """Have the process send itself a signal in the update that makes `step`."""
+  """Have the process send itself a signal in the training step `step`."""
   make_train_step = getattr(*maker)
 
-  def make(*args, **options):
-    update = make_train_step(*args, **options)
+  def make(*arguments, **options):
+    train_step = make_train_step(*arguments, **options)
 
-    def signalling(state, *block):
-      state, metrics = update(state, *block)
+    def signalling(state, *batch):
+      state, metrics = train_step(state, *batch)
       if int(state.step) == step:
         signal.raise_signal(signum)
       return state, metrics
@@ -68,18 +68,18 @@ def signal_at(
 
 
 def poison(monkeypatch, steps):
-  """Have the updates that make these steps come to a gradient of NaNs."""
+  """Have these training steps compute a gradient of NaNs."""
   make_train_step = setup.make_train_step
 
-  def make(*args, **options):
-    update = make_train_step(*args, **options)
+  def make(*arguments, **options):
+    train_step = make_train_step(*arguments, **options)
 
-    def poisoned(state, *block):
+    def poisoned(state, *batch):
       if int(state.step) + 1 not in steps:
-        return update(state, *block)
+        return train_step(state, *batch)
       carry = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
-      after, metrics = update(state._replace(carry=carry), *block)
-      # As if it had been the gradient alone: the update keeps its state.
+      after, metrics = train_step(state._replace(carry=carry), *batch)
+      # As if it had been the gradient alone: the step keeps its carried state.
       assert all(jnp.isnan(c).all() for c in jax.tree.leaves(after.carry))
       good = jax.tree.map(jnp.zeros_like, carry)
       return after._replace(carry=good), metrics

@@ -1,8 +1,8 @@
-"""Train as `experiments.train` does, and stop by SIGTERM after an update.
+"""Train as `experiments.train` does, and stop by SIGTERM after a training step.
 
-  python -m tests.experiments.trainer.stopping CONFIGURATION STEP
+  python -m tests.experiments.trainer.stopping RECORD STEP
 
-The configuration is a JSON object of its fields; 0 never stops.
+The record of the configuration is a JSON object; step 0 never stops.
 """
 
 import json
@@ -11,19 +11,23 @@ import sys
 import pytest
 
 from experiments import train
-from experiments.cli import plain_console
+from experiments.cli import make_console
 from experiments.trainer import setup
-from experiments.trainer.config import TrainConfig
+from experiments.trainer.config import TrainConfig, from_record
 from tests.experiments.trainer.lives import signal_at
 
 
 def main():
-  config, step = TrainConfig(**json.loads(sys.argv[1])), int(sys.argv[2])
-  maker = setup, "make_mesh_train_step" if config.mesh else "make_train_step"
+  config = from_record(TrainConfig(), json.loads(sys.argv[1]))
+  step = int(sys.argv[2])
+  maker = (
+    setup,
+    "make_mesh_train_step" if config.job.mesh else "make_train_step",
+  )
   with pytest.MonkeyPatch.context() as monkeypatch:
     if step:
       signal_at(monkeypatch, step, maker=maker)
-    train.run(config, plain_console())
+    train.run(config, make_console())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""Runs that are killed, whose disk is full, whose folder cannot be written."""
+"""Runs that are killed, or whose directory cannot be written."""
 
-import dataclasses
 import json
 import re
 import resource
@@ -11,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments import train
+from experiments.trainer.config import TrainConfig, replace, to_record
 from tests.experiments.conftest import VERSE
-from tests.experiments.trainer.killing import EVERY, configuration
-from tests.experiments.trainer.lives import essence
-from tests.processes import ROOT, finish, start
+from tests.experiments.trainer.killing import EVERY, make_config
+from tests.experiments.trainer.lives import essence, last_arrays
+from tests.processes import ROOT, environment, finish, start
 
 pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
 
@@ -38,20 +39,22 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(seed, tmp_path):
     check=False,
   )
   assert process.returncode == 0, process.stderr[-3000:]
-  found = json.loads(process.stdout.splitlines()[-1])
-  assert found["kills"] >= 50
-  assert found["in_a_save"] >= 5
-  # An interval, and the update beside which a checkpoint was being written.
-  assert 0 < found["lost"] <= EVERY + 1
+  counts = json.loads(process.stdout.splitlines()[-1])
+  assert counts["kills"] >= 50
+  assert counts["in_a_save"] >= 5
+  # An interval, and the step beside which a checkpoint was being written.
+  assert 0 < counts["lost"] <= EVERY + 1
 
 
 def program(config, blocks="unlimited"):
   """Run the program; files may have so many blocks of 512 bytes."""
-  flags = [f"--{n}={v}" for n, v in dataclasses.asdict(config).items()]
+  record, default = to_record(config), to_record(TrainConfig())
+  flags = [f"--{n}={v}" for n, v in record.items() if v != default[n]]
   limited = ["sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"]
   return subprocess.run(
     [*limited, sys.executable, "-m", "experiments.train", *flags],
     cwd=ROOT,
+    env=environment(cached=blocks == "unlimited"),
     text=True,
     capture_output=True,
     timeout=300,
@@ -61,20 +64,20 @@ def program(config, blocks="unlimited"):
 
 @pytest.fixture
 def config(config):
-  return dataclasses.replace(config, num_epochs=2)
+  return replace(config, num_epochs=2)
 
 
 @contextmanager
 def mounted(directory, size):
-  """A file system of so many kilobytes; the caller may have it changed."""
+  """Mount a file system of so many kilobytes; yield what remounts it."""
   directory.mkdir()
   options = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", directory]
   made = subprocess.run(options, capture_output=True, check=False)
   if made.returncode:
     pytest.skip("this user may not mount a file system to fill")
   try:
-    yield lambda o: subprocess.run(
-      ["mount", "-o", f"remount,{o}", directory], check=True
+    yield lambda options: subprocess.run(
+      ["mount", "-o", f"remount,{options}", directory], check=True
     )
   finally:
     subprocess.run(["umount", "--lazy", directory], check=True)
@@ -84,15 +87,15 @@ def test_a_full_disk_is_one_line_and_costs_no_more_than_a_checkpoint(
   config, tmp_path
 ):
   assert program(config).returncode == 0
-  whole = essence(Path(config.run))
+  whole = essence(Path(config.job.run))
   disk = tmp_path / "disk"
   with mounted(disk, size=400) as remount:
-    config = dataclasses.replace(config, run=str(disk / "run"))
+    config = replace(config, run=str(disk / "run"))
     full = program(config)
     assert full.returncode == 2, full.stderr
     assert full.stderr.count("\n") == 1
     assert "No space left on device" in full.stderr
-    assert "goes on" not in full.stdout
+    assert "resumed" not in full.stdout
     remount("size=9000k,ro")
     fixed = program(config)
     assert fixed.returncode == 2
@@ -101,7 +104,7 @@ def test_a_full_disk_is_one_line_and_costs_no_more_than_a_checkpoint(
     remount("rw")
     again = program(config)
     assert (again.returncode, again.stderr) == (0, "")
-    assert "goes on     after update" in again.stdout
+    assert "resumed     after step" in again.stdout
     assert essence(disk / "run") == whole
 
 
@@ -109,8 +112,8 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_loses_nothing(
   config, tmp_path
 ):
   assert program(config).returncode == 0
-  whole = essence(Path(config.run))
-  config = dataclasses.replace(config, run=str(tmp_path / "limited"))
+  whole = essence(Path(config.job.run))
+  config = replace(config, run=str(tmp_path / "limited"))
   limited = program(config, blocks=4)
   assert limited.returncode == 2, limited.stderr
   assert limited.stderr.count("\n") == 1
@@ -120,15 +123,27 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_loses_nothing(
   assert essence(tmp_path / "limited") == whole
 
 
-def test_the_configuration_of_the_kills_is_a_run_with_noise_and_an_average(
-  tmp_path,
+def test_what_the_killed_runs_compute_depends_on_noise_and_an_average(
+  tmp_path, console
 ):
-  config = configuration(tmp_path, "run")
-  assert config.output_dropout and config.ema_decay
+  """Else resuming them would not show that both are restored."""
+  (tmp_path / "verse.txt").write_text(VERSE * 20)
+  weights = []
+  for changes in ({}, {"output_dropout": 0.0}, {"ema_decay": 0.0}):
+    config = replace(make_config(tmp_path, f"run{len(weights)}"), **changes)
+    train.run(config, console)
+    _, checksums = last_arrays(Path(config.job.run))
+    named = {n: c for n, c in checksums.items() if n.startswith("params")}
+    weights.append(named)
+    averaged = any("average" in name for name in checksums)
+    assert averaged == ("ema_decay" not in changes)
+  whole, noiseless, plain = weights
+  for name, checksum in whole.items():
+    assert checksum not in (noiseless[name], plain[name])
 
 
 def test_without_memory_a_process_says_what_would_fit(tmp_path):
-  """It may have 1 GB more than it has before its first update of 2.5 GB."""
+  """It may have 1 GB more than it has before its first step of 2.5 GB."""
   corpus = tmp_path / "verse.txt"
   corpus.write_text(VERSE * 2500)
   sizes = {"batch_size": 64, "seq_len": 2048, "hidden_size": 512}
@@ -143,7 +158,7 @@ def test_without_memory_a_process_says_what_would_fit(tmp_path):
   [(status, _, err)] = finish(process)
   assert status == 2
   assert re.fullmatch(
-    r"error: out of memory: 64 streams × 2048 steps need \S+ GB and the device "
-    rf"has {limit / 1e9:.2f} GB; 32 × 2048 would need \S+ GB\n",
+    r"error: out of memory: a batch of 64 sequences × 2048 tokens needs \S+ GB "
+    rf"and the device has {limit / 1e9:.2f} GB; 32 × 2048 would need \S+ GB\n",
     err,
   )

@@ -1,6 +1,6 @@
-"""Runs that are stopped go on as if nothing had happened."""
+"""Runs that are stopped and resumed end as if they had not been stopped."""
 
-import dataclasses
+import io
 import json
 import pickle
 import shutil
@@ -10,14 +10,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments import train
-from experiments.trainer import claim, run_dir
-from experiments.trainer.checkpoint import restore, saved
-from experiments.trainer.lock import locked
-from experiments.trainer.setup import make
+from experiments.trainer.checkpoint import load, restore
+from experiments.trainer.config import replace
+from experiments.trainer.run_dir import JOB_FLAGS, lock
+from experiments.trainer.setup import make_setup
+from lstm_jax import gru
 from lstm_jax.training import list_checkpoints
 from lstm_jax.training.checkpoint import STATE
+from tests.experiments.conftest import copy_run
 from tests.experiments.trainer.lives import (
   essence,
   last_arrays,
@@ -34,9 +37,10 @@ NOISE = {
   "random_offsets": True,
   "short_seq_prob": 0.3,
   "late_batch_size": 4,
-  "development": 0.2,
+  "test_fraction": 0.1,
+  "val_fraction": 0.2,
 }
-WANDERS = {
+AVERAGES = {
   "learning_rate": 1.0,
   "schedule": "constant",
   "asgd_patience": 1,
@@ -45,8 +49,9 @@ WANDERS = {
 
 
 @pytest.fixture
-def undisturbed(config, console):
-  return essence(train.run(config, console).directory)
+def undisturbed(finished_config):
+  """What the run of `config` leaves if nothing stops it."""
+  return essence(Path(finished_config.job.run))
 
 
 def stop_at(step, config, console, signum=signal.SIGTERM):
@@ -55,53 +60,89 @@ def stop_at(step, config, console, signum=signal.SIGTERM):
     return train.run(config, console)
 
 
-@pytest.mark.parametrize("changes", [{}, NOISE, WANDERS])
-def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
-  changes, config, console
-):
-  config = dataclasses.replace(config, **changes, num_epochs=2)
+def check_stops(steps, changes, config, console):
+  """Check that a run stopped at these steps ends as one that was not."""
+  config = replace(config, **changes, num_epochs=2)
   whole = essence(train.run(config, console).directory)
-  if changes is WANDERS:
-    assert "weights are averaged" in whole["samples"]
-  again = dataclasses.replace(config, run=config.run + "2")
-  # Before the first look, at one, between two, with rows yet to be written.
-  for step in (7, 10, 33, 76):
+  again = replace(config, run=config.job.run + "2")
+  for step in steps:
     result = stop_at(step, again, console)
     assert result.stopped_by is signal.SIGTERM
     directory = result.directory
     assert list_checkpoints(directory / "checkpoints")[-1] == step
     assert not (directory / "result.json").exists()
-    assert f"SIGTERM: stopped after update {step}" in console.file.getvalue()
+    assert f"SIGTERM: stopped after step {step}" in console.file.getvalue()
   assert train.run(again, console).stopped_by is None
-  assert "goes on     after update 76" in console.file.getvalue()
+  assert f"resumed     after step {steps[-1]}" in console.file.getvalue()
   assert essence(directory) == whole
+  return whole
 
 
-def test_a_run_without_a_checkpoint_begins_again(config, console, undisturbed):
-  again = dataclasses.replace(config, run=config.run + "2")
-  directory = stop_at(4, again, console).directory
+def test_a_stopped_run_ends_as_one_that_was_not(
+  stopped, config, console, undisturbed
+):
+  assert train.run(config, console).stopped_by is None
+  assert "resumed     after step 33" in console.file.getvalue()
+  assert essence(stopped) == undisturbed
+
+
+@pytest.mark.parametrize("changes", [NOISE, AVERAGES], ids=["noise", "average"])
+def test_a_run_stopped_in_its_last_epoch_ends_as_one_that_was_not(
+  changes, config, console
+):
+  """With the batch size of that epoch, and steps that have no row yet."""
+  whole = check_stops([76], changes, config, console)
+  if changes is AVERAGES:
+    assert "weights are averaged" in whole["samples"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+  "changes", [{}, NOISE, AVERAGES], ids=["plain", "noise", "average"]
+)
+def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
+  changes, config, console
+):
+  """Before the first evaluation, at one, between two, in the last epoch."""
+  check_stops([7, 10, 33, 76], changes, config, console)
+
+
+def test_a_run_without_a_checkpoint_starts_again(config, console, undisturbed):
+  directory = stop_at(4, config, console).directory
   shutil.rmtree(directory / "checkpoints")
   (directory / "metrics.jsonl").write_text("{half a r")
-  train.run(again, console)
+  train.run(config, console)
   assert essence(directory) == undisturbed
 
 
-def test_a_run_stopped_before_a_look_can_be_sampled_all_the_same(
-  config, console
-):
+def test_a_run_stopped_before_an_evaluation_can_be_sampled(config, console):
   result = stop_at(4, config, console, signal.SIGINT)
-  assert (result.stopped_by, result.best_update) == (signal.SIGINT, 0)
-  trained = run_dir.load(result.directory)
-  assert (trained.step, trained.held_out) == (4, None)
+  assert (result.stopped_by, result.best_step) == (signal.SIGINT, 0)
+  trained = load(result.directory)
+  assert (trained.step, trained.val_loss) == (4, None)
 
 
-def test_of_a_stopped_run_the_best_is_read(config, console):
-  stop_at(33, config, console)
-  trained = run_dir.load(Path(config.run))
-  text = (Path(config.run) / "metrics.jsonl").read_text()
+@pytest.fixture(scope="session")
+def stopped_config(finished_config):
+  """The run of `config`, stopped after step 33; tests copy it."""
+  config = replace(finished_config, run=f"{finished_config.job.run}-stopped")
+  with jax.numpy_dtype_promotion("standard"):
+    stop_at(33, config, Console(file=io.StringIO(), width=80))
+  return config
+
+
+@pytest.fixture
+def stopped(stopped_config, config):
+  """The run directory of `config`, whose run was stopped after step 33."""
+  return copy_run(stopped_config, config)
+
+
+def test_of_a_stopped_run_the_best_is_loaded(stopped):
+  trained = load(stopped)
+  text = (stopped / "metrics.jsonl").read_text()
   rows = [json.loads(line) for line in text.splitlines()]
-  looks = {r["held_out"]: r["step"] for r in rows if "held_out" in r}
-  assert (trained.held_out, trained.step) == min(looks.items())
+  losses = {r["val_loss"]: r["step"] for r in rows if "val_loss" in r}
+  assert (trained.val_loss, trained.step) == min(losses.items())
 
 
 @pytest.mark.parametrize(
@@ -111,126 +152,124 @@ def test_of_a_stopped_run_the_best_is_read(config, console):
       {"learning_rate": 0.5, "num_epochs": 3},
       "num_epochs is 1 there and 3 here; learning_rate is 0.005 there and 0.5",
     ),
-    ({"resume": False}, "already holds a run; --overwrite replaces it"),
+    (
+      {"resume": False},
+      "already holds a run; --resume continues it if unfinished",
+    ),
   ],
 )
-def test_a_run_of_another_configuration_does_not_go_on(
-  changes, message, config, console
+def test_a_run_of_another_configuration_is_not_resumed(
+  changes, message, stopped, config, console
 ):
-  directory = stop_at(12, config, console).directory
-  before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+  before = {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()}
   with pytest.raises(ValueError, match=message):
-    train.run(dataclasses.replace(config, **changes), console)
+    train.run(replace(config, **changes), console)
   assert before == {
-    p: p.read_bytes() for p in directory.rglob("*") if p.is_file()
+    p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()
   }
 
 
-def test_a_corpus_that_has_changed_is_an_error(config, console):
-  stop_at(12, config, console)
-  path = Path(config.corpus)
+def test_a_corpus_that_has_changed_is_an_error(stopped, config, console):
+  path = Path(config.data.corpus)
   path.write_text(path.read_text().replace("lovely", "lively"))
   with pytest.raises(ValueError, match=r"corpus .* has changed since the run"):
     train.run(config, console)
 
 
-def test_a_folder_in_use_is_refused_until_its_process_ends(config, console):
-  directory = stop_at(12, config, console).directory
+def test_a_directory_in_use_is_refused_until_its_process_ends(
+  stopped, config, console
+):
   with (
-    locked(directory),
+    lock(stopped),
     pytest.raises(ValueError, match=r"run is in use by process \d+"),
   ):
     train.run(config, console)
-  (directory / "lock").write_text("12345")  # as a crash leaves it
+  (stopped / "lock").write_text("12345")  # as a crash leaves it
   assert train.run(config, console).stopped_by is None
-  assert not (directory / "lock").exists()
+  assert not (stopped / "lock").exists()
 
 
-def test_overwrite_begins_again_and_keeps_what_it_replaces(
-  config, console, undisturbed
+def test_overwrite_starts_again_and_keeps_what_it_replaces(
+  finished, config, console, undisturbed
 ):
-  directory = Path(config.run)
-  old = run_dir.load(directory)
-  again = dataclasses.replace(config, overwrite=True, seed=1)
+  old = load(finished)
+  again = replace(config, overwrite=True, seed=1)
   stop_at(4, again, console)
-  assert run_dir.load(directory / "previous").held_out == old.held_out
+  assert load(finished / "previous").val_loss == old.val_loss
   # A move that was cut off is finished first.
-  (directory / "previous" / "config.json").rename(directory / "config.json")
-  train.run(dataclasses.replace(config, overwrite=True), console)
-  assert essence(directory) == undisturbed
-  assert not (directory / "previous").exists()
-
-
-@pytest.fixture
-def stopped(config, console):
-  """A run stopped at 33: its parts and its folder."""
-  stop_at(33, config, console)
-  return make(config), Path(config.run)
-
-
-def leaves(restored):
-  return jax.tree.leaves(saved(restored.state, restored.average))
+  (finished / "previous" / "config.json").rename(finished / "config.json")
+  train.run(replace(config, overwrite=True), console)
+  assert essence(finished) == undisturbed
+  assert not (finished / "previous").exists()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_bit_that_turned_in_any_file_is_found_or_harms_nothing(
-  stopped, config, console, collected
+@pytest.mark.parametrize(
+  "place",
+  [
+    0.5,
+    pytest.param(0, marks=pytest.mark.exhaustive),
+    pytest.param(1, marks=pytest.mark.exhaustive),
+  ],
+)
+def test_a_bit_that_flipped_in_any_file_is_found_or_harms_nothing(
+  place, stopped, config, console, collected
 ):
-  parts, directory = stopped
-  good = restore(directory, parts.state, console)
+  """In the middle of every file, at its start, or at its end."""
+  state = make_setup(config).state
+  good = restore(stopped, state, console)
   assert int(good.state.step) == 33
-  newest = directory / "checkpoints" / "33"
+  newest = stopped / "checkpoints" / "33"
   files = [p for p in newest.rglob("*") if p.is_file() and p.stat().st_size]
   earlier = []
   for path in files:
     data = path.read_bytes()
-    for at in {0, len(data) // 2, len(data) - 1}:
-      turned = bytearray(data)
-      turned[at] ^= 4
-      path.write_bytes(bytes(turned))
-      found = restore(directory, parts.state, console)
-      step = int(found.state.step)
-      if step == 33:
-        pairs = zip(leaves(good), leaves(found), strict=True)
-        assert all(np.array_equal(a, b) for a, b in pairs), path
-        assert found.progress == good.progress
-      else:
-        assert step == 30
-        earlier.append(path.relative_to(newest).parts[0])
+    flipped = bytearray(data)
+    flipped[int(place * (len(data) - 1))] ^= 4
+    path.write_bytes(bytes(flipped))
+    restored = restore(stopped, state, console)
+    step = int(restored.state.step)
+    if step == 33:
+      leaves = map(jax.tree.leaves, (good.state, restored.state))
+      assert all(map(np.array_equal, *leaves)), path
+      assert restored.progress == good.progress
+    else:
+      assert step == 30
+      earlier.append(path.relative_to(newest).parts[0])
     path.write_bytes(data)
-  assert {STATE, "description", "seal"} <= set(earlier)
+  assert {STATE, "description", "checksums"} <= set(earlier)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncated", "state", "description"])
-def test_after_damage_the_checkpoint_before_is_taken_and_said_so(
-  damage, stopped, config, console, tmp_path, collected, capsys
+def test_after_damage_the_checkpoint_before_is_used_and_named(
+  damage, stopped, config, console, undisturbed, collected, capsys
 ):
-  _, directory = stopped
-  for path in (directory / "checkpoints" / "33" / STATE).rglob("*"):
+  for path in (stopped / "checkpoints" / "33" / STATE).rglob("*"):
     if path.is_file() and damage == "truncated":
       path.write_bytes(path.read_bytes()[:-20])
   if damage != "truncated":
-    shutil.rmtree(directory / "checkpoints" / "33" / damage)
-  if damage == "description":  # those who only read the weights are told, too
-    assert run_dir.load(directory).step <= 30
+    shutil.rmtree(stopped / "checkpoints" / "33" / damage)
+  if damage == "description":  # `load` names it, too
+    assert load(stopped).step <= 30
     assert "checkpoints/33" in capsys.readouterr().err
   train.run(config, console)
   shown = console.file.getvalue()
   assert "checkpoints/33" in shown and ": not used" in shown
-  assert "goes on     after update 30" in shown
-  whole = dataclasses.replace(config, run=str(tmp_path / "whole"))
-  assert essence(directory) == essence(train.run(whole, console).directory)
+  assert "resumed     after step 30" in shown
+  assert essence(stopped) == undisturbed
 
 
 def test_when_all_are_damaged_there_is_an_error_of_one_line(
   stopped, config, console
 ):
-  _, directory = stopped
-  for path in directory.glob("checkpoints/*/seal/metadata"):
+  for path in stopped.glob("checkpoints/*/checksums/metadata"):
     path.write_text(path.read_text().replace("a", "b"))
-  with pytest.raises(ValueError, match=r"none of the checkpoints in .* can be"):
+  with pytest.raises(
+    ValueError, match=r"none of the checkpoints in .* can be"
+  ) as error:
     train.run(config, console)
+  assert "\n" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -243,32 +282,32 @@ def test_a_hostile_checkpoint_runs_no_code(
     def __reduce__(self):
       return Path(tmp_path / "exploded").touch, ()
 
-  parts, directory = stopped
-  for path in (directory / "checkpoints").rglob("*"):
+  for path in (stopped / "checkpoints").rglob("*"):
     if path.is_file():
       path.write_bytes(pickle.dumps(Bomb()))
   with pytest.raises(ValueError, match="none of the checkpoints"):
-    restore(directory, parts.state, console)
+    restore(stopped, make_setup(config).state, console)
   assert not (tmp_path / "exploded").exists()
 
 
-def test_a_count_of_what_was_skipped_goes_on_too(config, console):
-  config = dataclasses.replace(config, nonfinite="skip", num_epochs=2)
+def test_the_count_of_skipped_steps_is_resumed(config, console):
+  config = replace(config, nonfinite="skip")
   with pytest.MonkeyPatch.context() as monkeypatch:
     poison(monkeypatch, {27, 28, 41})
     whole = train.run(config, console).directory
-    again = dataclasses.replace(config, run=config.run + "2")
+    again = replace(config, run=config.job.run + "2")
     for step in (28, 33):
       stop_at(step, again, console)
     train.run(again, console)
-  assert essence(Path(again.run)) == essence(whole)
+  assert essence(Path(again.job.run)) == essence(whole)
   assert essence(whole)["rows"][-2]["skipped"] == 3
 
 
-def test_logs_that_have_lost_their_ends_keep_whole_lines(config, console):
+def test_logs_that_have_lost_their_ends_keep_complete_lines(
+  stopped, config, console
+):
   """As where the power failed after a checkpoint was on the disk."""
-  directory = stop_at(33, config, console).directory
-  metrics, samples = directory / "metrics.jsonl", directory / "samples.txt"
+  metrics, samples = stopped / "metrics.jsonl", stopped / "samples.txt"
   for log in (metrics, samples):
     log.write_bytes(log.read_bytes()[:-5])
   kept = metrics.read_text().splitlines()[:-1]
@@ -280,27 +319,25 @@ def test_logs_that_have_lost_their_ends_keep_whole_lines(config, console):
   assert lines[: len(kept)] == kept
   steps = [json.loads(line)["step"] for line in lines]
   assert steps == sorted(steps) and steps[len(kept)] == 40
-  assert (directory / "result.json").exists()
+  assert (stopped / "result.json").exists()
 
 
-def test_every_flag_but_those_that_say_where_must_be_the_same(
-  config, console, tmp_path
+def test_every_flag_but_those_of_the_job_must_be_the_same(
+  stopped, config, console, tmp_path
 ):
-  where = {"run", "overwrite", "resume", "mesh", "quiet"}
-  assert set(claim.OWN) == where
-  stop_at(4, config, console)
-  changes = {"corpus": str(tmp_path / "other.txt"), "cell": "gru"}
+  assert set(JOB_FLAGS) == {"run", "overwrite", "resume", "mesh", "quiet"}
+  changes = {"corpus": str(tmp_path / "other.txt"), "cell": gru}
   changes |= {"optimizer": "sgd", "schedule": "constant", "ema_decay": 0.5}
-  (tmp_path / "other.txt").write_bytes(Path(config.corpus).read_bytes())
+  (tmp_path / "other.txt").write_bytes(Path(config.data.corpus).read_bytes())
   with pytest.raises(ValueError, match="of another configuration") as error:
-    train.run(dataclasses.replace(config, **changes), console)
+    train.run(replace(config, **changes), console)
   for name in changes:
     assert f"{name} is " in str(error.value)
 
 
-def test_looks_leave_the_training_as_it_is(config, console):
-  often = dataclasses.replace(config, **NOISE, eval_every=7)
-  rarely = dataclasses.replace(often, eval_every=99, run=config.run + "2")
+def test_evaluations_do_not_change_the_training(config, console):
+  often = replace(config, **NOISE, eval_every=7)
+  rarely = replace(often, eval_every=99, run=config.job.run + "2")
   runs = [train.run(each, console).directory for each in (often, rarely)]
   one, other = (last_arrays(directory) for directory in runs)
   state = {name for name in one[1] if name.startswith("state")}

@@ -1,6 +1,5 @@
-"""What a run leaves for TensorBoard, read back from its files."""
+"""The events that a run writes for TensorBoard, read back from its files."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,13 +10,16 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.analysis.states import read, signals
-from experiments.trainer import run_dir
-from experiments.trainer import tensorboard as boards
+from experiments.analysis.states import signals, trace_layers
+from experiments.trainer import tensorboard
+from experiments.trainer.checkpoint import load
+from experiments.trainer.config import replace
+from experiments.trainer.data import read_corpus
+from experiments.trainer.logger import EXCERPT
 from experiments.trainer.tensorboard import TAGS, TensorBoardWriter
 from lstm_jax import gru, lstm, rnn
-from lstm_jax.language import ModelConfig, language_model, read_text, split
-from tests.experiments.trainer.events import board, stored
+from lstm_jax.language import ModelConfig, language_model
+from tests.experiments.trainer.events import shown_events, stored
 from tests.experiments.trainer.lives import CLOCK, essence, signal_at
 
 GATES = {lstm: "ifo", gru: "rz", rnn: ""}
@@ -33,54 +35,55 @@ def rows(directory):
   return [json.loads(line) for line in text.splitlines()]
 
 
-def looks(directory):
-  return [row["step"] for row in rows(directory) if "held_out" in row]
+def evaluated(directory):
+  """Return the steps at which a run was evaluated."""
+  return [row["step"] for row in rows(directory) if "val_loss" in row]
 
 
-def shares(gate):
-  """Return the shares of a gate that are nearly shut and nearly open."""
+def saturated(gate):
+  """Return how many values of a gate are below 0.1, and above 0.9."""
   return [np.count_nonzero(gate < 0.1), np.count_nonzero(gate > 0.9)]
 
 
-def test_the_board_has_every_row_and_at_looks_the_norms_and_gates(config):
-  directory = Path(config.run)
-  shown = board(directory)
+def test_there_are_the_rows_and_the_norms_and_gates_of_evaluations(config):
+  directory = Path(config.job.run)
+  shown = shown_events(directory)
   for name, tag in TAGS.items():
-    wanted = [
+    expected = [
       (r["step"], stored(r[name])) for r in rows(directory) if name in r
     ]
-    assert shown.get(tag, []) == wanted
-  assert len(shown["loss/training"]) >= len(shown["loss/held_out"]) > 3
+    assert shown.get(tag, []) == expected
+  assert len(shown["lr"]) == len(shown["loss/train"])
+  assert len(shown["loss/train"]) >= len(shown["loss/val"]) > 3
 
-  # Of the weights that the run kept, which are those of one of its looks.
-  trained = run_dir.load(directory)
-  at = looks(directory).index(trained.step)
+  # The weights that the run has saved are those of one of its evaluations.
+  trained = load(directory)
+  at = evaluated(directory).index(trained.step)
   squares = sum(np.square(leaf).sum() for leaf in trained.params.layers[1])
   norms = [norm for _, norm in shown["weight_norm/layer2"]]
   assert norms[at] == pytest.approx(float(squares) ** 0.5, rel=1e-6)
-  _, held_out = split(read_text(config.corpus), config.val_fraction)
-  piece = trained.vocabulary.encode(held_out)[: train.PIECE]
-  layers, _ = read(lstm, trained.params, jnp.asarray(piece))
+  excerpt = read_corpus(config.data).val.tokens[:EXCERPT]
+  layers, _ = trace_layers(lstm, trained.params, jnp.asarray(excerpt))
   tags = "below_0.1", "above_0.9"
   for number, layer in enumerate(layers, start=1):
     for letter in GATES[lstm]:
       gate, name = signals(lstm, layer)[letter], f"layer{number}_{letter}"
-      for tag, share in zip(tags, shares(gate), strict=True):
-        told = shown[f"gates_{tag}/{name}"]
-        assert [step for step, _ in told] == looks(directory)
-        assert told[at][1] == stored(share / gate.size)
+      for tag, count in zip(tags, saturated(gate), strict=True):
+        events = shown[f"gates_{tag}/{name}"]
+        assert [step for step, _ in events] == evaluated(directory)
+        assert events[at][1] == stored(count / gate.size)
 
 
 @pytest.mark.parametrize("cell", GATES, ids=lambda cell: cell.__name__[-4:])
 def test_the_gates_of_every_cell_are_counted(cell, tmp_path, key):
-  model = language_model(ModelConfig(7, cell, hidden_size=9, num_layers=2))
+  model = language_model(ModelConfig(cell, hidden_size=9, num_layers=2), 7)
   params = jax.tree.map(lambda leaf: 4 * leaf, model.init(key))  # saturated
   tokens = np.arange(40) % 7
   writer = TensorBoardWriter(tmp_path / "tensorboard", cell, tokens)
   writer.begin(0)
-  writer.look(30, params)
-  shown = board(tmp_path)
-  layers, _ = read(cell, params, jnp.asarray(tokens))
+  writer.evaluation(30, params)
+  shown = shown_events(tmp_path)
+  layers, _ = trace_layers(cell, params, jnp.asarray(tokens))
   gates = {
     f"layer{number}_{letter}": np.asarray(signals(cell, layer)[letter])
     for number, layer in enumerate(layers, start=1)
@@ -91,60 +94,60 @@ def test_the_gates_of_every_cell_are_counted(cell, tmp_path, key):
   }
   for name, gate in gates.items():
     ((_, (limits, counts)),) = shown[f"gates/{name}"]
-    found = dict(zip(np.round(limits, 3), counts, strict=True))
-    below = sum(n for limit, n in found.items() if limit <= 0.1)
-    above = sum(n for limit, n in found.items() if limit > 0.9)
-    assert [below, above] == shares(gate)
+    bins = dict(zip(np.round(limits, 3), counts, strict=True))
+    below = sum(n for limit, n in bins.items() if limit <= 0.1)
+    above = sum(n for limit, n in bins.items() if limit > 0.9)
+    assert [below, above] == saturated(gate)
     assert sum(counts) == gate.size
 
 
-def test_a_sample_stands_on_the_board_as_code_and_not_as_markup(config):
-  directory = Path(config.run)
-  shown = board(directory)["samples/text_summary"]
-  steps = looks(directory)
+def test_a_sample_is_shown_as_code_and_not_as_markup(config):
+  directory = Path(config.job.run)
+  shown = shown_events(directory)["samples/text_summary"]
+  steps = evaluated(directory)
   assert [step for step, _ in shown] == [0, *steps, steps[-1]]
-  told = ""
+  samples = ""
   for _, text in shown:
     title, empty, *lines = text.split("\n")
     assert empty == "" and all(line.startswith("    ") for line in lines)
-    told += f"=== {title} ===\n" + "".join(f"{line[4:]}\n" for line in lines)
-    told += "\n"
-  assert told == (directory / "samples.txt").read_text(encoding="utf-8")
-  assert "<" in told
+    samples += f"=== {title} ===\n" + "".join(f"{x[4:]}\n" for x in lines)
+    samples += "\n"
+  assert samples == (directory / "samples.txt").read_text(encoding="utf-8")
+  assert "<" in samples
 
 
-def test_a_run_that_goes_on_shows_each_step_once(config, console, tmp_path):
-  whole = Path(config.run)
-  again = dataclasses.replace(config, run=str(tmp_path / "run"))
+def test_a_resumed_run_shows_each_step_once(config, console, tmp_path):
+  whole = Path(config.job.run)
+  again = replace(config, run=str(tmp_path / "run"))
   with pytest.MonkeyPatch.context() as monkeypatch:
     signal_at(monkeypatch, 33)
     directory = train.run(again, console).directory
   # As one that is killed after its last checkpoint: rows that are cut off.
   late = TensorBoardWriter(directory / "tensorboard", lstm, np.zeros(2, int))
   late.begin(34)
-  late.row({"step": 40, "loss": 9.0}, {})
+  late.row({"step": 40, "train_loss": 9.0}, {})
   train.run(again, console)
-  found, wanted = board(directory), board(whole)
+  shown, expected = shown_events(directory), shown_events(whole)
   for name in CLOCK:
-    found.pop(TAGS[name], None), wanted.pop(TAGS[name], None)
-  assert found == wanted
+    shown.pop(TAGS[name], None), expected.pop(TAGS[name], None)
+  assert shown == expected
   assert essence(directory) == essence(whole)
 
 
-def test_without_the_library_a_new_run_is_as_ever_and_has_no_board(
+def test_without_tensorboardx_a_new_run_is_the_same_and_has_no_events(
   config, console, monkeypatch, tmp_path
 ):
   directory = tmp_path / "run"
-  shutil.copytree(config.run, directory)
+  shutil.copytree(config.job.run, directory)
   assert (directory / "tensorboard").exists()  # of the run that is replaced
-  monkeypatch.setattr(boards, "summary", None)
-  again = dataclasses.replace(config, run=str(directory), overwrite=True)
+  monkeypatch.setattr(tensorboard, "summary", None)
+  again = replace(config, run=str(directory), overwrite=True)
   train.run(again, console)
   assert not (directory / "tensorboard").exists()
-  assert essence(directory) == essence(Path(config.run))
+  assert essence(directory) == essence(Path(config.job.run))
 
 
-def test_a_board_that_cannot_be_written_is_named(tmp_path):
+def test_an_event_file_that_cannot_be_written_is_named(tmp_path):
   path = tmp_path / "tensorboard"
   path.touch()
   with pytest.raises(OSError, match=f"File exists: '{path}'"):

@@ -1,0 +1,197 @@
+"""The parts of the benchmark: which cases are timed, and of which peers.
+
+A part yields, case after case, the rows of its results (sizes, peer, times) and
+the peers that it skips, with the reason.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from experiments.benchmarks.peers import (
+  memory,
+  models,
+  original,
+  resets,
+  samplers,
+  sequences,
+)
+from experiments.benchmarks.tables import Row
+from experiments.benchmarks.timing import compare
+
+Cases = Iterator[tuple[list[Row], dict[str, str]]]  # (rows, skipped)
+MODEL: Row = {
+  "hidden_size": 512,
+  "seq_len": 64,
+  "batch_size": 32,
+  "num_layers": 1,
+  "vocabulary_size": 65,
+  "dtype": "float32",
+}
+MODELS: list[Row] = [
+  *({"hidden_size": size} for size in (128, 256, 512, 1024)),
+  *({"hidden_size": size, "dtype": "bfloat16"} for size in (512, 1024)),
+  {"num_layers": 2},
+  {"vocabulary_size": 10_000},
+]
+LAYER: Row = {"hidden_size": 256, "seq_len": 64, "batch_size": 32}
+LSTMS: list[Row] = [
+  *({"hidden_size": size} for size in (32, 128, 256, 512, 1024)),
+  {"hidden_size": 128, "batch_size": 1},
+  {"batch_size": 256},
+  {"seq_len": 1024},
+]
+OTHERS: list[Row] = [
+  {"hidden_size": size} for size in (128, 256, 512)
+]  # GRU, RNN
+POLICY: Row = {"hidden_size": 128, "seq_len": 128, "batch_size": 1024}
+MEMORY: Row = {"hidden_size": 512, "seq_len": 1024}
+SAMPLING: list[Row] = [
+  {"hidden_size": 512, "num_samples": 1},
+  {"hidden_size": 512, "num_samples": 64},
+]
+GROWTH: dict[str, tuple[str, tuple[int, ...]]] = {  # part: (size, its values)
+  "growth in steps": ("seq_len", (16, 64, 256, 1024)),
+  "growth in batch": ("batch_size", (1, 8, 32, 128)),
+  "growth in hidden": ("hidden_size", (64, 128, 256, 512, 1024)),
+  "growth in layers": ("num_layers", (1, 2, 4)),
+}
+GROWTH_PEERS = "lstm_jax", "flax linen", "pytorch", "products alone"
+
+
+def model_part(
+  cases: Iterable[Row],
+  rounds: int,
+  part: str = "model",
+  peers: Iterable[str] | None = None,
+) -> Cases:
+  """Time the Adam step of a language model.
+
+  Args:
+    cases: what differs from MODEL in each case.
+    rounds: how often each peer is timed.
+    part: the name of the part in the rows.
+    peers: the names of the peers; None for all.
+  """
+  makers = models.models()
+  if peers is not None:
+    makers = {name: makers[name] for name in peers}
+  for case in cases:
+    sizes = MODEL | case
+    rows, skipped = compare(makers, rounds, models.make_problem(**sizes))
+    yield [{"part": part} | sizes | row for row in rows], skipped
+
+
+def layer_part(
+  cases: Iterable[Row], rounds: int, cells: Iterable[str]
+) -> Cases:
+  """Time one layer: first its outputs alone, then all gradients."""
+  for cell in cells:
+    for case in cases:
+      for backward in (False, True):
+        sizes = LAYER | case
+        problem = sequences.make_problem(cell, backward, **sizes)
+        rows, skipped = compare(sequences.sequences(), rounds, problem)
+        title = {"part": "layer", "cell": cell, "backward": backward}
+        yield [title | sizes | row for row in rows], skipped
+
+
+def resets_part(cases: Iterable[Row], rounds: int) -> Cases:
+  """Time the GRU of a recurrent policy, with episodes that begin inside."""
+  for case in cases:
+    for backward in (False, True):
+      problem = resets.make_problem(backward, **case)
+      rows, skipped = compare(resets.resets(), rounds, problem)
+      title = {"part": "resets", "backward": backward}
+      yield [title | case | row for row in rows], skipped
+
+
+def sampling_part(
+  cases: Iterable[Row], rounds: int, length: int = 500
+) -> Cases:
+  """Time the sampling of texts of `length` characters."""
+  for case in cases:
+    problem = samplers.make_problem(length=length, **case)
+    rows, skipped = compare(samplers.samplers(), rounds, problem)
+    for row in rows:
+      tokens = length * case["num_samples"]
+      row["tokens_per_second"] = 1e3 * tokens / row["median_ms"]
+    yield [{"part": "sampling"} | case | row for row in rows], skipped
+
+
+def memory_part(cases: Iterable[Row]) -> Cases:
+  """Measure the memory that all gradients of one LSTM layer need."""
+  for case in cases:
+    rows, skipped = memory.compare(LAYER | case)
+    yield [{"part": "memory"} | LAYER | case | row for row in rows], skipped
+
+
+def original_part(rounds: int, num_steps: int = 64) -> Cases:
+  """Time the training step of the original recipe, one and several per call.
+
+  Args:
+    rounds: a tenth of how often each is timed: these steps are short.
+    num_steps: training steps in a call of the second program.
+  """
+  makers = {
+    "lstm_jax": (original.compiled_program(1), "jax"),
+    f"lstm_jax, {num_steps} a call": (
+      original.compiled_program(num_steps),
+      "jax",
+    ),
+    "numpy": (original.numpy_program, "numpy"),
+  }
+  rows, skipped = compare(makers, 10 * rounds)
+  for row in rows:
+    count = num_steps if "a call" in row["peer"] else 1
+    row["median_ms"] /= count
+    row["quartiles_ms"] = [ms / count for ms in row["quartiles_ms"]]
+    row["ratio_to_ours"] = row["median_ms"] / rows[0]["median_ms"]
+    row["tokens_per_second"] = 1e3 * original.SEQ_LEN / row["median_ms"]
+  yield [{"part": "original"} | row for row in rows], skipped
+
+
+def growth_part(
+  growth: dict[str, tuple[str, tuple[int, ...]]], rounds: int
+) -> Cases:
+  """Time the Adam step of a language model as one size grows."""
+  for part, (size, values) in growth.items():
+    cases = [{"hidden_size": 256, size: value} for value in values]
+    yield from model_part(cases, rounds, part, GROWTH_PEERS)
+
+
+def _given(sizes: Row, defaults: Row) -> Row:
+  """Return the sizes that a part has a default for."""
+  return {name: size for name, size in sizes.items() if name in defaults}
+
+
+def _model(sizes: Row, rounds: int) -> Cases:
+  case = _given(sizes, MODEL)
+  return model_part([case] if case else MODELS, rounds)
+
+
+def _layer(sizes: Row, rounds: int) -> Cases:
+  case = _given(sizes, LAYER)
+  lstm_cases, other_cases = ([case], [case]) if case else (LSTMS, OTHERS)
+  yield from layer_part(lstm_cases, rounds, ["lstm"])
+  yield from layer_part(other_cases, rounds, ["gru", "rnn"])
+
+
+def _resets(sizes: Row, rounds: int) -> Cases:
+  return resets_part([POLICY | _given(sizes, LAYER)], rounds)
+
+
+def _memory(sizes: Row, rounds: int) -> Cases:
+  del rounds  # the memory of a program is the same in every round
+  return memory_part([_given(sizes, LAYER) or MEMORY])
+
+
+# Each part by its name, as a function of (sizes, rounds). Sizes that are given
+# on the command line replace the part's cases by a single case.
+PARTS: dict[str, Callable[[Row, int], Cases]] = {
+  "model": _model,
+  "layer": _layer,
+  "resets": _resets,
+  "sampling": lambda sizes, rounds: sampling_part(SAMPLING, rounds),
+  "memory": _memory,
+  "original": lambda sizes, rounds: original_part(rounds),
+  "growth": lambda sizes, rounds: growth_part(GROWTH, rounds),
+}

@@ -1,0 +1,115 @@
+"""The learning rate of each cell, and its training steps in equal time.
+
+Learning rate: one rate for all cells would favour the cell that it was chosen
+for. Each cell tries every rate for a number of training steps on the training
+split without its end, and takes the rate with the lowest loss on that end. The
+validation split plays no part in this choice.
+
+Equal time: a training step of every cell is timed, and each cell gets as many
+training steps as fit into the time of the LSTM's.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.timing import measure
+from experiments.comparison.config import CompareConfig
+from experiments.comparison.models import CellModel
+from experiments.comparison.training import make_ensemble
+from experiments.trainer.errors import Diverged
+from experiments.trainer.loop import Observer, fit
+from lstm_jax.language import (
+  Batches,
+  LanguageModel,
+  make_batches,
+  split,
+  stateful_loss,
+)
+from lstm_jax.training import TrainState, member
+
+TRIAL_FRACTION = 0.1  # of the training split: its end, which judges the rates
+
+
+def try_learning_rates(
+  cell: CellModel,
+  train_tokens: np.ndarray,
+  config: CompareConfig,
+  key: jax.Array,
+) -> dict[float, float]:
+  """Return the loss of each learning rate on the end of the training split.
+
+  All rates train at once, from the same initial weights. A rate whose training
+  diverges is left out.
+
+  Raises:
+    Diverged: training diverges at every rate.
+  """
+  rest, end = split(train_tokens, TRIAL_FRACTION)
+  batches = make_batches(rest, config.batch_size, config.seq_len)
+  model, rates = cell.model, list(config.learning_rate)
+  keys = jnp.stack([key] * len(rates))
+  num_steps = config.trial_steps
+  state, train_step = make_ensemble(model, config, num_steps, keys, rates)
+  trial = _Trial(model, rates, end)
+  fit(
+    train_step,
+    state,
+    repeat(batches),
+    num_steps,
+    trial,
+    evaluate_at=lambda step: False,
+  )
+  finite = {rate: x for rate, x in trial.losses.items() if math.isfinite(x)}
+  if not finite:
+    raise Diverged(f"{cell.cell} diverges at each learning rate of {rates}")
+  return finite
+
+
+class _Trial(Observer):
+  """Measures the loss of each learning rate at the end of the training."""
+
+  def __init__(
+    self, model: LanguageModel, rates: list[float], text: np.ndarray
+  ):
+    self.losses: dict[float, float] = {}
+    self._model, self._rates, self._text = model, rates, text
+
+  def evaluate(self, step: int, state: TrainState) -> TrainState:
+    """Compute the loss of each learning rate."""
+    del step
+    for index, rate in enumerate(self._rates):
+      params = member(state, index).params
+      self.losses[rate] = stateful_loss(self._model, params, self._text)
+    return state
+
+
+def seconds_per_step(
+  models: dict[str, CellModel],
+  batches: Batches,
+  config: CompareConfig,
+  keys: jax.Array,
+) -> dict[str, float]:
+  """Return each cell's median seconds of a training step of all seeds."""
+  batch, rounds = batches.batch(0), config.timing_rounds
+
+  def make_run(cell: CellModel) -> Callable[[], Any]:
+    state, train_step = make_ensemble(
+      cell.model, config, rounds + 1, keys, [1e-3] * len(keys)
+    )
+
+    def run():
+      nonlocal state
+      state, metrics = jax.block_until_ready(train_step(state, *batch))
+      return metrics
+
+    return run
+
+  runs = {name: make_run(cell) for name, cell in models.items()}
+  seconds = measure(runs, rounds)
+  return {name: float(np.median(times)) for name, times in seconds.items()}

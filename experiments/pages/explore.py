@@ -1,0 +1,159 @@
+"""The page that `experiments.explore` writes: a text as a model reads it.
+
+Everything is computed here and packed into the page one byte a number
+(`packing`). The page unpacks an array when it shows it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.analysis.features import FEATURES, scores
+from experiments.analysis.gradient_flow import gradient_paths
+from experiments.analysis.states import (
+  MEANINGS,
+  SIGNED,
+  signals,
+  trace_layers,
+)
+from experiments.pages.packing import (
+  Blobs,
+  quantize_gate,
+  quantize_norms,
+  quantize_signed,
+)
+from experiments.trainer.checkpoint import Trained
+from experiments.trainer.config import to_record
+from lstm_jax.cells.cell import Cell
+from lstm_jax.language import LanguageParams
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+WINDOW = 96  # steps back of the gradient paths: two lines of verse
+TOP_TOKENS = 10  # likeliest next tokens that are listed
+
+
+def make_page(trained: Trained, tokens: np.ndarray, source: str) -> str:
+  """Return the page of a model that reads a text.
+
+  Args:
+    trained: the model.
+    tokens: the text, integers [N], N ≥ 2.
+    source: where the text is from, for the page's heading.
+  """
+  blobs, tokenizer = Blobs(), trained.tokenizer
+  model = trained.config.model
+  header = make_header(
+    model.cell, trained.params, tokens, tokenizer.pieces(tokens), blobs
+  )
+  header |= {
+    "about": describe(trained, len(tokens), source),
+    "unit": tokenizer.unit,
+    "symbols": list(tokenizer.symbols),
+  }
+  return blobs.page(TEMPLATE, header)
+
+
+def describe(trained: Trained, num_tokens: int, source: str) -> str:
+  """Return a line about the model and the text of a page."""
+  model = trained.config.model
+  return (
+    f"{to_record(model)['cell']}, {model.num_layers} × {model.hidden_size} "
+    f"units, after {trained.step:,} training steps; {num_tokens:,} "
+    f"{trained.tokenizer.unit}s of {source}"
+  )
+
+
+def make_header(
+  cell: Cell,
+  params: LanguageParams,
+  tokens: np.ndarray,
+  pieces: list[str],
+  blobs: Blobs,
+) -> dict[str, Any]:
+  """Return what the page shows of a model on a text, as JSON.
+
+  Args:
+    cell: the cell of every layer.
+    params: the model's weights.
+    tokens: the text, integers [N].
+    pieces: the text that each token adds.
+    blobs: takes the arrays; the header refers to them by number.
+  """
+  layers, logits = trace_layers(cell, params, jnp.asarray(tokens))
+  paths = gradient_paths(cell, params, layers, tokens, WINDOW)
+  values = {feature.name: feature.of_pieces(pieces) for feature in FEATURES}
+  present = {n: v for n, v in values.items() if (v != v[0]).any()}
+  return {
+    "pieces": pieces,
+    "tokens": blobs.add(tokens.astype("<u4")),
+    "window": WINDOW,
+    "features": [
+      {"name": name, "measure": "AUC" if v.dtype == bool else "r"}
+      for name, v in present.items()
+    ],
+    "absent": [name for name in values if name not in present],
+    "next": _next_tokens(logits, tokens, blobs),
+    "layers": [
+      {
+        "signals": [
+          pack_signal(name, np.asarray(signal).T, [*present.values()], blobs)
+          for name, signal in signals(cell, layer).items()
+        ],
+        "paths": [
+          pack_path(name, np.asarray(norms), blobs)
+          for name, norms in path._asdict().items()
+        ],
+      }
+      for layer, path in zip(layers, paths, strict=True)
+    ],
+  }
+
+
+def pack_signal(
+  name: str, values: np.ndarray, features: list[np.ndarray], blobs: Blobs
+) -> dict[str, Any]:
+  """Return the header of a signal [H, N], whose bytes become a blob."""
+  if name in SIGNED:
+    levels, scale = quantize_signed(values)
+  else:
+    levels, scale = quantize_gate(values), np.ones(len(values))
+  return {
+    "name": name,
+    "meaning": MEANINGS[name],
+    "signed": name in SIGNED,
+    "scale": scale.tolist(),
+    "scores": [
+      scores(levels, feature).round(4).tolist() for feature in features
+    ],
+    "blob": blobs.add(levels),
+  }
+
+
+def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
+  """Return the header of gradient norms [N, W], whose bytes become a blob."""
+  levels, low, high = quantize_norms(norms)
+  return {"name": name, "low": low, "high": high, "blob": blobs.add(levels)}
+
+
+def _next_tokens(
+  logits: jax.Array, tokens: np.ndarray, blobs: Blobs
+) -> dict[str, int]:
+  """Return the blobs of the next token's distribution at each position.
+
+  They are the likeliest tokens, their probabilities in units of 1 / 65,535, and
+  the probability of the text's own next token.
+  """
+  count = min(TOP_TOKENS, logits.shape[-1])
+  top_logits, top_tokens = jax.lax.top_k(logits, count)
+  total = jax.nn.logsumexp(logits, axis=-1)
+  probabilities = np.exp(np.asarray(top_logits - total[:, None]))
+  log_p = logits[np.arange(len(tokens) - 1), tokens[1:]] - total[:-1]
+  return {
+    "count": count,
+    "tokens": blobs.add(np.asarray(top_tokens).astype("<u4")),
+    "probabilities": blobs.add(np.rint(65535 * probabilities).astype("<u2")),
+    "actual": blobs.add(np.exp(np.asarray(log_p)).astype("<f4")),
+  }

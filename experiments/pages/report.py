@@ -1,0 +1,133 @@
+"""The page that `experiments.report` writes: runs side by side."""
+
+import statistics
+from datetime import timedelta
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from experiments.pages.packing import page
+from experiments.trainer.history import Derived, RunHistory, derive
+from experiments.trainer.run_dir import JOB_FLAGS
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+NONE = "–"  # in the cell of a table that has no value
+NOT_COMPARED = *JOB_FLAGS, "started", "versions"  # entries of config.json
+
+
+def make_page(histories: list[RunHistory]) -> str:
+  """Return the page of some runs."""
+  return page(TEMPLATE, make_header(histories))
+
+
+def make_header(histories: list[RunHistory]) -> dict[str, Any]:
+  """Return what the page shows of some runs, as JSON."""
+  names = [_name(run, run.directory.resolve().name) for run in histories]
+  if len(set(names)) < len(names):
+    names = [_name(run, str(run.directory)) for run in histories]
+  units = {run.unit for run in histories}
+  derived = [derive(run) for run in histories]
+  results = list(map(_results, histories, derived))
+  columns = [
+    column
+    for column in results[0]
+    if any(values[column] != NONE for values in results)
+  ]
+  return {
+    "unit": units.pop() if len(units) == 1 else "token",
+    "runs": [
+      {"name": name} | _curves(run, facts)
+      for name, run, facts in zip(names, histories, derived, strict=True)
+    ],
+    "results": {
+      "head": ["run", *columns],
+      "rows": [
+        [name, *(values[column] for column in columns)]
+        for name, values in zip(names, results, strict=True)
+      ],
+    },
+    "differences": {
+      "head": ["flag", *names],
+      "rows": differences([run.record for run in histories]),
+    },
+  }
+
+
+def differences(records: list[dict[str, Any]]) -> list[list[str]]:
+  """Return a row for each entry of config.json that is not the same in all.
+
+  Versions of packages are entries of their own. Flags that say where and how a
+  run executes are left out.
+  """
+  flat = []
+  for record in records:
+    versions = record.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
+    entries = {n: v for n, v in record.items() if n not in NOT_COMPARED}
+    flat.append(entries | {f"version of {n}": v for n, v in versions.items()})
+  names = dict.fromkeys(name for entries in flat for name in entries)
+  rows = [
+    [name, *(_format(entries, name) for entries in flat)] for name in names
+  ]
+  return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _name(run: RunHistory, directory: str) -> str:
+  return f"{directory}, {run.member}" if run.member else directory
+
+
+def _format(entries: dict[str, Any], name: str) -> str:
+  return str(entries[name]) if name in entries else NONE
+
+
+def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
+  """Return the losses and samples of a run."""
+  rows, num_epochs = run.rows, run.config.batching.num_epochs
+  # An evaluation has the seconds of the last row of training steps before it.
+  seconds = list(accumulate((row.get("seconds", 0) for row in rows), max))
+  epochs_per_step = None
+  if derived:
+    epochs_per_step = num_epochs / derived.num_steps
+  elif run.finished and rows:
+    epochs_per_step = num_epochs / max(row["step"] for row in rows)
+
+  def curve(name):
+    points = [(r, s) for r, s in zip(rows, seconds, strict=True) if name in r]
+    return {
+      "step": [row["step"] for row, _ in points],
+      "loss": [row[name] for row, _ in points],
+      "seconds": [s for _, s in points],
+    }
+
+  return {
+    "epochs_per_step": epochs_per_step,
+    "training": curve("train_loss"),
+    "validation": curve("val_loss"),
+    "samples": [sample._asdict() for sample in run.samples],
+  }
+
+
+def _results(run: RunHistory, derived: Derived | None) -> dict[str, str]:
+  """Return a run's row of the table of results, by column."""
+  rows = run.rows
+  evaluations = [row for row in rows if "val_loss" in row]
+  best = min(evaluations, key=lambda row: row["val_loss"], default=None)
+  test_losses = [row["test_loss"] for row in rows if "test_loss" in row]
+  speeds = [
+    row["tokens_per_second"] for row in rows if "tokens_per_second" in row
+  ]
+  seconds = max((row.get("seconds", 0) for row in rows), default=0)
+  steps = f"{max((row['step'] for row in rows), default=0):,}"
+  steps += f" of {derived.num_steps:,}" if derived else ""
+  time = str(timedelta(seconds=round(seconds)))
+  speed = f"{statistics.median(speeds):,.0f} {run.unit}s/s" if speeds else NONE
+  return {
+    "best validation loss": f"{best['val_loss']:.4f}" if best else NONE,
+    "at step": f"{best['step']:,}" if best else NONE,
+    "test loss": f"{test_losses[-1]:.4f}" if test_losses else NONE,
+    "parameters": f"{derived.num_parameters:,}" if derived else NONE,
+    "training steps": steps,
+    "training time": NONE if run.member else time,
+    "median speed": speed,
+    "finished": "yes" if run.finished else "no",
+  }

@@ -1,0 +1,82 @@
+"""The training loop that every program shares."""
+
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+
+import jax
+
+from experiments.trainer import multihost
+from experiments.trainer.resources import Tracer
+from lstm_jax.language import Batches
+from lstm_jax.training import (
+  Metrics,
+  TrainState,
+  TrainStep,
+  remaining_batches,
+  take_step,
+)
+
+
+class Observer:
+  """Callbacks of `fit`; those of this base class do nothing."""
+
+  def after_step(self, step: int, metrics: Metrics) -> None:
+    """Called after each training step; reading the metrics waits for them."""
+
+  def evaluate(self, step: int, state: TrainState) -> TrainState:
+    """Called when an evaluation is due; returns the state to continue with."""
+    del step
+    return state
+
+  def save(self, step: int, state: TrainState) -> None:
+    """Called after each evaluation, and when the training is stopped."""
+
+
+def fit(
+  train_step: TrainStep,
+  state: TrainState,
+  epochs: Iterable[Batches],
+  num_steps: int,
+  observer: Observer,
+  *,
+  evaluate_at: Callable[[int], bool],
+  key: jax.Array | None = None,
+  stop_requests: Sequence[signal.Signals] = (),
+  tracer: Tracer | None = None,
+) -> tuple[TrainState, signal.Signals | None]:
+  """Run the remaining training steps, with evaluations and checkpoints.
+
+  Args:
+    train_step: from `make_train_step` or one of its variants.
+    state: the initial or restored state.
+    epochs: the batches of each epoch of the whole training.
+    num_steps: training steps of the whole training.
+    observer: its methods are called during the training.
+    evaluate_at: step -> whether to evaluate after it; the last step always is.
+    key: draws the noise of the regularizers; None if there is none.
+    stop_requests: signals to stop; a signal handler appends to them.
+    tracer: traces some of the steps; None for none.
+
+  Returns:
+    (state, the signal that stopped the training, or None).
+  """
+  first = int(state.step)
+  batches = islice(remaining_batches(epochs, first), max(num_steps - first, 0))
+  for step, batch in enumerate(batches, first + 1):
+    if tracer:
+      tracer.before_step(state)
+    state, metrics = take_step(train_step, state, batch, key)
+    observer.after_step(step, metrics)
+    last = step == num_steps
+    evaluating = last or evaluate_at(step)
+    # Several processes can agree only where all of them evaluate.
+    requested = multihost.agreed_request(stop_requests, all_call=evaluating)
+    stopped_by = None if last else requested
+    if evaluating:
+      state = observer.evaluate(step, state)
+    if evaluating or stopped_by:
+      observer.save(step, state)
+    if stopped_by:
+      return state, stopped_by
+  return state, None

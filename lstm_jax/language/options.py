@@ -1,0 +1,86 @@
+"""Fields of configuration dataclasses, with their help text and valid range.
+
+A field declared with `option` carries both in its metadata, from which a
+program generates a command-line flag. `check_options` refuses values that are
+out of range.
+
+>>> import dataclasses
+>>> @dataclasses.dataclass(frozen=True)
+... class Config:
+...   hidden_size: int = option(256, "Hidden units.", bounds="[1, inf)")
+...   schedule: str = option("cosine", "Decay.", choices=("cosine", "constant"))
+...
+...   def __post_init__(self):
+...     check_options(self)
+>>> Config(hidden_size=0)
+Traceback (most recent call last):
+  ...
+ValueError: hidden_size must be in [1, inf), got 0
+>>> dataclasses.fields(Config)[0].metadata["help"]
+'Hidden units.'
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+def option(
+  default: Any,
+  help: str,
+  *,
+  bounds: str | None = None,
+  choices: tuple[str, ...] | Mapping[str, Any] | None = None,
+) -> Any:
+  """Return a dataclass field with a help text and a valid range.
+
+  Args:
+    default: the field's default value.
+    help: what the field means, with its unit, for `--help`.
+    bounds: the interval that values must lie in, such as "[1, inf)" or
+      "(0, 1]". A round bracket excludes its end, so "inf)" refuses infinity.
+      NaN lies in no interval. None for no limits.
+    choices: the valid values, or a mapping from their names to them. None for
+      any value.
+  """
+  metadata = {"help": help, "bounds": bounds, "choices": choices}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_options(config: Any) -> None:
+  """Check each field of a dataclass against the range that `option` gave it.
+
+  None is valid where the field's type says so, as in `float | None`. Of a tuple
+  every element is checked; it may be empty only if its default is.
+
+  Raises:
+    ValueError: a value is out of its bounds or not one of its choices, or a
+      tuple is empty.
+  """
+  types = typing.get_type_hints(type(config))
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if value is None and type(None) in typing.get_args(types[field.name]):
+      continue
+    values = value if isinstance(value, tuple) else (value,)
+    if not values and field.default:
+      raise ValueError(f"{field.name} must have at least one value, got ()")
+    bounds = field.metadata.get("bounds")
+    if bounds and not all(in_bounds(number, bounds) for number in values):
+      raise ValueError(f"{field.name} must be in {bounds}, got {value!r}")
+    choices = field.metadata.get("choices")
+    if choices is None:
+      continue
+    named = isinstance(choices, Mapping)
+    if value not in (choices.values() if named else choices):
+      names = ", ".join(choices)
+      raise ValueError(f"{field.name} must be one of {names}, got {value!r}")
+
+
+def in_bounds(value: float, bounds: str) -> bool:
+  """Return whether a number lies in an interval such as "[0, 1)"."""
+  low, high = (float(end) for end in bounds[1:-1].split(","))
+  above = value >= low if bounds[0] == "[" else value > low
+  below = value <= high if bounds[-1] == "]" else value < high
+  return above and below

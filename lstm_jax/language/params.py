@@ -1,0 +1,136 @@
+"""The configuration and the weights of a language model.
+
+>>> config = ModelConfig(hidden_size=8, num_layers=2)
+>>> params = init_params(config, 11, jax.random.key(0))
+>>> params.embedding.shape, params.readout.shape, len(params.layers)
+((11, 64), (8, 11), 2)
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import lstm
+from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.language.options import check_options, option
+from lstm_jax.sequence.stack import init_stack
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+  """The sizes, the cell and the initial weights of a language model.
+
+  Raises:
+    ValueError: a size is below 1, or a standard deviation is negative.
+  """
+
+  cell: Cell = option(lstm, "Recurrent cell of every layer.")
+  embedding_size: int = option(
+    64, "Size of a token's embedding vector, E.", bounds="[1, inf)"
+  )
+  hidden_size: int = option(
+    256, "Hidden units of each layer, H.", bounds="[1, inf)"
+  )
+  num_layers: int = option(1, "Number of recurrent layers.", bounds="[1, inf)")
+  init_std: float | None = option(
+    None,
+    "Standard deviation of Gaussian initial weights, but for the readout's. "
+    "Every bias is then 0, that of the forget gate too. None for the initial "
+    "weights of the cell itself.",
+    bounds="[0, inf)",
+  )
+  readout_std: float | None = option(
+    None,
+    "Standard deviation of the initial readout weights. None for 1/√H.",
+    bounds="[0, inf)",
+  )
+  tied: bool = option(
+    False,
+    "Use the embedding as the readout weights too. Then embedding_size must "
+    "equal the size of the top layer's outputs.",
+  )
+  dtype: Any = option(jnp.float32, "Data type of the parameters.")
+  compute_dtype: Any = option(
+    None,
+    "Data type of the operands of matrix products, such as bfloat16. None for "
+    "that of the parameters. Sums, states and gradients keep their own.",
+  )
+
+  def __post_init__(self):
+    check_options(self)
+
+
+class LanguageParams(NamedTuple):
+  """The weights of a language model."""
+
+  embedding: jax.Array  # E [V, E]
+  layers: tuple[Params, ...]  # the lowest layer first
+  readout: Any  # W [H, V]; None for a tied readout
+  bias: jax.Array  # b [V]
+
+
+def init_params(
+  config: ModelConfig, vocabulary_size: int, key: jax.Array
+) -> LanguageParams:
+  """Return the initial weights of a language model.
+
+  Args:
+    config: sizes, cell and standard deviations.
+    vocabulary_size: V, the number of distinct tokens.
+    key: a typed PRNG key.
+
+  Raises:
+    ValueError: the readout is tied, and embedding_size is not the size of the
+      top layer's outputs.
+  """
+  key_embedding, key_layers, key_readout, key_gauss = jax.random.split(key, 4)
+  size, dtype = config.embedding_size, config.dtype
+  sizes = (config.hidden_size,) * config.num_layers
+  layers: tuple[Params, ...] = init_stack(
+    config.cell, key_layers, size, sizes, dtype=dtype
+  )
+  hidden = layers[-1].w_h.shape[0]
+  if config.tied and size != hidden:
+    raise ValueError(
+      "for a tied readout, embedding_size must equal the size of the top "
+      f"layer's outputs, {hidden}, got {size}"
+    )
+  std = config.readout_std
+  std = hidden**-0.5 if std is None else std
+  shape = hidden, vocabulary_size
+  readout = std * jax.random.normal(key_readout, shape, dtype)
+  params = LanguageParams(
+    embedding=readout.T
+    if config.tied
+    else jax.random.normal(key_embedding, (vocabulary_size, size), dtype),
+    layers=layers,
+    readout=None if config.tied else readout,
+    bias=jnp.zeros((vocabulary_size,), dtype),
+  )
+  if config.init_std is None:
+    return params
+  return _gaussian(config.init_std, key_gauss, params)
+
+
+def _gaussian(
+  std: float, key: jax.Array, params: LanguageParams
+) -> LanguageParams:
+  """Redraw the embedding and the layers' matrices with standard deviation std.
+
+  Vectors become 0, but for the gains of a layer normalization, which are kept.
+  """
+  tree = params.embedding, params.layers
+  leaves, structure = jax.tree.flatten(tree)
+  paths = [path[-1] for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  keys = jax.random.split(key, len(leaves))
+  drawn = []
+  for k, path, leaf in zip(keys, paths, leaves, strict=True):
+    if leaf.ndim > 1:
+      leaf = std * jax.random.normal(k, leaf.shape, leaf.dtype)
+    elif not getattr(path, "name", "").startswith("gain"):
+      leaf = jnp.zeros_like(leaf)
+    drawn.append(leaf)
+  embedding, layers = jax.tree.unflatten(structure, drawn)
+  return params._replace(embedding=embedding, layers=layers)

@@ -1,0 +1,71 @@
+"""How the gradient of an unrolled sequence is computed: the `adjoint` argument.
+
+  Explicit()                        the gradient derived by hand (`scan`)
+  Explicit(chunk=C)                 the same, with one state saved per chunk
+  Explicit(residuals="recompute")   the same, with only the states saved
+  Step()                            the cell's own gradient, scanned by JAX
+  Autodiff()                        JAX's gradient of the same forward
+
+All compute the same numbers, up to rounding. They differ in speed, in memory,
+and in what they support: only `Autodiff` has a forward mode (`jax.jvp`).
+
+  >>> Explicit(residuals="recompute", chunk=32)
+  Explicit(residuals='recompute', chunk=32)
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ResidualPolicy = Literal["gates", "recompute"]
+
+
+@dataclass(frozen=True)
+class Explicit:
+  """The gradient derived by hand, over the whole sequence.
+
+  Attributes:
+    residuals: what the forward saves for the backward. "gates": the gates of
+      every time step; with a chunk, only the state before every chunk, from
+      which the backward runs the chunk forward again. "recompute": the state
+      at every time step, from which the backward recomputes the gates of a
+      chunk in one product. `checkpointing` has the memory of each.
+    chunk: C, the number of time steps whose gates the backward holds at once.
+      None for all T with "gates", and with "recompute" for as many as give a
+      product of 1,024 rows.
+
+  Raises:
+    ValueError: `residuals` is neither of the two, or `chunk` is below 1.
+  """
+
+  residuals: ResidualPolicy = "gates"
+  chunk: int | None = None
+
+  def __post_init__(self) -> None:
+    if self.residuals not in ("gates", "recompute"):
+      raise ValueError(
+        f"residuals must be gates or recompute, got {self.residuals!r}"
+      )
+    if self.chunk is not None and self.chunk < 1:
+      raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+
+
+@dataclass(frozen=True)
+class Step:
+  """The gradient of the cell's `step`, which JAX scans over time."""
+
+
+@dataclass(frozen=True)
+class Autodiff:
+  """JAX's own gradient of the same forward; also has a forward mode."""
+
+
+Adjoint = Explicit | Step | Autodiff
+
+
+def check_adjoint(adjoint: object) -> None:
+  """Raise ValueError unless this is an instance of one of the three."""
+  if not isinstance(adjoint, Adjoint):
+    raise ValueError(
+      "adjoint must be Explicit(), Step() or Autodiff() of lstm_jax, "
+      f"got {adjoint!r}"
+    )

@@ -1,0 +1,117 @@
+"""Check the arguments of `unroll`, and give them one axis of time steps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.affine import is_token
+from lstm_jax.cells.cell import Cell, Params, State, check_inputs
+
+
+def exchange_axes(*arrays: Any) -> Any:
+  """Return each array with its first two axes exchanged; None stays None."""
+  return tuple(None if x is None else jnp.swapaxes(x, 0, 1) for x in arrays)
+
+
+def check_sequence(
+  cell: Cell, params: Params, state: State | None, xs: jax.Array
+) -> State:
+  """Return the state, zero if it is None, after a check of all shapes.
+
+  Raises:
+    ValueError: xs has no time step, or the shapes do not fit each other.
+  """
+  if xs.ndim == 0 or xs.shape[0] == 0:
+    raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
+  if state is None:
+    batch_shape = xs.shape[1:] if is_token(xs) else xs.shape[1:-1]
+    state = cell.initial_state(params, batch_shape)
+  state = jax.tree.map(jnp.asarray, state)
+  check_inputs("xs", cell.initial_state, params, state, xs, xs.shape[:1])
+  return state
+
+
+def combined_mask(
+  mask: Any, lengths: Any, times: tuple[int, ...]
+) -> jax.Array | None:
+  """Return the mask [T, ...] of both arguments; None if every step counts.
+
+  Args:
+    mask: bool [T, ...], or None.
+    lengths: integers [...], or None.
+    times: the shape [T, ...].
+
+  Raises:
+    ValueError: the shape or dtype of one is another.
+  """
+  if mask is not None:
+    mask = flags("mask", mask, times)
+  if lengths is None:
+    return mask
+  lengths = jnp.asarray(lengths)
+  if lengths.shape != times[1:] or not is_token(lengths):
+    raise ValueError(
+      f"lengths must be integers {list(times[1:])}, "
+      f"got {lengths.dtype} {lengths.shape}"
+    )
+  steps = jnp.arange(times[0], dtype=lengths.dtype)
+  steps = steps.reshape(-1, *(1 for _ in times[1:]))
+  within = steps < lengths[None]
+  return within if mask is None else mask & within
+
+
+def flags(name: str, values: Any, times: tuple[int, ...]) -> jax.Array:
+  """Return values as bool [T, ...]; raise ValueError if they are not that."""
+  values = jnp.asarray(values)
+  if values.shape != times or values.dtype != bool:
+    raise ValueError(
+      f"{name} must be bool {list(times)}, got {values.dtype} {values.shape}"
+    )
+  return values
+
+
+def zoneout_rates(rates: State, state: State, times: tuple[int, ...]) -> State:
+  """Return zoneout's rates with a time axis, [T, ...], for every field.
+
+  Raises:
+    ValueError: they are not of the state's type, or of another shape.
+  """
+  if type(rates) is not type(state):
+    raise ValueError(
+      f"zoneout must be a {type(state).__name__}, got {type(rates).__name__}"
+    )
+  return jax.tree.map(
+    lambda rate, field: with_time_axis("zoneout", rate, field, times),
+    rates,
+    state,
+  )
+
+
+def with_time_axis(
+  name: str, x: Any, field: jax.Array, times: tuple[int, ...]
+) -> jax.Array:
+  """Return x with an axis T and the rank of [T, ..., H].
+
+  Args:
+    name: what the error message calls x.
+    x: any array that broadcasts to [T, ..., H].
+    field: the array of the state that it goes with, [..., H].
+    times: the shape [T, ...].
+
+  Raises:
+    ValueError: x does not broadcast to that shape.
+  """
+  x, shape = jnp.asarray(x), (*times, field.shape[-1])
+  full = (1,) * (len(shape) - x.ndim) + x.shape
+  if len(full) > len(shape) or any(
+    n not in (1, m) for n, m in zip(full, shape, strict=True)
+  ):
+    raise ValueError(f"{name} must broadcast to {list(shape)}, got {x.shape}")
+  return jnp.broadcast_to(x.reshape(full), (times[0], *full[1:]))
+
+
+def zero_masked(mask: jax.Array, x: jax.Array) -> jax.Array:
+  """Return x [T, ...] or [T, ..., K] with zeros where the mask is False."""
+  mask = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+  return jnp.where(mask, x, jnp.zeros((), x.dtype))

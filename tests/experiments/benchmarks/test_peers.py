@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import rnn
+
+from experiments.benchmarks.peers import (
+  layers,
+  models,
+  original,
+  samplers,
+  sequences,
+)
+from lstm_jax import lstm
+
+SIZES = {"hidden_size": 5, "seq_len": 4, "batch_size": 3}
+MODEL = SIZES | {"num_layers": 2, "vocabulary_size": 7}
+
+
+@pytest.fixture(autouse=True)
+def standard_ranks():
+  """Let the other libraries add a bias [K] to an array [..., K]."""
+  with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    yield
+
+
+@pytest.mark.parametrize("name", ["flax linen", "flax nnx"])
+def test_a_peer_with_another_result_is_refused(name, monkeypatch):
+  make, package = layers.LAYERS[name]
+
+  def wrong(cell, weights):
+    return make(cell, weights._replace(b=weights.b + 0.01))
+
+  monkeypatch.setitem(layers.LAYERS, name, (wrong, package))
+  message = f"{name} computes a different result"
+  with pytest.raises(ValueError, match=message):
+    models.jax_peer(name)(models.make_problem(**MODEL))
+  for backward in (False, True):
+    problem = sequences.make_problem("lstm", backward, **SIZES)
+    with pytest.raises(ValueError, match=message):
+      sequences.jax_peer(name)(problem)
+
+
+def test_a_peer_with_one_wrong_gradient_is_refused():
+  problem = models.make_problem(**MODEL)
+  gradient = problem.gradient._replace(bias=1.01 * problem.gradient.bias)
+  with pytest.raises(ValueError, match="array 9 has a relative error of"):
+    models.autodiff(problem._replace(gradient=gradient))
+
+
+def test_a_sampler_with_other_samples_is_refused():
+  problem = samplers.make_problem(5, 2, 3)
+  problem = problem._replace(greedy=(problem.greedy + 1) % 65)
+  with pytest.raises(ValueError, match="flax linen writes a different text"):
+    samplers.flax_loop(problem)
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: models.lstm_jax(models.make_problem(**MODEL)),
+    original.numpy_program,
+    original.compiled_program(1),
+  ],
+  ids=["model", "numpy", "original"],
+)
+def test_the_loss_falls(make):
+  peer = make()
+  losses = [np.mean(peer.run()) for _ in range(50)]
+  assert losses[-1] < losses[0] - 0.05
+
+
+def test_cudnn_receives_our_weights(key):
+  params = lstm.init(key, 4, 5)
+  params = params._replace(b=jax.random.normal(key, params.b.shape))
+  xs = jax.random.normal(key, (7, 3, 4))
+  flat = layers.cudnn_weights(params, second_bias=False)
+  unpacked = rnn.unpack_lstm_weights(flat, 4, 5, 1, False)
+  zeros = jnp.zeros((1, 3, 5))
+  lengths = jnp.full(3, 7, jnp.int32)
+  hs, *_ = rnn.lstm_ref(
+    xs.swapaxes(0, 1), zeros, zeros, *unpacked, lengths, 4, 5, 1, 0.0, False
+  )
+  expected = layers.ours("lstm", params).apply(params, xs)
+  assert np.allclose(hs.swapaxes(0, 1), expected, atol=1e-6)

@@ -1,0 +1,23 @@
+import pytest
+
+from experiments.comparison.config import CompareConfig
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"learning_rate": ()}, "learning_rate must have at least one value"),
+    ({"learning_rate": (1.0, 0.0)}, r"must be in \(0, inf\), got \(1.0, 0.0\)"),
+    ({"learning_rate": (float("inf"),)}, r"must be in \(0, inf\), got \(inf,"),
+    ({"recall_learning_rate": (-1.0,)}, "recall_learning_rate must be in"),
+    ({"delay": (5, 0)}, r"delay must be in \[1, inf\), got \(5, 0\)"),
+    ({"seed": -1}, r"seed must be in \[0, inf\), got -1"),
+    ({"num_seeds": 0}, r"num_seeds must be in \[1, inf\), got 0"),
+    ({"num_steps": 0}, r"num_steps must be in \[1, inf\), got 0"),
+    ({"val_fraction": 1.0}, r"val_fraction must be in \(0, 1\), got 1.0"),
+    ({"weight_decay": float("nan")}, "weight_decay must be in"),
+  ],
+)
+def test_a_value_out_of_range_is_an_error(change, message):
+  with pytest.raises(ValueError, match=message):
+    CompareConfig(**change)

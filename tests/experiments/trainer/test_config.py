@@ -1,0 +1,209 @@
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+from absl import flags
+
+from experiments.trainer.config import (
+  CELLS,
+  TrainConfig,
+  from_record,
+  leaves,
+  replace,
+  to_record,
+)
+from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer.flags import config_from_flags, define_flags
+from lstm_jax.language.options import in_bounds
+from tests.processes import ROOT
+
+
+def change(leaf):
+  """Return a valid value of a record that is not the default."""
+  if leaf.choices:
+    return next(name for name in leaf.choices if name != leaf.value)
+  if leaf.kind is bool:
+    return not leaf.value
+  if leaf.kind is str:
+    return "data:1" if leaf.name == "mesh" else "other"
+  if leaf.repeated:
+    return [0.25, 0.5]
+  usual = leaf.value or 0
+  for value in map(leaf.kind, (usual + 1, usual / 2 + 0.25, usual / 2)):
+    if value != leaf.value and (
+      leaf.bounds is None or in_bounds(value, leaf.bounds)
+    ):
+      return value
+  raise AssertionError(leaf)
+
+
+def changes(default):
+  return {leaf.name: change(leaf) for leaf in leaves(default)}
+
+
+@pytest.fixture
+def flag_values():
+  return flags.FlagValues()
+
+
+@pytest.mark.parametrize("default", [TrainConfig(), SweepConfig()])
+def test_a_config_is_the_same_after_its_record_in_json(default):
+  record = to_record(default)
+  assert from_record(default, json.loads(json.dumps(record))) == default
+  for name, value in changes(default).items():
+    if name != "asgd_patience":  # 0 beside ema_decay
+      record[name] = value
+  other = from_record(default, json.loads(json.dumps(record)))
+  assert to_record(other) == record
+  assert from_record(default, to_record(other)) == other
+  for leaf in leaves(other):
+    if leaf.name != "asgd_patience":
+      assert leaf.value != to_record(default)[leaf.name]
+  patient = replace(default, asgd_patience=3)
+  assert from_record(default, to_record(patient)) == patient
+
+
+def test_a_record_names_cells_and_dtypes():
+  for name, cell in CELLS.items():
+    record = to_record(replace(TrainConfig(), cell=cell))
+    assert record["cell"] == name
+    assert from_record(TrainConfig(), record).model.cell is cell
+  lower = replace(TrainConfig(), compute_dtype=jnp.bfloat16)
+  assert to_record(lower)["compute_dtype"] == "bfloat16"
+  assert to_record(TrainConfig())["compute_dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"seed": None}, "seed must be int, got None"),
+    ({"seed": True}, "seed must be int, got True"),
+    ({"num_layers": 2.0}, "num_layers must be int, got 2.0"),
+    ({"tied": 1}, "tied must be bool, got 1"),
+    ({"corpus": 3}, "corpus must be str, got 3"),
+    ({"learning_rate": "1"}, "learning_rate must be float, got '1'"),
+    ({"learning_rate": math.nan}, "learning_rate must be float, got nan"),
+    ({"learning_rate": 0}, r"learning_rate must be in \(0, inf\), got 0"),
+    ({"cell": "gpt"}, "cell must be one of lstm, .*, got 'gpt'"),
+    ({"tokenizer": "syllable"}, "tokenizer must be one of .*, got 'syllable'"),
+    ({"mesh": "rows:2"}, "a mesh must be data:N, model:M or both"),
+    ({"rate": 0.1}, "rate must be a list of float, got 0.1"),
+    ({"rate": [0.1, "x"]}, r"rate must be a list of float, got \[0.1, 'x'\]"),
+  ],
+)
+def test_a_record_with_a_wrong_value_is_refused(changes, message):
+  record = to_record(SweepConfig()) | changes
+  with pytest.raises(ValueError, match=message):
+    from_record(SweepConfig(), record)
+
+
+def test_a_record_must_have_every_field():
+  for name in to_record(TrainConfig()):
+    record = to_record(TrainConfig())
+    del record[name]
+    with pytest.raises(ValueError, match=f"the configuration lacks {name}$"):
+      from_record(TrainConfig(), record)
+
+
+def test_there_is_no_other_field_to_replace():
+  with pytest.raises(TypeError, match="the configuration has no flag 'depth'"):
+    replace(TrainConfig(), depth=3)
+
+
+def test_names_are_unique_among_nested_configs():
+  for default in (TrainConfig(), SweepConfig()):
+    names = [leaf.name for leaf in leaves(default)]
+    assert len(names) == len(set(names))
+
+
+def fields(config):
+  """Yield the dataclass fields of a nested configuration, and their values."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from fields(value)
+    else:
+      yield field, value
+
+
+@pytest.mark.parametrize("default", [TrainConfig(), SweepConfig()])
+def test_a_flag_has_the_default_help_and_bounds_of_its_field(
+  default, flag_values
+):
+  holders = define_flags(default, flag_values)
+  record = to_record(default)
+  assert {h.name: h.default for h in holders} == record
+  for field, _ in fields(default):
+    if field.name == "dtype":
+      assert field.name not in record
+      continue
+    flag, metadata = flag_values[field.name], field.metadata
+    assert metadata["help"] and metadata["help"] in flag.help
+    if metadata["choices"]:
+      assert list(flag.parser.enum_values) == list(metadata["choices"])
+    bounds = metadata["bounds"]
+    if bounds and "." not in bounds:
+      low = float(bounds[1:].split(",")[0])
+      assert flag.parser.lower_bound == low
+      below = f"--{field.name}={int(low) - 1}"
+      with pytest.raises(flags.IllegalFlagValueError):
+        flag_values(["train", below])
+
+
+@pytest.mark.parametrize("default", [TrainConfig(), SweepConfig()])
+def test_the_flags_make_the_config_of_the_same_record(default, flag_values):
+  holders = define_flags(default, flag_values)
+  record = to_record(default) | changes(default) | {"asgd_patience": 0}
+  arguments = []
+  for name, value in record.items():
+    for each in value if isinstance(value, list) else [value]:
+      arguments.append(f"--{name}={each}")
+  flag_values(["train", *arguments])
+  config = config_from_flags(default, holders)
+  assert config == from_record(default, record)
+  assert type(config) is type(default)
+
+
+def test_flags_refuse_numbers_that_are_not_finite(flag_values):
+  holders = define_flags(TrainConfig(), flag_values)
+  floats = [h.name for h in holders if isinstance(h.default, float)]
+  assert "learning_rate" in floats
+  for name in floats:
+    for value in ("nan", "inf"):
+      with pytest.raises(flags.IllegalFlagValueError, match="finite number"):
+        flag_values(["train", f"--{name}={value}"])
+
+
+@pytest.mark.parametrize("default", [TrainConfig(), SweepConfig()])
+def test_help_lists_every_flag(default, flag_values):
+  """What absl prints for --help are the flags of the module in argv[0]."""
+  define_flags(default, flag_values)
+  check_help(default, flag_values.main_module_help())
+
+
+@pytest.mark.programs
+@pytest.mark.exhaustive
+def test_a_program_prints_its_flags_for_help():
+  process = subprocess.run(
+    [sys.executable, "-m", "experiments.train", "--help"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  check_help(TrainConfig(), process.stdout)
+  assert "Train a language model on a text" in process.stdout
+
+
+def check_help(default, text):
+  """Check that every leaf field stands in a help text, with its own help."""
+  shown = " ".join(text.split())
+  for leaf in leaves(default):
+    dash = "--[no]" if leaf.kind is bool else "--"
+    assert f" {dash}{leaf.name}: " in shown
+    assert " ".join(leaf.help.split()) in shown

@@ -1,0 +1,63 @@
+"""Cells from outside the package: any object with the functions of `Cell`."""
+
+import inspect
+from functools import partial
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import (
+  Autodiff,
+  Explicit,
+  Step,
+  init_stack,
+  unroll,
+  unroll_stack,
+)
+from tests.contract import CELLS
+from tests.draws import B, D, H, T, arguments, weighed, worst
+
+
+def gradient(cell, adjoint, key):
+  f = weighed(partial(unroll, cell, adjoint=adjoint), key)
+  return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments(cell, key))
+
+
+class CellOfFunctions(NamedTuple):
+  init: object
+  initial_state: object
+  project: object
+  recur: object
+  recur_backward: object
+  parameter_gradients: object
+  forward: object
+  backward: object
+  step: object
+
+
+def module_outside(cell):
+  """Return a module that executes the cell's source, as a user's file would."""
+  module = ModuleType("my_cell")
+  exec(inspect.getsource(cell), module.__dict__)
+  return module
+
+
+def tuple_of_functions(cell):
+  return CellOfFunctions(*(getattr(cell, f) for f in CellOfFunctions._fields))
+
+
+@CELLS
+@pytest.mark.parametrize("make", [module_outside, tuple_of_functions])
+def test_any_object_with_the_functions_is_a_cell(cell, make, key):
+  other = make(cell)
+  expected = gradient(cell, Explicit(), key)
+  for adjoint in (Explicit(), Explicit(chunk=2), Step(), Autodiff()):
+    found = gradient(other, adjoint, key)
+    leaves = map(jax.tree.leaves, (found, expected))
+    assert worst(*map(tuple, leaves)) < 1e-12
+  params = init_stack((other, cell), key, D, H)
+  xs = jnp.ones((T, B, D), jnp.float32)
+  assert unroll_stack((other, cell), params, None, xs)[1].shape[:2] == (T, B)

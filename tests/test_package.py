@@ -1,0 +1,80 @@
+"""What the package exports, and under which names."""
+
+import importlib
+import inspect
+import pkgutil
+from types import ModuleType
+
+import pytest
+
+import lstm_jax
+from lstm_jax import cells
+
+PACKAGES = [
+  "lstm_jax",
+  *(
+    module.name
+    for module in pkgutil.walk_packages(lstm_jax.__path__, "lstm_jax.")
+    if module.ispkg
+  ),
+]
+
+
+def shadowed(package: ModuleType) -> list[str]:
+  """Return the submodules whose name in their package is another object."""
+  return [
+    name
+    for _, name, _ in pkgutil.iter_modules(package.__path__)
+    if not isinstance(getattr(package, name, package), ModuleType)
+  ]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_no_module_is_shadowed_by_a_function_of_its_name(name):
+  package = importlib.import_module(name)
+  for _, module, _ in pkgutil.iter_modules(package.__path__, f"{name}."):
+    importlib.import_module(module)
+  assert shadowed(package) == []
+
+
+def test_a_shadowed_module_is_found(tmp_path):
+  (tmp_path / "unroll.py").write_text("def unroll(): pass")
+  package = ModuleType("package")
+  package.__path__ = [str(tmp_path)]
+  package.unroll = lambda: None
+  assert shadowed(package) == ["unroll"]
+
+
+def test_the_parameters_and_state_of_every_cell_are_exported():
+  modules = [
+    module
+    for _, module in inspect.getmembers(cells, inspect.ismodule)
+    if hasattr(module, "recur")
+  ]
+  assert len(modules) == 7
+  for module in modules:
+    for name, value in vars(module).items():
+      if name.endswith(("Params", "State")) and hasattr(value, "_fields"):
+        assert getattr(lstm_jax, name) is value
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "Cell",
+    "Directions",
+    "Explicit",
+    "Step",
+    "Autodiff",
+    "Report",
+    "gradcheck",
+    "init_stack",
+    "initial_stack_state",
+    "regularize",
+    "unroll",
+    "unroll_both",
+    "unroll_stack",
+  ],
+)
+def test_the_interface_is_exported(name):
+  assert hasattr(lstm_jax, name)
