@@ -44,6 +44,7 @@ from experiments.trainer.setup import (
   TrainSetup,
   heading,
   make_setup,
+  make_state,
   to_mesh,
   to_one_device,
 )
@@ -84,11 +85,10 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
     Diverged: the loss is NaN or infinite; the best checkpoint is kept.
   """
   setup = make_setup(config)
+  console.print(heading(config, setup), soft_wrap=True)
   sha256 = setup.corpus.sha256
   with multihost.open_shared_run_dir(config, sha256) as (directory, resuming):
-    console.print(
-      f"{heading(config, setup)}\nrun         {directory}", soft_wrap=True
-    )
+    console.print(f"run         {directory}", soft_wrap=True)
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     is_writer = multihost.is_first()
@@ -96,7 +96,7 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
       directory, config, setup, console, bar, is_writer=is_writer
     )
     try:
-      state = _initial_state(setup, logger, console, resuming)
+      state = _initial_state(config, setup, logger, console, resuming)
       tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
       with bar, tracer, collect_stop_requests() as requests:
         logger.start_clock()
@@ -127,19 +127,24 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
 
 
 def _initial_state(
-  setup: TrainSetup, logger: RunLogger, console: Console, resuming: bool
+  config: TrainConfig,
+  setup: TrainSetup,
+  logger: RunLogger,
+  console: Console,
+  resuming: bool,
 ) -> TrainState:
   """Return the restored state, or the initial one after a sample of it."""
   restored = None
   if resuming:
-    restored = restore(logger.directory, setup.state, console)
+    restored = restore(logger.directory, setup.state_like, console)
     step = int(restored.state.step) if restored else 0
     multihost.check_same_checkpoint(logger.directory, step)
   logger.resume(restored)
   if restored:
     return restored.state
-  logger.sample_during_training("untrained", setup.state.params)
-  return setup.state
+  state = make_state(config, setup)
+  logger.sample_during_training("untrained", state.params)
+  return state
 
 
 class _Observer(Observer):

@@ -68,11 +68,11 @@ def footprint(setup: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
   """Compile the training step for a batch size and report what it takes.
 
   Args:
-    setup: of the run; its step is not called, its arrays are not read.
+    setup: of the run.
     batch_size: B.
     seq_len: T.
   """
-  state = jax.tree.map(jax.typeof, setup.state)._replace(
+  state = setup.state_like._replace(
     carry=jax.eval_shape(lambda: setup.model.initial_state((batch_size,)))
   )
   batch = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
@@ -105,7 +105,7 @@ def total_operations(config: TrainConfig, setup: TrainSetup) -> int:
     for batches in epochs
     for length in np.diff(batches.cuts)
   )
-  return sum(operations(setup.state.params, size) for size in sizes)
+  return sum(operations(setup.state_like.params, size) for size in sizes)
 
 
 def operations(params: LanguageParams, num_tokens: int) -> int:

@@ -1,5 +1,6 @@
-"""The setup of a training run: what its configuration and corpus produce."""
+"""The setup of a training run, made of its configuration and corpus."""
 
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -38,7 +39,7 @@ class Keys(NamedTuple):
 
 
 class TrainSetup(NamedTuple):
-  """A run before its first training step."""
+  """Everything that a run needs besides its train state."""
 
   corpus: Corpus
   num_steps: int  # training steps of the whole run
@@ -46,7 +47,7 @@ class TrainSetup(NamedTuple):
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule  # learning rate by training steps made
   train_step: TrainStep
-  state: TrainState  # before the first step, on one device
+  state_like: TrainState  # shapes and dtypes of the state, on one device
   keys: Keys
   mesh: Mesh | None  # None for one device
   shardings: TrainState | None  # of the state on the mesh
@@ -63,17 +64,11 @@ def make_setup(config: TrainConfig) -> TrainSetup:
   model = make_model(config, corpus.tokenizer.size, mesh)
   optimizer = make_optimizer(config.optimizer, num_steps)
   keys = make_keys(config.seed)
-  params = jax.block_until_ready(model.init(keys.init))  # or out of memory
-  state = init_state(
-    model,
-    optimizer,
-    params,
-    config.batching.batch_size,
-    averaged=config.averaging.enabled,
-  )
+  make_state = partial(_make_state, config, model, optimizer, keys)
+  state_like = jax.eval_shape(make_state)
   decay, shardings = config.averaging.ema_decay, None
   if mesh:
-    shardings = state_shardings(mesh, optimizer, state)
+    shardings = state_shardings(mesh, optimizer, state_like)
     train_step = make_mesh_train_step(
       mesh, model, optimizer, shardings=shardings, ema_decay=decay
     )
@@ -86,10 +81,31 @@ def make_setup(config: TrainConfig) -> TrainSetup:
     optimizer,
     learning_rate(config.optimizer, num_steps),
     train_step,
-    state,
+    state_like,
     keys,
     mesh,
     shardings,
+  )
+
+
+def make_state(config: TrainConfig, setup: TrainSetup) -> TrainState:
+  """Return the state before the first training step, on one device."""
+  state = _make_state(config, setup.model, setup.optimizer, setup.keys)
+  return jax.block_until_ready(state)  # or out of memory
+
+
+def _make_state(
+  config: TrainConfig,
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  keys: Keys,
+) -> TrainState:
+  return init_state(
+    model,
+    optimizer,
+    model.init(keys.init),
+    config.batching.batch_size,
+    averaged=config.averaging.enabled,
   )
 
 
@@ -143,7 +159,7 @@ def heading(config: TrainConfig, setup: TrainSetup) -> str:
   """Return the lines that a run prints about itself at its start."""
   corpus, model = setup.corpus, config.model
   cell = to_record(model)["cell"]
-  count = sum(leaf.size for leaf in jax.tree.leaves(setup.state.params))
+  count = sum(leaf.size for leaf in jax.tree.leaves(setup.state_like.params))
   epochs = config.batching.num_epochs
   return (
     f"model       {cell}, {model.num_layers} × {model.hidden_size} "

@@ -222,7 +222,7 @@ def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
 
 def last_state(directory, config):
   """Return all the arrays that a run ended with."""
-  state = make_setup(replace(config, mesh="")).state
+  state = make_setup(replace(config, mesh="")).state_like
   step = list_checkpoints(directory / "checkpoints")[-1]
   last = read_state(directory / "checkpoints", step, state)
   return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(last)]

@@ -21,7 +21,7 @@ from lstm_jax.language import ModelConfig, language_model
 def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
   config = replace(config, ema_decay=0.9)
   needs = dry_run(config, console)
-  state = make_setup(config).state
+  state = make_setup(config).state_like
   # Parameters, their average and Adam's two moments: floats; the rest is small.
   floats = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
   assert 4 * floats < needs.state_bytes < 4 * floats + 4000
@@ -43,7 +43,9 @@ def test_a_dry_run_is_of_the_largest_batch(config, console):
   epochs = [*late.batching.epochs(setup.corpus.train.tokens, 0)]
   assert [batches.tokens.shape[1] for batches in epochs] == [3, 3, 9]
   tokens = [tokens for batches in epochs for tokens, _ in batches.batches()]
-  expected = sum(operations(setup.state.params, one.size) for one in tokens)
+  expected = sum(
+    operations(setup.state_like.params, one.size) for one in tokens
+  )
   assert total_operations(late, setup) == expected
 
 

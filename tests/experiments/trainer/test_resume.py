@@ -216,7 +216,7 @@ def test_a_bit_that_flipped_in_any_file_is_found_or_harms_nothing(
   place, stopped, config, console, collected
 ):
   """In the middle of every file, at its start, or at its end."""
-  state = make_setup(config).state
+  state = make_setup(config).state_like
   good = restore(stopped, state, console)
   assert int(good.state.step) == 33
   newest = stopped / "checkpoints" / "33"
@@ -286,7 +286,7 @@ def test_a_hostile_checkpoint_runs_no_code(
     if path.is_file():
       path.write_bytes(pickle.dumps(Bomb()))
   with pytest.raises(ValueError, match="none of the checkpoints"):
-    restore(stopped, make_setup(config).state, console)
+    restore(stopped, make_setup(config).state_like, console)
   assert not (tmp_path / "exploded").exists()
 
 
