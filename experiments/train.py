@@ -175,7 +175,7 @@ class _Observer(Observer):
     if (
       patience
       and average
-      and not int(average.steps)
+      and not int(average.num_averaged)
       and is_nonmonotonic(logger.val_losses, patience)
     ):
       state = state._replace(average=start_average(average))

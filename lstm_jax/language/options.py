@@ -72,8 +72,8 @@ def check_options(config: Any) -> None:
     choices = field.metadata.get("choices")
     if choices is None:
       continue
-    named = isinstance(choices, Mapping)
-    if value not in (choices.values() if named else choices):
+    valid = choices.values() if isinstance(choices, Mapping) else choices
+    if not all(element in valid for element in values):
       names = ", ".join(choices)
       raise ValueError(f"{field.name} must be one of {names}, got {value!r}")
 

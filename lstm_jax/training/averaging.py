@@ -1,6 +1,6 @@
 """Averages of the weights, by one of two rules, as a part of the train state.
 
-Exponential moving average with decay d, after training step t:
+Exponential moving average with decay d, where t steps were made before:
 
   θ̄ ← d' θ̄ + (1 − d') θ,    d' = min(d, (1 + t) / (10 + t))
 
@@ -9,9 +9,9 @@ the weights after each of k training steps:
 
   θ̄ₖ = θ̄ₖ₋₁ + (θₖ − θ̄ₖ₋₁) / k
 
-It starts at the first evaluation whose loss is above the best of those before
-the last n: averaging helps once the weights wander about a minimum, and hurts
-while they still approach it.
+It starts at the first evaluation whose loss is above the lowest loss of more
+than n evaluations earlier: averaging helps once the weights wander about a
+minimum, and hurts while they still approach it.
 
 Reference: Merity, Keskar and Socher (2018), Regularizing and optimizing LSTM
 language models, algorithm 1.
@@ -24,24 +24,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.language.model import LanguageParams
 
 
 class Average(NamedTuple):
-  """The average of the weights."""
+  """The average of the weights, in float32 or wider."""
 
   params: LanguageParams  # θ̄
-  steps: jax.Array  # int32 [], k; 0 until NT-ASGD starts
+  num_averaged: jax.Array  # int32 [], k; 0 until NT-ASGD starts
 
 
 def init_average(params: LanguageParams) -> Average:
-  """Return the average before the first training step, in its own arrays."""
-  return Average(jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
+  """Return a copy of the weights as the first average."""
+  copy = jax.tree.map(jnp.copy, upcast(params))
+  return Average(copy, jnp.zeros((), jnp.int32))
 
 
 def start_average(average: Average) -> Average:
   """Start the mean of NT-ASGD with the weights as they are now."""
-  return average._replace(steps=jnp.ones_like(average.steps))
+  return average._replace(num_averaged=jnp.ones_like(average.num_averaged))
 
 
 def update_average(
@@ -54,25 +56,28 @@ def update_average(
   """Return the average after a training step.
 
   Args:
-    average: before the step.
-    params: the weights after it.
-    step: training steps made before it, [].
-    finite: whether its gradient was finite; if not, the average stays.
+    average: the average before this step.
+    params: the weights after this step.
+    step: t, the number of earlier steps, [].
+    finite: whether this step's gradient was finite; if not, the average stays.
     ema_decay: d of the exponential moving average; 0 for NT-ASGD.
   """
-  steps = average.steps
+  mean, num_averaged = average
   if ema_decay:
     rate = 1 - jnp.minimum(ema_decay, (1 + step) / (10 + step))
   else:
-    steps = jnp.where(steps > 0, steps + finite, 0)
-    rate = 1 / jnp.maximum(steps, 1)
-  rate = jnp.where(finite, rate, 0.0)
-  mean = optax.incremental_update(params, average.params, rate)
-  return Average(mean, steps)
+    num_averaged = jnp.where(num_averaged > 0, num_averaged + finite, 0)
+    rate = 1 / jnp.maximum(num_averaged, 1)
+  updated = optax.incremental_update(upcast(params), mean, rate)
+  # Not a rate of 0, since 0 · NaN is NaN.
+  mean = jax.tree.map(
+    lambda a, b: jnp.where(finite, a, b), cast_like(updated, mean), mean
+  )
+  return Average(mean, num_averaged)
 
 
 def is_nonmonotonic(losses: Sequence[float], patience: int) -> bool:
-  """Return whether the last loss is above the best of those before the last n.
+  """Return whether the last loss is above the lowest of over n evaluations ago.
 
   Args:
     losses: validation losses of every evaluation so far.

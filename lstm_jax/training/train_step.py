@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lstm_jax.cells.precision import cast_like
 from lstm_jax.language.batching import Batches
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.averaging import Average, init_average, update_average
@@ -193,4 +194,6 @@ def zero_carry(carry: Any, batch_size: int) -> Any:
 
 def eval_params(state: TrainState) -> LanguageParams:
   """Return the weights to evaluate: the average, if the state has one."""
-  return state.params if state.average is None else state.average.params
+  if state.average is None:
+    return state.params
+  return cast_like(state.average.params, state.params)

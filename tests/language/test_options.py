@@ -20,6 +20,7 @@ class Config:
   size: int | None = option(None, "A size.", bounds="[1, inf)")
   color: str = option("red", "A color.", choices=("red", "green"))
   dtype: typing.Any = option(None, "A data type.", choices=DTYPES)
+  colors: tuple[str, ...] = option((), "Colors.", choices=("red", "green"))
   free: int = option(3, "Any number.")
   plain: int = -1
 
@@ -55,11 +56,16 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"color": "blue"}, "^color must be one of red, green, got 'blue'$"),
     ({"color": None}, "^color must be one of red, green, got None$"),
     ({"dtype": "bfloat16"}, "^dtype must be one of float32, bfloat16, got 'b"),
+    ({"colors": ("red", "blue")}, r"^colors must be one of .*\('red', 'blue'"),
   ],
 )
 def test_a_value_out_of_its_range_is_refused(values, message):
   with pytest.raises(ValueError, match=message):
     Config(**values)
+
+
+def test_a_tuple_of_choices_is_valid():
+  assert Config(colors=("green", "red")).colors == ("green", "red")
 
 
 def test_none_is_valid_where_the_type_says_so():

@@ -30,6 +30,7 @@ from lstm_jax.training import (
   start_average,
   train,
 )
+from lstm_jax.training.averaging import init_average, update_average
 from lstm_jax.training.optimizer import MAX_SKIPPED, learning_rate
 from tests.draws import normal_like, worst
 
@@ -145,15 +146,42 @@ def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
       state = state._replace(average=start_average(state.average))
     if step >= 4:
       since.append(jax.tree.map(np.asarray, state.params))
-  assert int(state.average.steps) == 6
+  assert int(state.average.num_averaged) == 6
   expected = jax.tree.map(lambda *p: np.mean(p, 0), *since)
   assert worst(eval_params(state), expected) < 1e-6
   # A step that is skipped does not count.
   nans = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
   state, _ = train_step(state._replace(carry=nans), *STREAMS.batch(1))
-  assert int(state.average.steps) == 6
+  assert int(state.average.num_averaged) == 6
   assert worst(eval_params(state), expected) < 1e-6
   assert worst(eval_params(state), state.params) > 1e-3
+
+
+@pytest.mark.parametrize("ema_decay", [0.5, 0.0])
+def test_an_average_survives_weights_that_are_nan(ema_decay, key):
+  average = start_average(init_average(MODEL.init(key)))
+  nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), average.params)
+  step, finite = jnp.array(3), jnp.array(False)
+  after = update_average(average, nans, step, finite, ema_decay)
+  assert worst(after, average) == 0
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, 0.0])
+def test_the_average_of_bfloat16_weights_is_float32_from_the_start(
+  ema_decay, key
+):
+  config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.bfloat16)
+  model = language_model(config, 9)
+  rule = make_optimizer(OptimizerConfig(), 20)
+  first = init_state(model, rule, model.init(key), 3, averaged=True)
+  dtypes = jax.tree.map(jnp.result_type, first)
+  train_step = make_train_step(model, rule, ema_decay=ema_decay)
+  state, _ = next(steps(train_step, first, 2))
+  assert jax.tree.map(jnp.result_type, state.average) == dtypes.average
+  averages = jax.tree.leaves(state.average.params)
+  assert {leaf.dtype for leaf in averages} == {jnp.dtype("float32")}
+  weights = jax.tree.leaves(eval_params(state))
+  assert {leaf.dtype for leaf in weights} == {jnp.dtype("bfloat16")}
 
 
 def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
