@@ -5,8 +5,8 @@ step into two halves: `project` depends on the input alone, and `recur` on the
 state. A whole sequence can then do the first half in one matrix product, before
 the scan over time. `one_step` combines the halves into a step:
 
-  forward(params, state, x)    = recur(params, state, project(params, x))
-  backward(residuals, d_state) = recur_backward, then parameter_gradients
+  forward(params, state, x) = recur(params, state, project(params, x))
+  backward(saved, d_state)  = recur_backward, then parameter_gradients
 
 A wrapped cell (`sequence.wrappers`) takes further arguments at every step, such
 as a mask. These extras follow the other arguments of `step`, `forward`, `recur`
@@ -25,12 +25,12 @@ from lstm_jax.cells.reverse_only import reverse_only
 Params = Any  # a NamedTuple with at least w_x [D, G·H] and w_h [H, G·H]
 State = Any  # a NamedTuple with at least h [..., H], the output
 Residuals = Any  # a tuple of arrays [..., K]
-ParamsT = TypeVar("ParamsT")  # the same for a type checker: one cell's params
-StateT = TypeVar("StateT")  # and its state
+ParamsT = TypeVar("ParamsT")  # params type of one cell
+StateT = TypeVar("StateT")  # state type of one cell
 
 NO_FORWARD_MODE = (
-  "step derives its gradient by hand, which has no forward mode (jvp, "
-  "linearize, jacfwd): differentiate forward(params, state, x)[0] instead"
+  "the hand-derived gradient of step has no forward mode (jvp, linearize, "
+  "jacfwd): differentiate forward(params, state, x)[0] instead"
 )
 
 
@@ -64,9 +64,9 @@ class Cell(Protocol[ParamsT, StateT]):
     """(params, state, projected input, *extras) -> (state, gates, residuals).
 
     Gates and residuals are what the backward needs. The gates have the shape of
-    the projected input, [..., G·H], and take its place in memory, as da later
-    takes theirs. A cell may return local gradients (the derivatives of its
-    state by a) in place of gates.
+    the projected input, [..., G·H]. They overwrite it in memory, and da later
+    overwrites them. In place of gates, a cell may return local gradients: the
+    derivatives of its state with respect to the pre-activations a.
     """
 
   @property
@@ -87,15 +87,15 @@ class Cell(Protocol[ParamsT, StateT]):
 
   @property
   def forward(self) -> Callable[..., tuple[StateT, Any]]:
-    """(params, state, x, *extras) -> (state, residuals)."""
+    """(params, state, x, *extras) -> (state, saved), such as StepResiduals."""
 
   @property
   def backward(self) -> Callable[[Any, StateT], tuple]:
-    """(residuals, d_state) -> (d_params, d_state, dx, None for each extra)."""
+    """(saved, d_state) -> (d_params, d_state, dx, None for each extra)."""
 
   @property
   def step(self) -> Callable[..., StateT]:
-    """(params, state, x, *extras) -> state, with the explicit gradient."""
+    """(params, state, x, *extras) -> state, with the hand-derived gradient."""
 
 
 class StepResiduals(NamedTuple):
@@ -105,7 +105,7 @@ class StepResiduals(NamedTuple):
   x: jax.Array  # [..., D] or tokens [...]
   h: jax.Array  # [..., H], before the step
   gates: jax.Array  # [..., G·H], or local gradients
-  residuals: Residuals  # what else `recur` saves
+  residuals: Residuals  # those that `recur` returns
   extras: tuple
 
 
@@ -120,12 +120,12 @@ def one_step(
   Callable[[StepResiduals, StateT], tuple],
   Callable[..., StateT],
 ]:
-  """Return a cell's (forward, backward, step), made of its two halves."""
+  """Return a cell's (forward, backward, step), built from its parts."""
 
   def forward(
     params: ParamsT, state: StateT, x: jax.Array, *extras: Any
   ) -> tuple[StateT, StepResiduals]:
-    """Return the state after one step, and the residuals for its backward."""
+    """Return the state after one step, and what its backward needs."""
     check_inputs("x", initial_state, params, state, x)
     ax = project(params, x)
     after, gates, residuals = recur(params, state, ax, *extras)
@@ -133,7 +133,7 @@ def one_step(
     return after, StepResiduals(params, x, h, gates, residuals, extras)
 
   def backward(saved: StepResiduals, d_state: StateT) -> tuple:
-    """Return the cotangents of forward's inputs: (d_params, d_state, dx)."""
+    """Return the cotangents (d_params, d_state, dx), and None per extra."""
     params, x, h, gates, residuals, extras = saved
     d_before, *das = recur_backward(
       params, gates, residuals, upcast(d_state), *extras
@@ -167,7 +167,7 @@ def one_step(
 
     Raises:
       ValueError: the state and x do not fit the weights or each other.
-      TypeError: forward mode (`jvp`) is used; `forward` has one.
+      TypeError: `step` is differentiated in forward mode (`jax.jvp`).
     """
     inputs = reverse_only((params, state, x), NO_FORWARD_MODE)
     return explicit(*inputs, *extras)
@@ -189,8 +189,8 @@ def check_inputs(
     name: what the message calls x.
     initial_state: that of the cell.
     params: the weights.
-    state: must have the type and shapes of the initial state, for the batch
-      axes B of its h.
+    state: must have the type of the initial state, and its shapes for the
+      batch axes B of state.h.
     x: must be floats [*leading, *B, D] or integer tokens [*leading, *B].
     leading: the axes of x that the state does not have: (T,), or none.
   """

@@ -16,8 +16,9 @@ Backward, from dh' and dc'
                                        dW_h = Σ hᵀ da
                                        db   = Σ da
 
-with a = [a_f, a_g, aₒ] along its last axis. The input gate is i = 1 − f: c' is
-a mean of c and g, so it stays within ±1, and there are a quarter fewer weights.
+with a = [a_f, a_g, aₒ] along its last axis, and dc₊ as in `lstm`. The input
+gate is i = 1 − f: c' is a weighted mean of c and g, so it stays within ±1, and
+there are a quarter fewer weights than in an LSTM.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -55,7 +56,7 @@ from lstm_jax.cells.precision import cast_like, upcast
 
 
 class CoupledLSTMParams(NamedTuple):
-  """Weights of a coupled LSTM; the gates f, g, o follow along 3H."""
+  """Weights of a coupled LSTM; 3H is [f, g, o], each H wide."""
 
   w_x: jax.Array  # [D, 3H]
   w_h: jax.Array  # [H, 3H]
@@ -73,24 +74,25 @@ def recur(
   """Return the next state, given the projected input ax [..., 3H].
 
   Returns:
-    (state, gates, residuals): the next state, and f, g, o, [..., 3H].
+    (state, gates, residuals): the next state; f, g, o, [..., 3H]; and c.
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   # The barrier keeps XLA from computing this again in each of its consumers.
   af, ag, ao = jnp.split(lax.optimization_barrier(a), 3, axis=-1)
   gates = jnp.concatenate([sigmoid(af), tanh(ag), sigmoid(ao)], axis=-1)
   gates = lax.optimization_barrier(gates)
+  f, g, o = jnp.split(gates, 3, axis=-1)
   c = upcast(state.c)
-  c_next, tanh_c = _next_c(gates, c)
-  o = gates[..., -c.shape[-1] :]
+  c_next, tanh_c = _next_c(f, g, c)
   h_next = o * tanh_c
   state_next = cast_like(LSTMState(h_next, c_next), state)
   return state_next, gates, LSTMResiduals(c)
 
 
-def _next_c(gates: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return c' and tanh c', from the gates f, g, o and c."""
-  f, g, _ = jnp.split(gates, 3, axis=-1)
+def _next_c(
+  f: jax.Array, g: jax.Array, c: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Return c' and tanh c'."""
   c_next = f * c + (1 - f) * g
   return c_next, tanh(c_next)
 
@@ -102,8 +104,8 @@ def recur_backward(
   d_state: LSTMState,
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
-  _, tanh_c = _next_c(gates, residuals.c)
   f, g, o = jnp.split(gates, 3, axis=-1)
+  _, tanh_c = _next_c(f, g, residuals.c)
   dh_next, dc_next = d_state
   dc_sum = dc_next + dh_next * o * dtanh(tanh_c)
   daf = dc_sum * (residuals.c - g) * dsigmoid(f)

@@ -17,11 +17,11 @@ Backward, from dh'
                                               dbₙ  = Σ ds
 
 with aᵣ, a_z and aₙ the pre-activations of r, z and n. A prime marks the value
-after the step. The forward saves the five local gradients and nothing else.
+after the step. Of the step's values, only the five local gradients are saved.
 
-The reset gate multiplies *after* the recurrent product, which keeps that
-product one matrix, as in PyTorch and cuDNN. The input's part and the state's
-part of the candidate therefore have different cotangents, daₙ and ds.
+The reset gate multiplies *after* the recurrent product, so that h W_h is one
+product for all three gates, as in PyTorch and cuDNN. The input's part and the
+state's part of the candidate therefore have different cotangents, daₙ and ds.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -59,12 +59,12 @@ from lstm_jax.cells.precision import cast_like, upcast
 
 
 class GRUParams(NamedTuple):
-  """Weights of a GRU; the gates r, z, n follow each other along 3H."""
+  """Weights of a GRU; 3H is [r, z, n], each H wide."""
 
   w_x: jax.Array  # [D, 3H]
   w_h: jax.Array  # [H, 3H]
   b: jax.Array  # [3H]
-  b_n: jax.Array  # [H], which the reset gate multiplies
+  b_n: jax.Array  # [H], the candidate's recurrent bias (PyTorch's b_hn)
 
 
 class GRUState(NamedTuple):
@@ -74,7 +74,7 @@ class GRUState(NamedTuple):
 
 
 class GRUResiduals(NamedTuple):
-  """The local gradients that `recur` saves, besides those with respect to a."""
+  """The local gradients that are not with respect to a pre-activation."""
 
   r: jax.Array  # [..., H], ∂aₙ/∂s
   z: jax.Array  # [..., H], ∂h'/∂h, not through h W_h
@@ -92,7 +92,7 @@ def recur(
 
   Returns:
     (state, local_grads, residuals): the next state; ∂h'/∂aᵣ, ∂h'/∂a_z and
-    ∂h'/∂aₙ, [..., 3H]; and the other local gradients.
+    ∂h'/∂aₙ, [..., 3H]; and the other two local gradients.
   """
   split = 2 * state.h.shape[-1]
   x_gates, xn = jnp.split(ax + as_row(params.b, ax), [split], axis=-1)

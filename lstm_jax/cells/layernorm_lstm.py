@@ -59,7 +59,7 @@ EPSILON = 1e-5
 
 
 class LayerNormLSTMParams(NamedTuple):
-  """Weights of a layer-normalised LSTM; the gates are i, f, g, o along 4H."""
+  """Weights of a layer-normalised LSTM; 4H is [i, f, g, o], each H wide."""
 
   w_x: jax.Array  # [D, 4H]
   w_h: jax.Array  # [H, 4H]
@@ -173,8 +173,8 @@ def normalise_backward(
   normal: jax.Array, scale: jax.Array, dnormal: jax.Array
 ) -> jax.Array:
   """Return du from dû, given the two results of `normalise(u)`."""
-  along = (dnormal * normal).mean(axis=-1, keepdims=True)
-  dcentred = dnormal - normal * along
+  mean_product = (dnormal * normal).mean(axis=-1, keepdims=True)
+  dcentred = dnormal - normal * mean_product
   du = (dcentred - dnormal.mean(axis=-1, keepdims=True)) * scale
   return du
 
@@ -182,7 +182,7 @@ def normalise_backward(
 def _through_norm(
   params: LayerNormLSTMParams, residuals: LayerNormLSTMResiduals, da: jax.Array
 ) -> jax.Array:
-  """Return du, the cotangent of h W_h, from that of the gates' a."""
+  """Return du, the cotangent of h W_h, from da."""
   du_normal = da * as_row(params.gain_h, da)
   return normalise_backward(residuals.u_normal, residuals.u_scale, du_normal)
 
@@ -208,9 +208,9 @@ def init(
     ValueError: a size is below 1.
   """
   w_x, w_h, b = lstm.init(key, input_size, hidden_size, dtype)
-  gates, cell = jnp.ones_like(b), jnp.ones(hidden_size, dtype)
-  zero = jnp.zeros_like(cell)
-  return LayerNormLSTMParams(w_x, w_h, b, gates, gates, cell, zero)
+  gain, gain_c = jnp.ones_like(b), jnp.ones(hidden_size, dtype)
+  b_c = jnp.zeros_like(gain_c)
+  return LayerNormLSTMParams(w_x, w_h, b, gain, gain, gain_c, b_c)
 
 
 initial_state = lstm.initial_state

@@ -63,7 +63,7 @@ from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 
 
 class LSTMParams(NamedTuple):
-  """Weights of an LSTM; the gates i, f, g, o follow each other along 4H."""
+  """Weights of an LSTM; 4H is [i, f, g, o], each H wide."""
 
   w_x: jax.Array  # [D, 4H]
   w_h: jax.Array  # [H, 4H]
@@ -94,7 +94,7 @@ def recur(
   """Return the next state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, gates, residuals): the next state, and i, f, g, o, [..., 4H].
+    (state, gates, residuals): the next state; i, f, g, o, [..., 4H]; and c.
   """
   # b is added here, fused into the sum. Added to x W_x for all time steps at
   # once, it would take another array of T·B·4H numbers and a pass over it.

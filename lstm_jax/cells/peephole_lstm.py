@@ -56,7 +56,7 @@ from lstm_jax.cells.precision import cast_like, upcast
 
 
 class PeepholeLSTMParams(NamedTuple):
-  """Weights of an LSTM with peepholes; the gates are i, f, g, o along 4H."""
+  """Weights of an LSTM with peepholes; 4H is [i, f, g, o], each H wide."""
 
   w_x: jax.Array  # [D, 4H]
   w_h: jax.Array  # [H, 4H]

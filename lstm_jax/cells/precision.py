@@ -1,7 +1,8 @@
-"""Dtypes: states and parameters keep theirs, arithmetic is float32 or wider.
+"""Dtypes: states and parameters keep theirs, sums are float32 or wider.
 
-The accumulation dtype of an array is float32, or its own where that is wider:
-sums, products and derivatives are computed in it.
+The accumulation dtype of an array is float32, or its own where that is wider.
+Sums and derivatives are computed in it. Matrix products are accumulated in it,
+but their operands may be narrower (`cast_matrices`).
 """
 
 from typing import TypeVar
@@ -23,12 +24,12 @@ def upcast(tree: Tree) -> Tree:
 
 
 def cast_like(tree: Tree, reference: Tree) -> Tree:
-  """Return a tree with each array in the dtype of its peer in reference."""
+  """Return a tree in the dtypes of the corresponding arrays in reference."""
   return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, reference)
 
 
 def cast_matrices(tree: Tree, dtype: jnp.dtype | None) -> Tree:
-  """Return a tree with its matrices in dtype; unchanged if dtype is None."""
+  """Return a tree with its arrays of two or more axes in dtype, if not None."""
   if dtype is None:
     return tree
   return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, tree)

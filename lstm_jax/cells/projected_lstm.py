@@ -60,7 +60,7 @@ from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 
 
 class ProjectedLSTMParams(NamedTuple):
-  """Weights of an LSTM with projection; the gates are i, f, g, o along 4H."""
+  """Weights of an LSTM with projection; 4H is [i, f, g, o], each H wide."""
 
   w_x: jax.Array  # [D, 4H]
   w_h: jax.Array  # [P, 4H]

@@ -2,8 +2,8 @@
 
 A language model over words predicts only that a word is unknown. To compare its
 loss with that of a model over characters, the cost of telling which word it is
-must be added: that of its letters c₁ … cₙ and an end mark cₙ₊₁, each given the
-K letters before it, in an n-gram model that is smoothed by shorter contexts,
+must be added: that of its letters c₁ … c_L and an end mark c_{L+1}, each given
+the K letters before it, in a model interpolated with shorter contexts,
 
   −log p(word) = −Σₖ log p_K(cₖ | cₖ₋K … cₖ₋₁)
 
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 CONTEXT = 4  # K, in letters; fewer at the beginning of a word
-STRENGTH = 8.0  # A: how many occurrences the shorter context counts for
+PSEUDO_COUNT = 8.0  # A: how many occurrences the shorter context counts for
 END = "\n\n"  # the end mark; two characters, so different from every letter
 CODE_POINTS = 0x110000
 
@@ -42,17 +42,17 @@ def spelling_nats(rare: Sequence[str], words: Sequence[str]) -> np.ndarray:
   contexts: Counter[str] = Counter()
   for word in rare:
     for context, letter in _letters(word):
-      for shorter in _suffixes(context):
-        pairs[shorter, letter] += 1
-        contexts[shorter] += 1
+      for suffix in _suffixes(context):
+        pairs[suffix, letter] += 1
+        contexts[suffix] += 1
 
   def nats(word: str) -> float:
     total = 0.0
     for context, letter in _letters(word):
       p = 1 / (CODE_POINTS + 1)
-      for shorter in _suffixes(context):
-        p *= STRENGTH
-        p = (pairs[shorter, letter] + p) / (contexts[shorter] + STRENGTH)
+      for suffix in _suffixes(context):
+        p *= PSEUDO_COUNT
+        p = (pairs[suffix, letter] + p) / (contexts[suffix] + PSEUDO_COUNT)
       total -= math.log(p)
     return total
 
@@ -60,7 +60,7 @@ def spelling_nats(rare: Sequence[str], words: Sequence[str]) -> np.ndarray:
 
 
 def _letters(word: str) -> Iterator[tuple[str, str]]:
-  """Yield (the K letters before or fewer, letter), the end mark last."""
+  """Yield (at most K letters of context, letter), the end mark last."""
   for k, letter in enumerate([*word, END]):
     yield word[max(0, k - CONTEXT) : k], letter
 

@@ -30,10 +30,10 @@ from lstm_jax.sequence.adjoint import (
   check_adjoint,
 )
 from lstm_jax.sequence.arguments import (
+  bool_array,
   check_sequence,
   combined_mask,
   exchange_axes,
-  flags,
   with_time_axis,
   zero_masked,
   zoneout_rates,
@@ -47,16 +47,15 @@ from lstm_jax.sequence.scan import (
 )
 
 NO_FORWARD_MODE = (
-  "unroll derives its gradient by hand, which has no forward mode (jvp, "
-  "linearize, jacfwd): pass adjoint=Autodiff() for it"
+  "the hand-derived gradient of unroll has no forward mode (jvp, linearize, "
+  "jacfwd): pass adjoint=Autodiff()"
 )
 
 
 class UnrollOptions(TypedDict, total=False):
   """The options of `unroll` that `unroll_both` and `unroll_stack` also take.
 
-  They pass these on to every direction and every layer. `unroll` documents
-  them.
+  Both pass these on to every direction or layer. `unroll` documents them.
   """
 
   mask: jax.Array | None
@@ -103,18 +102,19 @@ def unroll(
     mask: bool [T, ...]. Where it is False, the step leaves the state unchanged
       and its output is 0. Masked inputs, NaN included, reach no output and no
       gradient.
-    lengths: integers [...] in [0, T]. Row b has `lengths[b]` steps, its first.
-      The same as a mask; given both, a step counts where both allow it.
+    lengths: integers [...] in [0, T]. Only the first `lengths[b]` steps of row
+      b count; the rest are masked. With a mask, both must allow a step.
     reset: bool [T, ...]. Where it is True, the step starts from the zero state,
       as at the start of an episode. A masked step does not reset.
-    zoneout: how much of the previous state each step keeps: a state of arrays
-      that broadcast to [T, ..., H]. True keeps a unit's value, False updates
-      it; a number between mixes the two. `regularize.zoneout` draws it. It has
-      no gradient.
-    state_dropout: a factor of the h that enters each step, which broadcasts to
-      [T, ..., H]. `regularize.factors` draws it. It has no gradient.
+    zoneout: the share of the previous state that each step keeps, as a state of
+      arrays that broadcast to [T, ..., H]. True keeps a unit's value, False
+      replaces it, a number between mixes both. No gradient flows to it.
+      `regularize.zoneout` draws it.
+    state_dropout: multiplies h before each step; broadcasts to [T, ..., H]. No
+      gradient flows to it. `regularize.factors` draws it.
     time_major: False if the first two axes of xs, mask, reset and outputs are
-      [B, T] rather than [T, B]. They are exchanged once, outside the loop.
+      [B, T] rather than [T, B]; zoneout and state_dropout stay [T, B, H]. The
+      axes are exchanged once, outside the loop.
     reverse: go from the last step to the first. Each output stays at the place
       of its input, and a row with a length starts at its own last step.
     adjoint: how the gradient is computed: `Explicit`, `Step` or `Autodiff`.
@@ -130,34 +130,37 @@ def unroll(
     ValueError: xs is empty; xs, the state and the weights do not fit each
       other; mask, lengths, reset, zoneout or state_dropout do not fit xs; or
       adjoint is not one of the three.
-    TypeError: forward mode is used with another adjoint than `Autodiff`.
+    TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
   xs = jnp.asarray(xs)
-  start: Any = check_sequence(cell, params, state, xs)
-  times = xs.shape[0], *start.h.shape[:-1]  # [T, ...]
-  mask = combined_mask(mask, lengths, times)
+  initial: Any = check_sequence(cell, params, state, xs)
+  step_shape = xs.shape[0], *initial.h.shape[:-1]  # [T, ...]
+  mask = combined_mask(mask, lengths, step_shape)
   wrapped: Cell = cell
   extras: tuple = ()  # one for each wrapper, [T, ...], the outermost first
   if not (mask is None and reset is None and state_dropout is None):
+    # The h that enters a step is then not always the previous output.
     wrapped = wrappers.saving_input_h(wrapped)
   if state_dropout is not None:
     wrapped = wrappers.state_dropout(wrapped)
-    factor = with_time_axis("state_dropout", state_dropout, start.h, times)
+    factor = with_time_axis(
+      "state_dropout", state_dropout, initial.h, step_shape
+    )
     extras = factor, *extras
   if zoneout is not None:
     wrapped = wrappers.zoneout(wrapped)
-    extras = zoneout_rates(zoneout, start, times), *extras
+    extras = zoneout_rates(zoneout, initial, step_shape), *extras
   if reset is not None:
     wrapped = wrappers.resettable(wrapped)
-    extras = flags("reset", reset, times), *extras
+    extras = bool_array("reset", reset, step_shape), *extras
   if mask is not None:
     wrapped = wrappers.masked(wrapped)
     extras = mask, *extras
     xs = zero_masked(mask, xs)  # since 0 · NaN is NaN
-  inputs = params, start, xs
+  inputs = params, initial, xs
   if not isinstance(adjoint, Autodiff):
     inputs = reverse_only(inputs, NO_FORWARD_MODE)
   options = ScanOptions(compute_dtype, reverse)

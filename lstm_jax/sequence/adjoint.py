@@ -3,7 +3,8 @@
   Explicit()                        the gradient derived by hand (`scan`)
   Explicit(chunk=C)                 the same, with one state saved per chunk
   Explicit(residuals="recompute")   the same, with only the states saved
-  Step()                            the cell's own gradient, scanned by JAX
+  Step()                            autodiff of a scan of `cell.step`, whose own
+                                    gradient is by hand
   Autodiff()                        JAX's gradient of the same forward
 
 All compute the same numbers, up to rounding. They differ in speed, in memory,
@@ -25,13 +26,13 @@ class Explicit:
 
   Attributes:
     residuals: what the forward saves for the backward. "gates": the gates of
-      every time step; with a chunk, only the state before every chunk, from
-      which the backward runs the chunk forward again. "recompute": the state
-      at every time step, from which the backward recomputes the gates of a
-      chunk in one product. `checkpointing` has the memory of each.
+      every time step; with a chunk, only the state before each chunk, whose
+      gates the backward recomputes step by step. "recompute": the state at
+      every time step, from which the backward recomputes the gates of a chunk
+      in one product. See `checkpointing` for the memory of each.
     chunk: C, the number of time steps whose gates the backward holds at once.
-      None for all T with "gates", and with "recompute" for as many as give a
-      product of 1,024 rows.
+      None: all T with "gates"; with "recompute" about 1,024 rows (time steps ×
+      batch).
 
   Raises:
     ValueError: `residuals` is neither of the two, or `chunk` is below 1.
@@ -51,7 +52,7 @@ class Explicit:
 
 @dataclass(frozen=True)
 class Step:
-  """The gradient of the cell's `step`, which JAX scans over time."""
+  """Autodiff of a scan of `cell.step`, whose own gradient is by hand."""
 
 
 @dataclass(frozen=True)

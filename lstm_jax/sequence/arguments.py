@@ -1,4 +1,4 @@
-"""Check the arguments of `unroll`, and give them one axis of time steps."""
+"""Check the arguments of `unroll`, and bring them to the shape [T, ...]."""
 
 from typing import Any
 
@@ -33,45 +33,50 @@ def check_sequence(
 
 
 def combined_mask(
-  mask: Any, lengths: Any, times: tuple[int, ...]
+  mask: Any, lengths: Any, step_shape: tuple[int, ...]
 ) -> jax.Array | None:
   """Return the mask [T, ...] of both arguments; None if every step counts.
 
   Args:
     mask: bool [T, ...], or None.
     lengths: integers [...], or None.
-    times: the shape [T, ...].
+    step_shape: the shape [T, ...].
 
   Raises:
-    ValueError: the shape or dtype of one is another.
+    ValueError: mask or lengths has another shape or dtype.
   """
   if mask is not None:
-    mask = flags("mask", mask, times)
+    mask = bool_array("mask", mask, step_shape)
   if lengths is None:
     return mask
   lengths = jnp.asarray(lengths)
-  if lengths.shape != times[1:] or not is_token(lengths):
+  if lengths.shape != step_shape[1:] or not is_token(lengths):
     raise ValueError(
-      f"lengths must be integers {list(times[1:])}, "
+      f"lengths must be integers {list(step_shape[1:])}, "
       f"got {lengths.dtype} {lengths.shape}"
     )
-  steps = jnp.arange(times[0], dtype=lengths.dtype)
-  steps = steps.reshape(-1, *(1 for _ in times[1:]))
+  steps = jnp.arange(step_shape[0], dtype=lengths.dtype)
+  steps = steps.reshape(-1, *(1 for _ in step_shape[1:]))
   within = steps < lengths[None]
   return within if mask is None else mask & within
 
 
-def flags(name: str, values: Any, times: tuple[int, ...]) -> jax.Array:
-  """Return values as bool [T, ...]; raise ValueError if they are not that."""
+def bool_array(
+  name: str, values: Any, step_shape: tuple[int, ...]
+) -> jax.Array:
+  """Return values as a JAX array; raise ValueError unless bool [T, ...]."""
   values = jnp.asarray(values)
-  if values.shape != times or values.dtype != bool:
+  if values.shape != step_shape or values.dtype != bool:
     raise ValueError(
-      f"{name} must be bool {list(times)}, got {values.dtype} {values.shape}"
+      f"{name} must be bool {list(step_shape)}, "
+      f"got {values.dtype} {values.shape}"
     )
   return values
 
 
-def zoneout_rates(rates: State, state: State, times: tuple[int, ...]) -> State:
+def zoneout_rates(
+  rates: State, state: State, step_shape: tuple[int, ...]
+) -> State:
   """Return zoneout's rates with a time axis, [T, ...], for every field.
 
   Raises:
@@ -82,33 +87,33 @@ def zoneout_rates(rates: State, state: State, times: tuple[int, ...]) -> State:
       f"zoneout must be a {type(state).__name__}, got {type(rates).__name__}"
     )
   return jax.tree.map(
-    lambda rate, field: with_time_axis("zoneout", rate, field, times),
+    lambda rate, field: with_time_axis("zoneout", rate, field, step_shape),
     rates,
     state,
   )
 
 
 def with_time_axis(
-  name: str, x: Any, field: jax.Array, times: tuple[int, ...]
+  name: str, x: Any, field: jax.Array, step_shape: tuple[int, ...]
 ) -> jax.Array:
-  """Return x with an axis T and the rank of [T, ..., H].
+  """Return x with the rank of [T, ..., H] and all of T, to scan over.
 
   Args:
     name: what the error message calls x.
     x: any array that broadcasts to [T, ..., H].
-    field: the array of the state that it goes with, [..., H].
-    times: the shape [T, ...].
+    field: the state's array of which it is the rate or factor, [..., H].
+    step_shape: the shape [T, ...].
 
   Raises:
     ValueError: x does not broadcast to that shape.
   """
-  x, shape = jnp.asarray(x), (*times, field.shape[-1])
+  x, shape = jnp.asarray(x), (*step_shape, field.shape[-1])
   full = (1,) * (len(shape) - x.ndim) + x.shape
   if len(full) > len(shape) or any(
     n not in (1, m) for n, m in zip(full, shape, strict=True)
   ):
     raise ValueError(f"{name} must broadcast to {list(shape)}, got {x.shape}")
-  return jnp.broadcast_to(x.reshape(full), (times[0], *full[1:]))
+  return jnp.broadcast_to(x.reshape(full), (step_shape[0], *full[1:]))
 
 
 def zero_masked(mask: jax.Array, x: jax.Array) -> jax.Array:

@@ -12,17 +12,17 @@ cotangent of the inputs are one product each, over all T·B rows. Autodiff of a
 scan computes all of these at every step, and accumulates the weight gradients
 in the carry of the scan.
 
-Memory saved for the backward, in numbers: all rₜ and hs, which is T·B·H times
+Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
   rnn 2              lstm 6             projected_lstm 6 + P/H
   coupled_lstm 5     gru 6              peephole_lstm 7
                                         layernorm_lstm 11
 
-The largest array exists only once: at every step, the gates (or local
-gradients) overwrite aₜ, and later daₜ overwrites them. The backward adds a copy
-of hs shifted by one step (1), and where the cotangent of h W_h is not daₜ, that
-cotangent (3 for the GRU); for the layer-normalised LSTM, normalised products
-and their cotangents (up to 17, not all at the same time).
+with P the size of the projection. The largest array exists only once: at every
+step, the gates (or local gradients) overwrite aₜ, and later daₜ overwrites
+them. The backward adds a copy of hs, shifted by one step (1). The GRU adds the
+cotangent of h W_h, which is not daₜ (3). The layer-normalised LSTM adds
+normalised products and their cotangents (up to 17, not all at the same time).
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class SequenceResiduals(NamedTuple):
   extras: tuple  # further arguments of a wrapped cell's steps, each [T, ...]
   hs: jax.Array  # [T, ..., H]
   gates: jax.Array  # [T, ..., G·H], or local gradients
-  residuals: Residuals  # what else `recur` saves, each [T, ...]
+  residuals: Residuals  # those that `recur` returns, each [T, ...]
 
 
 def scan_steps(
@@ -65,7 +65,7 @@ def scan_steps(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Scan a step over time, and leave the gradient of the scan to JAX.
+  """Scan a step over time; JAX differentiates the scan.
 
   Args:
     step: (params, state, x, *extras) -> state.
@@ -96,7 +96,7 @@ def scan_states(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, State]:
-  """Return the state after the last step, and that after each, [T, ...]."""
+  """Return the state after the last step, and the state after each, [T, ...]."""
   operands = cast_operands(params, xs, options)
 
   def body(state, inputs):
@@ -122,10 +122,12 @@ def scan_sequence(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) of a whole sequence, with the gradient derived above.
+  """Return (state, hs) of a sequence, with the gradient of the docstring above.
 
-  The arguments are those of `scan_steps`, for a cell.
+  Its arguments are those of `scan_steps`, for a cell.
   """
+  # Only used where nothing is differentiated. It runs `project` at every step;
+  # whether outputs alone are faster with `forward` has not been settled.
   return scan_steps(forward_step(cell), options, params, state, xs, extras)
 
 
@@ -218,7 +220,7 @@ def cast_operands(
 
 
 def _scan_in_place(
-  f: Callable, carry: Any, rows: jax.Array, xs: Any, reverse: bool = False
+  f: Callable, carry: Any, rows: jax.Array, xs: Any, reverse: bool
 ) -> tuple[Any, jax.Array, Any]:
   """Scan f over rows and xs, with each new row written over the old one.
 
