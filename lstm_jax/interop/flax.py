@@ -1,12 +1,11 @@
-"""Weights to and from Flax's recurrent cells, and Flax's RNN on `unroll`.
+"""Convert Flax's weights, and run Flax's cells with `unroll`.
 
-  from flax.linen import OptimizedLSTMCell        from flax.linen import RNN
-  model = RNN(OptimizedLSTMCell(128))      →      from lstm_jax.interop.flax
-                                                    import LinenRNN as RNN
+`LinenRNN` is used in place of flax.linen's RNN, and `NNXRNN` of flax.nnx's:
 
-and the same with `NNXRNN` for flax.nnx. The cell is Flax's own, with the names,
-shapes and initial values of its weights, so that checkpoints can be restored.
-Only the loop over time is replaced by `unroll`, with its explicit gradient.
+  model = LinenRNN(linen.OptimizedLSTMCell(128))  # was linen.RNN(...)
+The cell is Flax's own, with the names, shapes and initial values of its
+weights, so that checkpoints can be restored. Only the loop over time is
+replaced by `unroll`, with its hand-derived gradient.
 Supported cells are LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell, with
 sigmoid gates and tanh.
 
@@ -27,7 +26,7 @@ from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.sequence._unroll import unroll
 
-CELLS: dict[type, Cell] = {
+CELL_OF_PARAMS: dict[type, Cell] = {
   lstm.LSTMParams: lstm,
   gru.GRUParams: gru,
   rnn.RNNParams: rnn,
@@ -35,7 +34,7 @@ CELLS: dict[type, Cell] = {
 
 
 def from_linen(variables: Any) -> tuple[Cell, Params]:
-  """Return the cell, and its params with the weights of a linen cell.
+  """Return our cell and the params equal to a linen cell's weights.
 
   Args:
     variables: the "params" collection of an LSTMCell, OptimizedLSTMCell,
@@ -67,7 +66,7 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
 
 
 def to_linen(params: Params) -> dict[str, Any]:
-  """Return the "params" collection of the linen cell with these weights.
+  """Convert params to the "params" collection of the matching linen cell.
 
   Args:
     params: of `lstm`, `gru` or `rnn`.
@@ -102,7 +101,7 @@ def to_linen(params: Params) -> dict[str, Any]:
 
 
 def from_nnx(module: Any) -> tuple[Cell, Params]:
-  """Return the cell, and its params with the weights of an nnx cell.
+  """Return our cell and the params equal to an nnx cell's weights.
 
   Args:
     module: an nnx.LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell.
@@ -131,31 +130,32 @@ def to_nnx(params: Params, module: Any) -> None:
     module: an nnx cell of the same kind and sizes.
 
   Raises:
-    ValueError: the module is of another kind or size; or a GRU's b_n is not 0,
-      a bias that nnx.GRUCell does not have.
+    ValueError: the module is of another kind or size, or params.b_n is not 0.
+      The module is then unchanged.
   """
   cell, variables = _variables(module)
   name = type(module).__name__
-  if type(params) not in CELLS:
+  if type(params) not in CELL_OF_PARAMS:
     expected = "the params of lstm, gru or rnn"
     raise ValueError(f"expected {expected}, got {type(params).__name__}")
-  if CELLS[type(params)] is not cell:
+  if CELL_OF_PARAMS[type(params)] is not cell:
     raise ValueError(f"{name} cannot hold {type(params).__name__}")
   if cell is gru and params.b_n.any():
-    raise ValueError("nnx.GRUCell has no bias b_n, which must be 0")
+    raise ValueError("params.b_n must be 0: nnx.GRUCell has no such bias")
+  weights: list[tuple[Any, jax.Array]] = []
   for field, parts in zip(("w_x", "w_h", "b"), variables, strict=True):
-    leaf = getattr(params, field)
-    for part, value in zip(
-      parts, jnp.split(leaf, len(parts), axis=-1), strict=True
-    ):
-      if part[...].shape != value.shape:
-        shapes = f"{part[...].shape}, got {value.shape}"
-        raise ValueError(f"{field} of this {name} must be {shapes}")
-      part[...] = value.astype(part[...].dtype)
+    leaf, like = getattr(params, field), parts[0][...]
+    shape = (*like.shape[:-1], like.shape[-1] * len(parts))
+    if leaf.shape != shape:
+      shapes = f"{shape}, got {leaf.shape}"
+      raise ValueError(f"{field} of this {name} must be {shapes}")
+    weights += zip(parts, jnp.split(leaf, len(parts), axis=-1), strict=True)
+  for part, value in weights:
+    part[...] = value.astype(part[...].dtype)
 
 
 def _variables(module: Any) -> tuple[Cell, tuple[list, list, list]]:
-  """Return the cell of an nnx module, and its variables of w_x, w_h and b.
+  """Return our cell for an nnx module, and its variables of w_x, w_h and b.
 
   Each of the three is a list of variables, to be concatenated along the gates.
   """
@@ -254,6 +254,7 @@ def _run(
 ) -> Any:
   """Return what Flax's module returns, given time-major inputs [T, ..., D]."""
   reverse = _default(reverse, module.reverse)
+  # The carry of Flax's LSTM is (c, h); that of its other cells is h.
   state = lstm.LSTMState(*carry[::-1]) if cell is lstm else _state(cell, carry)
   last, hs = unroll(
     cell,
@@ -279,16 +280,16 @@ def _state(cell: Cell, h: jax.Array) -> State:
 
 
 def _check_supported(cell: Any) -> None:
-  """Raise ValueError if `lstm`, `gru` and `rnn` have other equations."""
-  gate = getattr(cell, "gate_fn", linen.sigmoid)
-  activation = getattr(cell, "activation_fn", linen.tanh)
-  names = {f.__name__ for f in (gate, activation)}
-  if names - {"sigmoid", "tanh"} or getattr(cell, "residual", False):
-    raise ValueError(
-      "the cell must have sigmoid gates, tanh and no residual, "
-      f"got {', '.join(sorted(names))}, residual="
-      f"{getattr(cell, 'residual', False)}"
-    )
+  """Raise ValueError unless the cell has sigmoid gates, tanh, no residual."""
+  supported = {"gate_fn": "sigmoid", "activation_fn": "tanh", "residual": False}
+  for field, expected in supported.items():
+    value = getattr(cell, field, expected)  # not every cell has all three
+    value = getattr(value, "__name__", value)
+    if value != expected:
+      raise ValueError(
+        "the cell must have sigmoid gates, tanh and no residual connection, "
+        f"got {field}={value!r}"
+      )
 
 
 def _default(value: bool | None, default: bool) -> bool:

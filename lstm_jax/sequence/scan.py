@@ -96,7 +96,7 @@ def scan_states(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, State]:
-  """Return the state after the last step, and the state after each, [T, ...]."""
+  """Return the last state, and the state after every step, [T, ...]."""
   operands = cast_operands(params, xs, options)
 
   def body(state, inputs):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,7 +170,7 @@ def test_weights_written_into_an_nnx_cell_are_its_weights(name, key):
   our_cell, params = from_nnx(cell)
   params = normal_like(key, params)
   if hasattr(params, "b_n"):
-    with pytest.raises(ValueError, match="no bias b_n, which must be 0"):
+    with pytest.raises(ValueError, match=r"params.b_n must be 0: nnx.GRUCell"):
       to_nnx(params, cell)
     params = params._replace(b_n=jnp.zeros_like(params.b_n))
   to_nnx(params, cell)
@@ -186,10 +188,24 @@ def test_weights_that_do_not_fit_an_nnx_cell_are_named(key):
   cell = nnx.LSTMCell(D, H, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match="LSTMCell cannot hold GRUParams"):
     to_nnx(gru.init(key, D, H), cell)
-  with pytest.raises(ValueError, match=r"w_x of this LSTMCell must be \(4, 6"):
+  with pytest.raises(
+    ValueError, match=r"w_x .*LSTMCell must be \(4, 24\), got"
+  ):
     to_nnx(lstm.init(key, D + 1, H), cell)
   with pytest.raises(ValueError, match="expected the params of lstm, gru or r"):
     to_nnx((1,), cell)
+
+
+@EACH_CELL
+def test_weights_that_do_not_fit_leave_an_nnx_cell_unchanged(name, key):
+  cell = getattr(nnx, name)(D, H, rngs=nnx.Rngs(0))
+  _, before = from_nnx(cell)
+  wrong = jax.tree.map(jnp.ones_like, before)._replace(b=jnp.ones(1))
+  if hasattr(wrong, "b_n"):
+    wrong = wrong._replace(b_n=jnp.zeros(H))
+  with pytest.raises(ValueError, match=rf"b of this {name} must be .*got \(1,"):
+    to_nnx(wrong, cell)
+  assert worst(from_nnx(cell)[1], before) == 0
 
 
 def test_a_cell_with_other_equations_is_refused(key):
@@ -197,6 +213,9 @@ def test_a_cell_with_other_equations_is_refused(key):
   for cell in (
     linen.GRUCell(H, gate_fn=linen.hard_sigmoid),
     linen.SimpleCell(H, activation_fn=linen.relu),
+    linen.GRUCell(H, gate_fn=linen.tanh),
+    linen.SimpleCell(H, activation_fn=linen.sigmoid),
+    linen.SimpleCell(H, activation_fn=partial(jnp.clip, min=-1, max=1)),
     linen.SimpleCell(H, residual=True),
   ):
     with pytest.raises(ValueError, match="sigmoid gates, tanh and no residual"):

@@ -29,7 +29,7 @@ def test_the_gradient_is_that_of_autodiff_and_of_optax(key):
   assert worst(explicit, theirs) < 1e-12
 
 
-def test_reverse_over_reverse_is_that_of_autodiff(key):
+def test_second_order_gradients_equal_autodiff(key):
   logits, targets = arguments(key)
 
   def second(f):

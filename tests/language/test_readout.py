@@ -63,7 +63,7 @@ def test_groups_must_divide_the_batch(key):
     )
 
 
-def test_reverse_over_reverse_is_that_of_autodiff(key):
+def test_second_order_gradients_equal_autodiff(key):
   leaves, targets = arguments(key)
 
   def second(f):

@@ -294,7 +294,7 @@ def test_batch_major_equals_time_major_with_axes_exchanged(cell, key):
 
 
 @CELLS
-def test_reverse_over_reverse_is_that_of_autodiff(cell, key):
+def test_second_order_gradients_equal_autodiff(cell, key):
   args, options = arguments(cell, key), FEATURES["all"](cell)
 
   def second(adjoint):
@@ -328,7 +328,7 @@ def test_vmap_over_all_arguments_equals_a_loop(cell, key):
 
 @CELLS
 @EACH
-def test_bfloat16_products_cost_a_bounded_error_and_no_dtype(cell, feature):
+def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, feature):
   key = jax.random.key(1)  # with key 0, a layer norm divides by a small number
   exact = jax.tree.map(lambda x: x / 8, arguments(cell, key))
   args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)

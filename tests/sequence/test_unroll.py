@@ -29,7 +29,7 @@ def gradient(cell, adjoint, key, args, argnums=(0, 1, 2)):
 @CELLS
 @pytest.mark.parametrize("steps", [T, 1])
 @pytest.mark.parametrize("batch", [(B,), (), (2, B)])
-def test_the_three_adjoints_have_one_gradient(cell, steps, batch, key):
+def test_all_adjoints_give_the_same_gradient(cell, steps, batch, key):
   args = arguments(cell, key, steps=steps, batch=batch)
   autodiff = gradient(cell, Autodiff(), key, args)
   assert worst(gradient(cell, Step(), key, args), autodiff) < 1e-12
@@ -37,7 +37,7 @@ def test_the_three_adjoints_have_one_gradient(cell, steps, batch, key):
 
 
 @CELLS
-def test_the_three_adjoints_have_one_gradient_on_tokens(cell, key):
+def test_all_adjoints_give_the_same_gradient_on_tokens(cell, key):
   params, state, _ = arguments(cell, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
   a, b, c = (
@@ -147,7 +147,7 @@ def test_checkpoint_changes_no_gradient(cell, key):
 
 @CELLS
 @pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
-def test_reverse_over_reverse_is_that_of_autodiff(cell, adjoint, key):
+def test_second_order_gradients_equal_autodiff(cell, adjoint, key):
   args = arguments(cell, key, steps=3, batch=(2,))
 
   def second(adjoint):
@@ -202,7 +202,7 @@ def test_forward_mode_of_explicit_gradients_is_an_error_with_advice(
 @pytest.mark.exhaustive
 @CELLS
 @pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
-def test_the_hessian_is_that_of_autodiff(cell, adjoint, key):
+def test_the_hessian_equals_that_of_autodiff(cell, adjoint, key):
   """`jax.hessian` is forward mode over reverse mode."""
   params, state, xs = arguments(cell, key, steps=3, batch=(2,))
 
@@ -241,22 +241,23 @@ def test_low_precision_keeps_dtypes_and_stays_near_float64(
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_memory_of_residuals_is_that_of_the_docstring(name, key):
-  """The table of `scan`: a number per unit and step, such as `gru 6`."""
-  number = rf"\b{name} (\d+)( \+ P/H)?"
-  ((count, projection),) = re.findall(number, scan.__doc__)
+def test_the_saved_array_sizes_match_the_docstring(name, key):
+  """The table of `scan`: elements per unit and time step, such as `gru 6`."""
+  pattern = rf"\b{name} (\d+)( \+ P/H)?"
+  ((count, projection),) = re.findall(pattern, scan.__doc__)
   params, state, xs = arguments(TABLE[name].cell, key)
   forward = partial(scan.forward, TABLE[name].cell, scan.ScanOptions())
   _, saved = jax.eval_shape(forward, params, state, xs, ())
   leaves = jax.tree.leaves((saved.hs, saved.gates, saved.residuals))
-  sizes = [leaf.size for leaf in leaves if leaf.shape[-1] > 1]  # no row scales
+  # Without the scales of layer normalization, [T, B, 1].
+  sizes = [leaf.size for leaf in leaves if leaf.shape[-1] > 1]
   expected = int(count) * H + (state.h.shape[-1] if projection else 0)
   assert sum(sizes) == expected * T * B
 
 
 @CELLS
 def test_the_scans_contain_no_product_with_the_inputs(cell, key):
-  """The scans multiply by w_h only (and w_r): h [B, P] forward, da back."""
+  """The scans multiply rows [B, ...] by w_h and w_r, and by nothing else."""
   args = arguments(cell, key)
   f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
   shapes = set()
@@ -363,7 +364,7 @@ def test_inputs_may_be_numpy_arrays(key):
 
 
 @CELLS
-def test_bfloat16_products_cost_a_bounded_error_and_no_dtype(cell, key):
+def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, key):
   exact = arguments(cell, key, steps=31, hidden=48)
   exact = jax.tree.map(lambda x: x / 8, exact)  # nothing saturates
   args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)

@@ -20,19 +20,31 @@ def test_a_sequence_is_a_symbol_blanks_and_a_cue(delay, key):
   assert tokens.max() < recall.VOCABULARY
 
 
-def test_a_short_delay_is_learned_and_the_best_rate_returned(key):
-  config = ModelConfig(lstm, 8, hidden_size=12)
+def learn(key, num_steps, learning_rates):
+  """Train two seeds on a delay of 2."""
+  config = ModelConfig(lstm, embedding_size=8, hidden_size=12)
   model = language_model(config, recall.VOCABULARY)
-  keys = jax.random.split(key, 2)
-  result = recall.learn(model, keys, 2, 100, (1e-9, 0.02))
+  return recall.learn(
+    model,
+    jax.random.split(key, 2),
+    delay=2,
+    num_steps=num_steps,
+    learning_rates=learning_rates,
+  )
+
+
+def test_a_short_delay_is_learned_and_the_best_rate_returned(key):
+  result = learn(key, 100, learning_rates=(1e-9, 0.02))
   assert result.learning_rate == 0.02
   assert min(result.accuracy) > 0.9 and max(result.nats) < 1
   assert len(result.accuracy) == len(result.nats) == 2
-  diverged = recall.learn(model, keys, 2, 9, (3e38,))
-  assert diverged.nats == [None, None]
 
 
-def test_the_longest_delay_is_the_last_before_the_first_failure():
+def test_a_seed_that_diverges_has_no_loss(key):
+  assert learn(key, 9, learning_rates=(3e38,)).nats == [None, None]
+
+
+def test_longest_is_the_delay_before_the_first_accuracy_too_low():
   accuracies = {1: 1.0, 2: 0.95, 5: 0.5, 10: 0.99}
   assert recall.longest(accuracies) == 2
   assert recall.longest({1: 0.9, 2: 1.0}) == 0
