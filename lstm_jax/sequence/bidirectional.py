@@ -18,7 +18,7 @@ from lstm_jax.sequence._unroll import UnrollOptions, unroll
 
 
 class Directions(NamedTuple):
-  """One thing for each direction: weights, states, zoneout or dropout."""
+  """A pair of weights, states, zoneout or dropout, one per direction."""
 
   forward: Any
   backward: Any
@@ -68,7 +68,7 @@ def unroll_both(
     (False, True),
     strict=True,
   )
-  (last, hs), (first, hs_backward) = (
+  (last, hs), (last_backward, hs_backward) = (
     unroll(
       cell,
       weights,
@@ -85,4 +85,4 @@ def unroll_both(
     hs = hs + hs_backward
   else:
     hs = jnp.concatenate([hs, hs_backward], axis=-1)
-  return Directions(last, first), hs
+  return Directions(last, last_backward), hs

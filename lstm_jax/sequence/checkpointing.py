@@ -1,8 +1,8 @@
 """Gradient checkpointing over time: a sequence as chunks of time steps.
 
-The memory saved for the backward, in numbers, for chunks of C steps, a state of
-S vectors (2 for the LSTM), and R numbers per unit and step for the backward of
-a whole sequence (the table of `scan`):
+Array elements saved for the backward, for chunks of C time steps, a state of S
+vectors (2 for the LSTM), and R elements per unit and time step in the backward
+of a whole sequence (the table of `scan`):
 
   residuals    saved        the backward of a chunk
   "gates"      B·H·S·T/C    runs its steps forward again
@@ -10,9 +10,9 @@ a whole sequence (the table of `scan`):
 
 Both need R·C·B·H more for the current chunk, besides the inputs, the outputs
 and their cotangents. "gates" needs least memory at C = √(S·T/R), where it grows
-as √T; it costs a second forward pass, whose products are about a third of all.
-The states that "recompute" saves include the outputs, which are in memory
-anyway. Since all states of a chunk are known, its C steps are one call,
+as √T. It costs a second forward pass, about a third of a training step's
+products. The states of "recompute" include the outputs, which are in memory
+anyway. As all states of a chunk are known, one call computes all C steps,
 
   gates of C steps = recur(the states before them, xs W_x)
 
@@ -46,7 +46,7 @@ from lstm_jax.sequence.scan import (
   scan_steps,
 )
 
-ROWS = 1024  # of a product that is large enough to run at full speed
+ROWS = 1024  # rows with which a matrix product runs at full speed
 
 
 def scan_checkpointed(
@@ -76,7 +76,7 @@ def scan_checkpointed(
   if chunk >= len(xs) and policy == "gates":
     return scan_sequence(cell, options, params, state, xs, extras)
   chunk = min(chunk, len(xs))
-  cut = len(xs) - len(xs) % chunk  # the rest is shorter than a chunk
+  cut = len(xs) - len(xs) % chunk  # the steps after it are less than a chunk
 
   def full_chunks(state):
     inputs = jax.tree.map(lambda x: x[:cut], (xs, extras))
@@ -114,8 +114,8 @@ def _scan_chunks(
 
 def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
   def body(state, inputs):
-    last, states = scan_states(cell, options, params, state, *inputs)
-    return last, (state, states if policy == "recompute" else states.h)
+    last, after = scan_states(cell, options, params, state, *inputs)
+    return last, (state, after if policy == "recompute" else after.h)
 
   inputs = _split((xs, extras), chunk)
   last, (starts, after) = lax.scan(body, state, inputs, reverse=options.reverse)
@@ -131,11 +131,11 @@ def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
     d_params, d_state = carry
     start, after, dhs, xs, extras = inputs
     if policy == "recompute":
-      of_chunk = _recompute(cell, options, params, start, after, xs, extras)
+      residuals = _recompute(cell, options, params, start, after, xs, extras)
     else:
-      _, of_chunk = forward(cell, options, params, start, xs, extras)
+      _, residuals = forward(cell, options, params, start, xs, extras)
     d_params_chunk, d_state, dxs, _ = backward(
-      cell, options, of_chunk, (d_state, dhs)
+      cell, options, residuals, (d_state, dhs)
     )
     d_params = jax.tree.map(jnp.add, d_params, upcast(d_params_chunk))
     return (d_params, d_state), dxs

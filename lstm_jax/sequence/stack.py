@@ -2,9 +2,9 @@
 
   h⁰ₜ = xₜ,   hˡₜ = cellˡ(θˡ, sˡₜ₋₁, hˡ⁻¹ₜ)   for l = 1 … L
 
-Every layer runs over the whole sequence before the next one, so each keeps the
-one large input product of `unroll`. A layer whose weights are `Directions` is
-bidirectional: its outputs are those of both directions.
+Every layer runs over the whole sequence before the next one, so that each can
+compute its input product for all time steps at once. A layer whose weights are
+`Directions` is bidirectional: its outputs are those of both directions.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import gru, lstm
@@ -56,8 +56,8 @@ def unroll_stack(
     key: a PRNG key for dropout; needed if its rate is not 0.
     skip: add a layer's inputs to its outputs, wherever the sizes are equal.
     zoneout: as in `unroll`, one per layer (`Directions` for a bidirectional
-      one); None for none, in a layer or in all.
-    state_dropout: as in `unroll`, one per layer, likewise.
+      one). An element of None, or None in place of all, is no zoneout.
+    state_dropout: as in `unroll`, one per layer, with None as for zoneout.
     **options: mask, lengths, reset, time_major, adjoint and compute_dtype, as
       in `unroll`, for every layer.
 
@@ -76,7 +76,7 @@ def unroll_stack(
       f"got {len(params)} layers and {len(states)} states"
     )
   if dropout and key is None:
-    raise ValueError(f"dropout needs a key, got a rate of {dropout} and None")
+    raise ValueError(f"dropout needs a key, got dropout={dropout}, key=None")
   time_major = options.pop("time_major", True)
   if not time_major:
     xs, options["mask"], options["reset"] = exchange_axes(
@@ -193,7 +193,7 @@ def _sizes(
   if not counts:
     raise ValueError(
       "init_stack needs num_layers where hidden_sizes is one number, "
-      f"got hidden_sizes={hidden_sizes} and None"
+      f"got hidden_sizes={hidden_sizes}, num_layers=None"
     )
   if len(set(counts.values())) > 1:
     raise ValueError(f"a stack must have one number of layers, got {counts}")

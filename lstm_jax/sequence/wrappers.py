@@ -59,7 +59,7 @@ class InputResiduals(NamedTuple):
   residuals: Residuals
 
 
-@cache
+@cache  # the same cell at every call, for which nothing is compiled again
 def masked(cell: Cell) -> Cell:
   """Return a cell whose step takes a mask, bool [...].
 
@@ -107,7 +107,7 @@ def zoneout(cell: Cell) -> Cell:
   """Return a cell whose step takes zoneout's rates.
 
   These are a state of arrays that broadcast to the cell's state. True or 1
-  keeps a unit's previous value, False or 0 updates it. A number between mixes
+  keeps a unit's previous value, False or 0 replaces it. A number between mixes
   the two values; a probability gives the expectation over random choices.
   """
 
@@ -190,9 +190,9 @@ def _wrapped(
   parameter_gradients: Callable | None = None,
 ) -> Cell:
   gradients = parameter_gradients or cell.parameter_gradients
-  halves = cell.project, recur, recur_backward, gradients
-  steps = one_step(cell.initial_state, *halves)
-  return Wrapped(cell.init, cell.initial_state, *halves, *steps)
+  parts = cell.project, recur, recur_backward, gradients
+  steps = one_step(cell.initial_state, *parts)
+  return Wrapped(cell.init, cell.initial_state, *parts, *steps)
 
 
 def _select(condition: jax.Array, yes: Any, no: Any) -> Any:

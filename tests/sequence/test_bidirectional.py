@@ -79,7 +79,7 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
   assert worst(run(dropout=0.5, key=key)[1], dropped) == 0
   assert worst(run(dropout=0.0, key=key)[1], plain) == 0
   assert worst(run(dropout=0.5, key=key, locked=True)[1], dropped) > 1e-3
-  with pytest.raises(ValueError, match=r"needs a key, got a rate of 0\.5"):
+  with pytest.raises(ValueError, match=r"needs a key, got dropout=0\.5, key=N"):
     run(dropout=0.5)
 
 
