@@ -8,7 +8,10 @@ from pathlib import Path
 # Compiling is most of what the tests do, and they time nothing: have XLA
 # optimise less, which changes results by rounding only. XLA_FLAGS="" runs the
 # tests on what a user's program compiles to; .ci/run does both.
-flags = "--xla_backend_optimization_level=0"
+flags = (
+  "--xla_backend_optimization_level=0"
+  " --xla_cpu_parallel_codegen_split_count=1"  # a core is a worker's
+)
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
   flags += (
     " --xla_cpu_use_fusion_emitters=false"  # later ones know no such flag

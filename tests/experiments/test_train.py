@@ -46,7 +46,14 @@ def rows(directory):
   return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("cell", [lstm, gru, rnn], ids=["lstm", "gru", "rnn"])
+@pytest.mark.parametrize(
+  "cell",
+  [
+    pytest.param(lstm, id="lstm"),
+    pytest.param(gru, id="gru"),
+    pytest.param(rnn, id="rnn", marks=pytest.mark.exhaustive),
+  ],
+)
 def test_a_run_learns_and_fills_its_directory(cell, config, console, drawn):
   config = replace(config, cell=cell, num_epochs=3, learning_rate=0.03)
   result = train.run(config, console)

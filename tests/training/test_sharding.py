@@ -127,6 +127,7 @@ def test_eight_devices(tmp_path):
   a_readout_in_chunks_sends_its_gradient_once(simulated)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 def test_four_processes_compute_what_one_does(tmp_path):
   out, port = tmp_path / "found.json", free_port()

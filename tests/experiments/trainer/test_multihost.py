@@ -174,6 +174,7 @@ def shared(config):
   return replace(config, batch_size=4, val_fraction=0.2, test_fraction=0.1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 def test_two_processes_train_as_one_and_the_first_writes(shared, console):
   one = train.run(replace(shared, run=shared.job.run + "1"), console)

@@ -86,7 +86,13 @@ def test_a_stopped_run_ends_as_one_that_was_not(
   assert essence(stopped) == undisturbed
 
 
-@pytest.mark.parametrize("changes", [NOISE, AVERAGES], ids=["noise", "average"])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    pytest.param(NOISE, id="noise"),
+    pytest.param(AVERAGES, id="average", marks=pytest.mark.exhaustive),
+  ],
+)
 def test_a_run_stopped_in_its_last_epoch_ends_as_one_that_was_not(
   changes, config, console
 ):
