@@ -3,9 +3,9 @@ r"""Print what the devices of a mesh communicate in one training step.
   XLA_FLAGS=--xla_force_host_platform_device_count=8 \
     python -m experiments.collectives --mesh=data:8
 
-takes the flags of `experiments.train`, compiles the training step for as many
-devices, which may be simulated, and reads the compiled program; it trains
-nothing. On a GPU, XLA may split the same data differently or use other
+takes the flags of `experiments.train`, compiles the training step for the
+devices of the mesh, which may be simulated, and reads the compiled program; it
+trains nothing. On a GPU, XLA may split the same data differently or use other
 collectives.
 """
 
@@ -35,7 +35,7 @@ from lstm_jax.training.sharding import batch_sharding, partition
 class Result(NamedTuple):
   """What a training step communicates."""
 
-  weights: int  # bytes of all weights
+  weight_bytes: int  # of all weights
   collectives: list[Collective]
 
 
@@ -52,7 +52,7 @@ def run(config: TrainConfig, console: Console) -> Result:
     )
   corpus = read_corpus(config.data)
   model = make_model(config, corpus.tokenizer.size, mesh)
-  optimizer = make_optimizer(config.optimizer, 1000)
+  optimizer = make_optimizer(config.optimizer, num_steps=1)
   key = jax.random.key(config.seed)
   batching, averaging = config.batching, config.averaging
 
@@ -89,10 +89,14 @@ def run(config: TrainConfig, console: Console) -> Result:
 
 
 def _table(collectives: list[Collective]) -> Table:
-  table = Table("collective", "instructions", "in a loop", "bytes of results")
+  table = Table(
+    "collective", "instructions", "in a loop", "bytes of results, each time"
+  )
   counts: Counter = Counter((c.kind, c.looped) for c in collectives)
   for (kind, looped), count in counts.items():
-    total = sum(c.bytes for c in collectives if c[::2] == (kind, looped))
+    total = sum(
+      c.bytes for c in collectives if (c.kind, c.looped) == (kind, looped)
+    )
     table.add_row(kind, str(count), "yes" if looped else "no", f"{total:,}")
   return table
 

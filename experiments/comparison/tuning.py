@@ -44,8 +44,8 @@ def try_learning_rates(
 ) -> dict[float, float]:
   """Return the loss of each learning rate on the end of the training split.
 
-  All rates train at once, from the same initial weights. A rate whose training
-  diverges is left out.
+  All rates train at once, from the same initial weights. A rate whose loss
+  is not finite is left out.
 
   Raises:
     Diverged: training diverges at every rate.
@@ -72,20 +72,20 @@ def try_learning_rates(
 
 
 class _Trial(Observer):
-  """Measures the loss of each learning rate at the end of the training."""
+  """Measures each rate's loss on held-out tokens, after the last step."""
 
   def __init__(
-    self, model: LanguageModel, rates: list[float], text: np.ndarray
+    self, model: LanguageModel, rates: list[float], tokens: np.ndarray
   ):
     self.losses: dict[float, float] = {}
-    self._model, self._rates, self._text = model, rates, text
+    self._model, self._rates, self._tokens = model, rates, tokens
 
   def evaluate(self, step: int, state: TrainState) -> TrainState:
     """Compute the loss of each learning rate."""
     del step
     for index, rate in enumerate(self._rates):
       params = member(state, index).params
-      self.losses[rate] = stateful_loss(self._model, params, self._text)
+      self.losses[rate] = stateful_loss(self._model, params, self._tokens)
     return state
 
 
@@ -95,7 +95,7 @@ def seconds_per_step(
   config: CompareConfig,
   keys: jax.Array,
 ) -> dict[str, float]:
-  """Return each cell's median seconds of a training step of all seeds."""
+  """Return each cell's median seconds of a step that trains all seeds."""
   batch, rounds = batches.batch(0), config.timing_rounds
 
   def make_run(cell: CellModel) -> Callable[[], Any]:

@@ -30,7 +30,8 @@ def format_losses(nats: float, tokenizer: Tokenizer, text: str) -> str:
 
 def perplexity(nats: float) -> float:
   """Return exp(nats); infinity where that overflows."""
-  return float(np.exp(nats))
+  with np.errstate(over="ignore"):
+    return float(np.exp(nats))
 
 
 def format_vocabulary(tokenizer: Tokenizer, val_tokens: np.ndarray) -> str:

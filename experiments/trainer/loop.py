@@ -50,12 +50,12 @@ def fit(
   Args:
     train_step: from `make_train_step` or one of its variants.
     state: the initial or restored state.
-    epochs: the batches of each epoch of the whole training.
+    epochs: the batches of each epoch; num_steps batches at least.
     num_steps: training steps of the whole training.
     observer: its methods are called during the training.
-    evaluate_at: step -> whether to evaluate after it; the last step always is.
+    evaluate_at: step -> whether to evaluate after it; the last always does.
     key: draws the noise of the regularizers; None if there is none.
-    stop_requests: signals to stop; a signal handler appends to them.
+    stop_requests: read after each step; a signal handler appends to it.
     tracer: traces some of the steps; None for none.
 
   Returns:
@@ -70,8 +70,8 @@ def fit(
     observer.after_step(step, metrics)
     last = step == num_steps
     evaluating = last or evaluate_at(step)
-    # Several processes can agree only where all of them evaluate.
-    requested = multihost.agreed_request(stop_requests, all_call=evaluating)
+    # Several processes agree only at evaluations: to do so costs a broadcast.
+    requested = multihost.agreed_request(stop_requests, agree_now=evaluating)
     stopped_by = None if last else requested
     if evaluating:
       state = observer.evaluate(step, state)

@@ -127,7 +127,7 @@ def _broadcast(data: bytes) -> bytes:
 
 
 def agreed_request(
-  requests: Sequence[signal.Signals], all_call: bool
+  requests: Sequence[signal.Signals], agree_now: bool
 ) -> signal.Signals | None:
   """Return the signal that asks to stop, if any.
 
@@ -135,11 +135,11 @@ def agreed_request(
 
   Args:
     requests: signals that this process has received.
-    all_call: whether all processes call this at the same step.
+    agree_now: whether several processes exchange their requests in this call.
   """
   request = int(requests[0]) if requests else 0
   if jax.process_count() > 1:
-    if not all_call:
+    if not agree_now:
       return None
     requests_of_all = multihost_utils.process_allgather(np.int32(request))
     request = int(requests_of_all.max())

@@ -16,7 +16,7 @@ predict a segment; then, with g the gradient of the segment's mean loss,
   θ ← θ − η g / (r + ε) + λ (θ₀ − θ) ⊙ min(r / mean r, 1 / λ)
 
 where r is the root mean square of each weight's gradient over the training
-text, θ₀ are the initial weights, and ε is 0.001 times the mean of r.
+text, θ₀ are the trained weights, and ε is 0.001 times the mean of r.
 
 Reference: Krause, Kahembwe, Murray and Renals (2018), Dynamic evaluation of
 neural sequence models, section 4.
@@ -150,7 +150,7 @@ def dynamic_nats(
 
   Args:
     model: the language model.
-    params: θ₀, its initial weights; they are not changed.
+    params: θ₀, its trained weights; they are not changed.
     tokens: the text, int32 [N], N ≥ 2.
     scale: r, from `gradient_scale`.
     config: learning rate, decay and segment length.

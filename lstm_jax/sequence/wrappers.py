@@ -50,6 +50,7 @@ class Wrapped(NamedTuple):
   forward: Callable
   backward: Callable
   step: Callable
+  saves_input_h: bool  # whether `saving_input_h` is among its wrappers
 
 
 class InputResiduals(NamedTuple):
@@ -87,6 +88,7 @@ def resettable(cell: Cell) -> Cell:
 
   Where it is True, the step starts from the zero state.
   """
+  cell = _made_to_save_h(cell)
 
   def recur(params, state, ax, reset, *extras):
     start = _select(reset, _zeros(state), state)
@@ -137,10 +139,10 @@ def zoneout(cell: Cell) -> Cell:
 def state_dropout(cell: Cell) -> Cell:
   """Return a cell whose step takes a factor of the h that enters it.
 
-  The factor broadcasts to h [..., H]; 0 drops a unit. The cell must already be
-  wrapped by `saving_input_h`. In a GRU, the factor applies to the h of the
-  mixture z ⊙ h as well as to that of the gates.
+  The factor broadcasts to h [..., H]; 0 drops a unit. In a GRU, the factor
+  applies to the h of the mixture z ⊙ h as well as to that of the gates.
   """
+  cell = _made_to_save_h(cell)
 
   def recur(params, state, ax, factor, *extras):
     start = state._replace(h=_cast(factor, state.h) * state.h)
@@ -180,7 +182,14 @@ def saving_input_h(cell: Cell) -> Cell:
       params, x, residuals.h, residuals.residuals, *das
     )
 
-  return _wrapped(cell, recur, recur_backward, parameter_gradients)
+  wrapped = _wrapped(cell, recur, recur_backward, parameter_gradients)
+  return wrapped._replace(saves_input_h=True)
+
+
+def _made_to_save_h(cell: Any) -> Any:
+  """Return the cell, wrapped by `saving_input_h` unless it is already."""
+  saves = getattr(cell, "saves_input_h", False)
+  return cell if saves else saving_input_h(cell)
 
 
 def _wrapped(
@@ -188,11 +197,12 @@ def _wrapped(
   recur: Callable,
   recur_backward: Callable,
   parameter_gradients: Callable | None = None,
-) -> Cell:
+) -> Wrapped:
   gradients = parameter_gradients or cell.parameter_gradients
   parts = cell.project, recur, recur_backward, gradients
   steps = one_step(cell.initial_state, *parts)
-  return Wrapped(cell.init, cell.initial_state, *parts, *steps)
+  saves = getattr(cell, "saves_input_h", False)
+  return Wrapped(cell.init, cell.initial_state, *parts, *steps, saves)
 
 
 def _select(condition: jax.Array, yes: Any, no: Any) -> Any:

@@ -420,6 +420,36 @@ def _compiled(name, adjoint):
   return _PROGRAMS[name, adjoint]
 
 
+@CELLS
+def test_the_step_of_each_wrapper_has_the_gradient_of_autodiff(cell, key):
+  """Each by itself, as it is used without `unroll`."""
+  args, options = arguments(cell, key), FEATURES["all"](cell)
+  extras = {
+    "masked": MASK[1],
+    "resettable": RESET[1],
+    "zoneout": jax.tree.map(lambda k: k[1], options["zoneout"]),
+    "state_dropout": options["state_dropout"][1],
+  }
+  assert 0 < RESET[1].sum() < len(RESET[1])
+
+  def run(step, extra, args):
+    params, state, xs = args
+    state = step(params, state, xs[0], extra)  # the state before is not zero
+    return step(params, state, xs[1], extra)
+
+  for name, extra in extras.items():
+    wrapped = getattr(wrappers, name)(cell)
+    report = gradcheck(
+      partial(run, wrapped.step, extra),
+      partial(run, lambda *a, w=wrapped: w.forward(*a)[0], extra),
+      args,
+      key,
+      max_coordinates=0,
+      num_directions=0,
+    )
+    assert max(t.explicit_autodiff.relative for t in report.tensors) < 1e-12
+
+
 @pytest.mark.parametrize("term", terms(wrappers))
 def test_every_error_planted_in_the_wrappers_is_caught(term, key):
   planted = plant(wrappers, term)

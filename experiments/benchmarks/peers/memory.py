@@ -1,7 +1,8 @@
 """The memory that all gradients of one LSTM layer need, in each library.
 
-For a compiled program: what XLA reserves for arguments, results and
-temporaries. For PyTorch: the rise of the resident set of a separate process.
+For a compiled program: what XLA reserves for arguments (weights too), results
+and temporaries. For PyTorch, always on the CPU: by how much the resident set of
+a separate process rises, in which its weights are not counted.
 """
 
 import multiprocessing

@@ -25,7 +25,7 @@ class Problem(NamedTuple):
   """
 
   cell: str
-  backward: bool  # whether to time the gradients, or the outputs alone
+  backward: bool  # time all gradients; if False, the outputs alone
   weights: Any
   xs: jax.Array  # [T, B, H]
   dhs: jax.Array  # [T, B, H]
@@ -68,7 +68,7 @@ def _gradient(layer: Layer) -> Callable:
 
 
 def jax_peer(name: str) -> Callable[[Problem], Peer]:
-  """Return the maker of a JAX library's peer."""
+  """Return a function that makes a JAX library's layer a `Peer`."""
 
   def make(problem: Problem) -> Peer:
     layer = LAYERS[name][0](problem.cell, problem.weights)

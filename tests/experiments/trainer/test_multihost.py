@@ -123,7 +123,7 @@ def test_one_device_communicates_nothing(finished_config, config, console):
   result = collectives.run(meshed, console)
   params = load(Path(finished_config.job.run)).params
   num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  assert result.weights == num_bytes
+  assert result.weight_bytes == num_bytes
   assert result.collectives == []
   message = "one device communicates nothing: pass --mesh"
   with pytest.raises(ValueError, match=message):
