@@ -12,6 +12,7 @@ evaluation. experiments/cli.py lists the exit statuses.
 """
 
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +87,32 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   """
   setup = make_setup(config)
   console.print(heading(config, setup), soft_wrap=True)
+  with _advising_on_memory(config, setup):
+    # Before the run directory, so that too large a model leaves none behind.
+    state = make_state(config, setup)
+    return _train(config, setup, state, console, trace_steps)
+
+
+@contextmanager
+def _advising_on_memory(config: TrainConfig, setup: TrainSetup):
+  """Turn the device's error into one that says which batch size would fit."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error) or setup.mesh:
+      raise
+    advice = advise_batch_size(config, setup, available_memory())
+    raise ValueError(f"out of memory: {advice}") from None
+
+
+def _train(
+  config: TrainConfig,
+  setup: TrainSetup,
+  state: TrainState,
+  console: Console,
+  trace_steps: int,
+) -> Result:
+  """Train from an initial state, or resume the run of the directory."""
   sha256 = setup.corpus.sha256
   with multihost.open_shared_run_dir(config, sha256) as (directory, resuming):
     console.print(f"run         {directory}", soft_wrap=True)
@@ -96,7 +123,7 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
       directory, config, setup, console, bar, is_writer=is_writer
     )
     try:
-      state = _initial_state(config, setup, logger, console, resuming)
+      state = _initial_state(state, setup, logger, console, resuming)
       tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
       with bar, tracer, collect_stop_requests() as requests:
         logger.start_clock()
@@ -116,18 +143,13 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
       kept = f"the checkpoint of step {step}" if step else "no checkpoint"
       reason = error if isinstance(error, Diverged) else "interrupted"
       raise type(error)(f"{reason}; {kept} is kept in {directory}") from None
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error) or setup.mesh:
-        raise
-      advice = advise_batch_size(config, setup, available_memory())
-      raise ValueError(f"out of memory: {advice}") from None
     finally:
       logger.close()
     return _report_result(config, setup, logger, console, stopped_by)
 
 
 def _initial_state(
-  config: TrainConfig,
+  state: TrainState,
   setup: TrainSetup,
   logger: RunLogger,
   console: Console,
@@ -142,7 +164,6 @@ def _initial_state(
   logger.resume(restored)
   if restored:
     return restored.state
-  state = make_state(config, setup)
   logger.sample_during_training("untrained", state.params)
   return state
 
