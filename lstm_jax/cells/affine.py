@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.precision import (
   accumulation_dtype,
   cast_like,
@@ -134,7 +135,6 @@ def _token_gradient(x: jax.Array, w: jax.Array, da: jax.Array) -> jax.Array:
   return zeros.at[x].add(upcast(da))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def linear(
   x: jax.Array,
   w: jax.Array,
@@ -149,11 +149,16 @@ def linear(
     b: as in `affine`.
     compute_dtype: the dtype of the products' operands; None for that of w.
   """
+  return _linear(*vary_alike((x, w, b)), compute_dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _linear(x, w, b, compute_dtype):
   return affine(x, cast_matrices(w, compute_dtype), b)
 
 
 def _linear_forward(x, w, b, compute_dtype):
-  return linear(x, w, b, compute_dtype), (x, w, b)
+  return _linear(x, w, b, compute_dtype), (x, w, b)
 
 
 def _linear_backward(compute_dtype, residuals, da):
@@ -162,4 +167,4 @@ def _linear_backward(compute_dtype, residuals, da):
   return cast_like((dx, dw, db), (None if dx is None else x, w, b))
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+_linear.defvjp(_linear_forward, _linear_backward)

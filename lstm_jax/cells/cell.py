@@ -17,12 +17,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
+from lstm_jax.cells.checks import check_inputs, check_params
+from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
 
-Params = Any  # a NamedTuple with at least w_x [D, G·H] and w_h [H, G·H]
+Params = Any  # a NamedTuple with at least w_x [D, K], the input weights
 State = Any  # a NamedTuple with at least h [..., H], the output
 Residuals = Any  # a tuple of arrays [..., K]
 ParamsT = TypeVar("ParamsT")  # params type of one cell
@@ -40,6 +43,9 @@ class Cell(Protocol[ParamsT, StateT]):
   `lstm`, `gru` and `rnn` are the reference; their docstrings hold the
   equations. All functions are batched over the leading axes of their arrays;
   `project` and `parameter_gradients` over a time axis as well.
+
+  A cell whose `project` reads x through x W_x alone, and takes integer tokens
+  for one-hot rows, says so by an attribute `takes_tokens = True`.
   """
 
   def __hash__(self) -> int:
@@ -126,6 +132,7 @@ def one_step(
     params: ParamsT, state: StateT, x: jax.Array, *extras: Any
   ) -> tuple[StateT, StepResiduals]:
     """Return the state after one step, and what its backward needs."""
+    check_params(project, params)
     check_inputs("x", initial_state, params, state, x)
     ax = project(params, x)
     after, gates, residuals = recur(params, state, ax, *extras)
@@ -166,51 +173,19 @@ def one_step(
       The state after, with the shapes and dtypes of the one before.
 
     Raises:
-      ValueError: the state and x do not fit the weights or each other.
+      ValueError: params are of another cell, or the state and x do not fit the
+        weights or each other.
       TypeError: `step` is differentiated in forward mode (`jax.jvp`).
     """
+    x = jnp.asarray(x)
+    params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = reverse_only((params, state, x), NO_FORWARD_MODE)
-    return explicit(*inputs, *extras)
+    sharding = leading_sharding(x, 0, x.ndim - (not is_token(x)))
+    return auto_sharded(explicit, sharding)(*inputs, *extras)
 
   return forward, backward, step
 
 
-def check_inputs(
-  name: str,
-  initial_state: Callable[..., Any],
-  params: Params,
-  state: State,
-  x: jax.Array,
-  leading: tuple[int, ...] = (),
-) -> None:
-  """Raise ValueError unless the state and x fit the weights and each other.
-
-  Args:
-    name: what the message calls x.
-    initial_state: that of the cell.
-    params: the weights.
-    state: must have the type of the initial state, and its shapes for the
-      batch axes B of state.h.
-    x: must be floats [*leading, *B, D] or integer tokens [*leading, *B].
-    leading: the axes of x that the state does not have: (T,), or none.
-  """
-  batch = state.h.shape[:-1] if hasattr(state, "h") else ()
-  initial = jax.eval_shape(lambda: initial_state(params, batch))
-  if type(state) is not type(initial):
-    expected_type, found = type(initial).__name__, type(state).__name__
-    raise ValueError(f"state must be a {expected_type}, got {found}")
-  for field, leaf, like in zip(state._fields, state, initial, strict=True):
-    if leaf.shape != like.shape:
-      shape = _axes(like.shape)
-      raise ValueError(f"state.{field} must be {shape}, got {leaf.shape}")
-  size = params.w_x.shape[0]
-  if is_token(x):
-    kind, expected = "integer tokens", (*leading, *batch)
-  else:
-    kind, expected = "inputs", (*leading, *batch, size)
-  if x.shape != expected:
-    raise ValueError(f"{name} must be {kind} {_axes(expected)}, got {x.shape}")
-
-
-def _axes(shape: tuple[int, ...]) -> str:
-  return f"[{', '.join(map(str, shape))}]"
+def output_size(cell: Cell, params: Params) -> int:
+  """Return H, the size of the cell's output."""
+  return jax.eval_shape(lambda: cell.initial_state(params, ())).h.shape[-1]

@@ -63,6 +63,9 @@ class CoupledLSTMParams(NamedTuple):
   b: jax.Array  # [3H]
 
 
+takes_tokens = True  # project reads x through x W_x alone
+
+
 def project(params: CoupledLSTMParams, x: jax.Array) -> jax.Array:
   """Return x W_x, [..., 3H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)

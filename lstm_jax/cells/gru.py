@@ -80,6 +80,9 @@ class GRUResiduals(NamedTuple):
   z: jax.Array  # [..., H], ∂h'/∂h, not through h W_h
 
 
+takes_tokens = True  # project reads x through x W_x alone
+
+
 def project(params: GRUParams, x: jax.Array) -> jax.Array:
   """Return x W_x, [..., 3H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)

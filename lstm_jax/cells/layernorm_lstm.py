@@ -80,6 +80,9 @@ class LayerNormLSTMResiduals(NamedTuple):
   c_scale: jax.Array  # [..., 1], 1 / √(var + ε) of c'
 
 
+takes_tokens = True  # project reads x through x W_x alone
+
+
 def project(params: LayerNormLSTMParams, x: jax.Array) -> jax.Array:
   """Return γₓ ⊙ N(x W_x), [..., 4H]: the input's part of a."""
   normal, _ = _normalised_input(params, x)

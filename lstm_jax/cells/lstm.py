@@ -83,6 +83,9 @@ class LSTMResiduals(NamedTuple):
   c: jax.Array  # [..., H], before the step
 
 
+takes_tokens = True  # project reads x through x W_x alone
+
+
 def project(params: LSTMParams, x: jax.Array) -> jax.Array:
   """Return x W_x, [..., 4H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)

@@ -71,6 +71,9 @@ class PeepholeLSTMResiduals(NamedTuple):
   c_next: jax.Array  # [..., H], after it
 
 
+takes_tokens = True  # project reads x through x W_x alone
+
+
 def project(params: PeepholeLSTMParams, x: jax.Array) -> jax.Array:
   """Return x W_x, [..., 4H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)

@@ -75,6 +75,9 @@ class ProjectedLSTMResiduals(NamedTuple):
   m: jax.Array  # [..., H], the output before its projection
 
 
+takes_tokens = True  # project reads x through x W_x alone
+
+
 def project(params: ProjectedLSTMParams, x: jax.Array) -> jax.Array:
   """Return x W_x, [..., 4H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)

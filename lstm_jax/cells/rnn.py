@@ -55,6 +55,9 @@ class RNNState(NamedTuple):
   h: jax.Array  # [..., H]
 
 
+takes_tokens = True  # project reads x through x W_x alone
+
+
 def project(params: RNNParams, x: jax.Array) -> jax.Array:
   """Return x W_x, [..., H]: the input's part of the pre-activations."""
   return select_or_multiply(x, params.w_x)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.precision import upcast
 
 
@@ -58,7 +59,6 @@ def backward(
   return dlogits.astype(logits.dtype), None
 
 
-@jax.custom_vjp
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Return −log softmax(logits)[target], in nats, with the gradient above.
 
@@ -72,7 +72,12 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   Raises:
     ValueError: the shape of targets is not logits.shape[:-1].
   """
+  return _cross_entropy(*vary_alike((logits, targets)))
+
+
+@jax.custom_vjp
+def _cross_entropy(logits, targets):
   return forward(logits, targets)[0]
 
 
-cross_entropy.defvjp(forward, backward)
+_cross_entropy.defvjp(forward, backward)

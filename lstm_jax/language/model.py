@@ -8,7 +8,8 @@ With a small vocabulary, eₜ is never computed. The input product eₜ W_x of t
 lowest layer is row xₜ of the table E W_x, [V, G·H], which is computed once for
 all time steps; the largest product of a one-layer model becomes a gather. With
 a large vocabulary, such as one of words, the table would have more rows than
-the batch has tokens. Then the rows of E are gathered and multiplied by W_x.
+the batch has tokens. Then the rows of E are gathered and multiplied by W_x, as
+they are for a cell that does not take tokens (`takes_tokens` of a `Cell`).
 
 With tied=True the readout weights are the embedding, W = Eᵀ (Press and Wolf
 2017, Using the output embedding to improve language models). It has the initial
@@ -116,6 +117,7 @@ def _language_model(
 ) -> LanguageModel:
   explicit = not isinstance(adjoint, Autodiff)
   compute_dtype = config.compute_dtype
+  takes_tokens = getattr(config.cell, "takes_tokens", False)
 
   def dense(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
     if explicit:
@@ -145,7 +147,9 @@ def _language_model(
   ) -> tuple[tuple[State, ...], jax.Array]:
     """Return (state, hs): the top layer's outputs, [T, ..., H]."""
     embedding, (lowest, *others) = params.embedding, params.layers
-    if len(embedding) <= max(tokens.size // groups, TABLE_ROWS):
+    if takes_tokens and len(embedding) <= max(
+      tokens.size // groups, TABLE_ROWS
+    ):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
       lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))

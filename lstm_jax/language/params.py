@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import lstm
-from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.cell import Cell, Params, output_size
 from lstm_jax.language.options import check_options, option
 from lstm_jax.sequence.stack import init_stack
 
@@ -91,7 +91,7 @@ def init_params(
   layers: tuple[Params, ...] = init_stack(
     config.cell, key_layers, size, sizes, dtype=dtype
   )
-  hidden = layers[-1].w_h.shape[0]
+  hidden = output_size(config.cell, layers[-1])
   if config.tied and size != hidden:
     raise ValueError(
       "for a tied readout, embedding_size must equal the size of the top "

@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.affine import affine, affine_backward
+from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
 from lstm_jax.language import loss as losses
 
 MAX_LOGITS = 2**22  # in a chunk: 16 MiB of float32
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def linear_cross_entropy(
   hs: jax.Array,
   w: jax.Array,
@@ -49,7 +49,12 @@ def linear_cross_entropy(
   Raises:
     ValueError: the shape of targets is not hs.shape[:-1].
   """
+  arrays = vary_alike((hs, w, b, targets))
+  return _linear_cross_entropy(*arrays, compute_dtype)
 
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _linear_cross_entropy(hs, w, b, targets, compute_dtype):
   def body(total, chunk):
     h, target = chunk
     nats, _ = losses.forward(
@@ -58,7 +63,7 @@ def linear_cross_entropy(
     return total + nats.sum(), None
 
   chunks = _chunks(hs, targets, w.shape[1])
-  total, _ = lax.scan(body, jnp.zeros((), upcast(b).dtype), chunks)
+  total, _ = lax.scan(body, jnp.zeros_like(upcast(b[0])), chunks)
   return total / targets.size
 
 
@@ -75,7 +80,7 @@ def _forward(hs, w, b, targets, compute_dtype):
     carry = total + nats.sum(), dw + dw_chunk, db + db_chunk
     return carry, dh
 
-  zeros = upcast((jnp.zeros((), b.dtype), jnp.zeros_like(w), jnp.zeros_like(b)))
+  zeros = jax.tree.map(jnp.zeros_like, upcast((b[0], w, b)))
   chunks = _chunks(hs, targets, w.shape[1])
   (total, dw, db), dhs = lax.scan(body, zeros, chunks)
   dhs = dhs.reshape(hs.shape)
@@ -91,7 +96,7 @@ def _backward(compute_dtype, gradient, dloss):
   return *cast_like(scaled, gradient), None
 
 
-linear_cross_entropy.defvjp(_forward, _backward)
+_linear_cross_entropy.defvjp(_forward, _backward)
 
 
 def grouped_linear_cross_entropy(

@@ -130,7 +130,7 @@ class Regularizers:
 
   def _zoneout_rates(self, state: State) -> State:
     rates = {"h": self.zoneout_h, "c": self.zoneout_c}
-    return type(state)(*(rates[field] for field in state._fields))
+    return type(state)(*(rates.get(field, 0.0) for field in state._fields))
 
   def drop_outputs(self, key: jax.Array, hs: jax.Array) -> jax.Array:
     """Apply output_dropout to the top layer's outputs, [T, ..., H]."""

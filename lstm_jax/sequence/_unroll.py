@@ -14,12 +14,14 @@ is then that of the plain cell.
   ((7, 2, 5), True)
 """
 
+from functools import partial
 from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import Cell, ParamsT, StateT
+from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.sequence import wrappers
 from lstm_jax.sequence.adjoint import (
@@ -127,9 +129,9 @@ def unroll(
     (state, hs): the state after the last step, and the outputs [T, ..., H].
 
   Raises:
-    ValueError: xs is empty; xs, the state and the weights do not fit each
-      other; mask, lengths, reset, zoneout or state_dropout do not fit xs; or
-      adjoint is not one of the three.
+    ValueError: xs is empty; params are of another cell; xs, the state and the
+      weights do not fit each other; mask, lengths, reset, zoneout or
+      state_dropout do not fit xs; or adjoint is not one of the three.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)
@@ -160,11 +162,16 @@ def unroll(
     wrapped = wrappers.masked(wrapped)
     extras = mask, *extras
     xs = zero_masked(mask, xs)  # since 0 · NaN is NaN
-  inputs = params, initial, xs
+  *inputs, extras = vary_alike((params, initial, xs, extras))
   if not isinstance(adjoint, Autodiff):
     inputs = reverse_only(inputs, NO_FORWARD_MODE)
   options = ScanOptions(compute_dtype, reverse)
-  last, hs = _scan(wrapped, options, adjoint, *inputs, extras)
+  scan = partial(_scan, wrapped, options, adjoint)
+  shardings = (
+    leading_sharding(xs, 1, len(step_shape)),
+    leading_sharding(xs, 0, len(step_shape)),
+  )
+  last, hs = auto_sharded(scan, shardings)(*inputs, extras)
   hs = hs if mask is None else zero_masked(mask, hs)
   return last, hs if time_major else jnp.swapaxes(hs, 0, 1)
 

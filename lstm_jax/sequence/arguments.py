@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import Cell, Params, State, check_inputs
+from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.checks import axis_order, check_inputs, check_params
 
 
 def exchange_axes(*arrays: Any) -> Any:
@@ -20,10 +21,16 @@ def check_sequence(
   """Return the state, zero if it is None, after a check of all shapes.
 
   Raises:
-    ValueError: xs has no time step, or the shapes do not fit each other.
+    ValueError: xs has no time step, or holds tokens that the cell does not
+      take; params are of another cell; or the shapes do not fit each other.
   """
   if xs.ndim == 0 or xs.shape[0] == 0:
     raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
+  check_params(cell.project, params)
+  if is_token(xs) and not getattr(cell, "takes_tokens", False):
+    raise ValueError(
+      f"xs must be floats, as this cell has no takes_tokens, got {xs.dtype}"
+    )
   if state is None:
     batch_shape = xs.shape[1:] if is_token(xs) else xs.shape[1:-1]
     state = cell.initial_state(params, batch_shape)
@@ -54,6 +61,7 @@ def combined_mask(
     raise ValueError(
       f"lengths must be integers {list(step_shape[1:])}, "
       f"got {lengths.dtype} {lengths.shape}"
+      + axis_order(lengths.shape == step_shape[:1])
     )
   steps = jnp.arange(step_shape[0], dtype=lengths.dtype)
   steps = steps.reshape(-1, *(1 for _ in step_shape[1:]))
@@ -70,6 +78,7 @@ def bool_array(
     raise ValueError(
       f"{name} must be bool {list(step_shape)}, "
       f"got {values.dtype} {values.shape}"
+      + axis_order(values.shape == step_shape[1::-1])
     )
   return values
 

@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.cells.cell import Cell, Params, State, check_inputs
+from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.checks import check_inputs, check_params
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.scan import ScanOptions, forward
 
@@ -82,6 +83,7 @@ def _check(
 ) -> None:
   if xs.ndim == 0 or xs.shape[0] == 0:
     raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
+  check_params(cell.project, params)
   check_inputs("xs", cell.initial_state, params, state, xs, xs.shape[:1])
   if type(d_last) is not type(state):
     wanted, found = type(state).__name__, type(d_last).__name__

@@ -57,7 +57,18 @@ def factors(
 
 
 def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
-  """Return a cell's params with elements of w_h dropped."""
+  """Return a cell's params with elements of the matrix w_h dropped.
+
+  Raises:
+    ValueError: the cell has no matrix w_h, and the rate is not 0.
+  """
+  if not _drops(rate):
+    return params
+  if getattr(params, "w_h", jnp.zeros(())).ndim < 2:
+    raise ValueError(
+      "drop_connect needs a cell with a matrix w_h, got "
+      + type(params).__name__
+    )
   return params._replace(w_h=dropout(key, params.w_h, rate))
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.cell import Cell, Params, State, output_size
 from lstm_jax.sequence import regularize
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
 from lstm_jax.sequence.arguments import exchange_axes
@@ -149,7 +149,7 @@ def init_stack(
     keys = jax.random.split(layer_key) if bidirectional else layer_key[None]
     params = [layer_cell.init(k, input_size, size, dtype) for k in keys]
     layers.append(Directions(*params) if bidirectional else params[0])
-    input_size = sum(weights.w_h.shape[0] for weights in params)
+    input_size = sum(output_size(layer_cell, weights) for weights in params)
   return tuple(layers)
 
 

@@ -50,6 +50,7 @@ class Wrapped(NamedTuple):
   forward: Callable
   backward: Callable
   step: Callable
+  takes_tokens: bool
   saves_input_h: bool  # whether `saving_input_h` is among its wrappers
 
 
@@ -201,8 +202,14 @@ def _wrapped(
   gradients = parameter_gradients or cell.parameter_gradients
   parts = cell.project, recur, recur_backward, gradients
   steps = one_step(cell.initial_state, *parts)
-  saves = getattr(cell, "saves_input_h", False)
-  return Wrapped(cell.init, cell.initial_state, *parts, *steps, saves)
+  return Wrapped(
+    cell.init,
+    cell.initial_state,
+    *parts,
+    *steps,
+    takes_tokens=getattr(cell, "takes_tokens", False),
+    saves_input_h=getattr(cell, "saves_input_h", False),
+  )
 
 
 def _select(condition: jax.Array, yes: Any, no: Any) -> Any:

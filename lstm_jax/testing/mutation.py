@@ -78,7 +78,17 @@ def plant(module: ModuleType, term: str, factor: float = 1.01) -> ModuleType:
       return value
     return jax.tree.map(lambda x: (factor * x).astype(x.dtype), value)
 
+  # The copy shares the module's types, so that it takes the same params.
+  types = {
+    name for name, value in vars(module).items() if inspect.isclass(value)
+  }
+  tree.body = [
+    node
+    for node in tree.body
+    if not (isinstance(node, ast.ClassDef) and node.name in types)
+  ]
   planted = ModuleType(module.__name__, module.__doc__)
+  planted.__dict__.update({name: getattr(module, name) for name in types})
   planted.__dict__["__scale__"] = scale
   code = compile(ast.fix_missing_locations(tree), f"<{term} planted>", "exec")
   exec(code, planted.__dict__)

@@ -144,10 +144,13 @@ def _params_shardings(mesh: Mesh, params: LanguageParams) -> LanguageParams:
 
   def layer_shardings(index: int, layer: Any) -> Any:
     shardings = jax.tree.map(lambda _: replicated, layer)
-    shardings = shardings._replace(w_h=split(layer.w_h, 0))
-    if index == 0:
-      return shardings
-    return shardings._replace(w_x=split(layer.w_x, 0))
+    names = {"w_h"} if index == 0 else {"w_h", "w_x"}
+    matrices = {
+      name: split(leaf, 0)
+      for name, leaf in zip(layer._fields, layer, strict=True)
+      if name in names and leaf.ndim == 2
+    }
+    return shardings._replace(**matrices)
 
   embedding = split(params.embedding, 1) if tied else replicated
   readout = None if tied else split(params.readout, 0)

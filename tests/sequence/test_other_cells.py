@@ -36,6 +36,7 @@ class CellOfFunctions(NamedTuple):
   forward: object
   backward: object
   step: object
+  takes_tokens: bool = True
 
 
 def module_outside(cell):

@@ -1,0 +1,64 @@
+"""Hand-derived gradients for arrays on a mesh of devices.
+
+JAX has two ways to write down in the type of an array how it lies on a mesh,
+and a custom VJP must return cotangents of the types of its primals.
+
+Under `jax.shard_map`, the type says over which mesh axes the value varies: a
+share of the batch varies over `data`, replicated weights over none. The
+gradient of the weights, computed from one share of the batch, varies as the
+batch does, and only its sum over the devices is replicated again. `vary_alike`
+casts the weights to varying before the rule: then the cotangents have the right
+types, and the transpose of the cast is that sum, taken once for the whole
+sequence.
+
+On a mesh with explicit axes, the type holds the sharding of every axis, and an
+operation whose result could lie in two ways must say which. `auto_sharded`
+leaves all operations inside a function to the compiler's partitioner, as on a
+mesh with automatic axes, and states only how the results lie.
+
+Where there is no mesh, neither changes anything.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+Tree = TypeVar("Tree")
+
+
+def vary_alike(tree: Tree) -> Tree:
+  """Return a tree whose arrays all vary over the axes that any varies over."""
+  leaves = jax.tree.leaves(tree)
+  axes = frozenset().union(*(jax.typeof(x).mat.varying for x in leaves))
+
+  def cast(x):
+    missing = tuple(sorted(axes - jax.typeof(x).mat.varying))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+  return jax.tree.map(cast, tree) if axes else tree
+
+
+def leading_sharding(x: jax.Array, start: int, stop: int) -> NamedSharding:
+  """Return the sharding of arrays whose first axes are the axes of x between.
+
+  Their further axes are replicated.
+  """
+  sharding = jax.typeof(x).sharding
+  spec = PartitionSpec(*sharding.spec[start:stop])
+  return NamedSharding(sharding.mesh, spec)
+
+
+def auto_sharded(f: Callable, out_sharding: Any) -> Callable:
+  """Return f, computed with automatic axes on a mesh that has explicit ones.
+
+  Args:
+    f: a function of trees of arrays.
+    out_sharding: the sharding of its results, each for a tree of arrays.
+  """
+  axes = jax.tree.leaves(out_sharding)[0].mesh.explicit_axes
+  if not axes:
+    return f
+  return jax.sharding.auto_axes(f, axes=axes, out_sharding=out_sharding)

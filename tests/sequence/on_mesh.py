@@ -1,0 +1,148 @@
+"""What tests/sequence/test_mesh.py starts in a process of its own.
+
+  python -m tests.sequence.on_mesh OUT CELL ...
+
+Compares gradients on a mesh of two simulated devices, over which the batch is
+divided, with those of one device. What it finds goes to the file OUT.
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
+from lstm_jax.language import ModelConfig, cross_entropy, language_model
+from lstm_jax.training import find_collectives
+from tests.contract import TABLE
+from tests.draws import normal_like, worst
+
+T, B, D, H = 5, 4, 3, 6
+ROWS = PartitionSpec(None, "data")
+REPLICATED = PartitionSpec()
+ADJOINTS = (
+  Explicit(),
+  Explicit("recompute"),
+  Explicit(chunk=2),
+  Step(),
+  Autodiff(),
+)
+
+
+def adjoints(cell):
+  """Return all adjoints for the LSTM, and two for every other cell."""
+  return ADJOINTS if cell is lstm else (Explicit(), Step())
+
+
+def draw(cell, key):
+  """Return params, and a batch: floats, tokens, lengths, resets, weights."""
+  keys = jax.random.split(key, 4)
+  params = normal_like(key, cell.init(key, D, H, jnp.float64))
+  xs = jax.random.normal(keys[0], (T, B, D), jnp.float64)
+  tokens = jax.random.randint(keys[1], (T, B), 0, D)
+  lengths = jnp.array([[5, 0, 3, 4]])
+  reset = jax.random.bernoulli(keys[2], 0.3, (T, B))
+  cotangents = jax.random.normal(keys[3], (T, B, H), jnp.float64)
+  return params, (xs, tokens, lengths, reset, cotangents)
+
+
+def sequence_loss(cell, adjoint):
+  """Return a loss of an unroll of floats, one of tokens, and one step."""
+
+  def loss(params, batch):
+    xs, tokens, lengths, reset, cotangents = batch
+    last, hs = unroll(
+      cell,
+      params,
+      None,
+      xs,
+      lengths=lengths[0],
+      reset=reset,
+      adjoint=adjoint,
+    )
+    _, others = unroll(cell, params, last, tokens, adjoint=adjoint)
+    return jnp.sum(cotangents * (hs + others)) + sum(
+      jnp.sum(leaf**2) for leaf in cell.step(params, last, xs[0])
+    )
+
+  return loss
+
+
+def model_loss(cell):
+  """Return a language model's weights, and its loss: a sum over the batch."""
+  config = ModelConfig(cell, embedding_size=D, hidden_size=H, dtype=jnp.float64)
+  model = language_model(config, D)
+  params = model.init(jax.random.key(3))
+
+  def loss(params, batch):
+    _, tokens, *_ = batch
+    state = model.initial_state((tokens.shape[1],))
+    nats, state = model.loss(params, state, tokens, tokens[::-1])
+    _, logits = model.apply(params, state, tokens)
+    total = nats * tokens.size
+    return total + cross_entropy(logits, tokens).sum()
+
+  return params, loss
+
+
+def under_shard_map(loss, params, batch, mesh):
+  def total(params, batch):
+    return jax.lax.psum(loss(params, batch), "data")
+
+  mapped = jax.shard_map(
+    total, mesh=mesh, in_specs=(REPLICATED, ROWS), out_specs=REPLICATED
+  )
+  return jax.jit(jax.grad(mapped, (0, 1), allow_int=True))(params, batch)
+
+
+def floats(tree):
+  return [x for x in jax.tree.leaves(tree) if x.dtype == jnp.float64]
+
+
+def gradient(loss, params, batch):
+  return jax.jit(jax.grad(loss, (0, 1), allow_int=True))(params, batch)
+
+
+def compare(cell, found):
+  automatic, explicit = (
+    jax.make_mesh((2,), ("data",), axis_types=(kind,))
+    for kind in (AxisType.Auto, AxisType.Explicit)
+  )
+  params, batch = draw(cell, jax.random.key(0))
+  placed = jax.device_put(batch, NamedSharding(explicit, ROWS))
+  one = floats(gradient(sequence_loss(cell, Autodiff()), params, batch))
+  for adjoint in adjoints(cell):
+    loss = sequence_loss(cell, adjoint)
+    mapped = floats(under_shard_map(loss, params, batch, automatic))
+    found[f"shard_map, {adjoint}"] = worst(mapped, one)
+    on_explicit = floats(gradient(loss, params, placed))
+    found[f"explicit axes, {adjoint}"] = worst(on_explicit, one)
+  weights, loss = model_loss(cell)
+  mapped = floats(under_shard_map(loss, weights, batch, automatic))
+  one = floats(gradient(loss, weights, batch))
+  found["shard_map, language model"] = worst(mapped, one)
+  last, hs = jax.jit(lambda params, xs: unroll(cell, params, None, xs))(
+    params, placed[0]
+  )
+  specs = jax.typeof(last.h).sharding.spec, jax.typeof(hs).sharding.spec
+  compiled = jax.jit(jax.grad(sequence_loss(cell, Explicit())))
+  text = compiled.lower(params, placed).compile().as_text()
+  looped = sum(inside for _, _, inside in find_collectives(text))
+  return {"specs": list(map(str, specs)), "collectives in loops": looped}
+
+
+def main():
+  out, *names = sys.argv[1:]
+  jax.config.update("jax_enable_x64", True)
+  result = {}
+  for name in names:
+    errors = {}
+    result[name] = compare(TABLE[name].cell, errors) | {"errors": errors}
+  with open(out, "w") as file:
+    json.dump(result, file)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,115 @@
+"""The cell of docs/own-cell.md, in a file of its own, as a user has it."""
+
+import importlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import (
+  Autodiff,
+  Explicit,
+  Step,
+  gru,
+  init_stack,
+  unroll,
+  unroll_both,
+  unroll_stack,
+)
+from lstm_jax.language import ModelConfig, Regularizers, language_model
+from lstm_jax.sequence import Directions, regularize
+from lstm_jax.testing import plant, terms
+from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.test_docs import DOCS, code_blocks, run
+
+FILE, *BLOCKS = code_blocks((DOCS / "own-cell.md").read_text("utf-8"))
+V = 7
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("own")
+  (directory / "diagonal_lstm.py").write_text(FILE, encoding="utf-8")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(directory)
+    yield importlib.import_module("diagonal_lstm")
+
+
+def gradient(f, key, args):
+  return jax.jit(jax.grad(weighed(f, key), (0, 1, 2)))(*args)
+
+
+@pytest.mark.exhaustive
+def test_the_code_of_the_page_runs(cell):
+  names = {}
+  for code in BLOCKS:
+    run(code, names)
+  assert names["loss"] > 0
+
+
+def test_it_has_the_gradient_of_autodiff_and_no_planted_error_passes(cell, key):
+  args = arguments(cell, key)
+  twin = gradient(partial(unroll, cell, adjoint=Autodiff()), key, args)
+  for adjoint in (Explicit(), Explicit("recompute"), Step()):
+    found = gradient(partial(unroll, cell, adjoint=adjoint), key, args)
+    assert worst(found, twin) < 1e-12
+  planted = terms(cell)
+  assert {"da_i", "da_f", "da_g", "da_o", "dc_sum", "dw_x", "du"} <= {*planted}
+  for term in planted:
+    found = gradient(partial(unroll, plant(cell, term)), key, args)
+    assert worst(found, twin) > 1e-6, term
+
+
+def test_it_runs_with_options_in_stacks_and_in_both_directions(cell, key):
+  xs = arguments(cell, key)[2]
+  cells = cell, gru
+  params = init_stack(cells, key, D, H, dtype=jnp.float64)
+  reset = jnp.arange(T * B).reshape(T, B) % 4 == 0
+  options = {"lengths": jnp.array([T, 0, 2]), "reset": reset}
+
+  def both(adjoint):
+    def f(params, xs):
+      states, hs = unroll_stack(
+        cells, params, None, xs, adjoint=adjoint, **options
+      )
+      directions = Directions(params[0], params[0])
+      last, other = unroll_both(
+        cell, directions, None, xs, adjoint=adjoint, **options
+      )
+      return states, hs, last, other
+
+    return jax.jit(jax.grad(weighed(f, key), (0, 1)))(params, xs)
+
+  assert worst(both(Explicit()), both(Autodiff())) < 1e-12
+
+
+def test_a_language_model_trains_on_it(cell, key):
+  config = ModelConfig(cell, embedding_size=D, hidden_size=H, dtype=jnp.float64)
+  noise = Regularizers(zoneout_h=0.1, zoneout_c=0.2, output_dropout=0.3)
+  tokens = jax.random.randint(key, (T, B), 0, V)
+
+  def gradient(adjoint):
+    model = language_model(config, V, regularizers=noise, adjoint=adjoint)
+    params, state = model.init(key), model.initial_state((B,))
+
+    def loss(params):
+      return model.training_loss(params, state, tokens, tokens, key)[0]
+
+    return jax.jit(jax.grad(loss))(params)
+
+  assert worst(gradient(Explicit()), gradient(Autodiff())) < 1e-12
+
+
+def test_what_needs_w_h_or_tokens_says_so(cell, key):
+  params, _, xs = arguments(cell, key)
+  message = "xs must be floats, as this cell has no takes_tokens, got int"
+  with pytest.raises(ValueError, match=message):
+    unroll(cell, params, None, jnp.zeros((T, B), int))
+  message = "drop_connect needs a cell with a matrix w_h, got DiagonalLSTMPara"
+  with pytest.raises(ValueError, match=message):
+    regularize.drop_connect(key, params, 0.5)
+  assert regularize.drop_connect(key, params, 0.0) is params
+  message = "params must be DiagonalLSTMParams, got GRUParams"
+  with pytest.raises(ValueError, match=message):
+    unroll(cell, gru.init(key, D, H), None, xs)
