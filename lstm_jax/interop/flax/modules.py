@@ -3,19 +3,28 @@
 `LinenRNN` is used in place of flax.linen's RNN, and `NNXRNN` of flax.nnx's:
 
   model = LinenRNN(linen.OptimizedLSTMCell(128))  # was linen.RNN(...)
-The cell is Flax's own, with the names, shapes and initial values of its
-weights, so that checkpoints can be restored. Only the loop over time is
-replaced by `unroll`, with its hand-derived gradient.
-Supported cells are LSTMCell, OptimizedLSTMCell, GRUCell and SimpleCell, with
-sigmoid gates and tanh.
 
-There are two differences, both where `seq_lengths` is given. Padded outputs are
-0 here, where Flax applies the cell to the padding. The final carry of a
-sequence of length 0 is its initial carry, where Flax returns the carry after
-all the padding.
+The cell is Flax's own, with the names, shapes and initial values of its
+weights, so that checkpoints can be restored. `unroll`, with its hand-derived
+gradient, replaces the loop over time where all of this holds:
+
+- the cell is an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, not of a
+  subclass, with Flax's sigmoid and tanh, and without a residual connection; the
+  layers of an nnx cell are plain Linear layers;
+- the options of Flax's scan have their defaults, and no method is intercepted;
+- weights and carry are all float32 or all float64, and so is the dtype that the
+  cell computes in; inputs may be narrower, or integers;
+- there is at least one time step.
+
+Anything else runs in Flax's own RNN, unchanged. Where `unroll` is used, three
+things differ. Given `seq_lengths`, padded outputs are 0, where Flax applies the
+cell to the padding; and the final carry of a sequence of length 0 is its
+initial carry, where Flax returns the carry after all the padding. Forward mode
+(`jax.jvp`, `jax.jacfwd`) raises a TypeError.
 """
 
-from typing import Any
+import inspect
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +33,31 @@ from flax.linen.recurrent import flip_sequences
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.reverse_only import reverse_only
+from lstm_jax.interop.flax.explicit import explicit_cell, fits, is_plain_scan
 from lstm_jax.interop.flax.weights import from_linen, from_nnx
 from lstm_jax.sequence._unroll import unroll
+
+# Not `super().__call__`, with which Flax would record two calls of the module.
+LINEN_CALL = inspect.unwrap(linen.RNN.__call__)
+NO_FORWARD_MODE = (
+  "LinenRNN and NNXRNN have no forward mode (jvp, linearize, jacfwd): use "
+  "flax.linen.RNN or flax.nnx.RNN"
+)
+
+
+class Options(NamedTuple):
+  """The arguments of a call whose default the module itself holds."""
+
+  return_carry: bool
+  time_major: bool
+  reverse: bool
+  keep_order: bool
 
 
 class LinenRNN(linen.RNN):
   """`flax.linen.RNN`, with the same arguments, on `unroll`."""
 
-  @linen.compact
   def __call__(
     self,
     inputs: jax.Array,
@@ -45,18 +71,28 @@ class LinenRNN(linen.RNN):
     keep_order: bool | None = None,
   ) -> Any:
     """Return outputs, or (final carry, outputs), as `flax.linen.RNN` does."""
-    _check_supported(self.cell)
-    batch_first = not _default(time_major, self.time_major)
-    xs = jnp.moveaxis(inputs, -2, 0) if batch_first else inputs
-    carry = initial_carry
-    if carry is None:
-      key = jax.random.key(0) if init_key is None else init_key
-      carry = self.cell.initialize_carry(key, xs.shape[1:])
-    if self.is_initializing():
-      self.cell(carry, xs[0])  # creates the weights
-    cell, params = from_linen(self.cell.variables["params"])
-    options = return_carry, time_major, reverse, keep_order
-    return _run(self, cell, params, carry, xs, seq_lengths, *options)
+    options = _options(self, return_carry, time_major, reverse, keep_order)
+    flax_cell: Any = self.cell
+    cell = explicit_cell(flax_cell) if is_plain_scan(self) else None
+    xs = None if cell is None else _time_first(inputs, options)
+    if cell is not None and xs is not None:
+      carry = initial_carry
+      if carry is None:
+        key = jax.random.key(0) if init_key is None else init_key
+        carry = flax_cell.initialize_carry(key, xs.shape[1:])
+      if "params" not in flax_cell.variables:
+        flax_cell(carry, xs[0])  # creates the weights
+      _, params = from_linen(flax_cell.variables["params"])
+      if fits(cell, params, carry, xs, flax_cell.dtype):
+        return _run(cell, params, carry, xs, seq_lengths, options)
+    return LINEN_CALL(
+      self,
+      inputs,
+      initial_carry=initial_carry,
+      init_key=init_key,
+      seq_lengths=seq_lengths,
+      **options._asdict(),
+    )
 
 
 class NNXRNN(nnx.RNN):
@@ -75,70 +111,68 @@ class NNXRNN(nnx.RNN):
     rngs: Any = None,
   ) -> Any:
     """Return outputs, or (final carry, outputs), as `flax.nnx.RNN` does."""
-    _check_supported(self.cell)
-    batch_first = not _default(time_major, self.time_major)
-    xs = jnp.moveaxis(inputs, -2, 0) if batch_first else inputs
-    carry = initial_carry
-    if carry is None:
+    options = _options(self, return_carry, time_major, reverse, keep_order)
+    flax_cell: Any = self.cell
+    cell = explicit_cell(flax_cell) if is_plain_scan(self) else None
+    xs = None if cell is None else _time_first(inputs, options)
+    if cell is not None and xs is not None:
       rngs = self.rngs if rngs is None else rngs
-      carry = self.cell.initialize_carry(xs.shape[1:], rngs)
-    cell, params = from_nnx(self.cell)
-    options = return_carry, time_major, reverse, keep_order
-    return _run(self, cell, params, carry, xs, seq_lengths, *options)
+      if isinstance(rngs, nnx.Rngs):
+        rngs = rngs.carry.fork()  # also with an initial carry, as Flax does
+      if initial_carry is None:
+        initial_carry = flax_cell.initialize_carry(xs.shape[1:], rngs)
+      _, params = from_nnx(flax_cell)
+      if fits(cell, params, initial_carry, xs, flax_cell.dtype):
+        return _run(cell, params, initial_carry, xs, seq_lengths, options)
+    return super().__call__(
+      inputs,
+      initial_carry=initial_carry,
+      seq_lengths=seq_lengths,
+      rngs=rngs,
+      **options._asdict(),
+    )
+
+
+def _options(module: Any, *values: bool | None) -> Options:
+  """Return the options of a call: the module's own where a value is None."""
+  own = (getattr(module, field) for field in Options._fields)
+  pairs = zip(values, own, strict=True)
+  return Options(*(b if a is None else a for a, b in pairs))
+
+
+def _time_first(inputs: Any, options: Options) -> jax.Array | None:
+  """Return inputs as [T, ..., D]; None unless T ≥ 1."""
+  xs = jnp.asarray(inputs)
+  if xs.ndim < 2:
+    return None
+  xs = xs if options.time_major else jnp.moveaxis(xs, -2, 0)
+  return xs if len(xs) else None
 
 
 def _run(
-  module: Any,
   cell: Cell,
   params: Params,
   carry: Any,
   xs: jax.Array,
   lengths: jax.Array | None,
-  return_carry: bool | None,
-  time_major: bool | None,
-  reverse: bool | None,
-  keep_order: bool | None,
+  options: Options,
 ) -> Any:
   """Return what Flax's module returns, given time-major inputs [T, ..., D]."""
-  reverse = _default(reverse, module.reverse)
+  xs = xs.astype(params.w_x.dtype)
   # The carry of Flax's LSTM is (c, h); that of its other cells is h.
   state = lstm.LSTMState(*carry[::-1]) if cell is lstm else _state(cell, carry)
+  params, state, xs = reverse_only((params, state, xs), NO_FORWARD_MODE)
   last, hs = unroll(
-    cell,
-    params,
-    state,
-    xs,
-    lengths=lengths,
-    reverse=reverse,
-    compute_dtype=getattr(module.cell, "dtype", None),
+    cell, params, state, xs, lengths=lengths, reverse=options.reverse
   )
-  if reverse and not _default(keep_order, module.keep_order):
+  if options.reverse and not options.keep_order:
     hs = flip_sequences(
       hs, lengths, num_batch_dims=hs.ndim - 2, time_major=True
     )
-  if not _default(time_major, module.time_major):
-    hs = jnp.moveaxis(hs, 0, -2)
+  hs = hs if options.time_major else jnp.moveaxis(hs, 0, -2)
   last_carry = tuple(last[::-1]) if cell is lstm else last.h
-  return (last_carry, hs) if _default(return_carry, module.return_carry) else hs
+  return (last_carry, hs) if options.return_carry else hs
 
 
 def _state(cell: Cell, h: jax.Array) -> State:
   return gru.GRUState(h) if cell is gru else rnn.RNNState(h)
-
-
-def _check_supported(cell: Any) -> None:
-  """Raise ValueError unless the cell has sigmoid gates, tanh, no residual."""
-  supported = {"gate_fn": "sigmoid", "activation_fn": "tanh", "residual": False}
-  for field, expected in supported.items():
-    value = getattr(cell, field, expected)  # not every cell has all three
-    value = getattr(value, "__name__", value)
-    if value != expected:
-      raise ValueError(
-        "the cell must have sigmoid gates, tanh and no residual connection, "
-        f"got {field}={value!r}"
-      )
-
-
-def _default(value: bool | None, default: bool) -> bool:
-  """Return value, or default where value is None."""
-  return default if value is None else value

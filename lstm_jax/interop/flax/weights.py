@@ -1,10 +1,11 @@
 """Convert the weights of Flax's cells, linen and nnx, to ours and back."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.core import meta
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
@@ -19,13 +20,17 @@ CELL_OF_PARAMS: dict[type, Cell] = {
 def from_linen(variables: Any) -> tuple[Cell, Params]:
   """Return our cell and the params equal to a linen cell's weights.
 
+  The cell is known by the names in the collection alone: that its gates are
+  sigmoids, and its other activations tanh, is for the caller to know.
+
   Args:
     variables: the "params" collection of an LSTMCell, OptimizedLSTMCell,
-      GRUCell or SimpleCell.
+      GRUCell or SimpleCell. Boxed weights (`with_partitioning`) are unboxed.
 
   Raises:
-    ValueError: the collection is of another module.
+    ValueError: the collection has other names.
   """
+  variables = meta.unbox(variables)
   names = set(variables)
 
   def concatenated(part: str, gates: str, leaf: str) -> jax.Array:
@@ -137,28 +142,46 @@ def to_nnx(params: Params, module: Any) -> None:
     part[...] = value.astype(part[...].dtype)
 
 
-def _variables(module: Any) -> tuple[Cell, tuple[list, list, list]]:
-  """Return our cell for an nnx module, and its variables of w_x, w_h and b.
+class NNXLayers(NamedTuple):
+  """The linear layers of an nnx cell, in the order of our gates."""
 
-  Each of the three is a list of variables, to be concatenated along the gates.
+  inputs: list[nnx.Linear]  # their kernels, concatenated, are w_x
+  hidden: list[nnx.Linear]  # w_h
+  biased: list[nnx.Linear]  # the ones of both that have a bias; b
+
+
+def nnx_layers(module: Any) -> tuple[Cell, NNXLayers]:
+  """Return our cell for an nnx cell, and the nnx cell's layers.
+
+  Raises:
+    ValueError: it is another module.
   """
   if isinstance(module, nnx.LSTMCell):
-    inputs = module.ii, module.if_, module.ig, module.io
-    hidden = module.hi, module.hf, module.hg, module.ho
-    return lstm, (
-      [linear.kernel for linear in inputs],
-      [linear.kernel for linear in hidden],
-      [linear.bias for linear in hidden],
-    )
-  for cell, module_type, bias_layer in (
+    inputs = [module.ii, module.if_, module.ig, module.io]
+    hidden = [module.hi, module.hf, module.hg, module.ho]
+    return lstm, NNXLayers(inputs, hidden, biased=hidden)
+  for cell, module_type, biased in (
     (lstm, nnx.OptimizedLSTMCell, "dense_h"),
     (gru, nnx.GRUCell, "dense_i"),
     (rnn, nnx.SimpleCell, "dense_i"),
   ):
     if isinstance(module, module_type):
-      w_x, w_h = module.dense_i.kernel, module.dense_h.kernel
-      return cell, ([w_x], [w_h], [getattr(module, bias_layer).bias])
+      layers = [module.dense_i], [module.dense_h], [getattr(module, biased)]
+      return cell, NNXLayers(*layers)
   raise ValueError(
     "expected an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, "
     f"got {type(module).__name__}"
+  )
+
+
+def _variables(module: Any) -> tuple[Cell, tuple[list, list, list]]:
+  """Return our cell for an nnx module, and its variables of w_x, w_h and b.
+
+  Each of the three is a list of variables, to be concatenated along the gates.
+  """
+  cell, layers = nnx_layers(module)
+  return cell, (
+    [linear.kernel for linear in layers.inputs],
+    [linear.kernel for linear in layers.hidden],
+    [linear.bias for linear in layers.biased],
   )

@@ -1,0 +1,128 @@
+"""Which calls of Flax's RNN `unroll` computes exactly.
+
+Flax's cell must be exactly one of four types, since a subclass may compute
+something else. Each option of the cell, of its layers and of the RNN must
+either be one that `LinenRNN` and `NNXRNN` honour (HONOURED), or have Flax's
+default. So gates are sigmoids, the other activations tanh, and there is no
+residual connection; and an option that a later Flax adds counts once it is set.
+What is computed must have one dtype, float32 or float64.
+"""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+from flax.linen.dtypes import canonicalize_dtype
+
+from lstm_jax.cells import gru, lstm, rnn
+from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.interop.flax.weights import nnx_layers
+
+CELL_OF_TYPE: dict[type, Cell] = {
+  linen.LSTMCell: lstm,
+  linen.OptimizedLSTMCell: lstm,
+  linen.GRUCell: gru,
+  linen.SimpleCell: rnn,
+  nnx.LSTMCell: lstm,
+  nnx.OptimizedLSTMCell: lstm,
+  nnx.GRUCell: gru,
+  nnx.SimpleCell: rnn,
+}
+HONOURED = {
+  *("self", "parent", "name"),
+  # Of a cell or layer: sizes, initial values, metadata, and dtypes (`fits`).
+  *("features", "in_features", "hidden_features", "out_features", "use_bias"),
+  *("kernel_init", "recurrent_kernel_init", "bias_init", "carry_init"),
+  *("kernel_metadata", "recurrent_kernel_metadata", "bias_metadata"),
+  *("dtype", "param_dtype", "keep_rngs", "rngs"),
+  # Of an RNN.
+  *("cell", "time_major", "return_carry", "reverse", "keep_order"),
+  "state_axes",  # `is_plain_scan`
+}
+MISSING = object()
+STATE_AXES: Any = {...: nnx.Carry}  # the default of nnx.RNN
+
+
+def explicit_cell(flax_cell: Any) -> Cell | None:
+  """Return our cell with the equations of Flax's cell; None if there is none.
+
+  Args:
+    flax_cell: a cell of linen or nnx, or any other module.
+  """
+  cell_type = type(flax_cell)
+  cell = CELL_OF_TYPE.get(cell_type)
+  if cell is None or not _has_defaults(flax_cell, cell_type):
+    return None
+  if issubclass(cell_type, nnx.Module) and not _has_plain_layers(flax_cell):
+    return None
+  return cell
+
+
+def _has_plain_layers(flax_cell: Any) -> bool:
+  """Return whether an nnx cell's layers still are as its type makes them."""
+  _, (inputs, hidden, biased) = nnx_layers(flax_cell)
+  return all(
+    type(layer) is nnx.Linear
+    and _has_defaults(layer, nnx.Linear)
+    and layer.dtype == flax_cell.dtype
+    and layer.use_bias == any(layer is other for other in biased)
+    for layer in (*inputs, *hidden)
+  )
+
+
+def is_plain_scan(module: Any) -> bool:
+  """Return whether an RNN does no more than scan its cell over time.
+
+  Args:
+    module: a LinenRNN or NNXRNN.
+  """
+  if issubclass(type(module), nnx.Module):
+    state_axes = nnx.StateAxes(STATE_AXES)
+    return _has_defaults(module, nnx.RNN) and module.state_axes == state_axes
+  # What intercepts the methods of modules must see Flax call them. Flax has no
+  # public way to ask; the tests fail if this private stack is renamed.
+  intercepted = getattr(linen.module, "_global_interceptor_stack", ())
+  return _has_defaults(module, linen.RNN) and not intercepted
+
+
+def fits(
+  cell: Cell, params: Params, carry: Any, xs: jax.Array, dtype: Any
+) -> bool:
+  """Return whether the shapes fit, and Flax computes in one wide dtype.
+
+  Args:
+    cell: ours.
+    params: its weights.
+    carry: Flax's initial carry.
+    xs: inputs [T, ..., D], of any dtype.
+    dtype: that of Flax's cell, or None.
+  """
+  structure: Any = jax.tree.structure(carry)
+  if structure != jax.tree.structure((0, 0) if cell is lstm else 0):
+    return False
+  carries = [jnp.asarray(leaf) for leaf in jax.tree.leaves(carry)]
+  arrays = *carries, *params
+  computed = jnp.dtype(canonicalize_dtype(xs, *arrays, dtype=dtype))
+  size, hidden_size = params.w_x.shape[0], params.w_h.shape[0]
+  shape = (*xs.shape[1:-1], hidden_size)
+  return (
+    computed in (jnp.float32, jnp.float64)
+    and all(array.dtype == computed for array in arrays)
+    and all(leaf.shape == shape for leaf in carries)
+    and xs.shape[-1] == size
+  )
+
+
+def _has_defaults(module: Any, flax_type: Any) -> bool:
+  """Return whether all options of a Flax type but HONOURED have defaults.
+
+  An option that the module does not keep under its name counts as set.
+  """
+  parameters = inspect.signature(flax_type.__init__).parameters
+  return all(
+    getattr(module, name, MISSING) == parameter.default
+    for name, parameter in parameters.items()
+    if name not in HONOURED
+  )
