@@ -116,7 +116,9 @@ def affine_backward(
   if is_token(x):
     dx, dw = None, _token_gradient(x, w, da)
     # Every row of da is in one row of dW, so both have the same sum over rows.
-    db = total(dw if len(dw) < x.size else da)
+    # A symbolic number of tokens (`jax.export`) compares with nothing.
+    few = isinstance(x.size, int) and len(dw) < x.size
+    db = total(dw if few else da)
   else:
     dx, dw, db = product(da, w.T), outer(x, da, w.dtype), total(da)
   return dx, dw, db

@@ -32,7 +32,7 @@ class Explicit:
       in one product. See `checkpointing` for the memory of each.
     chunk: C, the number of time steps whose gates the backward holds at once.
       None: all T with "gates"; with "recompute" about 1,024 rows (time steps ×
-      batch).
+      batch), or 32 time steps if T or B is symbolic (`jax.export`).
 
   Raises:
     ValueError: `residuals` is neither of the two, or `chunk` is below 1.

@@ -18,6 +18,10 @@ anyway. As all states of a chunk are known, one call computes all C steps,
 
 whose product h W_h has C·B rows, and is as fast as the product of the inputs.
 
+A function exported with a symbolic T (`jax.export`) has whole chunks alone: the
+last one is filled with masked steps, unless T is a multiple of C by its form,
+such as 32·n.
+
 Reference: Chen, Xu, Zhang and Guestrin (2016), Training deep nets with
 sublinear memory cost.
 """
@@ -45,8 +49,10 @@ from lstm_jax.sequence.scan import (
   scan_states,
   scan_steps,
 )
+from lstm_jax.sequence.wrappers import masked
 
 ROWS = 1024  # rows with which a matrix product runs at full speed
+SYMBOLIC = 32  # C where T or B is symbolic: 1,024 rows at B 32
 
 
 def scan_checkpointed(
@@ -65,18 +71,23 @@ def scan_checkpointed(
     cell: the cell.
     options: the compute dtype and the direction.
     policy: what is saved, "gates" or "recompute".
-    chunk: C, time steps per chunk; None for products of 1,024 rows.
+    chunk: C, time steps per chunk; None for products of 1,024 rows, or for 32
+      time steps if T or B is symbolic.
     params: the weights.
     state: the state before the first step.
     xs: inputs [T, ..., D] or tokens [T, ...].
     extras: further arguments of a wrapped cell's steps, each [T, ...].
   """
+  steps, rows = xs.shape[0], math.prod(state.h.shape[:-1])
   if chunk is None:
-    chunk = -(-ROWS // max(1, math.prod(state.h.shape[:-1])))
-  if chunk >= len(xs) and policy == "gates":
+    static = isinstance(steps, int) and isinstance(rows, int)
+    chunk = -(-ROWS // max(1, rows)) if static else SYMBOLIC
+  if not isinstance(steps, int):
+    return _scan_filled(cell, options, policy, chunk, params, state, xs, extras)
+  if chunk >= steps and policy == "gates":
     return scan_sequence(cell, options, params, state, xs, extras)
-  chunk = min(chunk, len(xs))
-  cut = len(xs) - len(xs) % chunk  # the steps after it are less than a chunk
+  chunk = min(chunk, steps)
+  cut = steps - steps % chunk  # the steps after it are less than a chunk
 
   def full_chunks(state):
     inputs = jax.tree.map(lambda x: x[:cut], (xs, extras))
@@ -86,7 +97,7 @@ def scan_checkpointed(
     inputs = jax.tree.map(lambda x: x[cut:], (xs, extras))
     return scan_sequence(cell, options, params, state, *inputs)
 
-  if cut == len(xs):
+  if cut == steps:
     return full_chunks(state)
   if options.reverse:
     state, hs_rest = rest(state)
@@ -95,6 +106,34 @@ def scan_checkpointed(
     state, hs = full_chunks(state)
     state, hs_rest = rest(state)
   return state, jnp.concatenate([hs, hs_rest])
+
+
+def _scan_filled(
+  cell: Cell,
+  options: ScanOptions,
+  policy: ResidualPolicy,
+  chunk: int,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  extras: tuple,
+) -> tuple[State, jax.Array]:
+  """Return (state, hs), with the last chunk filled by masked steps."""
+  steps = xs.shape[0]
+  missing = ((steps - 1) // chunk + 1) * chunk - steps
+  if not (isinstance(missing, int) and missing == 0):
+
+    def filled(x):
+      zeros = jnp.zeros((missing, *x.shape[1:]), x.dtype)
+      return jnp.concatenate([x, zeros])
+
+    real = jnp.ones((steps, *state.h.shape[:-1]), bool)
+    cell = masked(cell)
+    xs, *extras = jax.tree.map(filled, (xs, real, *extras))
+  state, hs = _scan_chunks(
+    cell, options, chunk, policy, params, state, xs, tuple(extras)
+  )
+  return state, hs[:steps]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -167,9 +206,11 @@ def _recompute(
 
 def _split(tree: Any, chunk: int) -> Any:
   """Return arrays [T, ...] as [T / chunk, chunk, ...]."""
-  return jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), tree)
+  return jax.tree.map(
+    lambda x: x.reshape(x.shape[0] // chunk, chunk, *x.shape[1:]), tree
+  )
 
 
 def _joined(x: jax.Array) -> jax.Array:
   """Return an array [T / chunk, chunk, ...] as [T, ...]."""
-  return x.reshape(-1, *x.shape[2:])
+  return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

@@ -240,8 +240,8 @@ def _scan_in_place(
   Returns:
     (carry after the last step, new rows [T, ...], ys).
   """
-  steps = len(rows)
-  first, ahead = (steps - 1, -1) if reverse else (0, 1)
+  steps = rows.shape[0]  # a symbolic T has no len
+  first, ahead = (-1, -1) if reverse else (0, 1)
 
   def row_at(rows, t):
     return lax.dynamic_index_in_dim(rows, t.clip(0, steps - 1), keepdims=False)

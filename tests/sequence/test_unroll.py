@@ -286,6 +286,36 @@ def test_an_empty_sequence_is_an_error(cell, key):
 
 
 @CELLS
+@pytest.mark.parametrize("tokens", [False, True], ids=["xs", "tokens"])
+@pytest.mark.parametrize(
+  "adjoint",
+  [
+    Explicit(),
+    Explicit(chunk=2),
+    Explicit("recompute"),
+    Explicit("recompute", 2),
+    Step(),
+    Autodiff(),
+  ],
+  ids=str,
+)
+def test_an_empty_batch_has_empty_outputs_and_zero_gradients(
+  cell, tokens, adjoint, key
+):
+  params, state, xs = arguments(cell, key, batch=(0,))
+  if tokens:
+    xs = jnp.zeros((T, 0), int)
+  argnums = (0, 1) if tokens else (0, 1, 2)
+  _, hs = unroll(cell, params, state, xs, adjoint=adjoint)
+  assert hs.shape == (T, *state.h.shape)
+  value, gradients = gradient(cell, adjoint, key, (params, state, xs), argnums)
+  zeros = jax.tree.map(jnp.zeros_like, (params, state, xs)[: len(argnums)])
+  assert value == 0
+  assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, zeros)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(gradients))
+
+
+@CELLS
 @pytest.mark.parametrize("narrow", ["params", "state", "xs"])
 def test_float32_and_float64_mix(cell, narrow, key):
   params, state, xs = arguments(cell, key)
