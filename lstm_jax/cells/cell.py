@@ -24,6 +24,7 @@ from lstm_jax.cells.checks import check_inputs, check_params
 from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
+from lstm_jax.cells.serialization import serializable
 
 Params = Any  # a NamedTuple with at least w_x [D, K], the input weights
 State = Any  # a NamedTuple with at least h [..., H], the output
@@ -104,6 +105,7 @@ class Cell(Protocol[ParamsT, StateT]):
     """(params, state, x, *extras) -> state, with the hand-derived gradient."""
 
 
+@serializable
 class StepResiduals(NamedTuple):
   """What the forward of one step saves for its backward."""
 

@@ -53,8 +53,10 @@ from lstm_jax.cells.initializers import (
 )
 from lstm_jax.cells.lstm import LSTMResiduals, LSTMState
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.serialization import serializable
 
 
+@serializable
 class CoupledLSTMParams(NamedTuple):
   """Weights of a coupled LSTM; 3H is [f, g, o], each H wide."""
 

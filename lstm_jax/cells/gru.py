@@ -56,8 +56,10 @@ from lstm_jax.cells.initializers import (
   recurrent_weights,
 )
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.serialization import serializable
 
 
+@serializable
 class GRUParams(NamedTuple):
   """Weights of a GRU; 3H is [r, z, n], each H wide."""
 
@@ -67,12 +69,14 @@ class GRUParams(NamedTuple):
   b_n: jax.Array  # [H], the candidate's recurrent bias (PyTorch's b_hn)
 
 
+@serializable
 class GRUState(NamedTuple):
   """State of a GRU; h is its output."""
 
   h: jax.Array  # [..., H]
 
 
+@serializable
 class GRUResiduals(NamedTuple):
   """The local gradients that are not with respect to a pre-activation."""
 

@@ -54,10 +54,12 @@ from lstm_jax.cells.affine import (
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.lstm import LSTMState, activate, local_gradients
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.serialization import serializable
 
 EPSILON = 1e-5
 
 
+@serializable
 class LayerNormLSTMParams(NamedTuple):
   """Weights of a layer-normalised LSTM; 4H is [i, f, g, o], each H wide."""
 
@@ -70,6 +72,7 @@ class LayerNormLSTMParams(NamedTuple):
   b_c: jax.Array  # [H], added to γ_c ⊙ N(c')
 
 
+@serializable
 class LayerNormLSTMResiduals(NamedTuple):
   """What `recur` saves for the backward, besides the gates."""
 

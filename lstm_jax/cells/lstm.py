@@ -60,8 +60,10 @@ from lstm_jax.cells.initializers import (
   recurrent_weights,
 )
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
+from lstm_jax.cells.serialization import serializable
 
 
+@serializable
 class LSTMParams(NamedTuple):
   """Weights of an LSTM; 4H is [i, f, g, o], each H wide."""
 
@@ -70,6 +72,7 @@ class LSTMParams(NamedTuple):
   b: jax.Array  # [4H]
 
 
+@serializable
 class LSTMState(NamedTuple):
   """State of an LSTM; h is its output."""
 
@@ -77,6 +80,7 @@ class LSTMState(NamedTuple):
   c: jax.Array  # [..., H]
 
 
+@serializable
 class LSTMResiduals(NamedTuple):
   """What `recur` saves for the backward, besides the gates."""
 

@@ -53,8 +53,10 @@ from lstm_jax.cells.affine import (
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.lstm import LSTMState, local_gradients
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.serialization import serializable
 
 
+@serializable
 class PeepholeLSTMParams(NamedTuple):
   """Weights of an LSTM with peepholes; 4H is [i, f, g, o], each H wide."""
 
@@ -64,6 +66,7 @@ class PeepholeLSTMParams(NamedTuple):
   w_c: jax.Array  # [3H], the peepholes of i, f and o
 
 
+@serializable
 class PeepholeLSTMResiduals(NamedTuple):
   """What `recur` saves for the backward, besides the gates."""
 

@@ -57,8 +57,10 @@ from lstm_jax.cells.initializers import (
 )
 from lstm_jax.cells.lstm import LSTMState, activate, local_gradients, next_c
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
+from lstm_jax.cells.serialization import serializable
 
 
+@serializable
 class ProjectedLSTMParams(NamedTuple):
   """Weights of an LSTM with projection; 4H is [i, f, g, o], each H wide."""
 
@@ -68,6 +70,7 @@ class ProjectedLSTMParams(NamedTuple):
   w_r: jax.Array  # [H, P]
 
 
+@serializable
 class ProjectedLSTMResiduals(NamedTuple):
   """What `recur` saves for the backward, besides the gates."""
 

@@ -39,8 +39,10 @@ from lstm_jax.cells.initializers import (
   recurrent_weights,
 )
 from lstm_jax.cells.precision import cast_like
+from lstm_jax.cells.serialization import serializable
 
 
+@serializable
 class RNNParams(NamedTuple):
   """Weights of a plain recurrent network."""
 
@@ -49,6 +51,7 @@ class RNNParams(NamedTuple):
   b: jax.Array  # [H]
 
 
+@serializable
 class RNNState(NamedTuple):
   """State of a plain recurrent network; h is its output."""
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.cell import Cell, Params, output_size
+from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.options import check_options, option
 from lstm_jax.sequence.stack import init_stack
 
@@ -62,6 +63,7 @@ class ModelConfig:
     check_options(self)
 
 
+@serializable
 class LanguageParams(NamedTuple):
   """The weights of a language model."""
 

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import Cell
+from lstm_jax.cells.serialization import serializable
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
 
 
+@serializable
 class Directions(NamedTuple):
   """A pair of weights, states, zoneout or dropout, one per direction."""
 

@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import Cell, Residuals, State, one_step
+from lstm_jax.cells.serialization import serializable
 
 
 class Wrapped(NamedTuple):
@@ -54,6 +55,7 @@ class Wrapped(NamedTuple):
   saves_input_h: bool  # whether `saving_input_h` is among its wrappers
 
 
+@serializable
 class InputResiduals(NamedTuple):
   """Residuals of a cell that also saves the h which entered its product."""
 

@@ -25,9 +25,11 @@ import jax.numpy as jnp
 import optax
 
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.model import LanguageParams
 
 
+@serializable
 class Average(NamedTuple):
   """The average of the weights, in float32 or wider."""
 

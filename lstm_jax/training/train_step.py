@@ -15,12 +15,14 @@ import numpy as np
 import optax
 
 from lstm_jax.cells.precision import cast_like
+from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.batching import Batches
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.averaging import Average, init_average, update_average
 from lstm_jax.training.norms import part_norms
 
 
+@serializable
 class TrainState(NamedTuple):
   """Everything that a training step changes."""
 
@@ -31,6 +33,7 @@ class TrainState(NamedTuple):
   carry: Any  # the recurrent state after the last batch
 
 
+@serializable
 class Metrics(NamedTuple):
   """What a training step reports."""
 

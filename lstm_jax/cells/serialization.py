@@ -1,0 +1,28 @@
+"""Serialization of functions that take or return the library's NamedTuples.
+
+`jax.export` writes the types of arguments and results by name, and refuses a
+NamedTuple that has none. The name is that of the class after "lstm_jax.": it
+stays when a class moves to another module, so that exported functions stay
+readable.
+"""
+
+from typing import TypeVar
+
+from jax import export
+
+T = TypeVar("T", bound=tuple)
+
+_names: set[str] = set()
+
+
+def serializable(namedtuple: type[T]) -> type[T]:
+  """Return a NamedTuple class, after giving it its name for `jax.export`.
+
+  Where a module is executed again, as by `testing.plant`, the name stays with
+  the first class.
+  """
+  name = f"lstm_jax.{namedtuple.__name__}"
+  if name not in _names:
+    _names.add(name)
+    export.register_namedtuple_serialization(namedtuple, serialized_name=name)
+  return namedtuple

@@ -1,0 +1,190 @@
+"""Functions exported with symbolic T and B, and read back."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+import lstm_jax
+from lstm_jax import (
+  Autodiff,
+  Explicit,
+  Step,
+  init_stack,
+  lstm,
+  sequence,
+  unroll,
+  unroll_stack,
+)
+from tests.contract import EXHAUSTIVE, TABLE
+from tests.draws import D, H, arguments, normal_like, worst
+
+ADJOINTS = [
+  Explicit(),
+  Explicit(chunk=2),
+  Explicit("recompute"),
+  Explicit("recompute", 2),
+  Step(),
+  Autodiff(),
+]
+SIZES = [(1, 1), (5, 3), (33, 4)]  # (T, B) of calls
+CELLS = pytest.mark.parametrize(
+  "cell",
+  [
+    pytest.param(row.cell, id=name, marks=[] if name == "lstm" else EXHAUSTIVE)
+    for name, row in TABLE.items()
+  ],
+)
+
+
+def exported(f, *shapes):
+  """Return f exported for symbolic shapes, serialized and read back."""
+  written = export.export(jax.jit(f))(*shapes).serialize()
+  return export.deserialize(written).call
+
+
+def spec(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def symbolic(text, *last, dtype=jnp.float64, **options):
+  shape = export.symbolic_shape(text, **options)
+  return jax.ShapeDtypeStruct((*shape, *last), dtype)
+
+
+def draw(key, steps, batch, tokens):
+  if tokens:
+    return jax.random.randint(key, (steps, batch), 0, D)
+  return normal_like(key, jnp.zeros((steps, batch, D)))
+
+
+def value_and_gradient(cell, tokens, **options):
+  """Return a function of (params, xs): outputs and every gradient."""
+
+  def f(params, xs):
+    (state, hs), pullback = jax.vjp(
+      lambda params, xs: unroll(cell, params, None, xs, **options), params, xs
+    )
+    d_params, d_xs = pullback((state, jnp.cos(hs)))
+    return state, hs, d_params, 0.0 if tokens else d_xs
+
+  return f
+
+
+@CELLS
+@pytest.mark.parametrize("tokens", [False, True], ids=["xs", "tokens"])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_symbolic_t_and_b_give_the_gradient_of_autodiff(
+  cell, tokens, adjoint, key
+):
+  params, _, _ = arguments(cell, key)
+  f = value_and_gradient(cell, tokens, adjoint=adjoint)
+  dtype = jnp.int64 if tokens else jnp.float64
+  xs = symbolic("T, B", *([] if tokens else [D]), dtype=dtype)
+  call = exported(f, spec(params), xs)
+  expected = value_and_gradient(cell, tokens, adjoint=Autodiff())
+  for steps, batch in SIZES:
+    xs = draw(key, steps, batch, tokens)
+    assert worst(call(params, xs), jax.jit(expected)(params, xs)) < 1e-12
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "2*n, B",
+    pytest.param("5, B", marks=EXHAUSTIVE),
+    pytest.param("T, 3", marks=EXHAUSTIVE),
+  ],
+)
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_one_symbolic_size_gives_the_gradient_of_autodiff(text, adjoint, key):
+  params, _, _ = arguments(lstm, key)
+  f = value_and_gradient(lstm, False, adjoint=adjoint)
+  call = exported(f, spec(params), symbolic(text, D))
+  xs = draw(key, 6 if "n" in text else 5, 3, tokens=False)
+  expected = value_and_gradient(lstm, False, adjoint=Autodiff())
+  assert worst(call(params, xs), jax.jit(expected)(params, xs)) < 1e-12
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+  "adjoint", [Explicit(chunk=2), Explicit("recompute", 2)], ids=str
+)
+def test_a_filled_chunk_works_with_features_in_both_directions(
+  adjoint, reverse, key
+):
+  params, _, _ = arguments(lstm, key)
+
+  def f(adjoint, params, xs, lengths, reset):
+    g = value_and_gradient(
+      lstm,
+      False,
+      adjoint=adjoint,
+      reverse=reverse,
+      lengths=lengths,
+      reset=reset,
+    )
+    return g(params, xs)
+
+  scope = export.SymbolicScope()
+  call = exported(
+    partial(f, adjoint),
+    spec(params),
+    symbolic("T, B", D, scope=scope),
+    symbolic("B", dtype=jnp.int32, scope=scope),
+    symbolic("T, B", dtype=bool, scope=scope),
+  )
+  xs = draw(key, 5, 3, tokens=False)
+  reset = jax.random.bernoulli(key, 0.3, (5, 3))
+  args = params, xs, jnp.array([5, 0, 2], jnp.int32), reset
+  expected = jax.jit(partial(f, Autodiff()))(*args)
+  assert worst(call(*args), expected) < 1e-12
+
+
+def test_no_step_is_filled_if_chunks_divide_a_symbolic_t(key):
+  params, _, _ = arguments(lstm, key)
+
+  def has_a_mask(text):
+    f = value_and_gradient(lstm, False, adjoint=Explicit(chunk=4))
+    program = export.export(jax.jit(f))(spec(params), symbolic(text, D))
+    return "x4x3xi1>" in program.mlir_module()
+
+  assert has_a_mask("T, 3") and not has_a_mask("4*n, 3")
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+def test_a_stack_is_exported_and_read_back(both, key):
+  cells = lstm_jax.gru, lstm
+  params = normal_like(
+    key, init_stack(cells, key, D, H, bidirectional=both, dtype=jnp.float64)
+  )
+
+  def f(params, xs):
+    return unroll_stack(cells, params, None, xs)
+
+  call = exported(f, spec(params), symbolic("T, B", D))
+  xs = draw(key, 4, 2, tokens=False)
+  assert worst(call(params, xs), jax.jit(f)(params, xs)) < 1e-12
+
+
+@CELLS
+def test_a_step_and_its_residuals_are_exported_and_read_back(cell, key):
+  params, state, xs = arguments(cell, key)
+  call = exported(cell.forward, *spec((params, state, xs[0])))
+  found, saved = call(params, state, xs[0])
+  expected = cell.forward(params, state, xs[0])
+  assert type(found) is type(state) and type(saved.params) is type(params)
+  assert worst((found, saved), expected) < 1e-12
+
+
+@pytest.mark.parametrize("module", [lstm_jax, sequence], ids=str)
+def test_every_public_namedtuple_of_arrays_can_be_serialized(module):
+  checked = 0
+  for name, value in vars(module).items():
+    if name.endswith(("Params", "State", "Directions")):
+      arrays = value(*(jnp.ones(1) for _ in value._fields))
+      assert type(exported(lambda x: x, spec(arrays))(arrays)) is value
+      checked += 1
+  assert checked
