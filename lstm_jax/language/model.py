@@ -147,17 +147,18 @@ def _language_model(
   ) -> tuple[tuple[State, ...], jax.Array]:
     """Return (state, hs): the top layer's outputs, [T, ..., H]."""
     embedding, (lowest, *others) = params.embedding, params.layers
-    if takes_tokens and len(embedding) <= max(
-      tokens.size // groups, TABLE_ROWS
-    ):
+    rows = TABLE_ROWS
+    if isinstance(tokens.size, int):  # else T or B is symbolic (`jax.export`)
+      rows = max(tokens.size // groups, rows)
+    if takes_tokens and len(embedding) <= rows:
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
       lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
       xs = tokens
     else:
       no_bias = jnp.zeros(embedding.shape[1:], embedding.dtype)
-      rows = (linear if explicit else affine)(tokens, embedding, no_bias)
-      xs = scaled(rows.astype(embedding.dtype))
+      gathered = (linear if explicit else affine)(tokens, embedding, no_bias)
+      xs = scaled(gathered.astype(embedding.dtype))
     layers = (lowest, *others)
     return unroll_stack(
       config.cell,
@@ -212,7 +213,7 @@ def _language_model(
     key_weights, key_stack, key_outputs = jax.random.split(key, 3)
     readout = readout_weights(params)  # before token_dropout drops rows of E
     params = regularizers.drop_weights(key_weights, params)
-    noise = regularizers.stack_options(key_stack, state, len(tokens))
+    noise = regularizers.stack_options(key_stack, state, tokens.shape[0])
     state, hs = hidden_states(params, state, tokens, **noise)
     dropped_hs = regularizers.drop_outputs(key_outputs, hs)
     nats = mean_nats(readout, dropped_hs, targets)

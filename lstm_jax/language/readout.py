@@ -13,6 +13,7 @@ and the backward pass multiplies it by that factor. At V 10,000 the logits
 [T, B, V] of a whole batch would be the largest array of all.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -25,6 +26,7 @@ from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
 from lstm_jax.language import loss as losses
 
 MAX_LOGITS = 2**22  # in a chunk: 16 MiB of float32
+SYMBOLIC_BATCH = 32  # what a symbolic B (`jax.export`) is taken for
 
 
 def linear_cross_entropy(
@@ -147,17 +149,22 @@ def _chunks(
   """Return (hs, targets) as [n, T/n, ...], in n chunks of MAX_LOGITS or fewer.
 
   The number of time steps of a chunk divides T, so that all chunks have the
-  same shape; it is at least 1.
+  same shape; it is at least 1, and it is 1 if T is symbolic (`jax.export`). If
+  B is symbolic, the chunks are those of B = 32.
   """
   if hs.shape[:-1] != targets.shape:
     raise ValueError(
       f"targets must be {list(hs.shape[:-1])}, got {targets.shape}"
     )
-  steps = targets.shape[0]
-  fitting = MAX_LOGITS // (max(targets.size // steps, 1) * vocabulary_size)
-  size = max(
-    n for n in range(1, steps + 1) if steps % n == 0 and n <= max(fitting, 1)
-  )
+  steps, rows = targets.shape[0], math.prod(targets.shape[1:])
+  if not isinstance(rows, int):
+    rows = SYMBOLIC_BATCH
+  size = 1
+  if isinstance(steps, int):
+    fitting = MAX_LOGITS // (max(rows, 1) * vocabulary_size)
+    size = max(
+      n for n in range(1, steps + 1) if steps % n == 0 and n <= max(fitting, 1)
+    )
   shape = steps // size, size
   return (
     hs.reshape(*shape, *hs.shape[1:]),

@@ -146,6 +146,6 @@ class Regularizers:
     total = jnp.zeros((), hs.dtype)
     if self.ar_coef:
       total += self.ar_coef * (dropped_hs**2).mean()
-    if self.tar_coef and len(hs) > 1:
+    if self.tar_coef and hs.shape[0] > 1:
       total += self.tar_coef * ((hs[1:] - hs[:-1]) ** 2).mean()
     return total

@@ -1,0 +1,162 @@
+"""A language model's functions, exported with a free batch size."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax import export
+
+from lstm_jax import Autodiff, Explicit
+from lstm_jax.language import (
+  ModelConfig,
+  Regularizers,
+  language_model,
+  readout,
+)
+from lstm_jax.training import Average, init_state, make_train_step
+from lstm_jax.training.averaging import init_average
+from tests.contract import EXHAUSTIVE
+from tests.draws import normal_like, worst
+
+H, T = 6, 4
+ADJOINTS = [
+  Explicit(),
+  pytest.param(Explicit("recompute"), marks=EXHAUSTIVE),
+  pytest.param(Autodiff(), marks=EXHAUSTIVE),
+]
+
+
+def make(vocabulary_size, adjoint=Explicit(), regularizers=None, **options):
+  sizes = {"hidden_size": H, "embedding_size": H, "num_layers": 2}
+  config = ModelConfig(**sizes | {"dtype": jnp.float64} | options)
+  return language_model(
+    config, vocabulary_size, adjoint=adjoint, regularizers=regularizers
+  )
+
+
+def spec(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def exported(f, model, params, text, *more):
+  """Return f of (params, state, tokens, targets, ...), exported, read back."""
+  steps, batch = export.symbolic_shape(text)
+  state = jax.eval_shape(lambda: model.initial_state((batch,)))
+  tokens = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
+  shapes = spec(params), state, tokens, tokens, *spec(more)
+  written = export.export(jax.jit(f))(*shapes).serialize()
+  return export.deserialize(written).call
+
+
+def outputs_and_gradient(model):
+  def f(params, state, tokens, targets):
+    _, logits = model.apply(params, state, tokens)
+    value, gradient = jax.value_and_grad(model.loss, has_aux=True)(
+      params, state, tokens, targets
+    )
+    return logits, value, gradient
+
+  return f
+
+
+def draw(model, key, vocabulary_size, steps, batch):
+  state = normal_like(key, model.initial_state((batch,)))
+  shape = steps + 1, batch
+  tokens = jax.random.randint(key, shape, 0, vocabulary_size, jnp.int32)
+  return state, tokens[:-1], tokens[1:]
+
+
+@pytest.mark.parametrize("text", [f"{T}, 7*b", "T, B"])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+@pytest.mark.parametrize(
+  ("vocabulary_size", "tied"), [(11, True), (2000, False)]
+)
+def test_outputs_loss_and_gradient_with_a_free_batch_size(
+  text, adjoint, vocabulary_size, tied, key
+):
+  """With the table of all embeddings, and with gathered ones."""
+  model = make(vocabulary_size, adjoint, tied=tied)
+  params = normal_like(key, model.init(key))
+  call = exported(outputs_and_gradient(model), model, params, text)
+  twin = jax.jit(
+    outputs_and_gradient(make(vocabulary_size, Autodiff(), tied=tied))
+  )
+  for batch in (7, 14):
+    args = params, *draw(model, key, vocabulary_size, T, batch)
+    assert worst(call(*args), twin(*args)) < 1e-12
+
+
+def test_the_logits_of_a_free_batch_size_come_in_chunks(key, monkeypatch):
+  monkeypatch.setattr(readout, "MAX_LOGITS", 2 * 32 * 11)
+  model = make(11)
+  params = normal_like(key, model.init(key))
+  steps, batch = export.symbolic_shape("4, B")
+  hs = jax.ShapeDtypeStruct((steps, batch, H), jnp.float64)
+  targets = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
+
+  def loss(params, hs, targets):
+    w, b = params.readout, params.bias
+    return readout.linear_cross_entropy(hs, w, b, targets)
+
+  program = export.export(jax.jit(jax.grad(loss)))(spec(params), hs, targets)
+  assert "tensor<2x?x11xf64>" in program.mlir_module()
+  call = exported(outputs_and_gradient(model), model, params, "4, B")
+  args = params, *draw(model, key, 11, T, 3)
+  assert (
+    worst(call(*args), outputs_and_gradient(make(11, Autodiff()))(*args))
+    < 1e-12
+  )
+
+
+def test_a_training_loss_with_noise_has_a_free_batch_size(key):
+  rates = Regularizers(
+    token_dropout=0.1,
+    layer_dropout=0.2,
+    output_dropout=0.3,
+    weight_drop=0.1,
+    zoneout_h=0.1,
+    zoneout_c=0.2,
+    ar_coef=1.0,
+    tar_coef=1.0,
+  )
+  model = make(11, regularizers=rates)
+  params = normal_like(key, model.init(key))
+
+  def f(params, state, tokens, targets, data):
+    noise = jax.random.wrap_key_data(data)
+    return jax.value_and_grad(model.training_loss, has_aux=True)(
+      params, state, tokens, targets, noise
+    )
+
+  data = jax.random.key_data(key)
+  call = exported(f, model, params, f"{T}, B", data)
+  args = params, *draw(model, key, 11, T, 3), data
+  assert worst(call(*args), jax.jit(f)(*args)) < 1e-12
+
+
+def test_a_training_step_has_a_free_batch_size(key):
+  model = make(11)
+
+  def update(gradient, state, params=None):
+    return jax.tree.map(lambda g: -0.1 * g, gradient), state
+
+  optimizer = optax.GradientTransformation(lambda params: (), update)
+  params = normal_like(key, model.init(key))
+  step = make_train_step(model, optimizer)
+
+  def f(params, carry, tokens, targets):
+    state = init_state(model, optimizer, params, 1)
+    return step(state._replace(carry=carry), tokens, targets)
+
+  call = exported(f, model, params, f"{T}, B")
+  args = params, *draw(model, key, 11, T, 3)
+  (found, metrics), expected = call(*args), f(*args)
+  assert int(metrics.num_tokens) == T * 3
+  assert worst((found, metrics), expected) < 1e-12
+
+
+def test_an_average_of_weights_can_be_serialized(key):
+  average = init_average(make(11).init(key))
+  written = export.export(jax.jit(lambda x: x))(spec(average)).serialize()
+  found = export.deserialize(written).call(average)
+  assert type(found) is Average and worst(found, average) == 0
