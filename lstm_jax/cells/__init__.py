@@ -8,6 +8,7 @@ from lstm_jax.cells import peephole_lstm as peephole_lstm
 from lstm_jax.cells import projected_lstm as projected_lstm
 from lstm_jax.cells import rnn as rnn
 from lstm_jax.cells.cell import Cell as Cell
+from lstm_jax.cells.cell import CellModule
 from lstm_jax.cells.coupled_lstm import CoupledLSTMParams as CoupledLSTMParams
 from lstm_jax.cells.gru import GRUParams as GRUParams
 from lstm_jax.cells.gru import GRUState as GRUState
@@ -24,3 +25,16 @@ from lstm_jax.cells.projected_lstm import (
 )
 from lstm_jax.cells.rnn import RNNParams as RNNParams
 from lstm_jax.cells.rnn import RNNState as RNNState
+
+for _cell in (
+  coupled_lstm,
+  gru,
+  layernorm_lstm,
+  lstm,
+  peephole_lstm,
+  projected_lstm,
+  rnn,
+):
+  _cell.__class__ = CellModule
+
+del _cell

@@ -13,7 +13,9 @@ as a mask. These extras follow the other arguments of `step`, `forward`, `recur`
 and `recur_backward`, and have no cotangents.
 """
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -105,6 +107,17 @@ class Cell(Protocol[ParamsT, StateT]):
     """(params, state, x, *extras) -> state, with the hand-derived gradient."""
 
 
+class CellModule(ModuleType):
+  """The type of the package's cells: a module that can be pickled and copied.
+
+  A copy is the module itself, so that configurations that name a cell can be
+  pickled and copied, and stay equal.
+  """
+
+  def __reduce__(self) -> tuple:
+    return importlib.import_module, (self.__name__,)
+
+
 @serializable
 class StepResiduals(NamedTuple):
   """What the forward of one step saves for its backward."""
@@ -185,6 +198,10 @@ def one_step(
     sharding = leading_sharding(x, 0, x.ndim - (not is_token(x)))
     return auto_sharded(explicit, sharding)(*inputs, *extras)
 
+  # Pickle finds a function by the names of its module and of the function.
+  for function in (forward, backward, step):
+    function.__module__ = recur.__module__
+    function.__qualname__ = function.__name__
   return forward, backward, step
 
 

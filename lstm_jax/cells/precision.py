@@ -5,12 +5,25 @@ Sums and derivatives are computed in it. Matrix products are accumulated in it,
 but their operands may be narrower (`cast_matrices`).
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 Tree = TypeVar("Tree")
+
+
+def check_float(name: str, dtype: Any) -> None:
+  """Raise ValueError unless this is a dtype of floats, or its name."""
+  try:
+    valid = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+  except TypeError:
+    valid = False
+  if not valid:
+    got = getattr(dtype, "__name__", repr(dtype))
+    raise ValueError(
+      f"{name} must be a dtype of floats, such as bfloat16, got {got}"
+    )
 
 
 def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:

@@ -146,6 +146,7 @@ def _language_model(
     **noise: Any,
   ) -> tuple[tuple[State, ...], jax.Array]:
     """Return (state, hs): the top layer's outputs, [T, ..., H]."""
+    tokens = jnp.asarray(tokens)
     embedding, (lowest, *others) = params.embedding, params.layers
     rows = TABLE_ROWS
     if isinstance(tokens.size, int):  # else T or B is symbolic (`jax.export`)
@@ -177,6 +178,7 @@ def _language_model(
   def mean_nats(
     readout: tuple[jax.Array, jax.Array], hs: jax.Array, targets: jax.Array
   ) -> jax.Array:
+    targets = jnp.asarray(targets)
     if explicit and groups > 1:
       return grouped_linear_cross_entropy(
         hs, *readout, targets, groups, compute_dtype
@@ -213,7 +215,7 @@ def _language_model(
     key_weights, key_stack, key_outputs = jax.random.split(key, 3)
     readout = readout_weights(params)  # before token_dropout drops rows of E
     params = regularizers.drop_weights(key_weights, params)
-    noise = regularizers.stack_options(key_stack, state, tokens.shape[0])
+    noise = regularizers.stack_options(key_stack, state, jnp.shape(tokens)[0])
     state, hs = hidden_states(params, state, tokens, **noise)
     dropped_hs = regularizers.drop_outputs(key_outputs, hs)
     nats = mean_nats(readout, dropped_hs, targets)

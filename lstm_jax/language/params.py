@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.cell import Cell, Params, output_size
+from lstm_jax.cells.precision import check_float
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.options import check_options, option
 from lstm_jax.sequence.stack import init_stack
@@ -24,7 +25,8 @@ class ModelConfig:
   """The sizes, the cell and the initial weights of a language model.
 
   Raises:
-    ValueError: a size is below 1, or a standard deviation is negative.
+    ValueError: a size is below 1, a standard deviation is negative, or a dtype
+      is not one of floats.
   """
 
   cell: Cell = option(lstm, "Recurrent cell of every layer.")
@@ -61,6 +63,9 @@ class ModelConfig:
 
   def __post_init__(self):
     check_options(self)
+    check_float("dtype", self.dtype)
+    if self.compute_dtype is not None:
+      check_float("compute_dtype", self.compute_dtype)
 
 
 @serializable

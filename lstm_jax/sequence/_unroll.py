@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.cell import Cell, ParamsT, StateT
 from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
+from lstm_jax.cells.precision import check_float
 from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.sequence import wrappers
 from lstm_jax.sequence.adjoint import (
@@ -131,10 +132,13 @@ def unroll(
   Raises:
     ValueError: xs is empty; params are of another cell; xs, the state and the
       weights do not fit each other; mask, lengths, reset, zoneout or
-      state_dropout do not fit xs; or adjoint is not one of the three.
+      state_dropout do not fit xs; adjoint is not one of the three; or
+      compute_dtype is not one of floats.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)
+  if compute_dtype is not None:
+    check_float("compute_dtype", compute_dtype)
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
   xs = jnp.asarray(xs)

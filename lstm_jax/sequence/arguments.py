@@ -12,7 +12,9 @@ from lstm_jax.cells.checks import axis_order, check_inputs, check_params
 
 def exchange_axes(*arrays: Any) -> Any:
   """Return each array with its first two axes exchanged; None stays None."""
-  return tuple(None if x is None else jnp.swapaxes(x, 0, 1) for x in arrays)
+  return tuple(
+    None if x is None else jnp.swapaxes(jnp.asarray(x), 0, 1) for x in arrays
+  )
 
 
 def check_sequence(

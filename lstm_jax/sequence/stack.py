@@ -82,6 +82,7 @@ def unroll_stack(
     xs, options["mask"], options["reset"] = exchange_axes(
       xs, options.get("mask"), options.get("reset")
     )
+  xs = jnp.asarray(xs)
   keys: Any = () if key is None else jax.random.split(key, len(params))
   drop = regularize.locked_dropout if locked else regularize.dropout
   layers = zip(

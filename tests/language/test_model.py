@@ -262,6 +262,20 @@ def test_a_configuration_out_of_range_is_refused(options, message):
     ModelConfig(**options)
 
 
+@pytest.mark.parametrize("adjoint", [Explicit(), Autodiff()], ids=str)
+def test_tokens_and_targets_may_be_lists(adjoint, key):
+  model, params, state, tokens, targets = make("lstm", key, adjoint)
+  lists = tokens.tolist(), targets.tolist()
+  for f, arrays in (
+    (model.apply, (tokens,)),
+    (model.loss, (tokens, targets)),
+    (model.training_loss, (tokens, targets, key)),
+  ):
+    inputs = *lists[: len(arrays)], *arrays[2:]
+    expected = f(params, state, *arrays)
+    assert worst(f(params, state, *inputs), expected) == 0
+
+
 def test_a_vocabulary_of_no_tokens_is_refused():
   with pytest.raises(ValueError, match="vocabulary_size must be ≥ 1, got 0"):
     language_model(ModelConfig(), 0)

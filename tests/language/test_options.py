@@ -1,14 +1,19 @@
+import copy
 import dataclasses
+import pickle
 import typing
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import pytest
 
+from lstm_jax import Autodiff, Explicit, Step, gru, lstm
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import BatchingConfig, ModelConfig, Regularizers
 from lstm_jax.language.options import check_options, in_bounds, option
+from lstm_jax.testing import plant
 from lstm_jax.training import OptimizerConfig
+from tests.contract import TABLE
 
 CONFIGS = ModelConfig, Regularizers, BatchingConfig, OptimizerConfig
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -81,3 +86,72 @@ def test_every_field_of_a_configuration_has_a_help_sentence(config):
     assert field.type in (bool, Cell, typing.Any) or (
       field.metadata["bounds"] or field.metadata["choices"]
     ), f"{field.name} has no range"
+
+
+class CellOfFunctions(typing.NamedTuple):
+  """A cell of a user's own: a NamedTuple of functions that have names."""
+
+  init: typing.Any
+  initial_state: typing.Any
+  project: typing.Any
+  recur: typing.Any
+  recur_backward: typing.Any
+  parameter_gradients: typing.Any
+  forward: typing.Any
+  backward: typing.Any
+  step: typing.Any
+
+
+OWN_CELL = CellOfFunctions(
+  *(getattr(gru, name) for name in CellOfFunctions._fields)
+)
+VALUES = [
+  *(ModelConfig(row.cell) for row in TABLE.values()),
+  ModelConfig(OWN_CELL, 3, 5, 2, 0.1, 0.2, True, jnp.bfloat16, jnp.bfloat16),
+  Regularizers(token_dropout=0.1),
+  BatchingConfig(),
+  OptimizerConfig(),
+  Explicit("recompute", 3),
+  Step(),
+  Autodiff(),
+]
+
+
+@pytest.mark.parametrize("config", VALUES, ids=repr)
+def test_a_configuration_can_be_pickled_copied_and_taken_apart(config):
+  fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+  assert dataclasses.asdict(config) == fields
+  for same in (
+    *(pickle.loads(pickle.dumps(config, n)) for n in range(2, 6)),
+    copy.copy(config),
+    copy.deepcopy(config),
+    type(config)(**dataclasses.asdict(config)),
+  ):
+    assert type(same) is type(config)
+    assert same == config and hash(same) == hash(config)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_cell_is_pickled_and_copied_as_itself(name):
+  cell = TABLE[name].cell
+  assert pickle.loads(pickle.dumps(cell)) is cell
+  assert copy.deepcopy(cell) is cell
+  for function in (cell.forward, cell.backward, cell.step):
+    assert pickle.loads(pickle.dumps(function)) is function
+
+
+def test_a_cell_with_a_planted_error_is_not_pickled_as_the_right_one():
+  with pytest.raises(TypeError, match="cannot pickle 'module' object"):
+    pickle.dumps(plant(lstm, "dc"))
+
+
+@pytest.mark.parametrize("name", ["dtype", "compute_dtype"])
+@pytest.mark.parametrize(
+  ("dtype", "got"),
+  [(jnp.int8, "int8"), ("int32", "'int32'"), ("half float", "'half float'")],
+)
+def test_a_model_has_a_dtype_of_floats(name, dtype, got):
+  message = f"^{name} must be a dtype of floats, such as bfloat16, got {got}$"
+  with pytest.raises(ValueError, match=message):
+    ModelConfig(**{name: dtype})
+  assert getattr(ModelConfig(**{name: "bfloat16"}), name) == "bfloat16"

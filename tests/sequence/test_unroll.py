@@ -11,10 +11,13 @@ from jax.extend.core import jaxprs_in_params
 
 from lstm_jax import (
   Autodiff,
+  Directions,
   Explicit,
   Step,
   lstm,
   unroll,
+  unroll_both,
+  unroll_stack,
 )
 from lstm_jax.sequence import scan
 from tests.contract import CELLS, TABLE
@@ -391,6 +394,38 @@ def test_inputs_may_be_numpy_arrays(key):
     )
     == 0
   )
+
+
+@pytest.mark.parametrize("time_major", [True, False])
+def test_inputs_may_be_lists(time_major, key):
+  params, _, xs = arguments(lstm, key)
+  tokens = jax.random.randint(key, (T, B), 0, D)
+  mask = jnp.ones((T, B), bool)
+  if not time_major:
+    xs, tokens, mask = (x.swapaxes(0, 1) for x in (xs, tokens, mask))
+  for inputs in (xs, tokens):
+    one = partial(unroll, lstm, params, None, time_major=time_major)
+    stack = partial(unroll_stack, lstm, (params,), None, time_major=time_major)
+    for found, expected in (
+      (
+        one(inputs.tolist(), mask=mask.tolist()),
+        one(inputs, mask=mask),
+      ),
+      (stack(inputs.tolist(), skip=True), stack(inputs, skip=True)),
+    ):
+      assert worst(found, expected) == 0
+
+
+@pytest.mark.parametrize("run", [unroll, unroll_both, unroll_stack])
+@pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
+def test_a_compute_dtype_of_integers_is_refused(run, adjoint, key):
+  params, _, xs = arguments(lstm, key)
+  if run is unroll_both:
+    params = Directions(params, params)
+  params = (params,) if run is unroll_stack else params
+  message = "^compute_dtype must be a dtype of floats, .*, got int8$"
+  with pytest.raises(ValueError, match=message):
+    run(lstm, params, None, xs, adjoint=adjoint, compute_dtype=jnp.int8)
 
 
 @CELLS
