@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
-from lstm_jax.interop.torch import Layers, from_torch, to_torch
+from lstm_jax.interop.torch import Layers, from_torch, named_arrays
 
 
 def to_cudnn(layers: Layers) -> jax.Array:
@@ -30,7 +30,7 @@ def to_cudnn(layers: Layers) -> jax.Array:
   Raises:
     ValueError: the layers are of another cell.
   """
-  arrays = to_torch(layers)
+  arrays = named_arrays(layers)
   rows, hidden = arrays["weight_hh_l0"].shape
   if rows != 4 * hidden:
     raise ValueError(

@@ -10,7 +10,7 @@ order:
 and the same with the suffix `_reverse` for the backward direction. `from_torch`
 adds the two biases, except in the candidate of a GRU, where bias_hh is b_n, to
 be multiplied by the reset gate. `to_torch` writes a sum as bias_ih and 0 as
-bias_hh.
+bias_hh. The biases of a module with bias=False are 0.
 
 PyTorch need not be installed: a state_dict is a mapping from names to arrays.
 `load` and `save` read and write safetensors files with the package
@@ -27,15 +27,17 @@ PyTorch need not be installed: a state_dict is a mapping from names to arrays.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells import gru, lstm, projected_lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.interop.tensors import Array, read_source
 from lstm_jax.sequence.bidirectional import Directions
 
 Layers = tuple[Params | Directions, ...]  # the lowest layer first
@@ -47,14 +49,20 @@ PARAMS: dict[Cell, Callable[..., Params]] = {
 }
 
 
-def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
+def from_torch(
+  source: Any, *, prefix: str = "", nonlinearity: str | None = None
+) -> tuple[Cell, Layers]:
   """Return the cell of a PyTorch module, and the params of its layers.
 
   Args:
-    state_dict: of an nn.LSTM (with or without projections), nn.GRU or nn.RNN of
-      any depth, with or without biases, in one or both directions. Its values
-      are tensors or arrays. An nn.RNN with nonlinearity="relu" has the same
-      names and shapes, but is another network.
+    source: an nn.LSTM (with or without projections), nn.GRU or nn.RNN of any
+      depth, with or without biases, in one or both directions; or its
+      state_dict, whose values are tensors or arrays; or a larger module or
+      state_dict that contains it.
+    prefix: how the names of the layer's tensors begin in a larger module, with
+      the dot, such as "encoder.rnn.".
+    nonlinearity: "tanh", for the state_dict of an nn.RNN, which does not say
+      whether it is tanh or relu. A module says it itself.
 
   Returns:
     (cell, layers): the cell's module, and one element a layer for
@@ -62,9 +70,10 @@ def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
 
   Raises:
     ValueError: a tensor is missing, has a shape that does not fit the others,
-      or has a name that no such module has.
+      has a name that no such module has, or has no float values; or the
+      nonlinearity of an nn.RNN is not tanh, or not known.
   """
-  arrays = {name: _array(name, x) for name, x in state_dict.items()}
+  arrays, own_nonlinearity = read_source(source, prefix)
   if "weight_hh_l0" not in arrays or arrays["weight_hh_l0"].ndim != 2:
     raise ValueError(
       "a state_dict of nn.LSTM, nn.GRU or nn.RNN must have weight_hh_l0 "
@@ -81,6 +90,8 @@ def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
       "weight_hh_l0 must be [4H, H], [3H, H] or [H, H], "
       f"got {list(arrays['weight_hh_l0'].shape)}"
     )
+  if cell is rnn:
+    _check_tanh(own_nonlinearity or nonlinearity)
   layers: list[Params | Directions] = []
   while f"weight_ih_l{len(layers)}" in arrays:
     layer = f"_l{len(layers)}"
@@ -98,17 +109,30 @@ def from_torch(state_dict: Mapping[str, Any]) -> tuple[Cell, Layers]:
   return cell, tuple(layers)
 
 
-def to_torch(layers: Layers) -> dict[str, np.ndarray]:
+def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
   """Return the state_dict of the PyTorch module with these weights.
 
   Args:
     layers: params of `lstm`, `projected_lstm`, `gru` or `rnn`, or `Directions`
       of them, or gradients of either; the lowest layer first.
+    bias: False for a module that is made with bias=False.
 
   Raises:
-    ValueError: the params are of a cell that PyTorch does not have.
+    ValueError: the params are of a cell that PyTorch does not have, or a bias
+      is not 0 though the module has none.
   """
-  result: dict[str, np.ndarray] = {}
+  arrays = {name: np.array(x) for name, x in named_arrays(layers).items()}
+  if bias:
+    return arrays
+  for name, x in arrays.items():
+    if name.startswith("bias") and x.any():
+      raise ValueError(f"{name} must be 0 for a module with bias=False")
+  return {k: x for k, x in arrays.items() if not k.startswith("bias")}
+
+
+def named_arrays(layers: Layers) -> dict[str, jax.Array]:
+  """Return the arrays of `to_torch`, which JAX may trace."""
+  result: dict[str, jax.Array] = {}
   for k, layer in enumerate(layers):
     if isinstance(layer, Directions):
       result |= _tensors(f"_l{k}", layer.forward)
@@ -118,8 +142,18 @@ def to_torch(layers: Layers) -> dict[str, np.ndarray]:
   return result
 
 
-def load(path: str | os.PathLike) -> tuple[Cell, Layers]:
+def load(
+  path: str | os.PathLike,
+  *,
+  prefix: str = "",
+  nonlinearity: str | None = None,
+) -> tuple[Cell, Layers]:
   """Return the cell and the layers of a safetensors file, as `from_torch`.
+
+  Args:
+    path: of the file.
+    prefix: as in `from_torch`.
+    nonlinearity: as in `from_torch`.
 
   Raises:
     ValueError: the file is not a safetensors file, or its tensors are not those
@@ -132,18 +166,19 @@ def load(path: str | os.PathLike) -> tuple[Cell, Layers]:
     arrays = safetensors.numpy.load_file(path)
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is not a safetensors file: {error}") from None
-  return from_torch(arrays)
+  return from_torch(arrays, prefix=prefix, nonlinearity=nonlinearity)
 
 
-def save(path: str | os.PathLike, layers: Layers) -> None:
-  """Write `to_torch(layers)` to a safetensors file.
+def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
+  """Write `to_torch(layers, bias=bias)` to a safetensors file.
 
   Raises:
-    ValueError: the params are of a cell that PyTorch does not have.
+    ValueError: as `to_torch`.
     ModuleNotFoundError: the package safetensors is not installed.
   """
   safetensors = _import_safetensors()
-  arrays = {k: np.ascontiguousarray(v) for k, v in to_torch(layers).items()}
+  arrays = to_torch(layers, bias=bias)
+  arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
   safetensors.numpy.save_file(arrays, path)
 
 
@@ -159,21 +194,21 @@ def _import_safetensors() -> ModuleType:
   return safetensors
 
 
-def _array(name: str, x: Any) -> np.ndarray:
-  """Return a tensor or an array as a NumPy array."""
-  if hasattr(x, "detach"):
-    x = x.detach().cpu()
-  try:
-    x = np.asarray(x)
-  except TypeError as error:  # PyTorch's bfloat16 has no NumPy dtype
-    raise ValueError(f"{name} cannot be read as an array: {error}") from None
-  if not np.issubdtype(x.dtype, np.floating):
-    raise ValueError(f"{name} must hold floats, got {x.dtype}")
-  return x
+def _check_tanh(nonlinearity: str | None) -> None:
+  """Raise ValueError unless the nonlinearity of an nn.RNN is tanh."""
+  if nonlinearity is None:
+    raise ValueError(
+      "the state_dict of an nn.RNN does not say its nonlinearity: pass the "
+      "module, or nonlinearity='tanh' if it is"
+    )
+  if nonlinearity != "tanh":
+    raise ValueError(
+      f"nonlinearity must be tanh, as that of `rnn`, got {nonlinearity}"
+    )
 
 
 def _pop_params(
-  arrays: dict[str, np.ndarray], suffix: str, cell: Cell, rows: int, hidden: int
+  arrays: dict[str, Array], suffix: str, cell: Cell, rows: int, hidden: int
 ) -> Params:
   """Remove the tensors of one layer and direction, and return its params.
 
@@ -185,7 +220,7 @@ def _pop_params(
     hidden: H.
   """
 
-  def pop(name: str, *shape: int | None) -> np.ndarray:
+  def pop(name: str, *shape: int | None) -> Array:
     x = arrays.pop(f"{name}{suffix}", None)
     if x is None:
       raise ValueError(f"{name}{suffix} is missing")
@@ -205,29 +240,29 @@ def _pop_params(
   else:
     b = b_h = np.zeros(rows, w_x.dtype)
   if cell is gru:
-    b_n = b_h[2 * hidden :]
-    b_gates = np.concatenate([b_h[: 2 * hidden], np.zeros_like(b_n)])
-    return gru.GRUParams(*map(jnp.asarray, (w_x, w_h, b + b_gates, b_n)))
+    cut = 2 * hidden  # the candidate keeps both biases
+    b, b_n = jnp.concatenate([(b + b_h)[:cut], b[cut:]]), b_h[cut:]
+    return gru.GRUParams(*map(jnp.array, (w_x, w_h, b, b_n)))  # copies
   weights = w_x, w_h, b + b_h, *(() if w_r is None else (w_r,))
-  return PARAMS[cell](*map(jnp.asarray, weights))
+  return PARAMS[cell](*map(jnp.array, weights))
 
 
-def _tensors(suffix: str, params: Params) -> dict[str, np.ndarray]:
+def _tensors(suffix: str, params: Params) -> dict[str, jax.Array]:
   """Return the tensors of one layer and direction, by PyTorch's names."""
   if type(params) not in (gru.GRUParams, *PARAMS.values()):
     raise ValueError(f"PyTorch has no cell with {type(params).__name__}")
-  b = np.array(params.b)
-  b_h = np.zeros_like(b)
+  b = jnp.asarray(params.b)
+  b_h = jnp.zeros_like(b)
   if isinstance(params, gru.GRUParams):
-    b_h[-len(params.b_n) :] = params.b_n
+    b_h = b_h.at[-len(params.b_n) :].set(params.b_n)
   tensors = {
-    f"weight_ih{suffix}": np.array(params.w_x).T,
-    f"weight_hh{suffix}": np.array(params.w_h).T,
+    f"weight_ih{suffix}": params.w_x.T,
+    f"weight_hh{suffix}": params.w_h.T,
     f"bias_ih{suffix}": b,
     f"bias_hh{suffix}": b_h,
   }
   if isinstance(params, projected_lstm.ProjectedLSTMParams):
-    tensors[f"weight_hr{suffix}"] = np.array(params.w_r).T
+    tensors[f"weight_hr{suffix}"] = params.w_r.T
   return tensors
 
 

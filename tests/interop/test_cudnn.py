@@ -54,6 +54,22 @@ def test_a_round_trip_keeps_the_weights(both, key):
   assert worst(from_cudnn(weights, D, H, 3, both), layers) == 0
 
 
+@DIRECTIONS
+def test_weights_are_converted_inside_a_compiled_gradient(both, key):
+  layers = init_stack(
+    lstm, key, D, (H, H), bidirectional=both, dtype=jnp.float64
+  )
+  weights = to_cudnn(normal_like(key, layers))
+
+  def same(weights):
+    return to_cudnn(from_cudnn(weights, D, H, 2, both))
+
+  assert worst(jax.jit(same)(weights), weights) == 0
+  gradient = jax.grad(weighed(same, key))
+  found = jax.jit(gradient)(weights)
+  assert found.any() and worst(found, gradient(weights)) == 0
+
+
 def test_weights_of_another_size_or_cell_are_refused(key):
   with pytest.raises(ValueError, match=r"weights must be \[200\], got \(7,\)"):
     from_cudnn(jnp.zeros(7), 3, 5)

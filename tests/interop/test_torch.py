@@ -52,7 +52,7 @@ def test_outputs_and_every_gradient_are_those_of_torch(
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   torch.manual_seed(0)
   module = make(torch, kind, bidirectional=both, dtype=getattr(torch, dtype))
-  cell, layers = interop.from_torch(module.state_dict())
+  cell, layers = interop.from_torch(module)
   assert cell is CELLS[kind]
   xs = jnp.asarray(normal_like(key, jnp.zeros((T, B, D))), dtype)
   inputs = torch.tensor(np.asarray(xs), requires_grad=True)
@@ -104,8 +104,8 @@ def test_a_round_trip_keeps_the_weights(kind, both, key, tmp_path):
   path = tmp_path / "weights.safetensors"
   interop.save(path, layers)
   for cell, same in (
-    interop.load(path),
-    interop.from_torch(interop.to_torch(layers)),
+    interop.load(path, nonlinearity="tanh"),
+    interop.from_torch(interop.to_torch(layers), nonlinearity="tanh"),
   ):
     assert cell is CELLS[kind]
     assert isinstance(same[0], Directions) == both
@@ -119,9 +119,10 @@ def test_two_biases_are_added_and_a_missing_bias_is_zero(kind, key):
   cut = 2 * H if kind == "GRU" else None  # the candidate keeps both biases
   weights["bias_ih_l0"][:cut] -= 1
   weights["bias_hh_l0"][:cut] += 1
-  assert worst(interop.from_torch(weights)[1], layers) < 1e-15 * 10
+  _, found = interop.from_torch(weights, nonlinearity="tanh")
+  assert worst(found, layers) < 1e-15 * 10
   without = {k: v for k, v in weights.items() if "bias" not in k}
-  (found,) = interop.from_torch(without)[1]
+  (found,) = interop.from_torch(without, nonlinearity="tanh")[1]
   assert not found.b.any() and worst(found.w_h, layers[0].w_h) == 0
 
 
@@ -166,3 +167,211 @@ def test_without_safetensors_the_extra_to_install_is_named(
     interop.save(path, stack(lstm, key, both=False))
   with pytest.raises(ModuleNotFoundError, match=message):
     interop.load(path)
+
+
+class Tensor:
+  """What the library uses of torch.Tensor."""
+
+  is_meta = is_quantized = False
+
+  def __init__(self, values, dtype=None, **attributes):
+    self.values = np.asarray(values)
+    self.dtype = dtype or f"torch.{self.values.dtype}"
+    self.__dict__.update(attributes)
+
+  def detach(self):
+    return Tensor(self.values, self.dtype, detached=True)
+
+  def cpu(self):
+    return Tensor(self.values, self.dtype, readable=self.detached)
+
+  def float(self):
+    return Tensor(self.values.astype(np.float32), readable=self.readable)
+
+  def numpy(self):
+    assert self.readable
+    if self.dtype != f"torch.{self.values.dtype}":
+      raise TypeError(f"Got unsupported ScalarType {self.dtype}")
+    return self.values
+
+
+class Module:
+  """What the library uses of torch.nn.Module."""
+
+  def __init__(self, weights, **attributes):
+    self.weights = weights
+    self.__dict__.update(attributes)
+
+  def state_dict(self):
+    return self.weights
+
+
+def tensors(layers, **attributes):
+  arrays = interop.to_torch(layers)
+  return {name: Tensor(x, **attributes) for name, x in arrays.items()}
+
+
+@ALL_CELLS
+def test_a_module_is_read_as_its_state_dict(kind, key):
+  layers = stack(CELLS[kind], key, both=True)
+  options = {"nonlinearity": "tanh"} if kind == "RNN" else {}
+  cell, same = interop.from_torch(Module(tensors(layers), **options))
+  assert cell is CELLS[kind] and worst(same, layers) == 0
+
+
+def test_neither_a_module_nor_a_state_dict_is_refused():
+  with pytest.raises(ValueError, match="a module or a state_dict, got list"):
+    interop.from_torch([1])
+
+
+def test_the_nonlinearity_of_an_rnn_is_read_or_asked_for(key):
+  weights = tensors(stack(rnn, key, both=False))
+  relu = "nonlinearity must be tanh, as that of `rnn`, got relu"
+  with pytest.raises(ValueError, match="pass the module, or nonlinearity='ta"):
+    interop.from_torch(weights)
+  with pytest.raises(ValueError, match=relu):
+    interop.from_torch(weights, nonlinearity="relu")
+  module = Module(weights, nonlinearity="relu")
+  for source, prefix in (
+    (module, ""),
+    (Module({f"a.0.{k}": v for k, v in weights.items()}), "a.0."),
+  ):
+    source.a = Module({})
+    setattr(source.a, "0", module)
+    for said in (None, "tanh"):
+      with pytest.raises(ValueError, match=relu):
+        interop.from_torch(source, prefix=prefix, nonlinearity=said)
+
+
+def test_a_prefix_picks_a_layer_of_a_larger_state_dict(key, tmp_path):
+  first, second = (stack(cell, key, both=False) for cell in (lstm, rnn))
+  weights = {
+    **{f"encoder.rnn.{k}": v for k, v in interop.to_torch(first).items()},
+    **{f"decoder.{k}": v for k, v in interop.to_torch(second).items()},
+    "embedding.weight": np.ones((3, 4)),
+    "steps": np.array(7),
+  }
+  numpy = pytest.importorskip("safetensors.numpy")
+  path = tmp_path / "weights.safetensors"
+  numpy.save_file(
+    {k: np.ascontiguousarray(v) for k, v in weights.items()}, path
+  )
+  for source, read in ((weights, interop.from_torch), (path, interop.load)):
+    cell, found = read(source, prefix="encoder.rnn.")
+    assert cell is lstm and worst(found, first) == 0
+    cell, found = read(source, prefix="decoder.", nonlinearity="tanh")
+    assert cell is rnn and worst(found, second) == 0
+    with pytest.raises(
+      ValueError, match=r"begins with 'rnn\.', got decoder\.b"
+    ):
+      read(source, prefix="rnn.")
+
+
+@ALL_CELLS
+def test_bfloat16_tensors_keep_dtype_and_values(kind, key, tmp_path):
+  layers = stack(CELLS[kind], key, both=False, dtype=jnp.bfloat16)
+  of_floats = {
+    name: Tensor(x.astype(np.float32), "torch.bfloat16")
+    for name, x in interop.to_torch(layers).items()
+  }
+  interop.save(tmp_path / "weights.safetensors", layers)
+  for _, found in (
+    interop.from_torch(of_floats, nonlinearity="tanh"),
+    interop.from_torch(interop.to_torch(layers), nonlinearity="tanh"),
+    interop.load(tmp_path / "weights.safetensors", nonlinearity="tanh"),
+  ):
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(found))
+    assert worst(found, layers) == 0
+
+
+@ALL_CELLS
+def test_a_module_without_biases_is_written_and_read(kind, key, tmp_path):
+  layers = stack(CELLS[kind], key, both=True)
+  with pytest.raises(
+    ValueError, match="bias_ih_l0 must be 0 for a module with"
+  ):
+    interop.to_torch(layers, bias=False)
+  layers = jax.tree.map(lambda w: w if w.ndim > 1 else 0 * w, layers)
+  weights = interop.to_torch(layers, bias=False)
+  assert not any("bias" in name for name in weights)
+  interop.save(tmp_path / "weights.safetensors", layers, bias=False)
+  for _, found in (
+    interop.from_torch(weights, nonlinearity="tanh"),
+    interop.load(tmp_path / "weights.safetensors", nonlinearity="tanh"),
+  ):
+    assert worst(found, layers) == 0
+
+
+@pytest.mark.parametrize(
+  ("attributes", "message"),
+  [
+    (
+      {"is_meta": True},
+      "^bias_ih_l0 has no values: it is a tensor on the meta",
+    ),
+    (
+      {"is_quantized": True, "dtype": "torch.qint8"},
+      "^bias_ih_l0 must hold floats, got a quantised torch.qint8$",
+    ),
+    ({"dtype": "torch.float8"}, "^bias_ih_l0 cannot be read as an array: Got"),
+  ],
+)
+def test_a_tensor_without_readable_values_is_refused(attributes, message, key):
+  weights = tensors(stack(lstm, key, both=False))
+  weights["bias_ih_l0"] = Tensor(np.ones(4 * H), **attributes)
+  with pytest.raises(ValueError, match=message):
+    interop.from_torch(weights)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "projected"])
+def test_later_changes_of_the_tensors_do_not_reach_the_params(kind, key):
+  """Some transposes are contiguous, and could share the tensor's memory."""
+  cell = CELLS[kind]
+  options = {"projection_size": 1} if kind == "projected" else {}
+  layers = (cell.init(key, 1, 64, jnp.float64, **options),)
+  weights = interop.to_torch(layers)
+  _, found = interop.from_torch(weights)
+  for x in weights.values():
+    x[...] = 9
+  assert worst(found, layers) == 0
+
+
+def test_a_state_dict_may_be_traced(key):
+  layers = stack(gru, key, both=True)
+  weights = {k: jnp.asarray(v) for k, v in interop.to_torch(layers).items()}
+  found = jax.jit(lambda weights: interop.from_torch(weights)[1])(weights)
+  assert worst(found, layers) == 0
+
+
+def test_torch_modules_with_a_prefix_without_biases_and_in_bfloat16(key):
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  torch.manual_seed(0)
+  for kind in ("LSTM", "GRU", "RNN"):
+    module = make(torch, kind, bias=False, dtype=torch.bfloat16)
+    larger = torch.nn.ModuleDict({"a": torch.nn.ModuleList([module])})
+    cell, layers = interop.from_torch(larger, prefix="a.0.")
+    assert cell is CELLS[kind] and layers[0].w_x.dtype == jnp.bfloat16
+    weights = interop.to_torch(layers, bias=False)
+    assert set(weights) == set(module.state_dict())
+    for name, x in module.state_dict().items():
+      assert (weights[name].astype(np.float32) == x.float().numpy()).all()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_torch_modules_that_are_other_networks_are_refused():
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  with pytest.raises(
+    ValueError, match="must be tanh, as that of `rnn`, got relu"
+  ):
+    interop.from_torch(make(torch, "RNN", nonlinearity="relu"))
+  with pytest.raises(ValueError, match="weight_ih_l0 has no values: it is a "):
+    interop.from_torch(make(torch, "LSTM", device="meta"))
+  weights = make(torch, "LSTM").state_dict()
+  weights["weight_ih_l0"] = torch.quantize_per_tensor(
+    weights["weight_ih_l0"], 0.1, 0, torch.qint8
+  )
+  with pytest.raises(ValueError, match="must hold floats, got a quantised to"):
+    interop.from_torch(weights)
+  weights["weight_ih_l0"] = torch.ones((4 * H, D), dtype=torch.float8_e5m2)
+  with pytest.raises(ValueError, match="weight_ih_l0 cannot be read as an arr"):
+    interop.from_torch(weights)

@@ -1,0 +1,84 @@
+"""PyTorch's modules and tensors as arrays, without an import of PyTorch.
+
+A tensor is read by its own methods, a module by its `state_dict`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = np.ndarray | jax.Array
+
+
+def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
+  """Return the arrays of a module or a state_dict, and the nonlinearity.
+
+  Args:
+    source: a module, or a mapping from names to tensors or arrays.
+    prefix: that of the layer's names, which is removed; "" for none.
+
+  Returns:
+    (arrays, nonlinearity): those whose names begin with the prefix; and what a
+    module says of its nonlinearity: None if it says nothing, as a mapping.
+
+  Raises:
+    ValueError: the source is neither, holds no such name, or a value is not an
+      array of floats.
+  """
+  nonlinearity = None
+  if not isinstance(source, Mapping):
+    if not hasattr(source, "state_dict"):
+      raise ValueError(
+        f"expected a module or a state_dict, got {type(source).__name__}"
+      )
+    module, source = source, source.state_dict()
+    for name in filter(None, prefix.split(".")):
+      module = getattr(module, name, None)
+    nonlinearity = getattr(module, "nonlinearity", None)
+  names = [name for name in source if name.startswith(prefix)]
+  if prefix and not names:
+    raise ValueError(
+      f"no name begins with {prefix!r}, got {', '.join(sorted(source))}"
+    )
+  arrays = {
+    name.removeprefix(prefix): as_array(name, source[name]) for name in names
+  }
+  return arrays, nonlinearity
+
+
+def as_array(name: str, x: Any) -> Array:
+  """Return a tensor or an array as an array of floats, with the same values.
+
+  JAX's arrays, which a transformation may trace, stay as they are.
+
+  Args:
+    name: what an error calls x.
+    x: a tensor, or an array.
+
+  Raises:
+    ValueError: x has no values, is quantised, or holds no floats.
+  """
+  if hasattr(x, "detach"):
+    x = _tensor_as_array(name, x)
+  elif not isinstance(x, jax.Array):
+    x = np.asarray(x)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f"{name} must hold floats, got {x.dtype}")
+  return x
+
+
+def _tensor_as_array(name: str, x: Any) -> np.ndarray:
+  if getattr(x, "is_meta", False):
+    raise ValueError(f"{name} has no values: it is a tensor on the meta device")
+  if getattr(x, "is_quantized", False):
+    raise ValueError(f"{name} must hold floats, got a quantised {x.dtype}")
+  x = x.detach().cpu()
+  try:
+    if str(x.dtype) == "torch.bfloat16":  # NumPy has no such dtype of its own
+      return x.float().numpy().astype(jnp.bfloat16)  # exact
+    return x.numpy()
+  except TypeError as error:
+    raise ValueError(f"{name} cannot be read as an array: {error}") from None
