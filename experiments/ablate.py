@@ -37,7 +37,9 @@ from experiments.trainer.config import (
   to_record,
 )
 from experiments.trainer.data import read_corpus, text_sha256
+from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
+from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
@@ -91,7 +93,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
         break
       rows.append({"change": name} | _measure(result))
     record = {"recipe": _recipe(config), "corpus_sha256": sha256, "rows": rows}
-    run_dir.write_json(path, record | run_dir.environment())
+    write_json(path, record | environment())
   if rows:
     console.print(make_table(rows))
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)

@@ -8,12 +8,14 @@ SIGTERM, as shells count them.
 import io
 import logging as standard_logging
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 
+from experiments.trainer.config import JobConfig
 from experiments.trainer.errors import Diverged
 
 BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
@@ -91,6 +94,23 @@ def collect_stop_requests() -> Iterator[list[signal.Signals]]:
   finally:
     for signum, handler in previous.items():
       signal.signal(signum, handler)
+
+
+def resume_command(program: str, job: JobConfig, directory: Path) -> str:
+  """Return the command line that resumes the program that is running."""
+  arguments = sys.argv[1:]
+  if not job.run:
+    arguments.append(f"--run={directory}")
+  if job.overwrite:
+    arguments.append("--nooverwrite")
+  if not job.resume:
+    arguments.append("--resume")
+  return command_line(program, arguments)
+
+
+def command_line(program: str, arguments: list[str]) -> str:
+  """Return the command line of a program, quoted for a shell."""
+  return f"python -m experiments.{program} {shlex.join(arguments)}"
 
 
 def make_console() -> Console:

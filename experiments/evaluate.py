@@ -34,6 +34,8 @@ from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import Trained, load
 from experiments.trainer.data import Excerpt, read_excerpt, text_sha256
+from experiments.trainer.environment import device_name
+from experiments.trainer.files import write_json
 from experiments.trainer.flags import finite
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import (
@@ -119,7 +121,7 @@ def run(
     if rows:
       console.print(_make_table(tokenizer.unit, rows))
       path = directory / run_dir.EVALUATION
-      run_dir.write_json(path, _merge_earlier(path, record))
+      write_json(path, _merge_earlier(path, record))
       console.print(f"saved in {path}", soft_wrap=True)
   return record
 
@@ -181,7 +183,7 @@ def _make_record(
     "predictions": len(tokens) - 1,
     "characters": len(excerpt.text) - 1,
     "spelling": _spelling_nats(trained.tokenizer, excerpt.text),
-    "device": run_dir.device_name(),
+    "device": device_name(),
     "nats": {},
     "nats_per_character": {},
   }

@@ -21,6 +21,7 @@ from experiments.pages.explore import describe, make_page
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import load
 from experiments.trainer.data import read_excerpt
+from experiments.trainer.files import check_parent
 from experiments.trainer.flags import config_from_flags, define_flags
 from lstm_jax.language import read_text
 from lstm_jax.language.options import check_options, option
@@ -68,7 +69,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
   directory = Path(config.run)
   trained = load(directory)
   path = Path(config.output or directory / run_dir.PAGE)
-  run_dir.check_parent(path)
+  check_parent(path)
   if config.text:
     text, source = read_text(config.text), config.text
   else:

@@ -20,6 +20,7 @@ from rich.console import Console
 from experiments.cli import launch, make_console
 from experiments.pages.report import make_page
 from experiments.trainer import run_dir
+from experiments.trainer.files import check_parent
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories
 from lstm_jax.language.options import option
@@ -69,7 +70,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   ]
   default = directories[0] if len(directories) == 1 else Path()
   path = Path(config.output or default / run_dir.REPORT)
-  run_dir.check_parent(path)
+  check_parent(path)
   content = make_page(histories).encode()
   path.write_bytes(content)
   console.print(f"page    {path}: {len(content) / 1e3:,.0f} kB", soft_wrap=True)

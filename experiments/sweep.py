@@ -30,8 +30,10 @@ from experiments.cli import (
   SIGNALLED,
   TrainingBar,
   collect_stop_requests,
+  command_line,
   launch,
   make_console,
+  resume_command,
 )
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
@@ -45,6 +47,7 @@ from experiments.trainer.ensemble import (
   restore,
   save,
 )
+from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.setup import TrainSetup, heading, make_setup
@@ -191,7 +194,7 @@ def _write_result(result: Result) -> None:
     "members": [one.to_json() for one in result.members],
     "seconds": round(result.seconds, 3),
   }
-  run_dir.write_json(result.directory / run_dir.RESULT, record)
+  write_json(result.directory / run_dir.RESULT, record)
 
 
 def _print_result(result: Result, console: Console) -> None:
@@ -205,7 +208,7 @@ def _print_result(result: Result, console: Console) -> None:
   lines = [f"{result.seconds:.0f} s of training, saved in {result.directory}"]
   leader = best_member(result.members)
   if leader:
-    command = run_dir.command("sample", [f"--run={result.directory}"])
+    command = command_line("sample", [f"--run={result.directory}"])
     lines.append(
       f"to sample from the best, seed {leader.seed} at learning rate "
       f"{leader.learning_rate:g}:\n  {command}"
@@ -250,7 +253,7 @@ def main() -> int:
   result = run(config, console)
   if result.stopped_by is None:
     return 0
-  command = run_dir.resume_command("sweep", config.job, result.directory)
+  command = resume_command("sweep", config.job, result.directory)
   console.print(f"to resume the sweep:\n  {command}", soft_wrap=True)
   return SIGNALLED + result.stopped_by
 

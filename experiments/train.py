@@ -24,8 +24,10 @@ from experiments.cli import (
   SIGNALLED,
   TrainingBar,
   collect_stop_requests,
+  command_line,
   launch,
   make_console,
+  resume_command,
 )
 from experiments.trainer import multihost, run_dir
 from experiments.trainer.checkpoint import restore
@@ -248,7 +250,7 @@ def _report_result(
     f"\n{summary}, {logger.seconds:.0f} s of training\n"
     f"{directory} holds config.json, metrics.jsonl, loss.png, samples.txt and "
     "checkpoints/; to sample from the model:\n"
-    f"  {run_dir.command('sample', arguments)}",
+    f"  {command_line('sample', arguments)}",
     soft_wrap=True,
   )
   return result
@@ -274,7 +276,7 @@ def main() -> int:
   result = run(config, console, TRACE_STEPS.value)
   if result.stopped_by is None:
     return 0
-  command = run_dir.resume_command("train", config.job, result.directory)
+  command = resume_command("train", config.job, result.directory)
   console.print(f"to resume the training:\n  {command}", soft_wrap=True)
   return SIGNALLED + result.stopped_by
 

@@ -23,6 +23,7 @@ from experiments.trainer.checkpoint import (
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import default_prompt
 from experiments.trainer.errors import Diverged
+from experiments.trainer.files import append, write_json
 from experiments.trainer.metric_buffer import MetricBuffer
 from experiments.trainer.resources import process_size
 from experiments.trainer.setup import TrainSetup
@@ -237,7 +238,7 @@ class RunLogger:
       self._console.print(Rule(title, align="left"))
       self._console.print(Text(text), soft_wrap=True)
     path = self.directory / run_dir.SAMPLES
-    run_dir.append(path, f"=== {title} ===\n{text}\n\n")
+    append(path, f"=== {title} ===\n{text}\n\n")
     self._tensorboard.sample(self.step, title, text)
 
   def sample_during_training(self, title: str, params: LanguageParams) -> None:
@@ -257,7 +258,7 @@ class RunLogger:
       "seconds": round(self.seconds, 3),
     }
     if self._writer:
-      run_dir.write_json(self.directory / run_dir.RESULT, record)
+      write_json(self.directory / run_dir.RESULT, record)
 
   def close(self) -> None:
     """Draw loss.png and wait for the last checkpoint."""
@@ -278,6 +279,6 @@ class RunLogger:
     if not self._writer:
       return
     line = json.dumps(record, allow_nan=False)
-    run_dir.append(self.directory / run_dir.METRICS, line + "\n")
+    append(self.directory / run_dir.METRICS, line + "\n")
     norms = self._grad_norms if "train_loss" in record else {}
     self._tensorboard.row(record, norms)

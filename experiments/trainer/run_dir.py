@@ -21,19 +21,16 @@ checkpoint holds a state, or, from the beginning, if it has no checkpoint.
 import fcntl
 import json
 import os
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments.trainer.config import JobConfig, TrainConfig, leaves, to_record
+from experiments.trainer.environment import environment
+from experiments.trainer.files import write_json
 from lstm_jax.training import has_state, list_checkpoints
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
@@ -144,77 +141,9 @@ def read_record(directory: Path) -> dict[str, Any]:
   return record
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
-  """Write a record as JSON, atomically.
-
-  Raises:
-    OSError: it cannot be written; the error names the file.
-  """
-  text = json.dumps(record, indent=2, allow_nan=False)
-  part = path.with_name(path.name + ".part")
-  with naming(path):
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def append(path: Path, text: str) -> None:
-  """Append text to a file of the run, and close it.
-
-  Raises:
-    OSError: it cannot be written; the error names the file.
-  """
-  with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
-    file.write(text)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-  """Name the file in an OSError, which on a full disk has no file name."""
-  try:
-    yield
-  except OSError as error:
-    raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def check_parent(path: Path) -> None:
-  """Raise ValueError if the directory of a file does not exist."""
-  if not path.parent.is_dir():
-    raise ValueError(f"{path} cannot be written: no such directory")
-
-
-def environment() -> dict[str, Any]:
-  """Return package versions and the device, to record with results."""
-  packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
-  versions = {name: version(name) for name in packages}
-  return {"versions": versions, "device": device_name()}
-
-
-def device_name() -> str:
-  """Return the platform and kind of the device."""
-  device = jax.devices()[0]
-  return f"{device.platform}, {device.device_kind}"
-
-
 def delete_previous(directory: Path) -> None:
   """Delete the run that --overwrite moved aside, if any."""
   shutil.rmtree(directory / PREVIOUS, ignore_errors=True)
-
-
-def resume_command(program: str, job: JobConfig, directory: Path) -> str:
-  """Return the command line that resumes the program that is running."""
-  arguments = sys.argv[1:]
-  if not job.run:
-    arguments.append(f"--run={directory}")
-  if job.overwrite:
-    arguments.append("--nooverwrite")
-  if not job.resume:
-    arguments.append("--resume")
-  return command(program, arguments)
-
-
-def command(program: str, arguments: list[str]) -> str:
-  """Return the command line of a program, quoted for a shell."""
-  return f"python -m experiments.{program} {shlex.join(arguments)}"
 
 
 def _resume_or_start(

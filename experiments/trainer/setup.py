@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from experiments.trainer.config import TrainConfig, to_record
 from experiments.trainer.data import Corpus, read_corpus
+from experiments.trainer.environment import device_name
 from experiments.trainer.format import format_vocabulary
-from experiments.trainer.run_dir import device_name
 from lstm_jax.language import LanguageModel, Regularizers, language_model
 from lstm_jax.training import (
   TrainState,

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.analysis.states import SIGNED, signals, trace_layers
-from experiments.trainer.run_dir import naming
+from experiments.trainer.files import naming
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
 from lstm_jax.training import part_norms

@@ -13,6 +13,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import to_record
 from experiments.trainer.data import read_corpus
+from experiments.trainer.files import write_json
 from lstm_jax.language import language_model, read_text, split
 from lstm_jax.training import CheckpointWriter
 
@@ -34,7 +35,7 @@ def write_run(config):
   directory = Path(config.job.run)
   directory.mkdir()
   record = to_record(config) | {"corpus_sha256": corpus.sha256}
-  run_dir.write_json(directory / run_dir.CONFIG, record)
+  write_json(directory / run_dir.CONFIG, record)
   writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
   description = describe(config, corpus.tokenizer) | {"val_loss": 4.0}
   writer.save(0, model.init(jax.random.key(config.seed)), description)
