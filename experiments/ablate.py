@@ -29,18 +29,13 @@ from experiments import train
 from experiments.cli import SIGNALLED, launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import load
-from experiments.trainer.config import (
-  TrainConfig,
-  from_name,
-  leaves,
-  replace,
-  to_record,
-)
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import read_corpus, text_sha256
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.records import from_name, leaves, replace, to_record
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from lstm_jax.language import read_text

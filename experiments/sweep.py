@@ -37,7 +37,7 @@ from experiments.cli import (
 )
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
-from experiments.trainer.config import TrainConfig, replace, to_record
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.ensemble import (
   Member,
   SweepConfig,
@@ -50,6 +50,7 @@ from experiments.trainer.ensemble import (
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.loop import Observer, fit
+from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (

@@ -26,7 +26,7 @@ from experiments.pages.packing import (
   quantize_signed,
 )
 from experiments.trainer.checkpoint import Trained
-from experiments.trainer.config import to_record
+from experiments.trainer.records import to_record
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
 

@@ -18,13 +18,9 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from experiments.trainer import run_dir
-from experiments.trainer.config import (
-  TrainConfig,
-  from_record,
-  leaves,
-  to_record,
-)
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import stored_tokenizer
+from experiments.trainer.records import from_record, leaves, to_record
 from lstm_jax.language import (
   LanguageModel,
   LanguageParams,

@@ -1,24 +1,11 @@
 """The configuration of a training run, nested from the library's own configs.
 
 Each leaf field is a command-line flag of the same name, with its help text and
-valid range in the field's metadata (`lstm_jax.language.options`). A *record* is
-a configuration as config.json holds it: one JSON value for each flag.
-
-  >>> config = replace(TrainConfig(), cell=gru, batch_size=8)
-  >>> config.batching.batch_size, to_record(config)["cell"]
-  (8, 'gru')
-  >>> from_record(TrainConfig(), to_record(config)) == config
-  True
+valid range in the field's metadata (`lstm_jax.language.options`).
 """
 
-import dataclasses
-import math
-import typing
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
-
-import jax.numpy as jnp
+from typing import Literal
 
 from lstm_jax.cells import (
   coupled_lstm,
@@ -42,15 +29,7 @@ CELLS = {
   "gru": gru,
   "rnn": rnn,
 }
-# Fields whose values are objects, which flags and records name.
-NAMED: Mapping[str, Mapping[str, Any]] = {
-  "cell": CELLS,
-  "compute_dtype": {"float32": None, "bfloat16": jnp.bfloat16},
-}
-NOT_FLAGS = ("dtype",)
 EARLY_STEPS = 10, 30  # extra evaluations, while the loss falls fastest
-
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -180,133 +159,3 @@ class TrainConfig:
       batching = self.batching
       for batch_size in (batching.batch_size, batching.late_batch_size):
         check_mesh(sizes, batch_size, self.model.hidden_size)
-
-
-class Leaf(NamedTuple):
-  """A field of a nested configuration that is a flag."""
-
-  name: str
-  section: str  # the name of the nested configuration; "" for the outermost
-  kind: type  # bool, int, float or str: of the value, or of its elements
-  repeated: bool  # whether the value is a tuple, a list in a record
-  optional: bool  # whether None is a value
-  value: Any  # as a record has it
-  help: str
-  bounds: str | None
-  choices: tuple[str, ...] | None
-
-
-def leaves(config: Any, section: str = "") -> Iterator[Leaf]:
-  """Yield the fields of a configuration that are flags, nested ones too."""
-  types = typing.get_type_hints(type(config))
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
-      yield from leaves(value, field.name)
-    elif field.name not in NOT_FLAGS:
-      yield _leaf(field, value, types[field.name], section)
-
-
-def to_record(config: Any) -> dict[str, Any]:
-  """Return a configuration as a record, in the order of its fields."""
-  return {leaf.name: leaf.value for leaf in leaves(config)}
-
-
-def from_record(default: Config, record: Mapping[str, Any]) -> Config:
-  """Return the configuration of a record.
-
-  Args:
-    default: an instance of the configuration's class.
-    record: has a value for each of its flags; other entries are ignored.
-
-  Raises:
-    ValueError: a value is missing, or not of its flag's kind or range.
-  """
-  values = {}
-  for leaf in leaves(default):
-    if leaf.name not in record:
-      raise ValueError(f"the configuration lacks {leaf.name}")
-    value = record[leaf.name]
-    if not _is_valid(value, leaf):
-      raise ValueError(
-        f"{leaf.name} must be {'a list of ' * leaf.repeated}"
-        f"{leaf.kind.__name__}, got {value!r}"
-      )
-    value = tuple(value) if leaf.repeated else value
-    values[leaf.name] = from_name(leaf.name, value)
-  return replace(default, **values)
-
-
-def from_name(name: str, value: Any) -> Any:
-  """Return the object that a record or flag names; other values as they are.
-
-  Raises:
-    ValueError: there is no object of that name.
-  """
-  if name not in NAMED:
-    return value
-  if value not in NAMED[name]:
-    names = ", ".join(NAMED[name])
-    raise ValueError(f"{name} must be one of {names}, got {value!r}")
-  return NAMED[name][value]
-
-
-def replace(config: Config, **values: Any) -> Config:
-  """Return a copy with other values of flags, those of nested configs too.
-
-  Raises:
-    TypeError: a name is not a flag.
-    ValueError: a value is out of its range.
-  """
-  changes, rest = {}, dict(values)
-  for field in dataclasses.fields(config):  # type: ignore[arg-type]
-    value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
-      nested = {f.name for f in dataclasses.fields(value)} & rest.keys()
-      if nested:
-        inner = {name: rest.pop(name) for name in nested}
-        changes[field.name] = dataclasses.replace(value, **inner)  # type: ignore[type-var]
-    elif field.name in rest:
-      changes[field.name] = rest.pop(field.name)
-  if rest:
-    raise TypeError(f"the configuration has no flag {next(iter(rest))!r}")
-  return dataclasses.replace(config, **changes)  # type: ignore[type-var]
-
-
-def _leaf(
-  field: dataclasses.Field, value: Any, annotation: Any, section: str
-) -> Leaf:
-  choices = field.metadata.get("choices")
-  kinds = set(typing.get_args(annotation)) or {annotation}
-  optional = type(None) in kinds
-  if field.name in NAMED:
-    objects = NAMED[field.name]
-    value = next(name for name, found in objects.items() if found is value)
-    choices = objects
-  if choices:
-    kinds = {str}
-  repeated = typing.get_origin(annotation) is tuple
-  (kind,) = kinds - {type(None), Ellipsis}
-  return Leaf(
-    name=field.name,
-    section=section,
-    kind=kind,
-    repeated=repeated,
-    optional=optional,
-    value=list(value) if repeated else value,
-    help=field.metadata.get("help", ""),
-    bounds=field.metadata.get("bounds"),
-    choices=tuple(choices) if choices else None,
-  )
-
-
-def _is_valid(value: Any, leaf: Leaf) -> bool:
-  """Return whether a record's value is of the kind of its flag."""
-  if leaf.repeated:
-    single = leaf._replace(repeated=False)
-    return isinstance(value, list) and all(_is_valid(x, single) for x in value)
-  if value is None:
-    return leaf.optional
-  if leaf.kind is float and type(value) in (int, float):
-    return abs(value) < math.inf  # and not NaN
-  return type(value) is leaf.kind

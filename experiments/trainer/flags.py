@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from experiments.trainer.config import Leaf, from_name, leaves, replace
+from experiments.trainer.records import Leaf, from_name, leaves, replace
 
 LARGEST = 2**31 - 1  # value of an integer flag
 Config = TypeVar("Config")

@@ -10,9 +10,10 @@ import jax
 
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import read_progress
-from experiments.trainer.config import TrainConfig, from_record
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Progress, SweepConfig, make_members
+from experiments.trainer.records import from_record
 from lstm_jax.language import language_model
 from lstm_jax.training import list_checkpoints
 

@@ -28,9 +28,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.trainer.config import JobConfig, TrainConfig, leaves, to_record
+from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.environment import environment
 from experiments.trainer.files import write_json
+from experiments.trainer.records import leaves, to_record
 from lstm_jax.training import has_state, list_checkpoints
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"

@@ -7,10 +7,11 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from experiments.trainer.config import TrainConfig, to_record
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import Corpus, read_corpus
 from experiments.trainer.environment import device_name
 from experiments.trainer.format import format_vocabulary
+from experiments.trainer.records import to_record
 from lstm_jax.language import LanguageModel, Regularizers, language_model
 from lstm_jax.training import (
   TrainState,

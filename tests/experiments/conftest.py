@@ -10,7 +10,8 @@ from rich.console import Console
 from experiments import explore, train
 from experiments.comparison.config import CompareConfig
 from experiments.trainer import plot
-from experiments.trainer.config import TrainConfig, replace
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import replace
 from lstm_jax import rnn
 from tests.experiments.pages import browser, explored
 

@@ -7,9 +7,9 @@ import pytest
 
 from experiments import ablate, train
 from experiments.trainer.checkpoint import load
-from experiments.trainer.config import replace
 from experiments.trainer.data import read_corpus
 from experiments.trainer.errors import Diverged
+from experiments.trainer.records import replace
 from lstm_jax.language.evaluate import stateful_loss
 
 

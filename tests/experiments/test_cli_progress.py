@@ -10,7 +10,7 @@ import pytest
 
 from experiments import cli, train
 from experiments.cli import TrainingBar, make_console
-from experiments.trainer.config import replace
+from experiments.trainer.records import replace
 
 MOVES = re.compile(r"\x1b\[(?:\?25[lh]|\d*[ABCDHJK])|\r(?!\n)")
 

@@ -14,7 +14,7 @@ from experiments.analysis import dynamic_eval
 from experiments.analysis.dynamic_eval import RATES
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import load
-from experiments.trainer.config import replace
+from experiments.trainer.records import replace
 from lstm_jax.language import make_batches, read_text, split
 from lstm_jax.language.evaluate import (
   DynamicEvalConfig,

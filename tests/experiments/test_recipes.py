@@ -6,8 +6,9 @@ import pytest
 from absl import flags
 
 from experiments import ablate
-from experiments.trainer.config import TrainConfig, replace, to_record
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import make_model
 from lstm_jax import gru
 

@@ -12,9 +12,9 @@ from experiments import report, sweep
 from experiments.pages.report import differences
 from experiments.report import ReportConfig
 from experiments.trainer.checkpoint import load
-from experiments.trainer.config import from_record, replace, to_record
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.history import derive, read_run_history
+from experiments.trainer.records import from_record, replace, to_record
 from tests.experiments.pages.explored import PageData
 
 PARTIAL = '{"step": 50, "train_lo'

@@ -5,8 +5,8 @@ import numpy as np
 
 from experiments import train
 from experiments.trainer.checkpoint import load
-from experiments.trainer.config import replace
 from experiments.trainer.data import read_corpus
+from experiments.trainer.records import replace
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import stateful_nats
 

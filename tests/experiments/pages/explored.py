@@ -11,9 +11,9 @@ import numpy as np
 
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
-from experiments.trainer.config import to_record
 from experiments.trainer.data import read_corpus
 from experiments.trainer.files import write_json
+from experiments.trainer.records import to_record
 from lstm_jax.language import language_model, read_text, split
 from lstm_jax.training import CheckpointWriter
 

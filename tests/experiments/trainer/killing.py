@@ -22,8 +22,9 @@ from rich.console import Console
 
 from experiments import train
 from experiments.trainer import tensorboard
-from experiments.trainer.config import TrainConfig, replace
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.logger import RunLogger
+from experiments.trainer.records import replace
 from lstm_jax.training import list_checkpoints
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.lives import essence

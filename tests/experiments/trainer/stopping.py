@@ -13,7 +13,8 @@ import pytest
 from experiments import train
 from experiments.cli import make_console
 from experiments.trainer import setup
-from experiments.trainer.config import TrainConfig, from_record
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import from_record
 from tests.experiments.trainer.lives import signal_at
 
 

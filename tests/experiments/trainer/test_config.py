@@ -8,16 +8,10 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from experiments.trainer.config import (
-  CELLS,
-  TrainConfig,
-  from_record,
-  leaves,
-  replace,
-  to_record,
-)
+from experiments.trainer.config import CELLS, TrainConfig
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.records import from_record, leaves, replace, to_record
 from lstm_jax.language.options import in_bounds
 from tests.processes import ROOT
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments import train
-from experiments.trainer.config import TrainConfig, replace, to_record
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import replace, to_record
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.killing import EVERY, make_config
 from tests.experiments.trainer.lives import essence, last_arrays

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import train
 from experiments.trainer import resources, setup
-from experiments.trainer.config import replace
+from experiments.trainer.records import replace
 from experiments.trainer.resources import (
   advise_batch_size,
   dry_run,

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments import train
 from experiments.trainer.checkpoint import load, restore
-from experiments.trainer.config import replace
+from experiments.trainer.records import replace
 from experiments.trainer.run_dir import JOB_FLAGS, lock
 from experiments.trainer.setup import make_setup
 from lstm_jax import gru

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.trainer.config import replace
+from experiments.trainer.records import replace
 
 
 @pytest.mark.exhaustive

@@ -13,9 +13,9 @@ from experiments import train
 from experiments.analysis.states import signals, trace_layers
 from experiments.trainer import tensorboard
 from experiments.trainer.checkpoint import load
-from experiments.trainer.config import replace
 from experiments.trainer.data import read_corpus
 from experiments.trainer.logger import EXCERPT
+from experiments.trainer.records import replace
 from experiments.trainer.tensorboard import TAGS, TensorBoardWriter
 from lstm_jax import gru, lstm, rnn
 from lstm_jax.language import ModelConfig, language_model
