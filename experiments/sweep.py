@@ -17,6 +17,7 @@ other programs.
 import signal
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +43,9 @@ from experiments.trainer.ensemble import (
   Member,
   SweepConfig,
   best_member,
-  make_ensemble,
   make_members,
+  make_state,
+  make_train_step,
   restore,
   save,
 )
@@ -51,6 +53,7 @@ from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.records import replace, to_record
+from experiments.trainer.resources import available_memory, check_memory
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
@@ -85,7 +88,9 @@ def run(config: SweepConfig, console: Console) -> Result:
   # The optimizer's rate is 1: each member's own multiplies its updates.
   unit_rate = replace(config, learning_rate=1.0)
   setup = make_setup(unit_rate)
-  state, train_step = make_ensemble(unit_rate, setup, members)
+  initial_state = partial(make_state, unit_rate, setup, members)
+  state_like = jax.eval_shape(initial_state)
+  check_memory(state_like, available_memory())
   opened = run_dir.open_run_dir(config, setup.corpus.sha256)
   with opened as (directory, resuming):
     console.print(
@@ -94,10 +99,11 @@ def run(config: SweepConfig, console: Console) -> Result:
       f"{len(rates)} learning rates\nrun         {directory}",
       soft_wrap=True,
     )
-    seconds = 0.0
+    restored = None
     if resuming:
-      restored = restore(directory, members, state, console)
-      state, seconds = restored or (state, seconds)
+      restored = restore(directory, members, state_like, console)
+    state, seconds = restored or (initial_state(), 0.0)
+    if resuming:
       console.print(f"resumed     after step {state.step}")
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
@@ -106,7 +112,7 @@ def run(config: SweepConfig, console: Console) -> Result:
     observer = _Observer(config, setup, members, writer, bar, seconds)
     with closing(writer), bar, collect_stop_requests() as requests:
       _, stopped_by = fit(
-        train_step,
+        make_train_step(unit_rate, setup, members),
         state,
         config.batching.epochs(setup.corpus.train.tokens, config.seed),
         setup.num_steps,

@@ -41,6 +41,7 @@ from experiments.trainer.resources import (
   Tracer,
   advise_batch_size,
   available_memory,
+  check_memory,
   dry_run,
 )
 from experiments.trainer.setup import (
@@ -89,10 +90,10 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   """
   setup = make_setup(config)
   console.print(heading(config, setup), soft_wrap=True)
+  # Before the run directory, so that too large a model leaves none behind.
+  check_memory(setup.state_like, available_memory())
   with _advising_on_memory(config, setup):
-    # Before the run directory, so that too large a model leaves none behind.
-    state = make_state(config, setup)
-    return _train(config, setup, state, console, trace_steps)
+    return _train(config, setup, console, trace_steps)
 
 
 @contextmanager
@@ -101,20 +102,17 @@ def _advising_on_memory(config: TrainConfig, setup: TrainSetup):
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error) or setup.mesh:
+    exhausted = "RESOURCE_EXHAUSTED", "Out of memory"
+    if setup.mesh or not any(text in str(error) for text in exhausted):
       raise
     advice = advise_batch_size(config, setup, available_memory())
     raise ValueError(f"out of memory: {advice}") from None
 
 
 def _train(
-  config: TrainConfig,
-  setup: TrainSetup,
-  state: TrainState,
-  console: Console,
-  trace_steps: int,
+  config: TrainConfig, setup: TrainSetup, console: Console, trace_steps: int
 ) -> Result:
-  """Train from an initial state, or resume the run of the directory."""
+  """Train in the run directory, from the beginning or where its run stands."""
   sha256 = setup.corpus.sha256
   with multihost.open_shared_run_dir(config, sha256) as (directory, resuming):
     console.print(f"run         {directory}", soft_wrap=True)
@@ -125,7 +123,7 @@ def _train(
       directory, config, setup, console, bar, is_writer=is_writer
     )
     try:
-      state = _initial_state(state, setup, logger, console, resuming)
+      state = _initial_state(config, setup, logger, console, resuming)
       tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
       with bar, tracer, collect_stop_requests() as requests:
         logger.start_clock()
@@ -151,7 +149,7 @@ def _train(
 
 
 def _initial_state(
-  state: TrainState,
+  config: TrainConfig,
   setup: TrainSetup,
   logger: RunLogger,
   console: Console,
@@ -166,6 +164,7 @@ def _initial_state(
   logger.resume(restored)
   if restored:
     return restored.state
+  state = make_state(config, setup)
   logger.sample_during_training("untrained", state.params)
   return state
 

@@ -80,30 +80,38 @@ def make_members(config: SweepConfig) -> list[Member]:
   return [Member(seed, rate, []) for rate, seed in pairs]
 
 
-def make_ensemble(
+def make_state(
   config: TrainConfig, setup: TrainSetup, members: list[Member]
-) -> tuple[TrainState, TrainStep]:
-  """Return the state and the training step of all members.
+) -> TrainState:
+  """Return the state of all members before the first training step.
 
   Args:
     config: of the members, with a learning rate of 1.
     setup: of that configuration.
-    members: the seeds and learning rates.
+    members: the seeds.
   """
-  keys = [make_keys(one.seed) for one in members]
-  init, noise = (
-    jnp.stack([getattr(key, name) for key in keys])
-    for name in ("init", "noise")
-  )
-  rates = jnp.array([one.learning_rate for one in members], jnp.float32)
-  params = jax.block_until_ready(jax.vmap(setup.model.init)(init))
-  state = init_ensemble(
+  keys = jnp.stack([make_keys(one.seed).init for one in members])
+  return init_ensemble(
     setup.model,
     setup.optimizer,
-    params,
+    jax.vmap(setup.model.init)(keys),
     config.batching.batch_size,
     averaged=config.averaging.enabled,
   )
+
+
+def make_train_step(
+  config: TrainConfig, setup: TrainSetup, members: list[Member]
+) -> TrainStep:
+  """Return the training step of all members.
+
+  Args:
+    config: as for `make_state`.
+    setup: of that configuration.
+    members: the seeds and learning rates.
+  """
+  noise = jnp.stack([make_keys(one.seed).noise for one in members])
+  rates = jnp.array([one.learning_rate for one in members], jnp.float32)
   step_all = make_ensemble_train_step(
     setup.model, setup.optimizer, ema_decay=config.averaging.ema_decay
   )
@@ -112,7 +120,7 @@ def make_ensemble(
     del key  # every member has its own
     return step_all(state, tokens, targets, noise, rates)
 
-  return state, train_step
+  return train_step
 
 
 def best_member(members: list[Member]) -> Member | None:

@@ -22,6 +22,7 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.format import format_bytes
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.language import LanguageParams
+from lstm_jax.training import TrainState
 
 WARM_UP = 3  # training steps before a trace starts: they compile
 STATM = Path("/proc/self/statm")  # Linux: in pages; the second is resident
@@ -37,7 +38,7 @@ class Footprint(NamedTuple):
 
 
 def dry_run(config: TrainConfig, console: Console) -> Footprint:
-  """Print what a run would be and need, without training.
+  """Print what a run would be and need, from shapes: no weights are made.
 
   Raises:
     ValueError: as `make_setup`, or there is a mesh.
@@ -52,6 +53,7 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
   needs = footprint(setup, batch_size, seq_len)
   epoch = next(config.batching.epochs(setup.corpus.train.tokens, config.seed))
   total = total_operations(config, setup)
+  limit = available_memory()
   console.print(
     f"a step      {batch_size} sequences × {seq_len} tokens: "
     f"{format_bytes(needs.bytes)} of memory ({format_bytes(needs.state_bytes)} "
@@ -61,6 +63,11 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
     f"the run     {total / 1e12:,.1f} TFLOP",
     soft_wrap=True,
   )
+  if needs.bytes > limit:
+    fitting = _what_would_fit(setup, batch_size, seq_len, limit)
+    console.print(
+      f"the device  has {format_bytes(limit)}: {fitting}", soft_wrap=True
+    )
   return needs
 
 
@@ -79,15 +86,19 @@ def footprint(setup: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
   step: Any = setup.train_step  # made by jax.jit
   lowered = step.lower(state, batch, batch, setup.keys.noise)
   memory = lowered.compile().memory_analysis()
-  leaves = jax.tree.leaves(state)
   return Footprint(
     memory.argument_size_in_bytes
     + memory.temp_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,
-    sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+    _num_bytes(state),
     operations(state.params, batch_size * seq_len),
   )
+
+
+def _num_bytes(tree: Any) -> int:
+  """Return the bytes of all arrays of a tree."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def largest_batch(config: TrainConfig) -> tuple[int, int]:
@@ -101,7 +112,7 @@ def total_operations(config: TrainConfig, setup: TrainSetup) -> int:
   """Return the operations of a whole run's matrix products."""
   epochs = config.batching.epochs(setup.corpus.train.tokens, config.seed)
   sizes = (
-    length * batches.tokens.shape[1]
+    int(length) * batches.tokens.shape[1]
     for batches in epochs
     for length in np.diff(batches.cuts)
   )
@@ -116,13 +127,13 @@ def operations(params: LanguageParams, num_tokens: int) -> int:
   """
   embedding, first = params.embedding, params.layers[0]
   rows = min(num_tokens, embedding.shape[0])
-  table = rows * np.prod(first.w_x.shape)
+  table = rows * first.w_x.size
   per_token = sum(
     leaf.size for leaf in jax.tree.leaves(params.layers) if leaf.ndim > 1
   )
   per_token -= first.w_x.size
   per_token += embedding.size if params.readout is None else params.readout.size
-  return int(6 * (table + num_tokens * per_token))
+  return 6 * (table + num_tokens * per_token)
 
 
 def available_memory() -> int:
@@ -139,6 +150,22 @@ def available_memory() -> int:
   return stats.get("bytes_limit", memory)
 
 
+def check_memory(state: TrainState, limit: int) -> None:
+  """Raise ValueError if the device is too small for an initial train state.
+
+  Args:
+    state: its shapes and dtypes. The weights are there twice while it is made,
+      since it has a copy of them.
+    limit: bytes of memory.
+  """
+  needed = _num_bytes(state) + _num_bytes(state.params)
+  if needed > limit:
+    raise ValueError(
+      f"out of memory: the train state needs {format_bytes(needed)} to be made "
+      f"and the device has {format_bytes(limit)}: no batch size would fit"
+    )
+
+
 def advise_batch_size(
   config: TrainConfig, setup: TrainSetup, limit: int
 ) -> str:
@@ -151,20 +178,28 @@ def advise_batch_size(
   """
   batch_size, seq_len = largest_batch(config)
   needed = format_bytes(footprint(setup, batch_size, seq_len).bytes)
-  message = (
-    f"a batch of {batch_size} sequences × {seq_len} tokens needs {needed} and "
-    f"the device has {format_bytes(limit)}"
-  )
-  while batch_size := batch_size // 2:
-    smaller = footprint(setup, batch_size, seq_len).bytes
-    if smaller <= limit:
-      return (
-        f"{message}; {batch_size} × {seq_len} would need "
-        f"{format_bytes(smaller)}"
-      )
   return (
-    f"{message}; no batch size would fit: reduce --seq_len or --hidden_size"
+    f"a batch of {batch_size} sequences × {seq_len} tokens needs {needed} and "
+    f"the device has {format_bytes(limit)}; "
+    f"{_what_would_fit(setup, batch_size, seq_len, limit)}"
   )
+
+
+def _what_would_fit(
+  setup: TrainSetup, batch_size: int, seq_len: int, limit: int
+) -> str:
+  """Return which smaller batch size would fit into the memory, if any."""
+  state_bytes = _num_bytes(setup.state_like)
+  if state_bytes > limit:
+    return (
+      "no batch size would fit: the train state alone needs "
+      f"{format_bytes(state_bytes)}"
+    )
+  while batch_size := batch_size // 2:
+    needed = footprint(setup, batch_size, seq_len).bytes
+    if needed <= limit:
+      return f"{batch_size} × {seq_len} would need {format_bytes(needed)}"
+  return "no batch size would fit: reduce --seq_len or --hidden_size"
 
 
 def process_size() -> dict[str, float]:

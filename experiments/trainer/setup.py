@@ -91,8 +91,7 @@ def make_setup(config: TrainConfig) -> TrainSetup:
 
 def make_state(config: TrainConfig, setup: TrainSetup) -> TrainState:
   """Return the state before the first training step, on one device."""
-  state = _make_state(config, setup.model, setup.optimizer, setup.keys)
-  return jax.block_until_ready(state)  # or out of memory
+  return _make_state(config, setup.model, setup.optimizer, setup.keys)
 
 
 def _make_state(

@@ -3,6 +3,7 @@ import math
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -136,6 +137,13 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
       stopped = sweep.run(config, console)
     assert stopped.stopped_by == signal.SIGTERM
     assert not (stopped.directory / "result.json").exists()
+
+  def only_shapes(*arguments):
+    state = ensemble.make_state(*arguments)
+    assert isinstance(state.step, jax.core.Tracer)
+    return state
+
+  monkeypatch.setattr(sweep, "make_state", only_shapes)
   result = sweep.run(config, console)
   assert result.stopped_by is None
   losses = ([one.val_losses for one in r.members] for r in (result, whole))

@@ -4,11 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import train
+from experiments import sweep, train
 from experiments.trainer import resources, setup
-from experiments.trainer.records import replace
+from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.resources import (
   advise_batch_size,
+  check_memory,
   dry_run,
   operations,
   process_size,
@@ -47,6 +49,56 @@ def test_a_dry_run_is_of_the_largest_batch(config, console):
     operations(setup.state_like.params, one.size) for one in tokens
   )
   assert total_operations(late, setup) == expected
+
+
+def test_a_dry_run_of_too_large_a_model_says_that_nothing_would_fit(
+  config, console
+):
+  needs = dry_run(replace(config, hidden_size=1_000_000), console)
+  assert needs.state_bytes > 3 * 4 * 4 * 1_000_000**2  # weights, Adam's moments
+  shown = console.file.getvalue()
+  assert "GB between steps" in shown
+  state = f"the train state alone needs {needs.state_bytes / 1e9:.2f} GB"
+  assert f"no batch size would fit: {state}" in shown
+
+
+def test_a_dry_run_says_which_batch_would_fit_if_its_own_does_not(
+  config, console, monkeypatch
+):
+  setup = make_setup(replace(config, batch_size=8))
+  needs = [resources.footprint(setup, b, 8).bytes for b in (8, 4, 2)]
+  for limit, line in ((needs[0], ""), (needs[1], "4 × 8 would need")):
+    monkeypatch.setattr(resources, "available_memory", lambda x=limit: x)
+    dry_run(replace(config, batch_size=8), console)
+    assert ("the device  has" in console.file.getvalue()) == bool(line)
+    assert line in console.file.getvalue()
+
+
+@pytest.mark.parametrize("program", [train, sweep])
+def test_too_large_a_model_is_refused_before_the_run_directory(
+  program, config, console
+):
+  record = to_record(config) | {"num_seeds": 2, "rate": [0.1]}
+  config = from_record(SweepConfig(), record | {"hidden_size": 1_000_000})
+  message = "out of memory: the train state needs .* no batch size would fit"
+  with pytest.raises(ValueError, match=message):
+    program.run(config, console)
+  assert not Path(config.job.run).exists()
+
+
+def test_memory_is_checked_for_the_state_and_the_copy_of_its_weights(config):
+  state = make_setup(config).state_like
+  leaves = jax.tree.leaves((state, state.params))
+  needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+  check_memory(state, needed)
+  with pytest.raises(ValueError, match="out of memory"):
+    check_memory(state, needed - 1)
+
+
+def test_operations_do_not_overflow(config):
+  size, num_tokens = 10**6, 10**7
+  params = make_setup(replace(config, hidden_size=size)).state_like.params
+  assert operations(params, num_tokens) > 6 * num_tokens * 4 * size**2 > 2**63
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(24, 9), (5, 5)])

@@ -86,6 +86,18 @@ def test_a_stopped_run_ends_as_one_that_was_not(
   assert essence(stopped) == undisturbed
 
 
+def test_a_run_makes_weights_only_when_it_starts(
+  stopped, config, console, monkeypatch
+):
+  def refuse(*arguments):
+    raise AssertionError("weights were made")
+
+  monkeypatch.setattr(train, "make_state", refuse)
+  assert train.run(config, console).stopped_by is None
+  with pytest.raises(AssertionError, match="weights were made"):
+    train.run(replace(config, overwrite=True), console)
+
+
 @pytest.mark.parametrize(
   "changes",
   [
