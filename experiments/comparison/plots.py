@@ -25,13 +25,16 @@ def draw(record: Record, path: Path) -> None:
 
   figure = Figure(figsize=(11, 6.8), layout="constrained")
   panels = figure.subplots(2, 3)
-  _val_loss(record, panels[0, 0])
-  _val_loss_by_time(record, panels[0, 1])
-  _words(record, panels[0, 2])
-  _context(record, panels[1, 0])
-  _recall(record, panels[1, 1])
-  _gradient_flow(record, panels[1, 2])
-  for panel in panels.flat:
+  contents = (
+    _val_loss,
+    _val_loss_by_time,
+    _words,
+    _context,
+    _recall,
+    _gradient_flow,
+  )
+  for content, panel in zip(contents, panels.flat, strict=True):
+    content(record, panel)
     panel.title.set_fontsize(10)
     panel.tick_params(labelsize=8)
     for label in (panel.xaxis.label, panel.yaxis.label):
@@ -52,11 +55,8 @@ def draw(record: Record, path: Path) -> None:
 
 def _val_loss(record: Record, panel: Axes) -> None:
   for run in _select(record["runs"], budget=EQUAL_PARAMETERS):
-    steps = [row["step"] for row in run["evaluations"]]
-    losses = [row["val_loss"] for row in run["evaluations"]]
-    _band(panel, steps, losses, run["cell"])
-  panel.set_xscale("symlog", linthresh=10)
-  panel.xaxis.set_major_formatter("{x:,g}")
+    _losses(run, panel)
+  _scale_x(panel, "symlog", linthresh=10)
   panel.set(
     title="Validation loss, equal parameters",
     xlabel="training steps",
@@ -69,14 +69,8 @@ def _val_loss_by_time(record: Record, panel: Axes) -> None:
     # The LSTM has one run: the other cells get its time.
     budget = EQUAL_PARAMETERS if cell == "lstm" else EQUAL_TIME
     for run in _select(record["runs"], cell=cell, budget=budget):
-      seconds = [
-        cell_record["seconds_per_step"] * row["step"]
-        for row in run["evaluations"]
-      ]
-      losses = [row["val_loss"] for row in run["evaluations"]]
-      _band(panel, seconds, losses, cell)
-  panel.set_xscale("symlog", linthresh=1)
-  panel.xaxis.set_major_formatter("{x:,g}")
+      _losses(run, panel, cell_record["seconds_per_step"])
+  _scale_x(panel, "symlog", linthresh=1)
   panel.set(
     title="Validation loss, equal time",
     xlabel="seconds of training, all seeds at once",
@@ -103,8 +97,7 @@ def _words(record: Record, panel: Axes) -> None:
       linewidth=0.8,
       label="the validation text itself",
     )
-  panel.set_xscale("symlog", linthresh=100)
-  panel.xaxis.set_major_formatter("{x:,g}")
+  _scale_x(panel, "symlog", linthresh=100)
   panel.legend(loc="lower right", fontsize=LEGEND_FONT_SIZE)
   panel.set(
     title="Sampled words found in the text",
@@ -118,8 +111,7 @@ def _context(record: Record, panel: Axes) -> None:
   for run in _select(record["context"], budget=EQUAL_PARAMETERS):
     losses = np.transpose(run["val_loss"]).tolist()
     _band(panel, run["lengths"], losses, run["cell"])
-  panel.set_xscale("log", base=2)
-  panel.xaxis.set_major_formatter("{x:g}")
+  _scale_x(panel, "log", base=2)
   panel.set(
     title="Validation loss by context",
     xlabel="maximum context, characters",
@@ -135,9 +127,8 @@ def _recall(record: Record, panel: Axes) -> None:
   panel.axhline(
     1 / SYMBOLS, color="gray", linestyle="--", linewidth=0.8, label="chance"
   )
-  panel.set_xscale("log")
+  _scale_x(panel, "log")
   panel.legend(loc="center left", fontsize=LEGEND_FONT_SIZE)
-  panel.xaxis.set_major_formatter("{x:g}")
   panel.set(
     title="Delayed recall",
     xlabel="delay, in blanks",
@@ -150,9 +141,7 @@ def _gradient_flow(record: Record, panel: Axes) -> None:
   for row in record["gradient_flow"]:
     for field, norms in row["norms"].items():
       ratios = np.array(norms) / row["norms"]["h"][0]
-      ratios[ratios <= 0] = (
-        np.nan
-      )  # 0 by underflow cannot be drawn on a log axis
+      ratios[ratios <= 0] = np.nan  # underflow, which a log axis cannot show
       panel.plot(
         ratios,
         "-" if field == "h" else "--",
@@ -171,6 +160,19 @@ def _gradient_flow(record: Record, panel: Axes) -> None:
     xlabel="T − t, characters",
     ylabel="‖∂ℓ$_T$/∂s$_t$‖ / ‖∂ℓ$_T$/∂h$_T$‖,  s = h or c",
   )
+
+
+def _scale_x(panel: Axes, scale: str, **options: float) -> None:
+  """Set the scale of the horizontal axis, with plain numbers at its ticks."""
+  panel.set_xscale(scale, **options)
+  panel.xaxis.set_major_formatter("{x:,g}")
+
+
+def _losses(run: Record, panel: Axes, step_size: float = 1) -> None:
+  """Draw a run's validation losses; a training step is `step_size` long."""
+  rows = run["evaluations"]
+  x = [step_size * row["step"] for row in rows]
+  _band(panel, x, [row["val_loss"] for row in rows], run["cell"])
 
 
 def _band(panel: Axes, x: list, values: list[list[float]], cell: str) -> None:
