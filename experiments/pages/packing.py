@@ -1,8 +1,9 @@
 """Arrays and JSON inside an HTML page, and one byte for each number.
 
 A page is one file that a browser opens from the disk. Its template has a place
-for data blocks: script elements of a type that no browser runs, whose text is
-base64 of gzip and so cannot be markup. The page's own script unpacks them.
+for head.html, which all pages share, and one for data blocks: script elements
+of a type that no browser runs, whose text is base64 of gzip and so cannot be
+markup. The page's own script unpacks them.
 
 A signal has 256 levels q, a byte each:
 
@@ -24,7 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PLACE = "<!-- data -->"  # in a template
+# What a template includes, and where.
+HEAD, HEAD_PLACE = Path(__file__).with_name("head.html"), "<!-- head -->\n"
+DATA_PLACE = "<!-- data -->"
 DECADES = 12.0  # powers of ten in the range of the norms
 
 
@@ -62,9 +65,11 @@ def script(name: str, data: bytes) -> str:
 def page(
   template: Path, header: dict[str, Any], scripts: Iterable[str] = ()
 ) -> str:
-  """Return a template filled with data blocks and a header, packed as JSON."""
+  """Return a template filled with head, data blocks and a header as JSON."""
   packed = script("header", json.dumps(header, allow_nan=False).encode())
-  before, after = template.read_text(encoding="utf-8").split(PLACE)
+  head = HEAD.read_text(encoding="utf-8")
+  text = template.read_text(encoding="utf-8").replace(HEAD_PLACE, head)
+  before, after = text.split(DATA_PLACE)
   return "\n".join([before, *scripts, packed, after])
 
 

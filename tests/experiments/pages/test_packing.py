@@ -1,12 +1,30 @@
-"""Numbers in a byte each: what rounding costs."""
+"""Templates filled, and numbers in a byte each: what rounding costs."""
 
 import numpy as np
+import pytest
 
+from experiments.pages import explore, report
 from experiments.pages.packing import (
+  page,
   quantize_gate,
   quantize_norms,
   quantize_signed,
 )
+
+
+@pytest.mark.parametrize("template", [explore.TEMPLATE, report.TEMPLATE])
+def test_every_page_has_the_shared_head_once_and_its_data(template):
+  text = page(template, {"unit": "word"}, ['<script id="blob0"></script>'])
+  for part in (
+    "Content-Security-Policy",
+    "async function unpack(",
+    'id="header"',
+    'id="blob0"',
+    "</head>",
+  ):
+    assert text.count(part) == 1
+  assert text.index("unpack(") < text.index("</head>") < text.index("blob0")
+  assert "<!-- head -->" not in text and "<!-- data -->" not in text
 
 
 def test_a_gate_is_rounded_to_half_a_level():
