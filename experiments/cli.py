@@ -110,7 +110,7 @@ def resume_command(program: str, job: JobConfig, directory: Path) -> str:
 
 def command_line(program: str, arguments: list[str]) -> str:
   """Return the command line of a program, quoted for a shell."""
-  return f"python -m experiments.{program} {shlex.join(arguments)}"
+  return shlex.join(["python", "-m", f"experiments.{program}", *arguments])
 
 
 def make_console() -> Console:

@@ -20,9 +20,7 @@ figure of an existing comparison.json. The modules of `experiments/comparison`
 describe how each quantity is measured.
 """
 
-import dataclasses
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -33,7 +31,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments.benchmarks.timing import environment
-from experiments.cli import TrainingBar, launch, make_console
+from experiments.cli import TrainingBar, command_line, launch, make_console
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import read_corpus
 from experiments.comparison.measurements import (
@@ -48,6 +46,7 @@ from experiments.comparison.models import make_models
 from experiments.comparison.tables import tables
 from experiments.comparison.training import train_cell
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.records import to_record
 
 RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
 
@@ -64,17 +63,14 @@ def run(
   start = time.monotonic()
   corpus = read_corpus(config)
   directory.mkdir(parents=True, exist_ok=True)
-  models = make_models(
-    corpus.tokenizer.size, config.embedding_size, config.hidden_size
-  )
+  models = make_models(config.model, corpus.tokenizer.size)
   init_key, trial_key, recall_key = jax.random.split(
     jax.random.key(config.seed), 3
   )
   keys = jax.random.split(init_key, config.num_seeds)
-  command = ["python", "-m", "experiments.compare_cells", *sys.argv[1:]]
   record: dict[str, Any] = {
-    "command": shlex.join(command),
-    "config": dataclasses.asdict(config),
+    "command": command_line("compare_cells", sys.argv[1:]),
+    "config": to_record(config),
     "environment": environment(),
     "corpus": corpus.statistics,
     "cells": describe_cells(models, corpus, config, keys, trial_key, console),

@@ -2,38 +2,32 @@
 
 from dataclasses import dataclass
 
+from experiments.trainer.config import DataConfig
+from experiments.trainer.records import only
+from lstm_jax.language import BatchingConfig, ModelConfig
 from lstm_jax.language.options import check_options, option
+from lstm_jax.training import OptimizerConfig
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-  """The configuration of a comparison; `compare_cells` has a flag per field."""
+  """What is compared, and how; each leaf field is a flag of `compare_cells`."""
 
-  corpus: str = option(
-    "data/shakespeare.txt", "Text to train on: any UTF-8 file."
+  data: DataConfig = only(DataConfig(), "corpus", "val_fraction")
+  # Of the LSTM; the other cells get as many parameters.
+  model: ModelConfig = only(
+    ModelConfig(hidden_size=160), "embedding_size", "hidden_size"
   )
-  val_fraction: float = option(
-    0.1,
-    "Share of the corpus, at its end, that is the validation split.",
-    bounds="(0, 1)",
-  )
-  hidden_size: int = option(
-    160,
-    "Hidden units of the LSTM; the other cells get as many parameters.",
-    bounds="[1, inf)",
-  )
-  embedding_size: int = option(
-    64, "Size of the character embedding.", bounds="[1, inf)"
+  batching: BatchingConfig = only(BatchingConfig(), "batch_size", "seq_len")
+  # The members of an ensemble scale its steps by their own learning rates.
+  optimizer: OptimizerConfig = only(
+    OptimizerConfig(learning_rate=1.0, weight_decay=0.3), "weight_decay"
   )
   num_seeds: int = option(
     3, "Seeds of each cell, trained at once.", bounds="[1, inf)"
   )
   seed: int = option(
     0, "Seed from which all seeds are derived.", bounds="[0, inf)"
-  )
-  batch_size: int = option(32, "Sequences in a batch.", bounds="[1, inf)")
-  seq_len: int = option(
-    64, "Characters of each sequence in a batch.", bounds="[1, inf)"
   )
   num_steps: int = option(
     1000,
@@ -48,9 +42,6 @@ class CompareConfig:
   )
   trial_steps: int = option(
     300, "Training steps with which each rate is tried.", bounds="[1, inf)"
-  )
-  weight_decay: float = option(
-    0.3, "Weight decay of AdamW, on matrices only.", bounds="[0, inf)"
   )
   timing_rounds: int = option(
     11,

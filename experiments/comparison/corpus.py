@@ -6,19 +6,14 @@ import numpy as np
 
 from experiments.analysis.text_stats import shuffled, text_stats, words
 from experiments.comparison.config import CompareConfig
-from lstm_jax.language import (
-  Batches,
-  CharTokenizer,
-  make_batches,
-  read_text,
-  split,
-)
+from experiments.trainer import data
+from lstm_jax.language import Batches, Tokenizer, make_batches
 
 
 class Corpus(NamedTuple):
   """A text, cut into a training and a validation split."""
 
-  tokenizer: CharTokenizer
+  tokenizer: Tokenizer
   train: np.ndarray  # tokens of the training split, int32 [N]
   val: np.ndarray  # tokens of the validation split
   batches: Batches  # of the training split
@@ -32,31 +27,31 @@ def read_corpus(config: CompareConfig) -> Corpus:
   Raises:
     ValueError: the file cannot be read or is too short.
   """
-  text = read_text(config.corpus)
-  tokenizer = CharTokenizer.from_text(text)
-  train, val = split(tokenizer.encode(text), config.val_fraction)
+  text, tokenizer, train, val, _ = data.read_corpus(config.data)
   needed = max(config.context, config.gradient_steps) + 1
-  if len(val) < needed:
+  if len(val.tokens) < needed:
     raise ValueError(
       f"context and gradient_steps need a validation split of at least "
-      f"{needed:,} characters, got {len(val):,} of {config.corpus}"
+      f"{needed:,} characters, got {len(val.tokens):,} of {config.data.corpus}"
     )
-  batches = make_batches(train, config.batch_size, config.seq_len)
-  train_text, val_text = tokenizer.decode(train), tokenizer.decode(val)
-  known_words = set(words(train_text)), set(words(val_text))
+  batching = config.batching
+  batches = make_batches(train.tokens, batching.batch_size, batching.seq_len)
+  known_words = set(words(train.text)), set(words(val.text))
   texts = {
-    "training text": train_text,
-    "validation text": val_text,
-    "validation text, lines shuffled": shuffled(val_text),
+    "training text": train.text,
+    "validation text": val.text,
+    "validation text, lines shuffled": shuffled(val.text),
   }
   statistics = {
     "num_characters": len(text),
     "vocabulary_size": tokenizer.size,
-    "num_val_characters": len(val),
+    "num_val_characters": len(val.tokens),
     "steps_per_epoch": batches.num_batches,
     "text_statistics": {
       title: text_stats([content], *known_words)._asdict()
       for title, content in texts.items()
     },
   }
-  return Corpus(tokenizer, train, val, batches, known_words, statistics)
+  return Corpus(
+    tokenizer, train.tokens, val.tokens, batches, known_words, statistics
+  )

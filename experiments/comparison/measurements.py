@@ -14,6 +14,7 @@ from experiments.comparison.models import CellModel, make_models
 from experiments.comparison.training import TrainedCell
 from experiments.comparison.tuning import seconds_per_step, try_learning_rates
 from experiments.trainer.config import CELLS
+from lstm_jax.language import ModelConfig
 
 EQUAL_PARAMETERS, EQUAL_TIME = "equal parameters", "equal time"
 
@@ -122,9 +123,10 @@ def delayed_recall(
   config: CompareConfig, key: jax.Array, console: Console
 ) -> list[dict[str, Any]]:
   """Return a row of accuracies for each cell and delay, and print them."""
-  models = make_models(
-    recall.VOCABULARY, recall.EMBEDDING, config.recall_hidden_size
+  sizes = ModelConfig(
+    embedding_size=recall.EMBEDDING, hidden_size=config.recall_hidden_size
   )
+  models = make_models(sizes, recall.VOCABULARY)
   rows = []
   for name, cell in models.items():
     for delay in config.delay:

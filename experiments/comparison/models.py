@@ -7,6 +7,7 @@ the default sizes, one hidden unit is less than 1 % of the parameters.
 
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -28,21 +29,21 @@ class CellModel(NamedTuple):
 
 
 def make_models(
-  vocabulary_size: int, embedding_size: int, hidden_size: int
+  config: ModelConfig, vocabulary_size: int
 ) -> dict[str, CellModel]:
-  """Return a model of each cell, all as large as an LSTM of `hidden_size`."""
+  """Return a model of each cell, all as large as an LSTM of these sizes."""
 
   def make(cell: str, size: int) -> LanguageModel:
-    config = ModelConfig(CELLS[cell], embedding_size, hidden_size=size)
-    return language_model(config, vocabulary_size)
+    changed = replace(config, cell=CELLS[cell], hidden_size=size)
+    return language_model(changed, vocabulary_size)
 
   def count(cell: str, size: int) -> int:
     return count_parameters(make(cell, size))
 
-  target = count("lstm", hidden_size)
+  target = count("lstm", config.hidden_size)
   models = {}
   for cell in NAMES:
-    size = nearest_size(partial(count, cell), target, 8 * hidden_size)
+    size = nearest_size(partial(count, cell), target, 8 * config.hidden_size)
     models[cell] = CellModel(cell, size, count(cell, size), make(cell, size))
   return models
 

@@ -24,7 +24,6 @@ from lstm_jax.language import (
 )
 from lstm_jax.training import (
   Metrics,
-  OptimizerConfig,
   TrainState,
   TrainStep,
   init_ensemble,
@@ -63,13 +62,10 @@ def make_ensemble(
     keys: each member's key of initial weights, [S].
     learning_rates: each member's peak learning rate, S of them.
   """
-  # Members share an optimizer of learning rate 1 and scale its steps.
-  optimizer = make_optimizer(
-    OptimizerConfig(learning_rate=1.0, weight_decay=config.weight_decay),
-    num_steps,
-  )
+  optimizer = make_optimizer(config.optimizer, num_steps)
   params = jax.vmap(model.init)(keys)
-  state = init_ensemble(model, optimizer, params, config.batch_size)
+  batch_size = config.batching.batch_size
+  state = init_ensemble(model, optimizer, params, batch_size)
   rates = jnp.asarray(learning_rates, jnp.float32)
   step_all = make_ensemble_train_step(model, optimizer)
 

@@ -51,7 +51,8 @@ def try_learning_rates(
     Diverged: training diverges at every rate.
   """
   rest, end = split(train_tokens, TRIAL_FRACTION)
-  batches = make_batches(rest, config.batch_size, config.seq_len)
+  batching = config.batching
+  batches = make_batches(rest, batching.batch_size, batching.seq_len)
   model, rates = cell.model, list(config.learning_rate)
   keys = jnp.stack([key] * len(rates))
   num_steps = config.trial_steps

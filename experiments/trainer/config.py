@@ -39,8 +39,8 @@ class DataConfig:
   corpus: str = option("data/shakespeare.txt", "Text to learn: a UTF-8 file.")
   val_fraction: float = option(
     0.1,
-    "Share of the corpus, at its end, for validation, whose loss chooses the "
-    "best weights; with --test_fraction, share of what the test split leaves.",
+    "Share of the corpus, at its end, for validation; of what the test split "
+    "leaves, if there is one.",
     bounds="(0, 1)",
   )
   test_fraction: float = option(

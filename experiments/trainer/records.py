@@ -14,7 +14,7 @@ flag.
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -35,7 +35,6 @@ class Leaf(NamedTuple):
   """A field of a nested configuration that is a flag."""
 
   name: str
-  section: str  # the name of the nested configuration; "" for the outermost
   kind: type  # bool, int, float or str: of the value, or of its elements
   repeated: bool  # whether the value is a tuple, a list in a record
   optional: bool  # whether None is a value
@@ -45,15 +44,28 @@ class Leaf(NamedTuple):
   choices: tuple[str, ...] | None
 
 
-def leaves(config: Any, section: str = "") -> Iterator[Leaf]:
-  """Yield the fields of a configuration that are flags, nested ones too."""
+def only(config: Any, *names: str) -> Any:
+  """Return a field for a nested configuration of which only `names` are flags.
+
+  The other fields keep the values that they have in `config`.
+  """
+  return dataclasses.field(default=config, metadata={"flags": names})
+
+
+def leaves(config: Any, names: Collection[str] | None = None) -> Iterator[Leaf]:
+  """Yield the fields of a configuration that are flags, nested ones too.
+
+  Args:
+    config: the configuration.
+    names: of the fields that are flags; None for all but NOT_FLAGS.
+  """
   types = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
-      yield from leaves(value, field.name)
-    elif field.name not in NOT_FLAGS:
-      yield _leaf(field, value, types[field.name], section)
+      yield from leaves(value, field.metadata.get("flags"))
+    elif field.name in (names or {field.name}) and field.name not in NOT_FLAGS:
+      yield _leaf(field, value, types[field.name])
 
 
 def to_record(config: Any) -> dict[str, Any]:
@@ -111,9 +123,10 @@ def replace(config: Config, **values: Any) -> Config:
   for field in dataclasses.fields(config):  # type: ignore[arg-type]
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
-      nested = {f.name for f in dataclasses.fields(value)} & rest.keys()
-      if nested:
-        inner = {name: rest.pop(name) for name in nested}
+      names = {f.name for f in dataclasses.fields(value)} & rest.keys()
+      names &= set(field.metadata.get("flags", names))
+      if names:
+        inner = {name: rest.pop(name) for name in names}
         changes[field.name] = dataclasses.replace(value, **inner)  # type: ignore[type-var]
     elif field.name in rest:
       changes[field.name] = rest.pop(field.name)
@@ -122,9 +135,7 @@ def replace(config: Config, **values: Any) -> Config:
   return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def _leaf(
-  field: dataclasses.Field, value: Any, annotation: Any, section: str
-) -> Leaf:
+def _leaf(field: dataclasses.Field, value: Any, annotation: Any) -> Leaf:
   choices = field.metadata.get("choices")
   kinds = set(typing.get_args(annotation)) or {annotation}
   optional = type(None) in kinds
@@ -138,7 +149,6 @@ def _leaf(
   (kind,) = kinds - {type(None), Ellipsis}
   return Leaf(
     name=field.name,
-    section=section,
     kind=kind,
     repeated=repeated,
     optional=optional,

@@ -108,7 +108,8 @@ def comparison(tmp_path):
   """A comparison of as little as there can be."""
   corpus = tmp_path / "verse.txt"
   corpus.write_text(VERSE * 50, encoding="utf-8")
-  return CompareConfig(
+  return replace(
+    CompareConfig(),
     corpus=str(corpus),
     hidden_size=6,
     embedding_size=4,

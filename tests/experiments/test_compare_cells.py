@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import jax
@@ -7,6 +6,7 @@ import pytest
 from experiments import compare_cells
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.tables import markdown, tables
+from experiments.trainer.records import replace, to_record
 from tests.processes import ROOT
 
 NAMES = ["rnn", "gru", "lstm"]
@@ -152,19 +152,18 @@ def test_a_directory_without_a_comparison_is_an_error_that_names_it(tmp_path):
 
 def test_the_kept_comparison_has_the_fields_of_the_configuration():
   record = compare_cells.load(ROOT / "experiments/results/compare_cells")
-  names = {field.name for field in dataclasses.fields(CompareConfig)}
-  assert set(record["config"]) == names
+  assert set(record["config"]) == set(to_record(CompareConfig()))
   assert len(tables(record)) == 4
 
 
 @pytest.mark.exhaustive
 def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
-  config = dataclasses.replace(comparison, learning_rate=(1e-3, 0.02))
+  config = replace(comparison, learning_rate=(1e-3, 0.02))
   directory = tmp_path / "out"
   record = compare_cells.run(config, directory, console)
   saved = compare_cells.load(directory)
   assert saved == json.loads(json.dumps(record))
-  assert saved["config"] == json.loads(json.dumps(dataclasses.asdict(config)))
+  assert saved["config"] == to_record(config)
   assert saved["environment"]["versions"]["jax"] == jax.__version__
   assert [run["cell"] for run in saved["runs"]] == [*NAMES, "rnn", "gru"]
   for run in saved["runs"]:

@@ -1,6 +1,12 @@
 import pytest
 
 from experiments.comparison.config import CompareConfig
+from experiments.trainer.records import (
+  from_record,
+  leaves,
+  replace,
+  to_record,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,4 +26,21 @@ from experiments.comparison.config import CompareConfig
 )
 def test_a_value_out_of_range_is_an_error(change, message):
   with pytest.raises(ValueError, match=message):
-    CompareConfig(**change)
+    replace(CompareConfig(), **change)
+
+
+def test_the_flags_are_those_of_what_is_compared_and_no_others():
+  config = CompareConfig()
+  assert {"corpus", "hidden_size", "seq_len", "weight_decay"} <= set(
+    to_record(config)
+  )
+  assert len(set(to_record(config))) == len([*leaves(config)]) == 19
+  for name in ("cell", "num_layers", "num_epochs", "test_fraction"):
+    with pytest.raises(TypeError, match=f"has no flag '{name}'"):
+      replace(config, **{name: 1})
+
+
+def test_a_comparison_is_the_same_after_its_record():
+  config = replace(CompareConfig(), delay=(3, 4), seq_len=7, weight_decay=0.1)
+  assert from_record(CompareConfig(), to_record(config)) == config
+  assert config.optimizer.learning_rate == 1.0

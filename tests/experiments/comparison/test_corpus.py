@@ -1,8 +1,7 @@
-import dataclasses
-
 import pytest
 
 from experiments.comparison.corpus import read_corpus
+from experiments.trainer.records import replace
 
 
 def test_the_text_of_each_split_is_described(comparison):
@@ -16,6 +15,6 @@ def test_the_text_of_each_split_is_described(comparison):
 
 @pytest.mark.parametrize("name", ["context", "gradient_steps"])
 def test_a_validation_split_shorter_than_a_window_is_an_error(comparison, name):
-  config = dataclasses.replace(comparison, **{name: 1000})
+  config = replace(comparison, **{name: 1000})
   with pytest.raises(ValueError, match="at least 1,001 characters, got 3"):
     read_corpus(config)
