@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmarks.peers.layers import is_installed
-from experiments.benchmarks.peers.proof import Peer, Unsupported
+from experiments.benchmarks.peers.proof import Peer, Unsupported, is_installed
 
 PACKAGES = "jax", "jaxlib", "flax", "dm-haiku", "equinox", "keras", "torch"
 

@@ -6,14 +6,12 @@ our weights (or gradients) to the library's. It raises `Unsupported` where the
 library has no such cell.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.benchmarks.peers.proof import Unsupported
 from experiments.trainer.config import CELLS
@@ -276,34 +274,3 @@ LAYERS: dict[str, tuple[Callable[[str, Any], Layer], str]] = {
   "keras": (keras, "keras"),
   "jax.experimental.rnn": (cudnn, "jax"),
 }
-
-
-def is_installed(package: str) -> bool:
-  """Return whether a package can be imported."""
-  return importlib.util.find_spec(package) is not None
-
-
-def torch_layer(cell: str, weights: tuple, device: str) -> Any:
-  """Return nn.LSTM, nn.GRU or nn.RNN with our weights, one entry a layer."""
-  import torch
-
-  layer_class = {
-    "lstm": torch.nn.LSTM,
-    "gru": torch.nn.GRU,
-    "rnn": torch.nn.RNN,
-  }[cell]
-  size, hidden = weights[0].w_x.shape[0], weights[0].w_h.shape[0]
-  layer = layer_class(size, hidden, len(weights)).to(device)
-  with torch.no_grad():
-    for k, w in enumerate(weights):
-      recurrent_b = np.zeros_like(np.asarray(w.b))
-      if cell == "gru":
-        recurrent_b[-hidden:] = w.b_n
-      for name, value in (
-        (f"weight_ih_l{k}", np.asarray(w.w_x).T),
-        (f"weight_hh_l{k}", np.asarray(w.w_h).T),
-        (f"bias_ih_l{k}", np.asarray(w.b)),
-        (f"bias_hh_l{k}", recurrent_b),
-      ):
-        getattr(layer, name).copy_(torch.tensor(value.copy()))
-  return layer

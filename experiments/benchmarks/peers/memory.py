@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.peers import sequences
-from experiments.benchmarks.peers.layers import LAYERS, is_installed
-from experiments.benchmarks.peers.proof import Unsupported
+from experiments.benchmarks.peers.layers import LAYERS
+from experiments.benchmarks.peers.proof import Unsupported, is_installed
 
 
 def compare(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.benchmarks.peers.layers import LAYERS, torch_layer
+from experiments.benchmarks.peers.layers import LAYERS
+from experiments.benchmarks.peers.products import make_products
 from experiments.benchmarks.peers.proof import (
   TOLERANCE,
   Peer,
@@ -22,7 +23,7 @@ from experiments.benchmarks.peers.proof import (
   check_same,
   compile_program,
 )
-from lstm_jax.cells.affine import product_transposed
+from experiments.benchmarks.peers.torch_layer import torch_layer
 from lstm_jax.language import LanguageParams, ModelConfig, language_model
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit
 
@@ -217,74 +218,9 @@ def pytorch(problem: Problem) -> Peer:
 
 
 def products_alone(problem: Problem) -> Peer:
-  """The matrix products of the training step alone: a lower bound of its time.
-
-  They have the shapes and the order of the training step. The recurrent
-  products of forward and backward run time step by time step in a scan; each
-  other product is computed once for the whole sequence. Embedding lookups,
-  gates, softmax and Adam are left out.
-  """
-  config = problem.config
-  seq_len, batch_size = problem.tokens.shape
-  dtype = config.compute_dtype or jnp.float32
-  size, hidden, vocabulary = (
-    config.embedding_size,
-    config.hidden_size,
-    problem.vocabulary_size,
-  )
-  rng = np.random.default_rng(0)
-
-  def normal(*shape):
-    return jnp.asarray(rng.normal(size=shape) / 64, dtype)
-
-  def product(a, b):
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
-
-  def weight_product(xs, das):
-    return jnp.einsum(
-      "tbh,tbk->hk", xs, das, preferred_element_type=jnp.float32
-    )
-
-  arguments = {
-    "table": (normal(vocabulary, size), normal(size, 4 * hidden)),
-    "dtable": normal(vocabulary, 4 * hidden),
-    "w_x": [normal(hidden, 4 * hidden) for _ in range(config.num_layers - 1)],
-    "w_h": [normal(hidden, 4 * hidden) for _ in range(config.num_layers)],
-    "readout": normal(hidden, vocabulary),
-    "h": normal(batch_size, hidden),
-    "hs": normal(seq_len, batch_size, hidden),
-    "das": normal(seq_len, batch_size, 4 * hidden),
-    "dy": normal(seq_len, batch_size, vocabulary),
-  }
-
-  def products(a):
-    results = [product(*a["table"]), product(a["hs"], a["readout"])]
-    results += [product(a["dy"], a["readout"].T)]
-    results += [weight_product(a["hs"], a["dy"])]
-    results += [product(a["dtable"], a["table"][1].T)]
-    results += [product(a["table"][0].T, a["dtable"])]
-    for w_x in a["w_x"]:
-      results += [product(a["hs"], w_x), product(a["das"], w_x.T)]
-      results += [weight_product(a["hs"], a["das"])]
-    for w_h in a["w_h"]:
-
-      def forward(h, _, w_h=w_h):
-        a, b, c, d = jnp.split(product(h, w_h), 4, axis=-1)
-        return (a + b + c + d).astype(dtype), None  # the next product needs it
-
-      def backward(dh, da, w_h=w_h):
-        da = (da[:, :hidden] + dh).astype(dtype)
-        da = jnp.concatenate([da] * 4, axis=-1)
-        return product_transposed(da, w_h), None
-
-      results.append(jax.lax.scan(forward, a["h"], None, length=seq_len)[0])
-      zeros = jnp.zeros((batch_size, hidden), jnp.float32)
-      results.append(jax.lax.scan(backward, zeros, a["das"])[0])
-      results.append(weight_product(a["hs"], a["das"]))
-    return results
-
-  program, seconds, size = compile_program(products, arguments)
-  return Peer(lambda: jax.block_until_ready(program(arguments)), seconds, size)
+  """The matrix products of the training step alone."""
+  vocabulary_size, shape = problem.vocabulary_size, problem.tokens.shape
+  return make_products(problem.config, vocabulary_size, *shape)
 
 
 def models() -> dict[str, tuple[Callable[[Problem], Peer], str]]:

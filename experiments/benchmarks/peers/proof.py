@@ -1,5 +1,6 @@
 """The proof that a peer computes the same; only then is it timed."""
 
+import importlib.util
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,6 +23,11 @@ class Peer(NamedTuple):
   run: Callable[[], Any]  # returns when the result is ready
   compile_s: float | None = None  # seconds to compile; None if not compiled
   bytes: int | None = None  # arguments, results and temporaries together
+
+
+def is_installed(package: str) -> bool:
+  """Return whether a package can be imported."""
+  return importlib.util.find_spec(package) is not None
 
 
 def check_same(name: str, actual: Any, expected: Any, tolerance: float) -> None:

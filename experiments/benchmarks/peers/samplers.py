@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.peers.layers import flax_linen, torch_layer
+from experiments.benchmarks.peers.layers import flax_linen
 from experiments.benchmarks.peers.proof import Peer
+from experiments.benchmarks.peers.torch_layer import torch_layer
 from lstm_jax.language import (
   LanguageModel,
   LanguageParams,

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.peers.layers import LAYERS, Layer, ours, torch_layer
+from experiments.benchmarks.peers.layers import LAYERS, Layer, ours
 from experiments.benchmarks.peers.proof import (
   TOLERANCE,
   Peer,
   check_same,
   compile_program,
 )
+from experiments.benchmarks.peers.torch_layer import torch_layer
 from experiments.trainer.config import CELLS
 
 

@@ -1,0 +1,76 @@
+"""The matrix products of a training step alone: a lower bound of its time.
+
+They have the shapes and the order of the training step. The recurrent products
+of forward and backward run time step by time step in a scan; each other product
+is computed once for the whole sequence. Embedding lookups, gates, softmax and
+Adam are left out.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.peers.proof import Peer, compile_program
+from lstm_jax.cells.affine import product_transposed
+from lstm_jax.language import ModelConfig
+
+
+def make_products(
+  config: ModelConfig, vocabulary_size: int, seq_len: int, batch_size: int
+) -> Peer:
+  """Return the products of a language model's training step as a peer."""
+  dtype = config.compute_dtype or jnp.float32
+  size, hidden = config.embedding_size, config.hidden_size
+  rng = np.random.default_rng(0)
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape) / 64, dtype)
+
+  def product(a, b):
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+  def weight_product(xs, das):
+    return jnp.einsum(
+      "tbh,tbk->hk", xs, das, preferred_element_type=jnp.float32
+    )
+
+  arguments = {
+    "table": (normal(vocabulary_size, size), normal(size, 4 * hidden)),
+    "dtable": normal(vocabulary_size, 4 * hidden),
+    "w_x": [normal(hidden, 4 * hidden) for _ in range(config.num_layers - 1)],
+    "w_h": [normal(hidden, 4 * hidden) for _ in range(config.num_layers)],
+    "readout": normal(hidden, vocabulary_size),
+    "h": normal(batch_size, hidden),
+    "hs": normal(seq_len, batch_size, hidden),
+    "das": normal(seq_len, batch_size, 4 * hidden),
+    "dy": normal(seq_len, batch_size, vocabulary_size),
+  }
+
+  def products(a):
+    results = [product(*a["table"]), product(a["hs"], a["readout"])]
+    results += [product(a["dy"], a["readout"].T)]
+    results += [weight_product(a["hs"], a["dy"])]
+    results += [product(a["dtable"], a["table"][1].T)]
+    results += [product(a["table"][0].T, a["dtable"])]
+    for w_x in a["w_x"]:
+      results += [product(a["hs"], w_x), product(a["das"], w_x.T)]
+      results += [weight_product(a["hs"], a["das"])]
+    for w_h in a["w_h"]:
+
+      def forward(h, _, w_h=w_h):
+        a, b, c, d = jnp.split(product(h, w_h), 4, axis=-1)
+        return (a + b + c + d).astype(dtype), None  # the next product needs it
+
+      def backward(dh, da, w_h=w_h):
+        da = (da[:, :hidden] + dh).astype(dtype)
+        da = jnp.concatenate([da] * 4, axis=-1)
+        return product_transposed(da, w_h), None
+
+      results.append(jax.lax.scan(forward, a["h"], None, length=seq_len)[0])
+      zeros = jnp.zeros((batch_size, hidden), jnp.float32)
+      results.append(jax.lax.scan(backward, zeros, a["das"])[0])
+      results.append(weight_product(a["hs"], a["das"]))
+    return results
+
+  program, seconds, size = compile_program(products, arguments)
+  return Peer(lambda: jax.block_until_ready(program(arguments)), seconds, size)
