@@ -20,11 +20,11 @@ a character model.
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -36,18 +36,61 @@ from experiments.trainer.checkpoint import Trained, load
 from experiments.trainer.data import Excerpt, read_excerpt, text_sha256
 from experiments.trainer.environment import device_name
 from experiments.trainer.files import write_json
-from experiments.trainer.flags import finite
+from experiments.trainer.flags import config_from_flags, define_flags
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import (
   cold_nats,
   nats_per_character,
   stateful_nats,
 )
+from lstm_jax.language.options import check_options, option
 from lstm_jax.language.word_tokenizer import normalize
 
 PROTOCOLS = "cold", "stateful", "dynamic"
 # Entries that are equal for all results in one evaluation.json.
 SAME = "corpus_sha256", "begin", "end", "step"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+  """A run, a part of a text, and the protocols; each field is a flag."""
+
+  run: str = option("", "Run directory.")
+  corpus: str = option(
+    "", "Text to evaluate on; empty for the run's own corpus."
+  )
+  begin: float | None = option(
+    None,
+    "Share of the corpus where the evaluated part begins; if not given, where "
+    "the run's test split does, or else its validation split.",
+    bounds="[0, inf)",
+  )
+  end: float = option(
+    1.0, "Share of the corpus where it ends.", bounds="[0, inf)"
+  )
+  protocol: tuple[str, ...] = option(
+    PROTOCOLS, "Protocol; may be repeated.", choices=PROTOCOLS
+  )
+  window: int = option(256, "Tokens of a cold window.", bounds="[1, inf)")
+  segment: int | None = option(
+    None,
+    "Tokens between updates of dynamic evaluation; chosen if not given.",
+    bounds="[1, inf)",
+  )
+  rate: float | None = option(
+    None,
+    "Learning rate of dynamic evaluation; chosen if not given.",
+    bounds="[0, inf)",
+  )
+  decay: float | None = option(
+    None,
+    "Decay of dynamic evaluation towards the trained weights, in [0, 1]; "
+    "chosen if not given.",
+    bounds="[0, 1]",
+  )
+
+  def __post_init__(self):
+    check_options(self)
 
 
 class Row(NamedTuple):
@@ -58,60 +101,52 @@ class Row(NamedTuple):
   nats_per_character: float
 
 
-def run(
-  run: str,
-  corpus: str,
-  begin: float | None,
-  end: float,
-  protocol: list[str],
-  window: int,
-  segment: int | None,
-  rate: float | None,
-  decay: float | None,
-  console: Console,
-) -> dict[str, Any]:
+def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   """Evaluate, print and save the results; return the record of them.
 
-  The arguments are the flags, explained by --help. If a protocol fails, the
-  results of those before it are printed and saved.
+  If a protocol fails, the results of those before it are printed and saved.
 
   Raises:
     ValueError: the run or the corpus is not usable, a number is out of its
       range, or dynamic evaluation diverges.
   """
-  directory = Path(run)
+  directory = Path(config.run)
   trained = load(directory)
   excerpt = read_excerpt(
-    trained.config.data, trained.corpus_sha256, corpus, begin, end
+    trained.config.data,
+    trained.corpus_sha256,
+    config.corpus,
+    config.begin,
+    config.end,
   )
   tokenizer, model, params = trained.tokenizer, trained.model, trained.params
   tokens = tokenizer.encode(excerpt.text)
   before = tokenizer.encode(excerpt.before)
-  given = dynamic_eval.Given(rate, decay, segment)
-  if "dynamic" in protocol:
-    dynamic_eval.check_text_before(len(before), given)
-  _print_heading(run, trained, excerpt, tokens, console)
+  fixed = dynamic_eval.FixedSettings(config.rate, config.decay, config.segment)
+  if "dynamic" in config.protocol:
+    dynamic_eval.check_text_before(len(before), fixed)
+  _print_heading(config.run, trained, excerpt, tokens, console)
   record = _make_record(trained, excerpt, tokens)
   rows: list[Row] = []
   try:
     for name in PROTOCOLS:
-      if name not in protocol:
+      if name not in config.protocol:
         continue
       title = name
       if name == "cold":
-        title = f"cold windows of {window}"
-        nats = cold_nats(model, params, tokens, window)
-        record["window"] = window
+        title = f"cold windows of {config.window}"
+        nats = cold_nats(model, params, tokens, config.window)
+        record["window"] = config.window
       elif name == "stateful":
         nats = stateful_nats(model, params, tokens)
       else:
         choice, nats = dynamic_eval.evaluate_dynamically(
-          model, params, before, tokens, given
+          model, params, before, tokens, fixed
         )
         _print_choice(choice, console)
-        config = choice.config
-        title = f"dynamic, rate {config.rate:g}, decay {config.decay:g}"
-        record["dynamic"] = config._asdict()
+        best = choice.config
+        title = f"dynamic, rate {best.rate:g}, decay {best.decay:g}"
+        record["dynamic"] = best._asdict()
       mean, total = float(nats.mean()), float(nats.sum())
       per_character = nats_per_character(tokenizer, excerpt.text, total)
       record["nats"][name] = mean
@@ -223,62 +258,11 @@ def _merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   return merged
 
 
-def _define_flags() -> list[flags.FlagHolder]:
-  return [
-    flags.DEFINE_string("run", None, "Run directory.", required=True),
-    flags.DEFINE_string(
-      "corpus", "", "Text to evaluate on; empty for the run's own corpus."
-    ),
-    finite(
-      flags.DEFINE_float(
-        "begin",
-        None,
-        "Share of the corpus where the evaluated part begins; if not given, "
-        "where the run's test split does, or else its validation split.",
-        lower_bound=0.0,
-      )
-    ),
-    finite(
-      flags.DEFINE_float(
-        "end", 1.0, "Share of the corpus where it ends.", lower_bound=0.0
-      )
-    ),
-    flags.DEFINE_multi_enum(
-      "protocol", list(PROTOCOLS), PROTOCOLS, "Protocol; may be repeated."
-    ),
-    flags.DEFINE_integer("window", 256, "Tokens of a cold window.", 1),
-    flags.DEFINE_integer(
-      "segment",
-      None,
-      "Tokens between updates of dynamic evaluation; chosen if not given.",
-      1,
-    ),
-    finite(
-      flags.DEFINE_float(
-        "rate",
-        None,
-        "Learning rate of dynamic evaluation; chosen if not given.",
-        0.0,
-      )
-    ),
-    finite(
-      flags.DEFINE_float(
-        "decay",
-        None,
-        "Decay of dynamic evaluation towards the trained weights, in [0, 1]; "
-        "chosen if not given.",
-        0.0,
-        1.0,
-      )
-    ),
-  ]
-
-
 def main() -> None:
   """Read the flags and evaluate."""
-  run(**{flag.name: flag.value for flag in FLAGS}, console=make_console())
+  run(config_from_flags(EvaluateConfig(), FLAGS), make_console())
 
 
 if __name__ == "__main__":
-  FLAGS = _define_flags()
+  FLAGS = define_flags(EvaluateConfig(), required=("run",))
   launch(main)

@@ -3,7 +3,7 @@
 The learning rate and the decay are chosen together, with segments of SEGMENT
 tokens, and then the segment length with that rate and decay. The choice is the
 setting of the lowest loss on the text before the one to evaluate on. Settings
-that are given stay as they are.
+that are fixed stay as they are.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SCALE_TOKENS = 200_000  # training tokens to estimate the gradient's scale on
 SCALE_BATCH = 32
 
 
-class Given(NamedTuple):
+class FixedSettings(NamedTuple):
   """Settings that are not to be chosen."""
 
   rate: float | None = None
@@ -40,14 +40,14 @@ class Choice(NamedTuple):
   """The chosen settings, and how they were chosen."""
 
   config: DynamicEvalConfig
-  val_loss: float | None  # on the text before; None if all were given
+  val_loss: float | None  # on the text before; None if all were fixed
   num_tried: int
   num_tokens: int  # of the text before, that settings were tried on
 
 
-def check_text_before(num_tokens: int, given: Given) -> None:
+def check_text_before(num_tokens: int, fixed: FixedSettings) -> None:
   """Raise ValueError if the text before is too short for the scale."""
-  needed = _needed_tokens(given.segment or SEGMENT)
+  needed = _needed_tokens(fixed.segment or SEGMENT)
   if num_tokens < needed:
     raise ValueError(
       "dynamic evaluation estimates the gradient's scale on the text before "
@@ -61,7 +61,7 @@ def evaluate_dynamically(
   params: LanguageParams,
   before: np.ndarray,
   tokens: np.ndarray,
-  given: Given,
+  fixed: FixedSettings,
 ) -> tuple[Choice, np.ndarray]:
   """Choose the settings, and return them with the nats of tokens[1:].
 
@@ -70,7 +70,7 @@ def evaluate_dynamically(
     params: its weights.
     before: the text before that one, int32 [M].
     tokens: the text to evaluate on, int32 [N].
-    given: settings that are not to be chosen.
+    fixed: settings that are not to be chosen.
 
   Raises:
     ValueError: a setting is out of its range.
@@ -85,14 +85,14 @@ def evaluate_dynamically(
       scales[size] = gradient_scale(model, params, batches)
     return dynamic_nats(model, params, text, scales[size], config)
 
-  choice = _choose(nats, before, given)
+  choice = _choose(nats, before, fixed)
   return choice, nats(choice.config, tokens)
 
 
 def _choose(
   nats: Callable[[DynamicEvalConfig, np.ndarray], np.ndarray],
   before: np.ndarray,
-  given: Given,
+  fixed: FixedSettings,
 ) -> Choice:
   """Return the settings of the lowest loss on the end of the text before."""
   losses: dict[DynamicEvalConfig, float] = {}
@@ -115,12 +115,12 @@ def _choose(
       )
     return chosen
 
-  rates = RATES if given.rate is None else (given.rate,)
-  decays = DECAYS if given.decay is None else (given.decay,)
-  size = given.segment or SEGMENT
+  rates = RATES if fixed.rate is None else (fixed.rate,)
+  decays = DECAYS if fixed.decay is None else (fixed.decay,)
+  size = fixed.segment or SEGMENT
   pairs = product(rates, decays)
   config = find_best([DynamicEvalConfig(*pair, size) for pair in pairs])
-  if given.segment is None:
+  if fixed.segment is None:
     sizes = [
       s for s in SEGMENTS if s == size or _needed_tokens(s) <= len(before)
     ]

@@ -65,7 +65,9 @@ def _define(
   value = None if required else leaf.value
   options: dict[str, Any] = {"flag_values": flag_values, "required": required}
   if leaf.choices:
-    return flags.DEFINE_enum(name, value, leaf.choices, text, **options)
+    define: Any = flags.DEFINE_enum
+    define = flags.DEFINE_multi_enum if leaf.repeated else define
+    return define(name, value, leaf.choices, text, **options)
   if leaf.kind is bool:
     return flags.DEFINE_boolean(name, value, text, **options)
   if leaf.kind is str:
@@ -73,7 +75,7 @@ def _define(
   low = float(leaf.bounds[1:].split(",")[0]) if leaf.bounds else None
   low = int(low) if leaf.kind is int and low is not None else low
   if leaf.repeated:
-    define: Any = flags.DEFINE_multi_float
+    define = flags.DEFINE_multi_float
     define = flags.DEFINE_multi_integer if leaf.kind is int else define
     return define(name, value, text, low, **options)
   if leaf.kind is int:

@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments import evaluate, explore, report, train
 from experiments.analysis import dynamic_eval
 from experiments.analysis.dynamic_eval import RATES
+from experiments.evaluate import EvaluateConfig
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import load
 from experiments.trainer.records import replace
@@ -25,16 +26,10 @@ from lstm_jax.language.evaluate import (
 )
 from tests.experiments.conftest import make_config
 
-OPTIONS = {
-  "corpus": "",
-  "begin": None,
-  "end": 1.0,
-  "protocol": ["cold", "stateful", "dynamic"],
-  "window": 16,
-  "segment": 4,
-  "rate": None,
-  "decay": None,
-}
+
+@pytest.fixture
+def options(run):
+  return EvaluateConfig(str(run), window=16, segment=4)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +57,8 @@ def edit_config(directory, **changes):
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_every_protocol_is_measured_and_recorded(run, console):
-  record = evaluate.run(run=str(run), **OPTIONS, console=console)
+def test_every_protocol_is_measured_and_recorded(run, options, console):
+  record = evaluate.run(options, console)
   assert json.loads((run / run_dir.EVALUATION).read_text()) == record
   trained = load(run)
   data = trained.config.data
@@ -86,16 +81,15 @@ def test_every_protocol_is_measured_and_recorded(run, console):
   for name, mean in nats.items():
     assert name in printed and f"{mean:.4f}" in printed
     assert f"{math.exp(mean):.3f}" in printed
-  part = OPTIONS | {"begin": 0.5, "end": 0.75, "protocol": ["cold"]}
-  record = evaluate.run(run=str(run), **part, console=console)
+  part = replace(options, begin=0.5, end=0.75, protocol=("cold",))
+  record = evaluate.run(part, console)
   assert list(record["nats"]) == ["cold"]
   assert abs(record["predictions"] - 0.25 * 20 * 62) < 2
 
 
-def test_a_run_with_a_test_split_is_evaluated_on_it(run, console):
+def test_a_run_with_a_test_split_is_evaluated_on_it(run, options, console):
   edit_config(run, test_fraction=0.2)
-  options = OPTIONS | {"protocol": ["cold"]}
-  record = evaluate.run(run=str(run), **options, console=console)
+  record = evaluate.run(replace(options, protocol=("cold",)), console)
   assert record["begin"] == 0.8
   trained = load(run)
   _, test_text = split(read_text(trained.config.data.corpus), 0.2)
@@ -106,9 +100,9 @@ def test_a_run_with_a_test_split_is_evaluated_on_it(run, console):
 
 def test_a_word_model_is_measured_per_character_too(word_config, console):
   result = train.run(word_config, console)
-  directory = str(result.directory)
-  options = OPTIONS | {"protocol": ["cold", "stateful"]}
-  record = evaluate.run(run=directory, **options, console=console)
+  protocols = "cold", "stateful"
+  options = EvaluateConfig(str(result.directory), protocol=protocols)
+  record = evaluate.run(options, console)
   tokenizer = load(result.directory).tokenizer
   _, val_text = split(
     read_text(word_config.data.corpus), word_config.data.val_fraction
@@ -137,33 +131,37 @@ def test_a_word_model_is_measured_per_character_too(word_config, console):
   assert abs(record["nats"]["stateful"] - result.val_loss) < 1e-6
 
 
-def test_what_cannot_be_evaluated_is_an_error_that_says_why(run, console):
+def test_what_cannot_be_evaluated_is_an_error_that_says_why(
+  run, options, console
+):
   corpus = run.parent / "verse.txt"
 
   def refused(match, **changes):
     with pytest.raises(ValueError, match=match):
-      evaluate.run(run=str(run), **OPTIONS | changes, console=console)
+      evaluate.run(replace(options, **changes), console)
 
   short = "at least 2 characters between them, got 0.9 and"
   refused(f"{short} 0.9", begin=0.9, end=0.9)
   refused(f"{short} 1.5", end=1.5)
   refused("at least 129 tokens, got 0; --protocol=cold", begin=0.0)
-  alone = {"protocol": ["dynamic"], "rate": 1e300}
+  alone = {"protocol": ("dynamic",), "rate": 1e300}
   refused("diverges at token", **alone, decay=0.0)
   refused(r"diverges at every rate of 1e\+300", **alone)
-  refused(r"decay in \[0, 1\], got 4", protocol=["dynamic"], decay=2.0)
+  refused(r"decay must be in \[0, 1\], got 2.0", decay=2.0)
+  refused("protocol must be one of cold, .*, got", protocol=("hot",))
   refused("cannot be read", corpus="/nowhere/at/all")
   corpus.write_text("Shall I compare thee?\n" * 60)
   refused("verse.txt has changed since the run started")
   assert not (run / run_dir.EVALUATION).exists()
-  other = OPTIONS | {"corpus": str(corpus), "protocol": ["cold"]}
-  evaluate.run(run=str(run), **other, console=console)
+  other = replace(options, corpus=str(corpus), protocol=("cold",))
+  evaluate.run(other, console)
 
 
-def test_if_a_protocol_fails_the_results_before_it_are_kept(run, console):
-  options = OPTIONS | {"rate": 1e300, "decay": 0.0}
+def test_if_a_protocol_fails_the_results_before_it_are_kept(
+  run, options, console
+):
   with pytest.raises(ValueError, match="diverges at token"):
-    evaluate.run(run=str(run), **options, console=console)
+    evaluate.run(replace(options, rate=1e300, decay=0.0), console)
   nats = json.loads((run / run_dir.EVALUATION).read_text())["nats"]
   assert list(nats) == ["cold", "stateful"]
   printed = console.file.getvalue()
@@ -171,14 +169,14 @@ def test_if_a_protocol_fails_the_results_before_it_are_kept(run, console):
 
 
 def test_rate_and_decay_are_chosen_first_and_then_the_segment(
-  run, console, monkeypatch
+  run, options, console, monkeypatch
 ):
   """On the end of the text before, which is too short for a segment of 40."""
   monkeypatch.setattr(dynamic_eval, "RATES", (1e-4, 3e-2, 1e300))
   monkeypatch.setattr(dynamic_eval, "DECAYS", (0.02,))
   monkeypatch.setattr(dynamic_eval, "TUNING", 300)
-  options = OPTIONS | {"protocol": ["dynamic"], "segment": None}
-  record = evaluate.run(run=str(run), **options, console=console)
+  chosen = replace(options, protocol=("dynamic",), segment=None)
+  record = evaluate.run(chosen, console)
   trained = load(run)
   data = trained.config.data
   text, _ = split(read_text(data.corpus), data.val_fraction)
@@ -208,12 +206,12 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
   ],
 )
 def test_a_damaged_configuration_is_an_error_that_names_the_flag(
-  change, run, console
+  change, run, options, console
 ):
   edit_config(run, **change)
   (name,) = change
   programs = (
-    lambda: evaluate.run(run=str(run), **OPTIONS, console=console),
+    lambda: evaluate.run(options, console),
     lambda: explore.run(explore.ExploreConfig(str(run)), console),
     lambda: report.run([str(run)], report.ReportConfig(), console),
   )
@@ -222,12 +220,12 @@ def test_a_damaged_configuration_is_an_error_that_names_the_flag(
       program()
 
 
-def test_results_on_the_same_text_and_weights_are_merged(run, console):
+def test_results_on_the_same_text_and_weights_are_merged(run, options, console):
   path = run / run_dir.EVALUATION
 
   def saved(*protocols, **changes):
-    options = OPTIONS | {"protocol": [*protocols]} | changes
-    record = evaluate.run(run=str(run), **options, console=console)
+    changed = replace(options, protocol=protocols, **changes)
+    record = evaluate.run(changed, console)
     assert list(record["nats"]) == [*protocols]
     return json.loads(path.read_text())
 
