@@ -65,11 +65,7 @@ def model_part(
 ) -> Cases:
   """Time the Adam step of a language model.
 
-  Args:
-    cases: what differs from MODEL in each case.
-    rounds: how often each peer is timed.
-    part: the name of the part in the rows.
-    peers: the names of the peers; None for all.
+  A case is what differs from MODEL. The peers are all, if none are named.
   """
   makers = models.models()
   if peers is not None:
@@ -158,30 +154,30 @@ def growth_part(
     yield from model_part(cases, rounds, part, GROWTH_PEERS)
 
 
-def _given(sizes: Row, defaults: Row) -> Row:
+def _sizes_of(sizes: Row, defaults: Row) -> Row:
   """Return the sizes that a part has a default for."""
   return {name: size for name, size in sizes.items() if name in defaults}
 
 
 def _model(sizes: Row, rounds: int) -> Cases:
-  case = _given(sizes, MODEL)
+  case = _sizes_of(sizes, MODEL)
   return model_part([case] if case else MODELS, rounds)
 
 
 def _layer(sizes: Row, rounds: int) -> Cases:
-  case = _given(sizes, LAYER)
+  case = _sizes_of(sizes, LAYER)
   lstm_cases, other_cases = ([case], [case]) if case else (LSTMS, OTHERS)
   yield from layer_part(lstm_cases, rounds, ["lstm"])
   yield from layer_part(other_cases, rounds, ["gru", "rnn"])
 
 
 def _resets(sizes: Row, rounds: int) -> Cases:
-  return resets_part([POLICY | _given(sizes, LAYER)], rounds)
+  return resets_part([POLICY | _sizes_of(sizes, LAYER)], rounds)
 
 
 def _memory(sizes: Row, rounds: int) -> Cases:
   del rounds  # the memory of a program is the same in every round
-  return memory_part([_given(sizes, LAYER) or MEMORY])
+  return memory_part([_sizes_of(sizes, LAYER) or MEMORY])
 
 
 # Each part by its name, as a function of (sizes, rounds). Sizes that are given

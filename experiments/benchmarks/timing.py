@@ -11,39 +11,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmarks.peers.proof import Peer, Unsupported, is_installed
+from experiments.benchmarks.peers.proof import Makers, make_peers
 
 PACKAGES = "jax", "jaxlib", "flax", "dm-haiku", "equinox", "keras", "torch"
 
 
 def compare(
-  makers: Mapping[str, tuple[Callable[..., Peer], str]],
-  rounds: int,
-  *problem: Any,
+  makers: Makers, rounds: int, *problem: Any
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
   """Make each peer, prove that it computes the same, and time all in turns.
 
-  Args:
-    makers: each peer's maker and required package, ours first.
-    rounds: how often each peer is timed.
-    problem: the arguments of the makers.
-
   Returns:
-    (rows, skipped): the results of each peer; the reason why others have none.
+    (rows, skipped): the results of each peer over so many rounds; the reason
+    why others have none.
 
   Raises:
     ValueError: a peer computes a different result from ours.
   """
-  peers: dict[str, Peer] = {}
-  skipped = {}
-  for name, (make, package) in makers.items():
-    if not is_installed(package):
-      skipped[name] = f"{package} is not installed"
-      continue
-    try:
-      peers[name] = make(*problem)
-    except Unsupported as reason:
-      skipped[name] = str(reason)
+  peers, skipped = make_peers(makers, *problem)
   seconds = measure({name: peer.run for name, peer in peers.items()}, rounds)
   first = float(np.median(next(iter(seconds.values()))))
   rows = []

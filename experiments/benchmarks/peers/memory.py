@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.peers import sequences
-from experiments.benchmarks.peers.layers import LAYERS
-from experiments.benchmarks.peers.proof import Unsupported, is_installed
+from experiments.benchmarks.peers.proof import is_installed, make_peers
 
 
 def compare(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
@@ -22,19 +21,11 @@ def compare(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
     sizes: hidden_size, seq_len and batch_size.
   """
   problem = sequences.make_problem("lstm", True, **sizes)
-  rows, skipped = [], {}
-  for name, (_, package) in LAYERS.items():
-    if not is_installed(package):
-      skipped[name] = f"{package} is not installed"
-      continue
-    try:
-      peer = sequences.jax_peer(name)(problem)
-    except Unsupported as reason:
-      skipped[name] = str(reason)
-      continue
-    rows.append(
-      {"peer": name, "bytes": peer.bytes, "compile_s": peer.compile_s}
-    )
+  peers, skipped = make_peers(sequences.jax_peers(), problem)
+  rows: list[dict[str, Any]] = [
+    {"peer": name, "bytes": peer.bytes, "compile_s": peer.compile_s}
+    for name, peer in peers.items()
+  ]
   if not is_installed("torch"):
     skipped["pytorch"] = "torch is not installed"
   elif not Path("/proc/self/clear_refs").exists():

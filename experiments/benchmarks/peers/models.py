@@ -18,12 +18,17 @@ from experiments.benchmarks.peers.layers import LAYERS
 from experiments.benchmarks.peers.products import make_products
 from experiments.benchmarks.peers.proof import (
   TOLERANCE,
+  Makers,
   Peer,
   Unsupported,
   check_same,
   compile_program,
 )
-from experiments.benchmarks.peers.torch_layer import torch_layer
+from experiments.benchmarks.peers.torch_layer import (
+  to_torch,
+  torch_device,
+  torch_layer,
+)
 from lstm_jax.language import LanguageParams, ModelConfig, language_model
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit
 
@@ -163,27 +168,24 @@ def pytorch(problem: Problem) -> Peer:
   from torch import nn
 
   config, ours = problem.config, problem.params
-  device = "cuda" if torch.cuda.is_available() else "cpu"
+  device = torch_device()
   low = config.compute_dtype is not None
   embedding = nn.Embedding(problem.vocabulary_size, config.embedding_size)
   readout = nn.Linear(config.hidden_size, problem.vocabulary_size)
-  stack = torch_layer("lstm", ours.layers, device)
+  stack = torch_layer("lstm", ours.layers)
   model = nn.ModuleList([embedding, stack, readout]).to(device)
   # Our model has one bias: PyTorch's second one is zero and not trained.
   for k in range(config.num_layers):
     getattr(stack, f"bias_hh_l{k}").requires_grad_(False)
 
-  def tensor(array):
-    return torch.tensor(np.array(array), device=device)
-
   with torch.no_grad():
-    embedding.weight.copy_(tensor(ours.embedding))
-    readout.weight.copy_(tensor(ours.readout.T))
-    readout.bias.copy_(tensor(ours.bias))
+    embedding.weight.copy_(to_torch(ours.embedding))
+    readout.weight.copy_(to_torch(ours.readout.T))
+    readout.bias.copy_(to_torch(ours.bias))
   weights = [p for p in model.parameters() if p.requires_grad]
   optimizer = torch.optim.Adam(weights, LEARNING_RATE, fused=True)
-  tokens = tensor(problem.tokens).long()
-  targets = tensor(problem.targets).long().ravel()
+  tokens = to_torch(problem.tokens).long()
+  targets = to_torch(problem.targets).long().ravel()
 
   def gradient():
     with torch.autocast(device, torch.bfloat16, enabled=low):
@@ -223,15 +225,14 @@ def products_alone(problem: Problem) -> Peer:
   return make_products(problem.config, vocabulary_size, *shape)
 
 
-def models() -> dict[str, tuple[Callable[[Problem], Peer], str]]:
-  """Return each peer's maker and required package, ours first."""
-  makers: dict[str, tuple[Callable[[Problem], Peer], str]] = {
+def models() -> Makers:
+  """Return the makers of all peers."""
+  others = {
+    name: (jax_peer(name), package) for name, (_, package) in LAYERS.items()
+  }
+  return others | {
     "lstm_jax": (lstm_jax, "jax"),
     "autodiff": (autodiff, "jax"),
+    "pytorch": (pytorch, "torch"),
+    "products alone": (products_alone, "jax"),
   }
-  for name, (_, package) in LAYERS.items():
-    if name not in makers:
-      makers[name] = jax_peer(name), package
-  makers["pytorch"] = pytorch, "torch"
-  makers["products alone"] = products_alone, "jax"
-  return makers

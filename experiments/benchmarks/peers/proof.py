@@ -2,7 +2,7 @@
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,30 @@ class Peer(NamedTuple):
   run: Callable[[], Any]  # returns when the result is ready
   compile_s: float | None = None  # seconds to compile; None if not compiled
   bytes: int | None = None  # arguments, results and temporaries together
+
+
+# Each peer's maker and the package that it needs, by name; ours first.
+Makers = Mapping[str, tuple[Callable[..., Peer], str]]
+
+
+def make_peers(
+  makers: Makers, *problem: Any
+) -> tuple[dict[str, Peer], dict[str, str]]:
+  """Return the peers of a problem, and why the others are skipped.
+
+  Raises:
+    ValueError: a peer computes a different result from ours.
+  """
+  peers, skipped = {}, {}
+  for name, (make, package) in makers.items():
+    if not is_installed(package):
+      skipped[name] = f"{package} is not installed"
+      continue
+    try:
+      peers[name] = make(*problem)
+    except Unsupported as reason:
+      skipped[name] = str(reason)
+  return peers, skipped
 
 
 def is_installed(package: str) -> bool:

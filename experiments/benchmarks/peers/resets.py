@@ -14,9 +14,10 @@ import numpy as np
 
 from experiments.benchmarks.peers import sequences
 from experiments.benchmarks.peers.layers import Layer
-from experiments.benchmarks.peers.proof import Peer
+from experiments.benchmarks.peers.proof import Makers, Peer
 from lstm_jax import Autodiff, Explicit, gru, unroll
 from lstm_jax.interop.flax import to_linen
+from lstm_jax.sequence import Adjoint
 
 EPISODE_LENGTH = 32  # time steps, on average
 
@@ -37,7 +38,7 @@ def make_problem(
   )
   rng = np.random.default_rng(0)
   starts = jnp.asarray(rng.random((seq_len, batch_size)) < 1 / EPISODE_LENGTH)
-  layer = _ours(plain.weights, starts)
+  layer = _ours(plain.weights, starts, Explicit())
   return Problem(
     sequences.with_expected(
       layer, "gru", backward, plain.weights, plain.xs, plain.dhs
@@ -46,31 +47,22 @@ def make_problem(
   )
 
 
-def _ours(weights: Any, starts: jax.Array, **options: Any) -> Layer:
+def _ours(weights: Any, starts: jax.Array, adjoint: Adjoint) -> Layer:
   def apply(params, xs):
     state = gru.initial_state(params, xs.shape[1:-1])
-    return unroll(gru, params, state, xs, reset=starts, **options)[1]
+    return unroll(gru, params, state, xs, reset=starts, adjoint=adjoint)[1]
 
   return Layer(weights, apply, lambda w: w)
 
 
-def lstm_jax(problem: Problem) -> Peer:
-  """Our `unroll` with resets."""
-  layer = _ours(problem.sequence.weights, problem.starts)
-  return sequences.make_peer("lstm_jax", layer, problem.sequence)
+def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
+  """Return the maker of our `unroll` with resets and this adjoint."""
 
+  def make(problem: Problem) -> Peer:
+    layer = _ours(problem.sequence.weights, problem.starts, adjoint)
+    return sequences.make_peer(name, layer, problem.sequence)
 
-def recompute(problem: Problem) -> Peer:
-  """Our `unroll`, which recomputes the gates from the states."""
-  adjoint = Explicit(residuals="recompute")
-  layer = _ours(problem.sequence.weights, problem.starts, adjoint=adjoint)
-  return sequences.make_peer("recompute", layer, problem.sequence)
-
-
-def autodiff(problem: Problem) -> Peer:
-  """The same forward as ours, differentiated by JAX."""
-  layer = _ours(problem.sequence.weights, problem.starts, adjoint=Autodiff())
-  return sequences.make_peer("autodiff", layer, problem.sequence)
+  return make
 
 
 def flax_scan(problem: Problem) -> Peer:
@@ -102,11 +94,12 @@ def flax_scan(problem: Problem) -> Peer:
   return sequences.make_peer("flax scan", layer, problem.sequence)
 
 
-def resets() -> dict[str, tuple[Callable[[Problem], Peer], str]]:
-  """Return each peer's maker and required package, ours first."""
-  return {
-    "lstm_jax": (lstm_jax, "jax"),
-    "recompute": (recompute, "jax"),
-    "autodiff": (autodiff, "jax"),
-    "flax scan": (flax_scan, "flax"),
+def resets() -> Makers:
+  """Return the makers of all peers."""
+  adjoints: dict[str, Adjoint] = {
+    "lstm_jax": Explicit(),
+    "recompute": Explicit(residuals="recompute"),
+    "autodiff": Autodiff(),
   }
+  ours = {name: (our_peer(name, a), "jax") for name, a in adjoints.items()}
+  return {**ours, "flax scan": (flax_scan, "flax")}

@@ -5,7 +5,6 @@ layer. All are timed at temperature 1; at temperature 0 their samples must be
 equal.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.peers.layers import flax_linen
-from experiments.benchmarks.peers.proof import Peer
-from experiments.benchmarks.peers.torch_layer import torch_layer
+from experiments.benchmarks.peers.proof import Makers, Peer
+from experiments.benchmarks.peers.torch_layer import to_torch, torch_layer
 from lstm_jax.language import (
   LanguageModel,
   LanguageParams,
@@ -102,20 +101,13 @@ def pytorch(problem: Problem) -> Peer:
   """PyTorch's layer, called once per character under inference_mode."""
   import torch
 
-  device = "cuda" if torch.cuda.is_available() else "cpu"
-  layer = torch_layer("lstm", problem.params.layers, device)
-  embedding, readout, bias = (
-    torch.tensor(np.array(array), device=device)
-    for array in (
-      problem.params.embedding,
-      problem.params.readout,
-      problem.params.bias,
-    )
-  )
+  embedding, layers, readout, bias = problem.params
+  layer = torch_layer("lstm", layers)
+  embedding, readout, bias = map(to_torch, (embedding, readout, bias))
 
   @torch.inference_mode()
   def generate(length, greedy):
-    tokens = torch.zeros(problem.num_samples, dtype=torch.long, device=device)
+    tokens = to_torch(np.zeros(problem.num_samples, np.int64))
     state, samples = None, []
     for _ in range(length):
       hs, state = layer(embedding[tokens][None], state)
@@ -137,8 +129,8 @@ def _check_same(name: str, samples: Any, problem: Problem) -> None:
     raise ValueError(f"{name} writes a different text at temperature 0")
 
 
-def samplers() -> dict[str, tuple[Callable[[Problem], Peer], str]]:
-  """Return each peer's maker and required package, ours first."""
+def samplers() -> Makers:
+  """Return the makers of all peers."""
   return {
     "lstm_jax": (lstm_jax, "jax"),
     "flax linen": (flax_loop, "flax"),

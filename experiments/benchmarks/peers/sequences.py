@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.benchmarks.peers.layers import LAYERS, Layer, ours
 from experiments.benchmarks.peers.proof import (
   TOLERANCE,
+  Makers,
   Peer,
   check_same,
   compile_program,
 )
-from experiments.benchmarks.peers.torch_layer import torch_layer
+from experiments.benchmarks.peers.torch_layer import to_torch, torch_layer
 from experiments.trainer.config import CELLS
 
 
@@ -96,11 +96,8 @@ def pytorch(problem: Problem) -> Peer:
   """PyTorch's layer, eager; under no_grad if only outputs are timed."""
   import torch
 
-  device = "cuda" if torch.cuda.is_available() else "cpu"
-  layer = torch_layer(problem.cell, (problem.weights,), device)
-  xs, dhs = (
-    torch.tensor(np.array(x), device=device) for x in (problem.xs, problem.dhs)
-  )
+  layer = torch_layer(problem.cell, (problem.weights,))
+  xs, dhs = to_torch(problem.xs), to_torch(problem.dhs)
   if not problem.backward:
 
     def forward():
@@ -136,10 +133,13 @@ def _synchronize(tensor: Any) -> None:
     torch.cuda.synchronize()
 
 
-def sequences() -> dict[str, tuple[Callable[[Problem], Peer], str]]:
-  """Return each peer's maker and required package, ours first."""
-  makers: dict[str, tuple[Callable[[Problem], Peer], str]] = {
+def jax_peers() -> Makers:
+  """Return the makers of the JAX libraries' layers."""
+  return {
     name: (jax_peer(name), package) for name, (_, package) in LAYERS.items()
   }
-  makers["pytorch"] = pytorch, "torch"
-  return makers
+
+
+def sequences() -> Makers:
+  """Return the makers of all layers."""
+  return {**jax_peers(), "pytorch": (pytorch, "torch")}

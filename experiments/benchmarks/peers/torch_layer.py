@@ -5,7 +5,21 @@ from typing import Any
 import numpy as np
 
 
-def torch_layer(cell: str, weights: tuple, device: str) -> Any:
+def torch_device() -> str:
+  """Return the device of PyTorch's layers."""
+  import torch
+
+  return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def to_torch(array: Any) -> Any:
+  """Return an array as a tensor on that device."""
+  import torch
+
+  return torch.tensor(np.array(array), device=torch_device())
+
+
+def torch_layer(cell: str, weights: tuple) -> Any:
   """Return nn.LSTM, nn.GRU or nn.RNN with our weights, one entry a layer."""
   import torch
 
@@ -15,7 +29,7 @@ def torch_layer(cell: str, weights: tuple, device: str) -> Any:
     "rnn": torch.nn.RNN,
   }[cell]
   size, hidden = weights[0].w_x.shape[0], weights[0].w_h.shape[0]
-  layer = layer_class(size, hidden, len(weights)).to(device)
+  layer = layer_class(size, hidden, len(weights)).to(torch_device())
   with torch.no_grad():
     for k, w in enumerate(weights):
       recurrent_b = np.zeros_like(np.asarray(w.b))
