@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import flags
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
@@ -35,6 +34,7 @@ from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.format import number_table
 from experiments.trainer.records import from_name, leaves, replace, to_record
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
@@ -125,10 +125,9 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
 
 def make_table(rows: list[dict[str, Any]]) -> Table:
   """Return the rows as a table, each compared with the base."""
-  table = Table(box=SIMPLE_HEAD, pad_edge=False)
-  table.add_column("", overflow="fold")
-  for name in ("parameters", "cold", "stateful", "− base", "seconds"):
-    table.add_column(name, justify="right", no_wrap=True)
+  table = number_table(
+    "", "parameters", "cold", "stateful", "− base", "seconds"
+  )
   base = rows[0]["stateful"]
   for row in rows:
     if row.get("diverged"):

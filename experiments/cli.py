@@ -96,8 +96,16 @@ def collect_stop_requests() -> Iterator[list[signal.Signals]]:
       signal.signal(signum, handler)
 
 
-def resume_command(program: str, job: JobConfig, directory: Path) -> str:
-  """Return the command line that resumes the program that is running."""
+def exit_status(
+  program: str,
+  job: JobConfig,
+  directory: Path,
+  stopped_by: signal.Signals | None,
+  console: Console,
+) -> int:
+  """Return the exit status of a training; print how to resume a stopped one."""
+  if stopped_by is None:
+    return 0
   arguments = sys.argv[1:]
   if not job.run:
     arguments.append(f"--run={directory}")
@@ -105,7 +113,9 @@ def resume_command(program: str, job: JobConfig, directory: Path) -> str:
     arguments.append("--nooverwrite")
   if not job.resume:
     arguments.append("--resume")
-  return command_line(program, arguments)
+  command = command_line(program, arguments)
+  console.print(f"to resume the training:\n  {command}", soft_wrap=True)
+  return SIGNALLED + stopped_by
 
 
 def command_line(program: str, arguments: list[str]) -> str:

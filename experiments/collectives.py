@@ -19,16 +19,10 @@ from rich.table import Table
 
 from experiments.cli import launch, make_console
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.data import read_corpus
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.setup import format_mesh, make_model, run_mesh
-from lstm_jax.training import (
-  Collective,
-  find_collectives,
-  init_state,
-  make_optimizer,
-  state_shardings,
-)
+from experiments.trainer.resources import num_bytes
+from experiments.trainer.setup import format_mesh, make_setup
+from lstm_jax.training import Collective, find_collectives
 from lstm_jax.training.sharding import batch_sharding, partition
 
 
@@ -45,41 +39,24 @@ def run(config: TrainConfig, console: Console) -> Result:
   Raises:
     ValueError: there is no mesh, or it does not fit the devices.
   """
-  mesh = run_mesh(config)
-  if not mesh:
+  setup = make_setup(config)
+  mesh, shardings = setup.mesh, setup.shardings
+  if not mesh or not shardings:
     raise ValueError(
       "one device communicates nothing: pass --mesh, such as data:8"
     )
-  corpus = read_corpus(config.data)
-  model = make_model(config, corpus.tokenizer.size, mesh)
-  optimizer = make_optimizer(config.optimizer, num_steps=1)
-  key = jax.random.key(config.seed)
-  batching, averaging = config.batching, config.averaging
-
-  def make_state():
-    return init_state(
-      model,
-      optimizer,
-      model.init(key),
-      batching.batch_size,
-      averaged=averaging.enabled,
-    )
-
-  state = jax.eval_shape(make_state)
-  shardings = state_shardings(mesh, optimizer, state)
-  placed = jax.tree.map(
-    lambda leaf, sharding: leaf.update(sharding=sharding), state, shardings
+  state = jax.tree.map(
+    lambda leaf, sharding: leaf.update(sharding=sharding),
+    setup.state_like,
+    shardings,
   )
-  shape, sharding = (
-    (batching.seq_len, batching.batch_size),
-    batch_sharding(mesh),
-  )
-  batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-  step = partition(mesh, model, optimizer, shardings, averaging.ema_decay)
-  lowered = step.lower(placed, batch, batch, jax.random.key_data(key))
-  weights = sum(
-    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)
-  )
+  shape = config.batching.seq_len, config.batching.batch_size
+  batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+  decay = config.averaging.ema_decay
+  step = partition(mesh, setup.model, setup.optimizer, shardings, decay)
+  key_data = jax.random.key_data(setup.keys.noise)
+  lowered = step.lower(state, batch, batch, key_data)
+  weights = num_bytes(state.params)
   result = Result(weights, find_collectives(lowered.compile().as_text()))
   console.print(
     f"one training step{format_mesh(mesh)}; weights of {weights:,} bytes"

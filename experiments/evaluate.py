@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +36,7 @@ from experiments.trainer.data import Excerpt, read_excerpt, text_sha256
 from experiments.trainer.environment import device_name
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.format import number_table
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import (
   cold_nats,
@@ -225,11 +225,9 @@ def _make_record(
 
 
 def _make_table(unit: str, rows: list[Row]) -> Table:
-  table = Table(box=SIMPLE_HEAD, pad_edge=False)
-  table.add_column("protocol")
   units = dict.fromkeys((unit, "character"))
-  for name in (*(f"nats/{u[:4]}" for u in units), "bits/char", "perplexity"):
-    table.add_column(name, justify="right", no_wrap=True)
+  nats = (f"nats/{u[:4]}" for u in units)
+  table = number_table("protocol", *nats, "bits/char", "perplexity")
   for row in rows:
     losses = {unit: row.nats, "character": row.nats_per_character}
     table.add_row(

@@ -12,12 +12,12 @@ split if it has no test split, or of --text. docs/explore.md explains the page.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 
 from experiments.cli import launch, make_console
 from experiments.pages.explore import describe, make_page
+from experiments.pages.packing import Page, write_page
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import load
 from experiments.trainer.data import read_excerpt
@@ -51,13 +51,6 @@ class ExploreConfig:
     check_options(self)
 
 
-class Page(NamedTuple):
-  """The page that was written."""
-
-  path: Path
-  size: int  # bytes
-
-
 def run(config: ExploreConfig, console: Console) -> Page:
   """Read the text with the run's model and write the page.
 
@@ -85,12 +78,9 @@ def run(config: ExploreConfig, console: Console) -> Page:
     raise ValueError(
       f"the text needs at least 2 {tokenizer.unit}s, got {len(tokens)}"
     )
-  content = make_page(trained, tokens, source).encode()
-  path.write_bytes(content)
   about = describe(trained, len(tokens), source)
   console.print(f"run     {directory}: {about}", soft_wrap=True)
-  console.print(f"page    {path}: {len(content) / 1e6:,.1f} MB", soft_wrap=True)
-  return Page(path, len(content))
+  return write_page(path, make_page(trained, tokens, source), console)
 
 
 def main() -> None:

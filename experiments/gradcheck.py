@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +30,7 @@ from rich.text import Text
 from experiments.cli import launch, make_console
 from experiments.trainer.config import CELLS, TrainConfig
 from experiments.trainer.flags import LARGEST
+from experiments.trainer.format import number_table
 from lstm_jax.cells import affine
 from lstm_jax.language import (
   CharTokenizer,
@@ -140,18 +140,8 @@ def planted_model(name: str, module: ModuleType) -> AbstractContextManager:
 
 def table(title: str, report: Report) -> Table:
   """Return a report as a table of relative errors, one row per tensor."""
-  result = Table(
-    title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
-  )
-  result.add_column("tensor", no_wrap=True)
-  for name in (
-    "size",
-    "vs autodiff",
-    "vs central",
-    "worst at",
-    "vs directional",
-  ):
-    result.add_column(name, justify="right", no_wrap=True)
+  names = "size", "vs autodiff", "vs central", "worst at", "vs directional"
+  result = number_table("tensor", *names, title=title)
   for row in report.tensors:
     result.add_row(
       row.name,

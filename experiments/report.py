@@ -13,11 +13,11 @@ current directory if there are several, or the file that --output names.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 
 from experiments.cli import launch, make_console
+from experiments.pages.packing import Page, write_page
 from experiments.pages.report import make_page
 from experiments.trainer import run_dir
 from experiments.trainer.files import check_parent
@@ -37,20 +37,8 @@ class ReportConfig:
   )
 
 
-class Page(NamedTuple):
-  """The page that was written."""
-
-  path: Path
-  size: int  # bytes
-
-
 def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
-  """Read the runs and write the page.
-
-  Args:
-    runs: their directories.
-    config: where the page is written.
-    console: for what is printed.
+  """Read the runs in these directories and write the page.
 
   Raises:
     ValueError: there are no runs, or the same one twice; or a directory holds
@@ -71,10 +59,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   default = directories[0] if len(directories) == 1 else Path()
   path = Path(config.output or default / run_dir.REPORT)
   check_parent(path)
-  content = make_page(histories).encode()
-  path.write_bytes(content)
-  console.print(f"page    {path}: {len(content) / 1e3:,.0f} kB", soft_wrap=True)
-  return Page(path, len(content))
+  return write_page(path, make_page(histories), console)
 
 
 def main(runs: list[str]) -> None:

@@ -23,18 +23,16 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from experiments.cli import (
-  SIGNALLED,
   TrainingBar,
   collect_stop_requests,
   command_line,
+  exit_status,
   launch,
   make_console,
-  resume_command,
 )
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
@@ -51,6 +49,7 @@ from experiments.trainer.ensemble import (
 )
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.format import number_table
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.resources import available_memory, check_memory
@@ -123,7 +122,11 @@ def run(config: SweepConfig, console: Console) -> Result:
     run_dir.delete_previous(directory)
     result = Result(directory, members, observer.seconds, stopped_by)
     if not stopped_by:
-      _write_result(result)
+      record = {
+        "members": [one.to_json() for one in members],
+        "seconds": round(observer.seconds, 3),
+      }
+      write_json(directory / run_dir.RESULT, record)
   _print_result(result, console)
   return result
 
@@ -196,14 +199,6 @@ def _check(config: SweepConfig, rates: set[float]) -> None:
       )
 
 
-def _write_result(result: Result) -> None:
-  record = {
-    "members": [one.to_json() for one in result.members],
-    "seconds": round(result.seconds, 3),
-  }
-  write_json(result.directory / run_dir.RESULT, record)
-
-
 def _print_result(result: Result, console: Console) -> None:
   """Print the tables of the members that have been evaluated."""
   evaluated = [one for one in result.members if one.val_losses]
@@ -225,9 +220,7 @@ def _print_result(result: Result, console: Console) -> None:
 
 def member_table(members: list[Member]) -> Table:
   """Return a table with a row for each member."""
-  table = Table(box=SIMPLE_HEAD, pad_edge=False)
-  for name in ("learning rate", "seed", "best", "at step", "last"):
-    table.add_column(name, justify="right", no_wrap=True)
+  table = number_table("learning rate", "seed", "best", "at step", "last")
   for one in members:
     step, nats = one.best
     table.add_row(
@@ -242,9 +235,9 @@ def member_table(members: list[Member]) -> Table:
 
 def rate_table(members: list[Member]) -> Table:
   """Return a table with the seeds' mean and deviation at each rate."""
-  table = Table(box=SIMPLE_HEAD, pad_edge=False)
-  for name in ("learning rate", "seeds", "mean of the best", "deviation"):
-    table.add_column(name, justify="right", no_wrap=True)
+  table = number_table(
+    "learning rate", "seeds", "mean of the best", "deviation"
+  )
   for rate in dict.fromkeys(one.learning_rate for one in members):
     best = [one.best[1] for one in members if one.learning_rate == rate]
     deviation = f"{np.std(best, ddof=1):.4f}" if len(best) > 1 else ""
@@ -258,11 +251,9 @@ def main() -> int:
   config = config_from_flags(SweepConfig(), FLAGS)
   console = make_console()
   result = run(config, console)
-  if result.stopped_by is None:
-    return 0
-  command = resume_command("sweep", config.job, result.directory)
-  console.print(f"to resume the sweep:\n  {command}", soft_wrap=True)
-  return SIGNALLED + result.stopped_by
+  return exit_status(
+    "sweep", config.job, result.directory, result.stopped_by, console
+  )
 
 
 if __name__ == "__main__":

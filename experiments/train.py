@@ -21,13 +21,12 @@ from absl import flags
 from rich.console import Console
 
 from experiments.cli import (
-  SIGNALLED,
   TrainingBar,
   collect_stop_requests,
   command_line,
+  exit_status,
   launch,
   make_console,
-  resume_command,
 )
 from experiments.trainer import multihost, run_dir
 from experiments.trainer.checkpoint import restore
@@ -48,7 +47,6 @@ from experiments.trainer.setup import (
   TrainSetup,
   heading,
   make_setup,
-  make_state,
   to_mesh,
   to_one_device,
 )
@@ -78,10 +76,7 @@ class Result(NamedTuple):
 def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   """Train, print the progress, and fill the run directory.
 
-  Args:
-    config: the run's configuration.
-    console: where everything is printed.
-    trace_steps: number of training steps to trace; 0 for none.
+  The profiler traces `trace_steps` training steps, if any.
 
   Raises:
     ValueError: the corpus, the run directory or the configuration is not
@@ -120,13 +115,13 @@ def _train(
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     is_writer = multihost.is_first()
     logger = RunLogger(
-      directory, config, setup, console, bar, is_writer=is_writer
+      directory, config, setup, console, bar.update, is_writer=is_writer
     )
     try:
-      state = _initial_state(config, setup, logger, console, resuming)
+      state = _initial_state(setup, logger, console, resuming)
       tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
       with bar, tracer, collect_stop_requests() as requests:
-        logger.start_clock()
+        logger.buffer.start_clock()
         _, stopped_by = fit(
           setup.train_step,
           to_mesh(setup, state),
@@ -149,7 +144,6 @@ def _train(
 
 
 def _initial_state(
-  config: TrainConfig,
   setup: TrainSetup,
   logger: RunLogger,
   console: Console,
@@ -164,7 +158,7 @@ def _initial_state(
   logger.resume(restored)
   if restored:
     return restored.state
-  state = make_state(config, setup)
+  state = setup.make_state()
   logger.sample_during_training("untrained", state.params)
   return state
 
@@ -208,7 +202,7 @@ class _Observer(Observer):
   def save(self, step: int, state: TrainState) -> None:
     del step
     self._logger.save(to_one_device(self._setup, state))
-    self._logger.start_clock()
+    self._logger.buffer.start_clock()
 
 
 def _report_result(
@@ -222,7 +216,7 @@ def _report_result(
   corpus, best = setup.corpus, logger.best
   directory, tokenizer = logger.directory, corpus.tokenizer
   result = Result(
-    directory, best.step, best.val_loss, logger.seconds, stopped_by
+    directory, best.step, best.val_loss, logger.buffer.seconds, stopped_by
   )
   if stopped_by:
     console.print(f"\n{stopped_by.name}: stopped after step {logger.step}")
@@ -240,13 +234,15 @@ def _report_result(
     title += format_loss(best.val_loss, tokenizer)
     logger.sample(title, best.params, setup.keys.samples, FINAL_SAMPLE_LENGTH)
     logger.finish(test_loss)
-  if logger.skipped:
-    summary += f", {logger.skipped} steps with a non-finite gradient skipped"
+  if logger.buffer.skipped:
+    summary += (
+      f", {logger.buffer.skipped} steps with a non-finite gradient skipped"
+    )
   arguments = [f"--run={directory}"]
   if _in_vocabulary(tokenizer, SUGGESTED_PROMPT):
     arguments.append(f"--prompt={SUGGESTED_PROMPT}")
   console.print(
-    f"\n{summary}, {logger.seconds:.0f} s of training\n"
+    f"\n{summary}, {logger.buffer.seconds:.0f} s of training\n"
     f"{directory} holds config.json, metrics.jsonl, loss.png, samples.txt and "
     "checkpoints/; to sample from the model:\n"
     f"  {command_line('sample', arguments)}",
@@ -273,11 +269,9 @@ def main() -> int:
     dry_run(config, console)
     return 0
   result = run(config, console, TRACE_STEPS.value)
-  if result.stopped_by is None:
-    return 0
-  command = resume_command("train", config.job, result.directory)
-  console.print(f"to resume the training:\n  {command}", soft_wrap=True)
-  return SIGNALLED + result.stopped_by
+  return exit_status(
+    "train", config.job, result.directory, result.stopped_by, console
+  )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from experiments.trainer.format import number_table
 
 Row = dict[str, Any]  # the sizes of a case, the peer, and its results
 RESULTS = (
@@ -37,20 +38,12 @@ def case_table(rows: list[Row]) -> Table:
     str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
     for k, v in case.items()
   )
-  table = Table(
-    title=title,
-    title_justify="left",
-    box=SIMPLE_HEAD,
-    padding=(0, 1, 0, 0),  # the columns fit into 80 characters
-    pad_edge=False,
-  )
-  table.add_column("", no_wrap=True)
   medians = {row["peer"]: row.get("median_ms") for row in rows}
   products = medians.get("products alone")
   rows = [_with_derived(row, products) for row in rows]
   keys = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
-  for key in keys:
-    table.add_column(COLUMNS[key][0], justify="right", no_wrap=True)
+  table = number_table("", *(COLUMNS[key][0] for key in keys), title=title)
+  table.padding = (0, 1, 0, 0)  # the columns fit into 80 characters
   for row in rows:
     cells = (
       COLUMNS[k][1].format(row[k]) if row.get(k) is not None else ""
@@ -79,10 +72,7 @@ def change_table(old: list[Row], new: list[Row]) -> Table:
     )
 
   old_ms = {key(row): row["median_ms"] for row in old if row.get("median_ms")}
-  table = Table(box=SIMPLE_HEAD, pad_edge=False)
-  table.add_column("")
-  for name in ("old ms", "new ms", "new / old"):
-    table.add_column(name, justify="right", no_wrap=True)
+  table = number_table("", "old ms", "new ms", "new / old")
   for row in new:
     if row.get("median_ms") and key(row) in old_ms:
       before, after = old_ms[key(row)], row["median_ms"]

@@ -29,13 +29,8 @@ def describe_cells(
 ) -> dict[str, dict[str, Any]]:
   """Return each cell's size, speed and learning rate, and print them.
 
-  Args:
-    models: the compared models.
-    corpus: the text.
-    config: of the comparison.
-    keys: each seed's key, [S].
-    trial_key: of the initial weights with which learning rates are tried.
-    console: where to print.
+  Each of S seeds has a key [S]; the trial key draws the initial weights with
+  which learning rates are tried.
   """
   seconds = seconds_per_step(models, corpus.batches, config, keys)
   cells = {}

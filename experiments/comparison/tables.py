@@ -66,22 +66,24 @@ def _training(record: Record) -> str:
         f"{run['num_steps']:,}",
         *(_mean_and_std(loss.get(step), 3) for step in steps),
         _mean_and_std(loss[run["num_steps"]], 4),
-        _mean_and_std(last["words_in_train"], 1, 100),
-        _mean_and_std(last["words_in_val"], 1, 100),
-        _mean_and_std(last["line_length"], 1),
-        _mean_and_std(last["rhymes"], 1, 100),
+        *_text_stats(last),
       ]
     )
   for title, text in record["corpus"]["text_statistics"].items():
     empty = [""] * (4 + len(steps))
-    values = [
-      _mean_and_std([text["words_in_train"]], 1, 100),
-      _mean_and_std([text["words_in_val"]], 1, 100),
-      _mean_and_std([text["line_length"]], 1),
-      _mean_and_std([text["rhymes"]], 1, 100),
-    ]
-    rows.append([title, *empty, *values])
+    single = {name: [value] for name, value in text.items()}
+    rows.append([title, *empty, *_text_stats(single)])
   return markdown(header, rows)
+
+
+def _text_stats(values: Record) -> list[str]:
+  """Return the last four columns of the table of trainings."""
+  return [
+    _mean_and_std(values["words_in_train"], 1, 100),
+    _mean_and_std(values["words_in_val"], 1, 100),
+    _mean_and_std(values["line_length"], 1),
+    _mean_and_std(values["rhymes"], 1, 100),
+  ]
 
 
 def _context(record: Record) -> str:

@@ -55,12 +55,8 @@ def make_ensemble(
 ) -> tuple[TrainState, TrainStep]:
   """Return the initial state and the training step of an ensemble.
 
-  Args:
-    model: the model of every member.
-    config: batch size and weight decay.
-    num_steps: the length of the learning-rate schedule.
-    keys: each member's key of initial weights, [S].
-    learning_rates: each member's peak learning rate, S of them.
+  Each of S members has its own key [S], of its initial weights, and its own
+  peak of the learning rate, in a schedule over `num_steps`.
   """
   optimizer = make_optimizer(config.optimizer, num_steps)
   params = jax.vmap(model.init)(keys)

@@ -26,12 +26,11 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.loop import Observer, fit
 from lstm_jax.language import (
   Batches,
-  LanguageModel,
   make_batches,
   split,
   stateful_loss,
 )
-from lstm_jax.training import TrainState, member
+from lstm_jax.training import member
 
 TRIAL_FRACTION = 0.1  # of the training split: its end, which judges the rates
 
@@ -57,37 +56,22 @@ def try_learning_rates(
   keys = jnp.stack([key] * len(rates))
   num_steps = config.trial_steps
   state, train_step = make_ensemble(model, config, num_steps, keys, rates)
-  trial = _Trial(model, rates, end)
-  fit(
+  state, _ = fit(
     train_step,
     state,
     repeat(batches),
     num_steps,
-    trial,
+    Observer(),
     evaluate_at=lambda step: False,
   )
-  finite = {rate: x for rate, x in trial.losses.items() if math.isfinite(x)}
+  losses = {
+    rate: stateful_loss(model, member(state, index).params, end)
+    for index, rate in enumerate(rates)
+  }
+  finite = {rate: x for rate, x in losses.items() if math.isfinite(x)}
   if not finite:
     raise Diverged(f"{cell.cell} diverges at each learning rate of {rates}")
   return finite
-
-
-class _Trial(Observer):
-  """Measures each rate's loss on held-out tokens, after the last step."""
-
-  def __init__(
-    self, model: LanguageModel, rates: list[float], tokens: np.ndarray
-  ):
-    self.losses: dict[float, float] = {}
-    self._model, self._rates, self._tokens = model, rates, tokens
-
-  def evaluate(self, step: int, state: TrainState) -> TrainState:
-    """Compute the loss of each learning rate."""
-    del step
-    for index, rate in enumerate(self._rates):
-      params = member(state, index).params
-      self.losses[rate] = stateful_loss(self._model, params, self._tokens)
-    return state
 
 
 def seconds_per_step(

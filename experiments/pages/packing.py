@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.console import Console
+
+from experiments.trainer.format import format_bytes
 
 # What a template includes, and where.
 HEAD, HEAD_PLACE = Path(__file__).with_name("head.html"), "<!-- head -->\n"
@@ -71,6 +74,20 @@ def page(
   text = template.read_text(encoding="utf-8").replace(HEAD_PLACE, head)
   before, after = text.split(DATA_PLACE)
   return "\n".join([before, *scripts, packed, after])
+
+
+class Page(NamedTuple):
+  """A page that was written."""
+
+  path: Path
+  size: int  # bytes
+
+
+def write_page(path: Path, text: str, console: Console) -> Page:
+  """Write a page, and print where it is and how large."""
+  size = path.write_bytes(text.encode())
+  console.print(f"page    {path}: {format_bytes(size)}", soft_wrap=True)
+  return Page(path, size)
 
 
 def quantize_gate(values: np.ndarray) -> np.ndarray:

@@ -133,19 +133,6 @@ def default_prompt(tokenizer: Tokenizer) -> np.ndarray:
   return np.array([symbols.index("\n") if "\n" in symbols else 0], np.int32)
 
 
-def reread_text(corpus: str, sha256: str) -> str:
-  """Return the corpus of a run, given its hash when the run started.
-
-  Raises:
-    ValueError: it cannot be read, or has changed: its validation split may now
-      hold text that the run was trained on.
-  """
-  text = read_text(corpus)
-  if text_sha256(text) != sha256:
-    raise ValueError(f"corpus {corpus} has changed since the run started")
-  return text
-
-
 def read_excerpt(
   config: DataConfig, sha256: str, path: str, begin: float | None, end: float
 ) -> Excerpt:
@@ -163,10 +150,12 @@ def read_excerpt(
     ValueError: the text cannot be read, or has changed since the run; or the
       shares leave fewer than two characters.
   """
-  if path:
-    whole = read_text(path)
-  else:
-    path, whole = config.corpus, reread_text(config.corpus, sha256)
+  whole = read_text(path or config.corpus)
+  if not path and text_sha256(whole) != sha256:
+    # Its validation split may now hold text that the run was trained on.
+    raise ValueError(
+      f"corpus {config.corpus} has changed since the run started"
+    )
   if begin is None:
     begin = 1 - (config.test_fraction or config.val_fraction)
   first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
@@ -176,4 +165,4 @@ def read_excerpt(
       f"characters between them, got {begin} and {end} of {len(whole):,} "
       "characters"
     )
-  return Excerpt(path, whole, begin, end, first, last)
+  return Excerpt(path or config.corpus, whole, begin, end, first, last)

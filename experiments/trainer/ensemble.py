@@ -83,13 +83,7 @@ def make_members(config: SweepConfig) -> list[Member]:
 def make_state(
   config: TrainConfig, setup: TrainSetup, members: list[Member]
 ) -> TrainState:
-  """Return the state of all members before the first training step.
-
-  Args:
-    config: of the members, with a learning rate of 1.
-    setup: of that configuration.
-    members: the seeds.
-  """
+  """Return the state of all members before the first training step."""
   keys = jnp.stack([make_keys(one.seed).init for one in members])
   return init_ensemble(
     setup.model,
@@ -105,10 +99,8 @@ def make_train_step(
 ) -> TrainStep:
   """Return the training step of all members.
 
-  Args:
-    config: as for `make_state`.
-    setup: of that configuration.
-    members: the seeds and learning rates.
+  The configuration, and so the setup, has a learning rate of 1: each member's
+  own multiplies its updates.
   """
   noise = jnp.stack([make_keys(one.seed).noise for one in members])
   rates = jnp.array([one.learning_rate for one in members], jnp.float32)
@@ -138,15 +130,7 @@ def save(
   state: TrainState,
   seconds: float,
 ) -> None:
-  """Save the state of all members, and the weights of the best one.
-
-  Args:
-    writer: of the sweep's checkpoints.
-    description: of the model.
-    members: with their losses so far.
-    state: of all members.
-    seconds: of the training steps so far.
-  """
+  """Save the state of all members, and the weights of the best one."""
   leader, step = best_member(members), int(state.step)
   best = (leader.best[1], leader.best[0]) if leader else None
   progress = Progress(

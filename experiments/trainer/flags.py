@@ -48,12 +48,15 @@ def config_from_flags(
   return replace(default, **values)
 
 
-def finite(flag: flags.FlagHolder) -> flags.FlagHolder:
+def finite(
+  flag: flags.FlagHolder, flag_values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder:
   """Have a flag refuse NaN and infinity, which absl's bounds let pass."""
   flags.register_validator(
     flag,
     lambda value: value is None or -float("inf") < value < float("inf"),
     "must be a finite number",
+    flag_values,
   )
   return flag
 
@@ -81,10 +84,4 @@ def _define(
   if leaf.kind is int:
     return flags.DEFINE_integer(name, value, text, low, LARGEST, **options)
   flag = flags.DEFINE_float(name, value, text, low, **options)
-  flags.register_validator(
-    flag,
-    lambda x: x is None or -float("inf") < x < float("inf"),
-    "must be a finite number",
-    flag_values,
-  )
-  return flag
+  return finite(flag, flag_values)

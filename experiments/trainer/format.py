@@ -1,8 +1,10 @@
-"""Losses, tokens and bytes as a run prints them."""
+"""Losses, tokens, bytes and tables as programs print them."""
 
 import math
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import nats_per_character
@@ -49,3 +51,14 @@ def format_vocabulary(tokenizer: Tokenizer, val_tokens: np.ndarray) -> str:
 def format_bytes(count: int) -> str:
   """Return a number of bytes in MB or GB."""
   return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def number_table(first: str, *names: str, title: str | None = None) -> Table:
+  """Return an empty table: a column of text, and columns of numbers."""
+  table = Table(
+    title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+  )
+  table.add_column(first, overflow="fold")
+  for name in names:
+    table.add_column(name, justify="right", no_wrap=True)
+  return table

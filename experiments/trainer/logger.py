@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,13 +50,6 @@ class Best(NamedTuple):
   params: Any  # on the host; None before the first
 
 
-class ProgressBar(Protocol):
-  """Shows how far a run is."""
-
-  def update(self, step: int, loss: float, rate: float) -> None:
-    """Show the step, its loss in nats per token, and the tokens per second."""
-
-
 class RunLogger:
   """Writes a run's metrics, samples and checkpoints into its directory.
 
@@ -64,11 +58,13 @@ class RunLogger:
     config: of the run.
     setup: of the run.
     console: prints the samples.
-    bar: is updated with every row of metrics.
+    show_progress: is called with every row of metrics: the step, its loss in
+      nats per token, and the tokens per second.
     is_writer: whether this process writes; of several, only the first does.
 
   Attributes:
     directory: the run directory.
+    buffer: metrics that wait for a row, and the time of the training steps.
     step: training steps made.
     best: the lowest validation loss so far, and its parameters.
     val_losses: the validation loss of every evaluation so far.
@@ -80,7 +76,7 @@ class RunLogger:
     config: TrainConfig,
     setup: TrainSetup,
     console: Console,
-    bar: ProgressBar,
+    show_progress: Callable[[int, float, float], None],
     *,
     is_writer: bool = True,
   ):
@@ -89,9 +85,9 @@ class RunLogger:
     self.best = Best(math.inf, 0, None)
     self.val_losses: list[float] = []
     self._config, self._setup = config, setup
-    self._console, self._bar = console, bar
+    self._console, self._show_progress = console, show_progress
     skips = config.optimizer.nonfinite == "skip"
-    self._buffer = MetricBuffer(MAX_SKIPPED if skips else 0)
+    self.buffer = MetricBuffer(MAX_SKIPPED if skips else 0)
     self._grad_norms: dict[str, jax.Array] = {}  # of the last step
     self._last_evaluation: tuple[int, float] | None = None
     self._writer: CheckpointWriter | None = None
@@ -103,16 +99,6 @@ class RunLogger:
     if is_writer:
       self._writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
     process_size()  # counts compilations from here on
-
-  @property
-  def seconds(self) -> float:
-    """The time spent on training steps, without evaluation and sampling."""
-    return self._buffer.seconds
-
-  @property
-  def skipped(self) -> int:
-    """How many training steps were not finite."""
-    return self._buffer.skipped
 
   def resume(self, restored: Restored | None) -> None:
     """Continue from a checkpoint, or from nothing; delete what came after."""
@@ -127,7 +113,7 @@ class RunLogger:
       return
     self.step = step
     self._console.print(f"resumed     after step {step}")
-    self._buffer.restore(progress)
+    self.buffer.restore(progress)
     self.val_losses = progress.val_losses
     if progress.best and restored.best_params:
       self.best = Best(*progress.best, restored.best_params)
@@ -142,10 +128,10 @@ class RunLogger:
       self._writer.wait()
     self.step = step
     self._grad_norms = metrics.grad_norms
-    self._buffer.add(metrics)
-    if len(self._buffer) == LOG_EVERY:
+    self.buffer.add(metrics)
+    if len(self.buffer) == LOG_EVERY:
       self.flush()
-      self.start_clock()
+      self.buffer.start_clock()
 
   def flush(self) -> None:
     """Write the row of the steps since the last row, and stop the clock.
@@ -153,10 +139,10 @@ class RunLogger:
     Raises:
       Diverged: too many consecutive losses or gradients are not finite.
     """
-    row = self._buffer.take(self.step)
+    row = self.buffer.take(self.step)
     if not row:
       return
-    self._bar.update(self.step, row.train_loss, row.tokens_per_second)
+    self._show_progress(self.step, row.train_loss, row.tokens_per_second)
     finite = math.isfinite(row.train_loss)
     record = {
       "step": self.step,
@@ -164,15 +150,11 @@ class RunLogger:
       "grad_norm": row.grad_norm if finite else None,
       "lr": float(self._setup.schedule(self.step - 1)),
       "tokens_per_second": round(row.tokens_per_second),
-      "seconds": round(self.seconds, 3),
+      "seconds": round(self.buffer.seconds, 3),
     }
-    if self.skipped:
-      record["skipped"] = self.skipped
+    if self.buffer.skipped:
+      record["skipped"] = self.buffer.skipped
     self._write_row(record)
-
-  def start_clock(self) -> None:
-    """Count the seconds from now on as those of training steps."""
-    self._buffer.start_clock()
 
   def log_evaluation(self, val_loss: float, params: LanguageParams) -> bool:
     """Take the validation loss after this step; return whether it is the best.
@@ -196,7 +178,7 @@ class RunLogger:
 
   def save(self, state: TrainState) -> None:
     """Save a checkpoint: all that the run needs to resume, and its model."""
-    buffered = self._buffer.to_progress()  # stops the clock in every process
+    buffered = self.buffer.to_progress()  # stops the clock in every process
     if not self._writer:
       return
     best = self.best
@@ -255,7 +237,7 @@ class RunLogger:
       "step": self.best.step,
       "val_loss": self.best.val_loss,
       "test_loss": test_loss,
-      "seconds": round(self.seconds, 3),
+      "seconds": round(self.buffer.seconds, 3),
     }
     if self._writer:
       write_json(self.directory / run_dir.RESULT, record)

@@ -72,13 +72,7 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
 
 
 def footprint(setup: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
-  """Compile the training step for a batch size and report what it takes.
-
-  Args:
-    setup: of the run.
-    batch_size: B.
-    seq_len: T.
-  """
+  """Compile the training step for batches [T, B], and report what it takes."""
   state = setup.state_like._replace(
     carry=jax.eval_shape(lambda: setup.model.initial_state((batch_size,)))
   )
@@ -91,12 +85,12 @@ def footprint(setup: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
     + memory.temp_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,
-    _num_bytes(state),
+    num_bytes(state),
     operations(state.params, batch_size * seq_len),
   )
 
 
-def _num_bytes(tree: Any) -> int:
+def num_bytes(tree: Any) -> int:
   """Return the bytes of all arrays of a tree."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -151,14 +145,12 @@ def available_memory() -> int:
 
 
 def check_memory(state: TrainState, limit: int) -> None:
-  """Raise ValueError if the device is too small for an initial train state.
+  """Raise ValueError if an initial train state needs more bytes than the limit.
 
-  Args:
-    state: its shapes and dtypes. The weights are there twice while it is made,
-      since it has a copy of them.
-    limit: bytes of memory.
+  Only shapes and dtypes of the state are read. The weights are there twice
+  while it is made, since it has a copy of them.
   """
-  needed = _num_bytes(state) + _num_bytes(state.params)
+  needed = num_bytes(state) + num_bytes(state.params)
   if needed > limit:
     raise ValueError(
       f"out of memory: the train state needs {format_bytes(needed)} to be made "
@@ -169,12 +161,9 @@ def check_memory(state: TrainState, limit: int) -> None:
 def advise_batch_size(
   config: TrainConfig, setup: TrainSetup, limit: int
 ) -> str:
-  """Return what a training step needs, and which batch size would fit.
+  """Return what a training step needs, and what would fit into the limit.
 
-  Args:
-    config: of the run.
-    setup: of the run.
-    limit: bytes of memory; B is halved until a step takes no more.
+  The limit is in bytes; B is halved until a step takes no more.
   """
   batch_size, seq_len = largest_batch(config)
   needed = format_bytes(footprint(setup, batch_size, seq_len).bytes)
@@ -189,7 +178,7 @@ def _what_would_fit(
   setup: TrainSetup, batch_size: int, seq_len: int, limit: int
 ) -> str:
   """Return which smaller batch size would fit into the memory, if any."""
-  state_bytes = _num_bytes(setup.state_like)
+  state_bytes = num_bytes(setup.state_like)
   if state_bytes > limit:
     return (
       "no batch size would fit: the train state alone needs "

@@ -1,6 +1,6 @@
 """The setup of a training run, made of its configuration and corpus."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -48,7 +48,8 @@ class TrainSetup(NamedTuple):
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule  # learning rate by training steps made
   train_step: TrainStep
-  state_like: TrainState  # shapes and dtypes of the state, on one device
+  make_state: Callable[[], TrainState]  # before the first step, on one device
+  state_like: TrainState  # its shapes and dtypes
   keys: Keys
   mesh: Mesh | None  # None for one device
   shardings: TrainState | None  # of the state on the mesh
@@ -65,7 +66,16 @@ def make_setup(config: TrainConfig) -> TrainSetup:
   model = make_model(config, corpus.tokenizer.size, mesh)
   optimizer = make_optimizer(config.optimizer, num_steps)
   keys = make_keys(config.seed)
-  make_state = partial(_make_state, config, model, optimizer, keys)
+
+  def make_state() -> TrainState:
+    return init_state(
+      model,
+      optimizer,
+      model.init(keys.init),
+      config.batching.batch_size,
+      averaged=config.averaging.enabled,
+    )
+
   state_like = jax.eval_shape(make_state)
   decay, shardings = config.averaging.ema_decay, None
   if mesh:
@@ -82,30 +92,11 @@ def make_setup(config: TrainConfig) -> TrainSetup:
     optimizer,
     learning_rate(config.optimizer, num_steps),
     train_step,
+    make_state,
     state_like,
     keys,
     mesh,
     shardings,
-  )
-
-
-def make_state(config: TrainConfig, setup: TrainSetup) -> TrainState:
-  """Return the state before the first training step, on one device."""
-  return _make_state(config, setup.model, setup.optimizer, setup.keys)
-
-
-def _make_state(
-  config: TrainConfig,
-  model: LanguageModel,
-  optimizer: optax.GradientTransformation,
-  keys: Keys,
-) -> TrainState:
-  return init_state(
-    model,
-    optimizer,
-    model.init(keys.init),
-    config.batching.batch_size,
-    averaged=config.averaging.enabled,
   )
 
 

@@ -18,6 +18,12 @@ from experiments.trainer.config import CELLS
 from lstm_jax.interop.flax import to_linen
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit, unroll
 
+FLAX_CELLS = {
+  "lstm": "OptimizedLSTMCell",
+  "gru": "GRUCell",
+  "rnn": "SimpleCell",
+}
+
 
 class Layer(NamedTuple):
   """A library's layer with our weights."""
@@ -51,15 +57,11 @@ def autodiff(cell: str, weights: Any) -> Layer:
 
 
 def flax_linen(cell: str, weights: Any) -> Layer:
-  """Return Flax linen's RNN over OptimizedLSTMCell, GRUCell or SimpleCell."""
+  """Return Flax linen's RNN over one of its cells."""
   from flax import linen as nn
 
-  cells = {
-    "lstm": nn.OptimizedLSTMCell,
-    "gru": nn.GRUCell,
-    "rnn": nn.SimpleCell,
-  }
-  layer = nn.RNN(cells[cell](weights.w_h.shape[0]), time_major=True)
+  cell_class = getattr(nn, FLAX_CELLS[cell])
+  layer = nn.RNN(cell_class(weights.w_h.shape[0]), time_major=True)
 
   def convert(w):
     return {"params": {"cell": to_linen(w)}}
@@ -74,13 +76,9 @@ def flax_nnx(cell: str, weights: Any) -> Layer:
   """Return Flax nnx's RNN over the same cells."""
   from flax import nnx
 
-  cells = {
-    "lstm": nnx.OptimizedLSTMCell,
-    "gru": nnx.GRUCell,
-    "rnn": nnx.SimpleCell,
-  }
+  cell_class = getattr(nnx, FLAX_CELLS[cell])
   sizes = weights.w_x.shape[0], weights.w_h.shape[0]
-  layer = nnx.RNN(cells[cell](*sizes, rngs=nnx.Rngs(0)), time_major=True)
+  layer = nnx.RNN(cell_class(*sizes, rngs=nnx.Rngs(0)), time_major=True)
   graph, state, other = nnx.split(layer, nnx.Param, ...)  # type: ignore[misc]
   # A GRU's b_n has no counterpart here; it is zero in these benchmarks.
   biased = "dense_h" if cell == "lstm" else "dense_i"

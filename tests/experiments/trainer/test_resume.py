@@ -13,12 +13,13 @@ import pytest
 from rich.console import Console
 
 from experiments import train
+from experiments.trainer import setup
 from experiments.trainer.checkpoint import load, restore
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import JOB_FLAGS, lock
 from experiments.trainer.setup import make_setup
 from lstm_jax import gru
-from lstm_jax.training import list_checkpoints
+from lstm_jax.training import init_state, list_checkpoints
 from lstm_jax.training.checkpoint import STATE
 from tests.experiments.conftest import copy_run
 from tests.experiments.trainer.lives import (
@@ -89,10 +90,11 @@ def test_a_stopped_run_ends_as_one_that_was_not(
 def test_a_run_makes_weights_only_when_it_starts(
   stopped, config, console, monkeypatch
 ):
-  def refuse(*arguments):
-    raise AssertionError("weights were made")
+  def only_shapes(model, optimizer, params, *arguments, **options):
+    assert isinstance(params.embedding, jax.core.Tracer), "weights were made"
+    return init_state(model, optimizer, params, *arguments, **options)
 
-  monkeypatch.setattr(train, "make_state", refuse)
+  monkeypatch.setattr(setup, "init_state", only_shapes)
   assert train.run(config, console).stopped_by is None
   with pytest.raises(AssertionError, match="weights were made"):
     train.run(replace(config, overwrite=True), console)
