@@ -90,14 +90,14 @@ def layer_part(
         yield [title | sizes | row for row in rows], skipped
 
 
-def resets_part(cases: Iterable[Row], rounds: int) -> Cases:
+def resets_part(sizes: Row, rounds: int) -> Cases:
   """Time the GRU of a recurrent policy, with episodes that begin inside."""
-  for case in cases:
-    for backward in (False, True):
-      problem = resets.make_problem(backward, **case)
-      rows, skipped = compare(resets.resets(), rounds, problem)
-      title = {"part": "resets", "backward": backward}
-      yield [title | case | row for row in rows], skipped
+  case = POLICY | _sizes_of(sizes, LAYER)
+  for backward in (False, True):
+    problem = resets.make_problem(backward, **case)
+    rows, skipped = compare(resets.resets(), rounds, problem)
+    title = {"part": "resets", "backward": backward}
+    yield [title | case | row for row in rows], skipped
 
 
 def sampling_part(
@@ -113,11 +113,11 @@ def sampling_part(
     yield [{"part": "sampling"} | case | row for row in rows], skipped
 
 
-def memory_part(cases: Iterable[Row]) -> Cases:
+def memory_part(sizes: Row) -> Cases:
   """Measure the memory that all gradients of one LSTM layer need."""
-  for case in cases:
-    rows, skipped = memory.compare(LAYER | case)
-    yield [{"part": "memory"} | LAYER | case | row for row in rows], skipped
+  case = LAYER | (_sizes_of(sizes, LAYER) or MEMORY)
+  rows, skipped = memory.compare(case)
+  yield [{"part": "memory"} | case | row for row in rows], skipped
 
 
 def original_part(rounds: int, num_steps: int = 64) -> Cases:
@@ -171,23 +171,14 @@ def _layer(sizes: Row, rounds: int) -> Cases:
   yield from layer_part(other_cases, rounds, ["gru", "rnn"])
 
 
-def _resets(sizes: Row, rounds: int) -> Cases:
-  return resets_part([POLICY | _sizes_of(sizes, LAYER)], rounds)
-
-
-def _memory(sizes: Row, rounds: int) -> Cases:
-  del rounds  # the memory of a program is the same in every round
-  return memory_part([_sizes_of(sizes, LAYER) or MEMORY])
-
-
 # Each part by its name, as a function of (sizes, rounds). Sizes that are given
 # on the command line replace the part's cases by a single case.
 PARTS: dict[str, Callable[[Row, int], Cases]] = {
   "model": _model,
   "layer": _layer,
-  "resets": _resets,
+  "resets": resets_part,
   "sampling": lambda sizes, rounds: sampling_part(SAMPLING, rounds),
-  "memory": _memory,
+  "memory": lambda sizes, rounds: memory_part(sizes),
   "original": lambda sizes, rounds: original_part(rounds),
   "growth": lambda sizes, rounds: growth_part(GROWTH, rounds),
 }

@@ -79,16 +79,12 @@ def _draw_ratios(rows: list[Row], panel: Axes) -> None:
     for row in rows
     if row["peer"] == "lstm_jax"
   }
-  points = [
-    (
-      row["peer"],
-      row["hidden_size"],
-      row["median_ms"] / ours[row["hidden_size"]],
-    )
+  ratios = [
+    row | {"ratio": row["median_ms"] / ours[row["hidden_size"]]}
     for row in rows
     if row["hidden_size"] in ours
   ]
-  _draw_peers(points, panel)
+  _draw_peers(ratios, "hidden_size", "ratio", panel)
   panel.set_xscale("log")
   panel.set_ylim(0, None)
   panel.set_title("Adam step: time relative to lstm_jax", fontsize=10)
@@ -100,9 +96,7 @@ def _draw_growth(rows: list[Row], panel: Axes) -> None:
   from matplotlib.ticker import LogLocator
 
   size, _ = GROWTH[rows[0]["part"]]
-  _draw_peers(
-    [(row["peer"], row[size], row["median_ms"]) for row in rows], panel
-  )
+  _draw_peers(rows, size, "median_ms", panel)
   panel.set_xscale("log")
   panel.set_yscale("log")
   panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -112,11 +106,11 @@ def _draw_growth(rows: list[Row], panel: Axes) -> None:
   _label_x(panel, size, list(dict.fromkeys(row[size] for row in rows)))
 
 
-def _draw_peers(points: list[tuple[str, int, float]], panel: Axes) -> None:
-  """Draw a line for each peer of the points (peer, x, y)."""
-  for peer in dict.fromkeys(peer for peer, _, _ in points):
-    own = [(x, y) for name, x, y in points if name == peer]
-    panel.plot(*zip(*own, strict=True), label=peer, **_style(peer))
+def _draw_peers(rows: list[Row], x: str, y: str, panel: Axes) -> None:
+  """Draw a line of the values of x and y for each peer."""
+  for peer in dict.fromkeys(row["peer"] for row in rows):
+    points = [(row[x], row[y]) for row in rows if row["peer"] == peer]
+    panel.plot(*zip(*points, strict=True), label=peer, **_style(peer))
 
 
 def _label_x(panel: Axes, size: str, values: list[int]) -> None:

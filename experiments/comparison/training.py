@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -125,51 +126,46 @@ def train_cell(
   )
 
 
+@dataclass
 class _Recorder(Observer):
   """Records the evaluations and samples of a cell while it is trained."""
 
-  def __init__(
-    self,
-    cell: CellModel,
-    corpus: Corpus,
-    keys: jax.Array,
-    num_steps: int,
-    on_step: Callable[[int, float, float], None] | None,
-  ):
-    self.evaluations: list[dict[str, Any]] = []
-    self.samples: list[dict[str, Any]] = []
-    self._cell, self._corpus, self._keys = cell, corpus, keys
-    self._evaluation_steps = evaluation_steps(num_steps)
-    self._sample_steps = sample_steps(num_steps)
-    self._on_step = on_step
-    self._start = time.monotonic()  # of the next training step
+  cell: CellModel
+  corpus: Corpus
+  keys: jax.Array
+  num_steps: int
+  on_step: Callable[[int, float, float], None] | None
+  evaluations: list[dict[str, Any]] = field(default_factory=list)
+  samples: list[dict[str, Any]] = field(default_factory=list)
+  start: float = 0.0  # of the next training step
 
   def is_due(self, step: int) -> bool:
     """Return whether to evaluate or sample after a step."""
-    return step in self._evaluation_steps or step in self._sample_steps
+    steps = *evaluation_steps(self.num_steps), *sample_steps(self.num_steps)
+    return step in steps
 
   def after_step(self, step: int, metrics: Metrics) -> None:
     """Check the training loss and report progress."""
     losses = np.asarray(metrics.loss, float)  # waits for the step
-    _check_finite(self._cell, "training", losses, step)
-    if self._on_step:
+    _check_finite(self.cell, "training", losses, step)
+    if self.on_step:
       num_tokens = int(np.sum(metrics.num_tokens))  # of all seeds
-      seconds = time.monotonic() - self._start
-      self._on_step(step, float(losses.mean()), num_tokens / seconds)
-    self._start = time.monotonic()
+      seconds = time.monotonic() - self.start
+      self.on_step(step, float(losses.mean()), num_tokens / seconds)
+    self.start = time.monotonic()
 
   def evaluate(self, step: int, state: TrainState) -> TrainState:
     """Compute the validation loss, and sample, if they are due."""
-    model, corpus = self._cell.model, self._corpus
-    seeds = _members(state, self._keys)
-    if step in self._evaluation_steps:
+    model, corpus = self.cell.model, self.corpus
+    seeds = _members(state, self.keys)
+    if step in evaluation_steps(self.num_steps):
       losses = [stateful_loss(model, params, corpus.val) for params in seeds]
-      _check_finite(self._cell, "validation", losses, step)
+      _check_finite(self.cell, "validation", losses, step)
       self.evaluations.append({"step": step, "val_loss": losses})
-    if step in self._sample_steps:
-      statistics = _sample(model, seeds, corpus, self._keys)
+    if step in sample_steps(self.num_steps):
+      statistics = _sample(model, seeds, corpus, self.keys)
       self.samples.append({"step": step} | statistics)
-    self._start = time.monotonic()
+    self.start = time.monotonic()
     return state
 
 

@@ -56,7 +56,7 @@ def test_layers_are_proven_equal_and_timed(cell):
 
 
 def test_a_policy_with_resets_is_proven_equal_and_timed():
-  outputs, gradients = parts.resets_part([SIZES], 2)
+  outputs, gradients = parts.resets_part(SIZES, 2)
   for rows, _ in (outputs, gradients):
     check(rows, ["lstm_jax", "recompute", "autodiff", "flax scan"])
 
@@ -81,7 +81,7 @@ def test_growth_is_timed():
 
 @pytest.mark.exhaustive
 def test_memory_is_what_the_compiled_programs_reserve():
-  ((rows, _),) = parts.memory_part([SIZES | {"seq_len": 50}])
+  ((rows, _),) = parts.memory_part(SIZES | {"seq_len": 50})
   needed = {row["peer"]: row["bytes"] for row in rows}
   assert needed["lstm_jax"] > 0 and needed["autodiff"] > 0
   assert case_table(rows).row_count == len(rows)
