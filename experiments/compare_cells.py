@@ -4,8 +4,9 @@
 
 trains the three cells with the same number of parameters on the same text, with
 several seeds at once, under two budgets: the same number of training steps, and
-the same time. Each cell uses its own best learning rate, chosen on training
-text. It measures
+the same time. --hidden_size is that of the LSTM: the sizes of the others follow
+from it. Each cell uses its own best learning rate, chosen on training text. It
+measures
 
 - the validation loss during training;
 - the samples: words that exist, line length, rhymes;

@@ -85,15 +85,14 @@ def run(config: SweepConfig, console: Console) -> Result:
   rates = {one.learning_rate for one in members}
   _check(config, rates)
   # The optimizer's rate is 1: each member's own multiplies its updates.
-  unit_rate = replace(config, learning_rate=1.0)
-  setup = make_setup(unit_rate)
-  initial_state = partial(make_state, unit_rate, setup, members)
+  setup = make_setup(replace(config, learning_rate=1.0))
+  initial_state = partial(make_state, setup, members)
   state_like = jax.eval_shape(initial_state)
   check_memory(state_like, available_memory())
   opened = run_dir.open_run_dir(config, setup.corpus.sha256)
   with opened as (directory, resuming):
     console.print(
-      f"{heading(config, setup)}\n"
+      f"{heading(setup)}\n"
       f"members     {len(members)}: {config.num_seeds} seeds at each of "
       f"{len(rates)} learning rates\nrun         {directory}",
       soft_wrap=True,
@@ -108,12 +107,12 @@ def run(config: SweepConfig, console: Console) -> Result:
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
     writer.delete_after(int(state.step))
-    observer = _Observer(config, setup, members, writer, bar, seconds)
+    observer = _Observer(setup, members, writer, bar, seconds)
     with closing(writer), bar, collect_stop_requests() as requests:
       _, stopped_by = fit(
-        make_train_step(unit_rate, setup, members),
+        make_train_step(setup, members),
         state,
-        config.batching.epochs(setup.corpus.train.tokens, config.seed),
+        setup.epochs(),
         setup.num_steps,
         observer,
         evaluate_at=config.evaluation.is_due,
@@ -136,7 +135,6 @@ class _Observer(Observer):
 
   def __init__(
     self,
-    config: SweepConfig,
     setup: TrainSetup,
     members: list[Member],
     writer: CheckpointWriter,
@@ -146,8 +144,9 @@ class _Observer(Observer):
     self.seconds = seconds  # of the training steps
     self._setup, self._members = setup, members
     self._writer, self._bar = writer, bar
-    self._description = describe(config, setup.corpus.tokenizer)
-    epochs, tokens = config.batching.num_epochs, setup.corpus.train.tokens
+    self._description = describe(setup.config, setup.corpus.tokenizer)
+    epochs = setup.config.batching.num_epochs
+    tokens = setup.corpus.train.tokens
     self._num_tokens = len(members) * epochs * len(tokens)
     self._metrics: Metrics | None = None
     self._started = time.monotonic()

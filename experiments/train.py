@@ -12,7 +12,6 @@ evaluation. experiments/cli.py lists the exit statuses.
 """
 
 import signal
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,38 +83,29 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
     Diverged: the loss is NaN or infinite; the best checkpoint is kept.
   """
   setup = make_setup(config)
-  console.print(heading(config, setup), soft_wrap=True)
+  console.print(heading(setup), soft_wrap=True)
   # Before the run directory, so that too large a model leaves none behind.
   check_memory(setup.state_like, available_memory())
-  with _advising_on_memory(config, setup):
-    return _train(config, setup, console, trace_steps)
-
-
-@contextmanager
-def _advising_on_memory(config: TrainConfig, setup: TrainSetup):
-  """Turn the device's error into one that says which batch size would fit."""
   try:
-    yield
+    return _train(setup, console, trace_steps)
   except jax.errors.JaxRuntimeError as error:
     exhausted = "RESOURCE_EXHAUSTED", "Out of memory"
     if setup.mesh or not any(text in str(error) for text in exhausted):
       raise
-    advice = advise_batch_size(config, setup, available_memory())
+    advice = advise_batch_size(setup, available_memory())
     raise ValueError(f"out of memory: {advice}") from None
 
 
-def _train(
-  config: TrainConfig, setup: TrainSetup, console: Console, trace_steps: int
-) -> Result:
+def _train(setup: TrainSetup, console: Console, trace_steps: int) -> Result:
   """Train in the run directory, from the beginning or where its run stands."""
-  sha256 = setup.corpus.sha256
+  config, sha256 = setup.config, setup.corpus.sha256
   with multihost.open_shared_run_dir(config, sha256) as (directory, resuming):
     console.print(f"run         {directory}", soft_wrap=True)
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     is_writer = multihost.is_first()
     logger = RunLogger(
-      directory, config, setup, console, bar.update, is_writer=is_writer
+      directory, setup, console, bar.update, is_writer=is_writer
     )
     try:
       state = _initial_state(setup, logger, console, resuming)
@@ -125,9 +115,9 @@ def _train(
         _, stopped_by = fit(
           setup.train_step,
           to_mesh(setup, state),
-          config.batching.epochs(setup.corpus.train.tokens, config.seed),
+          setup.epochs(),
           setup.num_steps,
-          _Observer(config, setup, logger),
+          _Observer(setup, logger),
           evaluate_at=config.evaluation.is_due,
           key=setup.keys.noise,
           stop_requests=requests,
@@ -140,7 +130,7 @@ def _train(
       raise type(error)(f"{reason}; {kept} is kept in {directory}") from None
     finally:
       logger.close()
-    return _report_result(config, setup, logger, console, stopped_by)
+    return _report_result(setup, logger, console, stopped_by)
 
 
 def _initial_state(
@@ -166,15 +156,15 @@ def _initial_state(
 class _Observer(Observer):
   """Logs the training steps, evaluates the model and saves checkpoints."""
 
-  def __init__(self, config: TrainConfig, setup: TrainSetup, logger: RunLogger):
-    self._config, self._setup, self._logger = config, setup, logger
+  def __init__(self, setup: TrainSetup, logger: RunLogger):
+    self._setup, self._logger = setup, logger
 
   def after_step(self, step: int, metrics: Metrics) -> None:
     self._logger.log_step(step, metrics)
 
   def evaluate(self, step: int, state: TrainState) -> TrainState:
     """Measure the validation loss and draw a sample."""
-    config, setup, logger = self._config, self._setup, self._logger
+    config, setup, logger = self._setup.config, self._setup, self._logger
     logger.flush()
     params = to_one_device(setup, eval_params(state))
     val = setup.corpus.val
@@ -206,7 +196,6 @@ class _Observer(Observer):
 
 
 def _report_result(
-  config: TrainConfig,
   setup: TrainSetup,
   logger: RunLogger,
   console: Console,

@@ -80,32 +80,27 @@ def make_members(config: SweepConfig) -> list[Member]:
   return [Member(seed, rate, []) for rate, seed in pairs]
 
 
-def make_state(
-  config: TrainConfig, setup: TrainSetup, members: list[Member]
-) -> TrainState:
+def make_state(setup: TrainSetup, members: list[Member]) -> TrainState:
   """Return the state of all members before the first training step."""
   keys = jnp.stack([make_keys(one.seed).init for one in members])
   return init_ensemble(
     setup.model,
     setup.optimizer,
     jax.vmap(setup.model.init)(keys),
-    config.batching.batch_size,
-    averaged=config.averaging.enabled,
+    setup.config.batching.batch_size,
+    averaged=setup.config.averaging.enabled,
   )
 
 
-def make_train_step(
-  config: TrainConfig, setup: TrainSetup, members: list[Member]
-) -> TrainStep:
+def make_train_step(setup: TrainSetup, members: list[Member]) -> TrainStep:
   """Return the training step of all members.
 
-  The configuration, and so the setup, has a learning rate of 1: each member's
-  own multiplies its updates.
+  The setup has a learning rate of 1: each member's own multiplies its updates.
   """
   noise = jnp.stack([make_keys(one.seed).noise for one in members])
   rates = jnp.array([one.learning_rate for one in members], jnp.float32)
   step_all = make_ensemble_train_step(
-    setup.model, setup.optimizer, ema_decay=config.averaging.ema_decay
+    setup.model, setup.optimizer, ema_decay=setup.config.averaging.ema_decay
   )
 
   def train_step(state, tokens, targets, key=None):

@@ -21,7 +21,6 @@ from experiments.trainer.checkpoint import (
   log_bytes,
   truncate_logs,
 )
-from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import default_prompt
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import append, write_json
@@ -55,7 +54,6 @@ class RunLogger:
 
   Args:
     directory: the run directory.
-    config: of the run.
     setup: of the run.
     console: prints the samples.
     show_progress: is called with every row of metrics: the step, its loss in
@@ -73,7 +71,6 @@ class RunLogger:
   def __init__(
     self,
     directory: Path,
-    config: TrainConfig,
     setup: TrainSetup,
     console: Console,
     show_progress: Callable[[int, float, float], None],
@@ -84,8 +81,9 @@ class RunLogger:
     self.step = 0
     self.best = Best(math.inf, 0, None)
     self.val_losses: list[float] = []
-    self._config, self._setup = config, setup
+    self._setup = setup
     self._console, self._show_progress = console, show_progress
+    config = setup.config
     skips = config.optimizer.nonfinite == "skip"
     self.buffer = MetricBuffer(MAX_SKIPPED if skips else 0)
     self._grad_norms: dict[str, jax.Array] = {}  # of the last step
@@ -190,7 +188,7 @@ class RunLogger:
       **buffered,
     )
     evaluated, val_loss = self._last_evaluation or (0, None)
-    description = describe(self._config, self._setup.corpus.tokenizer) | {
+    description = describe(self._setup.config, self._setup.corpus.tokenizer) | {
       "val_loss": val_loss if evaluated == self.step else None,
       "progress": progress._asdict(),
     }
@@ -212,11 +210,11 @@ class RunLogger:
       key,
       default_prompt(tokenizer),
       length,
-      temperature=self._config.evaluation.temperature,
+      temperature=self._setup.config.evaluation.temperature,
       suppress_tokens=tokenizer.unknown_tokens,
     )
     text = tokenizer.decode(tokens[0])
-    if not self._config.job.quiet:
+    if not self._setup.config.job.quiet:
       self._console.print(Rule(title, align="left"))
       self._console.print(Text(text), soft_wrap=True)
     path = self.directory / run_dir.SAMPLES
@@ -227,7 +225,7 @@ class RunLogger:
     """Draw, print and append a sample, by a key that depends on the step."""
     key = self._setup.keys.samples
     key = jax.random.fold_in(key, self.step) if self.step else key
-    self.sample(title, params, key, self._config.evaluation.sample_length)
+    self.sample(title, params, key, self._setup.config.evaluation.sample_length)
 
   def finish(self, test_loss: float | None) -> None:
     """Write what the finished run ends with: it is not resumed again."""

@@ -64,7 +64,7 @@ def leaves(config: Any, names: Collection[str] | None = None) -> Iterator[Leaf]:
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
       yield from leaves(value, field.metadata.get("flags"))
-    elif field.name in (names or {field.name}) and field.name not in NOT_FLAGS:
+    elif field.name not in NOT_FLAGS and (names is None or field.name in names):
       yield _leaf(field, value, types[field.name])
 
 

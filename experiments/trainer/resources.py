@@ -48,16 +48,21 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
       f"--dry_run is for one device, got a mesh of {config.job.mesh}"
     )
   setup = make_setup(config)
-  console.print(heading(config, setup), soft_wrap=True)
+  console.print(heading(setup), soft_wrap=True)
   batch_size, seq_len = largest_batch(config)
-  needs = footprint(setup, batch_size, seq_len)
-  epoch = next(config.batching.epochs(setup.corpus.train.tokens, config.seed))
-  total = total_operations(config, setup)
   limit = available_memory()
+  # A compiler may fail at a program that is too large for its device.
+  needs = least_footprint(setup, batch_size, seq_len)
+  too_large = needs.bytes > limit
+  if not too_large:
+    needs = footprint(setup, batch_size, seq_len)
+  epoch = next(setup.epochs())
+  total = total_operations(setup)
   console.print(
     f"a step      {batch_size} sequences × {seq_len} tokens: "
-    f"{format_bytes(needs.bytes)} of memory ({format_bytes(needs.state_bytes)} "
-    f"between steps), {needs.operations / 1e9:,.2f} GFLOP in products\n"
+    f"{'at least ' * too_large}{format_bytes(needs.bytes)} of memory "
+    f"({format_bytes(needs.state_bytes)} between steps), "
+    f"{needs.operations / 1e9:,.2f} GFLOP in products\n"
     f"an epoch    {epoch.tokens_per_epoch:,} predicted tokens in "
     f"{epoch.num_batches:,} steps\n"
     f"the run     {total / 1e12:,.1f} TFLOP",
@@ -73,21 +78,38 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
 
 def footprint(setup: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
   """Compile the training step for batches [T, B], and report what it takes."""
-  state = setup.state_like._replace(
-    carry=jax.eval_shape(lambda: setup.model.initial_state((batch_size,)))
-  )
+  state = _state_like(setup, batch_size)
   batch = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
   step: Any = setup.train_step  # made by jax.jit
   lowered = step.lower(state, batch, batch, setup.keys.noise)
   memory = lowered.compile().memory_analysis()
-  return Footprint(
-    memory.argument_size_in_bytes
+  return least_footprint(setup, batch_size, seq_len)._replace(
+    bytes=memory.argument_size_in_bytes
     + memory.temp_size_in_bytes
     + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes,
+    - memory.alias_size_in_bytes
+  )
+
+
+def least_footprint(
+  setup: TrainSetup, batch_size: int, seq_len: int
+) -> Footprint:
+  """Return what a training step takes at the least, by its shapes alone.
+
+  That is the memory of the train state and of the gradient.
+  """
+  state = _state_like(setup, batch_size)
+  return Footprint(
+    num_bytes((state, state.params)),
     num_bytes(state),
     operations(state.params, batch_size * seq_len),
   )
+
+
+def _state_like(setup: TrainSetup, batch_size: int) -> TrainState:
+  """Return the shapes of the train state at a batch size."""
+  carry = jax.eval_shape(lambda: setup.model.initial_state((batch_size,)))
+  return setup.state_like._replace(carry=carry)
 
 
 def num_bytes(tree: Any) -> int:
@@ -102,12 +124,11 @@ def largest_batch(config: TrainConfig) -> tuple[int, int]:
   return batch_size, batching.seq_len
 
 
-def total_operations(config: TrainConfig, setup: TrainSetup) -> int:
+def total_operations(setup: TrainSetup) -> int:
   """Return the operations of a whole run's matrix products."""
-  epochs = config.batching.epochs(setup.corpus.train.tokens, config.seed)
   sizes = (
     int(length) * batches.tokens.shape[1]
-    for batches in epochs
+    for batches in setup.epochs()
     for length in np.diff(batches.cuts)
   )
   return sum(operations(setup.state_like.params, size) for size in sizes)
@@ -150,7 +171,7 @@ def check_memory(state: TrainState, limit: int) -> None:
   Only shapes and dtypes of the state are read. The weights are there twice
   while it is made, since it has a copy of them.
   """
-  needed = num_bytes(state) + num_bytes(state.params)
+  needed = num_bytes((state, state.params))
   if needed > limit:
     raise ValueError(
       f"out of memory: the train state needs {format_bytes(needed)} to be made "
@@ -158,14 +179,12 @@ def check_memory(state: TrainState, limit: int) -> None:
     )
 
 
-def advise_batch_size(
-  config: TrainConfig, setup: TrainSetup, limit: int
-) -> str:
+def advise_batch_size(setup: TrainSetup, limit: int) -> str:
   """Return what a training step needs, and what would fit into the limit.
 
   The limit is in bytes; B is halved until a step takes no more.
   """
-  batch_size, seq_len = largest_batch(config)
+  batch_size, seq_len = largest_batch(setup.config)
   needed = format_bytes(footprint(setup, batch_size, seq_len).bytes)
   return (
     f"a batch of {batch_size} sequences × {seq_len} tokens needs {needed} and "
@@ -178,11 +197,11 @@ def _what_would_fit(
   setup: TrainSetup, batch_size: int, seq_len: int, limit: int
 ) -> str:
   """Return which smaller batch size would fit into the memory, if any."""
-  state_bytes = num_bytes(setup.state_like)
-  if state_bytes > limit:
+  least = least_footprint(setup, 1, seq_len).bytes
+  if least > limit:
     return (
-      "no batch size would fit: the train state alone needs "
-      f"{format_bytes(state_bytes)}"
+      "no batch size would fit: the train state and the gradient alone need "
+      f"{format_bytes(least)}"
     )
   while batch_size := batch_size // 2:
     needed = footprint(setup, batch_size, seq_len).bytes

@@ -1,6 +1,6 @@
 """The setup of a training run, made of its configuration and corpus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -12,7 +12,12 @@ from experiments.trainer.data import Corpus, read_corpus
 from experiments.trainer.environment import device_name
 from experiments.trainer.format import format_vocabulary
 from experiments.trainer.records import to_record
-from lstm_jax.language import LanguageModel, Regularizers, language_model
+from lstm_jax.language import (
+  Batches,
+  LanguageModel,
+  Regularizers,
+  language_model,
+)
 from lstm_jax.training import (
   TrainState,
   TrainStep,
@@ -42,6 +47,7 @@ class Keys(NamedTuple):
 class TrainSetup(NamedTuple):
   """Everything that a run needs besides its train state."""
 
+  config: TrainConfig
   corpus: Corpus
   num_steps: int  # training steps of the whole run
   model: LanguageModel
@@ -53,6 +59,11 @@ class TrainSetup(NamedTuple):
   keys: Keys
   mesh: Mesh | None  # None for one device
   shardings: TrainState | None  # of the state on the mesh
+
+  def epochs(self) -> Iterator[Batches]:
+    """Iterate over the epochs of the training split, each of them `Batches`."""
+    config = self.config
+    return config.batching.epochs(self.corpus.train.tokens, config.seed)
 
 
 def make_setup(config: TrainConfig) -> TrainSetup:
@@ -86,6 +97,7 @@ def make_setup(config: TrainConfig) -> TrainSetup:
   else:
     train_step = make_train_step(model, optimizer, ema_decay=decay)
   return TrainSetup(
+    config,
     corpus,
     num_steps,
     model,
@@ -146,9 +158,9 @@ def to_one_device(setup: TrainSetup, tree: Tree) -> Tree:
   return gather(tree) if setup.shardings else tree
 
 
-def heading(config: TrainConfig, setup: TrainSetup) -> str:
+def heading(setup: TrainSetup) -> str:
   """Return the lines that a run prints about itself at its start."""
-  corpus, model = setup.corpus, config.model
+  config, corpus, model = setup.config, setup.corpus, setup.config.model
   cell = to_record(model)["cell"]
   count = sum(leaf.size for leaf in jax.tree.leaves(setup.state_like.params))
   epochs = config.batching.num_epochs

@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import pytest
+from absl import flags
 from rich.console import Console
 
 from experiments import evaluate, explore, report, train
@@ -15,6 +16,7 @@ from experiments.analysis.dynamic_eval import RATES
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import load
+from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import replace
 from lstm_jax.language import make_batches, read_text, split
 from lstm_jax.language.evaluate import (
@@ -50,6 +52,17 @@ def run(trained_run, tmp_path):
   shutil.copy(corpus, tmp_path / "verse.txt")
   edit_config(tmp_path / "run", corpus=str(tmp_path / "verse.txt"))
   return tmp_path / "run"
+
+
+def test_the_flags_are_the_fields_and_protocol_may_be_repeated():
+  values = flags.FlagValues()
+  holders = define_flags(EvaluateConfig(), values, required=("run",))
+  values(["evaluate", "--run=r", "--protocol=dynamic", "--protocol=cold"])
+  config = config_from_flags(EvaluateConfig(), holders)
+  assert config == EvaluateConfig("r", protocol=("dynamic", "cold"))
+  for wrong in ("--protocol=hot", "--window=0", "--rate=nan", "--begin=-1"):
+    with pytest.raises(flags.IllegalFlagValueError):
+      values(["evaluate", wrong])
 
 
 def edit_config(directory, **changes):
