@@ -1,7 +1,6 @@
 """Cells from outside the package: any object with the functions of `Cell`."""
 
 import inspect
-from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -14,16 +13,11 @@ from lstm_jax import (
   Explicit,
   Step,
   init_stack,
-  unroll,
   unroll_stack,
 )
 from tests.contract import CELLS
-from tests.draws import B, D, H, T, arguments, weighed, worst
-
-
-def gradient(cell, adjoint, key):
-  f = weighed(partial(unroll, cell, adjoint=adjoint), key)
-  return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments(cell, key))
+from tests.draws import B, D, H, T, arguments, worst
+from tests.gradients import value_and_gradient
 
 
 class CellOfFunctions(NamedTuple):
@@ -54,9 +48,9 @@ def tuple_of_functions(cell):
 @pytest.mark.parametrize("make", [module_outside, tuple_of_functions])
 def test_any_object_with_the_functions_is_a_cell(cell, make, key):
   other = make(cell)
-  expected = gradient(cell, Explicit(), key)
+  expected = value_and_gradient(cell, arguments(cell, key))
   for adjoint in (Explicit(), Explicit(chunk=2), Step(), Autodiff()):
-    found = gradient(other, adjoint, key)
+    found = value_and_gradient(other, arguments(other, key), adjoint=adjoint)
     leaves = map(jax.tree.leaves, (found, expected))
     assert worst(*map(tuple, leaves)) < 1e-12
   params = init_stack((other, cell), key, D, H)

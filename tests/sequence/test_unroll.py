@@ -22,11 +22,7 @@ from lstm_jax import (
 from lstm_jax.sequence import scan
 from tests.contract import CELLS, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
-
-
-def gradient(cell, adjoint, key, args, argnums=(0, 1, 2)):
-  f = weighed(partial(unroll, cell, adjoint=adjoint), key)
-  return jax.jit(jax.value_and_grad(f, argnums))(*args)
+from tests.gradients import value_and_gradient
 
 
 @CELLS
@@ -34,9 +30,9 @@ def gradient(cell, adjoint, key, args, argnums=(0, 1, 2)):
 @pytest.mark.parametrize("batch", [(B,), (), (2, B)])
 def test_all_adjoints_give_the_same_gradient(cell, steps, batch, key):
   args = arguments(cell, key, steps=steps, batch=batch)
-  autodiff = gradient(cell, Autodiff(), key, args)
-  assert worst(gradient(cell, Step(), key, args), autodiff) < 1e-12
-  assert worst(gradient(cell, Explicit(), key, args), autodiff) < 1e-12
+  autodiff = value_and_gradient(cell, args, adjoint=Autodiff())
+  assert worst(value_and_gradient(cell, args, adjoint=Step()), autodiff) < 1e-12
+  assert worst(value_and_gradient(cell, args), autodiff) < 1e-12
 
 
 @CELLS
@@ -44,7 +40,7 @@ def test_all_adjoints_give_the_same_gradient_on_tokens(cell, key):
   params, state, _ = arguments(cell, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
   a, b, c = (
-    gradient(cell, adjoint, key, (params, state, tokens), (0, 1))
+    value_and_gradient(cell, (params, state, tokens), adjoint=adjoint)
     for adjoint in (Explicit(), Step(), Autodiff())
   )
   assert worst(a, c) < 1e-12
@@ -56,9 +52,11 @@ def test_tokens_are_one_hot_rows(cell, key):
   params, state, _ = arguments(cell, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
   rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
-  a = gradient(cell, Explicit(), key, (params, state, tokens), (0, 1))
-  b = gradient(cell, Explicit(), key, (params, state, rows), (0, 1))
-  assert worst(a, b) < 1e-12
+  a = value_and_gradient(cell, (params, state, tokens))
+  value, (d_params, d_state, _) = value_and_gradient(
+    cell, (params, state, rows)
+  )
+  assert worst(a, (value, (d_params, d_state))) < 1e-12
 
 
 @settings(max_examples=10)
@@ -74,7 +72,8 @@ def test_any_sizes_have_the_gradient_of_autodiff(name, sizes, seed):
     cell, key, steps=steps, batch=(batch,), size=size, hidden=hidden
   )
   a, b = (
-    gradient(cell, adjoint, key, args) for adjoint in (Explicit(), Autodiff())
+    value_and_gradient(cell, args, adjoint=adjoint)
+    for adjoint in (Explicit(), Autodiff())
   )
   assert worst(a, b) < 1e-12
 
@@ -115,7 +114,7 @@ def test_unrolling_in_two_parts_changes_nothing(cell, cut, key):
     state, rest = unroll(cell, params, state, xs[cut:])
     return state, jnp.concatenate([first, rest])
 
-  whole = gradient(cell, Explicit(), key, args)
+  whole = value_and_gradient(cell, args)
   f = jax.value_and_grad(weighed(in_parts, key), (0, 1, 2))
   assert worst(jax.jit(f)(*args), whole) < 1e-12
 
@@ -145,7 +144,7 @@ def test_checkpoint_changes_no_gradient(cell, key):
   args = arguments(cell, key)
   f = weighed(jax.checkpoint(partial(unroll, cell)), key)
   found = jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
-  assert worst(found, gradient(cell, Explicit(), key, args)) < 1e-12
+  assert worst(found, value_and_gradient(cell, args)) < 1e-12
 
 
 @CELLS
@@ -229,7 +228,7 @@ def test_low_precision_keeps_dtypes_and_stays_near_float64(
   # Key 0 draws a c' that is nearly constant, so layer normalisation divides by
   # a small number: autodiff in bfloat16 then also has an error of 0.43.
   args = arguments(cell, jax.random.key(1))
-  exact = gradient(cell, Explicit(), key, args)[1]
+  exact = value_and_gradient(cell, args)[1]
   low = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), args)
   f = weighed(
     lambda *args: jax.tree.map(
@@ -328,7 +327,7 @@ def test_float32_and_float64_mix(cell, narrow, key):
   )
   with jax.numpy_dtype_promotion("standard"):
     a, b = (
-      gradient(cell, adjoint, key, tuple(args.values()))
+      value_and_gradient(cell, tuple(args.values()), adjoint=adjoint)
       for adjoint in (Explicit(), Autodiff())
     )
   types = jax.tree.map(lambda leaf: leaf.dtype, tuple(args.values()))
@@ -435,7 +434,7 @@ def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, key):
   args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
   f = weighed(partial(unroll, cell, compute_dtype=jnp.bfloat16), key)
   gradients = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
-  _, references = gradient(cell, Autodiff(), key, exact)
+  _, references = value_and_gradient(cell, exact, adjoint=Autodiff())
   for primal, a, b in zip(
     *map(jax.tree.leaves, (args, gradients, references)), strict=True
   ):
