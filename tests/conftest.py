@@ -32,6 +32,13 @@ if CACHE not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
   os.environ.setdefault("PYTHONWARNINGS", f"ignore:{HALF_WRITTEN}")
 
+# A training run of the tests waits longer for its files to reach the disk than
+# it computes: keep them in memory, where there is room.
+MEMORY = Path("/dev/shm")
+ROOM = 2 * 2**30  # bytes, more than the tests fill
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+  os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 import jax
 import pytest
 from hypothesis import settings
