@@ -1,10 +1,12 @@
 """The cells once more, independently: NumPy loops over gates and units.
 
 Each oracle maps (params, state, xs) of one unbatched sequence to (state, hs).
-It is written from the textbook equations, and uses nothing of the library.
+It is written from the textbook equations, of one step (params, x, h, c) or
+(params, x, h), and uses nothing of the library.
 """
 
 import math
+from functools import wraps
 
 import numpy as np
 
@@ -18,146 +20,115 @@ def _column(params, gate, unit, hidden):
   return params.w_x[:, j], params.w_h[:, j], params.b[j]
 
 
-def lstm(params, state, xs):
-  h, c = (np.array(leaf) for leaf in state)
-  hidden, hs = len(c), []
-  for x in np.asarray(xs):
-    h_next, c_next = h.copy(), c.copy()
-    for unit in range(hidden):
-      a = []
-      for gate in range(4):
-        w_x, w_h, b = _column(params, gate, unit, hidden)
-        a.append(float(x @ w_x + h @ w_h + b))
-      i, f, g, o = _sigmoid(a[0]), _sigmoid(a[1]), math.tanh(a[2]), a[3]
-      c_next[unit] = f * c[unit] + i * g
-      h_next[unit] = _sigmoid(o) * math.tanh(c_next[unit])
-    h, c = h_next, c_next
-    hs.append(h)
-  return (h, c), np.array(hs)
+def _unrolled(step):
+  """Return the loop over time of one step; the first of its state is h."""
+
+  @wraps(step)
+  def oracle(params, state, xs):
+    state, hs = tuple(np.array(leaf) for leaf in state), []
+    for x in np.asarray(xs):
+      state = step(params, x, *state)
+      hs.append(state[0])
+    return state, np.array(hs)
+
+  return oracle
 
 
-def layernorm_lstm(params, state, xs):
-  def normalised(values):
-    mean = sum(values) / len(values)
-    variance = sum((v - mean) ** 2 for v in values) / len(values)
-    return [(v - mean) / math.sqrt(variance + 1e-5) for v in values]
-
-  h, c = (np.array(leaf) for leaf in state)
-  hidden, hs = len(h), []
-  for x in np.asarray(xs):
-    x_normal = normalised([float(v) for v in x @ params.w_x])
-    h_normal = normalised([float(v) for v in h @ params.w_h])
-    a = [
-      float(params.gain_x[j] * x_normal[j] + params.gain_h[j] * h_normal[j])
-      + float(params.b[j])
-      for j in range(4 * hidden)
-    ]
-    c_next, o = c.copy(), []
-    for unit in range(hidden):
-      i, f, g = a[unit], a[hidden + unit], a[2 * hidden + unit]
-      c_next[unit] = _sigmoid(f) * c[unit] + _sigmoid(i) * math.tanh(g)
-      o.append(_sigmoid(a[3 * hidden + unit]))
-    y = normalised([float(v) for v in c_next])
-    h = np.array(
-      [
-        o[unit]
-        * math.tanh(
-          float(params.gain_c[unit]) * y[unit] + float(params.b_c[unit])
-        )
-        for unit in range(hidden)
-      ]
-    )
-    c = c_next
-    hs.append(h)
-  return (h, c), np.array(hs)
+def _pre_activations(params, x, h, unit, hidden, gates=4):
+  columns = [_column(params, gate, unit, hidden) for gate in range(gates)]
+  return [float(x @ w_x + h @ w_h + b) for w_x, w_h, b in columns]
 
 
-def projected_lstm(params, state, xs):
-  h, c = (np.array(leaf) for leaf in state)
-  hidden, hs = len(c), []
-  for x in np.asarray(xs):
-    c_next, m = c.copy(), c.copy()
-    for unit in range(hidden):
-      a = []
-      for gate in range(4):
-        w_x, w_h, b = _column(params, gate, unit, hidden)
-        a.append(float(x @ w_x + h @ w_h + b))
-      i, f, g, o = _sigmoid(a[0]), _sigmoid(a[1]), math.tanh(a[2]), a[3]
-      c_next[unit] = f * c[unit] + i * g
-      m[unit] = _sigmoid(o) * math.tanh(c_next[unit])
-    w_r = np.asarray(params.w_r)
-    h = np.array(
-      [sum(m[j] * w_r[j, k] for j in range(hidden)) for k in range(len(h))]
-    )
-    c = c_next
-    hs.append(h)
-  return (h, c), np.array(hs)
+def _cell_and_output(params, x, h, c):
+  """Return the cell state of an LSTM, and o ⊙ tanh of it."""
+  c_next, m = c.copy(), c.copy()
+  for unit in range(len(c)):
+    i, f, g, o = _pre_activations(params, x, h, unit, len(c))
+    c_next[unit] = _sigmoid(f) * c[unit] + _sigmoid(i) * math.tanh(g)
+    m[unit] = _sigmoid(o) * math.tanh(c_next[unit])
+  return c_next, m
 
 
-def peephole_lstm(params, state, xs):
-  h, c = (np.array(leaf) for leaf in state)
-  hidden, hs = len(h), []
-  for x in np.asarray(xs):
-    h_next, c_next = h.copy(), c.copy()
-    for unit in range(hidden):
-      a = []
-      for gate in range(4):
-        w_x, w_h, b = _column(params, gate, unit, hidden)
-        a.append(float(x @ w_x + h @ w_h + b))
-      w_i, w_f, w_o = (float(params.w_c[k * hidden + unit]) for k in range(3))
-      i, f = _sigmoid(a[0] + w_i * c[unit]), _sigmoid(a[1] + w_f * c[unit])
-      c_next[unit] = f * c[unit] + i * math.tanh(a[2])
-      o = _sigmoid(a[3] + w_o * c_next[unit])
-      h_next[unit] = o * math.tanh(c_next[unit])
-    h, c = h_next, c_next
-    hs.append(h)
-  return (h, c), np.array(hs)
+@_unrolled
+def lstm(params, x, h, c):
+  c_next, h_next = _cell_and_output(params, x, h, c)
+  return h_next, c_next
 
 
-def coupled_lstm(params, state, xs):
-  h, c = (np.array(leaf) for leaf in state)
-  hidden, hs = len(h), []
-  for x in np.asarray(xs):
-    h_next, c_next = h.copy(), c.copy()
-    for unit in range(hidden):
-      a = []
-      for gate in range(3):
-        w_x, w_h, b = _column(params, gate, unit, hidden)
-        a.append(float(x @ w_x + h @ w_h + b))
-      f = _sigmoid(a[0])
-      c_next[unit] = f * c[unit] + (1 - f) * math.tanh(a[1])
-      h_next[unit] = _sigmoid(a[2]) * math.tanh(c_next[unit])
-    h, c = h_next, c_next
-    hs.append(h)
-  return (h, c), np.array(hs)
+@_unrolled
+def projected_lstm(params, x, h, c):
+  c_next, m = _cell_and_output(params, x, h, c)
+  w_r = np.asarray(params.w_r)
+  h_next = [sum(m[j] * w_r[j, k] for j in range(len(m))) for k in range(len(h))]
+  return np.array(h_next), c_next
 
 
-def gru(params, state, xs):
-  (h,) = (np.array(leaf) for leaf in state)
-  hidden, hs = len(h), []
-  for x in np.asarray(xs):
-    h_next = h.copy()
-    for unit in range(hidden):
-      ax, ah = [], []
-      for gate in range(3):
-        w_x, w_h, b = _column(params, gate, unit, hidden)
-        ax.append(float(x @ w_x + b))
-        ah.append(float(h @ w_h))
-      r, z = _sigmoid(ax[0] + ah[0]), _sigmoid(ax[1] + ah[1])
-      n = math.tanh(ax[2] + r * (ah[2] + float(params.b_n[unit])))
-      h_next[unit] = (1 - z) * n + z * h[unit]
-    h = h_next
-    hs.append(h)
-  return (h,), np.array(hs)
+def _normalised(values):
+  mean = sum(values) / len(values)
+  variance = sum((v - mean) ** 2 for v in values) / len(values)
+  return [(v - mean) / math.sqrt(variance + 1e-5) for v in values]
 
 
-def rnn(params, state, xs):
-  (h,) = (np.array(leaf) for leaf in state)
-  hs = []
-  for x in np.asarray(xs):
-    columns = [_column(params, 0, unit, len(h)) for unit in range(len(h))]
-    h = np.array(
-      [math.tanh(float(x @ w_x + h @ w_h + b)) for w_x, w_h, b in columns]
-    )
-    hs.append(h)
-  return (h,), np.array(hs)
+@_unrolled
+def layernorm_lstm(params, x, h, c):
+  hidden = len(h)
+  x_normal = _normalised([float(v) for v in x @ params.w_x])
+  h_normal = _normalised([float(v) for v in h @ params.w_h])
+  a = [
+    float(params.gain_x[j] * x_normal[j] + params.gain_h[j] * h_normal[j])
+    + float(params.b[j])
+    for j in range(4 * hidden)
+  ]
+  c_next, h_next = c.copy(), h.copy()
+  for unit in range(hidden):
+    i, f, g = a[unit], a[hidden + unit], a[2 * hidden + unit]
+    c_next[unit] = _sigmoid(f) * c[unit] + _sigmoid(i) * math.tanh(g)
+  y = _normalised([float(v) for v in c_next])
+  for unit in range(hidden):
+    scaled = float(params.gain_c[unit]) * y[unit] + float(params.b_c[unit])
+    h_next[unit] = _sigmoid(a[3 * hidden + unit]) * math.tanh(scaled)
+  return h_next, c_next
+
+
+@_unrolled
+def peephole_lstm(params, x, h, c):
+  h_next, c_next = h.copy(), c.copy()
+  hidden = len(h)
+  for unit in range(hidden):
+    i, f, g, o = _pre_activations(params, x, h, unit, hidden)
+    w_i, w_f, w_o = (float(params.w_c[k * hidden + unit]) for k in range(3))
+    i, f = _sigmoid(i + w_i * c[unit]), _sigmoid(f + w_f * c[unit])
+    c_next[unit] = f * c[unit] + i * math.tanh(g)
+    h_next[unit] = _sigmoid(o + w_o * c_next[unit]) * math.tanh(c_next[unit])
+  return h_next, c_next
+
+
+@_unrolled
+def coupled_lstm(params, x, h, c):
+  h_next, c_next = h.copy(), c.copy()
+  for unit in range(len(h)):
+    f, g, o = _pre_activations(params, x, h, unit, len(h), gates=3)
+    f = _sigmoid(f)
+    c_next[unit] = f * c[unit] + (1 - f) * math.tanh(g)
+    h_next[unit] = _sigmoid(o) * math.tanh(c_next[unit])
+  return h_next, c_next
+
+
+@_unrolled
+def gru(params, x, h):
+  h_next = h.copy()
+  for unit in range(len(h)):
+    columns = [_column(params, gate, unit, len(h)) for gate in range(3)]
+    ax = [float(x @ w_x + b) for w_x, _, b in columns]
+    ah = [float(h @ w_h) for _, w_h, _ in columns]
+    r, z = _sigmoid(ax[0] + ah[0]), _sigmoid(ax[1] + ah[1])
+    n = math.tanh(ax[2] + r * (ah[2] + float(params.b_n[unit])))
+    h_next[unit] = (1 - z) * n + z * h[unit]
+  return (h_next,)
+
+
+@_unrolled
+def rnn(params, x, h):
+  units = range(len(h))
+  a = [_pre_activations(params, x, h, u, len(h), gates=1)[0] for u in units]
+  return (np.array([math.tanh(v) for v in a]),)

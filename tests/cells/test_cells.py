@@ -29,20 +29,17 @@ def one_step_arguments(cell, key, **sizes):
 
 
 @ROWS
-@pytest.mark.parametrize("batch", [(), (B,), (2, B), (1,)])
-def test_backward_is_the_gradient_of_forward(row, batch, key):
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    *({"batch": batch} for batch in [(), (B,), (2, B), (1,)]),
+    {"batch": (1,), "size": 1, "hidden": 1},
+  ],
+  ids=str,
+)
+def test_backward_is_the_gradient_of_forward(row, sizes, key):
   cell = row.cell
-  args = one_step_arguments(cell, key, batch=batch)
-  explicit = weighed(cell.step, key)
-  twin = weighed(lambda *args: cell.forward(*args)[0], key)
-  gradient = jax.jit(jax.grad(explicit, (0, 1, 2)))(*args)
-  assert worst(gradient, jax.jit(jax.grad(twin, (0, 1, 2)))(*args)) < 1e-12
-
-
-@ROWS
-def test_backward_is_the_gradient_of_forward_if_all_sizes_are_one(row, key):
-  cell = row.cell
-  args = one_step_arguments(cell, key, batch=(1,), size=1, hidden=1)
+  args = one_step_arguments(cell, key, **sizes)
   explicit = weighed(cell.step, key)
   twin = weighed(lambda *args: cell.forward(*args)[0], key)
   gradient = jax.jit(jax.grad(explicit, (0, 1, 2)))(*args)
