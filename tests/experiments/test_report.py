@@ -16,6 +16,7 @@ from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import from_record, replace, to_record
 from tests.experiments.pages.explored import PageData
+from tests.experiments.trainer.lives import read_rows
 
 PARTIAL = '{"step": 50, "train_lo'
 
@@ -25,11 +26,6 @@ def write_page(console, output, *directories):
   config = ReportConfig(str(output))
   assert report.run([*map(str, directories)], config, console).path == output
   return PageData(output).header
-
-
-def read_rows(directory):
-  text = (Path(directory) / "metrics.jsonl").read_text(encoding="utf-8")
-  return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Member, SweepConfig
 from experiments.trainer.records import from_record, replace, to_record
 from lstm_jax.language import stateful_loss
-from tests.experiments.trainer.lives import last_arrays, signal_at
+from tests.experiments.trainer.lives import last_arrays, read_rows, signal_at
 
 
 def as_sweep(config, **changes):
@@ -54,8 +54,7 @@ def test_members_are_the_runs_of_their_seeds_and_rates(recipe, many, console):
       run=f"{config.job.run}{index}",
     )
     train.run(alone, console)
-    text = (Path(alone.job.run) / "metrics.jsonl").read_text()
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = read_rows(alone.job.run)
     expected = [(r["step"], r["val_loss"]) for r in rows if "val_loss" in r]
     # In float32, after 47 training steps.
     assert np.allclose(one.val_losses, expected, rtol=0, atol=2e-5)

@@ -22,7 +22,7 @@ from lstm_jax import gru, lstm, rnn
 from lstm_jax.language import WordTokenizer, stateful_loss
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
-from tests.experiments.trainer.lives import poison
+from tests.experiments.trainer.lives import poison, read_rows
 
 DIVERGES = {
   "optimizer": "sgd",
@@ -39,11 +39,6 @@ SAMPLE = {
   "num_samples": 1,
   "seed": 0,
 }
-
-
-def rows(directory):
-  text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
-  return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +65,8 @@ def test_a_run_learns_and_fills_its_directory(cell, config, console, drawn):
   }
   record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
   assert to_record(config).items() <= record.items()
-  losses = [r["train_loss"] for r in rows(directory) if "train_loss" in r]
-  evaluations = [row for row in rows(directory) if "val_loss" in row]
+  losses = [r["train_loss"] for r in read_rows(directory) if "train_loss" in r]
+  evaluations = [row for row in read_rows(directory) if "val_loss" in row]
   assert losses[-1] < losses[0] - 0.3
   best = min(evaluations, key=lambda row: row["val_loss"])
   assert (best["step"], best["val_loss"]) == (result.best_step, result.val_loss)
@@ -85,7 +80,9 @@ def test_a_run_learns_and_fills_its_directory(cell, config, console, drawn):
 def test_the_metrics_have_the_learning_rate_of_each_row(finished_config):
   config = finished_config
   schedule = make_setup(config).schedule
-  trained = [row for row in rows(Path(config.job.run)) if "train_loss" in row]
+  trained = [
+    row for row in read_rows(Path(config.job.run)) if "train_loss" in row
+  ]
   assert [row["step"] for row in trained] == [10, 20, 30, 40, 47]
   for row in trained:
     assert row["lr"] == float(schedule(row["step"] - 1))
@@ -173,9 +170,9 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   directory = result.directory
   record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
   assert (record["tokenizer"], record["min_count"]) == ("word", 2)
-  losses = [r["train_loss"] for r in rows(directory) if "train_loss" in r]
+  losses = [r["train_loss"] for r in read_rows(directory) if "train_loss" in r]
   assert losses[-1] < losses[0] - 0.3
-  assert rows(directory)[0]["tokens_per_second"] > 0
+  assert read_rows(directory)[0]["tokens_per_second"] > 0
 
   corpus, trained = read_corpus(config.data), load(directory)
   assert trained.tokenizer == WordTokenizer.from_text(corpus.train.text, 2)
@@ -360,7 +357,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
     train.run(config, console)
   directory = Path(config.job.run)
   assert load(directory).step == 20
-  losses = [r["train_loss"] for r in rows(directory) if "train_loss" in r]
+  losses = [r["train_loss"] for r in read_rows(directory) if "train_loss" in r]
   assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
@@ -373,7 +370,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
   skip = replace(config, nonfinite="skip", overwrite=True)
   result = train.run(skip, console)
   assert "3 steps with a non-finite gradient skipped" in console.file.getvalue()
-  trained = [row for row in rows(result.directory) if "train_loss" in row]
+  trained = [row for row in read_rows(result.directory) if "train_loss" in row]
   assert [row.get("skipped", 0) for row in trained] == [1, 1, 3, 3, 3]
   assert all(math.isfinite(row["train_loss"]) for row in trained)
 
@@ -393,7 +390,7 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
   message = "the loss is nan at step 41 after 10 skipped steps; the checkpoint"
   with pytest.raises(Diverged, match=message):
     train.run(config, console)
-  assert rows(Path(config.job.run))[-2]["train_loss"] is None
+  assert read_rows(Path(config.job.run))[-2]["train_loss"] is None
 
 
 def test_a_run_that_diverges_at_once_keeps_no_checkpoint(config, console):

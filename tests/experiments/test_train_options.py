@@ -9,20 +9,16 @@ from experiments.trainer.data import read_corpus
 from experiments.trainer.records import replace
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import stateful_nats
-
-
-def rows(directory):
-  text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
-  return [json.loads(line) for line in text.splitlines()]
+from tests.experiments.trainer.lives import read_rows
 
 
 def test_a_test_split_is_evaluated_once_with_the_best_weights(config, console):
   config = replace(config, test_fraction=0.1, val_fraction=0.25, num_epochs=2)
   result = train.run(config, console)
   val_losses = [
-    row["val_loss"] for row in rows(result.directory) if "val_loss" in row
+    row["val_loss"] for row in read_rows(result.directory) if "val_loss" in row
   ]
-  (tested,) = [row for row in rows(result.directory) if "test_loss" in row]
+  (tested,) = [row for row in read_rows(result.directory) if "test_loss" in row]
   assert tested["step"] == result.best_step
   assert min(val_losses) == result.val_loss
   trained = load(result.directory)
@@ -61,7 +57,7 @@ def test_every_option_of_batching_applies(config, console):
   result = train.run(config, console)
   tokens = read_corpus(config.data).train.tokens
   num_steps = config.batching.num_steps(tokens, config.seed)
-  assert rows(result.directory)[-1]["step"] == num_steps
+  assert read_rows(result.directory)[-1]["step"] == num_steps
 
 
 def test_a_tied_model_is_saved_and_loaded(config, console):

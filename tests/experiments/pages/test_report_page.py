@@ -15,6 +15,7 @@ from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
 from tests.experiments.pages.explored import HOSTILE
 from tests.experiments.pages.test_explore_page import contrast
+from tests.experiments.trainer.lives import read_rows
 
 pytestmark = [
   pytest.mark.programs,
@@ -83,9 +84,8 @@ def choose(chromium, name, value):
 
 def losses(directory, name):
   """Return [(step, loss, seconds), ...] of a run's rows."""
-  text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
   points, seconds = [], 0
-  for row in map(json.loads, text.splitlines()):
+  for row in read_rows(directory):
     seconds = row.get("seconds", seconds)
     if name in row:
       points.append((row["step"], row[name], seconds))

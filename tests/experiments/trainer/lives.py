@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,20 @@ CLOCK = (
 )
 
 
+def read_rows(directory):
+  """Return the rows of a run's metrics.jsonl."""
+  text = (Path(directory) / "metrics.jsonl").read_text(encoding="utf-8")
+  return [json.loads(line) for line in text.splitlines()]
+
+
 def essence(directory):
   """Return everything that a finished run has left but for CLOCK."""
   step, arrays = last_arrays(directory)
-  text = (directory / "metrics.jsonl").read_text()
-  rows = [json.loads(line) for line in text.splitlines()]
   result = json.loads((directory / "result.json").read_text())
   return {
     "step": step,
     "arrays": arrays,
-    "rows": [without_clock(row) for row in rows],
+    "rows": [without_clock(row) for row in read_rows(directory)],
     "samples": (directory / "samples.txt").read_text(),
     "result": without_clock(result),
   }

@@ -17,6 +17,7 @@ from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup, run_mesh
 from lstm_jax.training import list_checkpoints, make_mesh, read_state
+from tests.experiments.trainer.lives import read_rows
 from tests.processes import ROOT, finish, free_port, start
 
 JOINING = {
@@ -183,10 +184,11 @@ def test_two_processes_train_as_one_and_the_first_writes(shared, console):
   trained = load(one.directory.parent / "run")
   assert abs(trained.val_loss - one.val_loss) < ROUNDING
   assert trained.step == one.best_step
-  metrics = (one.directory.parent / "run" / "metrics.jsonl").read_text()
-  steps = [json.loads(line)["step"] for line in metrics.splitlines()]
-  expected = (one.directory / "metrics.jsonl").read_text().splitlines()
-  assert steps == [json.loads(line)["step"] for line in expected]
+  steps, expected = (
+    [row["step"] for row in read_rows(directory)]
+    for directory in (one.directory.parent / "run", one.directory)
+  )
+  assert steps == expected
 
 
 @pytest.mark.programs

@@ -26,6 +26,7 @@ from tests.experiments.trainer.lives import (
   essence,
   last_arrays,
   poison,
+  read_rows,
   signal_at,
 )
 
@@ -159,8 +160,7 @@ def stopped(stopped_config, config):
 
 def test_of_a_stopped_run_the_best_is_loaded(stopped):
   trained = load(stopped)
-  text = (stopped / "metrics.jsonl").read_text()
-  rows = [json.loads(line) for line in text.splitlines()]
+  rows = read_rows(stopped)
   losses = {r["val_loss"]: r["step"] for r in rows if "val_loss" in r}
   assert (trained.val_loss, trained.step) == min(losses.items())
 

@@ -1,13 +1,11 @@
 """A long run does not grow."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from experiments import train
 from experiments.trainer.records import replace
+from tests.experiments.trainer.lives import read_rows
 
 
 @pytest.mark.exhaustive
@@ -17,10 +15,7 @@ def test_memory_and_compiled_programs_stay_what_they_are(config, console):
     config, num_epochs=86, eval_every=100, ema_decay=0.9, output_dropout=0.2
   )
   train.run(config, console)
-  text = (Path(config.job.run) / "metrics.jsonl").read_text()
-  evaluations = [
-    row for row in map(json.loads, text.splitlines()) if "live_mb" in row
-  ]
+  evaluations = [row for row in read_rows(config.job.run) if "live_mb" in row]
   evaluations = [row for row in evaluations if 1000 < row["step"] < 4042]
   assert len(evaluations) == 30
   assert evaluations[0]["compilations"] > 0

@@ -1,6 +1,5 @@
 """The events that a run writes for TensorBoard, read back from its files."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from experiments.trainer.tensorboard import TAGS, TensorBoardWriter
 from lstm_jax import gru, lstm, rnn
 from lstm_jax.language import ModelConfig, language_model
 from tests.experiments.trainer.events import shown_events, stored
-from tests.experiments.trainer.lives import CLOCK, essence, signal_at
+from tests.experiments.trainer.lives import CLOCK, essence, read_rows, signal_at
 
 GATES = {lstm: "ifo", gru: "rz", rnn: ""}
 
@@ -30,14 +29,9 @@ def config(trained_runs):
   return trained_runs["lstm"]
 
 
-def rows(directory):
-  text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
-  return [json.loads(line) for line in text.splitlines()]
-
-
 def evaluated(directory):
   """Return the steps at which a run was evaluated."""
-  return [row["step"] for row in rows(directory) if "val_loss" in row]
+  return [row["step"] for row in read_rows(directory) if "val_loss" in row]
 
 
 def saturated(gate):
@@ -50,7 +44,7 @@ def test_there_are_the_rows_and_the_norms_and_gates_of_evaluations(config):
   shown = shown_events(directory)
   for name, tag in TAGS.items():
     expected = [
-      (r["step"], stored(r[name])) for r in rows(directory) if name in r
+      (r["step"], stored(r[name])) for r in read_rows(directory) if name in r
     ]
     assert shown.get(tag, []) == expected
   assert len(shown["lr"]) == len(shown["loss/train"])
