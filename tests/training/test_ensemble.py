@@ -1,5 +1,3 @@
-from itertools import islice, repeat
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ from lstm_jax.language import (
   ModelConfig,
   Regularizers,
   language_model,
-  make_batches,
 )
 from lstm_jax.training import (
   OptimizerConfig,
@@ -20,16 +17,11 @@ from lstm_jax.training import (
   make_optimizer,
   make_train_step,
   member,
-  train,
 )
 from tests.draws import worst
+from tests.training.small import steps
 
-BATCHES = make_batches(np.arange(47, dtype=np.int32) % 9, 3, 4)
 NOISE = Regularizers(output_dropout=0.3, weight_drop=0.2)
-
-
-def steps(train_step, state, number, key=None):
-  return islice(train(train_step, state, repeat(BATCHES), key), number)
 
 
 def last(steps):

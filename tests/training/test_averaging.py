@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.language import (
+  ModelConfig,
+  language_model,
+)
+from lstm_jax.training import (
+  OptimizerConfig,
+  eval_params,
+  init_state,
+  is_nonmonotonic,
+  make_optimizer,
+  make_train_step,
+  start_average,
+)
+from lstm_jax.training.averaging import init_average, update_average
+from tests.draws import worst
+from tests.training.small import MODEL, STREAMS, steps
+
+
+def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
+  rule = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
+  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
+  update = make_train_step(MODEL, rule, ema_decay=0.5)
+  *_, (state, _) = steps(update, state, 3)
+  before = jax.tree.map(np.asarray, state)
+  nothing = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
+  after, metrics = update(state._replace(carry=nothing), *STREAMS.batch(0))
+  assert jnp.isnan(metrics.grad_norm)
+  assert after.step == before.step + 1
+  assert worst(after.params, before.params) == 0
+  assert worst(after.average, before.average) == 0
+  assert worst(eval_params(after), after.params) > 0
+
+
+def test_the_average_is_that_of_the_weights_after_each_update(key):
+  rule = make_optimizer(OptimizerConfig(), 20)
+  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
+  update = make_train_step(MODEL, rule, ema_decay=0.5)
+  expected = jax.tree.map(np.asarray, MODEL.init(key))
+  for step, (state, _) in enumerate(steps(update, state, 12)):  # noqa: B020
+    rate = 1 - min(0.5, (1 + step) / (10 + step))
+    expected = jax.tree.map(
+      lambda a, p: (1 - rate) * a + rate * np.asarray(p),  # noqa: B023
+      expected,
+      state.params,
+    )
+  assert worst(eval_params(state), expected) < 1e-6
+  assert worst(eval_params(state), state.params) > 1e-3
+  plain = init_state(MODEL, rule, MODEL.init(key), 3)
+  assert eval_params(plain) is plain.params
+
+
+def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
+  rule = make_optimizer(OptimizerConfig(warmup_steps=0, nonfinite="skip"), 100)
+  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
+  train_step, since = make_train_step(MODEL, rule), []
+  for step in range(1, 10):
+    (state, _) = next(steps(train_step, state, 1))
+    if step < 4:
+      assert worst(eval_params(state), state.params) == 0
+    if step == 4:
+      state = state._replace(average=start_average(state.average))
+    if step >= 4:
+      since.append(jax.tree.map(np.asarray, state.params))
+  assert int(state.average.num_averaged) == 6
+  expected = jax.tree.map(lambda *p: np.mean(p, 0), *since)
+  assert worst(eval_params(state), expected) < 1e-6
+  # A step that is skipped does not count.
+  nans = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
+  state, _ = train_step(state._replace(carry=nans), *STREAMS.batch(1))
+  assert int(state.average.num_averaged) == 6
+  assert worst(eval_params(state), expected) < 1e-6
+  assert worst(eval_params(state), state.params) > 1e-3
+
+
+@pytest.mark.parametrize("ema_decay", [0.5, 0.0])
+def test_an_average_survives_weights_that_are_nan(ema_decay, key):
+  average = start_average(init_average(MODEL.init(key)))
+  nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), average.params)
+  step, finite = jnp.array(3), jnp.array(False)
+  after = update_average(average, nans, step, finite, ema_decay)
+  assert worst(after, average) == 0
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, 0.0])
+def test_the_average_of_bfloat16_weights_is_float32_from_the_start(
+  ema_decay, key
+):
+  config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.bfloat16)
+  model = language_model(config, 9)
+  rule = make_optimizer(OptimizerConfig(), 20)
+  first = init_state(model, rule, model.init(key), 3, averaged=True)
+  dtypes = jax.tree.map(jnp.result_type, first)
+  train_step = make_train_step(model, rule, ema_decay=ema_decay)
+  state, _ = next(steps(train_step, first, 2))
+  assert jax.tree.map(jnp.result_type, state.average) == dtypes.average
+  averages = jax.tree.leaves(state.average.params)
+  assert {leaf.dtype for leaf in averages} == {jnp.dtype("float32")}
+  weights = jax.tree.leaves(eval_params(state))
+  assert {leaf.dtype for leaf in weights} == {jnp.dtype("bfloat16")}
+
+
+def test_a_loss_is_nonmonotonic_if_worse_than_the_best_before_the_last_n():
+  losses = [5.0, 4.0, 3.0, 3.5, 2.9, 3.1, 3.2]
+  found = [is_nonmonotonic(losses[: n + 1], 2) for n in range(len(losses))]
+  # 3.1 is worse than the 3.0 of three losses before; 3.5 is too early to tell.
+  assert found == [False] * 5 + [True, True]
+  assert not is_nonmonotonic([1.0, 2.0], 1) and is_nonmonotonic(
+    [1.0, 3.0, 2.0], 1
+  )

@@ -1,0 +1,121 @@
+import jax
+import numpy as np
+import pytest
+
+from lstm_jax.language import (
+  ModelConfig,
+  language_model,
+)
+from lstm_jax.training import (
+  CheckpointError,
+  CheckpointWriter,
+  has_state,
+  list_checkpoints,
+  read_checkpoint,
+  read_params,
+  read_state,
+)
+from tests.draws import normal_like, worst
+from tests.training.small import MODEL, start, steps
+
+
+def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
+  first, second = (MODEL.init(k) for k in jax.random.split(key))
+  _, state = start(key)
+  writer = CheckpointWriter(tmp_path)
+  writer.save(3, first, {"note": "first"})
+  writer.save(8, second, {"note": "zwei → 2\n"}, state=state)
+  writer.close()
+  step, description = read_checkpoint(tmp_path)
+  assert (step, description) == (8, {"note": "zwei → 2\n"})
+  assert read_checkpoint(tmp_path, 3).description == {"note": "first"}
+  params = read_params(tmp_path, 8, jax.eval_shape(MODEL.init, key))
+  assert worst(params, second) == 0
+  assert type(params) is type(second)
+  back = read_state(tmp_path, 8, jax.eval_shape(lambda: state))
+  assert worst(back, state) == 0
+  assert jax.tree.structure(back) == jax.tree.structure(state)
+  assert has_state(tmp_path, 8) and not has_state(tmp_path, 3)
+  with pytest.raises(CheckpointError, match="holds no checkpoint of step 5"):
+    read_checkpoint(tmp_path, 5)
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(key, tmp_path):
+  params = MODEL.init(key)
+  writer = CheckpointWriter(tmp_path)
+  for step in (1, 2, 4, 6, 9):
+    writer.save(step, params, {}, best=min(step, 2))
+  writer.close()
+  assert list_checkpoints(tmp_path) == [2, 6, 9]
+  writer = CheckpointWriter(tmp_path)
+  writer.delete_after(6)
+  writer.save(7, params, {}, best=7)
+  writer.close()
+  assert list_checkpoints(tmp_path) == [6, 7]
+
+
+def test_a_writer_saves_what_the_state_was_whatever_becomes_of_it(
+  key, tmp_path
+):
+  update, state = start(key)
+  expected = jax.tree.map(np.array, state)
+  writer = CheckpointWriter(tmp_path)
+  writer.save(0, state.params, {}, state=state)
+  next(steps(update, state, 9))  # donates it, while it is written
+  writer.close()
+  back = read_state(tmp_path, 0, jax.eval_shape(lambda: expected))
+  assert worst(back, expected) == 0
+
+
+def test_a_checkpoint_older_than_the_newest_is_refused(key, tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(9, MODEL.init(key), {})
+  with pytest.raises(CheckpointError, match="checkpoint of step 9 or later"):
+    writer.save(9, MODEL.init(key), {})
+  writer.close()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(1, MODEL.init(key), {})
+  writer.close()
+  for sizes, message in (
+    (
+      {"hidden_size": 6},
+      r"layers.0.w_x must be float32 \(3, 24\), got float32 \(3, 20\)",
+    ),
+    ({"hidden_size": 5, "num_layers": 2}, r"layers.1.w_x must be .*got none"),
+  ):
+    other = language_model(ModelConfig(embedding_size=3, **sizes), 9)
+    with pytest.raises(CheckpointError, match=message):
+      read_params(tmp_path, 1, jax.eval_shape(other.init, key))
+
+
+def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
+  for directory in (tmp_path, tmp_path / "missing"):
+    with pytest.raises(
+      CheckpointError, match=f"{directory} holds no checkpoint"
+    ):
+      read_checkpoint(directory)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+@pytest.mark.parametrize(
+  "pattern", ["8/description/metadata", "8/params/*.oc*"]
+)
+def test_a_damaged_checkpoint_is_an_error_of_one_line(
+  damage, pattern, key, tmp_path, collected
+):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(8, normal_like(key, MODEL.init(key)), {"note": "text"})
+  writer.close()
+  (path,) = tmp_path.glob(pattern)
+  if damage == "removed":
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes()[:9])
+  with pytest.raises(CheckpointError, match="cannot be read: ") as error:
+    step, _ = read_checkpoint(tmp_path)
+    read_params(tmp_path, step, jax.eval_shape(MODEL.init, key))
+  assert "\n" not in str(error.value)

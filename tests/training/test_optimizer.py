@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lstm_jax.training import (
+  OptimizerConfig,
+  make_optimizer,
+)
+from lstm_jax.training.optimizer import MAX_SKIPPED, learning_rate
+
+
+def test_the_learning_rate_rises_falls_and_ends_at_a_hundredth():
+  config = OptimizerConfig(learning_rate=2.0, warmup_steps=4)
+  rate = learning_rate(config, 50)
+  found = np.array([float(rate(step)) for step in range(50)])
+  assert np.allclose(found[:5], [0.4, 0.8, 1.2, 1.6, 2.0])
+  assert (np.diff(found[4:]) < 0).all()
+  assert 0.02 < found[-1] < 0.03
+  constant = OptimizerConfig(
+    learning_rate=2.0, warmup_steps=0, schedule="constant"
+  )
+  assert float(learning_rate(constant, 50)(49)) == 2.0
+  assert 0 < float(learning_rate(config, 1)(0)) <= 2.0  # a single update
+
+
+def test_gradients_are_clipped_by_element_and_by_norm():
+  gradient = {"a": jnp.array([30.0, -40.0, 0.5])}
+  params = {"a": jnp.zeros(3)}
+  for options, expected in (
+    ({"clip_value": 5.0, "clip_norm": 0.0}, [5, -5, 0.5]),
+    ({"clip_norm": 1.0}, np.array([30, -40, 0.5]) / np.sqrt(2500.25)),
+    ({"clip_norm": 0.0}, [30, -40, 0.5]),
+  ):
+    config = OptimizerConfig(
+      optimizer="sgd",
+      learning_rate=1.0,
+      schedule="constant",
+      warmup_steps=0,
+      **options,
+    )
+    rule = make_optimizer(config, 10)
+    updates, _ = rule.update(gradient, rule.init(params), params)
+    assert np.allclose(-updates["a"], expected)
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_are_skipped_and_no_more():
+  optimizer = make_optimizer(OptimizerConfig(nonfinite="skip"), 100)
+  params = {"w": jnp.ones((2, 2))}
+  state = optimizer.init(params)
+  nan = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+  for _ in range(MAX_SKIPPED):
+    updates, state = optimizer.update(nan, state, params)
+    assert not updates["w"].any()
+  updates, _ = optimizer.update(nan, state, params)
+  assert jnp.isnan(updates["w"]).all()
+
+
+def test_equal_configurations_give_the_same_optimizer():
+  optimizer = make_optimizer(OptimizerConfig(clip_value=5.0), 9)
+  assert make_optimizer(OptimizerConfig(clip_value=5.0), 9) is optimizer
+  assert make_optimizer(OptimizerConfig(clip_value=5.0), num_steps=9) is (
+    optimizer
+  )
+  assert make_optimizer(OptimizerConfig(clip_value=5.0), 10) is not optimizer
+  assert make_optimizer(OptimizerConfig(), 9) is not optimizer
+
+
+def test_weight_decay_spares_the_biases():
+  config = OptimizerConfig(
+    learning_rate=0.1, weight_decay=0.5, warmup_steps=0, schedule="constant"
+  )
+  rule = make_optimizer(config, 10)
+  params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+  still = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = rule.update(still, rule.init(params), params)
+  after = optax.apply_updates(params, updates)
+  assert np.allclose(after["w"], 0.95)
+  assert np.allclose(after["b"], 1)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"optimizer": "adam"}, "optimizer must be one of adamw, .*, got 'adam'"),
+    ({"schedule": "linear"}, "schedule must be one of .*, got 'linear'"),
+    (
+      {"learning_rate": 0.0},
+      r"learning_rate must be in \(0, inf\), got 0",
+    ),
+    (
+      {"learning_rate": float("nan")},
+      r"learning_rate must be in \(0, inf\), got n",
+    ),
+    ({"warmup_steps": -1}, r"warmup_steps must be in \[0, inf\), got -1"),
+    ({"weight_decay": float("inf")}, "weight_decay must be in .* got inf"),
+    ({"clip_norm": -1.0}, r"clip_norm must be in \[0, inf\), got -1"),
+    ({"nonfinite": "halt"}, "nonfinite must be one of stop, skip, got 'halt'"),
+  ],
+)
+def test_options_out_of_range_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    OptimizerConfig(**options)
