@@ -15,6 +15,7 @@ from experiments import train
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace, to_record
 from tests.experiments.conftest import VERSE
+from tests.experiments.conftest import make_config as small_config
 from tests.experiments.trainer.killing import EVERY, make_config
 from tests.experiments.trainer.lives import essence, last_arrays
 from tests.processes import ROOT, environment, finish, start
@@ -67,6 +68,14 @@ def config(config):
   return replace(config, num_epochs=2)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """What the run of `config` leaves if nothing is in its way."""
+  config = small_config(tmp_path_factory.mktemp("whole"))
+  assert program(replace(config, num_epochs=2)).returncode == 0
+  return essence(Path(config.job.run))
+
+
 @contextmanager
 def mounted(directory, size):
   """Mount a file system of so many kilobytes; yield what remounts it."""
@@ -84,10 +93,8 @@ def mounted(directory, size):
 
 
 def test_a_full_disk_is_one_line_and_costs_no_more_than_a_checkpoint(
-  config, tmp_path
+  config, whole, tmp_path
 ):
-  assert program(config).returncode == 0
-  whole = essence(Path(config.job.run))
   disk = tmp_path / "disk"
   with mounted(disk, size=400) as remount:
     config = replace(config, run=str(disk / "run"))
@@ -109,10 +116,8 @@ def test_a_full_disk_is_one_line_and_costs_no_more_than_a_checkpoint(
 
 
 def test_a_limit_on_the_size_of_files_is_one_line_and_loses_nothing(
-  config, tmp_path
+  config, whole, tmp_path
 ):
-  assert program(config).returncode == 0
-  whole = essence(Path(config.job.run))
   config = replace(config, run=str(tmp_path / "limited"))
   limited = program(config, blocks=4)
   assert limited.returncode == 2, limited.stderr
