@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,16 +87,17 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
     leaf.size for leaf in (scale.embedding, scale.readout, scale.bias)
   )
   mean = float(sum(leaf.sum() for leaf in jax.tree.leaves(scale))) / sizes
+
+  @jax.jit
+  @partial(jax.grad, has_aux=True)
+  def gradients(theta, state, tokens):
+    after, logits = MODEL.apply(theta, state, tokens[:-1])
+    p = jax.nn.log_softmax(logits)
+    nats = -jnp.take_along_axis(p, tokens[1:, :, None].astype(int), -1)
+    return nats.mean(), (nats.ravel(), after)
+
   for k in range(0, N - 1, 4):
-    tokens = TOKENS[k : k + 5, None]
-
-    def loss(theta, state=state, tokens=tokens):
-      after, logits = MODEL.apply(theta, state, tokens[:-1])
-      p = jax.nn.log_softmax(logits)
-      nats = -jnp.take_along_axis(p, tokens[1:, :, None].astype(int), -1)
-      return nats.mean(), (nats.ravel(), after)
-
-    gradient, (nats, state) = jax.grad(loss, has_aux=True)(theta)
+    gradient, (nats, state) = gradients(theta, state, TOKENS[k : k + 5, None])
     losses.append(np.asarray(nats))
     theta = jax.tree.map(
       lambda t, g, t0, r: (
@@ -123,8 +126,9 @@ def test_dynamic_evaluation_learns_a_text_that_repeats(params, scale):
 def test_the_scale_is_the_root_of_the_mean_square_of_gradients(params):
   epoch = make_batches(TOKENS, 2, 5)
   state, squares = MODEL.initial_state((2,)), []
+  gradients = jax.jit(jax.grad(MODEL.loss, has_aux=True))
   for batch in epoch.batches():
-    gradient, state = jax.grad(MODEL.loss, has_aux=True)(params, state, *batch)
+    gradient, state = gradients(params, state, *batch)
     squares.append(np.asarray(gradient.readout) ** 2)
   found = gradient_scale(MODEL, params, epoch).readout
   assert worst(found, np.sqrt(np.mean(squares, axis=0))) < 1e-12
