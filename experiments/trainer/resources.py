@@ -157,7 +157,7 @@ def available_memory() -> int:
   That is a GPU's limit; on a CPU, the machine's memory or the limit of
   `ulimit -v`.
   """
-  stats = jax.devices()[0].memory_stats() or {}
+  stats = jax.local_devices()[0].memory_stats() or {}
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   granted, _ = resource.getrlimit(resource.RLIMIT_AS)
   if granted != resource.RLIM_INFINITY:
