@@ -154,6 +154,20 @@ def test_no_step_is_filled_if_chunks_divide_a_symbolic_t(key):
   assert has_a_mask("T, 3") and not has_a_mask("4*n, 3")
 
 
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_the_gradient_of_an_exported_function_is_exported_with_it(adjoint, key):
+  params, _, _ = arguments(lstm, key)
+
+  def f(params, xs):
+    return jnp.cos(unroll(lstm, params, None, xs, adjoint=adjoint)[1]).sum()
+
+  program = export.export(jax.jit(f))(spec(params), symbolic("T, B", D))
+  read = export.deserialize(program.serialize(vjp_order=1))
+  xs = draw(key, 5, 3, tokens=False)
+  found = jax.jit(jax.grad(read.call, (0, 1)))(params, xs)
+  assert worst(found, jax.jit(jax.grad(f, (0, 1)))(params, xs)) < 1e-12
+
+
 @pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 def test_a_stack_is_exported_and_read_back(both, key):
   cells = lstm_jax.gru, lstm
