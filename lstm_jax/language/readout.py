@@ -46,7 +46,7 @@ def linear_cross_entropy(
     compute_dtype: dtype of the operands of matrix products; None for that of w.
 
   Returns:
-    Nats, [], in float32 or wider.
+    Nats, [], in float32 or wider; NaN, with a gradient of 0, for no token.
 
   Raises:
     ValueError: the shape of targets is not hs.shape[:-1].
@@ -71,7 +71,7 @@ def _linear_cross_entropy(hs, w, b, targets, compute_dtype):
 
 def _forward(hs, w, b, targets, compute_dtype):
   operand = cast_matrices(w, compute_dtype)
-  share = 1 / targets.size
+  share = math.nan if targets.size == 0 else 1 / targets.size
 
   def body(carry, chunk):
     total, dw, db = carry

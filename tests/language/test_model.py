@@ -277,6 +277,20 @@ def test_tokens_and_targets_may_be_lists(adjoint, key):
     assert worst(f(params, state, *inputs), expected) == 0
 
 
+@pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
+def test_an_empty_batch_has_no_loss_and_a_gradient_of_zero(adjoint, key):
+  model, params, *_ = make("lstm", key, adjoint)
+  state, tokens = model.initial_state((0,)), jnp.zeros((T, 0), int)
+  _, logits = model.apply(params, state, tokens)
+  assert logits.shape == (T, 0, V)
+  assert jnp.isnan(model.loss(params, state, tokens, tokens)[0])
+  (value, _), gradient = jax.value_and_grad(model.loss, has_aux=True)(
+    params, state, tokens, tokens
+  )
+  assert jnp.isnan(value)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
 def test_a_vocabulary_of_no_tokens_is_refused():
   with pytest.raises(ValueError, match="vocabulary_size must be ≥ 1, got 0"):
     language_model(ModelConfig(), 0)
