@@ -117,7 +117,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("config", VALUES, ids=repr)
+@pytest.mark.parametrize("config", VALUES)
 def test_a_configuration_can_be_pickled_copied_and_taken_apart(config):
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
   assert dataclasses.asdict(config) == fields
