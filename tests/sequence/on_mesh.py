@@ -63,7 +63,8 @@ def sequence_loss(cell, adjoint):
       adjoint=adjoint,
     )
     _, others = unroll(cell, params, last, tokens, adjoint=adjoint)
-    return jnp.sum(cotangents * (hs + others)) + sum(
+    weights = cotangents[..., : hs.shape[-1]]
+    return jnp.sum(weights * (hs + others)) + sum(
       jnp.sum(leaf**2) for leaf in cell.step(params, last, xs[0])
     )
 
