@@ -36,7 +36,7 @@ from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
 from lstm_jax.language.tokenizer import Tokenizer
 
-CHUNK = 1024  # time steps in one call, which limits the memory of the logits
+CHUNK = 1000  # time steps in one call, which limits the memory of the logits
 MAX_LOGITS = 2**21  # logits in one call of cold_nats: 32,768 tokens at V 64
 EPSILON = 1e-3  # ε, relative to the mean of r
 MAX_NATS = 1e4  # loss of one token above which dynamic evaluation has diverged
@@ -85,11 +85,10 @@ def stateful_nats(
   """
   _check(tokens)
   state, losses = model.initial_state((1,)), []
-  for start in range(0, len(tokens) - 1, CHUNK):
-    chunk = tokens[start : start + CHUNK + 1, None]
-    nats, state = _nats(model, params, state, chunk)
+  for chunk in _windows(tokens, CHUNK):
+    nats, state = _nats(model, params, state, chunk[:, None])
     losses.append(np.asarray(nats[:, 0], np.float64))
-  return np.concatenate(losses)
+  return np.concatenate(losses)[: len(tokens) - 1]
 
 
 def cold_nats(
@@ -121,19 +120,14 @@ def cold_nats(
   _check(tokens)
   if window < 1:
     raise ValueError(f"a window must have at least 1 token, got {window}")
-  num_windows = (len(tokens) - 1) // window
-  starts, rows = np.arange(num_windows) * window, np.arange(window + 1)[:, None]
-  batch_size, losses = max(1, MAX_LOGITS // (window * len(params.bias))), []
-  for first in range(0, num_windows, batch_size):
-    batch = tokens[starts[first : first + batch_size] + rows]
-    state = model.initial_state(batch.shape[1:])
-    nats, _ = _nats(model, params, state, batch)
+  windows, losses = _windows(tokens, window), []
+  logits = (windows.shape[1] - 1) * len(params.bias)  # of one window
+  num_batches = -(-len(windows) // max(1, MAX_LOGITS // logits))
+  for batch in _groups(windows, -(-len(windows) // num_batches)):
+    state = model.initial_state(batch.shape[:1])
+    nats, _ = _nats(model, params, state, batch.T)
     losses.append(np.asarray(nats, np.float64).T.ravel())
-  rest = tokens[num_windows * window :, None]
-  if len(rest) > 1:
-    nats, _ = _nats(model, params, model.initial_state((1,)), rest)
-    losses.append(np.asarray(nats[:, 0], np.float64))
-  return np.concatenate(losses)
+  return np.concatenate(losses)[: len(tokens) - 1]
 
 
 def dynamic_nats(
@@ -170,20 +164,15 @@ def dynamic_nats(
       "segment must be ≥ 1, rate ≥ 0 and decay in [0, 1], "
       f"got {size}, {rate} and {decay}"
     )
-  num_segments = (len(tokens) - 1) // size
-  starts, row = np.arange(num_segments) * size, np.arange(size + 1)[None, :]
-  segments = tokens[starts[:, None] + row][..., None]  # [n, S + 1, 1]
+  segments = _windows(tokens, size)[..., None]  # [n, S + 1, 1]
   rates = float(rate), float(decay)
-  carry = params, model.initial_state((1,))
-  (params, state), nats = _scan_segments(
-    model, params, scale, rates, carry, segments
-  )
-  losses = [np.asarray(nats, np.float64).ravel()]
-  rest = tokens[num_segments * size :, None]
-  if len(rest) > 1:
-    nats, _ = _nats(model, params, state, rest)
-    losses.append(np.asarray(nats[:, 0], np.float64))
-  result = np.concatenate(losses)
+  carry, losses = (params, model.initial_state((1,))), []
+  for group in _groups(segments, min(len(segments), max(1, CHUNK // size))):
+    carry, nats = _scan_segments(model, params, scale, rates, carry, group)
+    losses.append(np.asarray(nats, np.float64).ravel())
+    if not (losses[-1] < MAX_NATS).all():
+      break
+  result = np.concatenate(losses)[: len(tokens) - 1]
   diverged = np.flatnonzero(~(result < MAX_NATS))  # also NaN
   if diverged.size:
     raise Divergence(
@@ -205,8 +194,15 @@ def gradient_scale(
   """
   state = model.initial_state(epoch.tokens.shape[1:])
   squares = jax.tree.map(jnp.zeros_like, params)
-  for batch in epoch.batches():
-    squares, state = _add_squares(model, params, squares, state, *batch)
+  lengths = np.diff(epoch.cuts)
+  # The last batch is filled up, so that one compiled program reads them all.
+  rest = lengths.max() - lengths[-1]
+  filled = np.pad(epoch.tokens, [(0, rest), (0, 0)])
+  ends = [*epoch.cuts[1:-1], epoch.cuts[-1] + rest]
+  spans = zip(epoch.cuts[:-1], ends, lengths, strict=True)
+  for first, last, length in spans:
+    rows = filled[first : last + 1]
+    squares, state = _add_squares(model, params, squares, state, rows, length)
   count = epoch.num_batches
   return jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
 
@@ -239,6 +235,37 @@ def _check(tokens: np.ndarray) -> None:
     raise ValueError(f"a loss needs at least 2 tokens, got {len(tokens)}")
 
 
+def _windows(tokens: np.ndarray, length: int) -> np.ndarray:
+  """Return windows of W + 1 tokens, each from the last token of the one before.
+
+  The last window is filled up with token 0, so that one compiled program reads
+  them all; what it predicts there is to be cut off.
+
+  Args:
+    tokens: the text, int32 [N].
+    length: W, which a shorter text limits to N − 1.
+
+  Returns:
+    int32 [n, W + 1].
+  """
+  length = min(length, len(tokens) - 1)
+  num_windows = -(-(len(tokens) - 1) // length)
+  filled = np.zeros(num_windows * length + 1, tokens.dtype)
+  filled[: len(tokens)] = tokens
+  starts = np.arange(num_windows) * length
+  return filled[starts[:, None] + np.arange(length + 1)]
+
+
+def _groups(windows: np.ndarray, size: int) -> np.ndarray:
+  """Return windows [n, ...] in groups of m, [n / m, m, ...].
+
+  The last group is filled up with windows of zeros, for the same reason.
+  """
+  missing = -len(windows) % size
+  filled = np.pad(windows, [(0, missing)] + [(0, 0)] * (windows.ndim - 1))
+  return filled.reshape(-1, size, *windows.shape[1:])
+
+
 def _predict(model, params, state, tokens):
   """Return (nats [T, ...] of tokens[1:], state) for tokens [T + 1, ...]."""
   state, logits = model.apply(params, state, tokens[:-1])
@@ -249,9 +276,15 @@ _nats = partial(jax.jit, static_argnums=0)(_predict)
 
 
 @partial(jax.jit, static_argnums=0)
-def _add_squares(model, params, squares, state, tokens, targets):
-  gradient_of = jax.grad(model.loss, has_aux=True)
-  gradient, state = gradient_of(params, state, tokens, targets)
+def _add_squares(model, params, squares, state, tokens, length):
+  """Add the squares of the gradient of the mean loss of `length` time steps."""
+
+  def mean_nats(params, state):
+    nats, state = _predict(model, params, state, tokens)
+    counts = (jnp.arange(len(nats)) < length).astype(nats.dtype)
+    return (nats.mean(axis=1) * counts).sum() / counts.sum(), state
+
+  gradient, state = jax.grad(mean_nats, has_aux=True)(params, state)
   return jax.tree.map(lambda s, g: s + g * g, squares, gradient), state
 
 

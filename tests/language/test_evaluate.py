@@ -9,6 +9,7 @@ from lstm_jax.language import (
   CharTokenizer,
   ModelConfig,
   WordTokenizer,
+  evaluate,
   language_model,
   make_batches,
 )
@@ -140,6 +141,27 @@ def test_cold_windows_in_smaller_batches_have_the_same_losses(
   expected = cold_nats(MODEL, params, TOKENS, 8)
   monkeypatch.setattr("lstm_jax.language.evaluate.MAX_LOGITS", 8 * V + 1)
   assert worst(cold_nats(MODEL, params, TOKENS, 8), expected) < 1e-12
+
+
+def test_each_protocol_compiles_one_program_for_texts_of_any_length(
+  params, scale, monkeypatch
+):
+  """The last chunk, window, segment and batch are filled up."""
+  expected = {n: f(TOKENS) for n, f in protocols(params, scale).items()}
+  monkeypatch.setattr(evaluate, "CHUNK", 12)
+  jax.clear_caches()
+  for name, protocol in protocols(params, scale).items():
+    assert worst(protocol(TOKENS), expected[name]) < 1e-12
+    before = evaluate._nats._cache_size(), evaluate._scan_segments._cache_size()
+    shorter = protocol(TOKENS[:-3])
+    assert worst(shorter, expected[name][:-3]) < 1e-12
+    after = evaluate._nats._cache_size(), evaluate._scan_segments._cache_size()
+    assert after == before
+  # A cold window for the one, a chunk for the other.
+  assert evaluate._nats._cache_size() == 2
+  assert evaluate._scan_segments._cache_size() == 1
+  gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))
+  assert evaluate._add_squares._cache_size() == 1
 
 
 def test_nats_per_character_include_the_spelling_of_unknown_words():
