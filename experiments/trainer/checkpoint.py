@@ -9,6 +9,7 @@ computes, bit by bit, what an uninterrupted one does.
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -48,6 +49,7 @@ MODEL_FLAGS = (
   "tokenizer",
   "min_count",
 )
+ATTEMPTS, PAUSE = 10, 0.1  # to read what a training run replaces; seconds
 Value = TypeVar("Value")
 
 
@@ -215,10 +217,43 @@ def read_resized_state(
 def load(directory: Path) -> Trained:
   """Return the best model of a run, or the last before its first evaluation.
 
+  The run may be training: see `read_replaced`.
+
   Raises:
     ValueError: the directory holds no run or no usable checkpoint, or its
       config.json is damaged or of another model.
   """
+  return read_replaced(directory, lambda: _load(directory))
+
+
+def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
+  """Return what `read` returns of a run, which may be training meanwhile.
+
+  A training run deletes checkpoints as it writes others, also one that is being
+  read. Then `read` is called again: it lists the checkpoints anew.
+
+  Raises:
+    CheckpointError: `read` raises it, and nobody replaces the checkpoints; or
+      they are replaced each time.
+  """
+  checkpoints = directory / run_dir.CHECKPOINTS
+  for attempt in range(1, ATTEMPTS + 1):
+    steps = list_checkpoints(checkpoints)
+    try:
+      return read()
+    except CheckpointError:
+      if list_checkpoints(checkpoints) == steps:
+        locked = (directory / run_dir.LOCK).exists()  # may be deleting it
+        if not steps or not locked or attempt == ATTEMPTS:
+          raise
+    time.sleep(PAUSE)
+  raise CheckpointError(
+    f"no checkpoint in {checkpoints} can be read before the run that is "
+    "training replaces it: try again, or after the run"
+  )
+
+
+def _load(directory: Path) -> Trained:
   record = run_dir.read_record(directory)
   checkpoints = directory / run_dir.CHECKPOINTS
   step, description = _best_checkpoint(checkpoints)
@@ -261,10 +296,13 @@ def _best_checkpoint(checkpoints: Path) -> Checkpoint:
   error names it.
   """
   first_error = None
-  for step in reversed(list_checkpoints(checkpoints)):
+  steps = list_checkpoints(checkpoints)
+  for step in reversed(steps):
     try:
       newest = read_checkpoint(checkpoints, step)
     except CheckpointError as error:
+      if list_checkpoints(checkpoints) != steps:
+        raise
       print(f"{error}: not used", file=sys.stderr)
       first_error = first_error or error
       continue

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.trainer import run_dir
-from experiments.trainer.checkpoint import read_progress
+from experiments.trainer.checkpoint import read_progress, read_replaced
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Progress, SweepConfig, make_members
@@ -88,13 +88,14 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   if "num_seeds" not in history.record:
     return [history]
   config = from_record(SweepConfig(), history.record)
-  checkpoints, members = directory / run_dir.CHECKPOINTS, make_members(config)
+  members = make_members(config)
   losses: list[list[Any]] = [[]] * len(members)
-  steps, seconds_per_step = list_checkpoints(checkpoints), 0.0
-  if steps:
-    progress = read_progress(checkpoints, steps[-1], Progress)
+  newest = read_replaced(directory, lambda: _newest(directory))
+  seconds_per_step = 0.0
+  if newest:
+    step, progress = newest
     losses = progress.val_losses
-    seconds_per_step = progress.seconds / steps[-1]
+    seconds_per_step = progress.seconds / step
   histories = []
   for member, val_losses in zip(members, losses, strict=True):
     flags = {"seed": member.seed, "learning_rate": member.learning_rate}
@@ -107,6 +108,15 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
     record = history.record | flags
     histories.append(history._replace(member=name, record=record, rows=rows))
   return histories
+
+
+def _newest(directory: Path) -> tuple[int, Progress] | None:
+  """Return the newest checkpoint's step and progress, of a sweep."""
+  checkpoints = directory / run_dir.CHECKPOINTS
+  steps = list_checkpoints(checkpoints)
+  if not steps:
+    return None
+  return steps[-1], read_progress(checkpoints, steps[-1], Progress)
 
 
 def derive(history: RunHistory) -> Derived | None:

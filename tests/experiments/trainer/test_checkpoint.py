@@ -1,0 +1,100 @@
+"""A run is read while it trains, and deletes the checkpoint being read."""
+
+import shutil
+
+import pytest
+
+from experiments.trainer import checkpoint
+from experiments.trainer.checkpoint import load
+from lstm_jax.training import CheckpointError, list_checkpoints
+from tests.draws import worst
+
+
+@pytest.fixture
+def checkpoints(finished):
+  """The checkpoints of a finished run: of steps 40 and 47, the best."""
+  assert list_checkpoints(finished / "checkpoints") == [40, 47]
+  return finished / "checkpoints"
+
+
+def before(monkeypatch, name, action):
+  """Call `action` before each call of a function of `checkpoint`."""
+  function = getattr(checkpoint, name)
+
+  def hooked(*args):
+    action()
+    return function(*args)
+
+  monkeypatch.setattr(checkpoint, name, hooked)
+
+
+@pytest.mark.parametrize("name", ["read_checkpoint", "read_params"])
+def test_the_newest_is_read_where_the_listed_checkpoint_is_deleted(
+  name, checkpoints, tmp_path, monkeypatch, capfd
+):
+  """The run saves step 47 and deletes step 40 as that is about to be read."""
+  expected = load(checkpoints.parent)
+  (checkpoints / "47").rename(tmp_path / "47")
+  assert load(checkpoints.parent).step == 40
+  steps_seen = []
+
+  def replace():
+    steps_seen.append(list_checkpoints(checkpoints))
+    if len(steps_seen) == 1:
+      (tmp_path / "47").rename(checkpoints / "47")
+      shutil.rmtree(checkpoints / "40")
+
+  before(monkeypatch, name, replace)
+  trained = load(checkpoints.parent)
+  assert steps_seen[0] == [40] and steps_seen[1] == [47]
+  assert trained.step == 47
+  assert worst(trained.params, expected.params) == 0
+  assert capfd.readouterr().err == ""
+
+
+def test_a_checkpoint_that_is_being_deleted_is_waited_for(
+  checkpoints, monkeypatch
+):
+  """Its directory is still listed, and its files are gone."""
+  monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+  (checkpoints.parent / "lock").write_text("1")
+  shutil.rmtree(checkpoints / "40")
+  hidden = checkpoints.parent / "hidden"
+  calls = []
+
+  def delete_and_save():
+    calls.append(None)
+    if len(calls) == 1:
+      (checkpoints / "47/params").rename(hidden)
+    elif len(calls) == 2:
+      hidden.rename(checkpoints / "47/params")
+
+  before(monkeypatch, "read_params", delete_and_save)
+  assert load(checkpoints.parent).step == 47
+
+
+def test_checkpoints_that_are_always_replaced_are_an_error_that_says_so(
+  checkpoints, monkeypatch
+):
+  monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+
+  def replace():
+    newest = list_checkpoints(checkpoints)[-1]
+    (checkpoints / f"{newest}").rename(checkpoints / f"{newest + 1}")
+
+  before(monkeypatch, "read_checkpoint", replace)
+  with pytest.raises(CheckpointError, match="before the run that is training"):
+    load(checkpoints.parent)
+
+
+def test_a_damaged_checkpoint_and_none_are_named_also_while_a_run_trains(
+  checkpoints, monkeypatch
+):
+  monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+  (checkpoints.parent / "lock").write_text("1")
+  shutil.rmtree(checkpoints / "47/params")
+  with pytest.raises(CheckpointError, match="47 cannot be read"):
+    load(checkpoints.parent)
+  shutil.rmtree(checkpoints)
+  with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    load(checkpoints.parent)
