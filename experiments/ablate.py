@@ -29,6 +29,7 @@ from experiments.cli import SIGNALLED, launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import load
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus, text_sha256
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
@@ -169,7 +170,9 @@ def _measure(result: train.Result) -> dict[str, Any]:
   They are of the test split, if there is one, or else of the validation split.
   """
   trained = load(result.directory)
-  corpus = read_corpus(trained.config.data)
+  sha256 = trained.corpus_sha256
+  data = find_corpus(result.directory, trained.config.data, sha256)
+  corpus = read_corpus(data)
   tokens = (corpus.test or corpus.val).tokens
   model, params = trained.model, trained.params
   return {

@@ -32,6 +32,7 @@ from experiments.analysis import dynamic_eval
 from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import Trained, load
+from experiments.trainer.corpus_path import find_corpus, published_path
 from experiments.trainer.data import Excerpt, read_excerpt, text_sha256
 from experiments.trainer.environment import device_name
 from experiments.trainer.files import write_json
@@ -112,13 +113,10 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   """
   directory = Path(config.run)
   trained = load(directory)
-  excerpt = read_excerpt(
-    trained.config.data,
-    trained.corpus_sha256,
-    config.corpus,
-    config.begin,
-    config.end,
-  )
+  data, sha256 = trained.config.data, trained.corpus_sha256
+  if not config.corpus:
+    data = find_corpus(directory, data, sha256, console)
+  excerpt = read_excerpt(data, sha256, config.corpus, config.begin, config.end)
   tokenizer, model, params = trained.tokenizer, trained.model, trained.params
   tokens = tokenizer.encode(excerpt.text)
   before = tokenizer.encode(excerpt.before)
@@ -126,7 +124,10 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   if "dynamic" in config.protocol:
     dynamic_eval.check_text_before(len(before), fixed)
   _print_heading(config.run, trained, excerpt, tokens, console)
-  record = _make_record(trained, excerpt, tokens)
+  corpus = trained.config.data.corpus
+  if config.corpus:
+    corpus = published_path(config.corpus)
+  record = _make_record(trained, corpus, excerpt, tokens)
   rows: list[Row] = []
   try:
     for name in PROTOCOLS:
@@ -205,11 +206,11 @@ def _spelling_nats(tokenizer: Tokenizer, text: str) -> float:
 
 
 def _make_record(
-  trained: Trained, excerpt: Excerpt, tokens: np.ndarray
+  trained: Trained, corpus: str, excerpt: Excerpt, tokens: np.ndarray
 ) -> dict[str, Any]:
   """Return the record of an evaluation, without results."""
   return {
-    "corpus": excerpt.path,
+    "corpus": corpus,
     "corpus_sha256": text_sha256(excerpt.whole),
     "step": trained.step,
     "begin": excerpt.begin,

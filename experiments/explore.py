@@ -20,6 +20,7 @@ from experiments.pages.explore import describe, make_page
 from experiments.pages.packing import Page, write_page
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import load
+from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_excerpt
 from experiments.trainer.files import check_parent
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -66,8 +67,9 @@ def run(config: ExploreConfig, console: Console) -> Page:
   if config.text:
     text, source = read_text(config.text), config.text
   else:
-    data = trained.config.data
-    excerpt = read_excerpt(data, trained.corpus_sha256, "", None, 1.0)
+    sha256 = trained.corpus_sha256
+    data = find_corpus(directory, trained.config.data, sha256, console)
+    excerpt = read_excerpt(data, sha256, "", None, 1.0)
     name = "test" if data.test_fraction else "validation"
     text, source = excerpt.text, f"the {name} split of {data.corpus}"
   tokenizer = trained.tokenizer

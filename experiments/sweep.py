@@ -37,6 +37,7 @@ from experiments.cli import (
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import keep
 from experiments.trainer.ensemble import (
   Member,
   SweepConfig,
@@ -97,6 +98,7 @@ def run(config: SweepConfig, console: Console) -> Result:
       f"{len(rates)} learning rates\nrun         {directory}",
       soft_wrap=True,
     )
+    keep(directory, config.data.corpus, setup.corpus.text)
     restored = None
     if resuming:
       restored = restore(directory, members, state_like, console)

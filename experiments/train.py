@@ -27,7 +27,7 @@ from experiments.cli import (
   launch,
   make_console,
 )
-from experiments.trainer import multihost, run_dir
+from experiments.trainer import corpus_path, multihost, run_dir
 from experiments.trainer.checkpoint import restore
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.errors import Diverged
@@ -104,6 +104,8 @@ def _train(setup: TrainSetup, console: Console, trace_steps: int) -> Result:
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     is_writer = multihost.is_first()
+    if is_writer:
+      corpus_path.keep(directory, config.data.corpus, setup.corpus.text)
     logger = RunLogger(
       directory, setup, console, bar.update, is_writer=is_writer
     )

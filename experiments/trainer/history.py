@@ -11,6 +11,7 @@ import jax
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import read_progress, read_replaced
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Progress, SweepConfig, make_members
 from experiments.trainer.records import from_record
@@ -125,10 +126,10 @@ def derive(history: RunHistory) -> Derived | None:
   Returns:
     None where the corpus is missing or has changed since the run.
   """
-  config = history.config
+  config, sha256 = history.config, str(history.record.get("corpus_sha256"))
   try:
-    corpus = read_corpus(config.data)
-    if corpus.sha256 != history.record.get("corpus_sha256"):
+    corpus = read_corpus(find_corpus(history.directory, config.data, sha256))
+    if corpus.sha256 != sha256:
       return None
     model = language_model(config.model, corpus.tokenizer.size)
     num_steps = config.batching.num_steps(corpus.train.tokens, config.seed)

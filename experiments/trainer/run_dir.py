@@ -1,6 +1,7 @@
 """A run directory: its files, and how a process locks it.
 
 config.json      every flag, versions, device, and the corpus's hash
+corpus.txt       the corpus, if it came through a pipe
 metrics.jsonl    one JSON object a line: training and validation losses
 samples.txt      what the model wrote as it learned
 loss.png         both losses over training steps
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.trainer.config import JobConfig, TrainConfig
+from experiments.trainer.corpus_path import KEPT, recorded_path
 from experiments.trainer.environment import environment
 from experiments.trainer.files import write_json
 from experiments.trainer.records import leaves, to_record
@@ -51,6 +53,7 @@ CONTENTS = (
   TENSORBOARD,
   RESULT,
   CHECKPOINTS,
+  KEPT,
   CONFIG,
 )
 JOB_FLAGS = tuple(leaf.name for leaf in leaves(JobConfig()))
@@ -165,10 +168,15 @@ def _resume_or_start(
   if record is not None:
     _set_aside(directory)
   now = datetime.now().astimezone().isoformat(timespec="seconds")
-  record = to_record(config) | environment()
+  record = _record(config) | environment()
   record |= {"corpus_sha256": corpus_sha256, "started": now}
   write_json(directory / CONFIG, record)
   return False
+
+
+def _record(config: TrainConfig) -> dict[str, Any]:
+  """Return the flags as config.json holds them."""
+  return to_record(config) | {"corpus": recorded_path(config.data.corpus)}
 
 
 def _can_resume(directory: Path) -> bool:
@@ -187,7 +195,7 @@ def _check_unchanged(
   """Raise ValueError if the run has another configuration or corpus."""
   changes = [
     f"{name} is {record.get(name)!r} there and {value!r} here"
-    for name, value in to_record(config).items()
+    for name, value in _record(config).items()
     if name not in JOB_FLAGS and record.get(name) != value
   ]
   if changes:

@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import kept_if_piped
 from experiments.trainer.data import Corpus, read_corpus
 from experiments.trainer.environment import device_name
 from experiments.trainer.format import format_vocabulary
@@ -72,7 +73,7 @@ def make_setup(config: TrainConfig) -> TrainSetup:
   Raises:
     ValueError: the corpus or the configuration is not usable.
   """
-  corpus, mesh = read_corpus(config.data), run_mesh(config)
+  corpus, mesh = read_corpus(kept_if_piped(config)), run_mesh(config)
   num_steps = config.batching.num_steps(corpus.train.tokens, config.seed)
   model = make_model(config, corpus.tokenizer.size, mesh)
   optimizer = make_optimizer(config.optimizer, num_steps)

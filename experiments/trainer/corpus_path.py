@@ -1,0 +1,102 @@
+"""Where the corpus of a run is: as config.json records it, and where it is now.
+
+config.json holds the absolute path, so that the run can be evaluated from any
+directory. A corpus in the repository is recorded relative to the repository:
+results that are kept there name no directory of one machine. A text that came
+through a pipe, such as standard input, is kept in the run directory.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.trainer.config import DataConfig, TrainConfig
+from experiments.trainer.data import text_sha256
+from experiments.trainer.files import naming
+from lstm_jax.language import read_text
+
+KEPT = "corpus.txt"  # a piped text, in the run directory
+REPOSITORY = Path(__file__).absolute().parents[2]
+
+
+def is_piped(corpus: str) -> bool:
+  """Return whether a corpus can be read only once, as standard input can."""
+  is_file = os.path.isfile(corpus) or os.path.isdir(corpus)
+  return os.path.exists(corpus) and not is_file
+
+
+def recorded_path(corpus: str) -> str:
+  """Return what config.json holds for the flag --corpus."""
+  return KEPT if is_piped(corpus) else published_path(corpus)
+
+
+def published_path(name: str) -> str:
+  """Return the absolute path of a file; in the repository, that from there."""
+  path = Path(os.path.abspath(name))
+  if path.parts[1:2] == ("dev",) and path.is_file():
+    path = path.resolve()  # of the file that standard input reads
+  if path.is_relative_to(REPOSITORY):
+    path = path.relative_to(REPOSITORY)
+  return str(path)
+
+
+def keep(directory: Path, corpus: str, text: str) -> None:
+  """Write the text of a piped corpus into the run directory, once."""
+  path = directory / KEPT
+  if is_piped(corpus) and not path.exists():
+    with naming(path):
+      path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def kept_if_piped(config: TrainConfig) -> DataConfig:
+  """Return the data of a run, with the piped corpus that it has kept, if any.
+
+  With --overwrite or --noresume the new text is read.
+  """
+  data, job = config.data, config.job
+  path = Path(job.run) / KEPT
+  resuming = job.run and job.resume and not job.overwrite
+  if resuming and is_piped(data.corpus) and path.is_file():
+    return replace(data, corpus=str(path))
+  return data
+
+
+def find_corpus(
+  directory: Path, data: DataConfig, sha256: str, console: Console | None = None
+) -> DataConfig:
+  """Return the data of a run with the path at which its corpus is now.
+
+  If the file is no longer where the run has read it, the text is looked for by
+  its hash: in the run directory, in the current directory and in data/.
+
+  Args:
+    directory: the run directory.
+    data: as config.json holds it.
+    sha256: hash of the corpus.
+    console: prints where the text is found.
+
+  Returns:
+    `data` unchanged if there is no such text.
+  """
+  corpus = data.corpus
+  places = [directory / corpus] if corpus == KEPT else []
+  for path in (*places, Path(corpus), REPOSITORY / corpus):
+    if os.path.isfile(path):
+      return replace(data, corpus=str(path))
+  for folder in (directory, Path(), Path("data"), REPOSITORY / "data"):
+    named = folder / Path(corpus).name
+    for path in (named, *sorted(folder.glob("*.txt"))):
+      if path.is_file() and _has_hash(path, sha256):
+        if console:
+          console.print(f"corpus  {corpus} is now {path}", soft_wrap=True)
+        return replace(data, corpus=str(path))
+  return data
+
+
+def _has_hash(path: Path, sha256: str) -> bool:
+  try:
+    return text_sha256(read_text(path)) == sha256
+  except ValueError:  # not a text
+    return False

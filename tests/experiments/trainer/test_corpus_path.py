@@ -1,0 +1,130 @@
+"""A run finds its corpus again: from any directory, moved, or piped."""
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from experiments import evaluate, explore, sample, sweep, train
+from experiments.evaluate import EvaluateConfig
+from experiments.trainer.checkpoint import load
+from experiments.trainer.corpus_path import (
+  KEPT,
+  REPOSITORY,
+  find_corpus,
+  recorded_path,
+)
+from experiments.trainer.data import text_sha256
+from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer.history import derive, read_run_history
+from experiments.trainer.records import replace, to_record
+from tests.experiments.conftest import VERSE
+from tests.experiments.trainer.lives import signal_at
+
+POEMS = "data/shakespeare.txt"
+
+
+def evaluated(directory, console):
+  options = EvaluateConfig(str(directory), protocol=("cold",))
+  return evaluate.run(options, console)
+
+
+def test_a_run_with_a_relative_corpus_is_evaluated_from_any_directory(
+  config, console, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  config = replace(config, corpus="verse.txt")
+  with pytest.MonkeyPatch.context() as patch:
+    signal_at(patch, 33)
+    train.run(config, console)
+  directory = Path(config.job.run)
+  record = json.loads((directory / "config.json").read_text())
+  assert record["corpus"] == str(tmp_path / "verse.txt")
+  elsewhere = tmp_path / "elsewhere"
+  elsewhere.mkdir()
+  monkeypatch.chdir(elsewhere)
+  train.run(replace(config, corpus="../verse.txt"), console)  # resumes
+  assert (directory / "result.json").exists()
+  assert evaluated(directory, console)["corpus"] == record["corpus"]
+
+
+@pytest.mark.parametrize("place", ["run/renamed.txt", "here.txt", "data/a.txt"])
+def test_a_corpus_that_was_moved_is_found_by_its_hash(
+  place, finished, config, console, tmp_path, monkeypatch
+):
+  cwd = tmp_path / "cwd"
+  (cwd / "data").mkdir(parents=True)
+  monkeypatch.chdir(cwd)
+  (cwd / "bytes.txt").write_bytes(b"\xff")
+  (cwd / "verse.txt").write_text("Another text of that name.")
+  moved = (tmp_path if place.startswith("run") else cwd) / place
+  shutil.move(config.data.corpus, moved)
+  assert evaluated(finished, console)["corpus"] == config.data.corpus
+  printed = console.file.getvalue()
+  shown = moved if place.startswith("run") else place
+  assert f"corpus  {config.data.corpus} is now {shown}\n" in printed
+  assert derive(read_run_history(finished))
+  moved.unlink()
+  with pytest.raises(ValueError, match=r"verse.txt cannot be read: no such"):
+    evaluated(finished, console)
+
+
+def test_a_corpus_of_the_repository_is_recorded_without_its_directory(
+  tmp_path, monkeypatch
+):
+  """So that results in the repository name no directory of a machine."""
+  monkeypatch.chdir(REPOSITORY)
+  assert recorded_path(POEMS) == POEMS
+  monkeypatch.chdir(REPOSITORY / "docs")
+  assert recorded_path(f"../{POEMS}") == POEMS
+  monkeypatch.chdir(tmp_path)
+  assert recorded_path(str(REPOSITORY / POEMS)) == POEMS
+  record = REPOSITORY / "experiments/results/poems"
+  history = read_run_history(record)
+  sha256 = text_sha256((REPOSITORY / POEMS).read_text("utf-8"))
+  found = find_corpus(record, history.config.data, sha256)
+  assert found.corpus == str(REPOSITORY / POEMS)
+  for path in (REPOSITORY / "experiments/results").rglob("*.json"):
+    kept = json.loads(path.read_text("utf-8"))
+    assert not os.path.isabs(str(kept.get("corpus"))), path
+
+
+@pytest.fixture
+def piped(config):
+  """A run of a text that can be read only once."""
+  path = Path(config.data.corpus)
+  text = path.read_text()
+  path.unlink()
+  os.mkfifo(path)
+  threading.Thread(target=path.write_text, args=(text,), daemon=True).start()
+  return config
+
+
+def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    signal_at(monkeypatch, 33)
+    train.run(piped, console)
+  directory = Path(piped.job.run)
+  assert (directory / KEPT).read_text() == VERSE * 20
+  train.run(piped, console)  # resumes, and reads no pipe
+  assert (directory / "result.json").exists()
+  moved = directory.rename(tmp_path / "moved")
+  assert evaluated(moved, console)["corpus"] == KEPT
+  explore.run(explore.ExploreConfig(str(moved)), console)
+  assert sample.run(str(moved), "Shall", 5, 0.8, 0, 1.0, 1, 0)
+  assert derive(read_run_history(moved))
+  with pytest.raises(ValueError, match="already holds a run"):
+    train.run(replace(piped, run=str(moved)), console)
+
+
+def test_a_sweep_keeps_a_piped_corpus_too(piped, console):
+  changes = to_record(piped) | {"cell": piped.model.cell, "compute_dtype": None}
+  for name in sweep.UNSUPPORTED:
+    del changes[name]
+  config = replace(SweepConfig(), **changes, num_seeds=2)
+  directory = sweep.run(config, console).directory
+  assert load(directory).config.data.corpus == KEPT
+  evaluated(directory, console)
