@@ -75,12 +75,7 @@ def open_run_dir(
   """
   job = config.job
   directory = Path(job.run) if job.run else _new_directory()
-  present = [name for name in CONTENTS if (directory / name).exists()]
-  if present and read_config(directory) is None:
-    raise ValueError(
-      f"{directory} holds {present[-1]} but no {CONFIG} of a run: choose "
-      "another --run"
-    )
+  _check_is_run_or_empty(directory)
   directory.mkdir(parents=True, exist_ok=True)
   with lock(directory):
     yield directory, _resume_or_start(directory, config, corpus_sha256)
@@ -148,6 +143,28 @@ def read_record(directory: Path) -> dict[str, Any]:
 def delete_previous(directory: Path) -> None:
   """Delete the run that --overwrite moved aside, if any."""
   shutil.rmtree(directory / PREVIOUS, ignore_errors=True)
+
+
+def _check_is_run_or_empty(directory: Path) -> None:
+  """Raise ValueError if a directory holds other files than those of a run."""
+  if read_config(directory) is not None:
+    return
+  present = [name for name in CONTENTS if (directory / name).exists()]
+  if present:
+    raise ValueError(
+      f"{directory} holds {present[-1]} but no {CONFIG} of a run: choose "
+      "another --run"
+    )
+  if not directory.is_dir():
+    return
+  leftovers = {LOCK, PREVIOUS, CONFIG + ".part"}  # of a run that was killed
+  names = sorted({path.name for path in directory.iterdir()} - leftovers)
+  if names:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    raise ValueError(
+      f"{directory} is not a run and not empty: it holds {names[0]}{others}; "
+      "choose another --run, such as a new directory"
+    )
 
 
 def _resume_or_start(

@@ -247,6 +247,27 @@ def test_a_checkpoint_of_another_tokenizer_than_the_config_is_refused(
       load(directory)
 
 
+def test_a_directory_of_other_files_is_refused_and_left_as_it_is(
+  config, console
+):
+  directory = Path(config.job.run)
+  directory.mkdir()
+  for name in ("notes.md", "picture.png"):
+    (directory / name).write_text("mine")
+    more = " and 1 more" if name == "picture.png" else ""
+    message = f"not a run and not empty: it holds notes.md{more}; choose "
+    for overwrite in (False, True):
+      with pytest.raises(ValueError, match=message):
+        train.run(replace(config, overwrite=overwrite), console)
+  names = {path.name for path in directory.iterdir()}
+  assert names == {"notes.md", "picture.png"}
+  for path in directory.iterdir():
+    path.unlink()
+  (directory / "lock").touch()  # of a run that was killed as it started
+  (directory / "config.json.part").touch()
+  train.run(config, console)
+
+
 def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
   finished, config, console
 ):
