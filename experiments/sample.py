@@ -18,6 +18,7 @@ from experiments.cli import launch
 from experiments.trainer.checkpoint import load
 from experiments.trainer.data import default_prompt
 from experiments.trainer.flags import LARGEST, finite
+from experiments.trainer.format import escape_controls
 from lstm_jax.language import sample
 
 
@@ -101,14 +102,18 @@ def run(
   ]
 
 
-def main() -> None:
-  """Read the flags, sample and print."""
-  options = {flag.name: flag.value for flag in FLAGS}
-  texts = run(**options)
+def show(texts: list[str]) -> None:
+  """Print samples, in a terminal with control characters escaped."""
   for number, text in enumerate(texts, start=1):
     if len(texts) > 1:
       print(f"=== sample {number} ===")
-    sys.stdout.write(f"{text}\n")
+    shown = escape_controls(text) if sys.stdout.isatty() else text
+    sys.stdout.write(f"{shown}\n")
+
+
+def main() -> None:
+  """Read the flags, sample and print."""
+  show(run(**{flag.name: flag.value for flag in FLAGS}))
 
 
 if __name__ == "__main__":

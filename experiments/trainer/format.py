@@ -1,6 +1,7 @@
 """Losses, tokens, bytes and tables as programs print them."""
 
 import math
+import re
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -8,6 +9,14 @@ from rich.table import Table
 
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import nats_per_character
+
+# Characters that a terminal obeys, but for the line break and the tab.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def escape_controls(text: str) -> str:
+  r"""Return a text as a terminal shows it: its control characters as \x1b."""
+  return CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def format_loss(nats: float, tokenizer: Tokenizer) -> str:

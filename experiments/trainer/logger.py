@@ -24,6 +24,7 @@ from experiments.trainer.checkpoint import (
 from experiments.trainer.data import default_prompt
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import append, write_json
+from experiments.trainer.format import escape_controls
 from experiments.trainer.metric_buffer import MetricBuffer
 from experiments.trainer.resources import process_size
 from experiments.trainer.setup import TrainSetup
@@ -216,7 +217,8 @@ class RunLogger:
     text = tokenizer.decode(tokens[0])
     if not self._setup.config.job.quiet:
       self._console.print(Rule(title, align="left"))
-      self._console.print(Text(text), soft_wrap=True)
+      shown = escape_controls(text) if self._console.is_terminal else text
+      self._console.print(Text(shown), soft_wrap=True)
     path = self.directory / run_dir.SAMPLES
     append(path, f"=== {title} ===\n{text}\n\n")
     self._tensorboard.sample(self.step, title, text)

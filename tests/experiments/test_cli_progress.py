@@ -5,11 +5,13 @@ import os
 import re
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from experiments import cli, train
+from experiments import cli, sample, train
 from experiments.cli import TrainingBar, make_console
+from experiments.trainer.format import escape_controls
 from experiments.trainer.records import replace
 
 MOVES = re.compile(r"\x1b\[(?:\?25[lh]|\d*[ABCDHJK])|\r(?!\n)")
@@ -135,3 +137,30 @@ def test_a_quiet_run_prints_its_heading_and_its_end_alone(config, here):
   assert heading.startswith("model ") and heading.endswith(config.job.run)
   assert end.startswith(f"best validation loss {result.val_loss:.4f}")
   assert "untrained" in (result.directory / "samples.txt").read_text()
+
+
+def test_control_characters_are_escaped_in_a_terminal_and_kept_elsewhere(
+  config, here, tmp_path
+):
+  """They could move the cursor, or set the title of the window."""
+  here.setenv("TERM", "dumb")  # for which rich writes no escape sequence
+  Path(config.data.corpus).write_text("\x1b\t\x07\n\x9b\x7f" * 200)
+  with terminal(here) as sent:
+    directory = train.run(config, make_console()).directory
+  text = b"".join(sent).decode().replace("\r\n", "\n")
+  assert not re.search(r"[^\n\t -~\xa1-\uffff]", text)
+  for shown in (r"\x1b", r"\x07", r"\x9b", r"\x7f"):
+    assert shown in text
+  samples = (directory / "samples.txt").read_text("utf-8")
+  assert set("\x1b\t\x07\n\x9b\x7f") < set(samples) and "\\" not in samples
+
+  assert escape_controls("\ta\r\n") == "\ta\\x0d\n"
+  texts = sample.run(str(directory), None, 60, 2.0, 0, 1.0, 1, 0)
+  with terminal(here) as sent:
+    sample.show(texts)
+  text = b"".join(sent).decode().replace("\r\n", "\n")
+  assert r"\x1b" in text and not re.search(r"[^\n\t -~]", text)
+  with pipe(here, tmp_path) as path:
+    sample.show(texts)
+    sys.stdout.flush()
+    assert path.read_bytes().decode() == f"{texts[0]}\n"
