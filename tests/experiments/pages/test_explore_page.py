@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import explore
 from experiments.pages.explore import TEMPLATE, pack_path, pack_signal
 from experiments.pages.packing import Blobs
 from experiments.trainer.checkpoint import load
@@ -232,6 +233,41 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
   ):
     assert line2 > line or column2 == column + width
   assert chromium.errors() == []
+
+
+def test_a_page_of_words_opens_at_its_cursor(
+  chromium, words_page, console, tmp_path
+):
+  """Which stands so many words in that they fill more than the window."""
+  text = tmp_path / "long.txt"
+  text.write_text("Thou\nart\nmore\nlovely\n" * 60, encoding="utf-8")
+  options = explore.ExploreConfig(str(words_page.parent), str(text))
+  page = explore.run(options, console).path
+  for size in ((1100, 900), (360, 740)):
+    chromium.emulate(*size)
+    chromium.open(page)
+    line, top, height = chromium.run(
+      "return [lineOf[cursor] * LINE, textBox.scrollTop, textBox.clientHeight]"
+    )
+    assert height < line  # from the top, it would be out of sight
+    assert top <= line and line + 26 <= top + height
+
+
+def test_the_list_and_the_status_show_one_probability(opened):
+  shown = opened.run(
+    """
+    const shown = [];
+    for (let t = 0; t + 1 < pieces.length; t++) {
+      moveTo(t);
+      const listed = document.querySelector("#next .actual span");
+      const status = document.getElementById("status").textContent;
+      shown.push([listed.textContent, status.match(/[0-9.]+ %/)[0]]);
+    }
+    return shown;
+    """
+  )
+  assert len(shown) == 399
+  assert [listed for listed, _ in shown] == [status for _, status in shown]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
