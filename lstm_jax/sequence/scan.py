@@ -36,6 +36,7 @@ from jax import lax
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, Residuals, State
 from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
+from lstm_jax.sequence.rows import scan_rows
 
 
 class ScanOptions(NamedTuple):
@@ -147,7 +148,7 @@ def forward(
     return state, gates, (state.h, residuals)
 
   axs = cell.project(operands, xs)
-  last, gates, (hs, residuals) = _scan_in_place(
+  last, gates, (hs, residuals) = scan_rows(
     body, state, axs, extras, options.reverse
   )
   saved = SequenceResiduals(params, state, xs, extras, hs, gates, residuals)
@@ -174,7 +175,7 @@ def backward(
     return cast_like(d_before, d_state), da, extra_cotangents
 
   # The carry is upcast: in bfloat16, T roundings of it would add up.
-  d_state, das, extra_cotangents = _scan_in_place(
+  d_state, das, extra_cotangents = scan_rows(
     body,
     upcast(d_last),
     gates,
@@ -217,43 +218,3 @@ def cast_operands(
   """
   cast = cast_matrices(params, options.compute_dtype)
   return cast._replace(w_x=params.w_x) if is_token(xs) else cast
-
-
-def _scan_in_place(
-  f: Callable, carry: Any, rows: jax.Array, xs: Any, reverse: bool
-) -> tuple[Any, jax.Array, Any]:
-  """Scan f over rows and xs, with each new row written over the old one.
-
-  Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)). But `lax.scan`
-  allocates an array of zeros for its outputs and writes the new rows there;
-  this writes them into the array of the old rows. Each row is read one step
-  early, after the previous write: if a step read its own row, XLA might order
-  the read after the write, and copy all T rows at every step.
-
-  Args:
-    f: (carry, row, x) -> (carry, new row of the same shape, y).
-    carry: the carry before the first step.
-    rows: [T, ...].
-    xs: a tree of arrays [T, ...], or None.
-    reverse: from the last step to the first.
-
-  Returns:
-    (carry after the last step, new rows [T, ...], ys).
-  """
-  steps = rows.shape[0]  # a symbolic T has no len
-  first, ahead = (-1, -1) if reverse else (0, 1)
-
-  def row_at(rows, t):
-    return lax.dynamic_index_in_dim(rows, t.clip(0, steps - 1), keepdims=False)
-
-  def body(carry, inputs):
-    (carry, row, rows), (t, x) = carry, inputs
-    carry, row, y = f(carry, row, x)
-    row = row.astype(rows.dtype)
-    rows = lax.dynamic_update_index_in_dim(rows, row, t, 0)
-    return (carry, row_at(rows, t + ahead), rows), y
-
-  carry = carry, rows[first], rows
-  inputs = jnp.arange(steps), xs
-  (carry, _, rows), ys = lax.scan(body, carry, inputs, reverse=reverse)
-  return carry, rows, ys
