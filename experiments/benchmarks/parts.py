@@ -6,6 +6,7 @@ the peers that it skips, with the reason.
 
 from collections.abc import Callable, Iterable, Iterator
 
+from experiments.benchmarks import launches
 from experiments.benchmarks.peers import (
   memory,
   models,
@@ -120,6 +121,16 @@ def memory_part(sizes: Row) -> Cases:
   yield [{"part": "memory"} | case | row for row in rows], skipped
 
 
+def launches_part(sizes: Row) -> Cases:
+  """Count the kernel launches of the gradient of one layer on an H100."""
+  case = LAYER | {"hidden_size": 512} | _sizes_of(sizes, LAYER)
+  for cell in ("lstm", "gru"):
+    for dtype in launches.DTYPES:
+      rows, skipped = launches.count(cell, case, dtype)
+      title = {"part": "launches", "cell": cell} | case | {"dtype": dtype}
+      yield [title | row for row in rows], skipped
+
+
 def original_part(rounds: int, num_steps: int = 64) -> Cases:
   """Time the training step of the original recipe, one and several per call.
 
@@ -179,6 +190,7 @@ PARTS: dict[str, Callable[[Row, int], Cases]] = {
   "resets": resets_part,
   "sampling": lambda sizes, rounds: sampling_part(SAMPLING, rounds),
   "memory": lambda sizes, rounds: memory_part(sizes),
+  "launches": lambda sizes, rounds: launches_part(sizes),
   "original": lambda sizes, rounds: original_part(rounds),
   "growth": lambda sizes, rounds: growth_part(GROWTH, rounds),
 }

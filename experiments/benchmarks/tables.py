@@ -14,6 +14,10 @@ RESULTS = (
   "compile_s",
   "bytes",
   "tokens_per_second",
+  "forward_launches",
+  "forward_in_graph",
+  "backward_launches",
+  "backward_in_graph",
 )
 COLUMNS = {
   "median_ms": ("ms", "{:.3g}"),
@@ -23,6 +27,8 @@ COLUMNS = {
   "tokens_per_second": ("tokens/s", "{:,.0f}"),
   "compile_s": ("compile s", "{:.1f}"),
   "mebibytes": ("MiB", "{:,.1f}"),
+  "forward": ("forward launches", "{}"),
+  "backward": ("backward launches", "{}"),
 }
 
 
@@ -31,7 +37,8 @@ def case_table(rows: list[Row]) -> Table:
 
   The columns: the median and the quartiles of the milliseconds; the "ratio" of
   the median to ours; "products", the share of the median that the matrix
-  products alone take; tokens per second; seconds to compile; memory.
+  products alone take; tokens per second; seconds to compile; memory; the
+  kernel launches of a time step, and whether a CUDA graph holds them.
   """
   case = {k: v for k, v in rows[0].items() if k not in (*RESULTS, "peer")}
   title = ", ".join(
@@ -41,7 +48,11 @@ def case_table(rows: list[Row]) -> Table:
   medians = {row["peer"]: row.get("median_ms") for row in rows}
   products = medians.get("products alone")
   rows = [_with_derived(row, products) for row in rows]
-  keys = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
+  keys = [
+    k
+    for k in COLUMNS
+    if k not in case and any(row.get(k) is not None for row in rows)
+  ]
   table = number_table("", *(COLUMNS[key][0] for key in keys), title=title)
   table.padding = (0, 1, 0, 0)  # the columns fit into 80 characters
   for row in rows:
@@ -58,6 +69,10 @@ def _with_derived(row: Row, products_ms: float | None) -> Row:
   derived: Row = {}
   if row.get("bytes"):
     derived["mebibytes"] = row["bytes"] / 2**20
+  for loop in ("forward", "backward"):
+    if launches := row.get(f"{loop}_launches"):
+      graph = ", in a graph" if row[f"{loop}_in_graph"] else ""
+      derived[loop] = f"{launches}{graph}"
   if products_ms:
     derived["products_share"] = products_ms / row["median_ms"]
   return row | derived

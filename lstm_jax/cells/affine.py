@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.mesh import vary_alike
+from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import (
   accumulation_dtype,
   cast_like,
@@ -44,11 +45,14 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
 def product_transposed(x: jax.Array, w: jax.Array) -> jax.Array:
   """Return x Wᵀ, [..., D], for few rows x [..., K] and w [D, K].
 
-  Computed as (W xᵀ)ᵀ, with the large matrix on the left. XLA's products on the
-  CPU copy their right operand into blocks at every call; for a matrix as large
-  as W this copy takes longer than the product of a few rows with it. At H 1024,
-  B 32, T 64 the products of the backward scan took 90 ms instead of 150.
+  On a CPU it is computed as (W xᵀ)ᵀ, with the large matrix on the left. XLA's
+  products on the CPU copy their right operand into blocks at every call; for a
+  matrix as large as W this copy takes longer than the product of a few rows
+  with it. At H 1024, B 32, T 64 the products of the backward scan took 90 ms
+  instead of 150.
   """
+  if not is_cpu():
+    return product(x, w.T)
   y = jnp.einsum(
     "dk,...k->d...",
     w,

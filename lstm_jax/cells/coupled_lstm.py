@@ -33,7 +33,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
@@ -52,6 +51,7 @@ from lstm_jax.cells.initializers import (
   recurrent_weights,
 )
 from lstm_jax.cells.lstm import LSTMResiduals, LSTMState
+from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
@@ -83,9 +83,9 @@ def recur(
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   # The barrier keeps XLA from computing this again in each of its consumers.
-  af, ag, ao = jnp.split(lax.optimization_barrier(a), 3, axis=-1)
+  af, ag, ao = jnp.split(computed_once(a), 3, axis=-1)
   gates = jnp.concatenate([sigmoid(af), tanh(ag), sigmoid(ao)], axis=-1)
-  gates = lax.optimization_barrier(gates)
+  gates = computed_once(gates)
   f, g, o = jnp.split(gates, 3, axis=-1)
   c = upcast(state.c)
   c_next, tanh_c = _next_c(f, g, c)
@@ -117,7 +117,7 @@ def recur_backward(
   dag = dc_sum * (1 - f) * dtanh(g)
   dao = dh_next * tanh_c * dsigmoid(o)
   # The barrier keeps XLA from computing da again in each of its consumers.
-  da = lax.optimization_barrier(jnp.concatenate([daf, dag, dao], axis=-1))
+  da = computed_once(jnp.concatenate([daf, dag, dao], axis=-1))
   dh = product_transposed(da, params.w_h)
   dc = dc_sum * f
   return LSTMState(dh, dc), da

@@ -37,7 +37,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
 from lstm_jax.cells.affine import (
@@ -55,6 +54,7 @@ from lstm_jax.cells.initializers import (
   input_weights,
   recurrent_weights,
 )
+from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
@@ -106,7 +106,7 @@ def recur(
   u_gates, un = jnp.split(product(state.h, params.w_h), [split], axis=-1)
   h = upcast(state.h)
   # The barrier keeps XLA from computing this again in each of its consumers.
-  gates = lax.optimization_barrier(sigmoid(x_gates + u_gates))
+  gates = computed_once(sigmoid(x_gates + u_gates))
   r, z = jnp.split(gates, 2, axis=-1)
   s = un + as_row(params.b_n, un)
   n = tanh(xn + r * s)

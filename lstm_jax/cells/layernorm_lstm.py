@@ -38,7 +38,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import tanh
@@ -53,6 +52,7 @@ from lstm_jax.cells.affine import (
 )
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.lstm import LSTMState, activate, local_gradients
+from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
@@ -103,7 +103,7 @@ def recur(
   u, u_scale = normalise(product(state.h, params.w_h))
   a = ax + as_row(params.gain_h, u) * u + as_row(params.b, ax)
   # The barrier keeps XLA from computing this again in each of its consumers.
-  gates = lax.optimization_barrier(activate(a))
+  gates = computed_once(activate(a))
   i, f, g, o = jnp.split(gates, 4, axis=-1)
   c = upcast(state.c)
   c_next = f * c + i * g

@@ -42,7 +42,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from lstm_jax.cells.activations import dtanh, tanh
 from lstm_jax.cells.affine import (
@@ -59,6 +58,7 @@ from lstm_jax.cells.initializers import (
   input_weights,
   recurrent_weights,
 )
+from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
@@ -107,7 +107,7 @@ def recur(
   # once, it would take another array of T·B·4H numbers and a pass over it.
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   # The barrier keeps XLA from computing this again in each of its consumers.
-  gates = lax.optimization_barrier(activate(a))
+  gates = computed_once(activate(a))
   c = upcast(state.c)
   c_next, tanh_c = next_c(gates, c)
   o = gates[..., -c.shape[-1] :]

@@ -37,7 +37,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import sigmoid, tanh
@@ -52,6 +51,7 @@ from lstm_jax.cells.affine import (
 )
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.lstm import LSTMState, local_gradients
+from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
@@ -92,7 +92,7 @@ def recur(
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   # The barrier keeps XLA from computing this again in each of its consumers.
-  ai, af, ag, ao = jnp.split(lax.optimization_barrier(a), 4, axis=-1)
+  ai, af, ag, ao = jnp.split(computed_once(a), 4, axis=-1)
   c = upcast(state.c)
   w_i, w_f, w_o = _peepholes(params, c)
   i = sigmoid(ai + w_i * c)
@@ -123,7 +123,7 @@ def recur_backward(
   dc_sum = dc_next + dh_next * h_wrt_c + dao * w_o
   dai, daf, dag = dc_sum * c_wrt_ai, dc_sum * c_wrt_af, dc_sum * c_wrt_ag
   # The barrier keeps XLA from computing da again in each of its consumers.
-  da = lax.optimization_barrier(jnp.concatenate([dai, daf, dag, dao], axis=-1))
+  da = computed_once(jnp.concatenate([dai, daf, dag, dao], axis=-1))
   dh = product_transposed(da, params.w_h)
   dc = dc_sum * f + dai * w_i + daf * w_f
   return LSTMState(dh, dc), da

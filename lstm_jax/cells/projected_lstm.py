@@ -39,7 +39,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lstm_jax.cells.affine import (
   affine_backward,
@@ -56,6 +55,7 @@ from lstm_jax.cells.initializers import (
   recurrent_weights,
 )
 from lstm_jax.cells.lstm import LSTMState, activate, local_gradients, next_c
+from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
@@ -97,7 +97,7 @@ def recur(
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   # The barrier keeps XLA from computing this again in each of its consumers.
-  gates = lax.optimization_barrier(activate(a))
+  gates = computed_once(activate(a))
   c = upcast(state.c)
   c_next, tanh_c = next_c(gates, c)
   o = gates[..., -c.shape[-1] :]
@@ -122,7 +122,7 @@ def recur_backward(
   dc_sum = dc_next + dm * m_wrt_c
   da = jnp.concatenate([dc_sum, dc_sum, dc_sum, dm], axis=-1) * local_grads
   # The barrier keeps XLA from computing da again in each of its consumers.
-  da = lax.optimization_barrier(da)
+  da = computed_once(da)
   dh = product_transposed(da, params.w_h)
   dc = dc_sum * f
   return LSTMState(dh, dc), da, dh_next

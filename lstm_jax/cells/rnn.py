@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lstm_jax.cells.activations import dtanh, tanh
 from lstm_jax.cells.affine import (
@@ -38,6 +37,7 @@ from lstm_jax.cells.initializers import (
   input_weights,
   recurrent_weights,
 )
+from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like
 from lstm_jax.cells.serialization import serializable
 
@@ -95,7 +95,7 @@ def recur_backward(
   del residuals
   (dh_next,) = d_state
   # The barrier keeps XLA from computing da again in each of its consumers.
-  da = lax.optimization_barrier(dh_next * local_grads)
+  da = computed_once(dh_next * local_grads)
   dh = product_transposed(da, params.w_h)
   return RNNState(dh), da
 

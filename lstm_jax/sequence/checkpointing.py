@@ -201,7 +201,9 @@ def _recompute(
   )
   axs = cell.project(operands, xs)
   _, gates, residuals = cell.recur(operands, before, axs, *extras)
-  return SequenceResiduals(params, start, xs, extras, after.h, gates, residuals)
+  return SequenceResiduals(
+    params, start, xs, extras, gates, (after.h, residuals)
+  )
 
 
 def _split(tree: Any, chunk: int) -> Any:

@@ -35,6 +35,7 @@ from jax import lax
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.checks import check_inputs, check_params
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.sequence.rows import separate
 from lstm_jax.sequence.scan import ScanOptions, forward
 
 
@@ -66,12 +67,13 @@ def state_cotangents(
 
   def body(d_after, inputs):
     gates, residuals = inputs
+    residuals = separate(residuals)
     d_before, *_ = cell.recur_backward(params, gates, residuals, d_after)
     d_before = cast_like(d_before, d_after)
     return d_before, cast_like(d_before, state)
 
   # The carry is upcast: in bfloat16, T roundings of it would add up.
-  steps = saved.gates, saved.residuals
+  steps = saved.gates, saved.outputs[1]
   _, d_states = lax.scan(body, upcast(d_last), steps, reverse=True)
   return jax.tree.map(
     lambda before, last: jnp.concatenate([before, last[None]]), d_states, d_last

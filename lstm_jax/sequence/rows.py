@@ -1,5 +1,12 @@
-"""A scan over time whose outputs are written over its inputs."""
+"""A scan over time whose new rows are written over the old ones.
 
+`lax.scan` allocates an array of zeros for its outputs and writes the new rows
+there. The rows of `scan_rows` are the largest array of a sequence, so that it
+writes them into the array of the old rows. How depends on the device
+(`cells.platform`).
+"""
+
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,27 +14,38 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lstm_jax.cells.platform import is_cpu
+
 
 def scan_rows(
   f: Callable, carry: Any, rows: jax.Array, xs: Any, reverse: bool
 ) -> tuple[Any, jax.Array, Any]:
   """Scan f over rows and xs, with each new row written over the old one.
 
-  Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)). But `lax.scan`
-  allocates an array of zeros for its outputs and writes the new rows there;
-  this writes them into the array of the old rows. Each row is read one step
-  early, after the previous write: if a step read its own row, XLA might order
-  the read after the write, and copy all T rows at every step.
+  Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)).
 
   Args:
-    f: (carry, row, x) -> (carry, new row of the same shape, y).
+    f: (carry, row, x) -> (carry, new row of the same shape, y). All arrays of
+      y are floats [..., K] with the batch axes of a row.
     carry: the carry before the first step.
     rows: [T, ...].
     xs: a tree of arrays [T, ...], or None.
     reverse: from the last step to the first.
 
   Returns:
-    (carry after the last step, new rows [T, ...], ys).
+    (carry after the last step, new rows [T, ...], ys); `separate` gives the
+    tree of ys, at one step or at all.
+  """
+  scan = _scan_without_copies if is_cpu() else _scan_with_few_kernels
+  return scan(f, carry, rows, xs, reverse)
+
+
+def _scan_without_copies(f, carry, rows, xs, reverse):
+  """Scan as `scan_rows` does; XLA never copies the array of rows.
+
+  Each row is read one step early, after the previous write: if a step read its
+  own row, XLA might order the read after the write, and copy all T rows at
+  every step.
   """
   steps = rows.shape[0]  # a symbolic T has no len
   first, ahead = (-1, -1) if reverse else (0, 1)
@@ -46,3 +64,81 @@ def scan_rows(
   inputs = jnp.arange(steps), xs
   (carry, _, rows), ys = lax.scan(body, carry, inputs, reverse=reverse)
   return carry, rows, ys
+
+
+def _scan_with_few_kernels(f, carry, rows, xs, reverse):
+  """Scan as `scan_rows` does, with few kernels a time step.
+
+  XLA for GPUs computes values of one shape in one kernel, so the new row is cut
+  into pieces as wide as the carry. The barrier keeps it from computing them
+  again where they are stored, from the row that is then overwritten. Each array
+  that is stored takes a kernel, so all of y is stored as one. And what is
+  stored must not be the carry as it is: XLA would store it by a copy outside of
+  the CUDA graph that launches the kernels of a step together.
+  """
+  steps = jnp.arange(rows.shape[0])
+  width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
+
+  def body(carry, inputs):
+    (carry, rows), (t, x) = carry, inputs
+    row = lax.dynamic_index_in_dim(rows, t, keepdims=False)
+    carry, row, y = f(carry, row, x)
+    cuts = range(width, row.shape[-1], width)
+    pieces = jnp.split(row.astype(rows.dtype), list(cuts), axis=-1)
+    carry, pieces, y = lax.optimization_barrier((carry, pieces, y))
+    row = jnp.concatenate(pieces, axis=-1)
+    rows = lax.dynamic_update_index_in_dim(rows, row, t, 0)
+    return (carry, rows), join(y)
+
+  (carry, rows), ys = lax.scan(
+    body, (carry, rows), (steps, xs), reverse=reverse
+  )
+  return carry, rows, ys
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Joined:
+  """A tuple of trees of arrays [..., K], as one array [..., ΣK] a dtype."""
+
+  arrays: dict[str, jax.Array]
+  structure: Any = dataclasses.field(metadata={"static": True})
+  leaves: tuple[tuple[str, int, int], ...] = dataclasses.field(
+    metadata={"static": True}
+  )  # of each array its dtype, and where it lies: from and to
+
+  def __getitem__(self, index: int) -> "Joined":
+    """Return an element of the tuple, in the same arrays."""
+    children = self.structure.children()
+    first = sum(child.num_leaves for child in children[:index])
+    last = first + children[index].num_leaves
+    return Joined(self.arrays, children[index], self.leaves[first:last])
+
+
+def join(tree: Any) -> Joined:
+  """Return the arrays of a tree, joined along their last axis."""
+  leaves, structure = jax.tree.flatten(tree)
+  groups: dict[str, list[jax.Array]] = {}
+  ends: dict[str, int] = {}
+  places = []
+  for leaf in leaves:
+    dtype = leaf.dtype.name
+    start = ends.get(dtype, 0)
+    ends[dtype] = start + leaf.shape[-1]
+    groups.setdefault(dtype, []).append(leaf)
+    places.append((dtype, start, ends[dtype]))
+  arrays = {
+    dtype: jnp.concatenate(group, -1) for dtype, group in groups.items()
+  }
+  return Joined(arrays, structure, tuple(places))
+
+
+def separate(ys: Any) -> Any:
+  """Return the tree that was joined; any other tree as it is."""
+  if not isinstance(ys, Joined):
+    return ys
+  leaves = [
+    lax.slice_in_dim(ys.arrays[dtype], start, end, axis=-1)
+    for dtype, start, end in ys.leaves
+  ]
+  return jax.tree.unflatten(ys.structure, leaves)

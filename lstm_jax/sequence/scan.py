@@ -34,9 +34,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import Cell, Params, Residuals, State
+from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
-from lstm_jax.sequence.rows import scan_rows
+from lstm_jax.sequence.rows import scan_rows, separate
 
 
 class ScanOptions(NamedTuple):
@@ -53,9 +53,8 @@ class SequenceResiduals(NamedTuple):
   state: State  # before the first step
   xs: jax.Array  # [T, ..., D] or tokens [T, ...]
   extras: tuple  # further arguments of a wrapped cell's steps, each [T, ...]
-  hs: jax.Array  # [T, ..., H]
   gates: jax.Array  # [T, ..., G·H], or local gradients
-  residuals: Residuals  # those that `recur` returns, each [T, ...]
+  outputs: Any  # (hs, the residuals of `recur`), each [T, ...], for `separate`
 
 
 def scan_steps(
@@ -148,10 +147,9 @@ def forward(
     return state, gates, (state.h, residuals)
 
   axs = cell.project(operands, xs)
-  last, gates, (hs, residuals) = scan_rows(
-    body, state, axs, extras, options.reverse
-  )
-  saved = SequenceResiduals(params, state, xs, extras, hs, gates, residuals)
+  last, gates, outputs = scan_rows(body, state, axs, extras, options.reverse)
+  hs = separate(outputs[0])
+  saved = SequenceResiduals(params, state, xs, extras, gates, outputs)
   return (last, hs), saved
 
 
@@ -162,12 +160,13 @@ def backward(
   cotangents: tuple[State, jax.Array],
 ) -> tuple[Params, State, Any, None]:
   """Return the cotangents of params, the first state, xs and extras."""
-  params, state, xs, extras, hs, gates, residuals = saved
+  params, state, xs, extras, gates, outputs = saved
   operands = cast_operands(params, xs, options)
   d_last, dhs = cotangents
 
   def body(d_state, gates, inputs):
     residuals, dh, extra = inputs
+    residuals = separate(residuals)
     d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
     d_before, da, *extra_cotangents = cell.recur_backward(
       operands, gates, residuals, d_after, *extra
@@ -175,16 +174,16 @@ def backward(
     return cast_like(d_before, d_state), da, extra_cotangents
 
   # The carry is upcast: in bfloat16, T roundings of it would add up.
-  d_state, das, extra_cotangents = scan_rows(
+  d_state, das, ys = scan_rows(
     body,
     upcast(d_last),
     gates,
-    (residuals, dhs, extras),
+    (outputs[1], dhs, extras),
     not options.reverse,
   )
-  hs_before = before_steps(state.h, hs, options)
+  hs_before = before_steps(state.h, separate(outputs[0]), options)
   d_params, dxs = cell.parameter_gradients(
-    operands, xs, hs_before, residuals, das, *extra_cotangents
+    operands, xs, hs_before, separate(outputs[1]), das, *separate(ys)
   )
   dxs = None if dxs is None else dxs.astype(xs.dtype)
   d_params, d_state = cast_like((d_params, d_state), (params, state))

@@ -1,0 +1,81 @@
+"""Launches of a time step, counted in programs for an H100."""
+
+import importlib.util
+import json
+
+import pytest
+
+from experiments.benchmarks import launches
+from experiments.benchmarks.tables import case_table
+from tests.processes import ROOT
+
+CUDA = importlib.util.find_spec("jax_plugins") is not None
+KEPT = ROOT / "experiments/results/benchmark/launches.json"
+SIZES = {"hidden_size": 512, "seq_len": 64, "batch_size": 32}
+MOST = {  # launches of a time step: forward, backward
+  ("lstm", "float32"): (7, 8),
+  ("lstm", "bfloat16"): (8, 8),
+  ("gru", "float32"): (6, 7),
+  ("gru", "bfloat16"): (7, 7),
+}
+THUNKS = """\
+000: kCommandBuffer [source       | next=002 (1)]
+    001: kCopy         [source | sink] kCopy
+002: kWhile         [prev=000 (1) | next=012 (1)]
+condition:
+    003: kCustomKernel [source | sink] compare
+  body:
+    000: kCommandBuffer [source | sink]
+        004: kCustomKernel [source       | next=005 (1)] gemm
+        005: kCopy         [prev=004 (1) | sink        ] kCopy
+006: kWhile         [prev=002 (1) | sink        ]
+condition:
+    007: kCustomKernel [source | sink] compare
+  body:
+    008: kCustomKernel [source       | next=009 (1)] gemm
+    009: kAsyncStart   [source       | sink        ] stream=0
+        010: kDynamicSliceFusion [source | sink]
+            011: kCopy [source | sink] kCopy
+012: kCustomKernel [source | sink] reduce
+"""
+
+
+def test_the_launches_of_each_loop_are_counted():
+  assert launches.read_loops(THUNKS) == [(3, True), (3, False)]
+
+
+def test_the_kept_table_has_ours_below_every_other():
+  rows = json.loads(KEPT.read_text())["rows"]
+  cases = {}
+  for row in rows:
+    cases.setdefault((row["cell"], row["dtype"]), []).append(row)
+  assert set(cases) == set(MOST)
+  for case, (ours, *others) in cases.items():
+    assert ours["peer"] == "lstm_jax" and case_table([ours]).row_count == 1
+    assert ours["forward_in_graph"] and ours["backward_in_graph"]
+    found = ours["forward_launches"], ours["backward_launches"]
+    assert found == MOST[case]
+    for other in others:
+      assert ours["forward_launches"] < other["forward_launches"]
+      assert ours["backward_launches"] < other["backward_launches"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(
+  not CUDA,
+  reason="JAX's CUDA packages are not installed",
+)
+@pytest.mark.parametrize(("cell", "dtype"), MOST)
+def test_our_cells_launch_no_more(cell, dtype):
+  rows, _ = launches.count(cell, SIZES, dtype)
+  most_forward, most_backward = MOST[cell, dtype]
+  assert rows[0]["forward_launches"] <= most_forward
+  assert rows[0]["backward_launches"] <= most_backward
+  assert rows[0]["forward_in_graph"] and rows[0]["backward_in_graph"]
+
+
+def test_without_the_packages_an_error_names_them():
+  if CUDA:
+    pytest.skip("JAX's CUDA packages are installed")
+  with pytest.raises(ValueError, match="needs JAX's CUDA packages, and no GPU"):
+    launches.compile_for_h100(abs, 1.0)

@@ -1,0 +1,81 @@
+"""The loop over time that is traced for GPUs, compared on the CPU."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import Autodiff, Explicit, unroll
+from lstm_jax.cells.platform import is_cpu, traced_for
+from lstm_jax.sequence import state_cotangents
+from lstm_jax.sequence.rows import Joined, join, separate
+from tests.contract import CELLS
+from tests.draws import B, H, T, arguments, normal_like, weighed, worst
+
+OPTIONS = {
+  "plain": {},
+  "reverse": {"reverse": True},
+  "masked": {
+    "lengths": jnp.array([T, 0, 2]),
+    "reset": jnp.arange(T * B).reshape(T, B) % 4 == 0,
+  },
+}
+
+
+def gradient(cell, adjoint, options, key):
+  f = weighed(partial(unroll, cell, adjoint=adjoint, **options), key)
+  return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments(cell, key))
+
+
+@CELLS
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+  "adjoint", [Explicit(), Explicit("recompute"), Explicit(chunk=2)], ids=str
+)
+def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
+  cell, options, adjoint, key
+):
+  expected = gradient(cell, Autodiff(), OPTIONS[options], key)
+  with traced_for("cuda"):
+    assert not is_cpu()
+    found = gradient(cell, adjoint, OPTIONS[options], key)
+  assert is_cpu()
+  assert worst(tuple(found), tuple(expected)) < 1e-12
+
+
+def test_the_loop_for_gpus_takes_mixed_dtypes_and_gives_state_cotangents(key):
+  from lstm_jax import gru, lstm
+
+  for cell in (lstm, gru):
+    params, state, xs = jax.tree.map(
+      lambda x: x.astype(jnp.bfloat16), arguments(cell, key)
+    )
+    d_last = normal_like(key, state)
+    run = partial(state_cotangents, cell, params, state, xs)
+    expected = run(d_last)
+    with traced_for("cuda"):
+      found = run(d_last)
+    for a, b in zip(found, expected, strict=True):
+      assert a.dtype == b.dtype
+      assert jnp.allclose(a, b, rtol=0.05, atol=0.05)
+
+
+def test_joined_arrays_are_separated_whole_and_in_part():
+  tree = (
+    jnp.ones((T, B, H), jnp.float32),
+    {"a": jnp.full((T, B, 2), 2.0, jnp.bfloat16), "b": jnp.zeros((T, B, 3))},
+    (),
+  )
+  joined = join(tree)
+  assert isinstance(joined, Joined) and len(joined.arrays) == 3
+  for found, expected in (
+    (separate(joined), tree),
+    (separate(joined[1]), tree[1]),
+    (separate(joined[0]), tree[0]),
+    (separate(joined[2]), tree[2]),
+    (separate(tree), tree),
+  ):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+      assert a.dtype == b.dtype and (a == b).all()
