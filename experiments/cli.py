@@ -1,8 +1,10 @@
 """How programs start, report progress and exit; errors are one line.
 
-Exit status: 0 done; 1 a flag that absl refuses, or a check that fails; 2 bad
-input; 3 a loss that is not finite; 130 stopped by Ctrl-C (SIGINT) and 143 by
-SIGTERM, as shells count them.
+Exit status: 0 done; 1 a check that fails; 2 bad input, such as a flag that is
+refused; 3 a loss that is not finite; as shells count signals, 130 stopped by
+Ctrl-C (SIGINT), 143 by SIGTERM, and 141 where the reader of the output has
+closed its pipe (SIGPIPE): the program ends without a message, and a run
+resumes as after a kill. Without a standard output a program prints nothing.
 """
 
 import io
@@ -31,15 +33,20 @@ from rich.progress import (
 
 from experiments.trainer.config import JobConfig
 from experiments.trainer.errors import Diverged
+from experiments.trainer.flags import HelpFlag
 
 BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
 INTERRUPTED = SIGNALLED + signal.SIGINT
+PIPE_CLOSED = SIGNALLED + signal.SIGPIPE
 STOPPING = signal.SIGINT, signal.SIGTERM
 LINE_EVERY = 10.0  # seconds between progress lines outside a terminal
 
 
 def launch(
-  main: Callable[..., int | None], *, takes_arguments: bool = False
+  main: Callable[..., int | None],
+  *,
+  takes_arguments: bool = False,
+  required: Sequence[str] = (),
 ) -> None:
   """Parse the flags, call main, and exit with what it returns.
 
@@ -47,17 +54,22 @@ def launch(
     main: the program.
     takes_arguments: whether main takes the list of positional arguments, which
       may stand before flags; if not, there must be none.
+    required: flags that must be given.
   """
 
   def guarded(argv: Sequence[str]) -> int | None:
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.FATAL)  # orbax logs each of its steps
     try:
-      if takes_arguments:
-        return main(argv[1:])
-      if len(argv) > 1:
-        raise ValueError(f"unknown argument {argv[1]!r}: flags begin with --")
-      return main()
+      arguments = argv[1:]
+      missing = [name for name in required if not flags.FLAGS[name].value]
+      if not takes_arguments and (arguments or missing):
+        raise ValueError(_complaint(arguments, missing))
+      status = main(arguments) if takes_arguments else main()
+      sys.stdout.flush()
+      return status
+    except BrokenPipeError:
+      raise
     except (ValueError, OSError, OverflowError) as error:
       return _fail(error, BAD_INPUT)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -67,15 +79,33 @@ def launch(
     except KeyboardInterrupt as error:
       return _fail(error if error.args else "interrupted", INTERRUPTED)
 
+  _replace_closed_streams()
+  app.define_help_flags()
+  flags.DEFINE_flag(HelpFlag())
   flags.FLAGS.set_gnu_getopt(takes_arguments)
   sys.unraisablehook = _unraisable
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="replace")  # ASCII terminals get ? for ×
   try:
-    app.run(guarded)
+    app.run(guarded, flags_parser=flags.FLAGS)
+  except flags.Error as error:
+    sys.exit(_fail(f"{error}".removeprefix("ERROR:: "), BAD_INPUT))
   except UnicodeDecodeError as error:  # of a flagfile
     sys.exit(_fail(f"a flagfile is not UTF-8: {error}", BAD_INPUT))
+  except BrokenPipeError:
+    _discard_output()
+    sys.exit(PIPE_CLOSED)
+
+
+def _complaint(arguments: Sequence[str], missing: Sequence[str]) -> str:
+  """Return what is wrong with stray arguments and missing flags."""
+  if not arguments:
+    return f"--{missing[0]} must be given"
+  unknown = f"unknown argument {arguments[0]!r}: "
+  if not missing:
+    return unknown + "flags begin with --"
+  return unknown + f"did you mean --{missing[0]}={shlex.quote(arguments[0])}?"
 
 
 @contextmanager
@@ -131,9 +161,16 @@ def make_console() -> Console:
   """
   terminal = sys.stdout.isatty() and not os.environ.get("CI")
   interactive = None if terminal else False  # None: unless it is a dumb one
-  return Console(
+  return _Console(
     markup=False, emoji=False, highlight=False, force_interactive=interactive
   )
+
+
+class _Console(Console):
+  """A console that leaves a closed pipe to `launch`; rich would exit with 1."""
+
+  def on_broken_pipe(self) -> None:
+    raise BrokenPipeError
 
 
 class TrainingBar:
@@ -214,6 +251,31 @@ def _fail(error: object, status: int) -> int:
   # Leftovers of orbax would complain as the interpreter exits.
   sys.unraisablehook = lambda _: None
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-  message = " ".join(str(error).split())[:500]
+  message = " ".join(_text(error).split())[:500]
   print(f"error: {message}", file=sys.stderr)
+  try:
+    sys.stdout.flush()
+  except OSError:  # such as a full disk, of which the message says enough
+    _discard_output()
   return status
+
+
+def _text(error: object) -> str:
+  """Return the message of an error; of the system's, without its number."""
+  if isinstance(error, OSError) and error.strerror:
+    name = f"{error.filename}: " if error.filename else ""
+    return name + error.strerror.lower()
+  return str(error)
+
+
+def _replace_closed_streams() -> None:
+  """Have a closed standard output, or error output, take what is printed."""
+  for name in ("stdout", "stderr"):
+    if getattr(sys, name) is None:
+      stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+      setattr(sys, name, stream)
+
+
+def _discard_output() -> None:
+  """Drop what standard output cannot take: the interpreter would try again."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -263,5 +263,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  FLAGS = define_flags(EvaluateConfig(), required=("run",))
-  launch(main)
+  FLAGS = define_flags(EvaluateConfig())
+  launch(main, required=("run",))

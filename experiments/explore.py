@@ -91,5 +91,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  FLAGS = define_flags(ExploreConfig(), required=("run",))
-  launch(main)
+  FLAGS = define_flags(ExploreConfig())
+  launch(main, required=("run",))

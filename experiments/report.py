@@ -10,6 +10,7 @@ page is report.html, in the run directory if there is one run, and in the
 current directory if there are several, or the file that --output names.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,9 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   directories = [Path(name) for name in runs]
   if not directories:
     raise ValueError("expected run directories: report RUN [RUN ...]")
-  for directory in directories:
-    if sum(directory.resolve() == other.resolve() for other in directories) > 1:
+  paths = [os.path.realpath(directory) for directory in directories]
+  for directory, path in zip(directories, paths, strict=True):
+    if paths.count(path) > 1:
       raise ValueError(f"{directory} is given twice")
   histories = [
     history
@@ -57,9 +59,9 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
     for history in read_run_histories(directory)
   ]
   default = directories[0] if len(directories) == 1 else Path()
-  path = Path(config.output or default / run_dir.REPORT)
-  check_parent(path)
-  return write_page(path, make_page(histories), console)
+  page = Path(config.output or default / run_dir.REPORT)
+  check_parent(page)
+  return write_page(page, make_page(histories), console)
 
 
 def main(runs: list[str]) -> None:

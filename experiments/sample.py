@@ -24,7 +24,7 @@ from lstm_jax.language import sample
 
 def _define_flags() -> list[flags.FlagHolder]:
   return [
-    flags.DEFINE_string("run", None, "Run directory.", required=True),
+    flags.DEFINE_string("run", "", "Run directory."),
     flags.DEFINE_string(
       "prompt", None, "The text to continue; a line break if not given."
     ),
@@ -118,4 +118,4 @@ def main() -> None:
 
 if __name__ == "__main__":
   FLAGS = _define_flags()
-  launch(main)
+  launch(main, required=("run",))

@@ -266,7 +266,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  FLAGS, PROCESS_FLAGS = define_flags(TrainConfig()), multihost.define_flags()
+  FLAGS = define_flags(TrainConfig())
+  PROCESS_FLAGS = define_flags(multihost.ProcessConfig(), group="process")
   DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Print the run's size and memory need, and exit."
   )

@@ -1,13 +1,15 @@
 """Command-line flags of a configuration: one for each of its leaf fields."""
 
+import copy
 import sys
 from typing import Any, TypeVar
 
-from absl import flags
+from absl import app, flags
 
 from experiments.trainer.records import Leaf, from_name, leaves, replace
 
 LARGEST = 2**31 - 1  # value of an integer flag
+TITLE = "{} flags"  # of a group in --help: the module of its flags for absl
 Config = TypeVar("Config")
 
 
@@ -15,21 +17,48 @@ def define_flags(
   default: Any,
   flag_values: flags.FlagValues = flags.FLAGS,
   *,
-  required: tuple[str, ...] = (),
+  group: str = "",
 ) -> list[flags.FlagHolder]:
   """Define a flag for each leaf field of a configuration, with its default.
 
-  `--help` of the program that is running lists them. The required ones have no
-  default: the program exits with an error if one is missing.
+  `--help` lists the flags of each nested configuration together.
+
+  Args:
+    default: the configuration.
+    flag_values: where the flags are defined.
+    group: of the fields that are not nested; "" for the program's own flags.
   """
-  holders = [
-    _define(leaf, flag_values, leaf.name in required)
-    for leaf in leaves(default)
-  ]
-  for holder in holders:
-    flag = flag_values[holder.name]
-    flag_values.register_key_flag_for_module(sys.argv[0], flag)
+  holders = []
+  for leaf in leaves(default, group=group):
+    holder = _define(leaf, flag_values)
+    if leaf.bounds:  # absl's text leaves out the upper ones
+      flag = flag_values[leaf.name]
+      flag.parser = copy.copy(flag.parser)  # flags of equal bounds share it
+      flag.parser.syntactic_help = f"in {leaf.bounds}"
+    holders.append(holder)
   return holders
+
+
+def grouped_help(flag_values: flags.FlagValues = flags.FLAGS) -> str:
+  """Return the help of the program's own flags, and of each group's."""
+  program, ending = sys.argv[0], TITLE.format("")
+  groups = [m for m in flag_values.flags_by_module_dict() if m.endswith(ending)]
+  own = flag_values.module_help(program).replace(f"{program}:", "flags:", 1)
+  return "\n".join([own, *map(flag_values.module_help, groups)])
+
+
+class HelpFlag(app.HelpFlag):
+  """`--help`: prints what the program does, and all of its flags in groups."""
+
+  def __init__(self):
+    super().__init__()
+    self.allow_override = True  # of absl's
+
+  def parse(self, arg):
+    """Print the help and exit, where the flag is given."""
+    if self._parse(arg):
+      print(f"{sys.modules['__main__'].__doc__}{grouped_help()}", flush=True)
+      sys.exit(0)
 
 
 def config_from_flags(
@@ -61,12 +90,10 @@ def finite(
   return flag
 
 
-def _define(
-  leaf: Leaf, flag_values: flags.FlagValues, required: bool
-) -> flags.FlagHolder:
-  name, text = leaf.name, leaf.help
-  value = None if required else leaf.value
-  options: dict[str, Any] = {"flag_values": flag_values, "required": required}
+def _define(leaf: Leaf, flag_values: flags.FlagValues) -> flags.FlagHolder:
+  name, value, text = leaf.name, leaf.value, leaf.help
+  module = TITLE.format(leaf.group) if leaf.group else sys.argv[0]
+  options: dict[str, Any] = {"flag_values": flag_values, "module_name": module}
   if leaf.choices:
     define: Any = flags.DEFINE_enum
     define = flags.DEFINE_multi_enum if leaf.repeated else define

@@ -12,42 +12,43 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import LARGEST
 from experiments.trainer.run_dir import open_run_dir
+from lstm_jax.language.options import option
 
 TIMED_OUT = 2  # exit status: that of bad input
 PATH_BYTES = 4096  # of the run directory, as the first process sends it
 NEW, OLD = b"n", b"o"
 
 
-def define_flags() -> list[flags.FlagHolder]:
-  """Define the flags by which a process joins the others."""
-  return [
-    flags.DEFINE_boolean(
-      "distributed",
-      False,
-      "Train with other processes: those of the job under SLURM, Open MPI, "
-      "Kubernetes or on a TPU slice, else those of the next three flags.",
-    ),
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0."),
-    flags.DEFINE_integer(
-      "num_processes", None, "How many processes there are.", 1, LARGEST
-    ),
-    flags.DEFINE_integer(
-      "process_id", None, "Which of them this is, from 0.", 0, LARGEST
-    ),
-    flags.DEFINE_integer(
-      "join_timeout", 300, "Seconds to wait for the others.", 1, LARGEST
-    ),
-  ]
+@dataclass(frozen=True)
+class ProcessConfig:
+  """How a process joins the others; each field is a flag of `train`."""
+
+  distributed: bool = option(
+    False,
+    "Train with other processes: those of the job under SLURM, Open MPI, "
+    "Kubernetes or on a TPU slice, else those of --coordinator, "
+    "--num_processes and --process_id.",
+  )
+  coordinator: str | None = option(None, "HOST:PORT of process 0.")
+  num_processes: int | None = option(
+    None, "How many processes there are.", bounds="[1, inf)"
+  )
+  process_id: int | None = option(
+    None, "Which of them this is, from 0.", bounds="[0, inf)"
+  )
+  join_timeout: int = option(
+    300, "Seconds to wait for the others.", bounds="[1, inf)"
+  )
 
 
 def join(

@@ -35,6 +35,7 @@ class Leaf(NamedTuple):
   """A field of a nested configuration that is a flag."""
 
   name: str
+  group: str  # the field that holds its nested configuration; "" for none
   kind: type  # bool, int, float or str: of the value, or of its elements
   repeated: bool  # whether the value is a tuple, a list in a record
   optional: bool  # whether None is a value
@@ -52,20 +53,23 @@ def only(config: Any, *names: str) -> Any:
   return dataclasses.field(default=config, metadata={"flags": names})
 
 
-def leaves(config: Any, names: Collection[str] | None = None) -> Iterator[Leaf]:
+def leaves(
+  config: Any, names: Collection[str] | None = None, group: str = ""
+) -> Iterator[Leaf]:
   """Yield the fields of a configuration that are flags, nested ones too.
 
   Args:
     config: the configuration.
     names: of the fields that are flags; None for all but NOT_FLAGS.
+    group: of the fields that are not nested.
   """
   types = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
-      yield from leaves(value, field.metadata.get("flags"))
+      yield from leaves(value, field.metadata.get("flags"), field.name)
     elif field.name not in NOT_FLAGS and (names is None or field.name in names):
-      yield _leaf(field, value, types[field.name])
+      yield _leaf(field, value, types[field.name], group)
 
 
 def to_record(config: Any) -> dict[str, Any]:
@@ -135,7 +139,9 @@ def replace(config: Config, **values: Any) -> Config:
   return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
-def _leaf(field: dataclasses.Field, value: Any, annotation: Any) -> Leaf:
+def _leaf(
+  field: dataclasses.Field, value: Any, annotation: Any, group: str
+) -> Leaf:
   choices = field.metadata.get("choices")
   kinds = set(typing.get_args(annotation)) or {annotation}
   optional = type(None) in kinds
@@ -149,6 +155,7 @@ def _leaf(field: dataclasses.Field, value: Any, annotation: Any) -> Leaf:
   (kind,) = kinds - {type(None), Ellipsis}
   return Leaf(
     name=field.name,
+    group=group,
     kind=kind,
     repeated=repeated,
     optional=optional,

@@ -71,12 +71,15 @@ def open_run_dir(
   Raises:
     ValueError: another process holds the directory; it holds a finished run, or
       one of another configuration or corpus, and --overwrite is not given; or
-      it holds files of another kind.
+      it holds files of another kind, or is no directory.
   """
   job = config.job
   directory = Path(job.run) if job.run else _new_directory()
   _check_is_run_or_empty(directory)
-  directory.mkdir(parents=True, exist_ok=True)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except FileExistsError:  # a file, or a link that leads to no directory
+    raise ValueError(f"{directory} is not a directory") from None
   with lock(directory):
     yield directory, _resume_or_start(directory, config, corpus_sha256)
 

@@ -1,6 +1,7 @@
 """What a run prints in a terminal, in a pipe and on a build server."""
 
 import contextlib
+import io
 import os
 import re
 import sys
@@ -125,6 +126,24 @@ def test_quiet_shows_neither_bar_nor_lines(here, tmp_path):
     clock(here, pace=90)
     show(quiet=True)
   assert path.read_text() == ""
+
+
+class ClosedPipe(io.StringIO):
+  """A pipe whose reader leaves at the first evaluation."""
+
+  def write(self, text):
+    if "step 10, epoch" in text:
+      raise BrokenPipeError
+    return super().write(text)
+
+
+def test_a_run_whose_pipe_is_closed_can_be_resumed(config, console):
+  closed = make_console()
+  closed.file = ClosedPipe()
+  with pytest.raises(BrokenPipeError):
+    train.run(config, closed)
+  assert "untrained" in closed.file.getvalue()
+  assert train.run(config, console).best_step > 0
 
 
 def test_a_quiet_run_prints_its_heading_and_its_end_alone(config, here):

@@ -56,7 +56,7 @@ def run(trained_run, tmp_path):
 
 def test_the_flags_are_the_fields_and_protocol_may_be_repeated():
   values = flags.FlagValues()
-  holders = define_flags(EvaluateConfig(), values, required=("run",))
+  holders = define_flags(EvaluateConfig(), values)
   values(["evaluate", "--run=r", "--protocol=dynamic", "--protocol=cold"])
   config = config_from_flags(EvaluateConfig(), holders)
   assert config == EvaluateConfig("r", protocol=("dynamic", "cold"))

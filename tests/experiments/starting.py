@@ -1,0 +1,106 @@
+"""Start programs as a shell does, each in a forked process: imports cost once.
+
+  python -m tests.experiments.starting < cases > results
+
+A case is [program, flags, where its output goes]: "" to be read, "closed", or
+"pipe" for a pipe that nobody reads. A result is [status, output, errors]. Both
+are lists in JSON.
+"""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.processes import ROOT, environment
+
+PROGRAMS = (
+  "train",
+  "sweep",
+  "ablate",
+  "compare_cells",
+  "evaluate",
+  "sample",
+  "explore",
+  "report",
+  "gradcheck",
+  "benchmark",
+  "collectives",
+)
+
+
+def start_all(
+  cases: Sequence[tuple], **variables: str
+) -> list[tuple[int, str, str]]:
+  """Return (status, output, errors) of each (program, *flags).
+
+  A first element of None, "closed" or "pipe" may stand before the program. The
+  variables are added to the environment.
+  """
+  process = subprocess.run(
+    [sys.executable, "-m", __name__],
+    cwd=ROOT,
+    env=environment() | variables,
+    input=json.dumps(cases),
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  return [tuple(result) for result in json.loads(process.stdout)]
+
+
+def start(case: list[str], directory: Path) -> tuple[int, str, str]:
+  """Start a program in a process of its own, and wait for it."""
+  kind = case.pop(0) if case[0] in ("closed", "pipe") else ""
+  program, *arguments = case
+  out, err = (directory / name for name in ("out", "err"))
+  out.write_text("")
+  child = os.fork()
+  if not child:
+    status = 99
+    signal.alarm(60)
+    try:
+      os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+      if kind == "pipe":
+        reader, writer = os.pipe()
+        os.dup2(writer, 1)
+        os.close(reader)
+      elif kind == "closed":
+        os.close(1)
+      else:
+        os.dup2(os.open(out, os.O_WRONLY), 1)
+      closed = kind == "closed"
+      sys.stdout = None if closed else os.fdopen(1, "w", closefd=False)
+      sys.argv = [program, *arguments]
+      runpy.run_module(f"experiments.{program}", None, "__main__", True)
+      status = 0
+    except SystemExit as end:
+      code = end.code or 0  # as the interpreter takes it
+      status = code if isinstance(code, int) else 98
+    except BaseException:
+      sys.excepthook(*sys.exc_info())
+    try:
+      sys.stdout.flush()  # as the interpreter does in the end
+    except OSError:
+      status = 120
+    os._exit(status)
+  status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  return status, *(path.read_text(errors="replace") for path in (out, err))
+
+
+def main():
+  cases = json.load(sys.stdin)
+  runpy.run_module("experiments.train")  # imports what most need, no device
+  with tempfile.TemporaryDirectory() as directory:
+    results = [start(case, Path(directory)) for case in cases]
+  json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+  main()

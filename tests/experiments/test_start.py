@@ -1,0 +1,101 @@
+"""Programs as a shell starts them: their help, errors, status and output."""
+
+import re
+
+import pytest
+
+from tests.experiments.starting import PROGRAMS, start_all
+
+pytestmark = pytest.mark.programs
+
+
+def test_every_program_prints_its_own_flags_in_80_columns():
+  results = start_all([(program, "--help") for program in PROGRAMS])
+  shown = dict(zip(PROGRAMS, results, strict=True))
+  for program, (status, out, err) in shown.items():
+    assert (status, err) == (0, ""), program
+    assert f"python -m experiments.{program}" in out
+    assert max(map(len, out.splitlines())) <= 80, program
+  for program in ("train", "sweep", "ablate", "collectives"):
+    assert "\nmodel flags:\n  --cell:\n" in shown[program][1]
+    assert "\noptimizer flags:\n" in shown[program][1]
+  for program, flag in (
+    ("train", "dry_run"),
+    ("train", "process_id"),
+    ("sweep", "num_seeds"),
+    ("ablate", "change"),
+    ("compare_cells", "replot"),
+    ("evaluate", "protocol"),
+    ("sample", "top_k"),
+    ("explore", "length"),
+    ("report", "output"),
+    ("gradcheck", "plant"),
+    ("benchmark", "rounds"),
+  ):
+    assert re.search(rf"\n  --(\[no\])?{flag}: ", shown[program][1]), flag
+
+
+def test_an_error_is_a_line_and_a_status(tmp_path):
+  loop = tmp_path / "loop"
+  loop.symlink_to(loop)
+  cases = {
+    ("train", "verse"): "unknown argument 'verse': flags begin with --",
+    ("sample", "runs/a"): "unknown argument 'runs/a': did you mean --run=runs",
+    ("evaluate", "runs/a"): "argument 'runs/a': did you mean --run=runs/a?",
+    ("explore", "my run"): "'my run': did you mean --run='my run'?",
+    ("sample",): "--run must be given",
+    ("evaluate",): "--run must be given",
+    ("explore",): "--run must be given",
+    ("ablate",): "--run must be the directory of the runs, got none",
+    ("report",): "expected run directories",
+    ("train", "--corpus=nowhere.txt"): "corpus nowhere.txt cannot be read",
+    ("train", f"--corpus={loop}"): "cannot be read: too many levels of symbol",
+    ("train", f"--run={loop}"): f"{loop} is not a directory",
+    ("train", "--run=README.md"): "README.md is not a directory",
+    ("sample", f"--run={loop}"): "there is no run in ",
+    ("report", f"{loop}"): "there is no run in ",
+    ("train", "--hidden_size=0"): "--hidden_size=0: 0 is not in [1, inf)",
+    ("train", "--learning_rate=nan"): "must be a finite number",
+    ("train", "--compute_dtype=int8"): "should be one of <float32|bfloat16>",
+    ("train", "--hiden_size=3"): "Unknown command line flag 'hiden_size'",
+    ("train", "--flagfile=nowhere"): "Unable to open flagfile",
+    ("train", "--tokenizer=word", "--min_count=99999"): "leaves no word",
+    ("sample", f"--run={tmp_path}"): "there is no run in ",
+    ("explore", "--run=a", "--length=1"): "1 is not in [2, inf)",
+    ("report", f"{tmp_path}", "--output=here"): "there is no run in ",
+    ("report", "a", "--outptu=b"): "Unknown command line flag 'outptu'",
+    ("compare_cells", "--replot", f"--out={tmp_path}"): "there is no compari",
+    ("compare_cells", "--corpus=nowhere.txt"): "nowhere.txt cannot be",
+    ("compare_cells", "--delay=0"): "0 is not in [1, inf)",
+    ("benchmark", "--compare=nowhere"): "nowhere: no such file or directory",
+    ("gradcheck", "--plant=lstm.dq"): "no backward has a term 'lstm.dq'",
+  }
+  results = start_all([*cases])
+  for (case, message), result in zip(cases.items(), results, strict=True):
+    status, out, err = result
+    assert (status, err.count("\n")) == (2, 1), (case, result)
+    heading = "is not a directory" in message  # the model is checked before
+    assert bool(out) == heading, (case, result)
+    assert err.startswith("error: ") and message in err, (case, err)
+
+
+def test_a_closed_pipe_ends_quietly_and_a_closed_output_is_no_error(tmp_path):
+  corpus, run = tmp_path / "verse.txt", tmp_path / "run"
+  corpus.write_text("Shall I compare thee to a summer's day?\n" * 20)
+  train = ["train", f"--corpus={corpus}", "--hidden_size=12", "--seq_len=8"]
+  train += ["--batch_size=3", "--num_epochs=1", f"--run={run}"]
+  cases = [
+    ("pipe", "train", "--help"),
+    ("pipe", *train),
+    ("closed", "train", "--help"),
+    ("closed", "train", "verse"),
+    ("closed", *train),
+    ("pipe", "sample", f"--run={run}"),
+  ]
+  results = start_all(cases)
+  statuses = [status for status, _, _ in results]
+  assert statuses == [141, 141, 0, 2, 0, 141]
+  errors = [err.startswith("error: unknown argument") for _, _, err in results]
+  assert errors == [False, False, False, True, False, False]
+  assert "".join(err for _, _, err in results).count("\n") == 1
+  assert (run / "result.json").exists()
