@@ -11,6 +11,7 @@ import io
 import logging as standard_logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -149,8 +150,19 @@ def exit_status(
 
 
 def command_line(program: str, arguments: list[str]) -> str:
-  """Return the command line of a program, quoted for a shell."""
-  return shlex.join(["python", "-m", f"experiments.{program}", *arguments])
+  """Return the command line of a program, quoted for the shell in use.
+
+  It starts the same Python: by `uv run` if that started this program, else by
+  `python` if the shell finds it so, else by its path.
+  """
+  python = [sys.executable]
+  if "UV_RUN_RECURSION_DEPTH" in os.environ:
+    python = ["uv", "run", "python"]
+  elif (
+    os.path.dirname(shutil.which("python") or "") == sys.exec_prefix + "/bin"
+  ):
+    python = ["python"]
+  return shlex.join([*python, "-m", f"experiments.{program}", *arguments])
 
 
 def make_console() -> Console:

@@ -55,6 +55,7 @@ from lstm_jax.training import (
   TrainState,
   eval_params,
   is_nonmonotonic,
+  list_checkpoints,
   start_average,
 )
 
@@ -126,7 +127,8 @@ def _train(setup: TrainSetup, console: Console, trace_steps: int) -> Result:
           tracer=tracer,
         )
     except (Diverged, KeyboardInterrupt) as error:
-      step = logger.best.step
+      saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
+      step = logger.best.step or (saved[-1] if saved else 0)
       kept = f"the checkpoint of step {step}" if step else "no checkpoint"
       reason = error if isinstance(error, Diverged) else "interrupted"
       raise type(error)(f"{reason}; {kept} is kept in {directory}") from None

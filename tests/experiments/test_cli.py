@@ -74,9 +74,8 @@ def test_ctrl_c_stops_and_keeps_the_best(corpus, tmp_path):
   assert (status, err) == (130, "")
   assert "SIGINT: stopped after step" in out
   assert "best validation loss" in out
-  assert (
-    f"to resume the training:\n  python -m experiments.train {SMALL[0]}" in out
-  )
+  assert "to resume the training:\n  " in out
+  assert f"python -m experiments.train {SMALL[0]}" in out
   assert read_checkpoint(run / "checkpoints").step > 0
   assert (run / "loss.png").exists()
 

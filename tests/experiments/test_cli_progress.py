@@ -128,6 +128,18 @@ def test_quiet_shows_neither_bar_nor_lines(here, tmp_path):
   assert path.read_text() == ""
 
 
+def test_a_printed_command_starts_the_same_python(here, tmp_path):
+  arguments = "sample", ["--run=runs/my run"]
+  program = "-m experiments.sample '--run=runs/my run'"
+  here.setenv("UV_RUN_RECURSION_DEPTH", "1")
+  assert cli.command_line(*arguments) == f"uv run python {program}"
+  here.delenv("UV_RUN_RECURSION_DEPTH")
+  here.setenv("PATH", f"{sys.exec_prefix}/bin")
+  assert cli.command_line(*arguments) == f"python {program}"
+  here.setenv("PATH", str(tmp_path))
+  assert cli.command_line(*arguments) == f"{sys.executable} {program}"
+
+
 class ClosedPipe(io.StringIO):
   """A pipe whose reader leaves at the first evaluation."""
 

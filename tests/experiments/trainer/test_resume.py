@@ -143,6 +143,20 @@ def test_a_run_stopped_before_an_evaluation_can_be_sampled(config, console):
   assert (trained.step, trained.val_loss) == (4, None)
 
 
+def test_an_interruption_names_the_checkpoint_that_a_stopped_run_has(
+  config, console, monkeypatch
+):
+  stop_at(4, config, console, signal.SIGINT)
+
+  def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(train, "restore", interrupt)
+  message = "^interrupted; the checkpoint of step 4 is kept in "
+  with pytest.raises(KeyboardInterrupt, match=message):
+    train.run(config, console)
+
+
 @pytest.fixture(scope="session")
 def stopped_config(finished_config):
   """The run of `config`, stopped after step 33; tests copy it."""
