@@ -31,6 +31,7 @@ from experiments.trainer.checkpoint import load
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus, text_sha256
+from experiments.trainer.effects import RULES, without_effect
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
@@ -156,8 +157,22 @@ def _check(configs: dict[str, TrainConfig]) -> str:
         f"--change must leave {names} as they are, or the losses do not "
         f"compare, got {change!r}"
       )
-    make_setup(config)
+    _check_effect(base, change, config)
   return text_sha256(read_text(base.data.corpus))
+
+
+def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
+  """Raise ValueError for a change that changes nothing."""
+  num_steps = make_setup(config).num_steps
+  if change == BASE:
+    return
+  if config == base:
+    raise ValueError(f"--change={change} is the recipe itself")
+  unused = without_effect(config, RULES, num_steps)
+  for part in change.split(","):
+    name, _, _ = part.partition("=")
+    if name in unused:
+      raise ValueError(f"in --change={change}, {unused[name]}")
 
 
 def _format(nats: float, sign: str = "") -> str:

@@ -38,6 +38,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import keep
+from experiments.trainer.effects import SWEEP_RULES, without_effect
 from experiments.trainer.ensemble import (
   Member,
   SweepConfig,
@@ -91,11 +92,13 @@ def run(config: SweepConfig, console: Console) -> Result:
   state_like = jax.eval_shape(initial_state)
   check_memory(state_like, available_memory())
   opened = run_dir.open_run_dir(config, setup.corpus.sha256)
+  unused = without_effect(config, SWEEP_RULES)
+  warnings = "".join(f"warning     {line}\n" for line in unused.values())
   with opened as (directory, resuming):
     console.print(
       f"{heading(setup)}\n"
       f"members     {len(members)}: {config.num_seeds} seeds at each of "
-      f"{len(rates)} learning rates\nrun         {directory}",
+      f"{len(rates)} learning rates\n{warnings}run         {directory}",
       soft_wrap=True,
     )
     keep(directory, config.data.corpus, setup.corpus.text)

@@ -258,6 +258,8 @@ def main() -> int:
   config = config_from_flags(TrainConfig(), FLAGS)
   console = make_console()
   console.quiet = not multihost.is_first()
+  if DRY_RUN.value and TRACE_STEPS.value:
+    raise ValueError("--profile traces a run, and --dry_run makes none")
   if DRY_RUN.value:
     dry_run(config, console)
     return 0

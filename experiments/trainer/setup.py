@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import kept_if_piped
 from experiments.trainer.data import Corpus, read_corpus
+from experiments.trainer.effects import run_warnings
 from experiments.trainer.environment import device_name
 from experiments.trainer.format import format_vocabulary
 from experiments.trainer.records import to_record
@@ -165,6 +166,7 @@ def heading(setup: TrainSetup) -> str:
   cell = to_record(model)["cell"]
   count = sum(leaf.size for leaf in jax.tree.leaves(setup.state_like.params))
   epochs = config.batching.num_epochs
+  warnings = run_warnings(config, setup.num_steps)
   return (
     f"model       {cell}, {model.num_layers} × {model.hidden_size} "
     f"hidden units, {count:,} parameters\n"
@@ -173,6 +175,7 @@ def heading(setup: TrainSetup) -> str:
     f"training    {epochs} epoch{'s' * (epochs > 1)} of "
     f"{len(corpus.train.tokens):,} tokens, {setup.num_steps:,} steps\n"
     f"device      {device_name()}{format_mesh(setup.mesh)}"
+    + "".join(f"\nwarning     {line}" for line in warnings)
   )
 
 

@@ -7,6 +7,7 @@ from absl import flags
 
 from experiments import ablate
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.effects import RULES, run_warnings, without_effect
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import make_model
@@ -45,6 +46,12 @@ def test_a_recipe_and_each_of_its_changes_is_a_run(path):
   assert all(records.count(record) == 1 for record in records)
   for one in (config, *configs):
     check_shapes(one)
+  assert run_warnings(config, 10_000) == []
+  for change, one in zip(changes, configs, strict=True):
+    unused = without_effect(one, RULES, 10_000)
+    assert not {part.partition("=")[0] for part in change.split(",")} & {
+      *unused
+    }
 
 
 def check_shapes(config):

@@ -1,0 +1,124 @@
+"""Flags that have no effect beside others: a run's heading warns of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from experiments.trainer.config import (
+  CELLS,
+  EARLY_STEPS,
+  EvaluationConfig,
+  TrainConfig,
+)
+from experiments.trainer.records import to_record
+from lstm_jax.language.batching import LATE_FRACTION
+
+WITHOUT_C = CELLS["gru"], CELLS["rnn"]
+
+
+class Rule(NamedTuple):
+  """When a flag has no effect, and why."""
+
+  flag: str
+  reason: str
+  applies: Callable[..., bool]  # to a configuration, and the training steps
+
+
+RULES = (
+  Rule(
+    "min_count",
+    "it is of words, and the tokens are characters",
+    lambda config, _: config.data.tokenizer == "character",
+  ),
+  Rule(
+    "layer_dropout",
+    "there is one layer",
+    lambda config, _: config.model.num_layers == 1,
+  ),
+  Rule(
+    "zoneout_c",
+    "the state of a GRU or RNN has no c",
+    lambda config, _: config.model.cell in WITHOUT_C,
+  ),
+  Rule(
+    "tar_coef",
+    "--seq_len is 1",
+    lambda config, _: config.batching.seq_len == 1,
+  ),
+  Rule(
+    "short_seq_prob",
+    "--seq_len is 1",
+    lambda config, _: config.batching.seq_len == 1,
+  ),
+  Rule(
+    "late_batch_size",
+    f"--num_epochs is below {LATE_FRACTION}",
+    lambda config, _: config.batching.num_epochs < LATE_FRACTION,
+  ),
+  Rule(
+    "weight_decay",
+    "it is of adamw alone",
+    lambda config, _: config.optimizer.optimizer != "adamw",
+  ),
+  Rule(
+    "asgd_patience",
+    "the run has too few evaluations",
+    # The earliest average starts at evaluation n + 2, and needs steps after it.
+    lambda config, num_steps: (
+      num_evaluations(config.evaluation, num_steps)
+      <= config.averaging.asgd_patience + 2
+    ),
+  ),
+  Rule(
+    "overwrite",
+    "without --run the directory is new",
+    lambda config, _: not config.job.run,
+  ),
+)
+SWEEP_RULES = (
+  Rule("sample_length", "a sweep draws no samples", lambda config: True),
+  Rule("temperature", "a sweep draws no samples", lambda config: True),
+  Rule("learning_rate", "--rate is given", lambda config: bool(config.rate)),
+)
+
+
+def without_effect(
+  config: Any, rules: Sequence[Rule], *facts: int
+) -> dict[str, str]:
+  """Return why flags have no effect, by name.
+
+  A flag is left out where it has its default value or is 0, which is off.
+
+  Args:
+    config: the configuration.
+    rules: of its flags.
+    facts: what the rules are asked of, besides the configuration.
+  """
+  record, default = to_record(config), to_record(type(config)())
+  return {
+    flag: f"--{flag}={record[flag]} has no effect: {reason}"
+    for flag, reason, applies in rules
+    if record[flag] not in (default[flag], 0) and applies(config, *facts)
+  }
+
+
+def run_warnings(config: TrainConfig, num_steps: int) -> list[str]:
+  """Return which flags of a run have no effect, or not the one they mean."""
+  lines = [*without_effect(config, RULES, num_steps).values()]
+  warmup_steps = config.optimizer.warmup_steps
+  if warmup_steps >= num_steps:
+    lines.append(
+      f"--warmup_steps={warmup_steps} is not below the {num_steps} training "
+      "steps: the learning rate rises until the last"
+    )
+  return lines
+
+
+def num_evaluations(config: EvaluationConfig, num_steps: int) -> int:
+  """Return how often a run is evaluated; the last training step always is."""
+  before_last = num_steps - 1
+  early = [
+    step
+    for step in EARLY_STEPS
+    if step <= before_last and step % config.eval_every
+  ]
+  return before_last // config.eval_every + len(early) + 1

@@ -1,0 +1,112 @@
+"""Flags without an effect are named, and the others are not."""
+
+import io
+
+import jax
+import pytest
+from rich.console import Console
+
+from experiments import ablate, sweep
+from experiments.trainer.config import CELLS, EvaluationConfig, TrainConfig
+from experiments.trainer.effects import (
+  RULES,
+  WITHOUT_C,
+  num_evaluations,
+  run_warnings,
+  without_effect,
+)
+from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.setup import heading, make_setup
+from lstm_jax import gru, rnn
+
+STEPS = 1000
+# Of each rule: the flag, what makes it idle, and what does not.
+CASES = [
+  ({"min_count": 3}, {}, {"tokenizer": "word"}),
+  ({"layer_dropout": 0.5}, {}, {"num_layers": 2}),
+  ({"zoneout_c": 0.1}, {"cell": gru}, {}),
+  ({"zoneout_c": 0.1}, {"cell": rnn}, {}),
+  ({"tar_coef": 1.0}, {"seq_len": 1}, {"seq_len": 2}),
+  ({"short_seq_prob": 0.1}, {"seq_len": 1}, {"seq_len": 2}),
+  ({"late_batch_size": 64}, {"num_epochs": 2}, {"num_epochs": 3}),
+  ({"weight_decay": 0.1}, {"optimizer": "sgd"}, {}),
+  ({"asgd_patience": 3}, {"eval_every": 400}, {"eval_every": 300}),
+  ({"overwrite": True}, {}, {"run": "runs/a"}),
+]
+
+
+@pytest.mark.parametrize(("flag", "idle", "used"), CASES)
+def test_a_flag_without_effect_is_named(flag, idle, used):
+  ((name, value),) = flag.items()
+  config = replace(TrainConfig(), **flag)
+  (line,) = run_warnings(replace(config, **idle), STEPS)
+  assert line.startswith(f"--{name}={value} has no effect: ")
+  assert run_warnings(replace(config, **used), STEPS) == []
+
+
+def test_every_rule_has_a_case():
+  assert {name for flag, _, _ in CASES for name in flag} == {
+    rule.flag for rule in RULES
+  }
+
+
+def test_what_is_off_or_the_default_is_not_named():
+  config = replace(TrainConfig(), optimizer="sgd", cell=gru, num_epochs=1)
+  assert run_warnings(config, STEPS) == []
+  assert run_warnings(replace(config, weight_decay=0.0), STEPS) == []
+
+
+def test_the_cells_without_c_are_those_whose_state_has_none():
+  def has_c(cell):
+    params = cell.init(jax.random.key(0), 2, 3)
+    return "c" in cell.initial_state(params, ())._fields
+
+  found = [cell for cell in CELLS.values() if not has_c(cell)]
+  assert found == list(WITHOUT_C)
+
+
+@pytest.mark.parametrize("eval_every", [1, 7, 10, 15, 100])
+@pytest.mark.parametrize("num_steps", [1, 9, 10, 11, 30, 31, 99, 100, 101])
+def test_evaluations_are_counted(eval_every, num_steps):
+  config = EvaluationConfig(eval_every=eval_every)
+  due = [s for s in range(1, num_steps + 1) if config.is_due(s)]
+  expected = len({*due, num_steps})
+  assert num_evaluations(config, num_steps) == expected
+
+
+def test_a_warmup_longer_than_the_run_is_named(config):
+  shown = heading(make_setup(replace(config, warmup_steps=47)))
+  line = "warning     --warmup_steps=47 is not below the 47 training steps: "
+  assert shown.splitlines()[-1].startswith(line)
+  assert "warning" not in heading(make_setup(replace(config, warmup_steps=46)))
+
+
+def test_a_sweep_names_what_it_does_not_use(config):
+  shared = from_record(
+    SweepConfig(), to_record(SweepConfig()) | to_record(config)
+  )
+  for changes, names in (
+    ({"rate": (0.01,), "learning_rate": 0.02, "temperature": 0.3}, 3),
+    ({"rate": (), "learning_rate": 0.02, "sample_length": 200}, 0),
+  ):
+    unused = without_effect(replace(shared, **changes), sweep.SWEEP_RULES)
+    assert len(unused) == names
+  console = Console(file=io.StringIO(), width=80)
+  sweep.run(replace(shared, zoneout_c=0.1, cell=gru), console)
+  shown = console.file.getvalue()
+  assert "\nwarning     --zoneout_c=0.1 has no effect: the state of a" in shown
+  assert "\nwarning     --sample_length=30 has no effect: a sweep" in shown
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ("layer_dropout=0.3", "in --change=layer_dropout=0.3, --layer_dropout=0.3"),
+    ("hidden_size=7,cell=gru,zoneout_c=0.1", "--zoneout_c=0.1 has no effect"),
+    ("hidden_size=12", "--change=hidden_size=12 is the recipe itself"),
+  ],
+)
+def test_a_change_without_effect_is_refused(change, message, config, console):
+  with pytest.raises(ValueError, match=message):
+    ablate.run(config, [change], console)
