@@ -51,7 +51,7 @@ from experiments.trainer.ensemble import (
 )
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.format import number_table
+from experiments.trainer.format import counted, number_table
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.resources import available_memory, check_memory
@@ -97,8 +97,9 @@ def run(config: SweepConfig, console: Console) -> Result:
   with opened as (directory, resuming):
     console.print(
       f"{heading(setup)}\n"
-      f"members     {len(members)}: {config.num_seeds} seeds at each of "
-      f"{len(rates)} learning rates\n{warnings}run         {directory}",
+      f"members     {len(members)}: {counted(config.num_seeds, 'seed')} at "
+      f"each of {counted(len(rates), 'learning rate')}\n"
+      f"{warnings}run         {directory}",
       soft_wrap=True,
     )
     keep(directory, config.data.corpus, setup.corpus.text)

@@ -32,7 +32,7 @@ from experiments.trainer.checkpoint import restore
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.format import format_loss, format_losses
+from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.resources import (
@@ -228,9 +228,8 @@ def _report_result(
     logger.sample(title, best.params, setup.keys.samples, FINAL_SAMPLE_LENGTH)
     logger.finish(test_loss)
   if logger.buffer.skipped:
-    summary += (
-      f", {logger.buffer.skipped} steps with a non-finite gradient skipped"
-    )
+    skipped = counted(logger.buffer.skipped, "step")
+    summary += f", {skipped} with a non-finite gradient skipped"
   arguments = [f"--run={directory}"]
   if _in_vocabulary(tokenizer, SUGGESTED_PROMPT):
     arguments.append(f"--prompt={SUGGESTED_PROMPT}")

@@ -35,7 +35,8 @@ def read_corpus(config: CompareConfig) -> Corpus:
       f"{needed:,} characters, got {len(val.tokens):,} of {config.data.corpus}"
     )
   batching = config.batching
-  batches = make_batches(train.tokens, batching.batch_size, batching.seq_len)
+  with data.naming_flags(config.data, batching):
+    batches = make_batches(train.tokens, batching.batch_size, batching.seq_len)
   known_words = set(words(train.text)), set(words(val.text))
   texts = {
     "training text": train.text,

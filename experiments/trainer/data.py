@@ -1,12 +1,15 @@
 """The text of a run: its corpus, cut into splits and into tokens."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.trainer.config import DataConfig
 from lstm_jax.language import (
+  BatchingConfig,
   CharTokenizer,
   Tokenizer,
   WordTokenizer,
@@ -87,6 +90,18 @@ def read_corpus(config: DataConfig) -> Corpus:
         f"tokens, got {len(part.tokens)}"
       )
   return Corpus(text, tokenizer, train_split, val_split, test_split)
+
+
+@contextmanager
+def naming_flags(data: DataConfig, batching: BatchingConfig) -> Iterator[None]:
+  """Have a ValueError of batches name the flags that decide them."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(
+      f"--batch_size={batching.batch_size}, --seq_len={batching.seq_len} and "
+      f"--val_fraction={data.val_fraction} do not fit {data.corpus}: {error}"
+    ) from None
 
 
 def make_tokenizer(config: DataConfig, text: str, train: str) -> Tokenizer:

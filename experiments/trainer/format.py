@@ -57,6 +57,11 @@ def format_vocabulary(tokenizer: Tokenizer, val_tokens: np.ndarray) -> str:
   )
 
 
+def counted(count: int, noun: str) -> str:
+  """Return a number and what it counts, in the plural unless it is 1."""
+  return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def format_bytes(count: int) -> str:
   """Return a number of bytes in MB or GB."""
   return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.format import format_bytes
+from experiments.trainer.format import counted, format_bytes
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.language import LanguageParams
 from lstm_jax.training import TrainState
@@ -59,12 +59,13 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
   epoch = next(setup.epochs())
   total = total_operations(setup)
   console.print(
-    f"a step      {batch_size} sequences × {seq_len} tokens: "
+    f"a step      {counted(batch_size, 'sequence')} × "
+    f"{counted(seq_len, 'token')}: "
     f"{'at least ' * too_large}{format_bytes(needs.bytes)} of memory "
     f"({format_bytes(needs.state_bytes)} between steps), "
     f"{needs.operations / 1e9:,.2f} GFLOP in products\n"
     f"an epoch    {epoch.tokens_per_epoch:,} predicted tokens in "
-    f"{epoch.num_batches:,} steps\n"
+    f"{counted(epoch.num_batches, 'step')}\n"
     f"the run     {total / 1e12:,.1f} TFLOP",
     soft_wrap=True,
   )
@@ -187,8 +188,9 @@ def advise_batch_size(setup: TrainSetup, limit: int) -> str:
   batch_size, seq_len = largest_batch(setup.config)
   needed = format_bytes(footprint(setup, batch_size, seq_len).bytes)
   return (
-    f"a batch of {batch_size} sequences × {seq_len} tokens needs {needed} and "
-    f"the device has {format_bytes(limit)}; "
+    f"a batch of {counted(batch_size, 'sequence')} × "
+    f"{counted(seq_len, 'token')} needs {needed} and the device has "
+    f"{format_bytes(limit)}; "
     f"{_what_would_fit(setup, batch_size, seq_len, limit)}"
   )
 
@@ -206,7 +208,7 @@ def _what_would_fit(
   while batch_size := batch_size // 2:
     needed = footprint(setup, batch_size, seq_len).bytes
     if needed <= limit:
-      return f"{batch_size} × {seq_len} would need {format_bytes(needed)}"
+      return f"{batch_size:,} × {seq_len:,} would need {format_bytes(needed)}"
   return "no batch size would fit: reduce --seq_len or --hidden_size"
 
 

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import kept_if_piped
-from experiments.trainer.data import Corpus, read_corpus
+from experiments.trainer.data import Corpus, naming_flags, read_corpus
 from experiments.trainer.effects import run_warnings
 from experiments.trainer.environment import device_name
-from experiments.trainer.format import format_vocabulary
+from experiments.trainer.format import counted, format_vocabulary
 from experiments.trainer.records import to_record
 from lstm_jax.language import (
   Batches,
@@ -75,7 +75,8 @@ def make_setup(config: TrainConfig) -> TrainSetup:
     ValueError: the corpus or the configuration is not usable.
   """
   corpus, mesh = read_corpus(kept_if_piped(config)), run_mesh(config)
-  num_steps = config.batching.num_steps(corpus.train.tokens, config.seed)
+  with naming_flags(config.data, config.batching):
+    num_steps = config.batching.num_steps(corpus.train.tokens, config.seed)
   model = make_model(config, corpus.tokenizer.size, mesh)
   optimizer = make_optimizer(config.optimizer, num_steps)
   keys = make_keys(config.seed)
@@ -168,12 +169,12 @@ def heading(setup: TrainSetup) -> str:
   epochs = config.batching.num_epochs
   warnings = run_warnings(config, setup.num_steps)
   return (
-    f"model       {cell}, {model.num_layers} × {model.hidden_size} "
-    f"hidden units, {count:,} parameters\n"
+    f"model       {cell}, {model.num_layers} × "
+    f"{counted(model.hidden_size, 'hidden unit')}, {count:,} parameters\n"
     f"corpus      {config.data.corpus}: {len(corpus.text):,} characters, "
     f"{format_vocabulary(corpus.tokenizer, corpus.val.tokens)}\n"
-    f"training    {epochs} epoch{'s' * (epochs > 1)} of "
-    f"{len(corpus.train.tokens):,} tokens, {setup.num_steps:,} steps\n"
+    f"training    {counted(epochs, 'epoch')} of "
+    f"{len(corpus.train.tokens):,} tokens, {counted(setup.num_steps, 'step')}\n"
     f"device      {device_name()}{format_mesh(setup.mesh)}"
     + "".join(f"\nwarning     {line}" for line in warnings)
   )

@@ -318,6 +318,11 @@ def test_files_of_another_kind_are_left_as_they_are(config, console):
     ({}, VERSE, "need at least 25 tokens, got"),
     ({"batch_size": 500}, VERSE * 20, "500 .* of 8 .* need at least 4001"),
     (
+      {"batch_size": 500},
+      VERSE * 20,
+      "^--batch_size=500, --seq_len=8 and --val_fraction=0.1 do not fit /",
+    ),
+    (
       {"val_fraction": 0.0},
       VERSE * 20,
       r"val_fraction must be in \(0, 1\), got 0",

@@ -163,7 +163,8 @@ def test_without_memory_a_process_says_what_would_fit(tmp_path):
   [(status, _, err)] = finish(process)
   assert status == 2
   assert re.fullmatch(
-    r"error: out of memory: a batch of 64 sequences × 2048 tokens needs \S+ GB "
-    rf"and the device has {limit / 1e9:.2f} GB; 32 × 2048 would need \S+ GB\n",
+    r"error: out of memory: a batch of 64 sequences × 2,048 tokens needs "
+    rf"\S+ GB and the device has {limit / 1e9:.2f} GB; 32 × 2,048 would need "
+    r"\S+ GB\n",
     err,
   )

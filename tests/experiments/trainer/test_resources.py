@@ -35,6 +35,15 @@ def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
   assert not Path(config.job.run).exists()
 
 
+def test_one_of_a_kind_is_in_the_singular(config, console):
+  config = replace(config, hidden_size=1, batch_size=1, seq_len=1000)
+  dry_run(config, console)
+  shown = console.file.getvalue()
+  assert "1 × 1 hidden unit," in shown
+  assert "training    1 epoch of 1,116 tokens, 2 steps\n" in shown
+  assert "a step      1 sequence × 1,000 tokens: " in shown
+
+
 def test_a_dry_run_is_of_the_largest_batch(config, console):
   config = replace(config, num_epochs=3)
   wide = dry_run(replace(config, batch_size=9), console)
