@@ -34,6 +34,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import Trained, load
 from experiments.trainer.corpus_path import find_corpus, published_path
 from experiments.trainer.data import Excerpt, read_excerpt, text_sha256
+from experiments.trainer.effects import EVALUATE_RULES, without_effect
 from experiments.trainer.environment import device_name
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -124,6 +125,8 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   if "dynamic" in config.protocol:
     dynamic_eval.check_text_before(len(before), fixed)
   _print_heading(config.run, trained, excerpt, tokens, console)
+  for line in without_effect(config, EVALUATE_RULES).values():
+    console.print(f"warning {line}", soft_wrap=True)
   corpus = trained.config.data.corpus
   if config.corpus:
     corpus = published_path(config.corpus)

@@ -21,6 +21,13 @@ from experiments.trainer.flags import LARGEST, finite
 from experiments.trainer.format import escape_controls
 from lstm_jax.language import sample
 
+NOT_GREEDY = (
+  "top_k",
+  "top_p",
+  "seed",
+  "num_samples",
+)  # no effect on the likeliest
+
 
 def _define_flags() -> list[flags.FlagHolder]:
   return [
@@ -113,7 +120,15 @@ def show(texts: list[str]) -> None:
 
 def main() -> None:
   """Read the flags, sample and print."""
-  show(run(**{flag.name: flag.value for flag in FLAGS}))
+  options = {flag.name: flag.value for flag in FLAGS}
+  for flag in FLAGS if not options["temperature"] else ():
+    if flag.name in NOT_GREEDY and flag.value != flag.default:
+      print(
+        f"warning: --{flag.name}={flag.value} has no effect: "
+        "--temperature=0 is greedy",
+        file=sys.stderr,
+      )
+  show(run(**options))
 
 
 if __name__ == "__main__":

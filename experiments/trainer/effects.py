@@ -1,4 +1,4 @@
-"""Flags that have no effect beside others: a run's heading warns of them."""
+"""Flags that have no effect beside others: the heading warns of them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -78,6 +78,22 @@ SWEEP_RULES = (
   Rule("sample_length", "a sweep draws no samples", lambda config: True),
   Rule("temperature", "a sweep draws no samples", lambda config: True),
   Rule("learning_rate", "--rate is given", lambda config: bool(config.rate)),
+)
+
+EVALUATE_RULES = (
+  Rule(
+    "window",
+    "--protocol leaves out cold",
+    lambda config: "cold" not in config.protocol,
+  ),
+  *(
+    Rule(
+      flag,
+      "--protocol leaves out dynamic",
+      lambda config: "dynamic" not in config.protocol,
+    )
+    for flag in ("segment", "rate", "decay")
+  ),
 )
 
 

@@ -70,6 +70,16 @@ def edit_config(directory, **changes):
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_a_flag_of_a_protocol_that_is_left_out_is_a_warning(
+  run, options, console
+):
+  evaluate.run(replace(options, protocol=("stateful",)), console)
+  shown = console.file.getvalue()
+  reason = "has no effect: --protocol leaves out"
+  assert f"\nwarning --window=16 {reason} cold\n" in shown
+  assert f"\nwarning --segment=4 {reason} dynamic\n" in shown
+
+
 def test_every_protocol_is_measured_and_recorded(run, options, console):
   record = evaluate.run(options, console)
   assert json.loads((run / run_dir.EVALUATION).read_text()) == record

@@ -91,8 +91,12 @@ def test_a_closed_pipe_ends_quietly_and_a_closed_output_is_no_error(tmp_path):
     ("closed", "train", "verse"),
     ("closed", *train),
     ("pipe", "sample", f"--run={run}"),
+    ("sample", f"--run={run}", "--temperature=0", "--top_k=3", "--length=5"),
   ]
-  results = start_all(cases)
+  *results, (status, out, err) = start_all(cases)
+  assert (status, len(out)) == (0, 5 + 1)
+  greedy = "--top_k=3 has no effect: --temperature=0 is greedy"
+  assert err == f"warning: {greedy}\n"
   statuses = [status for status, _, _ in results]
   assert statuses == [141, 141, 0, 2, 0, 141]
   errors = [err.startswith("error: unknown argument") for _, _, err in results]

@@ -7,8 +7,10 @@ import pytest
 from rich.console import Console
 
 from experiments import ablate, sweep
+from experiments.evaluate import EvaluateConfig
 from experiments.trainer.config import CELLS, EvaluationConfig, TrainConfig
 from experiments.trainer.effects import (
+  EVALUATE_RULES,
   RULES,
   WITHOUT_C,
   num_evaluations,
@@ -97,6 +99,18 @@ def test_a_sweep_names_what_it_does_not_use(config):
   shown = console.file.getvalue()
   assert "\nwarning     --zoneout_c=0.1 has no effect: the state of a" in shown
   assert "\nwarning     --sample_length=30 has no effect: a sweep" in shown
+
+
+def test_an_evaluation_names_flags_of_protocols_that_it_leaves_out():
+  given = {"window": 64, "segment": 5, "rate": 0.1, "decay": 0.2}
+  for protocols, unused in (
+    (("cold", "stateful", "dynamic"), []),
+    (("dynamic",), ["window"]),
+    (("cold",), ["segment", "rate", "decay"]),
+    (("stateful",), [*given]),
+  ):
+    config = EvaluateConfig(protocol=protocols, **given)
+    assert [*without_effect(config, EVALUATE_RULES)] == unused
 
 
 @pytest.mark.parametrize(
