@@ -34,7 +34,10 @@ def define_flags(
     if leaf.bounds:  # absl's text leaves out the upper ones
       flag = flag_values[leaf.name]
       flag.parser = copy.copy(flag.parser)  # flags of equal bounds share it
-      flag.parser.syntactic_help = f"in {leaf.bounds}"
+      bounds = leaf.bounds
+      if leaf.kind is int and not leaf.repeated:
+        bounds = bounds.replace("inf)", f"{LARGEST}]")
+      flag.parser.syntactic_help = f"in {bounds}"
     holders.append(holder)
   return holders
 
