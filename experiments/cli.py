@@ -91,7 +91,8 @@ def launch(
   try:
     app.run(guarded, flags_parser=flags.FLAGS)
   except flags.Error as error:
-    sys.exit(_fail(f"{error}".removeprefix("ERROR:: "), BAD_INPUT))
+    message = "; ".join(f"{error}".removeprefix("ERROR:: ").splitlines())
+    sys.exit(_fail(message, BAD_INPUT))
   except UnicodeDecodeError as error:  # of a flagfile
     sys.exit(_fail(f"a flagfile is not UTF-8: {error}", BAD_INPUT))
   except BrokenPipeError:

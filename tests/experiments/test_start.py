@@ -59,6 +59,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
       "--hidden_size=0",
     ): "--hidden_size=0: 0 is not in [1, 2147483647]",
     ("train", "--learning_rate=nan"): "must be a finite number",
+    ("train", "--ar_coef=nan", "--tar_coef=nan"): "number; flag --tar_coef=nan",
     ("train", "--compute_dtype=int8"): "should be one of <float32|bfloat16>",
     ("train", "--hiden_size=3"): "Unknown command line flag 'hiden_size'",
     ("train", "--flagfile=nowhere"): "Unable to open flagfile",
