@@ -27,7 +27,6 @@ from rich.table import Table
 from experiments import train
 from experiments.cli import SIGNALLED, launch, make_console
 from experiments.trainer import run_dir
-from experiments.trainer.checkpoint import load
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus, text_sha256
@@ -40,6 +39,7 @@ from experiments.trainer.format import number_table
 from experiments.trainer.records import from_name, leaves, replace, to_record
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
+from experiments.trainer.trained import load
 from lstm_jax.language import read_text
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
 

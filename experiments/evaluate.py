@@ -31,7 +31,6 @@ from rich.table import Table
 from experiments.analysis import dynamic_eval
 from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
-from experiments.trainer.checkpoint import Trained, load
 from experiments.trainer.corpus_path import find_corpus, published_path
 from experiments.trainer.data import Excerpt, read_excerpt, text_sha256
 from experiments.trainer.effects import EVALUATE_RULES, without_effect
@@ -39,6 +38,7 @@ from experiments.trainer.environment import device_name
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
+from experiments.trainer.trained import Trained, load
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import (
   cold_nats,

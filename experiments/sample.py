@@ -15,10 +15,10 @@ import numpy as np
 from absl import flags
 
 from experiments.cli import launch
-from experiments.trainer.checkpoint import load
 from experiments.trainer.data import default_prompt
 from experiments.trainer.flags import LARGEST, finite
 from experiments.trainer.format import escape_controls
+from experiments.trainer.trained import load
 from lstm_jax.language import sample
 
 NOT_GREEDY = (

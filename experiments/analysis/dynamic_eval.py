@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstm_jax.language import LanguageModel, LanguageParams, make_batches
-from lstm_jax.language.evaluate import (
+from lstm_jax.language.dynamic_eval import (
   Divergence,
   DynamicEvalConfig,
   dynamic_nats,

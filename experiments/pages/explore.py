@@ -25,8 +25,8 @@ from experiments.pages.packing import (
   quantize_norms,
   quantize_signed,
 )
-from experiments.trainer.checkpoint import Trained
 from experiments.trainer.records import to_record
+from experiments.trainer.trained import Trained
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
 

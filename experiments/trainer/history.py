@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.trainer import run_dir
-from experiments.trainer.checkpoint import read_progress, read_replaced
+from experiments.trainer.checkpoint import read_progress
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Progress, SweepConfig, make_members
 from experiments.trainer.records import from_record
+from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
 from lstm_jax.training import list_checkpoints
 

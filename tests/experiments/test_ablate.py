@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from experiments import ablate, train
-from experiments.trainer.checkpoint import load
 from experiments.trainer.data import read_corpus
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace
+from experiments.trainer.trained import load
 from lstm_jax.language.evaluate import stateful_loss
 
 

@@ -15,17 +15,16 @@ from experiments.analysis import dynamic_eval
 from experiments.analysis.dynamic_eval import RATES
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer import run_dir
-from experiments.trainer.checkpoint import load
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import replace
+from experiments.trainer.trained import load
 from lstm_jax.language import make_batches, read_text, split
-from lstm_jax.language.evaluate import (
+from lstm_jax.language.dynamic_eval import (
   DynamicEvalConfig,
-  cold_nats,
   dynamic_nats,
   gradient_scale,
-  stateful_nats,
 )
+from lstm_jax.language.evaluate import cold_nats, stateful_nats
 from tests.experiments.conftest import make_config
 
 

@@ -11,10 +11,10 @@ import pytest
 from experiments import report, sweep
 from experiments.pages.report import differences
 from experiments.report import ReportConfig
-from experiments.trainer.checkpoint import load
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.trained import load
 from tests.experiments.pages.explored import PageData
 from tests.experiments.trainer.lives import read_rows
 

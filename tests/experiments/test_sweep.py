@@ -9,10 +9,10 @@ import pytest
 
 from experiments import sweep, train
 from experiments.trainer import ensemble
-from experiments.trainer.checkpoint import load
 from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Member, SweepConfig
 from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.trained import load
 from lstm_jax.language import stateful_loss
 from tests.experiments.trainer.lives import last_arrays, read_rows, signal_at
 

@@ -12,12 +12,12 @@ import pytest
 from experiments import train
 from experiments.sample import run as write
 from experiments.trainer import metric_buffer, setup
-from experiments.trainer.checkpoint import load
 from experiments.trainer.data import read_corpus
 from experiments.trainer.errors import Diverged
 from experiments.trainer.plot import draw
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import make_setup
+from experiments.trainer.trained import load
 from lstm_jax import gru, lstm, rnn
 from lstm_jax.language import WordTokenizer, stateful_loss
 from tests.draws import worst

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments import train
-from experiments.trainer.checkpoint import load
 from experiments.trainer.data import read_corpus
 from experiments.trainer.records import replace
+from experiments.trainer.trained import load
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import stateful_nats
 from tests.experiments.trainer.lives import read_rows

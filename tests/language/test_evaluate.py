@@ -9,16 +9,19 @@ from lstm_jax.language import (
   CharTokenizer,
   ModelConfig,
   WordTokenizer,
+  dynamic_eval,
   evaluate,
   language_model,
   make_batches,
 )
-from lstm_jax.language.evaluate import (
+from lstm_jax.language.dynamic_eval import (
   Divergence,
   DynamicEvalConfig,
-  cold_nats,
   dynamic_nats,
   gradient_scale,
+)
+from lstm_jax.language.evaluate import (
+  cold_nats,
   nats_per_character,
   stateful_nats,
 )
@@ -41,6 +44,12 @@ def params(key):
 @pytest.fixture
 def scale(params):
   return gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))
+
+
+def programs():
+  """Return how many programs evaluation has compiled."""
+  compiled = evaluate._nats, dynamic_eval._scan_segments
+  return [function._cache_size() for function in compiled]
 
 
 def protocols(params, scale):
@@ -152,16 +161,22 @@ def test_each_protocol_compiles_one_program_for_texts_of_any_length(
   jax.clear_caches()
   for name, protocol in protocols(params, scale).items():
     assert worst(protocol(TOKENS), expected[name]) < 1e-12
-    before = evaluate._nats._cache_size(), evaluate._scan_segments._cache_size()
+    before = (
+      evaluate._nats._cache_size(),
+      dynamic_eval._scan_segments._cache_size(),
+    )
     shorter = protocol(TOKENS[:-3])
     assert worst(shorter, expected[name][:-3]) < 1e-12
-    after = evaluate._nats._cache_size(), evaluate._scan_segments._cache_size()
+    after = (
+      evaluate._nats._cache_size(),
+      dynamic_eval._scan_segments._cache_size(),
+    )
     assert after == before
   # A cold window for the one, a chunk for the other.
   assert evaluate._nats._cache_size() == 2
-  assert evaluate._scan_segments._cache_size() == 1
+  assert dynamic_eval._scan_segments._cache_size() == 1
   gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))
-  assert evaluate._add_squares._cache_size() == 1
+  assert dynamic_eval._add_squares._cache_size() == 1
 
 
 def test_nats_per_character_include_the_spelling_of_unknown_words():

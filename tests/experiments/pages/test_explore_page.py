@@ -10,7 +10,7 @@ import pytest
 from experiments import explore
 from experiments.pages.explore import TEMPLATE, pack_path, pack_signal
 from experiments.pages.packing import Blobs
-from experiments.trainer.checkpoint import load
+from experiments.trainer.trained import load
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
 from tests.experiments.pages.explored import HOSTILE, VERSE, PageData, val_text

@@ -10,7 +10,6 @@ import pytest
 
 from experiments import evaluate, explore, sample, sweep, train
 from experiments.evaluate import EvaluateConfig
-from experiments.trainer.checkpoint import load
 from experiments.trainer.corpus_path import (
   KEPT,
   REPOSITORY,
@@ -21,6 +20,7 @@ from experiments.trainer.data import text_sha256
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import replace, to_record
+from experiments.trainer.trained import load
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.lives import signal_at
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from experiments.pages.report import make_page
 from experiments.sample import run as write
-from experiments.trainer.checkpoint import load
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import read_corpus, read_excerpt
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import make_model
+from experiments.trainer.trained import load
 from lstm_jax.language import CharTokenizer, WordTokenizer
 from lstm_jax.training import make_optimizer
 from tests.experiments.conftest import VERSE, copy_run

@@ -11,11 +11,11 @@ import pytest
 
 from experiments import collectives, sweep, train
 from experiments.trainer import multihost, resources
-from experiments.trainer.checkpoint import load
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup, run_mesh
+from experiments.trainer.trained import load
 from lstm_jax.training import list_checkpoints, make_mesh, read_state
 from tests.experiments.trainer.lives import read_rows
 from tests.processes import ROOT, finish, free_port, start

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from experiments import train
 from experiments.trainer import setup
-from experiments.trainer.checkpoint import load, restore
+from experiments.trainer.checkpoint import restore
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import JOB_FLAGS, lock
 from experiments.trainer.setup import make_setup
+from experiments.trainer.trained import load
 from lstm_jax import gru
 from lstm_jax.training import init_state, list_checkpoints
 from lstm_jax.training.checkpoint import STATE

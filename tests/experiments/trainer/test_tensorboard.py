@@ -11,11 +11,11 @@ import pytest
 from experiments import train
 from experiments.analysis.states import signals, trace_layers
 from experiments.trainer import tensorboard
-from experiments.trainer.checkpoint import load
 from experiments.trainer.data import read_corpus
 from experiments.trainer.logger import EXCERPT
 from experiments.trainer.records import replace
 from experiments.trainer.tensorboard import TAGS, TensorBoardWriter
+from experiments.trainer.trained import load
 from lstm_jax import gru, lstm, rnn
 from lstm_jax.language import ModelConfig, language_model
 from tests.experiments.trainer.events import shown_events, stored

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from experiments.trainer import checkpoint
-from experiments.trainer.checkpoint import load
+from experiments.trainer import trained
+from experiments.trainer.trained import load
 from lstm_jax.training import CheckpointError, list_checkpoints
 from tests.draws import worst
 
@@ -18,14 +18,14 @@ def checkpoints(finished):
 
 
 def before(monkeypatch, name, action):
-  """Call `action` before each call of a function of `checkpoint`."""
-  function = getattr(checkpoint, name)
+  """Call `action` before each call of a function of `trained`."""
+  function = getattr(trained, name)
 
   def hooked(*args):
     action()
     return function(*args)
 
-  monkeypatch.setattr(checkpoint, name, hooked)
+  monkeypatch.setattr(trained, name, hooked)
 
 
 @pytest.mark.parametrize("name", ["read_checkpoint", "read_params"])
@@ -56,7 +56,7 @@ def test_a_checkpoint_that_is_being_deleted_is_waited_for(
   checkpoints, monkeypatch
 ):
   """Its directory is still listed, and its files are gone."""
-  monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+  monkeypatch.setattr(trained, "PAUSE", 0.0)
   (checkpoints.parent / "lock").write_text("1")
   shutil.rmtree(checkpoints / "40")
   hidden = checkpoints.parent / "hidden"
@@ -76,7 +76,7 @@ def test_a_checkpoint_that_is_being_deleted_is_waited_for(
 def test_checkpoints_that_are_always_replaced_are_an_error_that_says_so(
   checkpoints, monkeypatch
 ):
-  monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+  monkeypatch.setattr(trained, "PAUSE", 0.0)
 
   def replace():
     newest = list_checkpoints(checkpoints)[-1]
@@ -90,7 +90,7 @@ def test_checkpoints_that_are_always_replaced_are_an_error_that_says_so(
 def test_a_damaged_checkpoint_and_none_are_named_also_while_a_run_trains(
   checkpoints, monkeypatch
 ):
-  monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+  monkeypatch.setattr(trained, "PAUSE", 0.0)
   (checkpoints.parent / "lock").write_text("1")
   shutil.rmtree(checkpoints / "47/params")
   with pytest.raises(CheckpointError, match="47 cannot be read"):

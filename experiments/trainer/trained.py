@@ -1,0 +1,143 @@
+"""The trained model of a run, also while the run goes on."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from experiments.trainer import run_dir
+from experiments.trainer.checkpoint import MODEL_FLAGS
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.data import stored_tokenizer
+from experiments.trainer.records import from_record, to_record
+from lstm_jax.language import (
+  LanguageModel,
+  LanguageParams,
+  Tokenizer,
+  language_model,
+)
+from lstm_jax.training import (
+  Checkpoint,
+  CheckpointError,
+  list_checkpoints,
+  read_checkpoint,
+  read_params,
+)
+
+ATTEMPTS, PAUSE = 10, 0.1  # to read what a training run replaces; seconds
+
+
+Value = TypeVar("Value")
+
+
+class Trained(NamedTuple):
+  """A trained model, read from a run directory."""
+
+  config: TrainConfig
+  model: LanguageModel
+  params: LanguageParams
+  tokenizer: Tokenizer
+  step: int  # training steps made
+  val_loss: float | None  # None for a checkpoint between evaluations
+  corpus_sha256: str
+
+
+def load(directory: Path) -> Trained:
+  """Return the best model of a run, or the last before its first evaluation.
+
+  The run may be training: see `read_replaced`.
+
+  Raises:
+    ValueError: the directory holds no run or no usable checkpoint, or its
+      config.json is damaged or of another model.
+  """
+  return read_replaced(directory, lambda: _load(directory))
+
+
+def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
+  """Return what `read` returns of a run, which may be training meanwhile.
+
+  A training run deletes checkpoints as it writes others, also one that is being
+  read. Then `read` is called again: it lists the checkpoints anew.
+
+  Raises:
+    CheckpointError: `read` raises it, and nobody replaces the checkpoints; or
+      they are replaced each time.
+  """
+  checkpoints = directory / run_dir.CHECKPOINTS
+  for attempt in range(1, ATTEMPTS + 1):
+    steps = list_checkpoints(checkpoints)
+    try:
+      return read()
+    except CheckpointError:
+      if list_checkpoints(checkpoints) == steps:
+        locked = (directory / run_dir.LOCK).exists()  # may be deleting it
+        if not steps or not locked or attempt == ATTEMPTS:
+          raise
+    time.sleep(PAUSE)
+  raise CheckpointError(
+    f"no checkpoint in {checkpoints} can be read before the run that is "
+    "training replaces it: try again, or after the run"
+  )
+
+
+def _load(directory: Path) -> Trained:
+  record = run_dir.read_record(directory)
+  checkpoints = directory / run_dir.CHECKPOINTS
+  step, description = _best_checkpoint(checkpoints)
+  try:
+    described = {name: description["model"][name] for name in MODEL_FLAGS}
+    fields = dict(description["tokenizer"])
+    tokenizer = stored_tokenizer(described["tokenizer"], fields)
+    val_loss = description["val_loss"]
+    built = from_record(TrainConfig(), to_record(TrainConfig()) | described)
+    model = language_model(built.model, tokenizer.size)
+  except (KeyError, TypeError, ValueError) as error:
+    raise CheckpointError(
+      f"the checkpoint in {checkpoints} describes no model: {error}"
+    ) from None
+  for name, value in described.items():
+    if record[name] != value:
+      raise ValueError(
+        "the checkpoint is of another configuration than "
+        f"{directory / run_dir.CONFIG}: {name} is {value!r} in one and "
+        f"{record[name]!r} in the other"
+      )
+  config = from_record(TrainConfig(), record)
+  like = jax.eval_shape(model.init, jax.random.key(0))
+  params = read_params(checkpoints, step, like)
+  return Trained(
+    config,
+    model,
+    jax.tree.map(jnp.asarray, params),
+    tokenizer,
+    step,
+    val_loss,
+    str(record.get("corpus_sha256")),
+  )
+
+
+def _best_checkpoint(checkpoints: Path) -> Checkpoint:
+  """Return the checkpoint that the newest readable one names as the best.
+
+  A kill during a deletion leaves a directory that cannot be read: standard
+  error names it.
+  """
+  first_error = None
+  steps = list_checkpoints(checkpoints)
+  for step in reversed(steps):
+    try:
+      newest = read_checkpoint(checkpoints, step)
+    except CheckpointError as error:
+      if list_checkpoints(checkpoints) != steps:
+        raise
+      print(f"{error}: not used", file=sys.stderr)
+      first_error = first_error or error
+      continue
+    best = newest.description.get("progress", {}).get("best")
+    return read_checkpoint(checkpoints, best[1]) if best else newest
+  raise first_error or CheckpointError(f"{checkpoints} holds no checkpoint")

@@ -1,0 +1,164 @@
+"""Dynamic evaluation: the weights keep learning from the text they predicted.
+
+The text is divided into segments of S tokens. The weights θ predict a segment;
+then, with g the gradient of the segment's mean loss,
+
+  θ ← θ − η g / (r + ε) + λ (θ₀ − θ) ⊙ min(r / mean r, 1 / λ)
+
+where r is the root mean square of each weight's gradient over the training
+text, θ₀ are the trained weights, and ε is 0.001 times the mean of r.
+
+Reference: Krause, Kahembwe, Murray and Renals (2018), Dynamic evaluation of
+neural sequence models, section 4.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lstm_jax.language.batching import Batches
+from lstm_jax.language.evaluate import (
+  CHUNK,
+  check_tokens,
+  cut_windows,
+  group_windows,
+  predict,
+)
+from lstm_jax.language.model import LanguageModel
+from lstm_jax.language.params import LanguageParams
+
+EPSILON = 1e-3  # ε, relative to the mean of r
+MAX_NATS = 1e4  # loss of one token above which dynamic evaluation has diverged
+
+
+class Divergence(ValueError):
+  """Dynamic evaluation diverged: the learning rate is too large."""
+
+
+class DynamicEvalConfig(NamedTuple):
+  """Hyperparameters of dynamic evaluation."""
+
+  rate: float  # η, the learning rate
+  decay: float  # λ in [0, 1], the decay towards the initial weights
+  segment: int = 20  # S, tokens in a segment
+
+
+def dynamic_nats(
+  model: LanguageModel,
+  params: LanguageParams,
+  tokens: np.ndarray,
+  scale: LanguageParams,
+  config: DynamicEvalConfig,
+) -> np.ndarray:
+  """Return the loss of each token by dynamic evaluation, [N − 1].
+
+  The state is carried over the whole text, as in `stateful_nats`. After each
+  segment the weights take a training step on it, as in the module's docstring.
+
+  Args:
+    model: the language model.
+    params: θ₀, its trained weights; they are not changed.
+    tokens: the text, int32 [N], N ≥ 2.
+    scale: r, from `gradient_scale`.
+    config: learning rate, decay and segment length.
+
+  Returns:
+    Nats of tokens[1:], float64.
+
+  Raises:
+    ValueError: there are fewer than two tokens, or a number is out of its
+      range.
+    Divergence: the loss of a token reaches 10,000 nats or is not finite.
+  """
+  check_tokens(tokens)
+  size, rate, decay = config.segment, config.rate, config.decay
+  if size < 1 or not rate >= 0 or not 0 <= decay <= 1:
+    raise ValueError(
+      "segment must be ≥ 1, rate ≥ 0 and decay in [0, 1], "
+      f"got {size}, {rate} and {decay}"
+    )
+  segments = cut_windows(tokens, size)[..., None]  # [n, S + 1, 1]
+  rates = float(rate), float(decay)
+  carry, losses = (params, model.initial_state((1,))), []
+  count = min(len(segments), max(1, CHUNK // size))
+  for group in group_windows(segments, count):
+    carry, nats = _scan_segments(model, params, scale, rates, carry, group)
+    losses.append(np.asarray(nats, np.float64).ravel())
+    if not (losses[-1] < MAX_NATS).all():
+      break
+  result = np.concatenate(losses)[: len(tokens) - 1]
+  diverged = np.flatnonzero(~(result < MAX_NATS))  # also NaN
+  if diverged.size:
+    raise Divergence(
+      f"dynamic evaluation diverges at token {diverged[0] + 1} of "
+      f"{len(tokens)}: try a rate below {rate}"
+    )
+  return result
+
+
+def gradient_scale(
+  model: LanguageModel, params: LanguageParams, epoch: Batches
+) -> LanguageParams:
+  """Return r, the root mean square of each weight's gradient over batches.
+
+  Args:
+    model: the language model.
+    params: its weights.
+    epoch: the batches of the training text.
+  """
+  state = model.initial_state(epoch.tokens.shape[1:])
+  squares = jax.tree.map(jnp.zeros_like, params)
+  lengths = np.diff(epoch.cuts)
+  # The last batch is filled up, so that one compiled program reads them all.
+  rest = lengths.max() - lengths[-1]
+  filled = np.pad(epoch.tokens, [(0, rest), (0, 0)])
+  ends = [*epoch.cuts[1:-1], epoch.cuts[-1] + rest]
+  spans = zip(epoch.cuts[:-1], ends, lengths, strict=True)
+  for first, last, length in spans:
+    rows = filled[first : last + 1]
+    squares, state = _add_squares(model, params, squares, state, rows, length)
+  count = epoch.num_batches
+  return jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
+
+
+@partial(jax.jit, static_argnums=0)
+def _add_squares(model, params, squares, state, tokens, length):
+  """Add the squares of the gradient of the mean loss of `length` time steps."""
+
+  def mean_nats(params, state):
+    nats, state = predict(model, params, state, tokens)
+    counts = (jnp.arange(len(nats)) < length).astype(nats.dtype)
+    return (nats.mean(axis=1) * counts).sum() / counts.sum(), state
+
+  gradient, state = jax.grad(mean_nats, has_aux=True)(params, state)
+  return jax.tree.map(lambda s, g: s + g * g, squares, gradient), state
+
+
+@partial(jax.jit, static_argnums=0)
+def _scan_segments(model, initial, scale, rates, carry, segments):
+  """Scan over segments: predict each, then take a training step on it."""
+  rate, decay = rates
+  leaves = jax.tree.leaves(scale)
+  mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+  def step(theta, gradient, theta_0, r):
+    pull = jnp.minimum(decay * r / mean, 1) * (theta_0 - theta)
+    return theta - rate * gradient / (r + EPSILON * mean) + pull
+
+  def mean_nats(params, state, tokens):
+    nats, state = predict(model, params, state, tokens)
+    return nats.mean(), (nats[:, 0], state)
+
+  def body(carry, tokens):
+    params, state = carry
+    gradient, (nats, state) = jax.grad(mean_nats, has_aux=True)(
+      params, state, tokens
+    )
+    params = jax.tree.map(step, params, gradient, initial, scale)
+    return (params, state), nats
+
+  return lax.scan(body, carry, segments)
