@@ -5,8 +5,7 @@ r"""Print what the devices of a mesh communicate in one training step.
 
 takes the flags of `experiments.train`, compiles the training step for the
 devices of the mesh, which may be simulated, and reads the compiled program; it
-trains nothing. On a GPU, XLA may split the same data differently or use other
-collectives.
+trains nothing. On a GPU, XLA may choose other collectives.
 """
 
 from collections import Counter
@@ -37,7 +36,8 @@ def run(config: TrainConfig, console: Console) -> Result:
   """Compile the training step of a configuration and print its collectives.
 
   Raises:
-    ValueError: there is no mesh, or it does not fit the devices.
+    ValueError: there is no mesh, it does not fit the devices, or the corpus is
+      not usable.
   """
   setup = make_setup(config)
   mesh, shardings = setup.mesh, setup.shardings
@@ -67,7 +67,7 @@ def run(config: TrainConfig, console: Console) -> Result:
 
 def _table(collectives: list[Collective]) -> Table:
   table = Table(
-    "collective", "instructions", "in a loop", "bytes of results, each time"
+    "collective", "instructions", "in a loop", "bytes of results, once"
   )
   counts: Counter = Counter((c.kind, c.looped) for c in collectives)
   for (kind, looped), count in counts.items():

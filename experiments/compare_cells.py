@@ -3,13 +3,14 @@
   python -m experiments.compare_cells
 
 trains the three cells with the same number of parameters on the same text, with
-several seeds at once, under two budgets: the same number of training steps, and
-the same time. --hidden_size is that of the LSTM: the sizes of the others follow
-from it. Each cell uses its own best learning rate, chosen on training text. It
-measures
+several seeds at once, under two budgets: the same number of training steps
+("equal parameters"), and the same time ("equal time"). --hidden_size is that of
+the LSTM: the sizes of the others follow from it. Each cell uses its own best
+learning rate, chosen on training text. It measures
 
 - the validation loss during training;
-- the samples: words that exist, line length, rhymes;
+- the samples: words found in the training or validation text, line length,
+  rhymes;
 - the validation loss by the length of the context;
 - delayed recall: the accuracy of naming a symbol after 1 to 500 blanks;
 - gradient flow: the gradient that the loss of one character sends back through
@@ -65,10 +66,10 @@ def run(
   corpus = read_corpus(config)
   directory.mkdir(parents=True, exist_ok=True)
   models = make_models(config.model, corpus.tokenizer.size)
-  init_key, trial_key, recall_key = jax.random.split(
+  seeds_key, trial_key, recall_key = jax.random.split(
     jax.random.key(config.seed), 3
   )
-  keys = jax.random.split(init_key, config.num_seeds)
+  keys = jax.random.split(seeds_key, config.num_seeds)
   record: dict[str, Any] = {
     "command": command_line("compare_cells", sys.argv[1:]),
     "config": to_record(config),
@@ -87,11 +88,11 @@ def run(
       trained = train_cell(
         cell, corpus, config, rate, num_steps, keys, bar.update
       )
-    title = {"cell": name, "budget": budget, "num_steps": num_steps}
+    run_id = {"cell": name, "budget": budget, "num_steps": num_steps}
     results = {"evaluations": trained.evaluations, "samples": trained.samples}
-    record["runs"].append(title | results)
+    record["runs"].append(run_id | results)
     record["context"].append(
-      title | loss_by_context(cell, trained, corpus, config)
+      run_id | loss_by_context(cell, trained, corpus, config)
     )
     if budget == EQUAL_PARAMETERS:
       record["gradient_flow"] += gradient_flow(cell, trained, corpus, config)

@@ -3,8 +3,8 @@ r"""Sample from a trained model: let it continue a prompt.
   python -m experiments.sample --run=DIRECTORY --prompt="Shall I" \
     --length=400 --temperature=0.8 --num_samples=3
 
-reads the best checkpoint of the run and prints each sample after its prompt. A
-word model never draws <unk>, the unknown word.
+reads the best checkpoint of the run and prints the samples, each after the
+prompt, if one is given. A word model never draws <unk>, the unknown word.
 """
 
 import sys
@@ -21,19 +21,17 @@ from experiments.trainer.format import escape_controls
 from experiments.trainer.trained import load
 from lstm_jax.language import sample
 
-NOT_GREEDY = (
-  "top_k",
-  "top_p",
-  "seed",
-  "num_samples",
-)  # no effect on the likeliest
+IGNORED_BY_GREEDY = "top_k", "top_p", "seed"
 
 
 def _define_flags() -> list[flags.FlagHolder]:
   return [
     flags.DEFINE_string("run", "", "Run directory."),
     flags.DEFINE_string(
-      "prompt", None, "The text to continue; a line break if not given."
+      "prompt",
+      None,
+      "The text to continue; if not given, a line break (or the first token of "
+      "the vocabulary), which is not printed.",
     ),
     flags.DEFINE_integer(
       "length", 400, "Tokens to draw: characters, or words.", lower_bound=1
@@ -53,7 +51,8 @@ def _define_flags() -> list[flags.FlagHolder]:
       flags.DEFINE_float(
         "top_p",
         1.0,
-        "Draw among the likeliest tokens that make up this probability.",
+        "Draw among the likeliest tokens that make up this probability, "
+        "in (0, 1]; 1 for all.",
         lower_bound=0.0,
         upper_bound=1.0,
       )
@@ -110,7 +109,7 @@ def run(
 
 
 def show(texts: list[str]) -> None:
-  """Print samples, in a terminal with control characters escaped."""
+  """Print samples; in a terminal, with control characters escaped."""
   for number, text in enumerate(texts, start=1):
     if len(texts) > 1:
       print(f"=== sample {number} ===")
@@ -122,7 +121,7 @@ def main() -> None:
   """Read the flags, sample and print."""
   options = {flag.name: flag.value for flag in FLAGS}
   for flag in FLAGS if not options["temperature"] else ():
-    if flag.name in NOT_GREEDY and flag.value != flag.default:
+    if flag.name in IGNORED_BY_GREEDY and flag.value != flag.default:
       print(
         f"warning: --{flag.name}={flag.value} has no effect: "
         "--temperature=0 is greedy",

@@ -5,7 +5,9 @@
 trains eight seeds at each learning rate in one program: one compilation, and
 matrix products over all members. It takes the flags of `experiments.train`, on
 one device; the seeds count up from --seed. Each member is the run that
-`experiments.train` makes with its seed and learning rate, up to rounding. The
+`experiments.train` makes with its seed and learning rate, up to rounding; where
+batches are random (--random_offsets, --short_seq_prob), all members have those
+of --seed. The
 tables show each member's best validation loss, and the mean and the deviation
 over the seeds at each learning rate; result.json holds every evaluation.
 

@@ -21,7 +21,7 @@ class TextStats(NamedTuple):
   words_in_train: float | None  # share of the words, in the training text too
   words_in_val: float | None  # share of the words, in the validation text too
   line_length: float | None  # mean, in characters, of lines that are not empty
-  rhymes: float | None  # share of the lines
+  rhymes: float | None  # share of the lines that rhyme
 
 
 def words(text: str) -> list[str]:
@@ -59,13 +59,13 @@ def text_stats(
 
 
 def shuffled(text: str, seed: int = 0) -> str:
-  """Return a text with its lines in random order: it rhymes only by chance."""
+  """Return the `lines` of a text in random order: they rhyme only by chance."""
   order = np.random.default_rng(seed).permutation(lines(text))
   return "".join(f"{line}\n" for line in order)
 
 
 def ending(line: str) -> str:
-  """Return the letters of a line's last sound.
+  """Return the letters of a line's last sound, guessed from its spelling.
 
   They are the last group of vowels of its last word and what follows. A last e
   after a consonant is silent, and belongs to the group before.

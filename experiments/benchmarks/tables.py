@@ -7,7 +7,7 @@ from rich.table import Table
 from experiments.trainer.format import number_table
 
 Row = dict[str, Any]  # the sizes of a case, the peer, and its results
-RESULTS = (
+RESULTS = (  # keys of a row that are results; the others are sizes
   "median_ms",
   "quartiles_ms",
   "ratio_to_ours",
@@ -19,7 +19,7 @@ RESULTS = (
   "backward_launches",
   "backward_in_graph",
 )
-COLUMNS = {
+COLUMNS = {  # key: (heading, format)
   "median_ms": ("ms", "{:.3g}"),
   "quartiles_ms": ("quartiles", "{0[0]:.3g} – {0[1]:.3g}"),
   "ratio_to_ours": ("ratio", "{:.2f}"),
@@ -27,8 +27,8 @@ COLUMNS = {
   "tokens_per_second": ("tokens/s", "{:,.0f}"),
   "compile_s": ("compile s", "{:.1f}"),
   "mebibytes": ("MiB", "{:,.1f}"),
-  "forward": ("forward launches", "{}"),
-  "backward": ("backward launches", "{}"),
+  "forward_loop": ("forward launches", "{}"),
+  "backward_loop": ("backward launches", "{}"),
 }
 
 
@@ -36,7 +36,7 @@ def case_table(rows: list[Row]) -> Table:
   """Return the results of one case, a row per peer.
 
   The columns: the median and the quartiles of the milliseconds; the "ratio" of
-  the median to ours; "products", the share of the median that the matrix
+  the median to lstm_jax's; "products", the share of the median that the matrix
   products alone take; tokens per second; seconds to compile; memory; the
   kernel launches of a time step, and whether a CUDA graph holds them.
   """
@@ -48,11 +48,7 @@ def case_table(rows: list[Row]) -> Table:
   medians = {row["peer"]: row.get("median_ms") for row in rows}
   products = medians.get("products alone")
   rows = [_with_derived(row, products) for row in rows]
-  keys = [
-    k
-    for k in COLUMNS
-    if k not in case and any(row.get(k) is not None for row in rows)
-  ]
+  keys = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
   table = number_table("", *(COLUMNS[key][0] for key in keys), title=title)
   table.padding = (0, 1, 0, 0)  # the columns fit into 80 characters
   for row in rows:
@@ -72,7 +68,7 @@ def _with_derived(row: Row, products_ms: float | None) -> Row:
   for loop in ("forward", "backward"):
     if launches := row.get(f"{loop}_launches"):
       graph = ", in a graph" if row[f"{loop}_in_graph"] else ""
-      derived[loop] = f"{launches}{graph}"
+      derived[f"{loop}_loop"] = f"{launches}{graph}"
   if products_ms:
     derived["products_share"] = products_ms / row["median_ms"]
   return row | derived

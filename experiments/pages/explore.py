@@ -1,7 +1,7 @@
 """The page that `experiments.explore` writes: a text as a model reads it.
 
-Everything is computed here and packed into the page one byte a number
-(`packing`). The page unpacks an array when it shows it.
+Everything is computed here and packed into the page, signals and gradient norms
+as one byte a number (`packing`). The page unpacks an array when it shows it.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-WINDOW = 96  # steps back of the gradient paths: two lines of verse
+WINDOW = 96  # steps back of the gradient paths: two lines, in characters
 TOP_TOKENS = 10  # likeliest next tokens that are listed
 
 
@@ -73,7 +73,7 @@ def make_header(
   pieces: list[str],
   blobs: Blobs,
 ) -> dict[str, Any]:
-  """Return what the page shows of a model on a text, as JSON.
+  """Return what the page shows of a model on a text, ready for JSON.
 
   Args:
     cell: the cell of every layer.
@@ -85,21 +85,21 @@ def make_header(
   layers, logits = trace_layers(cell, params, jnp.asarray(tokens))
   paths = gradient_paths(cell, params, layers, tokens, WINDOW)
   values = {feature.name: feature.of_pieces(pieces) for feature in FEATURES}
-  present = {n: v for n, v in values.items() if (v != v[0]).any()}
+  varying = {n: v for n, v in values.items() if (v != v[0]).any()}
   return {
     "pieces": pieces,
     "tokens": blobs.add(tokens.astype("<u4")),
     "window": WINDOW,
     "features": [
       {"name": name, "measure": "AUC" if v.dtype == bool else "r"}
-      for name, v in present.items()
+      for name, v in varying.items()
     ],
-    "absent": [name for name in values if name not in present],
+    "constant": [name for name in values if name not in varying],
     "next": _next_tokens(logits, tokens, blobs),
     "layers": [
       {
         "signals": [
-          pack_signal(name, np.asarray(signal).T, [*present.values()], blobs)
+          pack_signal(name, np.asarray(signal).T, [*varying.values()], blobs)
           for name, signal in signals(cell, layer).items()
         ],
         "paths": [

@@ -75,8 +75,9 @@ class AveragingConfig:
   )
   asgd_patience: int = option(
     0,
-    "Average the weights (NT-ASGD) from the first evaluation whose loss is "
-    "above the lowest of more than this many evaluations earlier; 0 for never.",
+    "Average the weights (NT-ASGD) from the first evaluation whose loss "
+    "exceeds the lowest of the evaluations more than this many before it; 0 "
+    "for never.",
     bounds="[0, inf)",
   )
 
@@ -101,7 +102,8 @@ class EvaluationConfig:
   eval_every: int = option(
     100,
     "Training steps between evaluations, which measure the validation loss, "
-    "print a sample and save a checkpoint.",
+    "print a sample and save a checkpoint. Steps 10 and 30 and the last are "
+    "evaluated as well.",
     bounds="[1, inf)",
   )
   sample_length: int = option(
@@ -121,22 +123,23 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class JobConfig:
-  """Where and how a run executes; none of it changes what is computed."""
+  """Where and how a run executes; it changes results by rounding at most."""
 
   run: str = option("", "Run directory; empty for a new one under runs/.")
   overwrite: bool = option(False, "Replace the run that --run holds.")
   resume: bool = option(True, "Resume the unfinished run that --run holds.")
   mesh: str = option(
     "",
-    "How all devices share the training: data:8 splits the batch over 8, "
-    "data:4,model:2 splits the weights over 2 as well; empty for one device.",
+    "How all devices share the training. data:8 splits the batch over 8; "
+    "data:4,model:2 splits the batch over all 8 as well, and stores the "
+    "weights in halves. Empty for one device.",
   )
   quiet: bool = option(False, "Show no progress bar and no samples.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-  """Everything that decides a training run."""
+  """The whole configuration of a training run."""
 
   seed: int = option(
     0, "Seed of initial weights, noise and samples.", bounds="[0, inf)"
@@ -156,6 +159,9 @@ class TrainConfig:
     check_options(self)
     if self.job.mesh:
       sizes = parse_mesh(self.job.mesh)
-      batching = self.batching
-      for batch_size in (batching.batch_size, batching.late_batch_size):
-        check_mesh(sizes, batch_size, self.model.hidden_size)
+      batching, hidden_size = self.batching, self.model.hidden_size
+      check_mesh(sizes, batching.batch_size, hidden_size)
+      try:
+        check_mesh(sizes, batching.late_batch_size, hidden_size)
+      except ValueError as error:
+        raise ValueError(f"late_{error}") from None

@@ -1,4 +1,4 @@
-"""Flags that have no effect beside others: the heading warns of them."""
+"""Flags that other flags make useless; the heading of a run warns of them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from experiments.trainer.config import (
   TrainConfig,
 )
 from experiments.trainer.records import to_record
-from lstm_jax.language.batching import LATE_FRACTION
+from lstm_jax.language.batching import LATE_DIVISOR
 
 WITHOUT_C = CELLS["gru"], CELLS["rnn"]
 
@@ -20,13 +20,14 @@ class Rule(NamedTuple):
 
   flag: str
   reason: str
-  applies: Callable[..., bool]  # to a configuration, and the training steps
+  is_idle: Callable[..., bool]  # (configuration, *facts) -> has no effect
+  off: Any = 0  # the value that turns it off, of which nothing is said
 
 
 RULES = (
   Rule(
     "min_count",
-    "it is of words, and the tokens are characters",
+    "it applies to words only, and the tokens are characters",
     lambda config, _: config.data.tokenizer == "character",
   ),
   Rule(
@@ -51,12 +52,12 @@ RULES = (
   ),
   Rule(
     "late_batch_size",
-    f"--num_epochs is below {LATE_FRACTION}",
-    lambda config, _: config.batching.num_epochs < LATE_FRACTION,
+    f"--num_epochs is below {LATE_DIVISOR}",
+    lambda config, _: config.batching.num_epochs < LATE_DIVISOR,
   ),
   Rule(
     "weight_decay",
-    "it is of adamw alone",
+    "it applies to adamw only",
     lambda config, _: config.optimizer.optimizer != "adamw",
   ),
   Rule(
@@ -76,7 +77,7 @@ RULES = (
 )
 SWEEP_RULES = (
   Rule("sample_length", "a sweep draws no samples", lambda config: True),
-  Rule("temperature", "a sweep draws no samples", lambda config: True),
+  Rule("temperature", "a sweep draws no samples", lambda config: True, None),
   Rule("learning_rate", "--rate is given", lambda config: bool(config.rate)),
 )
 
@@ -91,6 +92,7 @@ EVALUATE_RULES = (
       flag,
       "--protocol leaves out dynamic",
       lambda config: "dynamic" not in config.protocol,
+      None,
     )
     for flag in ("segment", "rate", "decay")
   ),
@@ -102,23 +104,23 @@ def without_effect(
 ) -> dict[str, str]:
   """Return why flags have no effect, by name.
 
-  A flag is left out where it has its default value or is 0, which is off.
+  A flag that has its default value or is off is left out.
 
   Args:
     config: the configuration.
     rules: of its flags.
-    facts: what the rules are asked of, besides the configuration.
+    facts: further arguments of each rule: for RULES, the training steps.
   """
   record, default = to_record(config), to_record(type(config)())
   return {
     flag: f"--{flag}={record[flag]} has no effect: {reason}"
-    for flag, reason, applies in rules
-    if record[flag] not in (default[flag], 0) and applies(config, *facts)
+    for flag, reason, is_idle, off in rules
+    if record[flag] not in (default[flag], off) and is_idle(config, *facts)
   }
 
 
 def run_warnings(config: TrainConfig, num_steps: int) -> list[str]:
-  """Return which flags of a run have no effect, or not the one they mean."""
+  """Return warnings: flags without effect, and a warm-up as long as the run."""
   lines = [*without_effect(config, RULES, num_steps).values()]
   warmup_steps = config.optimizer.warmup_steps
   if warmup_steps >= num_steps:

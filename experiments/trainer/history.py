@@ -19,7 +19,8 @@ from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
 from lstm_jax.training import list_checkpoints
 
-# Entries that are null where no training step of a row was finite.
+# Entries of a row, each of several training steps, that are null if none of
+# them was finite.
 NULLABLE = "train_loss", "grad_norm"
 # A title of samples.txt, as `experiments.train` writes them.
 TITLE = re.compile(
@@ -42,14 +43,14 @@ class RunHistory(NamedTuple):
   directory: Path
   member: str  # name of a sweep's member; empty for a single run
   record: dict[str, Any]  # config.json
-  config: TrainConfig
-  rows: list[dict[str, Any]]  # metrics.jsonl
+  config: TrainConfig  # of a sweep, for members too: they share its batches
+  rows: list[dict[str, Any]]  # metrics.jsonl; of a member, its evaluations
   samples: list[Sample]
   finished: bool
 
   @property
   def unit(self) -> str:
-    """What a token is, in the singular."""
+    """What a token is, in the singular: the tokenizers are named so."""
     return self.config.data.tokenizer
 
 
@@ -80,8 +81,8 @@ def read_run_history(directory: Path) -> RunHistory:
 def read_run_histories(directory: Path) -> list[RunHistory]:
   """Read the history of a run, or of each member of a sweep.
 
-  The rows of a member hold only its evaluations, which the newest checkpoint
-  has. Their seconds assume that all training steps took equally long.
+  The rows of a member hold only its evaluations, which are read from the newest
+  checkpoint. Their seconds assume that all training steps took equally long.
 
   Raises:
     ValueError: as `read_run_history`, or a sweep's checkpoint cannot be read.

@@ -17,7 +17,7 @@ import numpy as np
 
 from lstm_jax.language.options import check_options, option
 
-LATE_FRACTION = 3  # late_batch_size applies to the last 1/3 of the epochs
+LATE_DIVISOR = 3  # late_batch_size applies to the last 1/3 of the epochs
 MAX_STEPS = 2**31 - 1  # the training step is counted in an int32
 
 
@@ -173,7 +173,7 @@ class BatchingConfig:
     """The first epoch with late_batch_size."""
     if not self.late_batch_size:
       return self.num_epochs
-    return self.num_epochs - self.num_epochs // LATE_FRACTION
+    return self.num_epochs - self.num_epochs // LATE_DIVISOR
 
   def _epoch(self, tokens: np.ndarray, seed: int, epoch: int) -> Batches:
     rng = np.random.default_rng([seed, epoch])

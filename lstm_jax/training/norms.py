@@ -9,14 +9,14 @@ from lstm_jax.language.model import LanguageParams
 
 
 def part_norms(tree: LanguageParams) -> dict[str, jax.Array]:
-  """Return the Euclidean norm of each part, [] each.
+  """Return the Euclidean norm of each part, a scalar each.
 
   Args:
     tree: weights, or anything of the same structure, such as their gradient.
 
   Returns:
     The norms of "embedding", "layer1", "layer2", ... from the lowest, and
-    "readout", with its bias; tied, the readout is that bias alone.
+    "readout": its weights and bias, or its bias alone if it is tied.
   """
   parts: dict[str, Any] = {"embedding": tree.embedding}
   parts |= {f"layer{n}": layer for n, layer in enumerate(tree.layers, start=1)}

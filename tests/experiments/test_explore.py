@@ -160,7 +160,7 @@ def test_another_text_is_read_from_its_beginning(
   assert f"{output}: {page.size / 1e6:.2f} MB" in printed
   header = PageData(output).header
   assert "".join(header["pieces"]) == "Shall I more\nlo"
-  assert header["absent"] == ["inside quotes", "speaker names"]
+  assert header["constant"] == ["inside quotes", "speaker names"]
   assert f"15 characters of {text}" in header["about"]
 
 

@@ -328,7 +328,7 @@ def test_a_long_text_of_many_units_responds_quickly(chromium, tmp_path):
     "unit": "character",
     "window": window,
     "features": [],
-    "absent": [],
+    "constant": [],
     "about": "random",
     "symbols": sorted(set(text)),
     "layers": [{"signals": signals, "paths": [pack_path("h", norms, blobs)]}],

@@ -87,6 +87,10 @@ def test_a_record_names_cells_and_dtypes():
     ({"cell": "gpt"}, "cell must be one of lstm, .*, got 'gpt'"),
     ({"tokenizer": "syllable"}, "tokenizer must be one of .*, got 'syllable'"),
     ({"mesh": "rows:2"}, "a mesh must be data:N, model:M or both"),
+    (
+      {"mesh": "data:8", "late_batch_size": 12},
+      "^late_batch_size must be a multiple of the mesh's 8 devices, got 12",
+    ),
     ({"rate": 0.1}, "rate must be a list of float, got 0.1"),
     ({"rate": [0.1, "x"]}, r"rate must be a list of float, got \[0.1, 'x'\]"),
   ],

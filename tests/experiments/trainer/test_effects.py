@@ -91,6 +91,7 @@ def test_a_sweep_names_what_it_does_not_use(config):
   for changes, names in (
     ({"rate": (0.01,), "learning_rate": 0.02, "temperature": 0.3}, 3),
     ({"rate": (), "learning_rate": 0.02, "sample_length": 200}, 0),
+    ({"temperature": 0.0, "sample_length": 200}, 1),  # greedy is not off
   ):
     unused = without_effect(replace(shared, **changes), sweep.SWEEP_RULES)
     assert len(unused) == names
@@ -111,6 +112,8 @@ def test_an_evaluation_names_flags_of_protocols_that_it_leaves_out():
   ):
     config = EvaluateConfig(protocol=protocols, **given)
     assert [*without_effect(config, EVALUATE_RULES)] == unused
+  config = EvaluateConfig(protocol=("cold",), rate=0.0, decay=0.0)
+  assert [*without_effect(config, EVALUATE_RULES)] == ["rate", "decay"]
 
 
 @pytest.mark.parametrize(
