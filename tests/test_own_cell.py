@@ -17,10 +17,13 @@ from lstm_jax import (
   unroll_both,
   unroll_stack,
 )
+from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.platform import traced_for
 from lstm_jax.language import ModelConfig, Regularizers, language_model
 from lstm_jax.sequence import Directions, regularize
 from lstm_jax.testing import plant, terms
 from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.sequence.test_other_cells import CellOfFunctions
 from tests.test_docs import DOCS, code_blocks, run
 
 FILE, *BLOCKS = code_blocks((DOCS / "own-cell.md").read_text("utf-8"))
@@ -99,6 +102,34 @@ def test_a_language_model_trains_on_it(cell, key):
     return jax.jit(jax.grad(loss))(params)
 
   assert worst(gradient(Explicit()), gradient(Autodiff())) < 1e-12
+
+
+def test_a_cell_may_leave_out_annotations_and_save_a_number_a_step(cell, key):
+  """Also on a GPU, whose loop joins what a time step saves."""
+
+  def recur(params, state, ax):
+    after, gates, residuals = cell.recur(params, state, ax)
+    return after, gates, (*residuals, jnp.float64(2.0), after.h.sum())
+
+  def recur_backward(params, gates, residuals, d_state):
+    *own, two, total = residuals
+    assert two.shape == total.shape == ()
+    return cell.recur_backward(params, gates, own, d_state)
+
+  halves = (
+    lambda params, x: cell.project(params, x),
+    recur,
+    recur_backward,
+    cell.parameter_gradients,
+  )
+  steps = one_step(cell.initial_state, *halves)
+  other = CellOfFunctions(cell.init, cell.initial_state, *halves, *steps, False)
+  args = arguments(cell, key)
+  expected = gradient(partial(unroll, cell), key, args)
+  assert worst(gradient(partial(unroll, other), key, args), expected) < 1e-12
+  with traced_for("cuda"):
+    found = gradient(partial(unroll, other), key, args)
+  assert worst(found, expected) < 1e-12
 
 
 def test_what_needs_w_h_or_tokens_says_so(cell, key):

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.cells.mesh import vary_alike
+from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import (
   accumulation_dtype,
@@ -155,16 +155,18 @@ def linear(
     b: as in `affine`.
     compute_dtype: the dtype of the products' operands; None for that of w.
   """
-  return _linear(*vary_alike((x, w, b)), compute_dtype)
+  sharding = leading_sharding(x, 0, x.ndim - (not is_token(x)))
+  rule = auto_sharded(partial(_linear, compute_dtype), sharding)
+  return rule(*vary_alike((x, w, b)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _linear(x, w, b, compute_dtype):
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear(compute_dtype, x, w, b):
   return affine(x, cast_matrices(w, compute_dtype), b)
 
 
-def _linear_forward(x, w, b, compute_dtype):
-  return _linear(x, w, b, compute_dtype), (x, w, b)
+def _linear_forward(compute_dtype, x, w, b):
+  return _linear(compute_dtype, x, w, b), (x, w, b)
 
 
 def _linear_backward(compute_dtype, residuals, da):

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.checks import check_inputs, check_params
-from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
+from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.cells.serialization import serializable
@@ -195,7 +194,7 @@ def one_step(
     x = jnp.asarray(x)
     params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = reverse_only((params, state, x), NO_FORWARD_MODE)
-    sharding = leading_sharding(x, 0, x.ndim - (not is_token(x)))
+    sharding = batch_sharding(params, state, x)
     return auto_sharded(explicit, sharding)(*inputs, *extras)
 
   # Pickle finds a function by the names of its module and of the function.

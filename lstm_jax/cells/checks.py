@@ -19,6 +19,8 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
   """
   parameters = inspect.signature(project).parameters.values()
   expected = next(iter(parameters)).annotation
+  if expected in (inspect.Parameter.empty, Any):
+    return
   if isinstance(expected, type) and not isinstance(params, expected):
     found = type(params).__name__
     raise ValueError(f"params must be {expected.__name__}, got {found}")

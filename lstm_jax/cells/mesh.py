@@ -51,6 +51,27 @@ def leading_sharding(x: jax.Array, start: int, stop: int) -> NamedSharding:
   return NamedSharding(sharding.mesh, spec)
 
 
+def batch_sharding(
+  params: Any, state: Any, x: jax.Array, start: int = 0
+) -> NamedSharding:
+  """Return how arrays [*B, ...] lie: as x does, or the state if x does not say.
+
+  Args:
+    params: the weights, which may be all that lies on an explicit mesh.
+    state: a tree of arrays [*B, H].
+    x: an array [..., *B, ...].
+    start: the number of axes of x before the batch.
+  """
+  h = next(iter(jax.tree.leaves(state)), x)
+  leaves = x, h, *jax.tree.leaves(params)
+  meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
+  mesh = next((m for m in meshes if m.explicit_axes), meshes[0])
+  batch = jax.typeof(x).sharding.spec[start : start + h.ndim - 1]
+  if not any(batch):
+    batch = jax.typeof(h).sharding.spec[:-1]
+  return NamedSharding(mesh, PartitionSpec(*batch))
+
+
 def auto_sharded(f: Callable, out_sharding: Any) -> Callable:
   """Return f, computed with automatic axes on a mesh that has explicit ones.
 

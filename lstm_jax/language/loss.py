@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.cells.mesh import vary_alike
+from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.precision import upcast
 
 
@@ -72,7 +72,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   Raises:
     ValueError: the shape of targets is not logits.shape[:-1].
   """
-  return _cross_entropy(*vary_alike((logits, targets)))
+  sharding = leading_sharding(logits, 0, logits.ndim - 1)
+  rule = auto_sharded(_cross_entropy, sharding)
+  return rule(*vary_alike((logits, targets)))
 
 
 @jax.custom_vjp

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.affine import affine, affine_backward
-from lstm_jax.cells.mesh import vary_alike
+from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
 from lstm_jax.language import loss as losses
 
@@ -52,11 +52,12 @@ def linear_cross_entropy(
     ValueError: the shape of targets is not hs.shape[:-1].
   """
   arrays = vary_alike((hs, w, b, targets))
-  return _linear_cross_entropy(*arrays, compute_dtype)
+  rule = partial(_linear_cross_entropy, compute_dtype)
+  return auto_sharded(rule, leading_sharding(hs, 0, 0))(*arrays)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _linear_cross_entropy(hs, w, b, targets, compute_dtype):
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear_cross_entropy(compute_dtype, hs, w, b, targets):
   def body(total, chunk):
     h, target = chunk
     nats, _ = losses.forward(
@@ -69,7 +70,7 @@ def _linear_cross_entropy(hs, w, b, targets, compute_dtype):
   return total / targets.size
 
 
-def _forward(hs, w, b, targets, compute_dtype):
+def _forward(compute_dtype, hs, w, b, targets):
   operand = cast_matrices(w, compute_dtype)
   share = math.nan if targets.size == 0 else 1 / targets.size
 

@@ -19,9 +19,11 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, ParamsT, StateT
-from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
+from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import check_float
 from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.sequence import wrappers
@@ -155,10 +157,11 @@ def unroll(
     factor = with_time_axis(
       "state_dropout", state_dropout, initial.h, step_shape
     )
-    extras = factor, *extras
+    extras = lax.stop_gradient(factor), *extras
   if zoneout is not None:
     wrapped = wrappers.zoneout(wrapped)
-    extras = zoneout_rates(zoneout, initial, step_shape), *extras
+    rates = zoneout_rates(zoneout, initial, step_shape)
+    extras = lax.stop_gradient(rates), *extras
   if reset is not None:
     wrapped = wrappers.resettable(wrapped)
     extras = bool_array("reset", reset, step_shape), *extras
@@ -171,11 +174,10 @@ def unroll(
     inputs = reverse_only(inputs, NO_FORWARD_MODE)
   options = ScanOptions(compute_dtype, reverse)
   scan = partial(_scan, wrapped, options, adjoint)
-  shardings = (
-    leading_sharding(xs, 1, len(step_shape)),
-    leading_sharding(xs, 0, len(step_shape)),
-  )
-  last, hs = auto_sharded(scan, shardings)(*inputs, extras)
+  batch = batch_sharding(params, initial, xs, start=1)
+  time = jax.typeof(xs).sharding.spec[0]
+  steps = NamedSharding(batch.mesh, PartitionSpec(time, *batch.spec))
+  last, hs = auto_sharded(scan, (batch, steps))(*inputs, extras)
   hs = hs if mask is None else zero_masked(mask, hs)
   return last, hs if time_major else jnp.swapaxes(hs, 0, 1)
 

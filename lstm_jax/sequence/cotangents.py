@@ -28,12 +28,16 @@ Reference: Bengio, Simard and Frasconi (1994), Learning long-term dependencies
 with gradient descent is difficult.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.checks import check_inputs, check_params
+from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.rows import separate
 from lstm_jax.sequence.scan import ScanOptions, forward
@@ -63,6 +67,15 @@ def state_cotangents(
   """
   state, xs, d_last = jax.tree.map(jnp.asarray, (state, xs, d_last))
   _check(cell, params, state, xs, d_last)
+  params, state, xs, d_last = vary_alike((params, state, xs, d_last))
+  batch = batch_sharding(params, state, xs, start=1)
+  steps = NamedSharding(batch.mesh, PartitionSpec(None, *batch.spec))
+  return auto_sharded(partial(_scan_back, cell), steps)(
+    params, state, xs, d_last
+  )
+
+
+def _scan_back(cell, params, state, xs, d_last):
   _, saved = forward(cell, ScanOptions(), params, state, xs, ())
 
   def body(d_after, inputs):

@@ -99,13 +99,16 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Joined:
-  """A tuple of trees of arrays [..., K], as one array [..., ΣK] a dtype."""
+  """A tuple of trees of arrays [..., K], as one array [..., ΣK] a kind.
+
+  Arrays are of one kind if they have the same dtype and the same leading axes.
+  """
 
   arrays: dict[str, jax.Array]
   structure: Any = dataclasses.field(metadata={"static": True})
   leaves: tuple[tuple[str, int, int], ...] = dataclasses.field(
     metadata={"static": True}
-  )  # of each array its dtype, and where it lies: from and to
+  )  # of each array its kind, and where it lies: from and to
 
   def __getitem__(self, index: int) -> "Joined":
     """Return an element of the tuple, in the same arrays."""
@@ -122,14 +125,12 @@ def join(tree: Any) -> Joined:
   ends: dict[str, int] = {}
   places = []
   for leaf in leaves:
-    dtype = leaf.dtype.name
-    start = ends.get(dtype, 0)
-    ends[dtype] = start + leaf.shape[-1]
-    groups.setdefault(dtype, []).append(leaf)
-    places.append((dtype, start, ends[dtype]))
-  arrays = {
-    dtype: jnp.concatenate(group, -1) for dtype, group in groups.items()
-  }
+    kind = f"{leaf.dtype} {leaf.shape[:-1] if leaf.ndim else None}"
+    start = ends.get(kind, 0)
+    ends[kind] = start + (leaf.shape[-1] if leaf.ndim else 1)
+    groups.setdefault(kind, []).append(jnp.atleast_1d(leaf))
+    places.append((kind, start, ends[kind]))
+  arrays = {kind: jnp.concatenate(group, -1) for kind, group in groups.items()}
   return Joined(arrays, structure, tuple(places))
 
 
@@ -137,8 +138,8 @@ def separate(ys: Any) -> Any:
   """Return the tree that was joined; any other tree as it is."""
   if not isinstance(ys, Joined):
     return ys
-  leaves = [
-    lax.slice_in_dim(ys.arrays[dtype], start, end, axis=-1)
-    for dtype, start, end in ys.leaves
-  ]
+  leaves = []
+  for kind, start, end in ys.leaves:
+    leaf = lax.slice_in_dim(ys.arrays[kind], start, end, axis=-1)
+    leaves.append(leaf[..., 0] if kind.endswith("None") else leaf)
   return jax.tree.unflatten(ys.structure, leaves)

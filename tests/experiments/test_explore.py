@@ -223,6 +223,7 @@ def test_a_replaced_run_is_set_aside_with_its_page(config):
     assert (directory / run_dir.PREVIOUS / page.name).exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 def test_the_program_writes_a_page(explored_run, tmp_path):
   output = tmp_path / "page.html"

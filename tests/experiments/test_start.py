@@ -83,6 +83,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     assert err.startswith("error: ") and message in err, (case, err)
 
 
+@pytest.mark.exhaustive
 def test_a_closed_pipe_ends_quietly_and_a_closed_output_is_no_error(tmp_path):
   corpus, run = tmp_path / "verse.txt", tmp_path / "run"
   corpus.write_text("Shall I compare thee to a summer's day?\n" * 20)

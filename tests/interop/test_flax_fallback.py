@@ -40,6 +40,7 @@ def test_options_that_a_later_flax_may_add_count_once_set(monkeypatch):
   assert explicit.explicit_cell(cell) is None
 
 
+@pytest.mark.exhaustive
 def test_a_narrow_dtype_runs_in_flax(key, monkeypatch):
   calls = count_unrolls(monkeypatch)
   xs = inputs(key, jnp.float32)
@@ -95,3 +96,10 @@ def test_no_time_steps_are_those_of_flax(time_major, key):
   ):
     assert worst(ours[0], theirs[0]) == 0
     assert ours[1].shape == theirs[1].shape == (*xs.shape[:2], H)
+
+
+def test_lengths_that_flax_broadcasts_run_in_flax(key):
+  cell, xs = linen_cell("GRUCell"), inputs(key)
+  for lengths in (jnp.array([2]), jnp.array(2)):
+    call = {"seq_lengths": lengths}
+    assert linen_difference(cell, xs, key, call) < 1e-12

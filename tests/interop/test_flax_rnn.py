@@ -79,7 +79,7 @@ def test_boxed_weights_are_unboxed_and_stay_boxed(
   "name",
   [
     pytest.param("LSTMCell", marks=EXHAUSTIVE),
-    "OptimizedLSTMCell",
+    pytest.param("OptimizedLSTMCell", marks=EXHAUSTIVE),
     "GRUCell",
     pytest.param("SimpleCell", marks=EXHAUSTIVE),
   ],
@@ -135,6 +135,7 @@ def test_weights_are_created_by_apply(key):
     LinenRNN(linen_cell("GRUCell")).apply({}, xs)
 
 
+@EXHAUSTIVE
 def test_forward_mode_is_refused_and_the_hessian_is_that_of_flax(key):
   xs = inputs(key)
   cell = linen_cell("SimpleCell")
@@ -172,6 +173,7 @@ def test_a_module_within_a_module_has_the_weights_of_flax(key):
   assert worst(a, b) < 1e-12
 
 
+@EXHAUSTIVE
 def test_batches_of_any_rank(key):
   xs = normal_like(key, jnp.zeros((2, B, T, D)))
   for x in (xs, xs[0, 0]):

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
 from lstm_jax.language import ModelConfig, cross_entropy, language_model
+from lstm_jax.sequence import state_cotangents
 from lstm_jax.training import find_collectives
 from tests.contract import TABLE
 from tests.draws import normal_like, worst
@@ -98,6 +99,42 @@ def under_shard_map(loss, params, batch, mesh):
   return jax.jit(jax.grad(mapped, (0, 1), allow_int=True))(params, batch)
 
 
+def state_on_mesh(cell, params, xs, automatic, explicit):
+  """Return errors where only the state lies on the mesh, and of cotangents."""
+  key = jax.random.key(5)
+  state = normal_like(key, cell.initial_state(params, (B,)))
+  own = PartitionSpec("data")
+  placed = jax.device_put(state, NamedSharding(explicit, own))
+
+  def loss(params, state):
+    last, hs = unroll(cell, params, state, xs)
+    return jnp.sum(hs**2) + jnp.sum(cell.step(params, last, xs[0]).h)
+
+  gradients = jax.jit(jax.grad(loss, (0, 1)))
+  errors = {
+    "explicit axes, state alone": worst(
+      floats(gradients(params, placed)), floats(gradients(params, state))
+    )
+  }
+
+  def cotangents(params, state, xs):
+    return state_cotangents(cell, params, state, xs, state)
+
+  expected = cotangents(params, state, xs)
+  mapped = jax.shard_map(
+    cotangents,
+    mesh=automatic,
+    in_specs=(REPLICATED, own, ROWS),
+    out_specs=ROWS,
+  )
+  for name, found in (
+    ("shard_map", jax.jit(mapped)(params, state, xs)),
+    ("explicit axes", jax.jit(cotangents)(params, placed, xs)),
+  ):
+    errors[f"{name}, state cotangents"] = worst(found, expected)
+  return errors
+
+
 def floats(tree):
   return [x for x in jax.tree.leaves(tree) if x.dtype == jnp.float64]
 
@@ -121,9 +158,12 @@ def compare(cell, found):
     on_explicit = floats(gradient(loss, params, placed))
     found[f"explicit axes, {adjoint}"] = worst(on_explicit, one)
   weights, loss = model_loss(cell)
-  mapped = floats(under_shard_map(loss, weights, batch, automatic))
   one = floats(gradient(loss, weights, batch))
+  mapped = floats(under_shard_map(loss, weights, batch, automatic))
   found["shard_map, language model"] = worst(mapped, one)
+  on_explicit = floats(gradient(loss, weights, placed))
+  found["explicit axes, language model"] = worst(on_explicit, one)
+  found |= state_on_mesh(cell, params, batch[0], automatic, explicit)
   last, hs = jax.jit(lambda params, xs: unroll(cell, params, None, xs))(
     params, placed[0]
   )

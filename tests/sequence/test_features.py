@@ -491,3 +491,16 @@ def test_error_messages_name_what_does_not_fit(key):
     run(zoneout=normal_like(key, type(state)(xs, xs)))
   with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):
     run(state_dropout=jnp.ones((T, T, B, H)))
+
+
+@pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
+def test_no_gradient_flows_to_zoneout_and_state_dropout(adjoint, key):
+  params, state, xs = arguments(lstm, key)
+
+  def loss(rates, factor):
+    options = {"zoneout": rates, "state_dropout": factor, "adjoint": adjoint}
+    return unroll(lstm, params, state, xs, **options)[1].sum()
+
+  rates, factor = jax.tree.map(lambda x: 0.3 + 0 * x, state), jnp.full(H, 0.7)
+  gradient = jax.jit(jax.grad(loss, (0, 1)))(rates, factor)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))

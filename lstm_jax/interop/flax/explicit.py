@@ -88,7 +88,12 @@ def is_plain_scan(module: Any) -> bool:
 
 
 def fits(
-  cell: Cell, params: Params, carry: Any, xs: jax.Array, dtype: Any
+  cell: Cell,
+  params: Params,
+  carry: Any,
+  xs: jax.Array,
+  lengths: Any,
+  dtype: Any,
 ) -> bool:
   """Return whether the shapes fit, and Flax computes in one wide dtype.
 
@@ -97,6 +102,7 @@ def fits(
     params: its weights.
     carry: Flax's initial carry.
     xs: inputs [T, ..., D], of any dtype.
+    lengths: of the sequences, or None; Flax broadcasts any shape.
     dtype: that of Flax's cell, or None.
   """
   structure: Any = jax.tree.structure(carry)
@@ -112,6 +118,7 @@ def fits(
     and all(array.dtype == computed for array in arrays)
     and all(leaf.shape == shape for leaf in carries)
     and xs.shape[-1] == size
+    and (lengths is None or jnp.shape(lengths) == xs.shape[1:-1])
   )
 
 

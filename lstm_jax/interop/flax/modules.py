@@ -83,7 +83,7 @@ class LinenRNN(linen.RNN):
       if "params" not in flax_cell.variables:
         flax_cell(carry, xs[0])  # creates the weights
       _, params = from_linen(flax_cell.variables["params"])
-      if fits(cell, params, carry, xs, flax_cell.dtype):
+      if fits(cell, params, carry, xs, seq_lengths, flax_cell.dtype):
         return _run(cell, params, carry, xs, seq_lengths, options)
     return LINEN_CALL(
       self,
@@ -122,7 +122,7 @@ class NNXRNN(nnx.RNN):
       if initial_carry is None:
         initial_carry = flax_cell.initialize_carry(xs.shape[1:], rngs)
       _, params = from_nnx(flax_cell)
-      if fits(cell, params, initial_carry, xs, flax_cell.dtype):
+      if fits(cell, params, initial_carry, xs, seq_lengths, flax_cell.dtype):
         return _run(cell, params, initial_carry, xs, seq_lengths, options)
     return super().__call__(
       inputs,

@@ -32,6 +32,7 @@ def evaluated(directory, console):
   return evaluate.run(options, console)
 
 
+@pytest.mark.exhaustive
 def test_a_run_with_a_relative_corpus_is_evaluated_from_any_directory(
   config, console, tmp_path, monkeypatch
 ):
@@ -120,6 +121,7 @@ def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
     train.run(replace(piped, run=str(moved)), console)
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_keeps_a_piped_corpus_too(piped, console):
   changes = to_record(piped) | {"cell": piped.model.cell, "compute_dtype": None}
   for name in sweep.UNSUPPORTED:
