@@ -128,6 +128,13 @@ CELLS = pytest.mark.parametrize(
     for name, row in TABLE.items()
   ],
 )
+LSTM_EVERY_DAY = pytest.mark.parametrize(
+  "cell",
+  [
+    pytest.param(row.cell, id=name, marks=[] if name == "lstm" else EXHAUSTIVE)
+    for name, row in TABLE.items()
+  ],
+)
 PLANTS = pytest.mark.parametrize(
   ("name", "term"),
   [

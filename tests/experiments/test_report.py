@@ -184,6 +184,7 @@ def test_the_best_evaluation_and_the_test_loss_are_in_the_table(
   assert (row["test loss"], other["test loss"]) == ("2.6250", "–")
 
 
+@pytest.mark.exhaustive
 def test_the_members_of_a_sweep_are_runs(
   trained_runs, config, console, tmp_path
 ):

@@ -23,6 +23,7 @@ EACH_CELL = pytest.mark.parametrize("name", NAMES)
 EXHAUSTIVE = pytest.mark.exhaustive
 
 
+@pytest.mark.exhaustive
 @EACH_CELL
 @pytest.mark.parametrize(
   "dtype",

@@ -69,7 +69,8 @@ def draw(model, key, vocabulary_size, steps, batch):
 @pytest.mark.parametrize("text", [f"{T}, 7*b", "T, B"])
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize(
-  ("vocabulary_size", "tied"), [(11, True), (2000, False)]
+  ("vocabulary_size", "tied"),
+  [(11, True), pytest.param(2000, False, marks=pytest.mark.exhaustive)],
 )
 def test_outputs_loss_and_gradient_with_a_free_batch_size(
   text, adjoint, vocabulary_size, tied, key

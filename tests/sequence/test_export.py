@@ -18,7 +18,7 @@ from lstm_jax import (
   unroll,
   unroll_stack,
 )
-from tests.contract import EXHAUSTIVE, TABLE
+from tests.contract import EXHAUSTIVE, LSTM_EVERY_DAY, TABLE
 from tests.draws import D, H, arguments, normal_like, worst
 
 ADJOINTS = [
@@ -73,7 +73,7 @@ def value_and_gradient(cell, tokens, **options):
   return f
 
 
-@CELLS
+@LSTM_EVERY_DAY
 @pytest.mark.parametrize("tokens", [False, True], ids=["xs", "tokens"])
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 def test_symbolic_t_and_b_give_the_gradient_of_autodiff(
@@ -90,6 +90,7 @@ def test_symbolic_t_and_b_give_the_gradient_of_autodiff(
     assert worst(call(params, xs), jax.jit(expected)(params, xs)) < 1e-12
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   "text",
   [
@@ -154,6 +155,7 @@ def test_no_step_is_filled_if_chunks_divide_a_symbolic_t(key):
   assert has_a_mask("T, 3") and not has_a_mask("4*n, 3")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 def test_the_gradient_of_an_exported_function_is_exported_with_it(adjoint, key):
   params, _, _ = arguments(lstm, key)

@@ -10,7 +10,7 @@ from lstm_jax import Autodiff, Explicit, unroll
 from lstm_jax.cells.platform import is_cpu, traced_for
 from lstm_jax.sequence import state_cotangents
 from lstm_jax.sequence.rows import Joined, join, separate
-from tests.contract import CELLS
+from tests.contract import LSTM_EVERY_DAY
 from tests.draws import B, H, T, arguments, normal_like, weighed, worst
 
 OPTIONS = {
@@ -28,7 +28,7 @@ def gradient(cell, adjoint, options, key):
   return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments(cell, key))
 
 
-@CELLS
+@LSTM_EVERY_DAY
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(
   "adjoint", [Explicit(), Explicit("recompute"), Explicit(chunk=2)], ids=str

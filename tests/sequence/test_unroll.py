@@ -20,7 +20,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.sequence import scan
-from tests.contract import CELLS, TABLE
+from tests.contract import CELLS, LSTM_EVERY_DAY, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 from tests.gradients import value_and_gradient
 
@@ -287,7 +287,7 @@ def test_an_empty_sequence_is_an_error(cell, key):
     unroll(cell, params, state, jnp.array(1))
 
 
-@CELLS
+@LSTM_EVERY_DAY
 @pytest.mark.parametrize("tokens", [False, True], ids=["xs", "tokens"])
 @pytest.mark.parametrize(
   "adjoint",

@@ -22,6 +22,7 @@ def test_evaluations_and_samples_include_the_first_and_the_last_step():
   assert sample_steps(100) == [0, 100]
 
 
+@pytest.mark.exhaustive
 def test_a_cell_is_trained_and_its_losses_are_those_of_its_weights(
   comparison, key
 ):

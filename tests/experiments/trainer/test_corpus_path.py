@@ -104,6 +104,7 @@ def piped(config):
   return config
 
 
+@pytest.mark.exhaustive
 def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
   with pytest.MonkeyPatch.context() as monkeypatch:
     signal_at(monkeypatch, 33)

@@ -216,6 +216,7 @@ LINES = st.lists(
 PROCESSES = 40
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 @settings(
   max_examples=1,

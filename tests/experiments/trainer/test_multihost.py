@@ -46,6 +46,7 @@ def test_flags_that_join_no_other_process_are_refused(options, message):
     multihost.join(**JOINING | options)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 def test_where_there_is_no_job_the_error_names_the_flags():
   """In a process whose JAX has no device yet, as a program's at its start."""
@@ -191,6 +192,7 @@ def test_two_processes_train_as_one_and_the_first_writes(shared, console):
   assert steps == expected
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 def test_a_coordinator_that_does_not_answer_is_one_line():
   address = f"127.0.0.1:{free_port()}"

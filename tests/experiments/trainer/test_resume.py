@@ -102,6 +102,7 @@ def test_a_run_makes_weights_only_when_it_starts(
     train.run(replace(config, overwrite=True), console)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   "changes",
   [
@@ -238,6 +239,7 @@ def test_overwrite_starts_again_and_keeps_what_it_replaces(
   assert not (finished / "previous").exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
   "place",
