@@ -50,7 +50,7 @@ from lstm_jax.language.word_tokenizer import normalize
 
 PROTOCOLS = "cold", "stateful", "dynamic"
 # Entries that are equal for all results in one evaluation.json.
-SAME = "corpus_sha256", "begin", "end", "step"
+SAME = "corpus_sha256", "begin", "end", "step", "device"
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,12 @@ class EvaluateConfig:
   begin: float | None = option(
     None,
     "Share of the corpus where the evaluated part begins; if not given, where "
-    "the run's test split does, or else its validation split.",
-    bounds="[0, inf)",
+    "the run's test split does, or else its validation split. In another text, "
+    "it is the same share.",
+    bounds="[0, 1)",
   )
   end: float = option(
-    1.0, "Share of the corpus where it ends.", bounds="[0, inf)"
+    1.0, "Share of the corpus where it ends.", bounds="(0, 1]"
   )
   protocol: tuple[str, ...] = option(
     PROTOCOLS, "Protocol; may be repeated.", choices=PROTOCOLS
@@ -246,7 +247,7 @@ def _make_table(unit: str, rows: list[Row]) -> Table:
 def _merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   """Return the record, with the file's results of other protocols.
 
-  The file is ignored if it is of another text or step.
+  The file is ignored if it is of another text, part, step or device.
   """
   try:
     earlier = json.loads(path.read_text("utf-8"))

@@ -5,15 +5,15 @@ for head.html, which all pages share, and one for data blocks: script elements
 of a type that no browser runs, whose text is base64 of gzip and so cannot be
 markup. The page's own script unpacks them.
 
-A signal has 256 levels q, a byte each:
+A signal has at most 256 levels q, a byte each:
 
   gate    v in [0, 1]                   q = round(255 v)
   signed  v in [−m, m], m of the unit   q = 128 + round(127 v / m)
   norm    v in [10ᵃ, 10ᵇ]               q = 1 + round(254 (log₁₀ v − a)/(b − a))
 
-So 0 is exact in a signed signal. The error of a norm is relative, at most
-5.6 %: its range ends 12 powers of ten below the largest norm, smaller norms are
-raised to that end, and a norm of 0 is level 0.
+So 0 is exact in a signed signal. The relative error of a norm is at most 5.6 %,
+but that norms more than 12 powers of ten below the largest are raised to that
+end. A norm of 0 is level 0.
 """
 
 import base64

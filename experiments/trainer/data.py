@@ -99,8 +99,9 @@ def naming_flags(data: DataConfig, batching: BatchingConfig) -> Iterator[None]:
     yield
   except ValueError as error:
     raise ValueError(
-      f"--batch_size={batching.batch_size}, --seq_len={batching.seq_len} and "
-      f"--val_fraction={data.val_fraction} do not fit {data.corpus}: {error}"
+      f"--batch_size={batching.batch_size}, --seq_len={batching.seq_len}, "
+      f"--val_fraction={data.val_fraction} and "
+      f"--test_fraction={data.test_fraction} do not fit {data.corpus}: {error}"
     ) from None
 
 
@@ -158,7 +159,8 @@ def read_excerpt(
     sha256: of its corpus.
     path: another file; empty for the run's corpus.
     begin: share of the text before the excerpt; None for the start of the
-      run's test split, or of its validation split if it has no test split.
+      run's test split, or of its validation split if it has no test split. In
+      another text, the excerpt begins at the same share.
     end: share of the text at which the excerpt ends.
 
   Raises:
@@ -167,7 +169,7 @@ def read_excerpt(
   """
   whole = read_text(path or config.corpus)
   if not path and text_sha256(whole) != sha256:
-    # Its validation split may now hold text that the run was trained on.
+    # The part to evaluate may now hold text that the run was trained on.
     raise ValueError(
       f"corpus {config.corpus} has changed since the run started"
     )

@@ -42,7 +42,7 @@ def vary_alike(tree: Tree) -> Tree:
 
 
 def leading_sharding(x: jax.Array, start: int, stop: int) -> NamedSharding:
-  """Return the sharding of arrays whose first axes are the axes of x between.
+  """Return the sharding of arrays whose first axes are x's from start to stop.
 
   Their further axes are replicated.
   """
@@ -54,7 +54,9 @@ def leading_sharding(x: jax.Array, start: int, stop: int) -> NamedSharding:
 def batch_sharding(
   params: Any, state: Any, x: jax.Array, start: int = 0
 ) -> NamedSharding:
-  """Return how arrays [*B, ...] lie: as x does, or the state if x does not say.
+  """Return how arrays [*B, ...] lie on an explicit mesh, if there is one.
+
+  They lie as x does, or as the state does if no batch axis of x is sharded.
 
   Args:
     params: the weights, which may be all that lies on an explicit mesh.
@@ -77,7 +79,7 @@ def auto_sharded(f: Callable, out_sharding: Any) -> Callable:
 
   Args:
     f: a function of trees of arrays.
-    out_sharding: the sharding of its results, each for a tree of arrays.
+    out_sharding: one sharding for each result; it holds for all arrays of it.
   """
   axes = jax.tree.leaves(out_sharding)[0].mesh.explicit_axes
   if not axes:

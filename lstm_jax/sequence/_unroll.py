@@ -135,7 +135,7 @@ def unroll(
     ValueError: xs is empty; params are of another cell; xs, the state and the
       weights do not fit each other; mask, lengths, reset, zoneout or
       state_dropout do not fit xs; adjoint is not one of the three; or
-      compute_dtype is not one of floats.
+      compute_dtype is not a floating-point dtype.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)

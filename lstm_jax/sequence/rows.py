@@ -1,9 +1,9 @@
 """A scan over time whose new rows are written over the old ones.
 
 `lax.scan` allocates an array of zeros for its outputs and writes the new rows
-there. The rows of `scan_rows` are the largest array of a sequence, so that it
-writes them into the array of the old rows. How depends on the device
-(`cells.platform`).
+there. The rows of `scan_rows` (projected inputs in the forward pass, gates in
+the backward pass) are the largest array of a sequence, so it overwrites them in
+place. How depends on the device (`cells.platform`).
 """
 
 import dataclasses
@@ -25,8 +25,7 @@ def scan_rows(
   Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)).
 
   Args:
-    f: (carry, row, x) -> (carry, new row of the same shape, y). All arrays of
-      y are floats [..., K] with the batch axes of a row.
+    f: (carry, row, x) -> (carry, new row of the same shape, y).
     carry: the carry before the first step.
     rows: [T, ...].
     xs: a tree of arrays [T, ...], or None.
@@ -34,7 +33,7 @@ def scan_rows(
 
   Returns:
     (carry after the last step, new rows [T, ...], ys); `separate` gives the
-    tree of ys, at one step or at all.
+    tree of ys, or of one step of it.
   """
   scan = _scan_without_copies if is_cpu() else _scan_with_few_kernels
   return scan(f, carry, rows, xs, reverse)
@@ -71,10 +70,11 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
 
   XLA for GPUs computes values of one shape in one kernel, so the new row is cut
   into pieces as wide as the carry. The barrier keeps it from computing them
-  again where they are stored, from the row that is then overwritten. Each array
-  that is stored takes a kernel, so all of y is stored as one. And what is
-  stored must not be the carry as it is: XLA would store it by a copy outside of
-  the CUDA graph that launches the kernels of a step together.
+  again in the kernel that stores them, which would read the row that it
+  overwrites. Each array that is stored takes a kernel, so all of y is stored as
+  one. An array that is stored as the carry has it, like the h of a plain RNN,
+  would be copied outside of the CUDA graph that launches the kernels of a step
+  together; joined with others, it is not.
   """
   steps = jnp.arange(rows.shape[0])
   width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
@@ -99,7 +99,7 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Joined:
-  """A tuple of trees of arrays [..., K], as one array [..., ΣK] a kind.
+  """A tuple of trees of arrays [..., K], as one [..., ΣK] for each kind.
 
   Arrays are of one kind if they have the same dtype and the same leading axes.
   """

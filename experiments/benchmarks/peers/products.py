@@ -1,9 +1,9 @@
 """The matrix products of a training step alone: a lower bound of its time.
 
-They have the shapes and the order of the training step. The recurrent products
-of forward and backward run time step by time step in a scan; each other product
-is computed once for the whole sequence. Embedding lookups, gates, softmax and
-Adam are left out.
+They have the shapes of those of the training step, and do not depend on one
+another. The recurrent products of forward and backward run time step by time
+step in a scan; each other product is computed once for the whole sequence.
+Embedding lookups, gates, softmax and Adam are left out.
 """
 
 import jax
@@ -34,11 +34,15 @@ def make_products(
       "tbh,tbk->hk", xs, das, preferred_element_type=jnp.float32
     )
 
+  def weights():
+    return normal(seq_len, batch_size, hidden), normal(hidden, 4 * hidden)
+
   arguments = {
-    "table": (normal(vocabulary_size, size), normal(size, 4 * hidden)),
+    "embedding": (normal(vocabulary_size, size), normal(size, 4 * hidden)),
     "dtable": normal(vocabulary_size, 4 * hidden),
-    "w_x": [normal(hidden, 4 * hidden) for _ in range(config.num_layers - 1)],
-    "w_h": [normal(hidden, 4 * hidden) for _ in range(config.num_layers)],
+    # Each with outputs of its own: equal products would be computed once.
+    "w_x": [weights() for _ in range(config.num_layers - 1)],
+    "w_h": [weights() for _ in range(config.num_layers)],
     "readout": normal(hidden, vocabulary_size),
     "h": normal(batch_size, hidden),
     "hs": normal(seq_len, batch_size, hidden),
@@ -47,19 +51,19 @@ def make_products(
   }
 
   def products(a):
-    results = [product(*a["table"]), product(a["hs"], a["readout"])]
+    results = [product(*a["embedding"]), product(a["hs"], a["readout"])]
     results += [product(a["dy"], a["readout"].T)]
     results += [weight_product(a["hs"], a["dy"])]
-    results += [product(a["dtable"], a["table"][1].T)]
-    results += [product(a["table"][0].T, a["dtable"])]
-    for w_x in a["w_x"]:
-      results += [product(a["hs"], w_x), product(a["das"], w_x.T)]
-      results += [weight_product(a["hs"], a["das"])]
-    for w_h in a["w_h"]:
+    results += [product(a["dtable"], a["embedding"][1].T)]
+    results += [product(a["embedding"][0].T, a["dtable"])]
+    for hs, w_x in a["w_x"]:
+      results += [product(hs, w_x), product(a["das"], w_x.T)]
+      results += [weight_product(hs, a["das"])]
+    for hs, w_h in a["w_h"]:
 
       def forward(h, _, w_h=w_h):
-        a, b, c, d = jnp.split(product(h, w_h), 4, axis=-1)
-        return (a + b + c + d).astype(dtype), None  # the next product needs it
+        i, f, g, o = jnp.split(product(h, w_h), 4, axis=-1)
+        return (i + f + g + o).astype(dtype), None  # all columns are used
 
       def backward(dh, da, w_h=w_h):
         da = (da[:, :hidden] + dh).astype(dtype)
@@ -69,7 +73,7 @@ def make_products(
       results.append(jax.lax.scan(forward, a["h"], None, length=seq_len)[0])
       zeros = jnp.zeros((batch_size, hidden), jnp.float32)
       results.append(jax.lax.scan(backward, zeros, a["das"])[0])
-      results.append(weight_product(a["hs"], a["das"]))
+      results.append(weight_product(hs, a["das"]))
     return results
 
   program, seconds, size = compile_program(products, arguments)

@@ -32,7 +32,7 @@ class Problem(NamedTuple):
 def make_problem(
   backward: bool, hidden_size: int, seq_len: int, batch_size: int
 ) -> Problem:
-  """Return a GRU of these sizes, with its expected results."""
+  """Return a GRU of these sizes, with the results that ours computes."""
   plain = sequences.make_problem(
     "gru", backward, hidden_size, seq_len, batch_size
   )

@@ -1,11 +1,12 @@
-"""Which calls of Flax's RNN `unroll` computes exactly.
+"""Decide which calls of Flax's RNN `unroll` computes exactly.
 
-Flax's cell must be exactly one of four types, since a subclass may compute
-something else. Each option of the cell, of its layers and of the RNN must
-either be one that `LinenRNN` and `NNXRNN` honour (HONOURED), or have Flax's
-default. So gates are sigmoids, the other activations tanh, and there is no
-residual connection; and an option that a later Flax adds counts once it is set.
-What is computed must have one dtype, float32 or float64.
+Flax's cell must be of one of the types in CELL_OF_TYPE, and of no subclass,
+which may compute something else. Each option of the cell, of its layers and of
+the RNN must either be one that `LinenRNN` and `NNXRNN` honour (HONOURED), or
+have Flax's default. So gates are sigmoids, the other activations tanh, and
+there is no residual connection; and an option that a later Flax adds leads to
+Flax's own RNN once it is set. What is computed must have one dtype, float32 or
+float64.
 """
 
 import inspect
@@ -95,14 +96,14 @@ def fits(
   lengths: Any,
   dtype: Any,
 ) -> bool:
-  """Return whether the shapes fit, and Flax computes in one wide dtype.
+  """Return whether the shapes fit, and Flax computes in float32 or float64.
 
   Args:
     cell: ours.
     params: its weights.
     carry: Flax's initial carry.
     xs: inputs [T, ..., D], of any dtype.
-    lengths: of the sequences, or None; Flax broadcasts any shape.
+    lengths: of the sequences, or None; Flax would broadcast other shapes.
     dtype: that of Flax's cell, or None.
   """
   structure: Any = jax.tree.structure(carry)
