@@ -1,4 +1,4 @@
-"""The trained model of a run, also while the run goes on."""
+"""Load the trained model of a run, also of one that is still training."""
 
 import sys
 import time
@@ -29,8 +29,6 @@ from lstm_jax.training import (
 )
 
 ATTEMPTS, PAUSE = 10, 0.1  # to read what a training run replaces; seconds
-
-
 Value = TypeVar("Value")
 
 

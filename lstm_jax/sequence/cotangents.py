@@ -36,9 +36,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.checks import check_inputs, check_params
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.sequence.arguments import check_sequence
 from lstm_jax.sequence.rows import separate
 from lstm_jax.sequence.scan import ScanOptions, forward
 
@@ -66,7 +66,8 @@ def state_cotangents(
       does not fit the state.
   """
   state, xs, d_last = jax.tree.map(jnp.asarray, (state, xs, d_last))
-  _check(cell, params, state, xs, d_last)
+  check_sequence(cell, params, state, xs)
+  _check_like(state, d_last)
   params, state, xs, d_last = vary_alike((params, state, xs, d_last))
   batch = batch_sharding(params, state, xs, start=1)
   steps = NamedSharding(batch.mesh, PartitionSpec(None, *batch.spec))
@@ -93,13 +94,7 @@ def _scan_back(cell, params, state, xs, d_last):
   )
 
 
-def _check(
-  cell: Cell, params: Params, state: State, xs: jax.Array, d_last: State
-) -> None:
-  if xs.ndim == 0 or xs.shape[0] == 0:
-    raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
-  check_params(cell.project, params)
-  check_inputs("xs", cell.initial_state, params, state, xs, xs.shape[:1])
+def _check_like(state: State, d_last: State) -> None:
   if type(d_last) is not type(state):
     wanted, found = type(state).__name__, type(d_last).__name__
     raise ValueError(f"d_last must be a {wanted}, got {found}")
