@@ -3,12 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from experiments.trainer.config import (
-  CELLS,
-  EARLY_STEPS,
-  EvaluationConfig,
-  TrainConfig,
-)
+from experiments.trainer.config import CELLS, EvaluationConfig, TrainConfig
 from experiments.trainer.records import to_record
 from lstm_jax.language.batching import LATE_DIVISOR
 
@@ -133,10 +128,4 @@ def run_warnings(config: TrainConfig, num_steps: int) -> list[str]:
 
 def num_evaluations(config: EvaluationConfig, num_steps: int) -> int:
   """Return how often a run is evaluated; the last training step always is."""
-  before_last = num_steps - 1
-  early = [
-    step
-    for step in EARLY_STEPS
-    if step <= before_last and step % config.eval_every
-  ]
-  return before_last // config.eval_every + len(early) + 1
+  return sum(map(config.is_due, range(1, num_steps))) + 1
