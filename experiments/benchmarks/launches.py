@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmarks.peers.layers import LAYERS, ours
 from experiments.benchmarks.peers.proof import make_peers
+from experiments.benchmarks.peers.sequences import layer_gradient
 from experiments.benchmarks.tables import Row
 from experiments.trainer.config import CELLS
 from lstm_jax.cells.platform import traced_for
@@ -86,14 +87,9 @@ def count(
   shape = sizes["seq_len"], sizes["batch_size"], size
   xs = jax.ShapeDtypeStruct(shape, jnp.float32)
   for name, layer in layers.items():
-
-    def gradient(params, xs, dhs, apply=layer.apply):
-      def weighted_sum(params, xs):
-        return jnp.sum(apply(params, xs) * dhs)
-
-      return jax.grad(weighted_sum, (0, 1))(params, xs)
-
-    program, thunks = compile_for_h100(gradient, layer.params, xs, xs)
+    program, thunks = compile_for_h100(
+      layer_gradient(layer), layer.params, xs, xs
+    )
     loops = read_loops(thunks)
     rows.append(
       {

@@ -57,11 +57,13 @@ def with_expected(
 ) -> Problem:
   """Return the problem whose expected results are those of `layer`."""
   hs = jax.jit(layer.apply)(weights, xs)
-  gradient = jax.jit(_gradient(layer))(weights, xs, dhs)
+  gradient = jax.jit(layer_gradient(layer))(weights, xs, dhs)
   return Problem(cell, backward, weights, xs, dhs, hs, gradient)
 
 
-def _gradient(layer: Layer) -> Callable:
+def layer_gradient(layer: Layer) -> Callable:
+  """Return (params, xs, dhs) -> the gradients of Σ hs ⊙ dhs for params, xs."""
+
   def weighted_sum(params, xs, dhs):
     return jnp.sum(layer.apply(params, xs) * dhs)
 
@@ -83,7 +85,7 @@ def make_peer(name: str, layer: Layer, problem: Problem) -> Peer:
   f: Callable = layer.apply
   arguments, expected = [layer.params, problem.xs], [problem.hs]
   if problem.backward:
-    f = _gradient(layer)
+    f = layer_gradient(layer)
     d_weights, dxs = problem.gradient
     arguments.append(problem.dhs)
     expected = [layer.convert(d_weights), dxs]
