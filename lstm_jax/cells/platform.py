@@ -22,9 +22,14 @@ Tree = TypeVar("Tree")
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
+def platform() -> str:
+  """Return the platform that is traced for: that of `traced_for`, or JAX's."""
+  return _platform.get() or jax.default_backend()
+
+
 def is_cpu() -> bool:
   """Return whether the program that is being traced is for a CPU."""
-  return (_platform.get() or jax.default_backend()) == "cpu"
+  return platform() == "cpu"
 
 
 @contextmanager

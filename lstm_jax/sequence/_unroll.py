@@ -14,6 +14,7 @@ is then that of the plain cell.
   ((7, 2, 5), True)
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypedDict
 
@@ -44,6 +45,12 @@ from lstm_jax.sequence.arguments import (
   zoneout_rates,
 )
 from lstm_jax.sequence.checkpointing import scan_checkpointed
+from lstm_jax.sequence.fused import scan_fused, step_flags
+from lstm_jax.sequence.implementation import (
+  Implementation,
+  check_implementation,
+  check_kernel,
+)
 from lstm_jax.sequence.scan import (
   ScanOptions,
   forward_step,
@@ -69,6 +76,7 @@ class UnrollOptions(TypedDict, total=False):
   time_major: bool
   adjoint: Adjoint
   compute_dtype: jnp.dtype | None
+  implementation: Implementation | None
 
 
 def unroll(
@@ -86,6 +94,7 @@ def unroll(
   reverse: bool = False,
   adjoint: Adjoint = Explicit(),
   compute_dtype: jnp.dtype | None = None,
+  implementation: Implementation | None = None,
 ) -> tuple[StateT, jax.Array]:
   """Apply `cell` to every time step of xs in turn.
 
@@ -127,6 +136,12 @@ def unroll(
       `jnp.bfloat16`; None for that of the weights. Sums, states and gradients
       keep their dtypes. With `Step` and `Autodiff`, JAX accumulates the
       weights' gradients in it.
+    implementation: "mosaic_gpu" for one GPU kernel for all time steps, forward
+      and backward; None or "xla" for a scan. The kernels take lstm, gru and rnn
+      on an H100 or H200, with `Explicit()` and without zoneout and
+      state_dropout; products in bfloat16, or with float32 in TF32; and H up to
+      `mosaic_gpu.limits`. They were compiled and interpreted, but never ran on
+      a device.
 
   Returns:
     (state, hs): the state after the last step, and the outputs [T, ..., H].
@@ -134,11 +149,13 @@ def unroll(
   Raises:
     ValueError: xs is empty; params are of another cell; xs, the state and the
       weights do not fit each other; mask, lengths, reset, zoneout or
-      state_dropout do not fit xs; adjoint is not one of the three; or
-      compute_dtype is not a floating-point dtype.
+      state_dropout do not fit xs; adjoint is not one of the three;
+      compute_dtype is not a floating-point dtype; implementation is not one of
+      the two, or cannot run here or with these arguments.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)
+  check_implementation(implementation)
   if compute_dtype is not None:
     check_float("compute_dtype", compute_dtype)
   if not time_major:
@@ -147,39 +164,64 @@ def unroll(
   initial: Any = check_sequence(cell, params, state, xs)
   step_shape = xs.shape[0], *initial.h.shape[:-1]  # [T, ...]
   mask = combined_mask(mask, lengths, step_shape)
-  wrapped: Cell = cell
-  extras: tuple = ()  # one for each wrapper, [T, ...], the outermost first
-  if not (mask is None and reset is None and state_dropout is None):
-    # The h that enters a step is then not always the previous output.
-    wrapped = wrappers.saving_input_h(wrapped)
-  if state_dropout is not None:
-    wrapped = wrappers.state_dropout(wrapped)
-    factor = with_time_axis(
-      "state_dropout", state_dropout, initial.h, step_shape
-    )
-    extras = lax.stop_gradient(factor), *extras
-  if zoneout is not None:
-    wrapped = wrappers.zoneout(wrapped)
-    rates = zoneout_rates(zoneout, initial, step_shape)
-    extras = lax.stop_gradient(rates), *extras
-  if reset is not None:
-    wrapped = wrappers.resettable(wrapped)
-    extras = bool_array("reset", reset, step_shape), *extras
   if mask is not None:
-    wrapped = wrappers.masked(wrapped)
-    extras = mask, *extras
     xs = zero_masked(mask, xs)  # since 0 · NaN is NaN
+  if reset is not None:
+    reset = bool_array("reset", reset, step_shape)
+  options = ScanOptions(compute_dtype, reverse)
+  scan: Callable
+  extras: Any
+  if implementation == "mosaic_gpu":
+    others = {"zoneout": zoneout, "state_dropout": state_dropout}
+    plan = check_kernel(
+      cell, params, initial, xs, compute_dtype, adjoint, others
+    )
+    scan = partial(scan_fused, cell, options, plan)
+    extras = step_flags(mask, reset)
+  else:
+    wrapped, extras = _with_features(
+      cell, initial, step_shape, mask, reset, zoneout, state_dropout
+    )
+    scan = partial(_scan, wrapped, options, adjoint)
   *inputs, extras = vary_alike((params, initial, xs, extras))
   if not isinstance(adjoint, Autodiff):
     inputs = reverse_only(inputs, NO_FORWARD_MODE)
-  options = ScanOptions(compute_dtype, reverse)
-  scan = partial(_scan, wrapped, options, adjoint)
   batch = batch_sharding(params, initial, xs, start=1)
   time = jax.typeof(xs).sharding.spec[0]
   steps = NamedSharding(batch.mesh, PartitionSpec(time, *batch.spec))
   last, hs = auto_sharded(scan, (batch, steps))(*inputs, extras)
   hs = hs if mask is None else zero_masked(mask, hs)
   return last, hs if time_major else jnp.swapaxes(hs, 0, 1)
+
+
+def _with_features(
+  cell, initial, step_shape, mask, reset, zoneout, state_dropout
+):
+  """Return (cell, extras): the cell with the features that are not None.
+
+  The extras are one for each wrapper, [T, ...], the outermost first.
+  """
+  extras: tuple = ()
+  if not (mask is None and reset is None and state_dropout is None):
+    # The h that enters a step is then not always the previous output.
+    cell = wrappers.saving_input_h(cell)
+  if state_dropout is not None:
+    cell = wrappers.state_dropout(cell)
+    factor = with_time_axis(
+      "state_dropout", state_dropout, initial.h, step_shape
+    )
+    extras = lax.stop_gradient(factor), *extras
+  if zoneout is not None:
+    cell = wrappers.zoneout(cell)
+    rates = zoneout_rates(zoneout, initial, step_shape)
+    extras = lax.stop_gradient(rates), *extras
+  if reset is not None:
+    cell = wrappers.resettable(cell)
+    extras = reset, *extras
+  if mask is not None:
+    cell = wrappers.masked(cell)
+    extras = mask, *extras
+  return cell, extras
 
 
 def _scan(cell, options, adjoint, *inputs):

@@ -1,0 +1,131 @@
+"""The backward kernel: all time steps of a layer in reverse, in one launch.
+
+Each thread block has W_h in shared memory from the start, and for its sequences
+
+  for t = T … 1
+    dh     ← dh + d(hs[t])
+    da, ds = the backward of the cell's time step    in registers
+    das[t] = da            to shared memory for all warpgroups, and to the GPU's
+    dhᵀ    ← W_h daᵀ + …   on the tensor cores
+
+where … is the part of dh that does not pass through h W_h. The gradients of the
+weights and of the inputs follow from all das in one product each, outside of
+the kernel. A masked step has da = 0 and passes on ds as it is; one that resets
+passes on ds = 0.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from lstm_jax.mosaic_gpu import exchange, registers, states
+from lstm_jax.mosaic_gpu.limits import UNITS, Plan
+from lstm_jax.mosaic_gpu.thread_block import find_share, launch, start_loading
+
+
+def backward_kernel(
+  time_step: Any,
+  plan: Plan,
+  reverse: bool,
+  w_h: jax.Array,
+  saved: Any,
+  d_hs: jax.Array,
+  d_last: Any,
+  flags: jax.Array | None,
+) -> tuple[jax.Array, Any]:
+  """Return (das, d_state before the first step) of a layer.
+
+  Args:
+    time_step: as in `forward_kernel`.
+    plan: as in `forward_kernel`.
+    reverse: the direction of the forward.
+    w_h: [G, H, H]: for each gate, the weights from its units to h (rows).
+    saved: what the forward saved.
+    d_hs: cotangent of the outputs, [T, B, H], float32.
+    d_last: cotangent of the last state, a tree of [B, H], float32.
+    flags: as in `forward_kernel`.
+
+  Returns:
+    das, [T, B, E, H] in the dtype of w_h: the cotangents that the backward of
+    the time step returns; and a tree of [B, H], float32.
+  """
+  length, batch, units = d_hs.shape
+  gates, cotangents, _ = time_step.COUNTS
+
+  def kernel(w_h, saved, d_hs, d_last, flags, das, d_first, **scratch):
+    weights, loaded = scratch.pop("weights"), scratch.pop("loaded")
+    start_loading(plan, w_h, weights, loaded)
+    share = find_share(plan)
+    others = exchange.Exchange(plan, share, **scratch)
+
+    def place(t):
+      return t if reverse else length - 1 - t
+
+    def read_inputs(t):
+      t = place(jnp.minimum(t, length - 1))
+      residuals = [
+        type(saved)(
+          *(registers.read(ref.at[t, tile, share.units, :]) for ref in saved)
+        )
+        for tile in share.tiles
+      ]
+      dh = states.read_state(d_hs.at[t], share)
+      return residuals, dh, states.read_flags(flags, t, share)
+
+    def multiply(turn):
+      parts = units // UNITS
+
+      def product(total):
+        def part(k, _):
+          gate, columns = k // parts, pl.ds(k % parts * UNITS, UNITS)
+          w = weights.at[gate, share.units_of_block, columns]
+          plgpu.wgmma(total, w, others.operand(gate, k % parts, turn))
+
+        lax.fori_loop(0, gates * parts, part, None)
+        plgpu.wgmma_wait(0)
+        return total[...]
+
+      return pl.run_scoped(product, *registers.accumulators(1, plan.rows))
+
+    def step(t, carry):
+      d_state, residuals, dh, flag = carry
+      ahead = read_inputs(t + 1)
+      d_after = [
+        d._replace(h=d.h + more) for d, more in zip(d_state, dh, strict=True)
+      ]
+      backward = [
+        time_step.backward(*args)
+        for args in zip(residuals, d_after, strict=True)
+      ]
+      da = [errors for errors, _ in backward]
+      zeros = jax.tree.map(jnp.zeros_like, da)
+      da = states.unless_masked(da, zeros, flag)
+      target = das.at[place(t), share.sequences]
+      others.send([list(blocks) for blocks in zip(*da, strict=True)], t, target)
+      dh = multiply(t)
+      d_before = [
+        d._replace(h=d.h + registers.columns(dh, j))
+        for j, (_, d) in enumerate(backward)
+      ]
+      d_before = states.unless_masked(d_before, d_after, flag)
+      return states.unless_reset(d_before, flag), *ahead
+
+    d_state = states.read_state(d_last, share)
+    ahead = read_inputs(0)
+    plgpu.barrier_wait(loaded)
+    d_state, *_ = lax.fori_loop(0, length, step, (d_state, *ahead))
+    states.write_state(d_first, d_state, share)
+    plgpu.wait_smem_to_gmem(0)  # the last copies of das
+
+  vector = jax.ShapeDtypeStruct((batch, units), jnp.float32)
+  outputs = (
+    jax.ShapeDtypeStruct((length, batch, cotangents, units), w_h.dtype),
+    jax.tree.map(lambda _: vector, d_last),
+  )
+  scratch = exchange.scratch(plan, cotangents, gates, w_h.dtype)
+  arguments = w_h, saved, d_hs, d_last, flags
+  return launch(kernel, plan, outputs, scratch, *arguments)

@@ -1,0 +1,103 @@
+"""How the warpgroups of a layer send each other their units of a vector.
+
+At every time step, each warpgroup computes its 64 units of h, or of da, and
+then multiplies with all H of them. In one thread block, each writes its units
+to shared memory, and a barrier lets all read. Two buffers take turns, so that
+one barrier a step is enough: whoever writes to a buffer has passed a barrier
+that each warpgroup reached after it last read that buffer.
+
+In a cluster, each block copies its units to the GPU's memory, in effect to the
+L2 cache. After a barrier of the cluster, it reads the units of all.
+"""
+
+from typing import Any, NamedTuple
+
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from lstm_jax.mosaic_gpu.limits import COLUMNS, UNITS, Plan
+from lstm_jax.mosaic_gpu.registers import (
+  Block,
+  Ref,
+  operand,
+  write_transposed,
+)
+from lstm_jax.mosaic_gpu.thread_block import Share
+
+
+def scratch(plan: Plan, sent: int, read: int, dtype: Any) -> dict[str, Any]:
+  """Return the scratch memory of an `Exchange`, by its fields.
+
+  Args:
+    plan: how the layer is divided.
+    sent: the number of vectors.
+    read: how many of these, the first, are multiplied with.
+    dtype: that of the products' operands.
+  """
+  if plan.cluster == 1:
+    shape = (2, sent, plan.warpgroups, plan.rows, UNITS)
+    return {
+      "vectors": operand(shape, dtype),
+      "sent": plgpu.Barrier(num_arrivals=plan.warpgroups),
+    }
+  return {
+    "vectors": operand((read, plan.rows, plan.units), dtype),
+    "own": operand((sent, plan.rows, UNITS), dtype),
+    "sent": plgpu.ClusterBarrier(collective_axes=("part",)),
+    "read": plgpu.Barrier(num_arrivals=read),
+  }
+
+
+class Exchange(NamedTuple):
+  """The exchange of some vectors of H units, at every time step."""
+
+  plan: Plan
+  share: Share
+  vectors: Ref  # those to multiply with
+  sent: Ref  # a barrier: all units of the vectors are there
+  own: Ref = None  # in a cluster, the units of this block
+  read: Ref = None  # in a cluster, a barrier: the vectors are read
+
+  def send(self, vectors: list[list[Block]], turn: Any, memory: Ref) -> None:
+    """Send this warpgroup's units of vectors, and wait for those of all.
+
+    Args:
+      vectors: each as a block for every 8 sequences.
+      turn: counts the calls.
+      memory: [N, vectors, H] of the GPU's memory, to write them to as well; a
+        cluster needs it.
+    """
+    own: Any
+    if self.plan.cluster == 1:
+      own = self.vectors.at[turn % 2, :, lax.axis_index("warpgroup")]
+      plgpu.wait_smem_to_gmem(1, wait_read_only=True)  # from this buffer
+    else:
+      own = self.own
+    for vector, blocks in enumerate(vectors):
+      for j, block in enumerate(blocks):
+        columns = pl.ds(j * COLUMNS, COLUMNS)
+        write_transposed(own.at[vector, columns, :], block)
+    plgpu.commit_smem()
+    if memory is not None:
+      for vector in range(len(vectors)):
+        target = memory.at[:, vector, self.share.units]
+        plgpu.copy_smem_to_gmem(own.at[vector], target, commit_group=False)
+      plgpu.commit_smem_to_gmem_group()
+    if self.plan.cluster > 1:
+      plgpu.wait_smem_to_gmem(0)  # the other blocks will read it
+    plgpu.barrier_arrive(self.sent)
+    plgpu.barrier_wait(self.sent)
+    if self.plan.cluster > 1:
+      for vector in range(self.vectors.shape[0]):
+        plgpu.copy_gmem_to_smem(
+          memory.at[:, vector, :], self.vectors.at[vector], self.read
+        )
+      plgpu.barrier_wait(self.read)
+
+  def operand(self, vector: Any, part: Any, turn: Any) -> Ref:
+    """Return 64 units of a vector, [64, N], the right operand of a product."""
+    if self.plan.cluster == 1:
+      return self.vectors.at[turn % 2, vector, part].transpose((1, 0))
+    units = pl.ds(part * UNITS, UNITS)
+    return self.vectors.at[vector, :, units].transpose((1, 0))

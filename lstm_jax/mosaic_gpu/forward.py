@@ -1,0 +1,149 @@
+"""The forward kernel: all time steps of a layer in one launch.
+
+Each thread block has W_h in shared memory from the start, and for its sequences
+
+  for t = 1 … T
+    ahᵀ   = W_hᵀ hᵀ                 on the tensor cores
+    s', r = the cell's time step    in registers
+    hs[t], saved[t] = h', r         to the GPU's memory
+    h     = h'                      to shared memory, for all warpgroups
+
+The state s stays in registers from step to step, and ax[t + 1] is on its way
+while step t is computed. A masked step keeps s, and one that resets starts from
+s = 0.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from lstm_jax.mosaic_gpu import exchange, registers, states
+from lstm_jax.mosaic_gpu.limits import COLUMNS, UNITS, Plan
+from lstm_jax.mosaic_gpu.thread_block import find_share, launch, start_loading
+
+
+def forward_kernel(
+  time_step: Any,
+  plan: Plan,
+  reverse: bool,
+  save: bool,
+  w_h: jax.Array,
+  b: jax.Array,
+  axs: jax.Array,
+  state: Any,
+  flags: jax.Array | None,
+) -> tuple[jax.Array, Any, Any]:
+  """Return (hs, last state, saved) of a layer.
+
+  Args:
+    time_step: the module of the cell's time step, such as `mosaic_gpu.lstm`.
+    plan: how the layer is divided. H is its `units`, and B is a multiple of its
+      `rows`.
+    reverse: from the last time step to the first.
+    save: whether the backward follows.
+    w_h: [G, H, H]: for each gate, the weights of its units (rows) from h.
+    b: biases, [·, H], float32.
+    axs: projected inputs, [T, B, G, H], float32.
+    state: before the first step, a tree of [B, H], float32.
+    flags: those of `states`, [T, B], or None.
+
+  Returns:
+    hs, [T, B, H] in float32, which masked steps repeat; the state after the
+    last step; and what the backward needs, a tree of [T, B/8, H, 8], or None.
+  """
+  length, batch, gates, units = axs.shape
+
+  def kernel(w_h, b, axs, first, flags, hs, last, saved, memory, **scratch):
+    weights, loaded = scratch.pop("weights"), scratch.pop("loaded")
+    start_loading(plan, w_h, weights, loaded)
+    share = find_share(plan)
+    others = exchange.Exchange(plan, share, **scratch)
+    biases = [
+      registers.read_units(b.at[k, share.units]) for k in range(b.shape[0])
+    ]
+
+    def place(t):
+      return length - 1 - t if reverse else t
+
+    def read_inputs(t):
+      t = place(jnp.minimum(t, length - 1))
+      ax = [
+        [
+          registers.read_transposed(axs.at[t, columns, gate, share.units])
+          for gate in range(gates)
+        ]
+        for columns in share.columns
+      ]
+      return ax, states.read_flags(flags, t, share)
+
+    def send(state, flag, turn):
+      h = [blocks.h for blocks in states.unless_reset(state, flag)]
+      at = turn % 2, share.sequences
+      target = None if memory is None else memory.at[at]
+      others.send([h], turn, target)
+
+    def multiply(turn):
+      def products(*totals):
+        def part(k, _):
+          h = others.operand(0, k, turn)
+          columns = pl.ds(k * UNITS, UNITS)
+          for gate, total in enumerate(totals):
+            w = weights.at[gate, share.units_of_block, columns]
+            plgpu.wgmma(total, w, h)
+
+        # A loop: unrolled, the address of every product takes registers.
+        lax.fori_loop(0, units // UNITS, part, None)
+        plgpu.wgmma_wait(0)
+        return [total[...] for total in totals]
+
+      return pl.run_scoped(products, *registers.accumulators(gates, plan.rows))
+
+    def step(t, carry):
+      state, ax, flag = carry
+      ahead = read_inputs(t + 1)
+      ah = multiply(t)
+      after = []
+      for j, before in enumerate(states.unless_reset(state, flag)):
+        ah_j = [registers.columns(total, j) for total in ah]
+        blocks, residuals = time_step.forward(ax[j], ah_j, biases, before)
+        after.append(blocks)
+        if saved is not None:
+          for ref, block in zip(saved, residuals, strict=True):
+            tile = ref.at[place(t), share.tiles[j], share.units, :]
+            registers.write(tile, block)
+      after = states.unless_masked(after, state, flag)
+      for columns, blocks in zip(share.columns, after, strict=True):
+        registers.write_transposed(
+          hs.at[place(t), columns, share.units], blocks.h
+        )
+      send(after, ahead[1], t + 1)
+      return after, *ahead
+
+    state = states.read_state(first, share)
+    ax, flag = read_inputs(0)
+    send(state, flag, 0)
+    plgpu.barrier_wait(loaded)
+    state, _, _ = lax.fori_loop(0, length, step, (state, ax, flag))
+    states.write_state(last, state, share)
+
+  vector = jax.ShapeDtypeStruct((batch, units), jnp.float32)
+  saved_shape = length, batch // COLUMNS, units, COLUMNS
+  saved = jax.tree.map(
+    lambda dtype: jax.ShapeDtypeStruct(saved_shape, dtype),
+    time_step.Saved(*time_step.saved_dtypes(w_h.dtype)),
+  )
+  memory = jax.ShapeDtypeStruct((2, batch, 1, units), w_h.dtype)
+  outputs = (
+    jax.ShapeDtypeStruct((length, batch, units), jnp.float32),
+    jax.tree.map(lambda _: vector, state),
+    saved if save else None,
+    memory if plan.cluster > 1 else None,
+  )
+  scratch = exchange.scratch(plan, 1, 1, w_h.dtype)
+  arguments = w_h, b, axs, state, flags
+  hs, last, saved, _ = launch(kernel, plan, outputs, scratch, *arguments)
+  return hs, last, saved

@@ -1,0 +1,94 @@
+"""One time step of the GRU on blocks in registers; letters as in `cells.gru`.
+
+Forward                              Backward, from dh'
+  r  = σ(xᵣ + uᵣ)                      daₙ = dh' ⊙ ∂h'/∂aₙ
+  z  = σ(x_z + u_z)                    da_z = dh' ⊙ ∂h'/∂a_z
+  s  = uₙ + bₙ                         daᵣ = dh' ⊙ ∂h'/∂aᵣ
+  n  = tanh(xₙ + r ⊙ s)                ds  = daₙ ⊙ r
+  h' = (1 − z) ⊙ n + z ⊙ h             dh  = dh' ⊙ z
+
+The kernel computes u = h W_h and, in the backward, [daᵣ, da_z, ds] W_hᵀ. Saved
+are the five local gradients of `cells.gru`, in the dtype of the products'
+operands.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import gru as cell
+from lstm_jax.cells.activations import dsigmoid, dtanh
+from lstm_jax.cells.affine import affine_backward, outer, total
+from lstm_jax.mosaic_gpu import limits
+from lstm_jax.mosaic_gpu.registers import Block, sigmoid, stored
+
+COUNTS = limits.GRU
+
+
+class Saved(NamedTuple):
+  """What the forward of a time step saves."""
+
+  dh_dar: Block
+  dh_daz: Block
+  dh_dan: Block
+  r: Block
+  z: Block
+
+
+def saved_dtypes(operands: jnp.dtype) -> tuple[jnp.dtype, ...]:
+  """Return the dtypes of `Saved`, for products of these operands."""
+  return (stored(operands),) * 5
+
+
+def biases(params: cell.GRUParams) -> jax.Array:
+  """Return the biases that `forward` takes, [4, H]: three of a, and bₙ."""
+  return jnp.concatenate([params.b, params.b_n]).reshape(4, -1)
+
+
+def forward(
+  ax: tuple[Block, ...],
+  ah: tuple[Block, ...],
+  b: tuple[Block, ...],
+  state: cell.GRUState,
+) -> tuple[cell.GRUState, Saved]:
+  """Return the next state, and what the backward needs."""
+  xr, xz, xn = (x + y for x, y in zip(ax, b[:3], strict=True))
+  ur, uz, un = ah
+  (h,) = state
+  r, z = sigmoid(xr + ur), sigmoid(xz + uz)
+  s = un + b[3]
+  n = jnp.tanh(xn + r * s)
+  h_next = (1 - z) * n + z * h
+  dh_dan = (1 - z) * dtanh(n)
+  dh_daz = (h - n) * dsigmoid(z)
+  dh_dar = dh_dan * s * dsigmoid(r)
+  return cell.GRUState(h_next), Saved(dh_dar, dh_daz, dh_dan, r, z)
+
+
+def backward(
+  saved: Saved, d_state: cell.GRUState
+) -> tuple[tuple[Block, ...], cell.GRUState]:
+  """Return (errors, d_state before the step) without the part through u.
+
+  The errors are daᵣ, da_z, ds and daₙ, of which the first three are du.
+  """
+  (dh_next,) = d_state
+  dar = dh_next * saved.dh_dar
+  daz = dh_next * saved.dh_daz
+  dan = dh_next * saved.dh_dan
+  ds = dan * saved.r
+  dh = dh_next * saved.z
+  return (dar, daz, ds, dan), cell.GRUState(dh)
+
+
+def parameter_gradients(
+  params: cell.GRUParams, x: jax.Array, h: jax.Array, errors: jax.Array
+) -> tuple[cell.GRUParams, jax.Array | None]:
+  """Return (d_params, dx) from the errors of all time steps, [T, B, 4H]."""
+  gates, ds, dan = jnp.split(errors, [2 * h.shape[-1], 3 * h.shape[-1]], -1)
+  da = jnp.concatenate([gates, dan], axis=-1)
+  du = jnp.concatenate([gates, ds], axis=-1)
+  dx, dw_x, db = affine_backward(x, params.w_x, da)
+  dw_h = outer(h, du, params.w_h.dtype)
+  return cell.GRUParams(dw_x, dw_h, db, total(ds)), dx

@@ -1,0 +1,101 @@
+"""Blocks of 64 hidden units × 8 sequences, in the registers of a warpgroup.
+
+A warpgroup, 128 threads, multiplies on the tensor cores by `wgmma`, whose
+result has 64 rows. All that a kernel computes is therefore transposed: hidden
+units along the rows, sequences along the columns. A block of 64 × 8 is the
+smallest, and a warpgroup has one for every 8 sequences.
+
+Arrays in the GPU's memory are read and written in two ways. Those that other
+programs read, such as the outputs, are [..., B, H], and a block is transposed
+between registers. Those that only the backward kernel reads are stored as
+blocks, [T, B/8, H, 8].
+
+The operands of a product lie in shared memory as `wgmma` reads them: in tiles
+of 8 rows of 128 bytes, swizzled.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from lstm_jax.mosaic_gpu.limits import COLUMNS, UNITS
+
+Block = jax.Array  # [64, 8], float32
+Ref = Any  # a reference to memory, inside a kernel
+
+
+def operand(shape: tuple[int, ...], dtype: jnp.dtype) -> Any:
+  """Return shared memory [..., rows, K] for an operand of `wgmma`."""
+  transforms = (
+    plgpu.TilingTransform((8, 128 // dtype.itemsize)),
+    plgpu.SwizzleTransform(128),
+  )
+  return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
+def accumulators(count: int, rows: int) -> list[Any]:
+  """Return accumulators of `wgmma`, each [64, rows], for `pl.run_scoped`."""
+  return [plgpu.ACC((UNITS, rows), jnp.float32)] * count
+
+
+def columns(total: jax.Array, block: int) -> Block:
+  """Return a block of an accumulated product [64, rows]."""
+  return total[:, block * COLUMNS : (block + 1) * COLUMNS]
+
+
+def read(ref: Ref) -> Block:
+  """Return a block of a ref [64, 8]."""
+  block = plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
+  return block.astype(jnp.float32)
+
+
+def write(ref: Ref, block: Block) -> None:
+  """Write a block to a ref [64, 8], in its dtype."""
+  ref[...] = block.astype(ref.dtype)
+
+
+def read_transposed(ref: Ref) -> Block:
+  """Return a block of a float32 ref [8, 64] in the GPU's memory."""
+  block = plgpu.load(
+    ref.transpose((1, 0)),
+    layout=plgpu.Layout.WGMMA_TRANSPOSED,
+    optimized=False,
+  )
+  return plgpu.layout_cast(block, plgpu.Layout.WGMMA)
+
+
+def write_transposed(ref: Ref, block: Block) -> None:
+  """Write a block to a ref [8, 64], in its dtype."""
+  block = block.astype(ref.dtype)
+  block = plgpu.layout_cast(block, plgpu.Layout.WGMMA_TRANSPOSED)
+  ref.transpose((1, 0))[...] = block
+
+
+def read_units(ref: Ref) -> Block:
+  """Return the block whose columns are a ref [64], one value for each unit."""
+  layout = plgpu.Layout.WGMMA.reduce(1)
+  values = plgpu.load(ref, layout=layout, optimized=False)
+  return lax.broadcast_in_dim(values, (UNITS, COLUMNS), (0,))
+
+
+def read_columns(ref: Ref) -> Block:
+  """Return the block whose rows are a ref [8], one value for each sequence."""
+  layout = plgpu.Layout.WGMMA.reduce(0)
+  values = plgpu.load(ref, layout=layout, optimized=False)
+  return lax.broadcast_in_dim(values, (UNITS, COLUMNS), (1,))
+
+
+def sigmoid(a: Block) -> Block:
+  """Return σ(a) = ½ + ½ tanh(a/2): a GPU has an instruction for tanh."""
+  return 0.5 + 0.5 * jnp.tanh(0.5 * a)
+
+
+def stored(dtype: jnp.dtype) -> jnp.dtype:
+  """Return the dtype of saved gates, for products of this one.
+
+  Gates lie between -1 and 1, where float16 is eight times as exact as bfloat16.
+  """
+  return jnp.dtype(jnp.float16 if dtype.itemsize == 2 else jnp.float32)

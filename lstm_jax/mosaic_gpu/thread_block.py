@@ -1,0 +1,99 @@
+"""What both kernels have in common: their launch, and who computes what.
+
+The grid has a thread block for every N sequences, or a cluster of them. Inside
+a kernel, every warpgroup asks `find_share` for its units and its sequences.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from lstm_jax.mosaic_gpu.limits import COLUMNS, UNITS, Plan
+from lstm_jax.mosaic_gpu.registers import Ref, operand
+
+
+class Share(NamedTuple):
+  """The part of a layer that a warpgroup computes, as slices of its arrays."""
+
+  units: Any  # its 64 units among all H
+  units_of_block: Any  # the same among those of its thread block
+  sequences: Any  # the N sequences of its thread block among all B
+  columns: list[Any]  # these, 8 at a time
+  tiles: list[Any]  # the indices of these eights among all B/8
+
+
+def find_share(plan: Plan) -> Share:
+  """Return the share of the warpgroup that asks."""
+  tile, warpgroup = lax.axis_index("tile"), lax.axis_index("warpgroup")
+  part = warpgroup if plan.cluster == 1 else lax.axis_index("part")
+  count = plan.rows // COLUMNS
+  tiles = [tile * count + j for j in range(count)]
+  return Share(
+    pl.ds(part * UNITS, UNITS),
+    pl.ds(warpgroup * UNITS, UNITS),
+    pl.ds(tile * plan.rows, plan.rows),
+    [pl.ds(j * COLUMNS, COLUMNS) for j in tiles],
+    tiles,
+  )
+
+
+def start_loading(plan: Plan, w_h: Ref, weights: Ref, loaded: Ref) -> None:
+  """Start to copy the block's rows of w_h [G, H, H] to shared memory."""
+
+  @pl.when(lax.axis_index("warpgroup") == 0)
+  def _():
+    rows = w_h
+    if plan.cluster > 1:
+      rows = w_h.at[:, pl.ds(lax.axis_index("part") * UNITS, UNITS), :]
+    plgpu.copy_gmem_to_smem(rows, weights, loaded)
+
+
+def launch(
+  body: Callable,
+  plan: Plan,
+  out_type: tuple,
+  scratch: dict[str, Any],
+  w_h: jax.Array,
+  *arguments: Any,
+) -> Any:
+  """Run a kernel on every thread block.
+
+  Args:
+    body: (w_h, *arguments, *outputs, **scratch), all of them references, or
+      None where an argument or an output is.
+    plan: how the layer is divided.
+    out_type: the outputs' shapes and dtypes.
+    scratch: the types of the scratch memory by name, besides `weights` and
+      `loaded`, which are those of `start_loading`.
+    w_h: [G, H, H].
+    arguments: trees of arrays.
+
+  Returns:
+    The outputs.
+  """
+  gates, _, units = w_h.shape
+  rows = UNITS * plan.warpgroups
+  batch = jax.tree.leaves(out_type)[0].shape[1]
+  kernel = plgpu.kernel(
+    body,
+    out_type=out_type,
+    scratch_types={
+      "weights": operand((gates, rows, units), w_h.dtype),
+      "loaded": plgpu.Barrier(),
+      **scratch,
+    },
+    # tanh by one instruction, whose error of 2⁻¹¹ is below that of bfloat16
+    compiler_params=plgpu.CompilerParams(approx_math=w_h.dtype == jnp.bfloat16),
+    grid=(batch // plan.rows,),
+    grid_names=("tile",),
+    cluster=(plan.cluster,),
+    cluster_names=("part",),
+    num_threads=plan.warpgroups,
+    thread_name="warpgroup",
+  )
+  return kernel(w_h, *arguments)

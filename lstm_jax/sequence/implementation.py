@@ -1,0 +1,118 @@
+"""Whose program computes a sequence: the `implementation` argument.
+
+  None, "xla"     a scan over time, compiled by XLA for any device
+  "mosaic_gpu"    one GPU kernel for all time steps (`lstm_jax.mosaic_gpu`)
+
+The kernels take less than the scan does. Whatever they do not take is an error,
+so that no program is slower than its author thinks.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import gru, lstm, rnn
+from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.platform import platform
+from lstm_jax.mosaic_gpu import limits
+from lstm_jax.sequence.adjoint import Adjoint, Explicit
+
+Implementation = Literal["xla", "mosaic_gpu"]
+
+VERSIONS = (0, 11, 2), (0, 13)  # of jax: from, and below
+COUNTS: dict[Any, limits.Counts] = {
+  lstm: limits.LSTM,
+  gru: limits.GRU,
+  rnn: limits.RNN,
+}
+
+
+def check_implementation(implementation: Any) -> None:
+  """Raise ValueError unless this is an implementation, or None."""
+  if implementation not in (None, "xla", "mosaic_gpu"):
+    raise ValueError(
+      "implementation must be None, 'xla' or 'mosaic_gpu', "
+      f"got {implementation!r}"
+    )
+
+
+def check_kernel(
+  cell: Cell,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  compute_dtype: Any,
+  adjoint: Adjoint,
+  others: dict[str, Any],
+) -> limits.Plan:
+  """Return how the kernels divide a layer.
+
+  Args:
+    cell: that of `unroll`.
+    params: the weights.
+    state: the state before the first step.
+    xs: inputs [T, ..., D] or tokens [T, ...].
+    compute_dtype: of the products' operands; None for that of the weights.
+    adjoint: as in `unroll`.
+    others: options of `unroll` by name, which must be None.
+
+  Raises:
+    ValueError: the kernels cannot run here, or do not take an argument.
+  """
+  _check_device()
+  if cell not in COUNTS:
+    name = getattr(cell, "__name__", type(cell).__name__).rpartition(".")[2]
+    raise _refused(f"the cells lstm, gru and rnn, got {name}")
+  if adjoint != Explicit():
+    raise _refused(f"adjoint=Explicit(), got {adjoint}")
+  for name, value in others.items():
+    if value is not None:
+      raise _refused(f"no {name}")
+  arrays = [*params, *state]
+  if jnp.issubdtype(xs.dtype, jnp.floating):
+    arrays.append(xs)
+  dtypes = {array.dtype for array in arrays}
+  operands = jnp.dtype(compute_dtype or params.w_h.dtype)
+  for dtype in (*dtypes, operands):
+    if dtype not in (jnp.float32, jnp.bfloat16):
+      raise _refused(f"float32 and bfloat16, got {dtype}")
+  hidden_size = state.h.shape[-1]
+  if not isinstance(state.h.size, int) or not isinstance(xs.shape[0], int):
+    raise _refused(f"a T and a B that are numbers, got xs {xs.shape}")
+  batch_size = state.h.size // hidden_size
+  counts, itemsize = COUNTS[cell], operands.itemsize
+  plan = limits.divide(counts, hidden_size, batch_size, itemsize)
+  if plan is None:
+    largest = limits.largest(counts, itemsize)
+    raise _refused(
+      f"H up to {largest} with products in {operands}, got {hidden_size}"
+    )
+  return plan
+
+
+def _check_device() -> None:
+  """Raise ValueError unless JAX can compile the kernels for its device."""
+  first, last = VERSIONS
+  if not first <= jax.__version_info__ < last:
+    raise ValueError(
+      "implementation='mosaic_gpu' needs jax 0.11.2 to 0.12, "
+      f"got {jax.__version__}"
+    )
+  if platform() == "cuda":  # a device elsewhere
+    return
+  device = jax.devices()[0]
+  if device.platform != "gpu":
+    raise ValueError(
+      "implementation='mosaic_gpu' needs an H100 or H200 and lstm-jax[cuda], "
+      f"got a {device.platform}: leave implementation out here"
+    )
+  if device.compute_capability != "9.0":
+    raise ValueError(
+      "implementation='mosaic_gpu' needs an H100 or H200 (compute capability "
+      f"9.0), got {device.device_kind} ({device.compute_capability})"
+    )
+
+
+def _refused(what: str) -> ValueError:
+  return ValueError(f"implementation='mosaic_gpu' takes {what}")
