@@ -106,6 +106,7 @@ def backward_kernel(
       da = states.unless_masked(da, zeros, flag)
       target = das.at[place(t), share.sequences]
       others.send([list(blocks) for blocks in zip(*da, strict=True)], t, target)
+      others.receive(target)
       dh = multiply(t)
       d_before = [
         d._replace(h=d.h + registers.columns(dh, j))

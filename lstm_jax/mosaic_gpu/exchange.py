@@ -60,7 +60,7 @@ class Exchange(NamedTuple):
   read: Ref = None  # in a cluster, a barrier: the vectors are read
 
   def send(self, vectors: list[list[Block]], turn: Any, memory: Ref) -> None:
-    """Send this warpgroup's units of vectors, and wait for those of all.
+    """Send this warpgroup's units of some vectors to the others.
 
     Args:
       vectors: each as a block for every 8 sequences.
@@ -68,12 +68,12 @@ class Exchange(NamedTuple):
       memory: [N, vectors, H] of the GPU's memory, to write them to as well; a
         cluster needs it.
     """
-    own: Any
+    own: Any = self.own
     if self.plan.cluster == 1:
       own = self.vectors.at[turn % 2, :, lax.axis_index("warpgroup")]
-      plgpu.wait_smem_to_gmem(1, wait_read_only=True)  # from this buffer
-    else:
-      own = self.own
+      if memory is not None:
+        # The copy of two turns ago was from this buffer.
+        plgpu.wait_smem_to_gmem(1, wait_read_only=True)
     for vector, blocks in enumerate(vectors):
       for j, block in enumerate(blocks):
         columns = pl.ds(j * COLUMNS, COLUMNS)
@@ -87,6 +87,9 @@ class Exchange(NamedTuple):
     if self.plan.cluster > 1:
       plgpu.wait_smem_to_gmem(0)  # the other blocks will read it
     plgpu.barrier_arrive(self.sent)
+
+  def receive(self, memory: Ref) -> None:
+    """Wait for all units of the vectors that were sent last."""
     plgpu.barrier_wait(self.sent)
     if self.plan.cluster > 1:
       for vector in range(self.vectors.shape[0]):

@@ -80,11 +80,12 @@ def forward_kernel(
       ]
       return ax, states.read_flags(flags, t, share)
 
+    def between_blocks(turn):
+      return None if memory is None else memory.at[turn % 2, share.sequences]
+
     def send(state, flag, turn):
       h = [blocks.h for blocks in states.unless_reset(state, flag)]
-      at = turn % 2, share.sequences
-      target = None if memory is None else memory.at[at]
-      others.send([h], turn, target)
+      others.send([h], turn, between_blocks(turn))
 
     def multiply(turn):
       def products(*totals):
@@ -106,26 +107,29 @@ def forward_kernel(
       state, ax, flag = carry
       ahead = read_inputs(t + 1)
       ah = multiply(t)
-      after = []
+      after, residuals = [], []
       for j, before in enumerate(states.unless_reset(state, flag)):
         ah_j = [registers.columns(total, j) for total in ah]
-        blocks, residuals = time_step.forward(ax[j], ah_j, biases, before)
+        blocks, saved_j = time_step.forward(ax[j], ah_j, biases, before)
         after.append(blocks)
-        if saved is not None:
-          for ref, block in zip(saved, residuals, strict=True):
-            tile = ref.at[place(t), share.tiles[j], share.units, :]
-            registers.write(tile, block)
+        residuals.append(saved_j)
       after = states.unless_masked(after, state, flag)
-      for columns, blocks in zip(share.columns, after, strict=True):
-        registers.write_transposed(
-          hs.at[place(t), columns, share.units], blocks.h
-        )
       send(after, ahead[1], t + 1)
+      # While the others write theirs:
+      for columns, blocks in zip(share.columns, after, strict=True):
+        target = hs.at[place(t), columns, share.units]
+        registers.write_transposed(target, blocks.h)
+      if saved is not None:
+        for tile, saved_j in zip(share.tiles, residuals, strict=True):
+          for ref, block in zip(saved, saved_j, strict=True):
+            registers.write(ref.at[place(t), tile, share.units, :], block)
+      others.receive(between_blocks(t + 1))
       return after, *ahead
 
     state = states.read_state(first, share)
     ax, flag = read_inputs(0)
     send(state, flag, 0)
+    others.receive(between_blocks(0))
     plgpu.barrier_wait(loaded)
     state, _, _ = lax.fori_loop(0, length, step, (state, ax, flag))
     states.write_state(last, state, share)
