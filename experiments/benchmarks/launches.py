@@ -3,9 +3,10 @@
 A recurrence on a GPU waits for launches: a kernel takes microseconds to start,
 and a time step has little to compute. XLA compiles for an H100 on a machine
 that has none, and writes down what a program launches. Counted are the launches
-of one time step in the forward and in the backward loop, with the two that
-every loop takes for its condition and its counter. Where all of a step is in a
-command buffer (a CUDA graph), the driver launches it as one.
+of one iteration of the forward and of the backward loop, with the two that
+every loop takes for its condition and its counter, and divided by the time
+steps of an iteration. Where all of an iteration is in a command buffer (a CUDA
+graph), the driver launches it as one.
 
 Nothing runs on a GPU, so nothing is timed here. XLA chooses the kernels of
 matrix products by a heuristic where it has no device to time them on.
@@ -47,10 +48,11 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 KERNEL = re.compile(r"k(CustomKernel|Kernel|Gemm|CublasLtMatmul|Copy)\b")
+ITERATIONS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 class Loop(NamedTuple):
-  """One time step of a loop over time."""
+  """One iteration of a loop over time."""
 
   launches: int
   in_graph: bool  # whether a command buffer holds all but the condition
@@ -91,12 +93,13 @@ def count(
       layer_gradient(layer), layer.params, xs, xs
     )
     loops = read_loops(thunks)
+    steps = read_steps(program.as_text(), sizes["seq_len"])
     rows.append(
       {
         "peer": name,
-        "forward_launches": loops[0].launches,
+        "forward_launches": loops[0].launches / steps[0],
         "forward_in_graph": loops[0].in_graph,
-        "backward_launches": loops[-1].launches,
+        "backward_launches": loops[-1].launches / steps[-1],
         "backward_in_graph": loops[-1].in_graph,
         "bytes": program.memory_analysis().temp_size_in_bytes,
       }
@@ -136,6 +139,11 @@ def compile_for_h100(f: Any, *arguments: Any) -> tuple[Any, str]:
     # With command buffers, if there are any, which later passes make.
     last = max(files, key=lambda path: "after_thunk_passes" in path.name)
     return program, last.read_text()
+
+
+def read_steps(program: str, seq_len: int) -> list[int]:
+  """Return the time steps of one iteration of each loop of a program."""
+  return [seq_len // int(n) for n in ITERATIONS.findall(program)]
 
 
 def read_loops(thunks: str) -> list[Loop]:

@@ -68,7 +68,7 @@ def _with_derived(row: Row, products_ms: float | None) -> Row:
   for loop in ("forward", "backward"):
     if launches := row.get(f"{loop}_launches"):
       graph = ", in a graph" if row[f"{loop}_in_graph"] else ""
-      derived[f"{loop}_loop"] = f"{launches}{graph}"
+      derived[f"{loop}_loop"] = f"{launches:g}{graph}"
   if products_ms:
     derived["products_share"] = products_ms / row["median_ms"]
   return row | derived

@@ -8,13 +8,18 @@ place. How depends on the device (`cells.platform`).
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.platform import is_cpu
+
+STEPS = 4  # time steps of one iteration of the loop for GPUs
 
 
 def scan_rows(
@@ -68,32 +73,57 @@ def _scan_without_copies(f, carry, rows, xs, reverse):
 def _scan_with_few_kernels(f, carry, rows, xs, reverse):
   """Scan as `scan_rows` does, with few kernels a time step.
 
+  One iteration of the loop takes several time steps, and stores the results of
+  all of them at once. Each array that is stored takes a kernel, so all of y is
+  one array. It is written in place, as the rows are: as an output of `lax.scan`
+  it would be reshaped after the loop, and the GRU then takes 4 MiB more at H
+  512, T 64, B 32.
+
   XLA for GPUs computes values of one shape in one kernel, so the new row is cut
   into pieces as wide as the carry. The barrier keeps it from computing them
-  again in the kernel that stores them, which would read the row that it
-  overwrites. Each array that is stored takes a kernel, so all of y is stored as
-  one. An array that is stored as the carry has it, like the h of a plain RNN,
-  would be copied outside of the CUDA graph that launches the kernels of a step
-  together; joined with others, it is not.
+  again in the kernel that stores them, which would read the rows that it
+  overwrites. The carry is not behind the barrier: what the next time step makes
+  of it, such as h in the dtype of a product, is computed in the same kernel.
   """
-  steps = jnp.arange(rows.shape[0])
+  steps = rows.shape[0]  # a symbolic T has no len
+  size = min(STEPS, steps) if isinstance(steps, int) else 1
+  rest = steps % size
   width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
 
-  def body(carry, inputs):
-    (carry, rows), (t, x) = carry, inputs
-    row = lax.dynamic_index_in_dim(rows, t, keepdims=False)
-    carry, row, y = f(carry, row, x)
-    cuts = range(width, row.shape[-1], width)
-    pieces = jnp.split(row.astype(rows.dtype), list(cuts), axis=-1)
-    carry, pieces, y = lax.optimization_barrier((carry, pieces, y))
-    row = jnp.concatenate(pieces, axis=-1)
-    rows = lax.dynamic_update_index_in_dim(rows, row, t, 0)
-    return (carry, rows), join(y)
+  def run(carry, rows, start, size):
+    """Return (carry, new rows, ys) of the time steps from `start` on."""
+    rows, inputs = jax.tree.map(
+      lambda x: lax.dynamic_slice_in_dim(x, start, size), (rows, xs)
+    )
+    made: list[Any] = [None] * size
+    for t in range(size)[:: -1 if reverse else 1]:
+      x = jax.tree.map(itemgetter(t), inputs)
+      carry, row, y = f(carry, rows[t], x)
+      cuts = range(width, row.shape[-1], width)
+      pieces = jnp.split(row.astype(rows.dtype), list(cuts), axis=-1)
+      pieces, y = lax.optimization_barrier((pieces, y))
+      made[t] = jnp.concatenate(pieces, axis=-1), join(y)
+    return carry, *jax.tree.map(lambda *each: jnp.stack(each), *made)
 
-  (carry, rows), ys = lax.scan(
-    body, (carry, rows), (steps, xs), reverse=reverse
-  )
-  return carry, rows, ys
+  def body(state, start, size=size):
+    carry, *stored = state
+    carry, *new = run(carry, stored[0], start, size)
+    stored = jax.tree.map(
+      lambda x, part: lax.dynamic_update_slice_in_dim(x, part, start, 0),
+      stored,
+      new,
+    )
+    return (carry, *stored), None
+
+  _, _, y = jax.eval_shape(partial(run, size=1), carry, rows, 0)
+  ys = jax.tree.map(lambda y: jnp.zeros((steps, *y.shape[1:]), y.dtype), y)
+  state = carry, *vary_alike((rows, ys))
+  first, start = (steps - rest, 0) if reverse else (0, rest)
+  if rest:  # the first steps, too few for an iteration
+    state, _ = body(state, first, rest)
+  starts = jnp.arange(start, start + steps - rest, size)
+  state, _ = lax.scan(body, state, starts, reverse=reverse)
+  return state
 
 
 @jax.tree_util.register_dataclass

@@ -5,13 +5,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import export, lax
+from jax.sharding import PartitionSpec
 
-from lstm_jax import Autodiff, Explicit, unroll
+from lstm_jax import Autodiff, Explicit, lstm, unroll
 from lstm_jax.cells.platform import is_cpu, traced_for
 from lstm_jax.sequence import state_cotangents
-from lstm_jax.sequence.rows import Joined, join, separate
+from lstm_jax.sequence.rows import STEPS, Joined, join, scan_rows, separate
 from tests.contract import LSTM_EVERY_DAY
-from tests.draws import B, H, T, arguments, normal_like, weighed, worst
+from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 OPTIONS = {
   "plain": {},
@@ -44,8 +46,57 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("steps", [1, STEPS - 1, STEPS, 2 * STEPS + 1])
+def test_both_loops_compute_a_scan(platform, reverse, steps, key):
+  """Also of fewer steps than one iteration takes, and of no multiple."""
+
+  def f(carry, row, x):
+    h, c = carry
+    u, v = jnp.split(jnp.sin(row + jnp.concatenate([h, c], -1)), 2, axis=-1)
+    return (u * x + h, v * c), jnp.concatenate([v, u * x], -1), (h, {"x": x})
+
+  state, rows, xs = normal_like(
+    key,
+    (
+      (jnp.zeros((B, H)), jnp.zeros((B, H))),
+      jnp.zeros((steps, B, 2 * H)),
+      jnp.zeros((steps, B, 1)),
+    ),
+  )
+
+  def body(carry, inputs):
+    carry, row, y = f(carry, *inputs)
+    return carry, (row, y)
+
+  last, (rows_after, ys) = lax.scan(body, state, (rows, xs), reverse=reverse)
+  with traced_for(platform):
+    found = scan_rows(f, state, rows, xs, reverse)
+  expected = last, rows_after, ys
+  assert worst((*found[:2], separate(found[2])), expected) < 1e-12
+
+
+def test_the_loop_for_gpus_takes_a_symbolic_t_and_shards_of_a_batch(key):
+  params, _, xs = arguments(lstm, key)
+
+  def d_xs(xs):
+    return jax.grad(lambda xs: unroll(lstm, params, None, xs)[1].sum())(xs)
+
+  (steps,) = export.symbolic_shape("T")
+  mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+  batch = PartitionSpec(None, "data")
+  with traced_for("cuda"):
+    symbolic = jax.ShapeDtypeStruct((steps, B, D), xs.dtype)
+    exported = export.export(jax.jit(d_xs))(symbolic)
+    sharded = jax.shard_map(d_xs, mesh=mesh, in_specs=batch, out_specs=batch)
+    found = jax.jit(sharded)(xs[:STEPS])  # all in the loop
+  assert worst(found, d_xs(xs[:STEPS])) < 1e-12
+  assert worst(exported.call(xs), d_xs(xs)) < 1e-12
+
+
 def test_the_loop_for_gpus_takes_mixed_dtypes_and_gives_state_cotangents(key):
-  from lstm_jax import gru, lstm
+  from lstm_jax import gru
 
   for cell in (lstm, gru):
     params, state, xs = jax.tree.map(
