@@ -25,6 +25,7 @@ ROOMS = [  # from the top down
   "lstm_jax.training",
   "lstm_jax.language",
   "lstm_jax.sequence",
+  "lstm_jax.mosaic_gpu",
   "lstm_jax.cells",
 ]
 CORE = "jax", "jaxlib", "numpy", "optax", "flax", "orbax"  # of the library

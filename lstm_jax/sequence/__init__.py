@@ -10,6 +10,7 @@ from lstm_jax.sequence.adjoint import Step as Step
 from lstm_jax.sequence.bidirectional import Directions as Directions
 from lstm_jax.sequence.bidirectional import unroll_both as unroll_both
 from lstm_jax.sequence.cotangents import state_cotangents as state_cotangents
+from lstm_jax.sequence.implementation import Implementation as Implementation
 from lstm_jax.sequence.stack import init_stack as init_stack
 from lstm_jax.sequence.stack import initial_stack_state as initial_stack_state
 from lstm_jax.sequence.stack import unroll_stack as unroll_stack

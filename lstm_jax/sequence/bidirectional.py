@@ -49,15 +49,16 @@ def unroll_both(
       [..., 2H], "sum" for their sum.
     zoneout: as in `unroll`, for each direction; None for none.
     state_dropout: as in `unroll`, for each direction; None for none.
-    **options: mask, lengths, reset, time_major, adjoint and compute_dtype, as
-      in `unroll`, for both directions.
+    **options: mask, lengths, reset, time_major, adjoint, compute_dtype and
+      implementation, as in `unroll`, for both directions.
 
   Returns:
     (states, hs): the state of each direction after its last step, and the
     outputs.
 
   Raises:
-    ValueError: `merge` is neither of the two, or `unroll` raises it.
+    ValueError: `merge` is neither of the two, or `unroll` raises it for a
+      direction, such as for zoneout beside implementation="mosaic_gpu".
   """
   if merge not in ("concat", "sum"):
     raise ValueError(f"merge must be concat or sum, got {merge!r}")

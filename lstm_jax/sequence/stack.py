@@ -58,8 +58,8 @@ def unroll_stack(
     zoneout: as in `unroll`, one per layer (`Directions` for a bidirectional
       one). An element of None, or None in place of all, is no zoneout.
     state_dropout: as in `unroll`, one per layer, with None as for zoneout.
-    **options: mask, lengths, reset, time_major, adjoint and compute_dtype, as
-      in `unroll`, for every layer.
+    **options: mask, lengths, reset, time_major, adjoint, compute_dtype and
+      implementation, as in `unroll`, for every layer.
 
   Returns:
     (states, hs): the last state of every layer, and the top layer's outputs.
@@ -67,7 +67,8 @@ def unroll_stack(
   Raises:
     ValueError: there is no layer; cells, states, zoneout or state_dropout are
       not one per layer; dropout has no key, or its rate is not in [0, 1); or
-      `unroll` raises it for a layer.
+      `unroll` raises it for a layer, such as for one that is too large for
+      implementation="mosaic_gpu".
   """
   if not params or (states is not None and len(params) != len(states)):
     states = () if states is None else states

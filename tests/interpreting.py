@@ -1,0 +1,56 @@
+"""The GPU kernels on a CPU: in Pallas' interpreter, or as stand-ins."""
+
+from contextlib import contextmanager
+
+import jax
+import pytest
+
+from lstm_jax.cells.platform import traced_for
+from lstm_jax.sequence import _unroll
+from lstm_jax.sequence.implementation import VERSIONS
+from lstm_jax.sequence.scan import scan_sequence
+
+INTERPRETED = pytest.mark.skipif(
+  not VERSIONS[0] <= jax.__version_info__ < VERSIONS[1],
+  reason=f"the GPU kernels do not take jax {jax.__version__}",
+)
+
+
+@contextmanager
+def interpreted():
+  """Run kernels in Pallas' interpreter: 1 to 3 s for each shape."""
+  from jax.experimental.pallas import mosaic_gpu as plgpu
+
+  # As in a user's program: tests/conftest.py has stricter defaults.
+  with (
+    plgpu.force_gpu_interpret_mode(),
+    traced_for("cuda"),
+    jax.numpy_rank_promotion("allow"),
+    jax.numpy_dtype_promotion("standard"),
+  ):
+    yield
+
+
+@contextmanager
+def as_if_on_an_h100(monkeypatch):
+  """Trace for an H100 with a version of JAX that has the kernels."""
+  monkeypatch.setattr(jax, "__version_info__", VERSIONS[0])
+  with traced_for("cuda"):
+    yield
+
+
+def count_kernels(monkeypatch):
+  """Put scans in place of the kernels; return a list that grows with each.
+
+  Its elements are (the cell, whether the sequence is reversed, T, how the
+  kernels would divide the layer).
+  """
+  calls = []
+
+  def scan(cell, options, plan, params, state, xs, flags):
+    assert flags is None, "the stand-in has no masks and no resets"
+    calls.append((cell, options.reverse, xs.shape[0], plan))
+    return scan_sequence(cell, options, params, state, xs, ())
+
+  monkeypatch.setattr(_unroll, "scan_fused", scan)
+  return calls

@@ -1,0 +1,278 @@
+"""The `implementation` argument: its errors, and where it is passed."""
+
+import re
+import subprocess
+import sys
+from functools import partial
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from lstm_jax import (
+  Autodiff,
+  Directions,
+  Explicit,
+  Step,
+  gru,
+  init_stack,
+  lstm,
+  peephole_lstm,
+  regularize,
+  rnn,
+  unroll,
+  unroll_both,
+  unroll_stack,
+)
+from lstm_jax.cells.platform import traced_for
+from lstm_jax.mosaic_gpu.limits import Plan
+from tests.draws import B, D, H, T, normal_like, worst
+from tests.interpreting import (
+  INTERPRETED,
+  as_if_on_an_h100,
+  count_kernels,
+  interpreted,
+)
+from tests.processes import ROOT
+
+XS = jnp.ones((T, B, D), jnp.float32)
+RUNS = [unroll, unroll_both, unroll_stack]
+EACH_RUN = pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
+fused = partial(unroll, implementation="mosaic_gpu")
+
+
+def weights(cell=lstm, hidden=H, dtype=jnp.float32):
+  return cell.init(jax.random.key(0), D, hidden, dtype)
+
+
+def packed(run, params):
+  """Return the weights of one layer as `run` takes them."""
+  if run is unroll_both:
+    return Directions(params, params)
+  return (params,) if run is unroll_stack else params
+
+
+@pytest.fixture
+def h100(monkeypatch):
+  """Let the check of the device pass."""
+  with as_if_on_an_h100(monkeypatch):
+    yield
+
+
+def refuses(text):
+  """Expect an error that begins with the argument, and a text."""
+  message = f"implementation='mosaic_gpu' {text}"
+  return pytest.raises(ValueError, match=f"^{re.escape(message)}(\n|$)")
+
+
+@EACH_RUN
+@pytest.mark.parametrize("name", ["cuda", "pallas", "", 1, True])
+def test_an_unknown_implementation_is_an_error(run, name):
+  message = f"^implementation must be None, 'xla' or 'mosaic_gpu', got {name!r}"
+  with pytest.raises(ValueError, match=message):
+    run(lstm, packed(run, weights()), None, XS, implementation=name)
+
+
+@EACH_RUN
+def test_xla_is_the_default(run):
+  def program(**options):
+    f = partial(run, lstm, **options)
+    return jax.jit(f).lower(packed(run, weights()), None, XS).as_text()
+
+  assert program(implementation="xla") == program(implementation=None)
+  assert program(implementation=None) == program()
+
+
+@EACH_RUN
+def test_a_cpu_is_refused(run, monkeypatch):
+  monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+  with refuses(
+    "needs an H100 or H200 and lstm-jax[cuda], got a cpu: leave implementation "
+    "out here"
+  ):
+    run(lstm, packed(run, weights()), None, XS, implementation="mosaic_gpu")
+
+
+@pytest.mark.parametrize("version", [(0, 10, 2), (0, 11, 1), (0, 13, 0)])
+def test_another_version_of_jax_is_refused(version, monkeypatch):
+  monkeypatch.setattr(jax, "__version_info__", version)
+  monkeypatch.setattr(jax, "__version__", ".".join(map(str, version)))
+  message = f"needs jax 0.11.2 to 0.12, got {jax.__version__}"
+  with traced_for("cuda"), refuses(message):
+    fused(lstm, weights(), None, XS)
+
+
+def test_another_gpu_is_refused(monkeypatch):
+  device = SimpleNamespace(
+    platform="gpu", compute_capability="8.0", device_kind="NVIDIA A100"
+  )
+  monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+  monkeypatch.setattr(jax, "devices", lambda: [device])
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  with refuses(
+    "needs an H100 or H200 (compute capability 9.0), got NVIDIA A100 (8.0)"
+  ):
+    fused(lstm, weights(), None, XS)
+  device.compute_capability = "9.0"
+  calls = count_kernels(monkeypatch)
+  fused(lstm, weights(), None, XS)
+  assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("h100")
+def test_another_cell_is_refused():
+  with refuses("takes the cells lstm, gru and rnn, got peephole_lstm"):
+    fused(peephole_lstm, weights(peephole_lstm), None, XS)
+  with refuses("takes the cells lstm, gru and rnn, got Own"):
+    fused(Own(lstm.initial_state, lstm.project), weights(), None, XS)
+
+
+class Own(NamedTuple):
+  """The functions of a cell, which is no module."""
+
+  initial_state: object
+  project: object
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize(
+  "adjoint",
+  [Step(), Autodiff(), Explicit(chunk=2), Explicit(residuals="recompute")],
+  ids=str,
+)
+@EACH_RUN
+def test_another_adjoint_is_refused(run, adjoint):
+  options = {"adjoint": adjoint, "implementation": "mosaic_gpu"}
+  with refuses(f"takes adjoint=Explicit(), got {adjoint}"):
+    run(lstm, packed(run, weights()), None, XS, **options)
+
+
+@pytest.mark.usefixtures("h100")
+@EACH_RUN
+def test_zoneout_and_state_dropout_are_refused(run):
+  noise = {
+    "zoneout": lstm.LSTMState(0.0, 0.0),
+    "state_dropout": regularize.factors(jax.random.key(0), (B, H), 0.1),
+  }
+  for name, value in noise.items():
+    options = {name: packed(run, value), "implementation": "mosaic_gpu"}
+    with refuses(f"takes no {name}"):
+      run(lstm, packed(run, weights()), None, XS, **options)
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float16])
+def test_other_dtypes_are_refused_in_any_place(dtype):
+  params, state = weights(), lstm.initial_state(weights(), (B,))
+  name = jnp.dtype(dtype).name
+  cast = partial(jax.tree.map, lambda x: x.astype(dtype))
+  cases = [
+    (cast(params), state, XS, None),
+    (params._replace(b=params.b.astype(dtype)), state, XS, None),
+    (params, cast(state), XS, None),
+    (params, state._replace(c=state.c.astype(dtype)), XS, None),
+    (params, state, XS.astype(dtype), None),
+    (params, state, XS, dtype),
+  ]
+  for *arguments, compute_dtype in cases:
+    with refuses(f"takes float32 and bfloat16, got {name}"):
+      fused(lstm, *arguments, compute_dtype=compute_dtype)
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize(
+  ("cell", "dtype", "largest"),
+  [
+    (lstm, "bfloat16", 384),
+    (lstm, "float32", 192),
+    (gru, "bfloat16", 512),
+    (gru, "float32", 256),
+    (rnn, "bfloat16", 512),
+    (rnn, "float32", 512),
+  ],
+)
+def test_an_h_that_is_too_large_is_refused(cell, dtype, largest, monkeypatch):
+  calls = count_kernels(monkeypatch)
+  run = partial(fused, cell, compute_dtype=jnp.dtype(dtype))
+  with refuses(
+    f"takes H up to {largest} with products in {dtype}, got {largest + 1}"
+  ):
+    jax.eval_shape(run, weights(cell, largest + 1), None, XS)
+  jax.eval_shape(run, weights(cell, largest), None, XS)
+  assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize("text", ["T, B", f"T, {B}", f"{T}, B"])
+def test_symbolic_sizes_are_refused(text):
+  shape = *export.symbolic_shape(text), D
+  xs = jax.ShapeDtypeStruct(shape, jnp.float32)
+  with refuses(f"takes a T and a B that are numbers, got xs {shape}"):
+    export.export(jax.jit(partial(fused, lstm, weights(), None)))(xs)
+
+
+@pytest.mark.usefixtures("h100")
+def test_every_layer_and_direction_gets_it(monkeypatch, key):
+  calls = count_kernels(monkeypatch)
+  cells = lstm, gru, rnn
+  params = init_stack(cells, key, D, H, bidirectional=True, dtype=jnp.float32)
+  xs = normal_like(key, XS)
+  run = partial(unroll_stack, cells, params, None, xs, adjoint=Explicit())
+  expected = run()
+  assert not calls
+  assert worst(run(implementation="mosaic_gpu"), expected) < 1e-6  # float32
+  plan = Plan(units=64, rows=8, warpgroups=1, cluster=1)
+  both = [(cell, back, T, plan) for cell in cells for back in (False, True)]
+  assert calls == both
+  with refuses("takes the cells lstm, gru and rnn, got peephole_lstm"):
+    cells = lstm, peephole_lstm
+    params = init_stack(cells, key, D, H, dtype=jnp.float32)
+    unroll_stack(cells, params, None, xs, implementation="mosaic_gpu")
+
+
+@INTERPRETED
+def test_a_bidirectional_stack_of_kernels_equals_that_of_scans(key):
+  cells = gru, rnn
+  params = init_stack(cells, key, D, 8, bidirectional=True, dtype=jnp.float32)
+  xs = normal_like(key, XS)
+
+  def loss(params, xs, **options):
+    last, hs = unroll_stack(
+      cells, params, None, xs, lengths=jnp.array([T, 2, 0]), **options
+    )
+    return sum(map(jnp.vdot, jax.tree.leaves((last, hs)), weighing)), hs
+
+  shapes = jax.eval_shape(partial(unroll_stack, cells, params, None), xs)
+  weighing = jax.tree.leaves(normal_like(jax.random.key(1), shapes))
+  gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
+  expected = gradient(params, xs)
+  with interpreted():
+    found = gradient(params, xs, implementation="mosaic_gpu")
+  # Both are float32, with sums in another order.
+  assert worst(found, expected) < 1e-4
+
+
+IMPORTED = """
+import sys
+import jax.numpy as jnp
+import lstm_jax, lstm_jax.language, lstm_jax.training
+params = lstm_jax.lstm.init(lstm_jax.lstm.jax.random.key(0), 3, 5)
+lstm_jax.unroll(lstm_jax.lstm, params, None, jnp.ones((2, 1, 3)))
+kernels = "jax.experimental.pallas", "lstm_jax.mosaic_gpu"
+print(*sorted(name for name in sys.modules if name.startswith(kernels)))
+"""
+
+
+def test_without_kernels_neither_they_nor_pallas_are_imported():
+  printed = subprocess.run(
+    [sys.executable, "-c", IMPORTED],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  expected = ["lstm_jax.mosaic_gpu", "lstm_jax.mosaic_gpu.limits"]
+  assert printed.split() == expected
