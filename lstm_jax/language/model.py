@@ -11,6 +11,11 @@ a large vocabulary, such as one of words, the table would have more rows than
 the batch has tokens. Then the rows of E are gathered and multiplied by W_x, as
 they are for a cell that does not take tokens (`takes_tokens` of a `Cell`).
 
+With implementation="mosaic_gpu" a layer is one GPU kernel for all time steps.
+The model's functions raise ValueError where the kernels cannot run, or do not
+take the cell, a size, a dtype, the adjoint or zoneout, as `unroll` does. A
+single time step (T = 1), as in sampling, is a scan all the same.
+
 With tied=True the readout weights are the embedding, W = Eᵀ (Press and Wolf
 2017, Using the output embedding to improve language models). It has the initial
 values of a readout, and eₜ is √E times its row, so that the inputs keep their
@@ -168,6 +173,8 @@ def _language_model(
       xs,
       adjoint=adjoint,
       compute_dtype=compute_dtype,
+      # One step is no sequence: a kernel would have nothing to keep between.
+      implementation=None if tokens.shape[0] == 1 else config.implementation,
       **noise,
     )
 

@@ -17,6 +17,7 @@ from lstm_jax.cells.cell import Cell, Params, output_size
 from lstm_jax.cells.precision import check_float
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.options import check_options, option
+from lstm_jax.sequence.implementation import Implementation
 from lstm_jax.sequence.stack import init_stack
 
 
@@ -25,8 +26,8 @@ class ModelConfig:
   """The sizes, the cell and the initial weights of a language model.
 
   Raises:
-    ValueError: a size is below 1, a standard deviation is negative, or a dtype
-      is not one of floats.
+    ValueError: a size is below 1, a standard deviation is negative, a dtype is
+      not one of floats, or the implementation is unknown.
   """
 
   cell: Cell = option(lstm, "Recurrent cell of every layer.")
@@ -59,6 +60,14 @@ class ModelConfig:
     None,
     "Data type of the operands of matrix products, such as bfloat16. None for "
     "that of the parameters. Sums, states and gradients keep their own.",
+  )
+  implementation: Implementation | None = option(
+    None,
+    "Program of the layers: mosaic_gpu for one GPU kernel for all time steps "
+    "of a layer, on an H100 or H200 (docs/gpu.md says what it takes); xla or "
+    "None for a scan over time, on any device. A single time step, as in "
+    "sampling, is always a scan.",
+    choices=("xla", "mosaic_gpu"),
   )
 
   def __post_init__(self):
