@@ -141,4 +141,4 @@ def test_the_kernels_have_the_loss_and_gradient_of_the_scans(dtype, key):
     found = run(kernels)
   # float32 with sums in another order; products of operands in bfloat16, which
   # have 8 bits, are rounded alike, but for gates that are stored in 16 bits.
-  assert worst(found, expected) < (1e-5 if dtype is None else 5e-3)
+  assert worst(found, expected) < (1e-5 if dtype is None else 3e-3)

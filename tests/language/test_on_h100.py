@@ -1,0 +1,104 @@
+"""Language models compiled for an H100, on a machine without one."""
+
+import importlib.util
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmarks.launches import compile_for_h100
+from lstm_jax.language import ModelConfig, Regularizers, language_model
+from lstm_jax.language.evaluate import predict
+from lstm_jax.language.sampling import _sample
+from lstm_jax.training import (
+  OptimizerConfig,
+  init_state,
+  make_optimizer,
+  make_train_step,
+)
+from tests.contract import TABLE
+from tests.interpreting import INTERPRETED
+
+pytestmark = [
+  pytest.mark.exhaustive,
+  pytest.mark.skipif(
+    importlib.util.find_spec("jax_plugins") is None,
+    reason="JAX's CUDA packages are not installed",
+  ),
+]
+V, E, T, B = 20, 16, 6, 8
+FUSED = "lstm", "gru", "rnn"
+CASES = [
+  *(
+    pytest.param((name, layers, "mosaic_gpu"), marks=INTERPRETED)
+    for name in FUSED
+    for layers in (1, 2)
+  ),
+  *((name, 1, None) for name in TABLE),
+]
+NOISE = Regularizers(layer_dropout=0.1, output_dropout=0.1, weight_drop=0.2)
+
+
+@pytest.fixture(autouse=True)
+def as_a_user():
+  """JAX as in a user's program: without the stricter defaults of the tests."""
+  with (
+    jax.enable_x64(False),
+    jax.numpy_dtype_promotion("standard"),
+    jax.numpy_rank_promotion("allow"),
+    jax.default_matmul_precision(None),
+  ):
+    yield
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request):
+  """Return (model, shapes of its weights, layers that are kernels, or 0)."""
+  name, layers, implementation = request.param
+  config = ModelConfig(
+    cell=TABLE[name].cell,
+    embedding_size=E,
+    hidden_size=128,
+    num_layers=layers,
+    compute_dtype=jnp.bfloat16,
+    implementation=implementation,
+  )
+  model = language_model(config, V, regularizers=NOISE)
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  return model, params, layers if implementation else 0
+
+
+def kernels_and_loops(f, *arguments):
+  """Return how many kernels, and how many loops, f has on an H100."""
+  program, thunks = compile_for_h100(f, *arguments)
+  kernels = program.as_text().count('custom_call_target="mosaic_gpu')
+  return kernels, thunks.count("kWhile")
+
+
+def test_a_training_step_has_two_kernels_a_layer_or_two_loops(case):
+  model, params, kernels = case
+  optimizer = make_optimizer(OptimizerConfig(), num_steps=10)
+  state = jax.eval_shape(lambda p: init_state(model, optimizer, p, B), params)
+  tokens = jax.ShapeDtypeStruct((T, B), jnp.int32)
+  found = kernels_and_loops(
+    make_train_step(model, optimizer), state, tokens, tokens, jax.random.key(0)
+  )
+  assert found == ((2 * kernels, 0) if kernels else (0, 2))
+
+
+def test_an_evaluation_has_a_kernel_a_layer_or_one_loop(case):
+  model, params, kernels = case
+  state = jax.eval_shape(lambda: model.initial_state((1,)))
+  tokens = jax.ShapeDtypeStruct((T + 1, 1), jnp.int32)
+  found = kernels_and_loops(partial(predict, model), params, state, tokens)
+  assert found == ((kernels, 0) if kernels else (0, 1))
+
+
+def test_sampling_has_kernels_for_the_prompt_alone(case):
+  model, params, kernels = case
+  prompts = jax.ShapeDtypeStruct((3, 2), jnp.int32)
+  options = T, 0.8, None, None, ()
+  run = partial(_sample, model, options)
+  found = kernels_and_loops(run, params, jax.random.key(0), prompts)
+  assert found == ((kernels, 1) if kernels else (0, 2))
