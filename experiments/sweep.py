@@ -67,7 +67,8 @@ from lstm_jax.training import (
   member,
 )
 
-UNSUPPORTED = "asgd_patience", "nonfinite", "mesh"  # flags of a single run
+# Flags of a single run.
+UNSUPPORTED = "asgd_patience", "nonfinite", "mesh", "implementation"
 
 
 class Result(NamedTuple):

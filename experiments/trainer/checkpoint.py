@@ -35,11 +35,12 @@ from lstm_jax.training import (
 
 Value = TypeVar("Value")
 LOGS = run_dir.METRICS, run_dir.SAMPLES
-# The flags that a model is rebuilt from: it is evaluated in its own dtype.
+# How a run computes, and no part of its model: that is evaluated in its own
+# dtype, on any device.
+HOW = "compute_dtype", "implementation"
+# The flags that a model is rebuilt from.
 MODEL_FLAGS = (
-  *(
-    leaf.name for leaf in leaves(ModelConfig()) if leaf.name != "compute_dtype"
-  ),
+  *(leaf.name for leaf in leaves(ModelConfig()) if leaf.name not in HOW),
   "tokenizer",
   "min_count",
 )

@@ -165,3 +165,8 @@ class TrainConfig:
         check_mesh(sizes, batching.late_batch_size, hidden_size)
       except ValueError as error:
         raise ValueError(f"late_{error}") from None
+      if self.model.implementation == "mosaic_gpu":
+        raise ValueError(
+          "implementation='mosaic_gpu' is for one device, got a mesh of "
+          f"{self.job.mesh}: XLA does not divide the kernels"
+        )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -72,7 +73,8 @@ def make_setup(config: TrainConfig) -> TrainSetup:
   """Return the setup of a run.
 
   Raises:
-    ValueError: the corpus or the configuration is not usable.
+    ValueError: the corpus or the configuration is not usable, or not on this
+      device.
   """
   corpus, mesh = read_corpus(kept_if_piped(config)), run_mesh(config)
   with naming_flags(config.data, config.batching):
@@ -91,6 +93,8 @@ def make_setup(config: TrainConfig) -> TrainSetup:
     )
 
   state_like = jax.eval_shape(make_state)
+  if config.model.implementation == "mosaic_gpu":
+    _check_traceable(config, model, state_like)
   decay, shardings = config.averaging.ema_decay, None
   if mesh:
     shardings = state_shardings(mesh, optimizer, state_like)
@@ -125,6 +129,26 @@ def make_model(
     vocabulary_size,
     regularizers=None if regularizers == Regularizers() else regularizers,
     groups=mesh.size if mesh else 1,
+  )
+
+
+def _check_traceable(
+  config: TrainConfig, model: LanguageModel, state: TrainState
+) -> None:
+  """Raise ValueError where the kernels cannot run, or do not take the model.
+
+  They say so as they are traced. Here nothing has been written yet.
+  """
+  steps = max(config.batching.seq_len, 2)  # as evaluations have: one is a scan
+  shape = steps, config.batching.batch_size
+  batch = jax.ShapeDtypeStruct(shape, jnp.int32)
+  jax.eval_shape(
+    model.training_loss,
+    state.params,
+    state.carry,
+    batch,
+    batch,
+    jax.random.key(0),
   )
 
 

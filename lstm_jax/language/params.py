@@ -64,9 +64,9 @@ class ModelConfig:
   implementation: Implementation | None = option(
     None,
     "Program of the layers: mosaic_gpu for one GPU kernel for all time steps "
-    "of a layer, on an H100 or H200 (docs/gpu.md says what it takes); xla or "
-    "None for a scan over time, on any device. A single time step, as in "
-    "sampling, is always a scan.",
+    "of a layer, on an H100 or H200 (docs/gpu.md says what it takes); xla, as "
+    "by default, for a scan over time, on any device. A single time step, as "
+    "in sampling, is always a scan.",
     choices=("xla", "mosaic_gpu"),
   )
 

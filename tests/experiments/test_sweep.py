@@ -101,6 +101,10 @@ def test_the_tables_have_each_member_and_the_deviation_at_each_rate(console):
       {"nonfinite": "skip"},
       "a sweep does not support --nonfinite: it must be 'stop', got 'skip'",
     ),
+    (
+      {"implementation": "mosaic_gpu"},
+      "a sweep does not support --implementation: it must be None, got 'mosaic",
+    ),
   ],
 )
 def test_what_a_sweep_does_not_support_is_an_error_that_names_it(

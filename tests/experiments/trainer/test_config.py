@@ -91,6 +91,12 @@ def test_a_record_names_cells_and_dtypes():
       {"mesh": "data:8", "late_batch_size": 12},
       "^late_batch_size must be a multiple of the mesh's 8 devices, got 12",
     ),
+    ({"implementation": "cuda"}, "implementation must be one of xla, mosaic_g"),
+    ({"implementation": 1}, "implementation must be str, got 1"),
+    (
+      {"implementation": "mosaic_gpu", "mesh": "data:2"},
+      "^implementation='mosaic_gpu' is for one device, got a mesh of data:2",
+    ),
     ({"rate": 0.1}, "rate must be a list of float, got 0.1"),
     ({"rate": [0.1, "x"]}, r"rate must be a list of float, got \[0.1, 'x'\]"),
   ],

@@ -1,0 +1,120 @@
+"""Runs whose layers are GPU kernels, for which scans stand in."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments import evaluate, sample, train
+from experiments.evaluate import EvaluateConfig
+from experiments.trainer import history
+from experiments.trainer.checkpoint import describe
+from experiments.trainer.records import replace
+from experiments.trainer.resources import dry_run
+from experiments.trainer.trained import load
+from lstm_jax import peephole_lstm
+from lstm_jax.training import list_checkpoints, read_checkpoint
+from tests.draws import worst
+from tests.experiments.trainer.lives import read_rows
+from tests.interpreting import as_if_on_an_h100, count_kernels
+
+
+@pytest.fixture
+def fused(config):
+  return replace(config, implementation="mosaic_gpu")
+
+
+def test_a_run_with_kernels_is_evaluated_and_sampled_on_a_cpu(
+  fused, finished_config, console, monkeypatch
+):
+  with as_if_on_an_h100(monkeypatch), monkeypatch.context() as stand_in:
+    calls = count_kernels(stand_in)
+    result = train.run(fused, console)
+  assert {call[2] for call in calls} >= {8}  # the --seq_len of training
+  made = Path(finished_config.job.run)
+  other = json.loads((made / "result.json").read_text())
+  assert abs(result.val_loss - other["val_loss"]) < 1e-4  # of 47 Adam steps
+  record = json.loads((result.directory / "config.json").read_text())
+  assert record["implementation"] == "mosaic_gpu"
+  # From here on a kernel would be refused.
+  trained, same = load(result.directory), load(made)
+  assert trained.config.model.implementation == "mosaic_gpu"
+  assert trained.model == same.model
+  assert worst(trained.params, same.params) < 1e-3
+  options = EvaluateConfig(str(result.directory), window=16, segment=4)
+  losses = evaluate.run(options, console)["nats"]
+  assert set(losses) == {"cold", "stateful", "dynamic"}
+  assert abs(losses["stateful"] - result.val_loss) < 1e-6
+  (text,) = sample.run(
+    str(result.directory), "Shall I", 25, 0.8, 0, 1.0, num_samples=1, seed=0
+  )
+  assert text.startswith("Shall I") and len(text) == 7 + 25
+  assert history.derive(history.read_run_history(result.directory))
+
+
+def test_the_implementation_is_no_part_of_the_model_in_a_checkpoint(
+  finished, fused
+):
+  checkpoints = finished / "checkpoints"
+  _, description = read_checkpoint(
+    checkpoints, list_checkpoints(checkpoints)[0]
+  )
+  tokenizer = load(finished).tokenizer
+  assert describe(fused, tokenizer)["model"] == description["model"]
+  assert not {"implementation", "compute_dtype"} & set(description["model"])
+
+
+def test_an_unfinished_run_is_resumed_with_its_implementation(
+  finished, fused, console, monkeypatch
+):
+  (finished / "result.json").unlink()
+  rows = read_rows(finished)
+  with as_if_on_an_h100(monkeypatch):
+    count_kernels(monkeypatch)
+    with pytest.raises(
+      ValueError, match="implementation is None there and 'mosaic_gpu' here"
+    ):
+      train.run(fused, console)
+  assert read_rows(finished) == rows
+
+
+@pytest.mark.parametrize("start", [train.run, dry_run])
+@pytest.mark.parametrize("seq_len", [8, 1])
+def test_a_cpu_is_refused_before_anything_is_written(
+  start, seq_len, fused, console, monkeypatch
+):
+  monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+  with pytest.raises(
+    ValueError, match=r"^implementation='mosaic_gpu' needs .* got a cpu: leave"
+  ) as error:
+    # A size of its own: JAX keeps what it has traced for the other tests.
+    start(replace(fused, seq_len=seq_len, hidden_size=13), console)
+  assert "\n" not in str(error.value)
+  assert not Path(fused.job.run).exists()
+  assert console.file.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"zoneout_h": 0.1}, "takes no zoneout"),
+    (
+      {"cell": peephole_lstm},
+      "takes the cells lstm, gru and rnn, got peephole",
+    ),
+    (
+      {"hidden_size": 500},
+      "takes H up to 192 with products in float32, got 50",
+    ),
+  ],
+)
+def test_what_the_kernels_do_not_take_is_refused_likewise(
+  changes, message, fused, console, monkeypatch
+):
+  with (
+    as_if_on_an_h100(monkeypatch),
+    pytest.raises(ValueError, match=f"^implementation='mosaic_gpu' {message}"),
+  ):
+    train.run(replace(fused, **changes), console)
+  assert not Path(fused.job.run).exists()
