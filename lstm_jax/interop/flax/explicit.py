@@ -6,11 +6,11 @@ the RNN must either be one that `LinenRNN` and `NNXRNN` honour (HONOURED), or
 have Flax's default. So gates are sigmoids, the other activations tanh, and
 there is no residual connection; and an option that a later Flax adds leads to
 Flax's own RNN once it is set. What is computed must have one dtype, float32 or
-float64.
+float64. (With kernels, dtypes are for `unroll` to check.)
 """
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,38 +88,44 @@ def is_plain_scan(module: Any) -> bool:
   return _has_defaults(module, linen.RNN) and not intercepted
 
 
-def fits(
-  cell: Cell,
-  params: Params,
-  carry: Any,
-  xs: jax.Array,
-  lengths: Any,
-  dtype: Any,
-) -> bool:
-  """Return whether the shapes fit, and Flax computes in float32 or float64.
+class Call(NamedTuple):
+  """A call of a module, as `unroll` takes it."""
 
-  Args:
-    cell: ours.
-    params: its weights.
-    carry: Flax's initial carry.
-    xs: inputs [T, ..., D], of any dtype.
-    lengths: of the sequences, or None; Flax would broadcast other shapes.
-    dtype: that of Flax's cell, or None.
-  """
+  cell: Cell  # ours
+  params: Params
+  carry: Any  # Flax's initial carry
+  xs: jax.Array  # [T, ..., D], of any dtype
+  lengths: Any  # of the sequences, or None
+  dtype: Any  # of Flax's cell, or None
+
+
+def fits(call: Call) -> bool:
+  """Return whether all shapes fit; Flax would broadcast some that do not."""
+  cell, params, carry, xs, lengths, _ = call
   structure: Any = jax.tree.structure(carry)
   if structure != jax.tree.structure((0, 0) if cell is lstm else 0):
     return False
-  carries = [jnp.asarray(leaf) for leaf in jax.tree.leaves(carry)]
-  arrays = *carries, *params
-  computed = jnp.dtype(canonicalize_dtype(xs, *arrays, dtype=dtype))
   size, hidden_size = params.w_x.shape[0], params.w_h.shape[0]
   shape = (*xs.shape[1:-1], hidden_size)
   return (
-    computed in (jnp.float32, jnp.float64)
-    and all(array.dtype == computed for array in arrays)
-    and all(leaf.shape == shape for leaf in carries)
+    all(jnp.shape(leaf) == shape for leaf in jax.tree.leaves(carry))
     and xs.shape[-1] == size
     and (lengths is None or jnp.shape(lengths) == xs.shape[1:-1])
+  )
+
+
+def computed_dtype(call: Call) -> jnp.dtype:
+  """Return the dtype that Flax's cell computes in."""
+  arrays = call.xs, *jax.tree.leaves(call.carry), *call.params
+  return jnp.dtype(canonicalize_dtype(*arrays, dtype=call.dtype))
+
+
+def has_one_dtype(call: Call) -> bool:
+  """Return whether all is float32 or float64, and so is what Flax computes."""
+  computed = computed_dtype(call)
+  arrays = map(jnp.asarray, (*jax.tree.leaves(call.carry), *call.params))
+  return computed in (jnp.float32, jnp.float64) and all(
+    array.dtype == computed for array in arrays
   )
 
 

@@ -16,11 +16,22 @@ gradient, replaces the loop over time where all of this holds:
   cell computes in; inputs may be narrower, or integers;
 - there is at least one time step.
 
-Anything else runs in Flax's own RNN, unchanged. Where `unroll` is used, three
-things differ. Given `seq_lengths`, padded outputs are 0, where Flax applies the
-cell to the padding; and the final carry of a sequence of length 0 is its
-initial carry, where Flax returns the carry after all the padding. Forward mode
-(`jax.jvp`, `jax.jacfwd`) raises a TypeError.
+Anything else runs in Flax's own RNN, unchanged.
+
+`implementation` is that of `unroll`: "mosaic_gpu" for one GPU kernel for all
+time steps. Weights and carry are then float32 or bfloat16, and so is the dtype
+that the cell computes in, which is that of the products' operands alone: sums,
+gates and c are float32, so that with bfloat16 the numbers are not Flax's, but
+closer to those of float32. What neither the kernels nor `unroll` take is an
+error, where without them Flax's own RNN would run:
+
+  LinenRNN(linen.GRUCell(64, dtype=jnp.bfloat16), implementation="mosaic_gpu")
+
+Where `unroll` is used, three things differ from Flax. Given `seq_lengths`,
+padded outputs are 0, where Flax applies the cell to the padding; and the final
+carry of a sequence of length 0 is its initial carry, where Flax returns the
+carry after all the padding. Forward mode (`jax.jvp`, `jax.jacfwd`) raises a
+TypeError.
 """
 
 import inspect
@@ -32,11 +43,22 @@ from flax import linen, nnx
 from flax.linen.recurrent import flip_sequences
 
 from lstm_jax.cells import gru, lstm, rnn
-from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.cell import Cell, State
 from lstm_jax.cells.reverse_only import reverse_only
-from lstm_jax.interop.flax.explicit import explicit_cell, fits, is_plain_scan
+from lstm_jax.interop.flax.explicit import (
+  Call,
+  computed_dtype,
+  explicit_cell,
+  fits,
+  has_one_dtype,
+  is_plain_scan,
+)
 from lstm_jax.interop.flax.weights import from_linen, from_nnx
 from lstm_jax.sequence._unroll import unroll
+from lstm_jax.sequence.implementation import (
+  Implementation,
+  check_implementation,
+)
 
 # Not `super().__call__`, with which Flax would record two calls of the module.
 LINEN_CALL = inspect.unwrap(linen.RNN.__call__)
@@ -56,7 +78,13 @@ class Options(NamedTuple):
 
 
 class LinenRNN(linen.RNN):
-  """`flax.linen.RNN`, with the same arguments, on `unroll`."""
+  """`flax.linen.RNN`, with the same arguments, on `unroll`.
+
+  Attributes:
+    implementation: as in `unroll`.
+  """
+
+  implementation: Implementation | None = None
 
   def __call__(
     self,
@@ -70,7 +98,13 @@ class LinenRNN(linen.RNN):
     reverse: bool | None = None,
     keep_order: bool | None = None,
   ) -> Any:
-    """Return outputs, or (final carry, outputs), as `flax.linen.RNN` does."""
+    """Return outputs, or (final carry, outputs), as `flax.linen.RNN` does.
+
+    Raises:
+      ValueError: implementation is unknown, or "mosaic_gpu" and the kernels
+        cannot run here, or not with this module and these arguments.
+    """
+    check_implementation(self.implementation)
     options = _options(self, return_carry, time_major, reverse, keep_order)
     flax_cell: Any = self.cell
     cell = explicit_cell(flax_cell) if is_plain_scan(self) else None
@@ -83,8 +117,10 @@ class LinenRNN(linen.RNN):
       if "params" not in flax_cell.variables:
         flax_cell(carry, xs[0])  # creates the weights
       _, params = from_linen(flax_cell.variables["params"])
-      if fits(cell, params, carry, xs, seq_lengths, flax_cell.dtype):
-        return _run(cell, params, carry, xs, seq_lengths, options)
+      call = Call(cell, params, carry, xs, seq_lengths, flax_cell.dtype)
+      if _is_ours(self, call):
+        return _run(self, call, options)
+    _check_flax_may_run(self)
     return LINEN_CALL(
       self,
       inputs,
@@ -96,7 +132,23 @@ class LinenRNN(linen.RNN):
 
 
 class NNXRNN(nnx.RNN):
-  """`flax.nnx.RNN`, with the same arguments, on `unroll`."""
+  """`flax.nnx.RNN`, with the same arguments, on `unroll`.
+
+  Args:
+    cell: Flax's cell.
+    implementation: as in `unroll`.
+    **options: the other arguments of `flax.nnx.RNN`.
+  """
+
+  def __init__(
+    self,
+    cell: Any,
+    *,
+    implementation: Implementation | None = None,
+    **options: Any,
+  ):
+    super().__init__(cell, **options)
+    self.implementation = implementation
 
   def __call__(
     self,
@@ -110,7 +162,12 @@ class NNXRNN(nnx.RNN):
     keep_order: bool | None = None,
     rngs: Any = None,
   ) -> Any:
-    """Return outputs, or (final carry, outputs), as `flax.nnx.RNN` does."""
+    """Return outputs, or (final carry, outputs), as `flax.nnx.RNN` does.
+
+    Raises:
+      ValueError: as `LinenRNN` does.
+    """
+    check_implementation(self.implementation)
     options = _options(self, return_carry, time_major, reverse, keep_order)
     flax_cell: Any = self.cell
     cell = explicit_cell(flax_cell) if is_plain_scan(self) else None
@@ -122,8 +179,11 @@ class NNXRNN(nnx.RNN):
       if initial_carry is None:
         initial_carry = flax_cell.initialize_carry(xs.shape[1:], rngs)
       _, params = from_nnx(flax_cell)
-      if fits(cell, params, initial_carry, xs, seq_lengths, flax_cell.dtype):
-        return _run(cell, params, initial_carry, xs, seq_lengths, options)
+      dtype = flax_cell.dtype
+      call = Call(cell, params, initial_carry, xs, seq_lengths, dtype)
+      if _is_ours(self, call):
+        return _run(self, call, options)
+    _check_flax_may_run(self)
     return super().__call__(
       inputs,
       initial_carry=initial_carry,
@@ -149,21 +209,39 @@ def _time_first(inputs: Any, options: Options) -> jax.Array | None:
   return xs if len(xs) else None
 
 
-def _run(
-  cell: Cell,
-  params: Params,
-  carry: Any,
-  xs: jax.Array,
-  lengths: jax.Array | None,
-  options: Options,
-) -> Any:
-  """Return what Flax's module returns, given time-major inputs [T, ..., D]."""
-  xs = xs.astype(params.w_x.dtype)
+def _is_ours(module: Any, call: Call) -> bool:
+  """Return whether `unroll` runs a call, or refuses it for the kernels."""
+  kernels = module.implementation == "mosaic_gpu"  # have dtypes of their own
+  return fits(call) and (kernels or has_one_dtype(call))
+
+
+def _check_flax_may_run(module: Any) -> None:
+  """Raise ValueError if a module's layer is to be a kernel."""
+  if module.implementation == "mosaic_gpu":
+    cell = type(module.cell).__name__
+    raise ValueError(
+      "implementation='mosaic_gpu' takes what LinenRNN and NNXRNN run by "
+      f"unroll: this {cell}, an option or a shape needs Flax's own RNN"
+    )
+
+
+def _run(module: Any, call: Call, options: Options) -> Any:
+  """Return what Flax's module returns."""
+  cell, params, carry, xs, lengths, _ = call
+  computed = computed_dtype(call)
+  xs = xs.astype(computed)
   # The carry of Flax's LSTM is (c, h); that of its other cells is h.
   state = lstm.LSTMState(*carry[::-1]) if cell is lstm else _state(cell, carry)
   params, state, xs = reverse_only((params, state, xs), NO_FORWARD_MODE)
   last, hs = unroll(
-    cell, params, state, xs, lengths=lengths, reverse=options.reverse
+    cell,
+    params,
+    state,
+    xs,
+    lengths=lengths,
+    reverse=options.reverse,
+    compute_dtype=computed,
+    implementation=module.implementation,
   )
   if options.reverse and not options.keep_order:
     hs = flip_sequences(
