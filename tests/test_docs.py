@@ -11,6 +11,7 @@ import pytest
 
 from lstm_jax.testing import terms
 from tests.contract import TABLE
+from tests.interpreting import INTERPRETED, interpreted
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -76,7 +77,16 @@ def test_every_page_with_code_is_run():
     for page in DOCS.glob("*.md")
     if code_blocks(page.read_text("utf-8"))
   }
-  assert with_code == {*marks, "coming-from.md", "own-cell.md"}
+  assert with_code == {*marks, "coming-from.md", "own-cell.md", "gpu.md"}
+
+
+@INTERPRETED
+def test_the_code_of_the_page_on_gpus_runs_in_the_interpreter():
+  (code,) = code_blocks((DOCS / "gpu.md").read_text("utf-8"))
+  names = {}
+  with interpreted():
+    run(code, names)
+  assert names["hs"].shape == (5, 8, 64)
 
 
 def prose(page):
