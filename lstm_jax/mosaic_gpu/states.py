@@ -33,7 +33,10 @@ def read_state(refs: Any, share: Share) -> State:
 
   def read(columns):
     place = columns, share.units
-    return jax.tree.map(lambda ref: read_transposed(ref.at[place]), refs)
+    blocks = jax.tree.map(lambda ref: read_transposed(ref.at[place]), refs)
+    # Under shard_map, what a kernel reads varies over the mesh, and what it
+    # computes does not: this is computed, as the state after a step is.
+    return jax.tree.map(lambda block: block * 1.0, blocks)
 
   return [read(columns) for columns in share.columns]
 

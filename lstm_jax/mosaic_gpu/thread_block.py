@@ -13,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.mosaic_gpu.limits import COLUMNS, UNITS, Plan
 from lstm_jax.mosaic_gpu.registers import Ref, operand
 
@@ -50,7 +51,8 @@ def start_loading(plan: Plan, w_h: Ref, weights: Ref, loaded: Ref) -> None:
     rows = w_h
     if plan.cluster > 1:
       rows = w_h.at[:, pl.ds(lax.axis_index("part") * UNITS, UNITS), :]
-    plgpu.copy_gmem_to_smem(rows, weights, loaded)
+    for gate in range(weights.shape[0]):  # vmap leaves a copy few more axes
+      plgpu.copy_gmem_to_smem(rows.at[gate], weights.at[gate], loaded)
 
 
 def launch(
@@ -84,7 +86,7 @@ def launch(
     out_type=out_type,
     scratch_types={
       "weights": operand((gates, rows, units), w_h.dtype),
-      "loaded": plgpu.Barrier(),
+      "loaded": plgpu.Barrier(num_arrivals=gates),
       **scratch,
     },
     # tanh by one instruction, whose error of 2⁻¹¹ is below that of bfloat16
@@ -96,4 +98,5 @@ def launch(
     num_threads=plan.warpgroups,
     thread_name="warpgroup",
   )
-  return kernel(w_h, *arguments)
+  outputs = kernel(w_h, *arguments)
+  return vary_alike((w_h, arguments, outputs))[-1]
