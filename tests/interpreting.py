@@ -17,13 +17,17 @@ INTERPRETED = pytest.mark.skipif(
 
 
 @contextmanager
-def interpreted():
-  """Run kernels in Pallas' interpreter: 1 to 3 s for each shape."""
+def interpreted(**params):
+  """Run kernels in Pallas' interpreter: 1 to 3 s for each shape.
+
+  Args:
+    **params: those of `plgpu.InterpretGPUParams`.
+  """
   from jax.experimental.pallas import mosaic_gpu as plgpu
 
   # As in a user's program: tests/conftest.py has stricter defaults.
   with (
-    plgpu.force_gpu_interpret_mode(),
+    plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(**params)),
     traced_for("cuda"),
     jax.numpy_rank_promotion("allow"),
     jax.numpy_dtype_promotion("standard"),

@@ -23,9 +23,12 @@ from types import ModuleType
 
 import jax
 
-# The functions of a backward: those of a cell, or else a module's own rule.
-CELL_ROOTS = "_local_gradients", "recur_backward", "parameter_gradients"
-OTHER_ROOTS = "backward", "affine_backward"
+# The functions of a backward: those of a cell, and those of other modules. A
+# forward is among them for the local gradients that it computes.
+ROOTS = (
+  *("_local_gradients", "recur_backward", "parameter_gradients"),
+  *("forward", "backward", "affine_backward"),
+)
 
 
 def terms(module: ModuleType) -> tuple[str, ...]:
@@ -44,7 +47,7 @@ def plant(module: ModuleType, term: str, factor: float = 1.01) -> ModuleType:
   """Return a copy of the module in which one term of its backward is scaled.
 
   Args:
-    module: a cell, or another module with one of the functions `OTHER_ROOTS`.
+    module: a cell, or another module with one of the functions `ROOTS`.
     term: one of `terms(module)`.
     factor: the factor of the term.
 
@@ -115,8 +118,7 @@ def _assignments(tree):
   for node in ast.walk(tree):
     if isinstance(node, ast.FunctionDef):
       functions.setdefault(node.name, []).append(node)
-  queue = [name for name in CELL_ROOTS if name in functions]
-  queue = queue or [name for name in OTHER_ROOTS if name in functions]
+  queue = [name for name in ROOTS if name in functions]
   reached: dict[str, list] = {}
   while queue:
     name = queue.pop(0)

@@ -1,0 +1,26 @@
+"""Threads for the interpreter of GPU kernels.
+
+Warpgroups wait for each other, and so do the thread blocks of a cluster. XLA
+runs them on a pool with as many threads as there are cores, or devices if those
+are more. With fewer threads than a kernel has, all would wait for ever.
+"""
+
+import jax
+import pytest
+
+from tests.interpreting import INTERPRETED
+
+THREADS = 16  # two kernels with clusters of eight thread blocks
+
+if not INTERPRETED.args[0]:
+  try:
+    jax.config.update("jax_num_cpu_devices", THREADS)
+  except RuntimeError:  # another test's module has started JAX's devices
+    pass
+
+
+@pytest.fixture
+def threads():
+  """Skip a test if the interpreter might wait for ever."""
+  if len(jax.devices("cpu")) < THREADS:
+    pytest.skip("the interpreter lacks threads: run tests/mosaic_gpu alone")

@@ -1,0 +1,161 @@
+"""Errors planted in the kernels are caught by the comparison with the scan."""
+
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.sequence import fused
+from lstm_jax.testing import plant, terms
+from tests.interpreting import INTERPRETED
+from tests.mosaic_gpu.layers import (
+  ALL_CELLS,
+  CELLS,
+  FLOAT32,
+  agree,
+  draw,
+  errors,
+  kernel_results,
+  results,
+)
+
+pytestmark = [INTERPRETED, pytest.mark.usefixtures("threads")]
+
+TERMS = {  # of each time step's backward
+  "lstm": ("dc_sum[0]", "dc_sum[1]", "dai", "daf", "dag", "dao", "dc"),
+  "gru": ("dh_dan", "dh_daz", "dh_dar", "dar", "daz", "dan", "ds", "dh"),
+  "rnn": ("da",),
+}
+PLANTS = [(name, term) for name in TERMS for term in TERMS[name]]
+STEPS = 3  # the fewest with which every term counts
+
+
+def arguments_and_options(name):
+  """Return (params, state, xs), and options with masked steps and resets."""
+  arguments = draw(CELLS[name], steps=STEPS)
+  rng = np.random.default_rng(4)
+  step_shape = arguments[2].shape[:2]
+  mask = jnp.asarray(rng.random(step_shape) < 0.6)
+  reset = jnp.asarray(rng.random(step_shape) < 0.4)
+  return arguments, {"mask": mask, "reset": reset, "reverse": True}
+
+
+@cache
+def expected(name, featured):
+  arguments, options = arguments_and_options(name)
+  return results(None, CELLS[name], arguments, **(options if featured else {}))
+
+
+def found(name, featured):
+  arguments, options = arguments_and_options(name)
+  return kernel_results(
+    CELLS[name], arguments, **(options if featured else {})
+  )
+
+
+@ALL_CELLS
+def test_nothing_planted_is_no_error(name):
+  featured = name == "lstm"  # as in the tests of wrong kernels
+  assert agree(found(name, featured), expected(name, featured))
+
+
+@pytest.mark.parametrize(("name", "term"), PLANTS)
+def test_a_scaled_term_of_a_backward_is_caught(name, term, monkeypatch):
+  module = fused._time_step(CELLS[name])
+  planted = plant(module, term)
+  monkeypatch.setattr(fused, "_time_step", lambda cell: planted)
+  error = errors(found(name, False), expected(name, False))
+  values = [e for place, e in error.items() if place.startswith("[0]")]
+  assert max(values) <= FLOAT32  # the forward is unchanged
+  assert max(error.values()) > 1e-4
+
+
+def test_every_term_is_planted():
+  for name, planted in TERMS.items():
+    module = fused._time_step(CELLS[name])
+    whole = {term.partition("[")[0] for term in planted}
+    # Those of the products after the kernel are planted in the cells.
+    after = {"da", "du", "dx", "dw_x", "dw_h", "db"} - set(planted)
+    assert {term.partition("[")[0] for term in terms(module)} - after == whole
+
+
+def change_arguments(monkeypatch, module, function, change):
+  """Have a function of a module called with other arguments."""
+  original = getattr(module, function)
+  monkeypatch.setattr(
+    module, function, lambda *args: original(*change(list(args)))
+  )
+
+
+def masks_ignored(monkeypatch):
+  from lstm_jax.mosaic_gpu import states
+
+  monkeypatch.setattr(states, "unless_masked", lambda state, other, flag: state)
+
+
+def resets_ignored(monkeypatch):
+  from lstm_jax.mosaic_gpu import states
+
+  monkeypatch.setattr(states, "unless_reset", lambda state, flag: state)
+
+
+def flags_ignored_in_the_backward(monkeypatch):
+  from lstm_jax.mosaic_gpu import backward
+
+  change_arguments(
+    monkeypatch, backward, "backward_kernel", lambda args: [*args[:-1], None]
+  )
+
+
+def direction_ignored_in_the_backward(monkeypatch):
+  from lstm_jax.mosaic_gpu import backward
+
+  change_arguments(
+    monkeypatch,
+    backward,
+    "backward_kernel",
+    lambda args: [*args[:2], False, *args[3:]],
+  )
+
+
+def cotangent_of_the_last_state_ignored(monkeypatch):
+  from lstm_jax.mosaic_gpu import backward
+
+  def change(args):
+    args[6] = args[6]._replace(h=jnp.zeros_like(args[6].h))
+    return args
+
+  change_arguments(monkeypatch, backward, "backward_kernel", change)
+
+
+WRONG = (
+  masks_ignored,
+  resets_ignored,
+  flags_ignored_in_the_backward,
+  direction_ignored_in_the_backward,
+  cotangent_of_the_last_state_ignored,
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_kernel_is_caught(wrong, monkeypatch):
+  wrong(monkeypatch)
+  error = errors(found("lstm", True), expected("lstm", True))
+  assert max(error.values()) > 1e-2
+
+
+def test_c_saved_after_its_step_is_caught(monkeypatch):
+  from lstm_jax.mosaic_gpu import lstm
+
+  forward = lstm.forward
+
+  def saves_c_after(*args):
+    state, saved = forward(*args)
+    return state, saved._replace(c=state.c)
+
+  monkeypatch.setattr(lstm, "forward", saves_c_after)
+  error = errors(found("lstm", False), expected("lstm", False))
+  values = [e for place, e in error.items() if place.startswith("[0]")]
+  assert max(values) <= FLOAT32
+  assert max(error.values()) > 1e-2
