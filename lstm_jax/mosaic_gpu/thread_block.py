@@ -98,5 +98,20 @@ def launch(
     num_threads=plan.warpgroups,
     thread_name="warpgroup",
   )
-  outputs = kernel(w_h, *arguments)
-  return vary_alike((w_h, arguments, outputs))[-1]
+  inputs = jax.tree.map(_only_once, (w_h, *arguments))
+  outputs = kernel(*inputs)
+  return vary_alike((inputs, outputs))[-1]
+
+
+@jax.custom_jvp
+def _only_once(x: jax.Array) -> jax.Array:
+  """Return x, an argument of a kernel, which has no derivative."""
+  return x
+
+
+@_only_once.defjvp
+def _raise(primals, tangents):
+  raise TypeError(
+    "the kernels' gradient cannot be differentiated again (grad of grad, "
+    "hessian): leave implementation='mosaic_gpu' out"
+  )

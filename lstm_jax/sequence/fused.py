@@ -13,6 +13,7 @@ Masks and resets are inside the kernels. States, outputs and sums are float32.
 """
 
 import importlib
+import math
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -62,13 +63,15 @@ def scan_fused(
     state where a step is masked.
   """
   *batch, size = state.h.shape
+  count = math.prod(batch)
+  padded = max(1, math.ceil(count / plan.rows)) * plan.rows
   wide = jax.tree.map(partial(_pad_units, size, plan.units), params)
   rows = _pad_axis(wide.w_h, 0, plan.units)
   wide = wide._replace(w_h=rows)
 
   def pad_batch(x, axis):
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + len(batch) :])
-    return _pad_axis(x, axis, -(-x.shape[axis] // plan.rows) * plan.rows)
+    x = x.reshape(*x.shape[:axis], count, *x.shape[axis + len(batch) :])
+    return _pad_axis(x, axis, padded)
 
   first = jax.tree.map(
     lambda x: _pad_axis(pad_batch(x, 0), 1, plan.units), upcast(state)
@@ -78,7 +81,6 @@ def scan_fused(
   last, hs = _scan(cell, options, plan, wide, first, xs, flags)
 
   def cut(x):
-    count = state.h.size // size
     return x[..., :count, :size].reshape(*x.shape[:-2], *batch, size)
 
   last = cast_like(jax.tree.map(cut, last), state)

@@ -93,24 +93,23 @@ def check_kernel(
 
 def _check_device() -> None:
   """Raise ValueError unless JAX can compile the kernels for its device."""
+  if platform() != "cuda":  # stated for a device elsewhere
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+      raise ValueError(
+        "implementation='mosaic_gpu' needs an H100 or H200 and lstm-jax[cuda], "
+        f"got a {device.platform}: leave implementation out here"
+      )
+    if device.compute_capability != "9.0":
+      raise ValueError(
+        "implementation='mosaic_gpu' needs an H100 or H200 (compute capability "
+        f"9.0), got {device.device_kind} ({device.compute_capability})"
+      )
   first, last = VERSIONS
   if not first <= jax.__version_info__ < last:
     raise ValueError(
       "implementation='mosaic_gpu' needs jax 0.11.2 to 0.12, "
       f"got {jax.__version__}"
-    )
-  if platform() == "cuda":  # a device elsewhere
-    return
-  device = jax.devices()[0]
-  if device.platform != "gpu":
-    raise ValueError(
-      "implementation='mosaic_gpu' needs an H100 or H200 and lstm-jax[cuda], "
-      f"got a {device.platform}: leave implementation out here"
-    )
-  if device.compute_capability != "9.0":
-    raise ValueError(
-      "implementation='mosaic_gpu' needs an H100 or H200 (compute capability "
-      f"9.0), got {device.device_kind} ({device.compute_capability})"
     )
 
 

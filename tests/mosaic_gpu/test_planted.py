@@ -49,9 +49,7 @@ def expected(name, featured):
 
 def found(name, featured):
   arguments, options = arguments_and_options(name)
-  return kernel_results(
-    CELLS[name], arguments, **(options if featured else {})
-  )
+  return kernel_results(CELLS[name], arguments, **(options if featured else {}))
 
 
 @ALL_CELLS
