@@ -5,6 +5,8 @@ runs them on a pool with as many threads as there are cores, or devices if those
 are more. With fewer threads than a kernel has, all would wait for ever.
 """
 
+from contextlib import suppress
+
 import jax
 import pytest
 
@@ -13,10 +15,9 @@ from tests.interpreting import INTERPRETED
 THREADS = 16  # two kernels with clusters of eight thread blocks
 
 if not INTERPRETED.args[0]:
-  try:
+  # An error if another test's module has started JAX's devices already.
+  with suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", THREADS)
-  except RuntimeError:  # another test's module has started JAX's devices
-    pass
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ those through the operands of a product, nor a missing fence.
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax.mosaic_gpu import exchange
 from tests.interpreting import INTERPRETED, interpreted
 from tests.mosaic_gpu.layers import ALL_CELLS, CELLS, draw, results
 
@@ -19,10 +18,15 @@ CLUSTER = {"lstm": 192, "gru": 192, "rnn": 320}
 
 
 def races_found(name, hidden):
+  """Return whether a race was found, of each pair of accesses."""
   from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+  from jax.experimental.pallas import mosaic_gpu as plgpu
 
+  params = {"detect_races": True}
+  if hasattr(plgpu.InterpretGPUParams, "on_race"):
+    params["on_race"] = "warn"  # an exception would stop all that follows
   arguments = draw(CELLS[name], steps=3, hidden=hidden)
-  with interpreted(detect_races=True):
+  with interpreted(**params):
     results("mosaic_gpu", CELLS[name], arguments, **PRODUCTS)
   return gpu_callbacks.get_races().races_found
 
@@ -31,3 +35,18 @@ def races_found(name, hidden):
 @pytest.mark.parametrize("sizes", [TWO, CLUSTER], ids=["block", "cluster"])
 def test_no_race_is_found(name, sizes):
   assert not races_found(name, sizes[name])
+
+
+def test_a_copy_before_the_barrier_of_a_cluster_is_found(monkeypatch):
+  from lstm_jax.mosaic_gpu import exchange
+
+  def receive_too_early(self, memory):
+    for vector in range(self.vectors.shape[0]):
+      source = memory.at[:, vector, :]
+      target = self.vectors.at[vector]
+      exchange.plgpu.copy_gmem_to_smem(source, target, self.read)
+    exchange.plgpu.barrier_wait(self.read)
+    exchange.plgpu.barrier_wait(self.sent)
+
+  monkeypatch.setattr(exchange.Exchange, "receive", receive_too_early)
+  assert races_found("rnn", CLUSTER["rnn"])

@@ -1,0 +1,174 @@
+"""The kernels, compiled for an H100 on a machine that needs none.
+
+Registers and spills are those that NVIDIA's compiler reports.
+"""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from experiments.benchmarks.launches import compile_for_h100
+from lstm_jax import unroll
+from lstm_jax.mosaic_gpu import limits
+from lstm_jax.sequence.implementation import COUNTS
+from tests.interpreting import INTERPRETED
+from tests.mosaic_gpu.layers import ALL_CELLS, CELLS
+
+pytestmark = [
+  INTERPRETED,
+  pytest.mark.skipif(
+    importlib.util.find_spec("jax_plugins") is None,
+    reason="JAX's CUDA packages are not installed",
+  ),
+]
+
+T, B, D = 3, 16, 8
+T_OF_REPORTS = T + 1  # what was compiled before is not reported again
+ONE_BLOCK = {  # the largest H, in bfloat16 and in float32
+  "lstm": (128, 64),
+  "gru": (128, 128),
+  "rnn": (256, 192),
+}
+CLUSTER = {"lstm": (384, 192), "gru": (512, 256), "rnn": (512, 512)}
+DTYPES = jnp.bfloat16, jnp.float32
+SIZES = sorted(
+  {
+    (name, size, index)
+    for name in CELLS
+    for index in range(len(DTYPES))
+    for size in (64, ONE_BLOCK[name][index], CLUSTER[name][index])
+  }
+)
+
+
+def shapes(cell, hidden, steps=T):
+  """Return (params, state, xs, flags) as shapes in float32."""
+
+  def make(key):
+    params = cell.init(key, D, hidden, jnp.float32)
+    xs = jnp.zeros((steps, B, D), jnp.float32)
+    flags = jnp.zeros((2, steps, B), bool)
+    return params, cell.initial_state(params, (B,)), xs, flags
+
+  return jax.eval_shape(make, jax.random.key(0))
+
+
+def loss_of(cell, **options):
+  """Return the sum of the squares of the outputs and of the last state."""
+
+  def loss(params, state, xs, flags=None):
+    masks = {} if flags is None else {"mask": flags[0], "reset": flags[1]}
+    outputs = unroll(
+      cell, params, state, xs, implementation="mosaic_gpu", **masks, **options
+    )
+    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(outputs))
+
+  return loss
+
+
+def compile_gradient(loss, arguments, batched=lambda gradient: gradient):
+  program, _ = compile_for_h100(batched(jax.grad(loss, (0, 1, 2))), *arguments)
+  return program.as_text()
+
+
+def count_kernels(text):
+  assert not re.search(r"\bwhile\(", text)
+  return len(re.findall(r'custom_call_target="mosaic_gpu', text))
+
+
+@pytest.fixture
+def reports(tmp_path, monkeypatch):
+  """Return the directory of what is known of kernels as they are compiled."""
+  monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
+  monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
+  monkeypatch.setenv("MOSAIC_GPU_DUMP_RESOURCES", "1")
+  # A program from the cache would report nothing.
+  jax.config.update("jax_enable_compilation_cache", False)
+  yield tmp_path
+  jax.config.update("jax_enable_compilation_cache", True)
+
+
+def find(pattern, directory, suffix):
+  """Return the number that the pattern finds in the report of each kernel."""
+  texts = [
+    path.read_bytes().decode(errors="replace")
+    for path in sorted(directory.glob(f"*.{suffix}"))
+  ]
+  return [int(re.search(pattern, text)[1]) for text in texts]
+
+
+@pytest.mark.parametrize("rows", ["fewest", "most"])
+@pytest.mark.parametrize(("name", "hidden", "index"), SIZES)
+def test_no_register_is_spilled(
+  name, hidden, index, rows, reports, monkeypatch
+):
+  cell, dtype = CELLS[name], jnp.dtype(DTYPES[index])
+  *arguments, flags = shapes(cell, hidden, T_OF_REPORTS)
+  if rows == "most":  # and masks and resets, which take registers too
+    monkeypatch.setattr(limits, "MULTIPROCESSORS", 1)
+    arguments.append(flags)
+  plan = limits.divide(COUNTS[cell], hidden, B, dtype.itemsize)
+  assert plan.units == hidden
+  assert plan.rows == 8 or rows == "most"
+  assert (plan.cluster > 1) == (hidden > ONE_BLOCK[name][index])
+  text = compile_gradient(loss_of(cell, compute_dtype=dtype), arguments)
+  assert count_kernels(text) == 2
+  spilled = find(r"(\d+) bytes spill stores", reports, "ptxas")
+  assert spilled == [0, 0]
+  registers = find(r"Used (\d+) registers", reports, "ptxas")
+  assert max(registers) * plan.warpgroups * 128 <= 65_536
+  shared = find(r"smem_scratch_bytes=(\d+)", reports, "resources.txt")
+  assert max(shared) == limits.shared_bytes(COUNTS[cell], plan, dtype.itemsize)
+
+
+@ALL_CELLS
+def test_the_largest_sizes_are_those_of_the_table(name):
+  counts = COUNTS[CELLS[name]]
+  for index, dtype in enumerate(DTYPES):
+    itemsize = jnp.dtype(dtype).itemsize
+    assert limits.largest(counts, itemsize) == CLUSTER[name][index]
+    one = ONE_BLOCK[name][index]
+    assert limits.divide(counts, one, 1, itemsize).cluster == 1
+    above = limits.divide(counts, one + 1, 1, itemsize)
+    assert above is None or above.cluster > 1
+
+
+@ALL_CELLS
+def test_vmap_of_grad_is_two_kernels(name):
+  cell = CELLS[name]
+  *arguments, _ = shapes(cell, 64)
+  text = compile_gradient(
+    loss_of(cell), arguments, lambda f: jax.vmap(f, (None, 0, 1))
+  )
+  assert count_kernels(text) == 2
+
+
+@ALL_CELLS
+@pytest.mark.parametrize("parts", ["block", "cluster"])
+def test_an_ensemble_is_two_kernels(name, parts):
+  cell = CELLS[name]
+  *arguments, _ = shapes(cell, 64 if parts == "block" else CLUSTER[name][1])
+  stacked = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), arguments
+  )
+  assert count_kernels(compile_gradient(loss_of(cell), stacked, jax.vmap)) == 2
+
+
+@ALL_CELLS
+def test_a_share_of_a_mesh_is_two_kernels(name):
+  cell = CELLS[name]
+  mesh = AbstractMesh((1,), ("device",), axis_types=(AxisType.Auto,))
+  rows = PartitionSpec(None, "device")
+  loss = loss_of(cell)
+  mapped = jax.shard_map(
+    lambda *args: jax.lax.psum(loss(*args), "device"),
+    mesh=mesh,
+    in_specs=(PartitionSpec(), PartitionSpec("device"), rows),
+    out_specs=PartitionSpec(),
+  )
+  *arguments, _ = shapes(cell, 64)
+  assert count_kernels(compile_gradient(mapped, arguments)) == 2
