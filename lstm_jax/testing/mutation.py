@@ -26,8 +26,12 @@ import jax
 # The functions of a backward: those of a cell, and those of other modules. A
 # forward is among them for the local gradients that it computes.
 ROOTS = (
-  *("_local_gradients", "recur_backward", "parameter_gradients"),
-  *("forward", "backward", "affine_backward"),
+  "_local_gradients",
+  "recur_backward",
+  "parameter_gradients",
+  "forward",
+  "backward",
+  "affine_backward",
 )
 
 
