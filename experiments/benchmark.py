@@ -7,6 +7,14 @@ outputs, losses and gradients; then all are timed in turns, in one process. The
 tables have medians and quartiles, the time relative to ours, the seconds to
 compile, and the memory that the compiled program needs. A library that is not
 installed, or does not have the layer, is skipped and named.
+
+On an H100 or H200, in less than 8 minutes,
+
+  python -m experiments.benchmark --part=gpu
+
+first checks the GPU kernels against the scan, and that they always give the
+same, and then times them. What fails is printed and kept, and the exit status
+is then 1. It needs no library but those of JAX, Flax and this project.
 """
 
 import json
@@ -16,10 +24,14 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
+from experiments.benchmarks.gpu import part as gpu
 from experiments.benchmarks.parts import PARTS
 from experiments.benchmarks.tables import Row, case_table, change_table
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
+
+GPU_OUT = Path(__file__).parent / "results/benchmark/gpu.json"
+CHECK_FAILED = 1  # exit status
 
 
 def run(
@@ -50,31 +62,57 @@ def run(
 def save(record: dict[str, Any], path: Path, console: Console) -> None:
   """Write the results as JSON, and their figure, if any, beside it."""
   from experiments.benchmarks import plots
+  from experiments.benchmarks.gpu import picture
 
-  path.write_text(json.dumps(record, indent=1) + "\n")
+  path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
   figure = path.with_suffix(".png")
-  drawn = plots.draw(record["rows"], figure)
+  rows = record["rows"]
+  drawn = plots.draw(rows, figure) or picture.draw(rows, figure)
   files = f"{path} and {figure}" if drawn else f"{path}"
   console.print(f"saved in {files}", soft_wrap=True)
 
 
-def main() -> None:
+def run_gpu(
+  sizes: Row, rounds: int, path: Path, console: Console
+) -> dict[str, Any]:
+  """Run the part gpu; save what there is after each of its sections."""
+
+  def save_rows(record):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+  return gpu.run(sizes, rounds, console, save_rows)
+
+
+def main() -> int | None:
   """Run the benchmark of the flags, print and save."""
   console = make_console()
   old = json.loads(Path(COMPARE.value).read_text()) if COMPARE.value else None
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
-  record = run(PART.value, sizes, ROUNDS.value, console)
+  out = Path(OUT.value) if OUT.value else None
+  if "gpu" in PART.value:
+    if len(PART.value) > 1:
+      raise ValueError("--part=gpu runs alone: its processes take the GPU")
+    out = out or GPU_OUT
+    record = run_gpu(sizes, ROUNDS.value, out, console)
+  else:
+    record = run(PART.value, sizes, ROUNDS.value, console)
   if old:
     console.print(f"compared with {COMPARE.value}: {old['environment']}")
     console.print(change_table(old["rows"], record["rows"]))
-  if OUT.value:
-    save(record, Path(OUT.value), console)
+  if out:
+    save(record, out, console)
+  return CHECK_FAILED if record.get("failures") else 0
 
 
 if __name__ == "__main__":
   timed = [part for part in PARTS if part != "launches"]  # needs CUDA packages
   PART = flags.DEFINE_multi_enum(
-    "part", timed, list(PARTS), "What to measure; repeat for several."
+    "part",
+    timed,
+    [*PARTS, "gpu"],
+    "What to measure; repeat for several. launches needs JAX's CUDA packages, "
+    "gpu an H100 or H200.",
   )
   SIZES = [
     flags.DEFINE_integer("hidden_size", None, "H, hidden units.", 1),
@@ -88,7 +126,10 @@ if __name__ == "__main__":
   ]
   ROUNDS = flags.DEFINE_integer("rounds", 11, "How often each is timed.", 1)
   OUT = flags.DEFINE_string(
-    "out", "", "JSON file to write, with a figure beside it; empty for none."
+    "out",
+    "",
+    "JSON file to write, with a figure beside it; empty for none, and for "
+    "--part=gpu for results/benchmark/gpu.json.",
   )
   COMPARE = flags.DEFINE_string(
     "compare", "", "JSON file of an earlier run to compare with."

@@ -18,8 +18,20 @@ RESULTS = (  # keys of a row that are results; the others are sizes
   "forward_in_graph",
   "backward_launches",
   "backward_in_graph",
+  "operands",
+  "us_per_step",
+  "quartiles_us",
+  "floor_us",
+  "temporary_bytes",
+  "peak_bytes",
 )
 COLUMNS = {  # key: (heading, format)
+  "operands": ("operands", "{}"),
+  "us_per_step": ("µs/step", "{:.3g}"),
+  "quartiles_us": ("quartiles", "{0[0]:.3g} – {0[1]:.3g}"),
+  "times_floor": ("× floor", "{:.1f}"),
+  "temporary_mebibytes": ("temp MiB", "{:,.0f}"),
+  "peak_mebibytes": ("peak MiB", "{:,.0f}"),
   "median_ms": ("ms", "{:.3g}"),
   "quartiles_ms": ("quartiles", "{0[0]:.3g} – {0[1]:.3g}"),
   "ratio_to_ours": ("ratio", "{:.2f}"),
@@ -38,7 +50,9 @@ def case_table(rows: list[Row]) -> Table:
   The columns: the median and the quartiles of the milliseconds; the "ratio" of
   the median to lstm_jax's; "products", the share of the median that the matrix
   products alone take; tokens per second; seconds to compile; memory; the
-  kernel launches of a time step, and whether a CUDA graph holds them.
+  kernel launches of a time step, and whether a CUDA graph holds them. On a GPU:
+  the dtype of the products' operands; µs per time step, and how many times the
+  floor that is; the memory of temporaries, and all of it at its peak.
   """
   case = {k: v for k, v in rows[0].items() if k not in (*RESULTS, "peer")}
   title = ", ".join(
@@ -65,6 +79,11 @@ def _with_derived(row: Row, products_ms: float | None) -> Row:
   derived: Row = {}
   if row.get("bytes"):
     derived["mebibytes"] = row["bytes"] / 2**20
+  for kind in ("temporary", "peak"):
+    if row.get(f"{kind}_bytes") is not None:
+      derived[f"{kind}_mebibytes"] = row[f"{kind}_bytes"] / 2**20
+  if row.get("floor_us"):
+    derived["times_floor"] = row["us_per_step"] / row["floor_us"]
   for loop in ("forward", "backward"):
     if launches := row.get(f"{loop}_launches"):
       graph = ", in a graph" if row[f"{loop}_in_graph"] else ""

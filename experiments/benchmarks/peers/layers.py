@@ -34,19 +34,14 @@ class Layer(NamedTuple):
 
 
 def ours(
-  cell: str,
-  weights: Any,
-  adjoint: Adjoint = Explicit(),
-  compute_dtype: Any = None,
+  cell: str, weights: Any, adjoint: Adjoint = Explicit(), **options: Any
 ) -> Layer:
-  """Return our `unroll` as a layer."""
+  """Return our `unroll` as a layer, with more of its options."""
   module = CELLS[cell]
 
   def apply(params, xs):
     state = module.initial_state(params, xs.shape[1:-1])
-    return unroll(
-      module, params, state, xs, adjoint=adjoint, compute_dtype=compute_dtype
-    )[1]
+    return unroll(module, params, state, xs, adjoint=adjoint, **options)[1]
 
   return Layer(weights, apply, lambda w: w)
 
@@ -136,6 +131,32 @@ def haiku(cell: str, weights: Any) -> Layer:
 
 def equinox(cell: str, weights: Any) -> Layer:
   """Return a scan of Equinox's LSTMCell or GRUCell, vmapped over the batch."""
+  params, make_step, convert = equinox_step(cell, weights)
+  size = weights.w_h.shape[0]
+
+  def apply(params, xs):
+    step = make_step(params)
+    zeros = jnp.zeros((xs.shape[1], size), xs.dtype)
+
+    def lstm_body(state, x):
+      state = step(x, state)
+      return state, state[0]
+
+    def gru_body(h, x):
+      h = step(x, h)
+      return h, h
+
+    if cell == "lstm":
+      return jax.lax.scan(lstm_body, (zeros, zeros), xs)[1]
+    return jax.lax.scan(gru_body, zeros, xs)[1]
+
+  return Layer(params, apply, convert)
+
+
+def equinox_step(
+  cell: str, weights: Any
+) -> tuple[Any, Callable, Callable[[Any], Any]]:
+  """Return (params, params -> step (x, state) -> state, convert of `Layer`)."""
   import equinox as eqx
 
   if cell == "rnn":
@@ -156,23 +177,10 @@ def equinox(cell: str, weights: Any) -> Layer:
       ported = eqx.tree_at(lambda c: c.bias_n, ported, w.b_n)
     return ported
 
-  def apply(params, xs):
-    step = jax.vmap(eqx.combine(params, static))
-    zeros = jnp.zeros((xs.shape[1], sizes[1]), xs.dtype)
+  def make_step(params):
+    return jax.vmap(eqx.combine(params, static))
 
-    def lstm_body(state, x):
-      state = step(x, state)
-      return state, state[0]
-
-    def gru_body(h, x):
-      h = step(x, h)
-      return h, h
-
-    if cell == "lstm":
-      return jax.lax.scan(lstm_body, (zeros, zeros), xs)[1]
-    return jax.lax.scan(gru_body, zeros, xs)[1]
-
-  return Layer(convert(weights), apply, convert)
+  return convert(weights), make_step, convert
 
 
 def keras(cell: str, weights: Any) -> Layer:

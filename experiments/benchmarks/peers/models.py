@@ -17,12 +17,12 @@ import optax
 from experiments.benchmarks.peers.layers import LAYERS
 from experiments.benchmarks.peers.products import make_products
 from experiments.benchmarks.peers.proof import (
-  TOLERANCE,
   Makers,
   Peer,
   Unsupported,
   check_same,
   compile_program,
+  tolerance,
 )
 from experiments.benchmarks.peers.torch_layer import (
   to_torch,
@@ -136,12 +136,12 @@ def jax_peer(name: str) -> Callable[[Problem], Peer]:
 def _make_peer(name, loss, params, problem: Problem, convert) -> Peer:
   """Check the gradient of a JAX loss, and compile its training step."""
   low = problem.config.compute_dtype is not None
-  tolerance = BFLOAT16_TOLERANCE if low else TOLERANCE
+  allowed = BFLOAT16_TOLERANCE if low else tolerance()
   batch = jnp.asarray(problem.tokens), jnp.asarray(problem.targets)
   value_and_grad = jax.value_and_grad(loss)
   actual = jax.jit(value_and_grad)(params, *batch)
   expected = problem.loss, convert(problem.gradient)
-  check_same(name, actual, expected, tolerance)
+  check_same(name, actual, expected, allowed)
   optimizer = optax.adam(LEARNING_RATE)
 
   def train_step(params, state, tokens, targets):
@@ -206,10 +206,8 @@ def pytorch(problem: Problem) -> Peer:
       gradients.append(grad.mT if grad.ndim > 1 else grad)
     expected += list(layer)
   gradients = [g.float().cpu().numpy() for g in gradients]
-  tolerance = BFLOAT16_TOLERANCE if low else TOLERANCE
-  check_same(
-    "pytorch", [loss, *gradients], [problem.loss, *expected], tolerance
-  )
+  allowed = BFLOAT16_TOLERANCE if low else tolerance()
+  check_same("pytorch", [loss, *gradients], [problem.loss, *expected], allowed)
 
   def run():
     loss = gradient()

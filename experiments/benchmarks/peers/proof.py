@@ -8,10 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-# Relative. On the CPU, float32 sums in another order; elsewhere float32
-# products may be computed in TensorFloat-32, with 10 bits of mantissa.
-TOLERANCE = 1e-4 if jax.default_backend() == "cpu" else 1e-2
-
 
 class Unsupported(Exception):
   """A library does not have the layer; the message says why."""
@@ -47,6 +43,16 @@ def make_peers(
     except Unsupported as reason:
       skipped[name] = str(reason)
   return peers, skipped
+
+
+def tolerance() -> float:
+  """Return the relative error that is allowed in float32.
+
+  On the CPU, float32 sums in another order; elsewhere float32 products may be
+  computed in TensorFloat-32, with 10 bits of mantissa. A function, since the
+  question starts JAX's device.
+  """
+  return 1e-4 if jax.default_backend() == "cpu" else 1e-2
 
 
 def is_installed(package: str) -> bool:

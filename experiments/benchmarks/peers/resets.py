@@ -13,9 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.peers import sequences
-from experiments.benchmarks.peers.layers import Layer
+from experiments.benchmarks.peers.layers import (
+  FLAX_CELLS,
+  Layer,
+  equinox_step,
+  ours,
+)
 from experiments.benchmarks.peers.proof import Makers, Peer
-from lstm_jax import Autodiff, Explicit, gru, unroll
+from lstm_jax import Autodiff, Explicit
 from lstm_jax.interop.flax import to_linen
 from lstm_jax.sequence import Adjoint
 
@@ -38,7 +43,7 @@ def make_problem(
   )
   rng = np.random.default_rng(0)
   starts = jnp.asarray(rng.random((seq_len, batch_size)) < 1 / EPISODE_LENGTH)
-  layer = _ours(plain.weights, starts, Explicit())
+  layer = ours("gru", plain.weights, reset=starts)
   return Problem(
     sequences.with_expected(
       layer, "gru", backward, plain.weights, plain.xs, plain.dhs
@@ -47,27 +52,31 @@ def make_problem(
   )
 
 
-def _ours(weights: Any, starts: jax.Array, adjoint: Adjoint) -> Layer:
-  def apply(params, xs):
-    state = gru.initial_state(params, xs.shape[1:-1])
-    return unroll(gru, params, state, xs, reset=starts, adjoint=adjoint)[1]
-
-  return Layer(weights, apply, lambda w: w)
-
-
 def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
   """Return the maker of our `unroll` with resets and this adjoint."""
 
   def make(problem: Problem) -> Peer:
-    layer = _ours(problem.sequence.weights, problem.starts, adjoint)
+    weights = problem.sequence.weights
+    layer = ours("gru", weights, adjoint, reset=problem.starts)
     return sequences.make_peer(name, layer, problem.sequence)
 
   return make
 
 
-def flax_scan(problem: Problem) -> Peer:
-  """A Flax GRUCell under `linen.scan`, whose carry is reset at each start."""
+def flax_layer(
+  cell: str, weights: Any, starts: jax.Array, dtype: Any = None
+) -> Layer:
+  """Return a Flax cell under `linen.scan`, whose carry is reset at each start.
+
+  Args:
+    cell: lstm, gru or rnn.
+    weights: ours.
+    starts: bool [T, B].
+    dtype: in which Flax computes; None for that of weights and inputs.
+  """
   from flax import linen as nn
+
+  cell_class = getattr(nn, FLAX_CELLS[cell])
 
   class Policy(nn.Module):
     features: int
@@ -75,22 +84,54 @@ def flax_scan(problem: Problem) -> Peer:
     @nn.compact
     def __call__(self, carry, inputs):
       x, start = inputs
-      carry = jnp.where(start[:, None], jnp.zeros_like(carry), carry)
-      return nn.GRUCell(self.features, name="cell")(carry, x)
+      carry = jax.tree.map(
+        lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), carry
+      )
+      return cell_class(self.features, dtype=dtype, name="cell")(carry, x)
 
-  weights, starts = problem.sequence.weights, problem.starts
+  size = weights.w_h.shape[0]
   scanned = nn.scan(
     Policy, variable_broadcast="params", split_rngs={"params": False}
-  )(weights.w_h.shape[0])
+  )(size)
 
   def apply(params, xs):
-    zeros = jnp.zeros((xs.shape[1], weights.w_h.shape[0]), xs.dtype)
-    return scanned.apply(params, zeros, (xs, starts))[1]
+    zeros = jnp.zeros((xs.shape[1], size), dtype or xs.dtype)
+    carry = (zeros, zeros) if cell == "lstm" else zeros
+    return scanned.apply(params, carry, (xs, starts))[1]
 
   def convert(w):
     return {"params": {"cell": to_linen(w)}}
 
-  layer = Layer(convert(weights), apply, convert)
+  return Layer(convert(weights), apply, convert)
+
+
+def equinox_layer(cell: str, weights: Any, starts: jax.Array) -> Layer:
+  """Return a scan of an Equinox cell, whose state is reset at each start."""
+  params, make_step, convert = equinox_step(cell, weights)
+  size = weights.w_h.shape[0]
+
+  def apply(params, xs):
+    step = make_step(params)
+
+    def body(state, inputs):
+      x, start = inputs
+      state = jax.tree.map(
+        lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), state
+      )
+      state = step(x, state)
+      return state, state[0] if cell == "lstm" else state
+
+    zeros = jnp.zeros((xs.shape[1], size), xs.dtype)
+    state = (zeros, zeros) if cell == "lstm" else zeros
+    return jax.lax.scan(body, state, (xs, starts))[1]
+
+  return Layer(params, apply, convert)
+
+
+def flax_scan(problem: Problem) -> Peer:
+  """A Flax GRUCell under `linen.scan`, in float32."""
+  weights = problem.sequence.weights
+  layer = flax_layer("gru", weights, problem.starts)
   return sequences.make_peer("flax scan", layer, problem.sequence)
 
 

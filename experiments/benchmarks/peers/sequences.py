@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from experiments.benchmarks.peers.layers import LAYERS, Layer, ours
 from experiments.benchmarks.peers.proof import (
-  TOLERANCE,
   Makers,
   Peer,
   check_same,
   compile_program,
+  tolerance,
 )
 from experiments.benchmarks.peers.torch_layer import to_torch, torch_layer
 from experiments.trainer.config import CELLS
@@ -90,7 +90,7 @@ def make_peer(name: str, layer: Layer, problem: Problem) -> Peer:
     arguments.append(problem.dhs)
     expected = [layer.convert(d_weights), dxs]
   program, seconds, size = compile_program(f, *arguments)
-  check_same(name, program(*arguments), expected, TOLERANCE)
+  check_same(name, program(*arguments), expected, tolerance())
   return Peer(lambda: jax.block_until_ready(program(*arguments)), seconds, size)
 
 
@@ -108,7 +108,7 @@ def pytorch(problem: Problem) -> Peer:
       _synchronize(hs)
       return hs
 
-    check_same("pytorch", [forward().cpu().numpy()], [problem.hs], TOLERANCE)
+    check_same("pytorch", [forward().cpu().numpy()], [problem.hs], tolerance())
     return Peer(forward)
 
   xs.requires_grad_(True)
@@ -124,7 +124,7 @@ def pytorch(problem: Problem) -> Peer:
   d_weights = [dw_x.T, dw_h.T, db]
   if problem.cell == "gru":
     d_weights.append(db_h[-problem.weights.b_n.shape[0] :])
-  check_same("pytorch", [d_weights, dx], problem.gradient, TOLERANCE)
+  check_same("pytorch", [d_weights, dx], problem.gradient, tolerance())
   return Peer(backward)
 
 

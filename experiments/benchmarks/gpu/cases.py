@@ -1,0 +1,174 @@
+"""Which cases the part runs, the most important first.
+
+The times are those at which a section must have begun its last case. Most of a
+case's time is that of the compiler, which nobody measured on a device yet, so
+that the last cases of a section may have to be left out; the output names them.
+"""
+
+from collections.abc import Sequence
+
+from experiments.benchmarks.gpu.case import Case
+from experiments.benchmarks.gpu.checks import Check
+from experiments.benchmarks.gpu.layers import Layer
+from experiments.benchmarks.gpu.races import Race
+from experiments.benchmarks.gpu.supervisor import Section
+from experiments.benchmarks.gpu.torch_layers import TorchLayer
+from experiments.benchmarks.gpu.training_step import TrainingStep
+from experiments.benchmarks.tables import Row
+
+SECONDS = 460.0  # in all: with the start and the picture, below 8 minutes
+SEQ_LEN = 128
+HIDDEN_SIZES = 64, 128, 256, 512, 1024
+BATCH_SIZES = 16, 128, 1024, 4096
+TOO_LARGE = 1024, 4096  # more memory than a GPU with 80 GB leaves the libraries
+
+ONE_BLOCK = [
+  ("lstm", 128, "bfloat16"),
+  ("gru", 128, "bfloat16"),
+  ("rnn", 256, "bfloat16"),
+  ("lstm", 64, "float32"),
+  ("gru", 128, "float32"),
+  ("rnn", 192, "float32"),
+]
+CLUSTERS = [
+  ("lstm", 256, "bfloat16"),
+  ("gru", 512, "bfloat16"),
+  ("rnn", 512, "bfloat16"),
+  ("lstm", 192, "float32"),
+  ("gru", 256, "float32"),
+  ("rnn", 512, "float32"),
+  ("lstm", 384, "bfloat16"),
+]
+# Batches in which a block has 16 or 32 sequences, not 8; sizes to be padded.
+SHAPES = [
+  Check("lstm", 128, 24, 1100, "bfloat16"),
+  Check("gru", 128, 24, 2200, "bfloat16", flags=True),
+  Check("rnn", 256, 24, 2200, "bfloat16"),
+  Check("lstm", 256, 24, 300, "bfloat16"),
+  Check("lstm", 100, 24, 13, "bfloat16", flags=True),
+  Check("gru", 200, 24, 13, "float32", reverse=True),
+]
+LONG = [
+  Check(cell, hidden_size, 512, 16, dtype)
+  for cell, hidden_size, dtype in (*ONE_BLOCK[:2], *CLUSTERS[:2], CLUSTERS[3])
+]
+CHECKS = [
+  *(Check(cell, h, 24, 40, dtype) for cell, h, dtype in ONE_BLOCK),
+  *(Check(cell, h, 24, 40, dtype) for cell, h, dtype in CLUSTERS),
+  *(
+    Check(cell, h, 24, 40, dtype, flags=True, reverse=True)
+    for cell, h, dtype in (*ONE_BLOCK, *CLUSTERS)
+  ),
+  *SHAPES,
+  *LONG,
+]
+# Batches that give every multiprocessor a block.
+RACES = [
+  Race("lstm", 128, 512, 1056, "bfloat16"),
+  Race("lstm", 256, 512, 264, "bfloat16"),
+  Race("gru", 512, 512, 128, "bfloat16"),
+  Race("gru", 128, 512, 1056, "bfloat16", flags=True),
+  Race("lstm", 64, 512, 1056, "float32"),
+  Race("lstm", 192, 512, 352, "float32"),
+  Race("rnn", 256, 512, 1056, "bfloat16"),
+  Race("rnn", 512, 512, 128, "bfloat16"),
+  Race("lstm", 384, 512, 176, "bfloat16", flags=True),
+  Race("gru", 256, 512, 264, "float32"),
+  Race("lstm", 128, 3, 8, "bfloat16", repeats=1000),
+  Race("lstm", 256, 3, 8, "bfloat16", repeats=1000),
+]
+OURS = "kernel bfloat16", "scan bfloat16", "kernel", "scan"
+LIBRARIES = (
+  "autodiff",
+  "flax linen",
+  "haiku",
+  "equinox",
+  "jax.experimental.rnn",
+  "flax nnx",
+)
+POLICY_PEERS = (
+  "kernel bfloat16",
+  "scan bfloat16",
+  "autodiff bfloat16",
+  "flax bfloat16",
+  "kernel",
+  "scan",
+  "flax linen",
+  "equinox",
+)
+POLICY = 128, 128, 1024  # H, T, B
+MODELS = [
+  ("lstm", 128, "bfloat16"),
+  ("lstm", 512, "bfloat16"),
+  ("gru", 512, "bfloat16"),
+  ("lstm", 128, "float32"),
+  ("lstm", 512, "float32"),
+]
+AGAINST_ALL = [  # (cell, H, B): with every library
+  ("lstm", 128, 1024),
+  ("lstm", 256, 128),
+  ("lstm", 512, 128),
+  ("gru", 128, 1024),
+  ("lstm", 64, 16),
+  ("lstm", 1024, 1024),
+  ("rnn", 128, 1024),
+]
+
+
+def sections(sizes: Row, rounds: int) -> Sequence[Section]:
+  """Return all sections.
+
+  Args:
+    sizes: hidden_size, seq_len and batch_size of the only layer to time; empty
+      for the grid.
+    rounds: measurements of each program.
+  """
+  policies = [
+    Layer(cell, *POLICY, POLICY_PEERS, resets=True, rounds=rounds)
+    for cell in ("gru", "lstm")
+  ]
+  models = [
+    TrainingStep(cell, hidden_size, 64, 32, dtype, rounds=rounds)
+    for cell, hidden_size, dtype in MODELS
+  ]
+  grid = layer_sizes(sizes)
+  length = sizes.get("seq_len", SEQ_LEN)
+  torch: list[Case] = [
+    TorchLayer(cell, hidden_size, length, batch_size, rounds)
+    for cell, hidden_size, batch_size in grid
+  ]
+  layers: list[Case] = [
+    Layer(
+      cell,
+      hidden_size,
+      length,
+      batch_size,
+      (*OURS, *LIBRARIES[: None if place < len(AGAINST_ALL) else 2]),
+      rounds=rounds,
+    )
+    for place, (cell, hidden_size, batch_size) in enumerate(grid)
+  ]
+  return [
+    Section("checks", CHECKS, until=150, together=4, limit=60),
+    Section("races", RACES, until=210, together=3, limit=60),
+    Section("policies", policies, until=260, limit=90),
+    Section("models", models, until=300, limit=90),
+    Section("pytorch", torch, until=350, jax_on_cpu=True, limit=30),
+    Section("layers", layers, until=440, limit=90),
+  ]
+
+
+def layer_sizes(sizes: Row) -> list[tuple[str, int, int]]:
+  """Return (cell, H, B) of every layer to time."""
+  if sizes:
+    hidden_size = sizes.get("hidden_size", 128)
+    batch_size = sizes.get("batch_size", 1024)
+    return [(cell, hidden_size, batch_size) for cell in ("lstm", "gru", "rnn")]
+  grid = [
+    (cell, hidden_size, batch_size)
+    for cell in ("lstm", "gru", "rnn")
+    for hidden_size in HIDDEN_SIZES
+    for batch_size in BATCH_SIZES
+    if (hidden_size, batch_size) != TOO_LARGE
+  ]
+  return [*AGAINST_ALL, *(case for case in grid if case not in AGAINST_ALL)]

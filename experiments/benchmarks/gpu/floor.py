@@ -1,0 +1,108 @@
+"""The least time that a layer needs on a device: the floor of its timings.
+
+Whichever is longer: to move the bytes that every implementation must move at
+the bandwidth of the device's memory, or to do the operations of the matrix
+products at the peak of its tensor cores. With D = H, G gates, and W the numbers
+of all weights, G·H·(D + H) + G·H:
+
+             operations           numbers moved
+  forward    2·T·B·G·H·(D + H)    W + xs + hs
+  gradient   three times that     3·W + 2·xs + 2·hs + dhs + dxs
+
+xs and hs are T·B·H numbers each, in float32. In the gradient, weights and
+inputs are read by the forward and by the backward; hs is written and read;
+the gradients of the weights are written. Gates are not counted: they can be
+computed again. Nor are latencies: a recurrence also waits T times for one
+product, so that small layers remain far above this floor.
+"""
+
+from typing import NamedTuple
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+class Device(NamedTuple):
+  """The peaks of a device."""
+
+  name: str
+  bandwidth: float  # bytes per second
+  operations: dict[str, float]  # per second, by the dtype of the operands
+
+
+# NVIDIA H100 Tensor Core GPU data sheet, SXM5: 3.35 TB/s; 1,979 TFLOP/s in
+# bfloat16 and 989 in TF32 with sparsity, so half of these for dense products.
+# float32 here is TF32, in which XLA and the kernels multiply by default.
+TENSOR_CORES = {"bfloat16": 989e12, "float32": 495e12}
+H100 = Device("H100 SXM", 3.35e12, TENSOR_CORES)
+# NVIDIA H200 data sheet: the same processor with 4.8 TB/s.
+H200 = Device("H200", 4.8e12, TENSOR_CORES)
+
+
+def find_device(kind: str) -> Device:
+  """Return the peaks for a name such as "NVIDIA H100 80GB HBM3"."""
+  return H200 if "H200" in kind else H100
+
+
+def layer_floor(
+  device: Device,
+  cell: str,
+  backward: bool,
+  dtype: str,
+  hidden_size: int,
+  seq_len: int,
+  batch_size: int,
+) -> float:
+  """Return the floor of one time step of a layer, in microseconds.
+
+  Args:
+    device: its peaks.
+    cell: lstm, gru or rnn.
+    backward: the outputs and all gradients, rather than the outputs alone.
+    dtype: of the operands of the products: bfloat16 or float32.
+    hidden_size: H, and D.
+    seq_len: T.
+    batch_size: B.
+  """
+  gates = GATES[cell]
+  products = gates * hidden_size * 2 * hidden_size
+  weights = products + gates * hidden_size
+  activations = seq_len * batch_size * hidden_size
+  operations = 2 * seq_len * batch_size * products
+  numbers = weights + 2 * activations
+  if backward:
+    operations *= 3
+    numbers = 3 * weights + 6 * activations
+  return _longest(device, dtype, operations, 4 * numbers) / seq_len
+
+
+def training_step_floor(
+  device: Device,
+  cell: str,
+  dtype: str,
+  num_params: int,
+  vocabulary_size: int,
+  hidden_size: int,
+  seq_len: int,
+  batch_size: int,
+) -> float:
+  """Return the floor of one time step of a model's Adam step, in microseconds.
+
+  Counted are the recurrent products and the readout, three times each; hs,
+  written once, read by the readout, and its cotangent likewise; and of each
+  parameter, Adam's reads of it, its gradient and its two averages, and the
+  writes of all but the gradient. The input product is one of V rows.
+  """
+  per_token = hidden_size * (GATES[cell] * hidden_size + vocabulary_size)
+  operations = 3 * 2 * seq_len * batch_size * per_token
+  numbers = 7 * num_params + 4 * seq_len * batch_size * hidden_size
+  return _longest(device, dtype, operations, 4 * numbers) / seq_len
+
+
+def _longest(
+  device: Device, dtype: str, operations: float, bytes_moved: float
+) -> float:
+  """Return the longer of the two times, in microseconds."""
+  seconds = max(
+    operations / device.operations[dtype], bytes_moved / device.bandwidth
+  )
+  return 1e6 * seconds

@@ -1,0 +1,201 @@
+"""One layer timed in every library: its outputs alone, and all gradients.
+
+Each library must first compute the outputs and gradients of our scan with exact
+float32 products. The tolerances are those of the benchmark's other parts for
+products in bfloat16 and in TF32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.gpu.case import (
+  Prepared,
+  Programs,
+  Result,
+  kernel_kind,
+  reason,
+)
+from experiments.benchmarks.gpu.floor import find_device, layer_floor
+from experiments.benchmarks.gpu.inputs import exact, random_params
+from experiments.benchmarks.gpu.peers import PEERS, REFERENCE
+from experiments.benchmarks.gpu.timing import (
+  check_equal,
+  memory_of,
+  time_calls,
+)
+from experiments.benchmarks.peers.proof import Unsupported, is_installed
+from experiments.benchmarks.peers.sequences import layer_gradient
+from experiments.benchmarks.tables import Row
+
+TOLERANCE = {"bfloat16": 5e-2, "float32": 1e-2}
+EPISODE_LENGTH = 32  # time steps, on average
+MODES = "forward", "gradient"
+
+
+@dataclass(frozen=True)
+class Layer:
+  """A layer in several libraries."""
+
+  cell: str
+  hidden_size: int
+  seq_len: int
+  batch_size: int
+  peers: tuple[str, ...]  # names in PEERS, ours first
+  resets: bool = False  # episodes begin inside, as in a recurrent policy
+  rounds: int = 11
+
+  needs_kernels = False
+
+  @property
+  def name(self) -> str:
+    """What is printed of the case."""
+    return (
+      f"{self.cell} H {self.hidden_size}, T {self.seq_len}, "
+      f"B {self.batch_size}" + ", resets" * self.resets
+    )
+
+  @property
+  def kernels(self) -> frozenset[str]:
+    """The kinds of its kernels."""
+    kinds = [self._kernel(peer) for peer in self.peers]
+    return frozenset(kind for kind in kinds if kind)
+
+  def _kernel(self, peer: str) -> str | None:
+    if not PEERS[peer].kernel:
+      return None
+    sizes = self.hidden_size, self.batch_size
+    return kernel_kind(self.cell, *sizes, PEERS[peer].dtype)
+
+  def _require(self, peer: str, left_out: frozenset[str]) -> None:
+    """Raise Unsupported if a peer cannot be made."""
+    if not is_installed(PEERS[peer].package):
+      raise Unsupported(f"{PEERS[peer].package} is not installed")
+    if self._kernel(peer) in left_out:
+      raise Unsupported("a check of its kernel did not end")
+
+  def prepare(self, left_out: frozenset[str]) -> Prepared:
+    """Return two programs for each library, and that of the expected values."""
+    rng = np.random.default_rng(0)
+    weights = random_params(self.cell, self.hidden_size, self.hidden_size, rng)
+    if self.cell == "gru":  # not all libraries have it
+      weights = weights._replace(b_n=np.zeros_like(weights.b_n))
+    weights = jax.tree.map(jnp.asarray, weights)
+    shape = self.seq_len, self.batch_size, self.hidden_size
+    xs, dhs = _normal(shape)
+    starts = None
+    if self.resets:
+      starts = jnp.asarray(rng.random(shape[:2]) < 1 / EPISODE_LENGTH)
+
+    def make(peer):
+      return PEERS[peer].make(self.cell, weights, starts)
+
+    lowered: dict[str, Any] = {}
+    made: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    failures: list[str] = []
+
+    def skip(peer, error):
+      skipped[peer] = explain(error)
+      if self._kernel(peer) and not isinstance(error, Unsupported):
+        failures.append(f"{self.name}: {peer}: {skipped[peer]}")
+
+    for peer in self.peers:
+      try:
+        self._require(peer, left_out)
+        layer = make(peer)
+        forward = jax.jit(layer.apply).lower(layer.params, xs)
+        gradient = jax.jit(layer_gradient(layer))
+        lowered[f"{peer}: gradient"] = gradient.lower(layer.params, xs, dhs)
+        lowered[f"{peer}: forward"] = forward
+        made[peer] = layer
+      except Exception as error:  # anything, of a library that we do not know
+        skip(peer, error)
+    layer = make(REFERENCE)
+    lowered["expected"] = jax.jit(exact(_outputs_and_gradient(layer))).lower(
+      weights, xs, dhs
+    )
+
+    def finish(programs: Programs, errors: dict[str, str]) -> Result:
+      expected = programs["expected"](weights, xs, dhs)
+      calls: dict[str, dict[str, Callable]] = {mode: {} for mode in MODES}
+      for peer, layer in made.items():
+        try:
+          for mode, arguments in zip(MODES, ((xs,), (xs, dhs)), strict=True):
+            name = f"{peer}: {mode}"
+            if name in errors:
+              raise ValueError(errors[name])
+            call = partial(programs[name], layer.params, *arguments)
+            wanted = expected[0]
+            if mode == "gradient":
+              d_weights, dxs = expected[1]
+              wanted = layer.convert(d_weights), dxs
+            check_equal(call(), wanted, TOLERANCE[PEERS[peer].dtype])
+            calls[mode][peer] = call
+        except Exception as error:  # of memory, or a kernel's
+          skip(peer, error)
+      del expected
+      rows = [
+        row for mode in MODES for row in self._time(mode, calls[mode], programs)
+      ]
+      return Result(rows, skipped, failures)
+
+    return Prepared(lowered, finish)
+
+  def _time(
+    self, mode: str, calls: dict[str, Callable], programs: Programs
+  ) -> list[Row]:
+    """Return a row for each library."""
+    wait = jax.block_until_ready
+    times = time_calls(calls, wait, self.rounds, self.seq_len)
+    return [
+      self.row(peer, mode, PEERS[peer].dtype, PEERS[peer].operands)
+      | time
+      | memory_of(programs[f"{peer}: {mode}"])
+      for peer, time in times.items()
+    ]
+
+  def row(self, peer: str, mode: str, dtype: str, operands: str) -> Row:
+    """Return what a row has besides times."""
+    sizes = self.hidden_size, self.seq_len, self.batch_size
+    device = find_device(jax.devices()[0].device_kind)
+    backward = mode == "gradient"
+    return {
+      "part": "gpu policy" if self.resets else "gpu layer",
+      "cell": self.cell,
+      "backward": backward,
+      "hidden_size": self.hidden_size,
+      "seq_len": self.seq_len,
+      "batch_size": self.batch_size,
+      "peer": peer,
+      "operands": operands,
+      "floor_us": layer_floor(device, self.cell, backward, dtype, *sizes),
+    }
+
+
+@partial(jax.jit, static_argnums=0)
+def _normal(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+  """Return (xs, dhs), drawn on the device."""
+  keys = jax.random.split(jax.random.key(0))
+  xs, dhs = (jax.random.normal(key, shape, jnp.float32) for key in keys)
+  return xs, dhs
+
+
+def _outputs_and_gradient(layer: Any) -> Callable:
+  """Return (params, xs, dhs) -> (hs, gradients)."""
+
+  def f(params, xs, dhs):
+    gradient = layer_gradient(layer)
+    return layer.apply(params, xs), gradient(params, xs, dhs)
+
+  return f
+
+
+def explain(error: Exception) -> str:
+  """Return why a peer is skipped, in one line."""
+  return str(error) if isinstance(error, Unsupported) else reason(error)

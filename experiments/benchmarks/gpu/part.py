@@ -1,0 +1,141 @@
+"""The part `gpu`: its sections in turn, and what it prints.
+
+The checks come first. What fails is printed as a line and kept, and the timings
+follow all the same, of all that computes what it should.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from experiments.benchmarks.gpu import cases
+from experiments.benchmarks.gpu.case import Case, Result
+from experiments.benchmarks.gpu.floor import find_device
+from experiments.benchmarks.gpu.report import summary_tables
+from experiments.benchmarks.gpu.supervisor import (
+  Process,
+  Section,
+  Supervisor,
+)
+from experiments.benchmarks.tables import Row, case_table
+from lstm_jax.sequence.implementation import VERSIONS
+
+Record = dict[str, Any]
+
+
+def run(
+  sizes: Row,
+  rounds: int,
+  console: Console,
+  save: Callable[[Record], None] = lambda record: None,
+) -> Record:
+  """Check and time the kernels on this machine's GPU.
+
+  Args:
+    sizes: those of the only layer to time; empty for the grid.
+    rounds: measurements of each program.
+    console: where to print.
+    save: called with the record after every section.
+
+  Returns:
+    The environment, and rows, skipped and failures, as `Result` has them.
+
+  Raises:
+    ValueError: there is no such GPU, or JAX has no kernels for it.
+  """
+  supervisor = Supervisor(Process, cases.SECONDS)
+  try:
+    environment = supervisor.environment()
+    check_device(environment)
+    sections = cases.sections(sizes, rounds)
+    return run_sections(sections, supervisor, environment, console, save)
+  finally:
+    supervisor.close()
+
+
+def check_device(environment: dict[str, Any]) -> None:
+  """Raise ValueError unless a worker's environment can run the kernels."""
+  platform = environment.get("platform", "machine on which JAX does not start")
+  capability = environment.get("compute_capability")
+  version = environment.get("jax_version", jax.__version_info__)
+  first, last = VERSIONS
+  if platform == "gpu" and capability == "9.0" and first <= version < last:
+    return
+  device = environment["device"] if platform == "gpu" else f"a {platform}"
+  raise ValueError(
+    "--part=gpu needs an H100 or H200 and jax 0.11.2 to 0.12 with its CUDA "
+    f"packages, got {device} and jax {'.'.join(map(str, version))}"
+  )
+
+
+def run_sections(
+  sections: Sequence[Section],
+  supervisor: Supervisor,
+  environment: dict[str, Any],
+  console: Console,
+  save: Callable[[Record], None] = lambda record: None,
+) -> Record:
+  """Run the sections and print each case; arguments as in `run`."""
+  console.print(environment)
+  device = find_device(str(environment.get("device")))
+  console.print(f"floors are those of an {device.name}")
+  record: Record = {
+    "environment": environment,
+    "floor": device._asdict(),
+    "rows": [],
+    "skipped": [],
+    "failures": [],
+  }
+  printed: set[tuple[str, str]] = set()
+  for section in sections:
+    begin = supervisor.elapsed()
+    for case, result in supervisor.run(section):
+      record["rows"] += result.rows
+      record["failures"] += result.failures
+      record["skipped"] += [
+        {"case": case.name, "what": what, "why": why}
+        for what, why in result.skipped.items()
+      ]
+      print_result(case, result, printed, console)
+    seconds = supervisor.elapsed() - begin
+    record.setdefault("seconds", {})[section.name] = seconds
+    console.print(f"{section.name}: {seconds:.0f} s")
+    save(record)
+  for table in summary_tables(record["rows"]):
+    console.print(table)
+  count = len(record["failures"])
+  for failure in record["failures"]:
+    console.print(f"FAILED {failure}", soft_wrap=True, markup=False)
+  checks = [row for row in record["rows"] if "failed" in row]
+  passed = sum(not row["failed"] for row in checks)
+  console.print(f"{passed} of {len(checks)} checks passed, {count} failures")
+  return record
+
+
+def print_result(
+  case: Case, result: Result, printed: set[tuple[str, str]], console: Console
+) -> None:
+  """Print what a case found; a reason to skip something only once."""
+
+  def line(text):
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+  for failure in result.failures:
+    line(f"FAILED {failure}")
+  for row in result.rows:
+    if "failed" in row and not row["failed"]:
+      detail = "the same each time"
+      if "error" in row:
+        detail = "{error:.1e} of {allowed:.0e}, {array}".format(**row)
+      line(f"ok {row['case']}: {detail}")
+  timed = [row for row in result.rows if "failed" not in row]
+  for _, rows in groupby(timed, lambda row: row.get("backward")):
+    console.print(case_table(list(rows)))
+  for what, why in result.skipped.items():
+    if (what, why) not in printed:
+      line(f"skipped: {what}: {why}")
+      printed.add((what, why))
+  del case

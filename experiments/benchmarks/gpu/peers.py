@@ -1,0 +1,84 @@
+"""The programs of one layer that are timed, by name.
+
+Ours run with products in bfloat16 as well, as does the Flax cell with resets.
+The libraries have no resets inside of a sequence: there, a hand-written scan
+over the library's cell sets the state to zero.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from experiments.benchmarks.gpu.case import compute_dtype
+from experiments.benchmarks.peers import layers, resets
+from experiments.benchmarks.peers.layers import Layer
+from experiments.benchmarks.peers.proof import Unsupported
+from lstm_jax.sequence import Autodiff, Explicit
+
+# (cell, weights, starts of episodes [T, B] or None) -> the layer
+Make = Callable[[str, Any, Any], Layer]
+
+
+class Peer(NamedTuple):
+  """A program of a layer."""
+
+  make: Make
+  package: str  # that it needs
+  operands: str  # of its products, for tables
+  dtype: str = "float32"  # of these operands
+  kernel: bool = False  # whether it is the GPU kernel
+
+
+def _ours(kind: str, dtype: str) -> Peer:
+  def make(cell, weights, starts):
+    return layers.ours(
+      cell,
+      weights,
+      Autodiff() if kind == "autodiff" else Explicit(),
+      reset=starts,
+      compute_dtype=compute_dtype(dtype),
+      implementation="mosaic_gpu" if kind == "kernel" else None,
+    )
+
+  operands = "TF32" if dtype == "float32" else dtype
+  return Peer(make, "jax", operands, dtype, kind == "kernel")
+
+
+def _library(name: str, operands: str = "TF32") -> Peer:
+  make_layer, package = layers.LAYERS[name]
+
+  def make(cell, weights, starts):
+    if starts is None:
+      return make_layer(cell, weights)
+    if name == "flax linen":
+      return resets.flax_layer(cell, weights, starts)
+    if name == "equinox":
+      return resets.equinox_layer(cell, weights, starts)
+    raise Unsupported("Flax linen and Equinox are compared with resets")
+
+  return Peer(make, package, operands)
+
+
+def _flax_bfloat16(cell: str, weights: Any, starts: Any) -> Layer:
+  if starts is None:
+    raise Unsupported("compared in float32 only")
+  return resets.flax_layer(cell, weights, starts, jnp.bfloat16)
+
+
+PEERS: dict[str, Peer] = {
+  "kernel bfloat16": _ours("kernel", "bfloat16"),
+  "scan bfloat16": _ours("scan", "bfloat16"),
+  "autodiff bfloat16": _ours("autodiff", "bfloat16"),
+  "flax bfloat16": Peer(_flax_bfloat16, "flax", "bfloat16", "bfloat16"),
+  "kernel": _ours("kernel", "float32"),
+  "scan": _ours("scan", "float32"),
+  "autodiff": _ours("autodiff", "float32"),
+  "flax linen": _library("flax linen"),
+  "flax nnx": _library("flax nnx"),
+  "haiku": _library("haiku"),
+  "equinox": _library("equinox"),
+  # cuDNN's LSTM, which JAX lets use TF32 by the same default as products
+  "jax.experimental.rnn": _library("jax.experimental.rnn"),
+}
+REFERENCE = "scan"  # with exact products, it computes what is expected

@@ -1,0 +1,105 @@
+"""Whether a kernel always gives the same: the hunt for races.
+
+A race between the threads of a kernel, such as a read of shared memory before
+the write has arrived, seldom shows in one run. So the same inputs are computed
+many times over long sequences, and every bit of every output is compared with
+the first run's. The kernels sum in a fixed order, so that any difference is an
+error. (`d_params` and `d_xs` are products of XLA after the kernel; a difference
+in these alone is XLA's.)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from experiments.benchmarks.gpu.case import Prepared, Result, kernel_kind
+from experiments.benchmarks.gpu.inputs import layer_program, random_inputs
+
+
+@dataclass(frozen=True)
+class Race:
+  """A kernel on the same inputs, again and again."""
+
+  cell: str
+  hidden_size: int
+  seq_len: int
+  batch_size: int
+  dtype: str
+  flags: bool = False  # masks and resets
+  repeats: int = 200
+
+  needs_kernels = True
+
+  @property
+  def name(self) -> str:
+    """What is printed of the case."""
+    return (
+      f"{self.cell} H {self.hidden_size}, T {self.seq_len}, "
+      f"B {self.batch_size}, {self.dtype}"
+      + ", masks and resets" * self.flags
+      + f", {self.repeats} repeats"
+    )
+
+  @property
+  def kernels(self) -> frozenset[str]:
+    """The kind of its kernel."""
+    sizes = self.hidden_size, self.batch_size
+    kind = kernel_kind(self.cell, *sizes, self.dtype)
+    return frozenset([kind] if kind else [])
+
+  def prepare(self, left_out: frozenset[str]) -> Prepared:
+    """Return the kernel's program, and the one that compares its outputs."""
+    del left_out
+    sizes = self.hidden_size, self.seq_len, self.batch_size
+    inputs = jax.device_put(random_inputs(self.cell, *sizes, self.flags, 0))
+    program = layer_program(self.cell, self.dtype, False, True)
+    kernel = jax.jit(program).lower(inputs)
+    outputs = jax.eval_shape(program, inputs)
+    compare = jax.jit(differing).lower(outputs, outputs)
+
+    def finish(programs, errors):
+      if errors:
+        why = "; ".join(f"{k}: {e}" for k, e in errors.items())
+        return self._result([why])
+      kernel, compare = programs["kernel"], programs["compare"]
+      first = kernel(inputs)
+      counts = [
+        jax.device_get(compare(first, kernel(inputs)))
+        for _ in range(self.repeats)
+      ]
+      return self._result(self._differences(first, np.array(counts)))
+
+    return Prepared({"kernel": kernel, "compare": compare}, finish)
+
+  def _differences(self, outputs: Any, differ: np.ndarray) -> list[str]:
+    """Return a text for each array that differed; differ: [repeats, arrays]."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(outputs)]
+    return [
+      f"{jax.tree_util.keystr(path).lstrip('.')} differs in {count}"
+      for path, count in zip(paths, differ.sum(0).tolist(), strict=True)
+      if count
+    ]
+
+  def _result(self, problems: list[str]) -> Result:
+    row = {
+      "part": "gpu race",
+      "case": self.name,
+      "failed": bool(problems),
+      "differences": problems,
+    }
+    text = f"{self.name}: {', '.join(problems)}"
+    return Result([row], {}, [text] if problems else [])
+
+
+def differing(a: Any, b: Any) -> jax.Array:
+  """Return for each array of two trees whether any bit differs, [arrays]."""
+
+  def bits(x):
+    return lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return jnp.stack([jnp.any(bits(x) != bits(y)) for x, y in pairs])

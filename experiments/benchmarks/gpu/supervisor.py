@@ -1,0 +1,216 @@
+"""Runs cases in worker processes within a given time.
+
+A worker that ends or hangs is replaced. The case that it ran has then failed,
+and the kinds of its kernels are left out from then on: cases of nothing else
+are skipped, others run again without these kernels.
+"""
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from experiments.benchmarks.gpu.case import Case, Result
+from experiments.benchmarks.gpu.worker import Message, serve
+
+START_SECONDS = 60.0  # for a process to start
+NO_TIME = "no time is left"
+
+
+class Worker(Protocol):
+  """What runs cases."""
+
+  def send(self, cases: Sequence[Case], left_out: frozenset[str]) -> None:
+    """Start to run cases."""
+
+  def receive(self, seconds: float) -> Message | None:
+    """Return the next message, or None if there is none for so long.
+
+    Raises:
+      EOFError: the worker has ended.
+    """
+
+  def stop(self) -> str:
+    """End it; return how it ended, and the last that it printed."""
+
+
+class Process:
+  """A worker in a process of its own."""
+
+  def __init__(self, jax_on_cpu: bool = False):
+    context = multiprocessing.get_context("spawn")
+    self._directory = tempfile.TemporaryDirectory()
+    self._errors = Path(self._directory.name) / "errors"
+    self._connection, other = context.Pipe()
+    self._process = context.Process(
+      target=serve, args=(other, str(self._errors), jax_on_cpu), daemon=True
+    )
+    self._process.start()
+    other.close()
+
+  def send(self, cases, left_out):
+    """Send cases to the process."""
+    self._connection.send((cases, left_out))
+
+  def receive(self, seconds):
+    """Return its next message."""
+    if not self._connection.poll(max(seconds, 0)):
+      return None
+    try:
+      return self._connection.recv()
+    except ConnectionError as error:  # it ended while it was sending
+      raise EOFError from error
+
+  def stop(self):
+    """Kill the process if it still runs."""
+    self._process.join(0.2)
+    ended = self._process.exitcode
+    self._process.kill()
+    self._process.join(20.0)  # a driver may take long to end a kernel
+    self._connection.close()
+    lines = [""]
+    if self._errors.exists():
+      text = self._errors.read_text(errors="replace")
+      lines = [line for line in text.splitlines() if line.strip()] or lines
+    self._directory.cleanup()
+    return f"exit status {ended}: {lines[-1][:200]}"
+
+
+class Section(NamedTuple):
+  """Cases that share a time."""
+
+  name: str
+  cases: Sequence[Case]
+  until: float  # seconds since the start; no case begins afterwards
+  together: int = 1  # cases whose programs are compiled at the same time
+  limit: float = 60.0  # seconds for a case to run, or for some to compile
+  jax_on_cpu: bool = False  # the cases are of another library
+
+
+class Supervisor:
+  """Runs the sections, one after the other."""
+
+  def __init__(
+    self,
+    start: Callable[[bool], Worker],
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Start the clock.
+
+    Args:
+      start: starts a worker; takes whether JAX must leave the GPU alone.
+      seconds: when the last worker is stopped.
+      clock: returns seconds.
+    """
+    self._start, self._seconds, self._clock = start, seconds, clock
+    self._begin = clock()
+    self._worker: Worker | None = None
+    self._jax_on_cpu = False
+    self.left_out: frozenset[str] = frozenset()
+
+  def elapsed(self) -> float:
+    """Return the seconds since the start."""
+    return self._clock() - self._begin
+
+  def environment(self) -> dict[str, Any]:
+    """Start the first worker, and return what it says of the device."""
+    return self._open(False)
+
+  def run(self, section: Section) -> Iterator[tuple[Case, Result]]:
+    """Yield each case with its result, as it is found."""
+    pending, together = list(section.cases), section.together
+    longest = 0.0
+    while pending:
+      if self.elapsed() + longest > min(section.until, self._seconds):
+        for case in pending:
+          yield case, Result([], {case.name: NO_TIME}, [])
+        return
+      dead = [c for c in pending if c.needs_kernels and self._is_out(c)]
+      for case in dead:
+        why = "another check of its kernel did not end"
+        yield case, Result([], {case.name: why}, [])
+      pending = [case for case in pending if case not in dead]
+      batch, pending = pending[:together], pending[together:]
+      if not batch:
+        return
+      begin = self.elapsed()
+      again: list[Case] = []
+      yield from self._run_together(batch, section, again)
+      longest = max(longest, self.elapsed() - begin)
+      if again:  # find out which of them it is
+        together = 1
+      pending = again + pending
+
+  def close(self) -> None:
+    """Stop the worker."""
+    if self._worker:
+      self._worker.stop()
+      self._worker = None
+
+  def _is_out(self, case: Case) -> bool:
+    return bool(case.kernels & self.left_out)
+
+  def _open(self, jax_on_cpu: bool) -> dict[str, Any]:
+    """Start a worker; return its environment, or {} if it does not start."""
+    self.close()
+    self._worker = self._start(jax_on_cpu)
+    self._jax_on_cpu = jax_on_cpu
+    try:
+      message = self._worker.receive(START_SECONDS)
+    except EOFError:
+      message = None
+    return message[2] if message else {}
+
+  def _run_together(
+    self, batch: list[Case], section: Section, again: list[Case]
+  ) -> Iterator[tuple[Case, Result]]:
+    """Yield the results of a batch; put what must run again into `again`."""
+    if self._worker is None or self._jax_on_cpu != section.jax_on_cpu:
+      self._open(section.jax_on_cpu)
+    worker = self._worker
+    assert worker is not None
+    waiting = dict(enumerate(batch))
+    running: int | None = None
+    why = ""
+    try:
+      worker.send(batch, self.left_out)
+      while not why:
+        left = self._seconds - self.elapsed()
+        message = worker.receive(min(section.limit, left))
+        match message:
+          case None if left < section.limit:
+            self.close()
+            for case in waiting.values():
+              yield case, Result([], {case.name: NO_TIME}, [])
+            return
+          case None:
+            why = f"no answer in {section.limit:.0f} s; does it hang?"
+          case "running", int(running), _:
+            pass
+          case "result", int(index), result:
+            running = None
+            yield waiting.pop(index), result
+          case "lost", index, text:
+            running, why = index, f"the device is lost: {text}"
+          case "done", *_:
+            return
+          case _:
+            pass
+    except (EOFError, ConnectionError):
+      why = "the process ended"
+    ended = worker.stop()
+    self._worker = None
+    if running is None and len(waiting) == 1:  # it does not compile
+      (running,) = waiting
+    if running is not None and running in waiting:
+      case = waiting.pop(running)
+      if why == "the process ended":
+        why = f"the process ended, {ended}"
+      yield case, Result([], {}, [f"{case.name}: {why}"])
+      if not case.needs_kernels and case.kernels - self.left_out:
+        again.append(case)
+      self.left_out |= case.kernels
+    again += waiting.values()

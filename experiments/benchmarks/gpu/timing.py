@@ -1,0 +1,114 @@
+"""Microseconds per time step, of programs that are timed in turns.
+
+A call is launched long before the device has computed it, and waiting for a
+result takes as long as some kernels do. So a measurement is of several calls in
+a row, with one wait at their end: what a call takes in a loop of training.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.tables import Row
+from experiments.benchmarks.timing import measure
+
+SECONDS = 0.005  # of a measurement, at least
+MOST_CALLS = 64
+
+
+def count_calls(call: Callable[[], Any], wait: Callable[[Any], Any]) -> int:
+  """Return how many calls a measurement should have."""
+  wait(call())  # the first call loads the program
+  start = time.perf_counter()
+  wait(call())
+  seconds = max(time.perf_counter() - start, 1e-6)
+  return min(MOST_CALLS, max(1, round(SECONDS / seconds)))
+
+
+def several(
+  call: Callable[[], Any], wait: Callable[[Any], Any], calls: int
+) -> Callable[[], None]:
+  """Return a function that makes so many calls, and waits for the last."""
+
+  def run():
+    result = None
+    for _ in range(calls):
+      result = call()  # frees the previous result
+    wait(result)
+
+  return run
+
+
+def time_calls(
+  calls: Mapping[str, Callable[[], Any]],
+  wait: Callable[[Any], Any],
+  rounds: int,
+  seq_len: int,
+) -> dict[str, Row]:
+  """Return the microseconds per time step of each call, by name.
+
+  Args:
+    calls: functions that start a computation and return its result.
+    wait: waits for a result.
+    rounds: measurements of each.
+    seq_len: T.
+  """
+  counts = {name: count_calls(call, wait) for name, call in calls.items()}
+  runs = {
+    name: several(call, wait, counts[name]) for name, call in calls.items()
+  }
+  rows = {}
+  for name, seconds in measure(runs, rounds).items():
+    steps = counts[name] * seq_len
+    low, median, high = 1e6 * np.percentile(seconds, [25, 50, 75]) / steps
+    rows[name] = {
+      "us_per_step": float(median),
+      "quartiles_us": [float(low), float(high)],
+    }
+  return rows
+
+
+def memory_of(program: Any) -> Row:
+  """Return the bytes of a program's temporaries, and at its peak if known."""
+  memory = program.memory_analysis()
+  return {
+    "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
+    "peak_bytes": getattr(memory, "peak_memory_in_bytes", None) or None,
+  }
+
+
+@jax.jit
+def _errors(actual: list, expected: list) -> jax.Array:
+  """Return the error of each array, relative to the norm of the expected."""
+  norm = jnp.linalg.norm
+  return jnp.stack(
+    [
+      norm((a.astype(jnp.float32) - b).ravel())
+      / jnp.maximum(norm(b.ravel()), jnp.float32(1e-30))
+      for a, b in zip(actual, expected, strict=True)
+    ]
+  )
+
+
+def check_equal(actual: Any, expected: Any, tolerance: float) -> None:
+  """Check that a result is the expected one, on the device.
+
+  Args:
+    actual: a tree of arrays.
+    expected: a tree with as many arrays, of the same shapes, float32.
+    tolerance: of the norm of an array's error, relative to its norm.
+
+  Raises:
+    ValueError: an array is further away.
+  """
+  error = _errors(jax.tree.leaves(actual), jax.tree.leaves(expected))
+  largest = float(error.max())
+  if not largest <= tolerance:
+    raise ValueError(
+      f"computes a different result: an array has a relative error of "
+      f"{largest:.1e}, and {tolerance:.0e} is allowed"
+    )

@@ -1,0 +1,196 @@
+"""PyTorch's layers on a GPU, which are cuDNN's.
+
+They are timed in a process of their own, in which JAX has the CPU only: both
+libraries bring their cuDNN, and JAX would take the memory. There each layer
+must first compute what our scan does on the CPU, for a short sequence.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.gpu.case import Prepared, Result, reason
+from experiments.benchmarks.gpu.floor import find_device, layer_floor
+from experiments.benchmarks.gpu.inputs import exact, random_params
+from experiments.benchmarks.gpu.timing import time_calls
+from experiments.benchmarks.peers.layers import ours
+from experiments.benchmarks.peers.proof import check_same, is_installed
+from experiments.benchmarks.peers.sequences import layer_gradient
+from experiments.benchmarks.peers.torch_layer import torch_device, torch_layer
+from experiments.benchmarks.tables import Row
+
+PROOF = 8, 5  # T and B of the proof
+# (dtype of everything, whether products may be in TF32, relative tolerance).
+# cuDNN's states are bfloat16 too, so that their errors add up.
+VARIANTS = {
+  "pytorch bfloat16": ("bfloat16", False, 5e-2),
+  "pytorch TF32": ("float32", True, 1e-2),
+  "pytorch float32": ("float32", False, 1e-4),
+}
+
+
+@dataclass(frozen=True)
+class TorchLayer:
+  """PyTorch's layer: its outputs alone, and all gradients."""
+
+  cell: str
+  hidden_size: int
+  seq_len: int
+  batch_size: int
+  rounds: int = 11
+
+  kernels = frozenset[str]()
+  needs_kernels = False
+
+  @property
+  def name(self) -> str:
+    """What is printed of the case."""
+    return (
+      f"pytorch {self.cell} H {self.hidden_size}, T {self.seq_len}, "
+      f"B {self.batch_size}"
+    )
+
+  def prepare(self, left_out: frozenset[str]) -> Prepared:
+    """Return no programs: PyTorch compiles nothing."""
+    del left_out
+    return Prepared({}, lambda programs, errors: self._run())
+
+  def _run(self) -> Result:
+    rng = np.random.default_rng(0)
+    params = random_params(self.cell, self.hidden_size, self.hidden_size, rng)
+    rows: list[Row] = []
+    skipped: dict[str, str] = {}
+    if not is_installed("torch"):
+      return Result([], {"pytorch": "torch is not installed"}, [])
+    for mode in ("forward", "gradient"):
+      calls = {}
+      for name in VARIANTS:
+        try:
+          prove(self.cell, self.hidden_size, name)
+          call = make_call(self.cell, params, name, mode, self._inputs())
+          synchronize(call())
+          calls[name] = call
+        except Exception as error:  # of memory, or a dtype without a kernel
+          skipped[name] = reason(error)
+      times = time_calls(calls, synchronize, self.rounds, self.seq_len)
+      rows += [self._row(name, mode) | row for name, row in times.items()]
+    return Result(rows, skipped, [])
+
+  def _inputs(self) -> tuple[Any, Any]:
+    import torch
+
+    shape = self.seq_len, self.batch_size, self.hidden_size
+    generator = torch.Generator(torch_device()).manual_seed(0)
+    xs, dhs = (
+      torch.randn(shape, generator=generator, device=torch_device())
+      for _ in range(2)
+    )
+    return xs, dhs
+
+  def _row(self, name: str, mode: str) -> Row:
+    dtype, tf32, _ = VARIANTS[name]
+    sizes = self.hidden_size, self.seq_len, self.batch_size
+    backward = mode == "gradient"
+    return {
+      "part": "gpu layer",
+      "cell": self.cell,
+      "backward": backward,
+      "hidden_size": self.hidden_size,
+      "seq_len": self.seq_len,
+      "batch_size": self.batch_size,
+      "peer": name,
+      "operands": "TF32" if tf32 else dtype,
+      "floor_us": layer_floor(
+        find_device(device_name()), self.cell, backward, dtype, *sizes
+      ),
+    }
+
+
+def make_call(
+  cell: str, params: Any, name: str, mode: str, inputs: tuple[Any, Any]
+) -> Callable[[], Any]:
+  """Return a function that starts a layer's computation.
+
+  Args:
+    cell: lstm, gru or rnn.
+    params: our weights, as NumPy arrays.
+    name: one of VARIANTS.
+    mode: "forward" for the outputs; "gradient" for the gradients of Σ hs ⊙ dhs
+      for xs and the weights.
+    inputs: tensors (xs, dhs), [T, B, H].
+  """
+  import torch
+
+  dtype, tf32, _ = VARIANTS[name]
+  torch_dtype = getattr(torch, dtype)
+  layer = torch_layer(cell, (params,)).to(torch_dtype)
+  xs, dhs = (x.to(torch_dtype) for x in inputs)
+
+  def forward():
+    torch.backends.cudnn.allow_tf32 = tf32
+    with torch.no_grad():
+      return layer(xs)[0]
+
+  def gradient():
+    torch.backends.cudnn.allow_tf32 = tf32
+    return torch.autograd.grad(layer(xs)[0], [xs, *layer.parameters()], dhs)
+
+  if mode == "forward":
+    layer.eval()
+    return forward
+  xs.requires_grad_(True)
+  return gradient
+
+
+@lru_cache
+def expected_results(cell: str, hidden_size: int) -> tuple[Any, ...]:
+  """Return (params, xs, dhs, [hs and gradients of our scan]) of the proof."""
+  rng = np.random.default_rng(1)
+  params = random_params(cell, hidden_size, hidden_size, rng)
+  shape = *PROOF, hidden_size
+  xs, dhs = (rng.standard_normal(shape, np.float32) for _ in range(2))
+  layer = ours(cell, jax.tree.map(jnp.asarray, params))
+  d_params, dxs = jax.jit(exact(layer_gradient(layer)))(layer.params, xs, dhs)
+  hs = jax.jit(exact(layer.apply))(layer.params, xs)
+  results = [hs, dxs, d_params.w_x.T, d_params.w_h.T, d_params.b]
+  return params, xs, dhs, results
+
+
+@lru_cache
+def prove(cell: str, hidden_size: int, name: str) -> None:
+  """Check a layer's outputs and gradients for a short sequence.
+
+  Raises:
+    ValueError: they differ from those of our scan.
+  """
+  import torch
+
+  params, xs, dhs, expected = expected_results(cell, hidden_size)
+  inputs = tuple(torch.tensor(x, device=torch_device()) for x in (xs, dhs))
+  forward = make_call(cell, params, name, "forward", inputs)()
+  gradient = make_call(cell, params, name, "gradient", inputs)()
+  actual = [x.float().cpu().numpy() for x in (forward, *gradient[:4])]
+  check_same(name, actual, expected, VARIANTS[name][2])
+
+
+def synchronize(result: Any) -> None:
+  """Wait until the device has computed a result."""
+  import torch
+
+  del result
+  if torch.cuda.is_available():
+    torch.cuda.synchronize()
+
+
+def device_name() -> str:
+  """Return the name of PyTorch's device."""
+  import torch
+
+  if torch.cuda.is_available():
+    return torch.cuda.get_device_name()
+  return "cpu"

@@ -1,0 +1,180 @@
+"""The training step of a language model, with scans and with kernels.
+
+The model is the benchmark's: an embedding, one layer, a readout and Adam. Its
+loss and gradient must first be those of the scan with exact products.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.benchmarks.gpu.case import (
+  Prepared,
+  Result,
+  compute_dtype,
+  kernel_kind,
+  reason,
+)
+from experiments.benchmarks.gpu.floor import find_device, training_step_floor
+from experiments.benchmarks.gpu.inputs import exact
+from experiments.benchmarks.gpu.layers import TOLERANCE
+from experiments.benchmarks.gpu.timing import (
+  check_equal,
+  memory_of,
+  time_calls,
+)
+from experiments.trainer.config import CELLS
+from lstm_jax.language import ModelConfig, language_model
+
+LEARNING_RATE = 1e-3
+IMPLEMENTATIONS = {"kernel": "mosaic_gpu", "scan": None}
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+  """A language model's training step, by kernel and by scan."""
+
+  cell: str
+  hidden_size: int
+  seq_len: int
+  batch_size: int
+  dtype: str
+  vocabulary_size: int = 65
+  rounds: int = 11
+
+  needs_kernels = False
+
+  @property
+  def name(self) -> str:
+    """What is printed of the case."""
+    return (
+      f"language model, {self.cell} H {self.hidden_size}, T {self.seq_len}, "
+      f"B {self.batch_size}, {self.dtype}"
+    )
+
+  @property
+  def kernels(self) -> frozenset[str]:
+    """The kind of its kernel."""
+    sizes = self.hidden_size, self.batch_size
+    kind = kernel_kind(self.cell, *sizes, self.dtype)
+    return frozenset([kind] if kind else [])
+
+  def prepare(self, left_out: frozenset[str]) -> Prepared:
+    """Return for each implementation the gradient and the training step."""
+    params = self._model(None, None).init(jax.random.key(0))
+    optimizer = optax.adam(LEARNING_RATE)
+    opt_state = optimizer.init(params)
+    rng = np.random.default_rng(0)
+    shape = self.seq_len + 1, self.batch_size
+    text = rng.integers(0, self.vocabulary_size, shape).astype(np.int32)
+    batch = jnp.asarray(text[:-1]), jnp.asarray(text[1:])
+    lowered: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    failures: list[str] = []
+
+    def skip(name, error):
+      skipped[name] = reason(error)
+      if name == "scan" or self.kernels:  # else too large for a kernel
+        failures.append(f"{self.name}: {name}: {skipped[name]}")
+
+    for name, implementation in IMPLEMENTATIONS.items():
+      if name == "kernel" and self.kernels & left_out:
+        skipped[name] = "a check of its kernel did not end"
+        continue
+      loss = self._loss(self._model(self.dtype, implementation))
+      gradient = jax.value_and_grad(loss)
+
+      def train_step(params, opt_state, *batch, gradient=gradient):
+        value, d_params = gradient(params, *batch)
+        updates, opt_state = optimizer.update(d_params, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+      try:
+        first = jax.jit(gradient).lower(params, *batch)
+        step = jax.jit(train_step, donate_argnums=(0, 1))
+        lowered[f"{name}: step"] = step.lower(params, opt_state, *batch)
+        lowered[f"{name}: gradient"] = first
+      except Exception as error:  # the kernel's, in lowering
+        skip(name, error)
+    expected = jax.value_and_grad(self._loss(self._model(None, None)))
+    lowered["expected"] = jax.jit(exact(expected)).lower(params, *batch)
+
+    def finish(programs, errors):
+      wanted = programs["expected"](params, *batch)
+      calls: dict[str, Callable] = {}
+      for name in IMPLEMENTATIONS:
+        if name in skipped:
+          continue
+        problem = [e for key, e in errors.items() if key.startswith(name)]
+        try:
+          if problem:
+            raise ValueError(problem[0])
+          found = programs[f"{name}: gradient"](params, *batch)
+          check_equal(found, wanted, TOLERANCE[self.dtype])
+        except Exception as error:  # a kernel's, or of memory
+          skip(name, error)
+          continue
+        state = jax.tree.map(jnp.copy, (params, opt_state))
+        calls[name] = _training(programs[f"{name}: step"], state, batch)
+      times = time_calls(
+        calls, jax.block_until_ready, self.rounds, self.seq_len
+      )
+      rows = [
+        self._row(name, jax.tree.leaves(params))
+        | row
+        | memory_of(programs[f"{name}: step"])
+        for name, row in times.items()
+      ]
+      return Result(rows, skipped, failures)
+
+    return Prepared(lowered, finish)
+
+  def _model(self, dtype: str | None, implementation: Any) -> Any:
+    config = ModelConfig(
+      cell=CELLS[self.cell],
+      hidden_size=self.hidden_size,
+      compute_dtype=compute_dtype(dtype or "float32"),
+      implementation=implementation,
+    )
+    return language_model(config, self.vocabulary_size)
+
+  def _loss(self, model: Any) -> Callable:
+    def loss(params, tokens, targets):
+      state = model.initial_state((self.batch_size,))
+      return model.loss(params, state, tokens, targets)[0]
+
+    return loss
+
+  def _row(self, peer: str, params: list[jax.Array]) -> dict[str, Any]:
+    sizes = self.hidden_size, self.seq_len, self.batch_size
+    device = find_device(jax.devices()[0].device_kind)
+    num_params = sum(p.size for p in params)
+    return {
+      "part": "gpu model",
+      "cell": self.cell,
+      "hidden_size": self.hidden_size,
+      "seq_len": self.seq_len,
+      "batch_size": self.batch_size,
+      "dtype": self.dtype,
+      "peer": peer,
+      "operands": "TF32" if self.dtype == "float32" else self.dtype,
+      "floor_us": training_step_floor(
+        device, self.cell, self.dtype, num_params, self.vocabulary_size, *sizes
+      ),
+    }
+
+
+def _training(program: Any, state: tuple, batch: tuple) -> Callable[[], Any]:
+  """Return a function that makes one training step after the other."""
+  kept = list(state)
+
+  def step():
+    *kept[:], value = program(*kept, *batch)
+    return value
+
+  return step

@@ -1,0 +1,146 @@
+"""A process that compiles and runs cases.
+
+Kernels that nobody ran before may hang, or end the process: TMA descriptors are
+checked by `abort()`, and after an illegal access the device answers nothing
+more to the process. So the cases run in a process of their own, which says what
+it is about to do, and `supervisor` starts a new one when it must.
+
+The programs of all cases that it is given are first lowered one after the
+other, and then compiled by several threads, since XLA compiles without Python's
+lock; compiling takes most of the benchmark's time.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+import jax
+
+from experiments.benchmarks.gpu.case import (
+  Case,
+  DeviceLost,
+  Prepared,
+  Result,
+  reason,
+)
+from experiments.benchmarks.timing import environment
+
+THREADS = min(12, os.cpu_count() or 1)
+
+# (kind, index of the case or None, content)
+#   "ready"      the environment
+#   "compiling"
+#   "running"    index
+#   "result"     index, Result
+#   "lost"       index, text: the device is lost, and the process ends
+#   "done"       ready for more cases
+Message = tuple[str, int | None, Any]
+
+
+def work(
+  cases: Sequence[Case],
+  left_out: frozenset[str],
+  send: Callable[[Message], Any],
+) -> bool:
+  """Run cases, and send what they find; return whether the device is well.
+
+  Args:
+    cases: in the order in which they run.
+    left_out: kinds of kernels that must not run.
+    send: takes each message.
+  """
+  send(("compiling", None, None))
+  prepared: list[Prepared | str] = []
+  index: int | None = None  # of the case that runs
+  try:
+    for case in cases:
+      try:
+        prepared.append(case.prepare(left_out))
+      except Exception as error:  # a failure of this case, not of all
+        prepared.append(reason(error))
+    compiled = compile_all([p for p in prepared if isinstance(p, Prepared)])
+    for index, case in enumerate(cases):
+      found = prepared[index]
+      prepared[index] = ""  # whose arrays are not needed for long
+      send(("running", index, None))
+      if isinstance(found, str):
+        result = Result([], {}, [f"{case.name}: {found}"])
+      else:
+        result = _finish(case, found, *compiled.pop(0))
+      send(("result", index, result))
+  except DeviceLost as error:
+    send(("lost", index, str(error)))
+    return False
+  send(("done", None, None))
+  return True
+
+
+def _finish(case: Case, prepared: Prepared, programs: Any, errors: Any):
+  try:
+    return prepared.finish(programs, errors)
+  except Exception as error:
+    if isinstance(error, DeviceLost):
+      raise
+    return Result([], {}, [f"{case.name}: {reason(error)}"])
+
+
+def compile_all(
+  prepared: Sequence[Prepared],
+) -> list[tuple[dict[str, Any], dict[str, str]]]:
+  """Return (programs, errors) by name of each case, compiled in parallel."""
+
+  def attempt(lowered):
+    try:
+      return lowered.compile()
+    except Exception as error:  # the compiler's, of whatever class
+      return error
+
+  results: list[tuple[dict[str, Any], dict[str, str]]] = []
+  with ThreadPoolExecutor(THREADS) as pool:
+    running = [
+      {name: pool.submit(attempt, low) for name, low in p.lowered.items()}
+      for p in prepared
+    ]
+    for futures in running:
+      programs, errors = {}, {}
+      for name, future in futures.items():
+        found = future.result()
+        if isinstance(found, Exception):
+          errors[name] = f"does not compile: {reason(found)}"
+        else:
+          programs[name] = found
+      results.append((programs, errors))
+  return results
+
+
+def serve(connection: Connection, errors: str, jax_on_cpu: bool) -> None:
+  """Run the cases that come through a connection, until None comes.
+
+  Args:
+    connection: receives (cases, left_out) and sends messages.
+    errors: file in which what libraries print on stderr goes.
+    jax_on_cpu: whether JAX must leave the GPU to another library.
+  """
+  descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+  os.dup2(descriptor, 2)
+  if jax_on_cpu:
+    jax.config.update("jax_platforms", "cpu")
+  connection.send(("ready", None, describe()))
+  while (task := connection.recv()) is not None:
+    cases, left_out = task
+    if not work(cases, left_out, connection.send):
+      break
+  sys.stderr.flush()
+
+
+def describe() -> dict[str, Any]:
+  """Return the environment, and what kind of device it has."""
+  device = jax.devices()[0]
+  return environment() | {
+    "platform": device.platform,
+    "compute_capability": getattr(device, "compute_capability", None),
+    "jax_version": jax.__version_info__,
+  }

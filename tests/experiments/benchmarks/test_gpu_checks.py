@@ -1,0 +1,149 @@
+"""The checks of the kernels find what is planted, and pass what is right."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks.gpu import checks, inputs, races
+from experiments.benchmarks.gpu.case import kernel_kind
+from experiments.benchmarks.gpu.cases import CHECKS, CLUSTERS, ONE_BLOCK, RACES
+from experiments.benchmarks.gpu.checks import Check, array_errors
+from experiments.benchmarks.gpu.races import Race
+from experiments.benchmarks.gpu.worker import compile_all, work
+from tests.interpreting import INTERPRETED, interpreted
+
+SIZES = "gru", 64, 3, 5
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_program():
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    jax.numpy_rank_promotion("allow"),
+  ):
+    yield
+
+
+def results(case):
+  """Return the results that a worker sends of a case."""
+  messages = []
+  assert work([case], frozenset(), messages.append)
+  return [found for kind, _, found in messages if kind == "result"]
+
+
+def use_scans(monkeypatch, change=lambda outputs: outputs):
+  """Put a scan, with changed outputs, in place of the kernel."""
+  layer_program = inputs.layer_program
+
+  def program(cell, dtype, reverse, kernel):
+    scan = layer_program(cell, dtype, reverse, False)
+    return (lambda given: change(scan(given))) if kernel else scan
+
+  for module in (checks, races):
+    monkeypatch.setattr(module, "layer_program", program)
+
+
+@INTERPRETED
+@pytest.mark.parametrize(
+  "case",
+  [
+    Check("lstm", 64, 3, 8, "bfloat16", seeds=1),
+    Check(*SIZES, "float32", flags=True, reverse=True, seeds=1),
+    Race("rnn", 64, 3, 8, "bfloat16", repeats=2),
+  ],
+)
+def test_a_kernel_passes(case):
+  with interpreted():
+    (result,) = results(case)
+  assert result.failures == [] and not result.rows[0]["failed"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("field", inputs.Outputs._fields)
+def test_an_error_of_one_percent_in_any_output_is_found(
+  dtype, field, monkeypatch
+):
+  def scaled(outputs):
+    values = jax.tree.map(lambda x: 1.01 * x, getattr(outputs, field))
+    return outputs._replace(**{field: values})
+
+  use_scans(monkeypatch, scaled)
+  (result,) = results(Check(*SIZES, dtype, seeds=1))
+  (failure,) = result.failures
+  assert failure.startswith(f"gru H 64, T 3, B 5, {dtype}: {field}")
+  assert "differs by 1.0e-02, allowed are" in failure and "\n" not in failure
+  assert result.rows[0]["failed"]
+
+
+def test_one_seed_that_is_wrong_is_found(monkeypatch):
+  use_scans(monkeypatch)
+  case = Check(*SIZES, "float32")
+  prepared = case.prepare(frozenset())
+  ((programs, errors),) = compile_all([prepared])
+  assert not prepared.finish(programs, errors).failures
+  calls = []
+
+  def wrong_at_last(given):
+    calls.append(given)
+    outputs = programs["scan"](given)
+    if len(calls) == case.seeds:
+      outputs = outputs._replace(hs=outputs.hs.at[2, 4, 63].set(np.nan))
+    return outputs
+
+  result = prepared.finish(programs | {"kernel": wrong_at_last}, errors)
+  (failure,) = result.failures
+  assert "hs differs by inf" in failure and len(calls) == case.seeds
+
+
+def test_one_bit_in_one_repeat_is_found(monkeypatch):
+  use_scans(monkeypatch)
+  case = Race(*SIZES, "float32", repeats=5)
+  prepared = case.prepare(frozenset())
+  ((programs, errors),) = compile_all([prepared])
+  assert not prepared.finish(programs, errors).failures
+  calls = []
+
+  def changed_once(given):
+    calls.append(given)
+    outputs = programs["kernel"](given)
+    if len(calls) == 4:
+      number = outputs.hs[1, 2, 3]
+      other = np.nextafter(number, np.float32(9))
+      outputs = outputs._replace(hs=outputs.hs.at[1, 2, 3].set(other))
+    return outputs
+
+  result = prepared.finish(programs | {"kernel": changed_once}, errors)
+  assert result.failures == [f"{case.name}: hs differs in 1"]
+  assert result.rows[0]["failed"] and len(calls) == 6
+
+
+def test_a_kernel_that_does_not_compile_is_a_failure(monkeypatch):
+  use_scans(monkeypatch)
+  for case in (Check(*SIZES, "float32"), Race(*SIZES, "float32")):
+    result = case.prepare(frozenset()).finish({}, {"kernel": "too large"})
+    assert result.failures == [f"{case.name}: kernel: too large"]
+    assert result.rows[0]["failed"]
+
+
+def test_errors_are_relative_to_the_norm_of_an_array():
+  expected = {"a": np.full(4, 2.0), "b": np.zeros(3)}
+  actual = {"a": np.array([2.0, 2.0, 2.0, 2.4]), "b": np.zeros(3)}
+  error, name = array_errors(actual, expected)
+  assert error == pytest.approx(0.4 / 4) and name == "['a']"
+
+
+def test_the_cases_have_every_cell_place_and_dtype():
+  def kind(case):
+    (found,) = case.kernels  # each has a kernel
+    return found
+
+  places = {"one block": ONE_BLOCK, "cluster": CLUSTERS}
+  for place, sizes in places.items():
+    for cell, hidden_size, dtype in sizes:
+      found = kernel_kind(cell, hidden_size, 40, dtype)
+      assert found == f"{cell} in {place}, {dtype}"
+  both = {kind(case) for case in CHECKS if case.flags and case.reverse}
+  assert both == {kind(case) for case in CHECKS}
+  assert len(both) == 12  # 3 cells × 2 places × 2 dtypes
+  assert len({kind(case) for case in RACES}) >= 9
+  assert kernel_kind("lstm", 1024, 8, "bfloat16") is None

@@ -1,0 +1,57 @@
+"""The floors, by numbers that are worked out here."""
+
+import pytest
+
+from experiments.benchmarks.gpu.floor import (
+  H100,
+  Device,
+  find_device,
+  layer_floor,
+  training_step_floor,
+)
+
+# A device of round numbers: 1e6 bytes and 1e9 operations a second.
+SLOW_MEMORY = Device("a", 1e6, {"bfloat16": 1e15, "float32": 1e15})
+SLOW_PRODUCTS = Device("b", 1e15, {"bfloat16": 2e9, "float32": 1e9})
+SIZES = {"hidden_size": 10, "seq_len": 7, "batch_size": 5}
+
+
+def test_a_layer_moves_weights_and_activations():
+  # Weights: 3 gates of 10 × (10 + 10) + 10 = 630. Activations: 7·5·10 = 350.
+  forward = layer_floor(SLOW_MEMORY, "gru", False, "bfloat16", **SIZES)
+  assert forward == pytest.approx(4 * (630 + 2 * 350) / 7)
+  gradient = layer_floor(SLOW_MEMORY, "gru", True, "bfloat16", **SIZES)
+  assert gradient == pytest.approx(4 * (3 * 630 + 6 * 350) / 7)
+
+
+def test_a_layer_multiplies_inputs_and_states():
+  # A time step: 5 sequences × 4 gates of 10 units × 20 terms, two operations.
+  operations = 5 * 4 * 10 * 20 * 2
+  for backward, times in ((False, 1), (True, 3)):
+    for dtype, peak in (("bfloat16", 2e9), ("float32", 1e9)):
+      floor = layer_floor(SLOW_PRODUCTS, "lstm", backward, dtype, **SIZES)
+      assert floor == pytest.approx(1e6 * times * operations / peak)
+
+
+def test_a_large_layer_on_an_h100_is_bound_by_its_products():
+  # 2·4096·4·1024·2048 operations a time step, at 989 TFLOP/s: 69.5 µs. Its
+  # bytes, 2·4·4096·1024 and a share of the weights: 10 µs at 3.35 TB/s.
+  floor = layer_floor(H100, "lstm", False, "bfloat16", 1024, 128, 4096)
+  assert floor == pytest.approx(69.48, rel=1e-3)
+  assert layer_floor(
+    H100, "lstm", False, "float32", 1024, 128, 4096
+  ) == pytest.approx(69.48 * 989 / 495, rel=1e-3)
+
+
+def test_a_training_step_moves_the_optimizer_state():
+  sizes = {"num_params": 1000, "vocabulary_size": 11, **SIZES}
+  floor = training_step_floor(SLOW_MEMORY, "rnn", "float32", **sizes)
+  assert floor == pytest.approx(4 * (7 * 1000 + 4 * 350) / 7)
+  # A time step: 5 sequences × (10 × 10 of the state, 10 × 11 of the readout).
+  floor = training_step_floor(SLOW_PRODUCTS, "rnn", "float32", **sizes)
+  assert floor == pytest.approx(1e6 * 3 * 2 * 5 * (100 + 110) / 1e9)
+
+
+def test_an_h200_has_the_faster_memory():
+  assert find_device("NVIDIA H200").bandwidth == 4.8e12
+  assert find_device("NVIDIA H100 80GB HBM3") is H100

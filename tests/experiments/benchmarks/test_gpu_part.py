@@ -1,0 +1,210 @@
+"""The part gpu of the benchmark as a whole, at tiny sizes and without a GPU."""
+
+import json
+
+import jax
+import pytest
+
+from experiments import benchmark
+from experiments.benchmarks.gpu import cases, part, picture
+from experiments.benchmarks.gpu.checks import Check
+from experiments.benchmarks.gpu.layers import Layer
+from experiments.benchmarks.gpu.peers import PEERS
+from experiments.benchmarks.gpu.races import Race
+from experiments.benchmarks.gpu.supervisor import Section, Supervisor
+from experiments.benchmarks.gpu.timing import check_equal, count_calls, several
+from experiments.benchmarks.gpu.torch_layers import TorchLayer
+from experiments.benchmarks.gpu.training_step import TrainingStep
+from tests.experiments.benchmarks.gpu_worker import InProcess
+from tests.experiments.starting import start_all
+from tests.interpreting import INTERPRETED, interpreted
+
+SIZES = 64, 3, 8  # H, T, B
+LAYER = "kernel bfloat16", "scan bfloat16", "scan", "flax linen", "flax nnx"
+POLICY = "kernel bfloat16", "scan bfloat16", "flax bfloat16", "flax linen"
+SECTIONS = [
+  Section("checks", [Check("rnn", *SIZES, "bfloat16", seeds=1)], 1e9),
+  Section("races", [Race("rnn", *SIZES, "bfloat16", repeats=2)], 1e9),
+  Section(
+    "policies", [Layer("gru", *SIZES, POLICY, resets=True, rounds=2)], 1e9
+  ),
+  Section("models", [TrainingStep("rnn", *SIZES, "bfloat16", rounds=2)], 1e9),
+  Section("pytorch", [TorchLayer("rnn", *SIZES, 2)], 1e9, jax_on_cpu=True),
+  Section("layers", [Layer("rnn", *SIZES, LAYER, rounds=2)], 1e9),
+]
+TIMED = {
+  ("gpu policy", "scan bfloat16"),
+  ("gpu policy", "flax bfloat16"),
+  ("gpu policy", "flax linen"),
+  ("gpu model", "scan"),
+  ("gpu layer", "scan bfloat16"),
+  ("gpu layer", "scan"),
+  ("gpu layer", "flax linen"),
+  ("gpu layer", "flax nnx"),
+}
+KERNELS = {
+  ("gpu policy", "kernel bfloat16"),
+  ("gpu model", "kernel"),
+  ("gpu layer", "kernel bfloat16"),
+}
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_program():
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    jax.numpy_rank_promotion("allow"),
+  ):
+    yield
+
+
+def run(console, save=lambda record: None):
+  supervisor = Supervisor(InProcess, 1e9)
+  environment = supervisor.environment()
+  return part.run_sections(SECTIONS, supervisor, environment, console, save)
+
+
+def timed(record):
+  rows = [row for row in record["rows"] if "us_per_step" in row]
+  for row in rows:
+    low, high = row["quartiles_us"]
+    assert 0 < low <= row["us_per_step"] <= high and row["floor_us"] > 0
+  return {
+    (row["part"], row["peer"])
+    for row in rows
+    if not row["peer"].startswith("pytorch")  # where it is installed
+  }
+
+
+@INTERPRETED
+def test_the_whole_part_with_interpreted_kernels(console):
+  saved = []
+  with interpreted():
+    record = run(console, lambda record: saved.append(len(record["rows"])))
+  assert record["failures"] == []
+  assert timed(record) == TIMED | KERNELS
+  assert "2 of 2 checks passed, 0 failures" in console.file.getvalue()
+  assert saved == sorted(saved) and len(saved) == len(SECTIONS)
+
+
+def test_the_timings_follow_where_the_kernels_fail(console, tmp_path):
+  record = run(console)  # no kernel runs on a CPU
+  assert timed(record) == TIMED
+  printed = console.file.getvalue()
+  assert len(record["failures"]) == 5  # all cases but PyTorch's
+  for failure in record["failures"]:
+    assert "\n" not in failure and f"FAILED {failure}\n" in printed
+  path = tmp_path / "gpu.json"
+  benchmark.save(record, path, console)
+  assert json.loads(path.read_text("utf-8")) == json.loads(json.dumps(record))
+  assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+  assert not picture.draw([], tmp_path / "none.png")
+
+
+def test_a_kernel_that_computes_something_else_is_not_timed(
+  console, monkeypatch
+):
+  def wrong(cell, weights, starts):
+    layer = PEERS["scan"].make(cell, weights, starts)
+    return layer._replace(apply=lambda p, xs: 1.1 * layer.apply(p, xs))
+
+  peer = PEERS["kernel bfloat16"]._replace(make=wrong)
+  monkeypatch.setitem(PEERS, "kernel bfloat16", peer)
+  case = Layer("rnn", *SIZES, ("kernel bfloat16", "scan"), rounds=1)
+  section = Section("layers", [case], 1e9)
+  supervisor = Supervisor(InProcess, 1e9)
+  ((_, result),) = supervisor.run(section)
+  (failure,) = result.failures
+  assert "kernel bfloat16: ValueError: computes a different" in failure
+  assert {row["peer"] for row in result.rows} == {"scan"}
+
+
+def test_a_case_leaves_out_the_kernels_that_hang():
+  case = Layer("rnn", *SIZES, ("kernel bfloat16", "kernel", "scan"))
+  assert len(case.kernels) == 2
+  prepared = case.prepare(case.kernels)
+  assert all("kernel" not in name for name in prepared.lowered)
+
+
+def test_a_measurement_is_of_several_calls_and_one_wait():
+  calls, waits = [], []
+
+  def call():
+    calls.append(1)
+    return len(calls)
+
+  assert count_calls(call, waits.append) > 1 and len(calls) == 2
+  several(call, waits.append, 5)()
+  assert len(calls) == 7 and waits == [1, 2, 7]
+
+
+def test_results_are_compared_by_the_norm_of_each_array():
+  a, b = jax.numpy.ones((2, 3)), jax.numpy.full((2,), 3.0)
+  check_equal([a, 1.02 * b], [a, b], 0.03)
+  for wrong in ([a, 1.04 * b], [a * float("nan"), b]):
+    with pytest.raises(ValueError, match="computes a different result"):
+      check_equal(wrong, [a, b], 0.03)
+
+
+@pytest.mark.parametrize(
+  ("environment", "got"),
+  [
+    ({"platform": "cpu", "jax_version": (0, 12, 0)}, "a cpu and jax 0.12.0"),
+    (
+      {
+        "platform": "gpu",
+        "device": "NVIDIA A100",
+        "compute_capability": "8.0",
+        "jax_version": (0, 12, 0),
+      },
+      "NVIDIA A100 and jax 0.12.0",
+    ),
+    (
+      {
+        "platform": "gpu",
+        "device": "NVIDIA H100",
+        "compute_capability": "9.0",
+        "jax_version": (0, 10, 2),
+      },
+      "NVIDIA H100 and jax 0.10.2",
+    ),
+    ({}, "a machine on which JAX does not start"),
+  ],
+)
+def test_what_a_device_lacks_is_said(environment, got):
+  with pytest.raises(ValueError, match=r"needs an H100 or H200 .* got " + got):
+    part.check_device(environment)
+  h100 = {"platform": "gpu", "compute_capability": "9.0"}
+  part.check_device(h100 | {"jax_version": (0, 11, 2)})
+
+
+@pytest.mark.programs
+def test_without_a_gpu_the_program_is_one_line():
+  (status, output, errors), (both, _, message) = start_all(
+    [("benchmark", "--part=gpu"), ("benchmark", "--part=gpu", "--part=layer")]
+  )
+  assert (status, output) == (2, "")
+  (line,) = errors.splitlines()
+  assert line.startswith("error: --part=gpu needs an H100 or H200 and jax")
+  assert both == 2 and "--part=gpu runs alone" in message
+
+
+def test_sizes_replace_the_grid_of_layers():
+  *_, torch, layers = cases.sections({"hidden_size": 7, "seq_len": 9}, 3)
+  for section in (torch, layers):
+    found = [
+      (case.cell, case.hidden_size, case.seq_len, case.batch_size, case.rounds)
+      for case in section.cases
+    ]
+    assert found == [(cell, 7, 9, 1024, 3) for cell in ("lstm", "gru", "rnn")]
+
+
+def test_the_grid_has_every_size_once_and_ends_in_time():
+  grid = cases.layer_sizes({})
+  assert len(set(grid)) == len(grid) == 3 * (5 * 4 - 1)
+  sections = cases.sections({}, 11)
+  until = [section.until for section in sections]
+  assert until == sorted(until) and until[-1] < cases.SECONDS < 480
+  assert {peer for case in sections[-1].cases for peer in case.peers} <= {
+    *PEERS
+  }

@@ -1,0 +1,148 @@
+"""Workers that crash or hang are replaced, and the time is kept."""
+
+import pytest
+
+from experiments.benchmarks.gpu.supervisor import (
+  NO_TIME,
+  Process,
+  Section,
+  Supervisor,
+)
+from tests.experiments.benchmarks.gpu_worker import Fake, InProcess
+
+A, B = frozenset(["a"]), frozenset(["b"])
+
+
+def real():
+  """Return a supervisor of real processes, whose starts take seconds."""
+  supervisor = Supervisor(Process, 1000.0)
+  assert supervisor.environment()["platform"] == "cpu"
+  return supervisor
+
+
+@pytest.fixture(
+  params=["imitated", pytest.param("real", marks=pytest.mark.exhaustive)]
+)
+def supervisor(request):
+  if request.param == "imitated":
+    yield Supervisor(InProcess, 1000.0)
+    return
+  supervisor = real()
+  yield supervisor
+  supervisor.close()
+
+
+def run(supervisor, *cases, **options):
+  section = Section("fakes", cases, until=1000.0, **options)
+  return [(case.name, result) for case, result in supervisor.run(section)]
+
+
+def names(found):
+  return [name for name, _ in found]
+
+
+@pytest.mark.parametrize(
+  ("does", "why"),
+  [
+    ("abort", "the process ended, exit status -6: the driver complains"),
+    ("lose", "the device is lost: an illegal access"),
+    ("hang", "no answer in 1 s; does it hang?"),
+  ],
+)
+def test_after_a_case_that_ends_a_worker_the_others_run(does, why, supervisor):
+  cases = Fake("bad", A, does=does), Fake("of the same", A)
+  if does == "hang":
+    found = run(supervisor, *cases, limit=1.0)
+  else:
+    cases = Fake("first"), cases[0], Fake("of another kernel", B), cases[1]
+    found = run(supervisor, *cases, together=4)
+  results = dict(found)
+  assert results["bad"].failures == [f"bad: {why}"]
+  assert supervisor.left_out == A
+  skipped = {"of the same": "another check of its kernel did not end"}
+  assert results["of the same"].skipped == skipped
+  if does != "hang":
+    assert names(found) == ["first", "bad", "of the same", "of another kernel"]
+    assert results["of another kernel"].rows[0]["left_out"] == []
+
+
+def test_a_process_that_aborts_is_replaced():
+  supervisor = real()
+  found = dict(run(supervisor, Fake("bad", does="abort"), Fake("good", B)))
+  why = "the process ended, exit status -6: the driver complains"
+  assert found["bad"].failures == [f"bad: {why}"]
+  assert found["good"].rows
+  supervisor.close()
+
+
+def test_a_case_of_several_libraries_runs_again_without_its_kernel(supervisor):
+  bad = Fake("bad", A | B, needs_kernels=False, does="abort")
+  (_, first), (_, second) = run(supervisor, bad)
+  assert len(first.failures) == 1 and first.rows == []
+  assert second.failures == [] and second.rows[0]["left_out"] == ["a", "b"]
+
+
+def test_the_case_that_ends_a_compiler_is_found_among_several(supervisor):
+  bad = Fake("bad", A, does="abort", when="prepare")
+  found = run(supervisor, Fake("good", B), bad, Fake("other"), together=3)
+  assert names(found) == ["good", "bad", "other"]
+  assert [bool(result.failures) for _, result in found] == [0, 1, 0]
+
+
+def test_an_error_of_a_case_is_one_line_and_no_end():
+  supervisor = Supervisor(InProcess, 1000.0)
+  for when in ("prepare", "run"):
+    bad = Fake("bad", A, does="raise", when=when)
+    found = run(supervisor, bad, Fake("good", A))
+    assert found[0][1].failures == ["bad: ValueError: two"]
+    assert found[1][1].rows and not supervisor.left_out
+
+
+class Clocked(InProcess):
+  """A worker that takes ten seconds for a batch, by a clock of its own."""
+
+  now = 0.0
+
+  def send(self, cases, left_out):
+    super().send(cases, left_out)
+    type(self).now += 10.0
+
+
+@pytest.fixture
+def clocked():
+  Clocked.now = 0.0
+  return Supervisor(Clocked, 100.0, lambda: Clocked.now)
+
+
+def test_cases_that_would_end_too_late_are_skipped_by_name(clocked):
+  cases = [Fake(f"{k}") for k in range(8)]
+  section = Section("fakes", cases, until=35.0, together=2, limit=1.0)
+  found = list(clocked.run(section))
+  # Two at 0, at 10 and at 20 s; at 30 s two more would take until 40.
+  assert names((case.name, None) for case, _ in found) == [*"01234567"]
+  assert [bool(result.rows) for _, result in found] == [True] * 6 + [False] * 2
+  assert [result.skipped for _, result in found[6:]] == [
+    {"6": NO_TIME},
+    {"7": NO_TIME},
+  ]
+  assert Clocked.now == 30
+
+
+def test_the_end_stops_a_case_that_still_runs():
+  class Silent(InProcess):
+    stopped = False
+
+    def receive(self, seconds):
+      Silent.asked = seconds
+
+    def stop(self):
+      Silent.stopped = True
+      return ""
+
+  supervisor = Supervisor(Silent, 7.0, lambda: 0.0)
+  found = run(supervisor, Fake("a", A), Fake("b"), together=2)
+  assert [result.skipped for _, result in found] == [
+    {"a": NO_TIME},
+    {"b": NO_TIME},
+  ]
+  assert Silent.asked == 7.0 and Silent.stopped and not supervisor.left_out
