@@ -149,12 +149,12 @@ def sections(sizes: Row, rounds: int) -> Sequence[Section]:
     for place, (cell, hidden_size, batch_size) in enumerate(grid)
   ]
   return [
-    Section("checks", CHECKS, until=150, together=4, limit=60),
-    Section("races", RACES, until=210, together=3, limit=60),
-    Section("policies", policies, until=260, limit=90),
-    Section("models", models, until=300, limit=90),
-    Section("pytorch", torch, until=350, jax_on_cpu=True, limit=30),
-    Section("layers", layers, until=440, limit=90),
+    Section("checks", CHECKS, until=150, together=4, limit=15),
+    Section("races", RACES, until=210, together=3, limit=30),
+    Section("policies", policies, until=260),
+    Section("models", models, until=300),
+    Section("pytorch", torch, until=350, jax_on_cpu=True),
+    Section("layers", layers, until=440),
   ]
 
 

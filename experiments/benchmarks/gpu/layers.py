@@ -92,8 +92,7 @@ class Layer:
     if self.resets:
       starts = jnp.asarray(rng.random(shape[:2]) < 1 / EPISODE_LENGTH)
 
-    def make(peer):
-      return PEERS[peer].make(self.cell, weights, starts)
+    arguments = {"forward": (xs, starts), "gradient": (xs, starts, dhs)}
 
     lowered: dict[str, Any] = {}
     made: dict[str, Any] = {}
@@ -108,32 +107,40 @@ class Layer:
     for peer in self.peers:
       try:
         self._require(peer, left_out)
-        layer = make(peer)
-        forward = jax.jit(layer.apply).lower(layer.params, xs)
-        gradient = jax.jit(layer_gradient(layer))
-        lowered[f"{peer}: gradient"] = gradient.lower(layer.params, xs, dhs)
-        lowered[f"{peer}: forward"] = forward
+        layer = PEERS[peer].make(self.cell, weights, starts)
+        functions = self._functions(peer, weights, layer)
+        for mode, f in zip(MODES, functions, strict=True):
+          given = layer.params, *arguments[mode]
+          lowered[f"{peer}: {mode}"] = jax.jit(f).lower(*given)
         made[peer] = layer
       except Exception as error:  # anything, of a library that we do not know
+        lowered.pop(f"{peer}: {MODES[0]}", None)
         skip(peer, error)
-    layer = make(REFERENCE)
-    lowered["expected"] = jax.jit(exact(_outputs_and_gradient(layer))).lower(
-      weights, xs, dhs
-    )
+    layer = PEERS[REFERENCE].make(self.cell, weights, starts)
+    forward, gradient = self._functions(REFERENCE, weights, layer)
+
+    def both(weights, xs, starts, dhs):
+      results = gradient(weights, xs, starts, dhs)
+      return {"forward": forward(weights, xs, starts), "gradient": results}
+
+    everything = weights, *arguments["gradient"]
+    lowered["expected"] = jax.jit(exact(both)).lower(*everything)
 
     def finish(programs: Programs, errors: dict[str, str]) -> Result:
-      expected = programs["expected"](weights, xs, dhs)
+      if "expected" in errors:
+        raise ValueError(errors["expected"])
+      expected = programs["expected"](*everything)
       calls: dict[str, dict[str, Callable]] = {mode: {} for mode in MODES}
       for peer, layer in made.items():
         try:
-          for mode, arguments in zip(MODES, ((xs,), (xs, dhs)), strict=True):
+          for mode in MODES:
             name = f"{peer}: {mode}"
             if name in errors:
               raise ValueError(errors[name])
-            call = partial(programs[name], layer.params, *arguments)
-            wanted = expected[0]
+            call = partial(programs[name], layer.params, *arguments[mode])
+            wanted = expected[mode]
             if mode == "gradient":
-              d_weights, dxs = expected[1]
+              d_weights, dxs = wanted
               wanted = layer.convert(d_weights), dxs
             check_equal(call(), wanted, TOLERANCE[PEERS[peer].dtype])
             calls[mode][peer] = call
@@ -146,6 +153,27 @@ class Layer:
       return Result(rows, skipped, failures)
 
     return Prepared(lowered, finish)
+
+  def _functions(
+    self, peer: str, weights: Any, layer: Any
+  ) -> tuple[Callable, Callable]:
+    """Return (params, xs, starts) -> hs, and the same with dhs -> gradients.
+
+    The starts of episodes are an argument, since XLA would compute at length
+    what follows from constants; with them, the layer is made in the program.
+    """
+
+    def apply(params, xs, starts):
+      made = layer
+      if starts is not None:
+        made = PEERS[peer].make(self.cell, weights, starts)
+      return made.apply(params, xs)
+
+    def gradient(params, xs, starts, dhs):
+      traced = layer._replace(apply=lambda p, x: apply(p, x, starts))
+      return layer_gradient(traced)(params, xs, dhs)
+
+    return apply, gradient
 
   def _time(
     self, mode: str, calls: dict[str, Callable], programs: Programs
@@ -184,16 +212,6 @@ def _normal(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
   keys = jax.random.split(jax.random.key(0))
   xs, dhs = (jax.random.normal(key, shape, jnp.float32) for key in keys)
   return xs, dhs
-
-
-def _outputs_and_gradient(layer: Any) -> Callable:
-  """Return (params, xs, dhs) -> (hs, gradients)."""
-
-  def f(params, xs, dhs):
-    gradient = layer_gradient(layer)
-    return layer.apply(params, xs), gradient(params, xs, dhs)
-
-  return f
 
 
 def explain(error: Exception) -> str:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 from experiments.benchmarks.gpu.case import Case, Result
 from experiments.benchmarks.gpu.worker import Message, serve
 
-START_SECONDS = 60.0  # for a process to start
+START_SECONDS = 90.0  # for a process to start
+COMPILE_SECONDS = 90.0  # for the cases of a batch to be compiled
 NO_TIME = "no time is left"
 
 
@@ -85,7 +86,7 @@ class Section(NamedTuple):
   cases: Sequence[Case]
   until: float  # seconds since the start; no case begins afterwards
   together: int = 1  # cases whose programs are compiled at the same time
-  limit: float = 60.0  # seconds for a case to run, or for some to compile
+  limit: float = 60.0  # seconds for a case to run
   jax_on_cpu: bool = False  # the cases are of another library
 
 
@@ -174,22 +175,22 @@ class Supervisor:
     assert worker is not None
     waiting = dict(enumerate(batch))
     running: int | None = None
-    why = ""
+    limit, why = COMPILE_SECONDS, ""
     try:
       worker.send(batch, self.left_out)
       while not why:
         left = self._seconds - self.elapsed()
-        message = worker.receive(min(section.limit, left))
+        message = worker.receive(min(limit, left))
         match message:
-          case None if left < section.limit:
+          case None if left < limit:
             self.close()
             for case in waiting.values():
               yield case, Result([], {case.name: NO_TIME}, [])
             return
           case None:
-            why = f"no answer in {section.limit:.0f} s; does it hang?"
+            why = f"no answer in {limit:.0f} s; does it hang?"
           case "running", int(running), _:
-            pass
+            limit = section.limit
           case "result", int(index), result:
             running = None
             yield waiting.pop(index), result
