@@ -7,7 +7,7 @@ that the last cases of a section may have to be left out; the output names them.
 
 from collections.abc import Sequence
 
-from experiments.benchmarks.gpu.case import Case
+from experiments.benchmarks.gpu.case import Case, kernel_kind
 from experiments.benchmarks.gpu.checks import Check
 from experiments.benchmarks.gpu.layers import Layer
 from experiments.benchmarks.gpu.races import Race
@@ -171,4 +171,6 @@ def layer_sizes(sizes: Row) -> list[tuple[str, int, int]]:
     for batch_size in BATCH_SIZES
     if (hidden_size, batch_size) != TOO_LARGE
   ]
+  # Then those that have a kernel, and those that have none.
+  grid.sort(key=lambda case: kernel_kind(*case, "bfloat16") is None)
   return [*AGAINST_ALL, *(case for case in grid if case not in AGAINST_ALL)]

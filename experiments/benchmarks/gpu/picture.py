@@ -72,7 +72,7 @@ def _draw_panel(rows: list[Row], panel: "Axes") -> None:
       if row["peer"] == peer
     )
     style = STYLES.get(peer, {"color": "black"})
-    panel.plot(*zip(*points, strict=True), label=peer, marker="o", **style)
+    panel.plot(*zip(*points, strict=True), label=peer, marker=".", **style)
   floors = sorted(
     {
       (row["hidden_size"], row["floor_us"])

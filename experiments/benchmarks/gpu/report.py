@@ -11,15 +11,15 @@ KERNELS = "kernel bfloat16", "kernel"
 SCANS = "scan bfloat16", "scan"
 AUTODIFF = "autodiff bfloat16", "autodiff"
 CUDNN = "pytorch bfloat16", "pytorch TF32", "pytorch float32"
-SIZES = "cell", "hidden_size", "seq_len", "batch_size"
+SIZES = "cell", "hidden_size", "batch_size"
 
 
 def summary_tables(rows: list[Row]) -> Iterator[Table]:
-  """Yield the µs per time step of all layers: forward, gradient, with resets.
+  """Yield the µs per time step of all layers: outputs, gradient, with resets.
 
-  A row for each layer: ours, in bfloat16 and in TF32; the fastest of the other
-  JAX libraries; PyTorch's cuDNN, in float32 too; how many times its floor the
-  kernel takes.
+  All rows have the same T. A row for each layer: ours, in bfloat16 and in TF32;
+  the fastest of the other JAX libraries; PyTorch's cuDNN, in float32 too; how
+  many times its floor the kernel takes.
   """
   for part, resets in (("gpu layer", ""), ("gpu policy", ", with resets")):
     for backward, mode in ((False, "outputs alone"), (True, "gradient")):
@@ -29,22 +29,24 @@ def summary_tables(rows: list[Row]) -> Iterator[Table]:
           key = tuple(row[name] for name in SIZES)
           layers.setdefault(key, {})[row["peer"]] = row
       if layers:
-        yield _table(f"µs per time step, {mode}{resets}", layers)
+        title = f"{mode}{resets}: µs per time step, bfloat16/TF32/float32"
+        yield _table(title, layers)
 
 
 def _table(title: str, layers: dict[tuple, dict[str, Row]]) -> Table:
   names = "kernel", "scan", "a library", "cuDNN", "× floor"
-  table = number_table("bfloat16 / TF32 / float32", *names, title=title)
-  table.padding = (0, 1, 0, 0)
-  for (cell, hidden_size, seq_len, batch_size), peers in layers.items():
+  table = number_table("H×B", *names, title=title)
+  table.padding = (0, 1, 0, 0)  # the columns fit into 80 characters
+  table.columns[0].no_wrap = True
+  for (cell, hidden_size, batch_size), peers in layers.items():
     others = [
-      (row["us_per_step"], name)
+      (row["us_per_step"], name.replace(".experimental.", " "))
       for name, row in peers.items()
       if name not in (*KERNELS, *SCANS, *AUTODIFF, *CUDNN)
     ]
     kernel = next((peers[name] for name in KERNELS if name in peers), None)
     table.add_row(
-      f"{cell} H {hidden_size} T {seq_len} B {batch_size}",
+      f"{cell} {hidden_size}×{batch_size}",
       _microseconds(peers, KERNELS),
       _microseconds(peers, SCANS),
       "{:.3g} {}".format(*min(others)) if others else "",
@@ -58,7 +60,7 @@ def _microseconds(peers: dict[str, Row], names: tuple[str, ...]) -> str:
   """Return the times of some peers, with – for one that has none."""
   if not any(name in peers for name in names):
     return ""
-  return " / ".join(
+  return "/".join(
     f"{peers[name]['us_per_step']:.3g}" if name in peers else "–"
     for name in names
   )
