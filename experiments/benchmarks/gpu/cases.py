@@ -171,6 +171,10 @@ def layer_sizes(sizes: Row) -> list[tuple[str, int, int]]:
     for batch_size in BATCH_SIZES
     if (hidden_size, batch_size) != TOO_LARGE
   ]
-  # Then those that have a kernel, and those that have none.
-  grid.sort(key=lambda case: kernel_kind(*case, "bfloat16") is None)
+
+  def has_no_kernel(case):
+    cell, hidden_size, batch_size = case
+    return kernel_kind(cell, hidden_size, batch_size, "bfloat16") is None
+
+  grid.sort(key=has_no_kernel)
   return [*AGAINST_ALL, *(case for case in grid if case not in AGAINST_ALL)]

@@ -69,7 +69,7 @@ class Process:
     self._process.join(0.2)
     ended = self._process.exitcode
     self._process.kill()
-    self._process.join(20.0)  # a driver may take long to end a kernel
+    self._process.join(10.0)  # a driver may take long to end a kernel
     self._connection.close()
     lines = [""]
     if self._errors.exists():
@@ -123,9 +123,9 @@ class Supervisor:
   def run(self, section: Section) -> Iterator[tuple[Case, Result]]:
     """Yield each case with its result, as it is found."""
     pending, together = list(section.cases), section.together
-    longest = 0.0
+    last = 0.0  # seconds that the last batch took, as the next one may
     while pending:
-      if self.elapsed() + longest > min(section.until, self._seconds):
+      if self.elapsed() + last > min(section.until, self._seconds):
         for case in pending:
           yield case, Result([], {case.name: NO_TIME}, [])
         return
@@ -140,7 +140,7 @@ class Supervisor:
       begin = self.elapsed()
       again: list[Case] = []
       yield from self._run_together(batch, section, again)
-      longest = max(longest, self.elapsed() - begin)
+      last = self.elapsed() - begin
       if again:  # find out which of them it is
         together = 1
       pending = again + pending
@@ -160,7 +160,8 @@ class Supervisor:
     self._worker = self._start(jax_on_cpu)
     self._jax_on_cpu = jax_on_cpu
     try:
-      message = self._worker.receive(START_SECONDS)
+      left = self._seconds - self.elapsed()
+      message = self._worker.receive(min(START_SECONDS, left))
     except EOFError:
       message = None
     return message[2] if message else {}
