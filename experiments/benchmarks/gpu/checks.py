@@ -6,7 +6,7 @@ lie below the 1 % of a term that is wrong by 1 %.
 bfloat16: kernel and scan round the same operands, but the kernel's tanh is an
 instruction with an error of 2⁻¹¹, after which one h in ten or so is rounded to
 the neighbouring number, 2⁻⁸ away. With such a tanh the interpreted kernels
-differ from the scan by up to 2.5e-3 (lstm), 2.9e-3 (gru) and 3.8e-3 (rnn).
+differ from the scan by up to 1.6e-3 (lstm), 1.4e-3 (gru) and 2.7e-3 (rnn).
 
 float32: the kernel's operands are TF32, with 10 bits of mantissa, and the scan
 is exact. Operands cut off after 10 bits, in a recurrence on the CPU, give
@@ -22,7 +22,7 @@ import numpy as np
 from experiments.benchmarks.gpu.case import Prepared, Result, kernel_kind
 from experiments.benchmarks.gpu.inputs import layer_program, random_inputs
 
-TOLERANCE = {"bfloat16": 6e-3, "float32": 2e-3}
+TOLERANCE = {"bfloat16": 5e-3, "float32": 2e-3}
 
 
 @dataclass(frozen=True)
