@@ -44,7 +44,10 @@ from lstm_jax.sequence.arguments import (
   zero_masked,
   zoneout_rates,
 )
-from lstm_jax.sequence.checkpointing import scan_checkpointed
+from lstm_jax.sequence.checkpointing import (
+  scan_checkpointed,
+  scan_in_cache,
+)
 from lstm_jax.sequence.fused import scan_fused, step_flags
 from lstm_jax.sequence.implementation import (
   Implementation,
@@ -54,7 +57,6 @@ from lstm_jax.sequence.implementation import (
 from lstm_jax.sequence.scan import (
   ScanOptions,
   forward_step,
-  scan_sequence,
   scan_steps,
 )
 
@@ -232,6 +234,6 @@ def _scan(cell, options, adjoint, *inputs):
     case Step():
       return scan_steps(cell.step, options, *inputs)
     case Explicit(residuals="gates", chunk=None):
-      return scan_sequence(cell, options, *inputs)
+      return scan_in_cache(cell, options, *inputs)
     case Explicit(residuals, chunk):
       return scan_checkpointed(cell, options, residuals, chunk, *inputs)

@@ -1,4 +1,6 @@
-"""Gradient checkpointing over time: a sequence as chunks of time steps.
+"""A sequence as chunks of time steps: to save memory, or to stay in the cache.
+
+Gradient checkpointing
 
 Array elements saved for the backward, for chunks of C time steps, a state of S
 vectors (2 for the LSTM), and R elements per unit and time step in the backward
@@ -22,19 +24,36 @@ A function exported with a symbolic T (`jax.export`) has whole chunks alone: the
 last one is filled with masked steps, unless T is a multiple of C by its form,
 such as 32·n.
 
+Large batches on a CPU
+
+The products of all inputs, T·B·G·H numbers, are written once and read at every
+time step, and so are all daₜ. Where they are larger than the cache, a chunk at
+a time is faster: `scan_in_cache` multiplies the inputs of a chunk right before
+its steps, and adds a chunk's da to the weights' gradients right after them. All
+residuals are saved, as without chunks. For all gradients of a layer on two
+cores (Zen 4), a chunk of 1,024 rows takes in place of a whole sequence
+
+  gru   H 128, T 128, B 1024    392 ms instead of 570
+  gru   H 128, T 32, B 4096     447 ms instead of 615
+  rnn   H 128, T 128, B 1024    181 ms instead of 244
+  lstm  H 128, T 64, B 1024     239 ms instead of 285
+  lstm  H 256, T 1024, B 32     480 ms instead of 532
+  lstm  H 512, T 64, B 128      301 ms instead of 305 (8,192 rows)
+
 Reference: Chen, Xu, Zhang and Guestrin (2016), Training deep nets with
 sublinear memory cost.
 """
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
 from lstm_jax.sequence.scan import (
@@ -51,14 +70,17 @@ from lstm_jax.sequence.scan import (
 )
 from lstm_jax.sequence.wrappers import masked
 
+Policy = ResidualPolicy | Literal["all"]  # "all": nothing is recomputed
+
 ROWS = 1024  # rows with which a matrix product runs at full speed
+MANY_ROWS = 8192  # from here on, chunks are faster on a CPU
 SYMBOLIC = 32  # C where T or B is symbolic: 1,024 rows at B 32
 
 
 def scan_checkpointed(
   cell: Cell,
   options: ScanOptions,
-  policy: ResidualPolicy,
+  policy: Policy,
   chunk: int | None,
   params: Params,
   state: State,
@@ -70,7 +92,7 @@ def scan_checkpointed(
   Args:
     cell: the cell.
     options: the compute dtype and the direction.
-    policy: what is saved, "gates" or "recompute".
+    policy: what is saved, "gates", "recompute" or "all".
     chunk: C, time steps per chunk; None for products of 1,024 rows, or for 32
       time steps if T or B is symbolic.
     params: the weights.
@@ -84,7 +106,7 @@ def scan_checkpointed(
     chunk = -(-ROWS // max(1, rows)) if static else SYMBOLIC
   if not isinstance(steps, int):
     return _scan_filled(cell, options, policy, chunk, params, state, xs, extras)
-  if chunk >= steps and policy == "gates":
+  if chunk >= steps and policy != "recompute":
     return scan_sequence(cell, options, params, state, xs, extras)
   chunk = min(chunk, steps)
   cut = steps - steps % chunk  # the steps after it are less than a chunk
@@ -108,10 +130,28 @@ def scan_checkpointed(
   return state, jnp.concatenate([hs, hs_rest])
 
 
+def scan_in_cache(
+  cell: Cell,
+  options: ScanOptions,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  extras: tuple,
+) -> tuple[State, jax.Array]:
+  """Return (state, hs) as `scan_sequence`, by chunks where that is faster."""
+  steps, rows = xs.shape[0], math.prod(state.h.shape[:-1])
+  static = isinstance(steps, int) and isinstance(rows, int)
+  if static and is_cpu() and steps * rows > MANY_ROWS:
+    return scan_checkpointed(
+      cell, options, "all", None, params, state, xs, extras
+    )
+  return scan_sequence(cell, options, params, state, xs, extras)
+
+
 def _scan_filled(
   cell: Cell,
   options: ScanOptions,
-  policy: ResidualPolicy,
+  policy: Policy,
   chunk: int,
   params: Params,
   state: State,
@@ -141,7 +181,7 @@ def _scan_chunks(
   cell: Cell,
   options: ScanOptions,
   chunk: int,
-  policy: ResidualPolicy,
+  policy: Policy,
   params: Params,
   state: State,
   xs: jax.Array,
@@ -153,24 +193,33 @@ def _scan_chunks(
 
 def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
   def body(state, inputs):
+    if policy == "all":
+      (last, hs), saved = forward(cell, options, params, state, *inputs)
+      return last, (hs, state, (saved.gates, saved.outputs[1]))
     last, after = scan_states(cell, options, params, state, *inputs)
-    return last, (state, after if policy == "recompute" else after.h)
+    return last, (after.h, state, after if policy == "recompute" else None)
 
   inputs = _split((xs, extras), chunk)
-  last, (starts, after) = lax.scan(body, state, inputs, reverse=options.reverse)
-  hs = after.h if policy == "recompute" else after
-  return (last, _joined(hs)), (params, starts, after, xs, extras)
+  last, (hs, starts, kept) = lax.scan(
+    body, state, inputs, reverse=options.reverse
+  )
+  return (last, _joined(hs)), (params, starts, hs, kept, xs, extras)
 
 
 def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
-  params, starts, after, xs, extras = saved
+  params, starts, hs, kept, xs, extras = saved
   d_last, dhs = cotangents
 
   def body(carry, inputs):
     d_params, d_state = carry
-    start, after, dhs, xs, extras = inputs
-    if policy == "recompute":
-      residuals = _recompute(cell, options, params, start, after, xs, extras)
+    start, hs, kept, dhs, xs, extras = inputs
+    if policy == "all":
+      gates, rest = kept
+      residuals = SequenceResiduals(
+        params, start, xs, extras, gates, (hs, rest)
+      )
+    elif policy == "recompute":
+      residuals = _recompute(cell, options, params, start, kept, xs, extras)
     else:
       _, residuals = forward(cell, options, params, start, xs, extras)
     d_params_chunk, d_state, dxs, _ = backward(
@@ -180,7 +229,7 @@ def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
     return (d_params, d_state), dxs
 
   zeros = upcast(jax.tree.map(jnp.zeros_like, params))
-  inputs = (starts, after, *_split((dhs, xs, extras), chunk))
+  inputs = (starts, hs, kept, *_split((dhs, xs, extras), chunk))
   (d_params, d_state), dxs = lax.scan(
     body, (zeros, d_last), inputs, reverse=not options.reverse
   )

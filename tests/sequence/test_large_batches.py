@@ -1,0 +1,101 @@
+"""Large batches on a CPU run by chunks, with the same values and gradients."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import Autodiff, lstm, unroll
+from lstm_jax.cells.platform import traced_for
+from lstm_jax.sequence import checkpointing
+from tests.contract import LSTM_EVERY_DAY
+from tests.draws import B, D, H, T, arguments, weighed, worst
+
+OPTIONS = {
+  "plain": {},
+  "reverse": {"reverse": True},
+  "masked": {
+    "lengths": jnp.array([T, 0, 2]),
+    "reset": jnp.arange(T * B).reshape(T, B) % 4 == 0,
+  },
+}
+
+
+@pytest.fixture
+def large(monkeypatch):
+  """Take T·B for a large number of rows, and two time steps for a chunk."""
+  monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B - 1)
+  monkeypatch.setattr(checkpointing, "ROWS", 2 * B)
+
+
+def gradient(cell, options, key):
+  f = weighed(partial(unroll, cell, **options), key)
+  return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments(cell, key))
+
+
+def loops(cell=lstm, batch=B):
+  """Return the number of loops in the gradient."""
+  params = cell.init(jax.random.key(0), D, H)
+
+  def loss(params, xs):
+    return unroll(cell, params, None, xs)[1].sum()
+
+  lowered = jax.jit(jax.grad(loss)).lower(params, jnp.ones((T, batch, D)))
+  return lowered.as_text().count("stablehlo.while")
+
+
+@LSTM_EVERY_DAY
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.usefixtures("large")
+def test_chunks_have_the_gradient_of_autodiff(cell, options, key):
+  options = OPTIONS[options]
+  expected = gradient(cell, {"adjoint": Autodiff(), **options}, key)
+  found = gradient(cell, options, key)
+  assert worst(tuple(found), tuple(expected)) < 1e-12
+
+
+@pytest.mark.usefixtures("large")
+def test_tokens_too(key):
+  params, state, _ = arguments(lstm, key)
+  tokens = jax.random.randint(key, (T, B), 0, D)
+
+  def both(adjoint):
+    def f(params, state):
+      options = {} if adjoint is None else {"adjoint": adjoint}
+      return unroll(lstm, params, state, tokens, **options)
+
+    return jax.jit(jax.grad(weighed(f, key), (0, 1)))(params, state)
+
+  assert worst(both(None), both(Autodiff())) < 1e-12
+
+
+def test_a_small_batch_is_one_chunk(monkeypatch):
+  assert loops() == 2
+  monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B)
+  monkeypatch.setattr(checkpointing, "ROWS", 2 * B)
+  assert loops() == 2
+  assert loops(batch=B + 1) > 2
+
+
+@pytest.mark.usefixtures("large")
+def test_a_gpu_takes_the_whole_sequence():
+  assert loops() > 2
+  with traced_for("cuda"):
+    assert loops() == 2
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(16, []), (17, [2])])
+def test_more_than_8192_rows_are_chunks_of_1024(steps, expected, monkeypatch):
+  chunks = []
+  scan = checkpointing._scan_chunks
+
+  def recorded(cell, options, chunk, *inputs):
+    chunks.append(chunk)
+    return scan(cell, options, chunk, *inputs)
+
+  monkeypatch.setattr(checkpointing, "_scan_chunks", recorded)
+  params = lstm.init(jax.random.key(0), D, H)
+  xs = jax.ShapeDtypeStruct((steps, 512, D), jnp.float32)
+  jax.eval_shape(lambda xs: unroll(lstm, params, None, xs), xs)
+  assert chunks == expected
