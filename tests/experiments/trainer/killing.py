@@ -25,6 +25,7 @@ from experiments.trainer import tensorboard
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.records import replace
+from experiments.trainer.run_dir import RESULT
 from lstm_jax.training import list_checkpoints
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.lives import essence
@@ -94,7 +95,7 @@ def writing(run):
 
 
 def kill(child, run, draws, lifetime):
-  """Kill a process at a random moment; return whether it was still alive."""
+  """Kill a process at a random moment; return whether its run goes on."""
   patience = time.monotonic() + 2 * lifetime
   if draws.random() < 1 / 3:
     while not writing(run) and time.monotonic() < patience:
@@ -108,7 +109,8 @@ def kill(child, run, draws, lifetime):
   _, status = os.waitpid(child, 0)
   if os.WIFEXITED(status) and os.WEXITSTATUS(status):
     raise AssertionError(Path(f"{run}.log").read_text()[-2000:])
-  return os.WIFSIGNALED(status)
+  # With its result written, a run has ended, and cannot be resumed.
+  return os.WIFSIGNALED(status) and not (run / RESULT).exists()
 
 
 def main():
