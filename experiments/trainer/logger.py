@@ -240,6 +240,7 @@ class RunLogger:
       "seconds": round(self.buffer.seconds, 3),
     }
     if self._writer:
+      self._writer.wait()  # a finished run has its last checkpoint
       write_json(self.directory / run_dir.RESULT, record)
 
   def close(self) -> None:
