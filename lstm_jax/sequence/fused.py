@@ -93,8 +93,13 @@ def step_flags(
   """Return the flags of a mask and of resets, bool [T, ...] or None."""
   if mask is None and reset is None:
     return None
-  flags = jnp.float32(1) if reset is None else jnp.where(reset, 2.0, 1.0)
-  flags = flags if mask is None else jnp.where(mask, flags, 0.0)
+  from lstm_jax.mosaic_gpu.states import MASKED, RESET, STEP
+
+  flags = jnp.float32(STEP)
+  if reset is not None:
+    flags = jnp.where(reset, RESET, flags)
+  if mask is not None:
+    flags = jnp.where(mask, flags, MASKED)
   return flags.astype(jnp.float32)
 
 
@@ -134,6 +139,7 @@ def _run(cell, options, plan, save, params, state, xs, flags):
 def _backward(cell, options, plan, residuals, cotangents):
   """Return the cotangents of params, state, xs and flags."""
   from lstm_jax.mosaic_gpu.backward import backward_kernel
+  from lstm_jax.mosaic_gpu.states import RESET
 
   params, state, xs, flags, hs, saved = residuals
   d_last, d_hs = cotangents
@@ -151,7 +157,7 @@ def _backward(cell, options, plan, residuals, cotangents):
   )
   hs_before = before_steps(state.h, hs, options)
   if flags is not None:
-    hs_before = jnp.where(flags[..., None] == 2, 0, hs_before)
+    hs_before = jnp.where(flags[..., None] == RESET, 0, hs_before)
   d_params, dxs = time_step.parameter_gradients(
     operands, xs, hs_before, das.reshape(*das.shape[:2], -1)
   )
