@@ -54,7 +54,7 @@ class Case(Protocol):
 
 
 class DeviceLost(Exception):
-  """The device answers no more; only a new process can go on."""
+  """The device no longer answers; the next case needs a new process."""
 
 
 def kernel_kind(
@@ -71,6 +71,17 @@ def kernel_kind(
     return None
   place = "one block" if plan.cluster == 1 else "cluster"
   return f"{cell} in {place}, {dtype}"
+
+
+def kernel_kinds(layer: Any) -> frozenset[str]:
+  """Return the kinds of the kernels of a case that is one layer, or a model.
+
+  Args:
+    layer: has a cell, a hidden_size, a batch_size and a dtype.
+  """
+  sizes = layer.hidden_size, layer.batch_size
+  kind = kernel_kind(layer.cell, *sizes, layer.dtype)
+  return frozenset([kind] if kind else [])
 
 
 def compute_dtype(dtype: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmarks.gpu.case import Prepared, Result, kernel_kind
+from experiments.benchmarks.gpu.case import Prepared, Result, kernel_kinds
 from experiments.benchmarks.gpu.inputs import layer_program, random_inputs
 
 TOLERANCE = {"bfloat16": 5e-3, "float32": 2e-3}
@@ -53,9 +53,7 @@ class Check:
   @property
   def kernels(self) -> frozenset[str]:
     """The kind of its kernel."""
-    sizes = self.hidden_size, self.batch_size
-    kind = kernel_kind(self.cell, *sizes, self.dtype)
-    return frozenset([kind] if kind else [])
+    return kernel_kinds(self)
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return the programs of the kernel and of the scan."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.benchmarks.gpu.case import Prepared, Result, kernel_kind
+from experiments.benchmarks.gpu.case import Prepared, Result, kernel_kinds
 from experiments.benchmarks.gpu.inputs import layer_program, random_inputs
 
 
@@ -47,9 +47,7 @@ class Race:
   @property
   def kernels(self) -> frozenset[str]:
     """The kind of its kernel."""
-    sizes = self.hidden_size, self.batch_size
-    kind = kernel_kind(self.cell, *sizes, self.dtype)
-    return frozenset([kind] if kind else [])
+    return kernel_kinds(self)
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return the kernel's program, and the one that compares its outputs."""

@@ -27,7 +27,7 @@ class Worker(Protocol):
     """Start to run cases."""
 
   def receive(self, seconds: float) -> Message | None:
-    """Return the next message, or None if there is none for so long.
+    """Return the next message, or None if none comes in time.
 
     Raises:
       EOFError: the worker has ended.

@@ -17,7 +17,7 @@ from experiments.benchmarks.gpu.case import (
   Prepared,
   Result,
   compute_dtype,
-  kernel_kind,
+  kernel_kinds,
   reason,
 )
 from experiments.benchmarks.gpu.floor import find_device, training_step_floor
@@ -60,9 +60,7 @@ class TrainingStep:
   @property
   def kernels(self) -> frozenset[str]:
     """The kind of its kernel."""
-    sizes = self.hidden_size, self.batch_size
-    kind = kernel_kind(self.cell, *sizes, self.dtype)
-    return frozenset([kind] if kind else [])
+    return kernel_kinds(self)
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return for each implementation the gradient and the training step."""
