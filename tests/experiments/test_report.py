@@ -16,7 +16,7 @@ from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.trained import load
 from tests.experiments.pages.explored import PageData
-from tests.experiments.trainer.lives import read_rows
+from tests.experiments.trainer.resuming import read_rows
 
 PARTIAL = '{"step": 50, "train_lo'
 

@@ -14,7 +14,11 @@ from experiments.trainer.ensemble import Member, SweepConfig
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.trained import load
 from lstm_jax.language import stateful_loss
-from tests.experiments.trainer.lives import last_arrays, read_rows, signal_at
+from tests.experiments.trainer.resuming import (
+  last_checksums,
+  read_rows,
+  signal_at,
+)
 
 
 def as_sweep(config, **changes):
@@ -151,7 +155,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   assert result.stopped_by is None
   losses = ([one.val_losses for one in r.members] for r in (result, whole))
   assert np.array_equal(*losses, equal_nan=True)
-  assert last_arrays(result.directory) == last_arrays(whole.directory)
+  assert last_checksums(result.directory) == last_checksums(whole.directory)
   text = console.file.getvalue()
   assert "resumed     after step 10" in text
   assert "resumed     after step 23" in text

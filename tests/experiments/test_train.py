@@ -22,7 +22,7 @@ from lstm_jax import gru, lstm, rnn
 from lstm_jax.language import WordTokenizer, stateful_loss
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
-from tests.experiments.trainer.lives import poison, read_rows
+from tests.experiments.trainer.resuming import inject_nans, read_rows
 
 DIVERGES = {
   "optimizer": "sgd",
@@ -391,7 +391,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
 def test_steps_that_are_not_finite_are_skipped_and_counted(
   config, console, monkeypatch
 ):
-  poison(monkeypatch, {7, 25, 26})
+  inject_nans(monkeypatch, {7, 25, 26})
   with pytest.raises(Diverged, match="the loss is nan at step 7; no checkpo"):
     train.run(config, console)
   skip = replace(config, nonfinite="skip", overwrite=True)
@@ -412,7 +412,7 @@ def test_half_a_row_is_not_drawn_and_hides_no_other_error(tmp_path):
 def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
   config, console, monkeypatch
 ):
-  poison(monkeypatch, range(31, 60))
+  inject_nans(monkeypatch, range(31, 60))
   config = replace(config, nonfinite="skip", num_epochs=2)
   message = "the loss is nan at step 41 after 10 skipped steps; the checkpoint"
   with pytest.raises(Diverged, match=message):

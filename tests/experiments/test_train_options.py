@@ -9,7 +9,7 @@ from experiments.trainer.records import replace
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text, split
 from lstm_jax.language.evaluate import stateful_nats
-from tests.experiments.trainer.lives import read_rows
+from tests.experiments.trainer.resuming import read_rows
 
 
 def test_a_test_split_is_evaluated_once_with_the_best_weights(config, console):

@@ -15,7 +15,7 @@ from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
 from tests.experiments.pages.explored import HOSTILE
 from tests.experiments.pages.test_explore_page import contrast
-from tests.experiments.trainer.lives import read_rows
+from tests.experiments.trainer.resuming import read_rows
 
 pytestmark = [
   pytest.mark.programs,

@@ -28,7 +28,7 @@ from experiments.trainer.records import replace
 from experiments.trainer.run_dir import RESULT
 from lstm_jax.training import list_checkpoints
 from tests.experiments.conftest import VERSE
-from tests.experiments.trainer.lives import essence
+from tests.experiments.trainer.resuming import outcome
 
 EVERY = 20  # training steps between two checkpoints
 
@@ -122,7 +122,7 @@ def main():
     started = time.monotonic()
     os.waitpid(start(make_config(directory, name)), 0)
     lifetimes.append(time.monotonic() - started)
-  whole = essence(directory / "whole")
+  whole = outcome(directory / "whole")
   counts = dict.fromkeys(("kills", "in_a_save", "runs", "lost"), 0)
   while counts["kills"] < kills:
     config = make_config(directory, f"run{counts['runs']}")
@@ -135,7 +135,7 @@ def main():
         steps = list_checkpoints(run / "checkpoints")
         lost = last_step(run) - (steps[-1] if steps else 0)
         counts["lost"] = max(counts["lost"], lost)  # training steps
-    assert essence(run) == whole, run
+    assert outcome(run) == whole, run
     counts["runs"] += 1
   print(json.dumps(counts))
 

@@ -15,7 +15,7 @@ from experiments.cli import make_console
 from experiments.trainer import setup
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import from_record
-from tests.experiments.trainer.lives import signal_at
+from tests.experiments.trainer.resuming import signal_at
 
 
 def main():

@@ -22,7 +22,7 @@ from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.trained import load
 from tests.experiments.conftest import VERSE
-from tests.experiments.trainer.lives import signal_at
+from tests.experiments.trainer.resuming import signal_at
 
 POEMS = "data/shakespeare.txt"
 

@@ -19,7 +19,7 @@ from experiments.trainer.records import replace, to_record
 from tests.experiments.conftest import VERSE
 from tests.experiments.conftest import make_config as small_config
 from tests.experiments.trainer.killing import EVERY, make_config
-from tests.experiments.trainer.lives import essence, last_arrays
+from tests.experiments.trainer.resuming import last_checksums, outcome
 from tests.processes import ROOT, environment, finish, start
 
 pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
@@ -90,7 +90,7 @@ def whole(tmp_path_factory):
   """What the run of `config` leaves if nothing is in its way."""
   config = small_config(tmp_path_factory.mktemp("whole"))
   assert program(replace(config, num_epochs=2)).returncode == 0
-  return essence(Path(config.job.run))
+  return outcome(Path(config.job.run))
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_line_and_costs_no_more_than_a_checkpoint(
     again = program(config)
     assert (again.returncode, again.stderr) == (0, "")
     assert "resumed     after step" in again.stdout
-    assert essence(disk / "run") == whole
+    assert outcome(disk / "run") == whole
 
 
 def test_a_limit_on_the_size_of_files_is_one_line_and_loses_nothing(
@@ -142,7 +142,7 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_loses_nothing(
   assert "file too large" in limited.stderr
   again = program(config)
   assert (again.returncode, again.stderr) == (0, "")
-  assert essence(tmp_path / "limited") == whole
+  assert outcome(tmp_path / "limited") == whole
 
 
 def test_what_the_killed_runs_compute_depends_on_noise_and_an_average(
@@ -154,7 +154,7 @@ def test_what_the_killed_runs_compute_depends_on_noise_and_an_average(
   for changes in ({}, {"output_dropout": 0.0}, {"ema_decay": 0.0}):
     config = replace(make_config(tmp_path, f"run{len(weights)}"), **changes)
     train.run(config, console)
-    _, checksums = last_arrays(Path(config.job.run))
+    _, checksums = last_checksums(Path(config.job.run))
     named = {n: c for n, c in checksums.items() if n.startswith("params")}
     weights.append(named)
     averaged = any("average" in name for name in checksums)

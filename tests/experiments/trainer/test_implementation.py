@@ -16,7 +16,7 @@ from experiments.trainer.trained import load
 from lstm_jax import peephole_lstm
 from lstm_jax.training import list_checkpoints, read_checkpoint
 from tests.draws import worst
-from tests.experiments.trainer.lives import read_rows
+from tests.experiments.trainer.resuming import read_rows
 from tests.interpreting import as_if_on_an_h100, count_kernels
 
 

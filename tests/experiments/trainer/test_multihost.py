@@ -17,7 +17,7 @@ from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup, run_mesh
 from experiments.trainer.trained import load
 from lstm_jax.training import list_checkpoints, make_mesh, read_state
-from tests.experiments.trainer.lives import read_rows
+from tests.experiments.trainer.resuming import read_rows
 from tests.processes import ROOT, finish, free_port, start
 
 JOINING = {

@@ -23,10 +23,10 @@ from lstm_jax import gru
 from lstm_jax.training import init_state, list_checkpoints
 from lstm_jax.training.checkpoint import STATE
 from tests.experiments.conftest import copy_run
-from tests.experiments.trainer.lives import (
-  essence,
-  last_arrays,
-  poison,
+from tests.experiments.trainer.resuming import (
+  inject_nans,
+  last_checksums,
+  outcome,
   read_rows,
   signal_at,
 )
@@ -54,7 +54,7 @@ AVERAGES = {
 @pytest.fixture
 def undisturbed(finished_config):
   """What the run of `config` leaves if nothing stops it."""
-  return essence(Path(finished_config.job.run))
+  return outcome(Path(finished_config.job.run))
 
 
 def stop_at(step, config, console, signum=signal.SIGTERM):
@@ -66,7 +66,7 @@ def stop_at(step, config, console, signum=signal.SIGTERM):
 def check_stops(steps, changes, config, console):
   """Check that a run stopped at these steps ends as one that was not."""
   config = replace(config, **changes, num_epochs=2)
-  whole = essence(train.run(config, console).directory)
+  whole = outcome(train.run(config, console).directory)
   again = replace(config, run=config.job.run + "2")
   for step in steps:
     result = stop_at(step, again, console)
@@ -77,7 +77,7 @@ def check_stops(steps, changes, config, console):
     assert f"SIGTERM: stopped after step {step}" in console.file.getvalue()
   assert train.run(again, console).stopped_by is None
   assert f"resumed     after step {steps[-1]}" in console.file.getvalue()
-  assert essence(directory) == whole
+  assert outcome(directory) == whole
   return whole
 
 
@@ -86,7 +86,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(
 ):
   assert train.run(config, console).stopped_by is None
   assert "resumed     after step 33" in console.file.getvalue()
-  assert essence(stopped) == undisturbed
+  assert outcome(stopped) == undisturbed
 
 
 def test_a_run_makes_weights_only_when_it_starts(
@@ -135,7 +135,7 @@ def test_a_run_without_a_checkpoint_starts_again(config, console, undisturbed):
   shutil.rmtree(directory / "checkpoints")
   (directory / "metrics.jsonl").write_text("{half a r")
   train.run(config, console)
-  assert essence(directory) == undisturbed
+  assert outcome(directory) == undisturbed
 
 
 def test_a_run_stopped_before_an_evaluation_can_be_sampled(config, console):
@@ -235,7 +235,7 @@ def test_overwrite_starts_again_and_keeps_what_it_replaces(
   # A move that was cut off is finished first.
   (finished / "previous" / "config.json").rename(finished / "config.json")
   train.run(replace(config, overwrite=True), console)
-  assert essence(finished) == undisturbed
+  assert outcome(finished) == undisturbed
   assert not (finished / "previous").exists()
 
 
@@ -294,7 +294,7 @@ def test_after_damage_the_checkpoint_before_is_used_and_named(
   shown = console.file.getvalue()
   assert "checkpoints/33" in shown and ": not used" in shown
   assert "resumed     after step 30" in shown
-  assert essence(stopped) == undisturbed
+  assert outcome(stopped) == undisturbed
 
 
 def test_when_all_are_damaged_there_is_an_error_of_one_line(
@@ -330,14 +330,14 @@ def test_a_hostile_checkpoint_runs_no_code(
 def test_the_count_of_skipped_steps_is_resumed(config, console):
   config = replace(config, nonfinite="skip")
   with pytest.MonkeyPatch.context() as monkeypatch:
-    poison(monkeypatch, {27, 28, 41})
+    inject_nans(monkeypatch, {27, 28, 41})
     whole = train.run(config, console).directory
     again = replace(config, run=config.job.run + "2")
     for step in (28, 33):
       stop_at(step, again, console)
     train.run(again, console)
-  assert essence(Path(again.job.run)) == essence(whole)
-  assert essence(whole)["rows"][-2]["skipped"] == 3
+  assert outcome(Path(again.job.run)) == outcome(whole)
+  assert outcome(whole)["rows"][-2]["skipped"] == 3
 
 
 def test_logs_that_have_lost_their_ends_keep_complete_lines(
@@ -376,7 +376,7 @@ def test_evaluations_do_not_change_the_training(config, console):
   often = replace(config, **NOISE, eval_every=7)
   rarely = replace(often, eval_every=99, run=config.job.run + "2")
   runs = [train.run(each, console).directory for each in (often, rarely)]
-  one, other = (last_arrays(directory) for directory in runs)
+  one, other = (last_checksums(directory) for directory in runs)
   state = {name for name in one[1] if name.startswith("state")}
   assert len(state) > 20
   assert {n: one[1][n] for n in state} == {n: other[1][n] for n in state}

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import train
 from experiments.trainer.records import replace
-from tests.experiments.trainer.lives import read_rows
+from tests.experiments.trainer.resuming import read_rows
 
 
 @pytest.mark.exhaustive

@@ -19,7 +19,12 @@ from experiments.trainer.trained import load
 from lstm_jax import gru, lstm, rnn
 from lstm_jax.language import ModelConfig, language_model
 from tests.experiments.trainer.events import shown_events, stored
-from tests.experiments.trainer.lives import CLOCK, essence, read_rows, signal_at
+from tests.experiments.trainer.resuming import (
+  PROCESS_METRICS,
+  outcome,
+  read_rows,
+  signal_at,
+)
 
 GATES = {lstm: "ifo", gru: "rz", rnn: ""}
 
@@ -122,10 +127,10 @@ def test_a_resumed_run_shows_each_step_once(config, console, tmp_path):
   late.row({"step": 40, "train_loss": 9.0}, {})
   train.run(again, console)
   shown, expected = shown_events(directory), shown_events(whole)
-  for name in CLOCK:
+  for name in PROCESS_METRICS:
     shown.pop(TAGS[name], None), expected.pop(TAGS[name], None)
   assert shown == expected
-  assert essence(directory) == essence(whole)
+  assert outcome(directory) == outcome(whole)
 
 
 def test_without_tensorboardx_a_new_run_is_the_same_and_has_no_events(
@@ -138,7 +143,7 @@ def test_without_tensorboardx_a_new_run_is_the_same_and_has_no_events(
   again = replace(config, run=str(directory), overwrite=True)
   train.run(again, console)
   assert not (directory / "tensorboard").exists()
-  assert essence(directory) == essence(Path(config.job.run))
+  assert outcome(directory) == outcome(Path(config.job.run))
 
 
 def test_an_event_file_that_cannot_be_written_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Helpers of the tests of runs that are stopped, killed and resumed."""
+"""Helpers for tests of runs that are interrupted and resumed."""
 
 import json
 import signal
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from experiments.trainer import setup
 from lstm_jax.training import list_checkpoints
 
-# Entries of a row that depend on the process and its machine.
-CLOCK = (
+# Entries of metrics.jsonl and result.json that differ between equal runs.
+PROCESS_METRICS = (
   "seconds",
   "tokens_per_second",
   "resident_mb",
@@ -26,36 +26,41 @@ def read_rows(directory):
   return [json.loads(line) for line in text.splitlines()]
 
 
-def essence(directory):
-  """Return everything that a finished run has left but for CLOCK."""
-  step, arrays = last_arrays(directory)
+def outcome(directory):
+  """Return what a finished run has written, without PROCESS_METRICS."""
+  step, arrays = last_checksums(directory)
   result = json.loads((directory / "result.json").read_text())
   return {
     "step": step,
     "arrays": arrays,
-    "rows": [without_clock(row) for row in read_rows(directory)],
+    "rows": [without_process_metrics(row) for row in read_rows(directory)],
     "samples": (directory / "samples.txt").read_text(),
-    "result": without_clock(result),
+    "result": without_process_metrics(result),
   }
 
 
-def last_arrays(directory):
+def last_checksums(directory):
   """Return the last checkpoint's step and the SHA-256 of each array."""
   step = list_checkpoints(directory / "checkpoints")[-1]
   last = directory / "checkpoints" / str(step)
   checksums = json.loads((last / "checksums" / "metadata").read_text())
-  del checksums["description"]  # has seconds in it
+  del checksums["description"]  # contains elapsed seconds
   return step, checksums
 
 
-def without_clock(row):
-  return {name: value for name, value in row.items() if name not in CLOCK}
+def without_process_metrics(row):
+  return {
+    name: value for name, value in row.items() if name not in PROCESS_METRICS
+  }
 
 
 def signal_at(
   monkeypatch, step, signum=signal.SIGTERM, maker=(setup, "make_train_step")
 ):
-  """Have the process send itself a signal in the training step `step`."""
+  """Have the process send itself a signal in the training step `step`.
+
+  `maker` is the module and the name of the function that makes the train step.
+  """
   make_train_step = getattr(*maker)
 
   def make(*arguments, **options):
@@ -72,23 +77,23 @@ def signal_at(
   monkeypatch.setattr(*maker, make)
 
 
-def poison(monkeypatch, steps):
-  """Have these training steps compute a gradient of NaNs."""
+def inject_nans(monkeypatch, steps):
+  """Make the gradients of these training steps NaN, by a state of NaNs."""
   make_train_step = setup.make_train_step
 
   def make(*arguments, **options):
     train_step = make_train_step(*arguments, **options)
 
-    def poisoned(state, *batch):
+    def train_step_with_nans(state, *batch):
       if int(state.step) + 1 not in steps:
         return train_step(state, *batch)
       carry = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
       after, metrics = train_step(state._replace(carry=carry), *batch)
-      # As if it had been the gradient alone: the step keeps its carried state.
+      # A skipped step keeps the carry, here NaN: the next step gets zeros.
       assert all(jnp.isnan(c).all() for c in jax.tree.leaves(after.carry))
-      good = jax.tree.map(jnp.zeros_like, carry)
-      return after._replace(carry=good), metrics
+      zeros = jax.tree.map(jnp.zeros_like, carry)
+      return after._replace(carry=zeros), metrics
 
-    return poisoned
+    return train_step_with_nans
 
   monkeypatch.setattr(setup, "make_train_step", make)
