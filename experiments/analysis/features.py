@@ -1,10 +1,10 @@
 """Features of a text, and how well each unit of a model tracks them.
 
-A feature has a value after each character of a text: a count, or whether
-something is true. A unit is scored by how its signal relates to the feature: by
-correlation for a count, and for a truth value by the area under the ROC curve,
-the probability that the signal is larger where the feature is true (½ means no
-relation).
+A feature has a value for each character of a text: a count, or whether
+something is true. A unit is scored by how its signal, such as its h at each
+character, relates to the feature: by correlation for a count, and for a truth
+value by the area under the ROC curve, the probability that the signal is larger
+where the feature is true (½ means no relation).
 """
 
 import re
@@ -22,14 +22,14 @@ _QUOTE = re.compile(
   | (?<=\w)['’](?=\w) )                      # o'er
   | (?P<opens> (?<![\w.,;:!?])["'“‘](?=[\w"'“‘]) )
   | (?P<closes> (?<=\S)["'”’] )
-  | (?P<ends> \n\s*\n )
+  | (?P<blank_line> \n\s*\n )
   """,
   re.VERBOSE,
 )
 _NAME = re.compile(
   r"(?:\A|(?<=\n\n))[A-Z][\w.'’-]*(?: (?:[A-Z][\w.'’-]*|of|and|the))*:(?=\n)"
 )
-_WORD = re.compile(r"(?<!\w)(?<!\w['’-])\w")  # o'er and self-love: one each
+_WORD = re.compile(r"(?<!\w)(?<!\w['’-])\w")  # o'er and self-love are one
 
 
 class Feature(NamedTuple):
@@ -42,8 +42,8 @@ class Feature(NamedTuple):
     """Return the feature of each piece of a text, [N].
 
     A piece is what one token adds to the text: a character, or a word with the
-    blank before it. A truth value holds for a piece if it holds for any of its
-    characters. A count is that of the last character.
+    space before it. A piece has the count of its last character, and a truth
+    value is true for a piece if it is true for any of its characters.
     """
     values = self.compute("".join(pieces))
     ends = np.cumsum([len(piece) for piece in pieces])
@@ -62,14 +62,15 @@ def line_position(text: str) -> np.ndarray:
 def inside_quotes(text: str) -> np.ndarray:
   """Return whether each character is inside a quotation.
 
-  The marks alone decide. A blank line ends a quotation, since each stanza opens
-  its own again. The apostrophe of a plural (lovers') is mistaken for an end.
+  The opening mark is inside, the closing mark is not. A blank line ends a
+  quotation, since a quotation of several stanzas opens again in each. The
+  apostrophe of a plural (lovers') is mistaken for a closing mark.
   """
   inside, opened = np.zeros(len(text), bool), -1
   for match in _QUOTE.finditer(text):
     if match["opens"]:
       opened = match.start() if opened < 0 else opened
-    elif not match["apostrophe"] and opened >= 0:
+    elif not match["apostrophe"] and opened >= 0:  # closes, or a blank line
       inside[opened : match.start()] = True
       opened = -1
   if opened >= 0:
@@ -79,13 +80,14 @@ def inside_quotes(text: str) -> np.ndarray:
 
 def word_starts(text: str) -> np.ndarray:
   """Return whether each character is the first of a word."""
-  return _mask(text, [(m.start(), m.end()) for m in _WORD.finditer(text)])
+  return _mask(text, [match.span() for match in _WORD.finditer(text)])
 
 
 def speaker_names(text: str) -> np.ndarray:
   """Return whether each character belongs to a speaker's name or its colon.
 
-  A name is a line of capitalized words after a blank line that ends in a colon.
+  A name is a line of capitalized words that ends in a colon, at the start of
+  the text or after a blank line. It may contain "of", "and" and "the".
   """
   return _mask(text, [match.span() for match in _NAME.finditer(text)])
 
@@ -103,7 +105,10 @@ def correlation(levels: np.ndarray, feature: np.ndarray) -> np.ndarray:
 
   Args:
     levels: the units' signals, [H, N]; scale and offset do not matter.
-    feature: [N], not constant.
+    feature: its values, [N], not constant.
+
+  Returns:
+    [H], between -1 and 1.
   """
   x = levels - levels.mean(axis=1, keepdims=True, dtype=np.float64)
   y = feature - feature.mean()
@@ -115,13 +120,17 @@ def roc_area(levels: np.ndarray, feature: np.ndarray) -> np.ndarray:
   """Return each unit's area under the ROC curve; ties count half.
 
   Args:
-    levels: the units' signals in 256 levels, uint8 [H, N].
-    feature: bool [N], not constant.
+    levels: the units' signals, quantized to 256 levels, uint8 [H, N].
+    feature: its values, bool [N], not constant.
+
+  Returns:
+    [H], between 0 and 1.
   """
   true, false = (
     _histograms(levels[:, feature]),
     _histograms(levels[:, ~feature]),
   )
+  # How many characters where the feature is false have a lower level.
   below = np.cumsum(false, axis=1) - false / 2
   return (true * below).sum(axis=1) / (feature.sum() * (~feature).sum())
 

@@ -1,17 +1,16 @@
 """Initial weights of the cells, drawn for each gate separately.
 
-Input weights are LeCun normal (standard deviation 1/√D), so that initial
-pre-activations have unit scale for any input size. Recurrent weights are
+Input weights are LeCun normal (standard deviation 1/√D): if the inputs have
+unit variance, so has x W_x, for any input size D. Recurrent weights are
 orthogonal: products of orthogonal matrices preserve the norm of a vector, and
 with it that of a gradient on its way back through time (Saxe, McClelland and
-Ganguli, 2014). Flax's cells have the same defaults.
-Each gate has its own draw, so that its scale does not depend on how many gates
-share the matrix.
+Ganguli, 2014). Flax's cells have the same defaults. Each gate has its own draw,
+so that its scale does not depend on how many gates share the matrix.
 
-The QR decompositions of large orthogonal matrices use OpenBLAS on the CPU. Its
-threads wait for each other in busy loops: where other processes use the cores,
-they take many times as long, and OPENBLAS_NUM_THREADS=1 in the environment is
-faster.
+On the CPU, an orthogonal matrix is made by a QR decomposition, which runs in
+threads of OpenBLAS that wait for each other in busy loops. Where other
+processes use the cores, large matrices take many times as long; with
+OPENBLAS_NUM_THREADS=1 in the environment they are faster.
 """
 
 import jax
@@ -33,8 +32,9 @@ def recurrent_weights(
 ) -> jax.Array:
   """Return w_h, [P, gates·H], each gate's [P, H] block orthogonal.
 
-  P is the size of the output h, and H that of the gates. A block that is not
-  square has orthonormal rows or columns, whichever are fewer.
+  P is the size of the output h, and H that of each gate; they differ in
+  `projected_lstm`. A block that is not square has orthonormal rows or columns,
+  whichever are fewer.
   """
   draw = jax.nn.initializers.orthogonal()
   return _per_gate(draw, key, (output_size, hidden_size), gates, dtype)
@@ -50,7 +50,7 @@ def check_sizes(input_size: int, hidden_size: int) -> None:
 
 
 def _per_gate(draw, key, shape, gates, dtype):
-  # Drawn in float32 or wider: bfloat16 has no QR decomposition.
+  # In float32 or wider, because bfloat16 has no QR decomposition.
   keys = jax.random.split(key, gates)
   blocks = [draw(k, shape, accumulation_dtype(dtype)) for k in keys]
   return jnp.concatenate(blocks, axis=1).astype(dtype)

@@ -14,7 +14,7 @@ Tree = TypeVar("Tree")
 
 
 def check_float(name: str, dtype: Any) -> None:
-  """Raise ValueError unless this is a dtype of floats, or its name."""
+  """Raise ValueError unless dtype is a dtype of floats, or the name of one."""
   try:
     valid = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
   except TypeError:
@@ -42,7 +42,7 @@ def cast_like(tree: Tree, reference: Tree) -> Tree:
 
 
 def cast_matrices(tree: Tree, dtype: jnp.dtype | None) -> Tree:
-  """Return a tree with its arrays of two or more axes in dtype, if not None."""
+  """Return a tree with arrays of two or more axes in dtype; None casts none."""
   if dtype is None:
     return tree
   return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, tree)

@@ -1,9 +1,10 @@
-"""An identity whose forward-mode derivative is an error with advice.
+"""An identity that raises an error with a given message in forward mode.
 
 A function with a custom VJP has no forward mode, and JAX's error does not say
-what to use instead. `reverse_only` passes its arrays on unchanged. In reverse
-mode, its tangent is transposed like that of the identity; in forward mode, the
-tangent is evaluated, which raises the error.
+what to use instead. `reverse_only` returns its arrays unchanged. JAX computes a
+reverse-mode derivative by transposing the tangent's operation, and this one is
+transposed like the identity. In forward mode it evaluates that operation, which
+raises the error.
 
   >>> import jax
   >>> f = lambda x: reverse_only(x, "no forward mode") ** 2
@@ -21,13 +22,14 @@ Tree = TypeVar("Tree")
 
 
 def reverse_only(tree: Tree, message: str) -> Tree:
-  """Return a tree unchanged; its forward-mode derivative is a TypeError.
+  """Return a pytree unchanged; its forward-mode derivative raises TypeError.
 
   Forward mode over reverse mode, as in `jax.hessian`, raises no error: it
-  differentiates the custom VJP's backward, which is ordinary JAX.
+  differentiates the forward and backward of the custom VJP, and these are
+  ordinary JAX functions.
 
   Args:
-    tree: a tree of arrays.
+    tree: a pytree of arrays.
     message: the text of the error.
   """
   leaves, structure = jax.tree.flatten(tree)

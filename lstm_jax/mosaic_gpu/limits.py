@@ -1,22 +1,22 @@
 """How a layer is divided over a GPU, and how large it may be.
 
 A thread block keeps the recurrent weights of its hidden units in shared memory
-for all time steps, and works on N sequences of the batch; blocks with other
-sequences need nothing from it. Where the weights of all H units fit into the
-shared memory of one block, it has them all, with a warpgroup for every 64
-units. Where they do not, 64 units are a block of their own, and the H/64 blocks
-with the same sequences are a cluster, which exchanges the new state at every
-time step.
+for all time steps, and works on N sequences of the batch, independently of the
+blocks with other sequences. Where the weights of all H units fit into shared
+memory, one block computes all units, with a warpgroup for every 64. Otherwise
+each block computes 64 units, and the H/64 blocks with the same sequences form a
+cluster, which exchanges the new state at every time step.
 
-Shared memory, in numbers of the dtype of the products' operands, for U units of
-a block, G products with h (lstm 4, gru 3, rnn 1), and E cotangents that the
-backward stores (4, 4, 1):
+Shared memory holds the recurrent weights of a block's U units, and the vectors
+that warpgroups exchange. Their number of elements, in the dtype of the
+products' operands, with G products with h (lstm 4, gru 3, rnn 1) and E
+cotangents that the backward stores (lstm 4, gru 4, rnn 1):
 
-                one block                      a block of a cluster, U = 64
+                one block, U = H               a block of a cluster, U = 64
   forward       G·H·H + 2·N·H                  G·U·H + N·H + N·U
   backward      G·H·H + 2·E·N·H                G·U·H + G·N·H + E·N·U
 
-With 232,448 bytes, the largest H is
+With the limits below, and N = 8, the largest H is
 
                            lstm    gru     rnn
   one block, bfloat16      128     128     256
@@ -28,17 +28,17 @@ With 232,448 bytes, the largest H is
 import math
 from typing import NamedTuple
 
-UNITS = 64  # hidden units of a warpgroup: the rows of its product
-COLUMNS = 8  # the fewest sequences that a product takes
+UNITS = 64  # hidden units of a warpgroup: M of its products (wgmma)
+COLUMNS = 8  # sequences: N of a product is a multiple of it
 SHARED_BYTES = 232_448  # of a thread block, on an H100 or H200
-RESERVED_BYTES = 1_024  # of these, for barriers
+RESERVED_BYTES = 1_024  # of SHARED_BYTES, for barriers
 MULTIPROCESSORS = 132  # of an H100 or H200
-MAX_CLUSTER = 8  # blocks, which every such GPU can run as one cluster
-MAX_WARPGROUPS = 4  # of a block: 512 threads
+MAX_CLUSTER = 8  # blocks: the largest cluster that CUDA guarantees
+MAX_WARPGROUPS = 4  # of a block: 512 threads with 128 registers each
 
 
 class Counts(NamedTuple):
-  """What the division of a layer depends on, besides its sizes."""
+  """Numbers of a cell that decide how its layer is divided."""
 
   gates: int  # G, products with h
   cotangents: int  # E, arrays that the backward stores
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
   """How a layer is divided over thread blocks."""
 
   units: int  # H, padded to a multiple of 64
-  rows: int  # N, sequences of a block: 8, 16 or 32
+  rows: int  # N, sequences (rows of the batch) of a block: 8, 16 or 32
   warpgroups: int  # of a block, with 64 units each
   cluster: int  # blocks with the same sequences; 1 for no cluster
 
@@ -68,7 +68,7 @@ def divide(
   sequences are computed at the same time, or else the largest.
 
   Args:
-    counts: those of the cell.
+    counts: of the cell, such as `LSTM`.
     hidden_size: H.
     batch_size: B.
     itemsize: bytes of an operand of a product, 2 or 4.
@@ -91,7 +91,7 @@ def divide(
 
 
 def shared_bytes(counts: Counts, plan: Plan, itemsize: int) -> int:
-  """Return the shared memory of the larger of the two kernels, in bytes."""
+  """Return a block's shared memory in bytes, in the kernel that needs more."""
   gates, cotangents, _ = counts
   units, rows, warpgroups, cluster = plan
   own = UNITS * warpgroups

@@ -5,18 +5,18 @@ again. The step of the new cell takes one more argument, the first of its
 extras. With s the state before a step, s' the state after the wrapped cell's
 step, s⁺ the state that the wrapper returns, and ds the cotangent of a state:
 
-  wrapper     forward                          backward
-  masked      s⁺ = s' where m, else s          ds' = ds⁺ where m, else 0
-                                               ds  = (inner) where m, else ds⁺
-  resettable  s  ← 0 where r, else s           ds  ← 0 where r, else ds
-  zoneout     s⁺ = k ⊙ s + (1 − k) ⊙ s'        ds' = (1 − k) ⊙ ds⁺
-                                               ds  = (inner) + k ⊙ ds⁺
-  state dropout  h ← q ⊙ h                     dh ← q ⊙ dh
+  wrapper        forward                      backward
+  masked         s⁺ = s' where m, else s      ds' = ds⁺ where m, else 0
+                                              ds  = (inner) where m, else ds⁺
+  resettable     s  ← 0 where r, else s       ds  ← 0 where r, else ds
+  zoneout        s⁺ = k ⊙ s + (1 − k) ⊙ s'    ds' = (1 − k) ⊙ ds⁺
+                                              ds  = (inner) + k ⊙ ds⁺
+  state_dropout  h  ← q ⊙ h                   dh  ← q ⊙ dh
 
-where m is the mask, r the reset flag, k zoneout's rate and q a factor, and
+where m is the mask, r the reset flag, k zoneout's rate, and q the factor of h;
 (inner) is the cotangent that the wrapped cell's backward returns. A masked step
-changes neither the state nor its cotangent. Its input must be finite, since
-NaN ⊙ 0 is NaN: `unroll` replaces masked inputs by zeros.
+(m False) changes neither the state nor its cotangent. Its input must be finite,
+since NaN ⊙ 0 is NaN: `unroll` replaces masked inputs by zeros.
 
 `unroll` combines the wrappers. They can also be used directly:
 `masked(lstm).step(params, state, x, mask)` is a step like any other.
@@ -52,18 +52,18 @@ class Wrapped(NamedTuple):
   backward: Callable
   step: Callable
   takes_tokens: bool
-  saves_input_h: bool  # whether `saving_input_h` is among its wrappers
+  saves_input_h: bool  # whether one of its wrappers is `saving_input_h`
 
 
 @serializable
 class InputResiduals(NamedTuple):
-  """Residuals of a cell that also saves the h which entered its product."""
+  """Residuals of a cell wrapped by `saving_input_h`."""
 
-  h: jax.Array  # [..., H]
-  residuals: Residuals
+  h: jax.Array  # [..., H], the factor of h W_h
+  residuals: Residuals  # of the wrapped cell
 
 
-@cache  # the same cell at every call, for which nothing is compiled again
+@cache  # the same cell at every call, so that no program is compiled twice
 def masked(cell: Cell) -> Cell:
   """Return a cell whose step takes a mask, bool [...].
 
@@ -111,9 +111,10 @@ def resettable(cell: Cell) -> Cell:
 def zoneout(cell: Cell) -> Cell:
   """Return a cell whose step takes zoneout's rates.
 
-  These are a state of arrays that broadcast to the cell's state. True or 1
-  keeps a unit's previous value, False or 0 replaces it. A number between mixes
-  the two values; a probability gives the expectation over random choices.
+  The rates are a state whose arrays broadcast to those of the cell's state.
+  Where a rate is True or 1, the unit keeps its previous value; where it is
+  False or 0, the unit takes the new value. A rate in between mixes the two: at
+  evaluation, the zoneout probability as the rate gives the expected value.
   """
 
   def recur(params, state, ax, rate, *extras):
@@ -140,10 +141,11 @@ def zoneout(cell: Cell) -> Cell:
 
 @cache
 def state_dropout(cell: Cell) -> Cell:
-  """Return a cell whose step takes a factor of the h that enters it.
+  """Return a cell whose step multiplies the h that enters it by a factor.
 
-  The factor broadcasts to h [..., H]; 0 drops a unit. In a GRU, the factor
-  applies to the h of the mixture z ⊙ h as well as to that of the gates.
+  The factor is the step's further argument and broadcasts to h [..., H]; 0
+  drops a unit. In a GRU, it also applies to the h of z ⊙ h, the part of the
+  state that the update gate keeps.
   """
   cell = _made_to_save_h(cell)
 
@@ -163,11 +165,11 @@ def state_dropout(cell: Cell) -> Cell:
 
 @cache
 def saving_input_h(cell: Cell) -> Cell:
-  """Return a cell that also saves the h which enters its product h W_h.
+  """Return a cell that also saves the h that it multiplies by W_h.
 
-  The weights' gradient Σ hᵀ da otherwise takes h from the outputs of the step
-  before. That is another h if a wrapper changes the state before the step, or
-  if masked outputs are 0.
+  Without it, the weights' gradient Σ hᵀ da takes h from the output of the step
+  before. That is not the h of the product if a wrapper changes the state before
+  the step, or if masked outputs are 0.
   """
 
   def recur(params, state, ax, *extras):
@@ -190,7 +192,7 @@ def saving_input_h(cell: Cell) -> Cell:
 
 
 def _made_to_save_h(cell: Any) -> Any:
-  """Return the cell, wrapped by `saving_input_h` unless it is already."""
+  """Return the cell, wrapped by `saving_input_h` if it is not yet."""
   saves = getattr(cell, "saves_input_h", False)
   return cell if saves else saving_input_h(cell)
 

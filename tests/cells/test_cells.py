@@ -247,3 +247,13 @@ def test_layer_norm_is_invariant_to_the_scale_of_weights(key):
   assert worst(a, b) < 1e-9
   plain = lstm.LSTMParams(scaled.w_x, scaled.w_h, scaled.b)
   assert worst(a, unroll(lstm, plain, state, xs)) > 1e-2
+
+
+@ROWS
+@pytest.mark.parametrize(("size", "hidden"), [(0, H), (D, 0)])
+def test_sizes_below_1_are_an_error(row, size, hidden, key):
+  message = (
+    f"^input_size and hidden_size must be at least 1, got {size} and {hidden}$"
+  )
+  with pytest.raises(ValueError, match=message):
+    row.cell.init(key, size, hidden)

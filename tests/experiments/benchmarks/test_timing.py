@@ -1,4 +1,5 @@
 import importlib.util
+from functools import partial
 
 from experiments.benchmarks import timing
 from experiments.benchmarks.peers.proof import Peer, Unsupported
@@ -17,8 +18,8 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
       "absent": (make, "no_such_package"),
       "other": (unsupported, "numpy"),
     },
-    1,
-    "gru",
+    1,  # round
+    "gru",  # the problem: the argument of each maker
   )
   assert [row["peer"] for row in rows] == ["ours"]
   assert skipped == {
@@ -33,13 +34,13 @@ def test_every_round_runs_every_program():
   def run(name):
     counts[name] += 1
 
-  runs = {name: lambda name=name: run(name) for name in counts}
-  seconds = timing.measure(runs, 3)
+  runs = {name: partial(run, name) for name in counts}
+  seconds = timing.measure(runs, rounds=3)
   assert {name: len(times) for name, times in seconds.items()} == {
     "a": 3,
     "b": 3,
   }
-  assert counts == {"a": 4, "b": 4}  # with one run that is not timed
+  assert counts == {"a": 4, "b": 4}  # the first run of each is a warm-up
 
 
 def test_the_environment_names_the_installed_versions():
