@@ -7,9 +7,9 @@ state sˡ of layer l,
 
 is the effect on that prediction of a small change of an earlier state. The
 change acts through the later steps of its layer, and through the layers above,
-which read h. The gradients come from the cell's own backward. One scan runs
-over k for all t in parallel: its step k goes back through step t − k of the
-text for prediction t.
+which read h. The gradients come from the cell's own backward. One scan over k
+computes them for all t in parallel: for the prediction at t, its step k is the
+backward of the time step t − k.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from lstm_jax.cells.cell import Cell, State
 from lstm_jax.cells.precision import upcast
 from lstm_jax.language import LanguageParams, cross_entropy
 
-CHUNK = 1024  # predictions at once: bounds the memory, and fills the products
+CHUNK = 1024  # predictions at once: fast products in bounded memory
 
 
 def gradient_paths(

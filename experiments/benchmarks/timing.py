@@ -21,16 +21,21 @@ def compare(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
   """Make each peer, prove that it computes the same, and time all in turns.
 
+  Args:
+    makers: of the peers; the first is ours.
+    rounds: how often each peer is timed.
+    *problem: the arguments of each maker.
+
   Returns:
-    (rows, skipped): the results of each peer over so many rounds; the reason
-    why others have none.
+    (rows, skipped): a row of timings and sizes for each peer, and why the other
+    peers have none, by name.
 
   Raises:
     ValueError: a peer computes a different result from ours.
   """
   peers, skipped = make_peers(makers, *problem)
   seconds = measure({name: peer.run for name, peer in peers.items()}, rounds)
-  first = float(np.median(next(iter(seconds.values()))))
+  ours = float(np.median(next(iter(seconds.values()))))
   rows = []
   for name, values in seconds.items():
     low, median, high = np.percentile(values, [25, 50, 75])
@@ -39,7 +44,7 @@ def compare(
         "peer": name,
         "median_ms": 1e3 * median,
         "quartiles_ms": [1e3 * low, 1e3 * high],
-        "ratio_to_ours": median / first,
+        "ratio_to_ours": median / ours,
         "compile_s": peers[name].compile_s,
         "bytes": peers[name].bytes,
       }
@@ -52,8 +57,9 @@ def measure(
 ) -> dict[str, list[float]]:
   """Return the seconds that each program takes in each round.
 
-  Every round runs all programs, in a new random order: the caches and spinning
-  threads that one program leaves behind must not always affect the same other.
+  Each program first runs once as a warm-up. Every round then runs all programs
+  in a new random order: the caches and spinning threads that one program leaves
+  behind must not always affect the same other program.
   """
   for run in runs.values():
     run()

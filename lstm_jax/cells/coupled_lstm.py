@@ -16,9 +16,10 @@ Backward, from dh' and dc'
                                        dW_h = Σ hᵀ da
                                        db   = Σ da
 
-with a = [a_f, a_g, aₒ] along its last axis, and dc₊ as in `lstm`. The input
-gate is i = 1 − f: c' is a weighted mean of c and g, so it stays within ±1, and
-there are a quarter fewer weights than in an LSTM.
+with a = [a_f, a_g, aₒ] along its last axis, and dc₊ the whole cotangent of c'
+(see `lstm`). The input gate is i = 1 − f: c' is a weighted mean of c and g, and
+stays within ±1 if it starts there. There are a quarter fewer weights than in an
+LSTM.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)

@@ -1,19 +1,20 @@
 """The least time that a layer needs on a device: the floor of its timings.
 
-Whichever is longer: to move the bytes that every implementation must move at
-the bandwidth of the device's memory, or to do the operations of the matrix
-products at the peak of its tensor cores. With D = H, G gates, and W the numbers
-of all weights, G·H·(D + H) + G·H:
+The floor is the longer of two times: that of moving the bytes that every
+implementation must move, at the bandwidth of the device's memory, and that of
+the operations of the matrix products, at the peak of its tensor cores. With
+D = H, G gates, and W = G·H·(D + H) + G·H weights and biases:
 
              operations           numbers moved
   forward    2·T·B·G·H·(D + H)    W + xs + hs
   gradient   three times that     3·W + 2·xs + 2·hs + dhs + dxs
 
-xs and hs are T·B·H numbers each, in float32. In the gradient, weights and
-inputs are read by the forward and by the backward; hs is written and read;
-the gradients of the weights are written. Gates are not counted: they can be
-computed again. Nor are latencies: a recurrence also waits T times for one
-product, so that small layers remain far above this floor.
+xs and hs are T·B·H numbers each, in float32, and so are their cotangents dxs
+and dhs. For the gradient, weights and inputs are read by the forward and by the
+backward; hs is written and read; the gradients of the weights are written.
+Gates are not counted, because they can be recomputed. Latencies are not counted
+either: a recurrence also waits T times for one product, so that small layers
+take much longer than this floor.
 """
 
 from typing import NamedTuple
@@ -39,7 +40,7 @@ H200 = Device("H200", 4.8e12, TENSOR_CORES)
 
 
 def find_device(kind: str) -> Device:
-  """Return the peaks for a name such as "NVIDIA H100 80GB HBM3"."""
+  """Return H200 if the kind, such as "NVIDIA H200", names one; else H100."""
   return H200 if "H200" in kind else H100
 
 
@@ -57,7 +58,7 @@ def layer_floor(
   Args:
     device: its peaks.
     cell: lstm, gru or rnn.
-    backward: the outputs and all gradients, rather than the outputs alone.
+    backward: whether to compute all gradients as well as the outputs.
     dtype: of the operands of the products: bfloat16 or float32.
     hidden_size: H, and D.
     seq_len: T.
@@ -87,10 +88,11 @@ def training_step_floor(
 ) -> float:
   """Return the floor of one time step of a model's Adam step, in microseconds.
 
-  Counted are the recurrent products and the readout, three times each; hs,
-  written once, read by the readout, and its cotangent likewise; and of each
-  parameter, Adam's reads of it, its gradient and its two averages, and the
-  writes of all but the gradient. The input product is one of V rows.
+  The operations are those of the recurrent products and of the readout, three
+  times each. The input product is not counted: it has only V rows. The bytes
+  are those of hs and its cotangent, each written once and read once, and those
+  of Adam, which reads each parameter, its gradient and its two averages, and
+  writes all but the gradient.
   """
   per_token = hidden_size * (GATES[cell] * hidden_size + vocabulary_size)
   operations = 3 * 2 * seq_len * batch_size * per_token
