@@ -1,4 +1,4 @@
-"""Whose program computes a sequence: the `implementation` argument.
+"""Which program computes a sequence: the `implementation` argument.
 
   None, "xla"     a scan over time, compiled by XLA for any device
   "mosaic_gpu"    one GPU kernel for all time steps (`lstm_jax.mosaic_gpu`)
