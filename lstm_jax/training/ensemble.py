@@ -2,9 +2,8 @@
 
 Every member sees the same batches and follows the same schedule; the members
 differ in their initial weights, their dropout masks and other noise, and, if
-wanted, their learning rates. An
-ensemble's `TrainState` has the axis S in front of every array but the step, and
-`train` runs it as it runs one model.
+wanted, their learning rates. An ensemble's `TrainState` has the axis S in front
+of every array but the step, and `train` runs it as it runs one model.
 
 `vmap` is over the members only. The batch axis stays inside the cell, whose
 backward pass sums over it.

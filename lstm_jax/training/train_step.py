@@ -26,29 +26,29 @@ from lstm_jax.training.norms import part_norms
 class TrainState(NamedTuple):
   """Everything that a training step changes."""
 
-  step: jax.Array  # int32 [], training steps made
+  step: jax.Array  # int32 [], number of training steps made
   params: LanguageParams
-  average: Average | None  # of the params; None where they are not averaged
+  average: Average | None  # of the params; None if they are not averaged
   opt_state: Any
   carry: Any  # the recurrent state after the last batch
 
 
 @serializable
 class Metrics(NamedTuple):
-  """What a training step reports."""
+  """The metrics of one training step."""
 
-  loss: jax.Array  # [], nats per token of the batch, under the noise
+  loss: jax.Array  # [], mean nats per token, with dropout and other noise
   grad_norm: jax.Array  # [], global, before clipping
-  num_tokens: int | jax.Array  # predicted in the batch
-  grad_norms: dict[str, jax.Array]  # [] of each part, before clipping
+  num_tokens: int | jax.Array  # targets in the batch, T·B
+  grad_norms: dict[str, jax.Array]  # those of `part_norms`, before clipping
 
 
 class Batch(NamedTuple):
-  """One batch of a training."""
+  """One batch of a training run."""
 
   tokens: np.ndarray  # int32 [T, B]
   targets: np.ndarray  # int32 [T, B]
-  starts_epoch: bool  # whether the recurrent state before it is zero
+  starts_epoch: bool  # whether to reset the recurrent state to zero before it
 
 
 # (state, tokens [T, B], targets [T, B], key) -> (state, metrics)
@@ -67,9 +67,9 @@ def init_state(
 
   Args:
     model: the language model.
-    optimizer: the optimizer of the training.
-    params: the initial weights, which are copied: a training step donates the
-      state's own.
+    optimizer: an optax optimizer.
+    params: the initial weights. They are copied, since a training step donates
+      the state.
     batch_size: B of the batches.
     averaged: whether the state keeps an average of the weights.
   """
@@ -94,15 +94,16 @@ def make_train_step(
   Args:
     model: its `training_loss` is minimised.
     optimizer: an optax optimizer.
-    ema_decay: decay of the exponential moving average of the weights; 0 for
-      NT-ASGD. It has no effect on a state without an average.
+    ema_decay: decay of the exponential moving average of the weights; 0 to
+      average them by NT-ASGD instead (see `averaging`). It has no effect on a
+      state without an average.
 
   Returns:
     (state, tokens [T, B], targets [T, B], key=None) -> (state, metrics). The
-    key draws the noise of the regularizers, together with the step's number;
-    None where there is no noise. The state passed in is donated: its buffers
-    hold the state that is returned. Where the gradient holds a NaN or an
-    infinity, the carried state and the average stay as they were.
+    noise of the regularizers is drawn from the key and `state.step`; pass None
+    if there is none. The input state is donated: do not use it afterwards. If
+    the gradient has a NaN or an infinity, `carry` and `average` are unchanged,
+    and the optimizer decides what happens to the weights.
   """
   step = uncompiled_train_step(model, optimizer, ema_decay)
   return jax.jit(step, donate_argnums=0)
@@ -128,7 +129,7 @@ def uncompiled_train_step(
     finite = jnp.isfinite(norm)
     if average is not None:
       average = update_average(average, params, step, finite, ema_decay)
-    # The carried state may be what makes the gradient infinite: keep the old.
+    # The new carry may be the cause of the NaN or infinity: keep the old one.
     carry = jax.tree.map(
       lambda a, b: jnp.where(finite, a, b), carry_next, carry
     )
@@ -146,16 +147,18 @@ def train(
 ) -> Iterator[tuple[TrainState, Metrics]]:
   """Yield the state and the metrics after each training step.
 
-  A state that has made steps continues where it stands.
+  A state that has made steps continues with the next batch after them.
 
   Args:
     train_step: from `make_train_step`.
     state: before the next step; it is donated.
-    epochs: the batches of each epoch of the whole training.
-    key: draws the noise; None where there is none.
+    epochs: the batches of each epoch, from the first epoch on, also if the
+      state has made steps.
+    key: as in the function that `make_train_step` returns.
 
   Yields:
-    (state, metrics). A state is valid until the next one is asked for.
+    (state, metrics). A state is valid only until the next iteration, whose
+    training step donates it.
   """
   for batch in remaining_batches(epochs, int(state.step)):
     state, metrics = take_step(train_step, state, batch, key)
@@ -163,7 +166,7 @@ def train(
 
 
 def remaining_batches(epochs: Iterable[Batches], step: int) -> Iterator[Batch]:
-  """Yield the batches of a training after its first `step` batches."""
+  """Yield all batches of the epochs but the first `step`."""
   first = 0  # number of the epoch's first batch
   for batches in epochs:
     for index in range(max(step - first, 0), batches.num_batches):
@@ -188,7 +191,7 @@ def take_step(
 
 
 def zero_carry(carry: Any, batch_size: int) -> Any:
-  """Return zeros like a recurrent state [..., B, H], for another B."""
+  """Return the zero state for a batch size, shaped like carry [..., B, H]."""
   return jax.tree.map(
     lambda c: jnp.zeros((*c.shape[:-2], batch_size, c.shape[-1]), c.dtype),
     carry,

@@ -36,6 +36,19 @@ def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
   assert worst(eval_params(after), after.params) > 0
 
 
+def test_a_gradient_that_is_not_finite_changes_neither_carry_nor_average(key):
+  rule = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
+  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
+  update = make_train_step(MODEL, rule, ema_decay=0.5)
+  *_, (state, _) = steps(update, state, 3)
+  nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params)
+  carry, average = jax.tree.map(np.asarray, (state.carry, state.average))
+  after, metrics = update(state._replace(params=nans), *STREAMS.batch(0))
+  assert jnp.isnan(metrics.grad_norm)
+  assert worst(after.carry, carry) == 0
+  assert worst(after.average, average) == 0
+
+
 def test_the_average_is_that_of_the_weights_after_each_update(key):
   rule = make_optimizer(OptimizerConfig(), 20)
   state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
