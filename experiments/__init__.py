@@ -1,4 +1,4 @@
-"""Experiments with recurrent networks: programs, and the rooms behind them.
+"""Experiments with recurrent networks: programs, and packages for them.
 
 The programs run from a clone, `python -m experiments.NAME`, and need the extra
 `experiments`, which `uv run` installs by itself.

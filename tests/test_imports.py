@@ -1,7 +1,7 @@
-"""The rooms of the project: imports between them point downwards.
+"""Imports between the packages of the project point downwards, without cycles.
 
-A module imports from rooms below its own in ROOMS, and within its room only so
-that no module imports itself by way of others.
+A module imports only from its own package and from those below it in PACKAGES,
+and the library imports only its dependencies.
 """
 
 import ast
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = [  # from the top down
+PACKAGES = [  # from the top down, as in CONTRIBUTING.md
   "experiments",
   "experiments.comparison",
   "experiments.benchmarks",
@@ -28,12 +28,12 @@ ROOMS = [  # from the top down
   "lstm_jax.mosaic_gpu",
   "lstm_jax.cells",
 ]
-CORE = "jax", "jaxlib", "numpy", "optax", "flax", "orbax"  # of the library
-OPTIONAL = {"safetensors"}  # of an extra, imported where it is used
+REQUIRED = "jax", "jaxlib", "numpy", "optax", "flax", "orbax"
+OPTIONAL = ("safetensors",)  # from the extra `interop`
 
 
 def modules():
-  """Return the path of every module, by its dotted name."""
+  """Return {dotted name: path} of every module of the project."""
   found = {}
   for package in ("experiments", "lstm_jax"):
     for path in sorted((ROOT / package).rglob("*.py")):
@@ -47,7 +47,7 @@ MODULES = modules()
 
 
 def imports(path):
-  """Return the dotted names that a module imports, wherever it does."""
+  """Return the dotted names that a file imports, also inside functions."""
   names = set()
   for node in ast.walk(ast.parse(path.read_text("utf-8"))):
     if isinstance(node, ast.Import):
@@ -60,53 +60,54 @@ def imports(path):
   return names
 
 
-def room(name):
-  """Return the room of a module: the package two levels deep, at most."""
+def level(name):
+  """Return the index in PACKAGES of the innermost package of a module."""
   parts = name.split(".")
-  while ".".join(parts) not in ROOMS:
+  while ".".join(parts) not in PACKAGES:
     parts.pop()
-  return ".".join(parts)
+  return PACKAGES.index(".".join(parts))
 
 
 def is_package(name):
   return MODULES[name].name == "__init__.py"
 
 
-def own_imports(name):
+def project_imports(name):
+  """Return the modules of the project that a module imports."""
   return {found for found in imports(MODULES[name]) if found in MODULES}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_downwards(name):
-  here = ROOMS.index(room(name))
-  for found in own_imports(name):
-    there = ROOMS.index(room(found))
-    assert there >= here, f"{name} imports {found}, from a room above it"
+  for found in project_imports(name):
+    assert level(found) >= level(name), (
+      f"{name} imports {found}, from a package above its own"
+    )
 
 
-def test_no_module_imports_itself_by_way_of_others():
-  # A package's own exports import its modules, which is no cycle of ideas.
+def test_there_is_no_cycle_of_imports():
+  # Packages are left out: an __init__.py imports modules to re-export them.
   graph = {
-    name: {found for found in own_imports(name) if not is_package(found)}
+    name: {found for found in project_imports(name) if not is_package(found)}
     for name in MODULES
     if not is_package(name)
   }
-  assert len(list(graphlib.TopologicalSorter(graph).static_order())) > 80
+  order = graphlib.TopologicalSorter(graph).static_order()  # may be CycleError
+  assert len(list(order)) > 80  # the modules were found
 
 
 def test_the_check_sees_an_import_from_above(tmp_path):
   path = tmp_path / "low.py"
   path.write_text("def f():\n  from experiments.trainer import setup\n")
   assert imports(path) == {"experiments.trainer.setup"}
-  above = ROOMS.index(room("experiments.trainer.setup"))
-  assert above < ROOMS.index(room("lstm_jax.cells.lstm"))
+  assert level("experiments.trainer.setup") < level("lstm_jax.cells.lstm")
 
 
 @pytest.mark.parametrize(
   "name", [name for name in MODULES if name.startswith("lstm_jax")]
 )
-def test_the_library_needs_its_dependencies_alone(name):
+def test_the_library_imports_only_its_dependencies(name):
   for found in imports(MODULES[name]):
     package = found.split(".")[0]
-    if package not in ("lstm_jax", *CORE, *OPTIONAL):
+    if package not in ("lstm_jax", *REQUIRED, *OPTIONAL):
       assert package in sys.stdlib_module_names, f"{name} imports {found}"
