@@ -1,15 +1,16 @@
-"""Train one recipe with several seeds and learning rates, all at once.
+"""Train one configuration with several seeds and learning rates, all at once.
 
   python -m experiments.sweep --num_seeds=8 --rate=3e-3 --rate=1e-2
 
-trains eight seeds at each learning rate in one program: one compilation, and
-matrix products over all members. It takes the flags of `experiments.train`, on
-one device; the seeds count up from --seed. Each member is the run that
-`experiments.train` makes with its seed and learning rate, up to rounding; where
-batches are random (--random_offsets, --short_seq_prob), all members have those
-of --seed. The
-tables show each member's best validation loss, and the mean and the deviation
-over the seeds at each learning rate; result.json holds every evaluation.
+trains eight seeds at each learning rate. A member of the sweep is one seed at
+one learning rate; all members train in one program, which is compiled once, on
+one device. The hyperparameters are flags, as in `experiments.train`; a sweep
+refuses those in UNSUPPORTED. The seeds count up from --seed. Each member equals
+the run that `experiments.train` makes with its seed and learning rate, up to
+rounding. If batches are random (--random_offsets, --short_seq_prob), all
+members have those of --seed. The tables show each member's best validation
+loss, and the mean and the standard deviation over the seeds at each learning
+rate; result.json holds every evaluation.
 
 The checkpoints hold the state of all members, so that a sweep can be resumed
 like a run, and the weights of the best member, for `experiments.sample` and the
@@ -67,24 +68,24 @@ from lstm_jax.training import (
   member,
 )
 
-# Flags of a single run.
+# Flags that only `experiments.train` supports.
 UNSUPPORTED = "asgd_patience", "nonfinite", "mesh", "implementation"
 
 
 class Result(NamedTuple):
-  """What a sweep ends with."""
+  """The outcome of a sweep."""
 
   directory: Path
   members: list[Member]
   seconds: float  # of the training steps
-  stopped_by: signal.Signals | None  # before its end
+  stopped_by: signal.Signals | None  # the signal that stopped it early
 
 
 def run(config: SweepConfig, console: Console) -> Result:
-  """Train every member, print the tables, and write the directory.
+  """Train every member, print the tables, and write the run directory.
 
   Raises:
-    ValueError: as `train.run`; or a flag does not apply to sweeps.
+    ValueError: as in `train.run`; or a flag is not supported by sweeps.
   """
   members = make_members(config)
   rates = {one.learning_rate for one in members}
@@ -109,13 +110,14 @@ def run(config: SweepConfig, console: Console) -> Result:
     restored = None
     if resuming:
       restored = restore(directory, members, state_like, console)
+    # A run that was killed before its first checkpoint starts again.
     state, seconds = restored or (initial_state(), 0.0)
     if resuming:
       console.print(f"resumed     after step {state.step}")
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
-    writer.delete_after(int(state.step))
+    writer.delete_after(int(state.step))  # damaged ones that `restore` skipped
     observer = _Observer(setup, members, writer, bar, seconds)
     with closing(writer), bar, collect_stop_requests() as requests:
       _, stopped_by = fit(
@@ -127,7 +129,7 @@ def run(config: SweepConfig, console: Console) -> Result:
         evaluate_at=config.evaluation.is_due,
         stop_requests=requests,
       )
-    run_dir.delete_previous(directory)
+    run_dir.delete_previous(directory)  # the run that --overwrite replaced
     result = Result(directory, members, observer.seconds, stopped_by)
     if not stopped_by:
       record = {
@@ -156,23 +158,27 @@ class _Observer(Observer):
     self._description = describe(setup.config, setup.corpus.tokenizer)
     epochs = setup.config.batching.num_epochs
     tokens = setup.corpus.train.tokens
+    # Tokens that all members train on, in all epochs.
     self._num_tokens = len(members) * epochs * len(tokens)
     self._metrics: Metrics | None = None
-    self._started = time.monotonic()
+    self._started: float | None = time.monotonic()  # None: stopped
 
   def after_step(self, step: int, metrics: Metrics) -> None:
     del step
+    # At most one step is computed while a checkpoint is written, so that a kill
+    # loses no more than that step and the steps since the last evaluation.
     self._writer.wait()
     self._metrics = metrics
 
   def evaluate(self, step: int, state: TrainState) -> TrainState:
     """Measure every member's validation loss."""
     assert self._metrics
-    loss = float(np.nanmean(jax.device_get(self._metrics.loss)))
+    losses = np.asarray(jax.device_get(self._metrics.loss))  # of the members
+    finite = losses[np.isfinite(losses)]
+    loss = float(finite.mean()) if finite.size else np.nan
     self._stop_clock()
-    share = step / self._setup.num_steps
-    rate = self._num_tokens * share / self.seconds
-    self._bar.update(step, loss, rate)
+    num_tokens = self._num_tokens * step / self._setup.num_steps  # so far
+    self._bar.update(step, loss, num_tokens / self.seconds)
     model, val = self._setup.model, self._setup.corpus.val
     for index, one in enumerate(self._members):
       params = eval_params(member(state, index))
@@ -188,16 +194,16 @@ class _Observer(Observer):
     self._started = time.monotonic()
 
   def _stop_clock(self) -> None:
-    """Add the time since the clock was started, once."""
-    if self._started:
+    """Add the time since the clock was started, and stop it."""
+    if self._started is not None:
       self.seconds += time.monotonic() - self._started
-    self._started = 0.0
+    self._started = None
 
 
 def _check(config: SweepConfig, rates: set[float]) -> None:
   """Raise ValueError for invalid learning rates and for unsupported flags."""
   for rate in rates:
-    replace(config, learning_rate=rate)
+    replace(config, learning_rate=rate)  # checks the range
   record, default = to_record(config), to_record(TrainConfig())
   for name in UNSUPPORTED:
     if record[name] != default[name]:
@@ -242,7 +248,7 @@ def member_table(members: list[Member]) -> Table:
 
 
 def rate_table(members: list[Member]) -> Table:
-  """Return a table with the seeds' mean and deviation at each rate."""
+  """Return the mean and standard deviation over the seeds at each rate."""
   table = number_table(
     "learning rate", "seeds", "mean of the best", "deviation"
   )

@@ -71,6 +71,13 @@ def test_members_are_the_runs_of_their_seeds_and_rates(recipe, many, console):
   assert abs(again - trained.val_loss) < 1e-6
 
 
+def test_a_sweep_whose_members_all_diverge_ends_without_a_best(config, console):
+  result = sweep.run(as_sweep(config, num_seeds=2, rate=(1e30,)), console)
+  assert all(np.isnan(one.val_losses[-1][1]) for one in result.members)
+  assert (result.directory / "result.json").exists()
+  assert "to sample from" not in console.file.getvalue()
+
+
 def test_the_tables_have_each_member_and_the_deviation_at_each_rate(console):
   last = {(0, 0.1): 1.5, (1, 0.1): 1.75, (0, 0.2): math.nan}
   members = [
