@@ -3,18 +3,18 @@
   python -m experiments.compare_cells
 
 trains the three cells with the same number of parameters on the same text, with
-several seeds at once, under two budgets: the same number of training steps
-("equal parameters"), and the same time ("equal time"). --hidden_size is that of
-the LSTM: the sizes of the others follow from it. Each cell uses its own best
-learning rate, chosen on training text. It measures
+several seeds at once. There are two budgets: the same number of training steps
+("equal steps"), and the same time ("equal time"). --hidden_size is that of the
+LSTM; the other cells get the size with the nearest number of parameters. Each
+cell uses its own best learning rate, chosen on training text. It measures
 
 - the validation loss during training;
-- the samples: words found in the training or validation text, line length,
-  rhymes;
+- statistics of samples: words found in the training or validation text, line
+  length, rhymes;
 - the validation loss by the length of the context;
 - delayed recall: the accuracy of naming a symbol after 1 to 500 blanks;
-- gradient flow: the gradient that the loss of one character sends back through
-  time, before and after training.
+- gradient flow: the norm of the gradient of one character's loss with respect
+  to each earlier state, before and after training.
 
 The directory --out receives the results as comparison.json, a figure
 (comparison.png), and samples.txt. --replot prints the tables and draws the
@@ -37,7 +37,7 @@ from experiments.cli import TrainingBar, command_line, launch, make_console
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import read_corpus
 from experiments.comparison.measurements import (
-  EQUAL_PARAMETERS,
+  EQUAL_STEPS,
   delayed_recall,
   describe_cells,
   gradient_flow,
@@ -94,7 +94,7 @@ def run(
     record["context"].append(
       run_id | loss_by_context(cell, trained, corpus, config)
     )
-    if budget == EQUAL_PARAMETERS:
+    if budget == EQUAL_STEPS:
       record["gradient_flow"] += gradient_flow(cell, trained, corpus, config)
     save(record, directory)  # keeps these results if the rest is interrupted
   record["recall"] = delayed_recall(config, recall_key, console)
@@ -143,7 +143,7 @@ def report(record: dict[str, Any], directory: Path, console: Console) -> None:
 
 
 def main() -> None:
-  """Run the comparison that the flags configure, or report an existing one."""
+  """Run the comparison, or report an existing one if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
     report(load(directory), directory, console)
@@ -159,6 +159,9 @@ if __name__ == "__main__":
     "Directory of results, figure and samples.",
   )
   REPLOT = flags.DEFINE_bool(
-    "replot", False, "Only print and redraw the comparison that --out holds."
+    "replot",
+    False,
+    "Train nothing: print the tables and draw the figure of the comparison in "
+    "--out.",
   )
   launch(main)

@@ -11,27 +11,33 @@ from lstm_jax.training import OptimizerConfig
 
 @dataclass(frozen=True)
 class CompareConfig:
-  """What is compared, and how; each leaf field is a flag of `compare_cells`."""
+  """The settings of `compare_cells`.
+
+  The flags are the fields that are not configurations, and those fields of the
+  nested configurations that `only` names.
+  """
 
   data: DataConfig = only(DataConfig(), "corpus", "val_fraction")
-  # Of the LSTM; the other cells get as many parameters.
+  # Sizes of the LSTM; the other cells get the nearest number of parameters.
   model: ModelConfig = only(
     ModelConfig(hidden_size=160), "embedding_size", "hidden_size"
   )
   batching: BatchingConfig = only(BatchingConfig(), "batch_size", "seq_len")
-  # The members of an ensemble scale its steps by their own learning rates.
+  # The rate is 1, since each seed's updates are multiplied by its own rate.
   optimizer: OptimizerConfig = only(
     OptimizerConfig(learning_rate=1.0, weight_decay=0.3), "weight_decay"
   )
   num_seeds: int = option(
-    3, "Seeds of each cell, trained at once.", bounds="[1, inf)"
+    3,
+    "Number of seeds of each cell, which are trained at once.",
+    bounds="[1, inf)",
   )
   seed: int = option(
     0, "Seed from which all seeds are derived.", bounds="[0, inf)"
   )
   num_steps: int = option(
     1000,
-    "Training steps of the LSTM, and of every cell at equal parameters.",
+    "Training steps of the LSTM, and of every cell with equal steps.",
     bounds="[1, inf)",
   )
   learning_rate: tuple[float, ...] = option(
@@ -41,21 +47,23 @@ class CompareConfig:
     bounds="(0, inf)",
   )
   trial_steps: int = option(
-    300, "Training steps with which each rate is tried.", bounds="[1, inf)"
+    300,
+    "Training steps with which each learning rate is tried.",
+    bounds="[1, inf)",
   )
   timing_rounds: int = option(
     11,
-    "How often a training step of each cell is timed; the median counts.",
+    "How often a training step of each cell is timed; the median is used.",
     bounds="[1, inf)",
   )
   context: int = option(
     512,
-    "Longest context, in characters, whose validation loss is measured.",
+    "Longest context for which the validation loss is measured, in characters.",
     bounds="[1, inf)",
   )
   gradient_steps: int = option(
     200,
-    "Time steps over which the gradient is followed back.",
+    "Time steps back for which the gradient is measured.",
     bounds="[1, inf)",
   )
   delay: tuple[int, ...] = option(

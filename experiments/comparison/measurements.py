@@ -1,4 +1,4 @@
-"""The measurements of a comparison; each returns an entry of its record."""
+"""The measurements of a comparison, as the entries of comparison.json."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from experiments.comparison.tuning import seconds_per_step, try_learning_rates
 from experiments.trainer.config import CELLS
 from lstm_jax.language import ModelConfig
 
-EQUAL_PARAMETERS, EQUAL_TIME = "equal parameters", "equal time"
+EQUAL_STEPS, EQUAL_TIME = "equal steps", "equal time"  # the two budgets
 
 
 def describe_cells(
@@ -29,8 +29,16 @@ def describe_cells(
 ) -> dict[str, dict[str, Any]]:
   """Return each cell's size, speed and learning rate, and print them.
 
-  Each of S seeds has a key [S]; the trial key draws the initial weights with
-  which learning rates are tried.
+  Args:
+    models: the model of each cell.
+    corpus: the text.
+    config: the learning rates to try, and how to time a training step.
+    keys: one key for each of S seeds, [S].
+    trial_key: draws the initial weights for the trials of learning rates.
+    console: where they are printed.
+
+  Raises:
+    Diverged: training diverges at every learning rate of a cell.
   """
   seconds = seconds_per_step(models, corpus.batches, config, keys)
   cells = {}
@@ -52,12 +60,12 @@ def describe_cells(
       ],
     }
     trials = ", ".join(
-      f"loss {x:.3f} at {rate:g}" for rate, x in losses.items()
+      f"loss {loss:.3f} at {rate:g}" for rate, loss in losses.items()
     )
     console.print(
       f"{name:4}  H {cell.hidden_size}, {cell.num_parameters:,} parameters, "
       f"{1e3 * seconds[name]:.0f} ms per training step of {len(keys)} seeds, "
-      f"learning rate {learning_rate:g} ({trials or 'the only one'})",
+      f"learning rate {learning_rate:g} ({trials or 'the only one given'})",
       soft_wrap=True,
     )
   return cells
@@ -68,10 +76,10 @@ def plan_runs(
 ) -> list[tuple[str, str, int]]:
   """Return (budget, cell, training steps) of each training run.
 
-  The LSTM has one run, since equal time is the time of the LSTM.
+  The LSTM has one run for both budgets: equal time is the time of its run.
   """
   return [
-    *((EQUAL_PARAMETERS, name, num_steps) for name in cells),
+    *((EQUAL_STEPS, name, num_steps) for name in cells),
     *(
       (EQUAL_TIME, name, cells[name]["steps_in_equal_time"])
       for name in cells
@@ -83,12 +91,12 @@ def plan_runs(
 def loss_by_context(
   cell: CellModel, trained: TrainedCell, corpus: Corpus, config: CompareConfig
 ) -> dict[str, Any]:
-  """Return each seed's validation loss by the length of the context."""
+  """Return each seed's validation loss in bins of the context's length."""
   return {
     "lengths": bins(config.context),
     "val_loss": [
       nats_by_context(cell.model, params, corpus.val, config.context)
-      for params in trained.trained
+      for params in trained.final_params
     ],
   }
 
@@ -98,11 +106,14 @@ def gradient_flow(
 ) -> list[dict[str, Any]]:
   """Return the gradient norms before and after training, means over seeds."""
   rows = []
-  stages = {"untrained": trained.untrained, "trained": trained.trained}
+  stages = {
+    "untrained": trained.initial_params,
+    "trained": trained.final_params,
+  }
   for stage, seeds in stages.items():
     norms = [
       gradient_norms(
-        CELLS[cell.cell], params, corpus.val, config.gradient_steps
+        CELLS[cell.name], params, corpus.val, config.gradient_steps
       )
       for params in seeds
     ]
@@ -110,14 +121,14 @@ def gradient_flow(
       field: np.mean([seed[field] for seed in norms], axis=0).tolist()
       for field in norms[0]
     }
-    rows.append({"cell": cell.cell, "stage": stage, "norms": means})
+    rows.append({"cell": cell.name, "stage": stage, "norms": means})
   return rows
 
 
 def delayed_recall(
   config: CompareConfig, key: jax.Array, console: Console
 ) -> list[dict[str, Any]]:
-  """Return a row of accuracies for each cell and delay, and print them."""
+  """Train each cell at each delay; return and print each seed's accuracy."""
   sizes = ModelConfig(
     embedding_size=recall.EMBEDDING, hidden_size=config.recall_hidden_size
   )
@@ -144,6 +155,6 @@ def delayed_recall(
           "loss": result.nats,
         }
       )
-      accuracy = ", ".join(f"{share:.2f}" for share in result.accuracy)
+      accuracy = ", ".join(f"{value:.2f}" for value in result.accuracy)
       console.print(f"recall, {name}, delay {delay}: accuracy {accuracy}")
   return rows

@@ -1,4 +1,4 @@
-"""The compared language models: RNN, GRU and LSTM, equal in parameters.
+"""The compared language models: RNN, GRU and LSTM of equal size.
 
 The hidden size of the LSTM is given. Each other cell gets the hidden size whose
 number of parameters, with embedding and readout, is nearest to the LSTM's. At
@@ -22,7 +22,7 @@ NAMES = "rnn", "gru", "lstm"
 class CellModel(NamedTuple):
   """A language model with one layer of a cell."""
 
-  cell: str
+  name: str  # of the cell: one of NAMES
   hidden_size: int
   num_parameters: int
   model: LanguageModel

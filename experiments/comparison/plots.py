@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.analysis.recall import SYMBOLS
-from experiments.comparison.measurements import EQUAL_PARAMETERS, EQUAL_TIME
+from experiments.comparison.measurements import EQUAL_STEPS, EQUAL_TIME
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -54,11 +54,11 @@ def draw(record: Record, path: Path) -> None:
 
 
 def _val_loss(record: Record, panel: Axes) -> None:
-  for run in _select(record["runs"], budget=EQUAL_PARAMETERS):
+  for run in _select(record["runs"], budget=EQUAL_STEPS):
     _losses(run, panel)
   _scale_x(panel, "symlog", linthresh=10)
   panel.set(
-    title="Validation loss, equal parameters",
+    title="Validation loss, equal steps",
     xlabel="training steps",
     ylabel="nats per character",
   )
@@ -67,7 +67,7 @@ def _val_loss(record: Record, panel: Axes) -> None:
 def _val_loss_by_time(record: Record, panel: Axes) -> None:
   for cell, cell_record in record["cells"].items():
     # The LSTM has one run: the other cells get its time.
-    budget = EQUAL_PARAMETERS if cell == "lstm" else EQUAL_TIME
+    budget = EQUAL_STEPS if cell == "lstm" else EQUAL_TIME
     for run in _select(record["runs"], cell=cell, budget=budget):
       _losses(run, panel, cell_record["seconds_per_step"])
   _scale_x(panel, "symlog", linthresh=1)
@@ -80,7 +80,7 @@ def _val_loss_by_time(record: Record, panel: Axes) -> None:
 
 def _words(record: Record, panel: Axes) -> None:
   styles = {"words_in_train": "-", "words_in_val": ":"}
-  for run in _select(record["runs"], budget=EQUAL_PARAMETERS):
+  for run in _select(record["runs"], budget=EQUAL_STEPS):
     steps = [row["step"] for row in run["samples"]]
     for key, style in styles.items():
       shares = [_mean_percent(row[key]) for row in run["samples"]]
@@ -108,7 +108,7 @@ def _words(record: Record, panel: Axes) -> None:
 
 
 def _context(record: Record, panel: Axes) -> None:
-  for run in _select(record["context"], budget=EQUAL_PARAMETERS):
+  for run in _select(record["context"], budget=EQUAL_STEPS):
     losses = np.transpose(run["val_loss"]).tolist()
     _band(panel, run["lengths"], losses, run["cell"])
   _scale_x(panel, "log", base=2)

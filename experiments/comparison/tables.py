@@ -7,12 +7,13 @@ import numpy as np
 from experiments.analysis.recall import SYMBOLS, longest
 
 Record = dict[str, Any]
-LOSS_AT = 0, 100, 1000  # training steps whose validation loss has a column
-GRADIENT_AT = 1, 5, 10, 20, 50, 100, 200  # time steps back with a column
+# The columns of two tables.
+LOSS_AT = 0, 100, 1000  # training steps
+GRADIENT_AT = 1, 5, 10, 20, 50, 100, 200  # time steps back
 
 
 def tables(record: Record) -> dict[str, str]:
-  """Return the title and the text of each table."""
+  """Return {title: table}."""
   seeds = record["config"]["num_seeds"]
   return {
     "Validation loss, nats per character (mean ± standard deviation of "
@@ -77,7 +78,7 @@ def _training(record: Record) -> str:
 
 
 def _text_stats(values: Record) -> list[str]:
-  """Return the last four columns of the table of trainings."""
+  """Return the last four columns of the first table, mean ± std of seeds."""
   return [
     _mean_and_std(values["words_in_train"], 1, 100),
     _mean_and_std(values["words_in_val"], 1, 100),

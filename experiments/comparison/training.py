@@ -43,8 +43,8 @@ class TrainedCell(NamedTuple):
 
   evaluations: list[dict[str, Any]]  # step, val_loss of each seed
   samples: list[dict[str, Any]]  # step, text statistics of each seed, a text
-  untrained: list[LanguageParams]  # the initial weights of each seed
-  trained: list[LanguageParams]  # the final weights of each seed
+  initial_params: list[LanguageParams]  # of each seed
+  final_params: list[LanguageParams]  # of each seed
 
 
 def make_ensemble(
@@ -110,7 +110,7 @@ def train_cell(
   """
   rates = [learning_rate] * len(keys)
   state, train_step = make_ensemble(cell.model, config, num_steps, keys, rates)
-  untrained = _members(state, keys)
+  initial_params = _members(state, keys)
   recorder = _Recorder(cell, corpus, keys, num_steps, on_step)
   recorder.evaluate(0, state)
   state, _ = fit(
@@ -122,7 +122,10 @@ def train_cell(
     evaluate_at=recorder.is_due,
   )
   return TrainedCell(
-    recorder.evaluations, recorder.samples, untrained, _members(state, keys)
+    evaluations=recorder.evaluations,
+    samples=recorder.samples,
+    initial_params=initial_params,
+    final_params=_members(state, keys),
   )
 
 
@@ -176,7 +179,7 @@ def _members(state: TrainState, keys: jax.Array) -> list[LanguageParams]:
 
 def _check_finite(cell: CellModel, name: str, losses: Any, step: int) -> None:
   if not np.isfinite(losses).all():
-    raise Diverged(f"{cell.cell}: the {name} loss is not finite at step {step}")
+    raise Diverged(f"{cell.name}: the {name} loss is not finite at step {step}")
 
 
 def _sample(

@@ -70,7 +70,7 @@ def try_learning_rates(
   }
   finite = {rate: x for rate, x in losses.items() if math.isfinite(x)}
   if not finite:
-    raise Diverged(f"{cell.cell} diverges at each learning rate of {rates}")
+    raise Diverged(f"{cell.name} diverges at each learning rate of {rates}")
   return finite
 
 

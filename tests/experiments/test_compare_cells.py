@@ -39,7 +39,7 @@ def example():
     }
 
   runs = [
-    *(run(name, "equal parameters", 150) for name in NAMES),
+    *(run(name, "equal steps", 150) for name in NAMES),
     run("rnn", "equal time", 170),
     run("gru", "equal time", 140),
   ]
@@ -99,7 +99,7 @@ def test_the_tables_are_markdown_with_means_and_deviations():
   training, context, recall, gradient_flow = tables(example()).values()
   rows = [line.split(" | ") for line in training.splitlines()]
   assert len({len(row) for row in rows}) == 1
-  assert rows[2][0] == "| rnn, equal parameters"
+  assert rows[2][0] == "| rnn, equal steps"
   assert rows[2][1:4] == ["12", "1,904", "150"]
   assert rows[2][4:7] == ["4.000 ± 0.000", "2.100 ± 0.141", "1.2500 ± 0.3536"]
   assert rows[2][7:] == ["60.0 ± 14.1", "25.0 ± 0.0", "30.0", "– |"]
@@ -141,7 +141,7 @@ def test_an_interrupted_comparison_with_a_norm_of_zero_is_reported(
   record["gradient_flow"] = record["gradient_flow"][:2]
   record["gradient_flow"][0]["norms"]["h"][-1] = 0.0
   compare_cells.report(record, tmp_path, console)
-  assert "rnn, equal parameters" in console.file.getvalue()
+  assert "rnn, equal steps" in console.file.getvalue()
   assert (tmp_path / "comparison.png").stat().st_size > 10_000
 
 

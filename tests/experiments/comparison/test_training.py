@@ -38,7 +38,8 @@ def test_a_cell_is_trained_and_its_losses_are_those_of_its_weights(
   assert all(loss > 0 and rate > 0 for _, loss, rate in progress)
   rows = trained.evaluations
   assert [row["step"] for row in rows] == [0, 10, 20, 30]
-  for row, seeds in ((rows[0], trained.untrained), (rows[-1], trained.trained)):
+  weights = trained.initial_params, trained.final_params
+  for row, seeds in zip((rows[0], rows[-1]), weights, strict=True):
     expected = [
       stateful_loss(cell.model, params, corpus.val) for params in seeds
     ]
