@@ -10,11 +10,11 @@ from lstm_jax.cells.affine import is_token
 
 
 def check_params(project: Callable[..., Any], params: Any) -> None:
-  """Raise ValueError unless params have the type of the cell's own.
+  """Raise ValueError unless params have the type that the cell takes.
 
   Args:
-    project: that of the cell, which annotates the type of its params. A cell
-      without annotations takes any.
+    project: the cell's. The type is the annotation of its first argument; if
+      there is none, any type is accepted.
     params: the weights.
   """
   parameters = inspect.signature(project).parameters.values()
@@ -37,11 +37,11 @@ def check_inputs(
   """Raise ValueError unless the state and x fit the weights and each other.
 
   Args:
-    name: what the message calls x.
-    initial_state: that of the cell.
+    name: the name of x in the error message.
+    initial_state: the cell's.
     params: the weights.
-    state: must have the type of the initial state, and its shapes for the
-      batch axes B of state.h.
+    state: must have the type and the shapes of the initial state for the batch
+      axes B of state.h.
     x: must be floats [*leading, *B, D] or integer tokens [*leading, *B].
     leading: the axes of x that the state does not have: (T,), or none.
   """
@@ -62,12 +62,12 @@ def check_inputs(
   if x.shape != expected:
     raise ValueError(
       f"{name} must be {kind} {_axes(expected)}, got {x.shape}"
-      + axis_order(bool(leading) and x.shape[:1] == batch)
+      + time_major_hint(bool(leading) and x.shape[:1] == batch)
     )
 
 
-def axis_order(exchanged: bool) -> str:
-  """Return the end of a message about a shape whose T and B are exchanged."""
+def time_major_hint(exchanged: bool) -> str:
+  """Return what to add to an error message if T and B are exchanged."""
   return "; inputs [B, T, D] need time_major=False" if exchanged else ""
 
 

@@ -131,7 +131,7 @@ def parameter_gradients(
   residuals: LSTMResiduals,
   da: jax.Array,
 ) -> tuple[CoupledLSTMParams, jax.Array | None]:
-  """Return (d_params, dx), summed over all leading axes of da [..., 3H]."""
+  """Return (d_params, dx); d_params are sums over the rows of da [..., 3H]."""
   del residuals  # da is the cotangent of h W_h as well
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)

@@ -157,7 +157,7 @@ def parameter_gradients(
   residuals: GRUResiduals,
   da: jax.Array,
 ) -> tuple[GRUParams, jax.Array | None]:
-  """Return (d_params, dx), summed over all leading axes of da [..., 3H]."""
+  """Return (d_params, dx); d_params are sums over the rows of da [..., 3H]."""
   du, ds = _through_reset(residuals, da)
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, du, params.w_h.dtype)

@@ -15,14 +15,16 @@ Backward, from dh' and dc'
   dc₊  = dc' + N'(dy ⊙ γ_c)                  dγₕ  = Σ da ⊙ û,   û = N(h W_h)
   da   = [dc₊, dc₊, dc₊, dh'] ⊙ ∂            dγₓ  = Σ da ⊙ x̂,   x̂ = N(x W_x)
   du   = N'(da ⊙ γₕ)                         dW_h = Σ hᵀ du
-  dh   = du W_hᵀ                             dW_x = Σ xᵀ N'(da ⊙ γₓ)
-  dc   = dc₊ ⊙ f                             db   = Σ da,   db_c = Σ dy
+  dh   = du W_hᵀ                             duₓ  = N'(da ⊙ γₓ)
+  dc   = dc₊ ⊙ f                             dW_x = Σ xᵀ duₓ
+  dx   = duₓ W_xᵀ                            db   = Σ da,   db_c = Σ dy
 
   N'(dû) = (dû − mean dû − û mean(dû ⊙ û)) / √(var u + ε)
 
-with ∂ the local gradients [∂c'/∂aᵢ, ∂c'/∂a_f, ∂c'/∂a_g, ∂h'/∂aₒ].
-The backward scan returns dy for every time step beside da. The weights'
-gradients recompute x̂: one more product, and T·B·4H fewer numbers to save.
+with ∂ the local gradients [∂c'/∂aᵢ, ∂c'/∂a_f, ∂c'/∂a_g, ∂h'/∂aₒ], and û and var
+u in N' those of the vector that N normalised in the forward pass. The backward
+scan returns dy for every time step beside da. The weights' gradients recompute
+x̂: one more product, and T·B·4H fewer numbers to save.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -150,7 +152,7 @@ def parameter_gradients(
   da: jax.Array,
   dy: jax.Array,
 ) -> tuple[LayerNormLSTMParams, jax.Array | None]:
-  """Return (d_params, dx), summed over all leading axes of da [..., 4H]."""
+  """Return (d_params, dx); d_params are sums over the rows of da [..., 4H]."""
   du = _through_norm(params, residuals, da)
   dw_h = outer(h, du, params.w_h.dtype)
   normal, scale = _normalised_input(params, x)
@@ -214,9 +216,11 @@ def init(
     ValueError: a size is below 1.
   """
   w_x, w_h, b = lstm.init(key, input_size, hidden_size, dtype)
-  gain, gain_c = jnp.ones_like(b), jnp.ones(hidden_size, dtype)
+  # Two arrays: JAX refuses to donate one array twice.
+  gain_x, gain_h = jnp.ones_like(b), jnp.ones_like(b)
+  gain_c = jnp.ones(hidden_size, dtype)
   b_c = jnp.zeros_like(gain_c)
-  return LayerNormLSTMParams(w_x, w_h, b, gain, gain, gain_c, b_c)
+  return LayerNormLSTMParams(w_x, w_h, b, gain_x, gain_h, gain_c, b_c)
 
 
 initial_state = lstm.initial_state

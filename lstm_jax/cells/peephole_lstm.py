@@ -136,7 +136,7 @@ def parameter_gradients(
   residuals: PeepholeLSTMResiduals,
   da: jax.Array,
 ) -> tuple[PeepholeLSTMParams, jax.Array | None]:
-  """Return (d_params, dx), summed over all leading axes of da [..., 4H]."""
+  """Return (d_params, dx); d_params are sums over the rows of da [..., 4H]."""
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   dai, daf, _, dao = jnp.split(da, 4, axis=-1)

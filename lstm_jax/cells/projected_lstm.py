@@ -136,7 +136,7 @@ def parameter_gradients(
   da: jax.Array,
   dh_next: jax.Array,
 ) -> tuple[ProjectedLSTMParams, jax.Array | None]:
-  """Return (d_params, dx), summed over all leading axes of da [..., 4H]."""
+  """Return (d_params, dx); d_params are sums over the rows of da [..., 4H]."""
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   dw_r = outer(residuals.m, dh_next, params.w_r.dtype)

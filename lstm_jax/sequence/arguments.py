@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.checks import axis_order, check_inputs, check_params
+from lstm_jax.cells.checks import check_inputs, check_params, time_major_hint
 
 
 def exchange_axes(*arrays: Any) -> Any:
@@ -63,7 +63,7 @@ def combined_mask(
     raise ValueError(
       f"lengths must be integers {list(step_shape[1:])}, "
       f"got {lengths.dtype} {lengths.shape}"
-      + axis_order(lengths.shape == step_shape[:1])
+      + time_major_hint(lengths.shape == step_shape[:1])
     )
   steps = jnp.arange(step_shape[0], dtype=lengths.dtype)
   steps = steps.reshape(-1, *(1 for _ in step_shape[1:]))
@@ -80,7 +80,7 @@ def bool_array(
     raise ValueError(
       f"{name} must be bool {list(step_shape)}, "
       f"got {values.dtype} {values.shape}"
-      + axis_order(values.shape == step_shape[1::-1])
+      + time_major_hint(values.shape == step_shape[1::-1])
     )
   return values
 

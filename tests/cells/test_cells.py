@@ -148,6 +148,17 @@ def test_states_keep_dtypes_and_cotangents_have_those_of_their_primals(
 
 
 @ROWS
+def test_initial_weights_and_states_can_be_donated(row, key):
+  params = row.cell.init(key, D, H)
+  args = params, row.cell.initial_state(params, (B,))
+  double = partial(jax.tree.map, lambda leaf: 2 * leaf)
+  expected = double(args)
+  found = jax.jit(double, donate_argnums=0)(args)
+  assert worst(found, expected) == 0
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(args))
+
+
+@ROWS
 def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
   hidden, size = 32, 500
   params = row.cell.init(key, size, hidden)
