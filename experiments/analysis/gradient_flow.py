@@ -26,7 +26,9 @@ from lstm_jax.cells.cell import Cell, State
 from lstm_jax.cells.precision import upcast
 from lstm_jax.language import LanguageParams, cross_entropy
 
-CHUNK = 1024  # predictions at once: fast products in bounded memory
+# Predictions computed at once: few enough for the memory, and enough for matrix
+# products at full speed.
+CHUNK = 1024
 
 
 def gradient_paths(
@@ -41,7 +43,7 @@ def gradient_paths(
   Args:
     cell: the cell of every layer.
     params: the model's weights.
-    layers: what `trace_layers` returns for these tokens.
+    layers: the layers that `trace_layers` returns for these tokens.
     tokens: the text, integers [N].
     window: W ≥ 1.
 
@@ -65,7 +67,7 @@ def gradient_paths(
 def _d_top(
   params: LanguageParams, hs: jax.Array, targets: jax.Array
 ) -> jax.Array:
-  """Return ∂ log p(target)/∂h, [N, H], through the readout alone."""
+  """Return ∂ log p(target)/∂h of the top layer's outputs hs, [N, H]."""
 
   def log_p(hs):
     logits = affine(hs, readout(params), params.bias)
@@ -85,8 +87,8 @@ def _norms(
 ) -> tuple[State, ...]:
   """Return each layer's norms [M, W], of the predictions at times t [M]."""
 
-  def body(d_states, back):
-    index = (times - back).clip(0)
+  def body(d_states, k):
+    index = (times - k).clip(0)  # the time steps t − k
     d_before, norms, dx_above = [], [], None
     for layer, d in zip(reversed(layers), reversed(d_states), strict=True):
       xs, h, gates, residuals = jax.tree.map(
@@ -102,7 +104,7 @@ def _norms(
         layer.params, xs, h, residuals, *das
       )
       d_before.append(before)
-    in_text = times >= back
+    in_text = times >= k
     norms = jax.tree.map(lambda n: jnp.where(in_text, n, 0), norms[::-1])
     return tuple(d_before[::-1]), tuple(norms)
 

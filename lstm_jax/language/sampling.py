@@ -72,7 +72,8 @@ def sample(
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
   if len(set(suppress_tokens)) >= len(params.bias):
     raise ValueError(
-      f"suppress_tokens must leave at least one of {len(params.bias)} tokens"
+      f"suppress_tokens must leave at least one of {len(params.bias)} tokens, "
+      "got all of them"
     )
   prompts = np.repeat(np.asarray(prompt, np.int32)[:, None], num_samples, 1)
   options = int(length), float(temperature), top_k, top_p, suppress_tokens
