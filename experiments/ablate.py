@@ -30,6 +30,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus, text_sha256
+from experiments.trainer.devices import share_batches
 from experiments.trainer.effects import RULES, without_effect
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
@@ -67,6 +68,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   if not job.run:
     raise ValueError("--run must be the directory of the runs, got none")
   configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
+  shared = share_batches([*configs.values()])
+  configs = dict(zip(configs, shared, strict=True))
   sha256 = _check(configs)
   path, stopped_by = Path(job.run) / RECORD, None
   rows = [] if job.overwrite else _read_rows(path, config, sha256, console)

@@ -30,11 +30,13 @@ from experiments.cli import (
 from experiments.trainer import corpus_path, multihost, run_dir
 from experiments.trainer.checkpoint import restore
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.devices import share_batches
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.loop import Observer, fit
+from experiments.trainer.records import replace
 from experiments.trainer.resources import (
   Tracer,
   advise_batch_size,
@@ -91,8 +93,13 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
     return _train(setup, console, trace_steps)
   except jax.errors.JaxRuntimeError as error:
     exhausted = "RESOURCE_EXHAUSTED", "Out of memory"
-    if setup.mesh or not any(text in str(error) for text in exhausted):
+    if not any(text in str(error) for text in exhausted):
       raise
+    if setup.mesh:
+      if jax.default_backend() != "cpu":
+        raise
+      # CPU devices share one memory: all take about what one device takes.
+      setup = make_setup(replace(config, mesh="", devices="1"))
     advice = advise_batch_size(setup, available_memory())
     raise ValueError(f"out of memory: {advice}") from None
 
@@ -255,6 +262,8 @@ def main() -> int:
   """Read the flags, connect to other processes if there are any, and run."""
   multihost.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
   config = config_from_flags(TrainConfig(), FLAGS)
+  if not DRY_RUN.value:  # which is for one device
+    (config,) = share_batches([config])
   console = make_console()
   console.quiet = not multihost.is_first()
   if DRY_RUN.value and TRACE_STEPS.value:

@@ -22,9 +22,10 @@ def environment(*, cached=True):
 
 
 def start(module, *arguments, devices=1):
-  """Start `python -m module`, with that many simulated CPU devices."""
-  flag = f"--xla_force_host_platform_device_count={devices}"
-  flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+  """Start `python -m module`, with that many CPU devices; None for its own."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  if devices:
+    flags += f" --xla_force_host_platform_device_count={devices}"
   return subprocess.Popen(
     [sys.executable, "-m", module, *map(str, arguments)],
     cwd=ROOT,

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import kept_if_piped
@@ -35,6 +35,7 @@ from lstm_jax.training import (
   state_shardings,
 )
 from lstm_jax.training.optimizer import learning_rate
+from lstm_jax.training.sharding import MODEL
 
 Tree = TypeVar("Tree")
 
@@ -204,10 +205,14 @@ def heading(setup: TrainSetup) -> str:
   )
 
 
-def format_mesh(mesh: Mesh | None) -> str:
+def format_mesh(mesh: Mesh | AbstractMesh | None) -> str:
   """Return what the line on devices says of a mesh."""
   if not mesh:
     return ""
-  sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+  text = ": 1 device"
+  if mesh.size > 1:
+    text = f": {mesh.size} devices share each batch"
+  if mesh.shape[MODEL] > 1:
+    text += f", and {mesh.shape[MODEL]} the weights"
   count = jax.process_count()
-  return f": {sizes}, in {count} process{'es' * (count > 1)}"
+  return text + (f", in {count} processes" if count > 1 else "")

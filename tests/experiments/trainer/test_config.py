@@ -25,7 +25,7 @@ def change(leaf):
   if leaf.kind is bool:
     return not leaf.value
   if leaf.kind is str:
-    return "data:1" if leaf.name == "mesh" else "other"
+    return {"mesh": "data:1", "devices": "1"}.get(leaf.name, "other")
   if leaf.repeated:
     return [0.25, 0.5]
   usual = leaf.value or 0

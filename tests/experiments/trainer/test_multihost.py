@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from experiments import collectives, sweep, train
 from experiments.trainer import multihost, resources
@@ -111,9 +112,11 @@ def test_a_configuration_refuses_a_mesh_that_does_not_fit(
 
 
 def test_the_line_of_the_device_has_the_mesh():
-  mesh = make_mesh({"data": 1})
-  assert format_mesh(mesh) == ": data 1 × model 1, in 1 process"
   assert format_mesh(None) == ""
+  assert format_mesh(make_mesh({"data": 1})) == ": 1 device"
+  mesh = AbstractMesh((4, 2), ("data", "model"))
+  text = ": 8 devices share each batch, and 2 the weights"
+  assert format_mesh(mesh) == text
 
 
 def test_one_device_communicates_nothing(finished_config, config, console):
@@ -179,7 +182,7 @@ def test_two_processes_train_as_one_and_the_first_writes(shared, console):
   both = finish(*joining(shared, 2))
   assert [(status, errors) for status, _, errors in both] == [(0, "")] * 2
   first, second = (output for _, output, _ in both)
-  assert "cpu, cpu: data 2 × model 1, in 2 processes\n" in first
+  assert "cpu, cpu: 2 devices share each batch, in 2 processes\n" in first
   assert "best validation loss" in first and "test loss" in first
   assert "loss" not in second  # Gloo itself prints who is connected
   trained = load(one.directory.parent / "run")

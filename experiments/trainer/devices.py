@@ -1,0 +1,128 @@
+"""The CPU devices that share a training: how many, and what starts them.
+
+XLA computes the small products of a time step on all cores, but hands them out
+and waits for them at every step, and computes most other operations on one
+core. JAX can show a CPU as several devices. Each then trains on its share of
+the batch, the gradients are added up once in a training step, and the results
+are those of one device but for rounding. What the two ways take, for the Adam
+step of a language model on two cores (T 64, batch size 32, milliseconds):
+
+  lstm      one device  two      gru       one device  two
+    H 64           2.4  2.1        H 128          6.0  4.8
+    H 128          5.8  5.1        H 256         18.4 11.1
+    H 256         18.6 13.4        H 512         46.0 36.7
+    H 512         52.2 43.9        H 1024         131  157
+    H 640         71.8 61.3      rnn
+    H 768         97.8 99.9        H 128          2.2  2.5
+    H 256, B 8     6.0  6.9        H 256          5.2  4.5
+    H 256, B 64   38.0 26.7        H 1024        55.7 45.9
+
+(2 cores of an AMD EPYC (Zen 5), jax 0.12.0.1, float32, V 65, one layer.) Every
+device reads all weights at every time step, so that matrices which fill the
+cache are read more slowly by two devices than by one.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from experiments.trainer.config import AUTO, TrainConfig
+from experiments.trainer.records import replace
+from experiments.trainer.run_dir import read_config
+from lstm_jax.language.params import init_params
+
+MIN_ROWS = 16  # sequences of a batch on each device
+MIN_RECURRENT = 2**15  # elements of a layer's recurrent weights
+MAX_MATRIX = 2**21  # elements of any matrix of the layers
+FORCED = "xla_force_host_platform_device_count"  # in XLA_FLAGS
+
+
+def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
+  """Start JAX's CPU devices; return the configurations with their meshes.
+
+  A configuration that needs one device, or has a mesh, is returned as it is; on
+  a GPU all are. It must be called before JAX starts a device.
+
+  Args:
+    configs: of all trainings of this process.
+
+  Raises:
+    ValueError: --devices does not divide a batch size, is for another kind of
+      device than a CPU, or is given with several processes.
+  """
+  counts = [0 if config.job.mesh else num_devices(config) for config in configs]
+  most = max(counts)
+  explicit = any(config.job.devices != AUTO for config in configs)
+  if most < 2:
+    return list(configs)
+  if jax.distributed.is_initialized():
+    if explicit:
+      raise ValueError("--devices is for one process: pass --mesh for several")
+    return list(configs)
+  if not explicit and FORCED in os.environ.get("XLA_FLAGS", ""):
+    return list(configs)
+  if FORCED not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", most)
+  if jax.default_backend() != "cpu":
+    if explicit:
+      raise ValueError(
+        f"--devices is for CPUs, got --devices={most} on a "
+        f"{jax.default_backend()}: pass --mesh=data:{most}"
+      )
+    return list(configs)
+  return [
+    replace(config, mesh=f"data:{most}", devices=str(most))
+    if count == most
+    else config
+    for config, count in zip(configs, counts, strict=True)
+  ]
+
+
+def num_devices(config: TrainConfig) -> int:
+  """Return how many CPU devices share a training.
+
+  It is the number of --devices; for auto, that which an unfinished run was
+  started with, or else all cores or one.
+  """
+  job = config.job
+  if job.devices != AUTO:
+    return int(job.devices)
+  if job.run and job.resume and not job.overwrite:
+    record = read_config(Path(job.run))
+    if record:
+      devices = str(record["devices"])
+      return int(devices) if devices.isdecimal() else 1
+  cores = num_cores()
+  return cores if pays(config, cores) else 1
+
+
+def num_cores() -> int:
+  """Return the number of cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def pays(config: TrainConfig, count: int) -> bool:
+  """Return whether so many CPU devices are known to be faster than one.
+
+  They are not for words: the readout of 10,000 words is one large product,
+  which XLA computes on all cores by itself.
+  """
+  batching = config.batching
+  batch_sizes = {batching.batch_size, batching.late_batch_size} - {0}
+  fit = all(
+    size % count == 0 and size >= MIN_ROWS * count for size in batch_sizes
+  )
+  if count < 2 or not fit or config.data.tokenizer == "word":
+    return False
+  if config.model.implementation == "mosaic_gpu":
+    return False
+  key = jax.eval_shape(jax.random.key, 0)  # a key itself would start a device
+  layers = jax.eval_shape(partial(init_params, config.model, 1), key).layers
+  largest = max(leaf.size for leaf in jax.tree.leaves(layers))
+  recurrent = min(layer.w_h.size for layer in layers)
+  return recurrent >= MIN_RECURRENT and largest <= MAX_MATRIX

@@ -1,0 +1,134 @@
+"""How many CPU devices share a training, and that the results are those of one.
+
+Timings are in the docstring of `experiments.trainer.devices`.
+"""
+
+import json
+import shutil
+
+import jax
+import pytest
+
+from experiments.trainer import devices
+from experiments.trainer.config import CELLS, TrainConfig
+from experiments.trainer.devices import num_devices, pays, share_batches
+from experiments.trainer.records import replace, to_record
+from experiments.trainer.run_dir import read_config
+from tests.experiments.trainer.resuming import last_checksums, read_rows
+from tests.processes import finish, start
+
+ROUNDING = 1e-5  # nats; the training is in float32
+
+
+def changed(**values):
+  return replace(TrainConfig(), **values)
+
+
+@pytest.mark.parametrize(
+  ("values", "count", "expected"),
+  [
+    ({}, 2, True),  # 1 × 256, batch size 32
+    ({}, 1, False),
+    ({}, 4, False),  # 8 sequences each
+    ({"batch_size": 64}, 4, True),
+    ({"batch_size": 63}, 2, False),
+    ({"late_batch_size": 31}, 2, False),
+    ({"late_batch_size": 64}, 2, True),
+    ({"hidden_size": 32}, 2, False),
+    ({"hidden_size": 640}, 2, True),
+    ({"hidden_size": 768}, 2, False),
+    ({"hidden_size": 128, "cell": CELLS["rnn"]}, 2, False),
+    ({"hidden_size": 1024, "cell": CELLS["rnn"]}, 2, True),
+    ({"hidden_size": 1024, "cell": CELLS["gru"]}, 2, False),
+    ({"tokenizer": "word"}, 2, False),
+    ({"implementation": "mosaic_gpu"}, 2, False),
+  ],
+)
+def test_devices_share_batches_of_the_sizes_that_were_measured(
+  values, count, expected
+):
+  assert pays(changed(**values), count) == expected
+
+
+def test_auto_takes_all_cores_or_one(monkeypatch):
+  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  assert num_devices(TrainConfig()) == 2
+  assert num_devices(changed(hidden_size=8)) == 1
+  monkeypatch.setattr(devices, "num_cores", lambda: 64)
+  assert num_devices(TrainConfig()) == 1
+  assert num_devices(changed(devices="8")) == 8
+
+
+def test_a_run_resumes_on_as_many_devices_as_it_started_on(
+  monkeypatch, tmp_path
+):
+  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  config = changed(run=str(tmp_path))
+  for recorded, expected in (("3", 3), ("1", 1), ("auto", 1)):
+    record = to_record(config) | {"devices": recorded}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert num_devices(config) == expected
+    assert num_devices(replace(config, overwrite=True)) == 2
+    assert num_devices(replace(config, devices="5")) == 5
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"devices": "all"}, "devices must be auto or a number .*, got 'all'"),
+    ({"devices": "0"}, "devices must be auto or a number .*, got '0'"),
+    ({"devices": "-1"}, "devices must be auto or a number .*, got '-1'"),
+    ({"devices": "2", "mesh": "data:4"}, "devices=2 and mesh='data:4' must"),
+  ],
+)
+def test_devices_that_are_no_number_or_no_mesh_are_refused(values, message):
+  with pytest.raises(ValueError, match=message):
+    changed(**values)
+
+
+def test_configurations_that_need_one_device_are_returned_as_they_are():
+  meshed = changed(mesh="data:2")
+  configs = [changed(hidden_size=8), changed(devices="1"), meshed]
+  assert share_batches(configs) == configs
+
+
+def test_several_processes_need_a_mesh(monkeypatch):
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  assert share_batches([TrainConfig()]) == [TrainConfig()]
+  with pytest.raises(ValueError, match=r"one process: pass --mesh for several"):
+    share_batches([changed(devices="2")])
+
+
+def train(config, **flags):
+  """Run the program in a process of its own; return what it prints."""
+  record = to_record(config) | flags
+  default = to_record(TrainConfig())
+  arguments = [f"--{n}={v}" for n, v in record.items() if v != default[n]]
+  process = start("experiments.train", *arguments, devices=None)
+  ((status, output, errors),) = finish(process)
+  assert (status, errors) == (0, "")
+  return output
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_two_devices_train_as_one_and_resume_bit_for_bit(config, tmp_path):
+  config = replace(config, batch_size=4)
+  assert ": 2 devices" not in train(config, run=str(tmp_path / "one"))
+  flags = {"run": str(tmp_path / "two")}
+  output = train(config, **flags, devices="2")
+  assert "cpu, cpu: 2 devices share each batch\n" in output
+  record = read_config(tmp_path / "two")
+  assert (record["devices"], record["mesh"]) == ("2", "data:2")
+  one, two = (
+    [row["val_loss"] for row in read_rows(tmp_path / name) if "val_loss" in row]
+    for name in ("one", "two")
+  )
+  assert one == pytest.approx(two, abs=ROUNDING)
+  step, arrays = last_checksums(tmp_path / "two")
+  (tmp_path / "two/result.json").unlink()
+  shutil.rmtree(tmp_path / f"two/checkpoints/{step}")
+  output = train(config, **flags)
+  assert ": 2 devices share each batch\n" in output and "resumed" in output
+  assert last_checksums(tmp_path / "two") == (step, arrays)
