@@ -218,6 +218,24 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
   assert "are the best of 4 settings on the 300 tokens" in printed
 
 
+def test_the_choice_on_several_cores_is_that_on_one(run, monkeypatch):
+  trained = load(run)
+  data = trained.config.data
+  texts = split(read_text(data.corpus), data.val_fraction)
+  before, tokens = map(trained.tokenizer.encode, texts)
+
+  def results(cores):
+    monkeypatch.setattr(dynamic_eval.os, "cpu_count", lambda: cores)
+    fixed = dynamic_eval.FixedSettings()
+    return dynamic_eval.evaluate_dynamically(
+      trained.model, trained.params, before, tokens, fixed
+    )
+
+  (choice, nats), (expected, expected_nats) = results(4), results(1)
+  assert choice == expected
+  assert (nats == expected_nats).all()
+
+
 @pytest.mark.parametrize(
   "change",
   [
