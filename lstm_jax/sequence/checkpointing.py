@@ -57,23 +57,21 @@ from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
 from lstm_jax.sequence.scan import (
+  MANY_ROWS,
   ScanOptions,
   SequenceResiduals,
   backward,
   before_steps,
   cast_operands,
   forward,
-  forward_step,
   scan_sequence,
   scan_states,
-  scan_steps,
 )
 from lstm_jax.sequence.wrappers import masked
 
 Policy = ResidualPolicy | Literal["all"]  # "all": nothing is recomputed
 
 ROWS = 1024  # rows with which a matrix product runs at full speed
-MANY_ROWS = 8192  # from here on, chunks are faster on a CPU
 SYMBOLIC = 32  # C where T or B is symbolic: 1,024 rows at B 32
 
 
@@ -188,7 +186,13 @@ def _scan_chunks(
   extras: tuple,
 ) -> tuple[State, jax.Array]:
   """Return (state, hs) of a sequence whose T is a multiple of `chunk`."""
-  return scan_steps(forward_step(cell), options, params, state, xs, extras)
+
+  def body(state, inputs):
+    return scan_sequence(cell, options, params, state, *inputs)
+
+  inputs = _split((xs, extras), chunk)
+  last, hs = lax.scan(body, state, inputs, reverse=options.reverse)
+  return last, _joined(hs)
 
 
 def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):

@@ -1,0 +1,88 @@
+"""Outputs alone: the input product of many steps comes before their loop."""
+
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import Explicit, Step, lstm, unroll
+from lstm_jax.sequence import scan
+from tests.contract import LSTM_EVERY_DAY
+from tests.draws import B, D, H, T, arguments, worst
+
+PROJECTS_FIRST = jax.__version_info__ >= (0, 12)
+OPTIONS: dict[str, dict[str, Any]] = {
+  "plain": {},
+  "reverse": {"reverse": True},
+  "masked": {
+    "lengths": jnp.array([T, 0, 2]),
+    "reset": jnp.arange(T * B).reshape(T, B) % 4 == 0,
+  },
+}
+ADJOINTS = [Explicit(), Explicit(chunk=2), Explicit("recompute", 2)]
+
+
+@pytest.fixture
+def projecting(monkeypatch):
+  """Compute the input products first, whatever the sizes and the version."""
+  calls = []
+
+  def always(*_):
+    calls.append(True)
+    return True
+
+  monkeypatch.setattr(scan, "_projects_first", always)
+  yield
+  assert calls
+
+
+def compiled(steps, batch, size, hidden, **options):
+  """Return the program of an LSTM's outputs alone, lowered."""
+  shapes = jax.eval_shape(
+    lambda k: lstm.init(k, size, hidden, jnp.float32), jax.random.key(0)
+  )
+  xs = jax.ShapeDtypeStruct((steps, batch, size), jnp.float32)
+
+  def outputs(params, xs):
+    return unroll(lstm, params, None, xs, **options)[1]
+
+  return jax.jit(outputs).lower(shapes, xs)
+
+
+@LSTM_EVERY_DAY
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+@pytest.mark.usefixtures("projecting")
+def test_outputs_are_those_of_the_loop_over_steps(cell, options, adjoint, key):
+  inputs = arguments(cell, key)
+  run = partial(unroll, cell, *inputs, **OPTIONS[options])
+  assert worst(run(adjoint=adjoint), run(adjoint=Step())) < 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 2, T])
+@pytest.mark.usefixtures("projecting")
+def test_outputs_of_tokens(steps, key):
+  params, state, _ = arguments(lstm, key)
+  tokens = jax.random.randint(key, (steps, B), 0, D)
+  run = partial(unroll, lstm, params, state, tokens)
+  assert worst(run(), run(adjoint=Step())) < 1e-12
+
+
+def test_the_input_product_is_outside_of_the_loop():
+  text = compiled(T, B, D, H).as_text()
+  products = re.findall(r"dot_general.*: \(tensor<(\S+)xf32>, (\S+)\)", text)
+  rows = {x for x, w in products if w == f"tensor<{D}x{4 * H}xf32>"}
+  steps = f"{T}x" if PROJECTS_FIRST else ""
+  assert rows == {f"{steps}{B}x{D}"}
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_outputs_of_a_long_sequence_need_little_memory(batch):
+  steps, hidden = 65_536 // batch, 16
+  program = compiled(steps, batch, hidden, hidden).compile()
+  reserved = program.memory_analysis().temp_size_in_bytes
+  products = 4 * steps * batch * 4 * hidden
+  assert reserved < products / 2  # hs, copied once, are a quarter
