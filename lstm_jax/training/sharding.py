@@ -43,6 +43,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.averaging import Average
 from lstm_jax.training.train_step import (
@@ -223,6 +224,10 @@ def make_mesh_train_step(
     placed = place((tokens, targets), (batch, batch))
     if key is not None:
       key = place(jax.random.key_data(key), replicated)
+    if is_cpu():
+      # With several steps in the queue, one CPU device can wait for another for
+      # ever, which cannot start (jax 0.10.2: after less than 2,000 steps).
+      jax.block_until_ready(state.step)
     return compiled(state._replace(carry=carry), *placed, key)
 
   return train_step

@@ -2,10 +2,12 @@
 
   python -m tests.training.many_devices simulated OUT
   python -m tests.training.many_devices joined OUT PORT PROCESSES ID
+  python -m tests.training.many_devices queued OUT
 
 The first compares meshes of eight simulated devices with one of them. The
 second is one of PROCESSES that train on one mesh; process 0 compares that with
-a training on its own device. What they find goes to the file OUT.
+a training on its own device. The third never reads what its training steps
+return. What they find goes to the file OUT.
 """
 
 import json
@@ -47,6 +49,7 @@ from tests.draws import worst
 V, E, H, B, T = 11, 5, 12, 16, 4
 LARGE = 40  # words, more than a device's tokens
 UPDATES = 7  # of 3 blocks an epoch: the state begins at zero twice more
+MANY = 10_000  # training steps
 STREAMS = make_batches(np.arange(B * T * 3 + 1, dtype=np.int32) ** 2 % V, B, T)
 DEEP = (
   ModelConfig(embedding_size=E, hidden_size=H, num_layers=2, dtype=jnp.float64),
@@ -186,10 +189,26 @@ def joined(port, processes, index):
   return differences(TIED, mesh, one)
 
 
+def queued():
+  """Return the steps of a training that were made, without a look at any."""
+  mesh = make_mesh({"data": 2})
+  model = language_model(ModelConfig(hidden_size=16), V, groups=2)
+  optimizer = make_optimizer(OptimizerConfig(), MANY)
+  params = model.init(jax.random.key(0))
+  state = init_state(model, optimizer, params, batch_size=32)
+  shardings = state_shardings(mesh, optimizer, state)
+  step = make_mesh_train_step(mesh, model, optimizer, shardings=shardings)
+  state, tokens = place(state, shardings), np.zeros((64, 32), np.int32)
+  for _ in range(MANY):
+    state, _ = step(state, tokens, tokens)
+  return int(state.step)
+
+
 def main():
   mode, out, *arguments = sys.argv[1:]
   jax.config.update("jax_enable_x64", True)
-  result = {"simulated": simulated, "joined": joined}[mode](*arguments)
+  modes = {"simulated": simulated, "joined": joined, "queued": queued}
+  result = modes[mode](*arguments)
   if jax.process_index() == 0:
     with open(out, "w") as file:
       json.dump(result, file)

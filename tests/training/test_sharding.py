@@ -10,6 +10,7 @@ from tests.processes import finish, free_port, start
 from tests.training.many_devices import (
   DEEP,
   LARGE,
+  MANY,
   TIED,
   UPDATES,
   WORDS,
@@ -140,3 +141,14 @@ def test_four_processes_compute_what_one_does(tmp_path):
   pieces = H * 4 * H + V * H  # w_h, and E that is the readout too
   assert held == count(TIED) - pieces // 2
   assert not any(looped for _, _, looped in sent)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_training_steps_in_a_row_do_not_wait_for_ever(tmp_path):
+  """On jax 0.10 devices did where many steps were waiting to be computed."""
+  out = tmp_path / "found.json"
+  process = start(SCRIPT, "queued", out, devices=2)
+  ((status, _, errors),) = finish(process)
+  assert status == 0, errors
+  assert json.loads(out.read_text()) == MANY
