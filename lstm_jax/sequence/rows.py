@@ -20,6 +20,7 @@ from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.platform import is_cpu
 
 STEPS = 4  # time steps of one iteration of the loop for GPUs
+FEW = 4  # so many time steps take no loop on a CPU
 
 
 def scan_rows(
@@ -40,8 +41,28 @@ def scan_rows(
     (carry after the last step, new rows [T, ...], ys); `separate` gives the
     tree of ys, or of one step of it.
   """
-  scan = _scan_without_copies if is_cpu() else _scan_with_few_kernels
+  steps = rows.shape[0]  # a symbolic T has no len
+  few = isinstance(steps, int) and steps <= FEW
+  if not is_cpu():
+    scan = _scan_with_few_kernels
+  else:
+    scan = _scan_in_no_loop if few else _scan_without_copies
   return scan(f, carry, rows, xs, reverse)
+
+
+def _scan_in_no_loop(f, carry, rows, xs, reverse):
+  """Scan as `scan_rows` does, with the time steps one after the other.
+
+  A loop inside that over chunks (`checkpointing`) would write zeros to its
+  outputs first, and would copy its row and its carry at every step.
+  """
+  steps = len(rows)
+  made: list[Any] = [None] * steps
+  for t in range(steps)[:: -1 if reverse else 1]:
+    x = jax.tree.map(itemgetter(t), xs)
+    carry, row, y = f(carry, rows[t], x)
+    made[t] = row.astype(rows.dtype), y
+  return carry, *jax.tree.map(lambda *each: jnp.stack(each), *made)
 
 
 def _scan_without_copies(f, carry, rows, xs, reverse):
@@ -90,20 +111,19 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
   rest = steps % size
   width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
 
+  def few_kernels(carry, row, x):
+    carry, row, y = f(carry, row, x)
+    cuts = range(width, row.shape[-1], width)
+    pieces = jnp.split(row.astype(rows.dtype), list(cuts), axis=-1)
+    pieces, y = lax.optimization_barrier((pieces, y))
+    return carry, jnp.concatenate(pieces, axis=-1), join(y)
+
   def run(carry, rows, start, size):
     """Return (carry, new rows, ys) of the time steps from `start` on."""
     rows, inputs = jax.tree.map(
       lambda x: lax.dynamic_slice_in_dim(x, start, size), (rows, xs)
     )
-    made: list[Any] = [None] * size
-    for t in range(size)[:: -1 if reverse else 1]:
-      x = jax.tree.map(itemgetter(t), inputs)
-      carry, row, y = f(carry, rows[t], x)
-      cuts = range(width, row.shape[-1], width)
-      pieces = jnp.split(row.astype(rows.dtype), list(cuts), axis=-1)
-      pieces, y = lax.optimization_barrier((pieces, y))
-      made[t] = jnp.concatenate(pieces, axis=-1), join(y)
-    return carry, *jax.tree.map(lambda *each: jnp.stack(each), *made)
+    return _scan_in_no_loop(few_kernels, carry, rows, inputs, reverse)
 
   def body(state, start, size=size):
     carry, *stored = state

@@ -8,7 +8,7 @@ import pytest
 
 from lstm_jax import Autodiff, lstm, unroll
 from lstm_jax.cells.platform import traced_for
-from lstm_jax.sequence import checkpointing
+from lstm_jax.sequence import checkpointing, rows
 from tests.contract import LSTM_EVERY_DAY
 from tests.draws import B, D, H, T, arguments, weighed, worst
 
@@ -27,6 +27,12 @@ def large(monkeypatch):
   """Take T·B for a large number of rows, and two time steps for a chunk."""
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B - 1)
   monkeypatch.setattr(checkpointing, "ROWS", 2 * B)
+
+
+@pytest.fixture
+def looped(monkeypatch):
+  """Take a loop for the time steps of a chunk, however few they are."""
+  monkeypatch.setattr(rows, "FEW", 0)
 
 
 def gradient(cell, options, key):
@@ -55,6 +61,16 @@ def test_chunks_have_the_gradient_of_autodiff(cell, options, key):
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 
+@LSTM_EVERY_DAY
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.usefixtures("large", "looped")
+def test_longer_chunks_do_too(cell, options, key):
+  options = OPTIONS[options]
+  expected = gradient(cell, {"adjoint": Autodiff(), **options}, key)
+  found = gradient(cell, options, key)
+  assert worst(tuple(found), tuple(expected)) < 1e-12
+
+
 @pytest.mark.usefixtures("large")
 def test_tokens_too(key):
   params, state, _ = arguments(lstm, key)
@@ -70,6 +86,7 @@ def test_tokens_too(key):
   assert worst(both(None), both(Autodiff())) < 1e-12
 
 
+@pytest.mark.usefixtures("looped")
 def test_a_small_batch_is_one_chunk(monkeypatch):
   assert loops() == 2
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B)
@@ -78,11 +95,18 @@ def test_a_small_batch_is_one_chunk(monkeypatch):
   assert loops(batch=B + 1) > 2
 
 
-@pytest.mark.usefixtures("large")
+@pytest.mark.usefixtures("large", "looped")
 def test_a_gpu_takes_the_whole_sequence():
   assert loops() > 2
   with traced_for("cuda"):
     assert loops() == 2
+
+
+@pytest.mark.usefixtures("large")
+def test_the_steps_of_a_short_chunk_take_no_loop(monkeypatch):
+  assert loops() == 2  # over chunks, forward and backward
+  monkeypatch.setattr(rows, "FEW", 1)
+  assert loops() == 4
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(16, []), (17, [2])])
