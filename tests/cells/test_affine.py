@@ -59,3 +59,11 @@ def test_bfloat16_products_accumulate_in_float32(key):
   w = jnp.full((4096, 1), 1 + 2**-7, jnp.bfloat16)
   assert affine.product(x, w).dtype == jnp.float32
   assert affine.product(x, w)[0] == 4096 * (1 + 2**-7)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+def test_few_and_many_rows_have_the_same_product(rows, key):
+  keys = jax.random.split(key)
+  x = jax.random.normal(keys[0], (rows, 7))
+  w = jax.random.normal(keys[1], (5, 7))
+  assert worst(affine.product_transposed(x, w), x @ w.T) < 1e-12
