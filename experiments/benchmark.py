@@ -4,6 +4,8 @@
 
 Every library starts from the same weights and must first compute the same
 outputs, losses and gradients; then all are timed in turns, in one process. The
+training step of a language model is timed on one device and, for all libraries
+of JAX in the same way, with the batch shared by one CPU device a core. The
 tables have medians and quartiles, the time relative to ours, the seconds to
 compile, and the memory that the compiled program needs. A library that is not
 installed, or does not have the layer, is skipped and named.
@@ -21,6 +23,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from rich.console import Console
 
@@ -29,6 +32,7 @@ from experiments.benchmarks.parts import PARTS
 from experiments.benchmarks.tables import Row, case_table, change_table
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
+from experiments.trainer.devices import num_cores
 
 GPU_OUT = Path(__file__).parent / "results/benchmark/gpu.json"
 CHECK_FAILED = 1  # exit status
@@ -96,6 +100,7 @@ def main() -> int | None:
     out = out or GPU_OUT
     record = run_gpu(sizes, ROUNDS.value, out, console)
   else:
+    jax.config.update("jax_num_cpu_devices", num_cores())
     record = run(PART.value, sizes, ROUNDS.value, console)
   if old:
     console.print(f"compared with {COMPARE.value}: {old['environment']}")

@@ -125,9 +125,11 @@ def _style(peer: str) -> dict[str, Any]:
   """Return the style of a peer's line, which is the same in every panel."""
   if peer == "products alone":
     return {"color": "black", "linestyle": ":"}
+  name, _, devices = peer.partition(", ")
   return {
-    "color": COLORS.get(peer, "gray"),
+    "color": COLORS.get(name, "gray"),
+    "linestyle": "--" if devices else "-",
     "marker": "o",
     "markersize": 3,
-    "linewidth": 2 if peer == "lstm_jax" else 1,
+    "linewidth": 2 if name == "lstm_jax" else 1,
   }

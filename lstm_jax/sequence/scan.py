@@ -36,6 +36,7 @@ from jax import lax
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
 from lstm_jax.sequence.rows import scan_rows, separate
 
@@ -121,11 +122,10 @@ def scan_outputs(
 ) -> tuple[State, jax.Array]:
   """Return (state, hs), with the input product of all steps before the scan.
 
-  An iteration of the loop takes two time steps. XLA divides a kernel between
-  two cores if it accesses 512 KiB, and counts all rows of x W_x that the
-  iteration reads. With one time step, the LSTM's gates at H 256, B 32 stay on
-  one core; the other falls asleep, and each product waits for it: 9.4 ms for 64
-  time steps instead of 6.3.
+  An iteration of the loop takes two time steps. With one, XLA computes the
+  LSTM's gates of H 256, B 32 on one of two cores; the other falls asleep, and
+  each product waits for it: 9.4 ms for 64 time steps instead of 6.3 (Zen 5, jax
+  0.12.0.1). With two, the gates are divided between the cores.
   """
   operands = cast_operands(params, xs, options)
 
@@ -163,7 +163,7 @@ def scan_sequence(
 
 
 def _projects_first(state: State, xs: jax.Array) -> bool:
-  """Return whether outputs alone are faster with `scan_outputs`.
+  """Return whether outputs alone are faster with `scan_outputs`, on a CPU.
 
   x W_x of more rows than these would be the largest array of the program.
   Tokens take a row of W_x at each step, which is faster than all rows first. In
@@ -173,7 +173,8 @@ def _projects_first(state: State, xs: jax.Array) -> bool:
   steps, rows = xs.shape[0], math.prod(state.h.shape[:-1])
   static = isinstance(steps, int) and isinstance(rows, int)
   few = static and steps * rows <= MANY_ROWS
-  return few and not is_token(xs) and jax.__version_info__ >= (0, 12)
+  new = jax.__version_info__ >= (0, 12)
+  return is_cpu() and few and not is_token(xs) and new
 
 
 def forward(

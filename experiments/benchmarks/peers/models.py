@@ -7,12 +7,14 @@ lines of jax.numpy; their recurrent layers differ.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.benchmarks.peers.layers import LAYERS
 from experiments.benchmarks.peers.products import make_products
@@ -66,7 +68,7 @@ def make_problem(
   text = rng.integers(0, vocabulary_size, (seq_len + 1, batch_size))
   text = text.astype(np.int32)
   tokens, targets = text[:-1], text[1:]
-  reference_loss = _our_loss(exact, vocabulary_size, batch_size)
+  reference_loss = _our_loss(exact, vocabulary_size)
   reference = jax.jit(jax.value_and_grad(reference_loss))
   loss, gradient = reference(params, tokens, targets)
   return Problem(
@@ -75,37 +77,35 @@ def make_problem(
 
 
 def _our_loss(
-  config: ModelConfig,
-  vocabulary_size: int,
-  batch_size: int,
-  adjoint: Adjoint = Explicit(),
+  config: ModelConfig, vocabulary_size: int, adjoint: Adjoint = Explicit()
 ):
   model = language_model(config, vocabulary_size, adjoint=adjoint)
 
   def loss(params, tokens, targets):
-    state = model.initial_state((batch_size,))
+    state = model.initial_state(tokens.shape[1:])
     return model.loss(params, state, tokens, targets)[0]
 
   return loss
 
 
-def lstm_jax(problem: Problem, adjoint: Adjoint = Explicit()) -> Peer:
+def lstm_jax(
+  problem: Problem, devices: int = 1, adjoint: Adjoint = Explicit()
+) -> Peer:
   """Our model with explicit gradients."""
-  batch_size = problem.tokens.shape[1]
-  loss = _our_loss(problem.config, problem.vocabulary_size, batch_size, adjoint)
+  loss = _our_loss(problem.config, problem.vocabulary_size, adjoint)
   name = "autodiff" if isinstance(adjoint, Autodiff) else "lstm_jax"
-  return _make_peer(name, loss, problem.params, problem, lambda w: w)
+  return _make_peer(name, loss, problem.params, problem, lambda w: w, devices)
 
 
-def autodiff(problem: Problem) -> Peer:
+def autodiff(problem: Problem, devices: int = 1) -> Peer:
   """The same forward as ours, differentiated by JAX."""
-  return lstm_jax(problem, Autodiff())
+  return lstm_jax(problem, devices, Autodiff())
 
 
-def jax_peer(name: str) -> Callable[[Problem], Peer]:
+def jax_peer(name: str) -> Callable[..., Peer]:
   """Return the maker of the training step with a JAX library's layers."""
 
-  def make(problem: Problem) -> Peer:
+  def make(problem: Problem, devices: int = 1) -> Peer:
     if problem.config.compute_dtype is not None:
       raise Unsupported("compared in float32 only")
     make_layer = LAYERS[name][0]
@@ -128,17 +128,42 @@ def jax_peer(name: str) -> Callable[[Problem], Peer]:
 
     p = problem.params
     params = p.embedding, [layer.params for layer in layers], p.readout, p.bias
-    return _make_peer(name, loss, params, problem, convert)
+    return _make_peer(name, loss, params, problem, convert, devices)
 
   return make
 
 
-def _make_peer(name, loss, params, problem: Problem, convert) -> Peer:
-  """Check the gradient of a JAX loss, and compile its training step."""
+def _make_peer(
+  name, loss, params, problem: Problem, convert, devices: int
+) -> Peer:
+  """Check the gradient of a JAX loss, and compile its training step.
+
+  Several devices share the batch: each computes the gradient of its sequences,
+  and the mean of these is taken once, for every library in the same way.
+  """
   low = problem.config.compute_dtype is not None
   allowed = BFLOAT16_TOLERANCE if low else tolerance()
   batch = jnp.asarray(problem.tokens), jnp.asarray(problem.targets)
   value_and_grad = jax.value_and_grad(loss)
+  if problem.tokens.shape[1] % devices:
+    raise Unsupported(f"{devices} devices do not divide the batch")
+  if devices > 1:
+    mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,))
+    whole, rows = PartitionSpec(), PartitionSpec(None, "data")
+    params = jax.device_put(params, NamedSharding(mesh, whole))
+    batch = jax.device_put(batch, NamedSharding(mesh, rows))
+    local = value_and_grad
+
+    def mean_value_and_grad(*arguments):
+      return jax.lax.pmean(local(*arguments), "data")
+
+    value_and_grad = jax.shard_map(
+      mean_value_and_grad,
+      mesh=mesh,
+      in_specs=(whole, rows, rows),
+      out_specs=whole,
+      check_vma=False,  # under the checks some libraries' scans are refused
+    )
   actual = jax.jit(value_and_grad)(params, *batch)
   expected = problem.loss, convert(problem.gradient)
   check_same(name, actual, expected, allowed)
@@ -224,13 +249,26 @@ def products_alone(problem: Problem) -> Peer:
 
 
 def models() -> Makers:
-  """Return the makers of all peers."""
-  others = {
+  """Return the makers of all peers.
+
+  Where JAX has several devices, each of its libraries is a second peer, whose
+  batch they share.
+  """
+  alone: dict[str, tuple[Callable[..., Peer], str]] = {
     name: (jax_peer(name), package) for name, (_, package) in LAYERS.items()
   }
-  return others | {
-    "lstm_jax": (lstm_jax, "jax"),
-    "autodiff": (autodiff, "jax"),
-    "pytorch": (pytorch, "torch"),
-    "products alone": (products_alone, "jax"),
+  alone |= {"lstm_jax": (lstm_jax, "jax"), "autodiff": (autodiff, "jax")}
+  count = jax.device_count()
+  shared = {
+    f"{name}, {count} devices": (partial(make, devices=count), package)
+    for name, (make, package) in alone.items()
+    if count > 1
   }
+  return (
+    alone
+    | shared
+    | {
+      "pytorch": (pytorch, "torch"),
+      "products alone": (products_alone, "jax"),
+    }
+  )

@@ -11,6 +11,7 @@ from experiments.benchmarks.peers import (
   samplers,
   sequences,
 )
+from experiments.benchmarks.peers.proof import Unsupported
 from lstm_jax import lstm
 
 SIZES = {"hidden_size": 5, "seq_len": 4, "batch_size": 3}
@@ -46,6 +47,19 @@ def test_a_peer_with_one_wrong_gradient_is_refused():
   gradient = problem.gradient._replace(bias=1.01 * problem.gradient.bias)
   with pytest.raises(ValueError, match="array 9 has a relative error of"):
     models.autodiff(problem._replace(gradient=gradient))
+
+
+def test_a_library_of_jax_has_a_peer_for_several_devices(monkeypatch):
+  one = models.models()
+  monkeypatch.setattr(jax, "device_count", lambda: 2)
+  two = models.models()
+  shared = {
+    name.removesuffix(", 2 devices") for name in two.keys() - one.keys()
+  }
+  assert shared == one.keys() - {"pytorch", "products alone"}
+  make, _ = two["flax linen, 2 devices"]
+  with pytest.raises(Unsupported, match="2 devices do not divide the batch"):
+    make(models.make_problem(**MODEL))
 
 
 def test_a_sampler_with_other_samples_is_refused():
