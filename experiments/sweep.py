@@ -69,7 +69,7 @@ from lstm_jax.training import (
 )
 
 # Flags that only `experiments.train` supports.
-UNSUPPORTED = "asgd_patience", "nonfinite", "mesh", "implementation"
+UNSUPPORTED = "asgd_patience", "nonfinite", "mesh", "devices", "implementation"
 
 
 class Result(NamedTuple):

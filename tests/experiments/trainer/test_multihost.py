@@ -138,6 +138,9 @@ def test_sweeps_and_dry_runs_are_of_one_device(config, console):
   message = "a sweep does not support --mesh: it must be '', got 'data:1'"
   with pytest.raises(ValueError, match=message):
     sweep.run(many, console)
+  many = replace(many, mesh="", devices="2")
+  with pytest.raises(ValueError, match="does not support --devices: it must"):
+    sweep.run(many, console)
   with pytest.raises(ValueError, match="for one device, got a mesh of data:1"):
     resources.dry_run(meshed, console)
 
