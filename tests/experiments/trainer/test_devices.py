@@ -7,6 +7,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.trainer import devices
@@ -37,6 +38,10 @@ def changed(**values):
     ({"hidden_size": 32}, 2, False),
     ({"hidden_size": 640}, 2, True),
     ({"hidden_size": 768}, 2, False),
+    ({"hidden_size": 384, "num_layers": 2}, 2, True),
+    ({"hidden_size": 512, "num_layers": 2}, 2, False),
+    ({"hidden_size": 256, "compute_dtype": jnp.bfloat16}, 2, True),
+    ({"hidden_size": 512, "compute_dtype": jnp.bfloat16}, 2, False),
     ({"hidden_size": 128, "cell": CELLS["rnn"]}, 2, False),
     ({"hidden_size": 1024, "cell": CELLS["rnn"]}, 2, True),
     ({"hidden_size": 1024, "cell": CELLS["gru"]}, 2, False),
