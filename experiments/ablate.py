@@ -27,7 +27,7 @@ from rich.table import Table
 from experiments import train
 from experiments.cli import SIGNALLED, launch, make_console
 from experiments.trainer import run_dir
-from experiments.trainer.config import TrainConfig
+from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus, text_sha256
 from experiments.trainer.devices import share_batches
@@ -68,8 +68,10 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   if not job.run:
     raise ValueError("--run must be the directory of the runs, got none")
   configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
-  shared = share_batches([*configs.values()])
-  configs = dict(zip(configs, shared, strict=True))
+  runs = [replace(c, run=str(_directory(job, n))) for n, c in configs.items()]
+  for name, shared in zip(configs, share_batches(runs), strict=True):
+    mesh, devices = shared.job.mesh, shared.job.devices
+    configs[name] = replace(configs[name], mesh=mesh, devices=devices)
   sha256 = _check(configs)
   path, stopped_by = Path(job.run) / RECORD, None
   rows = [] if job.overwrite else _read_rows(path, config, sha256, console)
@@ -77,7 +79,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     if any(row["change"] == name for row in rows):
       continue
     console.print(Rule(f"{name} ({len(rows) + 1} of {len(configs)})"))
-    directory = Path(job.run) / name.replace("/", "-")
+    directory = _directory(job, name)
     overwrite = job.overwrite or (directory / run_dir.RESULT).exists()
     single = replace(changed, run=str(directory), overwrite=overwrite)
     try:
@@ -98,6 +100,11 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     console.print(make_table(rows))
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   return Result(rows, stopped_by)
+
+
+def _directory(job: JobConfig, name: str) -> Path:
+  """Return the run directory of a change."""
+  return Path(job.run) / name.replace("/", "-")
 
 
 def apply_change(config: TrainConfig, change: str) -> TrainConfig:

@@ -7,8 +7,8 @@ outputs, losses and gradients; then all are timed in turns, in one process. The
 training step of a language model is timed on one device and, for all libraries
 of JAX in the same way, with the batch shared by one CPU device a core. The
 tables have medians and quartiles, the time relative to ours, the seconds to
-compile, and the memory that the compiled program needs. A library that is not
-installed, or does not have the layer, is skipped and named.
+compile, and the memory that the compiled program needs on each device. A
+library that is not installed, or does not have the layer, is skipped and named.
 
 On an H100 or H200, in less than 8 minutes,
 
@@ -20,6 +20,8 @@ is then 1. It needs no library but those of JAX, Flax and this project.
 """
 
 import json
+import math
+from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,11 @@ from absl import flags
 from rich.console import Console
 
 from experiments.benchmarks.gpu import part as gpu
-from experiments.benchmarks.parts import PARTS
+from experiments.benchmarks.parts import MODEL, PARTS
 from experiments.benchmarks.tables import Row, case_table, change_table
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
-from experiments.trainer.devices import num_cores
+from experiments.trainer.devices import FORCED, num_cores
 
 GPU_OUT = Path(__file__).parent / "results/benchmark/gpu.json"
 CHECK_FAILED = 1  # exit status
@@ -100,7 +102,10 @@ def main() -> int | None:
     out = out or GPU_OUT
     record = run_gpu(sizes, ROUNDS.value, out, console)
   else:
-    jax.config.update("jax_num_cpu_devices", num_cores())
+    if "model" in PART.value and FORCED not in environ.get("XLA_FLAGS", ""):
+      batch_size: Any = (MODEL | sizes)["batch_size"]
+      count = math.gcd(num_cores(), batch_size)
+      jax.config.update("jax_num_cpu_devices", count)
     record = run(PART.value, sizes, ROUNDS.value, console)
   if old:
     console.print(f"compared with {COMPARE.value}: {old['environment']}")

@@ -96,9 +96,9 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
     if not any(text in str(error) for text in exhausted):
       raise
     if setup.mesh:
-      if jax.default_backend() != "cpu":
+      if jax.default_backend() != "cpu" or jax.process_count() > 1:
         raise
-      # CPU devices share one memory: all take about what one device takes.
+      # What fits one device: several hold the weights once each, besides.
       setup = make_setup(replace(config, mesh="", devices="1"))
     advice = advise_batch_size(setup, available_memory())
     raise ValueError(f"out of memory: {advice}") from None

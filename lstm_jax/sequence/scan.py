@@ -40,7 +40,7 @@ from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
 from lstm_jax.sequence.rows import scan_rows, separate
 
-MANY_ROWS = 8192  # from here on, chunks of time steps are faster on a CPU
+MANY_ROWS = 8192  # with more, chunks of time steps are faster on a CPU
 
 
 class ScanOptions(NamedTuple):

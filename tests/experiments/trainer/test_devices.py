@@ -97,6 +97,14 @@ def test_configurations_that_need_one_device_are_returned_as_they_are():
   assert share_batches(configs) == configs
 
 
+def test_a_mesh_may_have_its_number_of_devices(monkeypatch):
+  made = {}
+  monkeypatch.setattr(jax.config, "update", made.__setitem__)
+  both = changed(mesh="data:2", devices="2")
+  assert share_batches([both, changed(hidden_size=8)])[0] == both
+  assert made == {"jax_num_cpu_devices": 2}
+
+
 def test_several_processes_need_a_mesh(monkeypatch):
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(devices, "num_cores", lambda: 2)
