@@ -362,7 +362,8 @@ def test_logs_that_have_lost_their_ends_keep_complete_lines(
 def test_every_flag_but_those_of_the_job_must_be_the_same(
   stopped, config, console, tmp_path
 ):
-  assert set(JOB_FLAGS) == {"run", "overwrite", "resume", "mesh", "quiet"}
+  placing = {"mesh", "devices"}
+  assert set(JOB_FLAGS) == {"run", "overwrite", "resume", "quiet"} | placing
   changes = {"corpus": str(tmp_path / "other.txt"), "cell": gru}
   changes |= {"optimizer": "sgd", "schedule": "constant", "ema_decay": 0.5}
   (tmp_path / "other.txt").write_bytes(Path(config.data.corpus).read_bytes())
