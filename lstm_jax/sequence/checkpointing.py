@@ -65,6 +65,7 @@ from lstm_jax.sequence.scan import (
   before_steps,
   cast_operands,
   forward,
+  num_rows,
   scan_sequence,
   scan_states,
 )
@@ -138,9 +139,8 @@ def scan_in_cache(
   extras: tuple,
 ) -> tuple[State, jax.Array]:
   """Return (state, hs) as `scan_sequence`, by chunks where that is faster."""
-  steps, rows = xs.shape[0], math.prod(state.h.shape[:-1])
-  static = isinstance(steps, int) and isinstance(rows, int)
-  if static and is_cpu() and steps * rows > MANY_ROWS:
+  rows = num_rows(state, xs)
+  if rows is not None and is_cpu() and rows > MANY_ROWS:
     return scan_checkpointed(
       cell, options, "all", None, params, state, xs, extras
     )
