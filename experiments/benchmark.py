@@ -21,11 +21,9 @@ is then 1. It needs no library but those of JAX, Flax and this project.
 
 import json
 import math
-from os import environ
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from rich.console import Console
 
@@ -34,7 +32,7 @@ from experiments.benchmarks.parts import MODEL, PARTS
 from experiments.benchmarks.tables import Row, case_table, change_table
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
-from experiments.trainer.devices import FORCED, num_cores
+from experiments.trainer.devices import num_cores, start_cpu_devices
 
 GPU_OUT = Path(__file__).parent / "results/benchmark/gpu.json"
 CHECK_FAILED = 1  # exit status
@@ -102,10 +100,9 @@ def main() -> int | None:
     out = out or GPU_OUT
     record = run_gpu(sizes, ROUNDS.value, out, console)
   else:
-    if "model" in PART.value and FORCED not in environ.get("XLA_FLAGS", ""):
+    if "model" in PART.value:
       batch_size: Any = (MODEL | sizes)["batch_size"]
-      count = math.gcd(num_cores(), batch_size)
-      jax.config.update("jax_num_cpu_devices", count)
+      start_cpu_devices(math.gcd(num_cores(), batch_size))
     record = run(PART.value, sizes, ROUNDS.value, console)
   if old:
     console.print(f"compared with {COMPARE.value}: {old['environment']}")

@@ -69,10 +69,8 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     if explicit:
       raise ValueError("--devices is for one process: pass --mesh for several")
     return list(configs)
-  if not explicit and FORCED in os.environ.get("XLA_FLAGS", ""):
+  if not start_cpu_devices(most) and not explicit:
     return list(configs)
-  if FORCED not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update("jax_num_cpu_devices", most)
   if jax.default_backend() != "cpu":
     if explicit:
       raise ValueError(
@@ -104,6 +102,18 @@ def num_devices(config: TrainConfig) -> int:
       return int(devices) if devices.isdecimal() else 1
   cores = num_cores()
   return cores if pays(config, cores) else 1
+
+
+def start_cpu_devices(count: int) -> bool:
+  """Have JAX start that many CPU devices, unless XLA_FLAGS gives a number.
+
+  Returns:
+    Whether XLA_FLAGS gives none.
+  """
+  if FORCED in os.environ.get("XLA_FLAGS", ""):
+    return False
+  jax.config.update("jax_num_cpu_devices", count)
+  return True
 
 
 def num_cores() -> int:

@@ -95,7 +95,7 @@ def writing(run):
 
 
 def kill(child, run, draws, lifetime):
-  """Kill a process at a random moment; return whether its run goes on."""
+  """Kill a process at a random moment; return whether its run is unfinished."""
   patience = time.monotonic() + 2 * lifetime
   if draws.random() < 1 / 3:
     while not writing(run) and time.monotonic() < patience:
