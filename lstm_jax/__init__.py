@@ -9,7 +9,8 @@
 
 `lstm`, `gru` and `rnn` are modules of one step each, with the equations of
 their forward and backward passes; so are the variants `layernorm_lstm`,
-`projected_lstm`, `peephole_lstm` and `coupled_lstm`. `unroll` applies a cell
+`projected_lstm`, `peephole_lstm` and `coupled_lstm`, and `min_gru`, `min_lstm`
+and `lru`, whose time steps are computed all at once. `unroll` applies a cell
 over time, `unroll_both` in both directions, and `unroll_stack` in layers.
 `Explicit`, `Step` and `Autodiff` choose how the gradient is computed.
 `regularize` draws dropout and zoneout. `gradcheck` compares a gradient with
@@ -22,8 +23,11 @@ from lstm_jax.cells import CoupledLSTMParams as CoupledLSTMParams
 from lstm_jax.cells import GRUParams as GRUParams
 from lstm_jax.cells import GRUState as GRUState
 from lstm_jax.cells import LayerNormLSTMParams as LayerNormLSTMParams
+from lstm_jax.cells import LRUParams as LRUParams
 from lstm_jax.cells import LSTMParams as LSTMParams
 from lstm_jax.cells import LSTMState as LSTMState
+from lstm_jax.cells import MinGRUParams as MinGRUParams
+from lstm_jax.cells import MinLSTMParams as MinLSTMParams
 from lstm_jax.cells import PeepholeLSTMParams as PeepholeLSTMParams
 from lstm_jax.cells import ProjectedLSTMParams as ProjectedLSTMParams
 from lstm_jax.cells import RNNParams as RNNParams
@@ -31,7 +35,10 @@ from lstm_jax.cells import RNNState as RNNState
 from lstm_jax.cells import coupled_lstm as coupled_lstm
 from lstm_jax.cells import gru as gru
 from lstm_jax.cells import layernorm_lstm as layernorm_lstm
+from lstm_jax.cells import lru as lru
 from lstm_jax.cells import lstm as lstm
+from lstm_jax.cells import min_gru as min_gru
+from lstm_jax.cells import min_lstm as min_lstm
 from lstm_jax.cells import peephole_lstm as peephole_lstm
 from lstm_jax.cells import projected_lstm as projected_lstm
 from lstm_jax.cells import rnn as rnn

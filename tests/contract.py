@@ -15,7 +15,10 @@ from lstm_jax import (
   coupled_lstm,
   gru,
   layernorm_lstm,
+  lru,
   lstm,
+  min_gru,
+  min_lstm,
   peephole_lstm,
   projected_lstm,
   rnn,
@@ -108,6 +111,9 @@ TABLE = {
     "RNN",
     _to_torch,
   ),
+  "min_gru": Row(min_gru, oracles.min_gru),
+  "min_lstm": Row(min_lstm, oracles.min_lstm, 0),
+  "lru": Row(lru, oracles.lru),
 }
 
 EVERYDAY = "lstm", "gru"

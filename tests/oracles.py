@@ -132,3 +132,38 @@ def rnn(params, x, h):
   units = range(len(h))
   a = [_pre_activations(params, x, h, u, len(h), gates=1)[0] for u in units]
   return (np.array([math.tanh(v) for v in a]),)
+
+
+def _inputs(params, x, unit, hidden, gates):
+  """Return the pre-activations of a unit of a cell without W_h."""
+  columns = [gate * hidden + unit for gate in range(gates)]
+  return [float(x @ params.w_x[:, j] + params.b[j]) for j in columns]
+
+
+@_unrolled
+def min_gru(params, x, h):
+  h_next = h.copy()
+  for unit in range(len(h)):
+    z, n = _inputs(params, x, unit, len(h), gates=2)
+    h_next[unit] = h[unit] + _sigmoid(z) * (n - h[unit])
+  return (h_next,)
+
+
+@_unrolled
+def min_lstm(params, x, h):
+  h_next = h.copy()
+  for unit in range(len(h)):
+    f, i, n = _inputs(params, x, unit, len(h), gates=3)
+    f, i = _sigmoid(f), _sigmoid(i)
+    h_next[unit] = f / (f + i) * h[unit] + i / (f + i) * n
+  return (h_next,)
+
+
+@_unrolled
+def lru(params, x, h):
+  h_next = h.copy()
+  for unit in range(len(h)):
+    (a,) = _inputs(params, x, unit, len(h), gates=1)
+    decay = math.exp(-math.exp(params.nu[unit]))
+    h_next[unit] = decay * h[unit] + math.sqrt(1 - decay**2) * a
+  return (h_next,)

@@ -12,7 +12,10 @@ from lstm_jax.cells import (
   coupled_lstm,
   gru,
   layernorm_lstm,
+  lru,
   lstm,
+  min_gru,
+  min_lstm,
   peephole_lstm,
   projected_lstm,
   rnn,
@@ -29,6 +32,9 @@ CELLS = {
   "coupled_lstm": coupled_lstm,
   "gru": gru,
   "rnn": rnn,
+  "min_gru": min_gru,
+  "min_lstm": min_lstm,
+  "lru": lru,
 }
 AUTO = "auto"  # a value of --devices
 EARLY_STEPS = 10, 30  # extra evaluations, while the loss falls fastest

@@ -3,7 +3,10 @@
 from lstm_jax.cells import coupled_lstm as coupled_lstm
 from lstm_jax.cells import gru as gru
 from lstm_jax.cells import layernorm_lstm as layernorm_lstm
+from lstm_jax.cells import lru as lru
 from lstm_jax.cells import lstm as lstm
+from lstm_jax.cells import min_gru as min_gru
+from lstm_jax.cells import min_lstm as min_lstm
 from lstm_jax.cells import peephole_lstm as peephole_lstm
 from lstm_jax.cells import projected_lstm as projected_lstm
 from lstm_jax.cells import rnn as rnn
@@ -15,8 +18,11 @@ from lstm_jax.cells.gru import GRUState as GRUState
 from lstm_jax.cells.layernorm_lstm import (
   LayerNormLSTMParams as LayerNormLSTMParams,
 )
+from lstm_jax.cells.lru import LRUParams as LRUParams
 from lstm_jax.cells.lstm import LSTMParams as LSTMParams
 from lstm_jax.cells.lstm import LSTMState as LSTMState
+from lstm_jax.cells.min_gru import MinGRUParams as MinGRUParams
+from lstm_jax.cells.min_lstm import MinLSTMParams as MinLSTMParams
 from lstm_jax.cells.peephole_lstm import (
   PeepholeLSTMParams as PeepholeLSTMParams,
 )
@@ -30,7 +36,10 @@ for _cell in (
   coupled_lstm,
   gru,
   layernorm_lstm,
+  lru,
   lstm,
+  min_gru,
+  min_lstm,
   peephole_lstm,
   projected_lstm,
   rnn,

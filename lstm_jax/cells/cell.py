@@ -47,7 +47,10 @@ class Cell(Protocol[ParamsT, StateT]):
   `project` and `parameter_gradients` over a time axis as well.
 
   A cell whose `project` reads x through x W_x alone, and takes integer tokens
-  for one-hot rows, says so by an attribute `takes_tokens = True`.
+  for one-hot rows, says so by an attribute `takes_tokens = True`. A cell whose
+  next state is λ ⊙ state + u, where neither λ nor u depends on the state, may
+  say so by `linear_recurrence = True`; `unroll` then computes all time steps at
+  once (`sequence.linear`).
   """
 
   def __hash__(self) -> int:

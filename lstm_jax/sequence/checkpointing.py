@@ -57,12 +57,12 @@ from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
+from lstm_jax.sequence.linear import states_before
 from lstm_jax.sequence.scan import (
   MANY_ROWS,
   ScanOptions,
   SequenceResiduals,
   backward,
-  before_steps,
   cast_operands,
   forward,
   num_rows,
@@ -250,9 +250,7 @@ def _recompute(
 ) -> SequenceResiduals:
   """Return the residuals of a chunk, from the state after each of its steps."""
   operands = cast_operands(params, xs, options)
-  before = jax.tree.map(
-    lambda first, states: before_steps(first, states, options), start, after
-  )
+  before = states_before(start, after, options.reverse)
   axs = cell.project(operands, xs)
   _, gates, residuals = cell.recur(operands, before, axs, *extras)
   return SequenceResiduals(

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.mosaic_gpu.limits import Plan
-from lstm_jax.sequence.scan import ScanOptions, before_steps, cast_operands
+from lstm_jax.sequence.linear import states_before
+from lstm_jax.sequence.scan import ScanOptions, cast_operands
 
 
 class FusedResiduals(NamedTuple):
@@ -155,7 +156,7 @@ def _backward(cell, options, plan, residuals, cotangents):
     d_last,
     flags,
   )
-  hs_before = before_steps(state.h, hs, options)
+  hs_before = states_before(state.h, hs, options.reverse)
   if flags is not None:
     hs_before = jnp.where(flags[..., None] == RESET, 0, hs_before)
   d_params, dxs = time_step.parameter_gradients(

@@ -16,7 +16,8 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
   rnn 2              lstm 6             projected_lstm 6 + P/H
   coupled_lstm 5     gru 6              peephole_lstm 7
-                                        layernorm_lstm 11
+  min_lstm 4         min_gru 3          layernorm_lstm 11
+  lru 3
 
 with P the size of the projection. The largest array exists only once: at every
 step, the gates (or local gradients) overwrite aₜ, and later daₜ overwrites
@@ -32,13 +33,14 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
+from lstm_jax.sequence import linear
+from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.rows import scan_rows, separate
 
 MANY_ROWS = 8192  # with more, chunks of time steps are faster on a CPU
@@ -128,13 +130,18 @@ def scan_outputs(
 def _scan_projected(cell, options, params, state, xs, extras, output, unroll=1):
   """Return the last state, and `output` of the state after every step."""
   operands = cast_operands(params, xs, options)
+  axs = cell.project(operands, xs)
+  if is_linear(cell):
+    last, states = linear.all_states(
+      cell, operands, state, axs, extras, options.reverse
+    )
+    return last, output(states)
 
   def body(state, inputs):
     ax, extra = inputs
     state, _, _ = cell.recur(operands, state, ax, *extra)
     return state, output(state)
 
-  axs = cell.project(operands, xs)
   return lax.scan(
     body, state, (axs, extras), reverse=options.reverse, unroll=unroll
   )
@@ -159,7 +166,7 @@ def scan_sequence(
   Its arguments are those of `scan_steps`, for a cell.
   """
   # Only used where nothing is differentiated.
-  if _projects_first(state, xs):
+  if is_linear(cell) or _projects_first(state, xs):
     return scan_outputs(cell, options, params, state, xs, extras)
   return scan_steps(forward_step(cell), options, params, state, xs, extras)
 
@@ -201,7 +208,12 @@ def forward(
     return state, gates, (state.h, residuals)
 
   axs = cell.project(operands, xs)
-  last, gates, outputs = scan_rows(body, state, axs, extras, options.reverse)
+  if is_linear(cell):
+    last, gates, outputs = linear.forward(
+      cell, operands, state, axs, extras, options.reverse
+    )
+  else:
+    last, gates, outputs = scan_rows(body, state, axs, extras, options.reverse)
   hs = separate(outputs[0])
   saved = SequenceResiduals(params, state, xs, extras, gates, outputs)
   return (last, hs), saved
@@ -228,14 +240,17 @@ def backward(
     return cast_like(d_before, d_state), da, extra_cotangents
 
   # The carry is upcast: in bfloat16, T roundings of it would add up.
-  d_state, das, ys = scan_rows(
-    body,
-    upcast(d_last),
-    gates,
-    (outputs[1], dhs, extras),
-    not options.reverse,
-  )
-  hs_before = before_steps(state.h, separate(outputs[0]), options)
+  d_last = upcast(d_last)
+  if is_linear(cell):
+    d_state, das, ys = linear.backward(
+      cell, operands, d_last, gates, outputs[1], dhs, extras, options.reverse
+    )
+  else:
+    steps = outputs[1], dhs, extras
+    d_state, das, ys = scan_rows(
+      body, d_last, gates, steps, not options.reverse
+    )
+  hs_before = states_before(state.h, separate(outputs[0]), options.reverse)
   d_params, dxs = cell.parameter_gradients(
     operands, xs, hs_before, separate(outputs[1]), das, *separate(ys)
   )
@@ -245,21 +260,6 @@ def backward(
 
 
 scan_sequence.defvjp(forward, backward)
-
-
-def before_steps(
-  first: jax.Array, after: jax.Array, options: ScanOptions
-) -> jax.Array:
-  """Return an array's value before each step, [T, ...].
-
-  Args:
-    first: its value before the step that the scan takes first, [...].
-    after: its value after each step, [T, ...].
-    options: the direction of the scan.
-  """
-  if options.reverse:
-    return jnp.concatenate([after[1:], first[None]])
-  return jnp.concatenate([first[None], after[:-1]])
 
 
 def cast_operands(

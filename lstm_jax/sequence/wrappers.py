@@ -52,6 +52,7 @@ class Wrapped(NamedTuple):
   backward: Callable
   step: Callable
   takes_tokens: bool
+  linear_recurrence: bool
   saves_input_h: bool  # whether one of its wrappers is `saving_input_h`
 
 
@@ -212,6 +213,7 @@ def _wrapped(
     *parts,
     *steps,
     takes_tokens=getattr(cell, "takes_tokens", False),
+    linear_recurrence=getattr(cell, "linear_recurrence", False),
     saves_input_h=getattr(cell, "saves_input_h", False),
   )
 

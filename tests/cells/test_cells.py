@@ -10,7 +10,9 @@ from lstm_jax import (
   Explicit,
   coupled_lstm,
   layernorm_lstm,
+  lru,
   lstm,
+  min_lstm,
   peephole_lstm,
   projected_lstm,
   unroll,
@@ -163,13 +165,15 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
   hidden, size = 32, 500
   params = row.cell.init(key, size, hidden)
   gates = params.w_x.shape[1] // hidden
-  for block in np.split(np.asarray(params.w_h), gates, axis=1):
-    assert np.abs(block @ block.T - np.eye(len(block))).max() < 1e-5
+  if hasattr(params, "w_h"):
+    for block in np.split(np.asarray(params.w_h), gates, axis=1):
+      assert np.abs(block @ block.T - np.eye(len(block))).max() < 1e-5
   for block in np.split(np.asarray(params.w_x), gates, axis=1):
     assert abs(block.std() * size**0.5 - 1) < 0.05
   vectors = {k: v for k, v in params._asdict().items() if v.ndim == 1}
   gains = [vectors.pop(k) for k in list(vectors) if k.startswith("gain")]
   assert all((gain == 1).all() for gain in gains)
+  vectors.pop("nu", None)  # the decays of `lru`, which are random
   biases = np.concatenate(list(vectors.values()))
   forget = np.zeros_like(biases)
   if row.forget is not None:
@@ -268,3 +272,26 @@ def test_sizes_below_1_are_an_error(row, size, hidden, key):
   )
   with pytest.raises(ValueError, match=message):
     row.cell.init(key, size, hidden)
+
+
+def test_the_first_decays_of_an_lru_are_spread_between_0_and_1(key):
+  """λ² is uniform: half of the λ are above √½, a tenth above √0.9."""
+  decays = np.exp(-np.exp(lru.init(key, 1, 10_000).nu))
+  assert decays.min() > 0 and decays.max() < 0.999
+  for share in (0.1, 0.5):
+    assert abs((decays > (1 - share) ** 0.5).mean() - share) < 0.02
+
+
+def test_a_minimal_lstm_whose_gates_both_underflow_is_finite(key):
+  """f / (f + i) of two gates of e⁻²⁰⁰, which are 0 in float32, is ½."""
+  params = min_lstm.init(key, D, H)
+  params = jax.tree.map(jnp.zeros_like, params)
+  params = params._replace(b=params.b.at[: 2 * H].set(-200))
+  state = jax.tree.map(jnp.ones_like, min_lstm.initial_state(params, (B,)))
+
+  def f(params, state):
+    return min_lstm.step(params, state, jnp.ones((B, D), jnp.float32)).h.sum()
+
+  value, gradient = jax.value_and_grad(f, (0, 1))(params, state)
+  assert value == B * H / 2
+  assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

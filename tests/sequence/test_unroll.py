@@ -14,6 +14,7 @@ from lstm_jax import (
   Directions,
   Explicit,
   Step,
+  lru,
   lstm,
   unroll,
   unroll_both,
@@ -441,10 +442,13 @@ def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, key):
   f = weighed(partial(unroll, cell, compute_dtype=jnp.bfloat16), key)
   gradients = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
   _, references = value_and_gradient(cell, exact, adjoint=Autodiff())
+  errors = []
   for primal, a, b in zip(
     *map(jax.tree.leaves, (args, gradients, references)), strict=True
   ):
     assert a.dtype == primal.dtype
     a, b = np.asarray(a), np.asarray(b)
-    error = np.linalg.norm(a - b) / np.linalg.norm(b)
-    assert 1e-5 < error < 2e-2  # float32: 1e-6; one bfloat16 rounding: 4e-3
+    errors.append(np.linalg.norm(a - b) / np.linalg.norm(b))
+  assert max(errors) < 2e-2  # float32: 1e-6; one bfloat16 rounding: 4e-3
+  # An LRU's db and dh pass through no product.
+  assert (max(errors) if cell is lru else min(errors)) > 1e-5

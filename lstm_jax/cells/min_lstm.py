@@ -1,0 +1,153 @@
+"""Minimal LSTM, a linear recurrence: one step, forward and backward.
+
+Forward                              Local gradients
+  a  = x W_x + b                       q        = (h − aₙ) ⊙ p ⊙ (1 − p)
+  f  = σ(a_f)                          ∂h'/∂a_f = q ⊙ (1 − f)
+  i  = σ(aᵢ)                           ∂h'/∂aᵢ  = −q ⊙ (1 − i)
+  p  = f / (f + i)                     ∂h'/∂aₙ  = 1 − p
+  h' = p ⊙ h + (1 − p) ⊙ aₙ            ∂h'/∂h   = p
+
+Backward, from dh'
+  da_f = dh' ⊙ ∂h'/∂a_f                dx   = da W_xᵀ
+  daᵢ  = dh' ⊙ ∂h'/∂aᵢ                 dW_x = Σ xᵀ da
+  daₙ  = dh' ⊙ ∂h'/∂aₙ                 db   = Σ da
+  dh   = dh' ⊙ ∂h'/∂h
+
+with a = [a_f, aᵢ, aₙ] along its last axis. A prime marks the value after the
+step. p is the forget gate's share of both gates, so that h is a mean of the
+candidates aₙ, and does not grow with the length of the sequence. Where both
+gates underflow, f / (f + i) would be 0 / 0; p is computed as
+
+  p = σ(log f − log i) = σ(softplus(−aᵢ) − softplus(−a_f))
+
+No gate depends on h, and there is no W_h and no output gate. As the recurrence
+is linear in h, `unroll` computes all time steps at once (`sequence.linear`).
+
+  >>> import jax, jax.numpy as jnp
+  >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
+  >>> state = initial_state(params, batch_shape=(2,))
+  >>> step(params, state, jnp.ones((2, 3))).h.shape
+  (2, 5)
+
+Reference: Feng, Tung, Ahmed, Bengio and Hajimirsadeghi (2024), Were RNNs all we
+needed?, section 3.2.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.activations import dsigmoid, sigmoid
+from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
+from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.initializers import check_sizes, input_weights
+from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.rnn import RNNState
+from lstm_jax.cells.serialization import serializable
+
+
+@serializable
+class MinLSTMParams(NamedTuple):
+  """Weights of a minimal LSTM; 3H is [f, i, n], each H wide."""
+
+  w_x: jax.Array  # [D, 3H]
+  b: jax.Array  # [3H]
+
+
+takes_tokens = True  # project reads x through x W_x alone
+linear_recurrence = True  # h' is linear in h, unit by unit
+
+
+def project(params: MinLSTMParams, x: jax.Array) -> jax.Array:
+  """Return x W_x, [..., 3H]: the pre-activations without their bias."""
+  return select_or_multiply(x, params.w_x)
+
+
+def recur(
+  params: MinLSTMParams, state: RNNState, ax: jax.Array
+) -> tuple[RNNState, jax.Array, tuple[()]]:
+  """Return the next state, given the projected input ax [..., 3H].
+
+  Returns:
+    (state, local_grads, ()): the next state; ∂h'/∂a_f, ∂h'/∂aᵢ and ∂h'/∂aₙ,
+    [..., 3H].
+  """
+  af, ai, an = jnp.split(ax + as_row(params.b, ax), 3, axis=-1)
+  h = upcast(state.h)
+  p = sigmoid(jax.nn.softplus(-ai) - jax.nn.softplus(-af))
+  h_next = p * h + (1 - p) * an
+  state_next = cast_like(RNNState(h_next), state)
+  return state_next, *_local_gradients(h, p, af, ai, an)
+
+
+def _local_gradients(
+  h: jax.Array, p: jax.Array, af: jax.Array, ai: jax.Array, an: jax.Array
+) -> tuple[jax.Array, tuple[()]]:
+  """Return the local gradients of h' = p ⊙ h + (1 − p) ⊙ aₙ."""
+  dq = (h - an) * dsigmoid(p)  # ∂h'/∂(log f − log i)
+  dh_daf = dq * sigmoid(-af)
+  dh_dai = -dq * sigmoid(-ai)
+  dh_dan = 1 - p
+  return jnp.concatenate([dh_daf, dh_dai, dh_dan], axis=-1), ()
+
+
+def recur_backward(
+  params: MinLSTMParams,
+  local_grads: jax.Array,
+  residuals: tuple[()],
+  d_state: RNNState,
+) -> tuple[RNNState, jax.Array]:
+  """Return (d_state before the step, da [..., 3H]) from d_state after it."""
+  del params, residuals
+  (dh_next,) = d_state
+  _, _, h_wrt_an = jnp.split(local_grads, 3, axis=-1)
+  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * local_grads
+  dh = dh_next * (1 - h_wrt_an)
+  return RNNState(dh), da
+
+
+def parameter_gradients(
+  params: MinLSTMParams,
+  x: jax.Array,
+  h: jax.Array,
+  residuals: tuple[()],
+  da: jax.Array,
+) -> tuple[MinLSTMParams, jax.Array | None]:
+  """Return (d_params, dx); d_params are sums over the rows of da [..., 3H]."""
+  del h, residuals
+  dx, dw_x, db = affine_backward(x, params.w_x, da)
+  return MinLSTMParams(dw_x, db), dx
+
+
+def init(
+  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+) -> MinLSTMParams:
+  """Return initial weights, as in `initializers`; biases 0, forget bias 1.
+
+  Args:
+    key: a typed PRNG key.
+    input_size: D.
+    hidden_size: H.
+    dtype: the dtype of every parameter.
+
+  Raises:
+    ValueError: a size is below 1.
+  """
+  check_sizes(input_size, hidden_size)
+  b = jnp.zeros((3, hidden_size), dtype).at[0].set(1)
+  w_x = input_weights(key, input_size, hidden_size, 3, dtype)
+  return MinLSTMParams(w_x, b.reshape(3 * hidden_size))
+
+
+def initial_state(
+  params: MinLSTMParams, batch_shape: tuple[int, ...] = ()
+) -> RNNState:
+  """Return the zero state, in the weights' dtype."""
+  shape = (*batch_shape, params.b.shape[0] // 3)
+  return RNNState(jnp.zeros(shape, params.b.dtype))
+
+
+forward, backward, step = one_step(
+  initial_state, project, recur, recur_backward, parameter_gradients
+)

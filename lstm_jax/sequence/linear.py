@@ -1,0 +1,196 @@
+"""A whole sequence of a cell whose recurrence is linear: all steps at once.
+
+Some cells (`linear_recurrence` of a `Cell`) have, in every unit,
+
+  sₜ = λₜ ⊙ sₜ₋₁ + uₜ
+
+where neither λₜ nor uₜ depends on a state. Then all time steps can be computed
+at once, but for this sum:
+
+Forward                               Backward
+  uₜ = recur(0, aₜ)                     λₜ  as in the forward
+  λₜ = ∂sₜ/∂sₜ₋₁                        eₜ  = λₜ ⊙ eₜ₊₁ + λₜ ⊙ dhₜ    (scan)
+  sₜ = λₜ ⊙ sₜ₋₁ + uₜ    (scan)          dsₜ = eₜ₊₁ + dhₜ
+  rₜ = recur(sₜ₋₁, aₜ)                  daₜ = recur_backward(rₜ, dsₜ)
+
+with rₜ the gates and residuals, dhₜ the cotangent of the output hₜ, and eₜ₊₁
+that of sₜ from all later steps, which is ds_T after the last one. λₜ is what
+`recur_backward` makes of a cotangent of ones, so that a cell, and the wrappers
+of masks, resets, zoneout and dropout, need no function for it.
+
+Both sums are one function, `linear_scan`. On a GPU it is a parallel scan over
+time (Blelloch 1990; Martin and Cundy 2018, Parallelizing linear recurrent
+neural nets over sequence length): about 2 log₂ T kernels, where a loop launches
+one at each of the T steps. On a CPU it is a loop with one multiplication and
+one addition a unit: there a parallel scan is slower at every size measured, as
+it reads and writes the whole sequence several times.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.platform import is_cpu
+from lstm_jax.cells.precision import cast_like, upcast
+
+
+def is_linear(cell: Cell) -> bool:
+  """Return whether the cell says that its recurrence is linear in the state."""
+  return getattr(cell, "linear_recurrence", False)
+
+
+def linear_scan(
+  decay: jax.Array, increment: jax.Array, first: jax.Array, *, reverse: bool
+) -> jax.Array:
+  """Return sₜ = λₜ ⊙ sₜ₋₁ + uₜ for every t, [T, ...].
+
+  Args:
+    decay: λ, [T, ...].
+    increment: u, [T, ...].
+    first: the state before the first step, [...]. The others are cast to its
+      dtype.
+    reverse: from the last step to the first.
+  """
+  decay, increment = decay.astype(first.dtype), increment.astype(first.dtype)
+  if is_cpu() or not isinstance(decay.shape[0], int):  # T may be symbolic
+
+    def body(state, inputs):
+      decay, increment = inputs
+      state = decay * state + increment
+      return state, state
+
+    return lax.scan(body, first, (decay, increment), reverse=reverse)[1]
+
+  def combine(earlier, later):
+    decay, increment = earlier
+    return later[0] * decay, later[0] * increment + later[1]
+
+  decays, sums = lax.associative_scan(
+    combine, (decay, increment), reverse=reverse
+  )
+  return decays * first[None] + sums
+
+
+def all_states(
+  cell: Cell,
+  params: Params,
+  state: State,
+  axs: jax.Array,
+  extras: tuple,
+  reverse: bool,
+) -> tuple[State, State]:
+  """Return the last state, and the state after every step, [T, ...].
+
+  Args:
+    cell: a cell with a linear recurrence.
+    params: the weights.
+    state: the state before the first step, [...].
+    axs: the projected inputs, [T, ..., K].
+    extras: further arguments of a wrapped cell's steps, each [T, ...].
+    reverse: from the last step to the first.
+  """
+  steps = axs.shape[0]
+  first = upcast(state)
+  zeros = jax.tree.map(lambda s: jnp.zeros((steps, *s.shape), s.dtype), first)
+  increments, gates, residuals = cell.recur(params, zeros, axs, *extras)
+  decays = _decays(cell, params, zeros, gates, residuals, extras)
+  states = jax.tree.map(
+    partial(linear_scan, reverse=reverse), decays, increments, first
+  )
+  states = cast_like(states, state)
+  return jax.tree.map(lambda s: s[0 if reverse else -1], states), states
+
+
+def forward(
+  cell: Cell,
+  params: Params,
+  state: State,
+  axs: jax.Array,
+  extras: tuple,
+  reverse: bool,
+) -> tuple[State, jax.Array, tuple[jax.Array, Any]]:
+  """Return (last state, gates, (hs, residuals)), the last three [T, ...].
+
+  Its arguments are those of `all_states`.
+  """
+  last, states = all_states(cell, params, state, axs, extras, reverse)
+  before = states_before(state, states, reverse)
+  _, gates, residuals = cell.recur(params, before, axs, *extras)
+  return last, gates.astype(axs.dtype), (states.h, residuals)
+
+
+def backward(
+  cell: Cell,
+  params: Params,
+  d_last: State,
+  gates: jax.Array,
+  residuals: Any,
+  dhs: jax.Array,
+  extras: tuple,
+  reverse: bool,
+) -> tuple[State, jax.Array, list]:
+  """Return (d_state before the first step, das, extra cotangents).
+
+  Args:
+    cell: a cell with a linear recurrence.
+    params: the weights.
+    d_last: the cotangent of the last state, [...], in the accumulation dtype.
+    gates: those of `forward`, [T, ..., K].
+    residuals: those of `forward`, [T, ...].
+    dhs: the cotangents of the outputs, [T, ..., H].
+    extras: further arguments of a wrapped cell's steps, each [T, ...].
+    reverse: whether the forward went from the last step to the first.
+  """
+  steps = dhs.shape[0]
+  zeros = jax.tree.map(lambda d: jnp.zeros((steps, *d.shape), d.dtype), d_last)
+  d_outputs = zeros._replace(h=dhs.astype(d_last.h.dtype))
+  decays = _decays(cell, params, zeros, gates, residuals, extras)
+  d_before = jax.tree.map(
+    lambda decay, d, last: linear_scan(
+      decay, decay * d, last, reverse=not reverse
+    ),
+    decays,
+    d_outputs,
+    d_last,
+  )
+  d_later = states_before(d_last, d_before, not reverse)
+  d_after = jax.tree.map(jnp.add, d_later, d_outputs)
+  _, das, *extra_cotangents = cell.recur_backward(
+    params, gates, residuals, d_after, *extras
+  )
+  d_first = jax.tree.map(lambda d: d[-1 if reverse else 0], d_before)
+  return d_first, das, extra_cotangents
+
+
+def states_before(first: Any, after: Any, reverse: bool) -> Any:
+  """Return arrays' values before each step, [T, ...].
+
+  Args:
+    first: a tree of arrays [...], before the step that is taken first.
+    after: the same tree of arrays [T, ...], after each step.
+    reverse: whether the steps are taken from the last to the first.
+  """
+
+  def shifted(first, after):
+    if reverse:
+      return jnp.concatenate([after[1:], first[None]])
+    return jnp.concatenate([first[None], after[:-1]])
+
+  return jax.tree.map(shifted, first, after)
+
+
+def _decays(
+  cell: Cell,
+  params: Params,
+  like: State,
+  gates: jax.Array,
+  residuals: Any,
+  extras: tuple,
+) -> State:
+  """Return λ, the derivative of each step's state by the state before it."""
+  ones = jax.tree.map(jnp.ones_like, like)
+  return cell.recur_backward(params, gates, residuals, ones, *extras)[0]
