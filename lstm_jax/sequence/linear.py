@@ -60,19 +60,24 @@ def linear_scan(
 
     def body(state, inputs):
       decay, increment = inputs
-      state = decay * state + increment
+      state = _decayed(decay, state) + increment
       return state, state
 
     return lax.scan(body, first, (decay, increment), reverse=reverse)[1]
 
   def combine(earlier, later):
     decay, increment = earlier
-    return later[0] * decay, later[0] * increment + later[1]
+    return later[0] * decay, _decayed(later[0], increment) + later[1]
 
   decays, sums = lax.associative_scan(
     combine, (decay, increment), reverse=reverse
   )
-  return decays * first[None] + sums
+  return _decayed(decays, first[None]) + sums
+
+
+def _decayed(decay: jax.Array, state: jax.Array) -> jax.Array:
+  """Return λ ⊙ s, which is 0 where λ is, as after a reset, even if s is NaN."""
+  return jnp.where(decay == 0, 0, decay * state)
 
 
 def all_states(
@@ -151,7 +156,7 @@ def backward(
   decays = _decays(cell, params, zeros, gates, residuals, extras)
   d_before = jax.tree.map(
     lambda decay, d, last: linear_scan(
-      decay, decay * d, last, reverse=not reverse
+      decay, _decayed(decay, d), last, reverse=not reverse
     ),
     decays,
     d_outputs,

@@ -166,7 +166,7 @@ def scan_sequence(
   Its arguments are those of `scan_steps`, for a cell.
   """
   # Only used where nothing is differentiated.
-  if is_linear(cell) or _projects_first(state, xs):
+  if _projects_first(state, xs) or is_linear(cell):
     return scan_outputs(cell, options, params, state, xs, extras)
   return scan_steps(forward_step(cell), options, params, state, xs, extras)
 

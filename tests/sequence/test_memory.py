@@ -23,6 +23,9 @@ TEMPORARY = {
   "projected_lstm": (9, 11),
   "peephole_lstm": (11, 15),
   "coupled_lstm": (7, 8),
+  "min_gru": (9, 9),
+  "min_lstm": (10, 10),
+  "lru": (8, 8),
 }
 
 

@@ -11,6 +11,7 @@ from lstm_jax import (
   gru,
   init_stack,
   initial_stack_state,
+  lru,
   lstm,
   regularize,
   rnn,
@@ -48,7 +49,9 @@ def test_a_stack_equals_its_layers_by_hand(cell, key):
     for f in (stacked, by_hand)
   )
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(b))
-  assert size < 100  # Gaussian weights in three layers give gradients of 30
+  # Gaussian weights in three layers give gradients of 30. A Gaussian ν of the
+  # LRU's lets λ, and its derivative, change fast: they are 400.
+  assert size < (500 if cell is lru else 100)
   assert worst(a, b) < 1e-12 * max(size, 1)
 
 

@@ -9,6 +9,7 @@ import pytest
 from lstm_jax import Autodiff, Explicit, gradcheck, unroll
 from lstm_jax.cells import affine
 from lstm_jax.language import loss
+from lstm_jax.sequence.linear import is_linear
 from lstm_jax.testing import plant, terms
 from tests.contract import PLANTS, TABLE
 from tests.draws import B, D, H, arguments, normal_like
@@ -42,7 +43,8 @@ def test_every_cell_passes(name, key):
 def test_every_planted_error_is_caught(name, term, key):
   cell = plant(TABLE[name].cell, term)
   report = check(cell, key, max_coordinates=0, num_directions=0)
-  assert report.value <= 1e-12  # the forward is unchanged
+  if not is_linear(cell):  # else `unroll` takes λ of the forward from dh
+    assert report.value <= 1e-12  # the forward is unchanged
   assert not report.passes()
   assert max(t.explicit_autodiff.relative for t in report.tensors) > 1e-4
 

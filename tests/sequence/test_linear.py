@@ -1,0 +1,159 @@
+"""Cells with a linear recurrence: all time steps at once, on CPU and GPU."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from lstm_jax import Autodiff, Explicit, gru, min_gru, min_lstm, unroll
+from lstm_jax.cells.platform import traced_for
+from lstm_jax.sequence import wrappers
+from lstm_jax.sequence.linear import is_linear, linear_scan
+from tests.contract import TABLE
+from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.sequence.test_features import FEATURES
+
+LINEAR = [name for name, row in TABLE.items() if is_linear(row.cell)]
+EVERYDAY = "min_gru"
+CELLS = pytest.mark.parametrize(
+  "cell",
+  [
+    pytest.param(
+      TABLE[name].cell,
+      id=name,
+      marks=[] if name == EVERYDAY else pytest.mark.exhaustive,
+    )
+    for name in LINEAR
+  ],
+)
+
+
+def value_and_gradient(cell, args, key, **options):
+  f = weighed(partial(unroll, cell, **options), key)
+  return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
+
+
+def test_the_linear_cells_are_those_of_the_table():
+  assert LINEAR == ["min_gru", "min_lstm", "lru"]
+  for wrap in (wrappers.masked, wrappers.resettable, wrappers.zoneout):
+    assert is_linear(wrap(min_gru))
+    assert not is_linear(wrap(gru))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
+def test_linear_scan_equals_a_loop(device, reverse, steps):
+  draw = np.random.default_rng(0)
+  decay = draw.choice([0, 0.5, 0.99, 1], (steps, B, H))
+  increment, first = draw.normal(size=(steps, B, H)), draw.normal(size=(B, H))
+  states, state = np.zeros((steps, B, H)), first
+  for t in range(steps)[:: -1 if reverse else 1]:
+    state = states[t] = decay[t] * state + increment[t]
+  with traced_for(device):
+    found = linear_scan(
+      *map(jnp.asarray, (decay, increment, first)), reverse=reverse
+    )
+  assert worst(found, states) < 1e-12
+
+
+@CELLS
+@pytest.mark.parametrize("feature", ["plain", "all"])
+def test_a_parallel_scan_has_the_gradient_of_autodiff(cell, feature, key):
+  """As it is compiled for a GPU; other tests compile for the CPU."""
+  args = arguments(cell, key)
+  options = FEATURES[feature](cell) if feature != "plain" else {}
+  expected = value_and_gradient(cell, args, key, adjoint=Autodiff(), **options)
+  with traced_for("cuda"):
+    found = value_and_gradient(cell, args, key, **options)
+    outputs = unroll(cell, *args, **options)
+  assert worst(found, expected) < 1e-12
+  assert worst(outputs, unroll(cell, *args, **options)) < 1e-12
+
+
+@CELLS
+def test_the_loop_holds_only_the_linear_recurrence(cell, key):
+  """It is λ s + u, and 0 where λ is; a parallel scan has no loop at all."""
+  args = arguments(cell, key)
+
+  def bodies():
+    f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
+    return [
+      {e.primitive.name for e in _equations(equation.params["jaxpr"].jaxpr)}
+      for equation in _equations(jax.make_jaxpr(f)(*args).jaxpr)
+      if equation.primitive.name == "scan"
+    ]
+
+  forward, backward = bodies()
+  allowed = {"mul", "add", "eq", "jit", "select_n", "broadcast_in_dim"}
+  allowed.add("convert_element_type")  # of the 0 that is selected
+  assert {"mul", "add"} < forward | backward <= allowed
+  with traced_for("cuda"):
+    assert bodies() == []
+
+
+def _equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from _equations(inner)
+
+
+@pytest.mark.parametrize("chunk", [None, 64])
+def test_a_long_sequence_has_the_gradient_of_autodiff(chunk, key):
+  """A minimal LSTM with memories of one to millions of time steps."""
+  params, state, xs = arguments(min_lstm, key, steps=1000)
+  b = params.b.reshape(3, H).at[0].set(jnp.linspace(-20, 20, H))
+  args = params._replace(b=b.reshape(-1)), state, xs / 30
+  expected = value_and_gradient(min_lstm, args, key, adjoint=Autodiff())
+  size = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+  for device in ("cpu", "cuda"):
+    with traced_for(device):
+      found = value_and_gradient(
+        min_lstm, args, key, adjoint=Explicit(chunk=chunk)
+      )
+    assert worst(found, expected) < 1e-12 * size
+
+
+def test_a_reset_and_a_mask_hide_what_is_infinite(key):
+  """Masked inputs and the state before a reset reach no output, even NaN."""
+  params, state, xs = arguments(min_gru, key)
+  mask, reset = (np.zeros((T, B), bool) for _ in range(2))
+  mask[[0, 2, 3, 4]] = reset[0] = True
+  bad_xs = xs.at[1].set(jnp.nan)
+  bad_state = jax.tree.map(lambda s: s.at[:].set(jnp.nan), state)
+  expected = unroll(min_gru, params, None, xs, mask=mask, reset=reset)
+  for device in ("cpu", "cuda"):
+    with traced_for(device):
+      found = unroll(min_gru, params, bad_state, bad_xs, mask=mask, reset=reset)
+    assert worst(found, expected) < 1e-12
+
+
+def test_bfloat16_states_are_summed_in_float32(key):
+  """1,000 steps of weight 1 − 1/1000: in bfloat16 no step would count."""
+  params = jax.tree.map(
+    lambda x: jnp.zeros_like(x, jnp.bfloat16), min_gru.init(key, D, H)
+  )
+  b = jnp.concatenate([jnp.full(H, -np.log(999.0)), jnp.ones(H)])
+  params = params._replace(b=b.astype(jnp.bfloat16))
+  state, _ = unroll(min_gru, params, None, jnp.zeros((1000, B, D)))
+  assert state.h.dtype == jnp.bfloat16
+  exact = 1 - (1 - 1 / (1 + np.exp(-float(params.b[0])))) ** 1000
+  assert abs(state.h.astype(float) - exact).max() < 0.005
+
+
+def test_a_symbolic_length_is_exported(key):
+  params, state, xs = arguments(min_gru, key)
+  run = partial(unroll, min_gru)
+  steps, batch = export.symbolic_shape("T, B")
+  shapes = (
+    params,
+    state._replace(h=jax.ShapeDtypeStruct((batch, H), jnp.float64)),
+    jax.ShapeDtypeStruct((steps, batch, D), jnp.float64),
+  )
+  exported = export.export(jax.jit(run))(*shapes)
+  found = export.deserialize(exported.serialize()).call(params, state, xs)
+  assert worst(found, run(params, state, xs)) < 1e-12
