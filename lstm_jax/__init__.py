@@ -9,13 +9,15 @@
 
 `lstm`, `gru` and `rnn` are modules of one step each, with the equations of
 their forward and backward passes; so are the variants `layernorm_lstm`,
-`projected_lstm`, `peephole_lstm` and `coupled_lstm`, and `min_gru`, `min_lstm`
-and `lru`, whose time steps are computed all at once. `unroll` applies a cell
-over time, `unroll_both` in both directions, and `unroll_stack` in layers.
-`Explicit`, `Step` and `Autodiff` choose how the gradient is computed.
-`regularize` draws dropout and zoneout. `gradcheck` compares a gradient with
-autodiff and with finite differences. `lstm_jax.language` and
-`lstm_jax.training` hold a language model and its training.
+`projected_lstm`, `peephole_lstm`, `coupled_lstm` and `gru_reset_before`, and
+`min_gru`, `min_lstm` and `lru`, whose time steps are computed all at once.
+`rnn.with_activation`, `lstm.with_activations` and `gru.with_activations` return
+cells with other activations. `unroll` applies a cell over time, `unroll_both`
+in both directions, and `unroll_stack` in layers. `Explicit`, `Step` and
+`Autodiff` choose how the gradient is computed. `regularize` draws dropout and
+zoneout. `gradcheck` compares a gradient with autodiff and with finite
+differences. `lstm_jax.language` and `lstm_jax.training` hold a language model
+and its training.
 """
 
 from lstm_jax.cells import Cell as Cell
@@ -30,10 +32,12 @@ from lstm_jax.cells import MinGRUParams as MinGRUParams
 from lstm_jax.cells import MinLSTMParams as MinLSTMParams
 from lstm_jax.cells import PeepholeLSTMParams as PeepholeLSTMParams
 from lstm_jax.cells import ProjectedLSTMParams as ProjectedLSTMParams
+from lstm_jax.cells import ResetBeforeGRUParams as ResetBeforeGRUParams
 from lstm_jax.cells import RNNParams as RNNParams
 from lstm_jax.cells import RNNState as RNNState
 from lstm_jax.cells import coupled_lstm as coupled_lstm
 from lstm_jax.cells import gru as gru
+from lstm_jax.cells import gru_reset_before as gru_reset_before
 from lstm_jax.cells import layernorm_lstm as layernorm_lstm
 from lstm_jax.cells import lru as lru
 from lstm_jax.cells import lstm as lstm

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lstm_jax.cells import (
+  RELU,
   coupled_lstm,
   gru,
+  gru_reset_before,
   layernorm_lstm,
   lru,
   lstm,
@@ -31,7 +33,9 @@ CELLS = {
   "peephole_lstm": peephole_lstm,
   "coupled_lstm": coupled_lstm,
   "gru": gru,
+  "gru_reset_before": gru_reset_before,
   "rnn": rnn,
+  "relu_rnn": rnn.with_activation(RELU),
   "min_gru": min_gru,
   "min_lstm": min_lstm,
   "lru": lru,

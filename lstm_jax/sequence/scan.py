@@ -17,7 +17,7 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
   rnn 2              lstm 6             projected_lstm 6 + P/H
   coupled_lstm 5     gru 6              peephole_lstm 7
   min_lstm 4         min_gru 3          layernorm_lstm 11
-  lru 3
+  lru 3              gru_reset_before 6
 
 with P the size of the projection. The largest array exists only once: at every
 step, the gates (or local gradients) overwrite aₜ, and later daₜ overwrites

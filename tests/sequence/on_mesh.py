@@ -18,7 +18,7 @@ from lstm_jax.language import ModelConfig, cross_entropy, language_model
 from lstm_jax.sequence import state_cotangents
 from lstm_jax.training import find_collectives
 from tests.contract import TABLE
-from tests.draws import normal_like, worst
+from tests.draws import gaussian, worst
 
 T, B, D, H = 5, 4, 3, 6
 ROWS = PartitionSpec(None, "data")
@@ -40,7 +40,7 @@ def adjoints(cell):
 def draw(cell, key):
   """Return params, and a batch: floats, tokens, lengths, resets, weights."""
   keys = jax.random.split(key, 4)
-  params = normal_like(key, cell.init(key, D, H, jnp.float64))
+  params = gaussian(key, cell, cell.init(key, D, H, jnp.float64))
   xs = jax.random.normal(keys[0], (T, B, D), jnp.float64)
   tokens = jax.random.randint(keys[1], (T, B), 0, D)
   lengths = jnp.array([[5, 0, 3, 4]])
@@ -102,7 +102,7 @@ def under_shard_map(loss, params, batch, mesh):
 def state_on_mesh(cell, params, xs, automatic, explicit):
   """Return errors where only the state lies on the mesh, and of cotangents."""
   key = jax.random.key(5)
-  state = normal_like(key, cell.initial_state(params, (B,)))
+  state = gaussian(key, cell, cell.initial_state(params, (B,)))
   own = PartitionSpec("data")
   placed = jax.device_put(state, NamedSharding(explicit, own))
 

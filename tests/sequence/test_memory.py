@@ -26,6 +26,8 @@ TEMPORARY = {
   "min_gru": (9, 9),
   "min_lstm": (10, 10),
   "lru": (8, 8),
+  "gru_reset_before": (10, 12),
+  "relu_rnn": (4, 4),
 }
 
 
