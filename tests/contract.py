@@ -16,9 +16,11 @@ from lstm_jax import (
   gru,
   layernorm_lstm,
   lstm,
+  mogrifier_lstm,
   peephole_lstm,
   projected_lstm,
   rnn,
+  slstm,
 )
 from lstm_jax.testing.mutation import terms
 from tests import oracles
@@ -90,6 +92,8 @@ TABLE = {
   "projected_lstm": Row(projected_lstm, oracles.projected_lstm, 1),
   "peephole_lstm": Row(peephole_lstm, oracles.peephole_lstm, 1),
   "coupled_lstm": Row(coupled_lstm, oracles.coupled_lstm, 0),
+  "mogrifier_lstm": Row(mogrifier_lstm, oracles.mogrifier_lstm, 1),
+  "slstm": Row(slstm, oracles.slstm, 1),
   "gru": Row(
     gru,
     oracles.gru,
@@ -126,6 +130,18 @@ CELLS = pytest.mark.parametrize(
   [
     pytest.param(row.cell, id=name, marks=_marks(name))
     for name, row in TABLE.items()
+  ],
+)
+TAKE_TOKENS = [
+  name
+  for name, row in TABLE.items()
+  if getattr(row.cell, "takes_tokens", False)
+]
+TOKEN_CELLS = pytest.mark.parametrize(
+  "cell",
+  [
+    pytest.param(TABLE[name].cell, id=name, marks=_marks(name))
+    for name in TAKE_TOKENS
   ],
 )
 LSTM_EVERY_DAY = pytest.mark.parametrize(

@@ -13,14 +13,25 @@ def normal_like(key, tree):
 
 
 def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
-  """Return (params, state, xs) in float64, all of them Gaussian."""
+  """Return (params, state, xs) in float64, all of them Gaussian.
+
+  But for the normaliser n of an sLSTM, which is at least 1 after any step.
+  """
 
   def shapes(key):
     params = cell.init(key, size, hidden, jnp.float64)
     xs = jnp.zeros((steps, *batch, size), jnp.float64)
     return params, cell.initial_state(params, batch), xs
 
-  return normal_like(key, jax.eval_shape(shapes, key))
+  params, state, xs = normal_like(key, jax.eval_shape(shapes, key))
+  return params, normalisable(state), xs
+
+
+def normalisable(state):
+  """Return a state with 1 + |n| in place of n, if it has a normaliser n."""
+  if not hasattr(state, "n"):
+    return state
+  return state._replace(n=1 + jnp.abs(state.n))
 
 
 def weighed(f, key):

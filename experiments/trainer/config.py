@@ -13,9 +13,11 @@ from lstm_jax.cells import (
   gru,
   layernorm_lstm,
   lstm,
+  mogrifier_lstm,
   peephole_lstm,
   projected_lstm,
   rnn,
+  slstm,
 )
 from lstm_jax.language import BatchingConfig, ModelConfig, Regularizers
 from lstm_jax.language.options import check_options, option
@@ -27,6 +29,8 @@ CELLS = {
   "projected_lstm": projected_lstm,
   "peephole_lstm": peephole_lstm,
   "coupled_lstm": coupled_lstm,
+  "mogrifier_lstm": mogrifier_lstm,
+  "slstm": slstm,
   "gru": gru,
   "rnn": rnn,
 }

@@ -4,9 +4,11 @@ from lstm_jax.cells import coupled_lstm as coupled_lstm
 from lstm_jax.cells import gru as gru
 from lstm_jax.cells import layernorm_lstm as layernorm_lstm
 from lstm_jax.cells import lstm as lstm
+from lstm_jax.cells import mogrifier_lstm as mogrifier_lstm
 from lstm_jax.cells import peephole_lstm as peephole_lstm
 from lstm_jax.cells import projected_lstm as projected_lstm
 from lstm_jax.cells import rnn as rnn
+from lstm_jax.cells import slstm as slstm
 from lstm_jax.cells.cell import Cell as Cell
 from lstm_jax.cells.cell import CellModule
 from lstm_jax.cells.coupled_lstm import CoupledLSTMParams as CoupledLSTMParams
@@ -15,8 +17,12 @@ from lstm_jax.cells.gru import GRUState as GRUState
 from lstm_jax.cells.layernorm_lstm import (
   LayerNormLSTMParams as LayerNormLSTMParams,
 )
+from lstm_jax.cells.low_rank import LowRank as LowRank
 from lstm_jax.cells.lstm import LSTMParams as LSTMParams
 from lstm_jax.cells.lstm import LSTMState as LSTMState
+from lstm_jax.cells.mogrifier_lstm import (
+  MogrifierLSTMParams as MogrifierLSTMParams,
+)
 from lstm_jax.cells.peephole_lstm import (
   PeepholeLSTMParams as PeepholeLSTMParams,
 )
@@ -25,15 +31,19 @@ from lstm_jax.cells.projected_lstm import (
 )
 from lstm_jax.cells.rnn import RNNParams as RNNParams
 from lstm_jax.cells.rnn import RNNState as RNNState
+from lstm_jax.cells.slstm import SLSTMParams as SLSTMParams
+from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 
 for _cell in (
   coupled_lstm,
   gru,
   layernorm_lstm,
   lstm,
+  mogrifier_lstm,
   peephole_lstm,
   projected_lstm,
   rnn,
+  slstm,
 ):
   _cell.__class__ = CellModule
 
