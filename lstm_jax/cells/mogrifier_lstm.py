@@ -92,6 +92,9 @@ class MogrifierLSTMResiduals(NamedTuple):
   factors: tuple[jax.Array, ...]  # uⁱ, [..., D] of odd and [..., H] of even i
 
 
+takes_tokens = False  # what is read of x depends on h
+
+
 def project(params: MogrifierLSTMParams, x: jax.Array) -> jax.Array:
   """Return x, [..., D], in float32 or wider.
 

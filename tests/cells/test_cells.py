@@ -11,14 +11,18 @@ from lstm_jax import (
   coupled_lstm,
   layernorm_lstm,
   lstm,
+  mogrifier_lstm,
   peephole_lstm,
   projected_lstm,
   unroll,
 )
-from tests.contract import TABLE, TOKEN_CELLS
+from tests.contract import TABLE, TAKE_TOKENS
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 ROWS = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
+TOKEN_ROWS = pytest.mark.parametrize(
+  "row", [TABLE[name] for name in TAKE_TOKENS], ids=TAKE_TOKENS
+)
 IN_FLAX = {name: row for name, row in TABLE.items() if row.flax}
 IN_TORCH = {name: row for name, row in TABLE.items() if row.torch}
 
@@ -46,8 +50,9 @@ def test_backward_is_the_gradient_of_forward(row, sizes, key):
   assert worst(gradient, jax.jit(jax.grad(twin, (0, 1, 2)))(*args)) < 1e-12
 
 
-@TOKEN_CELLS
-def test_a_token_equals_its_one_hot_row(cell, key):
+@TOKEN_ROWS
+def test_a_token_equals_its_one_hot_row(row, key):
+  cell = row.cell
   params, state, _ = one_step_arguments(cell, key)
   tokens = jnp.array([D - 1, 0, 2])
   rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
@@ -229,11 +234,15 @@ def test_a_projection_of_size_zero_is_an_error(key):
 
 
 def test_variants_without_their_additions_are_the_lstm(key):
-  """Peepholes of zero, and the identity as projection."""
+  """Peepholes or rounds of zero, and the identity as projection."""
   params, state, xs = arguments(lstm, key)
   expected = unroll(lstm, params, state, xs)
   blind = peephole_lstm.PeepholeLSTMParams(*params, jnp.zeros(3 * H))
   assert worst(unroll(peephole_lstm, blind, state, xs), expected) < 1e-14
+  zeros = jnp.zeros((3, H, D)), jnp.zeros((2, D, H))
+  unmodulated = mogrifier_lstm.MogrifierLSTMParams(*params, *zeros)
+  found = unroll(mogrifier_lstm, unmodulated, state, xs)
+  assert worst(found, expected) < 1e-14
   projected = projected_lstm.ProjectedLSTMParams(*params, jnp.eye(H))
   assert worst(unroll(projected_lstm, projected, state, xs), expected) < 1e-14
 

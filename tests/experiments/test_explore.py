@@ -245,11 +245,20 @@ def test_every_cell_has_a_page(name, key):
   params = language_model(config, len(symbols)).init(key)
   blobs = Blobs()
   header = make_header(CELLS[name], params, tokens, [*text], blobs)
-  letters = {"gru": "hrzn", "rnn": "h", "coupled_lstm": "hcfgo"}
+  letters = {
+    "gru": "hrzn",
+    "rnn": "h",
+    "coupled_lstm": "hcfgo",
+    "slstm": "hcnmifgo",
+  }
+  fields_of = {"gru": "h", "rnn": "h", "slstm": "hcnm"}
+  normalisers = {"gru": "candidate", "slstm": "normaliser"}
   for layer in header["layers"]:
     signals_of_layer = "".join(signal["name"] for signal in layer["signals"])
     assert signals_of_layer == letters.get(name, "hcifgo")
     fields = [path["name"] for path in layer["paths"]]
-    assert fields == (["h"] if name in ("gru", "rnn") else ["h", "c"])
+    assert fields == [*fields_of.get(name, "hc")]
+    meanings = {s["name"]: s["meaning"] for s in layer["signals"]}
+    assert meanings.get("n") == normalisers.get(name)
   assert header["next"]["count"] == len(symbols) < TOP_TOKENS
   assert 'id="header"' in blobs.page(TEMPLATE, header)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
+from lstm_jax.cells.cell import output_size
 from lstm_jax.sequence import regularize, wrappers
 from lstm_jax.sequence.scan import ScanOptions, scan_sequence
 from lstm_jax.testing import gradcheck, plant, terms
@@ -36,7 +37,7 @@ def zoneout_rates(cell):
 
 
 def dropout_factors(cell, *axes):
-  size = cell.init(jax.random.key(0), D, H).w_h.shape[0]
+  size = output_size(cell, cell.init(jax.random.key(0), D, H))
   return regularize.factors(jax.random.key(2), (*axes, size), 0.5)
 
 

@@ -29,7 +29,9 @@ def check(cell, key, **options):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_cell_passes(name, key):
-  report = check(TABLE[name].cell, key)
+  # At the default step of 1e-3, the differences of a Mogrifier, whose rounds
+  # are one in another, are wrong by 1.2e-6.
+  report = check(TABLE[name].cell, key, epsilon=5e-4)
   assert report.passes()
   for row in report.tensors:
     assert row.explicit_central.coordinates == row.size
