@@ -27,7 +27,7 @@ def not_empty(tree):
 @pytest.mark.parametrize(
   ("rounds", "rank"),
   [
-    (1, 2),
+    pytest.param(1, 2, marks=EXHAUSTIVE),
     (2, 3),
     *(
       pytest.param(rounds, rank, marks=EXHAUSTIVE)
@@ -60,6 +60,7 @@ def test_factors_are_the_matrix_of_their_product(key):
   assert worst(found, unroll(mogrifier_lstm, whole, state, xs)) < 1e-12
 
 
+@EXHAUSTIVE
 def test_each_initial_matrix_keeps_the_scale_of_its_input():
   for rank in (None, 50):
     params = mogrifier_lstm.init(jax.random.key(0), 200, 100, rank=rank)
