@@ -121,13 +121,17 @@ def gaussian(arguments: Callable[[jax.Array], Any], key: jax.Array) -> Any:
   """Return Gaussian arrays with the shapes of arguments(key).
 
   Their standard deviation is ½, so that no bias or state is zero and no unit
-  is saturated.
+  is saturated. The normaliser n of an sLSTM is 1 + |n|, since it is at least 1
+  after any step, and its output has a pole at 0.
   """
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  return jax.tree.map(
-    lambda a: jnp.asarray(0.5 * draw.standard_normal(a.shape), a.dtype),
-    jax.eval_shape(arguments, key),
-  )
+
+  def drawn(path, a):
+    value = jnp.asarray(0.5 * draw.standard_normal(a.shape), a.dtype)
+    is_normaliser = getattr(path[-1], "name", "") == "n"
+    return 1 + jnp.abs(value) if is_normaliser else value
+
+  return jax.tree.map_with_path(drawn, jax.eval_shape(arguments, key))
 
 
 def plantable_modules() -> dict[str, Any]:

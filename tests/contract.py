@@ -20,9 +20,11 @@ from lstm_jax import (
   lstm,
   min_gru,
   min_lstm,
+  mogrifier_lstm,
   peephole_lstm,
   projected_lstm,
   rnn,
+  slstm,
 )
 from lstm_jax.cells import RELU
 from lstm_jax.testing.mutation import terms
@@ -95,6 +97,8 @@ TABLE = {
   "projected_lstm": Row(projected_lstm, oracles.projected_lstm, 1),
   "peephole_lstm": Row(peephole_lstm, oracles.peephole_lstm, 1),
   "coupled_lstm": Row(coupled_lstm, oracles.coupled_lstm, 0),
+  "mogrifier_lstm": Row(mogrifier_lstm, oracles.mogrifier_lstm, 1),
+  "slstm": Row(slstm, oracles.slstm, 1),
   "gru": Row(
     gru,
     oracles.gru,
@@ -121,7 +125,7 @@ TABLE = {
 }
 
 EVERYDAY = "lstm", "gru"
-RARE = "gru_reset_before", "relu_rnn"  # close to a row above
+RARE = "gru_reset_before", "relu_rnn", "min_lstm"  # close to a row above
 EXHAUSTIVE = pytest.mark.exhaustive
 
 
@@ -136,6 +140,18 @@ ROWS = pytest.mark.parametrize(
     for name, row in TABLE.items()
   ],
 )
+TAKE_TOKENS = [
+  name
+  for name, row in TABLE.items()
+  if getattr(row.cell, "takes_tokens", False)
+]
+TOKEN_ROWS = pytest.mark.parametrize(
+  "row",
+  [
+    pytest.param(TABLE[name], id=name, marks=EXHAUSTIVE if name in RARE else [])
+    for name in TAKE_TOKENS
+  ],
+)
 NAMES = pytest.mark.parametrize(
   "name", [pytest.param(name, marks=_marks(name)) for name in TABLE]
 )
@@ -144,6 +160,13 @@ CELLS = pytest.mark.parametrize(
   [
     pytest.param(row.cell, id=name, marks=_marks(name))
     for name, row in TABLE.items()
+  ],
+)
+TOKEN_CELLS = pytest.mark.parametrize(
+  "cell",
+  [
+    pytest.param(TABLE[name].cell, id=name, marks=_marks(name))
+    for name in TAKE_TOKENS
   ],
 )
 LSTM_EVERY_DAY = pytest.mark.parametrize(

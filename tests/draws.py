@@ -13,14 +13,18 @@ def normal_like(key, tree):
 
 
 def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
-  """Return (params, state, xs) in float64, all of them `gaussian`."""
+  """Return (params, state, xs) in float64, all of them `gaussian`.
+
+  But for the normaliser n of an sLSTM, which is at least 1 after any step.
+  """
 
   def shapes(key):
     params = cell.init(key, size, hidden, jnp.float64)
     xs = jnp.zeros((steps, *batch, size), jnp.float64)
     return params, cell.initial_state(params, batch), xs
 
-  return gaussian(key, cell, jax.eval_shape(shapes, key))
+  params, state, xs = gaussian(key, cell, jax.eval_shape(shapes, key))
+  return params, normalisable(state), xs
 
 
 def gaussian(key, cell, tree):
@@ -32,6 +36,13 @@ def gaussian(key, cell, tree):
   bound = getattr(cell.recur, "keywords", {}).values()  # of a made cell
   scale = 0.25 if "relu" in str([*bound]) else 1.0
   return jax.tree.map(lambda x: scale * x, normal_like(key, tree))
+
+
+def normalisable(state):
+  """Return a state with 1 + |n| in place of n, if it has a normaliser n."""
+  if not hasattr(state, "n"):
+    return state
+  return state._replace(n=1 + jnp.abs(state.n))
 
 
 def weighed(f, key):

@@ -115,6 +115,44 @@ def coupled_lstm(params, x, h, c):
 
 
 @_unrolled
+def mogrifier_lstm(params, x, h, c):
+  """Its rounds, as the matrices of Q and R are counted."""
+  x, h = x.copy(), h.copy()
+  for k in range(len(params.q)):
+    q = np.asarray(params.q[k])
+    x = np.array([2 * _sigmoid(h @ q[:, j]) * x[j] for j in range(len(x))])
+    if k < len(params.r):
+      r = np.asarray(params.r[k])
+      h = np.array([2 * _sigmoid(x @ r[:, j]) * h[j] for j in range(len(h))])
+  c_next, h_next = _cell_and_output(params, x, h, c)
+  return h_next, c_next
+
+
+@_unrolled
+def slstm(params, x, h, c, n, m):
+  """The memory and its normaliser without a stabiliser: exp(m) c, exp(m) n."""
+  h_next, c_next, n_next, m_next = (np.zeros_like(h) for _ in range(4))
+  hidden, size = len(h), params.w_h.shape[1]
+  for unit in range(hidden):
+    head, place = divmod(unit, size)
+    of_head = h[head * size : (head + 1) * size]
+    i, f, g, o = (
+      float(x @ params.w_x[:, gate * hidden + unit])
+      + float(of_head @ params.w_h[head, :, gate * size + place])
+      + float(params.b[gate * hidden + unit])
+      for gate in range(4)
+    )
+    memory = _sigmoid(f) * math.exp(m[unit]) * c[unit]
+    memory += math.exp(i) * math.tanh(g)
+    weight = _sigmoid(f) * math.exp(m[unit]) * n[unit] + math.exp(i)
+    h_next[unit] = _sigmoid(o) * memory / weight
+    m_next[unit] = max(math.log(_sigmoid(f)) + m[unit], i)
+    c_next[unit] = memory / math.exp(m_next[unit])
+    n_next[unit] = weight / math.exp(m_next[unit])
+  return h_next, c_next, n_next, m_next
+
+
+@_unrolled
 def gru(params, x, h):
   h_next = h.copy()
   for unit in range(len(h)):

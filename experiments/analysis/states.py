@@ -3,9 +3,10 @@
   sₜ, gatesₜ = recur(sₜ₋₁, xₜ W_x)   for t = 1 … N, layer by layer
 
 The states are the cell's own. The gates are what `recur` saves for the backward
-pass: for every LSTM, all of its gates. A GRU of either form saves r and z, but
-of the candidate n only local gradients, so n is computed again. A plain RNN has
-no gates.
+pass: for every LSTM, all of its gates; for an sLSTM, what they follow from. A
+GRU of either form saves r and z, but of the candidate n only local gradients,
+so n is computed again. Of a plain RNN, and of the cells with a linear
+recurrence, there is the state alone.
 """
 
 from collections.abc import Callable
@@ -22,20 +23,24 @@ from lstm_jax.cells import (
   gru_reset_before,
   layernorm_lstm,
   lstm,
+  mogrifier_lstm,
   peephole_lstm,
   projected_lstm,
+  slstm,
 )
 from lstm_jax.cells.activations import tanh
 from lstm_jax.cells.affine import affine, as_row, product
 from lstm_jax.cells.cell import Cell, Params, Residuals, State
 from lstm_jax.language import LanguageParams
 
-GATES: dict[Any, str] = {  # in the order in which `recur` returns them
+GATES: dict[Any, str] = {  # in the order of their pre-activations
   lstm: "ifgo",
   layernorm_lstm: "ifgo",
   projected_lstm: "ifgo",
   peephole_lstm: "ifgo",
   coupled_lstm: "fgo",
+  mogrifier_lstm: "ifgo",
+  slstm: "ifgo",
 }
 MEANINGS = {
   "h": "output",
@@ -47,8 +52,9 @@ MEANINGS = {
   "r": "reset gate",
   "z": "update gate",
   "n": "candidate",
+  "m": "stabiliser",
 }
-SIGNED = "hcgn"  # signals of either sign; the others are sigmoids, in [0, 1]
+SIGNED = "hcgnm"  # signals of any size and sign; the others are in [0, 1]
 
 
 class LayerTrace(NamedTuple):
@@ -97,7 +103,7 @@ def signals(cell: Cell, layer: LayerTrace) -> dict[str, jax.Array]:
   values = layer.states._asdict()
   if cell in GATES:
     names = GATES[cell]
-    gates = jnp.split(layer.gates, len(names), axis=-1)
+    gates = jnp.split(_gates(cell, layer), len(names), axis=-1)
     values |= dict(zip(names, gates, strict=True))
   elif cell in CANDIDATES:
     values |= {
@@ -106,6 +112,21 @@ def signals(cell: Cell, layer: LayerTrace) -> dict[str, jax.Array]:
       "n": CANDIDATES[cell](layer),
     }
   return values
+
+
+def meaning(cell: Cell, letter: str) -> str:
+  """Return what a signal of a cell is, in words."""
+  return "normaliser" if (cell, letter) == (slstm, "n") else MEANINGS[letter]
+
+
+def _gates(cell: Cell, layer: LayerTrace) -> jax.Array:
+  """Return the gates of an LSTM, [N, G·H]."""
+  if cell is mogrifier_lstm:
+    return layer.residuals.gates
+  if cell is slstm:
+    q, _, g, o = jnp.split(layer.gates, 4, axis=-1)
+    return jnp.concatenate([*slstm.gates_of(q), g, o], axis=-1)
+  return layer.gates
 
 
 def _trace_layer(cell: Cell, weights: Params, xs: jax.Array) -> LayerTrace:

@@ -16,6 +16,7 @@ from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import (
   MEANINGS,
   SIGNED,
+  meaning,
   signals,
   trace_layers,
 )
@@ -100,6 +101,7 @@ def make_header(
       {
         "signals": [
           pack_signal(name, np.asarray(signal).T, [*varying.values()], blobs)
+          | {"meaning": meaning(cell, name)}
           for name, signal in signals(cell, layer).items()
         ],
         "paths": [

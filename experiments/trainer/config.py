@@ -18,9 +18,11 @@ from lstm_jax.cells import (
   lstm,
   min_gru,
   min_lstm,
+  mogrifier_lstm,
   peephole_lstm,
   projected_lstm,
   rnn,
+  slstm,
 )
 from lstm_jax.language import BatchingConfig, ModelConfig, Regularizers
 from lstm_jax.language.options import check_options, option
@@ -32,6 +34,8 @@ CELLS = {
   "projected_lstm": projected_lstm,
   "peephole_lstm": peephole_lstm,
   "coupled_lstm": coupled_lstm,
+  "mogrifier_lstm": mogrifier_lstm,
+  "slstm": slstm,
   "gru": gru,
   "gru_reset_before": gru_reset_before,
   "rnn": rnn,

@@ -8,9 +8,11 @@ from lstm_jax.cells import lru as lru
 from lstm_jax.cells import lstm as lstm
 from lstm_jax.cells import min_gru as min_gru
 from lstm_jax.cells import min_lstm as min_lstm
+from lstm_jax.cells import mogrifier_lstm as mogrifier_lstm
 from lstm_jax.cells import peephole_lstm as peephole_lstm
 from lstm_jax.cells import projected_lstm as projected_lstm
 from lstm_jax.cells import rnn as rnn
+from lstm_jax.cells import slstm as slstm
 from lstm_jax.cells.activations import RELU as RELU
 from lstm_jax.cells.activations import SIGMOID as SIGMOID
 from lstm_jax.cells.activations import TANH as TANH
@@ -27,11 +29,15 @@ from lstm_jax.cells.gru_reset_before import (
 from lstm_jax.cells.layernorm_lstm import (
   LayerNormLSTMParams as LayerNormLSTMParams,
 )
+from lstm_jax.cells.low_rank import LowRank as LowRank
 from lstm_jax.cells.lru import LRUParams as LRUParams
 from lstm_jax.cells.lstm import LSTMParams as LSTMParams
 from lstm_jax.cells.lstm import LSTMState as LSTMState
 from lstm_jax.cells.min_gru import MinGRUParams as MinGRUParams
 from lstm_jax.cells.min_lstm import MinLSTMParams as MinLSTMParams
+from lstm_jax.cells.mogrifier_lstm import (
+  MogrifierLSTMParams as MogrifierLSTMParams,
+)
 from lstm_jax.cells.peephole_lstm import (
   PeepholeLSTMParams as PeepholeLSTMParams,
 )
@@ -40,6 +46,8 @@ from lstm_jax.cells.projected_lstm import (
 )
 from lstm_jax.cells.rnn import RNNParams as RNNParams
 from lstm_jax.cells.rnn import RNNState as RNNState
+from lstm_jax.cells.slstm import SLSTMParams as SLSTMParams
+from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 
 for _cell in (
   coupled_lstm,
@@ -50,9 +58,11 @@ for _cell in (
   lstm,
   min_gru,
   min_lstm,
+  mogrifier_lstm,
   peephole_lstm,
   projected_lstm,
   rnn,
+  slstm,
 ):
   _cell.__class__ = CellModule
 

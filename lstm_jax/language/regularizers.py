@@ -5,7 +5,7 @@
   output_dropout  drops units of the top layer's h, the same at every time step
   weight_drop     drops weights of every w_h
   zoneout_h, _c   units of every layer's h and c that keep their previous value,
-                  drawn at each time step
+                  drawn at each time step; with c, an sLSTM keeps n and m
   ar_coef         α in α · mean(ĥ²), with ĥ the top layer's h after dropout (AR)
   tar_coef        β in β · mean((hₜ − hₜ₋₁)²), with h before dropout (TAR)
 
@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import State
+from lstm_jax.cells.slstm import SLSTMState
 from lstm_jax.language.options import check_options, option
 from lstm_jax.sequence import regularize
 
@@ -123,14 +124,21 @@ class Regularizers:
       options["key"] = key_layers
     if self.zoneout_h or self.zoneout_c:
       options["zoneout"] = tuple(
-        regularize.zoneout(k, state, num_steps, self._zoneout_rates(state))
+        self._zoneout(k, state, num_steps)
         for k, state in zip(keys, states, strict=True)
       )
     return options
 
-  def _zoneout_rates(self, state: State) -> State:
+  def _zoneout(self, key: jax.Array, state: State, num_steps: int) -> State:
+    """Return which units of a layer keep their values, bool [T, ..., H]."""
     rates = {"h": self.zoneout_h, "c": self.zoneout_c}
-    return type(state)(*(rates.get(field, 0.0) for field in state._fields))
+    rates_of_state = (rates.get(field, 0.0) for field in state._fields)
+    keep = regularize.zoneout(
+      key, state, num_steps, type(state)(*rates_of_state)
+    )
+    if isinstance(keep, SLSTMState):
+      return keep._replace(n=keep.c, m=keep.c)  # c, n and m are one memory
+    return keep
 
   def drop_outputs(self, key: jax.Array, hs: jax.Array) -> jax.Array:
     """Apply output_dropout to the top layer's outputs, [T, ..., H]."""

@@ -16,14 +16,17 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
   rnn 2              lstm 6             projected_lstm 6 + P/H
   coupled_lstm 5     gru 6              peephole_lstm 7
-  min_lstm 4         min_gru 3          layernorm_lstm 11
-  lru 3              gru_reset_before 6
+  slstm 7            min_lstm 4         layernorm_lstm 11
+  min_gru 3          lru 3              gru_reset_before 6
+  mogrifier_lstm 9 + 4 D/H
 
-with P the size of the projection. The largest array exists only once: at every
-step, the gates (or local gradients) overwrite aₜ, and later daₜ overwrites
-them. The backward adds a copy of hs, shifted by one step (1). The GRU adds the
-cotangent of h W_h, which is not daₜ (3). The layer-normalised LSTM adds
-normalised products and their cotangents (up to 17, not all at the same time).
+with P the size of the projection, and 5 rounds of a Mogrifier. The largest
+array exists only once: at every step, the gates (or local gradients) overwrite
+aₜ, and later daₜ overwrites them. The backward adds a copy of hs, shifted by
+one step (1). The GRU adds the cotangent of h W_h, which is not daₜ (3). The
+layer-normalised LSTM adds normalised products and their cotangents (up to 17,
+not all at the same time), and the Mogrifier the operands and the cotangents of
+all its products (8 + 6 D/H).
 """
 
 import math

@@ -13,11 +13,12 @@ from lstm_jax import (
   lru,
   lstm,
   min_lstm,
+  mogrifier_lstm,
   peephole_lstm,
   projected_lstm,
   unroll,
 )
-from tests.contract import ROWS, TABLE
+from tests.contract import ROWS, TABLE, TOKEN_ROWS
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 EVERY_ROW = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
@@ -48,7 +49,7 @@ def test_backward_is_the_gradient_of_forward(row, sizes, key):
   assert worst(gradient, jax.jit(jax.grad(twin, (0, 1, 2)))(*args)) < 1e-12
 
 
-@ROWS
+@TOKEN_ROWS
 def test_a_token_equals_its_one_hot_row(row, key):
   cell = row.cell
   params, state, _ = one_step_arguments(cell, key)
@@ -165,8 +166,9 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
   hidden, size = 32, 500
   params = row.cell.init(key, size, hidden)
   gates = params.w_x.shape[1] // hidden
-  if hasattr(params, "w_h"):
-    for block in np.split(np.asarray(params.w_h), gates, axis=1):
+  w_h = np.asarray(getattr(params, "w_h", np.zeros((0, 1, gates))))
+  for head in w_h.reshape(-1, *w_h.shape[-2:]):  # the matrix, or one a head
+    for block in np.split(head, gates, axis=1):
       assert np.abs(block @ block.T - np.eye(len(block))).max() < 1e-5
   for block in np.split(np.asarray(params.w_x), gates, axis=1):
     assert abs(block.std() * size**0.5 - 1) < 0.05
@@ -232,11 +234,15 @@ def test_a_projection_of_size_zero_is_an_error(key):
 
 
 def test_variants_without_their_additions_are_the_lstm(key):
-  """Peepholes of zero, and the identity as projection."""
+  """Peepholes or rounds of zero, and the identity as projection."""
   params, state, xs = arguments(lstm, key)
   expected = unroll(lstm, params, state, xs)
   blind = peephole_lstm.PeepholeLSTMParams(*params, jnp.zeros(3 * H))
   assert worst(unroll(peephole_lstm, blind, state, xs), expected) < 1e-14
+  zeros = jnp.zeros((3, H, D)), jnp.zeros((2, D, H))
+  unmodulated = mogrifier_lstm.MogrifierLSTMParams(*params, *zeros)
+  found = unroll(mogrifier_lstm, unmodulated, state, xs)
+  assert worst(found, expected) < 1e-14
   projected = projected_lstm.ProjectedLSTMParams(*params, jnp.eye(H))
   assert worst(unroll(projected_lstm, projected, state, xs), expected) < 1e-14
 

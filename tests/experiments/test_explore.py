@@ -245,13 +245,27 @@ def test_every_cell_has_a_page(name, key):
   params = language_model(config, len(symbols)).init(key)
   blobs = Blobs()
   header = make_header(CELLS[name], params, tokens, [*text], blobs)
-  of_gru = {"gru": "hrzn", "gru_reset_before": "hrzn"}
-  without_c = {**of_gru, "rnn": "h", "relu_rnn": "h"}
-  letters = {**without_c, "coupled_lstm": "hcfgo"}
+  letters = dict.fromkeys(
+    ("rnn", "relu_rnn", "min_gru", "min_lstm", "lru"), "h"
+  )
+  fields_of = letters | {"gru": "h", "gru_reset_before": "h", "slstm": "hcnm"}
+  letters |= {
+    "gru": "hrzn",
+    "gru_reset_before": "hrzn",
+    "coupled_lstm": "hcfgo",
+    "slstm": "hcnmifgo",
+  }
+  normalisers = {
+    "gru": "candidate",
+    "gru_reset_before": "candidate",
+    "slstm": "normaliser",
+  }
   for layer in header["layers"]:
     signals_of_layer = "".join(signal["name"] for signal in layer["signals"])
     assert signals_of_layer == letters.get(name, "hcifgo")
     fields = [path["name"] for path in layer["paths"]]
-    assert fields == (["h"] if name in without_c else ["h", "c"])
+    assert fields == [*fields_of.get(name, "hc")]
+    meanings = {s["name"]: s["meaning"] for s in layer["signals"]}
+    assert meanings.get("n") == normalisers.get(name)
   assert header["next"]["count"] == len(symbols) < TOP_TOKENS
   assert 'id="header"' in blobs.page(TEMPLATE, header)

@@ -11,6 +11,7 @@ from lstm_jax import (
   gru,
   lstm,
   regularize,
+  slstm,
   unroll_stack,
 )
 from lstm_jax.language import ModelConfig, Regularizers, language_model
@@ -30,6 +31,15 @@ def make(key, regularizers, cell=lstm, adjoint=Explicit()):
   params, state = normal_like(key, start)
   tokens = jax.random.randint(key, (T + 1, B), 0, V)
   return model, params, state, tokens[:-1], tokens[1:]
+
+
+def test_an_slstm_keeps_its_memory_c_n_and_m_together(key):
+  regularizers = Regularizers(zoneout_h=0.3, zoneout_c=0.5)
+  zero = slstm.initial_state(slstm.init(key, 4, H), (B,))
+  (keep,) = regularizers.stack_options(key, (zero,), T)["zoneout"]
+  assert 0 < keep.c.sum() < keep.c.size
+  assert (keep.n == keep.c).all() and (keep.m == keep.c).all()
+  assert (keep.h != keep.c).any()
 
 
 @pytest.mark.parametrize("cell", [lstm, gru])

@@ -63,6 +63,8 @@ def sequence_loss(cell, adjoint):
       reset=reset,
       adjoint=adjoint,
     )
+    if not getattr(cell, "takes_tokens", False):
+      tokens = jax.nn.one_hot(tokens, D, dtype=xs.dtype)
     _, others = unroll(cell, params, last, tokens, adjoint=adjoint)
     weights = cotangents[..., : hs.shape[-1]]
     return jnp.sum(weights * (hs + others)) + sum(

@@ -6,7 +6,7 @@ from lstm_jax import lstm, unroll
 from lstm_jax.sequence import state_cotangents
 from lstm_jax.sequence.linear import is_linear
 from lstm_jax.testing.mutation import plant, terms
-from tests.contract import CELLS, NAMES, TABLE
+from tests.contract import CELLS, NAMES, TABLE, TOKEN_CELLS
 from tests.draws import B, D, T, arguments, normal_like, worst
 
 
@@ -51,7 +51,7 @@ def test_the_first_row_is_the_gradient_of_unroll_and_the_last_is_d_last(
   assert worst(jax.tree.map(lambda d: d[-1], found), d_last) == 0
 
 
-@CELLS
+@TOKEN_CELLS
 def test_tokens_are_one_hot_rows(cell, key):
   params, state, _ = arguments(cell, key)
   d_last = normal_like(key, state)
@@ -70,7 +70,8 @@ def test_planted_errors_of_the_recurrence_are_caught(name, key):
   params, state, xs = arguments(cell, key)
   d_last = normal_like(key, state)
   expected = by_autodiff(cell, params, state, xs, d_last)
-  planted = [t for t in ("dh", "dc", "da", "dc_sum") if t in terms(cell)]
+  names = "dh", "dc", "dn", "dp", "da", "dc_sum", "dn_sum"
+  planted = [t for t in names if t in terms(cell)]
   assert "dh" in planted
   if is_linear(cell):
     planted = ["dh"]  # da reaches dh through W_h, which these cells do not have

@@ -22,7 +22,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.sequence import scan
-from tests.contract import CELLS, LSTM_EVERY_DAY, TABLE
+from tests.contract import CELLS, LSTM_EVERY_DAY, TABLE, TOKEN_CELLS
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 from tests.gradients import value_and_gradient
 
@@ -37,7 +37,7 @@ def test_all_adjoints_give_the_same_gradient(cell, steps, batch, key):
   assert worst(value_and_gradient(cell, args), autodiff) < 1e-12
 
 
-@CELLS
+@TOKEN_CELLS
 def test_all_adjoints_give_the_same_gradient_on_tokens(cell, key):
   params, state, _ = arguments(cell, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
@@ -49,7 +49,7 @@ def test_all_adjoints_give_the_same_gradient_on_tokens(cell, key):
   assert worst(b, c) < 1e-12
 
 
-@CELLS
+@TOKEN_CELLS
 def test_tokens_are_one_hot_rows(cell, key):
   params, state, _ = arguments(cell, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
@@ -248,8 +248,8 @@ def test_low_precision_keeps_dtypes_and_stays_near_float64(
 def test_the_saved_array_sizes_match_the_docstring(name, key):
   """The table of `scan`: elements per unit and time step, such as `gru 6`."""
   module = name.removeprefix("relu_")  # another activation saves the same
-  pattern = rf"\b{module} (\d+)( \+ P/H)?"
-  ((count, projection),) = re.findall(pattern, scan.__doc__)
+  pattern = rf"\b{module} (\d+)( \+ P/H)?(?: \+ (\d+) D/H)?"
+  ((count, projection, inputs),) = re.findall(pattern, scan.__doc__)
   params, state, xs = arguments(TABLE[name].cell, key)
   forward = partial(scan.forward, TABLE[name].cell, scan.ScanOptions())
   _, saved = jax.eval_shape(forward, params, state, xs, ())
@@ -257,14 +257,17 @@ def test_the_saved_array_sizes_match_the_docstring(name, key):
   # Without the scales of layer normalization, [T, B, 1].
   sizes = [leaf.size for leaf in leaves if leaf.shape[-1] > 1]
   expected = int(count) * H + (state.h.shape[-1] if projection else 0)
+  expected += int(inputs or 0) * D
   assert sum(sizes) == expected * T * B
 
 
-@CELLS
+@TOKEN_CELLS
 def test_the_scans_contain_no_product_with_the_inputs(cell, key):
   """The scans multiply rows [B, ...] by w_h and w_r, and by nothing else.
 
-  A weight may be transposed, which the sorted axes of its shape leave out.
+  A weight may be transposed, which the sorted axes of its shape leave out, and
+  may have an axis of heads, which the rows then have as well. A cell that takes
+  no tokens need not read x through x W_x alone.
   """
   args = arguments(cell, key)
   f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
@@ -283,9 +286,9 @@ def test_the_scans_contain_no_product_with_the_inputs(cell, key):
   if cell is gru_reset_before:  # one product for r and z, and one for n
     recurrent = jnp.split(args[0].w_h, [2 * H], axis=-1)
   assert shapes == {
-    frozenset({tuple(sorted((B, size))), tuple(sorted(w.shape))})
+    frozenset({tuple(sorted((B, *w.shape[:-2], size))), tuple(sorted(w.shape))})
     for w in recurrent
-    for size in w.shape
+    for size in w.shape[-2:]
   }
 
 
@@ -316,6 +319,8 @@ def test_an_empty_batch_has_empty_outputs_and_zero_gradients(
   cell, tokens, adjoint, key
 ):
   params, state, xs = arguments(cell, key, batch=(0,))
+  if tokens and not getattr(cell, "takes_tokens", False):
+    pytest.skip("the cell takes no tokens")
   if tokens:
     xs = jnp.zeros((T, 0), int)
   _, hs = unroll(cell, params, state, xs, adjoint=adjoint)
@@ -354,7 +359,8 @@ def test_error_messages_name_a_state_that_does_not_fit(cell, key):
       if field == "h" and len(wrong) == 1 and len(state) == 1:
         continue  # this is an error of xs
       wrong = state._replace(**{field: wrong})
-      message = r"state.[hc] must be \[\d, \d\], got"
+      fields = "".join(state._fields)
+      message = rf"state.[{fields}] must be \[\d, \d\], got"
       with pytest.raises(ValueError, match=message):
         unroll(cell, params, wrong, xs)
       with pytest.raises(ValueError, match=message):
@@ -379,7 +385,8 @@ def test_a_state_of_none_is_the_zero_state(cell, batch, key):
   params, _, xs = arguments(cell, key, batch=batch)
   zero = cell.initial_state(params, batch)
   tokens = jax.random.randint(key, (T, *batch), 0, D)
-  for inputs in (xs, tokens):
+  takes_tokens = getattr(cell, "takes_tokens", False)
+  for inputs in (xs, tokens) if takes_tokens else (xs,):
     found = unroll(cell, params, None, inputs)
     assert worst(found, unroll(cell, params, zero, inputs)) == 0
   if len(batch) == 1:

@@ -32,7 +32,10 @@ def check(cell, key, **options):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_cell_passes(name, key):
-  report = check(TABLE[name].cell, key, **DIFFERENCES.get(name, {}))
+  # At the default step of 1e-3, the differences of a Mogrifier, whose rounds
+  # are one in another, are wrong by 1.2e-6.
+  options = {"epsilon": 5e-4} | DIFFERENCES.get(name, {})
+  report = check(TABLE[name].cell, key, **options)
   assert report.passes()
   for row in report.tensors:
     assert row.explicit_central.coordinates == row.size

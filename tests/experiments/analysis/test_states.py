@@ -35,9 +35,30 @@ def normalized(u):
   return (u - u.mean()) / np.sqrt(u.var() + 1e-5)
 
 
+def modulated(p, x, h):
+  for k, q in enumerate(p.q):
+    x = 2 * sigmoid(h @ q) * x
+    if k < len(p.r):
+      h = 2 * sigmoid(x @ p.r[k]) * h
+  return x, h
+
+
+def slstm_gates(p, x, state):
+  """Return the gates, and those of i and f that are relative to the larger."""
+  ai, af, ag, ao = np.split(x @ p.w_x + p.b, 4)
+  heads = np.split(state.h, len(p.w_h))
+  ah = [h @ w for h, w in zip(heads, p.w_h, strict=True)]
+  ah = np.concatenate([np.split(a, 4) for a in ah], axis=1)
+  ai, af, ag, ao = ai + ah[0], af + ah[1], ag + ah[2], ao + ah[3]
+  kept = np.log(sigmoid(af)) + np.where(state.n > 0, state.m, -np.inf)
+  m = np.maximum(kept, ai)
+  gates = np.exp(ai - m), np.exp(kept - m), np.tanh(ag), sigmoid(ao)
+  return dict(zip("ifgo", gates, strict=True))
+
+
 def gates_by_hand(name, p, x, h, c, c_next):
   """Return the gates of one step, from the equations of the cells' files."""
-  if name in ("rnn", "relu_rnn"):
+  if name in ("rnn", "relu_rnn", "min_gru", "min_lstm", "lru"):
     return {}
   if name == "gru":
     x_r, x_z, x_n = np.split(x @ p.w_x + p.b, 3)
@@ -51,6 +72,8 @@ def gates_by_hand(name, p, x, h, c, c_next):
     r = sigmoid(x_r + h @ w_r)
     n = np.tanh(x_n + (r * h) @ w_n)
     return {"r": r, "z": sigmoid(x_z + h @ w_z), "n": n}
+  if name == "mogrifier_lstm":
+    x, h = modulated(p, x, h)
   of_x, of_h = x @ p.w_x, h @ p.w_h
   if name == "layernorm_lstm":
     of_x, of_h = p.gain_x * normalized(of_x), p.gain_h * normalized(of_h)
@@ -81,9 +104,12 @@ def test_states_and_gates_are_those_of_the_step(name, key):
     for t, x in enumerate(xs):
       after = step(weights, state, x)
       before, now = ({"c": None} | s._asdict() for s in (state, after))
-      gates = gates_by_hand(
-        name, arrays, x, np.asarray(before["h"]), before["c"], now["c"]
-      )
+      if name == "slstm":
+        gates = slstm_gates(arrays, x, jax.tree.map(np.asarray, state))
+      else:
+        gates = gates_by_hand(
+          name, arrays, x, np.asarray(before["h"]), before["c"], now["c"]
+        )
       expected = after._asdict() | gates
       assert set(expected) == set(values)
       for letter, value in expected.items():

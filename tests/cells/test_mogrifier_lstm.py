@@ -1,0 +1,101 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import Autodiff, Explicit, mogrifier_lstm, unroll
+from lstm_jax.cells import low_rank
+from lstm_jax.cells.low_rank import LowRank
+from lstm_jax.testing import plant, terms
+from tests.contract import EXHAUSTIVE
+from tests.draws import B, D, H, T, normal_like, weighed, worst
+
+
+def arguments(key, rounds, rank):
+  params = mogrifier_lstm.init(key, D, H, jnp.float64, rounds=rounds, rank=rank)
+  state = mogrifier_lstm.initial_state(params, (B,))
+  return normal_like(key, (params, state, jnp.zeros((T, B, D))))
+
+
+def not_empty(tree):
+  """Return the arrays that have elements; one round has no matrix R."""
+  return [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+
+
+@pytest.mark.parametrize(
+  ("rounds", "rank"),
+  [
+    pytest.param(1, 2, marks=EXHAUSTIVE),
+    (2, 3),
+    *(
+      pytest.param(rounds, rank, marks=EXHAUSTIVE)
+      for rounds in (1, 2, 5, 6)
+      for rank in (None, 1)
+    ),
+  ],
+)
+def test_rounds_and_ranks_have_the_gradient_of_autodiff(rounds, rank, key):
+  args = arguments(key, rounds, rank)
+  a, b = (
+    jax.jit(
+      jax.grad(
+        weighed(partial(unroll, mogrifier_lstm, adjoint=adjoint), key),
+        (0, 1, 2),
+      )
+    )(*args)
+    for adjoint in (Explicit(), Autodiff())
+  )
+  assert jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, args)
+  assert worst(not_empty(a), not_empty(b)) < 1e-12
+
+
+def test_factors_are_the_matrix_of_their_product(key):
+  params, state, xs = arguments(key, 5, 2)
+  assert params.q.left.shape == (3, H, 2) and params.r.right.shape == (2, 2, H)
+  q, r = (jnp.einsum("nik,nkj->nij", *factors) for factors in params[-2:])
+  found = unroll(mogrifier_lstm, params, state, xs)
+  whole = params._replace(q=q, r=r)
+  assert worst(found, unroll(mogrifier_lstm, whole, state, xs)) < 1e-12
+
+
+@EXHAUSTIVE
+def test_each_initial_matrix_keeps_the_scale_of_its_input():
+  for rank in (None, 50):
+    params = mogrifier_lstm.init(jax.random.key(0), 200, 100, rank=rank)
+    for w, size in ((params.q, 100), (params.r, 200)):
+      matrix = w.left @ w.right if isinstance(w, LowRank) else w
+      assert np.abs(matrix.std(axis=(1, 2)) * size**0.5 - 1).max() < 0.1
+
+
+@pytest.mark.parametrize(
+  "term",
+  [
+    pytest.param(term, marks=[] if term == "dleft" else EXHAUSTIVE)
+    for term in terms(low_rank)
+  ],
+)
+def test_every_error_planted_in_the_matrices_is_caught(term, key, monkeypatch):
+  params, state, xs = arguments(key, 2, None if term == "dw" else 2)
+
+  def gradient(step):
+    return jax.grad(weighed(step, key), (0, 1, 2))(params, state, xs[0])
+
+  expected = gradient(lambda *args: mogrifier_lstm.forward(*args)[0])
+  assert worst(gradient(mogrifier_lstm.step), expected) < 1e-12
+  monkeypatch.setattr(mogrifier_lstm, "low_rank", plant(low_rank, term))
+  assert worst(gradient(mogrifier_lstm.step), expected) > 1e-4
+
+
+def test_numbers_below_1_are_an_error(key):
+  with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+    mogrifier_lstm.init(key, D, H, rounds=0)
+  with pytest.raises(ValueError, match="rank must be at least 1 or None, got"):
+    mogrifier_lstm.init(key, D, H, rank=0)
+
+
+def test_a_step_of_tokens_is_an_error(key):
+  params, state, _ = arguments(key, 2, None)
+  with pytest.raises(ValueError, match="x must be floats, as this cell has no"):
+    mogrifier_lstm.step(params, state, jnp.zeros(B, int))

@@ -1,0 +1,115 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import slstm, unroll
+from tests.contract import EXHAUSTIVE
+from tests.draws import B, D, H, arguments, normal_like, weighed, worst
+
+
+def shifted(params, addend):
+  """Return params with an addend for every pre-activation of the input gate."""
+  i, f, g, o = jnp.split(params.b, 4)
+  return params._replace(b=jnp.concatenate([i + addend, f, g, o]))
+
+
+@pytest.mark.parametrize("num_heads", [pytest.param(2, marks=EXHAUSTIVE), 6])
+def test_heads_are_blocks_of_one_matrix(num_heads, key):
+  params, state, xs = arguments(slstm, key)
+  size = H // num_heads
+  w_h = normal_like(key, jnp.zeros((num_heads, size, 4 * size)))
+  whole = np.zeros((1, H, 4, H))
+  for n, block in enumerate(np.asarray(w_h)):
+    units = slice(n * size, (n + 1) * size)
+    whole[0, units, :, units] = block.reshape(size, 4, size)
+  whole = jnp.asarray(whole.reshape(1, H, 4 * H))
+  found, expected = (
+    unroll(slstm, params._replace(w_h=w), state, xs) for w in (w_h, whole)
+  )
+  assert worst(found, expected) < 1e-12
+
+
+def test_the_default_is_the_largest_number_of_heads_up_to_4(key):
+  for hidden, heads in ((128, 4), (6, 3), (10, 2), (5, 1), (1, 1)):
+    params = jax.eval_shape(partial(slstm.init, key, D, hidden))
+    assert params.w_h.shape[0] == heads
+  assert slstm.init(key, D, 10, num_heads=5).w_h.shape == (5, 2, 8)
+
+
+@pytest.mark.parametrize("num_heads", [0, 4, -2])
+def test_heads_that_do_not_divide_the_units_are_an_error(num_heads, key):
+  message = f"num_heads must divide hidden_size, got {num_heads} and 6"
+  with pytest.raises(ValueError, match=message):
+    slstm.init(key, D, 6, num_heads=num_heads)
+
+
+@pytest.mark.parametrize(
+  ("addend", "dtype"),
+  [
+    (-200, jnp.float32),
+    *(
+      pytest.param(addend, dtype, marks=EXHAUSTIVE)
+      for addend in (-1e4, 200, 1e4)
+      for dtype in (jnp.float32, jnp.float64)
+    ),
+  ],
+)
+def test_a_constant_in_the_input_gate_changes_nothing_from_zero(
+  addend, dtype, key
+):
+  """c and n are multiplied by the same number, however small or large."""
+  params, _, xs = arguments(slstm, key)
+  params, xs = jax.tree.map(lambda x: x.astype(dtype), (params, xs))
+
+  def hs(params, xs):
+    return unroll(slstm, params, None, xs)[1]
+
+  f = jax.jit(jax.value_and_grad(weighed(hs, key), (0, 1)))
+  found, expected = f(shifted(params, addend), xs), f(params, xs)
+  # Sums of 1e4 and a number around 1 are rounded.
+  assert worst(found, expected) < 1e5 * jnp.finfo(dtype).eps
+  assert jnp.abs(expected[1][1]).max() > 0.1
+
+
+def test_an_empty_memory_takes_the_candidate_whatever_the_gates(key):
+  params, _, xs = arguments(slstm, key)
+  zero = slstm.initial_state(params, (B,))
+  _, _, g, o = jnp.split(slstm.project(params, xs[0]) + params.b[None], 4, -1)
+  after = slstm.step(params, zero, xs[0])
+  assert worst(after.h, jax.nn.sigmoid(o) * jnp.tanh(g)) < 1e-15
+  assert worst(after.c, jnp.tanh(g)) < 1e-15 and (after.n == 1).all()
+  before = zero._replace(m=zero.m + 1e4)  # of no memory at all
+  assert worst(slstm.step(params, before, xs[0]), after) == 0
+
+
+def test_at_a_tie_the_gradient_is_that_of_jax(key):
+  """m' = max(p, aᵢ) with p = aᵢ, also in its own cotangent."""
+  params, state, xs = arguments(slstm, key)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  b_f = params.b[H : 2 * H]
+  b = zeros.b.at[H : 2 * H].set(b_f)
+  params = zeros._replace(b=b.at[:H].set(jax.nn.log_sigmoid(b_f)))
+  state = state._replace(m=jnp.zeros_like(state.m))
+  _, gates, _ = slstm.recur(params, state, jnp.zeros((B, 4 * H)))
+  assert not gates[:, :H].any()  # p − aᵢ
+  a, b = (
+    jax.grad(weighed(step, key), (0, 1, 2))(params, state, xs[0])
+    for step in (slstm.step, lambda *args: slstm.forward(*args)[0])
+  )
+  assert worst(a, b) < 1e-12
+  assert jnp.abs(a[1].m).min() > 0
+
+
+def test_the_memory_stays_in_its_bounds_over_a_long_sequence(key):
+  """From the zero state, 1 ≤ n ≤ t and |c| ≤ n, with large pre-activations."""
+  steps = 3000
+  params, _, _ = arguments(slstm, key)
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  xs = 30 * jax.random.normal(key, (steps, B, D), jnp.float32)
+  last, hs = unroll(slstm, params, None, xs)
+  assert (last.n >= 1).all() and (last.n <= steps).all()
+  assert (jnp.abs(last.c) <= last.n * (1 + 1e-6)).all()
+  assert (jnp.abs(hs) <= 1 + 1e-6).all() and jnp.abs(hs).max() > 0.5
