@@ -1,0 +1,137 @@
+"""The attributes of a recurrent node of ONNX, and the cell that they mean.
+
+  direction            forward, reverse or bidirectional
+  layout               0 for [T, B, ...], 1 for [B, T, ...]
+  hidden_size          H, which the weights have anyway
+  activations          for each direction, those of the cell: Sigmoid, Tanh,
+                       Tanh of an LSTM; Sigmoid, Tanh of a GRU; Tanh of an RNN
+  linear_before_reset  1 for `gru`
+  input_forget         1 for `coupled_lstm` (see `weights`)
+
+The input P makes an LSTM a `peephole_lstm`. A node with `clip` is refused.
+"""
+
+from typing import Any, NamedTuple
+
+from lstm_jax.cells import coupled_lstm, gru, lstm, peephole_lstm, rnn
+from lstm_jax.cells.cell import Cell
+from lstm_jax.interop.onnx.package import import_onnx
+
+INPUTS = {
+  "LSTM": (
+    "X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P",
+  ),
+  "GRU": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
+  "RNN": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
+}  # fmt: skip
+OUTPUTS = {
+  "LSTM": ("Y", "Y_h", "Y_c"),
+  "GRU": ("Y", "Y_h"),
+  "RNN": ("Y", "Y_h"),
+}
+ACTIVATIONS = {
+  "LSTM": ("Sigmoid", "Tanh", "Tanh"),
+  "GRU": ("Sigmoid", "Tanh"),
+  "RNN": ("Tanh",),
+}
+NUM_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+
+
+class Attributes(NamedTuple):
+  """What a recurrent node says of itself."""
+
+  op_type: str  # LSTM, GRU or RNN
+  cell: Cell
+  direction: str  # forward, reverse or bidirectional
+  time_major: bool
+  hidden_size: int | None  # None if it is not given
+  names: dict[str, str]  # of the inputs that it has: those of their tensors
+
+  @property
+  def num_directions(self) -> int:
+    """1 or 2: the first axis of the weights."""
+    return NUM_DIRECTIONS[self.direction]
+
+
+def read_attributes(node: Any) -> Attributes:
+  """Return the attributes of an onnx.NodeProto.
+
+  Raises:
+    ValueError: the node is of another operator, or has an attribute that is
+      unknown, or has a value without an equal here.
+    ModuleNotFoundError: the package onnx is not installed.
+  """
+  get_value = import_onnx().helper.get_attribute_value
+  op_type = node.op_type
+  if op_type not in INPUTS or node.domain not in ("", "ai.onnx"):
+    kind = ".".join(filter(None, (node.domain, op_type)))
+    raise ValueError(f"node must be one of {', '.join(INPUTS)}, got {kind}")
+  values = {a.name: get_value(a) for a in node.attribute}
+  direction = values.pop("direction", b"forward").decode()
+  if direction not in NUM_DIRECTIONS:
+    known = ", ".join(NUM_DIRECTIONS)
+    raise ValueError(f"direction must be one of {known}, got {direction!r}")
+  layout = _zero_or_one(values, "layout")
+  hidden_size = values.pop("hidden_size", None)
+  if "clip" in values:
+    raise ValueError(
+      f"clip must be absent, since no cell has it, got {values['clip']:g}"
+    )
+  names = {
+    key: name
+    for key, name in zip(INPUTS[op_type], node.input, strict=False)
+    if name
+  }
+  cell = _cell(op_type, values, "P" in names)
+  _check_activations(op_type, values, NUM_DIRECTIONS[direction])
+  if values:
+    raise ValueError(
+      f"{op_type} has no attribute {', '.join(sorted(values))} that is known "
+      "here"
+    )
+  return Attributes(op_type, cell, direction, not layout, hidden_size, names)
+
+
+def _cell(op_type: str, values: dict[str, Any], peepholes: bool) -> Cell:
+  """Remove from values what chooses the cell, and return the cell."""
+  if op_type == "RNN":
+    return rnn
+  if op_type == "GRU":
+    if not _zero_or_one(values, "linear_before_reset"):
+      raise ValueError("linear_before_reset must be 1, as in `gru`, got 0")
+    return gru
+  if _zero_or_one(values, "input_forget"):
+    if peepholes:
+      raise ValueError(
+        "input_forget must be 0 beside P, since no cell has both, got 1"
+      )
+    return coupled_lstm
+  return peephole_lstm if peepholes else lstm
+
+
+def _zero_or_one(values: dict[str, Any], name: str) -> int:
+  """Remove and return an attribute, which is 0 if it is not given."""
+  value = values.pop(name, 0)
+  if value not in (0, 1):
+    raise ValueError(f"{name} must be 0 or 1, got {value}")
+  return value
+
+
+def _check_activations(
+  op_type: str, values: dict[str, Any], num_directions: int
+) -> None:
+  """Remove the activations, and raise ValueError if no cell has them.
+
+  Names are compared without case, as many programs do.
+  """
+  expected = ACTIVATIONS[op_type] * num_directions
+  found = [name.decode() for name in values.pop("activations", [])]
+  if not found:
+    return
+  if [name.lower() for name in found] != [name.lower() for name in expected]:
+    raise ValueError(
+      f"activations of {op_type} must be {', '.join(expected)}, "
+      f"got {', '.join(found)}"
+    )
+  for name in ("activation_alpha", "activation_beta"):
+    values.pop(name, None)  # neither Sigmoid nor Tanh has any
