@@ -24,6 +24,7 @@ NEEDS = {
   "Haiku": "haiku",
   "Equinox": "equinox",
   "PyTorch": "torch",
+  "ONNX": "onnxruntime",
 }
 
 
