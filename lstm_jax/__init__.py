@@ -9,12 +9,14 @@
 
 `lstm`, `gru` and `rnn` are modules of one step each, with the equations of
 their forward and backward passes; so are the variants `layernorm_lstm`,
-`projected_lstm`, `peephole_lstm` and `coupled_lstm`. `unroll` applies a cell
-over time, `unroll_both` in both directions, and `unroll_stack` in layers.
-`Explicit`, `Step` and `Autodiff` choose how the gradient is computed.
-`regularize` draws dropout and zoneout. `gradcheck` compares a gradient with
-autodiff and with finite differences. `lstm_jax.language` and
-`lstm_jax.training` hold a language model and its training.
+`projected_lstm`, `peephole_lstm`, `coupled_lstm` and `gru_reset_before`.
+`rnn.with_activation`, `lstm.with_activations` and `gru.with_activations` return
+cells with other activations. `unroll` applies a cell over time, `unroll_both`
+in both directions, and `unroll_stack` in layers. `Explicit`, `Step` and
+`Autodiff` choose how the gradient is computed. `regularize` draws dropout and
+zoneout. `gradcheck` compares a gradient with autodiff and with finite
+differences. `lstm_jax.language` and `lstm_jax.training` hold a language model
+and its training.
 """
 
 from lstm_jax.cells import Cell as Cell
@@ -26,10 +28,12 @@ from lstm_jax.cells import LSTMParams as LSTMParams
 from lstm_jax.cells import LSTMState as LSTMState
 from lstm_jax.cells import PeepholeLSTMParams as PeepholeLSTMParams
 from lstm_jax.cells import ProjectedLSTMParams as ProjectedLSTMParams
+from lstm_jax.cells import ResetBeforeGRUParams as ResetBeforeGRUParams
 from lstm_jax.cells import RNNParams as RNNParams
 from lstm_jax.cells import RNNState as RNNState
 from lstm_jax.cells import coupled_lstm as coupled_lstm
 from lstm_jax.cells import gru as gru
+from lstm_jax.cells import gru_reset_before as gru_reset_before
 from lstm_jax.cells import layernorm_lstm as layernorm_lstm
 from lstm_jax.cells import lstm as lstm
 from lstm_jax.cells import peephole_lstm as peephole_lstm

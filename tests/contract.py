@@ -14,12 +14,14 @@ from flax import linen
 from lstm_jax import (
   coupled_lstm,
   gru,
+  gru_reset_before,
   layernorm_lstm,
   lstm,
   peephole_lstm,
   projected_lstm,
   rnn,
 )
+from lstm_jax.cells import RELU
 from lstm_jax.testing.mutation import terms
 from tests import oracles
 
@@ -108,9 +110,12 @@ TABLE = {
     "RNN",
     _to_torch,
   ),
+  "gru_reset_before": Row(gru_reset_before, oracles.gru_reset_before),
+  "relu_rnn": Row(rnn.with_activation(RELU), oracles.relu_rnn),
 }
 
 EVERYDAY = "lstm", "gru"
+RARE = "gru_reset_before", "relu_rnn"  # close to a row above
 EXHAUSTIVE = pytest.mark.exhaustive
 
 
@@ -118,6 +123,13 @@ def _marks(name):
   return [] if name in EVERYDAY else EXHAUSTIVE
 
 
+ROWS = pytest.mark.parametrize(
+  "row",
+  [
+    pytest.param(row, id=name, marks=EXHAUSTIVE if name in RARE else [])
+    for name, row in TABLE.items()
+  ],
+)
 NAMES = pytest.mark.parametrize(
   "name", [pytest.param(name, marks=_marks(name)) for name in TABLE]
 )

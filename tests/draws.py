@@ -13,14 +13,25 @@ def normal_like(key, tree):
 
 
 def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
-  """Return (params, state, xs) in float64, all of them Gaussian."""
+  """Return (params, state, xs) in float64, all of them `gaussian`."""
 
   def shapes(key):
     params = cell.init(key, size, hidden, jnp.float64)
     xs = jnp.zeros((steps, *batch, size), jnp.float64)
     return params, cell.initial_state(params, batch), xs
 
-  return normal_like(key, jax.eval_shape(shapes, key))
+  return gaussian(key, cell, jax.eval_shape(shapes, key))
+
+
+def gaussian(key, cell, tree):
+  """Return a tree of Gaussian arrays with the shapes and dtypes of another.
+
+  Their standard deviation is 1, and ¼ for a cell with ReLU: its states have no
+  bound, and would grow with every step.
+  """
+  bound = getattr(cell.recur, "keywords", {}).values()  # of a made cell
+  scale = 0.25 if "relu" in str([*bound]) else 1.0
+  return jax.tree.map(lambda x: scale * x, normal_like(key, tree))
 
 
 def weighed(f, key):

@@ -128,7 +128,30 @@ def gru(params, x, h):
 
 
 @_unrolled
+def gru_reset_before(params, x, h):
+  h_next, hidden = h.copy(), len(h)
+  a = [
+    _pre_activations(params, x, h, u, hidden, gates=2) for u in range(hidden)
+  ]
+  reset = np.array(
+    [_sigmoid(a_r) * v for (a_r, _), v in zip(a, h, strict=True)]
+  )
+  for unit, (_, a_z) in enumerate(a):
+    w_x, w_h, b = _column(params, 2, unit, hidden)
+    n = math.tanh(float(x @ w_x + reset @ w_h + b))
+    h_next[unit] = (1 - _sigmoid(a_z)) * n + _sigmoid(a_z) * h[unit]
+  return (h_next,)
+
+
+@_unrolled
 def rnn(params, x, h):
   units = range(len(h))
   a = [_pre_activations(params, x, h, u, len(h), gates=1)[0] for u in units]
   return (np.array([math.tanh(v) for v in a]),)
+
+
+@_unrolled
+def relu_rnn(params, x, h):
+  units = range(len(h))
+  a = [_pre_activations(params, x, h, u, len(h), gates=1)[0] for u in units]
+  return (np.array([max(v, 0.0) for v in a]),)

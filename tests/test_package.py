@@ -51,7 +51,7 @@ def test_the_parameters_and_state_of_every_cell_are_exported():
     for _, module in inspect.getmembers(cells, inspect.ismodule)
     if hasattr(module, "recur")
   ]
-  assert len(modules) == 7
+  assert len(modules) == 8
   for module in modules:
     for name, value in vars(module).items():
       if name.endswith(("Params", "State")) and hasattr(value, "_fields"):

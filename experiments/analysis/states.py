@@ -3,11 +3,12 @@
   sₜ, gatesₜ = recur(sₜ₋₁, xₜ W_x)   for t = 1 … N, layer by layer
 
 The states are the cell's own. The gates are what `recur` saves for the backward
-pass: for every LSTM, all of its gates. A GRU saves r and z, but of the
-candidate n only local gradients, so n is computed again. A plain RNN has no
-gates.
+pass: for every LSTM, all of its gates. A GRU of either form saves r and z, but
+of the candidate n only local gradients, so n is computed again. A plain RNN has
+no gates.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jax import lax
 from lstm_jax.cells import (
   coupled_lstm,
   gru,
+  gru_reset_before,
   layernorm_lstm,
   lstm,
   peephole_lstm,
@@ -97,11 +99,11 @@ def signals(cell: Cell, layer: LayerTrace) -> dict[str, jax.Array]:
     names = GATES[cell]
     gates = jnp.split(layer.gates, len(names), axis=-1)
     values |= dict(zip(names, gates, strict=True))
-  elif cell is gru:
+  elif cell in CANDIDATES:
     values |= {
       "r": layer.residuals.r,
       "z": layer.residuals.z,
-      "n": _gru_candidate(layer),
+      "n": CANDIDATES[cell](layer),
     }
   return values
 
@@ -124,3 +126,18 @@ def _gru_candidate(layer: LayerTrace) -> jax.Array:
   un = product(layer.hs_before, w_h)
   s = un + as_row(params.b_n, un)
   return tanh(xn + as_row(b, xn) + layer.residuals.r * s)
+
+
+def _reset_before_candidate(layer: LayerTrace) -> jax.Array:
+  """Return the n = tanh(xₙ + (r ⊙ h) Wₙ) of `gru_reset_before`, [N, H]."""
+  params, split = layer.params, 2 * len(layer.params.w_h)
+  b, w_n = params.b[split:], params.w_h[:, split:]
+  xn = gru_reset_before.project(params, layer.xs)[:, split:]
+  un = product(layer.residuals.r * layer.hs_before, w_n)
+  return tanh(xn + as_row(b, xn) + un)
+
+
+CANDIDATES: dict[Any, Callable[[LayerTrace], jax.Array]] = {
+  gru: _gru_candidate,
+  gru_reset_before: _reset_before_candidate,
+}

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lstm_jax.cells import (
+  RELU,
   coupled_lstm,
   gru,
+  gru_reset_before,
   layernorm_lstm,
   lstm,
   peephole_lstm,
@@ -28,7 +30,9 @@ CELLS = {
   "peephole_lstm": peephole_lstm,
   "coupled_lstm": coupled_lstm,
   "gru": gru,
+  "gru_reset_before": gru_reset_before,
   "rnn": rnn,
+  "relu_rnn": rnn.with_activation(RELU),
 }
 AUTO = "auto"  # a value of --devices
 EARLY_STEPS = 10, 30  # extra evaluations, while the loss falls fastest

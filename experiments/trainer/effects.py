@@ -7,7 +7,9 @@ from experiments.trainer.config import CELLS, EvaluationConfig, TrainConfig
 from experiments.trainer.records import to_record
 from lstm_jax.language.batching import LATE_DIVISOR
 
-WITHOUT_C = CELLS["gru"], CELLS["rnn"]
+WITHOUT_C = [
+  CELLS[name] for name in ("gru", "gru_reset_before", "rnn", "relu_rnn")
+]
 
 
 class Rule(NamedTuple):

@@ -4,7 +4,24 @@ Backpropagation already holds y = σ(a) or y = tanh(a), so a derivative needs
 neither the pre-activation nor a second transcendental function:
 
   σ'(a) = y (1 − y)          tanh'(a) = 1 − y²
+  relu'(a) = 1 if y > 0      s'(a) = slope if 0 < y < 1      (0 elsewhere)
+
+with s the hard sigmoid, clip(slope·a + ½, 0, 1). At its kinks, a derivative is
+that of the flat side, 0.
+
+An `Activation` is an activation with its derivative, for the functions that
+make a cell, such as `rnn.with_activation`.
+
+  >>> TANH
+  tanh
+  >>> make_hard_sigmoid(slope=0.2)
+  hard_sigmoid(0.2)
 """
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,3 +45,80 @@ def tanh(a: jax.Array) -> jax.Array:
 def dtanh(y: jax.Array) -> jax.Array:
   """Return tanh'(a), given y = tanh(a)."""
   return 1 - y * y
+
+
+def relu(a: jax.Array) -> jax.Array:
+  """Return max(a, 0)."""
+  return jax.nn.relu(a)  # its autodiff is 0 at a = 0, that of maximum is not
+
+
+def drelu(y: jax.Array) -> jax.Array:
+  """Return the derivative of relu at a, given y = relu(a)."""
+  return (y > 0).astype(y.dtype)
+
+
+def hard_sigmoid(a: jax.Array, slope: float) -> jax.Array:
+  """Return clip(slope·a + ½, 0, 1), a line in place of σ."""
+  return jnp.clip(slope * a + 0.5, 0, 1)
+
+
+def dhard_sigmoid(y: jax.Array, slope: float) -> jax.Array:
+  """Return the derivative of the hard sigmoid at a, given its output y."""
+  return slope * ((y > 0) & (y < 1)).astype(y.dtype)
+
+
+@dataclass(frozen=True)
+class Activation:
+  """An activation, and its derivative as a function of the output.
+
+  Two are equal if they have the same functions and parameters.
+  """
+
+  name: str
+  function: Callable[..., jax.Array]  # (a, *parameters) -> y
+  derivative_of_output: Callable[..., jax.Array]  # (y, *parameters) -> dy/da
+  parameters: tuple[float, ...] = ()
+
+  def __repr__(self) -> str:
+    return self.name
+
+  def apply(self, a: jax.Array) -> jax.Array:
+    """Return y, the activation of a."""
+    return self.function(a, *self.parameters)
+
+  def derivative(self, y: jax.Array) -> jax.Array:
+    """Return dy/da, given y = apply(a)."""
+    return self.derivative_of_output(y, *self.parameters)
+
+
+SIGMOID = Activation("sigmoid", sigmoid, dsigmoid)
+TANH = Activation("tanh", tanh, dtanh)
+RELU = Activation("relu", relu, drelu)
+
+
+class Activations(NamedTuple):
+  """The activations of a cell with gates."""
+
+  gates: Activation = SIGMOID
+  candidate: Activation = TANH
+  output: Activation = TANH  # of an LSTM's c', in h'
+
+
+STANDARD = Activations()
+
+
+def make_hard_sigmoid(slope: float) -> Activation:
+  """Return the hard sigmoid of a slope.
+
+  Args:
+    slope: 0.2 in Keras 2 and ONNX (where it is called alpha), 1/6 in Keras 3
+      and PyTorch.
+
+  Raises:
+    ValueError: the slope is not a positive number.
+  """
+  if not 0 < slope < math.inf:
+    raise ValueError(f"slope must be in (0, inf), got {slope}")
+  slope = float(slope)
+  name = f"hard_sigmoid({slope:g})"
+  return Activation(name, hard_sigmoid, dhard_sigmoid, (slope,))

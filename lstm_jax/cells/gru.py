@@ -22,6 +22,9 @@ after the step. Of the step's values, only the five local gradients are saved.
 The reset gate multiplies *after* the recurrent product, so that h W_h is one
 product for all three gates, as in PyTorch and cuDNN. The input's part and the
 state's part of the candidate therefore have different cotangents, daₙ and ds.
+The form
+with the reset before the product is `gru_reset_before`. `with_activations`
+returns a cell with others in place of σ and tanh.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -33,12 +36,20 @@ Reference: Cho et al. (2014), Learning phrase representations using RNN
 encoder-decoder, equations 5 to 8, where the reset comes before the product.
 """
 
-from typing import NamedTuple
+import sys
+from functools import cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
+from lstm_jax.cells.activations import (
+  SIGMOID,
+  STANDARD,
+  TANH,
+  Activation,
+  Activations,
+)
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
@@ -48,12 +59,13 @@ from lstm_jax.cells.affine import (
   select_or_multiply,
   total,
 )
-from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.cell import Cell, one_step
 from lstm_jax.cells.initializers import (
   check_sizes,
   input_weights,
   recurrent_weights,
 )
+from lstm_jax.cells.made import MadeCell, bind
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
@@ -93,7 +105,11 @@ def project(params: GRUParams, x: jax.Array) -> jax.Array:
 
 
 def recur(
-  params: GRUParams, state: GRUState, ax: jax.Array
+  params: GRUParams,
+  state: GRUState,
+  ax: jax.Array,
+  *,
+  activations: Activations = STANDARD,
 ) -> tuple[GRUState, jax.Array, GRUResiduals]:
   """Return the next state, given the projected input ax [..., 3H].
 
@@ -106,22 +122,28 @@ def recur(
   u_gates, un = jnp.split(product(state.h, params.w_h), [split], axis=-1)
   h = upcast(state.h)
   # The barrier keeps XLA from computing this again in each of its consumers.
-  gates = computed_once(sigmoid(x_gates + u_gates))
+  gates = computed_once(activations.gates.apply(x_gates + u_gates))
   r, z = jnp.split(gates, 2, axis=-1)
   s = un + as_row(params.b_n, un)
-  n = tanh(xn + r * s)
+  n = activations.candidate.apply(xn + r * s)
   h_next = (1 - z) * n + z * h
   state_next = cast_like(GRUState(h_next), state)
-  return state_next, *_local_gradients(h, r, z, s, n)
+  return state_next, *_local_gradients(h, r, z, s, n, activations)
 
 
 def _local_gradients(
-  h: jax.Array, r: jax.Array, z: jax.Array, s: jax.Array, n: jax.Array
+  h: jax.Array,
+  r: jax.Array,
+  z: jax.Array,
+  s: jax.Array,
+  n: jax.Array,
+  activations: Activations,
 ) -> tuple[jax.Array, GRUResiduals]:
   """Return the local gradients of h' = (1 − z) ⊙ n + z ⊙ h."""
-  dh_dan = (1 - z) * dtanh(n)
-  dh_daz = (h - n) * dsigmoid(z)
-  dh_dar = dh_dan * s * dsigmoid(r)
+  gates, candidate, _ = activations
+  dh_dan = (1 - z) * candidate.derivative(n)
+  dh_daz = (h - n) * gates.derivative(z)
+  dh_dar = dh_dan * s * gates.derivative(r)
   local_grads = jnp.concatenate([dh_dar, dh_daz, dh_dan], axis=-1)
   return local_grads, GRUResiduals(r, z)
 
@@ -200,3 +222,33 @@ def initial_state(
 forward, backward, step = one_step(
   initial_state, project, recur, recur_backward, parameter_gradients
 )
+
+
+def with_activations(
+  gates: Activation = SIGMOID, candidate: Activation = TANH
+) -> Cell:
+  """Return the cell with other activations.
+
+  Args:
+    gates: that of r and z.
+    candidate: that of n. With σ and tanh, the cell is this module.
+  """
+  activations = Activations(gates, candidate)
+  if activations == STANDARD:
+    return sys.modules[__name__]
+  return _made(activations)
+
+
+@cache  # the same cell at every call, so that no program is compiled twice
+def _made(activations: Activations) -> Any:
+  return MadeCell(
+    with_activations,
+    activations[:2],
+    init=init,
+    initial_state=initial_state,
+    project=project,
+    recur=bind(recur, activations=activations),
+    recur_backward=recur_backward,
+    parameter_gradients=parameter_gradients,
+    takes_tokens=takes_tokens,
+  )

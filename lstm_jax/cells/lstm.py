@@ -24,6 +24,8 @@ saves the gates and c; the backward recomputes tanh c' from them, and the local
 gradients from all three. Saving the local gradients instead takes one more
 array and is no faster.
 
+`with_activations` returns a cell with others in place of σ and tanh.
+
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
   >>> state = initial_state(params, batch_shape=(2,))
@@ -37,13 +39,22 @@ References:
   architectures: a forget bias of 1.
 """
 
-from typing import NamedTuple
+import sys
+from functools import cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells.activations import dtanh, tanh
+from lstm_jax.cells.activations import (
+  SIGMOID,
+  STANDARD,
+  TANH,
+  Activation,
+  Activations,
+  tanh,
+)
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
@@ -52,12 +63,13 @@ from lstm_jax.cells.affine import (
   product_transposed,
   select_or_multiply,
 )
-from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.cell import Cell, one_step
 from lstm_jax.cells.initializers import (
   check_sizes,
   input_weights,
   recurrent_weights,
 )
+from lstm_jax.cells.made import MadeCell, bind
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.serialization import serializable
@@ -96,7 +108,11 @@ def project(params: LSTMParams, x: jax.Array) -> jax.Array:
 
 
 def recur(
-  params: LSTMParams, state: LSTMState, ax: jax.Array
+  params: LSTMParams,
+  state: LSTMState,
+  ax: jax.Array,
+  *,
+  activations: Activations = STANDARD,
 ) -> tuple[LSTMState, jax.Array, LSTMResiduals]:
   """Return the next state, given the projected input ax [..., 4H].
 
@@ -107,30 +123,39 @@ def recur(
   # once, it would take another array of T·B·4H numbers and a pass over it.
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   # The barrier keeps XLA from computing this again in each of its consumers.
-  gates = computed_once(activate(a))
+  gates = computed_once(activate(a, activations))
   c = upcast(state.c)
-  c_next, tanh_c = next_c(gates, c)
+  c_next, tanh_c = next_c(gates, c, activations)
   o = gates[..., -c.shape[-1] :]
   h_next = o * tanh_c
   state_next = cast_like(LSTMState(h_next, c_next), state)
   return state_next, gates, LSTMResiduals(c)
 
 
-def activate(a: jax.Array) -> jax.Array:
-  """Return the gates i, f, g, o with one tanh: σ(a) = ½ + ½ tanh(a/2)."""
-  k = _per_gate([0.5, 0.5, 1, 0.5], a)
-  return (1 - k) + k * tanh(k * a)
+def activate(a: jax.Array, activations: Activations = STANDARD) -> jax.Array:
+  """Return the gates i, f, g, o."""
+  if activations == STANDARD:  # with one tanh: σ(a) = ½ + ½ tanh(a/2)
+    k = _per_gate([0.5, 0.5, 1, 0.5], a)
+    return (1 - k) + k * tanh(k * a)
+  gate, candidate, _ = (activation.apply for activation in activations)
+  i, f, g, o = jnp.split(a, 4, axis=-1)
+  return jnp.concatenate([gate(i), gate(f), candidate(g), gate(o)], axis=-1)
 
 
-def next_c(gates: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+def next_c(
+  gates: jax.Array, c: jax.Array, activations: Activations = STANDARD
+) -> tuple[jax.Array, jax.Array]:
   """Return c' and tanh c', from the gates i, f, g, o and c."""
   i, f, g, _ = jnp.split(gates, 4, axis=-1)
   c_next = f * c + i * g
-  return c_next, tanh(c_next)
+  return c_next, activations.output.apply(c_next)
 
 
 def local_gradients(
-  gates: jax.Array, c: jax.Array, tanh_c: jax.Array
+  gates: jax.Array,
+  c: jax.Array,
+  tanh_c: jax.Array,
+  activations: Activations = STANDARD,
 ) -> tuple[jax.Array, jax.Array]:
   """Return the derivatives with respect to a and c', element by element.
 
@@ -139,11 +164,21 @@ def local_gradients(
     and ∂h'/∂c', [..., H].
   """
   i, _, g, o = jnp.split(gates, 4, axis=-1)
-  # σ' = y (1 − y) and tanh' = (1 + y) (1 − y), times what the gate multiplies
-  dactivation = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
+  if activations == STANDARD:  # σ' = y (1 − y) and tanh' = (1 + y) (1 − y)
+    dactivation = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
+  else:
+    dactivation = _derivatives(gates, activations)
+  # Each derivative is multiplied by what its gate multiplies.
   dnext_da = jnp.concatenate([g, c, i, tanh_c], axis=-1) * dactivation
-  dh_dc = o * dtanh(tanh_c)
+  dh_dc = o * activations.output.derivative(tanh_c)
   return dnext_da, dh_dc
+
+
+def _derivatives(gates: jax.Array, activations: Activations) -> jax.Array:
+  """Return the derivative of each gate's activation, [..., 4H]."""
+  gate, candidate, _ = (activation.derivative for activation in activations)
+  i, f, g, o = jnp.split(gates, 4, axis=-1)
+  return jnp.concatenate([gate(i), gate(f), candidate(g), gate(o)], axis=-1)
 
 
 def _per_gate(values: list[float], a: jax.Array) -> jax.Array:
@@ -157,10 +192,13 @@ def recur_backward(
   gates: jax.Array,
   residuals: LSTMResiduals,
   d_state: LSTMState,
+  *,
+  activations: Activations = STANDARD,
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
-  _, tanh_c = next_c(gates, residuals.c)
-  local_grads, h_wrt_c = local_gradients(gates, residuals.c, tanh_c)
+  c = residuals.c
+  _, tanh_c = next_c(gates, c, activations)
+  local_grads, h_wrt_c = local_gradients(gates, c, tanh_c, activations)
   _, f, _, _ = jnp.split(gates, 4, axis=-1)
   dh_next, dc_next = d_state
   dc_sum = dc_next + dh_next * h_wrt_c
@@ -222,3 +260,36 @@ def initial_state(
 forward, backward, step = one_step(
   initial_state, project, recur, recur_backward, parameter_gradients
 )
+
+
+def with_activations(
+  gates: Activation = SIGMOID,
+  candidate: Activation = TANH,
+  output: Activation = TANH,
+) -> Cell:
+  """Return the cell with other activations.
+
+  Args:
+    gates: that of i, f and o.
+    candidate: that of g.
+    output: that of c', in h'. With σ, tanh and tanh, the cell is this module.
+  """
+  activations = Activations(gates, candidate, output)
+  if activations == STANDARD:
+    return sys.modules[__name__]
+  return _made(activations)
+
+
+@cache  # the same cell at every call, so that no program is compiled twice
+def _made(activations: Activations) -> Any:
+  return MadeCell(
+    with_activations,
+    tuple(activations),
+    init=init,
+    initial_state=initial_state,
+    project=project,
+    recur=bind(recur, activations=activations),
+    recur_backward=bind(recur_backward, activations=activations),
+    parameter_gradients=parameter_gradients,
+    takes_tokens=takes_tokens,
+  )

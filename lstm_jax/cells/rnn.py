@@ -8,6 +8,9 @@ Forward                              Backward, from dh'
                                        dW_h = Σ hᵀ da
                                        db  = Σ da
 
+`with_activation` returns a cell with another activation in place of tanh, and
+its derivative in place of 1 − h'².
+
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
   >>> state = initial_state(params, batch_shape=(2,))
@@ -17,12 +20,14 @@ Forward                              Backward, from dh'
 Reference: Elman (1990), Finding structure in time.
 """
 
-from typing import NamedTuple
+import sys
+from functools import cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import dtanh, tanh
+from lstm_jax.cells.activations import TANH, Activation
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
@@ -31,12 +36,13 @@ from lstm_jax.cells.affine import (
   product_transposed,
   select_or_multiply,
 )
-from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.cell import Cell, one_step
 from lstm_jax.cells.initializers import (
   check_sizes,
   input_weights,
   recurrent_weights,
 )
+from lstm_jax.cells.made import MadeCell, bind
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like
 from lstm_jax.cells.serialization import serializable
@@ -67,7 +73,11 @@ def project(params: RNNParams, x: jax.Array) -> jax.Array:
 
 
 def recur(
-  params: RNNParams, state: RNNState, ax: jax.Array
+  params: RNNParams,
+  state: RNNState,
+  ax: jax.Array,
+  *,
+  activation: Activation = TANH,
 ) -> tuple[RNNState, jax.Array, tuple[()]]:
   """Return the next state, given the projected input ax [..., H].
 
@@ -75,13 +85,16 @@ def recur(
     (state, local_grads, ()): the next state, and ∂h'/∂a, [..., H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
-  h_next = tanh(a)
-  return cast_like(RNNState(h_next), state), *_local_gradients(h_next)
+  h_next = activation.apply(a)
+  state_next = cast_like(RNNState(h_next), state)
+  return state_next, *_local_gradients(h_next, activation)
 
 
-def _local_gradients(h_next: jax.Array) -> tuple[jax.Array, tuple[()]]:
+def _local_gradients(
+  h_next: jax.Array, activation: Activation
+) -> tuple[jax.Array, tuple[()]]:
   """Return the local gradient ∂h'/∂a of h' = tanh a."""
-  dh_da = dtanh(h_next)
+  dh_da = activation.derivative(h_next)
   return dh_da, ()
 
 
@@ -148,3 +161,29 @@ def initial_state(
 forward, backward, step = one_step(
   initial_state, project, recur, recur_backward, parameter_gradients
 )
+
+
+def with_activation(activation: Activation) -> Cell:
+  """Return the cell with another activation in place of tanh.
+
+  Args:
+    activation: such as `RELU`. With tanh, the cell is this module.
+  """
+  if activation == TANH:
+    return sys.modules[__name__]
+  return _made(activation)
+
+
+@cache  # the same cell at every call, so that no program is compiled twice
+def _made(activation: Activation) -> Any:
+  return MadeCell(
+    with_activation,
+    (activation,),
+    init=init,
+    initial_state=initial_state,
+    project=project,
+    recur=bind(recur, activation=activation),
+    recur_backward=recur_backward,
+    parameter_gradients=parameter_gradients,
+    takes_tokens=takes_tokens,
+  )

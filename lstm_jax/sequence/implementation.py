@@ -62,7 +62,8 @@ def check_kernel(
   """
   _check_device()
   if cell not in COUNTS:
-    name = getattr(cell, "__name__", type(cell).__name__).rpartition(".")[2]
+    name = getattr(cell, "__name__", type(cell).__name__)
+    name = name.removeprefix("lstm_jax.cells.")
     raise _refused(f"the cells lstm, gru and rnn, got {name}")
   if adjoint != Explicit():
     raise _refused(f"adjoint=Explicit(), got {adjoint}")

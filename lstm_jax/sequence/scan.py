@@ -16,7 +16,7 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
   rnn 2              lstm 6             projected_lstm 6 + P/H
   coupled_lstm 5     gru 6              peephole_lstm 7
-                                        layernorm_lstm 11
+                     gru_reset_before 6 layernorm_lstm 11
 
 with P the size of the projection. The largest array exists only once: at every
 step, the gates (or local gradients) overwrite aₜ, and later daₜ overwrites

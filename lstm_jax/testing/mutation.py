@@ -10,6 +10,9 @@ The module's source is parsed, the term is scaled, and the result is executed as
 a new module; the cell itself needs no support for this. The forward is
 unchanged, so a gradient check of the copy must fail.
 
+A cell that a function made of a module's (`MadeCell`) has the terms of that
+module, and its copy is made of the module's copy.
+
 Local gradients that a cell's forward computes count as part of the backward.
 
 A *term* is a variable whose name begins with d and which a backward assigns
@@ -19,9 +22,13 @@ one of the arrays that it concatenates (`da[0]` is that of the input gate).
 
 import ast
 import inspect
+import sys
 from types import ModuleType
+from typing import Any
 
 import jax
+
+from lstm_jax.cells.made import MadeCell
 
 # The functions of a backward: those of a cell, and those of other modules. A
 # forward is among them for the local gradients that it computes.
@@ -35,8 +42,9 @@ ROOTS = (
 )
 
 
-def terms(module: ModuleType) -> tuple[str, ...]:
+def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
   """Return the name of every term in the module's backward, in order."""
+  module = _module(module)
   names: dict[str, None] = {}
   for assignment in _assignments(ast.parse(inspect.getsource(module))):
     for name in filter(None, _targets(assignment)):
@@ -47,7 +55,9 @@ def terms(module: ModuleType) -> tuple[str, ...]:
   return tuple(names)
 
 
-def plant(module: ModuleType, term: str, factor: float = 1.01) -> ModuleType:
+def plant(
+  module: ModuleType | MadeCell, term: str, factor: float = 1.01
+) -> Any:
   """Return a copy of the module in which one term of its backward is scaled.
 
   Args:
@@ -58,6 +68,9 @@ def plant(module: ModuleType, term: str, factor: float = 1.01) -> ModuleType:
   Raises:
     ValueError: the module has no such term.
   """
+  if isinstance(module, MadeCell):
+    planted = plant(_module(module), term, factor)
+    return getattr(planted, module.maker.__name__)(*module.arguments)
   known = terms(module)
   if term not in known:
     raise ValueError(
@@ -100,6 +113,13 @@ def plant(module: ModuleType, term: str, factor: float = 1.01) -> ModuleType:
   code = compile(ast.fix_missing_locations(tree), f"<{term} planted>", "exec")
   exec(code, planted.__dict__)
   return planted
+
+
+def _module(cell: ModuleType | MadeCell) -> ModuleType:
+  """Return a module itself, and for a made cell the module of its maker."""
+  if isinstance(cell, MadeCell):
+    return sys.modules[cell.maker.__module__]
+  return cell
 
 
 class _Scale(ast.NodeTransformer):

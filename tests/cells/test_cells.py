@@ -15,10 +15,10 @@ from lstm_jax import (
   projected_lstm,
   unroll,
 )
-from tests.contract import TABLE
+from tests.contract import ROWS, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
-ROWS = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
+EVERY_ROW = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
 IN_FLAX = {name: row for name, row in TABLE.items() if row.flax}
 IN_TORCH = {name: row for name, row in TABLE.items() if row.torch}
 
@@ -59,7 +59,7 @@ def test_a_token_equals_its_one_hot_row(row, key):
   assert worst(a, b) < 1e-12
 
 
-@ROWS
+@EVERY_ROW
 def test_equals_the_numpy_oracle(row, key):
   params, state, xs = arguments(row.cell, key, batch=())
   expected = row.oracle(params, state, xs)

@@ -245,11 +245,13 @@ def test_every_cell_has_a_page(name, key):
   params = language_model(config, len(symbols)).init(key)
   blobs = Blobs()
   header = make_header(CELLS[name], params, tokens, [*text], blobs)
-  letters = {"gru": "hrzn", "rnn": "h", "coupled_lstm": "hcfgo"}
+  of_gru = {"gru": "hrzn", "gru_reset_before": "hrzn"}
+  without_c = {**of_gru, "rnn": "h", "relu_rnn": "h"}
+  letters = {**without_c, "coupled_lstm": "hcfgo"}
   for layer in header["layers"]:
     signals_of_layer = "".join(signal["name"] for signal in layer["signals"])
     assert signals_of_layer == letters.get(name, "hcifgo")
     fields = [path["name"] for path in layer["paths"]]
-    assert fields == (["h"] if name in ("gru", "rnn") else ["h", "c"])
+    assert fields == (["h"] if name in without_c else ["h", "c"])
   assert header["next"]["count"] == len(symbols) < TOP_TOKENS
   assert 'id="header"' in blobs.page(TEMPLATE, header)

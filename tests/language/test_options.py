@@ -3,6 +3,7 @@ import dataclasses
 import pickle
 import typing
 from dataclasses import dataclass
+from types import ModuleType
 
 import jax.numpy as jnp
 import pytest
@@ -136,8 +137,17 @@ def test_a_cell_is_pickled_and_copied_as_itself(name):
   cell = TABLE[name].cell
   assert pickle.loads(pickle.dumps(cell)) is cell
   assert copy.deepcopy(cell) is cell
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_function_of_a_cell_is_pickled_as_itself_or_not_at_all(name):
+  cell = TABLE[name].cell
   for function in (cell.forward, cell.backward, cell.step):
-    assert pickle.loads(pickle.dumps(function)) is function
+    if isinstance(cell, ModuleType):
+      assert pickle.loads(pickle.dumps(function)) is function
+    else:
+      with pytest.raises(pickle.PicklingError, match="not the same object"):
+        pickle.dumps(function)
 
 
 def test_a_cell_with_a_planted_error_is_not_pickled_as_the_right_one():

@@ -18,6 +18,7 @@ from lstm_jax import (
   Explicit,
   Step,
   gru,
+  gru_reset_before,
   init_stack,
   lstm,
   peephole_lstm,
@@ -27,6 +28,7 @@ from lstm_jax import (
   unroll_both,
   unroll_stack,
 )
+from lstm_jax.cells import RELU
 from lstm_jax.cells.platform import traced_for
 from lstm_jax.mosaic_gpu.limits import Plan
 from tests.draws import B, D, H, T, normal_like, worst
@@ -123,6 +125,13 @@ def test_another_gpu_is_refused(monkeypatch):
 
 @pytest.mark.usefixtures("h100")
 def test_another_cell_is_refused():
+  with refuses("takes the cells lstm, gru and rnn, got gru_reset_before"):
+    fused(gru_reset_before, weights(gru_reset_before), None, XS)
+  relu_rnn = rnn.with_activation(RELU)
+  with refuses(
+    "takes the cells lstm, gru and rnn, got rnn.with_activation(relu)"
+  ):
+    fused(relu_rnn, weights(relu_rnn), None, XS)
   with refuses("takes the cells lstm, gru and rnn, got peephole_lstm"):
     fused(peephole_lstm, weights(peephole_lstm), None, XS)
   with refuses("takes the cells lstm, gru and rnn, got Own"):

@@ -23,6 +23,8 @@ TEMPORARY = {
   "projected_lstm": (9, 11),
   "peephole_lstm": (11, 15),
   "coupled_lstm": (7, 8),
+  "gru_reset_before": (10, 12),
+  "relu_rnn": (4, 4),
 }
 
 

@@ -1,6 +1,7 @@
 """Cells from outside the package: any object with the functions of `Cell`."""
 
 import inspect
+import sys
 from types import ModuleType
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from lstm_jax import (
   init_stack,
   unroll_stack,
 )
+from lstm_jax.cells.made import MadeCell
 from tests.contract import CELLS
 from tests.draws import B, D, H, T, arguments, worst
 from tests.gradients import value_and_gradient
@@ -34,7 +36,14 @@ class CellOfFunctions(NamedTuple):
 
 
 def module_outside(cell):
-  """Return a module that executes the cell's source, as a user's file would."""
+  """Return a module that executes the cell's source, as a user's file would.
+
+  Of a cell that a module's function made, it is that module, and the cell is
+  made by it.
+  """
+  if isinstance(cell, MadeCell):
+    module = module_outside(sys.modules[cell.maker.__module__])
+    return getattr(module, cell.maker.__name__)(*cell.arguments)
   module = ModuleType("my_cell")
   exec(inspect.getsource(cell), module.__dict__)
   return module

@@ -19,7 +19,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from tests.contract import CELLS
-from tests.draws import B, D, H, T, normal_like, weighed, worst
+from tests.draws import B, D, H, T, gaussian, normal_like, weighed, worst
 
 
 def arguments(cell, key):
@@ -27,7 +27,7 @@ def arguments(cell, key):
   params = init_stack(cell, key, D, (H, 7, 2), dtype=jnp.float64)
   states = initial_stack_state(cell, params, (B,))
   xs = jnp.zeros((T, B, D), jnp.float64)
-  return normal_like(key, (params, states, xs))
+  return gaussian(key, cell, (params, states, xs))
 
 
 @CELLS

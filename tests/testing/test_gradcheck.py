@@ -13,6 +13,8 @@ from lstm_jax.testing import plant, terms
 from tests.contract import PLANTS, TABLE
 from tests.draws import B, D, H, arguments, normal_like
 
+DIFFERENCES = {"relu_rnn": {"epsilon": 1e-6}}  # a step that crosses no kink
+
 
 def check(cell, key, **options):
   """Check an unrolled cell; three steps make every term of a backward count."""
@@ -29,7 +31,7 @@ def check(cell, key, **options):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_cell_passes(name, key):
-  report = check(TABLE[name].cell, key)
+  report = check(TABLE[name].cell, key, **DIFFERENCES.get(name, {}))
   assert report.passes()
   for row in report.tensors:
     assert row.explicit_central.coordinates == row.size

@@ -10,7 +10,7 @@ from experiments.analysis.states import MEANINGS, signals, trace_layers
 from lstm_jax.language import LanguageParams, ModelConfig, language_model
 from lstm_jax.testing.mutation import plant
 from tests.contract import CELLS, NAMES, TABLE
-from tests.draws import normal_like, worst
+from tests.draws import gaussian, worst
 
 N, V, E, H, W = 12, 7, 3, 5, 8
 TOKENS = np.random.default_rng(1).integers(0, V, N).astype(np.int32)
@@ -24,7 +24,7 @@ def make(cell, key, *, tied=False, layers=2):
   )
   model = language_model(config, V)
   shapes = jax.eval_shape(model.init, key)
-  return model, normal_like(key, shapes)
+  return model, gaussian(key, cell, shapes)
 
 
 def sigmoid(a):
@@ -37,7 +37,7 @@ def normalized(u):
 
 def gates_by_hand(name, p, x, h, c, c_next):
   """Return the gates of one step, from the equations of the cells' files."""
-  if name == "rnn":
+  if name in ("rnn", "relu_rnn"):
     return {}
   if name == "gru":
     x_r, x_z, x_n = np.split(x @ p.w_x + p.b, 3)
@@ -45,6 +45,12 @@ def gates_by_hand(name, p, x, h, c, c_next):
     r = sigmoid(x_r + u_r)
     n = np.tanh(x_n + r * (u_n + p.b_n))
     return {"r": r, "z": sigmoid(x_z + u_z), "n": n}
+  if name == "gru_reset_before":
+    x_r, x_z, x_n = np.split(x @ p.w_x + p.b, 3)
+    w_r, w_z, w_n = np.split(p.w_h, 3, axis=1)
+    r = sigmoid(x_r + h @ w_r)
+    n = np.tanh(x_n + (r * h) @ w_n)
+    return {"r": r, "z": sigmoid(x_z + h @ w_z), "n": n}
   of_x, of_h = x @ p.w_x, h @ p.w_h
   if name == "layernorm_lstm":
     of_x, of_h = p.gain_x * normalized(of_x), p.gain_h * normalized(of_h)
