@@ -1,9 +1,13 @@
 """One recurrent node of ONNX as a model, and programs that run it."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lstm_jax import Directions
 from lstm_jax.interop.onnx.package import IR_VERSION, OPSET
+from tests.draws import D, H, normal_like
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 
@@ -107,3 +111,10 @@ def random_node(
     onnx.numpy_helper.from_array(x, k) for k, x in weights.items()
   ]
   return node, initializers, inputs
+
+
+def layer_weights(cell, key, both, dtype=jnp.float32):
+  """Return random weights of one layer, or of both directions."""
+  keys = jax.random.split(key, 2)
+  params = [normal_like(k, cell.init(k, D, H, dtype)) for k in keys]
+  return Directions(*params) if both else params[0]

@@ -13,6 +13,7 @@ import lstm_jax
 from lstm_jax import (
   coupled_lstm,
   gru,
+  gru_reset_before,
   layernorm_lstm,
   lstm,
   peephole_lstm,
@@ -34,6 +35,7 @@ CELLS = pytest.mark.parametrize(
     pytest.param(rnn, marks=pytest.mark.exhaustive),
     pytest.param(peephole_lstm, marks=pytest.mark.exhaustive),
     pytest.param(coupled_lstm, marks=pytest.mark.exhaustive),
+    pytest.param(gru_reset_before, marks=pytest.mark.exhaustive),
   ],
   ids=lambda cell: cell.__name__.rpartition(".")[2],
 )
@@ -164,7 +166,10 @@ def test_a_file_has_readable_names_and_its_vocabulary(key, tmp_path):
 
 def test_a_model_that_onnx_cannot_hold_is_refused(key):
   _, params = make(lstm, key, jnp.float32, tied=False)
-  known = "layernorm_lstm, only for lstm, peephole_lstm, coupled_lstm, gru, rnn"
+  known = (
+    "layernorm_lstm, only for lstm, peephole_lstm, coupled_lstm, gru, "
+    "gru_reset_before, rnn"
+  )
 
   def refused(match, params, cell=lstm, tokenizer=None):
     with pytest.raises(ValueError, match=match):

@@ -3,9 +3,8 @@
   direction            forward, reverse or bidirectional
   layout               0 for [T, B, ...], 1 for [B, T, ...]
   hidden_size          H, which the weights have anyway
-  activations          for each direction, those of the cell: Sigmoid, Tanh,
-                       Tanh of an LSTM; Sigmoid, Tanh of a GRU; Tanh of an RNN
-  linear_before_reset  1 for `gru`
+  activations          those of `with_activations` (see `activations`)
+  linear_before_reset  1 for `gru`, 0 for `gru_reset_before`
   input_forget         1 for `coupled_lstm` (see `weights`)
 
 The input P makes an LSTM a `peephole_lstm`. A node with `clip` is refused.
@@ -13,8 +12,20 @@ The input P makes an LSTM a `peephole_lstm`. A node with `clip` is refused.
 
 from typing import Any, NamedTuple
 
-from lstm_jax.cells import coupled_lstm, gru, lstm, peephole_lstm, rnn
+from lstm_jax.cells import (
+  coupled_lstm,
+  gru,
+  gru_reset_before,
+  lstm,
+  peephole_lstm,
+  rnn,
+)
 from lstm_jax.cells.cell import Cell
+from lstm_jax.interop.onnx.activations import (
+  MAKERS,
+  STANDARD,
+  read_activations,
+)
 from lstm_jax.interop.onnx.package import import_onnx
 
 INPUTS = {
@@ -28,11 +39,6 @@ OUTPUTS = {
   "LSTM": ("Y", "Y_h", "Y_c"),
   "GRU": ("Y", "Y_h"),
   "RNN": ("Y", "Y_h"),
-}
-ACTIVATIONS = {
-  "LSTM": ("Sigmoid", "Tanh", "Tanh"),
-  "GRU": ("Sigmoid", "Tanh"),
-  "RNN": ("Tanh",),
 }
 NUM_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
@@ -83,7 +89,14 @@ def read_attributes(node: Any) -> Attributes:
     if name
   }
   cell = _cell(op_type, values, "P" in names)
-  _check_activations(op_type, values, NUM_DIRECTIONS[direction])
+  activations = read_activations(op_type, values, NUM_DIRECTIONS[direction])
+  if cell in MAKERS:
+    cell = MAKERS[cell](*activations)
+  elif activations != STANDARD[op_type]:
+    raise ValueError(
+      "activations must be Sigmoid, Tanh, Tanh beside P or input_forget=1, "
+      f"got {', '.join(map(str, activations))}"
+    )
   if values:
     raise ValueError(
       f"{op_type} has no attribute {', '.join(sorted(values))} that is known "
@@ -97,9 +110,8 @@ def _cell(op_type: str, values: dict[str, Any], peepholes: bool) -> Cell:
   if op_type == "RNN":
     return rnn
   if op_type == "GRU":
-    if not _zero_or_one(values, "linear_before_reset"):
-      raise ValueError("linear_before_reset must be 1, as in `gru`, got 0")
-    return gru
+    after = _zero_or_one(values, "linear_before_reset")
+    return gru if after else gru_reset_before
   if _zero_or_one(values, "input_forget"):
     if peepholes:
       raise ValueError(
@@ -115,23 +127,3 @@ def _zero_or_one(values: dict[str, Any], name: str) -> int:
   if value not in (0, 1):
     raise ValueError(f"{name} must be 0 or 1, got {value}")
   return value
-
-
-def _check_activations(
-  op_type: str, values: dict[str, Any], num_directions: int
-) -> None:
-  """Remove the activations, and raise ValueError if no cell has them.
-
-  Names are compared without case, as many programs do.
-  """
-  expected = ACTIVATIONS[op_type] * num_directions
-  found = [name.decode() for name in values.pop("activations", [])]
-  if not found:
-    return
-  if [name.lower() for name in found] != [name.lower() for name in expected]:
-    raise ValueError(
-      f"activations of {op_type} must be {', '.join(expected)}, "
-      f"got {', '.join(found)}"
-    )
-  for name in ("activation_alpha", "activation_beta"):
-    values.pop(name, None)  # neither Sigmoid nor Tanh has any

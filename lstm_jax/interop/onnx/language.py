@@ -55,8 +55,9 @@ def language_model_to_onnx(
     An onnx.ModelProto of opset 17, checked by onnx.checker.
 
   Raises:
-    ValueError: ONNX has no operator for the cell; params are of another cell,
-      or do not fit each other; or the tokenizer has not V symbols.
+    ValueError: ONNX has no operator for the cell, or not its activations;
+      params are of another cell, or do not fit each other; or the tokenizer has
+      not V symbols.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.interop.onnx.activations import base_cell, write_activations
 from lstm_jax.interop.onnx.attributes import (
   INPUTS,
   OUTPUTS,
@@ -106,7 +107,8 @@ def to_onnx(
   """Return the recurrent node that computes a layer, and its initializers.
 
   Args:
-    cell: `lstm`, `peephole_lstm`, `coupled_lstm`, `gru` or `rnn`.
+    cell: `lstm`, `gru`, `gru_reset_before` or `rnn`, also with other
+      activations; or `peephole_lstm` or `coupled_lstm`.
     params: its weights, in float32 or float64; `Directions` of them for both.
     name: of the node.
     inputs: the names of X, and of those of sequence_lens, initial_h and
@@ -122,10 +124,10 @@ def to_onnx(
     onnx.TensorProto for each of W, R, B and, with peepholes, P.
 
   Raises:
-    ValueError: ONNX has no operator for the cell; params are of another cell,
-      of another dtype, or of directions with different sizes; reverse is set
-      with both directions; or inputs or outputs have a name that the operator
-      does not.
+    ValueError: ONNX has no operator for the cell, or not its activations;
+      params are of another cell, of another dtype, or of directions with
+      different sizes; reverse is set with both directions; or inputs or outputs
+      have a name that the operator does not.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
@@ -152,6 +154,8 @@ def to_onnx(
     "outputs", op_type, outputs, OUTPUTS[op_type], OUTPUTS[op_type]
   )
   direction = "reverse" if reverse else "forward"
+  _, others = base_cell(cell)
+  activations = write_activations(others, len(directions)) if others else {}
   node = onnx.helper.make_node(
     op_type,
     _positional(given | weights, INPUTS[op_type]),
@@ -160,6 +164,7 @@ def to_onnx(
     hidden_size=arrays["R"].shape[-1],
     direction="bidirectional" if both else direction,
     **form.attributes,
+    **activations,
     **({} if time_major else {"layout": 1}),
   )
   return node, [

@@ -8,12 +8,13 @@ ONNX stores the transposed weights of one direction as
 
 with the gates in an order of its own:
 
-  cell           ours          ONNX          operator
-  lstm           i, f, g, o    i, o, f, c    LSTM
-  peephole_lstm  i, f, g, o    i, o, f, c    LSTM with P
-  coupled_lstm   f, g, o       i, o, f, c    LSTM with input_forget=1
-  gru            r, z, n       z, r, h       GRU with linear_before_reset=1
-  rnn            a             i             RNN
+  cell              ours          ONNX          operator
+  lstm              i, f, g, o    i, o, f, c    LSTM
+  peephole_lstm     i, f, g, o    i, o, f, c    LSTM with P
+  coupled_lstm      f, g, o       i, o, f, c    LSTM with input_forget=1
+  gru               r, z, n       z, r, h       GRU with linear_before_reset=1
+  gru_reset_before  r, z, n       z, r, h       GRU
+  rnn               a             i             RNN
 
 ONNX's c and h are our g and n. A bias is written as that of W, and 0 as that of
 R, except that of a GRU's b_n, which the reset gate multiplies.
@@ -27,13 +28,22 @@ Reference: the operators LSTM, GRU and RNN of ONNX's opsets 14 and 22.
 """
 
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstm_jax.cells import coupled_lstm, gru, lstm, peephole_lstm, rnn
+from lstm_jax.cells import (
+  coupled_lstm,
+  gru,
+  gru_reset_before,
+  lstm,
+  peephole_lstm,
+  rnn,
+)
 from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.cells.checks import check_params
+from lstm_jax.interop.onnx.activations import base_cell
 
 
 class Operator(NamedTuple):
@@ -100,29 +110,39 @@ OPERATORS: dict[Cell, Operator] = {
     _exchange_two,
     gru.GRUParams,
   ),
+  gru_reset_before: Operator(
+    "GRU",
+    {},
+    3,
+    _exchange_two,
+    _exchange_two,
+    gru_reset_before.ResetBeforeGRUParams,
+  ),
   rnn: Operator("RNN", {}, 1, _same, _same, rnn.RNNParams),
 }
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # G of ONNX's operators
 
 
 def operator(cell: Cell) -> Operator:
-  """Return the operator of a cell.
+  """Return the operator of a cell, with any activations.
 
   Raises:
     ValueError: ONNX has none.
   """
-  if cell not in OPERATORS:
+  base, _ = base_cell(cell)
+  if base not in OPERATORS:
     known = ", ".join(map(cell_name, OPERATORS))
     raise ValueError(
       f"ONNX has no operator for the cell {cell_name(cell)}, only for {known}"
     )
-  return OPERATORS[cell]
+  return OPERATORS[base]
 
 
 def cell_name(cell: Cell) -> str:
   """Return the name of a cell in an error message."""
-  name = getattr(cell, "__name__", type(cell).__name__)
-  return name.rpartition(".")[2]
+  if isinstance(cell, ModuleType):
+    return cell.__name__.rpartition(".")[2]
+  return getattr(cell, "__name__", type(cell).__name__)
 
 
 def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
@@ -137,6 +157,7 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
       cell, or of a dtype that is neither.
   """
   form = operator(cell)
+  cell, _ = base_cell(cell)
   check_params(cell.project, params)
   arrays: Any = type(params)(*map(np.asarray, params))
   for field, array in zip(arrays._fields, arrays, strict=True):
@@ -173,6 +194,7 @@ def from_tensors(cell: Cell, tensors: Mapping[str, np.ndarray]) -> Params:
     tensors: W, R, B, and P for `peephole_lstm`, whose shapes fit each other.
   """
   form = operator(cell)
+  cell, _ = base_cell(cell)
 
   def reordered(x: np.ndarray) -> np.ndarray:
     """Return [..., G·H] with the gates of the cell."""
