@@ -192,6 +192,7 @@ assert "lstm_jax" not in sys.modules
 """
 
 
+@EXHAUSTIVE  # docs/coming-from.md has the same in one process
 def test_a_program_with_jax_alone_runs_an_exported_model(key, tmp_path):
   """A prompt of any length, then single time steps, for any batch size."""
   model = make(11, tied=True)
