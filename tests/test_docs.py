@@ -23,6 +23,7 @@ PAGES = sorted(
 NEEDS = {
   "Haiku": "haiku",
   "Equinox": "equinox",
+  "Keras": "keras",
   "PyTorch": "torch",
   "ONNX": "onnxruntime",
 }

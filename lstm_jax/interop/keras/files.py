@@ -1,0 +1,228 @@
+"""The recurrent layers of a model that Keras 3 saved, without Keras.
+
+A .keras file is a zip of config.json, which has the settings of every layer,
+and model.weights.h5, which has the arrays. A .weights.h5 file has the arrays
+alone. Nothing is unpickled, no code of the file is run, and links to other
+files are not followed. HDF5 is read with the package `h5py` (the extra
+`interop`).
+
+Source: `keras/src/saving/saving_lib.py` of Keras 3.15.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lstm_jax.cells.activations import Activation
+from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.interop.keras.hdf5 import (
+  SIDES,
+  cell_arrays,
+  import_h5py,
+  layer_groups,
+  opened,
+)
+from lstm_jax.interop.keras.weights import from_keras
+from lstm_jax.sequence.bidirectional import Directions
+
+Layer = tuple[Cell, Params | Directions]
+GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
+GROUPS = {  # of the classes that matter here
+  "LSTM": "lstm",
+  "GRU": "gru",
+  "SimpleRNN": "simple_rnn",
+  "Bidirectional": "bidirectional",
+  "Functional": "functional",
+  "Sequential": "sequential",
+}
+
+
+class Saved(NamedTuple):
+  """Where a file has a layer, and its settings."""
+
+  group: str  # of the HDF5 file, such as "layers/lstm"
+  kind: str  # the class: LSTM, GRU, SimpleRNN or Bidirectional
+  settings: dict[str, Any]
+
+
+def load(
+  path: str | os.PathLike, *, names: Collection[str] | None = None
+) -> dict[str, Layer]:
+  """Return the recurrent layers of a .keras file, by name.
+
+  Args:
+    path: of the file, which Keras 3 wrote.
+    names: of the layers to read; None for every LSTM, GRU, SimpleRNN and
+      Bidirectional. The layers of a model in the model are "model/layer".
+
+  Returns:
+    {name: (cell, params)} in the order of the model, as `from_keras`.
+
+  Raises:
+    ValueError: the file is not a .keras file of Keras 3 or is damaged, it has
+      no such layer, or a layer has a setting or an array that does not fit.
+    OSError: the file cannot be read.
+    ModuleNotFoundError: the package h5py is not installed.
+  """
+  import_h5py()  # before anything else: without it, nothing can be read
+  config, version, weights = _unzipped(path)
+  if not version.startswith("3."):
+    raise ValueError(f"{path} must be written by Keras 3, got {version}")
+  try:
+    saved = dict(_layers(config, "", "layers"))
+  except (AttributeError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"config.json of {path} must be that of a Sequential or Functional "
+      f"model, got one that is not readable as such: {error!r}"
+    ) from None
+  result = {}
+  with opened(path, weights) as file:
+    for name in _chosen(path, saved, names):
+      with _named(name):
+        result[name] = _configured(file, saved[name])
+  return result
+
+
+def load_weights(
+  path: str | os.PathLike,
+  *,
+  names: Collection[str] | None = None,
+  activation: str | Activation = "tanh",
+  recurrent_activation: str | Activation = "sigmoid",
+  reset_after: bool | None = None,
+) -> dict[str, Layer]:
+  """Return the recurrent layers of a .weights.h5 file, by group.
+
+  The file has neither the layers' names nor settings nor order. Layers with
+  different settings are read by several calls, each with its `names`.
+
+  Args:
+    path: of the file, which Keras 3 wrote.
+    names: of the groups to read, such as "lstm_1"; None for every layer that
+      has a recurrent cell, in alphabetical order.
+    activation: as in `from_keras`, for every layer that is read.
+    recurrent_activation: the same.
+    reset_after: the same.
+
+  Raises:
+    ValueError: as `load`.
+    OSError: the file cannot be read.
+    ModuleNotFoundError: the package h5py is not installed.
+  """
+  result = {}
+  with opened(path, Path(path).read_bytes()) as file:
+    groups = dict(layer_groups(file, "", "layers"))
+    for name in _chosen(path, groups, names):
+      with _named(name):
+        result[name] = from_keras(
+          [x for cell in groups[name] for x in cell_arrays(file, cell)],
+          activation=activation,
+          recurrent_activation=recurrent_activation,
+          reset_after=reset_after,
+        )
+  return result
+
+
+def _unzipped(path: str | os.PathLike) -> tuple[dict[str, Any], str, bytes]:
+  """Return the configuration, the version of Keras, and the HDF5 file."""
+  content = Path(path).read_bytes()
+  try:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+      config = json.loads(archive.read("config.json"))
+      version = json.loads(archive.read("metadata.json"))["keras_version"]
+      return config, str(version), archive.read("model.weights.h5")
+  except Exception as error:  # a damaged zip raises errors of many types
+    raise ValueError(f"{path} is not a .keras file: {error}") from None
+
+
+def _layers(
+  model: dict[str, Any], prefix: str, path: str
+) -> Iterator[tuple[str, Saved]]:
+  """Yield (name, Saved) of a model's recurrent layers, from its config."""
+  counts: dict[str, int] = {}
+  for layer in model["config"]["layers"]:
+    kind, settings = layer["class_name"], layer["config"]
+    if kind not in GROUPS:
+      continue
+    number = counts[kind] = counts.get(kind, -1) + 1
+    group = f"{path}/{GROUPS[kind]}" + (f"_{number}" if number else "")
+    name = prefix + settings["name"]
+    if kind in ("Functional", "Sequential"):
+      yield from _layers(layer, f"{name}/", f"{group}/layers")
+    elif layer["module"] == "keras.layers":  # else somebody's own
+      yield name, Saved(group, kind, settings)
+
+
+def _configured(file: Any, saved: Saved) -> Layer:
+  """Return the cell and the params of a layer with these settings."""
+  group, kind, settings = saved
+  if kind != "Bidirectional":
+    parts = [(f"{group}/cell", kind, settings, False)]
+  else:
+    _check("merge_mode", _setting(settings, "merge_mode"), "concat")
+    inner = [_setting(settings, key) for key in ("layer", "backward_layer")]
+    parts = [
+      (
+        f"{group}/{side}/cell",
+        _setting(layer, "class_name"),
+        _setting(layer, "config"),
+        side == "backward_layer",
+      )
+      for side, layer in zip(SIDES, inner, strict=True)
+    ]
+  arrays, options = [], []
+  for path, kind, settings, backwards in parts:
+    if kind not in GATES:
+      raise ValueError(f"the layer must be {', '.join(GATES)}, got {kind}")
+    _check("go_backwards", _setting(settings, "go_backwards"), backwards)
+    arrays += cell_arrays(
+      file,
+      path,
+      GATES[kind],
+      _setting(settings, "units"),
+      _setting(settings, "use_bias"),
+    )
+    keys = ["activation"]
+    keys += ["recurrent_activation"] * (kind != "SimpleRNN")
+    keys += ["reset_after"] * (kind == "GRU")
+    options.append({key: _setting(settings, key) for key in keys})
+  _check("the backward layer's settings", options[-1], options[0])
+  return from_keras(arrays, **options[0])
+
+
+def _setting(settings: Any, key: str) -> Any:
+  """Return a setting, or raise ValueError if there is none."""
+  if not isinstance(settings, dict) or key not in settings:
+    raise ValueError(f"its configuration lacks {key}")
+  return settings[key]
+
+
+def _check(name: str, found: Any, expected: Any) -> None:
+  """Raise ValueError unless a setting has the one value that is known."""
+  if found != expected:
+    raise ValueError(f"{name} must be {expected}, got {found}")
+
+
+def _chosen(path: Any, found: Collection[str], names: Any) -> Collection[str]:
+  """Return the names of the layers to read, all of which the file has."""
+  for name in names or ():
+    if name not in found:
+      known = ", ".join(found) or "none"
+      raise ValueError(f"{path} has no layer {name}; it has {known}")
+  if not found:
+    raise ValueError(f"{path} has no LSTM, GRU, SimpleRNN or Bidirectional")
+  return found if names is None else names
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+  """Let an error name the layer."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"layer {layer}: {error}") from None

@@ -1,0 +1,130 @@
+"""Arrays of layers in an HDF5 file that Keras 3 wrote.
+
+The arrays of a layer are `layers/lstm/cell/vars/0` to `2`. The group is named
+after the layer's class, and a number from the second layer of the class on:
+lstm, lstm_1, gru. The layers of a model within the model have its group before
+theirs. Links, which may lead to other files, are not followed.
+
+Source: `keras/src/saving/saving_lib.py` of Keras 3.15.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax.interop.keras.weights import NAMES
+
+SIDES = "forward_layer", "backward_layer"  # of a Bidirectional
+
+
+@contextmanager
+def opened(path: Any, weights: bytes) -> Iterator[Any]:
+  """Open an HDF5 file, whose unreadable contents are a ValueError.
+
+  Args:
+    path: the name of the file in an error.
+    weights: the bytes of the HDF5 file.
+
+  Raises:
+    ValueError: they cannot be read as HDF5.
+    ModuleNotFoundError: the package h5py is not installed.
+  """
+  h5py = import_h5py()
+  try:
+    with h5py.File(io.BytesIO(weights), "r") as file:
+      yield file
+  except (LookupError, OSError, RuntimeError, TypeError) as error:
+    raise ValueError(f"{path} has no readable HDF5 file: {error}") from None
+
+
+def import_h5py() -> ModuleType:
+  """Return the package h5py, or raise an error that names the extra."""
+  try:
+    import h5py
+  except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+      "the package h5py is not installed; it comes with the extra interop: "
+      "pip install 'lstm-jax[interop]'"
+    ) from None
+  return h5py
+
+
+def layer_groups(
+  group: Any, prefix: str, path: str
+) -> Iterator[tuple[str, list[str]]]:
+  """Yield (name, paths of its cells) of every layer with a recurrent cell."""
+  members = _member(group, path, "Group")
+  for name in sorted(members, key=_numbered):
+    inner = f"{path}/{name}"
+    if f"{inner}/layers" in group:
+      yield from layer_groups(group, f"{prefix}{name}/", f"{inner}/layers")
+    cells = [f"{inner}/{side}/cell" for side in SIDES]
+    if f"{inner}/cell/vars/1" in group:
+      yield f"{prefix}{name}", [f"{inner}/cell"]
+    elif all(f"{cell}/vars/1" in group for cell in cells):
+      yield f"{prefix}{name}", cells
+
+
+def _numbered(name: str) -> tuple[str, int]:
+  """Return a group's name in two parts, so that lstm_2 is before lstm_10."""
+  stem, _, number = name.rpartition("_")
+  return (stem, int(number)) if number.isdecimal() else (name, 0)
+
+
+def cell_arrays(
+  file: Any,
+  path: str,
+  gates: int | None = None,
+  units: int | None = None,
+  bias: bool | None = None,
+) -> list[np.ndarray]:
+  """Return the arrays of a cell, after checks of their number and sizes.
+
+  Args:
+    file: the HDF5 file.
+    path: of the cell's group.
+    gates: G, or None if it is not known.
+    units: H, or None.
+    bias: whether there is one, or None.
+  """
+  group = _member(file, f"{path}/vars", "Group")
+  count = len(group)
+  if count not in ((2, 3) if bias is None else (2 + bias,)):
+    expected = "2 or 3" if bias is None else 2 + bias
+    raise ValueError(f"{path}/vars must hold {expected} arrays, got {count}")
+  sets = [_member(group, str(k), "Dataset") for k in range(count)]
+  for name, data in zip(NAMES, sets, strict=False):
+    if data.external or data.is_virtual:
+      raise ValueError(f"{name} must be in the file, not in another")
+  if gates and units is not None and sets[1].shape != (units, gates * units):
+    expected = f"[{units}, {gates * units}]"
+    raise ValueError(
+      f"recurrent_kernel must be {expected}, got {sets[1].shape}"
+    )
+  return [_values(data) for data in sets]
+
+
+def _values(data: Any) -> np.ndarray:
+  """Return the values of a dataset; Keras marks bfloat16 by an attribute."""
+  x = data[()]
+  if data.attrs.get("dtype") != "bfloat16":
+    return x
+  return x.view(jnp.bfloat16) if x.dtype.kind == "V" else x.astype(jnp.bfloat16)
+
+
+def _member(group: Any, path: str, kind: str) -> Any:
+  """Return a group or dataset of the file itself, by its path."""
+  h5py = import_h5py()
+  for part in path.split("/"):
+    link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else 0
+    if not isinstance(link, h5py.HardLink):
+      raise ValueError(f"there is no {path} in the HDF5 file")
+    group = group[part]
+  if not isinstance(group, getattr(h5py, kind)):
+    raise ValueError(f"{path} must be a {kind} of the HDF5 file")
+  return group

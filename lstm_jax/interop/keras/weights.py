@@ -1,0 +1,290 @@
+"""The arrays of a Keras layer as parameters, and parameters as its arrays.
+
+A layer has three arrays, in this order:
+
+  kernel [D, G·H]             w_x     LSTM: G = 4, the gates i, f, g, o (Keras
+  recurrent_kernel [H, G·H]   w_h       says i, f, c, o)
+  bias [G·H]                  b       GRU: G = 3, z, r, n (z, r, h): r and z
+                                        change places here
+                                      SimpleRNN: G = 1
+
+A `GRU` with reset_after=True, the default, is `gru`. Its bias is [2, 3H], one
+row for x and one for h: r and z take the sum, and of the candidate the second
+row is b_n. `to_keras` writes the sum in the first row. A `GRU` with
+reset_after=False is `gru_reset_before`. In both, z is the share of the state
+that is kept, as here. A `Bidirectional` has the arrays of the forward layer,
+then those of the backward layer. With use_bias=False there is no bias; it is 0.
+
+Activations other than the defaults give cells of `with_activations`. Keras has
+one activation for the candidate and the output of an LSTM.
+
+  >>> import jax
+  >>> from lstm_jax.cells import gru
+  >>> params = gru.init(jax.random.key(0), 3, 5)
+  >>> [array.shape for array in to_keras(params)]
+  [(3, 15), (5, 15), (2, 15)]
+  >>> cell, same = from_keras(to_keras(params))
+  >>> cell is gru, same.b_n.shape
+  (True, (5,))
+
+Source: `keras/src/layers/rnn` of Keras 3.15.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax.cells import (
+  RELU,
+  SIGMOID,
+  TANH,
+  Activation,
+  gru,
+  gru_reset_before,
+  lstm,
+  make_hard_sigmoid,
+  rnn,
+)
+from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.interop.tensors import Array, as_array
+from lstm_jax.sequence.bidirectional import Directions
+
+NAMES = "kernel", "recurrent_kernel", "bias"
+ACTIVATIONS = {
+  "hard_sigmoid": make_hard_sigmoid(1 / 6),  # of Keras 3; 0.2 in Keras 2
+  "relu": RELU,
+  "sigmoid": SIGMOID,
+  "tanh": TANH,
+}
+
+
+def from_keras(
+  weights: Sequence[Any] | Mapping[str, Any],
+  *,
+  activation: str | Activation = "tanh",
+  recurrent_activation: str | Activation = "sigmoid",
+  reset_after: bool | None = None,
+) -> tuple[Cell, Params | Directions]:
+  """Return the cell and the params of a Keras layer.
+
+  Args:
+    weights: what `layer.get_weights()` returns for an LSTM, GRU, SimpleRNN, or
+      a Bidirectional of one; or a mapping from the paths of its variables, such
+      as "lstm/lstm_cell/kernel", to them.
+    activation: the layer's, "tanh", "relu", "sigmoid", "hard_sigmoid" (that of
+      Keras 3) or an `Activation`, such as `make_hard_sigmoid(0.2)` for that of
+      Keras 2.
+    recurrent_activation: the same for the gates; a SimpleRNN has none.
+    reset_after: that of a GRU, for one with use_bias=False. The bias says it
+      otherwise.
+
+  Returns:
+    (cell, params), or (cell, `Directions` of params) of a Bidirectional.
+
+  Raises:
+    ValueError: weights are neither; an array is missing, has a shape that does
+      not fit the others, or has no float values; a name is not that of such an
+      array; reset_after is not known, or not that of the bias; or there is no
+      such activation.
+  """
+  activations = (
+    _activation("activation", activation),
+    _activation("recurrent_activation", recurrent_activation),
+  )
+  directions = {
+    side: _from_direction(side, arrays, activations, reset_after)
+    for side, arrays in _by_direction(weights).items()
+  }
+  if "" in directions:
+    return directions[""]
+  (cell, forward), (other, backward) = (
+    directions[side] for side in ("forward ", "backward ")
+  )
+  if cell is not other:
+    raise ValueError(f"both directions must have one cell, got {cell}, {other}")
+  _check_inputs("backward kernel", backward, len(forward.w_x))
+  return cell, Directions(forward, backward)
+
+
+def to_keras(
+  params: Params | Directions, *, bias: bool = True
+) -> list[np.ndarray]:
+  """Return the arrays of the Keras layer, for its `set_weights`.
+
+  Args:
+    params: of `lstm`, `gru`, `gru_reset_before` or `rnn`, or of a cell that
+      their `with_activations` returned; `Directions` of them for a
+      Bidirectional.
+    bias: False for a layer with use_bias=False.
+
+  Raises:
+    ValueError: the params are of a cell that Keras does not have, or a bias is
+      not 0 though the layer has none.
+  """
+  if isinstance(params, Directions):
+    return [
+      array for direction in params for array in to_keras(direction, bias=bias)
+    ]
+  grus = gru.GRUParams, gru_reset_before.ResetBeforeGRUParams
+  if not isinstance(params, (lstm.LSTMParams, rnn.RNNParams, *grus)):
+    raise ValueError(f"Keras has no layer with {type(params).__name__}")
+  w_x, w_h, b = (np.array(leaf) for leaf in params[:3])
+  if isinstance(params, gru.GRUParams):
+    b_n = np.array(params.b_n)
+    b = np.stack([b, np.pad(b_n, (2 * len(b_n), 0))])
+  if isinstance(params, grus):
+    w_x, w_h, b = (np.array(_exchanged(array)) for array in (w_x, w_h, b))
+  if bias:
+    return [w_x, w_h, b]
+  if b.any():
+    raise ValueError("bias must be 0 for a layer with use_bias=False")
+  return [w_x, w_h]
+
+
+def _check_inputs(name: str, params: Params, expected: int) -> None:
+  """Raise ValueError unless the weights take inputs of this size."""
+  if len(params.w_x) != expected:
+    raise ValueError(
+      f"{name} must have {expected} inputs, got {len(params.w_x)}"
+    )
+
+
+def _activation(name: str, value: str | Activation) -> Activation:
+  """Return the activation of a name, or the activation itself."""
+  if isinstance(value, Activation):
+    return value
+  if not isinstance(value, str) or value not in ACTIVATIONS:
+    names = ", ".join(ACTIVATIONS)
+    raise ValueError(f"{name} must be {names} or an Activation, got {value!r}")
+  return ACTIVATIONS[value]
+
+
+def _by_direction(weights: Any) -> dict[str, dict[str, Array]]:
+  """Return {"": arrays}, or those of "forward " and "backward ", by name."""
+  if isinstance(weights, Mapping):
+    return _by_name(weights)
+  if not isinstance(weights, Sequence):
+    raise ValueError(
+      "weights must be what a layer's get_weights() returns, or a mapping from "
+      f"names to arrays, got {type(weights).__name__}"
+    )
+  sides = {2: [""], 3: [""], 4: ["forward ", "backward "]}
+  sides[6] = sides[4]
+  if len(weights) not in sides:
+    raise ValueError(
+      "weights must be the 2 or 3 arrays of a layer, or the 4 or 6 of a "
+      f"Bidirectional, got {len(weights)}"
+    )
+  found: dict[str, dict[str, Array]] = {}
+  arrays = iter(weights)
+  for side in sides[len(weights)]:
+    names = NAMES[: len(weights) // len(sides[len(weights)])]
+    found[side] = {
+      name: as_array(f"{side}{name}", next(arrays)) for name in names
+    }
+  return found
+
+
+def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
+  """Return the arrays of each direction, told by the paths of variables."""
+  both = any("/backward" in f"/{path}" for path in weights)
+  sides = ("forward ", "backward ") if both else ("",)
+  found: dict[str, dict[str, Array]] = {side: {} for side in sides}
+  for path, value in weights.items():
+    name = path.rpartition("/")[2]
+    if name not in NAMES:
+      raise ValueError(
+        f"not an array of an LSTM, GRU or SimpleRNN layer: {path}"
+      )
+    side = sides[both and "/backward" in f"/{path}"]
+    if name in found[side]:
+      raise ValueError(f"weights must be of one layer, got two with {name}")
+    found[side][name] = as_array(path, value)
+  return found
+
+
+def _from_direction(
+  side: str,
+  arrays: dict[str, Array],
+  activations: tuple[Activation, Activation],
+  reset_after: bool | None,
+) -> tuple[Cell, Params]:
+  """Return the cell and the params of one layer in one direction.
+
+  Args:
+    side: how the names of its arrays begin in an error.
+    arrays: by name.
+    activations: the layer's, and that of its gates.
+    reset_after: that of a GRU, or None.
+  """
+  for name in NAMES[:2]:
+    if name not in arrays:
+      raise ValueError(f"{side}{name} is missing")
+  recurrent = arrays["recurrent_kernel"]
+  hidden, columns = recurrent.shape if recurrent.ndim == 2 else (0, 0)
+  if not hidden or columns not in (4 * hidden, 3 * hidden, hidden):
+    raise ValueError(
+      f"{side}recurrent_kernel must be [H, 4H], [H, 3H] or [H, H], "
+      f"got {recurrent.shape}"
+    )
+
+  def check(name: str, *shape: int | None) -> Array:
+    x = arrays[name]
+    if len(x.shape) != len(shape) or any(
+      n not in (None, m) for n, m in zip(shape, x.shape, strict=True)
+    ):
+      expected = ["any" if n is None else n for n in shape]
+      raise ValueError(f"{side}{name} must be {expected}, got {x.shape}")
+    return x
+
+  w_x, w_h = check("kernel", None, columns), recurrent
+  candidate, gates = activations
+  if columns == 3 * hidden:
+    after = _reset_after(side, arrays.get("bias"), reset_after)
+    rows = (2,) if after else ()
+    b = check("bias", *rows, columns) if "bias" in arrays else None
+    b = jnp.zeros((*rows, columns), w_x.dtype) if b is None else b
+    w_x, w_h, b = (_exchanged(array) for array in (w_x, w_h, b))
+    if not after:
+      cell = gru_reset_before.with_activations(gates, candidate)
+      return cell, gru_reset_before.ResetBeforeGRUParams(w_x, w_h, b)
+    split = 2 * hidden  # the candidate keeps both biases
+    b, b_n = b[0].at[:split].add(b[1, :split]), b[1, split:]
+    cell = gru.with_activations(gates, candidate)
+    return cell, gru.GRUParams(w_x, w_h, b, b_n)
+  b = check("bias", columns) if "bias" in arrays else None
+  b = jnp.zeros(columns, w_x.dtype) if b is None else b
+  copies = map(jnp.array, (w_x, w_h, b))
+  if columns == hidden:
+    return rnn.with_activation(candidate), rnn.RNNParams(*copies)
+  cell = lstm.with_activations(gates, candidate, candidate)
+  return cell, lstm.LSTMParams(*copies)
+
+
+def _reset_after(
+  side: str, bias: Array | None, reset_after: bool | None
+) -> bool:
+  """Return reset_after of a GRU, by its bias or as it is given."""
+  if bias is None:
+    if reset_after is None:
+      raise ValueError(
+        f"{side}bias is missing: reset_after must say which GRU this is"
+      )
+    return reset_after
+  found = len(bias.shape) == 2
+  if reset_after not in (None, found):
+    expected = "[2, 3H]" if reset_after else "[3H]"
+    raise ValueError(
+      f"{side}bias must be {expected} with reset_after={reset_after}, "
+      f"got {bias.shape}"
+    )
+  return found
+
+
+def _exchanged(x: Any) -> jax.Array:
+  """Return an array [..., 3H] with its first two parts exchanged."""
+  first, second, last = jnp.split(jnp.asarray(x), 3, axis=-1)
+  return jnp.concatenate([second, first, last], axis=-1)
