@@ -25,6 +25,7 @@ NEEDS = {
   "Equinox": "equinox",
   "Keras": "keras",
   "PyTorch": "torch",
+  "ONNX": "onnxruntime",
 }
 
 

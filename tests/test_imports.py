@@ -29,7 +29,7 @@ PACKAGES = [  # from the top down, as in CONTRIBUTING.md
   "lstm_jax.cells",
 ]
 REQUIRED = "jax", "jaxlib", "numpy", "optax", "flax", "orbax"
-OPTIONAL = "h5py", "safetensors"  # from the extra `interop`
+OPTIONAL = "h5py", "onnx", "safetensors"  # from the extra `interop`
 
 
 def modules():

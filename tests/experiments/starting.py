@@ -26,6 +26,7 @@ PROGRAMS = (
   "compare_cells",
   "evaluate",
   "sample",
+  "export",
   "explore",
   "report",
   "gradcheck",

@@ -1,7 +1,11 @@
 """A language model's functions, exported with a free batch size."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax import export
@@ -161,3 +165,57 @@ def test_an_average_of_weights_can_be_serialized(key):
   written = export.export(jax.jit(lambda x: x))(spec(average)).serialize()
   found = export.deserialize(written).call(average)
   assert type(found) is Average and worst(found, average) == 0
+
+
+# Runs an exported language model where this library is not imported.
+PROGRAM = """
+import sys
+import jax, numpy as np
+from jax import export
+
+jax.config.update("jax_enable_x64", True)
+directory = sys.argv[1]
+step, prefill = (
+  export.deserialize(bytearray(open(f"{directory}/{name}", "rb").read())).call
+  for name in ("step", "prefill")
+)
+arrays = np.load(f"{directory}/inputs.npz")
+tokens, state = arrays["tokens"], [arrays[f"s{k}"] for k in range(4)]
+first, *state = prefill(tokens[:-2], *state)
+logits = [first]
+for row in tokens[-2:]:
+  after, *state = step(row[None], *state)
+  logits.append(after)
+state = {f"s{k}": x for k, x in enumerate(state)}
+np.savez(f"{directory}/found.npz", logits=np.concatenate(logits), **state)
+assert "lstm_jax" not in sys.modules
+"""
+
+
+@EXHAUSTIVE  # docs/coming-from.md has the same in one process
+def test_a_program_with_jax_alone_runs_an_exported_model(key, tmp_path):
+  """A prompt of any length, then single time steps, for any batch size."""
+  model = make(11, tied=True)
+  params = normal_like(key, model.init(key))
+  structure = jax.tree.structure(model.initial_state())
+
+  def flat(tokens, *leaves):
+    state = jax.tree.unflatten(structure, leaves)
+    state, logits = model.apply(params, state, tokens)
+    return logits, *jax.tree.leaves(state)
+
+  for name, text in (("step", "1, B"), ("prefill", "T, B")):
+    steps, batch = export.symbolic_shape(text)
+    state = jax.eval_shape(lambda n=batch: model.initial_state((n,)))
+    tokens = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
+    program = export.export(jax.jit(flat))(tokens, *jax.tree.leaves(state))
+    (tmp_path / name).write_bytes(program.serialize())
+  state, tokens, _ = draw(model, key, 11, 7, 3)
+  leaves = {f"s{k}": x for k, x in enumerate(jax.tree.leaves(state))}
+  np.savez(tmp_path / "inputs.npz", tokens=tokens, **leaves)
+  command = [sys.executable, "-I", "-c", PROGRAM, str(tmp_path)]
+  subprocess.run(command, check=True)
+  found = dict(np.load(tmp_path / "found.npz"))
+  logits, *last = flat(tokens, *leaves.values())
+  assert worst(found.pop("logits"), logits) < 1e-12
+  assert worst(list(found.values()), last) < 1e-12

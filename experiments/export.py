@@ -1,0 +1,90 @@
+"""Export a trained model as one file, for programs without this library.
+
+  python -m experiments.export --run=DIRECTORY --format=onnx --out=model.onnx
+
+writes the best checkpoint of the run as a function of tokens [T, B] and the
+state before them, which returns the logits [T, B, V] and the state after them;
+T and B are free. docs/coming-from.md has programs that read both formats:
+
+  onnx       with the vocabulary, for any runtime of ONNX, in the weights' dtype
+  stablehlo  for `jax.export.deserialize`, on the kind of device that wrote it;
+             the state's arrays follow the tokens in the order h, c, layer by
+             layer, as they follow the logits
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax import export
+
+from experiments.cli import launch
+from experiments.trainer.trained import Trained, load
+from lstm_jax.interop.onnx import language_model_to_onnx
+
+
+def _define_flags() -> list[flags.FlagHolder]:
+  return [
+    flags.DEFINE_string("run", "", "Run directory."),
+    flags.DEFINE_enum(
+      "format",
+      "onnx",
+      ["onnx", "stablehlo"],
+      "onnx for runtimes of ONNX, stablehlo for programs with JAX.",
+    ),
+    flags.DEFINE_string("out", "", "File to write, or to replace."),
+  ]
+
+
+def run(run: str, format: str, out: str) -> str:
+  """Write the run's best model to a file, and return a line about it.
+
+  Raises:
+    ValueError: the run has no usable checkpoint, or is of a cell that the
+      format does not have; or the package onnx is not installed.
+    OSError: the file cannot be written.
+  """
+  trained = load(Path(run))
+  written = _onnx(trained) if format == "onnx" else _stablehlo(trained)
+  Path(out).write_bytes(written)
+  tokenizer = trained.tokenizer
+  return (
+    f"{out}: {len(written):,} bytes, {format}, of training step "
+    f"{trained.step}; V = {tokenizer.size}, a token is a {tokenizer.unit}"
+  )
+
+
+def _onnx(trained: Trained) -> bytes:
+  cell = trained.config.model.cell
+  try:
+    model = language_model_to_onnx(cell, trained.params, trained.tokenizer)
+  except ModuleNotFoundError as error:
+    raise ValueError(str(error)) from None
+  return model.SerializeToString()
+
+
+def _stablehlo(trained: Trained) -> bytes:
+  model, params = trained.model, trained.params
+  sizes: Any = export.symbolic_shape("T, B")
+  state = jax.eval_shape(lambda: model.initial_state(sizes[1:]))
+  leaves, structure = jax.tree.flatten(state)
+
+  def apply(tokens: jax.Array, *leaves: jax.Array) -> tuple[jax.Array, ...]:
+    before = jax.tree.unflatten(structure, leaves)
+    after, logits = model.apply(params, before, tokens)
+    return logits, *jax.tree.leaves(after)
+
+  tokens = jax.ShapeDtypeStruct(sizes, jnp.int32)
+  return bytes(export.export(jax.jit(apply))(tokens, *leaves).serialize())
+
+
+def main() -> None:
+  """Read the flags and write the file."""
+  print(run(**{flag.name: flag.value for flag in FLAGS}))
+
+
+if __name__ == "__main__":
+  FLAGS = _define_flags()
+  launch(main, required=("run", "out"))

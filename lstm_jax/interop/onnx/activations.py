@@ -1,0 +1,144 @@
+"""The activations of ONNX's recurrent operators, and those of a cell.
+
+An operator lists the activations of its gates (f), of the candidate (g) and, in
+an LSTM, of the output (h), for each direction; those of `with_activations` come
+in the same order. The attributes activation_alpha and activation_beta hold
+numbers for those activations of the list that have any: here HardSigmoid, whose
+alpha is the slope and whose beta is ½. Attributes are float32; their shortest
+decimals are read, so that a slope of 0.2 stays 0.2.
+
+Both directions have one cell here, and so the same activations.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lstm_jax.cells import (
+  RELU,
+  SIGMOID,
+  TANH,
+  Activation,
+  gru,
+  gru_reset_before,
+  lstm,
+  make_hard_sigmoid,
+  rnn,
+)
+from lstm_jax.cells.cell import Cell
+from lstm_jax.cells.made import MadeCell
+
+STANDARD = {
+  "LSTM": (SIGMOID, TANH, TANH),
+  "GRU": (SIGMOID, TANH),
+  "RNN": (TANH,),
+}
+NAMES = {SIGMOID: "Sigmoid", TANH: "Tanh", RELU: "Relu"}
+HARD_SIGMOID = make_hard_sigmoid(0.2)  # the default
+KNOWN = ", ".join([*NAMES.values(), "HardSigmoid"])
+# What makes a cell of activations, by the cell that has the standard ones.
+MAKERS: dict[Cell, Callable[..., Cell]] = {
+  lstm: lstm.with_activations,
+  gru: gru.with_activations,
+  gru_reset_before: gru_reset_before.with_activations,
+  rnn: rnn.with_activation,
+}
+
+
+def base_cell(cell: Cell) -> tuple[Cell, tuple[Activation, ...] | None]:
+  """Return the cell of the same equations, and the activations in them.
+
+  Returns:
+    (cell, activations): a module, and None where they are the standard ones.
+  """
+  if isinstance(cell, MadeCell):
+    for base, maker in MAKERS.items():
+      if cell.maker == maker:
+        return base, cell.arguments
+  return cell, None
+
+
+def read_activations(
+  op_type: str, values: dict[str, Any], num_directions: int
+) -> tuple[Activation, ...]:
+  """Remove the activations from a node's attributes, and return them.
+
+  Names are compared without case, as many programs do.
+
+  Args:
+    op_type: LSTM, GRU or RNN.
+    values: the attributes.
+    num_directions: 1 or 2.
+
+  Raises:
+    ValueError: their number is not that of the operator, one is not known here,
+      the two directions have different ones, or a number is not that of one.
+  """
+  names = [name.decode() for name in values.pop("activations", [])]
+  alphas = list(values.pop("activation_alpha", []))
+  betas = list(values.pop("activation_beta", []))
+  standard = STANDARD[op_type]
+  if not names:
+    names = [NAMES[activation] for activation in standard] * num_directions
+  if len(names) != len(standard) * num_directions:
+    raise ValueError(
+      f"activations of {op_type} must be {len(standard)} for each of "
+      f"{num_directions} directions, got {', '.join(names)}"
+    )
+  by_name = {name.lower(): activation for activation, name in NAMES.items()}
+  found = []
+  for name in names:
+    if name.lower() == "hardsigmoid":
+      slope = _decimal(alphas.pop(0)) if alphas else 0.2
+      offset = _decimal(betas.pop(0)) if betas else 0.5
+      if offset != 0.5:
+        raise ValueError(
+          f"activation_beta of HardSigmoid must be 0.5, got {offset:g}"
+        )
+      found.append(make_hard_sigmoid(slope))
+    elif name.lower() in by_name:
+      found.append(by_name[name.lower()])
+    else:
+      raise ValueError(f"activations must be of {KNOWN}, got {name}")
+  for key, left in (("activation_alpha", alphas), ("activation_beta", betas)):
+    if left:
+      raise ValueError(
+        f"{key} must have a number for each HardSigmoid, got {len(left)} more"
+      )
+  first, last = found[: len(standard)], found[-len(standard) :]
+  if first != last:
+    raise ValueError(
+      "both directions must have the same activations, "
+      f"got {', '.join(map(str, found))}"
+    )
+  return tuple(first)
+
+
+def write_activations(
+  activations: Sequence[Activation], num_directions: int
+) -> dict[str, list]:
+  """Return the attributes of a node with these activations.
+
+  Raises:
+    ValueError: ONNX does not have one of them.
+  """
+  names, slopes = [], []
+  for activation in activations:
+    if activation in NAMES:
+      names.append(NAMES[activation])
+    elif activation.function is HARD_SIGMOID.function:
+      names.append("HardSigmoid")
+      slopes.append(activation.parameters[0])
+    else:
+      raise ValueError(f"activations must be of {KNOWN}, got {activation}")
+  attributes: dict[str, list] = {"activations": names * num_directions}
+  if slopes:
+    attributes["activation_alpha"] = slopes * num_directions
+    attributes["activation_beta"] = [0.5] * len(slopes) * num_directions
+  return attributes
+
+
+def _decimal(x: float) -> float:
+  """Return the number of the shortest decimal that is x in float32."""
+  return float(str(np.float32(x)))

@@ -1,0 +1,129 @@
+"""The attributes of a recurrent node of ONNX, and the cell that they mean.
+
+  direction            forward, reverse or bidirectional
+  layout               0 for [T, B, ...], 1 for [B, T, ...]
+  hidden_size          H, which the weights have anyway
+  activations          those of `with_activations` (see `activations`)
+  linear_before_reset  1 for `gru`, 0 for `gru_reset_before`
+  input_forget         1 for `coupled_lstm` (see `weights`)
+
+The input P makes an LSTM a `peephole_lstm`. A node with `clip` is refused.
+"""
+
+from typing import Any, NamedTuple
+
+from lstm_jax.cells import (
+  coupled_lstm,
+  gru,
+  gru_reset_before,
+  lstm,
+  peephole_lstm,
+  rnn,
+)
+from lstm_jax.cells.cell import Cell
+from lstm_jax.interop.onnx.activations import (
+  MAKERS,
+  STANDARD,
+  read_activations,
+)
+from lstm_jax.interop.onnx.package import import_onnx
+
+INPUTS = {
+  "LSTM": (
+    "X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P",
+  ),
+  "GRU": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
+  "RNN": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
+}  # fmt: skip
+OUTPUTS = {
+  "LSTM": ("Y", "Y_h", "Y_c"),
+  "GRU": ("Y", "Y_h"),
+  "RNN": ("Y", "Y_h"),
+}
+NUM_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+
+
+class Attributes(NamedTuple):
+  """What a recurrent node says of itself."""
+
+  op_type: str  # LSTM, GRU or RNN
+  cell: Cell
+  direction: str  # forward, reverse or bidirectional
+  time_major: bool
+  hidden_size: int | None  # None if it is not given
+  names: dict[str, str]  # of the inputs that it has: those of their tensors
+
+  @property
+  def num_directions(self) -> int:
+    """1 or 2: the first axis of the weights."""
+    return NUM_DIRECTIONS[self.direction]
+
+
+def read_attributes(node: Any) -> Attributes:
+  """Return the attributes of an onnx.NodeProto.
+
+  Raises:
+    ValueError: the node is of another operator, or has an attribute that is
+      unknown, or has a value without an equal here.
+    ModuleNotFoundError: the package onnx is not installed.
+  """
+  get_value = import_onnx().helper.get_attribute_value
+  op_type = node.op_type
+  if op_type not in INPUTS or node.domain not in ("", "ai.onnx"):
+    kind = ".".join(filter(None, (node.domain, op_type)))
+    raise ValueError(f"node must be one of {', '.join(INPUTS)}, got {kind}")
+  values = {a.name: get_value(a) for a in node.attribute}
+  direction = values.pop("direction", b"forward").decode()
+  if direction not in NUM_DIRECTIONS:
+    known = ", ".join(NUM_DIRECTIONS)
+    raise ValueError(f"direction must be one of {known}, got {direction!r}")
+  layout = _zero_or_one(values, "layout")
+  hidden_size = values.pop("hidden_size", None)
+  if "clip" in values:
+    raise ValueError(
+      f"clip must be absent, since no cell has it, got {values['clip']:g}"
+    )
+  names = {
+    key: name
+    for key, name in zip(INPUTS[op_type], node.input, strict=False)
+    if name
+  }
+  cell = _cell(op_type, values, "P" in names)
+  activations = read_activations(op_type, values, NUM_DIRECTIONS[direction])
+  if cell in MAKERS:
+    cell = MAKERS[cell](*activations)
+  elif activations != STANDARD[op_type]:
+    raise ValueError(
+      "activations must be Sigmoid, Tanh, Tanh beside P or input_forget=1, "
+      f"got {', '.join(map(str, activations))}"
+    )
+  if values:
+    raise ValueError(
+      f"{op_type} has no attribute {', '.join(sorted(values))} that is known "
+      "here"
+    )
+  return Attributes(op_type, cell, direction, not layout, hidden_size, names)
+
+
+def _cell(op_type: str, values: dict[str, Any], peepholes: bool) -> Cell:
+  """Remove from values what chooses the cell, and return the cell."""
+  if op_type == "RNN":
+    return rnn
+  if op_type == "GRU":
+    after = _zero_or_one(values, "linear_before_reset")
+    return gru if after else gru_reset_before
+  if _zero_or_one(values, "input_forget"):
+    if peepholes:
+      raise ValueError(
+        "input_forget must be 0 beside P, since no cell has both, got 1"
+      )
+    return coupled_lstm
+  return peephole_lstm if peepholes else lstm
+
+
+def _zero_or_one(values: dict[str, Any], name: str) -> int:
+  """Remove and return an attribute, which is 0 if it is not given."""
+  value = values.pop(name, 0)
+  if value not in (0, 1):
+    raise ValueError(f"{name} must be 0 or 1, got {value}")
+  return value

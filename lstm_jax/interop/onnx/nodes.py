@@ -1,0 +1,250 @@
+"""ONNX's operators LSTM, GRU and RNN as cells and weights, and back.
+
+An operator is one layer, in one direction or in both. `weights` has the layout
+of its tensors.
+
+  >>> import jax
+  >>> from lstm_jax.cells import lstm
+  >>> params = lstm.init(jax.random.key(0), input_size=3, hidden_size=5)
+  >>> node, initializers = to_onnx(lstm, params)
+  >>> node.op_type, [tensor.name for tensor in initializers]
+  ('LSTM', ['W', 'R', 'B'])
+  >>> layer = from_onnx(node, initializers)
+  >>> layer.cell.__name__, layer.params.w_h.shape, layer.reverse
+  ('lstm_jax.cells.lstm', (5, 20), False)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.interop.onnx.activations import base_cell, write_activations
+from lstm_jax.interop.onnx.attributes import (
+  INPUTS,
+  OUTPUTS,
+  Attributes,
+  read_attributes,
+)
+from lstm_jax.interop.onnx.package import import_onnx
+from lstm_jax.interop.onnx.weights import (
+  GATES,
+  from_tensors,
+  operator,
+  to_tensors,
+)
+from lstm_jax.interop.tensors import Array, as_array
+from lstm_jax.sequence import Directions
+
+Node = Any  # an onnx.NodeProto
+TensorProto = Any  # an onnx.TensorProto
+# Arrays by name, or what holds names itself, such as `graph.initializer`.
+Tensors = Mapping[str, Any] | Iterable[TensorProto]
+
+
+class Layer(NamedTuple):
+  """A recurrent layer of an ONNX file, as arguments of `unroll`.
+
+  Attributes:
+    cell: of the layer.
+    params: its weights; `Directions`, for `unroll_both`, if it has both.
+    reverse: whether its one direction is that from the last step to the first.
+    time_major: False if inputs and outputs are [B, T, ...] (layout=1).
+  """
+
+  cell: Cell
+  params: Params | Directions
+  reverse: bool
+  time_major: bool
+
+
+def from_onnx(node: Node, tensors: Tensors) -> Layer:
+  """Return the cell and the weights of a recurrent node.
+
+  Args:
+    node: an LSTM, GRU or RNN, of opset 14 or later.
+    tensors: the values of its inputs W, R, B and P, by the names that the node
+      gives them, in any float dtype. Others are ignored.
+
+  Raises:
+    ValueError: the node is of another operator, or has an attribute without an
+      equal here (`attributes`); or one of its tensors is missing, holds no
+      floats, or has a shape or a dtype that does not fit the others.
+    ModuleNotFoundError: the package onnx is not installed.
+  """
+  attributes = read_attributes(node)
+  arrays = _weights(attributes, named_arrays(tensors))
+  cell = attributes.cell
+  directions = [
+    jax.tree.map(
+      jnp.array, from_tensors(cell, {k: x[n] for k, x in arrays.items()})
+    )
+    for n in range(attributes.num_directions)
+  ]
+  both = attributes.direction == "bidirectional"
+  return Layer(
+    cell,
+    Directions(*directions) if both else directions[0],
+    attributes.direction == "reverse",
+    attributes.time_major,
+  )
+
+
+def to_onnx(
+  cell: Cell,
+  params: Params | Directions,
+  *,
+  name: str = "",
+  inputs: Mapping[str, str] | None = None,
+  outputs: Mapping[str, str] | None = None,
+  prefix: str = "",
+  reverse: bool = False,
+  time_major: bool = True,
+) -> tuple[Node, list[TensorProto]]:
+  """Return the recurrent node that computes a layer, and its initializers.
+
+  Args:
+    cell: `lstm`, `gru`, `gru_reset_before` or `rnn`, also with other
+      activations; or `peephole_lstm` or `coupled_lstm`.
+    params: its weights, in float32 or float64; `Directions` of them for both.
+    name: of the node.
+    inputs: the names of X, and of those of sequence_lens, initial_h and
+      initial_c that the node has; None for X alone, named so.
+    outputs: the names of those of Y, Y_h and Y_c that the node has; None for
+      all, named so.
+    prefix: how the names of the initializers begin, before W, R, B and P.
+    reverse: whether the direction is that from the last step to the first.
+    time_major: False for layout=1, which onnxruntime does not compute.
+
+  Returns:
+    (node, initializers): an onnx.NodeProto, for opset 14 or later, and an
+    onnx.TensorProto for each of W, R, B and, with peepholes, P.
+
+  Raises:
+    ValueError: ONNX has no operator for the cell, or not its activations;
+      params are of another cell, of another dtype, or of directions with
+      different sizes; reverse is set with both directions; or inputs or outputs
+      have a name that the operator does not.
+    ModuleNotFoundError: the package onnx is not installed.
+  """
+  onnx = import_onnx()
+  form = operator(cell)
+  op_type = form.op_type
+  both = isinstance(params, Directions)
+  if both and reverse:
+    raise ValueError("reverse must be False with both directions, got True")
+  directions = [to_tensors(cell, p) for p in (params if both else (params,))]
+  for key, x in directions[0].items():
+    other = directions[-1][key]
+    if (other.shape, other.dtype) != (x.shape, x.dtype):
+      raise ValueError(
+        f"{key} of both directions must be {x.dtype} {x.shape}, "
+        f"got {other.dtype} {other.shape} for the backward one"
+      )
+  arrays = {
+    key: np.stack([d[key] for d in directions]) for key in directions[0]
+  }
+  weights = {key: prefix + key for key in arrays}
+  run_time = [k for k in INPUTS[op_type] if k not in ("W", "R", "B", "P")]
+  given = _names("inputs", op_type, inputs, run_time, ("X",))
+  wanted = _names(
+    "outputs", op_type, outputs, OUTPUTS[op_type], OUTPUTS[op_type]
+  )
+  direction = "reverse" if reverse else "forward"
+  _, others = base_cell(cell)
+  activations = write_activations(others, len(directions)) if others else {}
+  node = onnx.helper.make_node(
+    op_type,
+    _positional(given | weights, INPUTS[op_type]),
+    _positional(wanted, OUTPUTS[op_type]),
+    name=name or None,
+    hidden_size=arrays["R"].shape[-1],
+    direction="bidirectional" if both else direction,
+    **form.attributes,
+    **activations,
+    **({} if time_major else {"layout": 1}),
+  )
+  return node, [
+    onnx.numpy_helper.from_array(np.ascontiguousarray(x), weights[key])
+    for key, x in arrays.items()
+  ]
+
+
+def named_arrays(tensors: Tensors) -> dict[str, Array]:
+  """Return tensors by name, as they are given, or read from TensorProtos."""
+  if isinstance(tensors, Mapping):
+    return dict(tensors)
+  to_array = import_onnx().numpy_helper.to_array
+  protos: Iterable[TensorProto] = tensors
+  return {tensor.name: to_array(tensor) for tensor in protos}
+
+
+def _weights(
+  attributes: Attributes, tensors: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """Return W, R, B and, with peepholes, P, after a check of shapes and dtypes.
+
+  A missing B is 0.
+  """
+  count, gates = attributes.num_directions, GATES[attributes.op_type]
+
+  def read(key: str, *shape: int | None) -> np.ndarray:
+    name = attributes.names.get(key, "")
+    if name not in tensors:
+      raise ValueError(f"{key} is missing: there is no tensor {name!r}")
+    array = np.asarray(as_array(f"{key} ({name!r})", tensors[name]))
+    fits = len(array.shape) == len(shape) and all(
+      n in (None, m) for n, m in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+      axes = ", ".join("any" if n is None else str(n) for n in shape)
+      raise ValueError(f"{key} ({name!r}) must be [{axes}], got {array.shape}")
+    return array
+
+  r = read("R", count, None, None)
+  hidden = r.shape[2]
+  if attributes.hidden_size not in (None, hidden):
+    raise ValueError(
+      f"R must have hidden_size={attributes.hidden_size} as its last axis, "
+      f"got {r.shape}"
+    )
+  rows = gates * hidden
+  r = read("R", count, rows, hidden)
+  arrays = {"W": read("W", count, rows, None), "R": r}
+  if "B" in attributes.names:
+    arrays["B"] = read("B", count, 2 * rows)
+  else:
+    arrays["B"] = np.zeros((count, 2 * rows), r.dtype)
+  if "P" in attributes.names:
+    arrays["P"] = read("P", count, 3 * hidden)
+  for key, array in arrays.items():
+    if array.dtype != r.dtype:
+      raise ValueError(f"{key} must be {r.dtype}, as R, got {array.dtype}")
+  return arrays
+
+
+def _names(
+  kind: str,
+  op_type: str,
+  given: Mapping[str, str] | None,
+  known: Sequence[str],
+  default: Sequence[str],
+) -> dict[str, str]:
+  """Return the names of a node's inputs or outputs, after a check."""
+  names = {key: key for key in default} if given is None else dict(given)
+  unknown = [key for key in names if key not in known]
+  if unknown:
+    raise ValueError(
+      f"{kind} of {op_type} must be of {', '.join(known)}, "
+      f"got {', '.join(unknown)}"
+    )
+  return names
+
+
+def _positional(names: Mapping[str, str], keys: Sequence[str]) -> list[str]:
+  """Return the names in the order of keys, "" for none, but not at the end."""
+  last = max(keys.index(key) for key in names)
+  return [names.get(key, "") for key in keys[: last + 1]]

@@ -1,0 +1,24 @@
+"""The package onnx, imported where it is needed, or an error that names it."""
+
+from types import ModuleType
+
+OPSET = 17  # of what is written: that of 2022, which most programs read
+IR_VERSION = 8  # the file format of that opset
+
+
+def import_onnx() -> ModuleType:
+  """Return the package onnx.
+
+  Raises:
+    ModuleNotFoundError: it is not installed; the message names the extra.
+  """
+  try:
+    import onnx.checker
+    import onnx.helper
+    import onnx.numpy_helper
+  except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+      "the package onnx is not installed; it comes with the extra interop: "
+      "pip install 'lstm-jax[interop]'"
+    ) from None
+  return onnx

@@ -1,0 +1,143 @@
+"""Compute a recurrent node of ONNX by `unroll`.
+
+>>> import jax
+>>> from lstm_jax.cells import gru
+>>> from lstm_jax.interop.onnx.nodes import to_onnx
+>>> params = gru.init(jax.random.key(0), input_size=3, hidden_size=5)
+>>> node, initializers = to_onnx(gru, params)
+>>> xs = jnp.ones((7, 2, 3), jnp.float32)
+>>> outputs = run_node(node, initializers, {"X": xs})
+>>> outputs["Y"].shape, outputs["Y_h"].shape
+((7, 1, 2, 5), (1, 2, 5))
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.interop.onnx.attributes import (
+  OUTPUTS,
+  Attributes,
+  read_attributes,
+)
+from lstm_jax.interop.onnx.nodes import (
+  Layer,
+  Node,
+  Tensors,
+  from_onnx,
+)
+from lstm_jax.sequence import Directions, unroll, unroll_both
+
+
+def run_node(
+  node: Node, tensors: Tensors, inputs: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+  """Return the outputs of a recurrent node.
+
+  Where the specification is silent, on rows of length 0, Y_h and Y_c are the
+  initial state, as in `unroll`; onnxruntime returns 0.
+
+  Args:
+    node: as in `from_onnx`.
+    tensors: as in `from_onnx`.
+    inputs: the values of X [T, B, D], and of sequence_lens [B], initial_h and
+      initial_c [directions, B, H] if the node has them, by the names that the
+      node gives them. With layout=1, X is [B, T, D], and a state
+      [B, directions, H].
+
+  Returns:
+    Those of Y [T, directions, B, H], Y_h and Y_c [directions, B, H] that the
+    node has, by the names that it gives them. With layout=1, Y is
+    [B, T, directions, H], and a state [B, directions, H].
+
+  Raises:
+    ValueError: as `from_onnx`; or an input is missing or does not fit.
+    ModuleNotFoundError: the package onnx is not installed.
+  """
+  attributes = read_attributes(node)
+  layer = from_onnx(node, tensors)
+  xs = _inputs(attributes, layer, inputs)
+  batch = xs.shape[1 if layer.time_major else 0]
+  states = _initial_states(attributes, layer, inputs, batch)
+  options: Any = {"time_major": layer.time_major}
+  if "sequence_lens" in attributes.names:
+    lengths = _value(attributes, inputs, "sequence_lens")
+    if lengths.shape != (batch,) or lengths.dtype.kind not in "iu":
+      raise ValueError(
+        f"sequence_lens must be integers [{batch}], "
+        f"got {lengths.dtype} {lengths.shape}"
+      )
+    options["lengths"] = lengths
+  last: Any
+  if isinstance(layer.params, Directions):
+    both = Directions(*states)
+    last, hs = unroll_both(layer.cell, layer.params, both, xs, **options)
+  else:
+    (state,) = states
+    options["reverse"] = layer.reverse
+    state, hs = unroll(layer.cell, layer.params, state, xs, **options)
+    last = (state,)
+  ys = hs.reshape(*hs.shape[:2], len(last), -1)
+  results = {"Y": jnp.swapaxes(ys, 1, 2) if layer.time_major else ys}
+  for field in last[0]._fields:
+    values = [getattr(state, field) for state in last]
+    results[f"Y_{field}"] = jnp.stack(values, 0 if layer.time_major else 1)
+  named = zip(OUTPUTS[attributes.op_type], node.output, strict=False)
+  return {name: results[key] for key, name in named if name}
+
+
+def _inputs(
+  attributes: Attributes, layer: Layer, inputs: Mapping[str, Any]
+) -> jax.Array:
+  """Return X, after a check of its last axis."""
+  xs = _value(attributes, inputs, "X")
+  params = layer.params
+  one = params.forward if isinstance(params, Directions) else params
+  size = one.w_x.shape[0]
+  if xs.ndim != 3 or xs.shape[-1] != size or xs.dtype != one.w_x.dtype:
+    axes = "T, B" if layer.time_major else "B, T"
+    raise ValueError(
+      f"X must be {one.w_x.dtype} [{axes}, {size}], got {xs.dtype} {xs.shape}"
+    )
+  return xs
+
+
+def _initial_states(
+  attributes: Attributes, layer: Layer, inputs: Mapping[str, Any], batch: int
+) -> list[Any]:
+  """Return the initial state of each direction, zero where none is given."""
+  params = layer.params
+  both = params if isinstance(params, Directions) else (params,)
+  states = [layer.cell.initial_state(p, (batch,)) for p in both]
+  for field, zero in states[0]._asdict().items():
+    key = f"initial_{field}"
+    if key not in attributes.names:
+      continue
+    value = _value(attributes, inputs, key)
+    axes = len(states), batch
+    shape = *(axes if layer.time_major else axes[::-1]), zero.shape[-1]
+    if value.shape != shape or value.dtype != both[0].w_x.dtype:
+      raise ValueError(
+        f"{key} must be {both[0].w_x.dtype} {list(shape)}, "
+        f"got {value.dtype} {value.shape}"
+      )
+    parts = jnp.moveaxis(value, 0 if layer.time_major else 1, 0)
+    states = [
+      state._replace(**{field: part.astype(zero.dtype)})
+      for state, part in zip(states, parts, strict=True)
+    ]
+  return states
+
+
+def _value(
+  attributes: Attributes, inputs: Mapping[str, Any], key: str
+) -> jax.Array:
+  """Return an input that the node has."""
+  name = attributes.names[key]
+  if name not in inputs:
+    raise ValueError(
+      f"{key} ({name!r}) is missing, got {', '.join(sorted(inputs)) or 'none'}"
+    )
+  return jnp.asarray(inputs[name])

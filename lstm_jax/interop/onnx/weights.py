@@ -1,0 +1,214 @@
+"""The weights of one layer and direction, ours and those of ONNX's operators.
+
+ONNX stores the transposed weights of one direction as
+
+  W [G·H, D]    w_xᵀ          B [2·G·H]   two biases, which ONNX adds: those of
+  R [G·H, H]    w_hᵀ                      W, then those of R
+  P [3·H]       peepholes i, o, f
+
+with the gates in an order of its own:
+
+  cell              ours          ONNX          operator
+  lstm              i, f, g, o    i, o, f, c    LSTM
+  peephole_lstm     i, f, g, o    i, o, f, c    LSTM with P
+  coupled_lstm      f, g, o       i, o, f, c    LSTM with input_forget=1
+  gru               r, z, n       z, r, h       GRU with linear_before_reset=1
+  gru_reset_before  r, z, n       z, r, h       GRU
+  rnn               a             i             RNN
+
+ONNX's c and h are our g and n. A bias is written as that of W, and 0 as that of
+R, except that of a GRU's b_n, which the reset gate multiplies.
+
+The specification does not say which gate input_forget=1 computes from the
+other. onnxruntime has f = 1 − i, and ignores the rows of f. Since 1 − σ(a) =
+σ(−a), the rows of our f are minus those of i. `to_tensors` writes the rows of
+both, so that every reading of the attribute computes the same.
+
+Reference: the operators LSTM, GRU and RNN of ONNX's opsets 14 and 22.
+"""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lstm_jax.cells import (
+  coupled_lstm,
+  gru,
+  gru_reset_before,
+  lstm,
+  peephole_lstm,
+  rnn,
+)
+from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.checks import check_params
+from lstm_jax.interop.onnx.activations import base_cell
+
+
+class Operator(NamedTuple):
+  """How an operator of ONNX computes a cell."""
+
+  op_type: str
+  attributes: dict[str, int]
+  gates: int  # G of the cell
+  to_onnx: Callable[..., tuple]  # the cell's gates -> ONNX's
+  from_onnx: Callable[..., tuple]  # ONNX's gates -> the cell's
+  params: Callable[..., Params]  # the type of the cell's params
+
+
+def _lstm_to_onnx(i, f, g, o):
+  return i, o, f, g
+
+
+def _lstm_from_onnx(i, o, f, c):
+  return i, f, c, o
+
+
+def _coupled_to_onnx(f, g, o):
+  return -f, o, f, g
+
+
+def _coupled_from_onnx(i, o, f, c):
+  del f  # it is 1 − i, whatever its weights
+  return -i, c, o
+
+
+def _exchange_two(first, second, third):
+  return second, first, third
+
+
+def _same(a):
+  return (a,)
+
+
+OPERATORS: dict[Cell, Operator] = {
+  lstm: Operator(
+    "LSTM", {}, 4, _lstm_to_onnx, _lstm_from_onnx, lstm.LSTMParams
+  ),
+  peephole_lstm: Operator(
+    "LSTM",
+    {},
+    4,
+    _lstm_to_onnx,
+    _lstm_from_onnx,
+    peephole_lstm.PeepholeLSTMParams,
+  ),
+  coupled_lstm: Operator(
+    "LSTM",
+    {"input_forget": 1},
+    3,
+    _coupled_to_onnx,
+    _coupled_from_onnx,
+    coupled_lstm.CoupledLSTMParams,
+  ),
+  gru: Operator(
+    "GRU",
+    {"linear_before_reset": 1},
+    3,
+    _exchange_two,
+    _exchange_two,
+    gru.GRUParams,
+  ),
+  gru_reset_before: Operator(
+    "GRU",
+    {},
+    3,
+    _exchange_two,
+    _exchange_two,
+    gru_reset_before.ResetBeforeGRUParams,
+  ),
+  rnn: Operator("RNN", {}, 1, _same, _same, rnn.RNNParams),
+}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # G of ONNX's operators
+
+
+def operator(cell: Cell) -> Operator:
+  """Return the operator of a cell, with any activations.
+
+  Raises:
+    ValueError: ONNX has none.
+  """
+  base, _ = base_cell(cell)
+  if base not in OPERATORS:
+    known = ", ".join(map(cell_name, OPERATORS))
+    raise ValueError(
+      f"ONNX has no operator for the cell {cell_name(cell)}, only for {known}"
+    )
+  return OPERATORS[base]
+
+
+def cell_name(cell: Cell) -> str:
+  """Return the name of a cell in an error message."""
+  if isinstance(cell, ModuleType):
+    return cell.__name__.rpartition(".")[2]
+  return getattr(cell, "__name__", type(cell).__name__)
+
+
+def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
+  """Return W, R, B and, with peepholes, P of one direction.
+
+  Args:
+    cell: one of `OPERATORS`.
+    params: its weights, in float32 or float64.
+
+  Raises:
+    ValueError: ONNX has no operator for the cell; or params are of another
+      cell, or of a dtype that is neither.
+  """
+  form = operator(cell)
+  cell, _ = base_cell(cell)
+  check_params(cell.project, params)
+  arrays: Any = type(params)(*map(np.asarray, params))
+  for field, array in zip(arrays._fields, arrays, strict=True):
+    if array.dtype not in (np.float32, np.float64):
+      raise ValueError(
+        f"params.{field} must be float32 or float64, got {array.dtype}"
+      )
+
+  def reordered(x: np.ndarray) -> np.ndarray:
+    """Return [..., G·H] with ONNX's gates."""
+    gates = form.to_onnx(*np.split(x, form.gates, axis=-1))
+    return np.concatenate(gates, axis=-1)
+
+  w_b = reordered(arrays.b)
+  r_b = np.zeros_like(w_b)
+  if cell is gru:
+    r_b[-len(arrays.b_n) :] = arrays.b_n
+  tensors = {
+    "W": reordered(arrays.w_x).T,
+    "R": reordered(arrays.w_h).T,
+    "B": np.concatenate([w_b, r_b]),
+  }
+  if cell is peephole_lstm:
+    i, f, o = np.split(arrays.w_c, 3)
+    tensors["P"] = np.concatenate([i, o, f])
+  return tensors
+
+
+def from_tensors(cell: Cell, tensors: Mapping[str, np.ndarray]) -> Params:
+  """Return the params of one direction, the inverse of `to_tensors`.
+
+  Args:
+    cell: one of `OPERATORS`.
+    tensors: W, R, B, and P for `peephole_lstm`, whose shapes fit each other.
+  """
+  form = operator(cell)
+  cell, _ = base_cell(cell)
+
+  def reordered(x: np.ndarray) -> np.ndarray:
+    """Return [..., G·H] with the gates of the cell."""
+    gates = np.split(x, GATES[form.op_type], axis=-1)
+    return np.concatenate(form.from_onnx(*gates), axis=-1)
+
+  w_b, r_b = np.split(tensors["B"], 2)
+  more: tuple[np.ndarray, ...] = ()
+  if cell is gru:  # the candidate keeps both biases
+    cut = 2 * len(r_b) // 3
+    more = (r_b[cut:],)
+    r_b = np.concatenate([r_b[:cut], np.zeros_like(r_b[cut:])])
+  elif cell is peephole_lstm:
+    i, o, f = np.split(tensors["P"], 3)
+    more = (np.concatenate([i, f, o]),)
+  w_x, w_h = reordered(tensors["W"].T), reordered(tensors["R"].T)
+  return form.params(w_x, w_h, reordered(w_b + r_b), *more)

@@ -1,0 +1,72 @@
+"""A trained model as a file: it computes what the run's model computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+from experiments import export
+from experiments.trainer.trained import load
+from tests.draws import normal_like, worst
+from tests.experiments.starting import start_all
+
+T, B = 7, 2
+
+
+@pytest.fixture(scope="module")
+def example(explored_run):
+  """Return (tokens, the state's arrays by name, logits and state after)."""
+  trained = load(explored_run)
+  key = jax.random.key(0)
+  tokens = jax.random.randint(key, (T, B), 0, trained.tokenizer.size, jnp.int32)
+  state = normal_like(key, trained.model.initial_state((B,)))
+  after, logits = trained.model.apply(trained.params, state, tokens)
+  names = [f"{name}_{k}" for k in range(len(state)) for name in "hc"]
+  leaves = dict(zip(names, jax.tree.leaves(state), strict=True))
+  return tokens, leaves, [logits, *jax.tree.leaves(after)]
+
+
+def test_a_run_is_exported_for_jax(explored_run, example, tmp_path):
+  tokens, leaves, expected = example
+  path = tmp_path / "model"
+  said = export.run(str(explored_run), "stablehlo", str(path))
+  assert said.startswith(f"{path}: {path.stat().st_size:,} bytes, stablehlo,")
+  call = jax_export.deserialize(bytearray(path.read_bytes())).call
+  assert worst(list(call(tokens, *leaves.values())), expected) < 1e-5  # float32
+
+
+@pytest.mark.programs
+def test_a_run_is_exported_to_onnx(explored_run, example, tmp_path):
+  reason = "the package onnx is not installed"
+  reference = pytest.importorskip("onnx.reference", reason=reason)
+  tokens, leaves, expected = example
+  path = tmp_path / "model.onnx"
+  program = "export", f"--run={explored_run}"
+  missing = tmp_path / "nowhere" / "model.onnx"
+  done, *refused = start_all(
+    [
+      (*program, f"--out={path}"),
+      (*program, f"--out={missing}"),
+      (*program, f"--out={path}2", "--format=onxx"),
+    ]
+  )
+  assert done == (0, done[1], "") and done[1].startswith(f"{path}: ")
+  assert "V = " in done[1] and "a token is a character" in done[1]
+  inputs = {k: np.asarray(x) for k, x in leaves.items()}
+  inputs["tokens"] = np.asarray(tokens, np.int64)
+  found = reference.ReferenceEvaluator(str(path)).run(None, inputs)
+  assert worst(found, [np.asarray(x) for x in expected]) < 1e-5  # float32
+  errors = "nowhere", "should be one of <onnx|stablehlo>"
+  for (status, out, err), words in zip(refused, errors, strict=True):
+    assert (status, out) == (2, "") and words in err.replace("\n", " ")
+  assert not (tmp_path / "model.onnx2").exists()
+
+
+def test_without_onnx_the_error_names_the_extra(explored_run, monkeypatch):
+  def refuse(*arguments):
+    raise ModuleNotFoundError("pip install 'lstm-jax[interop]'")
+
+  monkeypatch.setattr(export, "language_model_to_onnx", refuse)
+  with pytest.raises(ValueError, match=r"'lstm-jax\[interop\]'"):
+    export.run(str(explored_run), "onnx", "model.onnx")

@@ -1,0 +1,190 @@
+"""Nodes, tensors and files of ONNX that are refused, and by which message."""
+
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import (
+  Directions,
+  coupled_lstm,
+  gru,
+  lstm,
+  peephole_lstm,
+  projected_lstm,
+)
+from lstm_jax.cells import Activation
+from lstm_jax.interop import onnx as interop
+from tests.draws import B, D, H, T
+from tests.interop import onnx_models
+from tests.interop.onnx_models import layer_weights, onnx
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"op_type": "Conv"}, "must be one of LSTM, GRU, RNN, got Conv"),
+    ({"domain": "my"}, "must be one of LSTM, GRU, RNN, got my.LSTM"),
+    ({"clip": 2.5}, "clip must be absent, since no cell has it, got 2.5"),
+    ({"layout": 2}, "layout must be 0 or 1, got 2"),
+    ({"direction": "up"}, "forward, reverse, bidirectional, got 'up'"),
+    ({"input_forget": 2}, "input_forget must be 0 or 1, got 2"),
+    ({"activations": ["Tanh"]}, "must be 3 for each of 1 directions, got Tanh"),
+    (
+      {"activations": ["Elu", "Tanh", "Tanh"]},
+      "must be of Sigmoid, Tanh, Relu, HardSigmoid, got Elu",
+    ),
+    ({"activation_alpha": [0.2]}, "a number for each HardSigmoid, got 1 more"),
+    (
+      {
+        "activations": ["HardSigmoid", "Tanh", "Tanh"],
+        "activation_beta": [0.4],
+      },
+      "activation_beta of HardSigmoid must be 0.5, got 0.4",
+    ),
+    ({"speed": 1}, "LSTM has no attribute speed that is known"),
+    ({"hidden_size": 7}, "R must have hidden_size=7 as its last axis, got"),
+    ({"direction": "bidirectional"}, r"R \('R'\) must be \[2, any, any\], got"),
+  ],
+)
+def test_a_node_without_an_equal_here_is_refused(change, message, key):
+  node, tensors = interop.to_onnx(lstm, layer_weights(lstm, key, False))
+  for name, value in change.items():
+    if name in ("op_type", "domain"):
+      setattr(node, name, value)
+      continue
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+  with pytest.raises(ValueError, match=message):
+    interop.from_onnx(node, tensors)
+
+
+def test_peepholes_have_the_standard_activations(key):
+  for cell in (peephole_lstm, coupled_lstm):
+    node, tensors = interop.to_onnx(cell, layer_weights(cell, key, False))
+    names = ["Sigmoid", "Relu", "Tanh"]
+    node.attribute.append(onnx.helper.make_attribute("activations", names))
+    with pytest.raises(ValueError, match="beside P or input_forget=1, got sig"):
+      interop.from_onnx(node, tensors)
+
+
+def test_tensors_that_do_not_fit_are_refused(key):
+  params = layer_weights(peephole_lstm, key, False)
+  node, initializers = interop.to_onnx(peephole_lstm, params, prefix="a.")
+  good = {t.name: onnx.numpy_helper.to_array(t) for t in initializers}
+
+  def refused(match, **changes):
+    changed = {f"a.{k}": v for k, v in changes.items()}
+    arrays = {k: v for k, v in (good | changed).items() if v is not None}
+    with pytest.raises(ValueError, match=match):
+      interop.from_onnx(node, arrays)
+
+  refused("W is missing: there is no tensor 'a.W'", W=None)
+  refused(
+    r"W \('a.W'\) must be \[1, 24, any\], got \(1, 8, 4\)",
+    W=np.ones((1, 8, 4), np.float32),
+  )
+  refused(r"R \('a.R'\) must be \[1, any, any\]", R=np.ones((24, 6)))
+  refused(r"B \('a.B'\) must be \[1, 48\]", B=np.ones((1, 24), np.float32))
+  refused(r"P \('a.P'\) must be \[1, 18\]", P=np.ones((1, 24), np.float32))
+  refused(r"R \('a.R'\) must be \[1, 24, 6\]", R=np.ones((1, 18, 6), "f"))
+  refused("B must be float32, as R, got float64", B=np.ones((1, 48)))
+  refused("must hold floats, got int64", W=np.ones((1, 24, D), int))
+  node.attribute.append(onnx.helper.make_attribute("input_forget", 1))
+  refused("input_forget must be 0 beside P")
+
+
+def test_inputs_that_do_not_fit_are_refused(key):
+  names = {k: k for k in ("X", "sequence_lens", "initial_h", "initial_c")}
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(lstm, params, inputs=names)
+  state = np.ones((1, B, H), np.float32)
+  good = {
+    "X": np.ones((T, B, D), np.float32),
+    "sequence_lens": np.array([1, 2, 3]),
+    "initial_h": state,
+    "initial_c": state,
+  }
+
+  def refused(match, **changes):
+    inputs = {k: v for k, v in (good | changes).items() if v is not None}
+    with pytest.raises(ValueError, match=match):
+      interop.run_node(node, tensors, inputs)
+
+  refused(r"X must be float32 \[T, B, 4\], got float64", X=np.ones((T, B, D)))
+  refused(r"X must be .*, got float32 \(5, 4\)", X=np.ones((T, D), "f"))
+  refused(r"sequence_lens must be integers \[3\]", sequence_lens=np.ones(3))
+  refused(r"integers \[3\], got int64 \(2,\)", sequence_lens=np.array([1, 2]))
+  refused(r"initial_c must be float32 \[1, 3, 6\], got", initial_c=state[0])
+  refused(
+    r"initial_h must be float32 .*, got float64", initial_h=state.astype(float)
+  )
+  refused(r"initial_c \('initial_c'\) is missing, got X, in", initial_c=None)
+
+
+def test_what_onnx_cannot_hold_is_refused(key):
+  params = projected_lstm.init(key, D, H)
+  known = (
+    "projected_lstm, only for lstm, peephole_lstm, coupled_lstm, gru, "
+    "gru_reset_before, rnn"
+  )
+  with pytest.raises(ValueError, match=f"no operator for the cell {known}"):
+    interop.to_onnx(projected_lstm, params)
+  params = lstm.init(key, D, H)
+  cube = Activation("cube", lambda a: a**3, lambda y: 3 * jnp.cbrt(y) ** 2)
+  with pytest.raises(ValueError, match="Relu, HardSigmoid, got cube"):
+    interop.to_onnx(lstm.with_activations(cube), params)
+  with pytest.raises(ValueError, match="params must be GRUParams, got LSTM"):
+    interop.to_onnx(gru, params)
+  with pytest.raises(
+    ValueError, match="w_x must be float32 or float64, got bf"
+  ):
+    interop.to_onnx(lstm, lstm.init(key, D, H, jnp.bfloat16))
+  both = Directions(params, params)
+  with pytest.raises(ValueError, match="reverse must be False with both"):
+    interop.to_onnx(lstm, both, reverse=True)
+  with pytest.raises(ValueError, match=r"W of both .* got float32 \(12, 3\)"):
+    interop.to_onnx(lstm, both._replace(backward=lstm.init(key, 3, 3)))
+  with pytest.raises(
+    ValueError, match=r"inputs of LSTM must be of X, .* got Z"
+  ):
+    interop.to_onnx(lstm, params, inputs={"X": "X", "Z": "z"})
+  with pytest.raises(ValueError, match="outputs of GRU must be of Y, Y_h, got"):
+    interop.to_onnx(gru, gru.init(key, D, H), outputs={"Y_c": "c"})
+
+
+def test_a_file_that_is_not_onnx_is_refused(tmp_path):
+  path = tmp_path / "layer.onnx"
+  for data in (b"", b"\x80\x04 not ONNX, but a pickle", bytes(99), b"text"):
+    path.write_bytes(data)
+    with pytest.raises(
+      ValueError, match=r"layer\.onnx is not a valid ONNX file"
+    ):
+      interop.load(path)
+  identity = onnx.helper.make_node("Identity", ["X"], ["Y"])
+  model = onnx_models.model_of(
+    identity, [], {"X": np.ones((1, 1, 1, 1), np.float32)}
+  )
+  onnx.save(model, path)
+  with pytest.raises(
+    ValueError, match=r"layer\.onnx has none of LSTM, GRU, RNN"
+  ):
+    interop.load(path)
+  with pytest.raises(FileNotFoundError):
+    interop.load(tmp_path / "missing.onnx")
+
+
+def test_without_onnx_the_extra_to_install_is_named(key, monkeypatch):
+  params = lstm.init(key, D, H)
+  node, tensors = interop.to_onnx(lstm, params)
+  monkeypatch.setitem(sys.modules, "onnx", None)
+  monkeypatch.setitem(sys.modules, "onnx.checker", None)
+  for call in (
+    lambda: interop.to_onnx(lstm, params),
+    lambda: interop.from_onnx(node, tensors),
+    lambda: interop.load("layer.onnx"),
+  ):
+    with pytest.raises(ModuleNotFoundError, match=r"'lstm-jax\[interop\]'"):
+      call()
