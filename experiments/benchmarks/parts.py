@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from experiments.benchmarks import launches
 from experiments.benchmarks.peers import (
+  linear,
   memory,
   models,
   original,
@@ -44,6 +45,11 @@ OTHERS: list[Row] = [
   {"hidden_size": size} for size in (128, 256, 512)
 ]  # GRU, RNN
 POLICY: Row = {"hidden_size": 128, "seq_len": 128, "batch_size": 1024}
+LINEAR: list[Row] = [
+  *({"seq_len": steps} for steps in (64, 256, 1024)),
+  {"seq_len": 4096, "batch_size": 8},
+  *({"seq_len": steps, "batch_size": 1} for steps in (1024, 16_384)),
+]
 MEMORY: Row = {"hidden_size": 512, "seq_len": 1024}
 SAMPLING: list[Row] = [
   {"hidden_size": 512, "num_samples": 1},
@@ -99,6 +105,17 @@ def resets_part(sizes: Row, rounds: int) -> Cases:
     rows, skipped = compare(resets.resets(), rounds, problem)
     title = {"part": "resets", "backward": backward}
     yield [title | case | row for row in rows], skipped
+
+
+def linear_part(cases: Iterable[Row], rounds: int) -> Cases:
+  """Time a minimal GRU, whose recurrence is linear."""
+  for case in cases:
+    for backward in (False, True):
+      sizes = LAYER | case
+      problem = sequences.make_problem(linear.CELL, backward, **sizes)
+      rows, skipped = compare(linear.linear(), rounds, problem)
+      title = {"part": "linear", "cell": linear.CELL, "backward": backward}
+      yield [title | sizes | row for row in rows], skipped
 
 
 def sampling_part(
@@ -182,11 +199,17 @@ def _layer(sizes: Row, rounds: int) -> Cases:
   yield from layer_part(other_cases, rounds, ["gru", "rnn"])
 
 
+def _linear(sizes: Row, rounds: int) -> Cases:
+  case = _sizes_of(sizes, LAYER)
+  return linear_part([case] if case else LINEAR, rounds)
+
+
 # Each part by its name, as a function of (sizes, rounds). Sizes that are given
 # on the command line replace the part's cases by a single case.
 PARTS: dict[str, Callable[[Row, int], Cases]] = {
   "model": _model,
   "layer": _layer,
+  "linear": _linear,
   "resets": resets_part,
   "sampling": lambda sizes, rounds: sampling_part(SAMPLING, rounds),
   "memory": lambda sizes, rounds: memory_part(sizes),

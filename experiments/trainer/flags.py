@@ -38,6 +38,10 @@ def define_flags(
       if leaf.kind is int and not leaf.repeated:
         bounds = bounds.replace("inf)", f"{LARGEST}]")
       flag.parser.syntactic_help = f"in {bounds}"
+    if leaf.choices:  # absl breaks a long line of help at spaces alone
+      flag = flag_values[leaf.name]
+      joined, spaced = "|".join(leaf.choices), " | ".join(leaf.choices)
+      flag.help = flag.help.replace(joined, spaced, 1)
     holders.append(holder)
   return holders
 

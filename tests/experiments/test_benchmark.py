@@ -62,6 +62,13 @@ def test_a_policy_with_resets_is_proven_equal_and_timed():
 
 
 @pytest.mark.exhaustive
+def test_linear_recurrences_are_proven_equal_and_timed():
+  outputs, gradients = parts.linear_part([SIZES], 2)
+  for rows, _ in (outputs, gradients):
+    check(rows, ["lstm_jax", "scan of steps, autodiff", "lax.scan, autodiff"])
+
+
+@pytest.mark.exhaustive
 def test_sampling_is_proven_equal_and_timed():
   cases = [{"hidden_size": 5, "num_samples": 2}]
   ((rows, _),) = parts.sampling_part(cases, 2, length=3)
