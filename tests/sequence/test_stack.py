@@ -18,7 +18,7 @@ from lstm_jax import (
   unroll_both,
   unroll_stack,
 )
-from tests.contract import CELLS
+from tests.contract import ANY_CELL
 from tests.draws import B, D, H, T, normal_like, weighed, worst
 
 
@@ -30,7 +30,7 @@ def arguments(cell, key):
   return normal_like(key, (params, states, xs))
 
 
-@CELLS
+@ANY_CELL
 def test_a_stack_equals_its_layers_by_hand(cell, key):
   def by_hand(params, states, xs):
     last = []
@@ -94,7 +94,7 @@ def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
     unroll_stack(lstm, params, states, xs, zoneout=rates[:1])
 
 
-@CELLS
+@ANY_CELL
 def test_a_stack_needs_layers_and_a_state_for_each(cell, key):
   params, states, xs = arguments(cell, key)
   with pytest.raises(ValueError, match=r"at least one layer .* 0 layers and 3"):
