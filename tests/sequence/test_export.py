@@ -80,6 +80,7 @@ def by_autodiff(cell, tokens):
   ("adjoint", "tokens"),
   [*product(ADJOINTS, [False, True])],
   others=[(Explicit(), False), (Explicit(), True)],
+  everyday=[*product([Explicit(), Explicit("recompute", 2)], [False, True])],
 )
 def test_symbolic_t_and_b_give_the_gradient_of_autodiff(
   cell, adjoint, tokens, key
