@@ -1,6 +1,7 @@
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,12 @@ if CACHE not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
   os.environ.setdefault("PYTHONWARNINGS", f"ignore:{HALF_WRITTEN}")
+  if sys.dont_write_bytecode:
+    # As in many containers. Every process, of some eighty, would compile all
+    # modules that it imports, which takes 1.5 s of its 2.6 s.
+    del os.environ["PYTHONDONTWRITEBYTECODE"]
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = f"{cache}/modules"
 
 # A training run of the tests waits longer for its files to reach the disk than
 # it computes: keep them in memory, where there is room.
@@ -62,6 +69,12 @@ def pytest_configure(config):
 def pytest_unconfigure():
   if cache:
     shutil.rmtree(cache, ignore_errors=True)
+
+
+def pytest_collection_finish():
+  """Collect garbage seldom, and not among the modules: it took 6 % of a run."""
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -125,8 +125,12 @@ TABLE = {
 }
 
 EVERYDAY = "lstm", "gru"
-RARE = "gru_reset_before", "relu_rnn", "min_lstm"  # close to a row above
 EXHAUSTIVE = pytest.mark.exhaustive
+
+# Enough for code that knows no cell but by its functions, such as that of masks
+# or of several layers: states of two arrays and of one, outputs of another size
+# than the gates, and a linear recurrence.
+REPRESENTATIVES = "lstm", "gru", "projected_lstm", "min_gru"
 
 
 def _marks(name):
@@ -136,7 +140,7 @@ def _marks(name):
 ROWS = pytest.mark.parametrize(
   "row",
   [
-    pytest.param(row, id=name, marks=EXHAUSTIVE if name in RARE else [])
+    pytest.param(row, id=name, marks=_marks(name))
     for name, row in TABLE.items()
   ],
 )
@@ -148,10 +152,36 @@ TAKE_TOKENS = [
 TOKEN_ROWS = pytest.mark.parametrize(
   "row",
   [
-    pytest.param(TABLE[name], id=name, marks=EXHAUSTIVE if name in RARE else [])
+    pytest.param(TABLE[name], id=name, marks=_marks(name))
     for name in TAKE_TOKENS
   ],
 )
+
+
+def each_cell(names, points, *, others, everyday=None):
+  """Parametrize a test by the cell and by points: the LSTM has all of them.
+
+  For tests of code that knows no cell but by its functions: if it is right at
+  one point for a cell, and at all points for the LSTM, it is right everywhere.
+
+  Args:
+    names: the names of the parameters besides `cell`, as pytest takes them.
+    points: their values, for the LSTM.
+    others: those of the points that every other cell has.
+    everyday: those of the points that are not exhaustive; None for all.
+  """
+  names = (names,) if isinstance(names, str) else tuple(names)
+  cases = []
+  for name, row in TABLE.items():
+    for point in points if name == "lstm" else others:
+      values = point if len(names) > 1 else (point,)
+      by_default = everyday is None or point in everyday
+      label = "-".join(map(str, (name, *values)))
+      marks = _marks(name) if by_default else EXHAUSTIVE
+      cases.append(pytest.param(row.cell, *values, id=label, marks=marks))
+  return pytest.mark.parametrize(("cell", *names), cases)
+
+
 NAMES = pytest.mark.parametrize(
   "name", [pytest.param(name, marks=_marks(name)) for name in TABLE]
 )
@@ -174,6 +204,15 @@ LSTM_EVERY_DAY = pytest.mark.parametrize(
   [
     pytest.param(row.cell, id=name, marks=[] if name == "lstm" else EXHAUSTIVE)
     for name, row in TABLE.items()
+  ],
+)
+ANY_CELL = pytest.mark.parametrize(
+  "cell",
+  [
+    pytest.param(
+      TABLE[name].cell, id=name, marks=[] if name == "lstm" else EXHAUSTIVE
+    )
+    for name in REPRESENTATIVES
   ],
 )
 PLANTS = pytest.mark.parametrize(

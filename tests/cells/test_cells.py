@@ -18,7 +18,7 @@ from lstm_jax import (
   projected_lstm,
   unroll,
 )
-from tests.contract import ROWS, TABLE, TOKEN_ROWS
+from tests.contract import ROWS, TABLE, TOKEN_ROWS, each_cell
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 EVERY_ROW = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
@@ -31,17 +31,14 @@ def one_step_arguments(cell, key, **sizes):
   return params, state, xs[0]
 
 
-@ROWS
-@pytest.mark.parametrize(
-  "sizes",
-  [
-    *({"batch": batch} for batch in [(), (B,), (2, B), (1,)]),
-    {"batch": (1,), "size": 1, "hidden": 1},
-  ],
-  ids=str,
-)
-def test_backward_is_the_gradient_of_forward(row, sizes, key):
-  cell = row.cell
+SIZES = [
+  *({"batch": batch} for batch in [(), (B,), (2, B), (1,)]),
+  {"batch": (1,), "size": 1, "hidden": 1},
+]
+
+
+@each_cell("sizes", SIZES, others=SIZES[::2])  # each rank, and sizes of one
+def test_backward_is_the_gradient_of_forward(cell, sizes, key):
   args = one_step_arguments(cell, key, **sizes)
   explicit = weighed(cell.step, key)
   twin = weighed(lambda *args: cell.forward(*args)[0], key)

@@ -31,7 +31,11 @@ OPTIONS = {
 EACH_CELL = pytest.mark.parametrize("name", NAMES)
 EACH_OPTIONS = pytest.mark.parametrize(
   "options",
-  [pytest.param("plain", marks=pytest.mark.exhaustive), "reverse", "all"],
+  [
+    pytest.param("plain", marks=pytest.mark.exhaustive),
+    pytest.param("reverse", marks=pytest.mark.exhaustive),
+    "all",
+  ],
 )
 
 

@@ -16,7 +16,7 @@ from lstm_jax import (
   unroll_both,
   unroll_stack,
 )
-from tests.contract import CELLS
+from tests.contract import ANY_CELL
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 LENGTHS = np.array([2, T, 0])
@@ -28,7 +28,7 @@ def both(cell, key):
   return Directions(params, other[0]), Directions(state, other[1]), xs
 
 
-@CELLS
+@ANY_CELL
 @pytest.mark.parametrize("merge", ["concat", "sum"])
 def test_both_directions_have_the_gradient_of_autodiff(cell, merge, key):
   args = both(cell, key)
@@ -42,7 +42,7 @@ def test_both_directions_have_the_gradient_of_autodiff(cell, merge, key):
   assert worst(gradient(adjoint=Explicit(chunk=2)), expected) < 1e-12
 
 
-@CELLS
+@ANY_CELL
 def test_both_directions_equal_two_unrolls_merged(cell, key):
   params, states, xs = both(cell, key)
   last, hs = unroll(cell, params.forward, states.forward, xs)
@@ -56,7 +56,7 @@ def test_both_directions_equal_two_unrolls_merged(cell, key):
   assert worst(total, hs + reversed_hs) == 0
 
 
-@CELLS
+@ANY_CELL
 def test_a_bidirectional_stack_with_skips_equals_its_layers_by_hand(cell, key):
   params = init_stack(cell, key, D, (H, H), bidirectional=True, dtype=float)
   params = normal_like(key, params)

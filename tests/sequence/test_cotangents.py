@@ -6,7 +6,7 @@ from lstm_jax import lstm, unroll
 from lstm_jax.sequence import state_cotangents
 from lstm_jax.sequence.linear import is_linear
 from lstm_jax.testing.mutation import plant, terms
-from tests.contract import CELLS, NAMES, TABLE, TOKEN_CELLS
+from tests.contract import CELLS, NAMES, TABLE, TOKEN_CELLS, each_cell
 from tests.draws import B, D, T, arguments, normal_like, worst
 
 
@@ -29,8 +29,7 @@ def by_autodiff(cell, params, state, xs, d_last):
   return jax.jit(jax.grad(loss))(nothing)
 
 
-@CELLS
-@pytest.mark.parametrize("batch", [(B,), (), (2, B)])
+@each_cell("batch", [(B,), (), (2, B)], others=[(B,)])
 def test_every_cotangent_is_the_gradient_for_that_state(cell, batch, key):
   params, state, xs = arguments(cell, key, batch=batch)
   d_last = normal_like(key, state)

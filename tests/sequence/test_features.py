@@ -1,6 +1,7 @@
 """Masks, resets, zoneout, state dropout, direction and chunks of `unroll`."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from lstm_jax.cells.cell import output_size
 from lstm_jax.sequence import regularize, wrappers
 from lstm_jax.sequence.scan import ScanOptions, scan_sequence
 from lstm_jax.testing import gradcheck, plant, terms
-from tests.contract import CELLS, TABLE
+from tests.contract import ANY_CELL, CELLS, REPRESENTATIVES, TABLE, each_cell
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 from tests.gradients import value_and_gradient
 
@@ -58,10 +59,12 @@ FEATURES = {
     "state_dropout": dropout_factors(cell, T, B),
   },
 }
-EACH = pytest.mark.parametrize("feature", FEATURES)
+# The wrappers know no cell but by its functions: for cells other than the LSTM,
+# the features together are enough, and zoneout's other kind.
+TOGETHER = "expected zoneout", "all"
+EACH = each_cell("feature", FEATURES, others=TOGETHER)
 
 
-@CELLS
 @EACH
 def test_every_adjoint_has_the_gradient_of_autodiff(cell, feature, key):
   args, options = arguments(cell, key), FEATURES[feature](cell)
@@ -73,9 +76,11 @@ def test_every_adjoint_has_the_gradient_of_autodiff(cell, feature, key):
   assert worst(b, c) < 1e-12
 
 
-@CELLS
-@pytest.mark.parametrize("feature", ["reset", "reverse", "all"])
-@pytest.mark.parametrize("chunk", [1, 2])
+@each_cell(
+  ("feature", "chunk"),
+  [*product(["reset", "reverse", "all"], [1, 2])],
+  others=[("all", 2)],
+)
 def test_chunks_change_nothing(cell, feature, chunk, key):
   args, options = arguments(cell, key), FEATURES[feature](cell)
   expected = value_and_gradient(cell, args, **options)
@@ -85,12 +90,12 @@ def test_chunks_change_nothing(cell, feature, chunk, key):
   assert worst(found, expected) < 1e-12
 
 
-@CELLS
-@pytest.mark.parametrize(
-  "feature",
-  [pytest.param(x, marks=[] if x == "all" else EXHAUSTIVE) for x in FEATURES],
+@each_cell(
+  ("feature", "chunk"),
+  [*product(FEATURES, [2, T])],
+  others=[("all", 2)],
+  everyday=[("all", 2), ("all", T)],
 )
-@pytest.mark.parametrize("chunk", [2, T])
 def test_recomputing_changes_nothing(cell, feature, chunk, key):
   args, options = arguments(cell, key), FEATURES[feature](cell)
   expected = value_and_gradient(cell, args, **options)
@@ -99,7 +104,7 @@ def test_recomputing_changes_nothing(cell, feature, chunk, key):
   assert worst(found, expected) < 1e-12
 
 
-@CELLS
+@ANY_CELL
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_a_chunk_longer_than_the_sequence_is_the_sequence(cell, residuals, key):
   """So is that of None, since there are few rows: the programs are equal."""
@@ -157,7 +162,7 @@ def test_masks_lengths_and_resets_equal_a_loop_over_steps(cell, key):
   assert worst(found, expected) < 1e-12
 
 
-@CELLS
+@ANY_CELL
 def test_lengths_equal_a_mask(cell, key):
   args = arguments(cell, key)
   mask = np.arange(T)[:, None] < LENGTHS
@@ -167,14 +172,14 @@ def test_lengths_equal_a_mask(cell, key):
   assert worst(both, value_and_gradient(cell, args, mask=MASK & mask)) == 0
 
 
-@CELLS
+@ANY_CELL
 def test_a_row_of_length_zero_keeps_its_state(cell, key):
   params, state, xs = arguments(cell, key)
   last, hs = unroll(cell, params, state, xs, lengths=np.zeros(B, int))
   assert worst(last, state) == 0 and not hs.any()
 
 
-@CELLS
+@ANY_CELL
 def test_each_row_is_reversed_within_its_own_length(cell, key):
   params, state, xs = arguments(cell, key)
   last, hs = unroll(cell, params, state, xs, lengths=LENGTHS, reverse=True)
@@ -188,7 +193,7 @@ def test_each_row_is_reversed_within_its_own_length(cell, key):
     assert not hs[n:, b].any()
 
 
-@CELLS
+@ANY_CELL
 @pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
 def test_masked_inputs_reach_no_output_or_gradient(cell, adjoint, key):
   params, state, xs = arguments(cell, key)
@@ -212,7 +217,7 @@ def test_masked_tokens_reach_no_output_or_gradient(key):
   assert worst(a, b) == 0
 
 
-@CELLS
+@ANY_CELL
 def test_a_reset_separates_two_sequences(cell, key):
   params, state, xs = arguments(cell, key)
   reset = np.zeros((T, B), bool)
@@ -228,7 +233,7 @@ def test_a_reset_separates_two_sequences(cell, key):
   assert all(not leaf.any() for leaf in d_state)
 
 
-@CELLS
+@ANY_CELL
 def test_a_feature_that_is_off_costs_nothing(cell, key):
   """By default, `unroll` compiles to the bare scan over the whole sequence."""
   args = arguments(cell, key)
@@ -262,7 +267,7 @@ def test_a_feature_that_is_off_costs_nothing(cell, key):
     assert program(partial(unroll, cell, **{name: value})) != bare, name
 
 
-@CELLS
+@ANY_CELL
 def test_features_that_change_nothing_are_exact(cell, key):
   args = arguments(cell, key)
   plain = value_and_gradient(cell, args)
@@ -279,7 +284,7 @@ def test_features_that_change_nothing_are_exact(cell, key):
     assert worst(found, plain) < 1e-14 * H
 
 
-@CELLS
+@ANY_CELL
 def test_zoneout_of_everything_leaves_the_state_unchanged(cell, key):
   params, state, xs = arguments(cell, key)
   every = type(state)(*(True for _ in state))
@@ -288,7 +293,7 @@ def test_zoneout_of_everything_leaves_the_state_unchanged(cell, key):
   assert worst(hs, jnp.stack([state.h] * T)) == 0
 
 
-@CELLS
+@ANY_CELL
 def test_batch_major_equals_time_major_with_axes_exchanged(cell, key):
   params, state, xs = arguments(cell, key)
   last, hs = unroll(cell, params, state, xs, mask=MASK, reset=RESET)
@@ -304,7 +309,7 @@ def test_batch_major_equals_time_major_with_axes_exchanged(cell, key):
   assert worst(found, (last, hs.swapaxes(0, 1))) == 0
 
 
-@CELLS
+@ANY_CELL
 def test_second_order_gradients_equal_autodiff(cell, key):
   args, options = arguments(cell, key), FEATURES["all"](cell)
 
@@ -320,7 +325,7 @@ def test_second_order_gradients_equal_autodiff(cell, key):
   assert worst(found, expected) < 1e-12 * size
 
 
-@CELLS
+@ANY_CELL
 def test_vmap_over_all_arguments_equals_a_loop(cell, key):
   """vmap over weights, states, inputs and masks together."""
   many = [arguments(cell, k) for k in jax.random.split(key, 2)]
@@ -337,7 +342,6 @@ def test_vmap_over_all_arguments_equals_a_loop(cell, key):
   assert worst(jax.jit(jax.vmap(f))(masks, *stacked), expected) < 1e-12
 
 
-@CELLS
 @EACH
 def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, feature):
   key = jax.random.key(1)  # with key 0, a layer norm divides by a small number
@@ -357,7 +361,7 @@ def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, feature):
 
 
 @given(
-  st.sampled_from(list(TABLE)),
+  st.sampled_from(REPRESENTATIVES),
   st.lists(st.booleans(), min_size=T * B, max_size=T * B),
   st.lists(st.booleans(), min_size=T * B, max_size=T * B),
 )
@@ -414,7 +418,7 @@ def test_any_combination_has_the_gradient_of_autodiff(data):
   assert worst(found, expected) < tolerance * size
 
 
-@CELLS
+@ANY_CELL
 def test_the_step_of_each_wrapper_has_the_gradient_of_autodiff(cell, key):
   """Each by itself, as it is used without `unroll`."""
   args, options = arguments(cell, key), FEATURES["all"](cell)

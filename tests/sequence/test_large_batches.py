@@ -1,6 +1,6 @@
 """Large batches on a CPU run by chunks, with the same values and gradients."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import pytest
 from lstm_jax import Autodiff, lstm, unroll
 from lstm_jax.cells.platform import traced_for
 from lstm_jax.sequence import checkpointing, rows
-from tests.contract import LSTM_EVERY_DAY
+from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, weighed, worst
 
 OPTIONS = {
@@ -35,9 +35,18 @@ def looped(monkeypatch):
   monkeypatch.setattr(rows, "FEW", 0)
 
 
-def gradient(cell, options, key):
+EACH = each_cell("options", OPTIONS, others=["masked"])
+
+
+def gradient(cell, **options):
+  key = jax.random.key(0)
   f = weighed(partial(unroll, cell, **options), key)
   return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments(cell, key))
+
+
+@cache  # both tests share it: autodiff has no chunks
+def expected_gradient(cell, options):
+  return gradient(cell, adjoint=Autodiff(), **OPTIONS[options])
 
 
 def loops(cell=lstm, batch=B):
@@ -51,23 +60,19 @@ def loops(cell=lstm, batch=B):
   return lowered.as_text().count("stablehlo.while")
 
 
-@LSTM_EVERY_DAY
-@pytest.mark.parametrize("options", OPTIONS)
+@EACH
 @pytest.mark.usefixtures("large")
-def test_chunks_have_the_gradient_of_autodiff(cell, options, key):
-  options = OPTIONS[options]
-  expected = gradient(cell, {"adjoint": Autodiff(), **options}, key)
-  found = gradient(cell, options, key)
+def test_chunks_have_the_gradient_of_autodiff(cell, options):
+  expected = expected_gradient(cell, options)
+  found = gradient(cell, **OPTIONS[options])
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 
-@LSTM_EVERY_DAY
-@pytest.mark.parametrize("options", OPTIONS)
+@EACH
 @pytest.mark.usefixtures("large", "looped")
-def test_longer_chunks_do_too(cell, options, key):
-  options = OPTIONS[options]
-  expected = gradient(cell, {"adjoint": Autodiff(), **options}, key)
-  found = gradient(cell, options, key)
+def test_longer_chunks_do_too(cell, options):
+  expected = expected_gradient(cell, options)
+  found = gradient(cell, **OPTIONS[options])
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 

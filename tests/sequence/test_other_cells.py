@@ -17,7 +17,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.cells.made import MadeCell
-from tests.contract import CELLS
+from tests.contract import ANY_CELL
 from tests.draws import B, D, H, T, arguments, worst
 from tests.gradients import value_and_gradient
 
@@ -53,7 +53,7 @@ def tuple_of_functions(cell):
   return CellOfFunctions(*(getattr(cell, f) for f in CellOfFunctions._fields))
 
 
-@CELLS
+@ANY_CELL
 @pytest.mark.parametrize("make", [module_outside, tuple_of_functions])
 def test_any_object_with_the_functions_is_a_cell(cell, make, key):
   other = make(cell)

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from lstm_jax import Explicit, Step, lstm, unroll
 from lstm_jax.sequence import scan
-from tests.contract import LSTM_EVERY_DAY
+from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, worst
 
 PROJECTS_FIRST = jax.__version_info__ >= (0, 12)
@@ -52,9 +53,11 @@ def compiled(steps, batch, size, hidden, **options):
   return jax.jit(outputs).lower(shapes, xs)
 
 
-@LSTM_EVERY_DAY
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+@each_cell(
+  ("options", "adjoint"),
+  [*product(OPTIONS, ADJOINTS)],
+  others=[("masked", Explicit())],
+)
 @pytest.mark.usefixtures("projecting")
 def test_outputs_are_those_of_the_loop_over_steps(cell, options, adjoint, key):
   inputs = arguments(cell, key)

@@ -1,6 +1,7 @@
 """The loop over time that is traced for GPUs, compared on the CPU."""
 
-from functools import partial
+from functools import cache, partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from lstm_jax import Autodiff, Explicit, lstm, unroll
 from lstm_jax.cells.platform import is_cpu, traced_for
 from lstm_jax.sequence import state_cotangents
 from lstm_jax.sequence.rows import STEPS, Joined, join, scan_rows, separate
-from tests.contract import LSTM_EVERY_DAY
+from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 OPTIONS = {
@@ -25,23 +26,30 @@ OPTIONS = {
 }
 
 
-def gradient(cell, adjoint, options, key):
-  f = weighed(partial(unroll, cell, adjoint=adjoint, **options), key)
+ADJOINTS = Explicit(), Explicit("recompute"), Explicit(chunk=2)
+
+
+def gradient(cell, adjoint, options):
+  key = jax.random.key(0)
+  f = weighed(partial(unroll, cell, adjoint=adjoint, **OPTIONS[options]), key)
   return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments(cell, key))
 
 
-@LSTM_EVERY_DAY
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize(
-  "adjoint", [Explicit(), Explicit("recompute"), Explicit(chunk=2)], ids=str
+@cache  # the tests of the adjoints share it
+def expected_gradient(cell, options):
+  return gradient(cell, Autodiff(), options)
+
+
+@each_cell(
+  ("options", "adjoint"),
+  [*product(OPTIONS, ADJOINTS)],
+  others=[("masked", Explicit())],
 )
-def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
-  cell, options, adjoint, key
-):
-  expected = gradient(cell, Autodiff(), OPTIONS[options], key)
+def test_the_loop_for_gpus_has_the_gradient_of_autodiff(cell, options, adjoint):
+  expected = expected_gradient(cell, options)
   with traced_for("cuda"):
     assert not is_cpu()
-    found = gradient(cell, adjoint, OPTIONS[options], key)
+    found = gradient(cell, adjoint, options)
   assert is_cpu()
   assert worst(tuple(found), tuple(expected)) < 1e-12
 

@@ -1,5 +1,6 @@
 import re
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +23,23 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.sequence import scan
-from tests.contract import CELLS, LSTM_EVERY_DAY, TABLE, TOKEN_CELLS
+from tests.contract import (
+  ANY_CELL,
+  CELLS,
+  EXHAUSTIVE,
+  TABLE,
+  TOKEN_CELLS,
+  each_cell,
+)
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 from tests.gradients import value_and_gradient
 
 
-@CELLS
-@pytest.mark.parametrize("steps", [T, 1])
-@pytest.mark.parametrize("batch", [(B,), (), (2, B)])
+@each_cell(
+  ("steps", "batch"),
+  [*product([T, 1], [(B,), (), (2, B)])],
+  others=[(T, (B,)), (T, ()), (1, (2, B))],
+)
 def test_all_adjoints_give_the_same_gradient(cell, steps, batch, key):
   args = arguments(cell, key, steps=steps, batch=batch)
   autodiff = value_and_gradient(cell, args, adjoint=Autodiff())
@@ -61,6 +71,7 @@ def test_tokens_are_one_hot_rows(cell, key):
   assert worst(a, (value, (d_params, d_state))) < 1e-12
 
 
+@EXHAUSTIVE
 @settings(max_examples=10)
 @given(
   st.sampled_from(list(TABLE)),
@@ -80,7 +91,7 @@ def test_any_sizes_have_the_gradient_of_autodiff(name, sizes, seed):
   assert worst(a, b) < 1e-12
 
 
-@CELLS
+@ANY_CELL
 @pytest.mark.parametrize("only", ["hs", "state"])
 def test_each_output_alone_has_the_gradient_of_autodiff(cell, only, key):
   args = arguments(cell, key)
@@ -106,7 +117,7 @@ def test_unroll_equals_the_loop_of_its_docstring(cell, key):
   assert worst(found, (state, jnp.stack(hs))) < 1e-12
 
 
-@CELLS
+@ANY_CELL
 @pytest.mark.parametrize("cut", [1, 3])
 def test_unrolling_in_two_parts_changes_nothing(cell, cut, key):
   args = arguments(cell, key)
@@ -131,7 +142,7 @@ def test_rows_of_a_batch_do_not_mix(cell, key):
     assert worst(hs[:, row], expected) < 1e-12
 
 
-@CELLS
+@ANY_CELL
 def test_vmap_over_parameters_equals_a_loop(cell, key):
   many = [arguments(cell, k) for k in jax.random.split(key, 2)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
@@ -141,7 +152,7 @@ def test_vmap_over_parameters_equals_a_loop(cell, key):
   assert worst(jax.jit(jax.vmap(f))(*stacked), expected) < 1e-12
 
 
-@CELLS
+@ANY_CELL
 def test_checkpoint_changes_no_gradient(cell, key):
   args = arguments(cell, key)
   f = weighed(jax.checkpoint(partial(unroll, cell)), key)
@@ -150,8 +161,7 @@ def test_checkpoint_changes_no_gradient(cell, key):
 
 
 @CELLS
-@pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
-def test_second_order_gradients_equal_autodiff(cell, adjoint, key):
+def test_second_order_gradients_equal_autodiff(cell, key):
   args = arguments(cell, key, steps=3, batch=(2,))
 
   def second(adjoint):
@@ -162,10 +172,11 @@ def test_second_order_gradients_equal_autodiff(cell, adjoint, key):
 
   expected = second(Autodiff())
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-  assert worst(second(adjoint), expected) < 1e-12 * size
+  for adjoint in (Explicit(), Step()):
+    assert worst(second(adjoint), expected) < 1e-12 * size, adjoint
 
 
-@CELLS
+@ANY_CELL
 def test_forward_mode_works_under_autodiff(cell, key):
   args = arguments(cell, key)
   f = weighed(partial(unroll, cell, adjoint=Autodiff()), key)
@@ -203,10 +214,9 @@ def test_forward_mode_of_explicit_gradients_is_an_error_with_advice(
     FORWARD_MODES[mode](lambda x: lstm.step(params, state, x).h, xs[0])
 
 
-@pytest.mark.exhaustive
-@CELLS
-@pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
-def test_the_hessian_equals_that_of_autodiff(cell, adjoint, key):
+@EXHAUSTIVE
+@ANY_CELL
+def test_the_hessian_equals_that_of_autodiff(cell, key):
   """`jax.hessian` is forward mode over reverse mode."""
   params, state, xs = arguments(cell, key, steps=3, batch=(2,))
 
@@ -216,7 +226,9 @@ def test_the_hessian_equals_that_of_autodiff(cell, adjoint, key):
     )
     return jax.jit(jax.hessian(run))(xs)
 
-  assert worst(hessian(adjoint), hessian(Autodiff())) < 1e-11
+  expected = hessian(Autodiff())
+  for adjoint in (Explicit(), Step()):
+    assert worst(hessian(adjoint), expected) < 1e-11, adjoint
 
 
 @CELLS
@@ -301,19 +313,20 @@ def test_an_empty_sequence_is_an_error(cell, key):
     unroll(cell, params, state, jnp.array(1))
 
 
-@LSTM_EVERY_DAY
-@pytest.mark.parametrize("tokens", [False, True], ids=["xs", "tokens"])
-@pytest.mark.parametrize(
-  "adjoint",
-  [
-    Explicit(),
-    Explicit(chunk=2),
-    Explicit("recompute"),
-    Explicit("recompute", 2),
-    Step(),
-    Autodiff(),
-  ],
-  ids=str,
+ADJOINTS = [
+  Explicit(),
+  Explicit(chunk=2),
+  Explicit("recompute"),
+  Explicit("recompute", 2),
+  Step(),
+  Autodiff(),
+]
+
+
+@each_cell(
+  ("adjoint", "tokens"),
+  [*product(ADJOINTS, [False, True])],
+  others=[(Explicit(), False), (Step(), False)],
 )
 def test_an_empty_batch_has_empty_outputs_and_zero_gradients(
   cell, tokens, adjoint, key
@@ -379,7 +392,7 @@ def test_error_messages_name_inputs_that_do_not_fit(key):
     unroll(lstm, params, state, jnp.zeros((T, B + 1), int))
 
 
-@CELLS
+@ANY_CELL
 @pytest.mark.parametrize("batch", [(B,), (), (2, B)])
 def test_a_state_of_none_is_the_zero_state(cell, batch, key):
   params, _, xs = arguments(cell, key, batch=batch)

@@ -1,5 +1,6 @@
 import inspect
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ from lstm_jax.cells import affine
 from lstm_jax.language import loss
 from lstm_jax.sequence.linear import is_linear
 from lstm_jax.testing import plant, terms
-from tests.contract import PLANTS, TABLE
-from tests.draws import B, D, H, arguments, normal_like
+from tests.contract import NAMES, PLANTS, TABLE
+from tests.draws import B, D, H, arguments, normal_like, weighed
+from tests.gradients import value_and_gradient
 
 DIFFERENCES = {"relu_rnn": {"epsilon": 1e-6}}  # a step that crosses no kink
 
@@ -30,7 +32,7 @@ def check(cell, key, **options):
   return gradcheck(run(Explicit()), run(Autodiff()), x, key, **options)
 
 
-@pytest.mark.parametrize("name", TABLE)
+@NAMES
 def test_every_cell_passes(name, key):
   # At the default step of 1e-3, the differences of a Mogrifier, whose rounds
   # are one in another, are wrong by 1.2e-6.
@@ -44,14 +46,44 @@ def test_every_cell_passes(name, key):
     assert row.autodiff_directional.relative < 1e-6
 
 
+def planted_error(cell, planted, key):
+  """Return the largest relative error of the gradient of a planted cell.
+
+  It is not compiled, as each term would have a program of its own.
+  """
+  args = arguments(cell, key, steps=3)
+  value, expected = value_and_gradient(cell, args, adjoint=Autodiff())
+  with jax.disable_jit():
+    f = weighed(partial(unroll, planted), key)
+    found_value, found = jax.value_and_grad(f, (0, 1, 2))(*args)
+  if not is_linear(cell):  # else `unroll` takes λ of the forward from dh
+    assert abs(found_value - value) < 1e-12  # the forward is unchanged
+  errors = jax.tree.map(
+    lambda a, b: np.abs(a - b).max() / (np.abs(b).max() or 1), found, expected
+  )
+  return max(jax.tree.leaves(errors))
+
+
+@NAMES
+def test_nothing_planted_is_no_error(name, key):
+  cell = TABLE[name].cell
+  assert planted_error(cell, cell, key) < 1e-12
+
+
 @PLANTS
 def test_every_planted_error_is_caught(name, term, key):
-  cell = plant(TABLE[name].cell, term)
-  report = check(cell, key, max_coordinates=0, num_directions=0)
-  if not is_linear(cell):  # else `unroll` takes λ of the forward from dh
+  cell = TABLE[name].cell
+  assert planted_error(cell, plant(cell, term), key) > 1e-4
+
+
+def test_planted_errors_do_not_pass(key):
+  """Terms of three kinds: of a state, of a pre-activation, of the weights."""
+  for term in ("dc", "da[1]", "dw_h"):
+    cell = plant(TABLE["lstm"].cell, term)
+    report = check(cell, key, max_coordinates=0, num_directions=0)
     assert report.value <= 1e-12  # the forward is unchanged
-  assert not report.passes()
-  assert max(t.explicit_autodiff.relative for t in report.tensors) > 1e-4
+    assert not report.passes()
+    assert max(t.explicit_autodiff.relative for t in report.tensors) > 1e-4
 
 
 def test_differences_alone_catch_a_planted_error(key):

@@ -17,6 +17,7 @@ from lstm_jax.training import (
   make_train_step,
   member,
 )
+from tests.contract import EXHAUSTIVE
 from tests.draws import worst
 from tests.training.small import steps
 
@@ -31,7 +32,12 @@ def last(steps):
 
 @pytest.mark.parametrize(
   ("cell", "noise", "decay"),
-  [(lstm, None, 0.5), (lstm, NOISE, 0.0), (gru, NOISE, 0.5), (rnn, None, 0.0)],
+  [
+    (lstm, NOISE, 0.0),
+    (gru, NOISE, 0.5),
+    pytest.param(lstm, None, 0.5, marks=EXHAUSTIVE),
+    pytest.param(rnn, None, 0.0, marks=EXHAUSTIVE),
+  ],
 )
 def test_members_are_trained_as_if_alone(cell, noise, decay, key):
   config = ModelConfig(cell, embedding_size=3, hidden_size=5, dtype=jnp.float64)
@@ -56,7 +62,15 @@ def test_members_are_trained_as_if_alone(cell, noise, decay, key):
   assert abs(metrics.loss[0] - metrics.loss[1]) > 1e-3
 
 
-@pytest.mark.parametrize("rule", ["adamw", "sgd", "rmsprop", "adagrad"])
+@pytest.mark.parametrize(
+  "rule",
+  [
+    "adamw",
+    "sgd",
+    pytest.param("rmsprop", marks=EXHAUSTIVE),
+    pytest.param("adagrad", marks=EXHAUSTIVE),
+  ],
+)
 def test_members_have_their_own_learning_rates(rule, key):
   config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.float64)
   model = language_model(config, 9)
