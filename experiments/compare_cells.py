@@ -2,11 +2,12 @@
 
   python -m experiments.compare_cells
 
-trains the three cells with the same number of parameters on the same text, with
-several seeds at once. There are two budgets: the same number of training steps
-("equal steps"), and the same time ("equal time"). --hidden_size is that of the
-LSTM; the other cells get the size with the nearest number of parameters. Each
-cell uses its own best learning rate, chosen on training text. It measures
+trains the three cells, or those of --cells, with the same number of parameters
+on the same text, with several seeds at once. There are two budgets: the same
+number of training steps ("equal steps"), and the same time ("equal time").
+--hidden_size is that of the LSTM; the other cells get the size with the nearest
+number of parameters. Each cell uses its own best learning rate, chosen on
+training text. It measures
 
 - the validation loss during training;
 - statistics of samples: words found in the training or validation text, line
@@ -65,7 +66,7 @@ def run(
   start = time.monotonic()
   corpus = read_corpus(config)
   directory.mkdir(parents=True, exist_ok=True)
-  models = make_models(config.model, corpus.tokenizer.size)
+  models = make_models(config.cells, config.model, corpus.tokenizer.size)
   seeds_key, trial_key, recall_key = jax.random.split(
     jax.random.key(config.seed), 3
   )

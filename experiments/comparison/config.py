@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.trainer.config import DataConfig
+from experiments.trainer.config import CELLS, DataConfig
 from experiments.trainer.records import only
 from lstm_jax.language import BatchingConfig, ModelConfig
 from lstm_jax.language.options import check_options, option
@@ -27,6 +27,12 @@ class CompareConfig:
   optimizer: OptimizerConfig = only(
     OptimizerConfig(learning_rate=1.0, weight_decay=0.3), "weight_decay"
   )
+  cells: tuple[str, ...] = option(
+    ("rnn", "gru", "lstm"),
+    "Cell to compare. Repeat the flag for several; lstm must be among them, "
+    "since the others get its number of parameters and its time.",
+    choices=tuple(CELLS),
+  )
   num_seeds: int = option(
     3,
     "Number of seeds of each cell, which are trained at once.",
@@ -43,7 +49,8 @@ class CompareConfig:
   learning_rate: tuple[float, ...] = option(
     (5e-3, 1e-2, 2e-2),
     "Peak learning rate. Repeat the flag to try several: each cell takes the "
-    "one with the lowest loss on the end of the training split.",
+    "one with the lowest loss on the end of the training split. While that is "
+    "the largest or the smallest, twice or half of it is tried too.",
     bounds="(0, inf)",
   )
   trial_steps: int = option(
@@ -91,3 +98,8 @@ class CompareConfig:
 
   def __post_init__(self):
     check_options(self)
+    if "lstm" not in self.cells or len({*self.cells}) < len(self.cells):
+      raise ValueError(
+        "cells must be different ones, lstm among them, "
+        f"got {', '.join(self.cells)}"
+      )

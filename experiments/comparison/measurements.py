@@ -1,5 +1,6 @@
 """The measurements of a comparison, as the entries of comparison.json."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,11 @@ from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import Corpus
 from experiments.comparison.models import CellModel, make_models
 from experiments.comparison.training import TrainedCell
-from experiments.comparison.tuning import seconds_per_step, try_learning_rates
+from experiments.comparison.tuning import (
+  seconds_per_step,
+  try_learning_rates,
+  widen,
+)
 from experiments.trainer.config import CELLS
 from lstm_jax.language import ModelConfig
 
@@ -42,11 +47,15 @@ def describe_cells(
   """
   seconds = seconds_per_step(models, corpus.batches, config, keys)
   cells = {}
+  width = max(map(len, models))
   for name, cell in models.items():
-    losses: dict[float, float] = {}
+    losses: dict[float, float] = {}  # of each rate that was tried
     learning_rate = config.learning_rate[0]
     if len(config.learning_rate) > 1:
-      losses = try_learning_rates(cell, corpus.train, config, trial_key)
+      losses = widen(
+        config.learning_rate,
+        partial(try_learning_rates, cell, corpus.train, config, trial_key),
+      )
       learning_rate = min(losses, key=losses.__getitem__)
     steps = round(config.num_steps * seconds["lstm"] / seconds[name])
     cells[name] = {
@@ -63,7 +72,8 @@ def describe_cells(
       f"loss {loss:.3f} at {rate:g}" for rate, loss in losses.items()
     )
     console.print(
-      f"{name:4}  H {cell.hidden_size}, {cell.num_parameters:,} parameters, "
+      f"{name:{width}}  H {cell.hidden_size}, "
+      f"{cell.num_parameters:,} parameters, "
       f"{1e3 * seconds[name]:.0f} ms per training step of {len(keys)} seeds, "
       f"learning rate {learning_rate:g} ({trials or 'the only one given'})",
       soft_wrap=True,
@@ -132,7 +142,7 @@ def delayed_recall(
   sizes = ModelConfig(
     embedding_size=recall.EMBEDDING, hidden_size=config.recall_hidden_size
   )
-  models = make_models(sizes, recall.VOCABULARY)
+  models = make_models(config.cells, sizes, recall.VOCABULARY)
   rows = []
   for name, cell in models.items():
     for delay in config.delay:

@@ -1,4 +1,4 @@
-"""The compared language models: RNN, GRU and LSTM of equal size.
+"""The compared language models: one of each cell, all of equal size.
 
 The hidden size of the LSTM is given. Each other cell gets the hidden size whose
 number of parameters, with embedding and readout, is nearest to the LSTM's. At
@@ -6,7 +6,7 @@ the default sizes, one hidden unit is less than 1 % of the parameters.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -16,20 +16,18 @@ import jax
 from experiments.trainer.config import CELLS
 from lstm_jax.language import LanguageModel, ModelConfig, language_model
 
-NAMES = "rnn", "gru", "lstm"
-
 
 class CellModel(NamedTuple):
   """A language model with one layer of a cell."""
 
-  name: str  # of the cell: one of NAMES
+  name: str  # of the cell
   hidden_size: int
   num_parameters: int
   model: LanguageModel
 
 
 def make_models(
-  config: ModelConfig, vocabulary_size: int
+  cells: Iterable[str], config: ModelConfig, vocabulary_size: int
 ) -> dict[str, CellModel]:
   """Return a model of each cell, all as large as an LSTM of these sizes."""
 
@@ -42,7 +40,7 @@ def make_models(
 
   target = count("lstm", config.hidden_size)
   models = {}
-  for cell in NAMES:
+  for cell in cells:
     size = nearest_size(partial(count, cell), target, 8 * config.hidden_size)
     models[cell] = CellModel(cell, size, count(cell, size), make(cell, size))
   return models

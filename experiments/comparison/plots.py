@@ -9,12 +9,18 @@ import numpy as np
 
 from experiments.analysis.recall import SYMBOLS
 from experiments.comparison.measurements import EQUAL_STEPS, EQUAL_TIME
+from experiments.trainer.config import CELLS
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 Record = dict[str, Any]
 COLORS = {"rnn": "tab:orange", "gru": "tab:green", "lstm": "tab:blue"}
+OTHERS = (
+  *("tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan"),
+  *("black", "navy", "teal", "gold", "darkgray"),
+)
+COLORS |= dict(zip((n for n in CELLS if n not in COLORS), OTHERS, strict=True))
 LEGEND_FONT_SIZE = 7.5
 
 
@@ -43,11 +49,12 @@ def draw(record: Record, path: Path) -> None:
     handles=[
       Line2D([], [], color=color, marker=".", label=cell.upper())
       for cell, color in COLORS.items()
+      if cell in record["cells"]
     ],
     title="line: mean over seeds, shade: minimum to maximum",
     title_fontsize=9,
     fontsize=9,
-    ncols=3,
+    ncols=min(6, len(record["cells"])),
     loc="outside lower center",
   )
   figure.savefig(path, dpi=110)

@@ -2,15 +2,17 @@
 
 Learning rate: one rate for all cells would favour the cell that it was chosen
 for. Each cell tries every rate for a number of training steps on the training
-split without its end, and takes the rate with the lowest loss on that end. The
-validation split plays no part in this choice.
+split without its end, and takes the rate with the lowest loss on that end. If
+that is the largest or the smallest rate, twice or half of it is tried too,
+until it is neither: a best rate at an end says only that the rates were too
+few. The validation split plays no part in this choice.
 
 Equal time: a training step of every cell is timed, and each cell gets as many
 training steps as fit into the time of the LSTM's.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -32,6 +34,7 @@ from lstm_jax.language import (
 )
 from lstm_jax.training import member
 
+MOST_FURTHER = 8  # rates beyond those given
 TRIAL_FRACTION = 0.1  # of the training split: its end, which judges the rates
 
 
@@ -40,11 +43,12 @@ def try_learning_rates(
   train_tokens: np.ndarray,
   config: CompareConfig,
   key: jax.Array,
+  rates: Sequence[float],
 ) -> dict[float, float]:
   """Return the loss of each learning rate on the end of the training split.
 
-  All rates train at once, from the same initial weights. A rate whose loss
-  is not finite is left out.
+  All rates train at once, from the same initial weights. Where training
+  diverges the loss is infinite.
 
   Raises:
     Diverged: training diverges at every rate.
@@ -52,10 +56,9 @@ def try_learning_rates(
   rest, end = split(train_tokens, TRIAL_FRACTION)
   batching = config.batching
   batches = make_batches(rest, batching.batch_size, batching.seq_len)
-  model, rates = cell.model, list(config.learning_rate)
+  model, num_steps = cell.model, config.trial_steps
   keys = jnp.stack([key] * len(rates))
-  num_steps = config.trial_steps
-  state, train_step = make_ensemble(model, config, num_steps, keys, rates)
+  state, train_step = make_ensemble(model, config, num_steps, keys, [*rates])
   state, _ = fit(
     train_step,
     state,
@@ -68,10 +71,35 @@ def try_learning_rates(
     rate: stateful_loss(model, member(state, index).params, end)
     for index, rate in enumerate(rates)
   }
-  finite = {rate: x for rate, x in losses.items() if math.isfinite(x)}
-  if not finite:
-    raise Diverged(f"{cell.name} diverges at each learning rate of {rates}")
-  return finite
+  if not any(map(math.isfinite, losses.values())):
+    raise Diverged(f"{cell.name} diverges at each learning rate of {[*rates]}")
+  return {r: x if math.isfinite(x) else math.inf for r, x in losses.items()}
+
+
+def widen(
+  rates: Sequence[float],
+  try_rates: Callable[[Sequence[float]], dict[float, float]],
+) -> dict[float, float]:
+  """Return the finite losses of rates, and of further ones beyond the best.
+
+  Args:
+    rates: several learning rates.
+    try_rates: rates -> the loss of each, infinite where training diverges.
+  """
+  losses = try_rates(rates)
+  for _ in range(MOST_FURTHER):
+    best = min(losses, key=losses.__getitem__)
+    if best == max(losses):
+      further = 2 * best
+    elif best == min(losses):
+      further = best / 2
+    else:
+      break
+    try:
+      losses |= try_rates([further])
+    except Diverged:
+      losses[further] = math.inf
+  return {r: losses[r] for r in sorted(losses) if math.isfinite(losses[r])}
 
 
 def seconds_per_step(

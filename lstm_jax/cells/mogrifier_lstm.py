@@ -64,7 +64,7 @@ from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.low_rank import LowRank, Matrix
 from lstm_jax.cells.lstm import LSTMState, activate, local_gradients, next_c
 from lstm_jax.cells.platform import computed_once
-from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
 
@@ -96,17 +96,16 @@ takes_tokens = False  # what is read of x depends on h
 
 
 def project(params: MogrifierLSTMParams, x: jax.Array) -> jax.Array:
-  """Return x, [..., D], in float32 or wider.
+  """Return x, [..., D], in the weights' dtype, but float32 or wider.
 
   Raises:
     ValueError: x holds tokens.
   """
-  del params
   if is_token(x):
     raise ValueError(
       f"x must be floats, as this cell has no takes_tokens, got {x.dtype}"
     )
-  return upcast(x)
+  return x.astype(accumulation_dtype(params.b.dtype))
 
 
 def recur(
@@ -184,7 +183,7 @@ def parameter_gradients(
 ) -> tuple[MogrifierLSTMParams, jax.Array]:
   """Return (d_params, dx); d_params are sums over the rows of da and daⁱ."""
   del h  # the residuals have it
-  xs, hs = _modulated(upcast(x), residuals.h, residuals.factors)
+  xs, hs = _modulated(project(params, x), residuals.h, residuals.factors)
   dw_x = outer(xs[-1], da, params.w_x.dtype)
   dw_h = outer(hs[-1], da, params.w_h.dtype)
   db = total(da)

@@ -17,6 +17,9 @@ from experiments.trainer.records import (
     ({"learning_rate": (float("inf"),)}, r"must be in \(0, inf\), got \(inf,"),
     ({"recall_learning_rate": (-1.0,)}, "recall_learning_rate must be in"),
     ({"delay": (5, 0)}, r"delay must be in \[1, inf\), got \(5, 0\)"),
+    ({"cells": ("gru",)}, "cells must be different ones, lstm among them, got"),
+    ({"cells": ("lstm", "lstm")}, "cells must be different ones, lstm among"),
+    ({"cells": ("lstm", "gpt")}, "cells must be one of lstm, layernorm_lstm,"),
     ({"seed": -1}, r"seed must be in \[0, inf\), got -1"),
     ({"num_seeds": 0}, r"num_seeds must be in \[1, inf\), got 0"),
     ({"num_steps": 0}, r"num_steps must be in \[1, inf\), got 0"),
@@ -34,7 +37,7 @@ def test_the_flags_are_those_of_what_is_compared_and_no_others():
   assert {"corpus", "hidden_size", "seq_len", "weight_decay"} <= set(
     to_record(config)
   )
-  assert len(set(to_record(config))) == len([*leaves(config)]) == 19
+  assert len(set(to_record(config))) == len([*leaves(config)]) == 20
   for name in ("cell", "num_layers", "num_epochs", "test_fraction"):
     with pytest.raises(TypeError, match=f"has no flag '{name}'"):
       replace(config, **{name: 1})

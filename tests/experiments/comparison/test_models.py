@@ -10,7 +10,7 @@ from lstm_jax.language import ModelConfig, language_model
 
 def test_each_cell_has_the_size_with_the_nearest_number_of_parameters():
   default = CompareConfig().model
-  models = make_models(default, 64)
+  models = make_models(CompareConfig().cells, default, 64)
   target = models["lstm"].num_parameters
   assert models["lstm"].hidden_size == default.hidden_size
   for name, cell in (("rnn", rnn), ("gru", gru)):

@@ -27,7 +27,7 @@ def test_a_cell_is_trained_and_its_losses_are_those_of_its_weights(
   comparison, key
 ):
   corpus = read_corpus(comparison)
-  cell = make_models(comparison.model, corpus.tokenizer.size)["rnn"]
+  cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]
   keys, progress = jax.random.split(key, 2), []
 
   def on_step(*values):
@@ -54,7 +54,7 @@ def test_a_cell_is_trained_and_its_losses_are_those_of_its_weights(
 
 def test_a_loss_that_is_not_finite_ends_the_training(comparison, key):
   corpus = read_corpus(comparison)
-  cell = make_models(comparison.model, corpus.tokenizer.size)["rnn"]
+  cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]
   keys = jax.random.split(key, 2)
   with pytest.raises(Diverged, match="rnn: the training loss is not finite"):
     train_cell(cell, corpus, comparison, TOO_LARGE, 30, keys)

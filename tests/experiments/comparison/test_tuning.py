@@ -1,11 +1,17 @@
+import math
+from functools import partial
+
 import jax
 import pytest
 
 from experiments.comparison.corpus import read_corpus
 from experiments.comparison.models import make_models
-from experiments.comparison.tuning import seconds_per_step, try_learning_rates
+from experiments.comparison.tuning import (
+  seconds_per_step,
+  try_learning_rates,
+  widen,
+)
 from experiments.trainer.errors import Diverged
-from experiments.trainer.records import replace
 
 TOO_LARGE = 3e38  # a learning rate at which training diverges at once
 
@@ -14,22 +20,40 @@ def test_learning_rates_are_compared_and_those_that_diverge_left_out(
   comparison, key
 ):
   corpus = read_corpus(comparison)
-  cell = make_models(comparison.model, corpus.tokenizer.size)["rnn"]
+  cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]
 
   def losses(*rates):
-    config = replace(comparison, learning_rate=rates)
-    return try_learning_rates(cell, corpus.train, config, key)
+    return try_learning_rates(cell, corpus.train, comparison, key, rates)
 
   found = losses(TOO_LARGE, 1e-9, 0.03)
-  assert list(found) == [1e-9, 0.03]
+  assert list(found) == [TOO_LARGE, 1e-9, 0.03]
+  assert found[TOO_LARGE] == float("inf")
   assert found[0.03] < found[1e-9] - 0.2
   with pytest.raises(Diverged, match="rnn diverges at each learning rate of"):
     losses(TOO_LARGE)
 
 
+def test_rates_are_added_until_the_best_is_at_no_end():
+  """The loss is (log₂ rate − best)², and infinite from 2⁶ on."""
+  for best, expected in ((0, [-1, 0, 1]), (3, [-1, 0, 1, 2, 3, 4])):
+    losses = widen([0.5, 1, 2], partial(parabola, best))
+    assert [math.log2(rate) for rate in losses] == expected
+    assert min(losses, key=losses.get) == 2**best
+  assert min(widen([0.5, 1, 2], partial(parabola, -4))) == 2**-5
+  losses = widen([0.5, 1, 2], partial(parabola, 9))
+  assert max(losses) == 2**5  # beyond it, training diverges
+
+
+def parabola(best, rates):
+  return {
+    rate: math.inf if rate >= 2**6 else (math.log2(rate) - best) ** 2
+    for rate in rates
+  }
+
+
 def test_every_cell_is_timed(comparison, key):
   corpus = read_corpus(comparison)
-  cell = make_models(comparison.model, corpus.tokenizer.size)["rnn"]
+  cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]
   keys = jax.random.split(key, 2)
   seconds = seconds_per_step({"rnn": cell}, corpus.batches, comparison, keys)
   assert list(seconds) == ["rnn"] and 0 < seconds["rnn"] < 10
