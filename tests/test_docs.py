@@ -79,7 +79,8 @@ def test_every_page_with_code_is_run():
     for page in DOCS.glob("*.md")
     if code_blocks(page.read_text("utf-8"))
   }
-  assert with_code == {*marks, "coming-from.md", "own-cell.md", "gpu.md"}
+  others = {"coming-from.md", "gpu.md", "gradbench.md", "own-cell.md"}
+  assert with_code == {*marks, *others}
 
 
 @INTERPRETED

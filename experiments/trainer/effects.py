@@ -8,7 +8,11 @@ from experiments.trainer.records import to_record
 from lstm_jax.language.batching import LATE_DIVISOR
 
 WITHOUT_C = [
-  CELLS[name] for name in ("gru", "gru_reset_before", "rnn", "relu_rnn")
+  CELLS[name]
+  for name in (
+    *("gru", "gru_reset_before", "rnn", "relu_rnn"),
+    *("min_gru", "min_lstm", "lru"),
+  )
 ]
 
 

@@ -82,3 +82,22 @@ def _tensor_as_array(name: str, x: Any) -> np.ndarray:
     return x.numpy()
   except TypeError as error:
     raise ValueError(f"{name} cannot be read as an array: {error}") from None
+
+
+def check_shape(name: str, x: Array, *expected: int | None) -> Array:
+  """Return x, after a check of its shape.
+
+  Args:
+    name: what an error calls x.
+    x: an array.
+    *expected: its shape, with None for any size.
+
+  Raises:
+    ValueError: the shape is another.
+  """
+  if len(x.shape) != len(expected) or any(
+    n not in (None, m) for n, m in zip(expected, x.shape, strict=True)
+  ):
+    sizes = ["any" if n is None else n for n in expected]
+    raise ValueError(f"{name} must be {sizes}, got {x.shape}")
+  return x

@@ -1,4 +1,4 @@
-"""Weights to and from PyTorch's nn.LSTM, nn.GRU and nn.RNN (with tanh).
+"""Weights to and from PyTorch's nn.LSTM, nn.GRU and nn.RNN.
 
 PyTorch stores the transposed weights of each layer, with the gates in the same
 order:
@@ -10,7 +10,9 @@ order:
 and the same with the suffix `_reverse` for the backward direction. `from_torch`
 adds the two biases, except in the candidate of a GRU, where bias_hh is b_n, to
 be multiplied by the reset gate. `to_torch` writes a sum as bias_ih and 0 as
-bias_hh. The biases of a module with bias=False are 0.
+bias_hh. The biases of a module with bias=False are 0. An nn.RNN with
+nonlinearity="relu" is `rnn.with_activation(RELU)`; a state_dict is the same for
+both nonlinearities.
 
 PyTorch need not be installed: a state_dict is a mapping from names to arrays.
 `load` and `save` read and write safetensors files with the package
@@ -35,9 +37,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells import gru, lstm, projected_lstm, rnn
+from lstm_jax.cells import (
+  RELU,
+  TANH,
+  Activation,
+  gru,
+  lstm,
+  projected_lstm,
+  rnn,
+)
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.tensors import Array, read_source
+from lstm_jax.interop.tensors import Array, check_shape, read_source
 from lstm_jax.sequence.bidirectional import Directions
 
 Layers = tuple[Params | Directions, ...]  # the lowest layer first
@@ -47,6 +57,7 @@ PARAMS: dict[Cell, Callable[..., Params]] = {
   projected_lstm: projected_lstm.ProjectedLSTMParams,
   rnn: rnn.RNNParams,
 }
+NONLINEARITIES = {"tanh": TANH, "relu": RELU}
 
 
 def from_torch(
@@ -61,17 +72,18 @@ def from_torch(
       state_dict that contains it.
     prefix: how the names of the layer's tensors begin in a larger module, with
       the dot, such as "encoder.rnn.".
-    nonlinearity: "tanh", for the state_dict of an nn.RNN, which does not say
-      whether it is tanh or relu. A module says it itself.
+    nonlinearity: "tanh" or "relu", for the state_dict of an nn.RNN, which does
+      not say which it is. A module says it itself.
 
   Returns:
-    (cell, layers): the cell's module, and one element a layer for
+    (cell, layers): the cell, and one element a layer for
     `unroll_stack`, either params or `Directions` of params.
 
   Raises:
     ValueError: a tensor is missing, has a shape that does not fit the others,
       has a name that no such module has, or has no float values; or the
-      nonlinearity of an nn.RNN is not tanh, or not known.
+      nonlinearity of an nn.RNN is neither tanh nor relu, is not known, or is
+      not that of the module.
   """
   arrays, own_nonlinearity = read_source(source, prefix)
   if "weight_hh_l0" not in arrays or arrays["weight_hh_l0"].ndim != 2:
@@ -90,8 +102,9 @@ def from_torch(
       "weight_hh_l0 must be [4H, H], [3H, H] or [H, H], "
       f"got {list(arrays['weight_hh_l0'].shape)}"
     )
+  activation = TANH
   if cell is rnn:
-    _check_tanh(own_nonlinearity or nonlinearity)
+    activation = _activation(own_nonlinearity, nonlinearity)
   layers: list[Params | Directions] = []
   while f"weight_ih_l{len(layers)}" in arrays:
     layer = f"_l{len(layers)}"
@@ -106,6 +119,8 @@ def from_torch(
     names = ", ".join(sorted(arrays)) or "no weight_ih_l0"
     raise ValueError(f"not tensors of an nn.LSTM, nn.GRU or nn.RNN: {names}")
   _check_sizes(layers)
+  if cell is rnn:
+    cell = rnn.with_activation(activation)
   return cell, tuple(layers)
 
 
@@ -113,8 +128,9 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
   """Return the state_dict of the PyTorch module with these weights.
 
   Args:
-    layers: params of `lstm`, `projected_lstm`, `gru` or `rnn`, or `Directions`
-      of them, or gradients of either; the lowest layer first.
+    layers: params of `lstm`, `projected_lstm`, `gru`, `rnn` or
+      `rnn.with_activation(RELU)`, or `Directions` of them, or gradients of
+      either; the lowest layer first.
     bias: False for a module that is made with bias=False.
 
   Raises:
@@ -194,17 +210,24 @@ def _import_safetensors() -> ModuleType:
   return safetensors
 
 
-def _check_tanh(nonlinearity: str | None) -> None:
-  """Raise ValueError unless the nonlinearity of an nn.RNN is tanh."""
-  if nonlinearity is None:
+def _activation(own: str | None, given: str | None) -> Activation:
+  """Return the activation of an nn.RNN.
+
+  Args:
+    own: the nonlinearity that a module says, or None.
+    given: that which the caller says, or None.
+  """
+  if own is None and given is None:
     raise ValueError(
       "the state_dict of an nn.RNN does not say its nonlinearity: pass the "
-      "module, or nonlinearity='tanh' if it is"
+      "module, or nonlinearity='tanh' or 'relu'"
     )
-  if nonlinearity != "tanh":
-    raise ValueError(
-      f"nonlinearity must be tanh, as that of `rnn`, got {nonlinearity}"
-    )
+  if None not in (own, given) and own != given:
+    raise ValueError(f"nonlinearity must be {own}, the module's, got {given}")
+  nonlinearity = own or given
+  if nonlinearity not in NONLINEARITIES:
+    raise ValueError(f"nonlinearity must be tanh or relu, got {nonlinearity}")
+  return NONLINEARITIES[nonlinearity]
 
 
 def _pop_params(
@@ -224,12 +247,7 @@ def _pop_params(
     x = arrays.pop(f"{name}{suffix}", None)
     if x is None:
       raise ValueError(f"{name}{suffix} is missing")
-    if len(x.shape) != len(shape) or any(
-      n not in (None, m) for n, m in zip(shape, x.shape, strict=True)
-    ):
-      expected = ["any" if n is None else n for n in shape]
-      raise ValueError(f"{name}{suffix} must be {expected}, got {x.shape}")
-    return x
+    return check_shape(f"{name}{suffix}", x, *shape)
 
   projected = cell is projected_lstm
   w_r = pop("weight_hr", None, hidden).T if projected else None

@@ -14,15 +14,29 @@ from lstm_jax import (
   rnn,
   unroll_stack,
 )
+from lstm_jax.cells import RELU
 from lstm_jax.interop import torch as interop
 from lstm_jax.sequence import init_stack, initial_stack_state
 from tests.draws import B, D, H, T, normal_like, worst
 
-CELLS = {"LSTM": lstm, "projected": projected_lstm, "GRU": gru, "RNN": rnn}
+CELLS = {
+  "LSTM": lstm,
+  "projected": projected_lstm,
+  "GRU": gru,
+  "RNN": rnn,
+  "RNN relu": rnn.with_activation(RELU),
+}
 ALL_CELLS = pytest.mark.parametrize("kind", CELLS)
 
 
+def said(kind):
+  """Return the nonlinearity that a state_dict of this kind does not say."""
+  return {"RNN": "tanh", "RNN relu": "relu"}.get(kind)
+
+
 def make(torch, kind, **options):
+  if kind == "RNN relu":
+    kind, options = "RNN", {"nonlinearity": "relu", **options}
   if kind == "projected":
     kind, options = "LSTM", {"proj_size": (H + 1) // 2, **options}
   return getattr(torch.nn, kind)(D, H, num_layers=2, **options)
@@ -104,8 +118,8 @@ def test_a_round_trip_keeps_the_weights(kind, both, key, tmp_path):
   path = tmp_path / "weights.safetensors"
   interop.save(path, layers)
   for cell, same in (
-    interop.load(path, nonlinearity="tanh"),
-    interop.from_torch(interop.to_torch(layers), nonlinearity="tanh"),
+    interop.load(path, nonlinearity=said(kind)),
+    interop.from_torch(interop.to_torch(layers), nonlinearity=said(kind)),
   ):
     assert cell is CELLS[kind]
     assert isinstance(same[0], Directions) == both
@@ -119,10 +133,10 @@ def test_two_biases_are_added_and_a_missing_bias_is_zero(kind, key):
   cut = 2 * H if kind == "GRU" else None  # the candidate keeps both biases
   weights["bias_ih_l0"][:cut] -= 1
   weights["bias_hh_l0"][:cut] += 1
-  _, found = interop.from_torch(weights, nonlinearity="tanh")
+  _, found = interop.from_torch(weights, nonlinearity=said(kind))
   assert worst(found, layers) < 1e-15 * 10
   without = {k: v for k, v in weights.items() if "bias" not in k}
-  (found,) = interop.from_torch(without, nonlinearity="tanh")[1]
+  (found,) = interop.from_torch(without, nonlinearity=said(kind))[1]
   assert not found.b.any() and worst(found.w_h, layers[0].w_h) == 0
 
 
@@ -214,7 +228,7 @@ def tensors(layers, **attributes):
 @ALL_CELLS
 def test_a_module_is_read_as_its_state_dict(kind, key):
   layers = stack(CELLS[kind], key, both=True)
-  options = {"nonlinearity": "tanh"} if kind == "RNN" else {}
+  options = {"nonlinearity": said(kind)} if said(kind) else {}
   cell, same = interop.from_torch(Module(tensors(layers), **options))
   assert cell is CELLS[kind] and worst(same, layers) == 0
 
@@ -226,21 +240,24 @@ def test_neither_a_module_nor_a_state_dict_is_refused():
 
 def test_the_nonlinearity_of_an_rnn_is_read_or_asked_for(key):
   weights = tensors(stack(rnn, key, both=False))
-  relu = "nonlinearity must be tanh, as that of `rnn`, got relu"
   with pytest.raises(ValueError, match="pass the module, or nonlinearity='ta"):
     interop.from_torch(weights)
-  with pytest.raises(ValueError, match=relu):
-    interop.from_torch(weights, nonlinearity="relu")
+  message = "nonlinearity must be tanh or relu, got gelu"
+  with pytest.raises(ValueError, match=message):
+    interop.from_torch(weights, nonlinearity="gelu")
   module = Module(weights, nonlinearity="relu")
+  message = "nonlinearity must be relu, the module's, got tanh"
   for source, prefix in (
     (module, ""),
     (Module({f"a.0.{k}": v for k, v in weights.items()}), "a.0."),
   ):
     source.a = Module({})
     setattr(source.a, "0", module)
-    for said in (None, "tanh"):
-      with pytest.raises(ValueError, match=relu):
-        interop.from_torch(source, prefix=prefix, nonlinearity=said)
+    for given in (None, "relu"):
+      cell, _ = interop.from_torch(source, prefix=prefix, nonlinearity=given)
+      assert cell is CELLS["RNN relu"]
+    with pytest.raises(ValueError, match=message):
+      interop.from_torch(source, prefix=prefix, nonlinearity="tanh")
 
 
 def test_a_prefix_picks_a_layer_of_a_larger_state_dict(key, tmp_path):
@@ -276,9 +293,9 @@ def test_bfloat16_tensors_keep_dtype_and_values(kind, key, tmp_path):
   }
   interop.save(tmp_path / "weights.safetensors", layers)
   for _, found in (
-    interop.from_torch(of_floats, nonlinearity="tanh"),
-    interop.from_torch(interop.to_torch(layers), nonlinearity="tanh"),
-    interop.load(tmp_path / "weights.safetensors", nonlinearity="tanh"),
+    interop.from_torch(of_floats, nonlinearity=said(kind)),
+    interop.from_torch(interop.to_torch(layers), nonlinearity=said(kind)),
+    interop.load(tmp_path / "weights.safetensors", nonlinearity=said(kind)),
   ):
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(found))
     assert worst(found, layers) == 0
@@ -296,8 +313,8 @@ def test_a_module_without_biases_is_written_and_read(kind, key, tmp_path):
   assert not any("bias" in name for name in weights)
   interop.save(tmp_path / "weights.safetensors", layers, bias=False)
   for _, found in (
-    interop.from_torch(weights, nonlinearity="tanh"),
-    interop.load(tmp_path / "weights.safetensors", nonlinearity="tanh"),
+    interop.from_torch(weights, nonlinearity=said(kind)),
+    interop.load(tmp_path / "weights.safetensors", nonlinearity=said(kind)),
   ):
     assert worst(found, layers) == 0
 
@@ -360,10 +377,6 @@ def test_torch_modules_with_a_prefix_without_biases_and_in_bfloat16(key):
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_torch_modules_that_are_other_networks_are_refused():
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-  with pytest.raises(
-    ValueError, match="must be tanh, as that of `rnn`, got relu"
-  ):
-    interop.from_torch(make(torch, "RNN", nonlinearity="relu"))
   with pytest.raises(ValueError, match="weight_ih_l0 has no values: it is a "):
     interop.from_torch(make(torch, "LSTM", device="meta"))
   weights = make(torch, "LSTM").state_dict()

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from experiments.benchmarks.peers.proof import Unsupported
 from experiments.trainer.config import CELLS
+from lstm_jax.interop.equinox import to_equinox
 from lstm_jax.interop.flax import to_linen
+from lstm_jax.interop.haiku import to_haiku
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit, unroll
 
 FLAX_CELLS = {
@@ -116,26 +118,19 @@ def haiku(cell: str, weights: Any) -> Layer:
     core = hk.LSTM(weights.w_h.shape[0])
     return hk.dynamic_unroll(core, xs, core.initial_state(xs.shape[1]))[0]
 
-  def convert(w):  # its gates are i, g, f, o
-    rows = jnp.concatenate([w.w_x, w.w_h, w.b[None]])
-    i, f, g, o = jnp.split(rows, 4, axis=-1)
-    rows = jnp.concatenate([i, g, f, o], axis=-1)
-    return {"lstm/linear": {"w": rows[:-1], "b": rows[-1]}}
+  def convert(w):  # of gradients: its step adds 1 to the forget gate
+    return to_haiku(w, forget_bias=0)
 
-  params = convert(weights)  # its step adds 1 to the forget gate
-  size = weights.w_h.shape[0]
-  b = params["lstm/linear"]["b"].at[2 * size : 3 * size].add(-1)
-  params["lstm/linear"]["b"] = b
-  return Layer(params, layer.apply, convert)
+  return Layer(to_haiku(weights), layer.apply, convert)
 
 
 def equinox(cell: str, weights: Any) -> Layer:
   """Return a scan of Equinox's LSTMCell or GRUCell, vmapped over the batch."""
-  params, make_step, convert = equinox_step(cell, weights)
+  params = equinox_cell(cell, weights)
   size = weights.w_h.shape[0]
 
   def apply(params, xs):
-    step = make_step(params)
+    step = jax.vmap(params)
     zeros = jnp.zeros((xs.shape[1], size), xs.dtype)
 
     def lstm_body(state, x):
@@ -150,37 +145,14 @@ def equinox(cell: str, weights: Any) -> Layer:
       return jax.lax.scan(lstm_body, (zeros, zeros), xs)[1]
     return jax.lax.scan(gru_body, zeros, xs)[1]
 
-  return Layer(params, apply, convert)
+  return Layer(params, apply, to_equinox)
 
 
-def equinox_step(
-  cell: str, weights: Any
-) -> tuple[Any, Callable, Callable[[Any], Any]]:
-  """Return (params, params -> step (x, state) -> state, convert of `Layer`)."""
-  import equinox as eqx
-
+def equinox_cell(cell: str, weights: Any) -> Any:
+  """Return Equinox's cell with these weights; it is its own parameters."""
   if cell == "rnn":
     raise Unsupported("it has no plain RNN cell")
-  cell_class = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}[cell]
-  sizes = weights.w_x.shape[0], weights.w_h.shape[0]
-  arrays, static = eqx.partition(
-    cell_class(*sizes, key=jax.random.key(0)), eqx.is_array
-  )
-
-  def convert(w):
-    ported = eqx.tree_at(
-      lambda c: (c.weight_ih, c.weight_hh, c.bias),
-      arrays,
-      (w.w_x.T, w.w_h.T, w.b),
-    )
-    if cell == "gru":
-      ported = eqx.tree_at(lambda c: c.bias_n, ported, w.b_n)
-    return ported
-
-  def make_step(params):
-    return jax.vmap(eqx.combine(params, static))
-
-  return convert(weights), make_step, convert
+  return to_equinox(weights)
 
 
 def keras(cell: str, weights: Any) -> Layer:

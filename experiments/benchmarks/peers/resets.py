@@ -16,11 +16,12 @@ from experiments.benchmarks.peers import sequences
 from experiments.benchmarks.peers.layers import (
   FLAX_CELLS,
   Layer,
-  equinox_step,
+  equinox_cell,
   ours,
 )
 from experiments.benchmarks.peers.proof import Makers, Peer
 from lstm_jax import Autodiff, Explicit
+from lstm_jax.interop.equinox import to_equinox
 from lstm_jax.interop.flax import to_linen
 from lstm_jax.sequence import Adjoint
 
@@ -107,11 +108,11 @@ def flax_layer(
 
 def equinox_layer(cell: str, weights: Any, starts: jax.Array) -> Layer:
   """Return a scan of an Equinox cell, whose state is reset at each start."""
-  params, make_step, convert = equinox_step(cell, weights)
+  params = equinox_cell(cell, weights)
   size = weights.w_h.shape[0]
 
   def apply(params, xs):
-    step = make_step(params)
+    step = jax.vmap(params)
 
     def body(state, inputs):
       x, start = inputs
@@ -125,7 +126,7 @@ def equinox_layer(cell: str, weights: Any, starts: jax.Array) -> Layer:
     state = (zeros, zeros) if cell == "lstm" else zeros
     return jax.lax.scan(body, state, (xs, starts))[1]
 
-  return Layer(params, apply, convert)
+  return Layer(params, apply, to_equinox)
 
 
 def flax_scan(problem: Problem) -> Peer:

@@ -49,7 +49,7 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.tensors import Array, as_array
+from lstm_jax.interop.tensors import Array, as_array, check_shape
 from lstm_jax.sequence.bidirectional import Directions
 
 NAMES = "kernel", "recurrent_kernel", "bias"
@@ -232,13 +232,7 @@ def _from_direction(
     )
 
   def check(name: str, *shape: int | None) -> Array:
-    x = arrays[name]
-    if len(x.shape) != len(shape) or any(
-      n not in (None, m) for n, m in zip(shape, x.shape, strict=True)
-    ):
-      expected = ["any" if n is None else n for n in shape]
-      raise ValueError(f"{side}{name} must be {expected}, got {x.shape}")
-    return x
+    return check_shape(f"{side}{name}", arrays[name], *shape)
 
   w_x, w_h = check("kernel", None, columns), recurrent
   candidate, gates = activations

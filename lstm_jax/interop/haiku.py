@@ -1,0 +1,210 @@
+"""Weights to and from the cores of Haiku: hk.LSTM, hk.GRU and hk.VanillaRNN.
+
+Haiku's parameters are a mapping from the path of a module to its arrays:
+
+  lstm/linear             w [D+H, 4H]   w_x above w_h; the gates are i, g, f, o
+                          b [4H]        b; the step adds 1 to that of f
+  gru                     w_i [D, 3H]   w_x; the gates are z, r, n (z, r, a),
+                          w_h [H, 3H]   w_h  with z the share that is replaced:
+                          b [3H]        b    ours is 1 − z, of the weights −w
+  vanilla_rnn/linear      w [D, H]      w_x
+                          b [H]         b, to which the second one is added
+  vanilla_rnn/linear_1    w [H, H]      w_h
+                          b [H]         not with double_bias=False
+
+hk.GRU applies the reset gate before the product: `gru_reset_before`.
+hk.VanillaRNN has a relu: `rnn.with_activation(RELU)`. `to_haiku` writes a sum
+of two biases as the first. Haiku itself is not needed.
+
+  >>> import jax
+  >>> from lstm_jax.cells import lstm
+  >>> weights = to_haiku(lstm.init(jax.random.key(0), 3, 5))
+  >>> weights["lstm/linear"]["w"].shape
+  (8, 20)
+  >>> cell, params = from_haiku(weights)
+  >>> cell is lstm, params.w_h.shape
+  (True, (5, 20))
+
+Source: `haiku/_src/recurrent.py` of Haiku 0.0.17.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import RELU, gru_reset_before, lstm, rnn
+from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.interop.tensors import Array, as_array, check_shape
+
+FORGET_BIAS = 1.0  # which the step of hk.LSTM adds
+LINEAR = "linear", "linear_1"
+GRU_NAMES = "w_i", "w_h", "b"
+
+
+def from_haiku(weights: Any, *, name: str | None = None) -> tuple[Cell, Params]:
+  """Return our cell and the params of a Haiku core.
+
+  Args:
+    weights: the parameters of a transformed function with an hk.LSTM, hk.GRU or
+      hk.VanillaRNN, as its `init` returns them.
+    name: the path of the core's module, such as "policy/~/lstm", where there
+      are other parameters.
+
+  Raises:
+    ValueError: weights are no such mapping, there is no core of this name, or
+      several modules and no name; an array is missing, has a name or a shape
+      that does not fit the others, or holds no floats.
+  """
+  core, layers = _one_core(weights, name)
+  if set(layers) == {""}:
+    return _from_gru(core, layers[""])
+  if set(layers) == {"linear"}:
+    return _from_lstm(f"{core}/linear", layers["linear"])
+  if set(layers) == {*LINEAR}:
+    return _from_rnn(core, *(layers[layer] for layer in LINEAR))
+  raise ValueError(
+    "expected the parameters of an LSTM, GRU or VanillaRNN, got "
+    + ", ".join(f"{core}/{layer}".rstrip("/") for layer in sorted(layers))
+  )
+
+
+def to_haiku(
+  params: Params,
+  *,
+  name: str | None = None,
+  forget_bias: float = FORGET_BIAS,
+  double_bias: bool = True,
+) -> dict[str, dict[str, jax.Array]]:
+  """Return the parameters of the Haiku core with these weights.
+
+  Args:
+    params: of `lstm`, `gru_reset_before` or `rnn.with_activation(RELU)`. Those
+      of `rnn` are of the same type, but Haiku applies relu to them, not tanh.
+    name: the path of the core's module; None for "lstm", "gru" or
+      "vanilla_rnn".
+    forget_bias: what is subtracted from an LSTM's b; 0 to convert gradients.
+    double_bias: False for a VanillaRNN with double_bias=False.
+
+  Raises:
+    ValueError: the params are of a cell that Haiku does not have.
+  """
+  if isinstance(params, lstm.LSTMParams):
+    shift = jnp.zeros_like(params.b).reshape(4, -1).at[1].set(forget_bias)
+    b = params.b - shift.ravel()
+    w = jnp.concatenate([params.w_x, params.w_h])
+    w, b = (_exchanged_f_and_g(x) for x in (w, b))
+    return {f"{name or 'lstm'}/linear": {"w": w, "b": b}}
+  if isinstance(params, gru_reset_before.ResetBeforeGRUParams):
+    arrays = [_exchanged_r_and_z(x, negate=1) for x in params]
+    return {name or "gru": dict(zip(GRU_NAMES, arrays, strict=True))}
+  if isinstance(params, rnn.RNNParams):
+    first = {"w": params.w_x, "b": params.b}
+    second = {"w": params.w_h}
+    if double_bias:
+      second["b"] = jnp.zeros_like(params.b)
+    core = name or "vanilla_rnn"
+    return {f"{core}/linear": first, f"{core}/linear_1": second}
+  raise ValueError(f"Haiku has no core with {type(params).__name__}")
+
+
+def _one_core(
+  weights: Any, name: str | None
+) -> tuple[str, dict[str, Mapping[str, Any]]]:
+  """Return the path of a core, and the arrays of its layers by their names.
+
+  A GRU has its arrays itself, as the layer "".
+  """
+  if not isinstance(weights, Mapping) or not all(
+    isinstance(arrays, Mapping) for arrays in weights.values()
+  ):
+    raise ValueError(
+      "weights must be a mapping from paths of modules to mappings from names "
+      f"to arrays, got {type(weights).__name__}"
+    )
+  cores: dict[str, dict[str, Mapping[str, Any]]] = {}
+  for path, arrays in weights.items():
+    core, _, layer = path.rpartition("/")
+    has_arrays = layer not in LINEAR or not core  # the module itself: a GRU
+    if path == name or (name is None and has_arrays):
+      core, layer = path, ""
+    if name in (None, core):
+      cores.setdefault(core, {})[layer] = arrays
+  paths = ", ".join(sorted(weights)) or "nothing"
+  if not cores and name is not None:
+    raise ValueError(f"there is no core {name!r}, got {paths}")
+  if len(cores) != 1:
+    raise ValueError(
+      f"weights must be of one core, or name one of them, got {paths}"
+    )
+  return next(iter(cores.items()))
+
+
+def _read(
+  path: str, arrays: Mapping[str, Any], names: tuple[str, ...]
+) -> list[Array]:
+  """Return the arrays of a module, which must have exactly these names."""
+  if set(arrays) != set(names):
+    expected, found = ", ".join(names), ", ".join(sorted(arrays))
+    raise ValueError(f"{path} must have {expected}, got {found or 'nothing'}")
+  return [as_array(f"{path}/{name}", arrays[name]) for name in names]
+
+
+def _from_lstm(path: str, arrays: Mapping[str, Any]) -> tuple[Cell, Params]:
+  w, b = _read(path, arrays, ("w", "b"))
+  hidden = check_shape(f"{path}/b", b, None).shape[0] // 4
+  w = check_shape(f"{path}/w", w, None, 4 * hidden)
+  if b.shape != (4 * hidden,) or not 0 < hidden < len(w):
+    raise ValueError(
+      f"{path}/w must be [D+H, 4H] and b [4H], got {w.shape} and {b.shape}"
+    )
+  w, b = (_exchanged_f_and_g(x) for x in (w, b))
+  b = b.reshape(4, hidden).at[1].add(FORGET_BIAS).ravel()
+  w_x, w_h = jnp.split(w, [len(w) - hidden])
+  return lstm, lstm.LSTMParams(w_x, w_h, b)
+
+
+def _from_gru(path: str, arrays: Mapping[str, Any]) -> tuple[Cell, Params]:
+  w_x, w_h, b = _read(path, arrays, GRU_NAMES)
+  hidden = len(check_shape(f"{path}/w_h", w_h, None, None))
+  check_shape(f"{path}/w_h", w_h, hidden, 3 * hidden)
+  check_shape(f"{path}/w_i", w_x, None, 3 * hidden)
+  check_shape(f"{path}/b", b, 3 * hidden)
+  params = (_exchanged_r_and_z(x, negate=0) for x in (w_x, w_h, b))
+  return gru_reset_before, gru_reset_before.ResetBeforeGRUParams(*params)
+
+
+def _from_rnn(
+  core: str, first: Mapping[str, Any], second: Mapping[str, Any]
+) -> tuple[Cell, Params]:
+  path, path_1 = (f"{core}/{layer}" for layer in LINEAR)
+  w_x, b = _read(path, first, ("w", "b"))
+  w_h, *b_h = _read(path_1, second, ("w", "b") if "b" in second else ("w",))
+  hidden = len(check_shape(f"{path_1}/w", w_h, None, None))
+  check_shape(f"{path_1}/w", w_h, hidden, hidden)
+  check_shape(f"{path}/w", w_x, None, hidden)
+  check_shape(f"{path}/b", b, hidden)
+  for x in b_h:
+    b = b + check_shape(f"{path_1}/b", x, hidden)
+  params = rnn.RNNParams(*(jnp.array(x) for x in (w_x, w_h, b)))  # copies
+  return rnn.with_activation(RELU), params
+
+
+def _exchanged_f_and_g(x: Array) -> jax.Array:
+  """Return an array [..., 4H] of i, f, g, o from i, g, f, o, or back."""
+  i, f, g, o = jnp.split(jnp.asarray(x), 4, axis=-1)
+  return jnp.concatenate([i, g, f, o], axis=-1)
+
+
+def _exchanged_r_and_z(x: Array, negate: int) -> jax.Array:
+  """Return an array [..., 3H] of r, z, n from z, r, n, or back.
+
+  Args:
+    x: the array.
+    negate: which part of x is z, 0 or 1. It changes its sign: σ(−a) = 1 − σ(a).
+  """
+  parts = jnp.split(jnp.asarray(x), 3, axis=-1)
+  parts[negate] = -parts[negate]
+  first, second, n = parts
+  return jnp.concatenate([second, first, n], axis=-1)
