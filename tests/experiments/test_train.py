@@ -12,13 +12,14 @@ import pytest
 from experiments import train
 from experiments.sample import run as write
 from experiments.trainer import metric_buffer, setup
+from experiments.trainer.config import CELLS
 from experiments.trainer.data import read_corpus
 from experiments.trainer.errors import Diverged
 from experiments.trainer.plot import draw
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
-from lstm_jax import gru, lstm, rnn
+from lstm_jax import gru, lstm
 from lstm_jax.language import WordTokenizer, stateful_loss
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
@@ -44,9 +45,12 @@ SAMPLE = {
 @pytest.mark.parametrize(
   "cell",
   [
-    pytest.param(lstm, id="lstm"),
-    pytest.param(gru, id="gru"),
-    pytest.param(rnn, id="rnn", marks=pytest.mark.exhaustive),
+    pytest.param(
+      cell,
+      id=name,
+      marks=[] if cell in (lstm, gru) else pytest.mark.exhaustive,
+    )
+    for name, cell in CELLS.items()
   ],
 )
 def test_a_run_learns_and_fills_its_directory(cell, config, console, drawn):

@@ -45,6 +45,9 @@ def changed(**values):
     ({"hidden_size": 128, "cell": CELLS["rnn"]}, 2, False),
     ({"hidden_size": 1024, "cell": CELLS["rnn"]}, 2, True),
     ({"hidden_size": 1024, "cell": CELLS["gru"]}, 2, False),
+    ({"cell": CELLS["mogrifier_lstm"]}, 2, True),
+    ({"cell": CELLS["slstm"]}, 2, True),
+    ({"cell": CELLS["min_gru"]}, 2, False),  # it has no recurrent weights
     ({"tokenizer": "word"}, 2, False),
     ({"implementation": "mosaic_gpu"}, 2, False),
   ],
