@@ -59,7 +59,8 @@ def drelu(y: jax.Array) -> jax.Array:
 
 def hard_sigmoid(a: jax.Array, slope: float) -> jax.Array:
   """Return clip(slope·a + ½, 0, 1), a line in place of σ."""
-  return jnp.clip(slope * a + 0.5, 0, 1)
+  y = slope * a + 0.5  # `clip` has half the slope as autodiff at a kink
+  return jnp.where(y <= 0, 0, jnp.where(y >= 1, 1, y))
 
 
 def dhard_sigmoid(y: jax.Array, slope: float) -> jax.Array:
@@ -107,6 +108,15 @@ class Activations(NamedTuple):
 STANDARD = Activations()
 
 
+def check_activations(**values: object) -> None:
+  """Raise ValueError unless each value is an `Activation`."""
+  for name, value in values.items():
+    if not isinstance(value, Activation):
+      raise ValueError(
+        f"{name} must be an Activation, such as RELU, got {value!r}"
+      )
+
+
 def make_hard_sigmoid(slope: float) -> Activation:
   """Return the hard sigmoid of a slope.
 
@@ -117,8 +127,8 @@ def make_hard_sigmoid(slope: float) -> Activation:
   Raises:
     ValueError: the slope is not a positive number.
   """
-  if not 0 < slope < math.inf:
-    raise ValueError(f"slope must be in (0, inf), got {slope}")
+  if not (isinstance(slope, int | float) and 0 < slope < math.inf):
+    raise ValueError(f"slope must be a number in (0, inf), got {slope!r}")
   slope = float(slope)
   name = f"hard_sigmoid({slope:g})"
   return Activation(name, hard_sigmoid, dhard_sigmoid, (slope,))

@@ -48,9 +48,9 @@ class Cell(Protocol[ParamsT, StateT]):
 
   A cell whose `project` reads x through x W_x alone, and takes integer tokens
   for one-hot rows, says so by an attribute `takes_tokens = True`. A cell whose
-  next state is λ ⊙ state + u, where neither λ nor u depends on the state, may
-  say so by `linear_recurrence = True`; `unroll` then computes all time steps at
-  once (`sequence.linear`).
+  next state is λ ⊙ state + u in each of its arrays, where neither λ nor u
+  depends on the state and |λ| ≤ 1, may say so by `linear_recurrence = True`;
+  `unroll` then computes all time steps at once (`sequence.linear`).
   """
 
   def __hash__(self) -> int:

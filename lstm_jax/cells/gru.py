@@ -22,9 +22,8 @@ after the step. Of the step's values, only the five local gradients are saved.
 The reset gate multiplies *after* the recurrent product, so that h W_h is one
 product for all three gates, as in PyTorch and cuDNN. The input's part and the
 state's part of the candidate therefore have different cotangents, daₙ and ds.
-The form
-with the reset before the product is `gru_reset_before`. `with_activations`
-returns a cell with others in place of σ and tanh.
+The form with the reset before the product is `gru_reset_before`.
+`with_activations` returns a cell with others in place of σ and tanh.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -49,6 +48,7 @@ from lstm_jax.cells.activations import (
   TANH,
   Activation,
   Activations,
+  check_activations,
 )
 from lstm_jax.cells.affine import (
   affine_backward,
@@ -232,7 +232,11 @@ def with_activations(
   Args:
     gates: that of r and z.
     candidate: that of n. With σ and tanh, the cell is this module.
+
+  Raises:
+    ValueError: one of them is no `Activation`.
   """
+  check_activations(gates=gates, candidate=candidate)
   activations = Activations(gates, candidate)
   if activations == STANDARD:
     return sys.modules[__name__]

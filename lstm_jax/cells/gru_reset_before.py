@@ -48,6 +48,7 @@ from lstm_jax.cells.activations import (
   TANH,
   Activation,
   Activations,
+  check_activations,
 )
 from lstm_jax.cells.affine import (
   affine_backward,
@@ -231,7 +232,11 @@ def with_activations(
   Args:
     gates: that of r and z.
     candidate: that of n. With σ and tanh, the cell is this module.
+
+  Raises:
+    ValueError: one of them is no `Activation`.
   """
+  check_activations(gates=gates, candidate=candidate)
   activations = Activations(gates, candidate)
   if activations == STANDARD:
     return sys.modules[__name__]

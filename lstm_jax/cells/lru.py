@@ -110,8 +110,10 @@ def recur_backward(
   rate = jnp.exp(as_row(params.nu, a))
   da = dh_next * scale
   dh = dh_next * decay
-  ddecay = -rate * decay
-  dscale = rate * decay * decay / scale
+  # The limits, where e^ν is infinite or 1 − λ² is 0.
+  moved = jnp.where(decay > 0, rate * decay, 0)
+  ddecay = -moved
+  dscale = jnp.where(scale > 0, moved * decay / scale, 0)
   dnu = dh_next * (residuals.h * ddecay + a * dscale)
   return RNNState(dh), da, dnu
 

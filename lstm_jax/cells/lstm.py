@@ -53,6 +53,7 @@ from lstm_jax.cells.activations import (
   TANH,
   Activation,
   Activations,
+  check_activations,
   tanh,
 )
 from lstm_jax.cells.affine import (
@@ -273,7 +274,11 @@ def with_activations(
     gates: that of i, f and o.
     candidate: that of g.
     output: that of c', in h'. With σ, tanh and tanh, the cell is this module.
+
+  Raises:
+    ValueError: one of them is no `Activation`.
   """
+  check_activations(gates=gates, candidate=candidate, output=output)
   activations = Activations(gates, candidate, output)
   if activations == STANDARD:
     return sys.modules[__name__]

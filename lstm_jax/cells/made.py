@@ -3,7 +3,8 @@
 `rnn.with_activation(RELU)` has the equations of `rnn` with another activation.
 It is no module, but an object with the same functions. Equal arguments return
 the same object, and so do pickle and copy: configurations that name such a cell
-stay equal, and no program is compiled twice.
+stay equal, and no program is compiled twice. (For pickle, the functions of an
+activation of your own must be at the top level of a module.)
 
   >>> from lstm_jax.cells import RELU, rnn
   >>> cell = rnn.with_activation(RELU)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import TANH, Activation
+from lstm_jax.cells.activations import TANH, Activation, check_activations
 from lstm_jax.cells.affine import (
   affine_backward,
   as_row,
@@ -168,7 +168,11 @@ def with_activation(activation: Activation) -> Cell:
 
   Args:
     activation: such as `RELU`. With tanh, the cell is this module.
+
+  Raises:
+    ValueError: it is no `Activation`.
   """
+  check_activations(activation=activation)
   if activation == TANH:
     return sys.modules[__name__]
   return _made(activation)

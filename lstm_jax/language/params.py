@@ -135,7 +135,8 @@ def _gaussian(
 ) -> LanguageParams:
   """Redraw the embedding and the layers' matrices with standard deviation std.
 
-  Vectors become 0, but for the gains of a layer normalization, which are kept.
+  Vectors become 0, but for the gains of a layer normalization and the decay
+  rates ν of an LRU, which are kept.
   """
   tree = params.embedding, params.layers
   leaves, structure = jax.tree.flatten(tree)
@@ -145,7 +146,7 @@ def _gaussian(
   for k, path, leaf in zip(keys, paths, leaves, strict=True):
     if leaf.ndim > 1:
       leaf = std * jax.random.normal(k, leaf.shape, leaf.dtype)
-    elif not getattr(path, "name", "").startswith("gain"):
+    elif not getattr(path, "name", "").startswith(("gain", "nu")):
       leaf = jnp.zeros_like(leaf)
     drawn.append(leaf)
   embedding, layers = jax.tree.unflatten(structure, drawn)

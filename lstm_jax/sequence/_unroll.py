@@ -100,7 +100,8 @@ def unroll(
 ) -> tuple[StateT, jax.Array]:
   """Apply `cell` to every time step of xs in turn.
 
-  Computes what this loop does, as one `lax.scan`:
+  Computes what this loop does, as one `lax.scan`, or for a linear recurrence at
+  all steps at once:
 
     hs = []
     for x in xs:

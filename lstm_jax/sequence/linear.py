@@ -4,8 +4,8 @@ Some cells (`linear_recurrence` of a `Cell`) have, in every unit,
 
   sₜ = λₜ ⊙ sₜ₋₁ + uₜ
 
-where neither λₜ nor uₜ depends on a state. Then all time steps can be computed
-at once, but for this sum:
+where neither λₜ nor uₜ depends on a state, and no unit on another. Everything
+but this recurrence can then be computed for all time steps at once:
 
 Forward                               Backward
   uₜ = recur(0, aₜ)                     λₜ  as in the forward
@@ -14,16 +14,21 @@ Forward                               Backward
   rₜ = recur(sₜ₋₁, aₜ)                  daₜ = recur_backward(rₜ, dsₜ)
 
 with rₜ the gates and residuals, dhₜ the cotangent of the output hₜ, and eₜ₊₁
-that of sₜ from all later steps, which is ds_T after the last one. λₜ is what
-`recur_backward` makes of a cotangent of ones, so that a cell, and the wrappers
-of masks, resets, zoneout and dropout, need no function for it.
+that part of the cotangent of sₜ which comes from all later steps (from ds_T
+alone after the last step). The Jacobian ∂sₜ/∂sₜ₋₁ is diagonal, so that
+`recur_backward` makes λₜ of a cotangent of ones. A cell, and the wrappers of
+masks, resets, zoneout and dropout, therefore need no function for λₜ.
 
-Both sums are one function, `linear_scan`. On a GPU it is a parallel scan over
+Both scans are one function, `linear_scan`. On a GPU it is a parallel scan over
 time (Blelloch 1990; Martin and Cundy 2018, Parallelizing linear recurrent
 neural nets over sequence length): about 2 log₂ T kernels, where a loop launches
 one at each of the T steps. On a CPU it is a loop with one multiplication and
 one addition a unit: there a parallel scan is slower at every size measured, as
 it reads and writes the whole sequence several times.
+
+A parallel scan multiplies the λ of many time steps: if they are above 1, the
+product can overflow where the loop does not. Between the steps of a sequence
+the state is float32 or wider, also where the weights are bfloat16.
 """
 
 from functools import partial
@@ -76,8 +81,9 @@ def linear_scan(
 
 
 def _decayed(decay: jax.Array, state: jax.Array) -> jax.Array:
-  """Return λ ⊙ s, which is 0 where λ is, as after a reset, even if s is NaN."""
-  return jnp.where(decay == 0, 0, decay * state)
+  """Return λ ⊙ s, and 0 where λ is 0, as at a reset, and s is not finite."""
+  hidden = (decay == 0) & ~jnp.isfinite(state)
+  return decay * jnp.where(hidden, 0, state)
 
 
 def all_states(

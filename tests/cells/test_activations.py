@@ -61,9 +61,11 @@ def test_the_derivative_at_a_kink_is_that_of_the_flat_side():
   assert jax.grad(RELU.apply)(0.0) == 0  # autodiff agrees
 
 
-@pytest.mark.parametrize("slope", [0, -0.2, math.inf, math.nan])
+@pytest.mark.parametrize("slope", [0, -0.2, math.inf, math.nan, "0.2"])
 def test_a_slope_that_is_not_positive_is_refused(slope):
-  with pytest.raises(ValueError, match=rf"must be in \(0, inf\), got {slope}"):
+  with pytest.raises(
+    ValueError, match=rf"must be a number in \(0, inf\), got {slope!r}"
+  ):
     make_hard_sigmoid(slope)
 
 
@@ -251,3 +253,22 @@ def test_bfloat16_products_of_hard_gates_have_a_small_error(module, key):
     assert a.dtype == primal.dtype
     a, b = np.asarray(a), np.asarray(b)
     assert 1e-5 < np.linalg.norm(a - b) / np.linalg.norm(b) < 2e-2
+
+
+def test_autodiff_of_a_hard_sigmoid_at_its_kinks_is_that_of_the_flat_side():
+  """A slope of ¼ has its kinks at −2 and 2 exactly."""
+  quarter = make_hard_sigmoid(0.25)
+  for a in (-2.0, 2.0):
+    assert (
+      jax.grad(quarter.apply)(a) == 0 == quarter.derivative(jnp.float64(a > 0))
+    )
+
+
+def test_what_is_no_activation_is_an_error():
+  message = "activation must be an Activation, such as RELU, got <"
+  with pytest.raises(ValueError, match=message):
+    rnn.with_activation(jnp.tanh)
+  for module in MODULES:
+    message = "gates must be an Activation, such as RELU, got 'relu'"
+    with pytest.raises(ValueError, match=message):
+      module.with_activations("relu")

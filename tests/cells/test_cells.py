@@ -298,3 +298,18 @@ def test_a_minimal_lstm_whose_gates_both_underflow_is_finite(key):
   value, gradient = jax.value_and_grad(f, (0, 1))(params, state)
   assert value == B * H / 2
   assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("nu", [-200.0, 200.0])
+def test_an_lru_of_extreme_decays_has_a_finite_gradient(nu, key):
+  """λ is 1 or 0, and γ 0 or 1."""
+  params = lru.init(key, D, H)
+  params = params._replace(nu=jnp.full_like(params.nu, nu))
+  state = jax.tree.map(jnp.ones_like, lru.initial_state(params, (B,)))
+
+  def f(params):
+    return lru.step(params, state, jnp.ones((B, D), jnp.float32)).h.sum()
+
+  gradient = jax.grad(f)(params)
+  assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+  assert not gradient.nu.any()

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import Autodiff, Explicit, Step, lstm, unroll_stack
+from lstm_jax import Autodiff, Explicit, Step, lru, lstm, unroll_stack
 from lstm_jax.cells import affine
 from lstm_jax.language import (
   ModelConfig,
@@ -174,6 +174,13 @@ def test_the_gradient_of_a_large_embedding_is_one_scatter(key):
   text = gradient.lower(params, state, tokens, tokens).as_text()
   assert len(re.findall(r'"stablehlo\.scatter"', text)) == 1
   assert "10000x8xf32" in text and "10000x64xf32" not in text  # no table
+
+
+def test_gaussian_weights_leave_the_decays_of_an_lru(key):
+  config = ModelConfig(lru, hidden_size=H, init_std=0.1)
+  (layer,) = language_model(config, V).init(key).layers
+  assert len(set(layer.nu.tolist())) == H
+  assert not layer.b.any()
 
 
 @NAMES

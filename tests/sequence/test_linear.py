@@ -1,6 +1,7 @@
 """Cells with a linear recurrence: all time steps at once, on CPU and GPU."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,10 @@ import pytest
 from jax import export
 
 from lstm_jax import Autodiff, Explicit, gru, min_gru, min_lstm, unroll
+from lstm_jax.cells.affine import as_row, total
+from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.platform import traced_for
+from lstm_jax.cells.rnn import RNNState
 from lstm_jax.sequence import wrappers
 from lstm_jax.sequence.linear import is_linear, linear_scan
 from tests.contract import TABLE
@@ -76,7 +80,10 @@ def test_a_parallel_scan_has_the_gradient_of_autodiff(cell, feature, key):
 
 @CELLS
 def test_the_loop_holds_only_the_linear_recurrence(cell, key):
-  """It is λ s + u, and 0 where λ is; a parallel scan has no loop at all."""
+  """It is λ s + u, with 0 for an s that is not finite where λ is 0.
+
+  A parallel scan has no loop at all.
+  """
   args = arguments(cell, key)
 
   def bodies():
@@ -89,7 +96,7 @@ def test_the_loop_holds_only_the_linear_recurrence(cell, key):
 
   forward, backward = bodies()
   allowed = {"mul", "add", "eq", "jit", "select_n", "broadcast_in_dim"}
-  allowed.add("convert_element_type")  # of the 0 that is selected
+  allowed |= {"convert_element_type", "is_finite", "not", "and"}
   assert {"mul", "add"} < forward | backward <= allowed
   with traced_for("cuda"):
     assert bodies() == []
@@ -130,6 +137,71 @@ def test_a_reset_and_a_mask_hide_what_is_infinite(key):
     with traced_for(device):
       found = unroll(min_gru, params, bad_state, bad_xs, mask=mask, reset=reset)
     assert worst(found, expected) < 1e-12
+
+
+class Leaky:
+  """h' = λ ⊙ h + x, with λ a weight."""
+
+  class Params(NamedTuple):
+    w_x: jax.Array  # [D, D], for the size of x alone
+    decay: jax.Array  # [D]
+
+  @staticmethod
+  def make():
+    def initial_state(params, batch_shape=()):
+      return RNNState(jnp.zeros((*batch_shape, len(params.decay))))
+
+    def recur(params, state, ax):
+      decay = as_row(params.decay, ax)
+      return RNNState(decay * state.h + ax), ax, (state.h,)
+
+    def recur_backward(params, ax, residuals, d_state):
+      (dh_next,) = d_state
+      decay = as_row(params.decay, ax)
+      return RNNState(dh_next * decay), dh_next, dh_next * residuals[0]
+
+    def parameter_gradients(params, x, h, residuals, da, ddecay):
+      zeros = jnp.zeros_like(params.w_x)
+      return Leaky.Params(zeros, total(ddecay)), da
+
+    halves = lambda params, x: x, recur, recur_backward, parameter_gradients
+    steps = one_step(initial_state, *halves)
+    return LinearCell(None, initial_state, *halves, *steps)
+
+
+class LinearCell(NamedTuple):
+  init: object
+  initial_state: object
+  project: object
+  recur: object
+  recur_backward: object
+  parameter_gradients: object
+  forward: object
+  backward: object
+  step: object
+  linear_recurrence: bool = True
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
+  """It hides a state that is not finite, and must hide no other."""
+  cell = Leaky.make()
+  draw = np.random.default_rng(0).normal
+  params = Leaky.Params(jnp.zeros((D, D)), jnp.array([0.0, 0.5, 0.0, 1.0]))
+  state, xs = RNNState(jnp.asarray(draw(size=(B, D)))), draw(size=(T, B, D))
+
+  def second(adjoint):
+    def first(params):
+      f = weighed(partial(unroll, cell, adjoint=adjoint), key)
+      return (jax.grad(f)(params, state, jnp.asarray(xs)).decay ** 2).sum()
+
+    return jax.grad(first)(params).decay
+
+  expected = second(Autodiff())
+  with traced_for(device):
+    found = second(Explicit())
+  assert (expected != 0).all()
+  assert worst(found, expected) < 1e-12 * abs(expected).max()
 
 
 def test_bfloat16_states_are_summed_in_float32(key):
