@@ -164,6 +164,19 @@ def test_a_saved_model_of_keras_is_read(keras, key, tmp_path):
 
 
 @SAVED_BY_KERAS
+def test_a_class_whose_group_is_that_of_an_lstm_is_not_read(keras, tmp_path):
+  layers = keras.layers
+  own = type("Lstm", (layers.LSTM,), {})
+  path = tmp_path / "model.keras"
+  with as_keras():
+    real = layers.LSTM(H, name="real")
+    first = own(H, return_sequences=True)
+    keras.Sequential([layers.Input((None, D)), first, real]).save(path)
+  _, expected = interop.from_keras(real.get_weights())
+  assert worst(interop.load(path)["real"][1], expected) == 0
+
+
+@SAVED_BY_KERAS
 def test_settings_that_have_no_cell_are_refused(keras, tmp_path):
   layers = keras.layers
   refused = {

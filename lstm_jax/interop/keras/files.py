@@ -12,6 +12,7 @@ Source: `keras/src/saving/saving_lib.py` of Keras 3.15.
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.interop.keras.hdf5 import (
   SIDES,
   cell_arrays,
+  check_name,
   import_h5py,
   layer_groups,
   opened,
@@ -32,14 +34,11 @@ from lstm_jax.sequence.bidirectional import Directions
 
 Layer = tuple[Cell, Params | Directions]
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
-GROUPS = {  # of the classes that matter here
-  "LSTM": "lstm",
-  "GRU": "gru",
-  "SimpleRNN": "simple_rnn",
-  "Bidirectional": "bidirectional",
-  "Functional": "functional",
-  "Sequential": "sequential",
-}
+KINDS = *GATES, "Bidirectional"
+MODELS = "Functional", "Sequential"
+WORDS = re.compile(
+  "(?<=.)(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])"
+)  # where they meet
 
 
 class Saved(NamedTuple):
@@ -143,24 +142,28 @@ def _unzipped(path: str | os.PathLike) -> tuple[dict[str, Any], str, bytes]:
 def _layers(
   model: dict[str, Any], prefix: str, path: str
 ) -> Iterator[tuple[str, Saved]]:
-  """Yield (name, Saved) of a model's recurrent layers, from its config."""
+  """Yield (name, Saved) of a model's recurrent layers, from its config.
+
+  Classes whose names differ in capitals alone are numbered together: a class
+  Lstm of one's own takes the group lstm, and the next LSTM is lstm_1.
+  """
   counts: dict[str, int] = {}
   for layer in model["config"]["layers"]:
     kind, settings = layer["class_name"], layer["config"]
-    if kind not in GROUPS:
-      continue
-    number = counts[kind] = counts.get(kind, -1) + 1
-    group = f"{path}/{GROUPS[kind]}" + (f"_{number}" if number else "")
-    name = prefix + settings["name"]
-    if kind in ("Functional", "Sequential"):
+    stem = WORDS.sub("_", kind).lower()
+    number = counts[stem] = counts.get(stem, -1) + 1
+    group = f"{path}/{stem}" + (f"_{number}" if number else "")
+    if kind in MODELS:
+      name = prefix + settings["name"]
       yield from _layers(layer, f"{name}/", f"{group}/layers")
-    elif layer["module"] == "keras.layers":  # else somebody's own
-      yield name, Saved(group, kind, settings)
+    elif kind in KINDS and layer["module"] == "keras.layers":
+      yield prefix + settings["name"], Saved(group, kind, settings)
 
 
 def _configured(file: Any, saved: Saved) -> Layer:
   """Return the cell and the params of a layer with these settings."""
   group, kind, settings = saved
+  check_name(file, group, settings["name"])
   if kind != "Bidirectional":
     parts = [(f"{group}/cell", kind, settings, False)]
   else:

@@ -1,9 +1,9 @@
 """Arrays of layers in an HDF5 file that Keras 3 wrote.
 
 The arrays of a layer are `layers/lstm/cell/vars/0` to `2`. The group is named
-after the layer's class, and a number from the second layer of the class on:
-lstm, lstm_1, gru. The layers of a model within the model have its group before
-theirs. Links, which may lead to other files, are not followed.
+after the layer's class in snake case, and a number from the second layer of
+that name on: lstm, lstm_1, gru. The layers of a model within the model have its
+group before theirs. Links, which may lead to other files, are not followed.
 
 Source: `keras/src/saving/saving_lib.py` of Keras 3.15.
 """
@@ -55,14 +55,31 @@ def import_h5py() -> ModuleType:
 
 
 def layer_groups(
-  group: Any, prefix: str, path: str
+  group: Any, prefix: str, path: str, seen: set[int] | None = None
 ) -> Iterator[tuple[str, list[str]]]:
-  """Yield (name, paths of its cells) of every layer with a recurrent cell."""
+  """Yield (name, paths of its cells) of every layer with a recurrent cell.
+
+  Args:
+    group: the HDF5 file.
+    prefix: of the names, that of the model within the model.
+    path: of the group of the layers.
+    seen: addresses of such groups that were read before; it is added to.
+
+  Raises:
+    ValueError: the group is not in the file, or was read before.
+  """
   members = _member(group, path, "Group")
+  seen = set() if seen is None else seen
+  address = import_h5py().h5o.get_info(members.id).addr
+  if address in seen:  # a circle would have no end
+    raise ValueError(f"{path} must be in the HDF5 file once, got it twice")
+  seen.add(address)
   for name in sorted(members, key=_numbered):
     inner = f"{path}/{name}"
     if f"{inner}/layers" in group:
-      yield from layer_groups(group, f"{prefix}{name}/", f"{inner}/layers")
+      yield from layer_groups(
+        group, f"{prefix}{name}/", f"{inner}/layers", seen
+      )
     cells = [f"{inner}/{side}/cell" for side in SIDES]
     if f"{inner}/cell/vars/1" in group:
       yield f"{prefix}{name}", [f"{inner}/cell"]
@@ -74,6 +91,17 @@ def _numbered(name: str) -> tuple[str, int]:
   """Return a group's name in two parts, so that lstm_2 is before lstm_10."""
   stem, _, number = name.rpartition("_")
   return (stem, int(number)) if number.isdecimal() else (name, 0)
+
+
+def check_name(file: Any, group: str, expected: str) -> None:
+  """Raise ValueError if a layer's group has the name of another layer.
+
+  Keras 3.15 writes the layer's name as an attribute of the group `vars`.
+  """
+  if f"{group}/vars" in file:
+    found = _member(file, f"{group}/vars", "Group").attrs.get("name", expected)
+    if found != expected:
+      raise ValueError(f"{group} must be of this layer, got that of {found}")
 
 
 def cell_arrays(
