@@ -30,13 +30,18 @@ def model_of(node, initializers, inputs):
     [info(name, dtype, [None] * (3 + (name == "Y"))) for name in outputs],
     initializers,
   )
-  model = onnx.helper.make_model(
+  model = opset_model(graph)
+  onnx.checker.check_model(model, full_check=True)
+  return model
+
+
+def opset_model(graph):
+  """Return the model of a graph, in the opset and format of this library."""
+  return onnx.helper.make_model(
     graph,
     opset_imports=[onnx.helper.make_opsetid("", OPSET)],
     ir_version=IR_VERSION,
   )
-  onnx.checker.check_model(model, full_check=True)
-  return model
 
 
 def run_onnxruntime(onnxruntime, model, inputs):

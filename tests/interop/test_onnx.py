@@ -265,6 +265,23 @@ def test_rows_of_length_zero_keep_their_state(key):
   assert not found["Y"][:, :, 1].any() and not found["Y"][2:, :, 2].any()
 
 
+def test_constant_states_and_lengths_are_used_unless_inputs_have_others(key):
+  params = layer_weights(gru, key, False)
+  names = {k: k for k in ("X", "sequence_lens", "initial_h")}
+  node, tensors = interop.to_onnx(gru, params, inputs=names)
+  weights = {t.name: onnx.numpy_helper.to_array(t) for t in tensors}
+  xs = {"X": np.ones((T, B, D), np.float32)}
+  more = {
+    "sequence_lens": np.array([T, 1, 2], np.int32),
+    "initial_h": np.ones((1, B, H), np.float32),
+  }
+  expected = interop.run_node(node, weights, xs | more)
+  assert worst(interop.run_node(node, weights | more, xs), expected) == 0
+  wrong = {"sequence_lens": more["sequence_lens"] * 0 + T}
+  found = interop.run_node(node, weights | more | wrong, xs | more)
+  assert worst(found, expected) == 0
+
+
 def test_the_layers_of_a_file_are_read(key, tmp_path):
   cell, params = peephole_lstm, layer_weights(peephole_lstm, key, True)
   node, tensors = interop.to_onnx(cell, params, name="encoder")

@@ -10,6 +10,9 @@ from lstm_jax.interop.onnx.package import import_onnx
 def load(path: str | os.PathLike) -> dict[str, Layer]:
   """Return the recurrent layers of an ONNX file, in the order of its nodes.
 
+  Nodes in the bodies of If, Loop and Scan, and in functions, are not read.
+  Without `jax_enable_x64`, float64 becomes float32.
+
   Args:
     path: of the file. The weights of the layers are initializers or constants
       of its graph.
@@ -19,8 +22,9 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
     that of its first output.
 
   Raises:
-    ValueError: the file is not an ONNX file, or has no LSTM, GRU or RNN; or
-      `from_onnx` raises it for a node.
+    ValueError: the file is not an ONNX file, or has no LSTM, GRU or RNN; two of
+      its layers have the same name, or one has none; or `from_onnx` raises it
+      for a node.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package onnx is not installed.
   """
@@ -39,11 +43,22 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
       if attribute.name == "value":
         array = onnx.numpy_helper.to_array(attribute.t)
         arrays[node.output[0]] = array
-  layers = {
-    node.name or next(filter(None, node.output)): from_onnx(node, arrays)
-    for node in graph.node
-    if node.op_type in INPUTS and node.domain in ("", "ai.onnx")
-  }
+  layers: dict[str, Layer] = {}
+  for node in graph.node:
+    if node.op_type not in INPUTS or node.domain not in ("", "ai.onnx"):
+      continue
+    name = node.name or next(filter(None, node.output), "")
+    if not name:
+      raise ValueError(f"{path}: {node.op_type} has neither a name nor outputs")
+    if name in layers:
+      raise ValueError(
+        f"{path}: layers must have different names, got two of {name!r}"
+      )
+    try:
+      layers[name] = from_onnx(node, arrays)
+    except ValueError as error:
+      message = f"{path}: {node.op_type} {name!r}: {error}"
+      raise ValueError(message) from None
   if not layers:
     raise ValueError(f"{path} has none of {', '.join(INPUTS)}")
   return layers

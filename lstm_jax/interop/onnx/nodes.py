@@ -51,7 +51,7 @@ class Layer(NamedTuple):
   Attributes:
     cell: of the layer.
     params: its weights; `Directions`, for `unroll_both`, if it has both.
-    reverse: whether its one direction is that from the last step to the first.
+    reverse: True if it runs from the last step to the first.
     time_major: False if inputs and outputs are [B, T, ...] (layout=1).
   """
 
@@ -64,19 +64,32 @@ class Layer(NamedTuple):
 def from_onnx(node: Node, tensors: Tensors) -> Layer:
   """Return the cell and the weights of a recurrent node.
 
+  A `Layer` has no initial state and no lengths. A node with constant ones is
+  refused, unless its state is zero; `run_node` computes it. Without
+  `jax_enable_x64`, float64 becomes float32.
+
   Args:
     node: an LSTM, GRU or RNN, of opset 14 or later.
     tensors: the values of its inputs W, R, B and P, by the names that the node
-      gives them, in any float dtype. Others are ignored.
+      gives them, in any float dtype, and of its constant inputs. Tensors that
+      are not inputs of the node are ignored.
 
   Raises:
     ValueError: the node is of another operator, or has an attribute without an
-      equal here (`attributes`); or one of its tensors is missing, holds no
-      floats, or has a shape or a dtype that does not fit the others.
+      equal here (`attributes`); one of its tensors is missing, holds no floats,
+      or has a shape or a dtype that does not fit the others; or tensors holds
+      its sequence_lens, or an initial_h or initial_c that is not zero.
     ModuleNotFoundError: the package onnx is not installed.
   """
   attributes = read_attributes(node)
-  arrays = _weights(attributes, named_arrays(tensors))
+  arrays = named_arrays(tensors)
+  _check_constants(attributes, arrays)
+  return read_layer(attributes, arrays)
+
+
+def read_layer(attributes: Attributes, tensors: Mapping[str, Any]) -> Layer:
+  """Return the layer of a node, as `from_onnx`, whatever its other inputs."""
+  arrays = _weights(attributes, tensors)
   cell = attributes.cell
   directions = [
     jax.tree.map(
@@ -116,7 +129,7 @@ def to_onnx(
     outputs: the names of those of Y, Y_h and Y_c that the node has; None for
       all, named so.
     prefix: how the names of the initializers begin, before W, R, B and P.
-    reverse: whether the direction is that from the last step to the first.
+    reverse: True if the layer runs from the last step to the first.
     time_major: False for layout=1, which onnxruntime does not compute.
 
   Returns:
@@ -180,6 +193,26 @@ def named_arrays(tensors: Tensors) -> dict[str, Array]:
   to_array = import_onnx().numpy_helper.to_array
   protos: Iterable[TensorProto] = tensors
   return {tensor.name: to_array(tensor) for tensor in protos}
+
+
+def _check_constants(
+  attributes: Attributes, tensors: Mapping[str, Any]
+) -> None:
+  """Raise ValueError if a node has constant inputs that a layer cannot hold."""
+  for key in ("sequence_lens", "initial_h", "initial_c"):
+    name = attributes.names.get(key, "")
+    if name not in tensors:
+      continue
+    if key == "sequence_lens":
+      raise ValueError(
+        f"sequence_lens ({name!r}) must be absent or no constant, since a "
+        "Layer has no lengths; run_node computes this node"
+      )
+    if np.any(np.asarray(as_array(f"{key} ({name!r})", tensors[name]))):
+      raise ValueError(
+        f"{key} ({name!r}) must be zero or no constant, since a Layer has no "
+        "initial state; run_node computes this node"
+      )
 
 
 def _weights(

@@ -26,7 +26,8 @@ from lstm_jax.interop.onnx.nodes import (
   Layer,
   Node,
   Tensors,
-  from_onnx,
+  named_arrays,
+  read_layer,
 )
 from lstm_jax.sequence import Directions, unroll, unroll_both
 
@@ -37,15 +38,17 @@ def run_node(
   """Return the outputs of a recurrent node.
 
   Where the specification is silent, on rows of length 0, Y_h and Y_c are the
-  initial state, as in `unroll`; onnxruntime returns 0.
+  initial state, as in `unroll`; onnxruntime returns 0. Without
+  `jax_enable_x64`, float64 becomes float32.
 
   Args:
     node: as in `from_onnx`.
-    tensors: as in `from_onnx`.
+    tensors: the values of W, R, B and P, as in `from_onnx`, and of other inputs
+      that are constants, by the names that the node gives them.
     inputs: the values of X [T, B, D], and of sequence_lens [B], initial_h and
       initial_c [directions, B, H] if the node has them, by the names that the
-      node gives them. With layout=1, X is [B, T, D], and a state
-      [B, directions, H].
+      node gives them; one that is also in tensors replaces that. With layout=1,
+      X is [B, T, D], and a state [B, directions, H].
 
   Returns:
     Those of Y [T, directions, B, H], Y_h and Y_c [directions, B, H] that the
@@ -57,7 +60,14 @@ def run_node(
     ModuleNotFoundError: the package onnx is not installed.
   """
   attributes = read_attributes(node)
-  layer = from_onnx(node, tensors)
+  arrays = named_arrays(tensors)
+  layer = read_layer(attributes, arrays)
+  constants = {
+    name: arrays[name]
+    for key, name in attributes.names.items()
+    if name in arrays and key not in ("W", "R", "B", "P")
+  }
+  inputs = constants | dict(inputs)
   xs = _inputs(attributes, layer, inputs)
   batch = xs.shape[1 if layer.time_major else 0]
   states = _initial_states(attributes, layer, inputs, batch)
