@@ -4,12 +4,13 @@
 
 writes the best checkpoint of the run as a function of tokens [T, B] and the
 state before them, which returns the logits [T, B, V] and the state after them;
-T and B are free. docs/coming-from.md has programs that read both formats:
+T ≥ 1 and B are free. docs/coming-from.md has programs that read both formats:
 
   onnx       with the vocabulary, for any runtime of ONNX, in the weights' dtype
   stablehlo  for `jax.export.deserialize`, on the kind of device that wrote it;
-             the state's arrays follow the tokens in the order h, c, layer by
-             layer, as they follow the logits
+             the state's arrays follow the tokens layer by layer, each in the
+             order of the fields of the cell's state (h, c for `lstm`; h, c, n,
+             m for `slstm`), as they follow the logits
 """
 
 from pathlib import Path
@@ -21,6 +22,7 @@ from absl import flags
 from jax import export
 
 from experiments.cli import launch
+from experiments.trainer.files import write_bytes
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
 
@@ -34,7 +36,9 @@ def _define_flags() -> list[flags.FlagHolder]:
       ["onnx", "stablehlo"],
       "onnx for runtimes of ONNX, stablehlo for programs with JAX.",
     ),
-    flags.DEFINE_string("out", "", "File to write, or to replace."),
+    flags.DEFINE_string(
+      "out", "", "File to write or to replace, outside the run directory."
+    ),
   ]
 
 
@@ -42,13 +46,16 @@ def run(run: str, format: str, out: str) -> str:
   """Write the run's best model to a file, and return a line about it.
 
   Raises:
-    ValueError: the run has no usable checkpoint, or is of a cell that the
-      format does not have; or the package onnx is not installed.
+    ValueError: the file is in the run directory; the run has no usable
+      checkpoint, or is of a cell that the format does not have; or the package
+      onnx is not installed.
     OSError: the file cannot be written.
   """
+  if Path(out).resolve().is_relative_to(Path(run).resolve()):
+    raise ValueError(f"out must not be in the run directory {run}, got {out}")
   trained = load(Path(run))
   written = _onnx(trained) if format == "onnx" else _stablehlo(trained)
-  Path(out).write_bytes(written)
+  write_bytes(Path(out), written)
   tokenizer = trained.tokenizer
   return (
     f"{out}: {len(written):,} bytes, {format}, of training step "

@@ -14,9 +14,18 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     OSError: it cannot be written; the error names the file.
   """
   text = json.dumps(record, indent=2, allow_nan=False)
+  write_bytes(path, f"{text}\n".encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+  """Write a file, atomically.
+
+  Raises:
+    OSError: it cannot be written; the error names the file.
+  """
   part = path.with_name(path.name + ".part")
   with naming(path):
-    part.write_text(text + "\n", encoding="utf-8")
+    part.write_bytes(data)
     part.replace(path)
 
 

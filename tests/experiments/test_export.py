@@ -1,5 +1,9 @@
 """A trained model as a file: it computes what the run's model computes."""
 
+import errno
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +38,44 @@ def test_a_run_is_exported_for_jax(explored_run, example, tmp_path):
   assert said.startswith(f"{path}: {path.stat().st_size:,} bytes, stablehlo,")
   call = jax_export.deserialize(bytearray(path.read_bytes())).call
   assert worst(list(call(tokens, *leaves.values())), expected) < 1e-5  # float32
+
+
+def test_a_file_in_the_run_directory_is_refused(explored_run, tmp_path):
+  config = (explored_run / "config.json").read_bytes()
+  link = tmp_path / "link"
+  link.symlink_to(explored_run)
+  for out in (
+    explored_run / "config.json",
+    explored_run / "new" / ".." / "model.onnx",
+    link / "config.json",
+    explored_run,
+  ):
+    with pytest.raises(
+      ValueError, match="out must not be in the run directory"
+    ):
+      export.run(str(explored_run), "stablehlo", str(out))
+  assert (explored_run / "config.json").read_bytes() == config
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
+  explored_run, tmp_path, monkeypatch
+):
+  path = tmp_path / "model"
+  path.write_bytes(b"before")
+  monkeypatch.setattr(export, "_stablehlo", lambda trained: b"after")
+
+  def fill_the_disk(file, data):
+    with file.open("wb") as opened:
+      opened.write(data[:1])
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(OSError, match=re.escape(f"'{path}'")):
+      export.run(str(explored_run), "stablehlo", str(path))
+  assert path.read_bytes() == b"before"
+  export.run(str(explored_run), "stablehlo", str(path))
+  assert path.read_bytes() == b"after"
 
 
 @pytest.mark.programs

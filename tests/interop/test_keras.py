@@ -164,6 +164,23 @@ def test_a_saved_model_of_keras_is_read(keras, key, tmp_path):
 
 
 @SAVED_BY_KERAS
+def test_names_that_begin_with_backward_are_no_direction(keras):
+  layers = keras.layers
+  with as_keras():
+    for layer in (
+      layers.LSTM(H, name="backward"),
+      layers.Bidirectional(layers.LSTM(H), name="backward_bi"),
+    ):
+      layer.build((B, T, D))
+      weights = layer.get_weights()
+      paths = [variable.path for variable in layer.trainable_variables]
+      named = dict(zip(paths, weights, strict=True))
+      _, found = interop.from_keras(named)
+      _, expected = interop.from_keras(weights)
+      assert worst(found, expected) == 0
+
+
+@SAVED_BY_KERAS
 def test_a_class_whose_group_is_that_of_an_lstm_is_not_read(keras, tmp_path):
   layers = keras.layers
   own = type("Lstm", (layers.LSTM,), {})
@@ -285,6 +302,22 @@ def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
   assert worst(interop.from_keras(weights, **options)[1], params) == 0
 
 
+@pytest.mark.parametrize(
+  "layers",
+  [
+    ["backward/lstm_cell"],
+    ["backward_bi/forward_lstm/lstm_cell", "backward_bi/backward_lstm/cell"],
+    ["bi/forward_backward_a/lstm_cell", "bi/backward_backward_a/lstm_cell"],
+  ],
+)
+def test_only_the_part_above_the_cell_tells_the_direction(layers, key):
+  params = draw(key, "LSTM", both=len(layers) == 2)
+  names = "kernel", "recurrent_kernel", "bias"
+  paths = [f"{layer}/{name}" for layer in layers for name in names]
+  named = dict(zip(paths, interop.to_keras(params), strict=True))
+  assert worst(interop.from_keras(named)[1], params) == 0
+
+
 def test_later_changes_of_the_arrays_do_not_reach_the_params(key):
   for kind in OPTIONS:
     weights = random_weights(key, kind)
@@ -329,6 +362,11 @@ L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
     ((*L, np.ones(3)), {}, r"^bias must be \[24\], got \(3,\)$"),
     ((*L, np.ones(24, int)), {}, "^bias must hold floats, got int64$"),
     ((*G, np.ones((3, 18))), {}, r"^bias must be \[2, 18\], got \(3, 18\)$"),
+    (
+      (L[0], L[1].astype("float32")),
+      {},
+      "^arrays must have one dtype, got {'kernel': 'float64', 'recu.* 'float32",
+    ),
     (G, {}, "^bias is missing: reset_after must say which GRU this is$"),
     (
       (*G, np.ones(18)),

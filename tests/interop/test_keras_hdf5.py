@@ -1,11 +1,15 @@
 """HDF5 files that are not as Keras writes them: read or refused."""
 
 import io
+import re
+import zipfile
 
 import jax
+import numpy as np
 import pytest
 
 from lstm_jax.interop import keras as interop
+from lstm_jax.interop.keras.hdf5 import opened
 from tests.draws import worst
 from tests.interop.keras_layers import draw
 from tests.interop.test_keras_files import configured, hdf5, model, write
@@ -48,7 +52,99 @@ def test_a_group_of_layers_within_itself_is_refused(tmp_path, key):
   )
   with h5py.File(path, "a") as file:
     file["layers/a/layers"] = file["layers"]
+  with pytest.raises(ValueError, match=r"^layers/a/layers must be in "):
+    interop.load_weights(path)
+
+
+@pytest.mark.parametrize("names", ["lstm", 5, [5]])
+def test_names_that_are_no_list_of_names_are_refused(names, tmp_path, key):
+  arrays = {"layers/lstm/cell": interop.to_keras(draw(key, "LSTM"))}
+  path = tmp_path / "model.keras"
+  write(path, model(configured("LSTM", "lstm")), hdf5(arrays))
+  weights = tmp_path / "model.weights.h5"
+  weights.write_bytes(hdf5(arrays))
+  message = rf"^names must be a list of names, got {re.escape(repr(names))}$"
+  with pytest.raises(ValueError, match=message):
+    interop.load(path, names=names)
+  with pytest.raises(ValueError, match=message):
+    interop.load_weights(weights, names=names)
+
+
+def test_an_error_of_the_caller_is_not_called_damage():
+  content = hdf5({"layers/lstm/cell": [[1.0]]})
+  with pytest.raises(TypeError, match=r"^mine$"), opened("path", content):
+    raise TypeError("mine")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OverflowError("too\nlarge")])
+def test_damage_is_one_line_that_names_the_layer(
+  error, tmp_path, key, monkeypatch
+):
+  def fail(self, index):
+    raise error
+
+  path = tmp_path / "model.weights.h5"
+  path.write_bytes(
+    hdf5({"layers/lstm/cell": interop.to_keras(draw(key, "LSTM"))})
+  )
+  monkeypatch.setattr(h5py.Dataset, "__getitem__", fail)
   with pytest.raises(
-    ValueError, match=r"^layers/a/layers must be in .* twice$"
+    ValueError,
+    match=r"^layer lstm: the file is damaged: (MemoryError|too large)$",
   ):
     interop.load_weights(path)
+
+
+def test_arrays_of_the_other_byte_order_are_read(tmp_path, key):
+  params = draw(key, "LSTM")
+  arrays = [x.astype(x.dtype.newbyteorder()) for x in interop.to_keras(params)]
+  path = tmp_path / "model.weights.h5"
+  path.write_bytes(hdf5({"layers/lstm/cell": arrays}))
+  assert worst(interop.load_weights(path)["lstm"][1], params) == 0
+
+
+def test_a_layer_whose_kernel_has_more_axes_is_left_out(tmp_path, key):
+  params = draw(key, "LSTM")
+  conv = [np.ones((3, 2, 4)), np.ones((3, 1, 4)), np.ones(4)]
+  arrays = {
+    "layers/conv_lstm1d/cell": conv,
+    "layers/lstm/cell": interop.to_keras(params),
+  }
+  path = tmp_path / "model.weights.h5"
+  path.write_bytes(hdf5(arrays))
+  layers = interop.load_weights(path)
+  assert list(layers) == ["lstm"] and worst(layers["lstm"][1], params) == 0
+
+
+def test_a_large_configuration_is_not_unpacked(tmp_path):
+  path = tmp_path / "model.keras"
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("config.json", bytes(65 << 20))
+  with pytest.raises(
+    ValueError,
+    match=r"is not a .keras file: config.json must have at most 67108864 bytes,"
+    r" got 68157440$",
+  ):
+    interop.load(path)
+
+
+@pytest.mark.parametrize(
+  ("kind", "name", "value", "expected"),
+  [
+    ("LSTM", "units", None, "int"),
+    ("LSTM", "units", 6.0, "int"),
+    ("LSTM", "use_bias", "false", "bool"),
+    ("LSTM", "use_bias", None, "bool"),
+    ("GRU", "reset_after", "false", "bool"),
+    ("GRU", "reset_after", None, "bool"),
+  ],
+)
+def test_a_setting_of_another_type_is_refused(
+  kind, name, value, expected, tmp_path, key
+):
+  arrays = {f"layers/{kind.lower()}/cell": interop.to_keras(draw(key, kind))}
+  path = tmp_path / "model.keras"
+  write(path, model(configured(kind, "a", **{name: value})), hdf5(arrays))
+  message = f"^layer a: {name} must be of type {expected}, got {value!r}$"
+  with pytest.raises(ValueError, match=message):
+    interop.load(path)

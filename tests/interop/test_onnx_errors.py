@@ -155,6 +155,25 @@ def test_what_onnx_cannot_hold_is_refused(key):
     interop.to_onnx(gru, gru.init(key, D, H), outputs={"Y_c": "c"})
 
 
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"inputs": {}}, "inputs of LSTM must have X, got none"),
+    ({"inputs": {"initial_h": "h"}}, "inputs .* must have X, got initial_h"),
+    ({"inputs": {"X": ""}}, "inputs of LSTM must have a name for X, got ''"),
+    ({"outputs": {}}, "outputs of LSTM must have one of Y, Y_h, Y_c, got none"),
+    ({"outputs": {"Y": ""}}, "outputs of LSTM must have a name for Y, got ''"),
+    ({"inputs": {"X": "W"}}, "X must not have the name of W, got 'W'"),
+    ({"outputs": {"Y": "a.B"}, "prefix": "a."}, "of B, got 'a.B'"),
+    ({"outputs": {"Y": "X"}}, "Y must not have the name of X, got 'X'"),
+    ({"outputs": {"Y": "y", "Y_h": "y"}}, "Y_h must not have the name of Y, "),
+  ],
+)
+def test_names_that_make_no_valid_node_are_refused(options, message, key):
+  with pytest.raises(ValueError, match=message):
+    interop.to_onnx(lstm, lstm.init(key, D, H), **options)
+
+
 def test_a_file_that_is_not_onnx_is_refused(tmp_path):
   path = tmp_path / "layer.onnx"
   for data in (b"", b"\x80\x04 not ONNX, but a pickle", bytes(99), b"text"):

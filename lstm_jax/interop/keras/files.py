@@ -28,12 +28,15 @@ from lstm_jax.interop.keras.hdf5 import (
   import_h5py,
   layer_groups,
   opened,
+  readable,
 )
 from lstm_jax.interop.keras.weights import from_keras
 from lstm_jax.sequence.bidirectional import Directions
 
 Layer = tuple[Cell, Params | Directions]
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
+LARGEST = 1 << 26  # bytes of a JSON member
+TYPES = {"units": int, "use_bias": bool, "reset_after": bool}
 KINDS = *GATES, "Bidirectional"
 MODELS = "Functional", "Sequential"
 WORDS = re.compile(
@@ -54,6 +57,9 @@ def load(
 ) -> dict[str, Layer]:
   """Return the recurrent layers of a .keras file, by name.
 
+  Layers inside a wrapper, such as TimeDistributed, or inside a model of a class
+  of one's own are left out.
+
   Args:
     path: of the file, which Keras 3 wrote.
     names: of the layers to read; None for every LSTM, GRU, SimpleRNN and
@@ -64,7 +70,8 @@ def load(
 
   Raises:
     ValueError: the file is not a .keras file of Keras 3 or is damaged, it has
-      no such layer, or a layer has a setting or an array that does not fit.
+      no such layer, a layer has a setting or an array that does not fit, or
+      names are not a list of names.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package h5py is not installed.
   """
@@ -74,7 +81,7 @@ def load(
     raise ValueError(f"{path} must be written by Keras 3, got {version}")
   try:
     saved = dict(_layers(config, "", "layers"))
-  except (AttributeError, KeyError, TypeError) as error:
+  except (AttributeError, LookupError, RecursionError, TypeError) as error:
     raise ValueError(
       f"config.json of {path} must be that of a Sequential or Functional "
       f"model, got one that is not readable as such: {error!r}"
@@ -97,7 +104,7 @@ def load_weights(
 ) -> dict[str, Layer]:
   """Return the recurrent layers of a .weights.h5 file, by group.
 
-  The file has neither the layers' names nor settings nor order. Layers with
+  The file has neither the layers' settings nor their order. Layers with
   different settings are read by several calls, each with its `names`.
 
   Args:
@@ -115,7 +122,8 @@ def load_weights(
   """
   result = {}
   with opened(path, Path(path).read_bytes()) as file:
-    groups = dict(layer_groups(file, "", "layers"))
+    with readable(f"{path} has no readable HDF5 file"):
+      groups = dict(layer_groups(file, "", "layers"))
     for name in _chosen(path, groups, names):
       with _named(name):
         result[name] = from_keras(
@@ -132,11 +140,21 @@ def _unzipped(path: str | os.PathLike) -> tuple[dict[str, Any], str, bytes]:
   content = Path(path).read_bytes()
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-      config = json.loads(archive.read("config.json"))
-      version = json.loads(archive.read("metadata.json"))["keras_version"]
-      return config, str(version), archive.read("model.weights.h5")
+      config, metadata = (
+        _json(archive, name) for name in ("config.json", "metadata.json")
+      )
+      version = str(metadata["keras_version"])
+      return config, version, archive.read("model.weights.h5")
   except Exception as error:  # a damaged zip raises errors of many types
     raise ValueError(f"{path} is not a .keras file: {error}") from None
+
+
+def _json(archive: zipfile.ZipFile, name: str) -> Any:
+  """Return what a JSON member says; one that unpacks to too much is refused."""
+  size = archive.getinfo(name).file_size
+  if size > LARGEST:
+    raise ValueError(f"{name} must have at most {LARGEST} bytes, got {size}")
+  return json.loads(archive.read(name))
 
 
 def _layers(
@@ -199,10 +217,15 @@ def _configured(file: Any, saved: Saved) -> Layer:
 
 
 def _setting(settings: Any, key: str) -> Any:
-  """Return a setting, or raise ValueError if there is none."""
+  """Return a setting; none, or one of another type, is a ValueError."""
   if not isinstance(settings, dict) or key not in settings:
     raise ValueError(f"its configuration lacks {key}")
-  return settings[key]
+  value, expected = settings[key], TYPES.get(key)
+  if expected and type(value) is not expected:
+    raise ValueError(
+      f"{key} must be of type {expected.__name__}, got {value!r}"
+    )
+  return value
 
 
 def _check(name: str, found: Any, expected: Any) -> None:
@@ -213,6 +236,8 @@ def _check(name: str, found: Any, expected: Any) -> None:
 
 def _chosen(path: Any, found: Collection[str], names: Any) -> Collection[str]:
   """Return the names of the layers to read, all of which the file has."""
+  if names is not None and not _are_names(names):
+    raise ValueError(f"names must be a list of names, got {names!r}")
   for name in names or ():
     if name not in found:
       known = ", ".join(found) or "none"
@@ -220,6 +245,15 @@ def _chosen(path: Any, found: Collection[str], names: Any) -> Collection[str]:
   if not found:
     raise ValueError(f"{path} has no LSTM, GRU, SimpleRNN or Bidirectional")
   return found if names is None else names
+
+
+def _are_names(names: Any) -> bool:
+  """Tell whether names are a collection of str, and not one str."""
+  return (
+    isinstance(names, Collection)
+    and not isinstance(names, str)
+    and all(isinstance(name, str) for name in names)
+  )
 
 
 @contextmanager

@@ -19,12 +19,21 @@ import numpy as np
 
 from lstm_jax.interop.keras.weights import NAMES
 
+DAMAGE = (  # what h5py raises for it
+  AttributeError,
+  LookupError,
+  MemoryError,
+  OSError,
+  OverflowError,
+  RuntimeError,
+  TypeError,
+)
 SIDES = "forward_layer", "backward_layer"  # of a Bidirectional
 
 
 @contextmanager
 def opened(path: Any, weights: bytes) -> Iterator[Any]:
-  """Open an HDF5 file, whose unreadable contents are a ValueError.
+  """Open an HDF5 file; one that cannot be opened is a ValueError.
 
   Args:
     path: the name of the file in an error.
@@ -35,11 +44,27 @@ def opened(path: Any, weights: bytes) -> Iterator[Any]:
     ModuleNotFoundError: the package h5py is not installed.
   """
   h5py = import_h5py()
+  with readable(f"{path} has no readable HDF5 file"):
+    file = h5py.File(io.BytesIO(weights), "r")
   try:
-    with h5py.File(io.BytesIO(weights), "r") as file:
-      yield file
-  except (LookupError, OSError, RuntimeError, TypeError) as error:
-    raise ValueError(f"{path} has no readable HDF5 file: {error}") from None
+    yield file
+  finally:
+    with readable(f"{path} has no readable HDF5 file"):
+      file.close()
+
+
+@contextmanager
+def readable(message: str) -> Iterator[None]:
+  """Turn the errors of h5py for a damaged file into one ValueError.
+
+  Only reads of the file belong in it: an error of anything else would be
+  called damage too.
+  """
+  try:
+    yield
+  except DAMAGE as error:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise ValueError(f"{message}: {reason}") from None
 
 
 def import_h5py() -> ModuleType:
@@ -81,10 +106,23 @@ def layer_groups(
         group, f"{prefix}{name}/", f"{inner}/layers", seen
       )
     cells = [f"{inner}/{side}/cell" for side in SIDES]
-    if f"{inner}/cell/vars/1" in group:
+    if _is_cell(group, f"{inner}/cell"):
       yield f"{prefix}{name}", [f"{inner}/cell"]
-    elif all(f"{cell}/vars/1" in group for cell in cells):
+    elif all(_is_cell(group, cell) for cell in cells):
       yield f"{prefix}{name}", cells
+
+
+def _is_cell(file: Any, path: str) -> bool:
+  """Tell whether a group is that of a cell, not of a ConvLSTM's with more axes.
+
+  What is not in the file itself counts as one, and `cell_arrays` refuses it.
+  """
+  if f"{path}/vars/1" not in file:
+    return False
+  try:
+    return bool(_member(file, f"{path}/vars/1", "Dataset").ndim == 2)
+  except ValueError:
+    return True
 
 
 def _numbered(name: str) -> tuple[str, int]:
@@ -93,6 +131,7 @@ def _numbered(name: str) -> tuple[str, int]:
   return (stem, int(number)) if number.isdecimal() else (name, 0)
 
 
+@readable("the file is damaged")
 def check_name(file: Any, group: str, expected: str) -> None:
   """Raise ValueError if a layer's group has the name of another layer.
 
@@ -104,6 +143,7 @@ def check_name(file: Any, group: str, expected: str) -> None:
       raise ValueError(f"{group} must be of this layer, got that of {found}")
 
 
+@readable("the file is damaged")
 def cell_arrays(
   file: Any,
   path: str,
@@ -134,14 +174,14 @@ def cell_arrays(
     raise ValueError(
       f"recurrent_kernel must be {expected}, got {sets[1].shape}"
     )
-  return [_values(data) for data in sets]
+  return [_values(data) for data in sets]  # in the byte order of the machine
 
 
 def _values(data: Any) -> np.ndarray:
   """Return the values of a dataset; Keras marks bfloat16 by an attribute."""
-  x = data[()]
+  x = np.asarray(data[()])
   if data.attrs.get("dtype") != "bfloat16":
-    return x
+    return x.astype(x.dtype.newbyteorder("="), copy=False)
   return x.view(jnp.bfloat16) if x.dtype.kind == "V" else x.astype(jnp.bfloat16)
 
 

@@ -70,6 +70,9 @@ def from_keras(
 ) -> tuple[Cell, Params | Directions]:
   """Return the cell and the params of a Keras layer.
 
+  A list of the arrays of two stacked layers with D = H is taken for that of a
+  Bidirectional: nothing in the arrays tells them apart.
+
   Args:
     weights: what `layer.get_weights()` returns for an LSTM, GRU, SimpleRNN, or
       a Bidirectional of one; or a mapping from the paths of its variables, such
@@ -189,8 +192,15 @@ def _by_direction(weights: Any) -> dict[str, dict[str, Array]]:
 
 
 def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
-  """Return the arrays of each direction, told by the paths of variables."""
-  both = any("/backward" in f"/{path}" for path in weights)
+  """Return the arrays of each direction, told by the paths of variables.
+
+  Keras puts forward_ or backward_ before the name of a Bidirectional's layer,
+  which is the part above the cell: "bi/backward_lstm/lstm_cell/kernel".
+  """
+  backwards = {
+    path: path.split("/")[-3:][0].startswith("backward_") for path in weights
+  }
+  both = any(backwards.values())
   sides = ("forward ", "backward ") if both else ("",)
   found: dict[str, dict[str, Array]] = {side: {} for side in sides}
   for path, value in weights.items():
@@ -199,7 +209,7 @@ def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
       raise ValueError(
         f"not an array of an LSTM, GRU or SimpleRNN layer: {path}"
       )
-    side = sides[both and "/backward" in f"/{path}"]
+    side = sides[backwards[path]]
     if name in found[side]:
       raise ValueError(f"weights must be of one layer, got two with {name}")
     found[side][name] = as_array(path, value)
@@ -230,6 +240,10 @@ def _from_direction(
       f"{side}recurrent_kernel must be [H, 4H], [H, 3H] or [H, H], "
       f"got {recurrent.shape}"
     )
+
+  dtypes = {name: str(array.dtype) for name, array in arrays.items()}
+  if len(set(dtypes.values())) > 1:
+    raise ValueError(f"{side}arrays must have one dtype, got {dtypes}")
 
   def check(name: str, *shape: int | None) -> Array:
     return check_shape(f"{side}{name}", arrays[name], *shape)

@@ -140,7 +140,8 @@ def to_onnx(
     ValueError: ONNX has no operator for the cell, or not its activations;
       params are of another cell, of another dtype, or of directions with
       different sizes; reverse is set with both directions; or inputs or outputs
-      have a name that the operator does not.
+      lack X or any, have a key that the operator does not, an empty name, or
+      the name of another tensor.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
@@ -166,6 +167,7 @@ def to_onnx(
   wanted = _names(
     "outputs", op_type, outputs, OUTPUTS[op_type], OUTPUTS[op_type]
   )
+  _check_distinct(given, wanted, weights)
   direction = "reverse" if reverse else "forward"
   _, others = base_cell(cell)
   activations = write_activations(others, len(directions)) if others else {}
@@ -274,7 +276,37 @@ def _names(
       f"{kind} of {op_type} must be of {', '.join(known)}, "
       f"got {', '.join(unknown)}"
     )
+  if not names or (kind == "inputs" and "X" not in names):
+    needed = "X" if kind == "inputs" else f"one of {', '.join(known)}"
+    got = ", ".join(names) or "none"
+    raise ValueError(f"{kind} of {op_type} must have {needed}, got {got}")
+  for key, name in names.items():
+    if not name:
+      raise ValueError(
+        f"{kind} of {op_type} must have a name for {key}, got {name!r}"
+      )
   return names
+
+
+def _check_distinct(
+  inputs: Mapping[str, str],
+  outputs: Mapping[str, str],
+  weights: Mapping[str, str],
+) -> None:
+  """Raise ValueError if two tensors have one name; inputs may share theirs."""
+  taken = {name: key for key, name in weights.items()}
+  for key, name in inputs.items():
+    if name in taken:
+      raise ValueError(
+        f"{key} must not have the name of {taken[name]}, got {name!r}"
+      )
+  taken |= {name: key for key, name in inputs.items()}
+  for key, name in outputs.items():
+    if name in taken:
+      raise ValueError(
+        f"{key} must not have the name of {taken[name]}, got {name!r}"
+      )
+    taken[name] = key
 
 
 def _positional(names: Mapping[str, str], keys: Sequence[str]) -> list[str]:
