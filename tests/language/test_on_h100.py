@@ -11,6 +11,7 @@ from experiments.benchmarks.launches import compile_for_h100
 from lstm_jax.language import ModelConfig, Regularizers, language_model
 from lstm_jax.language.evaluate import predict
 from lstm_jax.language.sampling import _sample
+from lstm_jax.sequence.linear import is_linear
 from lstm_jax.training import (
   OptimizerConfig,
   init_state,
@@ -37,7 +38,8 @@ CASES = [
   ),
   *((name, 1, None) for name in TABLE),
 ]
-NOISE = Regularizers(layer_dropout=0.1, output_dropout=0.1, weight_drop=0.2)
+NOISE = {"layer_dropout": 0.1, "output_dropout": 0.1}
+WITHOUT_LOOP = {name for name, row in TABLE.items() if is_linear(row.cell)}
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,11 @@ def as_a_user():
 
 @pytest.fixture(params=CASES, ids=str)
 def case(request):
-  """Return (model, shapes of its weights, layers that are kernels, or 0)."""
+  """Return (model, shapes of its weights, kernels, loops).
+
+  The kernels are layers that are kernels, or 0, and the loops those over a
+  sequence: none for kernels, nor for the parallel scan of a linear recurrence.
+  """
   name, layers, implementation = request.param
   config = ModelConfig(
     cell=TABLE[name].cell,
@@ -64,9 +70,12 @@ def case(request):
     compute_dtype=jnp.bfloat16,
     implementation=implementation,
   )
-  model = language_model(config, V, regularizers=NOISE)
+  loops = 0 if implementation or name in WITHOUT_LOOP else 1
+  weight_drop = 0.0 if name in WITHOUT_LOOP else 0.2  # they have no W_h
+  noise = Regularizers(weight_drop=weight_drop, **NOISE)
+  model = language_model(config, V, regularizers=noise)
   params = jax.eval_shape(model.init, jax.random.key(0))
-  return model, params, layers if implementation else 0
+  return model, params, layers if implementation else 0, loops
 
 
 def kernels_and_loops(f, *arguments):
@@ -77,28 +86,28 @@ def kernels_and_loops(f, *arguments):
 
 
 def test_a_training_step_has_two_kernels_a_layer_or_two_loops(case):
-  model, params, kernels = case
+  model, params, kernels, loops = case
   optimizer = make_optimizer(OptimizerConfig(), num_steps=10)
   state = jax.eval_shape(lambda p: init_state(model, optimizer, p, B), params)
   tokens = jax.ShapeDtypeStruct((T, B), jnp.int32)
   found = kernels_and_loops(
     make_train_step(model, optimizer), state, tokens, tokens, jax.random.key(0)
   )
-  assert found == ((2 * kernels, 0) if kernels else (0, 2))
+  assert found == (2 * kernels, 2 * loops)
 
 
 def test_an_evaluation_has_a_kernel_a_layer_or_one_loop(case):
-  model, params, kernels = case
+  model, params, kernels, loops = case
   state = jax.eval_shape(lambda: model.initial_state((1,)))
   tokens = jax.ShapeDtypeStruct((T + 1, 1), jnp.int32)
   found = kernels_and_loops(partial(predict, model), params, state, tokens)
-  assert found == ((kernels, 0) if kernels else (0, 1))
+  assert found == (kernels, loops)
 
 
 def test_sampling_has_kernels_for_the_prompt_alone(case):
-  model, params, kernels = case
+  model, params, kernels, loops = case
   prompts = jax.ShapeDtypeStruct((3, 2), jnp.int32)
   options = T, 0.8, None, None, ()
   run = partial(_sample, model, options)
   found = kernels_and_loops(run, params, jax.random.key(0), prompts)
-  assert found == ((kernels, 1) if kernels else (0, 2))
+  assert found == (kernels, loops + 1)  # and the loop over new tokens
