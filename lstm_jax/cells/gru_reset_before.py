@@ -248,11 +248,5 @@ def _made(activations: Activations) -> Any:
   return MadeCell(
     with_activations,
     activations[:2],
-    init=init,
-    initial_state=initial_state,
-    project=project,
     recur=bind(recur, activations=activations),
-    recur_backward=recur_backward,
-    parameter_gradients=parameter_gradients,
-    takes_tokens=takes_tokens,
   )

@@ -290,11 +290,6 @@ def _made(activations: Activations) -> Any:
   return MadeCell(
     with_activations,
     tuple(activations),
-    init=init,
-    initial_state=initial_state,
-    project=project,
     recur=bind(recur, activations=activations),
     recur_backward=bind(recur_backward, activations=activations),
-    parameter_gradients=parameter_gradients,
-    takes_tokens=takes_tokens,
   )

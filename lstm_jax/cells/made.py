@@ -15,8 +15,10 @@ activation of your own must be at the top level of a module.)
   True
 """
 
+import sys
 from collections.abc import Callable
 from functools import partial, update_wrapper
+from types import ModuleType
 from typing import Any
 
 from lstm_jax.cells.cell import one_step
@@ -31,28 +33,29 @@ class MadeCell:
     takes_tokens: as in the `Cell` protocol.
   """
 
-  def __init__(
-    self,
-    maker: Callable[..., Any],
-    arguments: tuple,
-    *,
-    init: Callable[..., Any],
-    initial_state: Callable[..., Any],
-    project: Callable[..., Any],
-    recur: Callable[..., Any],
-    recur_backward: Callable[..., Any],
-    parameter_gradients: Callable[..., Any],
-    takes_tokens: bool,
-  ):
+  def __init__(self, maker: Callable[..., Any], arguments: tuple, **bound: Any):
+    """Take the functions of the maker's module, or those that are bound."""
+    functions: dict[str, Any] = maker.__globals__ | bound
     self.maker, self.arguments = maker, arguments
-    self.init, self.initial_state = init, initial_state
-    self.project, self.recur = project, recur
-    self.recur_backward = recur_backward
-    self.parameter_gradients = parameter_gradients
-    self.takes_tokens = takes_tokens
+    self.init = functions["init"]
+    self.initial_state = functions["initial_state"]
+    self.project = functions["project"]
+    self.recur = functions["recur"]
+    self.recur_backward = functions["recur_backward"]
+    self.parameter_gradients = functions["parameter_gradients"]
+    self.takes_tokens = functions["takes_tokens"]
     self.forward, self.backward, self.step = one_step(
-      initial_state, project, recur, recur_backward, parameter_gradients
+      self.initial_state,
+      self.project,
+      self.recur,
+      self.recur_backward,
+      self.parameter_gradients,
     )
+
+  @property
+  def module(self) -> ModuleType:
+    """The module of the maker: the cell with the standard arguments."""
+    return sys.modules[self.maker.__module__]
 
   def __reduce__(self) -> tuple:
     return self.maker, self.arguments

@@ -183,11 +183,5 @@ def _made(activation: Activation) -> Any:
   return MadeCell(
     with_activation,
     (activation,),
-    init=init,
-    initial_state=initial_state,
-    project=project,
     recur=bind(recur, activation=activation),
-    recur_backward=recur_backward,
-    parameter_gradients=parameter_gradients,
-    takes_tokens=takes_tokens,
   )

@@ -22,7 +22,6 @@ one of the arrays that it concatenates (`da[0]` is that of the input gate).
 
 import ast
 import inspect
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -44,7 +43,8 @@ ROOTS = (
 
 def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
   """Return the name of every term in the module's backward, in order."""
-  module = _module(module)
+  if isinstance(module, MadeCell):
+    module = module.module
   names: dict[str, None] = {}
   for assignment in _assignments(ast.parse(inspect.getsource(module))):
     for name in filter(None, _targets(assignment)):
@@ -69,7 +69,7 @@ def plant(
     ValueError: the module has no such term.
   """
   if isinstance(module, MadeCell):
-    planted = plant(_module(module), term, factor)
+    planted = plant(module.module, term, factor)
     return getattr(planted, module.maker.__name__)(*module.arguments)
   known = terms(module)
   if term not in known:
@@ -113,13 +113,6 @@ def plant(
   code = compile(ast.fix_missing_locations(tree), f"<{term} planted>", "exec")
   exec(code, planted.__dict__)
   return planted
-
-
-def _module(cell: ModuleType | MadeCell) -> ModuleType:
-  """Return a module itself, and for a made cell the module of its maker."""
-  if isinstance(cell, MadeCell):
-    return sys.modules[cell.maker.__module__]
-  return cell
 
 
 class _Scale(ast.NodeTransformer):

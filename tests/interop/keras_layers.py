@@ -1,7 +1,5 @@
 """Kinds of Keras layers, with the cell and the arrays of each."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -33,9 +31,7 @@ SIDES = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 def module_of(kind):
   """Return the module whose params a kind of layer has."""
   cell = OPTIONS[kind][1]
-  return (
-    cell if hasattr(cell, "__file__") else sys.modules[cell.maker.__module__]
-  )
+  return cell if hasattr(cell, "__file__") else cell.module
 
 
 def draw(key, kind, both=False, size=D):

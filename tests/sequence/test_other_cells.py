@@ -1,7 +1,6 @@
 """Cells from outside the package: any object with the functions of `Cell`."""
 
 import inspect
-import sys
 from types import ModuleType
 from typing import NamedTuple
 
@@ -42,7 +41,7 @@ def module_outside(cell):
   made by it.
   """
   if isinstance(cell, MadeCell):
-    module = module_outside(sys.modules[cell.maker.__module__])
+    module = module_outside(cell.module)
     return getattr(module, cell.maker.__name__)(*cell.arguments)
   module = ModuleType("my_cell")
   exec(inspect.getsource(cell), module.__dict__)

@@ -53,9 +53,7 @@ def base_cell(cell: Cell) -> tuple[Cell, tuple[Activation, ...] | None]:
     (cell, activations): a module, and None where they are the standard ones.
   """
   if isinstance(cell, MadeCell):
-    for base, maker in MAKERS.items():
-      if cell.maker == maker:
-        return base, cell.arguments
+    return cell.module, cell.arguments
   return cell, None
 
 
