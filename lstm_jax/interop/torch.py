@@ -47,6 +47,7 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.interop.extra import from_extra
 from lstm_jax.interop.tensors import Array, check_shape, read_source
 from lstm_jax.sequence.bidirectional import Directions
 
@@ -200,13 +201,8 @@ def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
 
 def _import_safetensors() -> ModuleType:
   """Return the package safetensors, or raise an error that names the extra."""
-  try:
+  with from_extra("safetensors"):
     import safetensors.numpy
-  except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-      "the package safetensors is not installed; it comes with the extra "
-      "interop: pip install 'lstm-jax[interop]'"
-    ) from None
   return safetensors
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax.interop.extra import from_extra
 from lstm_jax.interop.keras.weights import NAMES
 
 DAMAGE = (  # what h5py raises for it
@@ -69,13 +70,8 @@ def readable(message: str) -> Iterator[None]:
 
 def import_h5py() -> ModuleType:
   """Return the package h5py, or raise an error that names the extra."""
-  try:
+  with from_extra("h5py"):
     import h5py
-  except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-      "the package h5py is not installed; it comes with the extra interop: "
-      "pip install 'lstm-jax[interop]'"
-    ) from None
   return h5py
 
 

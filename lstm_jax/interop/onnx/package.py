@@ -2,6 +2,8 @@
 
 from types import ModuleType
 
+from lstm_jax.interop.extra import from_extra
+
 OPSET = 17  # of what is written: that of 2022, which most programs read
 IR_VERSION = 8  # the file format of that opset
 
@@ -12,13 +14,8 @@ def import_onnx() -> ModuleType:
   Raises:
     ModuleNotFoundError: it is not installed; the message names the extra.
   """
-  try:
+  with from_extra("onnx"):
     import onnx.checker
     import onnx.helper
     import onnx.numpy_helper
-  except ModuleNotFoundError:
-    raise ModuleNotFoundError(
-      "the package onnx is not installed; it comes with the extra interop: "
-      "pip install 'lstm-jax[interop]'"
-    ) from None
   return onnx
