@@ -207,6 +207,13 @@ def one_step(
   return forward, backward, step
 
 
+def cell_name(cell: Cell) -> str:
+  """Return the name of a cell, such as "lstm", for a message."""
+  if isinstance(cell, ModuleType):
+    return cell.__name__.rpartition(".")[2]
+  return getattr(cell, "__name__", type(cell).__name__)
+
+
 def output_size(cell: Cell, params: Params) -> int:
   """Return H, the size of the cell's output."""
   return jax.eval_shape(lambda: cell.initial_state(params, ())).h.shape[-1]

@@ -95,9 +95,19 @@ def check_shape(name: str, x: Array, *expected: int | None) -> Array:
   Raises:
     ValueError: the shape is another.
   """
-  if len(x.shape) != len(expected) or any(
-    n not in (None, m) for n, m in zip(expected, x.shape, strict=True)
-  ):
+  if not has_shape(x, *expected):
     sizes = ["any" if n is None else n for n in expected]
     raise ValueError(f"{name} must be {sizes}, got {x.shape}")
   return x
+
+
+def has_shape(x: Array, *expected: int | None) -> bool:
+  """Return whether an array has a shape, in which None is any size."""
+  return len(x.shape) == len(expected) and all(
+    n in (None, m) for n, m in zip(expected, x.shape, strict=True)
+  )
+
+
+def shape_text(*expected: int | None) -> str:
+  """Return an expected shape as text, such as "[any, 5]"."""
+  return f"[{', '.join('any' if n is None else str(n) for n in expected)}]"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.mosaic_gpu.limits import Plan
 from lstm_jax.sequence.linear import states_before
@@ -171,8 +171,7 @@ _scan.defvjp(_forward, _backward)
 
 def _time_step(cell: Cell) -> ModuleType:
   """Return the module of a cell's time step in a kernel."""
-  name = cell.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
-  return importlib.import_module(f"lstm_jax.mosaic_gpu.{name}")
+  return importlib.import_module(f"lstm_jax.mosaic_gpu.{cell_name(cell)}")
 
 
 def _by_gate(params: Params, plan: Plan) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import gru, lstm, rnn
-from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.platform import platform
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.adjoint import Adjoint, Explicit
@@ -62,9 +62,7 @@ def check_kernel(
   """
   _check_device()
   if cell not in COUNTS:
-    name = getattr(cell, "__name__", type(cell).__name__)
-    name = name.removeprefix("lstm_jax.cells.")
-    raise _refused(f"the cells lstm, gru and rnn, got {name}")
+    raise _refused(f"the cells lstm, gru and rnn, got {cell_name(cell)}")
   if adjoint != Explicit():
     raise _refused(f"adjoint=Explicit(), got {adjoint}")
   for name, value in others.items():

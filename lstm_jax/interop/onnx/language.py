@@ -28,10 +28,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.cell import Cell, Params, cell_name
 from lstm_jax.interop.onnx.nodes import to_onnx
 from lstm_jax.interop.onnx.package import IR_VERSION, OPSET, import_onnx
-from lstm_jax.interop.onnx.weights import cell_name, operator
+from lstm_jax.interop.onnx.weights import operator
+from lstm_jax.interop.tensors import has_shape, shape_text
 from lstm_jax.language import LanguageParams, Tokenizer
 
 ModelProto = Any  # an onnx.ModelProto
@@ -196,8 +197,6 @@ def _check_params(params: LanguageParams) -> None:
     ("embedding", params.embedding, (vocabulary_size, size if tied else None)),
     ("readout", params.readout, (size, vocabulary_size)),
   ):
-    if array is not None and any(
-      n not in (None, m) for n, m in zip(shape, array.shape, strict=True)
-    ):
-      axes = ", ".join("any" if n is None else str(n) for n in shape)
-      raise ValueError(f"params.{name} must be [{axes}], got {array.shape}")
+    if array is not None and not has_shape(array, *shape):
+      axes = shape_text(*shape)
+      raise ValueError(f"params.{name} must be {axes}, got {array.shape}")

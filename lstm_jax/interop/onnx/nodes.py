@@ -14,7 +14,7 @@ of its tensors.
   ('lstm_jax.cells.lstm', (5, 20), False)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,11 @@ from lstm_jax.interop.onnx.attributes import (
   Attributes,
   read_attributes,
 )
+from lstm_jax.interop.onnx.names import (
+  check_distinct,
+  checked_names,
+  positional,
+)
 from lstm_jax.interop.onnx.package import import_onnx
 from lstm_jax.interop.onnx.weights import (
   GATES,
@@ -36,7 +41,7 @@ from lstm_jax.interop.onnx.weights import (
   operator,
   to_tensors,
 )
-from lstm_jax.interop.tensors import Array, as_array
+from lstm_jax.interop.tensors import Array, as_array, has_shape, shape_text
 from lstm_jax.sequence import Directions
 
 Node = Any  # an onnx.NodeProto
@@ -163,18 +168,18 @@ def to_onnx(
   }
   weights = {key: prefix + key for key in arrays}
   run_time = [k for k in INPUTS[op_type] if k not in ("W", "R", "B", "P")]
-  given = _names("inputs", op_type, inputs, run_time, ("X",))
-  wanted = _names(
+  given = checked_names("inputs", op_type, inputs, run_time, ("X",))
+  wanted = checked_names(
     "outputs", op_type, outputs, OUTPUTS[op_type], OUTPUTS[op_type]
   )
-  _check_distinct(given, wanted, weights)
+  check_distinct(given, wanted, weights)
   direction = "reverse" if reverse else "forward"
   _, others = base_cell(cell)
   activations = write_activations(others, len(directions)) if others else {}
   node = onnx.helper.make_node(
     op_type,
-    _positional(given | weights, INPUTS[op_type]),
-    _positional(wanted, OUTPUTS[op_type]),
+    positional(given | weights, INPUTS[op_type]),
+    positional(wanted, OUTPUTS[op_type]),
     name=name or None,
     hidden_size=arrays["R"].shape[-1],
     direction="bidirectional" if both else direction,
@@ -231,12 +236,9 @@ def _weights(
     if name not in tensors:
       raise ValueError(f"{key} is missing: there is no tensor {name!r}")
     array = np.asarray(as_array(f"{key} ({name!r})", tensors[name]))
-    fits = len(array.shape) == len(shape) and all(
-      n in (None, m) for n, m in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-      axes = ", ".join("any" if n is None else str(n) for n in shape)
-      raise ValueError(f"{key} ({name!r}) must be [{axes}], got {array.shape}")
+    if not has_shape(array, *shape):
+      axes = shape_text(*shape)
+      raise ValueError(f"{key} ({name!r}) must be {axes}, got {array.shape}")
     return array
 
   r = read("R", count, None, None)
@@ -259,57 +261,3 @@ def _weights(
     if array.dtype != r.dtype:
       raise ValueError(f"{key} must be {r.dtype}, as R, got {array.dtype}")
   return arrays
-
-
-def _names(
-  kind: str,
-  op_type: str,
-  given: Mapping[str, str] | None,
-  known: Sequence[str],
-  default: Sequence[str],
-) -> dict[str, str]:
-  """Return the names of a node's inputs or outputs, after a check."""
-  names = {key: key for key in default} if given is None else dict(given)
-  unknown = [key for key in names if key not in known]
-  if unknown:
-    raise ValueError(
-      f"{kind} of {op_type} must be of {', '.join(known)}, "
-      f"got {', '.join(unknown)}"
-    )
-  if not names or (kind == "inputs" and "X" not in names):
-    needed = "X" if kind == "inputs" else f"one of {', '.join(known)}"
-    got = ", ".join(names) or "none"
-    raise ValueError(f"{kind} of {op_type} must have {needed}, got {got}")
-  for key, name in names.items():
-    if not name:
-      raise ValueError(
-        f"{kind} of {op_type} must have a name for {key}, got {name!r}"
-      )
-  return names
-
-
-def _check_distinct(
-  inputs: Mapping[str, str],
-  outputs: Mapping[str, str],
-  weights: Mapping[str, str],
-) -> None:
-  """Raise ValueError if two tensors have one name; inputs may share theirs."""
-  taken = {name: key for key, name in weights.items()}
-  for key, name in inputs.items():
-    if name in taken:
-      raise ValueError(
-        f"{key} must not have the name of {taken[name]}, got {name!r}"
-      )
-  taken |= {name: key for key, name in inputs.items()}
-  for key, name in outputs.items():
-    if name in taken:
-      raise ValueError(
-        f"{key} must not have the name of {taken[name]}, got {name!r}"
-      )
-    taken[name] = key
-
-
-def _positional(names: Mapping[str, str], keys: Sequence[str]) -> list[str]:
-  """Return the names in the order of keys, "" for none, but not at the end."""
-  last = max(keys.index(key) for key in names)
-  return [names.get(key, "") for key in keys[: last + 1]]

@@ -28,7 +28,6 @@ Reference: the operators LSTM, GRU and RNN of ONNX's opsets 14 and 22.
 """
 
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +40,7 @@ from lstm_jax.cells import (
   peephole_lstm,
   rnn,
 )
-from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.cell import Cell, Params, cell_name
 from lstm_jax.cells.checks import check_params
 from lstm_jax.interop.onnx.activations import base_cell
 
@@ -136,13 +135,6 @@ def operator(cell: Cell) -> Operator:
       f"ONNX has no operator for the cell {cell_name(cell)}, only for {known}"
     )
   return OPERATORS[base]
-
-
-def cell_name(cell: Cell) -> str:
-  """Return the name of a cell in an error message."""
-  if isinstance(cell, ModuleType):
-    return cell.__name__.rpartition(".")[2]
-  return getattr(cell, "__name__", type(cell).__name__)
 
 
 def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:

@@ -1,0 +1,70 @@
+"""The names of the tensors that a recurrent node of ONNX reads and writes."""
+
+from collections.abc import Mapping, Sequence
+
+
+def checked_names(
+  kind: str,
+  op_type: str,
+  given: Mapping[str, str] | None,
+  known: Sequence[str],
+  default: Sequence[str],
+) -> dict[str, str]:
+  """Return the names of a node's inputs or outputs, after a check.
+
+  Args:
+    kind: "inputs" or "outputs".
+    op_type: LSTM, GRU or RNN.
+    given: the names of some; None for those of `default`, named so.
+    known: what the operator has.
+    default: what a node has where nothing is given.
+
+  Raises:
+    ValueError: something given is not known, has no name, or X or all outputs
+      are missing.
+  """
+  names = {key: key for key in default} if given is None else dict(given)
+  unknown = [key for key in names if key not in known]
+  if unknown:
+    raise ValueError(
+      f"{kind} of {op_type} must be of {', '.join(known)}, "
+      f"got {', '.join(unknown)}"
+    )
+  if not names or (kind == "inputs" and "X" not in names):
+    needed = "X" if kind == "inputs" else f"one of {', '.join(known)}"
+    got = ", ".join(names) or "none"
+    raise ValueError(f"{kind} of {op_type} must have {needed}, got {got}")
+  for key, name in names.items():
+    if not name:
+      raise ValueError(
+        f"{kind} of {op_type} must have a name for {key}, got {name!r}"
+      )
+  return names
+
+
+def check_distinct(
+  inputs: Mapping[str, str],
+  outputs: Mapping[str, str],
+  weights: Mapping[str, str],
+) -> None:
+  """Raise ValueError if two tensors have one name; inputs may share theirs."""
+  taken = {name: key for key, name in weights.items()}
+  for key, name in inputs.items():
+    _check_free(key, name, taken)
+  taken |= {name: key for key, name in inputs.items()}
+  for key, name in outputs.items():
+    _check_free(key, name, taken)
+    taken[name] = key
+
+
+def _check_free(key: str, name: str, taken: Mapping[str, str]) -> None:
+  if name in taken:
+    raise ValueError(
+      f"{key} must not have the name of {taken[name]}, got {name!r}"
+    )
+
+
+def positional(names: Mapping[str, str], keys: Sequence[str]) -> list[str]:
+  """Return the names in the order of keys, "" for none, but not at the end."""
+  last = max(keys.index(key) for key in names)
+  return [names.get(key, "") for key in keys[: last + 1]]
