@@ -16,6 +16,7 @@ from experiments.benchmarks.peers import (
   samplers,
   sequences,
 )
+from experiments.benchmarks.peers.proof import Makers
 from experiments.benchmarks.tables import Row
 from experiments.benchmarks.timing import compare
 
@@ -88,13 +89,24 @@ def layer_part(
 ) -> Cases:
   """Time one layer: first its outputs alone, then all gradients."""
   for cell in cells:
-    for case in cases:
-      for backward in (False, True):
-        sizes = LAYER | case
-        problem = sequences.make_problem(cell, backward, **sizes)
-        rows, skipped = compare(sequences.sequences(), rounds, problem)
-        title = {"part": "layer", "cell": cell, "backward": backward}
-        yield [title | sizes | row for row in rows], skipped
+    yield from _layer_cases("layer", cell, sequences.sequences(), cases, rounds)
+
+
+def linear_part(cases: Iterable[Row], rounds: int) -> Cases:
+  """Time a minimal GRU, whose recurrence is linear, as `layer_part` does."""
+  return _layer_cases("linear", linear.CELL, linear.linear(), cases, rounds)
+
+
+def _layer_cases(
+  part: str, cell: str, makers: Makers, cases: Iterable[Row], rounds: int
+) -> Cases:
+  for case in cases:
+    for backward in (False, True):
+      sizes = LAYER | case
+      problem = sequences.make_problem(cell, backward, **sizes)
+      rows, skipped = compare(makers, rounds, problem)
+      title = {"part": part, "cell": cell, "backward": backward}
+      yield [title | sizes | row for row in rows], skipped
 
 
 def resets_part(sizes: Row, rounds: int) -> Cases:
@@ -105,17 +117,6 @@ def resets_part(sizes: Row, rounds: int) -> Cases:
     rows, skipped = compare(resets.resets(), rounds, problem)
     title = {"part": "resets", "backward": backward}
     yield [title | case | row for row in rows], skipped
-
-
-def linear_part(cases: Iterable[Row], rounds: int) -> Cases:
-  """Time a minimal GRU, whose recurrence is linear."""
-  for case in cases:
-    for backward in (False, True):
-      sizes = LAYER | case
-      problem = sequences.make_problem(linear.CELL, backward, **sizes)
-      rows, skipped = compare(linear.linear(), rounds, problem)
-      title = {"part": "linear", "cell": linear.CELL, "backward": backward}
-      yield [title | sizes | row for row in rows], skipped
 
 
 def sampling_part(

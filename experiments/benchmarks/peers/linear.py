@@ -14,7 +14,7 @@ from jax import lax
 
 from experiments.benchmarks.peers import sequences
 from experiments.benchmarks.peers.layers import Layer, autodiff, ours
-from experiments.benchmarks.peers.proof import Makers, Peer
+from experiments.benchmarks.peers.proof import Makers
 
 CELL = "min_gru"
 
@@ -66,12 +66,7 @@ LAYERS: dict[str, Callable[[str, Any], Layer]] = {
 
 def linear() -> Makers:
   """Return the makers of all peers."""
-
-  def maker(name: str) -> Callable[[sequences.Problem], Peer]:
-    def make(problem: sequences.Problem) -> Peer:
-      layer = LAYERS[name](problem.cell, problem.weights)
-      return sequences.make_peer(name, layer, problem)
-
-    return make
-
-  return {name: (maker(name), "jax") for name in LAYERS}
+  return {
+    name: (sequences.jax_peer(name, make), "jax")
+    for name, make in LAYERS.items()
+  }

@@ -70,11 +70,20 @@ def layer_gradient(layer: Layer) -> Callable:
   return jax.grad(weighted_sum, (0, 1))
 
 
-def jax_peer(name: str) -> Callable[[Problem], Peer]:
-  """Return a function that makes a JAX library's layer a `Peer`."""
+def jax_peer(
+  name: str, make_layer: Callable[[str, Any], Layer] | None = None
+) -> Callable[[Problem], Peer]:
+  """Return a function that makes a layer computed by JAX a `Peer`.
+
+  Args:
+    name: of the peer.
+    make_layer: (cell, weights) -> the layer; None for that of the library of
+      this name in `LAYERS`.
+  """
+  make_layer = make_layer or LAYERS[name][0]
 
   def make(problem: Problem) -> Peer:
-    layer = LAYERS[name][0](problem.cell, problem.weights)
+    layer = make_layer(problem.cell, problem.weights)
     return make_peer(name, layer, problem)
 
   return make
