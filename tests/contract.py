@@ -133,29 +133,15 @@ EXHAUSTIVE = pytest.mark.exhaustive
 REPRESENTATIVES = "lstm", "gru", "projected_lstm", "min_gru"
 
 
-def _marks(name):
-  return [] if name in EVERYDAY else EXHAUSTIVE
+def _marks(name, everyday=EVERYDAY):
+  return [] if name in everyday else EXHAUSTIVE
 
 
-ROWS = pytest.mark.parametrize(
-  "row",
-  [
-    pytest.param(row, id=name, marks=_marks(name))
-    for name, row in TABLE.items()
-  ],
-)
 TAKE_TOKENS = [
   name
   for name, row in TABLE.items()
   if getattr(row.cell, "takes_tokens", False)
 ]
-TOKEN_ROWS = pytest.mark.parametrize(
-  "row",
-  [
-    pytest.param(TABLE[name], id=name, marks=_marks(name))
-    for name in TAKE_TOKENS
-  ],
-)
 
 
 def each_cell(names, points, *, others, everyday=None):
@@ -182,39 +168,29 @@ def each_cell(names, points, *, others, everyday=None):
   return pytest.mark.parametrize(("cell", *names), cases)
 
 
-NAMES = pytest.mark.parametrize(
-  "name", [pytest.param(name, marks=_marks(name)) for name in TABLE]
-)
-CELLS = pytest.mark.parametrize(
-  "cell",
-  [
-    pytest.param(row.cell, id=name, marks=_marks(name))
-    for name, row in TABLE.items()
-  ],
-)
-TOKEN_CELLS = pytest.mark.parametrize(
-  "cell",
-  [
-    pytest.param(TABLE[name].cell, id=name, marks=_marks(name))
-    for name in TAKE_TOKENS
-  ],
-)
-LSTM_EVERY_DAY = pytest.mark.parametrize(
-  "cell",
-  [
-    pytest.param(row.cell, id=name, marks=[] if name == "lstm" else EXHAUSTIVE)
-    for name, row in TABLE.items()
-  ],
-)
-ANY_CELL = pytest.mark.parametrize(
-  "cell",
-  [
-    pytest.param(
-      TABLE[name].cell, id=name, marks=[] if name == "lstm" else EXHAUSTIVE
-    )
-    for name in REPRESENTATIVES
-  ],
-)
+def _each(parameter, names=TABLE, everyday=EVERYDAY):
+  """Parametrize a test by the "name", "row" or "cell" of some rows."""
+  values = {
+    "name": lambda name: name,
+    "row": TABLE.__getitem__,
+    "cell": lambda name: TABLE[name].cell,
+  }
+  return pytest.mark.parametrize(
+    parameter,
+    [
+      pytest.param(
+        values[parameter](name), id=name, marks=_marks(name, everyday)
+      )
+      for name in names
+    ],
+  )
+
+
+NAMES, ROWS, CELLS = _each("name"), _each("row"), _each("cell")
+TOKEN_ROWS = _each("row", TAKE_TOKENS)
+TOKEN_CELLS = _each("cell", TAKE_TOKENS)
+LSTM_EVERY_DAY = _each("cell", everyday=["lstm"])
+ANY_CELL = _each("cell", REPRESENTATIVES, everyday=["lstm"])
 PLANTS = pytest.mark.parametrize(
   ("name", "term"),
   [

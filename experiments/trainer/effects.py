@@ -1,18 +1,16 @@
 """Flags that other flags make useless; the heading of a run warns of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from experiments.trainer.config import CELLS, EvaluationConfig, TrainConfig
 from experiments.trainer.records import to_record
 from lstm_jax.language.batching import LATE_DIVISOR
 
-WITHOUT_C = [
-  CELLS[name]
-  for name in (
-    *("gru", "gru_reset_before", "rnn", "relu_rnn"),
-    *("min_gru", "min_lstm", "lru"),
-  )
+WITHOUT_C = [  # by the annotation of what `initial_state` returns
+  cell
+  for cell in CELLS.values()
+  if "c" not in get_type_hints(cell.initial_state)["return"]._fields
 ]
 
 

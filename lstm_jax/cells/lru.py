@@ -85,17 +85,17 @@ def recur(
   """
   a = ax + as_row(params.b, ax)
   h = upcast(state.h)
-  decay, scale = _decay_and_scale(params, a)
+  _, decay, scale = _decay(params, a)
   h_next = decay * h + scale * a
   return cast_like(RNNState(h_next), state), a, LRUResiduals(h)
 
 
-def _decay_and_scale(
+def _decay(
   params: LRUParams, like: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Return λ and γ = √(1 − λ²), with the rank and dtype of an array."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Return e^ν, λ and γ = √(1 − λ²), with the rank and dtype of an array."""
   rate = jnp.exp(as_row(params.nu, like))
-  return jnp.exp(-rate), jnp.sqrt(-jnp.expm1(-2 * rate))
+  return rate, jnp.exp(-rate), jnp.sqrt(-jnp.expm1(-2 * rate))
 
 
 def recur_backward(
@@ -106,8 +106,7 @@ def recur_backward(
 ) -> tuple[RNNState, jax.Array, jax.Array]:
   """Return (d_state before the step, da [..., H], the rows of dν [..., H])."""
   (dh_next,) = d_state
-  decay, scale = _decay_and_scale(params, a)
-  rate = jnp.exp(as_row(params.nu, a))
+  rate, decay, scale = _decay(params, a)
   da = dh_next * scale
   dh = dh_next * decay
   # The limits, where e^ν is infinite or 1 − λ² is 0.

@@ -19,6 +19,7 @@ from lstm_jax.sequence.linear import is_linear, linear_scan
 from tests.contract import TABLE
 from tests.draws import B, D, H, T, arguments, weighed, worst
 from tests.sequence.test_features import FEATURES
+from tests.sequence.test_other_cells import CellOfFunctions
 
 LINEAR = [name for name, row in TABLE.items() if is_linear(row.cell)]
 EVERYDAY = "min_gru"
@@ -139,55 +140,47 @@ def test_a_reset_and_a_mask_hide_what_is_infinite(key):
     assert worst(found, expected) < 1e-12
 
 
-class Leaky:
-  """h' = λ ⊙ h + x, with λ a weight."""
-
-  class Params(NamedTuple):
-    w_x: jax.Array  # [D, D], for the size of x alone
-    decay: jax.Array  # [D]
-
-  @staticmethod
-  def make():
-    def initial_state(params, batch_shape=()):
-      return RNNState(jnp.zeros((*batch_shape, len(params.decay))))
-
-    def recur(params, state, ax):
-      decay = as_row(params.decay, ax)
-      return RNNState(decay * state.h + ax), ax, (state.h,)
-
-    def recur_backward(params, ax, residuals, d_state):
-      (dh_next,) = d_state
-      decay = as_row(params.decay, ax)
-      return RNNState(dh_next * decay), dh_next, dh_next * residuals[0]
-
-    def parameter_gradients(params, x, h, residuals, da, ddecay):
-      zeros = jnp.zeros_like(params.w_x)
-      return Leaky.Params(zeros, total(ddecay)), da
-
-    halves = lambda params, x: x, recur, recur_backward, parameter_gradients
-    steps = one_step(initial_state, *halves)
-    return LinearCell(None, initial_state, *halves, *steps)
+class LeakyParams(NamedTuple):
+  w_x: jax.Array  # [D, D], for the size of x alone
+  decay: jax.Array  # [D]
 
 
-class LinearCell(NamedTuple):
-  init: object
-  initial_state: object
-  project: object
-  recur: object
-  recur_backward: object
-  parameter_gradients: object
-  forward: object
-  backward: object
-  step: object
-  linear_recurrence: bool = True
+def leaky_cell():
+  """Return a user's cell: h' = λ ⊙ h + x, with λ a weight."""
+
+  def initial_state(params, batch_shape=()):
+    return RNNState(jnp.zeros((*batch_shape, len(params.decay))))
+
+  def recur(params, state, ax):
+    decay = as_row(params.decay, ax)
+    return RNNState(decay * state.h + ax), ax, (state.h,)
+
+  def recur_backward(params, ax, residuals, d_state):
+    (dh_next,) = d_state
+    decay = as_row(params.decay, ax)
+    return RNNState(dh_next * decay), dh_next, dh_next * residuals[0]
+
+  def parameter_gradients(params, x, h, residuals, da, ddecay):
+    return LeakyParams(jnp.zeros_like(params.w_x), total(ddecay)), da
+
+  halves = lambda params, x: x, recur, recur_backward, parameter_gradients
+  steps = one_step(initial_state, *halves)
+  return CellOfFunctions(
+    None,
+    initial_state,
+    *halves,
+    *steps,
+    takes_tokens=False,
+    linear_recurrence=True,
+  )
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
   """It hides a state that is not finite, and must hide no other."""
-  cell = Leaky.make()
+  cell = leaky_cell()
   draw = np.random.default_rng(0).normal
-  params = Leaky.Params(jnp.zeros((D, D)), jnp.array([0.0, 0.5, 0.0, 1.0]))
+  params = LeakyParams(jnp.zeros((D, D)), jnp.array([0.0, 0.5, 0.0, 1.0]))
   state, xs = RNNState(jnp.asarray(draw(size=(B, D)))), draw(size=(T, B, D))
 
   def second(adjoint):

@@ -32,6 +32,7 @@ class CellOfFunctions(NamedTuple):
   backward: object
   step: object
   takes_tokens: bool = True
+  linear_recurrence: bool = False
 
 
 def module_outside(cell):
@@ -49,7 +50,9 @@ def module_outside(cell):
 
 
 def tuple_of_functions(cell):
-  return CellOfFunctions(*(getattr(cell, f) for f in CellOfFunctions._fields))
+  linear = getattr(cell, "linear_recurrence", False)
+  functions = (getattr(cell, f) for f in CellOfFunctions._fields[:-1])
+  return CellOfFunctions(*functions, linear)
 
 
 @ANY_CELL
