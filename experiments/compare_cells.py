@@ -13,7 +13,8 @@ training text. It measures
 - statistics of samples: words found in the training or validation text, line
   length, rhymes;
 - the validation loss by the length of the context;
-- delayed recall: the accuracy of naming a symbol after 1 to 500 blanks;
+- delayed recall: the accuracy of naming a symbol after 1 to 500 blanks, with
+  the cells' usual initial biases and with forget biases that fit the delay;
 - gradient flow: the norm of the gradient of one character's loss with respect
   to each earlier state, before and after training.
 
@@ -82,7 +83,7 @@ def run(
     "gradient_flow": [],
     "recall": [],
   }
-  for budget, name, num_steps in plan_runs(record["cells"], config.num_steps):
+  for budget, name, num_steps in plan_runs(record["cells"], config):
     console.print(f"{name}, {budget}: {num_steps} training steps")
     cell, rate = models[name], record["cells"][name]["learning_rate"]
     with TrainingBar(console, num_steps, corpus.tokenizer.unit) as bar:
@@ -98,7 +99,8 @@ def run(
     if budget == EQUAL_STEPS:
       record["gradient_flow"] += gradient_flow(cell, trained, corpus, config)
     save(record, directory)  # keeps these results if the rest is interrupted
-  record["recall"] = delayed_recall(config, recall_key, console)
+  if config.recall_steps:
+    record["recall"] = delayed_recall(config, recall_key, console)
   record["seconds"] = time.monotonic() - start
   save(record, directory)
   report(record, directory, console)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.analysis.chrono import with_chrono_biases
 from lstm_jax.language import LanguageModel, cross_entropy
 from lstm_jax.training import OptimizerConfig, make_optimizer
 
@@ -57,6 +58,7 @@ def learn(
   delay: int,
   num_steps: int,
   learning_rates: tuple[float, ...],
+  chrono: str | None = None,
 ) -> Recall:
   """Train an ensemble at each learning rate; return the result of the best.
 
@@ -67,6 +69,11 @@ def learn(
     num_steps: training steps, each on `BATCH_SIZE` new sequences.
     learning_rates: of Adam, at the peak of the schedule. The best has the
       lowest mean loss on the test sequences.
+    chrono: the name of the model's cell if its gates get initial biases that
+      fit the d + 2 time steps of a sequence.
+
+  Raises:
+    ValueError: the cell has no such gates (`with_chrono_biases`).
   """
   # Adam's update is proportional to its learning rate, so one program, which
   # multiplies the updates of rate 1, serves every rate.
@@ -84,6 +91,8 @@ def learn(
 
   def init(key):
     params = model.init(key)
+    if chrono is not None:
+      params = with_chrono_biases(params, chrono, key, delay + 2)
     return params, optimizer.init(params)
 
   def train_steps(member, key, steps, rate):

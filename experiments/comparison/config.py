@@ -58,6 +58,10 @@ class CompareConfig:
     "Training steps with which each learning rate is tried.",
     bounds="[1, inf)",
   )
+  equal_time: bool = option(
+    True,
+    "Also train the other cells for the time that the LSTM's training takes.",
+  )
   timing_rounds: int = option(
     11,
     "How often a training step of each cell is timed; the median is used.",
@@ -86,8 +90,8 @@ class CompareConfig:
   )
   recall_steps: int = option(
     300,
-    "Training steps for each delay of the recall task.",
-    bounds="[1, inf)",
+    "Training steps for each delay of the recall task; 0 leaves it out.",
+    bounds="[0, inf)",
   )
   recall_learning_rate: tuple[float, ...] = option(
     (1e-3, 3e-3),

@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.analysis import recall
+from experiments.analysis.chrono import GATE_BIASES
 from experiments.analysis.context import bins, gradient_norms, nats_by_context
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import Corpus
@@ -22,6 +23,7 @@ from experiments.trainer.config import CELLS
 from lstm_jax.language import ModelConfig
 
 EQUAL_STEPS, EQUAL_TIME = "equal steps", "equal time"  # the two budgets
+USUAL_BIAS, DELAY_BIAS = "usual", "delay's"  # initial forget biases in recall
 
 
 def describe_cells(
@@ -82,20 +84,20 @@ def describe_cells(
 
 
 def plan_runs(
-  cells: dict[str, dict[str, Any]], num_steps: int
+  cells: dict[str, dict[str, Any]], config: CompareConfig
 ) -> list[tuple[str, str, int]]:
   """Return (budget, cell, training steps) of each training run.
 
   The LSTM has one run for both budgets: equal time is the time of its run.
   """
-  return [
-    *((EQUAL_STEPS, name, num_steps) for name in cells),
-    *(
+  runs = [(EQUAL_STEPS, name, config.num_steps) for name in cells]
+  if config.equal_time:
+    runs += [
       (EQUAL_TIME, name, cells[name]["steps_in_equal_time"])
       for name in cells
       if name != "lstm"
-    ),
-  ]
+    ]
+  return runs
 
 
 def loss_by_context(
@@ -138,13 +140,24 @@ def gradient_flow(
 def delayed_recall(
   config: CompareConfig, key: jax.Array, console: Console
 ) -> list[dict[str, Any]]:
-  """Train each cell at each delay; return and print each seed's accuracy."""
+  """Train each cell at each delay; return and print each seed's accuracy.
+
+  A cell with a forget gate learns each delay twice: from its usual initial
+  biases, and from those that fit the delay (`experiments.analysis.chrono`).
+  """
   sizes = ModelConfig(
     embedding_size=recall.EMBEDDING, hidden_size=config.recall_hidden_size
   )
   models = make_models(config.cells, sizes, recall.VOCABULARY)
+  biases = [
+    (name, bias)
+    for name in models
+    for bias in (USUAL_BIAS, DELAY_BIAS)
+    if bias == USUAL_BIAS or name in GATE_BIASES
+  ]
   rows = []
-  for name, cell in models.items():
+  for name, bias in biases:
+    cell = models[name]
     for delay in config.delay:
       keys = jax.random.split(jax.random.fold_in(key, delay), config.num_seeds)
       result = recall.learn(
@@ -153,10 +166,12 @@ def delayed_recall(
         delay,
         config.recall_steps,
         config.recall_learning_rate,
+        chrono=name if bias == DELAY_BIAS else None,
       )
       rows.append(
         {
           "cell": name,
+          "forget_bias": bias,
           "hidden_size": cell.hidden_size,
           "num_parameters": cell.num_parameters,
           "delay": delay,
@@ -166,5 +181,9 @@ def delayed_recall(
         }
       )
       accuracy = ", ".join(f"{value:.2f}" for value in result.accuracy)
-      console.print(f"recall, {name}, delay {delay}: accuracy {accuracy}")
+      console.print(
+        f"recall, {name}, {bias} forget bias, delay {delay}: "
+        f"accuracy {accuracy}",
+        soft_wrap=True,
+      )
   return rows

@@ -16,6 +16,8 @@ import jax
 from experiments.trainer.config import CELLS
 from lstm_jax.language import LanguageModel, ModelConfig, language_model
 
+LARGEST = 256  # hidden sizes of the LSTM; a minimal GRU of its count has many
+
 
 class CellModel(NamedTuple):
   """A language model with one layer of a cell."""
@@ -41,7 +43,9 @@ def make_models(
   target = count("lstm", config.hidden_size)
   models = {}
   for cell in cells:
-    size = nearest_size(partial(count, cell), target, 8 * config.hidden_size)
+    size = nearest_size(
+      partial(count, cell), target, LARGEST * config.hidden_size
+    )
     models[cell] = CellModel(cell, size, count(cell, size), make(cell, size))
   return models
 

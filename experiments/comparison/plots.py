@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.analysis.recall import SYMBOLS
-from experiments.comparison.measurements import EQUAL_STEPS, EQUAL_TIME
+from experiments.comparison.measurements import (
+  DELAY_BIAS,
+  EQUAL_STEPS,
+  EQUAL_TIME,
+  USUAL_BIAS,
+)
 from experiments.trainer.config import CELLS
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ OTHERS = (
 )
 COLORS |= dict(zip((n for n in CELLS if n not in COLORS), OTHERS, strict=True))
 LEGEND_FONT_SIZE = 7.5
+RECALL_STYLES = {USUAL_BIAS: "-", DELAY_BIAS: "--"}
 
 
 def draw(record: Record, path: Path) -> None:
@@ -73,13 +79,15 @@ def _val_loss(record: Record, panel: Axes) -> None:
 
 def _val_loss_by_time(record: Record, panel: Axes) -> None:
   for cell, cell_record in record["cells"].items():
-    # The LSTM has one run: the other cells get its time.
-    budget = EQUAL_STEPS if cell == "lstm" else EQUAL_TIME
-    for run in _select(record["runs"], cell=cell, budget=budget):
+    # The LSTM has one run: the other cells get its time. If no cell has a run
+    # of equal time, all are drawn over the time of equal steps.
+    runs = _select(record["runs"], cell=cell)
+    runs = _select(runs, budget=EQUAL_TIME) or runs
+    for run in runs:
       _losses(run, panel, cell_record["seconds_per_step"])
   _scale_x(panel, "symlog", linthresh=1)
   panel.set(
-    title="Validation loss, equal time",
+    title="Validation loss over time",
     xlabel="seconds of training, all seeds at once",
     ylabel="nats per character",
   )
@@ -127,10 +135,15 @@ def _context(record: Record, panel: Axes) -> None:
 
 
 def _recall(record: Record, panel: Axes) -> None:
-  for cell in dict.fromkeys(row["cell"] for row in record["recall"]):
-    rows = _select(record["recall"], cell=cell)
-    delays = [row["delay"] for row in rows]
-    _band(panel, delays, [row["accuracy"] for row in rows], cell)
+  for bias, style in RECALL_STYLES.items():
+    rows_of_bias = _select(record["recall"], forget_bias=bias)
+    for cell in dict.fromkeys(row["cell"] for row in rows_of_bias):
+      rows = _select(rows_of_bias, cell=cell)
+      delays = [row["delay"] for row in rows]
+      accuracies = [row["accuracy"] for row in rows]
+      _band(panel, delays, accuracies, cell, style)
+    if rows_of_bias:
+      panel.plot([], [], style, color="black", label=f"{bias} forget bias")
   panel.axhline(
     1 / SYMBOLS, color="gray", linestyle="--", linewidth=0.8, label="chance"
   )
@@ -182,11 +195,17 @@ def _losses(run: Record, panel: Axes, step_size: float = 1) -> None:
   _band(panel, x, [row["val_loss"] for row in rows], run["cell"])
 
 
-def _band(panel: Axes, x: list, values: list[list[float]], cell: str) -> None:
+def _band(
+  panel: Axes,
+  x: list,
+  values: list[list[float]],
+  cell: str,
+  style: str = "-",
+) -> None:
   """Draw the mean over seeds; shade from the minimum to the maximum."""
   color = COLORS[cell]
   mean, low, high = (f(values, axis=1) for f in (np.mean, np.min, np.max))
-  panel.plot(x, mean, color=color, marker=".", markersize=4)
+  panel.plot(x, mean, style, color=color, marker=".", markersize=4)
   panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 

@@ -104,19 +104,28 @@ def _context(record: Record) -> str:
 
 def _recall(record: Record) -> str:
   rows = []
-  for cell in dict.fromkeys(row["cell"] for row in record["recall"]):
-    own = [row for row in record["recall"] if row["cell"] == cell]
+  kinds = dict.fromkeys(
+    (row["cell"], row["forget_bias"]) for row in record["recall"]
+  )
+  for cell, bias in kinds:
+    own = [
+      row
+      for row in record["recall"]
+      if (row["cell"], row["forget_bias"]) == (cell, bias)
+    ]
     means = {row["delay"]: float(np.mean(row["accuracy"])) for row in own}
     size, parameters = own[0]["hidden_size"], own[0]["num_parameters"]
     rows.append(
       [
         f"{cell}, H {size}, {parameters:,} parameters",
+        bias,
         *(f"{mean:.2f}" for mean in means.values()),
         str(longest(means) or "none"),
       ]
     )
   delays = [str(delay) for delay in record["config"]["delay"]]
-  return markdown(["cell", *delays, "longest delay above 0.9"], rows)
+  header = ["cell", "forget bias", *delays, "longest delay above 0.9"]
+  return markdown(header, rows)
 
 
 def _gradient_flow(record: Record) -> str:

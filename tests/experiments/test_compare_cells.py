@@ -10,6 +10,11 @@ from experiments.trainer.records import replace, to_record
 from tests.processes import ROOT
 
 NAMES = ["rnn", "gru", "lstm"]
+# The cells and initial forget biases of the recall task.
+RECALLS = [
+  *((name, "usual") for name in NAMES),
+  *((name, "delay's") for name in NAMES[1:]),
+]
 
 
 def example():
@@ -82,6 +87,7 @@ def example():
     "recall": [
       {
         "cell": name,
+        "forget_bias": bias,
         "hidden_size": 8,
         "num_parameters": 700,
         "delay": delay,
@@ -89,7 +95,7 @@ def example():
         "accuracy": [1.0, accuracy],
         "loss": [0.1, 0.1],
       }
-      for name in NAMES
+      for name, bias in RECALLS
       for delay, accuracy in ((1, 1.0), (5, 0.5))
     ],
   }
@@ -107,7 +113,10 @@ def test_the_tables_are_markdown_with_means_and_deviations():
   assert rows[-1][-4:] == ["90.0", "100.0", "40.5", "– |"]
   assert context.splitlines()[0] == "| cell | 1 | 2 | 3 – 4 |"
   assert context.splitlines()[2].endswith("| 3.000 | 2.000 | 1.250 |")
-  assert recall.splitlines()[2].endswith("parameters | 1.00 | 0.75 | 1 |")
+  assert recall.splitlines()[2].endswith("| usual | 1.00 | 0.75 | 1 |")
+  assert [row.split(" | ")[1] for row in recall.splitlines()[2:]] == [
+    bias for _, bias in RECALLS
+  ]
   assert gradient_flow.splitlines()[0] == "| cell | 1 | 5 | 10 |"
   assert "| lstm, c, trained | 5.0e-01 | 3.1e-02 | 9.8e-04 |" in gradient_flow
 
@@ -157,6 +166,14 @@ def test_the_kept_comparison_has_the_fields_of_the_configuration():
 
 
 @pytest.mark.exhaustive
+def test_equal_time_and_recall_can_be_left_out(comparison, tmp_path, console):
+  config = replace(comparison, equal_time=False, recall_steps=0)
+  record = compare_cells.run(config, tmp_path, console)
+  assert [run["budget"] for run in record["runs"]] == ["equal steps"] * 3
+  assert record["recall"] == []
+
+
+@pytest.mark.exhaustive
 def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
   config = replace(comparison, learning_rate=(1e-3, 0.02))
   directory = tmp_path / "out"
@@ -188,7 +205,7 @@ def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
     *[["h", "c"]] * 2,
   ]
   assert {len(row["norms"]["h"]) for row in saved["gradient_flow"]} == {11}
-  assert len(saved["recall"]) == 3 * len(config.delay)
+  assert len(saved["recall"]) == len(RECALLS) * len(config.delay)
   assert {path.name for path in directory.iterdir()} == {
     "comparison.json",
     "comparison.png",

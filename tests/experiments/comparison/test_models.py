@@ -34,3 +34,9 @@ def test_the_nearest_size_is_above_or_below_or_at_the_limits():
   assert nearest_size(square, 35, 20) == 6
   assert nearest_size(square, 0, 20) == 1
   assert nearest_size(square, 1000, 20) == 20
+
+
+def test_a_minimal_gru_gets_its_share_of_parameters_too():
+  models = make_models(("min_gru", "lstm"), ModelConfig(hidden_size=464), 64)
+  counts = {name: model.num_parameters for name, model in models.items()}
+  assert abs(counts["min_gru"] / counts["lstm"] - 1) < 0.01

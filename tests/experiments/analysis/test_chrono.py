@@ -1,0 +1,59 @@
+"""Initial biases that fit a delay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.analysis.chrono import GATE_BIASES, with_chrono_biases
+from experiments.trainer.config import CELLS
+from lstm_jax.language import ModelConfig, language_model
+
+
+def initial_and_changed(cell, key, longest=50):
+  """Return two language models' weights, of one layer of 64 units."""
+  config = ModelConfig(CELLS[cell], embedding_size=4, hidden_size=64)
+  params = jax.jit(language_model(config, 5).init)(key)
+  return params, with_chrono_biases(params, cell, key, longest)
+
+
+@pytest.mark.parametrize("cell", GATE_BIASES)
+def test_a_unit_keeps_its_memory_for_about_its_own_time(cell, key):
+  """Without inputs a step keeps u / (u + 1), u uniform in 1 … T − 1."""
+  _, params = initial_and_changed(cell, key)
+  biases = params.layers[0].b
+  layer = jax.tree.map(jnp.zeros_like, params.layers[0])._replace(b=biases)
+  zero = CELLS[cell].initial_state(layer, (1,))
+  if cell == "slstm":  # the normaliser's fixed point, n = f n + i
+    i, f = jnp.exp(biases[:64]), jax.nn.sigmoid(biases[64:128])
+    zero = zero._replace(n=(i / (1 - f))[None])
+
+  def memory(state):
+    after = CELLS[cell].step(layer, state, jnp.zeros((1, 4), jnp.float32))
+    if cell == "slstm":
+      return after.c / after.n
+    return getattr(after, "c", after.h)
+
+  name = "c" if hasattr(zero, "c") else "h"
+  whole = getattr(zero, "n", jnp.ones_like(getattr(zero, name)))
+  kept = memory(zero._replace(**{name: whole})) - memory(zero)
+  times = np.asarray(kept / (1 - kept))
+  assert 0.99 < times.min() < 4 and 45 < times.max() < 49.01
+  assert abs(times.mean() - 25) < 6
+
+
+def test_the_input_gate_of_an_lstm_gets_the_opposite_bias(key):
+  before, after = (
+    params.layers[0].b.reshape(4, -1)
+    for params in initial_and_changed("lstm", key)
+  )
+  np.testing.assert_array_equal(after[0], -after[1])
+  np.testing.assert_array_equal(after[2:], before[2:])
+  assert (after[1] != before[1]).all()
+
+
+def test_a_cell_without_a_forget_gate_is_refused(key):
+  with pytest.raises(ValueError, match=r"forget gate \(lstm, .*\), got rnn"):
+    initial_and_changed("rnn", key)
+  with pytest.raises(ValueError, match="longest must be at least 2, got 1"):
+    initial_and_changed("lstm", key, longest=1)
