@@ -54,6 +54,7 @@ def sections(page):
   "page",
   [
     "clusters.md",
+    "first-steps.md",
     "gradients.md",
     "recurrent-policy.md",
     "sequences.md",

@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
@@ -139,7 +140,10 @@ def parameter_gradients(
 
 
 def init(
-  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  dtype: DTypeLike = jnp.float32,
 ) -> CoupledLSTMParams:
   """Return initial weights, as in `initializers`; biases 0, forget bias 1.
 

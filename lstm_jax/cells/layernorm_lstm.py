@@ -40,6 +40,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import tanh
@@ -202,7 +203,10 @@ def _normalised_input(
 
 
 def init(
-  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  dtype: DTypeLike = jnp.float32,
 ) -> LayerNormLSTMParams:
   """Return the LSTM's initial weights, gains of 1 and b_c = 0.
 

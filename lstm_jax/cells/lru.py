@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells.affine import (
   affine_backward,
@@ -132,7 +133,10 @@ def parameter_gradients(
 
 
 def init(
-  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  dtype: DTypeLike = jnp.float32,
 ) -> LRUParams:
   """Return initial weights, as in `initializers`; biases 0, random decays.
 
@@ -151,7 +155,11 @@ def init(
   check_sizes(input_size, hidden_size)
   key_x, key_nu = jax.random.split(key)
   square = jax.random.uniform(
-    key_nu, (hidden_size,), accumulation_dtype(dtype), 1e-6, LONGEST**2
+    key_nu,
+    (hidden_size,),
+    accumulation_dtype(jnp.dtype(dtype)),
+    1e-6,
+    LONGEST**2,
   )
   nu = jnp.log(-jnp.log(square) / 2)
   return LRUParams(

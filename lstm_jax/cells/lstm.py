@@ -46,6 +46,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lstm_jax.cells.activations import (
   SIGMOID,
@@ -224,7 +225,10 @@ def parameter_gradients(
 
 
 def init(
-  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  dtype: DTypeLike = jnp.float32,
 ) -> LSTMParams:
   """Return initial weights, as in `initializers`; biases 0, forget bias 1.
 

@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells.activations import dsigmoid, sigmoid
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
@@ -113,7 +114,10 @@ def parameter_gradients(
 
 
 def init(
-  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  dtype: DTypeLike = jnp.float32,
 ) -> MinGRUParams:
   """Return initial weights, as in `initializers`; biases 0.
 

@@ -49,6 +49,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells import low_rank, lstm
 from lstm_jax.cells.activations import sigmoid
@@ -233,7 +234,7 @@ def init(
   key: jax.Array,
   input_size: int,
   hidden_size: int,
-  dtype=jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   *,
   rounds: int = 5,
   rank: int | None = None,

@@ -37,6 +37,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells import lstm
 from lstm_jax.cells.activations import sigmoid, tanh
@@ -151,7 +152,10 @@ def _peepholes(params: PeepholeLSTMParams, like: jax.Array) -> list[jax.Array]:
 
 
 def init(
-  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  dtype: DTypeLike = jnp.float32,
 ) -> PeepholeLSTMParams:
   """Return the LSTM's initial weights, and peepholes of 0.
 

@@ -39,6 +39,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells.affine import (
   affine_backward,
@@ -147,7 +148,7 @@ def init(
   key: jax.Array,
   input_size: int,
   hidden_size: int,
-  dtype=jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   *,
   projection_size: int | None = None,
 ) -> ProjectedLSTMParams:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells.activations import TANH, Activation, check_activations
 from lstm_jax.cells.affine import (
@@ -128,7 +129,10 @@ def parameter_gradients(
 
 
 def init(
-  key: jax.Array, input_size: int, hidden_size: int, dtype=jnp.float32
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  dtype: DTypeLike = jnp.float32,
 ) -> RNNParams:
   """Return initial weights, as in `initializers`; biases 0.
 

@@ -57,6 +57,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
@@ -242,7 +243,7 @@ def init(
   key: jax.Array,
   input_size: int,
   hidden_size: int,
-  dtype=jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   *,
   num_heads: int | None = None,
 ) -> SLSTMParams:

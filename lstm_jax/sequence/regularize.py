@@ -26,6 +26,7 @@ References:
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells.cell import Params, State
 
@@ -47,7 +48,10 @@ def locked_dropout(key: jax.Array, xs: jax.Array, rate: float) -> jax.Array:
 
 
 def factors(
-  key: jax.Array, shape: tuple[int, ...], rate: float, dtype=jnp.float32
+  key: jax.Array,
+  shape: tuple[int, ...],
+  rate: float,
+  dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
   """Return factors for dropout: 0 at the rate, 1 / (1 − rate) otherwise."""
   if not _drops(rate):

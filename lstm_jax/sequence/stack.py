@@ -20,6 +20,7 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, output_size
@@ -123,7 +124,7 @@ def init_stack(
   *,
   num_layers: int | None = None,
   bidirectional: bool = False,
-  dtype=jnp.float32,
+  dtype: DTypeLike = jnp.float32,
 ) -> tuple[Params | Directions, ...]:
   """Return the initial weights of a stack, the lowest layer first.
 
