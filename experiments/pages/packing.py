@@ -19,6 +19,7 @@ end. A norm of 0 is level 0.
 import base64
 import gzip
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from experiments.trainer.format import format_bytes
 # What a template includes, and where.
 HEAD, HEAD_PLACE = Path(__file__).with_name("head.html"), "<!-- head -->\n"
 DATA_PLACE = "<!-- data -->"
+SCRIPT_PLACE = re.compile(r"<!-- script: (\S+) -->")
 DECADES = 12.0  # powers of ten in the range of the norms
 
 
@@ -68,12 +70,21 @@ def script(name: str, data: bytes) -> str:
 def page(
   template: Path, header: dict[str, Any], scripts: Iterable[str] = ()
 ) -> str:
-  """Return a template filled with head, data blocks and a header as JSON."""
+  """Return a template filled with head, data blocks and a header as JSON.
+
+  A comment `script: NAME` in it is replaced by that file of this directory.
+  """
   packed = script("header", json.dumps(header, allow_nan=False).encode())
   head = HEAD.read_text(encoding="utf-8")
   text = template.read_text(encoding="utf-8").replace(HEAD_PLACE, head)
+  text = SCRIPT_PLACE.sub(_read_script, text)
   before, after = text.split(DATA_PLACE)
   return "\n".join([before, *scripts, packed, after])
+
+
+def _read_script(place: re.Match) -> str:
+  code = HEAD.with_name(place[1]).read_text(encoding="utf-8")
+  return f"<script>\n{code}</script>"
 
 
 class Page(NamedTuple):

@@ -12,6 +12,7 @@ from experiments.trainer.run_dir import JOB_FLAGS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 NONE = "–"  # in the cell of a table that has no value
+CURVES = "train_loss", "val_loss", "lr", "grad_norm"
 NOT_COMPARED = *JOB_FLAGS, "started", "versions"  # entries of config.json
 
 
@@ -81,7 +82,7 @@ def _format(entries: dict[str, Any], name: str) -> str:
 
 
 def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
-  """Return the losses and samples of a run."""
+  """Return what was recorded over a run's training steps, and its samples."""
   rows, num_epochs = run.rows, run.config.batching.num_epochs
   # An evaluation has the seconds of the last row of training steps before it.
   seconds = list(accumulate((row.get("seconds", 0) for row in rows), max))
@@ -92,17 +93,17 @@ def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
     epochs_per_step = num_epochs / max(row["step"] for row in rows)
 
   def curve(name):
-    points = [(r, s) for r, s in zip(rows, seconds, strict=True) if name in r]
-    return {
-      "step": [row["step"] for row, _ in points],
-      "loss": [row[name] for row, _ in points],
-      "seconds": [s for _, s in points],
-    }
+    points = [
+      (row["step"], row[name], time)
+      for row, time in zip(rows, seconds, strict=True)
+      if row.get(name) is not None
+    ]
+    columns = zip(*points, strict=True) if points else ([], [], [])
+    return dict(zip(("step", "value", "seconds"), columns, strict=True))
 
   return {
     "epochs_per_step": epochs_per_step,
-    "training": curve("train_loss"),
-    "validation": curve("val_loss"),
+    "curves": {name: curve(name) for name in CURVES},
     "samples": [sample._asdict() for sample in run.samples],
   }
 

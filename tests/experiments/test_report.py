@@ -45,17 +45,12 @@ def test_the_page_has_every_loss_and_sample_of_every_run(
   assert [run["name"] for run in header["runs"]] == ["lstm", "rnn"]
   for run, directory in zip(header["runs"], directories, strict=True):
     rows = read_rows(directory)
-    for curve, name in (
-      ("training", "train_loss"),
-      ("validation", "val_loss"),
-    ):
-      losses = [(row["step"], row[name]) for row in rows if name in row]
-      assert losses == list(
-        zip(run[curve]["step"], run[curve]["loss"], strict=True)
-      )
+    for name, curve in run["curves"].items():
+      values = [(row["step"], row[name]) for row in rows if name in row]
+      assert values == list(zip(curve["step"], curve["value"], strict=True))
     # The time of an evaluation is that of the training step before it.
     seconds = {r["step"]: r["seconds"] for r in rows if "train_loss" in r}
-    validation = run["validation"]
+    validation = run["curves"]["val_loss"]
     expected = [seconds[step] for step in validation["step"]]
     assert validation["seconds"] == expected
     assert run["epochs_per_step"] == 1 / rows[-1]["step"]  # there is one epoch
@@ -137,8 +132,8 @@ def test_an_unfinished_run_is_shown_as_far_as_it_has_got(
   path.write_bytes(text[:cut].encode() + b"=== step 20, epo\xe2\x80")
   header = write_page(console, tmp_path / "page.html", directory)
   (run,) = header["runs"]
-  assert run["training"]["step"] == [10, 20]
-  assert run["validation"]["step"] == [10]
+  assert run["curves"]["train_loss"]["step"] == [10, 20]
+  assert run["curves"]["val_loss"]["step"] == [10]
   assert [sample["step"] for sample in run["samples"]] == [0, 10]
   ((*_, steps, _, _, finished),) = header["results"]["rows"]
   assert steps.startswith("20 of ") and finished == "no"
@@ -153,13 +148,13 @@ def test_a_run_without_rows_or_evaluations_is_shown(copy, console, tmp_path):
   page = tmp_path / "page.html"
   header = write_page(console, page, directory, config.job.run)
   (run, complete), table = header["runs"], header["results"]
-  assert run["training"]["step"] == run["samples"] == []
-  assert complete["training"]["step"] != []
+  assert run["curves"]["train_loss"]["step"] == run["samples"] == []
+  assert complete["curves"]["train_loss"]["step"] != []
   assert table["rows"][0][1:3] == ["–", "–"]
   (directory / "metrics.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
   header = write_page(console, page, directory)
-  assert header["runs"][0]["training"]["step"] == [10]
-  assert header["runs"][0]["validation"]["step"] == []
+  assert header["runs"][0]["curves"]["train_loss"]["step"] == [10]
+  assert header["runs"][0]["curves"]["val_loss"]["step"] == []
   # A column that is empty for every run is left out.
   assert "best validation loss" not in header["results"]["head"]
 
@@ -175,7 +170,7 @@ def test_the_best_evaluation_and_the_test_loss_are_in_the_table(
   (directory / "metrics.jsonl").write_text(text)
   page = tmp_path / "page.html"
   header = write_page(console, page, directory, config.job.run)
-  assert header["runs"][0]["validation"]["loss"] == [3.5, 2.5, 2.75]
+  assert header["runs"][0]["curves"]["val_loss"]["value"] == [3.5, 2.5, 2.75]
   table = header["results"]
   row, other = (
     dict(zip(table["head"], row, strict=True)) for row in table["rows"]
@@ -200,11 +195,11 @@ def test_the_members_of_a_sweep_are_runs(
   ]
   assert [run["name"] for run in header["runs"]] == [*names, "rnn"]
   for run, member in zip(header["runs"], members, strict=False):
-    validation = run["validation"]
-    losses = list(zip(validation["step"], validation["loss"], strict=True))
+    validation = run["curves"]["val_loss"]
+    losses = list(zip(validation["step"], validation["value"], strict=True))
     assert member.val_losses == losses
     assert 0 < validation["seconds"][0] < validation["seconds"][-1]
-    assert run["training"]["step"] == run["samples"] == []
+    assert run["curves"]["train_loss"]["step"] == run["samples"] == []
   table = header["results"]
   best = table["head"].index("best validation loss")
   for row, member in zip(table["rows"], members, strict=False):
@@ -270,7 +265,7 @@ def test_skipped_training_steps_leave_a_gap(copy, console, tmp_path):
   rows = good, gap | {"grad_norm": None, "skipped": 10}, good | {"step": 30}
   path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
   header = write_page(console, tmp_path / "page.html", directory)
-  assert header["runs"][0]["training"]["step"] == [10, 30]
+  assert header["runs"][0]["curves"]["train_loss"]["step"] == [10, 30]
 
 
 def test_a_directory_without_a_run_or_given_twice_is_refused(

@@ -1,11 +1,13 @@
 """The page of `experiments.report` in a browser."""
 
+import csv
 import io
 import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -131,12 +133,12 @@ def test_keys_read_off_the_losses_of_the_files(opened, directories):
 
 
 def test_the_pointer_reads_off_the_nearest_point(opened, directories):
-  left, top, width = opened.run(
+  left, top, right = opened.run(
     "const box = document.getElementById('chart').getBoundingClientRect();"
-    "return [box.left, box.top, box.width]"
+    "return [box.left, box.top, scale.x(scale.high)]"
   )
   end = max(step for f in directories for step, *_ in losses(f, "train_loss"))
-  opened.click(left + 46 + (width - 46 - 12) * 21 / end, top + 100)
+  opened.click(left + 52 + (right - 52) * 21 / end, top + 100)
   assert "At training step 20:" in text_of(opened, "status")
 
 
@@ -184,6 +186,96 @@ def test_the_range_leaves_out_the_beginning(opened, directories):
   ]
 
 
+def lines(chromium):
+  """Return [x, y] of the points of each line of the chart, in pixels."""
+  return chromium.run(
+    "return [...document.querySelectorAll('polyline')].map((line) =>"
+    "[...line.points].map((p) => [p.x, p.y]))"
+  )
+
+
+def test_a_logarithmic_axis_has_equal_lengths_for_equal_ratios(
+  opened, directories
+):
+  choose(opened, "scale", "logarithmic")
+  (xs, *_) = [[x for x, _ in line] for line in lines(opened)]
+  steps = [step for step, *_ in losses(directories[0], "train_loss")]
+  low, high = np.log(steps[0]), np.log(max(steps))
+  shares = (np.log(steps) - low) / (high - low)
+  np.testing.assert_allclose(xs, xs[0] + shares * (xs[-1] - xs[0]), atol=0.1)
+
+
+def test_smoothing_averages_the_training_loss_alone(opened, directories):
+  before = lines(opened)
+  choose(opened, "smoothing", "0.5")
+  after = lines(opened)
+  values = [loss for _, loss, _ in losses(directories[0], "train_loss")]
+  sums = weights = 0.0
+  for k, (value, (_, y)) in enumerate(zip(values, after[0], strict=True)):
+    sums, weights = 0.5 * sums + value, 0.5 * weights + 1
+    expected = opened.run("return scale.y(args[0])", sums / weights)
+    assert abs(y - expected) < 0.1
+    assert k == 0 or abs(sums / weights - value) > 1e-6
+  assert "over 2 points" in text_of(opened, "smoothingname")
+  # A validation loss keeps its value; the vertical axis may have changed.
+  (_, loss, _), *_ = losses(directories[0], "val_loss")
+  at = opened.run("return scale.y(args[0])", loss)
+  assert abs(after[1][0][1] - at) < 0.1 and len(before) == len(after)
+
+
+def test_a_run_is_hidden_and_shown_again(opened):
+  box = "document.querySelector('#legend tr:nth-child(2) input')"
+  assert len(lines(opened)) == 4
+  opened.run(f"{box}.click()")
+  assert len(lines(opened)) == 2
+  assert table(opened, "#legend")[1][1:] == ["–", "–", "–"]
+  assert opened.run(f"return document.activeElement === {box}")
+  opened.run(f"{box}.click()")
+  assert len(lines(opened)) == 4
+
+
+def test_the_lines_are_named_at_their_ends_without_overlap(opened, directories):
+  names = opened.run(
+    "return [...document.querySelectorAll('text.name')].map((text) =>"
+    "[text.textContent, text.getBBox().y, text.getBBox().height,"
+    "text.getBBox().x + text.getBBox().width])"
+  )
+  assert {name[:8] for name, *_ in names} == {d.name[:8] for d in directories}
+  (_, y0, height, _), (_, y1, *_) = sorted(names, key=lambda name: name[1])
+  assert y1 - y0 >= 0.9 * height
+  assert max(end for *_, end in names) <= opened.run(
+    "return document.getElementById('chart').clientWidth"
+  )
+
+
+def test_the_learning_rate_and_the_gradient_norm_are_curves(
+  opened, directories
+):
+  rows = [read_rows(directory) for directory in directories]
+  for quantity, name in (
+    ("learning rate", "lr"),
+    ("gradient norm", "grad_norm"),
+  ):
+    choose(opened, "quantity", quantity)
+    points = [len(line) for line in lines(opened)]
+    assert points == [sum(name in row for row in run) for run in rows]
+    assert quantity in text_of(opened, "losshead")
+
+
+def test_the_csv_has_every_value_of_the_files(opened, directories):
+  text = opened.run("return csv()")
+  table = list(csv.DictReader(io.StringIO(text)))
+  for directory in directories:
+    rows = [row for row in table if row["run"] == directory.name]
+    for name in ("train_loss", "val_loss"):
+      values = [
+        (int(row["step"]), float(row[name])) for row in rows if row[name]
+      ]
+      assert values == [
+        (step, loss) for step, loss, _ in losses(directory, name)
+      ]
+
+
 def test_the_samples_of_a_step_are_side_by_side(opened, directories):
   def shown():
     return opened.run(
@@ -216,7 +308,7 @@ def test_a_script_in_a_file_is_shown_and_never_runs(opened, page):
   assert HOSTILE in text_of(opened, "differences")
   assert opened.run("return document.title") == "Training runs"
   running = "return document.querySelectorAll('script:not([type])').length"
-  assert opened.run(running) == 2  # the page's own, and the shared head's
+  assert opened.run(running) == 3  # the page's two, and the shared head's
   assert opened.run("return document.querySelectorAll('main b').length") == 0
 
 
@@ -257,12 +349,12 @@ def test_everything_can_be_reached_by_keys_and_has_a_name(opened):
     """
   )
   assert unnamed == []
-  opened.run("document.getElementById('axis').focus()")
+  opened.run("document.getElementById('quantity').focus()")
   order = []
-  for _ in range(2):
+  for _ in range(6):
     opened.press("tab")
     order.append(opened.run("return document.activeElement.id"))
-  assert order == ["range", "chart"]
+  assert order == ["axis", "scale", "range", "smoothing", "csv", "chart"]
 
 
 def test_a_run_without_results_yet_is_shown_as_such(

@@ -1,0 +1,158 @@
+"use strict";
+// The curves of the report: their scale, axes, lines and labels.
+const NS = "http://www.w3.org/2000/svg";
+const COLORS = 8, DASHES = ["", "7 4", "2 3"];
+// Height and margins of the chart, in pixels.
+const HEIGHT = 340, LEFT = 52, RIGHT = 12, TOP = 26, BOTTOM = 40;
+const NAME_FONT = "600 13px system-ui, sans-serif";  // as in the style
+const LABELLED = 8;  // up to so many runs are named at the ends of their lines
+const NARROW = 520;  // in a chart below this width no run is
+const DIGIT_WIDTH = 7, LABEL_HEIGHT = 15, LABEL_LENGTH = 22;  // pixels, characters
+
+const count = (n) => n.toLocaleString("en", { maximumFractionDigits: 2 });
+const color = (k) => `var(--run${k % COLORS})`;
+const dash = (k) => DASHES[Math.floor(k / COLORS) % DASHES.length];
+
+function shape(tag, attributes, text = "") {
+  const element = document.createElementNS(NS, tag);
+  for (const [name, v] of Object.entries(attributes)) {
+    element.setAttribute(name, v);
+  }
+  element.textContent = text;
+  return element;
+}
+
+// Returns round numbers that divide an interval into about five parts.
+function ticks(low, high) {
+  const rough = (high - low || 1) / 5, power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((f) => f * power >= rough);
+  const values = [];
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) {
+    values.push(Number((n * step).toPrecision(12)));
+  }
+  return values;
+}
+
+// Returns 1, 2 and 5 times the powers of ten in an interval, or the powers
+// alone where those are many.
+function logTicks(low, high) {
+  const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+  const factors = last - first > 3 ? [1] : [1, 2, 5], values = [];
+  for (let n = first; n <= last; n++) {
+    values.push(...factors.map((f) => Number((f * 10 ** n).toPrecision(12))));
+  }
+  return values.filter((v) => v >= low * (1 - 1e-9) && v <= high * (1 + 1e-9));
+}
+
+// Returns the exponential moving average of values, with a corrected start: the
+// weight of a value falls by `smoothing` with every later one.
+function smoothed(values, smoothing) {
+  let sum = 0, weight = 0;
+  return values.map((v) => {
+    sum = smoothing * sum + v;
+    weight = smoothing * weight + 1;
+    return sum / weight;
+  });
+}
+
+// Returns the scale of curves {xs, ys}, or null if no point is to be shown.
+// `from` is the share of the horizontal axis that is left out.
+function makeScale(curves, from, logarithmic, width, right) {
+  const ends = curves.flatMap(({ xs }) => xs.slice(-1));
+  const high = Math.max(...ends);
+  const positive = curves.flatMap(({ xs }) => xs.filter((x) => x > 0));
+  const least = logarithmic ? positive.reduce((a, b) => Math.min(a, b), high) : 0;
+  const low = Math.max(from * high, least);
+  let bottom = Infinity, top = -Infinity;
+  for (const { xs, ys } of curves) {
+    xs.forEach((x, i) => {
+      if (x < low) return;
+      bottom = Math.min(bottom, ys[i]);
+      top = Math.max(top, ys[i]);
+    });
+  }
+  if (!Number.isFinite(bottom)) return null;
+  const margin = 0.04 * (top - bottom || Math.abs(top) || 1);
+  bottom -= margin;
+  top += margin;
+  const of = logarithmic ? Math.log : (v) => v;
+  const length = of(high) - of(low) || 1, pixels = width - LEFT - right;
+  return {
+    low, high, bottom, top, width, right,
+    ticks: (logarithmic ? logTicks : ticks)(low, high),
+    x: (v) => LEFT + pixels * (of(v) - of(low)) / length,
+    y: (v) => TOP + (HEIGHT - TOP - BOTTOM) * (top - v) / (top - bottom),
+    xAt(pixel) {
+      const v = of(low) + (pixel - LEFT) * length / pixels;
+      return logarithmic ? Math.exp(v) : v;
+    },
+  };
+}
+
+// Returns a number of an axis: plain, or as a power of ten where it is tiny.
+const tickText = (v) => v !== 0 && Math.abs(v) < 1e-3
+  ? v.toExponential().replace("e-", "e−") : count4(v);
+const count4 = (v) => v.toLocaleString("en", { maximumFractionDigits: 4 });
+
+// Returns the axes of a chart, with grid lines and titles.
+function drawAxes(scale, xTitle, yTitle) {
+  const end = scale.width - scale.right, parts = [];
+  for (const v of ticks(scale.bottom, scale.top)) {
+    parts.push(shape("line", { class: "grid", x1: LEFT, x2: end,
+      y1: scale.y(v), y2: scale.y(v) }));
+    parts.push(shape("text", { x: LEFT - 6, y: scale.y(v) + 4,
+      "text-anchor": "end" }, tickText(v)));
+  }
+  let free = -Infinity;  // where the next number may begin
+  for (const v of scale.ticks) {
+    const x = scale.x(v), half = DIGIT_WIDTH * count(v).length / 2;
+    if (x - half < free) continue;
+    free = x + half + DIGIT_WIDTH;
+    parts.push(shape("line", { class: "grid", x1: x, x2: x,
+      y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 4 }));
+    parts.push(shape("text", { x, y: HEIGHT - BOTTOM + 17,
+      "text-anchor": x > scale.width - 24 ? "end" : "middle" }, count(v)));
+  }
+  parts.push(shape("text", { x: (LEFT + end) / 2, y: HEIGHT - 6,
+    "text-anchor": "middle" }, xTitle));
+  parts.push(shape("text", { x: 0, y: 14 }, yTitle));
+  return parts;
+}
+
+// Returns the line of a curve {k, kind, xs, ys}, with dots at evaluations.
+function drawCurve({ k, kind, xs, ys }, scale) {
+  const shown = xs.map((x, i) => [x, ys[i]]).filter(([x]) => x >= scale.low);
+  const points = shown.map(([x, y]) => `${scale.x(x)},${scale.y(y)}`);
+  const line = shape("polyline", { class: `curve ${kind}`, "data-run": k,
+    points: points.join(" "), style: `stroke: ${color(k)}`,
+    "stroke-dasharray": dash(k) });
+  if (kind !== "validation") return [line];
+  return [line, ...shown.map(([x, y]) => shape("circle", { cx: scale.x(x),
+    cy: scale.y(y), r: 3, style: `fill: ${color(k)}` }))];
+}
+
+const shortened = (name) => name.length <= LABEL_LENGTH ? name
+  : name.slice(0, LABEL_LENGTH - 1) + "…";
+
+// Returns the margin for the names at the ends of lines, or RIGHT without them.
+function labelMargin(names, width) {
+  if (names.length > LABELLED || width < NARROW) return RIGHT;
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = NAME_FONT;
+  const widths = names.map((name) => pen.measureText(shortened(name)).width);
+  return RIGHT + 8 + Math.max(0, ...widths);
+}
+
+// Returns the names of runs at the ends of their lines [{k, name, x, y}], moved
+// apart where they would overlap.
+function drawLabels(ends) {
+  const sorted = [...ends].sort((a, b) => a.y - b.y);
+  const lowest = HEIGHT - BOTTOM - LABEL_HEIGHT * (sorted.length - 1);
+  let next = TOP;
+  return sorted.map(({ k, name, x, y }, i) => {
+    const place = Math.max(next, Math.min(y, lowest + i * LABEL_HEIGHT));
+    next = place + LABEL_HEIGHT;
+    return shape("text", { class: "name", x: x + 8, y: place + 4,
+      style: `fill: ${color(k)}` }, shortened(name));
+  });
+}

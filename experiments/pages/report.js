@@ -1,0 +1,295 @@
+"use strict";
+// The report: the chart and its controls, the tables and the samples.
+const AXES = ["training steps", "epochs", "seconds"];
+// What a chart may show: its curves, each a name in the data and a kind of line.
+const QUANTITIES = {
+  "loss": { train_loss: "training", val_loss: "validation" },
+  "learning rate": { lr: "validation" },
+  "gradient norm": { grad_norm: "training" },
+};
+const HEADINGS = { train_loss: "training loss", val_loss: "validation loss",
+  lr: "learning rate", grad_norm: "gradient norm" };
+
+let data, axis = AXES[0], quantity = "loss";
+let scale = null;  // of the chart; null if it is empty
+let positions = [], cursor = 0;  // x of the points shown; index of the cursor's
+
+const fixed = (v) => v === undefined || v === null ? "–"
+  : v !== 0 && Math.abs(v) < 0.01 ? v.toExponential(2) : v.toFixed(4);
+
+function make(tag, text, attributes = {}) {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  for (const [name, v] of Object.entries(attributes)) {
+    element.setAttribute(name, v);
+  }
+  return element;
+}
+
+function tableRow(cells, head) {
+  const row = document.createElement("tr");
+  cells.forEach((cell, k) => row.append(make(head || !k ? "th" : "td", cell,
+    head ? { scope: "col" } : k ? {} : { scope: "row" })));
+  return row;
+}
+
+function fillTable(id, table) {
+  const [head, body] = $(id).children;
+  head.replaceChildren(tableRow(table.head, true));
+  body.replaceChildren(...table.rows.map((row) => tableRow(row, false)));
+}
+
+// --- The curves ---
+
+// Returns x of each point of a curve; [] where it is not known.
+function xsOf(run, curve) {
+  if (axis === "training steps") return curve.step;
+  if (axis === "seconds") return curve.seconds;
+  return run.epochs_per_step === null ? []
+    : curve.step.map((step) => step * run.epochs_per_step);
+}
+
+const visible = (k) => !data.runs[k].hidden;
+
+// Returns the curves of the quantity: those of all runs that are not hidden.
+function curves() {
+  const smoothing = Number($("smoothing").value);
+  return data.runs.flatMap((run, k) => !visible(k) ? []
+    : Object.entries(QUANTITIES[quantity]).map(([name, kind]) => {
+      const curve = run.curves[name], xs = xsOf(run, curve);
+      const ys = curve.value.slice(0, xs.length);
+      return { k, kind, xs, ys: kind === "training" ? smoothed(ys, smoothing) : ys };
+    }));
+}
+
+function draw() {
+  const all = curves(), width = $("chart").clientWidth;
+  const names = data.runs.filter((_, k) => visible(k)).map((run) => run.name);
+  const right = labelMargin(names, width);
+  scale = makeScale(all, Number($("range").value),
+    $("scale").value === "logarithmic", width, right);
+  if (!scale) {
+    $("chart").replaceChildren();
+    $("status").textContent = !names.length ? "All runs are hidden."
+      : axis === "epochs" ? "The number of training steps per epoch is not known."
+        : quantity === "loss" ? "There are no losses yet."
+          : `The runs have no ${quantity} in their records.`;
+    positions = [];
+    showValues();
+    return;
+  }
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img",
+    "aria-label": `${quantity} over ${axis}` });
+  const unit = quantity === "loss" ? `loss, nats per ${data.unit}` : quantity;
+  svg.append(...drawAxes(scale, axis, unit));
+  svg.append(...all.flatMap((curve) => drawCurve(curve, scale)));
+  if (right > RIGHT) {
+    const last = new Map(all.filter(({ xs }) => xs.length).map((c) => [c.k, c]));
+    svg.append(...drawLabels([...last].map(([k, { xs, ys }]) => ({
+      k, name: data.runs[k].name, x: scale.x(Math.max(xs.at(-1), scale.low)),
+      y: scale.y(ys.at(-1)),
+    }))));
+  }
+  svg.append(shape("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM }));
+  $("chart").replaceChildren(svg);
+  const shown = all.flatMap(({ xs }) => xs.filter((x) => x >= scale.low));
+  positions = [...new Set(shown)].sort((a, b) => a - b);
+  moveTo(positions.length - 1);
+}
+
+function moveTo(index) {
+  if (!positions.length) return;
+  cursor = Math.max(0, Math.min(positions.length - 1, index));
+  const line = $("chart").querySelector(".cursor"), x = scale.x(positions[cursor]);
+  line.setAttribute("x1", x);
+  line.setAttribute("x2", x);
+  showValues();
+}
+
+// Returns the index of the last of sorted values that is at most v, or −1.
+function lastIndex(values, v) {
+  let low = 0, high = values.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (values[middle] <= v) low = middle + 1;
+    else high = middle;
+  }
+  return low - 1;
+}
+
+// Shows the values at the cursor, in a table that is also the legend.
+function showValues() {
+  const x = positions[cursor], names = Object.keys(QUANTITIES[quantity]);
+  const headings = ["run", ...names.map((name) => HEADINGS[name])];
+  if (quantity === "loss") headings.push("evaluated at step");
+  if (positions.length) {
+    $("status").textContent = `At ${axis.slice(0, -1)} ${count(x)}:`;
+  }
+  $("losshead").replaceChildren(tableRow(headings, true));
+  $("legend").replaceChildren(...data.runs.map((run, k) => {
+    const points = names.map((name) => {
+      const curve = run.curves[name];
+      const index = positions.length && visible(k)
+        ? lastIndex(xsOf(run, curve), x) : -1;
+      return { value: curve.value[index], step: curve.step[index] };
+    });
+    const cells = points.map(({ value }) => fixed(value));
+    if (quantity === "loss") {
+      const { step } = points[1];
+      cells.push(step === undefined ? "–" : count(step));
+    }
+    const row = tableRow(["", ...cells], false);
+    row.firstChild.append(legendEntry(run, k));
+    return row;
+  }));
+}
+
+// Returns a run's name with its colour and the box that shows or hides it.
+function legendEntry(run, k) {
+  const label = make("label", ""), box = make("input", "", { type: "checkbox" });
+  box.checked = visible(k);
+  box.addEventListener("change", () => {
+    run.hidden = !box.checked;
+    draw();
+    $("legend").rows[k].querySelector("input").focus();
+  });
+  const swatch = shape("svg", { class: "swatch", width: 26, height: 10,
+    "aria-hidden": true });
+  swatch.append(shape("line", { x1: 0, x2: 26, y1: 5, y2: 5,
+    style: `stroke: ${color(k)}; stroke-width: 3`, "stroke-dasharray": dash(k) }));
+  label.append(box, swatch, run.name);
+  return label;
+}
+
+// Returns the curves of all runs as CSV, a row for each training step logged.
+function csv() {
+  const names = Object.keys(HEADINGS);
+  const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+  const rows = data.runs.flatMap((run) => {
+    const bySteps = new Map();
+    for (const name of names) {
+      const { step, value, seconds } = run.curves[name];
+      step.forEach((s, i) => {
+        const row = bySteps.get(s) ?? bySteps.set(s, { seconds: seconds[i] }).get(s);
+        row[name] = value[i];
+      });
+    }
+    return [...bySteps].sort(([a], [b]) => a - b).map(([step, row]) => [
+      quoted(run.name), step, row.seconds, ...names.map((name) => row[name] ?? "")]);
+  });
+  return [["run", "step", "seconds", ...names], ...rows]
+    .map((row) => row.join(",") + "\n").join("");
+}
+
+function saveCsv() {
+  const url = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
+  const link = make("a", "", { href: url, download: "runs.csv" });
+  link.click();
+  URL.revokeObjectURL(url);
+}
+
+// --- The samples ---
+
+let sampleSteps = [];  // after which there are samples; Infinity is the end
+
+function showSamples() {
+  const step = sampleSteps[Number($("evaluation").value)];
+  const name = step === Infinity ? "at the end, from the best weights"
+    : step ? `after training step ${count(step)}` : "untrained";
+  $("evaluationname").textContent = name[0].toUpperCase() + name.slice(1);
+  $("evaluation").setAttribute("aria-valuetext", name);
+  $("samples").replaceChildren(...data.runs.map((run) => {
+    const box = make("article", "");
+    const earlier = run.samples.filter((s) => (s.step ?? Infinity) <= step);
+    const sample = earlier[earlier.length - 1];
+    box.append(make("h3", run.name));
+    if (!sample) {
+      box.append(make("p", "No sample yet.", { class: "soft" }));
+      return box;
+    }
+    box.append(make("p", sample.title, { class: "soft" }),
+      make("pre", sample.text, { tabindex: 0, role: "region",
+        "aria-label": `Sample of ${run.name}` }));
+    return box;
+  }));
+}
+
+function listen() {
+  const chart = $("chart");
+  chart.addEventListener("pointermove", (event) => {
+    if (!positions.length) return;
+    const x = scale.xAt(event.clientX - chart.getBoundingClientRect().left);
+    const before = Math.max(0, lastIndex(positions, x));
+    const after = Math.min(positions.length - 1, before + 1);
+    moveTo(x - positions[before] < positions[after] - x ? before : after);
+  });
+  chart.addEventListener("keydown", (event) => {
+    const index = { ArrowLeft: cursor - 1, ArrowRight: cursor + 1,
+      PageUp: cursor - 10, PageDown: cursor + 10, Home: 0,
+      End: positions.length - 1 }[event.key];
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (index === undefined) return;
+    event.preventDefault();
+    moveTo(index);
+  });
+  $("quantity").addEventListener("change", (event) => {
+    quantity = event.target.value;
+    draw();
+  });
+  $("axis").addEventListener("change", (event) => {
+    axis = event.target.value;
+    draw();
+  });
+  for (const id of ["scale", "range"]) $(id).addEventListener("change", draw);
+  $("smoothing").addEventListener("input", () => {
+    showSmoothing();
+    draw();
+  });
+  $("csv").addEventListener("click", saveCsv);
+  $("evaluation").addEventListener("input", showSamples);
+  let width = chart.clientWidth;
+  new ResizeObserver(() => {
+    if (chart.clientWidth === width) return;
+    width = chart.clientWidth;
+    draw();
+  }).observe(chart);
+}
+
+function showSmoothing() {
+  const smoothing = Number($("smoothing").value);
+  const name = smoothing ? `over ${count(1 / (1 - smoothing))} points` : "none";
+  $("smoothingname").textContent = `Smoothing: ${name}`;
+  $("smoothing").setAttribute("aria-valuetext", name);
+}
+
+async function start() {
+  data = await unpackHeader();
+  $("quantity").append(...Object.keys(QUANTITIES).map((q) => new Option(q)));
+  $("axis").append(...AXES.map((name) => new Option(name)));
+  const unknown = data.runs.filter((run) => run.epochs_per_step === null);
+  $("missing").textContent = unknown.length ? "Not shown over epochs, because "
+    + "the corpus is missing or has changed: "
+    + unknown.map((run) => run.name).join(", ") : "";
+  $("unit").textContent = data.unit === "token"
+    ? "Losses are in nats per token. Some runs have characters as tokens and "
+      + "some have words: their losses cannot be compared."
+    : `Losses are in nats per ${data.unit}.`;
+  fillTable("results", data.results);
+  if (data.differences.rows.length) fillTable("differences", data.differences);
+  $("nodifferences").textContent = data.runs.length < 2 ? "There is one run."
+    : data.differences.rows.length ? ""
+      : "The runs have the same flags, versions and device.";
+  const steps = data.runs.flatMap(
+    (run) => run.samples.map((s) => s.step ?? Infinity));
+  sampleSteps = [...new Set(steps)].sort((a, b) => a - b);
+  $("evaluation").max = Math.max(0, sampleSteps.length - 1);
+  $("evaluation").value = $("evaluation").max;
+  if (!sampleSteps.length) $("evaluation").parentElement.hidden = true;
+  showSmoothing();
+  draw();
+  showSamples();
+  listen();
+  document.querySelector("main").ariaBusy = "false";
+}
+
+begin(start);
