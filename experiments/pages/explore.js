@@ -1,0 +1,532 @@
+"use strict";
+const textBox = $("text"), textCanvas = textBox.firstElementChild;
+const spacer = textBox.lastElementChild;
+const LINE = 26, CELL = 18, FONT = "16px ui-monospace, monospace";
+const CACHED = 8;  // unpacked arrays in memory
+const TABLE_STEPS = [0, 1, 2, 4, 8, 16, 32, 64];  // back, in the table
+const DECADES = 4;  // powers of ten in the bars under the text
+
+// --- Data: each array is unpacked when it is needed ---
+
+const cache = new Map();
+
+async function bytesOf(blob) {
+  const buffer = cache.get(blob) || await unpack("blob" + blob);
+  cache.delete(blob);
+  cache.set(blob, buffer);  // as the most recently used
+  if (cache.size > CACHED) cache.delete(cache.keys().next().value);
+  return new Uint8Array(buffer);
+}
+
+// --- State of the page ---
+
+let data;  // the page's header
+let pieces, tokens;  // the text that each token adds; the tokens
+let next;  // the distribution of the next token at each position
+let layer = 0, signalName, order = 0, unit = 0, cursor = 0;
+let signal, levels, paths;  // the signal shown, and its layer's gradient paths
+let ranks = [];  // the units in order
+let starts;  // the first token of each line
+let lineOf, columnOf, widths;  // of each token, in characters
+let columns, charWidth;  // columns that fit, and the width of one in pixels
+let fills, inks;  // colors of each level, and of a character on it
+let ink, soft, border, accent, purple;  // other colors
+
+// Makes the white space of a symbol visible.
+const visible = (symbol) => symbol.replaceAll(" ", "␣").replaceAll("\n", "↵")
+  .replaceAll("\t", "⇥");
+const nameOf = (t) => visible(data.symbols[tokens[t]]);
+const round = (v) => v.toFixed(3).replace("-", "−");
+const scientific = (v) => v === 0 ? "–" : v.toExponential(1).replace("-", "−");
+const count = (n) => n.toLocaleString("en");
+
+function valueOf(u, at) {
+  const q = levels[u * pieces.length + at];
+  return signal.signed ? (q - 128) / 127 * signal.scale[u] : q / 255;
+}
+
+function normOf(path, at, back) {
+  const q = path.bytes[at * data.window + back];
+  if (q === 0) return 0;
+  return 10 ** (path.low + (q - 1) / 254 * (path.high - path.low));
+}
+
+// --- Colors ---
+
+function channels(name) {
+  const hex = getComputedStyle(document.documentElement)
+    .getPropertyValue(`--${name}`).trim().slice(1);
+  return [0, 2, 4].map((k) => parseInt(hex.slice(k, k + 2), 16));
+}
+
+function luminance(rgb) {
+  const [r, g, b] = rgb.map((v) => v / 255).map(
+    (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+function makeColors() {
+  [ink, soft, border, accent, purple] =
+    ["ink", "soft", "line", "accent", "open"]
+      .map((name) => `rgb(${channels(name)})`);
+  const [page, negative, positive, gate] =
+    ["page", "negative", "positive", "open"].map(channels);
+  fills = [], inks = [];
+  for (let q = 0; q < 256; q++) {
+    const x = signal.signed ? Math.max(-1, (q - 128) / 127) : q / 255;
+    const end = !signal.signed ? gate : x < 0 ? negative : positive;
+    const rgb = page.map((v, k) => Math.round(v + (end[k] - v) * Math.abs(x)));
+    fills.push(`rgb(${rgb})`);
+    inks.push(luminance(rgb) > 0.179 ? "#000" : "#fff");  // the higher contrast
+  }
+}
+
+// --- Layout: a line ends at a newline, or at the last blank that fits ---
+
+function layOut() {
+  const context = textCanvas.getContext("2d");
+  context.font = FONT;
+  charWidth = context.measureText("M").width;
+  columns = Math.max(8, Math.floor((textBox.clientWidth - 8) / charWidth));
+  widths = pieces.map((piece) => piece.startsWith("\n") ? 1
+    : Math.min(columns, Array.from(piece).length));
+  starts = [0];
+  columnOf = new Uint16Array(pieces.length);
+  let column = 0, blank = 0;
+  pieces.forEach((piece, t) => {
+    const start = starts[starts.length - 1];
+    if (piece.length > 1 && piece[0] === " ") blank = t;
+    if (column + widths[t] > columns && t > start) {
+      const from = blank > start ? blank : t;
+      const shift = from < t ? columnOf[from] : column;
+      for (let k = from; k < t; k++) columnOf[k] -= shift;
+      column -= shift;
+      starts.push(from);
+    }
+    columnOf[t] = column;
+    column += widths[t];
+    if (piece === " ") blank = t + 1;
+    if (piece[0] === "\n" && t + 1 < pieces.length) {
+      starts.push(t + 1);
+      column = Math.min(piece.length - 1, columns - 8);  // indentation
+    }
+  });
+  lineOf = new Uint32Array(pieces.length);
+  starts.forEach((start, line) => lineOf.fill(line, start));
+  const below = starts.length * LINE + 8 - textBox.clientHeight;
+  spacer.style.height = `${Math.max(0, below)}px`;
+  resize(textCanvas, textBox.clientWidth, textBox.clientHeight);
+}
+
+function endOf(line) {
+  return line + 1 < starts.length ? starts[line + 1] : pieces.length;
+}
+
+function tokenAt(line, column) {
+  let t = starts[line];
+  while (t + 1 < endOf(line) && columnOf[t + 1] <= column) t++;
+  return t;
+}
+
+function resize(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.height = `${height}px`;
+  canvas.style.width = `${width}px`;
+}
+
+function clear(canvas) {
+  const context = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  return context;
+}
+
+// --- Drawing ---
+
+function drawText() {
+  const context = clear(textCanvas), top = textBox.scrollTop;
+  const first = Math.max(0, Math.floor(top / LINE));
+  const last = Math.min(starts.length,
+    Math.ceil((top + textBox.clientHeight) / LINE));
+  const row = unit * pieces.length;
+  context.font = FONT;
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  const boxOf = (t) => [4 + columnOf[t] * charWidth,
+    4 + lineOf[t] * LINE - top, widths[t] * charWidth];
+  const end = last < starts.length ? starts[last] : pieces.length;
+  for (let t = starts[first]; t < end; t++) {
+    const [x, y, width] = boxOf(t), q = levels[row + t], piece = pieces[t];
+    const left = Math.round(x);
+    context.fillStyle = fills[q];
+    context.fillRect(left, y, Math.round(x + width) - left, CELL);
+    if (piece === " ") continue;
+    const isBreak = piece[0] === "\n";
+    context.fillStyle = inks[q];
+    context.globalAlpha = isBreak ? 0.5 : 1;
+    context.fillText(isBreak ? "↵" : piece.replace("\t", "⇥"), x + width / 2,
+      y + CELL / 2 + 1, width);
+    context.globalAlpha = 1;
+  }
+  const bars = barHeights();
+  context.fillStyle = accent;
+  bars.forEach((height, back) => {
+    const [x, y, width] = boxOf(cursor - back);
+    context.fillRect(x + 1, y + CELL + 6 - 6 * height, width - 2, 6 * height);
+  });
+  const [x, y, width] = boxOf(cursor);
+  context.strokeStyle = ink;
+  context.lineWidth = 2;
+  context.strokeRect(x - 1, y - 1, width + 2, CELL + 2);
+}
+
+// Returns the height of the bar at each step back, in [0, 1].
+function barHeights() {
+  const reach = Math.min(data.window, cursor + 1), norms = [];
+  for (let back = 0; back < reach; back++) {
+    norms.push(Math.hypot(...paths.map((p) => normOf(p, cursor, back))));
+  }
+  const largest = Math.max(...norms);
+  return norms.map((v) => v === 0 ? 0
+    : Math.max(0, 1 + Math.log10(v / largest) / DECADES));
+}
+
+function drawUnits() {
+  const canvas = $("units"), width = canvas.parentElement.clientWidth;
+  const perRow = Math.max(1, Math.floor(width / 14));
+  const height = Math.ceil(ranks.length / perRow) * 14;
+  resize(canvas, width, height);
+  const context = clear(canvas);
+  ranks.forEach((u, k) => {
+    const x = k % perRow * 14, y = Math.floor(k / perRow) * 14;
+    context.fillStyle = fills[levels[u * pieces.length + cursor]];
+    context.fillRect(x + 1, y + 1, 12, 12);
+    context.strokeStyle = u === unit ? ink : border;
+    context.lineWidth = u === unit ? 2 : 1;
+    context.strokeRect(x + 1, y + 1, 12, 12);
+  });
+}
+
+function drawPath() {
+  const canvas = $("path"), width = canvas.parentElement.clientWidth;
+  resize(canvas, width, 170);
+  const context = clear(canvas), left = 44, bottom = 140, top = 8;
+  const low = Math.floor(Math.min(...paths.map((p) => p.low)));
+  const high = Math.ceil(Math.max(...paths.map((p) => p.high)));
+  const x = (back) => width - 24 - (width - 24 - left) * back
+    / (data.window - 1);
+  const y = (v) => bottom - (bottom - top) * (Math.log10(v) - low)
+    / (high - low);
+  context.font = "12px system-ui, sans-serif";
+  context.fillStyle = soft;
+  context.strokeStyle = border;
+  context.textAlign = "right";
+  context.textBaseline = "middle";
+  const every = Math.ceil((high - low) / 5);
+  for (let decade = high; decade >= low; decade -= every) {
+    const at = y(10 ** decade);
+    context.fillText(`1e${decade}`.replace("-", "−"), left - 5, at);
+    context.beginPath();
+    context.moveTo(left, at);
+    context.lineTo(width - 24, at);
+    context.stroke();
+  }
+  context.textAlign = "center";
+  for (let back = 0; back < data.window; back += 32) {
+    context.fillText(back || "cursor", x(back) - (back ? 0 : 10), bottom + 12);
+  }
+  context.fillText(`${data.unit}s back`, (left + width) / 2, bottom + 25);
+  paths.forEach((path, k) => {
+    const color = k ? purple : accent;
+    context.strokeStyle = context.fillStyle = color;
+    context.lineWidth = 2;
+    context.setLineDash(k ? [5, 3] : []);
+    context.beginPath();
+    for (let back = 0; back < data.window; back++) {
+      const v = normOf(path, cursor, back);
+      if (v > 0) context.lineTo(x(back), y(v));
+    }
+    context.stroke();
+    context.setLineDash([]);
+    const v = normOf(path, cursor, 0) || normOf(path, cursor, 1);
+    if (v > 0) context.fillText(path.name, width - 14, y(v) + 6 * k);
+  });
+}
+
+function showNext() {
+  const n = next.count, actual = tokens[cursor + 1];  // undefined at the end
+  const rows = [];
+  for (let k = 0; k < n; k++) {
+    const token = next.tokens[cursor * n + k];
+    rows.push([token, token === actual ? next.actual[cursor]
+      : next.probabilities[cursor * n + k] / 65535]);
+  }
+  if (actual !== undefined && !rows.some(([token]) => token === actual)) {
+    rows.push([actual, next.actual[cursor]]);
+  }
+  $("next").replaceChildren(...rows.map(([token, p]) => {
+    const [item, name, bar, figure] =
+      ["li", "b", "i", "span"].map((tag) => document.createElement(tag));
+    item.className = token === actual ? "actual" : "";
+    name.textContent = visible(data.symbols[token]);
+    bar.style.width = `${100 * p}%`;
+    figure.textContent = `${(100 * p).toFixed(2)} %`;
+    item.append(name, bar, figure);
+    return item;
+  }));
+}
+
+function showPath() {
+  $("reach").textContent = cursor + 1 < pieces.length
+    ? `The norm of the gradient of log p(‘${nameOf(cursor + 1)}’), the `
+      + `next ${data.unit} of the text, with respect to this layer's state `
+      + `after each earlier ${data.unit}`
+      + (paths.length > 2 ? ": of each array with the others held fixed."
+        : paths.length > 1 ? ": of h with c held fixed, and of c with h held "
+        + "fixed." : ".")
+    : "The text ends here.";
+  const steps = TABLE_STEPS.filter((k) => k < data.window && k <= cursor);
+  $("norms").replaceChildren(...steps.map((back) => {
+    const row = document.createElement("tr");
+    const cells = [back, nameOf(cursor - back),
+      ...paths.map((path) => scientific(normOf(path, cursor, back)))];
+    cells.forEach((value, k) => {
+      row.append(document.createElement(k ? "td" : "th"));
+      row.lastChild.textContent = value;
+    });
+    return row;
+  }));
+  const head = ["steps back", "after", ...paths.map((p) => `‖d${p.name}‖`)];
+  const row = document.createElement("tr");
+  head.forEach((name) => {
+    row.append(document.createElement("th"));
+    row.lastChild.textContent = name;
+  });
+  document.querySelector("thead").replaceChildren(row);
+}
+
+function showStatus() {
+  $("status").textContent =
+    `‘${nameOf(cursor)}’, ${data.unit} ${count(cursor + 1)} of `
+    + `${count(pieces.length)}. Unit ${unit} of ${signal.name} is `
+    + `${round(valueOf(unit, cursor))}. `
+    + (cursor + 1 < pieces.length
+      ? `Next in the text: ‘${nameOf(cursor + 1)}’, with probability `
+        + `${(100 * next.actual[cursor]).toFixed(2)} %.` : "The text ends here.");
+}
+
+function showLegend() {
+  const [title, low, strip, high] = $("legend").children;
+  const largest = signal.signed ? signal.scale[unit] : 1;
+  title.textContent = `Unit ${unit} of ${signal.name}, ${signal.meaning}, `
+    + `layer ${layer + 1}`
+    + (order ? `; ${data.features[order - 1].name}: ${scoreOf(unit)}` : "");
+  low.textContent = signal.signed ? round(-largest) : "0 (closed)";
+  high.textContent = signal.signed ? round(largest) : "1 (open)";
+  const stops = [];
+  for (let q = signal.signed ? 1 : 0; q < 256; q += 8) stops.push(fills[q]);
+  strip.style.background = `linear-gradient(to right, ${stops})`;
+}
+
+let scheduled = false;
+
+function draw() {
+  if (scheduled) return;
+  scheduled = true;
+  requestAnimationFrame(() => {
+    scheduled = false;
+    drawText(), drawUnits(), drawPath();
+  });
+}
+
+function show() {
+  showStatus(), showNext(), showPath(), showLegend();
+  draw();
+}
+
+// --- Choices ---
+
+function scoreOf(u) {
+  const score = signal.scores[order - 1][u];
+  return `${data.features[order - 1].measure} ${score.toFixed(2)}`
+    .replace("-", "−");
+}
+
+function sortUnits() {
+  ranks = signal.scale.map((_, u) => u);
+  if (order) {
+    const middle = data.features[order - 1].measure === "AUC" ? 0.5 : 0;
+    const strength = signal.scores[order - 1].map((s) => Math.abs(s - middle));
+    ranks.sort((a, b) => strength[b] - strength[a]);
+  }
+  $("unit").replaceChildren(...ranks.map((u) =>
+    new Option(order ? `${u} (${scoreOf(u)})` : `${u}`, u)));
+}
+
+let numChoices = 0;
+
+// Shows the chosen layer, signal and order; `best` selects the best unit.
+async function choose(best) {
+  const choice = ++numChoices;
+  const { signals, paths: packedPaths } = data.layers[layer];
+  document.querySelector("main").setAttribute("aria-busy", "true");
+  const chosen = signals.find((s) => s.name === signalName) || signals[0];
+  const signalBytes = await bytesOf(chosen.blob);
+  const pathBytes = await Promise.all(packedPaths.map((p) => bytesOf(p.blob)));
+  if (choice !== numChoices) return;  // a later choice replaces this one
+  signal = chosen, signalName = signal.name, levels = signalBytes;
+  paths = packedPaths.map((p, k) => ({ ...p, bytes: pathBytes[k] }));
+  makeColors();
+  sortUnits();
+  if (best || unit >= ranks.length) unit = ranks[0];
+  $("layer").value = layer, $("signal").value = signalName;
+  $("order").value = order, $("unit").value = unit;
+  document.querySelector("main").setAttribute("aria-busy", "false");
+  show();
+}
+
+function chooseUnit(u) {
+  unit = u;
+  $("unit").value = u;
+  show();
+}
+
+function stepUnit(step) {
+  const k = ranks.indexOf(unit) + step;
+  if (k >= 0 && k < ranks.length) chooseUnit(ranks[k]);
+}
+
+// Selects the next or previous option of a menu, and wraps around.
+function cycle(id, step) {
+  const options = [...$(id).options].filter((option) => !option.disabled);
+  const k = options.findIndex((option) => option.selected);
+  const size = options.length;
+  if (size < 2) return;
+  $(id).value = options[(k + step + size) % size].value;
+  $(id).dispatchEvent(new Event("change"));
+}
+
+// Scrolls the text until the cursor is in sight.
+function reveal() {
+  const top = lineOf[cursor] * LINE, height = textBox.clientHeight;
+  if (top < textBox.scrollTop) textBox.scrollTop = top - LINE;
+  if (top + 2 * LINE > textBox.scrollTop + height) {
+    textBox.scrollTop = top + 2 * LINE - height;
+  }
+}
+
+function moveTo(t) {
+  cursor = Math.max(0, Math.min(pieces.length - 1, t));
+  reveal();
+  show();
+}
+
+function moveLines(step) {
+  const line = lineOf[cursor];
+  const target = Math.max(0, Math.min(starts.length - 1, line + step));
+  if (target !== line) moveTo(tokenAt(target, columnOf[cursor]));
+}
+
+const KEYS = {
+  ArrowLeft: () => moveTo(cursor - 1),
+  ArrowRight: () => moveTo(cursor + 1),
+  ArrowUp: () => moveLines(-1),
+  ArrowDown: () => moveLines(1),
+  PageUp: () => moveLines(2 - Math.floor(textBox.clientHeight / LINE)),
+  PageDown: () => moveLines(Math.floor(textBox.clientHeight / LINE) - 2),
+  Home: (event) => moveTo(event.ctrlKey ? 0 : starts[lineOf[cursor]]),
+  End: (event) => moveTo(
+    (event.ctrlKey ? pieces.length : endOf(lineOf[cursor])) - 1),
+  n: () => stepUnit(1), N: () => stepUnit(-1),
+  p: () => stepUnit(-1), P: () => stepUnit(1),
+  s: () => cycle("signal", 1), S: () => cycle("signal", -1),
+  o: () => cycle("order", 1), O: () => cycle("order", -1),
+  l: () => cycle("layer", 1), L: () => cycle("layer", -1),
+};
+
+function listen() {
+  textBox.addEventListener("keydown", (event) => {
+    const command = event.key.length === 1 && event.ctrlKey;
+    if (command || event.altKey || event.metaKey || !KEYS[event.key]) return;
+    event.preventDefault();
+    KEYS[event.key](event);
+  });
+  textBox.addEventListener("click", (event) => {
+    const box = textCanvas.getBoundingClientRect();
+    const line = Math.min(starts.length - 1, Math.max(0, Math.floor(
+      (event.clientY - box.top - 4 + textBox.scrollTop) / LINE)));
+    const column = Math.floor((event.clientX - box.left - 4) / charWidth);
+    moveTo(tokenAt(line, column));
+  });
+  textBox.addEventListener("scroll", draw);
+  $("units").addEventListener("click", (event) => {
+    const perRow = Math.max(1, Math.floor($("units").clientWidth / 14));
+    const u = ranks[Math.floor(event.offsetY / 14) * perRow
+      + Math.floor(event.offsetX / 14)];
+    if (u !== undefined) chooseUnit(u);
+  });
+  $("layer").addEventListener("change", (event) => {
+    layer = Number(event.target.value);
+    choose(true);
+  });
+  $("signal").addEventListener("change", (event) => {
+    signalName = event.target.value;
+    choose(false);
+  });
+  $("order").addEventListener("change", (event) => {
+    order = Number(event.target.value);
+    choose(true);
+  });
+  $("unit").addEventListener("change",
+    (event) => chooseUnit(Number(event.target.value)));
+  $("previous").addEventListener("click", () => stepUnit(-1));
+  $("following").addEventListener("click", () => stepUnit(1));
+  new ResizeObserver(() => { layOut(); draw(); }).observe(textBox);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    makeColors();
+    show();
+  });
+}
+
+async function start() {
+  data = await unpackHeader();
+  pieces = data.pieces;
+  tokens = new Uint32Array(await unpack("blob" + data.tokens));
+  next = {
+    count: data.next.count,
+    tokens: new Uint32Array(await unpack("blob" + data.next.tokens)),
+    probabilities: new Uint16Array(
+      await unpack("blob" + data.next.probabilities)),
+    actual: new Float32Array(await unpack("blob" + data.next.actual)),
+  };
+  $("about").textContent = data.about;
+  document.querySelectorAll(".unit").forEach((e) => {
+    e.textContent = data.unit;
+  });
+  $("next").classList.toggle("words", data.unit === "word");
+  layer = data.layers.length - 1;
+  // Where the gradient path has its full length.
+  cursor = Math.min(pieces.length - 2, 2 * data.window);
+  const names = data.layers[layer].signals.map((s) => s.name);
+  signalName = names.includes("c") ? "c" : names[0];
+  order = data.features.length ? 1 : 0;
+  $("layer").append(...data.layers.map((_, k) => new Option(k + 1, k)));
+  $("signal").append(...data.layers[layer].signals.map(
+    (s) => new Option(`${s.name}, ${s.meaning}`, s.name)));
+  $("order").append(new Option("number", 0),
+    ...data.features.map((f, k) => new Option(f.name, k + 1)),
+    ...data.constant.map((name) => {
+      const option = new Option(`${name} (the same throughout)`, "");
+      option.disabled = true;
+      return option;
+    }));
+  layOut();
+  reveal();
+  await choose(true);
+  listen();
+  textBox.focus({ preventScroll: true });
+}
+
+begin(start);
