@@ -176,8 +176,27 @@ function drawText() {
     const [x, y, width] = boxOf(cursor - back);
     context.fillRect(x + 1, y + CELL + 6 - 6 * height, width - 2, 6 * height);
   });
-  const [x, y, width] = boxOf(cursor);
+  context.strokeStyle = accent;
+  context.lineWidth = 1.5;
+  const shown = (t) => t >= starts[first] && t < end;
+  for (const passage of found) {
+    for (let t = passage.first; t <= passage.last; t++) {
+      if (!shown(t)) continue;
+      const [x, y, width] = boxOf(t);
+      context.strokeRect(x, y, width, CELL);
+    }
+  }
   context.strokeStyle = ink;
+  const [from, to] = selection();
+  for (let t = from; t <= to; t++) {
+    if (!shown(t)) continue;
+    const [x, y, width] = boxOf(t);
+    context.beginPath();
+    context.moveTo(x, y + CELL + 1);
+    context.lineTo(x + width, y + CELL + 1);
+    context.stroke();
+  }
+  const [x, y, width] = boxOf(cursor);
   context.lineWidth = 2;
   context.strokeRect(x - 1, y - 1, width + 2, CELL + 2);
 }
@@ -385,12 +404,14 @@ async function choose(best) {
   $("order").value = order, $("unit").value = unit;
   document.querySelector("main").setAttribute("aria-busy", "false");
   show();
+  refind();
 }
 
 function chooseUnit(u) {
   unit = u;
   $("unit").value = u;
   show();
+  refind();
 }
 
 function stepUnit(step) {
@@ -444,13 +465,20 @@ const KEYS = {
   s: () => cycle("signal", 1), S: () => cycle("signal", -1),
   o: () => cycle("order", 1), O: () => cycle("order", -1),
   l: () => cycle("layer", 1), L: () => cycle("layer", -1),
+  f: () => step(1), F: () => step(-1),
 };
+// The keys that move the cursor: with Shift they select from where it was.
+const MOVING = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp",
+  "PageDown", "Home", "End"];
 
 function listen() {
   textBox.addEventListener("keydown", (event) => {
     const command = event.key.length === 1 && event.ctrlKey;
     if (command || event.altKey || event.metaKey || !KEYS[event.key]) return;
     event.preventDefault();
+    if (MOVING.includes(event.key)) {
+      anchor = event.shiftKey ? anchor ?? cursor : null;
+    }
     KEYS[event.key](event);
   });
   textBox.addEventListener("click", (event) => {
@@ -458,6 +486,7 @@ function listen() {
     const line = Math.min(starts.length - 1, Math.max(0, Math.floor(
       (event.clientY - box.top - 4 + textBox.scrollTop) / LINE)));
     const column = Math.floor((event.clientX - box.left - 4) / charWidth);
+    anchor = event.shiftKey ? anchor ?? cursor : null;
     moveTo(tokenAt(line, column));
   });
   textBox.addEventListener("scroll", draw);
@@ -526,6 +555,7 @@ async function start() {
   reveal();
   await choose(true);
   listen();
+  listenToFinder();
   textBox.focus({ preventScroll: true });
 }
 

@@ -186,8 +186,76 @@ def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
   opened.press(*["right"] * 8)
   assert "‘d’" in text_of(opened, "status")
   running = "return document.querySelectorAll('script:not([type])').length"
-  assert opened.run(running) == 2  # the page's own, and the shared head's
+  assert opened.run(running) == 3  # the page's two, and the shared head's
   assert opened.run("return document.title") == "Cell explorer"
+
+
+def find(chromium, finder, pattern=""):
+  """Choose how to find; return [first, last, note] of the passages."""
+  chromium.run(
+    "$('finder').value = args[0]; $('pattern').value = args[1]; find();",
+    finder,
+    pattern,
+  )
+  return chromium.run("return found.map((p) => [p.first, p.last, p.note])")
+
+
+def test_a_pattern_is_found_and_f_goes_to_the_next_passage(
+  opened, explored_run
+):
+  text = val_text(explored_run)
+  places = [m.start() for m in re.finditer("more", text, re.I)]
+  assert find(opened, "pattern", "MORE") == [[t, t + 3, None] for t in places]
+  assert text_of(opened, "foundtitle") == f"{len(places)} passages"
+  opened.run("moveTo(0); textBox.focus()")
+  for place in (*places, places[0]):  # after the last one, the first again
+    opened.press("f")
+    assert opened.run("return cursor") == place + 3
+  opened.press("F")
+  assert opened.run("return cursor") == places[-1] + 3
+  words = [m.span() for m in re.finditer("th?o[u.]", text, re.I)]
+  found = find(opened, "pattern", "/th?o[u.]/")
+  assert found == [[a, b - 1, None] for a, b in words]
+  assert find(opened, "pattern", "a.c") == []  # a dot is a dot
+  assert find(opened, "pattern", "/(/") == []
+  assert "Not a regular expression" in text_of(opened, "foundtitle")
+
+
+def ranked(scores, most=30, apart=12):
+  """Return the indices of the highest scores that are not close together."""
+  chosen = []
+  for t in np.argsort(-scores, kind="stable"):
+    if len(chosen) < most and all(abs(t - other) >= apart for other in chosen):
+      chosen.append(int(t))
+  return chosen
+
+
+def test_passages_are_ranked_by_strength_and_by_similarity(
+  opened, explored_page
+):
+  data = PageData(explored_page)
+  (c,) = (s for s in data.header["layers"][1]["signals"] if s["name"] == "c")
+  levels = (
+    data.array(c["blob"]).reshape(len(c["scale"]), -1).astype(float) - 128
+  )
+  unit = int(chosen(opened, "unit"))
+  found = find(opened, "strongest")
+  assert [t for t, *_ in found] == ranked(np.abs(levels[unit]))
+  first = found[0][0]
+  value = levels[unit, first] / 127 * c["scale"][unit]
+  assert found[0][2] == f"{value:.3f}".replace("-", "−")
+  # The mean of a selection, made with Shift, against every other state.
+  opened.run("moveTo(100); textBox.focus(); anchor = 96")
+  found = find(opened, "similar")
+  mean = levels[:, 96:101].sum(1)
+  cosines = mean @ levels / np.linalg.norm(mean)
+  cosines /= np.linalg.norm(levels, axis=0)
+  cosines[96:101] = 0
+  assert [t for t, *_ in found] == ranked(cosines)
+  assert found[0][2] == f"cosine {cosines.max():.3f}"
+  assert "at the 5 selected characters" in text_of(opened, "foundtitle")
+  opened.run("document.querySelector('#found button').click()")
+  assert opened.run("return cursor") == found[0][0]
 
 
 def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
