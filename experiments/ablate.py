@@ -29,7 +29,11 @@ from experiments.cli import SIGNALLED, launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus
-from experiments.trainer.data import read_corpus, text_sha256
+from experiments.trainer.data import (
+  read_corpus,
+  read_corpus_text,
+  text_sha256,
+)
 from experiments.trainer.devices import share_batches
 from experiments.trainer.effects import RULES, without_effect
 from experiments.trainer.environment import environment
@@ -41,7 +45,6 @@ from experiments.trainer.records import from_name, leaves, replace, to_record
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
-from lstm_jax.language import read_text
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
 
 RECORD = "ablations.json"
@@ -168,7 +171,7 @@ def _check(configs: dict[str, TrainConfig]) -> str:
         f"compare, got {change!r}"
       )
     _check_effect(base, change, config)
-  return text_sha256(read_text(base.data.corpus))
+  return text_sha256(read_corpus_text(base.data.corpus))
 
 
 def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:

@@ -29,6 +29,7 @@ from rich.text import Text
 
 from experiments.cli import launch, make_console
 from experiments.trainer.config import CELLS, TrainConfig
+from experiments.trainer.data import read_corpus_text
 from experiments.trainer.flags import LARGEST
 from experiments.trainer.format import number_table
 from lstm_jax.cells import RELU, affine
@@ -39,7 +40,6 @@ from lstm_jax.language import (
   loss,
   make_batches,
   model,
-  read_text,
 )
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit, unroll
 from lstm_jax.testing import Error, Report, gradcheck, plant, terms
@@ -184,7 +184,7 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
   Raises:
     ValueError: the corpus cannot be read, or there is no term `planted`.
   """
-  text = read_text(corpus)
+  text = read_corpus_text(corpus)
   cells = dict(CELLS)
   context: AbstractContextManager = nullcontext()
   if planted:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(
   page.relative_to(ROOT).as_posix()
-  for directory in (".", "data", "docs", "experiments")
+  for directory in (".", "data", "docs", "docs/results", "experiments")
   for page in (ROOT / directory).glob("*.md")
 )
 NEEDS = {

@@ -52,7 +52,11 @@ EARLY_STEPS = 10, 30  # extra evaluations, while the loss falls fastest
 class DataConfig:
   """The corpus, its splits and its tokens."""
 
-  corpus: str = option("data/shakespeare.txt", "Text to learn: a UTF-8 file.")
+  corpus: str = option(
+    "data/shakespeare.txt",
+    "Text to learn: a UTF-8 file, or tinyshakespeare, which is downloaded "
+    "once.",
+  )
   val_fraction: float = option(
     0.1,
     "Share of the corpus, at its end, for validation; of what the test split "

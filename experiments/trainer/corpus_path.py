@@ -1,9 +1,10 @@
 """Where the corpus of a run is: as config.json records it, and where it is now.
 
-config.json holds the absolute path, so that the run can be evaluated from any
-directory. A corpus in the repository is recorded relative to the repository:
-results that are kept there name no directory of one machine. A text that came
-through a pipe, such as standard input, is kept in the run directory.
+config.json holds the name of a named corpus. Of any other it holds the absolute
+path, so that the run can be evaluated from any directory; a corpus in the
+repository is recorded relative to the repository: results that are kept there
+name no directory of one machine. A text that came through a pipe, such as
+standard input, is kept in the run directory.
 """
 
 import os
@@ -15,6 +16,12 @@ from rich.console import Console
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.data import text_sha256
 from experiments.trainer.files import naming
+from experiments.trainer.named_corpora import (
+  CORPORA,
+  cache_dir,
+  cached_path,
+  is_name,
+)
 from lstm_jax.language import read_text
 
 KEPT = "corpus.txt"  # a piped text, in the run directory
@@ -33,7 +40,12 @@ def recorded_path(corpus: str) -> str:
 
 
 def published_path(name: str) -> str:
-  """Return the absolute path of a file; in the repository, that from there."""
+  """Return the absolute path of a file; in the repository, that from there.
+
+  The name of a corpus is returned as it is.
+  """
+  if is_name(name):
+    return name
   path = Path(os.path.abspath(name))
   if path.parts[1:2] == ("dev",) and path.is_file():
     path = path.resolve()  # of the file that standard input reads
@@ -69,7 +81,9 @@ def find_corpus(
   """Return the data of a run with the path at which its corpus is now.
 
   If the file is no longer where the run has read it, the text is looked for by
-  its hash: in the run directory, in the current directory and in data/.
+  its hash: in the run directory, in the current directory, in data/ and among
+  the named corpora that are kept. So is a named corpus that is not kept, before
+  it is downloaded where it is read.
 
   Args:
     directory: the run directory.
@@ -81,11 +95,17 @@ def find_corpus(
     `data` unchanged if there is no such text.
   """
   corpus = data.corpus
-  places = [directory / corpus] if corpus == KEPT else []
-  for path in (*places, Path(corpus), REPOSITORY / corpus):
-    if os.path.isfile(path):
-      return replace(data, corpus=str(path))
-  for folder in (directory, Path(), Path("data"), REPOSITORY / "data"):
+  if corpus in CORPORA and CORPORA[corpus].sha256 == sha256:
+    # A file of that name, which has come since the run started, is not meant.
+    if is_name(corpus) and cached_path(corpus).is_file():
+      return data
+  else:
+    places = [directory / corpus] if corpus == KEPT else []
+    for path in (*places, Path(corpus), REPOSITORY / corpus):
+      if os.path.isfile(path):
+        return replace(data, corpus=str(path))
+  folders = directory, Path(), Path("data"), REPOSITORY / "data", cache_dir()
+  for folder in folders:
     named = folder / Path(corpus).name
     for path in (named, *sorted(folder.glob("*.txt"))):
       if path.is_file() and _has_hash(path, sha256):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.trainer.config import DataConfig
+from experiments.trainer.named_corpora import locate
 from lstm_jax.language import (
   BatchingConfig,
   CharTokenizer,
@@ -66,6 +67,15 @@ def text_sha256(text: str) -> str:
   return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def read_corpus_text(corpus: str) -> str:
+  """Return the text of a corpus, which is a path or a name.
+
+  Raises:
+    ValueError: it cannot be read or downloaded.
+  """
+  return read_text(locate(corpus))
+
+
 def read_corpus(config: DataConfig) -> Corpus:
   """Read, split and tokenize the corpus of a run.
 
@@ -73,7 +83,7 @@ def read_corpus(config: DataConfig) -> Corpus:
     ValueError: it cannot be read, is too short to be split, or has fewer than
       two distinct tokens to predict.
   """
-  text = read_text(config.corpus)
+  text = read_corpus_text(config.corpus)
   rest, test = text, None
   if config.test_fraction:
     rest, test = split(text, config.test_fraction)
@@ -157,7 +167,7 @@ def read_excerpt(
   Args:
     config: of the run.
     sha256: of its corpus.
-    path: another file; empty for the run's corpus.
+    path: another corpus; empty for the run's own.
     begin: share of the text before the excerpt; None for the start of the
       run's test split, or of its validation split if it has no test split. In
       another text, the excerpt begins at the same share.
@@ -167,7 +177,7 @@ def read_excerpt(
     ValueError: the text cannot be read, or has changed since the run; or the
       shares leave fewer than two characters.
   """
-  whole = read_text(path or config.corpus)
+  whole = read_corpus_text(path or config.corpus)
   if not path and text_sha256(whole) != sha256:
     # The part to evaluate may now hold text that the run was trained on.
     raise ValueError(

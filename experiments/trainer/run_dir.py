@@ -143,6 +143,15 @@ def read_record(directory: Path) -> dict[str, Any]:
   return record
 
 
+def differences(record: dict[str, Any], config: TrainConfig) -> list[str]:
+  """Return what differs between config.json and the flags of a run."""
+  return [
+    f"{name} is {record.get(name)!r} there and {value!r} here"
+    for name, value in _record(config).items()
+    if name not in JOB_FLAGS and record.get(name) != value
+  ]
+
+
 def delete_previous(directory: Path) -> None:
   """Delete the run that --overwrite moved aside, if any."""
   shutil.rmtree(directory / PREVIOUS, ignore_errors=True)
@@ -213,11 +222,7 @@ def _check_unchanged(
   corpus_sha256: str,
 ) -> None:
   """Raise ValueError if the run has another configuration or corpus."""
-  changes = [
-    f"{name} is {record.get(name)!r} there and {value!r} here"
-    for name, value in _record(config).items()
-    if name not in JOB_FLAGS and record.get(name) != value
-  ]
+  changes = differences(record, config)
   if changes:
     raise ValueError(
       f"{directory} holds an unfinished run of another configuration: "

@@ -25,6 +25,8 @@ PROGRAMS = (
   "ablate",
   "compare_cells",
   "evaluate",
+  "reproduce",
+  "board",
   "sample",
   "export",
   "explore",

@@ -1,0 +1,202 @@
+"""The board of results: its records, read from a file, and its table.
+
+`experiments/results/board.json` has a row for each record, ours and others':
+what was trained, how it was evaluated, and where that is written. It is the one
+place of these figures; `docs/results` shows its table and its charts, and
+`experiments.reproduce` trains a row again.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.trainer.corpus_path import REPOSITORY
+
+BOARD = REPOSITORY / "experiments" / "results" / "board.json"
+ROOT = "../.."  # of the repository, seen from docs/results
+
+
+class Result(NamedTuple):
+  """The losses by one protocol, in nats per character."""
+
+  protocol: str
+  mean: float
+  std: float | None = None  # over the seeds; None if there is one, or unknown
+  seeds: Sequence[int] = ()  # empty if unknown
+  values: Sequence[float] = ()  # of each seed; empty if unknown
+  note: str = ""  # what differs from the protocol
+
+
+class Training(NamedTuple):
+  """What the training of one seed costs."""
+
+  minutes: Sequence[float]  # [least, most]
+  machine: str
+
+
+class Source(NamedTuple):
+  """Where others have published a result."""
+
+  title: str
+  url: str
+
+
+class Row(NamedTuple):
+  """A record, ours or others'."""
+
+  name: str
+  corpus: str
+  model: str
+  results: Sequence[Result]
+  settings: str  # how the hyperparameters and the checkpoint were chosen
+  parameters: int | None = None
+  training: Training | None = None
+  recipe: str = ""  # of experiments/recipes; empty for others' records
+  flags: Sequence[str] = ()  # of experiments.train, besides the recipe's
+  evaluate: Sequence[str] = ()  # flags of experiments.evaluate
+  date: str = ""
+  commits: Sequence[str] = ()  # that added the records
+  records: Sequence[str] = ()  # directories
+  source: Source | None = None  # of others' records
+
+  def result(self, protocol: str) -> Result | None:
+    """Return the result by a protocol, if there is one."""
+    found = (r for r in self.results if r.protocol == protocol)
+    return next(found, None)
+
+
+class Board(NamedTuple):
+  """All records."""
+
+  protocols: dict[str, str]  # {name: title}, in the order of the columns
+  rows: list[Row]
+
+  def of_corpus(self, corpus: str) -> "Board":
+    """Return the records on one corpus, the best first.
+
+    They are in the order of the first protocol that each of them has.
+    """
+    order = list(self.protocols)
+
+    def place(row: Row) -> tuple[int, float]:
+      return min((order.index(r.protocol), r.mean) for r in row.results)
+
+    rows = [row for row in self.rows if row.corpus == corpus]
+    return Board(self.protocols, sorted(rows, key=place))
+
+  def find(self, name: str) -> Row:
+    """Return our record of a name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    names = [row.name for row in self.rows if row.recipe]
+    if name not in names:
+      raise ValueError(
+        f"the name must be one of {', '.join(names)}, got {name!r}"
+      )
+    return next(row for row in self.rows if row.name == name)
+
+
+def read_board(path: Path = BOARD) -> Board:
+  """Read the board.
+
+  Raises:
+    ValueError: a row lacks an entry or has an unknown one.
+  """
+  record = json.loads(path.read_text("utf-8"))
+  rows = []
+  for fields in record["rows"]:
+    try:
+      rows.append(_make_row(dict(fields)))
+    except (TypeError, KeyError) as error:
+      raise ValueError(
+        f"row {fields.get('name')!r} of {path}: {error}"
+      ) from None
+  board = Board(record["protocols"], rows)
+  for row in rows:
+    for result in row.results:
+      if result.protocol not in board.protocols:
+        raise ValueError(
+          f"row {row.name!r} of {path}: protocol must be one of "
+          f"{', '.join(board.protocols)}, got {result.protocol!r}"
+        )
+  return board
+
+
+def _make_row(fields: dict[str, Any]) -> Row:
+  fields["results"] = [Result(**result) for result in fields["results"]]
+  if "training" in fields:
+    fields["training"] = Training(**fields["training"])
+  if "source" in fields:
+    fields["source"] = Source(**fields["source"])
+  return Row(**fields)
+
+
+def table(board: Board) -> str:
+  """Return a Markdown table of the rows, for a page in docs/results.
+
+  A protocol has a column if any row has a result by it. The lowest mean of each
+  is bold.
+  """
+  used = [p for p in board.protocols if any(r.result(p) for r in board.rows)]
+  best = {
+    p: min(r.mean for row in board.rows if (r := row.result(p))) for p in used
+  }
+  header = ["#", "record", "parameters", *(board.protocols[p] for p in used)]
+  header += ["seeds", "training", "settings", "command or source", "commit"]
+  lines = [header, ["---"] * len(header)]
+  for number, row in enumerate(board.rows, start=1):
+    losses = [_loss(row.result(p), best[p]) for p in used]
+    lines.append(
+      [
+        f"{number}",
+        f"**{row.name}**: {row.model}" if row.recipe else row.model,
+        f"{row.parameters / 1e6:.4g} M" if row.parameters else "–",
+        *losses,
+        str(max(len(r.seeds) for r in row.results) or "–"),
+        _cost(row.training),
+        row.settings,
+        _origin(row),
+        _commits(row),
+      ]
+    )
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _loss(result: Result | None, best: float) -> str:
+  if result is None:
+    return "–"
+  text = f"{result.mean}"
+  if result.std is not None:
+    text = f"{result.mean:.4f} ± {result.std:.4f}"
+  text = f"**{text}**" if result.mean == best else text
+  return text + (f" ({result.note})" if result.note else "")
+
+
+def _cost(training: Training | None) -> str:
+  if training is None:
+    return "–"
+  return f"{format_minutes(training.minutes)} min, {training.machine}"
+
+
+def format_minutes(minutes: Sequence[float]) -> str:
+  """Return the least and the most minutes, or the one number that both are."""
+  return " to ".join(f"{one:g}" for one in dict.fromkeys(minutes))
+
+
+def _origin(row: Row) -> str:
+  if row.source:
+    return f"{row.name} ([{row.source.title}]({row.source.url}))"
+  recipe = f"{ROOT}/experiments/recipes/{row.recipe}.flags"
+  return f"`experiments.reproduce {row.name}` ([recipe]({recipe}))"
+
+
+def _commits(row: Row) -> str:
+  """Return the commits, each with a link to the record that it added."""
+  if not row.commits:
+    return "–"
+  pairs = zip(row.commits, row.records, strict=True)
+  links = ", ".join(f"[{c}]({ROOT}/{record})" for c, record in pairs)
+  return f"{links} ({row.date})"

@@ -1,0 +1,150 @@
+"""The charts of the board: the loss against parameters and training time.
+
+The numbers beside the points are those of the rows of the table. The points of
+a chart are written into its PNG file, as text, so that a chart
+that is older than the board can be told (`points_of`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from experiments.comparison.board import Board, Row
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+
+CHARTS = "loss-by-parameters.png", "loss-by-time.png"
+MARKERS = "osD^v*PX"  # of the protocols, in their order
+OURS, OTHERS = "tab:blue", "tab:gray"
+KEYWORD = "Description"  # of a PNG file's text
+
+
+class Point(NamedTuple):
+  """A result in a chart."""
+
+  number: int  # of its row in the table
+  protocol: str
+  x: float
+  loss: float
+  deviation: float
+  ours: bool
+
+
+class Axis(NamedTuple):
+  """A horizontal axis."""
+
+  label: str
+  value: Callable[[Row], float | None]  # None for rows without
+
+
+AXES = (
+  Axis("parameters, millions", lambda row: _millions(row)),
+  Axis(
+    "minutes of training, on different machines",
+    lambda row: _minutes(row),
+  ),
+)
+
+
+def draw(board: Board, directory: Path) -> None:
+  """Draw both charts of the rows into a directory."""
+  from matplotlib.figure import Figure
+
+  for name, axis in zip(CHARTS, AXES, strict=True):
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    found = points(board, axis)
+    _draw(board, found, axis, figure.subplots())
+    text = json.dumps(found)
+    figure.savefig(directory / name, dpi=100, metadata={KEYWORD: text})
+
+
+def points(board: Board, axis: Axis) -> list[Point]:
+  """Return a point for each result of the rows that have the axis' value."""
+  return [
+    Point(number, r.protocol, x, r.mean, r.std or 0.0, bool(row.recipe))
+    for number, row in enumerate(board.rows, start=1)
+    if (x := axis.value(row)) is not None
+    for r in row.results
+  ]
+
+
+def labels(found: list[Point]) -> list[tuple[float, float, str]]:
+  """Return (x, loss, text) of a label for each row, at its first result.
+
+  Points that would hide each other's labels share one.
+  """
+  first: dict[int, Point] = {}
+  for point in found:
+    first.setdefault(point.number, point)
+  groups: list[list[Point]] = []
+  for point in first.values():
+    for group in groups:
+      ratio, gap = point.x / group[0].x, point.loss - group[0].loss
+      if abs(math.log(ratio)) < 0.1 and abs(gap) < 0.03:
+        group.append(point)
+        break
+    else:
+      groups.append([point])
+  return [
+    (g[0].x, g[0].loss, ", ".join(str(point.number) for point in g))
+    for g in groups
+  ]
+
+
+def points_of(path: Path) -> list[Point]:
+  """Return the points that a chart shows, from its file."""
+  data = path.read_bytes()
+  start = data.index(f"tEXt{KEYWORD}\0".encode())
+  size = int.from_bytes(data[start - 4 : start], "big")
+  text = data[start + 4 : start + 4 + size].partition(b"\0")[2]
+  return [Point(*point) for point in json.loads(text.decode("latin-1"))]
+
+
+def _draw(board: Board, found: list[Point], axis: Axis, panel: Axes) -> None:
+  from matplotlib.ticker import LogLocator
+
+  for (protocol, title), marker in zip(
+    board.protocols.items(), MARKERS, strict=False
+  ):
+    for ours, color in ((True, OURS), (False, OTHERS)):
+      chosen = [p for p in found if (p.protocol, p.ours) == (protocol, ours)]
+      if chosen:
+        panel.errorbar(
+          [point.x for point in chosen],
+          [point.loss for point in chosen],
+          [point.deviation for point in chosen],
+          fmt=marker,
+          color=color,
+          label=f"{'ours' if ours else 'others’'}, {title}",
+          markersize=5,
+          capsize=2,
+        )
+  for x, loss, text in labels(found):
+    panel.annotate(
+      text, (x, loss), xytext=(6, 2), textcoords="offset points", fontsize=8
+    )
+  panel.set_xscale("log")
+  panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  panel.xaxis.set_major_formatter("{x:g}")
+  panel.xaxis.set_minor_formatter("")
+  panel.margins(x=0.1)
+  panel.set_xlabel(axis.label)
+  panel.set_ylabel("nats per character")
+  panel.legend(fontsize=7)
+
+
+def _millions(row: Row) -> float | None:
+  return row.parameters / 1e6 if row.parameters else None
+
+
+def _minutes(row: Row) -> float | None:
+  """Return the middle of the least and the most minutes."""
+  if not row.training:
+    return None
+  low, high = row.training.minutes
+  return (low + high) / 2

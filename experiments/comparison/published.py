@@ -1,0 +1,73 @@
+"""The losses of a reproduction beside the published ones."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from experiments.comparison.board import Result, Row, format_minutes
+from experiments.trainer.format import number_table
+
+UNIT = "nats_per_character"  # entry of evaluation.json, {protocol: loss}
+
+
+def compare(
+  published: Result, done: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Return the losses by one protocol beside the published ones.
+
+  The published mean is that of the same seeds, if each of them was published.
+
+  Args:
+    published: the result of the board.
+    done: {seed: its losses under UNIT}.
+  """
+  values = [entry[UNIT][published.protocol] for entry in done.values()]
+  theirs = {"mean": published.mean, "std": published.std}
+  if published.values:
+    known = dict(zip(published.seeds, published.values, strict=True))
+    if done.keys() < known.keys():
+      theirs = _summary([known[seed] for seed in done])
+  ours = _summary(values)
+  return {
+    "protocol": published.protocol,
+    "published": theirs,
+    **ours,
+    "seeds": [*done],
+    "values": values,
+    "difference": ours["mean"] - theirs["mean"],
+  }
+
+
+def make_table(rows: Sequence[dict[str, Any]]) -> Table:
+  """Return what `compare` returned as a table, in nats per character."""
+  table = number_table("protocol", "published", "here", "− published")
+  for row in rows:
+    table.add_row(
+      row["protocol"],
+      _format(**row["published"]),
+      _format(row["mean"], row["std"]),
+      f"{row['difference']:+.4f}",
+    )
+  return table
+
+
+def cost(row: Row, minutes: Sequence[float]) -> str:
+  """Return what the training of each seed has cost, beside what it did."""
+  text = f"minutes of training: {', '.join(f'{m:.1f}' for m in minutes)}"
+  if row.training:
+    text += (
+      f"; published {format_minutes(row.training.minutes)}, "
+      f"{row.training.machine}"
+    )
+  return text
+
+
+def _summary(values: Sequence[float]) -> dict[str, Any]:
+  std = statistics.stdev(values) if len(values) > 1 else None
+  return {"mean": statistics.mean(values), "std": std}
+
+
+def _format(mean: float, std: float | None) -> str:
+  return f"{mean:.4f}" + (f" ± {std:.4f}" if std is not None else "")

@@ -1,0 +1,218 @@
+"""Reproduce a published result, from the text to the figure.
+
+  python -m experiments.reproduce tinyshakespeare-small
+
+trains the recipe of a row of the board (experiments/results/board.json) with
+each of its seeds, evaluates every run by the protocols of that row, and prints
+the losses beside the published ones. A named corpus is downloaded. The runs
+have a directory each under --run, and the result is kept there, in
+reproduction.json. When it is started again, what is finished is not done again,
+and an interrupted training is resumed. --dry_run prints the commands that do
+the same, one by one.
+"""
+
+import json
+import shlex
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from rich.console import Console
+from rich.rule import Rule
+
+from experiments import evaluate, train
+from experiments.cli import SIGNALLED, command_line, launch, make_console
+from experiments.comparison.board import Result, Row, read_board
+from experiments.comparison.published import UNIT, compare, cost, make_table
+from experiments.trainer import run_dir
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import REPOSITORY
+from experiments.trainer.devices import share_batches
+from experiments.trainer.environment import environment
+from experiments.trainer.files import write_json
+from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.history import read_run_history
+from lstm_jax.language.options import check_options, option
+
+RECIPES = "experiments/recipes"
+RECORD = "reproduction.json"
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+  """Which seeds are trained, and where; each field is a flag."""
+
+  run: str = option(
+    "", "Directory of the runs; empty for runs/reproduce/ and the name."
+  )
+  seeds: tuple[int, ...] = option(
+    (),
+    "Seed; may be repeated. If not given, those of the published result.",
+    bounds="[0, inf)",
+  )
+  dry_run: bool = option(False, "Print the commands, and exit.")
+
+  def __post_init__(self):
+    check_options(self)
+
+
+class Reproduction(NamedTuple):
+  """What was reproduced."""
+
+  rows: list[dict[str, Any]]  # of the table, one for each protocol
+  stopped_by: signal.Signals | None = None  # before the last run was evaluated
+
+
+class Job(NamedTuple):
+  """The training and the evaluation of one seed."""
+
+  seed: int
+  train_flags: list[str]
+  evaluate_flags: list[str]
+  directory: Path
+
+  def commands(self) -> list[str]:
+    """Return the command lines that train and evaluate."""
+    return [
+      command_line("train", self.train_flags),
+      command_line("evaluate", self.evaluate_flags),
+    ]
+
+
+def plan(row: Row, config: ReproduceConfig) -> list[Job]:
+  """Return the jobs of a row of the board, one for each seed."""
+  base = Path(config.run or f"runs/reproduce/{row.name}")
+  published = sorted({seed for result in row.results for seed in result.seeds})
+  protocols = [f"--protocol={result.protocol}" for result in evaluated(row)]
+  jobs = []
+  for seed in dict.fromkeys(config.seeds or published):
+    directory = base / f"seed{seed}"
+    run = f"--run={directory}"
+    recipe = f"--flagfile={RECIPES}/{row.recipe}.flags"
+    jobs.append(
+      Job(
+        seed,
+        [recipe, *row.flags, f"--seed={seed}", run],
+        [run, *protocols, *row.evaluate],
+        directory,
+      )
+    )
+  return jobs
+
+
+def evaluated(row: Row) -> list[Result]:
+  """Return the results of a row whose protocol one run can be evaluated by."""
+  return [r for r in row.results if r.protocol in evaluate.PROTOCOLS]
+
+
+def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
+  """Train, evaluate, print the table and write reproduction.json.
+
+  Raises:
+    ValueError: the corpus is not to be had, or a directory holds another run.
+    Diverged: a loss is NaN or infinite.
+  """
+  jobs = plan(row, config)
+  path = jobs[0].directory.parent / RECORD
+  done = _read_done(path, row)
+  configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
+  rows: list[dict[str, Any]] = []
+  for job, single in zip(jobs, share_batches(configs), strict=True):
+    console.print(Rule(f"{row.name}, seed {job.seed}"))
+    if not (job.directory / run_dir.RESULT).exists():
+      done.pop(job.seed, None)
+      stopped_by = train.run(single, console).stopped_by
+      if stopped_by:
+        return Reproduction(rows, stopped_by)
+    _check_recipe(job.directory, single)
+    if job.seed not in done:
+      done[job.seed] = _evaluate(job, console)
+    chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
+    rows = [compare(result, chosen) for result in evaluated(row)]
+    seeds = {str(seed): done[seed] for seed in sorted(done)}
+    record = _head(row) | {"seeds": seeds, "results": rows}
+    write_json(path, record | environment())
+  console.print(make_table(rows))
+  minutes = [done[job.seed]["seconds"] / 60 for job in jobs]
+  console.print(cost(row, minutes), soft_wrap=True)
+  left = [r.protocol for r in row.results if r not in evaluated(row)]
+  if left:
+    console.print(f"not evaluated here: {', '.join(left)}", soft_wrap=True)
+  console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
+  return Reproduction(rows)
+
+
+def parse(default: Any, arguments: list[str]) -> Any:
+  """Return the configuration of command-line flags."""
+  values = flags.FlagValues()
+  holders = define_flags(default, values)
+  prefix = f"--flagfile={RECIPES}"  # from the repository, wherever this runs
+  absolute = f"--flagfile={REPOSITORY / RECIPES}"
+  values(["", *(a.replace(prefix, absolute, 1) for a in arguments)])
+  return config_from_flags(default, holders)
+
+
+def _check_recipe(directory: Path, config: TrainConfig) -> None:
+  """Raise ValueError if a finished run is not of this configuration."""
+  record = run_dir.read_record(directory)
+  changes = run_dir.differences(record, config)
+  if changes:
+    raise ValueError(
+      f"{directory} holds a run of another configuration: "
+      f"{'; '.join(changes)}; another --run keeps it"
+    )
+
+
+def _evaluate(job: Job, console: Console) -> dict[str, Any]:
+  """Evaluate a finished run; return its losses and what it has cost."""
+  config = parse(evaluate.EvaluateConfig(), job.evaluate_flags)
+  record = evaluate.run(config, console)
+  rows = read_run_history(job.directory).rows
+  seconds = [row["seconds"] for row in rows if "seconds" in row]
+  return {UNIT: record[UNIT], "step": record["step"], "seconds": seconds[-1]}
+
+
+def _read_done(path: Path, row: Row) -> dict[int, dict[str, Any]]:
+  """Return the seeds that reproduction.json has, if it is of this row."""
+  try:
+    record = json.loads(path.read_text("utf-8"))
+    if _head(row).items() <= record.items():
+      return {int(seed): entry for seed, entry in record["seeds"].items()}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    pass  # no file, or another's: evaluate again
+  return {}
+
+
+def _head(row: Row) -> dict[str, Any]:
+  """Return what tells a reproduction of this row from others."""
+  protocols = [result.protocol for result in evaluated(row)]
+  return {
+    "name": row.name,
+    "flags": [*row.flags],
+    "evaluate": [*row.evaluate],
+    "protocols": protocols,
+  }
+
+
+def main(arguments: list[str]) -> int:
+  """Read the flags; print the commands or run them."""
+  row = read_board().find(" ".join(arguments))
+  config, console = config_from_flags(ReproduceConfig(), FLAGS), make_console()
+  if config.dry_run:
+    for job in plan(row, config):
+      console.print("\n".join(job.commands()), soft_wrap=True)
+    return 0
+  stopped_by = run(row, config, console).stopped_by
+  if not stopped_by:
+    return 0
+  command = command_line("reproduce", sys.argv[1:])
+  console.print(f"to resume:\n  {command}", soft_wrap=True)
+  return SIGNALLED + stopped_by
+
+
+if __name__ == "__main__":
+  FLAGS = define_flags(ReproduceConfig())
+  launch(main, takes_arguments=True)

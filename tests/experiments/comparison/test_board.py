@@ -1,0 +1,176 @@
+"""The board: its figures are those of the records, and the page shows it."""
+
+import json
+import statistics
+
+import jax
+import pytest
+
+from experiments import evaluate
+from experiments.board import CORPUS
+from experiments.comparison.board import (
+  BOARD,
+  Board,
+  Result,
+  Row,
+  Source,
+  Training,
+  read_board,
+  table,
+)
+from experiments.comparison.board_charts import (
+  AXES,
+  CHARTS,
+  Point,
+  draw,
+  labels,
+  points,
+  points_of,
+)
+from experiments.trainer.setup import make_model
+from tests.experiments.test_recipes import RECIPES, parse
+from tests.processes import ROOT
+
+PAGE = ROOT / "docs" / "results" / "tinyshakespeare.md"
+SHOWN = read_board().of_corpus(CORPUS)
+OURS = [row for row in read_board().rows if row.recipe]
+VOCABULARY = {"tinyshakespeare": 65, "poems": 64, "tinyshakespeare-words": 7128}
+
+
+def test_the_page_holds_the_table_and_links_the_charts():
+  page = PAGE.read_text("utf-8")
+  assert f"\n\n{table(SHOWN)}\n\n" in page
+  assert all(f"]({name})" in page for name in CHARTS)
+
+
+@pytest.mark.parametrize(
+  ("name", "axis"), [*zip(CHARTS, AXES, strict=True)], ids=CHARTS
+)
+def test_the_charts_show_the_rows_of_the_board(name, axis):
+  """Else `python -m experiments.board --charts=docs/results` draws them."""
+  assert points_of(PAGE.parent / name) == points(SHOWN, axis)
+
+
+@pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
+def test_a_row_of_ours_has_the_figures_of_its_records(row):
+  assert (RECIPES / f"{row.recipe}.flags").is_file()
+  for result in row.results:
+    assert len(result.values) == len(result.seeds)
+    assert abs(statistics.mean(result.values) - result.mean) < 1e-4
+    if result.std is not None:
+      assert abs(statistics.stdev(result.values) - result.std) < 1e-4
+    else:
+      assert len(result.seeds) == 1
+  for record in row.records:
+    directory = ROOT / record
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    path = directory / "evaluation.json"
+    if not path.exists():  # of the poems: the best validation loss
+      continue
+    losses = json.loads(path.read_text("utf-8"))["nats_per_character"]
+    assert losses.keys() == {result.protocol for result in row.results}
+    for result in row.results:
+      published = result.values[result.seeds.index(config["seed"])]
+      assert abs(losses[result.protocol] - published) < 6e-5
+
+
+@pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
+def test_a_row_of_ours_has_the_parameters_of_its_recipe(row):
+  config, _ = parse(RECIPES / f"{row.recipe}.flags")
+  size = VOCABULARY.get(row.name, VOCABULARY[row.corpus])
+  model = make_model(config, size, None)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == row.parameters
+
+
+def test_every_quoted_row_names_its_source():
+  quoted = [row for row in read_board().rows if not row.recipe]
+  assert quoted
+  for row in quoted:
+    assert row.source.url.startswith("https://") and row.source.title
+    assert not (row.records or row.commits)
+
+
+def test_the_protocols_of_evaluate_are_among_those_of_the_board():
+  assert {*evaluate.PROTOCOLS} <= {*SHOWN.protocols}
+
+
+LSTM = Row(
+  "small",
+  "verse",
+  "LSTM",
+  [Result("cold", 1.5, 0.25, [0, 1], [1.25, 1.75]), Result("late", 1.25)],
+  "by hand",
+  parameters=1_500_000,
+  training=Training([2, 4.5], "a core"),
+  recipe="verse",
+  date="2026-01-01",
+  commits=["abc"],
+  records=["runs/a"],
+)
+GPT = Row(
+  "GPT",
+  "verse",
+  "Transformer",
+  [Result("cold", 1.75, note="of 8")],
+  "not said",
+  source=Source("a page", "https://x.y"),
+)
+OTHER = GPT._replace(corpus="prose")
+PROTOCOLS = {"cold": "windows", "none": "not used", "late": "later"}
+
+
+def test_a_protocol_is_a_column_once_a_row_has_a_result_by_it():
+  board = Board(PROTOCOLS, [GPT, OTHER, LSTM]).of_corpus("verse")
+  header, _, *rows = (line.split(" | ") for line in table(board).splitlines())
+  assert header[3:6] == ["windows", "later", "seeds"]
+  recipe = "[recipe](../../experiments/recipes/verse.flags)"
+  assert [cell.strip("| ") for cell in rows[0]] == [
+    "1",
+    "**small**: LSTM",
+    "1.5 M",
+    "**1.5000 ± 0.2500**",
+    "**1.25**",
+    "2",
+    "2 to 4.5 min, a core",
+    "by hand",
+    f"`experiments.reproduce small` ({recipe})",
+    "[abc](../../runs/a) (2026-01-01)",
+  ]
+  assert rows[1][1:6] == ["Transformer", "–", "1.75 (of 8)", "–", "–"]
+  assert rows[1][8] == "GPT ([a page](https://x.y))"
+  assert len(rows) == 2
+
+
+def test_a_chart_has_a_point_for_each_result_and_says_which(tmp_path):
+  board = Board(PROTOCOLS, [LSTM, GPT._replace(parameters=10)])
+  draw(board, tmp_path)
+  parameters, time = (points_of(tmp_path / name) for name in CHARTS)
+  assert time == [
+    (1, "cold", 3.25, 1.5, 0.25, True),
+    (1, "late", 3.25, 1.25, 0.0, True),
+  ]
+  assert parameters[2] == (2, "cold", 1e-5, 1.75, 0.0, False)
+  near = Point(3, "cold", 3.3, 1.51, 0.0, False)
+  assert labels([*time, near, parameters[2]]) == [
+    (3.25, 1.5, "1, 3"),
+    (1e-5, 1.75, "2"),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"modle": "LSTM"}, r"^row 'tinyshakespeare' of .*'modle'$"),
+    ({"results": [{"protocol": "hot", "mean": 1}]}, "cold, .*, got 'hot'$"),
+  ],
+)
+def test_a_mistake_in_the_file_is_an_error_that_names_the_row(
+  change, message, tmp_path
+):
+  record = json.loads(BOARD.read_text("utf-8"))
+  record["rows"][0] |= change
+  path = tmp_path / "board.json"
+  path.write_text(json.dumps(record))
+  with pytest.raises(ValueError, match=message):
+    read_board(path)

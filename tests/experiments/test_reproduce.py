@@ -1,0 +1,185 @@
+"""A reproduction trains and evaluates what is missing, and compares."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from experiments import evaluate, reproduce, train
+from experiments.comparison.board import Result, Row, Training, read_board
+from experiments.comparison.published import UNIT, compare
+from experiments.reproduce import ReproduceConfig, plan
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import replace, to_record
+from experiments.trainer.run_dir import JOB_FLAGS
+from tests.experiments.conftest import copy_run
+from tests.experiments.trainer.resuming import signal_at
+from tests.processes import ROOT
+
+ROW = Row(
+  "verse",
+  "verse",
+  "LSTM",
+  [
+    Result("cold", 2.0, 0.5, [0, 1], [1.5, 2.5]),
+    Result("stateful", 1.75),
+    Result("ensemble", 1.0),
+  ],
+  "by hand",
+  training=Training([2, 3], "a core"),
+  recipe="verse",
+)
+
+
+@pytest.fixture
+def recipe(config, tmp_path, monkeypatch):
+  """The recipe of ROW: the flags of `config`."""
+  default = to_record(TrainConfig())
+  lines = [
+    f"--{name}={value}"
+    for name, value in to_record(config).items()
+    if value != default[name] and name not in (*JOB_FLAGS, "seed")
+  ]
+  (tmp_path / "verse.flags").write_text("\n".join(lines))
+  monkeypatch.setattr(reproduce, "RECIPES", str(tmp_path))
+  return ReproduceConfig(run=str(tmp_path / "runs"), seeds=(0,))
+
+
+@pytest.fixture
+def trained(recipe, finished_config, config):
+  """The same, whose run of seed 0 is finished and not evaluated."""
+  directory = f"{recipe.run}/seed0"
+  copy_run(finished_config, replace(config, run=directory))
+  return recipe
+
+
+def read(recipe):
+  return json.loads((Path(recipe.run) / "reproduction.json").read_text())
+
+
+def forbid(monkeypatch, module):
+  def run(*args, **kwargs):
+    raise AssertionError(f"{module.__name__} ran again")
+
+  monkeypatch.setattr(module, "run", run)
+
+
+def test_a_finished_run_is_evaluated_once_and_compared(
+  trained, console, monkeypatch
+):
+  forbid(monkeypatch, train)
+  with pytest.MonkeyPatch.context() as patch:
+    calls = []
+    original = evaluate.run
+    patch.setattr(
+      evaluate, "run", lambda *args: calls.append(args) or original(*args)
+    )
+    result = reproduce.run(ROW, trained, console)
+  ((config, _),) = calls
+  assert config.protocol == ("cold", "stateful")
+  saved = json.loads(Path(f"{trained.run}/seed0/evaluation.json").read_text())
+  cold, stateful = result.rows
+  assert cold["values"] == [saved[UNIT]["cold"]]
+  assert cold["published"] == {"mean": 1.5, "std": None}  # that of seed 0
+  assert cold["difference"] == saved[UNIT]["cold"] - 1.5
+  assert stateful["published"] == {"mean": 1.75, "std": None}
+  record = read(trained)
+  assert record["results"] == result.rows
+  assert record["seeds"]["0"]["step"] == saved["step"]
+  shown = console.file.getvalue()
+  assert f"{cold['mean']:.4f}" in shown
+  assert f"{cold['difference']:+.4f}" in shown
+  assert "; published 2 to 3, a core\n" in shown
+  assert "\nnot evaluated here: ensemble\n" in shown
+
+  forbid(monkeypatch, evaluate)
+  assert reproduce.run(ROW, trained, console) == result
+
+
+def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
+  trained, console, monkeypatch
+):
+  before = reproduce.run(ROW, trained, console).rows[0]
+  path = Path(trained.run) / "reproduction.json"
+  narrow = ROW._replace(evaluate=["--window=8"])
+  (row, _) = reproduce.run(narrow, trained, console).rows
+  assert row["mean"] > before["mean"]  # with less context
+  assert read(trained)["evaluate"] == ["--window=8"]
+  path.write_text("{")
+  assert reproduce.run(narrow, trained, console).rows[0] == row
+
+
+def test_a_run_of_another_recipe_is_refused(trained, console):
+  other = ROW._replace(flags=["--learning_rate=0.5"])
+  message = "seed0 holds a run of another .*: learning_rate is .* 0.5 here; "
+  with pytest.raises(ValueError, match=message):
+    reproduce.run(other, trained, console)
+
+
+@pytest.mark.exhaustive
+def test_an_interrupted_training_is_resumed(recipe, console):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    signal_at(monkeypatch, 33)
+    result = reproduce.run(ROW, recipe, console)
+  assert result == ([], signal.SIGTERM)
+  assert not (Path(recipe.run) / "reproduction.json").exists()
+  result = reproduce.run(ROW, recipe, console)
+  assert not result.stopped_by and len(result.rows) == 2
+  steps = Path(f"{recipe.run}/seed0/metrics.jsonl").read_text()
+  assert '"step": 30' in steps and "resumed" in console.file.getvalue()
+
+
+def test_the_commands_train_and_evaluate_every_seed_of_the_row():
+  row = read_board().find("tinyshakespeare")
+  jobs = plan(row, ReproduceConfig())
+  assert [job.seed for job in jobs] == [0, 1, 2]
+  lines = [line.partition(" -m ")[2] for line in jobs[1].commands()]
+  run = "--run=runs/reproduce/tinyshakespeare/seed1"
+  assert lines == [
+    "experiments.train --flagfile=experiments/recipes/tinyshakespeare.flags "
+    f"--compute_dtype=float32 --seed=1 {run}",
+    f"experiments.evaluate {run} --protocol=cold --protocol=stateful "
+    "--protocol=dynamic --rate=3e-5 --decay=2e-3 --segment=20",
+  ]
+  (only,) = plan(row, ReproduceConfig(run="here", seeds=(7, 7)))
+  assert (only.seed, only.directory) == (7, Path("here/seed7"))
+
+
+@pytest.mark.parametrize(
+  "row", [r for r in read_board().rows if r.recipe], ids=lambda row: row.name
+)
+def test_the_flags_of_every_row_are_those_of_the_programs(
+  row, monkeypatch, tmp_path
+):
+  monkeypatch.chdir(tmp_path)  # the recipe is found from anywhere
+  job = plan(row, ReproduceConfig())[0]
+  config = reproduce.parse(TrainConfig(), job.train_flags)
+  assert config.data.corpus in (row.corpus, "data/shakespeare.txt")
+  options = reproduce.parse(evaluate.EvaluateConfig(), job.evaluate_flags)
+  assert options.run == config.job.run == f"runs/reproduce/{row.name}/seed0"
+  for record in row.records[:1]:
+    kept = json.loads((ROOT / record / "config.json").read_text())
+    changed = {
+      name
+      for name, value in to_record(config).items()
+      if kept[name] != value and name not in (*JOB_FLAGS, "corpus")
+    }
+    assert changed == set()
+
+
+def test_the_published_mean_is_that_of_the_same_seeds():
+  published = Result("cold", 2.0, 1.0, [0, 1, 2], [1.0, 2.0, 3.0])
+  losses = {seed: {UNIT: {"cold": 2.5 + seed}} for seed in (0, 2)}
+  row = compare(published, losses)
+  assert row["published"]["mean"] == 2.0
+  assert row["published"]["std"] == pytest.approx(2**0.5, rel=1e-15)
+  assert (row["mean"], row["difference"]) == (3.5, 1.5)
+  more = losses | {1: {UNIT: {"cold": 3.5}}, 3: {UNIT: {"cold": 3.5}}}
+  assert compare(published, more)["published"] == {"mean": 2.0, "std": 1.0}
+  assert compare(published, {5: losses[0]})["published"]["std"] == 1.0
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
+  with pytest.raises(ValueError, match=r"of tinyshakespeare, .*, got 'gpt'$"):
+    read_board().find("gpt")

@@ -1,0 +1,66 @@
+"""A server on the loopback that has a text of a given name to download."""
+
+import contextlib
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from experiments.trainer.named_corpora import NamedCorpus
+
+
+class Server(ThreadingHTTPServer):
+  """Serves a text at /text; /moved leads there, and /short breaks off.
+
+  At /both it answers two requests together.
+  """
+
+  def __init__(self, text):
+    super().__init__(("127.0.0.1", 0), Handler)
+    self.text = text
+    self.paths = []  # that were asked for
+    self.both = threading.Barrier(2, timeout=30)
+
+  def corpus(self, path, text=None):
+    """Return the corpus at a path; its hash is that of `text`, if given."""
+    text = self.text if text is None else text
+    sha256 = hashlib.sha256(text).hexdigest()
+    return NamedCorpus(f"{self.url}{path}", len(text), sha256)
+
+  @property
+  def url(self):
+    return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+  def do_GET(self):
+    self.server.paths.append(self.path)
+    text, status = self.server.text, 200
+    if self.path == "/moved":
+      status = 302
+    elif self.path == "/both":
+      self.server.both.wait()
+    elif self.path not in ("/text", "/short"):
+      status = 404
+    self.send_response(status)
+    if status == 302:
+      self.send_header("Location", "/text")
+    body = text if status == 200 else b""
+    self.send_header("Content-Length", str(len(body)))
+    self.end_headers()
+    self.wfile.write(body[: len(body) // 2] if self.path == "/short" else body)
+
+  def log_message(self, *args):
+    pass
+
+
+@contextlib.contextmanager
+def serve(text):
+  """Serve a text during the block."""
+  with Server(text) as server:
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+      yield server
+    finally:
+      server.shutdown()
+      thread.join()
