@@ -19,9 +19,7 @@ A run is unfinished as long as it has no result.json. It can be resumed if a
 checkpoint holds a state, or, from the beginning, if it has no checkpoint.
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT, recorded_path
 from experiments.trainer.environment import environment
 from experiments.trainer.files import write_json
+from experiments.trainer.locking import LOCK, lock
 from experiments.trainer.records import leaves, to_record
 from lstm_jax.training import has_state, list_checkpoints
 
@@ -40,7 +39,7 @@ CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, RESULT, EVALUATION = "loss.png", "result.json", "evaluation.json"
 PAGE, REPORT = "explore.html", "report.html"
 PROFILE, TENSORBOARD, CHECKPOINTS = "profile", "tensorboard", "checkpoints"
-PREVIOUS, LOCK = "previous", "lock"
+PREVIOUS = "previous"
 # A run is moved in this order; CONFIG, the last, marks the move as complete.
 CONTENTS = (
   METRICS,
@@ -82,40 +81,6 @@ def open_run_dir(
     raise ValueError(f"{directory} is not a directory") from None
   with lock(directory):
     yield directory, _resume_or_start(directory, config, corpus_sha256)
-
-
-@contextmanager
-def lock(directory: Path) -> Iterator[None]:
-  """Lock an existing directory until the end of the block.
-
-  The kernel releases the lock when the process ends, however it ends: a file
-  that a crash leaves behind locks nothing.
-
-  Raises:
-    ValueError: another process holds it.
-  """
-  path = directory / LOCK
-  while True:
-    file = path.open("a+", encoding="utf-8")
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      pid = file.read().strip()
-      file.close()
-      holder = f"process {pid}" if pid else "another process"
-      raise ValueError(f"{directory} is in use by {holder}") from None
-    if _is_same(file, path):
-      break
-    file.close()  # the previous holder has just deleted it
-  try:
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    yield
-  finally:
-    path.unlink(missing_ok=True)
-    file.close()
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
@@ -269,11 +234,3 @@ def _new_directory() -> Path:
     except FileExistsError:
       number += 1
       name = f"{stamp}-{number}"
-
-
-def _is_same(file, path: Path) -> bool:
-  """Return whether a path still refers to the open file."""
-  try:
-    return os.path.samestat(os.fstat(file.fileno()), path.stat())
-  except FileNotFoundError:
-    return False

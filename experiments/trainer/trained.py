@@ -13,6 +13,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import MODEL_FLAGS
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import stored_tokenizer
+from experiments.trainer.locking import LOCK
 from experiments.trainer.records import from_record, to_record
 from lstm_jax.language import (
   LanguageModel,
@@ -73,7 +74,7 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
       return read()
     except CheckpointError:
       if list_checkpoints(checkpoints) == steps:
-        locked = (directory / run_dir.LOCK).exists()  # may be deleting it
+        locked = (directory / LOCK).exists()  # may be deleting it
         if not steps or not locked or attempt == ATTEMPTS:
           raise
     time.sleep(PAUSE)

@@ -15,8 +15,9 @@ from rich.console import Console
 from experiments import train
 from experiments.trainer import setup
 from experiments.trainer.checkpoint import restore
+from experiments.trainer.locking import lock
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import JOB_FLAGS, lock
+from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import gru
