@@ -28,7 +28,6 @@ from experiments.cli import (
   make_console,
 )
 from experiments.trainer import corpus_path, multihost, run_dir
-from experiments.trainer.checkpoint import restore
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.devices import share_batches
 from experiments.trainer.errors import Diverged
@@ -51,6 +50,7 @@ from experiments.trainer.setup import (
   to_mesh,
   to_one_device,
 )
+from experiments.trainer.start import initial_state
 from lstm_jax.language import Tokenizer, stateful_loss
 from lstm_jax.training import (
   Metrics,
@@ -118,7 +118,7 @@ def _train(setup: TrainSetup, console: Console, trace_steps: int) -> Result:
       directory, setup, console, bar.update, is_writer=is_writer
     )
     try:
-      state = _initial_state(setup, logger, console, resuming)
+      state = initial_state(setup, logger, console, resuming)
       tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
       with bar, tracer, collect_stop_requests() as requests:
         logger.buffer.start_clock()
@@ -142,26 +142,6 @@ def _train(setup: TrainSetup, console: Console, trace_steps: int) -> Result:
     finally:
       logger.close()
     return _report_result(setup, logger, console, stopped_by)
-
-
-def _initial_state(
-  setup: TrainSetup,
-  logger: RunLogger,
-  console: Console,
-  resuming: bool,
-) -> TrainState:
-  """Return the restored state, or the initial one after a sample of it."""
-  restored = None
-  if resuming:
-    restored = restore(logger.directory, setup.state_like, console)
-    step = int(restored.state.step) if restored else 0
-    multihost.check_same_checkpoint(logger.directory, step)
-  logger.resume(restored)
-  if restored:
-    return restored.state
-  state = setup.make_state()
-  logger.sample_during_training("untrained", state.params)
-  return state
 
 
 class _Observer(Observer):

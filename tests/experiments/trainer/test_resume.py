@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from experiments import train
-from experiments.trainer import setup
+from experiments.trainer import setup, start
 from experiments.trainer.checkpoint import restore
 from experiments.trainer.locking import lock
 from experiments.trainer.records import replace
@@ -154,7 +154,7 @@ def test_an_interruption_names_the_checkpoint_that_a_stopped_run_has(
   def interrupt(*arguments):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(train, "restore", interrupt)
+  monkeypatch.setattr(start, "restore", interrupt)
   message = "^interrupted; the checkpoint of step 4 is kept in "
   with pytest.raises(KeyboardInterrupt, match=message):
     train.run(config, console)
