@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import LARGEST
-from experiments.trainer.run_dir import open_run_dir
+from experiments.trainer.opening import open_run_dir
 from lstm_jax.language.options import option
 
 TIMED_OUT = 2  # exit status: that of bad input

@@ -17,8 +17,8 @@ from experiments.pages.explore import TEMPLATE, TOP_TOKENS, WINDOW, make_header
 from experiments.pages.packing import Blobs
 from experiments.trainer import run_dir
 from experiments.trainer.config import CELLS
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import open_run_dir
 from experiments.trainer.trained import load
 from lstm_jax.language import ModelConfig, language_model, read_text, split
 from tests.contract import NAMES
