@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.data import text_sha256
-from experiments.trainer.files import naming
+from experiments.trainer.files import write_bytes
 from lstm_jax.language import read_text
 
 KEPT = "corpus.txt"  # a piped text, in the run directory
@@ -46,8 +46,7 @@ def keep(directory: Path, corpus: str, text: str) -> None:
   """Write the text of a piped corpus into the run directory, once."""
   path = directory / KEPT
   if is_piped(corpus) and not path.exists():
-    with naming(path):
-      path.write_text(text, encoding="utf-8", newline="\n")
+    write_bytes(path, text.encode())
 
 
 def kept_if_piped(config: TrainConfig) -> DataConfig:

@@ -22,6 +22,7 @@ from experiments.trainer.run_dir import (
   set_aside,
 )
 from lstm_jax.training import has_state, list_checkpoints
+from lstm_jax.training.durable import make_directory, sync
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def open_run_dir(
   directory = Path(job.run) if job.run else _new_directory()
   check_is_run_or_empty(directory)
   try:
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
   except FileExistsError:  # a file, or a link that leads to no directory
     raise ValueError(f"{directory} is not a directory") from None
   with lock(directory):
@@ -116,7 +117,9 @@ def _new_directory() -> Path:
   while True:
     try:
       directory = Path("runs") / name
-      directory.mkdir(parents=True)
+      make_directory(directory.parent)
+      directory.mkdir()
+      sync(directory.parent)
       return directory
     except FileExistsError:
       number += 1
