@@ -14,11 +14,11 @@ from rich.console import Console
 
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.data import text_sha256
+from experiments.trainer.environment import REPOSITORY
 from experiments.trainer.files import write_bytes
 from lstm_jax.language import read_text
 
 KEPT = "corpus.txt"  # a piped text, in the run directory
-REPOSITORY = Path(__file__).absolute().parents[2]
 
 
 def is_piped(corpus: str) -> bool:
