@@ -70,7 +70,15 @@ from lstm_jax.training import (
 )
 
 # Flags that only `experiments.train` supports.
-UNSUPPORTED = "asgd_patience", "nonfinite", "mesh", "devices", "implementation"
+UNSUPPORTED = (
+  "init_from",
+  "patience",
+  "asgd_patience",
+  "nonfinite",
+  "mesh",
+  "devices",
+  "implementation",
+)
 
 
 class Result(NamedTuple):
@@ -96,10 +104,10 @@ def run(config: SweepConfig, console: Console) -> Result:
   initial_state = partial(make_state, setup, members)
   state_like = jax.eval_shape(initial_state)
   check_memory(state_like, available_memory())
-  opened = open_run_dir(config, setup.corpus.sha256)
+  facts = {run_dir.SHA256: setup.corpus.sha256}
   unused = without_effect(config, SWEEP_RULES)
   warnings = "".join(f"warning     {line}\n" for line in unused.values())
-  with opened as (directory, resuming):
+  with open_run_dir(config, facts) as (directory, resuming, _):
     console.print(
       f"{heading(setup)}\n"
       f"members     {len(members)}: {counted(config.num_seeds, 'seed')} at "

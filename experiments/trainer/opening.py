@@ -1,14 +1,20 @@
-"""Opening a run directory: for a new run, or to resume the one in it."""
+"""Opening a run directory: for a new run, or for the one in it to go on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import recorded_path
+from experiments.trainer.corpus_path import published_path, recorded_path
 from experiments.trainer.environment import environment
+from experiments.trainer.extension import (
+  check_extension,
+  extended_record,
+  extends,
+  read_result,
+)
 from experiments.trainer.files import write_json
 from experiments.trainer.locking import lock
 from experiments.trainer.records import to_record
@@ -17,6 +23,7 @@ from experiments.trainer.run_dir import (
   CONFIG,
   JOB_FLAGS,
   RESULT,
+  SHA256,
   check_is_run_or_empty,
   read_config,
   set_aside,
@@ -25,14 +32,25 @@ from lstm_jax.training import has_state, list_checkpoints
 from lstm_jax.training.durable import make_directory, sync
 
 
+class OpenedRun(NamedTuple):
+  """A locked run directory."""
+
+  directory: Path
+  resuming: bool  # whether it holds a run to go on with
+  extended_from: int | None = None  # its epochs, where it has just got more
+
+
 @contextmanager
 def open_run_dir(
-  config: TrainConfig, corpus_sha256: str
-) -> Iterator[tuple[Path, bool]]:
+  config: TrainConfig, facts: dict[str, Any], *, may_extend: bool = False
+) -> Iterator[OpenedRun]:
   """Lock a run directory, with its config.json written, during the block.
 
-  Yields:
-    (directory, whether it holds an unfinished run to resume).
+  Args:
+    config: of the run.
+    facts: further entries of config.json; SHA256, the hash of the corpus, is
+      one.
+    may_extend: whether a finished run goes on if it is given more epochs.
 
   Raises:
     ValueError: another process holds the directory; it holds a finished run, or
@@ -47,66 +65,101 @@ def open_run_dir(
   except FileExistsError:  # a file, or a link that leads to no directory
     raise ValueError(f"{directory} is not a directory") from None
   with lock(directory):
-    yield directory, _resume_or_start(directory, config, corpus_sha256)
+    yield _resume_or_start(directory, config, facts, may_extend)
 
 
 def _resume_or_start(
-  directory: Path, config: TrainConfig, corpus_sha256: str
-) -> bool:
-  """Return whether to resume the run; if not, write a new config.json."""
-  record = read_config(directory)
-  job = config.job
-  if record is not None and not job.overwrite:
-    if not (job.resume and _can_resume(directory)):
-      resume = "" if job.resume else "--resume continues it if unfinished, "
-      raise ValueError(
-        f"{directory} already holds a run; {resume}--overwrite replaces it, "
-        "another --run keeps it"
-      )
-    _check_unchanged(directory, record, config, corpus_sha256)
-    return True
-  if record is not None:
-    set_aside(directory)
+  directory: Path,
+  config: TrainConfig,
+  facts: dict[str, Any],
+  may_extend: bool,
+) -> OpenedRun:
+  """Find a run to resume, or extend it, or write config.json of a new one."""
+  record, job = read_config(directory), config.job
   now = datetime.now().astimezone().isoformat(timespec="seconds")
-  record = _record(config) | environment()
-  record |= {"corpus_sha256": corpus_sha256, "started": now}
+  if record is None or job.overwrite:
+    if record is not None:
+      set_aside(directory)
+    record = _record(config) | environment() | facts | {"started": now}
+    write_json(directory / CONFIG, record)
+    return OpenedRun(directory, resuming=False)
+  result = read_result(directory / RESULT)
+  changes = _changes(record, config)
+  extending = may_extend and extends(record, changes, result)
+  if not (job.resume and _can_resume(directory, result, extending)):
+    how = "" if job.resume else "--resume continues it if unfinished, "
+    extension = ""
+    if job.resume and may_extend and result is not None:
+      early = result.get("stopped_early")
+      flag = "--patience, or 0," if early else "--num_epochs"
+      extension = f", a larger {flag} extends it"
+    raise ValueError(
+      f"{directory} already holds a run; {how}--overwrite replaces it, "
+      f"another --run keeps it{extension}"
+    )
+  if not extending:
+    _check_unchanged(directory, record, changes)
+  if record.get(SHA256) != facts[SHA256]:
+    raise ValueError(
+      f"corpus {config.data.corpus} has changed since the run in {directory} "
+      "started; --overwrite starts it again"
+      + f", --init_from={directory} another one from its weights"
+      * may_extend
+    )
+  if not extending:
+    return OpenedRun(directory, resuming=True)
+  check_extension(directory, record, config, result)
+  epochs = record["num_epochs"]
+  went_on = environment() | {"started": now}
+  record = extended_record(record, config, result, went_on)
+  # In this order: a run that has config.json of more epochs is not finished.
+  (directory / RESULT).unlink(missing_ok=True)
+  sync(directory)
   write_json(directory / CONFIG, record)
-  return False
+  return OpenedRun(directory, resuming=True, extended_from=epochs)
 
 
 def _record(config: TrainConfig) -> dict[str, Any]:
   """Return the flags as config.json holds them."""
-  return to_record(config) | {"corpus": recorded_path(config.data.corpus)}
+  source = config.init_from
+  return to_record(config) | {
+    "corpus": recorded_path(config.data.corpus),
+    "init_from": published_path(source) if source else "",
+  }
 
 
-def _can_resume(directory: Path) -> bool:
+def _changes(record: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+  """Return the flags that differ from config.json, with their new values."""
+  return {
+    name: value
+    for name, value in _record(config).items()
+    if name not in JOB_FLAGS and record.get(name) != value
+  }
+
+
+def _can_resume(
+  directory: Path, result: dict[str, Any] | None, extending: bool
+) -> bool:
+  """Return whether a run has a checkpoint or no progress, and has not ended."""
   checkpoints = directory / CHECKPOINTS
   steps = list_checkpoints(checkpoints)
-  resumable = any(has_state(checkpoints, step) for step in steps)
-  return (resumable or not steps) and not (directory / RESULT).exists()
+  if any(has_state(checkpoints, step) for step in steps):
+    return extending or result is None
+  return not steps and result is None
 
 
 def _check_unchanged(
-  directory: Path,
-  record: dict[str, Any],
-  config: TrainConfig,
-  corpus_sha256: str,
+  directory: Path, record: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-  """Raise ValueError if the run has another configuration or corpus."""
-  changes = [
-    f"{name} is {record.get(name)!r} there and {value!r} here"
-    for name, value in _record(config).items()
-    if name not in JOB_FLAGS and record.get(name) != value
-  ]
+  """Raise ValueError if the run has another configuration."""
   if changes:
+    differing = "; ".join(
+      f"{name} is {record.get(name)!r} there and {value!r} here"
+      for name, value in changes.items()
+    )
     raise ValueError(
       f"{directory} holds an unfinished run of another configuration: "
-      f"{'; '.join(changes)}; --overwrite replaces it, another --run keeps it"
-    )
-  if record.get("corpus_sha256") != corpus_sha256:
-    raise ValueError(
-      f"corpus {config.data.corpus} has changed since the run in {directory} "
-      "started; --overwrite starts it again"
+      f"{differing}; --overwrite replaces it, another --run keeps it"
     )
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT
 from experiments.trainer.locking import LOCK
-from experiments.trainer.records import leaves
+from experiments.trainer.records import ADDED, leaves
 from lstm_jax.training import list_checkpoints
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
@@ -35,6 +35,7 @@ PICTURE, RESULT, EVALUATION = "loss.png", "result.json", "evaluation.json"
 PAGE, REPORT = "explore.html", "report.html"
 PROFILE, TENSORBOARD, CHECKPOINTS = "profile", "tensorboard", "checkpoints"
 PREVIOUS = "previous"
+SHA256 = "corpus_sha256"  # in CONFIG
 # A run is moved in this order; CONFIG, the last, marks the move as complete.
 CONTENTS = (
   METRICS,
@@ -59,8 +60,11 @@ def read_config(directory: Path) -> dict[str, Any] | None:
     record = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return None
+  if not isinstance(record, dict):
+    return None
   names = {leaf.name for leaf in leaves(TrainConfig())}
-  return record if isinstance(record, dict) and names <= set(record) else None
+  record = ADDED | record
+  return record if names <= set(record) else None
 
 
 def read_record(directory: Path) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def test_help_lists_every_flag(default, flag_values):
 def test_help_groups_the_flags_of_each_nested_config(flag_values):
   define_flags(TrainConfig(), flag_values)
   first, *groups = grouped_help(flag_values).split(" flags:\n")
-  assert first.startswith("\nflags:\n  --seed: ")
+  assert first.startswith("\nflags:\n  --init_from: ")
   titles = [text.rsplit("\n", 1)[1] for text in (first, *groups[:-1])]
   nested = [
     field
