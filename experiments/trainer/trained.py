@@ -86,6 +86,7 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
 
 def _load(directory: Path) -> Trained:
   record = run_dir.read_record(directory)
+  config = from_record(TrainConfig(), record)
   checkpoints = directory / run_dir.CHECKPOINTS
   step, description = _best_checkpoint(checkpoints)
   try:
@@ -106,7 +107,6 @@ def _load(directory: Path) -> Trained:
         f"{directory / run_dir.CONFIG}: {name} is {value!r} in one and "
         f"{record[name]!r} in the other"
       )
-  config = from_record(TrainConfig(), record)
   like = jax.eval_shape(model.init, jax.random.key(0))
   params = read_params(checkpoints, step, like)
   return Trained(

@@ -25,7 +25,8 @@ def change(leaf):
   if leaf.kind is bool:
     return not leaf.value
   if leaf.kind is str:
-    return {"mesh": "data:1", "devices": "1"}.get(leaf.name, "other")
+    usual = {"mesh": "data:1", "devices": "1", "cell": "gru"}
+    return usual.get(leaf.name, "other")
   if leaf.repeated:
     return [0.25, 0.5]
   usual = leaf.value or 0
