@@ -61,6 +61,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
     process = subprocess.run(
       command,
       env=variables,
+      stdin=subprocess.DEVNULL,
       capture_output=True,
       text=True,
       timeout=TIMEOUT,
