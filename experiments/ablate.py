@@ -41,7 +41,13 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
-from experiments.trainer.records import from_name, leaves, replace, to_record
+from experiments.trainer.records import (
+  ADDED,
+  from_name,
+  leaves,
+  replace,
+  to_record,
+)
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
@@ -228,7 +234,7 @@ def _read_rows(
     return []
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
-    recipe, rows = dict(record["recipe"]), record["rows"]
+    recipe, rows = ADDED | dict(record["recipe"]), record["rows"]
     corpus_sha256 = record["corpus_sha256"]
     rows = [row for row in rows if row["change"]]
   except (OSError, ValueError, KeyError, TypeError) as error:

@@ -35,6 +35,7 @@ from experiments.trainer.environment import environment
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_history
+from experiments.trainer.opening import differences
 from lstm_jax.language.options import check_options, option
 
 RECIPES = "experiments/recipes"
@@ -158,11 +159,11 @@ def parse(default: Any, arguments: list[str]) -> Any:
 def _check_recipe(directory: Path, config: TrainConfig) -> None:
   """Raise ValueError if a finished run is not of this configuration."""
   record = run_dir.read_record(directory)
-  changes = run_dir.differences(record, config)
+  changes = differences(record, config)
   if changes:
     raise ValueError(
       f"{directory} holds a run of another configuration: "
-      f"{'; '.join(changes)}; another --run keeps it"
+      f"{changes}; another --run keeps it"
     )
 
 

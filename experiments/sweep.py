@@ -56,6 +56,7 @@ from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted, number_table
 from experiments.trainer.loop import Observer, fit
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.resources import available_memory, check_memory
 from experiments.trainer.setup import TrainSetup, heading, make_setup
@@ -69,7 +70,15 @@ from lstm_jax.training import (
 )
 
 # Flags that only `experiments.train` supports.
-UNSUPPORTED = "asgd_patience", "nonfinite", "mesh", "devices", "implementation"
+UNSUPPORTED = (
+  "init_from",
+  "patience",
+  "asgd_patience",
+  "nonfinite",
+  "mesh",
+  "devices",
+  "implementation",
+)
 
 
 class Result(NamedTuple):
@@ -95,10 +104,10 @@ def run(config: SweepConfig, console: Console) -> Result:
   initial_state = partial(make_state, setup, members)
   state_like = jax.eval_shape(initial_state)
   check_memory(state_like, available_memory())
-  opened = run_dir.open_run_dir(config, setup.corpus.sha256)
+  facts = {run_dir.SHA256: setup.corpus.sha256}
   unused = without_effect(config, SWEEP_RULES)
   warnings = "".join(f"warning     {line}\n" for line in unused.values())
-  with opened as (directory, resuming):
+  with open_run_dir(config, facts) as (directory, resuming, _):
     console.print(
       f"{heading(setup)}\n"
       f"members     {len(members)}: {counted(config.num_seeds, 'seed')} at "

@@ -13,7 +13,7 @@ evaluation. experiments/cli.py lists the exit statuses.
 
 import signal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -28,7 +28,6 @@ from experiments.cli import (
   make_console,
 )
 from experiments.trainer import corpus_path, multihost, run_dir
-from experiments.trainer.checkpoint import restore
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.devices import share_batches
 from experiments.trainer.errors import Diverged
@@ -36,6 +35,7 @@ from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.loop import Observer, fit
+from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
 from experiments.trainer.resources import (
   Tracer,
@@ -51,6 +51,8 @@ from experiments.trainer.setup import (
   to_mesh,
   to_one_device,
 )
+from experiments.trainer.start import initial_state
+from experiments.trainer.trained import Trained
 from lstm_jax.language import Tokenizer, stateful_loss
 from lstm_jax.training import (
   Metrics,
@@ -89,8 +91,9 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   console.print(heading(setup), soft_wrap=True)
   # Before the run directory, so that too large a model leaves none behind.
   check_memory(setup.state_like, available_memory())
+  pretrained = read_pretrained(setup)
   try:
-    return _train(setup, console, trace_steps)
+    return _train(setup, pretrained, console, trace_steps)
   except jax.errors.JaxRuntimeError as error:
     exhausted = "RESOURCE_EXHAUSTED", "Out of memory"
     if not any(text in str(error) for text in exhausted):
@@ -104,10 +107,19 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
     raise ValueError(f"out of memory: {advice}") from None
 
 
-def _train(setup: TrainSetup, console: Console, trace_steps: int) -> Result:
+def _train(
+  setup: TrainSetup,
+  pretrained: Trained | None,
+  console: Console,
+  trace_steps: int,
+) -> Result:
   """Train in the run directory, from the beginning or where its run stands."""
-  config, sha256 = setup.config, setup.corpus.sha256
-  with multihost.open_shared_run_dir(config, sha256) as (directory, resuming):
+  config = setup.config
+  facts: dict[str, Any] = {run_dir.SHA256: setup.corpus.sha256}
+  if pretrained:
+    facts["init_from_step"] = pretrained.step
+  with multihost.open_shared_run_dir(config, facts) as opened:
+    directory = opened.directory
     console.print(f"run         {directory}", soft_wrap=True)
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
@@ -118,7 +130,7 @@ def _train(setup: TrainSetup, console: Console, trace_steps: int) -> Result:
       directory, setup, console, bar.update, is_writer=is_writer
     )
     try:
-      state = _initial_state(setup, logger, console, resuming)
+      state = initial_state(setup, logger, console, opened, pretrained)
       tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
       with bar, tracer, collect_stop_requests() as requests:
         logger.buffer.start_clock()
@@ -142,26 +154,6 @@ def _train(setup: TrainSetup, console: Console, trace_steps: int) -> Result:
     finally:
       logger.close()
     return _report_result(setup, logger, console, stopped_by)
-
-
-def _initial_state(
-  setup: TrainSetup,
-  logger: RunLogger,
-  console: Console,
-  resuming: bool,
-) -> TrainState:
-  """Return the restored state, or the initial one after a sample of it."""
-  restored = None
-  if resuming:
-    restored = restore(logger.directory, setup.state_like, console)
-    step = int(restored.state.step) if restored else 0
-    multihost.check_same_checkpoint(logger.directory, step)
-  logger.resume(restored)
-  if restored:
-    return restored.state
-  state = setup.make_state()
-  logger.sample_during_training("untrained", state.params)
-  return state
 
 
 class _Observer(Observer):
@@ -200,6 +192,9 @@ class _Observer(Observer):
     logger.sample_during_training(title, params)
     return state
 
+  def stops_early(self) -> bool:
+    return self._logger.is_out_of_patience()
+
   def save(self, step: int, state: TrainState) -> None:
     del step
     self._logger.save(to_one_device(self._setup, state))
@@ -220,6 +215,12 @@ def _report_result(
   )
   if stopped_by:
     console.print(f"\n{stopped_by.name}: stopped after step {logger.step}")
+  elif logger.step < setup.num_steps:
+    evaluations = counted(setup.config.evaluation.patience, "evaluation")
+    console.print(
+      f"\nstopped early after step {logger.step} of {setup.num_steps}: "
+      f"{evaluations} in a row without a lower validation loss"
+    )
   if not best.step:
     return result
   losses = format_losses(best.val_loss, tokenizer, corpus.val.text)

@@ -116,7 +116,14 @@ def signals(cell: Cell, layer: LayerTrace) -> dict[str, jax.Array]:
 
 def meaning(cell: Cell, letter: str) -> str:
   """Return what a signal of a cell is, in words."""
-  return "normaliser" if (cell, letter) == (slstm, "n") else MEANINGS[letter]
+  if (cell, letter) == (slstm, "n"):
+    return "normaliser"
+  return MEANINGS.get(letter, "state")  # of a cell outside the package
+
+
+def is_signed(letter: str) -> bool:
+  """Return whether a signal may have any size and sign; gates are in [0, 1]."""
+  return letter in SIGNED or letter not in MEANINGS
 
 
 def _gates(cell: Cell, layer: LayerTrace) -> jax.Array:

@@ -15,7 +15,7 @@ from experiments.analysis.features import FEATURES, scores
 from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import (
   MEANINGS,
-  SIGNED,
+  is_signed,
   meaning,
   signals,
   trace_layers,
@@ -118,14 +118,14 @@ def pack_signal(
   name: str, values: np.ndarray, features: list[np.ndarray], blobs: Blobs
 ) -> dict[str, Any]:
   """Return the header of a signal [H, N], whose bytes become a blob."""
-  if name in SIGNED:
+  if is_signed(name):
     levels, scale = quantize_signed(values)
   else:
     levels, scale = quantize_gate(values), np.ones(len(values))
   return {
     "name": name,
-    "meaning": MEANINGS[name],
-    "signed": name in SIGNED,
+    "meaning": MEANINGS.get(name, "state"),
+    "signed": is_signed(name),
     "scale": scale.tolist(),
     "scores": [
       scores(levels, feature).round(4).tolist() for feature in features

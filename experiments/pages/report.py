@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pages.packing import page
+from experiments.trainer.extension import EXTENSIONS
 from experiments.trainer.history import Derived, RunHistory, derive
 from experiments.trainer.run_dir import JOB_FLAGS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 NONE = "–"  # in the cell of a table that has no value
 CURVES = "train_loss", "val_loss", "lr", "grad_norm"
-NOT_COMPARED = *JOB_FLAGS, "started", "versions"  # entries of config.json
+FINISHED = {  # (finished, stopped early)
+  (False, False): "no",
+  (True, False): "yes",
+  (True, True): "yes, early",
+}
+# Entries of config.json.
+NOT_COMPARED = *JOB_FLAGS, "started", "versions", EXTENSIONS
 
 
 def make_page(histories: list[RunHistory]) -> str:
@@ -89,7 +96,7 @@ def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
   epochs_per_step = None
   if derived:
     epochs_per_step = num_epochs / derived.num_steps
-  elif run.finished and rows:
+  elif run.finished and not run.stopped_early and rows:
     epochs_per_step = num_epochs / max(row["step"] for row in rows)
 
   def curve(name):
@@ -130,5 +137,5 @@ def _results(run: RunHistory, derived: Derived | None) -> dict[str, str]:
     "training steps": steps,
     "training time": NONE if run.member else time,
     "median speed": speed,
-    "finished": "yes" if run.finished else "no",
+    "finished": FINISHED[run.finished, run.stopped_early],
   }

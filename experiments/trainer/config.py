@@ -126,6 +126,12 @@ class EvaluationConfig:
     "evaluated as well.",
     bounds="[1, inf)",
   )
+  patience: int = option(
+    0,
+    "Evaluations in a row without a lower validation loss that end the run; 0 "
+    "to train to the last epoch.",
+    bounds="[0, inf)",
+  )
   sample_length: int = option(
     200, "Tokens of a sample during training.", bounds="[1, inf)"
   )
@@ -185,6 +191,12 @@ class TrainConfig:
 
   seed: int = option(
     0, "Seed of initial weights, noise and samples.", bounds="[0, inf)"
+  )
+  init_from: str = option(
+    "",
+    "Run directory whose weights are the initial ones: those that `sample` "
+    "would take. Its model must be of the same sizes and vocabulary. Empty for "
+    "random weights.",
   )
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()

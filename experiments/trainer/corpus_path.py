@@ -15,7 +15,8 @@ from rich.console import Console
 
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.data import text_sha256
-from experiments.trainer.files import naming
+from experiments.trainer.environment import REPOSITORY
+from experiments.trainer.files import write_bytes
 from experiments.trainer.named_corpora import (
   CORPORA,
   cache_dir,
@@ -25,7 +26,6 @@ from experiments.trainer.named_corpora import (
 from lstm_jax.language import read_text
 
 KEPT = "corpus.txt"  # a piped text, in the run directory
-REPOSITORY = Path(__file__).absolute().parents[2]
 
 
 def is_piped(corpus: str) -> bool:
@@ -58,8 +58,7 @@ def keep(directory: Path, corpus: str, text: str) -> None:
   """Write the text of a piped corpus into the run directory, once."""
   path = directory / KEPT
   if is_piped(corpus) and not path.exists():
-    with naming(path):
-      path.write_text(text, encoding="utf-8", newline="\n")
+    write_bytes(path, text.encode())
 
 
 def kept_if_piped(config: TrainConfig) -> DataConfig:

@@ -107,14 +107,18 @@ def num_devices(config: TrainConfig) -> int:
 
 
 def start_cpu_devices(count: int) -> bool:
-  """Have JAX start that many CPU devices, unless XLA_FLAGS gives a number.
+  """Have JAX start that many CPU devices.
 
   Returns:
-    Whether XLA_FLAGS gives none.
+    False where XLA_FLAGS gives a number, or JAX has started its devices, as for
+    an array that a module makes when it is imported.
   """
   if FORCED in os.environ.get("XLA_FLAGS", ""):
     return False
-  jax.config.update("jax_num_cpu_devices", count)
+  try:
+    jax.config.update("jax_num_cpu_devices", count)
+  except RuntimeError:
+    return False
   return True
 
 

@@ -34,6 +34,15 @@ RULES = (
     "there is one layer",
     lambda config, _: config.model.num_layers == 1,
   ),
+  *(
+    Rule(
+      flag,
+      "--init_from gives the initial weights",
+      lambda config, _: bool(config.init_from),
+      None,
+    )
+    for flag in ("init_std", "readout_std")
+  ),
   Rule(
     "zoneout_c",
     "the state of a GRU or RNN has no c",
@@ -66,6 +75,14 @@ RULES = (
     lambda config, num_steps: (
       num_evaluations(config.evaluation, num_steps)
       <= config.averaging.asgd_patience + 2
+    ),
+  ),
+  Rule(
+    "patience",
+    "the run has too few evaluations",
+    lambda config, num_steps: (
+      num_evaluations(config.evaluation, num_steps)
+      <= config.evaluation.patience + 1
     ),
   ),
   Rule(

@@ -1,19 +1,72 @@
-"""The device and the package versions that a run computes with."""
+"""The device, the package versions and the commit that a run computes with."""
 
+import os
+import subprocess
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 
+REPOSITORY = Path(__file__).absolute().parents[2]
+TIMEOUT = 20.0  # seconds that git may take
+
 
 def environment() -> dict[str, Any]:
-  """Return package versions and the device, to record with results."""
+  """Return versions, device and commit, to record with results.
+
+  `git_commit` and `git_dirty` are left out where this is no checkout of git.
+  """
   packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
   versions = {name: version(name) for name in packages}
-  return {"versions": versions, "device": device_name()}
+  device = {"device": device_name()}
+  return {"versions": versions} | device | checkout(REPOSITORY)
 
 
 def device_name() -> str:
   """Return the platform and kind of the device."""
   device = jax.devices()[0]
   return f"{device.platform}, {device.device_kind}"
+
+
+@cache  # the code that is running is that of the start
+def checkout(directory: Path) -> dict[str, Any]:
+  """Return the commit of a checkout, and whether its files differ from it.
+
+  Files that git does not track are left out: runs and notes are among them.
+
+  Returns:
+    {"git_commit": hash, "git_dirty": bool}; {} where the directory is not the
+    top of a checkout, such as an unpacked archive, or there is no git.
+  """
+  found = _git(directory, "rev-parse", "--show-toplevel", "HEAD")
+  if found is None:
+    return {}
+  top, commit = found.splitlines()
+  if not os.path.samefile(top, directory):
+    return {}
+  changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
+  if changes is None:
+    return {}
+  return {"git_commit": commit, "git_dirty": bool(changes)}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+  """Return what git prints; None if it fails or there is none."""
+  command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
+  # Such as GIT_DIR, which git sets for the programs of a hook.
+  variables = {n: v for n, v in os.environ.items() if not n.startswith("GIT_")}
+  try:
+    process = subprocess.run(
+      command,
+      env=variables,
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      text=True,
+      timeout=TIMEOUT,
+      check=True,
+    )
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return process.stdout

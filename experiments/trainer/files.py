@@ -1,10 +1,16 @@
-"""Writing of files; an error names the file."""
+"""Writing of files that outlive a power failure; an error names the file.
+
+When a function returns, what it has written is on the disk.
+"""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lstm_jax.training.durable import sync
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -26,7 +32,9 @@ def write_bytes(path: Path, data: bytes) -> None:
   part = path.with_name(path.name + ".part")
   with naming(path):
     part.write_bytes(data)
+    sync(part)
     part.replace(path)
+    sync(path.parent)
 
 
 def append(path: Path, text: str) -> None:
@@ -35,8 +43,14 @@ def append(path: Path, text: str) -> None:
   Raises:
     OSError: it cannot be written; the error names the file.
   """
-  with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
-    file.write(text)
+  with naming(path):
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    if is_new:
+      sync(path.parent)
 
 
 @contextmanager

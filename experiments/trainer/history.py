@@ -47,6 +47,7 @@ class RunHistory(NamedTuple):
   rows: list[dict[str, Any]]  # metrics.jsonl; of a member, its evaluations
   samples: list[Sample]
   finished: bool
+  stopped_early: bool  # finished by --patience
 
   @property
   def unit(self) -> str:
@@ -73,9 +74,12 @@ def read_run_history(directory: Path) -> RunHistory:
   record = run_dir.read_record(directory)
   samples = _parse_samples(_read(directory / run_dir.SAMPLES))
   finished = (directory / run_dir.RESULT).exists()
+  early = finished and _stopped_early(directory)
   config = from_record(TrainConfig(), record)
   rows = _read_rows(directory / run_dir.METRICS)
-  return RunHistory(directory, "", record, config, rows, samples, finished)
+  return RunHistory(
+    directory, "", record, config, rows, samples, finished, early
+  )
 
 
 def read_run_histories(directory: Path) -> list[RunHistory]:
@@ -140,6 +144,14 @@ def derive(history: RunHistory) -> Derived | None:
   params = jax.eval_shape(model.init, jax.random.key(0))
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   return Derived(count, num_steps)
+
+
+def _stopped_early(directory: Path) -> bool:
+  try:
+    result = json.loads(_read(directory / run_dir.RESULT))
+  except ValueError:
+    return False
+  return isinstance(result, dict) and result.get("stopped_early") is True
 
 
 def _read(path: Path) -> str:

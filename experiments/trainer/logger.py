@@ -175,6 +175,13 @@ class RunLogger:
     self.best = Best(val_loss, self.step, jax.tree.map(np.array, params))
     return True
 
+  def is_out_of_patience(self) -> bool:
+    """Return whether --patience evaluations in a row were not the best."""
+    patience, losses = self._setup.config.evaluation.patience, self.val_losses
+    if not patience or not losses:
+      return False
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
+
   def save(self, state: TrainState) -> None:
     """Save a checkpoint: all that the run needs to resume, and its model."""
     buffered = self.buffer.to_progress()  # stops the clock in every process
@@ -238,6 +245,8 @@ class RunLogger:
       "val_loss": self.best.val_loss,
       "test_loss": test_loss,
       "seconds": round(self.buffer.seconds, 3),
+      "last_step": self.step,
+      "stopped_early": self.step < self._setup.num_steps,
     }
     if self._writer:
       self._writer.wait()  # a finished run has its last checkpoint

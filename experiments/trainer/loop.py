@@ -29,6 +29,10 @@ class Observer:
     del step
     return state
 
+  def stops_early(self) -> bool:
+    """Called first and after each evaluation; whether to make no more steps."""
+    return False
+
   def save(self, step: int, state: TrainState) -> None:
     """Called after each evaluation, and when the training is stopped."""
 
@@ -61,6 +65,8 @@ def fit(
   Returns:
     (state, the signal that stopped the training, or None).
   """
+  if observer.stops_early():
+    return state, None
   first = int(state.step)
   batches = islice(remaining_batches(epochs, first), max(num_steps - first, 0))
   for step, batch in enumerate(batches, first + 1):
@@ -68,15 +74,16 @@ def fit(
       tracer.before_step(state)
     state, metrics = take_step(train_step, state, batch, key)
     observer.after_step(step, metrics)
-    last = step == num_steps
-    evaluating = last or evaluate_at(step)
+    done = step == num_steps
+    evaluating = done or evaluate_at(step)
     # Several processes agree only at evaluations: to do so costs a broadcast.
     requested = multihost.agreed_request(stop_requests, agree_now=evaluating)
-    stopped_by = None if last else requested
     if evaluating:
       state = observer.evaluate(step, state)
+      done = done or observer.stops_early()
+    stopped_by = None if done else requested
     if evaluating or stopped_by:
       observer.save(step, state)
-    if stopped_by:
+    if done or stopped_by:
       return state, stopped_by
   return state, None

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import LARGEST
-from experiments.trainer.run_dir import open_run_dir
+from experiments.trainer.opening import OpenedRun, open_run_dir
 from lstm_jax.language.options import option
 
 TIMED_OUT = 2  # exit status: that of bad input
@@ -159,30 +160,35 @@ def check_same_checkpoint(directory: Path, step: int) -> None:
 
 @contextmanager
 def open_shared_run_dir(
-  config: TrainConfig, corpus_sha256: str
-) -> Iterator[tuple[Path, bool]]:
+  config: TrainConfig, facts: dict[str, Any]
+) -> Iterator[OpenedRun]:
   """Hold the run directory in the first process, for all of them.
 
   Yields:
-    As `open_run_dir`.
+    As `open_run_dir`, which may extend a finished run; but only the first
+    process, which prints, is told how many epochs the run had.
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the
       first has raised one.
   """
   if jax.process_count() == 1:
-    with open_run_dir(config, corpus_sha256) as opened:
+    with open_run_dir(config, facts, may_extend=True) as opened:
       yield opened
     return
   with ExitStack() as held:
     message = b""
     try:
       if is_first():
-        run_dir = open_run_dir(config, corpus_sha256)
-        directory, resuming = held.enter_context(run_dir)
-        message = (OLD if resuming else NEW) + os.fsencode(directory)
+        run_dir = open_run_dir(config, facts, may_extend=True)
+        opened = held.enter_context(run_dir)
+        message = OLD if opened.resuming else NEW
+        message += os.fsencode(opened.directory)
     finally:
       message = _broadcast(message.ljust(PATH_BYTES, b"\0")).rstrip(b"\0")
     if not message:
       raise ValueError("the first process has stopped: see its error")
-    yield Path(os.fsdecode(message[1:])), message[:1] == OLD
+    if not is_first():
+      directory = Path(os.fsdecode(message[1:]))
+      opened = OpenedRun(directory, resuming=message[:1] == OLD)
+    yield opened

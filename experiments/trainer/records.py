@@ -15,18 +15,23 @@ import dataclasses
 import math
 import typing
 from collections.abc import Collection, Iterator, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 
 from experiments.trainer.config import CELLS
+from experiments.trainer.own_cell import import_cell
 
-# Fields whose values are objects, which flags and records name.
+# Fields whose values are objects, which flags and records name. Any other cell
+# is a module, named as `import` names it.
 NAMED: Mapping[str, Mapping[str, Any]] = {
   "cell": CELLS,
   "compute_dtype": {"float32": None, "bfloat16": jnp.bfloat16},
 }
 NOT_FLAGS = ("dtype",)
+# Flags that records of earlier versions lack, and their values there.
+ADDED = {"init_from": "", "patience": 0}
 
 Config = TypeVar("Config")
 
@@ -110,10 +115,32 @@ def from_name(name: str, value: Any) -> Any:
   """
   if name not in NAMED:
     return value
-  if value not in NAMED[name]:
-    names = ", ".join(NAMED[name])
+  if value in NAMED[name]:
+    return NAMED[name][value]
+  names = ", ".join(NAMED[name])
+  if name != "cell":
     raise ValueError(f"{name} must be one of {names}, got {value!r}")
-  return NAMED[name][value]
+  try:
+    return import_cell(value)
+  except ValueError as error:
+    raise ValueError(
+      f"cell must be one of {names}, or a module with a cell "
+      f"(docs/own-cell.md), got {value!r}: {error}"
+    ) from None
+
+
+def to_name(name: str, value: Any) -> str:
+  """Return the name of an object in a record; see `from_name`.
+
+  Raises:
+    ValueError: it is a cell that is no module.
+  """
+  for known, found in NAMED[name].items():
+    if found is value:
+      return known
+  if isinstance(value, ModuleType):
+    return value.__name__
+  raise ValueError(f"{name} must be a module to have a name, got {value!r}")
 
 
 def replace(config: Config, **values: Any) -> Config:
@@ -142,13 +169,13 @@ def replace(config: Config, **values: Any) -> Config:
 def _leaf(
   field: dataclasses.Field, value: Any, annotation: Any, group: str
 ) -> Leaf:
-  choices = field.metadata.get("choices")
+  choices, text = field.metadata.get("choices"), field.metadata.get("help", "")
   kinds = set(typing.get_args(annotation)) or {annotation}
   optional = type(None) in kinds
   if field.name in NAMED:
-    objects = NAMED[field.name]
-    value = next(name for name, found in objects.items() if found is value)
-    choices = objects
+    choices, value = NAMED[field.name], to_name(field.name, value)
+  if field.name == "cell":
+    text += f" {' | '.join(CELLS)}, or the name of a module of your own."
   if choices:
     kinds = {str}
   repeated = typing.get_origin(annotation) is tuple
@@ -160,9 +187,9 @@ def _leaf(
     repeated=repeated,
     optional=optional,
     value=list(value) if repeated else value,
-    help=field.metadata.get("help", ""),
+    help=text,
     bounds=field.metadata.get("bounds"),
-    choices=tuple(choices) if choices else None,
+    choices=tuple(choices) if choices and field.name != "cell" else None,
   )
 
 

@@ -18,6 +18,7 @@ from experiments.trainer.records import to_record
 from lstm_jax.language import (
   Batches,
   LanguageModel,
+  LanguageParams,
   Regularizers,
   language_model,
 )
@@ -58,7 +59,9 @@ class TrainSetup(NamedTuple):
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule  # learning rate by training steps made
   train_step: TrainStep
-  make_state: Callable[[], TrainState]  # before the first step, on one device
+  # (weights, or None for random ones) -> the state before the first step, on
+  # one device
+  make_state: Callable[..., TrainState]
   state_like: TrainState  # its shapes and dtypes
   keys: Keys
   mesh: Mesh | None  # None for one device
@@ -84,11 +87,11 @@ def make_setup(config: TrainConfig) -> TrainSetup:
   optimizer = make_optimizer(config.optimizer, num_steps)
   keys = make_keys(config.seed)
 
-  def make_state() -> TrainState:
+  def make_state(params: LanguageParams | None = None) -> TrainState:
     return init_state(
       model,
       optimizer,
-      model.init(keys.init),
+      model.init(keys.init) if params is None else params,
       config.batching.batch_size,
       averaged=config.averaging.enabled,
     )

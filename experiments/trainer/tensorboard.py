@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.analysis.states import SIGNED, signals, trace_layers
+from experiments.analysis.states import is_signed, signals, trace_layers
 from experiments.trainer.files import naming
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
@@ -108,7 +108,7 @@ class TensorBoardWriter:
     layers, _ = trace_layers(self._cell, params, jnp.asarray(self._excerpt))
     for number, layer in enumerate(layers, start=1):
       for letter, gates in signals(self._cell, layer).items():
-        if letter in SIGNED:
+        if is_signed(letter):
           continue
         gate, name = np.ravel(gates), f"layer{number}_{letter}"
         values[f"gates_below_{CLOSED}/{name}"] = (gate < CLOSED).mean()

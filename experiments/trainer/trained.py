@@ -13,6 +13,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import MODEL_FLAGS
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import stored_tokenizer
+from experiments.trainer.locking import LOCK
 from experiments.trainer.records import from_record, to_record
 from lstm_jax.language import (
   LanguageModel,
@@ -73,7 +74,7 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
       return read()
     except CheckpointError:
       if list_checkpoints(checkpoints) == steps:
-        locked = (directory / run_dir.LOCK).exists()  # may be deleting it
+        locked = (directory / LOCK).exists()  # may be deleting it
         if not steps or not locked or attempt == ATTEMPTS:
           raise
     time.sleep(PAUSE)
@@ -85,6 +86,7 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
 
 def _load(directory: Path) -> Trained:
   record = run_dir.read_record(directory)
+  config = from_record(TrainConfig(), record)
   checkpoints = directory / run_dir.CHECKPOINTS
   step, description = _best_checkpoint(checkpoints)
   try:
@@ -105,7 +107,6 @@ def _load(directory: Path) -> Trained:
         f"{directory / run_dir.CONFIG}: {name} is {value!r} in one and "
         f"{record[name]!r} in the other"
       )
-  config = from_record(TrainConfig(), record)
   like = jax.eval_shape(model.init, jax.random.key(0))
   params = read_params(checkpoints, step, like)
   return Trained(

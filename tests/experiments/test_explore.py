@@ -17,8 +17,9 @@ from experiments.pages.explore import TEMPLATE, TOP_TOKENS, WINDOW, make_header
 from experiments.pages.packing import Blobs
 from experiments.trainer import run_dir
 from experiments.trainer.config import CELLS
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import open_run_dir
+from experiments.trainer.run_dir import SHA256
 from experiments.trainer.trained import load
 from lstm_jax.language import ModelConfig, language_model, read_text, split
 from tests.contract import NAMES
@@ -215,10 +216,11 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
 
 
 def test_a_replaced_run_is_set_aside_with_its_page(config):
-  with open_run_dir(config, "") as (directory, _):
+  facts = {SHA256: ""}
+  with open_run_dir(config, facts) as (directory, *_):
     page = directory / run_dir.PAGE
     page.write_text("page of the first run")
-  with open_run_dir(replace(config, overwrite=True), ""):
+  with open_run_dir(replace(config, overwrite=True), facts):
     assert not page.exists()
     assert (directory / run_dir.PREVIOUS / page.name).exists()
 

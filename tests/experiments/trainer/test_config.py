@@ -25,7 +25,8 @@ def change(leaf):
   if leaf.kind is bool:
     return not leaf.value
   if leaf.kind is str:
-    return {"mesh": "data:1", "devices": "1"}.get(leaf.name, "other")
+    usual = {"mesh": "data:1", "devices": "1", "cell": "gru"}
+    return usual.get(leaf.name, "other")
   if leaf.repeated:
     return [0.25, 0.5]
   usual = leaf.value or 0
@@ -193,7 +194,7 @@ def test_help_lists_every_flag(default, flag_values):
 def test_help_groups_the_flags_of_each_nested_config(flag_values):
   define_flags(TrainConfig(), flag_values)
   first, *groups = grouped_help(flag_values).split(" flags:\n")
-  assert first.startswith("\nflags:\n  --seed: ")
+  assert first.startswith("\nflags:\n  --init_from: ")
   titles = [text.rsplit("\n", 1)[1] for text in (first, *groups[:-1])]
   nested = [
     field

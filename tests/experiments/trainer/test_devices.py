@@ -108,6 +108,17 @@ def test_a_mesh_may_have_its_number_of_devices(monkeypatch):
   assert made == {"jax_num_cpu_devices": 2}
 
 
+def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
+  """As where a cell of one's own makes an array when it is imported."""
+  monkeypatch.setenv("XLA_FLAGS", "")
+  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  count = len(jax.devices())
+  assert not devices.start_cpu_devices(count + 1)
+  shared = changed(hidden_size=128)
+  assert devices.num_devices(shared) == 2
+  assert share_batches([shared]) == [shared]
+
+
 def test_several_processes_need_a_mesh(monkeypatch):
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(devices, "num_cores", lambda: 2)

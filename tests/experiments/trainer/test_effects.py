@@ -27,6 +27,8 @@ STEPS = 1000
 CASES = [
   ({"min_count": 3}, {}, {"tokenizer": "word"}),
   ({"layer_dropout": 0.5}, {}, {"num_layers": 2}),
+  ({"init_std": 0.1}, {"init_from": "runs/a"}, {}),
+  ({"readout_std": 0.1}, {"init_from": "runs/a"}, {}),
   ({"zoneout_c": 0.1}, {"cell": gru}, {}),
   ({"zoneout_c": 0.1}, {"cell": rnn}, {}),
   ({"tar_coef": 1.0}, {"seq_len": 1}, {"seq_len": 2}),
@@ -34,6 +36,7 @@ CASES = [
   ({"late_batch_size": 64}, {"num_epochs": 2}, {"num_epochs": 3}),
   ({"weight_decay": 0.1}, {"optimizer": "sgd"}, {}),
   ({"asgd_patience": 3}, {"eval_every": 400}, {"eval_every": 300}),
+  ({"patience": 3}, {"eval_every": 500}, {"eval_every": 400}),
   ({"overwrite": True}, {}, {"run": "runs/a"}),
 ]
 

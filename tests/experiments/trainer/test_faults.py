@@ -34,6 +34,8 @@ def test_a_run_is_finished_when_its_last_checkpoint_is_written(
     best=logger.Best(step=3, val_loss=1.5, params=None),
     buffer=SimpleNamespace(seconds=2.0),
     directory=tmp_path,
+    step=9,
+    _setup=SimpleNamespace(num_steps=9),
     _writer=SimpleNamespace(wait=lambda: done.append("checkpoint")),
   )
   logger.RunLogger.finish(unfinished, test_loss=None)

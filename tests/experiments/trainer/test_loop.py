@@ -29,10 +29,11 @@ def count(state, tokens, targets, key):
 class Recorder:
   """Records the calls of the loop."""
 
-  def __init__(self, requests=(), stop_after=None):
+  def __init__(self, requests=(), stop_after=None, early=None):
     self.calls = []
     self.tokens = []
     self.requests, self._stop_after = [*requests], stop_after
+    self._early = early  # the evaluation that is the last
 
   def after_step(self, step, metrics):
     self.calls.append(("step", step))
@@ -44,6 +45,9 @@ class Recorder:
     assert int(state.step) == step
     self.calls.append(("evaluate", step))
     return state._replace(params="evaluated")
+
+  def stops_early(self):
+    return self.steps("evaluate")[-1:] == [self._early]
 
   def save(self, step, state):
     assert int(state.step) == step
@@ -108,6 +112,18 @@ def test_it_makes_no_more_steps_than_asked_for(epochs):
   run(epochs, recorder, num_steps=7)
   assert recorder.steps("step")[-1] == 7
   assert recorder.steps("evaluate") == [7]
+
+
+def test_it_stops_early_at_an_evaluation_that_asks_for_it(epochs):
+  """Then a request to stop comes too late, and it makes no step again."""
+  recorder = Recorder(stop_after=7, early=7)
+  state, stopped_by = run(epochs, recorder, due=(3, 7))
+  assert (int(state.step), stopped_by) == (7, None)
+  assert recorder.steps("evaluate") == recorder.steps("save") == [3, 7]
+  calls = [*recorder.calls]
+  state, stopped_by = run(epochs, recorder, step=7, due=(3, 7))
+  assert (int(state.step), stopped_by) == (7, None)
+  assert recorder.calls == calls
 
 
 @pytest.mark.parametrize(

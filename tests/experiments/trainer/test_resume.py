@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 from experiments import train
-from experiments.trainer import setup
+from experiments.trainer import setup, start
 from experiments.trainer.checkpoint import restore
+from experiments.trainer.locking import lock
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import JOB_FLAGS, lock
+from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import gru
@@ -153,7 +154,7 @@ def test_an_interruption_names_the_checkpoint_that_a_stopped_run_has(
   def interrupt(*arguments):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(train, "restore", interrupt)
+  monkeypatch.setattr(start, "restore", interrupt)
   message = "^interrupted; the checkpoint of step 4 is kept in "
   with pytest.raises(KeyboardInterrupt, match=message):
     train.run(config, console)

@@ -1,0 +1,105 @@
+"""Extending a run: it goes on in its directory, with more epochs or patience.
+
+The flags in MAY_CHANGE decide where a run ends, and not what a training step
+computes, but for the learning rate: a schedule that decays is stretched to the
+new number of training steps, so that the rate rises where the run goes on. A
+run at a constant rate ends with the weights of one that had all epochs from
+its start.
+
+config.json lists the extensions of its run: the new values of these flags, the
+values and the result before, when and in which environment it went on.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.trainer.config import TrainConfig
+from lstm_jax.language.batching import LATE_DIVISOR
+
+MAY_CHANGE = "num_epochs", "patience"
+EXTENSIONS = "extensions"  # the list in config.json
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+  """Return result.json; None for an unfinished run, {} if it is damaged."""
+  try:
+    result = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError):
+    return {}
+  return result if isinstance(result, dict) else {}
+
+
+def extends(
+  record: Mapping[str, Any],
+  changes: Mapping[str, Any],
+  result: Mapping[str, Any] | None,
+) -> bool:
+  """Return whether changed flags extend a run.
+
+  Args:
+    record: config.json of the run.
+    changes: the flags that differ from it, with their new values.
+    result: result.json; None for an unfinished run.
+  """
+  before = record["num_epochs"]
+  if not changes or not changes.keys() <= set(MAY_CHANGE):
+    return False
+  added = changes.get("num_epochs", before) - before
+  at_its_end = result is not None and not result.get("stopped_early")
+  return added > 0 or (added == 0 and not at_its_end)
+
+
+def check_extension(
+  directory: Path,
+  record: Mapping[str, Any],
+  config: TrainConfig,
+  result: Mapping[str, Any] | None,
+) -> None:
+  """Raise ValueError where a run cannot go on with more epochs or patience.
+
+  Args:
+    directory: the run directory.
+    record: its config.json.
+    config: the new configuration, for which `extends` is true.
+    result: result.json; None for an unfinished run.
+  """
+  before, epochs = record["num_epochs"], config.batching.num_epochs
+  late = config.batching.late_batch_size
+  if late and epochs > before >= LATE_DIVISOR:
+    raise ValueError(
+      f"{directory} cannot be extended: --late_batch_size={late} applies to "
+      f"the last third of its {before} epochs, and to others of {epochs}"
+    )
+  limit, patience = record["patience"], config.evaluation.patience
+  if result and result.get("stopped_early") and 0 < patience <= limit:
+    raise ValueError(
+      f"the run in {directory} has stopped early: to go on, --patience must be "
+      f"above {limit}, or 0, got {patience}"
+    )
+
+
+def extended_record(
+  record: dict[str, Any],
+  config: TrainConfig,
+  result: Mapping[str, Any] | None,
+  facts: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Return config.json of the extended run.
+
+  Args:
+    record: config.json so far.
+    config: the new configuration.
+    result: result.json; None for an unfinished run.
+    facts: when and in which environment the run goes on.
+  """
+  now = {
+    "num_epochs": config.batching.num_epochs,
+    "patience": config.evaluation.patience,
+  }
+  before = {flag: record[flag] for flag in MAY_CHANGE} | {"result": result}
+  extension = now | {"before": before} | dict(facts)
+  return record | now | {EXTENSIONS: [*record.get(EXTENSIONS, []), extension]}

@@ -1,0 +1,51 @@
+"""The lock of a run directory: one process trains in it."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK = "lock"  # the file, in the run directory
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+  """Lock an existing directory until the end of the block.
+
+  The kernel releases the lock when the process ends, however it ends: a file
+  that a crash leaves behind locks nothing.
+
+  Raises:
+    ValueError: another process holds it.
+  """
+  path = directory / LOCK
+  while True:
+    file = path.open("a+", encoding="utf-8")
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      pid = file.read().strip()
+      file.close()
+      holder = f"process {pid}" if pid else "another process"
+      raise ValueError(f"{directory} is in use by {holder}") from None
+    if _is_same(file, path):
+      break
+    file.close()  # the previous holder has just deleted it
+  try:
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    yield
+  finally:
+    path.unlink(missing_ok=True)
+    file.close()
+
+
+def _is_same(file, path: Path) -> bool:
+  """Return whether a path still refers to the open file."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False

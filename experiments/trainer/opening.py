@@ -1,0 +1,188 @@
+"""Opening a run directory: for a new run, or for the one in it to go on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import published_path, recorded_path
+from experiments.trainer.environment import environment
+from experiments.trainer.extension import (
+  check_extension,
+  extended_record,
+  extends,
+  read_result,
+)
+from experiments.trainer.files import write_json
+from experiments.trainer.locking import lock
+from experiments.trainer.records import to_record
+from experiments.trainer.run_dir import (
+  CHECKPOINTS,
+  CONFIG,
+  JOB_FLAGS,
+  RESULT,
+  SHA256,
+  check_is_run_or_empty,
+  read_config,
+  set_aside,
+)
+from lstm_jax.training import has_state, list_checkpoints
+from lstm_jax.training.durable import make_directory, sync
+
+
+def differences(record: dict[str, Any], config: TrainConfig) -> str:
+  """Return what differs between config.json and the flags of a run, or ""."""
+  return _described(record, _changes(record, config))
+
+
+class OpenedRun(NamedTuple):
+  """A locked run directory."""
+
+  directory: Path
+  resuming: bool  # whether it holds a run to go on with
+  extended_from: int | None = None  # its epochs, where it has just got more
+
+
+@contextmanager
+def open_run_dir(
+  config: TrainConfig, facts: dict[str, Any], *, may_extend: bool = False
+) -> Iterator[OpenedRun]:
+  """Lock a run directory, with its config.json written, during the block.
+
+  Args:
+    config: of the run.
+    facts: further entries of config.json; SHA256, the hash of the corpus, is
+      one.
+    may_extend: whether a finished run goes on if it is given more epochs.
+
+  Raises:
+    ValueError: another process holds the directory; it holds a finished run, or
+      one of another configuration or corpus, and --overwrite is not given; or
+      it holds files of another kind, or is no directory.
+  """
+  job = config.job
+  directory = Path(job.run) if job.run else _new_directory()
+  check_is_run_or_empty(directory)
+  try:
+    make_directory(directory)
+  except FileExistsError:  # a file, or a link that leads to no directory
+    raise ValueError(f"{directory} is not a directory") from None
+  with lock(directory):
+    yield _resume_or_start(directory, config, facts, may_extend)
+
+
+def _resume_or_start(
+  directory: Path,
+  config: TrainConfig,
+  facts: dict[str, Any],
+  may_extend: bool,
+) -> OpenedRun:
+  """Find a run to resume, or extend it, or write config.json of a new one."""
+  record, job = read_config(directory), config.job
+  now = datetime.now().astimezone().isoformat(timespec="seconds")
+  if record is None or job.overwrite:
+    if record is not None:
+      set_aside(directory)
+    record = _record(config) | environment() | facts | {"started": now}
+    write_json(directory / CONFIG, record)
+    return OpenedRun(directory, resuming=False)
+  result = read_result(directory / RESULT)
+  changes = _changes(record, config)
+  extending = may_extend and extends(record, changes, result)
+  if not (job.resume and _can_resume(directory, result, extending)):
+    how = "" if job.resume else "--resume continues it if unfinished, "
+    extension = ""
+    if job.resume and may_extend and result is not None:
+      early = result.get("stopped_early")
+      flag = "--patience, or 0," if early else "--num_epochs"
+      extension = f", a larger {flag} extends it"
+    raise ValueError(
+      f"{directory} already holds a run; {how}--overwrite replaces it, "
+      f"another --run keeps it{extension}"
+    )
+  if not extending:
+    _check_unchanged(directory, record, changes)
+  if record.get(SHA256) != facts[SHA256]:
+    raise ValueError(
+      f"corpus {config.data.corpus} has changed since the run in {directory} "
+      "started; --overwrite starts it again"
+      + f", --init_from={directory} another one from its weights"
+      * may_extend
+    )
+  if not extending:
+    return OpenedRun(directory, resuming=True)
+  check_extension(directory, record, config, result)
+  epochs = record["num_epochs"]
+  went_on = environment() | {"started": now}
+  record = extended_record(record, config, result, went_on)
+  # In this order: a run that has config.json of more epochs is not finished.
+  (directory / RESULT).unlink(missing_ok=True)
+  sync(directory)
+  write_json(directory / CONFIG, record)
+  return OpenedRun(directory, resuming=True, extended_from=epochs)
+
+
+def _record(config: TrainConfig) -> dict[str, Any]:
+  """Return the flags as config.json holds them."""
+  source = config.init_from
+  return to_record(config) | {
+    "corpus": recorded_path(config.data.corpus),
+    "init_from": published_path(source) if source else "",
+  }
+
+
+def _changes(record: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+  """Return the flags that differ from config.json, with their new values."""
+  return {
+    name: value
+    for name, value in _record(config).items()
+    if name not in JOB_FLAGS and record.get(name) != value
+  }
+
+
+def _can_resume(
+  directory: Path, result: dict[str, Any] | None, extending: bool
+) -> bool:
+  """Return whether a run has a checkpoint or no progress, and has not ended."""
+  checkpoints = directory / CHECKPOINTS
+  steps = list_checkpoints(checkpoints)
+  if any(has_state(checkpoints, step) for step in steps):
+    return extending or result is None
+  return not steps and result is None
+
+
+def _check_unchanged(
+  directory: Path, record: dict[str, Any], changes: dict[str, Any]
+) -> None:
+  """Raise ValueError if the run has another configuration."""
+  if changes:
+    raise ValueError(
+      f"{directory} holds an unfinished run of another configuration: "
+      f"{_described(record, changes)}; --overwrite replaces it, another --run "
+      "keeps it"
+    )
+
+
+def _described(record: dict[str, Any], changes: dict[str, Any]) -> str:
+  return "; ".join(
+    f"{name} is {record.get(name)!r} there and {value!r} here"
+    for name, value in changes.items()
+  )
+
+
+def _new_directory() -> Path:
+  """Create a directory of its own under runs/, named after the time."""
+  stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+  name, number = stamp, 1
+  while True:
+    try:
+      directory = Path("runs") / name
+      make_directory(directory.parent)
+      directory.mkdir()
+      sync(directory.parent)
+      return directory
+    except FileExistsError:
+      number += 1
+      name = f"{stamp}-{number}"

@@ -1,0 +1,83 @@
+"""A cell outside the package: a module that --cell and config.json name.
+
+docs/own-cell.md explains the functions of a cell. A cell in the package has a
+name of its own; any other is named by its module, as `import` would, and found
+again on Python's path when its run is resumed, sampled or evaluated.
+"""
+
+import importlib
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.cell import Cell
+
+FUNCTIONS = (
+  "init",
+  "initial_state",
+  "project",
+  "recur",
+  "recur_backward",
+  "parameter_gradients",
+  "forward",
+  "backward",
+  "step",
+)
+
+
+@cache
+def import_cell(name: str) -> Cell:
+  """Return the module of that name, which is a cell.
+
+  Raises:
+    ValueError: there is no such module, it fails to be imported, or it is no
+      cell.
+  """
+  if not all(part.isidentifier() for part in name.split(".")):
+    raise ValueError("that is no name of a module")
+  try:
+    cell: Any = importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f"there is no module {error.name} on Python's path"
+    ) from None
+  except Exception as error:  # whatever its code raises
+    raise ValueError(f"its import raises {_in_a_line(error)}") from None
+  missing = [f for f in FUNCTIONS if not callable(getattr(cell, f, None))]
+  if missing:
+    raise ValueError(f"it has no function {', '.join(missing)}")
+  try:
+    before, after = _trace_step(cell)
+  except Exception as error:
+    raise ValueError(f"its step raises {_in_a_line(error)}") from None
+  if before != after or "h" not in before:
+    raise ValueError(
+      f"its step must return a state like that before, with h, got {after} for "
+      f"{before}"
+    )
+  return cell
+
+
+def _trace_step(cell: Any) -> tuple[dict[str, str], dict[str, str]]:
+  """Return the dtype and shape of each part of a state and of the next one.
+
+  Nothing is computed: JAX must not start a device yet.
+  """
+
+  def run(key: jax.Array) -> tuple[Any, Any]:
+    params = cell.init(key, 3, 4, jnp.float32)
+    state = cell.initial_state(params, (2,))
+    return state, cell.step(params, state, jnp.zeros((2, 3), jnp.float32))
+
+  key = jax.eval_shape(jax.random.key, 0)
+  before, after = (
+    {name: f"{part.dtype}{list(part.shape)}" for name, part in s.items()}
+    for s in (state._asdict() for state in jax.eval_shape(run, key))
+  )
+  return before, after
+
+
+def _in_a_line(error: Exception) -> str:
+  return " ".join(f"{type(error).__name__}: {error}".split())[:200]

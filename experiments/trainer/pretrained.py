@@ -1,0 +1,83 @@
+"""The weights of another run, from which --init_from starts a training.
+
+They are those that `trained.load` returns: the best of the other run, or its
+last before the first evaluation. The optimizer, the step and the batches start
+anew.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.trainer.records import to_record
+from experiments.trainer.run_dir import CHECKPOINTS
+from experiments.trainer.setup import TrainSetup
+from experiments.trainer.trained import Trained, load
+from lstm_jax.training import list_checkpoints
+
+# The flags that decide which weights there are, but for the vocabulary.
+SHAPE = (
+  "tokenizer",
+  "cell",
+  "tied",
+  "num_layers",
+  "hidden_size",
+  "embedding_size",
+)
+LISTED = 5  # symbols of another vocabulary that an error names
+
+
+def read_pretrained(setup: TrainSetup) -> Trained | None:
+  """Return the trained model that --init_from names, its weights on the host.
+
+  Returns:
+    None without --init_from, and where a checkpoint of this run itself has its
+    weights.
+
+  Raises:
+    ValueError: it holds no trained model, or one of another shape or
+      vocabulary than this run's.
+  """
+  config, job = setup.config, setup.config.job
+  if not config.init_from:
+    return None
+  resuming = job.run and job.resume and not job.overwrite
+  if resuming and list_checkpoints(Path(job.run) / CHECKPOINTS):
+    return None
+  trained = load(Path(config.init_from))
+  _check_fits(setup, trained)
+  return trained._replace(params=jax.tree.map(np.asarray, trained.params))
+
+
+def _check_fits(setup: TrainSetup, trained: Trained) -> None:
+  """Raise ValueError where the weights are not those of this run's model."""
+  expected, found = to_record(setup.config), to_record(trained.config)
+  name = f"--init_from={setup.config.init_from}"
+  for flag in SHAPE:
+    if found[flag] != expected[flag]:
+      raise ValueError(
+        f"{name} has another model: {flag} must be {expected[flag]!r}, as in "
+        f"this run, got {found[flag]!r}"
+      )
+  here, there = setup.corpus.tokenizer.symbols, trained.tokenizer.symbols
+  if tuple(here) != tuple(there):
+    unit = setup.corpus.tokenizer.unit
+    differences = _listed(", without ", here, there)
+    differences += _listed(", with ", there, here)
+    raise ValueError(
+      f"{name} has another vocabulary: it must be the {len(here):,} {unit}s "
+      f"of {setup.config.data.corpus}, got {len(there):,}"
+      f"{differences or ' in another order'}"
+    )
+
+
+def _listed(word: str, some: Sequence[str], others: Sequence[str]) -> str:
+  """Return the first symbols that are in `some` and not in `others`."""
+  known = set(others)
+  symbols = [repr(symbol) for symbol in some if symbol not in known]
+  if not symbols:
+    return ""
+  more = f" and {len(symbols) - LISTED} more" if len(symbols) > LISTED else ""
+  return word + ", ".join(symbols[:LISTED]) + more

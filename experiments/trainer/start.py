@@ -1,0 +1,82 @@
+"""Where a run starts: at a checkpoint, or at its initial weights."""
+
+from dataclasses import replace
+
+from rich.console import Console
+
+from experiments.trainer import multihost
+from experiments.trainer.checkpoint import restore
+from experiments.trainer.format import counted, format_loss
+from experiments.trainer.logger import RunLogger
+from experiments.trainer.opening import OpenedRun
+from experiments.trainer.setup import TrainSetup
+from experiments.trainer.trained import Trained
+from lstm_jax.training import TrainState
+from lstm_jax.training.optimizer import learning_rate
+
+
+def initial_state(
+  setup: TrainSetup,
+  logger: RunLogger,
+  console: Console,
+  opened: OpenedRun,
+  pretrained: Trained | None,
+) -> TrainState:
+  """Return the restored state, or the initial one after a sample of it.
+
+  Args:
+    setup: of the run.
+    logger: of the run; it continues where the state does.
+    console: prints where the run starts.
+    opened: its directory.
+    pretrained: has the initial weights; None for random ones.
+  """
+  restored = None
+  if opened.resuming:
+    restored = restore(opened.directory, setup.state_like, console)
+    step = int(restored.state.step) if restored else 0
+    multihost.check_same_checkpoint(opened.directory, step)
+  logger.resume(restored)
+  if restored:
+    if opened.extended_from is not None:
+      line = describe_extension(setup, step, opened.extended_from)
+      console.print(f"extended    {line}", soft_wrap=True)
+    return restored.state
+  if not pretrained:
+    state = setup.make_state()
+    logger.sample_during_training("untrained", state.params)
+    return state
+  state = setup.make_state(pretrained.params)
+  line = f"those of {setup.config.init_from}, step {pretrained.step}"
+  if pretrained.val_loss is not None:
+    loss = format_loss(pretrained.val_loss, pretrained.tokenizer)
+    line += f", validation loss {loss}"
+  console.print(f"weights     {line}", soft_wrap=True)
+  logger.sample_during_training(f"step 0, epoch 0.0: {line}", state.params)
+  return state
+
+
+def describe_extension(setup: TrainSetup, step: int, num_epochs: int) -> str:
+  """Return how a run goes on after more epochs were added, on one line.
+
+  Args:
+    setup: of the extended run.
+    step: training steps made.
+    num_epochs: of the run until now.
+  """
+  config, tokens = setup.config, setup.corpus.train.tokens
+  batching = replace(config.batching, num_epochs=num_epochs)
+  num_steps = batching.num_steps(tokens, config.seed)
+  before = learning_rate(config.optimizer, num_steps)
+  rates = before(step - 1), setup.schedule(step)
+  last = setup.schedule(setup.num_steps - 1)
+  reached, next_rate, last_rate = (f"{float(r):.3g}" for r in (*rates, last))
+  change = f"at --patience={config.evaluation.patience}"
+  if config.batching.num_epochs > num_epochs:
+    change = f"from {counted(num_epochs, 'epoch')} to "
+    change += f"{config.batching.num_epochs}"
+  return (
+    f"{change}: the learning rate was {reached} at step {step} of {num_steps}; "
+    f"it is {next_rate} at step {step + 1} of {setup.num_steps}, and "
+    f"{last_rate} at the last"
+  )

@@ -1,0 +1,47 @@
+"""Files that outlive a power failure.
+
+What a program writes is in the system's memory at first. fsync of a file waits
+until its contents are on the disk; fsync of a directory waits for the names in
+it: of files that were created, renamed or deleted.
+"""
+
+import errno
+import os
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+  """Wait until a file's contents, or the names in a directory, are on the disk.
+
+  Raises:
+    OSError: they cannot be written. A file system that has no fsync of
+      directories, as some in networks, is no error.
+  """
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    if error.errno != errno.EINVAL or not path.is_dir():
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+  """Wait for a directory, and for all files and directories in it."""
+  for root, _, names in os.walk(directory, topdown=False):
+    for name in names:
+      sync(Path(root, name))
+    sync(Path(root))
+
+
+def make_directory(directory: Path) -> None:
+  """Create a directory and its parents, where they do not exist, durably.
+
+  Raises:
+    OSError: it cannot be created, or is a file.
+  """
+  missing = [p for p in (directory, *directory.parents) if not p.exists()]
+  directory.mkdir(parents=True, exist_ok=True)
+  for path in missing:
+    sync(path.parent)

@@ -1,0 +1,93 @@
+"""--patience ends a run whose validation loss no longer falls."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.pages.report import make_header
+from experiments.trainer.history import read_run_history
+from experiments.trainer.records import replace
+from experiments.trainer.trained import load
+from tests.experiments.trainer.resuming import outcome, read_rows
+
+LOSSES = 3.0, 2.0, 2.5, 2.0, 1.0  # at steps 10, 20, 30, 40, 47
+
+
+@pytest.fixture
+def config(config):
+  return replace(config, patience=2, eval_every=10)
+
+
+@pytest.fixture
+def stopped_early(config, console, monkeypatch):
+  """The directory of a run of 47 steps that stops after step 40."""
+  losses = iter(LOSSES)
+  monkeypatch.setattr(train, "stateful_loss", lambda *_: next(losses))
+  result = train.run(config, console)
+  assert (result.best_step, result.val_loss) == (20, 2.0)
+  assert result.stopped_by is None
+  return result.directory
+
+
+def test_a_run_stops_after_evaluations_without_a_lower_loss(
+  stopped_early, config, console
+):
+  assert (
+    "stopped early after step 40 of 47: 2 evaluations in a row without a "
+    "lower validation loss" in " ".join(console.file.getvalue().split())
+  )
+  assert read_rows(stopped_early)[-1]["step"] == 40
+  result = json.loads((stopped_early / "result.json").read_text())
+  assert (result["step"], result["last_step"]) == (20, 40)
+  assert result["stopped_early"] is True
+  assert load(stopped_early).step == 20
+  history = read_run_history(stopped_early)
+  assert history.finished and history.stopped_early
+  Path(config.data.corpus).unlink()  # of which the number of steps follows
+  header = make_header([history])
+  assert header["results"]["rows"][0][-1] == "yes, early"
+  assert header["runs"][0]["epochs_per_step"] is None
+
+
+def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(
+  stopped_early, config, console
+):
+  with pytest.raises(ValueError, match="already holds a run"):
+    train.run(config, console)
+  whole = outcome(stopped_early)
+  (stopped_early / "result.json").unlink()  # killed before it was written
+  result = train.run(config, console)  # a further loss would be 1.0
+  assert (result.best_step, result.val_loss) == (20, 2.0)
+  assert outcome(stopped_early) == whole
+
+
+def test_a_run_that_stopped_early_goes_on_with_more_patience(
+  stopped_early, config, console
+):
+  for patience in (1, 2):
+    more = replace(config, num_epochs=2, patience=patience)
+    with pytest.raises(
+      ValueError, match=r"stopped early: to go on, --patience"
+    ):
+      train.run(more, console)
+  with pytest.raises(ValueError, match="a larger --patience, or 0, extends it"):
+    train.run(config, console)
+  result = train.run(replace(config, patience=0), console)
+  assert (result.best_step, result.val_loss) == (47, 1.0)
+  assert (
+    "extended    at --patience=0: the learning rate was "
+    in console.file.getvalue()
+  )
+  assert read_rows(stopped_early)[-1]["step"] == 47
+  assert not read_run_history(stopped_early).stopped_early
+
+
+def test_a_run_that_reaches_its_last_step_has_not_stopped_early(
+  finished_config,
+):
+  directory = Path(finished_config.job.run)
+  result = json.loads((directory / "result.json").read_text())
+  assert (result["last_step"], result["stopped_early"]) == (47, False)
+  assert not read_run_history(directory).stopped_early

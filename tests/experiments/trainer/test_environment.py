@@ -1,0 +1,66 @@
+"""The commit of the checkout is recorded with results, where there is one."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from experiments.trainer.environment import REPOSITORY, checkout, environment
+
+find = checkout.__wrapped__  # without its cache
+needs_git = pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+
+
+def git(directory, *arguments):
+  identity = "-c", "user.name=Will", "-c", "user.email=will@example.org"
+  command = "git", "-C", str(directory), *identity, *arguments
+  subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def made(tmp_path):
+  """A checkout with one commit and one file."""
+  git(tmp_path, "init")
+  (tmp_path / "file").write_text("one")
+  git(tmp_path, "add", "file")
+  git(tmp_path, "-c", "commit.gpgsign=false", "commit", "-m", "First")
+  return tmp_path
+
+
+@needs_git
+def test_a_checkout_has_a_commit_and_says_whether_its_files_differ(
+  made, monkeypatch
+):
+  # As in a hook of another repository.
+  monkeypatch.setenv("GIT_DIR", str(REPOSITORY / ".git"))
+  head = (made / ".git" / "HEAD").read_text().removeprefix("ref: ").strip()
+  commit = (made / ".git" / head).read_text().strip()
+  assert find(made) == {"git_commit": commit, "git_dirty": False}
+  (made / "notes").write_text("not tracked")
+  assert find(made) == {"git_commit": commit, "git_dirty": False}
+  (made / "file").write_text("two")
+  assert find(made) == {"git_commit": commit, "git_dirty": True}
+
+
+@needs_git
+def test_what_is_no_checkout_has_no_commit(made, tmp_path_factory, monkeypatch):
+  inner = made / "unpacked"
+  inner.mkdir()
+  assert find(inner) == {}  # the commit would be that of something else
+  empty = tmp_path_factory.mktemp("empty")
+  git(empty, "init")
+  assert find(empty) == {}  # no commit yet
+  monkeypatch.setenv("PATH", str(empty))
+  assert find(made) == {}  # no git
+
+
+def test_a_run_records_the_commit(finished_config):
+  path = Path(finished_config.job.run) / "config.json"
+  record = json.loads(path.read_text())
+  assert environment().items() <= record.items()
+  found = checkout(REPOSITORY)
+  assert found.items() <= record.items()
+  if (REPOSITORY / ".git").exists() and shutil.which("git"):
+    assert len(found["git_commit"]) >= 40

@@ -1,0 +1,147 @@
+"""A run goes on in its directory with more epochs."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.pages.report import make_header
+from experiments.trainer.data import read_corpus
+from experiments.trainer.environment import environment
+from experiments.trainer.history import read_run_history
+from experiments.trainer.opening import open_run_dir
+from experiments.trainer.records import replace
+from experiments.trainer.run_dir import SHA256
+from tests.experiments.trainer.resuming import last_checksums, read_rows
+from tests.power import tree
+
+
+def cosine(updates, num_steps):
+  """Return the learning rate of `config`: peak 0.005, 5 steps of warmup."""
+  share = (updates - 5) / (num_steps - 5)
+  return 0.005 * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
+
+
+def opened(config):
+  """Open the directory of a run, and do nothing."""
+  facts = {SHA256: read_corpus(config.data).sha256}
+  with open_run_dir(config, facts, may_extend=True) as found:
+    return found
+
+
+def test_a_finished_run_goes_on_and_says_what_the_learning_rate_does(
+  finished, config, console
+):
+  before = json.loads((finished / "result.json").read_text())
+  rows = read_rows(finished)
+  result = train.run(replace(config, num_epochs=2), console)
+  reached, here = cosine(46, 47), cosine(47, 94)
+  assert reached < 1e-4 < 2e-3 < here
+  assert (
+    f"extended    from 1 epoch to 2: the learning rate was {reached:.3g} at "
+    f"step 47 of 47; it is {here:.3g} at step 48 of 94, and "
+    f"{cosine(93, 94):.3g} at the last\n"
+  ) in console.file.getvalue()
+
+  after = read_rows(finished)
+  assert after[: len(rows)] == rows
+  steps = [row["step"] for row in after if "train_loss" in row]
+  assert steps == [10, 20, 30, 40, 47, 57, 60, 70, 80, 90, 94]
+  rates = {r["step"]: r["lr"] for r in after if "lr" in r}
+  assert rates[57] == pytest.approx(cosine(56, 94), rel=1e-5)
+  seconds = [row["seconds"] for row in after if "seconds" in row]
+  assert seconds == sorted(seconds)
+  samples = (finished / "samples.txt").read_text()
+  assert samples.count("=== best checkpoint") == 1
+  assert samples.count("=== untrained") == 1
+  assert result.val_loss <= before["val_loss"]
+
+  record = json.loads((finished / "config.json").read_text())
+  assert record["num_epochs"] == 2
+  (extension,) = record["extensions"]
+  assert extension["num_epochs"] == 2
+  assert environment().items() <= extension.items()
+  assert extension["before"] == {
+    "num_epochs": 1,
+    "patience": 0,
+    "result": before,
+  }
+  history = read_run_history(finished)
+  results = make_header([history])["results"]
+  shown = dict(zip(results["head"], results["rows"][0], strict=True))
+  assert (shown["training steps"], shown["finished"]) == ("94 of 94", "yes")
+  assert history.samples[-2].title.startswith("step 94, epoch 2.0: ")
+
+
+def test_at_a_constant_rate_it_ends_as_one_that_had_all_epochs_at_once(
+  config, console
+):
+  config = replace(config, schedule="constant", ema_decay=0.9, eval_every=99)
+  train.run(config, console)
+  train.run(replace(config, num_epochs=2), console)
+  whole = replace(config, num_epochs=2, run=config.job.run + "2")
+  train.run(whole, console)
+  (step, extended), (same, at_once) = (
+    last_checksums(Path(run)) for run in (config.job.run, whole.job.run)
+  )
+  assert step == same == 94
+  assert extended == at_once and len(extended) > 20
+
+
+def test_a_run_is_extended_before_it_is_finished(finished, config):
+  """Also one that was killed between the two files that an extension writes."""
+  (finished / "result.json").unlink()
+  assert opened(replace(config, num_epochs=3)).extended_from == 1
+  again = opened(replace(config, num_epochs=3))
+  assert (again.resuming, again.extended_from) == (True, None)
+  assert opened(replace(config, num_epochs=4, patience=7)).extended_from == 3
+  record = json.loads((finished / "config.json").read_text())
+  first, second = record["extensions"]
+  assert first["before"]["result"] is second["before"]["result"] is None
+  assert (second["num_epochs"], second["patience"]) == (4, 7)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"num_epochs": 2, "seed": 1}, "a run; .* a larger --num_epochs extends"),
+    ({"patience": 3}, "already holds a run; --overwrite replaces it"),
+    ({"num_epochs": 2, "resume": False}, "already holds a run; --resume cont"),
+  ],
+)
+def test_a_finished_run_is_extended_by_more_epochs_alone(
+  changes, message, finished, config
+):
+  before = tree(finished)
+  with pytest.raises(ValueError, match=message):
+    opened(replace(config, **changes))
+  assert tree(finished) == before
+
+
+def test_a_run_is_not_extended_on_a_corpus_that_has_changed(finished, config):
+  path, before = Path(config.data.corpus), tree(finished)
+  path.write_text(path.read_text().replace("lovely", "lively"))
+  message = "has changed since the run in .*, --init_from=.* another one from"
+  with pytest.raises(ValueError, match=message):
+    opened(replace(config, num_epochs=2))
+  assert tree(finished) == before
+
+
+def test_a_run_whose_late_batches_would_be_others_is_not_extended(
+  finished, config
+):
+  path = finished / "config.json"
+  record = json.loads(path.read_text())
+  late = replace(config, late_batch_size=4, num_epochs=6)
+  for epochs in (2, 3):  # of 2, none are late
+    path.write_text(
+      json.dumps(record | {"num_epochs": epochs, "late_batch_size": 4})
+    )
+    if epochs == 2:
+      assert opened(late).extended_from == 2
+    else:
+      (finished / "result.json").write_text("{}")
+      with pytest.raises(ValueError, match="=4 applies to the last third of i"):
+        opened(late)

@@ -1,0 +1,154 @@
+"""--cell names a module outside the package, as docs/own-cell.md says."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from experiments import train
+from experiments.explore import ExploreConfig
+from experiments.explore import run as explore
+from experiments.sample import run as write
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.own_cell import FUNCTIONS, import_cell
+from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.trained import load
+from lstm_jax import lstm
+from lstm_jax.cells import RELU
+from tests.experiments.test_train import SAMPLE
+from tests.experiments.trainer.resuming import outcome
+from tests.test_docs import DOCS, code_blocks
+
+FILE, *_ = code_blocks((DOCS / "own-cell.md").read_text("utf-8"))
+# The LSTM under another name.
+TWIN = f"from lstm_jax.cells.lstm import {', '.join(FUNCTIONS)}, takes_tokens\n"
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+  """A directory on Python's path, whose modules are forgotten afterwards."""
+  directory = tmp_path / "mine"
+  directory.mkdir()
+  monkeypatch.syspath_prepend(directory)
+  before = {*sys.modules}
+  yield directory
+  forget({*sys.modules} - before)
+
+
+def forget(names):
+  for name in names:
+    sys.modules.pop(name, None)
+  importlib.invalidate_caches()
+  import_cell.cache_clear()
+
+
+def write_cell(path, text):
+  """Write a package with one module, `cells.mine`; return the module."""
+  package = path / "cells"
+  package.mkdir()
+  (package / "__init__.py").touch()
+  (package / "mine.py").write_text(text, encoding="utf-8")
+  return import_cell("cells.mine")
+
+
+def from_flags(*arguments):
+  flag_values = flags.FlagValues()
+  holders = define_flags(TrainConfig(), flag_values)
+  flag_values(["train", *arguments])
+  return config_from_flags(TrainConfig(), holders)
+
+
+def test_a_run_of_a_cell_outside_the_package_is_recorded_and_read_again(
+  path, config, console, finished_config
+):
+  cell = write_cell(path, TWIN)
+  found = from_flags("--cell=cells.mine").model.cell
+  assert found is cell is sys.modules["cells.mine"]
+  config = replace(config, cell=found)
+  assert from_record(TrainConfig(), to_record(config)) == config
+  directory = train.run(config, console).directory
+  assert "model       cells.mine, 1 × 12 hidden" in console.file.getvalue()
+  record = json.loads((directory / "config.json").read_text())
+  assert record["cell"] == "cells.mine"
+  assert outcome(directory) == outcome(Path(finished_config.job.run))
+
+  forget(["cells", "cells.mine"])  # as in another process
+  trained = load(directory)
+  assert trained.config.model.cell.__file__ == cell.__file__
+  forget(["cells", "cells.mine"])
+  (path / "cells" / "mine.py").unlink()
+  with pytest.raises(ValueError, match="there is no module cells"):
+    load(directory)
+
+
+@pytest.mark.exhaustive
+def test_the_cell_of_the_page_is_trained_sampled_and_explored(
+  path, config, console
+):
+  cell = write_cell(path, FILE)
+  directory = train.run(replace(config, cell=cell), console).directory
+  (text,) = write(str(directory), **SAMPLE)
+  assert text.startswith("Shall I")
+  page = explore(ExploreConfig(str(directory), length=50), console)
+  assert page.path.exists()
+
+
+def test_the_module_of_a_cell_in_the_package_is_that_cell():
+  config = from_flags("--cell=lstm_jax.cells.lstm")
+  assert config.model.cell is lstm
+  assert to_record(config)["cell"] == "lstm"
+
+
+def test_the_help_names_the_cells_and_says_that_others_may_be_given():
+  flag_values = flags.FlagValues()
+  define_flags(TrainConfig(), flag_values)
+  text = flag_values["cell"].help
+  assert "lstm | layernorm_lstm | " in text
+  assert "lru, or the name of a module of your own." in text
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "message"),
+  [
+    ("lsmt", None, "got 'lsmt': there is no module lsmt on Python's path"),
+    ("nowhere.cell", None, "got 'nowhere.cell': there is no module nowhere on"),
+    ("my cell", None, "got 'my cell': that is no name of a module"),
+    ("", None, "got '': that is no name of a module"),
+    (
+      "broken",
+      "def f(:\n",
+      "got 'broken': its import raises SyntaxError: inva",
+    ),
+    ("needs", "import nothing_here", "there is no module nothing_here on"),
+    ("empty", "", "it has no function init, initial_state, project, recur, "),
+    ("nostep", FILE + "\ndel step\n", "it has no function step$"),
+    (
+      "narrow",
+      FILE.replace("return jnp.concatenate([h, h, h, h], axis=-1)", "return h"),
+      "its step raises ",
+    ),
+    (
+      "other",
+      FILE + "\ndef step(params, state, x):\n  return state._replace(h=x)\n",
+      r"must return a state like that before, with h, got \{'h': 'float32\[2, "
+      r"3\]', .*\} for \{'h': 'float32\[2, 4\]'",
+    ),
+  ],
+)
+def test_what_is_no_cell_is_an_error_of_one_line(name, text, message, path):
+  if text is not None:
+    (path / f"{name}.py").write_text(text, encoding="utf-8")
+  with pytest.raises(ValueError, match=message) as error:
+    from_flags(f"--cell={name}")
+  assert str(error.value).startswith("cell must be one of lstm, ")
+  assert "\n" not in str(error.value)
+
+
+def test_a_cell_that_is_no_module_has_no_name():
+  config = replace(TrainConfig(), cell=lstm.with_activations(candidate=RELU))
+  with pytest.raises(ValueError, match="cell must be a module to have a name"):
+    to_record(config)

@@ -1,0 +1,49 @@
+"""A disk of which a power failure leaves only what fsync has put there."""
+
+import os
+from pathlib import Path
+
+
+class Disk:
+  """What is on the disk, by inode: of files the contents, as they were when
+  fsync was called, and of directories the names.
+  """
+
+  def __init__(self, monkeypatch):
+    self._files, self._names = {}, {}
+    self._fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", self._record)
+
+  def _record(self, descriptor):
+    path, inode = f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_ino
+    if os.path.isdir(path):
+      with os.scandir(path) as entries:
+        self._names[inode] = {entry.name: entry.inode() for entry in entries}
+    else:
+      self._files[inode] = Path(path).read_bytes()
+    self._fsync(descriptor)
+
+  def contents(self, path):
+    """Return what a power failure leaves of a file; None for nothing."""
+    return self._files.get(path.stat().st_ino)
+
+  def after_failure(self, directory, target):
+    """Write into `target` what a power failure leaves of a directory."""
+    self._restore(directory.stat().st_ino, target)
+
+  def _restore(self, inode, target):
+    if inode in self._names:
+      target.mkdir()
+      for name, each in self._names[inode].items():
+        self._restore(each, target / name)
+    elif inode in self._files:
+      target.write_bytes(self._files[inode])
+
+
+def tree(directory):
+  """Return the contents of every file in a directory, by its path there."""
+  return {
+    str(path.relative_to(directory)): path.read_bytes()
+    for path in directory.rglob("*")
+    if path.is_file()
+  }

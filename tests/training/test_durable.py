@@ -1,0 +1,85 @@
+"""What is said to be saved is on the disk, and outlives a power failure."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lstm_jax.training import CheckpointWriter, read_params
+from lstm_jax.training.durable import make_directory, sync, sync_tree
+from tests.power import Disk, tree
+
+PARAMS = {"w": np.arange(6.0).reshape(2, 3)}
+
+
+def test_a_checkpoint_is_on_the_disk_once_the_writer_has_waited(
+  tmp_path, monkeypatch
+):
+  disk, directory = Disk(monkeypatch), tmp_path / "a" / "checkpoints"
+  writer = CheckpointWriter(directory)
+  for step in (3, 5):
+    writer.save(step, PARAMS | {"step": np.array(step)}, {"losses": [1.5]})
+    writer.wait()
+    left = tmp_path / f"left{step}"
+    disk.after_failure(tmp_path, left)
+    checkpoints = left / "a" / "checkpoints"
+    assert tree(checkpoints / f"{step}") == tree(directory / f"{step}")
+    like = PARAMS | {"step": np.array(0)}
+    assert read_params(checkpoints, step, like)["step"] == step
+  writer.close()
+
+
+def test_the_files_of_a_checkpoint_are_on_the_disk_before_it_has_its_name(
+  tmp_path, monkeypatch
+):
+  """So that no checkpoint before it is deleted for one that may be empty."""
+  disk, left, lost = Disk(monkeypatch), tmp_path / "left", set()
+  replace = os.replace
+
+  def checked(source, target, **options):
+    if Path(target).name == "3":
+      disk.after_failure(Path(source), left)
+      lost.update(tree(Path(source)).items() - tree(left).items())
+    replace(source, target, **options)
+
+  monkeypatch.setattr(os, "replace", checked)
+  monkeypatch.setattr(os, "rename", checked)
+  writer = CheckpointWriter(tmp_path / "checkpoints")
+  writer.save(3, PARAMS, {"losses": [1.5]})
+  writer.close()
+  files = tree(tmp_path / "checkpoints" / "3")
+  assert len(files) > 8 and left.exists()
+  # Orbax adds these last: they say when it has written the others.
+  dates = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+  assert {name for name, _ in lost} <= dates
+
+
+def test_what_was_not_synced_is_lost(tmp_path, monkeypatch):
+  """Else the tests above would show nothing."""
+  disk, directory = Disk(monkeypatch), tmp_path / "new"
+  make_directory(directory)
+  file = directory / "file"
+  file.write_text("written")
+  sync(directory)
+  disk.after_failure(tmp_path, tmp_path / "left1")
+  assert tree(tmp_path / "left1") == {}
+  sync_tree(directory)
+  file.write_text("written again")
+  disk.after_failure(tmp_path, tmp_path / "left2")
+  assert tree(tmp_path / "left2") == {"new/file": b"written"}
+
+
+def test_only_a_directory_may_be_without_fsync(tmp_path, monkeypatch):
+  """As some file systems in networks have it."""
+
+  def refuse(descriptor):
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+  monkeypatch.setattr(os, "fsync", refuse)
+  sync(tmp_path)
+  file = tmp_path / "file"
+  file.touch()
+  with pytest.raises(OSError, match="Invalid argument"):
+    sync(file)
