@@ -14,12 +14,12 @@ import pytest
 
 from experiments import ablate, evaluate, explore, sweep, train
 from experiments.comparison import corpus as compared
-from experiments.trainer import named_corpora
+from experiments.trainer import named_corpora, run_dir
 from experiments.trainer.data import text_sha256
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.named_corpora import CORPORA, NamedCorpus, locate
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
-from experiments.trainer.run_dir import open_run_dir
 from tests.experiments.conftest import VERSE, copy_run
 from tests.experiments.test_sweep import as_sweep
 from tests.experiments.trainer.resuming import signal_at
@@ -212,19 +212,21 @@ def evaluated(directory, console):
 
 def test_a_run_directory_records_the_name_and_is_resumed_by_it(named, config):
   config = replace(config, corpus="verse")
-  with open_run_dir(config, SHA256) as (directory, resuming):
-    assert not resuming
+  facts = {run_dir.SHA256: SHA256}
+  with open_run_dir(config, facts) as opened:
+    directory = opened.directory
+    assert not opened.resuming
   assert json.loads((directory / "config.json").read_text())["corpus"] == (
     "verse"
   )
-  with open_run_dir(config, SHA256) as (_, resuming):
-    assert resuming
+  with open_run_dir(config, facts) as opened:
+    assert opened.resuming
   Path("verse").write_bytes(TEXT)
   file = Path("verse").absolute()
   message = f"corpus is 'verse' there and '{file}' here"
   with (
     pytest.raises(ValueError, match=message),
-    open_run_dir(config, SHA256),
+    open_run_dir(config, facts),
   ):
     pass
 
