@@ -31,9 +31,10 @@ def main() -> None:
   """Read the flags, print the table and draw."""
   config = config_from_flags(BoardConfig(), FLAGS)
   board = read_board().of_corpus(CORPUS)
-  print(table(board))
   if config.charts:
     check_parent(Path(config.charts) / CHARTS[0])
+  print(table(board))
+  if config.charts:
     draw(board, Path(config.charts))
 
 
