@@ -19,6 +19,15 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
   )
 os.environ.setdefault("XLA_FLAGS", flags)
 
+# A training run of the tests waits longer for its files to reach the disk than
+# it computes: keep them in memory, where there is room.
+MEMORY = Path("/dev/shm")
+ROOM = 2 * 2**30  # bytes, more than the tests fill
+memory = None
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+  memory = str(MEMORY)
+  os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", memory)
+
 # The workers, and the processes that tests start, share one directory of
 # compiled programs: the first of them makes it, and the others inherit it. JAX
 # writes an entry in place, so that another process may find half of it: then it
@@ -27,24 +36,19 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"
 HALF_WRITTEN = "Error reading persistent compilation cache entry"
 cache = None  # the directory to delete at the end
 if CACHE not in os.environ:
-  cache = tempfile.mkdtemp(prefix="lstm-jax-tests-")
+  cache = tempfile.mkdtemp(prefix="lstm-jax-tests-", dir=memory)
   os.environ[CACHE] = cache
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
   os.environ.setdefault("PYTHONWARNINGS", f"ignore:{HALF_WRITTEN}")
   if sys.dont_write_bytecode:
     # As in many containers. Every process, of some eighty, would compile all
-    # modules that it imports, which takes 1.5 s of its 2.6 s.
+    # modules that it imports, which takes 1.5 s of its 2.6 s, and every worker
+    # those of the tests. A virtual environment keeps them for the next time.
     del os.environ["PYTHONDONTWRITEBYTECODE"]
     sys.dont_write_bytecode = False
-    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = f"{cache}/modules"
-
-# A training run of the tests waits longer for its files to reach the disk than
-# it computes: keep them in memory, where there is room.
-MEMORY = Path("/dev/shm")
-ROOM = 2 * 2**30  # bytes, more than the tests fill
-if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
-  os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    place = cache if sys.prefix == sys.base_prefix else sys.prefix
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = f"{place}/modules"
 
 import jax
 import pytest
@@ -59,7 +63,7 @@ settings.register_profile("everyday", max_examples=20, deadline=None)
 settings.load_profile("everyday")
 
 MAPS = Path("/proc/self/maps")
-MANY_MAPS = 20_000  # of the 65,530 that Linux lets a process have
+MANY_MAPS = 40_000  # of the 65,530 that Linux lets a process have
 
 
 def pytest_configure(config):

@@ -35,14 +35,14 @@ def gaussian(key, cell, tree):
   """
   bound = getattr(cell.recur, "keywords", {}).values()  # of a made cell
   scale = 0.25 if "relu" in str([*bound]) else 1.0
-  return jax.tree.map(lambda x: scale * x, normal_like(key, tree))
+  return _draw(_seed(key), tree, scale)
 
 
 def normalisable(state):
   """Return a state with 1 + |n| in place of n, if it has a normaliser n."""
   if not hasattr(state, "n"):
     return state
-  return state._replace(n=1 + jnp.abs(state.n))
+  return state._replace(n=jnp.asarray(1 + np.abs(state.n), state.n.dtype))
 
 
 def weighed(f, key):
@@ -61,17 +61,27 @@ def weighed(f, key):
 def worst(a, b):
   """Return the largest absolute difference between two trees of arrays."""
   assert jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
-  differences = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)
-  return max(jax.tree.leaves(differences))
+
+  def difference(x, y):
+    if isinstance(x, jax.Array) or isinstance(y, jax.Array):
+      jnp.result_type(x, y)  # raises where JAX refuses to mix their dtypes
+    # By NumPy: JAX would compile the subtraction for every shape.
+    return float(np.abs(np.asarray(x) - np.asarray(y)).max())
+
+  return max(jax.tree.leaves(jax.tree.map(difference, a, b)))
 
 
 def _seed(key):
   return np.asarray(jax.random.key_data(key))
 
 
-def _draw(seed, tree):
+def _draw(seed, tree, scale=1.0):
   # NumPy's generator, since JAX's would be compiled into every function tested.
   draw = np.random.default_rng(seed).standard_normal
-  return jax.tree.map(
-    lambda leaf: jnp.asarray(draw(leaf.shape), leaf.dtype), tree
-  )
+
+  def array(leaf):
+    # Converted by NumPy: JAX would compile the conversion for every shape.
+    drawn = (scale * draw(leaf.shape)).astype(leaf.dtype)
+    return jnp.asarray(drawn, leaf.dtype)
+
+  return jax.tree.map(array, tree)

@@ -216,7 +216,7 @@ def test_a_stack_and_a_language_model_take_made_cells(key):
   layers = normal_like(
     key, init_stack(cells, key, D, (H, H + 1), dtype=jnp.float64)
   )
-  xs = normal_like(key, jnp.zeros((3, B, D)))
+  xs = normal_like(key, np.zeros((3, B, D)))
   _, middle = unroll(cells[0], layers[0], None, xs)
   _, expected = unroll(cells[1], layers[1], None, middle)
   assert worst(unroll_stack(cells, layers, None, xs)[1], expected) < 1e-14

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lstm_jax.cells import affine
@@ -8,7 +9,7 @@ from tests.draws import B, D, H, T, normal_like, weighed, worst
 
 def arguments(key, rows):
   shapes = (rows, H), (H,)
-  return normal_like(key, tuple(jnp.zeros(s, jnp.float64) for s in shapes))
+  return normal_like(key, tuple(np.zeros(s, jnp.float64) for s in shapes))
 
 
 @pytest.mark.parametrize("leading", [(), (B,), (T, B), (1, 1)])

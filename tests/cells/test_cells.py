@@ -214,7 +214,7 @@ def test_a_projection_can_have_any_size(projection, key):
   shapes = cell.init(key, D, H, jnp.float64, projection_size=projection)
   params = normal_like(key, shapes)
   state = normal_like(key, cell.initial_state(params, (B,)))
-  xs = normal_like(key, jnp.zeros((T, B, D)))
+  xs = normal_like(key, np.zeros((T, B, D)))
   a, b = (
     jax.jit(
       jax.grad(weighed(partial(unroll, cell, adjoint=adjoint), key), (0, 1, 2))

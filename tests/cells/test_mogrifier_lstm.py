@@ -16,7 +16,7 @@ from tests.draws import B, D, H, T, normal_like, weighed, worst
 def arguments(key, rounds, rank):
   params = mogrifier_lstm.init(key, D, H, jnp.float64, rounds=rounds, rank=rank)
   state = mogrifier_lstm.initial_state(params, (B,))
-  return normal_like(key, (params, state, jnp.zeros((T, B, D))))
+  return normal_like(key, (params, state, np.zeros((T, B, D))))
 
 
 def not_empty(tree):

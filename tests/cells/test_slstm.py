@@ -20,7 +20,7 @@ def shifted(params, addend):
 def test_heads_are_blocks_of_one_matrix(num_heads, key):
   params, state, xs = arguments(slstm, key)
   size = H // num_heads
-  w_h = normal_like(key, jnp.zeros((num_heads, size, 4 * size)))
+  w_h = normal_like(key, np.zeros((num_heads, size, 4 * size)))
   whole = np.zeros((1, H, 4, H))
   for n, block in enumerate(np.asarray(w_h)):
     units = slice(n * size, (n + 1) * size)

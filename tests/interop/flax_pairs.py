@@ -4,6 +4,7 @@ import copy
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
 
 from lstm_jax.interop.flax import NNXRNN, LinenRNN, modules
@@ -25,7 +26,7 @@ def nnx_cell(name, **options):
 
 def inputs(key, dtype=jnp.float64):
   """Return inputs [B, T, D]: Gaussian, or integers from -8 to 8."""
-  xs = normal_like(key, jnp.zeros((B, T, D)))
+  xs = normal_like(key, np.zeros((B, T, D)))
   xs = xs if jnp.issubdtype(dtype, jnp.floating) else (4 * xs).clip(-8, 8)
   return xs.astype(dtype)
 

@@ -41,7 +41,7 @@ EACH_OPTIONS = pytest.mark.parametrize(
 
 def inputs(key, options):
   shape = (T, B, D) if options.get("time_major") else (B, T, D)
-  return normal_like(key, jnp.zeros(shape))
+  return normal_like(key, np.zeros(shape))
 
 
 def valid(outputs, options):
@@ -125,7 +125,7 @@ def test_initial_carries_are_used(key):
   xs = inputs(key, {})
   cell = linen.OptimizedLSTMCell(H, param_dtype=jnp.float64)
   variables = linen.RNN(cell).init(key, xs)
-  carry = normal_like(key, (jnp.zeros((B, H)), jnp.zeros((B, H))))
+  carry = normal_like(key, (np.zeros((B, H)), np.zeros((B, H))))
   a, b = (
     kind(cell).apply(variables, xs, initial_carry=carry, return_carry=True)
     for kind in (LinenRNN, linen.RNN)
@@ -137,7 +137,7 @@ def test_padding_is_zero_and_an_empty_sequence_keeps_its_carry(key):
   xs = inputs(key, {})
   cell = linen.GRUCell(H, param_dtype=jnp.float64)
   variables = normal_like(key, LinenRNN(cell).init(key, xs))
-  start = normal_like(key, jnp.zeros((B, H)))
+  start = normal_like(key, np.zeros((B, H)))
   carry, outputs = LinenRNN(cell, return_carry=True).apply(
     variables,
     xs.at[1].set(jnp.nan),

@@ -65,7 +65,7 @@ def of_haiku(haiku, kind, name=None):
 
 @EACH
 def test_outputs_and_every_gradient_are_those_of_haiku(kind, haiku, key):
-  xs = normal_like(key, jnp.zeros((T, B, D)))
+  xs = normal_like(key, np.zeros((T, B, D)))
   network = of_haiku(haiku, kind)
   weights = normal_like(key, network.init(key, xs))
   weights = jax.tree.map(lambda x: x / 2, weights)
@@ -91,7 +91,7 @@ def test_haiku_computes_the_same_with_exported_weights(kind, haiku, key):
   params = draw(key, kind)
   network = of_haiku(haiku, kind, name="own")
   weights = exported(kind, params, name="own")
-  xs = normal_like(key, jnp.zeros((T, B, D)))
+  xs = normal_like(key, np.zeros((T, B, D)))
   shapes = jax.eval_shape(network.init, key, xs)
   assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, shapes)
   _, found = unroll(KINDS[kind][2], params, None, xs)
@@ -99,7 +99,7 @@ def test_haiku_computes_the_same_with_exported_weights(kind, haiku, key):
 
 
 def test_a_core_of_a_deep_rnn_of_haiku_is_read_by_its_name(haiku, key):
-  xs = normal_like(key, jnp.zeros((T, B, D)))
+  xs = normal_like(key, np.zeros((T, B, D)))
 
   @haiku.without_apply_rng
   @haiku.transform

@@ -81,7 +81,7 @@ def make(keras, kind, both=False, **options):
 @SIDES
 def test_outputs_and_every_gradient_are_those_of_keras(kind, both, keras, key):
   params = draw(key, kind, both)
-  xs = normal_like(key, jnp.zeros((B, T, D)))
+  xs = normal_like(key, np.zeros((B, T, D)))
   cell, same = interop.from_keras(
     interop.to_keras(params), **from_options(kind)
   )
@@ -136,7 +136,7 @@ def test_a_saved_model_of_keras_is_read(keras, key, tmp_path):
     for layer in model.layers:
       shapes = [np.zeros(w.shape) for w in layer.get_weights()]
       layer.set_weights([x / 2 for x in normal_like(key, shapes)])
-    xs = normal_like(key, jnp.zeros((B, T, D)))
+    xs = normal_like(key, np.zeros((B, T, D)))
     expected = np.asarray(model(xs, training=False))
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
@@ -260,14 +260,14 @@ def forward(kind, weights, xs):
 def random_weights(key, kind):
   """Return the arrays of a layer, all of them Gaussian."""
   arrays = interop.to_keras(draw(key, kind))
-  draws = normal_like(key, [jnp.zeros(a.shape) for a in arrays])
+  draws = normal_like(key, [np.zeros(a.shape) for a in arrays])
   return [np.asarray(x) / 2 for x in draws]
 
 
 @EACH
 def test_outputs_are_those_of_the_equations_of_keras(kind, key):
   weights = random_weights(key, kind)
-  xs = np.asarray(normal_like(key, jnp.zeros((B, T, D))))
+  xs = np.asarray(normal_like(key, np.zeros((B, T, D))))
   cell, params = interop.from_keras(weights, **from_options(kind))
   assert cell is OPTIONS[kind][1]
   _, found = unroll(cell, params, None, xs, time_major=False)

@@ -171,9 +171,7 @@ def test_onnxruntime_computes_the_same_with_other_activations(name, both, key):
   assert len(attributes["activation_alpha"]) == 1 + both
   layer = interop.from_onnx(node, tensors)
   assert layer.cell is cell and worst(layer.params, params) == 0
-  inputs = {
-    "X": np.asarray(normal_like(key, jnp.zeros((T, B, D), jnp.float32)))
-  }
+  inputs = {"X": np.asarray(normal_like(key, np.zeros((T, B, D), jnp.float32)))}
   model = onnx_models.model_of(node, tensors, inputs)
   theirs = onnx_models.run_onnxruntime(onnxruntime, model, inputs)
   ours = jax.tree.map(np.asarray, interop.run_node(node, tensors, inputs))
@@ -254,7 +252,7 @@ def test_rows_of_length_zero_keep_their_state(key):
   params = layer_weights(gru, key, True)
   names = {k: k for k in ("X", "sequence_lens", "initial_h")}
   node, tensors = interop.to_onnx(gru, params, inputs=names)
-  h = normal_like(key, jnp.zeros((2, B, H), jnp.float32))
+  h = normal_like(key, np.zeros((2, B, H), jnp.float32))
   inputs = {
     "X": np.ones((T, B, D), np.float32),
     "sequence_lens": np.array([T, 0, 2]),

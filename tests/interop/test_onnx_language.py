@@ -71,7 +71,7 @@ def make(cell, key, dtype, tied, layers=2):
     dtype=dtype,
   )
   model = language_model(config, V)
-  params = normal_like(key, model.init(key))
+  params = normal_like(key, jax.eval_shape(model.init, key))
   return model, jax.tree.map(lambda x: x / 4, params)  # not chaotic
 
 

@@ -68,7 +68,7 @@ def test_outputs_and_every_gradient_are_those_of_torch(
   module = make(torch, kind, bidirectional=both, dtype=getattr(torch, dtype))
   cell, layers = interop.from_torch(module)
   assert cell is CELLS[kind]
-  xs = jnp.asarray(normal_like(key, jnp.zeros((T, B, D))), dtype)
+  xs = jnp.asarray(normal_like(key, np.zeros((T, B, D))), dtype)
   inputs = torch.tensor(np.asarray(xs), requires_grad=True)
   expected, _ = module(inputs)
   states = initial_stack_state(cell, layers, (B,))
@@ -104,7 +104,7 @@ def test_torch_computes_the_same_with_exported_weights(kind, key, tmp_path):
   interop.save(tmp_path / "weights.safetensors", layers)
   module = make(torch, kind, bidirectional=True, dtype=torch.float64)
   module.load_state_dict(load_file(tmp_path / "weights.safetensors"))
-  xs = normal_like(key, jnp.zeros((T, B, D)))
+  xs = normal_like(key, np.zeros((T, B, D)))
   expected, _ = module(torch.tensor(np.asarray(xs)))
   states = initial_stack_state(CELLS[kind], layers, (B,))
   _, found = unroll_stack(CELLS[kind], layers, states, xs)

@@ -81,7 +81,7 @@ def test_outputs_loss_and_gradient_with_a_free_batch_size(
 ):
   """With the table of all embeddings, and with gathered ones."""
   model = make(vocabulary_size, adjoint, tied=tied)
-  params = normal_like(key, model.init(key))
+  params = normal_like(key, jax.eval_shape(model.init, key))
   call = exported(outputs_and_gradient(model), model, params, text)
   twin = jax.jit(
     outputs_and_gradient(make(vocabulary_size, Autodiff(), tied=tied))
@@ -94,7 +94,7 @@ def test_outputs_loss_and_gradient_with_a_free_batch_size(
 def test_the_logits_of_a_free_batch_size_come_in_chunks(key, monkeypatch):
   monkeypatch.setattr(readout, "MAX_LOGITS", 2 * 32 * 11)
   model = make(11)
-  params = normal_like(key, model.init(key))
+  params = normal_like(key, jax.eval_shape(model.init, key))
   steps, batch = export.symbolic_shape("4, B")
   hs = jax.ShapeDtypeStruct((steps, batch, H), jnp.float64)
   targets = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
@@ -125,7 +125,7 @@ def test_a_training_loss_with_noise_has_a_free_batch_size(key):
     tar_coef=1.0,
   )
   model = make(11, regularizers=rates)
-  params = normal_like(key, model.init(key))
+  params = normal_like(key, jax.eval_shape(model.init, key))
 
   def f(params, state, tokens, targets, data):
     noise = jax.random.wrap_key_data(data)
@@ -146,7 +146,7 @@ def test_a_training_step_has_a_free_batch_size(key):
     return jax.tree.map(lambda g: -0.1 * g, gradient), state
 
   optimizer = optax.GradientTransformation(lambda params: (), update)
-  params = normal_like(key, model.init(key))
+  params = normal_like(key, jax.eval_shape(model.init, key))
   step = make_train_step(model, optimizer)
 
   def f(params, carry, tokens, targets):
@@ -196,7 +196,7 @@ assert "lstm_jax" not in sys.modules
 def test_a_program_with_jax_alone_runs_an_exported_model(key, tmp_path):
   """A prompt of any length, then single time steps, for any batch size."""
   model = make(11, tied=True)
-  params = normal_like(key, model.init(key))
+  params = normal_like(key, jax.eval_shape(model.init, key))
   structure = jax.tree.structure(model.initial_state())
 
   def flat(tokens, *leaves):

@@ -33,7 +33,7 @@ def make(name, key, adjoint=Explicit(), **options):
     **options,
   )
   model = language_model(config, V, adjoint=adjoint)
-  start = model.init(key), model.initial_state((B,))
+  start = jax.eval_shape(model.init, key), model.initial_state((B,))
   params, state = normal_like(key, start)
   tokens = jax.random.randint(key, (T + 1, B), 0, V)
   return model, params, state, tokens[:-1], tokens[1:]

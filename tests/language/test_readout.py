@@ -12,7 +12,7 @@ T, V = 12, 7
 
 def arguments(key, dtype=jnp.float64):
   shapes = (T, B, H), (H, V), (V,)
-  leaves = normal_like(key, tuple(jnp.zeros(s, dtype) for s in shapes))
+  leaves = normal_like(key, tuple(np.zeros(s, dtype) for s in shapes))
   return leaves, jax.random.randint(key, (T, B), 0, V)
 
 

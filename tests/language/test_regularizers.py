@@ -27,7 +27,7 @@ def make(key, regularizers, cell=lstm, adjoint=Explicit()):
     cell, embedding_size=4, hidden_size=H, num_layers=2, dtype=jnp.float64
   )
   model = language_model(config, V, regularizers=regularizers, adjoint=adjoint)
-  start = model.init(key), model.initial_state((B,))
+  start = jax.eval_shape(model.init, key), model.initial_state((B,))
   params, state = normal_like(key, start)
   tokens = jax.random.randint(key, (T + 1, B), 0, V)
   return model, params, state, tokens[:-1], tokens[1:]

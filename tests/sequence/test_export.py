@@ -5,6 +5,7 @@ from itertools import product
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import export
 
@@ -55,7 +56,7 @@ def draw(key, steps, batch, tokens):
   """Return random xs: integer tokens [T, B], or vectors [T, B, D]."""
   if tokens:
     return jax.random.randint(key, (steps, batch), 0, D)
-  return normal_like(key, jnp.zeros((steps, batch, D)))
+  return normal_like(key, np.zeros((steps, batch, D)))
 
 
 def value_and_gradient(cell, tokens, **options):

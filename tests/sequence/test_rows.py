@@ -5,6 +5,7 @@ from itertools import product
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import export, lax
 from jax.sharding import PartitionSpec
@@ -68,9 +69,9 @@ def test_both_loops_compute_a_scan(platform, reverse, steps, key):
   state, rows, xs = normal_like(
     key,
     (
-      (jnp.zeros((B, H)), jnp.zeros((B, H))),
-      jnp.zeros((steps, B, 2 * H)),
-      jnp.zeros((steps, B, 1)),
+      (np.zeros((B, H)), np.zeros((B, H))),
+      np.zeros((steps, B, 2 * H)),
+      np.zeros((steps, B, 1)),
     ),
   )
 

@@ -2,6 +2,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lstm_jax import (
@@ -56,7 +57,7 @@ def test_a_stack_equals_its_layers_by_hand(cell, key):
 def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
   params = init_stack(lstm, key, D, (H, 2), bidirectional=both, dtype=float)
   states = initial_stack_state(lstm, params, (B,))
-  xs = normal_like(key, jnp.zeros((T, B, D)))
+  xs = normal_like(key, np.zeros((T, B, D)))
 
   def drawn(seed, state):
     key_h, key_c = jax.random.split(jax.random.key(seed))
@@ -109,7 +110,7 @@ def test_a_stack_of_different_cells_equals_its_layers_by_hand(key):
   cells = gru, lstm, rnn
   params = init_stack(cells, key, D, (H, 7, 2), dtype=jnp.float64)
   states = initial_stack_state(cells, params, (B,))
-  args = normal_like(key, (params, states, jnp.zeros((T, B, D))))
+  args = normal_like(key, (params, states, np.zeros((T, B, D))))
 
   def by_hand(params, states, xs):
     last = []
@@ -133,7 +134,7 @@ def test_states_of_none_are_zero_states(both, time_major, key):
   cells = lstm, gru
   params = init_stack(cells, key, D, H, bidirectional=both, dtype=float)
   states = initial_stack_state(cells, params, (B,))
-  xs = normal_like(key, jnp.zeros((T, B, D) if time_major else (B, T, D)))
+  xs = normal_like(key, np.zeros((T, B, D) if time_major else (B, T, D)))
   run = partial(unroll_stack, cells, params, time_major=time_major)
   assert worst(run(None, xs=xs), run(states, xs=xs)) == 0
   if both:

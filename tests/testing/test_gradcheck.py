@@ -96,7 +96,7 @@ def test_differences_alone_catch_a_planted_error(key):
 @pytest.mark.parametrize("term", terms(affine))
 def test_a_planted_error_in_the_readout_is_caught(term, key):
   planted = plant(affine, term)
-  x = normal_like(key, tuple(jnp.zeros(s) for s in ((B, D), (D, H), (H,))))
+  x = normal_like(key, tuple(np.zeros(s) for s in ((B, D), (D, H), (H,))))
   report = gradcheck(
     lambda x: planted.linear(*x), lambda x: planted.affine(*x), x, key
   )
@@ -111,7 +111,7 @@ def test_a_planted_error_in_the_loss_is_caught(key):
     report = gradcheck(
       lambda y, m=module: m.cross_entropy(y, targets),
       lambda y, m=module: m.forward(y, targets)[0],
-      normal_like(key, jnp.zeros((B, D))),
+      normal_like(key, np.zeros((B, D))),
       key,
     )
     assert report.passes() == passes
@@ -148,7 +148,7 @@ def test_coordinates_near_zero_raise_no_alarm(key):
 
 
 def test_max_coordinates_limits_the_differences(key):
-  x = normal_like(key, {"a": jnp.zeros((3, 50)), "b": jnp.zeros(4)})
+  x = normal_like(key, {"a": np.zeros((3, 50)), "b": np.zeros(4)})
 
   def f(x):
     return jnp.sin(x["a"]), x["b"] ** 2
