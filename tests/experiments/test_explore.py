@@ -144,7 +144,7 @@ def test_the_page_holds_no_part_of_the_text_unpacked(explored_page):
   assert (
     scripts
     == html.count("</script")
-    == len(PageData(explored_page).scripts) + 2  # of the head and the page
+    == len(PageData(explored_page).scripts) + 3  # head, page and finder
   )
   assert not re.search(r"https?:|\bsrc=|@import|url\(", html)
 
