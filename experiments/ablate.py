@@ -42,7 +42,6 @@ from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
 from experiments.trainer.records import (
-  ADDED,
   from_name,
   leaves,
   replace,
@@ -234,7 +233,7 @@ def _read_rows(
     return []
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
-    recipe, rows = ADDED | dict(record["recipe"]), record["rows"]
+    recipe, rows = dict(record["recipe"]), record["rows"]
     corpus_sha256 = record["corpus_sha256"]
     rows = [row for row in rows if row["change"]]
   except (OSError, ValueError, KeyError, TypeError) as error:

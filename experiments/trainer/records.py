@@ -30,8 +30,6 @@ NAMED: Mapping[str, Mapping[str, Any]] = {
   "compute_dtype": {"float32": None, "bfloat16": jnp.bfloat16},
 }
 NOT_FLAGS = ("dtype",)
-# Flags that records of earlier versions lack, and their values there.
-ADDED = {"init_from": "", "patience": 0}
 
 Config = TypeVar("Config")
 

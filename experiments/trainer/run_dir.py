@@ -27,7 +27,7 @@ from typing import Any
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT
 from experiments.trainer.locking import LOCK
-from experiments.trainer.records import ADDED, leaves
+from experiments.trainer.records import leaves
 from lstm_jax.training import list_checkpoints
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
@@ -63,7 +63,6 @@ def read_config(directory: Path) -> dict[str, Any] | None:
   if not isinstance(record, dict):
     return None
   names = {leaf.name for leaf in leaves(TrainConfig())}
-  record = ADDED | record
   return record if names <= set(record) else None
 
 

@@ -1,12 +1,10 @@
 """A run is read while it trains, and deletes the checkpoint being read."""
 
-import json
 import shutil
 
 import pytest
 
 from experiments.trainer import trained
-from experiments.trainer.records import ADDED
 from experiments.trainer.trained import load
 from lstm_jax.training import CheckpointError, list_checkpoints
 from tests.draws import worst
@@ -100,13 +98,3 @@ def test_a_damaged_checkpoint_and_none_are_named_also_while_a_run_trains(
   shutil.rmtree(checkpoints)
   with pytest.raises(CheckpointError, match="holds no checkpoint"):
     load(checkpoints.parent)
-
-
-def test_a_run_of_before_a_flag_was_added_is_read_as_one_without_it(finished):
-  path = finished / "config.json"
-  record = json.loads(path.read_text())
-  for name in ADDED:
-    del record[name]
-  path.write_text(json.dumps(record))
-  config = load(finished).config
-  assert (config.init_from, config.evaluation.patience) == ("", 0)
