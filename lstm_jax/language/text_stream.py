@@ -28,6 +28,7 @@ from lstm_jax.language.sampling import Carry, read
 from lstm_jax.language.tokenizer import Tokenizer
 
 PART = 32  # tokens that one call reads or draws
+NO_KEY = np.zeros(2, np.uint32)  # where a token is read, and none is drawn
 DRAWN = -1  # in the place of a token that is to be drawn
 
 
@@ -55,9 +56,10 @@ class TextStream:
     self._model, self._params, self._rules = model, params, rules
     self._tokenizer = tokenizer
     self._tokens: list[int] = []
-    start = model.initial_state((1,)), jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(partial(read, model), params, *start)
-    self._carry: Carry = jax.tree.map(jnp.zeros_like, shapes)
+    shapes = jax.eval_shape(partial(_carry_after_a_token, model), params)
+    self._carry: Carry = jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes
+    )
 
   @property
   def text(self) -> str:
@@ -79,8 +81,8 @@ class TextStream:
 
   def read_tokens(self, tokens: np.ndarray) -> None:
     """Go on from tokens, int [P], that follow the text so far."""
-    keys = jax.random.split(jax.random.key(0), len(tokens))  # not used
-    for _ in self._advance(keys, np.asarray(tokens, np.int32)):
+    unused = np.broadcast_to(NO_KEY, (len(tokens), len(NO_KEY)))
+    for _ in self._advance(unused, np.asarray(tokens, np.int32)):
       pass
 
   def write(self, key: jax.Array, length: int) -> Iterator[str]:
@@ -89,7 +91,7 @@ class TextStream:
     After one text has been read, the tokens are those of `sample`.
 
     Args:
-      key: a typed PRNG key.
+      key: a typed PRNG key of JAX's default kind.
       length: n.
 
     Raises:
@@ -97,12 +99,15 @@ class TextStream:
     """
     if not self._tokens:
       raise ValueError("a text must be read before one is written")
-    keys = jax.random.split(key, length)
+    keys = np.asarray(jax.random.key_data(jax.random.split(key, length)))
     for first in self._advance(keys, np.full(length, DRAWN, np.int32)):
       yield self._text_from(first)
 
-  def _advance(self, keys: jax.Array, given: np.ndarray) -> Iterator[int]:
-    """Read or draw tokens, and yield where each part of them begins."""
+  def _advance(self, keys: np.ndarray, given: np.ndarray) -> Iterator[int]:
+    """Read or draw tokens, and yield where each part of them begins.
+
+    What JAX would compile for arrays of this length alone is left to NumPy.
+    """
     for start in range(0, len(given), PART):
       part = slice(start, start + PART)
       count = len(given[part])
@@ -112,7 +117,7 @@ class TextStream:
         self._rules,
         self._params,
         self._carry,
-        jnp.pad(jax.random.key_data(keys[part]), ((0, padding), (0, 0))),
+        np.pad(keys[part], ((0, padding), (0, 0))),
         np.pad(given[part], (0, padding)),
         count,
       )
@@ -128,6 +133,11 @@ class TextStream:
       start -= 1
     pieces = self._tokenizer.pieces(np.array(self._tokens[start:], np.int32))
     return "".join(pieces[first - start :])
+
+
+def _carry_after_a_token(model, params):
+  token = jnp.zeros((1, 1), jnp.int32)
+  return read(model, params, model.initial_state((1,)), token)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
