@@ -4,13 +4,20 @@
 
 writes the best checkpoint of the run as a function of tokens [T, B] and the
 state before them, which returns the logits [T, B, V] and the state after them;
-T ≥ 1 and B are free. docs/coming-from.md has programs that read both formats:
+T ≥ 1 and B are free. docs/coming-from.md has programs that read these formats:
 
   onnx       with the vocabulary, for any runtime of ONNX, in the weights' dtype
   stablehlo  for `jax.export.deserialize`, on the kind of device that wrote it;
              the state's arrays follow the tokens layer by layer, each in the
              order of the fields of the cell's state (h, c for `lstm`; h, c, n,
              m for `slstm`), as they follow the logits
+
+or writes a page for people:
+
+  html       one file that a browser opens from the disk, without a network. It
+             has the model in 8-bit weights, writes while one watches, and
+             scores and continues what one types (docs/write.md). Its line says
+             what 8 bits cost on validation text.
 """
 
 from pathlib import Path
@@ -22,6 +29,9 @@ from absl import flags
 from jax import export
 
 from experiments.cli import launch
+from experiments.pages import writer
+from experiments.trainer.corpus_path import find_corpus
+from experiments.trainer.data import read_excerpt
 from experiments.trainer.files import write_bytes
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
@@ -33,8 +43,9 @@ def _define_flags() -> list[flags.FlagHolder]:
     flags.DEFINE_enum(
       "format",
       "onnx",
-      ["onnx", "stablehlo"],
-      "onnx for runtimes of ONNX, stablehlo for programs with JAX.",
+      ["onnx", "stablehlo", "html"],
+      "onnx for runtimes of ONNX, stablehlo for programs with JAX, html for a "
+      "page that writes.",
     ),
     flags.DEFINE_string(
       "out", "", "File to write or to replace, outside the run directory."
@@ -47,19 +58,26 @@ def run(run: str, format: str, out: str) -> str:
 
   Raises:
     ValueError: the file is in the run directory; the run has no usable
-      checkpoint, or is of a cell that the format does not have; or the package
-      onnx is not installed.
+      checkpoint, or is of a cell that the format does not have; the package
+      onnx is not installed; or, of a page, the model is too large, its 8-bit
+      weights lose too much, or the run's corpus cannot be read.
     OSError: the file cannot be written.
   """
   if Path(out).resolve().is_relative_to(Path(run).resolve()):
     raise ValueError(f"out must not be in the run directory {run}, got {out}")
-  trained = load(Path(run))
-  written = _onnx(trained) if format == "onnx" else _stablehlo(trained)
+  trained, more = load(Path(run)), ""
+  match format:
+    case "onnx":
+      written = _onnx(trained)
+    case "stablehlo":
+      written = _stablehlo(trained)
+    case _:
+      written, more = _html(trained, Path(run))
   write_bytes(Path(out), written)
   tokenizer = trained.tokenizer
   return (
     f"{out}: {len(written):,} bytes, {format}, of training step "
-    f"{trained.step}; V = {tokenizer.size}, a token is a {tokenizer.unit}"
+    f"{trained.step}; V = {tokenizer.size}, a token is a {tokenizer.unit}{more}"
   )
 
 
@@ -85,6 +103,19 @@ def _stablehlo(trained: Trained) -> bytes:
 
   tokens = jax.ShapeDtypeStruct(sizes, jnp.int32)
   return bytes(export.export(jax.jit(apply))(tokens, *leaves).serialize())
+
+
+def _html(trained: Trained, directory: Path) -> tuple[bytes, str]:
+  """Return the page, and what its 8-bit weights cost."""
+  writer.check_model(trained)
+  data = find_corpus(directory, trained.config.data, trained.corpus_sha256)
+  rest = 1 - data.test_fraction
+  begin = rest * (1 - data.val_fraction)
+  excerpt = read_excerpt(data, trained.corpus_sha256, "", begin, rest)
+  source = f"the validation split of {Path(data.corpus).name}"
+  page, cost = writer.make_page(trained, excerpt.text, source)
+  said = writer.describe_cost(cost, trained.tokenizer)
+  return page.encode(), f"; {said} of {source}"
 
 
 def main() -> None:

@@ -4,11 +4,21 @@ r"""Sample from a trained model: let it continue a prompt.
     --length=400 --temperature=0.8 --num_samples=3
 
 reads the best checkpoint of the run and prints the samples, each after the
-prompt, if one is given. A word model never draws <unk>, the unknown word.
+prompt, if one is given; a single one while it is drawn. A word model never
+draws <unk>, the unknown word. Instead of a sample as it comes,
+
+  --best_of=N    prints the likeliest of N samples
+  --beam=N       searches for the likeliest continuation, of N at a time
+  --interactive  goes on from each line that is typed, with the state carried:
+                 without the line break of Enter, and an empty line is one; the
+                 end of the input (Ctrl-D) ends it
 """
 
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +29,19 @@ from experiments.trainer.data import default_prompt
 from experiments.trainer.flags import LARGEST, finite
 from experiments.trainer.format import escape_controls
 from experiments.trainer.trained import load
-from lstm_jax.language import sample
+from lstm_jax.language import beam_search, sample, sample_best
+from lstm_jax.language.drawing import DrawingRules
+from lstm_jax.language.text_stream import TextStream
 
-IGNORED_BY_GREEDY = "top_k", "top_p", "seed"
+IGNORED_BY_GREEDY = "top_k", "top_p", "min_p", "seed"
+EXCLUDED = {
+  "beam": (
+    *("temperature", "top_k", "top_p", "min_p", "seed"),
+    *("num_samples", "best_of", "interactive"),
+  ),
+  "best_of": ("num_samples", "interactive"),
+  "interactive": ("num_samples",),
+}
 
 
 def _define_flags() -> list[flags.FlagHolder]:
@@ -57,11 +77,54 @@ def _define_flags() -> list[flags.FlagHolder]:
         upper_bound=1.0,
       )
     ),
+    finite(
+      flags.DEFINE_float(
+        "min_p",
+        0.0,
+        "Draw among the tokens that have at least this share of the likeliest "
+        "one's probability; 0 for all.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+      )
+    ),
     flags.DEFINE_integer("num_samples", 1, "How many samples.", lower_bound=1),
     flags.DEFINE_integer(
       "seed", 0, "The same seed gives the same text.", 0, LARGEST
     ),
+    flags.DEFINE_integer(
+      "best_of", 1, "Print the likeliest of this many samples.", lower_bound=1
+    ),
+    flags.DEFINE_integer(
+      "beam",
+      0,
+      "Print the likeliest continuation that a beam search of this size finds; "
+      "0 for samples.",
+      lower_bound=0,
+    ),
+    flags.DEFINE_boolean(
+      "interactive", False, "Go on from each line that is typed."
+    ),
   ]
+
+
+def check_options(options: dict[str, Any], defaults: dict[str, Any]) -> None:
+  """Raise ValueError if two options that are given exclude each other.
+
+  Args:
+    options: the value of each flag.
+    defaults: the value of each flag that is not given.
+  """
+
+  def given(name):
+    return options[name] != defaults[name]
+
+  pairs = [(a, b) for a, others in EXCLUDED.items() for b in others]
+  if not options["temperature"]:  # all samples would be the same
+    pairs.append(("best_of", "temperature"))
+  for pair in pairs:
+    if all(map(given, pair)):
+      first, second = (f"--{name}={options[name]}" for name in pair)
+      raise ValueError(f"{first} and {second} exclude each other: pass one")
 
 
 def run(
@@ -71,59 +134,111 @@ def run(
   temperature: float,
   top_k: int,
   top_p: float,
+  min_p: float,
   num_samples: int,
   seed: int,
-) -> list[str]:
+  best_of: int,
+  beam: int,
+  interactive: bool,
+) -> list[Iterable[str]]:
   """Return samples of the run's best model, each after the prompt if given.
+
+  Each is a text in parts. A single sample is drawn while its parts are taken;
+  in an interactive one, they follow what is typed meanwhile.
 
   Raises:
     ValueError: the run has no usable checkpoint, the prompt is empty or has
       unknown characters or words, or a number is out of its range.
   """
   trained = load(Path(run))
-  tokenizer = trained.tokenizer
-  if prompt is None:
-    prompt_tokens = default_prompt(tokenizer)
-  else:
-    prompt_tokens = tokenizer.encode_known(prompt)
-  if not len(prompt_tokens):
-    raise ValueError(f"the prompt must have at least one {tokenizer.unit}")
-  samples = sample(
-    trained.model,
-    trained.params,
-    jax.random.key(seed),
-    prompt_tokens,
-    length,
-    num_samples=num_samples,
-    temperature=temperature,
-    top_k=top_k or None,
-    top_p=top_p if top_p < 1 else None,
-    suppress_tokens=tokenizer.unknown_tokens,
+  model, params, tokenizer = trained.model, trained.params, trained.tokenizer
+  rules = DrawingRules(
+    temperature,
+    top_k or None,
+    top_p if top_p < 1 else None,
+    min_p or None,
+    tokenizer.unknown_tokens,
   )
   if prompt is None:
-    return [tokenizer.decode(tokens) for tokens in samples]
-  return [
-    tokenizer.decode(np.concatenate([prompt_tokens, tokens]))
-    for tokens in samples
-  ]
+    tokens = default_prompt(tokenizer)
+  else:
+    tokens = tokenizer.encode_known(prompt)
+  if not len(tokens):
+    raise ValueError(f"the prompt must have at least one {tokenizer.unit}")
+  shown = tokens[:0] if prompt is None else tokens
+  key = jax.random.key(seed)
+  if beam:
+    suppressed = rules.suppress_tokens
+    samples, _ = beam_search(
+      model, params, tokens, length, beam_size=beam, suppress_tokens=suppressed
+    )
+    samples = samples[:1]
+  elif best_of > 1:
+    options = rules._asdict() | {"best_of": best_of}
+    best, _ = sample_best(model, params, key, tokens, length, **options)
+    samples = best[None]
+  elif num_samples > 1:
+    options = rules._asdict() | {"num_samples": num_samples}
+    samples = sample(model, params, key, tokens, length, **options)
+  else:
+    stream = TextStream(model, params, tokenizer, rules)
+    if interactive:
+      return [converse(stream, prompt, key, length)]
+    stream.read_tokens(tokens)
+    return [chain([tokenizer.decode(shown)], stream.write(key, length))]
+  return [[tokenizer.decode(np.concatenate([shown, row]))] for row in samples]
 
 
-def show(texts: list[str]) -> None:
-  """Print samples; in a terminal, with control characters escaped."""
+def converse(
+  stream: TextStream, prompt: str | None, key: jax.Array, length: int
+) -> Iterator[str]:
+  """Yield what the model writes after the prompt, and after each typed line.
+
+  A line that the model does not know is named on standard error.
+  """
+  line = typed_line() if prompt is None else prompt
+  while line is not None:
+    try:
+      stream.read(line or "\n")
+    except ValueError as error:
+      print(f"error: {error}", file=sys.stderr)
+    else:
+      key, key_line = jax.random.split(key)
+      yield from stream.write(key_line, length)
+      yield "\n"
+    line = typed_line()
+
+
+def typed_line() -> str | None:
+  """Return a line of standard input, or None at its end."""
+  terminal = sys.stdin.isatty() and sys.stdout.isatty()
+  try:
+    return input("> " if terminal else "")
+  except EOFError:
+    return None
+
+
+def show(texts: Sequence[Iterable[str]]) -> None:
+  """Print samples, part by part; in a terminal, control characters escaped."""
+  escapes = sys.stdout.isatty()
   for number, text in enumerate(texts, start=1):
     if len(texts) > 1:
       print(f"=== sample {number} ===")
-    shown = escape_controls(text) if sys.stdout.isatty() else text
-    sys.stdout.write(f"{shown}\n")
+    for part in text:
+      sys.stdout.write(escape_controls(part) if escapes else part)
+      sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
 def main() -> None:
   """Read the flags, sample and print."""
   options = {flag.name: flag.value for flag in FLAGS}
-  for flag in FLAGS if not options["temperature"] else ():
-    if flag.name in IGNORED_BY_GREEDY and flag.value != flag.default:
+  defaults = {flag.name: flag.default for flag in FLAGS}
+  check_options(options, defaults)
+  for name in IGNORED_BY_GREEDY if not options["temperature"] else ():
+    if options[name] != defaults[name]:
       print(
-        f"warning: --{flag.name}={flag.value} has no effect: "
+        f"warning: --{name}={options[name]} has no effect: "
         "--temperature=0 is greedy",
         file=sys.stderr,
       )

@@ -32,9 +32,6 @@ let columns, charWidth;  // columns that fit, and the width of one in pixels
 let fills, inks;  // colors of each level, and of a character on it
 let ink, soft, border, accent, purple;  // other colors
 
-// Makes the white space of a symbol visible.
-const visible = (symbol) => symbol.replaceAll(" ", "␣").replaceAll("\n", "↵")
-  .replaceAll("\t", "⇥");
 const nameOf = (t) => visible(data.symbols[tokens[t]]);
 const round = (v) => v.toFixed(3).replace("-", "−");
 const scientific = (v) => v === 0 ? "–" : v.toExponential(1).replace("-", "−");
@@ -53,18 +50,6 @@ function normOf(path, at, back) {
 
 // --- Colors ---
 
-function channels(name) {
-  const hex = getComputedStyle(document.documentElement)
-    .getPropertyValue(`--${name}`).trim().slice(1);
-  return [0, 2, 4].map((k) => parseInt(hex.slice(k, k + 2), 16));
-}
-
-function luminance(rgb) {
-  const [r, g, b] = rgb.map((v) => v / 255).map(
-    (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-}
-
 function makeColors() {
   [ink, soft, border, accent, purple] =
     ["ink", "soft", "line", "accent", "open"]
@@ -75,9 +60,8 @@ function makeColors() {
   for (let q = 0; q < 256; q++) {
     const x = signal.signed ? Math.max(-1, (q - 128) / 127) : q / 255;
     const end = !signal.signed ? gate : x < 0 ? negative : positive;
-    const rgb = page.map((v, k) => Math.round(v + (end[k] - v) * Math.abs(x)));
-    fills.push(`rgb(${rgb})`);
-    inks.push(luminance(rgb) > 0.179 ? "#000" : "#fff");  // the higher contrast
+    const { fill, ink } = shade(page, end, Math.abs(x));
+    fills.push(fill), inks.push(ink);
   }
 }
 

@@ -3,7 +3,8 @@
 A page is one file that a browser opens from the disk. Its template has a place
 for head.html, which all pages share, and one for data blocks: script elements
 of a type that no browser runs, whose text is base64 of gzip and so cannot be
-markup. The page's own script unpacks them.
+markup. The page's own script unpacks them. A script that the template names by
+src, a file beside it, becomes a part of the page.
 
 A signal has at most 256 levels q, a byte each:
 
@@ -32,7 +33,7 @@ from experiments.trainer.format import format_bytes
 # What a template includes, and where.
 HEAD, HEAD_PLACE = Path(__file__).with_name("head.html"), "<!-- head -->\n"
 DATA_PLACE = "<!-- data -->"
-SCRIPT_PLACE = re.compile(r"<!-- script: (\S+) -->")
+SCRIPT_PLACE = re.compile(r'<script src="([a-z_]+\.js)"></script>')
 DECADES = 12.0  # powers of ten in the range of the norms
 
 
@@ -70,21 +71,17 @@ def script(name: str, data: bytes) -> str:
 def page(
   template: Path, header: dict[str, Any], scripts: Iterable[str] = ()
 ) -> str:
-  """Return a template filled with head, data blocks and a header as JSON.
-
-  A comment `script: NAME` in it is replaced by that file of this directory.
-  """
+  """Return a template filled with head, data blocks and a header as JSON."""
   packed = script("header", json.dumps(header, allow_nan=False).encode())
   head = HEAD.read_text(encoding="utf-8")
   text = template.read_text(encoding="utf-8").replace(HEAD_PLACE, head)
-  text = SCRIPT_PLACE.sub(_read_script, text)
-  before, after = text.split(DATA_PLACE)
+
+  def included(place: re.Match[str]) -> str:
+    code = template.with_name(place[1]).read_text(encoding="utf-8")
+    return f"<script>\n{code}</script>"
+
+  before, after = SCRIPT_PLACE.sub(included, text).split(DATA_PLACE)
   return "\n".join([before, *scripts, packed, after])
-
-
-def _read_script(place: re.Match) -> str:
-  code = HEAD.with_name(place[1]).read_text(encoding="utf-8")
-  return f"<script>\n{code}</script>"
 
 
 class Page(NamedTuple):

@@ -49,12 +49,12 @@ function xsOf(run, curve) {
     : curve.step.map((step) => step * run.epochs_per_step);
 }
 
-const visible = (k) => !data.runs[k].hidden;
+const isShown = (k) => !data.runs[k].hidden;
 
 // Returns the curves of the quantity: those of all runs that are not hidden.
 function curves() {
   const smoothing = Number($("smoothing").value);
-  return data.runs.flatMap((run, k) => !visible(k) ? []
+  return data.runs.flatMap((run, k) => !isShown(k) ? []
     : Object.entries(QUANTITIES[quantity]).map(([name, kind]) => {
       const curve = run.curves[name], xs = xsOf(run, curve);
       const ys = curve.value.slice(0, xs.length);
@@ -64,7 +64,7 @@ function curves() {
 
 function draw() {
   const all = curves(), width = $("chart").clientWidth;
-  const names = data.runs.filter((_, k) => visible(k)).map((run) => run.name);
+  const names = data.runs.filter((_, k) => isShown(k)).map((run) => run.name);
   const right = labelMargin(names, width);
   scale = makeScale(all, Number($("range").value),
     $("scale").value === "logarithmic", width, right);
@@ -129,7 +129,7 @@ function showValues() {
   $("legend").replaceChildren(...data.runs.map((run, k) => {
     const points = names.map((name) => {
       const curve = run.curves[name];
-      const index = positions.length && visible(k)
+      const index = positions.length && isShown(k)
         ? lastIndex(xsOf(run, curve), x) : -1;
       return { value: curve.value[index], step: curve.step[index] };
     });
@@ -147,7 +147,7 @@ function showValues() {
 // Returns a run's name with its colour and the box that shows or hides it.
 function legendEntry(run, k) {
   const label = make("label", ""), box = make("input", "", { type: "checkbox" });
-  box.checked = visible(k);
+  box.checked = isShown(k);
   box.addEventListener("change", () => {
     run.hidden = !box.checked;
     draw();

@@ -50,9 +50,9 @@ _PIECE = re.compile(
   r"|.",
   re.DOTALL,
 )
-_NO_SPACE_BEFORE = frozenset(",;:.!?)]}”’…%'\"-")
-_NO_SPACE_AFTER = frozenset("([{“‘$-")
-_QUOTES = frozenset("'\"")
+NO_SPACE_BEFORE = frozenset(",;:.!?)]}”’…%'\"-")
+NO_SPACE_AFTER = frozenset("([{“‘$-")
+QUOTES = frozenset("'\"")
 
 
 class WordTokenizer(NamedTuple):
@@ -206,8 +206,8 @@ def _space_between(before: str, after_space: bool, piece: str) -> bool:
       line.
     piece: the second piece.
   """
-  if not before or piece in _NO_SPACE_BEFORE or piece.startswith("--"):
+  if not before or piece in NO_SPACE_BEFORE or piece.startswith("--"):
     return False
-  if before in _QUOTES:
+  if before in QUOTES:
     return not after_space  # a closing quotation mark, not an opening one
-  return before[0] not in _NO_SPACE_AFTER
+  return before[0] not in NO_SPACE_AFTER

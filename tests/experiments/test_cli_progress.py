@@ -186,7 +186,11 @@ def test_control_characters_are_escaped_in_a_terminal_and_kept_elsewhere(
   assert set("\x1b\t\x07\n\x9b\x7f") < set(samples) and "\\" not in samples
 
   assert escape_controls("\ta\r\n") == "\ta\\x0d\n"
-  texts = sample.run(str(directory), None, 60, 2.0, 0, 1.0, 1, 0)
+  rules = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+  searches = {"best_of": 1, "beam": 0, "interactive": False}
+  options = rules | searches | {"num_samples": 1, "seed": 0}
+  (parts,) = sample.run(str(directory), None, 60, **options)
+  texts = [[*parts]]
   with terminal(here) as sent:
     sample.show(texts)
   text = b"".join(sent).decode().replace("\r\n", "\n")
@@ -194,4 +198,4 @@ def test_control_characters_are_escaped_in_a_terminal_and_kept_elsewhere(
   with pipe(here, tmp_path) as path:
     sample.show(texts)
     sys.stdout.flush()
-    assert path.read_bytes().decode() == f"{texts[0]}\n"
+    assert path.read_bytes().decode() == "".join(texts[0]) + "\n"

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from lstm_jax.language import ModelConfig, language_model, sample
-from lstm_jax.language.sampling import keep_top_k, keep_top_p
+from lstm_jax.language.drawing import (
+  DrawingRules,
+  draw,
+  keep_min_p,
+  keep_top_k,
+  keep_top_p,
+)
 
 V = 9
 MODEL = language_model(
@@ -44,6 +50,7 @@ def test_temperature_zero_and_top_k_one_are_the_likeliest_tokens(params, key):
     {"temperature": 1e-37},
     {"top_k": 1},
     {"top_p": 1e-300},
+    {"min_p": 1.0},
   ):
     found = sample(MODEL, params, key, PROMPT, 12, **options)
     assert list(found[0]) == expected
@@ -78,6 +85,52 @@ def test_top_p_keeps_the_fewest_tokens_whose_probabilities_sum_to_p(p, kept):
   assert found[order].tolist() == [True] * kept + [False] * (4 - kept)
 
 
+def reference(logits, temperature, top_k, top_p, min_p):
+  """Return which tokens may be drawn, by a loop over the sorted ones, [V]."""
+  p = np.exp((logits - logits.max()) / temperature)
+  order = [*np.argsort(-p)][:top_k]
+  kept, total = [], 0.0
+  for token in order:
+    if total >= top_p * p[order].sum():
+      break
+    kept.append(token)
+    total += p[token]
+  kept = [token for token in kept if p[token] >= min_p * p[kept[0]]]
+  return np.isin(np.arange(len(p)), kept)
+
+
+@pytest.mark.parametrize(
+  ("temperature", "top_k", "top_p", "min_p"),
+  [(0.6, 40, 0.7, 0.0), (2.5, 12, 0.8, 0.3)],
+)
+def test_the_rules_keep_the_tokens_of_a_loop_in_numpy(
+  temperature, top_k, top_p, min_p, key
+):
+  logits = 2 * np.random.default_rng(0).standard_normal((30, 40))
+  expected = np.array(
+    [reference(row, temperature, top_k, top_p, min_p) for row in logits]
+  )
+  rules = DrawingRules(temperature, top_k, top_p, min_p)
+  keys = jax.random.split(key, 3000)
+  draws = jax.jit(lambda keys: jax.vmap(lambda k: draw(rules, k, logits))(keys))
+  drawn = np.asarray(draws(keys))
+  counts = (drawn[..., None] == np.arange(40)).sum(axis=0)
+  assert (counts[~expected] == 0).all()
+  p = np.where(expected, np.exp(logits / temperature), 0)
+  p /= p.sum(axis=1, keepdims=True)
+  # Five standard deviations of a binomial share, for each token.
+  tolerance = 5 * np.sqrt(p * (1 - p) / 3000) + 1e-3
+  assert (np.abs(counts / 3000 - p) < tolerance).all()
+  assert not expected.all() and (counts[expected] > 0).mean() > 0.9
+
+
+def test_min_p_keeps_the_share_of_the_likeliest():
+  logits = jnp.log(jnp.array([[0.1, 0.4, 0.3, 0.2]]))
+  for p, kept in ((0.0, 4), (0.2, 4), (0.3, 3), (0.6, 2), (1.0, 1)):
+    found = np.isfinite(keep_min_p(logits, p))[0]
+    assert found[[1, 2, 3, 0]].tolist() == [True] * kept + [False] * (4 - kept)
+
+
 def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
   params, key
 ):
@@ -108,6 +161,7 @@ def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
     ({"temperature": float("nan")}, "temperature must be finite"),
     ({"top_k": 0}, "top_k must be ≥ 1, got 0"),
     ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0"),
+    ({"min_p": 1.1}, r"min_p must be in \[0, 1\], got 1.1"),
     (
       {"suppress_tokens": tuple(range(V))},
       "leave at least one of 9 tokens, got all of them",

@@ -1,0 +1,63 @@
+"use strict";
+// Unpacks the model, and starts both halves of the page.
+
+// Returns a matrix or an array of the header: { levels, scales } or a number.
+async function arrayOf(packed) {
+  if (typeof packed === "number") {
+    return new Float32Array(await unpack(`blob${packed}`));
+  }
+  const [levels, scales] = await Promise.all(
+    [packed.levels, packed.scales].map((blob) => unpack(`blob${blob}`)));
+  return new Matrix(new Int8Array(levels), new Float32Array(scales));
+}
+
+async function loadModel({ cell, embedding, layers, readout, bias }) {
+  const arrays = (packed) => Promise.all(Object.entries(packed).map(
+    async ([name, value]) => [name, await arrayOf(value)]));
+  return new Model({
+    cell,
+    embedding: await arrayOf(embedding),
+    layers: await Promise.all(
+      layers.map(async (layer) => Object.fromEntries(await arrays(layer)))),
+    readout: readout === null ? null : await arrayOf(readout),
+    bias: await arrayOf(bias),
+  });
+}
+
+let data, model, writing, reading;
+
+async function start() {
+  data = await unpackHeader();
+  $("about").textContent = data.about;
+  $("cost").textContent = data.cost;
+  for (const e of document.querySelectorAll(".unit")) e.textContent = data.unit;
+  for (const id of ["next", "expected"]) {
+    $(id).classList.toggle("words", data.unit === "word");
+  }
+  const values = { temperature: 0.8, topP: 1, speed: 4, seed: 1 };
+  for (const [id, value] of Object.entries(values)) $(id).value = value;
+  await nextFrame();
+  model = await loadModel(data.model);
+  const tokens = data.words ? new WordTokens(data.symbols, data.words)
+    : new CharTokens(data.symbols);
+  writing = new Writing(data, model, tokens);
+  writing.units = new Units(data, model, writing);
+  listenToControls(writing);
+  writing.showSettings();
+  reading = new Reading(data, model, tokens);
+  writing.restart();
+  const whole = reading.read();
+  new ResizeObserver(() => writing.show()).observe($("units").parentElement);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    writing.units.makeColors();
+    writing.units.change();
+    reading.makeColors();
+    reading.showMarked();
+  });
+  await whole;
+  document.querySelector("main").setAttribute("aria-busy", "false");
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (!still) writing.write();
+}
+
+begin(start);

@@ -1,0 +1,106 @@
+"""A language model in 8-bit weights, and what rounding them costs.
+
+A matrix is stored by its outputs, one row each (W_x, W_h and W transposed; of
+the embedding, the vector of one token), with a scale a row:
+
+  s = max |w| / 127 of the row,   q = round(w / s),   w ≈ q s
+
+so that a weight is rounded by at most s / 2. Biases and the gains of a layer
+normalization are few, and stay float32.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.trainer.trained import Trained
+from lstm_jax.language import LanguageModel, LanguageParams, language_model
+from lstm_jax.language.evaluate import stateful_loss
+
+MAX_COST = 0.05  # nats per token that rounding may lose
+LEVELS = 127
+
+
+class Quantized(NamedTuple):
+  """A matrix in 8 bits."""
+
+  levels: np.ndarray  # q, int8 [outputs, inputs]
+  scales: np.ndarray  # s, float32 [outputs]
+
+
+class Cost(NamedTuple):
+  """The loss of a model on a text, in nats per token."""
+
+  before: float  # with its own weights
+  after: float  # with 8-bit weights
+  num_tokens: int
+
+
+def quantize(w: np.ndarray) -> Quantized:
+  """Return a matrix [outputs, inputs] in 8 bits."""
+  w = np.asarray(w, np.float32)
+  scales = np.abs(w).max(axis=1, initial=0) / np.float32(LEVELS)
+  levels = np.rint(w / np.where(scales > 0, scales, 1)[:, None])
+  return Quantized(levels.astype(np.int8), scales)
+
+
+def dequantize(matrix: Quantized) -> np.ndarray:
+  """Return q s, float32 [outputs, inputs]."""
+  return matrix.levels * matrix.scales[:, None]
+
+
+def quantize_params(params: LanguageParams) -> LanguageParams:
+  """Return the weights with a `Quantized` in place of each matrix."""
+
+  def by_outputs(leaf: jax.Array) -> Any:
+    w = np.asarray(leaf, np.float32)
+    return quantize(w.T) if w.ndim == 2 else w
+
+  quantized: Any = jax.tree.map(by_outputs, params)
+  return quantized._replace(embedding=quantize(np.asarray(params.embedding)))
+
+
+def dequantize_params(params: LanguageParams) -> LanguageParams:
+  """Return the weights that a `quantize_params` stands for, in float32."""
+
+  def as_array(leaf: Any) -> np.ndarray:
+    return dequantize(leaf).T if isinstance(leaf, Quantized) else leaf
+
+  arrays: Any = jax.tree.map(
+    as_array, params, is_leaf=lambda leaf: isinstance(leaf, Quantized)
+  )
+  return arrays._replace(embedding=arrays.embedding.T)
+
+
+def float32_model(trained: Trained) -> LanguageModel:
+  """Return the model without the bfloat16 products that a run may have."""
+  config = replace(
+    trained.config.model, compute_dtype=None, implementation=None
+  )
+  return language_model(config, trained.tokenizer.size)
+
+
+def measure_cost(
+  trained: Trained, params: LanguageParams, tokens: np.ndarray
+) -> Cost:
+  """Return what rounding costs on a text, in one pass that carries the state.
+
+  Args:
+    trained: the model.
+    params: its weights after rounding, from `dequantize_params`.
+    tokens: the text, int32 [N], N ≥ 2.
+
+  Raises:
+    ValueError: it costs more than `MAX_COST`.
+  """
+  before = stateful_loss(trained.model, trained.params, tokens)
+  after = stateful_loss(float32_model(trained), params, tokens)
+  if not after - before <= MAX_COST:
+    raise ValueError(
+      f"8-bit weights may cost at most {MAX_COST} nats per "
+      f"{trained.tokenizer.unit}, and cost this model {after - before:.4f}: "
+      f"{before:.4f} before, {after:.4f} after"
+    )
+  return Cost(before, after, len(tokens))

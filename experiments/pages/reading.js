@@ -1,0 +1,228 @@
+"use strict";
+// The second half: a text that somebody types is scored, and continued.
+
+const LONGEST_TEXT = 5000;  // characters
+const STRONGEST = 8;  // nats of the darkest color
+const SURPRISING = Math.log(100);  // nats of a probability of 1 %
+const SUGGESTIONS = 3, LONGEST_SUGGESTION = 24;  // tokens
+const LEAST = 0.02;  // probability of another suggestion than the first
+
+class Reading {
+  constructor(data, model, tokens) {
+    Object.assign(this, { data, model, tokens });
+    this.track = new Track(model, data.start);
+    this.items = [];  // of the text: { token, from, to }
+    this.known = [];  // those of them that the model knows, as in the track
+    this.scratch = model.zeroState();
+    this.y = new Float64Array(data.symbols.length);
+    this.p = new Float64Array(data.symbols.length);
+    this.suggestions = [];
+    this.makeColors();
+    const own = $("own");
+    own.maxLength = Math.min(LONGEST_TEXT, this.track.room - 1);
+    own.value = data.excerpt;
+    own.addEventListener("input", () => this.read());
+    own.addEventListener("keydown", (event) => {
+      const modified = event.shiftKey || event.ctrlKey || event.altKey
+        || event.metaKey;
+      if (event.key !== "ArrowRight" || modified || !this.atEnd) return;
+      if (this.suggestions.length) this.take(this.suggestions[0]);
+    });
+    document.addEventListener("selectionchange", () => {
+      if (document.activeElement === own) this.showCaret();
+    });
+  }
+
+  makeColors() {
+    this.colors = shades("accent");
+  }
+
+  get atEnd() {
+    const { selectionStart, selectionEnd, value } = $("own");
+    return selectionStart === value.length && selectionEnd === value.length;
+  }
+
+  // Reads the text from where it has changed, some of it in each frame.
+  async read() {
+    const reading = this.reading = {}, text = $("own").value;
+    this.text = text;
+    this.suggest([]);
+    const items = this.tokens.encode(text);
+    let same = 0;
+    while (same < Math.min(items.length, this.items.length)
+      && items[same].token === this.items[same].token
+      && items[same].to === this.items[same].to) same++;
+    this.items = items;
+    this.known = items.filter((item) => item.token >= 0);
+    const before = items.slice(0, same).filter((item) => item.token >= 0).length;
+    this.track.truncate(before);
+    let start = performance.now();
+    while (this.track.length < this.known.length) {
+      this.track.push(this.known[this.track.length].token);
+      if (performance.now() - start < SLICE) continue;
+      await nextFrame();
+      if (this.reading !== reading) return;
+      start = performance.now();
+    }
+    this.showMarked();
+    this.showScore();
+    this.showCaret();
+    await this.findSuggestions(reading);
+  }
+
+  // Shows the text, each token with the color of its −log p.
+  showMarked() {
+    const pieces = [];
+    let end = 0, n = 0;
+    for (const { token, from, to } of this.items) {
+      if (from > end) pieces.push(this.text.slice(end, from));
+      const span = spanOf(this.text.slice(from, to));
+      if (token < 0) span.classList.add("unknown");
+      else this.mark(span, this.track.nats[n++], token);
+      pieces.push(span);
+      end = to;
+    }
+    pieces.push(this.text.slice(end));
+    this.ghost = document.createElement("span");
+    this.ghost.className = "ghost";
+    // A break may stand before the suggestion, as in the text box without it.
+    $("marked").replaceChildren(...pieces, document.createElement("wbr"),
+      this.ghost, "\u200b");
+  }
+
+  mark(span, nats, token) {
+    color(span, this.colors[shadeOf(nats / STRONGEST)]);
+    span.classList.toggle("surprising", nats > SURPRISING);
+    if (this.tokens.unknown.includes(token)) span.classList.add("unknown");
+  }
+
+  showScore() {
+    const { nats } = this.track, { unit, symbols } = this.data;
+    const unknown = this.items.length - this.known.length;
+    const total = nats.reduce((sum, v) => sum + v, 0);
+    let text = "No text yet.";
+    if (nats.length) {
+      const mean = total / nats.length;
+      text = `${count(nats.length)} ${unit}${nats.length > 1 ? "s" : ""}, `
+        + `${mean.toFixed(3)} nats each (${(mean / Math.LN2).toFixed(3)} bits); `
+        + `a guess among all ${count(symbols.length)} would cost `
+        + `${Math.log(symbols.length).toFixed(2)}.`;
+    }
+    if (unknown) {
+      text += ` ${count(unknown)} outside the vocabulary, in dashes, not read.`;
+    }
+    $("score").textContent = text;
+    const most = largestOf(nats, 3).filter((n) => nats[n] > SURPRISING);
+    $("mostTitle").hidden = !most.length;
+    $("most").replaceChildren(...most.map((n) => this.button(
+      `${this.contextOf(n)}  ${nats[n].toFixed(1)} nats`,
+      () => this.setCaret(this.known[n].from))));
+  }
+
+  button(text, click) {
+    const button = document.createElement("button");
+    button.type = "button", button.textContent = text;
+    button.addEventListener("click", click);
+    return button;
+  }
+
+  // Returns a token in brackets, in the word that it belongs to.
+  contextOf(n) {
+    const { from, to } = this.known[n];
+    const before = /\S* ?$/u.exec(this.text.slice(Math.max(0, from - 16), from));
+    const after = /^\S*/u.exec(this.text.slice(to, to + 12));
+    return `${before[0]}[${visible(this.text.slice(from, to))}]${after[0]}`;
+  }
+
+  setCaret(at) {
+    $("own").focus();
+    $("own").setSelectionRange(at, at);
+    this.showCaret();
+  }
+
+  // Shows what the model expects at the caret, and what stands there.
+  showCaret() {
+    const at = $("own").selectionEnd, { data, track } = this;
+    const n = this.known.filter((item) => item.to <= at).length;
+    if (n > track.length) return;  // not read yet
+    const actual = this.known[n]?.token;
+    track.logitsAfter(n - 1, this.y);
+    softmax(this.y, 1, this.p);
+    const before = n ? `After ${quoted(data.symbols[track.tokens[n - 1]])}`
+      : "At the start";
+    $("caret").textContent = actual === undefined
+      ? `${before}, the model expects:`
+      : `${before} stands ${quoted(data.symbols[actual])}: `
+        + `${percent(this.p[actual])}, ${track.nats[n].toFixed(2)} nats.`;
+    showProbabilities($("expected"), data.symbols, this.p, this.p, actual);
+  }
+
+  // Finds the likeliest beginnings of what follows, each to the end of a word.
+  async findSuggestions(reading) {
+    await new Promise((done) => setTimeout(done, 120));
+    if (this.reading !== reading || !this.known.length) return;
+    const found = this.data.unit === "word" ? this.completeWord()
+      : await this.continueWord(reading);
+    if (this.reading === reading) this.suggest(found);
+  }
+
+  async continueWord(reading) {
+    const { track, model, scratch, y, p } = this, found = [];
+    softmax(track.y, 1, p);
+    for (const first of largestOf(p, SUGGESTIONS)) {
+      if (found.length && p[first] < LEAST) break;
+      scratch.all.set(track.state.all);
+      let text = "", token = first;
+      for (let k = 0; k < LONGEST_SUGGESTION; k++) {
+        const symbol = this.data.symbols[token];
+        if (/[\p{L}\p{N}]/u.test(text) && !/[\p{L}\p{N}'’-]/u.test(symbol)) break;
+        text += symbol;
+        model.step(scratch, token);
+        model.logits(scratch, y);
+        [token] = largestOf(y, 1);
+      }
+      found.push(text);
+      await nextFrame();
+      if (this.reading !== reading) break;
+    }
+    return found;
+  }
+
+  // Completes the last word of the text, or adds one.
+  completeWord() {
+    const { known, text, track, tokens } = this, last = known.at(-1);
+    const typed = text.slice(last.from, last.to);
+    const partial = last.to === text.length && /[\p{L}\p{N}]/u.test(typed);
+    track.logitsAfter(track.length - (partial ? 2 : 1), this.y);
+    softmax(this.y, 1, this.p, tokens.unknown);
+    const fits = (token) => {
+      const symbol = this.data.symbols[token];
+      return !partial || (symbol.startsWith(typed) && symbol !== typed);
+    };
+    const p = this.p.map((v, token) => fits(token) ? v : 0);
+    if (partial) {
+      return largestOf(p, SUGGESTIONS).filter((token) => p[token])
+        .map((token) => this.data.symbols[token].slice(typed.length));
+    }
+    return largestOf(p, SUGGESTIONS).map((token) => {
+      const spell = tokens.spell();
+      for (const before of track.tokens) spell(before);
+      const piece = spell(token);
+      return text.endsWith(" ") ? piece.replace(/^ /, "") : piece;
+    });
+  }
+
+  suggest(found) {
+    this.suggestions = found;
+    if (this.ghost) this.ghost.textContent = found[0] || "";
+    const word = /[\p{L}\p{N}'’-]*$/u.exec(this.text)[0];
+    $("chips").replaceChildren(...found.map((text) => this.button(
+      visible(word + text).replace(/^␣/, ""), () => this.take(text))));
+  }
+
+  take(text) {
+    $("own").value += text;
+    this.setCaret($("own").value.length);
+    this.read();
+  }
+}

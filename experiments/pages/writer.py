@@ -1,0 +1,211 @@
+"""The page that `experiments.export --format=html` writes: a model that writes.
+
+The page holds the model in 8-bit weights (`quantized`), and computes everything
+itself: model.js has the forward pass of each cell, sampling.js how a token is
+drawn, tokens.js the tokenizers, track.js a text as the model reads it. The
+other scripts are the interface: writing.js and units.js of the first half,
+controls.js its keys; reading.js of the second half; page.js starts both.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.analysis.features import FEATURES, scores
+from experiments.analysis.states import SIGNED, meaning, signals, trace_layers
+from experiments.pages.packing import Blobs, quantize_signed
+from experiments.pages.quantized import (
+  Cost,
+  Quantized,
+  dequantize_params,
+  measure_cost,
+  quantize_params,
+)
+from experiments.trainer.data import default_prompt
+from experiments.trainer.records import to_record
+from experiments.trainer.trained import Trained
+from lstm_jax.cells import gru, layernorm_lstm, lstm, rnn
+from lstm_jax.cells.cell import cell_name
+from lstm_jax.language import LanguageParams, Tokenizer, word_tokenizer
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+CELLS = lstm, layernorm_lstm, gru, rnn  # those that model.js computes
+MAX_WEIGHTS = 32_000_000  # bytes of a page, before base64; 200 MB to a browser
+MEASURED = 20_000  # tokens on which the cost of rounding is measured
+TRACED = 5_000  # tokens on which the units are scored
+EXCERPT = 240  # characters of the text that the page scores at first
+
+
+def check_model(trained: Trained) -> None:
+  """Raise ValueError if a page cannot hold a model: its cell, or its size."""
+  cell = trained.config.model.cell
+  if cell not in CELLS:
+    known = ", ".join(map(cell_name, CELLS))
+    name = to_record(trained.config.model)["cell"]
+    raise ValueError(f"a page has no cell {name}, only {known}")
+  size = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
+  if size > MAX_WEIGHTS:
+    raise ValueError(
+      f"a page may hold at most {MAX_WEIGHTS:,} weights, a byte each, and the "
+      f"model has {size:,}"
+    )
+
+
+def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
+  """Return the page of a model, and what its 8-bit weights cost.
+
+  Args:
+    trained: the model, which `check_model` has passed.
+    text: validation text, to measure that cost and to score the units on.
+    source: where the text is from, for the page's heading.
+
+  Raises:
+    ValueError: the text has fewer than two tokens, or rounding costs too much.
+  """
+  tokenizer, blobs = trained.tokenizer, Blobs()
+  tokens = tokenizer.encode(text)[:MEASURED]
+  quantized = quantize_params(trained.params)
+  params = dequantize_params(quantized)
+  cost = measure_cost(trained, params, tokens)
+  cell = trained.config.model.cell
+  layers, follows = score_units(
+    cell, params, tokens[:TRACED], tokenizer.pieces(tokens[:TRACED])
+  )
+  header = {
+    "about": describe(trained),
+    "cost": f"{describe_cost(cost, tokenizer)} of {source}.",
+    "unit": tokenizer.unit,
+    "symbols": list(tokenizer.symbols),
+    "words": word_rules() if tokenizer.unit == "word" else None,
+    "start": int(default_prompt(tokenizer)[0]),
+    "excerpt": excerpt(text),
+    "layers": layers,
+    "follows": follows,
+    "model": pack_params(cell_name(cell), quantized, blobs),
+  }
+  return blobs.page(TEMPLATE, header), cost
+
+
+def describe(trained: Trained) -> str:
+  """Return a line about the model of a page."""
+  model, size = trained.config.model, trained.params
+  weights = sum(leaf.size for leaf in jax.tree.leaves(size))
+  return (
+    f"{cell_name(model.cell)}, {model.num_layers} × {model.hidden_size} units, "
+    f"{weights:,} weights, after {trained.step:,} training steps. The model is "
+    "in this page, and runs in your browser."
+  )
+
+
+def describe_cost(cost: Cost, tokenizer: Tokenizer) -> str:
+  """Return what rounding costs, as a part of a sentence."""
+  return (
+    f"8-bit weights cost {cost.after - cost.before:+.4f} nats per "
+    f"{tokenizer.unit} ({cost.before:.4f} before, {cost.after:.4f} after), on "
+    f"{cost.num_tokens:,} {tokenizer.unit}s"
+  )
+
+
+def pack_params(
+  cell: str, quantized: LanguageParams, blobs: Blobs
+) -> dict[str, Any]:
+  """Return the header of the weights, whose bytes become blobs."""
+
+  def pack(leaf: Any) -> Any:
+    if isinstance(leaf, Quantized):
+      return {
+        "levels": blobs.add(leaf.levels),
+        "scales": blobs.add(leaf.scales.astype("<f4")),
+      }
+    return blobs.add(leaf.astype("<f4"))
+
+  embedding, layers, readout, bias = quantized
+  return {
+    "cell": cell,
+    "embedding": pack(embedding),
+    "layers": [
+      {name: pack(leaf) for name, leaf in layer._asdict().items()}
+      for layer in layers
+    ],
+    "readout": None if readout is None else pack(readout),
+    "bias": pack(bias),
+  }
+
+
+def score_units(
+  cell: Any, params: LanguageParams, tokens: np.ndarray, pieces: list[str]
+) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
+  """Return the states of each layer, and which unit follows each feature best.
+
+  Args:
+    cell: the cell of every layer.
+    params: the weights of the page.
+    tokens: a text, int32 [N].
+    pieces: the text of each token, [N].
+
+  Returns:
+    (layers, follows): of each layer, its states with each unit's largest value;
+    and of each feature that varies in the text, its best unit.
+  """
+  traces, _ = trace_layers(cell, params, tokens)
+  values = {f.name: f.of_pieces(pieces) for f in FEATURES}
+  best: dict[str, dict[str, Any]] = {}
+  layers = []
+  for number, trace in enumerate(traces):
+    states = []
+    for name in trace.states._fields:
+      signal = np.asarray(signals(cell, trace)[name]).T
+      assert name in SIGNED
+      levels, largest = quantize_signed(signal)
+      states.append(
+        {
+          "name": name,
+          "meaning": meaning(cell, name),
+          "scale": [float(f"{v:.4g}") for v in largest],
+        }
+      )
+      for feature, value in values.items():
+        if (value == value[0]).all():
+          continue
+        is_bool = value.dtype == bool
+        score = scores(levels, value)
+        strength = np.abs(2 * score - 1) if is_bool else np.abs(score)
+        unit = int(strength.argmax())
+        if strength[unit] > best.get(feature, {"strength": 0})["strength"]:
+          best[feature] = {
+            "feature": feature,
+            "measure": "AUC" if is_bool else "r",
+            "score": float(score[unit]),
+            "strength": float(strength[unit]),
+            "layer": number,
+            "signal": name,
+            "unit": unit,
+          }
+    layers.append(states)
+  return layers, list(best.values())
+
+
+def excerpt(text: str) -> str:
+  """Return a part near the beginning of a text, of whole lines or words."""
+  breaks = [m.end() for m in re.finditer(r"\n\n?", text[: 2 * EXCERPT])]
+  start = min(breaks, default=0)
+  part = text[start : start + EXCERPT + 1]
+  if len(part) <= EXCERPT:
+    return part.rstrip()
+  ends = [part.rfind(space) for space in ("\n", " ")]
+  end = next((end for end in ends if end > EXCERPT // 2), EXCERPT)
+  return part[:end].rstrip()
+
+
+def word_rules() -> dict[str, Any]:
+  """Return the rules of the word tokenizer, which tokens.js follows."""
+  return {
+    "clipped_start": word_tokenizer.CLIPPED_START,
+    "clipped_end": word_tokenizer.CLIPPED_END,
+    "no_space_before": sorted(word_tokenizer.NO_SPACE_BEFORE),
+    "no_space_after": sorted(word_tokenizer.NO_SPACE_AFTER),
+    "quotes": sorted(word_tokenizer.QUOTES),
+  }

@@ -1,0 +1,95 @@
+"""How one token is drawn from a language model's logits y.
+
+It is drawn from softmax(y/τ) with temperature τ; τ = 0 takes the most likely
+token (greedy). Three rules keep only some of the tokens, in this order:
+
+  top-k  the k most likely tokens
+  top-p  the smallest set of most likely tokens whose probabilities at this
+         temperature sum to p or more: nucleus sampling (Holtzman et al. 2020,
+         The curious case of neural text degeneration)
+  min-p  the tokens whose probability at this temperature is at least p times
+         that of the most likely one (Nguyen et al. 2024, Turning up the heat:
+         min-p sampling for creative and coherent LLM outputs)
+
+  >>> logits = jnp.log(jnp.array([0.1, 0.45, 0.25, 0.2]))
+  >>> jnp.isfinite(keep_top_p(logits, 0.6)).tolist()
+  [False, True, True, False]
+  >>> jnp.isfinite(keep_min_p(logits, 0.4)).tolist()
+  [False, True, True, True]
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+TINY = float(np.finfo(np.float32).tiny)  # lower temperatures are 0 in float32
+
+
+class DrawingRules(NamedTuple):
+  """How a token is drawn; `sampling.sample` explains each rule."""
+
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float | None = None
+  min_p: float | None = None
+  suppress_tokens: tuple[int, ...] = ()
+
+
+def check_rules(rules: DrawingRules, vocabulary_size: int) -> None:
+  """Raise ValueError if a rule is out of range, or suppresses all tokens."""
+  temperature, top_k, top_p, min_p, suppress_tokens = rules
+  if not 0 <= temperature < float("inf"):
+    raise ValueError(f"temperature must be finite and ≥ 0, got {temperature}")
+  if top_k is not None and top_k < 1:
+    raise ValueError(f"top_k must be ≥ 1, got {top_k}")
+  if top_p is not None and not 0 < top_p <= 1:
+    raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+  if min_p is not None and not 0 <= min_p <= 1:
+    raise ValueError(f"min_p must be in [0, 1], got {min_p}")
+  if len(set(suppress_tokens)) >= vocabulary_size:
+    raise ValueError(
+      f"suppress_tokens must leave at least one of {vocabulary_size} tokens, "
+      "got all of them"
+    )
+
+
+def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
+  """Return logits [..., V] with −∞ below the k-th largest."""
+  kth = lax.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
+  return jnp.where(logits >= kth, logits, -jnp.inf)
+
+
+def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
+  """Return logits [..., V] with −∞ outside the nucleus of probability p."""
+  descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+  probability = jax.nn.softmax(descending, axis=-1)
+  before = jnp.cumsum(probability, axis=-1) - probability
+  last = jnp.sum(before < p, axis=-1, keepdims=True).clip(min=1) - 1
+  threshold = jnp.take_along_axis(descending, last, axis=-1)
+  return jnp.where(logits >= threshold, logits, -jnp.inf)
+
+
+def keep_min_p(logits: jax.Array, p: float) -> jax.Array:
+  """Return logits [..., V] with −∞ below p times the largest probability."""
+  ratio = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+  return jnp.where(ratio >= p, logits, -jnp.inf)
+
+
+def draw(rules: DrawingRules, key: jax.Array, logits: jax.Array) -> jax.Array:
+  """Return a token drawn from each of some logits [..., V], int32 [...]."""
+  if rules.suppress_tokens:
+    logits = logits.at[..., list(rules.suppress_tokens)].set(-jnp.inf)
+  if rules.temperature < TINY:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  largest = logits.max(axis=-1, keepdims=True)
+  logits = (logits - largest) / rules.temperature
+  if rules.top_k is not None:
+    logits = keep_top_k(logits, rules.top_k)
+  if rules.top_p is not None:
+    logits = keep_top_p(logits, rules.top_p)
+  if rules.min_p is not None:
+    logits = keep_min_p(logits, rules.min_p)
+  return jax.random.categorical(key, logits).astype(jnp.int32)

@@ -1,0 +1,166 @@
+"""Search for continuations of a prompt that a language model finds likely.
+
+The cost of a continuation is −log p in nats, the sum of its tokens' costs. It
+is always the model's own, at temperature 1 and of all tokens, however the
+tokens were drawn.
+
+  best of N    draws N continuations, and takes the one of the lowest cost
+  beam search  keeps the N likeliest beginnings and extends each by every token;
+               with N ≥ Vⁿ⁻¹ it finds the likeliest of all Vⁿ continuations
+
+  >>> from lstm_jax.language import ModelConfig, language_model
+  >>> model = language_model(ModelConfig(hidden_size=8), vocabulary_size=5)
+  >>> params = model.init(jax.random.key(0))
+  >>> prompt = np.array([3, 1])
+  >>> tokens, nats = beam_search(model, params, prompt, 3, beam_size=25)
+  >>> tokens.shape, nats.shape, bool((nats[1:] >= nats[:-1]).all())
+  ((25, 3), (25,), True)
+  >>> key = jax.random.key(0)
+  >>> _, found = sample_best(model, params, key, prompt, 3, best_of=4)
+  >>> bool(found > nats[0] - 1e-5)
+  True
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lstm_jax.language.drawing import DrawingRules, check_rules
+from lstm_jax.language.loss import cross_entropy
+from lstm_jax.language.model import LanguageModel
+from lstm_jax.language.params import LanguageParams
+from lstm_jax.language.sampling import check_prompt, read, sample
+
+
+def continuation_nats(
+  model: LanguageModel,
+  params: LanguageParams,
+  prompt: np.ndarray,
+  tokens: np.ndarray,
+) -> np.ndarray:
+  """Return −log p of some continuations of a prompt, in nats, [N].
+
+  Args:
+    model: the language model.
+    params: its weights.
+    prompt: int [P], P ≥ 1.
+    tokens: the continuations, int [N, n].
+
+  Raises:
+    ValueError: the prompt is empty.
+  """
+  check_prompt(prompt)
+  columns = np.asarray(tokens, np.int32).T
+  prompts = np.repeat(np.asarray(prompt, np.int32)[:, None], len(tokens), 1)
+  return np.asarray(_continuation_nats(model, params, prompts, columns))
+
+
+def sample_best(
+  model: LanguageModel,
+  params: LanguageParams,
+  key: jax.Array,
+  prompt: np.ndarray,
+  length: int,
+  *,
+  best_of: int,
+  **rules: Any,
+) -> tuple[np.ndarray, float]:
+  """Return the likeliest of N samples, int32 [n], and its −log p in nats.
+
+  Args:
+    model: the language model.
+    params: its weights.
+    key: a typed PRNG key.
+    prompt: the tokens to continue, int [P], P ≥ 1.
+    length: n, the number of tokens to draw.
+    best_of: N, the number of samples.
+    **rules: how tokens are drawn: further arguments of `sample`.
+
+  Raises:
+    ValueError: as `sample`.
+  """
+  samples = sample(
+    model, params, key, prompt, length, num_samples=best_of, **rules
+  )
+  nats = continuation_nats(model, params, prompt, samples)
+  best = int(nats.argmin())
+  return samples[best], float(nats[best])
+
+
+def beam_search(
+  model: LanguageModel,
+  params: LanguageParams,
+  prompt: np.ndarray,
+  length: int,
+  *,
+  beam_size: int,
+  suppress_tokens: tuple[int, ...] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return the continuations of a beam search, the likeliest first.
+
+  Args:
+    model: the language model.
+    params: its weights.
+    prompt: the tokens to continue, int [P], P ≥ 1.
+    length: n, the number of tokens of each continuation.
+    beam_size: N, the beginnings that are kept after each token.
+    suppress_tokens: tokens that no continuation has.
+
+  Returns:
+    (tokens, nats): int32 [N, n], and their −log p in nats, [N]. Where there are
+    fewer than N continuations, the nats of the others are infinite.
+
+  Raises:
+    ValueError: the prompt is empty, a number is below 1, or all tokens are
+      suppressed.
+  """
+  check_prompt(prompt)
+  if length < 1 or beam_size < 1:
+    raise ValueError(
+      f"length and beam_size must be at least 1, got {length} and {beam_size}"
+    )
+  rules = DrawingRules(suppress_tokens=suppress_tokens)
+  check_rules(rules, len(params.bias))
+  prompts = np.repeat(np.asarray(prompt, np.int32)[:, None], beam_size, 1)
+  options = int(length), suppress_tokens
+  tokens, nats = _beam_search(model, options, params, prompts)
+  return np.asarray(tokens), np.asarray(nats)
+
+
+@partial(jax.jit, static_argnums=0)
+def _continuation_nats(model, params, prompts, tokens):
+  def body(carry, tokens):
+    nats = cross_entropy(carry.logits, tokens)
+    return read(model, params, carry.state, tokens[None]), nats
+
+  carry = read(model, params, model.initial_state(prompts.shape[1:]), prompts)
+  return lax.scan(body, carry, tokens)[1].sum(axis=0)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _beam_search(model, options, params, prompts):
+  length, suppress_tokens = options
+  width = prompts.shape[1]
+
+  def body(search, t):
+    carry, nats, tokens = search
+    costs = -jax.nn.log_softmax(carry.logits)
+    costs = costs.at[:, list(suppress_tokens)].set(jnp.inf)
+    totals = nats[:, None] + costs  # of each beginning with each next token
+    best, index = lax.top_k(-totals.ravel(), width)
+    beginning, token = jnp.divmod(index, costs.shape[1])
+    state = jax.tree.map(lambda leaf: leaf[beginning], carry.state)
+    tokens = tokens[beginning].at[:, t].set(token)
+    return (read(model, params, state, token[None]), -best, tokens), None
+
+  carry = read(model, params, model.initial_state((width,)), prompts)
+  # All beginnings are the same at first: only one counts.
+  nats = jnp.full(width, jnp.inf, carry.logits.dtype).at[0].set(0)
+  tokens = jnp.zeros((width, length), jnp.int32)
+  search = carry, nats, tokens
+  (_, nats, tokens), _ = lax.scan(body, search, jnp.arange(length))
+  return tokens, nats

@@ -1,0 +1,149 @@
+"""What `sample` writes: parts, the likeliest text, a text with somebody."""
+
+import io
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import sample
+from experiments.trainer.trained import load
+from lstm_jax.language import beam_search
+from lstm_jax.language.search import continuation_nats
+
+DEFAULTS = {
+  "prompt": None,
+  "length": 30,
+  "temperature": 0.8,
+  "top_k": 0,
+  "top_p": 1.0,
+  "min_p": 0.0,
+  "num_samples": 1,
+  "seed": 0,
+  "best_of": 1,
+  "beam": 0,
+  "interactive": False,
+}
+
+
+def texts(directory, **options):
+  """Return the whole texts of a call."""
+  options = DEFAULTS | options
+  return ["".join(parts) for parts in sample.run(str(directory), **options)]
+
+
+def test_one_sample_comes_in_parts_and_is_the_first_of_several(explored_run):
+  (parts,) = sample.run(str(explored_run), **DEFAULTS | {"length": 70})
+  assert len([*parts]) == 1 + 3  # after the prompt, which is not shown
+  for prompt in (None, "Thou art"):
+    (one,) = texts(explored_run, prompt=prompt, length=70)
+    assert len(one) == 70 + len(prompt or "")
+    several = texts(explored_run, prompt=prompt, num_samples=3)
+    assert len({*several}) == 3
+    assert {len(text) for text in several} == {30 + len(prompt or "")}
+
+
+def test_min_p_of_one_is_greedy(explored_run):
+  greedy = texts(explored_run, prompt="T", temperature=0.0)
+  assert texts(explored_run, prompt="T", min_p=1.0) == greedy
+
+
+def test_the_best_sample_and_the_beam_are_the_likeliest(explored_run):
+  trained = load(explored_run)
+  encode = trained.tokenizer.encode
+
+  def nats(text):
+    tokens = encode(text.removeprefix("Thou"))[None]
+    prompt = encode("Thou")
+    return continuation_nats(trained.model, trained.params, prompt, tokens)[0]
+
+  several = texts(explored_run, prompt="Thou", num_samples=5)
+  (best,) = texts(explored_run, prompt="Thou", best_of=5)
+  assert best == min(several, key=nats) and best != several[0]
+  (found,) = texts(explored_run, prompt="Thou", beam=3)
+  assert nats(found) < nats(best)
+  tokens, _ = beam_search(
+    trained.model, trained.params, encode("Thou"), 30, beam_size=3
+  )
+  assert encode(found)[4:].tolist() == tokens[0].tolist()
+
+
+def test_an_interactive_text_goes_on_from_each_line(
+  explored_run, monkeypatch, capsys
+):
+  typed = "Thou\n\na¤b\nart\n"
+  monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+  (text,) = texts(explored_run, interactive=True)
+  written = [text[start : start + 30] for start in (0, 31, 62)]
+  assert text == "".join(part + "\n" for part in written)
+  assert "character '¤' at position 1 is not in" in capsys.readouterr().err
+  # The last part follows all that was typed and written before it.
+  trained = load(explored_run)
+  before = f"Thou{written[0]}\n{written[1]}art"
+  tokens = trained.tokenizer.encode(before + written[2])
+  key = jax.random.key(0)
+  for _ in range(3):
+    key, drawn = jax.random.split(key)
+  keys = jax.random.split(drawn, 30)
+  _, logits = trained.model.apply(
+    trained.params, trained.model.initial_state((1,)), tokens[:, None]
+  )
+  for k, at in enumerate(range(len(before), len(tokens))):
+    scaled = logits[at - 1] / np.float32(0.8)
+    assert jax.random.categorical(keys[k], scaled)[0] == tokens[at]
+
+
+def test_a_prompt_is_the_first_line_of_an_interactive_text(
+  explored_run, monkeypatch
+):
+  monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+  (first,) = texts(explored_run, interactive=True, prompt="Thou")
+  monkeypatch.setattr(sys, "stdin", io.StringIO("Thou"))
+  assert texts(explored_run, interactive=True) == [first]
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (
+      {"beam": 4, "temperature": 0.5},
+      "--beam=4 and --temperature=0.5 exclude each other",
+    ),
+    ({"beam": 4, "seed": 3}, "--beam=4 and --seed=3 exclude"),
+    ({"beam": 4, "best_of": 2}, "--beam=4 and --best_of=2 exclude"),
+    (
+      {"beam": 4, "interactive": True},
+      "--beam=4 and --interactive=True exclude",
+    ),
+    (
+      {"best_of": 2, "num_samples": 3},
+      "--best_of=2 and --num_samples=3 exclude",
+    ),
+    (
+      {"best_of": 2, "temperature": 0.0},
+      "--best_of=2 and --temperature=0.0 exclude",
+    ),
+    (
+      {"interactive": True, "num_samples": 2},
+      "--interactive=True and --num_samples=2 exclude",
+    ),
+  ],
+)
+def test_options_that_exclude_each_other_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    sample.check_options(DEFAULTS | options, DEFAULTS)
+
+
+def test_options_that_go_together_pass():
+  for options in (
+    {"beam": 4, "prompt": "a", "length": 3},
+    {"best_of": 4, "min_p": 0.1, "top_p": 0.9, "top_k": 3, "seed": 1},
+    {"interactive": True, "temperature": 0.0},
+  ):
+    sample.check_options(DEFAULTS | options, DEFAULTS)
+
+
+def test_a_prompt_of_nothing_is_refused(explored_run):
+  with pytest.raises(ValueError, match="at least one character"):
+    sample.run(str(explored_run), **DEFAULTS | {"prompt": ""})

@@ -1,0 +1,105 @@
+"""Likely continuations: best of N, and beam search against all there are."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.language import ModelConfig, language_model, sample
+from lstm_jax.language.search import (
+  beam_search,
+  continuation_nats,
+  sample_best,
+)
+
+V, LENGTH = 4, 4
+MODEL = language_model(
+  ModelConfig(embedding_size=3, hidden_size=5, num_layers=2, dtype=jnp.float64),
+  V,
+)
+PROMPT = np.array([1, 3, 2])
+EVERY = np.array([*itertools.product(range(V), repeat=LENGTH)], np.int32)
+
+
+@pytest.fixture
+def params(key):
+  return jax.tree.map(lambda leaf: 3 * leaf, MODEL.init(key))
+
+
+@pytest.fixture
+def every_nats(params):
+  """Return −log p of every continuation, each read as a whole, [Vⁿ]."""
+  texts = np.concatenate([np.tile(PROMPT, (len(EVERY), 1)), EVERY], axis=1).T
+  state = MODEL.initial_state((len(EVERY),))
+  _, logits = MODEL.apply(params, state, texts[:-1])
+  log_p = jax.nn.log_softmax(logits)[len(PROMPT) - 1 :]
+  return -np.take_along_axis(log_p, EVERY.T[..., None], -1).sum((0, 2))
+
+
+def test_the_costs_of_all_continuations_are_those_of_whole_texts(
+  params, every_nats
+):
+  found = continuation_nats(MODEL, params, PROMPT, EVERY)
+  assert np.abs(found - every_nats).max() < 1e-12
+  assert abs(np.exp(-found).sum() - 1) < 1e-12
+
+
+def test_a_beam_of_all_beginnings_equals_exhaustive_search(params, every_nats):
+  size = V ** (LENGTH - 1)
+  tokens, nats = beam_search(MODEL, params, PROMPT, LENGTH, beam_size=size)
+  order = np.argsort(every_nats)
+  assert (tokens[0] == EVERY[order[0]]).all()
+  # The last step keeps N of the N·V continuations: the likeliest of all.
+  assert (tokens == EVERY[order[:size]]).all()
+  assert np.abs(nats - every_nats[order[:size]]).max() < 1e-12
+
+
+def test_a_beam_beyond_all_continuations_has_each_once(params, every_nats):
+  size = len(EVERY) + 3
+  tokens, nats = beam_search(MODEL, params, PROMPT, LENGTH, beam_size=size)
+  assert (tokens[: len(EVERY)] == EVERY[np.argsort(every_nats)]).all()
+  assert np.isfinite(nats[: len(EVERY)]).all() and np.isinf(nats[-3:]).all()
+
+
+def test_a_beam_of_one_is_greedy(params, key):
+  tokens, _ = beam_search(MODEL, params, PROMPT, 20, beam_size=1)
+  assert (
+    tokens == sample(MODEL, params, key, PROMPT, 20, temperature=0.0)
+  ).all()
+
+
+def test_no_continuation_of_a_beam_has_a_suppressed_token(params, every_nats):
+  tokens, nats = beam_search(
+    MODEL, params, PROMPT, LENGTH, beam_size=V**LENGTH, suppress_tokens=(0, 2)
+  )
+  allowed = np.flatnonzero(~np.isin(EVERY, (0, 2)).any(axis=1))
+  order = allowed[np.argsort(every_nats[allowed])]
+  assert (tokens[: len(order)] == EVERY[order]).all()
+  assert np.abs(nats[: len(order)] - every_nats[order]).max() < 1e-12
+
+
+def test_the_best_of_n_is_the_likeliest_of_the_samples(params, key):
+  rules = {"temperature": 1.5, "min_p": 0.05, "suppress_tokens": (0,)}
+  samples = sample(MODEL, params, key, PROMPT, 9, num_samples=6, **rules)
+  costs = continuation_nats(MODEL, params, PROMPT, samples)
+  assert len(set(costs.round(6))) > 1
+  found, nats = sample_best(MODEL, params, key, PROMPT, 9, best_of=6, **rules)
+  assert (found == samples[costs.argmin()]).all()
+  assert abs(nats - costs.min()) < 1e-12
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"prompt": np.array([], int)}, r"prompt must be \[P\] with P ≥ 1, got"),
+    ({"length": 0}, "at least 1, got 0 and 2"),
+    ({"beam_size": 0}, "at least 1, got 5 and 0"),
+    ({"suppress_tokens": tuple(range(V))}, "leave at least one of 4 tokens"),
+  ],
+)
+def test_a_search_without_meaning_is_refused(options, message, params):
+  arguments = {"prompt": PROMPT, "length": 5, "beam_size": 2} | options
+  with pytest.raises(ValueError, match=message):
+    beam_search(MODEL, params, **arguments)

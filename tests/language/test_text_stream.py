@@ -1,0 +1,70 @@
+"""A text in parts: what `sample` draws, and what any reader would carry on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.language import (
+  CharTokenizer,
+  ModelConfig,
+  WordTokenizer,
+  language_model,
+  sample,
+)
+from lstm_jax.language.drawing import DrawingRules
+from lstm_jax.language.text_stream import PART, TextStream
+
+VERSE = "Thou art more\n  lovely, and more 'temperate': thou\nart.\n"
+RULES = DrawingRules(1.5, 9, 0.9, 0.01)
+LENGTH = 2 * PART + 5
+CHARACTERS = CharTokenizer.from_text(VERSE)
+WORDS = WordTokenizer.from_text(VERSE, min_count=1)
+
+
+def make_model(tokenizer, key):
+  config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.float64)
+  model = language_model(config, tokenizer.size)
+  return model, jax.tree.map(lambda leaf: 3 * leaf, model.init(key))
+
+
+@pytest.mark.parametrize("tokenizer", [CHARACTERS, WORDS], ids=["char", "word"])
+def test_the_parts_of_a_text_are_what_sample_draws(tokenizer, key):
+  model, params = make_model(tokenizer, key)
+  rules = RULES._replace(suppress_tokens=tokenizer.unknown_tokens)
+  prompt = "Thou art more\n  lovely"
+  tokens = tokenizer.encode(prompt)
+  stream = TextStream(model, params, tokenizer, rules)
+  stream.read(prompt)
+  parts = [*stream.write(key, LENGTH)]
+  expected = sample(model, params, key, tokens, LENGTH, **rules._asdict())[0]
+  assert len(parts) == 3
+  text = tokenizer.decode(np.concatenate([tokens, expected]))
+  assert prompt + "".join(parts) == text == stream.text
+
+
+def test_a_text_that_is_continued_is_carried(key):
+  """It goes on as after one prompt of all that was read and written."""
+  model, params = make_model(CHARACTERS, key)
+  stream = TextStream(model, params, CHARACTERS, RULES)
+  stream.read("Thou ")
+  first = "".join(stream.write(key, 7))
+  stream.read("art")
+  then = "".join(stream.write(jax.random.key(1), 40))
+  whole = TextStream(model, params, CHARACTERS, RULES)
+  whole.read("Thou " + first + "art")
+  assert "".join(whole.write(jax.random.key(1), 40)) == then
+  assert whole.text == stream.text and len(then) == 40
+
+
+def test_a_stream_without_meaning_is_refused(key):
+  model, params = make_model(CHARACTERS, key)
+  with pytest.raises(ValueError, match="top_p must be in"):
+    TextStream(model, params, CHARACTERS, RULES._replace(top_p=0.0))
+  stream = TextStream(model, params, CHARACTERS, RULES)
+  with pytest.raises(ValueError, match="must be read before one is written"):
+    next(stream.write(key, 3))
+  with pytest.raises(ValueError, match="at least one character"):
+    stream.read("")
+  with pytest.raises(ValueError, match="character '§' at position 1 is not"):
+    stream.read("a§")
