@@ -99,7 +99,7 @@ def test_a_run_is_exported_to_onnx(explored_run, example, tmp_path):
   inputs["tokens"] = np.asarray(tokens, np.int64)
   found = reference.ReferenceEvaluator(str(path)).run(None, inputs)
   assert worst(found, [np.asarray(x) for x in expected]) < 1e-5  # float32
-  errors = "nowhere", "should be one of <onnx|stablehlo>"
+  errors = "nowhere", "should be one of <onnx|stablehlo|html>"
   for (status, out, err), words in zip(refused, errors, strict=True):
     assert (status, out) == (2, "") and words in err.replace("\n", " ")
   assert not (tmp_path / "model.onnx2").exists()
