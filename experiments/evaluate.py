@@ -32,9 +32,10 @@ from experiments.analysis import dynamic_eval
 from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import find_corpus, published_path
-from experiments.trainer.data import Excerpt, read_excerpt, text_sha256
+from experiments.trainer.data import text_sha256
 from experiments.trainer.effects import EVALUATE_RULES, without_effect
 from experiments.trainer.environment import device_name
+from experiments.trainer.excerpt import Excerpt, read_excerpt
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table

@@ -20,7 +20,7 @@ from experiments.pages.explore import describe, make_page
 from experiments.pages.packing import Page, write_page
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import find_corpus
-from experiments.trainer.data import read_excerpt
+from experiments.trainer.excerpt import read_excerpt
 from experiments.trainer.files import check_parent
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.trained import load
