@@ -11,6 +11,7 @@ from lstm_jax.language.params import LanguageParams as LanguageParams
 from lstm_jax.language.params import ModelConfig as ModelConfig
 from lstm_jax.language.regularizers import Regularizers as Regularizers
 from lstm_jax.language.sampling import sample as sample
+from lstm_jax.language.text import middle_slice as middle_slice
 from lstm_jax.language.text import read_text as read_text
 from lstm_jax.language.text import split as split
 from lstm_jax.language.tokenizer import CharTokenizer as CharTokenizer
