@@ -120,14 +120,14 @@ def test_the_development_split_is_evaluated_unless_another_is_named(
   options = EvaluateConfig(str(explored.write_run(config)))
   options = replace(options, protocol=("stateful",))
   text, trained = read_text(config.data.corpus), load(Path(config.job.run))
-  for split, first, last in (
+  for name, first, last in (
     (None, *middle_slice(text[: int(0.81 * len(text))], 0.2)),
     ("dev", *middle_slice(text[: int(0.81 * len(text))], 0.2)),
     ("val", int(0.81 * len(text)), int(0.9 * len(text))),
     ("test", int(0.9 * len(text)), len(text)),
   ):
-    record = evaluate.run(replace(options, split=split), console)
-    assert record["split"] == (split or "dev")
+    record = evaluate.run(replace(options, split=name), console)
+    assert record["split"] == (name or "dev")
     tokens = trained.tokenizer.encode(text[first:last])
     nats = stateful_nats(trained.model, trained.params, tokens).mean()
     assert record["nats"]["stateful"] == nats

@@ -122,7 +122,9 @@ def test_last_weights_are_those_of_a_finished_run(finished):
   path = finished / "config.json"
   record = json.loads(path.read_text()) | {"num_seeds": 2}
   path.write_text(json.dumps(record))
-  with pytest.raises(ValueError, match="is a sweep, .* must be best, got last"):
+  with pytest.raises(
+    ValueError, match=r"is a sweep, .* must be best, got last"
+  ):
     load(finished, LAST)
 
 
