@@ -2,16 +2,18 @@
 
   python -m experiments.evaluate --run=DIRECTORY
 
-prints the mean loss on the run's test split, or on its validation split if it
-has no test split, by three protocols (`lstm_jax.language.evaluate`):
+prints the mean loss on the run's development split, if it has one, or else on
+its test split, or else on its validation split, by three protocols
+(`lstm_jax.language.evaluate`):
 
   cold      windows of 256 tokens, each read from the zero state
   stateful  one pass over the whole text
   dynamic   dynamic evaluation: the weights adapt to the text already read
 
 The rate, decay and segment length of dynamic evaluation are chosen on the text
-before the split. --begin and --end select other parts of the corpus, such as
-the middle of a 90/5/5 split. The results are saved in the run directory, in
+before the split. --split names another split; --begin and --end select other
+parts of the corpus. --checkpoint=last evaluates the last weights of a finished
+run, which no loss has chosen. The results are saved in the run directory, in
 evaluation.json, beside those of other protocols on the same text. The table has
 the loss per token and per character. The loss per character of a word model
 includes the spelling of unknown words, so that it can be compared with that of
@@ -32,13 +34,14 @@ from experiments.analysis import dynamic_eval
 from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import find_corpus, published_path
-from experiments.trainer.data import Excerpt, read_excerpt, text_sha256
+from experiments.trainer.data import SPLITS, text_sha256
 from experiments.trainer.effects import EVALUATE_RULES, without_effect
 from experiments.trainer.environment import device_name
+from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
-from experiments.trainer.trained import Trained, load
+from experiments.trainer.trained import BEST, CHECKPOINTS, Trained, load
 from lstm_jax.language import Tokenizer
 from lstm_jax.language.evaluate import (
   cold_nats,
@@ -61,15 +64,30 @@ class EvaluateConfig:
   corpus: str = option(
     "", "Text to evaluate on; empty for the run's own corpus."
   )
+  split: str | None = option(
+    None,
+    "The split of the run's corpus to evaluate; if not given, its development "
+    "split, or else its test split, or else its validation split.",
+    choices=tuple(SPLITS),
+  )
   begin: float | None = option(
     None,
-    "Share of the corpus where the evaluated part begins; if not given, where "
-    "the run's test split does, or else its validation split. In another text, "
-    "it is the same share.",
+    "Share of the corpus where the evaluated part begins, in place of --split. "
+    "In another text, where the test or the validation split of the run's "
+    "corpus does, if it is not given.",
     bounds="[0, 1)",
   )
-  end: float = option(
-    1.0, "Share of the corpus where it ends.", bounds="(0, 1]"
+  end: float | None = option(
+    None,
+    "Share of the corpus where it ends; if not given, at the end of the text "
+    "or of the split.",
+    bounds="(0, 1]",
+  )
+  checkpoint: str = option(
+    BEST,
+    "The weights: of the lowest validation loss, or the last of a finished "
+    "run. Both are the averaged ones, if the run averages.",
+    choices=CHECKPOINTS,
   )
   protocol: tuple[str, ...] = option(
     PROTOCOLS, "Protocol; may be repeated.", choices=PROTOCOLS
@@ -114,11 +132,12 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
       range, or dynamic evaluation diverges.
   """
   directory = Path(config.run)
-  trained = load(directory)
+  trained = load(directory, config.checkpoint)
   data, sha256 = trained.config.data, trained.corpus_sha256
   if not config.corpus:
     data = find_corpus(directory, data, sha256, console)
-  excerpt = read_excerpt(data, sha256, config.corpus, config.begin, config.end)
+  part = Part(config.split, config.begin, config.end)
+  excerpt = read_excerpt(data, sha256, config.corpus, part)
   tokenizer, model, params = trained.tokenizer, trained.model, trained.params
   tokens = tokenizer.encode(excerpt.text)
   before = tokenizer.encode(excerpt.before)
@@ -132,6 +151,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   if config.corpus:
     corpus = published_path(config.corpus)
   record = _make_record(trained, corpus, excerpt, tokens)
+  record["checkpoint"] = config.checkpoint
   rows: list[Row] = []
   try:
     for name in PROTOCOLS:
@@ -217,6 +237,7 @@ def _make_record(
     "corpus": corpus,
     "corpus_sha256": text_sha256(excerpt.whole),
     "step": trained.step,
+    "split": excerpt.split,
     "begin": excerpt.begin,
     "end": excerpt.end,
     "tokenizer": trained.tokenizer.unit,

@@ -6,8 +6,9 @@ writes explore.html into the run directory, one file that a browser opens from
 the disk. It shows a text colored by the state or gate of any unit, the
 distribution of the next token at the cursor, the units sorted by the feature of
 the text that they track, and how far back the gradient of each prediction
-reaches. The text is the beginning of the run's test split, or of its validation
-split if it has no test split, or of --text. docs/explore.md explains the page.
+reaches. The text is the beginning of the run's development split, or else of
+its test split, or else of its validation split; or of --text. docs/explore.md
+explains the page.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from experiments.pages.explore import describe, make_page
 from experiments.pages.packing import Page, write_page
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import find_corpus
-from experiments.trainer.data import read_excerpt
+from experiments.trainer.data import SPLITS, default_split
+from experiments.trainer.excerpt import read_excerpt
 from experiments.trainer.files import check_parent
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.trained import load
@@ -35,8 +37,8 @@ class ExploreConfig:
   run: str = option("", "Run directory.")
   text: str = option(
     "",
-    "A UTF-8 file, whose beginning is shown; empty for the run's test split, "
-    "or its validation split if it has no test split.",
+    "A UTF-8 file, whose beginning is shown; empty for the run's development "
+    "split, or else its test split, or else its validation split.",
   )
   length: int = option(
     5000,
@@ -69,9 +71,8 @@ def run(config: ExploreConfig, console: Console) -> Page:
   else:
     sha256 = trained.corpus_sha256
     data = find_corpus(directory, trained.config.data, sha256, console)
-    excerpt = read_excerpt(data, sha256, "", None, 1.0)
-    name = "test" if data.test_fraction else "validation"
-    text, source = excerpt.text, f"the {name} split of {data.corpus}"
+    text = read_excerpt(data, sha256).text
+    source = f"the {SPLITS[default_split(data)]} split of {data.corpus}"
   tokenizer = trained.tokenizer
   if tokenizer.unit == "character":  # the rest may have unknown ones
     text = text[: config.length]

@@ -31,7 +31,7 @@ from jax import export
 from experiments.cli import launch
 from experiments.pages import writer
 from experiments.trainer.corpus_path import find_corpus
-from experiments.trainer.data import read_excerpt
+from experiments.trainer.excerpt import Part, read_excerpt
 from experiments.trainer.files import write_bytes
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
@@ -109,9 +109,7 @@ def _html(trained: Trained, directory: Path) -> tuple[bytes, str]:
   """Return the page, and what its 8-bit weights cost."""
   writer.check_model(trained)
   data = find_corpus(directory, trained.config.data, trained.corpus_sha256)
-  rest = 1 - data.test_fraction
-  begin = rest * (1 - data.val_fraction)
-  excerpt = read_excerpt(data, trained.corpus_sha256, "", begin, rest)
+  excerpt = read_excerpt(data, trained.corpus_sha256, part=Part("val"))
   source = f"the validation split of {Path(data.corpus).name}"
   page, cost = writer.make_page(trained, excerpt.text, source)
   said = writer.describe_cost(cost, trained.tokenizer)

@@ -69,6 +69,14 @@ class DataConfig:
     "best weights; 0 for none.",
     bounds="[0, 1)",
   )
+  dev_fraction: float = option(
+    0.0,
+    "Share of the training split, from its middle, that is kept for "
+    "development: left out of the training, and evaluated in place of the "
+    "validation and the test split, while settings are being chosen. It is "
+    "cut between paragraphs or scenes; 0 for none.",
+    bounds="[0, 1)",
+  )
   tokenizer: Literal["character", "word"] = option(
     "character",
     "What a token is. Punctuation marks and line breaks count as words.",

@@ -14,9 +14,12 @@ from lstm_jax.language import (
   CharTokenizer,
   Tokenizer,
   WordTokenizer,
+  middle_slice,
   read_text,
   split,
 )
+
+SPLITS = {"dev": "development", "val": "validation", "test": "test"}
 
 
 class Split(NamedTuple):
@@ -24,10 +27,15 @@ class Split(NamedTuple):
 
   text: str
   tokens: np.ndarray  # int32 [N]
+  gap: int | None = None  # first token after text that was left out
 
 
 class Corpus(NamedTuple):
-  """The corpus of a run, whose splits follow one another."""
+  """The corpus of a run, cut into splits.
+
+  They follow one another, unless a development split was cut out of the
+  training split's middle: it is then `val`, and the rest is not evaluated.
+  """
 
   text: str
   tokenizer: Tokenizer
@@ -39,27 +47,6 @@ class Corpus(NamedTuple):
   def sha256(self) -> str:
     """Hash of the whole text."""
     return text_sha256(self.text)
-
-
-class Excerpt(NamedTuple):
-  """A part of a text file, and where it stands there."""
-
-  path: str
-  whole: str  # the file's text
-  begin: float  # as shares of the whole
-  end: float
-  first: int  # the same in characters
-  last: int
-
-  @property
-  def text(self) -> str:
-    """The excerpt itself."""
-    return self.whole[self.first : self.last]
-
-  @property
-  def before(self) -> str:
-    """The text before it."""
-    return self.whole[: self.first]
 
 
 def text_sha256(text: str) -> str:
@@ -84,22 +71,76 @@ def read_corpus(config: DataConfig) -> Corpus:
       two distinct tokens to predict.
   """
   text = read_corpus_text(config.corpus)
-  rest, test = text, None
-  if config.test_fraction:
-    rest, test = split(text, config.test_fraction)
-  train, val = split(rest, config.val_fraction)
-  tokenizer = make_tokenizer(config, text, train)
-  train_split, val_split = (
-    Split(part, tokenizer.encode(part)) for part in (train, val)
-  )
-  test_split = None if test is None else Split(test, tokenizer.encode(test))
-  for name, part in (("validation", val_split), ("test", test_split)):
-    if part and len(part.tokens) < 2:
+  ranges = split_ranges(config, text)
+  pieces = [text[slice(*piece)] for piece in training_ranges(ranges)]
+  tokenizer = make_tokenizer(config, text, "".join(pieces))
+  tokens = [tokenizer.encode(piece) for piece in pieces]
+  gap = len(tokens[0]) if len(tokens) > 1 else None
+  train = Split("".join(pieces), np.concatenate(tokens), gap)
+
+  def evaluated(name: str) -> Split:
+    part = text[slice(*ranges[name])]
+    found = Split(part, tokenizer.encode(part))
+    if len(found.tokens) < 2:
       raise ValueError(
-        f"the corpus is too short: its {name} split must have at least 2 "
-        f"tokens, got {len(part.tokens)}"
+        f"the corpus is too short: its {SPLITS[name]} split must have at least "
+        f"2 tokens, got {len(found.tokens)}"
       )
-  return Corpus(text, tokenizer, train_split, val_split, test_split)
+    return found
+
+  if "dev" in ranges:
+    return Corpus(text, tokenizer, train, evaluated("dev"), None)
+  val = evaluated("val")
+  test = evaluated("test") if "test" in ranges else None
+  return Corpus(text, tokenizer, train, val, test)
+
+
+def split_ranges(config: DataConfig, text: str) -> dict[str, tuple[int, int]]:
+  """Return where each split of a corpus begins and ends, in characters.
+
+  The development split lies inside the training split, which is "train" as a
+  whole.
+
+  Raises:
+    ValueError: the text is too short, or its paragraphs are too long.
+  """
+  rest, ranges = text, {}
+  if config.test_fraction:
+    rest, _ = split(text, config.test_fraction)
+    ranges["test"] = len(rest), len(text)
+  train, _ = split(rest, config.val_fraction)
+  ranges |= {"train": (0, len(train)), "val": (len(train), len(rest))}
+  if config.dev_fraction:
+    try:
+      ranges["dev"] = middle_slice(train, config.dev_fraction)
+    except ValueError as error:
+      raise ValueError(
+        f"--dev_fraction={config.dev_fraction} does not fit {config.corpus}: "
+        f"{error}"
+      ) from None
+  return ranges
+
+
+def default_split(config: DataConfig) -> str:
+  """Return the split that a run is evaluated on, of SPLITS.
+
+  It is the development split, if the run has one, or else the test split, or
+  else the validation split.
+  """
+  if config.dev_fraction:
+    return "dev"
+  return "test" if config.test_fraction else "val"
+
+
+def training_ranges(
+  ranges: dict[str, tuple[int, int]],
+) -> list[tuple[int, int]]:
+  """Return the pieces of a corpus that its model is trained on."""
+  first, last = ranges["train"]
+  if "dev" not in ranges:
+    return [(first, last)]
+  begin, end = ranges["dev"]
+  return [(first, begin), (end, last)]
 
 
 @contextmanager
@@ -108,8 +149,9 @@ def naming_flags(data: DataConfig, batching: BatchingConfig) -> Iterator[None]:
   try:
     yield
   except ValueError as error:
+    dev = f", --dev_fraction={data.dev_fraction}" if data.dev_fraction else ""
     raise ValueError(
-      f"--batch_size={batching.batch_size}, --seq_len={batching.seq_len}, "
+      f"--batch_size={batching.batch_size}, --seq_len={batching.seq_len}{dev}, "
       f"--val_fraction={data.val_fraction} and "
       f"--test_fraction={data.test_fraction} do not fit {data.corpus}: {error}"
     ) from None
@@ -157,39 +199,3 @@ def default_prompt(tokenizer: Tokenizer) -> np.ndarray:
   """Return the token of a line break, or the first token, [1]."""
   symbols = tokenizer.symbols
   return np.array([symbols.index("\n") if "\n" in symbols else 0], np.int32)
-
-
-def read_excerpt(
-  config: DataConfig, sha256: str, path: str, begin: float | None, end: float
-) -> Excerpt:
-  """Return a part of the corpus of a run, or of another file.
-
-  Args:
-    config: of the run.
-    sha256: of its corpus.
-    path: another corpus; empty for the run's own.
-    begin: share of the text before the excerpt; None for the start of the
-      run's test split, or of its validation split if it has no test split. In
-      another text, the excerpt begins at the same share.
-    end: share of the text at which the excerpt ends.
-
-  Raises:
-    ValueError: the text cannot be read, or has changed since the run; or the
-      shares leave fewer than two characters.
-  """
-  whole = read_corpus_text(path or config.corpus)
-  if not path and text_sha256(whole) != sha256:
-    # The part to evaluate may now hold text that the run was trained on.
-    raise ValueError(
-      f"corpus {config.corpus} has changed since the run started"
-    )
-  if begin is None:
-    begin = 1 - (config.test_fraction or config.val_fraction)
-  first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
-  if not 0 <= begin < end <= 1 or last - first < 2:
-    raise ValueError(
-      "--begin and --end must be shares of the corpus with at least 2 "
-      f"characters between them, got {begin} and {end} of {len(whole):,} "
-      "characters"
-    )
-  return Excerpt(path or config.corpus, whole, begin, end, first, last)

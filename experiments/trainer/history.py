@@ -138,7 +138,8 @@ def derive(history: RunHistory) -> Derived | None:
     if corpus.sha256 != sha256:
       return None
     model = language_model(config.model, corpus.tokenizer.size)
-    num_steps = config.batching.num_steps(corpus.train.tokens, config.seed)
+    _, tokens, gap = corpus.train
+    num_steps = config.batching.num_steps(tokens, config.seed, gap)
   except ValueError:
     return None
   params = jax.eval_shape(model.init, jax.random.key(0))

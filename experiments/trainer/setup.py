@@ -10,7 +10,12 @@ from jax.sharding import AbstractMesh, Mesh
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import kept_if_piped
-from experiments.trainer.data import Corpus, naming_flags, read_corpus
+from experiments.trainer.data import (
+  Corpus,
+  naming_flags,
+  read_corpus,
+  split_ranges,
+)
 from experiments.trainer.effects import run_warnings
 from experiments.trainer.environment import device_name
 from experiments.trainer.format import counted, format_vocabulary
@@ -70,7 +75,8 @@ class TrainSetup(NamedTuple):
   def epochs(self) -> Iterator[Batches]:
     """Iterate over the epochs of the training split, each of them `Batches`."""
     config = self.config
-    return config.batching.epochs(self.corpus.train.tokens, config.seed)
+    _, tokens, gap = self.corpus.train
+    return config.batching.epochs(tokens, config.seed, gap)
 
 
 def make_setup(config: TrainConfig) -> TrainSetup:
@@ -82,7 +88,8 @@ def make_setup(config: TrainConfig) -> TrainSetup:
   """
   corpus, mesh = read_corpus(kept_if_piped(config)), run_mesh(config)
   with naming_flags(config.data, config.batching):
-    num_steps = config.batching.num_steps(corpus.train.tokens, config.seed)
+    _, tokens, gap = corpus.train
+    num_steps = config.batching.num_steps(tokens, config.seed, gap)
   model = make_model(config, corpus.tokenizer.size, mesh)
   optimizer = make_optimizer(config.optimizer, num_steps)
   keys = make_keys(config.seed)
@@ -203,8 +210,20 @@ def heading(setup: TrainSetup) -> str:
     f"{format_vocabulary(corpus.tokenizer, corpus.val.tokens)}\n"
     f"training    {counted(epochs, 'epoch')} of "
     f"{len(corpus.train.tokens):,} tokens, {counted(setup.num_steps, 'step')}\n"
+    f"{_development_line(config, corpus)}"
     f"device      {device_name()}{format_mesh(setup.mesh)}"
     + "".join(f"\nwarning     {line}" for line in warnings)
+  )
+
+
+def _development_line(config: TrainConfig, corpus: Corpus) -> str:
+  """Return what a heading says of a development split; "" without one."""
+  if not config.data.dev_fraction:
+    return ""
+  first, last = split_ranges(config.data, corpus.text)["dev"]
+  return (
+    f"development characters {first:,} to {last:,} are left out of the "
+    "training and validated on; the rest of the corpus is not evaluated\n"
   )
 
 

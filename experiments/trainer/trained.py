@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from lstm_jax.training import (
   read_params,
 )
 
+BEST, LAST = CHECKPOINTS = "best", "last"
 ATTEMPTS, PAUSE = 10, 0.1  # to read what a training run replaces; seconds
 Value = TypeVar("Value")
 
@@ -45,16 +46,21 @@ class Trained(NamedTuple):
   corpus_sha256: str
 
 
-def load(directory: Path) -> Trained:
-  """Return the best model of a run, or the last before its first evaluation.
+def load(directory: Path, checkpoint: str = BEST) -> Trained:
+  """Return a model of a run, with averaged weights if the run averages.
 
-  The run may be training: see `read_replaced`.
+  Args:
+    directory: the run directory. The run may be training: see `read_replaced`.
+    checkpoint: BEST, that of the lowest validation loss, or before the first
+      evaluation the newest; or LAST, which no loss has chosen: that of the last
+      training step of a finished run.
 
   Raises:
     ValueError: the directory holds no run or no usable checkpoint, or its
-      config.json is damaged or of another model.
+      config.json is damaged or of another model; or LAST is not finished, or of
+      a sweep, which keeps the weights of its best member alone.
   """
-  return read_replaced(directory, lambda: _load(directory))
+  return read_replaced(directory, lambda: _load(directory, checkpoint))
 
 
 def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
@@ -84,11 +90,15 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
   )
 
 
-def _load(directory: Path) -> Trained:
+def _load(directory: Path, checkpoint: str) -> Trained:
   record = run_dir.read_record(directory)
   config = from_record(TrainConfig(), record)
   checkpoints = directory / run_dir.CHECKPOINTS
-  step, description = _best_checkpoint(checkpoints)
+  if checkpoint == LAST:
+    _check_has_last(directory, record)
+    step, description = read_checkpoint(checkpoints)
+  else:
+    step, description = _best_checkpoint(checkpoints)
   try:
     described = {name: description["model"][name] for name in MODEL_FLAGS}
     fields = dict(description["tokenizer"])
@@ -118,6 +128,20 @@ def _load(directory: Path) -> Trained:
     val_loss,
     str(record.get("corpus_sha256")),
   )
+
+
+def _check_has_last(directory: Path, record: dict[str, Any]) -> None:
+  """Raise ValueError unless the last weights of a run are fixed beforehand."""
+  if "num_seeds" in record:
+    raise ValueError(
+      f"{directory} is a sweep, which keeps the weights of its best member: "
+      "--checkpoint must be best, got last"
+    )
+  if not (directory / run_dir.RESULT).exists():
+    raise ValueError(
+      f"the run in {directory} is not finished: --checkpoint must be best, got "
+      "last"
+    )
 
 
 def _best_checkpoint(checkpoints: Path) -> Checkpoint:

@@ -13,6 +13,7 @@ from lstm_jax.language.regularizers import Regularizers as Regularizers
 from lstm_jax.language.sampling import sample as sample
 from lstm_jax.language.search import beam_search as beam_search
 from lstm_jax.language.search import sample_best as sample_best
+from lstm_jax.language.text import middle_slice as middle_slice
 from lstm_jax.language.text import read_text as read_text
 from lstm_jax.language.text import split as split
 from lstm_jax.language.tokenizer import CharTokenizer as CharTokenizer

@@ -27,7 +27,9 @@ class Batches(NamedTuple):
   Column b of `tokens` is a contiguous piece of the text, and batch k + 1
   continues each column where batch k ends. The columns start evenly spaced in
   the text. Together they predict every token but the first of the text, and
-  none more than twice.
+  none more than twice. Where text has been left out at a gap, the columns start
+  evenly spaced in each of the two pieces, none reads across the gap, and a few
+  tokens may be predicted more often.
   """
 
   tokens: np.ndarray  # int32 [L + 1, B], time-major
@@ -53,37 +55,76 @@ class Batches(NamedTuple):
     return (self.batch(index) for index in range(self.num_batches))
 
 
-def make_batches(tokens: np.ndarray, batch_size: int, seq_len: int) -> Batches:
+def make_batches(
+  tokens: np.ndarray, batch_size: int, seq_len: int, gap: int | None = None
+) -> Batches:
   """Return one epoch of a text in batches [T, B].
 
   Args:
     tokens: the text, int32 [N].
     batch_size: B, sequences in a batch.
     seq_len: T, time steps of a batch; the last batch may have fewer.
+    gap: index of the first token after text that was left out; None for a text
+      without a gap.
 
   Raises:
-    ValueError: a number is below 1, or the text is shorter than one batch.
+    ValueError: a number is below 1, or the text is shorter than one batch; or
+      there are too few sequences for the two pieces beside a gap.
   """
-  length = _column_length(len(tokens), batch_size, seq_len)
-  starts = np.linspace(0, len(tokens) - 1 - length, batch_size).astype(int)
-  rows = np.arange(length + 1)[:, None] + starts[None, :]
+  pieces = _pieces(tokens, gap)
+  length, counts = _columns([*map(len, pieces)], batch_size, seq_len)
+  starts, first = [], 0
+  for piece, count in zip(pieces, counts, strict=True):
+    last = first + len(piece) - 1 - length
+    starts.append(np.linspace(first, last, count).astype(int))
+    first += len(piece)
+  rows = np.arange(length + 1)[:, None] + np.concatenate(starts)
   return Batches(tokens[rows], (*range(0, length, seq_len), length))
 
 
-def _column_length(num_tokens: int, batch_size: int, seq_len: int) -> int:
-  """Return L, the number of tokens that each column of an epoch predicts."""
+def _pieces(tokens: np.ndarray, gap: int | None) -> list[np.ndarray]:
+  return [tokens] if gap is None else np.split(tokens, [gap])
+
+
+def _columns(
+  sizes: list[int], batch_size: int, seq_len: int
+) -> tuple[int, tuple[int, ...]]:
+  """Return L, the tokens that each column predicts, and the pieces' columns.
+
+  Args:
+    sizes: number of tokens in each piece of the text; one or two.
+    batch_size: B, the sum of the pieces' columns.
+    seq_len: T.
+  """
   if batch_size < 1 or seq_len < 1:
     raise ValueError(
       "batch_size and seq_len must be at least 1, "
       f"got {batch_size} and {seq_len}"
     )
-  needed = batch_size * seq_len + 1
-  if num_tokens < needed:
+  needed = batch_size * seq_len + len(sizes)
+  if sum(sizes) < needed:
     raise ValueError(
       f"the text is too short: {batch_size} sequences of {seq_len} tokens "
-      f"need at least {needed} tokens, got {num_tokens}"
+      f"need at least {needed} tokens, got {sum(sizes)}"
     )
-  return -(-(num_tokens - 1) // batch_size)
+  if len(sizes) == 1:
+    return _ceil_divide(sizes[0] - 1, batch_size), (batch_size,)
+  divisions = [(k, batch_size - k) for k in range(1, batch_size)]
+  lengths = [
+    max(_ceil_divide(n - 1, k) for n, k in zip(sizes, counts, strict=True))
+    for counts in divisions
+  ]
+  length = min(lengths, default=max(sizes))
+  if length >= min(sizes):
+    raise ValueError(
+      f"no sequence reads across the gap in the text: pieces of {sizes[0]} and "
+      f"{sizes[1]} tokens need a larger batch_size, got {batch_size}"
+    )
+  return length, divisions[lengths.index(length)]
+
+
+def _ceil_divide(number: int, divisor: int) -> int:
+  return -(-number // divisor)
 
 
 @dataclass(frozen=True)
@@ -107,7 +148,8 @@ class BatchingConfig:
   random_offsets: bool = option(
     False,
     "Begin each epoch at a random place in the text and wrap around at its "
-    "end, so that no token is always the first of a batch.",
+    "end, so that no token is always the first of a batch. The pieces beside a "
+    "gap are each rotated so.",
   )
   short_seq_prob: float = option(
     0.0,
@@ -126,46 +168,52 @@ class BatchingConfig:
   def __post_init__(self):
     check_options(self)
 
-  def epochs(self, tokens: np.ndarray, seed: int) -> Iterator[Batches]:
+  def epochs(
+    self, tokens: np.ndarray, seed: int, gap: int | None = None
+  ) -> Iterator[Batches]:
     """Iterate over the epochs of a text, each of them `Batches`.
 
     Args:
       tokens: the text, int32 [N].
       seed: decides the random offsets and sequence lengths; the same seed
         gives the same batches at every call.
+      gap: as in `make_batches`.
 
     Raises:
       ValueError: as `make_batches`.
     """
     return (
-      self._epoch(tokens, seed, epoch) for epoch in range(self.num_epochs)
+      self._epoch(tokens, seed, gap, epoch) for epoch in range(self.num_epochs)
     )
 
-  def num_steps(self, tokens: np.ndarray, seed: int) -> int:
+  def num_steps(
+    self, tokens: np.ndarray, seed: int, gap: int | None = None
+  ) -> int:
     """Return the number of batches of all epochs: one training step each.
 
     Args:
       tokens: as in `epochs`.
       seed: as in `epochs`.
+      gap: as in `epochs`.
 
     Raises:
       ValueError: as `make_batches`; or there are more than an int32 can count.
     """
     late = self.num_epochs - self._first_late
-    total = 0
+    total, sizes = 0, [*map(len, _pieces(tokens, gap))]
     for epochs, batch_size in (
       (self._first_late, self.batch_size),
       (late, self.late_batch_size),
     ):
       if epochs:
-        length = _column_length(len(tokens), batch_size, self.seq_len)
+        length, _ = _columns(sizes, batch_size, self.seq_len)
         total += epochs * -(-length // self.seq_len)
     if total > MAX_STEPS:
       raise ValueError(
         f"there must be at most {MAX_STEPS:,} training steps, got {total:,}"
       )
     if self.short_seq_prob:  # the number of batches is random
-      total = sum(epoch.num_batches for epoch in self.epochs(tokens, seed))
+      total = sum(epoch.num_batches for epoch in self.epochs(tokens, seed, gap))
     return total
 
   @property
@@ -175,13 +223,19 @@ class BatchingConfig:
       return self.num_epochs
     return self.num_epochs - self.num_epochs // LATE_DIVISOR
 
-  def _epoch(self, tokens: np.ndarray, seed: int, epoch: int) -> Batches:
+  def _epoch(
+    self, tokens: np.ndarray, seed: int, gap: int | None, epoch: int
+  ) -> Batches:
     rng = np.random.default_rng([seed, epoch])
     if self.random_offsets:
-      tokens = np.roll(tokens, -rng.integers(len(tokens)))
+      rotated = (
+        np.roll(piece, -rng.integers(len(piece)))
+        for piece in _pieces(tokens, gap)
+      )
+      tokens = np.concatenate([*rotated])
     late = epoch >= self._first_late
     batch_size = self.late_batch_size if late else self.batch_size
-    batches = make_batches(tokens, batch_size, self.seq_len)
+    batches = make_batches(tokens, batch_size, self.seq_len, gap)
     if self.short_seq_prob:
       length = len(batches.tokens) - 1
       batches = batches._replace(cuts=self._random_cuts(length, rng))

@@ -28,6 +28,7 @@ from lstm_jax.language.evaluate import (
   group_windows,
   predict,
 )
+from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
 
@@ -74,6 +75,30 @@ def dynamic_nats(
       range.
     Divergence: the loss of a token reaches 10,000 nats or is not finite.
   """
+  nats = _scan(model, params, tokens, scale, config, full=False)
+  return nats.astype(np.float64)
+
+
+def dynamic_log_probs(
+  model: LanguageModel,
+  params: LanguageParams,
+  tokens: np.ndarray,
+  scale: LanguageParams,
+  config: DynamicEvalConfig,
+) -> np.ndarray:
+  """Return the distribution of each token by dynamic evaluation.
+
+  Those of tokens[1:] are the negative of `dynamic_nats`, which has the same
+  arguments and raises the same errors.
+
+  Returns:
+    Logarithms of the probabilities of every token, [N − 1, V].
+  """
+  return _scan(model, params, tokens, scale, config, full=True)
+
+
+def _scan(model, params, tokens, scale, config, full):
+  """Return nats [N − 1], or the distributions [N − 1, V] if `full`."""
   check_tokens(tokens)
   size, rate, decay = config.segment, config.rate, config.decay
   if size < 1 or not rate >= 0 or not 0 <= decay <= 1:
@@ -83,11 +108,15 @@ def dynamic_nats(
     )
   segments = cut_windows(tokens, size)[..., None]  # [n, S + 1, 1]
   rates = float(rate), float(decay)
-  carry, losses = (params, model.initial_state((1,))), []
+  carry, parts, losses = (params, model.initial_state((1,))), [], []
   count = min(len(segments), max(1, CHUNK // size))
   for group in group_windows(segments, count):
-    carry, nats = _scan_segments(model, params, scale, rates, carry, group)
-    losses.append(np.asarray(nats, np.float64).ravel())
+    carry, (nats, log_probs) = _scan_segments(
+      model, full, params, scale, rates, carry, group
+    )
+    losses.append(np.asarray(nats).ravel())
+    if full:
+      parts.append(np.asarray(log_probs).reshape(-1, log_probs.shape[-1]))
     if not (losses[-1] < MAX_NATS).all():
       break
   result = np.concatenate(losses)[: len(tokens) - 1]
@@ -97,7 +126,7 @@ def dynamic_nats(
       f"dynamic evaluation diverges at token {diverged[0] + 1} of "
       f"{len(tokens)}: try a rate below {rate}"
     )
-  return result
+  return np.concatenate(parts)[: len(tokens) - 1] if full else result
 
 
 def gradient_scale(
@@ -138,9 +167,12 @@ def _add_squares(model, params, squares, state, tokens, length):
   return jax.tree.map(lambda s, g: s + g * g, squares, gradient), state
 
 
-@partial(jax.jit, static_argnums=0)
-def _scan_segments(model, initial, scale, rates, carry, segments):
-  """Scan over segments: predict each, then take a training step on it."""
+@partial(jax.jit, static_argnums=(0, 1))
+def _scan_segments(model, full, initial, scale, rates, carry, segments):
+  """Scan over segments: predict each, then take a training step on it.
+
+  Returns (carry, (nats [n, S], log probabilities [n, S, V] or None)).
+  """
   rate, decay = rates
   leaves = jax.tree.leaves(scale)
   mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
@@ -150,15 +182,17 @@ def _scan_segments(model, initial, scale, rates, carry, segments):
     return theta - rate * gradient / (r + EPSILON * mean) + pull
 
   def mean_nats(params, state, tokens):
-    nats, state = predict(model, params, state, tokens)
-    return nats.mean(), (nats[:, 0], state)
+    state, logits = model.apply(params, state, tokens[:-1])
+    nats = cross_entropy(logits, tokens[1:])
+    log_probs = jax.nn.log_softmax(logits)[:, 0] if full else None
+    return nats.mean(), ((nats[:, 0], log_probs), state)
 
   def body(carry, tokens):
     params, state = carry
-    gradient, (nats, state) = jax.grad(mean_nats, has_aux=True)(
+    gradient, (predicted, state) = jax.grad(mean_nats, has_aux=True)(
       params, state, tokens
     )
     params = jax.tree.map(step, params, gradient, initial, scale)
-    return (params, state), nats
+    return (params, state), predicted
 
   return lax.scan(body, carry, segments)

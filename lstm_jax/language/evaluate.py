@@ -54,12 +54,38 @@ def stateful_nats(
   Raises:
     ValueError: there are fewer than two tokens.
   """
+  return _one_pass(_nats, model, params, tokens).astype(np.float64)
+
+
+def stateful_log_probs(
+  model: LanguageModel, params: LanguageParams, tokens: np.ndarray
+) -> np.ndarray:
+  """Return the distribution of each token given all tokens before it.
+
+  Those of tokens[1:] are the negative of `stateful_nats`.
+
+  Args:
+    model: the language model.
+    params: its weights.
+    tokens: the text, int32 [N], N ≥ 2.
+
+  Returns:
+    Logarithms of the probabilities of every token, [N − 1, V].
+
+  Raises:
+    ValueError: there are fewer than two tokens.
+  """
+  return _one_pass(_log_probs, model, params, tokens)
+
+
+def _one_pass(function, model, params, tokens):
+  """Return what a function like `predict` returns in one pass, [N − 1, ...]."""
   check_tokens(tokens)
-  state, losses = model.initial_state((1,)), []
+  state, parts = model.initial_state((1,)), []
   for chunk in cut_windows(tokens, CHUNK):
-    nats, state = _nats(model, params, state, chunk[:, None])
-    losses.append(np.asarray(nats[:, 0], np.float64))
-  return np.concatenate(losses)[: len(tokens) - 1]
+    part, state = function(model, params, state, chunk[:, None])
+    parts.append(np.asarray(part[:, 0]))
+  return np.concatenate(parts)[: len(tokens) - 1]
 
 
 def cold_nats(
@@ -168,3 +194,10 @@ def predict(model, params, state, tokens):
 
 
 _nats = partial(jax.jit, static_argnums=0)(predict)
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_probs(model, params, state, tokens):
+  """Return (log probabilities [T, ..., V], state) for tokens [T + 1, ...]."""
+  state, logits = model.apply(params, state, tokens[:-1])
+  return jax.nn.log_softmax(logits), state

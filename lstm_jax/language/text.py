@@ -1,11 +1,17 @@
-"""Text files, and their split into a training and a validation part."""
+"""Text files, and their split into training, validation and development."""
 
+import re
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 Text = TypeVar("Text", str, np.ndarray)
+# Where a text may be cut: before the first line after blank lines, and there
+# rather before the heading of an act or a scene.
+PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*?(?=[^\S\n]*\S)")
+SCENE = re.compile(r"[^\S\n]*(?i:act|scene)\s+(?i:[ivxlc]+|\d+)\b")
+SCENE_REACH = 4  # a scene within 1/4 of the slice's length is near enough
 
 
 def read_text(path: str | Path) -> str:
@@ -54,3 +60,42 @@ def split(tokens: Text, val_fraction: float) -> tuple[Text, Text]:
       f"{len(parts[1])} for validation, and each needs at least 2"
     )
   return parts
+
+
+def middle_slice(text: str, fraction: float) -> tuple[int, int]:
+  """Return where a slice from the middle of a text begins and ends.
+
+  The wished slice is the share `fraction` around the middle. Each of its ends
+  moves to the nearest beginning of a paragraph: the first line after blank
+  lines, in a play that of a speech. If an act or a scene ("SCENE II.") begins
+  within a quarter of the slice's length, the end moves there instead, so that
+  whole scenes are cut out.
+
+  Args:
+    text: the text.
+    fraction: the slice's share of the text, in (0, 1).
+
+  Returns:
+    Indices of the slice's first character, and of the first after it.
+
+  Raises:
+    ValueError: the paragraphs are too long: the slice has less than half of the
+      wished length or more than twice, or reaches an end of the text.
+  """
+  wished = len(text) * (1 - fraction) / 2, len(text) * (1 + fraction) / 2
+  length = wished[1] - wished[0]
+  starts = [found.end() for found in PARAGRAPH.finditer(text)]
+  scenes = [start for start in starts if SCENE.match(text, start)]
+
+  def nearest(place: float) -> int:
+    near = [s for s in scenes if abs(s - place) <= length / SCENE_REACH]
+    return min(near or starts, key=lambda s: abs(s - place), default=0)
+
+  first, last = map(nearest, wished)
+  if not (0 < first < last and length / 2 <= last - first <= 2 * length):
+    raise ValueError(
+      f"no slice of about {length:,.0f} characters can be cut from the middle "
+      f"of {len(text):,} between paragraphs: {len(starts):,} begin after a "
+      f"blank line, and the nearest leave {last - first:,}"
+    )
+  return first, last

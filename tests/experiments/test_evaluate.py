@@ -4,6 +4,7 @@ import io
 import json
 import math
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -18,14 +19,15 @@ from experiments.trainer import run_dir
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
-from lstm_jax.language import make_batches, read_text, split
+from lstm_jax.language import make_batches, middle_slice, read_text, split
 from lstm_jax.language.dynamic_eval import (
   DynamicEvalConfig,
   dynamic_nats,
   gradient_scale,
 )
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
-from tests.experiments.conftest import make_config
+from tests.experiments.conftest import VERSE, make_config
+from tests.experiments.pages import explored
 
 
 @pytest.fixture
@@ -107,6 +109,30 @@ def test_every_protocol_is_measured_and_recorded(run, options, console):
   record = evaluate.run(part, console)
   assert list(record["nats"]) == ["cold"]
   assert abs(record["predictions"] - 0.25 * 20 * 62) < 2
+
+
+def test_the_development_split_is_evaluated_unless_another_is_named(
+  config, console
+):
+  with open(config.data.corpus, "w", encoding="utf-8") as file:
+    file.writelines(f"{VERSE}Number {n}.\n\n" for n in range(30))
+  config = replace(config, dev_fraction=0.2, test_fraction=0.1)
+  options = EvaluateConfig(str(explored.write_run(config)))
+  options = replace(options, protocol=("stateful",))
+  text, trained = read_text(config.data.corpus), load(Path(config.job.run))
+  for name, first, last in (
+    (None, *middle_slice(text[: int(0.81 * len(text))], 0.2)),
+    ("dev", *middle_slice(text[: int(0.81 * len(text))], 0.2)),
+    ("val", int(0.81 * len(text)), int(0.9 * len(text))),
+    ("test", int(0.9 * len(text)), len(text)),
+  ):
+    record = evaluate.run(replace(options, split=name), console)
+    assert record["split"] == (name or "dev")
+    tokens = trained.tokenizer.encode(text[first:last])
+    nats = stateful_nats(trained.model, trained.params, tokens).mean()
+    assert record["nats"]["stateful"] == nats
+    shown = console.file.getvalue()
+    assert f": characters {first:,} to {last:,} of {len(text):,}\n" in shown
 
 
 def test_a_run_with_a_test_split_is_evaluated_on_it(run, options, console):

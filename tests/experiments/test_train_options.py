@@ -2,13 +2,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments import train
 from experiments.trainer.data import read_corpus
+from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import replace
-from experiments.trainer.trained import load
-from lstm_jax.language import read_text, split
+from experiments.trainer.setup import make_setup
+from experiments.trainer.trained import CHECKPOINTS, LAST, load
+from lstm_jax.language import middle_slice, read_text, split
 from lstm_jax.language.evaluate import stateful_nats
+from lstm_jax.training import eval_params, read_state
+from tests.draws import worst
+from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import read_rows
 
 
@@ -34,6 +40,92 @@ def test_a_test_split_is_evaluated_once_with_the_best_weights(config, console):
   record = json.loads((result.directory / "result.json").read_text())
   assert record["test_loss"] == tested["test_loss"]
   assert f"test loss {tested['test_loss']:.4f}" in console.file.getvalue()
+
+
+@pytest.fixture
+def dev_config(config):
+  """A run with a development split, of a text of whole speeches."""
+  with open(config.data.corpus, "w", encoding="utf-8") as file:
+    file.writelines(f"{VERSE}Number {n}.\n\n" for n in range(30))
+  return replace(config, dev_fraction=0.2, test_fraction=0.1, quiet=True)
+
+
+def test_a_development_split_is_left_out_and_evaluated(dev_config, console):
+  result = train.run(dev_config, console)
+  text = read_text(dev_config.data.corpus)
+  corpus = read_corpus(dev_config.data)
+  first, last = middle_slice(text[: int(0.81 * len(text))], 0.2)
+  assert corpus.val.text == text[first:last]
+  assert corpus.train.text == text[:first] + text[last : int(0.81 * len(text))]
+  assert corpus.train.gap == first and corpus.test is None
+  trained = load(result.directory)
+  tokens = trained.tokenizer.encode(text[first:last])
+  nats = stateful_nats(trained.model, trained.params, tokens).mean()
+  assert abs(nats - result.val_loss) < 1e-6
+  assert not any("test_loss" in row for row in read_rows(result.directory))
+  shown = console.file.getvalue()
+  assert f"development characters {first:,} to {last:,} are left out" in shown
+  steps = dev_config.batching.num_steps(corpus.train.tokens, 0, first)
+  assert derive(read_run_history(result.directory)).num_steps == steps
+  assert read_rows(result.directory)[-1]["step"] == steps
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"dev_fraction": 0.001},
+      "^--dev_fraction=0.001 does not fit /.*: no slice",
+    ),
+    ({"batch_size": 1}, "--dev_fraction=0.2, .* need a larger batch_size, got"),
+    ({"batch_size": 500}, "^--batch_size=500, .* need at least 4002 tokens"),
+  ],
+)
+def test_a_development_split_that_does_not_fit_is_refused(
+  changes, message, dev_config, console
+):
+  with pytest.raises(ValueError, match=message):
+    train.run(replace(dev_config, **changes), console)
+  assert not Path(dev_config.job.run).exists()
+
+
+def test_the_words_of_a_development_split_are_unknown(dev_config):
+  corpus = read_corpus(replace(dev_config.data, tokenizer="word", min_count=1))
+  unknown = corpus.val.tokens == corpus.tokenizer.size - 1
+  numbers = corpus.val.text.count("Number")
+  assert unknown.sum() == numbers > 1
+  assert not (corpus.train.tokens == corpus.tokenizer.size - 1).any()
+
+
+def test_the_last_weights_of_a_run_are_chosen_by_no_loss(
+  config, console, monkeypatch
+):
+  losses = iter((1.0, 2.0, 0.5, 3.0, 4.0))  # after steps 10, 20, 30, 40, 47
+  monkeypatch.setattr(train, "stateful_loss", lambda *_: next(losses))
+  result = train.run(replace(config, ema_decay=0.9), console)
+  best, last = (load(result.directory, name) for name in CHECKPOINTS)
+  assert (best.step, best.val_loss) == (30, 0.5)
+  assert (last.step, last.val_loss) == (47, 4.0)
+  checkpoints = result.directory / "checkpoints"
+  like = make_setup(replace(config, ema_decay=0.9)).state_like
+  averaged = eval_params(read_state(checkpoints, 47, like))
+  assert worst(last.params, averaged) == 0
+  assert worst(last.params, best.params) > 0
+
+
+def test_last_weights_are_those_of_a_finished_run(finished):
+  (finished / "result.json").unlink()
+  with pytest.raises(
+    ValueError, match="not finished: --checkpoint must be best"
+  ):
+    load(finished, LAST)
+  path = finished / "config.json"
+  record = json.loads(path.read_text()) | {"num_seeds": 2}
+  path.write_text(json.dumps(record))
+  with pytest.raises(
+    ValueError, match=r"is a sweep, .* must be best, got last"
+  ):
+    load(finished, LAST)
 
 
 def test_averaged_weights_are_saved(finished_config, config, console):

@@ -34,6 +34,49 @@ def test_a_text_that_is_shorter_than_one_batch_is_refused():
     make_batches(np.arange(12), 0, 4)
 
 
+@given(
+  st.integers(3, 7),
+  st.integers(1, 5),
+  st.integers(20, 60),
+  st.integers(-9, 9),
+  st.booleans(),
+)
+def test_no_sequence_reads_across_a_gap(
+  batch_size, seq_len, first, difference, random_offsets
+):
+  """The text is 0 to a - 1, and 1,000 to 999 + b."""
+  second = first + difference
+  tokens = np.r_[np.arange(first), 1000 + np.arange(second)]
+  config = BatchingConfig(
+    batch_size, seq_len, num_epochs=2, random_offsets=random_offsets
+  )
+  for epoch in config.epochs(tokens, 0, first):
+    inputs, targets = epoch.tokens[:-1], epoch.tokens[1:]
+    assert ((inputs < 1000) == (targets < 1000)).all()
+    for start, end in ((0, first), (1000, 1000 + second)):
+      missing = set(range(start, end)) - set(targets.ravel().tolist())
+      assert len(missing) == 1  # the first of the piece
+    steps = targets - inputs
+    assert (steps[steps != 1] < 0).all()  # where a piece is rotated
+    assert random_offsets or (steps == 1).all()
+  num_steps = config.num_steps(tokens, 0, first)
+  assert num_steps == sum(
+    e.num_batches for e in config.epochs(tokens, 0, first)
+  )
+
+
+def test_a_gap_needs_a_sequence_for_each_piece():
+  text = np.arange(41)
+  for batch_size in (1, 2):
+    with pytest.raises(
+      ValueError, match="20 and 21 tokens need a larger batch"
+    ):
+      make_batches(text, batch_size, 4, 20)
+  assert make_batches(text, 3, 4, 20).tokens[0].tolist() == [0, 20, 21]
+  with pytest.raises(ValueError, match="need at least 42 tokens, got 41"):
+    make_batches(text, 4, 10, 20)
+
+
 def test_every_epoch_has_the_same_batches_by_default():
   tokens = np.arange(47)
   config = BatchingConfig(batch_size=3, seq_len=4, num_epochs=5)

@@ -17,12 +17,14 @@ from lstm_jax.language import (
 from lstm_jax.language.dynamic_eval import (
   Divergence,
   DynamicEvalConfig,
+  dynamic_log_probs,
   dynamic_nats,
   gradient_scale,
 )
 from lstm_jax.language.evaluate import (
   cold_nats,
   nats_per_character,
+  stateful_log_probs,
   stateful_nats,
 )
 from lstm_jax.language.spelling import spelling_nats
@@ -74,6 +76,21 @@ def test_a_later_token_changes_no_earlier_loss(name, params, scale):
     # The token at a position is prediction position − 1.
     assert (after[: position - 1] == before[: position - 1]).all()
     assert after[position - 1] != before[position - 1]
+
+
+def test_distributions_sum_to_1_and_have_the_losses(params, scale):
+  stateful = stateful_log_probs(MODEL, params, TOKENS)
+  dynamic = dynamic_log_probs(MODEL, params, TOKENS, scale, CONFIG)
+  for log_probs, nats in (
+    (stateful, stateful_nats(MODEL, params, TOKENS)),
+    (dynamic, dynamic_nats(MODEL, params, TOKENS, scale, CONFIG)),
+  ):
+    assert log_probs.shape == (N - 1, V)
+    assert worst(np.exp(log_probs).sum(axis=1), np.ones(N - 1)) < 1e-12
+    assert worst(-log_probs[np.arange(N - 1), TOKENS[1:]], nats) < 1e-12
+  wild = CONFIG._replace(rate=1e300, decay=0.0)
+  with pytest.raises(Divergence, match="diverges at token"):
+    dynamic_log_probs(MODEL, params, TOKENS, scale, wild)
 
 
 def test_each_cold_window_is_a_sequence_by_itself(params):

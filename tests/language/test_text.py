@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstm_jax.language import CharTokenizer, read_text, split
+from lstm_jax.language import CharTokenizer, middle_slice, read_text, split
 
 POEMS = Path(__file__).parents[2] / "data" / "shakespeare.txt"
 
@@ -45,6 +45,52 @@ def test_the_poems_are_those_that_their_readme_describes():
 
 def test_a_split_of_a_round_number_of_tokens_is_exact():
   assert [len(part) for part in split(np.arange(100), 0.9)] == [10, 90]
+
+
+SPEECH = "ROMEO:\nBut that a joy.\n\n"
+
+
+def test_a_slice_of_the_middle_has_whole_speeches():
+  text = SPEECH * 100
+  for fraction in (0.05, 0.3, 0.501):
+    first, last = middle_slice(text, fraction)
+    assert text[:first].endswith("joy.\n\n")
+    assert text[first:last].startswith("ROMEO:")
+    assert text[last:].startswith("ROMEO:")
+    half = len(SPEECH) / 2
+    assert abs(first - len(text) * (1 - fraction) / 2) <= half
+    assert abs(last - len(text) * (1 + fraction) / 2) <= half
+
+
+@pytest.mark.parametrize("heading", ["SCENE II.", "Act 3, Scene iv", " ACT I"])
+def test_a_slice_of_the_middle_ends_at_a_scene_that_is_near(heading):
+  begin, end = (int(100 * share) * len(SPEECH) for share in (0.38, 0.7))
+  scene = f"{heading} Verona.\n\n"
+  text = SPEECH * 100
+  text = text[:begin] + scene + text[begin:end] + scene + text[end:]
+  first, last = middle_slice(text, 0.2)  # 0.4 to 0.6: the other is too far
+  assert text[first:].startswith(scene)
+  assert text[last:].startswith("ROMEO:")
+  assert abs(last - 0.6 * len(text)) <= len(SPEECH)
+
+
+def test_words_like_headings_are_none():
+  text = (SPEECH + "SCENES of war.\n\nActing on it\n\nact in time\n\n") * 50
+  first, _ = middle_slice(text, 0.2)
+  assert abs(first - 0.4 * len(text)) <= len(SPEECH) / 2
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("one\ntwo\n" * 100, "0 begin after a blank line, and the nearest leave 0"),
+    (SPEECH * 4, "between paragraphs: 3 begin after a blank line"),
+    ("a\n\n" + "b" * 300 + "\n\nc", "the nearest leave 302"),
+  ],
+)
+def test_a_text_without_paragraphs_has_no_slice(text, message):
+  with pytest.raises(ValueError, match=message):
+    middle_slice(text, 0.1)
 
 
 def test_tiny_shakespeare_is_split_as_in_nanogpt():

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from experiments.pages.report import make_page
 from experiments.sample import run as write
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.data import read_corpus, read_excerpt
+from experiments.trainer.data import read_corpus
+from experiments.trainer.excerpt import read_excerpt
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_histories
 from experiments.trainer.records import replace, to_record
@@ -155,7 +156,7 @@ JSON = st.recursive(
 def read_split(directory):
   trained = load(directory)
   sha256 = trained.corpus_sha256
-  read_excerpt(trained.config.data, sha256, "", None, 1.0)
+  read_excerpt(trained.config.data, sha256)
 
 
 def read_history(directory):

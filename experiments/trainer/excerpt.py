@@ -1,0 +1,135 @@
+"""A part of a text that a run is evaluated on."""
+
+from typing import NamedTuple
+
+from experiments.trainer.config import DataConfig
+from experiments.trainer.data import (
+  SPLITS,
+  default_split,
+  read_corpus_text,
+  split_ranges,
+  text_sha256,
+  training_ranges,
+)
+
+
+class Part(NamedTuple):
+  """Which part of a text to read."""
+
+  split: str | None = None  # of SPLITS; None for the run's own, or for shares
+  begin: float | None = None  # share of the text before it
+  end: float | None = None  # share of the text at which it ends
+
+
+OWN_SPLIT = Part()
+
+
+class Excerpt(NamedTuple):
+  """A part of a text file, and where it stands there."""
+
+  path: str
+  whole: str  # the file's text
+  split: str | None  # of SPLITS; None for shares
+  begin: float  # as shares of the whole
+  end: float
+  first: int  # the same in characters
+  last: int
+  training: list[tuple[int, int]]  # ranges of the training text beside it
+
+  @property
+  def text(self) -> str:
+    """The excerpt itself."""
+    return self.whole[self.first : self.last]
+
+  @property
+  def before(self) -> str:
+    """The text before it."""
+    return self.whole[: self.first]
+
+  @property
+  def training_texts(self) -> list[str]:
+    """The pieces of the training text without the excerpt."""
+    return [self.whole[first:last] for first, last in self.training]
+
+
+def read_excerpt(
+  config: DataConfig, sha256: str, path: str = "", part: Part = OWN_SPLIT
+) -> Excerpt:
+  """Return a part of the corpus of a run, or of another file.
+
+  Args:
+    config: of the run.
+    sha256: of its corpus.
+    path: another file, whose training text is what stands before the excerpt;
+      empty for the run's corpus.
+    part: of the text. Without a split and shares it is the run's
+      `default_split`; of another text, from where the test or validation split
+      of the corpus begins to the end.
+
+  Raises:
+    ValueError: the text cannot be read, or has changed since the run; the run
+      has no such split; or the shares leave fewer than two characters.
+  """
+  whole = read_corpus_text(path or config.corpus)
+  if not path and text_sha256(whole) != sha256:
+    # The part to evaluate may now hold text that the run was trained on.
+    raise ValueError(
+      f"corpus {config.corpus} has changed since the run started"
+    )
+  if part.split and (path or part.begin is not None or part.end is not None):
+    raise ValueError(
+      f"--split={part.split} is a part of the run's corpus: without --corpus, "
+      "--begin and --end"
+    )
+  if path:
+    begin = part.begin
+    if begin is None:
+      begin = 1 - (config.test_fraction or config.val_fraction)
+    return _by_shares(path, whole, begin, part.end, None)
+  ranges = split_ranges(config, whole)
+  training = training_ranges(ranges)
+  if part.begin is not None:
+    return _by_shares(config.corpus, whole, part.begin, part.end, training)
+  split = part.split or default_split(config)
+  if split not in ranges:
+    raise ValueError(
+      f"the run has no {SPLITS[split]} split: its --{split}_fraction is 0"
+    )
+  first, last = ranges[split]
+  begin, end = first / len(whole), last / len(whole)
+  if last == len(whole):
+    begin = 1 - (config.test_fraction or config.val_fraction)
+  if part.end is not None:
+    return _by_shares(config.corpus, whole, begin, part.end, training)
+  return Excerpt(config.corpus, whole, split, begin, end, first, last, training)
+
+
+def _by_shares(
+  path: str,
+  whole: str,
+  begin: float,
+  end: float | None,
+  training: list[tuple[int, int]] | None,
+) -> Excerpt:
+  """Return the excerpt between two shares of a text.
+
+  Args:
+    path: of the text.
+    whole: the text.
+    begin: share of the text before the excerpt.
+    end: share at which it ends; None for the end of the text.
+    training: ranges of the training text; None for all before the excerpt.
+  """
+  end = 1.0 if end is None else end
+  first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
+  if not 0 <= begin < end <= 1 or last - first < 2:
+    raise ValueError(
+      "--begin and --end must be shares of the corpus with at least 2 "
+      f"characters between them, got {begin} and {end} of {len(whole):,} "
+      "characters"
+    )
+  beside = []
+  for start, stop in [(0, first)] if training is None else training:
+    beside += [(start, min(stop, first)), (max(start, last), stop)]
+  beside = [(start, stop) for start, stop in beside if start < stop]
+  return Excerpt(path, whole, None, begin, end, first, last, beside)

@@ -1,0 +1,169 @@
+"""A counting n-gram model whose counts grow with the text that it reads.
+
+With c the last k tokens, c′ the last k − 1 of them, n(c w) the count of w after
+c, n(c) = Σ_w n(c w), and u(c) the number of distinct w that followed c:
+
+  p_k(w | c) = max(n(c w) − δ, 0) / n(c) + δ u(c) / n(c) · p_{k−1}(w | c′)
+
+p_{−1} = 1 / V, and p_k = p_{k−1} where c is new: interpolated absolute
+discounting (Chen and Goodman 1999, section 2.7). A token is counted after its
+longest context, and after c′ only if it had not followed c: so n(c′ w) is the
+number of different contexts one token longer that w followed (Kneser and Ney
+1995). The counts start from training texts and take each token of the text
+once it has been predicted.
+
+>>> import numpy as np
+>>> text = np.array([0, 1, 0, 1, 0])
+>>> predictions = ngram_predictions(text, [], 2, order=1, discount=0.5)
+>>> np.exp(predictions.log_probs[:, 1]).round(3).tolist()
+[0.25, 0.5, 0.667, 0.167]
+>>> predictions.longest.tolist()
+[0, 0, 1, 1]
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lstm_jax.language.evaluate import check_tokens
+
+ORDER = 7  # tokens of the longest context
+DISCOUNT = 0.9  # δ
+
+
+class Predictions(NamedTuple):
+  """What the n-gram model predicts of each token but the first."""
+
+  log_probs: np.ndarray  # of every token, float64 [N − 1, V]
+  longest: np.ndarray  # tokens of the longest context that is not new, [N − 1]
+
+
+def ngram_predictions(
+  tokens: np.ndarray,
+  training: Sequence[np.ndarray],
+  vocabulary_size: int,
+  *,
+  order: int = ORDER,
+  discount: float = DISCOUNT,
+) -> Predictions:
+  """Return the distribution of each token given all tokens before it.
+
+  Contexts reach back to the first token of the text, as those of a recurrent
+  model that starts from the zero state. The time is that of some 10 operations
+  on [order + 1, V] numbers for each token.
+
+  Args:
+    tokens: the text, int32 [N], N ≥ 2.
+    training: texts whose counts it starts from, each int32 [M]; may be empty.
+    vocabulary_size: V.
+    order: the largest k.
+    discount: δ, in (0, 1).
+
+  Raises:
+    ValueError: there are fewer than two tokens, a token is not in [0, V), or
+      order or discount is out of its range.
+  """
+  check_tokens(tokens)
+  if order < 0 or not 0 < discount < 1:
+    raise ValueError(
+      f"order must be ≥ 0 and discount in (0, 1), got {order} and {discount}"
+    )
+  pieces = [np.asarray(piece, np.int64) for piece in (*training, tokens)]
+  if any(((p < 0) | (p >= vocabulary_size)).any() for p in pieces):
+    raise ValueError(f"tokens must be in [0, {vocabulary_size})")
+  rows, counts = _count(pieces, vocabulary_size, order)
+  probs = np.empty((len(tokens) - 1, vocabulary_size))
+  longest = np.empty(len(tokens) - 1, int)
+  for t, token in enumerate(tokens):
+    contexts = rows[t, : t + 1]  # of 0, 1, ... tokens
+    seen = counts[contexts]
+    if t:
+      probs[t - 1], longest[t - 1] = _predict(seen, discount)
+    followed = np.flatnonzero(seen[:, token])
+    counts[contexts[followed[-1] if followed.size else 0 :], token] += 1
+  return Predictions(np.log(probs), longest)
+
+
+def _predict(counts: np.ndarray, discount: float) -> tuple[np.ndarray, int]:
+  """Return p_k of the longest context that is not new, [V], and its k.
+
+  Args:
+    counts: n(c w) of the contexts of 0, 1, ... tokens, int [K, V].
+    discount: δ.
+  """
+  totals = counts.sum(axis=1)
+  num = int(np.count_nonzero(totals))  # new where a shorter one is
+  counts, totals = counts[:num], totals[:num]
+  left = discount * np.count_nonzero(counts, axis=1) / totals
+  # The weight of each order: what all the longer ones have left.
+  weights = np.append(np.cumprod(left[::-1])[::-1], 1.0)
+  terms = np.maximum(counts - discount, 0) * (weights[1:] / totals)[:, None]
+  return terms.sum(axis=0) + weights[0] / counts.shape[1], num - 1
+
+
+def _count(
+  pieces: list[np.ndarray], vocabulary_size: int, order: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Count the training texts, for the contexts of the last piece alone.
+
+  Args:
+    pieces: the training texts and the text, each int64 [M].
+    vocabulary_size: V.
+    order: the largest k.
+
+  Returns:
+    The row of the counts for the context of k tokens before each token of the
+    text, [N, order + 1], where there are k; and the counts, int32 [rows, V].
+  """
+  text = np.concatenate(pieces)
+  position = np.concatenate([np.arange(len(piece)) for piece in pieces])
+  start = len(text) - len(pieces[-1])
+  ids = _context_ids(text, position, vocabulary_size, order)
+  rows, tables, num_rows = [], [], 0
+  for k in range(order + 1):
+    mine = np.unique(ids[k][start:][position[start:] >= k])
+    row_of = np.full(len(text), -1)  # by id; −1 where the text has no such one
+    row_of[mine] = np.arange(len(mine))
+    rows.append(num_rows + row_of[ids[k][start:]])
+    counted = (position >= k)[:start]
+    if k < order:
+      counted &= _follows_first(ids[k + 1], text, position > k)[:start]
+    found = row_of[ids[k][:start]]
+    counted &= found >= 0
+    cells = found[counted] * vocabulary_size + text[:start][counted]
+    table = np.bincount(cells, minlength=len(mine) * vocabulary_size)
+    tables.append(table.astype(np.int32).reshape(-1, vocabulary_size))
+    num_rows += len(mine)
+  return np.stack(rows, axis=1), np.concatenate(tables)
+
+
+def _context_ids(
+  text: np.ndarray, position: np.ndarray, vocabulary_size: int, order: int
+) -> list[np.ndarray]:
+  """Return numbers of the contexts of 0, 1, ... tokens, each [M].
+
+  Those of k tokens are equal where the k tokens before are; they mean nothing
+  where there are fewer.
+  """
+  ids = [np.zeros(len(text), np.int64)]
+  for k in range(1, order + 1):
+    keys = np.full(len(text), -1)
+    keys[1:] = ids[-1][:-1] * vocabulary_size + text[:-1]
+    keys[position < k] = -1
+    ids.append(np.unique(keys, return_inverse=True)[1])
+  return ids
+
+
+def _follows_first(
+  ids: np.ndarray, text: np.ndarray, exists: np.ndarray
+) -> np.ndarray:
+  """Return where a token follows its context for the first time, [M].
+
+  Where there is no such context it does.
+  """
+  first = ~exists
+  places = np.flatnonzero(exists)
+  pairs = ids[places] * (text.max() + 1) + text[places]
+  first[places[np.unique(pairs, return_index=True)[1]]] = True
+  return first

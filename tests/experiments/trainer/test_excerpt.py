@@ -1,0 +1,80 @@
+"""The part of a text that is evaluated, and the training text beside it."""
+
+import pytest
+
+from experiments.trainer.config import DataConfig
+from experiments.trainer.data import split_ranges, text_sha256
+from experiments.trainer.excerpt import Part, read_excerpt
+from experiments.trainer.records import replace
+
+TEXT = "".join(f"Number {n:03}\n\n" for n in range(100))  # 1,200 characters
+
+
+@pytest.fixture
+def data(tmp_path):
+  path = tmp_path / "numbers.txt"
+  path.write_text(TEXT)
+  return DataConfig(str(path))
+
+
+def read(data, path="", **part):
+  return read_excerpt(data, text_sha256(TEXT), path, Part(**part))
+
+
+def place(excerpt):
+  return excerpt.split, excerpt.first, excerpt.last, excerpt.training
+
+
+def test_the_runs_own_split_is_the_last_that_it_keeps_apart(data):
+  found = read(data)
+  assert place(found) == ("val", 1080, 1200, [(0, 1080)])
+  assert (found.begin, found.end) == (0.9, 1.0)
+  found = read(replace(data, test_fraction=0.2))
+  assert place(found) == ("test", 960, 1200, [(0, 864)])
+  assert (found.begin, found.end) == (0.8, 1.0)
+  every = replace(data, test_fraction=0.2, dev_fraction=0.25)
+  training = [(0, 324), (540, 864)]
+  assert place(read(every)) == ("dev", 324, 540, training)
+  assert place(read(every, split="val")) == ("val", 864, 960, training)
+  assert place(read(every, split="test")) == ("test", 960, 1200, training)
+  assert [*split_ranges(every, TEXT)] == ["test", "train", "val", "dev"]
+
+
+def test_the_training_text_beside_an_excerpt_has_none_of_it(data):
+  found = read(replace(data, dev_fraction=0.2), begin=0.25, end=0.75)
+  assert place(found) == (None, 300, 900, [(0, 300), (900, 1080)])
+  assert found.text == TEXT[300:900] and found.before == TEXT[:300]
+  assert found.training_texts == [TEXT[:300], TEXT[900:1080]]
+  assert place(read(data, begin=0.0)) == (None, 0, 1200, [])
+  assert place(read(data, end=0.95)) == (None, 1080, 1140, [(0, 1080)])
+
+
+def test_the_training_text_beside_another_text_is_what_stands_before(
+  data, tmp_path
+):
+  path = tmp_path / "other.txt"
+  path.write_text("x" * 50)
+  other = replace(data, test_fraction=0.2, dev_fraction=0.2)
+  assert place(read(other, str(path))) == (None, 40, 50, [(0, 40)])
+  assert place(read(other, str(path), begin=0.0)) == (None, 0, 50, [])
+
+
+@pytest.mark.parametrize(
+  ("part", "message"),
+  [
+    ({"split": "dev"}, "no development split: its --dev_fraction is 0"),
+    ({"split": "test"}, "no test split: its --test_fraction is 0"),
+    ({"split": "val", "begin": 0.5}, "--split=val is a part of .* --begin and"),
+    ({"split": "val", "end": 0.5}, "--split=val is a part of .* --begin and"),
+    (
+      {"split": "val", "path": "b"},
+      "--split=val is a part of .* without --cor",
+    ),
+    ({"begin": 0.5, "end": 0.4}, "at least 2 characters between them, got 0.5"),
+  ],
+)
+def test_a_part_that_there_is_not_is_refused(part, message, data, tmp_path):
+  if "path" in part:
+    part = part | {"path": data.corpus}
+  with pytest.raises(ValueError, match=message):
+    read(data, **part)
