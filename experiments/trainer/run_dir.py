@@ -7,6 +7,7 @@ samples.txt      what the model wrote as it learned
 loss.png         both losses over training steps
 result.json      the best loss; written when the run finishes
 evaluation.json  written by `experiments.evaluate`
+ensemble.json    the same of an ensemble whose first member this run is
 explore.html     written by `experiments.explore`
 report.html      written by `experiments.report`
 profile/         the trace of --profile
@@ -38,6 +39,7 @@ from lstm_jax.training import has_state, list_checkpoints
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, RESULT, EVALUATION = "loss.png", "result.json", "evaluation.json"
+ENSEMBLE = "ensemble.json"
 PAGE, REPORT = "explore.html", "report.html"
 PROFILE, TENSORBOARD, CHECKPOINTS = "profile", "tensorboard", "checkpoints"
 PREVIOUS, LOCK = "previous", "lock"
@@ -48,6 +50,7 @@ CONTENTS = (
   PICTURE,
   PROFILE,
   EVALUATION,
+  ENSEMBLE,
   PAGE,
   REPORT,
   TENSORBOARD,
