@@ -3,64 +3,81 @@
   python -m experiments.evaluate --run=DIRECTORY
 
 prints the mean loss on the run's development split, if it has one, or else on
-its test split, or else on its validation split, by three protocols
-(`lstm_jax.language.evaluate`):
+its test split, or else on its validation split, by three protocols, and by two
+more if they are named (`lstm_jax.language.evaluate`,
+`experiments.analysis.mixing`):
 
-  cold      windows of 256 tokens, each read from the zero state
-  stateful  one pass over the whole text
-  dynamic   dynamic evaluation: the weights adapt to the text already read
+  cold            windows of 256 tokens, each read from the zero state
+  stateful        one pass over the whole text
+  dynamic         dynamic evaluation: the weights adapt to the text already read
+  mixed           dynamic, mixed with n-gram models that read the same text
+  mixed_stateful  stateful, mixed likewise
+
+Several --run are an ensemble: the mean of their probabilities is evaluated.
 
 The rate, decay and segment length of dynamic evaluation are chosen on the text
-before the split. --split names another split; --begin and --end select other
-parts of the corpus. --checkpoint=last evaluates the last weights of a finished
-run, which no loss has chosen. The results are saved in the run directory, in
-evaluation.json, beside those of other protocols on the same text. The table has
-the loss per token and per character. The loss per character of a word model
-includes the spelling of unknown words, so that it can be compared with that of
-a character model.
+before the split. The counts of one n-gram model start from the training text,
+those of another from nothing, and the weights of the mixture are learned from
+the text already read. --split names
+another split; --begin and --end select other parts of the corpus.
+--checkpoint=last evaluates the last weights of a finished run, which no loss
+has chosen. The results are saved in the run directory, in evaluation.json (of
+an ensemble, in ensemble.json of the first), beside those of other protocols on
+the same text. The table has the loss per token and per character. The loss per
+character of a word model includes the spelling of unknown words, so that it can
+be compared with that of a character model.
 """
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from experiments.analysis import dynamic_eval
+from experiments.analysis.mixing import check_mixable
+from experiments.analysis.protocols import (
+  MIXED,
+  PROTOCOLS,
+  Member,
+  Protocols,
+  Settings,
+  Texts,
+)
 from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import find_corpus, published_path
 from experiments.trainer.data import SPLITS, text_sha256
 from experiments.trainer.effects import EVALUATE_RULES, without_effect
 from experiments.trainer.environment import device_name
+from experiments.trainer.evaluation import (
+  FIGURES,
+  Row,
+  make_table,
+  merge_earlier,
+)
 from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.format import number_table
-from experiments.trainer.trained import BEST, CHECKPOINTS, Trained, load
+from experiments.trainer.members import cost, load_members
+from experiments.trainer.trained import BEST, CHECKPOINTS, Trained
 from lstm_jax.language import Tokenizer
-from lstm_jax.language.evaluate import (
-  cold_nats,
-  nats_per_character,
-  stateful_nats,
-)
+from lstm_jax.language.evaluate import nats_per_character
 from lstm_jax.language.options import check_options, option
 from lstm_jax.language.word_tokenizer import normalize
 
-PROTOCOLS = "cold", "stateful", "dynamic"
-# Entries that are equal for all results in one evaluation.json.
-SAME = "corpus_sha256", "begin", "end", "step", "device"
+DEFAULT = "cold", "stateful", "dynamic"
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-  """A run, a part of a text, and the protocols; each field is a flag."""
+  """Runs, a part of a text, and the protocols; each field is a flag."""
 
-  run: str = option("", "Run directory.")
+  run: tuple[str, ...] = option(
+    (),
+    "Run directory; repeated, an ensemble whose probabilities are averaged.",
+  )
   corpus: str = option(
     "", "Text to evaluate on; empty for the run's own corpus."
   )
@@ -90,7 +107,7 @@ class EvaluateConfig:
     choices=CHECKPOINTS,
   )
   protocol: tuple[str, ...] = option(
-    PROTOCOLS, "Protocol; may be repeated.", choices=PROTOCOLS
+    DEFAULT, "Protocol; may be repeated.", choices=PROTOCOLS
   )
   window: int = option(256, "Tokens of a cold window.", bounds="[1, inf)")
   segment: int | None = option(
@@ -114,102 +131,96 @@ class EvaluateConfig:
     check_options(self)
 
 
-class Row(NamedTuple):
-  """The result of one protocol, a row of the table."""
-
-  title: str
-  nats: float  # per token
-  nats_per_character: float
-
-
 def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   """Evaluate, print and save the results; return the record of them.
 
   If a protocol fails, the results of those before it are printed and saved.
 
   Raises:
-    ValueError: the run or the corpus is not usable, a number is out of its
-      range, or dynamic evaluation diverges.
+    ValueError: a run or the corpus is not usable, the runs do not belong
+      together, a number is out of its range, or dynamic evaluation diverges.
   """
-  directory = Path(config.run)
-  trained = load(directory, config.checkpoint)
+  directories = [Path(name) for name in config.run]
+  members = load_members(directories, config.checkpoint)
+  trained, directory = members[0], directories[0]
   data, sha256 = trained.config.data, trained.corpus_sha256
   if not config.corpus:
     data = find_corpus(directory, data, sha256, console)
   part = Part(config.split, config.begin, config.end)
   excerpt = read_excerpt(data, sha256, config.corpus, part)
-  tokenizer, model, params = trained.tokenizer, trained.model, trained.params
-  tokens = tokenizer.encode(excerpt.text)
-  before = tokenizer.encode(excerpt.before)
+  tokenizer = trained.tokenizer
+  texts = Texts(
+    tokenizer.encode(excerpt.text),
+    tokenizer.encode(excerpt.before),
+    [tokenizer.encode(text) for text in excerpt.training_texts],
+  )
   fixed = dynamic_eval.FixedSettings(config.rate, config.decay, config.segment)
-  if "dynamic" in config.protocol:
-    dynamic_eval.check_text_before(len(before), fixed)
-  _print_heading(config.run, trained, excerpt, tokens, console)
-  for line in without_effect(config, EVALUATE_RULES).values():
-    console.print(f"warning {line}", soft_wrap=True)
-  corpus = trained.config.data.corpus
-  if config.corpus:
-    corpus = published_path(config.corpus)
-  record = _make_record(trained, corpus, excerpt, tokens)
-  record["checkpoint"] = config.checkpoint
+  if {"dynamic", "mixed"} & {*config.protocol}:
+    dynamic_eval.check_text_before(len(texts.before), fixed)
+  if {*MIXED} & {*config.protocol}:
+    check_mixable(tokenizer, len(texts.tokens))
+  record = _make_record(config, members, excerpt, len(texts.tokens))
+  _print_heading(config, members, excerpt, texts.tokens, record, console)
+  protocols = Protocols(
+    [Member(one.model, one.params) for one in members],
+    texts,
+    Settings(config.window, fixed),
+    config.protocol,
+  )
   rows: list[Row] = []
   try:
     for name in PROTOCOLS:
       if name not in config.protocol:
         continue
-      title = name
-      if name == "cold":
-        title = f"cold windows of {config.window}"
-        nats = cold_nats(model, params, tokens, config.window)
-        record["window"] = config.window
-      elif name == "stateful":
-        nats = stateful_nats(model, params, tokens)
-      else:
-        choice, nats = dynamic_eval.evaluate_dynamically(
-          model, params, before, tokens, fixed
-        )
+      outcome = protocols.outcome(name)
+      for choice in outcome.choices:
         _print_choice(choice, console)
-        best = choice.config
-        title = f"dynamic, rate {best.rate:g}, decay {best.decay:g}"
-        record["dynamic"] = best._asdict()
-      mean, total = float(nats.mean()), float(nats.sum())
+      mean, total = float(outcome.nats.mean()), float(outcome.nats.sum())
       per_character = nats_per_character(tokenizer, excerpt.text, total)
-      record["nats"][name] = mean
-      record["nats_per_character"][name] = per_character
-      rows.append(Row(title, mean, per_character))
+      rows.append(Row(outcome.title, mean, per_character))
+      for figure, value in rows[-1].figures.items():
+        record[figure][name] = value
+      record |= outcome.record
   finally:
     if rows:
-      console.print(_make_table(tokenizer.unit, rows))
-      path = directory / run_dir.EVALUATION
-      write_json(path, _merge_earlier(path, record))
+      console.print(make_table(tokenizer.unit, rows))
+      single = len(members) == 1
+      path = directory / (run_dir.EVALUATION if single else run_dir.ENSEMBLE)
+      write_json(path, merge_earlier(path, record))
       console.print(f"saved in {path}", soft_wrap=True)
   return record
 
 
 def _print_heading(
-  run: str,
-  trained: Trained,
+  config: EvaluateConfig,
+  members: list[Trained],
   excerpt: Excerpt,
   tokens: np.ndarray,
+  record: dict[str, Any],
   console: Console,
 ) -> None:
+  for name, member in zip(config.run, members, strict=True):
+    console.print(f"run     {name}, after step {member.step}", soft_wrap=True)
+  seconds = record["training_seconds"]
+  training = "" if seconds is None else f", {seconds:,.0f} s of training"
   console.print(
-    f"run     {run}, after step {trained.step}\n"
+    f"members {len(members)}, {record['parameters']:,} parameters{training}\n"
     f"text    {excerpt.path}: characters {excerpt.first:,} to "
     f"{excerpt.last:,} of {len(excerpt.whole):,}",
     soft_wrap=True,
   )
-  tokenizer, text = trained.tokenizer, excerpt.text
+  tokenizer, text = members[0].tokenizer, excerpt.text
   if tokenizer.unknown_tokens:
     unknown = np.isin(tokens[1:], tokenizer.unknown_tokens).mean()
-    spelling = _spelling_nats(tokenizer, text) / (len(text) - 1)
     console.print(
       f"words   {len(tokens):,}, {unknown:.2%} of them unknown, whose spelling "
-      f"costs {spelling:.4f} nats per character;\n"
+      f"costs {record['spelling'] / (len(text) - 1):.4f} nats per character;\n"
       f"        {len(text) - len(normalize(text)):,} blanks are dropped by the "
       "normal form and cost nothing",
       soft_wrap=True,
     )
+  for line in without_effect(config, EVALUATE_RULES).values():
+    console.print(f"warning {line}", soft_wrap=True)
 
 
 def _print_choice(choice: dynamic_eval.Choice, console: Console) -> None:
@@ -230,56 +241,32 @@ def _spelling_nats(tokenizer: Tokenizer, text: str) -> float:
 
 
 def _make_record(
-  trained: Trained, corpus: str, excerpt: Excerpt, tokens: np.ndarray
+  config: EvaluateConfig,
+  members: list[Trained],
+  excerpt: Excerpt,
+  num_tokens: int,
 ) -> dict[str, Any]:
   """Return the record of an evaluation, without results."""
+  trained, corpus = members[0], members[0].config.data.corpus
+  steps = [member.step for member in members]
+  ensemble = len(members) > 1
   return {
-    "corpus": corpus,
+    "corpus": published_path(config.corpus) if config.corpus else corpus,
     "corpus_sha256": text_sha256(excerpt.whole),
-    "step": trained.step,
+    "runs": [published_path(name) for name in config.run] if ensemble else None,
+    "checkpoint": config.checkpoint,
+    "step": steps if ensemble else trained.step,
+    **cost([Path(name) for name in config.run], members)._asdict(),
     "split": excerpt.split,
     "begin": excerpt.begin,
     "end": excerpt.end,
     "tokenizer": trained.tokenizer.unit,
-    "predictions": len(tokens) - 1,
+    "predictions": num_tokens - 1,
     "characters": len(excerpt.text) - 1,
     "spelling": _spelling_nats(trained.tokenizer, excerpt.text),
     "device": device_name(),
-    "nats": {},
-    "nats_per_character": {},
+    **{figure: {} for figure in FIGURES},
   }
-
-
-def _make_table(unit: str, rows: list[Row]) -> Table:
-  units = dict.fromkeys((unit, "character"))
-  nats = (f"nats/{u[:4]}" for u in units)
-  table = number_table("protocol", *nats, "bits/char", "perplexity")
-  for row in rows:
-    losses = {unit: row.nats, "character": row.nats_per_character}
-    table.add_row(
-      row.title,
-      *(f"{losses[u]:.4f}" for u in units),
-      f"{row.nats_per_character / math.log(2):.4f}",
-      f"{math.exp(row.nats):.3f}",
-    )
-  return table
-
-
-def _merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-  """Return the record, with the file's results of other protocols.
-
-  The file is ignored if it is of another text, part, step or device.
-  """
-  try:
-    earlier = json.loads(path.read_text("utf-8"))
-    if any(earlier[name] != record[name] for name in SAME):
-      return record
-    merged = earlier | record
-    for name in ("nats", "nats_per_character"):
-      merged[name] = earlier[name] | record[name]
-  except (OSError, ValueError, KeyError, TypeError):  # no file, or another's
-    return record
-  return merged
 
 
 def main() -> None:

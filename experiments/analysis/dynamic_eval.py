@@ -23,6 +23,7 @@ from lstm_jax.language import LanguageModel, LanguageParams, make_batches
 from lstm_jax.language.dynamic_eval import (
   Divergence,
   DynamicEvalConfig,
+  dynamic_log_probs,
   dynamic_nats,
   gradient_scale,
 )
@@ -69,8 +70,10 @@ def evaluate_dynamically(
   before: np.ndarray,
   tokens: np.ndarray,
   fixed: FixedSettings,
+  *,
+  full: bool = False,
 ) -> tuple[Choice, np.ndarray]:
-  """Choose the settings, and return them with the nats of tokens[1:].
+  """Choose the settings, and return them with the predictions of tokens[1:].
 
   Args:
     model: the language model.
@@ -78,6 +81,11 @@ def evaluate_dynamically(
     before: the text before that one, int32 [M].
     tokens: the text to evaluate on, int32 [N].
     fixed: settings that are not to be chosen.
+    full: whether to return the probabilities of every token.
+
+  Returns:
+    (settings, logarithms of the probability of each token, [N − 1], or if
+    `full` of every token, [N − 1, V]).
 
   Raises:
     ValueError: a setting is out of its range.
@@ -101,7 +109,10 @@ def evaluate_dynamically(
 
   try:
     choice = _choose(nats, before, fixed, pool)
-    return choice, nats(choice.config, tokens)
+    if not full:
+      return choice, -nats(choice.config, tokens)
+    r = scales[choice.config.segment].result()
+    return choice, dynamic_log_probs(model, params, tokens, r, choice.config)
   finally:
     pool.shutdown(cancel_futures=True)
 

@@ -106,8 +106,8 @@ EVALUATE_RULES = (
   *(
     Rule(
       flag,
-      "--protocol leaves out dynamic",
-      lambda config: "dynamic" not in config.protocol,
+      "--protocol leaves out dynamic and mixed",
+      lambda config: not {"dynamic", "mixed"} & {*config.protocol},
       None,
     )
     for flag in ("segment", "rate", "decay")

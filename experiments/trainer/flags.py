@@ -108,7 +108,9 @@ def _define(leaf: Leaf, flag_values: flags.FlagValues) -> flags.FlagHolder:
   if leaf.kind is bool:
     return flags.DEFINE_boolean(name, value, text, **options)
   if leaf.kind is str:
-    return flags.DEFINE_string(name, value, text, **options)
+    define = flags.DEFINE_string
+    define = flags.DEFINE_multi_string if leaf.repeated else define
+    return define(name, value, text, **options)
   low = float(leaf.bounds[1:].split(",")[0]) if leaf.bounds else None
   low = int(low) if leaf.kind is int and low is not None else low
   if leaf.repeated:

@@ -7,6 +7,7 @@ samples.txt      what the model wrote as it learned
 loss.png         both losses over training steps
 result.json      the best loss; written when the run finishes
 evaluation.json  written by `experiments.evaluate`
+ensemble.json    the same of an ensemble whose first member this run is
 explore.html     written by `experiments.explore`
 report.html      written by `experiments.report`
 profile/         the trace of --profile
@@ -32,6 +33,7 @@ from lstm_jax.training import list_checkpoints
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, RESULT, EVALUATION = "loss.png", "result.json", "evaluation.json"
+ENSEMBLE = "ensemble.json"
 PAGE, REPORT = "explore.html", "report.html"
 PROFILE, TENSORBOARD, CHECKPOINTS = "profile", "tensorboard", "checkpoints"
 PREVIOUS = "previous"
@@ -43,6 +45,7 @@ CONTENTS = (
   PICTURE,
   PROFILE,
   EVALUATION,
+  ENSEMBLE,
   PAGE,
   REPORT,
   TENSORBOARD,

@@ -29,7 +29,7 @@ import numpy as np
 from lstm_jax.language.evaluate import check_tokens
 
 ORDER = 7  # tokens of the longest context
-DISCOUNT = 0.9  # δ
+DISCOUNT = 0.75  # δ
 
 
 class Predictions(NamedTuple):
@@ -93,7 +93,7 @@ def _predict(counts: np.ndarray, discount: float) -> tuple[np.ndarray, int]:
     discount: δ.
   """
   totals = counts.sum(axis=1)
-  num = int(np.count_nonzero(totals))  # new where a shorter one is
+  num = int(np.count_nonzero(totals))  # a context is new where a shorter one is
   counts, totals = counts[:num], totals[:num]
   left = discount * np.count_nonzero(counts, axis=1) / totals
   # The weight of each order: what all the longer ones have left.

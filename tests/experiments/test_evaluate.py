@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.console import Console
 from experiments import evaluate, explore, report, train
 from experiments.analysis import dynamic_eval
 from experiments.analysis.dynamic_eval import RATES
+from experiments.analysis.protocols import MIXED, PROTOCOLS
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer import run_dir
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -32,7 +34,7 @@ from tests.experiments.pages import explored
 
 @pytest.fixture
 def options(run):
-  return EvaluateConfig(str(run), window=16, segment=4)
+  return EvaluateConfig((str(run),), window=16, segment=4)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_the_flags_are_the_fields_and_protocol_may_be_repeated():
   holders = define_flags(EvaluateConfig(), values)
   values(["evaluate", "--run=r", "--protocol=dynamic", "--protocol=cold"])
   config = config_from_flags(EvaluateConfig(), holders)
-  assert config == EvaluateConfig("r", protocol=("dynamic", "cold"))
+  assert config == EvaluateConfig(("r",), protocol=("dynamic", "cold"))
   for wrong in ("--protocol=hot", "--window=0", "--rate=nan", "--begin=-1"):
     with pytest.raises(flags.IllegalFlagValueError):
       values(["evaluate", wrong])
@@ -78,7 +80,7 @@ def test_a_flag_of_a_protocol_that_is_left_out_is_a_warning(
   shown = console.file.getvalue()
   reason = "has no effect: --protocol leaves out"
   assert f"\nwarning --window=16 {reason} cold\n" in shown
-  assert f"\nwarning --segment=4 {reason} dynamic\n" in shown
+  assert f"\nwarning --segment=4 {reason} dynamic and mixed\n" in shown
 
 
 def test_every_protocol_is_measured_and_recorded(run, options, console):
@@ -117,8 +119,8 @@ def test_the_development_split_is_evaluated_unless_another_is_named(
   with open(config.data.corpus, "w", encoding="utf-8") as file:
     file.writelines(f"{VERSE}Number {n}.\n\n" for n in range(30))
   config = replace(config, dev_fraction=0.2, test_fraction=0.1)
-  options = EvaluateConfig(str(explored.write_run(config)))
-  options = replace(options, protocol=("stateful",))
+  directory = str(explored.write_run(config))
+  options = EvaluateConfig((directory,), protocol=("stateful",))
   text, trained = read_text(config.data.corpus), load(Path(config.job.run))
   for name, first, last in (
     (None, *middle_slice(text[: int(0.81 * len(text))], 0.2)),
@@ -146,10 +148,86 @@ def test_a_run_with_a_test_split_is_evaluated_on_it(run, options, console):
   assert record["nats"]["cold"] == nats.mean()
 
 
+@pytest.fixture
+def other(run):
+  """Another run on the corpus of `run`, untrained and of another size."""
+  config = load(run).config
+  directory = str(run.parent / "other")
+  return explored.write_run(replace(config, run=directory, hidden_size=5))
+
+
+def test_several_runs_are_an_ensemble(run, other, options, console):
+  together = replace(options, run=(str(run), str(other)), protocol=PROTOCOLS)
+  together = replace(together, rate=1e-3, decay=0.1)
+  evaluate.run(replace(together, protocol=("cold",)), console)
+  found = evaluate.run(replace(together, protocol=PROTOCOLS[1:]), console)
+  record = json.loads((run / run_dir.ENSEMBLE).read_text())
+  assert not (run / run_dir.EVALUATION).exists()
+  assert [*record["nats"]] == [*PROTOCOLS]
+  members = [load(run), load(other)]
+  sizes = [p.size for m in members for p in jax.tree.leaves(m.params)]
+  assert (record["members"], record["parameters"]) == (2, sum(sizes))
+  assert record["training_seconds"] is None  # the other is not finished
+  assert record["step"] == [members[0].step, 0]
+  assert record["runs"] == [str(run), str(other)]
+  settings = {"rate": 1e-3, "decay": 0.1, "segment": 4}
+  assert record["dynamic"] == [settings, settings]
+  assert record["mixed"]["order"] == 7
+  text = read_text(members[0].config.data.corpus)
+  tokens = members[0].tokenizer.encode(split(text, 0.1)[1])
+  nats = [stateful_nats(m.model, m.params, tokens) for m in members]
+  expected = -np.log(np.mean(np.exp(-np.array(nats)), axis=0)).mean()
+  assert abs(record["nats"]["stateful"] - expected) < 1e-6
+  for name, mean in found["nats"].items():
+    assert abs(record["bits_per_character"][name] - mean / np.log(2)) < 1e-12
+    assert abs(record["perplexity"][name] - np.exp(mean)) < 1e-12
+  printed = console.file.getvalue()
+  assert f"members 2, {sum(sizes):,} parameters\n" in printed
+  assert f"run     {other}, after step 0\n" in printed
+  single = evaluate.run(replace(options, protocol=("cold",)), console)
+  assert (single["members"], single["runs"]) == (1, None)
+  seconds = json.loads((run / run_dir.RESULT).read_text())["seconds"]
+  assert single["training_seconds"] == seconds
+  printed = console.file.getvalue()
+  assert f" parameters, {seconds:,.0f} s of training\n" in printed
+
+
+def test_runs_that_do_not_belong_together_are_refused(
+  run, other, options, console
+):
+  def refused(match, **changes):
+    edit_config(other, **changes)
+    with pytest.raises(ValueError, match=match):
+      evaluate.run(replace(options, run=(str(run), str(other))), console)
+
+  same = "must have the same corpus, vocabulary and splits"
+  sha256 = load(run).corpus_sha256
+  refused(f"{same}: the corpus of .*other differs", corpus_sha256="0")
+  refused(f"{same}: --dev_fraction of", corpus_sha256=sha256, dev_fraction=0.1)
+  corpus = run.parent / "more.txt"
+  corpus.write_text(read_text(load(run).config.data.corpus) + "§")
+  shutil.rmtree(other)
+  changed = replace(load(run).config, corpus=str(corpus), run=str(other))
+  explored.write_run(changed)
+  refused(f"{same}: the vocabulary of", corpus_sha256=sha256)
+  with pytest.raises(ValueError, match="run is given twice"):
+    evaluate.run(replace(options, run=(str(run), f"{run}/")), console)
+
+
+def test_a_mixture_needs_characters(word_config, console):
+  directory = str(explored.write_run(word_config))
+  for name in MIXED:
+    options = EvaluateConfig((directory,), protocol=(name,), segment=1)
+    with pytest.raises(
+      ValueError, match="mixed with models of characters, got"
+    ):
+      evaluate.run(options, console)
+
+
 def test_a_word_model_is_measured_per_character_too(word_config, console):
   result = train.run(word_config, console)
   protocols = "cold", "stateful"
-  options = EvaluateConfig(str(result.directory), protocol=protocols)
+  options = EvaluateConfig((str(result.directory),), protocol=protocols)
   record = evaluate.run(options, console)
   tokenizer = load(result.directory).tokenizer
   _, val_text = split(

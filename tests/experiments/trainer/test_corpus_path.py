@@ -28,7 +28,7 @@ POEMS = "data/shakespeare.txt"
 
 
 def evaluated(directory, console):
-  options = EvaluateConfig(str(directory), protocol=("cold",))
+  options = EvaluateConfig((str(directory),), protocol=("cold",))
   return evaluate.run(options, console)
 
 

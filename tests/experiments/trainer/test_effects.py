@@ -112,6 +112,8 @@ def test_an_evaluation_names_flags_of_protocols_that_it_leaves_out():
     (("dynamic",), ["window"]),
     (("cold",), ["segment", "rate", "decay"]),
     (("stateful",), [*given]),
+    (("mixed",), ["window"]),
+    (("mixed_stateful",), [*given]),
   ):
     config = EvaluateConfig(protocol=protocols, **given)
     assert [*without_effect(config, EVALUATE_RULES)] == unused

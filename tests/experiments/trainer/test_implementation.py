@@ -42,7 +42,7 @@ def test_a_run_with_kernels_is_evaluated_and_sampled_on_a_cpu(
   assert trained.config.model.implementation == "mosaic_gpu"
   assert trained.model == same.model
   assert worst(trained.params, same.params) < 1e-3
-  options = EvaluateConfig(str(result.directory), window=16, segment=4)
+  options = EvaluateConfig((str(result.directory),), window=16, segment=4)
   losses = evaluate.run(options, console)["nats"]
   assert set(losses) == {"cold", "stateful", "dynamic"}
   assert abs(losses["stateful"] - result.val_loss) < 1e-6

@@ -1,0 +1,193 @@
+"""A text read by each protocol of evaluation, with one model or an ensemble.
+
+  cold            windows, each read from the zero state
+  stateful        one pass over the whole text
+  dynamic         dynamic evaluation: the weights adapt to the text already read
+  mixed           dynamic, mixed with n-gram models that read the same text
+  mixed_stateful  stateful, mixed likewise
+
+The probability of a token by an ensemble is the mean of its members'. In
+dynamic evaluation each member adapts by itself, with settings of its own.
+"""
+
+import math
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.analysis import dynamic_eval, mixing
+from lstm_jax.language import LanguageModel, LanguageParams
+from lstm_jax.language.evaluate import (
+  cold_nats,
+  stateful_log_probs,
+  stateful_nats,
+)
+from lstm_jax.language.ngram import (
+  DISCOUNT,
+  ORDER,
+  Predictions,
+  ngram_predictions,
+)
+
+MIXED = "mixed", "mixed_stateful"
+PROTOCOLS = "cold", "stateful", "dynamic", *MIXED
+
+
+class Member(NamedTuple):
+  """One model of an ensemble."""
+
+  model: LanguageModel
+  params: LanguageParams
+
+
+class Texts(NamedTuple):
+  """The text to evaluate on, and those that settings and counts come from."""
+
+  tokens: np.ndarray  # int32 [N]
+  before: np.ndarray  # the text before it, int32 [M]
+  training: list[
+    np.ndarray
+  ]  # pieces of the training text, none of it in tokens
+
+
+class Settings(NamedTuple):
+  """Settings of the protocols."""
+
+  window: int  # tokens of a cold window
+  fixed: dynamic_eval.FixedSettings
+
+
+class Outcome(NamedTuple):
+  """The result of one protocol."""
+
+  title: str
+  nats: np.ndarray  # of each token but the first, [N − 1]
+  record: dict[str, Any]  # settings, by their names in evaluation.json
+  choices: list[dynamic_eval.Choice]  # the members' settings, if chosen for it
+
+
+class Protocols:
+  """Reads a text by one protocol after another.
+
+  Args:
+    members: the models; one, or an ensemble of a common vocabulary.
+    texts: the text to read, and others.
+    settings: of the protocols.
+    names: the protocols that will be asked for. What two of them need is
+      computed once.
+  """
+
+  def __init__(
+    self,
+    members: list[Member],
+    texts: Texts,
+    settings: Settings,
+    names: Iterable[str],
+  ):
+    self._members, self._texts, self._settings = members, texts, settings
+    self._names = set(names)
+
+  def outcome(self, name: str) -> Outcome:
+    """Return the result of a protocol.
+
+    Raises:
+      ValueError: a setting is out of its range.
+      Divergence: dynamic evaluation diverges.
+    """
+    match name:
+      case "cold":
+        return self._cold()
+      case "stateful":
+        return Outcome("stateful", self._nats(self._stateful), {}, [])
+      case "dynamic":
+        return self._dynamic_outcome()
+      case "mixed":
+        return self._mixed("dynamic", self._dynamic[1])
+      case "mixed_stateful":
+        return self._mixed("stateful", self._stateful)
+    raise ValueError(f"protocol must be one of {PROTOCOLS}, got {name!r}")
+
+  def _cold(self) -> Outcome:
+    tokens, window = self._texts.tokens, self._settings.window
+    members = (-cold_nats(*member, tokens, window) for member in self._members)
+    record = {"window": window}
+    return Outcome(f"cold windows of {window}", -log_mean(members), record, [])
+
+  def _dynamic_outcome(self) -> Outcome:
+    choices, predicted = self._dynamic
+    configs = [choice.config for choice in choices]
+    title = "dynamic, settings of each member"
+    record: Any = [config._asdict() for config in configs]
+    if len(configs) == 1:
+      (config,), (record,) = configs, record
+      title = f"dynamic, rate {config.rate:g}, decay {config.decay:g}"
+    return Outcome(title, self._nats(predicted), {"dynamic": record}, choices)
+
+  def _mixed(self, base: str, log_probs: np.ndarray) -> Outcome:
+    trained, read = self._ngrams
+    experts = log_probs, trained.log_probs, read.log_probs
+    targets = self._texts.tokens[1:]
+    nats = mixing.mixed_nats(experts, trained.longest, targets)
+    record = {
+      "order": ORDER,
+      "discount": DISCOUNT,
+      "rate": mixing.RATE,
+      "weights": [*mixing.WEIGHTS],
+    }
+    title = f"mixed, {base} and n-grams"
+    return Outcome(title, nats, {"mixed": record}, [])
+
+  @cached_property
+  def _stateful(self) -> np.ndarray:
+    """Log probabilities of each token, [N − 1]; if mixed, of all, [.., V]."""
+    tokens = self._texts.tokens
+    if "mixed_stateful" in self._names:
+      return log_mean(stateful_log_probs(*m, tokens) for m in self._members)
+    return log_mean(-stateful_nats(*m, tokens) for m in self._members)
+
+  @cached_property
+  def _dynamic(self) -> tuple[list[dynamic_eval.Choice], np.ndarray]:
+    """The members' settings, and what `_stateful` has."""
+    choices = []
+
+    def predictions():
+      for member in self._members:
+        choice, predicted = dynamic_eval.evaluate_dynamically(
+          *member,
+          self._texts.before,
+          self._texts.tokens,
+          self._settings.fixed,
+          full="mixed" in self._names,
+        )
+        choices.append(choice)
+        yield predicted
+
+    return choices, log_mean(predictions())
+
+  @cached_property
+  def _ngrams(self) -> tuple[Predictions, Predictions]:
+    """Those of counts from the training text, and from what is read alone."""
+    size = len(self._members[0].params.bias)
+    tokens, _, training = self._texts
+    return (
+      ngram_predictions(tokens, training, size),
+      ngram_predictions(tokens, [], size),
+    )
+
+  def _nats(self, predicted: np.ndarray) -> np.ndarray:
+    """Return the nats of each token but the first, float64 [N − 1]."""
+    if predicted.ndim > 1:
+      targets = self._texts.tokens[1:]
+      predicted = predicted[np.arange(len(targets)), targets]
+    return -predicted.astype(np.float64)
+
+
+def log_mean(log_probs: Iterable[np.ndarray]) -> np.ndarray:
+  """Return the logarithm of the mean of probabilities, given as logarithms."""
+  arrays = iter(log_probs)
+  total, count = next(arrays), 1
+  for array in arrays:
+    total, count = np.logaddexp(total, array), count + 1
+  return total - math.log(count) if count > 1 else total

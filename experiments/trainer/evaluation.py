@@ -1,0 +1,63 @@
+"""The results of an evaluation: its table, and its file in a run directory."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from experiments.trainer.format import number_table, perplexity
+
+# Entries that are equal for all results in one file.
+SAME = "corpus_sha256", "begin", "end", "runs", "step", "device"
+# Those with a number for each protocol; the perplexity is that of the tokens.
+FIGURES = "nats", "nats_per_character", "bits_per_character", "perplexity"
+
+
+class Row(NamedTuple):
+  """The result of one protocol, a row of the table."""
+
+  title: str
+  nats: float  # per token
+  nats_per_character: float
+
+  @property
+  def figures(self) -> dict[str, float]:
+    """The loss in each of FIGURES."""
+    bits = self.nats_per_character / math.log(2)
+    numbers = self.nats, self.nats_per_character, bits, perplexity(self.nats)
+    return dict(zip(FIGURES, numbers, strict=True))
+
+
+def make_table(unit: str, rows: list[Row]) -> Table:
+  """Return the results of protocols as a table."""
+  units = dict.fromkeys((unit, "character"))
+  nats = (f"nats/{u[:4]}" for u in units)
+  table = number_table("protocol", *nats, "bits/char", "perplexity")
+  for row in rows:
+    losses = {unit: row.nats, "character": row.nats_per_character}
+    table.add_row(
+      row.title,
+      *(f"{losses[u]:.4f}" for u in units),
+      f"{row.figures['bits_per_character']:.4f}",
+      f"{row.figures['perplexity']:.3f}",
+    )
+  return table
+
+
+def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+  """Return the record, with the file's results of other protocols.
+
+  The file is ignored if it is of another text, part, step or device.
+  """
+  try:
+    earlier = json.loads(path.read_text("utf-8"))
+    if any(earlier[name] != record[name] for name in SAME):
+      return record
+    merged = earlier | record
+    for name in FIGURES:
+      merged[name] = earlier[name] | record[name]
+  except (OSError, ValueError, KeyError, TypeError):  # no file, or another's
+    return record
+  return merged

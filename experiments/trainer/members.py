@@ -1,0 +1,77 @@
+"""The runs whose models are evaluated together, as an ensemble."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from experiments.trainer import run_dir
+from experiments.trainer.trained import Trained, load
+
+SPLIT_FLAGS = "val_fraction", "test_fraction", "dev_fraction"
+
+
+class Cost(NamedTuple):
+  """What the members of an ensemble cost together."""
+
+  members: int
+  parameters: int
+  training_seconds: float | None  # None if a run is not finished
+
+
+def load_members(directories: list[Path], checkpoint: str) -> list[Trained]:
+  """Load the models of runs, which must know and leave out the same text.
+
+  Raises:
+    ValueError: a run is given twice; they differ in their corpus, vocabulary or
+      splits; or as `load`.
+  """
+  seen: set[Path] = set()
+  for directory in directories:
+    if directory.resolve() in seen:
+      raise ValueError(f"--run={directory} is given twice")
+    seen.add(directory.resolve())
+  members = [load(directory, checkpoint) for directory in directories]
+  for directory, member in zip(directories, members, strict=True):
+    difference = _difference(members[0], member)
+    if difference:
+      raise ValueError(
+        f"the runs of an ensemble must have the same corpus, vocabulary and "
+        f"splits: {difference} of {directory} differs from that of "
+        f"{directories[0]}"
+      )
+  return members
+
+
+def _difference(one: Trained, other: Trained) -> str | None:
+  """Return what two runs differ in; None where they can be averaged."""
+  if one.corpus_sha256 != other.corpus_sha256:
+    return "the corpus"
+  if one.tokenizer != other.tokenizer:
+    return "the vocabulary"
+  for flag in SPLIT_FLAGS:
+    if getattr(one.config.data, flag) != getattr(other.config.data, flag):
+      return f"--{flag}"
+  return None
+
+
+def cost(directories: list[Path], members: list[Trained]) -> Cost:
+  """Return what the members cost together."""
+  leaves = jax.tree.leaves([member.params for member in members])
+  seconds = [_training_seconds(directory) for directory in directories]
+  known = [s for s in seconds if s is not None]
+  return Cost(
+    len(members),
+    sum(leaf.size for leaf in leaves),
+    round(sum(known), 3) if len(known) == len(seconds) else None,
+  )
+
+
+def _training_seconds(directory: Path) -> float | None:
+  """Return how long a finished run has trained."""
+  try:
+    record = json.loads((directory / run_dir.RESULT).read_text("utf-8"))
+    return float(record["seconds"])
+  except (OSError, ValueError, KeyError, TypeError):  # unfinished, or damaged
+    return None

@@ -1,0 +1,108 @@
+"""Ensembles and mixtures: what is averaged, and that none reads ahead."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.analysis import dynamic_eval
+from experiments.analysis.mixing import mixed_nats
+from experiments.analysis.protocols import (
+  PROTOCOLS,
+  Member,
+  Protocols,
+  Settings,
+  Texts,
+)
+from lstm_jax.language import ModelConfig, language_model, make_batches
+from lstm_jax.language.dynamic_eval import (
+  DynamicEvalConfig,
+  dynamic_log_probs,
+  gradient_scale,
+)
+from lstm_jax.language.evaluate import (
+  cold_nats,
+  stateful_log_probs,
+  stateful_nats,
+)
+from lstm_jax.language.ngram import ngram_predictions
+from tests.draws import normal_like, worst
+
+V, N = 7, 53
+RNG = np.random.default_rng(0)
+TOKENS, BEFORE = (RNG.integers(0, V, n).astype(np.int32) for n in (N, 140))
+SETTINGS = Settings(8, dynamic_eval.FixedSettings(0.05, 0.02, 4))
+CONFIG = DynamicEvalConfig(0.05, 0.02, 4)
+
+
+@pytest.fixture
+def members(key):
+  config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.float64)
+  model = language_model(config, V)
+  like = jax.eval_shape(model.init, key)
+  return [Member(model, normal_like(k, like)) for k in jax.random.split(key)]
+
+
+def outcomes(members, tokens=TOKENS, names=PROTOCOLS):
+  texts = Texts(tokens, BEFORE, [BEFORE])
+  protocols = Protocols(members, texts, SETTINGS, names)
+  return {name: protocols.outcome(name).nats for name in names}
+
+
+def test_the_probability_of_an_ensemble_is_the_mean_of_its_members(members):
+  found, places = outcomes(members), (np.arange(N - 1), TOKENS[1:])
+  epoch = make_batches(BEFORE, 32, 4)
+  dynamic = np.mean(
+    [
+      np.exp(dynamic_log_probs(*m, TOKENS, gradient_scale(*m, epoch), CONFIG))
+      for m in members
+    ],
+    axis=0,
+  )
+  stateful = np.mean(
+    [np.exp(stateful_log_probs(*m, TOKENS)) for m in members], axis=0
+  )
+  cold = np.mean([np.exp(-cold_nats(*m, TOKENS, 8)) for m in members], axis=0)
+  trained, read = (ngram_predictions(TOKENS, t, V) for t in ([BEFORE], []))
+  ngrams = trained.log_probs, read.log_probs
+
+  def mixed(probs):
+    experts = np.log(probs), *ngrams
+    return mixed_nats(experts, trained.longest, TOKENS[1:])
+
+  for name, expected in (
+    ("cold", -np.log(cold)),
+    ("stateful", -np.log(stateful[places])),
+    ("dynamic", -np.log(dynamic[places])),
+    ("mixed", mixed(dynamic)),
+    ("mixed_stateful", mixed(stateful)),
+  ):
+    assert worst(found[name], expected) < 1e-12, name
+
+
+def test_what_a_mixture_does_not_need_changes_no_loss(members):
+  alone = outcomes(members, names=("stateful", "dynamic"))
+  found = outcomes(members)
+  for name, nats in alone.items():
+    assert worst(found[name], nats) < 1e-12
+  (single,) = outcomes(members[:1], names=("stateful",)).values()
+  assert (single == stateful_nats(*members[0], TOKENS)).all()
+
+
+def test_a_later_token_changes_no_earlier_loss(members):
+  before = outcomes(members)
+  for position in (1, 20, N - 1):
+    changed = TOKENS.copy()
+    changed[position] = (changed[position] + 1) % V
+    for name, nats in outcomes(members, changed).items():
+      # The token at a position is prediction position − 1.
+      earlier = slice(0, position - 1)
+      assert (nats[earlier] == before[name][earlier]).all(), name
+      assert nats[position - 1] != before[name][position - 1], name
+
+
+def test_an_unknown_protocol_is_refused(members):
+  with pytest.raises(
+    ValueError, match=r"protocol must be one of .*, got 'hot'"
+  ):
+    outcomes(members, names=("hot",))
