@@ -116,7 +116,7 @@ def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
   moved = directory.rename(tmp_path / "moved")
   assert evaluated(moved, console)["corpus"] == KEPT
   explore.run(explore.ExploreConfig(str(moved)), console)
-  assert sample.run(str(moved), "Shall", 5, 0.8, 0, 1.0, 1, 0)
+  assert sample.run(str(moved), "Shall", 5, 0.8, 0, 1.0, 0.0, 1, 0, 1, 0, False)
   assert derive(read_run_history(moved))
   with pytest.raises(ValueError, match="already holds a run"):
     train.run(replace(piped, run=str(moved)), console)

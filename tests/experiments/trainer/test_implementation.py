@@ -46,9 +46,21 @@ def test_a_run_with_kernels_is_evaluated_and_sampled_on_a_cpu(
   losses = evaluate.run(options, console)["nats"]
   assert set(losses) == {"cold", "stateful", "dynamic"}
   assert abs(losses["stateful"] - result.val_loss) < 1e-6
-  (text,) = sample.run(
-    str(result.directory), "Shall I", 25, 0.8, 0, 1.0, num_samples=1, seed=0
+  (parts,) = sample.run(
+    str(result.directory),
+    prompt="Shall I",
+    length=25,
+    temperature=0.8,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    num_samples=1,
+    seed=0,
+    best_of=1,
+    beam=0,
+    interactive=False,
   )
+  text = "".join(parts)
   assert text.startswith("Shall I") and len(text) == 7 + 25
   assert history.derive(history.read_run_history(result.directory))
 

@@ -206,7 +206,7 @@ def test_a_file_of_that_name_wins_and_a_directory_does_not(named):
 
 
 def evaluated(directory, console):
-  options = evaluate.EvaluateConfig(str(directory), protocol=("cold",))
+  options = evaluate.EvaluateConfig((str(directory),), protocol=("cold",))
   return evaluate.run(options, console)
 
 
@@ -269,7 +269,7 @@ def test_a_named_corpus_is_compared_and_another_text_is_evaluated(
 ):
   assert compared.read_corpus(replace(comparison, corpus="verse")).tokenizer
   options = evaluate.EvaluateConfig(
-    str(finished), corpus="verse", protocol=("cold",), end=0.5, begin=0.0
+    (str(finished),), corpus="verse", protocol=("cold",), end=0.5, begin=0.0
   )
   assert evaluate.run(options, console)["corpus"] == "verse"
   assert named.paths == ["/text"]
