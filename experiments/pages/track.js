@@ -3,7 +3,7 @@
 // the −log p of each. The states are kept in blocks, so that old ones can go.
 
 const BLOCK = 128;  // tokens
-const KEPT_BYTES = 96 * 2 ** 20, KEPT_TOKENS = 8192;
+const KEPT_BYTES = 96 * 2 ** 20, KEPT_TOKENS = 6144;
 
 class Track {
   // start: the token that stands before the text, such as a line break.

@@ -3,7 +3,8 @@
 
 const SHADES = 64;  // colors between the page's and the strongest
 const LISTED = 8;  // likeliest tokens
-const SLICE = 12;  // ms of a frame that may be computed in
+const SLICE = 12;  // ms of a frame in which the model computes, at least
+const LONGEST_SLICE = 30;
 
 const nextFrame = () => new Promise(requestAnimationFrame);
 const count = (n) => n.toLocaleString("en");

@@ -110,16 +110,19 @@ class Writing {
     $("play").textContent = "Pause";
     $("status").textContent = "";
     let due = 0, before = performance.now(), counted = 0, since = before;
+    let slice = SLICE;
     for (;;) {
       const now = await nextFrame();
       if (this.run !== run) return;
       const start = performance.now(), { speed } = this.settings;
       const passed = (now - before) / 1000;  // seconds; may be 0
+      // Half of the time, where the browser needs long to draw.
+      slice = Math.max(SLICE, Math.min(LONGEST_SLICE, now - before - slice));
       due = speed === Infinity ? speed
         : Math.min(due + passed * speed, Math.max(1, speed));
       before = now;
       while ((due >= 1 || this.given.length)
-        && performance.now() - start < SLICE) {
+        && performance.now() - start < slice) {
         if (!this.given.length) due--;
         this.advance();
         counted++;

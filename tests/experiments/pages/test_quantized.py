@@ -1,0 +1,69 @@
+"""Weights in 8 bits: what they stand for, and what they may cost."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.pages import quantized
+from experiments.pages.quantized import (
+  Quantized,
+  dequantize,
+  dequantize_params,
+  measure_cost,
+  quantize,
+  quantize_params,
+)
+from experiments.trainer.trained import load
+from lstm_jax import layernorm_lstm
+from lstm_jax.language import ModelConfig, language_model
+
+
+def test_a_weight_is_rounded_by_half_a_level_of_its_output():
+  w = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
+  w[1] *= 1e-4
+  w[2] = 0
+  matrix = quantize(w)
+  assert matrix.levels.dtype == np.int8 and matrix.scales.shape == (5,)
+  assert np.abs(matrix.levels).max(axis=1).tolist() == [127, 127, 0, 127, 127]
+  error = np.abs(dequantize(matrix) - w)
+  assert (error <= 0.5001 * matrix.scales[:, None]).all()
+  assert (dequantize(matrix)[2] == 0).all() and error.max() > 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_quantized_params_are_the_model_with_rounded_matrices(tied, key):
+  config = ModelConfig(
+    cell=layernorm_lstm, embedding_size=6, hidden_size=6, num_layers=2
+  )
+  config = dataclasses.replace(config, tied=tied)
+  params = language_model(config, 7).init(key)
+  packed = quantize_params(params)
+  assert packed.layers[1].w_x.levels.shape == (24, 6)  # by outputs
+  assert (
+    isinstance(packed.embedding, Quantized) and (packed.readout is None) == tied
+  )
+  found = dequantize_params(packed)
+  for ours, theirs in zip(
+    jax.tree.leaves(found), jax.tree.leaves(params), strict=True
+  ):
+    assert ours.shape == theirs.shape
+    error = np.abs(ours - theirs).max()
+    assert error <= np.abs(theirs).max() / 254 + 1e-7
+    assert (error == 0) == (theirs.ndim == 1)
+
+
+def test_the_cost_is_the_difference_of_two_losses_and_limited(
+  explored_run, monkeypatch
+):
+  trained = load(explored_run)
+  tokens = np.arange(90, dtype=np.int32) % trained.tokenizer.size
+  params = dequantize_params(quantize_params(trained.params))
+  cost = measure_cost(trained, params, tokens)
+  assert cost.num_tokens == 90 and 0 < abs(cost.after - cost.before) < 0.01
+  same = measure_cost(trained, trained.params, tokens)
+  assert same.before == cost.before and abs(same.after - same.before) < 1e-6
+  monkeypatch.setattr(quantized, "MAX_COST", -1.0)
+  with pytest.raises(ValueError, match=r"may cost at most -1\.0 nats per char"):
+    measure_cost(trained, params, tokens)
