@@ -1,0 +1,168 @@
+"""`scanned`: the ScannedRNN of recurrent agents in Flax, on `unroll`.
+
+Agents in the style of PureJaxRL and JaxMARL have a module ScannedRNN: Flax's
+GRUCell under `nn.scan`, with a carry that is set to zero where an episode
+begins. `scanned` makes a module that is called in the same way:
+
+  ScannedRNN = scanned(gru)  # in place of the class
+
+  carry = ScannedRNN.initialize_carry(batch_size, hidden_size)
+  carry, ys = ScannedRNN()(carry, (ins, resets))  # in a compact method
+
+The weights of gru, lstm and rnn are those of Flax's GRUCell, OptimizedLSTMCell
+and SimpleCell, with their names, shapes and initial values, so that checkpoints
+can be restored. Those of any other cell are one parameter "cell", which holds
+what `init` returns. The hidden size is that of the carry.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from lstm_jax.cells import gru
+  >>> ScannedRNN = scanned(gru)
+  >>> carry = ScannedRNN.initialize_carry(3, 16)
+  >>> ins, resets = jnp.ones((5, 3, 8), "float32"), jnp.zeros((5, 3))
+  >>> (_, ys), variables = ScannedRNN().init_with_output(
+  ...   jax.random.key(0), carry, (ins, resets)
+  ... )
+  >>> ys.shape, list(variables["params"])
+  ((5, 3, 16), ['GRUCell_0'])
+"""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from lstm_jax.cells import gru, lstm, rnn
+from lstm_jax.cells.cell import Cell, Params, State, cell_name
+from lstm_jax.cells.lstm import LSTMState
+from lstm_jax.interop.flax.weights import from_linen
+from lstm_jax.sequence._unroll import unroll
+
+TYPE_OF_CELL: dict[Cell, Any] = {
+  gru: linen.GRUCell,
+  lstm: linen.OptimizedLSTMCell,
+  rnn: linen.SimpleCell,
+}
+PARTS = "init", "initial_state", "project", "recur", "recur_backward"
+
+
+@cache  # the same class at every call, so that no program is compiled twice
+def scanned(cell: Cell) -> Any:
+  """Return a linen module of `unroll` with resets, the class ScannedRNN.
+
+  The carry of its calls is an array h [..., H] where that is all of the cell's
+  state, and (c, h) for an LSTM's, as in Flax; otherwise it is the cell's state.
+
+  Args:
+    cell: `gru`, `lstm`, or any object with the functions of `Cell`.
+
+  Raises:
+    ValueError: `unroll` cannot reset the cell, as it lacks one of them.
+  """
+  missing = [name for name in PARTS if not hasattr(cell, name)]
+  if missing:
+    raise ValueError(
+      "scanned must be given a cell whose state unroll can reset, such as "
+      f"lstm_jax.gru, got {cell_name(cell)}, which has no {missing[0]}"
+    )
+
+  class ScannedRNN(linen.Module):
+    """A cell over time, whose carry is zero where an episode begins."""
+
+    @linen.compact
+    def __call__(
+      self, carry: Any, x: tuple[jax.Array, jax.Array]
+    ) -> tuple[Any, jax.Array]:
+      """Return (carry, ys): the carry after the last step, ys [T, ..., H].
+
+      Args:
+        carry: before the first step, as `initialize_carry` returns it.
+        x: (ins, resets): inputs [T, ..., D], and resets [T, ...], of any dtype.
+          Where a reset is not 0, the step starts from the zero state.
+
+      Raises:
+        ValueError: the carry is not one of this cell, or ins and resets do not
+          fit it or each other.
+      """
+      ins, resets = map(jnp.asarray, x)
+      state = _state(cell, carry)
+      _check(ins, resets, state)
+      if cell in TYPE_OF_CELL:
+        flax_cell = TYPE_OF_CELL[cell](state.h.shape[-1])
+        if "params" not in flax_cell.variables:
+          flax_cell(carry, ins[0])  # creates the weights
+        params = from_linen(flax_cell.variables["params"])[1]
+      else:
+        sizes = ins.shape[-1], state.h.shape[-1]
+        params = self.param("cell", cell.init, *sizes)
+      ins = ins.astype(_dtype(params))
+      state, ys = unroll(cell, params, state, ins, reset=resets != 0)
+      return _carry(state), ys
+
+    @staticmethod
+    def initialize_carry(
+      batch_size: int | tuple[int, ...], hidden_size: int
+    ) -> Any:
+      """Return the carry of the zero state, in float32.
+
+      Args:
+        batch_size: B, or the sizes of several batch axes.
+        hidden_size: H.
+      """
+      batch = (batch_size,) if isinstance(batch_size, int) else batch_size
+      return _carry(_zero_state(cell, batch, hidden_size))
+
+  return ScannedRNN
+
+
+def _zero_state(cell: Cell, batch: tuple[int, ...], hidden_size: int) -> State:
+  """Return the zero state; no weights are drawn for it."""
+  shapes = jax.eval_shape(
+    lambda key: cell.initial_state(cell.init(key, 1, hidden_size), batch),
+    jax.random.key(0),
+  )
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _carry(state: Any) -> Any:
+  """Return a state as the carry of Flax's cell with such a state."""
+  if isinstance(state, LSTMState):
+    return state.c, state.h
+  return state.h if len(state) == 1 else state
+
+
+def _state(cell: Cell, carry: Any) -> Any:
+  """Return the state that a carry holds.
+
+  Raises:
+    ValueError: the carry is not one of this cell.
+  """
+  like: Any = jax.eval_shape(lambda: _zero_state(cell, (), 1))
+  expected, found = _carry(like), type(carry).__name__
+  structures: Any = [*map(jax.tree.structure, (carry, expected))]
+  if structures[0] != structures[1]:
+    kind = "an array" if len(like) == 1 else f"a {type(expected).__name__}"
+    kind = "a tuple (c, h)" if isinstance(like, LSTMState) else kind
+    raise ValueError(
+      f"carry must be {kind}, as initialize_carry returns it, got {found}"
+    )
+  leaves = [*map(jnp.asarray, jax.tree.leaves(carry))]
+  if isinstance(like, LSTMState):
+    return LSTMState(*leaves[::-1])
+  return type(like)(*leaves)
+
+
+def _check(ins: jax.Array, resets: jax.Array, state: Any) -> None:
+  """Raise ValueError unless ins, resets and a state fit each other."""
+  batch = state.h.shape[:-1]
+  axes = ", ".join(["T", *map(str, batch)])
+  if ins.ndim != len(batch) + 2 or ins.shape[1:-1] != batch:
+    raise ValueError(f"ins must be [{axes}, D], as the carry, got {ins.shape}")
+  if resets.shape != ins.shape[:-1]:
+    expected = list(ins.shape[:-1])
+    raise ValueError(f"resets must be {expected}, as ins, got {resets.shape}")
+
+
+def _dtype(params: Params) -> Any:
+  return jnp.result_type(*jax.tree.leaves(params))

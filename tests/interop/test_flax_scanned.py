@@ -1,0 +1,166 @@
+"""`scanned` against ScannedRNN as agents write it: Flax's cell, `nn.scan`."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen
+
+from lstm_jax import gru, lstm, min_gru, rnn, slstm, unroll
+from lstm_jax.interop.flax import scanned
+from tests.draws import B, D, H, T, normal_like, weighed, worst
+
+pytestmark = pytest.mark.usefixtures("flax_promotion")
+FLAX = {gru: "GRUCell", lstm: "OptimizedLSTMCell", rnn: "SimpleCell"}
+EACH_CELL = pytest.mark.parametrize(
+  "cell", FLAX, ids=lambda cell: cell.__name__.rpartition(".")[2]
+)
+SEED = jax.random.key(7)
+
+
+def widened(leaf):
+  """Return the shape of an array in float64."""
+  return jax.ShapeDtypeStruct(leaf.shape, jnp.float64)
+
+
+def by_hand(cell, hidden_size):
+  """Return a ScannedRNN of Flax's cell: a loop that resets by `where`."""
+
+  class ScannedRNN(linen.Module):
+    @partial(
+      linen.scan, variable_broadcast="params", split_rngs={"params": False}
+    )
+    @linen.compact
+    def __call__(self, carry, x):
+      ins, resets = x
+      again = resets.reshape(*resets.shape, 1)
+      carry = jax.tree.map(lambda h: jnp.where(again, 0.0 * h, h), carry)
+      return getattr(linen, FLAX[cell])(hidden_size)(carry, ins)
+
+  return ScannedRNN
+
+
+def agent(module):
+  """Return a network with a recurrent layer in it, as agents have."""
+
+  class Agent(linen.Module):
+    @linen.compact
+    def __call__(self, carry, x):
+      observations, resets = x
+      ins = linen.relu(linen.Dense(D + 2)(observations))
+      carry, ys = module()(carry, (ins, resets))
+      return carry, linen.Dense(3)(ys), linen.Dense(1)(ys)[..., 0]
+
+  return Agent()
+
+
+def draw(cell, batch=(B,)):
+  """Return (carry, observations, resets) in float64."""
+  like = scanned(cell).initialize_carry(batch, H)
+  like = jax.tree.map(widened, like)
+  carry, xs = normal_like(SEED, (like, jnp.zeros((T, *batch, D))))
+  return carry, xs, jax.random.bernoulli(SEED, 0.4, (T, *batch))
+
+
+@EACH_CELL
+@pytest.mark.parametrize(
+  "batch", [(B,), pytest.param((2, B), marks=pytest.mark.exhaustive)]
+)
+def test_outputs_and_gradients_are_those_of_the_loop_by_hand(cell, batch):
+  carry, xs, resets = draw(cell, batch)
+  assert resets.any() and not resets.all()
+  ours, theirs = agent(scanned(cell)), agent(by_hand(cell, H))
+  variables = jax.eval_shape(theirs.init, SEED, carry, (xs, resets))
+  variables = normal_like(SEED, jax.tree.map(widened, variables))
+
+  def run(module):
+    def f(variables, carry, xs):
+      return module.apply(variables, carry, (xs, resets))
+
+    gradient = jax.grad(weighed(f, SEED), (0, 1, 2))
+    return jax.jit(lambda *args: (f(*args), gradient(*args)))(
+      variables, carry, xs
+    )
+
+  assert worst(run(ours), run(theirs)) < 1e-12
+
+
+@EACH_CELL
+def test_weights_have_the_names_and_initial_values_of_flax(cell):
+  carry, xs, _ = draw(cell)
+  x = xs[:1], jnp.zeros((1, B))  # as agents call `init`: floats for resets
+  ours = agent(scanned(cell)).init(SEED, carry, x)
+  assert worst(ours, agent(by_hand(cell, H)).init(SEED, carry, x)) == 0
+  assert FLAX[cell] + "_0" in ours["params"]["ScannedRNN_0"]
+
+
+@pytest.mark.parametrize("cell", [min_gru, slstm])
+def test_any_other_cell_has_its_own_weights(cell):
+  carry, xs, resets = draw(cell)
+  module = scanned(cell)()
+  variables = module.init(SEED, carry, (xs, resets))
+  params = normal_like(SEED, cell.init(SEED, D, H, jnp.float64))
+  assert jax.tree.map(jnp.shape, params) == (
+    jax.tree.map(jnp.shape, variables["params"]["cell"])
+  )
+  variables = {"params": {"cell": params}}
+  state = carry if cell is slstm else rnn.RNNState(carry)
+  last, hs = unroll(cell, params, state, xs, reset=resets)
+  expected = (last if cell is slstm else last.h), hs
+  assert worst(module.apply(variables, carry, (xs, resets)), expected) == 0
+
+
+def test_resets_of_any_dtype_are_those_that_are_not_zero():
+  carry, xs, resets = draw(gru)
+  module = scanned(gru)()
+  variables = module.init(SEED, carry, (xs, resets))
+  expected = module.apply(variables, carry, (xs, resets))
+  for dtype in (jnp.float32, jnp.int32):
+    given = 2 * resets.astype(dtype)
+    assert worst(module.apply(variables, carry, (xs, given)), expected) == 0
+
+
+def test_the_initial_carry_is_zero_and_as_flax_has_it():
+  for cell, name in FLAX.items():
+    flax_cell = getattr(linen, name)(H)
+    expected = flax_cell.initialize_carry(SEED, (B, H))
+    assert worst(scanned(cell).initialize_carry(B, H), expected) == 0
+  assert scanned(min_gru).initialize_carry((2, B), H).shape == (2, B, H)
+
+
+def test_equal_cells_give_the_same_module():
+  assert scanned(gru)() == scanned(gru)()
+  assert scanned(gru) is not scanned(lstm)
+
+
+@pytest.mark.parametrize(
+  ("cell", "change", "message"),
+  [
+    (gru, {"xs": jnp.ones((B, D))}, "ins must be [T, 3, D], as the carry, got"),
+    (gru, {"xs": jnp.ones((T, B))}, "ins must be [T, 3, D], as the carry, got"),
+    (gru, {"xs": jnp.ones((B, T, D))}, "the carry, got (3, 5, 4)"),
+    (gru, {"resets": jnp.ones(B)}, "resets must be [5, 3], as ins, got (3,)"),
+    (gru, {"resets": jnp.ones((B, T))}, "must be [5, 3], as ins, got (3, 5)"),
+    (lstm, {"carry": jnp.ones((B, H))}, "carry must be a tuple (c, h), as "),
+    (
+      gru,
+      {"carry": (jnp.ones((B, H)),) * 2},
+      "must be an array, as initialize",
+    ),
+    (slstm, {"carry": jnp.ones((B, H))}, "carry must be a SLSTMState, as "),
+  ],
+)
+def test_what_does_not_fit_is_one_clear_line(cell, change, message):
+  carry, xs, resets = draw(cell)
+  given = {"carry": carry, "xs": xs, "resets": resets} | change
+  with pytest.raises(ValueError) as error:
+    scanned(cell)().init(SEED, given["carry"], (given["xs"], given["resets"]))
+  assert message in f"{error.value}" and "\n" not in f"{error.value}"
+
+
+@pytest.mark.parametrize("cell", [linen.GRUCell, "gru", gru.step])
+def test_a_cell_that_cannot_be_reset_is_an_error_that_names_it(cell):
+  match = r"state unroll can reset, such as lstm_jax.gru, got \w+, which has no"
+  with pytest.raises(ValueError, match=match):
+    scanned(cell)
