@@ -218,3 +218,23 @@ def test_the_readme_counts_the_feature_table():
   header, *_ = (DOCS / "features.md").read_text("utf-8").split("\n| | ")[1:]
   ours, *others = header.split("\n")[0].strip(" |").split(" | ")
   assert ours == "lstm_jax" and len(others) == 8 and len(rows()) > 30
+
+
+def functions(code):
+  """Return {name: parsed function} of code, without docstrings and types."""
+  found = {}
+  for node in ast.parse(code).body:
+    if isinstance(node, ast.FunctionDef):
+      body = node.body[1:] if ast.get_docstring(node) else node.body
+      names = [argument.arg for argument in node.args.args]
+      found[node.name] = names, [ast.unparse(line) for line in body]
+  return found
+
+
+def test_the_functions_of_the_page_on_policies_are_those_of_the_program():
+  page = (DOCS / "recurrent-policy.md").read_text("utf-8")
+  program = (ROOT / "experiments/policies/ppo.py").read_text("utf-8")
+  shown = functions("\n".join(code_blocks(page)))
+  assert set(shown) == {"gae", "loss"}
+  expected = functions(program)
+  assert {name: expected[name] for name in shown} == shown

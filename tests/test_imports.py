@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = [  # from the top down, as in CONTRIBUTING.md
   "experiments",
+  "experiments.policies",
   "experiments.comparison",
   "experiments.benchmarks",
   "experiments.pages",

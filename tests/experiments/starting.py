@@ -24,6 +24,7 @@ PROGRAMS = (
   "sweep",
   "ablate",
   "compare_cells",
+  "policy",
   "evaluate",
   "reproduce",
   "board",

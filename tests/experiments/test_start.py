@@ -25,6 +25,7 @@ def test_every_program_prints_its_own_flags_in_80_columns():
     ("sweep", "num_seeds"),
     ("ablate", "change"),
     ("compare_cells", "replot"),
+    ("policy", "burn_in"),
     ("evaluate", "protocol"),
     ("reproduce", "seeds"),
     ("board", "charts"),
@@ -83,6 +84,8 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("compare_cells", "--replot", f"--out={tmp_path}"): "there is no compari",
     ("compare_cells", "--corpus=nowhere.txt"): "nowhere.txt cannot be",
     ("compare_cells", "--delay=0"): "0 is not in [1, inf)",
+    ("policy", "--replot", f"--out={tmp_path}"): "there are no policies in ",
+    ("policy", "--num_envs=6"): "num_envs must be a multiple of num_miniba",
     ("benchmark", "--compare=nowhere"): "nowhere: no such file or directory",
     ("gradcheck", "--plant=lstm.dq"): "no backward has a term 'lstm.dq'",
   }

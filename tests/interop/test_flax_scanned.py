@@ -13,8 +13,14 @@ from tests.draws import B, D, H, T, normal_like, weighed, worst
 
 pytestmark = pytest.mark.usefixtures("flax_promotion")
 FLAX = {gru: "GRUCell", lstm: "OptimizedLSTMCell", rnn: "SimpleCell"}
+EXHAUSTIVE = pytest.mark.exhaustive
 EACH_CELL = pytest.mark.parametrize(
-  "cell", FLAX, ids=lambda cell: cell.__name__.rpartition(".")[2]
+  "cell",
+  [
+    pytest.param(gru, id="gru"),
+    pytest.param(lstm, id="lstm", marks=EXHAUSTIVE),
+    pytest.param(rnn, id="rnn", marks=EXHAUSTIVE),
+  ],
 )
 SEED = jax.random.key(7)
 
@@ -65,7 +71,7 @@ def draw(cell, batch=(B,)):
 
 @EACH_CELL
 @pytest.mark.parametrize(
-  "batch", [(B,), pytest.param((2, B), marks=pytest.mark.exhaustive)]
+  "batch", [(B,), pytest.param((2, B), marks=EXHAUSTIVE)]
 )
 def test_outputs_and_gradients_are_those_of_the_loop_by_hand(cell, batch):
   carry, xs, resets = draw(cell, batch)
@@ -95,7 +101,9 @@ def test_weights_have_the_names_and_initial_values_of_flax(cell):
   assert FLAX[cell] + "_0" in ours["params"]["ScannedRNN_0"]
 
 
-@pytest.mark.parametrize("cell", [min_gru, slstm])
+@pytest.mark.parametrize(
+  "cell", [min_gru, pytest.param(slstm, marks=EXHAUSTIVE)]
+)
 def test_any_other_cell_has_its_own_weights(cell):
   carry, xs, resets = draw(cell)
   module = scanned(cell)()

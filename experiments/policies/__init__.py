@@ -1,0 +1,1 @@
+"""Recurrent policies: tasks that need memory, networks, PPO."""

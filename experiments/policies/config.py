@@ -1,0 +1,137 @@
+"""The configuration of `policy`: task, networks, PPO."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from experiments.policies.environments import (
+  Environment,
+  repeat_previous,
+  tmaze,
+)
+from experiments.policies.networks import CELLS, FEED_FORWARD
+from lstm_jax.language.options import check_options, option
+
+# The task of a name, and its title; both take its size, a number of steps.
+TASKS: dict[str, tuple[Callable[[int], Environment], str]] = {
+  "tmaze": (tmaze, "T-maze, a corridor of {} steps"),
+  "repeat_previous": (repeat_previous, "Repeat the symbol of {} steps before"),
+}
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+  """The settings of PPO."""
+
+  num_envs: int = option(
+    128, "B, environments in which a seed acts at once.", bounds="[1, inf)"
+  )
+  rollout_steps: int = option(
+    128,
+    "T, time steps of a rollout in each environment, and how far back the "
+    "gradient goes.",
+    bounds="[1, inf)",
+  )
+  num_updates: int = option(
+    100,
+    "Updates, each a rollout and epochs of training on it.",
+    bounds="[1, inf)",
+  )
+  num_epochs: int = option(4, "Passes over each rollout.", bounds="[1, inf)")
+  num_minibatches: int = option(
+    4,
+    "Training steps of an epoch, each on all time steps of a share of the "
+    "environments.",
+    bounds="[1, inf)",
+  )
+  burn_in: int = option(
+    0,
+    "K, time steps before each rollout that training runs again from a stored "
+    "state, without a gradient, so that the present weights make the state.",
+    bounds="[0, inf)",
+  )
+  learning_rate: float = option(
+    3e-3, "Of Adam, at first; it falls to 0 linearly.", bounds="(0, inf)"
+  )
+  max_grad_norm: float = option(
+    0.5, "Norm to which a longer gradient is scaled.", bounds="(0, inf)"
+  )
+  discount: float = option(
+    0.95, "γ, the weight of a reward one step later.", bounds="[0, 1]"
+  )
+  gae_lambda: float = option(
+    0.95, "λ of generalized advantage estimation.", bounds="[0, 1]"
+  )
+  clip: float = option(
+    0.2,
+    "ε: a ratio of probabilities beyond 1 ± ε has no gradient.",
+    bounds="(0, 1)",
+  )
+  value_coef: float = option(
+    0.5, "Weight of the value loss.", bounds="[0, inf)"
+  )
+  entropy_coef: float = option(
+    0.01, "Weight of the entropy bonus.", bounds="[0, inf)"
+  )
+
+  def __post_init__(self):
+    check_options(self)
+    if self.num_envs % self.num_minibatches:
+      raise ValueError(
+        f"num_envs must be a multiple of num_minibatches, got {self.num_envs} "
+        f"and {self.num_minibatches}"
+      )
+    if self.burn_in > self.rollout_steps:
+      raise ValueError(
+        f"burn_in must be at most rollout_steps, {self.rollout_steps}, got "
+        f"{self.burn_in}"
+      )
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+  """The settings of `policy`."""
+
+  task: str = option(
+    "tmaze",
+    "What to remember: in which direction the goal of a T-maze is, or the "
+    "symbol shown some steps before.",
+    choices=tuple(TASKS),
+  )
+  size: int = option(
+    10,
+    "For how many time steps: the length of the T-maze's corridor, or the "
+    "delay of repeat_previous.",
+    bounds="[1, inf)",
+  )
+  network: tuple[str, ...] = option(
+    (*CELLS, FEED_FORWARD),
+    "Network to train. Repeat the flag for several.",
+    choices=(*CELLS, FEED_FORWARD),
+  )
+  hidden_size: int = option(
+    32, "H, units of the encoder and of the cell.", bounds="[1, inf)"
+  )
+  num_seeds: int = option(
+    3,
+    "Seeds of each network, which are trained at once.",
+    bounds="[1, inf)",
+  )
+  seed: int = option(
+    0, "Seed from which all seeds are derived.", bounds="[0, inf)"
+  )
+  timing_rounds: int = option(
+    0,
+    "How often to time an update of the gru and the lstm against the same in "
+    "Flax. 0: not at all.",
+    bounds="[0, inf)",
+  )
+  ppo: PPOConfig = PPOConfig()
+
+  def __post_init__(self):
+    check_options(self)
+
+
+def make_environment(config: PolicyConfig) -> tuple[Environment, str]:
+  """Return the task of a configuration, and its title."""
+  make, title = TASKS[config.task]
+  return make(config.size), title.format(config.size)

@@ -1,0 +1,142 @@
+"""Two tasks that need memory, as pure functions: T-maze, repeat-previous.
+
+`reset` starts an episode, `step` takes one time step of it, and both are of one
+environment: a program maps them over a batch. The step after the last one of an
+episode starts the next: `step` then returns the state and the observation of a
+new episode, with the reward and done = True of the one that ended (auto-reset).
+So the observation that comes with done[t] is the first of the next episode.
+
+  >>> import jax
+  >>> maze = tmaze(3)
+  >>> key = jax.random.key(0)
+  >>> state, observation = maze.reset(key)
+  >>> for action in (FORWARD, FORWARD, FORWARD, LEFT):
+  ...   state, observation, reward, done = maze.step(key, state, action)
+  >>> abs(float(reward)), bool(done), int(state.position)
+  (1.0, True, 0)
+
+References: Bakker (2001), Reinforcement learning with long short-term memory,
+section 4, has the T-maze; Morad et al. (2023), POPGym, have repeat-previous.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+FORWARD, LEFT, RIGHT = 0, 1, 2  # actions in the T-maze
+BUMP = -0.1  # reward of an action that does not move
+SYMBOLS = 4  # of repeat-previous
+ANSWERS = 32  # of an episode of repeat-previous
+
+
+class Environment(NamedTuple):
+  """A task; observations are vectors, actions integers."""
+
+  observation_size: int
+  num_actions: int
+  reset: Callable[[jax.Array], tuple]  # (key) -> (state, observation)
+  # (key, state, action) -> (state, observation, reward, done)
+  step: Callable[[jax.Array, Any, jax.Array], tuple]
+  guessing: float  # the best mean return without memory
+
+
+def auto_reset(reset: Callable, step: Callable) -> Callable:
+  """Return a step after whose last one of an episode the next has begun."""
+
+  def step_or_reset(key, state, action):
+    step_key, reset_key = jax.random.split(key)
+    after = step(step_key, state, action)
+    fresh = reset(reset_key)
+    reward, done = after[2:]
+    state, observation = jax.tree.map(
+      lambda new, old: jnp.where(done, new, old), fresh, after[:2]
+    )
+    return state, observation, reward.astype(jnp.float32), done
+
+  return step_or_reset
+
+
+class TMazeState(NamedTuple):
+  """Where the agent is, and where the goal."""
+
+  position: jax.Array  # steps from the start, 0 … length
+  goal: jax.Array  # the action that finds it, LEFT or RIGHT
+
+
+def tmaze(length: int) -> Environment:
+  """Return a corridor with a junction at its end, where one must turn.
+
+  The first position shows on which side the goal is, and no other does. At the
+  junction, to turn there is rewarded by 1, and to turn the other way by −1;
+  both end the episode. An action that does not move, a turn within the corridor
+  or to walk on at the junction, costs 0.1. Without memory the goal can only be
+  guessed: a mean return of 0 at best, where with memory it is 1.
+
+  Args:
+    length: of the corridor, in steps.
+  """
+
+  def observe(state):  # one of: left, right, corridor, junction
+    ahead = jnp.where(state.position == length, 3, 2)
+    seen = jnp.where(state.position == 0, state.goal - LEFT, ahead)
+    return jax.nn.one_hot(seen, 4, dtype=jnp.float32)
+
+  def reset(key):
+    goal = jax.random.randint(key, (), LEFT, RIGHT + 1)
+    state = TMazeState(jnp.zeros_like(goal), goal)
+    return state, observe(state)
+
+  def step(key, state, action):
+    del key
+    at_junction, walks = state.position == length, action == FORWARD
+    moves = ~at_junction & walks
+    done = at_junction & ~walks
+    turned = jnp.where(action == state.goal, 1.0, -1.0)
+    reward = jnp.where(done, turned, jnp.where(moves, 0.0, BUMP))
+    state = state._replace(position=jnp.where(moves, 1, 0) + state.position)
+    return state, observe(state), reward, done
+
+  return Environment(4, 3, reset, auto_reset(reset, step), 0.0)
+
+
+class RepeatState(NamedTuple):
+  """The symbols to remember."""
+
+  time: jax.Array  # steps of the episode that are over
+  symbols: jax.Array  # [delay + 1], the newest first
+
+
+def repeat_previous(delay: int) -> Environment:
+  """Return the task of naming, at each step, the symbol shown `delay` before.
+
+  Each observation is one of SYMBOLS symbols, drawn at random. An episode has
+  ANSWERS steps at which a symbol can be known, each rewarded by 1 / ANSWERS if
+  the action names it, else by −1 / ANSWERS; `delay` steps without reward come
+  before. The return is 1 with memory, and −0.5 by guessing.
+
+  Args:
+    delay: in steps.
+  """
+
+  def observe(state):
+    return jax.nn.one_hot(state.symbols[0], SYMBOLS, dtype=jnp.float32)
+
+  def reset(key):
+    symbols = jax.random.randint(key, (delay + 1,), 0, SYMBOLS)
+    state = RepeatState(jnp.zeros_like(symbols[0]), symbols)
+    return state, observe(state)
+
+  def step(key, state, action):
+    named = jnp.where(action == state.symbols[-1], 1 / ANSWERS, -1 / ANSWERS)
+    reward = jnp.where(state.time < delay, 0.0, named)
+    time = state.time + 1
+    symbol = jax.random.randint(key, (1,), 0, SYMBOLS)
+    symbols = jnp.concatenate([symbol, state.symbols[:-1]])
+    state = RepeatState(time, symbols)
+    return state, observe(state), reward, time == delay + ANSWERS
+
+  guessing = (2 - SYMBOLS) / SYMBOLS
+  step = auto_reset(reset, step)
+  return Environment(SYMBOLS, SYMBOLS, reset, step, guessing)

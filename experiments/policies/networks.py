@@ -1,0 +1,137 @@
+"""Actor and critic with a memory of time, or without: GRU, LSTM, minGRU, none.
+
+  x  = relu(W_e observation + b_e)      encoder
+  h  = core(h, x), from h = 0 at a start
+  π  = softmax(W_a h + b_a)             actor: probabilities of the actions
+  V  = w_c h + b_c                      critic: the value
+
+The core is a cell of `lstm_jax`, or relu(W x + b) in the feed-forward baseline.
+A network is applied in two ways that compute the same: `step`, one time step
+while acting, and `unroll`, a whole rollout while learning. Both take `start`:
+whether an observation is the first of an episode, at which the state is set to
+zero before the step.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax import gru, lstm, min_gru, unroll
+from lstm_jax.cells.affine import affine
+from lstm_jax.sequence import resettable
+
+CELLS = {"gru": gru, "lstm": lstm, "min_gru": min_gru}
+FEED_FORWARD = "feed_forward"
+
+
+class Linear(NamedTuple):
+  """An affine layer."""
+
+  w: jax.Array  # [D, K]
+  b: jax.Array  # [K]
+
+
+class PolicyParams(NamedTuple):
+  """Weights of a network."""
+
+  encoder: Linear  # [observation, H]
+  core: Any  # those of the cell
+  actor: Linear  # [H, actions]
+  critic: Linear  # [H, 1]
+
+
+class Network(NamedTuple):
+  """An actor and critic, as pure functions."""
+
+  init: Callable[[jax.Array], Any]  # (key) -> params
+  initial_state: Callable[[int], Any]  # (batch size) -> the zero state
+  # (params, state, observation [B, D], start [B])
+  #   -> (state, logits [B, actions], value [B])
+  step: Callable[..., tuple[Any, jax.Array, jax.Array]]
+  # The same of T time steps: arrays [T, B, ...], and the last state.
+  unroll: Callable[..., tuple[Any, jax.Array, jax.Array]]
+
+
+class Core(NamedTuple):
+  """The part of a network that may remember."""
+
+  init: Callable  # (key, D, H) -> params
+  initial_state: Callable  # (batch size) -> state
+  step: Callable  # (params, state, x [B, D], start [B]) -> (state, h [B, H])
+  unroll: Callable  # the same of T time steps
+
+
+def make_network(
+  name: str, observation_size: int, hidden_size: int, num_actions: int
+) -> Network:
+  """Return a network.
+
+  Args:
+    name: of a cell in CELLS, or FEED_FORWARD.
+    observation_size: of an observation vector.
+    hidden_size: H, of encoder and core.
+    num_actions: from which the actor chooses.
+  """
+  core = _feed_forward() if name == FEED_FORWARD else _recurrent(CELLS[name])
+
+  def init(key):
+    encoder, inner, actor, critic = jax.random.split(key, 4)
+    return PolicyParams(
+      init_linear(encoder, observation_size, hidden_size, 2**0.5),
+      core.init(inner, hidden_size, hidden_size),
+      init_linear(actor, hidden_size, num_actions, 0.01),
+      init_linear(critic, hidden_size, 1, 1.0),
+    )
+
+  def apply(run):
+    def applied(params, state, observation, start):
+      x = jax.nn.relu(affine(observation, *params.encoder))
+      state, h = run(params.core, state, x, start)
+      values = affine(h, *params.critic)[..., 0]
+      return state, affine(h, *params.actor), values
+
+    return applied
+
+  def initial_state(batch_size):
+    return core.initial_state(batch_size, hidden_size)
+
+  return Network(init, initial_state, apply(core.step), apply(core.unroll))
+
+
+def init_linear(
+  key: jax.Array, input_size: int, output_size: int, scale: float
+) -> Linear:
+  """Return an orthogonal matrix times a scale, and biases 0."""
+  orthogonal = jax.nn.initializers.orthogonal(scale)
+  w = orthogonal(key, (input_size, output_size), jnp.float32)
+  return Linear(w, jnp.zeros(output_size, jnp.float32))
+
+
+def _recurrent(cell: Any) -> Core:
+  def initial_state(batch_size, hidden_size):
+    init = partial(cell.init, input_size=1, hidden_size=hidden_size)
+    shapes = jax.eval_shape(init, jax.random.key(0))  # draws no weights
+    return cell.initial_state(shapes, (batch_size,))
+
+  def step(params, state, x, start):
+    state = resettable(cell).step(params, state, x, start)
+    return state, state.h
+
+  def run(params, state, xs, starts):
+    return unroll(cell, params, state, xs, reset=starts)
+
+  return Core(cell.init, initial_state, step, run)
+
+
+def _feed_forward() -> Core:
+  def init(key, input_size, hidden_size):
+    return init_linear(key, input_size, hidden_size, 2**0.5)
+
+  def run(params, state, x, start):
+    del start
+    return state, jax.nn.relu(affine(x, *params))
+
+  return Core(init, lambda batch_size, hidden_size: (), run, run)

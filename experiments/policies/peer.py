@@ -1,0 +1,221 @@
+"""The same network in Flax, with the ScannedRNN that agents usually write.
+
+`ScannedRNN` is Flax's cell under `nn.scan`, which sets the carry to zero by
+`where` at each start. `flax_network` puts it, or `scanned(cell)` of this
+library, between the encoder and the heads of `networks`, with the same shapes,
+so that PPO trains it as any other network. `race` times all three.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from experiments.benchmarks.peers.proof import (
+  Peer,
+  check_same,
+  compile_program,
+  tolerance,
+)
+from experiments.benchmarks.timing import compare
+from experiments.policies.config import PolicyConfig
+from experiments.policies.environments import Environment
+from experiments.policies.networks import (
+  CELLS,
+  Linear,
+  Network,
+  PolicyParams,
+  make_network,
+)
+from experiments.policies.ppo import gae, loss, make_update
+from experiments.policies.rollouts import collect, make_actor
+from experiments.policies.training import start
+from lstm_jax.interop.flax import scanned, to_linen
+
+FLAX_CELLS = {"gru": linen.GRUCell, "lstm": linen.OptimizedLSTMCell}
+
+
+def scanned_by_hand(name: str) -> Any:
+  """Return the class ScannedRNN of Flax's cell, "gru" or "lstm"."""
+  cell_type = FLAX_CELLS[name]
+
+  class ScannedRNN(linen.Module):
+    @partial(
+      linen.scan,
+      variable_broadcast="params",
+      in_axes=0,
+      out_axes=0,
+      split_rngs={"params": False},
+    )
+    @linen.compact
+    def __call__(self, carry, x):
+      ins, resets = x
+      carry = jax.tree.map(
+        lambda h: jnp.where(resets[:, None], jnp.zeros_like(h), h), carry
+      )
+      return cell_type(ins.shape[-1])(carry, ins)
+
+    @staticmethod
+    def initialize_carry(batch_size, hidden_size):
+      cell = cell_type(hidden_size, parent=None)
+      return cell.initialize_carry(jax.random.key(0), (batch_size, hidden_size))
+
+  return ScannedRNN
+
+
+class ActorCritic(linen.Module):
+  """The network of `networks`, around a ScannedRNN."""
+
+  recurrent: Any  # the class
+  hidden_size: int
+  num_actions: int
+
+  @linen.compact
+  def __call__(self, carry, x):
+    """Return (carry, logits [T, B, actions], values [T, B])."""
+    observations, starts = x
+    ins = linen.relu(linen.Dense(self.hidden_size)(observations))
+    carry, hs = self.recurrent()(carry, (ins, starts))
+    logits = linen.Dense(self.num_actions)(hs)
+    return carry, logits, linen.Dense(1)(hs)[..., 0]
+
+
+def flax_network(
+  recurrent: Any, observation_size: int, hidden_size: int, num_actions: int
+) -> Network:
+  """Return a network of Flax's modules.
+
+  Args:
+    recurrent: the class ScannedRNN.
+    observation_size: of an observation vector.
+    hidden_size: of encoder and cell.
+    num_actions: from which the actor chooses.
+  """
+  module = ActorCritic(recurrent, hidden_size, num_actions)
+
+  def initial_state(batch_size):
+    return recurrent.initialize_carry(batch_size, hidden_size)
+
+  def init(key):
+    observation = jnp.zeros((1, 1, observation_size), jnp.float32)
+    x = observation, jnp.zeros((1, 1), bool)
+    return module.init(key, initial_state(1), x)
+
+  def run(params, state, observations, starts):
+    return module.apply(params, state, (observations, starts))
+
+  def step(params, state, observation, start):  # a sequence of one step
+    state, *outputs = run(params, state, observation[None], start[None])
+    return state, *(x[0] for x in outputs)
+
+  return Network(init, initial_state, step, run)
+
+
+def to_flax(name: str, params: PolicyParams) -> dict[str, Any]:
+  """Return the variables of `ActorCritic` that are equal to ours."""
+
+  def dense(linear: Linear) -> dict[str, jax.Array]:
+    return {"kernel": linear.w, "bias": linear.b}
+
+  cell = {f"{FLAX_CELLS[name].__name__}_0": to_linen(params.core)}
+  layers = {
+    "Dense_0": dense(params.encoder),
+    "ScannedRNN_0": cell,
+    "Dense_1": dense(params.actor),
+    "Dense_2": dense(params.critic),
+  }
+  return {"params": layers}
+
+
+def networks(
+  name: str, environment: Environment, hidden_size: int
+) -> dict[str, Network]:
+  """Return the networks of a race, ours first."""
+  sizes = environment.observation_size, hidden_size, environment.num_actions
+  return {
+    "unroll": make_network(name, *sizes),
+    "scanned": flax_network(scanned(CELLS[name]), *sizes),
+    "flax": flax_network(scanned_by_hand(name), *sizes),
+  }
+
+
+def check_equal(
+  name: str, environment: Environment, config: PolicyConfig, key: jax.Array
+) -> None:
+  """Check that all networks compute the same from ported weights.
+
+  Compares the logits and values of a rollout, and the gradient of PPO's loss
+  with respect to every weight.
+
+  Raises:
+    ValueError: they differ by more than rounding.
+  """
+  ppo, found = config.ppo, networks(name, environment, config.hidden_size)
+  key, draw_key, actor_key = jax.random.split(key, 3)
+  params = normal_like(draw_key, found["unroll"].init(key))
+  actor = make_actor(found["unroll"], environment, ppo, actor_key)
+  _, rollout, _ = jax.jit(
+    partial(collect, found["unroll"], environment, ppo, params)
+  )(actor, key)
+  old = rollout.outcomes
+  advantages = gae(
+    *(old.reward, old.value, old.done, rollout.last_value),
+    ppo.discount,
+    ppo.gae_lambda,
+  )
+
+  def results(network, params):
+    state = network.initial_state(ppo.num_envs)
+    outputs = network.unroll(params, state, *rollout.inputs)[1:]
+    same = rollout._replace(state=state)
+    return outputs, jax.grad(loss)(params, network, same, advantages, ppo)
+
+  outputs, gradient = jax.jit(partial(results, found["unroll"]))(params)
+  expected = outputs, to_flax(name, gradient)
+  ported = to_flax(name, params)
+  for label in ("scanned", "flax"):
+    actual = jax.jit(partial(results, found[label]))(ported)
+    check_same(label, actual, expected, tolerance())
+
+
+def normal_like(key: jax.Array, tree: Any) -> Any:
+  """Return Gaussian arrays of the shapes of a tree's, deviation 0.3."""
+  leaves, structure = jax.tree.flatten(tree)
+  keys = jax.random.split(key, len(leaves))
+  drawn = [
+    0.3 * jax.random.normal(key, leaf.shape, leaf.dtype)
+    for key, leaf in zip(keys, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(structure, drawn)
+
+
+def race(
+  name: str, environment: Environment, config: PolicyConfig, key: jax.Array
+) -> list[dict[str, Any]]:
+  """Return the timings of an update of all seeds, by each network in turns.
+
+  Raises:
+    ValueError: the networks do not compute the same (`check_equal`).
+  """
+  check_key, *keys = jax.random.split(key, 1 + config.num_seeds)
+  check_equal(name, environment, config, check_key)
+
+  def maker(network: Network) -> Callable[[], Peer]:
+    def make() -> Peer:
+      learners = start(network, environment, config.ppo, jnp.stack(keys))
+      update = jax.vmap(make_update(network, environment, config.ppo))
+      program, seconds, size = compile_program(update, learners)
+
+      def run() -> Any:
+        return jax.block_until_ready(program(learners))
+
+      return Peer(run, seconds, size)
+
+    return make
+
+  found = networks(name, environment, config.hidden_size)
+  makers = {label: (maker(net), "flax") for label, net in found.items()}
+  return compare(makers, config.timing_rounds)[0]

@@ -1,0 +1,92 @@
+"""Train all seeds of a network at once, and record the return."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.policies.config import PolicyConfig, PPOConfig
+from experiments.policies.environments import Environment
+from experiments.policies.networks import Network, make_network
+from experiments.policies.ppo import Learner, make_learner, make_update
+from experiments.trainer.errors import Diverged
+
+
+def start(
+  network: Network,
+  environment: Environment,
+  config: PPOConfig,
+  keys: jax.Array,
+) -> Learner:
+  """Return learners of S seeds, from keys [S]; each array gets an axis S."""
+
+  def start_one(key):
+    init_key, key = jax.random.split(key)
+    params = network.init(init_key)
+    return make_learner(network, environment, config, params, key)
+
+  return jax.jit(jax.vmap(start_one))(keys)
+
+
+def train(
+  name: str,
+  environment: Environment,
+  config: PolicyConfig,
+  keys: jax.Array,
+  on_update: Callable[[int, float | None], None],
+) -> dict[str, Any]:
+  """Train the seeds of a network.
+
+  Args:
+    name: of the network.
+    environment: the task.
+    config: the settings.
+    keys: of the seeds, [S].
+    on_update: called after each update with its number and the mean return.
+
+  Returns:
+    A record: `returns` has, for each update, the mean return of each seed's
+    episodes that ended in it, None where none did.
+
+  Raises:
+    Diverged: a loss is NaN or infinite.
+  """
+  network = make_network(
+    name,
+    environment.observation_size,
+    config.hidden_size,
+    environment.num_actions,
+  )
+  learners = start(network, environment, config.ppo, keys)
+  update = jax.jit(jax.vmap(make_update(network, environment, config.ppo)))
+  compiling = time.monotonic()
+  program = update.lower(learners).compile()
+  training, returns = time.monotonic(), []
+  for number in range(1, config.ppo.num_updates + 1):
+    learners, metrics = program(learners)
+    if not np.isfinite(metrics.loss).all():
+      raise Diverged(f"{name}: the loss is not finite at update {number}")
+    returns.append(known(metrics.mean_return))
+    on_update(number, mean(returns[-1]))
+  return {
+    "num_parameters": sum(
+      leaf.size for leaf in jax.tree.leaves(learners.params)
+    )
+    // len(keys),
+    "compile_s": training - compiling,
+    "seconds": time.monotonic() - training,
+    "returns": returns,
+  }
+
+
+def known(values: Any) -> list[float | None]:
+  """Return numbers to four digits, and None for NaN."""
+  return [None if np.isnan(x) else round(float(x), 4) for x in values]
+
+
+def mean(values: list[float | None]) -> float | None:
+  """Return the mean of numbers; None if one is unknown."""
+  numbers = [x for x in values if x is not None]
+  return float(np.mean(numbers)) if len(numbers) == len(values) else None

@@ -1,0 +1,139 @@
+"""Train policies that remember: recurrent PPO on tasks that need memory.
+
+  python -m experiments.policy --task=tmaze --size=100
+
+trains a GRU, an LSTM, a minimal GRU and a feed-forward network, or those of
+--network, with several seeds at once, and compares their returns. The tasks: in
+a T-maze, the first of --size steps shows where to turn after the last; in
+repeat_previous, an action has to name the symbol shown --size steps before.
+
+The directory --out receives the results as policy.json, and a figure, return
+over environment steps (policy.png). --timing_rounds also times an update
+against the same in Flax, with a ScannedRNN as agents in Flax have it, and with
+the module `scanned`; it first checks that all compute the same. --replot prints
+the tables and draws the figure of an existing policy.json.
+
+docs/recurrent-policy.md explains the code.
+"""
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from rich.console import Console
+
+from experiments.benchmarks.timing import environment as machine
+from experiments.cli import command_line, launch, make_console
+from experiments.policies import plots
+from experiments.policies.config import PolicyConfig, make_environment
+from experiments.policies.peer import FLAX_CELLS, race
+from experiments.policies.tables import tables
+from experiments.policies.training import train
+from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.records import to_record
+
+RECORD, FIGURE = "policy.json", "policy.png"
+LINES = 5  # of progress, for each network
+
+
+def run(
+  config: PolicyConfig, directory: Path, console: Console
+) -> dict[str, Any]:
+  """Train the networks, print and save the results, and return them.
+
+  Raises:
+    ValueError: the configuration is not usable, or a network of Flax computes
+      something else.
+    Diverged: a loss is NaN or infinite.
+  """
+  begun = time.monotonic()
+  directory.mkdir(parents=True, exist_ok=True)
+  environment, title = make_environment(config)
+  train_key, race_key = jax.random.split(jax.random.key(config.seed))
+  keys = jax.random.split(train_key, config.num_seeds)
+  record: dict[str, Any] = {
+    "command": command_line("policy", sys.argv[1:]),
+    "config": to_record(config),
+    "environment": machine(),
+    "task": title,
+    "guessing": environment.guessing,
+    "steps_per_update": config.ppo.num_envs * config.ppo.rollout_steps,
+    "networks": {},
+    "race": {},
+  }
+  for name in config.network:
+    show = partial(progress, console, name, config.ppo.num_updates)
+    trained = train(name, environment, config, keys, show)
+    record["networks"][name] = trained
+    save(record, directory)  # keeps these results if the rest is interrupted
+  for name in [n for n in FLAX_CELLS if n in config.network]:
+    if config.timing_rounds:
+      console.print(f"{name}: timing {config.timing_rounds} rounds")
+      record["race"][name] = race(name, environment, config, race_key)
+  record["seconds"] = time.monotonic() - begun
+  save(record, directory)
+  report(record, directory, console)
+  return record
+
+
+def progress(
+  console: Console, name: str, total: int, number: int, value: float | None
+) -> None:
+  """Print the mean return after some of the updates."""
+  if number % max(1, total // LINES) == 0:
+    text = "no episode has ended" if value is None else f"return {value:.3f}"
+    console.print(f"{name}  {number}/{total}  {text}")
+
+
+def save(record: dict[str, Any], directory: Path) -> None:
+  """Write policy.json, a line for each update of a network."""
+  text = json.dumps(record, indent=1, allow_nan=False)
+  (directory / RECORD).write_text(text + "\n", "utf-8")
+
+
+def load(directory: Path) -> dict[str, Any]:
+  """Return the record that `save` wrote.
+
+  Raises:
+    ValueError: the directory has no record.
+  """
+  path = directory / RECORD
+  if not path.is_file():
+    raise ValueError(f"there are no policies in {directory}: no {RECORD}")
+  return json.loads(path.read_text("utf-8"))
+
+
+def report(record: dict[str, Any], directory: Path, console: Console) -> None:
+  """Print the tables and draw the figure into the directory."""
+  for title, table in tables(record).items():
+    console.print(f"\n{title}\n", soft_wrap=True)
+    console.print(table, soft_wrap=True)
+  plots.draw(record, directory / FIGURE)
+  console.print(f"\n{directory} holds {RECORD} and {FIGURE}", soft_wrap=True)
+
+
+def main() -> None:
+  """Train, or report an existing run if --replot is given."""
+  console, directory = make_console(), Path(OUT.value)
+  if REPLOT.value:
+    report(load(directory), directory, console)
+    return
+  run(config_from_flags(PolicyConfig(), FLAGS), directory, console)
+
+
+if __name__ == "__main__":
+  FLAGS = define_flags(PolicyConfig())
+  OUT = flags.DEFINE_string(
+    "out", "runs/policy", "Directory of the results and the figure."
+  )
+  REPLOT = flags.DEFINE_bool(
+    "replot",
+    False,
+    "Train nothing: print the tables and draw the figure of the run in --out.",
+  )
+  launch(main)

@@ -1,0 +1,124 @@
+"""Properties of the tasks, and their returns with perfect memory or none."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.policies.environments import (
+  ANSWERS,
+  BUMP,
+  FORWARD,
+  LEFT,
+  RIGHT,
+  SYMBOLS,
+  repeat_previous,
+  tmaze,
+)
+
+LENGTH, DELAY = 3, 2
+MAZE, REPEAT = tmaze(LENGTH), repeat_previous(DELAY)
+ENVIRONMENTS = pytest.mark.parametrize(
+  "environment", [MAZE, REPEAT], ids=["tmaze", "repeat_previous"]
+)
+
+
+@partial(jax.jit, static_argnums=0)
+def play(environment, key, actions):
+  """Return (observations, rewards, dones) of fixed actions [T].
+
+  As in a rollout, each observation is the one before the action.
+  """
+  reset_key, key = jax.random.split(key)
+
+  def body(carry, inputs):
+    state, observation = carry
+    key, action = inputs
+    *carry, reward, done = environment.step(key, state, action)
+    return (*carry,), (observation, reward, done)
+
+  inputs = jax.random.split(key, len(actions)), actions
+  return jax.lax.scan(body, environment.reset(reset_key), inputs)[1]
+
+
+SEEDS = st.integers(0, 2**31 - 1).map(jax.random.key)
+STEPS = 80
+ACTIONS = st.lists(st.integers(0, 2), min_size=STEPS, max_size=STEPS).map(
+  np.array
+)
+
+
+@ENVIRONMENTS
+@given(key=SEEDS, actions=ACTIONS)
+def test_an_observation_is_one_hot_and_a_reward_at_most_1(
+  environment, key, actions
+):
+  observations, rewards, _ = play(environment, key, actions)
+  assert observations.shape == (STEPS, environment.observation_size)
+  assert (np.sort(observations, axis=1)[:, :-1] == 0).all()
+  assert (observations.sum(1) == 1).all() and np.abs(rewards).max() <= 1
+
+
+@given(key=SEEDS, actions=ACTIONS)
+def test_the_maze_is_what_its_docstring_says(key, actions):
+  observations, rewards, dones = play(MAZE, key, actions)
+  position, goal = 0, None
+  for t, action in enumerate(actions):
+    seen = int(observations[t].argmax())
+    if position == 0:
+      assert seen in (0, 1)
+      goal = goal or (LEFT, RIGHT)[seen]
+      assert (LEFT, RIGHT)[seen] == goal  # as long as the episode lasts
+    else:
+      assert seen == (3 if position == LENGTH else 2)
+    if position == LENGTH and action != FORWARD:
+      expected, position = (1 if action == goal else -1), 0
+      assert rewards[t] == expected and dones[t]
+      goal = None
+      continue
+    assert not dones[t]
+    moves = position < LENGTH and action == FORWARD
+    assert rewards[t] == (0 if moves else BUMP)
+    position += moves
+
+
+@given(key=SEEDS)
+def test_repeat_previous_rewards_the_symbol_shown_a_delay_ago(key):
+  observations, _, dones = play(REPEAT, key, np.zeros(STEPS, int))
+  shown = np.argmax(observations, axis=1)
+  length = DELAY + ANSWERS
+  assert (np.flatnonzero(dones) + 1 == [length, 2 * length]).all()
+  answers = np.concatenate([shown[:DELAY], shown[:-DELAY]])
+  _, rewards, _ = play(REPEAT, key, answers)
+  early = np.arange(STEPS) % length < DELAY
+  assert (rewards[early] == 0).all()
+  assert (rewards[~early] == 1 / ANSWERS).all()
+  _, rewards, _ = play(REPEAT, key, (answers + 1) % SYMBOLS)
+  assert (rewards[~early] == -1 / ANSWERS).all()
+
+
+def test_both_goals_and_every_symbol_are_drawn():
+  keys = jax.random.split(jax.random.key(0), 100)
+  goals = jax.vmap(MAZE.reset)(keys)[0].goal
+  symbols = jax.vmap(REPEAT.reset)(keys)[0].symbols
+  assert set(map(int, goals)) == {LEFT, RIGHT}
+  for column in symbols.T:
+    assert set(map(int, column)) == set(range(SYMBOLS))
+
+
+@ENVIRONMENTS
+def test_the_next_episode_has_another_key_than_the_last(environment, key):
+  # Each episode draws afresh: of 16 environments, some go on differently.
+  keys = jax.random.split(key, 16)
+  actions = np.full((16, STEPS), LEFT)
+  actions[:, :LENGTH] = FORWARD
+  run = jax.vmap(partial(play, environment))
+  observations, _, dones = run(keys, actions)
+  first = dones[0].argmax() + 1  # all end at once
+  assert dones[:, first - 1].all()
+  assert len({o.tobytes() for o in np.asarray(observations[:, first])}) > 1
+  different = observations[:, 0] != observations[:, first]
+  assert different.any() and not different.all()

@@ -1,0 +1,100 @@
+"""Networks: acting step by step is the same as a sequence with resets."""
+
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.policies.networks import CELLS, FEED_FORWARD, make_network
+from tests.draws import normal_like, worst
+
+T, B, D, H, ACTIONS = 9, 3, 4, 6, 5
+EACH = pytest.mark.parametrize(
+  "name",
+  [
+    "gru",
+    FEED_FORWARD,
+    *(
+      pytest.param(name, marks=pytest.mark.exhaustive)
+      for name in CELLS
+      if name != "gru"
+    ),
+  ],
+)
+KEY = jax.random.key(0)
+
+
+def draw(name):
+  """Return (network, params, state, observations, starts) in float64."""
+  network = make_network(name, D, H, ACTIONS)
+  shapes = jax.eval_shape(network.init, KEY), network.initial_state(B)
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float64), shapes
+  )
+  params, state = normal_like(KEY, shapes)
+  observations = normal_like(KEY, jnp.zeros((T, B, D)))
+  starts = np.zeros((T, B), bool)
+  starts[4, 0] = starts[0, 1] = True  # and none in the last environment
+  return network, params, state, observations, starts
+
+
+@EACH
+def test_acting_step_by_step_is_the_same_as_a_sequence(name):
+  network, *arguments = draw(name)
+
+  @jax.jit
+  def both(params, state, *inputs):
+    def body(state, inputs):
+      state, *outputs = network.step(params, state, *inputs)
+      return state, outputs
+
+    last, outputs = jax.lax.scan(body, state, inputs)
+    return (last, *outputs), network.unroll(params, state, *inputs)
+
+  assert worst(*both(*arguments)) < 1e-12
+
+
+@EACH
+def test_a_sequence_with_resets_is_an_unroll_of_each_episode(name):
+  network, params, state, observations, starts = draw(name)
+  zero = jax.tree.map(jnp.float64, network.initial_state(1))
+
+  @jax.jit
+  def both(params, state, observations):
+    found = network.unroll(params, state, observations, starts)[1:]
+    pairs = []
+    for b in range(B):
+      column = slice(b, b + 1)
+      own = jax.tree.map(lambda s: s[column], state)  # noqa: B023
+      cuts = sorted({0, *np.flatnonzero(starts[:, b]), T})
+      for first, end in pairwise(cuts):
+        part, never = (slice(first, end), column), jnp.zeros((end - first, 1))
+        before = zero if starts[first, b] else own
+        _, *alone = network.unroll(
+          params, before, observations[part], never.astype(bool)
+        )
+        pairs.append(([x[part] for x in found], alone))
+    return pairs
+
+  pairs = both(params, state, observations)
+  assert len(pairs) == 4  # two episodes, then one from its start, then a part
+  for together, alone in pairs:
+    assert worst(together, alone) < 1e-12
+
+
+def last_value(network, params, state, observations, starts):
+  _, _, values = network.unroll(params, state, observations, starts)
+  return values[-1].sum()
+
+
+@EACH
+def test_only_the_feed_forward_network_forgets_what_it_saw(name):
+  network, *arguments = draw(name)
+  gradient = jax.jit(jax.grad(partial(last_value, network), argnums=2))
+  found = gradient(*arguments)
+  earlier = np.abs(found[:-1]).max(axis=(0, 2))  # of each environment
+  assert (earlier[1:] > 0).all() == (name != FEED_FORWARD)
+  assert not np.abs(found[:4, 0]).any()  # across a start

@@ -1,0 +1,92 @@
+"""The networks in Flax compute the same as ours, with the weights of ours."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.policies import peer
+from experiments.policies.config import PolicyConfig, PPOConfig
+from experiments.policies.environments import tmaze
+from experiments.policies.peer import (
+  check_equal,
+  networks,
+  race,
+  to_flax,
+)
+from tests.draws import normal_like, weighed, worst
+
+EACH = pytest.mark.parametrize(
+  "name", ["gru", pytest.param("lstm", marks=pytest.mark.exhaustive)]
+)
+MAZE = tmaze(2)
+T, B, H = 7, 6, 5
+SMALL = PolicyConfig(
+  hidden_size=H,
+  num_seeds=2,
+  timing_rounds=2,
+  ppo=PPOConfig(num_envs=B, rollout_steps=T, num_minibatches=2, num_epochs=1),
+)
+
+
+@pytest.fixture(autouse=True)
+def standard_ranks():
+  """Let Flax add a bias [K] to an array [..., K]."""
+  with jax.numpy_rank_promotion("allow"):
+    yield
+
+
+@EACH
+def test_the_weights_have_the_names_of_the_modules(name, key):
+  found = networks(name, MAZE, H)
+  ported = to_flax(name, found["unroll"].init(key))
+  expected = jax.tree.map(jnp.shape, ported)
+  for label in ("scanned", "flax"):
+    variables = jax.eval_shape(found[label].init, key)
+    assert jax.tree.map(lambda x: x.shape, variables) == expected
+
+
+@EACH
+def test_outputs_and_gradients_are_equal_in_float64(name, key):
+  found = networks(name, MAZE, H)
+  shapes = jax.eval_shape(found["unroll"].init, key)
+  params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
+  params = normal_like(key, params)
+  observations = normal_like(key, jnp.zeros((T, B, 4)))
+  starts = jax.random.bernoulli(key, 0.3, (T, B))
+
+  def results(network, params):
+    state = jax.tree.map(jnp.float64, network.initial_state(B))
+
+    def outputs(params):
+      _, *found = network.unroll(params, state, observations, starts)
+      return found
+
+    gradient = jax.grad(weighed(outputs, key))
+    return jax.jit(lambda params: [outputs(params), gradient(params)])(params)
+
+  outputs, gradient = results(found["unroll"], params)
+  expected = [outputs, to_flax(name, gradient)]
+  for label in ("scanned", "flax"):
+    ported = to_flax(name, params)
+    assert worst(results(found[label], ported), expected) < 1e-12
+
+
+@pytest.mark.exhaustive
+def test_a_race_times_equal_networks(key):
+  rows = race("gru", MAZE, SMALL, key)
+  assert [row["peer"] for row in rows] == ["unroll", "scanned", "flax"]
+  assert all(row["median_ms"] > 0 for row in rows)
+
+
+@pytest.mark.exhaustive
+def test_a_network_that_computes_something_else_is_refused(key, monkeypatch):
+  port = peer.to_flax
+
+  def slightly_wrong(name, params):
+    core = params.core._replace(b=1.01 * params.core.b)
+    return port(name, params._replace(core=core))
+
+  check_equal("gru", MAZE, SMALL, key)
+  monkeypatch.setattr(peer, "to_flax", slightly_wrong)
+  with pytest.raises(ValueError, match="scanned computes a different result"):
+    check_equal("gru", MAZE, SMALL, key)

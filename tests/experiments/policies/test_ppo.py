@@ -1,0 +1,257 @@
+"""Advantages, rollouts and updates of PPO."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.policies.config import PPOConfig
+from experiments.policies.environments import tmaze
+from experiments.policies.networks import make_network
+from experiments.policies.ppo import (
+  gae,
+  loss,
+  make_update,
+  minibatch,
+)
+from experiments.policies.rollouts import chosen, collect, make_actor
+from experiments.policies.training import start
+from experiments.trainer.records import replace
+from tests.draws import normal_like, worst
+
+T, B, H = 11, 6, 5
+K = 4  # steps of burn-in
+SMALL = PPOConfig(
+  num_envs=B, rollout_steps=T, num_minibatches=3, num_epochs=2, burn_in=K
+)
+MAZE = tmaze(2)
+DISCOUNT, LAMBDA = 0.9, 0.7
+KEYS = jax.random.split(jax.random.key(3), 2)
+
+
+def draw_outcomes(seed):
+  """Return (rewards, values, dones, last_value) in float64."""
+  rng = np.random.default_rng(seed)
+  rewards, values = rng.standard_normal((2, T, B))
+  return rewards, values, rng.random((T, B)) < 0.3, rng.standard_normal(B)
+
+
+def test_the_advantages_are_those_of_a_loop():
+  rewards, values, dones, last_value = draw_outcomes(0)
+  expected = np.zeros((T, B))
+  for b in range(B):
+    following, advantage = last_value[b], 0.0
+    for t in reversed(range(T)):
+      if dones[t, b]:
+        following = advantage = 0.0
+      delta = rewards[t, b] + DISCOUNT * following - values[t, b]
+      advantage = delta + DISCOUNT * LAMBDA * advantage
+      expected[t, b], following = advantage, values[t, b]
+  found = gae(*map(jnp.asarray, draw_outcomes(0)), DISCOUNT, LAMBDA)
+  assert np.abs(found - expected).max() < 1e-12
+
+
+def test_an_advantage_is_the_sum_of_discounted_deltas():
+  rewards, values, dones, last_value = draw_outcomes(1)
+  following = np.concatenate([values[1:], last_value[None]])
+  deltas = rewards + DISCOUNT * np.where(dones, 0, following) - values
+  expected = np.zeros((T, B))
+  for t in range(T):
+    for k in range(T - t):
+      goes_on = ~dones[t : t + k].any(0)  # no end between t and t + k
+      expected[t] += (DISCOUNT * LAMBDA) ** k * deltas[t + k] * goes_on
+  found = gae(*map(jnp.asarray, draw_outcomes(1)), DISCOUNT, LAMBDA)
+  assert np.abs(found - expected).max() < 1e-12
+
+
+def test_with_lambda_1_the_advantage_is_the_return_less_the_value():
+  rewards, values, dones, last_value = map(jnp.asarray, draw_outcomes(2))
+  found = gae(rewards, values, dones, last_value, DISCOUNT, 1.0)
+  total, totals = last_value, []
+  for t in reversed(range(T)):
+    total = rewards[t] + DISCOUNT * jnp.where(dones[t], 0, total)
+    totals.append(total)
+  assert worst(found, jnp.stack(totals[::-1]) - values) < 1e-12
+
+
+@pytest.fixture(scope="module")
+def acted():
+  """Return (network, params, two rollouts in a row, their mean returns)."""
+  network = make_network("gru", 4, H, 3)
+
+  @jax.jit
+  def act(init_key, actor_key, keys):
+    params = network.init(init_key)
+    actor = make_actor(network, MAZE, SMALL, actor_key)
+
+    def body(actor, key):
+      actor, *found = collect(network, MAZE, SMALL, params, actor, key)
+      return actor, found
+
+    return params, *jax.lax.scan(body, actor, keys)[1]
+
+  with jax.numpy_dtype_promotion("standard"):
+    params, *found = act(*map(jax.random.key, (1, 2)), KEYS)
+  rollouts, mean_returns = jax.tree.map(np.array, found)  # which can be written
+  return network, params, [at(rollouts, 0), at(rollouts, 1)], mean_returns
+
+
+def at(tree, index):
+  return jax.tree.map(lambda x: x[index], tree)
+
+
+def test_a_step_starts_an_episode_where_the_step_before_was_done(acted):
+  _, _, (first, second), _ = acted
+  dones = np.concatenate([first.outcomes.done, second.outcomes.done])
+  starts = np.concatenate([first.inputs.start[K:], second.inputs.start[K:]])
+  assert starts[0].all() and dones.any() and not dones.all()
+  assert (starts[1:] == dones[:-1]).all()  # starts[t] = dones[t − 1]
+  observations = np.concatenate(
+    [first.inputs.observation[K:], second.inputs.observation[K:]]
+  )
+  shows_goal = observations[..., :2].any(-1)  # at the first position alone
+  assert shows_goal[starts].all()
+
+
+def test_the_burn_in_is_the_end_of_the_rollout_before(acted):
+  _, _, (first, second), _ = acted
+  for before, now in zip(first.inputs, second.inputs, strict=True):
+    assert np.array_equal(now[:K], before[T:])
+  assert not first.inputs.observation[:K].any()
+
+
+def test_a_rollout_is_reproduced_from_its_stored_state(acted):
+  network, params, rollouts, _ = acted
+  for rollout in rollouts:
+    log_probs, values = answers(network, params, rollout.state, rollout, 0)
+    old = rollout.outcomes
+    assert worst(values[K:], old.value) < 1e-6  # float32
+    assert worst(log_probs[K:], old.log_prob) < 1e-6
+  assert np.abs(rollouts[1].state.h).max() > 0.01  # it goes on
+
+
+def answers(network, params, state, rollout, first):
+  """Return (log π of the actions, values) from a state before step `first`."""
+
+  @jax.jit
+  def run(params, state, inputs):
+    return network.unroll(params, state, *inputs)
+
+  inputs = at(rollout.inputs, slice(first, None))
+  _, logits, values = run(params, state, inputs)
+  actions = jnp.pad(rollout.outcomes.action, ((K - first, 0), (0, 0)))
+  return chosen(jax.nn.log_softmax(logits), actions), values
+
+
+def test_the_mean_return_is_that_of_the_episodes_that_ended(acted):
+  _, _, rollouts, mean_returns = acted
+  total = np.zeros(B)
+  for rollout, mean_return in zip(rollouts, mean_returns, strict=True):
+    ended = []
+    old = rollout.outcomes
+    for reward, done in zip(old.reward, old.done, strict=True):
+      total += reward
+      ended += [*total[done]]
+      total[done] = 0
+    assert abs(mean_return - np.mean(ended)) < 1e-6
+
+
+def refreshed(network, params, rollout):
+  """Return the rollout without its burn-in, from the state after it."""
+  state, *_ = network.unroll(
+    params, rollout.state, *at(rollout.inputs, slice(K))
+  )
+  later = at(rollout.inputs, slice(K, None))
+  return rollout._replace(state=state, inputs=later)
+
+
+@pytest.mark.exhaustive
+def test_the_gradient_is_at_first_that_of_the_policy(acted):
+  network, params, (_, rollout), _ = acted
+  config = replace(SMALL, value_coef=0.0, entropy_coef=0.0)
+  advantages = normal_like(KEYS[0], jnp.asarray(rollout.outcomes.value))
+  scaled = (advantages - advantages.mean()) / advantages.std()
+
+  @jax.jit
+  def both(params):
+    later = refreshed(network, params, rollout)
+
+    def objective(params):
+      _, logits, _ = network.unroll(params, later.state, *later.inputs)
+      log_probs = chosen(jax.nn.log_softmax(logits), rollout.outcomes.action)
+      return -(scaled * log_probs).mean()
+
+    found = jax.grad(loss)(params, network, rollout, advantages, config)
+    return found, jax.grad(objective)(params)
+
+  found, expected = both(params)
+  assert worst(found, expected) < 1e-6  # float32
+  assert np.abs(found.core.w_h).max() > 1e-5
+
+
+@pytest.mark.exhaustive
+def test_a_ratio_beyond_the_clip_has_no_gradient(acted):
+  network, params, (_, rollout), _ = acted
+  config = replace(SMALL, value_coef=0.0, entropy_coef=0.0)
+  advantages = normal_like(KEYS[0], jnp.asarray(rollout.outcomes.value))
+  # Where the advantage is positive the ratio is e, else 1 / e: clipped.
+  old = rollout.outcomes.log_prob - np.sign(advantages - advantages.mean())
+  outcomes = rollout.outcomes._replace(log_prob=old)
+  beyond = rollout._replace(outcomes=outcomes)
+  gradient = jax.grad(loss)(params, network, beyond, advantages, config)
+  assert worst(gradient, jax.tree.map(jnp.zeros_like, gradient)) == 0
+
+
+@pytest.mark.exhaustive
+def test_the_burn_in_makes_the_state_of_the_present_weights(acted):
+  network, params, (_, rollout), _ = acted
+  changed = jax.tree.map(lambda p: 1.5 * p, params)
+  advantages = normal_like(KEYS[0], jnp.asarray(rollout.outcomes.value))
+  run = jax.value_and_grad(loss)
+  found = run(changed, network, rollout, advantages, SMALL)
+  fresh = refreshed(network, changed, rollout)
+  expected = run(changed, network, fresh, advantages, replace(SMALL, burn_in=0))
+  assert worst(found, expected) < 1e-6  # float32
+  stale = fresh._replace(state=jax.tree.map(lambda s: 0 * s, fresh.state))
+  other = run(changed, network, stale, advantages, replace(SMALL, burn_in=0))
+  assert abs(other[0] - found[0]) > 1e-5
+
+
+def test_a_minibatch_is_all_time_steps_of_some_environments(acted):
+  _, _, (rollout, _), _ = acted
+  advantages, rows = rollout.outcomes.value, np.array([4, 1])
+  part, found = minibatch(rollout, advantages, rows)
+  assert worst(found, advantages[:, rows]) == 0
+  assert worst(part.state.h, rollout.state.h[rows]) == 0
+  assert worst(part.inputs.observation, rollout.inputs[0][:, rows]) == 0
+  assert worst(part.last_value, rollout.last_value[rows]) == 0
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("burn_in", [0, 3])
+def test_training_improves_a_memory_and_not_a_network_without(burn_in, key):
+  config = PPOConfig(
+    num_envs=64,
+    rollout_steps=16,
+    num_updates=60,
+    learning_rate=1e-2,
+    burn_in=burn_in,
+  )
+  last = {}
+  for name in ("gru", "feed_forward"):
+    network = make_network(name, 4, 16, 3)
+    learners = start(network, MAZE, config, jax.random.split(key, 2))
+    update = jax.jit(jax.vmap(make_update(network, MAZE, config)))
+    learners, first = update(learners)
+    assert (first.mean_return < 0).all()
+    for _ in range(config.num_updates - 1):
+      learners, metrics = update(learners)
+    last[name] = metrics.mean_return
+  assert (last["gru"] > 0.9).all() and (last["feed_forward"] < 0.4).all()
+
+
+def test_settings_that_do_not_fit_each_other_are_refused():
+  with pytest.raises(ValueError, match="multiple of num_minibatches, got 6 an"):
+    PPOConfig(num_envs=6)
+  with pytest.raises(ValueError, match="at most rollout_steps, 11, got 12"):
+    replace(SMALL, burn_in=12)

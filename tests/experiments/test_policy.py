@@ -1,0 +1,137 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import policy
+from experiments.policies.config import PolicyConfig, PPOConfig
+from experiments.policies.tables import tables
+from experiments.trainer.errors import Diverged
+from experiments.trainer.records import replace, to_record
+from tests.processes import ROOT
+
+KEPT = sorted((ROOT / "experiments/results/policy").glob("*/policy.json"))
+SMALL = PolicyConfig(
+  task="repeat_previous",
+  size=1,
+  hidden_size=5,
+  num_seeds=2,
+  ppo=PPOConfig(
+    num_envs=4,
+    rollout_steps=8,
+    num_updates=6,
+    num_epochs=1,
+    num_minibatches=2,
+  ),
+)
+
+
+def example():
+  """Return a record with values that are easy to recognise."""
+
+  def trained(*returns):
+    return {
+      "num_parameters": 1904,
+      "compile_s": 1.0,
+      "seconds": 20.4,
+      "returns": [[None, None], *returns],
+    }
+
+  def timed(peer, median):
+    return {
+      "peer": peer,
+      "median_ms": median,
+      "quartiles_ms": [median - 1, median + 2],
+      "ratio_to_ours": median / 100,
+      "compile_s": 3.25,
+      "bytes": 1,
+    }
+
+  sizes = {"num_seeds": 2, "num_envs": 8, "rollout_steps": 16}
+  config = sizes | {"num_updates": 3, "hidden_size": 32, "timing_rounds": 11}
+  return {
+    "config": config,
+    "task": "T-maze, a corridor of 10 steps",
+    "guessing": 0.0,
+    "steps_per_update": 128,
+    "networks": {
+      "gru": trained([-0.5, 0.0], [1.0, 0.9]),
+      "feed_forward": trained([-0.5, 0.0], [0.1, -0.1]),
+    },
+    "race": {"gru": [timed("unroll", 100.0), timed("flax", 125.0)]},
+  }
+
+
+def test_the_tables_are_markdown_with_the_returns_and_times():
+  returns, times = tables(example()).values()
+  lines = returns.splitlines()
+  assert lines[0].endswith("| training, s, 384 steps a seed |")
+  assert lines[2] == "| gru | 1,904 | 1.00, 0.90 | 0.95 | 20 |"
+  assert lines[3] == "| feed_forward | 1,904 | 0.10, -0.10 | 0.00 | 20 |"
+  assert "| gru: Flax, ScannedRNN by hand | 125 | 124 – 127 | 1.25 | 3.2 |" in (
+    times.splitlines()
+  )
+
+
+def test_a_saved_run_is_loaded_and_reported(tmp_path, console):
+  record = example()
+  policy.save(record, tmp_path)
+  loaded = policy.load(tmp_path)
+  assert loaded == record
+  policy.report(loaded, tmp_path, console)
+  printed = console.file.getvalue()
+  for table in tables(record).values():
+    assert all(line in printed for line in table.splitlines())
+  assert (tmp_path / "policy.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_directory_without_a_run_is_an_error_that_names_it(tmp_path):
+  with pytest.raises(ValueError, match=f"there are no policies in {tmp_path}"):
+    policy.load(tmp_path)
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
+def test_in_a_kept_run_memory_is_what_makes_the_difference(path):
+  record = policy.load(path.parent)
+  assert set(record["config"]) == set(to_record(PolicyConfig()))
+  last = {
+    name: np.array(run["returns"][-10:], float).mean()
+    for name, run in record["networks"].items()
+  }
+  assert last["feed_forward"] < record["guessing"] + 0.1
+  assert last["gru"] > 0.9
+
+
+def test_there_are_kept_runs():
+  assert len(KEPT) == 3
+
+
+@pytest.mark.exhaustive
+def test_a_run_fills_its_directory(tmp_path, console):
+  directory = tmp_path / "out"
+  config = replace(SMALL, timing_rounds=2)
+  with jax.numpy_rank_promotion("allow"):
+    record = policy.run(config, directory, console)
+  saved = policy.load(directory)
+  assert saved == json.loads(json.dumps(record))
+  assert saved["config"] == to_record(config)
+  assert saved["environment"]["versions"]["jax"] == jax.__version__
+  assert list(saved["networks"]) == list(config.network)
+  for run in saved["networks"].values():
+    returns = run["returns"]
+    assert len(returns) == 6 and all(len(row) == 2 for row in returns)
+    # An episode has 33 steps, and an update 8: the first ends in the fifth.
+    assert [row[0] is None for row in returns] == [*[True] * 4, False, True]
+    assert -1 <= returns[4][0] <= 1 and returns[4][0] != returns[4][1]
+  assert list(saved["race"]) == ["gru", "lstm"]
+  assert {path.name for path in directory.iterdir()} == {
+    "policy.json",
+    "policy.png",
+  }
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, console):
+  config = replace(SMALL, learning_rate=3e38, network=("feed_forward",))
+  with pytest.raises(Diverged, match="feed_forward: the loss is not fi"):
+    policy.run(config, tmp_path, console)
