@@ -50,13 +50,13 @@ class PPOConfig:
     bounds="[0, inf)",
   )
   learning_rate: float = option(
-    3e-3, "Of Adam, at first; it falls to 0 linearly.", bounds="(0, inf)"
+    1e-2, "Of Adam, at first; it falls to 0 linearly.", bounds="(0, inf)"
   )
   max_grad_norm: float = option(
     0.5, "Norm to which a longer gradient is scaled.", bounds="(0, inf)"
   )
   discount: float = option(
-    0.95, "γ, the weight of a reward one step later.", bounds="[0, 1]"
+    0.995, "γ, the weight of a reward one step later.", bounds="[0, 1]"
   )
   gae_lambda: float = option(
     0.95, "λ of generalized advantage estimation.", bounds="[0, 1]"

@@ -40,8 +40,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     linewidth=0.8,
     label="without memory, at best",
   )
-  panel.legend(fontsize=8, loc="lower right")
-  panel.xaxis.set_major_formatter("{x:,g}")
+  panel.legend(fontsize=8)
+  panel.xaxis.set_major_formatter("{x:,.0f}")
   panel.set(
     title=record["task"],
     xlabel="environment steps of a seed",

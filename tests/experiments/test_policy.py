@@ -131,6 +131,7 @@ def test_a_run_fills_its_directory(tmp_path, console):
   }
 
 
+@pytest.mark.exhaustive
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, console):
   config = replace(SMALL, learning_rate=3e38, network=("feed_forward",))
   with pytest.raises(Diverged, match="feed_forward: the loss is not fi"):

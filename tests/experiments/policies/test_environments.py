@@ -109,6 +109,7 @@ def test_both_goals_and_every_symbol_are_drawn():
     assert set(map(int, column)) == set(range(SYMBOLS))
 
 
+@pytest.mark.exhaustive
 @ENVIRONMENTS
 def test_the_next_episode_has_another_key_than_the_last(environment, key):
   # Each episode draws afresh: of 16 environments, some go on differently.
