@@ -42,6 +42,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
   )
   panel.legend(fontsize=8)
   panel.xaxis.set_major_formatter("{x:,.0f}")
+  panel.locator_params(axis="x", nbins=5)
   panel.set(
     title=record["task"],
     xlabel="environment steps of a seed",
