@@ -10,9 +10,8 @@ class Units {
     this.signalName = data.layers[this.layer].at(-1).name;
     this.unit = 0;
     data.follows.forEach((unit, k) => $("follows").append(new Option(
-      `${unit.feature}: unit ${unit.unit} of ${unit.signal}, layer `
-      + `${unit.layer + 1} (${unit.measure} ${signed(unit.score).slice(0, -1)})`,
-      k)));
+      `${unit.feature}: ${unit.signal} ${unit.unit}, layer ${unit.layer + 1} `
+      + `(${unit.measure} ${unit.score.toFixed(2).replace("-", "−")})`, k)));
     $("follows").append(new Option("another one", ""));
     $("layer").append(...data.layers.map((_, k) => new Option(k + 1, k)));
     $("signal").append(...data.layers[0].map(

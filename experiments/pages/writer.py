@@ -76,7 +76,9 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
   )
   header = {
     "about": describe(trained),
-    "cost": f"{describe_cost(cost, tokenizer)} of {source}.",
+    "cost": f"{describe_cost(cost, tokenizer)} of {source}.".replace(
+      "cost -", "cost −"
+    ),
     "unit": tokenizer.unit,
     "symbols": list(tokenizer.symbols),
     "words": word_rules() if tokenizer.unit == "word" else None,

@@ -1,5 +1,6 @@
 """A trained model as a file: it computes what the run's model computes."""
 
+import dataclasses
 import errno
 import re
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from jax import export as jax_export
 
 from experiments import export
+from experiments.pages import writer
 from experiments.trainer.trained import load
+from lstm_jax import peephole_lstm
 from tests.draws import normal_like, worst
+from tests.experiments.pages.explored import PageData
 from tests.experiments.starting import start_all
 
 T, B = 7, 2
@@ -112,3 +116,53 @@ def test_without_onnx_the_error_names_the_extra(explored_run, monkeypatch):
   monkeypatch.setattr(export, "language_model_to_onnx", refuse)
   with pytest.raises(ValueError, match=r"'lstm-jax\[interop\]'"):
     export.run(str(explored_run), "onnx", "model.onnx")
+
+
+@pytest.fixture
+def trained(explored_run):
+  return load(explored_run)
+
+
+def test_a_run_is_exported_as_a_page(explored_run, tmp_path):
+  path = tmp_path / "page.html"
+  said = export.run(str(explored_run), "html", str(path))
+  found = re.search(
+    r"8-bit weights cost ([-+][\d.]+) nats per character \(([\d.]+) before, "
+    r"([\d.]+) after\), on ([\d,]+) characters of the validation split of "
+    r"verse\.txt$",
+    said,
+  )
+  cost, before, after = map(float, found.groups()[:3])
+  assert abs(cost - (after - before)) < 2e-4 and abs(cost) < 0.05
+  page = PageData(path).header
+  assert page["cost"].replace("−", "-") == said.split("; ")[-1] + "."
+  assert page["model"]["cell"] == "lstm" and len(page["layers"]) == 2
+  assert "<script src" not in path.read_text(encoding="utf-8")
+
+
+def test_a_page_that_cannot_be_is_one_line(
+  explored_run, trained, tmp_path, monkeypatch
+):
+  def export_with(**changes):
+    model = dataclasses.replace(trained.config.model, **changes)
+    config = dataclasses.replace(trained.config, model=model)
+    changed = trained._replace(config=config)
+    monkeypatch.setattr(export, "load", lambda directory: changed)
+    export.run(str(explored_run), "html", str(tmp_path / "page.html"))
+
+  with pytest.raises(
+    ValueError,
+    match=r"no cell peephole_lstm, only lstm, layernorm_lstm, gru, rnn$",
+  ):
+    export_with(cell=peephole_lstm)
+  monkeypatch.setattr(writer, "MAX_WEIGHTS", 1_000)
+  with pytest.raises(
+    ValueError, match=r"at most 1,000 weights, a byte each, and .* has [\d,]+$"
+  ):
+    export_with()
+  assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_of_a_damaged_run_is_the_error_of_the_run(tmp_path):
+  with pytest.raises(ValueError, match="there is no run in "):
+    export.run(str(tmp_path / "run"), "html", str(tmp_path / "page.html"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.pages import explore, report
+from experiments.pages import explore, report, writer
 from experiments.pages.packing import (
   page,
   quantize_gate,
@@ -12,7 +12,9 @@ from experiments.pages.packing import (
 )
 
 
-@pytest.mark.parametrize("template", [explore.TEMPLATE, report.TEMPLATE])
+@pytest.mark.parametrize(
+  "template", [explore.TEMPLATE, report.TEMPLATE, writer.TEMPLATE]
+)
 def test_every_page_has_the_shared_head_once_and_its_data(template):
   text = page(template, {"unit": "word"}, ['<script id="blob0"></script>'])
   for part in (
@@ -24,6 +26,7 @@ def test_every_page_has_the_shared_head_once_and_its_data(template):
   ):
     assert text.count(part) == 1
   assert text.index("unpack(") < text.index("</head>") < text.index("blob0")
+  assert "<script src" not in text
   assert "<!-- head -->" not in text and "<!-- data -->" not in text
 
 
