@@ -6,15 +6,16 @@ function listenToControls(writing) {
   const again = () => {
     if (writing.restart()) writing.write();
   };
-  const move = (step) => writing.moveTo((writing.cursor ?? writing.track.length - 1)
-    + step);
+  const move = (step) => writing.moveTo(
+    (writing.cursor ?? writing.track.length - 1) + step);
   const keys = {
     " ": toggle, r: again, ArrowLeft: () => move(-1),
     ArrowRight: () => move(1), ArrowUp: () => writing.moveLine(-1),
     ArrowDown: () => writing.moveLine(1), Home: () => writing.moveTo(0),
     End: () => writing.moveTo(writing.track.length - 1),
     n: () => writing.units.step(1), p: () => writing.units.step(-1),
-    s: () => writing.units.cycle("signal"), l: () => writing.units.cycle("layer"),
+    s: () => writing.units.cycle("signal"),
+    l: () => writing.units.cycle("layer"),
   };
   writing.box.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;

@@ -32,7 +32,7 @@ let columns, charWidth;  // columns that fit, and the width of one in pixels
 let fills, inks;  // colors of each level, and of a character on it
 let ink, soft, border, accent, purple;  // other colors
 
-const nameOf = (t) => visible(data.symbols[tokens[t]]);
+const nameOf = (t) => visibleSymbol(data.symbols[tokens[t]]);
 const round = (v) => v.toFixed(3).replace("-", "−");
 const scientific = (v) => v === 0 ? "–" : v.toExponential(1).replace("-", "−");
 const count = (n) => n.toLocaleString("en");
@@ -273,7 +273,7 @@ function showNext() {
     const [item, name, bar, figure] =
       ["li", "b", "i", "span"].map((tag) => document.createElement(tag));
     item.className = token === actual ? "actual" : "";
-    name.textContent = visible(data.symbols[token]);
+    name.textContent = visibleSymbol(data.symbols[token]);
     bar.style.width = `${100 * p}%`;
     figure.textContent = `${(100 * p).toFixed(2)} %`;
     item.append(name, bar, figure);

@@ -79,7 +79,9 @@ const CELLS = {
     // h' = tanh(x W_x + h W_h + b)
     recur(p, ax, u, { h }) {
       p.w_h.multiply(h, u);
-      for (let k = 0; k < h.length; k++) h[k] = Math.tanh(ax[k] + u[k] + p.b[k]);
+      for (let k = 0; k < h.length; k++) {
+        h[k] = Math.tanh(ax[k] + u[k] + p.b[k]);
+      }
     },
   },
   gru: {

@@ -54,8 +54,8 @@ class Reading {
       && items[same].to === this.items[same].to) same++;
     this.items = items;
     this.known = items.filter((item) => item.token >= 0);
-    const before = items.slice(0, same).filter((item) => item.token >= 0).length;
-    this.track.truncate(before);
+    const before = items.slice(0, same).filter(({ token }) => token >= 0);
+    this.track.truncate(before.length);
     let start = performance.now();
     while (this.track.length < this.known.length) {
       this.track.push(this.known[this.track.length].token);
@@ -104,7 +104,8 @@ class Reading {
     if (nats.length) {
       const mean = total / nats.length;
       text = `${count(nats.length)} ${unit}${nats.length > 1 ? "s" : ""}, `
-        + `${mean.toFixed(3)} nats each (${(mean / Math.LN2).toFixed(3)} bits); `
+        + `${mean.toFixed(3)} nats each `
+        + `(${(mean / Math.LN2).toFixed(3)} bits); `
         + `a guess among all ${count(symbols.length)} would cost `
         + `${Math.log(symbols.length).toFixed(2)}.`;
     }
@@ -129,9 +130,10 @@ class Reading {
   // Returns a token in brackets, in the word that it belongs to.
   contextOf(n) {
     const { from, to } = this.known[n];
-    const before = /\S* ?$/u.exec(this.text.slice(Math.max(0, from - 16), from));
-    const after = /^\S*/u.exec(this.text.slice(to, to + 12));
-    return `${before[0]}[${visible(this.text.slice(from, to))}]${after[0]}`;
+    const { text } = this, token = visibleSymbol(text.slice(from, to));
+    const [before] = /\S* ?$/u.exec(text.slice(Math.max(0, from - 16), from));
+    const [after] = /^\S*/u.exec(text.slice(to, to + 12));
+    return `${before}[${token}]${after}`;
   }
 
   setCaret(at) {
@@ -175,7 +177,8 @@ class Reading {
       let text = "", token = first;
       for (let k = 0; k < LONGEST_SUGGESTION; k++) {
         const symbol = this.data.symbols[token];
-        if (/[\p{L}\p{N}]/u.test(text) && !/[\p{L}\p{N}'’-]/u.test(symbol)) break;
+        const inWord = /[\p{L}\p{N}'’-]/u.test(symbol);
+        if (/[\p{L}\p{N}]/u.test(text) && !inWord) break;
         text += symbol;
         model.step(scratch, token);
         model.logits(scratch, y);
@@ -217,7 +220,7 @@ class Reading {
     if (this.ghost) this.ghost.textContent = found[0] || "";
     const word = /[\p{L}\p{N}'’-]*$/u.exec(this.text)[0];
     $("chips").replaceChildren(...found.map((text) => this.button(
-      visible(word + text).replace(/^␣/, ""), () => this.take(text))));
+      visibleSymbol(word + text).replace(/^␣/, ""), () => this.take(text))));
   }
 
   take(text) {

@@ -96,7 +96,8 @@ class Units {
     const { signal, data } = this, units = signal.scale.length;
     this.unit = Math.min(this.unit, units - 1);
     if ($("unit").options.length !== units) {
-      $("unit").replaceChildren(...signal.scale.map((_, u) => new Option(u, u)));
+      $("unit").replaceChildren(
+        ...signal.scale.map((_, u) => new Option(u, u)));
     }
     $("layer").value = this.layer, $("signal").value = this.signalName;
     $("unit").value = this.unit;

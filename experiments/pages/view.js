@@ -9,8 +9,9 @@ const LONGEST_SLICE = 30;
 const nextFrame = () => new Promise(requestAnimationFrame);
 const count = (n) => n.toLocaleString("en");
 const signed = (v) => v.toFixed(3).replace("-", "−");
-const percent = (p) => `${(100 * p).toFixed(p < 0.0095 ? 2 : p < 0.0995 ? 1 : 0)} %`;
-const quoted = (symbol) => `‘${visible(symbol)}’`;
+const percent = (p) =>
+  `${(100 * p).toFixed(p < 0.0095 ? 2 : p < 0.0995 ? 1 : 0)} %`;
+const quoted = (symbol) => `‘${visibleSymbol(symbol)}’`;
 
 // Returns colors from the page's to another one: [{ fill, ink }].
 function shades(name) {
@@ -46,14 +47,15 @@ function showProbabilities(list, symbols, own, drawn, actual) {
   while (list.children.length > tokens.length) list.lastChild.remove();
   while (list.children.length < tokens.length) {
     const item = document.createElement("li");
-    item.append(...["b", "i", "span"].map((tag) => document.createElement(tag)));
+    item.append(...["b", "i", "span"].map(
+      (tag) => document.createElement(tag)));
     list.append(item);
   }
   tokens.forEach((token, k) => {
     const item = list.children[k], [name, bar, figure] = item.children;
     const p = drawn[token];
     item.className = token === actual ? "actual" : p ? "" : "left-out";
-    name.textContent = visible(symbols[token]);
+    name.textContent = visibleSymbol(symbols[token]);
     bar.style.setProperty("--drawn", p);
     bar.style.setProperty("--own", own[token]);
     figure.textContent = p ? percent(p) : "–";
