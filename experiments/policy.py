@@ -1,6 +1,6 @@
 """Train policies that remember: recurrent PPO on tasks that need memory.
 
-  python -m experiments.policy --task=tmaze --size=100
+  python -m experiments.policy --task=tmaze --size=10 --num_updates=60
 
 trains a GRU, an LSTM, a minimal GRU and a feed-forward network, or those of
 --network, with several seeds at once, and compares their returns. The tasks: in
@@ -75,6 +75,7 @@ def run(
     if config.timing_rounds:
       console.print(f"{name}: timing {config.timing_rounds} rounds")
       record["race"][name] = race(name, environment, config, race_key)
+      save(record, directory)
   record["seconds"] = time.monotonic() - begun
   save(record, directory)
   report(record, directory, console)
