@@ -17,7 +17,7 @@ def test_every_program_prints_its_own_flags_in_80_columns():
     assert f"python -m experiments.{program}" in out
     assert max(map(len, out.splitlines())) <= 80, program
   for program in ("train", "sweep", "ablate", "collectives"):
-    assert "\nmodel flags:\n  --cell: <lstm | " in shown[program][1]
+    assert "\nmodel flags:\n  --cell: Recurrent cell" in shown[program][1]
     assert "\noptimizer flags:\n" in shown[program][1]
   for program, flag in (
     ("train", "dry_run"),

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.sample import run as write
 from experiments.trainer import metric_buffer, setup
 from experiments.trainer.config import CELLS
 from experiments.trainer.data import read_corpus
@@ -23,6 +22,7 @@ from lstm_jax import gru, lstm
 from lstm_jax.language import WordTokenizer, stateful_loss
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
+from tests.experiments.sampled import write
 from tests.experiments.trainer.resuming import inject_nans, read_rows
 
 DIVERGES = {

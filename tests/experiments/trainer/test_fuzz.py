@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from experiments.pages.report import make_page
-from experiments.sample import run as write
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import read_corpus
 from experiments.trainer.excerpt import read_excerpt
@@ -26,6 +25,7 @@ from experiments.trainer.trained import load
 from lstm_jax.language import CharTokenizer, WordTokenizer
 from lstm_jax.training import make_optimizer
 from tests.experiments.conftest import VERSE, copy_run
+from tests.experiments.sampled import write
 from tests.processes import ROOT
 
 EXPECTED = ValueError, OSError, OverflowError  # programs print them in a line

@@ -11,7 +11,6 @@ from absl import flags
 from experiments import train
 from experiments.explore import ExploreConfig
 from experiments.explore import run as explore
-from experiments.sample import run as write
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.own_cell import FUNCTIONS, import_cell
@@ -19,6 +18,7 @@ from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.trained import load
 from lstm_jax import lstm
 from lstm_jax.cells import RELU
+from tests.experiments.sampled import write
 from tests.experiments.test_train import SAMPLE
 from tests.experiments.trainer.resuming import outcome
 from tests.test_docs import DOCS, code_blocks
