@@ -41,12 +41,7 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
-from experiments.trainer.records import (
-  from_name,
-  leaves,
-  replace,
-  to_record,
-)
+from experiments.trainer.records import from_name, leaves, replace, to_record
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load

@@ -20,6 +20,7 @@ from experiments.benchmarks.peers.proof import (
   compile_program,
   tolerance,
 )
+from experiments.benchmarks.peers.resets import zero_at_starts
 from experiments.benchmarks.timing import compare
 from experiments.policies.config import PolicyConfig
 from experiments.policies.environments import Environment
@@ -53,9 +54,7 @@ def scanned_by_hand(name: str) -> Any:
     @linen.compact
     def __call__(self, carry, x):
       ins, resets = x
-      carry = jax.tree.map(
-        lambda h: jnp.where(resets[:, None], jnp.zeros_like(h), h), carry
-      )
+      carry = zero_at_starts(carry, resets)
       return cell_type(ins.shape[-1])(carry, ins)
 
     @staticmethod

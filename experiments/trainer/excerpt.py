@@ -81,10 +81,9 @@ def read_excerpt(
       f"--split={part.split} is a part of the run's corpus: without --corpus, "
       "--begin and --end"
     )
+  last_share = config.test_fraction or config.val_fraction
   if path:
-    begin = part.begin
-    if begin is None:
-      begin = 1 - (config.test_fraction or config.val_fraction)
+    begin = 1 - last_share if part.begin is None else part.begin
     return _by_shares(path, whole, begin, part.end, None)
   ranges = split_ranges(config, whole)
   training = training_ranges(ranges)
@@ -98,7 +97,7 @@ def read_excerpt(
   first, last = ranges[split]
   begin, end = first / len(whole), last / len(whole)
   if last == len(whole):
-    begin = 1 - (config.test_fraction or config.val_fraction)
+    begin = 1 - last_share
   if part.end is not None:
     return _by_shares(config.corpus, whole, begin, part.end, training)
   return Excerpt(config.corpus, whole, split, begin, end, first, last, training)

@@ -1,12 +1,12 @@
 """The runs whose models are evaluated together, as an ensemble."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from experiments.trainer import run_dir
+from experiments.trainer.extension import read_result
 from experiments.trainer.trained import Trained, load
 
 SPLIT_FLAGS = "val_fraction", "test_fraction", "dev_fraction"
@@ -70,8 +70,8 @@ def cost(directories: list[Path], members: list[Trained]) -> Cost:
 
 def _training_seconds(directory: Path) -> float | None:
   """Return how long a finished run has trained."""
+  result = read_result(directory / run_dir.RESULT) or {}
   try:
-    record = json.loads((directory / run_dir.RESULT).read_text("utf-8"))
-    return float(record["seconds"])
-  except (OSError, ValueError, KeyError, TypeError):  # unfinished, or damaged
+    return float(result["seconds"])
+  except (ValueError, KeyError, TypeError):  # unfinished, or damaged
     return None

@@ -69,7 +69,7 @@ def sample(
     )
   rules = DrawingRules(float(temperature), top_k, top_p, min_p, suppress_tokens)
   check_rules(rules, len(params.bias))
-  prompts = np.repeat(np.asarray(prompt, np.int32)[:, None], num_samples, 1)
+  prompts = repeat_prompt(prompt, num_samples)
   return np.asarray(_sample(model, (int(length), rules), params, key, prompts))
 
 
@@ -79,6 +79,16 @@ def check_prompt(prompt: np.ndarray) -> None:
     raise ValueError(
       f"the prompt must be [P] with P ≥ 1, got {np.shape(prompt)}"
     )
+
+
+def repeat_prompt(prompt: np.ndarray, count: int) -> np.ndarray:
+  """Return a prompt [P] for each of N texts, int32 [P, N]."""
+  return np.repeat(np.asarray(prompt, np.int32)[:, None], count, axis=1)
+
+
+def read_prompts(model, params, prompts):
+  """Return the `Carry` after prompts [P, N], from the zero state."""
+  return read(model, params, model.initial_state(prompts.shape[1:]), prompts)
 
 
 def read(model, params, state, tokens):
@@ -95,6 +105,6 @@ def _sample(model, options, params, key, prompts):
     tokens = draw(rules, key, carry.logits)
     return read(model, params, carry.state, tokens[None]), tokens
 
-  carry = read(model, params, model.initial_state(prompts.shape[1:]), prompts)
+  carry = read_prompts(model, params, prompts)
   _, tokens = lax.scan(body, carry, jax.random.split(key, length))
   return tokens.T

@@ -33,7 +33,13 @@ from lstm_jax.language.drawing import DrawingRules, check_rules
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
-from lstm_jax.language.sampling import check_prompt, read, sample
+from lstm_jax.language.sampling import (
+  check_prompt,
+  read,
+  read_prompts,
+  repeat_prompt,
+  sample,
+)
 
 
 def continuation_nats(
@@ -55,7 +61,7 @@ def continuation_nats(
   """
   check_prompt(prompt)
   columns = np.asarray(tokens, np.int32).T
-  prompts = np.repeat(np.asarray(prompt, np.int32)[:, None], len(tokens), 1)
+  prompts = repeat_prompt(prompt, len(tokens))
   return np.asarray(_continuation_nats(model, params, prompts, columns))
 
 
@@ -125,7 +131,7 @@ def beam_search(
     )
   rules = DrawingRules(suppress_tokens=suppress_tokens)
   check_rules(rules, len(params.bias))
-  prompts = np.repeat(np.asarray(prompt, np.int32)[:, None], beam_size, 1)
+  prompts = repeat_prompt(prompt, beam_size)
   options = int(length), suppress_tokens
   tokens, nats = _beam_search(model, options, params, prompts)
   return np.asarray(tokens), np.asarray(nats)
@@ -137,7 +143,7 @@ def _continuation_nats(model, params, prompts, tokens):
     nats = cross_entropy(carry.logits, tokens)
     return read(model, params, carry.state, tokens[None]), nats
 
-  carry = read(model, params, model.initial_state(prompts.shape[1:]), prompts)
+  carry = read_prompts(model, params, prompts)
   return lax.scan(body, carry, tokens)[1].sum(axis=0)
 
 
@@ -157,7 +163,7 @@ def _beam_search(model, options, params, prompts):
     tokens = tokens[beginning].at[:, t].set(token)
     return (read(model, params, state, token[None]), -best, tokens), None
 
-  carry = read(model, params, model.initial_state((width,)), prompts)
+  carry = read_prompts(model, params, prompts)
   # All beginnings are the same at first: only one counts.
   nats = jnp.full(width, jnp.inf, carry.logits.dtype).at[0].set(0)
   tokens = jnp.zeros((width, length), jnp.int32)

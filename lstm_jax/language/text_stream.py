@@ -24,7 +24,7 @@ from jax import lax
 from lstm_jax.language.drawing import DrawingRules, check_rules, draw
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
-from lstm_jax.language.sampling import Carry, read
+from lstm_jax.language.sampling import Carry, read, read_prompts
 from lstm_jax.language.tokenizer import Tokenizer
 
 PART = 32  # tokens that one call reads or draws
@@ -56,7 +56,8 @@ class TextStream:
     self._model, self._params, self._rules = model, params, rules
     self._tokenizer = tokenizer
     self._tokens: list[int] = []
-    shapes = jax.eval_shape(partial(_carry_after_a_token, model), params)
+    token = np.zeros((1, 1), np.int32)
+    shapes = jax.eval_shape(partial(read_prompts, model), params, token)
     self._carry: Carry = jax.tree.map(
       lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes
     )
@@ -133,11 +134,6 @@ class TextStream:
       start -= 1
     pieces = self._tokenizer.pieces(np.array(self._tokens[start:], np.int32))
     return "".join(pieces[first - start :])
-
-
-def _carry_after_a_token(model, params):
-  token = jnp.zeros((1, 1), jnp.int32)
-  return read(model, params, model.initial_state((1,)), token)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

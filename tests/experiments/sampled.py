@@ -2,7 +2,19 @@
 
 from experiments import sample
 
-DEFAULTS = {"min_p": 0.0, "best_of": 1, "beam": 0, "interactive": False}
+DEFAULTS = {
+  "prompt": None,
+  "length": 30,
+  "temperature": 0.8,
+  "top_k": 0,
+  "top_p": 1.0,
+  "min_p": 0.0,
+  "num_samples": 1,
+  "seed": 0,
+  "best_of": 1,
+  "beam": 0,
+  "interactive": False,
+}
 
 
 def write(directory, **options):

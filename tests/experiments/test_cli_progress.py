@@ -14,6 +14,7 @@ from experiments import cli, sample, train
 from experiments.cli import TrainingBar, make_console
 from experiments.trainer.format import escape_controls
 from experiments.trainer.records import replace
+from tests.experiments.sampled import DEFAULTS
 
 MOVES = re.compile(r"\x1b\[(?:\?25[lh]|\d*[ABCDHJK])|\r(?!\n)")
 
@@ -186,10 +187,8 @@ def test_control_characters_are_escaped_in_a_terminal_and_kept_elsewhere(
   assert set("\x1b\t\x07\n\x9b\x7f") < set(samples) and "\\" not in samples
 
   assert escape_controls("\ta\r\n") == "\ta\\x0d\n"
-  rules = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-  searches = {"best_of": 1, "beam": 0, "interactive": False}
-  options = rules | searches | {"num_samples": 1, "seed": 0}
-  (parts,) = sample.run(str(directory), None, 60, **options)
+  options = DEFAULTS | {"length": 60, "temperature": 2.0}
+  (parts,) = sample.run(str(directory), **options)
   texts = [[*parts]]
   with terminal(here) as sent:
     sample.show(texts)

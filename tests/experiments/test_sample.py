@@ -11,42 +11,23 @@ from experiments import sample
 from experiments.trainer.trained import load
 from lstm_jax.language import beam_search
 from lstm_jax.language.search import continuation_nats
-
-DEFAULTS = {
-  "prompt": None,
-  "length": 30,
-  "temperature": 0.8,
-  "top_k": 0,
-  "top_p": 1.0,
-  "min_p": 0.0,
-  "num_samples": 1,
-  "seed": 0,
-  "best_of": 1,
-  "beam": 0,
-  "interactive": False,
-}
-
-
-def texts(directory, **options):
-  """Return the whole texts of a call."""
-  options = DEFAULTS | options
-  return ["".join(parts) for parts in sample.run(str(directory), **options)]
+from tests.experiments.sampled import DEFAULTS, write
 
 
 def test_one_sample_comes_in_parts_and_is_the_first_of_several(explored_run):
   (parts,) = sample.run(str(explored_run), **DEFAULTS | {"length": 70})
   assert len([*parts]) == 1 + 3  # after the prompt, which is not shown
   for prompt in (None, "Thou art"):
-    (one,) = texts(explored_run, prompt=prompt, length=70)
+    (one,) = write(explored_run, prompt=prompt, length=70)
     assert len(one) == 70 + len(prompt or "")
-    several = texts(explored_run, prompt=prompt, num_samples=3)
+    several = write(explored_run, prompt=prompt, num_samples=3)
     assert len({*several}) == 3
     assert {len(text) for text in several} == {30 + len(prompt or "")}
 
 
 def test_min_p_of_one_is_greedy(explored_run):
-  greedy = texts(explored_run, prompt="T", temperature=0.0)
-  assert texts(explored_run, prompt="T", min_p=1.0) == greedy
+  greedy = write(explored_run, prompt="T", temperature=0.0)
+  assert write(explored_run, prompt="T", min_p=1.0) == greedy
 
 
 def test_the_best_sample_and_the_beam_are_the_likeliest(explored_run):
@@ -58,10 +39,10 @@ def test_the_best_sample_and_the_beam_are_the_likeliest(explored_run):
     prompt = encode("Thou")
     return continuation_nats(trained.model, trained.params, prompt, tokens)[0]
 
-  several = texts(explored_run, prompt="Thou", num_samples=5)
-  (best,) = texts(explored_run, prompt="Thou", best_of=5)
+  several = write(explored_run, prompt="Thou", num_samples=5)
+  (best,) = write(explored_run, prompt="Thou", best_of=5)
   assert best == min(several, key=nats) and best != several[0]
-  (found,) = texts(explored_run, prompt="Thou", beam=3)
+  (found,) = write(explored_run, prompt="Thou", beam=3)
   assert nats(found) < nats(best)
   tokens, _ = beam_search(
     trained.model, trained.params, encode("Thou"), 30, beam_size=3
@@ -74,7 +55,7 @@ def test_an_interactive_text_goes_on_from_each_line(
 ):
   typed = "Thou\n\na¤b\nart\n"
   monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-  (text,) = texts(explored_run, interactive=True)
+  (text,) = write(explored_run, interactive=True)
   written = [text[start : start + 30] for start in (0, 31, 62)]
   assert text == "".join(part + "\n" for part in written)
   assert "character '¤' at position 1 is not in" in capsys.readouterr().err
@@ -98,9 +79,9 @@ def test_a_prompt_is_the_first_line_of_an_interactive_text(
   explored_run, monkeypatch
 ):
   monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-  (first,) = texts(explored_run, interactive=True, prompt="Thou")
+  (first,) = write(explored_run, interactive=True, prompt="Thou")
   monkeypatch.setattr(sys, "stdin", io.StringIO("Thou"))
-  assert texts(explored_run, interactive=True) == [first]
+  assert write(explored_run, interactive=True) == [first]
 
 
 @pytest.mark.parametrize(

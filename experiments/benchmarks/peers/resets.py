@@ -64,6 +64,13 @@ def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
   return make
 
 
+def zero_at_starts(state: Any, start: jax.Array) -> Any:
+  """Return a state [B, H] that is zero where an episode starts, bool [B]."""
+  return jax.tree.map(
+    lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), state
+  )
+
+
 def flax_layer(
   cell: str, weights: Any, starts: jax.Array, dtype: Any = None
 ) -> Layer:
@@ -85,9 +92,7 @@ def flax_layer(
     @nn.compact
     def __call__(self, carry, inputs):
       x, start = inputs
-      carry = jax.tree.map(
-        lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), carry
-      )
+      carry = zero_at_starts(carry, start)
       return cell_class(self.features, dtype=dtype, name="cell")(carry, x)
 
   size = weights.w_h.shape[0]
@@ -116,10 +121,7 @@ def equinox_layer(cell: str, weights: Any, starts: jax.Array) -> Layer:
 
     def body(state, inputs):
       x, start = inputs
-      state = jax.tree.map(
-        lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), state
-      )
-      state = step(x, state)
+      state = step(x, zero_at_starts(state, start))
       return state, state[0] if cell == "lstm" else state
 
     zeros = jnp.zeros((xs.shape[1], size), xs.dtype)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import evaluate, explore, sample, sweep, train
+from experiments import evaluate, explore, sweep, train
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer.corpus_path import (
   KEPT,
@@ -22,6 +22,7 @@ from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.trained import load
 from tests.experiments.conftest import VERSE
+from tests.experiments.sampled import write
 from tests.experiments.trainer.resuming import signal_at
 
 POEMS = "data/shakespeare.txt"
@@ -116,7 +117,7 @@ def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
   moved = directory.rename(tmp_path / "moved")
   assert evaluated(moved, console)["corpus"] == KEPT
   explore.run(explore.ExploreConfig(str(moved)), console)
-  assert sample.run(str(moved), "Shall", 5, 0.8, 0, 1.0, 0.0, 1, 0, 1, 0, False)
+  assert write(moved, prompt="Shall", length=5)
   assert derive(read_run_history(moved))
   with pytest.raises(ValueError, match="already holds a run"):
     train.run(replace(piped, run=str(moved)), console)

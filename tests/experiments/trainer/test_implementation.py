@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import evaluate, sample, train
+from experiments import evaluate, train
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer import history
 from experiments.trainer.checkpoint import describe
@@ -16,6 +16,7 @@ from experiments.trainer.trained import load
 from lstm_jax import peephole_lstm
 from lstm_jax.training import list_checkpoints, read_checkpoint
 from tests.draws import worst
+from tests.experiments.sampled import write
 from tests.experiments.trainer.resuming import read_rows
 from tests.interpreting import as_if_on_an_h100, count_kernels
 
@@ -46,21 +47,7 @@ def test_a_run_with_kernels_is_evaluated_and_sampled_on_a_cpu(
   losses = evaluate.run(options, console)["nats"]
   assert set(losses) == {"cold", "stateful", "dynamic"}
   assert abs(losses["stateful"] - result.val_loss) < 1e-6
-  (parts,) = sample.run(
-    str(result.directory),
-    prompt="Shall I",
-    length=25,
-    temperature=0.8,
-    top_k=0,
-    top_p=1.0,
-    min_p=0.0,
-    num_samples=1,
-    seed=0,
-    best_of=1,
-    beam=0,
-    interactive=False,
-  )
-  text = "".join(parts)
+  (text,) = write(result.directory, prompt="Shall I", length=25)
   assert text.startswith("Shall I") and len(text) == 7 + 25
   assert history.derive(history.read_run_history(result.directory))
 
