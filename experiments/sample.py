@@ -9,7 +9,7 @@ draws <unk>, the unknown word. Instead of a sample as it comes,
 
   --best_of=N    prints the likeliest of N samples
   --beam=N       searches for the likeliest continuation, of N at a time
-  --interactive  goes on from each line that is typed, with the state carried:
+  --interactive  continues each line that is typed, with the state carried:
                  without the line break of Enter, and an empty line is one; the
                  end of the input (Ctrl-D) ends it
 """
@@ -102,7 +102,7 @@ def _define_flags() -> list[flags.FlagHolder]:
       lower_bound=0,
     ),
     flags.DEFINE_boolean(
-      "interactive", False, "Go on from each line that is typed."
+      "interactive", False, "Continue each line that is typed."
     ),
   ]
 

@@ -1,13 +1,13 @@
-"""Extending a run: it goes on in its directory, with more epochs or patience.
+"""Extending a run in its directory, by more epochs or patience.
 
 The flags in MAY_CHANGE decide where a run ends, and not what a training step
 computes, but for the learning rate: a schedule that decays is stretched to the
-new number of training steps, so that the rate rises where the run goes on. A
+new number of training steps, so that the rate rises where the run resumes. A
 run at a constant rate ends with the weights of one that had all epochs from
 its start.
 
 config.json lists the extensions of its run: the new values of these flags, the
-values and the result before, when and in which environment it went on.
+values and the result before, when and in which environment it resumed.
 """
 
 import json
@@ -59,7 +59,7 @@ def check_extension(
   config: TrainConfig,
   result: Mapping[str, Any] | None,
 ) -> None:
-  """Raise ValueError where a run cannot go on with more epochs or patience.
+  """Raise ValueError where a run cannot have more epochs or patience.
 
   Args:
     directory: the run directory.
@@ -94,7 +94,7 @@ def extended_record(
     record: config.json so far.
     config: the new configuration.
     result: result.json; None for an unfinished run.
-    facts: when and in which environment the run goes on.
+    facts: when and in which environment the run resumes.
   """
   now = {
     "num_epochs": config.batching.num_epochs,

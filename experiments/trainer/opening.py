@@ -1,4 +1,4 @@
-"""Opening a run directory: for a new run, or for the one in it to go on."""
+"""Opening a run directory: for a new run, or to resume the one in it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ class OpenedRun(NamedTuple):
   """A locked run directory."""
 
   directory: Path
-  resuming: bool  # whether it holds a run to go on with
+  resuming: bool  # whether it holds a run to resume
   extended_from: int | None = None  # its epochs, where it has just got more
 
 
@@ -55,7 +55,7 @@ def open_run_dir(
     config: of the run.
     facts: further entries of config.json; SHA256, the hash of the corpus, is
       one.
-    may_extend: whether a finished run goes on if it is given more epochs.
+    may_extend: whether a finished run is resumed if it is given more epochs.
 
   Raises:
     ValueError: another process holds the directory; it holds a finished run, or

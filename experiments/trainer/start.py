@@ -57,7 +57,7 @@ def initial_state(
 
 
 def describe_extension(setup: TrainSetup, step: int, num_epochs: int) -> str:
-  """Return how a run goes on after more epochs were added, on one line.
+  """Return how a run continues after more epochs were added, on one line.
 
   Args:
     setup: of the extended run.

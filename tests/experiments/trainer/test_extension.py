@@ -1,4 +1,4 @@
-"""A run goes on in its directory with more epochs."""
+"""A run is extended in its directory by more epochs."""
 
 import json
 import math
