@@ -24,7 +24,6 @@ figure of an existing comparison.json. The modules of `experiments/comparison`
 describe how each quantity is measured.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -47,6 +46,11 @@ from experiments.comparison.measurements import (
   plan_runs,
 )
 from experiments.comparison.models import make_models
+from experiments.comparison.results import (
+  print_tables,
+  read_record,
+  write_record,
+)
 from experiments.comparison.tables import tables
 from experiments.comparison.training import train_cell
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -109,8 +113,7 @@ def run(
 
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write comparison.json and samples.txt."""
-  text = json.dumps(record, indent=1, allow_nan=False)
-  (directory / RECORD).write_text(text + "\n", "utf-8")
+  write_record(directory / RECORD, record)
   samples = "".join(
     f"=== {run['cell']}, {run['budget']}, step {sample['step']} ===\n"
     f"{sample['text']}\n\n"
@@ -126,19 +129,14 @@ def load(directory: Path) -> dict[str, Any]:
   Raises:
     ValueError: the directory has no record.
   """
-  path = directory / RECORD
-  if not path.is_file():
-    raise ValueError(f"there is no comparison in {directory}: no {RECORD}")
-  return json.loads(path.read_text("utf-8"))
+  return read_record(directory / RECORD, "there is no comparison")
 
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
   from experiments.comparison import plots
 
-  for title, table in tables(record).items():
-    console.print(f"\n{title}\n", soft_wrap=True)
-    console.print(table, soft_wrap=True)
+  print_tables(tables(record), console)
   plots.draw(record, directory / FIGURE)
   console.print(
     f"\n{directory} holds {RECORD}, {FIGURE} and {SAMPLES}", soft_wrap=True

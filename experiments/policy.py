@@ -16,7 +16,6 @@ the tables and draws the figure of an existing policy.json.
 docs/recurrent-policy.md explains the code.
 """
 
-import json
 import sys
 import time
 from functools import partial
@@ -29,6 +28,11 @@ from rich.console import Console
 
 from experiments.benchmarks.timing import environment as machine
 from experiments.cli import command_line, launch, make_console
+from experiments.comparison.results import (
+  print_tables,
+  read_record,
+  write_record,
+)
 from experiments.policies import plots
 from experiments.policies.config import PolicyConfig, make_environment
 from experiments.policies.peer import FLAX_CELLS, race
@@ -93,8 +97,7 @@ def progress(
 
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write policy.json, a line for each update of a network."""
-  text = json.dumps(record, indent=1, allow_nan=False)
-  (directory / RECORD).write_text(text + "\n", "utf-8")
+  write_record(directory / RECORD, record)
 
 
 def load(directory: Path) -> dict[str, Any]:
@@ -103,17 +106,12 @@ def load(directory: Path) -> dict[str, Any]:
   Raises:
     ValueError: the directory has no record.
   """
-  path = directory / RECORD
-  if not path.is_file():
-    raise ValueError(f"there are no policies in {directory}: no {RECORD}")
-  return json.loads(path.read_text("utf-8"))
+  return read_record(directory / RECORD, "there are no policies")
 
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
-  for title, table in tables(record).items():
-    console.print(f"\n{title}\n", soft_wrap=True)
-    console.print(table, soft_wrap=True)
+  print_tables(tables(record), console)
   plots.draw(record, directory / FIGURE)
   console.print(f"\n{directory} holds {RECORD} and {FIGURE}", soft_wrap=True)
 

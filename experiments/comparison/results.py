@@ -1,0 +1,31 @@
+"""The results of a program in a directory: a record as JSON, and its tables."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+  """Write a record as JSON."""
+  text = json.dumps(record, indent=1, allow_nan=False)
+  path.write_text(text + "\n", "utf-8")
+
+
+def read_record(path: Path, missing: str) -> dict[str, Any]:
+  """Return the record that `write_record` wrote.
+
+  Raises:
+    ValueError: there is no such file; the message begins with `missing`.
+  """
+  if not path.is_file():
+    raise ValueError(f"{missing} in {path.parent}: no {path.name}")
+  return json.loads(path.read_text("utf-8"))
+
+
+def print_tables(tables: dict[str, str], console: Console) -> None:
+  """Print tables, each below its title."""
+  for title, table in tables.items():
+    console.print(f"\n{title}\n", soft_wrap=True)
+    console.print(table, soft_wrap=True)
