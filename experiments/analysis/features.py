@@ -140,6 +140,16 @@ def scores(levels: np.ndarray, feature: np.ndarray) -> np.ndarray:
   return (roc_area if feature.dtype == bool else correlation)(levels, feature)
 
 
+def varies(feature: np.ndarray) -> bool:
+  """Return whether a feature, [N], is not constant, so that it has scores."""
+  return bool((feature != feature[0]).any())
+
+
+def measure(feature: np.ndarray) -> str:
+  """Return the name of what `scores` returns for a feature."""
+  return "AUC" if feature.dtype == bool else "r"
+
+
 def _histograms(levels: np.ndarray) -> np.ndarray:
   """Return how often each unit has each of 256 levels, [H, 256]."""
   units = len(levels)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.analysis.features import FEATURES, scores
+from experiments.analysis.features import FEATURES, measure, scores, varies
 from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import (
   MEANINGS,
@@ -86,14 +86,13 @@ def make_header(
   layers, logits = trace_layers(cell, params, jnp.asarray(tokens))
   paths = gradient_paths(cell, params, layers, tokens, WINDOW)
   values = {feature.name: feature.of_pieces(pieces) for feature in FEATURES}
-  varying = {n: v for n, v in values.items() if (v != v[0]).any()}
+  varying = {n: v for n, v in values.items() if varies(v)}
   return {
     "pieces": pieces,
     "tokens": blobs.add(tokens.astype("<u4")),
     "window": WINDOW,
     "features": [
-      {"name": name, "measure": "AUC" if v.dtype == bool else "r"}
-      for name, v in varying.items()
+      {"name": name, "measure": measure(v)} for name, v in varying.items()
     ],
     "constant": [name for name in values if name not in varying],
     "next": _next_tokens(logits, tokens, blobs),

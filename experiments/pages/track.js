@@ -61,7 +61,7 @@ class Track {
     this.restore(length - 1);
   }
 
-  // Goes on from the state after the token t, or after the start.
+  // Continues from the state after the token t, or after the start.
   restore(t) {
     this.state.all.set(t < this.dropped ? this.startState : this.stateAt(t));
     this.model.logits(this.state, this.y);

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.analysis.features import FEATURES, scores
+from experiments.analysis.features import FEATURES, measure, scores, varies
 from experiments.analysis.states import SIGNED, meaning, signals, trace_layers
 from experiments.pages.packing import Blobs, quantize_signed
 from experiments.pages.quantized import (
@@ -46,7 +46,7 @@ def check_model(trained: Trained) -> None:
     known = ", ".join(map(cell_name, CELLS))
     name = to_record(trained.config.model)["cell"]
     raise ValueError(f"a page has no cell {name}, only {known}")
-  size = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
+  size = num_weights(trained.params)
   if size > MAX_WEIGHTS:
     raise ValueError(
       f"a page may hold at most {MAX_WEIGHTS:,} weights, a byte each, and the "
@@ -93,13 +93,17 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
 
 def describe(trained: Trained) -> str:
   """Return a line about the model of a page."""
-  model, size = trained.config.model, trained.params
-  weights = sum(leaf.size for leaf in jax.tree.leaves(size))
+  model = trained.config.model
   return (
     f"{cell_name(model.cell)}, {model.num_layers} × {model.hidden_size} units, "
-    f"{weights:,} weights, after {trained.step:,} training steps. The model is "
-    "in this page, and runs in your browser."
+    f"{num_weights(trained.params):,} weights, after {trained.step:,} training "
+    "steps. The model is in this page, and runs in your browser."
   )
+
+
+def num_weights(params: LanguageParams) -> int:
+  """Return the number of weights of a model."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def describe_cost(cost: Cost, tokenizer: Tokenizer) -> str:
@@ -154,6 +158,7 @@ def score_units(
   """
   traces, _ = trace_layers(cell, params, tokens)
   values = {f.name: f.of_pieces(pieces) for f in FEATURES}
+  varying = {name: value for name, value in values.items() if varies(value)}
   best: dict[str, dict[str, Any]] = {}
   layers = []
   for number, trace in enumerate(traces):
@@ -169,17 +174,14 @@ def score_units(
           "scale": [float(f"{v:.4g}") for v in largest],
         }
       )
-      for feature, value in values.items():
-        if (value == value[0]).all():
-          continue
-        is_bool = value.dtype == bool
-        score = scores(levels, value)
-        strength = np.abs(2 * score - 1) if is_bool else np.abs(score)
+      for feature, value in varying.items():
+        score, kind = scores(levels, value), measure(value)
+        strength = np.abs(2 * score - 1 if kind == "AUC" else score)
         unit = int(strength.argmax())
         if strength[unit] > best.get(feature, {"strength": 0})["strength"]:
           best[feature] = {
             "feature": feature,
-            "measure": "AUC" if is_bool else "r",
+            "measure": kind,
             "score": float(score[unit]),
             "strength": float(strength[unit]),
             "layer": number,

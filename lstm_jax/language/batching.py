@@ -207,7 +207,7 @@ class BatchingConfig:
     ):
       if epochs:
         length, _ = _columns(sizes, batch_size, self.seq_len)
-        total += epochs * -(-length // self.seq_len)
+        total += epochs * _ceil_divide(length, self.seq_len)
     if total > MAX_STEPS:
       raise ValueError(
         f"there must be at most {MAX_STEPS:,} training steps, got {total:,}"
