@@ -9,6 +9,7 @@ import pytest
 
 from experiments.benchmarks.launches import compile_for_h100
 from lstm_jax.language import ModelConfig, Regularizers, language_model
+from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.evaluate import predict
 from lstm_jax.language.sampling import _sample
 from lstm_jax.sequence.linear import is_linear
@@ -107,7 +108,7 @@ def test_an_evaluation_has_a_kernel_a_layer_or_one_loop(case):
 def test_sampling_has_kernels_for_the_prompt_alone(case):
   model, params, kernels, loops = case
   prompts = jax.ShapeDtypeStruct((3, 2), jnp.int32)
-  options = T, 0.8, None, None, ()
-  run = partial(_sample, model, options)
+  rules = DrawingRules(temperature=0.8)
+  run = partial(_sample, model, (T, rules))
   found = kernels_and_loops(run, params, jax.random.key(0), prompts)
   assert found == (kernels, loops + 1)  # and the loop over new tokens
