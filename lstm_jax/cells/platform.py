@@ -9,10 +9,11 @@ The device is JAX's default one. `traced_for` states another, for programs that
 are compiled for a device elsewhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
@@ -49,3 +50,33 @@ def computed_once(tree: Tree) -> Tree:
   computing a value again costs it less than launching a kernel.
   """
   return lax.optimization_barrier(tree) if is_cpu() else tree
+
+
+_programs: list[Any] = []  # of the functions that `compiled` returned
+
+
+def compiled(f: Callable, num_static: int) -> Callable:
+  """Return f as one program, which later calls on arrays find compiled.
+
+  Outside `jax.jit`, the operations on arrays are compiled one by one, and a
+  loop anew at every call. A function that is compiled itself is not changed:
+  the operations of f are then its own.
+
+  Args:
+    f: a function of trees of arrays.
+    num_static: how many of its first arguments are hashable values instead.
+  """
+
+  @partial(jax.jit, static_argnums=range(num_static + 1), inline=True)
+  def program(platform, *args):
+    del platform  # the operations of f may depend on it
+    return f(*args)
+
+  _programs.append(program)
+  return wraps(f)(lambda *args: program(platform(), *args))
+
+
+def clear_programs() -> None:
+  """Have `compiled` functions traced anew, after a change of their code."""
+  for program in _programs:
+    program.clear_cache()

@@ -14,7 +14,6 @@ is then that of the plain cell.
   ((7, 2, 5), True)
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, TypedDict
 
@@ -25,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, ParamsT, StateT
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
+from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import check_float
 from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.sequence import wrappers
@@ -172,29 +172,43 @@ def unroll(
   if reset is not None:
     reset = bool_array("reset", reset, step_shape)
   options = ScanOptions(compute_dtype, reverse)
-  scan: Callable
+  scan: tuple[Any, ...]  # a function and its static arguments
   extras: Any
   if implementation == "mosaic_gpu":
     others = {"zoneout": zoneout, "state_dropout": state_dropout}
     plan = check_kernel(
       cell, params, initial, xs, compute_dtype, adjoint, others
     )
-    scan = partial(scan_fused, cell, options, plan)
+    scan = scan_fused, cell, options, plan
     extras = step_flags(mask, reset)
   else:
     wrapped, extras = _with_features(
       cell, initial, step_shape, mask, reset, zoneout, state_dropout
     )
-    scan = partial(_scan, wrapped, options, adjoint)
+    scan = _scan, wrapped, options, adjoint
   *inputs, extras = vary_alike((params, initial, xs, extras))
   if not isinstance(adjoint, Autodiff):
     inputs = reverse_only(inputs, NO_FORWARD_MODE)
   batch = batch_sharding(params, initial, xs, start=1)
   time = jax.typeof(xs).sharding.spec[0]
   steps = NamedSharding(batch.mesh, PartitionSpec(time, *batch.spec))
-  last, hs = auto_sharded(scan, (batch, steps))(*inputs, extras)
+  last, hs = _apply(scan, (batch, steps), inputs, extras)
   hs = hs if mask is None else zero_masked(mask, hs)
   return last, hs if time_major else jnp.swapaxes(hs, 0, 1)
+
+
+@partial(compiled, num_static=2)
+def _apply(scan, shardings, inputs, extras):
+  """Return (state, hs).
+
+  Args:
+    scan: a function and its static arguments.
+    shardings: how the state and the outputs lie on an explicit mesh.
+    inputs: (params, state, xs).
+    extras: one for each wrapper of the cell, [T, ...].
+  """
+  function, *static = scan
+  return auto_sharded(partial(function, *static), shardings)(*inputs, extras)
 
 
 def _with_features(

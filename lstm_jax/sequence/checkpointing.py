@@ -61,7 +61,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.platform import is_cpu
+from lstm_jax.cells.platform import compiled, is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
 from lstm_jax.sequence.linear import is_linear, states_before
@@ -258,7 +258,7 @@ def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
   return cast_like(d_params, params), d_state, dxs, None
 
 
-_scan_chunks.defvjp(_chunks_forward, _chunks_backward)
+_scan_chunks.defvjp(_chunks_forward, compiled(_chunks_backward, num_static=4))
 
 
 def _recompute(

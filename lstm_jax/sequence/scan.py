@@ -40,7 +40,7 @@ from jax import lax
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.platform import is_cpu
+from lstm_jax.cells.platform import compiled, is_cpu
 from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
 from lstm_jax.sequence import linear
 from lstm_jax.sequence.linear import is_linear, states_before
@@ -262,7 +262,7 @@ def backward(
   return d_params, d_state, dxs, None
 
 
-scan_sequence.defvjp(forward, backward)
+scan_sequence.defvjp(forward, compiled(backward, num_static=2))
 
 
 def cast_operands(

@@ -10,6 +10,7 @@ from contextlib import suppress
 import jax
 import pytest
 
+from lstm_jax.cells.platform import clear_programs
 from tests.interpreting import INTERPRETED
 
 THREADS = 16  # two kernels with clusters of eight thread blocks
@@ -25,3 +26,11 @@ def threads():
   """Skip a test if the interpreter might wait for ever."""
   if len(jax.devices("cpu")) < THREADS:
     pytest.skip("the interpreter lacks threads: run tests/mosaic_gpu alone")
+
+
+@pytest.fixture(autouse=True)
+def traced_anew():
+  """Trace each test's programs with the kernels that it has changed."""
+  clear_programs()
+  yield
+  clear_programs()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import Autodiff, lstm, unroll
-from lstm_jax.cells.platform import traced_for
+from lstm_jax.cells.platform import clear_programs, traced_for
 from lstm_jax.sequence import checkpointing, rows
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, weighed, worst
@@ -27,6 +27,14 @@ def large(monkeypatch):
   """Take T·B for a large number of rows, and two time steps for a chunk."""
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B - 1)
   monkeypatch.setattr(checkpointing, "ROWS", 2 * B)
+
+
+@pytest.fixture(autouse=True)
+def traced_anew():
+  """Trace each test's programs for its own numbers of rows."""
+  clear_programs()
+  yield
+  clear_programs()
 
 
 @pytest.fixture
@@ -94,6 +102,7 @@ def test_tokens_too(key):
 @pytest.mark.usefixtures("looped")
 def test_a_small_batch_is_one_chunk(monkeypatch):
   assert loops() == 2
+  clear_programs()
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B)
   monkeypatch.setattr(checkpointing, "ROWS", 2 * B)
   assert loops() == 2
@@ -110,6 +119,7 @@ def test_a_gpu_takes_the_whole_sequence():
 @pytest.mark.usefixtures("large")
 def test_the_steps_of_a_short_chunk_take_no_loop(monkeypatch):
   assert loops() == 2  # over chunks, forward and backward
+  clear_programs()
   monkeypatch.setattr(rows, "FEW", 1)
   assert loops() == 4
 

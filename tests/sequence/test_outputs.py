@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import Explicit, Step, lstm, unroll
+from lstm_jax.cells.platform import clear_programs
 from lstm_jax.sequence import scan
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, worst
@@ -35,8 +36,10 @@ def projecting(monkeypatch):
     calls.append(True)
     return True
 
+  clear_programs()
   monkeypatch.setattr(scan, "_projects_first", always)
   yield
+  clear_programs()
   assert calls
 
 

@@ -1,0 +1,118 @@
+"""`unroll` outside of `jax.jit`: a program is compiled once."""
+
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import (
+  Autodiff,
+  Explicit,
+  Step,
+  gru,
+  lstm,
+  unroll,
+  unroll_both,
+  unroll_stack,
+)
+from lstm_jax.cells.platform import traced_for
+from tests.contract import each_cell
+from tests.draws import arguments, weighed, worst
+
+T, B, D, H = 6, 9, 4, 8  # of no other test, which would have compiled it
+COMPILED = "/jax/core/compile/backend_compile_duration"
+EXPLICIT = {
+  "gates": Explicit(),
+  "chunks": Explicit(chunk=2),
+  "recompute": Explicit("recompute", 2),
+}
+OTHERS = Step(), Autodiff()  # JAX compiles their transposed loop at every call
+
+
+@contextmanager
+def count_programs():
+  """Yield a list that grows by one for each program that XLA compiles."""
+  programs = []
+
+  def listener(event, duration, **_):
+    if event == COMPILED:
+      programs.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(listener)
+  try:
+    yield programs
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def compiles_once(f):
+  """Return whether f compiles something, and a second call nothing."""
+  with count_programs() as first:
+    f()
+  with count_programs() as second:
+    f()
+  return bool(first) and not second
+
+
+def inputs_of(cell, key):
+  return arguments(cell, key, steps=T, batch=(B,), size=D, hidden=H)
+
+
+@each_cell("adjoint", EXPLICIT, others=["gates"])
+def test_a_second_gradient_compiles_nothing(cell, adjoint, key):
+  lengths = jnp.arange(B) % T
+
+  def run(params, state, xs):
+    return unroll(
+      cell, params, state, xs, lengths=lengths, adjoint=EXPLICIT[adjoint]
+    )
+
+  args = inputs_of(cell, key)
+  assert compiles_once(lambda: run(*args))
+  gradient = jax.value_and_grad(weighed(run, key), (0, 1, 2))
+  assert compiles_once(lambda: gradient(*args))
+  assert worst(tuple(gradient(*args)), tuple(jax.jit(gradient)(*args))) < 1e-12
+
+
+@pytest.mark.parametrize("adjoint", OTHERS, ids=str)
+def test_neither_do_second_outputs_with_another_adjoint(adjoint, key):
+  args = inputs_of(lstm, key)
+  assert compiles_once(lambda: unroll(lstm, *args, adjoint=adjoint))
+
+
+def test_neither_do_layers_and_directions():
+  xs = jnp.ones((T + 1, B, D))
+  params = gru.init(jax.random.key(0), D, H)
+  layers = params, gru.init(jax.random.key(1), H, H)
+  assert compiles_once(lambda: unroll_stack(gru, layers, None, xs))
+  both = params, params
+  assert compiles_once(lambda: unroll_both(gru, both, None, xs[:-2]))
+
+
+def test_an_array_of_another_shape_or_platform_is_another_program():
+  xs = jnp.ones((T + 2, B + 2, D))
+  params = lstm.init(jax.random.key(0), D, H)
+  assert compiles_once(lambda: unroll(lstm, params, None, xs))
+  assert compiles_once(lambda: unroll(lstm, params, None, xs[1:]))
+
+  def jaxpr():
+    return str(jax.make_jaxpr(lambda xs: unroll(lstm, params, None, xs))(xs))
+
+  on_cpu = jaxpr()
+  with traced_for("cuda"):
+    on_gpu = jaxpr()
+  assert on_cpu != on_gpu
+  assert jaxpr() == on_cpu
+
+
+def test_in_a_compiled_function_the_operations_are_its_own():
+  xs = jnp.ones((T, B, D))
+  params = lstm.init(jax.random.key(0), D, H)
+
+  def loss(params, xs):
+    return unroll(lstm, params, None, xs)[1].sum()
+
+  jaxpr = str(jax.make_jaxpr(jax.jit(jax.grad(loss)))(params, xs))
+  assert "scan" in jaxpr
+  assert "name=program" not in jaxpr
