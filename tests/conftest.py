@@ -2,7 +2,6 @@ import gc
 import os
 import shutil
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,32 +22,33 @@ os.environ.setdefault("XLA_FLAGS", flags)
 # it computes: keep them in memory, where there is room.
 MEMORY = Path("/dev/shm")
 ROOM = 2 * 2**30  # bytes, more than the tests fill
-memory = None
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
-  memory = str(MEMORY)
-  os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", memory)
+  os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
-# The workers, and the processes that tests start, share one directory of
-# compiled programs: the first of them makes it, and the others inherit it. JAX
-# writes an entry in place, so that another process may find half of it: then it
-# warns, and compiles the program itself.
+# The workers, the processes that tests start, and later runs of the tests share
+# one directory of compiled programs. JAX writes an entry in place, so that
+# another process may find half of it: then it warns, and compiles the program
+# itself.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+FULL = 2**30  # bytes; a whole run writes a tenth of it
 HALF_WRITTEN = "Error reading persistent compilation cache entry"
-cache = None  # the directory to delete at the end
-if CACHE not in os.environ:
-  cache = tempfile.mkdtemp(prefix="lstm-jax-tests-", dir=memory)
-  os.environ[CACHE] = cache
+if CACHE not in os.environ:  # here, and not in a worker
+  cache = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+  cache.mkdir(parents=True, exist_ok=True)
+  if sum(entry.stat().st_size for entry in cache.iterdir()) > FULL:
+    shutil.rmtree(cache, ignore_errors=True)
+  os.environ[CACHE] = str(cache)
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
   os.environ.setdefault("PYTHONWARNINGS", f"ignore:{HALF_WRITTEN}")
   if sys.dont_write_bytecode:
     # As in many containers. Every process, of some eighty, would compile all
     # modules that it imports, which takes 1.5 s of its 2.6 s, and every worker
-    # those of the tests. A virtual environment keeps them for the next time.
+    # those of the tests.
     del os.environ["PYTHONDONTWRITEBYTECODE"]
     sys.dont_write_bytecode = False
-    place = cache if sys.prefix == sys.base_prefix else sys.prefix
-    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = f"{place}/modules"
+    place = cache.with_name("modules")
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(place)
 
 import jax
 import pytest
@@ -68,11 +68,6 @@ MANY_MAPS = 40_000  # of the 65,530 that Linux lets a process have
 
 def pytest_configure(config):
   config.addinivalue_line("filterwarnings", f"ignore:{HALF_WRITTEN}")
-
-
-def pytest_unconfigure():
-  if cache:
-    shutil.rmtree(cache, ignore_errors=True)
 
 
 def pytest_collection_finish():
