@@ -24,7 +24,6 @@ figure of an existing comparison.json. The modules of `experiments/comparison`
 describe how each quantity is measured.
 """
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments.benchmarks.timing import environment
-from experiments.cli import TrainingBar, command_line, launch, make_console
+from experiments.cli import TrainingBar, launch, make_console, recorded_command
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import read_corpus
 from experiments.comparison.measurements import (
@@ -77,7 +76,7 @@ def run(
   )
   keys = jax.random.split(seeds_key, config.num_seeds)
   record: dict[str, Any] = {
-    "command": command_line("compare_cells", sys.argv[1:]),
+    "command": recorded_command("compare_cells"),
     "config": to_record(config),
     "environment": environment(),
     "corpus": corpus.statistics,

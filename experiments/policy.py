@@ -16,7 +16,6 @@ the tables and draws the figure of an existing policy.json.
 docs/recurrent-policy.md explains the code.
 """
 
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments.benchmarks.timing import environment as machine
-from experiments.cli import command_line, launch, make_console
+from experiments.cli import launch, make_console, recorded_command
 from experiments.comparison.results import (
   print_tables,
   read_record,
@@ -61,7 +60,7 @@ def run(
   train_key, race_key = jax.random.split(jax.random.key(config.seed))
   keys = jax.random.split(train_key, config.num_seeds)
   record: dict[str, Any] = {
-    "command": command_line("policy", sys.argv[1:]),
+    "command": recorded_command("policy"),
     "config": to_record(config),
     "environment": machine(),
     "task": title,

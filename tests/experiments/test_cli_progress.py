@@ -139,6 +139,8 @@ def test_a_printed_command_starts_the_same_python(here, tmp_path):
   assert cli.command_line(*arguments) == f"python {program}"
   here.setenv("PATH", str(tmp_path))
   assert cli.command_line(*arguments) == f"{sys.executable} {program}"
+  here.setattr(sys, "argv", ["sample.py", "--run=runs/my run"])
+  assert cli.recorded_command("sample") == f"python {program}"
 
 
 class ClosedPipe(io.StringIO):
