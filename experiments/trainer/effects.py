@@ -12,6 +12,11 @@ WITHOUT_C = [  # by the annotation of what `initial_state` returns
   for cell in CELLS.values()
   if "c" not in get_type_hints(cell.initial_state)["return"]._fields
 ]
+WITHOUT_W_H = [
+  cell
+  for cell in CELLS.values()
+  if "w_h" not in get_type_hints(cell.init)["return"]._fields
+]
 
 
 class Rule(NamedTuple):
@@ -47,6 +52,11 @@ RULES = (
     "zoneout_c",
     "the state of a GRU or RNN has no c",
     lambda config, _: config.model.cell in WITHOUT_C,
+  ),
+  Rule(
+    "weight_drop",
+    "the cell has no recurrent weights w_h",
+    lambda config, _: config.model.cell in WITHOUT_W_H,
   ),
   Rule(
     "tar_coef",

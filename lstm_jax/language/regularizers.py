@@ -3,7 +3,7 @@
   token_dropout   drops rows of E: a token, wherever it occurs in the batch
   layer_dropout   drops units between layers, the same ones at every time step
   output_dropout  drops units of the top layer's h, the same at every time step
-  weight_drop     drops weights of every w_h
+  weight_drop     drops weights of every w_h, where a cell has one
   zoneout_h, _c   units of every layer's h and c that keep their previous value,
                   drawn at each time step; with c, an sLSTM keeps n and m
   ar_coef         α in α · mean(ĥ²), with ĥ the top layer's h after dropout (AR)
@@ -59,7 +59,8 @@ class Regularizers:
   )
   weight_drop: float = option(
     0.0,
-    "Probability of dropping a recurrent weight (DropConnect on w_h).",
+    "Probability of dropping a recurrent weight (DropConnect on w_h), in cells "
+    "that have such weights.",
     bounds="[0, 1)",
   )
   zoneout_h: float = option(
@@ -99,6 +100,8 @@ class Regularizers:
       embedding = embedding * drawn
     layers = tuple(
       regularize.drop_connect(k, layer, self.weight_drop)
+      if regularize.has_w_h(layer)
+      else layer
       for k, layer in zip(
         jax.random.split(key_layers, len(params.layers)),
         params.layers,

@@ -68,12 +68,17 @@ def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
   """
   if not _drops(rate):
     return params
-  if getattr(params, "w_h", jnp.zeros(())).ndim < 2:
+  if not has_w_h(params):
     raise ValueError(
       "drop_connect needs a cell with a matrix w_h, got "
       + type(params).__name__
     )
   return params._replace(w_h=dropout(key, params.w_h, rate))
+
+
+def has_w_h(params: Params) -> bool:
+  """Return whether a cell's params have recurrent weights w_h in a matrix."""
+  return getattr(params, "w_h", jnp.zeros(())).ndim >= 2
 
 
 def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:

@@ -9,7 +9,10 @@ from lstm_jax import (
   Autodiff,
   Explicit,
   gru,
+  lru,
   lstm,
+  min_gru,
+  min_lstm,
   regularize,
   slstm,
   unroll_stack,
@@ -52,6 +55,14 @@ def test_the_gradient_of_the_training_loss_is_that_of_autodiff(cell, key):
     )
     gradients.append(jax.jit(f)(params, state))
   assert worst(*gradients) < 1e-12
+
+
+@pytest.mark.parametrize("cell", [min_gru, min_lstm, lru])
+def test_cells_without_w_h_have_no_weights_to_drop(cell, key):
+  model, *args = make(key, Regularizers(weight_drop=0.5), cell)
+  found, _ = jax.jit(model.training_loss)(*args, key)
+  expected, _ = jax.jit(make(key, None, cell)[0].training_loss)(*args, key)
+  assert found == expected
 
 
 def test_the_training_loss_without_regularizers_is_the_loss(key):

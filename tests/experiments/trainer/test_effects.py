@@ -13,6 +13,7 @@ from experiments.trainer.effects import (
   EVALUATE_RULES,
   RULES,
   WITHOUT_C,
+  WITHOUT_W_H,
   num_evaluations,
   run_warnings,
   without_effect,
@@ -21,6 +22,7 @@ from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.setup import heading, make_setup
 from lstm_jax import gru, rnn
+from lstm_jax.sequence.regularize import drop_connect
 
 STEPS = 1000
 # Of each rule: the flag, what makes it idle, and what does not.
@@ -31,10 +33,11 @@ CASES = [
   ({"readout_std": 0.1}, {"init_from": "runs/a"}, {}),
   ({"zoneout_c": 0.1}, {"cell": gru}, {}),
   ({"zoneout_c": 0.1}, {"cell": rnn}, {}),
+  ({"weight_drop": 0.1}, {"cell": CELLS["min_gru"]}, {}),
   ({"tar_coef": 1.0}, {"seq_len": 1}, {"seq_len": 2}),
   ({"short_seq_prob": 0.1}, {"seq_len": 1}, {"seq_len": 2}),
   ({"late_batch_size": 64}, {"num_epochs": 2}, {"num_epochs": 3}),
-  ({"weight_decay": 0.1}, {"optimizer": "sgd"}, {}),
+  ({"weight_decay": 0.2}, {"optimizer": "sgd"}, {}),
   ({"asgd_patience": 3}, {"eval_every": 400}, {"eval_every": 300}),
   ({"patience": 3}, {"eval_every": 500}, {"eval_every": 400}),
   ({"overwrite": True}, {}, {"run": "runs/a"}),
@@ -69,6 +72,19 @@ def test_the_cells_without_c_are_those_whose_state_has_none():
 
   found = [cell for cell in CELLS.values() if not has_c(cell)]
   assert found == list(WITHOUT_C)
+
+
+def test_the_cells_without_w_h_are_those_that_drop_connect_refuses():
+  def refused(cell):
+    params = cell.init(jax.random.key(0), 2, 4)
+    try:
+      drop_connect(jax.random.key(0), params, 0.5)
+    except ValueError:
+      return True
+    return False
+
+  found = [cell for cell in CELLS.values() if refused(cell)]
+  assert found == WITHOUT_W_H
 
 
 @pytest.mark.parametrize("eval_every", [1, 7, 10, 15, 100])
