@@ -208,10 +208,10 @@ class TrainConfig:
   )
   data: DataConfig = DataConfig()
   model: ModelConfig = ModelConfig()
-  regularizers: Regularizers = Regularizers()
+  regularizers: Regularizers = Regularizers(output_dropout=0.2, weight_drop=0.2)
   batching: BatchingConfig = BatchingConfig(num_epochs=20)
   optimizer: OptimizerConfig = OptimizerConfig(
-    learning_rate=5e-3, weight_decay=0.3
+    learning_rate=2e-2, weight_decay=0.1
   )
   averaging: AveragingConfig = AveragingConfig()
   evaluation: EvaluationConfig = EvaluationConfig()

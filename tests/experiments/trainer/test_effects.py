@@ -108,8 +108,8 @@ def test_a_sweep_names_what_it_does_not_use(config):
     SweepConfig(), to_record(SweepConfig()) | to_record(config)
   )
   for changes, names in (
-    ({"rate": (0.01,), "learning_rate": 0.02, "temperature": 0.3}, 3),
-    ({"rate": (), "learning_rate": 0.02, "sample_length": 200}, 0),
+    ({"rate": (0.01,), "learning_rate": 0.03, "temperature": 0.3}, 3),
+    ({"rate": (), "learning_rate": 0.03, "sample_length": 200}, 0),
     ({"temperature": 0.0, "sample_length": 200}, 1),  # greedy is not off
   ):
     unused = without_effect(replace(shared, **changes), sweep.SWEEP_RULES)
