@@ -154,7 +154,7 @@ def trained_runs(tmp_path_factory):
   )
   changes = {
     "lstm": {"num_layers": 2},
-    "rnn": {"cell": rnn, "learning_rate": 0.02, "eval_every": 30},
+    "rnn": {"cell": rnn, "learning_rate": 0.01, "eval_every": 30},
   }
   runs = {}
   with jax.numpy_dtype_promotion("standard"):

@@ -100,7 +100,7 @@ def test_the_results_of_another_recipe_are_not_mixed_in(config, console):
     ablate.run(replace(config, run=""), [], console)
   ablate.run(config, [], console)
   other = replace(config, learning_rate=0.1)
-  with pytest.raises(ValueError, match=r"learning_rate was 0\.005 and is 0\.1"):
+  with pytest.raises(ValueError, match=r"learning_rate was 0\.02 and is 0\.1"):
     ablate.run(other, [], console)
   text = Path(config.data.corpus).read_text()
   Path(config.data.corpus).write_text(text + "More.\n")

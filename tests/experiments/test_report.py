@@ -96,7 +96,7 @@ def test_only_what_differs_is_a_row_of_the_differences(
     "rows": [
       ["cell", "lstm", "rnn"],
       ["num_layers", "2", "1"],
-      ["learning_rate", "0.005", "0.02"],
+      ["learning_rate", "0.02", "0.01"],
       ["eval_every", "20", "30"],
     ],
   }

@@ -19,9 +19,9 @@ from tests.power import tree
 
 
 def cosine(updates, num_steps):
-  """Return the learning rate of `config`: peak 0.005, 5 steps of warmup."""
+  """Return the learning rate of `config`: peak 0.02, 5 steps of warmup."""
   share = (updates - 5) / (num_steps - 5)
-  return 0.005 * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
+  return 0.02 * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
 
 
 def opened(config):
@@ -38,7 +38,7 @@ def test_a_finished_run_goes_on_and_says_what_the_learning_rate_does(
   rows = read_rows(finished)
   result = train.run(replace(config, num_epochs=2), console)
   reached, here = cosine(46, 47), cosine(47, 94)
-  assert reached < 1e-4 < 2e-3 < here
+  assert 20 * reached < here
   assert (
     f"extended    from 1 epoch to 2: the learning rate was {reached:.3g} at "
     f"step 47 of 47; it is {here:.3g} at step 48 of 94, and "

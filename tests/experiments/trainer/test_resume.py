@@ -187,7 +187,7 @@ def test_of_a_stopped_run_the_best_is_loaded(stopped):
   [
     (
       {"learning_rate": 0.5, "num_epochs": 3},
-      "num_epochs is 1 there and 3 here; learning_rate is 0.005 there and 0.5",
+      "num_epochs is 1 there and 3 here; learning_rate is 0.02 there and 0.5",
     ),
     (
       {"resume": False},
