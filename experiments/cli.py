@@ -166,14 +166,6 @@ def command_line(program: str, arguments: list[str]) -> str:
   return shlex.join([*python, "-m", f"experiments.{program}", *arguments])
 
 
-def recorded_command(program: str) -> str:
-  """Return this process's command line for a record that others will read.
-
-  It names no directory of this machine, as `command_line` may.
-  """
-  return shlex.join(["python", "-m", f"experiments.{program}", *sys.argv[1:]])
-
-
 def make_console() -> Console:
   """Return a console that prints text as it is: no [markup], no :emoji:.
 

@@ -33,7 +33,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments.benchmarks.timing import environment
-from experiments.cli import TrainingBar, launch, make_console, recorded_command
+from experiments.cli import TrainingBar, launch, make_console
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import read_corpus
 from experiments.comparison.measurements import (
@@ -48,6 +48,7 @@ from experiments.comparison.models import make_models
 from experiments.comparison.results import (
   print_tables,
   read_record,
+  recorded_command,
   write_record,
 )
 from experiments.comparison.tables import tables

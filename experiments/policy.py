@@ -26,10 +26,11 @@ from absl import flags
 from rich.console import Console
 
 from experiments.benchmarks.timing import environment as machine
-from experiments.cli import launch, make_console, recorded_command
+from experiments.cli import launch, make_console
 from experiments.comparison.results import (
   print_tables,
   read_record,
+  recorded_command,
   write_record,
 )
 from experiments.policies import plots

@@ -34,9 +34,9 @@ FULL = 2**30  # bytes; a whole run writes a tenth of it
 HALF_WRITTEN = "Error reading persistent compilation cache entry"
 if CACHE not in os.environ:  # here, and not in a worker
   cache = Path(__file__).parents[1] / ".pytest_cache" / "programs"
-  cache.mkdir(parents=True, exist_ok=True)
-  if sum(entry.stat().st_size for entry in cache.iterdir()) > FULL:
+  if sum(entry.stat().st_size for entry in cache.glob("*")) > FULL:
     shutil.rmtree(cache, ignore_errors=True)
+  cache.mkdir(parents=True, exist_ok=True)
   os.environ[CACHE] = str(cache)
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
@@ -53,6 +53,8 @@ if CACHE not in os.environ:  # here, and not in a worker
 import jax
 import pytest
 from hypothesis import settings
+
+from lstm_jax.cells.platform import clear_programs
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -83,6 +85,14 @@ def few_maps():
   if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def traced_anew():
+  """Trace a test's programs anew, since it changes what they consist of."""
+  clear_programs()
+  yield
+  clear_programs()
 
 
 @pytest.fixture

@@ -1,10 +1,20 @@
 """The results of a program in a directory: a record as JSON, and its tables."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+
+def recorded_command(program: str) -> str:
+  """Return this process's command line for a record that others will read.
+
+  It names no directory of this machine, as `cli.command_line` may.
+  """
+  return shlex.join(["python", "-m", f"experiments.{program}", *sys.argv[1:]])
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:

@@ -7,16 +7,18 @@ from experiments.trainer.config import CELLS, EvaluationConfig, TrainConfig
 from experiments.trainer.records import to_record
 from lstm_jax.language.batching import LATE_DIVISOR
 
-WITHOUT_C = [  # by the annotation of what `initial_state` returns
-  cell
-  for cell in CELLS.values()
-  if "c" not in get_type_hints(cell.initial_state)["return"]._fields
-]
-WITHOUT_W_H = [
-  cell
-  for cell in CELLS.values()
-  if "w_h" not in get_type_hints(cell.init)["return"]._fields
-]
+
+def _cells_without(field: str, function: str) -> list[Any]:
+  """Return the cells whose function is annotated to return no such field."""
+  return [
+    cell
+    for cell in CELLS.values()
+    if field not in get_type_hints(getattr(cell, function))["return"]._fields
+  ]
+
+
+WITHOUT_C = _cells_without("c", "initial_state")
+WITHOUT_W_H = _cells_without("w_h", "init")
 
 
 class Rule(NamedTuple):

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import cli, sample, train
 from experiments.cli import TrainingBar, make_console
+from experiments.comparison.results import recorded_command
 from experiments.trainer.format import escape_controls
 from experiments.trainer.records import replace
 from tests.experiments.sampled import DEFAULTS
@@ -140,7 +141,7 @@ def test_a_printed_command_starts_the_same_python(here, tmp_path):
   here.setenv("PATH", str(tmp_path))
   assert cli.command_line(*arguments) == f"{sys.executable} {program}"
   here.setattr(sys, "argv", ["sample.py", "--run=runs/my run"])
-  assert cli.recorded_command("sample") == f"python {program}"
+  assert recorded_command("sample") == f"python {program}"
 
 
 class ClosedPipe(io.StringIO):

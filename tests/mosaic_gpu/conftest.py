@@ -10,7 +10,6 @@ from contextlib import suppress
 import jax
 import pytest
 
-from lstm_jax.cells.platform import clear_programs
 from tests.interpreting import INTERPRETED
 
 THREADS = 16  # two kernels with clusters of eight thread blocks
@@ -29,8 +28,5 @@ def threads():
 
 
 @pytest.fixture(autouse=True)
-def traced_anew():
+def kernels_traced_anew(traced_anew):
   """Trace each test's programs with the kernels that it has changed."""
-  clear_programs()
-  yield
-  clear_programs()

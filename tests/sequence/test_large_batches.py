@@ -12,6 +12,7 @@ from lstm_jax.sequence import checkpointing, rows
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, weighed, worst
 
+pytestmark = pytest.mark.usefixtures("traced_anew")
 OPTIONS = {
   "plain": {},
   "reverse": {"reverse": True},
@@ -27,14 +28,6 @@ def large(monkeypatch):
   """Take T·B for a large number of rows, and two time steps for a chunk."""
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B - 1)
   monkeypatch.setattr(checkpointing, "ROWS", 2 * B)
-
-
-@pytest.fixture(autouse=True)
-def traced_anew():
-  """Trace each test's programs for its own numbers of rows."""
-  clear_programs()
-  yield
-  clear_programs()
 
 
 @pytest.fixture

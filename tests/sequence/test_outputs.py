@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import Explicit, Step, lstm, unroll
-from lstm_jax.cells.platform import clear_programs
 from lstm_jax.sequence import scan
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, worst
@@ -28,7 +27,7 @@ ADJOINTS = [Explicit(), Explicit(chunk=2), Explicit("recompute", 2)]
 
 
 @pytest.fixture
-def projecting(monkeypatch):
+def projecting(monkeypatch, traced_anew):
   """Compute the input products first, whatever the sizes and the version."""
   calls = []
 
@@ -36,10 +35,8 @@ def projecting(monkeypatch):
     calls.append(True)
     return True
 
-  clear_programs()
   monkeypatch.setattr(scan, "_projects_first", always)
   yield
-  clear_programs()
   assert calls
 
 
