@@ -72,6 +72,7 @@ from lstm_jax.training import (
 # Flags that only `experiments.train` supports.
 UNSUPPORTED = (
   "init_from",
+  "teacher",
   "patience",
   "asgd_patience",
   "nonfinite",

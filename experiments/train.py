@@ -12,6 +12,7 @@ evaluation. experiments/cli.py lists the exit statuses.
 """
 
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from experiments.cli import (
 from experiments.trainer import corpus_path, multihost, run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.devices import share_batches
+from experiments.trainer.distillation import read_teachers, soft_epochs
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import counted, format_loss, format_losses
@@ -43,6 +45,7 @@ from experiments.trainer.resources import (
   available_memory,
   check_memory,
   dry_run,
+  host_memory,
 )
 from experiments.trainer.setup import (
   TrainSetup,
@@ -55,6 +58,7 @@ from experiments.trainer.start import initial_state
 from experiments.trainer.trained import Trained
 from lstm_jax.language import Tokenizer, stateful_loss
 from lstm_jax.training import (
+  Epoch,
   Metrics,
   TrainState,
   eval_params,
@@ -92,8 +96,9 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   # Before the run directory, so that too large a model leaves none behind.
   check_memory(setup.state_like, available_memory())
   pretrained = read_pretrained(setup)
+  teachers = read_teachers(setup, host_memory())
   try:
-    return _train(setup, pretrained, console, trace_steps)
+    return _train(setup, pretrained, teachers, console, trace_steps)
   except jax.errors.JaxRuntimeError as error:
     exhausted = "RESOURCE_EXHAUSTED", "Out of memory"
     if not any(text in str(error) for text in exhausted):
@@ -110,6 +115,7 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
 def _train(
   setup: TrainSetup,
   pretrained: Trained | None,
+  teachers: list[Trained],
   console: Console,
   trace_steps: int,
 ) -> Result:
@@ -118,6 +124,8 @@ def _train(
   facts: dict[str, Any] = {run_dir.SHA256: setup.corpus.sha256}
   if pretrained:
     facts["init_from_step"] = pretrained.step
+  if teachers:
+    facts["teacher_steps"] = [teacher.step for teacher in teachers]
   with multihost.open_shared_run_dir(config, facts) as opened:
     directory = opened.directory
     console.print(f"run         {directory}", soft_wrap=True)
@@ -131,13 +139,16 @@ def _train(
     )
     try:
       state = initial_state(setup, logger, console, opened, pretrained)
+      epochs: Iterable[Epoch] = setup.epochs()
+      if teachers:
+        epochs = soft_epochs(setup, teachers, console)
       tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
       with bar, tracer, collect_stop_requests() as requests:
         logger.buffer.start_clock()
         _, stopped_by = fit(
           setup.train_step,
           to_mesh(setup, state),
-          setup.epochs(),
+          epochs,
           setup.num_steps,
           _Observer(setup, logger),
           evaluate_at=config.evaluation.is_due,

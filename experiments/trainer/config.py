@@ -124,6 +124,34 @@ class AveragingConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+  """Other runs whose predictions a run learns from (`distillation`)."""
+
+  teacher: tuple[str, ...] = option(
+    (),
+    "Run directory of a trained model whose predictions of the training text "
+    "are learned beside the text itself. Repeated, the mean of their "
+    "probabilities is. Vocabulary, corpus and splits must be those of this "
+    "run. The training loss is then the cross-entropy of the mixture.",
+  )
+  teacher_weight: float = option(
+    0.5,
+    "Weight of the teachers' probabilities in the targets; that of the token "
+    "itself is 1 minus it.",
+    bounds="(0, 1]",
+  )
+  teacher_checkpoint: Literal["best", "last"] = option(
+    "best",
+    "The teachers' weights: of the lowest validation loss, or the last of "
+    "finished runs.",
+    choices=("best", "last"),
+  )
+
+  def __post_init__(self):
+    check_options(self)
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
   """When a run is evaluated, and what it samples then."""
 
@@ -214,6 +242,7 @@ class TrainConfig:
     learning_rate=2e-2, weight_decay=0.1
   )
   averaging: AveragingConfig = AveragingConfig()
+  distillation: DistillationConfig = DistillationConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   job: JobConfig = JobConfig()
 

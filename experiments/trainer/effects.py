@@ -50,6 +50,15 @@ RULES = (
     )
     for flag in ("init_std", "readout_std")
   ),
+  *(
+    Rule(
+      flag,
+      "--teacher is not given",
+      lambda config, _: not config.distillation.teacher,
+      None,
+    )
+    for flag in ("teacher_weight", "teacher_checkpoint")
+  ),
   Rule(
     "zoneout_c",
     "the state of a GRU or RNN has no c",

@@ -8,8 +8,8 @@ import jax
 
 from experiments.trainer import multihost
 from experiments.trainer.resources import Tracer
-from lstm_jax.language import Batches
 from lstm_jax.training import (
+  Epoch,
   Metrics,
   TrainState,
   TrainStep,
@@ -40,7 +40,7 @@ class Observer:
 def fit(
   train_step: TrainStep,
   state: TrainState,
-  epochs: Iterable[Batches],
+  epochs: Iterable[Epoch],
   num_steps: int,
   observer: Observer,
   *,

@@ -126,10 +126,11 @@ def _resume_or_start(
 
 def _record(config: TrainConfig) -> dict[str, Any]:
   """Return the flags as config.json holds them."""
-  source = config.init_from
+  source, teachers = config.init_from, config.distillation.teacher
   return to_record(config) | {
     "corpus": recorded_path(config.data.corpus),
     "init_from": published_path(source) if source else "",
+    "teacher": [published_path(name) for name in teachers],
   }
 
 

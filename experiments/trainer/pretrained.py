@@ -61,6 +61,17 @@ def _check_fits(setup: TrainSetup, trained: Trained) -> None:
         f"{name} has another model: {flag} must be {expected[flag]!r}, as in "
         f"this run, got {found[flag]!r}"
       )
+  check_vocabulary(setup, trained, name)
+
+
+def check_vocabulary(setup: TrainSetup, trained: Trained, name: str) -> None:
+  """Raise ValueError where a model has another vocabulary than a run's corpus.
+
+  Args:
+    setup: of the run.
+    trained: the model.
+    name: of the flag that names it, with its value.
+  """
   here, there = setup.corpus.tokenizer.symbols, trained.tokenizer.symbols
   if tuple(here) != tuple(there):
     unit = setup.corpus.tokenizer.unit

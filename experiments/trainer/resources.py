@@ -155,15 +155,19 @@ def operations(params: LanguageParams, num_tokens: int) -> int:
 def available_memory() -> int:
   """Return the bytes that the device may hold.
 
-  That is a GPU's limit; on a CPU, the machine's memory or the limit of
-  `ulimit -v`.
+  That is a GPU's limit; on a CPU, `host_memory`.
   """
   stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get("bytes_limit", host_memory())
+
+
+def host_memory() -> int:
+  """Return the bytes of the machine's memory, or the limit of `ulimit -v`."""
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   granted, _ = resource.getrlimit(resource.RLIMIT_AS)
   if granted != resource.RLIM_INFINITY:
     memory = min(memory, granted)
-  return stats.get("bytes_limit", memory)
+  return memory
 
 
 def check_memory(state: TrainState, limit: int) -> None:

@@ -11,11 +11,14 @@ Each returns the loss of every token but the first, in nats, so that protocols
 can be compared position by position; the loss of the text is their mean.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 
 import jax
 import numpy as np
 
+from lstm_jax.language.batching import Batches
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -76,6 +79,26 @@ def stateful_log_probs(
     ValueError: there are fewer than two tokens.
   """
   return _one_pass(_log_probs, model, params, tokens)
+
+
+def batch_log_probs(
+  model: LanguageModel, params: LanguageParams, batches: Batches
+) -> Iterator[np.ndarray]:
+  """Yield the distribution of each token that a batch predicts, [T, B, V].
+
+  The state is zero before the first batch and carried from batch to batch, as
+  in an epoch of training.
+
+  Args:
+    model: the language model.
+    params: its weights.
+    batches: of tokens.
+  """
+  state = model.initial_state(batches.tokens.shape[1:])
+  for first, last in pairwise(batches.cuts):
+    rows = batches.tokens[first : last + 1]
+    log_probs, state = _log_probs(model, params, state, rows)
+    yield np.asarray(log_probs)
 
 
 def _one_pass(function, model, params, tokens):

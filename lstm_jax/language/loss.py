@@ -2,12 +2,16 @@
 
 Forward                              Backward, from dℓ
   u = y − max y                        p  = exp(u − s)
-  s = log Σⱼ exp(uⱼ)                   dy = dℓ (p − onehot(target))
-  ℓ = s − u_target
+  s = log Σⱼ exp(uⱼ)                   dy = dℓ (p − q)
+  ℓ = s − Σⱼ qⱼ uⱼ
+
+The target q is a distribution over the tokens: that of a teacher
+(distillation), or one token, q = onehot(target) and ℓ = s − u_target. It is a
+constant, which has no gradient.
 
 The largest logit is subtracted first, so that no exponential overflows and a
-small loss between two large logits keeps its digits. It cancels in ℓ, so it has
-no gradient.
+small loss between two large logits keeps its digits. Σⱼ qⱼ is 1, so it cancels
+in ℓ and has no gradient.
 """
 
 from typing import NamedTuple
@@ -24,7 +28,7 @@ class CrossEntropyResiduals(NamedTuple):
   """The residuals of the loss: what its backward pass needs."""
 
   logits: jax.Array  # [..., V]
-  targets: jax.Array  # [...]
+  targets: jax.Array  # integers [...], or distributions [..., V]
   largest: jax.Array  # [...], max y
   log_sum: jax.Array  # [...], s
 
@@ -33,16 +37,17 @@ def forward(
   logits: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, CrossEntropyResiduals]:
   """Return (the loss of each target [...], residuals)."""
-  if logits.shape[:-1] != targets.shape:
-    raise ValueError(
-      f"targets must be {list(logits.shape[:-1])}, got {targets.shape}"
-    )
-  targets = targets.astype(jnp.int32)  # int8 cannot index V classes
+  check_targets(targets, logits.shape)
   y = upcast(logits)
   largest = lax.stop_gradient(y.max(axis=-1))
   u = y - largest[..., None]
   log_sum = jnp.log(jnp.exp(u).sum(axis=-1))
-  u_target = jnp.take_along_axis(u, targets[..., None], axis=-1)[..., 0]
+  if are_distributions(targets):
+    targets = lax.stop_gradient(targets.astype(y.dtype))
+    u_target = (targets * u).sum(axis=-1)
+  else:
+    targets = targets.astype(jnp.int32)  # int8 cannot index V classes
+    u_target = jnp.take_along_axis(u, targets[..., None], axis=-1)[..., 0]
   residuals = CrossEntropyResiduals(logits, targets, largest, log_sum)
   return log_sum - u_target, residuals
 
@@ -50,12 +55,14 @@ def forward(
 def backward(
   residuals: CrossEntropyResiduals, dloss: jax.Array
 ) -> tuple[jax.Array, None]:
-  """Return (dlogits, None); integer targets have no cotangent."""
+  """Return (dlogits, None); targets have no cotangent."""
   logits, targets, largest, log_sum = residuals
   u = upcast(logits) - largest[..., None]
   p = jnp.exp(u - log_sum[..., None])
-  target = jax.nn.one_hot(targets, logits.shape[-1], dtype=p.dtype)
-  dlogits = dloss[..., None] * (p - target)
+  q = targets
+  if not are_distributions(targets):
+    q = jax.nn.one_hot(targets, logits.shape[-1], dtype=p.dtype)
+  dlogits = dloss[..., None] * (p - q)
   return dlogits.astype(logits.dtype), None
 
 
@@ -64,13 +71,15 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
   Args:
     logits: [..., V], any finite values.
-    targets: integers in [0, V), [...]. The range is not checked.
+    targets: integers in [0, V), [...]; or distributions q, [..., V], for
+      −Σⱼ qⱼ log softmax(logits)ⱼ. The range and the sum, 1, are not checked.
 
   Returns:
     Nats, [...], in float32 or wider.
 
   Raises:
-    ValueError: the shape of targets is not logits.shape[:-1].
+    ValueError: the shape of targets is not logits.shape[:-1], or
+      logits.shape for distributions.
   """
   # On a mesh with explicit axes, the losses are sharded as the logits are.
   sharding = leading_sharding(logits, 0, logits.ndim - 1)
@@ -84,3 +93,17 @@ def _cross_entropy(logits, targets):
 
 
 _cross_entropy.defvjp(forward, backward)
+
+
+def are_distributions(targets: jax.Array) -> bool:
+  """Return whether targets are distributions [..., V], not integers [...]."""
+  return jnp.issubdtype(targets.dtype, jnp.floating)
+
+
+def check_targets(targets: jax.Array, shape: tuple[int, ...]) -> None:
+  """Raise ValueError where targets do not fit logits of a shape [..., V]."""
+  distributions = are_distributions(targets)
+  expected = shape if distributions else shape[:-1]
+  if targets.shape != expected:
+    what = "distributions" if distributions else "targets"
+    raise ValueError(f"{what} must be {[*expected]}, got {targets.shape}")

@@ -1,12 +1,13 @@
 """Linear readout and cross-entropy in one function, without storing all logits.
 
 Forward, for each chunk of time      Its gradient, in the same pass
-  y = h W + b                          dy = (softmax y − onehot(target)) / N
-  ℓ = −log softmax(y)[target]          dh = dy Wᵀ
+  y = h W + b                          dy = (softmax y − q) / N
+  ℓ = −Σⱼ qⱼ log softmax(y)ⱼ           dh = dy Wᵀ
   L = Σ ℓ / N                          dW = Σ hᵀ dy
                                        db = Σ dy
 
-with N = T·B predictions. The loss is a scalar, so its gradient is known up to
+with N = T·B predictions and the target q of each, a token's onehot(target) or a
+distribution (`loss`). The loss is a scalar, so its gradient is known up to
 one factor, the loss's own cotangent, before the backward pass begins. The
 forward pass computes it chunk by chunk, while the logits of the chunk exist,
 and the backward pass multiplies it by that factor. At V 10,000 the logits
@@ -42,14 +43,15 @@ def linear_cross_entropy(
     hs: outputs of the top layer, [T, ..., H].
     w: readout weights, [H, V].
     b: readout bias, [V].
-    targets: integers in [0, V), [T, ...].
+    targets: integers in [0, V), [T, ...]; or distributions, [T, ..., V].
     compute_dtype: dtype of the operands of matrix products; None for that of w.
 
   Returns:
     Nats, [], in float32 or wider; NaN, with a gradient of 0, for no token.
 
   Raises:
-    ValueError: the shape of targets is not hs.shape[:-1].
+    ValueError: the shape of targets is not hs.shape[:-1], followed by V for
+      distributions.
   """
   arrays = vary_alike((hs, w, b, targets))
   rule = partial(_linear_cross_entropy, compute_dtype)
@@ -67,12 +69,13 @@ def _linear_cross_entropy(compute_dtype, hs, w, b, targets):
 
   chunks = _chunks(hs, targets, w.shape[1])
   total, _ = lax.scan(body, jnp.zeros_like(upcast(b[0])), chunks)
-  return total / targets.size
+  return total / _num_predictions(hs)
 
 
 def _forward(compute_dtype, hs, w, b, targets):
   operand = cast_matrices(w, compute_dtype)
-  share = math.nan if targets.size == 0 else 1 / targets.size
+  count = _num_predictions(hs)
+  share = math.nan if count == 0 else 1 / count
 
   def body(carry, chunk):
     total, dw, db = carry
@@ -153,11 +156,8 @@ def _chunks(
   same shape; it is at least 1, and it is 1 if T is symbolic (`jax.export`). If
   B is symbolic, the chunks are those of B = 32.
   """
-  if hs.shape[:-1] != targets.shape:
-    raise ValueError(
-      f"targets must be {list(hs.shape[:-1])}, got {targets.shape}"
-    )
-  steps, rows = targets.shape[0], math.prod(targets.shape[1:])
+  losses.check_targets(targets, (*hs.shape[:-1], vocabulary_size))
+  steps, rows = hs.shape[0], math.prod(hs.shape[1:-1])
   if not isinstance(rows, int):
     rows = SYMBOLIC_BATCH
   size = 1
@@ -171,3 +171,8 @@ def _chunks(
     hs.reshape(*shape, *hs.shape[1:]),
     targets.reshape(*shape, *targets.shape[1:]),
   )
+
+
+def _num_predictions(hs: jax.Array) -> int:
+  """Return N, the number of outputs in hs [T, ..., H]."""
+  return math.prod(hs.shape[:-1])

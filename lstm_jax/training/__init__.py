@@ -30,6 +30,7 @@ from lstm_jax.training.sharding import (
 from lstm_jax.training.sharding import parse_mesh as parse_mesh
 from lstm_jax.training.sharding import place as place
 from lstm_jax.training.sharding import state_shardings as state_shardings
+from lstm_jax.training.train_step import Epoch as Epoch
 from lstm_jax.training.train_step import Metrics as Metrics
 from lstm_jax.training.train_step import TrainState as TrainState
 from lstm_jax.training.train_step import TrainStep as TrainStep

@@ -7,7 +7,7 @@ between them.
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ import optax
 
 from lstm_jax.cells.precision import cast_like
 from lstm_jax.cells.serialization import serializable
-from lstm_jax.language.batching import Batches
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.averaging import Average, init_average, update_average
 from lstm_jax.training.norms import part_norms
@@ -43,11 +42,22 @@ class Metrics(NamedTuple):
   grad_norms: dict[str, jax.Array]  # those of `part_norms`, before clipping
 
 
+class Epoch(Protocol):
+  """The batches of one epoch: `Batches`, or others whose targets are soft."""
+
+  @property
+  def num_batches(self) -> int:
+    """Number of batches in the epoch."""
+
+  def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens [T, B], targets [T, B] or [T, B, V]) of one batch."""
+
+
 class Batch(NamedTuple):
   """One batch of a training run."""
 
   tokens: np.ndarray  # int32 [T, B]
-  targets: np.ndarray  # int32 [T, B]
+  targets: np.ndarray  # int32 [T, B], or distributions [T, B, V]
   starts_epoch: bool  # whether to reset the recurrent state to zero before it
 
 
@@ -133,7 +143,7 @@ def uncompiled_train_step(
     carry = jax.tree.map(
       lambda a, b: jnp.where(finite, a, b), carry_next, carry
     )
-    metrics = Metrics(loss, norm, targets.size, part_norms(gradient))
+    metrics = Metrics(loss, norm, tokens.size, part_norms(gradient))
     return TrainState(step + 1, params, average, opt_state, carry), metrics
 
   return train_step
@@ -142,7 +152,7 @@ def uncompiled_train_step(
 def train(
   train_step: TrainStep,
   state: TrainState,
-  epochs: Iterable[Batches],
+  epochs: Iterable[Epoch],
   key: jax.Array | None = None,
 ) -> Iterator[tuple[TrainState, Metrics]]:
   """Yield the state and the metrics after each training step.
@@ -165,7 +175,7 @@ def train(
     yield state, metrics
 
 
-def remaining_batches(epochs: Iterable[Batches], step: int) -> Iterator[Batch]:
+def remaining_batches(epochs: Iterable[Epoch], step: int) -> Iterator[Batch]:
   """Yield all batches of the epochs but the first `step`."""
   first = 0  # number of the epoch's first batch
   for batches in epochs:

@@ -29,6 +29,50 @@ def test_the_gradient_is_that_of_autodiff_and_of_optax(key):
   assert worst(explicit, theirs) < 1e-12
 
 
+def distributions(key):
+  """Return distributions over the V tokens, one of them a single token's."""
+  q = jax.nn.softmax(normal_like(key, np.zeros((T, B, V), jnp.float64)))
+  return q.at[1, 2].set(jax.nn.one_hot(3, V, dtype=q.dtype))
+
+
+def test_distributions_are_targets_too_with_the_gradient_of_optax(key):
+  logits, _ = arguments(key)
+  q = distributions(jax.random.fold_in(key, 1))
+
+  def gradient(f):
+    scalar = weighed(lambda y: f(y, q), key)
+    return jax.value_and_grad(scalar)(logits)
+
+  explicit = gradient(cross_entropy)
+  assert worst(explicit, gradient(lambda y, q: loss.forward(y, q)[0])) < 1e-12
+  assert worst(explicit, gradient(optax.softmax_cross_entropy)) < 1e-12
+
+
+def test_a_single_token_is_the_distribution_onehot(key):
+  logits, targets = arguments(key)
+  onehot = jax.nn.one_hot(targets, V, dtype=jnp.float64)
+  gradients = [
+    jax.value_and_grad(weighed(lambda y, q=q: cross_entropy(y, q), key))(logits)
+    for q in (targets, onehot)
+  ]
+  assert worst(*gradients) < 1e-14
+
+
+def test_distributions_are_constants(key):
+  logits, _ = arguments(key)
+  q = distributions(key)
+  for f in (cross_entropy, lambda y, q: loss.forward(y, q)[0]):
+    assert not jax.grad(lambda q, f=f: f(logits, q).sum())(q).any()
+
+
+def test_distributions_of_another_shape_are_refused(key):
+  logits, _ = arguments(key)
+  with pytest.raises(
+    ValueError, match=r"distributions must be \[5, 3, 7\], got \(5, 3\)"
+  ):
+    cross_entropy(logits, jnp.zeros((T, B)))
+
+
 def test_second_order_gradients_equal_autodiff(key):
   logits, targets = arguments(key)
 

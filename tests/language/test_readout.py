@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lstm_jax.cells.affine import affine
@@ -37,6 +38,21 @@ def test_the_gradient_is_that_of_autodiff_for_chunks_of_any_size(chunks, key):
   assert abs(
     readout.linear_cross_entropy(*leaves, targets) - twin(*leaves, targets)
   ) < (1e-14 * T * B)
+
+
+@pytest.mark.parametrize("groups", [1, B])
+def test_distributions_are_targets_too(groups, chunks, key):
+  leaves, _ = arguments(key)
+  q = jax.nn.softmax(normal_like(key, np.zeros((T, B, V), jnp.float64)))
+
+  def in_groups(*leaves):
+    return readout.grouped_linear_cross_entropy(*leaves, q, groups)
+
+  found = jax.value_and_grad(in_groups, (0, 1, 2))(*leaves)
+  value = jax.value_and_grad(lambda *x: twin(*x, q), (0, 1, 2))
+  assert worst(found, value(*leaves)) < 1e-12
+  theirs = optax.softmax_cross_entropy(affine(*leaves), q).mean()
+  assert abs(readout.linear_cross_entropy(*leaves, q) - theirs) < 1e-13
 
 
 @pytest.mark.parametrize("groups", [1, B])

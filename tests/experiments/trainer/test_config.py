@@ -26,7 +26,8 @@ def change(leaf):
     return not leaf.value
   if leaf.kind is str:
     usual = {"mesh": "data:1", "devices": "1", "cell": "gru"}
-    return usual.get(leaf.name, "other")
+    value = usual.get(leaf.name, "other")
+    return [value, "another"] if leaf.repeated else value
   if leaf.repeated:
     return [0.25, 0.5]
   usual = leaf.value or 0

@@ -31,6 +31,8 @@ CASES = [
   ({"layer_dropout": 0.5}, {}, {"num_layers": 2}),
   ({"init_std": 0.1}, {"init_from": "runs/a"}, {}),
   ({"readout_std": 0.1}, {"init_from": "runs/a"}, {}),
+  ({"teacher_weight": 0.9}, {}, {"teacher": ("runs/a",)}),
+  ({"teacher_checkpoint": "last"}, {}, {"teacher": ("runs/a",)}),
   ({"zoneout_c": 0.1}, {"cell": gru}, {}),
   ({"zoneout_c": 0.1}, {"cell": rnn}, {}),
   ({"weight_drop": 0.1}, {"cell": CELLS["min_gru"]}, {}),

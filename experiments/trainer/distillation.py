@@ -1,0 +1,149 @@
+"""Distillation: a training whose targets are the predictions of other runs.
+
+With teachers, the target of each prediction is a distribution over the tokens,
+
+  q = (1 − λ) onehot(target) + λ p,
+
+where p is the mean of the teachers' probabilities and λ is --teacher_weight
+(Hinton et al. 2015, Distilling the knowledge in a neural network, equation 1 at
+temperature 1). The teachers read the training text once, before the first
+training step, in the batches of an epoch. They draw no noise, so a run that
+resumes has the same targets.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from experiments.trainer.format import format_bytes
+from experiments.trainer.members import SPLIT_FLAGS, load_members
+from experiments.trainer.pretrained import check_vocabulary
+from experiments.trainer.setup import TrainSetup
+from experiments.trainer.trained import Trained
+from lstm_jax.language import Batches, make_batches
+from lstm_jax.language.evaluate import batch_log_probs
+
+
+class SoftBatches(NamedTuple):
+  """One epoch of batches whose targets are distributions."""
+
+  positions: Batches  # of indices into the text
+  tokens: np.ndarray  # the text, int32 [N]
+  targets: np.ndarray  # what to predict for each of its tokens, [N, V]
+
+  @property
+  def num_batches(self) -> int:
+    """Number of batches in the epoch."""
+    return self.positions.num_batches
+
+  def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens [T, B], targets [T, B, V]) of one batch."""
+    read, predicted = self.positions.batch(index)
+    return self.tokens[read], self.targets[predicted]
+
+
+def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
+  """Return the trained models that --teacher names; none without the flag.
+
+  Args:
+    setup: of the run that learns from them.
+    limit: bytes of memory that their predictions may take.
+
+  Raises:
+    ValueError: a directory holds no trained model, or one of another
+      vocabulary, corpus or splits than this run's; or there is too little
+      memory.
+  """
+  config = setup.config.distillation
+  if not config.teacher:
+    return []
+  directories = [Path(name) for name in config.teacher]
+  try:
+    teachers = load_members(directories, config.teacher_checkpoint)
+  except ValueError as error:
+    raise ValueError(f"--teacher: {error}") from None
+  teacher, name = teachers[0], f"--teacher={config.teacher[0]}"
+  check_vocabulary(setup, teacher, name)
+  if teacher.corpus_sha256 != setup.corpus.sha256:
+    raise ValueError(
+      f"{name} has another corpus: it must have learned from the text of "
+      f"{setup.config.data.corpus}, got {teacher.config.data.corpus}"
+    )
+  for flag in SPLIT_FLAGS:  # else it may know text that this run is tested on
+    expected = getattr(setup.config.data, flag)
+    found = getattr(teacher.config.data, flag)
+    if found != expected:
+      raise ValueError(
+        f"{name} has other splits: {flag} must be {expected}, as in this run, "
+        f"got {found}"
+      )
+  num_tokens, size = len(setup.corpus.train.tokens), setup.corpus.tokenizer.size
+  needed = num_tokens * size * np.dtype(np.float32).itemsize
+  if needed > limit:
+    raise ValueError(
+      f"out of memory: the teachers' predictions of {num_tokens:,} tokens over "
+      f"a vocabulary of {size:,} need {format_bytes(needed)}, and there are "
+      f"{format_bytes(limit)}"
+    )
+  return teachers
+
+
+def soft_epochs(
+  setup: TrainSetup, teachers: list[Trained], console: Console
+) -> Iterator[SoftBatches]:
+  """Return the epochs of a run, with the teachers' targets.
+
+  Args:
+    setup: of the run.
+    teachers: its teachers; they read the training text now.
+    console: prints their names and how long that takes.
+  """
+  config, (_, tokens, gap) = setup.config, setup.corpus.train
+  names = ", ".join(
+    f"{name} (step {teacher.step})"
+    for name, teacher in zip(config.distillation.teacher, teachers, strict=True)
+  )
+  start = time.perf_counter()
+  targets = soft_targets(setup, teachers)
+  seconds = time.perf_counter() - start
+  console.print(
+    f"teachers    {names}, weight {config.distillation.teacher_weight:g}: read "
+    f"the training text in {seconds:.0f} s",
+    soft_wrap=True,
+  )
+  positions = np.arange(len(tokens), dtype=np.int32)
+  epochs = config.batching.epochs(positions, config.seed, gap)
+  return (SoftBatches(epoch, tokens, targets) for epoch in epochs)
+
+
+def soft_targets(setup: TrainSetup, teachers: list[Trained]) -> np.ndarray:
+  """Return the target of every token of the training text, float32 [N, V].
+
+  A token that is the first of its text, or of a piece beside a gap, is given
+  no context to be predicted from: its target is the token itself.
+  """
+  config, (_, tokens, gap) = setup.config, setup.corpus.train
+  batching, weight = config.batching, config.distillation.teacher_weight
+  positions = make_batches(
+    np.arange(len(tokens), dtype=np.int32),
+    batching.batch_size,
+    batching.seq_len,
+    gap,
+  )
+  text = positions._replace(tokens=tokens[positions.tokens])
+  readers = [
+    batch_log_probs(teacher.model, teacher.params, text) for teacher in teachers
+  ]
+  targets = np.zeros((len(tokens), setup.corpus.tokenizer.size), np.float32)
+  targets[np.arange(len(tokens)), tokens] = 1
+  for index, log_probs in enumerate(zip(*readers, strict=True)):
+    _, predicted = positions.batch(index)
+    onehot = np.zeros(log_probs[0].shape, np.float32)
+    np.put_along_axis(onehot, tokens[predicted][..., None], 1, axis=-1)
+    mean = sum(map(np.exp, log_probs)) / len(teachers)
+    targets[predicted] = (1 - weight) * onehot + weight * mean
+  return targets

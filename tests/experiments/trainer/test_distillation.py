@@ -1,0 +1,195 @@
+"""--teacher trains a run on the predictions of others."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import optax
+import pytest
+
+from experiments import sweep, train
+from experiments.trainer.distillation import (
+  read_teachers,
+  soft_epochs,
+  soft_targets,
+)
+from experiments.trainer.records import replace
+from experiments.trainer.setup import make_setup
+from experiments.trainer.trained import load
+from lstm_jax.language import make_batches
+from tests.experiments.conftest import VERSE, copy_run
+from tests.experiments.trainer.resuming import read_rows, signal_at
+
+LIMIT = 10**9
+
+
+@pytest.fixture
+def config(config, finished):
+  """A run that learns from `finished`, in another directory."""
+  return replace(
+    config, teacher=(str(finished),), run=f"{config.job.run}-next", seed=1
+  )
+
+
+@pytest.fixture
+def two_teachers(config, finished, finished_config):
+  """The same, that learns from two copies of it, of which one is halved."""
+  other = replace(config, run=f"{config.job.run}-other")
+  copied = copy_run(finished_config, other)
+  return replace(config, teacher=(str(finished), str(copied)))
+
+
+def test_the_targets_mix_the_token_with_the_mean_of_the_teachers(config):
+  config = replace(config, teacher_weight=0.25)
+  setup = make_setup(config)
+  (teacher,) = read_teachers(setup, LIMIT)
+  shifted = teacher.params._replace(bias=teacher.params.bias[::-1])
+  other = teacher._replace(params=shifted)
+  targets = soft_targets(setup, [teacher, other])
+  tokens = setup.corpus.train.tokens
+  # One column of the batches, read in a single pass from the zero state.
+  batches = make_batches(tokens, 3, 8)
+  column = batches.tokens[:, 1]
+  places = make_batches(np.arange(len(tokens)), 3, 8).tokens[1:, 1]
+  probs = []
+  for one in (teacher, other):
+    _, logits = one.model.apply(
+      one.params, one.model.initial_state((1,)), column[:-1, None]
+    )
+    y = np.asarray(logits[:, 0], np.float64)
+    probs.append(np.exp(y) / np.exp(y).sum(-1, keepdims=True))
+  assert np.abs(probs[0] - probs[1]).max() > 0.01
+  onehot = np.eye(setup.corpus.tokenizer.size)[column[1:]]
+  expected = 0.75 * onehot + 0.25 * np.mean(probs, axis=0)
+  # Its first place is the last of the column before, which has read more.
+  assert np.abs(targets[places] - expected)[1:].max() < 1e-5
+  assert np.abs(targets.sum(axis=1) - 1).max() < 1e-5
+  assert targets[0, tokens[0]] == 1  # nothing is before it to predict it from
+
+
+def test_batches_are_those_of_the_run_without_teachers(config, console):
+  config = replace(
+    config, num_epochs=2, random_offsets=True, short_seq_prob=0.3
+  )
+  setup = make_setup(config)
+  teachers = read_teachers(setup, LIMIT)
+  targets = soft_targets(setup, teachers)
+  hard, soft = setup.epochs(), soft_epochs(setup, teachers, console)
+  count = 0
+  for one, other in zip(hard, soft, strict=True):
+    assert one.num_batches == other.num_batches
+    for index in range(one.num_batches):
+      tokens, predicted = one.batch(index)
+      distilled_tokens, q = other.batch(index)
+      assert np.array_equal(tokens, distilled_tokens)
+      # Half of each target is the token: no other can have more.
+      assert np.array_equal(q.argmax(axis=-1), predicted)
+      assert q.shape == (*predicted.shape, targets.shape[1])
+      count += 1
+  assert count == setup.num_steps
+
+
+def test_the_training_loss_is_the_cross_entropy_of_the_targets(config, console):
+  setup = make_setup(replace(config, output_dropout=0.0, weight_drop=0.0))
+  teachers = read_teachers(setup, LIMIT)
+  tokens, q = next(soft_epochs(setup, teachers, console)).batch(0)
+  state = setup.make_state()
+  _, logits = setup.model.apply(state.params, state.carry, tokens)
+  expected = float(optax.softmax_cross_entropy(logits, q).mean())
+  _, metrics = setup.train_step(state, tokens, q, setup.keys.noise)
+  assert float(metrics.loss) == pytest.approx(expected, rel=1e-5)
+  assert int(metrics.num_tokens) == tokens.size
+
+
+def test_a_run_with_teachers_records_them_and_resumes_exactly(
+  two_teachers, console
+):
+  config = replace(two_teachers, teacher_checkpoint="last")
+  whole = train.run(config, console)
+  record = json.loads((whole.directory / "config.json").read_text())
+  step = load(Path(config.distillation.teacher[0]), "last").step
+  assert record["teacher"] == list(config.distillation.teacher)
+  assert record["teacher_steps"] == [step, step]
+  shown = console.file.getvalue()
+  first, second = config.distillation.teacher
+  assert f"teachers    {first} (step {step}), {second} (step {step}), " in shown
+  again = replace(config, run=f"{config.job.run}-again")
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    signal_at(monkeypatch, 33)
+    assert train.run(again, console).stopped_by
+  resumed = train.run(again, console)
+  assert resumed.stopped_by is None
+  losses = [
+    [row["train_loss"] for row in read_rows(r.directory) if "train_loss" in row]
+    for r in (whole, resumed)
+  ]
+  assert losses[0] == losses[1]
+  assert resumed.val_loss == whole.val_loss
+
+
+def test_a_good_teacher_helps_a_student_of_few_steps(config, finished, console):
+  """The teacher has been trained for longer than the student is."""
+  long = replace(
+    config, teacher=(), run=f"{config.job.run}-long", num_epochs=12
+  )
+  teacher = train.run(long, console)
+  plain = replace(config, teacher=(), run=f"{config.job.run}-plain")
+  distilled = replace(
+    config, teacher=(str(teacher.directory),), teacher_weight=0.9
+  )
+  losses = [train.run(c, console).val_loss for c in (plain, distilled)]
+  assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"teacher": ("nowhere",)},
+      "there is no run in nowhere: no such dir",
+    ),
+    (
+      {"tokenizer": "word"},
+      r"has another vocabulary: it must be .* words",
+    ),
+    (
+      {"val_fraction": 0.2},
+      "val_fraction must be 0.2, as in this run, go",
+    ),
+  ],
+)
+def test_an_unsuitable_teacher_is_refused(changes, message, config, console):
+  with pytest.raises(ValueError, match=message) as error:
+    train.run(replace(config, **changes), console)
+  assert str(error.value).startswith("--teacher")
+  assert "\n" not in str(error.value)
+  assert not Path(config.job.run).exists()
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (VERSE.replace("S", "Z"), "has another vocabulary: .*, without 'Z'"),
+    (VERSE + VERSE[::-1], "has another corpus: it must have learned from the "),
+  ],
+)
+def test_a_teacher_of_another_text_is_refused(text, message, config, console):
+  Path(config.data.corpus).write_text(text * 20, encoding="utf-8")
+  with pytest.raises(ValueError, match=message):
+    train.run(config, console)
+
+
+def test_the_same_teacher_twice_is_refused(config, console):
+  twice = replace(config, teacher=config.distillation.teacher * 2)
+  with pytest.raises(ValueError, match=r"^--teacher: .* is given twice"):
+    train.run(twice, console)
+
+
+def test_predictions_that_do_not_fit_the_memory_are_refused(config):
+  with pytest.raises(ValueError, match=r"predictions of 1,116 tokens over"):
+    read_teachers(make_setup(config), limit=1000)
+
+
+def test_a_sweep_has_no_teachers(config, console):
+  with pytest.raises(ValueError, match="--teacher"):
+    sweep.run(replace(sweep.SweepConfig(), teacher=("runs/a",)), console)
