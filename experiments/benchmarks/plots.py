@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.benchmarks.parts import GROWTH
+from experiments.trainer.figures import SMALL, tidy
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ LABELS = {
   "hidden_size": "hidden size H",
   "num_layers": "number of layers",
 }
+LETTERS = {"seq_len": "T", "batch_size": "B", "hidden_size": "H"}
 COLORS = {
   "lstm_jax": "tab:blue",
   "autodiff": "tab:cyan",
@@ -33,33 +35,43 @@ COLORS = {
 def draw(rows: list[Row], path: Path) -> bool:
   """Draw the rows of the parts model and growth; return whether there are any.
 
-  The first panel has the time of an Adam step relative to ours, by hidden size;
-  each further panel the milliseconds of an Adam step as one size grows.
+  For each number of devices, a panel has the time of an Adam step relative to
+  ours, by hidden size; each further panel has the milliseconds of an Adam step
+  as one size grows.
   """
   from matplotlib.figure import Figure
 
-  models = [row for row in rows if _is_character_model(row)]
+  models: dict[str, list[Row]] = {}
+  for row in filter(_is_character_model, rows):
+    peer, _, devices = row["peer"].partition(", ")
+    models.setdefault(devices, []).append(row | {"peer": peer})
   parts = dict.fromkeys(row["part"] for row in rows if row["part"] in GROWTH)
-  count = bool(models) + len(parts)
+  count = len(models) + len(parts)
   if not count:
     return False
-  columns = min(COLUMNS, count + 1)
-  lines = -(-(count + 1) // columns)  # one more panel holds the legend
-  figure = Figure(figsize=(3.7 * columns, 3.2 * lines), layout="constrained")
-  *panels, legend = figure.subplots(lines, columns, squeeze=False).flat[
-    : count + 1
-  ]
-  for unused in figure.axes[count:]:
-    unused.set_axis_off()
-  if models:
-    _draw_ratios(models, panels[0])
-  for part, panel in zip(parts, panels[bool(models) :], strict=True):
+  columns = min(COLUMNS, count)
+  lines = -(-count // columns)
+  figure = Figure(figsize=(3.7 * columns, 3.1 * lines), layout="constrained")
+  grid = figure.subplots(lines, columns, squeeze=False).flat
+  panels, unused = grid[:count], grid[count:]
+  for panel in unused:
+    panel.set_axis_off()
+  for (devices, found), panel in zip(models.items(), panels, strict=False):
+    _draw_ratios(found, devices or "1 device", panel)
+  for part, panel in zip(parts, panels[len(models) :], strict=True):
     _draw_growth([row for row in rows if row["part"] == part], panel)
   handles: dict[str, Any] = {}
   for panel in panels:
     drawn, names = panel.get_legend_handles_labels()
     handles |= dict(zip(names, drawn, strict=True))
-  legend.legend(handles.values(), handles.keys(), fontsize=9, loc="center")
+  figure.legend(
+    handles.values(),
+    handles.keys(),
+    fontsize=SMALL,
+    ncols=5,
+    loc="outside lower center",
+    frameon=False,
+  )
   figure.savefig(path, dpi=110)
   return True
 
@@ -72,7 +84,7 @@ def _is_character_model(row: Row) -> bool:
   )
 
 
-def _draw_ratios(rows: list[Row], panel: Axes) -> None:
+def _draw_ratios(rows: list[Row], devices: str, panel: Axes) -> None:
   """Draw each peer's time relative to ours, by hidden size."""
   ours = {
     row["hidden_size"]: row["median_ms"]
@@ -87,8 +99,10 @@ def _draw_ratios(rows: list[Row], panel: Axes) -> None:
   _draw_peers(ratios, "hidden_size", "ratio", panel)
   panel.set_xscale("log")
   panel.set_ylim(0, None)
-  panel.set_title("Adam step: time relative to lstm_jax", fontsize=10)
-  _label_x(panel, "hidden_size", list(ours))
+  panel.yaxis.set_major_formatter("{x:g}×")
+  title = f"An Adam step, {devices}"
+  tidy(panel, title, LABELS["hidden_size"], "time, lstm_jax = 1")
+  _set_ticks(panel, list(ours))
 
 
 def _draw_growth(rows: list[Row], panel: Axes) -> None:
@@ -102,8 +116,13 @@ def _draw_growth(rows: list[Row], panel: Axes) -> None:
   panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
   panel.yaxis.set_major_formatter("{x:,.0f}")
   panel.yaxis.set_minor_formatter("")
-  panel.set_title("Adam step: milliseconds", fontsize=10)
-  _label_x(panel, size, list(dict.fromkeys(row[size] for row in rows)))
+  others = ", ".join(
+    f"{letter} {rows[0][name]:,}"
+    for name, letter in LETTERS.items()
+    if name != size and len({row[name] for row in rows}) == 1
+  )
+  tidy(panel, f"By {LABELS[size]}; {others}", LABELS[size], "milliseconds")
+  _set_ticks(panel, list(dict.fromkeys(row[size] for row in rows)))
 
 
 def _draw_peers(rows: list[Row], x: str, y: str, panel: Axes) -> None:
@@ -113,23 +132,19 @@ def _draw_peers(rows: list[Row], x: str, y: str, panel: Axes) -> None:
     panel.plot(*zip(*points, strict=True), label=peer, **_style(peer))
 
 
-def _label_x(panel: Axes, size: str, values: list[int]) -> None:
-  """Label the axis of a size, with a tick at each of its values."""
-  panel.set_xlabel(LABELS[size], fontsize=9)
-  panel.set_xticks(values, [str(value) for value in values])
+def _set_ticks(panel: Axes, values: list[int]) -> None:
+  """Have the axis of a size show each of its values, and no other."""
+  panel.set_xticks(values, [f"{value:,}" for value in values])
   panel.set_xticks([], minor=True)
-  panel.tick_params(labelsize=8)
 
 
 def _style(peer: str) -> dict[str, Any]:
   """Return the style of a peer's line, which is the same in every panel."""
   if peer == "products alone":
     return {"color": "black", "linestyle": ":"}
-  name, _, devices = peer.partition(", ")
   return {
-    "color": COLORS.get(name, "gray"),
-    "linestyle": "--" if devices else "-",
+    "color": COLORS.get(peer, "gray"),
     "marker": "o",
     "markersize": 3,
-    "linewidth": 2 if name == "lstm_jax" else 1,
+    "linewidth": 2.5 if peer == "lstm_jax" else 1.2,
   }

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.comparison.board import Board, Row
+from experiments.trainer.figures import SMALL, tidy
 
 if TYPE_CHECKING:
-  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 CHARTS = "loss-by-parameters.png", "loss-by-time.png"
 MARKERS = "osD^v*PX"  # of the protocols, in their order
@@ -38,13 +39,15 @@ class Point(NamedTuple):
 class Axis(NamedTuple):
   """A horizontal axis."""
 
+  title: str
   label: str
   value: Callable[[Row], float | None]  # None for rows without
 
 
 AXES = (
-  Axis("parameters, millions", lambda row: _millions(row)),
+  Axis("size", "parameters, millions", lambda row: _millions(row)),
   Axis(
+    "training time",
     "minutes of training, on different machines",
     lambda row: _minutes(row),
   ),
@@ -58,7 +61,7 @@ def draw(board: Board, directory: Path) -> None:
   for name, axis in zip(CHARTS, AXES, strict=True):
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     found = points(board, axis)
-    _draw(board, found, axis, figure.subplots())
+    _draw(board, found, axis, figure)
     text = json.dumps(found)
     figure.savefig(directory / name, dpi=100, metadata={KEYWORD: text})
 
@@ -105,9 +108,10 @@ def points_of(path: Path) -> list[Point]:
   return [Point(*point) for point in json.loads(text.decode("latin-1"))]
 
 
-def _draw(board: Board, found: list[Point], axis: Axis, panel: Axes) -> None:
+def _draw(board: Board, found: list[Point], axis: Axis, figure: Figure) -> None:
   from matplotlib.ticker import LogLocator
 
+  panel = figure.subplots()
   for (protocol, title), marker in zip(
     board.protocols.items(), MARKERS, strict=False
   ):
@@ -126,16 +130,18 @@ def _draw(board: Board, found: list[Point], axis: Axis, panel: Axes) -> None:
         )
   for x, loss, text in labels(found):
     panel.annotate(
-      text, (x, loss), xytext=(6, 2), textcoords="offset points", fontsize=8
+      text, (x, loss), xytext=(6, 2), textcoords="offset points", fontsize=SMALL
     )
   panel.set_xscale("log")
   panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
   panel.xaxis.set_major_formatter("{x:g}")
   panel.xaxis.set_minor_formatter("")
   panel.margins(x=0.1)
-  panel.set_xlabel(axis.label)
-  panel.set_ylabel("nats per character")
-  panel.legend(fontsize=7)
+  title = f"Loss by {axis.title}; the numbers are those of the table"
+  tidy(panel, title, axis.label, "nats per character")
+  figure.legend(
+    fontsize=SMALL, ncols=3, loc="outside lower center", frameon=False
+  )
 
 
 def _millions(row: Row) -> float | None:

@@ -15,6 +15,7 @@ from experiments.comparison.measurements import (
   USUAL_BIAS,
 )
 from experiments.trainer.config import CELLS
+from experiments.trainer.figures import SMALL, TEXT, tidy
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -26,16 +27,17 @@ OTHERS = (
   *("black", "navy", "teal", "gold", "darkgray"),
 )
 COLORS |= dict(zip((n for n in CELLS if n not in COLORS), OTHERS, strict=True))
-LEGEND_FONT_SIZE = 7.5
+STEEP = 0.05  # share of a training whose losses may lie above the panel
+DEPTH = 1e-16  # of a gradient that is drawn: 1 + 1e-16 is 1 in float64
 RECALL_STYLES = {USUAL_BIAS: "-", DELAY_BIAS: "--"}
 
 
 def draw(record: Record, path: Path) -> None:
-  """Plot a record to an image file; panels without results stay empty."""
+  """Plot a record to an image file; without recall, its panel is left out."""
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
 
-  figure = Figure(figsize=(11, 6.8), layout="constrained")
+  figure = Figure(figsize=(11, 7), layout="constrained")
   panels = figure.subplots(2, 3)
   contents = (
     _val_loss,
@@ -47,21 +49,18 @@ def draw(record: Record, path: Path) -> None:
   )
   for content, panel in zip(contents, panels.flat, strict=True):
     content(record, panel)
-    panel.title.set_fontsize(10)
-    panel.tick_params(labelsize=8)
-    for label in (panel.xaxis.label, panel.yaxis.label):
-      label.set_fontsize(9)
   figure.legend(
     handles=[
       Line2D([], [], color=color, marker=".", label=cell.upper())
       for cell, color in COLORS.items()
       if cell in record["cells"]
     ],
-    title="line: mean over seeds, shade: minimum to maximum",
-    title_fontsize=9,
-    fontsize=9,
+    title="line: mean over seeds; shade: minimum to maximum",
+    title_fontsize=SMALL,
+    fontsize=TEXT,
     ncols=min(6, len(record["cells"])),
     loc="outside lower center",
+    frameon=False,
   )
   figure.savefig(path, dpi=110)
 
@@ -69,15 +68,14 @@ def draw(record: Record, path: Path) -> None:
 def _val_loss(record: Record, panel: Axes) -> None:
   for run in _select(record["runs"], budget=EQUAL_STEPS):
     _losses(run, panel)
-  _scale_x(panel, "symlog", linthresh=10)
-  panel.set(
-    title="Validation loss, equal steps",
-    xlabel="training steps",
-    ylabel="nats per character",
-  )
+  _zoom(panel, _select(record["runs"], budget=EQUAL_STEPS))
+  _plain_x(panel)
+  title = "Validation loss, equal steps"
+  tidy(panel, title, "training steps", "nats per character")
 
 
 def _val_loss_by_time(record: Record, panel: Axes) -> None:
+  drawn = []
   for cell, cell_record in record["cells"].items():
     # The LSTM has one run: the other cells get its time. If no cell has a run
     # of equal time, all are drawn over the time of equal steps.
@@ -85,12 +83,11 @@ def _val_loss_by_time(record: Record, panel: Axes) -> None:
     runs = _select(runs, budget=EQUAL_TIME) or runs
     for run in runs:
       _losses(run, panel, cell_record["seconds_per_step"])
-  _scale_x(panel, "symlog", linthresh=1)
-  panel.set(
-    title="Validation loss over time",
-    xlabel="seconds of training, all seeds at once",
-    ylabel="nats per character",
-  )
+    drawn += runs
+  _zoom(panel, drawn)
+  _plain_x(panel)
+  xlabel = "seconds of training, all seeds at once"
+  tidy(panel, "Validation loss over time", xlabel, "nats per character")
 
 
 def _words(record: Record, panel: Axes) -> None:
@@ -112,29 +109,29 @@ def _words(record: Record, panel: Axes) -> None:
       linewidth=0.8,
       label="the validation text itself",
     )
-  _scale_x(panel, "symlog", linthresh=100)
-  panel.legend(loc="lower right", fontsize=LEGEND_FONT_SIZE)
-  panel.set(
-    title="Sampled words found in the text",
-    xlabel="training steps",
-    ylabel="% of the words",
-    ylim=(0, 100),
-  )
+  panel.set_xscale("symlog", linthresh=100)
+  panel.set_xlim(0, None)
+  _plain_x(panel)
+  _legend(panel, loc="upper left", bbox_to_anchor=(0, 0.88))
+  panel.set_ylim(0, 100)
+  title = "Sampled words found in the text"
+  tidy(panel, title, "training steps", "% of the words")
 
 
 def _context(record: Record, panel: Axes) -> None:
   for run in _select(record["context"], budget=EQUAL_STEPS):
     losses = np.transpose(run["val_loss"]).tolist()
     _band(panel, run["lengths"], losses, run["cell"])
-  _scale_x(panel, "log", base=2)
-  panel.set(
-    title="Validation loss by context",
-    xlabel="maximum context, characters",
-    ylabel="nats per character",
-  )
+  panel.set_xscale("log", base=2)
+  _plain_x(panel)
+  xlabel = "maximum context, characters"
+  tidy(panel, "Validation loss by context", xlabel, "nats per character")
 
 
 def _recall(record: Record, panel: Axes) -> None:
+  if not record["recall"]:
+    panel.set_axis_off()
+    return
   for bias, style in RECALL_STYLES.items():
     rows_of_bias = _select(record["recall"], forget_bias=bias)
     for cell in dict.fromkeys(row["cell"] for row in rows_of_bias):
@@ -143,18 +140,15 @@ def _recall(record: Record, panel: Axes) -> None:
       accuracies = [row["accuracy"] for row in rows]
       _band(panel, delays, accuracies, cell, style)
     if rows_of_bias:
-      panel.plot([], [], style, color="black", label=f"{bias} forget bias")
+      panel.plot([], [], style, color="black", label=f"{bias}\nforget bias")
   panel.axhline(
     1 / SYMBOLS, color="gray", linestyle="--", linewidth=0.8, label="chance"
   )
-  _scale_x(panel, "log")
-  panel.legend(loc="center left", fontsize=LEGEND_FONT_SIZE)
-  panel.set(
-    title="Delayed recall",
-    xlabel="delay, in blanks",
-    ylabel="accuracy",
-    ylim=(0, 1.03),
-  )
+  panel.set_xscale("log")
+  _plain_x(panel)
+  _legend(panel, loc="center left")
+  panel.set_ylim(0, 1.03)
+  tidy(panel, "Delayed recall", "delay, in blanks", "accuracy")
 
 
 def _gradient_flow(record: Record, panel: Axes) -> None:
@@ -174,18 +168,33 @@ def _gradient_flow(record: Record, panel: Axes) -> None:
     [], [], "-", color="black", linewidth=0.7, label="thin lines: untrained"
   )
   panel.set_yscale("log")
-  panel.legend(loc="lower left", fontsize=LEGEND_FONT_SIZE)
-  panel.set(
-    title="Gradient flow",
-    xlabel="T − t, characters",
-    ylabel="‖∂ℓ$_T$/∂s$_t$‖ / ‖∂ℓ$_T$/∂h$_T$‖,  s = h or c",
-  )
+  panel.set_ylim(DEPTH, None)
+  _legend(panel, loc="best")
+  ylabel = "‖∂ℓ$_T$/∂s$_t$‖ / ‖∂ℓ$_T$/∂h$_T$‖,  s = h or c"
+  tidy(panel, "Gradient flow", "T − t, characters", ylabel)
 
 
-def _scale_x(panel: Axes, scale: str, **options: float) -> None:
-  """Set the scale of the horizontal axis, with plain numbers at its ticks."""
-  panel.set_xscale(scale, **options)
+def _legend(panel: Axes, **place: Any) -> None:
+  """Explain the styles of a panel's lines; the figure explains their colors."""
+  panel.legend(fontsize=SMALL, frameon=False, handlelength=1.3, **place)
+
+
+def _plain_x(panel: Axes) -> None:
+  """Have plain numbers at the ticks of the horizontal axis."""
   panel.xaxis.set_major_formatter("{x:,g}")
+
+
+def _zoom(panel: Axes, runs: list[Record]) -> None:
+  """Leave out the first, highest losses of some runs."""
+  shown = [
+    loss
+    for run in runs
+    for row in run["evaluations"]
+    if row["step"] >= STEEP * run["evaluations"][-1]["step"]
+    for loss in row["val_loss"]
+  ]
+  margin = 0.05 * (max(shown) - min(shown)) or 0.1
+  panel.set_ylim(min(shown) - margin, max(shown) + margin)
 
 
 def _losses(run: Record, panel: Axes, step_size: float = 1) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.policies.networks import FEED_FORWARD
+from experiments.trainer.figures import End, label_ends, tidy
 
 COLORS = {
   "gru": "tab:green",
@@ -19,12 +20,14 @@ def draw(record: dict[str, Any], path: Path) -> None:
   """Plot a record to an image file: mean over seeds, minimum to maximum."""
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-  panel = figure.subplots()
+  figure = Figure(figsize=(7, 3.8), layout="constrained")
+  panel, ends = figure.subplots(), []
   for name, run in record["networks"].items():
     steps, returns = curve(run["returns"], record["steps_per_update"])
-    label = name.replace("_", "-")
-    panel.plot(steps, returns.mean(1), color=COLORS[name], label=label)
+    panel.plot(steps, returns.mean(1), color=COLORS[name])
+    if len(steps):
+      label = name.replace("_", "-")
+      ends.append(End(returns.mean(1)[-1], label, COLORS[name]))
     panel.fill_between(
       steps,
       returns.min(1),
@@ -33,26 +36,19 @@ def draw(record: dict[str, Any], path: Path) -> None:
       alpha=0.2,
       linewidth=0,
     )
-  panel.axhline(
-    record["guessing"],
-    color="black",
-    linestyle="--",
-    linewidth=0.8,
-    label="without memory, at best",
-  )
-  panel.legend(fontsize=8)
+  guessing = record["guessing"]
+  panel.axhline(guessing, color="black", linestyle="--", linewidth=0.8)
+  ends.append(End(guessing, "no memory, at best", "black"))
   panel.xaxis.set_major_formatter("{x:,.0f}")
   panel.locator_params(axis="x", nbins=5)
-  panel.set(
-    title=record["task"],
-    xlabel="environment steps of a seed",
-    ylabel="mean return of an episode",
-    ylim=(-1.05, 1.05),
-  )
+  panel.set_ylim(-1.05, 1.05)
   seeds = record["config"]["num_seeds"]
   shade = f"line: mean of {seeds} seeds; shade: minimum to maximum"
-  figure.supxlabel(shade, fontsize=8)
-  figure.savefig(path, dpi=80)
+  xlabel = f"environment steps of a seed ({shade})"
+  tidy(panel, record["task"], xlabel, "mean return of an episode")
+  figure.draw_without_rendering()  # the layout decides where the ends are
+  label_ends(panel, ends)
+  figure.savefig(path, dpi=100)
 
 
 def curve(

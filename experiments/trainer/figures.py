@@ -1,0 +1,77 @@
+"""What the project's figures share: plain panels, and labels at lines' ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+
+TITLE, TEXT, SMALL = 11, 10, 9  # font sizes, points
+GAP = 1.15  # between the labels of two lines, in font sizes
+
+
+class End(NamedTuple):
+  """The end of a line, on the right, and its label."""
+
+  y: float
+  text: str
+  color: str
+
+
+def tidy(panel: Axes, title: str, xlabel: str, ylabel: str) -> None:
+  """Title and label a panel, and draw it without a frame, on a faint grid."""
+  panel.set_title(title, fontsize=TITLE, loc="left")
+  panel.set_xlabel(xlabel, fontsize=TEXT)
+  panel.set_ylabel(ylabel, fontsize=TEXT)
+  panel.tick_params(labelsize=SMALL)
+  panel.spines[["top", "right"]].set_visible(False)
+  panel.grid(axis="y", color="0.92")
+  panel.set_axisbelow(True)
+
+
+def label_ends(panel: Axes, ends: list[End]) -> None:
+  """Write the labels of lines beside their ends, moved apart to be legible.
+
+  Call it when the panel's limits and scale are final.
+  """
+  figure = panel.figure
+  size = SMALL * figure.dpi / 72 * GAP
+  to_pixels = panel.transData.transform
+  ordered = sorted(ends, key=lambda end: end.y)
+  heights = [float(to_pixels((1, end.y))[1]) for end in ordered]
+  for end, height, y in zip(
+    ordered, heights, spread(heights, size), strict=True
+  ):
+    panel.annotate(
+      end.text,
+      (1, end.y),
+      (6, (y - height) * 72 / figure.dpi),
+      xycoords=("axes fraction", "data"),
+      textcoords="offset points",
+      color=end.color,
+      fontsize=SMALL,
+      va="center",
+    )
+
+
+def spread(heights: list[float], gap: float) -> list[float]:
+  """Return rising heights moved apart to a gap, by as little as possible.
+
+  Neighbours that are too close form a group, which stays where its mean is.
+  """
+  groups: list[list[float]] = []
+  for height in heights:
+    groups.append([height])
+    while len(groups) > 1 and _bottom(groups[-1], gap) < (
+      _bottom(groups[-2], gap) + len(groups[-2]) * gap
+    ):
+      groups[-2:] = [groups[-2] + groups[-1]]
+  return [
+    _bottom(group, gap) + gap * i for group in groups for i in range(len(group))
+  ]
+
+
+def _bottom(group: list[float], gap: float) -> float:
+  """Return the lowest height of a group around its mean."""
+  return sum(group) / len(group) - gap * (len(group) - 1) / 2
