@@ -220,6 +220,8 @@ def _language_model(
       nats, state = loss(params, state, tokens, targets)
       return nats, (nats, state)
     key_weights, key_stack, key_outputs = jax.random.split(key, 3)
+    zero = initial_state(jnp.shape(tokens)[1:])
+    state = regularizers.reset_states(jax.random.fold_in(key, 3), state, zero)
     readout = readout_weights(params)  # before token_dropout drops rows of E
     params = regularizers.drop_weights(key_weights, params)
     noise = regularizers.stack_options(key_stack, state, jnp.shape(tokens)[0])

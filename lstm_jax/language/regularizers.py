@@ -6,6 +6,8 @@
   weight_drop     drops weights of every w_h, where a cell has one
   zoneout_h, _c   units of every layer's h and c that keep their previous value,
                   drawn at each time step; with c, an sLSTM keeps n and m
+  state_reset     the state that a sequence carries from the batch before: it is
+                  the zero state instead, which is how a text begins
   ar_coef         α in α · mean(ĥ²), with ĥ the top layer's h after dropout (AR)
   tar_coef        β in β · mean((hₜ − hₜ₋₁)²), with h before dropout (TAR)
 
@@ -14,8 +16,9 @@ training loss is the model's loss.
 
 References:
   Merity, Keskar and Socher (2018), Regularizing and optimizing LSTM language
-  models (all but zoneout); Krueger et al. (2017), Zoneout; Gal and Ghahramani
-  (2016), locked dropout.
+  models (all but zoneout and state_reset); Krueger et al. (2017), Zoneout; Gal
+  and Ghahramani (2016), locked dropout; google-deepmind/lamb (2018),
+  drop_state_probability, which is state_reset.
 """
 
 import dataclasses
@@ -73,6 +76,12 @@ class Regularizers:
     "Probability that a unit keeps its previous c at a time step (zoneout).",
     bounds="[0, 1)",
   )
+  state_reset: float = option(
+    0.0,
+    "Probability that a sequence begins a batch at the zero state, as if its "
+    "text began there, and not at the state that the batch before left.",
+    bounds="[0, 1]",
+  )
   ar_coef: float = option(
     0.0,
     "Coefficient of activation regularization (AR), the mean square of the top "
@@ -89,6 +98,24 @@ class Regularizers:
 
   def __post_init__(self):
     check_options(self)
+
+  def reset_states(
+    self, key: jax.Array, states: tuple[State, ...], zero: tuple[State, ...]
+  ) -> tuple[State, ...]:
+    """Apply state_reset: return states with those of some sequences at zero.
+
+    Args:
+      key: a typed PRNG key.
+      states: the layers' states, each array [..., H].
+      zero: their zero states, of the same shapes.
+    """
+    if not self.state_reset:
+      return states
+    batch_shape = jax.tree.leaves(zero)[0].shape[:-1]
+    is_reset = jax.random.bernoulli(key, self.state_reset, batch_shape)
+    return jax.tree.map(
+      lambda s, z: jnp.where(is_reset[..., None], z, s), states, zero
+    )
 
   def drop_weights(self, key: jax.Array, params: Any) -> Any:
     """Apply token_dropout and weight_drop to a language model's params."""

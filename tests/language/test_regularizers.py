@@ -22,7 +22,7 @@ from lstm_jax.language.readout import linear_cross_entropy
 from tests.draws import B, H, T, normal_like, worst
 
 V = 11
-ALL = Regularizers(0.2, 0.3, 0.4, 0.3, 0.1, 0.2, 1.5, 0.7)
+ALL = Regularizers(0.2, 0.3, 0.4, 0.3, 0.1, 0.2, 0.5, 1.5, 0.7)
 
 
 def make(key, regularizers, cell=lstm, adjoint=Explicit()):
@@ -43,6 +43,33 @@ def test_an_slstm_keeps_its_memory_c_n_and_m_together(key):
   assert 0 < keep.c.sum() < keep.c.size
   assert (keep.n == keep.c).all() and (keep.m == keep.c).all()
   assert (keep.h != keep.c).any()
+
+
+@pytest.mark.parametrize("cell", [lstm, slstm, min_gru])
+def test_some_sequences_begin_at_the_zero_state(cell, key):
+  model, params, state, *batch = make(key, Regularizers(state_reset=0.5), cell)
+  key_reset = jax.random.fold_in(key, 3)
+  is_reset = jax.random.bernoulli(key_reset, 0.5, (B,))
+  assert 0 < is_reset.sum() < B
+  _, (_, found) = model.training_loss(params, state, *batch, key)
+  for expected, chosen in (
+    (model.loss(params, model.initial_state((B,)), *batch)[1], is_reset),
+    (model.loss(params, state, *batch)[1], ~is_reset),
+  ):
+    rows = [
+      jax.tree.map(lambda s, c=chosen: s[c], x) for x in (found, expected)
+    ]
+    assert worst(*rows) < 1e-14
+
+
+def test_the_state_before_a_reset_has_no_gradient(key):
+  model, params, state, *batch = make(key, Regularizers(state_reset=0.5))
+  is_reset = jax.random.bernoulli(jax.random.fold_in(key, 3), 0.5, (B,))
+  gradient = jax.grad(lambda s: model.training_loss(params, s, *batch, key)[0])(
+    state
+  )
+  for leaf in jax.tree.leaves(gradient):
+    assert not leaf[is_reset].any() and leaf[~is_reset].all()
 
 
 @pytest.mark.parametrize("cell", [lstm, gru])
@@ -78,7 +105,7 @@ def test_the_training_loss_without_regularizers_is_the_loss(key):
   "name", [field.name for field in dataclasses.fields(Regularizers)]
 )
 def test_each_regularizer_changes_the_training_loss_and_not_the_loss(name, key):
-  model, *args = make(key, Regularizers(**{name: 0.3}))
+  model, *args = make(key, Regularizers(**{name: 0.5}))
   plain, *_ = make(key, None)
   training_loss = jax.jit(model.training_loss)
   loss, expected = (jax.jit(m.loss)(*args) for m in (model, plain))
@@ -106,6 +133,9 @@ def test_the_training_loss_is_that_of_its_parts(key):
       jax.random.split(key_layers, 2), params.layers, strict=True
     )
   )
+  is_reset = jax.random.bernoulli(jax.random.fold_in(key, 3), 0.5, (B,))
+  assert 0 < is_reset.sum() < B
+  state = jax.tree.map(lambda s: s.at[is_reset].set(0), state)
   key_drop, *keys = jax.random.split(key_stack, 3)
   zoneout = tuple(
     regularize.zoneout(k, s, T, lstm.LSTMState(0.1, 0.2))
@@ -138,6 +168,7 @@ def test_the_training_loss_is_that_of_its_parts(key):
   [
     ({"weight_drop": 1.0}, r"weight_drop must be in \[0, 1\), got 1.0"),
     ({"zoneout_c": -0.1}, r"zoneout_c must be in \[0, 1\), got -0.1"),
+    ({"state_reset": 1.1}, r"state_reset must be in \[0, 1\], got 1.1"),
     ({"tar_coef": float("inf")}, r"tar_coef must be in \[0, inf\), got inf"),
     ({"ar_coef": float("nan")}, r"ar_coef must be in \[0, inf\), got n"),
   ],
