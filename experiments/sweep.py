@@ -54,11 +54,12 @@ from experiments.trainer.ensemble import (
 )
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.footprint import check_memory
 from experiments.trainer.format import counted, number_table
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
-from experiments.trainer.resources import available_memory, check_memory
+from experiments.trainer.resources import available_memory
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (

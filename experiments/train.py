@@ -34,6 +34,11 @@ from experiments.trainer.devices import share_batches
 from experiments.trainer.distillation import read_teachers, soft_epochs
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.footprint import (
+  advise_batch_size,
+  check_memory,
+  dry_run,
+)
 from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.loop import Observer, fit
@@ -41,10 +46,7 @@ from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
 from experiments.trainer.resources import (
   Tracer,
-  advise_batch_size,
   available_memory,
-  check_memory,
-  dry_run,
   host_memory,
 )
 from experiments.trainer.setup import (

@@ -1,0 +1,186 @@
+"""What a run needs: memory and operations of a training step.
+
+The memory of a training step is what the compiler reports for the compiled
+step: its arguments, its temporaries, and those results that do not take an
+argument's place. The operations of its matrix products follow from the shapes:
+two for each multiply-add, once forward and twice backward; everything else is
+left out.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.format import counted, format_bytes
+from experiments.trainer.resources import available_memory, num_bytes
+from experiments.trainer.setup import TrainSetup, heading, make_setup
+from lstm_jax.language import LanguageParams
+from lstm_jax.training import TrainState
+
+
+class Footprint(NamedTuple):
+  """What one training step takes."""
+
+  bytes: int  # of memory, at its peak
+  state_bytes: int  # of them, kept between training steps
+  operations: int  # floating-point, of the matrix products
+
+
+def dry_run(config: TrainConfig, console: Console) -> Footprint:
+  """Print what a run would be and need, from shapes: no weights are made.
+
+  Raises:
+    ValueError: as `make_setup`, or there is a mesh.
+  """
+  if config.job.mesh:
+    raise ValueError(
+      f"--dry_run is for one device, got a mesh of {config.job.mesh}"
+    )
+  setup = make_setup(config)
+  console.print(heading(setup), soft_wrap=True)
+  batch_size, seq_len = largest_batch(config)
+  limit = available_memory()
+  # A compiler may fail at a program that is too large for its device.
+  needs = least_footprint(setup, batch_size, seq_len)
+  too_large = needs.bytes > limit
+  if not too_large:
+    needs = footprint(setup, batch_size, seq_len)
+  epoch = next(setup.epochs())
+  total = total_operations(setup)
+  console.print(
+    f"a step      {counted(batch_size, 'sequence')} × "
+    f"{counted(seq_len, 'token')}: "
+    f"{'at least ' * too_large}{format_bytes(needs.bytes)} of memory "
+    f"({format_bytes(needs.state_bytes)} between steps), "
+    f"{needs.operations / 1e9:,.2f} GFLOP in products\n"
+    f"an epoch    {epoch.tokens_per_epoch:,} predicted tokens in "
+    f"{counted(epoch.num_batches, 'step')}\n"
+    f"the run     {total / 1e12:,.1f} TFLOP",
+    soft_wrap=True,
+  )
+  if needs.bytes > limit:
+    fitting = _what_would_fit(setup, batch_size, seq_len, limit)
+    console.print(
+      f"the device  has {format_bytes(limit)}: {fitting}", soft_wrap=True
+    )
+  return needs
+
+
+def footprint(setup: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
+  """Compile the training step for batches [T, B], and report what it takes."""
+  state = _state_like(setup, batch_size)
+  batch = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
+  step: Any = setup.train_step  # made by jax.jit
+  lowered = step.lower(state, batch, batch, setup.keys.noise)
+  memory = lowered.compile().memory_analysis()
+  return least_footprint(setup, batch_size, seq_len)._replace(
+    bytes=memory.argument_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+
+
+def least_footprint(
+  setup: TrainSetup, batch_size: int, seq_len: int
+) -> Footprint:
+  """Return what a training step takes at the least, by its shapes alone.
+
+  That is the memory of the train state and of the gradient.
+  """
+  state = _state_like(setup, batch_size)
+  return Footprint(
+    num_bytes((state, state.params)),
+    num_bytes(state),
+    operations(state.params, batch_size * seq_len),
+  )
+
+
+def _state_like(setup: TrainSetup, batch_size: int) -> TrainState:
+  """Return the shapes of the train state at a batch size."""
+  carry = jax.eval_shape(lambda: setup.model.initial_state((batch_size,)))
+  return setup.state_like._replace(carry=carry)
+
+
+def largest_batch(config: TrainConfig) -> tuple[int, int]:
+  """Return (B, T) of the largest batches of a run."""
+  batching = config.batching
+  batch_size = max(batching.batch_size, batching.late_batch_size)
+  return batch_size, batching.seq_len
+
+
+def total_operations(setup: TrainSetup) -> int:
+  """Return the operations of a whole run's matrix products."""
+  sizes = (
+    int(length) * batches.tokens.shape[1]
+    for batches in setup.epochs()
+    for length in np.diff(batches.cuts)
+  )
+  return sum(operations(setup.state_like.params, size) for size in sizes)
+
+
+def operations(params: LanguageParams, num_tokens: int) -> int:
+  """Return the operations of the matrix products of one training step.
+
+  The first layer's inputs are rows of the table E W_x, which is one product a
+  step, or as many rows as there are tokens where those are fewer.
+  """
+  embedding, first = params.embedding, params.layers[0]
+  rows = min(num_tokens, embedding.shape[0])
+  table = rows * first.w_x.size
+  per_token = sum(
+    leaf.size for leaf in jax.tree.leaves(params.layers) if leaf.ndim > 1
+  )
+  per_token -= first.w_x.size
+  per_token += embedding.size if params.readout is None else params.readout.size
+  return 6 * (table + num_tokens * per_token)
+
+
+def check_memory(state: TrainState, limit: int) -> None:
+  """Raise ValueError if an initial train state needs more bytes than the limit.
+
+  Only shapes and dtypes of the state are read. The weights are there twice
+  while it is made, since it has a copy of them.
+  """
+  needed = num_bytes((state, state.params))
+  if needed > limit:
+    raise ValueError(
+      f"out of memory: the train state needs {format_bytes(needed)} to be made "
+      f"and the device has {format_bytes(limit)}: no batch size would fit"
+    )
+
+
+def advise_batch_size(setup: TrainSetup, limit: int) -> str:
+  """Return what a training step needs, and what would fit into the limit.
+
+  The limit is in bytes; B is halved until a step takes no more.
+  """
+  batch_size, seq_len = largest_batch(setup.config)
+  needed = format_bytes(footprint(setup, batch_size, seq_len).bytes)
+  return (
+    f"a batch of {counted(batch_size, 'sequence')} × "
+    f"{counted(seq_len, 'token')} needs {needed} and the device has "
+    f"{format_bytes(limit)}; "
+    f"{_what_would_fit(setup, batch_size, seq_len, limit)}"
+  )
+
+
+def _what_would_fit(
+  setup: TrainSetup, batch_size: int, seq_len: int, limit: int
+) -> str:
+  """Return which smaller batch size would fit into the memory, if any."""
+  least = least_footprint(setup, 1, seq_len).bytes
+  if least > limit:
+    return (
+      "no batch size would fit: the train state and the gradient alone need "
+      f"{format_bytes(least)}"
+    )
+  while batch_size := batch_size // 2:
+    needed = footprint(setup, batch_size, seq_len).bytes
+    if needed <= limit:
+      return f"{batch_size:,} × {seq_len:,} would need {format_bytes(needed)}"
+  return "no batch size would fit: reduce --seq_len or --hidden_size"

@@ -1,0 +1,159 @@
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments import sweep, train
+from experiments.trainer import footprint, setup
+from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer.footprint import (
+  advise_batch_size,
+  check_memory,
+  dry_run,
+  operations,
+  total_operations,
+)
+from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.setup import make_setup
+from lstm_jax.language import ModelConfig, language_model
+
+
+def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
+  config = replace(config, ema_decay=0.9)
+  needs = dry_run(config, console)
+  state = make_setup(config).state_like
+  # Parameters, their average and Adam's two moments: floats; the rest is small.
+  floats = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  assert 4 * floats < needs.state_bytes < 4 * floats + 4000
+  assert needs.bytes > needs.state_bytes
+  shown = console.file.getvalue()
+  assert "3 sequences × 8 tokens" in shown
+  assert f"{needs.operations / 1e9:,.2f} GFLOP" in shown
+  assert "in 47 steps" in shown
+  assert not Path(config.job.run).exists()
+
+
+def test_one_of_a_kind_is_in_the_singular(config, console):
+  config = replace(config, hidden_size=1, batch_size=1, seq_len=1000)
+  dry_run(config, console)
+  shown = console.file.getvalue()
+  assert "1 × 1 hidden unit," in shown
+  assert "training    1 epoch of 1,116 tokens, 2 steps\n" in shown
+  assert "a step      1 sequence × 1,000 tokens: " in shown
+
+
+def test_a_dry_run_is_of_the_largest_batch(config, console):
+  config = replace(config, num_epochs=3)
+  wide = dry_run(replace(config, batch_size=9), console)
+  late = replace(config, late_batch_size=9)
+  assert dry_run(late, console).bytes == wide.bytes
+  assert "9 sequences × 8 tokens" in console.file.getvalue()
+  setup = make_setup(late)
+  epochs = [*late.batching.epochs(setup.corpus.train.tokens, 0)]
+  assert [batches.tokens.shape[1] for batches in epochs] == [3, 3, 9]
+  tokens = [tokens for batches in epochs for tokens, _ in batches.batches()]
+  expected = sum(
+    operations(setup.state_like.params, one.size) for one in tokens
+  )
+  assert total_operations(setup) == expected
+
+
+@pytest.mark.parametrize("size", [1_000_000, 2_000_000_000])
+def test_a_dry_run_of_too_large_a_model_says_that_nothing_would_fit(
+  size, config, console
+):
+  needs = dry_run(replace(config, hidden_size=size), console)
+  weights = 4 * 4 * size**2
+  assert needs.state_bytes > 3 * weights  # with Adam's two moments
+  assert needs.bytes > 4 * weights  # with the gradient
+  shown = console.file.getvalue()
+  assert f"at least {needs.bytes / 1e9:.2f} GB of memory" in shown
+  alone = "no batch size would fit: the train state and the gradient alone need"
+  assert alone in shown
+
+
+def test_a_dry_run_says_which_batch_would_fit_if_its_own_does_not(
+  config, console, monkeypatch
+):
+  setup = make_setup(replace(config, batch_size=8))
+  needs = [footprint.footprint(setup, b, 8).bytes for b in (8, 4, 2)]
+  for limit, line in ((needs[0], ""), (needs[1], "4 × 8 would need")):
+    monkeypatch.setattr(footprint, "available_memory", lambda x=limit: x)
+    dry_run(replace(config, batch_size=8), console)
+    assert ("the device  has" in console.file.getvalue()) == bool(line)
+    assert line in console.file.getvalue()
+
+
+@pytest.mark.parametrize("program", [train, sweep])
+def test_too_large_a_model_is_refused_before_the_run_directory(
+  program, config, console
+):
+  record = to_record(config) | {"num_seeds": 2, "rate": [0.1]}
+  config = from_record(SweepConfig(), record | {"hidden_size": 1_000_000})
+  message = "out of memory: the train state needs .* no batch size would fit"
+  with pytest.raises(ValueError, match=message):
+    program.run(config, console)
+  assert not Path(config.job.run).exists()
+
+
+def test_memory_is_checked_for_the_state_and_the_copy_of_its_weights(config):
+  state = make_setup(config).state_like
+  leaves = jax.tree.leaves((state, state.params))
+  needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+  check_memory(state, needed)
+  with pytest.raises(ValueError, match="out of memory"):
+    check_memory(state, needed - 1)
+
+
+def test_operations_do_not_overflow(config):
+  size, num_tokens = 10**6, 10**7
+  params = make_setup(replace(config, hidden_size=size)).state_like.params
+  assert operations(params, num_tokens) > 6 * num_tokens * 4 * size**2 > 2**63
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(24, 9), (5, 5)])
+def test_operations_are_six_for_each_weight_and_token(tokens, rows, key):
+  sizes = {"embedding_size": 3, "hidden_size": 5, "num_layers": 2}
+  params = language_model(ModelConfig(**sizes), 9).init(key)
+  table = rows * 3 * 20
+  each = 5 * 20 + 5 * 20 + 5 * 20 + 5 * 9  # w_h, then w_x and w_h, readout
+  assert operations(params, tokens) == 6 * (table + tokens * each)
+
+
+def test_memory_grows_with_the_batch(config):
+  setup = make_setup(config)
+  small, tall, wide = (
+    footprint.footprint(setup, *size).bytes
+    for size in ((3, 8), (3, 80), (30, 8))
+  )
+  assert small < tall and small < wide
+
+
+def test_without_memory_a_run_names_the_batch_size_that_would_fit(
+  config, console, monkeypatch
+):
+  config = replace(config, batch_size=8)
+  made = make_setup(config)
+  needs = [footprint.footprint(made, b, 8).bytes for b in (8, 4, 2, 1)]
+
+  def make_train_step(*arguments, **options):
+    del arguments, options
+
+    def train_step(*arguments):
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    train_step.lower = made.train_step.lower
+    return train_step
+
+  monkeypatch.setattr(setup, "make_train_step", make_train_step)
+  limit = (needs[1] + needs[2]) // 2
+  monkeypatch.setattr(train, "available_memory", lambda: limit)
+  message = (
+    r"out of memory: a batch of 8 sequences × 8 tokens needs .* MB and .*; "
+    "2 × 8 would need"
+  )
+  with pytest.raises(ValueError, match=message) as error:
+    train.run(config, console)
+  assert "\n" not in str(error.value)
+  advice = advise_batch_size(made, needs[3] - 1)
+  assert "no batch size would fit" in advice
