@@ -11,18 +11,16 @@ trains nothing. On a GPU, XLA may choose other collectives.
 from collections import Counter
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
 from experiments.cli import launch, make_console
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.footprint import lower_train_step
 from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import format_mesh, make_setup
 from lstm_jax.training import Collective, find_collectives
-from lstm_jax.training.sharding import batch_sharding, partition
 
 
 class Result(NamedTuple):
@@ -40,26 +38,16 @@ def run(config: TrainConfig, console: Console) -> Result:
       not usable.
   """
   setup = make_setup(config)
-  mesh, shardings = setup.mesh, setup.shardings
-  if not mesh or not shardings:
+  if not setup.mesh:
     raise ValueError(
       "one device communicates nothing: pass --mesh, such as data:8"
     )
-  state = jax.tree.map(
-    lambda leaf, sharding: leaf.update(sharding=sharding),
-    setup.state_like,
-    shardings,
-  )
-  shape = config.batching.seq_len, config.batching.batch_size
-  batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
-  decay = config.averaging.ema_decay
-  step = partition(mesh, setup.model, setup.optimizer, shardings, decay)
-  key_data = jax.random.key_data(setup.keys.noise)
-  lowered = step.lower(state, batch, batch, key_data)
-  weights = num_bytes(state.params)
+  batching = config.batching
+  lowered = lower_train_step(setup, batching.batch_size, batching.seq_len)
+  weights = num_bytes(setup.state_like.params)
   result = Result(weights, find_collectives(lowered.compile().as_text()))
   console.print(
-    f"one training step{format_mesh(mesh)}; weights of {weights:,} bytes"
+    f"one training step{format_mesh(setup.mesh)}; weights of {weights:,} bytes"
   )
   console.print(_table(result.collectives))
   return result

@@ -58,6 +58,7 @@ from experiments.trainer.setup import (
 )
 from experiments.trainer.start import initial_state
 from experiments.trainer.trained import Trained
+from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import Tokenizer, stateful_loss
 from lstm_jax.training import (
   Epoch,
@@ -105,9 +106,9 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
     exhausted = "RESOURCE_EXHAUSTED", "Out of memory"
     if not any(text in str(error) for text in exhausted):
       raise
-    if setup.mesh:
-      if jax.default_backend() != "cpu" or jax.process_count() > 1:
-        raise
+    if jax.process_count() > 1:
+      raise
+    if setup.mesh and is_cpu():
       # What fits one device: several hold the weights once each, besides.
       setup = make_setup(replace(config, mesh="", devices="1"))
     advice = advise_batch_size(setup, available_memory())
@@ -276,8 +277,7 @@ def main() -> int:
   """Read the flags, connect to other processes if there are any, and run."""
   multihost.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
   config = config_from_flags(TrainConfig(), FLAGS)
-  if not DRY_RUN.value:  # which is for one device
-    (config,) = share_batches([config])
+  (config,) = share_batches([config])
   console = make_console()
   console.quiet = not multihost.is_first()
   if DRY_RUN.value and TRACE_STEPS.value:

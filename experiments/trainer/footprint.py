@@ -2,11 +2,12 @@
 
 The memory of a training step is what the compiler reports for the compiled
 step: its arguments, its temporaries, and those results that do not take an
-argument's place. The operations of its matrix products follow from the shapes:
-two for each multiply-add, once forward and twice backward; everything else is
-left out.
+argument's place. On a mesh it is that of one device. The operations of its
+matrix products follow from the shapes: two for each multiply-add, once forward
+and twice backward; everything else is left out.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,32 +19,30 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.format import counted, format_bytes
 from experiments.trainer.resources import available_memory, num_bytes
 from experiments.trainer.setup import TrainSetup, heading, make_setup
+from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import LanguageParams
 from lstm_jax.training import TrainState
+from lstm_jax.training.sharding import batch_sharding, partition
 
 
 class Footprint(NamedTuple):
   """What one training step takes."""
 
-  bytes: int  # of memory, at its peak
+  bytes: int  # of memory of a device, at its peak
   state_bytes: int  # of them, kept between training steps
-  operations: int  # floating-point, of the matrix products
+  operations: int  # floating-point, of the matrix products, on all devices
 
 
 def dry_run(config: TrainConfig, console: Console) -> Footprint:
   """Print what a run would be and need, from shapes: no weights are made.
 
   Raises:
-    ValueError: as `make_setup`, or there is a mesh.
+    ValueError: as `make_setup`.
   """
-  if config.job.mesh:
-    raise ValueError(
-      f"--dry_run is for one device, got a mesh of {config.job.mesh}"
-    )
   setup = make_setup(config)
   console.print(heading(setup), soft_wrap=True)
   batch_size, seq_len = largest_batch(config)
-  limit = available_memory()
+  limit = available_memory() // _sharing_memory(setup)
   # A compiler may fail at a program that is too large for its device.
   needs = least_footprint(setup, batch_size, seq_len)
   too_large = needs.bytes > limit
@@ -51,10 +50,11 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
     needs = footprint(setup, batch_size, seq_len)
   epoch = next(setup.epochs())
   total = total_operations(setup)
+  each = f" on each of {setup.mesh.size} devices" if setup.mesh else ""
   console.print(
     f"a step      {counted(batch_size, 'sequence')} × "
     f"{counted(seq_len, 'token')}: "
-    f"{'at least ' * too_large}{format_bytes(needs.bytes)} of memory "
+    f"{'at least ' * too_large}{format_bytes(needs.bytes)} of memory{each} "
     f"({format_bytes(needs.state_bytes)} between steps), "
     f"{needs.operations / 1e9:,.2f} GFLOP in products\n"
     f"an epoch    {epoch.tokens_per_epoch:,} predicted tokens in "
@@ -64,18 +64,16 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
   )
   if needs.bytes > limit:
     fitting = _what_would_fit(setup, batch_size, seq_len, limit)
+    device = "each device" if setup.mesh else "the device "
     console.print(
-      f"the device  has {format_bytes(limit)}: {fitting}", soft_wrap=True
+      f"{device} has {format_bytes(limit)}: {fitting}", soft_wrap=True
     )
   return needs
 
 
 def footprint(setup: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
   """Compile the training step for batches [T, B], and report what it takes."""
-  state = _state_like(setup, batch_size)
-  batch = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
-  step: Any = setup.train_step  # made by jax.jit
-  lowered = step.lower(state, batch, batch, setup.keys.noise)
+  lowered = lower_train_step(setup, batch_size, seq_len)
   memory = lowered.compile().memory_analysis()
   return least_footprint(setup, batch_size, seq_len)._replace(
     bytes=memory.argument_size_in_bytes
@@ -83,6 +81,24 @@ def footprint(setup: TrainSetup, batch_size: int, seq_len: int) -> Footprint:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
   )
+
+
+def lower_train_step(setup: TrainSetup, batch_size: int, seq_len: int) -> Any:
+  """Return the training step of a run for batches [T, B], lowered from shapes.
+
+  It is a `jax.stages.Lowered`; on a mesh, the program of all devices.
+  """
+  state = _state_like(setup, batch_size)
+  batch = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
+  if not (setup.mesh and setup.shardings):
+    step: Any = setup.train_step  # made by jax.jit
+    return step.lower(state, batch, batch, setup.keys.noise)
+  batch = batch.update(sharding=batch_sharding(setup.mesh))
+  decay = setup.config.averaging.ema_decay
+  step = partition(
+    setup.mesh, setup.model, setup.optimizer, setup.shardings, decay
+  )
+  return step.lower(state, batch, batch, jax.random.key_data(setup.keys.noise))
 
 
 def least_footprint(
@@ -94,16 +110,40 @@ def least_footprint(
   """
   state = _state_like(setup, batch_size)
   return Footprint(
-    num_bytes((state, state.params)),
-    num_bytes(state),
+    shard_bytes((state, state.params)),
+    shard_bytes(state),
     operations(state.params, batch_size * seq_len),
   )
 
 
 def _state_like(setup: TrainSetup, batch_size: int) -> TrainState:
-  """Return the shapes of the train state at a batch size."""
+  """Return the shapes of the train state at a batch size, with shardings."""
   carry = jax.eval_shape(lambda: setup.model.initial_state((batch_size,)))
-  return setup.state_like._replace(carry=carry)
+  state = setup.state_like._replace(carry=carry)
+  if not setup.shardings:
+    return state
+  return jax.tree.map(
+    lambda leaf, sharding: leaf.update(sharding=sharding),
+    state,
+    setup.shardings,
+  )
+
+
+def shard_bytes(tree: Any) -> int:
+  """Return the bytes that one device has of all arrays of a tree of shapes."""
+
+  def size(leaf: jax.ShapeDtypeStruct) -> int:
+    shape = leaf.shape
+    if leaf.sharding:
+      shape = leaf.sharding.shard_shape(shape)
+    return math.prod(shape) * leaf.dtype.itemsize
+
+  return sum(map(size, jax.tree.leaves(tree)))
+
+
+def _sharing_memory(setup: TrainSetup) -> int:
+  """Return how many devices of a run have the device's memory together."""
+  return setup.mesh.size if setup.mesh and is_cpu() else 1
 
 
 def largest_batch(config: TrainConfig) -> tuple[int, int]:
@@ -172,14 +212,18 @@ def advise_batch_size(setup: TrainSetup, limit: int) -> str:
 def _what_would_fit(
   setup: TrainSetup, batch_size: int, seq_len: int, limit: int
 ) -> str:
-  """Return which smaller batch size would fit into the memory, if any."""
-  least = least_footprint(setup, 1, seq_len).bytes
+  """Return which smaller batch size would fit into the memory, if any.
+
+  On a mesh, batch sizes are multiples of the number of devices.
+  """
+  smallest = setup.mesh.size if setup.mesh else 1
+  least = least_footprint(setup, smallest, seq_len).bytes
   if least > limit:
     return (
       "no batch size would fit: the train state and the gradient alone need "
       f"{format_bytes(least)}"
     )
-  while batch_size := batch_size // 2:
+  while (batch_size := batch_size // 2) and batch_size % smallest == 0:
     needed = footprint(setup, batch_size, seq_len).bytes
     if needed <= limit:
       return f"{batch_size:,} × {seq_len:,} would need {format_bytes(needed)}"

@@ -16,6 +16,7 @@ from experiments.trainer.footprint import (
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.setup import make_setup
 from lstm_jax.language import ModelConfig, language_model
+from tests.processes import finish, start
 
 
 def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
@@ -31,6 +32,52 @@ def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
   assert f"{needs.operations / 1e9:,.2f} GFLOP" in shown
   assert "in 47 steps" in shown
   assert not Path(config.job.run).exists()
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("model", [1, 2])
+def test_a_dry_run_on_a_mesh_is_of_each_of_its_devices(model, config):
+  """A device has 1/4 of the batch, and 1/model of the divided weights."""
+  size, batch_size, vocabulary = 256, 8, 23
+  flags = {
+    "corpus": config.data.corpus,
+    "hidden_size": size,
+    "embedding_size": 32,
+    "batch_size": batch_size,
+    "seq_len": 8,
+    "mesh": f"data:{4 // model},model:{model}",
+  }
+  options = [f"--{name}={value}" for name, value in flags.items()]
+  process = start("experiments.train", "--dry_run", *options, devices=4)
+  [(status, shown, errors)] = finish(process)
+  assert status == 0, errors
+  divided = size * 4 * size + size * vocabulary
+  whole = vocabulary * 32 + 32 * 4 * size + 4 * size + vocabulary
+  weights = divided // model + whole
+  carry = 2 * batch_size // 4 * size
+  between = 4 * (3 * weights + carry) / 1e6  # Adam has two moments
+  assert f" of memory on each of 4 devices ({between:.2f} MB " in shown
+  assert "8 sequences × 8 tokens: " in shown
+
+
+def test_a_mesh_of_one_device_needs_what_the_device_needs(config, console):
+  alone = dry_run(config, console)
+  meshed = dry_run(replace(config, mesh="data:1"), console)
+  assert meshed.state_bytes == alone.state_bytes
+  assert meshed.operations == alone.operations
+  assert 0.9 < meshed.bytes / alone.bytes < 1.1
+
+
+def test_a_mesh_that_has_too_little_memory_says_what_would_fit(
+  config, console, monkeypatch
+):
+  config = replace(config, batch_size=8, mesh="data:1")
+  made = make_setup(config)
+  limit = footprint.footprint(made, 4, 8).bytes
+  monkeypatch.setattr(footprint, "available_memory", lambda: limit)
+  dry_run(config, console)
+  assert "each device has " in console.file.getvalue()
+  assert "4 × 8 would need" in console.file.getvalue()
 
 
 def test_one_of_a_kind_is_in_the_singular(config, console):

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from experiments import collectives, sweep, train
-from experiments.trainer import multihost, resources
+from experiments.trainer import multihost
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.records import from_record, replace, to_record
@@ -131,7 +131,7 @@ def test_one_device_communicates_nothing(finished_config, config, console):
     collectives.run(config, console)
 
 
-def test_sweeps_and_dry_runs_are_of_one_device(config, console):
+def test_sweeps_are_of_one_device(config, console):
   meshed = replace(config, mesh="data:1")
   record = to_record(SweepConfig(num_seeds=2)) | to_record(meshed)
   many = from_record(SweepConfig(), record)
@@ -141,8 +141,6 @@ def test_sweeps_and_dry_runs_are_of_one_device(config, console):
   many = replace(many, mesh="", devices="2")
   with pytest.raises(ValueError, match="does not support --devices: it must"):
     sweep.run(many, console)
-  with pytest.raises(ValueError, match="for one device, got a mesh of data:1"):
-    resources.dry_run(meshed, console)
 
 
 @pytest.mark.exhaustive
