@@ -17,6 +17,8 @@ from lstm_jax.training import (
   take_step,
 )
 
+AGREE_EVERY = 50  # training steps after which processes may stop together
+
 
 class Observer:
   """Callbacks of `fit`; those of this base class do nothing."""
@@ -59,7 +61,8 @@ def fit(
     observer: its methods are called during the training.
     evaluate_at: step -> whether to evaluate after it; the last always does.
     key: draws the noise of the regularizers; None if there is none.
-    stop_requests: read after each step; a signal handler appends to it.
+    stop_requests: read after each step, or after AGREE_EVERY by several
+      processes; a signal handler appends to it.
     tracer: traces some of the steps; None for none.
 
   Returns:
@@ -76,8 +79,9 @@ def fit(
     observer.after_step(step, metrics)
     done = step == num_steps
     evaluating = done or evaluate_at(step)
-    # Several processes agree only at evaluations: to do so costs a broadcast.
-    requested = multihost.agreed_request(stop_requests, agree_now=evaluating)
+    # Several processes agree now and then: to do so waits for all their steps.
+    agree_now = evaluating or step % AGREE_EVERY == 0
+    requested = multihost.agreed_request(stop_requests, agree_now)
     if evaluating:
       state = observer.evaluate(step, state)
       done = done or observer.stops_early()

@@ -14,6 +14,7 @@ from experiments import collectives, sweep, train
 from experiments.trainer import multihost
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer.loop import AGREE_EVERY
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup, run_mesh
 from experiments.trainer.trained import load
@@ -267,6 +268,24 @@ def test_a_run_is_resumed_on_another_number_of_devices(config):
 
 @pytest.mark.exhaustive
 @pytest.mark.programs
+def test_two_processes_stop_between_evaluations(shared, tmp_path):
+  long = replace(shared, num_epochs=2000, eval_every=100_000)
+  processes = joining(long, 2)
+  metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 90
+  while time.monotonic() < deadline:
+    if metrics.exists() and '"step": 60,' in metrics.read_text():
+      break
+    time.sleep(0.2)
+  processes[1].send_signal(signal.SIGTERM)
+  first, second = finish(*processes)
+  assert (first[0], second[0]) == (143, 143), first[2] + second[2]
+  stopped = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+  assert stopped > 50 and stopped % AGREE_EVERY == 0
+  assert f"SIGTERM: stopped after step {stopped}" in first[1]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
 def test_one_process_resumes_what_two_have_stopped(shared, console, tmp_path):
   long = replace(
     shared,
@@ -288,7 +307,7 @@ def test_one_process_resumes_what_two_have_stopped(shared, console, tmp_path):
   assert "SIGINT: stopped after step " in first[1]
   assert "weights are averaged" in samples.read_text()
   stopped = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-  assert stopped % long.evaluation.eval_every == 0  # where all evaluate
+  assert stopped % long.evaluation.eval_every == 0  # where all agree
   result = train.run(long, console)
   assert f"resumed     after step {stopped}\n" in console.file.getvalue()
   assert result.stopped_by is None
