@@ -7,8 +7,8 @@ the disk. It shows a text colored by the state or gate of any unit, the
 distribution of the next token at the cursor, the units sorted by the feature of
 the text that they track, and how far back the gradient of each prediction
 reaches. The text is the beginning of the run's development split, or else of
-its test split, or else of its validation split; or of --text. docs/explore.md
-explains the page.
+its test split, or else of its validation split; or of --text; or it is
+--prompt. docs/explore.md explains the page.
 """
 
 from dataclasses import dataclass
@@ -40,6 +40,7 @@ class ExploreConfig:
     "A UTF-8 file, whose beginning is shown; empty for the run's development "
     "split, or else its test split, or else its validation split.",
   )
+  prompt: str = option("", "Text of your own, which is shown instead.")
   length: int = option(
     5000,
     "Tokens of the text at most: characters, or words. The page has about a "
@@ -52,6 +53,11 @@ class ExploreConfig:
 
   def __post_init__(self):
     check_options(self)
+    if self.text and self.prompt:
+      raise ValueError(
+        "text and prompt exclude each other: pass one of them, "
+        f"got --text={self.text} and --prompt={self.prompt!r}"
+      )
 
 
 def run(config: ExploreConfig, console: Console) -> Page:
@@ -66,7 +72,9 @@ def run(config: ExploreConfig, console: Console) -> Page:
   trained = load(directory)
   path = Path(config.output or directory / run_dir.PAGE)
   check_parent(path)
-  if config.text:
+  if config.prompt:
+    text, source = config.prompt, "a prompt"
+  elif config.text:
     text, source = read_text(config.text), config.text
   else:
     sha256 = trained.corpus_sha256

@@ -29,7 +29,7 @@ let ranks = [];  // the units in order
 let starts;  // the first token of each line
 let lineOf, columnOf, widths;  // of each token, in characters
 let columns, charWidth;  // columns that fit, and the width of one in pixels
-let fills, inks;  // colors of each level, and of a character on it
+let palettes;  // colors of each level, and of a character on it, by signed
 let ink, soft, border, accent, purple;  // other colors
 
 const nameOf = (t) => visibleSymbol(data.symbols[tokens[t]]);
@@ -56,12 +56,11 @@ function makeColors() {
       .map((name) => `rgb(${channels(name)})`);
   const [page, negative, positive, gate] =
     ["page", "negative", "positive", "open"].map(channels);
-  fills = [], inks = [];
+  palettes = { true: [], false: [] };
   for (let q = 0; q < 256; q++) {
-    const x = signal.signed ? Math.max(-1, (q - 128) / 127) : q / 255;
-    const end = !signal.signed ? gate : x < 0 ? negative : positive;
-    const { fill, ink } = shade(page, end, Math.abs(x));
-    fills.push(fill), inks.push(ink);
+    const x = Math.max(-1, (q - 128) / 127);
+    palettes.true.push(shade(page, x < 0 ? negative : positive, Math.abs(x)));
+    palettes.false.push(shade(page, gate, q / 255));
   }
 }
 
@@ -129,30 +128,35 @@ function clear(canvas) {
 
 // --- Drawing ---
 
+// Draws a token of the text at its column, in the color of a level.
+function drawToken(context, t, y, palette, level) {
+  const x = 4 + columnOf[t] * charWidth, width = widths[t] * charWidth;
+  const left = Math.round(x), piece = pieces[t], { fill, ink } = palette[level];
+  context.fillStyle = fill;
+  context.fillRect(left, y, Math.round(x + width) - left, CELL);
+  if (piece === " ") return;
+  const isBreak = piece[0] === "\n";
+  context.font = FONT;
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  context.fillStyle = ink;
+  context.globalAlpha = isBreak ? 0.5 : 1;
+  context.fillText(isBreak ? "↵" : piece.replace("\t", "⇥"), x + width / 2,
+    y + CELL / 2 + 1, width);
+  context.globalAlpha = 1;
+}
+
 function drawText() {
   const context = clear(textCanvas), top = textBox.scrollTop;
   const first = Math.max(0, Math.floor(top / LINE));
   const last = Math.min(starts.length,
     Math.ceil((top + textBox.clientHeight) / LINE));
-  const row = unit * pieces.length;
-  context.font = FONT;
-  context.textAlign = "center";
-  context.textBaseline = "middle";
+  const row = unit * pieces.length, palette = palettes[signal.signed];
   const boxOf = (t) => [4 + columnOf[t] * charWidth,
     4 + lineOf[t] * LINE - top, widths[t] * charWidth];
   const end = last < starts.length ? starts[last] : pieces.length;
   for (let t = starts[first]; t < end; t++) {
-    const [x, y, width] = boxOf(t), q = levels[row + t], piece = pieces[t];
-    const left = Math.round(x);
-    context.fillStyle = fills[q];
-    context.fillRect(left, y, Math.round(x + width) - left, CELL);
-    if (piece === " ") continue;
-    const isBreak = piece[0] === "\n";
-    context.fillStyle = inks[q];
-    context.globalAlpha = isBreak ? 0.5 : 1;
-    context.fillText(isBreak ? "↵" : piece.replace("\t", "⇥"), x + width / 2,
-      y + CELL / 2 + 1, width);
-    context.globalAlpha = 1;
+    drawToken(context, t, 4 + lineOf[t] * LINE - top, palette, levels[row + t]);
   }
   const bars = barHeights();
   context.fillStyle = accent;
@@ -204,7 +208,8 @@ function drawUnits() {
   const context = clear(canvas);
   ranks.forEach((u, k) => {
     const x = k % perRow * 14, y = Math.floor(k / perRow) * 14;
-    context.fillStyle = fills[levels[u * pieces.length + cursor]];
+    context.fillStyle =
+      palettes[signal.signed][levels[u * pieces.length + cursor]].fill;
     context.fillRect(x + 1, y + 1, 12, 12);
     context.strokeStyle = u === unit ? ink : border;
     context.lineWidth = u === unit ? 2 : 1;
@@ -329,7 +334,9 @@ function showLegend() {
   low.textContent = signal.signed ? round(-largest) : "0 (closed)";
   high.textContent = signal.signed ? round(largest) : "1 (open)";
   const stops = [];
-  for (let q = signal.signed ? 1 : 0; q < 256; q += 8) stops.push(fills[q]);
+  for (let q = signal.signed ? 1 : 0; q < 256; q += 8) {
+    stops.push(palettes[signal.signed][q].fill);
+  }
   strip.style.background = `linear-gradient(to right, ${stops})`;
 }
 
@@ -340,12 +347,12 @@ function draw() {
   scheduled = true;
   requestAnimationFrame(() => {
     scheduled = false;
-    drawText(), drawUnits(), drawPath();
+    drawText(), drawPins(), drawUnits(), drawPath();
   });
 }
 
 function show() {
-  showStatus(), showNext(), showPath(), showLegend();
+  showStatus(), showNext(), showPath(), showLegend(), showPinButton();
   draw();
 }
 
@@ -450,6 +457,7 @@ const KEYS = {
   o: () => cycle("order", 1), O: () => cycle("order", -1),
   l: () => cycle("layer", 1), L: () => cycle("layer", -1),
   f: () => step(1), F: () => step(-1),
+  i: togglePin,
 };
 // The keys that move the cursor: with Shift they select from where it was.
 const MOVING = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp",
@@ -494,6 +502,7 @@ function listen() {
   });
   $("unit").addEventListener("change",
     (event) => chooseUnit(Number(event.target.value)));
+  $("pin").addEventListener("click", togglePin);
   $("previous").addEventListener("click", () => stepUnit(-1));
   $("following").addEventListener("click", () => stepUnit(1));
   new ResizeObserver(() => { layOut(); draw(); }).observe(textBox);

@@ -144,7 +144,7 @@ def test_the_page_holds_no_part_of_the_text_unpacked(explored_page):
   assert (
     scripts
     == html.count("</script")
-    == len(PageData(explored_page).scripts) + 3  # head, page and finder
+    == len(PageData(explored_page).scripts) + 4  # head, page, finder, pins
   )
   assert not re.search(r"https?:|\bsrc=|@import|url\(", html)
 
@@ -154,7 +154,9 @@ def test_another_text_is_read_from_its_beginning(
 ):
   text, output = tmp_path / "text.txt", tmp_path / "page.html"
   text.write_text("Shall I more\r\nlovely", encoding="utf-8")
-  config = ExploreConfig(str(explored_run), str(text), 15, str(output))
+  config = ExploreConfig(
+    str(explored_run), str(text), length=15, output=str(output)
+  )
   page = explore.run(config, console)
   assert page == (output, output.stat().st_size)
   printed = " ".join(console.file.getvalue().split())
@@ -163,6 +165,21 @@ def test_another_text_is_read_from_its_beginning(
   assert "".join(header["pieces"]) == "Shall I more\nlo"
   assert header["constant"] == ["inside quotes", "speaker names"]
   assert f"15 characters of {text}" in header["about"]
+
+
+def test_a_prompt_is_shown_in_place_of_a_text(explored_run, tmp_path, console):
+  output = tmp_path / "page.html"
+  prompt = "more\nShall"
+  explore.run(
+    ExploreConfig(str(explored_run), prompt=prompt, output=str(output)), console
+  )
+  header = PageData(output).header
+  assert "".join(header["pieces"]) == prompt
+  assert "10 characters of a prompt" in header["about"]
+  with pytest.raises(ValueError, match=r"exclude each .*--prompt='more\\nSh"):
+    ExploreConfig(str(explored_run), text="a.txt", prompt=prompt)
+  with pytest.raises(ValueError, match="character 'é' at position 1 is not in"):
+    explore.run(ExploreConfig(str(explored_run), prompt="Sé"), console)
 
 
 def test_a_word_model_is_shown_word_by_word(words_page, tmp_path, console):

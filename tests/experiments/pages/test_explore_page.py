@@ -94,7 +94,8 @@ def test_clicks_and_keys_show_what_the_library_computes(
     const [t, level] = args, x = 4 + (t - starts[lineOf[t]]) * charWidth;
     const context = textCanvas.getContext("2d");
     const at = [x + 2, 4 + lineOf[t] * LINE + 2].map(Math.round);
-    return [[...context.getImageData(...at, 1, 1).data], fills[level]];
+    return [[...context.getImageData(...at, 1, 1).data],
+      palettes[signal.signed][level].fill];
     """,
     index,
     round(255 * gate[unit, index]),
@@ -162,14 +163,17 @@ def test_the_keyboard_reaches_everything(opened, explored_page, explored_run):
   # The menus come before the text, in their visual order.
   opened.run("document.getElementById('layer').focus()")
   order = []
-  for _ in range(6):
+  for _ in range(7):
     opened.press("tab")
     order.append(opened.run(focused))
-  assert order == ["signal", "order", "previous", "unit", "following", "text"]
+  menus = ["signal", "order", "previous", "unit", "following"]
+  assert order == [*menus, "pin", "text"]
+  opened.press("i")  # a pin is named, too
   unnamed = opened.run(
     """
     return [...document.querySelectorAll("select, button, canvas, [tabindex]")]
       .filter((e) => !e.ariaLabel && !e.closest("label")
+        && !e.closest("#pins button:first-child")
         && !e.hasAttribute("aria-labelledby") && e !== textCanvas)
       .map((e) => e.outerHTML);
     """
@@ -186,7 +190,7 @@ def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
   opened.press(*["right"] * 8)
   assert "‘d’" in text_of(opened, "status")
   running = "return document.querySelectorAll('script:not([type])').length"
-  assert opened.run(running) == 3  # the page's two, and the shared head's
+  assert opened.run(running) == 4  # the page's three, and the shared head's
   assert opened.run("return document.title") == "Cell explorer"
 
 
@@ -256,6 +260,100 @@ def test_passages_are_ranked_by_strength_and_by_similarity(
   assert "at the 5 selected characters" in text_of(opened, "foundtitle")
   opened.run("document.querySelector('#found button').click()")
   assert opened.run("return cursor") == found[0][0]
+
+
+PIXELS = """
+  return [...document.querySelectorAll("#pins canvas")].map((canvas) => {
+    const ratio = canvas.width / canvas.clientWidth;
+    const x = 4 + columnOf[cursor] * charWidth + 3;
+    const at = [x * ratio, 3 * ratio].map(Math.round);
+    return [...canvas.getContext("2d").getImageData(...at, 1, 1).data];
+  });
+"""
+
+
+def pins(chromium):
+  """Return (name, value) of each pinned unit."""
+  rows = chromium.run(
+    "return [...document.querySelectorAll('#pins li')].map((item) =>"
+    "[item.querySelector('button').innerText,"
+    " item.querySelector('span').innerText])"
+  )
+  return [(name, float(value.replace("−", "-"))) for name, value in rows]
+
+
+def test_pinned_units_show_the_line_in_their_own_colors(opened, explored_page):
+  data = PageData(explored_page)
+  opened.press("i", "n", "n", "i")  # two units of c in the top layer
+  opened.press("L", "s")
+  opened.settle()
+  opened.press("i")  # a gate of the lowest
+  first, second = (
+    np.argsort(
+      -np.abs(data.header["layers"][1]["signals"][1]["scores"][0]),
+      kind="stable",
+    )[k]
+    for k in (0, 2)
+  )
+  gate = int(chosen(opened, "unit"))
+  expected = [
+    (1, "c", first),
+    (1, "c", second),
+    (0, "i", gate),
+  ]
+  opened.press("right", "down", "right")
+  opened.settle()
+  cursor = opened.run("return cursor")
+  shown, pixels = pins(opened), opened.run(PIXELS)
+  assert len(shown) == 3
+  for (name, value), pixel, (layer, signal, unit) in zip(
+    shown, pixels, expected, strict=True
+  ):
+    assert name == f"unit {unit} of {signal}, layer {layer + 1}"
+    values, half = data.signal(layer, signal)
+    assert abs(value - values[unit, cursor]) < half.flat[0] + 1e-3
+    signed = signal == "c"
+    scale = np.abs(values[unit]).max() if signed else 1.0
+    level = values[unit, cursor] / scale
+    level = round(127 * level) + 128 if signed else round(255 * level)
+    fill = opened.run("return palettes[args[0]][args[1]].fill", signed, level)
+    assert fill == f"rgb({','.join(map(str, pixel[:3]))})"
+
+  # Its name shows a unit in the text, and the same key removes the pin.
+  opened.run("document.querySelector('#pins button').click()")
+  opened.settle()
+  assert (chosen(opened, "layer"), chosen(opened, "signal")) == ("1", "c")
+  assert int(chosen(opened, "unit")) == first
+  assert text_of(opened, "pin") == "Unpin"
+  opened.run("textBox.focus()")
+  opened.press("i")
+  assert [name for name, _ in pins(opened)] == [n for n, _ in shown[1:]]
+  assert text_of(opened, "pin") == "Pin"
+  opened.run("document.querySelectorAll('#pins button')[1].click()")
+  assert [name for name, _ in pins(opened)] == [shown[2][0]]
+
+
+def test_no_more_units_can_be_pinned_than_fit(opened):
+  for _ in range(10):
+    opened.press("i", "n")
+  assert len(pins(opened)) == 8
+  assert opened.run("return document.getElementById('pin').disabled")
+
+
+def test_on_a_phone_the_next_characters_are_under_the_text(
+  opened, explored_page
+):
+  opened.emulate(360, 740)
+  opened.open(explored_page)
+  text, panel, more = (
+    opened.run(
+      "const box = document.getElementById(args[0]).getBoundingClientRect();"
+      "return [box.top, box.bottom]",
+      name,
+    )
+    for name in ("shown", "atcursor", "more")
+  )
+  assert text[1] <= panel[0] < panel[1] <= more[0]
 
 
 def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
@@ -348,8 +446,9 @@ def test_a_phone_scrolls_in_one_direction_and_every_color_is_legible(
     opened.press("s")
     width = opened.run("return document.documentElement.scrollWidth")
     assert width == 360
-    fills, inks = opened.run("return [fills, inks]")
-    pairs = list(zip(fills, inks, strict=True))
+    shades = opened.run("return palettes[signal.signed]")
+    pairs = [(shade["fill"], shade["ink"]) for shade in shades]
+    fills = [fill for fill, _ in pairs]
     assert min(contrast(*pair) for pair in pairs) >= 4.5
     assert len(set(fills)) > 200
   picture = tmp_path / "page.png"
