@@ -12,7 +12,6 @@ evaluation. experiments/cli.py lists the exit statuses.
 """
 
 import signal
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ from experiments.cli import (
 from experiments.trainer import corpus_path, multihost, run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.devices import share_batches
-from experiments.trainer.distillation import read_teachers, soft_epochs
+from experiments.trainer.distillation import make_epochs, read_teachers
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.footprint import (
@@ -44,11 +43,7 @@ from experiments.trainer.logger import RunLogger
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
-from experiments.trainer.resources import (
-  Tracer,
-  available_memory,
-  host_memory,
-)
+from experiments.trainer.resources import Tracer, available_memory, host_memory
 from experiments.trainer.setup import (
   TrainSetup,
   heading,
@@ -61,7 +56,6 @@ from experiments.trainer.trained import Trained
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import Tokenizer, stateful_loss
 from lstm_jax.training import (
-  Epoch,
   Metrics,
   TrainState,
   eval_params,
@@ -128,7 +122,7 @@ def _train(
   if pretrained:
     facts["init_from_step"] = pretrained.step
   if teachers:
-    facts["teacher_steps"] = [teacher.step for teacher in teachers]
+    facts[run_dir.TEACHER_STEPS] = [teacher.step for teacher in teachers]
   with multihost.open_shared_run_dir(config, facts) as opened:
     directory = opened.directory
     console.print(f"run         {directory}", soft_wrap=True)
@@ -142,9 +136,7 @@ def _train(
     )
     try:
       state = initial_state(setup, logger, console, opened, pretrained)
-      epochs: Iterable[Epoch] = setup.epochs()
-      if teachers:
-        epochs = soft_epochs(setup, teachers, console)
+      epochs = make_epochs(setup, teachers, console)
       tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
       with bar, tracer, collect_stop_requests() as requests:
         logger.buffer.start_clock()

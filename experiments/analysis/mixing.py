@@ -6,17 +6,18 @@ distributions, each to a power, is normalized over the vocabulary:
 
   log p(w) = Σ_e (α_e + β_e) log p_e(w) − log Z
 
-The weights α are shared by all places, and β by those where the longest known
-context has equally many tokens. α starts at WEIGHTS and β at 0; once a token y
-has been predicted, both take a gradient step of the size RATE on its loss:
+There is one α for each expert, and one β for each expert and each length of the
+longest context that the first n-gram model has seen before. α starts at WEIGHTS
+and β at 0; once a token y has been predicted, both take a gradient step of the
+size RATE on its loss:
 
   −η (Σ_w p(w) log p_e(w) − log p_e(y))
 
-So no probability depends on what has yet to be read, as those of the experts do
-not. Reference: Mattern (2013), Linear and geometric mixtures, section 3.
+The experts predict each token from the text before it alone, and so does the
+mixture. Reference: Mattern (2013), Linear and geometric mixtures, section 3.
 
-The constants were chosen on the development splits of Tiny Shakespeare and the
-poems (docs/results.md).
+The constants were chosen on development splits of Tiny Shakespeare and the
+poems.
 """
 
 from collections.abc import Sequence
@@ -30,15 +31,15 @@ from lstm_jax.language import Tokenizer
 
 WEIGHTS = 0.5, 0.4, 0.1  # of the language model and of the n-gram models
 RATE = 5e-4  # η
-MAX_PROBABILITIES = 2**26  # of each model: 268 MB in float32
+MAX_PROBABILITIES = 2**26  # of each model: 537 MB in float64
 
 
 def check_mixable(tokenizer: Tokenizer, num_tokens: int) -> None:
   """Raise ValueError unless a model of a text can be mixed."""
   if tokenizer.unit != "character":
     raise ValueError(
-      "an n-gram model of characters is mixed with models of characters, got a "
-      f"model of {tokenizer.unit}s; --protocol=dynamic evaluates it"
+      f"mixing is for models of characters, got a model of {tokenizer.unit}s: "
+      "--protocol=dynamic evaluates it"
     )
   if num_tokens * tokenizer.size > MAX_PROBABILITIES:
     raise ValueError(

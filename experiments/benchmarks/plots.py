@@ -114,7 +114,7 @@ def _draw_growth(rows: list[Row], panel: Axes) -> None:
   panel.set_xscale("log")
   panel.set_yscale("log")
   panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-  panel.yaxis.set_major_formatter("{x:,.0f}")
+  panel.yaxis.set_major_formatter("{x:,g}")
   panel.yaxis.set_minor_formatter("")
   others = ", ".join(
     f"{letter} {rows[0][name]:,}"

@@ -15,7 +15,7 @@ from experiments.comparison.measurements import (
   USUAL_BIAS,
 )
 from experiments.trainer.config import CELLS
-from experiments.trainer.figures import SMALL, TEXT, tidy
+from experiments.trainer.figures import SMALL, TEXT, tidy, zoom_on_tail
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -27,7 +27,6 @@ OTHERS = (
   *("black", "navy", "teal", "gold", "darkgray"),
 )
 COLORS |= dict(zip((n for n in CELLS if n not in COLORS), OTHERS, strict=True))
-STEEP = 0.05  # share of a training whose losses may lie above the panel
 DEPTH = 1e-16  # of a gradient that is drawn: 1 + 1e-16 is 1 in float64
 RECALL_STYLES = {USUAL_BIAS: "-", DELAY_BIAS: "--"}
 
@@ -186,15 +185,13 @@ def _plain_x(panel: Axes) -> None:
 
 def _zoom(panel: Axes, runs: list[Record]) -> None:
   """Leave out the first, highest losses of some runs."""
-  shown = [
-    loss
+  points = [
+    (row["step"], loss)
     for run in runs
     for row in run["evaluations"]
-    if row["step"] >= STEEP * run["evaluations"][-1]["step"]
     for loss in row["val_loss"]
   ]
-  margin = 0.05 * (max(shown) - min(shown)) or 0.1
-  panel.set_ylim(min(shown) - margin, max(shown) + margin)
+  zoom_on_tail(panel, points, [])
 
 
 def _losses(run: Record, panel: Axes, step_size: float = 1) -> None:

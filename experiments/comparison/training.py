@@ -101,7 +101,8 @@ def train_cell(
     config: batch size, sequence length and weight decay.
     learning_rate: the peak of the schedule.
     num_steps: training steps, over which the schedule stretches.
-    keys: each seed's key, [S], of initial weights and of samples.
+    keys: each seed's key, [S], of initial weights and of samples; all samples
+      of a seed are drawn by the same key, so that they can be compared.
     on_step: called after each training step with the step, the mean training
       loss over the seeds, and tokens per second.
 
@@ -116,7 +117,7 @@ def train_cell(
   state, _ = fit(
     train_step,
     state,
-    repeat(corpus.batches),
+    repeat(corpus.batches),  # the same batches in every epoch
     num_steps,
     recorder,
     evaluate_at=recorder.is_due,

@@ -377,8 +377,8 @@ function sortUnits() {
 
 let numChoices = 0;
 
-// Shows the chosen layer, signal and order; `best` selects the best unit.
-async function choose(best) {
+// Shows the chosen layer, signal and order, and a unit; `best` selects the best.
+async function choose(best, chosenUnit = unit) {
   const choice = ++numChoices;
   const { signals, paths: packedPaths } = data.layers[layer];
   document.querySelector("main").setAttribute("aria-busy", "true");
@@ -388,6 +388,7 @@ async function choose(best) {
   if (choice !== numChoices) return;  // a later choice replaces this one
   signal = chosen, signalName = signal.name, levels = signalBytes;
   paths = packedPaths.map((p, k) => ({ ...p, bytes: pathBytes[k] }));
+  unit = chosenUnit;
   makeColors();
   sortUnits();
   if (best || unit >= ranks.length) unit = ranks[0];

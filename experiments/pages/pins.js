@@ -11,7 +11,9 @@ const isPinned = (p) => p.layer === layer && p.signal.name === signalName
 // Pins the unit that the text shows, or removes its pin; not while the values
 // of another signal are being unpacked.
 function togglePin() {
-  if (document.querySelector("main").ariaBusy === "true") return;
+  if (document.querySelector("main").getAttribute("aria-busy") === "true") {
+    return;
+  }
   if (pins.some(isPinned)) return setPins(pins.filter((p) => !isPinned(p)));
   if (pins.length === MOST_PINS) return;
   const n = pieces.length;
@@ -44,8 +46,9 @@ function pinItem(pin) {
   name.textContent = `unit ${pin.unit} of ${pin.signal.name}, `
     + `layer ${pin.layer + 1}`;
   name.addEventListener("click", () => {
-    layer = pin.layer, signalName = pin.signal.name, unit = pin.unit;
-    choose(false);
+    layer = pin.layer, signalName = pin.signal.name;
+    choose(false, pin.unit);
+    textBox.focus({ preventScroll: true });
   });
   remove.textContent = "×";
   remove.setAttribute("aria-label", `Unpin ${name.textContent}`);
@@ -56,11 +59,12 @@ function pinItem(pin) {
   item.appendChild(document.createElement("span"));
   const canvas = item.appendChild(document.createElement("canvas"));
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", "The line in its colors");
+  canvas.setAttribute("aria-label", `The line, by ${name.textContent}`);
   canvas.addEventListener("click", (event) => {
     anchor = null;
     moveTo(tokenAt(lineOf[cursor],
       Math.floor((event.offsetX - 4) / charWidth)));
+    textBox.focus({ preventScroll: true });
   });
   return item;
 }

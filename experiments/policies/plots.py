@@ -24,7 +24,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
   panel, ends = figure.subplots(), []
   for name, run in record["networks"].items():
     steps, returns = curve(run["returns"], record["steps_per_update"])
-    panel.plot(steps, returns.mean(1), color=COLORS[name])
+    marker = "." if len(steps) == 1 else ""
+    panel.plot(steps, returns.mean(1), marker, ls="-", color=COLORS[name])
     if len(steps):
       label = name.replace("_", "-")
       ends.append(End(returns.mean(1)[-1], label, COLORS[name]))
@@ -38,7 +39,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     )
   guessing = record["guessing"]
   panel.axhline(guessing, color="black", linestyle="--", linewidth=0.8)
-  ends.append(End(guessing, "no memory, at best", "black"))
+  ends.append(End(guessing, "best without memory", "black"))
   panel.xaxis.set_major_formatter("{x:,.0f}")
   panel.locator_params(axis="x", nbins=5)
   panel.set_ylim(-1.05, 1.05)

@@ -3,7 +3,9 @@
 An update acts for T time steps with the present weights (`rollouts`), and then
 trains on this rollout for some epochs. A minibatch is all time steps of a share
 of the environments, since a sequence has to stay whole. The network is run over
-it from the stored state, which is zero again wherever an episode begins.
+it from the stored state, which is zero again wherever an episode begins. The
+inputs begin `burn_in` time steps earlier than the rest of the rollout: over
+these the network only brings its state up to date, without a gradient.
 
 References: Schulman et al. (2017), Proximal policy optimization algorithms;
 Schulman et al. (2016), High-dimensional continuous control using generalized
@@ -88,10 +90,12 @@ def loss(
   advantages: jax.Array,
   config: PPOConfig,
 ) -> jax.Array:
-  """Return the clipped surrogate, with a value loss and an entropy bonus.
+  """Return the loss of PPO, which is minimized.
+
+  It is a value loss, minus the clipped surrogate, minus an entropy bonus.
 
   Args:
-    params: the weights, at first those that acted.
+    params: the weights; in the first minibatch, those that acted.
     network: whose weights they are.
     rollout: of all B environments, or of a minibatch.
     advantages: of the rollout, [T, B].

@@ -129,10 +129,11 @@ class DistillationConfig:
 
   teacher: tuple[str, ...] = option(
     (),
-    "Run directory of a trained model whose predictions of the training text "
-    "are learned beside the text itself. Repeated, the mean of their "
-    "probabilities is. Vocabulary, corpus and splits must be those of this "
-    "run. The training loss is then the cross-entropy of the mixture.",
+    "Run directory of a trained model to learn from: its probabilities on the "
+    "training text become a part of the targets (knowledge distillation). "
+    "Repeat the flag for the mean of several. Vocabulary, corpus and splits "
+    "must be those of this run. train_loss is then the cross-entropy with "
+    "these targets.",
   )
   teacher_weight: float = option(
     0.5,
@@ -142,8 +143,8 @@ class DistillationConfig:
   )
   teacher_checkpoint: Literal["best", "last"] = option(
     "best",
-    "The teachers' weights: of the lowest validation loss, or the last of "
-    "finished runs.",
+    "The teachers' weights: those of their lowest validation loss, or the "
+    "last, which finished runs have.",
     choices=("best", "last"),
   )
 

@@ -5,10 +5,10 @@ With teachers, the target of each prediction is a distribution over the tokens,
   q = (1 − λ) onehot(target) + λ p,
 
 where p is the mean of the teachers' probabilities and λ is --teacher_weight
-(Hinton et al. 2015, Distilling the knowledge in a neural network, equation 1 at
+(Hinton et al. 2015, Distilling the knowledge in a neural network, section 2, at
 temperature 1). The teachers read the training text once, before the first
-training step, in the batches of an epoch. They draw no noise, so a run that
-resumes has the same targets.
+training step, in the batches of an epoch. They draw no noise, and their steps
+are in config.json: a run that resumes has the same targets.
 """
 
 import time
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from experiments.trainer.setup import TrainSetup
 from experiments.trainer.trained import Trained
 from lstm_jax.language import Batches, make_batches
 from lstm_jax.language.evaluate import batch_log_probs
+from lstm_jax.training import Epoch
 
 
 class SoftBatches(NamedTuple):
@@ -47,7 +49,7 @@ class SoftBatches(NamedTuple):
 
 
 def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
-  """Return the trained models that --teacher names; none without the flag.
+  """Return the trained models that --teacher names, their weights on the host.
 
   Args:
     setup: of the run that learns from them.
@@ -81,27 +83,38 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
         f"{name} has other splits: {flag} must be {expected}, as in this run, "
         f"got {found}"
       )
-  num_tokens, size = len(setup.corpus.train.tokens), setup.corpus.tokenizer.size
-  needed = num_tokens * size * np.dtype(np.float32).itemsize
+  needed = soft_target_bytes(setup)
   if needed > limit:
     raise ValueError(
-      f"out of memory: the teachers' predictions of {num_tokens:,} tokens over "
-      f"a vocabulary of {size:,} need {format_bytes(needed)}, and there are "
-      f"{format_bytes(limit)}"
+      "out of memory: the teachers' predictions of "
+      f"{len(setup.corpus.train.tokens):,} tokens over a vocabulary of "
+      f"{setup.corpus.tokenizer.size:,} need {format_bytes(needed)}, and there "
+      f"are {format_bytes(limit)}"
     )
-  return teachers
+  return [
+    teacher._replace(params=jax.tree.map(np.asarray, teacher.params))
+    for teacher in teachers
+  ]
 
 
-def soft_epochs(
+def soft_target_bytes(setup: TrainSetup) -> int:
+  """Return the bytes of the targets of the whole training text."""
+  num_tokens, size = len(setup.corpus.train.tokens), setup.corpus.tokenizer.size
+  return num_tokens * size * np.dtype(np.float32).itemsize
+
+
+def make_epochs(
   setup: TrainSetup, teachers: list[Trained], console: Console
-) -> Iterator[SoftBatches]:
-  """Return the epochs of a run, with the teachers' targets.
+) -> Iterator[Epoch]:
+  """Return the epochs of a run, whose targets are the teachers' if it has some.
 
   Args:
     setup: of the run.
     teachers: its teachers; they read the training text now.
     console: prints their names and how long that takes.
   """
+  if not teachers:
+    return setup.epochs()
   config, (_, tokens, gap) = setup.config, setup.corpus.train
   names = ", ".join(
     f"{name} (step {teacher.step})"
@@ -136,14 +149,14 @@ def soft_targets(setup: TrainSetup, teachers: list[Trained]) -> np.ndarray:
   )
   text = positions._replace(tokens=tokens[positions.tokens])
   readers = [
-    batch_log_probs(teacher.model, teacher.params, text) for teacher in teachers
+    batch_log_probs(teacher.model, jax.device_put(teacher.params), text)
+    for teacher in teachers
   ]
   targets = np.zeros((len(tokens), setup.corpus.tokenizer.size), np.float32)
   targets[np.arange(len(tokens)), tokens] = 1
   for index, log_probs in enumerate(zip(*readers, strict=True)):
     _, predicted = positions.batch(index)
-    onehot = np.zeros(log_probs[0].shape, np.float32)
-    np.put_along_axis(onehot, tokens[predicted][..., None], 1, axis=-1)
-    mean = sum(map(np.exp, log_probs)) / len(teachers)
-    targets[predicted] = (1 - weight) * onehot + weight * mean
+    mixed = weight * sum(map(np.exp, log_probs)) / len(teachers)
+    mixed[(*np.indices(predicted.shape), tokens[predicted])] += 1 - weight
+    targets[predicted] = mixed
   return targets

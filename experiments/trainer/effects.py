@@ -61,7 +61,7 @@ RULES = (
   ),
   Rule(
     "zoneout_c",
-    "the state of a GRU or RNN has no c",
+    "the state of this cell has no c",
     lambda config, _: config.model.cell in WITHOUT_C,
   ),
   Rule(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
 
 TITLE, TEXT, SMALL = 11, 10, 9  # font sizes, points
 GAP = 1.15  # between the labels of two lines, in font sizes
+
+
+STEEP = 0.03  # share of a training whose high losses a panel leaves out
 
 
 class End(NamedTuple):
@@ -28,6 +32,26 @@ def tidy(panel: Axes, title: str, xlabel: str, ylabel: str) -> None:
   panel.spines[["top", "right"]].set_visible(False)
   panel.grid(axis="y", color="0.92")
   panel.set_axisbelow(True)
+
+
+def zoom_on_tail(
+  panel: Axes, points: list[tuple[float, float]], important: list[float]
+) -> None:
+  """Have a panel of losses leave out the first ones, which are the highest.
+
+  A loss falls so far at first that what comes after would be a flat line.
+
+  Args:
+    panel: the losses by training steps, or by what is proportional to them.
+    points: (x, loss) of everything in the panel.
+    important: losses that the panel shows in any case.
+  """
+  last = max((x for x, _ in points), default=0)
+  shown = [loss for x, loss in points if x >= STEEP * last] + important
+  shown = [loss for loss in shown if math.isfinite(loss)]
+  if shown:
+    margin = 0.05 * (max(shown) - min(shown)) or 0.1
+    panel.set_ylim(min(shown) - margin, max(shown) + margin)
 
 
 def label_ends(panel: Axes, ends: list[End]) -> None:

@@ -16,8 +16,13 @@ import numpy as np
 from rich.console import Console
 
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.distillation import read_teachers, soft_target_bytes
 from experiments.trainer.format import counted, format_bytes
-from experiments.trainer.resources import available_memory, num_bytes
+from experiments.trainer.resources import (
+  available_memory,
+  host_memory,
+  num_bytes,
+)
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import LanguageParams
@@ -37,10 +42,13 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
   """Print what a run would be and need, from shapes: no weights are made.
 
   Raises:
-    ValueError: as `make_setup`.
+    ValueError: as `make_setup` and `read_teachers`.
   """
   setup = make_setup(config)
   console.print(heading(setup), soft_wrap=True)
+  if read_teachers(setup, host_memory()):
+    needed = format_bytes(soft_target_bytes(setup))
+    console.print(f"teachers    their predictions take {needed} of the host")
   batch_size, seq_len = largest_batch(config)
   limit = available_memory() // _sharing_memory(setup)
   # A compiler may fail at a program that is too large for its device.
@@ -90,15 +98,22 @@ def lower_train_step(setup: TrainSetup, batch_size: int, seq_len: int) -> Any:
   """
   state = _state_like(setup, batch_size)
   batch = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
+  targets = batch
+  if setup.config.distillation.teacher:
+    shape = *batch.shape, setup.corpus.tokenizer.size
+    targets = jax.ShapeDtypeStruct(shape, jnp.float32)
   if not (setup.mesh and setup.shardings):
     step: Any = setup.train_step  # made by jax.jit
-    return step.lower(state, batch, batch, setup.keys.noise)
-  batch = batch.update(sharding=batch_sharding(setup.mesh))
+    return step.lower(state, batch, targets, setup.keys.noise)
+  batch, targets = (
+    x.update(sharding=batch_sharding(setup.mesh)) for x in (batch, targets)
+  )
   decay = setup.config.averaging.ema_decay
   step = partition(
     setup.mesh, setup.model, setup.optimizer, setup.shardings, decay
   )
-  return step.lower(state, batch, batch, jax.random.key_data(setup.keys.noise))
+  key_data = jax.random.key_data(setup.keys.noise)
+  return step.lower(state, batch, targets, key_data)
 
 
 def least_footprint(
@@ -143,7 +158,7 @@ def shard_bytes(tree: Any) -> int:
 
 def _sharing_memory(setup: TrainSetup) -> int:
   """Return how many devices of a run have the device's memory together."""
-  return setup.mesh.size if setup.mesh and is_cpu() else 1
+  return len(jax.local_devices()) if setup.mesh and is_cpu() else 1
 
 
 def largest_batch(config: TrainConfig) -> tuple[int, int]:
@@ -223,7 +238,9 @@ def _what_would_fit(
       "no batch size would fit: the train state and the gradient alone need "
       f"{format_bytes(least)}"
     )
-  while (batch_size := batch_size // 2) and batch_size % smallest == 0:
+  multiple = batch_size // smallest
+  while multiple := multiple // 2:
+    batch_size = multiple * smallest
     needed = footprint(setup, batch_size, seq_len).bytes
     if needed <= limit:
       return f"{batch_size:,} × {seq_len:,} would need {format_bytes(needed)}"

@@ -38,7 +38,7 @@ from lstm_jax.training import (
 )
 from lstm_jax.training.optimizer import MAX_SKIPPED
 
-LOG_EVERY = 10  # training steps in a row of metrics.jsonl
+LOG_EVERY = 10  # training steps that a row of metrics.jsonl sums up
 EXCERPT = 256  # validation tokens whose gates TensorBoard shows
 
 
@@ -97,7 +97,7 @@ class RunLogger:
     )
     if is_writer:
       self._writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
-    process_size()  # counts compilations from here on
+    process_size()  # the first call begins to count compilations
 
   def resume(self, restored: Restored | None) -> None:
     """Continue from a checkpoint, or from nothing; delete what came after."""
@@ -120,8 +120,8 @@ class RunLogger:
   def log_step(self, step: int, metrics: Metrics) -> None:
     """Add the metrics of a training step; write a row every LOG_EVERY steps.
 
-    A checkpoint is written while one step is computed; the next step waits, so
-    that a kill costs one interval between checkpoints, and that step.
+    A checkpoint is written while the next training step is computed, and this
+    waits for both: a kill costs the steps since a checkpoint, and one more.
     """
     if self._writer:
       self._writer.wait()
@@ -237,7 +237,7 @@ class RunLogger:
     self.sample(title, params, key, self._setup.config.evaluation.sample_length)
 
   def finish(self, test_loss: float | None) -> None:
-    """Write what the finished run ends with: it is not resumed again."""
+    """Write result.json, which marks the run as finished."""
     if test_loss is not None:
       self._write_row({"step": self.best.step, "test_loss": test_loss})
     record = {

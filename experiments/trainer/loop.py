@@ -79,7 +79,8 @@ def fit(
     observer.after_step(step, metrics)
     done = step == num_steps
     evaluating = done or evaluate_at(step)
-    # Several processes agree now and then: to do so waits for all their steps.
+    # Several processes compare their requests only now and then, because that
+    # waits until all of them have made their steps.
     agree_now = evaluating or step % AGREE_EVERY == 0
     requested = multihost.agreed_request(stop_requests, agree_now)
     if evaluating:

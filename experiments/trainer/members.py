@@ -30,15 +30,15 @@ def load_members(directories: list[Path], checkpoint: str) -> list[Trained]:
   seen: set[Path] = set()
   for directory in directories:
     if directory.resolve() in seen:
-      raise ValueError(f"--run={directory} is given twice")
+      raise ValueError(f"{directory} is given twice")
     seen.add(directory.resolve())
   members = [load(directory, checkpoint) for directory in directories]
   for directory, member in zip(directories, members, strict=True):
     difference = _difference(members[0], member)
     if difference:
       raise ValueError(
-        f"the runs of an ensemble must have the same corpus, vocabulary and "
-        f"splits: {difference} of {directory} differs from that of "
+        f"the runs must have the same corpus, vocabulary and splits: "
+        f"{difference} of {directory} differs from that of "
         f"{directories[0]}"
       )
   return members

@@ -24,6 +24,7 @@ from experiments.trainer.run_dir import (
   JOB_FLAGS,
   RESULT,
   SHA256,
+  TEACHER_STEPS,
   check_is_run_or_empty,
   read_config,
   set_aside,
@@ -110,6 +111,12 @@ def _resume_or_start(
       "started; --overwrite starts it again"
       + f", --init_from={directory} another one from its weights"
       * may_extend
+    )
+  steps, before = facts.get(TEACHER_STEPS), record.get(TEACHER_STEPS)
+  if steps != before:
+    raise ValueError(
+      f"the teachers have other weights than when the run in {directory} "
+      f"started: their steps must be {before}, got {steps}"
     )
   if not extending:
     return OpenedRun(directory, resuming=True)

@@ -37,7 +37,7 @@ ENSEMBLE = "ensemble.json"
 PAGE, REPORT = "explore.html", "report.html"
 PROFILE, TENSORBOARD, CHECKPOINTS = "profile", "tensorboard", "checkpoints"
 PREVIOUS = "previous"
-SHA256 = "corpus_sha256"  # in CONFIG
+SHA256, TEACHER_STEPS = "corpus_sha256", "teacher_steps"  # in CONFIG
 # A run is moved in this order; CONFIG, the last, marks the move as complete.
 CONTENTS = (
   METRICS,
@@ -54,19 +54,23 @@ CONTENTS = (
   KEPT,
   CONFIG,
 )
+FLAGS = tuple(leaf.name for leaf in leaves(TrainConfig()))
 JOB_FLAGS = tuple(leaf.name for leaf in leaves(JobConfig()))
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
   """Return the contents of config.json; None if it is missing or invalid."""
+  record = _read_json(directory / CONFIG)
+  return record if record and set(FLAGS) <= set(record) else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+  """Return the object in a file; None if it is missing or holds none."""
   try:
-    record = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    record = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return None
-  if not isinstance(record, dict):
-    return None
-  names = {leaf.name for leaf in leaves(TrainConfig())}
-  return record if names <= set(record) else None
+  return record if isinstance(record, dict) else None
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -76,12 +80,16 @@ def read_record(directory: Path) -> dict[str, Any]:
     ValueError: the directory holds no run.
   """
   record = read_config(directory)
-  if record is None:
-    reason = (
-      f"no {CONFIG} of a run" if directory.is_dir() else "no such directory"
-    )
-    raise ValueError(f"there is no run in {directory}: {reason}")
-  return record
+  if record is not None:
+    return record
+  reason = "no such directory"
+  if directory.is_dir():
+    record = _read_json(directory / CONFIG)
+    missing = [name for name in FLAGS if name not in (record or {})]
+    reason = f"no {CONFIG} of a run"
+    if record and missing != [*FLAGS]:
+      reason = f"{CONFIG} lacks {missing[0]}, as that of another version"
+  raise ValueError(f"there is no run in {directory}: {reason}")
 
 
 def delete_previous(directory: Path) -> None:

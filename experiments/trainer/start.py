@@ -64,9 +64,9 @@ def describe_extension(setup: TrainSetup, step: int, num_epochs: int) -> str:
     step: training steps made.
     num_epochs: of the run until now.
   """
-  config, tokens = setup.config, setup.corpus.train.tokens
+  config, (_, tokens, gap) = setup.config, setup.corpus.train
   batching = replace(config.batching, num_epochs=num_epochs)
-  num_steps = batching.num_steps(tokens, config.seed)
+  num_steps = batching.num_steps(tokens, config.seed, gap)
   before = learning_rate(config.optimizer, num_steps)
   rates = before(step - 1), setup.schedule(step)
   last = setup.schedule(setup.num_steps - 1)

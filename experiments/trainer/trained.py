@@ -135,12 +135,12 @@ def _check_has_last(directory: Path, record: dict[str, Any]) -> None:
   if "num_seeds" in record:
     raise ValueError(
       f"{directory} is a sweep, which keeps the weights of its best member: "
-      "--checkpoint must be best, got last"
+      "the checkpoint must be best, got last"
     )
   if not (directory / run_dir.RESULT).exists():
     raise ValueError(
-      f"the run in {directory} is not finished: --checkpoint must be best, got "
-      "last"
+      f"the run in {directory} is not finished: the checkpoint must be best, "
+      "got last"
     )
 
 

@@ -84,7 +84,7 @@ def stateful_log_probs(
 def batch_log_probs(
   model: LanguageModel, params: LanguageParams, batches: Batches
 ) -> Iterator[np.ndarray]:
-  """Yield the distribution of each token that a batch predicts, [T, B, V].
+  """Yield the log-probabilities of what each batch predicts, [T, B, V].
 
   The state is zero before the first batch and carried from batch to batch, as
   in an epoch of training.

@@ -10,8 +10,8 @@ The target q is a distribution over the tokens: that of a teacher
 constant, which has no gradient.
 
 The largest logit is subtracted first, so that no exponential overflows and a
-small loss between two large logits keeps its digits. Σⱼ qⱼ is 1, so it cancels
-in ℓ and has no gradient.
+small loss between two large logits keeps its digits. Since Σⱼ qⱼ = 1, it
+cancels in ℓ and adds nothing to the gradient.
 """
 
 from typing import NamedTuple

@@ -64,8 +64,9 @@ class LanguageModel(NamedTuple):
     initial_state: (batch_shape) -> the zero state, a tuple with one element a
       layer.
     apply: (params, state, tokens [T, ...]) -> (state, logits [T, ..., V]).
-    loss: (params, state, tokens [T, ...], targets [T, ...]) -> (mean nats per
-      token, state). Pass the returned state to the next call for truncated
+    loss: (params, state, tokens [T, ...], targets) -> (mean nats per token,
+      state). Targets are tokens [T, ...], or distributions over them [T, ...,
+      V]. Pass the returned state to the next call for truncated
       backpropagation through time.
     training_loss: (params, state, tokens, targets, key) -> (training loss,
       (mean nats per token, state)). The training loss is the mean nats per
@@ -220,8 +221,10 @@ def _language_model(
       nats, state = loss(params, state, tokens, targets)
       return nats, (nats, state)
     key_weights, key_stack, key_outputs = jax.random.split(key, 3)
+    # Not a fourth of `split`: the other noise would not be what it was.
+    key_reset = jax.random.fold_in(key, 3)
     zero = initial_state(jnp.shape(tokens)[1:])
-    state = regularizers.reset_states(jax.random.fold_in(key, 3), state, zero)
+    state = regularizers.reset_states(key_reset, state, zero)
     readout = readout_weights(params)  # before token_dropout drops rows of E
     params = regularizers.drop_weights(key_weights, params)
     noise = regularizers.stack_options(key_stack, state, jnp.shape(tokens)[0])

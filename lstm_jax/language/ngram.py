@@ -6,11 +6,11 @@ c, n(c) = Σ_w n(c w), and u(c) the number of distinct w that followed c:
   p_k(w | c) = max(n(c w) − δ, 0) / n(c) + δ u(c) / n(c) · p_{k−1}(w | c′)
 
 p_{−1} = 1 / V, and p_k = p_{k−1} where c is new: interpolated absolute
-discounting (Chen and Goodman 1999, section 2.7). A token is counted after its
-longest context, and after c′ only if it had not followed c: so n(c′ w) is the
-number of different contexts one token longer that w followed (Kneser and Ney
-1995). The counts start from training texts and take each token of the text
-once it has been predicted.
+discounting (Chen and Goodman 1999, section 2.7). For the longest contexts,
+n(c w) is how often w followed c; for shorter ones it is the number of distinct
+contexts, one token longer, that w followed (Kneser and Ney 1995), since a token
+is counted after c′ only if it had not followed c before. The counts start from
+training texts and take each token of the text once it has been predicted.
 
 >>> import numpy as np
 >>> text = np.array([0, 1, 0, 1, 0])
@@ -28,7 +28,7 @@ import numpy as np
 
 from lstm_jax.language.evaluate import check_tokens
 
-ORDER = 7  # tokens of the longest context
+ORDER = 7  # tokens of the longest context: 8-grams
 DISCOUNT = 0.75  # δ
 
 

@@ -38,8 +38,7 @@ class Regularizers:
   """Rates of dropout and zoneout, and coefficients of two penalties.
 
   Raises:
-    ValueError: a rate is not in [0, 1), or a coefficient is negative or
-      infinite.
+    ValueError: a rate or a coefficient is out of its range.
   """
 
   token_dropout: float = option(
@@ -78,8 +77,9 @@ class Regularizers:
   )
   state_reset: float = option(
     0.0,
-    "Probability that a sequence begins a batch at the zero state, as if its "
-    "text began there, and not at the state that the batch before left.",
+    "Probability, for each sequence and batch, that the state carried over "
+    "from the batch before is replaced by the zero state, as at the start of "
+    "a text.",
     bounds="[0, 1]",
   )
   ar_coef: float = option(

@@ -137,8 +137,8 @@ def unroll(
     adjoint: how the gradient is computed: `Explicit`, `Step` or `Autodiff`.
     compute_dtype: the dtype of the operands of matrix products, such as
       `jnp.bfloat16`; None for that of the weights. Sums, states and gradients
-      keep their dtypes. With `Step` and `Autodiff`, JAX accumulates the
-      weights' gradients in it.
+      keep their dtypes, but with `Step` and `Autodiff` the weights' gradients
+      are added up over time in this one.
     implementation: "mosaic_gpu" for one GPU kernel for all time steps, forward
       and backward; None or "xla" for a scan. The kernels take lstm, gru and rnn
       on an H100 or H200, with `Explicit()` and without zoneout and

@@ -195,11 +195,11 @@ def _sizes(
     counts["cells"] = len(cell)  # type: ignore[arg-type]
   if not counts:
     raise ValueError(
-      "init_stack needs num_layers where hidden_sizes is one number, "
+      "init_stack needs num_layers, or a sequence of hidden_sizes or of cells, "
       f"got hidden_sizes={hidden_sizes}, num_layers=None"
     )
   if len(set(counts.values())) > 1:
-    raise ValueError(f"a stack must have one number of layers, got {counts}")
+    raise ValueError(f"the numbers of layers must be the same, got {counts}")
   (layers,) = set(counts.values())
   if layers < 1:
     raise ValueError(f"a stack needs at least one layer, got {layers}")
@@ -216,7 +216,7 @@ def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:
 
 
 def _is_cell(cell: object) -> bool:
-  # Not whether it is a tuple: a cell may be a NamedTuple of functions.
+  # A tuple may be a cell: a NamedTuple of functions.
   return hasattr(cell, "recur")
 
 

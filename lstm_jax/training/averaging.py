@@ -9,9 +9,9 @@ the weights after each of k training steps:
 
   θ̄ₖ = θ̄ₖ₋₁ + (θₖ − θ̄ₖ₋₁) / k
 
-It starts at the first evaluation whose loss is above the lowest loss of more
-than n evaluations earlier: averaging helps once the weights wander about a
-minimum, and hurts while they still approach it.
+It starts at the first evaluation whose loss is worse than the best one that is
+at least n + 1 evaluations older: averaging helps once the weights wander about
+a minimum, and hurts while they still approach it.
 
 Reference: Merity, Keskar and Socher (2018), Regularizing and optimizing LSTM
 language models, algorithm 1.
@@ -34,7 +34,7 @@ class Average(NamedTuple):
   """The average of the weights, in float32 or wider."""
 
   params: LanguageParams  # θ̄
-  num_averaged: jax.Array  # int32 [], k; 0 until NT-ASGD starts
+  num_averaged: jax.Array  # int32 [], k; 0 before NT-ASGD and without it
 
 
 def init_average(params: LanguageParams) -> Average:
@@ -79,7 +79,7 @@ def update_average(
 
 
 def is_nonmonotonic(losses: Sequence[float], patience: int) -> bool:
-  """Return whether the last loss is above the lowest of over n evaluations ago.
+  """Return whether the last loss is above one of n + 1 or more evaluations ago.
 
   Args:
     losses: validation losses of every evaluation so far.

@@ -4,7 +4,8 @@ A mesh has the axes `data` (d devices) and `model` (m). The arrays are laid out
 so:
 
   array                                     over data    over model
-  tokens, targets [T, B]; h, c [B, H]       B            B, again
+  tokens, targets [T, B] or [T, B, V];
+  h, c [B, H]                               B            B, again
   w_h [H, G·H], W [H, V], and w_x [H, G·H]
   of every layer but the lowest             replicated   rows
   a tied E [V, H]                           replicated   columns

@@ -43,7 +43,7 @@ class Metrics(NamedTuple):
 
 
 class Epoch(Protocol):
-  """The batches of one epoch: `Batches`, or others whose targets are soft."""
+  """The batches of one epoch: `Batches`, or those of other targets."""
 
   @property
   def num_batches(self) -> int:
@@ -61,7 +61,7 @@ class Batch(NamedTuple):
   starts_epoch: bool  # whether to reset the recurrent state to zero before it
 
 
-# (state, tokens [T, B], targets [T, B], key) -> (state, metrics)
+# (state, tokens [T, B], targets [T, B] or [T, B, V], key) -> (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
@@ -109,7 +109,8 @@ def make_train_step(
       state without an average.
 
   Returns:
-    (state, tokens [T, B], targets [T, B], key=None) -> (state, metrics). The
+    (state, tokens [T, B], targets, key=None) -> (state, metrics). Targets are
+    tokens [T, B], or distributions over them [T, B, V]. The
     noise of the regularizers is drawn from the key and `state.step`; pass None
     if there is none. The input state is donated: do not use it afterwards. If
     the gradient has a NaN or an infinity, `carry` and `average` are unchanged,

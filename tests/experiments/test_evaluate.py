@@ -219,7 +219,7 @@ def test_a_mixture_needs_characters(word_config, console):
   for name in MIXED:
     options = EvaluateConfig((directory,), protocol=(name,), segment=1)
     with pytest.raises(
-      ValueError, match="mixed with models of characters, got"
+      ValueError, match="mixing is for models of characters, got"
     ):
       evaluate.run(options, console)
 

@@ -116,7 +116,7 @@ def test_the_last_weights_of_a_run_are_chosen_by_no_loss(
 def test_last_weights_are_those_of_a_finished_run(finished):
   (finished / "result.json").unlink()
   with pytest.raises(
-    ValueError, match="not finished: --checkpoint must be best"
+    ValueError, match="not finished: the checkpoint must be best"
   ):
     load(finished, LAST)
   path = finished / "config.json"

@@ -147,13 +147,13 @@ def test_one_hidden_size_is_that_of_every_layer(key):
   assert worst(init_stack(lstm, key, D, H, num_layers=3), expected) == 0
   assert worst(init_stack((lstm,) * 3, key, D, H), expected) == 0
   assert worst(init_stack(lstm, key, D, [H] * 3, num_layers=3), expected) == 0
-  with pytest.raises(ValueError, match="init_stack needs num_layers where hid"):
+  with pytest.raises(ValueError, match="init_stack needs num_layers, or a seq"):
     init_stack(lstm, key, D, H)
   with pytest.raises(ValueError, match="at least one layer, got 0"):
     init_stack(lstm, key, D, H, num_layers=0)
   with pytest.raises(
     ValueError,
-    match=r"one number of layers, got .*'num_layers': 2, 'hidden_sizes': 3",
+    match=r"layers must be the same, got .*'num_layers': 2, 'hidden_sizes': 3",
   ):
     init_stack(lstm, key, D, (H, H, H), num_layers=2)
   with pytest.raises(ValueError, match="'hidden_sizes': 3, 'cells': 2"):

@@ -68,5 +68,5 @@ def test_what_cannot_be_mixed_is_named(monkeypatch):
     ValueError, match=r"most 299: got 100 characters of 3 dist"
   ):
     check_mixable(tokenizer, 100)
-  with pytest.raises(ValueError, match=r"got a model of words; --protocol=dyn"):
+  with pytest.raises(ValueError, match=r"got a model of words: --protocol=dyn"):
     check_mixable(WordTokenizer.from_text("a a", 1), 10)

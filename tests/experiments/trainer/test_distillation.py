@@ -9,10 +9,11 @@ import pytest
 
 from experiments import sweep, train
 from experiments.trainer.distillation import (
+  make_epochs,
   read_teachers,
-  soft_epochs,
   soft_targets,
 )
+from experiments.trainer.footprint import dry_run
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
@@ -74,7 +75,7 @@ def test_batches_are_those_of_the_run_without_teachers(config, console):
   setup = make_setup(config)
   teachers = read_teachers(setup, LIMIT)
   targets = soft_targets(setup, teachers)
-  hard, soft = setup.epochs(), soft_epochs(setup, teachers, console)
+  hard, soft = setup.epochs(), make_epochs(setup, teachers, console)
   count = 0
   for one, other in zip(hard, soft, strict=True):
     assert one.num_batches == other.num_batches
@@ -92,7 +93,7 @@ def test_batches_are_those_of_the_run_without_teachers(config, console):
 def test_the_training_loss_is_the_cross_entropy_of_the_targets(config, console):
   setup = make_setup(replace(config, output_dropout=0.0, weight_drop=0.0))
   teachers = read_teachers(setup, LIMIT)
-  tokens, q = next(soft_epochs(setup, teachers, console)).batch(0)
+  tokens, q = next(make_epochs(setup, teachers, console)).batch(0)
   state = setup.make_state()
   _, logits = setup.model.apply(state.params, state.carry, tokens)
   expected = float(optax.softmax_cross_entropy(logits, q).mean())
@@ -125,6 +126,32 @@ def test_a_run_with_teachers_records_them_and_resumes_exactly(
   ]
   assert losses[0] == losses[1]
   assert resumed.val_loss == whole.val_loss
+
+
+def test_a_run_whose_teacher_has_trained_on_is_not_resumed(
+  config, finished, console
+):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    signal_at(monkeypatch, 33)
+    train.run(config, console)
+  before = load(finished).step
+  path = Path(config.job.run) / "config.json"
+  record = json.loads(path.read_text())
+  assert record["teacher_steps"] == [before]
+  path.write_text(json.dumps(record | {"teacher_steps": [before - 7]}))
+  message = rf"their steps must be \[{before - 7}\], got \[{before}\]"
+  with pytest.raises(ValueError, match=message):
+    train.run(config, console)
+
+
+def test_a_dry_run_counts_the_teachers_predictions(config, console):
+  with_teacher = dry_run(config, console).bytes
+  assert "teachers    their predictions take 0.10 MB" in console.file.getvalue()
+  plain = replace(config, teacher=())
+  targets = 4 * 8 * 3 * 23  # bytes: T, B, V, instead of T, B
+  assert with_teacher >= dry_run(plain, console).bytes + targets - 4 * 8 * 3
+  with pytest.raises(ValueError, match="there is no run in nowhere"):
+    dry_run(replace(config, teacher=("nowhere",)), console)
 
 
 def test_a_good_teacher_helps_a_student_of_few_steps(config, finished, console):

@@ -119,7 +119,10 @@ def test_a_sweep_names_what_it_does_not_use(config):
   console = Console(file=io.StringIO(), width=80)
   sweep.run(replace(shared, zoneout_c=0.1, cell=gru), console)
   shown = console.file.getvalue()
-  assert "\nwarning     --zoneout_c=0.1 has no effect: the state of a" in shown
+  assert (
+    "\nwarning     --zoneout_c=0.1 has no effect: the state of this cell"
+    in shown
+  )
   assert "\nwarning     --sample_length=30 has no effect: a sweep" in shown
 
 

@@ -14,6 +14,8 @@ from experiments.trainer.history import read_run_history
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
+from experiments.trainer.setup import make_setup
+from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import last_checksums, read_rows
 from tests.power import tree
 
@@ -29,6 +31,19 @@ def opened(config):
   facts = {SHA256: read_corpus(config.data).sha256}
   with open_run_dir(config, facts, may_extend=True) as found:
     return found
+
+
+def test_the_steps_before_are_those_beside_a_development_split(config, console):
+  """Sequences are shared out between the pieces beside it."""
+  text = (VERSE + "\n") * 40
+  Path(config.data.corpus).write_text(text, encoding="utf-8")
+  config = replace(config, dev_fraction=0.3, batch_size=5)
+  steps = make_setup(config).num_steps
+  tokens = make_setup(config).corpus.train.tokens
+  assert steps != config.batching.num_steps(tokens, 0)  # without the gap
+  train.run(config, console)
+  train.run(replace(config, num_epochs=2), console)
+  assert f"at step {steps} of {steps}; it is " in console.file.getvalue()
 
 
 def test_a_finished_run_goes_on_and_says_what_the_learning_rate_does(

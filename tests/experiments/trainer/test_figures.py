@@ -1,5 +1,7 @@
 """Labels at the ends of lines do not overlap."""
 
+import json
+import math
 from itertools import pairwise
 
 import pytest
@@ -7,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from experiments.trainer.figures import End, label_ends, spread, tidy
+from experiments.trainer.figures import (
+  End,
+  label_ends,
+  spread,
+  tidy,
+  zoom_on_tail,
+)
+from experiments.trainer.plot import draw
 
 
 def test_heights_that_are_apart_stay():
@@ -28,6 +37,66 @@ def test_heights_keep_their_order_mean_and_gap(heights):
   for low, high in pairwise(found):
     assert high - low >= 2 - 1e-9
   assert abs(sum(found) - sum(heights)) < 1e-9
+
+
+@pytest.mark.parametrize(
+  ("points", "important", "low", "high"),
+  [
+    ([(1, 9.0), (2, 8.0), (50, 2.0), (100, 1.0)], [], 1.0, 2.0),
+    ([(1, 9.0), (2, 8.0), (50, 2.0), (100, 1.0)], [8.0], 1.0, 8.0),
+    ([(1, 9.0), (50, math.nan), (100, 1.0)], [], 1.0, 1.0),
+    ([(1, 9.0)], [], 9.0, 9.0),
+  ],
+)
+def test_a_loss_is_shown_without_its_beginning(points, important, low, high):
+  panel = Figure().subplots()
+  zoom_on_tail(panel, points, important)
+  bottom, top = panel.get_ylim()
+  margin = 0.05 * (high - low) or 0.1
+  assert (bottom, top) == pytest.approx((low - margin, high + margin))
+
+
+def test_without_losses_the_limits_stay():
+  panel = Figure().subplots()
+  before = panel.get_ylim()
+  zoom_on_tail(panel, [(1, math.nan)], [])
+  assert panel.get_ylim() == before
+
+
+def test_the_picture_of_a_run_shows_its_best_and_its_test_loss(
+  tmp_path, monkeypatch
+):
+  """Both are of step 10, in the part that is left out of the training."""
+  rows = [{"step": 10, "val_loss": 5.0}, {"step": 10, "test_loss": 7.0}]
+  rows += [{"step": s, "train_loss": 1.0} for s in (900, 1000)]
+  rows += [{"step": 1000, "val_loss": 5.5}]
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / "metrics.jsonl").write_text(lines)
+  figures = []
+
+  def savefig(figure, path, **options):
+    figures.append(figure)
+
+  monkeypatch.setattr(Figure, "savefig", savefig)
+  draw(tmp_path, "character")
+  (panel,) = figures[0].axes
+  bottom, top = panel.get_ylim()
+  assert bottom < 1 and top > 7
+  assert panel.get_title("left").startswith("Best validation loss 5.0000 nats")
+  assert [text.get_text() for text in panel.texts] == (
+    ["test", "training", "validation"]
+  )
+
+
+def test_a_single_point_is_drawn(tmp_path, monkeypatch):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 10, "train_loss": 3.5}\n')
+  figures = []
+  monkeypatch.setattr(
+    Figure, "savefig", lambda figure, path, **options: figures.append(figure)
+  )
+  draw(tmp_path, "character")
+  (line,) = figures[0].axes[0].lines
+  assert line.get_marker() == "."
 
 
 def test_labels_are_beside_the_panel_and_do_not_overlap():

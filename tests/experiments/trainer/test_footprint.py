@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import jax
@@ -78,6 +79,19 @@ def test_a_mesh_that_has_too_little_memory_says_what_would_fit(
   dry_run(config, console)
   assert "each device has " in console.file.getvalue()
   assert "4 × 8 would need" in console.file.getvalue()
+
+
+@pytest.mark.programs
+def test_on_a_mesh_what_fits_is_a_multiple_of_the_devices(config, tmp_path):
+  """Of 12 sequences on 4 devices, 6 would be half: 4 is tried instead."""
+  module = "tests.experiments.trainer.fitting"
+  record = json.dumps(
+    to_record(replace(config, batch_size=12, mesh="data:4")) | {"devices": "4"}
+  )
+  [(status, shown, errors)] = finish(start(module, record, devices=4))
+  assert status == 0, errors
+  assert "each device has " in shown
+  assert "4 × 8 would need" in shown
 
 
 def test_one_of_a_kind_is_in_the_singular(config, console):

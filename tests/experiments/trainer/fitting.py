@@ -1,0 +1,24 @@
+"""A dry run on a mesh whose devices have too little memory.
+
+  python -m tests.experiments.trainer.fitting RECORD
+
+RECORD is a configuration as JSON. Each device has as much memory as a training
+step of one sequence a device needs.
+"""
+
+import json
+import sys
+
+from experiments.cli import make_console
+from experiments.trainer import footprint
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import from_record
+from experiments.trainer.setup import make_setup
+
+if __name__ == "__main__":
+  config = from_record(TrainConfig(), json.loads(sys.argv[1]))
+  setup = make_setup(config)
+  devices, seq_len = setup.mesh.size, config.batching.seq_len
+  limit = footprint.footprint(setup, devices, seq_len).bytes
+  footprint.available_memory = lambda: limit * devices
+  footprint.dry_run(config, make_console())
