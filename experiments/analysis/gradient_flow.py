@@ -3,13 +3,14 @@
 For the log-likelihood ℓₜ = log p(xₜ₊₁ | x₁ … xₜ) of every t at once, and the
 state sˡ of layer l,
 
-  dsˡₜ₋ₖ = ∂ℓₜ/∂sˡₜ₋ₖ   for k = 0 … W − 1
+  dsˡ[t, k] = ∂ℓₜ/∂sˡₜ₋ₖ   for k = 0 … W − 1
 
-is the effect on that prediction of a small change of an earlier state. The
-change acts through the later steps of its layer, and through the layers above,
-which read h. The gradients come from the cell's own backward. One scan over k
-computes them for all t in parallel: for the prediction at t, its step k is the
-backward of the time step t − k.
+is the effect on that prediction of a small change of an earlier state; h and c
+are changed one at a time, the other held fixed. The change acts through the
+later steps of its layer, and through the layers above, which read h. The
+gradients come from the cell's own backward. One scan over k computes them for
+all t in parallel: for the prediction at t, its step k is the backward of the
+time step t − k.
 """
 
 from functools import partial

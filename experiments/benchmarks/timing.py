@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.peers.proof import Makers, make_peers
+from experiments.trainer.devices import num_cores
 
 PACKAGES = "jax", "jaxlib", "flax", "dm-haiku", "equinox", "keras", "torch"
 
@@ -57,9 +58,10 @@ def measure(
 ) -> dict[str, list[float]]:
   """Return the seconds that each program takes in each round.
 
-  Each program first runs once as a warm-up. Every round then runs all programs
-  in a new random order: the caches and spinning threads that one program leaves
-  behind must not always affect the same other program.
+  A program must wait for its results (`jax.block_until_ready`). Each first runs
+  once as a warm-up. Every round then runs all programs in a new random order:
+  the caches and spinning threads that one program leaves behind must not always
+  affect the same other program.
   """
   for run in runs.values():
     run()
@@ -91,7 +93,8 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
+  """Return the cores that this process may use, and what they are."""
   path = Path("/proc/cpuinfo")
   lines = path.read_text().splitlines() if path.exists() else []
   names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-  return f"{len(names)} × {names[0]}" if names else platform.processor()
+  return f"{num_cores()} × {names[0]}" if names else platform.processor()

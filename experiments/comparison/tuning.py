@@ -4,8 +4,8 @@ Learning rate: one rate for all cells would favour the cell that it was chosen
 for. Each cell tries every rate for a number of training steps on the training
 split without its end, and takes the rate with the lowest loss on that end. If
 that is the largest or the smallest rate, twice or half of it is tried too,
-until it is neither: a best rate at an end says only that the rates were too
-few. The validation split plays no part in this choice.
+until it is neither, or MOST_FURTHER were added: a best rate at an end says only
+that the rates were too few. The validation split plays no part in this choice.
 
 Equal time: a training step of every cell is timed, and each cell gets as many
 training steps as fit into the time of the LSTM's.

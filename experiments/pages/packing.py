@@ -13,8 +13,7 @@ A signal has at most 256 levels q, a byte each:
   norm    v in [10ᵃ, 10ᵇ]               q = 1 + round(254 (log₁₀ v − a)/(b − a))
 
 So 0 is exact in a signed signal. The relative error of a norm is at most 5.6 %,
-but that norms more than 12 powers of ten below the largest are raised to that
-end. A norm of 0 is level 0.
+but norms below 10⁻¹² of the largest are stored as that. A norm of 0 is level 0.
 """
 
 import base64
@@ -104,7 +103,7 @@ def quantize_gate(values: np.ndarray) -> np.ndarray:
 
 
 def quantize_signed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Return signals [H, N] as uint8, and each unit's largest value, [H]."""
+  """Return signals [H, N] as uint8, and each unit's largest magnitude, [H]."""
   largest = np.abs(values).max(axis=1)
   scaled = values / np.where(largest > 0, largest, 1)[:, None]
   return (128 + np.rint(127 * scaled)).astype(np.uint8), largest

@@ -35,12 +35,13 @@ from lstm_jax.training import (
 
 Value = TypeVar("Value")
 LOGS = run_dir.METRICS, run_dir.SAMPLES
-# How a run computes, and no part of its model: that is evaluated in its own
-# dtype, on any device.
-HOW = "compute_dtype", "implementation"
+# Flags of how a run computes; its model can be rebuilt without them.
+COMPUTATION = "compute_dtype", "implementation"
 # The flags that a model is rebuilt from.
 MODEL_FLAGS = (
-  *(leaf.name for leaf in leaves(ModelConfig()) if leaf.name not in HOW),
+  *(
+    leaf.name for leaf in leaves(ModelConfig()) if leaf.name not in COMPUTATION
+  ),
   "tokenizer",
   "min_count",
 )
@@ -116,7 +117,7 @@ def restore(
     console: prints which checkpoints are damaged.
 
   Raises:
-    CheckpointError: there are checkpoints, and all are damaged.
+    CheckpointError: there are checkpoints, and none can be used.
   """
   checkpoints = directory / run_dir.CHECKPOINTS
 
@@ -128,7 +129,12 @@ def restore(
       try:
         best_params = read_params(checkpoints, progress.best[1], state.params)
       except CheckpointError as error:
-        console.print(f"{error}: the best is forgotten", soft_wrap=True)
+        loss, best_step = progress.best
+        console.print(
+          f"{error}: the best weights, of step {best_step} and a loss of "
+          f"{loss:.4f}, are lost, and later evaluations choose others",
+          soft_wrap=True,
+        )
         progress = progress._replace(best=None)
     return Restored(restored, progress, best_params)
 
@@ -178,15 +184,15 @@ def read_progress(
     return kind(**description["progress"])
   except (KeyError, TypeError) as error:
     raise CheckpointError(
-      f"the checkpoint of step {step} in {checkpoints} describes no such "
-      f"run: {error}"
+      f"the checkpoint of step {step} in {checkpoints} is not of such a run: "
+      f"{error}"
     ) from None
 
 
 def read_resized_state(
   checkpoints: Path, step: int, state: TrainState, batch_size: int
 ) -> TrainState:
-  """Return a checkpoint's train state, whose carried state has another B.
+  """Return a checkpoint's train state, with the carried state of a batch size.
 
   Raises:
     CheckpointError: it has other arrays than `state`, or cannot be read.

@@ -28,7 +28,8 @@ class MetricBuffer:
   """Collects metrics, and the seconds from `start_clock` to `stop_clock`.
 
   Args:
-    max_skipped: how many consecutive steps may have a non-finite gradient.
+    max_skipped: how many consecutive steps may have a loss or a gradient that
+      is not finite.
 
   Attributes:
     seconds: training time of all rows so far.
@@ -81,9 +82,12 @@ class MetricBuffer:
     self._pending.append(metrics[:3])
 
   def take(self, step: int) -> Row | None:
-    """Return the row of the pending steps up to `step`; None if there are none.
+    """Return the row of all pending steps; None if there are none.
 
-    The clock stops.
+    The clock stops; without pending steps, its time is not counted.
+
+    Args:
+      step: the last of them.
 
     Raises:
       Diverged: too many consecutive losses or gradients are not finite.

@@ -42,9 +42,11 @@ NO_FORWARD_MODE = (
 class Cell(Protocol[ParamsT, StateT]):
   """One time step of a recurrent network, forward and backward.
 
-  `lstm`, `gru` and `rnn` are the reference; their docstrings hold the
-  equations. All functions are batched over the leading axes of their arrays;
-  `project` and `parameter_gradients` over a time axis as well.
+  `lstm`, `gru` and `rnn` are examples; their docstrings hold the equations. All
+  functions are batched over the leading axes of their arrays, and over a time
+  axis before them as well: `project` and `parameter_gradients` always, `recur`
+  and `recur_backward` where the recurrence is linear or the gates are
+  recomputed.
 
   A cell whose `project` reads x through x W_x alone, and takes integer tokens
   for one-hot rows, says so by an attribute `takes_tokens = True`. A cell whose
@@ -82,9 +84,11 @@ class Cell(Protocol[ParamsT, StateT]):
 
   @property
   def recur_backward(self) -> Callable[..., tuple]:
-    """(params, gates, residuals, d_state, *extras) -> (d_state before, da).
+    """(params, gates, residuals, d_state, *extras) -> (d_state, da).
 
-    Extra cotangents may follow da, if the weights' gradients need them.
+    The cotangent of the state after the step makes that of the state before it,
+    and da, that of the pre-activations. Extra cotangents may follow da, if the
+    weights' gradients need them.
     """
 
   @property
@@ -98,7 +102,7 @@ class Cell(Protocol[ParamsT, StateT]):
 
   @property
   def forward(self) -> Callable[..., tuple[StateT, Any]]:
-    """(params, state, x, *extras) -> (state, saved), such as StepResiduals."""
+    """(params, state, x, *extras) -> (state, saved), saved for `backward`."""
 
   @property
   def backward(self) -> Callable[[Any, StateT], tuple]:

@@ -86,10 +86,10 @@ def dynamic_log_probs(
   scale: LanguageParams,
   config: DynamicEvalConfig,
 ) -> np.ndarray:
-  """Return the distribution of each token by dynamic evaluation.
+  """Return the distribution predicted at each place by dynamic evaluation.
 
-  Those of tokens[1:] are the negative of `dynamic_nats`, which has the same
-  arguments and raises the same errors.
+  Its entry [k, tokens[k + 1]] is the negative of entry k of `dynamic_nats`,
+  which has the same arguments and raises the same errors.
 
   Returns:
     Logarithms of the probabilities of every token, [N − 1, V].
@@ -123,7 +123,7 @@ def _scan(model, params, tokens, scale, config, full):
   diverged = np.flatnonzero(~(result < MAX_NATS))  # also NaN
   if diverged.size:
     raise Divergence(
-      f"dynamic evaluation diverges at token {diverged[0] + 1} of "
+      f"dynamic evaluation diverges at token {diverged[0] + 2} of "
       f"{len(tokens)}: try a rate below {rate}"
     )
   return np.concatenate(parts)[: len(tokens) - 1] if full else result

@@ -63,9 +63,9 @@ def stateful_nats(
 def stateful_log_probs(
   model: LanguageModel, params: LanguageParams, tokens: np.ndarray
 ) -> np.ndarray:
-  """Return the distribution of each token given all tokens before it.
+  """Return the distribution predicted at each place from all tokens before it.
 
-  Those of tokens[1:] are the negative of `stateful_nats`.
+  Its entry [k, tokens[k + 1]] is the negative of entry k of `stateful_nats`.
 
   Args:
     model: the language model.

@@ -220,9 +220,7 @@ def _language_model(
     if regularizers is None:
       nats, state = loss(params, state, tokens, targets)
       return nats, (nats, state)
-    key_weights, key_stack, key_outputs = jax.random.split(key, 3)
-    # Not a fourth of `split`: the other noise would not be what it was.
-    key_reset = jax.random.fold_in(key, 3)
+    key_weights, key_stack, key_outputs, key_reset = jax.random.split(key, 4)
     zero = initial_state(jnp.shape(tokens)[1:])
     state = regularizers.reset_states(key_reset, state, zero)
     readout = readout_weights(params)  # before token_dropout drops rows of E

@@ -91,7 +91,12 @@ def scan_fused(
 def step_flags(
   mask: jax.Array | None, reset: jax.Array | None
 ) -> jax.Array | None:
-  """Return the flags of a mask and of resets, bool [T, ...] or None."""
+  """Return MASKED, RESET or STEP for each step, float32 [T, ...], or None.
+
+  Args:
+    mask: bool [T, ...], or None.
+    reset: bool [T, ...], or None.
+  """
   if mask is None and reset is None:
     return None
   from lstm_jax.mosaic_gpu.states import MASKED, RESET, STEP
@@ -116,7 +121,7 @@ def _forward(cell, options, plan, *arguments):
 
 
 def _run(cell, options, plan, save, params, state, xs, flags):
-  """Return (state, hs), and the residuals if `save`."""
+  """Return ((state, hs), residuals), which are for the backward if `save`."""
   from lstm_jax.mosaic_gpu.forward import forward_kernel
 
   time_step = _time_step(cell)

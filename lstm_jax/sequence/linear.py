@@ -14,8 +14,8 @@ Forward                               Backward
   rₜ = recur(sₜ₋₁, aₜ)                  daₜ = recur_backward(rₜ, dsₜ)
 
 with rₜ the gates and residuals, dhₜ the cotangent of the output hₜ, and eₜ₊₁
-that part of the cotangent of sₜ which comes from all later steps (from ds_T
-alone after the last step). The Jacobian ∂sₜ/∂sₜ₋₁ is diagonal, so that
+that part of the cotangent of sₜ which comes from all later steps; e_{T+1} is
+the cotangent of the last state. The Jacobian ∂sₜ/∂sₜ₋₁ is diagonal, so that
 `recur_backward` makes λₜ of a cotangent of ones. A cell, and the wrappers of
 masks, resets, zoneout and dropout, therefore need no function for λₜ.
 
@@ -26,9 +26,10 @@ one at each of the T steps. On a CPU it is a loop with one multiplication and
 one addition a unit: there a parallel scan is slower at every size measured, as
 it reads and writes the whole sequence several times.
 
-A parallel scan multiplies the λ of many time steps: if they are above 1, the
-product can overflow where the loop does not. Between the steps of a sequence
-the state is float32 or wider, also where the weights are bfloat16.
+A parallel scan multiplies the λ of many time steps: if they are above 1, as
+state dropout can make them, the product can overflow where the loop does not.
+Between the steps of a sequence the state is float32 or wider, also where the
+weights are bfloat16.
 """
 
 from functools import partial
@@ -72,7 +73,8 @@ def linear_scan(
 
   def combine(earlier, later):
     decay, increment = earlier
-    return later[0] * decay, _decayed(later[0], increment) + later[1]
+    product = jnp.where(decay == 0, 0, _decayed(later[0], decay))  # no 0 · inf
+    return product, _decayed(later[0], increment) + later[1]
 
   decays, sums = lax.associative_scan(
     combine, (decay, increment), reverse=reverse

@@ -9,8 +9,9 @@
 
 `factors` and `zoneout` draw arguments of `unroll`. The same key draws the same
 noise; a rate of 0 draws nothing and changes nothing. What is not dropped is
-divided by 1 − rate, so that the expectation stays the same. Zoneout is not
-rescaled: its expectation is `unroll(..., zoneout=rates)`.
+divided by 1 − rate, so that the expectation stays the same. Zoneout needs no
+rescaling: at evaluation, pass the rates themselves as `zoneout`, and each step
+updates the state by its expectation.
 
   >>> import jax, jax.numpy as jnp
   >>> hs = locked_dropout(jax.random.key(0), jnp.ones((3, 1, 100)), 0.5)
@@ -32,7 +33,7 @@ from lstm_jax.cells.cell import Params, State
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-  """Return x with elements set to 0 at the rate, and the others scaled up.
+  """Return x with elements set to 0 with probability `rate`, others scaled up.
 
   Raises:
     ValueError: the rate is not in [0, 1). All functions here raise it.
@@ -53,7 +54,7 @@ def factors(
   rate: float,
   dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
-  """Return factors for dropout: 0 at the rate, 1 / (1 − rate) otherwise."""
+  """Return factors: 0 with probability `rate`, 1 / (1 − rate) otherwise."""
   if not _drops(rate):
     return jnp.ones(shape, dtype)
   keep = jax.random.bernoulli(key, 1 - rate, shape)

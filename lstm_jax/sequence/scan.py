@@ -22,11 +22,11 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
 with P the size of the projection, and 5 rounds of a Mogrifier. The largest
 array exists only once: at every step, the gates (or local gradients) overwrite
-aₜ, and later daₜ overwrites them. The backward adds a copy of hs, shifted by
-one step (1). The GRU adds the cotangent of h W_h, which is not daₜ (3). The
-layer-normalised LSTM adds normalised products and their cotangents (up to 17,
-not all at the same time), and the Mogrifier the operands and the cotangents of
-all its products (8 + 6 D/H).
+aₜ, and later daₜ overwrites them. During the backward there are more, again
+times T·B·H: a copy of hs, shifted by one step, 1; in the GRU the cotangent of
+h W_h, which is not daₜ, 3; in the layer-normalised LSTM the normalised products
+and their cotangents, up to 17, not all at the same time; in the Mogrifier the
+operands and the cotangents of all its products, 8 + 6 D/H.
 """
 
 import math
@@ -164,7 +164,7 @@ def scan_sequence(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) of a sequence, with the gradient of the docstring above.
+  """Return (state, hs) of a sequence, with the module docstring's gradient.
 
   Its arguments are those of `scan_steps`, for a cell.
   """
@@ -184,7 +184,7 @@ def num_rows(state: State, xs: jax.Array) -> int | None:
 def _projects_first(state: State, xs: jax.Array) -> bool:
   """Return whether outputs alone are faster with `scan_outputs`, on a CPU.
 
-  x W_x of more rows than these would be the largest array of the program.
+  With more than MANY_ROWS rows, x W_x would be the program's largest array.
   Tokens take a row of W_x at each step, which is faster than all rows first. In
   jax 0.10, XLA fuses a GRU's time step to one loop that is not vectorized if it
   also reads x W_x from an array of all steps: H 128 takes 4.8 ms, not 2.3.

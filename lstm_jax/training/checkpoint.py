@@ -77,9 +77,9 @@ class CheckpointWriter:
 
     Args:
       step: training steps made.
-      params: returned by `read_params`.
-      description: returned by `read_checkpoint`.
-      state: returned by `read_state`; None to save none.
+      params: the weights, which `read_params` will return.
+      description: what `read_checkpoint` will return.
+      state: what `read_state` will return; None to save none.
       best: the step of the best checkpoint, which is kept.
 
     Raises:
@@ -96,6 +96,7 @@ class CheckpointWriter:
       description=ocp.args.JsonSave(description),
       checksums=ocp.args.JsonSave(checksums),
     )
+    self.wait()  # an error is then that of the checkpoint before
     self._policy.best = best
     with _as_errors(f"the checkpoint of step {step} cannot be written"):
       if not self._manager.save(step, args=items):
@@ -103,10 +104,15 @@ class CheckpointWriter:
       self._unsynced = step
 
   def delete_after(self, step: int) -> None:
-    """Delete the checkpoints of later steps."""
+    """Delete the checkpoints of later steps.
+
+    Raises:
+      CheckpointError: one cannot be deleted.
+    """
     for later in self._manager.all_steps():
       if later > step:
-        self._manager.delete(later)
+        with _as_errors(f"the checkpoint of step {later} cannot be deleted"):
+          self._manager.delete(later)
 
   def wait(self) -> None:
     """Wait until the last checkpoint is on the disk.
@@ -117,7 +123,8 @@ class CheckpointWriter:
     with _as_errors("the last checkpoint cannot be written"):
       self._manager.wait_until_finished()
       if self._unsynced is not None:
-        sync_tree(self._directory / str(self._unsynced))  # orbax dates it last
+        # Not earlier: orbax writes its time into it at the very end.
+        sync_tree(self._directory / str(self._unsynced))
         sync(self._directory)
         self._unsynced = None
 
@@ -202,7 +209,7 @@ def has_state(directory: Path, step: int) -> bool:
 def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
   with _reading(directory, step) as manager:
     stored = manager.item_metadata(step)[item]
-    _check_shapes(directory, getattr(stored, "tree", stored), like)
+    _check_shapes(directory, step, getattr(stored, "tree", stored), like)
     arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(like)})
     tree = manager.restore(step, args=arguments)[item]
     checksums = _read_json(manager, step, CHECKSUMS)
@@ -272,14 +279,15 @@ def _damaged(directory: Path, step: int, name: str) -> str:
   )
 
 
-def _check_shapes(directory: Path, stored: Any, like: Any) -> None:
+def _check_shapes(directory: Path, step: int, stored: Any, like: Any) -> None:
   """Raise CheckpointError where the stored arrays are not those expected."""
   found, expected = _shapes(stored), _shapes(like)
   for name in [*expected, *found]:
     if found.get(name) != expected.get(name):
       raise CheckpointError(
-        f"the checkpoint in {directory} is of another configuration: {name} "
-        f"must be {expected.get(name, 'absent')}, got {found.get(name, 'none')}"
+        f"the checkpoint in {directory}/{step} is of another configuration: "
+        f"{name} must be {expected.get(name, 'absent')}, "
+        f"got {found.get(name, 'none')}"
       )
 
 

@@ -21,7 +21,9 @@ class OptimizerConfig:
   """The optimizer, its learning rate and its clipping of the gradient.
 
   With nonfinite="stop" the optimizer applies every gradient: the training loop
-  has to notice a loss or a gradient that is not finite, and stop.
+  has to notice a loss or a gradient that is not finite, and stop. With "skip"
+  it has to stop after MAX_SKIPPED skipped steps in a row: the next gradient is
+  applied, whatever it is. The schedule does not advance at skipped steps.
 
   Raises:
     ValueError: a name is unknown or a number is out of its range.
@@ -38,13 +40,13 @@ class OptimizerConfig:
   schedule: Schedule = option(
     "cosine",
     "Learning rate after the warmup: cosine decays to a hundredth of the peak "
-    "at the last training step, constant stays at the peak.",
+    "at the end of the training, constant stays at the peak.",
     choices=get_args(Schedule),
   )
   warmup_steps: int = option(
     100,
-    "Training steps in which the learning rate rises linearly to its peak; all "
-    "steps but the last where there are fewer.",
+    "Training steps in which the learning rate rises linearly to its peak; if "
+    "the training has no more, all but its last.",
     bounds="[0, inf)",
   )
   weight_decay: float = option(
@@ -52,14 +54,14 @@ class OptimizerConfig:
   )
   clip_norm: float = option(
     1.0,
-    "Largest global norm of the gradient, which is scaled down to it; 0 for no "
-    "such clipping.",
+    "Gradients with a larger global norm are scaled down to this norm; 0 for "
+    "no such clipping.",
     bounds="[0, inf)",
   )
   clip_value: float = option(
     0.0,
-    "Largest magnitude of an element of the gradient, clipped before its norm "
-    "is; 0 for no such clipping.",
+    "Largest magnitude of an element of the gradient, applied before "
+    "clip_norm; 0 for no such clipping.",
     bounds="[0, inf)",
   )
   nonfinite: Nonfinite = option(
@@ -106,10 +108,8 @@ def _make_optimizer(
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
   """Return the learning rate as a function of the updates made."""
-  peak, warmup_steps = (
-    config.learning_rate,
-    min(config.warmup_steps, num_steps - 1),
-  )
+  peak = config.learning_rate
+  warmup_steps = min(config.warmup_steps, num_steps - 1)
   if config.schedule == "cosine":
     after = optax.cosine_decay_schedule(
       peak, num_steps - warmup_steps, alpha=0.01

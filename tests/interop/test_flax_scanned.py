@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen
 
-from lstm_jax import gru, lstm, min_gru, rnn, slstm, unroll
+from lstm_jax import gru, lstm, min_gru, projected_lstm, rnn, slstm, unroll
 from lstm_jax.interop.flax import scanned
 from tests.draws import B, D, H, T, normal_like, weighed, worst
 
@@ -119,6 +119,22 @@ def test_any_other_cell_has_its_own_weights(cell):
   assert worst(module.apply(variables, carry, (xs, resets)), expected) == 0
 
 
+def test_a_projected_state_has_the_hidden_size_of_its_c():
+  size = 2 * H  # h has half of it
+  carry = scanned(projected_lstm).initialize_carry(B, size)
+  assert (carry[0].shape, carry[1].shape) == ((B, size), (B, H))
+  _, xs, resets = draw(gru)
+  xs = xs.astype(jnp.float32)
+  (_, hs), variables = scanned(projected_lstm)().init_with_output(
+    SEED, carry, (xs, resets)
+  )
+  params = variables["params"]["cell"]
+  assert params.w_r.shape == (size, H)
+  state = projected_lstm.initial_state(params, (B,))
+  _, expected = unroll(projected_lstm, params, state, xs, reset=resets)
+  assert worst(hs, expected) == 0
+
+
 def test_resets_of_any_dtype_are_those_that_are_not_zero():
   carry, xs, resets = draw(gru)
   module = scanned(gru)()
@@ -145,8 +161,8 @@ def test_equal_cells_give_the_same_module():
 @pytest.mark.parametrize(
   ("cell", "change", "message"),
   [
-    (gru, {"xs": jnp.ones((B, D))}, "ins must be [T, 3, D], as the carry, got"),
-    (gru, {"xs": jnp.ones((T, B))}, "ins must be [T, 3, D], as the carry, got"),
+    (gru, {"xs": jnp.ones((B, D))}, "ins must be [T, 3, D], to fit the carry"),
+    (gru, {"xs": jnp.ones((T, B))}, "ins must be [T, 3, D], to fit the carry"),
     (gru, {"xs": jnp.ones((B, T, D))}, "the carry, got (3, 5, 4)"),
     (gru, {"resets": jnp.ones(B)}, "resets must be [5, 3], as ins, got (3,)"),
     (gru, {"resets": jnp.ones((B, T))}, "must be [5, 3], as ins, got (3, 5)"),

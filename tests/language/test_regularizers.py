@@ -48,7 +48,7 @@ def test_an_slstm_keeps_its_memory_c_n_and_m_together(key):
 @pytest.mark.parametrize("cell", [lstm, slstm, min_gru])
 def test_some_sequences_begin_at_the_zero_state(cell, key):
   model, params, state, *batch = make(key, Regularizers(state_reset=0.5), cell)
-  key_reset = jax.random.fold_in(key, 3)
+  key_reset = jax.random.split(key, 4)[3]
   is_reset = jax.random.bernoulli(key_reset, 0.5, (B,))
   assert 0 < is_reset.sum() < B
   _, (_, found) = model.training_loss(params, state, *batch, key)
@@ -64,7 +64,7 @@ def test_some_sequences_begin_at_the_zero_state(cell, key):
 
 def test_the_state_before_a_reset_has_no_gradient(key):
   model, params, state, *batch = make(key, Regularizers(state_reset=0.5))
-  is_reset = jax.random.bernoulli(jax.random.fold_in(key, 3), 0.5, (B,))
+  is_reset = jax.random.bernoulli(jax.random.split(key, 4)[3], 0.5, (B,))
   gradient = jax.grad(lambda s: model.training_loss(params, s, *batch, key)[0])(
     state
   )
@@ -123,7 +123,7 @@ def test_the_training_loss_is_that_of_its_parts(key):
   """Every mask is drawn as in the module, and applied here step by step."""
   model, params, state, tokens, targets = make(key, ALL)
   total, (nats, last) = model.training_loss(params, state, tokens, targets, key)
-  key_weights, key_stack, key_outputs = jax.random.split(key, 3)
+  key_weights, key_stack, key_outputs, _ = jax.random.split(key, 4)
   key_tokens, key_layers = jax.random.split(key_weights)
   rows = regularize.factors(key_tokens, (V, 1), 0.2, float)
   xs = (params.embedding * rows)[tokens]
@@ -133,7 +133,7 @@ def test_the_training_loss_is_that_of_its_parts(key):
       jax.random.split(key_layers, 2), params.layers, strict=True
     )
   )
-  is_reset = jax.random.bernoulli(jax.random.fold_in(key, 3), 0.5, (B,))
+  is_reset = jax.random.bernoulli(jax.random.split(key, 4)[3], 0.5, (B,))
   assert 0 < is_reset.sum() < B
   state = jax.tree.map(lambda s: s.at[is_reset].set(0), state)
   key_drop, *keys = jax.random.split(key_stack, 3)

@@ -65,6 +65,29 @@ def test_linear_scan_equals_a_loop(device, reverse, steps):
   assert worst(found, states) < 1e-12
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_reset_hides_a_product_that_overflows(device, reverse):
+  """λ above 1 on both sides of a reset, as state dropout can make it."""
+  decay = np.full((15, B, H), 1e60)
+  decay[[3, 11]] = 0
+  ones = np.ones((15, B, H))
+  expected, state = np.zeros((15, B, H)), ones[0]
+  with np.errstate(over="ignore", invalid="ignore"):
+    for t in range(15)[:: -1 if reverse else 1]:
+      kept = np.where(decay[t] == 0, 0, decay[t] * state)
+      state = expected[t] = kept + ones[t]
+  with traced_for(device):
+    found = linear_scan(
+      *map(jnp.asarray, (decay, ones, ones[0])), reverse=reverse
+    )
+  found = np.asarray(found)
+  assert np.isinf(expected).any() and not np.isnan(expected).any()
+  finite = np.isfinite(expected)
+  assert np.array_equal(found[~finite], expected[~finite])
+  assert np.allclose(found[finite], expected[finite], rtol=1e-12)
+
+
 @CELLS
 @pytest.mark.parametrize("feature", ["plain", "all"])
 def test_a_parallel_scan_has_the_gradient_of_autodiff(cell, feature, key):

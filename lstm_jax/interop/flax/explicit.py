@@ -33,7 +33,8 @@ CELL_OF_TYPE: dict[type, Cell] = {
 }
 HONOURED = {
   *("self", "parent", "name"),
-  # Of a cell or layer: sizes, initial values, metadata, and dtypes (`fits`).
+  # Of a cell or layer: sizes (`fits`), dtypes (`has_one_dtype`), and what only
+  # making the weights reads.
   *("features", "in_features", "hidden_features", "out_features", "use_bias"),
   *("kernel_init", "recurrent_kernel_init", "bias_init", "carry_init"),
   *("kernel_metadata", "recurrent_kernel_metadata", "bias_metadata"),

@@ -22,10 +22,12 @@ Anything else runs in Flax's own RNN, unchanged.
 time steps. Weights and carry are then float32 or bfloat16, and so is the dtype
 that the cell computes in, which is that of the products' operands alone: sums,
 gates and c are float32, so that with bfloat16 the numbers are not Flax's, but
-closer to those of float32. What neither the kernels nor `unroll` take is an
-error, where without them Flax's own RNN would run:
+closer to those of float32. For example:
 
   LinenRNN(linen.GRUCell(64, dtype=jnp.bfloat16), implementation="mosaic_gpu")
+
+What neither the kernels nor `unroll` take is then an error, where without the
+kernels Flax's own RNN would run.
 
 Where `unroll` is used, three things differ from Flax. Given `seq_lengths`,
 padded outputs are 0, where Flax applies the cell to the padding; and the final
@@ -210,13 +212,13 @@ def _time_first(inputs: Any, options: Options) -> jax.Array | None:
 
 
 def _is_ours(module: Any, call: Call) -> bool:
-  """Return whether `unroll` runs a call, or refuses it for the kernels."""
+  """Return whether `unroll` runs a call, or raises an error for the kernels."""
   kernels = module.implementation == "mosaic_gpu"  # have dtypes of their own
   return fits(call) and (kernels or has_one_dtype(call))
 
 
 def _check_flax_may_run(module: Any) -> None:
-  """Raise ValueError if a module's layer is to be a kernel."""
+  """Raise ValueError if kernels were asked for, and Flax's RNN is needed."""
   if module.implementation == "mosaic_gpu":
     cell = type(module.cell).__name__
     raise ValueError(

@@ -12,7 +12,8 @@ begins. `scanned` makes a module that is called in the same way:
 The weights of gru, lstm and rnn are those of Flax's GRUCell, OptimizedLSTMCell
 and SimpleCell, with their names, shapes and initial values, so that checkpoints
 can be restored. Those of any other cell are one parameter "cell", which holds
-what `init` returns. The hidden size is that of the carry.
+what `init` returns. The hidden size is that of the carry (of its c, if it has
+one: a projected h is smaller).
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import gru
@@ -94,8 +95,8 @@ def scanned(cell: Cell) -> Any:
           flax_cell(carry, ins[0])  # creates the weights
         params = from_linen(flax_cell.variables["params"])[1]
       else:
-        sizes = ins.shape[-1], state.h.shape[-1]
-        params = self.param("cell", cell.init, *sizes)
+        hidden_size = getattr(state, "c", state.h).shape[-1]
+        params = self.param("cell", cell.init, ins.shape[-1], hidden_size)
       ins = ins.astype(_dtype(params))
       state, ys = unroll(cell, params, state, ins, reset=resets != 0)
       return _carry(state), ys
@@ -158,7 +159,9 @@ def _check(ins: jax.Array, resets: jax.Array, state: Any) -> None:
   batch = state.h.shape[:-1]
   axes = ", ".join(["T", *map(str, batch)])
   if ins.ndim != len(batch) + 2 or ins.shape[1:-1] != batch:
-    raise ValueError(f"ins must be [{axes}, D], as the carry, got {ins.shape}")
+    raise ValueError(
+      f"ins must be [{axes}, D], to fit the carry, got {ins.shape}"
+    )
   if resets.shape != ins.shape[:-1]:
     expected = list(ins.shape[:-1])
     raise ValueError(f"resets must be {expected}, as ins, got {resets.shape}")

@@ -40,6 +40,13 @@ def test_a_short_delay_is_learned_and_the_best_rate_returned(key):
   assert len(result.accuracy) == len(result.nats) == 2
 
 
+def test_the_best_rate_loses_the_fewest_seeds_and_has_the_lowest_loss():
+  losses = [[np.nan, np.inf], [np.nan, 9.0], [2.0, np.inf], [7.0, 8.0]]
+  ranks = [recall.rank(np.array(each)) for each in losses]
+  assert ranks == [(2, np.inf), (1, 9.0), (1, 2.0), (0, 7.5)]
+  assert min(ranks) == ranks[3] and min(ranks[:3]) == ranks[2]
+
+
 def test_a_seed_that_diverges_has_no_loss(key):
   assert learn(key, 9, learning_rates=(3e38,)).nats == [None, None]
 
