@@ -24,8 +24,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
   panel, ends = figure.subplots(), []
   for name, run in record["networks"].items():
     steps, returns = curve(run["returns"], record["steps_per_update"])
-    marker = "." if len(steps) == 1 else ""
-    panel.plot(steps, returns.mean(1), marker, ls="-", color=COLORS[name])
+    marker = "." if len(steps) == 1 else None
+    panel.plot(steps, returns.mean(1), marker=marker, color=COLORS[name])
     if len(steps):
       label = name.replace("_", "-")
       ends.append(End(returns.mean(1)[-1], label, COLORS[name]))

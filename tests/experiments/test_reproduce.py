@@ -138,9 +138,10 @@ def test_the_commands_train_and_evaluate_every_seed_of_the_row():
   run = "--run=runs/reproduce/tinyshakespeare/seed1"
   assert lines == [
     "experiments.train --flagfile=experiments/recipes/tinyshakespeare.flags "
-    f"--compute_dtype=float32 --seed=1 {run}",
+    f"--seed=1 {run}",
     f"experiments.evaluate {run} --protocol=cold --protocol=stateful "
-    "--protocol=dynamic --rate=3e-5 --decay=2e-3 --segment=20",
+    "--protocol=dynamic --protocol=mixed_stateful --protocol=mixed "
+    "--checkpoint=last",
   ]
   (only,) = plan(row, ReproduceConfig(run="here", seeds=(7, 7)))
   assert (only.seed, only.directory) == (7, Path("here/seed7"))
