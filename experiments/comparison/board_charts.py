@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CHARTS = "loss-by-parameters.png", "loss-by-time.png"
 MARKERS = "osD^v*PX"  # of the protocols, in their order
 OURS, OTHERS = "tab:blue", "tab:gray"
+ENSEMBLE = "ensemble"  # the protocol of all seeds together
 KEYWORD = "Description"  # of a PNG file's text
 
 
@@ -67,9 +68,19 @@ def draw(board: Board, directory: Path) -> None:
 
 
 def points(board: Board, axis: Axis) -> list[Point]:
-  """Return a point for each result of the rows that have the axis' value."""
+  """Return a point for each result of the rows that have the axis' value.
+
+  An ensemble has as many parameters, and takes as long, as its members.
+  """
   return [
-    Point(number, r.protocol, x, r.mean, r.std or 0.0, bool(row.recipe))
+    Point(
+      number,
+      r.protocol,
+      x * len(r.seeds) if r.protocol == ENSEMBLE else x,
+      r.mean,
+      r.std or 0.0,
+      bool(row.recipe),
+    )
     for number, row in enumerate(board.rows, start=1)
     if (x := axis.value(row)) is not None
     for r in row.results

@@ -165,6 +165,14 @@ def test_a_chart_has_a_point_for_each_result_and_says_which(tmp_path):
   ]
 
 
+def test_an_ensemble_costs_what_its_members_cost():
+  ensemble = Result("ensemble", 1.25, seeds=(0, 1, 2), note="stateful")
+  row = LSTM._replace(parameters=1_000_000, results=[*LSTM.results, ensemble])
+  found = points(Board(PROTOCOLS, [row]), AXES[0])
+  assert [point.x for point in found if point.protocol == "ensemble"] == [3.0]
+  assert {p.x for p in found if p.protocol != "ensemble"} == {1.0}
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [
