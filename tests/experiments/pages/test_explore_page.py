@@ -273,7 +273,8 @@ PIXELS = """
 
 
 def pins(chromium):
-  """Return (name, value) of each pinned unit."""
+  """Return (name, value) of each pinned unit, once they are drawn."""
+  chromium.settle()
   rows = chromium.run(
     "return [...document.querySelectorAll('#pins li')].map((item) =>"
     "[item.querySelector('button').innerText,"
