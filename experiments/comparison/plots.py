@@ -65,9 +65,10 @@ def draw(record: Record, path: Path) -> None:
 
 
 def _val_loss(record: Record, panel: Axes) -> None:
-  for run in _select(record["runs"], budget=EQUAL_STEPS):
+  runs = _select(record["runs"], budget=EQUAL_STEPS)
+  for run in runs:
     _losses(run, panel)
-  _zoom(panel, _select(record["runs"], budget=EQUAL_STEPS))
+  _zoom(panel, runs)
   _plain_x(panel)
   title = "Validation loss, equal steps"
   tidy(panel, title, "training steps", "nats per character")

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.trainer.format import format_bytes
-from experiments.trainer.members import SPLIT_FLAGS, load_members
+from experiments.trainer.members import differing_split, load_members
 from experiments.trainer.pretrained import check_vocabulary
 from experiments.trainer.setup import TrainSetup
 from experiments.trainer.trained import Trained
@@ -75,14 +75,13 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
       f"{name} has another corpus: it must have learned from the text of "
       f"{setup.config.data.corpus}, got {teacher.config.data.corpus}"
     )
-  for flag in SPLIT_FLAGS:  # else it may know text that this run is tested on
-    expected = getattr(setup.config.data, flag)
-    found = getattr(teacher.config.data, flag)
-    if found != expected:
-      raise ValueError(
-        f"{name} has other splits: {flag} must be {expected}, as in this run, "
-        f"got {found}"
-      )
+  ours, theirs = setup.config.data, teacher.config.data
+  flag = differing_split(ours, theirs)
+  if flag:  # it may know text that this run is tested on
+    raise ValueError(
+      f"{name} has other splits: {flag} must be {getattr(ours, flag)}, as in "
+      f"this run, got {getattr(theirs, flag)}"
+    )
   needed = soft_target_bytes(setup)
   if needed > limit:
     raise ValueError(

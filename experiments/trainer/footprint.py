@@ -7,7 +7,6 @@ matrix products follow from the shapes: two for each multiply-add, once forward
 and twice backward; everything else is left out.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -125,8 +124,8 @@ def least_footprint(
   """
   state = _state_like(setup, batch_size)
   return Footprint(
-    shard_bytes((state, state.params)),
-    shard_bytes(state),
+    num_bytes((state, state.params)),
+    num_bytes(state),
     operations(state.params, batch_size * seq_len),
   )
 
@@ -142,18 +141,6 @@ def _state_like(setup: TrainSetup, batch_size: int) -> TrainState:
     state,
     setup.shardings,
   )
-
-
-def shard_bytes(tree: Any) -> int:
-  """Return the bytes that one device has of all arrays of a tree of shapes."""
-
-  def size(leaf: jax.ShapeDtypeStruct) -> int:
-    shape = leaf.shape
-    if leaf.sharding:
-      shape = leaf.sharding.shard_shape(shape)
-    return math.prod(shape) * leaf.dtype.itemsize
-
-  return sum(map(size, jax.tree.leaves(tree)))
 
 
 def _sharing_memory(setup: TrainSetup) -> int:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 
 from experiments.trainer import run_dir
+from experiments.trainer.config import DataConfig
 from experiments.trainer.extension import read_result
 from experiments.trainer.trained import Trained, load
 
@@ -50,10 +51,14 @@ def _difference(one: Trained, other: Trained) -> str | None:
     return "the corpus"
   if one.tokenizer != other.tokenizer:
     return "the vocabulary"
-  for flag in SPLIT_FLAGS:
-    if getattr(one.config.data, flag) != getattr(other.config.data, flag):
-      return f"--{flag}"
-  return None
+  flag = differing_split(one.config.data, other.config.data)
+  return flag and f"--{flag}"
+
+
+def differing_split(one: DataConfig, other: DataConfig) -> str | None:
+  """Return the first flag by which two runs leave out other text, or None."""
+  differing = (f for f in SPLIT_FLAGS if getattr(one, f) != getattr(other, f))
+  return next(differing, None)
 
 
 def cost(directories: list[Path], members: list[Trained]) -> Cost:

@@ -37,7 +37,7 @@ def draw(directory: Path, unit: str) -> None:
   for name, label, color, style in CURVES:
     points = _points(rows, name)
     if len(points) == 1:  # of which a line has nothing to show
-      style = style | {"marker": style.get("marker", ".")}
+      style = style | {"marker": "."}
     if points:
       panel.plot(*zip(*points, strict=True), color=color, **style)
       ends.append(End(points[-1][1], label, color))

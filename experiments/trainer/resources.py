@@ -1,5 +1,6 @@
 """What a process has and uses: memory, compilations, a profile."""
 
+import math
 import os
 import resource
 from functools import cache
@@ -32,8 +33,19 @@ def host_memory() -> int:
 
 
 def num_bytes(tree: Any) -> int:
-  """Return the bytes of all arrays of a tree."""
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  """Return the bytes that one device has of all arrays of a tree.
+
+  Args:
+    tree: arrays or their shapes; those without a sharding are whole.
+  """
+
+  def size(leaf: Any) -> int:
+    shape = leaf.shape
+    if leaf.sharding:
+      shape = leaf.sharding.shard_shape(shape)
+    return math.prod(shape) * leaf.dtype.itemsize
+
+  return sum(map(size, jax.tree.leaves(tree)))
 
 
 def process_size() -> dict[str, float]:

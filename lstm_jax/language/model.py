@@ -221,8 +221,9 @@ def _language_model(
       nats, state = loss(params, state, tokens, targets)
       return nats, (nats, state)
     key_weights, key_stack, key_outputs, key_reset = jax.random.split(key, 4)
-    zero = initial_state(jnp.shape(tokens)[1:])
-    state = regularizers.reset_states(key_reset, state, zero)
+    if regularizers.state_reset:
+      zero = initial_state(jnp.shape(tokens)[1:])
+      state = regularizers.reset_states(key_reset, state, zero)
     readout = readout_weights(params)  # before token_dropout drops rows of E
     params = regularizers.drop_weights(key_weights, params)
     noise = regularizers.stack_options(key_stack, state, jnp.shape(tokens)[0])

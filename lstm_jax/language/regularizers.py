@@ -109,8 +109,6 @@ class Regularizers:
       states: the layers' states, each array [..., H].
       zero: their zero states, of the same shapes.
     """
-    if not self.state_reset:
-      return states
     batch_shape = jax.tree.leaves(zero)[0].shape[:-1]
     is_reset = jax.random.bernoulli(key, self.state_reset, batch_shape)
     return jax.tree.map(

@@ -34,7 +34,7 @@ def config(config, finished):
 
 @pytest.fixture
 def two_teachers(config, finished, finished_config):
-  """The same, that learns from two copies of it, of which one is halved."""
+  """The same, that learns from two copies of it."""
   other = replace(config, run=f"{config.job.run}-other")
   copied = copy_run(finished_config, other)
   return replace(config, teacher=(str(finished), str(copied)))

@@ -266,16 +266,21 @@ def test_a_run_is_resumed_on_another_number_of_devices(config):
     assert np.abs(one - other).max() < ROUNDING * max(1, np.abs(one).max())
 
 
+def wait_for(text, path):
+  """Wait until a file holds a text, for 90 seconds at most."""
+  deadline = time.monotonic() + 90
+  while time.monotonic() < deadline:
+    if path.exists() and text in path.read_text():
+      return
+    time.sleep(0.2)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_two_processes_stop_between_evaluations(shared, tmp_path):
   long = replace(shared, num_epochs=2000, eval_every=100_000)
   processes = joining(long, 2)
-  metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 90
-  while time.monotonic() < deadline:
-    if metrics.exists() and '"step": 60,' in metrics.read_text():
-      break
-    time.sleep(0.2)
+  wait_for('"step": 60,', tmp_path / "run" / "metrics.jsonl")
   processes[1].send_signal(signal.SIGTERM)
   first, second = finish(*processes)
   assert (first[0], second[0]) == (143, 143), first[2] + second[2]
@@ -296,11 +301,8 @@ def test_one_process_resumes_what_two_have_stopped(shared, console, tmp_path):
     asgd_patience=1,
   )
   processes = joining(long, 2)
-  samples, deadline = tmp_path / "run" / "samples.txt", time.monotonic() + 90
-  while time.monotonic() < deadline:
-    if samples.exists() and "weights are averaged" in samples.read_text():
-      break
-    time.sleep(0.2)
+  samples = tmp_path / "run" / "samples.txt"
+  wait_for("weights are averaged", samples)
   processes[1].send_signal(signal.SIGINT)
   first, second = finish(*processes)
   assert (first[0], second[0]) == (130, 130), first[2] + second[2]
