@@ -25,7 +25,8 @@ has chosen. The results are saved in the run directory, in evaluation.json (of
 an ensemble, in ensemble.json of the first), beside those of other protocols on
 the same text. The table has the loss per token and per character. The loss per
 character of a word model includes the spelling of unknown words, so that it can
-be compared with that of a character model.
+be compared with that of a character model. In all protocols but cold windows, a
+word that the text has already spelled costs less the next time.
 """
 
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   if {*MIXED} & {*config.protocol}:
     check_mixable(tokenizer, len(texts.tokens))
   record = _make_record(config, members, excerpt, len(texts.tokens))
-  _print_heading(config, members, excerpt, texts.tokens, record, console)
+  _print_heading(config, members, excerpt, record, console)
   protocols = Protocols(
     [Member(one.model, one.params) for one in members],
     texts,
@@ -176,8 +177,10 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
       for choice in outcome.choices:
         _print_choice(choice, console)
       mean, total = float(outcome.nats.mean()), float(outcome.nats.sum())
-      per_character = nats_per_character(tokenizer, excerpt.text, total)
-      rows.append(Row(outcome.title, mean, per_character))
+      text, cached = excerpt.text, name != "cold"
+      per_character = nats_per_character(tokenizer, text, total, cached)
+      spelling = _spelling_nats(tokenizer, text, cached)
+      rows.append(Row(outcome.title, mean, per_character, spelling))
       for figure, value in rows[-1].figures.items():
         record[figure][name] = value
       record |= outcome.record
@@ -195,7 +198,6 @@ def _print_heading(
   config: EvaluateConfig,
   members: list[Trained],
   excerpt: Excerpt,
-  tokens: np.ndarray,
   record: dict[str, Any],
   console: Console,
 ) -> None:
@@ -211,10 +213,16 @@ def _print_heading(
   )
   tokenizer, text = members[0].tokenizer, excerpt.text
   if tokenizer.unknown_tokens:
+    tokens = tokenizer.encode(text)
     unknown = np.isin(tokens[1:], tokenizer.unknown_tokens).mean()
+    anew, cached = (
+      _spelling_nats(tokenizer, text, cached) / (len(text) - 1)
+      for cached in (False, True)
+    )
     console.print(
       f"words   {len(tokens):,}, {unknown:.2%} of them unknown, whose spelling "
-      f"costs {record['spelling'] / (len(text) - 1):.4f} nats per character;\n"
+      f"costs {cached:.4f} nats per character,\n"
+      f"        or {anew:.4f} where each is spelled anew (cold windows);\n"
       f"        {len(text) - len(normalize(text)):,} blanks are dropped by the "
       "normal form and cost nothing",
       soft_wrap=True,
@@ -235,9 +243,9 @@ def _print_choice(choice: dynamic_eval.Choice, console: Console) -> None:
   )
 
 
-def _spelling_nats(tokenizer: Tokenizer, text: str) -> float:
+def _spelling_nats(tokenizer: Tokenizer, text: str, cached: bool) -> float:
   """Return what it costs to spell the unknown words that are predicted."""
-  return float(tokenizer.spelling_nats(text)[1:].sum())
+  return float(tokenizer.spelling_nats(text, cached)[1:].sum())
 
 
 def _make_record(
@@ -263,7 +271,6 @@ def _make_record(
     "tokenizer": trained.tokenizer.unit,
     "predictions": num_tokens - 1,
     "characters": len(excerpt.text) - 1,
-    "spelling": _spelling_nats(trained.tokenizer, excerpt.text),
     "device": device_name(),
     **{figure: {} for figure in FIGURES},
   }

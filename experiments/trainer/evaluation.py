@@ -12,7 +12,13 @@ from experiments.trainer.format import number_table, perplexity
 # Entries that are equal for all results in one file.
 SAME = "corpus_sha256", "begin", "end", "runs", "step", "device"
 # Those with a number for each protocol; the perplexity is that of the tokens.
-FIGURES = "nats", "nats_per_character", "bits_per_character", "perplexity"
+FIGURES = (
+  "nats",
+  "nats_per_character",
+  "bits_per_character",
+  "perplexity",
+  "spelling",
+)
 
 
 class Row(NamedTuple):
@@ -21,13 +27,18 @@ class Row(NamedTuple):
   title: str
   nats: float  # per token
   nats_per_character: float
+  spelling: float  # nats of all unknown words
 
   @property
   def figures(self) -> dict[str, float]:
     """The loss in each of FIGURES."""
-    bits = self.nats_per_character / math.log(2)
-    numbers = self.nats, self.nats_per_character, bits, perplexity(self.nats)
-    return dict(zip(FIGURES, numbers, strict=True))
+    return {
+      "nats": self.nats,
+      "nats_per_character": self.nats_per_character,
+      "bits_per_character": self.nats_per_character / math.log(2),
+      "perplexity": perplexity(self.nats),
+      "spelling": self.spelling,
+    }
 
 
 def make_table(unit: str, rows: list[Row]) -> Table:

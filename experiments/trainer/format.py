@@ -27,9 +27,9 @@ def format_loss(nats: float, tokenizer: Tokenizer) -> str:
 
 
 def format_losses(nats: float, tokenizer: Tokenizer, text: str) -> str:
-  """Return the mean loss of a text's tokens, and what it is per character."""
+  """Return the stateful loss of a text's tokens, also per character."""
   total = nats * (len(tokenizer.encode(text)) - 1)
-  per_character = nats_per_character(tokenizer, text, total)
+  per_character = nats_per_character(tokenizer, text, total, cached=True)
   losses = f"{nats:.4f} nats per {tokenizer.unit}"
   if tokenizer.unknown_tokens:
     losses += (

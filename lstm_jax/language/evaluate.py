@@ -150,7 +150,9 @@ def cold_nats(
   return np.concatenate(losses)[: len(tokens) - 1]
 
 
-def nats_per_character(tokenizer: Tokenizer, text: str, nats: float) -> float:
+def nats_per_character(
+  tokenizer: Tokenizer, text: str, nats: float, cached: bool = False
+) -> float:
   """Return the loss of a text in nats per character.
 
   The figure makes models over words and over characters comparable: to the loss
@@ -163,13 +165,15 @@ def nats_per_character(tokenizer: Tokenizer, text: str, nats: float) -> float:
     tokenizer: the tokenizer of the text.
     text: the text.
     nats: the sum of the losses of the text's tokens[1:], in nats.
+    cached: whether an unknown word costs less if the text has it before, as
+      fits a protocol that remembers the whole text: see `spelling`.
 
   Raises:
     ValueError: the text has fewer than two characters.
   """
   if len(text) < 2:
     raise ValueError(f"a loss needs at least 2 characters, got {len(text)}")
-  spelling = float(tokenizer.spelling_nats(text)[1:].sum())
+  spelling = float(tokenizer.spelling_nats(text, cached)[1:].sum())
   return (nats + spelling) / (len(text) - 1)
 
 

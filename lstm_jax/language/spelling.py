@@ -13,9 +13,23 @@ where n counts occurrences in a list of rare words, s' is s without its first
 letter, and p₋₁ is uniform over the end mark and all code points of Unicode.
 Each p_j sums to 1, so that the probabilities of all possible words do.
 
+A text repeats its unknown words, as a play does the names of its persons. A
+cache predicts each from those before it (Kuhn and De Mori 1990, A cache-based
+natural language model for speech recognition), by the same interpolation with
+absolute discounting, as in a Pitman–Yor process with one table for a word (Teh
+2006, A hierarchical Bayesian language model based on Pitman–Yor processes):
+
+  p(w) = (max(n(w) − D, 0) + (A + D u) p_letters(w)) / (n + A)
+
+where n(w) of the n unknown words before it are w, u of them are distinct, and
+p_letters is the probability above. It sums to 1 as well.
+
 >>> rare = ["unthrift", "unbless", "unused"]
 >>> known, new, foreign = spelling_nats(rare, ["unused", "unthink", "雪の王"])
 >>> bool(known < new < foreign)
+True
+>>> first, again = spelling_nats(rare, ["雪の王", "雪の王"], cached=True)
+>>> bool(again < 5 < 45 < first)
 True
 """
 
@@ -27,16 +41,20 @@ import numpy as np
 
 CONTEXT = 4  # K, in letters; fewer at the beginning of a word
 PSEUDO_COUNT = 8.0  # A: how many occurrences the shorter context counts for
+DISCOUNT = 0.9  # D: what each word in the cache gives to words that are not
 END = "\n\n"  # the end mark; two characters, so different from every letter
 CODE_POINTS = 0x110000
 
 
-def spelling_nats(rare: Sequence[str], words: Sequence[str]) -> np.ndarray:
+def spelling_nats(
+  rare: Sequence[str], words: Sequence[str], cached: bool = False
+) -> np.ndarray:
   """Return the cost of spelling each of N words, in nats, float64 [N].
 
   Args:
     rare: distinct rare words, to count letters in; may be empty.
-    words: the N words to spell.
+    words: the N words to spell, in the order of the text.
+    cached: whether each is predicted from the words before it too.
   """
   pairs: Counter[tuple[str, str]] = Counter()
   contexts: Counter[str] = Counter()
@@ -56,7 +74,21 @@ def spelling_nats(rare: Sequence[str], words: Sequence[str]) -> np.ndarray:
       total -= math.log(p)
     return total
 
-  return np.array([nats(word) for word in words], np.float64)
+  costs = np.array([nats(word) for word in words], np.float64)
+  return _cached_nats(words, costs) if cached else costs
+
+
+def _cached_nats(words: Sequence[str], costs: np.ndarray) -> np.ndarray:
+  """Return the cost of each word, given those before it and its letters'."""
+  counts: Counter[str] = Counter()
+  nats = np.empty(len(words))
+  for n, (word, cost) in enumerate(zip(words, costs, strict=True)):
+    score = math.log(PSEUDO_COUNT + DISCOUNT * len(counts)) - cost
+    if word in counts:  # the sum in logarithms: a long word's exp(−cost) is 0
+      score = np.logaddexp(math.log(counts[word] - DISCOUNT), score)
+    nats[n] = math.log(n + PSEUDO_COUNT) - score
+    counts[word] += 1
+  return nats
 
 
 def _letters(word: str) -> Iterator[tuple[str, str]]:

@@ -47,8 +47,11 @@ class Tokenizer(Protocol):
   def pieces(self, tokens: np.ndarray) -> list[str]:
     """Return the text that each of tokens [N] adds; joined, they are decode."""
 
-  def spelling_nats(self, text: str) -> np.ndarray:
-    """Return the nats of spelling out each unknown token, float64 [N]."""
+  def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
+    """Return the nats of spelling out each unknown token, float64 [N].
+
+    If cached, words that were spelled out before in the text cost less.
+    """
 
 
 class CharTokenizer(NamedTuple):
@@ -112,8 +115,9 @@ class CharTokenizer(NamedTuple):
     """Return the character of each token, [N]."""
     return [self.symbols[token] for token in np.asarray(tokens)]
 
-  def spelling_nats(self, text: str) -> np.ndarray:
+  def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return zeros, float64 [N]: no character is unknown."""
+    del cached
     return np.zeros(len(text))
 
 

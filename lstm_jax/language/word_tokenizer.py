@@ -140,16 +140,21 @@ class WordTokenizer(NamedTuple):
     """Return the text that each token adds, with its space, [N]."""
     return list(_pieces(self.symbols[token] for token in np.asarray(tokens)))
 
-  def spelling_nats(self, text: str) -> np.ndarray:
+  def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the cost of spelling each unknown token of text, float64 [N].
 
     It is in nats, and 0 for known tokens. The letters have their probabilities
     in the rare words of the training text: see `lstm_jax.language.spelling`.
+
+    Args:
+      text: the text.
+      cached: whether the unknown words earlier in the text predict it too.
     """
     symbols, known = list(_symbols(text)), set(self.symbols)
     unknown = [n for n, symbol in enumerate(symbols) if symbol not in known]
     nats = np.zeros(len(symbols))
-    nats[unknown] = spelling_nats(self.rare, [symbols[n] for n in unknown])
+    words = [symbols[n] for n in unknown]
+    nats[unknown] = spelling_nats(self.rare, words, cached)
     return nats
 
 

@@ -239,12 +239,19 @@ def test_a_word_model_is_measured_per_character_too(word_config, console):
   assert record["tokenizer"] == "word"
   assert record["predictions"] == len(tokens) - 1
   assert record["characters"] == len(val_text) - 1
-  assert record["spelling"] == tokenizer.spelling_nats(val_text)[1:].sum()
-  assert record["spelling"] > 5 * unknown.sum()
+  spelling = record["spelling"]
+  assert spelling == {
+    "cold": tokenizer.spelling_nats(val_text)[1:].sum(),
+    "stateful": tokenizer.spelling_nats(val_text, cached=True)[1:].sum(),
+  }
+  assert spelling["cold"] != spelling["stateful"]
+  assert min(spelling.values()) > 5 * unknown.sum()
   printed = console.file.getvalue()
+  for nats in spelling.values():
+    assert f"{nats / (len(val_text) - 1):.4f}" in printed
   assert f"{unknown[1:].mean():.2%} of them unknown" in printed
   for name, mean in record["nats"].items():
-    total = mean * (len(tokens) - 1) + record["spelling"]
+    total = mean * (len(tokens) - 1) + spelling[name]
     per_character = record["nats_per_character"][name]
     assert abs(per_character - total / (len(val_text) - 1)) < 1e-9
     for number in (

@@ -207,6 +207,11 @@ def test_nats_per_character_include_the_spelling_of_unknown_words():
   assert nats_per_character(fewer, text, 30.0) == (30 + spelt) / 15
   # The first token is not predicted, so it is not spelled out either.
   assert nats_per_character(fewer, "is a rose", 30.0) == 30 / 8
+  twice = text + " is"  # the second "is" is cheaper to a cache
+  costs = spelling_nats(fewer.rare, ["is", "is"], cached=True)
+  assert nats_per_character(fewer, twice, 30.0) == (30 + 2 * spelt) / 18
+  cached = nats_per_character(fewer, twice, 30.0, cached=True)
+  assert cached == (30 + costs.sum()) / 18 < (30 + 1.8 * spelt) / 18
   with pytest.raises(ValueError, match="at least 2 characters, got 1"):
     nats_per_character(fewer, "a", 0.0)
 

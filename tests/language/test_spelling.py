@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -52,3 +53,37 @@ def test_words_like_the_rare_ones_are_cheap():
   like, unlike = spelling_nats(rare, ["unkindest", "tsednikun"])
   assert like < 0.8 * unlike
   assert spelling_nats(rare, []).shape == (0,)
+
+
+def test_the_cache_has_the_probabilities_of_its_formula():
+  """At every place, in decimals of 60 digits; a long word's are tiny."""
+  words = ["abba", "cab", "abba", "雪", "abba", "cab", "dab", "a" * 900, "雪"]
+  letters = spelling_nats(RARE, words)
+  assert letters.max() > 800  # exp(−800) is 0 in float64
+  found = spelling_nats(RARE, words, cached=True)
+  with localcontext() as context:
+    context.prec = 60
+    for n, word in enumerate(words):
+      before = words[:n]
+      p = (-Decimal(letters[n])).exp() * (8 + Decimal("0.9") * len({*before}))
+      p += max(before.count(word) - Decimal("0.9"), Decimal(0))
+      expected = -(p / (n + 8)).ln()
+      assert abs(found[n] - float(expected)) < 1e-12 * found[n]
+
+
+def test_the_probabilities_of_all_next_words_sum_to_one(monkeypatch):
+  monkeypatch.setattr(spelling, "CODE_POINTS", 1)
+  before = ["aa", "a", "aa", "aaaa", "a", "aa"]
+  last = [
+    spelling_nats(["a", "aaa"], [*before, "a" * n], cached=True)[-1]
+    for n in range(300)
+  ]
+  assert abs(np.exp(-np.array(last)).sum() - 1) < 1e-12
+
+
+def test_no_word_costs_less_for_what_comes_after_it():
+  words = ["cab", "dab", "cab", "abba", "cab"]
+  whole = spelling_nats(RARE, words, cached=True)
+  for n in range(len(words) + 1):
+    part = spelling_nats(RARE, words[:n], cached=True)
+    np.testing.assert_array_equal(part, whole[:n])
