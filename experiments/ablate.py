@@ -127,7 +127,11 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
       )
     kind = kinds[name]
     try:
-      value = {"true": True, "false": False}[text] if kind is bool else text
+      value: Any = text
+      if kind is bool:
+        value = {"true": True, "false": False}[text]
+      elif kind is tuple:  # a flag that may be repeated: once, or not at all
+        value = (text,) if text else ()
       values[name] = from_name(name, kind(value))
     except (KeyError, ValueError) as error:
       if isinstance(error, ValueError) and kind is str:

@@ -48,7 +48,6 @@ from experiments.trainer.setup import (
   TrainSetup,
   heading,
   make_setup,
-  to_mesh,
   to_one_device,
 )
 from experiments.trainer.start import initial_state
@@ -142,7 +141,7 @@ def _train(
         logger.buffer.start_clock()
         _, stopped_by = fit(
           setup.train_step,
-          to_mesh(setup, state),
+          state,
           epochs,
           setup.num_steps,
           _Observer(setup, logger),
@@ -203,7 +202,7 @@ class _Observer(Observer):
 
   def save(self, step: int, state: TrainState) -> None:
     del step
-    self._logger.save(to_one_device(self._setup, state))
+    self._logger.save(state)
     self._logger.buffer.start_clock()
 
 

@@ -59,7 +59,8 @@ class RunLogger:
     console: prints the samples.
     show_progress: is called with every row of metrics: the step, its loss in
       nats per token, and the tokens per second.
-    is_writer: whether this process writes; of several, only the first does.
+    is_writer: whether this process writes metrics and samples; of several,
+      only the first does. All of them write checkpoints.
 
   Attributes:
     directory: the run directory.
@@ -89,24 +90,23 @@ class RunLogger:
     self.buffer = MetricBuffer(MAX_SKIPPED if skips else 0)
     self._grad_norms: dict[str, jax.Array] = {}  # of the last step
     self._last_evaluation: tuple[int, float] | None = None
-    self._writer: CheckpointWriter | None = None
+    self._is_writer = is_writer
     self._tensorboard = TensorBoardWriter(
       directory / run_dir.TENSORBOARD,
       config.model.cell,
       setup.corpus.val.tokens[:EXCERPT],
     )
-    if is_writer:
-      self._writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
+    self._checkpoints = CheckpointWriter(directory / run_dir.CHECKPOINTS)
     process_size()  # the first call begins to count compilations
 
   def resume(self, restored: Restored | None) -> None:
     """Continue from a checkpoint, or from nothing; delete what came after."""
     progress = restored.progress if restored else None
     step = int(restored.state.step) if restored else 0
-    if self._writer:
+    self._checkpoints.delete_after(step)
+    if self._is_writer:
       log_sizes = progress.log_bytes if progress else {}
       truncate_logs(self.directory, log_sizes, self._console)
-      self._writer.delete_after(step)
       self._tensorboard.begin(step + 1 if restored else 0)
     if not restored or not progress:
       return
@@ -123,8 +123,7 @@ class RunLogger:
     A checkpoint is written while the next training step is computed, and this
     waits for both: a kill costs the steps since a checkpoint, and one more.
     """
-    if self._writer:
-      self._writer.wait()
+    self._checkpoints.wait()
     self.step = step
     self._grad_norms = metrics.grad_norms
     self.buffer.add(metrics)
@@ -184,16 +183,13 @@ class RunLogger:
 
   def save(self, state: TrainState) -> None:
     """Save a checkpoint: all that the run needs to resume, and its model."""
-    buffered = self.buffer.to_progress()  # stops the clock in every process
-    if not self._writer:
-      return
     best = self.best
     progress = Progress(
       batch_size=carried_batch_size(state),
       val_losses=self.val_losses,
       best=(best.val_loss, best.step) if best.step else None,
       log_bytes=log_bytes(self.directory),
-      **buffered,
+      **self.buffer.to_progress(),  # stops the clock
     )
     evaluated, val_loss = self._last_evaluation or (0, None)
     description = describe(self._setup.config, self._setup.corpus.tokenizer) | {
@@ -201,7 +197,7 @@ class RunLogger:
       "progress": progress._asdict(),
     }
     params = eval_params(state)
-    self._writer.save(
+    self._checkpoints.save(
       self.step, params, description, state=state, best=best.step
     )
 
@@ -209,7 +205,7 @@ class RunLogger:
     self, title: str, params: LanguageParams, key: jax.Array, length: int
   ) -> None:
     """Draw a sample, print it unless --quiet, and append it to samples.txt."""
-    if not self._writer:
+    if not self._is_writer:
       return
     tokenizer = self._setup.corpus.tokenizer
     tokens = sample(
@@ -248,27 +244,26 @@ class RunLogger:
       "last_step": self.step,
       "stopped_early": self.step < self._setup.num_steps,
     }
-    if self._writer:
-      self._writer.wait()  # a finished run has its last checkpoint
+    self._checkpoints.wait()  # a finished run has its last checkpoint
+    if self._is_writer:
       write_json(self.directory / run_dir.RESULT, record)
 
   def close(self) -> None:
     """Draw loss.png and wait for the last checkpoint."""
-    if not self._writer:
-      return
-    try:
-      if (self.directory / run_dir.METRICS).exists():
-        from experiments.trainer.plot import draw  # imports matplotlib
+    if self._is_writer:
+      try:
+        if (self.directory / run_dir.METRICS).exists():
+          from experiments.trainer.plot import draw  # imports matplotlib
 
-        draw(self.directory, self._setup.corpus.tokenizer.unit)
-    except (OSError, ValueError) as error:  # must not hide a worse error
-      self._console.print(f"{run_dir.PICTURE} cannot be written: {error}")
-    self._writer.close()
-    if self.best.step:
+          draw(self.directory, self._setup.corpus.tokenizer.unit)
+      except (OSError, ValueError) as error:  # must not hide a worse error
+        self._console.print(f"{run_dir.PICTURE} cannot be written: {error}")
+    self._checkpoints.close()
+    if self._is_writer and self.best.step:
       run_dir.delete_previous(self.directory)
 
   def _write_row(self, record: dict[str, Any]) -> None:
-    if not self._writer:
+    if not self._is_writer:
       return
     line = json.dumps(record, allow_nan=False)
     append(self.directory / run_dir.METRICS, line + "\n")

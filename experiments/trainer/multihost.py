@@ -2,10 +2,12 @@
 
 Every process runs the same program on its own devices. Every process evaluates
 by itself, and the first one's result counts; the first alone samples, prints
-and writes. What only one of them knows (the run directory, a request to stop)
-is sent to the others where all processes reach the same place.
+and writes, except that each writes its shards into the checkpoints. What only
+one of them knows (the run directory, a request to stop) is sent to the others
+where all processes reach the same place.
 """
 
+import hashlib
 import os
 import signal
 import sys
@@ -23,6 +25,7 @@ from jax.experimental import multihost_utils
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import LARGEST
 from experiments.trainer.opening import OpenedRun, open_run_dir
+from experiments.trainer.run_dir import CONFIG
 from lstm_jax.language.options import option
 
 TIMED_OUT = 2  # exit status: that of bad input
@@ -170,7 +173,7 @@ def open_shared_run_dir(
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the
-      first has raised one.
+      first has raised one; in all, if one does not see the run directory.
   """
   if jax.process_count() == 1:
     with open_run_dir(config, facts, may_extend=True) as opened:
@@ -191,4 +194,22 @@ def open_shared_run_dir(
     if not is_first():
       directory = Path(os.fsdecode(message[1:]))
       opened = OpenedRun(directory, resuming=message[:1] == OLD)
+    check_seen_by_all(opened.directory)
     yield opened
+
+
+def check_seen_by_all(directory: Path) -> None:
+  """Raise ValueError in all processes if one does not see the run directory.
+
+  They write checkpoints together, each the shards of its own devices.
+  """
+  path = directory / CONFIG
+  config = path.read_bytes() if path.exists() else b""
+  digest = np.frombuffer(hashlib.sha256(config).digest(), np.uint8)
+  first, *others = np.asarray(multihost_utils.process_allgather(digest))
+  blind = [n for n, one in enumerate(others, 1) if (one != first).any()]
+  if blind:
+    raise ValueError(
+      f"every process must see the run directory of the first, {directory}: "
+      f"{', '.join(f'process {n}' for n in blind)} does not"
+    )

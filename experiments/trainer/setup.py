@@ -64,8 +64,8 @@ class TrainSetup(NamedTuple):
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule  # learning rate by training steps made
   train_step: TrainStep
-  # (weights, or None for random ones) -> the state before the first step, on
-  # one device
+  # (weights, or None for random ones) -> the state before the first step; on a
+  # mesh, all but the weights is created in the shards of its devices
   make_state: Callable[..., TrainState]
   state_like: TrainState  # its shapes and dtypes
   keys: Keys
@@ -94,26 +94,34 @@ def make_setup(config: TrainConfig) -> TrainSetup:
   optimizer = make_optimizer(config.optimizer, num_steps)
   keys = make_keys(config.seed)
 
-  def make_state(params: LanguageParams | None = None) -> TrainState:
+  def state_of(params: LanguageParams) -> TrainState:
     return init_state(
       model,
       optimizer,
-      model.init(keys.init) if params is None else params,
+      params,
       config.batching.batch_size,
       averaged=config.averaging.enabled,
     )
 
-  state_like = jax.eval_shape(make_state)
+  params_like = jax.eval_shape(model.init, keys.init)
+  state_like = jax.eval_shape(state_of, params_like)
   if config.model.implementation == "mosaic_gpu":
     _check_traceable(config, model, state_like)
   decay, shardings = config.averaging.ema_decay, None
   if mesh:
     shardings = state_shardings(mesh, optimizer, state_like)
+    state_of = jax.jit(state_of, out_shardings=shardings)
     train_step = make_mesh_train_step(
       mesh, model, optimizer, shardings=shardings, ema_decay=decay
     )
   else:
     train_step = make_train_step(model, optimizer, ema_decay=decay)
+
+  def make_state(params: LanguageParams | None = None) -> TrainState:
+    if params is None:
+      params = model.init(keys.init)
+    return state_of(place(params, shardings.params) if shardings else params)
+
   return TrainSetup(
     config,
     corpus,
@@ -192,7 +200,7 @@ def to_mesh(setup: TrainSetup, state: TrainState) -> TrainState:
 
 
 def to_one_device(setup: TrainSetup, tree: Tree) -> Tree:
-  """Return arrays as evaluation and checkpoints read them, on one device."""
+  """Return arrays as evaluations and samples read them, on one device."""
   return gather(tree) if setup.shardings else tree
 
 

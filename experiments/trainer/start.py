@@ -9,7 +9,7 @@ from experiments.trainer.checkpoint import restore
 from experiments.trainer.format import counted, format_loss
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import OpenedRun
-from experiments.trainer.setup import TrainSetup
+from experiments.trainer.setup import TrainSetup, to_mesh, to_one_device
 from experiments.trainer.trained import Trained
 from lstm_jax.training import TrainState
 from lstm_jax.training.optimizer import learning_rate
@@ -23,6 +23,8 @@ def initial_state(
   pretrained: Trained | None,
 ) -> TrainState:
   """Return the restored state, or the initial one after a sample of it.
+
+  On a mesh it is laid out as the training needs it.
 
   Args:
     setup: of the run.
@@ -41,10 +43,11 @@ def initial_state(
     if opened.extended_from is not None:
       line = describe_extension(setup, step, opened.extended_from)
       console.print(f"extended    {line}", soft_wrap=True)
-    return restored.state
+    return to_mesh(setup, restored.state)
   if not pretrained:
     state = setup.make_state()
-    logger.sample_during_training("untrained", state.params)
+    params = to_one_device(setup, state.params)
+    logger.sample_during_training("untrained", params)
     return state
   state = setup.make_state(pretrained.params)
   line = f"those of {setup.config.init_from}, step {pretrained.step}"
@@ -52,7 +55,8 @@ def initial_state(
     loss = format_loss(pretrained.val_loss, pretrained.tokenizer)
     line += f", validation loss {loss}"
   console.print(f"weights     {line}", soft_wrap=True)
-  logger.sample_during_training(f"step 0, epoch 0.0: {line}", state.params)
+  params = to_one_device(setup, state.params)
+  logger.sample_during_training(f"step 0, epoch 0.0: {line}", params)
   return state
 
 

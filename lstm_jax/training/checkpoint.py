@@ -3,7 +3,9 @@
 Orbax writes them: arrays by TensorStore, descriptions as JSON, each checkpoint
 into a temporary directory that is renamed once it is complete. A checkpoint
 holds the SHA-256 of each array and of its description, which is compared when
-it is read: orbax alone would return an array in which a bit has flipped.
+it is read: orbax alone would return an array in which a bit has flipped. Arrays
+that are split over devices are written in their shards, by all processes, and
+have a checksum for each; they are read whole, into the memory of the host.
 Reading a checkpoint runs no code from it. Its files are on the disk before the
 rename, and the rename before `wait` returns, so that a power failure costs no
 checkpoint that was complete.
@@ -21,6 +23,8 @@ import orbax.checkpoint as ocp
 
 from lstm_jax.training.checksum import (
   array_checksums,
+  find_damaged,
+  is_whole,
   named_leaves,
   text_checksum,
 )
@@ -45,7 +49,9 @@ class CheckpointError(ValueError):
 class CheckpointWriter:
   """Writes checkpoints in the background; keeps the last two and the best.
 
-  It removes what a killed writer left unfinished in the directory.
+  It removes what a killed writer left unfinished in the directory. Several
+  processes write together: all of them must make the same calls, in the same
+  order, and see the same directory.
   """
 
   def __init__(self, directory: Path):
@@ -57,7 +63,6 @@ class CheckpointWriter:
       preservation_policy=self._policy,
       cleanup_tmp_directories=True,
       create=False,
-      multiprocessing_options=_single_process(),
     )
     with _as_errors(f"no checkpoint can be written to {directory}"):
       make_directory(directory)
@@ -77,8 +82,9 @@ class CheckpointWriter:
 
     Args:
       step: training steps made.
-      params: the weights, which `read_params` will return.
-      description: what `read_checkpoint` will return.
+      params: the weights, which `read_params` will return; they may be split
+        over devices, as the arrays of `state` may.
+      description: what `read_checkpoint` will return; the first process's.
       state: what `read_state` will return; None to save none.
       best: the step of the best checkpoint, which is kept.
 
@@ -87,7 +93,7 @@ class CheckpointWriter:
         or this checkpoint or the one before it cannot be written.
     """
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
-    trees = jax.tree.map(np.array, trees)  # copies: training steps donate them
+    trees = jax.tree.map(_copied, trees)  # training steps donate them
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     checksums = array_checksums(trees)
     checksums[DESCRIPTION] = text_checksum(description)
@@ -124,8 +130,9 @@ class CheckpointWriter:
       self._manager.wait_until_finished()
       if self._unsynced is not None:
         # Not earlier: orbax writes its time into it at the very end.
-        sync_tree(self._directory / str(self._unsynced))
-        sync(self._directory)
+        if jax.process_index() == 0:
+          sync_tree(self._directory / str(self._unsynced))
+          sync(self._directory)
         self._unsynced = None
 
   def close(self) -> None:
@@ -189,6 +196,9 @@ def read_params(directory: Path, step: int, like: Any) -> Any:
     step: the checkpoint's step.
     like: a tree of the expected arrays, or of their shapes and dtypes.
 
+  Returns:
+    A tree of NumPy arrays; `place` divides them over devices.
+
   Raises:
     CheckpointError: the checkpoint holds other arrays than `like`, or is
       unreadable or damaged.
@@ -210,17 +220,29 @@ def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
   with _reading(directory, step) as manager:
     stored = manager.item_metadata(step)[item]
     _check_shapes(directory, step, getattr(stored, "tree", stored), like)
-    arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(like)})
+    # As NumPy arrays, or orbax would look for the devices that wrote them.
+    empty = jax.tree.map(
+      lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like
+    )
+    arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(empty)})
     tree = manager.restore(step, args=arguments)[item]
     checksums = _read_json(manager, step, CHECKSUMS)
-    for name, checksum in array_checksums({item: tree}).items():
-      if checksums.get(name) != checksum:
-        raise CheckpointError(_damaged(directory, step, name))
+    if name := find_damaged({item: tree}, checksums):
+      raise CheckpointError(_damaged(directory, step, name))
     return tree
 
 
+def _copied(leaf: Any) -> Any:
+  """Return a copy on the host; an array that is split is returned as it is.
+
+  Orbax copies its shards to the host before `save` returns. On a CPU it takes
+  views of them, and JAX donates no buffer that has a view.
+  """
+  return np.array(leaf) if is_whole(leaf) else leaf
+
+
 def _single_process() -> ocp.options.MultiprocessingOptions:
-  """Return options by which orbax waits for no other process."""
+  """Return options by which orbax reads without waiting for other processes."""
   index = jax.process_index()
   return ocp.options.MultiprocessingOptions(
     primary_host=index,

@@ -1,4 +1,9 @@
-"""Checksums: the SHA-256 of each array and of a description."""
+"""Checksums: the SHA-256 of each array or shard, and of a description.
+
+An array has one checksum, by its name. An array that is split over devices has
+one for each of its shards, by the name and what of the array the shard is:
+"layers.0.w_h[0:64,0:512]".
+"""
 
 import hashlib
 import json
@@ -7,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 def text_checksum(description: Any) -> str:
@@ -16,11 +22,69 @@ def text_checksum(description: Any) -> str:
 
 
 def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
-  """Return the SHA-256 of each array's bytes, by the array's name."""
-  return {
-    name: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
-    for name, leaf in named_leaves(trees).items()
-  }
+  """Return the SHA-256 of the bytes of each array, or of each of its shards.
+
+  All processes must call it, since each has shards that the others need.
+  """
+  checksums = {}
+  for name, leaf in named_leaves(trees).items():
+    if is_whole(leaf):
+      checksums[name] = _checksum(leaf)
+      continue
+    for shard in leaf.addressable_shards:
+      if shard.replica_id == 0:
+        ranges = zip(shard.index, leaf.shape, strict=True)
+        index = ",".join("{}:{}".format(*s.indices(n)) for s, n in ranges)
+        checksums[f"{name}[{index}]"] = _checksum(shard.data)
+  return _union_of_processes(checksums)
+
+
+def find_damaged(
+  trees: Mapping[str, Any], checksums: Mapping[str, str]
+) -> str | None:
+  """Return the name of an array that has not its checksums; None if all have.
+
+  Args:
+    trees: whole arrays, by any names.
+    checksums: from `array_checksums` of trees of the same names, whatever the
+      shards were; those of other trees are ignored.
+  """
+  leaves = {n: np.asarray(leaf) for n, leaf in named_leaves(trees).items()}
+  missing = {name: leaf.size for name, leaf in leaves.items()}
+  for entry, checksum in checksums.items():
+    name, _, index = entry.removesuffix("]").partition("[")
+    if name not in leaves:
+      continue
+    ranges = (part.split(":") for part in index.split(",") if part)
+    part = leaves[name][tuple(slice(int(a), int(b)) for a, b in ranges)]
+    if _checksum(part) != checksum:
+      return name
+    missing[name] -= part.size
+  return next((name for name, size in missing.items() if size), None)
+
+
+def is_whole(leaf: Any) -> bool:
+  """Return whether every device of an array, if it has any, holds all of it."""
+  return not isinstance(leaf, jax.Array) or leaf.is_fully_replicated
+
+
+def _checksum(leaf: Any) -> str:
+  return hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+
+
+def _union_of_processes(own: dict[str, str]) -> dict[str, str]:
+  """Return the entries of all processes."""
+  if jax.process_count() == 1:
+    return own
+  text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(text.size))
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: text.size] = text
+  texts = multihost_utils.process_allgather(padded)
+  union: dict[str, str] = {}
+  for text, size in zip(np.asarray(texts), sizes, strict=True):
+    union |= json.loads(text[:size].tobytes())
+  return union
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

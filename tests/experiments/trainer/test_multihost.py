@@ -1,3 +1,4 @@
+import hashlib
 import json
 import signal
 import subprocess
@@ -86,6 +87,30 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
     multihost.check_same_checkpoint(tmp_path, 0)
 
 
+def test_processes_that_do_not_see_the_run_directory_stop(
+  tmp_path, monkeypatch
+):
+  """With the digests of two processes, of which the second has no file."""
+  (tmp_path / "config.json").write_text("{}")
+  utils = multihost.multihost_utils
+
+  def gathered(digest):
+    return np.stack([digest, digest])
+
+  monkeypatch.setattr(utils, "process_allgather", gathered)
+  multihost.check_seen_by_all(tmp_path)
+
+  def differing(digest):
+    none = np.frombuffer(hashlib.sha256(b"").digest(), np.uint8)
+    assert none.shape == digest.shape
+    return np.stack([digest, none])
+
+  monkeypatch.setattr(utils, "process_allgather", differing)
+  message = f"the run directory of the first, {tmp_path}: process 1 does not"
+  with pytest.raises(ValueError, match=message):
+    multihost.check_seen_by_all(tmp_path)
+
+
 def test_several_processes_need_a_mesh(config, monkeypatch):
   assert run_mesh(config) is None
   monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -152,7 +177,7 @@ def test_a_mesh_of_one_device_trains_as_without(config, console):
   assert abs(train.run(other, console).val_loss - one.val_loss) < ROUNDING
 
 
-def joining(config, count):
+def joining(config, count, axis="data"):
   """Start the training in `count` processes."""
   record, default = to_record(config), to_record(TrainConfig())
   flags = [f"--{n}={v}" for n, v in record.items() if v != default[n]]
@@ -164,7 +189,7 @@ def joining(config, count):
       f"--coordinator=127.0.0.1:{port}",
       f"--num_processes={count}",
       f"--process_id={index}",
-      f"--mesh=data:{count}",
+      f"--mesh={axis}:{count}",
       *flags,
     )
     for index in range(count)
@@ -182,10 +207,13 @@ def shared(config):
 def test_two_processes_train_as_one_and_the_first_writes(shared, console):
   with jax.enable_x64(False):  # as in the processes, whose noise it is
     one = train.run(replace(shared, run=shared.job.run + "1"), console)
-  both = finish(*joining(shared, 2))
+  both = finish(*joining(shared, 2, axis="model"))
   assert [(status, errors) for status, _, errors in both] == [(0, "")] * 2
   first, second = (output for _, output, _ in both)
-  assert "cpu, cpu: 2 devices share each batch, in 2 processes\n" in first
+  assert (
+    "cpu, cpu: 2 devices share each batch, and 2 the weights, in 2 processes\n"
+    in first
+  )
   assert "best validation loss" in first and "test loss" in first
   assert "loss" not in second  # Gloo itself prints who is connected
   trained = load(one.directory.parent / "run")
@@ -264,6 +292,36 @@ def test_a_run_is_resumed_on_another_number_of_devices(config):
   assert len(expected) > 20 and int(expected[0]) == 18
   for one, other in zip(expected, state, strict=True):
     assert np.abs(one - other).max() < ROUNDING * max(1, np.abs(one).max())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_no_device_holds_the_whole_state(config):
+  """Not as it is created, nor while it is saved, nor as it is read again."""
+  config = replace(
+    config,
+    mesh="model:8",
+    batch_size=8,
+    hidden_size=64,
+    embedding_size=2,
+    ema_decay=0.9,
+    num_epochs=1,
+  )
+  module = "tests.experiments.trainer.sharded"
+  kinds = set()
+  for record in (to_record(config), to_record(config) | {"num_epochs": 2}):
+    process = start(module, json.dumps(record), devices=8)
+    ((status, output, errors),) = finish(process)
+    assert status == 0, errors
+    for line in output.splitlines():
+      if not line.startswith("{"):
+        continue
+      found = json.loads(line)
+      kinds.add(found["when"])
+      assert len(found["on"]) == 8
+      assert max(found["on"]) < found["state"] / 4, found
+  assert kinds == {"created", "saving", "saved"}
+  assert "extended" in output  # the second has read what the first has saved
 
 
 def wait_for(text, path):

@@ -1,0 +1,62 @@
+"""Train on a mesh, and print what the arrays on each device take.
+
+  python -m tests.experiments.trainer.sharded RECORD
+
+The record of the configuration is a JSON object. Each line that is printed is a
+JSON object: "when", the bytes of all arrays "on" each device, and those of the
+"state" on one.
+"""
+
+import gc
+import json
+import sys
+
+import jax
+import pytest
+
+from experiments import train
+from experiments.cli import make_console
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import from_record
+from lstm_jax.training import CheckpointWriter
+
+
+def bytes_on_devices():
+  """Return the bytes of all live arrays, by device."""
+  gc.collect()
+  buffers = {device: {} for device in jax.local_devices()}
+  for array in jax.live_arrays():
+    for shard in array.addressable_shards:  # an array of its own, from now on
+      pointer = shard.data.unsafe_buffer_pointer()
+      buffers[shard.device][pointer] = shard.data.nbytes
+  return [sum(sizes.values()) for sizes in buffers.values()]
+
+
+def report(when, state):
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  found = {"when": when, "on": bytes_on_devices(), "state": size}
+  print(json.dumps(found), flush=True)
+
+
+def main():
+  config = from_record(TrainConfig(), json.loads(sys.argv[1]))
+  initial_state, save = train.initial_state, CheckpointWriter.save
+
+  def reported_state(*arguments):
+    state = initial_state(*arguments)
+    report("created", state)
+    return state
+
+  def reported_save(self, *arguments, state, **options):
+    report("saving", state)
+    save(self, *arguments, state=state, **options)
+    report("saved", state)
+
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(train, "initial_state", reported_state)
+    monkeypatch.setattr(CheckpointWriter, "save", reported_save)
+    train.run(config, make_console())
+
+
+if __name__ == "__main__":
+  main()
