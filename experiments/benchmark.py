@@ -4,23 +4,27 @@
 
 Every library starts from the same weights and must first compute the same
 outputs, losses and gradients; then all are timed in turns, in one process. The
-training step of a language model is timed on one device and, for all libraries
-of JAX in the same way, with the batch shared by one CPU device a core. The
-tables have medians and quartiles, the time relative to ours, the seconds to
-compile, and the memory that the compiled program needs on each device. A
-library that is not installed, or does not have the layer, is skipped and named.
+training step of a language model is timed on one device and, for the JAX
+libraries, also with the batch split over CPU devices: as many as divide both
+the number of cores and the batch size. The tables have medians and quartiles,
+the time relative to ours, the seconds to compile, and the memory that the
+compiled program needs on each device. A library that is not installed, or does
+not have the layer, is skipped and named; one that computes something else stops
+the benchmark.
 
 On an H100 or H200, in less than 8 minutes,
 
   python -m experiments.benchmark --part=gpu
 
-first checks the GPU kernels against the scan, and that they always give the
-same, and then times them. What fails is printed and kept, and the exit status
-is then 1. It needs no library but those of JAX, Flax and this project.
+first checks that the GPU kernels compute what the scan does, and that repeated
+runs of them are equal bit by bit, and then times them. Failures are printed and
+stored under "failures" in the JSON file, and the exit status is then 1. It
+needs no library but those of JAX, Flax and this project.
 """
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,47 +32,59 @@ from absl import flags
 from rich.console import Console
 
 from experiments.benchmarks.gpu import part as gpu
-from experiments.benchmarks.parts import MODEL, PARTS
+from experiments.benchmarks.parts import MODEL, PARTS, check_sizes
 from experiments.benchmarks.tables import Row, case_table, change_table
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
 from experiments.trainer.devices import num_cores, start_cpu_devices
+from experiments.trainer.files import write_json
 
 GPU_OUT = Path(__file__).parent / "results/benchmark/gpu.json"
 CHECK_FAILED = 1  # exit status
 
 
 def run(
-  parts: list[str], sizes: Row, rounds: int, console: Console
+  parts: list[str],
+  sizes: Row,
+  rounds: int,
+  console: Console,
+  save: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
   """Measure the parts, print each case, and return all results.
 
   Args:
     parts: names in PARTS.
-    sizes: sizes of the one case of a part; empty for the part's own cases.
+    sizes: those of the one case of each part that has such a size; empty for
+      the parts' own cases.
     rounds: how often each program is timed.
     console: where to print.
+    save: called with the results so far after every case.
+
+  Raises:
+    ValueError: no part has one of the sizes, or a library computes something
+      else than ours.
   """
+  check_sizes(parts, sizes)
   record: dict[str, Any] = {"environment": environment(), "rows": []}
   console.print(record["environment"])
   printed = set()
   for part in parts:
-    for rows, skipped in PARTS[part](sizes, rounds):
+    for rows, skipped in PARTS[part].cases(sizes, rounds):
       console.print(case_table(rows))
       for name, reason in skipped.items():
         if (name, reason) not in printed:
           console.print(f"skipped: {name}: {reason}")
           printed.add((name, reason))
       record["rows"] += rows
+      save(record)
   return record
 
 
-def save(record: dict[str, Any], path: Path, console: Console) -> None:
-  """Write the results as JSON, and their figure, if any, beside it."""
+def draw(record: dict[str, Any], path: Path, console: Console) -> None:
+  """Draw the figure of the results, if any, beside their file."""
   from experiments.benchmarks import plots
   from experiments.benchmarks.gpu import picture
 
-  path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
   figure = path.with_suffix(".png")
   rows = record["rows"]
   drawn = plots.draw(rows, figure) or picture.draw(rows, figure)
@@ -76,20 +92,8 @@ def save(record: dict[str, Any], path: Path, console: Console) -> None:
   console.print(f"saved in {files}", soft_wrap=True)
 
 
-def run_gpu(
-  sizes: Row, rounds: int, path: Path, console: Console
-) -> dict[str, Any]:
-  """Run the part gpu; save what there is after each of its sections."""
-
-  def save_rows(record):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-  return gpu.run(sizes, rounds, console, save_rows)
-
-
-def main() -> int | None:
-  """Run the benchmark of the flags, print and save."""
+def main() -> int:
+  """Read the flags, run the benchmark, and print and save its results."""
   console = make_console()
   old = json.loads(Path(COMPARE.value).read_text()) if COMPARE.value else None
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
@@ -98,25 +102,33 @@ def main() -> int | None:
     if len(PART.value) > 1:
       raise ValueError("--part=gpu runs alone: its processes take the GPU")
     out = out or GPU_OUT
-    record = run_gpu(sizes, ROUNDS.value, out, console)
+  if out:
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+  def save(record: dict[str, Any]) -> None:
+    if out:
+      write_json(out, record)
+
+  if "gpu" in PART.value:
+    record = gpu.run(sizes, ROUNDS.value, console, save)
   else:
     if "model" in PART.value:
       batch_size: Any = (MODEL | sizes)["batch_size"]
       start_cpu_devices(math.gcd(num_cores(), batch_size))
-    record = run(PART.value, sizes, ROUNDS.value, console)
+    record = run(PART.value, sizes, ROUNDS.value, console, save)
   if old:
     console.print(f"compared with {COMPARE.value}: {old['environment']}")
     console.print(change_table(old["rows"], record["rows"]))
   if out:
-    save(record, out, console)
+    draw(record, out, console)
   return CHECK_FAILED if record.get("failures") else 0
 
 
 if __name__ == "__main__":
-  timed = [part for part in PARTS if part != "launches"]  # needs CUDA packages
+  default = [part for part in PARTS if part != "launches"]
   PART = flags.DEFINE_multi_enum(
     "part",
-    timed,
+    default,
     [*PARTS, "gpu"],
     "What to measure; repeat for several. launches needs JAX's CUDA packages, "
     "gpu an H100 or H200.",

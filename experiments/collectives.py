@@ -3,9 +3,11 @@ r"""Print what the devices of a mesh communicate in one training step.
   XLA_FLAGS=--xla_force_host_platform_device_count=8 \
     python -m experiments.collectives --mesh=data:8
 
-takes the flags of `experiments.train`, compiles the training step for the
-devices of the mesh, which may be simulated, and reads the compiled program; it
-trains nothing. On a GPU, XLA may choose other collectives.
+compiles the training step of the flags, which are those of `experiments.train`,
+for the devices of the mesh, and reads the compiled program; it trains nothing.
+The devices may be simulated ones, as above; for GPUs, XLA may choose other
+collectives than for CPUs. A collective in a loop is counted once, however often
+the loop runs.
 """
 
 from collections import Counter
@@ -55,14 +57,17 @@ def run(config: TrainConfig, console: Console) -> Result:
 
 def _table(collectives: list[Collective]) -> Table:
   table = Table(
-    "collective", "instructions", "in a loop", "bytes of results, once"
+    "collective", "instructions", "in a loop", "bytes of results on a device"
   )
-  counts: Counter = Counter((c.kind, c.looped) for c in collectives)
-  for (kind, looped), count in counts.items():
-    total = sum(
-      c.bytes for c in collectives if (c.kind, c.looped) == (kind, looped)
-    )
-    table.add_row(kind, str(count), "yes" if looped else "no", f"{total:,}")
+  counts: Counter = Counter()
+  sizes: Counter = Counter()
+  for collective in collectives:
+    kind = collective.kind, collective.looped
+    counts[kind] += 1
+    sizes[kind] += collective.bytes
+  for (name, looped), count in counts.items():
+    size = f"{sizes[name, looped]:,}"
+    table.add_row(name, str(count), "yes" if looped else "no", size)
   return table
 
 

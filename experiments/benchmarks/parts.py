@@ -5,6 +5,7 @@ the peers that it skips, with the reason.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from experiments.benchmarks import launches
 from experiments.benchmarks.peers import (
@@ -133,9 +134,9 @@ def sampling_part(
 
 
 def memory_part(sizes: Row) -> Cases:
-  """Measure the memory that all gradients of one LSTM layer need."""
+  """Measure the peak memory of an LSTM layer's gradients."""
   case = LAYER | (_sizes_of(sizes, LAYER) or MEMORY)
-  rows, skipped = memory.compare(case)
+  rows, skipped = memory.measure_memory(case)
   yield [{"part": "memory"} | case | row for row in rows], skipped
 
 
@@ -205,16 +206,32 @@ def _linear(sizes: Row, rounds: int) -> Cases:
   return linear_part([case] if case else LINEAR, rounds)
 
 
-# Each part by its name, as a function of (sizes, rounds). Sizes that are given
-# on the command line replace the part's cases by a single case.
-PARTS: dict[str, Callable[[Row, int], Cases]] = {
-  "model": _model,
-  "layer": _layer,
-  "linear": _linear,
-  "resets": resets_part,
-  "sampling": lambda sizes, rounds: sampling_part(SAMPLING, rounds),
-  "memory": lambda sizes, rounds: memory_part(sizes),
-  "launches": lambda sizes, rounds: launches_part(sizes),
-  "original": lambda sizes, rounds: original_part(rounds),
-  "growth": lambda sizes, rounds: growth_part(GROWTH, rounds),
+class Part(NamedTuple):
+  """A part of the benchmark."""
+
+  cases: Callable[[Row, int], Cases]  # (sizes, rounds) -> its cases
+  sizes: Row  # a given one of these replaces the part's cases by a single one
+
+
+PARTS: dict[str, Part] = {
+  "model": Part(_model, MODEL),
+  "layer": Part(_layer, LAYER),
+  "linear": Part(_linear, LAYER),
+  "resets": Part(resets_part, LAYER),
+  "sampling": Part(lambda _, rounds: sampling_part(SAMPLING, rounds), {}),
+  "memory": Part(lambda sizes, _: memory_part(sizes), LAYER),
+  "launches": Part(lambda sizes, _: launches_part(sizes), LAYER),
+  "original": Part(lambda _, rounds: original_part(rounds), {}),
+  "growth": Part(lambda _, rounds: growth_part(GROWTH, rounds), {}),
 }
+
+
+def check_sizes(parts: Iterable[str], sizes: Row) -> None:
+  """Raise ValueError if no part has a size that is given."""
+  names = [*parts]
+  for size in sizes:
+    if not any(size in PARTS[name].sizes for name in names):
+      having = [name for name, part in PARTS.items() if size in part.sizes]
+      raise ValueError(
+        f"--{size} needs --part={' or '.join(having)}, got {', '.join(names)}"
+      )

@@ -1,4 +1,8 @@
-"""Tables of the benchmark: the peers of one case, and two runs compared."""
+"""Tables of the benchmark: the peers of one case, and two runs compared.
+
+A case is one problem, such as a layer of a cell and its sizes. A peer is one
+library's program for it, ours included.
+"""
 
 from typing import Any
 
@@ -51,19 +55,17 @@ def case_table(rows: list[Row]) -> Table:
   the median to lstm_jax's; "products", the share of the median that the matrix
   products alone take; tokens per second; seconds to compile; memory; the
   kernel launches of a time step, and whether a CUDA graph holds them. On a GPU:
-  the dtype of the products' operands; µs per time step, and how many times the
-  floor that is; the memory of temporaries, and all of it at its peak.
+  the dtype of the products' operands; µs per time step, and that divided by the
+  lower bound of `gpu.floor`; the memory of temporaries, and all of it at its
+  peak. A column that no peer has is left out.
   """
-  case = {k: v for k, v in rows[0].items() if k not in (*RESULTS, "peer")}
-  title = ", ".join(
-    str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
-    for k, v in case.items()
-  )
   medians = {row["peer"]: row.get("median_ms") for row in rows}
   products = medians.get("products alone")
+  title = _case_title(rows[0])
   rows = [_with_derived(row, products) for row in rows]
   keys = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
-  table = number_table("", *(COLUMNS[key][0] for key in keys), title=title)
+  headings = (COLUMNS[key][0] for key in keys)
+  table = number_table("", *headings, title=title)
   table.padding = (0, 1, 0, 0)  # the columns fit into 80 characters
   for row in rows:
     cells = (
@@ -72,6 +74,15 @@ def case_table(rows: list[Row]) -> Table:
     )
     table.add_row(row["peer"], *cells)
   return table
+
+
+def _case_title(row: Row) -> str:
+  """Return the sizes of a row's case."""
+  return ", ".join(
+    str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
+    for k, v in row.items()
+    if k not in RESULTS and k != "peer"
+  )
 
 
 def _with_derived(row: Row, products_ms: float | None) -> Row:
@@ -94,23 +105,29 @@ def _with_derived(row: Row, products_ms: float | None) -> Row:
 
 
 def change_table(old: list[Row], new: list[Row]) -> Table:
-  """Return the medians of the cases that both runs have, and their ratio."""
+  """Return the medians of the cases that both runs have, and their ratio.
 
-  def key(row):
-    return tuple(
-      sorted((k, str(v)) for k, v in row.items() if k not in RESULTS)
+  They are in milliseconds; those of GPU kernels are in µs per time step.
+
+  Raises:
+    ValueError: no case is in both runs.
+  """
+
+  def medians(rows: list[Row]) -> dict[str, float]:
+    return {
+      f"{_case_title(row)}: {row['peer']}": median
+      for row in rows
+      if (median := row.get("median_ms") or row.get("us_per_step"))
+    }
+
+  before, after = medians(old), medians(new)
+  both = [name for name in after if name in before]
+  if not both:
+    raise ValueError("no case is in both runs")
+  table = number_table("", "old", "new", "new / old")
+  for name in both:
+    ratio = after[name] / before[name]
+    table.add_row(
+      name, f"{before[name]:.3g}", f"{after[name]:.3g}", f"{ratio:.2f}"
     )
-
-  old_ms = {key(row): row["median_ms"] for row in old if row.get("median_ms")}
-  table = number_table("", "old ms", "new ms", "new / old")
-  for row in new:
-    if row.get("median_ms") and key(row) in old_ms:
-      before, after = old_ms[key(row)], row["median_ms"]
-      name = " ".join(
-        str(v) for k, v in row.items() if k not in (*RESULTS, "backward")
-      )
-      name += " backward" if row.get("backward") else ""
-      table.add_row(
-        name, f"{before:.3g}", f"{after:.3g}", f"{after / before:.2f}"
-      )
   return table

@@ -1,8 +1,8 @@
-"""The board of results: its records, read from a file, and its table.
+"""The board of results, ours and others', read from a file; and its table.
 
-`experiments/results/board.json` has a row for each record, ours and others':
-what was trained, how it was evaluated, and where that is written. It is the one
-place of these figures; `docs/results` shows its table and its charts, and
+`experiments/results/board.json` has a row for each model: what was trained, how
+it was evaluated, and where that is written. It is the single source of these
+figures; `docs/results` shows its table and its charts, and
 `experiments.reproduce` trains a row again.
 """
 
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
 
 class Row(NamedTuple):
-  """A record, ours or others'."""
+  """A trained model and its losses, ours or others'."""
 
   name: str
   corpus: str
@@ -52,13 +52,13 @@ class Row(NamedTuple):
   settings: str  # how the hyperparameters and the checkpoint were chosen
   parameters: int | None = None
   training: Training | None = None
-  recipe: str = ""  # of experiments/recipes; empty for others' records
+  recipe: str = ""  # of experiments/recipes; empty for others' rows
   flags: Sequence[str] = ()  # of experiments.train, besides the recipe's
   evaluate: Sequence[str] = ()  # flags of experiments.evaluate
   date: str = ""
-  commits: Sequence[str] = ()  # that added the records
-  records: Sequence[str] = ()  # directories
-  source: Source | None = None  # of others' records
+  commits: Sequence[str] = ()  # that added the results
+  records: Sequence[str] = ()  # the run directory that each of them added
+  source: Source | None = None  # of others' rows
 
   def result(self, protocol: str) -> Result | None:
     """Return the result by a protocol, if there is one."""
@@ -67,15 +67,17 @@ class Row(NamedTuple):
 
 
 class Board(NamedTuple):
-  """All records."""
+  """All rows."""
 
   protocols: dict[str, str]  # {name: title}, in the order of the columns
   rows: list[Row]
 
   def of_corpus(self, corpus: str) -> "Board":
-    """Return the records on one corpus, the best first.
+    """Return the rows on one corpus, in the order of their losses.
 
-    They are in the order of the first protocol that each of them has.
+    Those with a result by the board's first protocol come first, the lowest
+    mean before the others; then those whose first protocol is the second, and
+    so on.
     """
     order = list(self.protocols)
 
@@ -86,35 +88,36 @@ class Board(NamedTuple):
     return Board(self.protocols, sorted(rows, key=place))
 
   def find(self, name: str) -> Row:
-    """Return our record of a name.
+    """Return our row of a name.
 
     Raises:
       ValueError: there is none.
     """
-    names = [row.name for row in self.rows if row.recipe]
-    if name not in names:
+    ours = {row.name: row for row in self.rows if row.recipe}
+    if name not in ours:
       raise ValueError(
-        f"the name must be one of {', '.join(names)}, got {name!r}"
+        f"the name must be one of {', '.join(ours)}, got {name!r}"
       )
-    return next(row for row in self.rows if row.name == name)
+    return ours[name]
 
 
 def read_board(path: Path = BOARD) -> Board:
   """Read the board.
 
   Raises:
-    ValueError: a row lacks an entry or has an unknown one.
+    ValueError: a row lacks a field, has an unknown one, or has a result by a
+      protocol that the board does not list.
   """
-  record = json.loads(path.read_text("utf-8"))
+  data = json.loads(path.read_text("utf-8"))
   rows = []
-  for fields in record["rows"]:
+  for fields in data["rows"]:
     try:
       rows.append(_make_row(dict(fields)))
     except (TypeError, KeyError) as error:
       raise ValueError(
         f"row {fields.get('name')!r} of {path}: {error}"
       ) from None
-  board = Board(record["protocols"], rows)
+  board = Board(data["protocols"], rows)
   for row in rows:
     for result in row.results:
       if result.protocol not in board.protocols:
@@ -168,7 +171,7 @@ def table(board: Board) -> str:
 def _loss(result: Result | None, best: float) -> str:
   if result is None:
     return "–"
-  text = f"{result.mean}"
+  text = f"{result.mean}"  # with as many digits as its source gives
   if result.std is not None:
     text = f"{result.mean:.4f} ± {result.std:.4f}"
   text = f"**{text}**" if result.mean == best else text
@@ -182,7 +185,7 @@ def _cost(training: Training | None) -> str:
 
 
 def format_minutes(minutes: Sequence[float]) -> str:
-  """Return the least and the most minutes, or the one number that both are."""
+  """Return the least and the most minutes, as "9 to 12.5", or "8" if equal."""
   return " to ".join(f"{one:g}" for one in dict.fromkeys(minutes))
 
 

@@ -13,8 +13,8 @@ from lstm_jax.training import OptimizerConfig
 class CompareConfig:
   """The settings of `compare_cells`.
 
-  The flags are the fields that are not configurations, and those fields of the
-  nested configurations that `only` names.
+  Each plain field is a flag, and so are those fields of a nested configuration
+  that `only(...)` names.
   """
 
   data: DataConfig = only(DataConfig(), "corpus", "val_fraction")
@@ -23,7 +23,8 @@ class CompareConfig:
     ModelConfig(hidden_size=160), "embedding_size", "hidden_size"
   )
   batching: BatchingConfig = only(BatchingConfig(), "batch_size", "seq_len")
-  # The rate is 1, since each seed's updates are multiplied by its own rate.
+  # The optimizer's rate is 1: each seed's updates are multiplied by the rate of
+  # that seed.
   optimizer: OptimizerConfig = only(
     OptimizerConfig(learning_rate=1.0, weight_decay=0.3), "weight_decay"
   )
@@ -35,7 +36,7 @@ class CompareConfig:
   )
   num_seeds: int = option(
     3,
-    "Number of seeds of each cell, which are trained at once.",
+    "Number of seeds of each cell, which are trained simultaneously.",
     bounds="[1, inf)",
   )
   seed: int = option(
@@ -74,12 +75,14 @@ class CompareConfig:
   )
   gradient_steps: int = option(
     200,
-    "Time steps back for which the gradient is measured.",
+    "How far back the gradient of a character's loss with respect to the state "
+    "is measured, in time steps.",
     bounds="[1, inf)",
   )
   delay: tuple[int, ...] = option(
     (1, 2, 5, 10, 20, 50, 100, 200, 500),
-    "Blanks between a symbol and its recall. Repeat the flag for several.",
+    "Recall task: blanks between a symbol and the step that names it. Repeat "
+    "the flag for several.",
     bounds="[1, inf)",
   )
   recall_hidden_size: int = option(
@@ -104,6 +107,5 @@ class CompareConfig:
     check_options(self)
     if "lstm" not in self.cells or len({*self.cells}) < len(self.cells):
       raise ValueError(
-        "cells must be different ones, lstm among them, "
-        f"got {', '.join(self.cells)}"
+        f"cells must be distinct and include lstm, got {', '.join(self.cells)}"
       )

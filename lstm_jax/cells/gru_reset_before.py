@@ -238,7 +238,7 @@ def with_activations(
     candidate: that of n. With σ and tanh, the cell is this module.
 
   Raises:
-    ValueError: one of them is no `Activation`.
+    ValueError: an argument is not an `Activation`.
   """
   check_activations(gates=gates, candidate=candidate)
   activations = Activations(gates, candidate)

@@ -18,11 +18,12 @@ Backward, from dh' and dc'
                                        db   = Σ da
 
 with a = [aᵢ, a_f, a_g, aₒ] along its last axis. A prime marks the values after
-the step, and dz is the gradient of the loss with respect to z. c' reaches the
-loss twice, through h' and through the next step, hence the sum dc₊. The forward
-saves the gates and c; the backward recomputes tanh c' from them, and the local
-gradients from all three. Saving the local gradients instead takes one more
-array and is no faster.
+the step, and dz is the gradient of the loss with respect to z. Σ sums over the
+batch and, in `unroll`, over time. c' reaches the loss twice, through h' and
+through the next step, hence the sum dc₊. The forward saves the gates and c, 5H
+numbers for each time step and sequence; the backward recomputes tanh c' from
+them, and the local gradients from the gates, c and tanh c'. Saving the local
+gradients instead takes H numbers more and is no faster.
 
 `with_activations` returns a cell with others in place of σ and tanh.
 
@@ -124,12 +125,12 @@ def recur(
   # b is added here, fused into the sum. Added to x W_x for all time steps at
   # once, it would take another array of T·B·4H numbers and a pass over it.
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
-  # The barrier keeps XLA from computing this again in each of its consumers.
+  # On a CPU, XLA would compute the gates again in each of their consumers.
   gates = computed_once(activate(a, activations))
   c = upcast(state.c)
-  c_next, tanh_c = next_c(gates, c, activations)
+  c_next, tanh_c_next = next_c(gates, c, activations)
   o = gates[..., -c.shape[-1] :]
-  h_next = o * tanh_c
+  h_next = o * tanh_c_next
   state_next = cast_like(LSTMState(h_next, c_next), state)
   return state_next, gates, LSTMResiduals(c)
 
@@ -147,7 +148,7 @@ def activate(a: jax.Array, activations: Activations = STANDARD) -> jax.Array:
 def next_c(
   gates: jax.Array, c: jax.Array, activations: Activations = STANDARD
 ) -> tuple[jax.Array, jax.Array]:
-  """Return c' and tanh c', from the gates i, f, g, o and c."""
+  """Return c' and tanh c' (or its other activation), from the gates and c."""
   i, f, g, _ = jnp.split(gates, 4, axis=-1)
   c_next = f * c + i * g
   return c_next, activations.output.apply(c_next)
@@ -156,7 +157,7 @@ def next_c(
 def local_gradients(
   gates: jax.Array,
   c: jax.Array,
-  tanh_c: jax.Array,
+  tanh_c_next: jax.Array,
   activations: Activations = STANDARD,
 ) -> tuple[jax.Array, jax.Array]:
   """Return the derivatives with respect to a and c', element by element.
@@ -167,13 +168,13 @@ def local_gradients(
   """
   i, _, g, o = jnp.split(gates, 4, axis=-1)
   if activations == STANDARD:  # σ' = y (1 − y) and tanh' = (1 + y) (1 − y)
-    dactivation = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
+    derivatives = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
   else:
-    dactivation = _derivatives(gates, activations)
+    derivatives = _derivatives(gates, activations)
   # Each derivative is multiplied by what its gate multiplies.
-  dnext_da = jnp.concatenate([g, c, i, tanh_c], axis=-1) * dactivation
-  dh_dc = o * activations.output.derivative(tanh_c)
-  return dnext_da, dh_dc
+  local_grads = jnp.concatenate([g, c, i, tanh_c_next], axis=-1) * derivatives
+  h_wrt_c = o * activations.output.derivative(tanh_c_next)
+  return local_grads, h_wrt_c
 
 
 def _derivatives(gates: jax.Array, activations: Activations) -> jax.Array:
@@ -199,8 +200,8 @@ def recur_backward(
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
   c = residuals.c
-  _, tanh_c = next_c(gates, c, activations)
-  local_grads, h_wrt_c = local_gradients(gates, c, tanh_c, activations)
+  _, tanh_c_next = next_c(gates, c, activations)
+  local_grads, h_wrt_c = local_gradients(gates, c, tanh_c_next, activations)
   _, f, _, _ = jnp.split(gates, 4, axis=-1)
   dh_next, dc_next = d_state
   dc_sum = dc_next + dh_next * h_wrt_c
@@ -217,8 +218,12 @@ def parameter_gradients(
   residuals: LSTMResiduals,
   da: jax.Array,
 ) -> tuple[LSTMParams, jax.Array | None]:
-  """Return (d_params, dx); d_params are sums over the rows of da [..., 4H]."""
-  del residuals  # da is the cotangent of h W_h as well
+  """Return (d_params, dx); d_params are sums over the rows of da [..., 4H].
+
+  x is [..., D], or integer tokens [...], whose dx is None; h [..., H] is the
+  one before the step.
+  """
+  del residuals  # not needed: h W_h and x W_x have the same cotangent, da
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   return LSTMParams(dw_x, dw_h, db), dx
@@ -275,12 +280,12 @@ def with_activations(
   """Return the cell with other activations.
 
   Args:
-    gates: that of i, f and o.
-    candidate: that of g.
-    output: that of c', in h'. With σ, tanh and tanh, the cell is this module.
+    gates: activation of the gates i, f and o.
+    candidate: activation of g.
+    output: φ in h' = o ⊙ φ(c'). With σ, tanh and tanh, the cell is this module.
 
   Raises:
-    ValueError: one of them is no `Activation`.
+    ValueError: an argument is not an `Activation`.
   """
   check_activations(gates=gates, candidate=candidate, output=output)
   activations = Activations(gates, candidate, output)

@@ -174,7 +174,7 @@ def with_activation(activation: Activation) -> Cell:
     activation: such as `RELU`. With tanh, the cell is this module.
 
   Raises:
-    ValueError: it is no `Activation`.
+    ValueError: it is not an `Activation`.
   """
   check_activations(activation=activation)
   if activation == TANH:

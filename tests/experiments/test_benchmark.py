@@ -100,23 +100,43 @@ def test_a_run_prints_its_cases_and_is_compared_with_an_earlier_one(
   def original_part(sizes, rounds):
     yield from parts.original_part(rounds, num_steps=2)
 
-  monkeypatch.setitem(parts.PARTS, "original", original_part)
-  record = benchmark.run(["original"], {}, 1, console)
+  monkeypatch.setitem(parts.PARTS, "original", parts.Part(original_part, {}))
+  saved = []
+  record = benchmark.run(["original"], {}, 1, console, saved.append)
+  assert saved == [record]
   old = record["rows"]
   check(old, ["lstm_jax", "lstm_jax, 2 a call", "numpy"])
   printed = console.file.getvalue()
   assert all(row["peer"] in printed for row in old)
   assert record["environment"]["versions"]["jax"] == jax.__version__
   new = [row | {"median_ms": 2 * row["median_ms"]} for row in old]
-  table = change_table(old, [*new, {"part": "new", "median_ms": 1.0}])
+  other = {"part": "new", "peer": "lstm_jax", "median_ms": 1.0}
+  table = change_table(old, [*new, other])
   assert list(table.columns[3].cells) == ["2.00"] * len(old)
+  assert "original: lstm_jax, 2 a call" in table.columns[0].cells
+  with pytest.raises(ValueError, match="no case is in both runs"):
+    change_table(old, [other])
 
 
-def test_the_kept_results_are_saved_and_drawn(tmp_path, console):
+def test_kernels_are_compared_by_the_time_of_a_time_step():
+  (row, *_) = [
+    {"part": "gpu", "cell": "gru", "peer": "kernel", "us_per_step": 2.0},
+    {"part": "gpu", "cell": "gru", "peer": "scan"},
+  ]
+  table = change_table([row], [row | {"us_per_step": 3.0}])
+  assert list(table.columns[3].cells) == ["1.50"]
+
+
+def test_a_size_that_no_part_has_is_refused(console):
+  message = "--num_layers needs --part=model, got layer, sampling"
+  with pytest.raises(ValueError, match=message):
+    benchmark.run(["layer", "sampling"], {"num_layers": 2}, 1, console)
+
+
+def test_the_kept_results_are_drawn(tmp_path, console):
   record = json.loads((RESULTS / "models.json").read_text("utf-8"))
   path = tmp_path / "models.json"
-  benchmark.save(record, path, console)
-  assert json.loads(path.read_text("utf-8")) == record
+  benchmark.draw(record, path, console)
   assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
   assert f"{path} and " in console.file.getvalue()
   assert not plots.draw([{"part": "memory"}], tmp_path / "none.png")

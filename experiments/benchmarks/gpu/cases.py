@@ -42,10 +42,10 @@ CLUSTERS = [
 # Batches in which a block has 16 or 32 sequences, not 8; sizes to be padded.
 SHAPES = [
   Check("lstm", 128, 24, 1100, "bfloat16"),
-  Check("gru", 128, 24, 2200, "bfloat16", flags=True),
+  Check("gru", 128, 24, 2200, "bfloat16", with_mask_and_reset=True),
   Check("rnn", 256, 24, 2200, "bfloat16"),
   Check("lstm", 256, 24, 300, "bfloat16"),
-  Check("lstm", 100, 24, 13, "bfloat16", flags=True),
+  Check("lstm", 100, 24, 13, "bfloat16", with_mask_and_reset=True),
   Check("gru", 200, 24, 13, "float32", reverse=True),
 ]
 LONG = [
@@ -56,7 +56,7 @@ CHECKS = [
   *(Check(cell, h, 24, 40, dtype) for cell, h, dtype in ONE_BLOCK),
   *(Check(cell, h, 24, 40, dtype) for cell, h, dtype in CLUSTERS),
   *(
-    Check(cell, h, 24, 40, dtype, flags=True, reverse=True)
+    Check(cell, h, 24, 40, dtype, with_mask_and_reset=True, reverse=True)
     for cell, h, dtype in (*ONE_BLOCK, *CLUSTERS)
   ),
   *SHAPES,
@@ -67,12 +67,12 @@ RACES = [
   Race("lstm", 128, 512, 1056, "bfloat16"),
   Race("lstm", 256, 512, 264, "bfloat16"),
   Race("gru", 512, 512, 128, "bfloat16"),
-  Race("gru", 128, 512, 1056, "bfloat16", flags=True),
+  Race("gru", 128, 512, 1056, "bfloat16", with_mask_and_reset=True),
   Race("lstm", 64, 512, 1056, "float32"),
   Race("lstm", 192, 512, 352, "float32"),
   Race("rnn", 256, 512, 1056, "bfloat16"),
   Race("rnn", 512, 512, 128, "bfloat16"),
-  Race("lstm", 384, 512, 176, "bfloat16", flags=True),
+  Race("lstm", 384, 512, 176, "bfloat16", with_mask_and_reset=True),
   Race("gru", 256, 512, 264, "float32"),
   Race("lstm", 128, 3, 8, "bfloat16", repeats=1000),
   Race("lstm", 256, 3, 8, "bfloat16", repeats=1000),

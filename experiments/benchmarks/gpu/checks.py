@@ -34,7 +34,7 @@ class Check:
   seq_len: int
   batch_size: int
   dtype: str
-  flags: bool = False  # masks and resets
+  with_mask_and_reset: bool = False
   reverse: bool = False
   seeds: int = 3
 
@@ -46,7 +46,7 @@ class Check:
     return (
       f"{self.cell} H {self.hidden_size}, T {self.seq_len}, "
       f"B {self.batch_size}, {self.dtype}"
-      + ", masks and resets" * self.flags
+      + ", masks and resets" * self.with_mask_and_reset
       + ", reverse" * self.reverse
     )
 
@@ -60,7 +60,7 @@ class Check:
     del left_out
     sizes = self.hidden_size, self.seq_len, self.batch_size
     inputs = [
-      random_inputs(self.cell, *sizes, self.flags, seed)
+      random_inputs(self.cell, *sizes, self.with_mask_and_reset, seed)
       for seed in range(self.seeds)
     ]
     lowered = {

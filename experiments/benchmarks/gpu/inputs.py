@@ -11,7 +11,7 @@ from experiments.benchmarks.gpu.case import compute_dtype
 from experiments.trainer.config import CELLS
 from lstm_jax.sequence import unroll
 
-INPUT_SIZE = 40  # D, no multiple of anything the kernels divide by
+INPUT_SIZE = 40  # D, different from every H that is checked
 
 
 class Inputs(NamedTuple):
@@ -20,8 +20,8 @@ class Inputs(NamedTuple):
   params: Any
   state: Any  # before the first step, [B, H] each
   xs: Any  # [T, B, D]
-  mask: Any  # bool [T, B], or None
-  reset: Any  # bool [T, B], or None
+  mask: Any  # bool [T, B], False at steps that are left out; or None
+  reset: Any  # bool [T, B], True where the zero state is before it; or None
   d_last: Any  # cotangent of the last state
   d_hs: Any  # cotangent of the outputs, [T, B, H]
 
@@ -29,11 +29,11 @@ class Inputs(NamedTuple):
 class Outputs(NamedTuple):
   """All that a layer and its gradient compute."""
 
-  last: Any
-  hs: Any
+  last: Any  # the last state, [B, H] each
+  hs: Any  # [T, B, H]
   d_params: Any
   d_state: Any
-  d_xs: Any
+  d_xs: Any  # [T, B, D]
 
 
 def random_params(
@@ -55,7 +55,7 @@ def random_inputs(
   hidden_size: int,
   seq_len: int,
   batch_size: int,
-  flags: bool,
+  with_mask_and_reset: bool,
   seed: int,
 ) -> Inputs:
   """Return random inputs, as NumPy arrays.
@@ -65,7 +65,8 @@ def random_inputs(
     hidden_size: H.
     seq_len: T.
     batch_size: B.
-    flags: whether 30 % of the steps are masked and 10 % reset.
+    with_mask_and_reset: whether to leave out 30 % of the steps, and to reset
+      the state before 10 %.
     seed: of the random numbers.
   """
   rng = np.random.default_rng(seed)
@@ -82,8 +83,8 @@ def random_inputs(
     params,
     jax.tree.map(lambda x: normal(*x.shape), shapes),
     normal(*steps, INPUT_SIZE),
-    rng.random(steps) < 0.7 if flags else None,
-    rng.random(steps) < 0.1 if flags else None,
+    rng.random(steps) < 0.7 if with_mask_and_reset else None,
+    rng.random(steps) < 0.1 if with_mask_and_reset else None,
     jax.tree.map(lambda x: normal(*x.shape), shapes),
     normal(*steps, hidden_size),
   )
@@ -94,8 +95,7 @@ def layer_program(
 ) -> Callable[[Inputs], Outputs]:
   """Return the program of a layer and all of its gradients.
 
-  The scan's products are exact where the operands are float32, and not in TF32
-  as they would be by default.
+  The scan's is `without_tf32`.
   """
   module = CELLS[cell]
 
@@ -119,14 +119,17 @@ def layer_program(
 
   if kernel:
     return program
-  return exact(program)
+  return without_tf32(program)
 
 
-def exact(f: Callable) -> Callable:
-  """Return f with float32 products in float32."""
+def without_tf32(f: Callable) -> Callable:
+  """Return f with float32 products computed in float32.
 
-  def with_exact_products(*args):
+  On a GPU, JAX's default is TF32, which has 10 bits of mantissa.
+  """
+
+  def in_float32(*args):
     with jax.default_matmul_precision("highest"):
       return f(*args)
 
-  return with_exact_products
+  return in_float32

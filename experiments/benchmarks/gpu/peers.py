@@ -81,4 +81,4 @@ PEERS: dict[str, Peer] = {
   # cuDNN's LSTM, which JAX lets use TF32 by the same default as products
   "jax.experimental.rnn": _library("jax.experimental.rnn"),
 }
-REFERENCE = "scan"  # with exact products, it computes what is expected
+REFERENCE = "scan"  # without TF32, it computes what is expected

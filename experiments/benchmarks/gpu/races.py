@@ -29,7 +29,7 @@ class Race:
   seq_len: int
   batch_size: int
   dtype: str
-  flags: bool = False  # masks and resets
+  with_mask_and_reset: bool = False
   repeats: int = 200
 
   needs_kernels = True
@@ -40,7 +40,7 @@ class Race:
     return (
       f"{self.cell} H {self.hidden_size}, T {self.seq_len}, "
       f"B {self.batch_size}, {self.dtype}"
-      + ", masks and resets" * self.flags
+      + ", masks and resets" * self.with_mask_and_reset
       + f", {self.repeats} repeats"
     )
 
@@ -53,7 +53,9 @@ class Race:
     """Return the kernel's program, and the one that compares its outputs."""
     del left_out
     sizes = self.hidden_size, self.seq_len, self.batch_size
-    inputs = jax.device_put(random_inputs(self.cell, *sizes, self.flags, 0))
+    inputs = jax.device_put(
+      random_inputs(self.cell, *sizes, self.with_mask_and_reset, 0)
+    )
     program = layer_program(self.cell, self.dtype, False, True)
     kernel = jax.jit(program).lower(inputs)
     outputs = jax.eval_shape(program, inputs)

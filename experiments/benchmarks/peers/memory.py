@@ -1,8 +1,10 @@
-"""The memory that all gradients of one LSTM layer need, in each library.
+"""The peak memory of an LSTM layer's gradients, in each library.
 
-For a compiled program: what XLA reserves for arguments (weights too), results
-and temporaries. For PyTorch, always on the CPU: by how much the resident set of
-a separate process rises, in which its weights are not counted.
+The gradients are those of the inputs and of the weights. For a compiled
+program, it is what XLA reserves for arguments (weights too), results and
+temporaries. For PyTorch, always on the CPU, it is how far the resident set of a
+separate process rises above what it is just before; the weights exist before
+and are not counted.
 """
 
 import multiprocessing
@@ -14,7 +16,7 @@ from experiments.benchmarks.peers import sequences
 from experiments.benchmarks.peers.proof import is_installed, make_peers
 
 
-def compare(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
+def measure_memory(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
   """Return (rows, skipped) as `timing.compare` does, without times.
 
   Args:
@@ -31,14 +33,17 @@ def compare(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
   elif not Path("/proc/self/clear_refs").exists():
     skipped["pytorch"] = "its peak memory can be read on Linux only"
   else:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-      size = pool.apply(torch_peak, (sizes,))
-    rows.append({"peer": "pytorch", "bytes": size})
+    try:
+      with multiprocessing.get_context("spawn").Pool(1) as pool:
+        size = pool.apply(torch_peak, (sizes,))
+      rows.append({"peer": "pytorch", "bytes": size})
+    except OSError as error:
+      skipped["pytorch"] = f"its peak memory cannot be read: {error}"
   return rows, skipped
 
 
 def torch_peak(sizes: dict[str, int]) -> int:
-  """Return by how many bytes one gradient raises this process's peak memory."""
+  """Return how many bytes the peak of a gradient is above the memory before."""
   import torch
 
   layer = torch.nn.LSTM(sizes["hidden_size"], sizes["hidden_size"])
@@ -57,7 +62,13 @@ def torch_peak(sizes: dict[str, int]) -> int:
 
 
 def _resident(field: str) -> int:
-  """Return a field of /proc/self/status, in bytes."""
+  """Return a field of /proc/self/status, in bytes.
+
+  Raises:
+    OSError: there is no such field, as in some sandboxes.
+  """
   status = Path("/proc/self/status").read_text()
   match = re.search(rf"{field}:\s+(\d+) kB", status)
-  return 1024 * int(match.group(1)) if match else 0
+  if not match:
+    raise OSError(f"/proc/self/status has no {field}")
+  return 1024 * int(match.group(1))

@@ -17,8 +17,8 @@ class Peer(NamedTuple):
   """A program to time, compiled and proven to compute the same as ours."""
 
   run: Callable[[], Any]  # returns when the result is ready
-  compile_s: float | None = None  # seconds to compile; None if not compiled
-  bytes: int | None = None  # arguments, results and temporaries together
+  compile_s: float | None = None  # seconds to compile; None if not measured
+  bytes: int | None = None  # arguments, results, temporaries; None likewise
 
 
 # Each peer's maker and the package that it needs, by name; ours first.

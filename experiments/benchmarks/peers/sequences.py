@@ -14,7 +14,7 @@ from experiments.benchmarks.peers.proof import (
   compile_program,
   tolerance,
 )
-from experiments.benchmarks.peers.torch_layer import to_torch, torch_layer
+from experiments.benchmarks.peers.torch_layer import as_tensor, torch_layer
 from experiments.trainer.config import CELLS
 
 
@@ -108,7 +108,7 @@ def pytorch(problem: Problem) -> Peer:
   import torch
 
   layer = torch_layer(problem.cell, (problem.weights,))
-  xs, dhs = to_torch(problem.xs), to_torch(problem.dhs)
+  xs, dhs = as_tensor(problem.xs), as_tensor(problem.dhs)
   if not problem.backward:
 
     def forward():

@@ -48,7 +48,7 @@ def use_scans(monkeypatch, change=lambda outputs: outputs):
   "case",
   [
     Check("lstm", 64, 3, 8, "bfloat16", seeds=1),
-    Check(*SIZES, "float32", flags=True, reverse=True, seeds=1),
+    Check(*SIZES, "float32", with_mask_and_reset=True, reverse=True, seeds=1),
     Race("rnn", 64, 3, 8, "bfloat16", repeats=2),
   ],
 )
@@ -142,7 +142,9 @@ def test_the_cases_have_every_cell_place_and_dtype():
     for cell, hidden_size, dtype in sizes:
       found = kernel_kind(cell, hidden_size, 40, dtype)
       assert found == f"{cell} in {place}, {dtype}"
-  both = {kind(case) for case in CHECKS if case.flags and case.reverse}
+  both = {
+    kind(case) for case in CHECKS if case.with_mask_and_reset and case.reverse
+  }
   assert both == {kind(case) for case in CHECKS}
   assert len(both) == 12  # 3 cells × 2 places × 2 dtypes
   assert len({kind(case) for case in RACES}) >= 9
