@@ -183,23 +183,32 @@ class RunLogger:
 
   def save(self, state: TrainState) -> None:
     """Save a checkpoint: all that the run needs to resume, and its model."""
+    buffered = self.buffer.to_progress()  # stops the clock
+    description: dict[str, Any] = {}  # that of the first process is saved
+    if self._is_writer:
+      description = self._describe(state, buffered)
+    params, best = eval_params(state), self.best.step
+    self._checkpoints.save(
+      self.step, params, description, state=state, best=best
+    )
+
+  def _describe(
+    self, state: TrainState, buffered: dict[str, Any]
+  ) -> dict[str, Any]:
+    """Return the description of a checkpoint of this step."""
     best = self.best
     progress = Progress(
       batch_size=carried_batch_size(state),
       val_losses=self.val_losses,
       best=(best.val_loss, best.step) if best.step else None,
       log_bytes=log_bytes(self.directory),
-      **self.buffer.to_progress(),  # stops the clock
+      **buffered,
     )
     evaluated, val_loss = self._last_evaluation or (0, None)
-    description = describe(self._setup.config, self._setup.corpus.tokenizer) | {
+    return describe(self._setup.config, self._setup.corpus.tokenizer) | {
       "val_loss": val_loss if evaluated == self.step else None,
       "progress": progress._asdict(),
     }
-    params = eval_params(state)
-    self._checkpoints.save(
-      self.step, params, description, state=state, best=best.step
-    )
 
   def sample(
     self, title: str, params: LanguageParams, key: jax.Array, length: int

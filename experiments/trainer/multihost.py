@@ -7,13 +7,12 @@ one of them knows (the run directory, a request to stop) is sent to the others
 where all processes reach the same place.
 """
 
-import hashlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from jax.experimental import multihost_utils
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import LARGEST
 from experiments.trainer.opening import OpenedRun, open_run_dir
-from experiments.trainer.run_dir import CONFIG
 from lstm_jax.language.options import option
 
 TIMED_OUT = 2  # exit status: that of bad input
@@ -152,13 +150,17 @@ def agreed_request(
 
 
 def check_same_checkpoint(directory: Path, step: int) -> None:
-  """Raise ValueError where this process resumes from another checkpoint."""
-  first = int(from_first_process(step))
-  if step != first:
-    raise ValueError(
-      f"every process must see the same {directory}: its newest checkpoint is "
-      f"of step {first} for the first process, and {step} for another"
-    )
+  """Raise ValueError in all processes if they resume from different steps."""
+  if jax.process_count() == 1:
+    return
+  first, *others = np.ravel(multihost_utils.process_allgather(np.int32(step)))
+  for number, other in enumerate(others, 1):
+    if other != first:
+      raise ValueError(
+        f"every process must see the same {directory}: its newest checkpoint "
+        f"is of step {first} for the first process, and {other} for process "
+        f"{number}"
+      )
 
 
 @contextmanager
@@ -173,7 +175,7 @@ def open_shared_run_dir(
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the
-      first has raised one; in all, if one does not see the run directory.
+      first has raised one; in all, if one cannot write to the run directory.
   """
   if jax.process_count() == 1:
     with open_run_dir(config, facts, may_extend=True) as opened:
@@ -199,17 +201,24 @@ def open_shared_run_dir(
 
 
 def check_seen_by_all(directory: Path) -> None:
-  """Raise ValueError in all processes if one does not see the run directory.
+  """Raise ValueError in all processes unless all write to the run directory.
 
-  They write checkpoints together, each the shards of its own devices.
+  They write checkpoints together, each the shards of its own devices. Here each
+  writes a file, which the first looks for.
   """
-  path = directory / CONFIG
-  config = path.read_bytes() if path.exists() else b""
-  digest = np.frombuffer(hashlib.sha256(config).digest(), np.uint8)
-  first, *others = np.asarray(multihost_utils.process_allgather(digest))
-  blind = [n for n, one in enumerate(others, 1) if (one != first).any()]
-  if blind:
+  tag = _broadcast(os.urandom(8)).hex()
+  files = [
+    directory / f".process{number}-{tag}"
+    for number in range(jax.process_count())
+  ]
+  own = files[jax.process_index()]
+  with suppress(OSError):
+    own.touch()
+  multihost_utils.sync_global_devices("written")
+  missing = _broadcast(bytes(not file.exists() for file in files))
+  own.unlink(missing_ok=True)
+  if blind := [number for number, byte in enumerate(missing) if byte]:
     raise ValueError(
-      f"every process must see the run directory of the first, {directory}: "
-      f"{', '.join(f'process {n}' for n in blind)} does not"
+      f"every process must write to the run directory of the first, "
+      f"{directory}: {', '.join(f'process {n}' for n in blind)} cannot"
     )

@@ -195,7 +195,7 @@ def run_mesh(config: TrainConfig) -> Mesh | None:
 
 
 def to_mesh(setup: TrainSetup, state: TrainState) -> TrainState:
-  """Return a state of one device laid out on the run's mesh, if it has one."""
+  """Return a restored state laid out on the run's mesh, if it has one."""
   return place(state, setup.shardings) if setup.shardings else state
 
 

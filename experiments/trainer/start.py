@@ -1,5 +1,6 @@
 """Where a run starts: at a checkpoint, or at its initial weights."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 from rich.console import Console
@@ -11,8 +12,10 @@ from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import OpenedRun
 from experiments.trainer.setup import TrainSetup, to_mesh, to_one_device
 from experiments.trainer.trained import Trained
-from lstm_jax.training import TrainState
+from lstm_jax.training import CheckpointError, TrainState
 from lstm_jax.training.optimizer import learning_rate
+
+UNREADABLE = -1  # in place of a step, for the other processes
 
 
 def initial_state(
@@ -35,7 +38,12 @@ def initial_state(
   """
   restored = None
   if opened.resuming:
-    restored = restore(opened.directory, setup.state_like, console)
+    try:
+      restored = restore(opened.directory, setup.state_like, console)
+    except CheckpointError:
+      with suppress(ValueError):
+        multihost.check_same_checkpoint(opened.directory, UNREADABLE)
+      raise
     step = int(restored.state.step) if restored else 0
     multihost.check_same_checkpoint(opened.directory, step)
   logger.resume(restored)

@@ -7,8 +7,8 @@ it is read: orbax alone would return an array in which a bit has flipped. Arrays
 that are split over devices are written in their shards, by all processes, and
 have a checksum for each; they are read whole, into the memory of the host.
 Reading a checkpoint runs no code from it. Its files are on the disk before the
-rename, and the rename before `wait` returns, so that a power failure costs no
-checkpoint that was complete.
+rename, and the rename before `wait` returns in the first process, so that a
+power failure costs no checkpoint that was complete.
 """
 
 import re
@@ -33,6 +33,7 @@ from lstm_jax.training.durable import make_directory, sync, sync_tree
 PARAMS, STATE = "params", "state"
 DESCRIPTION, CHECKSUMS = "description", "checksums"
 LAST = 2  # checkpoints kept beside the best
+TIMEOUT = 300  # seconds for which processes wait for each other's shards
 
 
 class Checkpoint(NamedTuple):
@@ -51,7 +52,8 @@ class CheckpointWriter:
 
   It removes what a killed writer left unfinished in the directory. Several
   processes write together: all of them must make the same calls, in the same
-  order, and see the same directory.
+  order, and see the same directory. If one of them cannot write, the others
+  raise an error after TIMEOUT seconds.
   """
 
   def __init__(self, directory: Path):
@@ -59,7 +61,9 @@ class CheckpointWriter:
     self._directory = directory
     self._unsynced: int | None = None  # the step of a new checkpoint
     options = ocp.CheckpointManagerOptions(
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._sync_new),
+      async_options=ocp.AsyncOptions(
+        timeout_secs=TIMEOUT, post_finalization_callback=self._sync_new
+      ),
       preservation_policy=self._policy,
       cleanup_tmp_directories=True,
       create=False,
@@ -78,7 +82,9 @@ class CheckpointWriter:
     state: Any = None,
     best: int | None = None,
   ) -> None:
-    """Save the arrays and a JSON description; returns once they are copied.
+    """Save the arrays and a JSON description, in the background.
+
+    It returns once the arrays may be donated.
 
     Args:
       step: training steps made.
@@ -236,7 +242,7 @@ def _copied(leaf: Any) -> Any:
   """Return a copy on the host; an array that is split is returned as it is.
 
   Orbax copies its shards to the host before `save` returns. On a CPU it takes
-  views of them, and JAX donates no buffer that has a view.
+  views of them, and a donated buffer that has a view is not overwritten.
   """
   return np.array(leaf) if is_whole(leaf) else leaf
 
@@ -281,7 +287,10 @@ def _as_errors(message: str) -> Iterator[None]:
   except CheckpointError:
     raise
   except Exception as error:  # orbax and TensorStore often raise bare ones
-    reason = str(error).strip().split("\n")[0]
+    cause: BaseException = error
+    while "DEADLINE_EXCEEDED" in str(cause) and cause.__context__:
+      cause = cause.__context__  # why this process kept the others waiting
+    reason = str(cause).strip().split("\n")[0]
     # The system's own message stands at the far end of TensorStore's.
     system = re.search(r"([^:]+) \[os_error_code=", reason)
     raise CheckpointError(

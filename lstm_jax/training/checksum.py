@@ -24,12 +24,14 @@ def text_checksum(description: Any) -> str:
 def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
   """Return the SHA-256 of the bytes of each array, or of each of its shards.
 
-  All processes must call it, since each has shards that the others need.
+  All processes must call it, since each has shards that the others need. Whole
+  arrays are those of the first process.
   """
   checksums = {}
   for name, leaf in named_leaves(trees).items():
     if is_whole(leaf):
-      checksums[name] = _checksum(leaf)
+      if jax.process_index() == 0:
+        checksums[name] = _checksum(leaf)
       continue
     for shard in leaf.addressable_shards:
       if shard.replica_id == 0:
@@ -52,7 +54,9 @@ def find_damaged(
   leaves = {n: np.asarray(leaf) for n, leaf in named_leaves(trees).items()}
   missing = {name: leaf.size for name, leaf in leaves.items()}
   for entry, checksum in checksums.items():
-    name, _, index = entry.removesuffix("]").partition("[")
+    name, _, index = entry.removesuffix("]").rpartition("[")
+    if entry in leaves:
+      name, index = entry, ""
     if name not in leaves:
       continue
     ranges = (part.split(":") for part in index.split(",") if part)

@@ -1,16 +1,21 @@
 """What tests/training/test_sharded_checkpoints.py starts in other processes.
 
-  python -m tests.training.sharded_checkpoints DIRECTORY PORT PROCESSES ID
+  python -m tests.training.sharded_checkpoints TEST DIRECTORY MESH \
+    PORT PROCESSES ID
 
-Each process trains on its devices, with the weights split over all of them. It
-saves the state while it trains on, and reads it again. The first process prints
-a JSON object of what it finds.
+In the test `saved_and_read`, each process trains on its devices, on the mesh of
+all of them. It saves the state while it trains on, and reads it again. In the
+test `full_disk`, the disk of the first process is full. The first process
+prints a JSON object of what it finds.
 """
 
+import errno
 import json
 import sys
+import time
 from itertools import islice, repeat
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +23,16 @@ import numpy as np
 
 from lstm_jax.language import ModelConfig, language_model, make_batches
 from lstm_jax.training import (
+  CheckpointError,
   CheckpointWriter,
   OptimizerConfig,
+  checkpoint,
   gather,
   init_state,
   make_mesh,
   make_mesh_train_step,
   make_optimizer,
+  parse_mesh,
   place,
   read_state,
   state_shardings,
@@ -47,12 +55,10 @@ def device_bytes(tree):
   )
 
 
-def saved_and_read(directory):
-  """Return what is found."""
-  count = len(jax.devices())
-  mesh = make_mesh({"model": count})
+def start(mesh):
+  """Return the state before the first step, and what makes the steps."""
   config = ModelConfig(hidden_size=H, num_layers=2, dtype=jnp.float64)
-  model = language_model(config, V, groups=count)
+  model = language_model(config, V, groups=mesh.size)
   optimizer = make_optimizer(OptimizerConfig(), 100)
   params = model.init(jax.random.key(0))
   state = init_state(model, optimizer, params, B, averaged=True)
@@ -60,8 +66,13 @@ def saved_and_read(directory):
   step = make_mesh_train_step(
     mesh, model, optimizer, shardings=shardings, ema_decay=0.9
   )
-  epochs = repeat(make_batches(TOKENS, B, T))
-  training = train(step, place(state, shardings), epochs)
+  return place(state, shardings), shardings, step
+
+
+def saved_and_read(directory, mesh):
+  """Return what is found of a state, saved while the training goes on."""
+  state, shardings, step = start(mesh)
+  training = train(step, state, repeat(make_batches(TOKENS, B, T)))
   *_, (state, _) = islice(training, 5)
   expected = jax.tree.map(np.array, gather(state))
   writer = CheckpointWriter(directory)
@@ -69,8 +80,6 @@ def saved_and_read(directory):
   *_, (after, _) = islice(training, 5)  # donates the state while it is written
   writer.save(4, after.params, {"note": "four"}, state=after, best=3)
   writer.close()
-  # A process that writes nothing may return before the first has renamed it.
-  jax.experimental.multihost_utils.sync_global_devices("written")
   like = jax.eval_shape(lambda: expected)
   back = read_state(directory, 3, like)
   again = place(back, shardings)
@@ -84,14 +93,32 @@ def saved_and_read(directory):
   }
 
 
+def full_disk(directory, mesh):
+  """Return the error of a save, and the seconds until it comes."""
+  state, _, _ = start(mesh)
+  full = OSError(errno.ENOSPC, "No space left on device")
+  with mock.patch.object(checkpoint, "TIMEOUT", 5):
+    writer = CheckpointWriter(directory)
+  if jax.process_index() == 0:
+    mock.patch.object(checkpoint, "sync_tree", side_effect=full).start()
+  begin = time.monotonic()
+  writer.save(1, state.params, {})
+  try:
+    writer.wait()
+    message = "none"
+  except CheckpointError as error:
+    message = str(error)
+  return {"error": message, "seconds": time.monotonic() - begin}
+
+
 def main():
-  directory, port, processes, index = sys.argv[1:]
+  name, directory, axes, port, processes, index = sys.argv[1:]
   jax.config.update("jax_enable_x64", True)
   if int(processes) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(index))
-  found = saved_and_read(Path(directory))
-  if jax.process_index() == 0:
-    print(json.dumps(found))
+  test = {"saved_and_read": saved_and_read, "full_disk": full_disk}[name]
+  found = test(Path(directory), make_mesh(parse_mesh(axes)))
+  print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

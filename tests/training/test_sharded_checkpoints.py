@@ -13,6 +13,12 @@ from tests.training.sharded_checkpoints import B, H, V
 SCRIPT = "tests.training.sharded_checkpoints"
 
 
+def test_the_name_of_an_array_may_have_brackets():
+  arrays = {"a[0]": np.arange(3.0), "b]": np.ones(2)}
+  assert find_damaged(arrays, array_checksums(arrays)) is None
+  assert find_damaged(arrays, {}) == "a[0]"
+
+
 def test_shards_have_the_checksums_of_their_bytes():
   w, b = np.arange(24.0).reshape(4, 6), np.arange(5.0)
   halves = {
@@ -32,32 +38,37 @@ def test_shards_have_the_checksums_of_their_bytes():
     assert find_damaged({"w": w, "b": b}, others) == entry[0]
 
 
-def saved_and_read(directory, processes, devices):
-  """Train, save and read in other processes, and check what they find."""
+def run(test, directory, mesh, processes, devices):
+  """Run a test of SCRIPT; return what each process finds."""
   port = free_port()
   results = finish(
     *(
-      start(SCRIPT, directory, port, processes, index, devices=devices)
-      for index in range(processes)
+      start(SCRIPT, test, directory, mesh, port, processes, n, devices=devices)
+      for n in range(processes)
     )
   )
   for status, _, errors in results:
     assert status == 0, errors
-  found = json.loads(results[0][1].splitlines()[-1])
+  return [json.loads(output.splitlines()[-1]) for _, output, _ in results]
+
+
+def save_and_read(directory, mesh, processes, devices, split_over):
+  """Train, save and read in other processes, and check what they find."""
+  found, *_ = run("saved_and_read", directory, mesh, processes, devices)
   assert found["difference"] == found["placed"] == 0
   assert found["trained on"]
   assert found["kinds"] == ["ndarray"]
   # The rows of w_h, of the upper w_x and of the readout are split.
-  matrices = 3 * 4 * H * H + H * V
-  states = 2 * 2 * B * H  # h and c of two layers
-  split = 8 * (4 * matrices + states)  # weights, their average, two moments
-  expected = found["bytes"] - split + split // (processes * devices)
+  matrices = 4 * 8 * (3 * 4 * H * H + H * V)  # with average and two moments
+  states = 8 * 2 * 2 * B * H  # h and c of two layers, split over all devices
+  expected = found["bytes"] - matrices - states
+  expected += matrices // split_over + states // (processes * devices)
   assert found["bytes of a device"] == expected
 
 
 @pytest.mark.programs
 def test_a_state_in_shards_is_saved_and_read(tmp_path):
-  saved_and_read(tmp_path, processes=1, devices=8)
+  save_and_read(tmp_path, "model:8", processes=1, devices=8, split_over=8)
   checksums = tmp_path / "3" / "checksums" / "metadata"
   stored = json.loads(checksums.read_text())
   shards = [name for name in stored if name.startswith("params.layers.1.w_h[")]
@@ -75,5 +86,17 @@ def test_a_state_in_shards_is_saved_and_read(tmp_path):
 
 @pytest.mark.exhaustive
 @pytest.mark.programs
-def test_two_processes_write_a_state_together(tmp_path):
-  saved_and_read(tmp_path, processes=2, devices=2)
+@pytest.mark.parametrize(
+  ("mesh", "split_over"), [("model:4", 4), ("data:2,model:2", 2)]
+)
+def test_two_processes_write_a_state_together(mesh, split_over, tmp_path):
+  save_and_read(tmp_path, mesh, processes=2, devices=2, split_over=split_over)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_a_disk_that_is_full_for_one_process_is_an_error_of_both(tmp_path):
+  first, second = run("full_disk", tmp_path, "model:2", 2, 1)
+  assert first["error"].endswith("No space left on device")
+  assert "cannot be written: " in second["error"]
+  assert max(first["seconds"], second["seconds"]) < 30

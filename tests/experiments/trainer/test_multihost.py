@@ -1,4 +1,3 @@
-import hashlib
 import json
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.loop import AGREE_EVERY
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup, run_mesh
+from experiments.trainer.start import UNREADABLE
 from experiments.trainer.trained import load
 from lstm_jax.training import list_checkpoints, make_mesh, read_state
 from tests.experiments.trainer.resuming import read_rows
@@ -79,36 +79,45 @@ def test_a_single_process_asks_no_other(tmp_path):
   assert multihost.agreed_request([], True) is None
 
 
+def two_processes(monkeypatch, gathered):
+  """Let this process be the first of two, and exchange what it is told."""
+  utils = multihost.multihost_utils
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(utils, "process_allgather", gathered)
+  monkeypatch.setattr(utils, "broadcast_one_to_all", lambda data: data)
+  monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)
+
+
 def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
-  monkeypatch.setattr(multihost, "from_first_process", lambda number: 20.0)
+  two_processes(monkeypatch, lambda step: np.array([step, 20]))
   multihost.check_same_checkpoint(tmp_path, 20)
-  message = r"see the same .*: its newest .* step 20 for the first .* 0 for"
-  with pytest.raises(ValueError, match=message):
-    multihost.check_same_checkpoint(tmp_path, 0)
+  for step in (0, UNREADABLE):
+    message = (
+      f"see the same .*: its newest .* step {step} for the first .* 20 for "
+      "process 1"
+    )
+    with pytest.raises(ValueError, match=message):
+      multihost.check_same_checkpoint(tmp_path, step)
 
 
-def test_processes_that_do_not_see_the_run_directory_stop(
+def test_processes_that_cannot_write_to_the_run_directory_stop(
   tmp_path, monkeypatch
 ):
-  """With the digests of two processes, of which the second has no file."""
-  (tmp_path / "config.json").write_text("{}")
-  utils = multihost.multihost_utils
+  def write_as_both(name):
+    (first,) = tmp_path.iterdir()
+    (tmp_path / first.name.replace("process0", "process1")).touch()
 
-  def gathered(digest):
-    return np.stack([digest, digest])
-
-  monkeypatch.setattr(utils, "process_allgather", gathered)
-  multihost.check_seen_by_all(tmp_path)
-
-  def differing(digest):
-    none = np.frombuffer(hashlib.sha256(b"").digest(), np.uint8)
-    assert none.shape == digest.shape
-    return np.stack([digest, none])
-
-  monkeypatch.setattr(utils, "process_allgather", differing)
-  message = f"the run directory of the first, {tmp_path}: process 1 does not"
+  two_processes(monkeypatch, None)
+  message = f"of the first, {tmp_path}: process 1 cannot"
   with pytest.raises(ValueError, match=message):
     multihost.check_seen_by_all(tmp_path)
+  assert list(tmp_path.iterdir()) == []
+  utils = multihost.multihost_utils
+  monkeypatch.setattr(utils, "sync_global_devices", write_as_both)
+  multihost.check_seen_by_all(tmp_path)
+  with pytest.raises(ValueError, match="process 0, process 1 cannot"):
+    monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)
+    multihost.check_seen_by_all(tmp_path / "missing")
 
 
 def test_several_processes_need_a_mesh(config, monkeypatch):
