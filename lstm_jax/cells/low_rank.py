@@ -1,7 +1,7 @@
-"""A matrix that is whole, or the product of two narrow ones.
+"""A dense matrix W, or its low-rank factorization L R.
 
 Forward                          Backward, from da
-  whole     a = x W                dx = da Wᵀ
+  dense     a = x W                dx = da Wᵀ
                                    dW = Σ xᵀ da
   low rank  a = (x L) R            dy = da Rᵀ
                                    dx = dy Lᵀ
@@ -9,8 +9,8 @@ Forward                          Backward, from da
                                    dR = Σ (x L)ᵀ da
 
 W is [D, K], L [D, rank] and R [rank, K]. The sums run over all leading axes.
-With a rank below D K / (D + K), the factors have fewer weights than W. Dtypes
-are those of `affine`.
+With a rank below D K / (D + K), the factors have fewer weights than W. Products
+accumulate as those of `affine`.
 """
 
 from typing import NamedTuple
@@ -45,15 +45,13 @@ def backward(w: Matrix, da: jax.Array) -> jax.Array:
   if not isinstance(w, LowRank):
     return product_transposed(da, w)
   dy = product_transposed(da, w.right)
-  dx = product_transposed(dy, w.left)
-  return dx
+  return product_transposed(dy, w.left)
 
 
 def parameter_gradients(x: jax.Array, w: Matrix, da: jax.Array) -> Matrix:
   """Return dW, a matrix [D, K] or its factors' gradients."""
   if not isinstance(w, LowRank):
-    dw = outer(x, da, w.dtype)
-    return dw
+    return outer(x, da, w.dtype)
   dy = product_transposed(da, w.right)
   dleft = outer(x, dy, w.left.dtype)
   dright = outer(product(x, w.left), da, w.right.dtype)

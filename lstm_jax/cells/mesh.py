@@ -1,20 +1,20 @@
 """Hand-derived gradients for arrays on a mesh of devices.
 
-JAX has two ways to write down in the type of an array how it lies on a mesh,
-and a custom VJP must return cotangents of the types of its primals.
+JAX records in the type of an array how it is sharded, in two ways, and a custom
+VJP must return cotangents of the types of its primals.
 
-Under `jax.shard_map`, the type says over which mesh axes the value varies: a
-share of the batch varies over `data`, replicated weights over none. The
-gradient of the weights, computed from one share of the batch, varies as the
-batch does, and only its sum over the devices is replicated again. `vary_alike`
-casts the weights to varying before the rule: then the cotangents have the right
-types, and the transpose of the cast is that sum, taken once for the whole
-sequence.
+Under `jax.shard_map` (manual axes), the type says over which mesh axes the
+value varies: a shard of the batch varies over `data`, replicated weights over
+none. The gradient of the weights, computed from one shard of the batch, varies
+as the batch does, and only its sum over the devices is replicated again.
+`vary_alike` casts the weights to varying before they reach the custom VJP: then
+the cotangents have the right types, and the transpose of the cast is that sum,
+taken once for the whole sequence.
 
 On a mesh with explicit axes, the type holds the sharding of every axis, and an
-operation whose result could lie in two ways must say which. `auto_sharded`
+operation whose output sharding is ambiguous must be given one. `auto_sharded`
 leaves all operations inside a function to the compiler's partitioner, as on a
-mesh with automatic axes, and states only how the results lie.
+mesh with automatic axes, and states the shardings of the results alone.
 
 Where there is no mesh, neither changes anything.
 """
@@ -54,17 +54,17 @@ def leading_sharding(x: jax.Array, start: int, stop: int) -> NamedSharding:
 def batch_sharding(
   params: Any, state: Any, x: jax.Array, start: int = 0
 ) -> NamedSharding:
-  """Return how arrays [*B, ...] lie on an explicit mesh, if there is one.
+  """Return the sharding of arrays [*B, ...] on the explicit mesh, if any.
 
-  They lie as x does, or as the state does if no batch axis of x is sharded.
+  It is that of x, or of the state if no batch axis of x is sharded.
 
   Args:
-    params: the weights, which may be all that lies on an explicit mesh.
+    params: the weights, which may be all that is on an explicit mesh.
     state: a tree of arrays [*B, H].
     x: an array [..., *B, ...].
     start: the number of axes of x before the batch.
   """
-  h = next(iter(jax.tree.leaves(state)), x)
+  h = jax.tree.leaves(state)[0]
   leaves = x, h, *jax.tree.leaves(params)
   meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
   mesh = next((m for m in meshes if m.explicit_axes), meshes[0])
@@ -79,7 +79,7 @@ def auto_sharded(f: Callable, out_sharding: Any) -> Callable:
 
   Args:
     f: a function of trees of arrays.
-    out_sharding: one sharding for each result; it holds for all arrays of it.
+    out_sharding: one sharding for each result; every array in it gets that.
   """
   axes = jax.tree.leaves(out_sharding)[0].mesh.explicit_axes
   if not axes:

@@ -7,12 +7,12 @@ order:
   weight_hh_l0 [G·H, H]   w_hᵀ      bias_hh_l0 [G·H]   adds
   weight_hr_l0 [P, H]     w_rᵀ, with proj_size=P; weight_hh_l0 is then [4H, P]
 
-and the same with the suffix `_reverse` for the backward direction. `from_torch`
-adds the two biases, except in the candidate of a GRU, where bias_hh is b_n, to
-be multiplied by the reset gate. `to_torch` writes a sum as bias_ih and 0 as
-bias_hh. The biases of a module with bias=False are 0. An nn.RNN with
-nonlinearity="relu" is `rnn.with_activation(RELU)`; a state_dict is the same for
-both nonlinearities.
+for G gates, D inputs and H hidden units, and the same with the suffix
+`_reverse` for the backward direction. `from_torch` adds the two biases, except
+in the candidate of a GRU, where bias_hh is b_n, to be multiplied by the reset
+gate. `to_torch` writes a sum as bias_ih and 0 as bias_hh. The biases of a
+module with bias=False are 0. An nn.RNN with nonlinearity="relu" is
+`rnn.with_activation(RELU)`; a state_dict is the same for both nonlinearities.
 
 PyTorch need not be installed: a state_dict is a mapping from names to arrays.
 `load` and `save` read and write safetensors files with the package
@@ -29,7 +29,7 @@ PyTorch need not be installed: a state_dict is a mapping from names to arrays.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +55,7 @@ Layers = tuple[Params | Directions, ...]  # the lowest layer first
 CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by number of gates
 PARAMS: dict[Cell, Callable[..., Params]] = {
   lstm: lstm.LSTMParams,
+  gru: gru.GRUParams,
   projected_lstm: projected_lstm.ProjectedLSTMParams,
   rnn: rnn.RNNParams,
 }
@@ -70,15 +71,17 @@ def from_torch(
     source: an nn.LSTM (with or without projections), nn.GRU or nn.RNN of any
       depth, with or without biases, in one or both directions; or its
       state_dict, whose values are tensors or arrays; or a larger module or
-      state_dict that contains it.
+      state_dict that contains it. A module's dropout and batch_first are not
+      read: `unroll_stack` has options for both.
     prefix: how the names of the layer's tensors begin in a larger module, with
       the dot, such as "encoder.rnn.".
     nonlinearity: "tanh" or "relu", for the state_dict of an nn.RNN, which does
       not say which it is. A module says it itself.
 
   Returns:
-    (cell, layers): the cell, and one element a layer for
-    `unroll_stack`, either params or `Directions` of params.
+    (cell, layers): the cell, and one element per layer for `unroll_stack`,
+    either params or `Directions` of params. Without `jax_enable_x64`, float64
+    becomes float32.
 
   Raises:
     ValueError: a tensor is missing, has a shape that does not fit the others,
@@ -95,7 +98,12 @@ def from_torch(
   rows, hidden = arrays["weight_hh_l0"].shape
   if "weight_hr_l0" in arrays:
     cell: Cell = projected_lstm
-    hidden = rows // 4
+    hidden, rest = divmod(rows, 4)
+    if rest:
+      raise ValueError(
+        "weight_hh_l0 must be [4H, P] beside weight_hr_l0, "
+        f"got {list(arrays['weight_hh_l0'].shape)}"
+      )
   elif hidden and rows in [gates * hidden for gates in CELLS]:
     cell = CELLS[rows // hidden]
   else:
@@ -119,7 +127,7 @@ def from_torch(
   if arrays or not layers:
     names = ", ".join(sorted(arrays)) or "no weight_ih_l0"
     raise ValueError(f"not tensors of an nn.LSTM, nn.GRU or nn.RNN: {names}")
-  _check_sizes(layers)
+  check_one_module(layers)
   if cell is rnn:
     cell = rnn.with_activation(activation)
   return cell, tuple(layers)
@@ -135,9 +143,11 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
     bias: False for a module that is made with bias=False.
 
   Raises:
-    ValueError: the params are of a cell that PyTorch does not have, or a bias
-      is not 0 though the module has none.
+    ValueError: the params are of a cell that PyTorch does not have, or of
+      layers that are not those of one module; or a bias is not 0 though the
+      module has none.
   """
+  check_one_module(layers)
   arrays = {name: np.array(x) for name, x in named_arrays(layers).items()}
   if bias:
     return arrays
@@ -210,8 +220,8 @@ def _activation(own: str | None, given: str | None) -> Activation:
   """Return the activation of an nn.RNN.
 
   Args:
-    own: the nonlinearity that a module says, or None.
-    given: that which the caller says, or None.
+    own: the nonlinearity that the module declares, or None.
+    given: the one that the caller passes, or None.
   """
   if own is None and given is None:
     raise ValueError(
@@ -253,18 +263,15 @@ def _pop_params(
     b, b_h = pop("bias_ih", rows), pop("bias_hh", rows)
   else:
     b = b_h = np.zeros(rows, w_x.dtype)
-  if cell is gru:
-    cut = 2 * hidden  # the candidate keeps both biases
-    b, b_n = jnp.concatenate([(b + b_h)[:cut], b[cut:]]), b_h[cut:]
-    return gru.GRUParams(*map(jnp.array, (w_x, w_h, b, b_n)))  # copies
-  weights = w_x, w_h, b + b_h, *(() if w_r is None else (w_r,))
-  return PARAMS[cell](*map(jnp.array, weights))
+  more = () if w_r is None else (w_r,)
+  if cell is gru:  # the candidate keeps both biases
+    more = (b_h[2 * hidden :],)
+    b_h = jnp.concatenate([b_h[: 2 * hidden], jnp.zeros_like(more[0])])
+  return PARAMS[cell](*map(jnp.array, (w_x, w_h, b + b_h, *more)))  # copies
 
 
 def _tensors(suffix: str, params: Params) -> dict[str, jax.Array]:
   """Return the tensors of one layer and direction, by PyTorch's names."""
-  if type(params) not in (gru.GRUParams, *PARAMS.values()):
-    raise ValueError(f"PyTorch has no cell with {type(params).__name__}")
   b = jnp.asarray(params.b)
   b_h = jnp.zeros_like(b)
   if isinstance(params, gru.GRUParams):
@@ -280,15 +287,36 @@ def _tensors(suffix: str, params: Params) -> dict[str, jax.Array]:
   return tensors
 
 
-def _check_sizes(layers: list[Params | Directions]) -> None:
-  """Raise ValueError if a layer's input size is not the output size below."""
-  size = None
+def check_one_module(layers: Sequence[Params | Directions]) -> None:
+  """Raise ValueError unless the layers are those of one module of PyTorch.
+
+  They have one kind of params, one size and one number of directions, and each
+  reads the outputs of the one below.
+  """
+  if not layers:
+    raise ValueError("a module must have at least one layer, got none")
+  inputs = first = None
   for k, layer in enumerate(layers):
     both = layer if isinstance(layer, Directions) else (layer,)
-    for params in both:
-      inputs = params.w_x.shape[0]
-      if size is not None and inputs != size:
+    for params, suffix in zip(both, ("", "_reverse"), strict=False):
+      if type(params) not in PARAMS.values():
+        raise ValueError(f"PyTorch has no cell with {type(params).__name__}")
+      kind = type(params).__name__, len(both), params.w_h.shape
+      first = first or kind
+      if kind != first:
         raise ValueError(
-          f"weight_ih_l{k} must have {size} inputs, got {inputs}"
+          f"layer {k}{suffix} must be as the first of the module, "
+          f"{_described(*first)}, got {_described(*kind)}"
         )
-    size = sum(params.w_h.shape[0] for params in both)
+      size = params.w_x.shape[0]
+      inputs = size if inputs is None else inputs
+      if size != inputs:
+        raise ValueError(
+          f"weight_ih_l{k}{suffix} must have {inputs} inputs, got {size}"
+        )
+    inputs = sum(params.w_h.shape[0] for params in both)
+
+
+def _described(name: str, directions: int, shape: tuple[int, ...]) -> str:
+  ways = "both directions" if directions > 1 else "one direction"
+  return f"{name} with w_h {list(shape)} in {ways}"

@@ -1,15 +1,18 @@
 """How one token is drawn from a language model's logits y.
 
 It is drawn from softmax(y/τ) with temperature τ; τ = 0 takes the most likely
-token (greedy). Three rules keep only some of the tokens, in this order:
+token (greedy), whatever the rules. Three rules keep only some of the tokens, in
+this order, each with the probabilities of what the one before has kept:
 
   top-k  the k most likely tokens
-  top-p  the smallest set of most likely tokens whose probabilities at this
-         temperature sum to p or more: nucleus sampling (Holtzman et al. 2020,
-         The curious case of neural text degeneration)
-  min-p  the tokens whose probability at this temperature is at least p times
-         that of the most likely one (Nguyen et al. 2024, Turning up the heat:
-         min-p sampling for creative and coherent LLM outputs)
+  top-p  the smallest set of most likely tokens whose probabilities sum to p or
+         more: nucleus sampling (Holtzman et al. 2020, The curious case of
+         neural text degeneration)
+  min-p  the tokens whose probability is at least p times that of the most
+         likely one (Nguyen et al. 2024, Turning up the heat: min-p sampling for
+         creative and coherent LLM outputs)
+
+Tokens as likely as the last that is kept are kept as well.
 
   >>> logits = jnp.log(jnp.array([0.1, 0.45, 0.25, 0.2]))
   >>> jnp.isfinite(keep_top_p(logits, 0.6)).tolist()
@@ -25,11 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-TINY = float(np.finfo(np.float32).tiny)  # lower temperatures are 0 in float32
+TINY = float(np.finfo(np.float32).tiny)  # XLA may take smaller ones for 0
+HUGE = float(np.finfo(np.float32).max)  # larger temperatures are infinite
 
 
 class DrawingRules(NamedTuple):
-  """How a token is drawn; `sampling.sample` explains each rule."""
+  """How a token is drawn; `sampling.sample` has the ranges."""
 
   temperature: float = 1.0
   top_k: int | None = None
@@ -41,14 +45,21 @@ class DrawingRules(NamedTuple):
 def check_rules(rules: DrawingRules, vocabulary_size: int) -> None:
   """Raise ValueError if a rule is out of range, or suppresses all tokens."""
   temperature, top_k, top_p, min_p, suppress_tokens = rules
-  if not 0 <= temperature < float("inf"):
-    raise ValueError(f"temperature must be finite and ≥ 0, got {temperature}")
+  if not 0 <= temperature <= HUGE:
+    raise ValueError(
+      f"temperature must be finite in float32 and ≥ 0, got {temperature}"
+    )
   if top_k is not None and top_k < 1:
     raise ValueError(f"top_k must be ≥ 1, got {top_k}")
   if top_p is not None and not 0 < top_p <= 1:
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
   if min_p is not None and not 0 <= min_p <= 1:
     raise ValueError(f"min_p must be in [0, 1], got {min_p}")
+  if not all(0 <= token < vocabulary_size for token in suppress_tokens):
+    raise ValueError(
+      f"suppress_tokens must be in [0, {vocabulary_size}), got "
+      f"{', '.join(map(str, suppress_tokens))}"
+    )
   if len(set(suppress_tokens)) >= vocabulary_size:
     raise ValueError(
       f"suppress_tokens must leave at least one of {vocabulary_size} tokens, "
@@ -79,7 +90,7 @@ def keep_min_p(logits: jax.Array, p: float) -> jax.Array:
 
 
 def draw(rules: DrawingRules, key: jax.Array, logits: jax.Array) -> jax.Array:
-  """Return a token drawn from each of some logits [..., V], int32 [...]."""
+  """Return a token for each row of logits [..., V], int32 [...]."""
   if rules.suppress_tokens:
     logits = logits.at[..., list(rules.suppress_tokens)].set(-jnp.inf)
   if rules.temperature < TINY:

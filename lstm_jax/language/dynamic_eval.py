@@ -3,10 +3,11 @@
 The text is divided into segments of S tokens. The weights θ predict a segment;
 then, with g the gradient of the segment's mean loss,
 
-  θ ← θ − η g / (r + ε) + λ (θ₀ − θ) ⊙ min(r / mean r, 1 / λ)
+  θ ← θ − η g / (r + ε) + min(λ r / r̄, 1) ⊙ (θ₀ − θ)
 
 where r is the root mean square of each weight's gradient over the training
-text, θ₀ are the trained weights, and ε is 0.001 times the mean of r.
+text, r̄ its mean over all weights, θ₀ are the trained weights, and ε = 0.001 r̄.
+The gradient is truncated at the segment's beginning.
 
 Reference: Krause, Kahembwe, Murray and Renals (2018), Dynamic evaluation of
 neural sequence models, section 4.
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lstm_jax.cells.precision import upcast
 from lstm_jax.language.batching import Batches
 from lstm_jax.language.evaluate import (
   CHUNK,
@@ -122,9 +124,10 @@ def _scan(model, params, tokens, scale, config, full):
   result = np.concatenate(losses)[: len(tokens) - 1]
   diverged = np.flatnonzero(~(result < MAX_NATS))  # also NaN
   if diverged.size:
+    advice = f"try a rate below {rate}" if rate else "at a rate of 0"
     raise Divergence(
       f"dynamic evaluation diverges at token {diverged[0] + 2} of "
-      f"{len(tokens)}: try a rate below {rate}"
+      f"{len(tokens)}: {advice}"
     )
   return np.concatenate(parts)[: len(tokens) - 1] if full else result
 
@@ -134,15 +137,17 @@ def gradient_scale(
 ) -> LanguageParams:
   """Return r, the root mean square of each weight's gradient over batches.
 
+  It is in float32, or in the weights' dtype where that is wider.
+
   Args:
     model: the language model.
     params: its weights.
     epoch: the batches of the training text.
   """
   state = model.initial_state(epoch.tokens.shape[1:])
-  squares = jax.tree.map(jnp.zeros_like, params)
+  squares = upcast(jax.tree.map(jnp.zeros_like, params))
   lengths = np.diff(epoch.cuts)
-  # The last batch is filled up, so that one compiled program reads them all.
+  # The last batch is filled up to the longest: it needs no program of its own.
   rest = lengths.max() - lengths[-1]
   filled = np.pad(epoch.tokens, [(0, rest), (0, 0)])
   ends = [*epoch.cuts[1:-1], epoch.cuts[-1] + rest]
@@ -160,11 +165,11 @@ def _add_squares(model, params, squares, state, tokens, length):
 
   def mean_nats(params, state):
     nats, state = predict(model, params, state, tokens)
-    counts = (jnp.arange(len(nats)) < length).astype(nats.dtype)
-    return (nats.mean(axis=1) * counts).sum() / counts.sum(), state
+    mask = (jnp.arange(len(nats)) < length).astype(nats.dtype)
+    return (nats.mean(axis=1) * mask).sum() / mask.sum(), state
 
   gradient, state = jax.grad(mean_nats, has_aux=True)(params, state)
-  return jax.tree.map(lambda s, g: s + g * g, squares, gradient), state
+  return jax.tree.map(lambda s, g: s + g * g, squares, upcast(gradient)), state
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -178,8 +183,11 @@ def _scan_segments(model, full, initial, scale, rates, carry, segments):
   mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
 
   def step(theta, gradient, theta_0, r):
+    dtype = theta.dtype
+    theta, gradient, theta_0 = upcast((theta, gradient, theta_0))
     pull = jnp.minimum(decay * r / mean, 1) * (theta_0 - theta)
-    return theta - rate * gradient / (r + EPSILON * mean) + pull
+    theta = theta - rate * gradient / (r + EPSILON * mean) + pull
+    return theta.astype(dtype)
 
   def mean_nats(params, state, tokens):
     state, logits = model.apply(params, state, tokens[:-1])

@@ -1,28 +1,30 @@
 """The cost of spelling out an unknown word, letter by letter.
 
-A language model over words predicts only that a word is unknown. To compare its
-loss with that of a model over characters, the cost of telling which word it is
-must be added: that of its letters c₁ … c_L and an end mark c_{L+1}, each given
-the K letters before it, in a model interpolated with shorter contexts,
+A language model over words gives all unknown words one probability, that of the
+unknown token. To compare its loss with that of a model over characters, the
+cost of telling which word it is must be added: that of its letters c₁ … c_L and
+an end mark c_{L+1}, each given the K letters before it, in a model interpolated
+with shorter contexts,
 
   −log p(word) = −Σₖ log p_K(cₖ | cₖ₋K … cₖ₋₁)
 
   p_j(c | s) = (n(s c) + A p_{j−1}(c | s')) / (n(s) + A)
 
 where n counts occurrences in a list of rare words, s' is s without its first
-letter, and p₋₁ is uniform over the end mark and all code points of Unicode.
-Each p_j sums to 1, so that the probabilities of all possible words do.
+letter, and p₋₁ is uniform over the end mark and all code points of Unicode
+(Dirichlet smoothing, MacKay and Peto 1995). Each p_j sums to 1, so that the
+probabilities of all possible words do, too.
 
-A text repeats its unknown words, as a play does the names of its persons. A
+A text repeats its unknown words, as a play repeats the names of its roles. A
 cache predicts each from those before it (Kuhn and De Mori 1990, A cache-based
 natural language model for speech recognition), by the same interpolation with
 absolute discounting, as in a Pitman–Yor process with one table for a word (Teh
 2006, A hierarchical Bayesian language model based on Pitman–Yor processes):
 
-  p(w) = (max(n(w) − D, 0) + (A + D u) p_letters(w)) / (n + A)
+  p(w) = (max(m(w) − D, 0) + (A + D u) p_letters(w)) / (m + A)
 
-where n(w) of the n unknown words before it are w, u of them are distinct, and
-p_letters is the probability above. It sums to 1 as well.
+where m unknown words precede it, m(w) of them equal to w, u of them distinct,
+and p_letters is the probability above. It sums to 1 as well.
 
 >>> rare = ["unthrift", "unbless", "unused"]
 >>> known, new, foreign = spelling_nats(rare, ["unused", "unthink", "雪の王"])
@@ -40,8 +42,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 CONTEXT = 4  # K, in letters; fewer at the beginning of a word
-PSEUDO_COUNT = 8.0  # A: how many occurrences the shorter context counts for
-DISCOUNT = 0.9  # D: what each word in the cache gives to words that are not
+PSEUDO_COUNT = 8.0  # A: what the shorter context, or the letters, count for
+DISCOUNT = 0.9  # D: taken from the count of each word in the cache
 END = "\n\n"  # the end mark; two characters, so different from every letter
 CODE_POINTS = 0x110000
 
@@ -79,7 +81,7 @@ def spelling_nats(
 
 
 def _cached_nats(words: Sequence[str], costs: np.ndarray) -> np.ndarray:
-  """Return the cost of each word, given those before it and its letters'."""
+  """Return each word's cost, from the words before it and its letters' cost."""
   counts: Counter[str] = Counter()
   nats = np.empty(len(words))
   for n, (word, cost) in enumerate(zip(words, costs, strict=True)):

@@ -1,4 +1,4 @@
-"""Checkpoints: a model's parameters, their description, and a train state.
+"""Checkpoints: a model's parameters, a train state, and a JSON description.
 
 Orbax writes them: arrays by TensorStore, descriptions as JSON, each checkpoint
 into a temporary directory that is renamed once it is complete. A checkpoint
@@ -25,8 +25,8 @@ from lstm_jax.training.checksum import (
   array_checksums,
   find_damaged,
   is_whole,
+  json_checksum,
   named_leaves,
-  text_checksum,
 )
 from lstm_jax.training.durable import make_directory, sync, sync_tree
 
@@ -58,7 +58,7 @@ class CheckpointWriter:
 
   def __init__(self, directory: Path):
     self._policy = _Policy()
-    self._directory = directory
+    self._directory = directory.absolute()
     self._unsynced: int | None = None  # the step of a new checkpoint
     options = ocp.CheckpointManagerOptions(
       async_options=ocp.AsyncOptions(
@@ -69,9 +69,8 @@ class CheckpointWriter:
       create=False,
     )
     with _as_errors(f"no checkpoint can be written to {directory}"):
-      make_directory(directory)
-      path = directory.absolute()
-      self._manager = ocp.CheckpointManager(path, options=options)
+      make_directory(self._directory)
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def save(
     self,
@@ -92,7 +91,8 @@ class CheckpointWriter:
         over devices, as the arrays of `state` may.
       description: what `read_checkpoint` will return; the first process's.
       state: what `read_state` will return; None to save none.
-      best: the step of the best checkpoint, which is kept.
+      best: the step of the best checkpoint, which this save keeps; None to keep
+        the last two alone.
 
     Raises:
       CheckpointError: the directory holds a checkpoint of this or a later step,
@@ -102,13 +102,13 @@ class CheckpointWriter:
     trees = jax.tree.map(_copied, trees)  # training steps donate them
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     checksums = array_checksums(trees)
-    checksums[DESCRIPTION] = text_checksum(description)
+    checksums[DESCRIPTION] = json_checksum(description)
     items = ocp.args.Composite(
       **arrays,
       description=ocp.args.JsonSave(description),
       checksums=ocp.args.JsonSave(checksums),
     )
-    self.wait()  # an error is then that of the checkpoint before
+    self.wait()  # so that its error is not reported as this checkpoint's
     self._policy.best = best
     with _as_errors(f"the checkpoint of step {step} cannot be written"):
       if not self._manager.save(step, args=items):
@@ -121,10 +121,13 @@ class CheckpointWriter:
     Raises:
       CheckpointError: one cannot be deleted.
     """
+    self.wait()
     for later in self._manager.all_steps():
       if later > step:
         with _as_errors(f"the checkpoint of step {later} cannot be deleted"):
           self._manager.delete(later)
+          if jax.process_index() == 0:
+            sync(self._directory)
 
   def wait(self) -> None:
     """Wait until the last checkpoint is on the disk.
@@ -135,17 +138,19 @@ class CheckpointWriter:
     with _as_errors("the last checkpoint cannot be written"):
       self._manager.wait_until_finished()
       if self._unsynced is not None:
-        # Not earlier: orbax writes its time into it at the very end.
+        # Not in `_sync_new`: after it, orbax writes the time of the commit.
         if jax.process_index() == 0:
           sync_tree(self._directory / str(self._unsynced))
           sync(self._directory)
         self._unsynced = None
 
   def close(self) -> None:
-    """Wait as `wait` does, and release the directory."""
-    self.wait()
-    with _as_errors("the last checkpoint cannot be written"):
-      self._manager.close()
+    """Wait as `wait` does, and release the directory in any case."""
+    try:
+      self.wait()
+    finally:
+      with _as_errors("the last checkpoint cannot be written"):
+        self._manager.close()
 
   def _sync_new(self) -> None:
     """Wait for the files of a checkpoint that orbax is about to rename.
@@ -189,8 +194,8 @@ def read_checkpoint(directory: Path, step: int | None = None) -> Checkpoint:
   with _reading(directory, step) as manager:
     description = dict(_read_json(manager, step, DESCRIPTION))
     checksums = _read_json(manager, step, CHECKSUMS)
-    if checksums.get(DESCRIPTION) != text_checksum(description):
-      raise CheckpointError(_damaged(directory, step, "its description"))
+    if checksums.get(DESCRIPTION) != json_checksum(description):
+      raise CheckpointError(_damage(directory, step, "its description"))
     return Checkpoint(step, description)
 
 
@@ -226,7 +231,8 @@ def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
   with _reading(directory, step) as manager:
     stored = manager.item_metadata(step)[item]
     _check_shapes(directory, step, getattr(stored, "tree", stored), like)
-    # As NumPy arrays, or orbax would look for the devices that wrote them.
+    # As NumPy arrays (these take no memory): for others, orbax would look for
+    # the devices that wrote them.
     empty = jax.tree.map(
       lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like
     )
@@ -234,7 +240,7 @@ def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
     tree = manager.restore(step, args=arguments)[item]
     checksums = _read_json(manager, step, CHECKSUMS)
     if name := find_damaged({item: tree}, checksums):
-      raise CheckpointError(_damaged(directory, step, name))
+      raise CheckpointError(_damage(directory, step, name))
     return tree
 
 
@@ -303,7 +309,7 @@ def _read_json(manager: ocp.CheckpointManager, step: int, item: str) -> Any:
   return manager.restore(step, args=arguments)[item]
 
 
-def _damaged(directory: Path, step: int, name: str) -> str:
+def _damage(directory: Path, step: int, name: str) -> str:
   return (
     f"the checkpoint in {directory}/{step} is damaged: {name} is not what was "
     "written"

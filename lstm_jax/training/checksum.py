@@ -1,8 +1,8 @@
 """Checksums: the SHA-256 of each array or shard, and of a description.
 
 An array has one checksum, by its name. An array that is split over devices has
-one for each of its shards, by the name and what of the array the shard is:
-"layers.0.w_h[0:64,0:512]".
+one for each of its shards, by the name and the slice of the array that the
+shard holds: "layers.0.w_h[0:64,0:512]".
 """
 
 import hashlib
@@ -15,9 +15,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def text_checksum(description: Any) -> str:
-  """Return the SHA-256 of a JSON value, whatever the order of its keys."""
-  text = json.dumps(description, sort_keys=True)
+def json_checksum(value: Any) -> str:
+  """Return the SHA-256 of a JSON value, whatever the order of its keys.
+
+  It is that of the value as JSON has it: with strings for all keys.
+  """
+  text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -44,12 +47,15 @@ def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
 def find_damaged(
   trees: Mapping[str, Any], checksums: Mapping[str, str]
 ) -> str | None:
-  """Return the name of an array that has not its checksums; None if all have.
+  """Return the first array that does not match its checksums, or lacks one.
 
   Args:
     trees: whole arrays, by any names.
     checksums: from `array_checksums` of trees of the same names, whatever the
       shards were; those of other trees are ignored.
+
+  Returns:
+    Its name; None if all arrays match.
   """
   leaves = {n: np.asarray(leaf) for n, leaf in named_leaves(trees).items()}
   missing = {name: leaf.size for name, leaf in leaves.items()}

@@ -1,6 +1,8 @@
 """Find the collectives of a compiled program: what its devices communicate.
 
-A collective inside a loop is listed once, however often it runs.
+A collective inside a loop is listed once, however often it runs. One that runs
+beside other instructions is two of them, "-start" and "-done"; its size is that
+of its result all the same.
 
   >>> text = '''
   ... %body (p: f32[2]) -> f32[2] {
@@ -8,12 +10,15 @@ A collective inside a loop is listed once, however often it runs.
   ... }
   ... ENTRY %main (p: f32[2]) -> f32[2] {
   ...   %w = f32[2]{0} while(%p), condition=%c, body=%body
+  ...   %s = (f32[2]{0}, f32[8]{0}) all-gather-start(%w), dimensions={0}
+  ...   %d = f32[8]{0} all-gather-done(%s)
   ...   ROOT %r = (f32[2,3]{1,0}, bf16[]) all-reduce(%w, %w), to_apply=%add
   ... }
   ... '''
   >>> for collective in find_collectives(text):
   ...   print(collective)
   Collective(kind='all-gather', bytes=16, looped=True)
+  Collective(kind='all-gather', bytes=32, looped=False)
   Collective(kind='all-reduce', bytes=26, looped=False)
 """
 
@@ -24,12 +29,14 @@ from typing import NamedTuple
 KINDS = (
   "all-reduce",
   "all-gather",
+  "ragged-all-to-all",
   "all-to-all",
   "reduce-scatter",
   "collective-permute",
+  "collective-broadcast",
 )
 _COMPUTATION = re.compile(r"(?:ENTRY )?%(\S+) .*\{$")
-_COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _BODY = re.compile(r"\bbody=%([\w.\-]+)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
@@ -40,7 +47,7 @@ class Collective(NamedTuple):
 
   kind: str  # XLA's name of it
   bytes: int  # of its result, on each device
-  looped: bool  # whether it runs in every iteration of a loop
+  looped: bool  # whether it is inside the body of a loop
 
 
 def find_collectives(text: str) -> list[Collective]:
@@ -51,7 +58,7 @@ def find_collectives(text: str) -> list[Collective]:
       `jit(f).lower(...).compile().as_text()`.
   """
   computations: dict[str, list[str]] = {}
-  lines: list[str] = []
+  lines: list[str] = []  # at first, those before all computations
   for line in text.splitlines():
     if header := _COMPUTATION.match(line):
       lines = computations.setdefault(header[1], [])
@@ -59,7 +66,7 @@ def find_collectives(text: str) -> list[Collective]:
       lines.append(line)
   looped = _inside_loops(computations)
   return [
-    Collective(found[2], _bytes(found[1]), name in looped)
+    Collective(found[2], _bytes(_result(*found.groups())), name in looped)
     for name, lines in computations.items()
     for line in lines
     if (found := _COLLECTIVE.search(line))
@@ -78,6 +85,23 @@ def _inside_loops(computations: dict[str, list[str]]) -> set[str]:
     reached |= frontier
     frontier = set().union(*(called[name] for name in frontier)) - reached
   return reached
+
+
+def _result(shapes: str, kind: str, start: str | None) -> str:
+  """Return the type of a collective's result, from that of its instruction.
+
+  "-start" returns (operand, result, ...), except that of an all-reduce.
+  """
+  if not start or kind == "all-reduce":
+    return shapes
+  elements, depth = [""], 0
+  for character in shapes.strip()[1:-1]:
+    depth += (character in "([{") - (character in ")]}")
+    if character == "," and not depth:
+      elements.append("")
+    else:
+      elements[-1] += character
+  return elements[1]
 
 
 def _bytes(shapes: str) -> int:

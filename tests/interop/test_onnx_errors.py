@@ -142,6 +142,10 @@ def test_what_onnx_cannot_hold_is_refused(key):
     ValueError, match="w_x must be float32 or float64, got bf"
   ):
     interop.to_onnx(lstm, lstm.init(key, D, H, jnp.bfloat16))
+  mixed = params._replace(w_h=params.w_h.astype(jnp.float64))
+  message = r"w_h must be float32, as params\.w_x, got float64"
+  with pytest.raises(ValueError, match=message):
+    interop.to_onnx(lstm, mixed)
   both = Directions(params, params)
   with pytest.raises(ValueError, match="reverse must be False with both"):
     interop.to_onnx(lstm, both, reverse=True)

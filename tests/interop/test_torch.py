@@ -160,10 +160,32 @@ def test_an_invalid_state_dict_is_refused(key, tmp_path):
   refused("not tensors of .*: weight_hr_l1", weight_hr_l1=np.ones((2, H)))
   refused("bias_ih_l0 must hold floats", bias_ih_l0=np.ones(24, int))
   refused("weight_ih_l1 must have 6 inputs", weight_ih_l1=np.ones((24, 9)))
+  projected = {
+    "weight_ih_l0": np.ones((10, 4)),
+    "weight_hh_l0": np.ones((10, 3)),
+    "weight_hr_l0": np.ones((3, 2)),
+  }
+  with pytest.raises(ValueError, match=r"must be \[4H, P\] beside"):
+    interop.from_torch(projected)
+  both = interop.to_torch(stack(lstm, key, both=True))
+  both["weight_ih_l0_reverse"] = np.ones((24, D + 1))
+  with pytest.raises(ValueError, match=r"l0_reverse must have .* inputs, got"):
+    interop.from_torch(both)
   with pytest.raises(ValueError, match="got nothing"):
     interop.from_torch({})
   with pytest.raises(ValueError, match="no cell with PeepholeLSTMParams"):
     interop.to_torch((peephole_lstm.init(key, D, H),))
+  first, above = lstm.init(key, D, H), lstm.init(key, H, H)
+  for others, message in (
+    ((gru.init(key, H, H),), "layer 1 must be as .*LSTMParams.*got GRUParams"),
+    ((lstm.init(key, H, H + 1),), r"layer 1 must be .* got .* w_h \[7, 28\]"),
+    ((Directions(above, above),), "in one direction, got .* both directions"),
+    ((lstm.init(key, H + 1, H),), "weight_ih_l1 must have 6 inputs, got 7"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      interop.to_torch((first, *others))
+  with pytest.raises(ValueError, match="at least one layer, got none"):
+    interop.to_torch(())
   path = tmp_path / "weights.safetensors"
   path.write_bytes(b"\x80\x04 not a safetensors file, but a pickle")
   with pytest.raises(ValueError, match="is not a safetensors file"):

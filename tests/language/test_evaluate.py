@@ -161,6 +161,23 @@ def test_the_scale_is_the_root_of_the_mean_square_of_gradients(params):
   assert worst(found, np.sqrt(np.mean(squares, axis=0))) < 1e-12
 
 
+def test_the_scale_of_many_batches_in_bfloat16_is_summed_in_float32():
+  """In bfloat16 a sum of squares stops growing at 256 of them."""
+  config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.bfloat16)
+  model = language_model(config, V)
+  params = model.init(jax.random.key(0))
+  few, many = (np.tile(TOKENS[:9], n) for n in (8, 8 * 200))
+  one, scale = (
+    gradient_scale(model, params, make_batches(tokens, 2, 4))
+    for tokens in (few, many)
+  )
+  assert scale.readout.dtype == jnp.float32
+  ratio = jnp.linalg.norm(scale.readout) / jnp.linalg.norm(one.readout)
+  assert abs(float(ratio) - 1) < 0.05
+  nats = dynamic_nats(model, params, few, scale, CONFIG)
+  assert np.isfinite(nats).all()
+
+
 def test_cold_windows_in_smaller_batches_have_the_same_losses(
   params, monkeypatch
 ):

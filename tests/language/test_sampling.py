@@ -157,8 +157,9 @@ def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
     ({"prompt": np.array([], int)}, r"prompt must be \[P\] with P ≥ 1, got"),
     ({"length": 0}, "at least 1, got 0 and 1"),
     ({"num_samples": 0}, "at least 1, got 5 and 0"),
-    ({"temperature": -1.0}, "temperature must be finite and ≥ 0, got -1"),
+    ({"temperature": -1.0}, "finite in float32 and ≥ 0, got -1"),
     ({"temperature": float("nan")}, "temperature must be finite"),
+    ({"temperature": 1e39}, "finite in float32 and ≥ 0, got 1e\\+39"),
     ({"top_k": 0}, "top_k must be ≥ 1, got 0"),
     ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0"),
     ({"min_p": 1.1}, r"min_p must be in \[0, 1\], got 1.1"),
@@ -166,6 +167,8 @@ def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
       {"suppress_tokens": tuple(range(V))},
       "leave at least one of 9 tokens, got all of them",
     ),
+    ({"suppress_tokens": (3, V)}, r"must be in \[0, 9\), got 3, 9"),
+    ({"suppress_tokens": (-1,)}, r"must be in \[0, 9\), got -1"),
   ],
 )
 def test_options_out_of_range_are_refused(options, message, params, key):

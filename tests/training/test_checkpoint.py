@@ -40,6 +40,16 @@ def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
     read_checkpoint(tmp_path, 5)
 
 
+def test_a_description_may_have_numbers_for_keys(tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  params = {"w": np.ones(2)}
+  writer.save(1, params, {"rates": {2: 0.1, 10: 0.2}})
+  writer.close()
+  assert read_checkpoint(tmp_path).description == {
+    "rates": {"2": 0.1, "10": 0.2}
+  }
+
+
 def test_the_last_two_checkpoints_and_the_best_are_kept(key, tmp_path):
   params = MODEL.init(key)
   writer = CheckpointWriter(tmp_path)

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lstm_jax.training import CheckpointWriter, read_params
+from lstm_jax.training import (
+  CheckpointWriter,
+  checkpoint,
+  list_checkpoints,
+  read_params,
+)
 from lstm_jax.training.durable import make_directory, sync, sync_tree
 from tests.power import Disk, tree
 
@@ -28,6 +33,36 @@ def test_a_checkpoint_is_on_the_disk_once_the_writer_has_waited(
     assert tree(checkpoints / f"{step}") == tree(directory / f"{step}")
     like = PARAMS | {"step": np.array(0)}
     assert read_params(checkpoints, step, like)["step"] == step
+  writer.close()
+
+
+def test_a_writer_keeps_its_directory_when_the_current_one_changes(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path)
+  disk = Disk(monkeypatch)
+  writer = CheckpointWriter(Path("checkpoints"))
+  monkeypatch.chdir("elsewhere")
+  writer.save(3, PARAMS, {})
+  writer.wait()
+  disk.after_failure(tmp_path, tmp_path / "left")
+  assert read_params(tmp_path / "left" / "checkpoints", 3, PARAMS)
+  writer.close()
+
+
+def test_a_checkpoint_that_was_deleted_does_not_come_back(
+  tmp_path, monkeypatch
+):
+  directory = tmp_path / "checkpoints"
+  writer = CheckpointWriter(directory)
+  for step in (3, 5):
+    writer.save(step, PARAMS, {})
+  synced = []
+  monkeypatch.setattr(checkpoint, "sync", synced.append)
+  writer.delete_after(3)  # waits for the one of step 5
+  assert synced[-1] == directory
+  assert list_checkpoints(directory) == [3]
   writer.close()
 
 

@@ -29,8 +29,8 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
-  with open(path, "rb"):
-    pass  # or an OSError that names the path
+  with open(path, "rb"):  # an OSError names the path; `check_model` does not
+    pass
   try:
     onnx.checker.check_model(os.fspath(path))
   except onnx.checker.ValidationError as error:
@@ -39,7 +39,9 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   graph = onnx.load(path, format="protobuf").graph
   arrays = named_arrays(graph.initializer)
   for node in graph.node:
-    for attribute in node.attribute if node.op_type == "Constant" else ():
+    if node.op_type != "Constant":
+      continue
+    for attribute in node.attribute:
       if attribute.name == "value":
         array = onnx.numpy_helper.to_array(attribute.t)
         arrays[node.output[0]] = array

@@ -2,11 +2,11 @@
 
 ONNX stores the transposed weights of one direction as
 
-  W [G·H, D]    w_xᵀ          B [2·G·H]   two biases, which ONNX adds: those of
-  R [G·H, H]    w_hᵀ                      W, then those of R
+  W [G·H, D]    w_xᵀ          B [2·G·H]   two biases: those of W, then those
+  R [G·H, H]    w_hᵀ                      of R
   P [3·H]       peepholes i, o, f
 
-with the gates in an order of its own:
+for D inputs, H hidden units and ONNX's G gates, in an order of its own:
 
   cell              ours          ONNX          operator
   lstm              i, f, g, o    i, o, f, c    LSTM
@@ -16,8 +16,9 @@ with the gates in an order of its own:
   gru_reset_before  r, z, n       z, r, h       GRU
   rnn               a             i             RNN
 
-ONNX's c and h are our g and n. A bias is written as that of W, and 0 as that of
-R, except that of a GRU's b_n, which the reset gate multiplies.
+ONNX's c and h are our g and n. Our b is written as the biases of W, and those
+of R are 0, except for `gru`, whose b_n, which the reset gate multiplies, is R's
+bias of h.
 
 The specification does not say which gate input_forget=1 computes from the
 other. onnxruntime has f = 1 − i, and ignores the rows of f. Since 1 − σ(a) =
@@ -50,7 +51,7 @@ class Operator(NamedTuple):
 
   op_type: str
   attributes: dict[str, int]
-  gates: int  # G of the cell
+  gates: int  # of our cell; a coupled LSTM has one less than ONNX's
   to_onnx: Callable[..., tuple]  # the cell's gates -> ONNX's
   from_onnx: Callable[..., tuple]  # ONNX's gates -> the cell's
   params: Callable[..., Params]  # the type of the cell's params
@@ -123,7 +124,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # G of ONNX's operators
 
 
 def operator(cell: Cell) -> Operator:
-  """Return the operator of a cell, with any activations.
+  """Return the ONNX operator of a cell, whatever its activations.
 
   Raises:
     ValueError: ONNX has none.
@@ -142,11 +143,11 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
 
   Args:
     cell: one of `OPERATORS`.
-    params: its weights, in float32 or float64.
+    params: its weights, all in float32 or all in float64.
 
   Raises:
     ValueError: ONNX has no operator for the cell; or params are of another
-      cell, or of a dtype that is neither.
+      cell, of a dtype that is neither, or of both.
   """
   form = operator(cell)
   cell, _ = base_cell(cell)
@@ -157,9 +158,14 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
       raise ValueError(
         f"params.{field} must be float32 or float64, got {array.dtype}"
       )
+    if array.dtype != arrays[0].dtype:
+      raise ValueError(
+        f"params.{field} must be {arrays[0].dtype}, as params."
+        f"{arrays._fields[0]}, got {array.dtype}"
+      )
 
   def reordered(x: np.ndarray) -> np.ndarray:
-    """Return [..., G·H] with ONNX's gates."""
+    """Return an array [..., gates·H] of ours with ONNX's gates, [..., G·H]."""
     gates = form.to_onnx(*np.split(x, form.gates, axis=-1))
     return np.concatenate(gates, axis=-1)
 
@@ -189,7 +195,7 @@ def from_tensors(cell: Cell, tensors: Mapping[str, np.ndarray]) -> Params:
   cell, _ = base_cell(cell)
 
   def reordered(x: np.ndarray) -> np.ndarray:
-    """Return [..., G·H] with the gates of the cell."""
+    """Return an array [..., G·H] of ONNX's with our gates, [..., gates·H]."""
     gates = np.split(x, GATES[form.op_type], axis=-1)
     return np.concatenate(form.from_onnx(*gates), axis=-1)
 
