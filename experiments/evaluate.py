@@ -48,7 +48,11 @@ from experiments.analysis.protocols import (
 )
 from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
-from experiments.trainer.corpus_path import find_corpus, published_path
+from experiments.trainer.corpus_path import (
+  find_corpus,
+  recorded_corpus,
+  recorded_path,
+)
 from experiments.trainer.data import SPLITS, text_sha256
 from experiments.trainer.effects import EVALUATE_RULES, without_effect
 from experiments.trainer.environment import device_name
@@ -259,9 +263,9 @@ def _make_record(
   steps = [member.step for member in members]
   ensemble = len(members) > 1
   return {
-    "corpus": published_path(config.corpus) if config.corpus else corpus,
+    "corpus": recorded_corpus(config.corpus) if config.corpus else corpus,
     "corpus_sha256": text_sha256(excerpt.whole),
-    "runs": [published_path(name) for name in config.run] if ensemble else None,
+    "runs": [recorded_path(name) for name in config.run] if ensemble else None,
     "checkpoint": config.checkpoint,
     "step": steps if ensemble else trained.step,
     **cost([Path(name) for name in config.run], members)._asdict(),

@@ -140,7 +140,8 @@ def run(config: SweepConfig, console: Console) -> Result:
         evaluate_at=config.evaluation.is_due,
         stop_requests=requests,
       )
-    run_dir.delete_previous(directory)  # the run that --overwrite replaced
+    if best_member(members):
+      run_dir.delete_previous(directory)  # the run that --overwrite replaced
     result = Result(directory, members, observer.seconds, stopped_by)
     if not stopped_by:
       record = {

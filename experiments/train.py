@@ -71,8 +71,8 @@ class Result(NamedTuple):
   """The outcome of a run."""
 
   directory: Path
-  best_step: int
-  val_loss: float  # the lowest, nats per token
+  best_step: int  # 0 before the first evaluation
+  val_loss: float  # the lowest, nats per token; infinite before the first
   seconds: float  # of training steps
   stopped_by: signal.Signals | None = None  # the signal that stopped it early
 
@@ -102,8 +102,10 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
     if jax.process_count() > 1:
       raise
     if setup.mesh and is_cpu():
-      # What fits one device: several hold the weights once each, besides.
-      setup = make_setup(replace(config, mesh="", devices="1"))
+      # The devices of a CPU share its memory, and each holds the weights: the
+      # advice is for one device.
+      single = replace(config, mesh="", devices="1")
+      setup = make_setup(single, setup.corpus)
     advice = advise_batch_size(setup, available_memory())
     raise ValueError(f"out of memory: {advice}") from None
 
@@ -150,6 +152,7 @@ def _train(
           stop_requests=requests,
           tracer=tracer,
         )
+      return _report_result(setup, logger, console, stopped_by)
     except (Diverged, KeyboardInterrupt) as error:
       saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
       step = logger.best.step or (saved[-1] if saved else 0)
@@ -158,7 +161,6 @@ def _train(
       raise type(error)(f"{reason}; {kept} is kept in {directory}") from None
     finally:
       logger.close()
-    return _report_result(setup, logger, console, stopped_by)
 
 
 class _Observer(Observer):
@@ -179,9 +181,8 @@ class _Observer(Observer):
     val_loss = stateful_loss(setup.model, params, val.tokens)
     val_loss = multihost.from_first_process(val_loss)
     is_best = logger.log_evaluation(val_loss, params)
-    epoch = config.batching.num_epochs * step / setup.num_steps
     title = (
-      f"step {step}, epoch {epoch:.1f}: validation loss "
+      f"step {step}, epoch {setup.epochs_made(step):.1f}: validation loss "
       f"{format_loss(val_loss, setup.corpus.tokenizer)}"
       f"{', the best so far' if is_best else ''}"
     )
@@ -265,7 +266,10 @@ def _in_vocabulary(tokenizer: Tokenizer, text: str) -> bool:
 
 
 def main() -> int:
-  """Read the flags, connect to other processes if there are any, and run."""
+  """Read the flags, join other processes if there are any, and run.
+
+  Returns the exit status: above 128 if a signal has stopped the run.
+  """
   multihost.join(**{flag.name: flag.value for flag in PROCESS_FLAGS})
   config = config_from_flags(TrainConfig(), FLAGS)
   (config,) = share_batches([config])

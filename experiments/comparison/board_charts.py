@@ -70,7 +70,8 @@ def draw(board: Board, directory: Path) -> None:
 def points(board: Board, axis: Axis) -> list[Point]:
   """Return a point for each result of the rows that have the axis' value.
 
-  An ensemble has as many parameters, and takes as long, as its members.
+  An ensemble has as many parameters, and takes as long, as its members have
+  together; it is left out where their number is not known.
   """
   return [
     Point(
@@ -84,6 +85,7 @@ def points(board: Board, axis: Axis) -> list[Point]:
     for number, row in enumerate(board.rows, start=1)
     if (x := axis.value(row)) is not None
     for r in row.results
+    if r.protocol != ENSEMBLE or r.seeds
   ]
 
 

@@ -1,4 +1,4 @@
-"""The figure of a comparison: training on top, use of memory below."""
+"""The figure of a comparison: training on top; context and memory below."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ OTHERS = (
   *("black", "navy", "teal", "gold", "darkgray"),
 )
 COLORS |= dict(zip((n for n in CELLS if n not in COLORS), OTHERS, strict=True))
-DEPTH = 1e-16  # of a gradient that is drawn: 1 + 1e-16 is 1 in float64
+MIN_RATIO = 1e-16  # lower limit of the gradients' axis: 1 + 1e-16 is 1
 RECALL_STYLES = {USUAL_BIAS: "-", DELAY_BIAS: "--"}
 
 
 def draw(record: Record, path: Path) -> None:
-  """Plot a record to an image file; without recall, its panel is left out."""
+  """Plot a record to an image file; without recall, its panel is blank."""
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
 
@@ -66,25 +66,23 @@ def draw(record: Record, path: Path) -> None:
 
 def _val_loss(record: Record, panel: Axes) -> None:
   runs = _select(record["runs"], budget=EQUAL_STEPS)
-  for run in runs:
-    _losses(run, panel)
-  _zoom(panel, runs)
+  points = [point for run in runs for point in _losses(run, panel)]
+  zoom_on_tail(panel, points, [])
   _plain_x(panel)
   title = "Validation loss, equal steps"
   tidy(panel, title, "training steps", "nats per character")
 
 
 def _val_loss_by_time(record: Record, panel: Axes) -> None:
-  drawn = []
+  points = []
   for cell, cell_record in record["cells"].items():
     # The LSTM has one run: the other cells get its time. If no cell has a run
     # of equal time, all are drawn over the time of equal steps.
     runs = _select(record["runs"], cell=cell)
     runs = _select(runs, budget=EQUAL_TIME) or runs
     for run in runs:
-      _losses(run, panel, cell_record["seconds_per_step"])
-    drawn += runs
-  _zoom(panel, drawn)
+      points += _losses(run, panel, cell_record["seconds_per_step"])
+  zoom_on_tail(panel, points, [])
   _plain_x(panel)
   xlabel = "seconds of training, all seeds at once"
   tidy(panel, "Validation loss over time", xlabel, "nats per character")
@@ -107,7 +105,7 @@ def _words(record: Record, panel: Axes) -> None:
       color="gray",
       linestyle="--",
       linewidth=0.8,
-      label="the validation text itself",
+      label="validation text, in the training text",
     )
   panel.set_xscale("symlog", linthresh=100)
   panel.set_xlim(0, None)
@@ -168,7 +166,7 @@ def _gradient_flow(record: Record, panel: Axes) -> None:
     [], [], "-", color="black", linewidth=0.7, label="thin lines: untrained"
   )
   panel.set_yscale("log")
-  panel.set_ylim(DEPTH, None)
+  panel.set_ylim(MIN_RATIO, None)
   _legend(panel, loc="best")
   ylabel = "‖∂ℓ$_T$/∂s$_t$‖ / ‖∂ℓ$_T$/∂h$_T$‖,  s = h or c"
   tidy(panel, "Gradient flow", "T − t, characters", ylabel)
@@ -184,22 +182,15 @@ def _plain_x(panel: Axes) -> None:
   panel.xaxis.set_major_formatter("{x:,g}")
 
 
-def _zoom(panel: Axes, runs: list[Record]) -> None:
-  """Leave out the first, highest losses of some runs."""
-  points = [
-    (row["step"], loss)
-    for run in runs
-    for row in run["evaluations"]
-    for loss in row["val_loss"]
-  ]
-  zoom_on_tail(panel, points, [])
-
-
-def _losses(run: Record, panel: Axes, step_size: float = 1) -> None:
-  """Draw a run's validation losses; a training step is `step_size` long."""
+def _losses(
+  run: Record, panel: Axes, x_per_step: float = 1
+) -> list[tuple[float, float]]:
+  """Draw a run's validation losses, and return the (x, loss) of all seeds."""
   rows = run["evaluations"]
-  x = [step_size * row["step"] for row in rows]
+  x = [x_per_step * row["step"] for row in rows]
   _band(panel, x, [row["val_loss"] for row in rows], run["cell"])
+  losses = zip(x, (row["val_loss"] for row in rows), strict=True)
+  return [(place, loss) for place, each in losses for loss in each]
 
 
 def _band(

@@ -45,8 +45,14 @@ function fillTable(id, table) {
 function xsOf(run, curve) {
   if (axis === "training steps") return curve.step;
   if (axis === "seconds") return curve.seconds;
-  return run.epochs_per_step === null ? []
-    : curve.step.map((step) => step * run.epochs_per_step);
+  return run.epoch_ends === null ? []
+    : curve.step.map((step) => epochsAt(run.epoch_ends, step));
+}
+
+// Returns how many epochs have been made after a training step.
+function epochsAt(ends, step) {
+  const k = ends.findIndex((end) => step <= end), start = ends[k - 1] ?? 0;
+  return k < 0 ? ends.length : k + (step - start) / (ends[k] - start);
 }
 
 const isShown = (k) => !data.runs[k].hidden;
@@ -266,7 +272,7 @@ async function start() {
   data = await unpackHeader();
   $("quantity").append(...Object.keys(QUANTITIES).map((q) => new Option(q)));
   $("axis").append(...AXES.map((name) => new Option(name)));
-  const unknown = data.runs.filter((run) => run.epochs_per_step === null);
+  const unknown = data.runs.filter((run) => run.epoch_ends === null);
   $("missing").textContent = unknown.length ? "Not shown over epochs, because "
     + "the corpus is missing or has changed: "
     + unknown.map((run) => run.name).join(", ") : "";

@@ -93,11 +93,13 @@ def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
   rows, num_epochs = run.rows, run.config.batching.num_epochs
   # An evaluation has the seconds of the last row of training steps before it.
   seconds = list(accumulate((row.get("seconds", 0) for row in rows), max))
-  epochs_per_step = None
+  epoch_ends = None
   if derived:
-    epochs_per_step = num_epochs / derived.num_steps
+    epoch_ends = derived.epoch_ends
   elif run.finished and not run.stopped_early and rows:
-    epochs_per_step = num_epochs / max(row["step"] for row in rows)
+    # Without the corpus, as if all epochs had as many training steps.
+    last = max(row["step"] for row in rows)
+    epoch_ends = [last * (k + 1) / num_epochs for k in range(num_epochs)]
 
   def curve(name):
     points = [
@@ -109,7 +111,7 @@ def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
     return dict(zip(("step", "value", "seconds"), columns, strict=True))
 
   return {
-    "epochs_per_step": epochs_per_step,
+    "epoch_ends": epoch_ends,
     "curves": {name: curve(name) for name in CURVES},
     "samples": [sample._asdict() for sample in run.samples],
   }

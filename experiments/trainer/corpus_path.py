@@ -1,13 +1,14 @@
 """Where the corpus of a run is: as config.json records it, and where it is now.
 
 config.json holds the name of a named corpus. Of any other it holds the absolute
-path, so that the run can be evaluated from any directory; a corpus in the
-repository is recorded relative to the repository: results that are kept there
-name no directory of one machine. A text that came through a pipe, such as
-standard input, is kept in the run directory.
+path, so that the run can be evaluated from any directory; but a corpus in the
+repository is recorded relative to it, so that results that are committed name
+no directory of one machine. A text that came through a pipe, such as standard
+input, is saved in the run directory.
 """
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,22 +31,22 @@ KEPT = "corpus.txt"  # a piped text, in the run directory
 
 def is_piped(corpus: str) -> bool:
   """Return whether a corpus can be read only once, as standard input can."""
-  is_file = os.path.isfile(corpus) or os.path.isdir(corpus)
-  return os.path.exists(corpus) and not is_file
+  is_regular = os.path.isfile(corpus) or os.path.isdir(corpus)
+  return os.path.exists(corpus) and not is_regular
 
 
-def recorded_path(corpus: str) -> str:
+def recorded_corpus(corpus: str) -> str:
   """Return what config.json holds for the flag --corpus."""
-  return KEPT if is_piped(corpus) else published_path(corpus)
+  if is_piped(corpus):
+    return KEPT
+  return corpus if is_name(corpus) else recorded_path(corpus)
 
 
-def published_path(name: str) -> str:
-  """Return the absolute path of a file; in the repository, that from there.
+def recorded_path(name: str) -> str:
+  """Return the absolute path of a file or directory.
 
-  The name of a corpus is returned as it is.
+  In the repository, it is relative to the repository.
   """
-  if is_name(name):
-    return name
   path = Path(os.path.abspath(name))
   if path.parts[1:2] == ("dev",) and path.is_file():
     path = path.resolve()  # of the file that standard input reads
@@ -79,10 +80,10 @@ def find_corpus(
 ) -> DataConfig:
   """Return the data of a run with the path at which its corpus is now.
 
-  If the file is no longer where the run has read it, the text is looked for by
-  its hash: in the run directory, in the current directory, in data/ and among
-  the named corpora that are kept. So is a named corpus that is not kept, before
-  it is downloaded where it is read.
+  If the file is no longer where the run has read it, or has changed, the text
+  is looked for by its hash: in the run directory, in the current directory, in
+  data/ and among the named corpora that were downloaded. So is a named corpus
+  that was not; if it is not found, it is downloaded where it is read.
 
   Args:
     directory: the run directory.
@@ -99,11 +100,13 @@ def find_corpus(
     if is_name(corpus) and cached_path(corpus).is_file():
       return data
   else:
-    places = [directory / corpus] if corpus == KEPT else []
-    for path in (*places, Path(corpus), REPOSITORY / corpus):
-      if os.path.isfile(path):
+    place = directory if corpus == KEPT else REPOSITORY
+    for path in (place / corpus, Path(corpus)):
+      if path.is_file() and _has_hash(path, sha256):
         return replace(data, corpus=str(path))
-  folders = directory, Path(), Path("data"), REPOSITORY / "data", cache_dir()
+  folders = [directory, Path(), Path("data"), REPOSITORY / "data"]
+  with suppress(ValueError):  # there is no home directory
+    folders.append(cache_dir())
   for folder in folders:
     named = folder / Path(corpus).name
     for path in (named, *sorted(folder.glob("*.txt"))):

@@ -1,14 +1,15 @@
-"""Distillation: a training whose targets are the predictions of other runs.
+"""Distillation: training with the predictions of other runs as targets.
 
 With teachers, the target of each prediction is a distribution over the tokens,
 
   q = (1 − λ) onehot(target) + λ p,
 
-where p is the mean of the teachers' probabilities and λ is --teacher_weight
-(Hinton et al. 2015, Distilling the knowledge in a neural network, section 2, at
-temperature 1). The teachers read the training text once, before the first
-training step, in the batches of an epoch. They draw no noise, and their steps
-are in config.json: a run that resumes has the same targets.
+and the loss −Σ q log p_student, where p is the mean of the teachers'
+probabilities and λ is --teacher_weight (Hinton et al. 2015, Distilling the
+knowledge in a neural network, section 2, at temperature 1). The teachers read
+the training text once, before the first training step, in the batches of an
+epoch. They run without dropout, and the steps of their checkpoints are in
+config.json, which a resumed run checks: so it has the same targets.
 """
 
 import time
@@ -72,8 +73,9 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
   check_vocabulary(setup, teacher, name)
   if teacher.corpus_sha256 != setup.corpus.sha256:
     raise ValueError(
-      f"{name} has another corpus: it must have learned from the text of "
-      f"{setup.config.data.corpus}, got {teacher.config.data.corpus}"
+      f"{name} has another text: it must have learned from "
+      f"{setup.config.data.corpus} as it is now, got "
+      f"{teacher.config.data.corpus} as it was"
     )
   ours, theirs = setup.config.data, teacher.config.data
   flag = differing_split(ours, theirs)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,12 @@ class Derived(NamedTuple):
   """Sizes that follow from a configuration and its corpus."""
 
   num_parameters: int
-  num_steps: int  # training steps of the whole run
+  epoch_ends: list[int]  # training steps made at the end of each epoch
+
+  @property
+  def num_steps(self) -> int:
+    """The number of training steps of the whole run."""
+    return self.epoch_ends[-1]
 
 
 def read_run_history(directory: Path) -> RunHistory:
@@ -139,12 +145,13 @@ def derive(history: RunHistory) -> Derived | None:
       return None
     model = language_model(config.model, corpus.tokenizer.size)
     _, tokens, gap = corpus.train
-    num_steps = config.batching.num_steps(tokens, config.seed, gap)
+    lengths = config.batching.epoch_lengths(tokens, config.seed, gap)
+    epoch_ends = [*accumulate(lengths)]
   except ValueError:
     return None
   params = jax.eval_shape(model.init, jax.random.key(0))
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-  return Derived(count, num_steps)
+  return Derived(count, epoch_ends)
 
 
 def _stopped_early(directory: Path) -> bool:

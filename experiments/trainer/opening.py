@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import published_path, recorded_path
+from experiments.trainer.corpus_path import recorded_corpus, recorded_path
 from experiments.trainer.environment import environment
 from experiments.trainer.extension import (
   check_extension,
@@ -135,9 +135,9 @@ def _record(config: TrainConfig) -> dict[str, Any]:
   """Return the flags as config.json holds them."""
   source, teachers = config.init_from, config.distillation.teacher
   return to_record(config) | {
-    "corpus": recorded_path(config.data.corpus),
-    "init_from": published_path(source) if source else "",
-    "teacher": [published_path(name) for name in teachers],
+    "corpus": recorded_corpus(config.data.corpus),
+    "init_from": recorded_path(source) if source else "",
+    "teacher": [recorded_path(name) for name in teachers],
   }
 
 

@@ -7,17 +7,18 @@ samples.txt      what the model wrote as it learned
 loss.png         both losses over training steps
 result.json      the best loss; written when the run finishes
 evaluation.json  written by `experiments.evaluate`
-ensemble.json    the same of an ensemble whose first member this run is
+ensemble.json    the same of an ensemble that has this run as its first member
 explore.html     written by `experiments.explore`
 report.html      written by `experiments.report`
 profile/         the trace of --profile
 tensorboard/     the same metrics for TensorBoard, if tensorboardX is installed
 checkpoints/     the last two and the best: parameters and train state
-previous/        what --overwrite replaces, until this run has a checkpoint
+previous/        the run that --overwrite replaced, until this one ends or stops
+                 with a best checkpoint
 lock             the id of the process that is writing here
 
-A run is unfinished as long as it has no result.json. It can be resumed if a
-checkpoint holds a state, or, from the beginning, if it has no checkpoint.
+A run is unfinished as long as it has no result.json. It is resumed from its
+newest checkpoint that holds a train state, or restarted if it has none.
 """
 
 import json
@@ -29,7 +30,11 @@ from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT
 from experiments.trainer.locking import LOCK
 from experiments.trainer.records import leaves
-from lstm_jax.training import list_checkpoints
+from lstm_jax.training import (
+  CheckpointError,
+  list_checkpoints,
+  read_checkpoint,
+)
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, RESULT, EVALUATION = "loss.png", "result.json", "evaluation.json"
@@ -37,7 +42,7 @@ ENSEMBLE = "ensemble.json"
 PAGE, REPORT = "explore.html", "report.html"
 PROFILE, TENSORBOARD, CHECKPOINTS = "profile", "tensorboard", "checkpoints"
 PREVIOUS = "previous"
-SHA256, TEACHER_STEPS = "corpus_sha256", "teacher_steps"  # in CONFIG
+SHA256, TEACHER_STEPS = "corpus_sha256", "teacher_steps"  # entries of CONFIG
 # A run is moved in this order; CONFIG, the last, marks the move as complete.
 CONTENTS = (
   METRICS,
@@ -84,12 +89,17 @@ def read_record(directory: Path) -> dict[str, Any]:
     return record
   reason = "no such directory"
   if directory.is_dir():
-    record = _read_json(directory / CONFIG)
-    missing = [name for name in FLAGS if name not in (record or {})]
-    reason = f"no {CONFIG} of a run"
-    if record and missing != [*FLAGS]:
-      reason = f"{CONFIG} lacks {missing[0]}, as that of another version"
+    reason = _other_version(directory) or f"no {CONFIG} of a run"
   raise ValueError(f"there is no run in {directory}: {reason}")
+
+
+def _other_version(directory: Path) -> str | None:
+  """Return which flag CONFIG lacks, if it has others; None if it has none."""
+  record = _read_json(directory / CONFIG) or {}
+  missing = [name for name in FLAGS if name not in record]
+  if not missing or missing == [*FLAGS]:
+    return None
+  return f"{CONFIG} lacks {missing[0]}, as that of another version"
 
 
 def delete_previous(directory: Path) -> None:
@@ -98,14 +108,16 @@ def delete_previous(directory: Path) -> None:
 
 
 def check_is_run_or_empty(directory: Path) -> None:
-  """Raise ValueError if a directory holds other files than those of a run."""
+  """Raise ValueError unless a directory holds a run, is empty or is missing."""
   if read_config(directory) is not None:
     return
   present = [name for name in CONTENTS if (directory / name).exists()]
   if present:
+    reason = _other_version(directory)
+    reason = reason or f"it holds {present[-1]} but no {CONFIG} of a run"
     raise ValueError(
-      f"{directory} holds {present[-1]} but no {CONFIG} of a run: choose "
-      "another --run"
+      f"{directory} is not a run of this version: {reason}; choose another "
+      "--run"
     )
   if not directory.is_dir():
     return
@@ -120,13 +132,13 @@ def check_is_run_or_empty(directory: Path) -> None:
 
 
 def set_aside(directory: Path) -> None:
-  """Move a run into `previous`, until its successor has a checkpoint.
+  """Move a run into `previous`, until its successor has a best checkpoint.
 
-  A run without a checkpoint does not replace a previous run that has one.
+  A run without one does not replace a previous run.
   """
   previous = directory / PREVIOUS
   complete = (previous / CONFIG).exists()
-  if complete and not list_checkpoints(directory / CHECKPOINTS):
+  if complete and not _has_best(directory):
     for name in CONTENTS:
       _delete(directory / name)
     return
@@ -137,6 +149,23 @@ def set_aside(directory: Path) -> None:
     if (directory / name).exists():
       _delete(previous / name)
       (directory / name).rename(previous / name)
+
+
+def _has_best(directory: Path) -> bool:
+  """Return whether a run has been evaluated, by its newest readable checkpoint.
+
+  A finished run was, whatever has become of its checkpoints.
+  """
+  if (directory / RESULT).exists():
+    return True
+  checkpoints = directory / CHECKPOINTS
+  for step in reversed(list_checkpoints(checkpoints)):
+    try:
+      description = read_checkpoint(checkpoints, step).description
+    except CheckpointError:
+      continue
+    return bool(description.get("progress", {}).get("best"))
+  return False
 
 
 def _delete(path: Path) -> None:

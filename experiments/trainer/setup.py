@@ -72,6 +72,17 @@ class TrainSetup(NamedTuple):
   mesh: Mesh | None  # None for one device
   shardings: TrainState | None  # of the state on the mesh
 
+  def epochs_made(self, step: int) -> float:
+    """Return how many epochs the first training steps are."""
+    config, before = self.config, 0
+    _, tokens, gap = self.corpus.train
+    lengths = config.batching.epoch_lengths(tokens, config.seed, gap)
+    for epoch, length in enumerate(lengths):
+      if step <= before + length:
+        return epoch + (step - before) / length
+      before += length
+    return float(config.batching.num_epochs)
+
   def epochs(self) -> Iterator[Batches]:
     """Iterate over the epochs of the training split, each of them `Batches`."""
     config = self.config
@@ -79,14 +90,18 @@ class TrainSetup(NamedTuple):
     return config.batching.epochs(tokens, config.seed, gap)
 
 
-def make_setup(config: TrainConfig) -> TrainSetup:
+def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
   """Return the setup of a run.
+
+  Args:
+    config: of the run.
+    corpus: that of the configuration, if it has been read already.
 
   Raises:
     ValueError: the corpus or the configuration is not usable, or not on this
       device.
   """
-  corpus, mesh = read_corpus(kept_if_piped(config)), run_mesh(config)
+  corpus, mesh = corpus or read_corpus(kept_if_piped(config)), run_mesh(config)
   with naming_flags(config.data, config.batching):
     _, tokens, gap = corpus.train
     num_steps = config.batching.num_steps(tokens, config.seed, gap)

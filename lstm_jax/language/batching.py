@@ -11,6 +11,7 @@ before, so that the recurrent state is carried from batch to batch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -199,22 +200,41 @@ class BatchingConfig:
     Raises:
       ValueError: as `make_batches`; or there are more than an int32 can count.
     """
-    late = self.num_epochs - self._first_late
-    total, sizes = 0, [*map(len, _pieces(tokens, gap))]
-    for epochs, batch_size in (
-      (self._first_late, self.batch_size),
-      (late, self.late_batch_size),
-    ):
-      if epochs:
-        length, _ = _columns(sizes, batch_size, self.seq_len)
-        total += epochs * _ceil_divide(length, self.seq_len)
+    total = sum(n * steps for n, steps in self._lengths(tokens, gap))
     if total > MAX_STEPS:
       raise ValueError(
         f"there must be at most {MAX_STEPS:,} training steps, got {total:,}"
       )
     if self.short_seq_prob:  # the number of batches is random
-      total = sum(epoch.num_batches for epoch in self.epochs(tokens, seed, gap))
+      total = sum(self.epoch_lengths(tokens, seed, gap))
     return total
+
+  def epoch_lengths(
+    self, tokens: np.ndarray, seed: int, gap: int | None = None
+  ) -> Iterator[int]:
+    """Iterate over the numbers of batches of the epochs.
+
+    The arguments and errors are those of `num_steps`, which is their sum.
+    """
+    if self.short_seq_prob:
+      return (epoch.num_batches for epoch in self.epochs(tokens, seed, gap))
+    lengths = self._lengths(tokens, gap)
+    return chain.from_iterable(repeat(steps, n) for n, steps in lengths)
+
+  def _lengths(
+    self, tokens: np.ndarray, gap: int | None
+  ) -> list[tuple[int, int]]:
+    """Return (epochs, batches in each), where no batch is short at random."""
+    sizes, lengths = [*map(len, _pieces(tokens, gap))], []
+    late = self.num_epochs - self._first_late
+    for epochs, batch_size in (
+      (self._first_late, self.batch_size),
+      (late, self.late_batch_size),
+    ):
+      if epochs:
+        rows, _ = _columns(sizes, batch_size, self.seq_len)
+        lengths.append((epochs, _ceil_divide(rows, self.seq_len)))
+    return lengths
 
   @property
   def _first_late(self) -> int:

@@ -53,7 +53,7 @@ def test_the_page_has_every_loss_and_sample_of_every_run(
     validation = run["curves"]["val_loss"]
     expected = [seconds[step] for step in validation["step"]]
     assert validation["seconds"] == expected
-    assert run["epochs_per_step"] == 1 / rows[-1]["step"]  # there is one epoch
+    assert run["epoch_ends"] == [rows[-1]["step"]]  # there is one epoch
     samples = "".join(
       f"=== {s['title']} ===\n{s['text']}\n\n" for s in run["samples"]
     )
@@ -229,11 +229,11 @@ def test_without_its_corpus_a_finished_run_has_the_epochs_of_its_last_step(
   record = history.record | {"corpus": "nowhere.txt"}
   (directory / "config.json").write_text(json.dumps(record))
   header = write_page(console, tmp_path / "page.html", directory)
-  assert header["runs"][0]["epochs_per_step"] == 1 / last_step
+  assert header["runs"][0]["epoch_ends"] == [last_step]
   assert "parameters" not in header["results"]["head"]
   (directory / "result.json").unlink()
   header = write_page(console, tmp_path / "page.html", directory)
-  assert header["runs"][0]["epochs_per_step"] is None
+  assert header["runs"][0]["epoch_ends"] is None
 
 
 @pytest.mark.parametrize(

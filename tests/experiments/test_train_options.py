@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import train
+from experiments.trainer import plot
 from experiments.trainer.data import read_corpus
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.records import replace
@@ -18,7 +19,13 @@ from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import read_rows
 
 
-def test_a_test_split_is_evaluated_once_with_the_best_weights(config, console):
+def test_a_test_split_is_evaluated_once_with_the_best_weights(
+  config, console, monkeypatch
+):
+  drawn = []
+  monkeypatch.setattr(
+    plot, "draw", lambda directory, unit: drawn.append(read_rows(directory))
+  )
   config = replace(config, test_fraction=0.1, val_fraction=0.25, num_epochs=2)
   result = train.run(config, console)
   val_losses = [
@@ -40,6 +47,21 @@ def test_a_test_split_is_evaluated_once_with_the_best_weights(config, console):
   record = json.loads((result.directory / "result.json").read_text())
   assert record["test_loss"] == tested["test_loss"]
   assert f"test loss {tested['test_loss']:.4f}" in console.file.getvalue()
+  assert drawn == [read_rows(result.directory)]  # once all is measured
+
+
+def test_the_epoch_of_an_evaluation_counts_larger_batches_late(config, console):
+  config = replace(config, num_epochs=3, late_batch_size=6, eval_every=10**6)
+  made = make_setup(config)
+  early, also, late = (epoch.num_batches for epoch in made.epochs())
+  assert early == also > late
+  assert made.epochs_made(early) == 1
+  assert made.epochs_made(early + also + 1) == 2 + 1 / late
+  assert made.epochs_made(made.num_steps) == 3
+  train.run(config, console)
+  history = read_run_history(Path(config.job.run))
+  assert derive(history).epoch_ends == [early, 2 * early, 2 * early + late]
+  assert f"step {made.num_steps}, epoch 3.0: " in console.file.getvalue()
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import pytest
 
 from experiments import evaluate, explore, sweep, train
 from experiments.evaluate import EvaluateConfig
+from experiments.trainer import corpus_path
 from experiments.trainer.corpus_path import (
   KEPT,
   REPOSITORY,
   find_corpus,
+  recorded_corpus,
   recorded_path,
 )
 from experiments.trainer.data import text_sha256
@@ -74,16 +76,51 @@ def test_a_corpus_that_was_moved_is_found_by_its_hash(
     evaluated(finished, console)
 
 
+def test_another_text_of_the_same_name_does_not_hide_the_corpus(
+  tmp_path, monkeypatch
+):
+  """As data/shakespeare.txt in the directory where a program is started."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "data").mkdir()
+  (tmp_path / POEMS).write_text("Another text of that name.")
+  record = REPOSITORY / "experiments/results/poems"
+  history = read_run_history(record)
+  assert history.config.data.corpus == POEMS
+  assert derive(history)
+  sha256 = text_sha256("Another text of that name.")
+  found = find_corpus(record, history.config.data, sha256)
+  assert Path(found.corpus).samefile(tmp_path / POEMS)
+
+
+def test_a_directory_named_like_a_corpus_is_a_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "tinyshakespeare").mkdir()
+  assert recorded_corpus("tinyshakespeare") == "tinyshakespeare"
+  assert recorded_path("tinyshakespeare") == f"{tmp_path}/tinyshakespeare"
+
+
+def test_without_a_home_directory_a_corpus_is_found_all_the_same(
+  finished, config, tmp_path, monkeypatch
+):
+  def no_cache():
+    raise ValueError("there is no home directory to keep corpora in")
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(corpus_path, "cache_dir", no_cache)
+  shutil.move(config.data.corpus, tmp_path / "moved.txt")
+  assert derive(read_run_history(finished))
+
+
 def test_a_corpus_of_the_repository_is_recorded_without_its_directory(
   tmp_path, monkeypatch
 ):
   """So that results in the repository name no directory of a machine."""
   monkeypatch.chdir(REPOSITORY)
-  assert recorded_path(POEMS) == POEMS
+  assert recorded_corpus(POEMS) == POEMS
   monkeypatch.chdir(REPOSITORY / "docs")
-  assert recorded_path(f"../{POEMS}") == POEMS
+  assert recorded_corpus(f"../{POEMS}") == POEMS
   monkeypatch.chdir(tmp_path)
-  assert recorded_path(str(REPOSITORY / POEMS)) == POEMS
+  assert recorded_corpus(str(REPOSITORY / POEMS)) == POEMS
   record = REPOSITORY / "experiments/results/poems"
   history = read_run_history(record)
   sha256 = text_sha256((REPOSITORY / POEMS).read_text("utf-8"))

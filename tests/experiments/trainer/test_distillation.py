@@ -197,7 +197,7 @@ def test_an_unsuitable_teacher_is_refused(changes, message, config, console):
   ("text", "message"),
   [
     (VERSE.replace("S", "Z"), "has another vocabulary: .*, without 'Z'"),
-    (VERSE + VERSE[::-1], "has another corpus: it must have learned from the "),
+    (VERSE + VERSE[::-1], "has another text: it must have learned from "),
   ],
 )
 def test_a_teacher_of_another_text_is_refused(text, message, config, console):

@@ -48,7 +48,7 @@ def test_a_run_stops_after_evaluations_without_a_lower_loss(
   Path(config.data.corpus).unlink()  # of which the number of steps follows
   header = make_header([history])
   assert header["results"]["rows"][0][-1] == "yes, early"
-  assert header["runs"][0]["epochs_per_step"] is None
+  assert header["runs"][0]["epoch_ends"] is None
 
 
 def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(

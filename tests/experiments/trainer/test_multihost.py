@@ -260,7 +260,7 @@ def test_an_error_of_the_first_process_ends_all(shared, tmp_path):
   (tmp_path / "run" / "config.json").write_text("{}")
   first, second = finish(*joining(shared, 2))
   assert first[0] == second[0] == 2
-  assert "holds config.json but no config.json of a run" in first[2]
+  assert "is not a run of this version: it holds config.json but no" in first[2]
   assert "error: the first process has stopped: see its error" in second[2]
 
 

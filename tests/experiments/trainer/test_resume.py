@@ -226,6 +226,17 @@ def test_a_directory_in_use_is_refused_until_its_process_ends(
   assert not (stopped / "lock").exists()
 
 
+def test_a_run_that_was_stopped_before_an_evaluation_replaces_no_other(
+  finished, config, console
+):
+  """Though it has a checkpoint: overwritten too, it goes, and not the first."""
+  old, previous = load(finished), finished / "previous"
+  for seed, step in ((1, 5), (2, 6)):
+    stop_at(step, replace(config, overwrite=True, seed=seed), console)
+    assert list_checkpoints(finished / "checkpoints") == [step]
+    assert load(previous).val_loss == old.val_loss
+
+
 def test_overwrite_starts_again_and_keeps_what_it_replaces(
   finished, config, console, undisturbed
 ):
