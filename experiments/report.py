@@ -6,8 +6,8 @@ writes one file that a browser opens from the disk, without a network: the
 losses of all runs over training steps, epochs or seconds, a table of results,
 the flags in which the runs differ, and the samples of each. A run that is still
 training is shown as far as it has got. Each member of a sweep is a run. The
-page is report.html, in the run directory if there is one run, and in the
-current directory if there are several, or the file that --output names.
+page is report.html, in the run directory if one is given, and in the current
+directory if several are, or the file that --output names.
 """
 
 import os
@@ -33,8 +33,8 @@ class ReportConfig:
 
   output: str = option(
     "",
-    "File of the page; empty for report.html, in the run directory if there is "
-    "one run, and in the current directory if there are several.",
+    "File of the page; empty for report.html, in the run directory if one is "
+    "given, and in the current directory if several are.",
   )
 
 
@@ -43,7 +43,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
 
   Raises:
     ValueError: there are no runs, or the same one twice; or a directory holds
-      no run or a damaged one.
+      no run or a damaged one; or that of the page does not exist.
     OSError: the page cannot be written.
   """
   directories = [Path(name) for name in runs]

@@ -1,15 +1,16 @@
 """A language model mixed with n-gram models that read the same text.
 
-The experts are the language model, an n-gram model whose counts start from the
+The mixture is geometric (log-linear), with weights that learn as it reads. The
+experts are the language model, an n-gram model whose counts start from the
 training text, and one that counts only what it has read. The product of their
 distributions, each to a power, is normalized over the vocabulary:
 
-  log p(w) = Σ_e (α_e + β_e) log p_e(w) − log Z
+  log p(w) = Σ_e (α_e + β_{e,k}) log p_e(w) − log Z
 
-There is one α for each expert, and one β for each expert and each length of the
-longest context that the first n-gram model has seen before. α starts at WEIGHTS
-and β at 0; once a token y has been predicted, both take a gradient step of the
-size RATE on its loss:
+where k is the length of the longest context that the first n-gram model has
+seen before. α starts at WEIGHTS and β at 0; once a token y has been predicted,
+α_e and β_{e,k} take a step of gradient descent on its loss, with the learning
+rate η (RATE):
 
   −η (Σ_w p(w) log p_e(w) − log p_e(y))
 
@@ -31,7 +32,7 @@ from lstm_jax.language import Tokenizer
 
 WEIGHTS = 0.5, 0.4, 0.1  # of the language model and of the n-gram models
 RATE = 5e-4  # η
-MAX_PROBABILITIES = 2**26  # of each model: 537 MB in float64
+MAX_PROBABILITIES = 2**26  # of each model; three in float32 are 805 MB
 
 
 def check_mixable(tokenizer: Tokenizer, num_tokens: int) -> None:
@@ -54,6 +55,8 @@ def mixed_nats(
 ) -> np.ndarray:
   """Return the loss of each token by the mixture, float64 [N − 1].
 
+  It is computed in the dtype of the language model's probabilities.
+
   Args:
     experts: log probabilities of every token, [N − 1, V]: those of the language
       model and of the two n-gram models, in the order of WEIGHTS.
@@ -71,8 +74,8 @@ def mixed_nats(
     )
   dtype = experts[0].dtype
   stacked = np.stack([expert.astype(dtype) for expert in experts], axis=1)
-  shared = np.array(WEIGHTS, dtype)
-  weights = shared, np.zeros((longest.max() + 1, len(shared)), dtype)
+  alpha = np.array(WEIGHTS, dtype)
+  weights = alpha, np.zeros((longest.max() + 1, len(alpha)), dtype)
   inputs = stacked, longest, targets
   return np.asarray(_scan(weights, dtype.type(RATE), inputs), np.float64)
 
@@ -82,9 +85,9 @@ def _scan(weights, rate, inputs):
   """Return the nats [N − 1], by weights (α [E], β [contexts, E]) that learn."""
 
   def body(weights, inputs):
-    (shared, own), (experts, context, target) = weights, inputs
-    log_p = jax.nn.log_softmax((shared + own[context]) @ experts)
+    (alpha, beta), (experts, k, target) = weights, inputs
+    log_p = jax.nn.log_softmax((alpha + beta[k]) @ experts)
     step = rate * (experts[:, target] - experts @ jnp.exp(log_p))
-    return (shared + step, own.at[context].add(step)), -log_p[target]
+    return (alpha + step, beta.at[k].add(step)), -log_p[target]
 
   return lax.scan(body, weights, inputs)[1]

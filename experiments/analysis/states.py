@@ -3,10 +3,10 @@
   sₜ, gatesₜ = recur(sₜ₋₁, xₜ W_x)   for t = 1 … N, layer by layer
 
 The states are the cell's own. The gates are what `recur` saves for the backward
-pass: for every LSTM, all of its gates; for an sLSTM, what they follow from. A
-GRU of either form saves r and z, but of the candidate n only local gradients,
-so n is computed again. Of a plain RNN, and of the cells with a linear
-recurrence, there is the state alone.
+pass: for the cells in GATES, all gates and the candidate, or for an sLSTM what
+they follow from. A GRU of either form saves r and z, but of the candidate n
+only local gradients, so n is computed again. Of a plain RNN, and of the cells
+with a linear recurrence, there is the state alone.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from lstm_jax.cells.affine import affine, as_row, product
 from lstm_jax.cells.cell import Cell, Params, Residuals, State
 from lstm_jax.language import LanguageParams
 
-GATES: dict[Any, str] = {  # in the order of their pre-activations
+GATES: dict[Any, str] = {  # and candidates, in the order of pre-activations
   lstm: "ifgo",
   layernorm_lstm: "ifgo",
   projected_lstm: "ifgo",
@@ -54,7 +54,7 @@ MEANINGS = {
   "n": "candidate",
   "m": "stabiliser",
 }
-SIGNED = "hcgnm"  # signals of any size and sign; the others are in [0, 1]
+SIGNED = "hcgnm"  # signals that may be negative; the others are in [0, 1]
 
 
 class LayerTrace(NamedTuple):
@@ -62,9 +62,11 @@ class LayerTrace(NamedTuple):
 
   params: Params
   xs: jax.Array  # its inputs, [N, D]
-  hs_before: jax.Array  # h before each step, [N, H]
-  states: State  # after each step, [N, H]
-  gates: jax.Array  # or local gradients, saved for the backward, [N, G·H]
+  hs_before: jax.Array  # h before each step, [N, H]; if projected, [N, P]
+  states: State  # after each step, [N, H] each
+  gates: (
+    jax.Array
+  )  # [N, G·H], or whatever else `recur` returns beside the state
   residuals: Residuals  # saved for the backward besides, [N, ...]
 
 
@@ -122,7 +124,7 @@ def meaning(cell: Cell, letter: str) -> str:
 
 
 def is_signed(letter: str) -> bool:
-  """Return whether a signal may have any size and sign; gates are in [0, 1]."""
+  """Return whether a signal may be negative; gates are in [0, 1]."""
   return letter in SIGNED or letter not in MEANINGS
 
 

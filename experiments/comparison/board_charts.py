@@ -1,8 +1,8 @@
 """The charts of the board: the loss against parameters and training time.
 
 The numbers beside the points are those of the rows of the table. The points of
-a chart are written into its PNG file, as text, so that a chart
-that is older than the board can be told (`points_of`).
+a chart are written into its PNG file, as text, so that a test can detect a
+chart that is out of date (`points_of`).
 """
 
 from __future__ import annotations
@@ -45,13 +45,21 @@ class Axis(NamedTuple):
   value: Callable[[Row], float | None]  # None for rows without
 
 
+def _millions(row: Row) -> float | None:
+  return row.parameters / 1e6 if row.parameters else None
+
+
+def _minutes(row: Row) -> float | None:
+  """Return the middle of the least and the most minutes."""
+  if not row.training:
+    return None
+  low, high = row.training.minutes
+  return (low + high) / 2
+
+
 AXES = (
-  Axis("size", "parameters, millions", lambda row: _millions(row)),
-  Axis(
-    "training time",
-    "minutes of training, on different machines",
-    lambda row: _minutes(row),
-  ),
+  Axis("size", "parameters, millions", _millions),
+  Axis("training time", "minutes of training, on different machines", _minutes),
 )
 
 
@@ -155,15 +163,3 @@ def _draw(board: Board, found: list[Point], axis: Axis, figure: Figure) -> None:
   figure.legend(
     fontsize=SMALL, ncols=3, loc="outside lower center", frameon=False
   )
-
-
-def _millions(row: Row) -> float | None:
-  return row.parameters / 1e6 if row.parameters else None
-
-
-def _minutes(row: Row) -> float | None:
-  """Return the middle of the least and the most minutes."""
-  if not row.training:
-    return None
-  low, high = row.training.minutes
-  return (low + high) / 2

@@ -6,13 +6,14 @@ first of an episode, which is so where the step before ended one:
 
   starts[t] = dones[t − 1]
 
-with dones[−1] that of the rollout before. The dones in place of the starts
-would set the state to zero a step too early: before the last step of an episode
-and not before the first of the next.
+with dones[−1] that of the rollout before, and true before the first. The dones
+in place of the starts would set the state to zero a step too early: before the
+last step of an episode and not before the first of the next.
 
 A rollout begins with the state before its first step (the stored state). With a
 burn-in of K steps, that is the state K steps earlier, and the rollout begins
 with the inputs of these K steps, whose outcomes belong to the rollout before.
+Those of the first rollout are zeros, which its first start makes without effect.
 
 Reference: Kapturowski et al. (2019), Recurrent experience replay in distributed
 reinforcement learning, section 3.1: stored state and burn-in.
@@ -68,15 +69,15 @@ class Actor(NamedTuple):
 def make_actor(
   network: Network, environment: Environment, config: PPOConfig, key: jax.Array
 ) -> Actor:
-  """Return B environments in which episodes begin."""
+  """Return the actor before its first step, with B environments just reset."""
   batch, k = config.num_envs, config.burn_in
   keys = jax.random.split(key, batch)
   environments, observation = jax.vmap(environment.reset)(keys)
   inputs = Inputs(observation, jnp.ones(batch, bool))
   state = network.initial_state(batch)
-  nothing = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), inputs)
-  total = jnp.zeros(batch, observation.dtype)
-  return Actor(environments, inputs, state, state, nothing, total)
+  zeros = jax.tree.map(lambda x: jnp.zeros((k, *x.shape), x.dtype), inputs)
+  total = jnp.zeros(batch, jnp.float32)
+  return Actor(environments, inputs, state, state, zeros, total)
 
 
 def collect(
@@ -105,8 +106,8 @@ def collect(
     )
     total = actor.total + reward
     outcome = Outcome(action, log_prob, value, reward, done)
-    ended = jnp.where(done, total, 0)
-    steps = actor.inputs, outcome, ended, actor.state if k else None
+    finished = jnp.where(done, total, 0)
+    steps = actor.inputs, outcome, finished, actor.state if k else None
     actor = actor._replace(
       environments=environments,
       inputs=Inputs(observation, start=done),  # starts[t + 1] = dones[t]
@@ -117,17 +118,17 @@ def collect(
 
   first, past = actor.past_state, actor.past_inputs
   actor, steps = jax.lax.scan(act, actor, jax.random.split(key, t))
-  inputs, outcomes, ended, states = steps
+  inputs, outcomes, finished, states = steps
   inputs = jax.tree.map(lambda *x: jnp.concatenate(x), past, inputs)
   actor = actor._replace(
     past_state=jax.tree.map(lambda s: s[t - k], states) if k else actor.state,
     past_inputs=jax.tree.map(lambda x: x[t:], inputs),
   )
   _, _, last_value = network.step(params, actor.state, *actor.inputs)
-  mean_return = ended.sum() / outcomes.done.sum()
+  mean_return = finished.sum() / outcomes.done.sum()
   return actor, Rollout(first, inputs, outcomes, last_value), mean_return
 
 
 def chosen(log_probs: jax.Array, actions: jax.Array) -> jax.Array:
-  """Return the log probabilities [...] of actions [...], of all of them."""
+  """Select those of log_probs [..., A] that are of actions [...]; [...]."""
   return jnp.take_along_axis(log_probs, actions[..., None], -1)[..., 0]

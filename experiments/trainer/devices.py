@@ -1,11 +1,12 @@
 """The CPU devices that share a training: how many, and what starts them.
 
-XLA computes the small products of a time step on all cores, but hands them out
-and waits for them at every step, and computes most other operations on one
-core. JAX can show a CPU as several devices. Each then trains on its share of
-the batch, the gradients are added up once in a training step, and the results
-are those of one device but for rounding. What the two ways take, for the Adam
-step of a language model on two cores (T 64, batch size 32, milliseconds):
+XLA computes the small products of a time step on all cores, but dispatches and
+synchronizes them at every step, and computes most other operations on one core.
+JAX can split a CPU into several devices. With data parallelism, each then
+trains on its share of the batch, the gradients are added up once in a training
+step, and the results are those of one device but for rounding. What the two
+ways take, for the Adam step of a language model on two cores (T 64, batch size
+32, milliseconds):
 
   lstm      one device  two      gru       one device  two
     H 64           2.4  2.1        H 128          6.0  4.8
@@ -40,9 +41,9 @@ from experiments.trainer.records import replace
 from experiments.trainer.run_dir import read_config
 from lstm_jax.language.params import init_params
 
-MIN_ROWS = 16  # sequences of a batch on each device
-MIN_RECURRENT = 2**15  # elements of a layer's recurrent weights
-MAX_WEIGHTS = 2**21  # elements of the weights of all layers
+MIN_ROWS = 16  # least number of sequences of a batch on each device
+MIN_RECURRENT = 2**15  # least elements of a layer's recurrent weights
+MAX_WEIGHTS = 2**21  # most elements of the weights of all layers
 FORCED = "xla_force_host_platform_device_count"  # in XLA_FLAGS
 
 
@@ -50,7 +51,8 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
   """Start JAX's CPU devices; return the configurations with their meshes.
 
   A configuration that needs one device, or has a mesh, is returned as it is; on
-  a GPU all are. It must be called before JAX starts a device.
+  a GPU all are, and those of another count than the largest. Call this before
+  JAX starts a device.
 
   Args:
     configs: of all trainings of this process.
@@ -91,8 +93,8 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
 def num_devices(config: TrainConfig) -> int:
   """Return how many CPU devices share a training.
 
-  It is the number of --devices; for auto, that which an unfinished run was
-  started with, or else all cores or one.
+  It is the number of --devices; for auto, that which the run was started with,
+  or else all cores or one.
   """
   job = config.job
   if job.devices != AUTO:
@@ -145,11 +147,13 @@ def pays(config: TrainConfig, count: int) -> bool:
   if config.model.implementation == "mosaic_gpu":
     return False
   key = jax.eval_shape(jax.random.key, 0)  # a key itself would start a device
+  # A vocabulary of 1, since only the layers count.
   layers = jax.eval_shape(partial(init_params, config.model, 1), key).layers
   weights = sum(leaf.size for leaf in jax.tree.leaves(layers))
   if config.model.compute_dtype is not None:
     # In bfloat16 H 256 takes 9.5 ms instead of 14.2. H 512 took 34 instead of
-    # 42 in one measurement, and 40 instead of 33 in another.
+    # 42 in one measurement, and 40 instead of 33 in another: so a quarter of
+    # MAX_WEIGHTS is the limit.
     weights *= 4
   # Cells without recurrent weights have little to divide: one device is faster
   # at H 256, and at H 128 about as fast.
