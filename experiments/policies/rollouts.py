@@ -13,7 +13,8 @@ last step of an episode and not before the first of the next.
 A rollout begins with the state before its first step (the stored state). With a
 burn-in of K steps, that is the state K steps earlier, and the rollout begins
 with the inputs of these K steps, whose outcomes belong to the rollout before.
-Those of the first rollout are zeros, which its first start makes without effect.
+Those of the first rollout are zeros, without effect since an episode starts
+after them.
 
 Reference: Kapturowski et al. (2019), Recurrent experience replay in distributed
 reinforcement learning, section 3.1: stored state and burn-in.
