@@ -64,9 +64,7 @@ class LayerTrace(NamedTuple):
   xs: jax.Array  # its inputs, [N, D]
   hs_before: jax.Array  # h before each step, [N, H]; if projected, [N, P]
   states: State  # after each step, [N, H] each
-  gates: (
-    jax.Array
-  )  # [N, G·H], or whatever else `recur` returns beside the state
+  gates: jax.Array  # [N, G·H], or what else `recur` returns beside the state
   residuals: Residuals  # saved for the backward besides, [N, ...]
 
 
