@@ -5,11 +5,12 @@ r"""Ablate a recipe: train it once more for each change, and compare.
 
 trains the recipe, and then every change with the same seed and budget, unless
 it changes these. Each run has a directory under --run. The table compares the
-losses of every prediction of the validation split: in cold windows of 256, and
-in one stateful pass. --change=seed=1 shows what the seed alone does. The
-results are kept in ablations.json: a change that is in it is not trained again,
-and one that was interrupted is resumed. A change that diverges is marked.
---overwrite trains all of them again.
+losses of every prediction of the test split, if there is one, or else of the
+validation split: in cold windows of 256, and in one stateful pass.
+--change=seed=1 shows what the seed alone does. The results are kept in
+ablations.json: a change that is in it is not trained again, and one that was
+interrupted is resumed. A change that diverges is marked. --overwrite trains all
+of them again.
 """
 
 import json
@@ -28,7 +29,7 @@ from experiments import train
 from experiments.cli import SIGNALLED, launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.config import JobConfig, TrainConfig
-from experiments.trainer.corpus_path import find_corpus
+from experiments.trainer.corpus_path import find_corpus, is_piped
 from experiments.trainer.data import (
   read_corpus,
   read_corpus_text,
@@ -41,6 +42,7 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
+from experiments.trainer.opening import differences
 from experiments.trainer.records import from_name, leaves, replace, to_record
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
@@ -63,13 +65,17 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
 
   Raises:
     ValueError: a change is malformed, --run is not given, or it holds the
-      results of another recipe or corpus; or as `train.run`, for any of the
-      runs and before the first.
+      results or runs of another recipe or corpus; the corpus is a pipe, which
+      can be read only once; or as `train.run`, for any of the runs and before
+      the first.
     Diverged: the recipe itself diverges.
   """
   job = config.job
   if not job.run:
     raise ValueError("--run must be the directory of the runs, got none")
+  if is_piped(config.data.corpus):
+    corpus = config.data.corpus
+    raise ValueError(f"each run must read --corpus, got the pipe {corpus}")
   configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
   runs = [replace(c, run=str(_directory(job, n))) for n, c in configs.items()]
   for name, shared in zip(configs, share_batches(runs), strict=True):
@@ -82,11 +88,9 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     if any(row["change"] == name for row in rows):
       continue
     console.print(Rule(f"{name} ({len(rows) + 1} of {len(configs)})"))
-    directory = _directory(job, name)
-    overwrite = job.overwrite or (directory / run_dir.RESULT).exists()
-    single = replace(changed, run=str(directory), overwrite=overwrite)
+    single = replace(changed, run=str(_directory(job, name)))
     try:
-      result = train.run(single, console)
+      result = _finished(single, sha256) or train.run(single, console)
     except Diverged as error:
       if name == BASE:
         raise
@@ -97,12 +101,41 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       if stopped_by:
         break
       rows.append({"change": name} | _measure(result))
+      stopped_by = result.signalled
     record = {"recipe": _recipe(config), "corpus_sha256": sha256, "rows": rows}
     write_json(path, record | environment())
+    if stopped_by:
+      break
   if rows:
     console.print(make_table(rows))
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   return Result(rows, stopped_by)
+
+
+def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
+  """Return the result of a run that has finished already, if it has.
+
+  It was interrupted before it was measured, or ablations.json is gone.
+
+  Raises:
+    ValueError: it is a run of another configuration or corpus.
+  """
+  directory = Path(config.job.run)
+  path = directory / run_dir.RESULT
+  if config.job.overwrite or not path.exists():
+    return None
+  record = run_dir.read_record(directory)
+  changes = differences(record, config)
+  if record.get(run_dir.SHA256) != sha256:
+    changes = changes or "the corpus has changed"
+  if changes:
+    raise ValueError(
+      f"{directory} holds a finished run of another configuration: {changes}; "
+      "--overwrite replaces it, another --run keeps it"
+    )
+  result = json.loads(path.read_text("utf-8"))
+  step, val_loss = result["step"], result["val_loss"]
+  return train.Result(directory, step, val_loss, result["seconds"])
 
 
 def _directory(job: JobConfig, name: str) -> Path:
@@ -117,7 +150,8 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
     ValueError: a name is not a flag's, or a value is not of its kind.
   """
   kinds = {leaf.name: leaf.kind for leaf in leaves(config)}
-  values = {}
+  repeated = {leaf.name for leaf in leaves(config) if leaf.repeated}
+  values: dict[str, Any] = {}
   for part in change.split(","):
     name, _, text = part.partition("=")
     if name not in kinds or name in JOB_FLAGS:
@@ -127,11 +161,10 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
       )
     kind = kinds[name]
     try:
-      value: Any = text
-      if kind is bool:
-        value = {"true": True, "false": False}[text]
-      elif kind is tuple:  # a flag that may be repeated: once, or not at all
-        value = (text,) if text else ()
+      if name in repeated:  # once, or not at all
+        values[name] = (kind(text),) if text else ()
+        continue
+      value = {"true": True, "false": False}[text] if kind is bool else text
       values[name] = from_name(name, kind(value))
     except (KeyError, ValueError) as error:
       if isinstance(error, ValueError) and kind is str:

@@ -156,7 +156,7 @@ if __name__ == "__main__":
   FLAGS = define_flags(CompareConfig())
   OUT = flags.DEFINE_string(
     "out",
-    "experiments/results/compare_cells",
+    "runs/compare_cells",
     "Directory of results, figure and samples.",
   )
   REPLOT = flags.DEFINE_bool(

@@ -231,6 +231,11 @@ def _print_heading(
       "normal form and cost nothing",
       soft_wrap=True,
     )
+  if excerpt.trained_on:
+    console.print(
+      f"warning the run was trained on {excerpt.trained_on:,} characters of it",
+      soft_wrap=True,
+    )
   for line in without_effect(config, EVALUATE_RULES).values():
     console.print(f"warning {line}", soft_wrap=True)
 
@@ -268,6 +273,7 @@ def _make_record(
     "runs": [recorded_path(name) for name in config.run] if ensemble else None,
     "checkpoint": config.checkpoint,
     "step": steps if ensemble else trained.step,
+    "val_loss": [one.val_loss for one in members],
     **cost([Path(name) for name in config.run], members)._asdict(),
     "split": excerpt.split,
     "begin": excerpt.begin,
@@ -275,6 +281,7 @@ def _make_record(
     "tokenizer": trained.tokenizer.unit,
     "predictions": num_tokens - 1,
     "characters": len(excerpt.text) - 1,
+    "trained_on": excerpt.trained_on,
     "device": device_name(),
     **{figure: {} for figure in FIGURES},
   }

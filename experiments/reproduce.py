@@ -120,13 +120,14 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   path = jobs[0].directory.parent / RECORD
   done = _read_done(path, row)
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
+  _check_teachers(configs[0])
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, share_batches(configs), strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
     if not (job.directory / run_dir.RESULT).exists():
       done.pop(job.seed, None)
-      stopped_by = train.run(single, console).stopped_by
-      if stopped_by:
+      result = train.run(single, console)
+      if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
     _check_recipe(job.directory, single)
     if job.seed not in done:
@@ -144,6 +145,16 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     console.print(f"not evaluated here: {', '.join(left)}", soft_wrap=True)
   console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   return Reproduction(rows)
+
+
+def _check_teachers(config: TrainConfig) -> None:
+  """Raise ValueError if a teacher of a recipe has not been trained yet."""
+  for name in config.distillation.teacher:
+    if not (Path(name) / run_dir.RESULT).exists():
+      raise ValueError(
+        f"its teacher {name} is not trained yet: "
+        f"python -m experiments.reproduce {Path(name).parent.name} does that"
+      )
 
 
 def parse(default: Any, arguments: list[str]) -> Any:

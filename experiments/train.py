@@ -75,6 +75,7 @@ class Result(NamedTuple):
   val_loss: float  # the lowest, nats per token; infinite before the first
   seconds: float  # of training steps
   stopped_by: signal.Signals | None = None  # the signal that stopped it early
+  signalled: signal.Signals | None = None  # one that came too late for that
 
 
 def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
@@ -152,7 +153,9 @@ def _train(
           stop_requests=requests,
           tracer=tracer,
         )
-      return _report_result(setup, logger, console, stopped_by)
+      result = _report_result(setup, logger, console, stopped_by)
+      late = requests[-1] if requests and not stopped_by else None
+      return result._replace(signalled=late)
     except (Diverged, KeyboardInterrupt) as error:
       saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
       step = logger.best.step or (saved[-1] if saved else 0)

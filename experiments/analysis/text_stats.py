@@ -60,8 +60,9 @@ def text_stats(
 
 def shuffled(text: str, seed: int = 0) -> str:
   """Return the `lines` of a text in random order: they rhyme only by chance."""
-  order = np.random.default_rng(seed).permutation(lines(text))
-  return "".join(f"{line}\n" for line in order)
+  found = lines(text)
+  order = np.random.default_rng(seed).permutation(len(found))
+  return "".join(f"{found[k]}\n" for k in order)
 
 
 def ending(line: str) -> str:
@@ -100,7 +101,10 @@ def _rhyming(text_lines: list[str]) -> list[bool]:
 
 def _whole_words(text: str) -> str:
   """Return a text without its last word, which its end may have cut."""
-  return re.sub(r"[\w'’-]+\Z", "", text)
+  end = len(text)
+  while end and re.match(r"[\w'’-]", text[end - 1]):
+    end -= 1
+  return text[:end]
 
 
 def _mean(values: list) -> float | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.trainer.files import write_bytes
+
 
 def recorded_command(program: str) -> str:
   """Return this process's command line for a record that others will read.
@@ -18,9 +20,9 @@ def recorded_command(program: str) -> str:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-  """Write a record as JSON."""
+  """Write a record as JSON, atomically."""
   text = json.dumps(record, indent=1, allow_nan=False)
-  path.write_text(text + "\n", "utf-8")
+  write_bytes(path, f"{text}\n".encode())
 
 
 def read_record(path: Path, missing: str) -> dict[str, Any]:

@@ -153,6 +153,7 @@ class Writing {
 
   // Shows what the model expects at the cursor, or at the end of the text.
   show(seldom = false) {
+    if (this.pending === null) return;  // after a prompt that was refused
     const now = performance.now();
     if (seldom && now - (this.shownAt || 0) < LIST_EVERY) return;
     this.shownAt = now;

@@ -38,8 +38,8 @@ def _returns(record: dict[str, Any]) -> str:
   header = ["network", "parameters", "return", "mean", "training, s"]
   rows = []
   for name, run in record["networks"].items():
-    returns = curve(run["returns"], 1)[1]
-    last = returns[-max(1, round(LAST * len(run["returns"]))) :]
+    count = max(1, round(LAST * len(run["returns"])))
+    last = curve(run["returns"][-count:], 1)[1]
     means = last.mean(0) if len(last) else np.full(seeds, np.nan)
     rows.append(
       [

@@ -10,7 +10,10 @@ from rich.table import Table
 from experiments.trainer.format import number_table, perplexity
 
 # Entries that are equal for all results in one file.
-SAME = "corpus_sha256", "begin", "end", "runs", "step", "device"
+SAME = (
+  *("corpus_sha256", "begin", "end", "device"),
+  *("runs", "step", "val_loss"),  # of the members
+)
 # Those with a number for each protocol; the perplexity is that of the tokens.
 FIGURES = (
   "nats",

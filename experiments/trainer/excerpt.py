@@ -35,6 +35,7 @@ class Excerpt(NamedTuple):
   first: int  # the same in characters
   last: int
   training: list[tuple[int, int]]  # ranges of the training text beside it
+  trained_on: int = 0  # characters of it that the run was trained on
 
   @property
   def text(self) -> str:
@@ -127,8 +128,9 @@ def _by_shares(
       f"characters between them, got {begin} and {end} of {len(whole):,} "
       "characters"
     )
-  beside = []
+  beside, inside = [], 0
   for start, stop in [(0, first)] if training is None else training:
     beside += [(start, min(stop, first)), (max(start, last), stop)]
+    inside += max(0, min(stop, last) - max(start, first))
   beside = [(start, stop) for start, stop in beside if start < stop]
-  return Excerpt(path, whole, None, begin, end, first, last, beside)
+  return Excerpt(path, whole, None, begin, end, first, last, beside, inside)

@@ -26,9 +26,17 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
   """Write a file, atomically.
 
+  Of a link, the file that it leads to is written. What is no file, such as
+  /dev/stdout or a named pipe, is not replaced but written to.
+
   Raises:
     OSError: it cannot be written; the error names the file.
   """
+  path = path.resolve() if path.is_symlink() else path
+  if path.exists() and not path.is_file():
+    with naming(path):
+      path.write_bytes(data)
+    return
   part = path.with_name(path.name + ".part")
   with naming(path):
     part.write_bytes(data)

@@ -90,6 +90,12 @@ def _resume_or_start(
     write_json(directory / CONFIG, record)
     return OpenedRun(directory, resuming=False)
   result = read_result(directory / RESULT)
+  is_sweep = "num_seeds" in record
+  if is_sweep != ("num_seeds" in to_record(config)):
+    raise ValueError(
+      f"{directory} holds {'a sweep' if is_sweep else 'a single run'}; "
+      "--overwrite replaces it, another --run keeps it"
+    )
   changes = _changes(record, config)
   extending = may_extend and extends(record, changes, result)
   if not (job.resume and _can_resume(directory, result, extending)):
@@ -182,14 +188,17 @@ def _described(record: dict[str, Any], changes: dict[str, Any]) -> str:
 
 def _new_directory() -> Path:
   """Create a directory of its own under runs/, named after the time."""
-  stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+  runs, stamp = Path("runs"), datetime.now().strftime("%Y-%m-%d-%H%M%S")
+  try:
+    make_directory(runs)
+  except FileExistsError:  # a file, or a link that leads to no directory
+    raise ValueError(f"{runs} is not a directory: pass --run") from None
   name, number = stamp, 1
   while True:
     try:
-      directory = Path("runs") / name
-      make_directory(directory.parent)
+      directory = runs / name
       directory.mkdir()
-      sync(directory.parent)
+      sync(runs)
       return directory
     except FileExistsError:
       number += 1

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
 
@@ -54,6 +55,8 @@ def check_inputs(
     if leaf.shape != like.shape:
       shape = _axes(like.shape)
       raise ValueError(f"state.{field} must be {shape}, got {leaf.shape}")
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise ValueError(f"state.{field} must be floats, got {leaf.dtype}")
   size = params.w_x.shape[0]
   if is_token(x):
     kind, expected = "integer tokens", (*leading, *batch)

@@ -105,10 +105,12 @@ def language_model(
       `grouped_linear_cross_entropy`.
 
   Raises:
-    ValueError: vocabulary_size is below 1.
+    ValueError: vocabulary_size or groups is below 1.
   """
   if vocabulary_size < 1:
     raise ValueError(f"vocabulary_size must be ≥ 1, got {vocabulary_size}")
+  if groups < 1:
+    raise ValueError(f"groups must be ≥ 1, got {groups}")
   return _language_model(config, vocabulary_size, regularizers, adjoint, groups)
 
 
@@ -220,6 +222,8 @@ def _language_model(
     if regularizers is None:
       nats, state = loss(params, state, tokens, targets)
       return nats, (nats, state)
+    if key is None:
+      raise ValueError("a model with regularizers needs a key, got None")
     key_weights, key_stack, key_outputs, key_reset = jax.random.split(key, 4)
     if regularizers.state_reset:
       zero = initial_state(jnp.shape(tokens)[1:])

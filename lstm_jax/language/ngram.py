@@ -70,8 +70,12 @@ def ngram_predictions(
       f"order must be ≥ 0 and discount in (0, 1), got {order} and {discount}"
     )
   pieces = [np.asarray(piece, np.int64) for piece in (*training, tokens)]
-  if any(((p < 0) | (p >= vocabulary_size)).any() for p in pieces):
-    raise ValueError(f"tokens must be in [0, {vocabulary_size})")
+  every = np.concatenate(pieces)
+  if every.min() < 0 or every.max() >= vocabulary_size:
+    raise ValueError(
+      f"tokens must be in [0, {vocabulary_size}), got from {every.min()} to "
+      f"{every.max()}"
+    )
   rows, counts = _count(pieces, vocabulary_size, order)
   probs = np.empty((len(tokens) - 1, vocabulary_size))
   longest = np.empty(len(tokens) - 1, int)

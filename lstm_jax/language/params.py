@@ -136,7 +136,7 @@ def _gaussian(
   """Redraw the embedding and the layers' matrices with standard deviation std.
 
   Vectors become 0, but for the gains of a layer normalization and the decay
-  rates ν of an LRU, which are kept.
+  rates ν of an LRU, which are kept, as is a tied embedding: it is the readout.
   """
   tree = params.embedding, params.layers
   leaves, structure = jax.tree.flatten(tree)
@@ -150,4 +150,6 @@ def _gaussian(
       leaf = jnp.zeros_like(leaf)
     drawn.append(leaf)
   embedding, layers = jax.tree.unflatten(structure, drawn)
+  if params.readout is None:
+    embedding = params.embedding
   return params._replace(embedding=embedding, layers=layers)

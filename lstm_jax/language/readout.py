@@ -163,9 +163,8 @@ def _chunks(
   size = 1
   if isinstance(steps, int):
     fitting = MAX_LOGITS // (max(rows, 1) * vocabulary_size)
-    size = max(
-      n for n in range(1, steps + 1) if steps % n == 0 and n <= max(fitting, 1)
-    )
+    sizes = range(1, min(steps, max(fitting, 1)) + 1)
+    size = max((n for n in sizes if steps % n == 0), default=1)
   shape = steps // size, size
   return (
     hs.reshape(*shape, *hs.shape[1:]),

@@ -37,6 +37,9 @@ from lstm_jax.sequence import regularize
 class Regularizers:
   """Rates of dropout and zoneout, and coefficients of two penalties.
 
+  They apply to `training_loss` alone: evaluations and samples have no noise,
+  nor the expectation of zoneout, which Krueger et al. (2017) evaluate with.
+
   Raises:
     ValueError: a rate or a coefficient is out of its range.
   """

@@ -61,7 +61,7 @@ def sample(
     ValueError: the prompt is empty, a number is out of its range, or all tokens
       are suppressed.
   """
-  check_prompt(prompt)
+  check_prompt(prompt, len(params.bias))
   if length < 1 or num_samples < 1:
     raise ValueError(
       "length and num_samples must be at least 1, "
@@ -73,11 +73,18 @@ def sample(
   return np.asarray(_sample(model, (int(length), rules), params, key, prompts))
 
 
-def check_prompt(prompt: np.ndarray) -> None:
-  """Raise ValueError unless a prompt has at least one token."""
+def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
+  """Raise ValueError unless a prompt has tokens of the vocabulary, and some."""
   if np.ndim(prompt) != 1 or len(prompt) < 1:
     raise ValueError(
       f"the prompt must be [P] with P ≥ 1, got {np.shape(prompt)}"
+    )
+  tokens = np.asarray(prompt)
+  known = np.issubdtype(tokens.dtype, np.integer)
+  if not known or tokens.min() < 0 or tokens.max() >= vocabulary_size:
+    raise ValueError(
+      f"the prompt must be integers in [0, {vocabulary_size}), got "
+      f"{tokens.dtype} from {tokens.min()} to {tokens.max()}"
     )
 
 

@@ -59,7 +59,7 @@ def continuation_nats(
   Raises:
     ValueError: the prompt is empty.
   """
-  check_prompt(prompt)
+  check_prompt(prompt, len(params.bias))
   columns = np.asarray(tokens, np.int32).T
   prompts = repeat_prompt(prompt, len(tokens))
   return np.asarray(_continuation_nats(model, params, prompts, columns))
@@ -124,7 +124,7 @@ def beam_search(
     ValueError: the prompt is empty, a number is below 1, or all tokens are
       suppressed.
   """
-  check_prompt(prompt)
+  check_prompt(prompt, len(params.bias))
   if length < 1 or beam_size < 1:
     raise ValueError(
       f"length and beam_size must be at least 1, got {length} and {beam_size}"

@@ -65,6 +65,7 @@ def combined_mask(
       f"got {lengths.dtype} {lengths.shape}"
       + time_major_hint(lengths.shape == step_shape[:1])
     )
+  lengths = lengths.astype(jnp.int32)  # T may not fit the caller's dtype
   steps = jnp.arange(step_shape[0], dtype=lengths.dtype)
   steps = steps.reshape(-1, *(1 for _ in step_shape[1:]))
   within = steps < lengths[None]

@@ -26,7 +26,11 @@ from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, output_size
 from lstm_jax.sequence import regularize
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
-from lstm_jax.sequence.arguments import exchange_axes
+from lstm_jax.sequence.arguments import (
+  combined_mask,
+  exchange_axes,
+  zero_masked,
+)
 from lstm_jax.sequence.bidirectional import Directions, unroll_both
 
 
@@ -79,12 +83,18 @@ def unroll_stack(
     )
   if dropout and key is None:
     raise ValueError(f"dropout needs a key, got dropout={dropout}, key=None")
+  if not 0 <= dropout < 1:
+    raise ValueError(f"dropout must be in [0, 1), got {dropout}")
   time_major = options.pop("time_major", True)
   if not time_major:
     xs, options["mask"], options["reset"] = exchange_axes(
       xs, options.get("mask"), options.get("reset")
     )
   xs = jnp.asarray(xs)
+  if skip and not is_token(xs):  # masked inputs must not be added to outputs
+    mask, lengths = options.get("mask"), options.get("lengths")
+    mask = combined_mask(mask, lengths, xs.shape[:-1])
+    xs = xs if mask is None else zero_masked(mask, xs)
   keys: Any = () if key is None else jax.random.split(key, len(params))
   drop = regularize.locked_dropout if locked else regularize.dropout
   layers = zip(

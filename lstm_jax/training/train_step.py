@@ -110,11 +110,11 @@ def make_train_step(
 
   Returns:
     (state, tokens [T, B], targets, key=None) -> (state, metrics). Targets are
-    tokens [T, B], or distributions over them [T, B, V]. The
-    noise of the regularizers is drawn from the key and `state.step`; pass None
-    if there is none. The input state is donated: do not use it afterwards. If
-    the gradient has a NaN or an infinity, `carry` and `average` are unchanged,
-    and the optimizer decides what happens to the weights.
+    tokens [T, B], or distributions over them [T, B, V]. The noise of the
+    regularizers is drawn from the key and `state.step`; a model without
+    regularizers needs no key. The input state is donated: do not use it
+    afterwards. If the gradient has a NaN or an infinity, `carry` and `average`
+    are unchanged, and the optimizer decides what happens to the weights.
   """
   step = uncompiled_train_step(model, optimizer, ema_decay)
   return jax.jit(step, donate_argnums=0)

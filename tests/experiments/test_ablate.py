@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -112,6 +113,58 @@ def test_the_results_of_another_recipe_are_not_mixed_in(config, console):
     path.write_text(text)
     with pytest.raises(ValueError, match="cannot be read"):
       ablate.run(config, [], console)
+
+
+def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
+  config, console, monkeypatch
+):
+  """As after an interruption of the measurement, or without ablations.json."""
+  changes = ["hidden_size=7"]
+  rows, _ = ablate.run(config, changes, console)
+  (Path(config.job.run) / ablate.RECORD).unlink()
+
+  def run(*arguments):
+    raise AssertionError("it was trained again")
+
+  monkeypatch.setattr(train, "run", run)
+  again, _ = ablate.run(config, changes, console)
+  assert again == rows
+  (Path(config.job.run) / ablate.RECORD).unlink()
+  other = replace(config, learning_rate=0.1)
+  message = "base holds a finished run of another configuration: learning_rate"
+  with pytest.raises(ValueError, match=message):
+    ablate.run(other, [], console)
+
+
+def test_a_change_of_a_repeated_flag_is_one_value_or_none(config):
+  changed = ablate.apply_change(config, "teacher=runs/a")
+  assert changed.distillation.teacher == ("runs/a",)
+  none = ablate.apply_change(changed, "teacher=")
+  assert none.distillation.teacher == ()
+
+
+def test_a_corpus_that_can_be_read_only_once_is_refused(config, console):
+  path = Path(config.data.corpus)
+  path.unlink()
+  os.mkfifo(path)
+  with pytest.raises(ValueError, match="each run must read --corpus, got the"):
+    ablate.run(config, [], console)
+
+
+def test_a_signal_in_the_last_evaluation_of_a_run_ends_the_others(
+  config, console, monkeypatch
+):
+  log_evaluation = train.RunLogger.log_evaluation
+
+  def log(self, val_loss, params):
+    if self.step == self._setup.num_steps:
+      signal.raise_signal(signal.SIGTERM)
+    return log_evaluation(self, val_loss, params)
+
+  monkeypatch.setattr(train.RunLogger, "log_evaluation", log)
+  rows, stopped_by = ablate.run(config, ["hidden_size=7"], console)
+  assert stopped_by == signal.SIGTERM
+  assert [row["change"] for row in rows] == ["base"]
 
 
 def test_a_signal_ends_the_runs_and_the_next_call_resumes_them(

@@ -182,6 +182,18 @@ def test_the_published_mean_is_that_of_the_same_seeds():
   assert compare(published, {5: losses[0]})["published"]["std"] == 1.0
 
 
+def test_teachers_are_to_be_trained_first(console, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  row = read_board().find("tinyshakespeare-distilled")
+  message = (
+    "teacher runs/reproduce/tinyshakespeare/seed0 is not trained yet: "
+    "python -m experiments.reproduce tinyshakespeare does that"
+  )
+  with pytest.raises(ValueError, match=message):
+    reproduce.run(row, ReproduceConfig(), console)
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
-  with pytest.raises(ValueError, match=r"of tinyshakespeare, .*, got 'gpt'$"):
+  with pytest.raises(ValueError, match=r"one of .*tinyshakespeare, .*, got 'gpt'$"):
     read_board().find("gpt")

@@ -301,6 +301,28 @@ def test_an_empty_batch_has_no_loss_and_a_gradient_of_zero(adjoint, key):
 def test_a_vocabulary_of_no_tokens_is_refused():
   with pytest.raises(ValueError, match="vocabulary_size must be ≥ 1, got 0"):
     language_model(ModelConfig(), 0)
+  with pytest.raises(ValueError, match="groups must be ≥ 1, got 0"):
+    language_model(ModelConfig(), 9, groups=0)
+
+
+def test_a_tied_embedding_has_the_deviation_of_the_readout(key):
+  config = ModelConfig(
+    embedding_size=40, hidden_size=40, tied=True, init_std=0.1, readout_std=0.01
+  )
+  params = language_model(config, 50).init(key)
+  assert abs(float(params.embedding.std()) / 0.01 - 1) < 0.1
+  assert abs(float(params.layers[0].w_h.std()) / 0.1 - 1) < 0.1
+
+
+def test_regularizers_need_a_key(key):
+  regularizers = Regularizers(ar_coef=2.0)
+  config = ModelConfig(hidden_size=4)
+  model = language_model(config, 9, regularizers=regularizers)
+  tokens = jnp.zeros((2, 1), int)
+  with pytest.raises(ValueError, match="regularizers needs a key, got None"):
+    model.training_loss(
+      model.init(key), model.initial_state((1,)), tokens, tokens, None
+    )
 
 
 def test_equal_configurations_give_the_same_functions(key):

@@ -155,6 +155,9 @@ def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
   ("options", "message"),
   [
     ({"prompt": np.array([], int)}, r"prompt must be \[P\] with P ≥ 1, got"),
+    ({"prompt": np.array([1, V])}, r"in \[0, 9\), got int64 from 1 to 9"),
+    ({"prompt": np.array([-1])}, r"integers in \[0, 9\), got int64 from -1"),
+    ({"prompt": np.array([3.7])}, r"integers in \[0, 9\), got float64 from"),
     ({"length": 0}, "at least 1, got 0 and 1"),
     ({"num_samples": 0}, "at least 1, got 5 and 0"),
     ({"temperature": -1.0}, "finite in float32 and ≥ 0, got -1"),

@@ -69,6 +69,24 @@ def test_a_bidirectional_stack_with_skips_equals_its_layers_by_hand(cell, key):
   assert worst((last, hs), ((low, top), middle + high)) < 1e-12
 
 
+def test_a_skip_adds_no_masked_inputs(key):
+  params = init_stack(lstm, key, H, (H, H), dtype=float)
+  xs = jax.random.normal(key, (T, B, H))
+  padded = np.arange(T)[:, None] >= LENGTHS
+  broken = jnp.where(padded[..., None], jnp.nan, xs)
+
+  def loss(xs):
+    last, hs = unroll_stack(lstm, params, None, xs, skip=True, lengths=LENGTHS)
+    return (hs**2).sum(), (last, hs)
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  expected, found = run(xs), run(broken)
+  assert worst(found, expected) == 0
+  (_, (_, hs)), gradient = found
+  assert not np.asarray(hs)[padded].any()
+  assert not np.asarray(gradient)[padded].any()
+
+
 def test_dropout_between_layers_depends_on_its_key_alone(key):
   params = init_stack(lstm, key, D, (H, H, 2), dtype=float)
   states = initial_stack_state(lstm, params, (B,))
@@ -81,6 +99,8 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
   assert worst(run(dropout=0.5, key=key, locked=True)[1], dropped) > 1e-3
   with pytest.raises(ValueError, match=r"needs a key, got dropout=0\.5, key=N"):
     run(dropout=0.5)
+  with pytest.raises(ValueError, match=r"must be in \[0, 1\), got 1\.5"):
+    unroll_stack(lstm, params[:1], states[:1], xs, dropout=1.5, key=key)
 
 
 def test_batch_major_stacks_exchange_axes(key):

@@ -172,6 +172,23 @@ def test_lengths_equal_a_mask(cell, key):
   assert worst(both, value_and_gradient(cell, args, mask=MASK & mask)) == 0
 
 
+def test_lengths_may_have_a_dtype_that_cannot_count_the_steps(key):
+  params, state, _ = arguments(lstm, key)
+  xs = jax.random.normal(key, (200, B, D))
+  lengths = np.array([100, 127, 3])
+  expected = unroll(lstm, params, state, xs, lengths=lengths)
+  for dtype in (np.int8, np.uint8):
+    found = unroll(lstm, params, state, xs, lengths=lengths.astype(dtype))
+    assert worst(found, expected) == 0
+
+
+def test_a_state_of_integers_is_refused(key):
+  params, state, xs = arguments(lstm, key)
+  whole = state._replace(h=np.zeros(state.h.shape, int))
+  with pytest.raises(ValueError, match=r"state\.h must be floats, got int64"):
+    unroll(lstm, params, whole, xs)
+
+
 @ANY_CELL
 def test_a_row_of_length_zero_keeps_its_state(cell, key):
   params, state, xs = arguments(cell, key)

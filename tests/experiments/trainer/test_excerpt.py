@@ -49,6 +49,14 @@ def test_the_training_text_beside_an_excerpt_has_none_of_it(data):
   assert place(read(data, end=0.95)) == (None, 1080, 1140, [(0, 1080)])
 
 
+def test_the_characters_that_a_run_was_trained_on_are_counted(data):
+  assert read(data).trained_on == read(data, end=0.95).trained_on == 0
+  assert read(data, begin=0.5).trained_on == 480  # to 1,080
+  within = replace(data, dev_fraction=0.2)  # leaves out 432 to 648
+  assert read(within).trained_on == 0
+  assert read(within, end=0.75).trained_on == 252
+
+
 def test_the_training_text_beside_another_text_is_what_stands_before(
   data, tmp_path
 ):

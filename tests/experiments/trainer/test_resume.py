@@ -16,6 +16,7 @@ from experiments import train
 from experiments.trainer import setup, start
 from experiments.trainer.checkpoint import restore
 from experiments.trainer.locking import lock
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
@@ -235,6 +236,24 @@ def test_a_run_that_was_stopped_before_an_evaluation_replaces_no_other(
     stop_at(step, replace(config, overwrite=True, seed=seed), console)
     assert list_checkpoints(finished / "checkpoints") == [step]
     assert load(previous).val_loss == old.val_loss
+
+
+def test_a_file_in_place_of_the_directory_of_all_runs_is_refused(
+  config, console, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "runs").touch()
+  with pytest.raises(ValueError, match="runs is not a directory: pass --run"):
+    train.run(replace(config, run=""), console)
+
+
+def test_a_sweep_and_a_single_run_do_not_resume_each_other(stopped, config):
+  record = json.loads((stopped / "config.json").read_text())
+  (stopped / "config.json").write_text(json.dumps(record | {"num_seeds": 2}))
+  facts = {"corpus_sha256": record["corpus_sha256"]}
+  message = "holds a sweep; --overwrite replaces"
+  with pytest.raises(ValueError, match=message), open_run_dir(config, facts):
+    pass
 
 
 def test_overwrite_starts_again_and_keeps_what_it_replaces(

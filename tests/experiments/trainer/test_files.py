@@ -1,0 +1,35 @@
+import os
+import threading
+
+import pytest
+
+from experiments.trainer.files import write_bytes, write_json
+
+
+def test_a_link_stays_a_link(tmp_path):
+  target, link = tmp_path / "target.json", tmp_path / "link.json"
+  target.write_text("old")
+  link.symlink_to(target)
+  write_json(link, {"new": 1})
+  assert link.is_symlink() and target.read_text() == '{\n  "new": 1\n}\n'
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    "link.json",
+    "target.json",
+  ]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+  pipe, read = tmp_path / "pipe", []
+  os.mkfifo(pipe)
+  reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+  reader.start()
+  write_bytes(pipe, b"through")
+  reader.join(timeout=10)
+  assert read == [b"through"] and pipe.is_fifo()
+
+
+def test_a_directory_is_an_error_that_leaves_nothing(tmp_path):
+  (tmp_path / "taken").mkdir()
+  with pytest.raises(OSError, match="taken"):
+    write_bytes(tmp_path / "taken", b"text")
+  assert [p.name for p in tmp_path.iterdir()] == ["taken"]
