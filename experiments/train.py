@@ -153,9 +153,6 @@ def _train(
           stop_requests=requests,
           tracer=tracer,
         )
-      result = _report_result(setup, logger, console, stopped_by)
-      late = requests[-1] if requests and not stopped_by else None
-      return result._replace(signalled=late)
     except (Diverged, KeyboardInterrupt) as error:
       saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
       step = logger.best.step or (saved[-1] if saved else 0)
@@ -164,6 +161,9 @@ def _train(
       raise type(error)(f"{reason}; {kept} is kept in {directory}") from None
     finally:
       logger.close()
+    result = _report_result(setup, logger, console, stopped_by)
+    late = requests[-1] if requests and not stopped_by else None
+    return result._replace(signalled=late)
 
 
 class _Observer(Observer):

@@ -256,20 +256,26 @@ class RunLogger:
     self._checkpoints.wait()  # a finished run has its last checkpoint
     if self._is_writer:
       write_json(self.directory / run_dir.RESULT, record)
+      if test_loss is not None:
+        self._draw()
 
   def close(self) -> None:
     """Draw loss.png and wait for the last checkpoint."""
     if self._is_writer:
-      try:
-        if (self.directory / run_dir.METRICS).exists():
-          from experiments.trainer.plot import draw  # imports matplotlib
-
-          draw(self.directory, self._setup.corpus.tokenizer.unit)
-      except (OSError, ValueError) as error:  # must not hide a worse error
-        self._console.print(f"{run_dir.PICTURE} cannot be written: {error}")
+      self._draw()
     self._checkpoints.close()
     if self._is_writer and self.best.step:
       run_dir.delete_previous(self.directory)
+
+  def _draw(self) -> None:
+    """Draw loss.png, if there is a loss."""
+    try:
+      if (self.directory / run_dir.METRICS).exists():
+        from experiments.trainer.plot import draw  # imports matplotlib
+
+        draw(self.directory, self._setup.corpus.tokenizer.unit)
+    except (OSError, ValueError) as error:  # must not hide a worse error
+      self._console.print(f"{run_dir.PICTURE} cannot be written: {error}")
 
   def _write_row(self, record: dict[str, Any]) -> None:
     if not self._is_writer:

@@ -163,18 +163,18 @@ def local_gradients(
   """Return the derivatives with respect to a and c', element by element.
 
   Returns:
-    (local_grads, h_wrt_c): ∂c'/∂aᵢ, ∂c'/∂a_f, ∂c'/∂a_g and ∂h'/∂aₒ, [..., 4H],
-    and ∂h'/∂c', [..., H].
+    (dnext_da, dh_dc): ∂c'/∂aᵢ, ∂c'/∂a_f, ∂c'/∂a_g and ∂h'/∂aₒ, [..., 4H], and
+    ∂h'/∂c', [..., H].
   """
   i, _, g, o = jnp.split(gates, 4, axis=-1)
   if activations == STANDARD:  # σ' = y (1 − y) and tanh' = (1 + y) (1 − y)
-    derivatives = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
+    dactivation = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
   else:
-    derivatives = _derivatives(gates, activations)
+    dactivation = _derivatives(gates, activations)
   # Each derivative is multiplied by what its gate multiplies.
-  local_grads = jnp.concatenate([g, c, i, tanh_c_next], axis=-1) * derivatives
-  h_wrt_c = o * activations.output.derivative(tanh_c_next)
-  return local_grads, h_wrt_c
+  dnext_da = jnp.concatenate([g, c, i, tanh_c_next], axis=-1) * dactivation
+  dh_dc = o * activations.output.derivative(tanh_c_next)
+  return dnext_da, dh_dc
 
 
 def _derivatives(gates: jax.Array, activations: Activations) -> jax.Array:

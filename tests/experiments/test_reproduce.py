@@ -195,5 +195,7 @@ def test_teachers_are_to_be_trained_first(console, tmp_path, monkeypatch):
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
-  with pytest.raises(ValueError, match=r"one of .*tinyshakespeare, .*, got 'gpt'$"):
+  with pytest.raises(
+    ValueError, match=r"one of .*tinyshakespeare, .*, got 'gpt'$"
+  ):
     read_board().find("gpt")

@@ -176,7 +176,7 @@ def test_an_ensemble_costs_what_its_members_cost():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"modle": "LSTM"}, r"^row 'tinyshakespeare' of .*'modle'$"),
+    ({"modle": "LSTM"}, r"^row 'tinyshakespeare-distilled' of .*'modle'$"),
     ({"results": [{"protocol": "hot", "mean": 1}]}, "cold, .*, got 'hot'$"),
   ],
 )
