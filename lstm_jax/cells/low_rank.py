@@ -45,13 +45,15 @@ def backward(w: Matrix, da: jax.Array) -> jax.Array:
   if not isinstance(w, LowRank):
     return product_transposed(da, w)
   dy = product_transposed(da, w.right)
-  return product_transposed(dy, w.left)
+  dx = product_transposed(dy, w.left)
+  return dx
 
 
 def parameter_gradients(x: jax.Array, w: Matrix, da: jax.Array) -> Matrix:
   """Return dW, a matrix [D, K] or its factors' gradients."""
   if not isinstance(w, LowRank):
-    return outer(x, da, w.dtype)
+    dw = outer(x, da, w.dtype)
+    return dw
   dy = product_transposed(da, w.right)
   dleft = outer(x, dy, w.left.dtype)
   dright = outer(product(x, w.left), da, w.right.dtype)
