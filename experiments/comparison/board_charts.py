@@ -161,5 +161,5 @@ def _draw(board: Board, found: list[Point], axis: Axis, figure: Figure) -> None:
   title = f"Loss by {axis.title}; the numbers are those of the table"
   tidy(panel, title, axis.label, "nats per character")
   figure.legend(
-    fontsize=SMALL, ncols=3, loc="outside lower center", frameon=False
+    fontsize=SMALL, ncols=2, loc="outside lower center", frameon=False
   )
