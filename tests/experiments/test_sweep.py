@@ -177,12 +177,12 @@ def test_only_a_sweep_of_the_same_members_resumes_a_sweep(
   other = replace(many, num_seeds=3)
   with pytest.raises(ValueError, match="num_seeds is 2 there and 3 here"):
     sweep.run(other, console)
-  with pytest.raises(ValueError, match="can be used"):
+  with pytest.raises(ValueError, match="holds a sweep; --overwrite replaces"):
     train.run(recipe, console)
   with monkeypatch.context() as patched:
     alone = replace(recipe, run=f"{recipe.job.run}2")
     signal_at(patched, 3)
     train.run(alone, console)
   many = as_sweep(alone, num_seeds=2)
-  with pytest.raises(ValueError, match="num_seeds is None there and 2 here"):
+  with pytest.raises(ValueError, match="holds a single run; --overwrite"):
     sweep.run(many, console)

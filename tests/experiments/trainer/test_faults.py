@@ -36,7 +36,8 @@ def test_a_run_is_finished_when_its_last_checkpoint_is_written(
     directory=tmp_path,
     step=9,
     _setup=SimpleNamespace(num_steps=9),
-    _writer=SimpleNamespace(wait=lambda: done.append("checkpoint")),
+    _checkpoints=SimpleNamespace(wait=lambda: done.append("checkpoint")),
+    _is_writer=True,
   )
   logger.RunLogger.finish(unfinished, test_loss=None)
   assert done == ["checkpoint", tmp_path / "result.json"]
