@@ -149,19 +149,18 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
   Raises:
     ValueError: a name is not a flag's, or a value is not of its kind.
   """
-  kinds = {leaf.name: leaf.kind for leaf in leaves(config)}
-  repeated = {leaf.name for leaf in leaves(config) if leaf.repeated}
+  known = {leaf.name: leaf for leaf in leaves(config)}
   values: dict[str, Any] = {}
   for part in change.split(","):
     name, _, text = part.partition("=")
-    if name not in kinds or name in JOB_FLAGS:
+    if name not in known or name in JOB_FLAGS:
       raise ValueError(
         f"--change must be NAME=VALUE[,NAME=VALUE ...] of training flags, "
         f"got {name!r} in {change!r}"
       )
-    kind = kinds[name]
+    kind = known[name].kind
     try:
-      if name in repeated:  # once, or not at all
+      if known[name].repeated:  # once, or not at all
         values[name] = (kind(text),) if text else ()
         continue
       value = {"true": True, "false": False}[text] if kind is bool else text

@@ -165,7 +165,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   if {*MIXED} & {*config.protocol}:
     check_mixable(tokenizer, len(texts.tokens))
   record = _make_record(config, members, excerpt, len(texts.tokens))
-  _print_heading(config, members, excerpt, record, console)
+  _print_heading(config, members, excerpt, texts.tokens, record, console)
   protocols = Protocols(
     [Member(one.model, one.params) for one in members],
     texts,
@@ -202,6 +202,7 @@ def _print_heading(
   config: EvaluateConfig,
   members: list[Trained],
   excerpt: Excerpt,
+  tokens: np.ndarray,
   record: dict[str, Any],
   console: Console,
 ) -> None:
@@ -217,7 +218,6 @@ def _print_heading(
   )
   tokenizer, text = members[0].tokenizer, excerpt.text
   if tokenizer.unknown_tokens:
-    tokens = tokenizer.encode(text)
     unknown = np.isin(tokens[1:], tokenizer.unknown_tokens).mean()
     anew, cached = (
       _spelling_nats(tokenizer, text, cached) / (len(text) - 1)
