@@ -30,6 +30,7 @@ from jax import export
 
 from experiments.cli import launch
 from experiments.pages import writer
+from experiments.pages.packed_model import check_model, describe_cost
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.excerpt import Part, read_excerpt
 from experiments.trainer.files import write_bytes
@@ -107,12 +108,12 @@ def _stablehlo(trained: Trained) -> bytes:
 
 def _html(trained: Trained, directory: Path) -> tuple[bytes, str]:
   """Return the page, and what its 8-bit weights cost."""
-  writer.check_model(trained)
+  check_model(trained)
   data = find_corpus(directory, trained.config.data, trained.corpus_sha256)
   excerpt = read_excerpt(data, trained.corpus_sha256, part=Part("val"))
   source = f"the validation split of {Path(data.corpus).name}"
   page, cost = writer.make_page(trained, excerpt.text, source)
-  said = writer.describe_cost(cost, trained.tokenizer)
+  said = describe_cost(cost, trained.tokenizer)
   return page.encode(), f"; {said} of {source}"
 
 

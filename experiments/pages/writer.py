@@ -1,9 +1,9 @@
 """The page that `experiments.export --format=html` writes: a model that writes.
 
-The page holds the model in 8-bit weights (`quantized`), and computes everything
-itself: model.js has the forward pass of each cell, sampling.js how a token is
-drawn, tokens.js the tokenizers, track.js a text as the model reads it. The
-other scripts are the interface: writing.js and units.js of the first half,
+The page holds the model in 8-bit weights (`packed_model`), and computes
+everything itself: model.js has the forward pass of each cell, sampling.js how a
+token is drawn, tokens.js the tokenizers, track.js a text as the model reads it.
+The other scripts are the interface: writing.js and units.js of the first half,
 controls.js its keys; reading.js of the second half; page.js starts both.
 """
 
@@ -11,47 +11,32 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.analysis.features import FEATURES, measure, scores, varies
 from experiments.analysis.states import SIGNED, meaning, signals, trace_layers
+from experiments.pages.packed_model import (
+  describe_cost,
+  num_weights,
+  pack_params,
+  word_rules,
+)
 from experiments.pages.packing import Blobs, quantize_signed
 from experiments.pages.quantized import (
   Cost,
-  Quantized,
   dequantize_params,
   measure_cost,
   quantize_params,
 )
 from experiments.trainer.data import default_prompt
-from experiments.trainer.records import to_record
 from experiments.trainer.trained import Trained
-from lstm_jax.cells import gru, layernorm_lstm, lstm, rnn
 from lstm_jax.cells.cell import cell_name
-from lstm_jax.language import LanguageParams, Tokenizer, word_tokenizer
+from lstm_jax.language import LanguageParams
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-CELLS = lstm, layernorm_lstm, gru, rnn  # those that model.js computes
-MAX_WEIGHTS = 32_000_000  # bytes of a page, before base64; 200 MB to a browser
 MEASURED = 20_000  # tokens on which the cost of rounding is measured
 TRACED = 5_000  # tokens on which the units are scored
 EXCERPT = 240  # characters of the text that the page scores at first
-
-
-def check_model(trained: Trained) -> None:
-  """Raise ValueError if a page cannot hold a model: its cell, or its size."""
-  cell = trained.config.model.cell
-  if cell not in CELLS:
-    known = ", ".join(map(cell_name, CELLS))
-    name = to_record(trained.config.model)["cell"]
-    raise ValueError(f"a page has no cell {name}, only {known}")
-  size = num_weights(trained.params)
-  if size > MAX_WEIGHTS:
-    raise ValueError(
-      f"a page may hold at most {MAX_WEIGHTS:,} weights, a byte each, and the "
-      f"model has {size:,}"
-    )
 
 
 def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
@@ -76,9 +61,7 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
   )
   header = {
     "about": describe(trained),
-    "cost": f"{describe_cost(cost, tokenizer)} of {source}.".replace(
-      "cost -", "cost −"
-    ),
+    "cost": f"{describe_cost(cost, tokenizer)} of {source}.",
     "unit": tokenizer.unit,
     "symbols": list(tokenizer.symbols),
     "words": word_rules() if tokenizer.unit == "word" else None,
@@ -99,46 +82,6 @@ def describe(trained: Trained) -> str:
     f"{num_weights(trained.params):,} weights, after {trained.step:,} training "
     "steps. The model is in this page, and runs in your browser."
   )
-
-
-def num_weights(params: LanguageParams) -> int:
-  """Return the number of weights of a model."""
-  return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def describe_cost(cost: Cost, tokenizer: Tokenizer) -> str:
-  """Return what rounding costs, as a part of a sentence."""
-  return (
-    f"8-bit weights cost {cost.after - cost.before:+.4f} nats per "
-    f"{tokenizer.unit} ({cost.before:.4f} before, {cost.after:.4f} after), on "
-    f"{cost.num_tokens:,} {tokenizer.unit}s"
-  )
-
-
-def pack_params(
-  cell: str, quantized: LanguageParams, blobs: Blobs
-) -> dict[str, Any]:
-  """Return the header of the weights, whose bytes become blobs."""
-
-  def pack(leaf: Any) -> Any:
-    if isinstance(leaf, Quantized):
-      return {
-        "levels": blobs.add(leaf.levels),
-        "scales": blobs.add(leaf.scales.astype("<f4")),
-      }
-    return blobs.add(leaf.astype("<f4"))
-
-  embedding, layers, readout, bias = quantized
-  return {
-    "cell": cell,
-    "embedding": pack(embedding),
-    "layers": [
-      {name: pack(leaf) for name, leaf in layer._asdict().items()}
-      for layer in layers
-    ],
-    "readout": None if readout is None else pack(readout),
-    "bias": pack(bias),
-  }
 
 
 def score_units(
@@ -202,14 +145,3 @@ def excerpt(text: str) -> str:
   ends = [part.rfind(space) for space in ("\n", " ")]
   end = next((end for end in ends if end > EXCERPT // 2), EXCERPT)
   return part[:end].rstrip()
-
-
-def word_rules() -> dict[str, Any]:
-  """Return the rules of the word tokenizer, which tokens.js follows."""
-  return {
-    "clipped_start": word_tokenizer.CLIPPED_START,
-    "clipped_end": word_tokenizer.CLIPPED_END,
-    "no_space_before": sorted(word_tokenizer.NO_SPACE_BEFORE),
-    "no_space_after": sorted(word_tokenizer.NO_SPACE_AFTER),
-    "quotes": sorted(word_tokenizer.QUOTES),
-  }

@@ -12,7 +12,7 @@ import pytest
 from jax import export as jax_export
 
 from experiments import export
-from experiments.pages import writer
+from experiments.pages import packed_model
 from experiments.trainer.trained import load
 from lstm_jax import peephole_lstm
 from tests.draws import normal_like, worst
@@ -127,15 +127,17 @@ def test_a_run_is_exported_as_a_page(explored_run, tmp_path):
   path = tmp_path / "page.html"
   said = export.run(str(explored_run), "html", str(path))
   found = re.search(
-    r"8-bit weights cost ([-+][\d.]+) nats per character \(([\d.]+) before, "
+    r"8-bit weights cost ([−+][\d.]+) nats per character \(([\d.]+) before, "
     r"([\d.]+) after\), on ([\d,]+) characters of the validation split of "
     r"verse\.txt$",
     said,
   )
-  cost, before, after = map(float, found.groups()[:3])
+  cost, before, after = (
+    float(number.replace("−", "-")) for number in found.groups()[:3]
+  )
   assert abs(cost - (after - before)) < 2e-4 and abs(cost) < 0.05
   page = PageData(path).header
-  assert page["cost"].replace("−", "-") == said.split("; ")[-1] + "."
+  assert page["cost"] == said.split("; ")[-1] + "."
   assert page["model"]["cell"] == "lstm" and len(page["layers"]) == 2
   assert "<script src" not in path.read_text(encoding="utf-8")
 
@@ -155,7 +157,7 @@ def test_a_page_that_cannot_be_is_one_line(
     match=r"no cell peephole_lstm, only lstm, layernorm_lstm, gru, rnn$",
   ):
     export_with(cell=peephole_lstm)
-  monkeypatch.setattr(writer, "MAX_WEIGHTS", 1_000)
+  monkeypatch.setattr(packed_model, "MAX_WEIGHTS", 1_000)
   with pytest.raises(
     ValueError, match=r"at most 1,000 weights, a byte each, and .* has [\d,]+$"
   ):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.pages import writer
+from experiments.pages.packed_model import word_rules
 from experiments.pages.quantized import dequantize_params, quantize_params
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace
@@ -154,7 +155,7 @@ def test_the_page_has_the_tokens_and_the_texts_of_both_tokenizers(opened):
   characters = CharTokenizer.from_text(WORDY)
   for tokenizer in (words, characters):
     tokens = tokenizer.encode(WORDY)
-    rules = writer.word_rules() if tokenizer is words else None
+    rules = word_rules() if tokenizer is words else None
     items, pieces = opened.run(
       "const [symbols, rules, text] = args;"
       "const tokens = rules ? new WordTokens(symbols, rules)"

@@ -1,0 +1,83 @@
+"""A language model inside a page, which model.js runs: in 8-bit weights."""
+
+from typing import Any
+
+import jax
+
+from experiments.pages.packing import Blobs
+from experiments.pages.quantized import Cost, Quantized
+from experiments.trainer.records import to_record
+from experiments.trainer.trained import Trained
+from lstm_jax.cells import gru, layernorm_lstm, lstm, rnn
+from lstm_jax.cells.cell import cell_name
+from lstm_jax.language import LanguageParams, Tokenizer, word_tokenizer
+
+CELLS = lstm, layernorm_lstm, gru, rnn  # those that model.js computes
+MAX_WEIGHTS = 32_000_000  # bytes of a page, before base64; 200 MB to a browser
+
+
+def check_model(trained: Trained) -> None:
+  """Raise ValueError if a page cannot hold a model: its cell, or its size."""
+  cell = trained.config.model.cell
+  if cell not in CELLS:
+    known = ", ".join(map(cell_name, CELLS))
+    name = to_record(trained.config.model)["cell"]
+    raise ValueError(f"a page has no cell {name}, only {known}")
+  size = num_weights(trained.params)
+  if size > MAX_WEIGHTS:
+    raise ValueError(
+      f"a page may hold at most {MAX_WEIGHTS:,} weights, a byte each, and the "
+      f"model has {size:,}"
+    )
+
+
+def num_weights(params: LanguageParams) -> int:
+  """Return the number of weights of a model."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def describe_cost(cost: Cost, tokenizer: Tokenizer) -> str:
+  """Return what rounding costs, as a part of a sentence."""
+  change = f"{cost.after - cost.before:+.4f}".replace("-", "−")
+  return (
+    f"8-bit weights cost {change} nats per "
+    f"{tokenizer.unit} ({cost.before:.4f} before, {cost.after:.4f} after), on "
+    f"{cost.num_tokens:,} {tokenizer.unit}s"
+  )
+
+
+def pack_params(
+  cell: str, quantized: LanguageParams, blobs: Blobs
+) -> dict[str, Any]:
+  """Return the header of the weights, whose bytes become blobs."""
+
+  def pack(leaf: Any) -> Any:
+    if isinstance(leaf, Quantized):
+      return {
+        "levels": blobs.add(leaf.levels),
+        "scales": blobs.add(leaf.scales.astype("<f4")),
+      }
+    return blobs.add(leaf.astype("<f4"))
+
+  embedding, layers, readout, bias = quantized
+  return {
+    "cell": cell,
+    "embedding": pack(embedding),
+    "layers": [
+      {name: pack(leaf) for name, leaf in layer._asdict().items()}
+      for layer in layers
+    ],
+    "readout": None if readout is None else pack(readout),
+    "bias": pack(bias),
+  }
+
+
+def word_rules() -> dict[str, Any]:
+  """Return the rules of the word tokenizer, which tokens.js follows."""
+  return {
+    "clipped_start": word_tokenizer.CLIPPED_START,
+    "clipped_end": word_tokenizer.CLIPPED_END,
+    "no_space_before": sorted(word_tokenizer.NO_SPACE_BEFORE),
+    "no_space_after": sorted(word_tokenizer.NO_SPACE_AFTER),
+    "quotes": sorted(word_tokenizer.QUOTES),
+  }
