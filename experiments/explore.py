@@ -8,7 +8,8 @@ distribution of the next token at the cursor, the units sorted by the feature of
 the text that they track, and how far back the gradient of each prediction
 reaches. The text is the beginning of the run's development split, or else of
 its test split, or else of its validation split; or of --text; or it is
---prompt. docs/explore.md explains the page.
+--prompt; and the page reads a text that is typed into it. docs/explore.md
+explains the page.
 """
 
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ def run(config: ExploreConfig, console: Console) -> Page:
     sha256 = trained.corpus_sha256
     data = find_corpus(directory, trained.config.data, sha256, console)
     text = read_excerpt(data, sha256).text
-    source = f"the {SPLITS[default_split(data)]} split of {data.corpus}"
+    source = (
+      f"the {SPLITS[default_split(data)]} split of {Path(data.corpus).name}"
+    )
   tokenizer = trained.tokenizer
   if tokenizer.unit == "character":  # the rest may have unknown ones
     text = text[: config.length]

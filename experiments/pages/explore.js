@@ -2,27 +2,14 @@
 const textBox = $("text"), textCanvas = textBox.firstElementChild;
 const spacer = textBox.lastElementChild;
 const LINE = 26, CELL = 18, FONT = "16px ui-monospace, monospace";
-const CACHED = 8;  // unpacked arrays in memory
 const TABLE_STEPS = [0, 1, 2, 4, 8, 16, 32, 64];  // back, in the table
 const DECADES = 4;  // powers of ten in the bars under the text
-
-// --- Data: each array is unpacked when it is needed ---
-
-const cache = new Map();
-
-async function bytesOf(blob) {
-  const buffer = cache.get(blob) || await unpack("blob" + blob);
-  cache.delete(blob);
-  cache.set(blob, buffer);  // as the most recently used
-  if (cache.size > CACHED) cache.delete(cache.keys().next().value);
-  return new Uint8Array(buffer);
-}
 
 // --- State of the page ---
 
 let data;  // the page's header
-let pieces, tokens;  // the text that each token adds; the tokens
-let next;  // the distribution of the next token at each position
+let text, pieces, tokens;  // the text shown, its tokens and what each adds
+let chosenText, chosenCursor;  // the text to be shown once it is unpacked
 let layer = 0, signalName, order = 0, unit = 0, cursor = 0;
 let signal, levels, paths;  // the signal shown, and its layer's gradient paths
 let ranks = [];  // the units in order
@@ -40,12 +27,6 @@ const count = (n) => n.toLocaleString("en");
 function valueOf(u, at) {
   const q = levels[u * pieces.length + at];
   return signal.signed ? (q - 128) / 127 * signal.scale[u] : q / 255;
-}
-
-function normOf(path, at, back) {
-  const q = path.bytes[at * data.window + back];
-  if (q === 0) return 0;
-  return 10 ** (path.low + (q - 1) / 254 * (path.high - path.low));
 }
 
 // --- Colors ---
@@ -193,7 +174,7 @@ function drawText() {
 function barHeights() {
   const reach = Math.min(data.window, cursor + 1), norms = [];
   for (let back = 0; back < reach; back++) {
-    norms.push(Math.hypot(...paths.map((p) => normOf(p, cursor, back))));
+    norms.push(Math.hypot(...paths.map((p) => p.norm(cursor, back))));
   }
   const largest = Math.max(...norms);
   return norms.map((v) => v === 0 ? 0
@@ -253,26 +234,22 @@ function drawPath() {
     context.setLineDash(k ? [5, 3] : []);
     context.beginPath();
     for (let back = 0; back < data.window; back++) {
-      const v = normOf(path, cursor, back);
+      const v = path.norm(cursor, back);
       if (v > 0) context.lineTo(x(back), y(v));
     }
     context.stroke();
     context.setLineDash([]);
-    const v = normOf(path, cursor, 0) || normOf(path, cursor, 1);
+    const v = path.norm(cursor, 0) || path.norm(cursor, 1);
     if (v > 0) context.fillText(path.name, width - 14, y(v) + 6 * k);
   });
 }
 
 function showNext() {
-  const n = next.count, actual = tokens[cursor + 1];  // undefined at the end
-  const rows = [];
-  for (let k = 0; k < n; k++) {
-    const token = next.tokens[cursor * n + k];
-    rows.push([token, token === actual ? next.actual[cursor]
-      : next.probabilities[cursor * n + k] / 65535]);
-  }
+  const actual = tokens[cursor + 1];  // undefined at the end
+  const rows = text.likeliest(cursor).map(([token, p]) =>
+    [token, token === actual ? text.probability(cursor) : p]);
   if (actual !== undefined && !rows.some(([token]) => token === actual)) {
-    rows.push([actual, next.actual[cursor]]);
+    rows.push([actual, text.probability(cursor)]);
   }
   $("next").replaceChildren(...rows.map(([token, p]) => {
     const [item, name, bar, figure] =
@@ -299,7 +276,7 @@ function showPath() {
   $("norms").replaceChildren(...steps.map((back) => {
     const row = document.createElement("tr");
     const cells = [back, nameOf(cursor - back),
-      ...paths.map((path) => scientific(normOf(path, cursor, back)))];
+      ...paths.map((path) => scientific(path.norm(cursor, back)))];
     cells.forEach((value, k) => {
       row.append(document.createElement(k ? "td" : "th"));
       row.lastChild.textContent = value;
@@ -322,7 +299,8 @@ function showStatus() {
     + `${round(valueOf(unit, cursor))}. `
     + (cursor + 1 < pieces.length
       ? `Next in the text: ‘${nameOf(cursor + 1)}’, with probability `
-        + `${(100 * next.actual[cursor]).toFixed(2)} %.` : "The text ends here.");
+        + `${(100 * text.probability(cursor)).toFixed(2)} %.`
+      : "The text ends here.");
 }
 
 function showLegend() {
@@ -354,6 +332,9 @@ function draw() {
 function show() {
   showStatus(), showNext(), showPath(), showLegend(), showPinButton();
   draw();
+  text.follow(cursor)?.then((isCurrent) => {
+    if (isCurrent) showPath(), draw();
+  });
 }
 
 // --- Choices ---
@@ -379,24 +360,41 @@ let numChoices = 0;
 
 // Shows the chosen layer, signal and order, and a unit; `best` selects the best.
 async function choose(best, chosenUnit = unit) {
-  const choice = ++numChoices;
-  const { signals, paths: packedPaths } = data.layers[layer];
-  document.querySelector("main").setAttribute("aria-busy", "true");
-  const chosen = signals.find((s) => s.name === signalName) || signals[0];
-  const signalBytes = await bytesOf(chosen.blob);
-  const pathBytes = await Promise.all(packedPaths.map((p) => bytesOf(p.blob)));
+  const choice = ++numChoices, shown = chosenText;
+  setBusy(true);
+  const chosen = await shown.signalOf(layer, signalName);
+  const chosenPaths = await shown.pathsOf(layer);
+  const newPins = shown === text ? null : await pinsOn(shown);
   if (choice !== numChoices) return;  // a later choice replaces this one
-  signal = chosen, signalName = signal.name, levels = signalBytes;
-  paths = packedPaths.map((p, k) => ({ ...p, bytes: pathBytes[k] }));
+  signal = chosen, signalName = signal.name, levels = signal.levels;
+  paths = chosenPaths;
   unit = chosenUnit;
+  if (newPins) {
+    text = shown, pieces = text.pieces, tokens = text.tokens;
+    cursor = chosenCursor, anchor = null;
+    layOut();
+    reveal();
+  }
   makeColors();
   sortUnits();
   if (best || unit >= ranks.length) unit = ranks[0];
   $("layer").value = layer, $("signal").value = signalName;
   $("order").value = order, $("unit").value = unit;
-  document.querySelector("main").setAttribute("aria-busy", "false");
+  setBusy(false);
+  if (newPins) setPins(newPins);
   show();
-  refind();
+  if (newPins) find();
+  else refind();
+}
+
+// Shows another text, with the cursor at a token.
+function showText(shown, at) {
+  chosenText = shown, chosenCursor = at;
+  return choose(false);
+}
+
+function setBusy(isBusy) {
+  document.querySelector("main").setAttribute("aria-busy", isBusy);
 }
 
 function chooseUnit(u) {
@@ -513,25 +511,18 @@ function listen() {
   });
 }
 
+// Returns a position where the gradient path has its full length.
+const startOf = ({ pieces }) => Math.min(pieces.length - 2, 2 * data.window);
+
 async function start() {
   data = await unpackHeader();
-  pieces = data.pieces;
-  tokens = new Uint32Array(await unpack("blob" + data.tokens));
-  next = {
-    count: data.next.count,
-    tokens: new Uint32Array(await unpack("blob" + data.next.tokens)),
-    probabilities: new Uint16Array(
-      await unpack("blob" + data.next.probabilities)),
-    actual: new Float32Array(await unpack("blob" + data.next.actual)),
-  };
+  const pageText = await PageText.of(data);
   $("about").textContent = data.about;
   document.querySelectorAll(".unit").forEach((e) => {
     e.textContent = data.unit;
   });
   $("next").classList.toggle("words", data.unit === "word");
   layer = data.layers.length - 1;
-  // Where the gradient path has its full length.
-  cursor = Math.min(pieces.length - 2, 2 * data.window);
   const names = data.layers[layer].signals.map((s) => s.name);
   signalName = names.includes("c") ? "c" : names[0];
   order = data.features.length ? 1 : 0;
@@ -545,10 +536,10 @@ async function start() {
       option.disabled = true;
       return option;
     }));
-  layOut();
-  reveal();
+  chosenText = pageText, chosenCursor = startOf(pageText);
   await choose(true);
   listen();
+  listenToTyping(pageText);
   listenToFinder();
   textBox.focus({ preventScroll: true });
 }

@@ -1,7 +1,10 @@
 """The page that `experiments.explore` writes: a text as a model reads it.
 
-Everything is computed here and packed into the page, signals and gradient norms
-as one byte a number (`packing`). The page unpacks an array when it shows it.
+Everything about that text is computed here and packed into the page, signals
+and gradient norms as one byte a number (`packing`). The page unpacks an array
+when it shows it. It also holds the model in 8-bit weights, if `packed_model`
+can pack it, and reads a text that somebody types itself: model.js has the
+forward pass, backward.js the gradients, texts.js both kinds of texts.
 """
 
 from pathlib import Path
@@ -20,15 +23,26 @@ from experiments.analysis.states import (
   signals,
   trace_layers,
 )
+from experiments.pages.packed_model import (
+  check_model,
+  describe_cost,
+  pack_params,
+  word_rules,
+)
 from experiments.pages.packing import (
   Blobs,
   quantize_gate,
   quantize_norms,
   quantize_signed,
 )
+from experiments.pages.quantized import (
+  dequantize_params,
+  measure_cost,
+  quantize_params,
+)
 from experiments.trainer.records import to_record
 from experiments.trainer.trained import Trained
-from lstm_jax.cells.cell import Cell
+from lstm_jax.cells.cell import Cell, cell_name
 from lstm_jax.language import LanguageParams
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -49,12 +63,33 @@ def make_page(trained: Trained, tokens: np.ndarray, source: str) -> str:
   header = make_header(
     model.cell, trained.params, tokens, tokenizer.pieces(tokens), blobs
   )
+  header |= pack_reader(trained, tokens, blobs)
   header |= {
     "about": describe(trained, len(tokens), source),
     "unit": tokenizer.unit,
     "symbols": list(tokenizer.symbols),
   }
   return blobs.page(TEMPLATE, header)
+
+
+def pack_reader(
+  trained: Trained, tokens: np.ndarray, blobs: Blobs
+) -> dict[str, Any]:
+  """Return what the page needs to read a typed text, or why it does not."""
+  try:
+    check_model(trained)
+    quantized = quantize_params(trained.params)
+    cost = measure_cost(trained, dequantize_params(quantized), tokens)
+  except ValueError as error:
+    return {"model": None, "untyped": f"No text of your own here: {error}."}
+  tokenizer = trained.tokenizer
+  return {
+    "model": pack_params(
+      cell_name(trained.config.model.cell), quantized, blobs
+    ),
+    "cost": describe_cost(cost, tokenizer) + " of the page’s text.",
+    "words": word_rules() if tokenizer.unit == "word" else None,
+  }
 
 
 def describe(trained: Trained, num_tokens: int, source: str) -> str:

@@ -51,6 +51,25 @@ class Matrix {
     for (let r = 0; r < rows; r++) y[r] = sums[r] * scales[r];
   }
 
+  // Writes W g into x: the gradient of x W with respect to x, of g for x W.
+  multiplyTransposed(g, x) {
+    const { weights, columns, scales, rows, sums } = this;
+    for (let r = 0; r < sums.length; r++) {
+      sums[r] = r < rows ? g[r] * scales[r] : 0;
+    }
+    for (let column = 0; column < columns; column++) x[column] = 0;
+    for (let r = 0, k = 0; r < sums.length; r += LANES) {
+      const g0 = sums[r], g1 = sums[r + 1], g2 = sums[r + 2], g3 = sums[r + 3];
+      const g4 = sums[r + 4], g5 = sums[r + 5], g6 = sums[r + 6];
+      const g7 = sums[r + 7];
+      for (let column = 0; column < columns; column++, k += LANES) {
+        x[column] += weights[k] * g0 + weights[k + 1] * g1
+          + weights[k + 2] * g2 + weights[k + 3] * g3 + weights[k + 4] * g4
+          + weights[k + 5] * g5 + weights[k + 6] * g6 + weights[k + 7] * g7;
+      }
+    }
+  }
+
   // Writes the weights of one output, times a factor, into y.
   row(r, factor, y) {
     const start = Math.floor(r / LANES) * this.columns * LANES + r % LANES;
@@ -61,21 +80,24 @@ class Matrix {
   }
 }
 
-// N(u) = (u − mean u) / √(var u + ε), in place.
+// N(u) = (u − mean u) / √(var u + ε), in place. Returns 1 / √(var u + ε).
 function normalise(u, epsilon = 1e-5) {
   let mean = 0, variance = 0;
   for (const v of u) mean += v / u.length;
   for (const v of u) variance += (v - mean) ** 2 / u.length;
   const scale = 1 / Math.sqrt(variance + epsilon);
   for (let k = 0; k < u.length; k++) u[k] = (u[k] - mean) * scale;
+  return scale;
 }
 
 // A cell writes the state after a step over the state before it. Its functions
-// take the parameters p, the input's part ax of the pre-activations, the
-// state's part u (an array to write into), and the state.
+// take the parameters p, the input's part ax of the pre-activations, an array u
+// as large, and the state. u receives the state's part of the pre-activations,
+// and then, in its place, the gates.
 const CELLS = {
   rnn: {
     state: ["h"],
+    gates: [],
     // h' = tanh(x W_x + h W_h + b)
     recur(p, ax, u, { h }) {
       p.w_h.multiply(h, u);
@@ -86,6 +108,7 @@ const CELLS = {
   },
   gru: {
     state: ["h"],
+    gates: ["r", "z", "n"],
     // r = σ(xᵣ + uᵣ), z = σ(x_z + u_z), n = tanh(xₙ + r (uₙ + bₙ))
     // h' = (1 − z) n + z h, with [x] = x W_x + b and [u] = h W_h
     recur(p, ax, u, { h }) {
@@ -97,11 +120,13 @@ const CELLS = {
         const s = u[2 * H + k] + b_n[k];
         const n = Math.tanh(ax[2 * H + k] + b[2 * H + k] + r * s);
         h[k] = (1 - z) * n + z * h[k];
+        u[k] = r, u[H + k] = z, u[2 * H + k] = n;
       }
     },
   },
   lstm: {
     state: ["h", "c"],
+    gates: ["i", "f", "g", "o"],
     // a = x W_x + h W_h + b;  i, f, o = σ(aᵢ), σ(a_f), σ(aₒ);  g = tanh(a_g)
     // c' = f c + i g,  h' = o tanh c'
     recur(p, ax, u, { h, c }) {
@@ -114,11 +139,13 @@ const CELLS = {
         const o = sigmoid(ax[3 * H + k] + u[3 * H + k] + b[3 * H + k]);
         c[k] = f * c[k] + i * g;
         h[k] = o * Math.tanh(c[k]);
+        u[k] = i, u[H + k] = f, u[2 * H + k] = g, u[3 * H + k] = o;
       }
     },
   },
   layernorm_lstm: {
     state: ["h", "c"],
+    gates: ["i", "f", "g", "o"],
     // γₓ N(x W_x)
     project(p, ax) {
       normalise(ax);
@@ -133,13 +160,15 @@ const CELLS = {
       const a = (k) => ax[k] + gain_h[k] * u[k] + b[k];
       for (let k = 0; k < H; k++) {
         const i = sigmoid(a(k)), f = sigmoid(a(H + k));
-        const g = Math.tanh(a(2 * H + k));
+        const g = Math.tanh(a(2 * H + k)), o = sigmoid(a(3 * H + k));
         c[k] = f * c[k] + i * g;
-        h[k] = sigmoid(a(3 * H + k));  // o, until c' is known as a whole
+        u[k] = i, u[H + k] = f, u[2 * H + k] = g, u[3 * H + k] = o;
       }
       const y = Float64Array.from(c);
       normalise(y);
-      for (let k = 0; k < H; k++) h[k] *= Math.tanh(gain_c[k] * y[k] + b_c[k]);
+      for (let k = 0; k < H; k++) {
+        h[k] = u[3 * H + k] * Math.tanh(gain_c[k] * y[k] + b_c[k]);
+      }
     },
   },
 };
@@ -162,21 +191,50 @@ class Model {
     this.hiddenSize = H;
   }
 
+  // Unpacks the weights of a page's header. Each is a blob's number, or for a
+  // matrix the numbers of its levels and scales.
+  static async unpack({ cell, embedding, layers, readout, bias }) {
+    const arrayOf = async (packed) => {
+      if (typeof packed === "number") {
+        return new Float32Array(await unpack(`blob${packed}`));
+      }
+      const [levels, scales] = await Promise.all(
+        [packed.levels, packed.scales].map((blob) => unpack(`blob${blob}`)));
+      return new Matrix(new Int8Array(levels), new Float32Array(scales));
+    };
+    const arrays = (packed) => Promise.all(Object.entries(packed).map(
+      async ([name, value]) => [name, await arrayOf(value)]));
+    return new Model({
+      cell,
+      embedding: await arrayOf(embedding),
+      layers: await Promise.all(
+        layers.map(async (layer) => Object.fromEntries(await arrays(layer)))),
+      readout: readout === null ? null : await arrayOf(readout),
+      bias: await arrayOf(bias),
+    });
+  }
+
   // Returns the zero state: all numbers, and views of them, layer by layer.
   zeroState() {
-    const all = new Float64Array(this.stateSize), H = this.hiddenSize;
+    return this.viewsOf(new Float64Array(this.stateSize));
+  }
+
+  viewsOf(all) {
+    const H = this.hiddenSize;
     let at = 0;
     const layers = this.layers.map(() => Object.fromEntries(
       this.cell.state.map((name) => [name, all.subarray(at, at += H)])));
     return { all, layers };
   }
 
-  // Reads a token: writes the state after it over the state.
-  step(state, token) {
+  // Reads a token: writes the state after it over the state, and each layer's
+  // gates into an array of theirs if there are such arrays.
+  step(state, token, gates) {
     this.layers.forEach((p, k) => {
       const ax = k === 0 ? this.projectToken(token)
         : this.project(p, state.layers[k - 1].h, this.ax);
       this.cell.recur(p, ax, this.u, state.layers[k]);
+      if (gates) gates[k].set(this.u);
     });
   }
 

@@ -1,28 +1,5 @@
 "use strict";
-// Unpacks the model, and starts both halves of the page.
-
-// Returns a matrix or an array of the header: { levels, scales } or a number.
-async function arrayOf(packed) {
-  if (typeof packed === "number") {
-    return new Float32Array(await unpack(`blob${packed}`));
-  }
-  const [levels, scales] = await Promise.all(
-    [packed.levels, packed.scales].map((blob) => unpack(`blob${blob}`)));
-  return new Matrix(new Int8Array(levels), new Float32Array(scales));
-}
-
-async function loadModel({ cell, embedding, layers, readout, bias }) {
-  const arrays = (packed) => Promise.all(Object.entries(packed).map(
-    async ([name, value]) => [name, await arrayOf(value)]));
-  return new Model({
-    cell,
-    embedding: await arrayOf(embedding),
-    layers: await Promise.all(
-      layers.map(async (layer) => Object.fromEntries(await arrays(layer)))),
-    readout: readout === null ? null : await arrayOf(readout),
-    bias: await arrayOf(bias),
-  });
-}
+// Starts both halves of the page.
 
 let data, model, writing, reading;
 
@@ -37,7 +14,7 @@ async function start() {
   const values = { temperature: 0.8, topP: 1, speed: 4, seed: 1 };
   for (const [id, value] of Object.entries(values)) $(id).value = value;
   await nextFrame();
-  model = await loadModel(data.model);
+  model = await Model.unpack(data.model);
   const tokens = data.words ? new WordTokens(data.symbols, data.words)
     : new CharTokens(data.symbols);
   writing = new Writing(data, model, tokens);

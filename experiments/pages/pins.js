@@ -21,6 +21,16 @@ function togglePin() {
     levels: levels.slice(unit * n, (unit + 1) * n) }]);
 }
 
+// Returns the pins with their values on another text.
+function pinsOn(shown) {
+  const n = shown.pieces.length;
+  return Promise.all(pins.map(async (pin) => {
+    const signal = await shown.signalOf(pin.layer, pin.signal.name);
+    return { ...pin, signal,
+      levels: signal.levels.slice(pin.unit * n, (pin.unit + 1) * n) };
+  }));
+}
+
 function setPins(chosen) {
   pins = chosen;
   $("pins").replaceChildren(...pins.map(pinItem));

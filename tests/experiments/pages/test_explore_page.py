@@ -163,16 +163,16 @@ def test_the_keyboard_reaches_everything(opened, explored_page, explored_run):
   # The menus come before the text, in their visual order.
   opened.run("document.getElementById('layer').focus()")
   order = []
-  for _ in range(7):
+  for _ in range(8):
     opened.press("tab")
     order.append(opened.run(focused))
   menus = ["signal", "order", "previous", "unit", "following"]
-  assert order == [*menus, "pin", "text"]
+  assert order == [*menus, "owntitle", "pin", "text"]
   opened.press("i")  # a pin is named, too
   unnamed = opened.run(
     """
     return [...document.querySelectorAll("select, button, canvas, [tabindex]")]
-      .filter((e) => !e.ariaLabel && !e.closest("label")
+      .filter((e) => !e.ariaLabel && !e.closest("label, #pagetext")
         && !e.closest("#pins button:first-child")
         && !e.hasAttribute("aria-labelledby") && e !== textCanvas)
       .map((e) => e.outerHTML);
@@ -190,7 +190,7 @@ def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
   opened.press(*["right"] * 8)
   assert "‘d’" in text_of(opened, "status")
   running = "return document.querySelectorAll('script:not([type])').length"
-  assert opened.run(running) == 4  # the page's three, and the shared head's
+  assert opened.run(running) == 10  # the page's nine, and the shared head's
   assert opened.run("return document.title") == "Cell explorer"
 
 
