@@ -2,7 +2,10 @@
 
   →hₜ = cell(→θ, →sₜ₋₁, xₜ)     ←hₜ = cell(←θ, ←sₜ₊₁, xₜ)     hₜ = [→hₜ, ←hₜ]
 
-With lengths, the backward cell starts at each row's own last step.
+With lengths, the backward cell starts at each row's own last step. Resets
+divide a row into segments: →sₜ₋₁ ← 0 where the step t is reset, and ←sₜ₊₁ ← 0
+where the next step after t that is not masked is, so that nothing passes from
+one segment to another in either direction.
 
 References: Schuster and Paliwal (1997), Bidirectional recurrent neural
 networks; Graves and Schmidhuber (2005) for LSTMs.
@@ -12,10 +15,17 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.cells.cell import Cell
+from lstm_jax.cells.checks import is_token
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
+from lstm_jax.sequence.arguments import (
+  bool_array,
+  combined_mask,
+  exchange_axes,
+)
 
 
 @serializable
@@ -50,7 +60,9 @@ def unroll_both(
     zoneout: as in `unroll`, for each direction; None for none.
     state_dropout: as in `unroll`, for each direction; None for none.
     **options: mask, lengths, reset, time_major, adjoint, compute_dtype and
-      implementation, as in `unroll`, for both directions.
+      implementation, as in `unroll`, for both directions. A step is reset if it
+      is the first of a segment; the backward direction starts from the zero
+      state at each segment's last step.
 
   Returns:
     (states, hs): the state of each direction after its last step, and the
@@ -63,29 +75,64 @@ def unroll_both(
   if merge not in ("concat", "sum"):
     raise ValueError(f"merge must be concat or sum, got {merge!r}")
   nothing = Directions(None, None)
-  arguments = zip(
+  time_major = options.pop("time_major", True)
+  mask, lengths = options.get("mask"), options.get("lengths")
+  reset = options.pop("reset", None)
+  if not time_major:
+    xs, mask, reset = exchange_axes(xs, mask, reset)
+    options["mask"] = mask
+  resets = nothing
+  if reset is not None:
+    xs = jnp.asarray(xs)
+    step_shape = xs.shape if is_token(xs) else xs.shape[:-1]
+    reset = bool_array("reset", reset, step_shape)
+    mask = combined_mask(mask, lengths, step_shape)
+    resets = Directions(reset, last_steps(reset, mask))
+  outputs = []
+  for weights, state, rates, factor, starts, reverse in zip(
     params,
     states or nothing,
     zoneout or nothing,
     state_dropout or nothing,
+    resets,
     (False, True),
     strict=True,
-  )
-  (last, hs), (last_backward, hs_backward) = (
-    unroll(
-      cell,
-      weights,
-      state,
-      xs,
-      zoneout=rates,
-      state_dropout=factor,
-      reverse=reverse,
-      **options,
+  ):
+    options["reset"] = starts
+    outputs.append(
+      unroll(
+        cell,
+        weights,
+        state,
+        xs,
+        zoneout=rates,
+        state_dropout=factor,
+        reverse=reverse,
+        **options,
+      )
     )
-    for weights, state, rates, factor, reverse in arguments
-  )
+  (last, hs), (last_backward, hs_backward) = outputs
   if merge == "sum":
     hs = hs + hs_backward
   else:
     hs = jnp.concatenate([hs, hs_backward], axis=-1)
+  hs = hs if time_major else jnp.swapaxes(hs, 0, 1)
   return Directions(last, last_backward), hs
+
+
+def last_steps(reset: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """Return whether the next step that is not masked is reset, [T, ...].
+
+  Args:
+    reset: bool [T, ...].
+    mask: bool [T, ...], False where a step is masked; None if none is.
+  """
+  none = jnp.zeros_like(reset[:1])
+  if mask is None:
+    return jnp.concatenate([reset[1:], none])
+
+  def body(following, step):
+    starts, counts = step
+    return jnp.where(counts, starts, following), following
+
+  return lax.scan(body, none[0], (reset, mask), reverse=True)[1]

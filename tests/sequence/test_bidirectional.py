@@ -118,3 +118,57 @@ def test_error_messages_name_what_does_not_fit(key):
     unroll_both(lstm, *both(lstm, key), merge="mean")
   with pytest.raises(ValueError, match="at least one layer, got 0"):
     init_stack(lstm, key, D, ())
+
+
+@ANY_CELL
+def test_resets_keep_segments_apart_in_both_directions(cell, key):
+  # Row 0 is the segments 0–1 and 3–6, a masked step between them; row 1 is 0–3
+  # and 4–5, then padding; row 2 is one segment. A masked reset does not count.
+  steps = 7
+  params, states, _ = both(cell, key)
+  xs = jax.random.normal(key, (steps, 3, D))
+  mask, reset = np.ones((2, steps, 3), bool)
+  reset[:] = False
+  mask[2, 0] = False
+  reset[3, 0] = reset[4, 1] = reset[2, 0] = reset[6, 1] = True
+  lengths = np.array([steps, 6, steps])
+  options = {"mask": mask, "lengths": lengths, "reset": reset}
+  zero = Directions(*(cell.initial_state(weights, ()) for weights in params))
+
+  def row(b):
+    return jax.tree.map(lambda s: s[b], states)
+
+  # Of the two states, a segment gets that of the end where the row begins.
+  def apart(b, first, last, *, begins, ends):
+    state = Directions(
+      row(b).forward if begins else zero.forward,
+      row(b).backward if ends else zero.backward,
+    )
+    return unroll_both(cell, params, state, xs[first : last + 1, b])[1]
+
+  _, hs = unroll_both(cell, params, states, xs, **options)
+  assert worst(hs[:2, 0], apart(0, 0, 1, begins=True, ends=False)) < 1e-12
+  assert worst(hs[3:, 0], apart(0, 3, 6, begins=False, ends=True)) < 1e-12
+  assert worst(hs[:4, 1], apart(1, 0, 3, begins=True, ends=False)) < 1e-12
+  assert worst(hs[4:6, 1], apart(1, 4, 5, begins=False, ends=True)) < 1e-12
+  assert worst(hs[:, 2], apart(2, 0, 6, begins=True, ends=True)) < 1e-12
+  assert not hs[2, 0].any() and not hs[6, 1].any()
+
+  # Without a mask, batch first, and in a stack of one layer.
+  reset[2, 0] = reset[6, 1] = False
+  _, hs = unroll_both(cell, params, states, xs, reset=reset)
+  assert worst(hs[3:, 0], apart(0, 3, 6, begins=False, ends=True)) < 1e-12
+  assert worst(hs[:4, 1], apart(1, 0, 3, begins=True, ends=False)) < 1e-12
+  swapped = {"reset": reset.T, "time_major": False}
+  _, other = unroll_both(cell, params, states, xs.swapaxes(0, 1), **swapped)
+  assert worst(other.swapaxes(0, 1), hs) == 0
+  _, other = unroll_stack(cell, [params], [states], xs, reset=reset)
+  assert worst(other, hs) == 0
+
+  def gradient(**adjoint):
+    run = partial(unroll_both, cell, **options, **adjoint)
+    return jax.grad(weighed(run, key), (0, 1, 2))(params, states, xs)
+
+  expected = gradient(adjoint=Autodiff())
+  assert worst(gradient(), expected) < 1e-12
+  assert worst(gradient(adjoint=Explicit(chunk=2)), expected) < 1e-12
