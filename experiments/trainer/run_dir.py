@@ -35,6 +35,7 @@ from lstm_jax.training import (
   list_checkpoints,
   read_checkpoint,
 )
+from lstm_jax.training.durable import sync
 
 CONFIG, METRICS, SAMPLES = "config.json", "metrics.jsonl", "samples.txt"
 PICTURE, RESULT, EVALUATION = "loss.png", "result.json", "evaluation.json"
@@ -146,9 +147,13 @@ def set_aside(directory: Path) -> None:
     _delete(previous)
   previous.mkdir(exist_ok=True)
   for name in CONTENTS:
+    if name == CONFIG:
+      sync(previous)
     if (directory / name).exists():
       _delete(previous / name)
       (directory / name).rename(previous / name)
+  sync(previous)
+  sync(directory)
 
 
 def _has_best(directory: Path) -> bool:

@@ -9,18 +9,18 @@ and the gates on an excerpt of the validation text: their histograms, and the
 share below 0.1 and above 0.9, where a sigmoid saturates and its gradient is
 small.
 
-Every event is on its way to the disk when a method returns, as with the run's
-other files. tensorboardX's own SummaryWriter hands events to a thread, and
-waits for it forever once the disk is full.
+Events are written by tensorboardX's `EventsWriter`, and are on the disk when a
+method returns. Its SummaryWriter would hand them to a thread, and wait for it
+forever once the disk is full.
 """
 
 import os
-import socket
-import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from time import time
 from typing import Any
+from weakref import finalize
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,8 @@ from lstm_jax.training import part_norms
 
 try:
   from tensorboardX import summary
+  from tensorboardX.event_file_writer import EventsWriter
   from tensorboardX.proto.event_pb2 import Event, SessionLog
-  from tensorboardX.record_writer import masked_crc32c
 except ImportError:
   summary = None
 
@@ -71,7 +71,7 @@ class TensorBoardWriter:
     self._directory = directory
     self._cell = cell
     self._excerpt = excerpt
-    self._file: Path | None = None
+    self._events: EventsWriter | None = None
 
   def begin(self, step: int) -> None:
     """Begin an event file whose first training step is `step`.
@@ -83,26 +83,27 @@ class TensorBoardWriter:
     """
     if summary is None:
       return
-    self._directory.mkdir(exist_ok=True)
-    # Names sort by time, also those of the same second.
-    name = f"{time():010.0f}.{socket.gethostname()}.{step:09d}.{os.getpid()}"
-    self._file = self._directory / f"events.out.tfevents.{name}"
+    with naming(self._directory):
+      self._directory.mkdir(exist_ok=True)
+      # Files sort by their names: by the second, and then by the step.
+      suffix = f".{step:09d}.{os.getpid()}"
+      self._events = EventsWriter(str(self._directory / "events"), suffix)
+    finalize(self, _close, self._events)
     start = SessionLog(status=SessionLog.START)
-    self._write(Event(file_version="brain.Event:2"))
     self._write(Event(step=step, session_log=start))
 
   def row(
     self, row: Mapping[str, Any], grad_norms: Mapping[str, jax.Array]
   ) -> None:
     """Write a row of metrics.jsonl, and the norms of the gradient's parts."""
-    if self._file:
+    if self._events:
       values = {TAGS[n]: row[n] for n in TAGS if row.get(n) is not None}
       values |= _norms("grad_norm", grad_norms)
       self._add(row["step"], _scalars(values))
 
   def evaluation(self, step: int, params: LanguageParams) -> None:
     """Write the norms of the weights, and summaries of the gates."""
-    if not self._file:
+    if not self._events:
       return
     values, histograms = _norms("weight_norm", part_norms(params)), []
     layers, _ = trace_layers(self._cell, params, jnp.asarray(self._excerpt))
@@ -118,7 +119,7 @@ class TensorBoardWriter:
 
   def sample(self, step: int, title: str, text: str) -> None:
     """Write a sample, as a block of code in TensorBoard's Markdown."""
-    if self._file:
+    if self._events:
       code = "".join(f"\n    {line}" for line in text.split("\n"))
       self._add(step, [summary.text("samples", f"{title}\n{code}")])
 
@@ -129,14 +130,16 @@ class TensorBoardWriter:
     self._write(event)
 
   def _write(self, event: Any) -> None:
-    """Append a record in TensorFlow's format: length, CRC, event, CRC."""
+    assert self._events
     event.wall_time = time()
-    data = event.SerializeToString()
-    length = struct.pack("<Q", len(data))
-    crcs = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
-    assert self._file
-    with naming(self._file), self._file.open("ab") as file:
-      file.write(length + crcs[0] + data + crcs[1])
+    with naming(self._directory):
+      self._events.write_event(event)
+      self._events.flush()
+
+
+def _close(events: Any) -> None:
+  with suppress(OSError):  # it was flushed, or else that error was raised
+    events.close()
 
 
 def _norms(name: str, norms: Mapping[str, jax.Array]) -> dict[str, Any]:
