@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.cli import launch, make_console
-from experiments.pages.explore import describe, make_page
+from experiments.pages.explore import describe, describe_text, make_page
 from experiments.pages.packing import Page, write_page
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import find_corpus
@@ -45,7 +45,8 @@ class ExploreConfig:
   length: int = option(
     5000,
     "Tokens of the text at most: characters, or words. The page has about a "
-    "byte for each token, unit, and signal, of which an LSTM has six.",
+    "byte for each token, unit, and signal, of which an LSTM has six, and a "
+    "byte for each weight.",
     bounds="[2, inf)",
   )
   output: str = option(
@@ -92,7 +93,8 @@ def run(config: ExploreConfig, console: Console) -> Page:
     raise ValueError(
       f"the text needs at least 2 {tokenizer.unit}s, got {len(tokens)}"
     )
-  about = describe(trained, len(tokens), source)
+  text_about = describe_text(trained, len(tokens), source)
+  about = f"{describe(trained)}; {text_about}"
   console.print(f"run     {directory}: {about}", soft_wrap=True)
   return write_page(path, make_page(trained, tokens, source), console)
 

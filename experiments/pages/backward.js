@@ -1,12 +1,12 @@
 "use strict";
-// The gradient of ℓ = log p(target), the token after a text, with respect to the
-// states before it, as experiments/analysis/gradient_flow.py computes it. dv is
-// ∂ℓ/∂v, the other letters are those of model.js, and σ(a) has the derivative
-// σ(a) (1 − σ(a)), tanh a the derivative 1 − tanh² a.
+// The gradient of ℓ = log p(target), where the target is the token after a text,
+// with respect to the states before it, as experiments/analysis/gradient_flow.py
+// computes it. dv is ∂ℓ/∂v, the other letters are those of model.js, and σ(a) has
+// the derivative σ(a) (1 − σ(a)), tanh a the derivative 1 − tanh² a.
 
-// N(u) as in `normalise`, then over dN(u), the gradient with respect to u:
+// d holds dN, the gradient with respect to N(u) of `normalise`, and receives du:
 //   du = (dN − mean dN − N(u) mean(dN N(u))) / √(var u + ε)
-// u is overwritten.
+// u receives N(u).
 function normaliseBackward(u, d) {
   const scale = normalise(u);
   let mean = 0, slope = 0;
@@ -17,8 +17,8 @@ function normaliseBackward(u, d) {
   for (let k = 0; k < u.length; k++) d[k] = (d[k] - mean - u[k] * slope) * scale;
 }
 
-// The gates of an LSTM: over dc', the gradient with respect to c; from do, that
-// of each pre-activation, into da.
+// The gates of an LSTM. dc holds dc' and receives dc; dO is do; da receives the
+// gradient of each pre-activation:
 //   dc = dc' f,  daᵢ = dc' g i (1 − i),  da_f = dc' c f (1 − f),
 //   da_g = dc' i (1 − g²),  daₒ = do o (1 − o)
 function gatesBackward(gates, c, k, dO, dc, da) {
@@ -34,10 +34,10 @@ function gatesBackward(gates, c, k, dO, dc, da) {
 
 // The backward pass of a step. `recur` takes the parameters p, the step's gates,
 // the states before and after it, and d, the gradient with respect to the state
-// after it. It writes the gradient of the input's part into dax, that of h W_h
-// into du, and over d the gradient with respect to the state before it, but for
-// what reaches h through h W_h. `project` takes the input's part of the
-// pre-activations before it is normalised, and writes over dax.
+// after it. dax receives the gradient of the input's part, du that of h W_h, and
+// d that of the state before the step, without the part of h that goes through
+// h W_h, which `advance` adds. `project` takes ax = x W_x before it is normalised;
+// dax holds the gradient of the input's part and receives that of x W_x.
 const BACKWARD = {
   rnn: {
     // da = dh' (1 − h'²)
@@ -80,7 +80,8 @@ const BACKWARD = {
     },
   },
   layernorm_lstm: {
-    // do = dh' t with t = tanh(γ_c N(c') + b_c),  dN = dh' o (1 − t²) γ_c
+    // do = dh' t with t = tanh(γ_c N(c') + b_c),  dN(c') = dh' o (1 − t²) γ_c,
+    // added to dc' through N; then the gates, da, and du of dN(u) = γₕ da
     recur(p, gates, { h, c }, after, { h: dh, c: dc }, dax, du) {
       const H = c.length, { gain_h, gain_c, b_c } = p;
       const y = Float64Array.from(after.c), dy = new Float64Array(H);

@@ -21,7 +21,8 @@ let ink, soft, border, accent, purple;  // other colors
 
 const nameOf = (t) => visibleSymbol(data.symbols[tokens[t]]);
 const round = (v) => v.toFixed(3).replace("-", "−");
-const scientific = (v) => v === 0 ? "–" : v.toExponential(1).replace("-", "−");
+const scientific = (v) => v === null ? "…" : v === 0 ? "–"
+  : v.toExponential(1).replace("-", "−");
 const count = (n) => n.toLocaleString("en");
 
 function valueOf(u, at) {
@@ -235,7 +236,7 @@ function drawPath() {
     context.beginPath();
     for (let back = 0; back < data.window; back++) {
       const v = path.norm(cursor, back);
-      if (v > 0) context.lineTo(x(back), y(v));
+      if (v > 0) context.lineTo(x(back), y(Math.max(v, 10 ** low)));
     }
     context.stroke();
     context.setLineDash([]);
@@ -271,7 +272,7 @@ function showPath() {
       + (paths.length > 2 ? ": of each array with the others held fixed."
         : paths.length > 1 ? ": of h with c held fixed, and of c with h held "
         + "fixed." : ".")
-    : "The text ends here.";
+    : "The text ends here: move the cursor back to see a gradient.";
   const steps = TABLE_STEPS.filter((k) => k < data.window && k <= cursor);
   $("norms").replaceChildren(...steps.map((back) => {
     const row = document.createElement("tr");
@@ -332,8 +333,9 @@ function draw() {
 function show() {
   showStatus(), showNext(), showPath(), showLegend(), showPinButton();
   draw();
-  text.follow(cursor)?.then((isCurrent) => {
-    if (isCurrent) showPath(), draw();
+  const shown = text;
+  text.follow(cursor, () => {
+    if (text === shown) showPath(), draw();
   });
 }
 
@@ -360,8 +362,16 @@ let numChoices = 0;
 
 // Shows the chosen layer, signal and order, and a unit; `best` selects the best.
 async function choose(best, chosenUnit = unit) {
-  const choice = ++numChoices, shown = chosenText;
   setBusy(true);
+  try {
+    await chooseNow(best, chosenUnit);
+  } finally {
+    setBusy(false);
+  }
+}
+
+async function chooseNow(best, chosenUnit) {
+  const choice = ++numChoices, shown = chosenText;
   const chosen = await shown.signalOf(layer, signalName);
   const chosenPaths = await shown.pathsOf(layer);
   const newPins = shown === text ? null : await pinsOn(shown);
@@ -370,6 +380,7 @@ async function choose(best, chosenUnit = unit) {
   paths = chosenPaths;
   unit = chosenUnit;
   if (newPins) {
+    text?.stop();
     text = shown, pieces = text.pieces, tokens = text.tokens;
     cursor = chosenCursor, anchor = null;
     layOut();
@@ -380,8 +391,7 @@ async function choose(best, chosenUnit = unit) {
   if (best || unit >= ranks.length) unit = ranks[0];
   $("layer").value = layer, $("signal").value = signalName;
   $("order").value = order, $("unit").value = unit;
-  setBusy(false);
-  if (newPins) setPins(newPins);
+  if (newPins) setPins(newPins.filter((pin) => pins.includes(pin.from)));
   show();
   if (newPins) find();
   else refind();
@@ -393,9 +403,14 @@ function showText(shown, at) {
   return choose(false);
 }
 
+let numBusy = 1;  // what is under way; at first, the page itself
+
 function setBusy(isBusy) {
-  document.querySelector("main").setAttribute("aria-busy", isBusy);
+  numBusy += isBusy ? 1 : -1;
+  document.querySelector("main").setAttribute("aria-busy", numBusy > 0);
 }
+
+const aboutOf = (source) => `${data.about}; ${source}`;
 
 function chooseUnit(u) {
   unit = u;
@@ -517,7 +532,7 @@ const startOf = ({ pieces }) => Math.min(pieces.length - 2, 2 * data.window);
 async function start() {
   data = await unpackHeader();
   const pageText = await PageText.of(data);
-  $("about").textContent = data.about;
+  $("about").textContent = aboutOf(data.source);
   document.querySelectorAll(".unit").forEach((e) => {
     e.textContent = data.unit;
   });
@@ -540,6 +555,7 @@ async function start() {
   await choose(true);
   listen();
   listenToTyping(pageText);
+  setBusy(false);
   listenToFinder();
   textBox.focus({ preventScroll: true });
 }

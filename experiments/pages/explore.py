@@ -65,7 +65,8 @@ def make_page(trained: Trained, tokens: np.ndarray, source: str) -> str:
   )
   header |= pack_reader(trained, tokens, blobs)
   header |= {
-    "about": describe(trained, len(tokens), source),
+    "about": describe(trained),
+    "source": describe_text(trained, len(tokens), source),
     "unit": tokenizer.unit,
     "symbols": list(tokenizer.symbols),
   }
@@ -78,10 +79,10 @@ def pack_reader(
   """Return what the page needs to read a typed text, or why it does not."""
   try:
     check_model(trained)
-    quantized = quantize_params(trained.params)
-    cost = measure_cost(trained, dequantize_params(quantized), tokens)
   except ValueError as error:
-    return {"model": None, "untyped": f"No text of your own here: {error}."}
+    return {"model": None, "untyped": f"You cannot type a text here: {error}."}
+  quantized = quantize_params(trained.params)
+  cost = measure_cost(trained, dequantize_params(quantized), tokens)
   tokenizer = trained.tokenizer
   return {
     "model": pack_params(
@@ -92,14 +93,18 @@ def pack_reader(
   }
 
 
-def describe(trained: Trained, num_tokens: int, source: str) -> str:
-  """Return a line about the model and the text of a page."""
+def describe(trained: Trained) -> str:
+  """Return the first half of a page's heading: the model."""
   model = trained.config.model
   return (
     f"{to_record(model)['cell']}, {model.num_layers} × {model.hidden_size} "
-    f"units, after {trained.step:,} training steps; {num_tokens:,} "
-    f"{trained.tokenizer.unit}s of {source}"
+    f"units, after {trained.step:,} training steps"
   )
+
+
+def describe_text(trained: Trained, num_tokens: int, source: str) -> str:
+  """Return the second half of a page's heading: the text."""
+  return f"{num_tokens:,} {trained.tokenizer.unit}s of {source}"
 
 
 def make_header(

@@ -51,7 +51,7 @@ class Matrix {
     for (let r = 0; r < rows; r++) y[r] = sums[r] * scales[r];
   }
 
-  // Writes W g into x: the gradient of x W with respect to x, of g for x W.
+  // Writes W g into x: for g = ∂ℓ/∂(x W) of some ℓ, that is ∂ℓ/∂x.
   multiplyTransposed(g, x) {
     const { weights, columns, scales, rows, sums } = this;
     for (let r = 0; r < sums.length; r++) {

@@ -22,7 +22,7 @@ def check_model(trained: Trained) -> None:
   if cell not in CELLS:
     known = ", ".join(map(cell_name, CELLS))
     name = to_record(trained.config.model)["cell"]
-    raise ValueError(f"a page has no cell {name}, only {known}")
+    raise ValueError(f"a page computes no {name}, only {known}")
   size = num_weights(trained.params)
   if size > MAX_WEIGHTS:
     raise ValueError(

@@ -3,7 +3,8 @@
 // in the colors of its values.
 const MOST_PINS = 8;
 
-let pins = [];  // {layer, signal, unit, levels: of each token}
+// {layer, signal, unit, levels: of each token, from: the pin on another text}
+let pins = [];
 
 const isPinned = (p) => p.layer === layer && p.signal.name === signalName
   && p.unit === unit;
@@ -26,7 +27,7 @@ function pinsOn(shown) {
   const n = shown.pieces.length;
   return Promise.all(pins.map(async (pin) => {
     const signal = await shown.signalOf(pin.layer, pin.signal.name);
-    return { ...pin, signal,
+    return { ...pin, signal, from: pin,
       levels: signal.levels.slice(pin.unit * n, (pin.unit + 1) * n) };
   }));
 }

@@ -91,16 +91,18 @@ def measure_cost(
     trained: the model.
     params: its weights after rounding, from `dequantize_params`.
     tokens: the text, int32 [N], N ≥ 2.
-
-  Raises:
-    ValueError: it costs more than `MAX_COST`.
   """
   before = stateful_loss(trained.model, trained.params, tokens)
   after = stateful_loss(float32_model(trained), params, tokens)
-  if not after - before <= MAX_COST:
-    raise ValueError(
-      f"8-bit weights may cost at most {MAX_COST} nats per "
-      f"{trained.tokenizer.unit}, and cost this model {after - before:.4f}: "
-      f"{before:.4f} before, {after:.4f} after"
-    )
   return Cost(before, after, len(tokens))
+
+
+def check_cost(cost: Cost, unit: str) -> None:
+  """Raise ValueError if rounding costs more than `MAX_COST`."""
+  change = cost.after - cost.before
+  if not change <= MAX_COST:
+    raise ValueError(
+      f"8-bit weights may cost at most {MAX_COST} nats per {unit}, and cost "
+      f"this model {change:.4f}: {cost.before:.4f} before, {cost.after:.4f} "
+      "after"
+    )

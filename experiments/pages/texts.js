@@ -4,16 +4,18 @@
 //
 //   pieces, tokens     the text that each token adds; the tokens
 //   signalOf(layer, name)  a signal: its header, and its levels [H, N]
-//   pathsOf(layer)     for each field of the state: name, low, high, norm
-//   likeliest(t)       the likeliest next tokens: [token, probability]
+//   pathsOf(layer)     for each field of the state: its name, and the norm of the
+//                      gradient at a token and steps back, null where it is not
+//                      computed yet; low and high, log₁₀ of the axis's ends
+//   likeliest(t)       the likeliest next tokens: [[token, probability]]
 //   probability(t)     of the next token that the text has
-//   follow(t)          null if the norms at the token t are there or on their way;
-//                      else a promise of them: whether t is still the last one
+//   follow(t, show)    starts to compute the norms at the token t, if they are not
+//                      there; calls `show` when there are more of them
+//   stop()             computes no more of them
 
 const CACHED = 8;  // unpacked arrays in memory
 const LONGEST = 2000;  // tokens of a typed text
-const MOST_BYTES = 192 * 2 ** 20;  // of its states and gates
-const LISTED = 10;  // likeliest tokens
+const MOST_BYTES = 96 * 2 ** 20;  // of its states and gates
 const SLICE = 12;  // ms of a frame in which the model computes
 
 const nextFrame = () => new Promise(requestAnimationFrame);
@@ -67,9 +69,9 @@ class PageText {
     return this.actual[at];
   }
 
-  follow() {
-    return null;
-  }
+  follow() {}
+
+  stop() {}
 }
 
 class TypedText {
@@ -84,7 +86,8 @@ class TypedText {
     this.gates = new Float64Array(
       items.length * model.layers.length * this.gatesSize);
     this.top = [];  // of each position, [token, probability]
-    this.actual = [];
+    this.nats = [];  // −log p of each token but the first
+    this.signals = new Map();  // those asked for, by layer and name
     this.path = null;  // the gradients of the token last asked for
   }
 
@@ -110,8 +113,11 @@ class TypedText {
       states.set(state.all, t * size);
       model.logits(state, y);
       softmax(y, 1, p);
-      this.top.push(largestOf(p, LISTED).map((token) => [token, p[token]]));
-      if (t + 1 < tokens.length) this.actual.push(p[tokens[t + 1]]);
+      this.top.push(largestOf(p, this.data.next.count).map(
+        (token) => [token, p[token]]));
+      if (t + 1 < tokens.length) {
+        this.nats.push(logSumExp(y) - y[tokens[t + 1]]);
+      }
       if (performance.now() - start < SLICE) continue;
       await nextFrame();
       if (!isCurrent()) return false;
@@ -133,20 +139,30 @@ class TypedText {
   }
 
   async signalOf(layer, name) {
-    const header = headerOf(this.data, layer, name), { model } = this;
+    const key = `${layer} ${name}`;
+    if (!this.signals.has(key)) {
+      this.signals.set(key, this.quantize(headerOf(this.data, layer, name), layer));
+    }
+    return this.signals.get(key);
+  }
+
+  // Returns a signal as the page's text has it. A unit keeps the scale of its
+  // colors, but where it is larger in this text.
+  quantize(header, layer) {
+    const { name, signed } = header, { model } = this;
     const H = model.hiddenSize, N = this.tokens.length;
-    const gate = model.cell.gates.indexOf(name);
+    const gate = model.cell.gates.indexOf(name) * H;
     const isState = model.cell.state.includes(name);
-    const levels = new Uint8Array(H * N), scale = new Array(H).fill(1);
     const values = this.tokens.map((_, t) => isState
       ? this.stateAt(t).layers[layer][name]
-      : this.gatesAt(t, layer).subarray(gate * H, (gate + 1) * H));
+      : this.gatesAt(t, layer).subarray(gate, gate + H));
+    const levels = new Uint8Array(H * N), scale = [...header.scale];
     for (let u = 0; u < H; u++) {
-      if (header.signed) {
-        scale[u] = Math.max(...values.map((v) => Math.abs(v[u])));
+      if (signed) {
+        for (const v of values) scale[u] = Math.max(scale[u], Math.abs(v[u]));
       }
       for (let t = 0; t < N; t++) {
-        levels[u * N + t] = header.signed
+        levels[u * N + t] = signed
           ? 128 + Math.round(127 * values[t][u] / (scale[u] || 1))
           : Math.round(255 * values[t][u]);
       }
@@ -154,17 +170,24 @@ class TypedText {
     return { ...header, scale, levels };
   }
 
+  // The axis is that of the page's text, but for larger norms.
   async pathsOf(layer) {
-    return this.model.cell.state.map((name) => {
-      const norms = () => this.path?.norms[layer][name] || [];
-      const logs = () => [...norms()].filter((v) => v > 0).map(Math.log10);
+    return this.data.layers[layer].paths.map(({ name, low, high }) => {
+      const norms = () => this.path.norms[layer][name];
+      const largest = () => this.path ? Math.max(...norms()) : 0;
       return {
         name,
-        get high() { return logs().length ? Math.max(...logs()) : 0; },
-        get low() {
-          return Math.max(Math.min(...logs(), this.high - 1), this.high - 12);
+        low,
+        get high() {
+          return Math.max(high, Math.log10(largest()));
         },
-        norm: (at, back) => at === this.path?.at ? norms()[back] : 0,
+        norm: (at, back) => {
+          const { path } = this;
+          if (at + 1 === this.tokens.length) return 0;
+          if (path?.at !== at) return null;
+          return back < path.back || path.back === path.steps ? norms()[back]
+            : null;
+        },
       };
     });
   }
@@ -174,25 +197,33 @@ class TypedText {
   }
 
   probability(at) {
-    return this.actual[at];
+    return Math.exp(-this.nats[at]);
   }
 
-  follow(at) {
-    if (this.path?.at === at || at + 1 === this.tokens.length) return null;
+  follow(at, show) {
+    if (this.path?.at === at) return;
+    this.stop();
+    if (at + 1 === this.tokens.length) return;
     this.path = new GradientPath(this.model, this.data.model.cell, this, at,
       this.tokens[at + 1], this.data.window);
-    return this.finish(this.path);
+    this.finish(this.path, show);
   }
 
-  async finish(path) {
-    let start = performance.now();
-    while (path.advance()) {
-      if (performance.now() - start < SLICE) continue;
+  stop() {
+    this.path = null;
+  }
+
+  // Computes the gradients, some steps in each frame, until others are asked for.
+  async finish(path, show) {
+    let isMore = true;
+    while (isMore) {
+      const start = performance.now();
+      do isMore = path.advance();
+      while (isMore && performance.now() - start < SLICE);
       await nextFrame();
-      if (this.path !== path) return false;
-      start = performance.now();
+      if (this.path !== path) return;
+      show();
     }
-    return true;
   }
 }
 

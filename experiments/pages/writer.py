@@ -24,6 +24,7 @@ from experiments.pages.packed_model import (
 from experiments.pages.packing import Blobs, quantize_signed
 from experiments.pages.quantized import (
   Cost,
+  check_cost,
   dequantize_params,
   measure_cost,
   quantize_params,
@@ -55,6 +56,7 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
   quantized = quantize_params(trained.params)
   params = dequantize_params(quantized)
   cost = measure_cost(trained, params, tokens)
+  check_cost(cost, tokenizer.unit)
   cell = trained.config.model.cell
   layers, follows = score_units(
     cell, params, tokens[:TRACED], tokenizer.pieces(tokens[:TRACED])

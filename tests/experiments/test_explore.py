@@ -40,10 +40,10 @@ def test_the_text_is_the_beginning_of_the_validation_split(
   data = PageData(explored_page)
   assert data.text == val_text(explored_run)
   assert len(data.header["pieces"]) == len(data.text) == LENGTH
-  assert "lstm, 2 × 12 units" in data.header["about"]
+  assert "lstm, 2 × 12 units" in data.header["source"]
   assert (
     "400 characters of the validation split of verse.txt"
-    in (data.header["about"])
+    in (data.header["source"])
   )
 
 
@@ -168,7 +168,7 @@ def test_another_text_is_read_from_its_beginning(
   header = PageData(output).header
   assert "".join(header["pieces"]) == "Shall I more\nlo"
   assert header["constant"] == ["inside quotes", "speaker names"]
-  assert f"15 characters of {text}" in header["about"]
+  assert f"15 characters of {text}" in header["source"]
 
 
 def test_a_prompt_is_shown_in_place_of_a_text(explored_run, tmp_path, console):
@@ -179,7 +179,7 @@ def test_a_prompt_is_shown_in_place_of_a_text(explored_run, tmp_path, console):
   )
   header = PageData(output).header
   assert "".join(header["pieces"]) == prompt
-  assert "10 characters of a prompt" in header["about"]
+  assert "10 characters of a prompt" in header["source"]
   with pytest.raises(ValueError, match=r"exclude each .*--prompt='more\\nSh"):
     ExploreConfig(str(explored_run), text="a.txt", prompt=prompt)
   with pytest.raises(ValueError, match="character 'é' at position 1 is not in"):
@@ -193,7 +193,7 @@ def test_a_word_model_is_shown_word_by_word(words_page, tmp_path, console):
   line += ["<unk>", " Thou", " art", "\n", "more"]
   assert data.header["pieces"] == [*line, "\n", *line, "\n", *line]
   assert data.header["unit"] == "word"
-  assert "38 words of" in data.header["about"]
+  assert "38 words of" in data.header["source"]
   tokens = data.array(data.header["tokens"], "<u4")
   assert (tokens == trained.tokenizer.encode(text.read_text())).all()
   model, state = trained.model, trained.model.initial_state(())

@@ -154,7 +154,7 @@ def test_a_page_that_cannot_be_is_one_line(
 
   with pytest.raises(
     ValueError,
-    match=r"no cell peephole_lstm, only lstm, layernorm_lstm, gru, rnn$",
+    match=r"no peephole_lstm, only lstm, layernorm_lstm, gru, rnn$",
   ):
     export_with(cell=peephole_lstm)
   monkeypatch.setattr(packed_model, "MAX_WEIGHTS", 1_000)

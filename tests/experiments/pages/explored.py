@@ -29,7 +29,10 @@ LENGTH = 400  # characters of the page
 
 
 def write_run(config):
-  """Write the run directory of an untrained model, and return it."""
+  """Write the run directory of an untrained model, and return it.
+
+  Its biases and gains are drawn at random, too.
+  """
   corpus = read_corpus(config.data)
   model = language_model(config.model, corpus.tokenizer.size)
   directory = Path(config.job.run)
@@ -38,9 +41,22 @@ def write_run(config):
   write_json(directory / run_dir.CONFIG, record)
   writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
   description = describe(config, corpus.tokenizer) | {"val_loss": 4.0}
-  writer.save(0, model.init(jax.random.key(config.seed)), description)
+  params = _spread(model.init(jax.random.key(config.seed)))
+  writer.save(0, params, description)
   writer.close()
   return directory
+
+
+def _spread(params):
+  """Add noise to gains and biases, which begin at 1 and 0."""
+  random = np.random.default_rng(0)
+
+  def add(leaf):
+    if leaf.ndim > 1:
+      return leaf
+    return leaf + 0.3 * random.standard_normal(leaf.shape).astype(leaf.dtype)
+
+  return jax.tree.map(add, params)
 
 
 class PageData:
@@ -61,6 +77,11 @@ class PageData:
     """Return the array of a blob's number."""
     raw = gzip.decompress(self.scripts[f"blob{blob}"])
     return np.frombuffer(raw, dtype)
+
+  def scale(self, layer, name):
+    """Return the largest magnitude of each unit of a signal, [H]."""
+    signals = self.header["layers"][layer]["signals"]
+    return np.array(next(s["scale"] for s in signals if s["name"] == name))
 
   def signal(self, layer, name):
     """Return (values [H, N], their largest rounding error [H, 1])."""

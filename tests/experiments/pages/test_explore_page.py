@@ -172,7 +172,7 @@ def test_the_keyboard_reaches_everything(opened, explored_page, explored_run):
   unnamed = opened.run(
     """
     return [...document.querySelectorAll("select, button, canvas, [tabindex]")]
-      .filter((e) => !e.ariaLabel && !e.closest("label, #pagetext")
+      .filter((e) => !e.ariaLabel && !e.closest("label, #swap")
         && !e.closest("#pins button:first-child")
         && !e.hasAttribute("aria-labelledby") && e !== textCanvas)
       .map((e) => e.outerHTML);

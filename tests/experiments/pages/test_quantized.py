@@ -9,6 +9,7 @@ import pytest
 from experiments.pages import quantized
 from experiments.pages.quantized import (
   Quantized,
+  check_cost,
   dequantize,
   dequantize_params,
   measure_cost,
@@ -66,4 +67,4 @@ def test_the_cost_is_the_difference_of_two_losses_and_limited(
   assert same.before == cost.before and abs(same.after - same.before) < 1e-6
   monkeypatch.setattr(quantized, "MAX_COST", -1.0)
   with pytest.raises(ValueError, match=r"may cost at most -1\.0 nats per char"):
-    measure_cost(trained, params, tokens)
+    check_cost(cost, "character")
