@@ -40,7 +40,7 @@ def test_the_text_is_the_beginning_of_the_validation_split(
   data = PageData(explored_page)
   assert data.text == val_text(explored_run)
   assert len(data.header["pieces"]) == len(data.text) == LENGTH
-  assert "lstm, 2 × 12 units" in data.header["source"]
+  assert "lstm, 2 × 12 units" in data.header["about"]
   assert (
     "400 characters of the validation split of verse.txt"
     in (data.header["source"])

@@ -498,6 +498,7 @@ def test_a_long_text_of_many_units_responds_quickly(chromium, tmp_path):
     "features": [],
     "constant": [],
     "about": "random",
+    "source": "noise",
     "symbols": sorted(set(text)),
     "layers": [{"signals": signals, "paths": [pack_path("h", norms, blobs)]}],
     "next": {
