@@ -37,6 +37,8 @@ from experiments.trainer.footprint import (
   advise_batch_size,
   check_memory,
   dry_run,
+  placed_state_like,
+  sharing_memory,
 )
 from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
@@ -91,7 +93,8 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   setup = make_setup(config)
   console.print(heading(setup), soft_wrap=True)
   # Before the run directory, so that too large a model leaves none behind.
-  check_memory(setup.state_like, available_memory())
+  state = placed_state_like(setup, config.batching.batch_size)
+  check_memory(state, available_memory(), sharing_memory(setup))
   pretrained = read_pretrained(setup)
   teachers = read_teachers(setup, host_memory())
   try:

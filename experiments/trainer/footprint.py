@@ -49,7 +49,7 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
     needed = format_bytes(soft_target_bytes(setup))
     console.print(f"teachers    their predictions take {needed} of the host")
   batch_size, seq_len = largest_batch(config)
-  limit = available_memory() // _sharing_memory(setup)
+  limit = available_memory() // sharing_memory(setup)
   # A compiler may fail at a program that is too large for its device.
   needs = least_footprint(setup, batch_size, seq_len)
   too_large = needs.bytes > limit
@@ -95,7 +95,7 @@ def lower_train_step(setup: TrainSetup, batch_size: int, seq_len: int) -> Any:
 
   It is a `jax.stages.Lowered`; on a mesh, the program of all devices.
   """
-  state = _state_like(setup, batch_size)
+  state = placed_state_like(setup, batch_size)
   batch = jax.ShapeDtypeStruct((seq_len, batch_size), jnp.int32)
   targets = batch
   if setup.config.distillation.teacher:
@@ -122,7 +122,7 @@ def least_footprint(
 
   That is the memory of the train state and of the gradient.
   """
-  state = _state_like(setup, batch_size)
+  state = placed_state_like(setup, batch_size)
   return Footprint(
     num_bytes((state, state.params)),
     num_bytes(state),
@@ -130,7 +130,7 @@ def least_footprint(
   )
 
 
-def _state_like(setup: TrainSetup, batch_size: int) -> TrainState:
+def placed_state_like(setup: TrainSetup, batch_size: int) -> TrainState:
   """Return the shapes of the train state at a batch size, with shardings."""
   carry = jax.eval_shape(lambda: setup.model.initial_state((batch_size,)))
   state = setup.state_like._replace(carry=carry)
@@ -143,7 +143,7 @@ def _state_like(setup: TrainSetup, batch_size: int) -> TrainState:
   )
 
 
-def _sharing_memory(setup: TrainSetup) -> int:
+def sharing_memory(setup: TrainSetup) -> int:
   """Return how many devices of a run have the device's memory together."""
   return len(jax.local_devices()) if setup.mesh and is_cpu() else 1
 
@@ -182,13 +182,21 @@ def operations(params: LanguageParams, num_tokens: int) -> int:
   return 6 * (table + num_tokens * per_token)
 
 
-def check_memory(state: TrainState, limit: int) -> None:
+def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
   """Raise ValueError if an initial train state needs more bytes than the limit.
 
-  Only shapes and dtypes of the state are read. The weights are there twice
-  while it is made, since it has a copy of them.
+  The weights are drawn whole, on one device, and the state has a copy of them,
+  or on a mesh its shard.
+
+  Args:
+    state: the train state, or its shapes; on a mesh, with shardings.
+    limit: bytes of a device's memory.
+    sharing: how many devices have that memory together.
   """
-  needed = num_bytes((state, state.params))
+  drawn = sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)
+  )
+  needed = sharing * num_bytes(state) + drawn
   if needed > limit:
     raise ValueError(
       f"out of memory: the train state needs {format_bytes(needed)} to be made "

@@ -15,6 +15,7 @@ from experiments.trainer.footprint import (
   total_operations,
 )
 from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import make_setup
 from lstm_jax.language import ModelConfig, language_model
 from tests.processes import finish, start
@@ -164,6 +165,30 @@ def test_memory_is_checked_for_the_state_and_the_copy_of_its_weights(config):
   check_memory(state, needed)
   with pytest.raises(ValueError, match="out of memory"):
     check_memory(state, needed - 1)
+
+
+@pytest.mark.parametrize("sharing", [1, 8])
+def test_on_a_mesh_only_a_shard_of_the_state_is_needed(config, sharing):
+  state = make_setup(replace(config, hidden_size=64)).state_like
+  mesh = jax.sharding.AbstractMesh((8,), ("model",))
+  spec = jax.sharding.PartitionSpec("model")
+  sharded = jax.tree.map(
+    lambda leaf: (
+      leaf.update(sharding=jax.sharding.NamedSharding(mesh, spec))
+      if leaf.shape and leaf.shape[0] % 8 == 0
+      else leaf
+    ),
+    state,
+  )
+  sizes = [
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)
+  ]
+  needed = sharing * num_bytes(sharded) + sum(sizes)
+  check_memory(sharded, needed, sharing)
+  with pytest.raises(ValueError, match="no batch size would fit"):
+    check_memory(sharded, needed - 1, sharing)
+  if sharing == 1:
+    assert needed < 0.6 * num_bytes((state, state.params))
 
 
 def test_operations_do_not_overflow(config):
