@@ -1,7 +1,9 @@
 """The pages: code runs, links lead somewhere, tables name existing tests."""
 
 import ast
+import importlib
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -238,3 +240,57 @@ def test_the_functions_of_the_page_on_policies_are_those_of_the_program():
   assert set(shown) == {"gae", "loss"}
   expected = functions(program)
   assert {name: expected[name] for name in shown} == shown
+
+
+PACKAGES = (
+  *("lstm_jax", "lstm_jax.cells", "lstm_jax.sequence", "lstm_jax.language"),
+  *("lstm_jax.training", "lstm_jax.testing", "lstm_jax.interop.flax"),
+  *("lstm_jax.interop.keras", "lstm_jax.interop.onnx"),
+)
+ENTRY = re.compile(
+  r"^::: (\S+)\n(?:    options:\n(?:      heading: .*\n)?"
+  r"      members: \[([^\]]*)\])?",
+  re.M,
+)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_exported_name_is_in_the_reference(package):
+  pages = (DOCS / "reference").glob("*.md")
+  text = "\n".join(page.read_text("utf-8") + "\n" for page in pages)
+  documented = {}  # of each entry, the members it shows; None for all
+  for entry, members in ENTRY.findall(text):
+    documented[entry] = members.replace(" ", "").split(",") if members else None
+
+  def is_documented(name, value):
+    if inspect.ismodule(value):
+      return value.__name__ in documented or value.__name__ in PACKAGES
+    home = getattr(value, "__module__", None)
+    if home in documented:  # a page of the module
+      members = documented[home]
+      return members is None or name in members
+    if f"{home}.{name}" in documented:
+      return True
+    # An alias of a type has no module of its own.
+    is_alias = not (home or "").startswith("lstm_jax")
+    return is_alias and any(
+      entry.endswith(f".{name}") or hasattr(imported(entry), name)
+      for entry in documented
+    )
+
+  module = importlib.import_module(package)
+  exported = set(
+    re.findall(r"(\w+) as \1\b", Path(module.__file__).read_text("utf-8"))
+  )
+  assert exported
+  missing = {n for n in exported if not is_documented(n, getattr(module, n))}
+  assert missing == set()
+
+
+def imported(entry):
+  """Return the module of an entry of the reference, or else the name in it."""
+  try:
+    return importlib.import_module(entry)
+  except ModuleNotFoundError:
+    home, name = entry.rsplit(".", 1)
+    return getattr(importlib.import_module(home), name)
