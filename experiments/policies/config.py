@@ -8,7 +8,7 @@ from experiments.policies.environments import (
   repeat_previous,
   tmaze,
 )
-from experiments.policies.networks import CELLS, FEED_FORWARD
+from experiments.policies.networks import FEED_FORWARD, find_cell
 from lstm_jax.language.options import check_options, option
 
 # The task of a name, and its title; both take its size, a number of steps.
@@ -104,9 +104,9 @@ class PolicyConfig:
     bounds="[1, inf)",
   )
   network: tuple[str, ...] = option(
-    (*CELLS, FEED_FORWARD),
-    "Network to train. Repeat the flag for several.",
-    choices=(*CELLS, FEED_FORWARD),
+    ("gru", "lstm", "min_gru", FEED_FORWARD),
+    "Network to train: feed_forward, or a cell of lstm_jax, or package.module "
+    "for a cell of your own. Repeat the flag for several.",
   )
   hidden_size: int = option(
     32, "H, units of the encoder and of the cell.", bounds="[1, inf)"
@@ -129,6 +129,9 @@ class PolicyConfig:
 
   def __post_init__(self):
     check_options(self)
+    for name in self.network:
+      if name != FEED_FORWARD:
+        find_cell(name)
 
 
 def make_environment(config: PolicyConfig) -> tuple[Environment, str]:

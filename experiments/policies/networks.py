@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import gru, lstm, min_gru, unroll
+from experiments.trainer.config import CELLS
+from experiments.trainer.own_cell import import_cell
+from lstm_jax import unroll
 from lstm_jax.cells.affine import affine
+from lstm_jax.cells.cell import Cell, output_size
 from lstm_jax.sequence import resettable
 
-CELLS = {"gru": gru, "lstm": lstm, "min_gru": min_gru}
 FEED_FORWARD = "feed_forward"
 
 
@@ -39,8 +41,8 @@ class PolicyParams(NamedTuple):
 
   encoder: Linear  # [observation, H]
   core: Any  # those of the cell
-  actor: Linear  # [H, actions]
-  critic: Linear  # [H, 1]
+  actor: Linear  # [size of h, actions]
+  critic: Linear  # [size of h, 1]
 
 
 class Network(NamedTuple):
@@ -59,7 +61,8 @@ class Core(NamedTuple):
   """The part of a network that may remember."""
 
   init: Callable  # (key, D, H) -> params
-  initial_state: Callable  # (batch size) -> state
+  output_size: Callable  # (params) -> the size of h
+  initial_state: Callable  # (batch size, H) -> state
   step: Callable  # (params, state, x [B, D], start [B]) -> (state, h [B, H])
   unroll: Callable  # the same of T time steps
 
@@ -70,20 +73,24 @@ def make_network(
   """Return a network.
 
   Args:
-    name: of a cell in CELLS, or FEED_FORWARD.
+    name: of a cell, as in `find_cell`, or FEED_FORWARD.
     observation_size: of an observation vector.
     hidden_size: H, of encoder and core.
     num_actions: from which the actor chooses.
   """
-  core = _feed_forward() if name == FEED_FORWARD else _recurrent(CELLS[name])
+  core = (
+    _feed_forward() if name == FEED_FORWARD else _recurrent(find_cell(name))
+  )
 
   def init(key):
     encoder, inner, actor, critic = jax.random.split(key, 4)
+    params = core.init(inner, hidden_size, hidden_size)
+    size = core.output_size(params)
     return PolicyParams(
       init_linear(encoder, observation_size, hidden_size, 2**0.5),
-      core.init(inner, hidden_size, hidden_size),
-      init_linear(actor, hidden_size, num_actions, 0.01),
-      init_linear(critic, hidden_size, 1, 1.0),
+      params,
+      init_linear(actor, size, num_actions, 0.01),
+      init_linear(critic, size, 1, 1.0),
     )
 
   def apply(run):
@@ -99,6 +106,23 @@ def make_network(
     return core.initial_state(batch_size, hidden_size)
 
   return Network(init, initial_state, apply(core.step), apply(core.unroll))
+
+
+def find_cell(name: str) -> Cell:
+  """Return the cell of a name: in CELLS, or of a module, as `import` would.
+
+  Raises:
+    ValueError: there is no such cell, or it lacks what a reset needs.
+  """
+  if name in CELLS:
+    return CELLS[name]
+  try:
+    return import_cell(name)
+  except ValueError as error:
+    raise ValueError(
+      f"network must be {FEED_FORWARD}, one of {', '.join(CELLS)}, or the "
+      f"module of a cell that can be reset, got {name}: {error}"
+    ) from None
 
 
 def init_linear(
@@ -123,7 +147,8 @@ def _recurrent(cell: Any) -> Core:
   def run(params, state, xs, starts):
     return unroll(cell, params, state, xs, reset=starts)
 
-  return Core(cell.init, initial_state, step, run)
+  size = partial(output_size, cell)
+  return Core(cell.init, size, initial_state, step, run)
 
 
 def _feed_forward() -> Core:
@@ -134,4 +159,7 @@ def _feed_forward() -> Core:
     del start
     return state, jax.nn.relu(affine(x, *params))
 
-  return Core(init, lambda batch_size, hidden_size: (), run, run)
+  def size(params):
+    return params.b.size
+
+  return Core(init, size, lambda batch_size, hidden_size: (), run, run)

@@ -1,5 +1,6 @@
 """The figure of a run of `policy`: return over environment steps."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ COLORS = {
   "min_gru": "tab:orange",
   FEED_FORWARD: "tab:gray",
 }
+OTHERS = "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "black"
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -22,18 +24,20 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
   figure = Figure(figsize=(7, 3.8), layout="constrained")
   panel, ends = figure.subplots(), []
+  others = cycle(OTHERS)
   for name, run in record["networks"].items():
+    color = COLORS.get(name) or next(others)
     steps, returns = curve(run["returns"], record["steps_per_update"])
     marker = "." if len(steps) == 1 else None
-    panel.plot(steps, returns.mean(1), marker=marker, color=COLORS[name])
+    panel.plot(steps, returns.mean(1), marker=marker, color=color)
     if len(steps):
       label = name.replace("_", "-")
-      ends.append(End(returns.mean(1)[-1], label, COLORS[name]))
+      ends.append(End(returns.mean(1)[-1], label, color))
     panel.fill_between(
       steps,
       returns.min(1),
       returns.max(1),
-      color=COLORS[name],
+      color=color,
       alpha=0.2,
       linewidth=0,
     )

@@ -86,6 +86,14 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("compare_cells", "--delay=0"): "0 is not in [1, inf)",
     ("policy", "--replot", f"--out={tmp_path}"): "there are no policies in ",
     ("policy", "--num_envs=6"): "num_envs must be a multiple of num_miniba",
+    (
+      "policy",
+      "--network=gpu",
+    ): "or the module of a cell that can be reset, got ",
+    (
+      "policy",
+      "--network=json",
+    ): "got json: it has no function init, initial_st",
     ("benchmark", "--compare=nowhere"): "nowhere: no such file or directory",
     ("gradcheck", "--plant=lstm.dq"): "no backward has a term 'lstm.dq'",
   }

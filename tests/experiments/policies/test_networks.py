@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.policies.networks import CELLS, FEED_FORWARD, make_network
-from tests.draws import normal_like, worst
+from tests.draws import normal_like, normalisable, worst
 
 T, B, D, H, ACTIONS = 9, 3, 4, 6, 5
 EACH = pytest.mark.parametrize(
@@ -35,6 +35,7 @@ def draw(name):
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float64), shapes
   )
   params, state = normal_like(KEY, shapes)
+  state = normalisable(state)
   observations = normal_like(KEY, jnp.zeros((T, B, D)))
   starts = np.zeros((T, B), bool)
   starts[4, 0] = starts[0, 1] = True  # and none in the last environment
@@ -98,3 +99,10 @@ def test_only_the_feed_forward_network_forgets_what_it_saw(name):
   earlier = np.abs(found[:-1]).max(axis=(0, 2))  # of each environment
   assert (earlier[1:] > 0).all() == (name != FEED_FORWARD)
   assert not np.abs(found[:4, 0]).any()  # across a start
+
+
+def test_a_network_is_of_a_cell_outside_the_package_too():
+  network = make_network("lstm_jax.cells.gru", D, H, ACTIONS)
+  params = network.init(KEY)
+  expected = make_network("gru", D, H, ACTIONS).init(KEY)
+  assert worst(params, expected) == 0
