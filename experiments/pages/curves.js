@@ -56,35 +56,40 @@ function smoothed(values, smoothing) {
 }
 
 // Returns the scale of curves {xs, ys}, or null if no point is to be shown.
-// `from` is the share of the horizontal axis that is left out.
+// `from` is the share of the horizontal axis that is left out; logarithmic has
+// whether each of the axes, x and y, is, and then leaves out what is not positive.
 function makeScale(curves, from, logarithmic, width, right) {
   const ends = curves.flatMap(({ xs }) => xs.slice(-1));
   const high = Math.max(...ends);
   const positive = curves.flatMap(({ xs }) => xs.filter((x) => x > 0));
-  const least = logarithmic ? positive.reduce((a, b) => Math.min(a, b), high) : 0;
+  const least = logarithmic.x ? positive.reduce((a, b) => Math.min(a, b), high) : 0;
   const low = Math.max(from * high, least);
   let bottom = Infinity, top = -Infinity;
   for (const { xs, ys } of curves) {
     xs.forEach((x, i) => {
-      if (x < low) return;
+      if (x < low || (logarithmic.y && ys[i] <= 0)) return;
       bottom = Math.min(bottom, ys[i]);
       top = Math.max(top, ys[i]);
     });
   }
   if (!Number.isFinite(bottom)) return null;
-  const margin = 0.04 * (top - bottom || Math.abs(top) || 1);
-  bottom -= margin;
-  top += margin;
-  const of = logarithmic ? Math.log : (v) => v;
-  const length = of(high) - of(low) || 1, pixels = width - LEFT - right;
+  const ofX = logarithmic.x ? Math.log : (v) => v;
+  const ofY = logarithmic.y ? Math.log : (v) => v;
+  const margin = 0.04 * (ofY(top) - ofY(bottom) || Math.abs(ofY(top)) || 1);
+  const length = ofX(high) - ofX(low) || 1, pixels = width - LEFT - right;
+  const lowest = ofY(bottom) - margin, height = ofY(top) + margin - lowest;
   return {
-    low, high, bottom, top, width, right,
-    ticks: (logarithmic ? logTicks : ticks)(low, high),
-    x: (v) => LEFT + pixels * (of(v) - of(low)) / length,
-    y: (v) => TOP + (HEIGHT - TOP - BOTTOM) * (top - v) / (top - bottom),
+    low, high, width, right,
+    ticks: (logarithmic.x ? logTicks : ticks)(low, high),
+    yTicks: logarithmic.y
+      ? logTicks(Math.exp(lowest), Math.exp(lowest + height))
+      : ticks(lowest, lowest + height),
+    isShown: (x, y) => x >= low && (y > 0 || !logarithmic.y),
+    x: (v) => LEFT + pixels * (ofX(v) - ofX(low)) / length,
+    y: (v) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (ofY(v) - lowest) / height),
     xAt(pixel) {
-      const v = of(low) + (pixel - LEFT) * length / pixels;
-      return logarithmic ? Math.exp(v) : v;
+      const v = ofX(low) + (pixel - LEFT) * length / pixels;
+      return logarithmic.x ? Math.exp(v) : v;
     },
   };
 }
@@ -97,7 +102,7 @@ const count4 = (v) => v.toLocaleString("en", { maximumFractionDigits: 4 });
 // Returns the axes of a chart, with grid lines and titles.
 function drawAxes(scale, xTitle, yTitle) {
   const end = scale.width - scale.right, parts = [];
-  for (const v of ticks(scale.bottom, scale.top)) {
+  for (const v of scale.yTicks) {
     parts.push(shape("line", { class: "grid", x1: LEFT, x2: end,
       y1: scale.y(v), y2: scale.y(v) }));
     parts.push(shape("text", { x: LEFT - 6, y: scale.y(v) + 4,
@@ -121,7 +126,7 @@ function drawAxes(scale, xTitle, yTitle) {
 
 // Returns the line of a curve {k, kind, xs, ys}, with dots at evaluations.
 function drawCurve({ k, kind, xs, ys }, scale) {
-  const shown = xs.map((x, i) => [x, ys[i]]).filter(([x]) => x >= scale.low);
+  const shown = xs.map((x, i) => [x, ys[i]]).filter(([x, y]) => scale.isShown(x, y));
   const points = shown.map(([x, y]) => `${scale.x(x)},${scale.y(y)}`);
   const line = shape("polyline", { class: `curve ${kind}`, "data-run": k,
     points: points.join(" "), style: `stroke: ${color(k)}`,

@@ -72,8 +72,10 @@ function draw() {
   const all = curves(), width = $("chart").clientWidth;
   const names = data.runs.filter((_, k) => isShown(k)).map((run) => run.name);
   const right = labelMargin(names, width);
-  scale = makeScale(all, Number($("range").value),
-    $("scale").value === "logarithmic", width, right);
+  const axes = $("scale").value, both = axes === "both";
+  scale = makeScale(all, Number($("range").value), {
+    x: both || axes === "horizontal", y: both || axes === "vertical",
+  }, width, right);
   if (!scale) {
     $("chart").replaceChildren();
     $("status").textContent = !names.length ? "All runs are hidden."
@@ -90,11 +92,13 @@ function draw() {
   svg.append(...drawAxes(scale, axis, unit));
   svg.append(...all.flatMap((curve) => drawCurve(curve, scale)));
   if (right > RIGHT) {
-    const last = new Map(all.filter(({ xs }) => xs.length).map((c) => [c.k, c]));
-    svg.append(...drawLabels([...last].map(([k, { xs, ys }]) => ({
-      k, name: data.runs[k].name, x: scale.x(Math.max(xs.at(-1), scale.low)),
-      y: scale.y(ys.at(-1)),
-    }))));
+    const ends = new Map();  // of each run, the last point that is shown
+    for (const { k, xs, ys } of all) {
+      const i = xs.findLastIndex((x, i) => scale.isShown(x, ys[i]));
+      if (i >= 0) ends.set(k, { x: scale.x(xs[i]), y: scale.y(ys[i]) });
+    }
+    svg.append(...drawLabels([...ends].map(
+      ([k, end]) => ({ k, name: data.runs[k].name, ...end }))));
   }
   svg.append(shape("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM }));
   $("chart").replaceChildren(svg);

@@ -197,12 +197,36 @@ def lines(chromium):
 def test_a_logarithmic_axis_has_equal_lengths_for_equal_ratios(
   opened, directories
 ):
-  choose(opened, "scale", "logarithmic")
+  choose(opened, "scale", "horizontal")
   (xs, *_) = [[x for x, _ in line] for line in lines(opened)]
   steps = [step for step, *_ in losses(directories[0], "train_loss")]
   low, high = np.log(steps[0]), np.log(max(steps))
   shares = (np.log(steps) - low) / (high - low)
   np.testing.assert_allclose(xs, xs[0] + shares * (xs[-1] - xs[0]), atol=0.1)
+
+
+def test_a_vertical_logarithmic_axis_leaves_out_what_is_not_positive(opened):
+  before = [[x for x, _ in line] for line in lines(opened)]
+  choose(opened, "scale", "both")
+  choose(opened, "scale", "vertical")
+  assert [[x for x, _ in line] for line in lines(opened)] == before
+  values = opened.run("return curves().map((curve) => curve.ys)")
+  for line, ys in zip(lines(opened), values, strict=True):
+    heights = np.array([y for _, y in line])
+    logs = np.log(ys)
+    expected = (logs - logs[0]) / (logs[1] - logs[0])
+    found = (heights - heights[0]) / (heights[1] - heights[0])
+    np.testing.assert_allclose(found, expected, atol=1e-2, rtol=1e-2)
+
+  # The grid has powers of ten in equal steps.
+  opened.run("data.runs[0].curves.grad_norm.value[0] = 1e-3;")
+  choose(opened, "quantity", "gradient norm")
+  opened.run("data.runs[0].curves.grad_norm.value[1] = 0; draw();")
+  shown = lines(opened)
+  assert len(shown[0]) == len(values[0]) - 1  # without the 0
+  places = opened.run("return [1e-3, 1e-2, 1e-1].map(scale.y)")
+  assert np.ptp(np.diff(places)) < 1e-6 and places[0] > places[1]
+  assert opened.run("return scale.yTicks.includes(0.001)")
 
 
 def test_smoothing_averages_the_training_loss_alone(opened, directories):
