@@ -477,24 +477,56 @@ const KEYS = {
 const MOVING = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp",
   "PageDown", "Home", "End"];
 
+// Returns the token at the place of a pointer.
+function tokenUnder({ clientX, clientY }) {
+  const box = textCanvas.getBoundingClientRect();
+  const line = Math.floor((clientY - box.top - 4 + textBox.scrollTop) / LINE);
+  return tokenAt(Math.min(starts.length - 1, Math.max(0, line)),
+    Math.floor((clientX - box.left - 4) / charWidth));
+}
+
+// A click moves the cursor; with Shift, or while "Select" is on, it selects from
+// where the cursor was. So does a mouse that is moved with its button down.
+function listenToPointer() {
+  let from = null, isDragged = false;
+  textBox.addEventListener("pointerdown", (event) => {
+    isDragged = false;
+    from = event.pointerType === "mouse" ? tokenUnder(event) : null;
+  });
+  textBox.addEventListener("pointermove", (event) => {
+    if (from === null || !(event.buttons & 1)) return;
+    const t = tokenUnder(event);
+    if (t === from && !isDragged) return;
+    isDragged = true;
+    anchor = from;
+    moveTo(t);
+  });
+  textBox.addEventListener("click", (event) => {
+    if (isDragged) return;
+    const selects = event.shiftKey || isSelecting();
+    anchor = selects ? anchor ?? cursor : null;
+    moveTo(tokenUnder(event));
+  });
+  $("select").addEventListener("click", () => {
+    $("select").setAttribute("aria-pressed", !isSelecting());
+    if (!isSelecting()) anchor = null;
+    show();
+  });
+}
+
+const isSelecting = () => $("select").getAttribute("aria-pressed") === "true";
+
 function listen() {
   textBox.addEventListener("keydown", (event) => {
     const command = event.key.length === 1 && event.ctrlKey;
     if (command || event.altKey || event.metaKey || !KEYS[event.key]) return;
     event.preventDefault();
     if (MOVING.includes(event.key)) {
-      anchor = event.shiftKey ? anchor ?? cursor : null;
+      anchor = event.shiftKey || isSelecting() ? anchor ?? cursor : null;
     }
     KEYS[event.key](event);
   });
-  textBox.addEventListener("click", (event) => {
-    const box = textCanvas.getBoundingClientRect();
-    const line = Math.min(starts.length - 1, Math.max(0, Math.floor(
-      (event.clientY - box.top - 4 + textBox.scrollTop) / LINE)));
-    const column = Math.floor((event.clientX - box.left - 4) / charWidth);
-    anchor = event.shiftKey ? anchor ?? cursor : null;
-    moveTo(tokenAt(line, column));
-  });
+  listenToPointer();
   textBox.addEventListener("scroll", draw);
   $("units").addEventListener("click", (event) => {
     const perRow = Math.max(1, Math.floor($("units").clientWidth / 14));

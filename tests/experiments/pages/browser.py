@@ -90,6 +90,21 @@ class Browser:
     self._send("actions", {"actions": [mouse]})
     self.settle()
 
+  def drag(self, *places):
+    """Move the mouse over places [(x, y)], with its button down."""
+    (x, y), *others = places
+    actions = [
+      {"type": "pointerMove", "x": round(x), "y": round(y)},
+      {"type": "pointerDown", "button": 0},
+      *(
+        {"type": "pointerMove", "x": round(x), "y": round(y)} for x, y in others
+      ),
+      {"type": "pointerUp", "button": 0},
+    ]
+    mouse = {"type": "pointer", "id": "mouse", "actions": actions}
+    self._send("actions", {"actions": [mouse]})
+    self.settle()
+
   def emulate(self, width, height, scheme="light"):
     """Set the size of the window and the color scheme."""
     self._devtools(

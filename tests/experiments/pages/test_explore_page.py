@@ -163,11 +163,11 @@ def test_the_keyboard_reaches_everything(opened, explored_page, explored_run):
   # The menus come before the text, in their visual order.
   opened.run("document.getElementById('layer').focus()")
   order = []
-  for _ in range(8):
+  for _ in range(9):
     opened.press("tab")
     order.append(opened.run(focused))
   menus = ["signal", "order", "previous", "unit", "following"]
-  assert order == [*menus, "owntitle", "pin", "text"]
+  assert order == [*menus, "owntitle", "pin", "select", "text"]
   opened.press("i")  # a pin is named, too
   unnamed = opened.run(
     """
@@ -260,6 +260,38 @@ def test_passages_are_ranked_by_strength_and_by_similarity(
   assert "at the 5 selected characters" in text_of(opened, "foundtitle")
   opened.run("document.querySelector('#found button').click()")
   assert opened.run("return cursor") == found[0][0]
+
+
+def test_a_span_is_selected_by_mouse_keys_or_a_button(opened, explored_run):
+  text = val_text(explored_run)
+  index = text.index("compare")
+  line = text.count("\n", 0, index)
+  column = index - (text.rfind("\n", 0, index) + 1)
+  left, top, width = opened.run(
+    "textBox.scrollTop = 0;"
+    "const box = textCanvas.getBoundingClientRect();"
+    "return [box.left, box.top, charWidth]"
+  )
+
+  def place(k):
+    x = left + 4 + (column + k + 0.5) * width
+    return x, top + 4 + line * 26 + 9
+
+  def selected():
+    return opened.run("return [anchor, cursor, ...selection()]")
+
+  opened.drag(place(0), place(3), place(6))
+  assert selected() == [index, index + 6, index, index + 6]
+  opened.drag(place(6), place(2))  # backward
+  assert selected() == [index + 6, index + 2, index + 2, index + 6]
+  opened.click(*place(1))
+  assert selected() == [None, *[index + 1] * 3]
+  opened.run("textBox.focus(); $('select').click()")
+  opened.click(*place(4))
+  opened.press("right")
+  assert selected() == [index + 1, index + 5, index + 1, index + 5]
+  opened.run("$('select').click()")
+  assert selected() == [None, *[index + 5] * 3]
 
 
 PIXELS = """
