@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,35 +33,34 @@ RECALL_STYLES = {USUAL_BIAS: "-", DELAY_BIAS: "--"}
 
 
 def draw(record: Record, path: Path) -> None:
-  """Plot a record to an image file; without recall, its panel is blank."""
+  """Plot a record to an image file; without recall, it has no panel."""
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
 
   figure = Figure(figsize=(11, 7), layout="constrained")
-  panels = figure.subplots(2, 3)
-  contents = (
-    _val_loss,
-    _val_loss_by_time,
-    _words,
-    _context,
-    _recall,
-    _gradient_flow,
-  )
-  for content, panel in zip(contents, panels.flat, strict=True):
+  *panels, last = figure.subplots(2, 3).flat
+  contents = [_val_loss, _val_loss_by_time, _words, _context, _gradient_flow]
+  for content, panel in zip(contents, panels, strict=True):
     content(record, panel)
-  figure.legend(
-    handles=[
-      Line2D([], [], color=color, marker=".", label=cell.upper())
-      for cell, color in COLORS.items()
-      if cell in record["cells"]
-    ],
-    title="line: mean over seeds; shade: minimum to maximum",
-    title_fontsize=SMALL,
-    fontsize=TEXT,
-    ncols=min(6, len(record["cells"])),
-    loc="outside lower center",
-    frameon=False,
-  )
+  handles = [
+    Line2D([], [], color=color, marker=".", label=_title(cell))
+    for cell, color in COLORS.items()
+    if cell in record["cells"]
+  ]
+  legend: dict[str, Any] = {
+    "handles": handles,
+    "title": "line: mean over seeds\nshade: minimum to maximum",
+    "title_fontsize": SMALL,
+    "fontsize": TEXT,
+    "frameon": False,
+  }
+  if record["recall"]:
+    _recall(record, last)
+    place = "outside lower center"
+    figure.legend(**legend, ncols=min(6, len(handles)), loc=place)
+  else:
+    last.set_axis_off()
+    last.legend(**legend, ncols=1 + (len(handles) > 7), loc="center")
   figure.savefig(path, dpi=110)
 
 
@@ -69,51 +69,44 @@ def _val_loss(record: Record, panel: Axes) -> None:
   points = [point for run in runs for point in _losses(run, panel)]
   zoom_on_tail(panel, points, [])
   _plain_x(panel)
-  title = "Validation loss, equal steps"
-  tidy(panel, title, "training steps", "nats per character")
+  note = "each cell for the same number of training steps"
+  tidy(panel, "Validation loss", "training steps", "nats per character", note)
 
 
 def _val_loss_by_time(record: Record, panel: Axes) -> None:
-  points = []
+  points, note = [], "the same runs"
   for cell, cell_record in record["cells"].items():
     # The LSTM has one run: the other cells get its time. If no cell has a run
     # of equal time, all are drawn over the time of equal steps.
     runs = _select(record["runs"], cell=cell)
-    runs = _select(runs, budget=EQUAL_TIME) or runs
+    if timed := _select(runs, budget=EQUAL_TIME):
+      runs, note = timed, "each cell for the LSTM's time"
     for run in runs:
       points += _losses(run, panel, cell_record["seconds_per_step"])
   zoom_on_tail(panel, points, [])
   _plain_x(panel)
   xlabel = "seconds of training, all seeds at once"
-  tidy(panel, "Validation loss over time", xlabel, "nats per character")
+  tidy(panel, "Validation loss", xlabel, "nats per character", note)
 
 
 def _words(record: Record, panel: Axes) -> None:
   styles = {"words_in_train": "-", "words_in_val": ":"}
+  note = "solid: training text; dotted: validation text"
   for run in _select(record["runs"], budget=EQUAL_STEPS):
     steps = [row["step"] for row in run["samples"]]
     for key, style in styles.items():
       shares = [_mean_percent(row[key]) for row in run["samples"]]
       panel.plot(steps, shares, style, color=COLORS[run["cell"]], marker=".")
-  panel.plot([], [], "-", color="black", label="in the training text")
-  panel.plot([], [], ":", color="black", label="in the validation text")
   texts = record["corpus"]["text_statistics"]
   share = texts["validation text"]["words_in_train"]
   if share is not None:
-    panel.axhline(
-      100 * share,
-      color="gray",
-      linestyle="--",
-      linewidth=0.8,
-      label="validation text, in the training text",
-    )
+    _reference(panel, 100 * share, "validation text, in the training text")
   panel.set_xscale("symlog", linthresh=100)
   panel.set_xlim(0, None)
   _plain_x(panel)
-  _legend(panel, loc="upper left", bbox_to_anchor=(0, 0.88))
   panel.set_ylim(0, 100)
   title = "Sampled words found in the text"
-  tidy(panel, title, "training steps", "% of the words")
+  tidy(panel, title, "training steps", "% of the words", note)
 
 
 def _context(record: Record, panel: Axes) -> None:
@@ -122,14 +115,14 @@ def _context(record: Record, panel: Axes) -> None:
     _band(panel, run["lengths"], losses, run["cell"])
   panel.set_xscale("log", base=2)
   _plain_x(panel)
-  xlabel = "maximum context, characters"
-  tidy(panel, "Validation loss by context", xlabel, "nats per character")
+  note = "of characters with so many before them, at most"
+  xlabel = "context, characters"
+  title = "Validation loss by context"
+  tidy(panel, title, xlabel, "nats per character", note)
 
 
 def _recall(record: Record, panel: Axes) -> None:
-  if not record["recall"]:
-    panel.set_axis_off()
-    return
+  names = {}
   for bias, style in RECALL_STYLES.items():
     rows_of_bias = _select(record["recall"], forget_bias=bias)
     for cell in dict.fromkeys(row["cell"] for row in rows_of_bias):
@@ -138,15 +131,14 @@ def _recall(record: Record, panel: Axes) -> None:
       accuracies = [row["accuracy"] for row in rows]
       _band(panel, delays, accuracies, cell, style)
     if rows_of_bias:
-      panel.plot([], [], style, color="black", label=f"{bias}\nforget bias")
-  panel.axhline(
-    1 / SYMBOLS, color="gray", linestyle="--", linewidth=0.8, label="chance"
-  )
+      names[bias] = "solid" if style == "-" else "dashed"
+  _reference(panel, 1 / SYMBOLS, "chance")
   panel.set_xscale("log")
   _plain_x(panel)
-  _legend(panel, loc="center left")
   panel.set_ylim(0, 1.03)
-  tidy(panel, "Delayed recall", "delay, in blanks", "accuracy")
+  biases = "; ".join(f"{style}: {bias}" for bias, style in names.items())
+  note = f"initial biases, {biases}"
+  tidy(panel, "Delayed recall", "delay, in blanks", "accuracy", note)
 
 
 def _gradient_flow(record: Record, panel: Axes) -> None:
@@ -160,21 +152,31 @@ def _gradient_flow(record: Record, panel: Axes) -> None:
         color=COLORS[row["cell"]],
         linewidth=1.8 if row["stage"] == "trained" else 0.7,
       )
-  panel.plot([], [], "-", color="black", linewidth=1.8, label="h, trained")
-  panel.plot([], [], "--", color="black", linewidth=1.8, label="c, trained")
-  panel.plot(
-    [], [], "-", color="black", linewidth=0.7, label="thin lines: untrained"
-  )
   panel.set_yscale("log")
   panel.set_ylim(MIN_RATIO, None)
-  _legend(panel, loc="best")
-  ylabel = "‖∂ℓ$_T$/∂s$_t$‖ / ‖∂ℓ$_T$/∂h$_T$‖,  s = h or c"
-  tidy(panel, "Gradient flow", "T − t, characters", ylabel)
+  note = "solid: s = h; dashed: s = c; thin: untrained"
+  ylabel = "‖∂ℓ$_T$/∂s$_t$‖ / ‖∂ℓ$_T$/∂h$_T$‖"
+  tidy(panel, "Gradient flow", "T − t, characters", ylabel, note)
 
 
-def _legend(panel: Axes, **place: Any) -> None:
-  """Explain the styles of a panel's lines; the figure explains their colors."""
-  panel.legend(fontsize=SMALL, frameon=False, handlelength=1.3, **place)
+def _title(cell: str) -> str:
+  """Return a cell's name as text has it, such as min-GRU and sLSTM."""
+  name = cell.replace("_", "-")
+  return re.sub("lstm|gru|rnn|lru", lambda found: found[0].upper(), name)
+
+
+def _reference(panel: Axes, value: float, label: str) -> None:
+  """Draw a horizontal line at a value to compare with, and name it."""
+  panel.axhline(value, color="gray", linestyle="--", linewidth=0.8)
+  panel.annotate(
+    label,
+    (0, value),
+    (4, 3),
+    xycoords=("axes fraction", "data"),
+    textcoords="offset points",
+    fontsize=SMALL,
+    color="0.35",
+  )
 
 
 def _plain_x(panel: Axes) -> None:

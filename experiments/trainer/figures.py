@@ -23,9 +23,26 @@ class End(NamedTuple):
   color: str
 
 
-def tidy(panel: Axes, title: str, xlabel: str, ylabel: str) -> None:
-  """Title and label a panel, and draw it without a frame, on a faint grid."""
-  panel.set_title(title, fontsize=TITLE, loc="left")
+def tidy(
+  panel: Axes, title: str, xlabel: str, ylabel: str, note: str = ""
+) -> None:
+  """Title and label a panel, and draw it without a frame, on a faint grid.
+
+  The note, of one line or two, stands between the title and the panel.
+  """
+  lines = note.count("\n") + bool(note)
+  pad = 6 + lines * 1.25 * SMALL
+  panel.set_title(title, fontsize=TITLE, loc="left", pad=pad)
+  if note:
+    panel.annotate(
+      note,
+      (0, 1),
+      (0, 4),
+      xycoords="axes fraction",
+      textcoords="offset points",
+      fontsize=SMALL,
+      color="0.35",
+    )
   panel.set_xlabel(xlabel, fontsize=TEXT)
   panel.set_ylabel(ylabel, fontsize=TEXT)
   panel.tick_params(labelsize=SMALL)
