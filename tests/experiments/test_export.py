@@ -2,7 +2,9 @@
 
 import dataclasses
 import errno
+import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,8 +17,9 @@ from experiments import export
 from experiments.pages import packed_model
 from experiments.trainer.trained import load
 from lstm_jax import peephole_lstm
+from lstm_jax.training import CheckpointError
 from tests.draws import normal_like, worst
-from tests.experiments.pages.explored import PageData
+from tests.experiments.pages.explored import VERSE, PageData
 from tests.experiments.starting import start_all
 
 T, B = 7, 2
@@ -165,6 +168,36 @@ def test_a_page_that_cannot_be_is_one_line(
   assert not (tmp_path / "page.html").exists()
 
 
-def test_a_page_of_a_damaged_run_is_the_error_of_the_run(tmp_path):
-  with pytest.raises(ValueError, match="there is no run in "):
-    export.run(str(tmp_path / "run"), "html", str(tmp_path / "page.html"))
+def size(path):
+  return path.stat().st_size
+
+
+@pytest.mark.parametrize("damage", ["none", "bit", "params", "corpus"])
+def test_a_page_of_a_damaged_run_is_one_line_and_no_file(
+  explored_run, tmp_path, damage
+):
+  run, page = tmp_path / "run", tmp_path / "page.html"
+  message = "there is no run in "
+  if damage != "none":
+    shutil.copytree(explored_run, run)
+  if damage == "bit":
+    (*_, data) = sorted((run / "checkpoints/0/params").rglob("d/*"), key=size)
+    changed = bytearray(data.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    data.write_bytes(changed)
+    message = "0 is damaged: params.* is not what was written"
+  if damage == "params":
+    shutil.rmtree(run / "checkpoints/0/params")
+    message = "checkpoint .*0 cannot be read: "
+  if damage == "corpus":
+    record = json.loads((run / "config.json").read_text())
+    other = tmp_path / "other.txt"
+    other.write_text(VERSE * 19 + "!", "utf-8")
+    (run / "config.json").write_text(
+      json.dumps(record | {"corpus": str(other)})
+    )
+    message = "has changed"
+  with pytest.raises((ValueError, CheckpointError), match=message) as raised:
+    export.run(str(run), "html", str(page))
+  assert "\n" not in str(raised.value)
+  assert not page.exists()
