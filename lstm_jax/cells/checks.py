@@ -71,7 +71,8 @@ def check_inputs(
 
 def time_major_hint(exchanged: bool) -> str:
   """Return what to add to an error message if T and B are exchanged."""
-  return "; inputs [B, T, D] need time_major=False" if exchanged else ""
+  hint = "; inputs [B, T, D] need time_major=False, and [T, B, D] need True"
+  return hint if exchanged else ""
 
 
 def _axes(shape: tuple[int, ...]) -> str:

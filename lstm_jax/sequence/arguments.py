@@ -10,10 +10,21 @@ from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.checks import check_inputs, check_params, time_major_hint
 
 
-def exchange_axes(*arrays: Any) -> Any:
-  """Return each array with its first two axes exchanged; None stays None."""
+def exchange_axes(xs: Any, *others: Any) -> Any:
+  """Return each array with its first two axes exchanged; None stays None.
+
+  Raises:
+    ValueError: xs, inputs or tokens, has no batch axis.
+  """
+  xs = jnp.asarray(xs)
+  if xs.ndim < (2 if is_token(xs) else 3):
+    raise ValueError(
+      "time_major=False needs xs with a batch axis, [B, T, D] or tokens "
+      f"[B, T], got {xs.shape}"
+    )
   return tuple(
-    None if x is None else jnp.swapaxes(jnp.asarray(x), 0, 1) for x in arrays
+    None if x is None else jnp.swapaxes(jnp.asarray(x), 0, 1)
+    for x in (xs, *others)
   )
 
 

@@ -4,14 +4,25 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import gru, lstm, peephole_lstm, rnn, unroll
+from lstm_jax import (
+  Directions,
+  gru,
+  lstm,
+  peephole_lstm,
+  rnn,
+  unroll,
+  unroll_both,
+  unroll_stack,
+)
 from lstm_jax.sequence import state_cotangents
 from lstm_jax.testing import plant
 from tests.draws import B, D, H, T
 
 KEY = jax.random.key(0)
 XS = jnp.ones((T, B, D), jnp.float32)
-ORDER = r"; inputs \[B, T, D\] need time_major=False$"
+ORDER = (
+  r"; inputs \[B, T, D\] need time_major=False, and \[T, B, D\] need True$"
+)
 
 
 @pytest.mark.parametrize("cell", [lstm, gru, peephole_lstm])
@@ -55,6 +66,23 @@ def test_batch_first_arguments_name_time_major():
     lstm, params, state, batch_first, lengths=lengths, time_major=False
   )
   assert hs.shape == (B, T, H)
+
+
+@pytest.mark.parametrize("xs", [XS[:, 0], XS[:D, 0], jnp.ones(T, jnp.int32)])
+def test_batch_first_needs_a_batch(xs):
+  params = lstm.init(KEY, D, H)
+  calls = (
+    lambda: unroll(lstm, params, None, xs, time_major=False),
+    lambda: unroll_stack(lstm, [params], None, xs, time_major=False),
+    lambda: unroll_both(
+      lstm, Directions(params, params), None, xs, time_major=False
+    ),
+  )
+  for call in calls:
+    with pytest.raises(
+      ValueError, match=r"time_major=False needs xs with a ba"
+    ):
+      call()
 
 
 def test_lists_are_arrays():
