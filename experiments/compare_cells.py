@@ -57,6 +57,10 @@ from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import to_record
 
 RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
+# Entries of the record that tables and figure need.
+ENTRIES = (
+  *("config", "corpus", "cells", "runs", "context", "gradient_flow", "recall"),
+)
 
 
 def run(
@@ -127,9 +131,9 @@ def load(directory: Path) -> dict[str, Any]:
   """Return the record that `save` wrote.
 
   Raises:
-    ValueError: the directory has no record.
+    ValueError: the directory has no record, or a damaged one.
   """
-  return read_record(directory / RECORD, "there is no comparison")
+  return read_record(directory / RECORD, "there is no comparison", ENTRIES)
 
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:

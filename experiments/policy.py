@@ -42,6 +42,8 @@ from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import to_record
 
 RECORD, FIGURE = "policy.json", "policy.png"
+# Entries of the record that tables and figure need.
+ENTRIES = "config", "task", "guessing", "steps_per_update", "networks", "race"
 LINES = 5  # of progress, for each network
 
 
@@ -104,9 +106,9 @@ def load(directory: Path) -> dict[str, Any]:
   """Return the record that `save` wrote.
 
   Raises:
-    ValueError: the directory has no record.
+    ValueError: the directory has no record, or a damaged one.
   """
-  return read_record(directory / RECORD, "there are no policies")
+  return read_record(directory / RECORD, "there are no policies", ENTRIES)
 
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:

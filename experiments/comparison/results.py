@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,30 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
   write_bytes(path, f"{text}\n".encode())
 
 
-def read_record(path: Path, missing: str) -> dict[str, Any]:
+def read_record(
+  path: Path, missing: str, entries: Sequence[str]
+) -> dict[str, Any]:
   """Return the record that `write_record` wrote.
 
+  Args:
+    path: its file.
+    missing: how the message begins if there is no such file.
+    entries: what the record holds.
+
   Raises:
-    ValueError: there is no such file; the message begins with `missing`.
+    ValueError: there is no such file, or it is not such a record.
   """
   if not path.is_file():
     raise ValueError(f"{missing} in {path.parent}: no {path.name}")
-  return json.loads(path.read_text("utf-8"))
+  try:
+    record = json.loads(path.read_text("utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}") from None
+  found = record if isinstance(record, dict) else {}
+  lacking = [entry for entry in entries if entry not in found]
+  if lacking:
+    raise ValueError(f"{path} is damaged: it has no {', '.join(lacking)}")
+  return record
 
 
 def print_tables(tables: dict[str, str], console: Console) -> None:

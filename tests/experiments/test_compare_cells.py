@@ -154,6 +154,21 @@ def test_an_interrupted_comparison_with_a_norm_of_zero_is_reported(
   assert (tmp_path / "comparison.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("{", "Expecting property name"),
+    ("[]", "it has no config, corpus, cells, runs, context, gradient_flow, re"),
+    ('{"config": {}, "corpus": {}, "cells": {}, "runs": []}', "it has no cont"),
+  ],
+)
+def test_a_damaged_comparison_is_an_error_that_names_it(tmp_path, text, reason):
+  path = tmp_path / "comparison.json"
+  path.write_text(text)
+  with pytest.raises(ValueError, match=f"{path} is damaged: {reason}"):
+    compare_cells.load(tmp_path)
+
+
 def test_a_directory_without_a_comparison_is_an_error_that_names_it(tmp_path):
   with pytest.raises(ValueError, match=f"there is no comparison in {tmp_path}"):
     compare_cells.load(tmp_path)
