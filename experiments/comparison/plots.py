@@ -74,15 +74,15 @@ def _val_loss(record: Record, panel: Axes) -> None:
 
 
 def _val_loss_by_time(record: Record, panel: Axes) -> None:
-  points, note = [], "the same runs"
-  for cell, cell_record in record["cells"].items():
-    # The LSTM has one run: the other cells get its time. If no cell has a run
-    # of equal time, all are drawn over the time of equal steps.
-    runs = _select(record["runs"], cell=cell)
-    if timed := _select(runs, budget=EQUAL_TIME):
-      runs, note = timed, "each cell for the LSTM's time"
-    for run in runs:
-      points += _losses(run, panel, cell_record["seconds_per_step"])
+  # The LSTM has one run: the other cells get its time. If no cell has a run of
+  # equal time, all are drawn over the time of equal steps.
+  runs, note = record["runs"], "the same runs"
+  if timed := _select(runs, budget=EQUAL_TIME):
+    runs, note = timed + _select(runs, cell="lstm"), "each for the LSTM's time"
+  points = []
+  for run in runs:
+    seconds = record["cells"][run["cell"]]["seconds_per_step"]
+    points += _losses(run, panel, seconds)
   zoom_on_tail(panel, points, [])
   _plain_x(panel)
   xlabel = "seconds of training, all seeds at once"
