@@ -1,7 +1,6 @@
 """The pages: code runs, links lead somewhere, tables name existing tests."""
 
 import ast
-import importlib
 import importlib.util
 import inspect
 import re

@@ -6,15 +6,14 @@
 
 // d holds dN, the gradient with respect to N(u) of `normalise`, and receives du:
 //   du = (dN − mean dN − N(u) mean(dN N(u))) / √(var u + ε)
-// u receives N(u).
-function normaliseBackward(u, d) {
-  const scale = normalise(u);
+// n is N(u), and scale what `normalise` has returned, 1 / √(var u + ε).
+function normaliseBackward(n, scale, d) {
   let mean = 0, slope = 0;
-  for (let k = 0; k < u.length; k++) {
-    mean += d[k] / u.length;
-    slope += d[k] * u[k] / u.length;
+  for (let k = 0; k < n.length; k++) {
+    mean += d[k] / n.length;
+    slope += d[k] * n[k] / n.length;
   }
-  for (let k = 0; k < u.length; k++) d[k] = (d[k] - mean - u[k] * slope) * scale;
+  for (let k = 0; k < n.length; k++) d[k] = (d[k] - mean - n[k] * slope) * scale;
 }
 
 // The gates of an LSTM. dc holds dc' and receives dc; dO is do; da receives the
@@ -86,13 +85,13 @@ const BACKWARD = {
       const H = c.length, { gain_h, gain_c, b_c } = p;
       const y = Float64Array.from(after.c), dy = new Float64Array(H);
       const dO = new Float64Array(H);
-      normalise(y);
+      const scale = normalise(y);
       for (let k = 0; k < H; k++) {
         const t = Math.tanh(gain_c[k] * y[k] + b_c[k]);
         dO[k] = dh[k] * t;
         dy[k] = dh[k] * gates[3 * H + k] * (1 - t * t) * gain_c[k];
       }
-      normaliseBackward(Float64Array.from(after.c), dy);
+      normaliseBackward(y, scale, dy);
       for (let k = 0; k < H; k++) {
         dc[k] += dy[k];
         gatesBackward(gates, c, k, dO[k], dc, dax);
@@ -101,11 +100,11 @@ const BACKWARD = {
       for (let k = 0; k < du.length; k++) du[k] = dax[k] * gain_h[k];
       const u = new Float64Array(du.length);
       p.w_h.multiply(h, u);
-      normaliseBackward(u, du);
+      normaliseBackward(u, normalise(u), du);
     },
     project(p, ax, dax) {
       for (let k = 0; k < dax.length; k++) dax[k] *= p.gain_x[k];
-      normaliseBackward(ax, dax);
+      normaliseBackward(ax, normalise(ax), dax);
     },
   },
 };

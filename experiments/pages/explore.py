@@ -26,8 +26,7 @@ from experiments.analysis.states import (
 from experiments.pages.packed_model import (
   check_model,
   describe_cost,
-  pack_params,
-  word_rules,
+  pack_model,
 )
 from experiments.pages.packing import (
   Blobs,
@@ -35,14 +34,9 @@ from experiments.pages.packing import (
   quantize_norms,
   quantize_signed,
 )
-from experiments.pages.quantized import (
-  dequantize_params,
-  measure_cost,
-  quantize_params,
-)
 from experiments.trainer.records import to_record
 from experiments.trainer.trained import Trained
-from lstm_jax.cells.cell import Cell, cell_name
+from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -81,16 +75,9 @@ def pack_reader(
     check_model(trained)
   except ValueError as error:
     return {"model": None, "untyped": f"You cannot type a text here: {error}."}
-  quantized = quantize_params(trained.params)
-  cost = measure_cost(trained, dequantize_params(quantized), tokens)
-  tokenizer = trained.tokenizer
-  return {
-    "model": pack_params(
-      cell_name(trained.config.model.cell), quantized, blobs
-    ),
-    "cost": describe_cost(cost, tokenizer) + " of the page’s text.",
-    "words": word_rules() if tokenizer.unit == "word" else None,
-  }
+  packed, _, cost = pack_model(trained, tokens, blobs)
+  said = describe_cost(cost, trained.tokenizer)
+  return packed | {"cost": f"{said} of the page’s text."}
 
 
 def describe(trained: Trained) -> str:

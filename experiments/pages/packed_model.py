@@ -3,9 +3,16 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.pages.packing import Blobs
-from experiments.pages.quantized import Cost, Quantized
+from experiments.pages.quantized import (
+  Cost,
+  Quantized,
+  dequantize_params,
+  measure_cost,
+  quantize_params,
+)
 from experiments.trainer.records import to_record
 from experiments.trainer.trained import Trained
 from lstm_jax.cells import gru, layernorm_lstm, lstm, rnn
@@ -44,6 +51,31 @@ def describe_cost(cost: Cost, tokenizer: Tokenizer) -> str:
     f"{tokenizer.unit} ({cost.before:.4f} before, {cost.after:.4f} after), on "
     f"{cost.num_tokens:,} {tokenizer.unit}s"
   )
+
+
+def pack_model(
+  trained: Trained, tokens: np.ndarray, blobs: Blobs
+) -> tuple[dict[str, Any], LanguageParams, Cost]:
+  """Pack a model into a page, which `check_model` has passed.
+
+  Args:
+    trained: the model.
+    tokens: a text on which the cost of rounding is measured, int32 [N], N ≥ 2.
+    blobs: takes the weights.
+
+  Returns:
+    (header, params, cost): the model and the rules of a word tokenizer, for the
+    page's header; the rounded weights; and what rounding costs.
+  """
+  quantized, tokenizer = quantize_params(trained.params), trained.tokenizer
+  params = dequantize_params(quantized)
+  header = {
+    "words": word_rules() if tokenizer.unit == "word" else None,
+    "model": pack_params(
+      cell_name(trained.config.model.cell), quantized, blobs
+    ),
+  }
+  return header, params, measure_cost(trained, params, tokens)
 
 
 def pack_params(

@@ -18,7 +18,6 @@ const LONGEST = 2000;  // tokens of a typed text
 const MOST_BYTES = 96 * 2 ** 20;  // of its states and gates
 const SLICE = 12;  // ms of a frame in which the model computes
 
-const nextFrame = () => new Promise(requestAnimationFrame);
 
 class PageText {
   static async of(data) {

@@ -6,7 +6,6 @@ const LISTED = 8;  // likeliest tokens
 const SLICE = 12;  // ms of a frame in which the model computes, at least
 const LONGEST_SLICE = 30;
 
-const nextFrame = () => new Promise(requestAnimationFrame);
 const count = (n) => n.toLocaleString("en");
 const signed = (v) => v.toFixed(3).replace("-", "−");
 const percent = (p) =>

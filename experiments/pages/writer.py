@@ -18,17 +18,10 @@ from experiments.analysis.states import SIGNED, meaning, signals, trace_layers
 from experiments.pages.packed_model import (
   describe_cost,
   num_weights,
-  pack_params,
-  word_rules,
+  pack_model,
 )
 from experiments.pages.packing import Blobs, quantize_signed
-from experiments.pages.quantized import (
-  Cost,
-  check_cost,
-  dequantize_params,
-  measure_cost,
-  quantize_params,
-)
+from experiments.pages.quantized import Cost, check_cost
 from experiments.trainer.data import default_prompt
 from experiments.trainer.trained import Trained
 from lstm_jax.cells.cell import cell_name
@@ -53,9 +46,7 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
   """
   tokenizer, blobs = trained.tokenizer, Blobs()
   tokens = tokenizer.encode(text)[:MEASURED]
-  quantized = quantize_params(trained.params)
-  params = dequantize_params(quantized)
-  cost = measure_cost(trained, params, tokens)
+  packed, params, cost = pack_model(trained, tokens, blobs)
   check_cost(cost, tokenizer.unit)
   cell = trained.config.model.cell
   layers, follows = score_units(
@@ -66,14 +57,12 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
     "cost": f"{describe_cost(cost, tokenizer)} of {source}.",
     "unit": tokenizer.unit,
     "symbols": list(tokenizer.symbols),
-    "words": word_rules() if tokenizer.unit == "word" else None,
     "start": int(default_prompt(tokenizer)[0]),
     "excerpt": excerpt(text),
     "layers": layers,
     "follows": follows,
-    "model": pack_params(cell_name(cell), quantized, blobs),
   }
-  return blobs.page(TEMPLATE, header), cost
+  return blobs.page(TEMPLATE, packed | header), cost
 
 
 def describe(trained: Trained) -> str:

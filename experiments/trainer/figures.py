@@ -28,10 +28,9 @@ def tidy(
 ) -> None:
   """Title and label a panel, and draw it without a frame, on a faint grid.
 
-  The note, of one line or two, stands between the title and the panel.
+  The note, of one line, stands between the title and the panel.
   """
-  lines = note.count("\n") + bool(note)
-  pad = 6 + lines * 1.25 * SMALL
+  pad = 6 + 1.25 * SMALL * bool(note)
   panel.set_title(title, fontsize=TITLE, loc="left", pad=pad)
   if note:
     panel.annotate(

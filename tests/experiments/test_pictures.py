@@ -20,9 +20,7 @@ from tests.processes import ROOT, finish, start
 pytestmark = [
   pytest.mark.programs,
   pytest.mark.exhaustive,
-  pytest.mark.skipif(
-    bool(browser.missing()), reason=f"{browser.missing()} is not installed"
-  ),
+  browser.NEEDED,
 ]
 
 

@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import urllib.request
 
+import pytest
+
 KEYS = {
   "left": "\ue012",
   "up": "\ue013",
@@ -27,6 +29,11 @@ def missing():
   """Return the names of the programs that are not installed, or ""."""
   programs = "chromium", "chromedriver"
   return " and ".join(name for name in programs if not shutil.which(name))
+
+
+NEEDED = pytest.mark.skipif(
+  bool(missing()), reason=f"{missing()} is not installed"
+)
 
 
 class Browser:

@@ -1,6 +1,7 @@
 """Runs and pages for the tests, and the data that a page's script unpacks."""
 
 import base64
+import functools
 import gzip
 import json
 import re
@@ -9,11 +10,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.pages.quantized import dequantize_params, quantize_params
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import read_corpus
 from experiments.trainer.files import write_json
-from experiments.trainer.records import to_record
+from experiments.trainer.records import replace, to_record
+from lstm_jax import gru, layernorm_lstm, lstm, peephole_lstm, rnn
 from lstm_jax.language import language_model, read_text, split
 from lstm_jax.training import CheckpointWriter
 
@@ -26,6 +30,14 @@ Thou art more lovely -->
 """
 LINES = "Thou art more lovely, more", "  temperate Thou art", "more"
 LENGTH = 400  # characters of the page
+MODELS = {
+  "lstm": {"cell": lstm, "num_layers": 2, "embedding_size": 5},
+  "layernorm_lstm": {"cell": layernorm_lstm, "num_layers": 2},
+  "gru": {"cell": gru, "num_layers": 2, "tied": True, "embedding_size": 11},
+  "rnn": {"cell": rnn, "num_layers": 2},
+  "peephole_lstm": {"cell": peephole_lstm},
+  "words": {"tokenizer": "word"},
+}
 
 
 def write_run(config):
@@ -45,6 +57,32 @@ def write_run(config):
   writer.save(0, params, description)
   writer.close()
   return directory
+
+
+def untrained_runs(directory):
+  """Return a function: name of MODELS -> the run of that model."""
+  corpus = directory / "verse.txt"
+  corpus.write_text(VERSE * 40, encoding="utf-8")
+  config = replace(
+    TrainConfig(), corpus=str(corpus), val_fraction=0.3, hidden_size=11
+  )
+
+  @functools.cache
+  def make(name):
+    with jax.numpy_dtype_promotion("standard"):
+      changes = MODELS[name] | {"run": str(directory / name)}
+      return write_run(replace(config, **changes))
+
+  return make
+
+
+def exact_params(trained):
+  """Return the weights of a run's page in float64, in which q s is exact."""
+  quantized = jax.tree.map(
+    lambda leaf: leaf.astype(np.float64) if leaf.dtype != np.int8 else leaf,
+    quantize_params(trained.params),
+  )
+  return dequantize_params(quantized)
 
 
 def _spread(params):

@@ -15,12 +15,7 @@ from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
 from tests.experiments.pages.explored import HOSTILE, VERSE, PageData, val_text
 
-pytestmark = [
-  pytest.mark.programs,
-  pytest.mark.skipif(
-    bool(browser.missing()), reason=f"{browser.missing()} is not installed"
-  ),
-]
+pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
 @pytest.fixture

@@ -19,12 +19,7 @@ from tests.experiments.pages.explored import HOSTILE
 from tests.experiments.pages.test_explore_page import contrast
 from tests.experiments.trainer.resuming import read_rows
 
-pytestmark = [
-  pytest.mark.programs,
-  pytest.mark.skipif(
-    bool(browser.missing()), reason=f"{browser.missing()} is not installed"
-  ),
-]
+pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
 @pytest.fixture(scope="module")

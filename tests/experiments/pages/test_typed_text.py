@@ -4,7 +4,6 @@ Its states, gates, predictions and gradients are those of the library, in
 float64, with the 8-bit weights of the page, whose biases and gains are noise.
 """
 
-import functools
 import io
 
 import jax
@@ -17,29 +16,16 @@ from experiments import explore
 from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import signals, trace_layers
 from experiments.pages import packed_model
-from experiments.pages.quantized import dequantize_params, quantize_params
-from experiments.trainer.config import TrainConfig
-from experiments.trainer.records import replace
 from experiments.trainer.trained import load
-from lstm_jax import gru, layernorm_lstm, lstm, peephole_lstm, rnn
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
-from tests.experiments.pages.explored import VERSE, PageData, write_run
+from tests.experiments.pages.explored import (
+  PageData,
+  exact_params,
+  untrained_runs,
+)
 
-pytestmark = [
-  pytest.mark.programs,
-  pytest.mark.skipif(
-    bool(browser.missing()), reason=f"{browser.missing()} is not installed"
-  ),
-]
-MODELS = {
-  "lstm": {"cell": lstm, "num_layers": 2, "embedding_size": 5},
-  "layernorm_lstm": {"cell": layernorm_lstm, "num_layers": 2},
-  "gru": {"cell": gru, "num_layers": 2, "tied": True, "embedding_size": 11},
-  "rnn": {"cell": rnn, "num_layers": 2},
-  "peephole_lstm": {"cell": peephole_lstm},
-  "words": {"tokenizer": "word"},
-}
+pytestmark = [pytest.mark.programs, browser.NEEDED]
 TYPED = "Shall I compare§ thee\nto a lovely day" + " more lovely" * 7
 WINDOW = 96
 
@@ -47,21 +33,7 @@ WINDOW = 96
 @pytest.fixture(scope="module")
 def make_run(tmp_path_factory):
   """Return a function: name -> the run of an untrained model."""
-  base = tmp_path_factory.mktemp("typed")
-  corpus = base / "verse.txt"
-  corpus.write_text(VERSE * 40, encoding="utf-8")
-  config = replace(
-    TrainConfig(), corpus=str(corpus), val_fraction=0.3, hidden_size=11
-  )
-
-  @functools.cache
-  def make(name):
-    with jax.numpy_dtype_promotion("standard"):
-      return write_run(
-        replace(config, **MODELS[name] | {"run": str(base / name)})
-      )
-
-  return make
+  return untrained_runs(tmp_path_factory.mktemp("typed"))
 
 
 def page_of(run):
@@ -100,11 +72,7 @@ GRADIENTS = """
 def computed(run, text):
   """Return what the library computes with the page's weights, in float64."""
   trained = load(run)
-  exact = jax.tree.map(  # a product q s has up to 31 bits
-    lambda leaf: leaf.astype(np.float64) if leaf.dtype != np.int8 else leaf,
-    quantize_params(trained.params),
-  )
-  params = jax.tree.map(jnp.asarray, dequantize_params(exact))
+  params = jax.tree.map(jnp.asarray, exact_params(trained))
   cell = trained.config.model.cell
   tokens = trained.tokenizer.encode(text)
   layers, logits = trace_layers(cell, params, jnp.asarray(tokens))
@@ -348,9 +316,9 @@ def test_a_text_too_long_and_one_letter_are_read(chromium, make_run):
   assert said.startswith("2,000 characters; ")
   assert said.endswith("; 400 more are not read.")
   # 96 MiB are 512 tokens of a model that has 24 Ki numbers for each.
-  large = "{ hiddenSize: 4096, layers: [0], stateSize: 8192, cell: %s }"
   room = chromium.run(
-    f"return TypedText.room({large % '{ gates: [1, 2, 3, 4] }'})"
+    "return TypedText.room({ hiddenSize: 4096, layers: [0], stateSize: 8192,"
+    " cell: { gates: ['i', 'f', 'g', 'o'] } })"
   )
   assert room == 512
   type_text(chromium, "a")

@@ -12,29 +12,20 @@ import pytest
 from experiments.pages import writer
 from experiments.pages.packed_model import word_rules
 from experiments.pages.quantized import dequantize_params, quantize_params
-from experiments.trainer.config import TrainConfig
-from experiments.trainer.records import replace
 from experiments.trainer.trained import load
-from lstm_jax import gru, layernorm_lstm, lstm, rnn
 from lstm_jax.language import CharTokenizer, WordTokenizer, language_model
 from lstm_jax.language.drawing import keep_top_p
 from lstm_jax.language.evaluate import stateful_nats
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
-from tests.experiments.pages.explored import HOSTILE, VERSE, write_run
+from tests.experiments.pages.explored import (
+  HOSTILE,
+  VERSE,
+  exact_params,
+  untrained_runs,
+)
 
-pytestmark = [
-  pytest.mark.programs,
-  pytest.mark.skipif(
-    bool(browser.missing()), reason=f"{browser.missing()} is not installed"
-  ),
-]
-MODELS = {
-  "lstm": {"cell": lstm, "num_layers": 2, "embedding_size": 5},
-  "layernorm_lstm": {"cell": layernorm_lstm, "num_layers": 2},
-  "gru": {"cell": gru, "num_layers": 2, "tied": True, "embedding_size": 11},
-  "rnn": {"cell": rnn},
-}
+pytestmark = [pytest.mark.programs, browser.NEEDED]
 TEXT = VERSE * 4
 NATS = """
   const track = new Track(model, data.start);
@@ -50,20 +41,13 @@ WORDY = (
 def make_page(tmp_path_factory):
   """Return a function: name -> (run, page) of an untrained model."""
   base = tmp_path_factory.mktemp("writer")
-  corpus = base / "verse.txt"
-  corpus.write_text(TEXT * 10, encoding="utf-8")
-  config = replace(
-    TrainConfig(), corpus=str(corpus), val_fraction=0.3, hidden_size=11
-  )
-  models = MODELS | {"words": {"tokenizer": "word"}}
+  make_run = untrained_runs(base)
 
   @functools.cache
   def make(name):
+    run, page = make_run(name), base / f"{name}.html"
     with jax.numpy_dtype_promotion("standard"):
-      changes = models[name] | {"run": str(base / name)}
-      run = write_run(replace(config, **changes))
       text, _ = writer.make_page(load(run), TEXT, "a test")
-    page = base / f"{name}.html"
     page.write_text(text, encoding="utf-8")
     return run, page
 
@@ -101,13 +85,9 @@ def test_the_nats_of_a_text_are_those_of_the_quantized_model(
   run, page = make_page(name)
   trained = load(run)
   tokens = trained.tokenizer.encode("\n" + TEXT)
-  exact = jax.tree.map(  # a product q s has up to 31 bits
-    lambda leaf: leaf.astype(np.float64) if leaf.dtype != np.int8 else leaf,
-    quantize_params(trained.params),
-  )
   config = dataclasses.replace(trained.config.model, dtype=jnp.float64)
   model = language_model(config, trained.tokenizer.size)
-  expected = stateful_nats(model, dequantize_params(exact), tokens)
+  expected = stateful_nats(model, exact_params(trained), tokens)
   chromium.open(page)
   found = chromium.run("const tokens = args[0];" + NATS, tokens[1:].tolist())
   assert np.abs(np.array(found) - expected).max() < 1e-9  # both in doubles
