@@ -65,7 +65,8 @@ class TrainSetup(NamedTuple):
   schedule: optax.Schedule  # learning rate by training steps made
   train_step: TrainStep
   # (weights, or None for random ones) -> the state before the first step; on a
-  # mesh, all but the weights is created in the shards of its devices
+  # mesh, it is created in the shards of its devices, random weights in the
+  # memory of the host and placed from there
   make_state: Callable[..., TrainState]
   state_like: TrainState  # its shapes and dtypes
   keys: Keys
@@ -134,7 +135,8 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
 
   def make_state(params: LanguageParams | None = None) -> TrainState:
     if params is None:
-      params = model.init(keys.init)
+      with jax.default_device(host_device() if is_split(mesh) else None):
+        params = model.init(keys.init)
     return state_of(place(params, shardings.params) if shardings else params)
 
   return TrainSetup(
@@ -207,6 +209,23 @@ def run_mesh(config: TrainConfig) -> Mesh | None:
       f"pass --mesh=data:{len(jax.devices())}"
     )
   return None
+
+
+def is_split(mesh: Mesh | None) -> bool:
+  """Return whether the devices of a mesh hold parts of the weights."""
+  return mesh is not None and mesh.shape[MODEL] > 1
+
+
+def host_device() -> jax.Device | None:
+  """Return the device whose memory is the host's.
+
+  None where `JAX_PLATFORMS` leaves the CPU out: then weights are drawn whole on
+  an accelerator, the first of this process.
+  """
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError:
+    return None
 
 
 def to_mesh(setup: TrainSetup, state: TrainState) -> TrainState:

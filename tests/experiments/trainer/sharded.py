@@ -4,7 +4,8 @@
 
 The record of the configuration is a JSON object. Each line that is printed is a
 JSON object: "when", the bytes of all arrays "on" each device, and those of the
-"state" on one.
+"state" on one. All devices are simulated on a CPU; the last of them stands for
+the host, whose memory is otherwise that of the first.
 """
 
 import gc
@@ -16,6 +17,7 @@ import pytest
 
 from experiments import train
 from experiments.cli import make_console
+from experiments.trainer import setup
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import from_record
 from lstm_jax.training import CheckpointWriter
@@ -41,6 +43,12 @@ def report(when, state):
 def main():
   config = from_record(TrainConfig(), json.loads(sys.argv[1]))
   initial_state, save = train.initial_state, CheckpointWriter.save
+  place = setup.place
+
+  def reported_place(tree, shardings):
+    if isinstance(jax.tree.leaves(tree)[0], jax.Array):  # not as it is read
+      report("drawn", tree)
+    return place(tree, shardings)
 
   def reported_state(*arguments):
     state = initial_state(*arguments)
@@ -53,6 +61,8 @@ def main():
     report("saved", state)
 
   with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(setup, "host_device", lambda: jax.devices()[-1])
+    monkeypatch.setattr(setup, "place", reported_place)
     monkeypatch.setattr(train, "initial_state", reported_state)
     monkeypatch.setattr(CheckpointWriter, "save", reported_save)
     train.run(config, make_console())
