@@ -26,17 +26,25 @@ function make(tag, text, attributes = {}) {
   return element;
 }
 
-function tableRow(cells, head) {
+function headRow(names) {
   const row = document.createElement("tr");
-  cells.forEach((cell, k) => row.append(make(head || !k ? "th" : "td", cell,
-    head ? { scope: "col" } : k ? {} : { scope: "row" })));
+  row.append(...names.map((name) => make("th", name, { scope: "col" })));
+  return row;
+}
+
+// A narrow screen has the name of its column in each cell.
+function bodyRow(cells, columns) {
+  const row = document.createElement("tr");
+  cells.forEach((cell, k) => row.append(k
+    ? make("td", cell, { "data-column": columns[k] })
+    : make("th", cell, { scope: "row" })));
   return row;
 }
 
 function fillTable(id, table) {
   const [head, body] = $(id).children;
-  head.replaceChildren(tableRow(table.head, true));
-  body.replaceChildren(...table.rows.map((row) => tableRow(row, false)));
+  head.replaceChildren(headRow(table.head));
+  body.replaceChildren(...table.rows.map((row) => bodyRow(row, table.head)));
 }
 
 // --- The curves ---
@@ -135,7 +143,7 @@ function showValues() {
   if (positions.length) {
     $("status").textContent = `At ${axis.slice(0, -1)} ${count(x)}:`;
   }
-  $("losshead").replaceChildren(tableRow(headings, true));
+  $("losshead").replaceChildren(headRow(headings));
   $("legend").replaceChildren(...data.runs.map((run, k) => {
     const points = names.map((name) => {
       const curve = run.curves[name];
@@ -148,7 +156,7 @@ function showValues() {
       const { step } = points[1];
       cells.push(step === undefined ? "–" : count(step));
     }
-    const row = tableRow(["", ...cells], false);
+    const row = bodyRow(["", ...cells], headings);
     row.firstChild.append(legendEntry(run, k));
     return row;
   }));

@@ -21,6 +21,7 @@ FINISHED = {  # (finished, stopped early)
 }
 # Entries of config.json.
 NOT_COMPARED = *JOB_FLAGS, "started", "versions", EXTENSIONS
+HASHES, HASH_DIGITS = ("git_commit", "corpus_sha256"), 12
 
 
 def make_page(histories: list[RunHistory]) -> str:
@@ -64,8 +65,8 @@ def make_header(histories: list[RunHistory]) -> dict[str, Any]:
 def differences(records: list[dict[str, Any]]) -> list[list[str]]:
   """Return a row for each entry of config.json that is not the same in all.
 
-  Versions of packages are entries of their own. Flags that say where and how a
-  run executes are left out.
+  Versions of packages are entries of their own, and hashes are shortened. Flags
+  that say where and how a run executes are left out.
   """
   flat = []
   for record in records:
@@ -85,7 +86,9 @@ def _name(run: RunHistory, directory: str) -> str:
 
 
 def _format(entries: dict[str, Any], name: str) -> str:
-  return str(entries[name]) if name in entries else NONE
+  if name not in entries:
+    return NONE
+  return str(entries[name])[: HASH_DIGITS if name in HASHES else None]
 
 
 def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:

@@ -368,20 +368,28 @@ def test_no_more_units_can_be_pinned_than_fit(opened):
   assert opened.run("return document.getElementById('pin').disabled")
 
 
-def test_on_a_phone_the_next_characters_are_under_the_text(
-  opened, explored_page
-):
+def test_on_a_phone_the_text_stays_over_what_it_explains(opened, explored_page):
   opened.emulate(360, 740)
   opened.open(explored_page)
-  text, panel, more = (
-    opened.run(
+
+  def box(name):
+    return opened.run(
       "const box = document.getElementById(args[0]).getBoundingClientRect();"
       "return [box.top, box.bottom]",
       name,
     )
-    for name in ("shown", "atcursor", "more")
-  )
-  assert text[1] <= panel[0] < panel[1] <= more[0]
+
+  text, panel, more = box("text"), box("atcursor"), box("more")
+  assert 0 < text[0] < text[1] <= panel[0] < panel[1] <= more[0]
+  for name in ("next", "path"):
+    opened.run(
+      "window.scrollTo(0, scrollY - 300 +"
+      "document.getElementById(args[0]).getBoundingClientRect().top)",
+      name,
+    )
+    assert box("text")[0] == 0
+    assert abs(box(name)[0] - 300) < 1  # in view, under the text
+    assert box("text")[1] < 300
 
 
 def test_a_word_is_as_wide_as_its_characters(chromium, words_page):

@@ -339,6 +339,8 @@ def test_a_phone_scrolls_in_one_direction_and_every_line_is_visible(
   opened.open(page)
   assert opened.run("return document.documentElement.scrollWidth") == 360
   assert opened.run("return document.querySelector('svg').clientWidth") <= 336
+  cut = "return [...document.querySelectorAll('.scroll')].map((box) =>"
+  assert opened.run(f"{cut} box.scrollWidth - box.clientWidth)") == [0, 0, 0]
   colors = opened.run("""
     const style = getComputedStyle(document.documentElement);
     return ["page", "ink", "soft", ...[0, 1, 2, 3, 4, 5, 6, 7].map(
