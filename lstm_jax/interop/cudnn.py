@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
-from lstm_jax.interop.torch import Layers, from_torch, named_arrays
+from lstm_jax.interop.torch.weights import Layers, from_torch, named_arrays
 
 
 def to_cudnn(layers: Layers) -> jax.Array:

@@ -3,14 +3,18 @@
 from lstm_jax.training.averaging import Average as Average
 from lstm_jax.training.averaging import is_nonmonotonic as is_nonmonotonic
 from lstm_jax.training.averaging import start_average as start_average
-from lstm_jax.training.checkpoint import Checkpoint as Checkpoint
 from lstm_jax.training.checkpoint import CheckpointError as CheckpointError
 from lstm_jax.training.checkpoint import CheckpointWriter as CheckpointWriter
-from lstm_jax.training.checkpoint import has_state as has_state
-from lstm_jax.training.checkpoint import list_checkpoints as list_checkpoints
-from lstm_jax.training.checkpoint import read_checkpoint as read_checkpoint
-from lstm_jax.training.checkpoint import read_params as read_params
-from lstm_jax.training.checkpoint import read_state as read_state
+from lstm_jax.training.checkpoint_reader import Checkpoint as Checkpoint
+from lstm_jax.training.checkpoint_reader import has_state as has_state
+from lstm_jax.training.checkpoint_reader import (
+  list_checkpoints as list_checkpoints,
+)
+from lstm_jax.training.checkpoint_reader import (
+  read_checkpoint as read_checkpoint,
+)
+from lstm_jax.training.checkpoint_reader import read_params as read_params
+from lstm_jax.training.checkpoint_reader import read_state as read_state
 from lstm_jax.training.collectives import Collective as Collective
 from lstm_jax.training.collectives import find_collectives as find_collectives
 from lstm_jax.training.ensemble import init_ensemble as init_ensemble

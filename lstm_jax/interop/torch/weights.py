@@ -15,8 +15,6 @@ module with bias=False are 0. An nn.RNN with nonlinearity="relu" is
 `rnn.with_activation(RELU)`; a state_dict is the same for both nonlinearities.
 
 PyTorch need not be installed: a state_dict is a mapping from names to arrays.
-`load` and `save` read and write safetensors files with the package
-`safetensors` (the extra `interop`). Nothing is unpickled.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm
@@ -28,9 +26,7 @@ PyTorch need not be installed: a state_dict is a mapping from names to arrays.
   ('lstm_jax.cells.lstm', (5, 20))
 """
 
-import os
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -47,7 +43,6 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.extra import from_extra
 from lstm_jax.interop.tensors import Array, check_shape, read_source
 from lstm_jax.sequence.bidirectional import Directions
 
@@ -167,53 +162,6 @@ def named_arrays(layers: Layers) -> dict[str, jax.Array]:
     else:
       result |= _tensors(f"_l{k}", layer)
   return result
-
-
-def load(
-  path: str | os.PathLike,
-  *,
-  prefix: str = "",
-  nonlinearity: str | None = None,
-) -> tuple[Cell, Layers]:
-  """Return the cell and the layers of a safetensors file, as `from_torch`.
-
-  Args:
-    path: of the file.
-    prefix: as in `from_torch`.
-    nonlinearity: as in `from_torch`.
-
-  Raises:
-    ValueError: the file is not a safetensors file, or its tensors are not those
-      of an nn.LSTM, nn.GRU or nn.RNN.
-    OSError: the file cannot be read.
-    ModuleNotFoundError: the package safetensors is not installed.
-  """
-  safetensors = _import_safetensors()
-  try:
-    arrays = safetensors.numpy.load_file(path)
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is not a safetensors file: {error}") from None
-  return from_torch(arrays, prefix=prefix, nonlinearity=nonlinearity)
-
-
-def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
-  """Write `to_torch(layers, bias=bias)` to a safetensors file.
-
-  Raises:
-    ValueError: as `to_torch`.
-    ModuleNotFoundError: the package safetensors is not installed.
-  """
-  safetensors = _import_safetensors()
-  arrays = to_torch(layers, bias=bias)
-  arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-  safetensors.numpy.save_file(arrays, path)
-
-
-def _import_safetensors() -> ModuleType:
-  """Return the package safetensors, or raise an error that names the extra."""
-  with from_extra("safetensors"):
-    import safetensors.numpy
-  return safetensors
 
 
 def _activation(own: str | None, given: str | None) -> Activation:

@@ -1,0 +1,60 @@
+"""PyTorch's weights to and from safetensors files.
+
+They need the package `safetensors` (the extra `interop`). Nothing is unpickled.
+"""
+
+import os
+from types import ModuleType
+
+import numpy as np
+
+from lstm_jax.cells.cell import Cell
+from lstm_jax.interop.extra import from_extra
+from lstm_jax.interop.torch.weights import Layers, from_torch, to_torch
+
+
+def load(
+  path: str | os.PathLike,
+  *,
+  prefix: str = "",
+  nonlinearity: str | None = None,
+) -> tuple[Cell, Layers]:
+  """Return the cell and the layers of a safetensors file, as `from_torch`.
+
+  Args:
+    path: of the file.
+    prefix: as in `from_torch`.
+    nonlinearity: as in `from_torch`.
+
+  Raises:
+    ValueError: the file is not a safetensors file, or its tensors are not those
+      of an nn.LSTM, nn.GRU or nn.RNN.
+    OSError: the file cannot be read.
+    ModuleNotFoundError: the package safetensors is not installed.
+  """
+  safetensors = _import_safetensors()
+  try:
+    arrays = safetensors.numpy.load_file(path)
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is not a safetensors file: {error}") from None
+  return from_torch(arrays, prefix=prefix, nonlinearity=nonlinearity)
+
+
+def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
+  """Write `to_torch(layers, bias=bias)` to a safetensors file.
+
+  Raises:
+    ValueError: as `to_torch`.
+    ModuleNotFoundError: the package safetensors is not installed.
+  """
+  safetensors = _import_safetensors()
+  arrays = to_torch(layers, bias=bias)
+  arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+  safetensors.numpy.save_file(arrays, path)
+
+
+def _import_safetensors() -> ModuleType:
+  """Return the package safetensors, or raise an error that names the extra."""
+  with from_extra("safetensors"):
+    import safetensors.numpy
+  return safetensors

@@ -1,0 +1,171 @@
+"""Read checkpoints: their steps, their descriptions and their arrays.
+
+Every array that is read, and every description, is compared with its checksum.
+Arrays are read whole, into the memory of the host, by each process alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lstm_jax.training.checkpoint import (
+  CHECKSUMS,
+  DESCRIPTION,
+  PARAMS,
+  STATE,
+  CheckpointError,
+  as_errors,
+)
+from lstm_jax.training.checksum import (
+  find_damaged,
+  json_checksum,
+  named_leaves,
+)
+
+
+class Checkpoint(NamedTuple):
+  """One checkpoint of a directory."""
+
+  step: int  # training steps made
+  description: dict[str, Any]
+
+
+def list_checkpoints(directory: Path) -> list[int]:
+  """Return the steps of the complete checkpoints, in ascending order."""
+  if not directory.is_dir():
+    return []
+  names = [path.name for path in directory.iterdir() if path.is_dir()]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_checkpoint(directory: Path, step: int | None = None) -> Checkpoint:
+  """Return the step and the description of one checkpoint, or of the newest.
+
+  Raises:
+    CheckpointError: the checkpoint is missing, unreadable or damaged.
+  """
+  steps = list_checkpoints(directory)
+  if not steps or step not in (None, *steps):
+    of_step = "" if step is None else f" of step {step}"
+    raise CheckpointError(f"{directory} holds no checkpoint{of_step}")
+  step = steps[-1] if step is None else step
+  with _reading(directory, step) as manager:
+    description = dict(_read_json(manager, step, DESCRIPTION))
+    checksums = _read_json(manager, step, CHECKSUMS)
+    if checksums.get(DESCRIPTION) != json_checksum(description):
+      raise CheckpointError(_damage(directory, step, "its description"))
+    return Checkpoint(step, description)
+
+
+def read_params(directory: Path, step: int, like: Any) -> Any:
+  """Return the parameters of one checkpoint.
+
+  Args:
+    directory: the directory of checkpoints.
+    step: the checkpoint's step.
+    like: a tree of the expected arrays, or of their shapes and dtypes.
+
+  Returns:
+    A tree of NumPy arrays; `place` divides them over devices.
+
+  Raises:
+    CheckpointError: the checkpoint holds other arrays than `like`, or is
+      unreadable or damaged.
+  """
+  return _read_arrays(directory, step, PARAMS, like)
+
+
+def read_state(directory: Path, step: int, like: Any) -> Any:
+  """Return the state of one checkpoint; see `read_params`."""
+  return _read_arrays(directory, step, STATE, like)
+
+
+def has_state(directory: Path, step: int) -> bool:
+  """Return whether a checkpoint holds a state to resume from."""
+  return (directory / str(step) / STATE).is_dir()
+
+
+def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
+  with _reading(directory, step) as manager:
+    stored = manager.item_metadata(step)[item]
+    _check_shapes(directory, step, getattr(stored, "tree", stored), like)
+    # As NumPy arrays (these take no memory): for others, orbax would look for
+    # the devices that wrote them.
+    empty = jax.tree.map(
+      lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like
+    )
+    arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(empty)})
+    tree = manager.restore(step, args=arguments)[item]
+    checksums = _read_json(manager, step, CHECKSUMS)
+    if name := find_damaged({item: tree}, checksums):
+      raise CheckpointError(_damage(directory, step, name))
+    return tree
+
+
+def _single_process() -> ocp.options.MultiprocessingOptions:
+  """Return options by which orbax reads without waiting for other processes."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index},
+    barrier_sync_key_prefix=f"process{index}",
+  )
+
+
+@contextmanager
+def _reading(directory: Path, step: int) -> Iterator[ocp.CheckpointManager]:
+  # The handlers are named, so that metadata can be read before the arrays.
+  handlers = {
+    PARAMS: ocp.StandardCheckpointHandler(),
+    STATE: ocp.StandardCheckpointHandler(),
+    DESCRIPTION: ocp.JsonCheckpointHandler(),
+    CHECKSUMS: ocp.JsonCheckpointHandler(),
+  }
+  with as_errors(f"the checkpoint in {directory}/{step} cannot be read"):
+    options = ocp.CheckpointManagerOptions(
+      create=False, multiprocessing_options=_single_process()
+    )
+    manager = ocp.CheckpointManager(
+      directory.absolute(), options=options, item_handlers=handlers
+    )
+    try:
+      yield manager
+    finally:
+      manager.close()
+
+
+def _read_json(manager: ocp.CheckpointManager, step: int, item: str) -> Any:
+  arguments = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
+  return manager.restore(step, args=arguments)[item]
+
+
+def _damage(directory: Path, step: int, name: str) -> str:
+  return (
+    f"the checkpoint in {directory}/{step} is damaged: {name} is not what was "
+    "written"
+  )
+
+
+def _check_shapes(directory: Path, step: int, stored: Any, like: Any) -> None:
+  """Raise CheckpointError where the stored arrays are not those expected."""
+  found, expected = _shapes(stored), _shapes(like)
+  for name in [*expected, *found]:
+    if found.get(name) != expected.get(name):
+      raise CheckpointError(
+        f"the checkpoint in {directory}/{step} is of another configuration: "
+        f"{name} must be {expected.get(name, 'absent')}, "
+        f"got {found.get(name, 'none')}"
+      )
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+  """Return the dtype and shape of each leaf, by its path."""
+  return {
+    name: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
+    for name, leaf in named_leaves(tree).items()
+  }
