@@ -15,7 +15,6 @@ import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags
 from rich.console import Console
 
@@ -34,7 +33,7 @@ from experiments.trainer.distillation import make_epochs, read_teachers
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.footprint import (
-  advise_batch_size,
+  advice_if_out_of_memory,
   check_memory,
   dry_run,
   placed_state_like,
@@ -44,7 +43,6 @@ from experiments.trainer.format import counted, format_loss, format_losses
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.loop import Observer, fit
 from experiments.trainer.pretrained import read_pretrained
-from experiments.trainer.records import replace
 from experiments.trainer.resources import Tracer, available_memory, host_memory
 from experiments.trainer.setup import (
   TrainSetup,
@@ -54,7 +52,6 @@ from experiments.trainer.setup import (
 )
 from experiments.trainer.start import initial_state
 from experiments.trainer.trained import Trained
-from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import Tokenizer, stateful_loss
 from lstm_jax.training import (
   Metrics,
@@ -97,21 +94,8 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   check_memory(state, available_memory(), sharing_memory(setup))
   pretrained = read_pretrained(setup)
   teachers = read_teachers(setup, host_memory())
-  try:
+  with advice_if_out_of_memory(setup):
     return _train(setup, pretrained, teachers, console, trace_steps)
-  except jax.errors.JaxRuntimeError as error:
-    exhausted = "RESOURCE_EXHAUSTED", "Out of memory"
-    if not any(text in str(error) for text in exhausted):
-      raise
-    if jax.process_count() > 1:
-      raise
-    if setup.mesh and is_cpu():
-      # The devices of a CPU share its memory, and each holds the weights: the
-      # advice is for one device.
-      single = replace(config, mesh="", devices="1")
-      setup = make_setup(single, setup.corpus)
-    advice = advise_batch_size(setup, available_memory())
-    raise ValueError(f"out of memory: {advice}") from None
 
 
 def _train(

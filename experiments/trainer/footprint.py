@@ -7,6 +7,8 @@ matrix products follow from the shapes: two for each multiply-add, once forward
 and twice backward; everything else is left out.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ from rich.console import Console
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.distillation import read_teachers, soft_target_bytes
 from experiments.trainer.format import counted, format_bytes
+from experiments.trainer.records import replace
 from experiments.trainer.resources import (
   available_memory,
   host_memory,
@@ -202,6 +205,29 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
       f"out of memory: the train state needs {format_bytes(needed)} to be made "
       f"and the device has {format_bytes(limit)}: no batch size would fit"
     )
+
+
+@contextmanager
+def advice_if_out_of_memory(setup: TrainSetup) -> Iterator[None]:
+  """Raise ValueError, which says what would fit, where a device is full.
+
+  Of several processes, each keeps JAX's error.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    exhausted = "RESOURCE_EXHAUSTED", "Out of memory"
+    if not any(text in str(error) for text in exhausted):
+      raise
+    if jax.process_count() > 1:
+      raise
+    if setup.mesh and is_cpu():
+      # The devices of a CPU share its memory, and each holds the weights: the
+      # advice is for one device.
+      single = replace(setup.config, mesh="", devices="1")
+      setup = make_setup(single, setup.corpus)
+    advice = advise_batch_size(setup, available_memory())
+    raise ValueError(f"out of memory: {advice}") from None
 
 
 def advise_batch_size(setup: TrainSetup, limit: int) -> str:

@@ -22,8 +22,7 @@ the step, and dz is the gradient of the loss with respect to z. Σ sums over the
 batch and, in `unroll`, over time. c' reaches the loss twice, through h' and
 through the next step, hence the sum dc₊. The forward saves the gates and c, 5H
 numbers for each time step and sequence; the backward recomputes tanh c' from
-them, and the local gradients from the gates, c and tanh c'. Saving the local
-gradients instead takes H numbers more and is no faster.
+them, and the local gradients from the gates, c and tanh c'.
 
 `with_activations` returns a cell with others in place of σ and tanh.
 
@@ -41,6 +40,7 @@ References:
 """
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -140,9 +140,7 @@ def activate(a: jax.Array, activations: Activations = STANDARD) -> jax.Array:
   if activations == STANDARD:  # with one tanh: σ(a) = ½ + ½ tanh(a/2)
     k = _per_gate([0.5, 0.5, 1, 0.5], a)
     return (1 - k) + k * tanh(k * a)
-  gate, candidate, _ = (activation.apply for activation in activations)
-  i, f, g, o = jnp.split(a, 4, axis=-1)
-  return jnp.concatenate([gate(i), gate(f), candidate(g), gate(o)], axis=-1)
+  return _by_gate(activations.gates.apply, activations.candidate.apply, a)
 
 
 def next_c(
@@ -170,17 +168,17 @@ def local_gradients(
   if activations == STANDARD:  # σ' = y (1 − y) and tanh' = (1 + y) (1 − y)
     dactivation = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
   else:
-    dactivation = _derivatives(gates, activations)
+    gate, candidate = activations.gates, activations.candidate
+    dactivation = _by_gate(gate.derivative, candidate.derivative, gates)
   # Each derivative is multiplied by what its gate multiplies.
   dnext_da = jnp.concatenate([g, c, i, tanh_c_next], axis=-1) * dactivation
   dh_dc = o * activations.output.derivative(tanh_c_next)
   return dnext_da, dh_dc
 
 
-def _derivatives(gates: jax.Array, activations: Activations) -> jax.Array:
-  """Return the derivative of each gate's activation, [..., 4H]."""
-  gate, candidate, _ = (activation.derivative for activation in activations)
-  i, f, g, o = jnp.split(gates, 4, axis=-1)
+def _by_gate(gate: Callable, candidate: Callable, a: jax.Array) -> jax.Array:
+  """Return `gate` of i, f and o and `candidate` of g, [..., 4H]."""
+  i, f, g, o = jnp.split(a, 4, axis=-1)
   return jnp.concatenate([gate(i), gate(f), candidate(g), gate(o)], axis=-1)
 
 
@@ -260,11 +258,9 @@ def initial_state(
   params: LSTMParams, batch_shape: tuple[int, ...] = ()
 ) -> LSTMState:
   """Return the zero state: h in the weights' dtype, c in float32 or wider."""
-  shape = (*batch_shape, params.w_h.shape[0])
-  dtype = params.w_h.dtype
-  return LSTMState(
-    jnp.zeros(shape, dtype), jnp.zeros(shape, accumulation_dtype(dtype))
-  )
+  shape, dtype = (*batch_shape, params.w_h.shape[0]), params.w_h.dtype
+  c = jnp.zeros(shape, accumulation_dtype(dtype))
+  return LSTMState(jnp.zeros(shape, dtype), c)
 
 
 forward, backward, step = one_step(

@@ -239,7 +239,8 @@ def test_without_memory_a_run_names_the_batch_size_that_would_fit(
 
   monkeypatch.setattr(setup, "make_train_step", make_train_step)
   limit = (needs[1] + needs[2]) // 2
-  monkeypatch.setattr(train, "available_memory", lambda: limit)
+  for module in (train, footprint):
+    monkeypatch.setattr(module, "available_memory", lambda: limit)
   message = (
     r"out of memory: a batch of 8 sequences × 8 tokens needs .* MB and .*; "
     "2 × 8 would need"
