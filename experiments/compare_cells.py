@@ -46,6 +46,7 @@ from experiments.comparison.measurements import (
 )
 from experiments.comparison.models import make_models
 from experiments.comparison.results import (
+  check_unused,
   print_tables,
   read_record,
   recorded_command,
@@ -153,7 +154,9 @@ def main() -> None:
   if REPLOT.value:
     report(load(directory), directory, console)
     return
-  run(config_from_flags(CompareConfig(), FLAGS), directory, console)
+  config = config_from_flags(CompareConfig(), FLAGS)
+  check_unused(directory / RECORD, OVERWRITE.value)
+  run(config, directory, console)
 
 
 if __name__ == "__main__":
@@ -162,6 +165,9 @@ if __name__ == "__main__":
     "out",
     "runs/compare_cells",
     "Directory of results, figure and samples.",
+  )
+  OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace the results that --out holds."
   )
   REPLOT = flags.DEFINE_bool(
     "replot",

@@ -28,6 +28,7 @@ from rich.console import Console
 from experiments.benchmarks.timing import environment as machine
 from experiments.cli import launch, make_console
 from experiments.comparison.results import (
+  check_unused,
   print_tables,
   read_record,
   recorded_command,
@@ -124,13 +125,18 @@ def main() -> None:
   if REPLOT.value:
     report(load(directory), directory, console)
     return
-  run(config_from_flags(PolicyConfig(), FLAGS), directory, console)
+  config = config_from_flags(PolicyConfig(), FLAGS)
+  check_unused(directory / RECORD, OVERWRITE.value)
+  run(config, directory, console)
 
 
 if __name__ == "__main__":
   FLAGS = define_flags(PolicyConfig())
   OUT = flags.DEFINE_string(
     "out", "runs/policy", "Directory of the results and the figure."
+  )
+  OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace the results that --out holds."
   )
   REPLOT = flags.DEFINE_bool(
     "replot",

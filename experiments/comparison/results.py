@@ -26,6 +26,15 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
   write_bytes(path, f"{text}\n".encode())
 
 
+def check_unused(path: Path, overwrite: bool) -> None:
+  """Raise ValueError if there are results that may not be replaced."""
+  if path.exists() and not overwrite:
+    raise ValueError(
+      f"{path.parent} holds results already: --overwrite replaces them, "
+      "another --out keeps them"
+    )
+
+
 def read_record(
   path: Path, missing: str, entries: Sequence[str]
 ) -> dict[str, Any]:

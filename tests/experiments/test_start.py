@@ -40,8 +40,11 @@ def test_every_program_prints_its_own_flags_in_80_columns():
 
 
 def test_an_error_is_a_line_and_a_status(tmp_path):
-  loop = tmp_path / "loop"
+  loop, full = tmp_path / "loop", tmp_path / "full"
   loop.symlink_to(loop)
+  full.mkdir()
+  for record in ("comparison.json", "policy.json"):
+    (full / record).write_text("{}")
   cases = {
     ("train", "verse"): "unknown argument 'verse': flags begin with --",
     ("sample", "runs/a"): "unknown argument 'runs/a': did you mean --run=runs",
@@ -83,8 +86,10 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("report", "a", "--outptu=b"): "Unknown command line flag 'outptu'",
     ("compare_cells", "--replot", f"--out={tmp_path}"): "there is no compari",
     ("compare_cells", "--corpus=nowhere.txt"): "nowhere.txt cannot be",
+    ("compare_cells", f"--out={full}"): "holds results already: --overwrite ",
     ("compare_cells", "--delay=0"): "0 is not in [1, inf)",
     ("policy", "--replot", f"--out={tmp_path}"): "there are no policies in ",
+    ("policy", f"--out={full}"): "full holds results already: --overwrite rep",
     ("policy", "--num_envs=6"): "num_envs must be a multiple of num_miniba",
     (
       "policy",
