@@ -139,10 +139,11 @@ def load(directory: Path) -> dict[str, Any]:
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
-  from experiments.comparison import plots
+  from experiments.comparison import dot_plot, plots
 
   print_tables(tables(record), console)
-  plots.draw(record, directory / FIGURE)
+  many = len(record["cells"]) > dot_plot.MANY
+  (dot_plot if many else plots).draw(record, directory / FIGURE)
   console.print(
     f"\n{directory} holds {RECORD}, {FIGURE} and {SAMPLES}", soft_wrap=True
   )

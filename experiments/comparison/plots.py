@@ -171,11 +171,12 @@ def _reference(panel: Axes, value: float, label: str) -> None:
   panel.annotate(
     label,
     (0, value),
-    (4, 3),
+    (4, -3),
     xycoords=("axes fraction", "data"),
     textcoords="offset points",
     fontsize=SMALL,
     color="0.35",
+    va="top",
   )
 
 

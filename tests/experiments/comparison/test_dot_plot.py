@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from experiments.comparison.dot_plot import (
+  draw,
+  edge,
+  make_panels,
+  sorted_cells,
+)
+
+CELLS = "lstm", "gru", "rnn", "a", "b", "c", "far", "d"
+LOSSES = 1.60, 1.58, 1.66, 1.61, 1.62, 1.63, 2.30, 1.59
+
+
+@pytest.fixture
+def record():
+  """Return what a comparison of eight cells with two seeds has measured."""
+  losses = dict(zip(CELLS, LOSSES, strict=True))
+
+  def run(cell, budget, loss):
+    samples = [{"words_in_train": [0.1, 0.1]}, {"words_in_train": [0.5, None]}]
+    losses = {"val_loss": [loss - 0.01, loss + 0.01]}
+    return {"cell": cell, "budget": budget} | {
+      "evaluations": [{"val_loss": [4.0, 4.0]}, losses],
+      "samples": samples,
+    }
+
+  others = [cell for cell in CELLS if cell not in ("lstm", "far")]
+  return {
+    "cells": {
+      cell: {"hidden_size": 10 + k, "seconds_per_step": 0.1 + 0.05 * k}
+      for k, cell in enumerate(CELLS)
+    },
+    "runs": [
+      *(run(cell, "equal steps", loss) for cell, loss in losses.items()),
+      *(run(cell, "equal time", losses[cell] + 0.02) for cell in others),
+    ],
+    "context": [
+      {"cell": cell, "budget": "equal steps", "lengths": [16, 128]}
+      | {"val_loss": [[loss + 0.1, loss], [loss + 0.1, loss]]}
+      for cell, loss in losses.items()
+    ],
+    "gradient_flow": [
+      {"cell": cell, "stage": stage, "norms": {"h": [2.0] + [1.0] * 60}}
+      for cell in CELLS
+      for stage in ("untrained", "trained")
+    ],
+  }
+
+
+def test_a_row_has_the_values_of_its_cell(record):
+  assert sorted_cells(record) == [
+    *("gru", "d", "lstm", "a", "b", "c", "rnn", "far")
+  ]
+  losses, context, words, gradients, times = make_panels(record)
+  steps, timed = (series.values for series in losses.series)
+  assert steps["gru"] == [1.57, 1.59]
+  np.testing.assert_allclose(timed["gru"], [1.59, 1.61])
+  assert timed["lstm"] == steps["lstm"] and "far" not in timed
+  assert [series.label for series in context.series] == [
+    *("65 to 128 characters", "9 to 16 characters")
+  ]
+  assert context.series[1].values["rnn"] == [1.76, 1.76]
+  assert words.series[0].values["rnn"] == [50]
+  assert gradients.series[0].values["rnn"] == [0.5]
+  np.testing.assert_allclose(times.series[0].values["rnn"], [2])
+  assert times.unit == "of lstm's"
+
+
+def test_a_far_loss_does_not_make_the_axis(record):
+  losses, _, words, *_ = make_panels(record)
+  end = edge(losses, sorted_cells(record))
+  assert 1.65 < end < 1.7  # of the best six with their equal time, not of 2.3
+  assert edge(words, sorted_cells(record)) is None
+  record["runs"] = [run for run in record["runs"] if run["cell"] != "far"]
+  assert edge(make_panels(record)[0], sorted_cells(record)) is None
+
+
+def test_what_was_left_out_has_no_panel(record, tmp_path):
+  record["gradient_flow"] = []
+  record["runs"] = [r for r in record["runs"] if r["budget"] == "equal steps"]
+  titles = [panel.title for panel in make_panels(record)]
+  assert "Gradient 50 back" not in titles and len(titles) == 4
+  assert len(make_panels(record)[0].series) == 1
+  draw(record, tmp_path / "dots.png")
+  assert (tmp_path / "dots.png").stat().st_size > 10_000
