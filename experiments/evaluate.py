@@ -18,15 +18,16 @@ Several --run are an ensemble: the mean of their probabilities is evaluated.
 The rate, decay and segment length of dynamic evaluation are chosen on the text
 before the split. The counts of one n-gram model start from the training text,
 those of another from nothing, and the weights of the mixture are learned from
-the text already read. --split names
-another split; --begin and --end select other parts of the corpus.
---checkpoint=last evaluates the last weights of a finished run, which no loss
-has chosen. The results are saved in the run directory, in evaluation.json (of
-an ensemble, in ensemble.json of the first), beside those of other protocols on
-the same text. The table has the loss per token and per character. The loss per
-character of a word model includes the spelling of unknown words, so that it can
-be compared with that of a character model. In all protocols but cold windows, a
-word that the text has already spelled costs less the next time.
+the text already read. --split names another split; --begin and --end select
+other parts of the corpus. --checkpoint=last evaluates the last weights of a
+finished run, which no loss has chosen. The results are saved in the run
+directory, in evaluation.json (of an ensemble, in ensemble.json of the first),
+beside those of other protocols by the same weights on the same part of the text
+and the same device; any others in the file are replaced. The table has the loss
+per token and per character. The loss per character of a word model includes the
+spelling of unknown words, so that it can be compared with that of a character
+model. In all protocols but cold windows, a word that the text has already
+spelled costs less the next time.
 """
 
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ class EvaluateConfig:
   begin: float | None = option(
     None,
     "Share of the corpus where the evaluated part begins, in place of --split. "
-    "In another text, where the test or the validation split of the run's "
-    "corpus does, if it is not given.",
+    "If not given and --corpus is, the share where the test split of the run's "
+    "own corpus begins, or else its validation split.",
     bounds="[0, 1)",
   )
   end: float | None = option(
@@ -142,8 +143,9 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   If a protocol fails, the results of those before it are printed and saved.
 
   Raises:
-    ValueError: a run or the corpus is not usable, the runs do not belong
-      together, a number is out of its range, or dynamic evaluation diverges.
+    ValueError: a run or the corpus is not usable, the runs differ in corpus,
+      vocabulary or splits, a number is out of its range, or dynamic evaluation
+      diverges.
   """
   directories = [Path(name) for name in config.run]
   members = load_members(directories, config.checkpoint)
@@ -253,7 +255,10 @@ def _print_choice(choice: dynamic_eval.Choice, console: Console) -> None:
 
 
 def _spelling_nats(tokenizer: Tokenizer, text: str, cached: bool) -> float:
-  """Return what it costs to spell the unknown words that are predicted."""
+  """Return the nats of spelling a text's unknown words after its first token.
+
+  If `cached`, a word that the text has spelled before costs less.
+  """
   return float(tokenizer.spelling_nats(text, cached)[1:].sum())
 
 

@@ -8,10 +8,12 @@ prompt, if one is given; a single one while it is drawn. A word model never
 draws <unk>, the unknown word. Instead of a sample as it comes,
 
   --best_of=N    prints the likeliest of N samples
-  --beam=N       searches for the likeliest continuation, of N at a time
-  --interactive  continues each line that is typed, with the state carried:
-                 without the line break of Enter, and an empty line is one; the
-                 end of the input (Ctrl-D) ends it
+  --beam=N       searches for the likeliest continuation, keeping the N
+                 likeliest beginnings at every token
+  --interactive  continues each line that is typed, from the state after all
+                 text so far. The line is read without its line break, and an
+                 empty line as a line break. Ctrl-D, the end of the input, ends
+                 the program
 """
 
 import sys
@@ -33,6 +35,8 @@ from lstm_jax.language import beam_search, sample, sample_best
 from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.text_stream import TextStream
 
+# Flags that have no effect at --temperature=0, and for other flags those that
+# they cannot be combined with.
 IGNORED_BY_GREEDY = "top_k", "top_p", "min_p", "seed"
 EXCLUDED = {
   "beam": (
@@ -112,7 +116,7 @@ def check_options(options: dict[str, Any], defaults: dict[str, Any]) -> None:
 
   Args:
     options: the value of each flag.
-    defaults: the value of each flag that is not given.
+    defaults: of each flag; one that has its default counts as not given.
   """
 
   def given(name):
@@ -120,7 +124,7 @@ def check_options(options: dict[str, Any], defaults: dict[str, Any]) -> None:
 
   pairs = [(a, b) for a, others in EXCLUDED.items() for b in others]
   if not options["temperature"]:  # all samples would be the same
-    pairs.append(("best_of", "temperature"))
+    pairs += [("best_of", "temperature"), ("num_samples", "temperature")]
   for pair in pairs:
     if all(map(given, pair)):
       first, second = (f"--{name}={options[name]}" for name in pair)
@@ -141,10 +145,12 @@ def run(
   beam: int,
   interactive: bool,
 ) -> list[Iterable[str]]:
-  """Return samples of the run's best model, each after the prompt if given.
+  """Return samples of the run's best model; the arguments are the flags.
 
-  Each is a text in parts. A single sample is drawn while its parts are taken;
-  in an interactive one, they follow what is typed meanwhile.
+  Each is an iterable of the parts of a text, which begins with the prompt if
+  one is given. A single sample is drawn as its parts are iterated. An
+  interactive one begins after the prompt, and reads a line of standard input
+  whenever its answer to the one before is complete.
 
   Raises:
     ValueError: the run has no usable checkpoint, the prompt is empty or has
@@ -194,7 +200,8 @@ def converse(
 ) -> Iterator[str]:
   """Yield what the model writes after the prompt, and after each typed line.
 
-  A line that the model does not know is named on standard error.
+  If a line has unknown characters or words, standard error says so, and the
+  next line is read.
   """
   line = typed_line() if prompt is None else prompt
   while line is not None:

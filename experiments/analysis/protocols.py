@@ -104,7 +104,7 @@ class Protocols:
       case "dynamic":
         return self._dynamic_outcome()
       case "mixed":
-        return self._mixed("dynamic", self._dynamic[1])
+        return self._mixed_dynamic_outcome()
       case "mixed_stateful":
         return self._mixed("stateful", self._stateful)
     raise ValueError(f"protocol must be one of {PROTOCOLS}, got {name!r}")
@@ -117,13 +117,20 @@ class Protocols:
 
   def _dynamic_outcome(self) -> Outcome:
     choices, predicted = self._dynamic
-    configs = [choice.config for choice in choices]
     title = "dynamic, settings of each member"
-    record: Any = [config._asdict() for config in configs]
-    if len(configs) == 1:
-      (config,), (record,) = configs, record
+    if len(choices) == 1:
+      config = choices[0].config
       title = f"dynamic, rate {config.rate:g}, decay {config.decay:g}"
-    return Outcome(title, self._nats(predicted), {"dynamic": record}, choices)
+    record = _dynamic_record(choices)
+    return Outcome(title, self._nats(predicted), record, choices)
+
+  def _mixed_dynamic_outcome(self) -> Outcome:
+    choices, predicted = self._dynamic
+    outcome = self._mixed("dynamic", predicted)
+    return outcome._replace(
+      record=outcome.record | _dynamic_record(choices),
+      choices=[] if "dynamic" in self._names else choices,  # shown there
+    )
 
   def _mixed(self, base: str, log_probs: np.ndarray) -> Outcome:
     trained, read = self._ngrams
@@ -182,6 +189,12 @@ class Protocols:
       targets = self._texts.tokens[1:]
       predicted = predicted[np.arange(len(targets)), targets]
     return -predicted.astype(np.float64)
+
+
+def _dynamic_record(choices: list[dynamic_eval.Choice]) -> dict[str, Any]:
+  """Return the settings of dynamic evaluation; of an ensemble, a list."""
+  records = [choice.config._asdict() for choice in choices]
+  return {"dynamic": records[0] if len(records) == 1 else records}
 
 
 def log_mean(log_probs: Iterable[np.ndarray]) -> np.ndarray:

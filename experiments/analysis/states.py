@@ -1,12 +1,14 @@
 """The states and gates of a trained model after each token of a text.
 
-  sₜ, gatesₜ = recur(sₜ₋₁, xₜ W_x)   for t = 1 … N, layer by layer
+  sₜ, gatesₜ, residualsₜ = recur(sₜ₋₁, project(xₜ))   for t = 1 … N,
 
-The states are the cell's own. The gates are what `recur` saves for the backward
-pass: for the cells in GATES, all gates and the candidate, or for an sLSTM what
-they follow from. A GRU of either form saves r and z, but of the candidate n
-only local gradients, so n is computed again. Of a plain RNN, and of the cells
-with a linear recurrence, there is the state alone.
+layer by layer. The states are those that the cell carries. The gates are what
+`recur` saves for the backward pass: for the cells in GATES, all gates and the
+candidate, or for an sLSTM what they follow from. A Mogrifier LSTM has them
+among its residuals; of a coupled LSTM i = 1 − f is left out. A GRU of either
+form saves r and z, but of the candidate n only local gradients, so n is
+computed again. Of a plain RNN, and of the cells with a linear recurrence, there
+is the state alone.
 """
 
 from collections.abc import Callable
@@ -54,7 +56,6 @@ MEANINGS = {
   "n": "candidate",
   "m": "stabiliser",
 }
-SIGNED = "hcgnm"  # signals that may be negative; the others are in [0, 1]
 
 
 class LayerTrace(NamedTuple):
@@ -63,8 +64,8 @@ class LayerTrace(NamedTuple):
   params: Params
   xs: jax.Array  # its inputs, [N, D]
   hs_before: jax.Array  # h before each step, [N, H]; if projected, [N, P]
-  states: State  # after each step, [N, H] each
-  gates: jax.Array  # [N, G·H], or what else `recur` returns beside the state
+  states: State  # after each step, [N, H] each; if projected, h is [N, P]
+  gates: jax.Array  # [N, G·H], or what `recur` returns in their place
   residuals: Residuals  # saved for the backward besides, [N, ...]
 
 
@@ -73,6 +74,8 @@ def trace_layers(
   cell: Cell, params: LanguageParams, tokens: jax.Array
 ) -> tuple[tuple[LayerTrace, ...], jax.Array]:
   """Run a language model on a text, from the zero state, and record each layer.
+
+  Products are in the dtype of the weights, whatever the model's compute_dtype.
 
   Args:
     cell: the cell of every layer.
@@ -99,7 +102,10 @@ def readout(params: LanguageParams) -> jax.Array:
 
 
 def signals(cell: Cell, layer: LayerTrace) -> dict[str, jax.Array]:
-  """Return the states and gates of a layer by their letters, each [N, H]."""
+  """Return the states and gates of a layer by their letters.
+
+  Each is [N, H]; h of a projected LSTM is [N, P].
+  """
   values = layer.states._asdict()
   if cell in GATES:
     names = GATES[cell]
@@ -118,16 +124,18 @@ def meaning(cell: Cell, letter: str) -> str:
   """Return what a signal of a cell is, in words."""
   if (cell, letter) == (slstm, "n"):
     return "normaliser"
-  return MEANINGS.get(letter, "state")  # of a cell outside the package
+  known = cell in GATES or cell in CANDIDATES or letter in "hc"
+  return MEANINGS.get(letter, "state") if known else "state"
 
 
-def is_signed(letter: str) -> bool:
-  """Return whether a signal may be negative; gates are in [0, 1]."""
-  return letter in SIGNED or letter not in MEANINGS
+def is_signed(cell: Cell, letter: str) -> bool:
+  """Return whether a signal of a cell may leave [0, 1], as no gate does."""
+  gates = "rz" if cell in CANDIDATES else GATES.get(cell, "")
+  return letter not in gates or letter == "g"
 
 
 def _gates(cell: Cell, layer: LayerTrace) -> jax.Array:
-  """Return the gates of an LSTM, [N, G·H]."""
+  """Return the gates and the candidate of a cell in GATES, [N, G·H]."""
   if cell is mogrifier_lstm:
     return layer.residuals.gates
   if cell is slstm:
@@ -147,7 +155,7 @@ def _trace_layer(cell: Cell, weights: Params, xs: jax.Array) -> LayerTrace:
 
 
 def _gru_candidate(layer: LayerTrace) -> jax.Array:
-  """Return a GRU's n = tanh(xₙ + r ⊙ (h Uₙ + bₙ)), [N, H]."""
+  """Return a GRU's n = tanh(xₙ + r ⊙ (uₙ + bₙ)), [N, H]; uₙ is of h W_h."""
   params, split = layer.params, -len(layer.params.b_n)
   b, w_h = params.b[split:], params.w_h[:, split:]
   xn = gru.project(params, layer.xs)[:, split:]

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from experiments.trainer.format import number_table
 
-Row = dict[str, Any]  # the sizes of a case, the peer, and its results
-RESULTS = (  # keys of a row that are results; the others are sizes
+Row = dict[str, Any]  # the case, the peer, and its results
+RESULTS = (  # keys of a row that are results; the others name case and peer
   "median_ms",
   "quartiles_ms",
   "ratio_to_ours",
@@ -53,11 +53,13 @@ def case_table(rows: list[Row]) -> Table:
 
   The columns: the median and the quartiles of the milliseconds; the "ratio" of
   the median to lstm_jax's; "products", the share of the median that the matrix
-  products alone take; tokens per second; seconds to compile; memory; the
-  kernel launches of a time step, and whether a CUDA graph holds them. On a GPU:
-  the dtype of the products' operands; µs per time step, and that divided by the
-  lower bound of `gpu.floor`; the memory of temporaries, and all of it at its
-  peak. A column that no peer has is left out.
+  products alone take; tokens per second; seconds to compile; memory (of
+  arguments, results and temporaries; in the part launches of temporaries alone,
+  and of PyTorch in the part memory what the process grew by); the kernel
+  launches of a time step, and whether a CUDA graph holds them. On a GPU: the
+  dtype of the products' operands; µs per time step, their quartiles, and the
+  former divided by the lower bound of `gpu.floor`; the memory of temporaries,
+  and all of it at its peak. A column that no peer has is left out.
   """
   medians = {row["peer"]: row.get("median_ms") for row in rows}
   products = medians.get("products alone")
@@ -66,7 +68,7 @@ def case_table(rows: list[Row]) -> Table:
   keys = [k for k in COLUMNS if any(row.get(k) is not None for row in rows)]
   headings = (COLUMNS[key][0] for key in keys)
   table = number_table("", *headings, title=title)
-  table.padding = (0, 1, 0, 0)  # the columns fit into 80 characters
+  table.padding = (0, 1, 0, 0)  # narrow: the columns fit into 80 characters
   for row in rows:
     cells = (
       COLUMNS[k][1].format(row[k]) if row.get(k) is not None else ""
@@ -77,7 +79,7 @@ def case_table(rows: list[Row]) -> Table:
 
 
 def _case_title(row: Row) -> str:
-  """Return the sizes of a row's case."""
+  """Return the title of a row's case: part, cell, dtype and named sizes."""
   return ", ".join(
     str(v) if k in ("part", "cell", "dtype") else f"{k} {v}"
     for k, v in row.items()

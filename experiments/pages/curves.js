@@ -4,10 +4,12 @@ const NS = "http://www.w3.org/2000/svg";
 const COLORS = 8, DASHES = ["", "7 4", "2 3"];
 // Height and margins of the chart, in pixels.
 const HEIGHT = 340, LEFT = 52, RIGHT = 12, TOP = 26, BOTTOM = 40;
-const NAME_FONT = "600 13px system-ui, sans-serif";  // as in the style
-const LABELLED = 8;  // up to so many runs are named at the ends of their lines
-const NARROW = 520;  // in a chart below this width no run is
-const DIGIT_WIDTH = 7, LABEL_HEIGHT = 15, LABEL_LENGTH = 22;  // pixels, characters
+const NAME_FONT = "600 13px system-ui, sans-serif";  // svg .name of report.html
+// The lines of at most so many runs are named at their ends, if the chart is not
+// narrower than so many pixels.
+const LABELLED = 8, NARROW = 520;
+const LABEL_LENGTH = 22;  // characters
+const DIGIT_WIDTH = 7, LABEL_HEIGHT = 15;  // pixels
 
 const count = (n) => n.toLocaleString("en", { maximumFractionDigits: 2 });
 const color = (k) => `var(--run${k % COLORS})`;
@@ -22,7 +24,7 @@ function shape(tag, attributes, text = "") {
   return element;
 }
 
-// Returns round numbers that divide an interval into about five parts.
+// Returns round numbers that divide an interval into two to five parts.
 function ticks(low, high) {
   const rough = (high - low || 1) / 5, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((f) => f * power >= rough);
@@ -33,19 +35,21 @@ function ticks(low, high) {
   return values;
 }
 
-// Returns 1, 2 and 5 times the powers of ten in an interval, or the powers
-// alone where those are many.
+// Returns 1, 2 and 5 times the powers of ten in an interval, or the powers alone
+// over more than three decades. Where there are not two, the ticks are linear.
 function logTicks(low, high) {
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
   const factors = last - first > 3 ? [1] : [1, 2, 5], values = [];
   for (let n = first; n <= last; n++) {
     values.push(...factors.map((f) => Number((f * 10 ** n).toPrecision(12))));
   }
-  return values.filter((v) => v >= low * (1 - 1e-9) && v <= high * (1 + 1e-9));
+  const inside = values.filter(
+    (v) => v >= low * (1 - 1e-9) && v <= high * (1 + 1e-9));
+  return inside.length > 1 ? inside : ticks(low, high);
 }
 
-// Returns the exponential moving average of values, with a corrected start: the
-// weight of a value falls by `smoothing` with every later one.
+// Returns the exponential moving average of values, without bias at the start:
+// each later value multiplies the weight of a value by `smoothing`.
 function smoothed(values, smoothing) {
   let sum = 0, weight = 0;
   return values.map((v) => {
@@ -56,18 +60,21 @@ function smoothed(values, smoothing) {
 }
 
 // Returns the scale of curves {xs, ys}, or null if no point is to be shown.
-// `from` is the share of the horizontal axis that is left out; logarithmic has
-// whether each of the axes, x and y, is, and then leaves out what is not positive.
+// `from` is the share of the horizontal axis, from the left, that is left out.
+// `logarithmic` has for each axis, x and y, whether it is; what is not positive
+// is then left out. `width`, and the margin `right`, are in pixels.
 function makeScale(curves, from, logarithmic, width, right) {
   const ends = curves.flatMap(({ xs }) => xs.slice(-1));
   const high = Math.max(...ends);
   const positive = curves.flatMap(({ xs }) => xs.filter((x) => x > 0));
   const least = logarithmic.x ? positive.reduce((a, b) => Math.min(a, b), high) : 0;
   const low = Math.max(from * high, least);
+  const isShown = (x, y) => x >= low && (x > 0 || !logarithmic.x)
+    && (y > 0 || !logarithmic.y);
   let bottom = Infinity, top = -Infinity;
   for (const { xs, ys } of curves) {
     xs.forEach((x, i) => {
-      if (x < low || (logarithmic.y && ys[i] <= 0)) return;
+      if (!isShown(x, ys[i])) return;
       bottom = Math.min(bottom, ys[i]);
       top = Math.max(top, ys[i]);
     });
@@ -79,12 +86,11 @@ function makeScale(curves, from, logarithmic, width, right) {
   const length = ofX(high) - ofX(low) || 1, pixels = width - LEFT - right;
   const lowest = ofY(bottom) - margin, height = ofY(top) + margin - lowest;
   return {
-    low, high, width, right,
+    high, width, right, isShown,
     ticks: (logarithmic.x ? logTicks : ticks)(low, high),
     yTicks: logarithmic.y
       ? logTicks(Math.exp(lowest), Math.exp(lowest + height))
       : ticks(lowest, lowest + height),
-    isShown: (x, y) => x >= low && (y > 0 || !logarithmic.y),
     x: (v) => LEFT + pixels * (ofX(v) - ofX(low)) / length,
     y: (v) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (ofY(v) - lowest) / height),
     xAt(pixel) {
@@ -94,12 +100,12 @@ function makeScale(curves, from, logarithmic, width, right) {
   };
 }
 
-// Returns a number of an axis: plain, or as a power of ten where it is tiny.
+// Returns the text of a number on an axis: below 10⁻³ as 2e−4.
 const tickText = (v) => v !== 0 && Math.abs(v) < 1e-3
   ? v.toExponential().replace("e-", "e−") : count4(v);
 const count4 = (v) => v.toLocaleString("en", { maximumFractionDigits: 4 });
 
-// Returns the axes of a chart, with grid lines and titles.
+// Returns the axes of a chart: horizontal grid lines, ticks, numbers and titles.
 function drawAxes(scale, xTitle, yTitle) {
   const end = scale.width - scale.right, parts = [];
   for (const v of scale.yTicks) {
@@ -110,13 +116,13 @@ function drawAxes(scale, xTitle, yTitle) {
   }
   let free = -Infinity;  // where the next number may begin
   for (const v of scale.ticks) {
-    const x = scale.x(v), half = DIGIT_WIDTH * count(v).length / 2;
+    const x = scale.x(v), half = DIGIT_WIDTH * tickText(v).length / 2;
     if (x - half < free) continue;
     free = x + half + DIGIT_WIDTH;
     parts.push(shape("line", { class: "grid", x1: x, x2: x,
       y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM + 4 }));
     parts.push(shape("text", { x, y: HEIGHT - BOTTOM + 17,
-      "text-anchor": x > scale.width - 24 ? "end" : "middle" }, count(v)));
+      "text-anchor": x > scale.width - 24 ? "end" : "middle" }, tickText(v)));
   }
   parts.push(shape("text", { x: (LEFT + end) / 2, y: HEIGHT - 6,
     "text-anchor": "middle" }, xTitle));
@@ -124,7 +130,8 @@ function drawAxes(scale, xTitle, yTitle) {
   return parts;
 }
 
-// Returns the line of a curve {k, kind, xs, ys}, with dots at evaluations.
+// Returns the line of a curve {k, kind, xs, ys} of run k, with a dot at each
+// point if its kind is validation.
 function drawCurve({ k, kind, xs, ys }, scale) {
   const shown = xs.map((x, i) => [x, ys[i]]).filter(([x, y]) => scale.isShown(x, y));
   const points = shown.map(([x, y]) => `${scale.x(x)},${scale.y(y)}`);

@@ -17,7 +17,6 @@ import numpy as np
 from experiments.analysis.features import FEATURES, measure, scores, varies
 from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import (
-  MEANINGS,
   is_signed,
   meaning,
   signals,
@@ -126,7 +125,13 @@ def make_header(
     "layers": [
       {
         "signals": [
-          pack_signal(name, np.asarray(signal).T, [*varying.values()], blobs)
+          pack_signal(
+            name,
+            np.asarray(signal).T,
+            [*varying.values()],
+            blobs,
+            signed=is_signed(cell, name),
+          )
           | {"meaning": meaning(cell, name)}
           for name, signal in signals(cell, layer).items()
         ],
@@ -141,17 +146,24 @@ def make_header(
 
 
 def pack_signal(
-  name: str, values: np.ndarray, features: list[np.ndarray], blobs: Blobs
+  name: str,
+  values: np.ndarray,
+  features: list[np.ndarray],
+  blobs: Blobs,
+  *,
+  signed: bool,
 ) -> dict[str, Any]:
-  """Return the header of a signal [H, N], whose bytes become a blob."""
-  if is_signed(name):
+  """Return the header of a signal [H, N], whose bytes become a blob.
+
+  One that is not signed is in [0, 1].
+  """
+  if signed:
     levels, scale = quantize_signed(values)
   else:
     levels, scale = quantize_gate(values), np.ones(len(values))
   return {
     "name": name,
-    "meaning": MEANINGS.get(name, "state"),
-    "signed": is_signed(name),
+    "signed": signed,
     "scale": scale.tolist(),
     "scores": [
       scores(levels, feature).round(4).tolist() for feature in features

@@ -1,4 +1,4 @@
-"""Arrays and JSON inside an HTML page, and one byte for each number.
+"""Arrays and JSON inside an HTML page; numbers rounded to a byte each.
 
 A page is one file that a browser opens from the disk. Its template has a place
 for head.html, which all pages share, and one for data blocks: script elements
@@ -6,14 +6,15 @@ of a type that no browser runs, whose text is base64 of gzip and so cannot be
 markup. The page's own script unpacks them. A script that the template names by
 src, a file beside it, becomes a part of the page.
 
-A signal has at most 256 levels q, a byte each:
+A number is stored as one of 256 levels q, a byte:
 
   gate    v in [0, 1]                   q = round(255 v)
-  signed  v in [−m, m], m of the unit   q = 128 + round(127 v / m)
+  signed  v in [−m, m], m = max |v|     q = 128 + round(127 v / m)
   norm    v in [10ᵃ, 10ᵇ]               q = 1 + round(254 (log₁₀ v − a)/(b − a))
 
 So 0 is exact in a signed signal. The relative error of a norm is at most 5.6 %,
-but norms below 10⁻¹² of the largest are stored as that. A norm of 0 is level 0.
+but norms below 10⁻¹² of the largest are stored as 10⁻¹² of it. A norm of 0 is
+level 0.
 """
 
 import base64
@@ -62,7 +63,7 @@ class Blobs:
 
 
 def script(name: str, data: bytes) -> str:
-  """Return the script element of the data block with that id."""
+  """Return the script element of the data block whose id is `name`."""
   packed = base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii")
   return f'<script type="text/plain" id="{name}">{packed}</script>'
 
@@ -70,7 +71,10 @@ def script(name: str, data: bytes) -> str:
 def page(
   template: Path, header: dict[str, Any], scripts: Iterable[str] = ()
 ) -> str:
-  """Return a template filled with head, data blocks and a header as JSON."""
+  """Return a template filled with head.html, data blocks and the header.
+
+  The header is the page's data as JSON.
+  """
   packed = script("header", json.dumps(header, allow_nan=False).encode())
   head = HEAD.read_text(encoding="utf-8")
   text = template.read_text(encoding="utf-8").replace(HEAD_PLACE, head)

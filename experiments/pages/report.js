@@ -1,10 +1,12 @@
 "use strict";
-// The report: the chart and its controls, the tables and the samples.
+// The report: the chart and its controls, the tables and the samples. The chart's
+// parts are drawn by curves.js; $ and unpackHeader are of head.html.
 const AXES = ["training steps", "epochs", "seconds"];
 // What a chart may show: its curves, each a name in the data and a kind of line.
+// Training lines are thin and can be smoothed, the others are thick.
 const QUANTITIES = {
   "loss": { train_loss: "training", val_loss: "validation" },
-  "learning rate": { lr: "validation" },
+  "learning rate": { lr: "schedule" },
   "gradient norm": { grad_norm: "training" },
 };
 const HEADINGS = { train_loss: "training loss", val_loss: "validation loss",
@@ -12,7 +14,7 @@ const HEADINGS = { train_loss: "training loss", val_loss: "validation loss",
 
 let data, axis = AXES[0], quantity = "loss";
 let scale = null;  // of the chart; null if it is empty
-let positions = [], cursor = 0;  // x of the points shown; index of the cursor's
+let positions = [], cursor = 0;  // x of all points shown, sorted; index of the cursor
 
 const fixed = (v) => v === undefined || v === null ? "–"
   : v !== 0 && Math.abs(v) < 0.01 ? v.toExponential(2) : v.toFixed(4);
@@ -32,7 +34,7 @@ function headRow(names) {
   return row;
 }
 
-// A narrow screen has the name of its column in each cell.
+// Each cell has the name of its column, which the style shows on narrow screens.
 function bodyRow(cells, columns) {
   const row = document.createElement("tr");
   cells.forEach((cell, k) => row.append(k
@@ -80,14 +82,17 @@ function draw() {
   const all = curves(), width = $("chart").clientWidth;
   const names = data.runs.filter((_, k) => isShown(k)).map((run) => run.name);
   const right = labelMargin(names, width);
-  const axes = $("scale").value, both = axes === "both";
+  const logarithmic = $("scale").value, both = logarithmic === "both";
   scale = makeScale(all, Number($("range").value), {
-    x: both || axes === "horizontal", y: both || axes === "vertical",
+    x: both || logarithmic === "horizontal",
+    y: both || logarithmic === "vertical",
   }, width, right);
   if (!scale) {
     $("chart").replaceChildren();
     $("status").textContent = !names.length ? "All runs are hidden."
-      : axis === "epochs" ? "The number of training steps per epoch is not known."
+      : axis === "epochs" && data.runs.every(
+        (run, k) => !isShown(k) || run.epoch_ends === null)
+        ? "The number of training steps per epoch is not known."
         : quantity === "loss" ? "There are no losses yet."
           : `The runs have no ${quantity} in their records.`;
     positions = [];
@@ -100,7 +105,7 @@ function draw() {
   svg.append(...drawAxes(scale, axis, unit));
   svg.append(...all.flatMap((curve) => drawCurve(curve, scale)));
   if (right > RIGHT) {
-    const ends = new Map();  // of each run, the last point that is shown
+    const ends = new Map();  // of each run: of its last curve that has one
     for (const { k, xs, ys } of all) {
       const i = xs.findLastIndex((x, i) => scale.isShown(x, ys[i]));
       if (i >= 0) ends.set(k, { x: scale.x(xs[i]), y: scale.y(ys[i]) });
@@ -110,9 +115,11 @@ function draw() {
   }
   svg.append(shape("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM }));
   $("chart").replaceChildren(svg);
-  const shown = all.flatMap(({ xs }) => xs.filter((x) => x >= scale.low));
+  const shown = all.flatMap(
+    ({ xs, ys }) => xs.filter((x, i) => scale.isShown(x, ys[i])));
+  const place = cursor < positions.length - 1 ? positions[cursor] : Infinity;
   positions = [...new Set(shown)].sort((a, b) => a - b);
-  moveTo(positions.length - 1);
+  moveTo(lastIndex(positions, place));
 }
 
 function moveTo(index) {
@@ -135,13 +142,14 @@ function lastIndex(values, v) {
   return low - 1;
 }
 
-// Shows the values at the cursor, in a table that is also the legend.
+// Shows the last values of each run up to the cursor, without smoothing, in a
+// table that is also the legend.
 function showValues() {
   const x = positions[cursor], names = Object.keys(QUANTITIES[quantity]);
   const headings = ["run", ...names.map((name) => HEADINGS[name])];
   if (quantity === "loss") headings.push("evaluated at step");
   if (positions.length) {
-    $("status").textContent = `At ${axis.slice(0, -1)} ${count(x)}:`;
+    $("status").textContent = `At ${axis.slice(0, -1)} ${tickText(x)}:`;
   }
   $("losshead").replaceChildren(headRow(headings));
   $("legend").replaceChildren(...data.runs.map((run, k) => {
@@ -153,7 +161,7 @@ function showValues() {
     });
     const cells = points.map(({ value }) => fixed(value));
     if (quantity === "loss") {
-      const { step } = points[1];
+      const { step } = points[1];  // of the validation loss
       cells.push(step === undefined ? "–" : count(step));
     }
     const row = bodyRow(["", ...cells], headings);
@@ -203,12 +211,12 @@ function saveCsv() {
   const url = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
   const link = make("a", "", { href: url, download: "runs.csv" });
   link.click();
-  URL.revokeObjectURL(url);
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);  // some browsers read late
 }
 
 // --- The samples ---
 
-let sampleSteps = [];  // after which there are samples; Infinity is the end
+let sampleSteps = [];  // training steps that have samples; Infinity is the end
 
 function showSamples() {
   const step = sampleSteps[Number($("evaluation").value)];
@@ -256,6 +264,7 @@ function listen() {
   });
   $("axis").addEventListener("change", (event) => {
     axis = event.target.value;
+    positions = [];  // in other units: the cursor goes to the end
     draw();
   });
   for (const id of ["scale", "range"]) $(id).addEventListener("change", draw);

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.analysis.features import FEATURES, measure, scores, varies
-from experiments.analysis.states import SIGNED, meaning, signals, trace_layers
+from experiments.analysis.states import meaning, signals, trace_layers
 from experiments.pages.packed_model import (
   describe_cost,
   num_weights,
@@ -99,7 +99,6 @@ def score_units(
     states = []
     for name in trace.states._fields:
       signal = np.asarray(signals(cell, trace)[name]).T
-      assert name in SIGNED
       levels, largest = quantize_signed(signal)
       states.append(
         {

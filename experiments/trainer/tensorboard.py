@@ -2,12 +2,12 @@
 
   tensorboard --logdir=runs
 
-Each row of metrics.jsonl becomes scalars: losses, learning rate, speed, and the
-norm of the gradient (mean over the row's steps) and of its parts (of the last
-step). Each evaluation adds the norm of each part of the weights, the sample,
-and the gates on an excerpt of the validation text: their histograms, and the
-share below 0.1 and above 0.9, where a sigmoid saturates and its gradient is
-small.
+Each row of metrics.jsonl becomes scalars: losses, learning rate, speed, memory
+and compilations, and the norm of the gradient (mean over the row's steps) and
+of its parts (of the last step). Each evaluation adds the norm of each part of
+the weights, the sample, and the gates on an excerpt of the validation text:
+their histograms, and the share below 0.1 and above 0.9, where a sigmoid
+saturates and its gradient is small.
 
 Events are written by tensorboardX's `EventsWriter`, and are on the disk when a
 method returns. Its SummaryWriter would hand them to a thread, and wait for it
@@ -52,8 +52,8 @@ TAGS = {  # of the entries of a row of metrics.jsonl
   "live_mb": "process/live_mb",
   "compilations": "process/compilations",
 }
-CLOSED, OPEN = 0.1, 0.9  # gates below, above
-BINS = np.linspace(0, 1, 21)
+CLOSED, OPEN = 0.1, 0.9  # a gate below is closed, one above is open
+BINS = np.linspace(0, 1, 21)  # edges of a histogram's bins
 
 
 class TensorBoardWriter:
@@ -79,13 +79,14 @@ class TensorBoardWriter:
     TensorBoard drops what earlier files say of that step and later ones.
 
     Raises:
-      OSError: it cannot be written, as in every method; the error names it.
+      OSError: a file cannot be written, as in every method; the error names the
+        directory.
     """
     if summary is None:
       return
     with naming(self._directory):
       self._directory.mkdir(exist_ok=True)
-      # Files sort by their names: by the second, and then by the step.
+      # Files sort by their names: by second, host and step.
       suffix = f".{step:09d}.{os.getpid()}"
       self._events = EventsWriter(str(self._directory / "events"), suffix)
     finalize(self, _close, self._events)
@@ -108,10 +109,10 @@ class TensorBoardWriter:
     values, histograms = _norms("weight_norm", part_norms(params)), []
     layers, _ = trace_layers(self._cell, params, jnp.asarray(self._excerpt))
     for number, layer in enumerate(layers, start=1):
-      for letter, gates in signals(self._cell, layer).items():
-        if is_signed(letter):
+      for letter, signal in signals(self._cell, layer).items():
+        if is_signed(self._cell, letter):
           continue
-        gate, name = np.ravel(gates), f"layer{number}_{letter}"
+        gate, name = np.ravel(signal), f"layer{number}_{letter}"
         values[f"gates_below_{CLOSED}/{name}"] = (gate < CLOSED).mean()
         values[f"gates_above_{OPEN}/{name}"] = (gate > OPEN).mean()
         histograms.append(summary.histogram(f"gates/{name}", gate, BINS))
@@ -138,7 +139,7 @@ class TensorBoardWriter:
 
 
 def _close(events: Any) -> None:
-  with suppress(OSError):  # it was flushed, or else that error was raised
+  with suppress(OSError):  # every event was flushed, or raised its error then
     events.close()
 
 

@@ -24,7 +24,7 @@ through the next step, hence the sum dc₊. The forward saves the gates and c, 5
 numbers for each time step and sequence; the backward recomputes tanh c' from
 them, and the local gradients from the gates, c and tanh c'.
 
-`with_activations` returns a cell with others in place of σ and tanh.
+`with_activations` returns a cell with other activations than σ and tanh.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -34,9 +34,9 @@ them, and the local gradients from the gates, c and tanh c'.
 
 References:
   Hochreiter and Schmidhuber (1997), Long short-term memory. Gers, Schmidhuber
-  and Cummins (2000), Learning to forget: the forget gate. Jozefowicz, Zaremba
-  and Sutskever (2015), An empirical exploration of recurrent network
-  architectures: a forget bias of 1.
+  and Cummins (2000), Learning to forget: continual prediction with LSTM (the
+  forget gate). Jozefowicz, Zaremba and Sutskever (2015), An empirical
+  exploration of recurrent network architectures (a forget bias of 1).
 """
 
 import sys
@@ -136,7 +136,7 @@ def recur(
 
 
 def activate(a: jax.Array, activations: Activations = STANDARD) -> jax.Array:
-  """Return the gates i, f, g, o."""
+  """Return i, f, g and o, [..., 4H]; "gates" includes the candidate g."""
   if activations == STANDARD:  # with one tanh: σ(a) = ½ + ½ tanh(a/2)
     k = _per_gate([0.5, 0.5, 1, 0.5], a)
     return (1 - k) + k * tanh(k * a)
@@ -146,7 +146,7 @@ def activate(a: jax.Array, activations: Activations = STANDARD) -> jax.Array:
 def next_c(
   gates: jax.Array, c: jax.Array, activations: Activations = STANDARD
 ) -> tuple[jax.Array, jax.Array]:
-  """Return c' and tanh c' (or its other activation), from the gates and c."""
+  """Return c' and φ(c'), with φ the output activation (tanh)."""
   i, f, g, _ = jnp.split(gates, 4, axis=-1)
   c_next = f * c + i * g
   return c_next, activations.output.apply(c_next)
@@ -165,7 +165,7 @@ def local_gradients(
     ∂h'/∂c', [..., H].
   """
   i, _, g, o = jnp.split(gates, 4, axis=-1)
-  if activations == STANDARD:  # σ' = y (1 − y) and tanh' = (1 + y) (1 − y)
+  if activations == STANDARD:  # y = σ: y (1 − y); tanh: (1 + y) (1 − y)
     dactivation = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
   else:
     gate, candidate = activations.gates, activations.candidate
@@ -177,7 +177,7 @@ def local_gradients(
 
 
 def _by_gate(gate: Callable, candidate: Callable, a: jax.Array) -> jax.Array:
-  """Return `gate` of i, f and o and `candidate` of g, [..., 4H]."""
+  """Apply `gate` to the i, f and o of a [..., 4H], and `candidate` to g."""
   i, f, g, o = jnp.split(a, 4, axis=-1)
   return jnp.concatenate([gate(i), gate(f), candidate(g), gate(o)], axis=-1)
 
@@ -273,12 +273,12 @@ def with_activations(
   candidate: Activation = TANH,
   output: Activation = TANH,
 ) -> Cell:
-  """Return the cell with other activations.
+  """Return the cell with other activations; with σ, tanh, tanh this module.
 
   Args:
     gates: activation of the gates i, f and o.
     candidate: activation of g.
-    output: φ in h' = o ⊙ φ(c'). With σ, tanh and tanh, the cell is this module.
+    output: φ in h' = o ⊙ φ(c').
 
   Raises:
     ValueError: an argument is not an `Activation`.

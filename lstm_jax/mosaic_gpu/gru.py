@@ -5,11 +5,12 @@ Forward                              Backward, from dh'
   z  = σ(x_z + u_z)                    da_z = dh' ⊙ ∂h'/∂a_z
   s  = uₙ + bₙ                         daᵣ = dh' ⊙ ∂h'/∂aᵣ
   n  = tanh(xₙ + r ⊙ s)                ds  = daₙ ⊙ r
-  h' = (1 − z) ⊙ n + z ⊙ h             dh  = dh' ⊙ z
+  h' = (1 − z) ⊙ n + z ⊙ h             dh  = dh' ⊙ z + …
 
-The kernel computes u = h W_h and, in the backward, [daᵣ, da_z, ds] W_hᵀ. Saved
-are the five local gradients of `cells.gru`, in the dtype of the products'
-operands.
+The kernel computes u = h W_h and, in the backward, the rest of dh, which is
+[daᵣ, da_z, ds] W_hᵀ. Saved are the five local gradients of `cells.gru`, in
+float32, or in float16 where the products' operands have 16 bits
+(`registers.stored`): |h| ≤ 65,504 then.
 """
 
 from typing import NamedTuple
@@ -37,12 +38,12 @@ class Saved(NamedTuple):
 
 
 def saved_dtypes(operands: jnp.dtype) -> tuple[jnp.dtype, ...]:
-  """Return the dtypes of `Saved`, for products of these operands."""
+  """Return the dtypes of `Saved`, for products of operands of this dtype."""
   return (stored(operands),) * 5
 
 
 def biases(params: cell.GRUParams) -> jax.Array:
-  """Return the biases that `forward` takes, [4, H]: three of a, and bₙ."""
+  """Return the biases of `forward`, [4, H]: of aᵣ, a_z and aₙ, and bₙ."""
   return jnp.concatenate([params.b, params.b_n]).reshape(4, -1)
 
 
@@ -54,7 +55,7 @@ def forward(
 ) -> tuple[cell.GRUState, Saved]:
   """Return the next state, and what the backward needs."""
   xr, xz, xn = (x + y for x, y in zip(ax, b[:3], strict=True))
-  ur, uz, un = ah
+  ur, uz, un = ah  # u
   (h,) = state
   r, z = sigmoid(xr + ur), sigmoid(xz + uz)
   s = un + b[3]
@@ -69,9 +70,9 @@ def forward(
 def backward(
   saved: Saved, d_state: cell.GRUState
 ) -> tuple[tuple[Block, ...], cell.GRUState]:
-  """Return (errors, d_state before the step) without the part through u.
+  """Return (errors, d_state before the step), whose h lacks du W_hᵀ.
 
-  The errors are daᵣ, da_z, ds and daₙ, of which the first three are du.
+  The errors are the cotangents daᵣ, da_z, ds and daₙ; the first three are du.
   """
   (dh_next,) = d_state
   dar = dh_next * saved.dh_dar
@@ -85,10 +86,13 @@ def backward(
 def parameter_gradients(
   params: cell.GRUParams, x: jax.Array, h: jax.Array, errors: jax.Array
 ) -> tuple[cell.GRUParams, jax.Array | None]:
-  """Return (d_params, dx) from the errors of all time steps, [T, B, 4H]."""
-  gates, ds, dan = jnp.split(errors, [2 * h.shape[-1], 3 * h.shape[-1]], -1)
-  da = jnp.concatenate([gates, dan], axis=-1)
-  du = jnp.concatenate([gates, ds], axis=-1)
+  """Return (d_params, dx) from the errors of all time steps, [T, B, 4H].
+
+  h, [T, B, H], is the one before each step.
+  """
+  da_gates, ds, dan = jnp.split(errors, [2 * h.shape[-1], 3 * h.shape[-1]], -1)
+  da = jnp.concatenate([da_gates, dan], axis=-1)
+  du = jnp.concatenate([da_gates, ds], axis=-1)
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, du, params.w_h.dtype)
   return cell.GRUParams(dw_x, dw_h, db, total(ds)), dx

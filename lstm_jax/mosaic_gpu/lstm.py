@@ -9,8 +9,9 @@ Forward                              Backward, from dh' and dc'
                                        dc   = dc₊ ⊙ f
 
 with a = ax + ah + b, the sum of the input's part, the state's part and the
-bias. The kernel computes ah = h W_h and, in the backward, da W_hᵀ. Saved are
-the gates, in the dtype of the products' operands, and c in float32.
+bias. The kernel computes ah = h W_h and, in the backward, da W_hᵀ. Saved are c
+in float32 and the gates in float32, or in float16 where the products' operands
+have 16 bits (`registers.stored`).
 """
 
 from typing import NamedTuple

@@ -5,7 +5,8 @@ Forward                              Backward, from dh'
 
 with a = ax + ah + b, the sum of the input's part, the state's part and the
 bias. The kernel computes ah = h W_h and, in the backward, da W_hᵀ. Saved is
-1 − h'², in the dtype of the products' operands.
+1 − h'², in float32, or in float16 where the products' operands have 16 bits
+(`registers.stored`).
 """
 
 from typing import NamedTuple

@@ -2,8 +2,8 @@
 
 A state is a list of trees of blocks, one tree for each 8 sequences of the
 thread block. The flag of a sequence at a time step is one of `MASKED`, `STEP`
-and `RESET`, as a number of a float32 array [T, B]; flags are None where all are
-`STEP`, and then cost nothing.
+and `RESET`, stored in a float32 array [T, B]; a masked step does not reset.
+Flags are None where all are `STEP`, and then cost nothing.
 """
 
 from typing import Any
@@ -34,8 +34,9 @@ def read_state(refs: Any, share: Share) -> State:
   def read(columns):
     place = columns, share.units
     blocks = jax.tree.map(lambda ref: read_transposed(ref.at[place]), refs)
-    # Under shard_map, what a kernel reads varies over the mesh, and what it
-    # computes does not: this is computed, as the state after a step is.
+    # Under shard_map, what a kernel reads has a type that varies over the mesh,
+    # and what it computes has not. The loop over time needs one type: × 1 gives
+    # the first state that of the state after a step.
     return jax.tree.map(lambda block: block * 1.0, blocks)
 
   return [read(columns) for columns in share.columns]

@@ -106,6 +106,10 @@ def test_a_prompt_is_the_first_line_of_an_interactive_text(
       "--best_of=2 and --temperature=0.0 exclude",
     ),
     (
+      {"num_samples": 3, "temperature": 0.0},
+      "--num_samples=3 and --temperature=0.0 exclude",
+    ),
+    (
       {"interactive": True, "num_samples": 2},
       "--interactive=True and --num_samples=2 exclude",
     ),

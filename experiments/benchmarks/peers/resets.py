@@ -2,7 +2,8 @@
 
 Our `unroll(..., reset=)` against the usual code of reinforcement learning in
 Flax: a cell under `linen.scan` that sets the carry to zero where an episode
-begins.
+begins. The GPU benchmark takes `flax_layer` and `equinox_layer` for other cells
+too.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,11 @@ class Problem(NamedTuple):
 def make_problem(
   backward: bool, hidden_size: int, seq_len: int, batch_size: int
 ) -> Problem:
-  """Return a GRU of these sizes, with the results that ours computes."""
+  """Return the problem of a GRU of these sizes.
+
+  Our `unroll` computes the results that are expected. With `backward` all
+  gradients are timed, or else the outputs.
+  """
   plain = sequences.make_problem(
     "gru", backward, hidden_size, seq_len, batch_size
   )
@@ -65,7 +70,7 @@ def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
 
 
 def zero_at_starts(state: Any, start: jax.Array) -> Any:
-  """Return a state [B, H] that is zero where an episode starts, bool [B]."""
+  """Return a state [B, H] with zeros in the rows where `start` [B] is True."""
   return jax.tree.map(
     lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), state
   )
@@ -86,7 +91,7 @@ def flax_layer(
 
   cell_class = getattr(nn, FLAX_CELLS[cell])
 
-  class Policy(nn.Module):
+  class ResettingCell(nn.Module):
     features: int
 
     @nn.compact
@@ -97,7 +102,7 @@ def flax_layer(
 
   size = weights.w_h.shape[0]
   scanned = nn.scan(
-    Policy, variable_broadcast="params", split_rngs={"params": False}
+    ResettingCell, variable_broadcast="params", split_rngs={"params": False}
   )(size)
 
   def apply(params, xs):
@@ -145,5 +150,5 @@ def resets() -> Makers:
     "recompute": Explicit(residuals="recompute"),
     "autodiff": Autodiff(),
   }
-  ours = {name: (our_peer(name, a), "jax") for name, a in adjoints.items()}
-  return {**ours, "flax scan": (flax_scan, "flax")}
+  peers = {name: (our_peer(name, a), "jax") for name, a in adjoints.items()}
+  return {**peers, "flax scan": (flax_scan, "flax")}

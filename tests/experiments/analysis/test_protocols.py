@@ -101,6 +101,19 @@ def test_a_later_token_changes_no_earlier_loss(members):
       assert nats[position - 1] != before[name][position - 1], name
 
 
+def test_a_mixture_records_the_settings_of_its_dynamic_evaluation(members):
+  def outcome(name, names):
+    protocols = Protocols(members, Texts(TOKENS, BEFORE, []), SETTINGS, names)
+    return protocols.outcome(name)
+
+  alone = outcome("mixed", ["mixed"])
+  assert alone.record["dynamic"] == [CONFIG._asdict()] * len(members)
+  assert [choice.config for choice in alone.choices] == [CONFIG] * len(members)
+  both = outcome("mixed", ["dynamic", "mixed"])
+  assert both.record == alone.record and both.choices == []  # shown by dynamic
+  assert "dynamic" not in outcome("mixed_stateful", ["mixed_stateful"]).record
+
+
 def test_an_unknown_protocol_is_refused(members):
   with pytest.raises(
     ValueError, match=r"protocol must be one of .*, got 'hot'"

@@ -1,12 +1,20 @@
 """States, gates and gradient paths of a model: those of its equations."""
 
+from types import ModuleType
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.analysis.gradient_flow import gradient_paths
-from experiments.analysis.states import MEANINGS, signals, trace_layers
+from experiments.analysis.states import (
+  MEANINGS,
+  is_signed,
+  meaning,
+  signals,
+  trace_layers,
+)
 from lstm_jax.language import LanguageParams, ModelConfig, language_model
 from lstm_jax.testing.mutation import plant
 from tests.contract import CELLS, NAMES, TABLE
@@ -114,9 +122,20 @@ def test_states_and_gates_are_those_of_the_step(name, key):
       assert set(expected) == set(values)
       for letter, value in expected.items():
         assert np.abs(values[letter][t] - value).max() < 1e-12, letter
+        is_gate = "gate" in meaning(cell, letter)
+        assert is_signed(cell, letter) == (not is_gate)
       state = after
       hs.append(np.asarray(after.h))
     xs = np.array(hs)
+
+
+def test_the_states_of_an_own_cell_are_no_gates():
+  """Whatever their names: such as the real and imaginary part of one."""
+  own = ModuleType("own")
+  for letter in "hcrizfo":
+    assert is_signed(own, letter)
+  assert meaning(own, "h") == "output"
+  assert meaning(own, "r") == meaning(own, "i") == "state"
 
 
 def test_the_logits_of_a_tied_readout_are_those_of_the_model(key):

@@ -521,8 +521,10 @@ def test_a_long_text_of_many_units_responds_quickly(chromium, tmp_path):
   text = (VERSE * length)[:length]
   values = draw.random((units, length), np.float32)
   signals = [
-    pack_signal("c", values - 0.5, [], blobs),
-    pack_signal("f", values, [], blobs),
+    pack_signal("c", values - 0.5, [], blobs, signed=True)
+    | {"meaning": "cell state"},
+    pack_signal("f", values, [], blobs, signed=False)
+    | {"meaning": "forget gate"},
   ]
   norms = draw.random((length, window)).astype(np.float32)
   header = {

@@ -279,6 +279,49 @@ def test_the_learning_rate_and_the_gradient_norm_are_curves(
     points = [len(line) for line in lines(opened)]
     assert points == [sum(name in row for row in run) for run in rows]
     assert quantity in text_of(opened, "losshead")
+    # Dots are evaluations.
+    dots = "return document.querySelectorAll('#chart circle').length"
+    assert opened.run(dots) == 0
+
+
+def test_a_logarithmic_axis_has_numbers_wherever_it_lies(opened):
+  def log_ticks(low, high):
+    return opened.run("return logTicks(args[0], args[1])", low, high)
+
+  assert log_ticks(0.9, 60) == [1, 2, 5, 10, 20, 50]
+  assert log_ticks(1e-5, 10) == [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10]
+  assert log_ticks(1.25, 1.9) == [1.4, 1.6, 1.8]  # none of 1, 2 and 5
+  scale = "return makeScale([{ xs: [0, 0], ys: [1, 2] }], 0, { x: true }, 9, 9)"
+  assert opened.run(scale) is None  # 0 is on no logarithmic axis
+
+
+def test_the_cursor_stays_where_it_is_as_the_chart_changes(opened):
+  opened.run("document.getElementById('chart').focus()")
+  opened.press("home", "right")
+  before = text_of(opened, "status")
+  choose(opened, "smoothing", "0.5")
+  assert text_of(opened, "status") == before
+  choose(opened, "quantity", "gradient norm")
+  assert text_of(opened, "status") == before
+  choose(opened, "smoothing", "0")
+  opened.run("data.runs[0].curves.grad_norm.value[1] = 0")
+  opened.run("data.runs[1].curves.grad_norm.value[1] = 0")
+  choose(opened, "scale", "vertical")
+  assert text_of(opened, "status") != before  # nothing is drawn there
+  choose(opened, "axis", "epochs")
+  assert opened.run("return cursor === positions.length - 1")
+
+
+def test_an_empty_chart_says_why(opened):
+  opened.run("for (const run of data.runs) run.curves.lr.step = []")
+  opened.run("for (const run of data.runs) run.curves.lr.value = []")
+  choose(opened, "quantity", "learning rate")
+  choose(opened, "axis", "epochs")
+  message = "The runs have no learning rate in their records."
+  assert text_of(opened, "status") == message
+  opened.run("for (const run of data.runs) run.epoch_ends = null")
+  choose(opened, "quantity", "loss")
+  assert "per epoch is not known" in text_of(opened, "status")
 
 
 def test_the_csv_has_every_value_of_the_files(opened, directories):
@@ -286,7 +329,7 @@ def test_the_csv_has_every_value_of_the_files(opened, directories):
   table = list(csv.DictReader(io.StringIO(text)))
   for directory in directories:
     rows = [row for row in table if row["run"] == directory.name]
-    for name in ("train_loss", "val_loss"):
+    for name in ("train_loss", "val_loss", "lr", "grad_norm"):
       values = [
         (int(row["step"]), float(row[name])) for row in rows if row[name]
       ]
