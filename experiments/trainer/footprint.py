@@ -188,18 +188,18 @@ def operations(params: LanguageParams, num_tokens: int) -> int:
 def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
   """Raise ValueError if an initial train state needs more bytes than the limit.
 
-  The weights are drawn whole, on one device, and the state has a copy of them,
-  or on a mesh its shard.
+  Beside the state, or its shards, a device needs room for all weights: they are
+  drawn whole, or where a mesh splits them, gathered in each training step.
 
   Args:
     state: the train state, or its shapes; on a mesh, with shardings.
     limit: bytes of a device's memory.
     sharing: how many devices have that memory together.
   """
-  drawn = sum(
+  weights = sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)
   )
-  needed = sharing * num_bytes(state) + drawn
+  needed = sharing * num_bytes(state) + weights
   if needed > limit:
     raise ValueError(
       f"out of memory: the train state needs {format_bytes(needed)} to be made "

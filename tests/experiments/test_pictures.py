@@ -2,7 +2,9 @@
 
   LSTM_JAX_PICTURES=docs uv run pytest -m "" tests/experiments/test_pictures.py
 
-writes them there. Without the variable they go to a temporary directory.
+writes them there. Without the variable they go to a temporary directory. That
+of write.md needs a trained run of the recipe tinyshakespeare-small, whose
+directory LSTM_JAX_PICTURED_RUN names.
 """
 
 import os
@@ -90,3 +92,30 @@ def test_two_runs_side_by_side(chromium, tmp_path, pictures):
     ["flag", "lstm", "rnn", "cell", "lstm", "rnn"]
   )
   chromium.screenshot(pictures / "report.png")
+
+
+@pytest.mark.skipif(
+  "LSTM_JAX_PICTURED_RUN" not in os.environ,
+  reason="LSTM_JAX_PICTURED_RUN names no run of tinyshakespeare-small",
+)
+def test_a_page_writes_a_scene(chromium, tmp_path, pictures):
+  page = tmp_path / "page.html"
+  run = f"--run={os.environ['LSTM_JAX_PICTURED_RUN']}"
+  succeed("export", run, "--format=html", f"--out={page}")
+  chromium.emulate(1200, 1600)
+  chromium.open(page)
+  chromium.run("""
+    writing.pause();
+    $("prompt").value = "ROMEO:";
+    $("prompt").dispatchEvent(new Event("input"));
+    writing.restart();
+    writing.pause();
+    while (writing.track.length < 620) writing.advance();
+    writing.show();
+    writing.moveTo(250);
+    writing.box.scrollTop = 0;
+  """)
+  chromium.settle()
+  assert text_of(chromium, "text").startswith("ROMEO:")
+  assert "character 251 of 620" in text_of(chromium, "status")
+  chromium.screenshot(pictures / "write.png")
