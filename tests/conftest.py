@@ -2,6 +2,7 @@ import gc
 import os
 import shutil
 import sys
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -70,6 +71,25 @@ MANY_MAPS = 40_000  # of the 65,530 that Linux lets a process have
 
 def pytest_configure(config):
   config.addinivalue_line("filterwarnings", f"ignore:{HALF_WRITTEN}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+  """Of a test with `everyday(n)`, make all cases but n exhaustive.
+
+  The n are spread over those that are not exhaustive by themselves.
+  """
+  cases = defaultdict(list)
+  for item in items:
+    marker = item.get_closest_marker("everyday")
+    if marker and not item.get_closest_marker("exhaustive"):
+      test = item.nodeid.partition("[")[0]
+      cases[test, marker.args[0]].append(item)
+  for (_, count), group in cases.items():
+    kept = {k * len(group) // count for k in range(count)}
+    for k, item in enumerate(group):
+      if k not in kept:
+        item.add_marker(pytest.mark.exhaustive)
 
 
 def pytest_collection_finish():

@@ -118,6 +118,7 @@ ORACLES = {
 }
 
 
+@pytest.mark.everyday(1)
 @EACH_MODULE
 def test_hard_gates_equal_numpy_and_have_the_gradient_of_autodiff(module, key):
   cell = module.with_activations(HARD, RELU)

@@ -130,6 +130,7 @@ def test_equals_torch_in_value_and_gradient(row, key):
     close(d_params.b_n, module.bias_hh_l0.grad[-H:])
 
 
+@pytest.mark.everyday(2)
 @ROWS
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_states_keep_dtypes_and_cotangents_have_those_of_their_primals(
@@ -208,6 +209,7 @@ def test_a_size_below_one_is_an_error(row, sizes, key):
     row.cell.init(key, *sizes)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("projection", [1, 2, 5, 9])
 def test_a_projection_can_have_any_size(projection, key):
   cell = projected_lstm

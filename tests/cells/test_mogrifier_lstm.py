@@ -69,6 +69,7 @@ def test_each_initial_matrix_keeps_the_scale_of_its_input():
       assert np.abs(matrix.std(axis=(1, 2)) * size**0.5 - 1).max() < 0.1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   "term",
   [

@@ -40,6 +40,7 @@ def test_models_are_proven_equal_and_timed(dtype):
   assert rows[-1]["peer"] == "products alone"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   "cell",
   [

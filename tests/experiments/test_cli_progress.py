@@ -174,6 +174,7 @@ def test_a_quiet_run_prints_its_heading_and_its_end_alone(config, here):
   assert "untrained" in (result.directory / "samples.txt").read_text()
 
 
+@pytest.mark.exhaustive
 def test_control_characters_are_escaped_in_a_terminal_and_kept_elsewhere(
   config, here, tmp_path
 ):

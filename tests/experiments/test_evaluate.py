@@ -301,6 +301,7 @@ def test_if_a_protocol_fails_the_results_before_it_are_kept(
   assert all(f"{mean:.4f}" in printed for mean in nats.values())
 
 
+@pytest.mark.exhaustive
 def test_rate_and_decay_are_chosen_first_and_then_the_segment(
   run, options, console, monkeypatch
 ):

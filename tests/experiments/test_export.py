@@ -14,7 +14,7 @@ import pytest
 from jax import export as jax_export
 
 from experiments import export
-from experiments.pages import packed_model
+from experiments.pages import packed_model, quantized
 from experiments.trainer.trained import load
 from lstm_jax import peephole_lstm
 from lstm_jax.training import CheckpointError
@@ -119,6 +119,15 @@ def test_without_onnx_the_error_names_the_extra(explored_run, monkeypatch):
   monkeypatch.setattr(export, "language_model_to_onnx", refuse)
   with pytest.raises(ValueError, match=r"'lstm-jax\[interop\]'"):
     export.run(str(explored_run), "onnx", "model.onnx")
+
+
+def test_a_page_that_rounding_would_change_is_not_written(
+  explored_run, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(quantized, "MAX_COST", -1.0)
+  with pytest.raises(ValueError, match="8-bit weights may cost at most -1"):
+    export.run(str(explored_run), "html", str(tmp_path / "page.html"))
+  assert [*tmp_path.iterdir()] == []
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from tests.experiments.starting import PROGRAMS, start_all
 pytestmark = pytest.mark.programs
 
 
+@pytest.mark.exhaustive
 def test_every_program_prints_its_own_flags_in_80_columns():
   results = start_all([(program, "--help") for program in PROGRAMS])
   shown = dict(zip(PROGRAMS, results, strict=True))

@@ -44,6 +44,7 @@ def of_equinox(kind, module, xs):
   return jax.lax.scan(body, state, xs)[1]
 
 
+@pytest.mark.everyday(1)
 @EACH
 @BIAS
 def test_outputs_and_every_gradient_are_those_of_equinox(

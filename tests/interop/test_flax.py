@@ -53,6 +53,7 @@ def valid(outputs, options):
   return jnp.where(mask[..., None], outputs, 0)
 
 
+@pytest.mark.everyday(2)
 @EACH_CELL
 @EACH_OPTIONS
 def test_linen_rnn_has_the_values_and_gradients_of_flax(name, options, key):
@@ -85,6 +86,7 @@ def test_linen_rnn_has_the_initial_weights_of_flax(name, key):
   assert worst(ours, theirs) == 0
 
 
+@pytest.mark.everyday(1)
 @EACH_CELL
 @EACH_OPTIONS
 def test_nnx_rnn_has_the_values_and_gradients_of_flax(name, options, key):

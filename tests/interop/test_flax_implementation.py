@@ -49,6 +49,7 @@ def cells(name, dtype, param_dtype):
   return linen_cell(name, **options), nnx_cell(name, **options)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("name", ["OptimizedLSTMCell", "GRUCell", "SimpleCell"])
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_a_narrow_dtype_is_that_of_the_kernels_products(

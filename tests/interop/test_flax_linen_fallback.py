@@ -69,6 +69,7 @@ OTHER_LINEN_CELLS = {
 }
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize("name", OTHER_LINEN_CELLS)
 def test_another_linen_cell_runs_in_flax(name, key, monkeypatch):
   calls = count_unrolls(monkeypatch)
@@ -77,6 +78,7 @@ def test_another_linen_cell_runs_in_flax(name, key, monkeypatch):
   assert not calls
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize(
   "fields",
   [

@@ -78,6 +78,7 @@ OTHER_NNX_CELLS = {
 }
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("name", OTHER_NNX_CELLS)
 def test_another_nnx_cell_runs_in_flax(name, key, monkeypatch):
   calls = count_unrolls(monkeypatch)

@@ -44,6 +44,7 @@ def test_inputs_are_converted_to_the_dtype_of_the_weights(
   assert len(calls) == 3  # linen's shapes, linen, nnx
 
 
+@pytest.mark.everyday(1)
 @EACH_CELL
 @pytest.mark.parametrize(
   "partitioning",

@@ -63,6 +63,7 @@ def of_haiku(haiku, kind, name=None):
   return network
 
 
+@pytest.mark.everyday(1)
 @EACH
 def test_outputs_and_every_gradient_are_those_of_haiku(kind, haiku, key):
   xs = normal_like(key, np.zeros((T, B, D)))

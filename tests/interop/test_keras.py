@@ -77,6 +77,7 @@ def make(keras, kind, both=False, **options):
   return keras.layers.Bidirectional(layer, dtype="float64") if both else layer
 
 
+@pytest.mark.everyday(4)
 @EACH
 @SIDES
 def test_outputs_and_every_gradient_are_those_of_keras(kind, both, keras, key):

@@ -50,6 +50,7 @@ def stack(cell, key, both, sizes=(H, H), dtype=jnp.float64):
   return normal_like(key, layers)
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
 @ALL_CELLS
 @DIRECTIONS

@@ -161,6 +161,7 @@ def test_the_scale_is_the_root_of_the_mean_square_of_gradients(params):
   assert worst(found, np.sqrt(np.mean(squares, axis=0))) < 1e-12
 
 
+@pytest.mark.exhaustive
 def test_the_scale_of_many_batches_in_bfloat16_is_summed_in_float32():
   """In bfloat16 a sum of squares stops growing at 256 of them."""
   config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.bfloat16)
@@ -186,6 +187,7 @@ def test_cold_windows_in_smaller_batches_have_the_same_losses(
   assert worst(cold_nats(MODEL, params, TOKENS, 8), expected) < 1e-12
 
 
+@pytest.mark.exhaustive
 def test_each_protocol_compiles_one_program_for_texts_of_any_length(
   params, scale, monkeypatch
 ):

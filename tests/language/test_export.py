@@ -70,6 +70,7 @@ def draw(model, key, vocabulary_size, steps, batch):
   return state, tokens[:-1], tokens[1:]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("text", [f"{T}, 7*b", "T, B"])
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ def test_outputs_loss_and_gradient_with_a_free_batch_size(
     assert worst(call(*args), twin(*args)) < 1e-12
 
 
+@pytest.mark.exhaustive
 def test_the_logits_of_a_free_batch_size_come_in_chunks(key, monkeypatch):
   monkeypatch.setattr(readout, "MAX_LOGITS", 2 * 32 * 11)
   model = make(11)
@@ -113,6 +115,7 @@ def test_the_logits_of_a_free_batch_size_come_in_chunks(key, monkeypatch):
   )
 
 
+@pytest.mark.exhaustive
 def test_a_training_loss_with_noise_has_a_free_batch_size(key):
   rates = Regularizers(
     token_dropout=0.1,

@@ -85,6 +85,7 @@ def test_a_prompt_is_read_by_kernels_and_continued_by_scans(size, calls, key):
   assert (found == sample(other, params, key, prompt, 20, num_samples=B)).all()
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize(
   ("changes", "options", "message"),

@@ -284,6 +284,7 @@ def test_tokens_and_targets_may_be_lists(adjoint, key):
     assert worst(f(params, state, *inputs), expected) == 0
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
 def test_an_empty_batch_has_no_loss_and_a_gradient_of_zero(adjoint, key):
   model, params, *_ = make("lstm", key, adjoint)

@@ -27,6 +27,7 @@ def chunks(request, monkeypatch):
   monkeypatch.setattr(readout, "MAX_LOGITS", request.param)
 
 
+@pytest.mark.everyday(2)
 def test_the_gradient_is_that_of_autodiff_for_chunks_of_any_size(chunks, key):
   leaves, targets = arguments(key)
 
@@ -40,6 +41,7 @@ def test_the_gradient_is_that_of_autodiff_for_chunks_of_any_size(chunks, key):
   ) < (1e-14 * T * B)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("groups", [1, B])
 def test_distributions_are_targets_too(groups, chunks, key):
   leaves, _ = arguments(key)
@@ -55,6 +57,7 @@ def test_distributions_are_targets_too(groups, chunks, key):
   assert abs(readout.linear_cross_entropy(*leaves, q) - theirs) < 1e-13
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("groups", [1, B])
 def test_groups_of_the_batch_change_neither_loss_nor_gradient(
   groups, chunks, key

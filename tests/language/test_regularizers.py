@@ -101,6 +101,7 @@ def test_the_training_loss_without_regularizers_is_the_loss(key):
     assert worst((nats, state), expected) == 0 and total == nats
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize(
   "name", [field.name for field in dataclasses.fields(Regularizers)]
 )

@@ -28,6 +28,7 @@ def make_model(tokenizer, key):
   return model, jax.tree.map(lambda leaf: 3 * leaf, model.init(key))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("tokenizer", [CHARACTERS, WORDS], ids=["char", "word"])
 def test_the_parts_of_a_text_are_what_sample_draws(tokenizer, key):
   model, params = make_model(tokenizer, key)

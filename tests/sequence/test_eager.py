@@ -59,6 +59,7 @@ def inputs_of(cell, key):
   return arguments(cell, key, steps=T, batch=(B,), size=D, hidden=H)
 
 
+@pytest.mark.everyday(2)
 @each_cell("adjoint", EXPLICIT, others=["gates"])
 def test_a_second_gradient_compiles_nothing(cell, adjoint, key):
   lengths = jnp.arange(B) % T

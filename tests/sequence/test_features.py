@@ -65,6 +65,7 @@ TOGETHER = "expected zoneout", "all"
 EACH = each_cell("feature", FEATURES, others=TOGETHER)
 
 
+@pytest.mark.everyday(5)
 @EACH
 def test_every_adjoint_has_the_gradient_of_autodiff(cell, feature, key):
   args, options = arguments(cell, key), FEATURES[feature](cell)
@@ -121,6 +122,7 @@ def test_a_chunk_longer_than_the_sequence_is_the_sequence(cell, residuals, key):
   assert program(2) != whole
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize("feature", ["reverse", "all"])
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 @pytest.mark.parametrize("chunk", [None, 2])
@@ -359,6 +361,7 @@ def test_vmap_over_all_arguments_equals_a_loop(cell, key):
   assert worst(jax.jit(jax.vmap(f))(masks, *stacked), expected) < 1e-12
 
 
+@pytest.mark.everyday(3)
 @EACH
 def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, feature):
   key = jax.random.key(1)  # with key 0, a layer norm divides by a small number
@@ -465,6 +468,7 @@ def test_the_step_of_each_wrapper_has_the_gradient_of_autodiff(cell, key):
     assert max(t.explicit_autodiff.relative for t in report.tensors) < 1e-12
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("term", terms(wrappers))
 def test_every_error_planted_in_the_wrappers_is_caught(term, key):
   planted = plant(wrappers, term)

@@ -61,6 +61,7 @@ def loops(cell=lstm, batch=B):
   return lowered.as_text().count("stablehlo.while")
 
 
+@pytest.mark.everyday(1)
 @EACH
 @pytest.mark.usefixtures("large")
 def test_chunks_have_the_gradient_of_autodiff(cell, options):
@@ -69,6 +70,7 @@ def test_chunks_have_the_gradient_of_autodiff(cell, options):
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @EACH
 @pytest.mark.usefixtures("large", "looped")
 def test_longer_chunks_do_too(cell, options):

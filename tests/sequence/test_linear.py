@@ -48,6 +48,7 @@ def test_the_linear_cells_are_those_of_the_table():
     assert not is_linear(wrap(gru))
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 7, 1000])
@@ -133,6 +134,7 @@ def _equations(jaxpr):
       yield from _equations(inner)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("chunk", [None, 64])
 def test_a_long_sequence_has_the_gradient_of_autodiff(chunk, key):
   """A minimal LSTM with memories of one to millions of time steps."""

@@ -41,6 +41,7 @@ def expected_gradient(cell, options):
   return gradient(cell, Autodiff(), options)
 
 
+@pytest.mark.everyday(3)
 @each_cell(
   ("options", "adjoint"),
   [*product(OPTIONS, ADJOINTS)],
@@ -55,6 +56,7 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(cell, options, adjoint):
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("steps", [1, STEPS - 1, STEPS, 2 * STEPS + 1])

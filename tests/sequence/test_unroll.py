@@ -160,6 +160,7 @@ def test_checkpoint_changes_no_gradient(cell, key):
   assert worst(found, value_and_gradient(cell, args)) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @CELLS
 def test_second_order_gradients_equal_autodiff(cell, key):
   args = arguments(cell, key, steps=3, batch=(2,))
@@ -198,6 +199,7 @@ FORWARD_MODES = {
 }
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize("mode", FORWARD_MODES)
 @pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
 def test_forward_mode_of_explicit_gradients_is_an_error_with_advice(
@@ -231,6 +233,7 @@ def test_the_hessian_equals_that_of_autodiff(cell, key):
     assert worst(hessian(adjoint), expected) < 1e-11, adjoint
 
 
+@pytest.mark.everyday(2)
 @CELLS
 @pytest.mark.parametrize(
   ("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.15)]
@@ -323,6 +326,7 @@ ADJOINTS = [
 ]
 
 
+@pytest.mark.everyday(3)
 @each_cell(
   ("adjoint", "tokens"),
   [*product(ADJOINTS, [False, True])],
@@ -346,6 +350,7 @@ def test_an_empty_batch_has_empty_outputs_and_zero_gradients(
   assert not any(leaf.any() for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.everyday(2)
 @CELLS
 @pytest.mark.parametrize("narrow", ["params", "state", "xs"])
 def test_float32_and_float64_mix(cell, narrow, key):

@@ -30,6 +30,7 @@ def last(steps):
   return copied
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   ("cell", "noise", "decay"),
   [

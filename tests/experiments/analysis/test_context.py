@@ -26,6 +26,7 @@ def test_bins_double_up_to_the_window():
   assert bins(12) == [1, 2, 4, 8, 12]
 
 
+@pytest.mark.exhaustive
 def test_nats_by_context_are_the_means_of_the_single_predictions(key):
   model, params = make(lstm, key)
   means = nats_by_context(model, params, TOKENS, 16)
@@ -42,6 +43,7 @@ def test_nats_by_context_are_the_means_of_the_single_predictions(key):
   assert np.abs(np.array(means) - sums / counts).max() < 1e-12
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("cell", [lstm, rnn])
 def test_gradient_norms_are_those_of_autodiff(cell, key):
   _, params = make(cell, key)

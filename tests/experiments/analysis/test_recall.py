@@ -33,6 +33,7 @@ def learn(key, num_steps, learning_rates):
   )
 
 
+@pytest.mark.exhaustive
 def test_a_short_delay_is_learned_and_the_best_rate_returned(key):
   result = learn(key, 100, learning_rates=(1e-9, 0.02))
   assert result.learning_rate == 0.02

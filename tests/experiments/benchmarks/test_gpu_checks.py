@@ -58,6 +58,7 @@ def test_a_kernel_passes(case):
   assert result.failures == [] and not result.rows[0]["failed"]
 
 
+@pytest.mark.everyday(3)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("field", inputs.Outputs._fields)
 def test_an_error_of_one_percent_in_any_output_is_found(

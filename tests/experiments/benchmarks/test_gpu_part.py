@@ -87,6 +87,7 @@ def test_the_whole_part_with_interpreted_kernels(console):
   assert saved == sorted(saved) and len(saved) == len(SECTIONS)
 
 
+@pytest.mark.exhaustive
 def test_the_timings_follow_where_the_kernels_fail(console, tmp_path):
   record = run(console)  # no kernel runs on a CPU
   assert timed(record) == TIMED
@@ -178,6 +179,7 @@ def test_what_a_device_lacks_is_said(environment, got):
   part.check_device(h100 | {"jax_version": (0, 11, 2)})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 def test_without_a_gpu_the_program_is_one_line():
   (status, output, errors), (both, _, message) = start_all(

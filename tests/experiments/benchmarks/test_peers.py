@@ -25,6 +25,7 @@ def standard_ranks():
     yield
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["flax linen", "flax nnx"])
 def test_a_peer_with_another_result_is_refused(name, monkeypatch):
   make, package = layers.LAYERS[name]
@@ -69,6 +70,7 @@ def test_a_sampler_with_other_samples_is_refused():
     samplers.flax_loop(problem)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   "make",
   [

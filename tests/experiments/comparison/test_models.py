@@ -1,3 +1,5 @@
+import pytest
+
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.models import (
   count_parameters,
@@ -8,6 +10,7 @@ from lstm_jax import gru, rnn
 from lstm_jax.language import ModelConfig, language_model
 
 
+@pytest.mark.exhaustive
 def test_each_cell_has_the_size_with_the_nearest_number_of_parameters():
   default = CompareConfig().model
   models = make_models(CompareConfig().cells, default, 64)
@@ -36,6 +39,7 @@ def test_the_nearest_size_is_above_or_below_or_at_the_limits():
   assert nearest_size(square, 1000, 20) == 20
 
 
+@pytest.mark.exhaustive
 def test_a_minimal_gru_gets_its_share_of_parameters_too():
   models = make_models(("min_gru", "lstm"), ModelConfig(hidden_size=464), 64)
   counts = {name: model.num_parameters for name, model in models.items()}

@@ -52,6 +52,7 @@ def test_a_cell_is_trained_and_its_losses_are_those_of_its_weights(
   assert set(last["text"]) <= set(corpus.tokenizer.symbols)
 
 
+@pytest.mark.exhaustive
 def test_a_loss_that_is_not_finite_ends_the_training(comparison, key):
   corpus = read_corpus(comparison)
   cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]

@@ -515,6 +515,7 @@ def contrast(fill, ink):
   return (max(a, b) + 0.05) / (min(a, b) + 0.05)
 
 
+@pytest.mark.exhaustive
 def test_a_long_text_of_many_units_responds_quickly(chromium, tmp_path):
   units, length, window = 512, 20_000, 96
   draw, blobs = np.random.default_rng(0), Blobs()

@@ -81,6 +81,7 @@ def computed(run, text):
   return cell, tokens, layers, jax.nn.softmax(logits), paths
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   "name",
   [

@@ -154,6 +154,7 @@ def test_a_dry_run_counts_the_teachers_predictions(config, console):
     dry_run(replace(config, teacher=("nowhere",)), console)
 
 
+@pytest.mark.exhaustive
 def test_a_good_teacher_helps_a_student_of_few_steps(config, finished, console):
   """The teacher has been trained for longer than the student is."""
   long = replace(

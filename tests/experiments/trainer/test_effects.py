@@ -67,6 +67,7 @@ def test_what_is_off_or_the_default_is_not_named():
   assert run_warnings(replace(config, weight_decay=0.0), STEPS) == []
 
 
+@pytest.mark.exhaustive
 def test_the_cells_without_c_are_those_whose_state_has_none():
   def has_c(cell):
     params = cell.init(jax.random.key(0), 2, 3)
@@ -76,6 +77,7 @@ def test_the_cells_without_c_are_those_whose_state_has_none():
   assert found == list(WITHOUT_C)
 
 
+@pytest.mark.exhaustive
 def test_the_cells_without_w_h_are_those_that_drop_connect_refuses():
   def refused(cell):
     params = cell.init(jax.random.key(0), 2, 4)
@@ -105,6 +107,7 @@ def test_a_warmup_longer_than_the_run_is_named(config):
   assert "warning" not in heading(make_setup(replace(config, warmup_steps=46)))
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_names_what_it_does_not_use(config):
   shared = from_record(
     SweepConfig(), to_record(SweepConfig()) | to_record(config)

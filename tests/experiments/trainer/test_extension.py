@@ -33,6 +33,7 @@ def opened(config):
     return found
 
 
+@pytest.mark.exhaustive
 def test_the_steps_before_are_those_beside_a_development_split(config, console):
   """Sequences are shared out between the pieces beside it."""
   text = (VERSE + "\n") * 40

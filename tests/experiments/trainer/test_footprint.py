@@ -37,6 +37,7 @@ def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
   assert not Path(config.job.run).exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 @pytest.mark.parametrize("model", [1, 2])
 def test_a_dry_run_on_a_mesh_is_of_each_of_its_devices(model, config):
