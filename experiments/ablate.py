@@ -51,6 +51,7 @@ from lstm_jax.language.evaluate import cold_nats, stateful_nats
 
 RECORD = "ablations.json"
 BASE = "base"
+MEASURED = "parameters", "cold", "stateful", "seconds"  # entries of a row
 
 
 class Result(NamedTuple):
@@ -266,9 +267,12 @@ def _read_rows(
     record = json.loads(path.read_text(encoding="utf-8"))
     recipe, rows = dict(record["recipe"]), record["rows"]
     corpus_sha256 = record["corpus_sha256"]
+    for row in rows:
+      for entry in () if row.get("diverged") else MEASURED:
+        float(row[entry])
     rows = [row for row in rows if row["change"]]
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} cannot be read: {error!r}") from None
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged: {error!r}") from None
   for name, value in _recipe(config).items():
     if recipe.get(name) != value:
       raise ValueError(

@@ -50,10 +50,10 @@ from experiments.comparison.results import (
   print_tables,
   read_record,
   recorded_command,
-  write_record,
 )
 from experiments.comparison.tables import tables
 from experiments.comparison.training import train_cell
+from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import to_record
 
@@ -118,7 +118,7 @@ def run(
 
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write comparison.json and samples.txt."""
-  write_record(directory / RECORD, record)
+  write_json(directory / RECORD, record)
   samples = "".join(
     f"=== {run['cell']}, {run['budget']}, step {sample['step']} ===\n"
     f"{sample['text']}\n\n"

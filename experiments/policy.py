@@ -32,13 +32,13 @@ from experiments.comparison.results import (
   print_tables,
   read_record,
   recorded_command,
-  write_record,
 )
 from experiments.policies import plots
 from experiments.policies.config import PolicyConfig, make_environment
 from experiments.policies.peer import FLAX_CELLS, race
 from experiments.policies.tables import tables
 from experiments.policies.training import train
+from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import to_record
 
@@ -100,7 +100,7 @@ def progress(
 
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write policy.json, a line for each update of a network."""
-  write_record(directory / RECORD, record)
+  write_json(directory / RECORD, record)
 
 
 def load(directory: Path) -> dict[str, Any]:

@@ -188,14 +188,20 @@ def _evaluate(job: Job, console: Console) -> dict[str, Any]:
 
 
 def _read_done(path: Path, row: Row) -> dict[int, dict[str, Any]]:
-  """Return the seeds that reproduction.json has, if it is of this row."""
+  """Return the seeds that reproduction.json has, if it is of this row.
+
+  Those that it lacks, or has damaged, are evaluated again.
+  """
   try:
     record = json.loads(path.read_text("utf-8"))
-    if _head(row).items() <= record.items():
-      return {int(seed): entry for seed, entry in record["seeds"].items()}
+    if not _head(row).items() <= record.items():
+      return {}
+    entries = {int(seed): entry for seed, entry in record["seeds"].items()}
+    for result in evaluated(row):
+      compare(result, entries)
+    return {s: e for s, e in entries.items() if float(e["seconds"]) >= 0}
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
-    pass  # no file, or another's: evaluate again
-  return {}
+    return {}  # no file, or another's
 
 
 def _head(row: Row) -> dict[str, Any]:

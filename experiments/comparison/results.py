@@ -9,8 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.trainer.files import write_bytes
-
 
 def recorded_command(program: str) -> str:
   """Return this process's command line for a record that others will read.
@@ -18,12 +16,6 @@ def recorded_command(program: str) -> str:
   It names no directory of this machine, as `cli.command_line` may.
   """
   return shlex.join(["python", "-m", f"experiments.{program}", *sys.argv[1:]])
-
-
-def write_record(path: Path, record: dict[str, Any]) -> None:
-  """Write a record as JSON, atomically."""
-  text = json.dumps(record, indent=1, allow_nan=False)
-  write_bytes(path, f"{text}\n".encode())
 
 
 def check_unused(path: Path, overwrite: bool) -> None:
@@ -38,7 +30,7 @@ def check_unused(path: Path, overwrite: bool) -> None:
 def read_record(
   path: Path, missing: str, entries: Sequence[str]
 ) -> dict[str, Any]:
-  """Return the record that `write_record` wrote.
+  """Return the record of a program's results.
 
   Args:
     path: its file.

@@ -109,9 +109,15 @@ def test_the_results_of_another_recipe_are_not_mixed_in(config, console):
     ablate.run(config, [], console)
   Path(config.data.corpus).write_text(text)
   path = Path(config.job.run) / ablate.RECORD
-  for text in ("{", "[]", "{}", '{"recipe": {}, "rows": [1]}'):
+  record = json.loads(path.read_text())
+  (row,) = record["rows"]
+  texts = ["{", "[]", "{}", '{"recipe": {}, "rows": [1]}']
+  for entry in ablate.MEASURED:
+    for damage in ({entry: None}, {entry: "?"}):
+      texts.append(json.dumps(record | {"rows": [row | damage]}))
+  for text in texts:
     path.write_text(text)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
       ablate.run(config, [], console)
 
 

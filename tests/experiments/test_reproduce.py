@@ -106,8 +106,16 @@ def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
   (row, _) = reproduce.run(narrow, trained, console).rows
   assert row["mean"] > before["mean"]  # with less context
   assert read(trained)["evaluate"] == ["--window=8"]
-  path.write_text("{")
-  assert reproduce.run(narrow, trained, console).rows[0] == row
+  good = read(trained)
+  seed = good["seeds"]["0"]
+  damaged = [
+    good | {"seeds": {"0": seed | {k: None}}} for k in (UNIT, "seconds")
+  ]
+  damaged.append(good | {"seeds": {"0": {}}})
+  for text in ("{", "[]", *map(json.dumps, damaged)):
+    path.write_text(text)
+    assert reproduce.run(narrow, trained, console).rows[0] == row
+    assert read(trained)["seeds"] == good["seeds"]
 
 
 def test_a_run_of_another_recipe_is_refused(trained, console):
