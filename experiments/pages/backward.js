@@ -1,7 +1,7 @@
 "use strict";
 // The gradient of ℓ = log p(target), where the target is the token after a text,
 // with respect to the states before it, as experiments/analysis/gradient_flow.py
-// computes it. dv is ∂ℓ/∂v, the other letters are those of model.js, and σ(a) has
+// computes it. dv is ∂ℓ/∂v, the other letters are those of cells.js, and σ(a) has
 // the derivative σ(a) (1 − σ(a)), tanh a the derivative 1 − tanh² a.
 
 // d holds dN, the gradient with respect to N(u) of `normalise`, and receives du:

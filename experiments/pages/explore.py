@@ -3,8 +3,8 @@
 Everything about that text is computed here and packed into the page, signals
 and gradient norms as one byte a number (`packing`). The page unpacks an array
 when it shows it. It also holds the model in 8-bit weights, if `packed_model`
-can pack it, and reads a text that somebody types itself: model.js has the
-forward pass, backward.js the gradients, texts.js both kinds of texts.
+can pack it, and reads a text that somebody types itself: model.js and cells.js
+have the forward pass, backward.js the gradients, texts.js both kinds of texts.
 """
 
 from pathlib import Path

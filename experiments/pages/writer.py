@@ -1,8 +1,9 @@
 """The page that `experiments.export --format=html` writes: a model that writes.
 
 The page holds the model in 8-bit weights (`packed_model`), and computes
-everything itself: model.js has the forward pass of each cell, sampling.js how a
-token is drawn, tokens.js the tokenizers, track.js a text as the model reads it.
+everything itself: cells.js has the forward pass of each cell, model.js that of
+the model, sampling.js how a token is drawn, tokens.js the tokenizers, track.js a
+text as the model reads it.
 The other scripts are the interface: writing.js and units.js of the first half,
 controls.js its keys; reading.js of the second half; page.js starts both.
 """
