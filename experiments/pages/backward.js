@@ -31,6 +31,18 @@ function gatesBackward(gates, c, k, dO, dc, da) {
   dc[k] *= f;
 }
 
+// The plain RNN: da = dh' φ', where φ' follows from h'.
+function plainRnnBackward(derivative) {
+  return {
+    recur(p, gates, before, after, { h: dh }, dax, du) {
+      for (let k = 0; k < dh.length; k++) {
+        dax[k] = du[k] = dh[k] * derivative(after.h[k]);
+        dh[k] = 0;
+      }
+    },
+  };
+}
+
 // The backward pass of a step. `recur` takes the parameters p, the step's gates,
 // the states before and after it, and d, the gradient with respect to the state
 // after it. dax receives the gradient of the input's part, du that of h W_h, and
@@ -38,15 +50,8 @@ function gatesBackward(gates, c, k, dO, dc, da) {
 // h W_h, which `advance` adds. `project` takes ax = x W_x before it is normalised;
 // dax holds the gradient of the input's part and receives that of x W_x.
 const BACKWARD = {
-  rnn: {
-    // da = dh' (1 − h'²)
-    recur(p, gates, before, after, { h: dh }, dax, du) {
-      for (let k = 0; k < dh.length; k++) {
-        dax[k] = du[k] = dh[k] * (1 - after.h[k] ** 2);
-        dh[k] = 0;
-      }
-    },
-  },
+  rnn: plainRnnBackward((y) => 1 - y * y),
+  relu_rnn: plainRnnBackward((y) => Number(y > 0)),
   gru: {
     // daₙ = dh' (1 − z) (1 − n²),  da_z = dh' (h − n) z (1 − z),
     // daᵣ = daₙ s r (1 − r) with s = uₙ + bₙ,  duₙ = daₙ r,  dh = dh' z
@@ -65,6 +70,28 @@ const BACKWARD = {
       }
     },
   },
+  gru_reset_before: {
+    // daₙ = dh' (1 − z) (1 − n²),  da_z = dh' (h − n) z (1 − z),  dm = daₙ Wₙᵀ,
+    // daᵣ = dm h r (1 − r),  dh = dh' z + dm r
+    recur(p, gates, { h }, after, { h: dh }, dax, du) {
+      const H = h.length, dm = new Float64Array(H);
+      for (let k = 0; k < H; k++) {
+        const z = gates[H + k], n = gates[2 * H + k];
+        dax[H + k] = dh[k] * (h[k] - n) * z * (1 - z);
+        dax[2 * H + k] = dh[k] * (1 - z) * (1 - n * n);
+      }
+      du.fill(0, 0, 2 * H);
+      du.set(dax.subarray(2 * H), 2 * H);
+      p.w_h.multiplyTransposed(du, dm);
+      for (let k = 0; k < H; k++) {
+        const r = gates[k];
+        dax[k] = dm[k] * h[k] * r * (1 - r);
+        dh[k] = dh[k] * gates[H + k] + dm[k] * r;
+      }
+      du.set(dax);
+      du.fill(0, 2 * H);  // m Wₙ is done
+    },
+  },
   lstm: {
     // do = dh' tanh c',  dc' += dh' o (1 − tanh² c')
     recur(p, gates, { c }, after, { h: dh, c: dc }, dax, du) {
@@ -73,6 +100,39 @@ const BACKWARD = {
         const t = Math.tanh(after.c[k]);
         dc[k] += dh[k] * gates[3 * H + k] * (1 - t * t);
         gatesBackward(gates, c, k, dh[k] * t, dc, dax);
+        dh[k] = 0;
+      }
+      du.set(dax);
+    },
+  },
+  coupled_lstm: {
+    // dc' += dh' o (1 − tanh² c'),  da_f = dc' (c − g) f (1 − f),
+    // da_g = dc' (1 − f) (1 − g²),  daₒ = dh' tanh c' o (1 − o),  dc = dc' f
+    recur(p, gates, { c }, after, { h: dh, c: dc }, dax, du) {
+      const H = c.length;
+      for (let k = 0; k < H; k++) {
+        const t = Math.tanh(after.c[k]);
+        const f = gates[k], g = gates[H + k], o = gates[2 * H + k];
+        dc[k] += dh[k] * o * (1 - t * t);
+        dax[k] = dc[k] * (c[k] - g) * f * (1 - f);
+        dax[H + k] = dc[k] * (1 - f) * (1 - g * g);
+        dax[2 * H + k] = dh[k] * t * o * (1 - o);
+        dc[k] *= f;
+        dh[k] = 0;
+      }
+      du.set(dax);
+    },
+  },
+  peephole_lstm: {
+    // as the LSTM, with dc' += daₒ wₒ  and  dc += daᵢ wᵢ + da_f w_f
+    recur(p, gates, { c }, after, { h: dh, c: dc }, dax, du) {
+      const H = c.length, { w_c: w } = p;
+      for (let k = 0; k < H; k++) {
+        const t = Math.tanh(after.c[k]), o = gates[3 * H + k];
+        const da = dh[k] * t * o * (1 - o);
+        dc[k] += dh[k] * o * (1 - t * t) + da * w[2 * H + k];
+        gatesBackward(gates, c, k, dh[k] * t, dc, dax);
+        dc[k] += dax[k] * w[k] + dax[H + k] * w[H + k];
         dh[k] = 0;
       }
       du.set(dax);

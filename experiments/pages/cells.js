@@ -14,22 +14,27 @@ function normalise(u, epsilon = 1e-5) {
   return scale;
 }
 
+// The plain RNN, h' = φ(x W_x + h W_h + b).
+function plainRnn(activation) {
+  return {
+    state: ["h"],
+    gates: [],
+    recur(p, ax, u, { h }) {
+      p.w_h.multiply(h, u);
+      for (let k = 0; k < h.length; k++) {
+        h[k] = activation(ax[k] + u[k] + p.b[k]);
+      }
+    },
+  };
+}
+
 // A cell writes the state after a step over the state before it. Its functions
 // take the parameters p, the input's part ax of the pre-activations, an array u
 // as large, and the state. u receives the state's part of the pre-activations,
 // and then, in its place, the gates.
 const CELLS = {
-  rnn: {
-    state: ["h"],
-    gates: [],
-    // h' = tanh(x W_x + h W_h + b)
-    recur(p, ax, u, { h }) {
-      p.w_h.multiply(h, u);
-      for (let k = 0; k < h.length; k++) {
-        h[k] = Math.tanh(ax[k] + u[k] + p.b[k]);
-      }
-    },
-  },
+  rnn: plainRnn(Math.tanh),
+  relu_rnn: plainRnn((a) => Math.max(0, a)),
   gru: {
     state: ["h"],
     gates: ["r", "z", "n"],
@@ -48,6 +53,28 @@ const CELLS = {
       }
     },
   },
+  gru_reset_before: {
+    state: ["h"],
+    gates: ["r", "z", "n"],
+    // r and z as for the GRU, m = r h, n = tanh(xₙ + m Wₙ)
+    // h' = (1 − z) n + z h, with [u] = h W_rz and W_h = [W_rz, Wₙ]
+    recur(p, ax, u, { h }) {
+      const H = h.length, { b } = p, m = new Float64Array(H);
+      p.w_h.multiply(h, u, 0, 2 * H);
+      for (let k = 0; k < H; k++) {
+        const r = sigmoid(ax[k] + b[k] + u[k]);
+        m[k] = r * h[k];
+        u[k] = r, u[H + k] = sigmoid(ax[H + k] + b[H + k] + u[H + k]);
+      }
+      p.w_h.multiply(m, u, 2 * H);
+      for (let k = 0; k < H; k++) {
+        const z = u[H + k];
+        const n = Math.tanh(ax[2 * H + k] + b[2 * H + k] + u[2 * H + k]);
+        h[k] = (1 - z) * n + z * h[k];
+        u[2 * H + k] = n;
+      }
+    },
+  },
   lstm: {
     state: ["h", "c"],
     gates: ["i", "f", "g", "o"],
@@ -62,6 +89,43 @@ const CELLS = {
         const g = Math.tanh(ax[2 * H + k] + u[2 * H + k] + b[2 * H + k]);
         const o = sigmoid(ax[3 * H + k] + u[3 * H + k] + b[3 * H + k]);
         c[k] = f * c[k] + i * g;
+        h[k] = o * Math.tanh(c[k]);
+        u[k] = i, u[H + k] = f, u[2 * H + k] = g, u[3 * H + k] = o;
+      }
+    },
+  },
+  coupled_lstm: {
+    state: ["h", "c"],
+    gates: ["f", "g", "o"],
+    // a = x W_x + h W_h + b;  f, o = σ(a_f), σ(aₒ);  g = tanh(a_g)
+    // c' = f c + (1 − f) g,  h' = o tanh c'
+    recur(p, ax, u, { h, c }) {
+      const H = h.length, { b } = p;
+      p.w_h.multiply(h, u);
+      for (let k = 0; k < H; k++) {
+        const f = sigmoid(ax[k] + u[k] + b[k]);
+        const g = Math.tanh(ax[H + k] + u[H + k] + b[H + k]);
+        const o = sigmoid(ax[2 * H + k] + u[2 * H + k] + b[2 * H + k]);
+        c[k] = f * c[k] + (1 - f) * g;
+        h[k] = o * Math.tanh(c[k]);
+        u[k] = f, u[H + k] = g, u[2 * H + k] = o;
+      }
+    },
+  },
+  peephole_lstm: {
+    state: ["h", "c"],
+    gates: ["i", "f", "g", "o"],
+    // as the LSTM, with wᵢ c added to aᵢ, w_f c to a_f and wₒ c' to aₒ
+    recur(p, ax, u, { h, c }) {
+      const H = h.length, { b, w_c: w } = p;
+      p.w_h.multiply(h, u);
+      for (let k = 0; k < H; k++) {
+        const i = sigmoid(ax[k] + u[k] + b[k] + w[k] * c[k]);
+        const f = sigmoid(ax[H + k] + u[H + k] + b[H + k] + w[H + k] * c[k]);
+        const g = Math.tanh(ax[2 * H + k] + u[2 * H + k] + b[2 * H + k]);
+        c[k] = f * c[k] + i * g;
+        const o = sigmoid(
+          ax[3 * H + k] + u[3 * H + k] + b[3 * H + k] + w[2 * H + k] * c[k]);
         h[k] = o * Math.tanh(c[k]);
         u[k] = i, u[H + k] = f, u[2 * H + k] = g, u[3 * H + k] = o;
       }

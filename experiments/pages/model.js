@@ -28,10 +28,11 @@ class Matrix {
     this.sums = new Float64Array(Math.ceil(this.rows / LANES) * LANES);
   }
 
-  // Writes x W into y.
-  multiply(x, y) {
-    const { weights, columns, scales, rows, sums } = this;
-    for (let r = 0, k = 0; r < sums.length; r += LANES) {
+  // Writes x W into y: all outputs, or those from `first` on, before `end`.
+  multiply(x, y, first = 0, end = this.rows) {
+    const { weights, columns, scales, sums } = this;
+    const start = first - first % LANES;
+    for (let r = start, k = start * columns; r < end; r += LANES) {
       let s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
       for (let column = 0; column < columns; column++, k += LANES) {
         const v = x[column];
@@ -47,7 +48,7 @@ class Matrix {
       sums[r] = s0, sums[r + 1] = s1, sums[r + 2] = s2, sums[r + 3] = s3;
       sums[r + 4] = s4, sums[r + 5] = s5, sums[r + 6] = s6, sums[r + 7] = s7;
     }
-    for (let r = 0; r < rows; r++) y[r] = sums[r] * scales[r];
+    for (let r = first; r < end; r++) y[r] = sums[r] * scales[r];
   }
 
   // Writes W g into x: for g = ∂ℓ/∂(x W) of some ℓ, that is ∂ℓ/∂x.

@@ -15,27 +15,31 @@ from experiments.pages.quantized import (
 )
 from experiments.trainer.records import to_record
 from experiments.trainer.trained import Trained
-from lstm_jax.cells import gru, layernorm_lstm, lstm, rnn
-from lstm_jax.cells.cell import cell_name
 from lstm_jax.language import LanguageParams, Tokenizer, word_tokenizer
 
-CELLS = lstm, layernorm_lstm, gru, rnn  # those that model.js computes
+CELLS = (  # those that cells.js computes
+  *("lstm", "layernorm_lstm", "coupled_lstm", "peephole_lstm"),
+  *("gru", "gru_reset_before", "rnn", "relu_rnn"),
+)
 MAX_WEIGHTS = 32_000_000  # bytes of a page, before base64; 200 MB to a browser
 
 
 def check_model(trained: Trained) -> None:
   """Raise ValueError if a page cannot hold a model: its cell, or its size."""
-  cell = trained.config.model.cell
+  cell = recorded_cell(trained)
   if cell not in CELLS:
-    known = ", ".join(map(cell_name, CELLS))
-    name = to_record(trained.config.model)["cell"]
-    raise ValueError(f"a page computes no {name}, only {known}")
+    raise ValueError(f"a page computes no {cell}, only {', '.join(CELLS)}")
   size = num_weights(trained.params)
   if size > MAX_WEIGHTS:
     raise ValueError(
       f"a page may hold at most {MAX_WEIGHTS:,} weights, a byte each, and the "
       f"model has {size:,}"
     )
+
+
+def recorded_cell(trained: Trained) -> str:
+  """Return the name of a model's cell, such as "lstm"."""
+  return to_record(trained.config.model)["cell"]
 
 
 def num_weights(params: LanguageParams) -> int:
@@ -71,9 +75,7 @@ def pack_model(
   params = dequantize_params(quantized)
   header = {
     "words": word_rules() if tokenizer.unit == "word" else None,
-    "model": pack_params(
-      cell_name(trained.config.model.cell), quantized, blobs
-    ),
+    "model": pack_params(recorded_cell(trained), quantized, blobs),
   }
   return header, params, measure_cost(trained, params, tokens)
 

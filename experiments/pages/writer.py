@@ -2,10 +2,10 @@
 
 The page holds the model in 8-bit weights (`packed_model`), and computes
 everything itself: cells.js has the forward pass of each cell, model.js that of
-the model, sampling.js how a token is drawn, tokens.js the tokenizers, track.js a
-text as the model reads it.
-The other scripts are the interface: writing.js and units.js of the first half,
-controls.js its keys; reading.js of the second half; page.js starts both.
+the model, sampling.js how a token is drawn, tokens.js the tokenizers, track.js
+a text as the model reads it. The other scripts are the interface: writing.js
+and units.js of the first half, controls.js its keys; reading.js of the second
+half; page.js starts both.
 """
 
 import re
@@ -20,12 +20,12 @@ from experiments.pages.packed_model import (
   describe_cost,
   num_weights,
   pack_model,
+  recorded_cell,
 )
 from experiments.pages.packing import Blobs, quantize_signed
 from experiments.pages.quantized import Cost, check_cost
 from experiments.trainer.data import default_prompt
 from experiments.trainer.trained import Trained
-from lstm_jax.cells.cell import cell_name
 from lstm_jax.language import LanguageParams
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -68,9 +68,9 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
 
 def describe(trained: Trained) -> str:
   """Return a line about the model of a page."""
-  model = trained.config.model
+  cell, model = recorded_cell(trained), trained.config.model
   return (
-    f"{cell_name(model.cell)}, {model.num_layers} × {model.hidden_size} units, "
+    f"{cell}, {model.num_layers} × {model.hidden_size} units, "
     f"{num_weights(trained.params):,} weights, after {trained.step:,} training "
     "steps. The model is in this page, and runs in your browser."
   )

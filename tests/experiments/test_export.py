@@ -16,7 +16,7 @@ from jax import export as jax_export
 from experiments import export
 from experiments.pages import packed_model, quantized
 from experiments.trainer.trained import load
-from lstm_jax import peephole_lstm
+from lstm_jax import projected_lstm
 from lstm_jax.training import CheckpointError
 from tests.draws import normal_like, worst
 from tests.experiments.pages.explored import VERSE, PageData
@@ -166,9 +166,9 @@ def test_a_page_that_cannot_be_is_one_line(
 
   with pytest.raises(
     ValueError,
-    match=r"no peephole_lstm, only lstm, layernorm_lstm, gru, rnn$",
+    match=r"no projected_lstm, only lstm, layernorm_lstm, .*, relu_rnn$",
   ):
-    export_with(cell=peephole_lstm)
+    export_with(cell=projected_lstm)
   monkeypatch.setattr(packed_model, "MAX_WEIGHTS", 1_000)
   with pytest.raises(
     ValueError, match=r"at most 1,000 weights, a byte each, and .* has [\d,]+$"

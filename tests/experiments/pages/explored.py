@@ -13,11 +13,10 @@ import numpy as np
 from experiments.pages.quantized import dequantize_params, quantize_params
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
-from experiments.trainer.config import TrainConfig
+from experiments.trainer.config import CELLS, TrainConfig
 from experiments.trainer.data import read_corpus
 from experiments.trainer.files import write_json
 from experiments.trainer.records import replace, to_record
-from lstm_jax import gru, layernorm_lstm, lstm, peephole_lstm, rnn
 from lstm_jax.language import language_model, read_text, split
 from lstm_jax.training import CheckpointWriter
 
@@ -30,14 +29,10 @@ Thou art more lovely -->
 """
 LINES = "Thou art more lovely, more", "  temperate Thou art", "more"
 LENGTH = 400  # characters of the page
-MODELS = {
-  "lstm": {"cell": lstm, "num_layers": 2, "embedding_size": 5},
-  "layernorm_lstm": {"cell": layernorm_lstm, "num_layers": 2},
-  "gru": {"cell": gru, "num_layers": 2, "tied": True, "embedding_size": 11},
-  "rnn": {"cell": rnn, "num_layers": 2},
-  "peephole_lstm": {"cell": peephole_lstm},
-  "words": {"tokenizer": "word"},
-}
+MODELS = {name: {"cell": cell, "num_layers": 2} for name, cell in CELLS.items()}
+MODELS["lstm"] |= {"embedding_size": 5}
+MODELS["gru"] |= {"tied": True, "embedding_size": 11}
+MODELS["words"] = {"tokenizer": "word"}
 
 
 def write_run(config):

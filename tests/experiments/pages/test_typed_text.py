@@ -5,6 +5,7 @@ float64, with the 8-bit weights of the page, whose biases and gains are noise.
 """
 
 import io
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import explore
+from experiments import explore, pages
 from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import signals, trace_layers
 from experiments.pages import packed_model
@@ -82,15 +83,7 @@ def computed(run, text):
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize(
-  "name",
-  [
-    "lstm",
-    "gru",
-    "layernorm_lstm",
-    pytest.param("rnn", marks=pytest.mark.exhaustive),
-  ],
-)
+@pytest.mark.parametrize("name", packed_model.CELLS)
 def test_a_typed_text_is_read_as_the_library_reads_it(chromium, make_run, name):
   run = make_run(name)
   cell, tokens, layers, p, paths = computed(run, TYPED.replace("§", ""))
@@ -343,13 +336,73 @@ def test_a_word_model_reads_typed_words(chromium, make_run):
 
 
 def test_a_page_that_cannot_read_says_why(chromium, make_run, monkeypatch):
-  chromium.open(page_of(make_run("peephole_lstm")))
+  chromium.open(page_of(make_run("slstm")))
   assert chromium.run("return $('typing').hidden")
   assert text_of(chromium, "untyped") == (
-    "You cannot type a text here: a page computes no peephole_lstm, only lstm, "
-    "layernorm_lstm, gru, rnn."
+    "You cannot type a text here: a page computes no slstm, only lstm, "
+    "layernorm_lstm, coupled_lstm, peephole_lstm, gru, gru_reset_before, rnn, "
+    "relu_rnn."
   )
   monkeypatch.setattr(packed_model, "MAX_WEIGHTS", 1_000)
   header = PageData(page_of(make_run("rnn"))).header
   assert header["model"] is None
   assert "at most 1,000 weights" in header["untyped"]
+
+
+# What a line of backward.js assigns to an array or a sum, or returns.
+RESULT = re.compile(r"^\s*(?:\w+(?:\[.+?\])? [-+*]?=|.*\(y\) =>) (.+?)\)?[,;]$")
+BLOCK = re.compile(r"^(?:function|  )(?: )?(\w+)(?:\(.*\{|: (?:\{|plain.*))$")
+USERS = {  # of the functions above the cells
+  "normaliseBackward": ("layernorm_lstm",),
+  "gatesBackward": ("lstm", "peephole_lstm", "layernorm_lstm"),
+  "plainRnnBackward": ("rnn", "relu_rnn"),
+}
+
+
+def planted(name):
+  """Return (line, backward.js with an error there) for lines a cell runs."""
+  source = pages.explore.TEMPLATE.with_name("backward.js").read_text("utf-8")
+  lines = source[: source.index("const norm =")].splitlines()
+  block, variants = "", []
+  for number, line in enumerate(lines):
+    if start := BLOCK.match(line):
+      block = start[1]
+    runs = name == block or name in USERS.get(block, ())
+    result = RESULT.match(line)
+    if runs and result and result[1] != "0":
+      before, after = line[: result.start(1)], line[result.end(1) :]
+      wrong = f"{before}1.01 * ({result[1]}){after}"
+      code = "\n".join([*lines[1:number], wrong, *lines[number + 1 :]])
+      variants.append((line.strip(), code))
+  return variants
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", packed_model.CELLS)
+def test_an_error_planted_in_a_backward_changes_the_gradient(
+  chromium, make_run, name, tmp_path
+):
+  page = page_of(make_run(name)).read_text("utf-8")
+  variants = planted(name)
+  code = "".join(f"{{{code}\nWRONG.push(BACKWARD);}}\n" for _, code in variants)
+  end = page.rindex("</body>")
+  (tmp_path / "page.html").write_text(
+    f"{page[:end]}<script>const WRONG = [];\n{code}</script>{page[end:]}"
+  )
+  chromium.open(tmp_path / "page.html")
+  type_text(chromium, TYPED.replace("§", ""))
+  own, *found = chromium.run("""
+    const { cell } = data.model;
+    return [BACKWARD, ...WRONG].map((backward) => {
+      const path = new GradientPath(
+        text.model, cell, text, 40, text.tokens[41], 9);
+      path.backward = backward[cell];
+      while (path.advance());
+      return path.norms.map((fields) => Object.values(fields).map(
+        (norms) => [...norms.slice(0, 9)]));
+    });
+  """)
+  assert len(variants) >= (2 if name in USERS["plainRnnBackward"] else 4)
+  for (line, _), norms in zip(variants, found, strict=True):
+    # The gradient of the library is met to 1e-9.
+    assert np.abs(np.subtract(norms, own)).max() > 1e-6, line

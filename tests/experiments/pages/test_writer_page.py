@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.pages import writer
-from experiments.pages.packed_model import word_rules
+from experiments.pages.packed_model import CELLS, word_rules
 from experiments.pages.quantized import dequantize_params, quantize_params
 from experiments.trainer.trained import load
 from lstm_jax.language import CharTokenizer, WordTokenizer, language_model
@@ -70,15 +70,8 @@ def pause(chromium):
   chromium.run("writing.pause()")
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "lstm",
-    "gru",
-    pytest.param("rnn", marks=pytest.mark.exhaustive),
-    pytest.param("layernorm_lstm", marks=pytest.mark.exhaustive),
-  ],
-)
+@pytest.mark.everyday(1)
+@pytest.mark.parametrize("name", CELLS)
 def test_the_nats_of_a_text_are_those_of_the_quantized_model(
   chromium, make_page, name
 ):
