@@ -39,7 +39,7 @@ from experiments.trainer.devices import share_batches
 from experiments.trainer.effects import RULES, without_effect
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
-from experiments.trainer.files import write_json
+from experiments.trainer.files import are_numbers, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
 from experiments.trainer.opening import differences
@@ -268,8 +268,11 @@ def _read_rows(
     recipe, rows = dict(record["recipe"]), record["rows"]
     corpus_sha256 = record["corpus_sha256"]
     for row in rows:
-      for entry in () if row.get("diverged") else MEASURED:
-        float(row[entry])
+      measured = () if row.get("diverged") else MEASURED
+      if not are_numbers(row[entry] for entry in measured):
+        raise ValueError(f"{row['change']} has no numbers")
+    if rows and (rows[0]["change"] != BASE or rows[0].get("diverged")):
+      raise ValueError("the recipe itself is missing")
     rows = [row for row in rows if row["change"]]
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is damaged: {error!r}") from None

@@ -19,8 +19,9 @@ training text. It measures
   to each earlier state, before and after training.
 
 The directory --out receives the results as comparison.json, a figure
-(comparison.png), and samples.txt. --replot prints the tables and draws the
-figure of an existing comparison.json. The modules of `experiments/comparison`
+(comparison.png), and samples.txt; --overwrite replaces those that it holds.
+--replot prints the tables and draws the figure of an existing comparison.json.
+The modules of `experiments/comparison`
 describe how each quantity is measured.
 """
 

@@ -8,7 +8,8 @@ a T-maze, the first of --size steps shows where to turn after the last; in
 repeat_previous, an action has to name the symbol shown --size steps before.
 
 The directory --out receives the results as policy.json, and a figure, return
-over environment steps (policy.png). --timing_rounds also times an update
+over environment steps (policy.png); --overwrite replaces those that it holds.
+--timing_rounds also times an update
 against the same in Flax, with a ScannedRNN as agents in Flax have it, and with
 the module `scanned`; it first checks that all compute the same. --replot prints
 the tables and draws the figure of an existing policy.json.

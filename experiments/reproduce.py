@@ -32,7 +32,7 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment
-from experiments.trainer.files import write_json
+from experiments.trainer.files import are_numbers, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_history
 from experiments.trainer.opening import differences
@@ -194,14 +194,21 @@ def _read_done(path: Path, row: Row) -> dict[int, dict[str, Any]]:
   """
   try:
     record = json.loads(path.read_text("utf-8"))
-    if not _head(row).items() <= record.items():
-      return {}
-    entries = {int(seed): entry for seed, entry in record["seeds"].items()}
-    for result in evaluated(row):
-      compare(result, entries)
-    return {s: e for s, e in entries.items() if float(e["seconds"]) >= 0}
+    if _head(row).items() <= record.items():
+      entries = {int(seed): entry for seed, entry in record["seeds"].items()}
+      return {s: entry for s, entry in entries.items() if _is_whole(entry, row)}
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
-    return {}  # no file, or another's
+    pass  # no file, another's, or a damaged one
+  return {}
+
+
+def _is_whole(entry: Any, row: Row) -> bool:
+  """Return whether an entry has the numbers that are read of it."""
+  try:
+    losses = [entry[UNIT][result.protocol] for result in evaluated(row)]
+    return are_numbers([entry["seconds"], *losses])
+  except (KeyError, TypeError):
+    return False
 
 
 def _head(row: Row) -> dict[str, Any]:

@@ -35,10 +35,8 @@ from lstm_jax.language import beam_search, sample, sample_best
 from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.text_stream import TextStream
 
-# Flags that have no effect at --temperature=0, and for other flags those that
-# they cannot be combined with.
-IGNORED_BY_GREEDY = "top_k", "top_p", "min_p", "seed"
-EXCLUDED = {
+IGNORED_BY_GREEDY = "top_k", "top_p", "min_p", "seed"  # by --temperature=0
+EXCLUDED = {  # flag: those that it cannot be combined with
   "beam": (
     *("temperature", "top_k", "top_p", "min_p", "seed"),
     *("num_samples", "best_of", "interactive"),

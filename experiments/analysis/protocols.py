@@ -121,14 +121,14 @@ class Protocols:
     if len(choices) == 1:
       config = choices[0].config
       title = f"dynamic, rate {config.rate:g}, decay {config.decay:g}"
-    record = _dynamic_record(choices)
+    record = {"dynamic": _settings_of(choices)}
     return Outcome(title, self._nats(predicted), record, choices)
 
   def _mixed_dynamic_outcome(self) -> Outcome:
     choices, predicted = self._dynamic
     outcome = self._mixed("dynamic", predicted)
     return outcome._replace(
-      record=outcome.record | _dynamic_record(choices),
+      record=outcome.record | {"mixed_dynamic": _settings_of(choices)},
       choices=[] if "dynamic" in self._names else choices,  # shown there
     )
 
@@ -191,10 +191,10 @@ class Protocols:
     return -predicted.astype(np.float64)
 
 
-def _dynamic_record(choices: list[dynamic_eval.Choice]) -> dict[str, Any]:
+def _settings_of(choices: list[dynamic_eval.Choice]) -> Any:
   """Return the settings of dynamic evaluation; of an ensemble, a list."""
   records = [choice.config._asdict() for choice in choices]
-  return {"dynamic": records[0] if len(records) == 1 else records}
+  return records[0] if len(records) == 1 else records
 
 
 def log_mean(log_probs: Iterable[np.ndarray]) -> np.ndarray:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 SHORT, LONG = 16, 128  # characters of context, at most
 BACK = 50  # time steps back of the gradient
-REFERENCE = "lstm"  # the cell whose time others are given, where it is there
+REFERENCE = "lstm"  # the cell in whose time that of others is given
 FILLED, OPEN = "#1f5fa8", "#c8501e"
 MANY = 6  # cells whose lines can still be told apart
 NEAR = 0.75  # share of the cells, the best, whose losses make the axis
@@ -76,8 +76,7 @@ def make_panels(record: Record) -> list[Panel]:
   )
   losses = [Series("equal steps", steps)]
   if timed:
-    if REFERENCE in steps:
-      timed = timed | {REFERENCE: steps[REFERENCE]}
+    timed |= {REFERENCE: steps[REFERENCE]} if REFERENCE in steps else {}
     losses.append(Series("equal time", timed))
   by_context = {
     row["cell"]: dict(
@@ -105,13 +104,16 @@ def make_panels(record: Record) -> list[Panel]:
   gradients = {
     row["cell"]: [row["norms"]["h"][BACK] / row["norms"]["h"][0]]
     for row in record["gradient_flow"]
-    if row["stage"] == "trained" and len(row["norms"]["h"]) > BACK
+    if row["stage"] == "trained"
+    and len(row["norms"]["h"]) > BACK
+    and row["norms"]["h"][BACK] > 0  # a logarithmic axis has no 0
   }
   seconds = {
     name: cell["seconds_per_step"] for name, cell in record["cells"].items()
   }
-  base = REFERENCE if REFERENCE in seconds else min(seconds)
-  times = {cell: [value / seconds[base]] for cell, value in seconds.items()}
+  times = {
+    cell: [value / seconds[REFERENCE]] for cell, value in seconds.items()
+  }
   nats = "nats per character"
   panels = [
     Panel("Validation loss", nats, losses, cut=True),
@@ -120,7 +122,7 @@ def make_panels(record: Record) -> list[Panel]:
     Panel(
       f"Gradient {BACK} back", "of that at 0", [Series("", gradients)], log=True
     ),
-    Panel("Time of a step", f"of {base}'s", [Series("", times)]),
+    Panel("Time of a step", f"of {REFERENCE}'s", [Series("", times)]),
   ]
   return [
     panel for panel in panels if any(series.values for series in panel.series)

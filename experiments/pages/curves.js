@@ -102,7 +102,7 @@ function makeScale(curves, from, logarithmic, width, right) {
 
 // Returns the text of a number on an axis: below 10⁻³ as 2e−4.
 const tickText = (v) => v !== 0 && Math.abs(v) < 1e-3
-  ? v.toExponential().replace("e-", "e−") : count4(v);
+  ? Number(v.toPrecision(3)).toExponential().replace("e-", "e−") : count4(v);
 const count4 = (v) => v.toLocaleString("en", { maximumFractionDigits: 4 });
 
 // Returns the axes of a chart: horizontal grid lines, ticks, numbers and titles.
@@ -131,14 +131,14 @@ function drawAxes(scale, xTitle, yTitle) {
 }
 
 // Returns the line of a curve {k, kind, xs, ys} of run k, with a dot at each
-// point if its kind is validation.
+// point if its kind is validation, or if there is only one.
 function drawCurve({ k, kind, xs, ys }, scale) {
   const shown = xs.map((x, i) => [x, ys[i]]).filter(([x, y]) => scale.isShown(x, y));
   const points = shown.map(([x, y]) => `${scale.x(x)},${scale.y(y)}`);
   const line = shape("polyline", { class: `curve ${kind}`, "data-run": k,
     points: points.join(" "), style: `stroke: ${color(k)}`,
     "stroke-dasharray": dash(k) });
-  if (kind !== "validation") return [line];
+  if (kind !== "validation" && shown.length > 1) return [line];
   return [line, ...shown.map(([x, y]) => shape("circle", { cx: scale.x(x),
     cy: scale.y(y), r: 3, style: `fill: ${color(k)}` }))];
 }

@@ -5,8 +5,8 @@ the embedding, the vector of one token), with a scale a row:
 
   s = max |w| / 127 of the row,   q = round(w / s),   w ≈ q s
 
-so that a weight is rounded by at most s / 2. Biases and the gains of a layer
-normalization are few, and stay float32.
+so that a weight is rounded by at most s / 2. Biases, peepholes and the gains of
+a layer normalization are few, and stay float32.
 """
 
 from dataclasses import replace

@@ -93,6 +93,8 @@ function draw() {
       : axis === "epochs" && data.runs.every(
         (run, k) => !isShown(k) || run.epoch_ends === null)
         ? "The number of training steps per epoch is not known."
+        : all.some(({ xs }) => xs.length) ? "No value is positive, as a "
+          + "logarithmic axis needs it."
         : quantity === "loss" ? "There are no losses yet."
           : `The runs have no ${quantity} in their records.`;
     positions = [];

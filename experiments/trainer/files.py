@@ -1,11 +1,13 @@
 """Writing of files that outlive a power failure; an error names the file.
 
-When a function returns, what it has written is on the disk.
+When a function returns, what it has written is on the disk. `are_numbers` is
+for files that are read again, which may have been damaged.
 """
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
   """
   text = json.dumps(record, indent=2, allow_nan=False)
   write_bytes(path, f"{text}\n".encode())
+
+
+def are_numbers(values: Iterable[Any]) -> bool:
+  """Return whether the values of a JSON file are finite numbers."""
+  return all(type(v) in (int, float) and math.isfinite(v) for v in values)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

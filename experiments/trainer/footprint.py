@@ -202,8 +202,9 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
   needed = sharing * num_bytes(state) + weights
   if needed > limit:
     raise ValueError(
-      f"out of memory: the train state needs {format_bytes(needed)} to be made "
-      f"and the device has {format_bytes(limit)}: no batch size would fit"
+      "out of memory: the train state and a copy of the weights need "
+      f"{format_bytes(needed)} and the device has {format_bytes(limit)}: no "
+      "batch size would fit"
     )
 
 

@@ -1,6 +1,7 @@
 """The setup of a training run, made of its configuration and corpus."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -65,8 +66,8 @@ class TrainSetup(NamedTuple):
   schedule: optax.Schedule  # learning rate by training steps made
   train_step: TrainStep
   # (weights, or None for random ones) -> the state before the first step; on a
-  # mesh, it is created in the shards of its devices, random weights in the
-  # memory of the host and placed from there
+  # mesh, it is created in the shards of its devices; random weights that the
+  # mesh splits are drawn in the memory of the host and placed from there
   make_state: Callable[..., TrainState]
   state_like: TrainState  # its shapes and dtypes
   keys: Keys
@@ -135,7 +136,8 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
 
   def make_state(params: LanguageParams | None = None) -> TrainState:
     if params is None:
-      with jax.default_device(host_device() if is_split(mesh) else None):
+      host = host_device() if is_split(mesh) else None
+      with jax.default_device(host) if host else nullcontext():
         params = model.init(keys.init)
     return state_of(place(params, shardings.params) if shardings else params)
 

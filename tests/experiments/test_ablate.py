@@ -115,6 +115,8 @@ def test_the_results_of_another_recipe_are_not_mixed_in(config, console):
   for entry in ablate.MEASURED:
     for damage in ({entry: None}, {entry: "?"}):
       texts.append(json.dumps(record | {"rows": [row | damage]}))
+  for damage in ({"diverged": True}, {"change": "seed=1"}):
+    texts.append(json.dumps(record | {"rows": [row | damage]}))
   for text in texts:
     path.write_text(text)
     with pytest.raises(ValueError, match=f"{path} is damaged"):

@@ -112,10 +112,16 @@ def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
     good | {"seeds": {"0": seed | {k: None}}} for k in (UNIT, "seconds")
   ]
   damaged.append(good | {"seeds": {"0": {}}})
+  damaged.append(good | {"seeds": {"0": seed | {"seconds": "12"}}})
   for text in ("{", "[]", *map(json.dumps, damaged)):
     path.write_text(text)
     assert reproduce.run(narrow, trained, console).rows[0] == row
     assert read(trained)["seeds"] == good["seeds"]
+  # Another seed, which is not asked for and whole, is kept.
+  both = good | {"seeds": {"0": {}, "7": seed}}
+  path.write_text(json.dumps(both))
+  reproduce.run(narrow, trained, console)
+  assert read(trained)["seeds"] == {"0": seed, "7": seed}
 
 
 def test_a_run_of_another_recipe_is_refused(trained, console):

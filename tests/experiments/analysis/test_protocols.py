@@ -107,11 +107,15 @@ def test_a_mixture_records_the_settings_of_its_dynamic_evaluation(members):
     return protocols.outcome(name)
 
   alone = outcome("mixed", ["mixed"])
-  assert alone.record["dynamic"] == [CONFIG._asdict()] * len(members)
+  settings = [CONFIG._asdict()] * len(members)
+  assert alone.record["mixed_dynamic"] == settings
+  # Not those of the protocol dynamic, which may have been evaluated before.
+  assert "dynamic" not in alone.record
   assert [choice.config for choice in alone.choices] == [CONFIG] * len(members)
   both = outcome("mixed", ["dynamic", "mixed"])
   assert both.record == alone.record and both.choices == []  # shown by dynamic
-  assert "dynamic" not in outcome("mixed_stateful", ["mixed_stateful"]).record
+  stateful = outcome("mixed_stateful", ["mixed_stateful"])
+  assert "mixed_dynamic" not in stateful.record
 
 
 def test_an_unknown_protocol_is_refused(members):

@@ -312,7 +312,18 @@ def test_the_cursor_stays_where_it_is_as_the_chart_changes(opened):
   assert opened.run("return cursor === positions.length - 1")
 
 
+def test_a_number_on_an_axis_is_short(opened):
+  numbers = [0, 1500, 0.25, 0.004, 1e-4, 10 / 26007]
+  found = opened.run("return args[0].map(tickText)", numbers)
+  assert found == ["0", "1,500", "0.25", "0.004", "1e−4", "3.85e−4"]
+
+
 def test_an_empty_chart_says_why(opened):
+  opened.run("for (const r of data.runs) r.curves.grad_norm.value.fill(0)")
+  choose(opened, "quantity", "gradient norm")
+  choose(opened, "scale", "vertical")
+  assert text_of(opened, "status").startswith("No value is positive")
+  choose(opened, "scale", "none")
   opened.run("for (const run of data.runs) run.curves.lr.step = []")
   opened.run("for (const run of data.runs) run.curves.lr.value = []")
   choose(opened, "quantity", "learning rate")

@@ -349,8 +349,11 @@ def test_a_page_that_cannot_read_says_why(chromium, make_run, monkeypatch):
   assert "at most 1,000 weights" in header["untyped"]
 
 
-# What a line of backward.js assigns to an array or a sum, or returns.
-RESULT = re.compile(r"^\s*(?:\w+(?:\[.+?\])? [-+*]?=|.*\(y\) =>) (.+?)\)?[,;]$")
+# What a line of backward.js assigns to an array or a term, or returns.
+RESULT = re.compile(
+  r"^\s*(?:(?:for \(.*?\) |const (?=(?:s|dn|da) =))?\w+(?:\[.+?\])? [-+*]?="
+  r"|.*\(y\) =>) (.+?)\)?[,;]$"
+)
 BLOCK = re.compile(r"^(?:function|  )(?: )?(\w+)(?:\(.*\{|: (?:\{|plain.*))$")
 USERS = {  # of the functions above the cells
   "normaliseBackward": ("layernorm_lstm",),

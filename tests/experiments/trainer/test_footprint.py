@@ -159,7 +159,7 @@ def test_too_large_a_model_is_refused_before_the_run_directory(
 ):
   record = to_record(config) | {"num_seeds": 2, "rate": [0.1]}
   config = from_record(SweepConfig(), record | {"hidden_size": 1_000_000})
-  message = "out of memory: the train state needs .* no batch size would fit"
+  message = "out of memory: the train state and .* no batch size would fit"
   with pytest.raises(ValueError, match=message):
     program.run(config, console)
   assert not Path(config.job.run).exists()
