@@ -262,10 +262,11 @@ def test_a_word_model_writes_scores_and_completes_words(chromium, make_page):
   assert chromium.errors() == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(
-  chromium, make_page
+  chromium, make_page, scheme
 ):
-  chromium.emulate(375, 800, "dark")
+  chromium.emulate(375, 800, scheme)
   chromium.open(make_page("lstm")[1])
   assert chromium.run("return document.documentElement.scrollWidth") == 375
   unnamed = chromium.run(
