@@ -90,9 +90,11 @@ def parameter_gradients(
 
   h, [T, B, H], is the one before each step.
   """
-  da_gates, ds, dan = jnp.split(errors, [2 * h.shape[-1], 3 * h.shape[-1]], -1)
-  da = jnp.concatenate([da_gates, dan], axis=-1)
-  du = jnp.concatenate([da_gates, ds], axis=-1)
+  gate_errors, ds, dan = jnp.split(
+    errors, [2 * h.shape[-1], 3 * h.shape[-1]], -1
+  )
+  da = jnp.concatenate([gate_errors, dan], axis=-1)
+  du = jnp.concatenate([gate_errors, ds], axis=-1)
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, du, params.w_h.dtype)
   return cell.GRUParams(dw_x, dw_h, db, total(ds)), dx
