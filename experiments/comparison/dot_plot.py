@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments.comparison.measurements import EQUAL_STEPS, EQUAL_TIME
-from experiments.trainer.figures import SMALL, TEXT, TITLE
+from experiments.trainer.figures import SMALL, TEXT, tidy
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -54,10 +54,12 @@ def draw(record: Record, path: Path) -> None:
   height = 1.7 + 0.27 * len(order)
   figure = Figure(figsize=(11.5, height), layout="constrained")
   widths = [2 if len(panel.series) > 1 else 1.4 for panel in panels]
-  grid = figure.subplots(1, len(panels), sharey=True, width_ratios=widths)
-  for axes, panel in zip(np.atleast_1d(grid), panels, strict=True):
+  row = figure.subplots(
+    1, len(panels), sharey=True, squeeze=False, width_ratios=widths
+  )[0]
+  for axes, panel in zip(row, panels, strict=True):
     _draw_panel(axes, panel, order)
-  first = np.atleast_1d(grid)[0]
+  first = row[0]
   first.set_yticks(range(len(order)), [_name(record, cell) for cell in order])
   first.set_ylim(len(order) - 0.4, -0.6)
   figure.savefig(path, dpi=110)
@@ -155,10 +157,8 @@ def edge(panel: Panel, order: list[str]) -> float | None:
       for value in series.values.get(cell, ())
     ]
 
-  near, everything = (
-    values(order[: math.ceil(NEAR * len(order))]),
-    values(order),
-  )
+  near = values(order[: math.ceil(NEAR * len(order))])
+  everything = values(order)
   length = max(near) - min(near)
   if max(everything) - min(near) <= 2 * length:
     return None
@@ -205,13 +205,9 @@ def _draw_panel(axes: Axes, panel: Panel, order: list[str]) -> None:
     )
   if panel.log:
     axes.set_xscale("log")
-  axes.set_title(panel.title, fontsize=TITLE, loc="left", pad=3.3 * SMALL)
-  axes.set_xlabel(panel.unit, fontsize=TEXT)
-  axes.tick_params(labelsize=SMALL)
+  tidy(axes, panel.title, panel.unit, "", room=3.3 * SMALL)  # for the legend
   axes.tick_params(axis="y", labelsize=TEXT, length=0)
-  axes.spines[["top", "right", "left"]].set_visible(False)
-  axes.grid(axis="y", color="0.92")
-  axes.set_axisbelow(True)
+  axes.spines["left"].set_visible(False)
   if len(panel.series) > 1:
     axes.legend(
       fontsize=SMALL,

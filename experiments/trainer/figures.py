@@ -24,13 +24,19 @@ class End(NamedTuple):
 
 
 def tidy(
-  panel: Axes, title: str, xlabel: str, ylabel: str, note: str = ""
+  panel: Axes,
+  title: str,
+  xlabel: str,
+  ylabel: str,
+  note: str = "",
+  room: float = 0,
 ) -> None:
   """Title and label a panel, and draw it without a frame, on a faint grid.
 
-  The note, of one line, stands between the title and the panel.
+  The note, of one line, stands between the title and the panel, where there may
+  be more room, in points.
   """
-  pad = 6 + 1.25 * SMALL * bool(note)
+  pad = max(room, 6 + 1.25 * SMALL * bool(note))
   panel.set_title(title, fontsize=TITLE, loc="left", pad=pad)
   if note:
     panel.annotate(

@@ -165,7 +165,7 @@ def local_gradients(
     ∂h'/∂c', [..., H].
   """
   i, _, g, o = jnp.split(gates, 4, axis=-1)
-  if activations == STANDARD:  # y = σ: y (1 − y); tanh: (1 + y) (1 − y)
+  if activations == STANDARD:  # of y = σ: y (1 − y), y = tanh: (1 + y) (1 − y)
     dactivation = (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
   else:
     gate, candidate = activations.gates, activations.candidate
