@@ -42,7 +42,7 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.files import are_numbers, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
-from experiments.trainer.opening import differences
+from experiments.trainer.opening import check_same_run
 from experiments.trainer.records import from_name, leaves, replace, to_record
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
@@ -125,15 +125,8 @@ def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
   path = directory / run_dir.RESULT
   if config.job.overwrite or not path.exists():
     return None
-  record = run_dir.read_record(directory)
-  changes = differences(record, config)
-  if record.get(run_dir.SHA256) != sha256:
-    changes = changes or "the corpus has changed"
-  if changes:
-    raise ValueError(
-      f"{directory} holds a finished run of another configuration: {changes}; "
-      "--overwrite replaces it, another --run keeps it"
-    )
+  advice = "--overwrite replaces it, another --run keeps it"
+  check_same_run(directory, config, sha256, advice=advice)
   result = json.loads(path.read_text("utf-8"))
   step, val_loss = result["step"], result["val_loss"]
   return train.Result(directory, step, val_loss, result["seconds"])

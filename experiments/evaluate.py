@@ -181,7 +181,8 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         continue
       outcome = protocols.outcome(name)
       for choice in outcome.choices:
-        _print_choice(choice, console)
+        if how := choice.description():
+          console.print(how, soft_wrap=True)
       mean, total = float(outcome.nats.mean()), float(outcome.nats.sum())
       text, cached = excerpt.text, name != "cold"
       per_character = nats_per_character(tokenizer, text, total, cached)
@@ -240,18 +241,6 @@ def _print_heading(
     )
   for line in without_effect(config, EVALUATE_RULES).values():
     console.print(f"warning {line}", soft_wrap=True)
-
-
-def _print_choice(choice: dynamic_eval.Choice, console: Console) -> None:
-  if choice.val_loss is None:
-    return
-  config = choice.config
-  console.print(
-    f"dynamic evaluation: rate {config.rate:g}, decay {config.decay:g} and "
-    f"segments of {config.segment} are the best of {choice.num_tried} settings "
-    f"on the {choice.num_tokens:,} tokens before: {choice.val_loss:.4f} nats",
-    soft_wrap=True,
-  )
 
 
 def _spelling_nats(tokenizer: Tokenizer, text: str, cached: bool) -> float:

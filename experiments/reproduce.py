@@ -30,12 +30,13 @@ from experiments.comparison.published import UNIT, compare, cost, make_table
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import REPOSITORY
+from experiments.trainer.data import read_corpus_text, text_sha256
 from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment
 from experiments.trainer.files import are_numbers, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.history import read_run_history
-from experiments.trainer.opening import differences
+from experiments.trainer.opening import check_same_run
 from lstm_jax.language.options import check_options, option
 
 RECIPES = "experiments/recipes"
@@ -121,6 +122,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   done = _read_done(path, row)
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
   _check_teachers(configs[0])
+  sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, share_batches(configs), strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
@@ -129,7 +131,8 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
-    _check_recipe(job.directory, single)
+    advice = "another --run keeps it"
+    check_same_run(job.directory, single, sha256, advice=advice)
     if job.seed not in done:
       done[job.seed] = _evaluate(job, console)
     chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
@@ -165,17 +168,6 @@ def parse(default: Any, arguments: list[str]) -> Any:
   absolute = f"--flagfile={REPOSITORY / RECIPES}"
   values(["", *(a.replace(prefix, absolute, 1) for a in arguments)])
   return config_from_flags(default, holders)
-
-
-def _check_recipe(directory: Path, config: TrainConfig) -> None:
-  """Raise ValueError if a finished run is not of this configuration."""
-  record = run_dir.read_record(directory)
-  changes = differences(record, config)
-  if changes:
-    raise ValueError(
-      f"{directory} holds a run of another configuration: "
-      f"{changes}; another --run keeps it"
-    )
 
 
 def _evaluate(job: Job, console: Console) -> dict[str, Any]:

@@ -52,6 +52,17 @@ class Choice(NamedTuple):
   num_tried: int
   num_tokens: int  # of the text before, that settings were tried on
 
+  def description(self) -> str:
+    """Return how they were chosen, or "" if all were fixed."""
+    if self.val_loss is None:
+      return ""
+    rate, decay, segment = self.config
+    return (
+      f"dynamic evaluation: rate {rate:g}, decay {decay:g} and segments of "
+      f"{segment} are the best of {self.num_tried} settings on the "
+      f"{self.num_tokens:,} tokens before: {self.val_loss:.4f} nats"
+    )
+
 
 def check_text_before(num_tokens: int, fixed: FixedSettings) -> None:
   """Raise ValueError if the text before is too short for the scale."""

@@ -27,15 +27,33 @@ from experiments.trainer.run_dir import (
   TEACHER_STEPS,
   check_is_run_or_empty,
   read_config,
+  read_record,
   set_aside,
 )
 from lstm_jax.training import has_state, list_checkpoints
 from lstm_jax.training.durable import make_directory, sync
 
 
-def differences(record: dict[str, Any], config: TrainConfig) -> str:
-  """Return what differs between config.json and the flags of a run, or ""."""
-  return _described(record, _changes(record, config))
+def check_same_run(
+  directory: Path, config: TrainConfig, sha256: str, *, advice: str
+) -> None:
+  """Raise ValueError unless a finished run is of this configuration and corpus.
+
+  Args:
+    directory: holds the run.
+    config: what it should be of.
+    sha256: the hash of the corpus that it should have read.
+    advice: what to do about it, the end of the message.
+  """
+  record = read_record(directory)
+  changes = _described(record, _changes(record, config))
+  if record.get(SHA256) != sha256:
+    changes = changes or "the corpus has changed"
+  if changes:
+    raise ValueError(
+      f"{directory} holds a finished run of another configuration: {changes}; "
+      f"{advice}"
+    )
 
 
 class OpenedRun(NamedTuple):

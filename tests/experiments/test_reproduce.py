@@ -126,9 +126,17 @@ def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
 
 def test_a_run_of_another_recipe_is_refused(trained, console):
   other = ROW._replace(flags=["--learning_rate=0.5"])
-  message = "seed0 holds a run of another .*: learning_rate is .* 0.5 here; "
+  message = "seed0 holds a finished run .*: learning_rate is .* 0.5 here; "
   with pytest.raises(ValueError, match=message):
     reproduce.run(other, trained, console)
+
+
+def test_a_run_on_an_earlier_text_is_refused(trained, config, console):
+  corpus = Path(config.data.corpus)
+  corpus.write_text(corpus.read_text() + "more")
+  message = "seed0 holds a finished run .*: the corpus has changed; another"
+  with pytest.raises(ValueError, match=message):
+    reproduce.run(ROW, trained, console)
 
 
 @pytest.mark.exhaustive
