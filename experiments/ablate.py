@@ -10,12 +10,12 @@ validation split: in cold windows of 256, and in one stateful pass.
 --change=seed=1 shows what the seed alone does. The results are kept in
 ablations.json: a change that is in it is not trained again, and one that was
 interrupted is resumed. A change that diverges is marked. --overwrite trains all
-of them again.
+of them again; where that is interrupted, the next call without it goes on.
 """
 
-import json
 import shlex
 import signal
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,12 @@ from rich.table import Table
 
 from experiments import train
 from experiments.cli import SIGNALLED, launch, make_console
+from experiments.comparison.ablations import (
+  BASE,
+  RECORD,
+  Ablations,
+  read_ablations,
+)
 from experiments.trainer import run_dir
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus, is_piped
@@ -37,9 +43,10 @@ from experiments.trainer.data import (
 )
 from experiments.trainer.devices import share_batches
 from experiments.trainer.effects import RULES, without_effect
-from experiments.trainer.environment import environment
+from experiments.trainer.environment import environment, environment_of
 from experiments.trainer.errors import Diverged
-from experiments.trainer.files import are_numbers, write_json
+from experiments.trainer.extension import read_result
+from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.format import number_table
 from experiments.trainer.opening import check_same_run
@@ -48,10 +55,6 @@ from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax.language.evaluate import cold_nats, stateful_nats
-
-RECORD = "ablations.json"
-BASE = "base"
-MEASURED = "parameters", "cold", "stateful", "seconds"  # entries of a row
 
 
 class Result(NamedTuple):
@@ -84,27 +87,38 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     configs[name] = replace(configs[name], mesh=mesh, devices=devices)
   sha256 = _check(configs)
   path, stopped_by = Path(job.run) / RECORD, None
-  rows = [] if job.overwrite else _read_rows(path, config, sha256, console)
-  for name, changed in configs.items():
-    if any(row["change"] == name for row in rows):
+  if job.overwrite:
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    results = Ablations(_recipe(config), sha256, [], now)
+    if path.exists():  # an interruption must not leave the old rows
+      results.write(path)
+  else:
+    results = read_ablations(path, _recipe(config), sha256)
+  rows = results.rows
+  if rows:
+    console.print(f"{path} holds {len(rows)} of the runs", soft_wrap=True)
+  for number, (name, changed) in enumerate(configs.items(), start=1):
+    if results.has(name):
       continue
-    console.print(Rule(f"{name} ({len(rows) + 1} of {len(configs)})"))
-    single = replace(changed, run=str(_directory(job, name)))
+    console.print(Rule(f"{name} ({number} of {len(configs)})"))
+    directory = _directory(job, name)
+    overwrite = job.overwrite or results.replaces(directory)
+    single = replace(changed, run=str(directory), overwrite=overwrite)
     try:
       result = _finished(single, sha256) or train.run(single, console)
     except Diverged as error:
       if name == BASE:
         raise
       console.print(f"{error}", soft_wrap=True)
-      rows.append({"change": name, "diverged": True})
+      row = {"diverged": True, "environment": environment()}
     else:
       stopped_by = result.stopped_by
       if stopped_by:
         break
-      rows.append({"change": name} | _measure(result))
+      row = _measure(result)
       stopped_by = result.signalled
-    record = {"recipe": _recipe(config), "corpus_sha256": sha256, "rows": rows}
-    write_json(path, record | environment())
+    rows.append({"change": name} | row)
+    results.write(path)
     if stopped_by:
       break
   if rows:
@@ -127,9 +141,12 @@ def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
     return None
   advice = "--overwrite replaces it, another --run keeps it"
   check_same_run(directory, config, sha256, advice=advice)
-  result = json.loads(path.read_text("utf-8"))
-  step, val_loss = result["step"], result["val_loss"]
-  return train.Result(directory, step, val_loss, result["seconds"])
+  result = read_result(path) or {}
+  names = "step", "val_loss", "seconds"
+  entries: list[Any] = [result.get(name) for name in names]
+  if not are_numbers(entries):
+    raise ValueError(f"{path} is damaged: it must have step, val_loss, seconds")
+  return train.Result(directory, *entries)
 
 
 def _directory(job: JobConfig, name: str) -> Path:
@@ -240,6 +257,7 @@ def _measure(result: train.Result) -> dict[str, Any]:
     "val_loss": trained.val_loss,
     "step": trained.step,
     "seconds": round(result.seconds, 3),
+    "environment": environment_of(run_dir.read_record(result.directory)),
   }
 
 
@@ -248,40 +266,6 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
   return {
     name: value for name, value in record.items() if name not in JOB_FLAGS
   }
-
-
-def _read_rows(
-  path: Path, config: TrainConfig, sha256: str, console: Console
-) -> list[dict[str, Any]]:
-  """Return the rows that ablations.json holds, if it is of this recipe."""
-  if not path.exists():
-    return []
-  try:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    recipe, rows = dict(record["recipe"]), record["rows"]
-    corpus_sha256 = record["corpus_sha256"]
-    for row in rows:
-      measured = () if row.get("diverged") else MEASURED
-      if not are_numbers(row[entry] for entry in measured):
-        raise ValueError(f"{row['change']} has no numbers")
-    if rows and (rows[0]["change"] != BASE or rows[0].get("diverged")):
-      raise ValueError("the recipe itself is missing")
-    rows = [row for row in rows if row["change"]]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"{path} is damaged: {error!r}") from None
-  for name, value in _recipe(config).items():
-    if recipe.get(name) != value:
-      raise ValueError(
-        f"{path} is of another recipe: {name} was {recipe.get(name)!r} and is "
-        f"{value!r}; choose another --run"
-      )
-  if corpus_sha256 != sha256:
-    raise ValueError(
-      f"{path} is of another corpus: {config.data.corpus} has changed; choose "
-      "another --run, or --overwrite"
-    )
-  console.print(f"{path} holds {len(rows)} of the runs", soft_wrap=True)
-  return rows
 
 
 def main() -> int:

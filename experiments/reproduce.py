@@ -32,10 +32,9 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.data import read_corpus_text, text_sha256
 from experiments.trainer.devices import share_batches
-from experiments.trainer.environment import environment
+from experiments.trainer.environment import environment_of
 from experiments.trainer.files import are_numbers, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.history import read_run_history
 from experiments.trainer.opening import check_same_run
 from lstm_jax.language.options import check_options, option
 
@@ -135,11 +134,13 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     check_same_run(job.directory, single, sha256, advice=advice)
     if job.seed not in done:
       done[job.seed] = _evaluate(job, console)
+      # Another process may have evaluated another seed meanwhile.
+      done = _read_done(path, row) | done
     chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
     rows = [compare(result, chosen) for result in evaluated(row)]
     seeds = {str(seed): done[seed] for seed in sorted(done)}
     record = _head(row) | {"seeds": seeds, "results": rows}
-    write_json(path, record | environment())
+    write_json(path, record)
   console.print(make_table(rows))
   minutes = [done[job.seed]["seconds"] / 60 for job in jobs]
   console.print(cost(row, minutes), soft_wrap=True)
@@ -174,9 +175,13 @@ def _evaluate(job: Job, console: Console) -> dict[str, Any]:
   """Evaluate a finished run; return its losses and what it has cost."""
   config = parse(evaluate.EvaluateConfig(), job.evaluate_flags)
   record = evaluate.run(config, console)
-  rows = read_run_history(job.directory).rows
-  seconds = [row["seconds"] for row in rows if "seconds" in row]
-  return {UNIT: record[UNIT], "step": record["step"], "seconds": seconds[-1]}
+  seconds = record["training_seconds"]
+  if seconds is None:
+    path = job.directory / run_dir.RESULT
+    raise ValueError(f"{path} is damaged: it has no seconds of training")
+  entry = {UNIT: record[UNIT], "step": record["step"], "seconds": seconds}
+  trained = environment_of(run_dir.read_record(job.directory))
+  return entry | {"environment": trained}
 
 
 def _read_done(path: Path, row: Row) -> dict[int, dict[str, Any]]:

@@ -29,7 +29,11 @@ from experiments.cli import (
 from experiments.trainer import corpus_path, multihost, run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.devices import share_batches
-from experiments.trainer.distillation import make_epochs, read_teachers
+from experiments.trainer.distillation import (
+  make_epochs,
+  read_teachers,
+  weights_sha256,
+)
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.footprint import (
@@ -111,7 +115,7 @@ def _train(
   if pretrained:
     facts["init_from_step"] = pretrained.step
   if teachers:
-    facts[run_dir.TEACHER_STEPS] = [teacher.step for teacher in teachers]
+    facts[run_dir.TEACHERS] = [weights_sha256(t) for t in teachers]
   with multihost.open_shared_run_dir(config, facts) as opened:
     directory = opened.directory
     console.print(f"run         {directory}", soft_wrap=True)

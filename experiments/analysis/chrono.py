@@ -19,9 +19,9 @@ from lstm_jax.language import LanguageParams
 
 
 class GateBiases(NamedTuple):
-  """Which parts of a cell's b, [gates·H], decide how long it remembers."""
+  """Which parts of a cell's b, [num_gates·H], decide how long it remembers."""
 
-  gates: int
+  num_gates: int
   signs: dict[int, int]  # gate → 1 if it keeps the memory, −1 if it replaces it
 
 
@@ -61,10 +61,10 @@ def with_chrono_biases(
     raise ValueError(f"cell must have a forget gate ({known}), got {cell}")
   if longest < 2:
     raise ValueError(f"longest must be at least 2, got {longest}")
-  gates, signs = GATE_BIASES[cell]
+  num_gates, signs = GATE_BIASES[cell]
   layers = []
   for index, layer in enumerate(params.layers):
-    b = layer.b.reshape(gates, -1)
+    b = layer.b.reshape(num_gates, -1)
     times = jax.random.uniform(
       jax.random.fold_in(key, index), b.shape[1:], b.dtype, 1, longest - 1
     )

@@ -108,7 +108,8 @@ def evaluate_dynamically(
   pool = ThreadPoolExecutor(threads)
 
   def scale(size: int) -> LanguageParams:
-    batches = make_batches(before[:SCALE_TOKENS], SCALE_BATCH, size)
+    count = max(SCALE_TOKENS, _needed_tokens(size))
+    batches = make_batches(before[:count], SCALE_BATCH, size)
     return gradient_scale(model, params, batches)
 
   sizes = _segment_sizes(len(before), fixed)

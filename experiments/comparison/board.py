@@ -33,6 +33,7 @@ class Training(NamedTuple):
 
   minutes: Sequence[float]  # [least, most]
   machine: str
+  shared: float = 0.0  # minutes of them for what all seeds have in common
 
 
 class Source(NamedTuple):

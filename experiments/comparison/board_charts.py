@@ -42,19 +42,20 @@ class Axis(NamedTuple):
 
   title: str
   label: str
-  value: Callable[[Row], float | None]  # None for rows without
+  value: Callable[[Row, int], float | None]  # of so many seeds together; None
+  # for rows without
 
 
-def _millions(row: Row) -> float | None:
-  return row.parameters / 1e6 if row.parameters else None
+def _millions(row: Row, num_seeds: int) -> float | None:
+  return num_seeds * (row.parameters / 1e6) if row.parameters else None
 
 
-def _minutes(row: Row) -> float | None:
+def _minutes(row: Row, num_seeds: int) -> float | None:
   """Return the middle of the least and the most minutes."""
   if not row.training:
     return None
-  low, high = row.training.minutes
-  return (low + high) / 2
+  (low, high), shared = row.training.minutes, row.training.shared
+  return shared + num_seeds * ((low + high) / 2 - shared)
 
 
 AXES = (
@@ -82,18 +83,11 @@ def points(board: Board, axis: Axis) -> list[Point]:
   together; it is left out where their number is not known.
   """
   return [
-    Point(
-      number,
-      r.protocol,
-      x * len(r.seeds) if r.protocol == ENSEMBLE else x,
-      r.mean,
-      r.std or 0.0,
-      bool(row.recipe),
-    )
+    Point(number, r.protocol, x, r.mean, r.std or 0.0, bool(row.recipe))
     for number, row in enumerate(board.rows, start=1)
-    if (x := axis.value(row)) is not None
     for r in row.results
-    if r.protocol != ENSEMBLE or r.seeds
+    if (num_seeds := len(r.seeds) if r.protocol == ENSEMBLE else 1)
+    and (x := axis.value(row, num_seeds)) is not None
   ]
 
 

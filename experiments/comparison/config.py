@@ -109,3 +109,7 @@ class CompareConfig:
       raise ValueError(
         f"cells must be distinct and include lstm, got {', '.join(self.cells)}"
       )
+    if len({*self.delay}) < len(self.delay):
+      raise ValueError(
+        f"delays must be distinct, got {', '.join(map(str, self.delay))}"
+      )

@@ -8,7 +8,7 @@ and the loss −Σ q log p_student, where p is the mean of the teachers'
 probabilities and λ is --teacher_weight (Hinton et al. 2015, Distilling the
 knowledge in a neural network, section 2, at temperature 1). The teachers read
 the training text once, before the first training step, in the batches of an
-epoch. They run without dropout, and the steps of their checkpoints are in
+epoch. They run without dropout, and the checksums of their weights are in
 config.json, which a resumed run checks: so it has the same targets.
 """
 
@@ -29,6 +29,7 @@ from experiments.trainer.trained import Trained
 from lstm_jax.language import Batches, make_batches
 from lstm_jax.language.evaluate import batch_log_probs
 from lstm_jax.training import Epoch
+from lstm_jax.training.checksum import array_checksums, json_checksum
 
 
 class SoftBatches(NamedTuple):
@@ -96,6 +97,11 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
     teacher._replace(params=jax.tree.map(np.asarray, teacher.params))
     for teacher in teachers
   ]
+
+
+def weights_sha256(teacher: Trained) -> str:
+  """Return the SHA-256 of a teacher's weights."""
+  return json_checksum(array_checksums({"params": teacher.params}))
 
 
 def soft_target_bytes(setup: TrainSetup) -> int:

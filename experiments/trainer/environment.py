@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,12 @@ def environment() -> dict[str, Any]:
   versions = {name: version(name) for name in packages}
   device = {"device": device_name()}
   return {"versions": versions} | device | checkout(REPOSITORY)
+
+
+def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the same of an earlier run, from its config.json."""
+  entries = "versions", "device", "git_commit", "git_dirty"
+  return {name: record[name] for name in entries if name in record}
 
 
 def device_name() -> str:

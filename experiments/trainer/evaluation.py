@@ -33,13 +33,14 @@ class Row(NamedTuple):
   spelling: float  # nats of all unknown words
 
   @property
-  def figures(self) -> dict[str, float]:
-    """The loss in each of FIGURES."""
+  def figures(self) -> dict[str, float | None]:
+    """The loss in each of FIGURES; a perplexity that overflows is None."""
+    perplexed = perplexity(self.nats)
     return {
       "nats": self.nats,
       "nats_per_character": self.nats_per_character,
       "bits_per_character": self.nats_per_character / math.log(2),
-      "perplexity": perplexity(self.nats),
+      "perplexity": perplexed if math.isfinite(perplexed) else None,
       "spelling": self.spelling,
     }
 
@@ -54,8 +55,8 @@ def make_table(unit: str, rows: list[Row]) -> Table:
     table.add_row(
       row.title,
       *(f"{losses[u]:.4f}" for u in units),
-      f"{row.figures['bits_per_character']:.4f}",
-      f"{row.figures['perplexity']:.3f}",
+      f"{row.nats_per_character / math.log(2):.4f}",
+      f"{perplexity(row.nats):.3f}",
     )
   return table
 

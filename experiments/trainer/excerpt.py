@@ -61,8 +61,8 @@ def read_excerpt(
   Args:
     config: of the run.
     sha256: of its corpus.
-    path: another file, whose training text is what stands before the excerpt;
-      empty for the run's corpus.
+    path: another file, whose training text is what stands before the excerpt,
+      unless its text is that of the corpus; empty for the corpus itself.
     part: of the text. Without a split and shares it is the run's
       `default_split`; of another text, from where the test or validation split
       of the corpus begins to the end.
@@ -85,7 +85,9 @@ def read_excerpt(
   last_share = config.test_fraction or config.val_fraction
   if path:
     begin = 1 - last_share if part.begin is None else part.begin
-    return _by_shares(path, whole, begin, part.end, None)
+    same = text_sha256(whole) == sha256
+    training = training_ranges(split_ranges(config, whole)) if same else None
+    return _by_shares(path, whole, begin, part.end, training)
   ranges = split_ranges(config, whole)
   training = training_ranges(ranges)
   if part.begin is not None:

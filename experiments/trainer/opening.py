@@ -24,7 +24,7 @@ from experiments.trainer.run_dir import (
   JOB_FLAGS,
   RESULT,
   SHA256,
-  TEACHER_STEPS,
+  TEACHERS,
   check_is_run_or_empty,
   read_config,
   read_record,
@@ -136,11 +136,10 @@ def _resume_or_start(
       + f", --init_from={directory} another one from its weights"
       * may_extend
     )
-  steps, before = facts.get(TEACHER_STEPS), record.get(TEACHER_STEPS)
-  if steps != before:
+  if facts.get(TEACHERS) != record.get(TEACHERS):
     raise ValueError(
       f"the teachers have other weights than when the run in {directory} "
-      f"started: their steps must be {before}, got {steps}"
+      "started; --overwrite starts it again"
     )
   if not extending:
     return OpenedRun(directory, resuming=True)

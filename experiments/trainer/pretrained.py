@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.trainer.members import differing_split
 from experiments.trainer.records import to_record
 from experiments.trainer.run_dir import CHECKPOINTS
 from experiments.trainer.setup import TrainSetup
@@ -38,7 +39,7 @@ def read_pretrained(setup: TrainSetup) -> Trained | None:
 
   Raises:
     ValueError: it holds no trained model, or one of another shape or
-      vocabulary than this run's.
+      vocabulary than this run's, or of other splits of the same corpus.
   """
   config, job = setup.config, setup.config.job
   if not config.init_from:
@@ -62,6 +63,14 @@ def _check_fits(setup: TrainSetup, trained: Trained) -> None:
         f"this run, got {found[flag]!r}"
       )
   check_vocabulary(setup, trained, name)
+  ours, theirs = setup.config.data, trained.config.data
+  split = differing_split(ours, theirs)
+  if split and trained.corpus_sha256 == setup.corpus.sha256:
+    # It may know text that this run is tested on.
+    raise ValueError(
+      f"{name} has other splits of the same text: {split} must be "
+      f"{getattr(theirs, split)}, as there, got {getattr(ours, split)}"
+    )
 
 
 def check_vocabulary(setup: TrainSetup, trained: Trained, name: str) -> None:

@@ -43,7 +43,7 @@ ENSEMBLE = "ensemble.json"
 PAGE, REPORT = "explore.html", "report.html"
 PROFILE, TENSORBOARD, CHECKPOINTS = "profile", "tensorboard", "checkpoints"
 PREVIOUS = "previous"
-SHA256, TEACHER_STEPS = "corpus_sha256", "teacher_steps"  # entries of CONFIG
+SHA256, TEACHERS = "corpus_sha256", "teacher_sha256"  # entries of CONFIG
 # A run is moved in this order; CONFIG, the last, marks the move as complete.
 CONTENTS = (
   METRICS,

@@ -31,7 +31,7 @@ def console():
 
 
 def make_config(directory):
-  """Return a run of 47 training steps, and write its corpus.
+  """Return the config of a run of 47 training steps, and write its corpus.
 
   Tests use its sizes where they do not need others: equal sizes compile once.
   """
@@ -54,7 +54,10 @@ def make_config(directory):
 
 @pytest.fixture(autouse=True)
 def loss_picture(request, monkeypatch):
-  """Leave loss.png out, but where a test asks for `drawn`: it takes longest."""
+  """Leave loss.png out, but where a test asks for `drawn`: it takes longest.
+
+  The runs of the session's fixtures, which are made before, have it.
+  """
   if "drawn" not in request.fixturenames:
     monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
 
@@ -97,7 +100,7 @@ def copy_run(made, config):
 
 @pytest.fixture
 def word_config(config):
-  """The same, word by word, with words at its end that occur once."""
+  """`config`, word by word, with words at its end that occur once."""
   with open(config.data.corpus, "a", encoding="utf-8") as file:
     file.write("Thou art more temperate:\n  Rough winds do shake thee.\n")
   return replace(config, tokenizer="word", learning_rate=0.03)
@@ -105,7 +108,7 @@ def word_config(config):
 
 @pytest.fixture
 def comparison(tmp_path):
-  """A comparison of as little as there can be."""
+  """A comparison of the smallest sizes that the tests need."""
   corpus = tmp_path / "verse.txt"
   corpus.write_text(VERSE * 50, encoding="utf-8")
   return replace(
@@ -184,7 +187,10 @@ def explored_run(tmp_path_factory):
 
 @pytest.fixture
 def words_page(word_config, tmp_path, console):
-  """Return the page of a word model to which "temperate" is unknown."""
+  """Return the page of a word model to which "temperate" is unknown.
+
+  It has a corpus of its own, in place of that of `word_config`.
+  """
   corpus, text = Path(word_config.data.corpus), tmp_path / "text.txt"
   corpus.write_text("Thou art\n  more lovely, more\nlovely.\n" * 20)
   text.write_text("\n".join(explored.LINES * 3), encoding="utf-8")

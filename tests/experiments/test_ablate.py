@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from experiments import ablate, train
+from experiments.comparison.ablations import MEASURED
 from experiments.trainer.data import read_corpus
+from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
 from lstm_jax.language.evaluate import stateful_loss
+from tests.experiments.trainer.resuming import signal_at
 
 
 def test_each_change_is_trained_once_and_measured(config, console):
@@ -30,7 +33,7 @@ def test_each_change_is_trained_once_and_measured(config, console):
   record = json.loads(path.read_text(encoding="utf-8"))
   assert record["rows"] == rows
   assert record["recipe"]["hidden_size"] == config.model.hidden_size
-  assert {"versions", "device"} <= set(record)
+  assert {"versions", "device"} <= {*record["rows"][0]["environment"]}
 
   printed = console.file.getvalue()
   difference = rows[1]["stateful"] - rows[0]["stateful"]
@@ -47,7 +50,11 @@ def test_a_change_that_diverges_is_marked_and_the_others_are_trained(
 ):
   wild = "optimizer=sgd,learning_rate=1e38,warmup_steps=0,clip_norm=0"
   rows, _ = ablate.run(config, [wild, "hidden_size=7"], console)
-  assert rows[1] == {"change": wild, "diverged": True}
+  assert rows[1] == {
+    "change": wild,
+    "diverged": True,
+    "environment": environment(),
+  }
   assert rows[2]["stateful"] > 0
   printed = console.file.getvalue()
   assert "no checkpoint is kept" in printed
@@ -68,6 +75,27 @@ def test_overwrite_trains_all_again(config, console):
   path = Path(config.job.run) / ablate.RECORD
   record = json.loads(path.read_text(encoding="utf-8"))
   assert (record["rows"], record["recipe"]["seed"]) == (rows, 1)
+
+
+@pytest.mark.exhaustive
+def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
+  change, directory = "hidden_size=7", Path(config.job.run)
+  old = ablate.run(config, [change], console).rows
+  for name in ("base", change):  # it was long ago
+    path = directory / name / "config.json"
+    record = json.loads(path.read_text()) | {"started": "2026-01-01T00:00:00Z"}
+    path.write_text(json.dumps(record))
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    signal_at(monkeypatch, 33)
+    result = ablate.run(replace(config, overwrite=True), [change], console)
+  assert result == ([], signal.SIGTERM)
+  record = json.loads((directory / ablate.RECORD).read_text())
+  assert record["rows"] == [] and record["overwritten"]
+  rows = ablate.run(config, [change], console).rows
+  assert "resumed     after step" in console.file.getvalue()
+  assert [row["stateful"] for row in rows] == [row["stateful"] for row in old]
+  for row, before in zip(rows, old, strict=True):
+    assert row["seconds"] != before["seconds"]  # it was trained anew
 
 
 @pytest.mark.parametrize(
@@ -112,7 +140,7 @@ def test_the_results_of_another_recipe_are_not_mixed_in(config, console):
   record = json.loads(path.read_text())
   (row,) = record["rows"]
   texts = ["{", "[]", "{}", '{"recipe": {}, "rows": [1]}']
-  for entry in ablate.MEASURED:
+  for entry in MEASURED:
     for damage in ({entry: None}, {entry: "?"}):
       texts.append(json.dumps(record | {"rows": [row | damage]}))
   for damage in ({"diverged": True}, {"change": "seed=1"}):
@@ -138,6 +166,12 @@ def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
   again, _ = ablate.run(config, changes, console)
   assert again == rows
   (Path(config.job.run) / ablate.RECORD).unlink()
+  result = Path(config.job.run) / "base" / "result.json"
+  text = result.read_text()
+  result.write_text("{}")
+  with pytest.raises(ValueError, match=f"{result} is damaged: it must have st"):
+    ablate.run(config, [], console)
+  result.write_text(text)
   other = replace(config, learning_rate=0.1)
   message = "base holds a finished run of another configuration: learning_rate"
   with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import evaluate, explore, report, train
-from experiments.analysis import dynamic_eval
+from experiments.analysis import dynamic_eval, protocols
 from experiments.analysis.dynamic_eval import RATES
 from experiments.analysis.protocols import MIXED, PROTOCOLS
 from experiments.evaluate import EvaluateConfig
@@ -299,6 +299,28 @@ def test_if_a_protocol_fails_the_results_before_it_are_kept(
   assert list(nats) == ["cold", "stateful"]
   printed = console.file.getvalue()
   assert all(f"{mean:.4f}" in printed for mean in nats.values())
+
+
+def test_a_perplexity_that_overflows_is_null(run, options, console):
+  """exp of more than 709.8 nats is no float."""
+  wild = replace(options, protocol=("cold",), rate=None)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      protocols, "cold_nats", lambda *args: np.full(len(args[2]) - 1, 800.0)
+    )
+    record = evaluate.run(wild, console)
+  assert record["perplexity"] == {"cold": None}
+  saved = json.loads((run / run_dir.EVALUATION).read_text())
+  assert saved["nats"] == {"cold": 800.0}
+  assert " inf" in console.file.getvalue()
+
+
+def test_the_scale_of_a_long_segment_has_the_tokens_that_it_needs(
+  run, options, console, monkeypatch
+):
+  monkeypatch.setattr(dynamic_eval, "SCALE_TOKENS", 100)  # below 32 · 4 + 1
+  one = replace(options, protocol=("dynamic",), rate=1e-4, decay=0.0)
+  assert evaluate.run(one, console)["nats"]["dynamic"] > 0
 
 
 @pytest.mark.exhaustive

@@ -87,6 +87,10 @@ def test_a_finished_run_is_evaluated_once_and_compared(
   record = read(trained)
   assert record["results"] == result.rows
   assert record["seeds"]["0"]["step"] == saved["step"]
+  made = json.loads(Path(f"{trained.run}/seed0/config.json").read_text())
+  environment = record["seeds"]["0"]["environment"]
+  assert environment["versions"] == made["versions"]
+  assert environment["git_commit"] == made["git_commit"]
   shown = console.file.getvalue()
   assert f"{cold['mean']:.4f}" in shown
   assert f"{cold['difference']:+.4f}" in shown
@@ -122,6 +126,33 @@ def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
   path.write_text(json.dumps(both))
   reproduce.run(narrow, trained, console)
   assert read(trained)["seeds"] == {"0": seed, "7": seed}
+
+
+def test_another_process_may_reproduce_another_seed(
+  trained, console, monkeypatch
+):
+  """While this one evaluates its own."""
+  path = Path(trained.run) / "reproduction.json"
+  reproduce.run(ROW, trained, console)
+  record = json.loads(path.read_text())
+  path.unlink()
+  original = evaluate.run
+
+  def run(*args):
+    seeds = {"1": record["seeds"]["0"]}
+    path.write_text(json.dumps(record | {"seeds": seeds}))
+    return original(*args)
+
+  monkeypatch.setattr(evaluate, "run", run)
+  reproduce.run(ROW, trained, console)
+  assert read(trained)["seeds"].keys() == {"0", "1"}
+
+
+def test_a_run_without_its_seconds_is_an_error_of_one_line(trained, console):
+  result = Path(trained.run) / "seed0" / "result.json"
+  result.write_text("{}")
+  with pytest.raises(ValueError, match=f"{result} is damaged: it has no sec"):
+    reproduce.run(ROW, trained, console)
 
 
 def test_a_run_of_another_recipe_is_refused(trained, console):

@@ -59,8 +59,8 @@ FEATURES = {
     "state_dropout": dropout_factors(cell, T, B),
   },
 }
-# The wrappers know no cell but by its functions: for cells other than the LSTM,
-# the features together are enough, and zoneout's other kind.
+# The wrappers only call a cell's functions: for cells other than the LSTM, the
+# features together are enough, and zoneout by rates, as at evaluation.
 TOGETHER = "expected zoneout", "all"
 EACH = each_cell("feature", FEATURES, others=TOGETHER)
 
@@ -108,7 +108,7 @@ def test_recomputing_changes_nothing(cell, feature, chunk, key):
 @ANY_CELL
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_a_chunk_longer_than_the_sequence_is_the_sequence(cell, residuals, key):
-  """So is that of None, since there are few rows: the programs are equal."""
+  """So is `chunk=None`, for fewer than 1,024 rows: the programs are equal."""
   args, options = arguments(cell, key), FEATURES["all"](cell)
 
   def program(chunk):
@@ -400,7 +400,7 @@ def test_any_pattern_of_masks_and_resets(name, mask, reset):
 @settings(max_examples=40)
 @given(st.data())
 def test_any_combination_has_the_gradient_of_autodiff(data):
-  """Cells, sizes, dtypes, directions, masks, lengths, resets and policies."""
+  """Cells, sizes, dtypes, directions, masks, lengths, resets and adjoints."""
   draw = data.draw
   cell = TABLE[draw(st.sampled_from(list(TABLE)), "cell")].cell
   steps, batch, size, hidden = draw(st.tuples(*[st.integers(1, 4)] * 4))
@@ -443,12 +443,13 @@ def test_the_step_of_each_wrapper_has_the_gradient_of_autodiff(cell, key):
   """Each by itself, as it is used without `unroll`."""
   args, options = arguments(cell, key), FEATURES["all"](cell)
   extras = {
-    "masked": MASK[1],
+    "masked": MASK[0],
     "resettable": RESET[1],
     "zoneout": jax.tree.map(lambda k: k[1], options["zoneout"]),
     "state_dropout": options["state_dropout"][1],
   }
-  assert 0 < RESET[1].sum() < len(RESET[1])
+  for flags in (MASK[0], RESET[1]):
+    assert 0 < flags.sum() < len(flags)
 
   def run(step, extra, args):
     params, state, xs = args
@@ -487,15 +488,19 @@ def test_every_error_planted_in_the_wrappers_is_caught(term, key):
       state = step(params, state, xs[t], MASK[t], RESET[t], rate, factors[t])
     return state
 
-  report = gradcheck(
-    partial(run, planted, "step"),
-    partial(run, wrappers, "autodiff"),
-    args,
-    key,
-    max_coordinates=0,
-    num_directions=0,
-  )
-  assert max(t.explicit_autodiff.relative for t in report.tensors) > 1e-4
+  def error(wraps):
+    report = gradcheck(
+      partial(run, wraps, "step"),
+      partial(run, wrappers, "autodiff"),
+      args,
+      key,
+      max_coordinates=0,
+      num_directions=0,
+    )
+    return max(t.explicit_autodiff.relative for t in report.tensors)
+
+  assert error(planted) > 1e-4
+  assert error(wrappers) < 1e-12
 
 
 def test_error_messages_name_what_does_not_fit(key):

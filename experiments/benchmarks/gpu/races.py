@@ -1,11 +1,11 @@
-"""Whether a kernel always gives the same: the hunt for races.
+"""Repeats a kernel on equal inputs and compares every bit, to find races.
 
 A race between the threads of a kernel, such as a read of shared memory before
 the write has arrived, seldom shows in one run. So the same inputs are computed
 many times over long sequences, and every bit of every output is compared with
 the first run's. The kernels sum in a fixed order, so that any difference is an
-error. (`d_params` and `d_xs` are products of XLA after the kernel; a difference
-in these alone is XLA's.)
+error, and fails the case. (`d_params` and `d_xs` are products of XLA after the
+kernel: a difference in these alone may be XLA's.)
 """
 
 from dataclasses import dataclass

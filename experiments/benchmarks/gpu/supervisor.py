@@ -1,14 +1,14 @@
 """Runs cases in worker processes within a given time.
 
 A worker that ends or hangs is replaced. The case that it ran has then failed,
-and the kinds of its kernels are left out from then on: cases of nothing else
-are skipped, others run again without these kernels.
+and the kinds of its kernels are left out from then on: a case that needs one of
+them is skipped, and one that also times other programs runs without it.
 """
 
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -84,10 +84,10 @@ class Section(NamedTuple):
 
   name: str
   cases: Sequence[Case]
-  until: float  # seconds since the start; no case begins afterwards
+  until: float  # seconds since the start, when its last case should have ended
   together: int = 1  # cases whose programs are compiled at the same time
   limit: float = 60.0  # seconds for a case to run
-  jax_on_cpu: bool = False  # the cases are of another library
+  jax_on_cpu: bool = False  # JAX leaves the GPU to another library
 
 
 class Supervisor:
@@ -118,10 +118,14 @@ class Supervisor:
 
   def environment(self) -> dict[str, Any]:
     """Start the first worker, and return what it says of the device."""
-    return self._open(False)
+    found = self._open(False)
+    return found if isinstance(found, dict) else {}
 
   def run(self, section: Section) -> Iterator[tuple[Case, Result]]:
-    """Yield each case with its result, as it is found."""
+    """Yield each case with its result, as it is found.
+
+    A case that runs again, without a kernel, is yielded twice.
+    """
     pending, together = list(section.cases), section.together
     last = 0.0  # seconds that the last batch took, as the next one may
     while pending:
@@ -131,7 +135,7 @@ class Supervisor:
         return
       dead = [c for c in pending if c.needs_kernels and self._is_out(c)]
       for case in dead:
-        why = "another check of its kernel did not end"
+        why = "another case with its kernel has ended a worker"
         yield case, Result([], {case.name: why}, [])
       pending = [case for case in pending if case not in dead]
       batch, pending = pending[:together], pending[together:]
@@ -139,39 +143,57 @@ class Supervisor:
         return
       begin = self.elapsed()
       again: list[Case] = []
-      yield from self._run_together(batch, section, again)
-      last = self.elapsed() - begin
-      if again:  # find out which of them it is
+      found = yield from self._run_together(batch, section, again)
+      if self._worker:  # neither a hang nor a new start is in it
+        last = self.elapsed() - begin
+      if not found:  # which of them ends a worker?
         together = 1
       pending = again + pending
 
   def close(self) -> None:
     """Stop the worker."""
-    if self._worker:
-      self._worker.stop()
-      self._worker = None
+    self._stop()
 
   def _is_out(self, case: Case) -> bool:
     return bool(case.kernels & self.left_out)
 
-  def _open(self, jax_on_cpu: bool) -> dict[str, Any]:
-    """Start a worker; return its environment, or {} if it does not start."""
+  def _open(self, jax_on_cpu: bool) -> dict[str, Any] | str:
+    """Start a worker; return its environment, or why it does not start."""
     self.close()
     self._worker = self._start(jax_on_cpu)
     self._jax_on_cpu = jax_on_cpu
+    left = self._seconds - self.elapsed()
     try:
-      left = self._seconds - self.elapsed()
       message = self._worker.receive(min(START_SECONDS, left))
     except EOFError:
-      message = None
-    return message[2] if message else {}
+      return f"a worker ended when it started, {self._stop()}"
+    if message is None:
+      self.close()
+      late = f"no worker starts in {START_SECONDS:.0f} s"
+      return NO_TIME if left < START_SECONDS else late
+    return message[2]
+
+  def _stop(self) -> str:
+    """Stop the worker; return how it ended."""
+    worker, self._worker = self._worker, None
+    return worker.stop() if worker else ""
 
   def _run_together(
     self, batch: list[Case], section: Section, again: list[Case]
-  ) -> Iterator[tuple[Case, Result]]:
-    """Yield the results of a batch; put what must run again into `again`."""
+  ) -> Generator[tuple[Case, Result], None, bool]:
+    """Yield the results of a batch; put what must run again into `again`.
+
+    Returns whether the case that ended the worker, if one did, is known.
+    """
     if self._worker is None or self._jax_on_cpu != section.jax_on_cpu:
-      self._open(section.jax_on_cpu)
+      why = self._open(section.jax_on_cpu)
+      if isinstance(why, str):  # no case is to blame
+        for case in batch:
+          if why == NO_TIME:
+            yield case, Result([], {case.name: why}, [])
+          else:
+            yield case, Result([], {}, [f"{case.name}: {why}"])
+        return True
     worker = self._worker
     assert worker is not None
     waiting = dict(enumerate(batch))
@@ -187,7 +209,7 @@ class Supervisor:
             self.close()
             for case in waiting.values():
               yield case, Result([], {case.name: NO_TIME}, [])
-            return
+            return True
           case None:
             why = f"no answer in {limit:.0f} s; does it hang?"
           case "running", int(running), _:
@@ -198,16 +220,17 @@ class Supervisor:
           case "lost", index, text:
             running, why = index, f"the device is lost: {text}"
           case "done", *_:
-            return
+            return True
           case _:
             pass
     except (EOFError, ConnectionError):
       why = "the process ended"
-    ended = worker.stop()
-    self._worker = None
+    ended = self._stop()
     if running is None and len(waiting) == 1:  # it does not compile
       (running,) = waiting
+    known = False
     if running is not None and running in waiting:
+      known = True
       case = waiting.pop(running)
       if why == "the process ended":
         why = f"the process ended, {ended}"
@@ -216,3 +239,4 @@ class Supervisor:
         again.append(case)
       self.left_out |= case.kernels
     again += waiting.values()
+    return known

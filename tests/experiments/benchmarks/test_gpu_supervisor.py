@@ -59,11 +59,50 @@ def test_after_a_case_that_ends_a_worker_the_others_run(does, why, supervisor):
   results = dict(found)
   assert results["bad"].failures == [f"bad: {why}"]
   assert supervisor.left_out == A
-  skipped = {"of the same": "another check of its kernel did not end"}
+  skipped = {"of the same": "another case with its kernel has ended a worker"}
   assert results["of the same"].skipped == skipped
   if does != "hang":
     assert names(found) == ["first", "bad", "of the same", "of another kernel"]
     assert results["of another kernel"].rows[0]["left_out"] == []
+
+
+class Stillborn(InProcess):
+  """A worker that ends, or says nothing, when it should start."""
+
+  def receive(self, seconds):
+    if not self.silent:
+      raise EOFError
+
+
+@pytest.mark.parametrize(
+  ("silent", "why"),
+  [
+    (True, "no worker starts in 90 s"),
+    (False, "a worker ended when it started, exit status -6: the driver "),
+  ],
+)
+def test_where_no_worker_starts_no_kernel_is_blamed(silent, why, monkeypatch):
+  monkeypatch.setattr(Stillborn, "silent", silent, raising=False)
+  supervisor = Supervisor(Stillborn, 1000.0)
+  assert supervisor.environment() == {}
+  found = run(supervisor, Fake("a", A), Fake("b", B))
+  assert names(found) == ["a", "b"] and not supervisor.left_out
+  for name, result in found:
+    assert result.failures[0].startswith(f"{name}: {why}")
+
+
+def test_the_others_stay_together_where_the_culprit_is_known():
+  batches = []
+
+  class Counting(InProcess):
+    def send(self, cases, left_out):
+      batches.append(len(cases))
+      super().send(cases, left_out)
+
+  supervisor = Supervisor(Counting, 1000.0)
+  cases = [Fake("bad", A, does="abort"), *(Fake(f"{k}", B) for k in range(4))]
+  run(supervisor, *cases, together=4)
+  assert batches == [4, 4]
 
 
 def test_a_process_that_aborts_is_replaced():

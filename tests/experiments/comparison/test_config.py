@@ -17,6 +17,7 @@ from experiments.trainer.records import (
     ({"learning_rate": (float("inf"),)}, r"must be in \(0, inf\), got \(inf,"),
     ({"recall_learning_rate": (-1.0,)}, "recall_learning_rate must be in"),
     ({"delay": (5, 0)}, r"delay must be in \[1, inf\), got \(5, 0\)"),
+    ({"delay": (5, 1, 5)}, "delays must be distinct, got 5, 1, 5"),
     ({"cells": ("gru",)}, "cells must be distinct and include lstm, got"),
     ({"cells": ("lstm", "lstm")}, "cells must be distinct and include"),
     ({"cells": ("lstm", "gpt")}, "cells must be one of lstm, layernorm_lstm,"),

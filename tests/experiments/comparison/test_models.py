@@ -40,7 +40,7 @@ def test_the_nearest_size_is_above_or_below_or_at_the_limits():
 
 
 @pytest.mark.exhaustive
-def test_a_minimal_gru_gets_its_share_of_parameters_too():
+def test_a_minimal_gru_gets_the_parameters_of_a_large_lstm():
   models = make_models(("min_gru", "lstm"), ModelConfig(hidden_size=464), 64)
   counts = {name: model.num_parameters for name, model in models.items()}
   assert abs(counts["min_gru"] / counts["lstm"] - 1) < 0.01

@@ -7,6 +7,7 @@ import pytest
 from experiments.comparison.corpus import read_corpus
 from experiments.comparison.models import make_models
 from experiments.comparison.tuning import (
+  MOST_FURTHER,
   seconds_per_step,
   try_learning_rates,
   widen,
@@ -16,9 +17,7 @@ from experiments.trainer.errors import Diverged
 TOO_LARGE = 3e38  # a learning rate at which training diverges at once
 
 
-def test_learning_rates_are_compared_and_those_that_diverge_left_out(
-  comparison, key
-):
+def test_the_loss_of_a_learning_rate_that_diverges_is_infinite(comparison, key):
   corpus = read_corpus(comparison)
   cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]
 
@@ -42,16 +41,21 @@ def test_rates_are_added_until_the_best_is_at_no_end():
   assert min(widen([0.5, 1, 2], partial(parabola, -4))) == 2**-5
   losses = widen([0.5, 1, 2], partial(parabola, 9))
   assert max(losses) == 2**5  # beyond it, training diverges
+  losses = widen([0.5, 1, 2], partial(parabola, -99))
+  assert min(losses) == 2.0 ** (-1 - MOST_FURTHER)
 
 
 def parabola(best, rates):
-  return {
+  losses = {
     rate: math.inf if rate >= 2**6 else (math.log2(rate) - best) ** 2
     for rate in rates
   }
+  if min(losses.values()) == math.inf:  # as in `try_learning_rates`
+    raise Diverged("at each learning rate")
+  return losses
 
 
-def test_every_cell_is_timed(comparison, key):
+def test_a_training_step_is_timed(comparison, key):
   corpus = read_corpus(comparison)
   cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]
   keys = jax.random.split(key, 2)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import urllib.error
 import urllib.request
 
 import pytest
@@ -69,13 +70,23 @@ class Browser:
     """)
 
   def run(self, script, *arguments):
-    """Run the body of an async function in the page; return its result."""
+    """Run the body of an async function in the page; return its result.
+
+    Raises:
+      RuntimeError: the script throws an error.
+    """
     script = f"""
       const done = arguments[arguments.length - 1];
-      (async (...args) => {{ {script} }})(...arguments).then(done);
+      (async (...args) => {{ {script} }})(...arguments).then(
+        (value) => done({{ value }}),
+        (error) => done({{ error: `${{error}}` }}),
+      );
     """
     command = {"script": script, "args": arguments}
-    return self._send("execute/async", command)
+    result = self._send("execute/async", command)
+    if "error" in result:
+      raise RuntimeError(result["error"])
+    return result.get("value")
 
   def press(self, *names):
     """Press keys, each a name of KEYS or a character."""
@@ -155,8 +166,12 @@ class Browser:
     request = urllib.request.Request(
       f"{self._url}/{command}".rstrip("/"), data, method=method
     )
-    with urllib.request.urlopen(request, timeout=60) as response:
-      return json.load(response)["value"]
+    try:
+      with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)["value"]
+    except urllib.error.HTTPError as error:
+      message = json.load(error)["value"]["message"]
+      raise RuntimeError(f"{command}: {message}") from None
 
 
 @contextlib.contextmanager

@@ -72,7 +72,10 @@ def untrained_runs(directory):
 
 
 def exact_params(trained):
-  """Return the weights of a run's page in float64, in which q s is exact."""
+  """Return the weights of a run's page in float64, without rounding.
+
+  They are products of a level (int8) and its row's scale.
+  """
   quantized = jax.tree.map(
     lambda leaf: leaf.astype(np.float64) if leaf.dtype != np.int8 else leaf,
     quantize_params(trained.params),
@@ -81,7 +84,7 @@ def exact_params(trained):
 
 
 def _spread(params):
-  """Add noise to gains and biases, which begin at 1 and 0."""
+  """Add noise to all vectors, such as gains and biases, which begin equal."""
   random = np.random.default_rng(0)
 
   def add(leaf):
@@ -107,12 +110,15 @@ class PageData:
     return "".join(self.header["pieces"])
 
   def array(self, blob, dtype=np.uint8):
-    """Return the array of a blob's number."""
+    """Return the array of the blob with this number."""
     raw = gzip.decompress(self.scripts[f"blob{blob}"])
     return np.frombuffer(raw, dtype)
 
   def scale(self, layer, name):
-    """Return the largest magnitude of each unit of a signal, [H]."""
+    """Return what the levels of a signal are relative to, per unit, [H].
+
+    It is the largest magnitude; of a gate, which is unsigned, 1.
+    """
     signals = self.header["layers"][layer]["signals"]
     return np.array(next(s["scale"] for s in signals if s["name"] == name))
 
@@ -128,7 +134,7 @@ class PageData:
     return levels / 255, np.full_like(scale, 0.5 / 255)
 
   def paths(self, layer):
-    """Return the norms of each field of the state, [N, W]."""
+    """Return {field of the state: norms [N, W]}, W the header's window."""
     paths = {}
     for path in self.header["layers"][layer]["paths"]:
       levels = self.array(path["blob"]).reshape(-1, self.header["window"])

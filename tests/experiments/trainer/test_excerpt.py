@@ -55,6 +55,9 @@ def test_the_characters_that_a_run_was_trained_on_are_counted(data):
   within = replace(data, dev_fraction=0.2)  # leaves out 432 to 648
   assert read(within).trained_on == 0
   assert read(within, end=0.75).trained_on == 252
+  # So they are where --corpus names the same text.
+  found = read(within, path=within.corpus, begin=0.5)
+  assert found.trained_on == 1080 - 648 and found.training == [(0, 432)]
 
 
 def test_the_training_text_beside_another_text_is_what_stands_before(
