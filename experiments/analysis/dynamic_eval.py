@@ -29,7 +29,7 @@ from lstm_jax.language.dynamic_eval import (
 )
 
 RATES = 1e-6, 1e-5, 3e-5, 1e-4  # word models diverge at the larger ones
-DECAYS = 2e-3, 2e-2, 1e-1
+DECAYS = 5e-4, 2e-3, 2e-2
 SEGMENT, SEGMENTS = 20, (10, 20, 40)  # tokens
 TUNING = 20_000  # tokens of the text before that settings are tried on
 SCALE_TOKENS = 200_000  # training tokens to estimate the gradient's scale on

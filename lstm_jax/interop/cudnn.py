@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
-from lstm_jax.interop.torch.weights import Layers, from_torch, named_arrays
+from lstm_jax.cells.lstm import LSTMParams
+from lstm_jax.interop.torch.weights import (
+  Layers,
+  check_one_module,
+  from_torch,
+  named_arrays,
+)
+from lstm_jax.sequence import Directions
 
 
 def to_cudnn(layers: Layers) -> jax.Array:
@@ -28,14 +35,15 @@ def to_cudnn(layers: Layers) -> jax.Array:
     layers: params of `lstm`, or `Directions` of them; the lowest layer first.
 
   Raises:
-    ValueError: the layers are of another cell.
+    ValueError: the layers are of another cell, or differ in size or directions.
   """
+  for layer in layers:
+    for params in layer if isinstance(layer, Directions) else (layer,):
+      if not isinstance(params, LSTMParams):
+        kind = type(params).__name__
+        raise ValueError(f"layers must be of lstm, LSTMParams, got {kind}")
+  check_one_module(layers)
   arrays = named_arrays(layers)
-  rows, hidden = arrays["weight_hh_l0"].shape
-  if rows != 4 * hidden:
-    raise ValueError(
-      f"layers must be of lstm, with 4 gates, got {rows // hidden} gates"
-    )
   suffixes = [
     name.removeprefix("weight_ih") for name in arrays if "weight_ih" in name
   ]

@@ -194,7 +194,7 @@ def test_the_commands_train_and_evaluate_every_seed_of_the_row():
     f"--seed=1 {run}",
     f"experiments.evaluate {run} --protocol=cold --protocol=stateful "
     "--protocol=dynamic --protocol=mixed_stateful --protocol=mixed "
-    "--checkpoint=last",
+    "--checkpoint=last --decay=0.002",
   ]
   (only,) = plan(row, ReproduceConfig(run="here", seeds=(7, 7)))
   assert (only.seed, only.directory) == (7, Path("here/seed7"))

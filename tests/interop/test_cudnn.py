@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from jax.experimental import rnn
 
-from lstm_jax import gru, lstm, unroll_stack
+from lstm_jax import (
+  gru,
+  layernorm_lstm,
+  lstm,
+  peephole_lstm,
+  projected_lstm,
+  unroll_stack,
+)
 from lstm_jax.interop.cudnn import from_cudnn, to_cudnn
 from lstm_jax.sequence import init_stack, initial_stack_state
 from tests.draws import B, D, H, T, normal_like, weighed, worst
@@ -77,5 +84,13 @@ def test_weights_are_converted_inside_a_compiled_gradient(both, key):
 def test_weights_of_another_size_or_cell_are_refused(key):
   with pytest.raises(ValueError, match=r"weights must be \[200\], got \(7,\)"):
     from_cudnn(jnp.zeros(7), 3, 5)
-  with pytest.raises(ValueError, match="lstm, with 4 gates, got 3"):
-    to_cudnn((gru.init(key, D, H),))
+  for cell in (gru, projected_lstm, peephole_lstm, layernorm_lstm):
+    with pytest.raises(
+      ValueError, match=r"must be of lstm, LSTMParams, got \w+"
+    ):
+      to_cudnn((cell.init(key, D, H),))
+  layers = lstm.init(key, D, H), lstm.init(key, H, H + 1)
+  with pytest.raises(
+    ValueError, match="layer 1 must be as the first of the mo"
+  ):
+    to_cudnn(layers)
