@@ -104,6 +104,13 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
       device.
   """
   corpus, mesh = corpus or read_corpus(kept_if_piped(config)), run_mesh(config)
+  dev_fraction, seq_len = config.data.dev_fraction, config.batching.seq_len
+  if dev_fraction and len(corpus.val.tokens) <= seq_len:
+    raise ValueError(
+      f"--dev_fraction={dev_fraction} is too small: the development split must "
+      f"be longer than a sequence, --seq_len={seq_len}, got "
+      f"{len(corpus.val.tokens)} tokens"
+    )
   with naming_flags(config.data, config.batching):
     _, tokens, gap = corpus.train
     num_steps = config.batching.num_steps(tokens, config.seed, gap)

@@ -99,6 +99,10 @@ def test_a_development_split_is_left_out_and_evaluated(dev_config, console):
       {"dev_fraction": 0.001},
       "^--dev_fraction=0.001 does not fit /.*: no slice",
     ),
+    (
+      {"seq_len": 500, "batch_size": 2},
+      "^--dev_fraction=0.2 is too small: .* --seq_len=500, got 370 tokens",
+    ),
     ({"batch_size": 1}, "--dev_fraction=0.2, .* need a larger batch_size, got"),
     ({"batch_size": 500}, "^--batch_size=500, .* need at least 4002 tokens"),
   ],
