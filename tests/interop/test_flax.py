@@ -210,6 +210,15 @@ def test_weights_of_other_modules_are_refused(key):
   xs = inputs(key, {})
   with pytest.raises(ValueError, match=r"weights of an LSTMCell.*got kernel"):
     from_linen({"kernel": xs})
+  weights = to_linen(gru.init(key, D, H))
+  weights["hn"] = {"kernel": weights["hn"]["kernel"]}
+  with pytest.raises(ValueError, match="hn must have a bias, got kernel"):
+    from_linen(weights)
+  weights = to_linen(lstm.init(key, D, H))
+  weights["if"]["kernel"] = jnp.zeros((D, H + 1))
+  expected = rf"if.kernel must be \[..., {H}\], as hi.kernel has {H} rows, got"
+  with pytest.raises(ValueError, match=expected):
+    from_linen(weights)
   with pytest.raises(ValueError, match="expected the params of lstm, gru or r"):
     to_linen((xs,))
   with pytest.raises(ValueError, match=r"expected an LSTMCell.*, got Linear"):

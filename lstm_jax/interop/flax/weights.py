@@ -1,5 +1,6 @@
 """Convert the weights of Flax's cells, linen and nnx, to ours and back."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,13 +29,26 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
       GRUCell or SimpleCell. Boxed weights (`with_partitioning`) are unboxed.
 
   Raises:
-    ValueError: the collection has other names.
+    ValueError: the collection has other names, or units that do not fit.
   """
   variables = meta.unbox(variables)
   names = set(variables)
 
-  def concatenated(part: str, gates: str, leaf: str) -> jax.Array:
-    arrays = [variables[part + gate][leaf] for gate in gates]
+  def read(name: str, leaf: str) -> jax.Array:
+    if leaf not in variables[name]:
+      present = ", ".join(sorted(variables[name])) or "nothing"
+      raise ValueError(f"{name} must have a {leaf}, got {present}")
+    return variables[name][leaf]
+
+  def concatenated(part: str, gates: Sequence[str], leaf: str) -> jax.Array:
+    units = read("h" + gates[0], "kernel").shape[-2]
+    arrays = [read(part + gate, leaf) for gate in gates]
+    for gate, array in zip(gates, arrays, strict=True):
+      if array.shape[-1] != units:
+        expected = f"must be [..., {units}], as h{gates[0]}.kernel has {units} "
+        raise ValueError(
+          f"{part + gate}.{leaf} {expected}rows, got {array.shape}"
+        )
     return jnp.concatenate(arrays, axis=-1)
 
   if names == {part + gate for part in "ih" for gate in "ifgo"}:
@@ -42,11 +56,11 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
     return lstm, lstm.LSTMParams(w_x, w_h, concatenated("h", "ifgo", "bias"))
   if names == {part + gate for part in "ih" for gate in "rzn"}:
     w_x, w_h = (concatenated(part, "rzn", "kernel") for part in "ih")
-    b, b_n = concatenated("i", "rzn", "bias"), variables["hn"]["bias"]
+    b, b_n = concatenated("i", "rzn", "bias"), concatenated("h", "n", "bias")
     return gru, gru.GRUParams(w_x, w_h, b, b_n)
   if names == {"i", "h"}:
-    i, h = variables["i"], variables["h"]
-    return rnn, rnn.RNNParams(i["kernel"], h["kernel"], i["bias"])
+    w_x, w_h = (concatenated(part, [""], "kernel") for part in "ih")
+    return rnn, rnn.RNNParams(w_x, w_h, concatenated("i", [""], "bias"))
   raise ValueError(
     "expected the weights of an LSTMCell, OptimizedLSTMCell, GRUCell or "
     f"SimpleCell, got {', '.join(sorted(names)) or 'nothing'}"
