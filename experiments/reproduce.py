@@ -4,11 +4,11 @@
 
 trains the recipe of a row of the board (experiments/results/board.json) with
 each of its seeds, evaluates every run by the protocols of that row, and prints
-the losses beside the published ones. A named corpus is downloaded. The runs
-have a directory each under --run, and the result is kept there, in
-reproduction.json. When it is started again, what is finished is not done again,
-and an interrupted training is resumed. --dry_run prints the commands that do
-the same, one by one.
+the losses beside the published ones. A named corpus is downloaded, and the
+teachers of a recipe are trained first. The runs have a directory each under
+--run, and the result is kept there, in reproduction.json. When it is started
+again, what is finished is not done again, and an interrupted training is
+resumed. --dry_run prints the commands that do the same, one by one.
 """
 
 import json
@@ -104,6 +104,29 @@ def plan(row: Row, config: ReproduceConfig) -> list[Job]:
   return jobs
 
 
+def plan_teachers(config: TrainConfig) -> list[Job]:
+  """Return the jobs of a recipe's teachers that are not trained yet.
+
+  Raises:
+    ValueError: one of them is no seed of a row of the board.
+  """
+  jobs: list[Job] = []
+  for name in config.distillation.teacher:
+    directory = Path(name)
+    if (directory / run_dir.RESULT).exists():
+      continue
+    seed = directory.name.removeprefix("seed")
+    if not seed.isdecimal():
+      raise ValueError(
+        f"its teacher {name} is not trained, and must end in seed and a number "
+        "to be a seed of the board"
+      )
+    row = read_board().find(directory.parent.name)
+    own = ReproduceConfig(run=str(directory.parent), seeds=(int(seed),))
+    jobs += plan(row, own)
+  return jobs
+
+
 def evaluated(row: Row) -> list[Result]:
   """Return the results of a row whose protocol one run can be evaluated by."""
   return [r for r in row.results if r.protocol in evaluate.PROTOCOLS]
@@ -120,8 +143,9 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   path = jobs[0].directory.parent / RECORD
   done = _read_done(path, row)
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
-  _check_teachers(configs[0])
   sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
+  if stopped_by := _train_teachers(configs[0], console):
+    return Reproduction([], stopped_by)
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, share_batches(configs), strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
@@ -151,14 +175,20 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   return Reproduction(rows)
 
 
-def _check_teachers(config: TrainConfig) -> None:
-  """Raise ValueError if a teacher of a recipe has not been trained yet."""
-  for name in config.distillation.teacher:
-    if not (Path(name) / run_dir.RESULT).exists():
-      raise ValueError(
-        f"its teacher {name} is not trained yet: "
-        f"python -m experiments.reproduce {Path(name).parent.name} does that"
-      )
+def _train_teachers(
+  config: TrainConfig, console: Console
+) -> signal.Signals | None:
+  """Train a recipe's teachers; return the signal that ended it, if any."""
+  jobs = plan_teachers(config)
+  if not jobs:
+    return None
+  configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
+  for job, single in zip(jobs, share_batches(configs), strict=True):
+    console.print(Rule(f"teacher {job.directory}"))
+    result = train.run(single, console)
+    if stopped_by := result.stopped_by or result.signalled:
+      return stopped_by
+  return None
 
 
 def parse(default: Any, arguments: list[str]) -> Any:
@@ -224,8 +254,11 @@ def main(arguments: list[str]) -> int:
   row = read_board().find(" ".join(arguments))
   config, console = config_from_flags(ReproduceConfig(), FLAGS), make_console()
   if config.dry_run:
-    for job in plan(row, config):
-      console.print("\n".join(job.commands()), soft_wrap=True)
+    jobs = plan(row, config)
+    teachers = plan_teachers(parse(TrainConfig(), jobs[0].train_flags))
+    lines = [job.commands()[0] for job in teachers]  # they are not evaluated
+    lines += [line for job in jobs for line in job.commands()]
+    console.print("\n".join(lines), soft_wrap=True)
     return 0
   stopped_by = run(row, config, console).stopped_by
   if not stopped_by:

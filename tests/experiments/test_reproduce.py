@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from experiments import evaluate, reproduce, train
-from experiments.comparison.board import Result, Row, Training, read_board
+from experiments.comparison.board import (
+  Board,
+  Result,
+  Row,
+  Training,
+  read_board,
+)
 from experiments.comparison.published import UNIT, compare
 from experiments.reproduce import ReproduceConfig, plan
 from experiments.trainer.config import TrainConfig
@@ -235,16 +241,49 @@ def test_the_published_mean_is_that_of_the_same_seeds():
   assert compare(published, {5: losses[0]})["published"]["std"] == 1.0
 
 
-def test_teachers_are_to_be_trained_first(console, tmp_path, monkeypatch):
+@pytest.mark.exhaustive
+def test_teachers_are_trained_first(recipe, console, tmp_path, monkeypatch):
+  teacher = tmp_path / "teachers" / "verse" / "seed5"
+  flags = (tmp_path / "verse.flags").read_text()
+  (tmp_path / "pupil.flags").write_text(f"{flags}\n--teacher={teacher}\n")
+  pupil = ROW._replace(name="pupil", recipe="pupil")
+  board = Board({}, [ROW, pupil])
+  monkeypatch.setattr(reproduce, "read_board", lambda: board)
+  with pytest.MonkeyPatch.context() as patch:
+    signal_at(patch, 33)
+    result = reproduce.run(pupil, recipe, console)
+  assert result == ([], signal.SIGTERM)
+  assert not Path(recipe.run).exists()
+  assert not reproduce.run(pupil, recipe, console).stopped_by
+  made = json.loads((teacher / "config.json").read_text())
+  assert made["seed"] == 5 and (teacher / "result.json").exists()
+  shown = console.file.getvalue()
+  assert f"teacher {teacher}"[:60] in shown and "resumed     after" in shown
+  forbid(monkeypatch, train)
+  reproduce.run(pupil, recipe, console)
+
+
+def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   row = read_board().find("tinyshakespeare-distilled")
-  message = (
-    "teacher runs/reproduce/tinyshakespeare/seed0 is not trained yet: "
-    "python -m experiments.reproduce tinyshakespeare does that"
-  )
-  with pytest.raises(ValueError, match=message):
-    reproduce.run(row, ReproduceConfig(), console)
-  assert list(tmp_path.iterdir()) == []
+  (job, *_) = plan(row, ReproduceConfig())
+  config = reproduce.parse(TrainConfig(), job.train_flags)
+  base = "runs/reproduce/tinyshakespeare"
+  teachers = reproduce.plan_teachers(config)
+  assert [str(job.directory) for job in teachers] == [
+    f"{base}/seed{seed}" for seed in range(3)
+  ]
+  flags = "--flagfile=experiments/recipes/tinyshakespeare.flags --seed=2"
+  command = teachers[2].commands()[0]
+  assert command.endswith(f"experiments.train {flags} --run={base}/seed2")
+  (Path(base) / "seed1").mkdir(parents=True)
+  (Path(base) / "seed1" / "result.json").write_text("{}")
+  assert len(reproduce.plan_teachers(config)) == 2
+  other = replace(config, teacher=("runs/mine",))
+  with pytest.raises(
+    ValueError, match="runs/mine is not trained, and must end"
+  ):
+    reproduce.plan_teachers(other)
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
