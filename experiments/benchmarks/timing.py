@@ -14,7 +14,10 @@ import numpy as np
 from experiments.benchmarks.peers.proof import Makers, make_peers
 from experiments.trainer.devices import num_cores
 
-PACKAGES = "jax", "jaxlib", "flax", "dm-haiku", "equinox", "keras", "torch"
+PACKAGES = (
+  *("jax", "jaxlib", "flax", "dm-haiku", "equinox", "keras", "torch"),
+  "onnxruntime",
+)
 
 
 def compare(

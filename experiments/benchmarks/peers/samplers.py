@@ -1,9 +1,10 @@
 """Sampling from a language model, one character at a time.
 
-Our `sample`, a compiled loop over Flax's cell, and an eager loop over PyTorch's
-layer. All are timed at temperature 1; at temperature 0 the first characters of
-their samples must equal ours. The programs are compiled in the warm-up, so that
-neither seconds to compile nor memory are measured.
+Our `sample`, a compiled loop over Flax's cell, an eager loop over PyTorch's
+layer, and one over our model as an ONNX file in onnxruntime. All are timed at
+temperature 1; at temperature 0 the first characters of their samples must equal
+ours. The programs are compiled in the warm-up, so that neither seconds to
+compile nor memory are measured.
 """
 
 from typing import Any, NamedTuple
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.peers.layers import flax_linen
-from experiments.benchmarks.peers.proof import Makers, Peer
+from experiments.benchmarks.peers.proof import Makers, Peer, Unsupported
 from experiments.benchmarks.peers.torch_layer import as_tensor, torch_layer
+from lstm_jax import lstm
+from lstm_jax.interop.onnx import language_model_to_onnx
 from lstm_jax.language import (
   LanguageModel,
   LanguageParams,
@@ -124,6 +127,38 @@ def pytorch(problem: Problem) -> Peer:
   return Peer(lambda: generate(problem.length, False))
 
 
+def onnxruntime(problem: Problem) -> Peer:
+  """Our model as an ONNX file, run once per character on the CPU."""
+  import onnxruntime
+
+  if jax.default_backend() != "cpu":
+    raise Unsupported("it runs on the CPU only")
+  file = language_model_to_onnx(lstm, problem.params)
+  session = onnxruntime.InferenceSession(
+    file.SerializeToString(), providers=["CPUExecutionProvider"]
+  )
+  names = [output.name for output in session.get_outputs()]
+  state_names = [given.name for given in session.get_inputs()][1:]
+  hidden_size = problem.params.layers[0].w_h.shape[0]
+  random = np.random.default_rng(0)
+
+  def generate(length, greedy):
+    tokens = np.zeros((1, problem.num_samples), np.int64)
+    zeros = np.zeros((problem.num_samples, hidden_size), np.float32)
+    state, samples = [zeros] * len(state_names), []
+    for _ in range(length):
+      inputs = dict(zip(state_names, state, strict=True))
+      logits, *state = session.run(names, {"tokens": tokens, **inputs})
+      if not greedy:
+        logits = logits + random.gumbel(size=logits.shape)
+      tokens = logits.argmax(-1)
+      samples.append(tokens[0])
+    return np.stack(samples, 1)
+
+  _check_samples("onnxruntime", generate(CHECKED, True), problem)
+  return Peer(lambda: generate(problem.length, False))
+
+
 def _check_samples(name: str, samples: Any, problem: Problem) -> None:
   """Raise ValueError unless a peer's samples begin as ours do."""
   if not np.array_equal(np.asarray(samples), problem.greedy):
@@ -136,4 +171,5 @@ def samplers() -> Makers:
     "lstm_jax": (lstm_jax, "jax"),
     "flax linen": (flax_loop, "flax"),
     "pytorch": (pytorch, "torch"),
+    "onnxruntime": (onnxruntime, "onnxruntime"),
   }

@@ -70,6 +70,14 @@ def test_a_sampler_with_other_samples_is_refused():
     samplers.flax_loop(problem)
 
 
+def test_onnxruntime_writes_the_same_text():
+  pytest.importorskip("onnxruntime")
+  problem = samplers.make_problem(5, 2, 3)
+  assert samplers.onnxruntime(problem).run().shape == (2, 3)
+  with pytest.raises(ValueError, match="onnxruntime writes a different text"):
+    samplers.onnxruntime(problem._replace(greedy=1 - problem.greedy))
+
+
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   "make",
