@@ -10,7 +10,7 @@ validation split: in cold windows of 256, and in one stateful pass.
 --change=seed=1 shows what the seed alone does. The results are kept in
 ablations.json: a change that is in it is not trained again, and one that was
 interrupted is resumed. A change that diverges is marked. --overwrite trains all
-of them again; where that is interrupted, the next call without it goes on.
+of them again; if that is interrupted, the next call without it resumes.
 """
 
 import shlex
@@ -87,13 +87,14 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     configs[name] = replace(configs[name], mesh=mesh, devices=devices)
   sha256 = _check(configs)
   path, stopped_by = Path(job.run) / RECORD, None
+  recipe = _recipe(config)
   if job.overwrite:
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    results = Ablations(_recipe(config), sha256, [], now)
+    results = Ablations(recipe, sha256, [], now)
     if path.exists():  # an interruption must not leave the old rows
       results.write(path)
   else:
-    results = read_ablations(path, _recipe(config), sha256)
+    results = read_ablations(path, recipe, sha256)
   rows = results.rows
   if rows:
     console.print(f"{path} holds {len(rows)} of the runs", soft_wrap=True)

@@ -10,7 +10,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.files import are_numbers, write_json
 
 RECORD = "ablations.json"
-BASE = "base"  # the change that is none
+BASE = "base"  # the recipe without a change
 MEASURED = "parameters", "cold", "stateful", "seconds"  # entries of a row
 
 
@@ -62,7 +62,8 @@ def read_ablations(
       record.get("overwritten"),
     )
     _check_rows(found.rows)
-    datetime.fromisoformat(found.overwritten or "2000-01-01")
+    if found.overwritten is not None:
+      datetime.fromisoformat(found.overwritten)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is damaged: {error!r}") from None
   for name, value in recipe.items():

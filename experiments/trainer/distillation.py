@@ -22,8 +22,8 @@ import numpy as np
 from rich.console import Console
 
 from experiments.trainer.format import format_bytes
-from experiments.trainer.members import differing_split, load_members
-from experiments.trainer.pretrained import check_vocabulary
+from experiments.trainer.members import load_members
+from experiments.trainer.pretrained import check_splits, check_vocabulary
 from experiments.trainer.setup import TrainSetup
 from experiments.trainer.trained import Trained
 from lstm_jax.language import Batches, make_batches
@@ -78,13 +78,7 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
       f"{setup.config.data.corpus} as it is now, got "
       f"{teacher.config.data.corpus} as it was"
     )
-  ours, theirs = setup.config.data, teacher.config.data
-  flag = differing_split(ours, theirs)
-  if flag:  # it may know text that this run is tested on
-    raise ValueError(
-      f"{name} has other splits: {flag} must be {getattr(ours, flag)}, as in "
-      f"this run, got {getattr(theirs, flag)}"
-    )
+  check_splits(setup, teacher, name)
   needed = soft_target_bytes(setup)
   if needed > limit:
     raise ValueError(

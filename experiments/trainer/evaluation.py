@@ -33,13 +33,18 @@ class Row(NamedTuple):
   spelling: float  # nats of all unknown words
 
   @property
+  def bits_per_character(self) -> float:
+    """The loss per character in bits."""
+    return self.nats_per_character / math.log(2)
+
+  @property
   def figures(self) -> dict[str, float | None]:
     """The loss in each of FIGURES; a perplexity that overflows is None."""
     perplexed = perplexity(self.nats)
     return {
       "nats": self.nats,
       "nats_per_character": self.nats_per_character,
-      "bits_per_character": self.nats_per_character / math.log(2),
+      "bits_per_character": self.bits_per_character,
       "perplexity": perplexed if math.isfinite(perplexed) else None,
       "spelling": self.spelling,
     }
@@ -55,7 +60,7 @@ def make_table(unit: str, rows: list[Row]) -> Table:
     table.add_row(
       row.title,
       *(f"{losses[u]:.4f}" for u in units),
-      f"{row.nats_per_character / math.log(2):.4f}",
+      f"{row.bits_per_character:.4f}",
       f"{perplexity(row.nats):.3f}",
     )
   return table

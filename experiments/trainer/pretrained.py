@@ -63,13 +63,23 @@ def _check_fits(setup: TrainSetup, trained: Trained) -> None:
         f"this run, got {found[flag]!r}"
       )
   check_vocabulary(setup, trained, name)
+  if trained.corpus_sha256 == setup.corpus.sha256:
+    check_splits(setup, trained, name)
+
+
+def check_splits(setup: TrainSetup, trained: Trained, name: str) -> None:
+  """Raise ValueError where a model may know text that a run is tested on.
+
+  Args:
+    setup: of the run.
+    trained: the model, which has learned from the same text.
+    name: of the flag that names it, with its value.
+  """
   ours, theirs = setup.config.data, trained.config.data
-  split = differing_split(ours, theirs)
-  if split and trained.corpus_sha256 == setup.corpus.sha256:
-    # It may know text that this run is tested on.
+  if flag := differing_split(ours, theirs):
     raise ValueError(
-      f"{name} has other splits of the same text: {split} must be "
-      f"{getattr(theirs, split)}, as there, got {getattr(ours, split)}"
+      f"{name} has other splits: {flag} must be {getattr(ours, flag)}, as in "
+      f"this run, got {getattr(theirs, flag)}"
     )
 
 

@@ -58,7 +58,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("ablate",): "--run must be the directory of the runs, got none",
     ("report",): "expected run directories",
     ("reproduce",): "must be one of tinyshakespeare-",
-    ("reproduce", "gpt"): "poems, got 'gpt'",
+    ("reproduce", "gpt"): "tinyshakespeare-coupled-small, poems, got 'gpt'",
     ("reproduce", "poems", "--seeds=-1"): "-1 is not in [0, inf)",
     ("board", "--charts=nowhere"): "nowhere/loss-by-parameters.png cannot be",
     ("train", "--corpus=nowhere.txt"): "corpus nowhere.txt cannot be read",

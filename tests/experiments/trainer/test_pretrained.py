@@ -78,7 +78,10 @@ def test_a_run_records_where_its_weights_come_from_and_needs_them_once(
       "tied must be True, as in this run, got False",
     ),
     ({"tokenizer": "word"}, "tokenizer must be 'word', as in this run, got 'c"),
-    ({"val_fraction": 0.3}, "val_fraction must be 0.1, as there, got 0.3"),
+    (
+      {"val_fraction": 0.3},
+      "val_fraction must be 0.3, as in this run, got 0.1",
+    ),
     ({"init_from": "nowhere"}, "there is no run in nowhere: no such directory"),
   ],
 )
