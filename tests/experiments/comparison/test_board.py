@@ -29,6 +29,7 @@ from experiments.comparison.board_charts import (
 )
 from experiments.trainer.setup import make_model
 from tests.experiments.test_recipes import RECIPES, parse
+from tests.experiments.trainer.resuming import read_rows
 from tests.processes import ROOT
 
 PAGE = ROOT / "docs" / "results" / "tinyshakespeare.md"
@@ -73,9 +74,8 @@ def test_a_row_of_ours_has_the_figures_of_its_records(row):
     config = json.loads((directory / "config.json").read_text("utf-8"))
     path = directory / "evaluation.json"
     if row.name == "poems":  # the best validation loss, by no evaluation
-      metrics = (directory / "metrics.jsonl").read_text("utf-8").splitlines()
-      losses = [json.loads(line).get("val_loss") for line in metrics]
-      best = min(loss for loss in losses if loss is not None)
+      evaluations = [r for r in read_rows(directory) if "val_loss" in r]
+      best = min(row["val_loss"] for row in evaluations)
       (result,) = row.results
       published = result.values[result.seeds.index(config["seed"])]
       assert abs(best - published) < 6e-5
