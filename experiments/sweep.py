@@ -3,9 +3,10 @@
   python -m experiments.sweep --num_seeds=8 --rate=3e-3 --rate=1e-2
 
 trains eight seeds at each learning rate. A member of the sweep is one seed at
-one learning rate; all members train in one program, which is compiled once, on
-one device. The hyperparameters are flags, as in `experiments.train`; a sweep
-refuses those in UNSUPPORTED. The seeds count up from --seed. Each member equals
+one learning rate; all members train in one program, which is compiled once. The
+cores of a CPU share the members (--devices). The hyperparameters are flags, as
+in `experiments.train`; a sweep refuses those in UNSUPPORTED. The seeds count up
+from --seed. Each member equals
 the run that `experiments.train` makes with its seed and learning rate, up to
 rounding. If batches are random (--random_offsets, --short_seq_prob), all
 members have those of --seed. The tables show each member's best validation
@@ -41,6 +42,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import keep
+from experiments.trainer.devices import share_members
 from experiments.trainer.effects import SWEEP_RULES, without_effect
 from experiments.trainer.ensemble import (
   Member,
@@ -49,6 +51,7 @@ from experiments.trainer.ensemble import (
   make_members,
   make_state,
   make_train_step,
+  members_mesh,
   restore,
   save,
 )
@@ -68,6 +71,8 @@ from lstm_jax.training import (
   TrainState,
   eval_params,
   member,
+  on_one_device,
+  place_members,
 )
 
 # Flags that only `experiments.train` supports.
@@ -78,7 +83,6 @@ UNSUPPORTED = (
   "asgd_patience",
   "nonfinite",
   "mesh",
-  "devices",
   "implementation",
 )
 
@@ -106,6 +110,7 @@ def run(config: SweepConfig, console: Console) -> Result:
   initial_state = partial(make_state, setup, members)
   state_like = jax.eval_shape(initial_state)
   check_memory(state_like, available_memory())
+  mesh = members_mesh(config)
   facts = {run_dir.SHA256: setup.corpus.sha256}
   unused = without_effect(config, SWEEP_RULES)
   warnings = "".join(f"warning     {line}\n" for line in unused.values())
@@ -113,7 +118,8 @@ def run(config: SweepConfig, console: Console) -> Result:
     console.print(
       f"{heading(setup)}\n"
       f"members     {len(members)}: {counted(config.num_seeds, 'seed')} at "
-      f"each of {counted(len(rates), 'learning rate')}\n"
+      f"each of {counted(len(rates), 'learning rate')}"
+      f"{f', shared by {mesh.size} devices' if mesh else ''}\n"
       f"{warnings}run         {directory}",
       soft_wrap=True,
     )
@@ -125,6 +131,8 @@ def run(config: SweepConfig, console: Console) -> Result:
     state, seconds = restored or (initial_state(), 0.0)
     if resuming:
       console.print(f"resumed     after step {state.step}")
+    if mesh:
+      state = place_members(state, mesh)
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
@@ -132,7 +140,7 @@ def run(config: SweepConfig, console: Console) -> Result:
     observer = _Observer(setup, members, writer, bar, seconds)
     with closing(writer), bar, collect_stop_requests() as requests:
       _, stopped_by = fit(
-        make_train_step(setup, members),
+        make_train_step(setup, members, mesh),
         state,
         setup.epochs(),
         setup.num_steps,
@@ -192,8 +200,9 @@ class _Observer(Observer):
     num_tokens = self._num_tokens * step / self._setup.num_steps  # so far
     self._bar.update(step, loss, num_tokens / self.seconds)
     model, val = self._setup.model, self._setup.corpus.val
+    whole = on_one_device(state)
     for index, one in enumerate(self._members):
-      params = eval_params(member(state, index))
+      params = eval_params(member(whole, index))
       nats = stateful_loss(model, params, val.tokens)
       one.val_losses.append((step, nats))
     return state
@@ -202,7 +211,8 @@ class _Observer(Observer):
     del step
     jax.block_until_ready(state)
     self._stop_clock()
-    save(self._writer, self._description, self._members, state, self.seconds)
+    whole = on_one_device(state)
+    save(self._writer, self._description, self._members, whole, self.seconds)
     self._started = time.monotonic()
 
   def _stop_clock(self) -> None:
@@ -275,6 +285,7 @@ def rate_table(members: list[Member]) -> Table:
 def main() -> int:
   """Read the flags and run."""
   config = config_from_flags(SweepConfig(), FLAGS)
+  config = share_members(config, len(make_members(config)))
   console = make_console()
   result = run(config, console)
   return exit_status(

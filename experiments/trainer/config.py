@@ -199,8 +199,9 @@ class JobConfig:
   )
   devices: str = option(
     AUTO,
-    "CPU devices that share each batch: a number, or auto for one a core where "
-    "that is known to be faster than one device, and one elsewhere.",
+    "CPU devices that share each batch, or in a sweep the members: a number, "
+    "or auto for one a core where that is known to be faster than one device, "
+    "and one elsewhere.",
   )
   quiet: bool = option(False, "Show no progress bar and no samples.")
 

@@ -1,4 +1,4 @@
-"""The CPU devices that share a training: how many, and what starts them.
+"""The CPU devices that share a training, or the members of a sweep.
 
 XLA computes the small products of a time step on all cores, but dispatches and
 synchronizes them at every step, and computes most other operations on one core.
@@ -29,14 +29,16 @@ Adam's moments among the devices changes nothing. More cores were not measured,
 and are taken to be like two.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
-from experiments.trainer.config import AUTO, TrainConfig
+from experiments.trainer.config import AUTO, JobConfig, TrainConfig
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import read_config
 from lstm_jax.language.params import init_params
@@ -45,6 +47,8 @@ MIN_ROWS = 16  # least number of sequences of a batch on each device
 MIN_RECURRENT = 2**15  # least elements of a layer's recurrent weights
 MAX_WEIGHTS = 2**21  # most elements of the weights of all layers
 FORCED = "xla_force_host_platform_device_count"  # in XLA_FLAGS
+
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
@@ -66,21 +70,7 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     for c in configs
   ]
   most = max(counts)
-  explicit = any(config.job.devices != AUTO for config in configs)
-  if most < 2:
-    return list(configs)
-  if jax.distributed.is_initialized():
-    if explicit:
-      raise ValueError("--devices is for one process: pass --mesh for several")
-    return list(configs)
-  if not start_cpu_devices(most) and not explicit:
-    return list(configs)
-  if jax.default_backend() != "cpu":
-    if explicit:
-      raise ValueError(
-        f"--devices is for CPUs, got --devices={most} on a "
-        f"{jax.default_backend()}: pass --mesh=data:{most}"
-      )
+  if not _start(most, any(config.job.devices != AUTO for config in configs)):
     return list(configs)
   return [
     replace(config, mesh=f"data:{most}", devices=str(most))
@@ -90,13 +80,62 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
   ]
 
 
+def share_members(config: Config, num_members: int) -> Config:
+  """Start JAX's CPU devices; return a sweep's configuration with their number.
+
+  For auto, it is the largest that divides both the members and the cores. Call
+  this before JAX starts a device.
+
+  Raises:
+    ValueError: as `share_batches`; or --devices does not divide the members.
+  """
+  count = _given(config.job) or math.gcd(num_members, num_cores())
+  if num_members % count:
+    raise ValueError(
+      f"--devices must divide the {num_members} members of the sweep, got "
+      f"{count}"
+    )
+  started = _start(count, config.job.devices != AUTO)
+  return replace(config, devices=str(count)) if started else config
+
+
+def _start(count: int, explicit: bool) -> bool:
+  """Start so many CPU devices; return whether there are several to use.
+
+  Raises:
+    ValueError: they are asked for explicitly and not to be had: there are
+      several processes, or another kind of device.
+  """
+  if count < 2:
+    return False
+  if jax.distributed.is_initialized():
+    if explicit:
+      raise ValueError("--devices is for one process: pass --mesh for several")
+    return False
+  if not start_cpu_devices(count) and not explicit:
+    return False
+  if jax.default_backend() != "cpu":
+    if explicit:
+      raise ValueError(
+        f"--devices is for CPUs, got --devices={count} on a "
+        f"{jax.default_backend()}: pass --mesh=data:{count}"
+      )
+    return False
+  return True
+
+
 def num_devices(config: TrainConfig) -> int:
   """Return how many CPU devices share a training.
 
   It is the number of --devices; for auto, that which the run was started with,
   or else all cores or one.
   """
-  job = config.job
+  cores = num_cores()
+  return _given(config.job) or (cores if pays(config, cores) else 1)
+
+
+def _given(job: JobConfig) -> int | None:
+  """Return the devices of --devices, or of the run that is resumed, if any."""
   if job.devices != AUTO:
     return int(job.devices)
   if job.run and job.resume and not job.overwrite:
@@ -104,8 +143,7 @@ def num_devices(config: TrainConfig) -> int:
     if record:
       devices = str(record["devices"])
       return int(devices) if devices.isdecimal() else 1
-  cores = num_cores()
-  return cores if pays(config, cores) else 1
+  return None
 
 
 def start_cpu_devices(count: int) -> bool:

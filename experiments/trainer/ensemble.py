@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from experiments.trainer import run_dir
@@ -17,7 +18,7 @@ from experiments.trainer.checkpoint import (
   read_progress,
   read_resized_state,
 )
-from experiments.trainer.config import TrainConfig
+from experiments.trainer.config import AUTO, TrainConfig
 from experiments.trainer.setup import TrainSetup, make_keys
 from lstm_jax.language.options import option
 from lstm_jax.training import (
@@ -27,6 +28,7 @@ from lstm_jax.training import (
   eval_params,
   init_ensemble,
   make_ensemble_train_step,
+  make_members_mesh,
   member,
 )
 
@@ -92,15 +94,34 @@ def make_state(setup: TrainSetup, members: list[Member]) -> TrainState:
   )
 
 
-def make_train_step(setup: TrainSetup, members: list[Member]) -> TrainStep:
-  """Return the training step of all members.
+def members_mesh(config: SweepConfig) -> Mesh | None:
+  """Return the devices that share the members; None for one device.
+
+  Raises:
+    ValueError: --devices is more than there are.
+  """
+  count = 1 if config.job.devices == AUTO else int(config.job.devices)
+  if count > len(jax.devices()):
+    raise ValueError(
+      f"--devices={count} are more than there are, {len(jax.devices())}"
+    )
+  return make_members_mesh(count) if count > 1 else None
+
+
+def make_train_step(
+  setup: TrainSetup, members: list[Member], mesh: Mesh | None = None
+) -> TrainStep:
+  """Return the training step of all members, which a mesh's devices share.
 
   The setup has a learning rate of 1: each member's own multiplies its updates.
   """
   noise = jnp.stack([make_keys(one.seed).noise for one in members])
   rates = jnp.array([one.learning_rate for one in members], jnp.float32)
   step_all = make_ensemble_train_step(
-    setup.model, setup.optimizer, ema_decay=setup.config.averaging.ema_decay
+    setup.model,
+    setup.optimizer,
+    ema_decay=setup.config.averaging.ema_decay,
+    mesh=mesh,
   )
 
   def train_step(state, tokens, targets, key=None):

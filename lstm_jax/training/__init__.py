@@ -21,7 +21,10 @@ from lstm_jax.training.ensemble import init_ensemble as init_ensemble
 from lstm_jax.training.ensemble import (
   make_ensemble_train_step as make_ensemble_train_step,
 )
+from lstm_jax.training.ensemble import make_members_mesh as make_members_mesh
 from lstm_jax.training.ensemble import member as member
+from lstm_jax.training.ensemble import on_one_device as on_one_device
+from lstm_jax.training.ensemble import place_members as place_members
 from lstm_jax.training.norms import part_norms as part_norms
 from lstm_jax.training.optimizer import OptimizerConfig as OptimizerConfig
 from lstm_jax.training.optimizer import make_optimizer as make_optimizer

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.experiments.trainer.resuming import (
   read_rows,
   signal_at,
 )
+from tests.processes import finish, start
 
 
 def as_sweep(config, **changes):
@@ -124,6 +126,43 @@ def test_what_a_sweep_does_not_support_is_an_error_that_names_it(
   with pytest.raises(ValueError, match=message):
     sweep.run(as_sweep(config, **changes), console)
   assert not Path(config.job.run).exists()
+
+
+def test_devices_that_there_are_not_are_refused(many, console):
+  message = "--devices=4 are more than there are, 1"
+  with pytest.raises(ValueError, match=message):
+    sweep.run(replace(many, devices="4"), console)
+  assert not Path(many.job.run).exists()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_two_devices_sweep_as_one_and_resume_bit_for_bit(config, tmp_path):
+  default, found = to_record(SweepConfig()), {}
+
+  def run(directory, **flags):
+    record = to_record(as_sweep(config)) | {"num_seeds": 2, "run": directory}
+    record |= flags
+    arguments = [f"--{n}={v}" for n, v in record.items() if v != default[n]]
+    process = start("experiments.sweep", *arguments, devices=None)
+    ((status, output, errors),) = finish(process)
+    assert (status, errors) == (0, "")
+    result = json.loads((Path(directory) / "result.json").read_text())
+    losses = [one["val_losses"] for one in result["members"]]
+    found[directory.name] = np.array(losses)
+    return output
+
+  assert "shared" not in run(tmp_path / "one", devices="1")
+  two = tmp_path / "two"
+  assert ", shared by 2 devices\n" in run(two, devices="2")
+  assert np.allclose(found["one"], found["two"], rtol=0, atol=2e-5)
+  whole, (step, arrays) = found["two"], last_checksums(two)
+  (two / "result.json").unlink()
+  shutil.rmtree(two / f"checkpoints/{step}")
+  output = run(two)
+  assert ", shared by 2 devices\n" in output and "resumed" in output
+  assert last_checksums(two) == (step, arrays)
+  assert np.array_equal(found["two"], whole)
 
 
 @pytest.mark.exhaustive

@@ -32,13 +32,18 @@ from lstm_jax.training import (
   OptimizerConfig,
   find_collectives,
   gather,
+  init_ensemble,
   init_state,
+  make_ensemble_train_step,
+  make_members_mesh,
   make_mesh,
   make_mesh_train_step,
   make_optimizer,
   make_train_step,
+  on_one_device,
   parse_mesh,
   place,
+  place_members,
   sharding,
   start_average,
   state_shardings,
@@ -154,6 +159,41 @@ def differences(config, mesh, one):
   return [float(np.abs(losses - one[0]).max()), worst(weights, one[1]), sent]
 
 
+def shared_members():
+  """Compare eight members on four devices with the same on one.
+
+  Returns:
+    How far losses and weights are from one device, and what is sent.
+  """
+  model = language_model(*DEEP, regularizers=NOISE)
+  rule = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0), 100)
+  keys = jax.random.split(jax.random.key(NOISE_SEED), 8)
+  rates = jnp.linspace(0.001, 0.02, 8)
+  params = jax.vmap(model.init)(keys)
+  found = []
+  for mesh in (None, make_members_mesh(4)):
+    state = init_ensemble(model, rule, params, B, averaged=True)
+    train_step = make_ensemble_train_step(model, rule, ema_decay=0.9, mesh=mesh)
+    if mesh:
+      state = place_members(state, mesh)
+      batch = STREAMS.batch(0)
+      lowered = train_step.lower(state, *batch, keys, rates)
+      sent = find_collectives(lowered.compile().as_text())
+    losses = []
+    for index in range(UPDATES):
+      batch = STREAMS.batch(index % STREAMS.num_batches)
+      state, metrics = train_step(state, *batch, keys, rates)
+      losses.append(np.asarray(metrics.loss))
+    if mesh:
+      leaf = state.params.readout
+      assert {piece.data.shape[0] for piece in leaf.addressable_shards} == {2}
+      state = on_one_device(state)
+    found.append((np.array(losses), jax.tree.map(np.asarray, state)))
+  (one, weights), (four, shared) = found
+  spread = float(np.ptp(one[-1]))  # the members differ
+  return [float(np.abs(one - four).max()), worst(weights, shared), sent, spread]
+
+
 def sent_once(mesh, groups):
   """Return what an update of WORDS sends, its readout in chunks of time."""
   with (
@@ -175,6 +215,7 @@ def simulated():
   result["projected"] = [
     leaf.sharding.is_fully_replicated for leaf in state.params.layers[0]
   ]
+  result["members"] = shared_members()
   mesh = make_mesh({"data": 8})
   for groups in (8, 1):
     result[f"words in {groups} groups"] = sent_once(mesh, groups)

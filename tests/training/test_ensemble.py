@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import gru, lstm, rnn
+from lstm_jax.cells.platform import traced_for
 from lstm_jax.language import (
   ModelConfig,
   Regularizers,
@@ -41,6 +42,17 @@ def last(steps):
   ],
 )
 def test_members_are_trained_as_if_alone(cell, noise, decay, key):
+  check_members(cell, noise, decay, key)
+
+
+def test_members_are_trained_as_if_alone_where_all_are_computed_at_once(key):
+  with traced_for("cuda"):
+    # No other test has this decay, and with it the same compiled functions.
+    check_members(lstm, NOISE, 0.25, key)
+
+
+def check_members(cell, noise, decay, key):
+  """Compare the members of an ensemble with models trained alone."""
   config = ModelConfig(cell, embedding_size=3, hidden_size=5, dtype=jnp.float64)
   model = language_model(config, 9, regularizers=noise)
   rule = make_optimizer(OptimizerConfig(learning_rate=0.03, warmup_steps=2), 9)

@@ -114,6 +114,14 @@ def a_readout_in_chunks_sends_its_gradient_once(simulated):
   assert looped == (H * LARGE + LARGE + 1) * WIDTH
 
 
+def members_are_shared_without_a_word(simulated):
+  losses, weights, sent, spread = simulated["members"]
+  assert losses < EXACT
+  assert weights < EXACT
+  assert sent == []
+  assert spread > 0.01  # they are not the same member eight times
+
+
 @pytest.mark.programs
 def test_eight_devices(tmp_path):
   """One process for all that is asked of it: its start is what takes time."""
@@ -126,6 +134,7 @@ def test_eight_devices(tmp_path):
   weights_in_pieces_are_gathered_once_an_update(simulated)
   rows_that_do_not_divide_are_copied(simulated)
   a_readout_in_chunks_sends_its_gradient_once(simulated)
+  members_are_shared_without_a_word(simulated)
 
 
 @pytest.mark.exhaustive

@@ -12,13 +12,19 @@ import pytest
 
 from experiments.trainer import devices
 from experiments.trainer.config import CELLS, TrainConfig
-from experiments.trainer.devices import num_devices, pays, share_batches
+from experiments.trainer.devices import (
+  num_devices,
+  pays,
+  share_batches,
+  share_members,
+)
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import read_config
 from tests.experiments.trainer.resuming import last_checksums, read_rows
 from tests.processes import finish, start
 
 ROUNDING = 1e-5  # nats; the training is in float32
+COUNT = "jax_num_cpu_devices"  # JAX's name of the number
 
 
 def changed(**values):
@@ -117,6 +123,35 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   shared = changed(hidden_size=128)
   assert devices.num_devices(shared) == 2
   assert share_batches([shared]) == [shared]
+
+
+@pytest.mark.parametrize(
+  ("cores", "members", "flag", "expected"),
+  [
+    (2, 8, "auto", "2"),
+    (2, 3, "auto", "auto"),  # one device
+    (6, 4, "auto", "2"),
+    (16, 8, "auto", "8"),
+    (2, 9, "3", "3"),
+    (2, 8, "1", "1"),
+  ],
+)
+def test_devices_share_the_members_that_they_divide(
+  cores, members, flag, expected, monkeypatch
+):
+  monkeypatch.setattr(devices, "num_cores", lambda: cores)
+  made = {}
+  monkeypatch.setattr(jax.config, "update", made.__setitem__)
+  config = share_members(changed(devices=flag), members)
+  assert (config.job.devices, config.job.mesh) == (expected, "")
+  several = {} if expected in ("auto", "1") else {COUNT: int(expected)}
+  assert made == several
+
+
+def test_devices_that_do_not_divide_the_members_are_refused():
+  message = "--devices must divide the 4 members of the sweep, got 3"
+  with pytest.raises(ValueError, match=message):
+    share_members(changed(devices="3"), 4)
 
 
 def test_several_processes_need_a_mesh(monkeypatch):
