@@ -3,7 +3,7 @@
   python -m experiments.compare_cells
 
 trains the three cells, or those of --cells, with the same number of parameters
-on the same text, with several seeds at once. There are two budgets: the same
+on the same text, with several seeds. There are two budgets: the same
 number of training steps ("equal steps"), and the same time ("equal time").
 --hidden_size is that of the LSTM; the other cells get the size with the nearest
 number of parameters. Each cell uses its own best learning rate, chosen on
@@ -54,6 +54,7 @@ from experiments.comparison.results import (
 )
 from experiments.comparison.tables import tables
 from experiments.comparison.training import train_cell
+from experiments.trainer.devices import share_members
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import to_record
@@ -158,6 +159,7 @@ def main() -> None:
     return
   config = config_from_flags(CompareConfig(), FLAGS)
   check_unused(directory / RECORD, OVERWRITE.value)
+  config = share_members(config, config.num_seeds)
   run(config, directory, console)
 
 

@@ -3,7 +3,7 @@
   python -m experiments.policy --task=tmaze --size=10 --num_updates=60
 
 trains a GRU, an LSTM, a minimal GRU and a feed-forward network, or those of
---network, with several seeds at once, and compares their returns. The tasks: in
+--network, with several seeds, and compares their returns. The tasks: in
 a T-maze, the first of --size steps shows where to turn after the last; in
 repeat_previous, an action has to name the symbol shown --size steps before.
 
@@ -39,6 +39,7 @@ from experiments.policies.config import PolicyConfig, make_environment
 from experiments.policies.peer import FLAX_CELLS, race
 from experiments.policies.tables import tables
 from experiments.policies.training import train
+from experiments.trainer.devices import share_members
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import to_record
@@ -128,6 +129,7 @@ def main() -> None:
     return
   config = config_from_flags(PolicyConfig(), FLAGS)
   check_unused(directory / RECORD, OVERWRITE.value)
+  config = share_members(config, config.num_seeds)
   run(config, directory, console)
 
 

@@ -1,4 +1,4 @@
-"""Train one configuration with several seeds and learning rates, all at once.
+"""Train one configuration with several seeds and learning rates, all together.
 
   python -m experiments.sweep --num_seeds=8 --rate=3e-3 --rate=1e-2
 
@@ -6,12 +6,11 @@ trains eight seeds at each learning rate. A member of the sweep is one seed at
 one learning rate; all members train in one program, which is compiled once. The
 cores of a CPU share the members (--devices). The hyperparameters are flags, as
 in `experiments.train`; a sweep refuses those in UNSUPPORTED. The seeds count up
-from --seed. Each member equals
-the run that `experiments.train` makes with its seed and learning rate, up to
-rounding. If batches are random (--random_offsets, --short_seq_prob), all
-members have those of --seed. The tables show each member's best validation
-loss, and the mean and the standard deviation over the seeds at each learning
-rate; result.json holds every evaluation.
+from --seed. Each member equals the run that `experiments.train` makes with its
+seed and learning rate, up to rounding. If batches are random (--random_offsets,
+--short_seq_prob), all members have those of --seed. The tables show each
+member's best validation loss, and the mean and the standard deviation over the
+seeds at each learning rate; result.json holds every evaluation.
 
 The checkpoints hold the state of all members, so that a sweep can be resumed
 like a run, and the weights of the best member, for `experiments.sample` and the
@@ -22,6 +21,7 @@ import signal
 import time
 from contextlib import closing
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import describe
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import keep
-from experiments.trainer.devices import share_members
+from experiments.trainer.devices import members_mesh, share_members
 from experiments.trainer.effects import SWEEP_RULES, without_effect
 from experiments.trainer.ensemble import (
   Member,
@@ -51,7 +51,6 @@ from experiments.trainer.ensemble import (
   make_members,
   make_state,
   make_train_step,
-  members_mesh,
   restore,
   save,
 )
@@ -70,9 +69,7 @@ from lstm_jax.training import (
   Metrics,
   TrainState,
   eval_params,
-  member,
   on_one_device,
-  place_members,
 )
 
 # Flags that only `experiments.train` supports.
@@ -110,7 +107,7 @@ def run(config: SweepConfig, console: Console) -> Result:
   initial_state = partial(make_state, setup, members)
   state_like = jax.eval_shape(initial_state)
   check_memory(state_like, available_memory())
-  mesh = members_mesh(config)
+  mesh = members_mesh(config.job, len(members))
   facts = {run_dir.SHA256: setup.corpus.sha256}
   unused = without_effect(config, SWEEP_RULES)
   warnings = "".join(f"warning     {line}\n" for line in unused.values())
@@ -131,8 +128,6 @@ def run(config: SweepConfig, console: Console) -> Result:
     state, seconds = restored or (initial_state(), 0.0)
     if resuming:
       console.print(f"resumed     after step {state.step}")
-    if mesh:
-      state = place_members(state, mesh)
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)
     writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
@@ -200,9 +195,9 @@ class _Observer(Observer):
     num_tokens = self._num_tokens * step / self._setup.num_steps  # so far
     self._bar.update(step, loss, num_tokens / self.seconds)
     model, val = self._setup.model, self._setup.corpus.val
-    whole = on_one_device(state)
+    weights = on_one_device(eval_params(state))
     for index, one in enumerate(self._members):
-      params = eval_params(member(whole, index))
+      params = jax.tree.map(itemgetter(index), weights)
       nats = stateful_loss(model, params, val.tokens)
       one.val_losses.append((step, nats))
     return state

@@ -47,6 +47,23 @@ def finish(*processes, timeout=150):
   return [(s, *o) for s, o in zip(statuses, outputs, strict=True)]
 
 
+def run_program(module, *flags):
+  """Run `python -m module` on the devices that it starts; return its output."""
+  ((status, output, errors),) = finish(start(module, *flags, devices=None))
+  assert (status, errors) == (0, "")
+  return output
+
+
+def as_flags(record, default):
+  """Return the flags of a record's values that are not the default ones."""
+  flags = []
+  for name, value in record.items():
+    if value != default[name]:
+      values = value if isinstance(value, list) else [value]
+      flags += [f"--{name}={one}" for one in values]
+  return flags
+
+
 def free_port():
   """Return a port of 127.0.0.1 at which nobody listens."""
   with socket.socket() as listener:

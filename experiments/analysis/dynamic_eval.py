@@ -2,8 +2,8 @@
 
 The learning rate and the decay are chosen together, with segments of SEGMENT
 tokens, and then the segment length with that rate and decay. The choice is the
-setting of the lowest loss on the text before the one to evaluate on. Settings
-that are fixed stay as they are.
+setting of the lowest loss on the last TUNING tokens before the text to evaluate
+on. Settings that are fixed stay as they are.
 
 A text is read segment by segment, which keeps one core busy. On a CPU each core
 tries a setting of its own, with the same results: for the recipe `poems` the
@@ -48,19 +48,19 @@ class Choice(NamedTuple):
   """The chosen settings, and how they were chosen."""
 
   config: DynamicEvalConfig
-  val_loss: float | None  # on the text before; None if all were fixed
+  tuning_loss: float | None  # on the text before; None: nothing to choose
   num_tried: int
   num_tokens: int  # of the text before, that settings were tried on
 
   def description(self) -> str:
-    """Return how they were chosen, or "" if all were fixed."""
-    if self.val_loss is None:
+    """Return how they were chosen, or "" if there was nothing to choose."""
+    if self.tuning_loss is None:
       return ""
     rate, decay, segment = self.config
     return (
       f"dynamic evaluation: rate {rate:g}, decay {decay:g} and segments of "
       f"{segment} are the best of {self.num_tried} settings on the "
-      f"{self.num_tokens:,} tokens before: {self.val_loss:.4f} nats"
+      f"{self.num_tokens:,} tokens before: {self.tuning_loss:.4f} nats"
     )
 
 
@@ -89,7 +89,9 @@ def evaluate_dynamically(
   Args:
     model: the language model.
     params: its weights.
-    before: the text before that one, int32 [M].
+    before: the text that precedes `tokens`, int32 [M], long enough for
+      `check_text_before`. The gradient's scale is estimated on its first
+      SCALE_TOKENS, and settings are tried on its last TUNING.
     tokens: the text to evaluate on, int32 [N].
     fixed: settings that are not to be chosen.
     full: whether to return the probabilities of every token.
@@ -107,9 +109,9 @@ def evaluate_dynamically(
   threads = os.cpu_count() if jax.default_backend() == "cpu" else 1
   pool = ThreadPoolExecutor(threads)
 
-  def scale(size: int) -> LanguageParams:
-    count = max(SCALE_TOKENS, _needed_tokens(size))
-    batches = make_batches(before[:count], SCALE_BATCH, size)
+  def scale(segment: int) -> LanguageParams:
+    count = max(SCALE_TOKENS, _needed_tokens(segment))
+    batches = make_batches(before[:count], SCALE_BATCH, segment)
     return gradient_scale(model, params, batches)
 
   sizes = _segment_sizes(len(before), fixed)

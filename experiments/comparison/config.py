@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.trainer.config import CELLS, DataConfig
+from experiments.trainer.config import CELLS, DataConfig, JobConfig
 from experiments.trainer.records import only
 from lstm_jax.language import BatchingConfig, ModelConfig
 from lstm_jax.language.options import check_options, option
@@ -28,6 +28,7 @@ class CompareConfig:
   optimizer: OptimizerConfig = only(
     OptimizerConfig(learning_rate=1.0, weight_decay=0.3), "weight_decay"
   )
+  job: JobConfig = only(JobConfig(), "devices")  # that share the seeds
   cells: tuple[str, ...] = option(
     ("rnn", "gru", "lstm"),
     "Cell to compare. Repeat the flag for several; lstm must be among them, "
@@ -36,7 +37,7 @@ class CompareConfig:
   )
   num_seeds: int = option(
     3,
-    "Number of seeds of each cell, which are trained simultaneously.",
+    "Number of seeds of each cell, which are trained together.",
     bounds="[1, inf)",
   )
   seed: int = option(

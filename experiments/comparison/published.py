@@ -17,26 +17,27 @@ def compare(
 ) -> dict[str, Any]:
   """Return the losses by one protocol beside the published ones.
 
-  The published mean is that of the same seeds, if each of them was published.
+  The published mean is that of the same seeds, if each of them was published,
+  and otherwise that of all published seeds.
 
   Args:
     published: the result of the board.
-    done: {seed: its losses under UNIT}.
+    done: {seed: its losses under UNIT}, of one seed at least.
   """
   values = [entry[UNIT][published.protocol] for entry in done.values()]
-  theirs = {"mean": published.mean, "std": published.std}
+  recorded = {"mean": published.mean, "std": published.std}
   if published.values:
     known = dict(zip(published.seeds, published.values, strict=True))
     if done.keys() < known.keys():
-      theirs = _summary([known[seed] for seed in done])
+      recorded = _summary([known[seed] for seed in done])
   ours = _summary(values)
   return {
     "protocol": published.protocol,
-    "published": theirs,
+    "published": recorded,
     **ours,
     "seeds": [*done],
     "values": values,
-    "difference": ours["mean"] - theirs["mean"],
+    "difference": ours["mean"] - recorded["mean"],
   }
 
 
@@ -54,7 +55,7 @@ def make_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def cost(row: Row, minutes: Sequence[float]) -> str:
-  """Return what the training of each seed has cost, beside what it did."""
+  """Return a line with each seed's minutes of training, and the published."""
   text = f"minutes of training: {', '.join(f'{m:.1f}' for m in minutes)}"
   if row.training:
     text += (

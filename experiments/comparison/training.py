@@ -1,9 +1,10 @@
-"""Training of a compared cell: all of its seeds at once, as an ensemble."""
+"""Training of a compared cell: all of its seeds together, as an ensemble."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import Corpus
 from experiments.comparison.models import CellModel
 from experiments.trainer.data import default_prompt
+from experiments.trainer.devices import members_mesh
 from experiments.trainer.errors import Diverged
 from experiments.trainer.loop import Observer, fit
 from lstm_jax.language import (
@@ -30,7 +32,7 @@ from lstm_jax.training import (
   init_ensemble,
   make_ensemble_train_step,
   make_optimizer,
-  member,
+  on_one_device,
 )
 
 NUM_SAMPLES, SAMPLE_LENGTH = 8, 500  # samples of each seed, in characters
@@ -59,12 +61,13 @@ def make_ensemble(
   Each of S members has its own key [S], of its initial weights, and its own
   peak of the learning rate, in a schedule over `num_steps`.
   """
+  mesh = members_mesh(config.job, len(keys))
   optimizer = make_optimizer(config.optimizer, num_steps)
   params = jax.vmap(model.init)(keys)
   batch_size = config.batching.batch_size
   state = init_ensemble(model, optimizer, params, batch_size)
   rates = jnp.asarray(learning_rates, jnp.float32)
-  step_all = make_ensemble_train_step(model, optimizer)
+  step_all = make_ensemble_train_step(model, optimizer, mesh=mesh)
 
   def train_step(state, tokens, targets, keys=None):
     return step_all(state, tokens, targets, keys, rates)
@@ -175,7 +178,8 @@ class _Recorder(Observer):
 
 def _members(state: TrainState, keys: jax.Array) -> list[LanguageParams]:
   """Return the weights of each seed."""
-  return [member(state, i).params for i in range(len(keys))]
+  weights = on_one_device(state.params)
+  return [jax.tree.map(itemgetter(i), weights) for i in range(len(keys))]
 
 
 def _check_finite(cell: CellModel, name: str, losses: Any, step: int) -> None:

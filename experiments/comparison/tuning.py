@@ -14,6 +14,7 @@ training steps as fit into the time of the LSTM's.
 import math
 from collections.abc import Callable, Sequence
 from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ from lstm_jax.language import (
   split,
   stateful_loss,
 )
-from lstm_jax.training import member
+from lstm_jax.training import on_one_device
 
 MOST_FURTHER = 8  # rates beyond those given
 TRIAL_FRACTION = 0.1  # of the training split: its end, which judges the rates
@@ -47,7 +48,7 @@ def try_learning_rates(
 ) -> dict[float, float]:
   """Return the loss of each learning rate on the end of the training split.
 
-  All rates train at once, from the same initial weights. Where training
+  All rates train together, from the same initial weights. Where training
   diverges the loss is infinite.
 
   Raises:
@@ -67,8 +68,9 @@ def try_learning_rates(
     Observer(),
     evaluate_at=lambda step: False,
   )
+  weights = on_one_device(state.params)
   losses = {
-    rate: stateful_loss(model, member(state, index).params, end)
+    rate: stateful_loss(model, jax.tree.map(itemgetter(index), weights), end)
     for index, rate in enumerate(rates)
   }
   if not any(map(math.isfinite, losses.values())):

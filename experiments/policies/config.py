@@ -9,6 +9,8 @@ from experiments.policies.environments import (
   tmaze,
 )
 from experiments.policies.networks import FEED_FORWARD, find_cell
+from experiments.trainer.config import JobConfig
+from experiments.trainer.records import only
 from lstm_jax.language.options import check_options, option
 
 # The task of a name, and its title; both take its size, a number of steps.
@@ -113,7 +115,7 @@ class PolicyConfig:
   )
   num_seeds: int = option(
     3,
-    "Seeds of each network, which are trained at once.",
+    "Seeds of each network, which are trained together.",
     bounds="[1, inf)",
   )
   seed: int = option(
@@ -125,6 +127,7 @@ class PolicyConfig:
     "Flax. 0: not at all.",
     bounds="[0, inf)",
   )
+  job: JobConfig = only(JobConfig(), "devices")  # that share the seeds
   ppo: PPOConfig = PPOConfig()
 
   def __post_init__(self):

@@ -196,6 +196,8 @@ def race(
 ) -> list[dict[str, Any]]:
   """Return the timings of an update of all seeds, by each network in turns.
 
+  Every network updates its seeds at once, by `vmap`, on one device.
+
   Raises:
     ValueError: the networks do not compute the same (`check_equal`).
   """

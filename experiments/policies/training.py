@@ -1,4 +1,4 @@
-"""Train all seeds of a network at once, and record the return."""
+"""Train all seeds of a network together, and record the return."""
 
 import time
 from collections.abc import Callable
@@ -6,12 +6,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from experiments.policies.config import PolicyConfig, PPOConfig
 from experiments.policies.environments import Environment
 from experiments.policies.networks import Network, make_network
 from experiments.policies.ppo import Learner, make_learner, make_update
+from experiments.trainer.devices import members_mesh
 from experiments.trainer.errors import Diverged
+from lstm_jax.training import over_members, place_members
+from lstm_jax.training.ensemble import DIVIDED
 
 
 def start(
@@ -60,12 +64,20 @@ def train(
     environment.num_actions,
   )
   learners = start(network, environment, config.ppo, keys)
-  update = jax.jit(jax.vmap(make_update(network, environment, config.ppo)))
+  mesh = members_mesh(config.job, len(keys))
+  if mesh:
+    learners = place_members(learners, mesh)
+  update_one = make_update(network, environment, config.ppo)
+  update = jax.jit(
+    over_members(lambda learner, _: update_one(learner), mesh),
+    # Otherwise arrays of no elements would come back on all devices.
+    out_shardings=NamedSharding(mesh, DIVIDED) if mesh else None,
+  )
   compiling = time.monotonic()
-  program = update.lower(learners).compile()
+  program = update.lower(learners, None).compile()
   training, returns = time.monotonic(), []
   for number in range(1, config.ppo.num_updates + 1):
-    learners, metrics = program(learners)
+    learners, metrics = program(learners, None)
     if not np.isfinite(metrics.loss).all():
       raise Diverged(f"{name}: the loss is not finite at update {number}")
     returns.append(known(metrics.mean_return))

@@ -199,9 +199,10 @@ class JobConfig:
   )
   devices: str = option(
     AUTO,
-    "CPU devices that share each batch, or in a sweep the members: a number, "
-    "or auto for one a core where that is known to be faster than one device, "
-    "and one elsewhere.",
+    "CPU devices that share each batch: a number, or auto for one a core where "
+    "that is known to be faster than one device, and one elsewhere. Models "
+    "that are trained together are shared instead; then auto is the largest "
+    "number that divides them, of at most one a core.",
   )
   quiet: bool = option(False, "Show no progress bar and no samples.")
 

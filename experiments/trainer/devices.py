@@ -23,40 +23,43 @@ ways take, for the Adam step of a language model on two cores (T 64, batch size
     H 256         40.6 26.4        H 512          5.2  4.7
 
 (2 cores of an AMD EPYC (Zen 5), jax 0.12.0.1, float32, V 65; "twice" is two
-layers.) Every device reads all weights at every time step, so that matrices
+layers. This is another run than the table of the README, and the speed of the
+machine varies: times compare within one table.) Every device reads all weights
+at every time step, so that matrices
 which fill the cache are read more slowly by two devices than by one. Dividing
 Adam's moments among the devices changes nothing. More cores were not measured,
-and are taken to be like two.
+and are taken to be like two. `pays` is a rule of sizes that was made from these
+times; it leaves out small gains, as at H 64.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+from jax.sharding import Mesh
 
 from experiments.trainer.config import AUTO, JobConfig, TrainConfig
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import read_config
 from lstm_jax.language.params import init_params
+from lstm_jax.training import make_members_mesh
 
 MIN_ROWS = 16  # least number of sequences of a batch on each device
 MIN_RECURRENT = 2**15  # least elements of a layer's recurrent weights
 MAX_WEIGHTS = 2**21  # most elements of the weights of all layers
 FORCED = "xla_force_host_platform_device_count"  # in XLA_FLAGS
 
-Config = TypeVar("Config", bound=TrainConfig)
+Config = TypeVar("Config", bound=Any)
 
 
 def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
   """Start JAX's CPU devices; return the configurations with their meshes.
 
-  A configuration that needs one device, or has a mesh, is returned as it is; on
-  a GPU all are, and those of another count than the largest. Call this before
-  JAX starts a device.
+  Unchanged are those that need one device, have a mesh, or need fewer devices
+  than another one; on a GPU, all are. Call this before JAX starts a device.
 
   Args:
     configs: of all trainings of this process.
@@ -70,7 +73,9 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     for c in configs
   ]
   most = max(counts)
-  if not _start(most, any(config.job.devices != AUTO for config in configs)):
+  explicit = any(config.job.devices != AUTO for config in configs)
+  advice = f": pass --mesh=data:{most}"
+  if not _start(most, explicit, advice):
     return list(configs)
   return [
     replace(config, mesh=f"data:{most}", devices=str(most))
@@ -81,29 +86,66 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
 
 
 def share_members(config: Config, num_members: int) -> Config:
-  """Start JAX's CPU devices; return a sweep's configuration with their number.
+  """Start the CPU devices that share an ensemble's members.
 
-  For auto, it is the largest that divides both the members and the cores. Call
-  this before JAX starts a device.
+  For auto, their number is the largest that divides the members, and is at most
+  that of the cores. Call this before JAX starts a device.
+
+  Args:
+    config: its `job` has --devices.
+    num_members: models that are trained together.
+
+  Returns:
+    The configuration with their number; as it is where one device has them all.
 
   Raises:
-    ValueError: as `share_batches`; or --devices does not divide the members.
+    ValueError: --devices does not divide the members, is for another kind of
+      device than a CPU, or is given with several processes.
   """
-  count = _given(config.job) or math.gcd(num_members, num_cores())
+  counts = range(1, min(num_cores(), num_members) + 1)
+  most = max(count for count in counts if num_members % count == 0)
+  count, explicit = _requested(config.job) or most, config.job.devices != AUTO
   if num_members % count:
+    if not explicit:  # those of the run that --run holds, which is another one
+      return config
     raise ValueError(
-      f"--devices must divide the {num_members} members of the sweep, got "
-      f"{count}"
+      f"--devices must divide the {num_members} models that are trained "
+      f"together, got {count}"
     )
-  started = _start(count, config.job.devices != AUTO)
-  return replace(config, devices=str(count)) if started else config
+  if config.job.mesh or not _start(count, explicit):
+    return config
+  return replace(config, devices=str(count))
 
 
-def _start(count: int, explicit: bool) -> bool:
+def members_mesh(job: JobConfig, num_members: int) -> Mesh | None:
+  """Return the devices that share an ensemble's members; None for one device.
+
+  An ensemble whose members the devices do not divide has one device: a program
+  may train several ensembles, as for the learning rates that it tries.
+
+  Raises:
+    ValueError: --devices is more than there are.
+  """
+  count = 1 if job.devices == AUTO else int(job.devices)
+  if count > len(jax.devices()):
+    raise ValueError(
+      f"--devices must be at most {len(jax.devices())}, as many as JAX has "
+      f"started, got {count}"
+    )
+  shared = count > 1 and num_members % count == 0
+  return make_members_mesh(count) if shared else None
+
+
+def _start(count: int, explicit: bool, advice: str = "") -> bool:
   """Start so many CPU devices; return whether there are several to use.
 
+  Args:
+    count: how many.
+    explicit: whether --devices asks for them.
+    advice: the end of the message where there is another kind of device.
+
   Raises:
-    ValueError: they are asked for explicitly and not to be had: there are
+    ValueError: --devices asks for them and they are not to be had: there are
       several processes, or another kind of device.
   """
   if count < 2:
@@ -118,7 +160,7 @@ def _start(count: int, explicit: bool) -> bool:
     if explicit:
       raise ValueError(
         f"--devices is for CPUs, got --devices={count} on a "
-        f"{jax.default_backend()}: pass --mesh=data:{count}"
+        f"{jax.default_backend()}{advice}"
       )
     return False
   return True
@@ -131,10 +173,10 @@ def num_devices(config: TrainConfig) -> int:
   or else all cores or one.
   """
   cores = num_cores()
-  return _given(config.job) or (cores if pays(config, cores) else 1)
+  return _requested(config.job) or (cores if pays(config, cores) else 1)
 
 
-def _given(job: JobConfig) -> int | None:
+def _requested(job: JobConfig) -> int | None:
   """Return the devices of --devices, or of the run that is resumed, if any."""
   if job.devices != AUTO:
     return int(job.devices)
@@ -189,8 +231,8 @@ def pays(config: TrainConfig, count: int) -> bool:
   layers = jax.eval_shape(partial(init_params, config.model, 1), key).layers
   weights = sum(leaf.size for leaf in jax.tree.leaves(layers))
   if config.model.compute_dtype is not None:
-    # In bfloat16 H 256 takes 9.5 ms instead of 14.2. H 512 took 34 instead of
-    # 42 in one measurement, and 40 instead of 33 in another: so a quarter of
+    # In bfloat16 two devices take 9.5 ms at H 256, one 14.2. At H 512 two took
+    # 34 and one 42 in one measurement, 40 and 33 in another: so a quarter of
     # MAX_WEIGHTS is the limit.
     weights *= 4
   # Cells without recurrent weights have little to divide: one device is faster

@@ -8,8 +8,8 @@ and the loss −Σ q log p_student, where p is the mean of the teachers'
 probabilities and λ is --teacher_weight (Hinton et al. 2015, Distilling the
 knowledge in a neural network, section 2, at temperature 1). The teachers read
 the training text once, before the first training step, in the batches of an
-epoch. They run without dropout, and the checksums of their weights are in
-config.json, which a resumed run checks: so it has the same targets.
+epoch. They run without dropout. A resumed run has the same targets: it compares
+the checksums of their weights with those in config.json.
 """
 
 import time
@@ -35,9 +35,9 @@ from lstm_jax.training.checksum import array_checksums, json_checksum
 class SoftBatches(NamedTuple):
   """One epoch of batches whose targets are distributions."""
 
-  positions: Batches  # of indices into the text
+  positions: Batches  # of the indices 0 … N − 1, in place of tokens
   tokens: np.ndarray  # the text, int32 [N]
-  targets: np.ndarray  # what to predict for each of its tokens, [N, V]
+  targets: np.ndarray  # the distribution of each token, float32 [N, V]
 
   @property
   def num_batches(self) -> int:
@@ -46,8 +46,8 @@ class SoftBatches(NamedTuple):
 
   def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (tokens [T, B], targets [T, B, V]) of one batch."""
-    read, predicted = self.positions.batch(index)
-    return self.tokens[read], self.targets[predicted]
+    read_at, predicted_at = self.positions.batch(index)
+    return self.tokens[read_at], self.targets[predicted_at]
 
 
 def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
@@ -137,8 +137,9 @@ def make_epochs(
 def soft_targets(setup: TrainSetup, teachers: list[Trained]) -> np.ndarray:
   """Return the target of every token of the training text, float32 [N, V].
 
-  A token that is the first of its text, or of a piece beside a gap, is given
-  no context to be predicted from: its target is the token itself.
+  Each of the B columns of the text is read from the zero state, so that its
+  first tokens have little context. The first token of the text, and that after
+  a gap, have none: their target is the token itself.
   """
   config, (_, tokens, gap) = setup.config, setup.corpus.train
   batching, weight = config.batching, config.distillation.teacher_weight
@@ -156,8 +157,8 @@ def soft_targets(setup: TrainSetup, teachers: list[Trained]) -> np.ndarray:
   targets = np.zeros((len(tokens), setup.corpus.tokenizer.size), np.float32)
   targets[np.arange(len(tokens)), tokens] = 1
   for index, log_probs in enumerate(zip(*readers, strict=True)):
-    _, predicted = positions.batch(index)
+    _, predicted_at = positions.batch(index)
     mixed = weight * sum(map(np.exp, log_probs)) / len(teachers)
-    mixed[(*np.indices(predicted.shape), tokens[predicted])] += 1 - weight
-    targets[predicted] = mixed
+    mixed[(*np.indices(predicted_at.shape), tokens[predicted_at])] += 1 - weight
+    targets[predicted_at] = mixed
   return targets

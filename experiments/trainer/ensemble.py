@@ -18,7 +18,7 @@ from experiments.trainer.checkpoint import (
   read_progress,
   read_resized_state,
 )
-from experiments.trainer.config import AUTO, TrainConfig
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.setup import TrainSetup, make_keys
 from lstm_jax.language.options import option
 from lstm_jax.training import (
@@ -28,7 +28,6 @@ from lstm_jax.training import (
   eval_params,
   init_ensemble,
   make_ensemble_train_step,
-  make_members_mesh,
   member,
 )
 
@@ -92,20 +91,6 @@ def make_state(setup: TrainSetup, members: list[Member]) -> TrainState:
     setup.config.batching.batch_size,
     averaged=setup.config.averaging.enabled,
   )
-
-
-def members_mesh(config: SweepConfig) -> Mesh | None:
-  """Return the devices that share the members; None for one device.
-
-  Raises:
-    ValueError: --devices is more than there are.
-  """
-  count = 1 if config.job.devices == AUTO else int(config.job.devices)
-  if count > len(jax.devices()):
-    raise ValueError(
-      f"--devices={count} are more than there are, {len(jax.devices())}"
-    )
-  return make_members_mesh(count) if count > 1 else None
 
 
 def make_train_step(

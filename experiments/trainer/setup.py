@@ -51,7 +51,7 @@ class Keys(NamedTuple):
   """The random keys of a run."""
 
   init: jax.Array  # initial weights
-  samples: jax.Array
+  samples: jax.Array  # texts drawn at the evaluations
   noise: jax.Array  # of the regularizers
 
 
@@ -75,7 +75,7 @@ class TrainSetup(NamedTuple):
   shardings: TrainState | None  # of the state on the mesh
 
   def epochs_made(self, step: int) -> float:
-    """Return how many epochs the first training steps are."""
+    """Return the epochs that so many training steps are, a fraction."""
     config, before = self.config, 0
     _, tokens, gap = self.corpus.train
     lengths = config.batching.epoch_lengths(tokens, config.seed, gap)
@@ -103,7 +103,8 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
     ValueError: the corpus or the configuration is not usable, or not on this
       device.
   """
-  corpus, mesh = corpus or read_corpus(kept_if_piped(config)), run_mesh(config)
+  corpus = corpus or read_corpus(kept_if_piped(config))
+  mesh = run_mesh(config)
   dev_fraction, seq_len = config.data.dev_fraction, config.batching.seq_len
   if dev_fraction and len(corpus.val.tokens) <= seq_len:
     raise ValueError(
@@ -182,9 +183,10 @@ def _check_traceable(
 ) -> None:
   """Raise ValueError where the kernels cannot run, or do not take the model.
 
-  They say so as they are traced. Here nothing has been written yet.
+  The kernels raise it when they are traced: here once, before any file of the
+  run is written.
   """
-  steps = max(config.batching.seq_len, 2)  # as evaluations have: one is a scan
+  steps = max(config.batching.seq_len, 2)  # a single step would be a scan
   shape = steps, config.batching.batch_size
   batch = jax.ShapeDtypeStruct(shape, jnp.int32)
   jax.eval_shape(

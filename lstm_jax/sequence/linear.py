@@ -4,8 +4,9 @@ Some cells (`linear_recurrence` of a `Cell`) have, in every unit,
 
   sₜ = λₜ ⊙ sₜ₋₁ + uₜ
 
-where neither λₜ nor uₜ depends on a state, and no unit on another. Everything
-but this recurrence can then be computed for all time steps at once:
+where neither λₜ nor uₜ depends on the state, and units do not mix. Everything
+but this recurrence can then be computed for all time steps at once, from the
+pre-activations aₜ = project(xₜ):
 
 Forward                               Backward
   uₜ = recur(0, aₜ)                     λₜ  as in the forward
@@ -15,9 +16,10 @@ Forward                               Backward
 
 with rₜ the gates and residuals, dhₜ the cotangent of the output hₜ, and eₜ₊₁
 that part of the cotangent of sₜ which comes from all later steps; e_{T+1} is
-the cotangent of the last state. The Jacobian ∂sₜ/∂sₜ₋₁ is diagonal, so that
-`recur_backward` makes λₜ of a cotangent of ones. A cell, and the wrappers of
-masks, resets, zoneout and dropout, therefore need no function for λₜ.
+the cotangent of the last state. `recur` and `recur_backward` are the cell's
+(`Cell`). The Jacobian ∂sₜ/∂sₜ₋₁ is diagonal, so that `recur_backward` returns
+λₜ for a cotangent of ones. A cell, and the wrappers of masks, resets, zoneout
+and dropout, therefore need no function for λₜ.
 
 Both scans are one function, `linear_scan`. On a GPU it is a parallel scan over
 time (Blelloch 1990; Martin and Cundy 2018, Parallelizing linear recurrent
@@ -57,9 +59,9 @@ def linear_scan(
   Args:
     decay: λ, [T, ...].
     increment: u, [T, ...].
-    first: the state before the first step, [...]. The others are cast to its
-      dtype.
-    reverse: from the last step to the first.
+    first: the state before the step that is taken first, [...]. The others are
+      cast to its dtype.
+    reverse: from the last step to the first: with sₜ₊₁ in place of sₜ₋₁.
   """
   decay, increment = decay.astype(first.dtype), increment.astype(first.dtype)
   if is_cpu() or not isinstance(decay.shape[0], int):  # T may be symbolic
@@ -84,8 +86,8 @@ def linear_scan(
 
 def _decayed(decay: jax.Array, state: jax.Array) -> jax.Array:
   """Return λ ⊙ s, and 0 where λ is 0, as at a reset, and s is not finite."""
-  hidden = (decay == 0) & ~jnp.isfinite(state)
-  return decay * jnp.where(hidden, 0, state)
+  cleared = (decay == 0) & ~jnp.isfinite(state)
+  return decay * jnp.where(cleared, 0, state)
 
 
 def all_states(
@@ -96,7 +98,7 @@ def all_states(
   extras: tuple,
   reverse: bool,
 ) -> tuple[State, State]:
-  """Return the last state, and the state after every step, [T, ...].
+  """Return (the last state [...], the state after every step [T, ...]).
 
   Args:
     cell: a cell with a linear recurrence.

@@ -23,7 +23,9 @@ from lstm_jax.training.ensemble import (
 )
 from lstm_jax.training.ensemble import make_members_mesh as make_members_mesh
 from lstm_jax.training.ensemble import member as member
+from lstm_jax.training.ensemble import members_shardings as members_shardings
 from lstm_jax.training.ensemble import on_one_device as on_one_device
+from lstm_jax.training.ensemble import over_members as over_members
 from lstm_jax.training.ensemble import place_members as place_members
 from lstm_jax.training.norms import part_norms as part_norms
 from lstm_jax.training.optimizer import OptimizerConfig as OptimizerConfig

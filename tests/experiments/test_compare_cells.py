@@ -1,13 +1,14 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import compare_cells
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.tables import markdown, tables
 from experiments.trainer.records import replace, to_record
-from tests.processes import ROOT
+from tests.processes import ROOT, as_flags, run_program
 
 NAMES = ["rnn", "gru", "lstm"]
 # The cells and initial forget biases of the recall task.
@@ -186,6 +187,23 @@ def test_equal_time_and_recall_can_be_left_out(comparison, tmp_path, console):
   record = compare_cells.run(config, tmp_path, console)
   assert [run["budget"] for run in record["runs"]] == ["equal steps"] * 3
   assert record["recall"] == []
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_two_devices_share_the_seeds(comparison, tmp_path):
+  losses, default = {}, to_record(CompareConfig())
+  only_lstm = {"cells": ("lstm",), "equal_time": False, "recall_steps": 0}
+  for count in ("1", "2"):
+    config = replace(comparison, **only_lstm, devices=count)
+    flags = [*as_flags(to_record(config), default), f"--out={tmp_path / count}"]
+    run_program("experiments.compare_cells", *flags)
+    record = compare_cells.load(tmp_path / count)
+    assert record["config"]["devices"] == count
+    (trained,) = record["runs"]
+    losses[count] = [row["val_loss"] for row in trained["evaluations"]]
+  assert np.allclose(losses["1"], losses["2"], rtol=0, atol=1e-5)
+  assert abs(losses["1"][-1][0] - losses["1"][-1][1]) > 1e-3
 
 
 @pytest.mark.exhaustive

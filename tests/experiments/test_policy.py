@@ -9,7 +9,7 @@ from experiments.policies.config import PolicyConfig, PPOConfig
 from experiments.policies.tables import tables
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace, to_record
-from tests.processes import ROOT
+from tests.processes import ROOT, as_flags, run_program
 
 RESULTS = ROOT / "experiments/results/policy"
 KEPT = [RESULTS / name for name in ("tmaze-10", "tmaze-100", "repeat-4")]
@@ -102,6 +102,24 @@ def test_in_a_kept_run_memory_is_what_makes_the_difference(directory):
   }
   assert last["gru"] > 0.99
   assert abs(last["feed_forward"] - record["guessing"]) < 0.05
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_two_devices_share_the_seeds(tmp_path):
+  networks, default = {}, to_record(PolicyConfig())
+  config = replace(SMALL, network=("gru", "min_gru", "feed_forward"))
+  for count in ("1", "2"):
+    flags = as_flags(to_record(replace(config, devices=count)), default)
+    run_program("experiments.policy", *flags, f"--out={tmp_path / count}")
+    record = policy.load(tmp_path / count)
+    assert record["config"]["devices"] == count
+    networks[count] = {
+      name: trained["returns"] for name, trained in record["networks"].items()
+    }
+  assert networks["1"] == networks["2"]
+  one, other = networks["1"]["gru"][4]  # the first update with an episode's end
+  assert one != other and None not in (one, other)
 
 
 @pytest.mark.exhaustive

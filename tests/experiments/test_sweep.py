@@ -20,7 +20,7 @@ from tests.experiments.trainer.resuming import (
   read_rows,
   signal_at,
 )
-from tests.processes import finish, start
+from tests.processes import as_flags, run_program
 
 
 def as_sweep(config, **changes):
@@ -129,7 +129,7 @@ def test_what_a_sweep_does_not_support_is_an_error_that_names_it(
 
 
 def test_devices_that_there_are_not_are_refused(many, console):
-  message = "--devices=4 are more than there are, 1"
+  message = "--devices must be at most 1, as many as JAX has started, got 4"
   with pytest.raises(ValueError, match=message):
     sweep.run(replace(many, devices="4"), console)
   assert not Path(many.job.run).exists()
@@ -142,11 +142,9 @@ def test_two_devices_sweep_as_one_and_resume_bit_for_bit(config, tmp_path):
 
   def run(directory, **flags):
     record = to_record(as_sweep(config)) | {"num_seeds": 2, "run": directory}
-    record |= flags
-    arguments = [f"--{n}={v}" for n, v in record.items() if v != default[n]]
-    process = start("experiments.sweep", *arguments, devices=None)
-    ((status, output, errors),) = finish(process)
-    assert (status, errors) == (0, "")
+    output = run_program(
+      "experiments.sweep", *as_flags(record | flags, default)
+    )
     result = json.loads((Path(directory) / "result.json").read_text())
     losses = [one["val_losses"] for one in result["members"]]
     found[directory.name] = np.array(losses)

@@ -48,6 +48,7 @@ from lstm_jax.training import (
   start_average,
   state_shardings,
   train,
+  zero_carry,
 )
 from tests.draws import worst
 
@@ -175,18 +176,21 @@ def shared_members():
     state = init_ensemble(model, rule, params, B, averaged=True)
     train_step = make_ensemble_train_step(model, rule, ema_decay=0.9, mesh=mesh)
     if mesh:
-      state = place_members(state, mesh)
-      batch = STREAMS.batch(0)
-      lowered = train_step.lower(state, *batch, keys, rates)
-      sent = find_collectives(lowered.compile().as_text())
+      compiled = train_step.__wrapped__
+      arguments = place_members(state, mesh), *STREAMS.batch(0), keys, rates
+      text = compiled.lower(*arguments).compile().as_text()
+      sent = find_collectives(text)
     losses = []
     for index in range(UPDATES):
       batch = STREAMS.batch(index % STREAMS.num_batches)
+      if index % STREAMS.num_batches == 0:
+        state = state._replace(carry=zero_carry(state.carry, B))
       state, metrics = train_step(state, *batch, keys, rates)
       losses.append(np.asarray(metrics.loss))
     if mesh:
       leaf = state.params.readout
       assert {piece.data.shape[0] for piece in leaf.addressable_shards} == {2}
+      assert compiled._cache_size() == 1
       state = on_one_device(state)
     found.append((np.array(losses), jax.tree.map(np.asarray, state)))
   (one, weights), (four, shared) = found

@@ -5,8 +5,9 @@ The graph has the computation of `language.model`, with readable names:
   inputs    tokens [T, B] int64;  h_0 [B, H], and c_0 if the cell has one; h_1 …
   outputs   logits [T, B, V];  h_0_next, c_0_next, h_1_next …
 
-T and B are free. A program that generates text passes T = 1, and each `_next`
-as the state of the following call. The vocabulary is in the file's metadata.
+where h_k is the state of layer k. T and B are free. A program that generates
+text passes T = 1, and each `_next` as the state of the following call. The
+vocabulary is in the file's metadata.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm
@@ -106,7 +107,7 @@ class _Graph:
     self.tensors: list[Any] = []
     self.inputs = [self.value("tokens", np.dtype(np.int64), "T", "B")]
     self.outputs: list[Any] = []
-    for axis in (0, 1):  # of the directions, in a state and in outputs
+    for axis in (0, 1):  # that of the directions: 0 in a state, 1 in outputs
       self.tensor(f"axis_{axis}", np.array([axis]))
 
   def value(self, name: str, dtype: np.dtype, *shape: str | int) -> Any:

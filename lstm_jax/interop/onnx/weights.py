@@ -16,9 +16,8 @@ for D inputs, H hidden units and ONNX's G gates, in an order of its own:
   gru_reset_before  r, z, n       z, r, h       GRU
   rnn               a             i             RNN
 
-ONNX's c and h are our g and n. Our b is written as the biases of W, and those
-of R are 0, except for `gru`, whose b_n, which the reset gate multiplies, is R's
-bias of h.
+ONNX's c and h are our g and n. Our b is written as the biases of W. The biases
+of R are 0 but for that of h of a `gru`: b_n, which the reset gate multiplies.
 
 The specification does not say which gate input_forget=1 computes from the
 other. onnxruntime has f = 1 − i, and ignores the rows of f. Since 1 − σ(a) =
@@ -147,7 +146,7 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
 
   Raises:
     ValueError: ONNX has no operator for the cell; or params are of another
-      cell, of a dtype that is neither, or of both.
+      cell, or not all float32 or all float64.
   """
   form = operator(cell)
   cell, _ = base_cell(cell)
@@ -189,7 +188,8 @@ def from_tensors(cell: Cell, tensors: Mapping[str, np.ndarray]) -> Params:
 
   Args:
     cell: one of `OPERATORS`.
-    tensors: W, R, B, and P for `peephole_lstm`, whose shapes fit each other.
+    tensors: W [G·H, D], R [G·H, H], B [2·G·H], and P [3·H] for
+      `peephole_lstm`.
   """
   form = operator(cell)
   cell, _ = base_cell(cell)

@@ -38,7 +38,7 @@ def test_the_flags_are_those_of_what_is_compared_and_no_others():
   assert {"corpus", "hidden_size", "seq_len", "weight_decay"} <= set(
     to_record(config)
   )
-  assert len(set(to_record(config))) == len([*leaves(config)]) == 21
+  assert len(set(to_record(config))) == len([*leaves(config)]) == 22
   for name in ("cell", "num_layers", "num_epochs", "test_fraction"):
     with pytest.raises(TypeError, match=f"has no flag '{name}'"):
       replace(config, **{name: 1})

@@ -21,7 +21,7 @@ from experiments.trainer.devices import (
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import read_config
 from tests.experiments.trainer.resuming import last_checksums, read_rows
-from tests.processes import finish, start
+from tests.processes import as_flags, run_program
 
 ROUNDING = 1e-5  # nats; the training is in float32
 COUNT = "jax_num_cpu_devices"  # JAX's name of the number
@@ -130,7 +130,10 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   [
     (2, 8, "auto", "2"),
     (2, 3, "auto", "auto"),  # one device
-    (6, 4, "auto", "2"),
+    (8, 6, "auto", "6"),
+    (6, 4, "auto", "4"),
+    (4, 3, "auto", "3"),
+    (8, 1, "auto", "auto"),
     (16, 8, "auto", "8"),
     (2, 9, "3", "3"),
     (2, 8, "1", "1"),
@@ -148,8 +151,19 @@ def test_devices_share_the_members_that_they_divide(
   assert made == several
 
 
+def test_what_else_is_wrong_with_a_sweep_is_not_hidden(monkeypatch, tmp_path):
+  """A mesh, and a directory of another run, are refused later."""
+  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  meshed = changed(mesh="data:4")
+  assert share_members(meshed, 4) == meshed
+  record = to_record(TrainConfig()) | {"devices": "2"}
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  other = changed(run=str(tmp_path))
+  assert share_members(other, 3) == other
+
+
 def test_devices_that_do_not_divide_the_members_are_refused():
-  message = "--devices must divide the 4 members of the sweep, got 3"
+  message = "--devices must divide the 4 models that .* together, got 3"
   with pytest.raises(ValueError, match=message):
     share_members(changed(devices="3"), 4)
 
@@ -165,12 +179,9 @@ def test_several_processes_need_a_mesh(monkeypatch):
 def train(config, **flags):
   """Run the program in a process of its own; return what it prints."""
   record = to_record(config) | flags
-  default = to_record(TrainConfig())
-  arguments = [f"--{n}={v}" for n, v in record.items() if v != default[n]]
-  process = start("experiments.train", *arguments, devices=None)
-  ((status, output, errors),) = finish(process)
-  assert (status, errors) == (0, "")
-  return output
+  return run_program(
+    "experiments.train", *as_flags(record, to_record(TrainConfig()))
+  )
 
 
 @pytest.mark.exhaustive

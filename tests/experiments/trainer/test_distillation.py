@@ -21,7 +21,7 @@ from lstm_jax.language import make_batches
 from tests.experiments.conftest import VERSE, copy_run
 from tests.experiments.trainer.resuming import read_rows, signal_at
 
-LIMIT = 10**9
+LIMIT = 10**9  # bytes
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def config(config, finished):
 
 @pytest.fixture
 def two_teachers(config, finished, finished_config):
-  """The same, that learns from two copies of it."""
+  """A run that learns from `finished` and a copy of it."""
   other = replace(config, run=f"{config.job.run}-other")
   copied = copy_run(finished_config, other)
   return replace(config, teacher=(str(finished), str(copied)))
@@ -62,7 +62,7 @@ def test_the_targets_mix_the_token_with_the_mean_of_the_teachers(config):
   assert np.abs(probs[0] - probs[1]).max() > 0.01
   onehot = np.eye(setup.corpus.tokenizer.size)[column[1:]]
   expected = 0.75 * onehot + 0.25 * np.mean(probs, axis=0)
-  # Its first place is the last of the column before, which has read more.
+  # The column before ends with its first place, and has read more by then.
   assert np.abs(targets[places] - expected)[1:].max() < 1e-5
   assert np.abs(targets.sum(axis=1) - 1).max() < 1e-5
   assert targets[0, tokens[0]] == 1  # nothing is before it to predict it from
@@ -149,7 +149,7 @@ def test_a_dry_run_counts_the_teachers_predictions(config, console):
   with_teacher = dry_run(config, console).bytes
   assert "teachers    their predictions take 0.10 MB" in console.file.getvalue()
   plain = replace(config, teacher=())
-  targets = 4 * 8 * 3 * 23  # bytes: T, B, V, instead of T, B
+  targets = 4 * 8 * 3 * 23  # 4 bytes · T · B · V, instead of 4 bytes · T · B
   assert with_teacher >= dry_run(plain, console).bytes + targets - 4 * 8 * 3
   with pytest.raises(ValueError, match="there is no run in nowhere"):
     dry_run(replace(config, teacher=("nowhere",)), console)

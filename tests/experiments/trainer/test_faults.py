@@ -20,7 +20,7 @@ from tests.experiments.conftest import VERSE
 from tests.experiments.conftest import make_config as small_config
 from tests.experiments.trainer.killing import EVERY, make_config
 from tests.experiments.trainer.resuming import last_checksums, outcome
-from tests.processes import ROOT, environment, finish, start
+from tests.processes import ROOT, as_flags, environment, finish, start
 
 pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
 
@@ -69,8 +69,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(seed):
 
 def program(config, blocks="unlimited"):
   """Run the program; files may have so many blocks of 512 bytes."""
-  record, default = to_record(config), to_record(TrainConfig())
-  flags = [f"--{n}={v}" for n, v in record.items() if v != default[n]]
+  flags = as_flags(to_record(config), to_record(TrainConfig()))
   limited = ["sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"]
   return subprocess.run(
     [*limited, sys.executable, "-m", "experiments.train", *flags],
