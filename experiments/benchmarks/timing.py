@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.benchmarks.peers.proof import Makers, make_peers
 from experiments.trainer.devices import num_cores
+from experiments.trainer.environment import REPOSITORY, checkout
 
 PACKAGES = (
   *("jax", "jaxlib", "flax", "dm-haiku", "equinox", "keras", "torch"),
@@ -79,7 +80,10 @@ def measure(
 
 
 def environment() -> dict[str, Any]:
-  """Return the date, processor, device and versions of a measurement."""
+  """Return the date, processor, device, versions and commit of a measurement.
+
+  `git_commit` and `git_dirty` are left out where this is no checkout of git.
+  """
   versions: dict[str, str | None] = {}
   for name in PACKAGES:
     try:
@@ -92,7 +96,7 @@ def environment() -> dict[str, Any]:
     "processor": _processor(),
     "device": jax.devices()[0].device_kind,
     "versions": versions,
-  }
+  } | checkout(REPOSITORY)
 
 
 def _processor() -> str:

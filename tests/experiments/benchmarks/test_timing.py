@@ -3,6 +3,7 @@ from functools import partial
 
 from experiments.benchmarks import timing
 from experiments.benchmarks.peers.proof import Peer, Unsupported
+from experiments.trainer.environment import REPOSITORY, checkout
 
 
 def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
@@ -41,6 +42,15 @@ def test_every_round_runs_every_program():
     "b": 3,
   }
   assert counts == {"a": 4, "b": 4}  # the first run of each is a warm-up
+
+
+def test_the_environment_has_the_commit_of_the_checkout(monkeypatch):
+  expected = checkout(REPOSITORY)
+  found = timing.environment()
+  assert {n: found[n] for n in found if n.startswith("git_")} == expected
+  commit = {"git_commit": "1a2b", "git_dirty": True}
+  monkeypatch.setattr(timing, "checkout", {REPOSITORY: commit}.get)
+  assert commit.items() <= timing.environment().items()
 
 
 def test_the_environment_names_the_installed_versions():
