@@ -77,7 +77,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
   """Of a test with `everyday(n)`, make all cases but n exhaustive.
 
-  The n are spread over those that are not exhaustive by themselves.
+  The n are spread over those that are not exhaustive by themselves: where n
+  divides their number, along the diagonal of a grid, so that each of its
+  parameters takes several values.
   """
   cases = defaultdict(list)
   for item in items:
@@ -86,7 +88,10 @@ def pytest_collection_modifyitems(items):
       test = item.nodeid.partition("[")[0]
       cases[test, marker.args[0]].append(item)
   for (_, count), group in cases.items():
-    kept = {k * len(group) // count for k in range(count)}
+    stride = len(group) // count + 1
+    kept = {k * stride % len(group) for k in range(count)}
+    if len(group) % count or len(kept) < count:
+      kept = {k * len(group) // count for k in range(count)}
     for k, item in enumerate(group):
       if k not in kept:
         item.add_marker(pytest.mark.exhaustive)

@@ -298,7 +298,7 @@ def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
     interop.to_keras(params, bias=False)
   params = jax.tree.map(lambda w: w if w.ndim > 1 else 0 * w, params)
   weights = interop.to_keras(params, bias=False)
-  assert len(weights) == 4 if both else 2
+  assert len(weights) == (4 if both else 2)
   options = {"reset_after": True, **options} if kind == "GRU" else options
   assert worst(interop.from_keras(weights, **options)[1], params) == 0
 

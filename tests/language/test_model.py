@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import Autodiff, Explicit, Step, lru, lstm, unroll_stack
+from lstm_jax import (
+  Autodiff,
+  Explicit,
+  Step,
+  layernorm_lstm,
+  lru,
+  lstm,
+  unroll_stack,
+)
 from lstm_jax.cells import affine
 from lstm_jax.language import (
   ModelConfig,
@@ -176,11 +184,15 @@ def test_the_gradient_of_a_large_embedding_is_one_scatter(key):
   assert "10000x8xf32" in text and "10000x64xf32" not in text  # no table
 
 
-def test_gaussian_weights_leave_the_decays_of_an_lru(key):
+def test_gaussian_weights_leave_decays_and_gains(key):
   config = ModelConfig(lru, hidden_size=H, init_std=0.1)
   (layer,) = language_model(config, V).init(key).layers
   assert len(set(layer.nu.tolist())) == H
   assert not layer.b.any()
+  config = ModelConfig(layernorm_lstm, hidden_size=H, init_std=0.1)
+  (layer,) = language_model(config, V).init(key).layers
+  for gain in (layer.gain_x, layer.gain_h, layer.gain_c):
+    assert (gain == 1).all()
 
 
 @NAMES
@@ -199,6 +211,7 @@ def test_initial_weights_follow_the_configuration(key):
   shapes = {"embedding_size": 30, "hidden_size": 40}
   own = language_model(ModelConfig(**shapes), 50).init(key)
   assert abs(float(own.readout.std()) * 40**0.5 - 1) < 0.05
+  assert abs(float(own.embedding.std()) - 1) < 0.05
   assert float(own.layers[0].b.sum()) == 40  # of the forget gate
   config = ModelConfig(**shapes, init_std=0.1, readout_std=0.01)
   drawn = language_model(config, 50).init(key)

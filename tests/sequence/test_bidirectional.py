@@ -16,6 +16,8 @@ from lstm_jax import (
   unroll_both,
   unroll_stack,
 )
+from lstm_jax.sequence import regularize
+from lstm_jax.sequence.regularize import locked_dropout
 from tests.contract import ANY_CELL
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -97,6 +99,12 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
   assert worst(run(dropout=0.5, key=key)[1], dropped) == 0
   assert worst(run(dropout=0.0, key=key)[1], plain) == 0
   assert worst(run(dropout=0.5, key=key, locked=True)[1], dropped) > 1e-3
+  for locked, drop in ((False, regularize.dropout), (True, locked_dropout)):
+    hs, keys = xs, jax.random.split(key, 3)
+    for layer, (weights, state) in enumerate(zip(params, states, strict=True)):
+      inputs = drop(keys[layer], hs, 0.5) if layer else hs
+      _, hs = unroll(lstm, weights, state, inputs)
+    assert worst(run(dropout=0.5, key=key, locked=locked)[1], hs) < 1e-15
   with pytest.raises(ValueError, match=r"needs a key, got dropout=0\.5, key=N"):
     run(dropout=0.5)
   with pytest.raises(ValueError, match=r"must be in \[0, 1\), got 1\.5"):
@@ -107,9 +115,14 @@ def test_batch_major_stacks_exchange_axes(key):
   params = init_stack(lstm, key, D, (H, 2), bidirectional=True, dtype=float)
   states = initial_stack_state(lstm, params, (B,))
   _, _, xs = arguments(lstm, key)
-  last, hs = unroll_stack(lstm, params, states, xs)
+  steps = np.arange(T)[:, None]
+  mask, reset = (steps + np.arange(B)) % 3 > 0, (steps + np.arange(B)) % 4 == 2
+  options = {"mask": mask, "reset": reset, "lengths": LENGTHS}
+  last, hs = unroll_stack(lstm, params, states, xs, **options)
+  assert worst(hs, unroll_stack(lstm, params, states, xs)[1]) > 1e-3
+  options |= {"mask": mask.T, "reset": reset.T, "time_major": False}
   swapped = xs.swapaxes(0, 1)
-  found = unroll_stack(lstm, params, states, swapped, time_major=False)
+  found = unroll_stack(lstm, params, states, swapped, **options)
   assert worst(found, (last, hs.swapaxes(0, 1))) == 0
 
 

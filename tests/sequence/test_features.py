@@ -136,8 +136,20 @@ def test_the_features_work_on_tokens(feature, residuals, chunk, key):
   assert worst(a, b) < 1e-12
 
 
-def loop(cell, params, state, xs, mask, reset, zeros):
-  """Return the last states and outputs, by a loop over rows and time steps."""
+def loop(cell, params, state, xs, mask, reset, zeros, kept=None, factors=None):
+  """Return the last states and outputs, by a loop over rows and time steps.
+
+  Args:
+    cell: the cell.
+    params: its weights.
+    state: [B, ...].
+    xs: [T, B, D].
+    mask: [T, B].
+    reset: [T, B].
+    zeros: a state of one row.
+    kept: which units zoneout keeps, a state of [T, B, ...].
+    factors: of the dropout of h, [T, B, H].
+  """
   last, outputs = [], np.zeros((T, *state.h.shape))
   for b in range(B):
     s = jax.tree.map(lambda leaf: leaf[b], state)  # noqa: B023
@@ -146,7 +158,12 @@ def loop(cell, params, state, xs, mask, reset, zeros):
         continue
       if reset[t, b]:
         s = zeros
-      s = cell.step(params, s, xs[t, b])
+      dropped = s if factors is None else s._replace(h=s.h * factors[t, b])
+      new = cell.step(params, dropped, xs[t, b])
+      if kept is not None:
+        at = jax.tree.map(lambda k: k[t, b], kept)  # noqa: B023
+        new = jax.tree.map(jnp.where, at, s, new)
+      s = new
       outputs[t, b] = s.h
     last.append(s)
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *last), outputs
@@ -162,6 +179,18 @@ def test_masks_lengths_and_resets_equal_a_loop_over_steps(cell, key):
     cell, params, state, xs, mask=MASK, lengths=LENGTHS, reset=RESET
   )
   assert worst(found, expected) < 1e-12
+
+
+@ANY_CELL
+def test_all_features_together_equal_a_loop_over_steps(cell, key):
+  params, state, xs = arguments(cell, key)
+  options = FEATURES["all"](cell) | {"reverse": False}
+  mask = MASK & (np.arange(T)[:, None] < LENGTHS)
+  zeros = cell.initial_state(params, ())
+  kept, factors = options["zoneout"], options["state_dropout"].astype(float)
+  assert factors.shape[:2] == (T, B) and kept.h.shape[:2] == (T, B)
+  expected = loop(cell, params, state, xs, mask, RESET, zeros, kept, factors)
+  assert worst(unroll(cell, params, state, xs, **options), expected) < 1e-12
 
 
 @ANY_CELL

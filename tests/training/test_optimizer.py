@@ -31,6 +31,8 @@ def test_gradients_are_clipped_by_element_and_by_norm():
   for options, expected in (
     ({"clip_value": 5.0, "clip_norm": 0.0}, [5, -5, 0.5]),
     ({"clip_norm": 1.0}, np.array([30, -40, 0.5]) / np.sqrt(2500.25)),
+    # The elements first.
+    ({"clip_value": 5.0, "clip_norm": 1.0}, [5, -5, 0.5] / np.sqrt(50.25)),
     ({"clip_norm": 0.0}, [30, -40, 0.5]),
   ):
     config = OptimizerConfig(
@@ -43,6 +45,45 @@ def test_gradients_are_clipped_by_element_and_by_norm():
     rule = make_optimizer(config, 10)
     updates, _ = rule.update(gradient, rule.init(params), params)
     assert np.allclose(-updates["a"], expected)
+
+
+def in_numpy(optimizer, gradients, rate):
+  """Return the weights after some updates of weights 1, by its equations."""
+  p, first, second = np.ones_like(gradients[0]), 0.0, 0.0
+  for t, g in enumerate(gradients, 1):
+    if optimizer == "sgd":
+      first = g + 0.9 * first
+      p = p - rate * first
+    elif optimizer == "rmsprop":
+      second = 0.95 * second + 0.05 * g**2
+      p = p - rate * g / np.sqrt(second + 1e-8)
+    else:  # adamw, whose weight decay is that of OptimizerConfig
+      first = 0.9 * first + 0.1 * g
+      second = 0.999 * second + 0.001 * g**2
+      scaled = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+      p = p - rate * (scaled + 0.2 * p)
+  return p
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "sgd"])
+def test_three_updates_are_those_of_the_equations(optimizer):
+  gradients = np.random.default_rng(0).standard_normal((3, 2, 3))
+  config = OptimizerConfig(
+    optimizer=optimizer,
+    learning_rate=0.1,
+    weight_decay=0.2,
+    schedule="constant",
+    warmup_steps=0,
+    clip_norm=0.0,
+  )
+  rule = make_optimizer(config, 10)
+  params = {"w": jnp.ones((2, 3))}
+  state = rule.init(params)
+  for gradient in gradients:
+    updates, state = rule.update({"w": jnp.asarray(gradient)}, state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+  expected = in_numpy(optimizer, gradients, 0.1)
+  assert np.abs(params["w"] - expected).max() < 1e-6
 
 
 def test_ten_steps_in_a_row_that_are_not_finite_are_skipped_and_no_more():

@@ -18,6 +18,7 @@ from experiments.trainer.tensorboard import TAGS, TensorBoardWriter
 from experiments.trainer.trained import load
 from lstm_jax import gru, lstm, rnn
 from lstm_jax.language import ModelConfig, language_model
+from lstm_jax.training import part_norms
 from tests.experiments.trainer.events import shown_events, stored
 from tests.experiments.trainer.resuming import (
   PROCESS_METRICS,
@@ -59,6 +60,9 @@ def test_there_are_the_rows_and_the_norms_and_gates_of_evaluations(config):
   trained = load(directory)
   at = evaluated(directory).index(trained.step)
   squares = sum(np.square(leaf).sum() for leaf in trained.params.layers[1])
+  parts = part_norms(trained.params)
+  assert {f"weight_norm/{part}" for part in parts} <= set(shown)
+  assert {f"grad_norm/{part}" for part in parts} <= set(shown)
   norms = [norm for _, norm in shown["weight_norm/layer2"]]
   assert norms[at] == pytest.approx(float(squares) ** 0.5, rel=1e-6)
   excerpt = read_corpus(config.data).val.tokens[:EXCERPT]

@@ -1,0 +1,63 @@
+"""The means and the speed of a row of metrics.jsonl."""
+
+import math
+
+import numpy as np
+import pytest
+
+from experiments.trainer import metric_buffer
+from experiments.trainer.errors import Diverged
+from experiments.trainer.metric_buffer import MetricBuffer, Row
+from lstm_jax.training import Metrics
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that stands still until it is set."""
+  now = [10.0]
+  monkeypatch.setattr(metric_buffer.time, "monotonic", lambda: now[0])
+  return now
+
+
+def add(buffer, *steps):
+  for loss, grad_norm, num_tokens in steps:
+    values = np.float32(loss), np.float32(grad_norm), num_tokens
+    buffer.add(Metrics(*values, grad_norms={}))
+
+
+def test_a_row_has_the_means_of_the_finite_steps_and_the_speed_of_all(clock):
+  buffer = MetricBuffer(max_skipped=1)
+  buffer.start_clock()
+  add(buffer, (1, 3, 10), (2, 5, 10), (math.nan, 7, 10))
+  clock[0] += 2
+  assert buffer.take(3) == Row(1.5, 4.0, 15.0)
+  assert (buffer.skipped, buffer.seconds, len(buffer)) == (1, 2.0, 0)
+  clock[0] += 5  # an evaluation: the clock stands
+  buffer.start_clock()
+  add(buffer, (8, 1, 6), (4, math.inf, 6))
+  clock[0] += 3
+  assert buffer.take(5) == Row(8.0, 1.0, 4.0)
+  assert (buffer.skipped, buffer.seconds) == (2, 5.0)
+  buffer.start_clock()
+  clock[0] += 9
+  assert buffer.take(5) is None and buffer.seconds == 5.0
+
+
+def test_more_steps_in_a_row_than_may_be_skipped_end_the_run(clock):
+  buffer = MetricBuffer(max_skipped=1)
+  buffer.start_clock()
+  add(buffer, (math.nan, 1, 1), (1, 1, 1), (math.inf, 1, 1), (1, math.nan, 1))
+  clock[0] += 1
+  message = "the gradient is not finite at step 9 after 1 skipped steps"
+  with pytest.raises(Diverged, match=message):
+    buffer.take(9)
+
+
+def test_what_a_checkpoint_holds_is_continued(clock):
+  buffer = MetricBuffer()
+  buffer.start_clock()
+  add(buffer, (1, 2, 10))
+  clock[0] += 2
+  saved = buffer.to_progress()
+  assert saved["pending_seconds"] == 2.0 and saved["seconds"] == 0.0
+  assert [[*map(float, step)] for step in saved["pending"]] == [[1, 2, 10]]
