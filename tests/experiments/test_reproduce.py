@@ -268,12 +268,14 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   row = read_board().find("tinyshakespeare-distilled")
   (job, *_) = plan(row, ReproduceConfig())
   config = reproduce.parse(TrainConfig(), job.train_flags)
-  base = "runs/reproduce/tinyshakespeare"
+  base = "runs/reproduce/tinyshakespeare-coupled"
   teachers = reproduce.plan_teachers(config)
   assert [str(job.directory) for job in teachers] == [
     f"{base}/seed{seed}" for seed in range(3)
   ]
-  flags = "--flagfile=experiments/recipes/tinyshakespeare.flags --seed=2"
+  flags = (
+    "--flagfile=experiments/recipes/tinyshakespeare-coupled.flags --seed=2"
+  )
   command = teachers[2].commands()[0]
   assert command.endswith(f"experiments.train {flags} --run={base}/seed2")
   (Path(base) / "seed1").mkdir(parents=True)
