@@ -21,7 +21,6 @@ import signal
 import time
 from contextlib import closing
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +67,7 @@ from lstm_jax.training import (
   CheckpointWriter,
   Metrics,
   TrainState,
+  each_member,
   eval_params,
   on_one_device,
 )
@@ -195,9 +195,8 @@ class _Observer(Observer):
     num_tokens = self._num_tokens * step / self._setup.num_steps  # so far
     self._bar.update(step, loss, num_tokens / self.seconds)
     model, val = self._setup.model, self._setup.corpus.val
-    weights = on_one_device(eval_params(state))
-    for index, one in enumerate(self._members):
-      params = jax.tree.map(itemgetter(index), weights)
+    weights = each_member(eval_params(state))
+    for one, params in zip(self._members, weights, strict=True):
       nats = stateful_loss(model, params, val.tokens)
       one.val_losses.append((step, nats))
     return state

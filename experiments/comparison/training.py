@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +28,10 @@ from lstm_jax.training import (
   Metrics,
   TrainState,
   TrainStep,
+  each_member,
   init_ensemble,
   make_ensemble_train_step,
   make_optimizer,
-  on_one_device,
 )
 
 NUM_SAMPLES, SAMPLE_LENGTH = 8, 500  # samples of each seed, in characters
@@ -114,7 +113,7 @@ def train_cell(
   """
   rates = [learning_rate] * len(keys)
   state, train_step = make_ensemble(cell.model, config, num_steps, keys, rates)
-  initial_params = _members(state, keys)
+  initial_params = each_member(state.params)
   recorder = _Recorder(cell, corpus, keys, num_steps, on_step)
   recorder.evaluate(0, state)
   state, _ = fit(
@@ -129,7 +128,7 @@ def train_cell(
     evaluations=recorder.evaluations,
     samples=recorder.samples,
     initial_params=initial_params,
-    final_params=_members(state, keys),
+    final_params=each_member(state.params),
   )
 
 
@@ -164,7 +163,7 @@ class _Recorder(Observer):
   def evaluate(self, step: int, state: TrainState) -> TrainState:
     """Compute the validation loss, and sample, if they are due."""
     model, corpus = self.cell.model, self.corpus
-    seeds = _members(state, self.keys)
+    seeds = each_member(state.params)
     if step in evaluation_steps(self.num_steps):
       losses = [stateful_loss(model, params, corpus.val) for params in seeds]
       _check_finite(self.cell, "validation", losses, step)
@@ -174,12 +173,6 @@ class _Recorder(Observer):
       self.samples.append({"step": step} | statistics)
     self.start = time.monotonic()
     return state
-
-
-def _members(state: TrainState, keys: jax.Array) -> list[LanguageParams]:
-  """Return the weights of each seed."""
-  weights = on_one_device(state.params)
-  return [jax.tree.map(itemgetter(i), weights) for i in range(len(keys))]
 
 
 def _check_finite(cell: CellModel, name: str, losses: Any, step: int) -> None:

@@ -14,7 +14,6 @@ training steps as fit into the time of the LSTM's.
 import math
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from operator import itemgetter
 from typing import Any
 
 import jax
@@ -33,7 +32,7 @@ from lstm_jax.language import (
   split,
   stateful_loss,
 )
-from lstm_jax.training import on_one_device
+from lstm_jax.training import each_member
 
 MOST_FURTHER = 8  # rates beyond those given
 TRIAL_FRACTION = 0.1  # of the training split: its end, which judges the rates
@@ -68,10 +67,9 @@ def try_learning_rates(
     Observer(),
     evaluate_at=lambda step: False,
   )
-  weights = on_one_device(state.params)
   losses = {
-    rate: stateful_loss(model, jax.tree.map(itemgetter(index), weights), end)
-    for index, rate in enumerate(rates)
+    rate: stateful_loss(model, params, end)
+    for rate, params in zip(rates, each_member(state.params), strict=True)
   }
   if not any(map(math.isfinite, losses.values())):
     raise Diverged(f"{cell.name} diverges at each learning rate of {[*rates]}")

@@ -17,6 +17,7 @@ from lstm_jax.training.checkpoint_reader import read_params as read_params
 from lstm_jax.training.checkpoint_reader import read_state as read_state
 from lstm_jax.training.collectives import Collective as Collective
 from lstm_jax.training.collectives import find_collectives as find_collectives
+from lstm_jax.training.ensemble import each_member as each_member
 from lstm_jax.training.ensemble import init_ensemble as init_ensemble
 from lstm_jax.training.ensemble import (
   make_ensemble_train_step as make_ensemble_train_step,

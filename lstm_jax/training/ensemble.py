@@ -26,6 +26,7 @@ milliseconds):
 
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import jax
@@ -138,6 +139,17 @@ def init_ensemble(
 def on_one_device(members: Tree) -> Tree:
   """Return all members of an ensemble on the first device."""
   return jax.device_put(members, jax.devices()[0])
+
+
+def each_member(members: Tree) -> list[Tree]:
+  """Return the trees of all members, without the axis S, on the first device.
+
+  Args:
+    members: a tree of arrays with the axis S in front.
+  """
+  whole = on_one_device(members)
+  count = len(jax.tree.leaves(whole)[0])
+  return [jax.tree.map(itemgetter(index), whole) for index in range(count)]
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,6 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.sequence import regularize
-from lstm_jax.sequence.regularize import locked_dropout
 from tests.contract import ANY_CELL
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -99,7 +98,8 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
   assert worst(run(dropout=0.5, key=key)[1], dropped) == 0
   assert worst(run(dropout=0.0, key=key)[1], plain) == 0
   assert worst(run(dropout=0.5, key=key, locked=True)[1], dropped) > 1e-3
-  for locked, drop in ((False, regularize.dropout), (True, locked_dropout)):
+  drops = regularize.dropout, regularize.locked_dropout
+  for locked, drop in zip((False, True), drops, strict=True):
     hs, keys = xs, jax.random.split(key, 3)
     for layer, (weights, state) in enumerate(zip(params, states, strict=True)):
       inputs = drop(keys[layer], hs, 0.5) if layer else hs

@@ -114,7 +114,7 @@ def a_readout_in_chunks_sends_its_gradient_once(simulated):
   assert looped == (H * LARGE + LARGE + 1) * WIDTH
 
 
-def members_are_shared_without_a_word(simulated):
+def members_are_shared_without_communication(simulated):
   losses, weights, sent, spread = simulated["members"]
   assert losses < EXACT
   assert weights < EXACT
@@ -134,7 +134,7 @@ def test_eight_devices(tmp_path):
   weights_in_pieces_are_gathered_once_an_update(simulated)
   rows_that_do_not_divide_are_copied(simulated)
   a_readout_in_chunks_sends_its_gradient_once(simulated)
-  members_are_shared_without_a_word(simulated)
+  members_are_shared_without_communication(simulated)
 
 
 @pytest.mark.exhaustive
