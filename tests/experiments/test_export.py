@@ -181,26 +181,36 @@ def size(path):
   return path.stat().st_size
 
 
-def test_a_page_of_a_run_with_a_flipped_bit_is_one_line_and_no_file(
+def test_a_flipped_bit_is_one_line_and_no_page_or_changes_nothing(
   explored_run, tmp_path
 ):
-  """Where a bit breaks the compression, the file cannot even be read."""
-  run, page = tmp_path / "run", tmp_path / "page.html"
+  """A bit that breaks the compression is one, and a bit that nothing reads.
+
+  The largest file of the weights also has parts that were superseded while it
+  was written; what a place of it holds differs from run to run.
+  """
+  run, page, untouched = (tmp_path / name for name in ("run", "a", "b"))
   shutil.copytree(explored_run, run)
+  export.run(str(run), "html", str(untouched))
   (*_, data) = sorted((run / "checkpoints/0/params").rglob("d/*"), key=size)
   whole, found = data.read_bytes(), []
-  for eighth in range(2, 7):
+  for sixteenth in range(1, 16):
     changed = bytearray(whole)
-    changed[len(changed) * eighth // 8] ^= 1
+    changed[len(changed) * sixteenth // 16] ^= 1
     data.write_bytes(changed)
-    with pytest.raises((ValueError, CheckpointError)) as caught:
+    try:
       export.run(str(run), "html", str(page))
-    found.append(str(caught.value))
+    except (ValueError, CheckpointError) as error:
+      found.append(str(error))
+      assert not page.exists()
+    else:
+      assert page.read_bytes() == untouched.read_bytes()
+      page.unlink()
   damaged = [line for line in found if "is not what was written" in line]
   assert damaged and all("0 is damaged: params" in line for line in damaged)
   others = [line for line in found if line not in damaged]
   assert all("checkpoints/0 cannot be read: " in line for line in others)
-  assert not any("\n" in line for line in found) and not page.exists()
+  assert not any("\n" in line for line in found)
 
 
 @pytest.mark.parametrize("damage", ["none", "params", "corpus"])
