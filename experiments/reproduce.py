@@ -15,49 +15,34 @@ import json
 import shlex
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
 from rich.console import Console
 from rich.rule import Rule
 
 from experiments import evaluate, train
 from experiments.cli import SIGNALLED, command_line, launch, make_console
-from experiments.comparison.board import Result, Row, read_board
+from experiments.comparison.board import Row, read_board
+from experiments.comparison.plan import (
+  Job,
+  ReproduceConfig,
+  evaluated,
+  parse,
+  plan,
+  plan_teachers,
+)
 from experiments.comparison.published import UNIT, compare, cost, make_table
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.data import read_corpus_text, text_sha256
 from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment_of
 from experiments.trainer.files import are_numbers, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.opening import check_same_run
-from lstm_jax.language.options import check_options, option
 
-RECIPES = "experiments/recipes"
 RECORD = "reproduction.json"
-
-
-@dataclass(frozen=True)
-class ReproduceConfig:
-  """Which seeds are trained, and where; each field is a flag."""
-
-  run: str = option(
-    "", "Directory of the runs; empty for runs/reproduce/ and the name."
-  )
-  seeds: tuple[int, ...] = option(
-    (),
-    "Seed; may be repeated. If not given, those of the published result.",
-    bounds="[0, inf)",
-  )
-  dry_run: bool = option(False, "Print the commands, and exit.")
-
-  def __post_init__(self):
-    check_options(self)
 
 
 class Reproduction(NamedTuple):
@@ -65,71 +50,6 @@ class Reproduction(NamedTuple):
 
   rows: list[dict[str, Any]]  # of the table, one for each protocol
   stopped_by: signal.Signals | None = None  # before the last run was evaluated
-
-
-class Job(NamedTuple):
-  """The training and the evaluation of one seed."""
-
-  seed: int
-  train_flags: list[str]
-  evaluate_flags: list[str]
-  directory: Path
-
-  def commands(self) -> list[str]:
-    """Return the command lines that train and evaluate."""
-    return [
-      command_line("train", self.train_flags),
-      command_line("evaluate", self.evaluate_flags),
-    ]
-
-
-def plan(row: Row, config: ReproduceConfig) -> list[Job]:
-  """Return the jobs of a row of the board, one for each seed."""
-  base = Path(config.run or f"runs/reproduce/{row.name}")
-  published = sorted({seed for result in row.results for seed in result.seeds})
-  protocols = [f"--protocol={result.protocol}" for result in evaluated(row)]
-  jobs = []
-  for seed in dict.fromkeys(config.seeds or published):
-    directory = base / f"seed{seed}"
-    run = f"--run={directory}"
-    recipe = f"--flagfile={RECIPES}/{row.recipe}.flags"
-    jobs.append(
-      Job(
-        seed,
-        [recipe, *row.flags, f"--seed={seed}", run],
-        [run, *protocols, *row.evaluate],
-        directory,
-      )
-    )
-  return jobs
-
-
-def plan_teachers(config: TrainConfig) -> list[Job]:
-  """Return the jobs of a recipe's teachers that are not trained yet.
-
-  Raises:
-    ValueError: one of them is no seed of a row of the board.
-  """
-  jobs: list[Job] = []
-  for name in config.distillation.teacher:
-    directory = Path(name)
-    if (directory / run_dir.RESULT).exists():
-      continue
-    seed = directory.name.removeprefix("seed")
-    if not seed.isdecimal():
-      raise ValueError(
-        f"its teacher {name} is not trained, and must end in seed and a number "
-        "to be a seed of the board"
-      )
-    row = read_board().find(directory.parent.name)
-    own = ReproduceConfig(run=str(directory.parent), seeds=(int(seed),))
-    jobs += plan(row, own)
-  return jobs
-
-
-def evaluated(row: Row) -> list[Result]:
-  """Return the results of a row whose protocol one run can be evaluated by."""
-  return [r for r in row.results if r.protocol in evaluate.PROTOCOLS]
 
 
 def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
@@ -189,16 +109,6 @@ def _train_teachers(
     if stopped_by := result.stopped_by or result.signalled:
       return stopped_by
   return None
-
-
-def parse(default: Any, arguments: list[str]) -> Any:
-  """Return the configuration of command-line flags."""
-  values = flags.FlagValues()
-  holders = define_flags(default, values)
-  prefix = f"--flagfile={RECIPES}"  # from the repository, wherever this runs
-  absolute = f"--flagfile={REPOSITORY / RECIPES}"
-  values(["", *(a.replace(prefix, absolute, 1) for a in arguments)])
-  return config_from_flags(default, holders)
 
 
 def _evaluate(job: Job, console: Console) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import evaluate, reproduce, train
+from experiments.comparison import plan as plans
 from experiments.comparison.board import (
   Board,
   Result,
@@ -14,8 +15,13 @@ from experiments.comparison.board import (
   Training,
   read_board,
 )
+from experiments.comparison.plan import (
+  ReproduceConfig,
+  parse,
+  plan,
+  plan_teachers,
+)
 from experiments.comparison.published import UNIT, compare
-from experiments.reproduce import ReproduceConfig, plan
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import JOB_FLAGS
@@ -48,7 +54,7 @@ def recipe(config, tmp_path, monkeypatch):
     if value != default[name] and name not in (*JOB_FLAGS, "seed")
   ]
   (tmp_path / "verse.flags").write_text("\n".join(lines))
-  monkeypatch.setattr(reproduce, "RECIPES", str(tmp_path))
+  monkeypatch.setattr(plans, "RECIPES", str(tmp_path))
   return ReproduceConfig(run=str(tmp_path / "runs"), seeds=(0,))
 
 
@@ -214,9 +220,9 @@ def test_the_flags_of_every_row_are_those_of_the_programs(
 ):
   monkeypatch.chdir(tmp_path)  # the recipe is found from anywhere
   job = plan(row, ReproduceConfig())[0]
-  config = reproduce.parse(TrainConfig(), job.train_flags)
+  config = parse(TrainConfig(), job.train_flags)
   assert config.data.corpus in (row.corpus, "data/shakespeare.txt")
-  options = reproduce.parse(evaluate.EvaluateConfig(), job.evaluate_flags)
+  options = parse(evaluate.EvaluateConfig(), job.evaluate_flags)
   assert config.job.run == f"runs/reproduce/{row.name}/seed0"
   assert options.run == (config.job.run,)
   for record in row.records[:1]:
@@ -248,7 +254,7 @@ def test_teachers_are_trained_first(recipe, console, tmp_path, monkeypatch):
   (tmp_path / "pupil.flags").write_text(f"{flags}\n--teacher={teacher}\n")
   pupil = ROW._replace(name="pupil", recipe="pupil")
   board = Board({}, [ROW, pupil])
-  monkeypatch.setattr(reproduce, "read_board", lambda: board)
+  monkeypatch.setattr(plans, "read_board", lambda: board)
   with pytest.MonkeyPatch.context() as patch:
     signal_at(patch, 33)
     result = reproduce.run(pupil, recipe, console)
@@ -267,9 +273,9 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   row = read_board().find("tinyshakespeare-distilled")
   (job, *_) = plan(row, ReproduceConfig())
-  config = reproduce.parse(TrainConfig(), job.train_flags)
+  config = parse(TrainConfig(), job.train_flags)
   base = "runs/reproduce/tinyshakespeare-coupled"
-  teachers = reproduce.plan_teachers(config)
+  teachers = plan_teachers(config)
   assert [str(job.directory) for job in teachers] == [
     f"{base}/seed{seed}" for seed in range(3)
   ]
@@ -280,12 +286,12 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   assert command.endswith(f"experiments.train {flags} --run={base}/seed2")
   (Path(base) / "seed1").mkdir(parents=True)
   (Path(base) / "seed1" / "result.json").write_text("{}")
-  assert len(reproduce.plan_teachers(config)) == 2
+  assert len(plan_teachers(config)) == 2
   other = replace(config, teacher=("runs/mine",))
   with pytest.raises(
     ValueError, match="runs/mine is not trained, and must end"
   ):
-    reproduce.plan_teachers(other)
+    plan_teachers(other)
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
