@@ -159,6 +159,14 @@ def _head(row: Row) -> dict[str, Any]:
   }
 
 
+def commands(job: Job) -> list[str]:
+  """Return the command lines that train and evaluate."""
+  return [
+    command_line("train", job.train_flags),
+    command_line("evaluate", job.evaluate_flags),
+  ]
+
+
 def main(arguments: list[str]) -> int:
   """Read the flags; print the commands or run them."""
   row = read_board().find(" ".join(arguments))
@@ -166,8 +174,8 @@ def main(arguments: list[str]) -> int:
   if config.dry_run:
     jobs = plan(row, config)
     teachers = plan_teachers(parse(TrainConfig(), jobs[0].train_flags))
-    lines = [job.commands()[0] for job in teachers]  # they are not evaluated
-    lines += [line for job in jobs for line in job.commands()]
+    lines = [commands(job)[0] for job in teachers]  # they are not evaluated
+    lines += [line for job in jobs for line in commands(job)]
     console.print("\n".join(lines), soft_wrap=True)
     return 0
   stopped_by = run(row, config, console).stopped_by

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments.analysis.protocols import PROTOCOLS
-from experiments.cli import command_line
 from experiments.comparison.board import Result, Row, read_board
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
@@ -43,13 +42,6 @@ class Job(NamedTuple):
   train_flags: list[str]
   evaluate_flags: list[str]
   directory: Path
-
-  def commands(self) -> list[str]:
-    """Return the command lines that train and evaluate."""
-    return [
-      command_line("train", self.train_flags),
-      command_line("evaluate", self.evaluate_flags),
-    ]
 
 
 def plan(row: Row, config: ReproduceConfig) -> list[Job]:

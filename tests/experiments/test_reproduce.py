@@ -199,7 +199,7 @@ def test_the_commands_train_and_evaluate_every_seed_of_the_row():
   row = read_board().find("tinyshakespeare")
   jobs = plan(row, ReproduceConfig())
   assert [job.seed for job in jobs] == [0, 1, 2]
-  lines = [line.partition(" -m ")[2] for line in jobs[1].commands()]
+  lines = [line.partition(" -m ")[2] for line in reproduce.commands(jobs[1])]
   run = "--run=runs/reproduce/tinyshakespeare/seed1"
   assert lines == [
     "experiments.train --flagfile=experiments/recipes/tinyshakespeare.flags "
@@ -282,7 +282,7 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   flags = (
     "--flagfile=experiments/recipes/tinyshakespeare-coupled.flags --seed=2"
   )
-  command = teachers[2].commands()[0]
+  command = reproduce.commands(teachers[2])[0]
   assert command.endswith(f"experiments.train {flags} --run={base}/seed2")
   (Path(base) / "seed1").mkdir(parents=True)
   (Path(base) / "seed1" / "result.json").write_text("{}")
