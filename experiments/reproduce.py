@@ -3,8 +3,9 @@
   python -m experiments.reproduce tinyshakespeare-small
 
 trains the recipe of a row of the board (experiments/results/board.json) with
-each of its seeds, evaluates every run by the protocols of that row, and prints
-the losses beside the published ones. A named corpus is downloaded, and the
+each of its seeds, evaluates every run by the protocols of that row, and all of
+them together if the row has such a result, and prints the losses beside the
+published ones. A named corpus is downloaded, and the
 teachers of a recipe are trained first. The runs have a directory each under
 --run, and the result is kept there, in reproduction.json. When it is started
 again, what is finished is not done again, and an interrupted training is
@@ -15,6 +16,7 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,16 +25,24 @@ from rich.rule import Rule
 
 from experiments import evaluate, train
 from experiments.cli import SIGNALLED, command_line, launch, make_console
-from experiments.comparison.board import Row, read_board
+from experiments.comparison.board import ENSEMBLE, Row, read_board
 from experiments.comparison.plan import (
   Job,
   ReproduceConfig,
   evaluated,
+  evaluated_together,
   parse,
   plan,
   plan_teachers,
+  plan_together,
 )
-from experiments.comparison.published import UNIT, compare, cost, make_table
+from experiments.comparison.published import (
+  UNIT,
+  compare,
+  compare_together,
+  cost,
+  make_table,
+)
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import read_corpus_text, text_sha256
@@ -62,6 +72,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   jobs = plan(row, config)
   path = jobs[0].directory.parent / RECORD
   done = _read_done(path, row)
+  together = _read_together(path, row, jobs)
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
   sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
   if stopped_by := _train_teachers(configs[0], console):
@@ -71,6 +82,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     console.print(Rule(f"{row.name}, seed {job.seed}"))
     if not (job.directory / run_dir.RESULT).exists():
       done.pop(job.seed, None)
+      together = {}
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
@@ -82,15 +94,23 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       done = _read_done(path, row) | done
     chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
     rows = [compare(result, chosen) for result in evaluated(row)]
-    seeds = {str(seed): done[seed] for seed in sorted(done)}
-    record = _head(row) | {"seeds": seeds, "results": rows}
-    write_json(path, record)
+    _write(path, row, done, together, rows)
+  if flags := plan_together(row, jobs):
+    if not together:
+      console.print(Rule(f"{row.name}, {len(jobs)} seeds together"))
+      options = parse(evaluate.EvaluateConfig(), flags)
+      together = evaluate.run(options, console)[UNIT]
+    results = evaluated_together(row, jobs)
+    rows += [compare_together(result, together) for result in results]
+    _write(path, row, done, together, rows)
   console.print(make_table(rows))
   minutes = [done[job.seed]["seconds"] / 60 for job in jobs]
   console.print(cost(row, minutes), soft_wrap=True)
-  left = [r.protocol for r in row.results if r not in evaluated(row)]
-  if left:
-    console.print(f"not evaluated here: {', '.join(left)}", soft_wrap=True)
+  compared = {entry["protocol"] for entry in rows}
+  for left in (r for r in row.results if r.protocol not in compared):
+    seeds = ", ".join(map(str, left.seeds))
+    message = f"not evaluated here: {left.protocol}, of seeds {seeds}"
+    console.print(message, soft_wrap=True)
   console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   return Reproduction(rows)
 
@@ -124,19 +144,55 @@ def _evaluate(job: Job, console: Console) -> dict[str, Any]:
   return entry | {"environment": trained}
 
 
+def _read_record(path: Path, row: Row) -> dict[str, Any]:
+  """Return reproduction.json, or {} if it is damaged, or not of this row."""
+  try:
+    record = json.loads(path.read_text("utf-8"))
+    if _head(row).items() <= record.items():
+      return record
+  except (OSError, ValueError, AttributeError):
+    pass
+  return {}
+
+
 def _read_done(path: Path, row: Row) -> dict[int, dict[str, Any]]:
   """Return the seeds that reproduction.json has, if it is of this row.
 
   Those that it lacks, or has damaged, are evaluated again.
   """
   try:
-    record = json.loads(path.read_text("utf-8"))
-    if _head(row).items() <= record.items():
-      entries = {int(seed): entry for seed, entry in record["seeds"].items()}
-      return {s: entry for s, entry in entries.items() if _is_whole(entry, row)}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
-    pass  # no file, another's, or a damaged one
+    seeds = _read_record(path, row)["seeds"]
+    entries = {int(seed): entry for seed, entry in seeds.items()}
+    return {s: entry for s, entry in entries.items() if _is_whole(entry, row)}
+  except (ValueError, KeyError, AttributeError):
+    return {}
+
+
+def _read_together(
+  path: Path, row: Row, jobs: Sequence[Job]
+) -> dict[str, float]:
+  """Return the losses of the seeds together, by protocol, if it has them all.
+
+  They are those of the same runs, since the file is beside these.
+  """
+  results = evaluated_together(row, jobs)
+  names = [result.protocol.removeprefix(ENSEMBLE) for result in results]
+  losses = _read_record(path, row).get("together")
+  if isinstance(losses, dict) and are_numbers(map(losses.get, names)):
+    return losses
   return {}
+
+
+def _write(
+  path: Path,
+  row: Row,
+  done: dict[int, dict[str, Any]],
+  together: dict[str, float],
+  rows: list[dict[str, Any]],
+) -> None:
+  seeds = {str(seed): done[seed] for seed in sorted(done)}
+  found = {"seeds": seeds, "together": together, "results": rows}
+  write_json(path, _head(row) | found)
 
 
 def _is_whole(entry: Any, row: Row) -> bool:
@@ -176,6 +232,8 @@ def main(arguments: list[str]) -> int:
     teachers = plan_teachers(parse(TrainConfig(), jobs[0].train_flags))
     lines = [commands(job)[0] for job in teachers]  # they are not evaluated
     lines += [line for job in jobs for line in commands(job)]
+    if flags := plan_together(row, jobs):
+      lines.append(command_line("evaluate", flags))
     console.print("\n".join(lines), soft_wrap=True)
     return 0
   stopped_by = run(row, config, console).stopped_by

@@ -15,6 +15,9 @@ from experiments.trainer.corpus_path import REPOSITORY
 
 BOARD = REPOSITORY / "experiments" / "results" / "board.json"
 ROOT = "../.."  # of the repository, seen from docs/results
+# Before the name of a protocol: by it, but with the mean of the probabilities
+# of all seeds.
+ENSEMBLE = "ensemble_"
 
 
 class Result(NamedTuple):

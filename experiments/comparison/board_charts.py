@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.comparison.board import Board, Row
+from experiments.comparison.board import ENSEMBLE, Board, Row
 from experiments.trainer.figures import SMALL, tidy
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 CHARTS = "loss-by-parameters.png", "loss-by-time.png"
 MARKERS = "osD^v*PX"  # of the protocols, in their order
 OURS, OTHERS = "tab:blue", "tab:gray"
-ENSEMBLE = "ensemble"  # the protocol of all seeds together
 KEYWORD = "Description"  # of a PNG file's text
 
 
@@ -86,7 +85,7 @@ def points(board: Board, axis: Axis) -> list[Point]:
     Point(number, r.protocol, x, r.mean, r.std or 0.0, bool(row.recipe))
     for number, row in enumerate(board.rows, start=1)
     for r in row.results
-    if (num_seeds := len(r.seeds) if r.protocol == ENSEMBLE else 1)
+    if (num_seeds := len(r.seeds) if r.protocol.startswith(ENSEMBLE) else 1)
     and (x := axis.value(row, num_seeds)) is not None
   ]
 

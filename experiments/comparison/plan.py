@@ -1,5 +1,6 @@
 """What is to be done to reproduce a row of the board: its jobs, one by one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments.analysis.protocols import PROTOCOLS
-from experiments.comparison.board import Result, Row, read_board
+from experiments.comparison.board import ENSEMBLE, Result, Row, read_board
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import REPOSITORY
@@ -91,6 +92,23 @@ def plan_teachers(config: TrainConfig) -> list[Job]:
 def evaluated(row: Row) -> list[Result]:
   """Return the results of a row whose protocol one run can be evaluated by."""
   return [r for r in row.results if r.protocol in PROTOCOLS]
+
+
+def evaluated_together(row: Row, jobs: Sequence[Job]) -> list[Result]:
+  """Return the results of a row that are those of all these jobs' seeds."""
+  seeds = {job.seed for job in jobs}
+  together = (r for r in row.results if r.protocol.startswith(ENSEMBLE))
+  return [r for r in together if {*r.seeds} == seeds]
+
+
+def plan_together(row: Row, jobs: Sequence[Job]) -> list[str]:
+  """Return the flags that evaluate the seeds together; [] for nothing to do."""
+  results = evaluated_together(row, jobs)
+  if not results:
+    return []
+  names = [r.protocol.removeprefix(ENSEMBLE) for r in results]
+  runs = [f"--run={job.directory}" for job in jobs]
+  return [*runs, *(f"--protocol={name}" for name in names), *row.evaluate]
 
 
 def parse(default: Any, arguments: list[str]) -> Any:

@@ -6,7 +6,12 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.comparison.board import Result, Row, format_minutes
+from experiments.comparison.board import (
+  ENSEMBLE,
+  Result,
+  Row,
+  format_minutes,
+)
 from experiments.trainer.format import number_table
 
 UNIT = "nats_per_character"  # entry of evaluation.json, {protocol: loss}
@@ -41,8 +46,29 @@ def compare(
   }
 
 
+def compare_together(
+  published: Result, losses: Mapping[str, float]
+) -> dict[str, Any]:
+  """Return the loss of all seeds together beside the published one.
+
+  Args:
+    published: the result of the board, by a protocol that begins with ENSEMBLE.
+    losses: {protocol, without that: loss}.
+  """
+  loss = losses[published.protocol.removeprefix(ENSEMBLE)]
+  return {
+    "protocol": published.protocol,
+    "published": {"mean": published.mean, "std": None},
+    "mean": loss,
+    "std": None,
+    "seeds": [*published.seeds],
+    "values": [loss],
+    "difference": loss - published.mean,
+  }
+
+
 def make_table(rows: Sequence[dict[str, Any]]) -> Table:
-  """Return what `compare` returned as a table, in nats per character."""
+  """Return what was compared as a table, in nats per character."""
   table = number_table("protocol", "published", "here", "− published")
   for row in rows:
     table.add_row(

@@ -36,7 +36,7 @@ ROW = Row(
   [
     Result("cold", 2.0, 0.5, [0, 1], [1.5, 2.5]),
     Result("stateful", 1.75),
-    Result("ensemble", 1.0),
+    Result("ensemble_stateful", 1.0, seeds=[0, 1]),
   ],
   "by hand",
   training=Training([2, 3], "a core"),
@@ -107,10 +107,45 @@ def test_a_finished_run_is_evaluated_once_and_compared(
   assert f"{cold['mean']:.4f}" in shown
   assert f"{cold['difference']:+.4f}" in shown
   assert "; published 2 to 3, a core\n" in shown
-  assert "\nnot evaluated here: ensemble\n" in shown
+  assert "\nnot evaluated here: ensemble_stateful, of seeds 0, 1\n" in shown
 
   forbid(monkeypatch, evaluate)
   assert reproduce.run(ROW, trained, console) == result
+
+
+def test_the_seeds_together_are_evaluated_once_and_compared(
+  trained, config, console, monkeypatch
+):
+  """Here two runs of one seed, so that together they are as one."""
+  forbid(monkeypatch, train)
+  row = ROW._replace(evaluate=["--window=8"])
+  other = replace(config, run=f"{trained.run}/seed1")
+  copy_run(replace(config, run=f"{trained.run}/seed0"), other)
+  made = json.loads(Path(f"{trained.run}/seed1/config.json").read_text())
+  changed = json.dumps(made | {"seed": 1})
+  Path(f"{trained.run}/seed1/config.json").write_text(changed)
+  both = replace(trained, seeds=(0, 1))
+  rows = reproduce.run(row, both, console).rows
+  cold, stateful, together = rows
+  assert together["protocol"] == "ensemble_stateful"
+  assert together["mean"] == pytest.approx(stateful["mean"], rel=1e-6)
+  assert together["mean"] != cold["mean"]
+  assert together["difference"] == together["mean"] - 1.0
+  assert together["seeds"] == [0, 1]
+  assert read(trained)["results"] == rows
+  saved = json.loads(Path(f"{trained.run}/seed0/ensemble.json").read_text())
+  assert saved["members"] == 2
+  assert [together["mean"]] == [saved[UNIT]["stateful"]]
+
+  with pytest.MonkeyPatch.context() as patch:
+    forbid(patch, evaluate)
+    assert reproduce.run(row, both, console).rows == rows
+  record = read(trained)
+  for damaged in ({}, {"stateful": "1"}, [1]):
+    path = Path(trained.run) / "reproduction.json"
+    path.write_text(json.dumps(record | {"together": damaged}))
+    assert reproduce.run(row, both, console).rows == rows
+  assert len(reproduce.run(row, trained, console).rows) == 2  # of one seed
 
 
 def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(

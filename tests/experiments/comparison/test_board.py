@@ -10,6 +10,7 @@ from experiments import evaluate
 from experiments.board import CORPUS
 from experiments.comparison.board import (
   BOARD,
+  ENSEMBLE,
   Board,
   Result,
   Row,
@@ -57,11 +58,12 @@ def test_the_charts_show_the_rows_of_the_board(name, axis):
 def test_a_row_of_ours_has_the_figures_of_its_records(row):
   assert (RECIPES / f"{row.recipe}.flags").is_file()
   for result in row.results:
-    if result.protocol == "ensemble":
+    if result.protocol.startswith(ENSEMBLE):
       record = json.loads((ROOT / row.records[0] / "ensemble.json").read_text())
       assert len(record["runs"]) == len(result.seeds)
-      loss = record["nats_per_character"]["stateful"]
-      assert abs(loss - result.mean) < 6e-5 and "stateful" in result.note
+      protocol = result.protocol.removeprefix(ENSEMBLE)
+      loss = record["nats_per_character"][protocol]
+      assert abs(loss - result.mean) < 6e-5
       continue
     assert len(result.values) == len(result.seeds)
     assert abs(statistics.mean(result.values) - result.mean) < 1e-4
@@ -105,8 +107,9 @@ def test_every_quoted_row_names_its_source():
     assert not (row.records or row.commits)
 
 
-def test_the_protocols_of_evaluate_are_among_those_of_the_board():
-  assert {*evaluate.PROTOCOLS} <= {*SHOWN.protocols}
+def test_the_protocols_of_the_board_are_those_of_evaluate():
+  found = {name.removeprefix(ENSEMBLE) for name in SHOWN.protocols}
+  assert found == {*evaluate.PROTOCOLS}
 
 
 LSTM = Row(
@@ -173,14 +176,14 @@ def test_a_chart_has_a_point_for_each_result_and_says_which(tmp_path):
 
 
 def test_an_ensemble_costs_what_its_members_cost():
-  ensemble = Result("ensemble", 1.25, seeds=(0, 1, 2), note="stateful")
+  ensemble = Result("ensemble_stateful", 1.25, seeds=(0, 1, 2))
   row = LSTM._replace(parameters=1_000_000, results=[*LSTM.results, ensemble])
   found = points(Board(PROTOCOLS, [row]), AXES[0])
-  assert [point.x for point in found if point.protocol == "ensemble"] == [3.0]
-  assert {p.x for p in found if p.protocol != "ensemble"} == {1.0}
+  assert [p.x for p in found if p.protocol == "ensemble_stateful"] == [3.0]
+  assert {p.x for p in found if p.protocol != "ensemble_stateful"} == {1.0}
   shared = row._replace(training=Training([2, 4], "a core", shared=1.0))
   found = points(Board(PROTOCOLS, [shared]), AXES[1])
-  assert [point.x for point in found if point.protocol == "ensemble"] == [7.0]
+  assert [p.x for p in found if p.protocol == "ensemble_stateful"] == [7.0]
 
 
 @pytest.mark.parametrize(
