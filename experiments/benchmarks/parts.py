@@ -47,6 +47,7 @@ OTHERS: list[Row] = [
   {"hidden_size": size} for size in (128, 256, 512)
 ]  # GRU, RNN
 POLICY: Row = {"hidden_size": 128, "seq_len": 128, "batch_size": 1024}
+POLICIES: list[Row] = [{"batch_size": size} for size in (256, 1024, 4096)]
 LINEAR: list[Row] = [
   *({"seq_len": steps} for steps in (64, 256, 1024)),
   {"seq_len": 4096, "batch_size": 8},
@@ -110,14 +111,18 @@ def _layer_cases(
       yield [title | sizes | row for row in rows], skipped
 
 
-def resets_part(sizes: Row, rounds: int) -> Cases:
-  """Time the GRU of a recurrent policy, with episodes that begin inside."""
-  case = POLICY | _sizes_of(sizes, LAYER)
-  for backward in (False, True):
-    problem = resets.make_problem(backward, **case)
-    rows, skipped = compare(resets.resets(), rounds, problem)
-    title = {"part": "resets", "backward": backward}
-    yield [title | case | row for row in rows], skipped
+def resets_part(cases: Iterable[Row], rounds: int) -> Cases:
+  """Time the GRU of a recurrent policy, with episodes that begin inside.
+
+  A case is what differs from POLICY.
+  """
+  for case in cases:
+    sizes = POLICY | case
+    for backward in (False, True):
+      problem = resets.make_problem(backward, **sizes)
+      rows, skipped = compare(resets.resets(), rounds, problem)
+      title = {"part": "resets", "backward": backward}
+      yield [title | sizes | row for row in rows], skipped
 
 
 def sampling_part(
@@ -206,6 +211,11 @@ def _linear(sizes: Row, rounds: int) -> Cases:
   return linear_part([case] if case else LINEAR, rounds)
 
 
+def _resets(sizes: Row, rounds: int) -> Cases:
+  case = _sizes_of(sizes, LAYER)
+  return resets_part([case] if case else POLICIES, rounds)
+
+
 class Part(NamedTuple):
   """A part of the benchmark."""
 
@@ -217,7 +227,7 @@ PARTS: dict[str, Part] = {
   "model": Part(_model, MODEL),
   "layer": Part(_layer, LAYER),
   "linear": Part(_linear, LAYER),
-  "resets": Part(resets_part, LAYER),
+  "resets": Part(_resets, LAYER),
   "sampling": Part(lambda _, rounds: sampling_part(SAMPLING, rounds), {}),
   "memory": Part(lambda sizes, _: memory_part(sizes), LAYER),
   "launches": Part(lambda sizes, _: launches_part(sizes), LAYER),

@@ -57,7 +57,7 @@ def test_layers_are_proven_equal_and_timed(cell):
 
 
 def test_a_policy_with_resets_is_proven_equal_and_timed():
-  outputs, gradients = parts.resets_part(SIZES, 2)
+  outputs, gradients = parts.resets_part([SIZES], 2)
   for rows, _ in (outputs, gradients):
     check(rows, ["lstm_jax", "recompute", "autodiff", "flax scan"])
 
