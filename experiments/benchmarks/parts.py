@@ -94,9 +94,12 @@ def layer_part(
     yield from _layer_cases("layer", cell, sequences.sequences(), cases, rounds)
 
 
-def linear_part(cases: Iterable[Row], rounds: int) -> Cases:
-  """Time a minimal GRU, whose recurrence is linear, as `layer_part` does."""
-  return _layer_cases("linear", linear.CELL, linear.linear(), cases, rounds)
+def linear_part(
+  cases: Iterable[Row], rounds: int, cells: Iterable[str]
+) -> Cases:
+  """Time cells whose recurrence is linear, as `layer_part` does."""
+  for cell in cells:
+    yield from _layer_cases("linear", cell, linear.linear(), cases, rounds)
 
 
 def _layer_cases(
@@ -208,7 +211,8 @@ def _layer(sizes: Row, rounds: int) -> Cases:
 
 def _linear(sizes: Row, rounds: int) -> Cases:
   case = _sizes_of(sizes, LAYER)
-  return linear_part([case] if case else LINEAR, rounds)
+  cases = [case] if case else LINEAR
+  return linear_part(cases, rounds, linear.COEFFICIENTS)
 
 
 def _resets(sizes: Row, rounds: int) -> Cases:

@@ -5,6 +5,7 @@ import pytest
 
 from experiments import benchmark
 from experiments.benchmarks import parts, plots
+from experiments.benchmarks.peers import linear
 from experiments.benchmarks.tables import case_table, change_table
 from tests.processes import ROOT
 
@@ -63,8 +64,10 @@ def test_a_policy_with_resets_is_proven_equal_and_timed():
 
 
 @pytest.mark.exhaustive
-def test_linear_recurrences_are_proven_equal_and_timed():
-  outputs, gradients = parts.linear_part([SIZES], 2)
+@pytest.mark.parametrize("cell", ["min_gru", "min_lstm", "lru"])
+def test_linear_recurrences_are_proven_equal_and_timed(cell):
+  assert cell in linear.COEFFICIENTS
+  outputs, gradients = parts.linear_part([SIZES], 2, [cell])
   for rows, _ in (outputs, gradients):
     check(rows, ["lstm_jax", "scan of steps, autodiff", "lax.scan, autodiff"])
 

@@ -1,8 +1,9 @@
 """A layer with a linear recurrence, in the ways in which it can be computed.
 
-Our `unroll` of a minimal GRU against the same equations as a user of JAX writes
-them: after the product of all inputs, a `lax.scan` or a `lax.associative_scan`
-over time, which JAX differentiates.
+Our `unroll` of a minimal GRU, a minimal LSTM and a linear recurrent unit
+against the same equations as a user of JAX writes them: after the product of
+all inputs, a `lax.scan` or a `lax.associative_scan` over time, which JAX
+differentiates.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from experiments.benchmarks.peers import sequences
 from experiments.benchmarks.peers.layers import Layer, autodiff, ours
 from experiments.benchmarks.peers.proof import Makers
 
-CELL = "min_gru"
+Recurrence = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def loop(decay: jax.Array, increment: jax.Array) -> jax.Array:
@@ -40,16 +41,34 @@ def parallel(decay: jax.Array, increment: jax.Array) -> jax.Array:
   return lax.associative_scan(combine, (decay, increment))[1]
 
 
-def written_out(recurrence: Callable) -> Callable[[str, Any], Layer]:
-  """Return the maker of a minimal GRU with this recurrence."""
+def _min_gru(params: Any, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  az, an = jnp.split(a, 2, axis=-1)
+  z = jax.nn.sigmoid(az)
+  return 1 - z, z * an
+
+
+def _min_lstm(params: Any, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  af, ai, an = jnp.split(a, 3, axis=-1)
+  f, i = jax.nn.sigmoid(af), jax.nn.sigmoid(ai)
+  return f / (f + i), i / (f + i) * an
+
+
+def _lru(params: Any, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  decay = jnp.exp(-jnp.exp(params.nu))
+  return jnp.broadcast_to(decay, a.shape), jnp.sqrt(1 - decay**2) * a
+
+
+# (params, pre-activations [T, B, ...]) -> (λ, u) [T, B, H] of each cell.
+COEFFICIENTS = {"min_gru": _min_gru, "min_lstm": _min_lstm, "lru": _lru}
+
+
+def written_out(recurrence: Recurrence) -> Callable[[str, Any], Layer]:
+  """Return the maker of a layer with this recurrence."""
 
   def make(cell: str, weights: Any) -> Layer:
-    del cell
-
     def apply(params, xs):
-      az, an = jnp.split(xs @ params.w_x + params.b, 2, axis=-1)
-      z = jax.nn.sigmoid(az)
-      return recurrence(1 - z, z * an)
+      a = xs @ params.w_x + params.b
+      return recurrence(*COEFFICIENTS[cell](params, a))
 
     return Layer(weights, apply, lambda w: w)
 
