@@ -20,10 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments.analysis.chrono import with_chrono_biases
 from lstm_jax.language import LanguageModel, cross_entropy
-from lstm_jax.training import OptimizerConfig, make_optimizer
+from lstm_jax.training import (
+  OptimizerConfig,
+  make_optimizer,
+  on_one_device,
+  over_members,
+  place_members,
+)
 
 SYMBOLS = 8  # K; an accuracy of 1 / K is chance
 BLANK, CUE = SYMBOLS, SYMBOLS + 1
@@ -59,6 +66,7 @@ def learn(
   num_steps: int,
   learning_rates: tuple[float, ...],
   chrono: str | None = None,
+  mesh: Mesh | None = None,
 ) -> Recall:
   """Train an ensemble at each learning rate; return the result of the best.
 
@@ -72,6 +80,7 @@ def learn(
       sequences.
     chrono: the name of the model's cell if its gates get initial biases that
       fit the d + 2 time steps of a sequence.
+    mesh: the devices that share the seeds (`lstm_jax.training.over_members`).
 
   Raises:
     ValueError: the cell has no such gates (`with_chrono_biases`).
@@ -96,7 +105,9 @@ def learn(
       params = with_chrono_biases(params, chrono, key, delay + 2)
     return params, optimizer.init(params)
 
-  def train_steps(member, key, steps, rate):
+  def train_steps(own, shared):
+    (member, key), (steps, rate) = own, shared
+
     def body(member, step):
       params, opt_state = member
       gradient = jax.grad(loss)(params, jax.random.fold_in(key, step))
@@ -106,23 +117,30 @@ def learn(
 
     return jax.lax.scan(body, member, steps)[0]
 
-  def test(member, key):
-    logits, symbols = answers(member[0], key, TEST_SIZE)
+  def test(own, shared):
+    (params, key), () = own, shared
+    logits, symbols = answers(params, key, TEST_SIZE)
     accuracy = (logits.argmax(-1) == symbols).mean()
     return accuracy, cross_entropy(logits, symbols).mean()
 
   split = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)
   init_keys, train_keys, test_keys = split(keys)
-  init_all, test_all = jax.jit(jax.vmap(init)), jax.jit(jax.vmap(test))
-  train_all = jax.jit(jax.vmap(train_steps, (0, 0, None, None)))
+  init_all = jax.jit(jax.vmap(init))
+  train_all, test_all = (
+    jax.jit(over_members(f, mesh)) for f in (train_steps, test)
+  )
   steps = jnp.arange(num_steps)
   results: list[tuple[tuple[int, float], Recall]] = []
   for rate in learning_rates:
     members = init_all(init_keys)
+    if mesh:
+      members = place_members(members, mesh)
     for first in range(0, num_steps, STEPS_PER_CALL):
       some = steps[first : first + STEPS_PER_CALL]
-      members = train_all(members, train_keys, some, jnp.asarray(rate))
-    accuracy, nats = (np.asarray(x) for x in test_all(members, test_keys))
+      shared = some, jnp.asarray(rate)
+      members = train_all((members, train_keys), shared)
+    found = on_one_device(test_all((members[0], test_keys), ()))
+    accuracy, nats = (np.asarray(x) for x in found)
     losses = [float(n) if np.isfinite(n) else None for n in nats]
     results.append((rank(nats), Recall(rate, accuracy.tolist(), losses)))
   return min(results, key=lambda result: result[0])[1]

@@ -98,7 +98,7 @@ class CompareConfig:
     bounds="[0, inf)",
   )
   recall_learning_rate: tuple[float, ...] = option(
-    (1e-3, 3e-3),
+    (1e-3, 3e-3, 1e-2, 3e-2),
     "Peak learning rate in the recall task. Repeat the flag to try several: "
     "the best for each cell and delay is reported.",
     bounds="(0, inf)",

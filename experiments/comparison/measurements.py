@@ -20,6 +20,7 @@ from experiments.comparison.tuning import (
   widen,
 )
 from experiments.trainer.config import CELLS
+from experiments.trainer.devices import members_mesh
 from lstm_jax.language import ModelConfig
 
 EQUAL_STEPS, EQUAL_TIME = "equal steps", "equal time"  # the two budgets
@@ -167,6 +168,7 @@ def delayed_recall(
         config.recall_steps,
         config.recall_learning_rate,
         chrono=name if bias == DELAY_BIAS else None,
+        mesh=members_mesh(config.job, config.num_seeds),
       )
       rows.append(
         {

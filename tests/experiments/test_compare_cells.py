@@ -192,8 +192,8 @@ def test_equal_time_and_recall_can_be_left_out(comparison, tmp_path, console):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_two_devices_share_the_seeds(comparison, tmp_path):
-  losses, default = {}, to_record(CompareConfig())
-  only_lstm = {"cells": ("lstm",), "equal_time": False, "recall_steps": 0}
+  losses, recalled, default = {}, {}, to_record(CompareConfig())
+  only_lstm = {"cells": ("lstm",), "equal_time": False}
   for count in ("1", "2"):
     config = replace(comparison, **only_lstm, devices=count)
     flags = [*as_flags(to_record(config), default), f"--out={tmp_path / count}"]
@@ -202,6 +202,9 @@ def test_two_devices_share_the_seeds(comparison, tmp_path):
     assert record["config"]["devices"] == count
     (trained,) = record["runs"]
     losses[count] = [row["val_loss"] for row in trained["evaluations"]]
+    recalled[count] = [row["loss"] for row in record["recall"]]
+  assert np.allclose(recalled["1"], recalled["2"], rtol=0, atol=1e-5)
+  assert np.ptp(recalled["1"], axis=1).min() > 1e-4  # the seeds differ
   assert np.allclose(losses["1"], losses["2"], rtol=0, atol=1e-5)
   assert abs(losses["1"][-1][0] - losses["1"][-1][1]) > 1e-3
 
