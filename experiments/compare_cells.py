@@ -111,7 +111,9 @@ def run(
       record["gradient_flow"] += gradient_flow(cell, trained, corpus, config)
     save(record, directory)  # keeps these results if the rest is interrupted
   if config.recall_steps:
-    record["recall"] = delayed_recall(config, recall_key, console)
+    for rows in delayed_recall(config, recall_key, console):
+      record["recall"] += rows
+      save(record, directory)
   record["seconds"] = time.monotonic() - start
   save(record, directory)
   report(record, directory, console)

@@ -35,8 +35,12 @@ from experiments.comparison.results import (
   recorded_command,
 )
 from experiments.policies import plots
-from experiments.policies.config import PolicyConfig, make_environment
-from experiments.policies.peer import FLAX_CELLS, race
+from experiments.policies.config import (
+  RACING,
+  PolicyConfig,
+  make_environment,
+)
+from experiments.policies.peer import race
 from experiments.policies.tables import tables
 from experiments.policies.training import train
 from experiments.trainer.devices import share_members
@@ -80,7 +84,7 @@ def run(
     trained = train(name, environment, config, keys, show)
     record["networks"][name] = trained
     save(record, directory)  # keeps these results if the rest is interrupted
-  for name in [n for n in FLAX_CELLS if n in config.network]:
+  for name in [n for n in RACING if n in config.network]:
     if config.timing_rounds:
       console.print(f"{name}: timing {config.timing_rounds} rounds")
       record["race"][name] = race(name, environment, config, race_key)

@@ -100,9 +100,10 @@ def learn(
     return cross_entropy(*answers(params, key, BATCH_SIZE)).mean()
 
   def init(key):
-    params = model.init(key)
+    init_key, chrono_key = jax.random.split(key)
+    params = model.init(init_key)
     if chrono is not None:
-      params = with_chrono_biases(params, chrono, key, delay + 2)
+      params = with_chrono_biases(params, chrono, chrono_key, delay + 2)
     return params, optimizer.init(params)
 
   def train_steps(own, shared):

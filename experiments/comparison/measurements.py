@@ -1,5 +1,6 @@
 """The measurements of a comparison, as the entries of comparison.json."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -140,11 +141,12 @@ def gradient_flow(
 
 def delayed_recall(
   config: CompareConfig, key: jax.Array, console: Console
-) -> list[dict[str, Any]]:
-  """Train each cell at each delay; return and print each seed's accuracy.
+) -> Iterator[list[dict[str, Any]]]:
+  """Train each cell at each delay; yield and print each seed's accuracy.
 
-  A cell with a forget gate learns each delay twice: from its usual initial
-  biases, and from those that fit the delay (`experiments.analysis.chrono`).
+  What is yielded are the rows of a cell and its initial biases. A cell with a
+  forget gate learns each delay twice: from its usual initial biases, and from
+  those that fit the delay (`experiments.analysis.chrono`).
   """
   sizes = ModelConfig(
     embedding_size=recall.EMBEDDING, hidden_size=config.recall_hidden_size
@@ -156,9 +158,8 @@ def delayed_recall(
     for bias in (USUAL_BIAS, DELAY_BIAS)
     if bias == USUAL_BIAS or name in GATE_BIASES
   ]
-  rows = []
   for name, bias in biases:
-    cell = models[name]
+    cell, rows = models[name], []
     for delay in config.delay:
       keys = jax.random.split(jax.random.fold_in(key, delay), config.num_seeds)
       result = recall.learn(
@@ -188,4 +189,4 @@ def delayed_recall(
         f"accuracy {accuracy}",
         soft_wrap=True,
       )
-  return rows
+    yield rows

@@ -19,6 +19,8 @@ TASKS: dict[str, tuple[Callable[[int], Environment], str]] = {
   "repeat_previous": (repeat_previous, "Repeat the symbol of {} steps before"),
 }
 
+RACING = "gru", "lstm"  # networks that are timed against the same in Flax
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -132,9 +134,18 @@ class PolicyConfig:
 
   def __post_init__(self):
     check_options(self)
+    if len({*self.network}) < len(self.network):
+      raise ValueError(
+        f"networks must be distinct, got {', '.join(self.network)}"
+      )
     for name in self.network:
       if name != FEED_FORWARD:
         find_cell(name)
+    if self.timing_rounds and not {*RACING} & {*self.network}:
+      raise ValueError(
+        f"--timing_rounds needs --network={' or '.join(RACING)}, got "
+        + ", ".join(self.network)
+      )
 
 
 def make_environment(config: PolicyConfig) -> tuple[Environment, str]:

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from experiments.comparison.tables import markdown
-from experiments.policies.plots import curve
+from experiments.policies.training import mean
 
 LAST = 0.1  # share of the updates whose mean return is the result
 PROGRAMS = {
@@ -34,24 +32,28 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
 
 def _returns(record: dict[str, Any]) -> str:
   steps = record["steps_per_update"] * record["config"]["num_updates"]
-  seeds = record["config"]["num_seeds"]
   header = ["network", "parameters", "return", "mean", "training, s"]
   rows = []
   for name, run in record["networks"].items():
     count = max(1, round(LAST * len(run["returns"])))
-    last = curve(run["returns"][-count:], 1)[1]
-    means = last.mean(0) if len(last) else np.full(seeds, np.nan)
+    by_seed = zip(*run["returns"][-count:], strict=True)
+    means = [mean([*values]) for values in by_seed]
     rows.append(
       [
         name,
         f"{run['num_parameters']:,}",
-        ", ".join(f"{x:.2f}" for x in means),
-        f"{means.mean():.2f}",
+        ", ".join(map(_format, means)),
+        _format(None if None in means else mean(means)),
         f"{run['seconds']:.0f}",
       ]
     )
   header[-1] += f", {steps:,} steps a seed"
   return markdown(header, rows)
+
+
+def _format(value: float | None) -> str:
+  """Return a mean return; "–" where no episode has ended."""
+  return "–" if value is None else f"{value:.2f}"
 
 
 def _race(race: dict[str, Any]) -> str:

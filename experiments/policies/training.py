@@ -99,6 +99,6 @@ def known(values: Any) -> list[float | None]:
 
 
 def mean(values: list[float | None]) -> float | None:
-  """Return the mean of numbers; None if one is unknown."""
+  """Return the mean of the known numbers; None if there are none."""
   numbers = [x for x in values if x is not None]
-  return float(np.mean(numbers)) if len(numbers) == len(values) else None
+  return float(np.mean(numbers)) if numbers else None

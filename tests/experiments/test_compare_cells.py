@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import compare_cells
+from experiments.analysis import recall
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.tables import markdown, tables
 from experiments.trainer.records import replace, to_record
@@ -247,3 +248,27 @@ def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
     "comparison.png",
     "samples.txt",
   }
+
+
+@pytest.mark.exhaustive
+def test_what_was_recalled_before_an_interruption_is_kept(
+  comparison, tmp_path, console, monkeypatch
+):
+  learn, calls = recall.learn, []
+
+  def interrupted(*arguments, **options):
+    if len(calls) == 5:  # in the second delay of the GRU's fitting biases
+      raise KeyboardInterrupt
+    calls.append(options["chrono"])
+    return learn(*arguments, **options)
+
+  monkeypatch.setattr(recall, "learn", interrupted)
+  config = replace(comparison, equal_time=False, num_steps=1)
+  with pytest.raises(KeyboardInterrupt):
+    compare_cells.run(config, tmp_path / "out", console)
+  assert calls == [None, None, None, None, "gru"]
+  kept = compare_cells.load(tmp_path / "out")["recall"]
+  assert [(row["cell"], row["delay"]) for row in kept] == [
+    *[("rnn", 1), ("rnn", 3)],
+    *[("gru", 1), ("gru", 3)],
+  ]

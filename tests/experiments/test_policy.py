@@ -7,6 +7,7 @@ import pytest
 from experiments import policy
 from experiments.policies.config import PolicyConfig, PPOConfig
 from experiments.policies.tables import tables
+from experiments.policies.training import mean
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace, to_record
 from tests.processes import ROOT, as_flags, run_program
@@ -73,6 +74,40 @@ def test_the_tables_are_markdown_with_the_returns_and_times():
   assert "| gru: Flax, ScannedRNN by hand | 125 | 124 – 127 | 1.25 | 3.2 |" in (
     times.splitlines()
   )
+
+
+def test_a_seed_whose_episodes_have_not_ended_hides_no_other(console):
+  record = example()
+  record["networks"]["gru"]["returns"] = [[0.5, None]]
+  record["networks"]["feed_forward"]["returns"] = [[0.25, None], [0.75, 0.5]]
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr("experiments.policies.tables.LAST", 1.0)
+    returns, _ = tables(record).values()
+  assert returns.splitlines()[2] == "| gru | 1,904 | 0.50, – | – | 20 |"
+  assert "| 0.50, 0.50 | 0.50 |" in returns.splitlines()[3]
+  assert mean([0.25, None, 0.75]) == 0.5 and mean([None, None]) is None
+  for value in (None, mean([0.25, None])):
+    policy.progress(console, "gru", 1, 1, value)
+  assert console.file.getvalue() == (
+    "gru  1/1  no episode has ended\ngru  1/1  return 0.250\n"
+  )
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"network": ("gru", "lstm", "gru")}, "distinct, got gru, lstm, gru$"),
+    (
+      {"network": ("min_gru", "feed_forward"), "timing_rounds": 3},
+      "--timing_rounds needs --network=gru or lstm, got min_gru, feed_forward$",
+    ),
+  ],
+)
+def test_networks_that_cannot_be_compared_or_timed_are_refused(
+  changes, message
+):
+  with pytest.raises(ValueError, match=message):
+    replace(SMALL, **changes)
 
 
 def test_a_saved_run_is_loaded_and_reported(tmp_path, console):
