@@ -21,6 +21,7 @@ make a cell, such as `rnn.with_activation`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -127,7 +128,8 @@ def make_hard_sigmoid(slope: float) -> Activation:
   Raises:
     ValueError: the slope is not a positive number.
   """
-  if not (isinstance(slope, int | float) and 0 < slope < math.inf):
+  is_number = isinstance(slope, Real) and not isinstance(slope, bool)
+  if not (is_number and 0 < slope < math.inf):
     raise ValueError(f"slope must be a number in (0, inf), got {slope!r}")
   slope = float(slope)
   name = f"hard_sigmoid({slope:g})"

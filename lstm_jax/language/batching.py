@@ -47,7 +47,13 @@ class Batches(NamedTuple):
     return self.cuts[-1] * self.tokens.shape[1]
 
   def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (tokens, targets) of one batch, each [T, B]."""
+    """Return (tokens, targets) of one batch, each [T, B].
+
+    Raises:
+      IndexError: the index is not in [0, num_batches).
+    """
+    if not 0 <= index < self.num_batches:
+      raise IndexError(f"index must be in [0, {self.num_batches}), got {index}")
     rows = self.tokens[self.cuts[index] : self.cuts[index + 1] + 1]
     return rows[:-1], rows[1:]
 
@@ -84,7 +90,13 @@ def make_batches(
 
 
 def _pieces(tokens: np.ndarray, gap: int | None) -> list[np.ndarray]:
-  return [tokens] if gap is None else np.split(tokens, [gap])
+  if gap is None:
+    return [tokens]
+  if not 0 < gap < len(tokens):
+    raise ValueError(
+      f"gap must be between two of {len(tokens)} tokens, got {gap}"
+    )
+  return np.split(tokens, [gap])
 
 
 def _columns(
@@ -214,7 +226,8 @@ class BatchingConfig:
   ) -> Iterator[int]:
     """Iterate over the numbers of batches of the epochs.
 
-    The arguments and errors are those of `num_steps`, which is their sum.
+    The arguments are those of `num_steps`, which is their sum, and so are the
+    errors, but for the number of training steps.
     """
     if self.short_seq_prob:
       return (epoch.num_batches for epoch in self.epochs(tokens, seed, gap))
@@ -249,7 +262,7 @@ class BatchingConfig:
     rng = np.random.default_rng([seed, epoch])
     if self.random_offsets:
       rotated = (
-        np.roll(piece, -rng.integers(len(piece)))
+        np.roll(piece, -rng.integers(max(1, len(piece))))
         for piece in _pieces(tokens, gap)
       )
       tokens = np.concatenate([*rotated])

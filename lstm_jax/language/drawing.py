@@ -21,6 +21,8 @@ Tokens as likely as the last that is kept are kept as well.
   [False, True, True, True]
 """
 
+import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -42,6 +44,21 @@ class DrawingRules(NamedTuple):
   suppress_tokens: tuple[int, ...] = ()
 
 
+def check_count(name: str, value: int, least: int = 1) -> None:
+  """Raise ValueError unless a number is an integer that is large enough."""
+  if not isinstance(value, int | np.integer) or value < least:
+    raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
+
+
+def token_ids(tokens: Sequence[int]) -> tuple[int, ...]:
+  """Return tokens as a tuple; raise ValueError unless they are integers."""
+  try:
+    return tuple(map(operator.index, tokens))
+  except TypeError:
+    message = f"suppress_tokens must be integers, got {tokens!r}"
+    raise ValueError(message) from None
+
+
 def check_rules(rules: DrawingRules, vocabulary_size: int) -> None:
   """Raise ValueError if a rule is out of range, or suppresses all tokens."""
   temperature, top_k, top_p, min_p, suppress_tokens = rules
@@ -49,8 +66,8 @@ def check_rules(rules: DrawingRules, vocabulary_size: int) -> None:
     raise ValueError(
       f"temperature must be finite in float32 and ≥ 0, got {temperature}"
     )
-  if top_k is not None and top_k < 1:
-    raise ValueError(f"top_k must be ≥ 1, got {top_k}")
+  if top_k is not None:
+    check_count("top_k", top_k)
   if top_p is not None and not 0 < top_p <= 1:
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
   if min_p is not None and not 0 <= min_p <= 1:
@@ -75,6 +92,8 @@ def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
 
 def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
   """Return logits [..., V] with −∞ outside the nucleus of probability p."""
+  if p == 1:  # rounding must not leave any out
+    return logits
   descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
   probability = jax.nn.softmax(descending, axis=-1)
   before = jnp.cumsum(probability, axis=-1) - probability

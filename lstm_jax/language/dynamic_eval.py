@@ -73,8 +73,8 @@ def dynamic_nats(
     Nats of tokens[1:], float64.
 
   Raises:
-    ValueError: there are fewer than two tokens, or a number is out of its
-      range.
+    ValueError: there are fewer than two tokens, or others than those of the
+      vocabulary; or a number is out of its range.
     Divergence: the loss of a token reaches 10,000 nats or is not finite.
   """
   nats = _scan(model, params, tokens, scale, config, full=False)
@@ -101,7 +101,7 @@ def dynamic_log_probs(
 
 def _scan(model, params, tokens, scale, config, full):
   """Return nats [N − 1], or the distributions [N − 1, V] if `full`."""
-  check_tokens(tokens)
+  check_tokens(tokens, len(params.bias))
   size, rate, decay = config.segment, config.rate, config.decay
   if size < 1 or not rate >= 0 or not 0 <= decay <= 1:
     raise ValueError(
@@ -185,8 +185,9 @@ def _scan_segments(model, full, initial, scale, rates, carry, segments):
   def step(theta, gradient, theta_0, r):
     dtype = theta.dtype
     theta, gradient, theta_0 = upcast((theta, gradient, theta_0))
-    pull = jnp.minimum(decay * r / mean, 1) * (theta_0 - theta)
-    theta = theta - rate * gradient / (r + EPSILON * mean) + pull
+    # With r̄ = 0 every gradient is 0, and so are these.
+    pull = jnp.minimum(decay * _ratio(r, mean), 1) * (theta_0 - theta)
+    theta = theta - rate * _ratio(gradient, r + EPSILON * mean) + pull
     return theta.astype(dtype)
 
   def mean_nats(params, state, tokens):
@@ -204,3 +205,9 @@ def _scan_segments(model, full, initial, scale, rates, carry, segments):
     return (params, state), predicted
 
   return lax.scan(body, carry, segments)
+
+
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+  """Return the quotient, and 0 where the denominator is 0."""
+  safe = jnp.where(denominator > 0, denominator, 1)
+  return jnp.where(denominator > 0, numerator / safe, 0)

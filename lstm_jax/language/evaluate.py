@@ -55,7 +55,8 @@ def stateful_nats(
     Nats of tokens[1:], float64.
 
   Raises:
-    ValueError: there are fewer than two tokens.
+    ValueError: there are fewer than two tokens, or others than those of the
+      vocabulary.
   """
   return _one_pass(_nats, model, params, tokens).astype(np.float64)
 
@@ -76,7 +77,8 @@ def stateful_log_probs(
     Logarithms of the probabilities of every token, [N − 1, V].
 
   Raises:
-    ValueError: there are fewer than two tokens.
+    ValueError: there are fewer than two tokens, or others than those of the
+      vocabulary.
   """
   return _one_pass(_log_probs, model, params, tokens)
 
@@ -103,7 +105,8 @@ def batch_log_probs(
 
 def _one_pass(function, model, params, tokens):
   """Return what a function like `predict` returns in one pass, [N − 1, ...]."""
-  check_tokens(tokens)
+  check_tokens(tokens, len(params.bias))
+  tokens = np.asarray(tokens, np.int32)
   state, parts = model.initial_state((1,)), []
   for chunk in cut_windows(tokens, CHUNK):
     part, state = function(model, params, state, chunk[:, None])
@@ -135,9 +138,11 @@ def cold_nats(
     Nats of tokens[1:], float64.
 
   Raises:
-    ValueError: there are fewer than two tokens, or W is below 1.
+    ValueError: there are fewer than two tokens, or others than those of the
+      vocabulary; or W is below 1.
   """
-  check_tokens(tokens)
+  check_tokens(tokens, len(params.bias))
+  tokens = np.asarray(tokens, np.int32)
   if window < 1:
     raise ValueError(f"a window must have at least 1 token, got {window}")
   windows, losses = cut_windows(tokens, window), []
@@ -177,10 +182,23 @@ def nats_per_character(
   return (nats + spelling) / (len(text) - 1)
 
 
-def check_tokens(tokens: np.ndarray) -> None:
-  """Raise ValueError unless there are at least two tokens."""
-  if len(tokens) < 2:
-    raise ValueError(f"a loss needs at least 2 tokens, got {len(tokens)}")
+def check_tokens(tokens: np.ndarray, vocabulary_size: int) -> None:
+  """Raise ValueError unless there are two tokens, [N], of the vocabulary."""
+  if np.ndim(tokens) != 1 or len(tokens) < 2:
+    got = np.size(tokens) if np.ndim(tokens) == 1 else np.shape(tokens)
+    raise ValueError(f"a loss needs at least 2 tokens, [N], got {got}")
+  check_range("tokens", tokens, vocabulary_size)
+
+
+def check_range(name: str, tokens: np.ndarray, vocabulary_size: int) -> None:
+  """Raise ValueError unless all tokens are integers in [0, V)."""
+  tokens = np.asarray(tokens)
+  known = np.issubdtype(tokens.dtype, np.integer)
+  if not known or tokens.min() < 0 or tokens.max() >= vocabulary_size:
+    raise ValueError(
+      f"{name} must be integers in [0, {vocabulary_size}), got "
+      f"{tokens.dtype} from {tokens.min()} to {tokens.max()}"
+    )
 
 
 def cut_windows(tokens: np.ndarray, length: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstm_jax.language.evaluate import check_tokens
+from lstm_jax.language.evaluate import check_range, check_tokens
 
 ORDER = 7  # tokens of the longest context: 8-grams
 DISCOUNT = 0.75  # δ
@@ -64,18 +64,14 @@ def ngram_predictions(
     ValueError: there are fewer than two tokens, a token is not in [0, V), or
       order or discount is out of its range.
   """
-  check_tokens(tokens)
+  check_tokens(tokens, vocabulary_size)
   if order < 0 or not 0 < discount < 1:
     raise ValueError(
       f"order must be ≥ 0 and discount in (0, 1), got {order} and {discount}"
     )
   pieces = [np.asarray(piece, np.int64) for piece in (*training, tokens)]
   every = np.concatenate(pieces)
-  if every.min() < 0 or every.max() >= vocabulary_size:
-    raise ValueError(
-      f"tokens must be in [0, {vocabulary_size}), got from {every.min()} to "
-      f"{every.max()}"
-    )
+  check_range("tokens", every, vocabulary_size)
   rows, counts = _count(pieces, vocabulary_size, order)
   probs = np.empty((len(tokens) - 1, vocabulary_size))
   longest = np.empty(len(tokens) - 1, int)

@@ -21,9 +21,13 @@ ValueError: hidden_size must be in [1, inf), got 0
 """
 
 import dataclasses
+import numbers
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+# Types of fields that are numbers, the widest first, and what they may hold.
+NUMBERS = {float: numbers.Real, int: numbers.Integral}
 
 
 def option(
@@ -55,7 +59,8 @@ def check_options(config: Any) -> None:
   every element is checked; it may be empty only if its default is.
 
   Raises:
-    ValueError: a value is out of its bounds or not one of its choices, or a
+    ValueError: a value is no number where the field's type is one, and no
+      integer for int; it is out of its bounds or not one of its choices; or a
       tuple is empty.
   """
   types = typing.get_type_hints(type(config))
@@ -66,6 +71,11 @@ def check_options(config: Any) -> None:
     values = value if isinstance(value, tuple) else (value,)
     if not values and field.default:
       raise ValueError(f"{field.name} must have at least one value, got ()")
+    kind = next((n for n in NUMBERS if n in _leaves(types[field.name])), None)
+    if kind and not all(_is_number(element, kind) for element in values):
+      raise ValueError(
+        f"{field.name} must be of type {kind.__name__}, got {value!r}"
+      )
     bounds = field.metadata.get("bounds")
     if bounds and not all(in_bounds(number, bounds) for number in values):
       raise ValueError(f"{field.name} must be in {bounds}, got {value!r}")
@@ -76,6 +86,17 @@ def check_options(config: Any) -> None:
     if not all(element in valid for element in values):
       names = ", ".join(choices)
       raise ValueError(f"{field.name} must be one of {names}, got {value!r}")
+
+
+def _leaves(kind: Any) -> set[Any]:
+  """Return the types that a type such as `tuple[int, ...] | None` names."""
+  arguments = typing.get_args(kind)
+  return {kind}.union(*map(_leaves, arguments)) if arguments else {kind}
+
+
+def _is_number(value: Any, kind: type) -> bool:
+  """Return whether a value is an int, or a float or int; bool is neither."""
+  return isinstance(value, NUMBERS[kind]) and not isinstance(value, bool)
 
 
 def in_bounds(value: float, bounds: str) -> bool:

@@ -1,16 +1,17 @@
 """Linear readout and cross-entropy in one function, without storing all logits.
 
-Forward, for each chunk of time      Its gradient, in the same pass
-  y = h W + b                          dy = (softmax y − q) / N
+Forward, for each chunk of time      N times its gradient, in the same pass
+  y = h W + b                          dy = softmax y − q
   ℓ = −Σⱼ qⱼ log softmax(y)ⱼ           dh = dy Wᵀ
   L = Σ ℓ / N                          dW = Σ hᵀ dy
                                        db = Σ dy
 
 with N = T·B predictions and the target q of each, a token's onehot(target) or a
 distribution (`loss`). The loss is a scalar, so its gradient is known up to
-one factor, the loss's own cotangent, before the backward pass begins. The
-forward pass computes it chunk by chunk, while the logits of the chunk exist,
-and the backward pass multiplies it by that factor. At V 10,000 the logits
+one factor, dL / N with the loss's own cotangent dL, before the backward pass
+begins. The forward pass computes it chunk by chunk, while the logits of the
+chunk exist, and the backward pass multiplies it by that factor: dy / N alone
+could be too small for float16, before dL has scaled it. At V 10,000 the logits
 [T, B, V] of a whole batch would be the largest array of all.
 """
 
@@ -23,7 +24,7 @@ from jax import lax
 
 from lstm_jax.cells.affine import affine, affine_backward
 from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
-from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
+from lstm_jax.cells.precision import cast_matrices, upcast
 from lstm_jax.language import loss as losses
 
 MAX_LOGITS = 2**22  # in a chunk: 16 MiB of float32
@@ -54,52 +55,62 @@ def linear_cross_entropy(
       distributions.
   """
   arrays = vary_alike((hs, w, b, targets))
-  rule = partial(_linear_cross_entropy, compute_dtype)
+  dtypes = compute_dtype, w.dtype, b.dtype
+  rule = partial(_linear_cross_entropy, dtypes)
   return auto_sharded(rule, leading_sharding(hs, 0, 0))(*arrays)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear_cross_entropy(compute_dtype, hs, w, b, targets):
+def _linear_cross_entropy(dtypes, hs, w, b, targets):
+  operand = cast_matrices(w, dtypes[0])
+
   def body(total, chunk):
     h, target = chunk
-    nats, _ = losses.forward(
-      affine(h, cast_matrices(w, compute_dtype), b), target
-    )
+    nats, _ = losses.forward(affine(h, operand, b), target)
     return total + nats.sum(), None
 
   chunks = _chunks(hs, targets, w.shape[1])
-  total, _ = lax.scan(body, jnp.zeros_like(upcast(b[0])), chunks)
+  (total, *_) = _zeros(hs, operand, b)
+  total, _ = lax.scan(body, total, chunks)
   return total / _num_predictions(hs)
 
 
-def _forward(compute_dtype, hs, w, b, targets):
-  operand = cast_matrices(w, compute_dtype)
-  count = _num_predictions(hs)
-  share = math.nan if count == 0 else 1 / count
+def _forward(dtypes, hs, w, b, targets):
+  operand = cast_matrices(w, dtypes[0])
 
   def body(carry, chunk):
     total, dw, db = carry
     h, target = chunk
     nats, residuals = losses.forward(affine(h, operand, b), target)
-    dy, _ = losses.backward(residuals, jnp.full_like(nats, share))
+    dy, _ = losses.backward(residuals, jnp.ones_like(nats))
     dh, dw_chunk, db_chunk = affine_backward(h, operand, dy)
     carry = total + nats.sum(), dw + dw_chunk, db + db_chunk
     return carry, dh
 
-  zeros = jax.tree.map(jnp.zeros_like, upcast((b[0], w, b)))
   chunks = _chunks(hs, targets, w.shape[1])
-  (total, dw, db), dhs = lax.scan(body, zeros, chunks)
-  dhs = dhs.reshape(hs.shape)
-  dhs, dw, db = cast_like((dhs, dw, db), (hs, w, b))
-  return total * share, (dhs, dw, db)
+  (total, dw, db), dhs = lax.scan(body, _zeros(hs, operand, b), chunks)
+  dhs = dhs.reshape(hs.shape).astype(hs.dtype)
+  return total / _num_predictions(hs), (dhs, dw, db)
 
 
-def _backward(compute_dtype, gradient, dloss):
-  del compute_dtype
-  scaled = jax.tree.map(
-    lambda g: upcast(g) * dloss.astype(upcast(g).dtype), gradient
-  )
-  return *cast_like(scaled, gradient), None
+def _backward(dtypes, gradient, dloss):
+  """Multiply by dL / N; of no prediction, the gradient is 0."""
+  dhs, dw, db = gradient
+  count = _num_predictions(dhs)
+  factor = jnp.zeros_like(dloss) if count == 0 else dloss / count
+
+  def scaled(x, dtype):
+    return (upcast(x) * factor.astype(upcast(x).dtype)).astype(dtype)
+
+  _, w_dtype, b_dtype = dtypes
+  return scaled(dhs, dhs.dtype), scaled(dw, w_dtype), scaled(db, b_dtype), None
+
+
+def _zeros(hs, w, b):
+  """Return zeros for the sums of the loss, dW and db, in the widest dtype."""
+  own = (upcast(x).dtype for x in (hs, w, b))
+  widest = max(own, key=lambda dtype: jnp.finfo(dtype).bits)
+  return jax.tree.map(lambda x: jnp.zeros_like(x, widest), (b[0], w, b))
 
 
 _linear_cross_entropy.defvjp(_forward, _backward)

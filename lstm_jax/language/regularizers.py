@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.cell import State
+from lstm_jax.cells.precision import upcast
 from lstm_jax.cells.slstm import SLSTMState
 from lstm_jax.language.options import check_options, option
 from lstm_jax.sequence import regularize
@@ -182,6 +183,7 @@ class Regularizers:
       hs: the top layer's outputs, [T, ..., H].
       dropped_hs: the same after `drop_outputs`.
     """
+    hs, dropped_hs = upcast((hs, dropped_hs))
     total = jnp.zeros((), hs.dtype)
     if self.ar_coef:
       total += self.ar_coef * (dropped_hs**2).mean()

@@ -5,6 +5,7 @@ one compiled loop; `text_stream` has a text that can be printed while it is
 drawn.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +13,14 @@ import jax
 import numpy as np
 from jax import lax
 
-from lstm_jax.language.drawing import DrawingRules, check_rules, draw
+from lstm_jax.language.drawing import (
+  DrawingRules,
+  check_count,
+  check_rules,
+  draw,
+  token_ids,
+)
+from lstm_jax.language.evaluate import check_range
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
 
@@ -36,7 +44,7 @@ def sample(
   top_k: int | None = None,
   top_p: float | None = None,
   min_p: float | None = None,
-  suppress_tokens: tuple[int, ...] = (),
+  suppress_tokens: Sequence[int] = (),
 ) -> np.ndarray:
   """Sample tokens that continue a prompt.
 
@@ -62,12 +70,10 @@ def sample(
       are suppressed.
   """
   check_prompt(prompt, len(params.bias))
-  if length < 1 or num_samples < 1:
-    raise ValueError(
-      "length and num_samples must be at least 1, "
-      f"got {length} and {num_samples}"
-    )
-  rules = DrawingRules(float(temperature), top_k, top_p, min_p, suppress_tokens)
+  check_count("length", length)
+  check_count("num_samples", num_samples)
+  suppressed = token_ids(suppress_tokens)
+  rules = DrawingRules(float(temperature), top_k, top_p, min_p, suppressed)
   check_rules(rules, len(params.bias))
   prompts = repeat_prompt(prompt, num_samples)
   return np.asarray(_sample(model, (int(length), rules), params, key, prompts))
@@ -79,13 +85,7 @@ def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
     raise ValueError(
       f"the prompt must be [P] with P ≥ 1, got {np.shape(prompt)}"
     )
-  tokens = np.asarray(prompt)
-  known = np.issubdtype(tokens.dtype, np.integer)
-  if not known or tokens.min() < 0 or tokens.max() >= vocabulary_size:
-    raise ValueError(
-      f"the prompt must be integers in [0, {vocabulary_size}), got "
-      f"{tokens.dtype} from {tokens.min()} to {tokens.max()}"
-    )
+  check_range("the prompt", prompt, vocabulary_size)
 
 
 def repeat_prompt(prompt: np.ndarray, count: int) -> np.ndarray:

@@ -21,6 +21,7 @@ tokens were drawn.
   True
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.language.drawing import DrawingRules, check_rules
+from lstm_jax.language.drawing import (
+  DrawingRules,
+  check_count,
+  check_rules,
+  token_ids,
+)
+from lstm_jax.language.evaluate import check_range
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -57,9 +64,12 @@ def continuation_nats(
     tokens: the continuations, int [N, n].
 
   Raises:
-    ValueError: the prompt is empty.
+    ValueError: there are no tokens, or others than those of the vocabulary.
   """
   check_prompt(prompt, len(params.bias))
+  if np.ndim(tokens) != 2 or not np.size(tokens):
+    raise ValueError(f"tokens must be [N, n], got {np.shape(tokens)}")
+  check_range("tokens", tokens, len(params.bias))
   columns = np.asarray(tokens, np.int32).T
   prompts = repeat_prompt(prompt, len(tokens))
   return np.asarray(_continuation_nats(model, params, prompts, columns))
@@ -84,11 +94,13 @@ def sample_best(
     prompt: the tokens to continue, int [P], P ≥ 1.
     length: n, the number of tokens to draw.
     best_of: N, the number of samples.
-    **rules: how tokens are drawn: further arguments of `sample`.
+    **rules: how tokens are drawn: further arguments of `sample`, but for
+      num_samples.
 
   Raises:
     ValueError: as `sample`.
   """
+  check_count("best_of", best_of)
   samples = sample(
     model, params, key, prompt, length, num_samples=best_of, **rules
   )
@@ -104,7 +116,7 @@ def beam_search(
   length: int,
   *,
   beam_size: int,
-  suppress_tokens: tuple[int, ...] = (),
+  suppress_tokens: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
   """Return the continuations of a beam search, the likeliest first.
 
@@ -125,14 +137,12 @@ def beam_search(
       suppressed.
   """
   check_prompt(prompt, len(params.bias))
-  if length < 1 or beam_size < 1:
-    raise ValueError(
-      f"length and beam_size must be at least 1, got {length} and {beam_size}"
-    )
-  rules = DrawingRules(suppress_tokens=suppress_tokens)
+  check_count("length", length)
+  check_count("beam_size", beam_size)
+  rules = DrawingRules(suppress_tokens=token_ids(suppress_tokens))
   check_rules(rules, len(params.bias))
   prompts = repeat_prompt(prompt, beam_size)
-  options = int(length), suppress_tokens
+  options = int(length), rules.suppress_tokens
   tokens, nats = _beam_search(model, options, params, prompts)
   return np.asarray(tokens), np.asarray(nats)
 

@@ -9,7 +9,9 @@ import numpy as np
 Text = TypeVar("Text", str, np.ndarray)
 # Where a text may be cut: before the first line after blank lines, and there
 # rather before the heading of an act or a scene.
-PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*?(?=[^\S\n]*\S)")
+# A match begins behind a line that is not blank, so that none is tried for each
+# of many blank ones.
+PARAGRAPH = re.compile(r"(?:(?<=\S)|\A)[^\S\n]*\n(?:[^\S\n]*\n)+(?=[^\S\n]*\S)")
 SCENE = re.compile(r"[^\S\n]*(?i:act|scene)\s+(?i:[ivxlc]+|\d+)\b")
 SCENE_REACH = 4  # a scene within 1/4 of the slice's length is near enough
 
@@ -79,9 +81,12 @@ def middle_slice(text: str, fraction: float) -> tuple[int, int]:
     Indices of the slice's first character, and of the first after it.
 
   Raises:
-    ValueError: the paragraphs are too long: the slice has less than half of the
-      wished length or more than twice, or reaches an end of the text.
+    ValueError: the fraction is not in (0, 1), or the paragraphs are too long:
+      the slice has less than half of the wished length or more than twice, or
+      reaches an end of the text.
   """
+  if not 0 < fraction < 1:
+    raise ValueError(f"fraction must be in (0, 1), got {fraction}")
   wished = len(text) * (1 - fraction) / 2, len(text) * (1 + fraction) / 2
   length = wished[1] - wished[0]
   starts = [found.end() for found in PARAGRAPH.finditer(text)]

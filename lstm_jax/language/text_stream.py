@@ -21,10 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.language.drawing import DrawingRules, check_rules, draw
+from lstm_jax.language.drawing import (
+  DrawingRules,
+  check_count,
+  check_rules,
+  draw,
+  token_ids,
+)
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
-from lstm_jax.language.sampling import Carry, read, read_prompts
+from lstm_jax.language.sampling import Carry, check_prompt, read, read_prompts
 from lstm_jax.language.tokenizer import Tokenizer
 
 PART = 32  # tokens that one call reads or draws
@@ -52,6 +58,7 @@ class TextStream:
     tokenizer: Tokenizer,
     rules: DrawingRules,
   ):
+    rules = rules._replace(suppress_tokens=token_ids(rules.suppress_tokens))
     check_rules(rules, tokenizer.size)
     self._model, self._params, self._rules = model, params, rules
     self._tokenizer = tokenizer
@@ -70,6 +77,9 @@ class TextStream:
   def read(self, text: str) -> None:
     """Go on from a text that follows the one so far.
 
+    A tokenizer of words takes its first word for the first of a line, so that
+    a quotation mark there is an opening one.
+
     Raises:
       ValueError: it is empty, or has unknown characters or words.
     """
@@ -81,7 +91,12 @@ class TextStream:
     self.read_tokens(tokens)
 
   def read_tokens(self, tokens: np.ndarray) -> None:
-    """Go on from tokens, int [P], that follow the text so far."""
+    """Go on from tokens, int [P], that follow the text so far.
+
+    Raises:
+      ValueError: there are none, or others than those of the vocabulary.
+    """
+    check_prompt(tokens, self._tokenizer.size)
     unused = np.broadcast_to(NO_KEY, (len(tokens), len(NO_KEY)))
     for _ in self._advance(unused, np.asarray(tokens, np.int32)):
       pass
@@ -96,10 +111,14 @@ class TextStream:
       length: n.
 
     Raises:
-      ValueError: nothing has been read.
+      ValueError: nothing has been read, or n is no integer of at least 0.
     """
     if not self._tokens:
       raise ValueError("a text must be read before one is written")
+    check_count("length", length, 0)
+    return self._write(key, int(length))
+
+  def _write(self, key: jax.Array, length: int) -> Iterator[str]:
     keys = np.asarray(jax.random.key_data(jax.random.split(key, length)))
     for first in self._advance(keys, np.full(length, DRAWN, np.int32)):
       yield self._text_from(first)

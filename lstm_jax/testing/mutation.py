@@ -83,7 +83,7 @@ def plant(
       continue
     if part:
       parts = _parts(assignment.value)
-      if len(parts) > 1:  # else the name is assigned here in one piece
+      if int(part) < len(parts) > 1:  # else another assignment has this part
         assignment.value = _Scale(parts[int(part)]).visit(assignment.value)
     elif isinstance(assignment.targets[0], ast.Name):
       assignment.value = _call(assignment.value)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -32,6 +34,20 @@ def test_a_text_that_is_shorter_than_one_batch_is_refused():
     make_batches(np.arange(12), 3, 4)
   with pytest.raises(ValueError, match="at least 1, got 0 and 4"):
     make_batches(np.arange(12), 0, 4)
+  shifted = BatchingConfig(batch_size=3, seq_len=4, random_offsets=True)
+  for config in (shifted, replace(shifted, random_offsets=False)):
+    with pytest.raises(ValueError, match="need at least 13 tokens, got 0"):
+      next(config.epochs(np.zeros(0, np.int32), 0))
+    for gap in (-1, 0, 30, 31):
+      with pytest.raises(ValueError, match=f"of 30 tokens, got {gap}$"):
+        next(config.epochs(np.arange(30), 0, gap))
+
+
+def test_a_batch_that_an_epoch_does_not_have_is_an_index_error():
+  epoch = make_batches(np.arange(9), 2, 3)
+  for index in (-2, -1, 2):
+    with pytest.raises(IndexError, match=rf"in \[0, 2\), got {index}$"):
+      epoch.batch(index)
 
 
 @given(

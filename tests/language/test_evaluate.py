@@ -236,8 +236,16 @@ def test_nats_per_character_include_the_spelling_of_unknown_words():
 
 
 def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
-  with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
+  message = r"^a loss needs at least 2 tokens, \[N\], got "
+  with pytest.raises(ValueError, match=message + "1$"):
     cold_nats(MODEL, params, TOKENS[:1])
+  with pytest.raises(ValueError, match=message + r"\(2, 1\)$"):
+    stateful_nats(MODEL, params, [[1], [2]])
+  for tokens in ([0, 1, -1, 2], [0, len(params.bias)], [0.5, 1.0]):
+    with pytest.raises(ValueError, match=r"^tokens must be integers in \[0, "):
+      stateful_nats(MODEL, params, tokens)
+    with pytest.raises(ValueError, match=r"^tokens must be integers in \[0, "):
+      dynamic_nats(MODEL, params, np.array(tokens), scale, CONFIG)
   with pytest.raises(ValueError, match="at least 1 token, got 0"):
     cold_nats(MODEL, params, TOKENS, 0)
   for wrong in ({"rate": -1.0}, {"decay": 2.0}, {"segment": 0}):
@@ -246,3 +254,15 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
   with pytest.raises(Divergence, match=r"at token \d+ of 53: try a rate below"):
     config = CONFIG._replace(rate=1e300)
     dynamic_nats(MODEL, params, TOKENS, scale, config)
+
+
+def test_a_model_without_gradients_is_evaluated_dynamically(key):
+  """Of a single symbol: r and its mean are 0."""
+  model = language_model(ModelConfig(hidden_size=3, embedding_size=2), 1)
+  params, tokens = model.init(key), np.zeros(41, np.int32)
+  r = gradient_scale(model, params, make_batches(tokens, 2, 5))
+  assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(r))
+  for rate in (0.0, 1e-3):
+    config = DynamicEvalConfig(rate, 1e-3, 20)
+    nats = dynamic_nats(model, params, tokens, r, config)
+    assert nats.shape == (40,) and not nats.any()

@@ -94,11 +94,11 @@ def test_a_text_that_repeats_is_learned():
 @pytest.mark.parametrize(
   ("text", "training", "options", "message"),
   [
-    (TEXT[:1], [], {}, "at least 2 tokens, got 1"),
+    (TEXT[:1], [], {}, r"at least 2 tokens, \[N\], got 1"),
     (TEXT, [], {"order": -1}, "order must be ≥ 0 .*, got -1 and 0.75"),
     (TEXT, [], {"discount": 1.0}, r"discount in \(0, 1\), got 7 and 1.0"),
-    (TEXT, [np.array([0, V])], {}, r"tokens must be in \[0, 5\)"),
-    (TEXT - 1, [], {}, r"tokens must be in \[0, 5\)"),
+    (TEXT, [np.array([0, V])], {}, r"tokens must be integers in \[0, 5\)"),
+    (TEXT - 1, [], {}, r"tokens must be integers in \[0, 5\)"),
   ],
 )
 def test_an_argument_out_of_range_is_named(text, training, options, message):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lstm_jax import Autodiff, Explicit, Step, gru, lstm
@@ -59,6 +60,11 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"rate": 0.0}, r"^rate must be in \(0, 1\], got 0.0$"),
     ({"rate": float("nan")}, r"^rate must be in \(0, 1\], got nan$"),
     ({"size": 0}, r"^size must be in \[1, inf\), got 0$"),
+    ({"size": 8.5}, "^size must be of type int, got 8.5$"),
+    ({"size": "8"}, "^size must be of type int, got '8'$"),
+    ({"size": True}, "^size must be of type int, got True$"),
+    ({"rate": "0.5"}, "^rate must be of type float, got '0.5'$"),
+    ({"plain": 1.0}, "^plain must be of type int, got 1.0$"),
     ({"color": "blue"}, "^color must be one of red, green, got 'blue'$"),
     ({"color": None}, "^color must be one of red, green, got None$"),
     ({"dtype": "bfloat16"}, "^dtype must be one of float32, bfloat16, got 'b"),
@@ -77,6 +83,11 @@ def test_a_tuple_of_choices_is_valid():
 def test_none_is_valid_where_the_type_says_so():
   assert Config(size=None, dtype=None).size is None
   assert Config(size=1, dtype=jnp.bfloat16, free=-9, plain=-9).free == -9
+
+
+def test_numbers_of_numpy_and_integers_for_floats_are_valid():
+  assert Config(rate=1, size=np.int32(3)).size == 3
+  assert Config(rate=np.float32(0.25)).rate == 0.25
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.__name__)

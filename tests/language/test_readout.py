@@ -133,3 +133,41 @@ def test_targets_of_another_shape_are_refused(key):
   leaves, targets = arguments(key)
   with pytest.raises(ValueError, match=r"targets must be \[12, 3\], got \(12"):
     readout.linear_cross_entropy(*leaves, targets[:, 0])
+
+
+@pytest.mark.parametrize(
+  ("dtype", "compute_dtype"),
+  [("float32", "float64"), ("float16", "float32"), ("bfloat16", "float64")],
+)
+def test_products_may_be_wider_than_the_weights(dtype, compute_dtype, key):
+  leaves, targets = arguments(key, jnp.dtype(dtype))
+
+  def f(hs, w, b):
+    wide = jnp.dtype(compute_dtype)
+    return readout.linear_cross_entropy(hs, w, b, targets, wide)
+
+  nats, found = jax.value_and_grad(f, (0, 1, 2))(*leaves)
+  upcast = [leaf.astype(jnp.float64) for leaf in leaves]
+  exact = jax.value_and_grad(twin, (0, 1, 2))(*upcast, targets)
+  assert abs(float(nats) - float(exact[0])) < 1e-6
+  for a, b, leaf in zip(found, exact[1], leaves, strict=True):
+    assert a.dtype == leaf.dtype
+    error = np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
+    assert error < jnp.finfo(dtype).eps
+
+
+def test_small_gradients_of_float16_survive_if_the_loss_is_scaled():
+  """(softmax y - q) / N alone would be below the least float16."""
+  hs, b = np.ones((64, 64, 1), np.float16), np.zeros(2, np.float16)
+  w, targets = np.array([[-4.6, 4.6]], np.float16), np.ones((64, 64), int)
+
+  def gradient(dtype, scale):
+    def scaled(w):
+      arrays = (x.astype(dtype) for x in (hs, w, b))
+      return scale * readout.linear_cross_entropy(*arrays, targets)
+
+    return jax.grad(scaled)(jnp.asarray(w, dtype)).astype(jnp.float64) / scale
+
+  found, exact = gradient(jnp.float16, 4096), gradient(jnp.float64, 1)
+  assert abs(exact).max() < 2 * float(jnp.finfo(jnp.float16).smallest_normal)
+  assert (abs(found - exact) < 1e-3 * abs(exact)).all()

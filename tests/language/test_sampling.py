@@ -158,12 +158,15 @@ def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
     ({"prompt": np.array([1, V])}, r"in \[0, 9\), got int64 from 1 to 9"),
     ({"prompt": np.array([-1])}, r"integers in \[0, 9\), got int64 from -1"),
     ({"prompt": np.array([3.7])}, r"integers in \[0, 9\), got float64 from"),
-    ({"length": 0}, "at least 1, got 0 and 1"),
-    ({"num_samples": 0}, "at least 1, got 5 and 0"),
+    ({"length": 0}, "length must be an integer ≥ 1, got 0$"),
+    ({"length": 2.7}, "length must be an integer ≥ 1, got 2.7$"),
+    ({"num_samples": 0}, "num_samples must be an integer ≥ 1, got 0$"),
     ({"temperature": -1.0}, "finite in float32 and ≥ 0, got -1"),
     ({"temperature": float("nan")}, "temperature must be finite"),
     ({"temperature": 1e39}, "finite in float32 and ≥ 0, got 1e\\+39"),
-    ({"top_k": 0}, "top_k must be ≥ 1, got 0"),
+    ({"top_k": 0}, "top_k must be an integer ≥ 1, got 0$"),
+    ({"top_k": 2.5}, "top_k must be an integer ≥ 1, got 2.5$"),
+    ({"suppress_tokens": [0.5]}, r"must be integers, got \[0.5\]$"),
     ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0"),
     ({"min_p": 1.1}, r"min_p must be in \[0, 1\], got 1.1"),
     (
@@ -178,3 +181,11 @@ def test_options_out_of_range_are_refused(options, message, params, key):
   arguments = {"prompt": PROMPT, "length": 5} | options
   with pytest.raises(ValueError, match=message):
     sample(MODEL, params, key, **arguments)
+
+
+def test_a_nucleus_of_1_keeps_every_token(key):
+  """Though the sum of their probabilities may round to 1 before the last."""
+  logits = 2 * jax.random.normal(key, (40, 2000), jnp.float32)
+  almost = float(jnp.nextafter(jnp.float32(1), jnp.float32(0)))
+  assert not jnp.isfinite(keep_top_p(logits, almost)).all()
+  assert jnp.isfinite(keep_top_p(logits, 1.0)).all()

@@ -94,8 +94,10 @@ def test_the_best_of_n_is_the_likeliest_of_the_samples(params, key):
   ("options", "message"),
   [
     ({"prompt": np.array([], int)}, r"prompt must be \[P\] with P ≥ 1, got"),
-    ({"length": 0}, "at least 1, got 0 and 2"),
-    ({"beam_size": 0}, "at least 1, got 5 and 0"),
+    ({"length": 0}, "length must be an integer ≥ 1, got 0$"),
+    ({"length": 2.5}, "length must be an integer ≥ 1, got 2.5$"),
+    ({"beam_size": 0}, "beam_size must be an integer ≥ 1, got 0$"),
+    ({"suppress_tokens": [1.5]}, r"must be integers, got \[1.5\]$"),
     ({"suppress_tokens": tuple(range(V))}, "leave at least one of 4 tokens"),
   ],
 )
@@ -103,3 +105,26 @@ def test_a_search_without_meaning_is_refused(options, message, params):
   arguments = {"prompt": PROMPT, "length": 5, "beam_size": 2} | options
   with pytest.raises(ValueError, match=message):
     beam_search(MODEL, params, **arguments)
+
+
+@pytest.mark.parametrize("tokens", [[[5, 1]], [[-1, 0]], [1, 2], [[1.0]]])
+def test_continuations_of_other_tokens_have_no_cost(tokens, params):
+  with pytest.raises(ValueError, match=r"^tokens must be .*, got "):
+    continuation_nats(MODEL, params, PROMPT, np.array(tokens))
+
+
+def test_the_best_of_no_samples_is_refused(params, key):
+  with pytest.raises(
+    ValueError, match=r"^best_of must be an integer ≥ 1, got 0$"
+  ):
+    sample_best(MODEL, params, key, PROMPT, 3, best_of=0)
+
+
+def test_suppressed_tokens_may_be_a_list_or_an_array(params):
+  found = [
+    beam_search(MODEL, params, PROMPT, 3, beam_size=3, suppress_tokens=each)
+    for each in ((1,), [1], np.array([1]))
+  ]
+  for tokens, nats in found[1:]:
+    assert (tokens == found[0][0]).all() and (nats == found[0][1]).all()
+  assert not (found[0][0] == 1).any()

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lstm_jax.language import CharTokenizer, middle_slice, read_text, split
+from lstm_jax.language.text import PARAGRAPH
 
 POEMS = Path(__file__).parents[2] / "data" / "shakespeare.txt"
 
@@ -60,6 +62,37 @@ def test_a_slice_of_the_middle_has_whole_speeches():
     half = len(SPEECH) / 2
     assert abs(first - len(text) * (1 - fraction) / 2) <= half
     assert abs(last - len(text) * (1 + fraction) / 2) <= half
+
+
+def paragraphs_by_line(text):
+  """Return where lines begin that follow blank ones, by a loop over lines."""
+  starts, place, blank = [], 0, 0
+  for number, line in enumerate(text.splitlines(keepends=True)):
+    if line.strip() and blank and (number > 1 or blank > 1):
+      starts.append(place)
+    blank = 0 if line.strip() else blank + 1
+    place += len(line)
+  return starts
+
+
+@given(st.text(" \tax\n", max_size=40))
+def test_paragraphs_begin_behind_blank_lines(text):
+  found = [match.end() for match in PARAGRAPH.finditer(text)]
+  assert found == paragraphs_by_line(text)
+
+
+def test_many_blank_lines_are_read_in_no_time():
+  text = SPEECH * 100
+  begun = time.monotonic()
+  first, last = middle_slice(text + "\n" * 200_000 + SPEECH * 9_000, 0.2)
+  assert time.monotonic() - begun < 5  # once it was hours
+  assert 0 < first < last
+
+
+@pytest.mark.parametrize("fraction", [0, 1, 1.5, -0.5, float("nan")])
+def test_a_slice_of_all_or_nothing_is_refused(fraction):
+  with pytest.raises(ValueError, match=r"^fraction must be in \(0, 1\), got"):
+    middle_slice(SPEECH * 100, fraction)
 
 
 @pytest.mark.parametrize("heading", ["SCENE II.", "Act 3, Scene iv", " ACT I"])

@@ -64,8 +64,19 @@ def test_a_stream_without_meaning_is_refused(key):
     TextStream(model, params, CHARACTERS, RULES._replace(top_p=0.0))
   stream = TextStream(model, params, CHARACTERS, RULES)
   with pytest.raises(ValueError, match="must be read before one is written"):
-    next(stream.write(key, 3))
+    stream.write(key, 3)
   with pytest.raises(ValueError, match="at least one character"):
     stream.read("")
   with pytest.raises(ValueError, match="character '§' at position 1 is not"):
     stream.read("a§")
+  for tokens in ([-1, -1], [CHARACTERS.size], [0.7], []):
+    with pytest.raises(ValueError, match=r"^the prompt must be "):
+      stream.read_tokens(np.array(tokens))
+  assert stream.text == ""
+  stream.read("art")
+  for length in (-1, 2.5):
+    with pytest.raises(
+      ValueError, match=r"^length must be an integer ≥ 0, got"
+    ):
+      stream.write(key, length)
+  assert [*stream.write(key, 0)] == [] and stream.text == "art"
