@@ -5,16 +5,19 @@ r"""Ablate a recipe: train it once more for each change, and compare.
 
 trains the recipe, and then every change with the same seed and budget, unless
 it changes these. Each run has a directory under --run. The table compares the
-losses of every prediction of the test split, if there is one, or else of the
-validation split: in cold windows of 256, and in one stateful pass.
+losses of every prediction of the development split, if there is one, or else of
+the test split, or else of the validation split: in cold windows of 256, and in
+one stateful pass.
 --change=seed=1 shows what the seed alone does. The results are kept in
 ablations.json: a change that is in it is not trained again, and one that was
 interrupted is resumed. A change that diverges is marked. --overwrite trains all
-of them again; if that is interrupted, the next call without it resumes.
+of them again, so that none of the record may be left out; if that is
+interrupted, the next call without it resumes.
 """
 
 import shlex
 import signal
+from collections.abc import Container
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,10 +71,11 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   """Train the recipe and each change, and print the table.
 
   Raises:
-    ValueError: a change is malformed, --run is not given, or it holds the
-      results or runs of another recipe or corpus; the corpus is a pipe, which
-      can be read only once; or as `train.run`, for any of the runs and before
-      the first.
+    ValueError: a change is malformed, or the same as another; --run is not
+      given, or it holds the results or runs of another recipe or corpus, or of
+      changes that --overwrite does not name; the corpus is a pipe, which can be
+      read only once; or as `train.run`, for any of the runs and before the
+      first.
     Diverged: the recipe itself diverges.
   """
   job = config.job
@@ -89,6 +93,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   path, stopped_by = Path(job.run) / RECORD, None
   recipe = _recipe(config)
   if job.overwrite:
+    _check_all_named(path, recipe, sha256, configs)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     results = Ablations(recipe, sha256, [], now)
     if path.exists():  # an interruption must not leave the old rows
@@ -128,6 +133,22 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   return Result(rows, stopped_by)
 
 
+def _check_all_named(
+  path: Path, recipe: dict[str, Any], sha256: str, names: Container[str]
+) -> None:
+  """Raise ValueError if --overwrite would drop results of other changes."""
+  try:
+    rows = read_ablations(path, recipe, sha256).rows
+  except ValueError:  # of nothing that could be kept
+    return
+  others = [row["change"] for row in rows if row["change"] not in names]
+  if others:
+    raise ValueError(
+      f"--overwrite trains all again, and {path} also holds "
+      f"{', '.join(others)}: name them with --change, or choose another --run"
+    )
+
+
 def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
   """Return the result of a run that has finished already, if it has.
 
@@ -165,10 +186,10 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
   values: dict[str, Any] = {}
   for part in change.split(","):
     name, _, text = part.partition("=")
-    if name not in known or name in JOB_FLAGS:
+    if name not in known or name in JOB_FLAGS or name in values:
       raise ValueError(
-        f"--change must be NAME=VALUE[,NAME=VALUE ...] of training flags, "
-        f"got {name!r} in {change!r}"
+        f"--change must be NAME=VALUE[,NAME=VALUE ...] of training flags, each "
+        f"once, got {name!r} in {change!r}"
       )
     kind = known[name].kind
     try:
@@ -210,8 +231,11 @@ def make_table(rows: list[dict[str, Any]]) -> Table:
 
 def _check(configs: dict[str, TrainConfig]) -> str:
   """Raise ValueError for what cannot be trained; return the corpus's hash."""
-  base = configs[BASE]
+  base, seen = configs[BASE], dict[TrainConfig, str]()
   for change, config in configs.items():
+    if change != BASE and config in seen:
+      raise ValueError(f"--change={change} is the same as {seen[config]}")
+    seen.setdefault(config, change)
     if config.data != base.data:
       names = ", ".join(leaf.name for leaf in leaves(base.data))
       raise ValueError(
@@ -243,7 +267,8 @@ def _format(nats: float, sign: str = "") -> str:
 def _measure(result: train.Result) -> dict[str, Any]:
   """Return the losses of a finished run, in nats per token.
 
-  They are of the test split, if there is one, or else of the validation split.
+  They are of the development split, if there is one, or else of the test split,
+  or else of the validation split.
   """
   trained = load(result.directory)
   sha256 = trained.corpus_sha256

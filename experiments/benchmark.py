@@ -22,7 +22,6 @@ stored under "failures" in the JSON file, and the exit status is then 1. It
 needs no library but those of JAX, Flax and this project.
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +35,7 @@ from experiments.benchmarks.parts import MODEL, PARTS, check_sizes
 from experiments.benchmarks.tables import Row, case_table, change_table
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
+from experiments.comparison.results import read_record
 from experiments.trainer.devices import num_cores, start_cpu_devices
 from experiments.trainer.files import write_json
 
@@ -95,7 +95,10 @@ def draw(record: dict[str, Any], path: Path, console: Console) -> None:
 def main() -> int:
   """Read the flags, run the benchmark, and print and save its results."""
   console = make_console()
-  old = json.loads(Path(COMPARE.value).read_text()) if COMPARE.value else None
+  old = None
+  if COMPARE.value:
+    entries = "environment", "rows"
+    old = read_record(Path(COMPARE.value), "there is no record", entries)
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
   out = Path(OUT.value) if OUT.value else None
   if "gpu" in PART.value:

@@ -51,6 +51,7 @@ from experiments.cli import launch, make_console
 from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import (
   find_corpus,
+  is_piped,
   recorded_corpus,
   recorded_path,
 )
@@ -156,15 +157,18 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   part = Part(config.split, config.begin, config.end)
   excerpt = read_excerpt(data, sha256, config.corpus, part)
   tokenizer = trained.tokenizer
+  adapts = bool({"dynamic", "mixed"} & {*config.protocol})
+  mixes = bool({*MIXED} & {*config.protocol})
+  # What no protocol reads may have characters that the run does not know.
   texts = Texts(
     tokenizer.encode(excerpt.text),
-    tokenizer.encode(excerpt.before),
-    [tokenizer.encode(text) for text in excerpt.training_texts],
+    tokenizer.encode(excerpt.before) if adapts else np.zeros(0, np.int32),
+    [tokenizer.encode(text) for text in excerpt.training_texts if mixes],
   )
   fixed = dynamic_eval.FixedSettings(config.rate, config.decay, config.segment)
-  if {"dynamic", "mixed"} & {*config.protocol}:
+  if adapts:
     dynamic_eval.check_text_before(len(texts.before), fixed)
-  if {*MIXED} & {*config.protocol}:
+  if mixes:
     check_mixable(tokenizer, len(texts.tokens))
   record = _make_record(config, members, excerpt, len(texts.tokens))
   _print_heading(config, members, excerpt, texts.tokens, record, console)
@@ -199,6 +203,11 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
       write_json(path, merge_earlier(path, record))
       console.print(f"saved in {path}", soft_wrap=True)
   return record
+
+
+def _recorded(corpus: str) -> str:
+  """Return what the record holds for --corpus; of a pipe, no text is kept."""
+  return corpus if is_piped(corpus) else recorded_corpus(corpus)
 
 
 def _print_heading(
@@ -262,7 +271,7 @@ def _make_record(
   steps = [member.step for member in members]
   ensemble = len(members) > 1
   return {
-    "corpus": recorded_corpus(config.corpus) if config.corpus else corpus,
+    "corpus": _recorded(config.corpus) if config.corpus else corpus,
     "corpus_sha256": text_sha256(excerpt.whole),
     "runs": [recorded_path(name) for name in config.run] if ensemble else None,
     "checkpoint": config.checkpoint,

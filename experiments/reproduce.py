@@ -31,6 +31,7 @@ from experiments.comparison.plan import (
   ReproduceConfig,
   evaluated,
   evaluated_together,
+  is_trained,
   parse,
   plan,
   plan_teachers,
@@ -75,19 +76,18 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   together = _read_together(path, row, jobs)
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
   sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
-  if stopped_by := _train_teachers(configs[0], console):
+  if stopped_by := _train_teachers(configs[0], sha256, console):
     return Reproduction([], stopped_by)
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, share_batches(configs), strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
-    if not (job.directory / run_dir.RESULT).exists():
+    if not is_trained(job):
       done.pop(job.seed, None)
       together = {}
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
-    advice = "another --run keeps it"
-    check_same_run(job.directory, single, sha256, advice=advice)
+    _check(job, single, sha256, "another --run keeps it")
     if job.seed not in done:
       done[job.seed] = _evaluate(job, console)
       # Another process may have evaluated another seed meanwhile.
@@ -116,19 +116,30 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
 
 
 def _train_teachers(
-  config: TrainConfig, console: Console
+  config: TrainConfig, sha256: str, console: Console
 ) -> signal.Signals | None:
-  """Train a recipe's teachers; return the signal that ended it, if any."""
+  """Train a recipe's teachers; return the signal that ended it, if any.
+
+  Raises:
+    ValueError: a directory holds another run than the teacher.
+  """
   jobs = plan_teachers(config)
   if not jobs:
     return None
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
   for job, single in zip(jobs, share_batches(configs), strict=True):
-    console.print(Rule(f"teacher {job.directory}"))
-    result = train.run(single, console)
-    if stopped_by := result.stopped_by or result.signalled:
-      return stopped_by
+    if not is_trained(job):
+      console.print(Rule(f"teacher {job.directory}"))
+      result = train.run(single, console)
+      if stopped_by := result.stopped_by or result.signalled:
+        return stopped_by
+    _check(job, single, sha256, "move it, and its teacher is trained there")
   return None
+
+
+def _check(job: Job, config: TrainConfig, sha256: str, advice: str) -> None:
+  """Raise ValueError unless the finished run of a job is of its recipe."""
+  check_same_run(job.directory, config, sha256, advice=advice)
 
 
 def _evaluate(job: Job, console: Console) -> dict[str, Any]:
@@ -230,7 +241,8 @@ def main(arguments: list[str]) -> int:
   if config.dry_run:
     jobs = plan(row, config)
     teachers = plan_teachers(parse(TrainConfig(), jobs[0].train_flags))
-    lines = [commands(job)[0] for job in teachers]  # they are not evaluated
+    # They are not evaluated.
+    lines = [commands(job)[0] for job in teachers if not is_trained(job)]
     lines += [line for job in jobs for line in commands(job)]
     if flags := plan_together(row, jobs):
       lines.append(command_line("evaluate", flags))

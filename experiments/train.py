@@ -12,6 +12,7 @@ evaluation. experiments/cli.py lists the exit statuses.
 """
 
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,30 +129,30 @@ def _train(
       directory, setup, console, bar.update, is_writer=is_writer
     )
     try:
-      state = initial_state(setup, logger, console, opened, pretrained)
-      epochs = make_epochs(setup, teachers, console)
-      tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
-      with bar, tracer, collect_stop_requests() as requests:
-        logger.buffer.start_clock()
-        _, stopped_by = fit(
-          setup.train_step,
-          state,
-          epochs,
-          setup.num_steps,
-          _Observer(setup, logger),
-          evaluate_at=config.evaluation.is_due,
-          key=setup.keys.noise,
-          stop_requests=requests,
-          tracer=tracer,
-        )
+      with closing(logger):
+        state = initial_state(setup, logger, console, opened, pretrained)
+        epochs = make_epochs(setup, teachers, console)
+        tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
+        with bar, tracer, collect_stop_requests() as requests:
+          logger.buffer.start_clock()
+          _, stopped_by = fit(
+            setup.train_step,
+            state,
+            epochs,
+            setup.num_steps,
+            _Observer(setup, logger),
+            evaluate_at=config.evaluation.is_due,
+            key=setup.keys.noise,
+            stop_requests=requests,
+            tracer=tracer,
+          )
     except (Diverged, KeyboardInterrupt) as error:
       saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
-      step = logger.best.step or (saved[-1] if saved else 0)
+      best = logger.best.step  # which may have failed to be written
+      step = best if best in saved else max(saved, default=0)
       kept = f"the checkpoint of step {step}" if step else "no checkpoint"
       reason = error if isinstance(error, Diverged) else "interrupted"
       raise type(error)(f"{reason}; {kept} is kept in {directory}") from None
-    finally:
-      logger.close()
     result = _report_result(setup, logger, console, stopped_by)
     late = requests[-1] if requests and not stopped_by else None
     return result._replace(signalled=late)

@@ -67,7 +67,7 @@ def plan(row: Row, config: ReproduceConfig) -> list[Job]:
 
 
 def plan_teachers(config: TrainConfig) -> list[Job]:
-  """Return the jobs of a recipe's teachers that are not trained yet.
+  """Return the jobs of a recipe's teachers, finished or not.
 
   Raises:
     ValueError: one of them is no seed of a row of the board.
@@ -75,18 +75,21 @@ def plan_teachers(config: TrainConfig) -> list[Job]:
   jobs: list[Job] = []
   for name in config.distillation.teacher:
     directory = Path(name)
-    if (directory / run_dir.RESULT).exists():
-      continue
     seed = directory.name.removeprefix("seed")
     if not seed.isdecimal():
       raise ValueError(
-        f"its teacher {name} is not trained, and must end in seed and a number "
-        "to be a seed of the board"
+        f"its teacher {name} must end in seed and a number, to be one of the "
+        "board's"
       )
     row = read_board().find(directory.parent.name)
     own = ReproduceConfig(run=str(directory.parent), seeds=(int(seed),))
     jobs += plan(row, own)
   return jobs
+
+
+def is_trained(job: Job) -> bool:
+  """Return whether the run of a job has finished."""
+  return (job.directory / run_dir.RESULT).exists()
 
 
 def evaluated(row: Row) -> list[Result]:

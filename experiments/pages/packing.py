@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from experiments.trainer.files import write_bytes
 from experiments.trainer.format import format_bytes
 
 # What a template includes, and where.
@@ -96,9 +97,10 @@ class Page(NamedTuple):
 
 def write_page(path: Path, text: str, console: Console) -> Page:
   """Write a page, and print where it is and how large."""
-  size = path.write_bytes(text.encode())
-  console.print(f"page    {path}: {format_bytes(size)}", soft_wrap=True)
-  return Page(path, size)
+  data = text.encode()
+  write_bytes(path, data)
+  console.print(f"page    {path}: {format_bytes(len(data))}", soft_wrap=True)
+  return Page(path, len(data))
 
 
 def quantize_gate(values: np.ndarray) -> np.ndarray:

@@ -100,8 +100,8 @@ def find_corpus(
     if is_name(corpus) and cached_path(corpus).is_file():
       return data
   else:
-    place = directory if corpus == KEPT else REPOSITORY
-    for path in (place / corpus, Path(corpus)):
+    own = [directory / KEPT] if corpus == KEPT else []
+    for path in (*own, REPOSITORY / corpus, Path(corpus)):
       if path.is_file() and _has_hash(path, sha256):
         return replace(data, corpus=str(path))
   folders = [directory, Path(), Path("data"), REPOSITORY / "data"]

@@ -40,6 +40,8 @@ def extends(
 ) -> bool:
   """Return whether changed flags extend a run.
 
+  A run that patience has not ended is not given less of it.
+
   Args:
     record: config.json of the run.
     changes: the flags that differ from it, with their new values.
@@ -49,7 +51,12 @@ def extends(
   if not changes or not changes.keys() <= set(MAY_CHANGE):
     return False
   added = changes.get("num_epochs", before) - before
-  at_its_end = result is not None and not result.get("stopped_early")
+  stopped_early = result is not None and result.get("stopped_early")
+  limit = record["patience"]
+  patience = changes.get("patience", limit)
+  if patience and not stopped_early and (not limit or patience < limit):
+    return False
+  at_its_end = result is not None and not stopped_early
   return added > 0 or (added == 0 and not at_its_end)
 
 

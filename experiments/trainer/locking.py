@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.trainer.files import naming
+
 LOCK = "lock"  # the file, in the run directory
 
 
@@ -34,9 +36,10 @@ def lock(directory: Path) -> Iterator[None]:
       break
     file.close()  # the previous holder has just deleted it
   try:
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    with naming(path):
+      file.truncate(0)
+      file.write(str(os.getpid()))
+      file.flush()
     yield
   finally:
     path.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ from lstm_jax.training import (
   Metrics,
   TrainState,
   eval_params,
+  list_checkpoints,
 )
 from lstm_jax.training.optimizer import MAX_SKIPPED
 
@@ -146,7 +147,8 @@ class RunLogger:
       "step": self.step,
       "train_loss": row.train_loss if finite else None,
       "grad_norm": row.grad_norm if finite else None,
-      "lr": float(self._setup.schedule(self.step - 1)),
+      # Of the last update: a skipped step does not advance the schedule.
+      "lr": float(self._setup.schedule(self.step - 1 - self.buffer.skipped)),
       "tokens_per_second": round(row.tokens_per_second),
       "seconds": round(self.buffer.seconds, 3),
     }
@@ -260,11 +262,16 @@ class RunLogger:
         self._draw()
 
   def close(self) -> None:
-    """Draw loss.png and wait for the last checkpoint."""
+    """Draw loss.png and wait for the last checkpoint.
+
+    A run that --overwrite replaces goes once the best checkpoint is there: it
+    may have failed to be written.
+    """
     if self._is_writer:
       self._draw()
     self._checkpoints.close()
-    if self._is_writer and self.best.step:
+    saved = list_checkpoints(self.directory / run_dir.CHECKPOINTS)
+    if self._is_writer and self.best.step in saved:
       run_dir.delete_previous(self.directory)
 
   def _draw(self) -> None:

@@ -85,7 +85,7 @@ def join(
         f"and {num_processes}"
       )
     host, _, port = str(coordinator).rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or int(port) >= 2**16:
       raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
   # JAX's own timeout aborts the process and prints a stack.
   where = f" at {coordinator}" if coordinator else ""

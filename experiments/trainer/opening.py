@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.trainer.config import TrainConfig
-from experiments.trainer.corpus_path import recorded_corpus, recorded_path
+from experiments.trainer.corpus_path import (
+  KEPT,
+  recorded_corpus,
+  recorded_path,
+)
 from experiments.trainer.environment import environment
 from experiments.trainer.extension import (
   check_extension,
@@ -53,6 +57,16 @@ def check_same_run(
     raise ValueError(
       f"{directory} holds a finished run of another configuration: {changes}; "
       f"{advice}"
+    )
+
+
+def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
+  """Raise ValueError if --overwrite would replace the text that is read."""
+  kept, corpus = directory / KEPT, Path(config.data.corpus)
+  if kept.is_file() and corpus.is_file() and kept.samefile(corpus):
+    raise ValueError(
+      f"--overwrite would replace --corpus={corpus}, which is the only copy of "
+      "a piped text: copy it to another place, and train on that"
     )
 
 
@@ -103,6 +117,7 @@ def _resume_or_start(
   now = datetime.now().astimezone().isoformat(timespec="seconds")
   if record is None or job.overwrite:
     if record is not None:
+      _check_corpus_stays(directory, config)
       set_aside(directory)
     record = _record(config) | environment() | facts | {"started": now}
     write_json(directory / CONFIG, record)
@@ -142,6 +157,9 @@ def _resume_or_start(
       "started; --overwrite starts it again"
     )
   if not extending:
+    if not list_checkpoints(directory / CHECKPOINTS):
+      # It begins again, from the weights of --init_from as they are now.
+      write_json(directory / CONFIG, record | facts)
     return OpenedRun(directory, resuming=True)
   check_extension(directory, record, config, result)
   epochs = record["num_epochs"]

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from experiments import ablate, train
-from experiments.comparison.ablations import MEASURED
-from experiments.trainer.data import read_corpus
+from experiments.comparison.ablations import MEASURED, Ablations
+from experiments.trainer.data import (
+  read_corpus,
+  read_corpus_text,
+  text_sha256,
+)
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace
@@ -77,6 +81,19 @@ def test_overwrite_trains_all_again(config, console):
   assert (record["rows"], record["recipe"]["seed"]) == (rows, 1)
 
 
+def test_overwrite_drops_no_change_that_it_does_not_name(config, console):
+  path = Path(config.job.run) / ablate.RECORD
+  row = {"parameters": 1, "cold": 2.0, "stateful": 1.5, "seconds": 3.0}
+  rows = [{"change": name} | row for name in ("base", "A=1", "B=2")]
+  sha256 = text_sha256(read_corpus_text(config.data.corpus))
+  Path(config.job.run).mkdir()
+  Ablations(ablate._recipe(config), sha256, rows).write(path)
+  before = path.read_bytes()
+  with pytest.raises(ValueError, match=r"also holds A=1, B=2: name them with"):
+    ablate.run(replace(config, overwrite=True), ["seed=1"], console)
+  assert path.read_bytes() == before
+
+
 @pytest.mark.exhaustive
 def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
   change, directory = "hidden_size=7", Path(config.job.run)
@@ -101,9 +118,10 @@ def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ("depth=3", "of training flags, got 'depth' in 'depth=3'"),
-    ("run=elsewhere", "of training flags, got 'run'"),
-    ("", "of training flags, got ''"),
+    ("seed=1,seed=2", "each once, got 'seed' in 'seed=1,seed=2'"),
+    ("depth=3", "of training flags, each once, got 'depth' in 'depth=3'"),
+    ("run=elsewhere", "of training flags, each once, got 'run'"),
+    ("", "of training flags, each once, got ''"),
     ("num_layers=two", "num_layers must be of kind int, got 'two'"),
     ("tied=yes", "tied must be of kind bool, got 'yes'"),
     ("weight_drop=1.5", r"weight_drop must be in \[0, 1\), got 1.5"),
@@ -228,3 +246,9 @@ def test_a_signal_ends_the_runs_and_the_next_call_resumes_them(
   assert stopped_by is None
   assert [row["change"] for row in rows] == ["base", *changes]
   assert "resumed     after step" in console.file.getvalue()
+
+
+def test_the_same_change_under_another_name_is_refused(config, console):
+  same = ["hidden_size=7", "num_layers=1,hidden_size=07"]
+  with pytest.raises(ValueError, match=f"={same[1]} is the same as {same[0]}$"):
+    ablate.run(config, same, console)

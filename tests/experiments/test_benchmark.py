@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -120,6 +121,17 @@ def test_a_run_prints_its_cases_and_is_compared_with_an_earlier_one(
   assert "original: lstm_jax, 2 a call" in table.columns[0].cells
   with pytest.raises(ValueError, match="no case is in both runs"):
     change_table(old, [other])
+
+
+def test_a_record_that_cannot_be_compared_is_refused_before_measuring(
+  tmp_path, monkeypatch
+):
+  old = tmp_path / "old.json"
+  old.write_text('{"environment": {}}')
+  flag = SimpleNamespace(value=str(old))
+  monkeypatch.setattr(benchmark, "COMPARE", flag, raising=False)
+  with pytest.raises(ValueError, match=r"old.json is damaged: it has no rows$"):
+    benchmark.main()
 
 
 def test_kernels_are_compared_by_the_time_of_a_time_step():

@@ -286,8 +286,11 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_why(
   corpus.write_text("Shall I compare thee?\n" * 60)
   refused("verse.txt has changed since the run started")
   assert not (run / run_dir.EVALUATION).exists()
-  other = replace(options, corpus=str(corpus), protocol=("cold",))
-  evaluate.run(other, console)
+  corpus.write_text("€\n" + "Shall I compare thee?\n" * 60, encoding="utf-8")
+  other = replace(options, corpus=str(corpus), begin=0.5)
+  evaluate.run(replace(other, protocol=("cold", "stateful")), console)
+  with pytest.raises(ValueError, match="character '€' at position 0 is not in"):
+    evaluate.run(other, console)  # which reads the text before, too
 
 
 def test_if_a_protocol_fails_the_results_before_it_are_kept(

@@ -17,6 +17,7 @@ from experiments.comparison.board import (
 )
 from experiments.comparison.plan import (
   ReproduceConfig,
+  is_trained,
   parse,
   plan,
   plan_teachers,
@@ -304,6 +305,22 @@ def test_teachers_are_trained_first(recipe, console, tmp_path, monkeypatch):
   reproduce.run(pupil, recipe, console)
 
 
+def test_a_run_of_other_flags_is_no_teacher(
+  recipe, finished_config, config, console, tmp_path, monkeypatch
+):
+  teacher = tmp_path / "teachers" / "verse" / "seed0"
+  copy_run(finished_config, replace(config, run=str(teacher)))
+  flags = (tmp_path / "verse.flags").read_text()
+  (tmp_path / "pupil.flags").write_text(f"{flags}\n--teacher={teacher}\n")
+  pupil = ROW._replace(name="pupil", recipe="pupil")
+  other = ROW._replace(flags=["--hidden_size=9"])
+  monkeypatch.setattr(plans, "read_board", lambda: Board({}, [other, pupil]))
+  forbid(monkeypatch, train)
+  message = "seed0 holds a finished run .*: hidden_size is 12 there and 9 here"
+  with pytest.raises(ValueError, match=message):
+    reproduce.run(pupil, recipe, console)
+
+
 def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   row = read_board().find("tinyshakespeare-distilled")
@@ -321,11 +338,9 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   assert command.endswith(f"experiments.train {flags} --run={base}/seed2")
   (Path(base) / "seed1").mkdir(parents=True)
   (Path(base) / "seed1" / "result.json").write_text("{}")
-  assert len(plan_teachers(config)) == 2
+  assert [*map(is_trained, plan_teachers(config))] == [False, True, False]
   other = replace(config, teacher=("runs/mine",))
-  with pytest.raises(
-    ValueError, match="runs/mine is not trained, and must end"
-  ):
+  with pytest.raises(ValueError, match="runs/mine must end in seed and"):
     plan_teachers(other)
 
 

@@ -10,7 +10,7 @@ from experiments.pages.report import make_header
 from experiments.trainer.history import read_run_history
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
-from tests.experiments.trainer.resuming import outcome, read_rows
+from tests.experiments.trainer.resuming import outcome, read_rows, signal_at
 
 LOSSES = 3.0, 2.0, 2.5, 2.0, 1.0  # at steps 10, 20, 30, 40, 47
 
@@ -91,3 +91,11 @@ def test_a_run_that_reaches_its_last_step_has_not_stopped_early(
   result = json.loads((directory / "result.json").read_text())
   assert (result["last_step"], result["stopped_early"]) == (47, False)
   assert not read_run_history(directory).stopped_early
+
+
+def test_a_run_is_not_given_less_patience(config, console):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    signal_at(monkeypatch, 12)
+    train.run(replace(config, patience=9), console)
+  with pytest.raises(ValueError, match="patience is 9 there and 3 here"):
+    train.run(replace(config, patience=3), console)

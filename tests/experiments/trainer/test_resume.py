@@ -16,14 +16,15 @@ from experiments import train
 from experiments.trainer import setup, start
 from experiments.trainer.checkpoint import restore
 from experiments.trainer.locking import lock
+from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import gru
-from lstm_jax.training import init_state, list_checkpoints
-from lstm_jax.training.checkpoint import STATE
+from lstm_jax.training import CheckpointWriter, init_state, list_checkpoints
+from lstm_jax.training.checkpoint import STATE, CheckpointError
 from tests.experiments.conftest import copy_run
 from tests.experiments.trainer.resuming import (
   inject_nans,
@@ -412,3 +413,53 @@ def test_evaluations_do_not_change_the_training(config, console):
   state = {name for name in one[1] if name.startswith("state")}
   assert len(state) > 20
   assert {n: one[1][n] for n in state} == {n: other[1][n] for n in state}
+
+
+@pytest.mark.parametrize("failure", ["checkpoint", "sample"])
+def test_a_run_whose_best_is_not_saved_replaces_no_other(
+  failure, finished, config, console, monkeypatch
+):
+  """As on a full disk, or where a second Ctrl-C comes before the checkpoint."""
+  old = load(finished)
+
+  def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+  def disk_is_full(*arguments, **options):
+    raise CheckpointError("the checkpoint cannot be written: File too large")
+
+  again = replace(config, overwrite=True, seed=1)
+  if failure == "sample":
+    monkeypatch.setattr(RunLogger, "sample_during_training", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="; no checkpoint is kept in"):
+      train.run(again, console)
+  else:
+    monkeypatch.setattr(CheckpointWriter, "save", disk_is_full)
+    with pytest.raises(CheckpointError, match="File too large"):
+      train.run(again, console)
+  assert load(finished / "previous").val_loss == old.val_loss
+
+
+def test_the_only_copy_of_a_text_is_not_replaced(finished, config, console):
+  corpus = Path(config.data.corpus)
+  kept = finished / "corpus.txt"
+  kept.write_bytes(corpus.read_bytes())
+  before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  again = replace(config, overwrite=True, corpus=str(kept))
+  with pytest.raises(ValueError, match="the only copy of a piped text: copy"):
+    train.run(again, console)
+  (finished / "lock").unlink(missing_ok=True)
+  after = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  assert after == before
+
+
+def test_the_rate_of_a_row_is_that_of_its_last_update(config, console):
+  """Skipped steps do not advance the schedule."""
+  config = replace(config, nonfinite="skip", schedule="cosine", warmup_steps=40)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    inject_nans(monkeypatch, {3, 4, 17})
+    directory = train.run(config, console).directory
+  schedule = make_setup(config).schedule
+  rates = {r["step"]: r["lr"] for r in read_rows(directory) if "lr" in r}
+  assert rates[10] == pytest.approx(float(schedule(7)), rel=1e-6)
+  assert rates[20] == pytest.approx(float(schedule(16)), rel=1e-6)
