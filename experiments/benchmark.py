@@ -97,8 +97,9 @@ def main() -> int:
   console = make_console()
   old = None
   if COMPARE.value:
-    entries = "environment", "rows"
-    old = read_record(Path(COMPARE.value), "there is no record", entries)
+    path, entries = Path(COMPARE.value), ("environment", "rows")
+    path.stat()  # the error of a missing file names it
+    old = read_record(path, "there is no record", entries)
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
   out = Path(OUT.value) if OUT.value else None
   if "gpu" in PART.value:
