@@ -173,7 +173,19 @@ def num_devices(config: TrainConfig) -> int:
   or else all cores or one.
   """
   cores = num_cores()
-  return _requested(config.job) or (cores if pays(config, cores) else 1)
+  requested = _requested(config.job)
+  if requested and config.job.devices == AUTO:
+    # What does not divide the batch is of a run with another batch size, which
+    # is not resumed: that error is for later.
+    fits = all(size % requested == 0 for size in _batch_sizes(config))
+    return requested if fits else 1
+  return requested or (cores if pays(config, cores) else 1)
+
+
+def _batch_sizes(config: TrainConfig) -> set[int]:
+  """Return B of all batches of a training."""
+  batching = config.batching
+  return {batching.batch_size, batching.late_batch_size} - {0}
 
 
 def _requested(job: JobConfig) -> int | None:
@@ -217,10 +229,9 @@ def pays(config: TrainConfig, count: int) -> bool:
   They are not for words: the readout of 10,000 words is one large product,
   which XLA computes on all cores by itself.
   """
-  batching = config.batching
-  batch_sizes = {batching.batch_size, batching.late_batch_size} - {0}
   fit = all(
-    size % count == 0 and size >= MIN_ROWS * count for size in batch_sizes
+    size % count == 0 and size >= MIN_ROWS * count
+    for size in _batch_sizes(config)
   )
   if count < 2 or not fit or config.data.tokenizer == "word":
     return False

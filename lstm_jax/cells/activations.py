@@ -84,6 +84,9 @@ class Activation:
   def __repr__(self) -> str:
     return self.name
 
+  def __deepcopy__(self, memo: dict) -> "Activation":
+    return self  # a copy of a function of `jax.jit` would be another function
+
   def apply(self, a: jax.Array) -> jax.Array:
     """Return y, the activation of a."""
     return self.function(a, *self.parameters)

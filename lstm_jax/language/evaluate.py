@@ -23,6 +23,7 @@ from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
 from lstm_jax.language.tokenizer import Tokenizer
+from lstm_jax.language.tokens import check_range
 
 CHUNK = 1000  # time steps in one call, which limits the memory of the logits
 MAX_LOGITS = 2**21  # logits in one call of cold_nats: 32,768 tokens at V 64
@@ -188,17 +189,6 @@ def check_tokens(tokens: np.ndarray, vocabulary_size: int) -> None:
     got = np.size(tokens) if np.ndim(tokens) == 1 else np.shape(tokens)
     raise ValueError(f"a loss needs at least 2 tokens, [N], got {got}")
   check_range("tokens", tokens, vocabulary_size)
-
-
-def check_range(name: str, tokens: np.ndarray, vocabulary_size: int) -> None:
-  """Raise ValueError unless all tokens are integers in [0, V)."""
-  tokens = np.asarray(tokens)
-  known = np.issubdtype(tokens.dtype, np.integer)
-  if not known or tokens.min() < 0 or tokens.max() >= vocabulary_size:
-    raise ValueError(
-      f"{name} must be integers in [0, {vocabulary_size}), got "
-      f"{tokens.dtype} from {tokens.min()} to {tokens.max()}"
-    )
 
 
 def cut_windows(tokens: np.ndarray, length: int) -> np.ndarray:

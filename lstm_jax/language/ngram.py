@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstm_jax.language.evaluate import check_range, check_tokens
+from lstm_jax.language.evaluate import check_tokens
+from lstm_jax.language.tokens import check_range
 
 ORDER = 7  # tokens of the longest context: 8-grams
 DISCOUNT = 0.75  # δ

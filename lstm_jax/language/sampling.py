@@ -20,9 +20,9 @@ from lstm_jax.language.drawing import (
   draw,
   token_ids,
 )
-from lstm_jax.language.evaluate import check_range
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
+from lstm_jax.language.tokens import check_range
 
 
 class Carry(NamedTuple):

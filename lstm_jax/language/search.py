@@ -36,7 +36,6 @@ from lstm_jax.language.drawing import (
   check_rules,
   token_ids,
 )
-from lstm_jax.language.evaluate import check_range
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -47,6 +46,7 @@ from lstm_jax.language.sampling import (
   repeat_prompt,
   sample,
 )
+from lstm_jax.language.tokens import check_range
 
 
 def continuation_nats(

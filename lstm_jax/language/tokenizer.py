@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from lstm_jax.language.tokens import as_tokens
+
 
 class Tokenizer(Protocol):
   """Converts a text to tokens, which are integers in [0, V), and back."""
@@ -42,10 +44,18 @@ class Tokenizer(Protocol):
     """Return the tokens of text, or raise ValueError if one is unknown."""
 
   def decode(self, tokens: np.ndarray) -> str:
-    """Return the text of tokens [N]."""
+    """Return the text of tokens [N].
+
+    Raises:
+      ValueError: they have more axes, or some are not in [0, V).
+    """
 
   def pieces(self, tokens: np.ndarray) -> list[str]:
-    """Return the text that each of tokens [N] adds; joined, they are decode."""
+    """Return the text that each of tokens [N] adds; joined, they are decode.
+
+    Raises:
+      ValueError: as `decode`.
+    """
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the nats of spelling out each unknown token, float64 [N].
@@ -113,7 +123,7 @@ class CharTokenizer(NamedTuple):
 
   def pieces(self, tokens: np.ndarray) -> list[str]:
     """Return the character of each token, [N]."""
-    return [self.symbols[token] for token in np.asarray(tokens)]
+    return [self.symbols[token] for token in as_tokens(tokens, self.size)]
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return zeros, float64 [N]: no character is unknown."""

@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lstm_jax.language.spelling import spelling_nats
+from lstm_jax.language.tokens import as_tokens
 
 UNKNOWN = "<unk>"  # no word's symbol, because as a text it is three pieces
 # Words that Shakespeare shortens at the beginning ('tis) and at the end (th').
@@ -138,7 +139,8 @@ class WordTokenizer(NamedTuple):
 
   def pieces(self, tokens: np.ndarray) -> list[str]:
     """Return the text that each token adds, with its space, [N]."""
-    return list(_pieces(self.symbols[token] for token in np.asarray(tokens)))
+    known = as_tokens(tokens, self.size)
+    return list(_pieces(self.symbols[token] for token in known))
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the cost of spelling each unknown token of text, float64 [N].

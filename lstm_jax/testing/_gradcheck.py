@@ -108,7 +108,7 @@ def gradcheck(
 
   Raises:
     ValueError: x has no leaf, or a leaf that is empty or not float; or the
-      outputs of the two functions differ in shape.
+      outputs of the two functions differ in shape or structure, or are empty.
   """
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
@@ -116,6 +116,11 @@ def gradcheck(
   shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]
   if shapes[0] != shapes[1]:
     raise ValueError(f"the outputs differ: {shapes[0]} and {shapes[1]}")
+  if len({*map(jax.tree.structure, outputs)}) > 1:
+    names = " and ".join(str(jax.tree.structure(tree)) for tree in outputs)
+    raise ValueError(f"the outputs differ: {names}")
+  if not shapes[0] or any(0 in shape for shape in shapes[0]):
+    raise ValueError(f"the outputs must have elements, got {shapes[0]}")
   # Random numbers are NumPy's: JAX would compile a program for every shape.
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   v = jax.tree.map(

@@ -161,8 +161,11 @@ def _targets(assignment):
   """Return the names assigned, "" for those that do not begin with d."""
   if isinstance(assignment.value, ast.Name):
     return []
-  (target,) = assignment.targets
-  elements = target.elts if isinstance(target, ast.Tuple) else [target]
+  elements = [
+    element
+    for target in assignment.targets  # several in d = e = …
+    for element in (target.elts if isinstance(target, ast.Tuple) else [target])
+  ]
   names = [ast.unparse(element) for element in elements]
   return [name if name.startswith("d") else "" for name in names]
 

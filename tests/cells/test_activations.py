@@ -21,6 +21,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.cells import RELU, SIGMOID, TANH, make_hard_sigmoid
+from lstm_jax.cells.activations import Activation
 from lstm_jax.cells.made import MadeCell
 from lstm_jax.language import ModelConfig, language_model
 from lstm_jax.sequence import init_stack
@@ -200,6 +201,16 @@ def test_a_made_cell_is_one_object_under_pickle_copy_and_equal_arguments(name):
   assert cell.takes_tokens
   config = ModelConfig(cell)
   assert copy.deepcopy(config) == config
+
+
+def test_an_activation_of_a_compiled_function_is_copied_as_itself():
+  """`deepcopy` makes another function of one of `jax.jit`."""
+  softsign = Activation(
+    "softsign", jax.nn.soft_sign, lambda y: (1 - abs(y)) ** 2
+  )
+  cell = rnn.with_activation(softsign)
+  assert copy.deepcopy(cell) is cell
+  assert copy.deepcopy(ModelConfig(cell)) == ModelConfig(cell)
 
 
 def test_params_of_another_cell_are_refused_by_a_made_cell(key):

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstm_jax.language import CharTokenizer, middle_slice, read_text, split
+from lstm_jax.language import (
+  CharTokenizer,
+  WordTokenizer,
+  middle_slice,
+  read_text,
+  split,
+)
 from lstm_jax.language.text import PARAGRAPH
 
 POEMS = Path(__file__).parents[2] / "data" / "shakespeare.txt"
@@ -21,6 +27,20 @@ def test_decode_is_the_inverse_of_encode(text):
   assert tokens.dtype == np.int32
   assert tokenizer.decode(tokens) == text
   assert tokenizer.size == len(set(text)) == int(tokens.max()) + 1
+
+
+@pytest.mark.parametrize(
+  "tokenizer",
+  [CharTokenizer.from_text("to be"), WordTokenizer.from_text("to be or", 1)],
+  ids=["char", "word"],
+)
+def test_tokens_that_are_not_of_the_vocabulary_have_no_text(tokenizer):
+  assert tokenizer.decode([]) == "" and tokenizer.decode([0, 1])
+  for tokens in ([-1], [0, tokenizer.size], [0.5]):
+    with pytest.raises(ValueError, match=r"^tokens must be integers in \[0, "):
+      tokenizer.decode(tokens)
+  with pytest.raises(ValueError, match=r"^tokens must be \[N\], got \(1, 2\)$"):
+    tokenizer.decode(np.array([[0, 1]]))
 
 
 def test_the_vocabulary_is_sorted_for_any_order_of_the_text():

@@ -1,3 +1,4 @@
+import importlib
 import inspect
 import re
 from functools import partial
@@ -177,6 +178,36 @@ def test_outputs_of_different_shapes_are_an_error(key):
     gradcheck(lambda x: x, lambda x: x.sum(), jnp.ones(1), key)
   with pytest.raises(ValueError, match="the outputs differ"):
     gradcheck(lambda x: x, lambda x: x[:2], jnp.ones(3), key)
+  with pytest.raises(ValueError, match=r"the outputs differ: .* and "):
+    gradcheck(lambda x: (x,), lambda x: [x], jnp.ones(3), key)
+
+
+@pytest.mark.parametrize("f", [lambda x: x[:0], lambda x: ()])
+def test_outputs_without_elements_are_an_error(f, key):
+  with pytest.raises(ValueError, match="the outputs must have elements, got"):
+    gradcheck(f, f, jnp.ones(3), key)
+
+
+def test_names_that_are_assigned_together_or_twice_are_terms(tmp_path):
+  source = """
+def recur_backward(params, gates, residuals, d_state):
+  da = db = gates + d_state + residuals
+  return step_back(da) + db
+
+
+def step_back(d):
+  da = d + d
+  return da
+"""
+  (tmp_path / "chained.py").write_text(source)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("chained")
+  assert {"da[2]", "db[0]"} <= {*terms(module)}
+  planted = plant(module, "da[2]", 3.0)
+  x = jnp.ones(())
+  assert module.recur_backward(None, x, x, x) == 6 + 3
+  assert planted.recur_backward(None, x, x, x) == (2 * 5) + 5
 
 
 def test_precision_of_the_differences_is_that_of_the_docstring(key):

@@ -78,12 +78,15 @@ def test_a_run_resumes_on_as_many_devices_as_it_started_on(
 ):
   monkeypatch.setattr(devices, "num_cores", lambda: 2)
   config = changed(run=str(tmp_path))
-  for recorded, expected in (("3", 3), ("1", 1), ("auto", 1)):
+  for recorded, expected in (("4", 4), ("1", 1), ("auto", 1)):
     record = to_record(config) | {"devices": recorded}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert num_devices(config) == expected
     assert num_devices(replace(config, overwrite=True)) == 2
     assert num_devices(replace(config, devices="5")) == 5
+  # Of another batch size, the run is not resumed, which another error says.
+  (tmp_path / "config.json").write_text(json.dumps(record | {"devices": "4"}))
+  assert num_devices(replace(config, batch_size=6)) == 1
 
 
 @pytest.mark.parametrize(
