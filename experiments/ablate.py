@@ -233,7 +233,7 @@ def _check(configs: dict[str, TrainConfig]) -> str:
   """Raise ValueError for what cannot be trained; return the corpus's hash."""
   base, seen = configs[BASE], dict[TrainConfig, str]()
   for change, config in configs.items():
-    if change != BASE and config in seen:
+    if config in seen and config != base:
       raise ValueError(f"--change={change} is the same as {seen[config]}")
     seen.setdefault(config, change)
     if config.data != base.data:

@@ -54,7 +54,7 @@ def extends(
   stopped_early = result is not None and result.get("stopped_early")
   limit = record["patience"]
   patience = changes.get("patience", limit)
-  if patience and not stopped_early and (not limit or patience < limit):
+  if 0 < patience < limit and not stopped_early:
     return False
   at_its_end = result is not None and not stopped_early
   return added > 0 or (added == 0 and not at_its_end)
