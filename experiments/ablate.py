@@ -17,7 +17,6 @@ interrupted, the next call without it resumes.
 
 import shlex
 import signal
-from collections.abc import Container
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ from experiments.comparison.ablations import (
   BASE,
   RECORD,
   Ablations,
+  check_all_named,
   read_ablations,
 )
 from experiments.trainer import run_dir
@@ -93,7 +93,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   path, stopped_by = Path(job.run) / RECORD, None
   recipe = _recipe(config)
   if job.overwrite:
-    _check_all_named(path, recipe, sha256, configs)
+    check_all_named(path, recipe, sha256, configs)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     results = Ablations(recipe, sha256, [], now)
     if path.exists():  # an interruption must not leave the old rows
@@ -131,22 +131,6 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     console.print(make_table(rows))
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   return Result(rows, stopped_by)
-
-
-def _check_all_named(
-  path: Path, recipe: dict[str, Any], sha256: str, names: Container[str]
-) -> None:
-  """Raise ValueError if --overwrite would drop results of other changes."""
-  try:
-    rows = read_ablations(path, recipe, sha256).rows
-  except ValueError:  # of nothing that could be kept
-    return
-  others = [row["change"] for row in rows if row["change"] not in names]
-  if others:
-    raise ValueError(
-      f"--overwrite trains all again, and {path} also holds "
-      f"{', '.join(others)}: name them with --change, or choose another --run"
-    )
 
 
 def _finished(config: TrainConfig, sha256: str) -> train.Result | None:

@@ -87,7 +87,8 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
-    _check(job, single, sha256, "another --run keeps it")
+    advice = "another --run keeps it"
+    check_same_run(job.directory, single, sha256, advice=advice)
     if job.seed not in done:
       done[job.seed] = _evaluate(job, console)
       # Another process may have evaluated another seed meanwhile.
@@ -133,13 +134,9 @@ def _train_teachers(
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return stopped_by
-    _check(job, single, sha256, "move it, and its teacher is trained there")
+    advice = "move it, and its teacher is trained there"
+    check_same_run(job.directory, single, sha256, advice=advice)
   return None
-
-
-def _check(job: Job, config: TrainConfig, sha256: str, advice: str) -> None:
-  """Raise ValueError unless the finished run of a job is of its recipe."""
-  check_same_run(job.directory, config, sha256, advice=advice)
 
 
 def _evaluate(job: Job, console: Console) -> dict[str, Any]:

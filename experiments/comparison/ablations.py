@@ -1,7 +1,7 @@
 """The results of an ablation, in ablations.json."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,25 @@ def read_ablations(
       "another --run, or --overwrite"
     )
   return found
+
+
+def check_all_named(
+  path: Path,
+  recipe: Mapping[str, Any],
+  corpus_sha256: str,
+  names: Container[str],
+) -> None:
+  """Raise ValueError if --overwrite would drop results of other changes."""
+  try:
+    rows = read_ablations(path, recipe, corpus_sha256).rows
+  except ValueError:  # of nothing that could be kept
+    return
+  others = [row["change"] for row in rows if row["change"] not in names]
+  if others:
+    raise ValueError(
+      f"--overwrite trains all again, and {path} also holds "
+      f"{', '.join(others)}: name them with --change, or choose another --run"
+    )
 
 
 def _check_rows(rows: list[dict[str, Any]]) -> None:
