@@ -181,13 +181,13 @@ def _scan_segments(model, full, initial, scale, rates, carry, segments):
   rate, decay = rates
   leaves = jax.tree.leaves(scale)
   mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
+  mean = jnp.where(mean > 0, mean, 1)  # where every gradient is 0
 
   def step(theta, gradient, theta_0, r):
     dtype = theta.dtype
     theta, gradient, theta_0 = upcast((theta, gradient, theta_0))
-    # With r̄ = 0 every gradient is 0, and so are these.
-    pull = jnp.minimum(decay * _ratio(r, mean), 1) * (theta_0 - theta)
-    theta = theta - rate * _ratio(gradient, r + EPSILON * mean) + pull
+    pull = jnp.minimum(decay * r / mean, 1) * (theta_0 - theta)
+    theta = theta - rate * gradient / (r + EPSILON * mean) + pull
     return theta.astype(dtype)
 
   def mean_nats(params, state, tokens):
@@ -205,9 +205,3 @@ def _scan_segments(model, full, initial, scale, rates, carry, segments):
     return (params, state), predicted
 
   return lax.scan(body, carry, segments)
-
-
-def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-  """Return the quotient, and 0 where the denominator is 0."""
-  safe = jnp.where(denominator > 0, denominator, 1)
-  return jnp.where(denominator > 0, numerator / safe, 0)
