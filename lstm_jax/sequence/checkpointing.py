@@ -30,9 +30,10 @@ The products of all inputs, T·B·G·H numbers, are written once and read at eve
 time step, and so are all daₜ. Where they are larger than the cache, a chunk at
 a time is faster: `scan_in_cache` multiplies the inputs of a chunk right before
 its steps, and adds a chunk's da to the weights' gradients right after them. All
-residuals are saved, as without chunks. A chunk of at most 4 steps takes no loop
-of its own (`rows`). For all gradients of a layer, a chunk of 1,024 rows takes
-in place of a whole sequence (2 cores AMD EPYC (Zen 5), jax 0.12.0.1)
+residuals are saved, as without chunks; outputs alone take a loop over single
+steps. A chunk of at most 4 steps takes no loop of its own (`rows`). For all
+gradients of a layer, a chunk of 1,024 rows takes in place of a whole sequence
+(2 cores AMD EPYC (Zen 5), jax 0.12.0.1)
 
   gru   H 128, T 128, B 1024    368 ms instead of 490
   gru   H 128, T 32, B 4096     417 ms instead of 495
@@ -203,46 +204,51 @@ def _scan_chunks(
   extras: tuple,
 ) -> tuple[State, jax.Array]:
   """Return (state, hs) of a sequence whose T is a multiple of `chunk`."""
+  # Only used where nothing is differentiated.
+  if not is_linear(cell):
+    return scan_sequence(cell, options, params, state, xs, extras)
 
-  def body(state, inputs):
+  def body(state, start):
+    inputs = _chunk_at((xs, extras), start, chunk)
     return scan_sequence(cell, options, params, state, *inputs)
 
-  inputs = _split((xs, extras), chunk)
-  last, hs = lax.scan(body, state, inputs, reverse=options.reverse)
+  last, hs = lax.scan(body, state, _starts(xs, chunk), reverse=options.reverse)
   return last, _joined(hs)
 
 
 def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
-  def body(state, inputs):
+  def body(state, start):
+    inputs = _chunk_at((xs, extras), start, chunk)
     if policy == "all":
       (last, hs), saved = forward(cell, options, params, state, *inputs)
       return last, (hs, state, (saved.gates, saved.outputs[1]))
     last, after = scan_states(cell, options, params, state, *inputs)
     return last, (after.h, state, after if policy == "recompute" else None)
 
-  inputs = _split((xs, extras), chunk)
-  last, (hs, starts, kept) = lax.scan(
-    body, state, inputs, reverse=options.reverse
+  last, (hs, states, kept) = lax.scan(
+    body, state, _starts(xs, chunk), reverse=options.reverse
   )
-  return (last, _joined(hs)), (params, starts, hs, kept, xs, extras)
+  return (last, _joined(hs)), (params, states, hs, kept, xs, extras)
 
 
 def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
-  params, starts, hs, kept, xs, extras = saved
+  params, states, hs, kept, *sequences = saved
   d_last, dhs = cotangents
+  sequences = dhs, *sequences
 
   def body(carry, inputs):
     d_params, d_state = carry
-    start, hs, kept, dhs, xs, extras = inputs
+    start, state, hs, kept = inputs
+    dhs, xs, extras = _chunk_at(sequences, start, chunk)
     if policy == "all":
       gates, rest = kept
       residuals = SequenceResiduals(
-        params, start, xs, extras, gates, (hs, rest)
+        params, state, xs, extras, gates, (hs, rest)
       )
     elif policy == "recompute":
-      residuals = _recompute(cell, options, params, start, kept, xs, extras)
+      residuals = _recompute(cell, options, params, state, kept, xs, extras)
     else:
-      _, residuals = forward(cell, options, params, start, xs, extras)
+      _, residuals = forward(cell, options, params, state, xs, extras)
     d_params_chunk, d_state, dxs, _ = backward(
       cell, options, residuals, (d_state, dhs)
     )
@@ -250,7 +256,7 @@ def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
     return (d_params, d_state), dxs
 
   zeros = upcast(jax.tree.map(jnp.zeros_like, params))
-  inputs = (starts, hs, kept, *_split((dhs, xs, extras), chunk))
+  inputs = _starts(dhs, chunk), states, hs, kept
   (d_params, d_state), dxs = lax.scan(
     body, (zeros, d_last), inputs, reverse=not options.reverse
   )
@@ -274,11 +280,18 @@ def _recompute(
   )
 
 
-def _split(tree: Any, chunk: int) -> Any:
-  """Return arrays [T, ...] as [T / chunk, chunk, ...]."""
-  return jax.tree.map(
-    lambda x: x.reshape(x.shape[0] // chunk, chunk, *x.shape[1:]), tree
-  )
+def _starts(xs: jax.Array, chunk: int) -> jax.Array:
+  """Return the first time step of every chunk, [T / chunk]."""
+  return chunk * jnp.arange(xs.shape[0] // chunk)
+
+
+def _chunk_at(tree: Any, start: jax.Array, chunk: int) -> Any:
+  """Return a chunk's time steps of arrays [T, ...], from `start` on.
+
+  For chunks of one step, XLA in jax 0.10 would copy arrays that are reshaped to
+  [T / chunk, chunk, ...], inputs of the loop.
+  """
+  return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk), tree)
 
 
 def _joined(x: jax.Array) -> jax.Array:

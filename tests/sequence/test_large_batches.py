@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import Autodiff, lstm, unroll
+from lstm_jax import Autodiff, Explicit, gru, lstm, unroll
 from lstm_jax.cells.platform import clear_programs, traced_for
 from lstm_jax.sequence import checkpointing, rows
 from tests.contract import each_cell
@@ -117,6 +117,38 @@ def test_the_steps_of_a_short_chunk_take_no_loop(monkeypatch):
   clear_programs()
   monkeypatch.setattr(rows, "FEW", 1)
   assert loops() == 4
+
+
+@pytest.mark.usefixtures("large", "looped")
+def test_outputs_alone_are_one_loop():
+  def outputs(adjoint):
+    params = lstm.init(jax.random.key(0), D, H)
+    f = jax.jit(lambda xs: unroll(lstm, params, None, xs, adjoint=adjoint)[1])
+    return f.lower(jnp.ones((2 * T, B, D))).as_text()
+
+  expected = outputs(Autodiff())
+  assert expected.count("stablehlo.while") == 1
+  assert outputs(Explicit()).count("stablehlo.while") == 1
+
+
+def test_chunks_of_one_step_copy_no_inputs():
+  steps, batch, size = 32, 1024, 16
+  params = jax.eval_shape(lambda: gru.init(jax.random.key(0), size, size))
+
+  def loss(params, xs, dhs, reset):
+    return jnp.sum(unroll(gru, params, None, xs, reset=reset)[1] * dhs)
+
+  shape = steps, batch, size
+  xs = jax.ShapeDtypeStruct(shape, jnp.float32)
+  reset = jax.ShapeDtypeStruct(shape[:2], bool)
+  lowered = jax.jit(jax.grad(loss, (0, 1))).lower(params, xs, xs, reset)
+  # As users compile it: without fusion emitters (conftest), XLA copies nothing.
+  old = jax.__version_info__ < (0, 11)  # later ones know no such option
+  options = {"xla_cpu_use_fusion_emitters": True} if old else {}
+  program = lowered.compile(compiler_options=options)
+  reserved = program.memory_analysis().temp_size_in_bytes
+  # Five local gradients and h are saved; what one step needs is little.
+  assert 6 < reserved / (4 * steps * batch * size) < 7
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(16, []), (17, [2])])
