@@ -15,6 +15,7 @@ forever once the disk is full.
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,12 +33,20 @@ from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
 from lstm_jax.training import part_norms
 
+# Where PyTorch is installed, tensorboardX imports it for its tensors, which takes
+# 5 s. Here it is given none, and finds no PyTorch.
+hidden = "torch" not in sys.modules
+if hidden:
+  sys.modules["torch"] = None  # type: ignore[assignment]
 try:
   from tensorboardX import summary
   from tensorboardX.event_file_writer import EventsWriter
   from tensorboardX.proto.event_pb2 import Event, SessionLog
 except ImportError:
   summary = None
+finally:
+  if hidden:
+    del sys.modules["torch"]
 
 TAGS = {  # of the entries of a row of metrics.jsonl
   "train_loss": "loss/train",
