@@ -79,7 +79,7 @@ class Result(NamedTuple):
   val_loss: float  # the lowest, nats per token; infinite before the first
   seconds: float  # of training steps
   stopped_by: signal.Signals | None = None  # the signal that stopped it early
-  signalled: signal.Signals | None = None  # one that came too late for that
+  signalled: signal.Signals | None = None  # one after the last training step
 
 
 def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
@@ -148,7 +148,7 @@ def _train(
           )
     except (Diverged, KeyboardInterrupt) as error:
       saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
-      best = logger.best.step  # which may have failed to be written
+      best = logger.best.step  # its checkpoint may have failed to be written
       step = best if best in saved else max(saved, default=0)
       kept = f"the checkpoint of step {step}" if step else "no checkpoint"
       reason = error if isinstance(error, Diverged) else "interrupted"
@@ -168,7 +168,10 @@ class _Observer(Observer):
     self._logger.log_step(step, metrics)
 
   def evaluate(self, step: int, state: TrainState) -> TrainState:
-    """Measure the validation loss and draw a sample."""
+    """Measure the validation loss and draw a sample.
+
+    Returns the state, whose weights are averaged from now on if NT-ASGD does.
+    """
     config, setup, logger = self._setup.config, self._setup, self._logger
     logger.flush()
     params = to_one_device(setup, eval_params(state))

@@ -102,16 +102,15 @@ class RunLogger:
 
   def resume(self, restored: Restored | None) -> None:
     """Continue from a checkpoint, or from nothing; delete what came after."""
-    progress = restored.progress if restored else None
     step = int(restored.state.step) if restored else 0
     self._checkpoints.delete_after(step)
     if self._is_writer:
-      log_sizes = progress.log_bytes if progress else {}
+      log_sizes = restored.progress.log_bytes if restored else {}
       truncate_logs(self.directory, log_sizes, self._console)
       self._tensorboard.begin(step + 1 if restored else 0)
-    if not restored or not progress:
+    if not restored:
       return
-    self.step = step
+    self.step, progress = step, restored.progress
     self._console.print(f"resumed     after step {step}")
     self.buffer.restore(progress)
     self.val_losses = progress.val_losses
@@ -121,8 +120,8 @@ class RunLogger:
   def log_step(self, step: int, metrics: Metrics) -> None:
     """Add the metrics of a training step; write a row every LOG_EVERY steps.
 
-    A checkpoint is written while the next training step is computed, and this
-    waits for both: a kill costs the steps since a checkpoint, and one more.
+    It first waits until the last checkpoint is on the disk: a kill costs the
+    steps since that one, and the one during which it was written.
     """
     self._checkpoints.wait()
     self.step = step
@@ -264,8 +263,8 @@ class RunLogger:
   def close(self) -> None:
     """Draw loss.png and wait for the last checkpoint.
 
-    A run that --overwrite replaces goes once the best checkpoint is there: it
-    may have failed to be written.
+    If the best checkpoint is on the disk, which may have been full, it also
+    deletes the run that --overwrite replaces.
     """
     if self._is_writer:
       self._draw()

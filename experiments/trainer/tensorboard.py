@@ -33,8 +33,8 @@ from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
 from lstm_jax.training import part_norms
 
-# Where PyTorch is installed, tensorboardX imports it for its tensors, which takes
-# 5 s. Here it is given none, and finds no PyTorch.
+# Where PyTorch is installed, tensorboardX imports it, in 5 s, for tensors that
+# it is never given here. So it finds none.
 hidden = "torch" not in sys.modules
 if hidden:
   sys.modules["torch"] = None  # type: ignore[assignment]

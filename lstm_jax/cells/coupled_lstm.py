@@ -133,7 +133,7 @@ def parameter_gradients(
   da: jax.Array,
 ) -> tuple[CoupledLSTMParams, jax.Array | None]:
   """Return (d_params, dx); d_params are sums over the rows of da [..., 3H]."""
-  del residuals  # da is the cotangent of h W_h as well
+  del residuals  # not needed: x W_x and h W_h have the same cotangent
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, da, params.w_h.dtype)
   return CoupledLSTMParams(dw_x, dw_h, db), dx

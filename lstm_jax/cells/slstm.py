@@ -1,10 +1,10 @@
 """sLSTM, an LSTM with exponential gates: one step, forward and backward.
 
 Forward                              Local gradients
-  a  = x W_x + h W_h + b               w = ∂m'/∂p = 1, ½, 0
-  p  = log σ(a_f) + m where n > 0          where q > 0, = 0, < 0
-  p  = −∞ elsewhere                    ∂p/∂a_f = σ(−a_f)
-  m' = max(p, aᵢ)
+  a  = x W_x + h W_h + b               ∂p/∂a_f = σ(−a_f)
+  p  = log σ(a_f) + m where n > 0      w = ∂m'/∂p = 1 where q > 0
+  p  = −∞ where n ≤ 0                               ½ where q = 0
+  m' = max(p, aᵢ)                                   0 where q < 0
   q  = p − aᵢ
   i  = exp(aᵢ − m') = exp(−max(q, 0))
   f  = exp(p − m')  = exp(min(q, 0))
@@ -27,19 +27,19 @@ Backward, from dh', dc', dn' and dm'
          − w ⊙ i ⊙ di                  dW_x = Σ xᵀ da,   dW_h = Σ hᵀ da
                                        db   = Σ da
 
-with a = [aᵢ, a_f, a_g, aₒ] along its last axis. The input gate is exp(aᵢ) and
-the forget gate σ(a_f), the first of the paper's two. As exp(aᵢ) overflows, the
-memory and its normaliser, which are exp(m) c and exp(m) n, are stored without
-their factor exp(m). The output does not depend on m. The gradient of m' where
-q = 0 is that of `jnp.maximum`.
+with a = [aᵢ, a_f, a_g, aₒ] along its last axis. The paper's input gate is
+exp(aᵢ), and its forget gate exp(a_f) or σ(a_f), which is taken here. As exp(aᵢ)
+overflows, the cell state and its normaliser are stored divided by exp(m), as c
+and n; i and f are divided in the same way. The output does not depend on m. The
+gradient of m' where q = 0 is that of `jnp.maximum`.
 
-A memory with n ≤ 0 is empty, as in the zero state. Only m = −∞ describes it,
-and the step takes m for that: m' = aᵢ, c' = g, n' = 1 and h' = o ⊙ g for any
-aᵢ, and no gradient reaches the c, n and m before. With m = 0, i and n' would be
-0 in float32 for aᵢ below about −104. From the zero state on, i or f is 1 at
-every step. So n' ≥ 1 and |c'| ≤ n', and h' divides by n' as it is; n' grows by
-1 a step at most, and m' is at most the largest aᵢ so far. A unit that keeps its
-memory (zoneout) must keep c, n and m together.
+Where n ≤ 0, as in the zero state, nothing is stored yet, and the step ignores m
+and computes as if it were −∞: m' = aᵢ, c' = g, n' = 1 and h' = o ⊙ g for any
+aᵢ, and no gradient reaches the c, n and m before. With m = 0 instead, i and n'
+would be 0 in float32 for aᵢ below about −104. From the zero state on, i or f is
+1 at every step. So n' ≥ 1 and |c'| ≤ n', and h' divides by n' as it is; n'
+grows by 1 a step at most, and m' is at most the largest aᵢ so far. A unit that
+keeps its state (zoneout) must keep c, n and m together.
 
 h W_h mixes the units of a head only: W_h has a block for every head.
 
@@ -91,7 +91,7 @@ class SLSTMState(NamedTuple):
   """State of an sLSTM; h is its output."""
 
   h: jax.Array  # [..., H]
-  c: jax.Array  # [..., H], the memory over exp(m)
+  c: jax.Array  # [..., H], the cell state over exp(m)
   n: jax.Array  # [..., H], its normaliser over exp(m)
   m: jax.Array  # [..., H], the stabiliser
 
@@ -187,7 +187,7 @@ def parameter_gradients(
   da: jax.Array,
 ) -> tuple[SLSTMParams, jax.Array | None]:
   """Return (d_params, dx); d_params are sums over the rows of da [..., 4H]."""
-  del residuals  # da is the cotangent of h W_h as well
+  del residuals  # not needed: x W_x and h W_h have the same cotangent
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = _outer(h, da, params.w_h)
   return SLSTMParams(dw_x, dw_h, db), dx

@@ -5,9 +5,9 @@ then, with g the gradient of the segment's mean loss,
 
   θ ← θ − η g / (r + ε) + min(λ r / r̄, 1) ⊙ (θ₀ − θ)
 
-where r is the root mean square of each weight's gradient over the training
-text, r̄ its mean over all weights, θ₀ are the trained weights, and ε = 0.001 r̄.
-The gradient is truncated at the segment's beginning.
+where r is the root mean square of each weight's gradient over the batches of
+the training text, r̄ its mean over all weights, θ₀ are the trained weights, and
+ε = 0.001 r̄. The gradient is truncated at the segment's beginning.
 
 Reference: Krause, Kahembwe, Murray and Renals (2018), Dynamic evaluation of
 neural sequence models, section 4.
@@ -46,7 +46,7 @@ class DynamicEvalConfig(NamedTuple):
   """Hyperparameters of dynamic evaluation."""
 
   rate: float  # η, the learning rate
-  decay: float  # λ in [0, 1], the decay towards the initial weights
+  decay: float  # λ in [0, 1], the decay towards the trained weights θ₀
   segment: int = 20  # S, tokens in a segment
 
 
@@ -109,12 +109,12 @@ def _scan(model, params, tokens, scale, config, full):
       f"got {size}, {rate} and {decay}"
     )
   segments = cut_windows(tokens, size)[..., None]  # [n, S + 1, 1]
-  rates = float(rate), float(decay)
+  numbers = float(rate), float(decay)
   carry, parts, losses = (params, model.initial_state((1,))), [], []
   count = min(len(segments), max(1, CHUNK // size))
   for group in group_windows(segments, count):
     carry, (nats, log_probs) = _scan_segments(
-      model, full, params, scale, rates, carry, group
+      model, full, params, scale, numbers, carry, group
     )
     losses.append(np.asarray(nats).ravel())
     if full:
@@ -124,10 +124,10 @@ def _scan(model, params, tokens, scale, config, full):
   result = np.concatenate(losses)[: len(tokens) - 1]
   diverged = np.flatnonzero(~(result < MAX_NATS))  # also NaN
   if diverged.size:
-    advice = f"try a rate below {rate}" if rate else "at a rate of 0"
+    advice = f"try a rate below {rate}" if rate else "even at a rate of 0"
+    place = diverged[0] + 2  # counted from 1; the first has no loss
     raise Divergence(
-      f"dynamic evaluation diverges at token {diverged[0] + 2} of "
-      f"{len(tokens)}: {advice}"
+      f"dynamic evaluation diverges at token {place} of {len(tokens)}: {advice}"
     )
   return np.concatenate(parts)[: len(tokens) - 1] if full else result
 

@@ -6,9 +6,11 @@ Array elements saved for the backward, for chunks of C time steps, a state of S
 vectors (2 for the LSTM), and R elements per unit and time step in the backward
 of a whole sequence (the table of `scan`):
 
-  residuals    saved        the backward of a chunk
-  "gates"      B·H·S·T/C    runs its steps forward again
-  "recompute"  B·H·S·T      recomputes its gates from its states, in no loop
+  residuals    saved                      the backward of a chunk
+  "gates"      the state before each      runs its steps forward again, and
+               chunk, B·H·S·T/C           saves their gates
+  "recompute"  the state after each       computes its gates from its states,
+               step, B·H·S·T              in no loop
 
 Both need R·C·B·H more for the current chunk, besides the inputs, the outputs
 and their cotangents. "gates" needs least memory at C = √(S·T/R), where it grows
@@ -20,7 +22,7 @@ anyway. As all states of a chunk are known, one call computes all C steps,
 
 whose product h W_h has C·B rows, and is as fast as the product of the inputs.
 
-A function exported with a symbolic T (`jax.export`) has whole chunks alone: the
+A function exported with a symbolic T (`jax.export`) has only whole chunks: the
 last one is filled with masked steps, unless T is a multiple of C by its form,
 such as 32·n.
 
@@ -30,22 +32,24 @@ The products of all inputs, T·B·G·H numbers, are written once and read at eve
 time step, and so are all daₜ. Where they are larger than the cache, a chunk at
 a time is faster: `scan_in_cache` multiplies the inputs of a chunk right before
 its steps, and adds a chunk's da to the weights' gradients right after them. All
-residuals are saved, as without chunks; outputs alone take a loop over single
-steps. A chunk of at most 4 steps takes no loop of its own (`rows`). For all
-gradients of a layer, a chunk of 1,024 rows takes in place of a whole sequence
-(2 cores AMD EPYC (Zen 5), jax 0.12.0.1)
+residuals are saved, as without chunks. A chunk of at most 4 steps takes no loop
+of its own (`rows`). Without gradients, a loop over single steps is faster.
+
+Chunks are taken for more than 8,192 rows T·B. Each has 1,024, or one time step
+if that has more. All gradients of a layer then take (2 cores AMD EPYC (Zen 5),
+jax 0.12.0.1)
 
   gru   H 128, T 128, B 1024    368 ms instead of 490
   gru   H 128, T 32, B 4096     417 ms instead of 495
   rnn   H 128, T 128, B 1024    150 ms instead of 186
   lstm  H 128, T 64, B 1024     242 ms instead of 268
   lstm  H 256, T 1024, B 32     457 ms instead of 491
-  lstm  H 512, T 64, B 128      321 ms instead of 310 (8,192 rows)
+  lstm  H 512, T 64, B 128      321 ms instead of 310: 8,192 rows, no chunks
 
 A cell with a linear recurrence reads and writes its arrays several times for
 each product, and chunks are faster from 6 MiB of x W_x on:
 
-  min_gru  H 256, T 256, B 32   31 ms instead of 38 (outputs alone 10, not 23)
+  min_gru  H 256, T 256, B 32   31 ms instead of 38 (forward alone 10, not 23)
   min_gru  H 1024, T 128, B 32  139 ms instead of 163
   lru      H 256, T 256, B 32   13 ms instead of 22
 
@@ -157,7 +161,7 @@ def scan_in_cache(
 
 
 def _are_many(cell: Cell, params: Params, xs: jax.Array, rows: int) -> bool:
-  """Return whether a sequence of so many rows is faster by chunks."""
+  """Return whether a sequence of so many rows T·B is faster by chunks."""
   if not is_linear(cell):
     return rows > MANY_ROWS
   projected = jax.eval_shape(cell.project, params, xs)
@@ -183,7 +187,7 @@ def _scan_filled(
       zeros = jnp.zeros((missing, *x.shape[1:]), x.dtype)
       return jnp.concatenate([x, zeros])
 
-    real = jnp.ones((steps, *state.h.shape[:-1]), bool)
+    real = jnp.ones((steps, *state.h.shape[:-1]), bool)  # the mask
     cell = masked(cell)
     xs, *extras = jax.tree.map(filled, (xs, real, *extras))
   state, hs = _scan_chunks(
@@ -208,17 +212,18 @@ def _scan_chunks(
   if not is_linear(cell):
     return scan_sequence(cell, options, params, state, xs, extras)
 
-  def body(state, start):
-    inputs = _chunk_at((xs, extras), start, chunk)
+  def body(state, index):
+    inputs = _chunk((xs, extras), index, chunk)
     return scan_sequence(cell, options, params, state, *inputs)
 
-  last, hs = lax.scan(body, state, _starts(xs, chunk), reverse=options.reverse)
+  indices = jnp.arange(xs.shape[0] // chunk)
+  last, hs = lax.scan(body, state, indices, reverse=options.reverse)
   return last, _joined(hs)
 
 
 def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
-  def body(state, start):
-    inputs = _chunk_at((xs, extras), start, chunk)
+  def body(state, index):
+    inputs = _chunk((xs, extras), index, chunk)
     if policy == "all":
       (last, hs), saved = forward(cell, options, params, state, *inputs)
       return last, (hs, state, (saved.gates, saved.outputs[1]))
@@ -226,7 +231,7 @@ def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
     return last, (after.h, state, after if policy == "recompute" else None)
 
   last, (hs, states, kept) = lax.scan(
-    body, state, _starts(xs, chunk), reverse=options.reverse
+    body, state, jnp.arange(xs.shape[0] // chunk), reverse=options.reverse
   )
   return (last, _joined(hs)), (params, states, hs, kept, xs, extras)
 
@@ -238,8 +243,8 @@ def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
 
   def body(carry, inputs):
     d_params, d_state = carry
-    start, state, hs, kept = inputs
-    dhs, xs, extras = _chunk_at(sequences, start, chunk)
+    index, state, hs, kept = inputs
+    dhs, xs, extras = _chunk(sequences, index, chunk)
     if policy == "all":
       gates, rest = kept
       residuals = SequenceResiduals(
@@ -256,7 +261,7 @@ def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
     return (d_params, d_state), dxs
 
   zeros = upcast(jax.tree.map(jnp.zeros_like, params))
-  inputs = _starts(dhs, chunk), states, hs, kept
+  inputs = jnp.arange(dhs.shape[0] // chunk), states, hs, kept
   (d_params, d_state), dxs = lax.scan(
     body, (zeros, d_last), inputs, reverse=not options.reverse
   )
@@ -280,17 +285,13 @@ def _recompute(
   )
 
 
-def _starts(xs: jax.Array, chunk: int) -> jax.Array:
-  """Return the first time step of every chunk, [T / chunk]."""
-  return chunk * jnp.arange(xs.shape[0] // chunk)
+def _chunk(tree: Any, index: jax.Array, chunk: int) -> Any:
+  """Return the time steps of one chunk, of arrays [T, ...].
 
-
-def _chunk_at(tree: Any, start: jax.Array, chunk: int) -> Any:
-  """Return a chunk's time steps of arrays [T, ...], from `start` on.
-
-  For chunks of one step, XLA in jax 0.10 would copy arrays that are reshaped to
-  [T / chunk, chunk, ...], inputs of the loop.
+  The loop cuts them, and does not scan over arrays [T / chunk, chunk, ...]: XLA
+  in jax 0.10 would copy those where a chunk is one step.
   """
+  start = index * chunk
   return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk), tree)
 
 

@@ -60,7 +60,7 @@ class Wrapped(NamedTuple):
 class InputResiduals(NamedTuple):
   """Residuals of a cell wrapped by `saving_input_h`."""
 
-  h: jax.Array  # [..., H], the factor of h W_h
+  h: jax.Array  # [..., H], that of h W_h
   residuals: Residuals  # of the wrapped cell
 
 
@@ -168,9 +168,9 @@ def state_dropout(cell: Cell) -> Cell:
 def saving_input_h(cell: Cell) -> Cell:
   """Return a cell that also saves the h that it multiplies by W_h.
 
-  Without it, the weights' gradient Σ hᵀ da takes h from the output of the step
-  before. That is not the h of the product if a wrapper changes the state before
-  the step, or if masked outputs are 0.
+  Otherwise the h of the weights' gradient Σ hᵀ da is the output of the step
+  before. That is wrong if a wrapper changes the state before the step, or if
+  `unroll` sets masked outputs to 0.
   """
 
   def recur(params, state, ax, *extras):

@@ -207,10 +207,10 @@ def make_ensemble_train_step(
     return train_step
 
   @wraps(train_step)
-  def placed_step(state, *args):
+  def placed_step(state, *args, **kwargs):
     # The state of the first step, and the zero carry of a new epoch, lie on
-    # one device. Unplaced, they would be compiled for once more.
-    return train_step(place_members(state, mesh), *args)
+    # one device. Unless they are placed first, the step is compiled once more.
+    return train_step(place_members(state, mesh), *args, **kwargs)
 
   return placed_step
 
