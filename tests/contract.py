@@ -190,7 +190,7 @@ NAMES, ROWS, CELLS = _each("name"), _each("row"), _each("cell")
 TOKEN_ROWS = _each("row", TAKE_TOKENS)
 TOKEN_CELLS = _each("cell", TAKE_TOKENS)
 LSTM_EVERY_DAY = _each("cell", everyday=["lstm"])
-ANY_CELL = _each("cell", REPRESENTATIVES, everyday=["lstm"])
+REPRESENTATIVE_CELLS = _each("cell", REPRESENTATIVES, everyday=["lstm"])
 PLANTS = pytest.mark.parametrize(
   ("name", "term"),
   [

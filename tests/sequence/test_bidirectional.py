@@ -17,7 +17,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.sequence import regularize
-from tests.contract import ANY_CELL
+from tests.contract import REPRESENTATIVE_CELLS
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 LENGTHS = np.array([2, T, 0])
@@ -29,7 +29,7 @@ def both(cell, key):
   return Directions(params, other[0]), Directions(state, other[1]), xs
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("merge", ["concat", "sum"])
 def test_both_directions_have_the_gradient_of_autodiff(cell, merge, key):
   args = both(cell, key)
@@ -43,7 +43,7 @@ def test_both_directions_have_the_gradient_of_autodiff(cell, merge, key):
   assert worst(gradient(adjoint=Explicit(chunk=2)), expected) < 1e-12
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 def test_both_directions_equal_two_unrolls_merged(cell, key):
   params, states, xs = both(cell, key)
   last, hs = unroll(cell, params.forward, states.forward, xs)
@@ -57,7 +57,7 @@ def test_both_directions_equal_two_unrolls_merged(cell, key):
   assert worst(total, hs + reversed_hs) == 0
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 def test_a_bidirectional_stack_with_skips_equals_its_layers_by_hand(cell, key):
   params = init_stack(cell, key, D, (H, H), bidirectional=True, dtype=float)
   params = normal_like(key, params)
@@ -133,7 +133,7 @@ def test_error_messages_name_what_does_not_fit(key):
     init_stack(lstm, key, D, ())
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 def test_resets_keep_segments_apart_in_both_directions(cell, key):
   # Row 0 is the segments 0–1 and 3–6, a masked step between them; row 1 is 0–3
   # and 4–5, then padding; row 2 is one segment. A masked reset does not count.

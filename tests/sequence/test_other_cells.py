@@ -16,7 +16,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.cells.made import MadeCell
-from tests.contract import ANY_CELL
+from tests.contract import REPRESENTATIVE_CELLS
 from tests.draws import B, D, H, T, arguments, worst
 from tests.gradients import value_and_gradient
 
@@ -55,7 +55,7 @@ def tuple_of_functions(cell):
   return CellOfFunctions(*functions, linear)
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("make", [module_outside, tuple_of_functions])
 def test_any_object_with_the_functions_is_a_cell(cell, make, key):
   other = make(cell)

@@ -19,7 +19,7 @@ from lstm_jax import (
   unroll_both,
   unroll_stack,
 )
-from tests.contract import ANY_CELL
+from tests.contract import REPRESENTATIVE_CELLS
 from tests.draws import B, D, H, T, gaussian, normal_like, weighed, worst
 
 
@@ -31,7 +31,7 @@ def arguments(cell, key):
   return gaussian(key, cell, (params, states, xs))
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 def test_a_stack_equals_its_layers_by_hand(cell, key):
   def by_hand(params, states, xs):
     last = []
@@ -95,7 +95,7 @@ def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
     unroll_stack(lstm, params, states, xs, zoneout=rates[:1])
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 def test_a_stack_needs_layers_and_a_state_for_each(cell, key):
   params, states, xs = arguments(cell, key)
   with pytest.raises(ValueError, match=r"at least one layer .* 0 layers and 3"):

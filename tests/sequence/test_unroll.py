@@ -24,9 +24,9 @@ from lstm_jax import (
 )
 from lstm_jax.sequence import scan
 from tests.contract import (
-  ANY_CELL,
   CELLS,
   EXHAUSTIVE,
+  REPRESENTATIVE_CELLS,
   TABLE,
   TOKEN_CELLS,
   each_cell,
@@ -91,7 +91,7 @@ def test_any_sizes_have_the_gradient_of_autodiff(name, sizes, seed):
   assert worst(a, b) < 1e-12
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("only", ["hs", "state"])
 def test_each_output_alone_has_the_gradient_of_autodiff(cell, only, key):
   args = arguments(cell, key)
@@ -117,7 +117,7 @@ def test_unroll_equals_the_loop_of_its_docstring(cell, key):
   assert worst(found, (state, jnp.stack(hs))) < 1e-12
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("cut", [1, 3])
 def test_unrolling_in_two_parts_changes_nothing(cell, cut, key):
   args = arguments(cell, key)
@@ -142,7 +142,7 @@ def test_rows_of_a_batch_do_not_mix(cell, key):
     assert worst(hs[:, row], expected) < 1e-12
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 def test_vmap_over_parameters_equals_a_loop(cell, key):
   many = [arguments(cell, k) for k in jax.random.split(key, 2)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
@@ -152,7 +152,7 @@ def test_vmap_over_parameters_equals_a_loop(cell, key):
   assert worst(jax.jit(jax.vmap(f))(*stacked), expected) < 1e-12
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 def test_checkpoint_changes_no_gradient(cell, key):
   args = arguments(cell, key)
   f = weighed(jax.checkpoint(partial(unroll, cell)), key)
@@ -177,7 +177,7 @@ def test_second_order_gradients_equal_autodiff(cell, key):
     assert worst(second(adjoint), expected) < 1e-12 * size, adjoint
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 def test_forward_mode_works_under_autodiff(cell, key):
   args = arguments(cell, key)
   f = weighed(partial(unroll, cell, adjoint=Autodiff()), key)
@@ -217,7 +217,7 @@ def test_forward_mode_of_explicit_gradients_is_an_error_with_advice(
 
 
 @EXHAUSTIVE
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 def test_the_hessian_equals_that_of_autodiff(cell, key):
   """`jax.hessian` is forward mode over reverse mode."""
   params, state, xs = arguments(cell, key, steps=3, batch=(2,))
@@ -397,7 +397,7 @@ def test_error_messages_name_inputs_that_do_not_fit(key):
     unroll(lstm, params, state, jnp.zeros((T, B + 1), int))
 
 
-@ANY_CELL
+@REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("batch", [(B,), (), (2, B)])
 def test_a_state_of_none_is_the_zero_state(cell, batch, key):
   params, _, xs = arguments(cell, key, batch=batch)
