@@ -2,10 +2,11 @@
 
   python -m experiments.sweep --num_seeds=8 --rate=3e-3 --rate=1e-2
 
-trains eight seeds at each learning rate. A member of the sweep is one seed at
-one learning rate; all members train in one program, which is compiled once. The
-cores of a CPU share the members (--devices). The hyperparameters are flags, as
-in `experiments.train`; a sweep refuses those in UNSUPPORTED. The seeds count up
+trains eight seeds at each learning rate; without --rate, that is the one of
+--learning_rate. A member of the sweep is one seed at one learning rate; all
+members train in one program, which is compiled once. The cores of a CPU share
+the members (--devices). The hyperparameters are flags, as in
+`experiments.train`; a sweep refuses those in UNSUPPORTED. The seeds count up
 from --seed. Each member equals the run that `experiments.train` makes with its
 seed and learning rate, up to rounding. If batches are random (--random_offsets,
 --short_seq_prob), all members have those of --seed. The tables show each
@@ -180,8 +181,8 @@ class _Observer(Observer):
 
   def after_step(self, step: int, metrics: Metrics) -> None:
     del step
-    # At most one step is computed while a checkpoint is written, so that a kill
-    # loses no more than that step and the steps since the last evaluation.
+    # Wait for the writer, so that at most one step is made before the last
+    # checkpoint is on the disk: no kill loses more than an interval and a step.
     self._writer.wait()
     self._metrics = metrics
 

@@ -2,13 +2,14 @@
 
   sₜ, gatesₜ, residualsₜ = recur(sₜ₋₁, project(xₜ))   for t = 1 … N,
 
-layer by layer. The states are those that the cell carries. The gates are what
-`recur` saves for the backward pass: for the cells in GATES, all gates and the
-candidate, or for an sLSTM what they follow from. A Mogrifier LSTM has them
-among its residuals; of a coupled LSTM i = 1 − f is left out. A GRU of either
-form saves r and z, but of the candidate n only local gradients, so n is
-computed again. Of a plain RNN, and of the cells with a linear recurrence, there
-is the state alone.
+layer by layer. The states are those that the cell carries. The gates come from
+what `recur` saves for the backward pass:
+
+  LSTM and its variants     i, f, g and o; a coupled LSTM has no i = 1 − f, and
+                            a Mogrifier LSTM has them among its residuals
+  sLSTM                     q, from which i and f are computed, g and o
+  both GRUs                 r and z; the candidate n is computed again
+  RNN, linear recurrences   none
 """
 
 from collections.abc import Callable
@@ -155,8 +156,8 @@ def _trace_layer(cell: Cell, weights: Params, xs: jax.Array) -> LayerTrace:
 
 
 def _gru_candidate(layer: LayerTrace) -> jax.Array:
-  """Return a GRU's n = tanh(xₙ + r ⊙ (uₙ + bₙ)), [N, H]; uₙ is of h W_h."""
-  params, split = layer.params, -len(layer.params.b_n)
+  """Return a GRU's candidate n, [N, H], by the equations of `gru`."""
+  params, split = layer.params, 2 * len(layer.params.w_h)
   b, w_h = params.b[split:], params.w_h[:, split:]
   xn = gru.project(params, layer.xs)[:, split:]
   un = product(layer.hs_before, w_h)
@@ -165,7 +166,7 @@ def _gru_candidate(layer: LayerTrace) -> jax.Array:
 
 
 def _reset_before_candidate(layer: LayerTrace) -> jax.Array:
-  """Return the n = tanh(xₙ + (r ⊙ h) Wₙ) of `gru_reset_before`, [N, H]."""
+  """Return the candidate n of `gru_reset_before`, [N, H]."""
   params, split = layer.params, 2 * len(layer.params.w_h)
   b, w_n = params.b[split:], params.w_h[:, split:]
   xn = gru_reset_before.project(params, layer.xs)[:, split:]

@@ -162,7 +162,7 @@ def original_part(rounds: int, num_steps: int = 64) -> Cases:
   """Time the training step of the original recipe, one and several per call.
 
   Args:
-    rounds: a tenth of how often each is timed: these steps are short.
+    rounds: each is timed ten times as often, since these steps are short.
     num_steps: training steps in a call of the second program.
   """
   makers = {
@@ -224,7 +224,7 @@ class Part(NamedTuple):
   """A part of the benchmark."""
 
   cases: Callable[[Row, int], Cases]  # (sizes, rounds) -> its cases
-  sizes: Row  # a given one of these replaces the part's cases by a single one
+  sizes: Row  # if one of these is given, there is one case, of the given sizes
 
 
 PARTS: dict[str, Part] = {

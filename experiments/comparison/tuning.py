@@ -7,8 +7,8 @@ that is the largest or the smallest rate, twice or half of it is tried too,
 until it is neither, or MOST_FURTHER were added: a best rate at an end says only
 that the rates were too few. The validation split plays no part in this choice.
 
-Equal time: a training step of every cell is timed, and each cell gets as many
-training steps as fit into the time of the LSTM's.
+Equal time: a training step of every cell is timed here, and `measurements`
+gives each cell as many as fit into the time of the LSTM's.
 """
 
 import math
@@ -89,9 +89,10 @@ def widen(
   losses = try_rates(rates)
   for _ in range(MOST_FURTHER):
     best = min(losses, key=losses.__getitem__)
-    if best == max(losses):
+    largest, smallest = max(losses), min(losses)  # of the rates
+    if best == largest:
       further = 2 * best
-    elif best == min(losses):
+    elif best == smallest:
       further = best / 2
     else:
       break
@@ -112,6 +113,7 @@ def seconds_per_step(
   batch, rounds = batches.batch(0), config.timing_rounds
 
   def make_run(cell: CellModel) -> Callable[[], Any]:
+    # One more step, for compilation; every rate takes the same time.
     state, train_step = make_ensemble(
       cell.model, config, rounds + 1, keys, [1e-3] * len(keys)
     )

@@ -29,7 +29,7 @@ from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import LanguageParams
 from lstm_jax.training import TrainState
-from lstm_jax.training.sharding import batch_sharding, partition
+from lstm_jax.training.sharding import partition, tokens_sharding
 
 
 class Footprint(NamedTuple):
@@ -108,7 +108,7 @@ def lower_train_step(setup: TrainSetup, batch_size: int, seq_len: int) -> Any:
     step: Any = setup.train_step  # made by jax.jit
     return step.lower(state, batch, targets, setup.keys.noise)
   batch, targets = (
-    x.update(sharding=batch_sharding(setup.mesh)) for x in (batch, targets)
+    x.update(sharding=tokens_sharding(setup.mesh)) for x in (batch, targets)
   )
   decay = setup.config.averaging.ema_decay
   step = partition(

@@ -45,7 +45,7 @@ def check_same_run(
 
   Args:
     directory: holds the run.
-    config: what it should be of.
+    config: the configuration that it should have.
     sha256: the hash of the corpus that it should have read.
     advice: what to do about it, the end of the message.
   """
@@ -75,7 +75,7 @@ class OpenedRun(NamedTuple):
 
   directory: Path
   resuming: bool  # whether it holds a run to resume
-  extended_from: int | None = None  # its epochs, where it has just got more
+  extended_from: int | None = None  # epochs before it was extended, if it was
 
 
 @contextmanager
@@ -88,7 +88,8 @@ def open_run_dir(
     config: of the run.
     facts: further entries of config.json; SHA256, the hash of the corpus, is
       one.
-    may_extend: whether a finished run is resumed if it is given more epochs.
+    may_extend: whether a run is resumed if it is given more epochs, or one that
+      stopped early more patience.
 
   Raises:
     ValueError: another process holds the directory; it holds a finished run, or

@@ -10,10 +10,10 @@ with shorter contexts,
 
   p_j(c | s) = (n(s c) + A p_{j−1}(c | s')) / (n(s) + A)
 
-where n counts occurrences in a list of rare words, s' is s without its first
-letter, and p₋₁ is uniform over the end mark and all code points of Unicode
-(Dirichlet smoothing, MacKay and Peto 1995). Each p_j sums to 1, so that the
-probabilities of all possible words do, too.
+where s is a context of j letters, n counts occurrences in a list of rare words,
+s' is s without its first letter, and p₋₁ is uniform over the end mark and all
+code points of Unicode (Dirichlet smoothing, MacKay and Peto 1995). Each p_j
+sums to 1, so that the probabilities of all possible words do, too.
 
 A text repeats its unknown words, as a play repeats the names of its roles. A
 cache predicts each from those before it (Kuhn and De Mori 1990, A cache-based
@@ -27,8 +27,8 @@ where m unknown words precede it, m(w) of them equal to w, u of them distinct,
 and p_letters is the probability above. It sums to 1 as well.
 
 >>> rare = ["unthrift", "unbless", "unused"]
->>> known, new, foreign = spelling_nats(rare, ["unused", "unthink", "雪の王"])
->>> bool(known < new < foreign)
+>>> listed, new, foreign = spelling_nats(rare, ["unused", "unthink", "雪の王"])
+>>> bool(listed < new < foreign)
 True
 >>> first, again = spelling_nats(rare, ["雪の王", "雪の王"], cached=True)
 >>> bool(again < 5 < 45 < first)
@@ -42,7 +42,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 CONTEXT = 4  # K, in letters; fewer at the beginning of a word
-PSEUDO_COUNT = 8.0  # A: what the shorter context, or the letters, count for
+PSEUDO_COUNT = 8.0  # A: weight of the shorter context, or of the letters
 DISCOUNT = 0.9  # D: taken from the count of each word in the cache
 END = "\n\n"  # the end mark; two characters, so different from every letter
 CODE_POINTS = 0x110000
@@ -84,11 +84,11 @@ def _cached_nats(words: Sequence[str], costs: np.ndarray) -> np.ndarray:
   """Return each word's cost, from the words before it and its letters' cost."""
   counts: Counter[str] = Counter()
   nats = np.empty(len(words))
-  for n, (word, cost) in enumerate(zip(words, costs, strict=True)):
+  for m, (word, cost) in enumerate(zip(words, costs, strict=True)):
     score = math.log(PSEUDO_COUNT + DISCOUNT * len(counts)) - cost
     if word in counts:  # the sum in logarithms: a long word's exp(−cost) is 0
       score = np.logaddexp(math.log(counts[word] - DISCOUNT), score)
-    nats[n] = math.log(n + PSEUDO_COUNT) - score
+    nats[m] = math.log(m + PSEUDO_COUNT) - score
     counts[word] += 1
   return nats
 

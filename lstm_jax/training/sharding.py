@@ -5,7 +5,7 @@ so:
 
   array                                     over data    over model
   tokens, targets [T, B] or [T, B, V];
-  h, c [B, H]                               B            B, again
+  h, c [B, H]                               B            B, once more
   w_h [H, G·H], W [H, V], and w_x [H, G·H]
   of every layer but the lowest             replicated   rows
   a tied E [V, H]                           replicated   columns
@@ -13,26 +13,28 @@ so:
   and those whose rows m does not divide    replicated   replicated
   an optimizer's moments, an average        as their weight
 
-From this layout `jit` partitions the training step; no line of a cell knows of
-a device. A key's bits do not depend on the device that draws them
+From this layout `jit` partitions the training step; the cells have no code for
+it. A key's bits do not depend on the device that draws them
 (`jax_threefry_partitionable`, on by default), so the noise is that of one
 device, and so are losses and weights but for rounding.
 
 Each of the d·m devices scans its own B/(d·m) rows, and the scans communicate
 nothing. A training step communicates twice. Before the scans, the weights that
 are split are gathered over `model`, once. After them, one all-reduce over all
-devices adds up the gradients and the loss: as many numbers as there are
-weights, but V·G·H instead of V·E + E·G·H where the lowest layer reads a table
-E W_x, and E twice where it is tied. The readout adds up its gradient in a loop
-over time, and for that the model needs `groups` (see
+devices adds up the gradients and the loss. It has an element for each weight;
+but where the lowest layer reads tokens from the table E W_x, the V·G·H elements
+of the table's gradient take the place of those of E and W_x, and a tied E has
+two gradients, as embedding and as readout. The readout adds up its gradient in
+a loop over time, and for that the model needs `groups` (see
 `grouped_linear_cross_entropy`).
 
 So `data` is the axis that scales, and `model` saves memory: a device keeps 1/m
 of the weights, moments and average, and no product is split. If h W_h were
 split along H, every time step of both scans would need a sum or a gather over
-devices. Moreover the gates stand one after the other along G·H, so that halves
-of it hold whole gates: left to itself, `jit` moved gates between devices 4
-times a time step forward and 12 backward.
+devices. Nor would it help to split the G·H columns: of [i, f, g, o], one of two
+devices would have i and f, the other g and o. Where `jit` chose that layout by
+itself, it moved gates between devices 4 times a time step forward and 12
+backward.
 """
 
 import math
@@ -120,7 +122,7 @@ def state_shardings(
   """Return the sharding of every array of a train state, as the table says."""
   replicated = NamedSharding(mesh, PartitionSpec())
   params = _params_shardings(mesh, state.params)
-  rows = NamedSharding(mesh, PartitionSpec((DATA, MODEL)))
+  batch = NamedSharding(mesh, PartitionSpec((DATA, MODEL)))
   average = Average._make((params, replicated)) if state.average else None
   opt_state = optax.tree.map_params(
     optimizer,
@@ -129,7 +131,7 @@ def state_shardings(
     params,
     transform_non_params=lambda _: replicated,
   )
-  carry = jax.tree.map(lambda _: rows, state.carry)
+  carry = jax.tree.map(lambda _: batch, state.carry)
   return TrainState._make((replicated, params, average, opt_state, carry))
 
 
@@ -222,25 +224,26 @@ def make_mesh_train_step(
     ema_decay: as in `make_train_step`.
   """
   compiled = partition(mesh, model, optimizer, shardings, ema_decay)
-  batch = batch_sharding(mesh)
+  sharding = tokens_sharding(mesh)
   replicated = NamedSharding(mesh, PartitionSpec())
 
   def train_step(state: TrainState, tokens, targets, key=None):
-    carry = place(state.carry, shardings.carry)  # zeros as an epoch starts
-    placed = place((tokens, targets), (batch, batch))
+    # At the first step of an epoch the carry is new zeros, on one device.
+    carry = place(state.carry, shardings.carry)
+    placed = place((tokens, targets), (sharding, sharding))
     if key is not None:
       key = place(jax.random.key_data(key), replicated)
     if is_cpu():
-      # With several steps in the queue, one CPU device can wait for another for
-      # ever, which cannot start (jax 0.10.2: after less than 2,000 steps).
+      # With several steps in the queue, CPU devices can wait forever, one for
+      # another that never starts (jax 0.10.2: after less than 2,000 steps).
       jax.block_until_ready(state.step)
     return compiled(state._replace(carry=carry), *placed, key)
 
   return train_step
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Return the sharding of tokens and targets [T, B]."""
+def tokens_sharding(mesh: Mesh) -> NamedSharding:
+  """Return the sharding of tokens [T, B], and targets [T, B] or [T, B, V]."""
   return NamedSharding(mesh, PartitionSpec(None, (DATA, MODEL)))
 
 

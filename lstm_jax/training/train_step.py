@@ -43,7 +43,7 @@ class Metrics(NamedTuple):
 
 
 class Epoch(Protocol):
-  """The batches of one epoch: `Batches`, or those of other targets."""
+  """The batches of one epoch: `Batches`, or others with soft targets."""
 
   @property
   def num_batches(self) -> int:
@@ -129,10 +129,10 @@ def uncompiled_train_step(
 
   def train_step(state: TrainState, tokens, targets, key=None):
     step, params, average, opt_state, carry = state
-    noise = None if key is None else jax.random.fold_in(key, step)
+    step_key = None if key is None else jax.random.fold_in(key, step)
     gradient_of = jax.value_and_grad(model.training_loss, has_aux=True)
     (_, (loss, carry_next)), gradient = gradient_of(
-      params, carry, tokens, targets, noise
+      params, carry, tokens, targets, step_key
     )
     norm = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
@@ -158,13 +158,13 @@ def train(
 ) -> Iterator[tuple[TrainState, Metrics]]:
   """Yield the state and the metrics after each training step.
 
-  A state that has made steps continues with the next batch after them.
+  The first `state.step` batches are skipped: the state has trained on them.
 
   Args:
     train_step: from `make_train_step`.
     state: before the next step; it is donated.
-    epochs: the batches of each epoch, from the first epoch on, also if the
-      state has made steps.
+    epochs: the batches of each epoch, from the first epoch on, also where
+      `state.step` is not 0.
     key: as in the function that `make_train_step` returns.
 
   Yields:

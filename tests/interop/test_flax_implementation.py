@@ -113,7 +113,7 @@ def refuses(text):
 @pytest.mark.usefixtures("calls")
 def test_what_would_run_in_flax_is_refused(key):
   xs = inputs(key, WIDE)
-  text = "takes what LinenRNN and NNXRNN run by unroll: this "
+  text = "is not possible here: this "
   narrow = {"param_dtype": WIDE}
   gru = linen_cell("GRUCell", **narrow)
   for module, call in (
@@ -123,7 +123,7 @@ def test_what_would_run_in_flax_is_refused(key):
     (Linen(gru), {"seq_lengths": jnp.array([T])}),
     (Linen(gru), {"initial_carry": jnp.zeros((1, H))}),
   ):
-    with refuses(f"{text}{type(module.cell).__name__}, an option or a"):
+    with refuses(f"{text}{type(module.cell).__name__}, an option, a"):
       module.init(key, xs, **call)
   with refuses(f"{text}GRUCell"):
     Linen(gru).init(key, xs[:, :0])

@@ -1,8 +1,9 @@
 """A language model's training step with each library's recurrent layers.
 
-A whole Adam step of embedding, layers, readout and cross-entropy, compiled,
-with donated state. Embedding and readout of the JAX libraries are the same few
-lines of jax.numpy; their recurrent layers differ.
+A whole Adam step of embedding, layers, readout and cross-entropy. With JAX it
+is compiled, with donated state; embedding and readout are the same few lines of
+jax.numpy, and the libraries' recurrent layers differ. PyTorch runs eagerly.
+`products_alone` has the matrix products of a step and nothing else.
 """
 
 from collections.abc import Callable
@@ -91,7 +92,7 @@ def _our_loss(
 def lstm_jax(
   problem: Problem, devices: int = 1, adjoint: Adjoint = Explicit()
 ) -> Peer:
-  """Our model with explicit gradients."""
+  """Our model, with the gradient of `adjoint`."""
   loss = _our_loss(problem.config, problem.vocabulary_size, adjoint)
   name = "autodiff" if isinstance(adjoint, Autodiff) else "lstm_jax"
   return _make_peer(name, loss, problem.params, problem, lambda w: w, devices)
@@ -212,7 +213,7 @@ def pytorch(problem: Problem) -> Peer:
   tokens = as_tensor(problem.tokens).long()
   targets = as_tensor(problem.targets).long().ravel()
 
-  def gradient():
+  def loss_and_gradient():
     with torch.autocast(device, torch.bfloat16, enabled=low):
       hs, _ = stack(embedding(tokens))
       logits = readout(hs).reshape(-1, problem.vocabulary_size)
@@ -222,7 +223,7 @@ def pytorch(problem: Problem) -> Peer:
     return loss
 
   try:
-    loss = gradient().item()
+    loss = loss_and_gradient().item()
   except RuntimeError as error:
     if not low or "could not create a primitive" not in str(error):
       raise
@@ -240,7 +241,7 @@ def pytorch(problem: Problem) -> Peer:
   check_same("pytorch", [loss, *gradients], [problem.loss, *expected], allowed)
 
   def run():
-    loss = gradient()
+    loss = loss_and_gradient()
     optimizer.step()
     return loss.item()
 

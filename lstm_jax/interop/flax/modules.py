@@ -14,20 +14,20 @@ gradient, replaces the loop over time where all of this holds:
 - the options of Flax's scan have their defaults, and no method is intercepted;
 - weights and carry are all float32 or all float64, and so is the dtype that the
   cell computes in; inputs may be narrower, or integers;
-- there is at least one time step.
+- there is at least one time step, and the carry and `seq_lengths` have exactly
+  the shapes that belong to the inputs, where Flax would broadcast some others.
 
 Anything else runs in Flax's own RNN, unchanged.
 
 `implementation` is that of `unroll`: "mosaic_gpu" for one GPU kernel for all
-time steps. Weights and carry are then float32 or bfloat16, and so is the dtype
-that the cell computes in, which is that of the products' operands alone: sums,
-gates and c are float32, so that with bfloat16 the numbers are not Flax's, but
-closer to those of float32. For example:
+time steps. Weights, carry and the cell's `dtype` are then float32 or bfloat16
+each. `dtype` is only that of the operands of products; sums, gates and c are
+float32. So the numbers with bfloat16 are not Flax's, but closer to those of
+float32. For example:
 
   LinenRNN(linen.GRUCell(64, dtype=jnp.bfloat16), implementation="mosaic_gpu")
 
-What neither the kernels nor `unroll` take is then an error, where without the
-kernels Flax's own RNN would run.
+A call that would run in Flax's own RNN is then an error.
 
 Where `unroll` is used, three things differ from Flax. Given `seq_lengths`,
 padded outputs are 0, where Flax applies the cell to the padding; and the final
@@ -222,8 +222,8 @@ def _check_flax_may_run(module: Any) -> None:
   if module.implementation == "mosaic_gpu":
     cell = type(module.cell).__name__
     raise ValueError(
-      "implementation='mosaic_gpu' takes what LinenRNN and NNXRNN run by "
-      f"unroll: this {cell}, an option or a shape needs Flax's own RNN"
+      "implementation='mosaic_gpu' is not possible here: this "
+      f"{cell}, an option, a dtype or a shape needs Flax's own RNN"
     )
 
 
