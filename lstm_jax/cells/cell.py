@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.checks import check_inputs, check_params
+from lstm_jax.cells.checks import check_inputs, check_params, check_weights
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
@@ -148,12 +148,15 @@ def one_step(
   Callable[..., StateT],
 ]:
   """Return a cell's (forward, backward, step), built from its parts."""
+  parts = initial_state, project, recur, recur_backward, parameter_gradients
 
   def forward(
     params: ParamsT, state: StateT, x: jax.Array, *extras: Any
   ) -> tuple[StateT, StepResiduals]:
     """Return the state after one step, and what its backward needs."""
     check_params(project, params)
+    if not extras:  # that a wrapped cell has
+      check_weights(parts, params)
     check_inputs("x", initial_state, params, state, x)
     ax = project(params, x)
     after, gates, residuals = recur(params, state, ax, *extras)

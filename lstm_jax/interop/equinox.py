@@ -21,7 +21,12 @@ import numpy as np
 
 from lstm_jax.cells import gru, lstm
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.tensors import Array, as_array, check_shape
+from lstm_jax.interop.tensors import (
+  Array,
+  as_array,
+  check_fit,
+  check_shape,
+)
 
 ATTRIBUTES = "weight_ih", "weight_hh", "bias", "use_bias"  # of both cells
 
@@ -79,10 +84,11 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
     bias: False for a cell with use_bias=False.
 
   Raises:
-    ValueError: the params are of a cell that Equinox does not have, or a bias
-      is not 0 though the cell has none.
+    ValueError: the params are of a cell that Equinox does not have, or do not
+      fit each other; or a bias is not 0 though the cell has none.
     ModuleNotFoundError: Equinox is not installed.
   """
+  check_fit(params)
   arrays = {"weight_ih": params.w_x.T, "weight_hh": params.w_h.T}
   biases = {"bias": params.b}
   if isinstance(params, gru.GRUParams):

@@ -36,7 +36,12 @@ import jax.numpy as jnp
 
 from lstm_jax.cells import RELU, gru_reset_before, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.tensors import Array, as_array, check_shape
+from lstm_jax.interop.tensors import (
+  Array,
+  as_array,
+  check_fit,
+  check_shape,
+)
 
 FORGET_BIAS = 1.0  # which the step of hk.LSTM adds
 LINEAR = "linear", "linear_1"
@@ -88,8 +93,10 @@ def to_haiku(
     double_bias: False for a VanillaRNN with double_bias=False.
 
   Raises:
-    ValueError: the params are of a cell that Haiku does not have.
+    ValueError: the params are of a cell that Haiku does not have, or do not fit
+      each other.
   """
+  check_fit(params)
   if isinstance(params, lstm.LSTMParams):
     shift = jnp.zeros_like(params.b).reshape(4, -1).at[1].set(forget_bias)
     b = params.b - shift.ravel()

@@ -10,7 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax.cells import gru, gru_reset_before, lstm, projected_lstm, rnn
+from lstm_jax.cells.checks import check_weights, parts_of
+
 Array = np.ndarray | jax.Array
+
+CELL_OF_PARAMS: dict[type, Any] = {
+  lstm.LSTMParams: lstm,
+  projected_lstm.ProjectedLSTMParams: projected_lstm,
+  gru.GRUParams: gru,
+  gru_reset_before.ResetBeforeGRUParams: gru_reset_before,
+  rnn.RNNParams: rnn,
+}
+
+
+def check_fit(params: Any) -> None:
+  """Raise ValueError unless the shapes of params fit each other.
+
+  Args:
+    params: of a cell that another library has. Those of other types pass.
+  """
+  cell = CELL_OF_PARAMS.get(type(params))
+  if cell is not None:
+    check_weights(parts_of(cell), params)
 
 
 def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:

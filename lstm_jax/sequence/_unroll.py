@@ -125,8 +125,8 @@ def unroll(
       as at the start of an episode. A masked step does not reset.
     zoneout: the share of the previous state that each step keeps, as a state of
       arrays that broadcast to [T, ..., H]. True keeps a unit's value, False
-      replaces it, a number between mixes both. No gradient flows to it.
-      `regularize.zoneout` draws it.
+      replaces it, a number between mixes both; all values must be finite. No
+      gradient flows to it. `regularize.zoneout` draws it.
     state_dropout: multiplies h before each step; broadcasts to [T, ..., H]. No
       gradient flows to it. `regularize.factors` draws it.
     time_major: False if the first two axes of xs, mask, reset and outputs are

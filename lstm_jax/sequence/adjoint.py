@@ -15,6 +15,7 @@ and in what they support: only `Autodiff` has a forward mode (`jax.jvp`).
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 ResidualPolicy = Literal["gates", "recompute"]
@@ -35,7 +36,8 @@ class Explicit:
       batch), or 32 time steps if T or B is symbolic (`jax.export`).
 
   Raises:
-    ValueError: `residuals` is neither of the two, or `chunk` is below 1.
+    ValueError: `residuals` is neither of the two, or `chunk` is no
+      integer of at least 1.
   """
 
   residuals: ResidualPolicy = "gates"
@@ -46,8 +48,14 @@ class Explicit:
       raise ValueError(
         f"residuals must be gates or recompute, got {self.residuals!r}"
       )
-    if self.chunk is not None and self.chunk < 1:
-      raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+    if self.chunk is not None and not (
+      isinstance(self.chunk, Integral)
+      and not isinstance(self.chunk, bool)
+      and self.chunk >= 1
+    ):
+      raise ValueError(
+        f"chunk must be an integer of at least 1, got {self.chunk!r}"
+      )
 
 
 @dataclass(frozen=True)

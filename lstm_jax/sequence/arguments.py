@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.checks import check_inputs, check_params, time_major_hint
+from lstm_jax.cells.checks import (
+  check_inputs,
+  check_params,
+  check_weights,
+  parts_of,
+  time_major_hint,
+)
 
 
 def exchange_axes(xs: Any, *others: Any) -> Any:
@@ -22,10 +28,13 @@ def exchange_axes(xs: Any, *others: Any) -> Any:
       "time_major=False needs xs with a batch axis, [B, T, D] or tokens "
       f"[B, T], got {xs.shape}"
     )
-  return tuple(
-    None if x is None else jnp.swapaxes(jnp.asarray(x), 0, 1)
-    for x in (xs, *others)
-  )
+
+  def exchanged(x):
+    x = None if x is None else jnp.asarray(x)
+    # One axis alone is an error that the caller's check describes.
+    return x if x is None or x.ndim < 2 else jnp.swapaxes(x, 0, 1)
+
+  return tuple(map(exchanged, (xs, *others)))
 
 
 def check_sequence(
@@ -40,6 +49,7 @@ def check_sequence(
   if xs.ndim == 0 or xs.shape[0] == 0:
     raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
   check_params(cell.project, params)
+  check_weights(parts_of(cell), params)
   if is_token(xs) and not getattr(cell, "takes_tokens", False):
     raise ValueError(
       f"xs must be floats, as this cell has no takes_tokens, got {xs.dtype}"

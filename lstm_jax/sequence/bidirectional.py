@@ -91,9 +91,9 @@ def unroll_both(
   outputs = []
   for weights, state, rates, factor, starts, reverse in zip(
     params,
-    states or nothing,
-    zoneout or nothing,
-    state_dropout or nothing,
+    nothing if states is None else states,
+    nothing if zoneout is None else zoneout,
+    nothing if state_dropout is None else state_dropout,
     resets,
     (False, True),
     strict=True,
@@ -113,6 +113,11 @@ def unroll_both(
     )
   (last, hs), (last_backward, hs_backward) = outputs
   if merge == "sum":
+    if hs.shape != hs_backward.shape:
+      raise ValueError(
+        "merge='sum' needs outputs of one size, "
+        f"got {hs.shape[-1]} and {hs_backward.shape[-1]}"
+      )
     hs = hs + hs_backward
   else:
     hs = jnp.concatenate([hs, hs_backward], axis=-1)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.cell import Params, State
+from lstm_jax.cells.precision import check_float
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
@@ -54,7 +55,12 @@ def factors(
   rate: float,
   dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
-  """Return factors: 0 with probability `rate`, 1 / (1 − rate) otherwise."""
+  """Return factors: 0 with probability `rate`, 1 / (1 − rate) otherwise.
+
+  Raises:
+    ValueError: the rate is not in [0, 1), or the dtype is not one of floats.
+  """
+  check_float("dtype", dtype)
   if not _drops(rate):
     return jnp.ones(shape, dtype)
   keep = jax.random.bernoulli(key, 1 - rate, shape)

@@ -20,6 +20,7 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.affine import is_token
@@ -70,11 +71,12 @@ def unroll_stack(
     (states, hs): the last state of every layer, and the top layer's outputs.
 
   Raises:
-    ValueError: there is no layer; cells, states, zoneout or state_dropout are
-      not one per layer; dropout has no key, or its rate is not in [0, 1); or
-      `unroll` raises it for a layer, such as for one that is too large for
-      implementation="mosaic_gpu".
+    ValueError: params are no sequence, or an empty one; cells, states, zoneout
+      or state_dropout are not one per layer; dropout has no key, or its rate is
+      not in [0, 1); or `unroll` raises it for a layer, such as for one that is
+      too large for implementation="mosaic_gpu".
   """
+  check_is_sequence(params)
   if not params or (states is not None and len(params) != len(states)):
     states = () if states is None else states
     raise ValueError(
@@ -122,7 +124,7 @@ def unroll_stack(
     )
     last.append(state)
     adds = skip and not is_token(xs) and hs.shape == xs.shape
-    xs = hs + xs if adds else hs
+    xs = hs + xs.astype(hs.dtype) if adds else hs
   return tuple(last), xs if time_major else jnp.swapaxes(xs, 0, 1)
 
 
@@ -190,6 +192,16 @@ def initial_stack_state(
   return tuple(map(zero_state, _cells(cell, len(params)), params))
 
 
+def check_is_sequence(layers: Any) -> None:
+  """Raise ValueError for one layer alone: its fields are not the layers."""
+  if hasattr(layers, "_fields"):
+    kind = type(layers).__name__
+    raise ValueError(
+      f"layers must be a sequence of layers, such as ({kind}(...),), got one "
+      f"{kind}"
+    )
+
+
 def _sizes(
   cell: Cell | Sequence[Cell],
   hidden_sizes: int | Sequence[int],
@@ -199,8 +211,8 @@ def _sizes(
   counts: dict[str, int] = {}
   if num_layers is not None:
     counts["num_layers"] = num_layers
-  if not isinstance(hidden_sizes, int):
-    counts["hidden_sizes"] = len(hidden_sizes)
+  if np.ndim(hidden_sizes):
+    counts["hidden_sizes"] = len(hidden_sizes)  # type: ignore[arg-type]
   if not _is_cell(cell):
     counts["cells"] = len(cell)  # type: ignore[arg-type]
   if not counts:
@@ -213,9 +225,7 @@ def _sizes(
   (layers,) = set(counts.values())
   if layers < 1:
     raise ValueError(f"a stack needs at least one layer, got {layers}")
-  if isinstance(hidden_sizes, int):
-    return (hidden_sizes,) * layers
-  return tuple(hidden_sizes)
+  return tuple(map(int, np.broadcast_to(hidden_sizes, layers)))
 
 
 def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:

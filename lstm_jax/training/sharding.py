@@ -232,6 +232,9 @@ def make_mesh_train_step(
     carry = place(state.carry, shardings.carry)
     placed = place((tokens, targets), (sharding, sharding))
     if key is not None:
+      impl, usual = map(jax.random.key_impl, (key, jax.random.key(0)))
+      if impl != usual:
+        raise ValueError(f"key must be one of {usual}, got one of {impl}")
       key = place(jax.random.key_data(key), replicated)
     if is_cpu():
       # With several steps in the queue, CPU devices can wait forever, one for

@@ -113,7 +113,7 @@ def make_train_step(
     tokens [T, B], or distributions over them [T, B, V]. The noise of the
     regularizers is drawn from the key and `state.step`; a model without
     regularizers needs no key. The input state is donated: do not use it
-    afterwards. If the gradient has a NaN or an infinity, `carry` and `average`
+    afterwards. If the gradient's norm is NaN or infinite, `carry` and `average`
     are unchanged, and the optimizer decides what happens to the weights.
   """
   step = uncompiled_train_step(model, optimizer, ema_decay)

@@ -1,4 +1,4 @@
-"""Weights from and to Keras: with Keras as the oracle, and without it."""
+"""Weights from and to Keras, with Keras as the oracle."""
 
 import contextlib
 import importlib.util
@@ -13,12 +13,10 @@ import pytest
 from lstm_jax import (
   gru,
   lstm,
-  peephole_lstm,
   unroll,
   unroll_both,
   unroll_stack,
 )
-from lstm_jax.cells import make_hard_sigmoid
 from lstm_jax.interop import keras as interop
 from tests.draws import B, D, H, T, normal_like, worst
 from tests.interop.keras_layers import (
@@ -28,8 +26,6 @@ from tests.interop.keras_layers import (
   draw,
   from_options,
 )
-
-# With Keras.
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +161,16 @@ def test_a_saved_model_of_keras_is_read(keras, key, tmp_path):
 
 
 @SAVED_BY_KERAS
-def test_names_that_begin_with_backward_are_no_direction(keras):
+def test_the_names_of_one_layer_tell_its_directions(keras):
   layers = keras.layers
   with as_keras():
     for layer in (
       layers.LSTM(H, name="backward"),
+      layers.LSTM(H, name="backward_reader"),
+      layers.LSTM(H, name="forward_reader"),
+      layers.Bidirectional(
+        layers.LSTM(H), backward_layer=layers.LSTM(H, go_backwards=True)
+      ),
       layers.Bidirectional(layers.LSTM(H), name="backward_bi"),
     ):
       layer.build((B, T, D))
@@ -217,192 +218,3 @@ def test_settings_that_have_no_cell_are_refused(keras, tmp_path):
       keras.Sequential([layers.Input((None, D)), layer]).save(path)
     with pytest.raises(ValueError, match=f"^layer bad: (recurrent_)?{message}"):
       interop.load(path)
-
-
-# Without Keras.
-
-
-def sigmoid(a):
-  return 1 / (1 + np.exp(-a))
-
-
-def hard(a):
-  return np.clip(a / 6 + 0.5, 0, 1)
-
-
-def forward(kind, weights, xs):
-  """Return the outputs of a Keras layer, from its documentation, in NumPy."""
-  options = from_options(kind)
-  gate = hard if "recurrent_activation" in options else sigmoid
-  act = partial(np.maximum, 0) if "activation" in options else np.tanh
-  kernel, recurrent, bias = weights
-  h = c = np.zeros((xs.shape[0], H))
-  outputs = []
-  for x in np.swapaxes(xs, 0, 1):
-    if kind.startswith("LSTM"):
-      i, f, g, o = np.split(x @ kernel + h @ recurrent + bias, 4, axis=-1)
-      c = gate(f) * c + gate(i) * act(g)
-      h = gate(o) * act(c)
-    elif kind.startswith("SimpleRNN"):
-      h = act(x @ kernel + h @ recurrent + bias)
-    else:
-      of_x, of_h = bias if bias.ndim == 2 else (bias, np.zeros_like(bias))
-      x_z, x_r, x_h = np.split(x @ kernel + of_x, 3, axis=-1)
-      w_z, w_r, w_h = np.split(recurrent, 3, axis=-1)
-      b_z, b_r, b_h = np.split(of_h, 3)
-      z, r = gate(x_z + h @ w_z + b_z), gate(x_r + h @ w_r + b_r)
-      before = "before" in kind
-      inner = (r * h) @ w_h if before else r * (h @ w_h + b_h)
-      h = z * h + (1 - z) * act(x_h + inner)
-    outputs.append(h)
-  return np.stack(outputs, axis=1)
-
-
-def random_weights(key, kind):
-  """Return the arrays of a layer, all of them Gaussian."""
-  arrays = interop.to_keras(draw(key, kind))
-  draws = normal_like(key, [np.zeros(a.shape) for a in arrays])
-  return [np.asarray(x) / 2 for x in draws]
-
-
-@EACH
-def test_outputs_are_those_of_the_equations_of_keras(kind, key):
-  weights = random_weights(key, kind)
-  xs = np.asarray(normal_like(key, np.zeros((B, T, D))))
-  cell, params = interop.from_keras(weights, **from_options(kind))
-  assert cell is OPTIONS[kind][1]
-  _, found = unroll(cell, params, None, xs, time_major=False)
-  assert worst(found, forward(kind, weights, xs)) < 1e-12
-
-
-@EACH
-@SIDES
-def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
-  params = draw(key, kind, both)
-  weights = interop.to_keras(params)
-  options = from_options(kind)
-  paths = [
-    f"net/{side}layer/cell/{name}"
-    for side in (["forward_", "backward_"] if both else [""])
-    for name in ("kernel", "recurrent_kernel", "bias")
-  ]
-  named = dict(zip(paths, weights, strict=True))
-  for source in (weights, tuple(weights), named):
-    cell, same = interop.from_keras(source, **options)
-    assert cell is OPTIONS[kind][1] and worst(same, params) == 0
-  traced = jax.jit(lambda w: interop.from_keras(w, **options)[1])(weights)
-  assert worst(traced, params) == 0
-  with pytest.raises(
-    ValueError, match=r"^bias must be 0 for a layer with use_b"
-  ):
-    interop.to_keras(params, bias=False)
-  params = jax.tree.map(lambda w: w if w.ndim > 1 else 0 * w, params)
-  weights = interop.to_keras(params, bias=False)
-  assert len(weights) == (4 if both else 2)
-  options = {"reset_after": True, **options} if kind == "GRU" else options
-  assert worst(interop.from_keras(weights, **options)[1], params) == 0
-
-
-@pytest.mark.parametrize(
-  "layers",
-  [
-    ["backward/lstm_cell"],
-    ["backward_bi/forward_lstm/lstm_cell", "backward_bi/backward_lstm/cell"],
-    ["bi/forward_backward_a/lstm_cell", "bi/backward_backward_a/lstm_cell"],
-  ],
-)
-def test_only_the_part_above_the_cell_tells_the_direction(layers, key):
-  params = draw(key, "LSTM", both=len(layers) == 2)
-  names = "kernel", "recurrent_kernel", "bias"
-  paths = [f"{layer}/{name}" for layer in layers for name in names]
-  named = dict(zip(paths, interop.to_keras(params), strict=True))
-  assert worst(interop.from_keras(named)[1], params) == 0
-
-
-def test_later_changes_of_the_arrays_do_not_reach_the_params(key):
-  for kind in OPTIONS:
-    weights = random_weights(key, kind)
-    _, params = interop.from_keras(weights, **from_options(kind))
-    expected = jax.tree.map(np.array, params)
-    for x in weights:
-      x[...] = 9
-    assert worst(params, expected) == 0
-
-
-def test_bfloat16_arrays_keep_dtype_and_values(key):
-  params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(key, "GRU"))
-  _, same = interop.from_keras(interop.to_keras(params))
-  assert {leaf.dtype for leaf in same} == {jnp.dtype(jnp.bfloat16)}
-  assert worst(same, params) == 0
-
-
-def test_a_hard_sigmoid_of_keras_2_is_an_activation(key):
-  slope = make_hard_sigmoid(0.2)
-  weights = random_weights(key, "LSTM")
-  cell, _ = interop.from_keras(weights, recurrent_activation=slope)
-  assert cell is lstm.with_activations(slope)
-
-
-G = np.ones((D, 3 * H)), np.ones((H, 3 * H))
-L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
-
-
-@pytest.mark.parametrize(
-  ("weights", "options", "message"),
-  [
-    (3, {}, r"^weights must be what .* get_weights\(\) returns, .* got int$"),
-    (L[:1], {}, "^weights must be the 2 or 3 arrays of a layer, .* got 1$"),
-    (
-      (L[0], np.ones((H, 5))),
-      {},
-      r"^recurrent_kernel must be \[H, 4H\], .*, 5",
-    ),
-    ((L[0], np.ones(H)), {}, r"^recurrent_kernel must be .* got \(6,\)$"),
-    ((L[0], np.ones((0, 0))), {}, "^recurrent_kernel must be "),
-    ((G[0], L[1]), {}, r"^kernel must be \['any', 24\], got \(4, 18\)$"),
-    ((*L, np.ones(3)), {}, r"^bias must be \[24\], got \(3,\)$"),
-    ((*L, np.ones(24, int)), {}, "^bias must hold floats, got int64$"),
-    ((*G, np.ones((3, 18))), {}, r"^bias must be \[2, 18\], got \(3, 18\)$"),
-    (
-      (L[0], L[1].astype("float32")),
-      {},
-      "^arrays must have one dtype, got {'kernel': 'float64', 'recu.* 'float32",
-    ),
-    (G, {}, "^bias is missing: reset_after must say which GRU this is$"),
-    (
-      (*G, np.ones(18)),
-      {"reset_after": True},
-      r"^bias must be \[2, 3H\] with reset_after=True, got \(18,\)$",
-    ),
-    (
-      (*G, np.ones((2, 18))),
-      {"reset_after": False},
-      r"^bias must be \[3H\] with reset_after=False, got \(2, 18\)$",
-    ),
-    ((*L, *G), {"reset_after": True}, "^both directions must have one cell, g"),
-    (
-      (*L, np.ones((9, 24)), L[1]),
-      {},
-      "^backward kernel must have 4 inputs, g",
-    ),
-    ((*L, L[0], G[1]), {}, r"^backward kernel must be \['any', 18\], got"),
-    (L, {"activation": "gelu"}, "^activation must be hard_s.* got 'gelu'$"),
-    (L, {"recurrent_activation": 3}, "^recurrent_activation must be .* got 3$"),
-    ({"a/kernel": L[0]}, {}, "^recurrent_kernel is missing$"),
-    (
-      {"a/kernel": L[0], "b/kernel": L[0]},
-      {},
-      "one layer, got two with kernel",
-    ),
-    ({"a/gamma": L[0]}, {}, "^not an array of an LSTM, .* layer: a/gamma$"),
-    ({"backward_a/kernel": L[0]}, {}, "^forward kernel is missing$"),
-  ],
-)
-def test_arrays_that_do_not_fit_are_refused(weights, options, message):
-  with pytest.raises(ValueError, match=message):
-    interop.from_keras(weights, **options)
-
-
-def test_a_cell_that_keras_does_not_have_is_refused(key):
-  with pytest.raises(ValueError, match="no layer with PeepholeLSTMParams"):
-    interop.to_keras(peephole_lstm.init(key, D, H))

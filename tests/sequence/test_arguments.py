@@ -1,12 +1,19 @@
 """A message says what was expected and what came, where users go wrong."""
 
+from collections import namedtuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lstm_jax import (
+  Autodiff,
   Directions,
+  Explicit,
   gru,
+  init_stack,
+  layernorm_lstm,
   lstm,
   peephole_lstm,
   rnn,
@@ -14,8 +21,9 @@ from lstm_jax import (
   unroll_both,
   unroll_stack,
 )
-from lstm_jax.sequence import state_cotangents
+from lstm_jax.sequence import regularize, state_cotangents
 from lstm_jax.testing import plant
+from tests.contract import CELLS
 from tests.draws import B, D, H, T
 
 KEY = jax.random.key(0)
@@ -100,3 +108,101 @@ def test_a_planted_cell_takes_the_weights_and_states_of_its_original():
   last, planted = unroll(plant(lstm, "dc"), params, state, XS)
   assert (planted == hs).all()
   assert type(last) is lstm.LSTMState
+
+
+@CELLS
+def test_weights_that_do_not_fit_each_other_are_refused(cell):
+  """A row, a column or a number would be broadcast."""
+  params = cell.init(KEY, D, H)
+  leaves, structure = jax.tree.flatten(params)
+  outer = cell is layernorm_lstm  # its gains bring x W_x to the size of a
+  for k, leaf in enumerate(leaves):
+    others = leaf[:1], leaf[..., :1], leaf[..., :-1], jnp.ones(())
+    for other in others:
+      if other.shape == leaf.shape or (outer and other.shape == (D, 1)):
+        continue
+      weights = jax.tree.unflatten(
+        structure, [*leaves[:k], other, *leaves[k + 1 :]]
+      )
+      with (
+        jax.numpy_rank_promotion("allow"),  # as users have it
+        pytest.raises(ValueError, match=r"^(weights do not fit|xs must)"),
+      ):
+        unroll(cell, weights, None, XS)
+
+
+def test_weights_are_floats_and_fit_in_a_step_too():
+  params = lstm.init(KEY, D, H)
+  state = lstm.initial_state(params, (B,))
+  text = rf"^weights do not fit each other: w_x \[{D}, {4 * H}\], .*, b \[1\]"
+  with pytest.raises(ValueError, match=text):
+    lstm.step(params._replace(b=params.b[:1]), state, XS[0])
+  with pytest.raises(
+    ValueError, match=r"^params\.w_h must be floats, got int32"
+  ):
+    unroll(lstm, params._replace(w_h=params.w_h.astype(jnp.int32)), None, XS)
+
+
+def test_a_cell_without_a_backward_is_not_checked():
+  forward_only = lstm_with(recur_backward=None, parameter_gradients=None)
+  params = lstm.init(KEY, D, H)
+  expected = unroll(lstm, params, None, XS)
+  found = unroll(forward_only, params, None, XS, adjoint=Autodiff())
+  assert jnp.array_equal(found[1], expected[1])
+
+
+def lstm_with(**functions):
+  names = ("init", "initial_state", "project", "recur", "recur_backward")
+  names += ("parameter_gradients", "forward", "backward", "step")
+  cell = {name: getattr(lstm, name) for name in names} | functions
+  return namedtuple("Cell", cell)(**cell)
+
+
+def test_one_layer_is_no_stack():
+  params = lstm.init(KEY, H, H)
+  for layers in (params, Directions(params, params)):
+    kind = type(layers).__name__
+    with pytest.raises(
+      ValueError, match=rf"such as \({kind}\(\.\.\.\),\), got"
+    ):
+      unroll_stack(lstm, layers, None, jnp.ones((T, B, H)))
+
+
+def test_a_skip_keeps_the_dtype_of_the_weights():
+  params = (lstm.init(KEY, D, D, jnp.bfloat16),)
+  for skip in (False, True):
+    _, hs = unroll_stack(lstm, params, None, XS, skip=skip)
+    assert hs.dtype == jnp.bfloat16
+
+
+def test_outputs_of_two_sizes_have_no_sum():
+  sizes = Directions(lstm.init(KEY, D, H), lstm.init(KEY, D, 1))
+  with pytest.raises(ValueError, match=f"of one size, got {H} and 1"):
+    unroll_both(lstm, sizes, None, XS, merge="sum")
+
+
+def test_a_mask_of_one_axis_is_named_in_both_orders():
+  params = lstm.init(KEY, D, H)
+  for time_major in (True, False):
+    xs = XS if time_major else XS.swapaxes(0, 1)
+    mask = jnp.ones(T, bool)
+    with pytest.raises(ValueError, match=rf"^mask must be bool.*bool \({T},\)"):
+      unroll(lstm, params, None, xs, mask=mask, time_major=time_major)
+
+
+@pytest.mark.parametrize("chunk", [2.5, True, "8", 0])
+def test_a_chunk_is_a_whole_number_of_steps(chunk):
+  with pytest.raises(
+    ValueError, match=r"^chunk must be an integer of at least"
+  ):
+    Explicit(chunk=chunk)
+
+
+def test_a_dropout_of_integers_is_refused():
+  with pytest.raises(ValueError, match=r"^dtype must be a dtype of floats"):
+    regularize.dropout(KEY, jnp.ones(3, int), 0.5)
+
+
+def test_a_size_may_be_an_integer_of_numpy():
+  layers = init_stack(lstm, KEY, D, np.int64(H), num_layers=2)
+  assert [layer.w_h.shape for layer in layers] == [(H, 4 * H)] * 2

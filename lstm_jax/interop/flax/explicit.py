@@ -19,7 +19,7 @@ from flax.linen.dtypes import canonicalize_dtype
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.flax.weights import nnx_layers
+from lstm_jax.interop.flax.nnx_layers import nnx_layers
 
 CELL_OF_TYPE: dict[type, Cell] = {
   linen.LSTMCell: lstm,
@@ -111,8 +111,14 @@ def fits(call: Call) -> bool:
   return (
     all(jnp.shape(leaf) == shape for leaf in jax.tree.leaves(carry))
     and xs.shape[-1] == size
-    and (lengths is None or jnp.shape(lengths) == xs.shape[1:-1])
+    and (lengths is None or _are_lengths(lengths, xs.shape[1:-1]))
   )
+
+
+def _are_lengths(lengths: Any, batch_shape: tuple[int, ...]) -> bool:
+  lengths = jnp.asarray(lengths)
+  integers = jnp.issubdtype(lengths.dtype, jnp.integer)
+  return integers and lengths.shape == batch_shape
 
 
 def computed_dtype(call: Call) -> jnp.dtype:

@@ -1,15 +1,17 @@
 """Convert the weights of Flax's cells, linen and nnx, to ours and back."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from flax.core import meta
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.interop.flax.explicit import explicit_cell
+from lstm_jax.interop.flax.nnx_layers import nnx_layers
+from lstm_jax.interop.tensors import as_array, check_fit
 
 CELL_OF_PARAMS: dict[type, Cell] = {
   lstm.LSTMParams: lstm,
@@ -29,37 +31,56 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
       GRUCell or SimpleCell. Boxed weights (`with_partitioning`) are unboxed.
 
   Raises:
-    ValueError: the collection has other names, or units that do not fit.
+    ValueError: the collection has other names, a shape that does not fit, a
+      bias that our cell lacks, or no floats.
   """
   variables = meta.unbox(variables)
+  if not isinstance(variables, Mapping):
+    kind = type(variables).__name__
+    raise ValueError(f'expected the collection "params", got a {kind}')
   names = set(variables)
 
   def read(name: str, leaf: str) -> jax.Array:
-    if leaf not in variables[name]:
-      present = ", ".join(sorted(variables[name])) or "nothing"
-      raise ValueError(f"{name} must have a {leaf}, got {present}")
-    return variables[name][leaf]
+    layer = variables[name]
+    present = sorted(layer) if isinstance(layer, Mapping) else []
+    if leaf not in present:
+      found = ", ".join(present) or "nothing"
+      raise ValueError(f"{name} must have a {leaf}, got {found}")
+    return jnp.asarray(as_array(f"{name}.{leaf}", layer[leaf]))
 
   def concatenated(part: str, gates: Sequence[str], leaf: str) -> jax.Array:
-    units = read("h" + gates[0], "kernel").shape[-2]
+    *stacked, units, _ = read("h" + gates[0], "kernel").shape
+    rows = {"bias": [], "kernel": [units]}[leaf]
+    if leaf == "kernel" and part == "i":
+      rows = [read("i" + gates[0], "kernel").shape[-2]]
+    shape = (*stacked, *rows, units)
     arrays = [read(part + gate, leaf) for gate in gates]
     for gate, array in zip(gates, arrays, strict=True):
-      if array.shape[-1] != units:
-        expected = f"must be [..., {units}], as h{gates[0]}.kernel has {units} "
+      if array.shape != shape:
+        name, first = f"{part}{gate}.{leaf}", f"h{gates[0]}.kernel"
         raise ValueError(
-          f"{part + gate}.{leaf} {expected}rows, got {array.shape}"
+          f"{name} must be {list(shape)}, as {first} has {units} rows, "
+          f"got {array.shape}"
         )
     return jnp.concatenate(arrays, axis=-1)
 
+  def check_biases(*biased: str) -> None:
+    for name in sorted(names.difference(biased)):
+      if "bias" in variables[name]:
+        raise ValueError(f"{name} must have no bias, which our cell lacks")
+
   if names == {part + gate for part in "ih" for gate in "ifgo"}:
     w_x, w_h = (concatenated(part, "ifgo", "kernel") for part in "ih")
+    check_biases("hi", "hf", "hg", "ho")
     return lstm, lstm.LSTMParams(w_x, w_h, concatenated("h", "ifgo", "bias"))
   if names == {part + gate for part in "ih" for gate in "rzn"}:
     w_x, w_h = (concatenated(part, "rzn", "kernel") for part in "ih")
+    check_biases("ir", "iz", "in", "hn")
     b, b_n = concatenated("i", "rzn", "bias"), concatenated("h", "n", "bias")
     return gru, gru.GRUParams(w_x, w_h, b, b_n)
   if names == {"i", "h"}:
     w_x, w_h = (concatenated(part, [""], "kernel") for part in "ih")
+    check_biases("i")
     return rnn, rnn.RNNParams(w_x, w_h, concatenated("i", [""], "bias"))
   raise ValueError(
     "expected the weights of an LSTMCell, OptimizedLSTMCell, GRUCell or "
@@ -71,11 +92,16 @@ def to_linen(params: Params) -> dict[str, Any]:
   """Convert params to the "params" collection of the matching linen cell.
 
   Args:
-    params: of `lstm`, `gru` or `rnn`.
+    params: of `lstm`, `gru` or `rnn`; each array may have further leading axes,
+      such as those of an ensemble.
 
   Raises:
-    ValueError: they are of another cell.
+    ValueError: they are of another cell, or do not fit each other.
   """
+  stacked = jnp.ndim(getattr(params, "b", 0)) - 1
+  check_fit(
+    jax.tree.map(lambda x: jax.eval_shape(lambda: x[(0,) * stacked]), params)
+  )
 
   def split_gates(gates: str, bias_part: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
@@ -83,7 +109,7 @@ def to_linen(params: Params) -> dict[str, Any]:
       kernels = jnp.split(w, len(gates), axis=-1)
       for gate, kernel in zip(gates, kernels, strict=True):
         result[part + gate] = {"kernel": kernel}
-    biases = jnp.split(params.b, len(gates))
+    biases = jnp.split(params.b, len(gates), axis=-1)
     for gate, b in zip(gates, biases, strict=True):
       result[bias_part + gate]["bias"] = b
     return result
@@ -109,7 +135,8 @@ def from_nnx(module: Any) -> tuple[Cell, Params]:
     module: an nnx.LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell.
 
   Raises:
-    ValueError: it is another module.
+    ValueError: it is another module, or has other activations, a residual
+      connection or other layers.
   """
   cell, variables = _variables(module)
   w_x, w_h, b = (
@@ -132,7 +159,8 @@ def to_nnx(params: Params, module: Any) -> None:
     module: an nnx cell of the same kind and sizes.
 
   Raises:
-    ValueError: the module is of another kind or size, or params.b_n is not 0.
+    ValueError: the module is of another kind or size, or computes something
+      else, as in `from_nnx`; or params.b_n is not 0.
       The module is then unchanged.
   """
   cell, variables = _variables(module)
@@ -156,44 +184,18 @@ def to_nnx(params: Params, module: Any) -> None:
     part[...] = value.astype(part[...].dtype)
 
 
-class NNXLayers(NamedTuple):
-  """The linear layers of an nnx cell, in the order of our gates."""
-
-  inputs: list[nnx.Linear]  # their kernels, concatenated, are w_x
-  hidden: list[nnx.Linear]  # w_h
-  biased: list[nnx.Linear]  # the ones of both that have a bias; b
-
-
-def nnx_layers(module: Any) -> tuple[Cell, NNXLayers]:
-  """Return our cell for an nnx cell, and the nnx cell's layers.
-
-  Raises:
-    ValueError: it is another module.
-  """
-  if isinstance(module, nnx.LSTMCell):
-    inputs = [module.ii, module.if_, module.ig, module.io]
-    hidden = [module.hi, module.hf, module.hg, module.ho]
-    return lstm, NNXLayers(inputs, hidden, biased=hidden)
-  for cell, module_type, biased in (
-    (lstm, nnx.OptimizedLSTMCell, "dense_h"),
-    (gru, nnx.GRUCell, "dense_i"),
-    (rnn, nnx.SimpleCell, "dense_i"),
-  ):
-    if isinstance(module, module_type):
-      layers = [module.dense_i], [module.dense_h], [getattr(module, biased)]
-      return cell, NNXLayers(*layers)
-  raise ValueError(
-    "expected an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, "
-    f"got {type(module).__name__}"
-  )
-
-
 def _variables(module: Any) -> tuple[Cell, tuple[list, list, list]]:
   """Return our cell for an nnx module, and its variables of w_x, w_h and b.
 
   Each of the three is a list of variables, to be concatenated along the gates.
   """
   cell, layers = nnx_layers(module)
+  if explicit_cell(module) is None:
+    raise ValueError(
+      f"this {type(module).__name__} computes something else than our cell: it "
+      "must not be a subclass, have Flax's sigmoid and tanh, no residual "
+      "connection, and plain Linear layers"
+    )
   return cell, (
     [linear.kernel for linear in layers.inputs],
     [linear.kernel for linear in layers.hidden],

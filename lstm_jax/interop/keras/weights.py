@@ -49,7 +49,7 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.tensors import Array, as_array, check_shape
+from lstm_jax.interop.tensors import Array, as_array, check_fit, check_shape
 from lstm_jax.sequence.bidirectional import Directions
 
 NAMES = "kernel", "recurrent_kernel", "bias"
@@ -134,17 +134,16 @@ def to_keras(
   grus = gru.GRUParams, gru_reset_before.ResetBeforeGRUParams
   if not isinstance(params, (lstm.LSTMParams, rnn.RNNParams, *grus)):
     raise ValueError(f"Keras has no layer with {type(params).__name__}")
+  check_fit(params)
   w_x, w_h, b = (np.array(leaf) for leaf in params[:3])
   if isinstance(params, gru.GRUParams):
     b_n = np.array(params.b_n)
     b = np.stack([b, np.pad(b_n, (2 * len(b_n), 0))])
   if isinstance(params, grus):
     w_x, w_h, b = (np.array(_exchanged(array)) for array in (w_x, w_h, b))
-  if bias:
-    return [w_x, w_h, b]
-  if b.any():
+  if not bias and b.any():
     raise ValueError("bias must be 0 for a layer with use_bias=False")
-  return [w_x, w_h]
+  return [w_x, w_h, b] if bias else [w_x, w_h]
 
 
 def _check_inputs(name: str, params: Params, expected: int) -> None:
@@ -194,13 +193,13 @@ def _by_direction(weights: Any) -> dict[str, dict[str, Array]]:
 def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
   """Return the arrays of each direction, told by the paths of variables.
 
-  Keras puts forward_ or backward_ before the name of a Bidirectional's layer,
-  which is the part above the cell: "bi/backward_lstm/lstm_cell/kernel".
+  The part above the cell is the layer: "bi/forward_lstm/lstm_cell/kernel". Only
+  the forward one of a Bidirectional surely has the prefix that Keras gives it.
   """
-  backwards = {
-    path: path.split("/")[-3:][0].startswith("backward_") for path in weights
-  }
-  both = any(backwards.values())
+  layers = {path: (path.split("/")[-3:-1] or [""])[0] for path in weights}
+  distinct = set(layers.values())
+  forward = [layer for layer in distinct if layer.startswith("forward_")]
+  both = len(distinct) == 2 and len(forward) == 1
   sides = ("forward ", "backward ") if both else ("",)
   found: dict[str, dict[str, Array]] = {side: {} for side in sides}
   for path, value in weights.items():
@@ -209,10 +208,12 @@ def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
       raise ValueError(
         f"not an array of an LSTM, GRU or SimpleRNN layer: {path}"
       )
-    side = sides[backwards[path]]
+    side = sides[both and layers[path] not in forward]
     if name in found[side]:
       raise ValueError(f"weights must be of one layer, got two with {name}")
     found[side][name] = as_array(path, value)
+  if len(distinct) > len(sides):
+    raise ValueError(f"weights must be of one layer, got {sorted(distinct)}")
   return found
 
 

@@ -66,14 +66,14 @@ def read_activations(
 
   Args:
     op_type: LSTM, GRU or RNN.
-    values: the attributes.
+    values: the attributes, each of its type, with strings decoded.
     num_directions: 1 or 2.
 
   Raises:
     ValueError: their number is not that of the operator, one is not known here,
       the two directions have different ones, or a number is not that of one.
   """
-  names = [name.decode() for name in values.pop("activations", [])]
+  names = values.pop("activations", [])
   alphas = list(values.pop("activation_alpha", []))
   betas = list(values.pop("activation_beta", []))
   standard = STANDARD[op_type]

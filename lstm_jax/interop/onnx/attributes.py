@@ -10,6 +10,7 @@
 The input P makes an LSTM a `peephole_lstm`. A node with `clip` is refused.
 """
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from lstm_jax.cells import (
@@ -40,6 +41,17 @@ OUTPUTS = {
   "GRU": ("Y", "Y_h"),
   "RNN": ("Y", "Y_h"),
 }
+TYPES = {  # by ONNX's names of them
+  "activation_alpha": "FLOATS",
+  "activation_beta": "FLOATS",
+  "activations": "STRINGS",
+  "clip": "FLOAT",
+  "direction": "STRING",
+  "hidden_size": "INT",
+  "input_forget": "INT",
+  "layout": "INT",
+  "linear_before_reset": "INT",
+}
 NUM_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
@@ -64,16 +76,16 @@ def read_attributes(node: Any) -> Attributes:
 
   Raises:
     ValueError: the node is of another operator, or has an attribute that is
-      unknown, or has a value without an equal here.
+      unknown, or has a value of another type or without an equal here.
     ModuleNotFoundError: the package onnx is not installed.
   """
-  get_value = import_onnx().helper.get_attribute_value
+  onnx = import_onnx()
   op_type = node.op_type
   if op_type not in INPUTS or node.domain not in ("", "ai.onnx"):
     kind = ".".join(filter(None, (node.domain, op_type)))
     raise ValueError(f"node must be one of {', '.join(INPUTS)}, got {kind}")
-  values = {a.name: get_value(a) for a in node.attribute}
-  direction = values.pop("direction", b"forward").decode()
+  values = {a.name: _value(onnx, a) for a in node.attribute}
+  direction = values.pop("direction", "forward")
   if direction not in NUM_DIRECTIONS:
     known = ", ".join(NUM_DIRECTIONS)
     raise ValueError(f"direction must be one of {known}, got {direction!r}")
@@ -103,6 +115,26 @@ def read_attributes(node: Any) -> Attributes:
       "here"
     )
   return Attributes(op_type, cell, direction, not layout, hidden_size, names)
+
+
+def _value(onnx: ModuleType, attribute: Any) -> Any:
+  """Return the value of an onnx.AttributeProto, with its strings decoded."""
+  name = attribute.name
+  if attribute.ref_attr_name:
+    raise ValueError(
+      f"{name} must have a value, got a reference to {attribute.ref_attr_name}"
+    )
+  found = onnx.AttributeProto.AttributeType.Name(attribute.type)
+  expected = TYPES.get(name)  # None: no attribute that is known here
+  if expected not in (None, found):
+    raise ValueError(f"{name} must be of type {expected}, got {found}")
+  value = onnx.helper.get_attribute_value(attribute)
+  try:
+    if expected == "STRINGS":
+      return [text.decode() for text in value]
+    return value.decode() if expected == "STRING" else value
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{name} must be UTF-8, got {error.object!r}") from None
 
 
 def _cell(op_type: str, values: dict[str, Any], peepholes: bool) -> Cell:

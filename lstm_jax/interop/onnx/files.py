@@ -1,10 +1,17 @@
 """The recurrent layers of an ONNX file."""
 
 import os
+from typing import Any
 
 from lstm_jax.interop.onnx.attributes import INPUTS
-from lstm_jax.interop.onnx.nodes import Layer, from_onnx, named_arrays
+from lstm_jax.interop.onnx.nodes import (
+  Layer,
+  from_onnx,
+  named_arrays,
+  read_tensor,
+)
 from lstm_jax.interop.onnx.package import import_onnx
+from lstm_jax.interop.tensors import Array
 
 
 def load(path: str | os.PathLike) -> dict[str, Layer]:
@@ -22,9 +29,9 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
     that of its first output.
 
   Raises:
-    ValueError: the file is not an ONNX file, or has no LSTM, GRU or RNN; two of
-      its layers have the same name, or one has none; or `from_onnx` raises it
-      for a node.
+    ValueError: the file is not an ONNX file, or has no LSTM, GRU or RNN; a
+      tensor lacks data, which may be in a file of their own; two of its layers
+      have the same name, or one has none; or `from_onnx` raises it for a node.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package onnx is not installed.
   """
@@ -36,15 +43,11 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   except onnx.checker.ValidationError as error:
     reason = str(error).strip().splitlines()[0]
     raise ValueError(f"{path} is not a valid ONNX file: {reason}") from None
-  graph = onnx.load(path, format="protobuf").graph
-  arrays = named_arrays(graph.initializer)
-  for node in graph.node:
-    if node.op_type != "Constant":
-      continue
-    for attribute in node.attribute:
-      if attribute.name == "value":
-        array = onnx.numpy_helper.to_array(attribute.t)
-        arrays[node.output[0]] = array
+  try:
+    graph = onnx.load(path, format="protobuf").graph
+    arrays = _constants(graph)
+  except ValueError as error:  # also of data in a file of their own
+    raise ValueError(f"{path}: {error}") from None
   layers: dict[str, Layer] = {}
   for node in graph.node:
     if node.op_type not in INPUTS or node.domain not in ("", "ai.onnx"):
@@ -64,3 +67,16 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
   if not layers:
     raise ValueError(f"{path} has none of {', '.join(INPUTS)}")
   return layers
+
+
+def _constants(graph: Any) -> dict[str, Array]:
+  """Return the constants of an onnx.GraphProto, as initializers or nodes."""
+  arrays = named_arrays(graph.initializer)
+  for node in graph.node:
+    if node.op_type != "Constant":
+      continue
+    for attribute in node.attribute:
+      if attribute.name == "value":
+        name = node.output[0]
+        arrays[name] = read_tensor(name, attribute.t)
+  return arrays

@@ -197,9 +197,24 @@ def named_arrays(tensors: Tensors) -> dict[str, Array]:
   """Return tensors by name, as they are given, or read from TensorProtos."""
   if isinstance(tensors, Mapping):
     return dict(tensors)
-  to_array = import_onnx().numpy_helper.to_array
   protos: Iterable[TensorProto] = tensors
-  return {tensor.name: to_array(tensor) for tensor in protos}
+  return {tensor.name: read_tensor(tensor.name, tensor) for tensor in protos}
+
+
+def read_tensor(name: str, tensor: TensorProto) -> Array:
+  """Return the array of a TensorProto.
+
+  Raises:
+    ValueError: its data are not those of its shape and type.
+  """
+  to_array = import_onnx().numpy_helper.to_array
+  try:
+    return to_array(tensor)
+  except (LookupError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"tensor {name!r} must have the data of its shape {list(tensor.dims)} "
+      f"and type {tensor.data_type}, got {error!r}"
+    ) from None
 
 
 def _check_constants(

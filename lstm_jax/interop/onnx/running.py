@@ -145,6 +145,10 @@ def _value(
   attributes: Attributes, inputs: Mapping[str, Any], key: str
 ) -> jax.Array:
   """Return an input that the node has."""
+  if key not in attributes.names:
+    raise ValueError(
+      f"inputs of {attributes.op_type} must have a name for {key}, got none"
+    )
   name = attributes.names[key]
   if name not in inputs:
     raise ValueError(

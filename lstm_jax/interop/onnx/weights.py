@@ -41,7 +41,7 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params, cell_name
-from lstm_jax.cells.checks import check_params
+from lstm_jax.cells.checks import check_params, check_weights, parts_of
 from lstm_jax.interop.onnx.activations import base_cell
 
 
@@ -162,6 +162,7 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
         f"params.{field} must be {arrays[0].dtype}, as params."
         f"{arrays._fields[0]}, got {array.dtype}"
       )
+  check_weights(parts_of(cell), params)
 
   def reordered(x: np.ndarray) -> np.ndarray:
     """Return an array [..., gates·H] of ours with ONNX's gates, [..., G·H]."""

@@ -27,8 +27,9 @@ def load(
     nonlinearity: as in `from_torch`.
 
   Raises:
-    ValueError: the file is not a safetensors file, or its tensors are not those
-      of an nn.LSTM, nn.GRU or nn.RNN.
+    ValueError: the file is not a safetensors file, or holds a tensor of a dtype
+      that NumPy lacks, or its tensors are not those of an nn.LSTM, nn.GRU or
+      nn.RNN.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package safetensors is not installed.
   """
@@ -37,6 +38,8 @@ def load(
     arrays = safetensors.numpy.load_file(path)
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is not a safetensors file: {error}") from None
+  except (AttributeError, TypeError) as error:  # such as a dtype of 8 bits
+    raise ValueError(f"{path} cannot be read with NumPy: {error}") from None
   return from_torch(arrays, prefix=prefix, nonlinearity=nonlinearity)
 
 
@@ -45,12 +48,16 @@ def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
 
   Raises:
     ValueError: as `to_torch`.
+    OSError: the file cannot be written.
     ModuleNotFoundError: the package safetensors is not installed.
   """
   safetensors = _import_safetensors()
   arrays = to_torch(layers, bias=bias)
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-  safetensors.numpy.save_file(arrays, path)
+  try:
+    safetensors.numpy.save_file(arrays, path)
+  except safetensors.SafetensorError as error:
+    raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def _import_safetensors() -> ModuleType:

@@ -43,8 +43,14 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.tensors import Array, check_shape, read_source
+from lstm_jax.interop.tensors import (
+  Array,
+  check_fit,
+  check_shape,
+  read_source,
+)
 from lstm_jax.sequence.bidirectional import Directions
+from lstm_jax.sequence.stack import check_is_sequence
 
 Layers = tuple[Params | Directions, ...]  # the lowest layer first
 CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by number of gates
@@ -83,6 +89,9 @@ def from_torch(
       has a name that no such module has, or has no float values; or the
       nonlinearity of an nn.RNN is neither tanh nor relu, is not known, or is
       not that of the module.
+
+  The values are read as weights: of PyTorch's gradients, bias_ih and bias_hh
+  would be added, though either is the gradient of our b.
   """
   arrays, own_nonlinearity = read_source(source, prefix)
   if "weight_hh_l0" not in arrays or arrays["weight_hh_l0"].ndim != 2:
@@ -134,7 +143,8 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
   Args:
     layers: params of `lstm`, `projected_lstm`, `gru`, `rnn` or
       `rnn.with_activation(RELU)`, or `Directions` of them, or gradients of
-      either; the lowest layer first.
+      either; the lowest layer first. A bias is written to bias_ih, and bias_hh
+      is 0; PyTorch's own gradients of both are equal.
     bias: False for a module that is made with bias=False.
 
   Raises:
@@ -241,6 +251,7 @@ def check_one_module(layers: Sequence[Params | Directions]) -> None:
   They have one kind of params, one size and one number of directions, and each
   reads the outputs of the one below.
   """
+  check_is_sequence(layers)
   if not layers:
     raise ValueError("a module must have at least one layer, got none")
   inputs = first = None
@@ -249,6 +260,7 @@ def check_one_module(layers: Sequence[Params | Directions]) -> None:
     for params, suffix in zip(both, ("", "_reverse"), strict=False):
       if type(params) not in PARAMS.values():
         raise ValueError(f"PyTorch has no cell with {type(params).__name__}")
+      check_fit(params)
       kind = type(params).__name__, len(both), params.w_h.shape
       first = first or kind
       if kind != first:

@@ -1,0 +1,92 @@
+"""Damaged nodes, tensors and files of ONNX: each error is one clear line."""
+
+import numpy as np
+import pytest
+
+from lstm_jax import lstm
+from lstm_jax.interop import onnx as interop
+from tests.draws import B, D, T
+from tests.interop import onnx_models
+from tests.interop.onnx_models import layer_weights, onnx
+
+REFERENCE = onnx.AttributeProto(name="clip", ref_attr_name="limit")
+NO_TYPE = onnx.AttributeProto(name="layout")
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("direction", 3, "direction must be of type STRING, got INT"),
+    ("direction", ["reverse"], "direction must be of type STRING, got STRINGS"),
+    ("direction", b"\xff\n", r"direction must be UTF-8, got b'\\xff\\n'"),
+    ("activations", "Tanh", "activations must be of type STRINGS, got STRING"),
+    ("activations", 3, "activations must be of type STRINGS, got INT"),
+    (
+      "activations",
+      [b"\xff", "Tanh", "Tanh"],
+      r"activations must be UTF-8, got b'\\xff'",
+    ),
+    ("activation_alpha", 0.2, "activation_alpha .* type FLOATS, got FLOAT"),
+    ("activation_beta", 1, "activation_beta .* type FLOATS, got INT"),
+    ("clip", "x", "clip must be of type FLOAT, got STRING"),
+    ("clip", REFERENCE, "clip must have a value, got a reference to limit"),
+    ("layout", NO_TYPE, "layout must be of type INT, got UNDEFINED"),
+    ("hidden_size", 6.0, "hidden_size must be of type INT, got FLOAT"),
+    ("speed", b"\xff", "LSTM has no attribute speed that is known here"),
+    ("X", "", "inputs of LSTM must have a name for X, got none"),
+    (
+      "W",
+      b"abc",
+      r"tensor 'W' must have the data of its shape \[1, 24, 4\] and type 1, "
+      "got ValueError.*",
+    ),
+  ],
+)
+def test_a_damaged_node_is_refused_in_one_line(name, value, message, key):
+  node, tensors = interop.to_onnx(lstm, layer_weights(lstm, key, False))
+  if name == "X":
+    node.input[0] = value
+  elif name == "W":
+    tensors[0].raw_data = value
+  else:
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    if not isinstance(value, onnx.AttributeProto):
+      value = onnx.helper.make_attribute(name, value)
+    node.attribute.extend([*kept, value])
+  with pytest.raises(ValueError, match=f"^{message}$"):
+    interop.run_node(node, tensors, {"X": np.ones((T, B, D), np.float32)})
+
+
+def save(path, key, **options):
+  """Write a file of one LSTM, whose X is an initializer."""
+  node, tensors = interop.to_onnx(lstm, layer_weights(lstm, key, False))
+  xs = onnx.numpy_helper.from_array(np.ones((T, B, D), np.float32), "X")
+  if "data_type" in options:
+    tensors[0].data_type = options.pop("data_type")
+  graph = onnx.helper.make_graph([node], "layer", [], [], [xs, *tensors])
+  onnx.save(onnx_models.opset_model(graph), path, **options)
+
+
+@pytest.mark.parametrize("size", [0, 10, -4])
+def test_a_truncated_file_of_external_data_is_refused(size, key, tmp_path):
+  path, data = tmp_path / "layer.onnx", tmp_path / "layer.bin"
+  save(
+    path,
+    key,
+    save_as_external_data=True,
+    location=data.name,
+    size_threshold=0,
+  )
+  assert len(interop.load(path)) == 1
+  data.write_bytes(data.read_bytes()[:size])
+  with pytest.raises(ValueError, match=r"^/.*/layer\.onnx: .+$"):
+    interop.load(path)
+
+
+def test_a_tensor_of_an_unknown_type_is_refused(key, tmp_path):
+  path = tmp_path / "layer.onnx"
+  save(path, key, data_type=999)
+  message = r"^/.*/layer\.onnx: tensor 'W' must have .* and type 999, got .+$"
+  with pytest.raises(ValueError, match=message):
+    interop.load(path)
