@@ -30,8 +30,11 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
 
 
 PARTS = (
-  *("initial_state", "project", "recur"),
-  *("recur_backward", "parameter_gradients"),
+  "initial_state",
+  "project",
+  "recur",
+  "recur_backward",
+  "parameter_gradients",
 )
 
 

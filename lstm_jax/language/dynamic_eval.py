@@ -173,12 +173,12 @@ def _add_squares(model, params, squares, state, tokens, length):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _scan_segments(model, full, initial, scale, rates, carry, segments):
+def _scan_segments(model, full, trained, scale, numbers, carry, segments):
   """Scan over segments: predict each, then take a training step on it.
 
   Returns (carry, (nats [n, S], log probabilities [n, S, V] or None)).
   """
-  rate, decay = rates
+  rate, decay = numbers
   leaves = jax.tree.leaves(scale)
   mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
   mean = jnp.where(mean > 0, mean, 1)  # where every gradient is 0
@@ -201,7 +201,7 @@ def _scan_segments(model, full, initial, scale, rates, carry, segments):
     gradient, (predicted, state) = jax.grad(mean_nats, has_aux=True)(
       params, state, tokens
     )
-    params = jax.tree.map(step, params, gradient, initial, scale)
+    params = jax.tree.map(step, params, gradient, trained, scale)
     return (params, state), predicted
 
   return lax.scan(body, carry, segments)

@@ -30,9 +30,11 @@ def exchange_axes(xs: Any, *others: Any) -> Any:
     )
 
   def exchanged(x):
-    x = None if x is None else jnp.asarray(x)
+    if x is None:
+      return None
+    x = jnp.asarray(x)
     # One axis alone is an error that the caller's check describes.
-    return x if x is None or x.ndim < 2 else jnp.swapaxes(x, 0, 1)
+    return jnp.swapaxes(x, 0, 1) if x.ndim > 1 else x
 
   return tuple(map(exchanged, (xs, *others)))
 

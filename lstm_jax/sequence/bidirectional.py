@@ -91,9 +91,7 @@ def unroll_both(
   outputs = []
   for weights, state, rates, factor, starts, reverse in zip(
     params,
-    nothing if states is None else states,
-    nothing if zoneout is None else zoneout,
-    nothing if state_dropout is None else state_dropout,
+    *(nothing if x is None else x for x in (states, zoneout, state_dropout)),
     resets,
     (False, True),
     strict=True,

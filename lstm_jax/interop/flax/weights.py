@@ -100,7 +100,9 @@ def to_linen(params: Params) -> dict[str, Any]:
   """
   stacked = jnp.ndim(getattr(params, "b", 0)) - 1
   check_fit(
-    jax.tree.map(lambda x: jax.eval_shape(lambda: x[(0,) * stacked]), params)
+    jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[stacked:], x.dtype), params
+    )
   )
 
   def split_gates(gates: str, bias_part: str) -> dict[str, Any]:
