@@ -133,14 +133,19 @@ def _resume_or_start(
   changes = _changes(record, config)
   extending = may_extend and extends(record, changes, result)
   if not (job.resume and _can_resume(directory, result, extending)):
-    how = "" if job.resume else "--resume continues it if unfinished, "
+    if result is not None:
+      kind, how = "a finished run", ""
+    elif job.resume:
+      kind, how = "a run without a checkpoint to resume from", ""
+    else:
+      kind, how = "an unfinished run", "--resume continues it, "
     extension = ""
     if job.resume and may_extend and result is not None:
       early = result.get("stopped_early")
       flag = "--patience, or 0," if early else "--num_epochs"
       extension = f", a larger {flag} extends it"
     raise ValueError(
-      f"{directory} already holds a run; {how}--overwrite replaces it, "
+      f"{directory} already holds {kind}; {how}--overwrite replaces it, "
       f"another --run keeps it{extension}"
     )
   if not extending:

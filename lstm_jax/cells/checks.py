@@ -125,7 +125,7 @@ def check_inputs(
     params: the weights.
     state: must have the type and the shapes of the initial state for the batch
       axes B of state.h.
-    x: must be floats [*leading, *B, D] or integer tokens [*leading, *B].
+    x: must be real, [*leading, *B, D], or integer tokens [*leading, *B].
     leading: the axes of x that the state does not have: (T,), or none.
   """
   batch = state.h.shape[:-1] if hasattr(state, "h") else ()
@@ -140,6 +140,8 @@ def check_inputs(
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
       raise ValueError(f"state.{field} must be floats, got {leaf.dtype}")
   size = params.w_x.shape[0]
+  if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    raise ValueError(f"{name} must be real, got {x.dtype}")
   if is_token(x):
     kind, expected = "integer tokens", (*leading, *batch)
   else:

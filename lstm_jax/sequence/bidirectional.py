@@ -69,12 +69,21 @@ def unroll_both(
     outputs.
 
   Raises:
-    ValueError: `merge` is neither of the two, or `unroll` raises it for a
-      direction, such as for zoneout beside implementation="mosaic_gpu".
+    ValueError: `merge` is neither of the two; params, states, zoneout or
+      state_dropout are not one for each direction; or `unroll` raises it for
+      one, such as for zoneout beside implementation="mosaic_gpu".
   """
   if merge not in ("concat", "sum"):
     raise ValueError(f"merge must be concat or sum, got {merge!r}")
   nothing = Directions(None, None)
+  pairs = {
+    "params": params,
+    "states": states,
+    "zoneout": zoneout,
+    "state_dropout": state_dropout,
+  }
+  for name, pair in pairs.items():
+    _check_pair(name, nothing if pair is None else pair)
   time_major = options.pop("time_major", True)
   mask, lengths = options.get("mask"), options.get("lengths")
   reset = options.pop("reset", None)
@@ -121,6 +130,16 @@ def unroll_both(
     hs = jnp.concatenate([hs, hs_backward], axis=-1)
   hs = hs if time_major else jnp.swapaxes(hs, 0, 1)
   return Directions(last, last_backward), hs
+
+
+def _check_pair(name: str, pair: Any) -> None:
+  """Raise ValueError unless there is one value for each direction."""
+  if not isinstance(pair, tuple) or len(pair) != 2:
+    fields = f" of {len(pair)}" if isinstance(pair, tuple) else ""
+    raise ValueError(
+      f"{name} must be Directions(forward, backward), "
+      f"got {type(pair).__name__}{fields}"
+    )
 
 
 def last_steps(reset: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -30,6 +30,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -176,6 +177,8 @@ def make_ensemble_train_step(
     metrics, each [S]). keys [S] draw each member's noise. learning_rates [S]
     scale each member's updates: pass them with an optimizer whose own peak
     learning rate is 1. The state passed in is donated.
+
+    It raises ValueError where keys or learning_rates are not [S].
   """
   shardings: Any = None
   if mesh:
@@ -198,6 +201,9 @@ def make_ensemble_train_step(
       return fields, metrics
 
     step, *fields = state
+    num_members = len(jax.tree.leaves(state.params)[0])
+    _check_per_member("keys", keys, num_members)
+    _check_per_member("learning_rates", learning_rates, num_members)
     fields, metrics = over_members(step_member, mesh)(
       (fields, keys, learning_rates), (step, tokens, targets)
     )
@@ -213,6 +219,14 @@ def make_ensemble_train_step(
     return train_step(place_members(state, mesh), *args, **kwargs)
 
   return placed_step
+
+
+def _check_per_member(name: str, values: jax.Array | None, size: int) -> None:
+  """Raise ValueError unless values are None, or one for each of S members."""
+  if values is not None and jnp.shape(values) != (size,):
+    raise ValueError(
+      f"{name} must be one for each member, [{size}], got {jnp.shape(values)}"
+    )
 
 
 def _scaled(

@@ -85,8 +85,12 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
   """Return the mesh of those sizes over all devices of all processes.
 
   Raises:
-    ValueError: the product of the sizes is not the number of devices.
+    ValueError: an axis is neither data nor model, or the product of the sizes
+      is not the number of devices.
   """
+  unknown = sorted(set(sizes) - {DATA, MODEL})
+  if unknown:
+    raise ValueError(f"axes of a mesh are data and model, got {unknown}")
   num_devices = len(jax.devices())
   if math.prod(sizes.values()) != num_devices:
     axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items())

@@ -101,6 +101,15 @@ def test_lists_are_arrays():
   assert lstm.step(params, state, [1.0] * D).h.shape == (H,)
 
 
+def test_complex_inputs_are_refused_and_not_made_real():
+  params = lstm.init(KEY, D, H)
+  with pytest.raises(ValueError, match=r"^xs must be real, got complex128"):
+    unroll(lstm, params, None, XS.astype(complex))
+  state = lstm.initial_state(params, (B,))
+  with pytest.raises(ValueError, match=r"^x must be real, got complex128"):
+    lstm.step(params, state, XS[0].astype(complex))
+
+
 def test_a_planted_cell_takes_the_weights_and_states_of_its_original():
   params = lstm.init(KEY, D, H)
   state = lstm.initial_state(params, (B,))

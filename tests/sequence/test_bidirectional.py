@@ -131,6 +131,14 @@ def test_error_messages_name_what_does_not_fit(key):
     unroll_both(lstm, *both(lstm, key), merge="mean")
   with pytest.raises(ValueError, match="at least one layer, got 0"):
     init_stack(lstm, key, D, ())
+  params, states, xs = both(lstm, key)
+  message = r"params must be Directions\(forward, .*, got LSTMParams of 3"
+  with pytest.raises(ValueError, match=message):
+    unroll_both(lstm, params.forward, states, xs)
+  with pytest.raises(ValueError, match=r"zoneout .*, got tuple of 1"):
+    unroll_both(lstm, params, None, xs, zoneout=states[:1])
+  with pytest.raises(ValueError, match=r"dropout .*, got float"):
+    unroll_both(lstm, params, None, xs, state_dropout=0.5)
 
 
 @REPRESENTATIVE_CELLS

@@ -75,6 +75,22 @@ def check_members(cell, noise, decay, key):
   assert abs(metrics.loss[0] - metrics.loss[1]) > 1e-3
 
 
+def test_keys_and_learning_rates_are_one_for_each_member(key):
+  model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
+  rule = make_optimizer(OptimizerConfig(), 9)
+  params = jax.vmap(model.init)(jax.random.split(key, 2))
+  state = init_ensemble(model, rule, params, 3)
+  train_step = make_ensemble_train_step(model, rule)
+  tokens = jnp.zeros((4, 3), int)
+  for keys, rates, message in (
+    (key, None, r"keys must be one for each member, \[2\], got \(\)"),
+    (None, 0.1, r"learning_rates must be one for .*, \[2\], got \(\)"),
+    (None, jnp.ones(3), r"learning_rates must be .*, \[2\], got \(3,\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      train_step(state, tokens, tokens, keys, rates)
+
+
 @pytest.mark.parametrize(
   "rule",
   [

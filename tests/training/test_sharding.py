@@ -56,6 +56,9 @@ def test_a_mesh_takes_every_device():
   message = r"a mesh of data 4 × model 2 must have .*, got 8 for 1"
   with pytest.raises(ValueError, match=message):
     make_mesh({"data": 4, "model": 2})
+  message = r"axes of a mesh are data and model, got \['batch'\]"
+  with pytest.raises(ValueError, match=message):
+    make_mesh({"batch": 1})
 
 
 def test_rows_and_units_fill_the_mesh():

@@ -156,7 +156,7 @@ def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
   explore.run(explore.ExploreConfig(str(moved)), console)
   assert write(moved, prompt="Shall", length=5)
   assert derive(read_run_history(moved))
-  with pytest.raises(ValueError, match="already holds a run"):
+  with pytest.raises(ValueError, match="already holds a finished run"):
     train.run(replace(piped, run=str(moved)), console)
 
 

@@ -54,7 +54,7 @@ def test_a_run_stops_after_evaluations_without_a_lower_loss(
 def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(
   stopped_early, config, console
 ):
-  with pytest.raises(ValueError, match="already holds a run"):
+  with pytest.raises(ValueError, match="already holds a finished run"):
     train.run(config, console)
   whole = outcome(stopped_early)
   (stopped_early / "result.json").unlink()  # killed before it was written

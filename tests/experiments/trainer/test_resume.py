@@ -193,7 +193,7 @@ def test_of_a_stopped_run_the_best_is_loaded(stopped):
     ),
     (
       {"resume": False},
-      "already holds a run; --resume continues it if unfinished",
+      "already holds an unfinished run; --resume continues it, --over",
     ),
   ],
 )
