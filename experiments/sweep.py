@@ -2,8 +2,8 @@
 
   python -m experiments.sweep --num_seeds=8 --rate=3e-3 --rate=1e-2
 
-trains eight seeds at each learning rate; without --rate, that is the one of
---learning_rate. A member of the sweep is one seed at one learning rate; all
+trains eight seeds at each learning rate; without --rate, at --learning_rate. A
+member of the sweep is one seed at one learning rate; all
 members train in one program, which is compiled once. The cores of a CPU share
 the members (--devices). The hyperparameters are flags, as in
 `experiments.train`; a sweep refuses those in UNSUPPORTED. The seeds count up
@@ -266,9 +266,7 @@ def member_table(members: list[Member]) -> Table:
 
 def rate_table(members: list[Member]) -> Table:
   """Return the mean and standard deviation over the seeds at each rate."""
-  table = number_table(
-    "learning rate", "seeds", "mean of the best", "deviation"
-  )
+  table = number_table("learning rate", "seeds", "mean of the best", "std")
   for rate in dict.fromkeys(one.learning_rate for one in members):
     best = [one.best[1] for one in members if one.learning_rate == rate]
     deviation = f"{np.std(best, ddof=1):.4f}" if len(best) > 1 else ""

@@ -8,7 +8,7 @@ until it is neither, or MOST_FURTHER were added: a best rate at an end says only
 that the rates were too few. The validation split plays no part in this choice.
 
 Equal time: a training step of every cell is timed here, and `measurements`
-gives each cell as many as fit into the time of the LSTM's.
+gives each cell as many as take the same time as all those of the LSTM.
 """
 
 import math
@@ -80,7 +80,7 @@ def widen(
   rates: Sequence[float],
   try_rates: Callable[[Sequence[float]], dict[float, float]],
 ) -> dict[float, float]:
-  """Return the finite losses of rates, and of further ones beyond the best.
+  """Return the finite losses of rates, and of further ones beyond their ends.
 
   Args:
     rates: several learning rates.
@@ -89,7 +89,7 @@ def widen(
   losses = try_rates(rates)
   for _ in range(MOST_FURTHER):
     best = min(losses, key=losses.__getitem__)
-    largest, smallest = max(losses), min(losses)  # of the rates
+    largest, smallest = max(losses.keys()), min(losses.keys())
     if best == largest:
       further = 2 * best
     elif best == smallest:

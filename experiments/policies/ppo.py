@@ -2,8 +2,8 @@
 
 An update acts for T time steps with the present weights (`rollouts`), and then
 trains on this rollout for some epochs. A minibatch is all time steps of a share
-of the environments, since a sequence has to stay whole. The network is run over
-it from the stored state, which is zero again wherever an episode begins. The
+of the environments, since a sequence has to stay whole. The network runs over
+it from the stored state, and from the zero state where an episode begins. The
 inputs begin `burn_in` time steps earlier than the rest of the rollout: over
 these the network only brings its state up to date, without a gradient.
 
@@ -92,12 +92,15 @@ def loss(
 ) -> jax.Array:
   """Return the loss of PPO, which is minimized.
 
-  It is a value loss, minus the clipped surrogate, minus an entropy bonus.
+  It is a value loss, minus the clipped surrogate, minus an entropy bonus. The
+  values' targets are the old values plus the advantages. The surrogate takes
+  the advantages normalized over the minibatch.
 
   Args:
-    params: the weights; in the first minibatch, those that acted.
+    params: the weights.
     network: whose weights they are.
-    rollout: of all B environments, or of a minibatch.
+    rollout: of all B environments, or of a minibatch; inputs [burn_in + T, B,
+      ...], outcomes [T, B].
     advantages: of the rollout, [T, B].
     config: the settings.
   """
@@ -131,13 +134,11 @@ def minibatch(
 ) -> tuple[Rollout, jax.Array]:
   """Return all time steps of the environments in `rows`, integers [b]."""
   state, inputs, outcomes, last_value = rollout
-  chosen_state, last_value = jax.tree.map(
-    lambda x: x[rows], (state, last_value)
-  )
+  state, last_value = jax.tree.map(lambda x: x[rows], (state, last_value))
   inputs, outcomes, advantages = jax.tree.map(
     lambda x: x[:, rows], (inputs, outcomes, advantages)
   )
-  return Rollout(chosen_state, inputs, outcomes, last_value), advantages
+  return Rollout(state, inputs, outcomes, last_value), advantages
 
 
 def make_optimizer(config: PPOConfig) -> optax.GradientTransformation:

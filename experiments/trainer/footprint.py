@@ -28,6 +28,7 @@ from experiments.trainer.resources import (
 from experiments.trainer.setup import TrainSetup, heading, make_setup
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.language import LanguageParams
+from lstm_jax.language.model import reads_table
 from lstm_jax.training import TrainState
 from lstm_jax.training.sharding import partition, tokens_sharding
 
@@ -123,13 +124,14 @@ def least_footprint(
 ) -> Footprint:
   """Return what a training step takes at the least, by its shapes alone.
 
-  That is the memory of the train state and of the gradient.
+  That is the memory of the train state and of the gradient, which has the
+  shapes of the weights.
   """
   state = placed_state_like(setup, batch_size)
   return Footprint(
     num_bytes((state, state.params)),
     num_bytes(state),
-    operations(state.params, batch_size * seq_len),
+    operations(state.params, batch_size * seq_len, setup.config.model.cell),
   )
 
 
@@ -147,7 +149,7 @@ def placed_state_like(setup: TrainSetup, batch_size: int) -> TrainState:
 
 
 def sharing_memory(setup: TrainSetup) -> int:
-  """Return how many devices of a run have the device's memory together."""
+  """Return how many devices of a run share one memory, as those of a CPU do."""
   return len(jax.local_devices()) if setup.mesh and is_cpu() else 1
 
 
@@ -165,17 +167,20 @@ def total_operations(setup: TrainSetup) -> int:
     for batches in setup.epochs()
     for length in np.diff(batches.cuts)
   )
-  return sum(operations(setup.state_like.params, size) for size in sizes)
+  params, cell = setup.state_like.params, setup.config.model.cell
+  return sum(operations(params, size, cell) for size in sizes)
 
 
-def operations(params: LanguageParams, num_tokens: int) -> int:
+def operations(params: LanguageParams, num_tokens: int, cell: Any) -> int:
   """Return the operations of the matrix products of one training step.
 
-  The first layer's inputs are rows of the table E W_x, which is one product a
-  step, or as many rows as there are tokens where those are fewer.
+  Where the lowest layer reads rows of the table E W_x, the product with W_x is
+  one of V rows, and not one for each token.
   """
   embedding, first = params.embedding, params.layers[0]
-  rows = min(num_tokens, embedding.shape[0])
+  vocabulary_size = len(embedding)
+  has_table = reads_table(cell, vocabulary_size, num_tokens)
+  rows = vocabulary_size if has_table else num_tokens
   table = rows * first.w_x.size
   per_token = sum(
     leaf.size for leaf in jax.tree.leaves(params.layers) if leaf.ndim > 1
@@ -194,7 +199,7 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
   Args:
     state: the train state, or its shapes; on a mesh, with shardings.
     limit: bytes of a device's memory.
-    sharing: how many devices have that memory together.
+    sharing: how many devices share that memory.
   """
   weights = sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)
@@ -204,7 +209,8 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
     raise ValueError(
       "out of memory: the train state and a copy of the weights need "
       f"{format_bytes(needed)} and the device has {format_bytes(limit)}: no "
-      "batch size would fit"
+      "batch size would fit; reduce --hidden_size or --num_layers, or the "
+      "members of a sweep"
     )
 
 
@@ -212,7 +218,7 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
 def advice_if_out_of_memory(setup: TrainSetup) -> Iterator[None]:
   """Raise ValueError, which says what would fit, where a device is full.
 
-  Of several processes, each keeps JAX's error.
+  With several processes, JAX's own error is raised.
   """
   try:
     yield

@@ -1,4 +1,4 @@
-"""The training loop that every program shares."""
+"""The training loop of `train`, `sweep` and `compare_cells`."""
 
 import signal
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +32,10 @@ class Observer:
     return state
 
   def stops_early(self) -> bool:
-    """Called first and after each evaluation; whether to make no more steps."""
+    """Called before each training step that follows an evaluation, and first.
+
+    Returns whether to make no more training steps.
+    """
     return False
 
   def save(self, step: int, state: TrainState) -> None:

@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.affine import affine, linear
-from lstm_jax.cells.cell import State
+from lstm_jax.cells.cell import Cell, State
 from lstm_jax.cells.precision import cast_matrices
 from lstm_jax.language import loss as losses
 from lstm_jax.language.params import LanguageParams, ModelConfig, init_params
@@ -54,6 +54,23 @@ from lstm_jax.sequence.stack import unroll_stack
 # token: in sampling, XLA moves the table out of the loop. Without it, sampling
 # 1,000 characters took 1.1 times as long at H 512, 1.7 times at H 128.
 TABLE_ROWS = 1024
+
+
+def reads_table(cell: Cell, vocabulary_size: int, num_tokens: Any) -> bool:
+  """Return whether the lowest layer's inputs are rows of the table E W_x.
+
+  Else they are rows of E, each multiplied by W_x.
+
+  Args:
+    cell: the model's; one that takes no tokens reads rows of E.
+    vocabulary_size: V, the rows of the table.
+    num_tokens: of a batch, or of a group of its sequences; an integer, or
+      symbolic (`jax.export`).
+  """
+  most = TABLE_ROWS
+  if isinstance(num_tokens, int):
+    most = max(num_tokens, most)
+  return getattr(cell, "takes_tokens", False) and vocabulary_size <= most
 
 
 class LanguageModel(NamedTuple):
@@ -125,7 +142,6 @@ def _language_model(
 ) -> LanguageModel:
   explicit = not isinstance(adjoint, Autodiff)
   compute_dtype = config.compute_dtype
-  takes_tokens = getattr(config.cell, "takes_tokens", False)
 
   def dense(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
     if explicit:
@@ -156,10 +172,10 @@ def _language_model(
     """Return (state, hs): the top layer's outputs, [T, ..., H]."""
     tokens = jnp.asarray(tokens)
     embedding, (lowest, *others) = params.embedding, params.layers
-    rows = TABLE_ROWS
-    if isinstance(tokens.size, int):  # else T or B is symbolic (`jax.export`)
-      rows = max(tokens.size // groups, rows)
-    if takes_tokens and len(embedding) <= rows:
+    num_tokens = tokens.size
+    if isinstance(num_tokens, int):  # else T or B is symbolic (`jax.export`)
+      num_tokens //= groups
+    if reads_table(config.cell, len(embedding), num_tokens):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
       lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))

@@ -7,9 +7,9 @@ Forward, for each chunk of time      N times its gradient, in the same pass
                                        db = Σ dy
 
 with N = T·B predictions and the target q of each, a token's onehot(target) or a
-distribution (`loss`). The loss is a scalar, so its gradient is known up to
-one factor, dL / N with the loss's own cotangent dL, before the backward pass
-begins. The forward pass computes it chunk by chunk, while the logits of the
+distribution (`loss`). The loss is a scalar, so its gradient is known before the
+backward pass begins, up to one factor, dL / N, where dL is the cotangent of the
+loss. The forward pass computes it chunk by chunk, while the logits of the
 chunk exist, and the backward pass multiplies it by that factor: dy / N alone
 could be too small for float16, before dL has scaled it. At V 10,000 the logits
 [T, B, V] of a whole batch would be the largest array of all.
@@ -48,7 +48,7 @@ def linear_cross_entropy(
     compute_dtype: dtype of the operands of matrix products; None for that of w.
 
   Returns:
-    Nats, [], in float32 or wider; NaN, with a gradient of 0, for no token.
+    Nats, [], in float32 or wider; NaN, with a gradient of 0, if N = 0.
 
   Raises:
     ValueError: the shape of targets is not hs.shape[:-1], followed by V for
@@ -94,7 +94,7 @@ def _forward(dtypes, hs, w, b, targets):
 
 
 def _backward(dtypes, gradient, dloss):
-  """Multiply by dL / N; of no prediction, the gradient is 0."""
+  """Multiply by dL / N; if there are no predictions, the gradient is 0."""
   dhs, dw, db = gradient
   count = _num_predictions(dhs)
   factor = jnp.zeros_like(dloss) if count == 0 else dloss / count
@@ -141,10 +141,11 @@ def grouped_linear_cross_entropy(
   Raises:
     ValueError: as `linear_cross_entropy`, or B is not a multiple of the groups.
   """
-  if targets.ndim < 2 or targets.shape[1] % groups:
+  losses.check_targets(targets, (*hs.shape[:-1], w.shape[1]))
+  if hs.ndim < 3 or hs.shape[1] % groups:
     raise ValueError(
-      f"targets must be [T, B] with B a multiple of {groups} groups, "
-      f"got {targets.shape}"
+      f"hs must be [T, B, H] with B a multiple of {groups} groups, "
+      f"got {hs.shape}"
     )
 
   def split_batch(x):
@@ -161,11 +162,12 @@ def grouped_linear_cross_entropy(
 def _chunks(
   hs: jax.Array, targets: jax.Array, vocabulary_size: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Return (hs, targets) as [n, T/n, ...], in n chunks of MAX_LOGITS or fewer.
+  """Return (hs, targets) as [n, T/n, ...], in n chunks of time steps.
 
-  The number of time steps of a chunk divides T, so that all chunks have the
-  same shape; it is at least 1, and it is 1 if T is symbolic (`jax.export`). If
-  B is symbolic, the chunks are those of B = 32.
+  The number of time steps of a chunk is the largest that divides T, so that all
+  chunks have the same shape, and has at most MAX_LOGITS logits; it is 1 if one
+  time step has more, or if T is symbolic (`jax.export`). If B is symbolic, the
+  chunks are those of B = 32.
   """
   losses.check_targets(targets, (*hs.shape[:-1], vocabulary_size))
   steps, rows = hs.shape[0], math.prod(hs.shape[1:-1])

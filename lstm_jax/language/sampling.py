@@ -80,7 +80,7 @@ def sample(
 
 
 def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
-  """Raise ValueError unless a prompt has tokens of the vocabulary, and some."""
+  """Raise ValueError unless a prompt is not empty, its tokens all in [0, V)."""
   if np.ndim(prompt) != 1 or len(prompt) < 1:
     raise ValueError(
       f"the prompt must be [P] with P ≥ 1, got {np.shape(prompt)}"
@@ -93,13 +93,17 @@ def repeat_prompt(prompt: np.ndarray, count: int) -> np.ndarray:
   return np.repeat(np.asarray(prompt, np.int32)[:, None], count, axis=1)
 
 
-def read_prompts(model, params, prompts):
+def read_prompts(
+  model: LanguageModel, params: LanguageParams, prompts: jax.Array
+) -> Carry:
   """Return the `Carry` after prompts [P, N], from the zero state."""
-  return read(model, params, model.initial_state(prompts.shape[1:]), prompts)
+  return advance(model, params, model.initial_state(prompts.shape[1:]), prompts)
 
 
-def read(model, params, state, tokens):
-  """Return the `Carry` after tokens [P, N]."""
+def advance(
+  model: LanguageModel, params: LanguageParams, state: Any, tokens: jax.Array
+) -> Carry:
+  """Return the `Carry` after tokens [P, N], from the state of N sequences."""
   state, logits = model.apply(params, state, tokens)
   return Carry(state, logits[-1])
 
@@ -110,7 +114,7 @@ def _sample(model, options, params, key, prompts):
 
   def body(carry, key):
     tokens = draw(rules, key, carry.logits)
-    return read(model, params, carry.state, tokens[None]), tokens
+    return advance(model, params, carry.state, tokens[None]), tokens
 
   carry = read_prompts(model, params, prompts)
   _, tokens = lax.scan(body, carry, jax.random.split(key, length))

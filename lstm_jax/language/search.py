@@ -40,8 +40,8 @@ from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
 from lstm_jax.language.sampling import (
+  advance,
   check_prompt,
-  read,
   read_prompts,
   repeat_prompt,
   sample,
@@ -151,7 +151,7 @@ def beam_search(
 def _continuation_nats(model, params, prompts, tokens):
   def body(carry, tokens):
     nats = cross_entropy(carry.logits, tokens)
-    return read(model, params, carry.state, tokens[None]), nats
+    return advance(model, params, carry.state, tokens[None]), nats
 
   carry = read_prompts(model, params, prompts)
   return lax.scan(body, carry, tokens)[1].sum(axis=0)
@@ -171,7 +171,7 @@ def _beam_search(model, options, params, prompts):
     beginning, token = jnp.divmod(index, costs.shape[1])
     state = jax.tree.map(lambda leaf: leaf[beginning], carry.state)
     tokens = tokens[beginning].at[:, t].set(token)
-    return (read(model, params, state, token[None]), -best, tokens), None
+    return (advance(model, params, state, token[None]), -best, tokens), None
 
   carry = read_prompts(model, params, prompts)
   # All beginnings are the same at first: only one counts.

@@ -30,7 +30,12 @@ from lstm_jax.language.drawing import (
 )
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
-from lstm_jax.language.sampling import Carry, check_prompt, read, read_prompts
+from lstm_jax.language.sampling import (
+  Carry,
+  advance,
+  check_prompt,
+  read_prompts,
+)
 from lstm_jax.language.tokenizer import Tokenizer
 
 PART = 32  # tokens that one call reads or draws
@@ -168,7 +173,7 @@ def _advance(model, rules, params, carry, keys, given, count):
     carry, tokens = loop
     drawn = draw(rules, keys[t], carry.logits)
     token = jnp.where(given[t] == DRAWN, drawn, given[t])
-    carry = read(model, params, carry.state, token[None])
+    carry = advance(model, params, carry.state, token[None])
     return carry, tokens.at[t].set(token[0])
 
   return lax.fori_loop(0, count, body, (carry, given))

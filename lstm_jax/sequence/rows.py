@@ -19,8 +19,8 @@ from jax import lax
 from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.platform import is_cpu
 
-STEPS = 4  # time steps of one iteration of the loop for GPUs
-FEW = 4  # so many time steps take no loop on a CPU
+GPU_STEPS = 4  # time steps of one iteration of the loop for GPUs
+MOST_UNROLLED = 4  # with at most so many time steps, a CPU needs no loop
 
 
 def scan_rows(
@@ -42,19 +42,20 @@ def scan_rows(
     tree of ys, or of one step of it.
   """
   steps = rows.shape[0]  # a symbolic T has no len
-  few = isinstance(steps, int) and steps <= FEW
+  few = isinstance(steps, int) and steps <= MOST_UNROLLED
   if not is_cpu():
     scan = _scan_with_few_kernels
   else:
-    scan = _scan_in_no_loop if few else _scan_without_copies
+    scan = _scan_unrolled if few else _scan_without_copies
   return scan(f, carry, rows, xs, reverse)
 
 
-def _scan_in_no_loop(f, carry, rows, xs, reverse):
-  """Scan as `scan_rows` does, with the time steps one after the other.
+def _scan_unrolled(f, carry, rows, xs, reverse):
+  """Scan as `scan_rows` does, without a loop.
 
-  A loop inside that over chunks (`checkpointing`) would write zeros to its
-  outputs first, and would copy its row and its carry at every step.
+  It takes the few time steps of a chunk (`checkpointing`) or of an iteration. A
+  loop would first write zeros to its outputs, and copy its row and its carry at
+  every step.
   """
   steps = len(rows)
   made: list[Any] = [None] * steps
@@ -107,7 +108,7 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
   of it, such as h in the dtype of a product, is computed in the same kernel.
   """
   steps = rows.shape[0]  # a symbolic T has no len
-  size = min(STEPS, steps) if isinstance(steps, int) else 1
+  size = min(GPU_STEPS, steps) if isinstance(steps, int) else 1
   rest = steps % size
   width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
 
@@ -123,7 +124,7 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
     rows, inputs = jax.tree.map(
       lambda x: lax.dynamic_slice_in_dim(x, start, size), (rows, xs)
     )
-    return _scan_in_no_loop(few_kernels, carry, rows, inputs, reverse)
+    return _scan_unrolled(few_kernels, carry, rows, inputs, reverse)
 
   def body(state, start, size=size):
     carry, *stored = state
@@ -138,10 +139,10 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
   _, _, y = jax.eval_shape(partial(run, size=1), carry, rows, 0)
   ys = jax.tree.map(lambda y: jnp.zeros((steps, *y.shape[1:]), y.dtype), y)
   state = carry, *vary_alike((rows, ys))
-  first, start = (steps - rest, 0) if reverse else (0, rest)
-  if rest:  # the first steps, too few for an iteration
-    state, _ = body(state, first, rest)
-  starts = jnp.arange(start, start + steps - rest, size)
+  rest_start, main_start = (steps - rest, 0) if reverse else (0, rest)
+  if rest:  # T mod `size` time steps, too few for an iteration, come first
+    state, _ = body(state, rest_start, rest)
+  starts = jnp.arange(main_start, main_start + steps - rest, size)
   state, _ = lax.scan(body, state, starts, reverse=reverse)
   return state
 

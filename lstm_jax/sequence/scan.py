@@ -1,11 +1,13 @@
 """A whole sequence as one scan, with its gradient derived by hand.
 
 Forward, for t = 1 … T               Backward, for t = T … 1
-  aₜ = xₜ W_x       (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
+  aₜ = project(xₜ)  (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
   sₜ, rₜ = recur(sₜ₋₁, aₜ)              dsₜ₋₁, daₜ = recur_backward(rₜ, dsₜ)
                                        dW, db, dx from all daₜ at once
 
-with sₜ the state after step t, and rₜ its gates and residuals. The forward scan
+with sₜ the state after step t, aₜ the projected input (xₜ W_x, for most cells),
+and rₜ the gates and residuals of step t. In place of gates, a cell may save
+local gradients, the derivatives of sₜ with respect to aₜ. The forward scan
 computes only what depends on the state, and the backward scan carries only the
 cotangent of the state. The input product, each weight gradient and the
 cotangent of the inputs are one product each, over all T·B rows. Autodiff of a
@@ -46,7 +48,9 @@ from lstm_jax.sequence import linear
 from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.rows import scan_rows, separate
 
-MANY_ROWS = 8192  # with more, chunks of time steps are faster on a CPU
+# Of T·B. With more rows, x W_x of all of them does not stay in a CPU's cache: a
+# chunk of time steps at a time is faster (`checkpointing`).
+MANY_ROWS = 8192
 
 
 class ScanOptions(NamedTuple):
@@ -64,7 +68,7 @@ class SequenceResiduals(NamedTuple):
   xs: jax.Array  # [T, ..., D] or tokens [T, ...]
   extras: tuple  # further arguments of a wrapped cell's steps, each [T, ...]
   gates: jax.Array  # [T, ..., G·H], or local gradients
-  outputs: Any  # (hs, the residuals of `recur`), each [T, ...], for `separate`
+  outputs: Any  # (hs, residuals of `recur`), [T, ...]; on a GPU `Joined`
 
 
 def scan_steps(
@@ -164,11 +168,11 @@ def scan_sequence(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) of a sequence, with the module docstring's gradient.
+  """Return (state, hs) of a sequence, with the gradient of this module.
 
-  Its arguments are those of `scan_steps`, for a cell.
+  Its arguments are those of `scan_steps`, but a cell takes the place of a step.
   """
-  # Only used where nothing is differentiated.
+  # This body runs where nothing is differentiated; else `forward` does.
   if _projects_first(state, xs) or is_linear(cell):
     return scan_outputs(cell, options, params, state, xs, extras)
   return scan_steps(forward_step(cell), options, params, state, xs, extras)
@@ -182,12 +186,14 @@ def num_rows(state: State, xs: jax.Array) -> int | None:
 
 
 def _projects_first(state: State, xs: jax.Array) -> bool:
-  """Return whether outputs alone are faster with `scan_outputs`, on a CPU.
+  """Return whether outputs alone are faster with `scan_outputs`.
 
-  With more than MANY_ROWS rows, x W_x would be the program's largest array.
-  Tokens take a row of W_x at each step, which is faster than all rows first. In
-  jax 0.10, XLA fuses a GRU's time step to one loop that is not vectorized if it
-  also reads x W_x from an array of all steps: H 128 takes 4.8 ms, not 2.3.
+  They are on a CPU, with jax 0.12 or later, vector inputs and few rows. (On a
+  GPU nothing was measured.) With more than MANY_ROWS rows, x W_x would be the
+  program's largest array. Tokens take a row of W_x at each step, which is
+  faster than all rows first. In jax 0.10, XLA fuses a GRU's time step to one
+  loop that is not vectorized if it also reads x W_x from an array of all steps:
+  H 128 takes 4.8 ms, not 2.3. (jax 0.11 was not measured.)
   """
   rows = num_rows(state, xs)
   few = rows is not None and rows <= MANY_ROWS
@@ -228,7 +234,10 @@ def backward(
   saved: SequenceResiduals,
   cotangents: tuple[State, jax.Array],
 ) -> tuple[Params, State, Any, None]:
-  """Return the cotangents of params, the first state, xs and extras."""
+  """Return the cotangents of params, the first state, xs, and None for extras.
+
+  Extras are constants.
+  """
   params, state, xs, extras, gates, outputs = saved
   operands = cast_operands(params, xs, options)
   d_last, dhs = cotangents

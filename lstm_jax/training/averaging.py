@@ -4,8 +4,8 @@ Exponential moving average with decay d, where t steps were made before:
 
   θ̄ ← d' θ̄ + (1 − d') θ,    d' = min(d, (1 + t) / (10 + t))
 
-NT-ASGD (d = 0): θ̄ is θ until the average starts, and from then on the mean of
-the weights after each of k training steps:
+NT-ASGD, instead of a decay d: θ̄ is θ until the average starts, and from then on
+the mean of the weights after each of k training steps:
 
   θ̄ₖ = θ̄ₖ₋₁ + (θₖ − θ̄ₖ₋₁) / k
 
@@ -34,7 +34,7 @@ class Average(NamedTuple):
   """The average of the weights, in float32 or wider."""
 
   params: LanguageParams  # θ̄
-  num_averaged: jax.Array  # int32 [], k; 0 before NT-ASGD and without it
+  num_averaged: jax.Array  # int32 [], k; 0 until NT-ASGD starts, or with d
 
 
 def init_average(params: LanguageParams) -> Average:
@@ -79,7 +79,7 @@ def update_average(
 
 
 def is_nonmonotonic(losses: Sequence[float], patience: int) -> bool:
-  """Return whether the last loss is above one of n + 1 or more evaluations ago.
+  """Return whether the last loss is above one at least n + 1 evaluations older.
 
   Args:
     losses: validation losses of every evaluation so far.

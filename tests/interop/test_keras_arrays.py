@@ -180,7 +180,7 @@ L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
     (
       (*L, np.ones((9, 24)), L[1]),
       {},
-      "^backward kernel must have 4 inputs, g",
+      "^the kernels of both .* one size, got 4 and",
     ),
     ((*L, L[0], G[1]), {}, r"^backward kernel must be \['any', 18\], got"),
     (L, {"activation": "gelu"}, "^activation must be hard_s.* got 'gelu'$"),

@@ -33,7 +33,7 @@ def large(monkeypatch):
 @pytest.fixture
 def looped(monkeypatch):
   """Take a loop for the time steps of a chunk, however few they are."""
-  monkeypatch.setattr(rows, "FEW", 0)
+  monkeypatch.setattr(rows, "MOST_UNROLLED", 0)
 
 
 EACH = each_cell("options", OPTIONS, others=["masked"])
@@ -115,7 +115,7 @@ def test_a_gpu_takes_the_whole_sequence():
 def test_the_steps_of_a_short_chunk_take_no_loop(monkeypatch):
   assert loops() == 2  # over chunks, forward and backward
   clear_programs()
-  monkeypatch.setattr(rows, "FEW", 1)
+  monkeypatch.setattr(rows, "MOST_UNROLLED", 1)
   assert loops() == 4
 
 

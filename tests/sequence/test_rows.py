@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from lstm_jax import Autodiff, Explicit, lstm, unroll
 from lstm_jax.cells.platform import is_cpu, traced_for
 from lstm_jax.sequence import state_cotangents
-from lstm_jax.sequence.rows import STEPS, Joined, join, scan_rows, separate
+from lstm_jax.sequence.rows import GPU_STEPS, Joined, join, scan_rows, separate
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -59,7 +59,9 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(cell, options, adjoint):
 @pytest.mark.everyday(4)
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("steps", [1, STEPS - 1, STEPS, 2 * STEPS + 1])
+@pytest.mark.parametrize(
+  "steps", [1, GPU_STEPS - 1, GPU_STEPS, 2 * GPU_STEPS + 1]
+)
 def test_both_loops_compute_a_scan(platform, reverse, steps, key):
   """Also of fewer steps than one iteration takes, and of no multiple."""
 
@@ -101,8 +103,8 @@ def test_the_loop_for_gpus_takes_a_symbolic_t_and_shards_of_a_batch(key):
     symbolic = jax.ShapeDtypeStruct((steps, B, D), xs.dtype)
     exported = export.export(jax.jit(d_xs))(symbolic)
     sharded = jax.shard_map(d_xs, mesh=mesh, in_specs=batch, out_specs=batch)
-    found = jax.jit(sharded)(xs[:STEPS])  # all in the loop
-  assert worst(found, d_xs(xs[:STEPS])) < 1e-12
+    found = jax.jit(sharded)(xs[:GPU_STEPS])  # all in the loop
+  assert worst(found, d_xs(xs[:GPU_STEPS])) < 1e-12
   assert worst(exported.call(xs), d_xs(xs)) < 1e-12
 
 

@@ -53,6 +53,7 @@ from lstm_jax.interop.tensors import Array, as_array, check_fit, check_shape
 from lstm_jax.sequence.bidirectional import Directions
 
 NAMES = "kernel", "recurrent_kernel", "bias"
+SIDES = "forward ", "backward "  # before the names of a Bidirectional's arrays
 ACTIVATIONS = {
   "hard_sigmoid": make_hard_sigmoid(1 / 6),  # of Keras 3; 0.2 in Keras 2
   "relu": RELU,
@@ -81,17 +82,17 @@ def from_keras(
       Keras 3) or an `Activation`, such as `make_hard_sigmoid(0.2)` for that of
       Keras 2.
     recurrent_activation: the same for the gates; a SimpleRNN has none.
-    reset_after: that of a GRU, for one with use_bias=False. The bias says it
-      otherwise.
+    reset_after: that of a GRU, needed only with use_bias=False: otherwise the
+      bias, [2, 3H] or [3H], determines it.
 
   Returns:
     (cell, params), or (cell, `Directions` of params) of a Bidirectional.
 
   Raises:
-    ValueError: weights are neither; an array is missing, has a shape that does
-      not fit the others, or has no float values; a name is not that of such an
-      array; reset_after is not known, or not that of the bias; or there is no
-      such activation.
+    ValueError: weights is neither a list nor a mapping; an array is missing,
+      has a shape that does not fit the others, or has no float values; a name
+      is not that of such an array; reset_after is not known, or not that of the
+      bias; or there is no such activation.
   """
   activations = (
     _activation("activation", activation),
@@ -103,12 +104,15 @@ def from_keras(
   }
   if "" in directions:
     return directions[""]
-  (cell, forward), (other, backward) = (
-    directions[side] for side in ("forward ", "backward ")
-  )
+  (cell, forward), (other, backward) = (directions[side] for side in SIDES)
   if cell is not other:
     raise ValueError(f"both directions must have one cell, got {cell}, {other}")
-  _check_inputs("backward kernel", backward, len(forward.w_x))
+  sizes = len(forward.w_x), len(backward.w_x)
+  if len(set(sizes)) > 1:
+    raise ValueError(
+      "the kernels of both directions must have inputs of one size, "
+      f"got {sizes[0]} and {sizes[1]}; stacked layers are converted one by one"
+    )
   return cell, Directions(forward, backward)
 
 
@@ -146,14 +150,6 @@ def to_keras(
   return [w_x, w_h, b] if bias else [w_x, w_h]
 
 
-def _check_inputs(name: str, params: Params, expected: int) -> None:
-  """Raise ValueError unless the weights take inputs of this size."""
-  if len(params.w_x) != expected:
-    raise ValueError(
-      f"{name} must have {expected} inputs, got {len(params.w_x)}"
-    )
-
-
 def _activation(name: str, value: str | Activation) -> Activation:
   """Return the activation of a name, or the activation itself."""
   if isinstance(value, Activation):
@@ -165,7 +161,7 @@ def _activation(name: str, value: str | Activation) -> Activation:
 
 
 def _by_direction(weights: Any) -> dict[str, dict[str, Array]]:
-  """Return {"": arrays}, or those of "forward " and "backward ", by name."""
+  """Return {"": arrays by name}, or the same for each of SIDES."""
   if isinstance(weights, Mapping):
     return _by_name(weights)
   if not isinstance(weights, Sequence):
@@ -173,8 +169,7 @@ def _by_direction(weights: Any) -> dict[str, dict[str, Array]]:
       "weights must be what a layer's get_weights() returns, or a mapping from "
       f"names to arrays, got {type(weights).__name__}"
     )
-  sides = {2: [""], 3: [""], 4: ["forward ", "backward "]}
-  sides[6] = sides[4]
+  sides = {2: ("",), 3: ("",), 4: SIDES, 6: SIDES}
   if len(weights) not in sides:
     raise ValueError(
       "weights must be the 2 or 3 arrays of a layer, or the 4 or 6 of a "
@@ -193,14 +188,15 @@ def _by_direction(weights: Any) -> dict[str, dict[str, Array]]:
 def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
   """Return the arrays of each direction, told by the paths of variables.
 
-  The part above the cell is the layer: "bi/forward_lstm/lstm_cell/kernel". Only
-  the forward one of a Bidirectional surely has the prefix that Keras gives it.
+  The part above the cell is the layer: "bi/forward_lstm/lstm_cell/kernel". Of a
+  Bidirectional, the forward layer always has this prefix; the backward layer
+  may be the user's own, with a name of its own.
   """
   layers = {path: (path.split("/")[-3:-1] or [""])[0] for path in weights}
   distinct = set(layers.values())
   forward = [layer for layer in distinct if layer.startswith("forward_")]
   both = len(distinct) == 2 and len(forward) == 1
-  sides = ("forward ", "backward ") if both else ("",)
+  sides = SIDES if both else ("",)
   found: dict[str, dict[str, Array]] = {side: {} for side in sides}
   for path, value in weights.items():
     name = path.rpartition("/")[2]
@@ -208,7 +204,7 @@ def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
       raise ValueError(
         f"not an array of an LSTM, GRU or SimpleRNN layer: {path}"
       )
-    side = sides[both and layers[path] not in forward]
+    side = sides[0] if layers[path] in forward else sides[-1]
     if name in found[side]:
       raise ValueError(f"weights must be of one layer, got two with {name}")
     found[side][name] = as_array(path, value)

@@ -18,6 +18,7 @@ from experiments.trainer.footprint import (
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import make_setup
+from lstm_jax import lstm, mogrifier_lstm, slstm
 from lstm_jax.language import ModelConfig, language_model
 from tests.processes import finish, start
 
@@ -122,7 +123,7 @@ def test_a_dry_run_is_of_the_largest_batch(config, console):
   assert [batches.tokens.shape[1] for batches in epochs] == [3, 3, 9]
   tokens = [tokens for batches in epochs for tokens, _ in batches.batches()]
   expected = sum(
-    operations(setup.state_like.params, one.size) for one in tokens
+    operations(setup.state_like.params, one.size, lstm) for one in tokens
   )
   assert total_operations(setup) == expected
 
@@ -201,16 +202,35 @@ def test_on_a_mesh_only_a_shard_of_the_state_is_needed(config, sharing):
 def test_operations_do_not_overflow(config):
   size, num_tokens = 10**6, 10**7
   params = make_setup(replace(config, hidden_size=size)).state_like.params
-  assert operations(params, num_tokens) > 6 * num_tokens * 4 * size**2 > 2**63
+  found = operations(params, num_tokens, lstm)
+  assert found > 6 * num_tokens * 4 * size**2 > 2**63
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(24, 9), (5, 5)])
-def test_operations_are_six_for_each_weight_and_token(tokens, rows, key):
+@pytest.mark.parametrize(
+  ("cell", "vocabulary_size", "tokens", "rows"),
+  [
+    (lstm, 9, 24, 9),
+    (lstm, 9, 5, 9),  # a small table is computed for fewer tokens too
+    (lstm, 1025, 24, 24),
+    (slstm, 9, 24, 9),
+    (mogrifier_lstm, 9, 24, 24),  # takes no tokens
+  ],
+)
+def test_operations_are_six_for_each_weight_and_token(
+  cell, vocabulary_size, tokens, rows, key
+):
   sizes = {"embedding_size": 3, "hidden_size": 5, "num_layers": 2}
-  params = language_model(ModelConfig(**sizes), 9).init(key)
-  table = rows * 3 * 20
-  each = 5 * 20 + 5 * 20 + 5 * 20 + 5 * 9  # w_h, then w_x and w_h, readout
-  assert operations(params, tokens) == 6 * (table + tokens * each)
+  model = language_model(ModelConfig(cell, **sizes), vocabulary_size)
+  params = model.init(key)
+  first, second = (
+    [leaf.size for leaf in jax.tree.leaves(layer) if leaf.ndim > 1]
+    for layer in params.layers
+  )
+  w_x, *others = first
+  assert w_x == 3 * 20
+  each = sum(others) + sum(second) + 5 * vocabulary_size
+  expected = 6 * (rows * w_x + tokens * each)
+  assert operations(params, tokens, cell) == expected
 
 
 def test_memory_grows_with_the_batch(config):
