@@ -73,7 +73,7 @@ def pack_reader(
   try:
     check_model(trained)
   except ValueError as error:
-    return {"model": None, "untyped": f"You cannot type a text here: {error}."}
+    return {"model": None, "no_typing": f"You cannot type a text here: {error}."}
   packed, _, cost = pack_model(trained, tokens, blobs)
   said = describe_cost(cost, trained.tokenizer)
   return packed | {"cost": f"{said} of the page’s text."}
@@ -108,6 +108,13 @@ def make_header(
     tokens: the text, integers [N].
     pieces: the text that each token adds.
     blobs: takes the arrays; the header refers to them by number.
+
+  Returns:
+    A dictionary. "constant" names the features that do not vary in this text:
+    only the others, "features", have scores. "next" is that of `_next_tokens`.
+    Each layer has "signals", the values of its units at each token
+    (`pack_signal`), and "paths", the norms of the gradient of each prediction
+    with respect to the states of the last "window" time steps (`pack_path`).
   """
   layers, logits = trace_layers(cell, params, jnp.asarray(tokens))
   paths = gradient_paths(cell, params, layers, tokens, WINDOW)
@@ -173,7 +180,10 @@ def pack_signal(
 
 
 def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
-  """Return the header of gradient norms [N, W], whose bytes become a blob."""
+  """Return the header of gradient norms [N, W], whose bytes become a blob.
+
+  Column k is of the state k time steps earlier.
+  """
   levels, low, high = quantize_norms(norms)
   return {"name": name, "low": low, "high": high, "blob": blobs.add(levels)}
 

@@ -5,7 +5,7 @@
 
 function listenToTyping(pageText) {
   $("typing").hidden = !data.model;
-  $("untyped").textContent = data.untyped || "";
+  $("untyped").textContent = data.no_typing || "";
   if (!data.model) return;
   $("cost").textContent = data.cost;
   const tokenizer = data.words ? new WordTokens(data.symbols, data.words)

@@ -84,6 +84,13 @@ def check_rules(rules: DrawingRules, vocabulary_size: int) -> None:
     )
 
 
+def check_key(key: jax.Array) -> None:
+  """Raise ValueError unless a PRNG key is of JAX's default kind."""
+  impl, usual = map(jax.random.key_impl, (key, jax.random.key(0)))
+  if impl != usual:
+    raise ValueError(f"key must be one of {usual}, got one of {impl}")
+
+
 def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
   """Return logits [..., V] with −∞ below the k-th largest."""
   kth = lax.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]

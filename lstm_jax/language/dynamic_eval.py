@@ -102,6 +102,7 @@ def dynamic_log_probs(
 def _scan(model, params, tokens, scale, config, full):
   """Return nats [N − 1], or the distributions [N − 1, V] if `full`."""
   check_tokens(tokens, len(params.bias))
+  tokens = np.asarray(tokens, np.int32)
   size, rate, decay = config.segment, config.rate, config.decay
   if size < 1 or not rate >= 0 or not 0 <= decay <= 1:
     raise ValueError(

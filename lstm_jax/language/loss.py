@@ -44,7 +44,8 @@ def forward(
   log_sum = jnp.log(jnp.exp(u).sum(axis=-1))
   if are_distributions(targets):
     targets = lax.stop_gradient(targets.astype(y.dtype))
-    u_target = (targets * u).sum(axis=-1)
+    # Of a probability of 0, u may be −∞, and 0 · −∞ is NaN.
+    u_target = jnp.where(targets == 0, 0, targets * u).sum(axis=-1)
   else:
     targets = targets.astype(jnp.int32)  # int8 cannot index V classes
     u_target = jnp.take_along_axis(u, targets[..., None], axis=-1)[..., 0]

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lstm_jax.language.evaluate import check_tokens
-from lstm_jax.language.tokens import check_range
+from lstm_jax.language.tokens import as_tokens
 
 ORDER = 7  # tokens of the longest context: 8-grams
 DISCOUNT = 0.75  # δ
@@ -70,9 +70,10 @@ def ngram_predictions(
     raise ValueError(
       f"order must be ≥ 0 and discount in (0, 1), got {order} and {discount}"
     )
-  pieces = [np.asarray(piece, np.int64) for piece in (*training, tokens)]
-  every = np.concatenate(pieces)
-  check_range("tokens", every, vocabulary_size)
+  pieces = [
+    as_tokens(piece, vocabulary_size).astype(np.int64)
+    for piece in (*training, tokens)
+  ]
   rows, counts = _count(pieces, vocabulary_size, order)
   probs = np.empty((len(tokens) - 1, vocabulary_size))
   longest = np.empty(len(tokens) - 1, int)

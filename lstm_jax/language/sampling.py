@@ -73,6 +73,7 @@ def sample(
   check_count("length", length)
   check_count("num_samples", num_samples)
   suppressed = token_ids(suppress_tokens)
+  top_p, min_p = (None if p is None else float(p) for p in (top_p, min_p))
   rules = DrawingRules(float(temperature), top_k, top_p, min_p, suppressed)
   check_rules(rules, len(params.bias))
   prompts = repeat_prompt(prompt, num_samples)
@@ -96,8 +97,14 @@ def repeat_prompt(prompt: np.ndarray, count: int) -> np.ndarray:
 def read_prompts(
   model: LanguageModel, params: LanguageParams, prompts: jax.Array
 ) -> Carry:
-  """Return the `Carry` after prompts [P, N], from the zero state."""
-  return advance(model, params, model.initial_state(prompts.shape[1:]), prompts)
+  """Return the `Carry` after prompts [P, N], from the zero state.
+
+  Where it is compiled, logits are computed for the last token alone.
+  """
+  state = model.initial_state(prompts.shape[1:])
+  if len(prompts) > 1:
+    state, _ = model.apply(params, state, prompts[:-1])
+  return advance(model, params, state, prompts[-1:])
 
 
 def advance(

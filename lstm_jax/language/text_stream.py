@@ -24,6 +24,7 @@ from jax import lax
 from lstm_jax.language.drawing import (
   DrawingRules,
   check_count,
+  check_key,
   check_rules,
   draw,
   token_ids,
@@ -36,10 +37,9 @@ from lstm_jax.language.sampling import (
   check_prompt,
   read_prompts,
 )
-from lstm_jax.language.tokenizer import Tokenizer
+from lstm_jax.language.tokenizer import CharTokenizer, Tokenizer
 
 PART = 32  # tokens that one call reads or draws
-NO_KEY = np.zeros(2, np.uint32)  # where a token is read, and none is drawn
 DRAWN = -1  # in the place of a token that is to be drawn
 
 
@@ -102,8 +102,9 @@ class TextStream:
       ValueError: there are none, or others than those of the vocabulary.
     """
     check_prompt(tokens, self._tokenizer.size)
-    unused = np.broadcast_to(NO_KEY, (len(tokens), len(NO_KEY)))
-    for _ in self._advance(unused, np.asarray(tokens, np.int32)):
+    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    no_keys = np.zeros((len(tokens), *key.shape), key.dtype)  # none is drawn
+    for _ in self._advance(no_keys, np.asarray(tokens, np.int32)):
       pass
 
   def write(self, key: jax.Array, length: int) -> Iterator[str]:
@@ -116,11 +117,13 @@ class TextStream:
       length: n.
 
     Raises:
-      ValueError: nothing has been read, or n is no integer of at least 0.
+      ValueError: nothing has been read, n is no integer of at least 0, or the
+        key is of another kind.
     """
     if not self._tokens:
       raise ValueError("a text must be read before one is written")
     check_count("length", length, 0)
+    check_key(key)
     return self._write(key, int(length))
 
   def _write(self, key: jax.Array, length: int) -> Iterator[str]:
@@ -152,8 +155,10 @@ class TextStream:
 
   def _text_from(self, first: int) -> str:
     """Return the text that tokens[first:] add to that of tokens[:first]."""
-    # No line depends on those before it.
     start, symbols = first, self._tokenizer.symbols
+    if isinstance(self._tokenizer, CharTokenizer):
+      return "".join(symbols[token] for token in self._tokens[first:])
+    # No line depends on those before it.
     while start and not symbols[self._tokens[start]].startswith("\n"):
       start -= 1
     pieces = self._tokenizer.pieces(np.array(self._tokens[start:], np.int32))

@@ -86,4 +86,4 @@ def is_nonmonotonic(losses: Sequence[float], patience: int) -> bool:
     patience: n ≥ 1.
   """
   earlier = losses[: -patience - 1]
-  return len(earlier) > 0 and losses[-1] > min(earlier)
+  return any(losses[-1] > loss for loss in earlier)  # min may be NaN

@@ -14,6 +14,7 @@ that was complete.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,17 @@ class CheckpointWriter:
         the last two alone.
 
     Raises:
+      ValueError: step is no integer of at least 0, description is no
+        dictionary, or two arrays have the same name.
+      TypeError: description is not what JSON can hold.
       CheckpointError: the directory holds a checkpoint of this or a later step,
         or this checkpoint or the one before it cannot be written.
     """
+    if not isinstance(step, Integral) or step < 0:
+      raise ValueError(f"step must be an integer of at least 0, got {step!r}")
+    if not isinstance(description, dict):
+      kind = type(description).__name__
+      raise ValueError(f"description must be a dictionary, got {kind}")
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
     trees = jax.tree.map(_copied, trees)  # training steps donate them
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}

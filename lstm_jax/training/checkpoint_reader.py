@@ -40,7 +40,10 @@ def list_checkpoints(directory: Path) -> list[int]:
   if not directory.is_dir():
     return []
   names = [path.name for path in directory.iterdir() if path.is_dir()]
-  return sorted(int(name) for name in names if name.isdecimal())
+  # Not "007", nor digits of other scripts, which are not of a checkpoint.
+  return sorted(
+    int(name) for name in names if name.isdecimal() and str(int(name)) == name
+  )
 
 
 def read_checkpoint(directory: Path, step: int | None = None) -> Checkpoint:

@@ -98,7 +98,15 @@ def _union_of_processes(own: dict[str, str]) -> dict[str, str]:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-  """Return the leaves by their paths, such as "layers.0.w_x"."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  keystr = jax.tree_util.keystr
-  return {keystr(k, simple=True, separator="."): leaf for k, leaf in leaves}
+  """Return the leaves by their paths, such as "layers.0.w_x".
+
+  Raises:
+    ValueError: two leaves have the same path, as with the key "a.b" beside "a".
+  """
+  named: dict[str, Any] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    if name in named:
+      raise ValueError(f"two arrays have the name {name}")
+    named[name] = leaf
+  return named

@@ -242,6 +242,13 @@ def _scaled(
 
 
 def member(state: TrainState, index: int) -> TrainState:
-  """Return the state of one member of an ensemble."""
+  """Return the state of one member of an ensemble.
+
+  Raises:
+    IndexError: the index is not in [0, S).
+  """
   step, *rest = state
+  num_members = len(jax.tree.leaves(state.params)[0])
+  if not 0 <= index < num_members:
+    raise IndexError(f"index must be in [0, {num_members}), got {index}")
   return TrainState(step, *jax.tree.map(lambda leaf: leaf[index], rest))

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from lstm_jax.cells.precision import upcast
 from lstm_jax.language.model import LanguageParams
 
 
@@ -16,9 +17,10 @@ def part_norms(tree: LanguageParams) -> dict[str, jax.Array]:
 
   Returns:
     The norms of "embedding", "layer1", "layer2", ... from the lowest, and
-    "readout": its weights and bias, or its bias alone if it is tied.
+    "readout": its weights and bias, or its bias alone if it is tied; in float32
+    or wider.
   """
   parts: dict[str, Any] = {"embedding": tree.embedding}
   parts |= {f"layer{n}": layer for n, layer in enumerate(tree.layers, start=1)}
   parts["readout"] = tree.readout, tree.bias
-  return {name: optax.tree.norm(part) for name, part in parts.items()}
+  return {name: optax.tree.norm(upcast(part)) for name, part in parts.items()}

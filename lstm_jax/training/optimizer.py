@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import jax
 import optax
 
+from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.language.options import check_options, option
 
 Rule = Literal["adamw", "rmsprop", "sgd", "adagrad"]
@@ -100,10 +101,27 @@ def _make_optimizer(
     clips.append(optax.clip(config.clip_value))
   if config.clip_norm:
     clips.append(optax.clip_by_global_norm(config.clip_norm))
-  rule = optax.chain(*clips, _rule(config, learning_rate(config, num_steps)))
+  rate = learning_rate(config, num_steps)
+  rule = _upcast(optax.chain(*clips, _rule(config, rate)))
   if config.nonfinite == "skip":
     return optax.apply_if_finite(rule, MAX_SKIPPED)
   return rule
+
+
+def _upcast(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Return a rule that computes in float32 or wider, moments included.
+
+  In float16 the squares of small gradients are 0, and so is Adam's ε.
+  """
+
+  def init(params):
+    return rule.init(upcast(params))
+
+  def update(gradient, state, params=None):
+    updates, state = rule.update(upcast(gradient), state, upcast(params))
+    return cast_like(updates, gradient), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

@@ -47,6 +47,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lstm_jax.cells.platform import is_cpu
+from lstm_jax.language.drawing import check_key
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.averaging import Average
 from lstm_jax.training.train_step import (
@@ -236,9 +237,7 @@ def make_mesh_train_step(
     carry = place(state.carry, shardings.carry)
     placed = place((tokens, targets), (sharding, sharding))
     if key is not None:
-      impl, usual = map(jax.random.key_impl, (key, jax.random.key(0)))
-      if impl != usual:
-        raise ValueError(f"key must be one of {usual}, got one of {impl}")
+      check_key(key)
       key = place(jax.random.key_data(key), replicated)
     if is_cpu():
       # With several steps in the queue, CPU devices can wait forever, one for

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lstm_jax.cells.precision import cast_like
+from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.averaging import Average, init_average, update_average
@@ -134,7 +134,7 @@ def uncompiled_train_step(
     (_, (loss, carry_next)), gradient = gradient_of(
       params, carry, tokens, targets, step_key
     )
-    norm = optax.tree.norm(gradient)
+    norm = optax.tree.norm(upcast(gradient))
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
     finite = jnp.isfinite(norm)

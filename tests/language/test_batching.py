@@ -192,3 +192,10 @@ def test_the_number_of_steps_is_the_number_of_batches(
 def test_more_steps_than_an_int32_can_count_are_refused_at_once():
   with pytest.raises(ValueError, match=r"at most 2,147,483,647 .* got 19,3"):
     BatchingConfig(3, 4, 2**31 - 1).num_steps(np.arange(101), 0)
+
+
+def test_batches_are_int32_and_of_one_text():
+  batches = make_batches(list(range(20)), 2, 3)
+  assert batches.tokens.dtype == np.int32
+  with pytest.raises(ValueError, match=r"tokens must be \[N\], got \(10, 2\)"):
+    make_batches(np.arange(20).reshape(10, 2), 2, 3)

@@ -138,7 +138,7 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
       scale,
     )
   expected = np.concatenate(losses)
-  found = dynamic_nats(MODEL, params, TOKENS, scale, CONFIG)
+  found = dynamic_nats(MODEL, params, TOKENS.tolist(), scale, CONFIG)
   assert worst(found, expected) < 1e-10
 
 

@@ -117,3 +117,9 @@ def test_targets_of_another_shape_are_refused(key):
   logits, targets = arguments(key)
   with pytest.raises(ValueError, match=r"targets must be \[5, 3\], got \(5,\)"):
     cross_entropy(logits, targets[:, 0])
+
+
+def test_a_probability_of_zero_has_no_part_in_the_loss():
+  logits = jnp.array([3e38, -3e38], jnp.float32)  # their difference overflows
+  q = jnp.array([1.0, 0.0], jnp.float32)
+  assert cross_entropy(logits, q) == cross_entropy(logits, jnp.array(0)) == 0

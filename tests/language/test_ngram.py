@@ -98,6 +98,7 @@ def test_a_text_that_repeats_is_learned():
     (TEXT, [], {"order": -1}, "order must be ≥ 0 .*, got -1 and 0.75"),
     (TEXT, [], {"discount": 1.0}, r"discount in \(0, 1\), got 7 and 1.0"),
     (TEXT, [np.array([0, V])], {}, r"tokens must be integers in \[0, 5\)"),
+    (TEXT, [np.array([0.9])], {}, r"tokens must be integers in \[0, 5\)"),
     (TEXT - 1, [], {}, r"tokens must be integers in \[0, 5\)"),
   ],
 )

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax.language import ModelConfig, language_model, sample
+from lstm_jax.language import ModelConfig, language_model, sample, sampling
 from lstm_jax.language.drawing import (
   DrawingRules,
   draw,
@@ -189,3 +189,14 @@ def test_a_nucleus_of_1_keeps_every_token(key):
   almost = float(jnp.nextafter(jnp.float32(1), jnp.float32(0)))
   assert not jnp.isfinite(keep_top_p(logits, almost)).all()
   assert jnp.isfinite(keep_top_p(logits, 1.0)).all()
+
+
+def test_a_long_prompt_takes_no_memory_for_its_logits(key):
+  vocabulary_size, length = 5000, 400
+  model = language_model(ModelConfig(hidden_size=4), vocabulary_size)
+  prompts = np.zeros((length, 2), np.int32)
+  program = sampling._sample.lower(
+    model, (3, DrawingRules()), model.init(key), key, prompts
+  ).compile()
+  logits = 4 * length * 2 * vocabulary_size  # bytes of all, 16 MB
+  assert program.memory_analysis().temp_size_in_bytes < logits / 4

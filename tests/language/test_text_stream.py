@@ -80,3 +80,21 @@ def test_a_stream_without_meaning_is_refused(key):
     ):
       stream.write(key, length)
   assert [*stream.write(key, 0)] == [] and stream.text == "art"
+
+
+def test_a_key_of_another_kind_is_refused(key):
+  model, params = make_model(CHARACTERS, key)
+  stream = TextStream(model, params, CHARACTERS, RULES)
+  stream.read("a")
+  with pytest.raises(
+    ValueError, match=r"^key must be one of three.*, got one of rbg"
+  ):
+    stream.write(jax.random.key(0, impl="rbg"), 3)
+
+
+def test_a_text_is_read_with_any_default_kind_of_key(key):
+  model, params = make_model(CHARACTERS, key)
+  with jax.default_prng_impl("rbg"):
+    stream = TextStream(model, params, CHARACTERS, RULES)
+    stream.read("a")
+    assert len("".join(stream.write(jax.random.key(0), 3))) == 3

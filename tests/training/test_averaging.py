@@ -123,6 +123,7 @@ def test_a_loss_is_nonmonotonic_if_worse_than_the_best_before_the_last_n():
   found = [is_nonmonotonic(losses[: n + 1], 2) for n in range(len(losses))]
   # 3.1 is worse than the 3.0 of three losses before; 3.5 is too early to tell.
   assert found == [False] * 5 + [True, True]
+  assert is_nonmonotonic([float("nan"), 2.0, 1.0, 3.0], 1)
   assert not is_nonmonotonic([1.0, 2.0], 1) and is_nonmonotonic(
     [1.0, 3.0, 2.0], 1
   )

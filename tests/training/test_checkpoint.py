@@ -129,3 +129,21 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(
     step, _ = read_checkpoint(tmp_path)
     read_params(tmp_path, step, jax.eval_shape(MODEL.init, key))
   assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  x = np.ones(2)
+  for step, tree, description, message in (
+    (-1, {"a": x}, {}, "step must be an integer of at least 0, got -1"),
+    (1.5, {"a": x}, {}, "step must be an integer of at least 0, got 1.5"),
+    (1, {"a": x}, None, "description must be a dictionary, got NoneType"),
+    (1, {"a.b": x, "a": {"b": x}}, {}, "two arrays have the name params.a.b"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      writer.save(step, tree, description)
+  writer.save(1, {"a": x}, {})
+  writer.close()
+  for name in ("007", "\u0663"):  # a three, in Arabic
+    (tmp_path / name).mkdir()
+  assert list_checkpoints(tmp_path) == [1]

@@ -75,6 +75,15 @@ def check_members(cell, noise, decay, key):
   assert abs(metrics.loss[0] - metrics.loss[1]) > 1e-3
 
 
+def test_a_member_that_there_is_not_is_an_error(key):
+  model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
+  params = jax.vmap(model.init)(jax.random.split(key, 2))
+  state = init_ensemble(model, make_optimizer(OptimizerConfig(), 9), params, 3)
+  for index in (2, -1):
+    with pytest.raises(IndexError, match=rf"in \[0, 2\), got {index}"):
+      member(state, index)
+
+
 def test_keys_and_learning_rates_are_one_for_each_member(key):
   model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
   rule = make_optimizer(OptimizerConfig(), 9)

@@ -4,10 +4,12 @@ import numpy as np
 import optax
 import pytest
 
+from lstm_jax.language import LanguageParams
 from lstm_jax.training import (
   OptimizerConfig,
   make_optimizer,
 )
+from lstm_jax.training.norms import part_norms
 from lstm_jax.training.optimizer import MAX_SKIPPED, learning_rate
 
 
@@ -143,3 +145,28 @@ def test_weight_decay_spares_the_biases():
 def test_options_out_of_range_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     OptimizerConfig(**options)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "sgd", "adagrad"])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_updates_of_16_bits_are_those_of_float32_rounded(optimizer, dtype):
+  config = OptimizerConfig(optimizer=optimizer, warmup_steps=0)
+  rule = make_optimizer(config, 9)
+  params = jnp.ones((3, 2), dtype)
+  # The square of 1e-5 is 0 in float16; an unused row has no gradient at all.
+  gradient = jnp.array([[0, 0], [1e-5, 1e-3], [0.1, 0.2]], dtype)
+
+  def update(dtype):
+    leaves = gradient.astype(dtype), params.astype(dtype)
+    return rule.update(leaves[0], rule.init(leaves[1]), leaves[1])[0]
+
+  found = update(dtype)
+  assert found.dtype == dtype
+  assert (found == update(jnp.float32).astype(dtype)).all()
+
+
+def test_the_norm_of_a_float16_gradient_is_a_float32():
+  large = jnp.full(10_000, 100.0, jnp.float16)  # a sum of squares of 1e8
+  nothing = jnp.zeros(1, jnp.float16)
+  tree = LanguageParams(large, (), None, nothing)
+  assert part_norms(tree)["embedding"] == 1e4

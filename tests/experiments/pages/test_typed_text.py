@@ -346,7 +346,7 @@ def test_a_page_that_cannot_read_says_why(chromium, make_run, monkeypatch):
   monkeypatch.setattr(packed_model, "MAX_WEIGHTS", 1_000)
   header = PageData(page_of(make_run("rnn"))).header
   assert header["model"] is None
-  assert "at most 1,000 weights" in header["untyped"]
+  assert "at most 1,000 weights" in header["no_typing"]
 
 
 # What a line of backward.js assigns to an array or a term, or returns.
