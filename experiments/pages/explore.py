@@ -73,7 +73,8 @@ def pack_reader(
   try:
     check_model(trained)
   except ValueError as error:
-    return {"model": None, "no_typing": f"You cannot type a text here: {error}."}
+    reason = f"You cannot type a text here: {error}."
+    return {"model": None, "no_typing": reason}
   packed, _, cost = pack_model(trained, tokens, blobs)
   said = describe_cost(cost, trained.tokenizer)
   return packed | {"cost": f"{said} of the page’s text."}
