@@ -3,15 +3,15 @@
   python -m experiments.sweep --num_seeds=8 --rate=3e-3 --rate=1e-2
 
 trains eight seeds at each learning rate; without --rate, at --learning_rate. A
-member of the sweep is one seed at one learning rate; all
-members train in one program, which is compiled once. The cores of a CPU share
-the members (--devices). The hyperparameters are flags, as in
-`experiments.train`; a sweep refuses those in UNSUPPORTED. The seeds count up
-from --seed. Each member equals the run that `experiments.train` makes with its
-seed and learning rate, up to rounding. If batches are random (--random_offsets,
---short_seq_prob), all members have those of --seed. The tables show each
-member's best validation loss, and the mean and the standard deviation over the
-seeds at each learning rate; result.json holds every evaluation.
+member of the sweep is one seed at one learning rate; all members train in one
+program, which is compiled once. The cores of a CPU share the members
+(--devices). The hyperparameters are flags, as in `experiments.train`; a sweep
+refuses those in UNSUPPORTED. The seeds count up from --seed. Each member equals
+the run that `experiments.train` makes with its seed and learning rate, up to
+rounding. If batches are random (--random_offsets, --short_seq_prob), all
+members have those of --seed. The tables show each member's best validation
+loss, and the mean and the standard deviation over the seeds at each learning
+rate; result.json holds every evaluation.
 
 The checkpoints hold the state of all members, so that a sweep can be resumed
 like a run, and the weights of the best member, for `experiments.sample` and the

@@ -75,13 +75,15 @@ def make_batches(
       without a gap.
 
   Raises:
-    ValueError: a number is below 1, tokens have more axes, or the text is
+    ValueError: a number is below 1, tokens are no integers [N], or the text is
       shorter than one batch; or there are too few sequences for the two pieces
       beside a gap.
   """
   tokens = np.asarray(tokens)
-  if tokens.ndim != 1:
-    raise ValueError(f"tokens must be [N], got {tokens.shape}")
+  if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+    raise ValueError(
+      f"tokens must be integers [N], got {tokens.dtype} {tokens.shape}"
+    )
   tokens = tokens.astype(np.int32, copy=False)
   pieces = _pieces(tokens, gap)
   length, counts = _columns([*map(len, pieces)], batch_size, seq_len)

@@ -155,10 +155,10 @@ class TextStream:
 
   def _text_from(self, first: int) -> str:
     """Return the text that tokens[first:] add to that of tokens[:first]."""
-    start, symbols = first, self._tokenizer.symbols
+    symbols = self._tokenizer.symbols
     if isinstance(self._tokenizer, CharTokenizer):
       return "".join(symbols[token] for token in self._tokens[first:])
-    # No line depends on those before it.
+    start = first  # no line depends on those before it
     while start and not symbols[self._tokens[start]].startswith("\n"):
       start -= 1
     pieces = self._tokenizer.pieces(np.array(self._tokens[start:], np.int32))

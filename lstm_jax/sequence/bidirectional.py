@@ -75,22 +75,13 @@ def unroll_both(
   """
   if merge not in ("concat", "sum"):
     raise ValueError(f"merge must be concat or sum, got {merge!r}")
-  nothing = Directions(None, None)
-  pairs = {
-    "params": params,
-    "states": states,
-    "zoneout": zoneout,
-    "state_dropout": state_dropout,
-  }
-  for name, pair in pairs.items():
-    _check_pair(name, nothing if pair is None else pair)
   time_major = options.pop("time_major", True)
   mask, lengths = options.get("mask"), options.get("lengths")
   reset = options.pop("reset", None)
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
     options["mask"] = mask
-  resets = nothing
+  resets = Directions(None, None)
   if reset is not None:
     xs = jnp.asarray(xs)
     step_shape = xs.shape if is_token(xs) else xs.shape[:-1]
@@ -99,8 +90,10 @@ def unroll_both(
     resets = Directions(reset, last_steps(reset, mask))
   outputs = []
   for weights, state, rates, factor, starts, reverse in zip(
-    params,
-    *(nothing if x is None else x for x in (states, zoneout, state_dropout)),
+    _pair("params", params),
+    _pair("states", states),
+    _pair("zoneout", zoneout),
+    _pair("state_dropout", state_dropout),
     resets,
     (False, True),
     strict=True,
@@ -132,14 +125,20 @@ def unroll_both(
   return Directions(last, last_backward), hs
 
 
-def _check_pair(name: str, pair: Any) -> None:
-  """Raise ValueError unless there is one value for each direction."""
+def _pair(name: str, pair: Any) -> tuple[Any, Any]:
+  """Return the value of each direction; raise ValueError unless there are two.
+
+  None is none for both.
+  """
+  if pair is None:
+    return None, None
   if not isinstance(pair, tuple) or len(pair) != 2:
     fields = f" of {len(pair)}" if isinstance(pair, tuple) else ""
     raise ValueError(
       f"{name} must be Directions(forward, backward), "
       f"got {type(pair).__name__}{fields}"
     )
+  return pair
 
 
 def last_steps(reset: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -197,5 +197,7 @@ def test_more_steps_than_an_int32_can_count_are_refused_at_once():
 def test_batches_are_int32_and_of_one_text():
   batches = make_batches(list(range(20)), 2, 3)
   assert batches.tokens.dtype == np.int32
-  with pytest.raises(ValueError, match=r"tokens must be \[N\], got \(10, 2\)"):
+  with pytest.raises(ValueError, match=r"integers \[N\], got int64 \(10, 2\)"):
     make_batches(np.arange(20).reshape(10, 2), 2, 3)
+  with pytest.raises(ValueError, match=r"integers \[N\], got float64 \(20,\)"):
+    make_batches(np.arange(20.0), 2, 3)
