@@ -133,17 +133,17 @@ def _resume_or_start(
   changes = _changes(record, config)
   extending = may_extend and extends(record, changes, result)
   if not (job.resume and _can_resume(directory, result, extending)):
+    how = extension = ""
     if result is not None:
-      kind, how = "a finished run", ""
+      kind = "a finished run"
+      if job.resume and may_extend:
+        early = result.get("stopped_early")
+        flag = "--patience, or 0," if early else "--num_epochs"
+        extension = f", a larger {flag} extends it"
     elif job.resume:
-      kind, how = "a run without a checkpoint to resume from", ""
+      kind = "a run without a checkpoint to resume from"
     else:
       kind, how = "an unfinished run", "--resume continues it, "
-    extension = ""
-    if job.resume and may_extend and result is not None:
-      early = result.get("stopped_early")
-      flag = "--patience, or 0," if early else "--num_epochs"
-      extension = f", a larger {flag} extends it"
     raise ValueError(
       f"{directory} already holds {kind}; {how}--overwrite replaces it, "
       f"another --run keeps it{extension}"

@@ -128,7 +128,7 @@ def unroll_both(
 def _pair(name: str, pair: Any) -> tuple[Any, Any]:
   """Return the value of each direction; raise ValueError unless there are two.
 
-  None is none for both.
+  Without a pair, the value of both directions is None.
   """
   if pair is None:
     return None, None

@@ -149,8 +149,13 @@ def each_member(members: Tree) -> list[Tree]:
     members: a tree of arrays with the axis S in front.
   """
   whole = on_one_device(members)
-  count = len(jax.tree.leaves(whole)[0])
-  return [jax.tree.map(itemgetter(index), whole) for index in range(count)]
+  indices = range(_num_members(whole))
+  return [jax.tree.map(itemgetter(index), whole) for index in indices]
+
+
+def _num_members(members: Tree) -> int:
+  """Return S, the size of the first axis of the arrays of members."""
+  return len(jax.tree.leaves(members)[0])
 
 
 @lru_cache(maxsize=64)
@@ -201,7 +206,7 @@ def make_ensemble_train_step(
       return fields, metrics
 
     step, *fields = state
-    num_members = len(jax.tree.leaves(state.params)[0])
+    num_members = _num_members(state.params)
     _check_per_member("keys", keys, num_members)
     _check_per_member("learning_rates", learning_rates, num_members)
     fields, metrics = over_members(step_member, mesh)(
@@ -248,7 +253,7 @@ def member(state: TrainState, index: int) -> TrainState:
     IndexError: the index is not in [0, S).
   """
   step, *rest = state
-  num_members = len(jax.tree.leaves(state.params)[0])
+  num_members = _num_members(state.params)
   if not 0 <= index < num_members:
     raise IndexError(f"index must be in [0, {num_members}), got {index}")
   return TrainState(step, *jax.tree.map(lambda leaf: leaf[index], rest))

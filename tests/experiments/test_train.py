@@ -276,7 +276,8 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
   finished, config, console
 ):
   before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
-  with pytest.raises(ValueError, match="already holds a finished run; --o"):
+  message = "already holds a finished run; --overwrite"
+  with pytest.raises(ValueError, match=message):
     train.run(config, console)
   assert before == {p: p.read_bytes() for p in before}
   keep = finished / "notes.txt"

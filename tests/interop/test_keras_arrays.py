@@ -180,7 +180,7 @@ L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
     (
       (*L, np.ones((9, 24)), L[1]),
       {},
-      "^the kernels of both .* one size, got 4 and",
+      "^the kernels of both .* inputs of one size, got 4 and 9; st",
     ),
     ((*L, L[0], G[1]), {}, r"^backward kernel must be \['any', 18\], got"),
     (L, {"activation": "gelu"}, "^activation must be hard_s.* got 'gelu'$"),

@@ -74,9 +74,10 @@ def test_groups_of_the_batch_change_neither_loss_nor_gradient(
 
 def test_groups_must_divide_the_batch(key):
   leaves, targets = arguments(key)
-  with pytest.raises(ValueError, match=r"of 2 groups, got \(12, 3, 6\)"):
+  message = r"multiple of 2 groups, got \(12, 3, 6\)"
+  with pytest.raises(ValueError, match=message):
     readout.grouped_linear_cross_entropy(*leaves, targets, 2)
-  with pytest.raises(ValueError, match=r"be \[T, B, H\] .*, got \("):
+  with pytest.raises(ValueError, match=r"be \[T, B, H\] .*, got \(12, 6\)"):
     readout.grouped_linear_cross_entropy(
       leaves[0][:, 0], *leaves[1:], targets[:, 0], 1
     )

@@ -122,9 +122,15 @@ def test_a_run_is_extended_before_it_is_finished(finished, config):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"num_epochs": 2, "seed": 1}, "a finished run; .*, a larger --num_ep"),
-    ({"patience": 3}, "already holds a finished run; --overwrite replaces"),
-    ({"num_epochs": 2, "resume": False}, "a finished run; --overwrite "),
+    (
+      {"num_epochs": 2, "seed": 1},
+      "already holds a finished run; .* a larger --num_epochs extends",
+    ),
+    ({"patience": 3}, "already holds a finished run; --overwrite replaces it"),
+    (
+      {"num_epochs": 2, "resume": False},
+      "already holds a finished run; --overwrite replaces it",
+    ),
   ],
 )
 def test_a_finished_run_is_extended_by_more_epochs_alone(
