@@ -108,7 +108,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       continue
     console.print(Rule(f"{name} ({number} of {len(configs)})"))
     directory = _directory(job, name)
-    overwrite = job.overwrite or results.replaces(directory)
+    overwrite = job.overwrite or results.is_outdated(directory)
     single = replace(changed, run=str(directory), overwrite=overwrite)
     try:
       result = _finished(single, sha256) or train.run(single, console)

@@ -25,17 +25,17 @@ from rich.rule import Rule
 
 from experiments import evaluate, train
 from experiments.cli import SIGNALLED, command_line, launch, make_console
-from experiments.comparison.board import ENSEMBLE, Row, read_board
+from experiments.comparison.board import Row, read_board
 from experiments.comparison.plan import (
   Job,
   ReproduceConfig,
-  evaluated,
-  evaluated_together,
+  ensemble_flags,
+  ensemble_results,
   is_trained,
   parse,
   plan,
   plan_teachers,
-  plan_together,
+  single_run_results,
 )
 from experiments.comparison.published import (
   UNIT,
@@ -94,14 +94,14 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       # Another process may have evaluated another seed meanwhile.
       done = _read_done(path, row) | done
     chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
-    rows = [compare(result, chosen) for result in evaluated(row)]
+    rows = [compare(result, chosen) for result in single_run_results(row)]
     _write(path, row, done, together, rows)
-  if flags := plan_together(row, jobs):
+  if flags := ensemble_flags(row, jobs):
     if not together:
       console.print(Rule(f"{row.name}, {len(jobs)} seeds together"))
       options = parse(evaluate.EvaluateConfig(), flags)
       together = evaluate.run(options, console)[UNIT]
-    results = evaluated_together(row, jobs)
+    results = ensemble_results(row, jobs)
     rows += [compare_together(result, together) for result in results]
     _write(path, row, done, together, rows)
   console.print(make_table(rows))
@@ -183,8 +183,8 @@ def _read_together(
 
   They are those of the same runs, since the file is beside these.
   """
-  results = evaluated_together(row, jobs)
-  names = [result.protocol.removeprefix(ENSEMBLE) for result in results]
+  results = ensemble_results(row, jobs)
+  names = [result.evaluated_by for result in results]
   losses = _read_record(path, row).get("together")
   if isinstance(losses, dict) and are_numbers(map(losses.get, names)):
     return losses
@@ -206,7 +206,9 @@ def _write(
 def _is_whole(entry: Any, row: Row) -> bool:
   """Return whether an entry has the numbers that are read of it."""
   try:
-    losses = [entry[UNIT][result.protocol] for result in evaluated(row)]
+    losses = [
+      entry[UNIT][result.protocol] for result in single_run_results(row)
+    ]
     return are_numbers([entry["seconds"], *losses])
   except (KeyError, TypeError):
     return False
@@ -214,7 +216,7 @@ def _is_whole(entry: Any, row: Row) -> bool:
 
 def _head(row: Row) -> dict[str, Any]:
   """Return what tells a reproduction of this row from others."""
-  protocols = [result.protocol for result in evaluated(row)]
+  protocols = [result.protocol for result in single_run_results(row)]
   return {
     "name": row.name,
     "flags": [*row.flags],
@@ -241,7 +243,7 @@ def main(arguments: list[str]) -> int:
     # They are not evaluated.
     lines = [commands(job)[0] for job in teachers if not is_trained(job)]
     lines += [line for job in jobs for line in commands(job)]
-    if flags := plan_together(row, jobs):
+    if flags := ensemble_flags(row, jobs):
       lines.append(command_line("evaluate", flags))
     console.print("\n".join(lines), soft_wrap=True)
     return 0

@@ -43,20 +43,22 @@ class Member(NamedTuple):
 
 
 class Texts(NamedTuple):
-  """The text to evaluate on, and those that settings and counts come from."""
+  """The text to evaluate on, and what is known of other text.
+
+  `training` are pieces of the training text, which the n-grams count; none of
+  it is in `tokens`.
+  """
 
   tokens: np.ndarray  # int32 [N]
-  before: np.ndarray  # the text before it, int32 [M]
-  training: list[
-    np.ndarray
-  ]  # pieces of the training text, none of it in tokens
+  before: np.ndarray  # the text before it, which settings are chosen on, [M]
+  training: list[np.ndarray]
 
 
 class Settings(NamedTuple):
   """Settings of the protocols."""
 
   window: int  # tokens of a cold window
-  fixed: dynamic_eval.FixedSettings
+  fixed: dynamic_eval.FixedSettings  # the others are chosen
 
 
 class Outcome(NamedTuple):
@@ -65,7 +67,7 @@ class Outcome(NamedTuple):
   title: str
   nats: np.ndarray  # of each token but the first, [N − 1]
   record: dict[str, Any]  # settings, by their names in evaluation.json
-  choices: list[dynamic_eval.Choice]  # the members' settings, if chosen for it
+  choices: list[dynamic_eval.Choice]  # the members' settings, to be printed
 
 
 class Protocols:
@@ -93,9 +95,15 @@ class Protocols:
     """Return the result of a protocol.
 
     Raises:
-      ValueError: a setting is out of its range.
+      ValueError: the protocol is unknown or was not named at first, or a
+        setting is out of its range.
       Divergence: dynamic evaluation diverges.
     """
+    if name not in PROTOCOLS:
+      raise ValueError(f"protocol must be one of {PROTOCOLS}, got {name!r}")
+    if name not in self._names:
+      named = ", ".join(sorted(self._names))
+      raise ValueError(f"protocol must be one of those named, {named}: {name}")
     match name:
       case "cold":
         return self._cold()
@@ -105,9 +113,8 @@ class Protocols:
         return self._dynamic_outcome()
       case "mixed":
         return self._mixed_dynamic_outcome()
-      case "mixed_stateful":
+      case _:
         return self._mixed("stateful", self._stateful)
-    raise ValueError(f"protocol must be one of {PROTOCOLS}, got {name!r}")
 
   def _cold(self) -> Outcome:
     tokens, window = self._texts.tokens, self._settings.window
@@ -129,12 +136,13 @@ class Protocols:
     outcome = self._mixed("dynamic", predicted)
     return outcome._replace(
       record=outcome.record | {"mixed_dynamic": _settings_of(choices)},
-      choices=[] if "dynamic" in self._names else choices,  # shown there
+      # Of both, the outcome of dynamic has them.
+      choices=[] if "dynamic" in self._names else choices,
     )
 
   def _mixed(self, base: str, log_probs: np.ndarray) -> Outcome:
-    trained, read = self._ngrams
-    experts = log_probs, trained.log_probs, read.log_probs
+    trained, untrained = self._ngrams
+    experts = log_probs, trained.log_probs, untrained.log_probs
     targets = self._texts.tokens[1:]
     nats = mixing.mixed_nats(experts, trained.longest, targets)
     record = {
@@ -148,7 +156,11 @@ class Protocols:
 
   @cached_property
   def _stateful(self) -> np.ndarray:
-    """Log probabilities of each token, [N − 1]; if mixed, of all, [.., V]."""
+    """The log probabilities of one pass over the text.
+
+    They are of the text's tokens, [N − 1]; if mixed_stateful was named, of the
+    whole vocabulary, [N − 1, V].
+    """
     tokens = self._texts.tokens
     if "mixed_stateful" in self._names:
       return log_mean(stateful_log_probs(*m, tokens) for m in self._members)
@@ -156,10 +168,13 @@ class Protocols:
 
   @cached_property
   def _dynamic(self) -> tuple[list[dynamic_eval.Choice], np.ndarray]:
-    """The members' settings, and what `_stateful` has."""
+    """(each member's settings, the log probabilities by dynamic evaluation).
+
+    These are [N − 1], or [N − 1, V] if mixed was named.
+    """
     choices = []
 
-    def predictions():
+    def predictions():  # a generator: two members' are in memory at most
       for member in self._members:
         choice, predicted = dynamic_eval.evaluate_dynamically(
           *member,
@@ -171,16 +186,21 @@ class Protocols:
         choices.append(choice)
         yield predicted
 
-    return choices, log_mean(predictions())
+    mean = log_mean(predictions())  # which also fills choices
+    return choices, mean
 
   @cached_property
   def _ngrams(self) -> tuple[Predictions, Predictions]:
-    """Those of counts from the training text, and from what is read alone."""
-    size = len(self._members[0].params.bias)
+    """The predictions of two n-gram models.
+
+    The counts of one start from the training text, those of the other from
+    nothing; both go on to count the text that is read.
+    """
+    vocabulary_size = len(self._members[0].params.bias)
     tokens, _, training = self._texts
     return (
-      ngram_predictions(tokens, training, size),
-      ngram_predictions(tokens, [], size),
+      ngram_predictions(tokens, training, vocabulary_size),
+      ngram_predictions(tokens, [], vocabulary_size),
     )
 
   def _nats(self, predicted: np.ndarray) -> np.ndarray:
@@ -198,9 +218,9 @@ def _settings_of(choices: list[dynamic_eval.Choice]) -> Any:
 
 
 def log_mean(log_probs: Iterable[np.ndarray]) -> np.ndarray:
-  """Return the logarithm of the mean of probabilities, given as logarithms."""
+  """Return log mean exp of arrays of log probabilities, of one shape."""
   arrays = iter(log_probs)
   total, count = next(arrays), 1
   for array in arrays:
     total, count = np.logaddexp(total, array), count + 1
-  return total - math.log(count) if count > 1 else total
+  return total - math.log(count)

@@ -5,16 +5,18 @@
 layer by layer. The states are those that the cell carries. The gates come from
 what `recur` saves for the backward pass:
 
-  LSTM and its variants     i, f, g and o; a coupled LSTM has no i = 1 − f, and
-                            a Mogrifier LSTM has them among its residuals
+  LSTM and its variants     i, f, g and o; of a coupled LSTM not i, which is
+                            1 − f; a Mogrifier LSTM's are among its residuals
   sLSTM                     q, from which i and f are computed, g and o
   both GRUs                 r and z; the candidate n is computed again
-  RNN, linear recurrences   none
+  RNN, LRU                  none
+  minGRU, minLSTM           not recorded, since only their local gradients are
+                            saved
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +38,7 @@ from lstm_jax.cells.affine import affine, as_row, product
 from lstm_jax.cells.cell import Cell, Params, Residuals, State
 from lstm_jax.language import LanguageParams
 
-GATES: dict[Any, str] = {  # and candidates, in the order of pre-activations
+GATES: dict[Cell, str] = {  # and candidates, in the order of pre-activations
   lstm: "ifgo",
   layernorm_lstm: "ifgo",
   projected_lstm: "ifgo",
@@ -66,7 +68,7 @@ class LayerTrace(NamedTuple):
   xs: jax.Array  # its inputs, [N, D]
   hs_before: jax.Array  # h before each step, [N, H]; if projected, [N, P]
   states: State  # after each step, [N, H] each; if projected, h is [N, P]
-  gates: jax.Array  # [N, G·H], or what `recur` returns in their place
+  gates: jax.Array  # [N, G·H]: the second result of `recur`, whatever it is
   residuals: Residuals  # saved for the backward besides, [N, ...]
 
 
@@ -87,6 +89,7 @@ def trace_layers(
     (layers, logits): the traces, lowest layer first, and the logits of the next
     token after each token, [N, V].
   """
+  # As in `language.model`, which does not return the states of every layer.
   xs = params.embedding[tokens]
   if params.readout is None:  # tied: inputs are scaled by √E
     xs = xs * jnp.asarray(xs.shape[-1] ** 0.5, xs.dtype)
@@ -129,10 +132,10 @@ def meaning(cell: Cell, letter: str) -> str:
   return MEANINGS.get(letter, "state") if known else "state"
 
 
-def is_signed(cell: Cell, letter: str) -> bool:
-  """Return whether a signal of a cell may leave [0, 1], as no gate does."""
+def is_gate(cell: Cell, letter: str) -> bool:
+  """Return whether a signal of a cell is a gate, in [0, 1]."""
   gates = "rz" if cell in CANDIDATES else GATES.get(cell, "")
-  return letter not in gates or letter == "g"
+  return letter in gates and letter != "g"
 
 
 def _gates(cell: Cell, layer: LayerTrace) -> jax.Array:
@@ -157,24 +160,27 @@ def _trace_layer(cell: Cell, weights: Params, xs: jax.Array) -> LayerTrace:
 
 def _gru_candidate(layer: LayerTrace) -> jax.Array:
   """Return a GRU's candidate n, [N, H], by the equations of `gru`."""
-  params, split = layer.params, 2 * len(layer.params.w_h)
-  b, w_h = params.b[split:], params.w_h[:, split:]
-  xn = gru.project(params, layer.xs)[:, split:]
-  un = product(layer.hs_before, w_h)
-  s = un + as_row(params.b_n, un)
-  return tanh(xn + as_row(b, xn) + layer.residuals.r * s)
+  xn, w_n = _candidate_parts(gru, layer)
+  un = product(layer.hs_before, w_n)
+  return tanh(xn + layer.residuals.r * (un + as_row(layer.params.b_n, un)))
 
 
 def _reset_before_candidate(layer: LayerTrace) -> jax.Array:
   """Return the candidate n of `gru_reset_before`, [N, H]."""
+  xn, w_n = _candidate_parts(gru_reset_before, layer)
+  return tanh(xn + product(layer.residuals.r * layer.hs_before, w_n))
+
+
+def _candidate_parts(
+  cell: Cell, layer: LayerTrace
+) -> tuple[jax.Array, jax.Array]:
+  """Return the candidate's part from the inputs, [N, H], and w_h, [H, H]."""
   params, split = layer.params, 2 * len(layer.params.w_h)
-  b, w_n = params.b[split:], params.w_h[:, split:]
-  xn = gru_reset_before.project(params, layer.xs)[:, split:]
-  un = product(layer.residuals.r * layer.hs_before, w_n)
-  return tanh(xn + as_row(b, xn) + un)
+  xn = cell.project(params, layer.xs)[:, split:]
+  return xn + as_row(params.b[split:], xn), params.w_h[:, split:]
 
 
-CANDIDATES: dict[Any, Callable[[LayerTrace], jax.Array]] = {
+CANDIDATES: dict[Cell, Callable[[LayerTrace], jax.Array]] = {
   gru: _gru_candidate,
   gru_reset_before: _reset_before_candidate,
 }

@@ -17,29 +17,29 @@ MEASURED = "parameters", "cold", "stateful", "seconds"  # entries of a row
 class Ablations(NamedTuple):
   """The results so far.
 
-  A row is {"change", the entries of MEASURED, "environment", ...}, or if the
-  change diverged {"change", "diverged": True, "environment"}.
+  A row is {"change", the entries of MEASURED, "val_loss", "step",
+  "environment"}, or {"change", "diverged": True, "environment"}.
   """
 
   recipe: Mapping[str, Any]  # the flags of the base
   corpus_sha256: str
-  rows: list[dict[str, Any]]  # the base's first
+  rows: list[dict[str, Any]]  # the base's first; a new one is appended
   overwritten: str | None = None  # when all was begun again, in ISO 8601
 
   def has(self, change: str) -> bool:
     """Return whether there is a row of this change."""
     return any(row["change"] == change for row in self.rows)
 
-  def replaces(self, directory: Path) -> bool:
+  def is_outdated(self, directory: Path) -> bool:
     """Return whether the run in a directory is older than `overwritten`."""
     record = run_dir.read_config(directory)
-    if record is None or self.overwritten is None:
+    if not record or "started" not in record or self.overwritten is None:
       return False
     started = datetime.fromisoformat(record["started"])
     return started < datetime.fromisoformat(self.overwritten)
 
   def write(self, path: Path) -> None:
-    """Write the file."""
+    """Write ablations.json, whole or not at all."""
     write_json(path, self._asdict())
 
 
@@ -62,15 +62,20 @@ def read_ablations(
       record.get("overwritten"),
     )
     _check_rows(found.rows)
-    if found.overwritten is not None:
-      datetime.fromisoformat(found.overwritten)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    overwritten = found.overwritten
+    if overwritten and datetime.fromisoformat(overwritten).tzinfo is None:
+      raise ValueError(f"overwritten has no time zone: {overwritten}")
+  except KeyError as error:
+    raise ValueError(
+      f"{path} is damaged, or of another version: it lacks {error}"
+    ) from None
+  except (OSError, ValueError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is damaged: {error!r}") from None
   for name, value in recipe.items():
     if found.recipe.get(name) != value:
       raise ValueError(
         f"{path} is of another recipe: {name} was {found.recipe.get(name)!r} "
-        f"and is {value!r}; choose another --run"
+        f"and is {value!r}; choose another --run, or --overwrite"
       )
   if found.corpus_sha256 != corpus_sha256:
     raise ValueError(
@@ -86,10 +91,13 @@ def check_all_named(
   corpus_sha256: str,
   names: Container[str],
 ) -> None:
-  """Raise ValueError if --overwrite would drop results of other changes."""
+  """Raise ValueError if --overwrite would drop results of other changes.
+
+  Results of another recipe or corpus are dropped without an error.
+  """
   try:
     rows = read_ablations(path, recipe, corpus_sha256).rows
-  except ValueError:  # of nothing that could be kept
+  except ValueError:  # damaged, or rows that cannot stay beside new ones
     return
   others = [row["change"] for row in rows if row["change"] not in names]
   if others:
@@ -102,8 +110,11 @@ def check_all_named(
 def _check_rows(rows: list[dict[str, Any]]) -> None:
   """Raise an error if a row lacks what is read of it."""
   for row in rows:
+    change = row["change"]
+    if not isinstance(change, str) or not change:
+      raise ValueError(f"a row must name its change, got {change!r}")
     measured = () if row.get("diverged") else MEASURED
-    if not are_numbers(row[entry] for entry in measured) or not row["change"]:
-      raise ValueError(f"{row['change']} has no numbers")
+    if not are_numbers(row[entry] for entry in measured):
+      raise ValueError(f"{change} must have numbers: {', '.join(MEASURED)}")
   if rows and (rows[0]["change"] != BASE or rows[0].get("diverged")):
     raise ValueError("the recipe itself is missing")

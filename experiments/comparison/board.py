@@ -30,6 +30,16 @@ class Result(NamedTuple):
   values: Sequence[float] = ()  # of each seed; empty if unknown
   note: str = ""  # what differs from the protocol
 
+  @property
+  def is_ensemble(self) -> bool:
+    """Whether it is of the mean of all seeds' probabilities."""
+    return self.protocol.startswith(ENSEMBLE)
+
+  @property
+  def evaluated_by(self) -> str:
+    """The protocol of experiments.evaluate, for one run or an ensemble."""
+    return self.protocol.removeprefix(ENSEMBLE)
+
 
 class Training(NamedTuple):
   """What the training of one seed costs."""
@@ -64,6 +74,11 @@ class Row(NamedTuple):
   records: Sequence[str] = ()  # the run directory that each of them added
   source: Source | None = None  # of others' rows
 
+  @property
+  def is_ours(self) -> bool:
+    """Whether a recipe trains it."""
+    return bool(self.recipe)
+
   def result(self, protocol: str) -> Result | None:
     """Return the result by a protocol, if there is one."""
     found = (r for r in self.results if r.protocol == protocol)
@@ -97,7 +112,7 @@ class Board(NamedTuple):
     Raises:
       ValueError: there is none.
     """
-    ours = {row.name: row for row in self.rows if row.recipe}
+    ours = {row.name: row for row in self.rows if row.is_ours}
     if name not in ours:
       raise ValueError(
         f"the name must be one of {', '.join(ours)}, got {name!r}"
@@ -159,7 +174,7 @@ def table(board: Board) -> str:
     lines.append(
       [
         f"{number}",
-        f"**{row.name}**: {row.model}" if row.recipe else row.model,
+        f"**{row.name}**: {row.model}" if row.is_ours else row.model,
         f"{row.parameters / 1e6:.4g} M" if row.parameters else "–",
         *losses,
         str(max(len(r.seeds) for r in row.results) or "–"),

@@ -7,21 +7,23 @@ chart that is out of date (`points_of`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.comparison.board import ENSEMBLE, Board, Row
+from experiments.comparison.board import Board, Row
 from experiments.trainer.figures import SMALL, tidy
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 CHARTS = "loss-by-parameters.png", "loss-by-time.png"
-MARKERS = "osD^v*PX"  # of the protocols, in their order
-OURS, OTHERS = "tab:blue", "tab:gray"
+MARKERS = "osD^v*PX"  # of the protocols, in their order; then from the start
+OUR_COLOR, OTHERS_COLOR = "tab:blue", "tab:gray"
+NEAR = 0.1, 0.03  # in log x and in nats: labels that are closer overlap
 KEYWORD = "Description"  # of a PNG file's text
 
 
@@ -37,12 +39,15 @@ class Point(NamedTuple):
 
 
 class Axis(NamedTuple):
-  """A horizontal axis."""
+  """A horizontal axis.
+
+  `value` returns x of a row for a number of seeds that count together, or None
+  if the row has none.
+  """
 
   title: str
   label: str
-  value: Callable[[Row, int], float | None]  # of so many seeds together; None
-  # for rows without
+  value: Callable[[Row, int], float | None]
 
 
 def _millions(row: Row, num_seeds: int) -> float | None:
@@ -50,7 +55,10 @@ def _millions(row: Row, num_seeds: int) -> float | None:
 
 
 def _minutes(row: Row, num_seeds: int) -> float | None:
-  """Return the middle of the least and the most minutes."""
+  """Return the minutes of training that many seeds.
+
+  Of each, the middle of least and most; what the seeds share, once.
+  """
   if not row.training:
     return None
   (low, high), shared = row.training.minutes, row.training.shared
@@ -82,10 +90,10 @@ def points(board: Board, axis: Axis) -> list[Point]:
   together; it is left out where their number is not known.
   """
   return [
-    Point(number, r.protocol, x, r.mean, r.std or 0.0, bool(row.recipe))
+    Point(number, r.protocol, x, r.mean, r.std or 0.0, row.is_ours)
     for number, row in enumerate(board.rows, start=1)
     for r in row.results
-    if (num_seeds := len(r.seeds) if r.protocol.startswith(ENSEMBLE) else 1)
+    if (num_seeds := len(r.seeds) if r.is_ensemble else 1)
     and (x := axis.value(row, num_seeds)) is not None
   ]
 
@@ -102,7 +110,7 @@ def labels(found: list[Point]) -> list[tuple[float, float, str]]:
   for point in first.values():
     for group in groups:
       ratio, gap = point.x / group[0].x, point.loss - group[0].loss
-      if abs(math.log(ratio)) < 0.1 and abs(gap) < 0.03:
+      if abs(math.log(ratio)) < NEAR[0] and abs(gap) < NEAR[1]:
         group.append(point)
         break
     else:
@@ -115,11 +123,10 @@ def labels(found: list[Point]) -> list[tuple[float, float, str]]:
 
 def points_of(path: Path) -> list[Point]:
   """Return the points that a chart shows, from its file."""
-  data = path.read_bytes()
-  start = data.index(f"tEXt{KEYWORD}\0".encode())
-  size = int.from_bytes(data[start - 4 : start], "big")
-  text = data[start + 4 : start + 4 + size].partition(b"\0")[2]
-  return [Point(*point) for point in json.loads(text.decode("latin-1"))]
+  from PIL import Image  # which matplotlib requires
+
+  with Image.open(path) as image:
+    return [Point(*point) for point in json.loads(image.info[KEYWORD])]
 
 
 def _draw(board: Board, found: list[Point], axis: Axis, figure: Figure) -> None:
@@ -127,9 +134,9 @@ def _draw(board: Board, found: list[Point], axis: Axis, figure: Figure) -> None:
 
   panel = figure.subplots()
   for (protocol, title), marker in zip(
-    board.protocols.items(), MARKERS, strict=False
+    board.protocols.items(), itertools.cycle(MARKERS), strict=False
   ):
-    for ours, color in ((True, OURS), (False, OTHERS)):
+    for ours, color in ((True, OUR_COLOR), (False, OTHERS_COLOR)):
       chosen = [p for p in found if (p.protocol, p.ours) == (protocol, ours)]
       if chosen:
         panel.errorbar(

@@ -1,5 +1,6 @@
 """What is to be done to reproduce a row of the board: its jobs, one by one."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.analysis.protocols import PROTOCOLS
-from experiments.comparison.board import ENSEMBLE, Result, Row, read_board
+from experiments.comparison.board import Result, Row, read_board
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import REPOSITORY
@@ -22,9 +22,7 @@ RECIPES = "experiments/recipes"
 class ReproduceConfig:
   """Which seeds are trained, and where; each field is a flag."""
 
-  run: str = option(
-    "", "Directory of the runs; empty for runs/reproduce/ and the name."
-  )
+  run: str = option("", "Directory of the runs; empty for runs/reproduce/ROW.")
   seeds: tuple[int, ...] = option(
     (),
     "Seed; may be repeated. If not given, those of the published result.",
@@ -46,10 +44,16 @@ class Job(NamedTuple):
 
 
 def plan(row: Row, config: ReproduceConfig) -> list[Job]:
-  """Return the jobs of a row of the board, one for each seed."""
+  """Return the jobs of a row of the board, one for each seed.
+
+  Raises:
+    ValueError: no seeds are given, and the row has published none.
+  """
   base = Path(config.run or f"runs/reproduce/{row.name}")
   published = sorted({seed for result in row.results for seed in result.seeds})
-  protocols = [f"--protocol={result.protocol}" for result in evaluated(row)]
+  if not config.seeds and not published:
+    raise ValueError(f"no seeds of {row.name} were published: give --seeds")
+  protocols = [f"--protocol={r.protocol}" for r in single_run_results(row)]
   jobs = []
   for seed in dict.fromkeys(config.seeds or published):
     directory = base / f"seed{seed}"
@@ -70,19 +74,22 @@ def plan_teachers(config: TrainConfig) -> list[Job]:
   """Return the jobs of a recipe's teachers, finished or not.
 
   Raises:
-    ValueError: one of them is no seed of a row of the board.
+    ValueError: a teacher is not a directory seedN under the name of a row.
   """
   jobs: list[Job] = []
   for name in config.distillation.teacher:
     directory = Path(name)
-    seed = directory.name.removeprefix("seed")
-    if not seed.isdecimal():
+    seed = re.fullmatch("seed(0|[1-9][0-9]*)", directory.name)
+    if not seed:
       raise ValueError(
-        f"its teacher {name} must end in seed and a number, to be one of the "
-        "board's"
+        f"teacher {name} must be a directory seedN under the name of a row of "
+        "the board, such as runs/reproduce/tinyshakespeare/seed0"
       )
-    row = read_board().find(directory.parent.name)
-    own = ReproduceConfig(run=str(directory.parent), seeds=(int(seed),))
+    try:
+      row = read_board().find(directory.parent.name)
+    except ValueError as error:
+      raise ValueError(f"teacher {name}: {error}") from None
+    own = ReproduceConfig(run=str(directory.parent), seeds=(int(seed[1]),))
     jobs += plan(row, own)
   return jobs
 
@@ -92,33 +99,45 @@ def is_trained(job: Job) -> bool:
   return (job.directory / run_dir.RESULT).exists()
 
 
-def evaluated(row: Row) -> list[Result]:
-  """Return the results of a row whose protocol one run can be evaluated by."""
-  return [r for r in row.results if r.protocol in PROTOCOLS]
+def single_run_results(row: Row) -> list[Result]:
+  """Return the results of a row that are of single runs, not of an ensemble."""
+  return [r for r in row.results if not r.is_ensemble]
 
 
-def evaluated_together(row: Row, jobs: Sequence[Job]) -> list[Result]:
-  """Return the results of a row that are those of all these jobs' seeds."""
+def ensemble_results(row: Row, jobs: Sequence[Job]) -> list[Result]:
+  """Return the ensemble results whose seeds are exactly those of the jobs."""
   seeds = {job.seed for job in jobs}
-  together = (r for r in row.results if r.protocol.startswith(ENSEMBLE))
-  return [r for r in together if {*r.seeds} == seeds]
+  return [r for r in row.results if r.is_ensemble and {*r.seeds} == seeds]
 
 
-def plan_together(row: Row, jobs: Sequence[Job]) -> list[str]:
-  """Return the flags that evaluate the seeds together; [] for nothing to do."""
-  results = evaluated_together(row, jobs)
+def ensemble_flags(row: Row, jobs: Sequence[Job]) -> list[str]:
+  """Return experiments.evaluate's flags for the ensemble; [] if it has none."""
+  results = ensemble_results(row, jobs)
   if not results:
     return []
-  names = [r.protocol.removeprefix(ENSEMBLE) for r in results]
-  runs = [f"--run={job.directory}" for job in jobs]
-  return [*runs, *(f"--protocol={name}" for name in names), *row.evaluate]
+  protocols = [f"--protocol={result.evaluated_by}" for result in results]
+  return [
+    *(f"--run={job.directory}" for job in jobs),
+    *protocols,
+    *row.evaluate,
+  ]
 
 
 def parse(default: Any, arguments: list[str]) -> Any:
-  """Return the configuration of command-line flags."""
+  """Return the configuration of command-line flags.
+
+  Args:
+    default: the configuration if no flag is given.
+    arguments: the flags. A recipe's path is relative to the repository,
+      wherever this is started.
+
+  Raises:
+    absl.flags.Error: a flag is unknown, or its value is not of its kind.
+  """
   values = flags.FlagValues()
   holders = define_flags(default, values)
-  prefix = f"--flagfile={RECIPES}"  # from the repository, wherever this runs
-  absolute = f"--flagfile={REPOSITORY / RECIPES}"
-  values(["", *(a.replace(prefix, absolute, 1) for a in arguments)])
+  prefix = f"--flagfile={RECIPES}/"
+  absolute = f"--flagfile={REPOSITORY / RECIPES}/"
+  program = ""  # argv[0], which is not read
+  values([program, *(a.replace(prefix, absolute, 1) for a in arguments)])
   return config_from_flags(default, holders)

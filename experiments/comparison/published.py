@@ -6,12 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.comparison.board import (
-  ENSEMBLE,
-  Result,
-  Row,
-  format_minutes,
-)
+from experiments.comparison.board import Result, Row, format_minutes
 from experiments.trainer.format import number_table
 
 UNIT = "nats_per_character"  # entry of evaluation.json, {protocol: loss}
@@ -52,10 +47,10 @@ def compare_together(
   """Return the loss of all seeds together beside the published one.
 
   Args:
-    published: the result of the board, by a protocol that begins with ENSEMBLE.
-    losses: {protocol, without that: loss}.
+    published: the result of the board, of an ensemble.
+    losses: {protocol of experiments.evaluate: loss}.
   """
-  loss = losses[published.protocol.removeprefix(ENSEMBLE)]
+  loss = losses[published.evaluated_by]
   return {
     "protocol": published.protocol,
     "published": {"mean": published.mean, "std": None},

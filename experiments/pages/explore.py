@@ -17,7 +17,7 @@ import numpy as np
 from experiments.analysis.features import FEATURES, measure, scores, varies
 from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import (
-  is_signed,
+  is_gate,
   meaning,
   signals,
   trace_layers,
@@ -138,7 +138,7 @@ def make_header(
             np.asarray(signal).T,
             [*varying.values()],
             blobs,
-            signed=is_signed(cell, name),
+            signed=not is_gate(cell, name),
           )
           | {"meaning": meaning(cell, name)}
           for name, signal in signals(cell, layer).items()

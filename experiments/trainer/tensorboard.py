@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.analysis.states import is_signed, signals, trace_layers
+from experiments.analysis.states import is_gate, signals, trace_layers
 from experiments.trainer.files import naming
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
@@ -119,7 +119,7 @@ class TensorBoardWriter:
     layers, _ = trace_layers(self._cell, params, jnp.asarray(self._excerpt))
     for number, layer in enumerate(layers, start=1):
       for letter, signal in signals(self._cell, layer).items():
-        if is_signed(self._cell, letter):
+        if not is_gate(self._cell, letter):
           continue
         gate, name = np.ravel(signal), f"layer{number}_{letter}"
         values[f"gates_below_{CLOSED}/{name}"] = (gate < CLOSED).mean()

@@ -1,12 +1,15 @@
 """Find the collectives of a compiled program: what its devices communicate.
 
-A collective inside a loop is listed once, however often it runs. One that runs
-beside other instructions is two of them, "-start" and "-done"; its size is that
-of its result all the same.
+A collective inside a loop is listed once, however often it runs. An
+asynchronous one is two instructions, "-start" and "-done"; it is listed once,
+with the size of its result.
 
   >>> text = '''
-  ... %body (p: f32[2]) -> f32[2] {
+  ... %body (p: f32[2]) -> f32[4] {
   ...   ROOT %g = f32[4]{0} all-gather(%p), dimensions={0}
+  ... }
+  ... %c (p: f32[2]) -> pred[] {
+  ...   %n = f32[] all-reduce(%p), to_apply=%add
   ... }
   ... ENTRY %main (p: f32[2]) -> f32[2] {
   ...   %w = f32[2]{0} while(%p), condition=%c, body=%body
@@ -18,6 +21,7 @@ of its result all the same.
   >>> for collective in find_collectives(text):
   ...   print(collective)
   Collective(kind='all-gather', bytes=16, looped=True)
+  Collective(kind='all-reduce', bytes=4, looped=True)
   Collective(kind='all-gather', bytes=32, looped=False)
   Collective(kind='all-reduce', bytes=26, looped=False)
 """
@@ -26,7 +30,7 @@ import math
 import re
 from typing import NamedTuple
 
-KINDS = (
+_KINDS = (
   "all-reduce",
   "all-gather",
   "ragged-all-to-all",
@@ -36,8 +40,10 @@ KINDS = (
   "collective-broadcast",
 )
 _COMPUTATION = re.compile(r"(?:ENTRY )?%(\S+) .*\{$")
-_COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_BODY = re.compile(r"\bbody=%([\w.\-]+)")
+_COLLECTIVE = re.compile(
+  rf" = (?P<shapes>.*?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?\("
+)
+_LOOP = re.compile(r"\b(?:body|condition)=%([\w.\-]+)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
@@ -47,7 +53,7 @@ class Collective(NamedTuple):
 
   kind: str  # XLA's name of it
   bytes: int  # of its result, on each device
-  looped: bool  # whether it is inside the body of a loop
+  looped: bool  # whether it is in the body or the condition of a loop
 
 
 def find_collectives(text: str) -> list[Collective]:
@@ -66,7 +72,9 @@ def find_collectives(text: str) -> list[Collective]:
       lines.append(line)
   looped = _inside_loops(computations)
   return [
-    Collective(found[2], _bytes(_result(*found.groups())), name in looped)
+    Collective(
+      found["kind"], _bytes(_result(**found.groupdict())), name in looped
+    )
     for name, lines in computations.items()
     for line in lines
     if (found := _COLLECTIVE.search(line))
@@ -80,7 +88,7 @@ def _inside_loops(computations: dict[str, list[str]]) -> set[str]:
     for name, lines in computations.items()
   }
   text = "\n".join(line for lines in computations.values() for line in lines)
-  reached, frontier = set(), set(_BODY.findall(text))
+  reached, frontier = set(), set(_LOOP.findall(text))
   while frontier:
     reached |= frontier
     frontier = set().union(*(called[name] for name in frontier)) - reached
@@ -90,7 +98,8 @@ def _inside_loops(computations: dict[str, list[str]]) -> set[str]:
 def _result(shapes: str, kind: str, start: str | None) -> str:
   """Return the type of a collective's result, from that of its instruction.
 
-  "-start" returns (operand, result, ...), except that of an all-reduce.
+  An asynchronous "-start" returns (operands, results, ...), but an
+  all-reduce-start the results alone.
   """
   if not start or kind == "all-reduce":
     return shapes

@@ -157,14 +157,22 @@ def test_the_results_of_another_recipe_are_not_mixed_in(config, console):
   path = Path(config.job.run) / ablate.RECORD
   record = json.loads(path.read_text())
   (row,) = record["rows"]
-  texts = ["{", "[]", "{}", '{"recipe": {}, "rows": [1]}']
+  texts = ["{", "[]", "{}"]
+  for damage in (
+    {"rows": [1]},
+    {"rows": 1},
+    {"overwritten": "yesterday"},
+    {"overwritten": "2026-11-28T04:44:10"},  # no time zone
+    {"corpus_sha256": None, "recipe": 1},
+  ):
+    texts.append(json.dumps(record | damage))
   for entry in MEASURED:
     for damage in ({entry: None}, {entry: "?"}):
       texts.append(json.dumps(record | {"rows": [row | damage]}))
-  for damage in ({"diverged": True}, {"change": "seed=1"}):
+  for damage in ({"diverged": True}, {"change": "seed=1"}, {"change": 5}):
     texts.append(json.dumps(record | {"rows": [row | damage]}))
-  for text in texts:
-    path.write_text(text)
+  for damaged in texts:
+    path.write_text(damaged)
     with pytest.raises(ValueError, match=f"{path} is damaged"):
       ablate.run(config, [], console)
 

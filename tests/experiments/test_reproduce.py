@@ -339,9 +339,21 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   (Path(base) / "seed1").mkdir(parents=True)
   (Path(base) / "seed1" / "result.json").write_text("{}")
   assert [*map(is_trained, plan_teachers(config))] == [False, True, False]
-  other = replace(config, teacher=("runs/mine",))
-  with pytest.raises(ValueError, match="runs/mine must end in seed and"):
-    plan_teachers(other)
+  for name in ("runs/mine", f"{base}/5", f"{base}/seed005"):
+    with pytest.raises(ValueError, match=f"{name} must be a directory seedN"):
+      plan_teachers(replace(config, teacher=(name,)))
+  with pytest.raises(
+    ValueError, match="teacher runs/mine/seed0: the name must"
+  ):
+    plan_teachers(replace(config, teacher=("runs/mine/seed0",)))
+
+
+def test_a_row_without_published_seeds_needs_some():
+  row = read_board().find("tinyshakespeare")
+  row = row._replace(results=[r._replace(seeds=()) for r in row.results])
+  with pytest.raises(ValueError, match="no seeds of tinyshakespeare were"):
+    plan(row, ReproduceConfig())
+  assert [job.seed for job in plan(row, ReproduceConfig(seeds=(3,)))] == [3]
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():

@@ -3,10 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax.language import (
-  ModelConfig,
-  language_model,
-)
+from lstm_jax.language import ModelConfig, language_model
 from lstm_jax.training import (
   OptimizerConfig,
   eval_params,
@@ -22,13 +19,13 @@ from tests.training.small import MODEL, STREAMS, steps
 
 
 def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
-  rule = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
-  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
-  update = make_train_step(MODEL, rule, ema_decay=0.5)
-  *_, (state, _) = steps(update, state, 3)
-  before = jax.tree.map(np.asarray, state)
+  optimizer = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
+  state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)
+  train_step = make_train_step(MODEL, optimizer, ema_decay=0.5)
+  *_, (state, _) = steps(train_step, state, 3)
+  before = jax.tree.map(np.asarray, state)  # which the step donates
   nothing = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
-  after, metrics = update(state._replace(carry=nothing), *STREAMS.batch(0))
+  after, metrics = train_step(state._replace(carry=nothing), *STREAMS.batch(0))
   assert jnp.isnan(metrics.grad_norm)
   assert after.step == before.step + 1
   assert worst(after.params, before.params) == 0
@@ -37,24 +34,25 @@ def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
 
 
 def test_a_gradient_that_is_not_finite_changes_neither_carry_nor_average(key):
-  rule = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
-  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
-  update = make_train_step(MODEL, rule, ema_decay=0.5)
-  *_, (state, _) = steps(update, state, 3)
+  optimizer = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
+  state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)
+  train_step = make_train_step(MODEL, optimizer, ema_decay=0.5)
+  *_, (state, _) = steps(train_step, state, 3)
   nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params)
+  # Copied, since the step donates the state.
   carry, average = jax.tree.map(np.asarray, (state.carry, state.average))
-  after, metrics = update(state._replace(params=nans), *STREAMS.batch(0))
+  after, metrics = train_step(state._replace(params=nans), *STREAMS.batch(0))
   assert jnp.isnan(metrics.grad_norm)
   assert worst(after.carry, carry) == 0
   assert worst(after.average, average) == 0
 
 
 def test_the_average_is_that_of_the_weights_after_each_update(key):
-  rule = make_optimizer(OptimizerConfig(), 20)
-  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
-  update = make_train_step(MODEL, rule, ema_decay=0.5)
+  optimizer = make_optimizer(OptimizerConfig(), 20)
+  state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)
+  train_step = make_train_step(MODEL, optimizer, ema_decay=0.5)
   expected = jax.tree.map(np.asarray, MODEL.init(key))
-  for step, (state, _) in enumerate(steps(update, state, 12)):  # noqa: B020
+  for step, (state, _) in enumerate(steps(train_step, state, 12)):  # noqa: B020
     rate = 1 - min(0.5, (1 + step) / (10 + step))
     expected = jax.tree.map(
       lambda a, p: (1 - rate) * a + rate * np.asarray(p),  # noqa: B023
@@ -63,22 +61,22 @@ def test_the_average_is_that_of_the_weights_after_each_update(key):
     )
   assert worst(eval_params(state), expected) < 1e-6
   assert worst(eval_params(state), state.params) > 1e-3
-  plain = init_state(MODEL, rule, MODEL.init(key), 3)
+  plain = init_state(MODEL, optimizer, MODEL.init(key), 3)
   assert eval_params(plain) is plain.params
 
 
 def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
-  rule = make_optimizer(OptimizerConfig(warmup_steps=0, nonfinite="skip"), 100)
-  state = init_state(MODEL, rule, MODEL.init(key), 3, averaged=True)
-  train_step, since = make_train_step(MODEL, rule), []
-  for step in range(1, 10):
-    (state, _) = next(steps(train_step, state, 1))
-    if step < 4:
-      assert worst(eval_params(state), state.params) == 0
-    if step == 4:
-      state = state._replace(average=start_average(state.average))
-    if step >= 4:
-      since.append(jax.tree.map(np.asarray, state.params))
+  optimizer = make_optimizer(
+    OptimizerConfig(warmup_steps=0, nonfinite="skip"), 100
+  )
+  state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)
+  train_step = make_train_step(MODEL, optimizer)
+  for state, _ in steps(train_step, state, 4):  # noqa: B020
+    assert worst(eval_params(state), state.params) == 0
+  since = [jax.tree.map(np.asarray, state.params)]
+  state = state._replace(average=start_average(state.average))
+  for state, _ in steps(train_step, state, 5):  # noqa: B020
+    since.append(jax.tree.map(np.asarray, state.params))
   assert int(state.average.num_averaged) == 6
   expected = jax.tree.map(lambda *p: np.mean(p, 0), *since)
   assert worst(eval_params(state), expected) < 1e-6
@@ -106,12 +104,12 @@ def test_the_average_of_bfloat16_weights_is_float32_from_the_start(
 ):
   config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.bfloat16)
   model = language_model(config, 9)
-  rule = make_optimizer(OptimizerConfig(), 20)
-  first = init_state(model, rule, model.init(key), 3, averaged=True)
-  dtypes = jax.tree.map(jnp.result_type, first)
-  train_step = make_train_step(model, rule, ema_decay=ema_decay)
-  state, _ = next(steps(train_step, first, 2))
-  assert jax.tree.map(jnp.result_type, state.average) == dtypes.average
+  optimizer = make_optimizer(OptimizerConfig(), 20)
+  first = init_state(model, optimizer, model.init(key), 3, averaged=True)
+  dtypes = jax.tree.map(jnp.result_type, first.average)
+  train_step = make_train_step(model, optimizer, ema_decay=ema_decay)
+  state, _ = next(steps(train_step, first, 1))
+  assert jax.tree.map(jnp.result_type, state.average) == dtypes
   averages = jax.tree.leaves(state.average.params)
   assert {leaf.dtype for leaf in averages} == {jnp.dtype("float32")}
   weights = jax.tree.leaves(eval_params(state))
@@ -124,6 +122,5 @@ def test_a_loss_is_nonmonotonic_if_worse_than_the_best_before_the_last_n():
   # 3.1 is worse than the 3.0 of three losses before; 3.5 is too early to tell.
   assert found == [False] * 5 + [True, True]
   assert is_nonmonotonic([float("nan"), 2.0, 1.0, 3.0], 1)
-  assert not is_nonmonotonic([1.0, 2.0], 1) and is_nonmonotonic(
-    [1.0, 3.0, 2.0], 1
-  )
+  assert not is_nonmonotonic([1.0, 2.0], 1)
+  assert is_nonmonotonic([1.0, 3.0, 2.0], 1)

@@ -1,7 +1,7 @@
 """One layer timed in every library: its outputs alone, and all gradients.
 
 Each library must first compute the outputs and gradients of our scan in
-float32. The tolerances are those of the benchmark's other parts for products in
+float32. The tolerances are those of the benchmark's other peers for products in
 bfloat16 and in TF32.
 """
 
@@ -29,12 +29,13 @@ from experiments.benchmarks.gpu.timing import (
   memory_of,
   time_calls,
 )
+from experiments.benchmarks.peers import layers
 from experiments.benchmarks.peers.proof import Unsupported, is_installed
+from experiments.benchmarks.peers.resets import draw_starts
 from experiments.benchmarks.peers.sequences import layer_gradient
 from experiments.benchmarks.tables import Row
 
 TOLERANCE = {"bfloat16": 5e-2, "float32": 1e-2}
-EPISODE_LENGTH = 32  # time steps, on average
 MODES = "forward", "gradient"
 
 
@@ -48,7 +49,7 @@ class Layer:
   batch_size: int
   peers: tuple[str, ...]  # names in PEERS, ours first
   resets: bool = False  # episodes begin inside, as in a recurrent policy
-  rounds: int = 11
+  rounds: int = 11  # measurements of each program
 
   needs_kernels = False
 
@@ -77,20 +78,20 @@ class Layer:
     if not is_installed(PEERS[peer].package):
       raise Unsupported(f"{PEERS[peer].package} is not installed")
     if self._kernel(peer) in left_out:
-      raise Unsupported("a check of its kernel did not end")
+      raise Unsupported("another case with its kernel has ended a worker")
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return two programs for each library, and that of the expected values."""
     rng = np.random.default_rng(0)
     weights = random_params(self.cell, self.hidden_size, self.hidden_size, rng)
-    if self.cell == "gru":  # not all libraries have it
+    if self.cell == "gru":  # not all libraries have b_n
       weights = weights._replace(b_n=np.zeros_like(weights.b_n))
     weights = jax.tree.map(jnp.asarray, weights)
     shape = self.seq_len, self.batch_size, self.hidden_size
     xs, dhs = _normal(shape)
     starts = None
     if self.resets:
-      starts = jnp.asarray(rng.random(shape[:2]) < 1 / EPISODE_LENGTH)
+      starts = draw_starts(rng, self.seq_len, self.batch_size)
 
     arguments = {"forward": (xs, starts), "gradient": (xs, starts, dhs)}
 
@@ -100,7 +101,7 @@ class Layer:
     failures: list[str] = []
 
     def skip(peer, error):
-      skipped[peer] = explain(error)
+      skipped[peer] = _explain(error)
       if self._kernel(peer) and not isinstance(error, Unsupported):
         failures.append(f"{self.name}: {peer}: {skipped[peer]}")
 
@@ -109,12 +110,12 @@ class Layer:
         self._require(peer, left_out)
         layer = PEERS[peer].make(self.cell, weights, starts)
         functions = self._functions(peer, weights, layer)
-        for mode, f in zip(MODES, functions, strict=True):
-          given = layer.params, *arguments[mode]
-          lowered[f"{peer}: {mode}"] = jax.jit(f).lower(*given)
+        lowered |= {
+          f"{peer}: {mode}": jax.jit(f).lower(layer.params, *arguments[mode])
+          for mode, f in zip(MODES, functions, strict=True)
+        }
         made[peer] = layer
       except Exception as error:  # anything, of a library that we do not know
-        lowered.pop(f"{peer}: {MODES[0]}", None)
         skip(peer, error)
     layer = PEERS[REFERENCE].make(self.cell, weights, starts)
     forward, gradient = self._functions(REFERENCE, weights, layer)
@@ -132,6 +133,7 @@ class Layer:
       expected = programs["expected"](*everything)
       calls: dict[str, dict[str, Callable]] = {mode: {} for mode in MODES}
       for peer, layer in made.items():
+        checked = {}
         try:
           for mode in MODES:
             name = f"{peer}: {mode}"
@@ -143,10 +145,13 @@ class Layer:
               d_weights, dxs = wanted
               wanted = layer.convert(d_weights), dxs
             check_equal(call(), wanted, TOLERANCE[PEERS[peer].dtype])
-            calls[mode][peer] = call
+            checked[mode] = call
         except Exception as error:  # of memory, or a kernel's
           skip(peer, error)
-      del expected
+          continue
+        for mode, call in checked.items():
+          calls[mode][peer] = call
+      del expected  # frees memory of the device before the timing
       rows = [
         row for mode in MODES for row in self._time(mode, calls[mode], programs)
       ]
@@ -155,19 +160,21 @@ class Layer:
     return Prepared(lowered, finish)
 
   def _functions(
-    self, peer: str, weights: Any, layer: Any
+    self, peer: str, weights: Any, layer: layers.Layer
   ) -> tuple[Callable, Callable]:
-    """Return (params, xs, starts) -> hs, and the same with dhs -> gradients.
+    """Return apply(params, xs, starts) -> hs, and the function of its gradient.
 
-    The starts of episodes are an argument, since XLA would compute at length
-    what follows from constants; with them, the layer is made in the program.
+    That is gradient(params, xs, starts, dhs) -> (d_params, dxs). The starts of
+    episodes are an argument: if they were constants, XLA would compute at
+    length what follows from them. So a layer with resets is made while it is
+    traced.
     """
 
     def apply(params, xs, starts):
-      made = layer
+      traced = layer
       if starts is not None:
-        made = PEERS[peer].make(self.cell, weights, starts)
-      return made.apply(params, xs)
+        traced = PEERS[peer].make(self.cell, weights, starts)
+      return traced.apply(params, xs)
 
     def gradient(params, xs, starts, dhs):
       traced = layer._replace(apply=lambda p, x: apply(p, x, starts))
@@ -179,16 +186,15 @@ class Layer:
     self, mode: str, calls: dict[str, Callable], programs: Programs
   ) -> list[Row]:
     """Return a row for each library."""
-    wait = jax.block_until_ready
-    times = time_calls(calls, wait, self.rounds, self.seq_len)
+    times = time_calls(calls, jax.block_until_ready, self.rounds, self.seq_len)
     return [
-      self.row(peer, mode, PEERS[peer].dtype, PEERS[peer].operands)
+      self._row(peer, mode, PEERS[peer].dtype, PEERS[peer].operands)
       | time
       | memory_of(programs[f"{peer}: {mode}"])
       for peer, time in times.items()
     ]
 
-  def row(self, peer: str, mode: str, dtype: str, operands: str) -> Row:
+  def _row(self, peer: str, mode: str, dtype: str, operands: str) -> Row:
     """Return what a row has besides times."""
     sizes = self.hidden_size, self.seq_len, self.batch_size
     device = find_device(jax.devices()[0].device_kind)
@@ -208,12 +214,12 @@ class Layer:
 
 @partial(jax.jit, static_argnums=0)
 def _normal(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-  """Return (xs, dhs), drawn on the device."""
+  """Return (xs, dhs), [T, B, H] each; to copy them to a device takes long."""
   keys = jax.random.split(jax.random.key(0))
   xs, dhs = (jax.random.normal(key, shape, jnp.float32) for key in keys)
   return xs, dhs
 
 
-def explain(error: Exception) -> str:
+def _explain(error: Exception) -> str:
   """Return why a peer is skipped, in one line."""
   return str(error) if isinstance(error, Unsupported) else reason(error)

@@ -1,4 +1,4 @@
-"""The proof that a peer computes the same; only then is it timed."""
+"""Peers, and the check that one computes the same before it is timed."""
 
 import importlib.util
 import time
@@ -10,11 +10,11 @@ import numpy as np
 
 
 class Unsupported(Exception):
-  """A library does not have the layer; the message says why."""
+  """A peer cannot be compared here; the message says why."""
 
 
 class Peer(NamedTuple):
-  """A program to time, compiled and proven to compute the same as ours."""
+  """A program to time, checked to compute the same as ours."""
 
   run: Callable[[], Any]  # returns when the result is ready
   compile_s: float | None = None  # seconds to compile; None if not measured
@@ -29,6 +29,10 @@ def make_peers(
   makers: Makers, *problem: Any
 ) -> tuple[dict[str, Peer], dict[str, str]]:
   """Return the peers of a problem, and why the others are skipped.
+
+  Args:
+    makers: of the peers.
+    *problem: the arguments of each maker.
 
   Raises:
     ValueError: a peer computes a different result from ours.
@@ -48,9 +52,9 @@ def make_peers(
 def tolerance() -> float:
   """Return the relative error that is allowed in float32.
 
-  On the CPU, float32 sums in another order; elsewhere float32 products may be
-  computed in TensorFloat-32, with 10 bits of mantissa. A function, since the
-  question starts JAX's device.
+  On a CPU, libraries sum in different orders; elsewhere float32 products may be
+  computed in TensorFloat-32, with 10 bits of mantissa. A function and not a
+  constant, since `jax.default_backend()` initializes JAX.
   """
   return 1e-4 if jax.default_backend() == "cpu" else 1e-2
 
@@ -70,7 +74,8 @@ def check_same(name: str, actual: Any, expected: Any, tolerance: float) -> None:
     tolerance: of the norm of the difference, relative to the expected norm.
 
   Raises:
-    ValueError: a shape differs, or an array is further away than the tolerance.
+    ValueError: the trees differ in their number of arrays or in a shape, or an
+      array is further away than the tolerance.
   """
   pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
   for k, (a, b) in enumerate(pairs):

@@ -2,7 +2,7 @@
 
 Our `unroll(..., reset=)` against the usual code of reinforcement learning in
 Flax: a cell under `linen.scan` that sets the carry to zero where an episode
-begins. The GPU benchmark takes `flax_layer` and `equinox_layer` for other cells
+begins. The GPU benchmark uses `flax_layer` and `equinox_layer` with other cells
 too.
 """
 
@@ -44,18 +44,20 @@ def make_problem(
   Our `unroll` computes the results that are expected. With `backward` all
   gradients are timed, or else the outputs.
   """
-  plain = sequences.make_problem(
-    "gru", backward, hidden_size, seq_len, batch_size
-  )
-  rng = np.random.default_rng(0)
-  starts = jnp.asarray(rng.random((seq_len, batch_size)) < 1 / EPISODE_LENGTH)
-  layer = ours("gru", plain.weights, reset=starts)
+  sizes = hidden_size, seq_len, batch_size
+  weights, xs, dhs = sequences.draw_layer("gru", *sizes)
+  starts = draw_starts(np.random.default_rng(0), seq_len, batch_size)
+  layer = ours("gru", weights, reset=starts)
   return Problem(
-    sequences.with_expected(
-      layer, "gru", backward, plain.weights, plain.xs, plain.dhs
-    ),
-    starts,
+    sequences.with_expected(layer, "gru", backward, weights, xs, dhs), starts
   )
+
+
+def draw_starts(
+  rng: np.random.Generator, seq_len: int, batch_size: int
+) -> jax.Array:
+  """Return where episodes begin, bool [T, B]."""
+  return jnp.asarray(rng.random((seq_len, batch_size)) < 1 / EPISODE_LENGTH)
 
 
 def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
@@ -85,25 +87,23 @@ def flax_layer(
     cell: lstm, gru or rnn.
     weights: ours.
     starts: bool [T, B].
-    dtype: in which Flax computes; None for that of weights and inputs.
+    dtype: that Flax computes in; None for the dtype of weights and inputs.
   """
   from flax import linen as nn
 
   cell_class = getattr(nn, FLAX_CELLS[cell])
+  size = weights.w_h.shape[0]
 
   class ResettingCell(nn.Module):
-    features: int
-
     @nn.compact
     def __call__(self, carry, inputs):
       x, start = inputs
       carry = zero_at_starts(carry, start)
-      return cell_class(self.features, dtype=dtype, name="cell")(carry, x)
+      return cell_class(size, dtype=dtype, name="cell")(carry, x)
 
-  size = weights.w_h.shape[0]
   scanned = nn.scan(
     ResettingCell, variable_broadcast="params", split_rngs={"params": False}
-  )(size)
+  )()
 
   def apply(params, xs):
     zeros = jnp.zeros((xs.shape[1], size), dtype or xs.dtype)
@@ -117,7 +117,16 @@ def flax_layer(
 
 
 def equinox_layer(cell: str, weights: Any, starts: jax.Array) -> Layer:
-  """Return a scan of an Equinox cell, whose state is reset at each start."""
+  """Return a scan of an Equinox cell, whose state is reset at each start.
+
+  Args:
+    cell: lstm or gru.
+    weights: ours.
+    starts: bool [T, B].
+
+  Raises:
+    Unsupported: Equinox does not have the cell.
+  """
   params = equinox_cell(cell, weights)
   size = weights.w_h.shape[0]
 

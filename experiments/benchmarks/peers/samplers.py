@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.peers.layers import flax_linen
 from experiments.benchmarks.peers.proof import Makers, Peer, Unsupported
 from experiments.benchmarks.peers.torch_layer import as_tensor, torch_layer
 from lstm_jax import lstm
+from lstm_jax.interop.flax import to_linen
 from lstm_jax.interop.onnx import language_model_to_onnx
 from lstm_jax.language import (
   LanguageModel,
@@ -27,6 +27,7 @@ from lstm_jax.language import (
 )
 
 CHECKED = 30  # characters of each sample that must equal ours
+VOCABULARY_SIZE = 65  # of Tiny Shakespeare
 
 
 class Problem(NamedTuple):
@@ -40,14 +41,21 @@ class Problem(NamedTuple):
 
 
 def make_problem(hidden_size: int, num_samples: int, length: int) -> Problem:
-  """Return a model over 65 characters, and its samples at temperature 0."""
-  model = language_model(ModelConfig(hidden_size=hidden_size), 65)
+  """Return a character model, and its samples at temperature 0."""
+  config = ModelConfig(hidden_size=hidden_size)
+  model = language_model(config, VOCABULARY_SIZE)
   params = model.init(jax.random.key(0))
   greedy = _ours(model, params, num_samples, CHECKED, temperature=0.0)
   return Problem(model, params, num_samples, length, greedy)
 
 
-def _ours(model, params, num_samples, length, temperature=1.0):
+def _ours(
+  model: LanguageModel,
+  params: LanguageParams,
+  num_samples: int,
+  length: int,
+  temperature: float = 1.0,
+) -> np.ndarray:
   """Return samples of our model that follow token 0, int32 [N, length]."""
   prompt = np.zeros(1, np.int32)
   return sample(
@@ -61,7 +69,7 @@ def _ours(model, params, num_samples, length, temperature=1.0):
   )
 
 
-def lstm_jax(problem: Problem) -> Peer:
+def our_sampler(problem: Problem) -> Peer:
   """Our `sample`."""
   model, params, num_samples, length, _ = problem
   return Peer(lambda: _ours(model, params, num_samples, length))
@@ -73,14 +81,14 @@ def flax_loop(problem: Problem) -> Peer:
 
   embedding, (weights,), readout, bias = problem.params
   cell = nn.OptimizedLSTMCell(weights.w_h.shape[0])
-  variables = flax_linen("lstm", weights).params["params"]["cell"]
+  cell_params = to_linen(weights)
 
-  def generate(weights, key, length, greedy):
-    embedding, variables, readout, bias = weights
+  def generate(params, key, length, greedy):
+    embedding, cell_params, readout, bias = params
 
     def body(carry, key):
       state, tokens = carry
-      state, h = cell.apply({"params": variables}, state, embedding[tokens])
+      state, h = cell.apply({"params": cell_params}, state, embedding[tokens])
       logits = h @ readout + bias
       if greedy:
         tokens = jnp.argmax(logits, axis=-1)
@@ -95,7 +103,7 @@ def flax_loop(problem: Problem) -> Peer:
     return jax.lax.scan(body, (state, tokens), keys)[1].T
 
   generate = jax.jit(generate, static_argnums=(2, 3))
-  params = embedding, variables, readout, bias
+  params = embedding, cell_params, readout, bias
   key = jax.random.key(0)
   _check_samples("flax linen", generate(params, key, CHECKED, True), problem)
   return Peer(lambda: np.asarray(generate(params, key, problem.length, False)))
@@ -132,7 +140,7 @@ def onnxruntime(problem: Problem) -> Peer:
   import onnxruntime
 
   if jax.default_backend() != "cpu":
-    raise Unsupported("it runs on the CPU only")
+    raise Unsupported("it is compared on the CPU only")
   file = language_model_to_onnx(lstm, problem.params)
   session = onnxruntime.InferenceSession(
     file.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -140,7 +148,7 @@ def onnxruntime(problem: Problem) -> Peer:
   names = [output.name for output in session.get_outputs()]
   state_names = [given.name for given in session.get_inputs()][1:]
   hidden_size = problem.params.layers[0].w_h.shape[0]
-  random = np.random.default_rng(0)
+  rng = np.random.default_rng(0)
 
   def generate(length, greedy):
     tokens = np.zeros((1, problem.num_samples), np.int64)
@@ -150,7 +158,7 @@ def onnxruntime(problem: Problem) -> Peer:
       inputs = dict(zip(state_names, state, strict=True))
       logits, *state = session.run(names, {"tokens": tokens, **inputs})
       if not greedy:
-        logits = logits + random.gumbel(size=logits.shape)
+        logits = logits + rng.gumbel(size=logits.shape)
       tokens = logits.argmax(-1)
       samples.append(tokens[0])
     return np.stack(samples, 1)
@@ -168,7 +176,7 @@ def _check_samples(name: str, samples: Any, problem: Problem) -> None:
 def samplers() -> Makers:
   """Return the makers of all peers."""
   return {
-    "lstm_jax": (lstm_jax, "jax"),
+    "lstm_jax": (our_sampler, "jax"),
     "flax linen": (flax_loop, "flax"),
     "pytorch": (pytorch, "torch"),
     "onnxruntime": (onnxruntime, "onnxruntime"),

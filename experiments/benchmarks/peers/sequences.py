@@ -38,13 +38,22 @@ def make_problem(
   cell: str, backward: bool, hidden_size: int, seq_len: int, batch_size: int
 ) -> Problem:
   """Return a layer of these sizes with random inputs."""
+  sizes = hidden_size, seq_len, batch_size
+  weights, xs, dhs = draw_layer(cell, *sizes)
+  return with_expected(ours(cell, weights), cell, backward, weights, xs, dhs)
+
+
+def draw_layer(
+  cell: str, hidden_size: int, seq_len: int, batch_size: int
+) -> tuple[Any, jax.Array, jax.Array]:
+  """Return the weights, inputs and cotangents (weights, xs, dhs) of a layer."""
   keys = jax.random.split(jax.random.key(0), 4)
   weights = CELLS[cell].init(keys[0], hidden_size, hidden_size)
   noise = 0.1 * jax.random.normal(keys[1], weights.b.shape, jnp.float32)
   weights = weights._replace(b=weights.b + noise)
   shape = seq_len, batch_size, hidden_size
   xs, dhs = (jax.random.normal(k, shape, jnp.float32) for k in keys[2:])
-  return with_expected(ours(cell, weights), cell, backward, weights, xs, dhs)
+  return weights, xs, dhs
 
 
 def with_expected(

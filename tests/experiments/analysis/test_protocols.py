@@ -123,3 +123,7 @@ def test_an_unknown_protocol_is_refused(members):
     ValueError, match=r"protocol must be one of .*, got 'hot'"
   ):
     outcomes(members, names=("hot",))
+  texts = Texts(TOKENS, BEFORE, [])
+  protocols = Protocols(members, texts, SETTINGS, ["dynamic"])
+  with pytest.raises(ValueError, match="those named, dynamic: mixed"):
+    protocols.outcome("mixed")

@@ -10,7 +10,7 @@ import pytest
 from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import (
   MEANINGS,
-  is_signed,
+  is_gate,
   meaning,
   signals,
   trace_layers,
@@ -122,8 +122,7 @@ def test_states_and_gates_are_those_of_the_step(name, key):
       assert set(expected) == set(values)
       for letter, value in expected.items():
         assert np.abs(values[letter][t] - value).max() < 1e-12, letter
-        is_gate = "gate" in meaning(cell, letter)
-        assert is_signed(cell, letter) == (not is_gate)
+        assert is_gate(cell, letter) == ("gate" in meaning(cell, letter))
       state = after
       hs.append(np.asarray(after.h))
     xs = np.array(hs)
@@ -133,7 +132,7 @@ def test_the_states_of_an_own_cell_are_no_gates():
   """Whatever their names: such as the real and imaginary part of one."""
   own = ModuleType("own")
   for letter in "hcrizfo":
-    assert is_signed(own, letter)
+    assert not is_gate(own, letter)
   assert meaning(own, "h") == "output"
   assert meaning(own, "r") == meaning(own, "i") == "state"
 

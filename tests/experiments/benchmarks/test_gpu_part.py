@@ -102,12 +102,20 @@ def test_the_timings_follow_where_the_kernels_fail(console, tmp_path):
   assert not picture.draw([], tmp_path / "none.png")
 
 
+@pytest.mark.parametrize("part", ["outputs", "gradient"])
 def test_a_kernel_that_computes_something_else_is_not_timed(
-  console, monkeypatch
+  part, console, monkeypatch
 ):
   def wrong(cell, weights, starts):
     layer = PEERS["scan"].make(cell, weights, starts)
-    return layer._replace(apply=lambda p, xs: 1.1 * layer.apply(p, xs))
+
+    def apply(params, xs):
+      hs = layer.apply(params, xs)
+      if part == "outputs":
+        return 1.1 * hs
+      return 1.1 * hs - 0.1 * jax.lax.stop_gradient(hs)
+
+    return layer._replace(apply=apply)
 
   peer = PEERS["kernel bfloat16"]._replace(make=wrong)
   monkeypatch.setitem(PEERS, "kernel bfloat16", peer)

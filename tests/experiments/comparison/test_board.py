@@ -58,11 +58,10 @@ def test_the_charts_show_the_rows_of_the_board(name, axis):
 def test_a_row_of_ours_has_the_figures_of_its_records(row):
   assert (RECIPES / f"{row.recipe}.flags").is_file()
   for result in row.results:
-    if result.protocol.startswith(ENSEMBLE):
+    if result.is_ensemble:
       record = json.loads((ROOT / row.records[0] / "ensemble.json").read_text())
       assert len(record["runs"]) == len(result.seeds)
-      protocol = result.protocol.removeprefix(ENSEMBLE)
-      loss = record["nats_per_character"][protocol]
+      loss = record["nats_per_character"][result.evaluated_by]
       assert abs(loss - result.mean) < 6e-5
       continue
     assert len(result.values) == len(result.seeds)
