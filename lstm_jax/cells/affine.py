@@ -160,7 +160,7 @@ def linear(
     b: as in `affine`.
     compute_dtype: the dtype of the products' operands; None for that of w.
   """
-  sharding = leading_sharding(x, 0, x.ndim - (not is_token(x)))
+  sharding = leading_sharding(x, x.ndim - (not is_token(x)))
   rule = auto_sharded(partial(_linear, compute_dtype), sharding)
   return rule(*vary_alike((x, w, b)))
 

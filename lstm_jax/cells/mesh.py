@@ -41,13 +41,13 @@ def vary_alike(tree: Tree) -> Tree:
   return jax.tree.map(cast, tree) if axes else tree
 
 
-def leading_sharding(x: jax.Array, start: int, stop: int) -> NamedSharding:
-  """Return the sharding of arrays whose first axes are x's from start to stop.
+def leading_sharding(x: jax.Array, count: int) -> NamedSharding:
+  """Return the sharding of arrays whose first axes are so many of x's first.
 
   Their further axes are replicated.
   """
   sharding = jax.typeof(x).sharding
-  spec = PartitionSpec(*sharding.spec[start:stop])
+  spec = PartitionSpec(*sharding.spec[:count])
   return NamedSharding(sharding.mesh, spec)
 
 

@@ -83,7 +83,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
       logits.shape for distributions.
   """
   # On a mesh with explicit axes, the losses are sharded as the logits are.
-  sharding = leading_sharding(logits, 0, logits.ndim - 1)
+  sharding = leading_sharding(logits, logits.ndim - 1)
   rule = auto_sharded(_cross_entropy, sharding)
   return rule(*vary_alike((logits, targets)))
 

@@ -57,7 +57,8 @@ def linear_cross_entropy(
   arrays = vary_alike((hs, w, b, targets))
   dtypes = compute_dtype, w.dtype, b.dtype
   rule = partial(_linear_cross_entropy, dtypes)
-  return auto_sharded(rule, leading_sharding(hs, 0, 0))(*arrays)
+  scalar = leading_sharding(hs, 0)
+  return auto_sharded(rule, scalar)(*arrays)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +147,15 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
   return state
 
 
+class _Place(NamedTuple):
+  """Where an array lies in those of `Joined`."""
+
+  kind: str  # its dtype and leading axes
+  start: int  # along the last axis
+  stop: int
+  is_scalar: bool  # without a last axis
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Joined:
@@ -157,30 +166,29 @@ class Joined:
 
   arrays: dict[str, jax.Array]
   structure: Any = dataclasses.field(metadata={"static": True})
-  leaves: tuple[tuple[str, int, int], ...] = dataclasses.field(
-    metadata={"static": True}
-  )  # of each array its kind, and where it lies: from and to
+  places: tuple[_Place, ...] = dataclasses.field(metadata={"static": True})
 
   def __getitem__(self, index: int) -> "Joined":
     """Return an element of the tuple, in the same arrays."""
     children = self.structure.children()
     first = sum(child.num_leaves for child in children[:index])
     last = first + children[index].num_leaves
-    return Joined(self.arrays, children[index], self.leaves[first:last])
+    return Joined(self.arrays, children[index], self.places[first:last])
 
 
 def join(tree: Any) -> Joined:
   """Return the arrays of a tree, joined along their last axis."""
   leaves, structure = jax.tree.flatten(tree)
   groups: dict[str, list[jax.Array]] = {}
-  ends: dict[str, int] = {}
+  stops: dict[str, int] = {}
   places = []
   for leaf in leaves:
-    kind = f"{leaf.dtype} {leaf.shape[:-1] if leaf.ndim else None}"
-    start = ends.get(kind, 0)
-    ends[kind] = start + (leaf.shape[-1] if leaf.ndim else 1)
-    groups.setdefault(kind, []).append(jnp.atleast_1d(leaf))
-    places.append((kind, start, ends[kind]))
+    vector = jnp.atleast_1d(leaf)
+    kind = f"{leaf.dtype} {vector.shape[:-1]}"
+    start = stops.get(kind, 0)
+    stops[kind] = start + vector.shape[-1]
+    groups.setdefault(kind, []).append(vector)
+    places.append(_Place(kind, start, stops[kind], leaf.ndim == 0))
   arrays = {kind: jnp.concatenate(group, -1) for kind, group in groups.items()}
   return Joined(arrays, structure, tuple(places))
 
@@ -190,7 +198,7 @@ def separate(ys: Any) -> Any:
   if not isinstance(ys, Joined):
     return ys
   leaves = []
-  for kind, start, end in ys.leaves:
-    leaf = lax.slice_in_dim(ys.arrays[kind], start, end, axis=-1)
-    leaves.append(leaf[..., 0] if kind.endswith("None") else leaf)
+  for kind, start, stop, is_scalar in ys.places:
+    leaf = lax.slice_in_dim(ys.arrays[kind], start, stop, axis=-1)
+    leaves.append(leaf[..., 0] if is_scalar else leaf)
   return jax.tree.unflatten(ys.structure, leaves)

@@ -11,13 +11,7 @@ from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.interop.flax.explicit import explicit_cell
 from lstm_jax.interop.flax.nnx_layers import nnx_layers
-from lstm_jax.interop.tensors import as_array, check_fit
-
-CELL_OF_PARAMS: dict[type, Cell] = {
-  lstm.LSTMParams: lstm,
-  gru.GRUParams: gru,
-  rnn.RNNParams: rnn,
-}
+from lstm_jax.interop.tensors import CELL_OF_PARAMS, as_array, check_fit
 
 
 def from_linen(variables: Any) -> tuple[Cell, Params]:
@@ -167,10 +161,11 @@ def to_nnx(params: Params, module: Any) -> None:
   """
   cell, variables = _variables(module)
   name = type(module).__name__
-  if type(params) not in CELL_OF_PARAMS:
+  own = CELL_OF_PARAMS.get(type(params))
+  if own not in (lstm, gru, rnn):
     expected = "the params of lstm, gru or rnn"
     raise ValueError(f"expected {expected}, got {type(params).__name__}")
-  if CELL_OF_PARAMS[type(params)] is not cell:
+  if own is not cell:
     raise ValueError(f"{name} cannot hold {type(params).__name__}")
   if cell is gru and params.b_n.any():
     raise ValueError("params.b_n must be 0: nnx.GRUCell has no such bias")
