@@ -41,7 +41,7 @@ class DrawingRules(NamedTuple):
   top_k: int | None = None
   top_p: float | None = None
   min_p: float | None = None
-  suppress_tokens: tuple[int, ...] = ()
+  suppress_tokens: Sequence[int] = ()
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:
@@ -50,18 +50,15 @@ def check_count(name: str, value: int, least: int = 1) -> None:
     raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
 
 
-def token_ids(tokens: Sequence[int]) -> tuple[int, ...]:
-  """Return tokens as a tuple; raise ValueError unless they are integers."""
-  try:
-    return tuple(map(operator.index, tokens))
-  except TypeError:
-    message = f"suppress_tokens must be integers, got {tokens!r}"
-    raise ValueError(message) from None
+def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
+  """Return rules whose values are Python's, which can be static under `jit`.
 
-
-def check_rules(rules: DrawingRules, vocabulary_size: int) -> None:
-  """Raise ValueError if a rule is out of range, or suppresses all tokens."""
+  Raises:
+    ValueError: a rule is out of range, or all tokens are suppressed.
+  """
   temperature, top_k, top_p, min_p, suppress_tokens = rules
+  temperature = float(temperature)
+  top_p, min_p = (None if p is None else float(p) for p in (top_p, min_p))
   if not 0 <= temperature <= HUGE:
     raise ValueError(
       f"temperature must be finite in float32 and ≥ 0, got {temperature}"
@@ -72,6 +69,12 @@ def check_rules(rules: DrawingRules, vocabulary_size: int) -> None:
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
   if min_p is not None and not 0 <= min_p <= 1:
     raise ValueError(f"min_p must be in [0, 1], got {min_p}")
+  try:
+    suppress_tokens = tuple(map(operator.index, suppress_tokens))
+  except TypeError:
+    raise ValueError(
+      f"suppress_tokens must be integers, got {suppress_tokens!r}"
+    ) from None
   if not all(0 <= token < vocabulary_size for token in suppress_tokens):
     raise ValueError(
       f"suppress_tokens must be in [0, {vocabulary_size}), got "
@@ -82,6 +85,7 @@ def check_rules(rules: DrawingRules, vocabulary_size: int) -> None:
       f"suppress_tokens must leave at least one of {vocabulary_size} tokens, "
       "got all of them"
     )
+  return DrawingRules(temperature, top_k, top_p, min_p, suppress_tokens)
 
 
 def check_key(key: jax.Array) -> None:

@@ -16,9 +16,8 @@ from jax import lax
 from lstm_jax.language.drawing import (
   DrawingRules,
   check_count,
-  check_rules,
+  checked_rules,
   draw,
-  token_ids,
 )
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -72,10 +71,8 @@ def sample(
   check_prompt(prompt, len(params.bias))
   check_count("length", length)
   check_count("num_samples", num_samples)
-  suppressed = token_ids(suppress_tokens)
-  top_p, min_p = (None if p is None else float(p) for p in (top_p, min_p))
-  rules = DrawingRules(float(temperature), top_k, top_p, min_p, suppressed)
-  check_rules(rules, len(params.bias))
+  rules = DrawingRules(temperature, top_k, top_p, min_p, suppress_tokens)
+  rules = checked_rules(rules, len(params.bias))
   prompts = repeat_prompt(prompt, num_samples)
   return np.asarray(_sample(model, (int(length), rules), params, key, prompts))
 

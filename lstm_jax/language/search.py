@@ -33,8 +33,7 @@ from jax import lax
 from lstm_jax.language.drawing import (
   DrawingRules,
   check_count,
-  check_rules,
-  token_ids,
+  checked_rules,
 )
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
@@ -139,8 +138,8 @@ def beam_search(
   check_prompt(prompt, len(params.bias))
   check_count("length", length)
   check_count("beam_size", beam_size)
-  rules = DrawingRules(suppress_tokens=token_ids(suppress_tokens))
-  check_rules(rules, len(params.bias))
+  rules = DrawingRules(suppress_tokens=suppress_tokens)
+  rules = checked_rules(rules, len(params.bias))
   prompts = repeat_prompt(prompt, beam_size)
   options = int(length), rules.suppress_tokens
   tokens, nats = _beam_search(model, options, params, prompts)

@@ -25,9 +25,8 @@ from lstm_jax.language.drawing import (
   DrawingRules,
   check_count,
   check_key,
-  check_rules,
+  checked_rules,
   draw,
-  token_ids,
 )
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -63,11 +62,10 @@ class TextStream:
     tokenizer: Tokenizer,
     rules: DrawingRules,
   ):
-    rules = rules._replace(suppress_tokens=token_ids(rules.suppress_tokens))
-    check_rules(rules, tokenizer.size)
-    self._model, self._params, self._rules = model, params, rules
-    self._tokenizer = tokenizer
+    self._rules = checked_rules(rules, tokenizer.size)
+    self._model, self._params, self._tokenizer = model, params, tokenizer
     self._tokens: list[int] = []
+    self._key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     token = np.zeros((1, 1), np.int32)
     shapes = jax.eval_shape(partial(read_prompts, model), params, token)
     self._carry: Carry = jax.tree.map(
@@ -102,8 +100,8 @@ class TextStream:
       ValueError: there are none, or others than those of the vocabulary.
     """
     check_prompt(tokens, self._tokenizer.size)
-    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    no_keys = np.zeros((len(tokens), *key.shape), key.dtype)  # none is drawn
+    shape = len(tokens), *self._key.shape
+    no_keys = np.zeros(shape, self._key.dtype)  # none is drawn
     for _ in self._advance(no_keys, np.asarray(tokens, np.int32)):
       pass
 
