@@ -25,7 +25,6 @@ import jax
 from absl import flags
 from rich.console import Console
 from rich.rule import Rule
-from rich.table import Table
 
 from experiments import train
 from experiments.cli import SIGNALLED, launch, make_console
@@ -34,6 +33,7 @@ from experiments.comparison.ablations import (
   RECORD,
   Ablations,
   check_all_named,
+  make_table,
   read_ablations,
 )
 from experiments.trainer import run_dir
@@ -45,15 +45,17 @@ from experiments.trainer.data import (
   text_sha256,
 )
 from experiments.trainer.devices import share_batches
+from experiments.trainer.distillation import read_teachers
 from experiments.trainer.effects import RULES, without_effect
 from experiments.trainer.environment import environment, environment_of
 from experiments.trainer.errors import Diverged
 from experiments.trainer.extension import read_result
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.format import number_table
-from experiments.trainer.opening import check_same_run
-from experiments.trainer.records import from_name, leaves, replace, to_record
+from experiments.trainer.opening import check_same_run, recorded_flags
+from experiments.trainer.pretrained import read_pretrained
+from experiments.trainer.records import from_name, leaves, replace
+from experiments.trainer.resources import host_memory
 from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
@@ -123,6 +125,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
         break
       row = _measure(result)
       stopped_by = result.signalled
+    if path.exists():  # another process may have added a row meanwhile
+      rows[:] = read_ablations(path, recipe, sha256).rows
     rows.append({"change": name} | row)
     results.write(path)
     if stopped_by:
@@ -191,28 +195,6 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
   return replace(config, **values)
 
 
-def make_table(rows: list[dict[str, Any]]) -> Table:
-  """Return the rows as a table, each compared with the base."""
-  table = number_table(
-    "", "parameters", "cold", "stateful", "− base", "seconds"
-  )
-  base = rows[0]["stateful"]
-  for row in rows:
-    if row.get("diverged"):
-      table.add_row(row["change"], "", "", "diverged", "", "")
-      continue
-    difference = row["stateful"] - base
-    table.add_row(
-      row["change"],
-      f"{row['parameters']:,}",
-      _format(row["cold"]),
-      _format(row["stateful"]),
-      "" if row["change"] == BASE else _format(difference, "+"),
-      f"{row['seconds']:.0f}",
-    )
-  return table
-
-
 def _check(configs: dict[str, TrainConfig]) -> str:
   """Raise ValueError for what cannot be trained; return the corpus's hash."""
   base, seen = configs[BASE], dict[TrainConfig, str]()
@@ -226,13 +208,18 @@ def _check(configs: dict[str, TrainConfig]) -> str:
         f"--change must leave {names} as they are, or the losses do not "
         f"compare, got {change!r}"
       )
-    _check_effect(base, change, config)
+    directory = _directory(config.job, change)
+    setup = make_setup(replace(config, run=str(directory)))
+    read_pretrained(setup)
+    read_teachers(setup, host_memory())
+    _check_effect(base, change, config, setup.num_steps)
   return text_sha256(read_corpus_text(base.data.corpus))
 
 
-def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
+def _check_effect(
+  base: TrainConfig, change: str, config: TrainConfig, num_steps: int
+) -> None:
   """Raise ValueError for a change that changes nothing."""
-  num_steps = make_setup(config).num_steps
   if change == BASE:
     return
   if config == base:
@@ -242,10 +229,6 @@ def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
     name, _, _ = part.partition("=")
     if name in unused:
       raise ValueError(f"in --change={change}, {unused[name]}")
-
-
-def _format(nats: float, sign: str = "") -> str:
-  return f"{nats:{sign}{'.4f' if nats < 1e4 else '.3g'}}"
 
 
 def _measure(result: train.Result) -> dict[str, Any]:
@@ -272,7 +255,8 @@ def _measure(result: train.Result) -> dict[str, Any]:
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:
-  record = to_record(config)
+  """Return the flags of the base, paths as config.json has them."""
+  record = recorded_flags(config)
   return {
     name: value for name, value in record.items() if name not in JOB_FLAGS
   }

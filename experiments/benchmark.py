@@ -32,7 +32,12 @@ from rich.console import Console
 
 from experiments.benchmarks.gpu import part as gpu
 from experiments.benchmarks.parts import MODEL, PARTS, check_sizes
-from experiments.benchmarks.tables import Row, case_table, change_table
+from experiments.benchmarks.tables import (
+  Row,
+  case_table,
+  change_table,
+  check_rows,
+)
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
 from experiments.comparison.results import read_record
@@ -100,12 +105,15 @@ def main() -> int:
     path, entries = Path(COMPARE.value), ("environment", "rows")
     path.stat()  # the error of a missing file names it
     old = read_record(path, "there is no record", entries)
+    check_rows(old["rows"], path)
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
   out = Path(OUT.value) if OUT.value else None
   if "gpu" in PART.value:
     if len(PART.value) > 1:
       raise ValueError("--part=gpu runs alone: its processes take the GPU")
     out = out or GPU_OUT
+  if out and out.suffix == ".png":
+    raise ValueError(f"--out must not end in .png, as the figure does: {out}")
   if out:
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -120,11 +128,11 @@ def main() -> int:
       batch_size: Any = (MODEL | sizes)["batch_size"]
       start_cpu_devices(math.gcd(num_cores(), batch_size))
     record = run(PART.value, sizes, ROUNDS.value, console, save)
+  if out:
+    draw(record, out, console)
   if old:
     console.print(f"compared with {COMPARE.value}: {old['environment']}")
     console.print(change_table(old["rows"], record["rows"]))
-  if out:
-    draw(record, out, console)
   return CHECK_FAILED if record.get("failures") else 0
 
 

@@ -74,7 +74,8 @@ def launch(
     except (ValueError, OSError, OverflowError) as error:
       return _fail(error, BAD_INPUT)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-      return _fail(f"device error: {error or 'out of memory'}", BAD_INPUT)
+      reason = str(error) or "out of memory"
+      return _fail(f"device error: {reason}", BAD_INPUT)
     except Diverged as error:
       return _fail(error, DIVERGED)
     except KeyboardInterrupt as error:
@@ -282,7 +283,9 @@ def _text(error: object) -> str:
 
 
 def _replace_closed_streams() -> None:
-  """Have a closed standard output, or error output, take what is printed."""
+  """Have closed standard streams take what is printed, and be empty."""
+  if sys.stdin is None:
+    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
   for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:
       stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -47,10 +47,11 @@ from experiments.comparison.measurements import (
 )
 from experiments.comparison.models import make_models
 from experiments.comparison.results import (
-  check_unused,
+  open_results,
   print_tables,
   read_record,
   recorded_command,
+  replot,
 )
 from experiments.comparison.tables import tables
 from experiments.comparison.training import train_cell
@@ -77,7 +78,6 @@ def run(
   """
   start = time.monotonic()
   corpus = read_corpus(config)
-  directory.mkdir(parents=True, exist_ok=True)
   models = make_models(config.cells, config.model, corpus.tokenizer.size)
   seeds_key, trial_key, recall_key = jax.random.split(
     jax.random.key(config.seed), 3
@@ -107,9 +107,10 @@ def run(
     record["context"].append(
       run_id | loss_by_context(cell, trained, corpus, config)
     )
+    save(record, directory)  # keeps these results if the rest is interrupted
     if budget == EQUAL_STEPS:
       record["gradient_flow"] += gradient_flow(cell, trained, corpus, config)
-    save(record, directory)  # keeps these results if the rest is interrupted
+      save(record, directory)
   if config.recall_steps:
     for rows in delayed_recall(config, recall_key, console):
       record["recall"] += rows
@@ -121,8 +122,9 @@ def run(
 
 
 def save(record: dict[str, Any], directory: Path) -> None:
-  """Write comparison.json and samples.txt."""
+  """Write comparison.json and samples.txt; the figure is drawn at the end."""
   write_json(directory / RECORD, record)
+  (directory / FIGURE).unlink(missing_ok=True)  # of results that are replaced
   samples = "".join(
     f"=== {run['cell']}, {run['budget']}, step {sample['step']} ===\n"
     f"{sample['text']}\n\n"
@@ -157,12 +159,12 @@ def main() -> None:
   """Run the comparison, or report an existing one if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    report(load(directory), directory, console)
+    record = load(directory)
+    replot(lambda: report(record, directory, console), directory / RECORD)
     return
   config = config_from_flags(CompareConfig(), FLAGS)
-  check_unused(directory / RECORD, OVERWRITE.value)
-  config = share_members(config, config.num_seeds)
-  run(config, directory, console)
+  with open_results(directory, (RECORD, FIGURE, SAMPLES), OVERWRITE.value):
+    run(share_members(config, config.num_seeds), directory, console)
 
 
 if __name__ == "__main__":

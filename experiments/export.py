@@ -32,6 +32,7 @@ from experiments.cli import launch
 from experiments.pages import writer
 from experiments.pages.packed_model import check_model, describe_cost
 from experiments.trainer.corpus_path import find_corpus
+from experiments.trainer.data import SPLITS
 from experiments.trainer.excerpt import Part, read_excerpt
 from experiments.trainer.files import write_bytes
 from experiments.trainer.trained import Trained, load
@@ -110,8 +111,10 @@ def _html(trained: Trained, directory: Path) -> tuple[bytes, str]:
   """Return the page, and what its 8-bit weights cost."""
   check_model(trained)
   data = find_corpus(directory, trained.config.data, trained.corpus_sha256)
-  excerpt = read_excerpt(data, trained.corpus_sha256, part=Part("val"))
-  source = f"the validation split of {Path(data.corpus).name}"
+  # With a development split, all that comes after it stays unread.
+  split = "dev" if data.dev_fraction else "val"
+  excerpt = read_excerpt(data, trained.corpus_sha256, part=Part(split))
+  source = f"the {SPLITS[split]} split of {Path(data.corpus).name}"
   page, cost = writer.make_page(trained, excerpt.text, source)
   said = describe_cost(cost, trained.tokenizer)
   return page.encode(), f"; {said} of {source}"

@@ -29,10 +29,11 @@ from rich.console import Console
 from experiments.benchmarks.timing import environment as machine
 from experiments.cli import launch, make_console
 from experiments.comparison.results import (
-  check_unused,
+  open_results,
   print_tables,
   read_record,
   recorded_command,
+  replot,
 )
 from experiments.policies import plots
 from experiments.policies.config import (
@@ -65,7 +66,6 @@ def run(
     Diverged: a loss is NaN or infinite.
   """
   begun = time.monotonic()
-  directory.mkdir(parents=True, exist_ok=True)
   environment, title = make_environment(config)
   train_key, race_key = jax.random.split(jax.random.key(config.seed))
   keys = jax.random.split(train_key, config.num_seeds)
@@ -105,8 +105,9 @@ def progress(
 
 
 def save(record: dict[str, Any], directory: Path) -> None:
-  """Write policy.json, a line for each update of a network."""
+  """Write policy.json; the figure is drawn at the end."""
   write_json(directory / RECORD, record)
+  (directory / FIGURE).unlink(missing_ok=True)  # of results that are replaced
 
 
 def load(directory: Path) -> dict[str, Any]:
@@ -129,12 +130,12 @@ def main() -> None:
   """Train, or report an existing run if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    report(load(directory), directory, console)
+    record = load(directory)
+    replot(lambda: report(record, directory, console), directory / RECORD)
     return
   config = config_from_flags(PolicyConfig(), FLAGS)
-  check_unused(directory / RECORD, OVERWRITE.value)
-  config = share_members(config, config.num_seeds)
-  run(config, directory, console)
+  with open_results(directory, (RECORD, FIGURE), OVERWRITE.value):
+    run(share_members(config, config.num_seeds), directory, console)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,9 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   for job, single in zip(jobs, share_batches(configs), strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
     if not is_trained(job):
-      done.pop(job.seed, None)
-      together = {}
+      if done.pop(job.seed, None) or together:
+        together = {}
+        _write(path, row, done, together, rows)  # those of another run
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)

@@ -9,7 +9,8 @@ program, which is compiled once. The cores of a CPU share the members
 refuses those in UNSUPPORTED. The seeds count up from --seed. Each member equals
 the run that `experiments.train` makes with its seed and learning rate, up to
 rounding. If batches are random (--random_offsets, --short_seq_prob), all
-members have those of --seed. The tables show each member's best validation
+members have those of --seed. A test split (--test_fraction) is left out of the
+training, and not evaluated. The tables show each member's best validation
 loss, and the mean and the standard deviation over the seeds at each learning
 rate; result.json holds every evaluation.
 
@@ -54,6 +55,7 @@ from experiments.trainer.ensemble import (
   restore,
   save,
 )
+from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.footprint import check_memory
@@ -99,10 +101,11 @@ def run(config: SweepConfig, console: Console) -> Result:
 
   Raises:
     ValueError: as in `train.run`; or a flag is not supported by sweeps.
+    Diverged: no member has a finite loss, at the end.
   """
   members = make_members(config)
   rates = {one.learning_rate for one in members}
-  _check(config, rates)
+  _check(config)
   # The optimizer's rate is 1: each member's own multiplies its updates.
   setup = make_setup(replace(config, learning_rate=1.0))
   initial_state = partial(make_state, setup, members)
@@ -154,6 +157,8 @@ def run(config: SweepConfig, console: Console) -> Result:
       }
       write_json(directory / run_dir.RESULT, record)
   _print_result(result, console)
+  if not (stopped_by or best_member(members)):
+    raise Diverged("every member of the sweep has diverged")
   return result
 
 
@@ -217,10 +222,8 @@ class _Observer(Observer):
     self._started = None
 
 
-def _check(config: SweepConfig, rates: set[float]) -> None:
-  """Raise ValueError for invalid learning rates and for unsupported flags."""
-  for rate in rates:
-    replace(config, learning_rate=rate)  # checks the range
+def _check(config: SweepConfig) -> None:
+  """Raise ValueError for flags that are not supported."""
   record, default = to_record(config), to_record(TrainConfig())
   for name in UNSUPPORTED:
     if record[name] != default[name]:

@@ -4,6 +4,7 @@ A case is one problem, such as a layer of a cell and its sizes. A peer is one
 library's program for it, ours included.
 """
 
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -106,6 +107,15 @@ def _with_derived(row: Row, products_ms: float | None) -> Row:
   return row | derived
 
 
+def check_rows(rows: Any, path: Path) -> None:
+  """Raise ValueError unless rows of a file have what `change_table` reads."""
+  try:
+    if not _medians(rows):
+      raise ValueError(f"{path} has no row with a time")
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged: {error!r}") from None
+
+
 def change_table(old: list[Row], new: list[Row]) -> Table:
   """Return the medians of the cases that both runs have, and their ratio.
 
@@ -114,15 +124,7 @@ def change_table(old: list[Row], new: list[Row]) -> Table:
   Raises:
     ValueError: no case is in both runs.
   """
-
-  def medians(rows: list[Row]) -> dict[str, float]:
-    return {
-      f"{_case_title(row)}: {row['peer']}": median
-      for row in rows
-      if (median := row.get("median_ms") or row.get("us_per_step"))
-    }
-
-  before, after = medians(old), medians(new)
+  before, after = _medians(old), _medians(new)
   both = [name for name in after if name in before]
   if not both:
     raise ValueError("no case is in both runs")
@@ -133,3 +135,12 @@ def change_table(old: list[Row], new: list[Row]) -> Table:
       name, f"{before[name]:.3g}", f"{after[name]:.3g}", f"{ratio:.2f}"
     )
   return table
+
+
+def _medians(rows: list[Row]) -> dict[str, float]:
+  """Return the median time of each row that has one, by case and peer."""
+  return {
+    f"{_case_title(row)}: {row['peer']}": median
+    for row in rows
+    if (median := row.get("median_ms") or row.get("us_per_step"))
+  }

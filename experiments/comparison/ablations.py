@@ -1,4 +1,4 @@
-"""The results of an ablation, in ablations.json."""
+"""The results of an ablation, in ablations.json, and their table."""
 
 import json
 from collections.abc import Container, Mapping
@@ -6,8 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.table import Table
+
 from experiments.trainer import run_dir
 from experiments.trainer.files import are_numbers, write_json
+from experiments.trainer.format import number_table
 
 RECORD = "ablations.json"
 BASE = "base"  # the recipe without a change
@@ -35,8 +38,11 @@ class Ablations(NamedTuple):
     record = run_dir.read_config(directory)
     if not record or "started" not in record or self.overwritten is None:
       return False
-    started = datetime.fromisoformat(record["started"])
-    return started < datetime.fromisoformat(self.overwritten)
+    try:
+      started = datetime.fromisoformat(record["started"])
+      return started < datetime.fromisoformat(self.overwritten)
+    except (TypeError, ValueError):  # damaged
+      return False
 
   def write(self, path: Path) -> None:
     """Write ablations.json, whole or not at all."""
@@ -105,6 +111,32 @@ def check_all_named(
       f"--overwrite trains all again, and {path} also holds "
       f"{', '.join(others)}: name them with --change, or choose another --run"
     )
+
+
+def make_table(rows: list[dict[str, Any]]) -> Table:
+  """Return the rows as a table, each compared with the base."""
+  table = number_table(
+    "", "parameters", "cold", "stateful", "− base", "seconds"
+  )
+  base = rows[0]["stateful"]
+  for row in rows:
+    if row.get("diverged"):
+      table.add_row(row["change"], "", "", "diverged", "", "")
+      continue
+    difference = row["stateful"] - base
+    table.add_row(
+      row["change"],
+      f"{row['parameters']:,}",
+      _format(row["cold"]),
+      _format(row["stateful"]),
+      "" if row["change"] == BASE else _format(difference, "+"),
+      f"{row['seconds']:.0f}",
+    )
+  return table
+
+
+def _format(nats: float, sign: str = "") -> str:
+  return f"{nats:{sign}{'.4f' if nats < 1e4 else '.3g'}}"
 
 
 def _check_rows(rows: list[dict[str, Any]]) -> None:

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from experiments.trainer.config import CELLS, DataConfig, JobConfig
+from experiments.trainer.config import (
+  CELLS,
+  LARGEST_SEED,
+  DataConfig,
+  JobConfig,
+)
 from experiments.trainer.records import only
 from lstm_jax.language import BatchingConfig, ModelConfig
 from lstm_jax.language.options import check_options, option
@@ -41,7 +46,9 @@ class CompareConfig:
     bounds="[1, inf)",
   )
   seed: int = option(
-    0, "Seed from which all seeds are derived.", bounds="[0, inf)"
+    0,
+    "Seed from which all seeds are derived.",
+    bounds=f"[0, {LARGEST_SEED}]",
   )
   num_steps: int = option(
     1000,

@@ -108,7 +108,9 @@ def make_panels(record: Record) -> list[Panel]:
     for row in record["gradient_flow"]
     if row["stage"] == "trained"
     and len(row["norms"]["h"]) > BACK
-    and row["norms"]["h"][BACK] > 0  # a logarithmic axis has no 0
+    # A logarithmic axis has no 0; a norm beyond float32 is None.
+    and row["norms"]["h"][0]
+    and row["norms"]["h"][BACK]
   }
   seconds = {
     name: cell["seconds_per_step"] for name, cell in record["cells"].items()

@@ -118,7 +118,10 @@ def loss_by_context(
 def gradient_flow(
   cell: CellModel, trained: TrainedCell, corpus: Corpus, config: CompareConfig
 ) -> list[dict[str, Any]]:
-  """Return the gradient norms before and after training, means over seeds."""
+  """Return the gradient norms before and after training, means over seeds.
+
+  A norm that is NaN or infinite in float32 is None.
+  """
   rows = []
   stages = {
     "untrained": trained.initial_params,
@@ -132,7 +135,10 @@ def gradient_flow(
       for params in seeds
     ]
     means = {
-      field: np.mean([seed[field] for seed in norms], axis=0).tolist()
+      field: [
+        float(value) if np.isfinite(value) else None
+        for value in np.mean([seed[field] for seed in norms], axis=0)
+      ]
       for field in norms[0]
     }
     rows.append({"cell": cell.name, "stage": stage, "norms": means})

@@ -144,7 +144,8 @@ def _recall(record: Record, panel: Axes) -> None:
 def _gradient_flow(record: Record, panel: Axes) -> None:
   for row in record["gradient_flow"]:
     for field, norms in row["norms"].items():
-      ratios = np.array(norms) / row["norms"]["h"][0]
+      first = row["norms"]["h"][0]
+      ratios = np.array(norms, float) / (first or np.nan)
       ratios[ratios <= 0] = np.nan  # underflow, which a log axis cannot show
       panel.plot(
         ratios,

@@ -3,11 +3,15 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from experiments.trainer.locking import lock
+from experiments.trainer.run_dir import CONFIG
 
 
 def recorded_command(program: str) -> str:
@@ -18,13 +22,50 @@ def recorded_command(program: str) -> str:
   return shlex.join(["python", "-m", f"experiments.{program}", *sys.argv[1:]])
 
 
-def check_unused(path: Path, overwrite: bool) -> None:
-  """Raise ValueError if there are results that may not be replaced."""
-  if path.exists() and not overwrite:
-    raise ValueError(
-      f"{path.parent} holds results already: --overwrite replaces them, "
-      "another --out keeps them"
-    )
+@contextmanager
+def open_results(
+  directory: Path, names: Sequence[str], overwrite: bool
+) -> Iterator[None]:
+  """Create the directory of results, and lock it until the end of the block.
+
+  Args:
+    directory: the directory.
+    names: of the files that the program writes there, the record first.
+    overwrite: whether results that it holds may be replaced.
+
+  Raises:
+    ValueError: it holds results, or other files that the program would write,
+      or a run; or another process writes there.
+    OSError: it cannot be written.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  with lock(directory):
+    record, *others = names
+    if (directory / record).exists():
+      if not overwrite:
+        raise ValueError(
+          f"{directory} holds results already: --overwrite replaces them, "
+          "another --out keeps them"
+        )
+    else:
+      for name in (CONFIG, *others):
+        if (directory / name).exists():
+          raise ValueError(
+            f"{directory} holds {name} but no {record}: choose another --out"
+          )
+    yield
+
+
+def replot(report: Callable[[], None], path: Path) -> None:
+  """Call what prints and draws a record, which may be damaged.
+
+  Raises:
+    ValueError: it lacks an entry, or one is not what it must be.
+  """
+  try:
+    report()
+  except (KeyError, IndexError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged: {error!r}") from None
 
 
 def read_record(
@@ -44,7 +85,7 @@ def read_record(
     raise ValueError(f"{missing} in {path.parent}: no {path.name}")
   try:
     record = json.loads(path.read_text("utf-8"))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is damaged: {error}") from None
   found = record if isinstance(record, dict) else {}
   lacking = [entry for entry in entries if entry not in found]

@@ -136,8 +136,13 @@ def _gradient_flow(record: Record) -> str:
     first = row["norms"]["h"][0]
     for field, norms in row["norms"].items():
       name = f"{row['cell']}, {field}, {row['stage']}"
-      rows.append([name, *(f"{norms[step] / first:.1e}" for step in steps)])
+      rows.append([name, *(_ratio(norms[step], first) for step in steps)])
   return markdown(["cell", *(str(step) for step in steps)], rows)
+
+
+def _ratio(norm: float | None, first: float | None) -> str:
+  """Return ‖∂ℓ/∂sₜ‖ / ‖∂ℓ/∂h_T‖; a norm beyond float32 is None."""
+  return "–" if norm is None or not first else f"{norm / first:.1e}"
 
 
 def _mean_and_std(values: list | None, digits: int, factor: float = 1) -> str:

@@ -35,7 +35,10 @@ def make_header(histories: list[RunHistory]) -> dict[str, Any]:
   if len(set(names)) < len(names):
     names = [_name(run, str(run.directory)) for run in histories]
   units = {run.unit for run in histories}
-  derived = [derive(run) for run in histories]
+  # The members of a sweep share a directory, and the batches of its --seed.
+  firsts = {run.directory: run for run in reversed(histories)}
+  sizes = {directory: derive(run) for directory, run in firsts.items()}
+  derived = [sizes[run.directory] for run in histories]
   results = list(map(_results, histories, derived))
   columns = [
     column

@@ -28,6 +28,8 @@ from lstm_jax.language import BatchingConfig, ModelConfig, Regularizers
 from lstm_jax.language.options import check_options, option
 from lstm_jax.training import OptimizerConfig, check_mesh, parse_mesh
 
+LARGEST_SEED = 2**31 - 1
+
 CELLS = {
   "lstm": lstm,
   "layernorm_lstm": layernorm_lstm,
@@ -229,7 +231,9 @@ class TrainConfig:
   """The whole configuration of a training run."""
 
   seed: int = option(
-    0, "Seed of initial weights, noise and samples.", bounds="[0, inf)"
+    0,
+    "Seed of initial weights, noise and samples.",
+    bounds=f"[0, {LARGEST_SEED}]",
   )
   init_from: str = option(
     "",

@@ -102,7 +102,7 @@ def find_corpus(
   else:
     own = [directory / KEPT] if corpus == KEPT else []
     for path in (*own, REPOSITORY / corpus, Path(corpus)):
-      if path.is_file() and _has_hash(path, sha256):
+      if _has_hash(path, sha256):
         return replace(data, corpus=str(path))
   folders = [directory, Path(), Path("data"), REPOSITORY / "data"]
   with suppress(ValueError):  # there is no home directory
@@ -110,7 +110,7 @@ def find_corpus(
   for folder in folders:
     named = folder / Path(corpus).name
     for path in (named, *sorted(folder.glob("*.txt"))):
-      if path.is_file() and _has_hash(path, sha256):
+      if _has_hash(path, sha256):
         if console:
           console.print(f"corpus  {corpus} is now {path}", soft_wrap=True)
         return replace(data, corpus=str(path))
@@ -118,7 +118,8 @@ def find_corpus(
 
 
 def _has_hash(path: Path, sha256: str) -> bool:
+  """Return whether a path is a file that can be read, of the text's hash."""
   try:
-    return text_sha256(read_text(path)) == sha256
-  except ValueError:  # not a text
+    return path.is_file() and text_sha256(read_text(path)) == sha256
+  except (ValueError, OSError):  # not a text, or not ours to read
     return False

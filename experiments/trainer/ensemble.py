@@ -18,10 +18,11 @@ from experiments.trainer.checkpoint import (
   read_progress,
   read_resized_state,
 )
-from experiments.trainer.config import TrainConfig
+from experiments.trainer.config import LARGEST_SEED, TrainConfig
 from experiments.trainer.setup import TrainSetup, make_keys
 from lstm_jax.language.options import option
 from lstm_jax.training import (
+  CheckpointError,
   CheckpointWriter,
   TrainState,
   TrainStep,
@@ -29,6 +30,7 @@ from lstm_jax.training import (
   init_ensemble,
   make_ensemble_train_step,
   member,
+  read_params,
 )
 
 
@@ -40,7 +42,9 @@ class SweepConfig(TrainConfig):
     1, "Seeds at each learning rate, from --seed on.", bounds="[1, inf)"
   )
   rate: tuple[float, ...] = option(
-    (), "A learning rate; may be repeated. None for --learning_rate alone."
+    (),
+    "A learning rate; may be repeated. None for --learning_rate alone.",
+    bounds="(0, inf)",
   )
 
 
@@ -74,7 +78,16 @@ class Progress(NamedTuple):
 
 
 def make_members(config: SweepConfig) -> list[Member]:
-  """Return the members of a sweep: every seed at every learning rate."""
+  """Return the members of a sweep: every seed at every learning rate.
+
+  Raises:
+    ValueError: the last seed is larger than a seed may be.
+  """
+  last = config.seed + config.num_seeds - 1
+  if last > LARGEST_SEED:
+    raise ValueError(
+      f"the last seed must be at most {LARGEST_SEED}, got {last}"
+    )
   rates = [*dict.fromkeys(config.rate)] or [config.optimizer.learning_rate]
   seeds = range(config.seed, config.seed + config.num_seeds)
   pairs = itertools.product(rates, seeds)
@@ -168,11 +181,23 @@ def restore(
     CheckpointError: there are checkpoints, and all are damaged.
   """
   checkpoints = directory / run_dir.CHECKPOINTS
+  params = jax.eval_shape(lambda state: eval_params(member(state, 0)), state)
 
   def read(step: int) -> tuple[TrainState, Progress]:
     progress = read_progress(checkpoints, step, Progress)
     batch_size = progress.batch_size
-    return read_resized_state(checkpoints, step, state, batch_size), progress
+    restored = read_resized_state(checkpoints, step, state, batch_size)
+    if progress.best:
+      try:
+        read_params(checkpoints, progress.best[1], params)
+      except CheckpointError as error:
+        loss, best_step = progress.best
+        console.print(
+          f"{error}: the best weights, of step {best_step} and a loss of "
+          f"{loss:.4f}, are lost, unless a later loss is lower",
+          soft_wrap=True,
+        )
+    return restored, progress
 
   found = read_newest(checkpoints, read, console)
   if found is None:

@@ -78,6 +78,7 @@ def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     merged = earlier | record
     for name in FIGURES:
       merged[name] = earlier[name] | record[name]
-  except (OSError, ValueError, KeyError, TypeError):  # no file, or another's
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    # There is no file, or it is another's.
     return record
   return merged

@@ -39,11 +39,11 @@ def write_bytes(path: Path, data: bytes) -> None:
   Raises:
     OSError: it cannot be written; the error names the file.
   """
-  path = path.resolve() if path.is_symlink() else path
   if path.exists() and not path.is_file():
     with naming(path):
       path.write_bytes(data)
     return
+  path = path.resolve() if path.is_symlink() else path
   part = path.with_name(path.name + ".part")
   with naming(path):
     part.write_bytes(data)

@@ -18,7 +18,7 @@ from experiments.trainer.ensemble import Progress, SweepConfig, make_members
 from experiments.trainer.records import from_record
 from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
-from lstm_jax.training import list_checkpoints
+from lstm_jax.training import CheckpointError, list_checkpoints
 
 # Entries of a row, each of several training steps, that are null if none of
 # them was finite.
@@ -124,12 +124,21 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
 
 
 def _newest(directory: Path) -> tuple[int, Progress] | None:
-  """Return the newest checkpoint's step and progress, of a sweep."""
+  """Return the step and progress of a sweep's newest readable checkpoint.
+
+  Raises:
+    CheckpointError: there are checkpoints, and none can be read.
+  """
   checkpoints = directory / run_dir.CHECKPOINTS
-  steps = list_checkpoints(checkpoints)
-  if not steps:
-    return None
-  return steps[-1], read_progress(checkpoints, steps[-1], Progress)
+  damage: CheckpointError | None = None
+  for step in reversed(list_checkpoints(checkpoints)):
+    try:
+      return step, read_progress(checkpoints, step, Progress)
+    except CheckpointError as error:
+      damage = damage or error
+  if damage:
+    raise damage
+  return None
 
 
 def derive(history: RunHistory) -> Derived | None:

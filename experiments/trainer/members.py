@@ -74,7 +74,9 @@ def cost(directories: list[Path], members: list[Trained]) -> Cost:
 
 
 def _training_seconds(directory: Path) -> float | None:
-  """Return how long a finished run has trained."""
+  """Return how long a finished run has trained; None for a sweep's member."""
+  if "num_seeds" in (run_dir.read_config(directory) or {}):
+    return None  # it has those of all members
   result = read_result(directory / run_dir.RESULT) or {}
   try:
     return float(result["seconds"])

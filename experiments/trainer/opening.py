@@ -120,7 +120,7 @@ def _resume_or_start(
     if record is not None:
       _check_corpus_stays(directory, config)
       set_aside(directory)
-    record = _record(config) | environment() | facts | {"started": now}
+    record = recorded_flags(config) | environment() | facts | {"started": now}
     write_json(directory / CONFIG, record)
     return OpenedRun(directory, resuming=False)
   result = read_result(directory / RESULT)
@@ -178,7 +178,7 @@ def _resume_or_start(
   return OpenedRun(directory, resuming=True, extended_from=epochs)
 
 
-def _record(config: TrainConfig) -> dict[str, Any]:
+def recorded_flags(config: TrainConfig) -> dict[str, Any]:
   """Return the flags as config.json holds them."""
   source, teachers = config.init_from, config.distillation.teacher
   return to_record(config) | {
@@ -192,7 +192,7 @@ def _changes(record: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
   """Return the flags that differ from config.json, with their new values."""
   return {
     name: value
-    for name, value in _record(config).items()
+    for name, value in recorded_flags(config).items()
     if name not in JOB_FLAGS and record.get(name) != value
   }
 

@@ -157,12 +157,10 @@ def set_aside(directory: Path) -> None:
 
 
 def _has_best(directory: Path) -> bool:
-  """Return whether a run has been evaluated, by its newest readable checkpoint.
+  """Return whether a run has a best loss, by its newest readable checkpoint.
 
-  A finished run was, whatever has become of its checkpoints.
+  A finished run has, where none can be read.
   """
-  if (directory / RESULT).exists():
-    return True
   checkpoints = directory / CHECKPOINTS
   for step in reversed(list_checkpoints(checkpoints)):
     try:
@@ -170,7 +168,7 @@ def _has_best(directory: Path) -> bool:
     except CheckpointError:
       continue
     return bool(description.get("progress", {}).get("best"))
-  return False
+  return (directory / RESULT).exists()
 
 
 def _delete(path: Path) -> None:

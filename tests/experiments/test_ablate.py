@@ -21,6 +21,7 @@ from lstm_jax.language.evaluate import stateful_loss
 from tests.experiments.trainer.resuming import signal_at
 
 
+@pytest.mark.exhaustive
 def test_each_change_is_trained_once_and_measured(config, console):
   changes = ["hidden_size=7", "output_dropout=0.5,num_epochs=2"]
   rows, stopped_by = ablate.run(config, changes, console)
@@ -175,6 +176,42 @@ def test_the_results_of_another_recipe_are_not_mixed_in(config, console):
     path.write_text(damaged)
     with pytest.raises(ValueError, match=f"{path} is damaged"):
       ablate.run(config, [], console)
+
+
+def test_rows_that_another_process_adds_meanwhile_are_kept(
+  config, console, monkeypatch
+):
+  ablate.run(config, [], console)
+  path = Path(config.job.run) / ablate.RECORD
+  run, other = train.run, {"change": "seed=5", "diverged": True}
+
+  def run_beside(single, console):
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"rows": [*record["rows"], other]}))
+    return run(single, console)
+
+  monkeypatch.setattr(train, "run", run_beside)
+  rows, _ = ablate.run(config, ["hidden_size=7"], console)
+  changes = [row["change"] for row in json.loads(path.read_text())["rows"]]
+  assert changes == ["base", "seed=5", "hidden_size=7"]
+  assert [row["change"] for row in rows] == changes
+
+
+def test_models_that_there_are_not_are_refused_before_training(config, console):
+  for change in ("init_from=nowhere", "teacher=nowhere"):
+    with pytest.raises(ValueError, match="nowhere"):
+      ablate.run(config, [change], console)
+  assert not Path(config.job.run).exists()
+
+
+def test_a_recipe_is_the_same_from_another_directory(
+  config, console, monkeypatch
+):
+  ablate.run(config, [], console)
+  corpus = Path(config.data.corpus)
+  monkeypatch.chdir(corpus.parent)
+  ablate.run(replace(config, corpus=corpus.name), [], console)
+  assert "holds 1 of the runs" in console.file.getvalue()
 
 
 def test_a_finished_run_without_a_row_is_measured_and_not_replaced(

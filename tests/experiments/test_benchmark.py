@@ -132,6 +132,14 @@ def test_a_record_that_cannot_be_compared_is_refused_before_measuring(
   monkeypatch.setattr(benchmark, "COMPARE", flag, raising=False)
   with pytest.raises(ValueError, match=r"old.json is damaged: it has no rows$"):
     benchmark.main()
+  for rows, message in (
+    ([{"median_ms": 1}], "old.json is damaged: KeyError"),
+    ([1], "old.json is damaged: "),
+    ([], "old.json has no row with a time"),
+  ):
+    old.write_text(json.dumps({"environment": {}, "rows": rows}))
+    with pytest.raises(ValueError, match=message):
+      benchmark.main()
 
 
 def test_kernels_are_compared_by_the_time_of_a_time_step():

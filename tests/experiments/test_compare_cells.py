@@ -1,4 +1,6 @@
 import json
+import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 
 from experiments import compare_cells
 from experiments.analysis import recall
+from experiments.comparison import dot_plot, measurements, plots
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.tables import markdown, tables
 from experiments.trainer.records import replace, to_record
@@ -183,6 +186,27 @@ def test_the_kept_comparison_has_the_fields_of_the_configuration():
 
 
 @pytest.mark.exhaustive
+def test_a_gradient_that_overflows_has_no_norm(monkeypatch, tmp_path):
+  """As that of an untrained LayerNorm LSTM over thousands of steps."""
+  found = {"h": [2.0, 1.0, *[math.inf] * 4, *[math.nan] * 95]}
+  monkeypatch.setattr(measurements, "gradient_norms", lambda *args: found)
+  trained = SimpleNamespace(initial_params=[0, 1], final_params=[2, 3])
+  cell, corpus = SimpleNamespace(name="rnn"), SimpleNamespace(val=None)
+  config = CompareConfig()
+  rows = measurements.gradient_flow(cell, trained, corpus, config)
+  assert [row["norms"]["h"] for row in rows] == [[2.0, 1.0, *[None] * 99]] * 2
+  record = example()
+  record["gradient_flow"] = rows
+  record["config"]["gradient_steps"] = 100
+  record["cells"] |= {f"lstm{k}": record["cells"]["lstm"] for k in range(9)}
+  compare_cells.save(record, tmp_path)
+  *_, table = tables(record).values()
+  assert "| rnn, h, trained | 5.0e-01 | – | – |" in table
+  for draw in (plots.draw, dot_plot.draw):
+    draw(record, tmp_path / "figure.png")
+
+
+@pytest.mark.exhaustive
 def test_equal_time_and_recall_can_be_left_out(comparison, tmp_path, console):
   config = replace(comparison, equal_time=False, recall_steps=0)
   record = compare_cells.run(config, tmp_path, console)
@@ -214,6 +238,7 @@ def test_two_devices_share_the_seeds(comparison, tmp_path):
 def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
   config = replace(comparison, learning_rate=(1e-3, 0.02))
   directory = tmp_path / "out"
+  directory.mkdir()
   record = compare_cells.run(config, directory, console)
   saved = compare_cells.load(directory)
   assert saved == json.loads(json.dumps(record))
@@ -265,9 +290,9 @@ def test_what_was_recalled_before_an_interruption_is_kept(
   monkeypatch.setattr(recall, "learn", interrupted)
   config = replace(comparison, equal_time=False, num_steps=1)
   with pytest.raises(KeyboardInterrupt):
-    compare_cells.run(config, tmp_path / "out", console)
+    compare_cells.run(config, tmp_path, console)
   assert calls == [None, None, None, None, "gru"]
-  kept = compare_cells.load(tmp_path / "out")["recall"]
+  kept = compare_cells.load(tmp_path)["recall"]
   assert [(row["cell"], row["delay"]) for row in kept] == [
     *[("rnn", 1), ("rnn", 3)],
     *[("gru", 1), ("gru", 3)],

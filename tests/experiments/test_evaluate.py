@@ -156,6 +156,7 @@ def other(run):
   return explored.write_run(replace(config, run=directory, hidden_size=5))
 
 
+@pytest.mark.exhaustive
 def test_several_runs_are_an_ensemble(run, other, options, console):
   together = replace(options, run=(str(run), str(other)), protocol=PROTOCOLS)
   together = replace(together, rate=1e-3, decay=0.1)
@@ -224,6 +225,7 @@ def test_a_mixture_needs_characters(word_config, console):
       evaluate.run(options, console)
 
 
+@pytest.mark.exhaustive
 def test_a_word_model_is_measured_per_character_too(word_config, console):
   result = train.run(word_config, console)
   protocols = "cold", "stateful"

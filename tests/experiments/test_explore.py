@@ -153,6 +153,7 @@ def test_the_page_holds_no_part_of_the_text_unpacked(explored_page):
   assert not re.search(r"https?:|\bsrc=|@import|url\(", html)
 
 
+@pytest.mark.exhaustive
 def test_another_text_is_read_from_its_beginning(
   explored_run, tmp_path, console
 ):
@@ -186,6 +187,7 @@ def test_a_prompt_is_shown_in_place_of_a_text(explored_run, tmp_path, console):
     explore.run(ExploreConfig(str(explored_run), prompt="Sé"), console)
 
 
+@pytest.mark.exhaustive
 def test_a_word_model_is_shown_word_by_word(words_page, tmp_path, console):
   directory, text = words_page.parent, tmp_path / "text.txt"
   data, trained = PageData(words_page), load(directory)

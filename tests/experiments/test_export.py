@@ -15,6 +15,8 @@ from jax import export as jax_export
 
 from experiments import export
 from experiments.pages import packed_model, quantized
+from experiments.trainer.data import read_corpus
+from experiments.trainer.records import replace
 from experiments.trainer.trained import load
 from lstm_jax import projected_lstm
 from lstm_jax.training import CheckpointError
@@ -152,6 +154,25 @@ def test_a_run_is_exported_as_a_page(explored_run, tmp_path):
   assert page["cost"] == said.split("; ")[-1] + "."
   assert page["model"]["cell"] == "lstm" and len(page["layers"]) == 2
   assert "<script src" not in path.read_text(encoding="utf-8")
+
+
+def test_the_rest_behind_a_development_split_is_not_read(
+  explored_run, trained, monkeypatch
+):
+  def make_page(trained, text, source):
+    raise ValueError(f"{len(text)} characters of {source}")
+
+  monkeypatch.setattr(export.writer, "make_page", make_page)
+  for changes, split in (
+    ({"val_fraction": 0.25}, "validation"),
+    ({"val_fraction": 0.5, "dev_fraction": 0.25}, "development"),
+  ):
+    config = replace(trained.config, **changes)
+    other = trained._replace(config=config)
+    length = len(read_corpus(config.data).val.text)
+    expected = rf"^{length} characters of the {split} split of verse"
+    with pytest.raises(ValueError, match=expected):
+      export._html(other, explored_run)
 
 
 def test_a_page_that_cannot_be_is_one_line(

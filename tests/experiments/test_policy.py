@@ -122,6 +122,12 @@ def test_a_saved_run_is_loaded_and_reported(tmp_path, console):
   assert (tmp_path / "policy.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_no_figure_of_other_results_stays_beside_a_record(tmp_path):
+  (tmp_path / policy.FIGURE).write_text("of results that are replaced")
+  policy.save({}, tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == [policy.RECORD]
+
+
 def test_a_directory_without_a_run_is_an_error_that_names_it(tmp_path):
   with pytest.raises(ValueError, match=f"there are no policies in {tmp_path}"):
     policy.load(tmp_path)
@@ -160,6 +166,7 @@ def test_two_devices_share_the_seeds(tmp_path):
 @pytest.mark.exhaustive
 def test_a_run_fills_its_directory(tmp_path, console):
   directory = tmp_path / "out"
+  directory.mkdir()
   config = replace(SMALL, timing_rounds=2)
   with jax.numpy_rank_promotion("allow"):
     record = policy.run(config, directory, console)

@@ -9,12 +9,15 @@ import jax
 import pytest
 
 from experiments import report, sweep
+from experiments.pages import report as report_page
 from experiments.pages.report import differences
 from experiments.report import ReportConfig
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.history import derive, read_run_history
+from experiments.trainer.members import cost
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.trained import load
+from lstm_jax.training import list_checkpoints
 from tests.experiments.pages.explored import PageData
 from tests.experiments.trainer.resuming import read_rows
 
@@ -181,12 +184,20 @@ def test_the_best_evaluation_and_the_test_loss_are_in_the_table(
 
 @pytest.mark.exhaustive
 def test_the_members_of_a_sweep_are_runs(
-  trained_runs, config, console, tmp_path
+  trained_runs, config, console, tmp_path, monkeypatch
 ):
   record = to_record(config) | {"num_seeds": 2, "rate": [0.005, 0.03]}
   members = sweep.run(from_record(SweepConfig(), record), console).members
   page, other = tmp_path / "page.html", trained_runs["rnn"].job.run
+  read, directories = report_page.derive, []
+
+  def derive_once(history):
+    directories.append(history.directory)
+    return read(history)
+
+  monkeypatch.setattr(report_page, "derive", derive_once)
   header = write_page(console, page, config.job.run, other)
+  assert sorted(map(str, directories)) == sorted([config.job.run, other])
   names = [
     "run, seed 0 at 0.005",
     "run, seed 1 at 0.005",
@@ -204,6 +215,15 @@ def test_the_members_of_a_sweep_are_runs(
   best = table["head"].index("best validation loss")
   for row, member in zip(table["rows"], members, strict=False):
     assert row[best] == f"{member.best[1]:.4f}"
+  # Of a damaged checkpoint, the one before has the losses but for the last.
+  checkpoints = Path(config.job.run) / "checkpoints"
+  newest = list_checkpoints(checkpoints)[-1]
+  (checkpoints / f"{newest}/description/metadata").write_text("")
+  again = write_page(console, page, config.job.run)
+  for run, member in zip(again["runs"], members, strict=True):
+    losses = member.val_losses[:-1]
+    assert run["curves"]["val_loss"]["step"] == [step for step, _ in losses]
+  assert cost([Path(config.job.run)], [load(Path(config.job.run))])[-1] is None
   rows = {row[0]: row[1:5] for row in header["differences"]["rows"]}
   assert rows["seed"] == ["0", "1", "0", "1"]
   assert rows["learning_rate"] == ["0.005", "0.005", "0.03", "0.03"]

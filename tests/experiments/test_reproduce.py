@@ -1,8 +1,10 @@
 """A reproduction trains and evaluates what is missing, and compares."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -346,6 +348,33 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
     ValueError, match="teacher runs/mine/seed0: the name must"
   ):
     plan_teachers(replace(config, teacher=("runs/mine/seed0",)))
+
+
+def test_a_run_that_was_trained_again_is_evaluated_again(
+  trained, config, finished_config, console, monkeypatch
+):
+  """Also after an interruption between its training and its evaluation."""
+  first = reproduce.run(ROW, trained, console).rows
+  path = Path(trained.run) / "reproduction.json"
+  record = read(trained)
+  for name in record["seeds"]["0"][UNIT]:
+    record["seeds"]["0"][UNIT][name] = 9.9
+  path.write_text(json.dumps(record))
+  shutil.rmtree(Path(trained.run) / "seed0")
+
+  def train_again(single, console):
+    made = copy_run(finished_config, replace(config, run=single.job.run))
+    return SimpleNamespace(directory=made, stopped_by=None, signalled=None)
+
+  def interrupted(job, console):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(train, "run", train_again)
+  with monkeypatch.context() as patched:
+    patched.setattr(reproduce, "_evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      reproduce.run(ROW, trained, console)
+  assert reproduce.run(ROW, trained, console).rows == first
 
 
 def test_a_row_without_published_seeds_needs_some():

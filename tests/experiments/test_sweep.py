@@ -11,7 +11,8 @@ import pytest
 from experiments import sweep, train
 from experiments.trainer import ensemble
 from experiments.trainer.data import read_corpus
-from experiments.trainer.ensemble import Member, SweepConfig
+from experiments.trainer.ensemble import Member, SweepConfig, make_members
+from experiments.trainer.errors import Diverged
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.trained import load
 from lstm_jax.language import stateful_loss
@@ -42,6 +43,7 @@ def many(recipe):
   return as_sweep(recipe, num_seeds=2, rate=(0.005, 0.03, 0.005))
 
 
+@pytest.mark.exhaustive
 def test_members_are_the_runs_of_their_seeds_and_rates(recipe, many, console):
   config = recipe
   result = sweep.run(many, console)
@@ -73,11 +75,50 @@ def test_members_are_the_runs_of_their_seeds_and_rates(recipe, many, console):
   assert abs(again - trained.val_loss) < 1e-6
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_whose_members_all_diverge_ends_without_a_best(config, console):
-  result = sweep.run(as_sweep(config, num_seeds=2, rate=(1e30,)), console)
-  assert all(np.isnan(one.val_losses[-1][1]) for one in result.members)
-  assert (result.directory / "result.json").exists()
+  diverging = as_sweep(config, num_seeds=2, rate=(1e30,))
+  with pytest.raises(Diverged, match="every member of the sweep has diverged"):
+    sweep.run(diverging, console)
+  result = json.loads((Path(config.job.run) / "result.json").read_text())
+  for one in result["members"]:
+    assert [loss for _, loss in one["val_losses"]][-1] is None
   assert "to sample from" not in console.file.getvalue()
+
+
+@pytest.mark.exhaustive
+def test_a_sweep_that_diverged_replaces_no_other(config, console):
+  good = sweep.run(as_sweep(config, num_seeds=1), console)
+  for rate in (1e30, 1e29):
+    worse = as_sweep(config, num_seeds=1, rate=(rate,), overwrite=True)
+    with pytest.raises(Diverged):
+      sweep.run(worse, console)
+    previous = load(good.directory / "previous")
+    assert (previous.step, previous.val_loss) == good.members[0].best
+
+
+def test_seeds_are_those_that_a_run_may_have(config):
+  with pytest.raises(ValueError, match="last seed must be at most 2147483647"):
+    make_members(as_sweep(config, seed=2**31 - 1, num_seeds=2))
+  with pytest.raises(ValueError, match=r"seed must be in \[0, 2147483647\]"):
+    as_sweep(config, seed=2**32)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_best_weights_of_a_sweep_that_are_lost_are_named(
+  config, console, monkeypatch, collected
+):
+  config = as_sweep(config, num_seeds=2, rate=(0.03,), eval_every=10)
+  with monkeypatch.context() as patched:
+    signal_at(patched, 23, maker=(ensemble, "make_ensemble_train_step"))
+    directory = sweep.run(config, console).directory
+  for path in directory.glob("checkpoints/20/params/**/d/*"):
+    path.write_bytes(path.read_bytes()[:-20])
+  sweep.run(config, console)
+  shown = console.file.getvalue()
+  assert "resumed     after step 23" in shown
+  assert "the best weights, of step 20 and a loss of" in shown
 
 
 def test_the_tables_have_each_member_and_the_deviation_at_each_rate(console):
@@ -101,11 +142,8 @@ def test_the_tables_have_each_member_and_the_deviation_at_each_rate(console):
   ("changes", "message"),
   [
     ({"learning_rate": 0.0}, "learning_rate must be .* got 0"),
-    ({"rate": (0.0,)}, r"learning_rate must be in \(0, inf\), got 0"),
-    (
-      {"rate": (math.inf,)},
-      r"learning_rate must be in \(0, inf\), got inf",
-    ),
+    ({"rate": (0.0,)}, r"rate must be in \(0, inf\), got \(0\.0,\)"),
+    ({"rate": (math.inf,)}, r"rate must be in \(0, inf\), got \(inf,\)"),
     (
       {"asgd_patience": 2},
       "a sweep does not support --asgd_patience: it must be 0, got 2",

@@ -50,6 +50,7 @@ def test_a_test_split_is_evaluated_once_with_the_best_weights(
   assert drawn[-1] == read_rows(result.directory)  # once all is measured
 
 
+@pytest.mark.exhaustive
 def test_the_epoch_of_an_evaluation_counts_larger_batches_late(config, console):
   config = replace(config, num_epochs=3, late_batch_size=6, eval_every=10**6)
   made = make_setup(config)
@@ -163,6 +164,7 @@ def test_averaged_weights_are_saved(finished_config, config, console):
   assert np.abs(np.asarray(a.readout) - np.asarray(b.readout)).max() > 1e-4
 
 
+@pytest.mark.exhaustive
 def test_every_option_of_batching_applies(config, console):
   config = replace(
     config,
@@ -178,6 +180,7 @@ def test_every_option_of_batching_applies(config, console):
   assert read_rows(result.directory)[-1]["step"] == num_steps
 
 
+@pytest.mark.exhaustive
 def test_a_tied_model_is_saved_and_loaded(config, console):
   config = replace(config, tied=True, embedding_size=12)
   trained = load(train.run(config, console).directory)
@@ -187,6 +190,7 @@ def test_a_tied_model_is_saved_and_loaded(config, console):
   assert abs(nats - trained.val_loss) < 1e-6
 
 
+@pytest.mark.exhaustive
 def test_the_average_starts_once_the_validation_loss_rises(config, console):
   config = replace(
     config,

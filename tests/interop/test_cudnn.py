@@ -24,6 +24,7 @@ DIRECTIONS = pytest.mark.parametrize(
 LENGTHS = np.full(B, T, np.int32)
 
 
+@pytest.mark.exhaustive
 @DIRECTIONS
 def test_unroll_has_the_value_and_gradient_of_jax_reference_lstm(both, key):
   layers = init_stack(

@@ -77,6 +77,7 @@ def test_boxed_weights_are_unboxed_and_stay_boxed(
   assert worst(from_linen(weights)[1], from_linen(meta.unbox(weights))[1]) == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   "name",
   [

@@ -232,6 +232,7 @@ def tied_model(adjoint=Explicit()):
   )
 
 
+@pytest.mark.everyday(1)
 def test_a_tied_readout_is_the_embedding(path, key):
   params = normal_like(key, tied_model().init(key))
   assert params.readout is None

@@ -72,6 +72,7 @@ def test_the_state_before_a_reset_has_no_gradient(key):
     assert not leaf[is_reset].any() and leaf[~is_reset].all()
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("cell", [lstm, gru])
 def test_the_gradient_of_the_training_loss_is_that_of_autodiff(cell, key):
   gradients = []

@@ -141,6 +141,7 @@ def test_error_messages_name_what_does_not_fit(key):
     unroll_both(lstm, params, None, xs, state_dropout=0.5)
 
 
+@pytest.mark.exhaustive
 @REPRESENTATIVE_CELLS
 def test_resets_keep_segments_apart_in_both_directions(cell, key):
   # Row 0 is the segments 0–1 and 3–6, a masked step between them; row 1 is 0–3

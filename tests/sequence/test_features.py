@@ -363,6 +363,7 @@ def test_batch_major_equals_time_major_with_axes_exchanged(cell, key):
   assert worst(found, (last, hs.swapaxes(0, 1))) == 0
 
 
+@pytest.mark.exhaustive
 @REPRESENTATIVE_CELLS
 def test_second_order_gradients_equal_autodiff(cell, key):
   args, options = arguments(cell, key), FEATURES["all"](cell)

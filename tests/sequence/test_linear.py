@@ -200,6 +200,7 @@ def leaky_cell():
   )
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
   """It hides a state that is not finite, and must hide no other."""

@@ -45,6 +45,7 @@ def test_members_are_trained_as_if_alone(cell, noise, decay, key):
   check_members(cell, noise, decay, key)
 
 
+@pytest.mark.exhaustive
 def test_members_are_trained_as_if_alone_where_all_are_computed_at_once(key):
   with traced_for("cuda"):
     # No other test has this decay, and with it the same compiled functions.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from absl import flags
 
 from experiments.benchmarks.peers.original import adagrad, loss_and_gradient
@@ -38,6 +39,7 @@ def recipe():
   return config_from_flags(TrainConfig(), holders)
 
 
+@pytest.mark.exhaustive
 def test_the_first_200_losses_equal_those_of_numpy():
   config = recipe()
   text = read_text(ROOT / "data/shakespeare.txt")

@@ -66,6 +66,7 @@ def save_and_read(directory, mesh, processes, devices, split_over):
   assert found["bytes of a device"] == expected
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 def test_a_state_in_shards_is_saved_and_read(tmp_path):
   save_and_read(tmp_path, "model:8", processes=1, devices=8, split_over=8)

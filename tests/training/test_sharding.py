@@ -125,6 +125,7 @@ def members_are_shared_without_communication(simulated):
   assert spread > 0.01  # they are not the same member eight times
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 def test_eight_devices(tmp_path):
   """One process for all that is asked of it: its start is what takes time."""

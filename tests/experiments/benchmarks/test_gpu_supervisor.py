@@ -105,6 +105,7 @@ def test_the_others_stay_together_where_the_culprit_is_known():
   assert batches == [4, 4]
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_aborts_is_replaced():
   supervisor = real()
   found = dict(run(supervisor, Fake("bad", does="abort"), Fake("good", B)))

@@ -21,7 +21,7 @@ from experiments.trainer.records import (
     ({"cells": ("gru",)}, "cells must be distinct and include lstm, got"),
     ({"cells": ("lstm", "lstm")}, "cells must be distinct and include"),
     ({"cells": ("lstm", "gpt")}, "cells must be one of lstm, layernorm_lstm,"),
-    ({"seed": -1}, r"seed must be in \[0, inf\), got -1"),
+    ({"seed": -1}, r"seed must be in \[0, 2147483647\], got -1"),
     ({"num_seeds": 0}, r"num_seeds must be in \[1, inf\), got 0"),
     ({"num_steps": 0}, r"num_steps must be in \[1, inf\), got 0"),
     ({"val_fraction": 1.0}, r"val_fraction must be in \(0, 1\), got 1.0"),

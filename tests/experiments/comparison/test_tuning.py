@@ -17,6 +17,7 @@ from experiments.trainer.errors import Diverged
 TOO_LARGE = 3e38  # a learning rate at which training diverges at once
 
 
+@pytest.mark.exhaustive
 def test_the_loss_of_a_learning_rate_that_diverges_is_infinite(comparison, key):
   corpus = read_corpus(comparison)
   cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]

@@ -55,6 +55,7 @@ def test_quantized_params_are_the_model_with_rounded_matrices(tied, key):
     assert (error == 0) == (theirs.ndim == 1)
 
 
+@pytest.mark.exhaustive
 def test_the_cost_is_the_difference_of_two_losses_and_limited(
   explored_run, monkeypatch
 ):

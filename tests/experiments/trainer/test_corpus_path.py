@@ -92,6 +92,27 @@ def test_another_text_of_the_same_name_does_not_hide_the_corpus(
   assert Path(found.corpus).samefile(tmp_path / POEMS)
 
 
+def test_a_corpus_that_may_not_be_read_is_looked_for_elsewhere(
+  finished, config, tmp_path, monkeypatch
+):
+  """As one in a directory that this user may not enter."""
+  corpus = Path(config.data.corpus)
+  (tmp_path / "elsewhere").mkdir()
+  copy = shutil.copy(corpus, tmp_path / "elsewhere" / "copy.txt")
+  is_file = Path.is_file
+
+  def refusing(path):
+    if path == corpus:
+      raise PermissionError(13, "Permission denied", str(path))
+    return is_file(path)
+
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  monkeypatch.setattr(Path, "is_file", refusing)
+  record = read_run_history(finished).record
+  found = find_corpus(finished, config.data, record["corpus_sha256"])
+  assert Path(found.corpus).samefile(copy)
+
+
 def test_a_directory_named_like_a_corpus_is_a_path(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "tinyshakespeare").mkdir()

@@ -129,6 +129,7 @@ def test_a_run_with_teachers_records_them_and_resumes_exactly(
   assert resumed.val_loss == whole.val_loss
 
 
+@pytest.mark.exhaustive
 def test_a_run_whose_teacher_has_changed_is_not_resumed(
   config, finished, console
 ):

@@ -91,6 +91,7 @@ def test_a_finished_run_goes_on_and_says_what_the_learning_rate_does(
   assert history.samples[-2].title.startswith("step 94, epoch 2.0: ")
 
 
+@pytest.mark.exhaustive
 def test_at_a_constant_rate_it_ends_as_one_that_had_all_epochs_at_once(
   config, console
 ):

@@ -28,6 +28,17 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
   assert read == [b"through"] and pipe.is_fifo()
 
 
+def test_a_link_to_a_pipe_is_written_to(tmp_path):
+  """As /dev/stdout, where the output of a program goes to another one."""
+  reading, writing = os.pipe()
+  link = tmp_path / "stdout"
+  link.symlink_to(f"/dev/fd/{writing}")
+  write_bytes(link, b"through")
+  os.close(writing)
+  with os.fdopen(reading, "rb") as pipe:
+    assert pipe.read() == b"through"
+
+
 def test_a_directory_is_an_error_that_leaves_nothing(tmp_path):
   (tmp_path / "taken").mkdir()
   with pytest.raises(OSError, match="taken"):

@@ -78,6 +78,7 @@ def test_a_mesh_of_one_device_needs_what_the_device_needs(config, console):
   assert 0.9 < meshed.bytes / alone.bytes < 1.1
 
 
+@pytest.mark.exhaustive
 def test_a_mesh_that_has_too_little_memory_says_what_would_fit(
   config, console, monkeypatch
 ):
@@ -90,6 +91,7 @@ def test_a_mesh_that_has_too_little_memory_says_what_would_fit(
   assert "4 × 8 would need" in console.file.getvalue()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.programs
 def test_on_a_mesh_what_fits_is_a_multiple_of_the_devices(config, tmp_path):
   """Of 12 sequences on 4 devices, 6 would be half: 4 is tried instead."""

@@ -26,6 +26,7 @@ def fused(config):
   return replace(config, implementation="mosaic_gpu")
 
 
+@pytest.mark.exhaustive
 def test_a_run_with_kernels_is_evaluated_and_sampled_on_a_cpu(
   fused, finished_config, console, monkeypatch
 ):

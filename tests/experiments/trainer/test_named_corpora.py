@@ -231,6 +231,7 @@ def test_a_run_directory_records_the_name_and_is_resumed_by_it(named, config):
     pass
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_evaluated_on_the_text_of_that_name(
   named, finished_config, config, console, cache, tmp_path
 ):

@@ -309,6 +309,7 @@ def test_a_bit_that_flipped_in_any_file_is_found_or_harms_nothing(
   assert {STATE, "description", "checksums"} <= set(earlier)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncated", "state", "description"])
 def test_after_damage_the_checkpoint_before_is_used_and_named(

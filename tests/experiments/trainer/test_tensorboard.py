@@ -45,6 +45,7 @@ def saturated(gate):
   return [np.count_nonzero(gate < 0.1), np.count_nonzero(gate > 0.9)]
 
 
+@pytest.mark.exhaustive
 def test_there_are_the_rows_and_the_norms_and_gates_of_evaluations(config):
   directory = Path(config.job.run)
   shown = shown_events(directory)

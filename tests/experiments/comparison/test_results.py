@@ -1,0 +1,63 @@
+"""The directory of a program's results, and what a damaged record says."""
+
+import pytest
+
+from experiments.comparison.results import open_results, read_record, replot
+from experiments.trainer.locking import LOCK
+
+NAMES = "record.json", "figure.png", "samples.txt"
+
+
+def test_results_are_replaced_only_with_overwrite(tmp_path):
+  directory = tmp_path / "new" / "out"
+  with open_results(directory, NAMES, overwrite=False):
+    (directory / "record.json").write_text("{}")
+  with (
+    pytest.raises(ValueError, match=f"{directory} holds results already"),
+    open_results(directory, NAMES, overwrite=False),
+  ):
+    pass
+  with open_results(directory, NAMES, overwrite=True):
+    pass
+  assert [path.name for path in directory.iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "samples.txt", "figure.png"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_directory_or_another_file_is_not_written_over(
+  name, overwrite, tmp_path
+):
+  (tmp_path / name).write_text("kept")
+  with (
+    pytest.raises(ValueError, match=f"holds {name} but no record.json: choose"),
+    open_results(tmp_path, NAMES, overwrite),
+  ):
+    pass
+  assert (tmp_path / name).read_text() == "kept"
+
+
+def test_one_process_writes_into_a_directory(tmp_path):
+  with (
+    open_results(tmp_path, NAMES, overwrite=False),
+    pytest.raises(ValueError, match=f"{tmp_path} is in use by process"),
+    open_results(tmp_path, NAMES, overwrite=True),
+  ):
+    pass
+  assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"rows": 1}', "[" * 100_000])
+def test_a_damaged_record_is_an_error_that_names_it(text, tmp_path):
+  path = tmp_path / "record.json"
+  path.write_text(text)
+  with pytest.raises(ValueError, match=f"{path} is damaged"):
+    read_record(path, "there is no record", ["rows", "config"])
+
+
+@pytest.mark.parametrize(
+  "report",
+  [lambda: {}["config"], lambda: [][0], lambda: None + 1],
+)
+def test_a_record_that_cannot_be_drawn_is_damaged(report, tmp_path):
+  with pytest.raises(ValueError, match=r"record\.json is damaged: "):
+    replot(report, tmp_path / "record.json")
