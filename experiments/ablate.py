@@ -98,10 +98,13 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     check_all_named(path, recipe, sha256, configs)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     results = Ablations(recipe, sha256, [], now)
-    if path.exists():  # an interruption must not leave the old rows
-      results.write(path)
   else:
     results = read_ablations(path, recipe, sha256)
+  for name, changed in configs.items():
+    if not results.has(name):
+      _check_models(replace(changed, run=str(_directory(job, name))))
+  if job.overwrite and path.exists():
+    results.write(path)  # an interruption must not leave the old rows
   rows = results.rows
   if rows:
     console.print(f"{path} holds {len(rows)} of the runs", soft_wrap=True)
@@ -208,18 +211,20 @@ def _check(configs: dict[str, TrainConfig]) -> str:
         f"--change must leave {names} as they are, or the losses do not "
         f"compare, got {change!r}"
       )
-    directory = _directory(config.job, change)
-    setup = make_setup(replace(config, run=str(directory)))
-    read_pretrained(setup)
-    read_teachers(setup, host_memory())
-    _check_effect(base, change, config, setup.num_steps)
+    _check_effect(base, change, config)
   return text_sha256(read_corpus_text(base.data.corpus))
 
 
-def _check_effect(
-  base: TrainConfig, change: str, config: TrainConfig, num_steps: int
-) -> None:
+def _check_models(config: TrainConfig) -> None:
+  """Raise ValueError for models that a run needs and that cannot be read."""
+  setup = make_setup(config)
+  read_pretrained(setup)
+  read_teachers(setup, host_memory())
+
+
+def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
   """Raise ValueError for a change that changes nothing."""
+  num_steps = make_setup(config).num_steps
   if change == BASE:
     return
   if config == base:

@@ -32,7 +32,9 @@ from lstm_jax.language import Tokenizer
 
 WEIGHTS = 0.5, 0.4, 0.1  # of the language model and of the n-gram models
 RATE = 5e-4  # η
-MAX_PROBABILITIES = 2**26  # of each model; three in float32 are 805 MB
+# Of each model. While it counts a text of random characters, an n-gram model
+# takes 54 bytes for each, 3.6 GB (other texts have fewer contexts); then 8.
+MAX_PROBABILITIES = 2**26
 
 
 def check_mixable(tokenizer: Tokenizer, num_tokens: int) -> None:
