@@ -124,21 +124,48 @@ def restore(
   def read(step: int) -> Restored:
     progress = read_progress(checkpoints, step, Progress)
     restored = read_resized_state(checkpoints, step, state, progress.batch_size)
-    best_params = None
-    if progress.best:
-      try:
-        best_params = read_params(checkpoints, progress.best[1], state.params)
-      except CheckpointError as error:
-        loss, best_step = progress.best
-        console.print(
-          f"{error}: the best weights, of step {best_step} and a loss of "
-          f"{loss:.4f}, are lost, and later evaluations choose others",
-          soft_wrap=True,
-        )
-        progress = progress._replace(best=None)
+    consequence = "and later evaluations choose others"
+    best_params = read_best(
+      checkpoints, progress.best, state.params, consequence, console
+    )
+    if best_params is None:
+      progress = progress._replace(best=None)
     return Restored(restored, progress, best_params)
 
   return read_newest(checkpoints, read, console)
+
+
+def read_best(
+  checkpoints: Path,
+  best: tuple[float, int] | None,
+  params: LanguageParams,
+  consequence: str,
+  console: Console,
+) -> LanguageParams | None:
+  """Return the weights of the lowest loss so far.
+
+  Args:
+    checkpoints: the directory of checkpoints.
+    best: that loss and its step; None if there is none.
+    params: weights with the expected shapes and dtypes.
+    consequence: what follows if they are damaged, the end of the message.
+    console: prints that message.
+
+  Returns:
+    None without such weights, and where they are damaged.
+  """
+  if not best:
+    return None
+  loss, step = best
+  try:
+    return read_params(checkpoints, step, params)
+  except CheckpointError as error:
+    console.print(
+      f"{error}: the best weights, of step {step} and a loss of {loss:.4f}, "
+      f"are lost, {consequence}",
+      soft_wrap=True,
+    )
+    return None
 
 
 def read_newest(

@@ -14,6 +14,7 @@ from rich.console import Console
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import (
   carried_batch_size,
+  read_best,
   read_newest,
   read_progress,
   read_resized_state,
@@ -22,7 +23,6 @@ from experiments.trainer.config import LARGEST_SEED, TrainConfig
 from experiments.trainer.setup import TrainSetup, make_keys
 from lstm_jax.language.options import option
 from lstm_jax.training import (
-  CheckpointError,
   CheckpointWriter,
   TrainState,
   TrainStep,
@@ -30,7 +30,6 @@ from lstm_jax.training import (
   init_ensemble,
   make_ensemble_train_step,
   member,
-  read_params,
 )
 
 
@@ -187,16 +186,8 @@ def restore(
     progress = read_progress(checkpoints, step, Progress)
     batch_size = progress.batch_size
     restored = read_resized_state(checkpoints, step, state, batch_size)
-    if progress.best:
-      try:
-        read_params(checkpoints, progress.best[1], params)
-      except CheckpointError as error:
-        loss, best_step = progress.best
-        console.print(
-          f"{error}: the best weights, of step {best_step} and a loss of "
-          f"{loss:.4f}, are lost, unless a later loss is lower",
-          soft_wrap=True,
-        )
+    consequence = "unless a later loss is lower"
+    read_best(checkpoints, progress.best, params, consequence, console)
     return restored, progress
 
   found = read_newest(checkpoints, read, console)
