@@ -32,7 +32,7 @@ def main() -> None:
   config = config_from_flags(BoardConfig(), FLAGS)
   board = read_board().of_corpus(CORPUS)
   if config.charts:
-    check_parent(Path(config.charts) / CHARTS[0])
+    check_parent(Path(config.charts) / CHARTS[0].file)
   print(table(board))
   if config.charts:
     draw(board, Path(config.charts))

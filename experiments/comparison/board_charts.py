@@ -20,7 +20,6 @@ from experiments.trainer.figures import SMALL, tidy
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-CHARTS = "loss-by-parameters.png", "loss-by-time.png"
 MARKERS = "osD^v*PX"  # of the protocols, in their order; then from the start
 OUR_COLOR, OTHERS_COLOR = "tab:blue", "tab:gray"
 NEAR = 0.1, 0.03  # in log x and in nats: labels that are closer overlap
@@ -38,13 +37,14 @@ class Point(NamedTuple):
   ours: bool
 
 
-class Axis(NamedTuple):
-  """A horizontal axis.
+class Chart(NamedTuple):
+  """A chart, by its horizontal axis.
 
   `value` returns x of a row for a number of seeds that count together, or None
   if the row has none.
   """
 
+  file: str
   title: str
   label: str
   value: Callable[[Row, int], float | None]
@@ -65,9 +65,14 @@ def _minutes(row: Row, num_seeds: int) -> float | None:
   return shared + num_seeds * ((low + high) / 2 - shared)
 
 
-AXES = (
-  Axis("size", "parameters, millions", _millions),
-  Axis("training time", "minutes of training, on different machines", _minutes),
+CHARTS = (
+  Chart("loss-by-parameters.png", "size", "parameters, millions", _millions),
+  Chart(
+    "loss-by-time.png",
+    "training time",
+    "minutes of training, on different machines",
+    _minutes,
+  ),
 )
 
 
@@ -75,16 +80,16 @@ def draw(board: Board, directory: Path) -> None:
   """Draw both charts of the rows into a directory."""
   from matplotlib.figure import Figure
 
-  for name, axis in zip(CHARTS, AXES, strict=True):
+  for chart in CHARTS:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    found = points(board, axis)
-    _draw(board, found, axis, figure)
+    found = points(board, chart)
+    _draw(board, found, chart, figure)
     text = json.dumps(found)
-    figure.savefig(directory / name, dpi=100, metadata={KEYWORD: text})
+    figure.savefig(directory / chart.file, dpi=100, metadata={KEYWORD: text})
 
 
-def points(board: Board, axis: Axis) -> list[Point]:
-  """Return a point for each result of the rows that have the axis' value.
+def points(board: Board, chart: Chart) -> list[Point]:
+  """Return a point for each result of the rows that have the chart's value.
 
   An ensemble has as many parameters, and takes as long, as its members have
   together; it is left out where their number is not known.
@@ -94,7 +99,7 @@ def points(board: Board, axis: Axis) -> list[Point]:
     for number, row in enumerate(board.rows, start=1)
     for r in row.results
     if (num_seeds := len(r.seeds) if r.is_ensemble else 1)
-    and (x := axis.value(row, num_seeds)) is not None
+    and (x := chart.value(row, num_seeds)) is not None
   ]
 
 
@@ -129,7 +134,9 @@ def points_of(path: Path) -> list[Point]:
     return [Point(*point) for point in json.loads(image.info[KEYWORD])]
 
 
-def _draw(board: Board, found: list[Point], axis: Axis, figure: Figure) -> None:
+def _draw(
+  board: Board, found: list[Point], chart: Chart, figure: Figure
+) -> None:
   from matplotlib.ticker import LogLocator
 
   panel = figure.subplots()
@@ -158,8 +165,8 @@ def _draw(board: Board, found: list[Point], axis: Axis, figure: Figure) -> None:
   panel.xaxis.set_major_formatter("{x:g}")
   panel.xaxis.set_minor_formatter("")
   panel.margins(x=0.1)
-  title = f"Loss by {axis.title}; the numbers are those of the table"
-  tidy(panel, title, axis.label, "nats per character")
+  title = f"Loss by {chart.title}; the numbers are those of the table"
+  tidy(panel, title, chart.label, "nats per character")
   figure.legend(
     fontsize=SMALL, ncols=2, loc="outside lower center", frameon=False
   )

@@ -20,6 +20,24 @@ from experiments.trainer.trained import load
 from lstm_jax.language.evaluate import stateful_loss
 from tests.experiments.trainer.resuming import signal_at
 
+ROW = {"parameters": 1, "cold": 2.0, "stateful": 1.5, "seconds": 3.0}
+
+
+def record_path(config):
+  return Path(config.job.run) / ablate.RECORD
+
+
+def read_record(config):
+  return json.loads(record_path(config).read_text(encoding="utf-8"))
+
+
+def write_rows(config, *changes):
+  """Write the results of these changes, without runs."""
+  rows = [{"change": name} | ROW for name in changes]
+  sha256 = text_sha256(read_corpus_text(config.data.corpus))
+  Path(config.job.run).mkdir()
+  Ablations(ablate._recipe(config), sha256, rows).write(record_path(config))
+
 
 @pytest.mark.exhaustive
 def test_each_change_is_trained_once_and_measured(config, console):
@@ -34,8 +52,7 @@ def test_each_change_is_trained_once_and_measured(config, console):
     assert abs(row["stateful"] - nats) < 1e-6
     assert row["cold"] > 0 and row["seconds"] > 0
   assert rows[1]["parameters"] < rows[0]["parameters"] == rows[2]["parameters"]
-  path = Path(config.job.run) / ablate.RECORD
-  record = json.loads(path.read_text(encoding="utf-8"))
+  record = read_record(config)
   assert record["rows"] == rows
   assert record["recipe"]["hidden_size"] == config.model.hidden_size
   assert {"versions", "device"} <= {*record["rows"][0]["environment"]}
@@ -77,22 +94,16 @@ def test_overwrite_trains_all_again(config, console):
   ablate.run(config, [], console)
   config = replace(config, seed=1, overwrite=True)
   rows, _ = ablate.run(config, [], console)
-  path = Path(config.job.run) / ablate.RECORD
-  record = json.loads(path.read_text(encoding="utf-8"))
+  record = read_record(config)
   assert (record["rows"], record["recipe"]["seed"]) == (rows, 1)
 
 
 def test_overwrite_drops_no_change_that_it_does_not_name(config, console):
-  path = Path(config.job.run) / ablate.RECORD
-  row = {"parameters": 1, "cold": 2.0, "stateful": 1.5, "seconds": 3.0}
-  rows = [{"change": name} | row for name in ("base", "A=1", "B=2")]
-  sha256 = text_sha256(read_corpus_text(config.data.corpus))
-  Path(config.job.run).mkdir()
-  Ablations(ablate._recipe(config), sha256, rows).write(path)
-  before = path.read_bytes()
+  write_rows(config, "base", "A=1", "B=2")
+  before = record_path(config).read_bytes()
   with pytest.raises(ValueError, match=r"also holds A=1, B=2: name them with"):
     ablate.run(replace(config, overwrite=True), ["seed=1"], console)
-  assert path.read_bytes() == before
+  assert record_path(config).read_bytes() == before
 
 
 @pytest.mark.exhaustive
@@ -104,10 +115,10 @@ def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
     record = json.loads(path.read_text()) | {"started": "2026-01-01T00:00:00Z"}
     path.write_text(json.dumps(record))
   with pytest.MonkeyPatch.context() as monkeypatch:
-    signal_at(monkeypatch, 33)
+    signal_at(monkeypatch, 33)  # of 47 steps: between two evaluations
     result = ablate.run(replace(config, overwrite=True), [change], console)
   assert result == ([], signal.SIGTERM)
-  record = json.loads((directory / ablate.RECORD).read_text())
+  record = read_record(config)
   assert record["rows"] == [] and record["overwritten"]
   rows = ablate.run(config, [change], console).rows
   assert "resumed     after step" in console.file.getvalue()
@@ -143,37 +154,50 @@ def test_a_bad_change_is_refused_before_training(
   assert not Path(config.job.run).exists()
 
 
-def test_the_results_of_another_recipe_are_not_mixed_in(config, console):
+def test_the_directory_of_the_runs_must_be_given(config, console):
   with pytest.raises(ValueError, match="must be the directory of the runs"):
     ablate.run(replace(config, run=""), [], console)
-  ablate.run(config, [], console)
+
+
+def test_the_results_of_another_recipe_or_corpus_are_not_mixed_in(
+  config, console
+):
+  write_rows(config, "base")
   other = replace(config, learning_rate=0.1)
   with pytest.raises(ValueError, match=r"learning_rate was 0\.02 and is 0\.1"):
     ablate.run(other, [], console)
-  text = Path(config.data.corpus).read_text()
-  Path(config.data.corpus).write_text(text + "More.\n")
+  with open(config.data.corpus, "a", encoding="utf-8") as corpus:
+    corpus.write("More.\n")
   with pytest.raises(ValueError, match="of another corpus: "):
     ablate.run(config, [], console)
-  Path(config.data.corpus).write_text(text)
-  path = Path(config.job.run) / ablate.RECORD
-  record = json.loads(path.read_text())
-  (row,) = record["rows"]
-  texts = ["{", "[]", "{}"]
-  for damage in (
-    {"rows": [1]},
-    {"rows": 1},
-    {"overwritten": "yesterday"},
-    {"overwritten": "2026-11-28T04:44:10"},  # no time zone
-    {"corpus_sha256": None, "recipe": 1},
-  ):
-    texts.append(json.dumps(record | damage))
-  for entry in MEASURED:
-    for damage in ({entry: None}, {entry: "?"}):
-      texts.append(json.dumps(record | {"rows": [row | damage]}))
-  for damage in ({"diverged": True}, {"change": "seed=1"}, {"change": 5}):
-    texts.append(json.dumps(record | {"rows": [row | damage]}))
-  for damaged in texts:
-    path.write_text(damaged)
+
+
+def test_a_damaged_record_is_refused(config, console):
+  write_rows(config, "base")
+  record, path = read_record(config), record_path(config)
+  assert ablate.run(config, [], console).rows == record["rows"]
+  damaged = [
+    *("{", "[]", "{}"),
+    *(
+      json.dumps(record | damage)
+      for damage in (
+        {"rows": [1]},
+        {"rows": 1},
+        {"overwritten": "yesterday"},
+        {"overwritten": "2026-11-28T04:44:10"},  # no time zone
+        {"recipe": 1},
+      )
+    ),
+    *(
+      json.dumps(record | {"rows": [{"change": "base"} | ROW | damage]})
+      for damage in (
+        *({entry: value} for entry in MEASURED for value in (None, "?")),
+        *({"diverged": True}, {"change": "seed=1"}, {"change": 5}),
+      )
+    ),
+  ]
+  for text in damaged:
+    path.write_text(text)
     with pytest.raises(ValueError, match=f"{path} is damaged"):
       ablate.run(config, [], console)
 
@@ -182,17 +206,17 @@ def test_rows_that_another_process_adds_meanwhile_are_kept(
   config, console, monkeypatch
 ):
   ablate.run(config, [], console)
-  path = Path(config.job.run) / ablate.RECORD
+  path = record_path(config)
   run, other = train.run, {"change": "seed=5", "diverged": True}
 
   def run_beside(single, console):
-    record = json.loads(path.read_text())
+    record = read_record(config)
     path.write_text(json.dumps(record | {"rows": [*record["rows"], other]}))
     return run(single, console)
 
   monkeypatch.setattr(train, "run", run_beside)
   rows, _ = ablate.run(config, ["hidden_size=7"], console)
-  changes = [row["change"] for row in json.loads(path.read_text())["rows"]]
+  changes = [row["change"] for row in read_record(config)["rows"]]
   assert changes == ["base", "seed=5", "hidden_size=7"]
   assert [row["change"] for row in rows] == changes
 
@@ -207,7 +231,7 @@ def test_models_that_there_are_not_are_refused_before_training(config, console):
 def test_a_recipe_is_the_same_from_another_directory(
   config, console, monkeypatch
 ):
-  ablate.run(config, [], console)
+  write_rows(config, "base")
   corpus = Path(config.data.corpus)
   monkeypatch.chdir(corpus.parent)
   ablate.run(replace(config, corpus=corpus.name), [], console)
@@ -220,7 +244,7 @@ def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
   """As after an interruption of the measurement, or without ablations.json."""
   changes = ["hidden_size=7"]
   rows, _ = ablate.run(config, changes, console)
-  (Path(config.job.run) / ablate.RECORD).unlink()
+  record_path(config).unlink()
 
   def run(*arguments):
     raise AssertionError("it was trained again")
@@ -228,7 +252,7 @@ def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
   monkeypatch.setattr(train, "run", run)
   again, _ = ablate.run(config, changes, console)
   assert again == rows
-  (Path(config.job.run) / ablate.RECORD).unlink()
+  record_path(config).unlink()
   result = Path(config.job.run) / "base" / "result.json"
   text = result.read_text()
   result.write_text("{}")

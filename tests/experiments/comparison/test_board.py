@@ -20,7 +20,6 @@ from experiments.comparison.board import (
   table,
 )
 from experiments.comparison.board_charts import (
-  AXES,
   CHARTS,
   Point,
   draw,
@@ -43,15 +42,13 @@ VOCABULARY = {"tinyshakespeare": 65, "poems": 64, "tinyshakespeare-words": 7128}
 def test_the_page_holds_the_table_and_links_the_charts():
   page = PAGE.read_text("utf-8")
   assert f"\n\n{table(SHOWN)}\n\n" in page
-  assert all(f"]({name})" in page for name in CHARTS)
+  assert all(f"]({chart.file})" in page for chart in CHARTS)
 
 
-@pytest.mark.parametrize(
-  ("name", "axis"), [*zip(CHARTS, AXES, strict=True)], ids=CHARTS
-)
-def test_the_charts_show_the_rows_of_the_board(name, axis):
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.file)
+def test_the_charts_show_the_rows_of_the_board(chart):
   """If not, `python -m experiments.board --charts=docs/results` draws them."""
-  assert points_of(PAGE.parent / name) == points(SHOWN, axis)
+  assert points_of(PAGE.parent / chart.file) == points(SHOWN, chart)
 
 
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
@@ -161,7 +158,7 @@ def test_a_protocol_is_a_column_once_a_row_has_a_result_by_it():
 def test_a_chart_has_a_point_for_each_result_and_says_which(tmp_path):
   board = Board(PROTOCOLS, [LSTM, GPT._replace(parameters=10)])
   draw(board, tmp_path)
-  parameters, time = (points_of(tmp_path / name) for name in CHARTS)
+  parameters, time = (points_of(tmp_path / chart.file) for chart in CHARTS)
   assert time == [
     (1, "cold", 3.25, 1.5, 0.25, True),
     (1, "late", 3.25, 1.25, 0.0, True),
@@ -177,11 +174,11 @@ def test_a_chart_has_a_point_for_each_result_and_says_which(tmp_path):
 def test_an_ensemble_costs_what_its_members_cost():
   ensemble = Result("ensemble_stateful", 1.25, seeds=(0, 1, 2))
   row = LSTM._replace(parameters=1_000_000, results=[*LSTM.results, ensemble])
-  found = points(Board(PROTOCOLS, [row]), AXES[0])
+  found = points(Board(PROTOCOLS, [row]), CHARTS[0])
   assert [p.x for p in found if p.protocol == "ensemble_stateful"] == [3.0]
   assert {p.x for p in found if p.protocol != "ensemble_stateful"} == {1.0}
   shared = row._replace(training=Training([2, 4], "a core", shared=1.0))
-  found = points(Board(PROTOCOLS, [shared]), AXES[1])
+  found = points(Board(PROTOCOLS, [shared]), CHARTS[1])
   assert [p.x for p in found if p.protocol == "ensemble_stateful"] == [7.0]
 
 
