@@ -74,7 +74,7 @@ def run(
   console.print(record["environment"])
   printed = set()
   for part in parts:
-    for rows, skipped in PARTS[part].cases(sizes, rounds):
+    for rows, skipped in PARTS[part].measure(sizes, rounds):
       console.print(case_table(rows))
       for name, reason in skipped.items():
         if (name, reason) not in printed:

@@ -112,8 +112,12 @@ def compare(
   key: jax.Array,
   epsilon: float,
 ) -> Report:
-  """Check run(Explicit()) at random values of arguments(key)."""
-  x = gaussian(arguments, key)
+  """Check run(Explicit()) at random values with the shapes of arguments(key).
+
+  It is compared with run(Autodiff()).
+  """
+  x_key, key = jax.random.split(key)  # with one, v would be twice x
+  x = gaussian(arguments, x_key)
   return gradcheck(run(Explicit()), run(Autodiff()), x, key, epsilon=epsilon)
 
 
@@ -163,15 +167,15 @@ def table(title: str, report: Report) -> Table:
     result.add_row(
       row.name,
       f"{row.size:,}",
-      _cell(row.explicit_autodiff, AUTODIFF_TOLERANCE),
-      _cell(row.explicit_central, DIFFERENCE_TOLERANCE),
+      _format_error(row.explicit_autodiff, AUTODIFF_TOLERANCE),
+      _format_error(row.explicit_central, DIFFERENCE_TOLERANCE),
       str(list(row.explicit_central.where)),
-      _cell(row.explicit_directional, DIFFERENCE_TOLERANCE),
+      _format_error(row.explicit_directional, DIFFERENCE_TOLERANCE),
     )
   return result
 
 
-def _cell(error: Error, tolerance: float) -> Text:
+def _format_error(error: Error, tolerance: float) -> Text:
   text = f"{error.relative:.1e}"
   if error.relative <= tolerance:
     return Text(text)

@@ -134,7 +134,7 @@ def test_a_cell_may_leave_out_annotations_and_save_a_number_a_step(cell, key):
 
 def test_what_needs_w_h_or_tokens_says_so(cell, key):
   params, _, xs = arguments(cell, key)
-  message = "xs must be floats, as this cell has no takes_tokens, got int"
+  message = "xs must be floats, since this cell takes no tokens, got int"
   with pytest.raises(ValueError, match=message):
     unroll(cell, params, None, jnp.zeros((T, B), int))
   message = "drop_connect needs a cell with a matrix w_h, got DiagonalLSTMPara"

@@ -1,16 +1,16 @@
 """The gradient of each prediction with respect to earlier states.
 
-For the log-likelihood ℓₜ = log p(xₜ₊₁ | x₁ … xₜ) of every t at once, and the
-state sˡ of layer l,
+Let ℓₜ = log p(xₜ₊₁ | x₀ … xₜ) be the log-likelihood of the token after token t,
+and sˡₜ the state of layer l after token t. For every t this is
 
-  dsˡ[t, k] = ∂ℓₜ/∂sˡₜ₋ₖ   for k = 0 … W − 1
+  dsˡ[t, k] = ∂ℓₜ/∂sˡₜ₋ₖ   for k = 0 … W − 1:
 
-is the effect on that prediction of a small change of an earlier state; h and c
-are changed one at a time, the other held fixed. The change acts through the
-later steps of its layer, and through the layers above, which read h. The
-gradients come from the cell's own backward. One scan over k computes them for
-all t in parallel: for the prediction at t, its step k is the backward of the
-time step t − k.
+how much a small change of an earlier state changes that prediction. h and c are
+changed one at a time, the other held fixed. The change acts through the later
+steps of its layer, and through the layers above, which read h. The gradients
+come from the cell's own backward. One scan over k computes them for all t in
+parallel: for the prediction at t, its step k is the backward of the time step
+t − k.
 """
 
 from functools import partial
@@ -45,7 +45,7 @@ def gradient_paths(
     cell: the cell of every layer.
     params: the model's weights.
     layers: the layers that `trace_layers` returns for these tokens.
-    tokens: the text, integers [N].
+    tokens: the text, integers [N], N ≥ 1.
     window: W ≥ 1.
 
   Returns:
@@ -53,7 +53,7 @@ def gradient_paths(
     before the text, are 0, and so is the last row, which predicts nothing.
   """
   d_top = _d_top(params, layers[-1].states.h[:-1], tokens[1:])
-  d_top = jnp.pad(d_top, ((0, 1), (0, 0)))  # the last token predicts nothing
+  d_top = jnp.pad(d_top, ((0, 1), (0, 0)))
   chunks, size = [], min(CHUNK, len(tokens))
   for start in range(0, len(tokens), size):
     # The last chunk repeats the last t, so that all chunks have one shape and
@@ -90,7 +90,7 @@ def _norms(
 
   def body(d_states, k):
     index = (times - k).clip(0)  # the time steps t − k
-    d_before, norms, dx_above = [], [], None
+    d_states_before, norms, dx_above = [], [], None
     for layer, d in zip(reversed(layers), reversed(d_states), strict=True):
       xs, h, gates, residuals = jax.tree.map(
         lambda x: x[index],
@@ -99,19 +99,18 @@ def _norms(
       if dx_above is not None:
         d = d._replace(h=d.h + dx_above)
       norms.append(jax.tree.map(norm, d))
-      before, *das = cell.recur_backward(layer.params, gates, residuals, d)
+      d_before, *das = cell.recur_backward(layer.params, gates, residuals, d)
       # Only dx is used: XLA drops the unused gradients of the weights.
       _, dx_above = cell.parameter_gradients(
         layer.params, xs, h, residuals, *das
       )
-      d_before.append(before)
+      d_states_before.append(d_before)
     in_text = times >= k
     norms = jax.tree.map(lambda n: jnp.where(in_text, n, 0), norms[::-1])
-    return tuple(d_before[::-1]), tuple(norms)
+    return tuple(d_states_before[::-1]), tuple(norms)
 
-  d_states = [
-    upcast(cell.initial_state(layer.params, times.shape)) for layer in layers
-  ]
+  states = [cell.initial_state(layer.params, times.shape) for layer in layers]
+  d_states = [jax.tree.map(jnp.zeros_like, upcast(s)) for s in states]
   d_states[-1] = d_states[-1]._replace(h=d_top[times])
   _, norms = lax.scan(body, tuple(d_states), jnp.arange(window))
   return jax.tree.map(lambda n: n.T, norms)

@@ -45,7 +45,8 @@ class Recall(NamedTuple):
   """What an ensemble of S seeds has learned of one delay, at its best rate."""
 
   learning_rate: float
-  accuracy: list[float]  # of each seed, on the sequences that chose the rate
+  # Of each seed, on the sequences that chose the rate; if it diverged, chance.
+  accuracy: list[float]
   nats: list[float | None]  # loss of each seed on them; None where it diverged
 
 
@@ -78,8 +79,8 @@ def learn(
     learning_rates: of Adam, at the peak of the schedule. The best has the
       fewest seeds that diverge, and then the lowest mean loss on the test
       sequences.
-    chrono: the name of the model's cell if its gates get initial biases that
-      fit the d + 2 time steps of a sequence.
+    chrono: for initial biases that fit the d + 2 time steps of a sequence, the
+      name of the model's cell; None for its usual biases.
     mesh: the devices that share the seeds (`lstm_jax.training.over_members`).
 
   Raises:
@@ -137,8 +138,8 @@ def learn(
     if mesh:
       members = place_members(members, mesh)
     for first in range(0, num_steps, STEPS_PER_CALL):
-      some = steps[first : first + STEPS_PER_CALL]
-      shared = some, jnp.asarray(rate)
+      chunk = steps[first : first + STEPS_PER_CALL]
+      shared = chunk, jnp.asarray(rate)
       members = train_all((members, train_keys), shared)
     found = on_one_device(test_all((members[0], test_keys), ()))
     accuracy, nats = (np.asarray(x) for x in found)
@@ -148,14 +149,20 @@ def learn(
 
 
 def rank(nats: np.ndarray) -> tuple[int, float]:
-  """Return (the number of seeds that diverged, the mean loss of the others)."""
+  """Return (the number of seeds that diverged, the mean loss of the others).
+
+  Smaller is better; the mean is infinite if there are no others.
+  """
   finite = nats[np.isfinite(nats)]
   mean = float(finite.mean()) if len(finite) else math.inf
   return len(nats) - len(finite), mean
 
 
 def longest(accuracies: dict[int, float], above: float = 0.9) -> int:
-  """Return the longest delay up to which every accuracy is above, or 0."""
+  """Return the longest delay whose accuracy, and all before it, are above.
+
+  It is 0 if there is none.
+  """
   last = 0
   for delay in sorted(accuracies):
     if accuracies[delay] <= above:

@@ -21,7 +21,9 @@ from experiments.benchmarks.peers.proof import Makers
 from experiments.benchmarks.tables import Row
 from experiments.benchmarks.timing import compare
 
-Cases = Iterator[tuple[list[Row], dict[str, str]]]  # (rows, skipped)
+Results = Iterator[tuple[list[Row], dict[str, str]]]  # (rows, skipped)
+# The sizes of a part's case unless it says otherwise, such as MODEL, and the
+# cases that are measured, by what differs from them, such as MODELS.
 MODEL: Row = {
   "hidden_size": 512,
   "seq_len": 64,
@@ -43,9 +45,9 @@ LSTMS: list[Row] = [
   {"batch_size": 256},
   {"seq_len": 1024},
 ]
-OTHERS: list[Row] = [
+OTHERS: list[Row] = [  # of the GRU and the RNN
   {"hidden_size": size} for size in (128, 256, 512)
-]  # GRU, RNN
+]
 POLICY: Row = {"hidden_size": 128, "seq_len": 128, "batch_size": 1024}
 POLICIES: list[Row] = [{"batch_size": size} for size in (256, 1024, 4096)]
 LINEAR: list[Row] = [
@@ -72,7 +74,7 @@ def model_part(
   rounds: int,
   part: str = "model",
   peers: Iterable[str] | None = None,
-) -> Cases:
+) -> Results:
   """Time the Adam step of a language model.
 
   A case is what differs from MODEL. The peers are all, if none are named.
@@ -88,15 +90,18 @@ def model_part(
 
 def layer_part(
   cases: Iterable[Row], rounds: int, cells: Iterable[str]
-) -> Cases:
-  """Time one layer: first its outputs alone, then all gradients."""
+) -> Results:
+  """Time one layer: first its outputs alone, then all gradients.
+
+  A case is what differs from LAYER.
+  """
   for cell in cells:
     yield from _layer_cases("layer", cell, sequences.sequences(), cases, rounds)
 
 
 def linear_part(
   cases: Iterable[Row], rounds: int, cells: Iterable[str]
-) -> Cases:
+) -> Results:
   """Time cells whose recurrence is linear, as `layer_part` does."""
   for cell in cells:
     yield from _layer_cases("linear", cell, linear.linear(), cases, rounds)
@@ -104,17 +109,17 @@ def linear_part(
 
 def _layer_cases(
   part: str, cell: str, makers: Makers, cases: Iterable[Row], rounds: int
-) -> Cases:
+) -> Results:
   for case in cases:
     for backward in (False, True):
       sizes = LAYER | case
       problem = sequences.make_problem(cell, backward, **sizes)
       rows, skipped = compare(makers, rounds, problem)
-      title = {"part": part, "cell": cell, "backward": backward}
-      yield [title | sizes | row for row in rows], skipped
+      labels = {"part": part, "cell": cell, "backward": backward}
+      yield [labels | sizes | row for row in rows], skipped
 
 
-def resets_part(cases: Iterable[Row], rounds: int) -> Cases:
+def resets_part(cases: Iterable[Row], rounds: int) -> Results:
   """Time the GRU of a recurrent policy, with episodes that begin inside.
 
   A case is what differs from POLICY.
@@ -124,13 +129,13 @@ def resets_part(cases: Iterable[Row], rounds: int) -> Cases:
     for backward in (False, True):
       problem = resets.make_problem(backward, **sizes)
       rows, skipped = compare(resets.resets(), rounds, problem)
-      title = {"part": "resets", "backward": backward}
-      yield [title | sizes | row for row in rows], skipped
+      labels = {"part": "resets", "backward": backward}
+      yield [labels | sizes | row for row in rows], skipped
 
 
 def sampling_part(
   cases: Iterable[Row], rounds: int, length: int = 500
-) -> Cases:
+) -> Results:
   """Time the sampling of texts of `length` characters."""
   for case in cases:
     problem = samplers.make_problem(length=length, **case)
@@ -141,28 +146,28 @@ def sampling_part(
     yield [{"part": "sampling"} | case | row for row in rows], skipped
 
 
-def memory_part(sizes: Row) -> Cases:
+def memory_part(sizes: Row) -> Results:
   """Measure the peak memory of an LSTM layer's gradients."""
-  case = LAYER | (_sizes_of(sizes, LAYER) or MEMORY)
+  case = LAYER | MEMORY | _sizes_of(sizes, LAYER)
   rows, skipped = memory.measure_memory(case)
   yield [{"part": "memory"} | case | row for row in rows], skipped
 
 
-def launches_part(sizes: Row) -> Cases:
+def launches_part(sizes: Row) -> Results:
   """Count the kernel launches of the gradient of one layer on an H100."""
   case = LAYER | {"hidden_size": 512} | _sizes_of(sizes, LAYER)
   for cell in ("lstm", "gru"):
     for dtype in launches.DTYPES:
       rows, skipped = launches.count(cell, case, dtype)
-      title = {"part": "launches", "cell": cell} | case | {"dtype": dtype}
-      yield [title | row for row in rows], skipped
+      labels = {"part": "launches", "cell": cell} | case | {"dtype": dtype}
+      yield [labels | row for row in rows], skipped
 
 
-def original_part(rounds: int, num_steps: int = 64) -> Cases:
+def original_part(rounds: int, num_steps: int = 64) -> Results:
   """Time the training step of the original recipe, one and several per call.
 
   Args:
-    rounds: each is timed ten times as often, since these steps are short.
+    rounds: a program is timed 10 · rounds times, since these steps are short.
     num_steps: training steps in a call of the second program.
   """
   makers = {
@@ -185,7 +190,7 @@ def original_part(rounds: int, num_steps: int = 64) -> Cases:
 
 def growth_part(
   growth: dict[str, tuple[str, tuple[int, ...]]], rounds: int
-) -> Cases:
+) -> Results:
   """Time the Adam step of a language model as one size grows."""
   for part, (size, values) in growth.items():
     cases = [{"hidden_size": 256, size: value} for value in values]
@@ -193,45 +198,45 @@ def growth_part(
 
 
 def _sizes_of(sizes: Row, defaults: Row) -> Row:
-  """Return the sizes that a part has a default for."""
+  """Return those of the sizes that have a default."""
   return {name: size for name, size in sizes.items() if name in defaults}
 
 
-def _model(sizes: Row, rounds: int) -> Cases:
+def _model(sizes: Row, rounds: int) -> Results:
   case = _sizes_of(sizes, MODEL)
   return model_part([case] if case else MODELS, rounds)
 
 
-def _layer(sizes: Row, rounds: int) -> Cases:
+def _layer(sizes: Row, rounds: int) -> Results:
   case = _sizes_of(sizes, LAYER)
   lstm_cases, other_cases = ([case], [case]) if case else (LSTMS, OTHERS)
   yield from layer_part(lstm_cases, rounds, ["lstm"])
   yield from layer_part(other_cases, rounds, ["gru", "rnn"])
 
 
-def _linear(sizes: Row, rounds: int) -> Cases:
+def _linear(sizes: Row, rounds: int) -> Results:
   case = _sizes_of(sizes, LAYER)
   cases = [case] if case else LINEAR
   return linear_part(cases, rounds, linear.COEFFICIENTS)
 
 
-def _resets(sizes: Row, rounds: int) -> Cases:
-  case = _sizes_of(sizes, LAYER)
+def _resets(sizes: Row, rounds: int) -> Results:
+  case = _sizes_of(sizes, POLICY)
   return resets_part([case] if case else POLICIES, rounds)
 
 
 class Part(NamedTuple):
   """A part of the benchmark."""
 
-  cases: Callable[[Row, int], Cases]  # (sizes, rounds) -> its cases
-  sizes: Row  # if one of these is given, there is one case, of the given sizes
+  measure: Callable[[Row, int], Results]  # (sizes, rounds) -> its results
+  sizes: Row  # those that may be given: then there is one case, of these sizes
 
 
 PARTS: dict[str, Part] = {
   "model": Part(_model, MODEL),
   "layer": Part(_layer, LAYER),
   "linear": Part(_linear, LAYER),
-  "resets": Part(_resets, LAYER),
+  "resets": Part(_resets, POLICY),
   "sampling": Part(lambda _, rounds: sampling_part(SAMPLING, rounds), {}),
   "memory": Part(lambda sizes, _: memory_part(sizes), LAYER),
   "launches": Part(lambda sizes, _: launches_part(sizes), LAYER),
@@ -241,7 +246,7 @@ PARTS: dict[str, Part] = {
 
 
 def check_sizes(parts: Iterable[str], sizes: Row) -> None:
-  """Raise ValueError if no part has a size that is given."""
+  """Raise ValueError unless each size that is given is one of these parts'."""
   names = [*parts]
   for size in sizes:
     if not any(size in PARTS[name].sizes for name in names):

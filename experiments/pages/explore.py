@@ -69,15 +69,19 @@ def make_page(trained: Trained, tokens: np.ndarray, source: str) -> str:
 def pack_reader(
   trained: Trained, tokens: np.ndarray, blobs: Blobs
 ) -> dict[str, Any]:
-  """Return what the page needs to read a typed text, or why it does not."""
+  """Return what the page needs to read a typed text.
+
+  Where the model is not one that a page can run, "model" is None and
+  "no_typing" says why.
+  """
   try:
     check_model(trained)
   except ValueError as error:
     reason = f"You cannot type a text here: {error}."
     return {"model": None, "no_typing": reason}
   packed, _, cost = pack_model(trained, tokens, blobs)
-  said = describe_cost(cost, trained.tokenizer)
-  return packed | {"cost": f"{said} of the page’s text."}
+  cost_text = describe_cost(cost, trained.tokenizer)
+  return packed | {"cost": f"{cost_text} of the page’s text."}
 
 
 def describe(trained: Trained) -> str:
@@ -112,7 +116,8 @@ def make_header(
 
   Returns:
     A dictionary. "constant" names the features that do not vary in this text:
-    only the others, "features", have scores. "next" is that of `_next_tokens`.
+    only the others, "features", have scores. "next" is what `_next_tokens`
+    returns.
     Each layer has "signals", the values of its units at each token
     (`pack_signal`), and "paths", the norms of the gradient of each prediction
     with respect to the states of the last "window" time steps (`pack_path`).
@@ -144,7 +149,7 @@ def make_header(
           for name, signal in signals(cell, layer).items()
         ],
         "paths": [
-          pack_path(name, np.asarray(norms), blobs)
+          pack_path(name, norms, blobs)
           for name, norms in path._asdict().items()
         ],
       }
@@ -163,7 +168,7 @@ def pack_signal(
 ) -> dict[str, Any]:
   """Return the header of a signal [H, N], whose bytes become a blob.
 
-  One that is not signed is in [0, 1].
+  It is signed unless it is a gate, whose values are in [0, 1].
   """
   if signed:
     levels, scale = quantize_signed(values)
@@ -183,8 +188,11 @@ def pack_signal(
 def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
   """Return the header of gradient norms [N, W], whose bytes become a blob.
 
-  Column k is of the state k time steps earlier.
+  Column k is of the state k time steps earlier. A norm that overflows is stored
+  as the largest of float32.
   """
+  largest = float(np.finfo(np.float32).max)
+  norms = np.nan_to_num(norms, nan=largest, posinf=largest)
   levels, low, high = quantize_norms(norms)
   return {"name": name, "low": low, "high": high, "blob": blobs.add(levels)}
 
@@ -192,10 +200,11 @@ def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
 def _next_tokens(
   logits: jax.Array, tokens: np.ndarray, blobs: Blobs
 ) -> dict[str, int]:
-  """Return the blobs of the next token's distribution at each position.
+  """Return the distributions of the next token, as numbers of blobs.
 
-  They are the likeliest tokens, their probabilities in units of 1 / 65,535, and
-  the probability of the text's own next token.
+  They are the "count" K likeliest tokens at each position, uint32 [N, K], their
+  probabilities in units of 1 / 65,535, uint16 [N, K], and the probability of
+  the text's own next token, float32 [N − 1].
   """
   count = min(TOP_TOKENS, logits.shape[-1])
   top_logits, top_tokens = jax.lax.top_k(logits, count)

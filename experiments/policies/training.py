@@ -1,4 +1,4 @@
-"""Train all seeds of a network together, and record the return."""
+"""Train a network once for each seed, all together, and record the return."""
 
 import time
 from collections.abc import Callable
@@ -41,20 +41,24 @@ def train(
   keys: jax.Array,
   on_update: Callable[[int, float | None], None],
 ) -> dict[str, Any]:
-  """Train the seeds of a network.
+  """Train a network once for each of S seeds.
 
   Args:
-    name: of the network.
+    name: feed_forward, or a cell, as `make_network` takes it.
     environment: the task.
     config: the settings.
-    keys: of the seeds, [S].
-    on_update: called after each update with its number and the mean return.
+    keys: a PRNG key for each seed, [S].
+    on_update: called after each update with its number, from 1, and the return,
+      a mean over the seeds; None if no episode has ended.
 
   Returns:
-    A record: `returns` has, for each update, the mean return of each seed's
-    episodes that ended in it, None where none did.
+    A record: `num_parameters` of one network; `compile_s`, the seconds to
+    compile an update, and `seconds`, those of all updates; and `returns`, for
+    each update the mean return of each seed's episodes that ended in it, None
+    where none did.
 
   Raises:
+    ValueError: there is no such network.
     Diverged: a loss is NaN or infinite.
   """
   network = make_network(
@@ -73,28 +77,28 @@ def train(
     # Otherwise arrays of no elements would come back on all devices.
     out_shardings=NamedSharding(mesh, DIVIDED) if mesh else None,
   )
-  compiling = time.monotonic()
+  compile_start = time.monotonic()
   program = update.lower(learners, None).compile()
-  training, returns = time.monotonic(), []
+  train_start, returns = time.monotonic(), []
   for number in range(1, config.ppo.num_updates + 1):
     learners, metrics = program(learners, None)
     if not np.isfinite(metrics.loss).all():
       raise Diverged(f"{name}: the loss is not finite at update {number}")
-    returns.append(known(metrics.mean_return))
+    returns.append(rounded(metrics.mean_return))
     on_update(number, mean(returns[-1]))
   return {
     "num_parameters": sum(
       leaf.size for leaf in jax.tree.leaves(learners.params)
     )
     // len(keys),
-    "compile_s": training - compiling,
-    "seconds": time.monotonic() - training,
+    "compile_s": train_start - compile_start,
+    "seconds": time.monotonic() - train_start,
     "returns": returns,
   }
 
 
-def known(values: Any) -> list[float | None]:
-  """Return numbers to four digits, and None for NaN."""
+def rounded(values: Any) -> list[float | None]:
+  """Return numbers rounded to four decimals, and None for NaN."""
   return [None if np.isnan(x) else round(float(x), 4) for x in values]
 
 

@@ -1,4 +1,4 @@
-"""The walk over the leaf fields of a configuration, which are its flags.
+"""Configurations as flat records: one JSON value for each flag.
 
 A *record* is a configuration as config.json holds it: one JSON value for each
 flag.
@@ -13,6 +13,7 @@ flag.
 
 import dataclasses
 import math
+import operator
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from types import ModuleType
@@ -23,13 +24,13 @@ import jax.numpy as jnp
 from experiments.trainer.config import CELLS
 from experiments.trainer.own_cell import import_cell
 
-# Fields whose values are objects, which flags and records name. Any other cell
-# is a module, named as `import` names it.
+# Fields whose values are objects; flags and records hold their names. A cell
+# that is not in CELLS is named by its module.
 NAMED: Mapping[str, Mapping[str, Any]] = {
   "cell": CELLS,
   "compute_dtype": {"float32": None, "bfloat16": jnp.bfloat16},
 }
-NOT_FLAGS = ("dtype",)
+NOT_FLAGS = ("dtype",)  # of the weights: float64 is for tests
 
 Config = TypeVar("Config")
 
@@ -63,8 +64,8 @@ def leaves(
 
   Args:
     config: the configuration.
-    names: of the fields that are flags; None for all but NOT_FLAGS.
-    group: of the fields that are not nested.
+    names: of the fields that may be flags; None for all. NOT_FLAGS never are.
+    group: `Leaf.group` of the fields that are not nested.
   """
   types = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
@@ -98,7 +99,7 @@ def from_record(default: Config, record: Mapping[str, Any]) -> Config:
     if not _is_valid(value, leaf):
       raise ValueError(
         f"{leaf.name} must be {'a list of ' * leaf.repeated}"
-        f"{leaf.kind.__name__}, got {value!r}"
+        f"{leaf.kind.__name__}{' or null' * leaf.optional}, got {value!r}"
       )
     value = tuple(value) if leaf.repeated else value
     values[leaf.name] = from_name(leaf.name, value)
@@ -131,14 +132,25 @@ def to_name(name: str, value: Any) -> str:
   """Return the name of an object in a record; see `from_name`.
 
   Raises:
-    ValueError: it is a cell that is no module.
+    ValueError: it is a dtype that is not in NAMED, or a cell that is no module.
   """
+  same = operator.is_ if name == "cell" else _same_dtype
   for known, found in NAMED[name].items():
-    if found is value:
+    if same(found, value):
       return known
+  if name != "cell":
+    names = ", ".join(NAMED[name])
+    raise ValueError(f"{name} must be one of {names}, got {value!r}")
   if isinstance(value, ModuleType):
     return value.__name__
-  raise ValueError(f"{name} must be a module to have a name, got {value!r}")
+  raise ValueError(f"cell must be a module to have a name, got {value!r}")
+
+
+def _same_dtype(a: Any, b: Any) -> bool:
+  """Return whether two dtypes are equal; None equals itself alone."""
+  if a is None or b is None:
+    return a is b
+  return jnp.dtype(a) == jnp.dtype(b)
 
 
 def replace(config: Config, **values: Any) -> Config:
@@ -153,7 +165,7 @@ def replace(config: Config, **values: Any) -> Config:
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
       names = {f.name for f in dataclasses.fields(value)} & rest.keys()
-      names &= set(field.metadata.get("flags", names))
+      names &= set(field.metadata.get("flags", names)) - {*NOT_FLAGS}
       if names:
         inner = {name: rest.pop(name) for name in names}
         changes[field.name] = dataclasses.replace(value, **inner)  # type: ignore[type-var]
@@ -169,7 +181,7 @@ def _leaf(
 ) -> Leaf:
   choices, text = field.metadata.get("choices"), field.metadata.get("help", "")
   kinds = set(typing.get_args(annotation)) or {annotation}
-  optional = type(None) in kinds
+  optional = type(None) in kinds and field.name not in NAMED
   if field.name in NAMED:
     choices, value = NAMED[field.name], to_name(field.name, value)
   if field.name == "cell":
@@ -187,6 +199,7 @@ def _leaf(
     value=list(value) if repeated else value,
     help=text,
     bounds=field.metadata.get("bounds"),
+    # A cell may also be a module of the user's own.
     choices=tuple(choices) if choices and field.name != "cell" else None,
   )
 
@@ -199,5 +212,5 @@ def _is_valid(value: Any, leaf: Leaf) -> bool:
   if value is None:
     return leaf.optional
   if leaf.kind is float and type(value) in (int, float):
-    return abs(value) < math.inf  # and not NaN
+    return math.isfinite(value)
   return type(value) is leaf.kind

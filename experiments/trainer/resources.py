@@ -11,6 +11,7 @@ import jax
 
 WARM_UP = 3  # training steps before a trace starts: they compile
 STATM = Path("/proc/self/statm")  # Linux: in pages; the second is resident
+# JAX's event for a program that is compiled, or loaded from its cache.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -24,7 +25,11 @@ def available_memory() -> int:
 
 
 def host_memory() -> int:
-  """Return the bytes of the machine's memory, or the limit of `ulimit -v`."""
+  """Return the smaller of the machine's memory and the limit of `ulimit -v`.
+
+  Both are in bytes. The limit of a container or a batch job (cgroup) is not
+  read.
+  """
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   granted, _ = resource.getrlimit(resource.RLIMIT_AS)
   if granted != resource.RLIM_INFINITY:
@@ -36,12 +41,13 @@ def num_bytes(tree: Any) -> int:
   """Return the bytes that one device has of all arrays of a tree.
 
   Args:
-    tree: arrays or their shapes; those without a sharding are whole.
+    tree: of `jax.Array` or `jax.ShapeDtypeStruct`; one without a sharding is
+      whole.
   """
 
   def size(leaf: Any) -> int:
     shape = leaf.shape
-    if leaf.sharding:
+    if leaf.sharding is not None:
       shape = leaf.sharding.shard_shape(shape)
     return math.prod(shape) * leaf.dtype.itemsize
 
@@ -54,7 +60,8 @@ def process_size() -> dict[str, float]:
   Returns:
     resident_mb: memory of the process, in 1e6 bytes; only on Linux.
     live_mb: arrays that JAX holds, in 1e6 bytes.
-    compilations: programs compiled since the first call.
+    compilations: programs compiled, or loaded from JAX's compilation cache,
+      since the first call.
   """
   size = {"live_mb": sum(x.nbytes for x in jax.live_arrays()) / 1e6}
   if STATM.exists():
@@ -66,7 +73,7 @@ def process_size() -> dict[str, float]:
 
 
 class _CompilationCounter:
-  """Counts the programs that XLA compiles, from when it is made."""
+  """Counts the programs that are compiled or loaded, from when it is made."""
 
   def __init__(self) -> None:
     self.count = 0
@@ -83,18 +90,18 @@ def _compilation_counter() -> _CompilationCounter:
 
 
 class Tracer:
-  """Traces some training steps with JAX's profiler, once they are compiled.
+  """Traces training steps with JAX's profiler, after WARM_UP, which compile.
 
   The trace is in the XPlane format, which TensorBoard's profile page and XProf
   read. It includes the evaluations between the steps.
 
   Args:
     directory: of the trace.
-    num_steps: how many steps to trace; fewer if the run ends before.
+    num_steps: how many steps to trace; fewer, or none, if the run ends before.
   """
 
   def __init__(self, directory: Path, num_steps: int):
-    self._directory, self._last = directory, WARM_UP + num_steps
+    self._directory, self._stop_at = directory, WARM_UP + num_steps
     self._steps = 0
     self._running = False
 
@@ -107,11 +114,11 @@ class Tracer:
 
   def before_step(self, state: Any) -> None:
     """Start or stop the trace, where it is time, once `state` is computed."""
-    if self._steps == WARM_UP and self._last > WARM_UP:
+    if self._steps == WARM_UP and self._stop_at > WARM_UP:
       jax.block_until_ready(state)
       jax.profiler.start_trace(self._directory)
       self._running = True
-    if self._running and self._steps == self._last:
+    if self._running and self._steps == self._stop_at:
       jax.block_until_ready(state)
       jax.profiler.stop_trace()
       self._running = False

@@ -4,10 +4,11 @@ Input weights are LeCun normal (standard deviation 1/√D): if the inputs have
 unit variance, so has x W_x, for any input size D. Recurrent weights are
 orthogonal: products of orthogonal matrices preserve the norm of a vector, and
 with it that of a gradient on its way back through time (Saxe, McClelland and
-Ganguli, 2014). Flax's cells have the same defaults. Each gate has its own draw,
-so that its scale does not depend on how many gates share the matrix.
+Ganguli, 2014). Flax's cells have the same defaults. Each gate is drawn by
+itself: the rows of one orthogonal [H, G·H] matrix would make the recurrent
+weights of a gate √G times smaller.
 
-On the CPU, an orthogonal matrix is made by a QR decomposition, which runs in
+An orthogonal matrix is made by a QR decomposition. On the CPU it runs in
 threads of OpenBLAS that wait for each other in busy loops. Where other
 processes use the cores, large matrices take many times as long; with
 OPENBLAS_NUM_THREADS=1 in the environment they are faster.

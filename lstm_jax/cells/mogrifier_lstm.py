@@ -104,7 +104,7 @@ def project(params: MogrifierLSTMParams, x: jax.Array) -> jax.Array:
   """
   if is_token(x):
     raise ValueError(
-      f"x must be floats, as this cell has no takes_tokens, got {x.dtype}"
+      f"x must be floats, since this cell takes no tokens, got {x.dtype}"
     )
   return x.astype(accumulation_dtype(params.b.dtype))
 

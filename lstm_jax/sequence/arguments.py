@@ -54,7 +54,7 @@ def check_sequence(
   check_weights(parts_of(cell), params)
   if is_token(xs) and not getattr(cell, "takes_tokens", False):
     raise ValueError(
-      f"xs must be floats, as this cell has no takes_tokens, got {xs.dtype}"
+      f"xs must be floats, since this cell takes no tokens, got {xs.dtype}"
     )
   if state is None:
     batch_shape = xs.shape[1:] if is_token(xs) else xs.shape[1:-1]
@@ -67,7 +67,7 @@ def check_sequence(
 def combined_mask(
   mask: Any, lengths: Any, step_shape: tuple[int, ...]
 ) -> jax.Array | None:
-  """Return the mask [T, ...] of both arguments; None if every step counts.
+  """Return the mask [T, ...] of both arguments; None if both are None.
 
   Args:
     mask: bool [T, ...], or None.
@@ -82,11 +82,12 @@ def combined_mask(
   if lengths is None:
     return mask
   lengths = jnp.asarray(lengths)
-  if lengths.shape != step_shape[1:] or not is_token(lengths):
+  expected = step_shape[1:]
+  if lengths.shape != expected or not is_token(lengths):
     raise ValueError(
-      f"lengths must be integers {list(step_shape[1:])}, "
+      f"lengths must be integers {list(expected)}, "
       f"got {lengths.dtype} {lengths.shape}"
-      + time_major_hint(lengths.shape == step_shape[:1])
+      + time_major_hint(lengths.shape == step_shape[:1] != expected)
     )
   lengths = lengths.astype(jnp.int32)  # T may not fit the caller's dtype
   steps = jnp.arange(step_shape[0], dtype=lengths.dtype)
@@ -101,10 +102,11 @@ def bool_array(
   """Return values as a JAX array; raise ValueError unless bool [T, ...]."""
   values = jnp.asarray(values)
   if values.shape != step_shape or values.dtype != bool:
+    exchanged = *step_shape[1::-1], *step_shape[2:]
     raise ValueError(
       f"{name} must be bool {list(step_shape)}, "
       f"got {values.dtype} {values.shape}"
-      + time_major_hint(values.shape == step_shape[1::-1])
+      + time_major_hint(values.shape == exchanged != step_shape)
     )
   return values
 
@@ -121,17 +123,18 @@ def zoneout_rates(
     raise ValueError(
       f"zoneout must be a {type(state).__name__}, got {type(rates).__name__}"
     )
-  return jax.tree.map(
-    lambda rate, field: with_time_axis("zoneout", rate, field, step_shape),
-    rates,
-    state,
+  return type(rates)(
+    *(
+      with_time_axis(f"zoneout.{name}", rate, field, step_shape)
+      for name, rate, field in zip(rates._fields, rates, state, strict=True)
+    )
   )
 
 
 def with_time_axis(
   name: str, x: Any, field: jax.Array, step_shape: tuple[int, ...]
 ) -> jax.Array:
-  """Return x with the rank of [T, ..., H] and all of T, to scan over.
+  """Return x with the rank of [T, ..., H], repeated to T, to scan over.
 
   Args:
     name: what the error message calls x.

@@ -1,13 +1,14 @@
 """A whole sequence as one scan, with its gradient derived by hand.
 
 Forward, for t = 1 … T               Backward, for t = T … 1
-  aₜ = project(xₜ)  (all t at once)    dhₜ ← dhₜ + (cotangent of the output hₜ)
-  sₜ, rₜ = recur(sₜ₋₁, aₜ)              dsₜ₋₁, daₜ = recur_backward(rₜ, dsₜ)
+  axₜ = project(xₜ)  (all t at once)   dhₜ ← dhₜ + (cotangent of the output hₜ)
+  sₜ, rₜ = recur(sₜ₋₁, axₜ)             dsₜ₋₁, daₜ = recur_backward(rₜ, dsₜ)
                                        dW, db, dx from all daₜ at once
 
-with sₜ the state after step t, aₜ the projected input (xₜ W_x, for most cells),
-and rₜ the gates and residuals of step t. In place of gates, a cell may save
-local gradients, the derivatives of sₜ with respect to aₜ. The forward scan
+with sₜ the state after step t, axₜ the projected input (xₜ W_x, for most
+cells), rₜ the gates and residuals of step t, and daₜ the cotangent of the
+pre-activations aₜ, which is also that of axₜ. In place of gates, a cell may
+save local gradients, the derivatives of sₜ with respect to aₜ. The forward scan
 computes only what depends on the state, and the backward scan carries only the
 cotangent of the state. The input product, each weight gradient and the
 cotangent of the inputs are one product each, over all T·B rows. Autodiff of a
@@ -24,7 +25,7 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
 with P the size of the projection, and 5 rounds of a Mogrifier. The largest
 array exists only once: at every step, the gates (or local gradients) overwrite
-aₜ, and later daₜ overwrites them. During the backward there are more, again
+axₜ, and later daₜ overwrites them. During the backward there are more, again
 times T·B·H: a copy of hs, shifted by one step, 1; in the GRU the cotangent of
 h W_h, which is not daₜ, 3; in the layer-normalised LSTM the normalised products
 and their cotangents, up to 17, not all at the same time; in the Mogrifier the
@@ -110,7 +111,10 @@ def scan_states(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, State]:
-  """Return the last state, and the state after every step, [T, ...]."""
+  """Return the last state, and the state after every step, [T, ...].
+
+  Its arguments are those of `scan_sequence`.
+  """
   return _scan_projected(cell, options, params, state, xs, extras, lambda s: s)
 
 
@@ -258,9 +262,9 @@ def backward(
       cell, operands, d_last, gates, outputs[1], dhs, extras, options.reverse
     )
   else:
-    steps = outputs[1], dhs, extras
+    inputs = outputs[1], dhs, extras
     d_state, das, ys = scan_rows(
-      body, d_last, gates, steps, not options.reverse
+      body, d_last, gates, inputs, not options.reverse
     )
   hs_before = states_before(state.h, separate(outputs[0]), options.reverse)
   d_params, dxs = cell.parameter_gradients(

@@ -9,17 +9,18 @@ order,
 
 whose error is ε⁴ L⁽⁵⁾/30 from truncation and about u|L|/ε from rounding
 (u = 2⁻⁵³): near 1e-13 |L| at the default ε = 1e-3. The directions d are the
-unit vectors, one per coordinate, and random unit vectors in all coordinates.
+unit vectors, one per coordinate, and for each tensor random unit vectors in all
+of its coordinates.
 
 The relative error of two numbers a and b is
 
   |a − b| / max(|a|, |b|, rms, 10⁻³ RMS),
 
-with rms the root mean square of the tensor's gradient and RMS that of all
-tensors together. A coordinate that happens to be near zero is thus measured
-against the size of its neighbours, and a tensor whose gradient vanishes against
-that of the others. Neither raises a false alarm, but an error of 1 % in a term
-that matters anywhere still shows as about 1e-2.
+with rms the root mean square of the tensor's gradient by autodiff and RMS that
+of all tensors together. A coordinate that happens to be near zero is thus
+measured against the size of its neighbours, and a tensor whose gradient
+vanishes against that of the others. So neither raises a false alarm, but an
+error of 1 % in a term that matters anywhere still shows as about 1e-2.
 
   >>> import jax, jax.numpy as jnp
   >>> report = gradcheck(jnp.sin, jnp.sin, jnp.ones(3), jax.random.key(0))
@@ -48,7 +49,12 @@ class Error(NamedTuple):
 
 
 class TensorReport(NamedTuple):
-  """The errors of one tensor's gradient, one for each comparison."""
+  """The errors of one tensor's gradient, one for each comparison.
+
+  explicit is the gradient under test, central differences are along
+  coordinates, and directional ones along random directions. The errors of
+  autodiff say how exact the differences are; `passes` does not read them.
+  """
 
   name: str
   size: int
@@ -62,14 +68,15 @@ class TensorReport(NamedTuple):
 class Report(NamedTuple):
   """The errors of every tensor's gradient, and of the function's value."""
 
-  value: float  # largest absolute difference between the two outputs
+  value: float  # largest difference of an output, over max(1, the largest)
   tensors: tuple[TensorReport, ...]
 
   def passes(self, autodiff: float = 1e-12, differences: float = 1e-6) -> bool:
     """Return whether every relative error is within its tolerance.
 
     Args:
-      autodiff: tolerance of the explicit gradient against autodiff.
+      autodiff: tolerance of the explicit gradient, and of the outputs, against
+        autodiff.
       differences: tolerance of the explicit gradient against differences.
     """
     return self.value <= autodiff and all(
@@ -110,6 +117,7 @@ def gradcheck(
     ValueError: x has no leaf, or a leaf that is empty or not float; or the
       outputs of the two functions differ in shape or structure, or are empty.
   """
+  x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
   outputs = [jax.eval_shape(f, x) for f in (explicit, autodiff)]
@@ -141,7 +149,7 @@ def gradcheck(
   explicit_outputs, ge = outputs_and_gradient(explicit)
   autodiff_outputs, ga = outputs_and_gradient(autodiff)
   differences = [
-    np.abs(a - b).max()
+    np.abs(a - b).max() / max(1, np.abs(b).max())
     for a, b in zip(explicit_outputs, autodiff_outputs, strict=True)
   ]
 
@@ -158,13 +166,13 @@ def gradcheck(
   )
   along_units = _evaluate(slope, units)
 
-  floor = 1e-3 * _rms(ga)
+  least = 1e-3 * _rms(ga)
   rows, start = [], 0
-  for i, (name, shape, where) in enumerate(tensors):
-    size = max(floor, _rms(ga[where]))
+  for i, (name, shape, part) in enumerate(tensors):
+    floor = max(least, _rms(ga[part]))
     central = along_coordinates[start : start + len(picked[i])]
     start += len(picked[i])
-    sampled, every = picked[i] - where.start, np.arange(ga[where].size)
+    sampled, every = picked[i] - part.start, np.arange(ga[part].size)
     chosen = slice(i * num_directions, (i + 1) * num_directions)
     along, d = along_units[chosen], units[chosen]
     index = np.arange(num_directions)
@@ -172,11 +180,11 @@ def gradcheck(
       TensorReport(
         name=name,
         size=len(every),
-        explicit_autodiff=_error(ge[where], ga[where], size, every, shape),
-        explicit_central=_error(ge[picked[i]], central, size, sampled, shape),
-        autodiff_central=_error(ga[picked[i]], central, size, sampled, shape),
-        explicit_directional=_error(d @ ge, along, size, index, index.shape),
-        autodiff_directional=_error(d @ ga, along, size, index, index.shape),
+        explicit_autodiff=_error(ge[part], ga[part], floor, every, shape),
+        explicit_central=_error(ge[picked[i]], central, floor, sampled, shape),
+        autodiff_central=_error(ga[picked[i]], central, floor, sampled, shape),
+        explicit_directional=_error(d @ ge, along, floor, index, index.shape),
+        autodiff_directional=_error(d @ ga, along, floor, index, index.shape),
       )
     )
   return Report(float(np.max(differences)), tuple(rows))
@@ -200,8 +208,8 @@ def _slices(x):
 def _pick(draw, tensors, limit):
   """Return the flat indices of the coordinates to check, for each tensor."""
   picked = []
-  for _, _, where in tensors:
-    indices = np.arange(where.start, where.stop)
+  for _, _, part in tensors:
+    indices = np.arange(part.start, part.stop)
     if limit is not None and len(indices) > limit:
       indices = np.sort(draw.choice(indices, limit, replace=False))
     picked.append(indices)
@@ -212,9 +220,9 @@ def _units(draw, tensors, count, flat):
   """Return random unit vectors of x, `count` within each tensor."""
   units = np.zeros((len(tensors) * count, flat.size), flat.dtype)
   for row in range(len(units)):
-    where = tensors[row // count][2]
-    d = draw.standard_normal(where.stop - where.start)
-    units[row, where] = d / np.linalg.norm(d)
+    part = tensors[row // count][2]
+    d = draw.standard_normal(part.stop - part.start)
+    units[row, part] = d / np.linalg.norm(d)
   return units
 
 
@@ -230,12 +238,20 @@ def _rms(x):
   return float(np.sqrt(np.mean(x * x)))
 
 
-def _error(a, b, size, indices, shape):
-  """Return the largest error of a against b, at these flat indices."""
+def _error(a, b, floor, indices, shape):
+  """Return the largest error of a against b.
+
+  Args:
+    a: [K].
+    b: [K].
+    floor: the least that an error is divided by.
+    indices: where they are in an array of this shape, flattened, [K].
+    shape: the shape.
+  """
   if not len(a):
     return Error(0, 0.0, 0.0, ())
   absolute = np.abs(a - b)
-  scale = np.maximum(np.maximum(np.abs(a), np.abs(b)), size)
+  scale = np.maximum(np.maximum(np.abs(a), np.abs(b)), floor)
   with np.errstate(invalid="ignore"):
     relative = np.where(absolute == 0, 0.0, absolute / scale)
   relative = np.nan_to_num(relative, nan=np.inf)

@@ -164,3 +164,20 @@ def test_the_kept_results_are_drawn(tmp_path, console):
   assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
   assert f"{path} and " in console.file.getvalue()
   assert not plots.draw([{"part": "memory"}], tmp_path / "none.png")
+
+
+def test_a_size_of_memory_leaves_the_others(monkeypatch):
+  measured = []
+
+  def measure_memory(case):
+    measured.append(case)
+    return [], {}
+
+  monkeypatch.setattr(parts.memory, "measure_memory", measure_memory)
+  for sizes in ({}, {"seq_len": 2048}, {"hidden_size": 64}):
+    [*parts.PARTS["memory"].measure(sizes, 1)]
+  assert [(c["hidden_size"], c["seq_len"]) for c in measured] == [
+    (512, 1024),
+    (512, 2048),
+    (64, 1024),
+  ]

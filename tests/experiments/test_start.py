@@ -65,7 +65,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("report",): "expected run directories",
     ("reproduce",): "must be one of tinyshakespeare-",
     ("reproduce", "gpt"): "tinyshakespeare-coupled-small, poems, got 'gpt'",
-    ("reproduce", "poems", "--seeds=-1"): "-1 is not in [0, inf)",
+    ("reproduce", "poems", "--seeds=-1"): "-1 is not in [0, 2147483647]",
     ("board", "--charts=nowhere"): "nowhere/loss-by-parameters.png cannot be",
     ("train", "--corpus=nowhere.txt"): "corpus nowhere.txt cannot be read",
     ("train", f"--corpus={loop}"): "cannot be read: too many levels of symbol",

@@ -76,6 +76,22 @@ def test_batch_first_arguments_name_time_major():
   assert hs.shape == (B, T, H)
 
 
+def test_a_mask_of_another_dtype_does_not_name_time_major():
+  params, square = lstm.init(KEY, D, H), XS[:B]  # T = B
+  for xs, name, value in (
+    (square, "mask", jnp.ones((B, B))),
+    (square, "lengths", jnp.ones(B)),
+    (XS[:, 0], "mask", jnp.ones(T)),  # no batch
+  ):
+    message = rf"^{name} must be .*, got float\d+ \([\d, ]+\)$"
+    with pytest.raises(ValueError, match=message):
+      unroll(lstm, params, None, xs, **{name: value})
+  two_axes, mask = jnp.ones((T, B, 2, D)), jnp.ones((B, T, 2), bool)
+  message = r"^mask must be bool \[5, 3, 2\], got bool \(3, 5, 2\)" + ORDER
+  with pytest.raises(ValueError, match=message):
+    unroll(lstm, params, None, two_axes, mask=mask)
+
+
 @pytest.mark.parametrize("xs", [XS[:, 0], XS[:D, 0], jnp.ones(T, jnp.int32)])
 def test_batch_first_needs_a_batch(xs):
   params = lstm.init(KEY, D, H)

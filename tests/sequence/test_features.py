@@ -553,7 +553,7 @@ def test_error_messages_name_what_does_not_fit(key):
   with pytest.raises(ValueError, match="zoneout must be a LSTMState, got dict"):
     run(zoneout={"h": True, "c": True})
   with pytest.raises(
-    ValueError, match=r"zoneout must broadcast to \[5, 3, 6\]"
+    ValueError, match=r"zoneout\.h must broadcast to \[5, 3, 6\]"
   ):
     run(zoneout=normal_like(key, type(state)(xs, xs)))
   with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):

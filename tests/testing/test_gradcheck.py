@@ -224,3 +224,21 @@ def test_precision_of_the_differences_is_that_of_the_docstring(key):
   # The cotangents are Gaussian, so |L| is of the size of the outputs' norm.
   size = float(jnp.linalg.norm(jnp.exp(x)))
   assert 0 < report.explicit_central.absolute < 100 * float(error) * size
+
+
+def test_outputs_are_compared_by_their_size(key):
+  """1e6 sin x, computed in two ways, differs by 1e-10."""
+  x = jax.random.normal(key, (5,))
+
+  def other_way(x):
+    return 2e6 * jnp.sin(x / 2) * jnp.cos(x / 2)
+
+  report = gradcheck(lambda x: 1e6 * jnp.sin(x), other_way, x, key)
+  assert 0 < report.value < 1e-15 and report.passes()
+  other = gradcheck(jnp.sin, lambda x: jnp.sin(x) + 1e-11, x, key)
+  assert abs(other.value - 1e-11) < 1e-14 and not other.passes()
+
+
+def test_a_number_is_a_tensor(key):
+  (row,) = gradcheck(jnp.sin, jnp.sin, 1.0, key).tensors
+  assert row.size == 1 and row.explicit_central.relative < 1e-9

@@ -94,7 +94,7 @@ def test_a_record_names_cells_and_dtypes():
       "^late_batch_size must be a multiple of the mesh's 8 devices, got 12",
     ),
     ({"implementation": "cuda"}, "implementation must be one of xla, mosaic_g"),
-    ({"implementation": 1}, "implementation must be str, got 1"),
+    ({"implementation": 1}, "implementation must be str or null, got 1"),
     (
       {"implementation": "mosaic_gpu", "mesh": "data:2"},
       "^implementation='mosaic_gpu' is for one device, got a mesh of data:2",
@@ -225,3 +225,16 @@ def check_help(default, text):
     dash = "--[no]" if leaf.kind is bool else "--"
     assert f" {dash}{leaf.name}: " in shown
     assert " ".join(leaf.help.split()) in shown
+
+
+def test_a_dtype_of_products_has_a_name_or_is_refused():
+  config = replace(TrainConfig(), compute_dtype=jnp.dtype("bfloat16"))
+  assert to_record(config)["compute_dtype"] == "bfloat16"
+  message = "compute_dtype must be one of float32, bfloat16, got .*float16"
+  with pytest.raises(ValueError, match=message):
+    to_record(replace(TrainConfig(), compute_dtype=jnp.float16))
+
+
+def test_what_is_no_flag_is_not_replaced():
+  with pytest.raises(TypeError, match="the configuration has no flag 'dtype'"):
+    replace(TrainConfig(), dtype=jnp.float64)
