@@ -49,7 +49,6 @@ from experiments.trainer.distillation import read_teachers
 from experiments.trainer.effects import RULES, without_effect
 from experiments.trainer.environment import environment, environment_of
 from experiments.trainer.errors import Diverged
-from experiments.trainer.extension import read_result
 from experiments.trainer.files import are_numbers
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.opening import check_same_run, recorded_flags
@@ -154,7 +153,7 @@ def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
     return None
   advice = "--overwrite replaces it, another --run keeps it"
   check_same_run(directory, config, sha256, advice=advice)
-  result = read_result(path) or {}
+  result = run_dir.read_result(directory) or {}
   names = "step", "val_loss", "seconds"
   entries: list[Any] = [result.get(name) for name in names]
   if not are_numbers(entries):

@@ -49,9 +49,9 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   directories = [Path(name) for name in runs]
   if not directories:
     raise ValueError("expected run directories: report RUN [RUN ...]")
-  paths = [os.path.realpath(directory) for directory in directories]
-  for directory, path in zip(directories, paths, strict=True):
-    if paths.count(path) > 1:
+  resolved = [os.path.realpath(directory) for directory in directories]
+  for directory, real in zip(directories, resolved, strict=True):
+    if resolved.count(real) > 1:
       raise ValueError(f"{directory} is given twice")
   histories = [
     history
@@ -59,9 +59,9 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
     for history in read_run_histories(directory)
   ]
   default = directories[0] if len(directories) == 1 else Path()
-  page = Path(config.output or default / run_dir.REPORT)
-  check_parent(page)
-  return write_page(page, make_page(histories), console)
+  path = Path(config.output or default / run_dir.REPORT)
+  check_parent(path)
+  return write_page(path, make_page(histories), console)
 
 
 def main(runs: list[str]) -> None:

@@ -21,7 +21,7 @@ class TextStats(NamedTuple):
   words_in_train: float | None  # share of the words, in the training text too
   words_in_val: float | None  # share of the words, in the validation text too
   line_length: float | None  # mean, in characters, of lines that are not empty
-  rhymes: float | None  # share of the lines that rhyme
+  rhymes: float | None  # share of the lines that rhyme, by Latin spelling
 
 
 def words(text: str) -> list[str]:
@@ -44,8 +44,8 @@ def text_stats(
 
   Args:
     texts: what a model has written.
-    train_words: the words of the training text.
-    val_words: the words of the validation text.
+    train_words: the `words` of the training text.
+    val_words: the `words` of the validation text.
   """
   texts = list(texts)
   all_words = [w for text in texts for w in words(_whole_words(text))]
@@ -65,16 +65,13 @@ def shuffled(text: str, seed: int = 0) -> str:
   return "".join(f"{found[k]}\n" for k in order)
 
 
-def ending(line: str) -> str:
-  """Return the letters of a line's last sound, guessed from its spelling.
+def ending(word: str) -> str:
+  """Return the letters of a word's last sound, guessed from its spelling.
 
-  They are the last group of vowels of its last word and what follows. A last e
-  after a consonant is silent, and belongs to the group before.
+  They are its last group of vowels and what follows. A last e after a consonant
+  is silent, and belongs to the group before. The ending of a word without
+  VOWELS is the whole word: those of other scripts than Latin never rhyme.
   """
-  line_words = words(line)
-  if not line_words:
-    return ""
-  word = line_words[-1]
   pattern = f"[{VOWELS}]+[^{VOWELS}]+e?$|[{VOWELS}]+$"
   match = re.search(pattern, word)
   return match[0] if match else word
@@ -86,7 +83,7 @@ def _rhyming(text_lines: list[str]) -> list[bool]:
   Two lines rhyme if their endings are equal and their last words are not.
   """
   last_words = [(words(line) or [""])[-1] for line in text_lines]
-  endings = [ending(line) for line in text_lines]
+  endings = [ending(word) for word in last_words]
 
   def rhyme(i, j):
     same_ending = endings[i] != "" and endings[i] == endings[j]

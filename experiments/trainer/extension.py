@@ -4,33 +4,23 @@ The flags in MAY_CHANGE decide where a run ends, and not what a training step
 computes, but for the learning rate: a schedule that decays is stretched to the
 new number of training steps, so that the rate rises where the run resumes. A
 run at a constant rate ends with the weights of one that had all epochs from
-its start.
+its start, if its warmup had ended; but --patience and --asgd_patience count the
+evaluation at the old end as well.
 
 config.json lists the extensions of its run: the new values of these flags, the
 values and the result before, when and in which environment it resumed.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import to_record
 from lstm_jax.language.batching import LATE_DIVISOR
 
 MAY_CHANGE = "num_epochs", "patience"
 EXTENSIONS = "extensions"  # the list in config.json
-
-
-def read_result(path: Path) -> dict[str, Any] | None:
-  """Return result.json; None for an unfinished run, {} if it is damaged."""
-  try:
-    result = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    return None
-  except (OSError, ValueError):
-    return {}
-  return result if isinstance(result, dict) else {}
 
 
 def extends(
@@ -40,7 +30,8 @@ def extends(
 ) -> bool:
   """Return whether changed flags extend a run.
 
-  A run that patience has not ended is not given less of it.
+  The limit on patience is not lowered unless it has ended the run. A run that
+  had none (0) may be given one, which counts the evaluations so far.
 
   Args:
     record: config.json of the run.
@@ -103,10 +94,8 @@ def extended_record(
     result: result.json; None for an unfinished run.
     facts: when and in which environment the run resumes.
   """
-  now = {
-    "num_epochs": config.batching.num_epochs,
-    "patience": config.evaluation.patience,
-  }
+  flags = to_record(config)
+  now = {flag: flags[flag] for flag in MAY_CHANGE}
   before = {flag: record[flag] for flag in MAY_CHANGE} | {"result": result}
   extension = now | {"before": before} | dict(facts)
   return record | now | {EXTENSIONS: [*record.get(EXTENSIONS, []), extension]}

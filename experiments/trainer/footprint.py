@@ -174,8 +174,8 @@ def total_operations(setup: TrainSetup) -> int:
 def operations(params: LanguageParams, num_tokens: int, cell: Any) -> int:
   """Return the operations of the matrix products of one training step.
 
-  Where the lowest layer reads rows of the table E W_x, the product with W_x is
-  one of V rows, and not one for each token.
+  Where the lowest layer reads rows of the table W_e W_x, the product with W_x
+  is one of V rows, and not one for each token.
   """
   embedding, first = params.embedding, params.layers[0]
   vocabulary_size = len(embedding)

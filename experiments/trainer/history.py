@@ -80,7 +80,8 @@ def read_run_history(directory: Path) -> RunHistory:
   record = run_dir.read_record(directory)
   samples = _parse_samples(_read(directory / run_dir.SAMPLES))
   finished = (directory / run_dir.RESULT).exists()
-  early = finished and _stopped_early(directory)
+  result = run_dir.read_result(directory) or {}
+  early = result.get("stopped_early") is True
   config = from_record(TrainConfig(), record)
   rows = _read_rows(directory / run_dir.METRICS)
   return RunHistory(
@@ -161,14 +162,6 @@ def derive(history: RunHistory) -> Derived | None:
   params = jax.eval_shape(model.init, jax.random.key(0))
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   return Derived(count, epoch_ends)
-
-
-def _stopped_early(directory: Path) -> bool:
-  try:
-    result = json.loads(_read(directory / run_dir.RESULT))
-  except ValueError:
-    return False
-  return isinstance(result, dict) and result.get("stopped_early") is True
 
 
 def _read(path: Path) -> str:

@@ -7,7 +7,6 @@ import jax
 
 from experiments.trainer import run_dir
 from experiments.trainer.config import DataConfig
-from experiments.trainer.extension import read_result
 from experiments.trainer.trained import Trained, load
 
 SPLIT_FLAGS = "val_fraction", "test_fraction", "dev_fraction"
@@ -77,7 +76,7 @@ def _training_seconds(directory: Path) -> float | None:
   """Return how long a finished run has trained; None for a sweep's member."""
   if "num_seeds" in (run_dir.read_config(directory) or {}):
     return None  # it has those of all members
-  result = read_result(directory / run_dir.RESULT) or {}
+  result = run_dir.read_result(directory) or {}
   try:
     return float(result["seconds"])
   except (ValueError, KeyError, TypeError):  # unfinished, or damaged

@@ -17,7 +17,6 @@ from experiments.trainer.extension import (
   check_extension,
   extended_record,
   extends,
-  read_result,
 )
 from experiments.trainer.files import write_json
 from experiments.trainer.locking import lock
@@ -32,6 +31,7 @@ from experiments.trainer.run_dir import (
   check_is_run_or_empty,
   read_config,
   read_record,
+  read_result,
   set_aside,
 )
 from lstm_jax.training import has_state, list_checkpoints
@@ -123,7 +123,7 @@ def _resume_or_start(
     record = recorded_flags(config) | environment() | facts | {"started": now}
     write_json(directory / CONFIG, record)
     return OpenedRun(directory, resuming=False)
-  result = read_result(directory / RESULT)
+  result = read_result(directory)
   is_sweep = "num_seeds" in record
   if is_sweep != ("num_seeds" in to_record(config)):
     raise ValueError(

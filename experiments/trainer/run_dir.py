@@ -79,6 +79,12 @@ def _read_json(path: Path) -> dict[str, Any] | None:
   return record if isinstance(record, dict) else None
 
 
+def read_result(directory: Path) -> dict[str, Any] | None:
+  """Return result.json; None for an unfinished run, {} if it is damaged."""
+  path = directory / RESULT
+  return (_read_json(path) or {}) if path.exists() else None
+
+
 def read_record(directory: Path) -> dict[str, Any]:
   """Return config.json.
 

@@ -73,7 +73,7 @@ def dhard_sigmoid(y: jax.Array, slope: float) -> jax.Array:
 class Activation:
   """An activation, and its derivative as a function of the output.
 
-  Two are equal if they have the same functions and parameters.
+  Two are equal if they have the same name, functions and parameters.
   """
 
   name: str

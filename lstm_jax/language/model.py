@@ -1,25 +1,26 @@
 """A language model: embedding, stacked cells, linear readout, softmax.
 
-  eₜ = onehot(xₜ) E
+  eₜ = onehot(xₜ) W_e
   hₜ = the top layer of the stack over e₁ … eₜ
   yₜ = hₜ W + b,   p(xₜ₊₁ | x₁ … xₜ) = softmax(yₜ)
 
 With a small vocabulary, eₜ is never computed. The input product eₜ W_x of the
-lowest layer is row xₜ of the table E W_x, [V, G·H], which is computed once for
-all time steps; the largest product of a one-layer model becomes a gather. With
-a large vocabulary, such as one of words, the table would have more rows than
-the batch has tokens. Then the rows of E are gathered and multiplied by W_x, as
-they are for a cell that does not take tokens (`takes_tokens` of a `Cell`).
+lowest layer is row xₜ of the table W_e W_x, [V, G·H], which is computed once
+for all time steps; the largest product of a one-layer model becomes a gather.
+With a large vocabulary, such as one of words, the table would have more rows
+than the batch has tokens. Then the rows of W_e are gathered and multiplied by
+W_x, as they are for a cell that does not take tokens (`takes_tokens` of a
+`Cell`).
 
 With implementation="mosaic_gpu" a layer is one GPU kernel for all time steps.
 The model's functions raise ValueError where the kernels cannot run, or do not
 take the cell, a size, a dtype, the adjoint or zoneout, as `unroll` does. A
 single time step (T = 1), as in sampling, is a scan all the same.
 
-With tied=True the readout weights are the embedding, W = Eᵀ (Press and Wolf
-2017, Using the output embedding to improve language models). It has the initial
-values of a readout, and eₜ is √E times its row, so that the inputs keep their
-scale (Vaswani et al. 2017, section 3.4).
+With tied=True the readout weights are the embedding, W = W_eᵀ (Press and Wolf
+2017, Using the output embedding to improve language models). The embedding then
+has the initial values of a readout, and eₜ is √E times its row, so that the
+inputs keep their scale (Vaswani et al. 2017, section 3.4).
 
   >>> import jax, jax.numpy as jnp
   >>> model = language_model(ModelConfig(hidden_size=8), vocabulary_size=11)
@@ -50,14 +51,14 @@ from lstm_jax.language.regularizers import Regularizers
 from lstm_jax.sequence.adjoint import Adjoint, Autodiff, Explicit
 from lstm_jax.sequence.stack import unroll_stack
 
-# A vocabulary of up to this size always uses the table E W_x, even for a single
+# A vocabulary of up to this size always uses the table W_e W_x, even for one
 # token: in sampling, XLA moves the table out of the loop. Without it, sampling
 # 1,000 characters took 1.1 times as long at H 512, 1.7 times at H 128.
 TABLE_ROWS = 1024
 
 
 def reads_table(cell: Cell, vocabulary_size: int, num_tokens: Any) -> bool:
-  """Return whether the lowest layer's inputs are rows of the table E W_x.
+  """Return whether the lowest layer's inputs are rows of the table W_e W_x.
 
   Else they are rows of E, each multiplied by W_x.
 
@@ -87,7 +88,8 @@ class LanguageModel(NamedTuple):
       backpropagation through time.
     training_loss: (params, state, tokens, targets, key) -> (training loss,
       (mean nats per token, state)). The training loss is the mean nats per
-      token under dropout, plus the penalties of the model's `Regularizers`.
+      token under dropout, plus the penalties of the model's `Regularizers`. The
+      key may be None if the model has none, or else is an error.
   """
 
   init: Callable[[jax.Array], LanguageParams]
@@ -107,8 +109,8 @@ def language_model(
 ) -> LanguageModel:
   """Return the language model of a configuration.
 
-  Equal arguments return the same functions, so that what JAX compiled for one
-  model serves all equal ones.
+  Equal arguments return the same functions, of the last 64 models made, so that
+  what JAX compiled for one model serves all equal ones.
 
   Args:
     config: sizes, cell and initial weights.
@@ -116,9 +118,10 @@ def language_model(
     regularizers: dropout and penalties of `training_loss`; None for none.
     adjoint: how the cells' gradient is computed, as in `unroll`; `Autodiff`
       leaves the embedding, the readout and the loss to JAX as well.
-    groups: number of groups of neighbouring sequences into which `loss` and
-      `training_loss` divide the batch for the readout; a divisor of B. Where
-      devices share the batch it is their number: see
+    groups: number of groups of neighbouring sequences, a divisor of B. `loss`
+      and `training_loss` compute the readout group by group, but with
+      `Autodiff`; all functions compare V with the tokens of one group
+      (`reads_table`). Where devices share the batch it is their number: see
       `grouped_linear_cross_entropy`.
 
   Raises:
@@ -158,7 +161,7 @@ def _language_model(
     )
 
   def scaled(rows: jax.Array) -> jax.Array:
-    """Return rows of E, [..., E], multiplied by √E if the readout is tied."""
+    """Return rows of W_e, [..., E], times √E if the readout is tied."""
     if not config.tied:
       return rows
     return rows * jnp.asarray(rows.shape[-1] ** 0.5, rows.dtype)
@@ -233,7 +236,7 @@ def _language_model(
     state: tuple[State, ...],
     tokens: jax.Array,
     targets: jax.Array,
-    key: jax.Array,
+    key: jax.Array | None,
   ) -> tuple[jax.Array, tuple]:
     if regularizers is None:
       nats, state = loss(params, state, tokens, targets)

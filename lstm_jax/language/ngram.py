@@ -9,8 +9,10 @@ p_{−1} = 1 / V, and p_k = p_{k−1} where c is new: interpolated absolute
 discounting (Chen and Goodman 1999, section 2.7). For the longest contexts,
 n(c w) is how often w followed c; for shorter ones it is the number of distinct
 contexts, one token longer, that w followed (Kneser and Ney 1995), since a token
-is counted after c′ only if it had not followed c before. The counts start from
-training texts and take each token of the text once it has been predicted.
+is counted after c′ only if it had not followed c before; at the start of a
+text, where there is no longer context, it is counted each time. The counts
+start from training texts and take each token of the text once it has been
+predicted.
 
 >>> import numpy as np
 >>> text = np.array([0, 1, 0, 1, 0])
@@ -29,7 +31,7 @@ import numpy as np
 from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.tokens import as_tokens
 
-ORDER = 7  # tokens of the longest context: 8-grams
+ORDER = 7  # tokens of the longest context: 8-grams, "order 8" elsewhere
 DISCOUNT = 0.75  # δ
 
 
@@ -37,7 +39,7 @@ class Predictions(NamedTuple):
   """What the n-gram model predicts of each token but the first."""
 
   log_probs: np.ndarray  # of every token, float64 [N − 1, V]
-  longest: np.ndarray  # tokens of the longest context that is not new, [N − 1]
+  longest: np.ndarray  # length of the longest context seen before, int [N − 1]
 
 
 def ngram_predictions(
@@ -52,7 +54,8 @@ def ngram_predictions(
 
   Contexts reach back to the first token of the text, as those of a recurrent
   model that starts from the zero state. The time is that of some 10 operations
-  on [order + 1, V] numbers for each token.
+  on [order + 1, V] numbers for each token; counts take up to 4 (order + 1) N V
+  bytes of memory, the probabilities 16 N V.
 
   Args:
     tokens: the text, int32 [N], N ≥ 2.
@@ -98,7 +101,7 @@ def _predict(counts: np.ndarray, discount: float) -> tuple[np.ndarray, int]:
   num = int(np.count_nonzero(totals))  # a context is new where a shorter one is
   counts, totals = counts[:num], totals[:num]
   left = discount * np.count_nonzero(counts, axis=1) / totals
-  # The weight of each order: what all the longer ones have left.
+  # weights[k + 1] is of p_k, what all longer contexts have left; [0] of 1 / V.
   weights = np.append(np.cumprod(left[::-1])[::-1], 1.0)
   terms = np.maximum(counts - discount, 0) * (weights[1:] / totals)[:, None]
   return terms.sum(axis=0) + weights[0] / counts.shape[1], num - 1

@@ -63,7 +63,9 @@ def linear_cross_entropy(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear_cross_entropy(dtypes, hs, w, b, targets):
-  operand = cast_matrices(w, dtypes[0])
+  """dtypes: (compute_dtype, the dtypes of the cotangents of w and of b)."""
+  compute_dtype, *_ = dtypes
+  operand = cast_matrices(w, compute_dtype)
 
   def body(total, chunk):
     h, target = chunk
@@ -77,7 +79,8 @@ def _linear_cross_entropy(dtypes, hs, w, b, targets):
 
 
 def _forward(dtypes, hs, w, b, targets):
-  operand = cast_matrices(w, dtypes[0])
+  compute_dtype, *_ = dtypes
+  operand = cast_matrices(w, compute_dtype)
 
   def body(carry, chunk):
     total, dw, db = carry
@@ -140,10 +143,11 @@ def grouped_linear_cross_entropy(
     compute_dtype: as in `linear_cross_entropy`.
 
   Raises:
-    ValueError: as `linear_cross_entropy`, or B is not a multiple of the groups.
+    ValueError: as `linear_cross_entropy`; hs has no batch axis, groups is below
+      1, or B is not a multiple of it.
   """
   losses.check_targets(targets, (*hs.shape[:-1], w.shape[1]))
-  if hs.ndim < 3 or hs.shape[1] % groups:
+  if groups < 1 or hs.ndim < 3 or hs.shape[1] % groups:
     raise ValueError(
       f"hs must be [T, B, H] with B a multiple of {groups} groups, "
       f"got {hs.shape}"
@@ -166,9 +170,9 @@ def _chunks(
   """Return (hs, targets) as [n, T/n, ...], in n chunks of time steps.
 
   The number of time steps of a chunk is the largest that divides T, so that all
-  chunks have the same shape, and has at most MAX_LOGITS logits; it is 1 if one
-  time step has more, or if T is symbolic (`jax.export`). If B is symbolic, the
-  chunks are those of B = 32.
+  chunks have the same shape, and has at most MAX_LOGITS logits. It is 1 if one
+  time step has more, if T is a prime that does not fit whole, or if T is
+  symbolic (`jax.export`). If B is symbolic, the chunks are those of B = 32.
   """
   losses.check_targets(targets, (*hs.shape[:-1], vocabulary_size))
   steps, rows = hs.shape[0], math.prod(hs.shape[1:-1])

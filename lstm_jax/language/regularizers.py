@@ -1,6 +1,6 @@
 """Regularization of a language model's training loss: dropout and penalties.
 
-  token_dropout   drops rows of E: a token, wherever it occurs in the batch
+  token_dropout   drops rows of W_e: a token, wherever it occurs in the batch
   layer_dropout   drops units between layers, the same ones at every time step
   output_dropout  drops units of the top layer's h, the same at every time step
   weight_drop     drops weights of every w_h, where a cell has one

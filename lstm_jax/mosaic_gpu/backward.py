@@ -10,8 +10,9 @@ Each thread block has W_h in shared memory from the start, and for its sequences
 
 where … is the part of dh that does not pass through h W_h. The gradients of the
 weights and of the inputs follow from all das in one product each, outside of
-the kernel. A masked step has da = 0 and passes on ds as it is; one that resets
-passes on ds = 0.
+the kernel. Of the E cotangents in da the first G are those of h W_h, and only
+they are multiplied by W_h (G and E: `limits.Counts`). A masked step has da = 0
+and passes on ds as it is; one that resets passes on ds = 0.
 """
 
 from typing import Any
@@ -43,8 +44,9 @@ def backward_kernel(
     time_step: as in `forward_kernel`.
     plan: as in `forward_kernel`.
     reverse: the direction of the forward.
-    w_h: [G, H, H]: for each gate, the weights from its units to h (rows).
-    saved: what the forward saved.
+    w_h: [G, H, H]: W_h of each gate, h along the rows and its units along the
+      columns, which is the transpose of what the forward has.
+    saved: the `Saved` of the time step, each [T, B/8, H, 8].
     d_hs: cotangent of the outputs, [T, B, H], float32.
     d_last: cotangent of the last state, a tree of [B, H], float32.
     flags: as in `forward_kernel`.
@@ -73,8 +75,8 @@ def backward_kernel(
         )
         for tile in share.tiles
       ]
-      dh = states.read_state(d_hs.at[t], share)
-      return residuals, dh, states.read_flags(flags, t, share)
+      d_out = states.read_state(d_hs.at[t], share)
+      return residuals, d_out, states.read_flags(flags, t, share)
 
     def multiply(turn):
       parts = units // UNITS
@@ -92,24 +94,24 @@ def backward_kernel(
       return pl.run_scoped(product, *registers.accumulators(1, plan.rows))
 
     def step(t, carry):
-      d_state, residuals, dh, flag = carry
+      d_state, residuals, d_out, flag = carry
       ahead = read_inputs(t + 1)
       d_after = [
-        d._replace(h=d.h + more) for d, more in zip(d_state, dh, strict=True)
+        d._replace(h=d.h + more) for d, more in zip(d_state, d_out, strict=True)
       ]
       backward = [
         time_step.backward(*args)
         for args in zip(residuals, d_after, strict=True)
       ]
-      da = [errors for errors, _ in backward]
+      da = [blocks for blocks, _ in backward]
       zeros = jax.tree.map(jnp.zeros_like, da)
       da = states.unless_masked(da, zeros, flag)
       target = das.at[place(t), share.sequences]
       others.send([list(blocks) for blocks in zip(*da, strict=True)], t, target)
       others.receive(target)
-      dh = multiply(t)
+      through_w_h = multiply(t)
       d_before = [
-        d._replace(h=d.h + registers.columns(dh, j))
+        d._replace(h=d.h + registers.columns(through_w_h, j))
         for j, (_, d) in enumerate(backward)
       ]
       d_before = states.unless_masked(d_before, d_after, flag)

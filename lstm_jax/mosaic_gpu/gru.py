@@ -70,9 +70,9 @@ def forward(
 def backward(
   saved: Saved, d_state: cell.GRUState
 ) -> tuple[tuple[Block, ...], cell.GRUState]:
-  """Return (errors, d_state before the step), whose h lacks du W_hᵀ.
+  """Return (da, d_state before the step), whose h lacks du W_hᵀ.
 
-  The errors are the cotangents daᵣ, da_z, ds and daₙ; the first three are du.
+  da are the cotangents daᵣ, da_z, ds and daₙ; the first three are du.
   """
   (dh_next,) = d_state
   dar = dh_next * saved.dh_dar
@@ -84,17 +84,15 @@ def backward(
 
 
 def parameter_gradients(
-  params: cell.GRUParams, x: jax.Array, h: jax.Array, errors: jax.Array
+  params: cell.GRUParams, x: jax.Array, h: jax.Array, das: jax.Array
 ) -> tuple[cell.GRUParams, jax.Array | None]:
-  """Return (d_params, dx) from the errors of all time steps, [T, B, 4H].
+  """Return (d_params, dx) from das of all time steps, [T, B, 4H].
 
   h, [T, B, H], is the one before each step.
   """
-  gate_errors, ds, dan = jnp.split(
-    errors, [2 * h.shape[-1], 3 * h.shape[-1]], -1
-  )
-  da = jnp.concatenate([gate_errors, dan], axis=-1)
-  du = jnp.concatenate([gate_errors, ds], axis=-1)
+  d_gates, ds, dan = jnp.split(das, [2 * h.shape[-1], 3 * h.shape[-1]], -1)
+  da = jnp.concatenate([d_gates, dan], axis=-1)
+  du = jnp.concatenate([d_gates, ds], axis=-1)
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, du, params.w_h.dtype)
   return cell.GRUParams(dw_x, dw_h, db, total(ds)), dx

@@ -78,7 +78,7 @@ def backward(
 
 
 def parameter_gradients(
-  params: cell.LSTMParams, x: jax.Array, h: jax.Array, errors: jax.Array
+  params: cell.LSTMParams, x: jax.Array, h: jax.Array, das: jax.Array
 ) -> tuple[cell.LSTMParams, jax.Array | None]:
   """Return (d_params, dx) from da of all time steps, [T, B, 4H]."""
-  return cell.parameter_gradients(params, x, h, None, errors)  # type: ignore[arg-type]
+  return cell.parameter_gradients(params, x, h, None, das)  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def backward(
 
 
 def parameter_gradients(
-  params: cell.RNNParams, x: jax.Array, h: jax.Array, errors: jax.Array
+  params: cell.RNNParams, x: jax.Array, h: jax.Array, das: jax.Array
 ) -> tuple[cell.RNNParams, jax.Array | None]:
   """Return (d_params, dx) from da of all time steps, [T, B, H]."""
-  return cell.parameter_gradients(params, x, h, (), errors)
+  return cell.parameter_gradients(params, x, h, (), das)

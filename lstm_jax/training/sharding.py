@@ -22,10 +22,10 @@ Each of the d·m devices scans its own B/(d·m) rows, and the scans communicate
 nothing. A training step communicates twice. Before the scans, the weights that
 are split are gathered over `model`, once. After them, one all-reduce over all
 devices adds up the gradients and the loss. It has an element for each weight;
-but where the lowest layer reads tokens from the table E W_x, the V·G·H elements
-of the table's gradient take the place of those of E and W_x, and a tied E has
-two gradients, as embedding and as readout. The readout adds up its gradient in
-a loop over time, and for that the model needs `groups` (see
+but where the lowest layer reads tokens from the table W_e W_x, the V·G·H
+elements of the table's gradient take the place of those of W_e and W_x, and a
+tied W_e has two gradients, as embedding and as readout. The readout adds up its
+gradient in a loop over time, and for that the model needs `groups` (see
 `grouped_linear_cross_entropy`).
 
 So `data` is the axis that scales, and `model` saves memory: a device keeps 1/m

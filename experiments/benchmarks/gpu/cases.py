@@ -1,8 +1,9 @@
-"""Which cases the part runs, the most important first.
+"""The cases of --part=gpu, the most important first.
 
-The times are those at which a section must have begun its last case. Most of a
-case's time is that of the compiler, which nobody measured on a device yet, so
-that the last cases of a section may have to be left out; the output names them.
+`until` is when a section's last case should have ended: none is begun that
+would end later if it took as long as the one before. Most of a case's time is
+that of the compiler, which nobody measured on a device yet, so that the last
+cases of a section may have to be left out; the output names them.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from experiments.benchmarks.tables import Row
 
 SECONDS = 460.0  # in all: with the start and the picture, below 8 minutes
 SEQ_LEN = 128
+LAYER_SIZES = "hidden_size", "seq_len", "batch_size"  # that may be given
 HIDDEN_SIZES = 64, 128, 256, 512, 1024
 BATCH_SIZES = 16, 128, 1024, 4096
 TOO_LARGE = 1024, 4096  # more memory than a GPU with 80 GB leaves the libraries
@@ -62,7 +64,8 @@ CHECKS = [
   *SHAPES,
   *LONG,
 ]
-# Batches that give every multiprocessor a block.
+# Batches with as many blocks as run at a time; the last two are short, to
+# repeat the start and the end of a kernel.
 RACES = [
   Race("lstm", 128, 512, 1056, "bfloat16"),
   Race("lstm", 256, 512, 264, "bfloat16"),
@@ -78,14 +81,8 @@ RACES = [
   Race("lstm", 256, 3, 8, "bfloat16", repeats=1000),
 ]
 OURS = "kernel bfloat16", "scan bfloat16", "kernel", "scan"
-LIBRARIES = (
-  "autodiff",
-  "flax linen",
-  "haiku",
-  "equinox",
-  "jax.experimental.rnn",
-  "flax nnx",
-)
+ALWAYS = *OURS, "autodiff", "flax linen"
+LIBRARIES = "haiku", "equinox", "jax.experimental.rnn", "flax nnx"
 POLICY_PEERS = (
   "kernel bfloat16",
   "scan bfloat16",
@@ -119,8 +116,8 @@ def sections(sizes: Row, rounds: int) -> Sequence[Section]:
   """Return all sections.
 
   Args:
-    sizes: hidden_size, seq_len and batch_size of the only layer to time; empty
-      for the grid.
+    sizes: hidden_size, seq_len and batch_size of the only layer of each cell to
+      time, 128, 128 and 1024 where they are not given; empty for the grid.
     rounds: measurements of each program.
   """
   policies = [
@@ -143,10 +140,14 @@ def sections(sizes: Row, rounds: int) -> Sequence[Section]:
       hidden_size,
       length,
       batch_size,
-      (*OURS, *LIBRARIES[: None if place < len(AGAINST_ALL) else 2]),
+      (
+        ALWAYS + LIBRARIES
+        if sizes or (cell, hidden_size, batch_size) in AGAINST_ALL
+        else ALWAYS
+      ),
       rounds=rounds,
     )
-    for place, (cell, hidden_size, batch_size) in enumerate(grid)
+    for cell, hidden_size, batch_size in grid
   ]
   return [
     Section("checks", CHECKS, until=150, together=4, limit=15),

@@ -35,7 +35,7 @@ def run(
   """Check and time the kernels on this machine's GPU.
 
   Args:
-    sizes: those of the only layer to time; empty for the grid.
+    sizes: as `cases.sections` takes them.
     rounds: measurements of each program.
     console: where to print.
     save: called with the record after every section.
@@ -44,8 +44,12 @@ def run(
     The environment, and rows, skipped and failures, as `Result` has them.
 
   Raises:
-    ValueError: there is no such GPU, or JAX has no kernels for it.
+    ValueError: a size is none of a layer; there is no such GPU, or JAX has no
+      kernels for it.
   """
+  for name in sizes:
+    if name not in cases.LAYER_SIZES:
+      raise ValueError(f"--{name} needs --part=model, got gpu")
   supervisor = Supervisor(Process, cases.SECONDS)
   try:
     environment = supervisor.environment()

@@ -3,7 +3,8 @@
 Our `unroll` of a minimal GRU, a minimal LSTM and a linear recurrent unit
 against the same equations as a user of JAX writes them: after the product of
 all inputs, a `lax.scan` or a `lax.associative_scan` over time, which JAX
-differentiates.
+differentiates. "scan of steps" is `unroll` with `Autodiff()`: a scan of the
+cell's step.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,10 @@ Recurrence = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def loop(decay: jax.Array, increment: jax.Array) -> jax.Array:
-  """Return hₜ = λₜ ⊙ hₜ₋₁ + uₜ, [T, B, H], by `lax.scan`."""
+  """Return hₜ = λₜ ⊙ hₜ₋₁ + uₜ from λ and u, h₀ = 0, by `lax.scan`.
+
+  All are [T, B, H].
+  """
 
   def body(h, inputs):
     decay, increment = inputs
@@ -32,7 +36,7 @@ def loop(decay: jax.Array, increment: jax.Array) -> jax.Array:
 
 
 def parallel(decay: jax.Array, increment: jax.Array) -> jax.Array:
-  """Return hₜ = λₜ ⊙ hₜ₋₁ + uₜ, [T, B, H], by `lax.associative_scan`."""
+  """Return what `loop` returns, by `lax.associative_scan`."""
 
   def combine(earlier, later):
     decay, increment = earlier

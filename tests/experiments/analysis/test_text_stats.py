@@ -45,19 +45,19 @@ def test_shares_and_lengths_are_as_counted_by_hand():
 
 
 @pytest.mark.parametrize(
-  ("line", "expected"),
+  ("word", "expected"),
   [
-    ("we desire increase,", "ease"),
-    ("might never die", "ie"),
-    ("the world's due", "ue"),
-    ("thy brow;", "ow"),
-    ("thy hours", "ours"),
+    ("increase", "ease"),
+    ("die", "ie"),
+    ("due", "ue"),
+    ("brow", "ow"),
+    ("hours", "ours"),
     ("hmm", "hmm"),
-    ("-- 17 --", ""),
+    ("", ""),
   ],
 )
-def test_an_ending_is_the_last_vowels_and_what_follows(line, expected):
-  assert ending(line) == expected
+def test_an_ending_is_the_last_vowels_and_what_follows(word, expected):
+  assert ending(word) == expected
 
 
 def test_lines_rhyme_with_another_word_at_most_two_lines_away():

@@ -209,6 +209,13 @@ def test_sizes_replace_the_grid_of_layers():
     assert found == [(cell, 7, 9, 1024, 3) for cell in ("lstm", "gru", "rnn")]
 
 
+def test_a_size_of_a_model_is_none_of_a_layer(console):
+  with pytest.raises(
+    ValueError, match="--num_layers needs --part=model, got g"
+  ):
+    part.run({"hidden_size": 7, "num_layers": 2}, 3, console)
+
+
 def test_the_grid_has_every_size_once_and_ends_in_time():
   grid = cases.layer_sizes({})
   assert len(set(grid)) == len(grid) == 3 * (5 * 4 - 1)
