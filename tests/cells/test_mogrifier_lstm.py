@@ -98,5 +98,7 @@ def test_numbers_below_1_are_an_error(key):
 
 def test_a_step_of_tokens_is_an_error(key):
   params, state, _ = arguments(key, 2, None)
-  with pytest.raises(ValueError, match="x must be floats, as this cell has no"):
+  with pytest.raises(
+    ValueError, match="x must be floats, since this cell takes"
+  ):
     mogrifier_lstm.step(params, state, jnp.zeros(B, int))
