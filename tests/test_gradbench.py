@@ -70,11 +70,8 @@ def published(xp, main, extra, state, sequence):
 OTHERS = Explicit("recompute"), Step(), Autodiff()
 
 
-@pytest.mark.parametrize(
-  "adjoint",
-  [Explicit()]
-  + [pytest.param(other, marks=pytest.mark.exhaustive) for other in OTHERS],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("adjoint", [Explicit(), *OTHERS])
 def test_loss_and_gradient_are_those_of_the_published_equations(
   module, data, adjoint
 ):

@@ -172,6 +172,7 @@ def test_another_text_is_read_from_its_beginning(
   assert f"15 characters of {text}" in header["source"]
 
 
+@pytest.mark.exhaustive
 def test_a_prompt_is_shown_in_place_of_a_text(explored_run, tmp_path, console):
   output = tmp_path / "page.html"
   prompt = "more\nShall"

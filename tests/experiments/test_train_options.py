@@ -19,6 +19,7 @@ from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import read_rows
 
 
+@pytest.mark.exhaustive
 def test_a_test_split_is_evaluated_once_with_the_best_weights(
   config, console, monkeypatch
 ):
@@ -73,6 +74,7 @@ def dev_config(config):
   return replace(config, dev_fraction=0.2, test_fraction=0.1, quiet=True)
 
 
+@pytest.mark.exhaustive
 def test_a_development_split_is_left_out_and_evaluated(dev_config, console):
   result = train.run(dev_config, console)
   text = read_text(dev_config.data.corpus)
@@ -124,6 +126,7 @@ def test_the_words_of_a_development_split_are_unknown(dev_config):
   assert not (corpus.train.tokens == corpus.tokenizer.size - 1).any()
 
 
+@pytest.mark.exhaustive
 def test_the_last_weights_of_a_run_are_chosen_by_no_loss(
   config, console, monkeypatch
 ):

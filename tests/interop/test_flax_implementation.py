@@ -136,6 +136,7 @@ def test_what_would_run_in_flax_is_refused(key):
       module(xs, **call)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("calls")
 def test_other_dtypes_and_sizes_are_refused_by_unroll(key):
   xs = inputs(key, WIDE)

@@ -256,6 +256,7 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
     dynamic_nats(MODEL, params, TOKENS, scale, config)
 
 
+@pytest.mark.exhaustive
 def test_a_model_without_gradients_is_evaluated_dynamically(key):
   """Of a single symbol: r and its mean are 0."""
   model = language_model(ModelConfig(hidden_size=3, embedding_size=2), 1)

@@ -70,7 +70,7 @@ def draw(model, key, vocabulary_size, steps, batch):
   return state, tokens[:-1], tokens[1:]
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("text", [f"{T}, 7*b", "T, B"])
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize(
@@ -142,6 +142,7 @@ def test_a_training_loss_with_noise_has_a_free_batch_size(key):
   assert worst(call(*args), jax.jit(f)(*args)) < 1e-12
 
 
+@pytest.mark.exhaustive
 def test_a_training_step_has_a_free_batch_size(key):
   model = make(11)
 

@@ -57,6 +57,7 @@ def calls(monkeypatch):
     yield count_kernels(monkeypatch)
 
 
+@pytest.mark.exhaustive
 def test_every_layer_is_a_kernel_with_the_same_noise(calls, key):
   expected = training_loss(SCANS, key)
   assert not calls

@@ -134,7 +134,7 @@ def _equations(jaxpr):
       yield from _equations(inner)
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("chunk", [None, 64])
 def test_a_long_sequence_has_the_gradient_of_autodiff(chunk, key):
   """A minimal LSTM with memories of one to millions of time steps."""

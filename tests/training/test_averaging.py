@@ -97,7 +97,7 @@ def test_an_average_survives_weights_that_are_nan(ema_decay, key):
   assert worst(after, average) == 0
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ema_decay", [0.9, 0.0])
 def test_the_average_of_bfloat16_weights_is_float32_from_the_start(
   ema_decay, key

@@ -101,6 +101,7 @@ def test_keys_and_learning_rates_are_one_for_each_member(key):
       train_step(state, tokens, tokens, keys, rates)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   "rule",
   [

@@ -43,6 +43,7 @@ def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
   assert np.allclose(losses, expected * 2, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
   sizes = ModelConfig(embedding_size=5, hidden_size=5, num_layers=2, tied=tied)
@@ -85,6 +86,7 @@ def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
   assert make_train_step(MODEL, rule, ema_decay=0.5) is not first
 
 
+@pytest.mark.exhaustive
 def test_epochs_may_have_other_numbers_of_streams(key):
   update, state = start(
     key, learning_rate=1e-30, warmup_steps=0, weight_decay=0.0

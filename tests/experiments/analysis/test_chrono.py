@@ -17,7 +17,7 @@ def initial_and_changed(cell, key, longest=50):
   return params, with_chrono_biases(params, cell, key, longest)
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", GATE_BIASES)
 def test_a_unit_keeps_its_memory_for_about_its_own_time(cell, key):
   """Without inputs a step keeps u / (u + 1), u uniform in 1 … T − 1."""

@@ -49,6 +49,7 @@ def outcomes(members, tokens=TOKENS, names=PROTOCOLS):
   return {name: protocols.outcome(name).nats for name in names}
 
 
+@pytest.mark.exhaustive
 def test_the_probability_of_an_ensemble_is_the_mean_of_its_members(members):
   found, places = outcomes(members), (np.arange(N - 1), TOKENS[1:])
   epoch = make_batches(BEFORE, 32, 4)

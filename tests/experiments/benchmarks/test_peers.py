@@ -25,7 +25,7 @@ def standard_ranks():
     yield
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["flax linen", "flax nnx"])
 def test_a_peer_with_another_result_is_refused(name, monkeypatch):
   make, package = layers.LAYERS[name]
@@ -78,7 +78,7 @@ def test_onnxruntime_writes_the_same_text():
     samplers.onnxruntime(problem._replace(greedy=1 - problem.greedy))
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   "make",
   [

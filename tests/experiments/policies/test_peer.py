@@ -35,6 +35,7 @@ def standard_ranks():
     yield
 
 
+@pytest.mark.exhaustive
 @EACH
 def test_the_weights_have_the_names_of_the_modules(name, key):
   found = networks(name, MAZE, H)
@@ -45,6 +46,7 @@ def test_the_weights_have_the_names_of_the_modules(name, key):
     assert jax.tree.map(lambda x: x.shape, variables) == expected
 
 
+@pytest.mark.exhaustive
 @EACH
 def test_outputs_and_gradients_are_equal_in_float64(name, key):
   found = networks(name, MAZE, H)

@@ -102,6 +102,7 @@ def test_the_training_loss_is_the_cross_entropy_of_the_targets(config, console):
   assert int(metrics.num_tokens) == tokens.size
 
 
+@pytest.mark.exhaustive
 def test_a_run_with_teachers_records_them_and_resumes_exactly(
   two_teachers, console
 ):

@@ -114,6 +114,7 @@ def test_one_of_a_kind_is_in_the_singular(config, console):
   assert "a step      1 sequence × 1,000 tokens: " in shown
 
 
+@pytest.mark.exhaustive
 def test_a_dry_run_is_of_the_largest_batch(config, console):
   config = replace(config, num_epochs=3)
   wide = dry_run(replace(config, batch_size=9), console)
@@ -230,6 +231,7 @@ def test_operations_are_six_for_each_weight_and_token(
   assert operations(params, tokens, cell) == 6 * (table + tokens * each)
 
 
+@pytest.mark.exhaustive
 def test_memory_grows_with_the_batch(config):
   setup = make_setup(config)
   small, tall, wide = (

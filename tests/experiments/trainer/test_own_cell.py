@@ -62,6 +62,7 @@ def from_flags(*arguments):
   return config_from_flags(TrainConfig(), holders)
 
 
+@pytest.mark.exhaustive
 def test_a_run_of_a_cell_outside_the_package_is_recorded_and_read_again(
   path, config, console, finished_config
 ):

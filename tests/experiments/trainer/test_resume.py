@@ -360,6 +360,7 @@ def test_a_hostile_checkpoint_runs_no_code(
   assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.exhaustive
 def test_the_count_of_skipped_steps_is_resumed(config, console):
   config = replace(config, nonfinite="skip")
   with pytest.MonkeyPatch.context() as monkeypatch:
@@ -406,6 +407,7 @@ def test_every_flag_but_those_of_the_job_must_be_the_same(
     assert f"{name} is " in str(error.value)
 
 
+@pytest.mark.exhaustive
 def test_evaluations_do_not_change_the_training(config, console):
   often = replace(config, **NOISE, eval_every=7)
   rarely = replace(often, eval_every=99, run=config.job.run + "2")
@@ -454,6 +456,7 @@ def test_the_only_copy_of_a_text_is_not_replaced(finished, config, console):
   assert after == before
 
 
+@pytest.mark.exhaustive
 def test_the_rate_of_a_row_is_that_of_its_last_update(config, console):
   """Skipped steps do not advance the schedule."""
   config = replace(config, nonfinite="skip", schedule="cosine", warmup_steps=40)

@@ -78,7 +78,7 @@ def test_there_are_the_rows_and_the_norms_and_gates_of_evaluations(config):
         assert events[at][1] == stored(count / gate.size)
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", GATES, ids=lambda cell: cell.__name__[-4:])
 def test_the_gates_of_every_cell_are_counted(cell, tmp_path, key):
   model = language_model(ModelConfig(cell, hidden_size=9, num_layers=2), 7)
