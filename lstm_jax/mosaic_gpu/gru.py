@@ -90,9 +90,10 @@ def parameter_gradients(
 
   h, [T, B, H], is the one before each step.
   """
-  d_gates, ds, dan = jnp.split(das, [2 * h.shape[-1], 3 * h.shape[-1]], -1)
-  da = jnp.concatenate([d_gates, dan], axis=-1)
-  du = jnp.concatenate([d_gates, ds], axis=-1)
+  size = h.shape[-1]
+  of_gates, ds, dan = jnp.split(das, [2 * size, 3 * size], -1)  # daᵣ and da_z
+  da = jnp.concatenate([of_gates, dan], axis=-1)
+  du = jnp.concatenate([of_gates, ds], axis=-1)
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   dw_h = outer(h, du, params.w_h.dtype)
   return cell.GRUParams(dw_x, dw_h, db, total(ds)), dx
