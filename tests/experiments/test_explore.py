@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,13 @@ from experiments.analysis.features import inside_quotes, line_position, scores
 from experiments.analysis.gradient_flow import gradient_paths
 from experiments.analysis.states import signals, trace_layers
 from experiments.explore import ExploreConfig
-from experiments.pages.explore import TEMPLATE, TOP_TOKENS, WINDOW, make_header
+from experiments.pages.explore import (
+  TEMPLATE,
+  TOP_TOKENS,
+  WINDOW,
+  make_header,
+  pack_path,
+)
 from experiments.pages.packing import Blobs
 from experiments.trainer import run_dir
 from experiments.trainer.config import CELLS
@@ -296,3 +303,12 @@ def test_every_cell_has_a_page(name, key):
     assert meanings.get("n") == normalisers.get(name)
   assert header["next"]["count"] == len(symbols) < TOP_TOKENS
   assert 'id="header"' in blobs.page(TEMPLATE, header)
+
+
+def test_a_gradient_that_overflows_is_the_largest_and_not_none():
+  norms = np.array([[1.0, np.inf], [1e-3, np.nan]], np.float32)
+  taken = []
+  header = pack_path("h", norms, SimpleNamespace(add=taken.append))
+  assert np.isfinite([header["low"], header["high"]]).all()
+  (levels,) = taken
+  assert (levels[:, 1] == levels.max()).all() and (levels[:, 0] > 0).all()

@@ -242,3 +242,12 @@ def test_outputs_are_compared_by_their_size(key):
 def test_a_number_is_a_tensor(key):
   (row,) = gradcheck(jnp.sin, jnp.sin, 1.0, key).tensors
   assert row.size == 1 and row.explicit_central.relative < 1e-9
+
+
+def test_cotangents_are_not_drawn_as_the_arguments_are(key):
+  """From one stream, those of the first arrays would be equal."""
+  zeros = tuple(np.zeros(shape) for shape in ((D, H), (H,)))
+  cotangents = jax.grad(weighed(lambda x: x, key))(zeros)
+  for drawn, cotangent in zip(normal_like(key, zeros), cotangents, strict=True):
+    assert np.abs(drawn).min() > 0 < np.abs(cotangent).min()
+    assert not np.isclose(drawn, cotangent, rtol=0.01).any()
