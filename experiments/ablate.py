@@ -216,6 +216,8 @@ def _check(configs: dict[str, TrainConfig]) -> str:
 
 def _check_models(config: TrainConfig) -> None:
   """Raise ValueError for models that a run needs and that cannot be read."""
+  if not (config.init_from or config.distillation.teacher):
+    return  # the setup reads the corpus
   setup = make_setup(config)
   read_pretrained(setup)
   read_teachers(setup, host_memory())

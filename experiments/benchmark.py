@@ -40,7 +40,7 @@ from experiments.benchmarks.tables import (
 )
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
-from experiments.comparison.results import read_record
+from experiments.comparison.results import naming_damaged, read_record
 from experiments.trainer.devices import num_cores, start_cpu_devices
 from experiments.trainer.files import write_json
 
@@ -105,7 +105,8 @@ def main() -> int:
     path, entries = Path(COMPARE.value), ("environment", "rows")
     path.stat()  # the error of a missing file names it
     old = read_record(path, "there is no record", entries)
-    check_rows(old["rows"], path)
+    with naming_damaged(path):
+      check_rows(old["rows"], path)
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
   out = Path(OUT.value) if OUT.value else None
   if "gpu" in PART.value:

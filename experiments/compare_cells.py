@@ -47,11 +47,11 @@ from experiments.comparison.measurements import (
 )
 from experiments.comparison.models import make_models
 from experiments.comparison.results import (
+  naming_damaged,
   open_results,
   print_tables,
   read_record,
   recorded_command,
-  replot,
 )
 from experiments.comparison.tables import tables
 from experiments.comparison.training import train_cell
@@ -159,8 +159,8 @@ def main() -> None:
   """Run the comparison, or report an existing one if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    record = load(directory)
-    replot(lambda: report(record, directory, console), directory / RECORD)
+    with naming_damaged(directory / RECORD):
+      report(load(directory), directory, console)
     return
   config = config_from_flags(CompareConfig(), FLAGS)
   with open_results(directory, (RECORD, FIGURE, SAMPLES), OVERWRITE.value):

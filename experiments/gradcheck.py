@@ -28,9 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.cli import launch, make_console
-from experiments.trainer.config import CELLS, TrainConfig
+from experiments.trainer.config import CELLS, LARGEST, TrainConfig
 from experiments.trainer.data import read_corpus_text
-from experiments.trainer.flags import LARGEST
 from experiments.trainer.format import number_table
 from lstm_jax.cells import RELU, affine
 from lstm_jax.language import (

@@ -29,11 +29,11 @@ from rich.console import Console
 from experiments.benchmarks.timing import environment as machine
 from experiments.cli import launch, make_console
 from experiments.comparison.results import (
+  naming_damaged,
   open_results,
   print_tables,
   read_record,
   recorded_command,
-  replot,
 )
 from experiments.policies import plots
 from experiments.policies.config import (
@@ -130,8 +130,8 @@ def main() -> None:
   """Train, or report an existing run if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    record = load(directory)
-    replot(lambda: report(record, directory, console), directory / RECORD)
+    with naming_damaged(directory / RECORD):
+      report(load(directory), directory, console)
     return
   config = config_from_flags(PolicyConfig(), FLAGS)
   with open_results(directory, (RECORD, FIGURE), OVERWRITE.value):

@@ -27,8 +27,9 @@ import numpy as np
 from absl import flags
 
 from experiments.cli import launch
+from experiments.trainer.config import LARGEST
 from experiments.trainer.data import default_prompt
-from experiments.trainer.flags import LARGEST, finite
+from experiments.trainer.flags import finite
 from experiments.trainer.format import escape_controls
 from experiments.trainer.trained import load
 from lstm_jax.language import beam_search, sample, sample_best

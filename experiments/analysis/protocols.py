@@ -194,7 +194,7 @@ class Protocols:
     """The predictions of two n-gram models.
 
     The counts of one start from the training text, those of the other from
-    nothing; both go on to count the text that is read.
+    nothing; both count each token of the text once it has been predicted.
     """
     vocabulary_size = len(self._members[0].params.bias)
     tokens, _, training = self._texts

@@ -161,7 +161,7 @@ def rank(nats: np.ndarray) -> tuple[int, float]:
 def longest(accuracies: dict[int, float], above: float = 0.9) -> int:
   """Return the longest delay whose accuracy, and all before it, are above.
 
-  It is 0 if there is none.
+  It is 0 if the accuracy of the shortest delay is not.
   """
   last = 0
   for delay in sorted(accuracies):

@@ -36,12 +36,12 @@ class Ablations(NamedTuple):
   def is_outdated(self, directory: Path) -> bool:
     """Return whether the run in a directory is older than `overwritten`."""
     record = run_dir.read_config(directory)
-    if not record or "started" not in record or self.overwritten is None:
+    if record is None or self.overwritten is None:
       return False
     try:
       started = datetime.fromisoformat(record["started"])
       return started < datetime.fromisoformat(self.overwritten)
-    except (TypeError, ValueError):  # damaged
+    except (KeyError, TypeError, ValueError):  # damaged
       return False
 
   def write(self, path: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from experiments.trainer.config import (
   CELLS,
-  LARGEST_SEED,
+  LARGEST,
   DataConfig,
   JobConfig,
 )
@@ -48,7 +48,7 @@ class CompareConfig:
   seed: int = option(
     0,
     "Seed from which all seeds are derived.",
-    bounds=f"[0, {LARGEST_SEED}]",
+    bounds=f"[0, {LARGEST}]",
   )
   num_steps: int = option(
     1000,

@@ -10,7 +10,7 @@ from absl import flags
 
 from experiments.comparison.board import Result, Row, read_board
 from experiments.trainer import run_dir
-from experiments.trainer.config import LARGEST_SEED, TrainConfig
+from experiments.trainer.config import LARGEST, TrainConfig
 from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.flags import config_from_flags, define_flags
 from lstm_jax.language.options import check_options, option
@@ -26,7 +26,7 @@ class ReproduceConfig:
   seeds: tuple[int, ...] = option(
     (),
     "Seed; may be repeated. If not given, those of the published result.",
-    bounds=f"[0, {LARGEST_SEED}]",
+    bounds=f"[0, {LARGEST}]",
   )
   dry_run: bool = option(False, "Print the commands, and exit.")
 

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,15 @@ def open_results(
     yield
 
 
-def replot(report: Callable[[], None], path: Path) -> None:
-  """Call what prints and draws a record, which may be damaged.
+@contextmanager
+def naming_damaged(path: Path) -> Iterator[None]:
+  """Name a record in the error of a block that reads it.
 
   Raises:
     ValueError: it lacks an entry, or one is not what it must be.
   """
   try:
-    report()
+    yield
   except (KeyError, IndexError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is damaged: {error!r}") from None
 

@@ -9,7 +9,7 @@ from experiments.policies.environments import (
   tmaze,
 )
 from experiments.policies.networks import FEED_FORWARD, find_cell
-from experiments.trainer.config import LARGEST_SEED, JobConfig
+from experiments.trainer.config import LARGEST, JobConfig
 from experiments.trainer.records import only
 from lstm_jax.language.options import check_options, option
 
@@ -123,7 +123,7 @@ class PolicyConfig:
   seed: int = option(
     0,
     "Seed from which all seeds are derived.",
-    bounds=f"[0, {LARGEST_SEED}]",
+    bounds=f"[0, {LARGEST}]",
   )
   timing_rounds: int = option(
     0,

@@ -28,7 +28,7 @@ from lstm_jax.language import BatchingConfig, ModelConfig, Regularizers
 from lstm_jax.language.options import check_options, option
 from lstm_jax.training import OptimizerConfig, check_mesh, parse_mesh
 
-LARGEST_SEED = 2**31 - 1
+LARGEST = 2**31 - 1  # value of an integer flag, and of a seed
 
 CELLS = {
   "lstm": lstm,
@@ -233,7 +233,7 @@ class TrainConfig:
   seed: int = option(
     0,
     "Seed of initial weights, noise and samples.",
-    bounds=f"[0, {LARGEST_SEED}]",
+    bounds=f"[0, {LARGEST}]",
   )
   init_from: str = option(
     "",

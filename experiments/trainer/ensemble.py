@@ -19,7 +19,7 @@ from experiments.trainer.checkpoint import (
   read_progress,
   read_resized_state,
 )
-from experiments.trainer.config import LARGEST_SEED, TrainConfig
+from experiments.trainer.config import LARGEST, TrainConfig
 from experiments.trainer.setup import TrainSetup, make_keys
 from lstm_jax.language.options import option
 from lstm_jax.training import (
@@ -83,10 +83,8 @@ def make_members(config: SweepConfig) -> list[Member]:
     ValueError: the last seed is larger than a seed may be.
   """
   last = config.seed + config.num_seeds - 1
-  if last > LARGEST_SEED:
-    raise ValueError(
-      f"the last seed must be at most {LARGEST_SEED}, got {last}"
-    )
+  if last > LARGEST:
+    raise ValueError(f"the last seed must be at most {LARGEST}, got {last}")
   rates = [*dict.fromkeys(config.rate)] or [config.optimizer.learning_rate]
   seeds = range(config.seed, config.seed + config.num_seeds)
   pairs = itertools.product(rates, seeds)

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 from absl import app, flags
 
+from experiments.trainer.config import LARGEST
 from experiments.trainer.records import Leaf, from_name, leaves, replace
 
-LARGEST = 2**31 - 1  # value of an integer flag
 TITLE = "{} flags"  # of a group in --help: the module of its flags for absl
 Config = TypeVar("Config")
 

@@ -21,8 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.trainer.config import TrainConfig
-from experiments.trainer.flags import LARGEST
+from experiments.trainer.config import LARGEST, TrainConfig
 from experiments.trainer.opening import OpenedRun, open_run_dir
 from lstm_jax.language.options import option
 

@@ -44,8 +44,8 @@ def run(
     The environment, and rows, skipped and failures, as `Result` has them.
 
   Raises:
-    ValueError: a size is none of a layer; there is no such GPU, or JAX has no
-      kernels for it.
+    ValueError: a size is not one of a layer's; there is no such GPU, or JAX has
+      no kernels for it.
   """
   for name in sizes:
     if name not in cases.LAYER_SIZES:

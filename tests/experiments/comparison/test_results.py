@@ -2,7 +2,11 @@
 
 import pytest
 
-from experiments.comparison.results import open_results, read_record, replot
+from experiments.comparison.results import (
+  naming_damaged,
+  open_results,
+  read_record,
+)
 from experiments.trainer.locking import LOCK
 
 NAMES = "record.json", "figure.png", "samples.txt"
@@ -59,5 +63,8 @@ def test_a_damaged_record_is_an_error_that_names_it(text, tmp_path):
   [lambda: {}["config"], lambda: [][0], lambda: None + 1],
 )
 def test_a_record_that_cannot_be_drawn_is_damaged(report, tmp_path):
-  with pytest.raises(ValueError, match=r"record\.json is damaged: "):
-    replot(report, tmp_path / "record.json")
+  with (
+    pytest.raises(ValueError, match=r"record\.json is damaged: "),
+    naming_damaged(tmp_path / "record.json"),
+  ):
+    report()
