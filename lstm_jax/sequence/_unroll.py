@@ -131,7 +131,8 @@ def unroll(
       gradient flows to it. `regularize.factors` draws it.
     time_major: False if the first two axes of xs, mask, reset and outputs are
       [B, T] rather than [T, B]; zoneout and state_dropout stay [T, B, H]. The
-      axes are exchanged once, outside the loop.
+      axes are exchanged once, outside the loop, and an error that compares xs
+      with the state or the weights gives the exchanged shape.
     reverse: go from the last step to the first. Each output stays at the place
       of its input, and a row with a length starts at its own last step.
     adjoint: how the gradient is computed: `Explicit`, `Step` or `Autodiff`.

@@ -16,11 +16,15 @@ from lstm_jax.cells.checks import (
 )
 
 
-def exchange_axes(xs: Any, *others: Any) -> Any:
-  """Return each array with its first two axes exchanged; None stays None.
+def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
+  """Return (xs, mask, reset), each with its first two axes exchanged.
+
+  A mask or a reset of None stays None. All errors about these two give shapes
+  in the order of the caller, so they are checked here.
 
   Raises:
-    ValueError: xs, inputs or tokens, has no batch axis.
+    ValueError: xs, inputs or tokens, has no batch axis or no time step; mask or
+      reset is not bool [B, T, ...].
   """
   xs = jnp.asarray(xs)
   if xs.ndim < (2 if is_token(xs) else 3):
@@ -28,15 +32,22 @@ def exchange_axes(xs: Any, *others: Any) -> Any:
       "time_major=False needs xs with a batch axis, [B, T, D] or tokens "
       f"[B, T], got {xs.shape}"
     )
+  check_steps(xs.shape, xs.shape[1])
+  step_shape = xs.shape if is_token(xs) else xs.shape[:-1]
 
-  def exchanged(x):
+  def exchanged(name, x):
     if x is None:
       return None
-    x = jnp.asarray(x)
-    # One axis alone is an error that the caller's check describes.
-    return jnp.swapaxes(x, 0, 1) if x.ndim > 1 else x
+    return jnp.swapaxes(bool_array(name, x, step_shape), 0, 1)
 
-  return tuple(map(exchanged, (xs, *others)))
+  xs = jnp.swapaxes(xs, 0, 1)
+  return xs, exchanged("mask", mask), exchanged("reset", reset)
+
+
+def check_steps(shape: tuple[int, ...], steps: int) -> None:
+  """Raise ValueError if xs of this shape has no time step."""
+  if steps == 0:
+    raise ValueError(f"xs must have at least one step (T ≥ 1), got {shape}")
 
 
 def check_sequence(
@@ -48,8 +59,7 @@ def check_sequence(
     ValueError: xs has no time step, or holds tokens that the cell does not
       take; params are of another cell; or the shapes do not fit each other.
   """
-  if xs.ndim == 0 or xs.shape[0] == 0:
-    raise ValueError(f"xs must have at least one step (T ≥ 1), got {xs.shape}")
+  check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)
   check_params(cell.project, params)
   check_weights(parts_of(cell), params)
   if is_token(xs) and not getattr(cell, "takes_tokens", False):

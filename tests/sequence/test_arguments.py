@@ -1,6 +1,7 @@
 """A message says what was expected and what came, where users go wrong."""
 
 from collections import namedtuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,25 @@ def test_a_mask_of_another_dtype_does_not_name_time_major():
   message = r"^mask must be bool \[5, 3, 2\], got bool \(3, 5, 2\)" + ORDER
   with pytest.raises(ValueError, match=message):
     unroll(lstm, params, None, two_axes, mask=mask)
+
+
+def test_errors_about_batch_first_arguments_have_their_shapes():
+  params, xs = lstm.init(KEY, D, H), jnp.swapaxes(XS, 0, 1)
+  pair = Directions(params, params)
+  time_first = jnp.ones((T, B), bool)
+  message = r" must be bool \[3, 5\], got bool \(5, 3\)" + ORDER
+  empty = r"^xs must have at least one step \(T ≥ 1\), got \(3, 0, 4\)$"
+  for run in (
+    partial(unroll, lstm, params),
+    partial(unroll_both, lstm, pair),
+    partial(unroll_stack, lstm, [pair]),
+  ):
+    for name in ("mask", "reset"):
+      with pytest.raises(ValueError, match=f"^{name}{message}"):
+        run(None, xs, time_major=False, **{name: time_first})
+      run(None, xs, time_major=False, **{name: time_first.T})
+    with pytest.raises(ValueError, match=empty):
+      run(None, xs[:, :0], time_major=False)
 
 
 @pytest.mark.parametrize("xs", [XS[:, 0], XS[:D, 0], jnp.ones(T, jnp.int32)])
