@@ -2,9 +2,9 @@
 
 A recurrence on a GPU waits for launches: a kernel takes microseconds to start,
 and a time step has little to compute. XLA compiles for an H100 on a machine
-that has none, and writes down what a program launches. Counted are the launches
-of one iteration of the forward and of the backward loop, with the two that
-every loop takes for its condition and its counter, and divided by the time
+that has none, and writes down a program's thunks, its commands to the GPU. A
+count is that of one iteration of the forward or of the backward loop, with the
+loop's own two launches, for its condition and its counter, divided by the time
 steps of an iteration. Where all of an iteration is in a command buffer (a CUDA
 graph), the driver launches it as one.
 
@@ -101,7 +101,7 @@ def count(
         "forward_in_graph": loops[0].in_graph,
         "backward_launches": loops[-1].launches / steps[-1],
         "backward_in_graph": loops[-1].in_graph,
-        "bytes": program.memory_analysis().temp_size_in_bytes,
+        "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
       }
     )
   return rows, skipped
@@ -121,9 +121,9 @@ def compile_for_h100(f: Any, *arguments: Any) -> tuple[Any, str]:
     )
   except Exception as error:  # of the plugin, or of its absence
     raise ValueError(
-      "--part=launches needs JAX's CUDA packages, and no GPU: "
+      "--part=launches needs JAX's CUDA packages, but no GPU: "
       "JAX_PLATFORMS=cpu uv run --extra cuda python -m experiments.benchmark "
-      f"({error})"
+      f"--part=launches ({error})"
     ) from None
   mesh = topologies.make_mesh(topology, (1,), ("device",))
   sharding = NamedSharding(mesh, PartitionSpec())

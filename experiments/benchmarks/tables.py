@@ -55,12 +55,12 @@ def case_table(rows: list[Row]) -> Table:
   The columns: the median and the quartiles of the milliseconds; the "ratio" of
   the median to lstm_jax's; "products", the share of the median that the matrix
   products alone take; tokens per second; seconds to compile; memory (of
-  arguments, results and temporaries; in the part launches of temporaries alone,
-  and of PyTorch in the part memory what the process grew by); the kernel
-  launches of a time step, and whether a CUDA graph holds them. On a GPU: the
-  dtype of the products' operands; µs per time step, their quartiles, and the
-  former divided by the lower bound of `gpu.floor`; the memory of temporaries,
-  and all of it at its peak. A column that no peer has is left out.
+  arguments, results and temporaries; of PyTorch in the part memory what the
+  process grew by); the kernel launches of a time step, and whether a CUDA graph
+  holds them. On a GPU: the dtype of the products' operands; µs per time step,
+  their quartiles, and the former divided by the lower bound of `gpu.floor`; the
+  memory of temporaries, in the part launches too, and all of it at its peak. A
+  column that no peer has is left out.
   """
   medians = {row["peer"]: row.get("median_ms") for row in rows}
   products = medians.get("products alone")

@@ -21,6 +21,7 @@ from lstm_jax.sequence.adjoint import Adjoint, Explicit
 Implementation = Literal["xla", "mosaic_gpu"]
 
 VERSIONS = (0, 11, 2), (0, 13)  # of jax: from, and below
+VERSIONS_TEXT = "0.11.2 to 0.12"
 COUNTS: dict[Any, limits.Counts] = {
   lstm: limits.LSTM,
   gru: limits.GRU,
@@ -107,7 +108,7 @@ def _check_device() -> None:
   first, last = VERSIONS
   if not first <= jax.__version_info__ < last:
     raise ValueError(
-      "implementation='mosaic_gpu' needs jax 0.11.2 to 0.12, "
+      f"implementation='mosaic_gpu' needs jax {VERSIONS_TEXT}, "
       f"got {jax.__version__}"
     )
 

@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 
 from experiments.benchmarks.gpu import cases
-from experiments.benchmarks.gpu.case import Case, Result
+from experiments.benchmarks.gpu.case import Result
 from experiments.benchmarks.gpu.floor import find_device
 from experiments.benchmarks.gpu.report import summary_tables
 from experiments.benchmarks.gpu.supervisor import (
@@ -21,7 +21,7 @@ from experiments.benchmarks.gpu.supervisor import (
   Supervisor,
 )
 from experiments.benchmarks.tables import Row, case_table
-from lstm_jax.sequence.implementation import VERSIONS
+from lstm_jax.sequence.implementation import VERSIONS, VERSIONS_TEXT
 
 Record = dict[str, Any]
 
@@ -41,7 +41,9 @@ def run(
     save: called with the record after every section.
 
   Returns:
-    The environment, and rows, skipped and failures, as `Result` has them.
+    The record: the environment, the device's floor, the seconds of each
+    section, rows and failures as in `Result`, and skipped, as a list of
+    {case, what, why}.
 
   Raises:
     ValueError: a size is not one of a layer's; there is no such GPU, or JAX has
@@ -62,7 +64,13 @@ def run(
 
 def check_device(environment: dict[str, Any]) -> None:
   """Raise ValueError unless a worker's environment can run the kernels."""
-  platform = environment.get("platform", "machine on which JAX does not start")
+  needs = (
+    f"--part=gpu needs an H100 or H200 and jax {VERSIONS_TEXT} with its CUDA "
+    "packages"
+  )
+  if "why" in environment:
+    raise ValueError(f"{needs}, got {environment['why']}")
+  platform = environment["platform"]
   capability = environment.get("compute_capability")
   version = environment.get("jax_version", jax.__version_info__)
   first, last = VERSIONS
@@ -70,8 +78,7 @@ def check_device(environment: dict[str, Any]) -> None:
     return
   device = environment["device"] if platform == "gpu" else f"a {platform}"
   raise ValueError(
-    "--part=gpu needs an H100 or H200 and jax 0.11.2 to 0.12 with its CUDA "
-    f"packages, got {device} and jax {'.'.join(map(str, version))}"
+    f"{needs}, got {device} and jax {'.'.join(map(str, version))}"
   )
 
 
@@ -103,7 +110,7 @@ def run_sections(
         {"case": case.name, "what": what, "why": why}
         for what, why in result.skipped.items()
       ]
-      print_result(case, result, printed, console)
+      print_result(result, printed, console)
     seconds = supervisor.elapsed() - begin
     record.setdefault("seconds", {})[section.name] = seconds
     console.print(f"{section.name}: {seconds:.0f} s")
@@ -119,7 +126,7 @@ def run_sections(
 
 
 def print_result(
-  case: Case, result: Result, printed: set[tuple[str, str]], console: Console
+  result: Result, printed: set[tuple[str, str]], console: Console
 ) -> None:
   """Print what a case found; a reason to skip something only once."""
 
@@ -141,4 +148,3 @@ def print_result(
     if (what, why) not in printed:
       line(f"skipped: {what}: {why}")
       printed.add((what, why))
-  del case

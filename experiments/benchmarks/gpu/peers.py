@@ -21,7 +21,7 @@ Make = Callable[[str, Any, Any], Layer]
 
 
 class Peer(NamedTuple):
-  """A program of a layer."""
+  """How a program of a layer is made; `peers.proof.Peer` is one made."""
 
   make: Make
   package: str  # that it needs
@@ -55,7 +55,7 @@ def _library(name: str, operands: str = "TF32") -> Peer:
       return resets.flax_layer(cell, weights, starts)
     if name == "equinox":
       return resets.equinox_layer(cell, weights, starts)
-    raise Unsupported("Flax linen and Equinox are compared with resets")
+    raise Unsupported("with resets, only Flax linen and Equinox are compared")
 
   return Peer(make, package, operands)
 

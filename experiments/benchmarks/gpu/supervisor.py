@@ -117,9 +117,12 @@ class Supervisor:
     return self._clock() - self._begin
 
   def environment(self) -> dict[str, Any]:
-    """Start the first worker, and return what it says of the device."""
+    """Start the first worker, and return what it says of the device.
+
+    A worker that does not start says nothing: {"why": the reason} instead.
+    """
     found = self._open(False)
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {"why": found}
 
   def run(self, section: Section) -> Iterator[tuple[Case, Result]]:
     """Yield each case with its result, as it is found.

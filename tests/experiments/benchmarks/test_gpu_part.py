@@ -177,7 +177,7 @@ def test_results_are_compared_by_the_norm_of_each_array():
       },
       "NVIDIA H100 and jax 0.10.2",
     ),
-    ({}, "a machine on which JAX does not start"),
+    ({"why": "no worker starts in 90 s"}, "no worker starts in 90 s"),
   ],
 )
 def test_what_a_device_lacks_is_said(environment, got):
