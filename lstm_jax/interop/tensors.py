@@ -1,6 +1,7 @@
-"""PyTorch's modules and tensors as arrays, without an import of PyTorch.
+"""What the converters share: arrays read from tensors, and checks of shapes.
 
-A tensor is read by its own methods, a module by its `state_dict`.
+PyTorch is not imported: a tensor is read by its own methods, a module by its
+`state_dict`.
 """
 
 from collections.abc import Mapping
@@ -43,8 +44,8 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
     prefix: that of the layer's names, which is removed; "" for none.
 
   Returns:
-    (arrays, nonlinearity): those whose names begin with the prefix; and what a
-    module says of its nonlinearity: None if it says nothing, as a mapping.
+    (arrays, nonlinearity): those whose names begin with the prefix; and the
+    module's nonlinearity, None for a mapping or a module that has none.
 
   Raises:
     ValueError: the source is neither, holds no such name, or a value is not an
@@ -118,8 +119,7 @@ def check_shape(name: str, x: Array, *expected: int | None) -> Array:
     ValueError: the shape is another.
   """
   if not has_shape(x, *expected):
-    sizes = ["any" if n is None else n for n in expected]
-    raise ValueError(f"{name} must be {sizes}, got {x.shape}")
+    raise ValueError(f"{name} must be {shape_text(*expected)}, got {x.shape}")
   return x
 
 

@@ -25,8 +25,10 @@ def nnx_cell(name, **options):
 
 
 def inputs(key, dtype=jnp.float64):
-  """Return inputs [B, T, D]: Gaussian, or integers from -8 to 8."""
+  """Return inputs [B, T, D]: Gaussian, their signs, or integers in [-8, 8]."""
   xs = normal_like(key, np.zeros((B, T, D)))
+  if dtype is bool:
+    return xs > 0
   xs = xs if jnp.issubdtype(dtype, jnp.floating) else (4 * xs).clip(-8, 8)
   return xs.astype(dtype)
 

@@ -150,12 +150,12 @@ def test_a_cell_is_read_without_equinox(kind, key, monkeypatch):
     (
       "GRUCell",
       {"weight_hh": np.ones((2, 18, 6))},
-      r"^weight_hh must be \['any', 'any'\], got \(2, 18, 6\)$",
+      r"^weight_hh must be \[any, any\], got \(2, 18, 6\)$",
     ),
     (
       "LSTMCell",
       {"weight_ih": np.ones((18, 4))},
-      r"^weight_ih must be \[24, 'any'\], got \(18, 4\)$",
+      r"^weight_ih must be \[24, any\], got \(18, 4\)$",
     ),
     (
       "LSTMCell",

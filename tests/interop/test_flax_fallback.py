@@ -33,11 +33,11 @@ class LaterNNXGRU(nnx.GRUCell):
 
 def test_options_that_a_later_flax_may_add_count_once_set(monkeypatch):
   monkeypatch.setitem(explicit.CELL_OF_TYPE, LaterLinenGRU, gru)
-  assert explicit.explicit_cell(LaterLinenGRU(H)) is gru
-  assert explicit.explicit_cell(LaterLinenGRU(H, dropout=0.5)) is None
+  assert explicit.equivalent_cell(LaterLinenGRU(H)) is gru
+  assert explicit.equivalent_cell(LaterLinenGRU(H, dropout=0.5)) is None
   monkeypatch.setitem(explicit.CELL_OF_TYPE, LaterNNXGRU, gru)
   cell = LaterNNXGRU(D, H, dropout=0.5, rngs=nnx.Rngs(0))
-  assert explicit.explicit_cell(cell) is None
+  assert explicit.equivalent_cell(cell) is None
 
 
 @pytest.mark.exhaustive

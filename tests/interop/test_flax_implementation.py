@@ -113,26 +113,31 @@ def refuses(text):
 @pytest.mark.usefixtures("calls")
 def test_what_would_run_in_flax_is_refused(key):
   xs = inputs(key, WIDE)
-  text = "is not possible here: this "
+  text = "is not possible here: "
+  shape = "the shape of the inputs, of the carry or of seq_lengths needs Flax's"
   narrow = {"param_dtype": WIDE}
   gru = linen_cell("GRUCell", **narrow)
-  for module, call in (
-    (Linen(linen_cell("MGUCell", **narrow)), {}),
-    (Linen(linen_cell("GRUCell", gate_fn=jnp.tanh, **narrow)), {}),
-    (Linen(gru, unroll=2), {}),
-    (Linen(gru), {"seq_lengths": jnp.array([T])}),
-    (Linen(gru), {"initial_carry": jnp.zeros((1, H))}),
+  other, tanh = (
+    linen_cell("MGUCell", **narrow),
+    linen_cell("GRUCell", gate_fn=jnp.tanh, **narrow),
+  )
+  for module, call, cause in (
+    (Linen(other), {}, "the cell MGUCell or one of its options needs Flax's"),
+    (Linen(tanh), {}, "the cell GRUCell or one of its options needs Flax's"),
+    (Linen(gru, unroll=2), {}, "an option of the RNN, or what intercepts its"),
+    (Linen(gru), {"seq_lengths": jnp.array([T])}, shape),
+    (Linen(gru), {"initial_carry": jnp.zeros((1, H))}, shape),
   ):
-    with refuses(f"{text}{type(module.cell).__name__}, an option, a"):
+    with refuses(f"{text}{cause}"):
       module.init(key, xs, **call)
-  with refuses(f"{text}GRUCell"):
+  with refuses(f"{text}{shape}"):
     Linen(gru).init(key, xs[:, :0])
   cell = nnx_cell("GRUCell", dtype=WIDE, **narrow)
-  for module, call in (
-    (NNX(cell, unroll=2), {}),
-    (NNX(cell), {"seq_lengths": jnp.array([T])}),
+  for module, call, cause in (
+    (NNX(cell, unroll=2), {}, "an option of the RNN, or what intercepts its"),
+    (NNX(cell), {"seq_lengths": jnp.array([T])}, shape),
   ):
-    with refuses(f"{text}GRUCell"):
+    with refuses(f"{text}{cause}"):
       module(xs, **call)
 
 

@@ -27,7 +27,7 @@ EXHAUSTIVE = pytest.mark.exhaustive
 
 
 @EXHAUSTIVE
-@pytest.mark.parametrize(  # inputs are converted before the cell is known
+@pytest.mark.parametrize(  # all cells share the conversion: one has all dtypes
   ("name", "dtype"),
   [
     *product(NAMES[:1], [int, bool, jnp.bfloat16, jnp.float32]),
@@ -77,16 +77,8 @@ def test_boxed_weights_are_unboxed_and_stay_boxed(
   assert worst(from_linen(weights)[1], from_linen(meta.unbox(weights))[1]) == 0
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param("LSTMCell", marks=EXHAUSTIVE),
-    pytest.param("OptimizedLSTMCell", marks=EXHAUSTIVE),
-    "GRUCell",
-    pytest.param("SimpleCell", marks=EXHAUSTIVE),
-  ],
-)
+@EXHAUSTIVE
+@EACH_CELL
 def test_a_carry_is_drawn_by_the_keys_of_flax(name, key, monkeypatch):
   calls = count_unrolls(monkeypatch)
   normal, xs = jax.nn.initializers.normal(), inputs(key)
@@ -177,8 +169,10 @@ def test_a_module_within_a_module_has_the_weights_of_flax(key):
 
 
 @EXHAUSTIVE
-def test_batches_of_any_rank(key):
+def test_batches_of_any_rank(key, monkeypatch):
+  calls = count_unrolls(monkeypatch)
   xs = normal_like(key, np.zeros((2, B, T, D)))
   for x in (xs, xs[0, 0]):
     assert linen_difference(linen_cell("GRUCell"), x, key) < 1e-12
     assert nnx_difference(nnx_cell("GRUCell"), x, key) < 1e-12
+  assert len(calls) == 2 * 3  # linen's shapes, linen, nnx

@@ -191,12 +191,12 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
     (
       {"a/linear": {**LSTM, "b": np.ones((2, 24))}},
       None,
-      r"^a/linear/b must be \['any'\], got \(2, 24\)$",
+      r"^a/linear/b must be \[any\], got \(2, 24\)$",
     ),
     (
       {"a/linear": {**LSTM, "w": W[18]}},
       None,
-      r"^a/linear/w must be \['any', 24\], got \(10, 18\)$",
+      r"^a/linear/w must be \[any, 24\], got \(10, 18\)$",
     ),
     (
       {"a/linear": {**LSTM, "b": np.ones(25)}},
@@ -216,7 +216,7 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
     (
       {"g": {**GRU, "w_i": np.ones((4, 6))}},
       None,
-      r"^g/w_i must be \['any', 18\], got \(4, 6\)$",
+      r"^g/w_i must be \[any, 18\], got \(4, 6\)$",
     ),
     (
       {"g": {**GRU, "b": np.ones(6)}},
@@ -231,7 +231,7 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
     (
       {"r/linear": {**FIRST, "w": np.ones((4, 5))}, "r/linear_1": SECOND},
       None,
-      r"^r/linear/w must be \['any', 6\], got \(4, 5\)$",
+      r"^r/linear/w must be \[any, 6\], got \(4, 5\)$",
     ),
     (
       {"r/linear": {**FIRST, "b": np.ones(5)}, "r/linear_1": SECOND},

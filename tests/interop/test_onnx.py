@@ -301,3 +301,11 @@ def test_the_layers_of_a_file_are_read(key, tmp_path):
   graph.node.extend(nodes)
   onnx.save(model, path)
   assert worst(interop.load(path)["Y"].params, params) == 0
+
+
+def test_a_batch_may_be_empty(key):
+  node, weights = interop.to_onnx(lstm, layer_weights(lstm, key, False))
+  xs = np.ones((T, 0, D), np.float32)
+  found = interop.run_node(node, weights, {"X": xs})
+  assert found["Y"].shape == (T, 1, 0, H)
+  assert found["Y_c"].shape == (1, 0, H)

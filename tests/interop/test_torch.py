@@ -157,7 +157,7 @@ def test_an_invalid_state_dict_is_refused(key, tmp_path):
   refused("not tensors of an nn.LSTM.*: decoder", decoder=np.ones(2))
   refused("not tensors of .*: weight_hh_l2", weight_hh_l2=np.ones((24, H)))
   refused(r"weight_hh_l0 must be \[24, 2\]", weight_hr_l0=np.ones((2, H)))
-  refused("weight_hr_l0 must be .*'any', 6.* got", weight_hr_l0=np.ones((2, 3)))
+  refused("weight_hr_l0 must be .*any, 6.* got", weight_hr_l0=np.ones((2, 3)))
   refused("not tensors of .*: weight_hr_l1", weight_hr_l1=np.ones((2, H)))
   refused("bias_ih_l0 must hold floats", bias_ih_l0=np.ones(24, int))
   refused("weight_ih_l1 must have 6 inputs", weight_ih_l1=np.ones((24, 9)))

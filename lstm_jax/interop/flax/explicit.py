@@ -1,12 +1,13 @@
-"""Decide which calls of Flax's RNN `unroll` computes exactly.
+"""Decide for which calls of Flax's RNN `unroll` computes the same.
 
 Flax's cell must be of one of the types in CELL_OF_TYPE, and of no subclass,
 which may compute something else. Each option of the cell, of its layers and of
 the RNN must either be one that `LinenRNN` and `NNXRNN` honour (HONOURED), or
 have Flax's default. So gates are sigmoids, the other activations tanh, and
 there is no residual connection; and an option that a later Flax adds leads to
-Flax's own RNN once it is set. What is computed must have one dtype, float32 or
-float64. (With kernels, dtypes are for `unroll` to check.)
+Flax's own RNN once it is set. The weights and the carry must have the dtype in
+which Flax's cell computes, float32 or float64; with
+implementation="mosaic_gpu", `unroll` checks the dtypes instead.
 """
 
 import inspect
@@ -33,8 +34,8 @@ CELL_OF_TYPE: dict[type, Cell] = {
 }
 HONOURED = {
   *("self", "parent", "name"),
-  # Of a cell or layer: sizes (`fits`), dtypes (`has_one_dtype`), and what only
-  # making the weights reads.
+  # Of a cell or layer: sizes (`fits`), dtypes (`has_one_dtype`), the biases
+  # (`_has_plain_layers`), and what only making the weights reads.
   *("features", "in_features", "hidden_features", "out_features", "use_bias"),
   *("kernel_init", "recurrent_kernel_init", "bias_init", "carry_init"),
   *("kernel_metadata", "recurrent_kernel_metadata", "bias_metadata"),
@@ -47,7 +48,7 @@ MISSING = object()
 STATE_AXES: Any = {...: nnx.Carry}  # the default of nnx.RNN
 
 
-def explicit_cell(flax_cell: Any) -> Cell | None:
+def equivalent_cell(flax_cell: Any) -> Cell | None:
   """Return our cell with the equations of Flax's cell; None if there is none.
 
   Args:
@@ -128,7 +129,10 @@ def computed_dtype(call: Call) -> jnp.dtype:
 
 
 def has_one_dtype(call: Call) -> bool:
-  """Return whether all is float32 or float64, and so is what Flax computes."""
+  """Return whether weights and carry have the dtype that Flax computes in.
+
+  That must be float32 or float64; the inputs, of any dtype, are converted.
+  """
   computed = computed_dtype(call)
   arrays = map(jnp.asarray, (*jax.tree.leaves(call.carry), *call.params))
   return computed in (jnp.float32, jnp.float64) and all(

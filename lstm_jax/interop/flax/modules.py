@@ -50,7 +50,7 @@ from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.interop.flax.explicit import (
   Call,
   computed_dtype,
-  explicit_cell,
+  equivalent_cell,
   fits,
   has_one_dtype,
   is_plain_scan,
@@ -109,7 +109,7 @@ class LinenRNN(linen.RNN):
     check_implementation(self.implementation)
     options = _options(self, return_carry, time_major, reverse, keep_order)
     flax_cell: Any = self.cell
-    cell = explicit_cell(flax_cell) if is_plain_scan(self) else None
+    cell = equivalent_cell(flax_cell) if is_plain_scan(self) else None
     xs = None if cell is None else _time_first(inputs, options)
     if cell is not None and xs is not None:
       carry = initial_carry
@@ -172,7 +172,7 @@ class NNXRNN(nnx.RNN):
     check_implementation(self.implementation)
     options = _options(self, return_carry, time_major, reverse, keep_order)
     flax_cell: Any = self.cell
-    cell = explicit_cell(flax_cell) if is_plain_scan(self) else None
+    cell = equivalent_cell(flax_cell) if is_plain_scan(self) else None
     xs = None if cell is None else _time_first(inputs, options)
     if cell is not None and xs is not None:
       rngs = self.rngs if rngs is None else rngs
@@ -212,19 +212,28 @@ def _time_first(inputs: Any, options: Options) -> jax.Array | None:
 
 
 def _is_ours(module: Any, call: Call) -> bool:
-  """Return whether `unroll` runs a call, or raises an error for the kernels."""
-  kernels = module.implementation == "mosaic_gpu"  # have dtypes of their own
+  """Return whether `unroll` takes a call, rather than Flax's own RNN.
+
+  With kernels every dtype passes: `unroll` refuses those that they do not take.
+  """
+  kernels = module.implementation == "mosaic_gpu"
   return fits(call) and (kernels or has_one_dtype(call))
 
 
 def _check_flax_may_run(module: Any) -> None:
   """Raise ValueError if kernels were asked for, and Flax's RNN is needed."""
-  if module.implementation == "mosaic_gpu":
-    cell = type(module.cell).__name__
-    raise ValueError(
-      "implementation='mosaic_gpu' is not possible here: this "
-      f"{cell}, an option, a dtype or a shape needs Flax's own RNN"
-    )
+  if module.implementation != "mosaic_gpu":
+    return
+  if equivalent_cell(module.cell) is None:
+    cause = f"the cell {type(module.cell).__name__} or one of its options"
+  elif not is_plain_scan(module):
+    cause = "an option of the RNN, or what intercepts its methods,"
+  else:
+    cause = "the shape of the inputs, of the carry or of seq_lengths"
+  raise ValueError(
+    f"implementation='mosaic_gpu' is not possible here: {cause} needs Flax's "
+    "own RNN"
+  )
 
 
 def _run(module: Any, call: Call, options: Options) -> Any:

@@ -9,7 +9,7 @@ from flax.core import meta
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.flax.explicit import explicit_cell
+from lstm_jax.interop.flax.explicit import equivalent_cell
 from lstm_jax.interop.flax.nnx_layers import nnx_layers
 from lstm_jax.interop.tensors import CELL_OF_PARAMS, as_array, check_fit
 
@@ -187,7 +187,7 @@ def _variables(module: Any) -> tuple[Cell, tuple[list, list, list]]:
   Each of the three is a list of variables, to be concatenated along the gates.
   """
   cell, layers = nnx_layers(module)
-  if explicit_cell(module) is None:
+  if equivalent_cell(module) is None:
     raise ValueError(
       f"this {type(module).__name__} computes something else than our cell: it "
       "must not be a subclass, have Flax's sigmoid and tanh, no residual "

@@ -56,7 +56,8 @@ def run_node(
     [B, T, directions, H], and a state [B, directions, H].
 
   Raises:
-    ValueError: as `from_onnx`; or an input is missing or does not fit.
+    ValueError: as `from_onnx`, but constant lengths and states are used; or an
+      input is missing or does not fit.
     ModuleNotFoundError: the package onnx is not installed.
   """
   attributes = read_attributes(node)
@@ -89,7 +90,7 @@ def run_node(
     options["reverse"] = layer.reverse
     state, hs = unroll(layer.cell, layer.params, state, xs, **options)
     last = (state,)
-  ys = hs.reshape(*hs.shape[:2], len(last), -1)
+  ys = hs.reshape(*hs.shape[:2], len(last), last[0].h.shape[-1])
   results = {"Y": jnp.swapaxes(ys, 1, 2) if layer.time_major else ys}
   for field in last[0]._fields:
     values = [getattr(state, field) for state in last]
