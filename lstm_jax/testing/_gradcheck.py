@@ -68,11 +68,12 @@ class TensorReport(NamedTuple):
 class Report(NamedTuple):
   """The errors of every tensor's gradient, and of the function's value."""
 
-  value: float  # largest difference of an output, over max(1, the largest)
+  # Of the outputs: the largest difference, over max(1, the largest magnitude).
+  value: float
   tensors: tuple[TensorReport, ...]
 
   def passes(self, autodiff: float = 1e-12, differences: float = 1e-6) -> bool:
-    """Return whether every relative error is within its tolerance.
+    """Return whether the explicit gradient is within its tolerances.
 
     Args:
       autodiff: tolerance of the explicit gradient, and of the outputs, against
@@ -123,10 +124,15 @@ def gradcheck(
   outputs = [jax.eval_shape(f, x) for f in (explicit, autodiff)]
   shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]
   if shapes[0] != shapes[1]:
-    raise ValueError(f"the outputs differ: {shapes[0]} and {shapes[1]}")
+    raise ValueError(
+      f"explicit must return outputs of shapes {shapes[1]}, as autodiff does, "
+      f"got {shapes[0]}"
+    )
   if len({*map(jax.tree.structure, outputs)}) > 1:
-    names = " and ".join(str(jax.tree.structure(tree)) for tree in outputs)
-    raise ValueError(f"the outputs differ: {names}")
+    found, expected = (str(jax.tree.structure(tree)) for tree in outputs)
+    raise ValueError(
+      f"explicit must return {expected}, as autodiff does, got {found}"
+    )
   if not shapes[0] or any(0 in shape for shape in shapes[0]):
     raise ValueError(f"the outputs must have elements, got {shapes[0]}")
   # Random numbers are NumPy's: JAX would compile a program for every shape.
@@ -194,10 +200,12 @@ def _slices(x):
   """Return (name, shape, its slice of the flat vector) of every tensor."""
   tensors, start = [], 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(x):
-    if not jnp.issubdtype(leaf.dtype, jnp.floating) or not leaf.size:
-      kind = f"{leaf.dtype} {leaf.shape}"
-      raise ValueError(f"x must be a tree of float arrays, got {kind}")
     name = jax.tree_util.keystr(path, simple=True, separator=".")
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) or not leaf.size:
+      raise ValueError(
+        f"{name or 'x'} must be a float array with elements, got "
+        f"{leaf.dtype} {leaf.shape}"
+      )
     tensors.append((name, leaf.shape, slice(start, start + leaf.size)))
     start += leaf.size
   if not tensors:
