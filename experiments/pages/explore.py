@@ -3,8 +3,9 @@
 Everything about that text is computed here and packed into the page, signals
 and gradient norms as one byte a number (`packing`). The page unpacks an array
 when it shows it. It also holds the model in 8-bit weights, if `packed_model`
-can pack it, and reads a text that somebody types itself: model.js and cells.js
-have the forward pass, backward.js the gradients, texts.js both kinds of texts.
+can pack it, and computes the same of a text that somebody types there: model.js
+and cells.js have the forward pass, backward.js the gradients, texts.js both
+kinds of texts.
 """
 
 from pathlib import Path
@@ -26,6 +27,7 @@ from experiments.pages.packed_model import (
   check_model,
   describe_cost,
   pack_model,
+  recorded_cell,
 )
 from experiments.pages.packing import (
   Blobs,
@@ -33,7 +35,6 @@ from experiments.pages.packing import (
   quantize_norms,
   quantize_signed,
 )
-from experiments.trainer.records import to_record
 from experiments.trainer.trained import Trained
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
@@ -88,7 +89,7 @@ def describe(trained: Trained) -> str:
   """Return the first half of a page's heading: the model."""
   model = trained.config.model
   return (
-    f"{to_record(model)['cell']}, {model.num_layers} × {model.hidden_size} "
+    f"{recorded_cell(trained)}, {model.num_layers} × {model.hidden_size} "
     f"units, after {trained.step:,} training steps"
   )
 
@@ -188,10 +189,11 @@ def pack_signal(
 def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
   """Return the header of gradient norms [N, W], whose bytes become a blob.
 
-  Column k is of the state k time steps earlier. A norm that overflows is stored
-  as the largest of float32.
+  Column k is of the state k time steps earlier. A norm that overflows, or is
+  NaN, is stored as the largest that does not: another value would push the
+  others off the scale.
   """
-  largest = float(np.finfo(np.float32).max)
+  largest = float(norms[np.isfinite(norms)].max(initial=0.0)) or 1.0
   norms = np.nan_to_num(norms, nan=largest, posinf=largest)
   levels, low, high = quantize_norms(norms)
   return {"name": name, "low": low, "high": high, "blob": blobs.add(levels)}
@@ -200,7 +202,7 @@ def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
 def _next_tokens(
   logits: jax.Array, tokens: np.ndarray, blobs: Blobs
 ) -> dict[str, int]:
-  """Return the distributions of the next token, as numbers of blobs.
+  """Return the distributions of the next token: numbers of blobs, and K.
 
   They are the "count" K likeliest tokens at each position, uint32 [N, K], their
   probabilities in units of 1 / 65,535, uint16 [N, K], and the probability of

@@ -202,9 +202,10 @@ class JobConfig:
   devices: str = option(
     AUTO,
     "CPU devices that share each batch: a number, or auto for one a core where "
-    "that is known to be faster than one device, and one elsewhere. Models "
-    "that are trained together are shared instead; then auto is the largest "
-    "number that divides them, of at most one a core.",
+    "that is known to be faster than one device, and one elsewhere. In a sweep "
+    "or a comparison they share the models and not the batch: auto is then the "
+    "largest number of devices that divides that of the models, of at most one "
+    "a core.",
   )
   quiet: bool = option(False, "Show no progress bar and no samples.")
 
@@ -232,7 +233,8 @@ class TrainConfig:
 
   seed: int = option(
     0,
-    "Seed of initial weights, noise and samples.",
+    "Seed of initial weights, noise, samples, and random offsets and sequence "
+    "lengths.",
     bounds=f"[0, {LARGEST}]",
   )
   init_from: str = option(
@@ -265,6 +267,6 @@ class TrainConfig:
         raise ValueError(f"late_{error}") from None
       if self.model.implementation == "mosaic_gpu":
         raise ValueError(
-          "implementation='mosaic_gpu' is for one device, got a mesh of "
+          "implementation='mosaic_gpu' takes no mesh, got "
           f"{self.job.mesh}: XLA does not divide the kernels"
         )

@@ -1,5 +1,6 @@
-"""The lock of a run directory: one process trains in it."""
+"""The lock of a directory of a run or of results: one process writes there."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from experiments.trainer.files import naming
 
-LOCK = "lock"  # the file, in the run directory
+LOCK = "lock"  # the file, in the directory
 
 
 @contextmanager
@@ -20,16 +21,20 @@ def lock(directory: Path) -> Iterator[None]:
 
   Raises:
     ValueError: another process holds it.
+    OSError: there can be no lock here, such as in a file system without any.
   """
   path = directory / LOCK
   while True:
     file = path.open("a+", encoding="utf-8")
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+      with naming(path):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
       file.seek(0)
       pid = file.read().strip()
       file.close()
+      if error.errno != errno.EWOULDBLOCK:
+        raise
       holder = f"process {pid}" if pid else "another process"
       raise ValueError(f"{directory} is in use by {holder}") from None
     if _is_same(file, path):

@@ -20,7 +20,7 @@ VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely.\n"
 
 @pytest.fixture(autouse=True)
 def standard_promotion():
-  """optax multiplies floats by integer counts, which strict mode refuses."""
+  """Allow optax's decay**count, a float to the power of an integer."""
   with jax.numpy_dtype_promotion("standard"):
     yield
 

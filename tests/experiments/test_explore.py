@@ -306,9 +306,12 @@ def test_every_cell_has_a_page(name, key):
 
 
 def test_a_gradient_that_overflows_is_the_largest_and_not_none():
-  norms = np.array([[1.0, np.inf], [1e-3, np.nan]], np.float32)
-  taken = []
-  header = pack_path("h", norms, SimpleNamespace(add=taken.append))
-  assert np.isfinite([header["low"], header["high"]]).all()
-  (levels,) = taken
-  assert (levels[:, 1] == levels.max()).all() and (levels[:, 0] > 0).all()
+  for finite, bounds in (([1.0, 1e-3], [-3, 0]), ([0.0, 0.0], [0, 1e-3])):
+    norms = np.array([[finite[0], np.inf], [finite[1], np.nan]], np.float32)
+    taken = []
+    header = pack_path("h", norms, SimpleNamespace(add=taken.append))
+    assert np.allclose([header["low"], header["high"]], bounds)
+    (levels,) = taken
+    assert (levels[:, 1] == levels.max() > 0).all()
+    assert ((levels[:, 0] > 0) == (norms[:, 0] > 0)).all()
+    assert (levels[0, 0] > levels[1, 0]) == (finite[0] > finite[1])

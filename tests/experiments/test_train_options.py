@@ -118,7 +118,7 @@ def test_a_development_split_that_does_not_fit_is_refused(
   assert not Path(dev_config.job.run).exists()
 
 
-def test_the_words_of_a_development_split_are_unknown(dev_config):
+def test_words_that_only_the_development_split_has_are_unknown(dev_config):
   corpus = read_corpus(replace(dev_config.data, tokenizer="word", min_count=1))
   unknown = corpus.val.tokens == corpus.tokenizer.size - 1
   numbers = corpus.val.text.count("Number")
@@ -168,7 +168,9 @@ def test_averaged_weights_are_saved(finished_config, config, console):
 
 
 @pytest.mark.exhaustive
-def test_every_option_of_batching_applies(config, console):
+def test_with_all_options_of_batching_a_run_ends_at_its_last_step(
+  config, console
+):
   config = replace(
     config,
     num_epochs=3,

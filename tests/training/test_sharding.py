@@ -84,8 +84,9 @@ def they_compute_what_one_does(simulated):
 def gradients_are_summed_once_an_update(simulated):
   sent, held = simulated["data:8"][2]
   assert held == count(DEEP)
-  # The table's gradient goes instead of those of E and w_x, and its rows' sum
-  # is that of the lowest bias. With the gradients goes the loss.
+  # The lowest layer reads rows of the table E W_x [V, 4H]: its gradient is sent
+  # in place of those of E, w_x and b, which each device computes from it. The 1
+  # is the loss.
   lowest = V * E + E * 4 * H + 4 * H
   numbers = count(DEEP) - lowest + V * 4 * H + 1
   assert sent == [["all-reduce", numbers * WIDTH, False]]
@@ -159,7 +160,7 @@ def test_four_processes_compute_what_one_does(tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_training_steps_in_a_row_do_not_wait_for_ever(tmp_path):
-  """On jax 0.10 devices did where many steps were waiting to be computed."""
+  """With jax 0.10, CPU devices deadlocked when many steps were queued."""
   out = tmp_path / "found.json"
   process = start(SCRIPT, "queued", out, devices=2)
   ((status, _, errors),) = finish(process)

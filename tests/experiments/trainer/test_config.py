@@ -97,7 +97,7 @@ def test_a_record_names_cells_and_dtypes():
     ({"implementation": 1}, "implementation must be str or null, got 1"),
     (
       {"implementation": "mosaic_gpu", "mesh": "data:2"},
-      "^implementation='mosaic_gpu' is for one device, got a mesh of data:2",
+      "^implementation='mosaic_gpu' takes no mesh, got data:2",
     ),
     ({"rate": 0.1}, "rate must be a list of float, got 0.1"),
     ({"rate": [0.1, "x"]}, r"rate must be a list of float, got \[0.1, 'x'\]"),

@@ -9,7 +9,7 @@ from experiments.trainer.run_dir import set_aside
 from tests.experiments.trainer.resuming import signal_at
 from tests.power import Disk, tree
 
-# Files that can be made again, or that only tell of a run.
+# The lock, and what can be drawn again from metrics.jsonl.
 NOT_PROMISED = "loss.png", "lock", "tensorboard"
 
 
@@ -54,7 +54,7 @@ def test_a_run_is_on_the_disk_when_it_says_so(
   assert finished.keys() - stopped.keys() >= {"result.json"}
 
 
-def test_a_run_that_is_replaced_is_kept_until_its_successor_has_weights(
+def test_a_run_that_is_set_aside_for_its_successor_is_on_the_disk(
   config, console, monkeypatch, tmp_path
 ):
   (tmp_path / "disk").mkdir()
