@@ -54,7 +54,7 @@ from lstm_jax.sequence.implementation import (
   check_implementation,
   check_kernel,
 )
-from lstm_jax.sequence.scan import (
+from lstm_jax.sequence.primal import (
   ScanOptions,
   forward_step,
   scan_steps,

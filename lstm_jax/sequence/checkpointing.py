@@ -59,27 +59,30 @@ sublinear memory cost.
 
 import math
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.platform import compiled, is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
+from lstm_jax.sequence.chunks import NOTHING, joined, scan_chunks
 from lstm_jax.sequence.linear import is_linear, states_before
+from lstm_jax.sequence.primal import (
+  ScanOptions,
+  cast_operands,
+  scan_outputs,
+  scan_states,
+)
 from lstm_jax.sequence.scan import (
   MANY_ROWS,
-  ScanOptions,
   SequenceResiduals,
-  backward,
-  cast_operands,
+  backward_sums,
   forward,
   num_rows,
   scan_sequence,
-  scan_states,
 )
 from lstm_jax.sequence.wrappers import masked
 
@@ -122,25 +125,7 @@ def scan_checkpointed(
   if chunk >= steps and policy != "recompute":
     return scan_sequence(cell, options, params, state, xs, extras)
   chunk = min(chunk, steps)
-  cut = steps - steps % chunk  # the steps after it are less than a chunk
-
-  def full_chunks(state):
-    inputs = jax.tree.map(lambda x: x[:cut], (xs, extras))
-    return _scan_chunks(cell, options, chunk, policy, params, state, *inputs)
-
-  def rest(state):
-    inputs = jax.tree.map(lambda x: x[cut:], (xs, extras))
-    return scan_sequence(cell, options, params, state, *inputs)
-
-  if cut == steps:
-    return full_chunks(state)
-  if options.reverse:
-    state, hs_rest = rest(state)
-    state, hs = full_chunks(state)
-  else:
-    state, hs = full_chunks(state)
-    state, hs_rest = rest(state)
-  return state, jnp.concatenate([hs, hs_rest])
+  return _scan_chunks(cell, options, chunk, policy, params, state, xs, extras)
 
 
 def scan_in_cache(
@@ -207,73 +192,77 @@ def _scan_chunks(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) of a sequence whose T is a multiple of `chunk`."""
+  """Return (state, hs), by chunks of `chunk` steps; the last may have fewer."""
   # Only used where nothing is differentiated.
   if not is_linear(cell):
     return scan_sequence(cell, options, params, state, xs, extras)
 
-  def body(state, index):
-    inputs = _chunk((xs, extras), index, chunk)
-    return scan_sequence(cell, options, params, state, *inputs)
+  def run(before, saved, xs, extras):
+    del saved
+    return scan_outputs(cell, options, params, before, xs, extras, like=state)
 
-  indices = jnp.arange(xs.shape[0] // chunk)
-  last, hs = lax.scan(body, state, indices, reverse=options.reverse)
-  return last, _joined(hs)
+  before, sequences = _carried(cell, state), (xs, extras)
+  last, hs = scan_chunks(
+    run, before, NOTHING, sequences, chunk, options.reverse
+  )
+  return cast_like(last, state), joined(hs)
 
 
 def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
-  def body(state, index):
-    inputs = _chunk((xs, extras), index, chunk)
+  def run(before, saved, xs, extras):
+    del saved
+    arguments = cell, options, params, before, xs, extras
     if policy == "all":
-      (last, hs), saved = forward(cell, options, params, state, *inputs)
-      return last, (hs, state, (saved.gates, saved.outputs[1]))
-    last, after = scan_states(cell, options, params, state, *inputs)
-    return last, (after.h, state, after if policy == "recompute" else None)
+      (last, hs), residuals = forward(*arguments, like=state)
+      return last, (hs, before, (residuals.gates, residuals.outputs[1]))
+    last, after = scan_states(*arguments, like=state)
+    kept = after._replace(h=None) if policy == "recompute" else None
+    return last, (after.h, before, kept)
 
-  last, (hs, states, kept) = lax.scan(
-    body, state, jnp.arange(xs.shape[0] // chunk), reverse=options.reverse
+  before, sequences = _carried(cell, state), (xs, extras)
+  last, ys = scan_chunks(
+    run, before, NOTHING, sequences, chunk, options.reverse
   )
-  return (last, _joined(hs)), (params, states, hs, kept, xs, extras)
+  last = cast_like(last, state)
+  return (last, joined(ys.part(0))), (params, ys, xs, extras)
 
 
-def _chunks_backward(cell, options, chunk, policy, saved, cotangents):
-  params, states, hs, kept, *sequences = saved
+def _chunks_backward(cell, options, chunk, policy, residuals, cotangents):
+  params, saved, xs, extras = residuals
   d_last, dhs = cotangents
-  sequences = dhs, *sequences
 
-  def body(carry, inputs):
+  def run(carry, saved, dhs, xs, extras):
     d_params, d_state = carry
-    index, state, hs, kept = inputs
-    dhs, xs, extras = _chunk(sequences, index, chunk)
+    hs, before, kept = saved
+    inputs = params, before, xs, extras
     if policy == "all":
       gates, rest = kept
-      residuals = SequenceResiduals(
-        params, state, xs, extras, gates, (hs, rest)
-      )
+      residuals = SequenceResiduals(*inputs, gates, (hs, rest))
     elif policy == "recompute":
-      residuals = _recompute(cell, options, params, state, kept, xs, extras)
+      after = kept._replace(h=hs)
+      residuals = _recompute(cell, options, *inputs, after)
     else:
-      _, residuals = forward(cell, options, params, state, xs, extras)
-    d_params_chunk, d_state, dxs, _ = backward(
+      _, residuals = forward(cell, options, *inputs, like=d_last)
+    d_params_chunk, d_state, dxs = backward_sums(
       cell, options, residuals, (d_state, dhs)
     )
     d_params = jax.tree.map(jnp.add, d_params, upcast(d_params_chunk))
     return (d_params, d_state), dxs
 
   zeros = upcast(jax.tree.map(jnp.zeros_like, params))
-  inputs = jnp.arange(dhs.shape[0] // chunk), states, hs, kept
-  (d_params, d_state), dxs = lax.scan(
-    body, (zeros, d_last), inputs, reverse=not options.reverse
+  carry, sequences = (zeros, upcast(d_last)), (dhs, xs, extras)
+  carry, dxs = scan_chunks(
+    run, carry, saved, sequences, chunk, not options.reverse
   )
-  dxs = None if dxs is None else _joined(dxs)
-  return cast_like(d_params, params), d_state, dxs, None
+  d_params, d_state = cast_like(carry, (params, d_last))
+  return d_params, d_state, joined(dxs), None
 
 
 _scan_chunks.defvjp(_chunks_forward, compiled(_chunks_backward, num_static=4))
 
 
 def _recompute(
-  cell, options, params, start, after, xs, extras
+  cell, options, params, start, xs, extras, after
 ) -> SequenceResiduals:
   """Return the residuals of a chunk, from the state after each of its steps."""
   operands = cast_operands(params, xs, options)
@@ -285,16 +274,10 @@ def _recompute(
   )
 
 
-def _chunk(tree: Any, index: jax.Array, chunk: int) -> Any:
-  """Return the time steps of one chunk, of arrays [T, ...].
+def _carried(cell: Cell, state: State) -> State:
+  """Return the state as it is handed from chunk to chunk.
 
-  The loop cuts them, and does not scan over arrays [T / chunk, chunk, ...]: XLA
-  in jax 0.10 would copy those where a chunk is one step.
+  That of a linear recurrence is in the accumulation dtype, as between the steps
+  of a chunk.
   """
-  start = index * chunk
-  return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk), tree)
-
-
-def _joined(x: jax.Array) -> jax.Array:
-  """Return an array [T / chunk, chunk, ...] as [T, ...]."""
-  return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+  return upcast(state) if is_linear(cell) else state

@@ -39,8 +39,9 @@ from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.arguments import check_sequence
+from lstm_jax.sequence.primal import ScanOptions
 from lstm_jax.sequence.rows import separate
-from lstm_jax.sequence.scan import ScanOptions, forward
+from lstm_jax.sequence.scan import forward
 
 
 def state_cotangents(

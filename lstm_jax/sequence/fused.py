@@ -25,7 +25,7 @@ from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.mosaic_gpu.limits import Plan
 from lstm_jax.sequence.linear import states_before
-from lstm_jax.sequence.scan import ScanOptions, cast_operands
+from lstm_jax.sequence.primal import ScanOptions, cast_operands
 
 
 class FusedResiduals(NamedTuple):

@@ -97,16 +97,18 @@ def all_states(
   axs: jax.Array,
   extras: tuple,
   reverse: bool,
+  like: State,
 ) -> tuple[State, State]:
   """Return (the last state [...], the state after every step [T, ...]).
 
   Args:
     cell: a cell with a linear recurrence.
     params: the weights.
-    state: the state before the first step, [...].
+    state: the state before the first step, [...]. The last one has its dtypes.
     axs: the projected inputs, [T, ..., K].
     extras: further arguments of a wrapped cell's steps, each [T, ...].
     reverse: from the last step to the first.
+    like: a state of the dtypes that the states after every step get.
   """
   steps = axs.shape[0]
   first = upcast(state)
@@ -116,8 +118,8 @@ def all_states(
   states = jax.tree.map(
     partial(linear_scan, reverse=reverse), decays, increments, first
   )
-  states = cast_like(states, state)
-  return jax.tree.map(lambda s: s[0 if reverse else -1], states), states
+  last = jax.tree.map(lambda s: s[0 if reverse else -1], states)
+  return cast_like(last, state), cast_like(states, like)
 
 
 def forward(
@@ -127,12 +129,13 @@ def forward(
   axs: jax.Array,
   extras: tuple,
   reverse: bool,
+  like: State,
 ) -> tuple[State, jax.Array, tuple[jax.Array, Any]]:
   """Return (last state, gates, (hs, residuals)), the last three [T, ...].
 
   Its arguments are those of `all_states`.
   """
-  last, states = all_states(cell, params, state, axs, extras, reverse)
+  last, states = all_states(cell, params, state, axs, extras, reverse, like)
   before = states_before(state, states, reverse)
   _, gates, residuals = cell.recur(params, before, axs, *extras)
   return last, gates.astype(axs.dtype), (states.h, residuals)
@@ -182,7 +185,7 @@ def backward(
 
 
 def states_before(first: Any, after: Any, reverse: bool) -> Any:
-  """Return arrays' values before each step, [T, ...].
+  """Return arrays' values before each step, [T, ...], in the dtypes of `after`.
 
   Args:
     first: a tree of arrays [...], before the step that is taken first.
@@ -191,6 +194,7 @@ def states_before(first: Any, after: Any, reverse: bool) -> Any:
   """
 
   def shifted(first, after):
+    first = first.astype(after.dtype)
     if reverse:
       return jnp.concatenate([after[1:], first[None]])
     return jnp.concatenate([first[None], after[:-1]])

@@ -4,6 +4,10 @@
 there. The rows of `scan_rows` (projected inputs in the forward pass, gates in
 the backward pass) are the largest array of a sequence, so it overwrites them in
 place. How depends on the device (`cells.platform`).
+
+Its derivative, for the gradient of a gradient, is that of `lax.scan`. That of a
+loop which carries the array of rows would add such an array at every step: time
+that grows as T².
 """
 
 import dataclasses
@@ -24,14 +28,21 @@ MOST_UNROLLED = 4  # with at most so many time steps, a CPU needs no loop
 
 
 def scan_rows(
-  f: Callable, carry: Any, rows: jax.Array, xs: Any, reverse: bool
+  f: Callable,
+  operands: Any,
+  carry: Any,
+  rows: jax.Array,
+  xs: Any,
+  reverse: bool,
 ) -> tuple[Any, jax.Array, Any]:
   """Scan f over rows and xs, with each new row written over the old one.
 
   Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)).
 
   Args:
-    f: (carry, row, x) -> (carry, new row of the same shape, y).
+    f: (operands, carry, row, x) -> (carry, new row of the same shape, y). It
+      must close over no array.
+    operands: a tree of arrays, the same at every step.
     carry: the carry before the first step.
     rows: [T, ...].
     xs: a tree of arrays [T, ...], or None.
@@ -47,7 +58,30 @@ def scan_rows(
     scan = _scan_with_few_kernels
   else:
     scan = _scan_unrolled if few else _scan_without_copies
-  return scan(f, carry, rows, xs, reverse)
+
+  @jax.custom_jvp
+  def run(operands, carry, rows, xs):
+    return scan(partial(f, operands), carry, rows, xs, reverse)
+
+  @run.defjvp
+  def run_jvp(primals, tangents):
+    def plain(operands, carry, rows, xs):
+      return _scan_plainly(partial(f, operands), carry, rows, xs, reverse)
+
+    return jax.jvp(plain, primals, tangents)
+
+  return run(operands, carry, rows, xs)
+
+
+def _scan_plainly(f, carry, rows, xs, reverse):
+  """Scan as `scan_rows` does, by `lax.scan`, whose derivative is linear in T."""
+
+  def body(carry, inputs):
+    carry, row, y = f(carry, *inputs)
+    return carry, (row.astype(rows.dtype), y if is_cpu() else join(y))
+
+  carry, (rows, ys) = lax.scan(body, carry, (rows, xs), reverse=reverse)
+  return carry, rows, ys
 
 
 def _scan_unrolled(f, carry, rows, xs, reverse):

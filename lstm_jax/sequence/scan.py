@@ -33,32 +33,29 @@ operands and the cotangents of all its products, 8 + 6 D/H.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.platform import compiled, is_cpu
-from lstm_jax.cells.precision import cast_like, cast_matrices, upcast
+from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence import linear
 from lstm_jax.sequence.linear import is_linear, states_before
+from lstm_jax.sequence.primal import (
+  ScanOptions,
+  cast_operands,
+  forward_step,
+  scan_outputs,
+  scan_steps,
+)
 from lstm_jax.sequence.rows import scan_rows, separate
 
 # Of T·B. With more rows, x W_x of all of them does not stay in a CPU's cache: a
 # chunk of time steps at a time is faster (`checkpointing`).
 MANY_ROWS = 8192
-
-
-class ScanOptions(NamedTuple):
-  """Static options of a scan over time."""
-
-  compute_dtype: Any = None  # of the operands of products; None: the weights'
-  reverse: bool = False  # from the last step to the first
 
 
 class SequenceResiduals(NamedTuple):
@@ -70,97 +67,6 @@ class SequenceResiduals(NamedTuple):
   extras: tuple  # further arguments of a wrapped cell's steps, each [T, ...]
   gates: jax.Array  # [T, ..., G·H], or local gradients
   outputs: Any  # (hs, residuals of `recur`), [T, ...]; on a GPU `Joined`
-
-
-def scan_steps(
-  step: Callable,
-  options: ScanOptions,
-  params: Params,
-  state: State,
-  xs: jax.Array,
-  extras: tuple,
-) -> tuple[State, jax.Array]:
-  """Scan a step over time; JAX differentiates the scan.
-
-  Args:
-    step: (params, state, x, *extras) -> state.
-    options: the compute dtype and the direction.
-    params: the weights.
-    state: the state before the first step.
-    xs: inputs [T, ..., D] or tokens [T, ...].
-    extras: further arguments of a wrapped cell's steps, each [T, ...].
-
-  Returns:
-    (state, hs): the last state, and the outputs [T, ..., H].
-  """
-  operands = cast_operands(params, xs, options)
-
-  def body(state, inputs):
-    x, extra = inputs
-    state = step(operands, state, x, *extra)
-    return state, state.h
-
-  return lax.scan(body, state, (xs, extras), reverse=options.reverse)
-
-
-def scan_states(
-  cell: Cell,
-  options: ScanOptions,
-  params: Params,
-  state: State,
-  xs: jax.Array,
-  extras: tuple,
-) -> tuple[State, State]:
-  """Return the last state, and the state after every step, [T, ...].
-
-  Its arguments are those of `scan_sequence`.
-  """
-  return _scan_projected(cell, options, params, state, xs, extras, lambda s: s)
-
-
-def scan_outputs(
-  cell: Cell,
-  options: ScanOptions,
-  params: Params,
-  state: State,
-  xs: jax.Array,
-  extras: tuple,
-) -> tuple[State, jax.Array]:
-  """Return (state, hs), with the input product of all steps before the scan.
-
-  An iteration of the loop takes two time steps. With one, XLA computes the
-  LSTM's gates of H 256, B 32 on one of two cores; the other falls asleep, and
-  each product waits for it: 9.4 ms for 64 time steps instead of 6.3 (Zen 5, jax
-  0.12.0.1). With two, the gates are divided between the cores.
-  """
-  return _scan_projected(
-    cell, options, params, state, xs, extras, attrgetter("h"), unroll=2
-  )
-
-
-def _scan_projected(cell, options, params, state, xs, extras, output, unroll=1):
-  """Return the last state, and `output` of the state after every step."""
-  operands = cast_operands(params, xs, options)
-  axs = cell.project(operands, xs)
-  if is_linear(cell):
-    last, states = linear.all_states(
-      cell, operands, state, axs, extras, options.reverse
-    )
-    return last, output(states)
-
-  def body(state, inputs):
-    ax, extra = inputs
-    state, _, _ = cell.recur(operands, state, ax, *extra)
-    return state, output(state)
-
-  return lax.scan(
-    body, state, (axs, extras), reverse=options.reverse, unroll=unroll
-  )
-
-
-def forward_step(cell: Cell) -> Callable:
-  """Return the cell's step without its explicit gradient, for autodiff."""
-  return lambda *args: cell.forward(*args)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -212,21 +118,28 @@ def forward(
   state: State,
   xs: jax.Array,
   extras: tuple,
+  like: State | None = None,
 ) -> tuple[tuple[State, jax.Array], SequenceResiduals]:
-  """Return (state, hs), and the residuals for the backward."""
+  """Return (state, hs), and the residuals for the backward.
+
+  Its arguments are those of `scan_outputs`; `like` decides the dtypes of the
+  residuals as well.
+  """
   operands = cast_operands(params, xs, options)
 
-  def body(state, ax, extra):
+  def body(operands, state, ax, extra):
     state, gates, residuals = cell.recur(operands, state, ax, *extra)
     return state, gates, (state.h, residuals)
 
   axs = cell.project(operands, xs)
   if is_linear(cell):
     last, gates, outputs = linear.forward(
-      cell, operands, state, axs, extras, options.reverse
+      cell, operands, state, axs, extras, options.reverse, like or state
     )
   else:
-    last, gates, outputs = scan_rows(body, state, axs, extras, options.reverse)
+    last, gates, outputs = scan_rows(
+      body, operands, state, axs, extras, options.reverse
+    )
   hs = separate(outputs[0])
   saved = SequenceResiduals(params, state, xs, extras, gates, outputs)
   return (last, hs), saved
@@ -242,11 +155,26 @@ def backward(
 
   Extras are constants.
   """
+  d_params, d_state, dxs = backward_sums(cell, options, saved, cotangents)
+  like = saved.params, saved.state
+  return *cast_like((d_params, d_state), like), dxs, None
+
+
+def backward_sums(
+  cell: Cell,
+  options: ScanOptions,
+  saved: SequenceResiduals,
+  cotangents: tuple[State, jax.Array],
+) -> tuple[Params, State, jax.Array | None]:
+  """Return the cotangents of params, the first state, and xs.
+
+  The first two are sums over time, and still in the accumulation dtype.
+  """
   params, state, xs, extras, gates, outputs = saved
   operands = cast_operands(params, xs, options)
   d_last, dhs = cotangents
 
-  def body(d_state, gates, inputs):
+  def body(operands, d_state, gates, inputs):
     residuals, dh, extra = inputs
     residuals = separate(residuals)
     d_after = d_state._replace(h=d_state.h + dh.astype(d_state.h.dtype))
@@ -264,26 +192,13 @@ def backward(
   else:
     inputs = outputs[1], dhs, extras
     d_state, das, ys = scan_rows(
-      body, d_last, gates, inputs, not options.reverse
+      body, operands, d_last, gates, inputs, not options.reverse
     )
   hs_before = states_before(state.h, separate(outputs[0]), options.reverse)
   d_params, dxs = cell.parameter_gradients(
     operands, xs, hs_before, separate(outputs[1]), das, *separate(ys)
   )
-  dxs = None if dxs is None else dxs.astype(xs.dtype)
-  d_params, d_state = cast_like((d_params, d_state), (params, state))
-  return d_params, d_state, dxs, None
+  return d_params, d_state, None if dxs is None else dxs.astype(xs.dtype)
 
 
 scan_sequence.defvjp(forward, compiled(backward, num_static=2))
-
-
-def cast_operands(
-  params: Params, xs: jax.Array, options: ScanOptions
-) -> Params:
-  """Return params with the matrices of products cast to the compute dtype.
-
-  With tokens, w_x is a table to gather rows from, and is not cast.
-  """
-  cast = cast_matrices(params, options.compute_dtype)
-  return cast._replace(w_x=params.w_x) if is_token(xs) else cast

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
 from lstm_jax.cells.cell import output_size
 from lstm_jax.sequence import regularize, wrappers
-from lstm_jax.sequence.scan import ScanOptions, scan_sequence
+from lstm_jax.sequence.primal import ScanOptions
+from lstm_jax.sequence.scan import scan_sequence
 from lstm_jax.testing import gradcheck, plant, terms
 from tests.contract import (
   CELLS,

@@ -9,7 +9,7 @@ import pytest
 from lstm_jax import Autodiff, Explicit, gru, lstm, unroll
 from lstm_jax.cells.platform import clear_programs, traced_for
 from lstm_jax.sequence import checkpointing, rows
-from tests.contract import each_cell
+from tests.contract import TABLE, each_cell
 from tests.draws import B, D, H, T, arguments, weighed, worst
 
 pytestmark = pytest.mark.usefixtures("traced_anew")
@@ -165,3 +165,41 @@ def test_more_than_8192_rows_are_chunks_of_1024(steps, expected, monkeypatch):
   xs = jax.ShapeDtypeStruct((steps, 512, D), jnp.float32)
   jax.eval_shape(lambda xs: unroll(lstm, params, None, xs), xs)
   assert chunks == expected
+
+
+KEPT_LONG = {  # biases with which a state is kept for some hundred steps
+  "min_gru": lambda b: jnp.where(jnp.arange(b.size) < H, -6.0, 1.0),
+  "lru": None,
+  "gru": lambda b: b.at[: 2 * H].set(5.0),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+@pytest.mark.parametrize("name", KEPT_LONG)
+def test_chunks_round_no_state_or_cotangent_to_bfloat16(name, chunk, key):
+  """With bfloat16 weights: each rounding, 2⁻⁹, would add up over 200 steps."""
+  cell, steps = TABLE[name].cell, 200
+  params = cell.init(key, D, H, jnp.float32)
+  if KEPT_LONG[name]:
+    params = params._replace(b=KEPT_LONG[name](params.b))
+  params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  state = cell.initial_state(params, (B,))
+  xs = jax.random.normal(key, (steps, B, D), jnp.bfloat16)
+
+  def loss(params, state, adjoint):
+    last, hs = unroll(cell, params, state, xs, adjoint=adjoint)
+    total = last.h.astype(jnp.float32).sum() + hs.astype(jnp.float32).mean()
+    return total, last
+
+  def run(adjoint):
+    f = partial(loss, adjoint=adjoint)
+    gradient, last = jax.jit(jax.grad(f, (0, 1), has_aux=True))(params, state)
+    return *gradient, last, unroll(cell, params, state, xs, adjoint=adjoint)[0]
+
+  expected = run(Explicit(chunk=steps))
+  for adjoint in (Explicit(chunk=chunk), Explicit("recompute", chunk)):
+    for a, b in zip(
+      *map(jax.tree.leaves, (run(adjoint), expected)), strict=True
+    ):
+      a, b = (x.astype(jnp.float32) for x in (a, b))
+      assert abs(a - b).max() <= 2**-8 * abs(b).max()

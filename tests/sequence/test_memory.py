@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import Autodiff, Explicit, lstm, unroll
+from lstm_jax import Autodiff, Explicit, gru, lstm, unroll
 from tests.contract import NAMES, TABLE, TAKE_TOKENS
 
 T, B, D, H = 64, 3, 24, 32
@@ -129,3 +129,37 @@ def temporaries(*, steps, batch, hidden, **options):
   gradient = jax.jit(jax.grad(weighed, (0, 1, 2)))
   compiled = gradient.lower(params, state, xs, xs).compile()
   return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_a_shorter_last_chunk_copies_no_inputs():
+  """One time step more than whole chunks, with inputs wider than the state."""
+  steps, batch, width = 128, 8, 512
+  params = jax.eval_shape(lambda k: gru.init(k, width, 4), KEY)
+
+  def reserved(steps):
+    def loss(params, xs):
+      return unroll(gru, params, None, xs, adjoint=Explicit(chunk=16))[1].sum()
+
+    xs = jax.ShapeDtypeStruct((steps, batch, width), jnp.float32)
+    compiled = jax.jit(jax.grad(loss)).lower(params, xs).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  inputs = 4 * steps * batch * width
+  assert reserved(steps + 1) - reserved(steps) < 0.1 * inputs
+
+
+def test_recompute_saves_the_outputs_once():
+  """What is reserved besides them is the other half of an LSTM's states."""
+  steps, batch, hidden = 1024, 32, 64
+  params = jax.eval_shape(lambda k: lstm.init(k, hidden, hidden), KEY)
+  xs = jax.ShapeDtypeStruct((steps, batch, hidden), jnp.float32)
+
+  def both(params, xs, dhs):
+    adjoint = Explicit(residuals="recompute")
+    run = partial(unroll, lstm, adjoint=adjoint)
+    (last, hs), pullback = jax.vjp(lambda p: run(p, None, xs), params)
+    return hs, pullback((jax.tree.map(jnp.zeros_like, last), dhs))
+
+  compiled = jax.jit(both).lower(params, xs, xs).compile()
+  states = 4 * steps * batch * hidden
+  assert compiled.memory_analysis().temp_size_in_bytes < 1.7 * states

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export, lax
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec
 
 from lstm_jax import Autodiff, Explicit, lstm, unroll
@@ -65,9 +66,11 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(cell, options, adjoint):
 def test_both_loops_compute_a_scan(platform, reverse, steps, key):
   """Also of fewer steps than one iteration takes, and of no multiple."""
 
-  def f(carry, row, x):
+  def f(scale, carry, row, x):
     h, c = carry
-    u, v = jnp.split(jnp.sin(row + jnp.concatenate([h, c], -1)), 2, axis=-1)
+    u, v = jnp.split(
+      jnp.sin(scale * row + jnp.concatenate([h, c], -1)), 2, axis=-1
+    )
     return (u * x + h, v * c), jnp.concatenate([v, u * x], -1), (h, {"x": x})
 
   state, rows, xs = normal_like(
@@ -80,14 +83,42 @@ def test_both_loops_compute_a_scan(platform, reverse, steps, key):
   )
 
   def body(carry, inputs):
-    carry, row, y = f(carry, *inputs)
+    carry, row, y = f(0.7, carry, *inputs)
     return carry, (row, y)
 
   last, (rows_after, ys) = lax.scan(body, state, (rows, xs), reverse=reverse)
   with traced_for(platform):
-    found = scan_rows(f, state, rows, xs, reverse)
+    found = scan_rows(f, 0.7, state, rows, xs, reverse)
   expected = last, rows_after, ys
   assert worst((*found[:2], separate(found[2])), expected) < 1e-12
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_the_gradient_of_a_gradient_carries_no_sequence(platform, key):
+  """Its loops would add an array of all time steps at every step."""
+  params, _, xs = arguments(lstm, key)
+
+  def first(params):
+    def loss(params):
+      return (unroll(lstm, params, None, xs)[1] ** 2).sum()
+
+    return sum(x.sum() for x in jax.grad(loss)(params))
+
+  carried = []
+
+  def visit(jaxpr):
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == "scan":
+        first = equation.params["num_consts"]
+        values = equation.invars[first:][: equation.params["num_carry"]]
+        carried.extend(v.aval.shape for v in values)
+      for inner in jaxprs_in_params(equation.params):
+        visit(inner)
+
+  with traced_for(platform):
+    visit(jax.make_jaxpr(jax.grad(first))(params).jaxpr)
+  assert (B, H) in carried
+  assert not [shape for shape in carried if shape[:1] == (T,)]
 
 
 def test_the_loop_for_gpus_takes_a_symbolic_t_and_shards_of_a_batch(key):

@@ -1,0 +1,87 @@
+"""A scan over chunks of time steps: C at a time, and fewer in the last chunk.
+
+The loop cuts the arrays of a sequence, and does not scan over arrays
+[T / C, C, ...]: XLA in jax 0.10 would copy those where a chunk is one step.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Chunks(NamedTuple):
+  """What was computed in each chunk of a sequence."""
+
+  whole: Any  # in the chunks of C steps, [T // C, ...]
+  rest: Any  # in the last T mod C steps; None if there are none
+
+  def part(self, index: int) -> "Chunks":
+    """Return one element of what is a tuple in each chunk."""
+    rest = None if self.rest is None else self.rest[index]
+    return Chunks(self.whole[index], rest)
+
+
+NOTHING = Chunks(None, None)
+
+
+def scan_chunks(
+  f: Callable,
+  carry: Any,
+  saved: Chunks,
+  sequences: tuple,
+  chunk: int,
+  reverse: bool,
+) -> tuple[Any, Chunks]:
+  """Scan f over the chunks of a sequence.
+
+  Args:
+    f: (carry, saved of a chunk, *time steps of each sequence) -> (carry, y).
+    carry: the carry before the first chunk.
+    saved: what an earlier scan over the same chunks computed, or NOTHING.
+    sequences: trees of arrays [T, ...].
+    chunk: C; T may be symbolic if it is a multiple of C.
+    reverse: from the last chunk to the first.
+
+  Returns:
+    (carry after the last chunk, y of every chunk).
+  """
+  steps = jax.tree.leaves(sequences)[0].shape[0]
+  missing = steps % chunk if isinstance(steps, int) else 0
+
+  def body(carry, inputs):
+    index, saved = inputs
+    cut = partial(
+      lax.dynamic_slice_in_dim, start_index=index * chunk, slice_size=chunk
+    )
+    return f(carry, saved, *jax.tree.map(cut, sequences))
+
+  def scan_whole(carry):
+    inputs = jnp.arange(steps // chunk), saved.whole
+    return lax.scan(body, carry, inputs, reverse=reverse)
+
+  def run_rest(carry):
+    if not missing:
+      return carry, None
+    rest = jax.tree.map(lambda x: x[steps - missing :], sequences)
+    return f(carry, saved.rest, *rest)
+
+  if reverse:
+    carry, rest = run_rest(carry)
+    carry, whole = scan_whole(carry)
+  else:
+    carry, whole = scan_whole(carry)
+    carry, rest = run_rest(carry)
+  return carry, Chunks(whole, rest)
+
+
+def joined(chunks: Chunks) -> Any:
+  """Return arrays [C, ...] of every chunk as one, [T, ...]; None stays None."""
+  whole, rest = chunks
+  if whole is None:
+    return None
+  whole = whole.reshape(whole.shape[0] * whole.shape[1], *whole.shape[2:])
+  return whole if rest is None else jnp.concatenate([whole, rest])

@@ -1,0 +1,152 @@
+"""A whole sequence as one scan, without what its gradient needs.
+
+`scan_steps` applies whole steps, and JAX can differentiate it. The others
+compute the input product of all steps before the loop.
+"""
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from lstm_jax.cells.affine import is_token
+from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.precision import cast_matrices
+from lstm_jax.sequence import linear
+from lstm_jax.sequence.linear import is_linear
+
+
+class ScanOptions(NamedTuple):
+  """Static options of a scan over time."""
+
+  compute_dtype: Any = None  # of the operands of products; None: the weights'
+  reverse: bool = False  # from the last step to the first
+
+
+def scan_steps(
+  step: Callable,
+  options: ScanOptions,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  extras: tuple,
+) -> tuple[State, jax.Array]:
+  """Scan a step over time; JAX differentiates the scan.
+
+  Args:
+    step: (params, state, x, *extras) -> state.
+    options: the compute dtype and the direction.
+    params: the weights.
+    state: the state before the first step.
+    xs: inputs [T, ..., D] or tokens [T, ...].
+    extras: further arguments of a wrapped cell's steps, each [T, ...].
+
+  Returns:
+    (state, hs): the last state, and the outputs [T, ..., H].
+  """
+  operands = cast_operands(params, xs, options)
+
+  def body(state, inputs):
+    x, extra = inputs
+    state = step(operands, state, x, *extra)
+    return state, state.h
+
+  return lax.scan(body, state, (xs, extras), reverse=options.reverse)
+
+
+def scan_states(
+  cell: Cell,
+  options: ScanOptions,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  extras: tuple,
+  like: State | None = None,
+) -> tuple[State, State]:
+  """Return the last state, and the state after every step, [T, ...].
+
+  Its arguments are those of `scan_outputs`.
+  """
+  return _scan_projected(
+    cell, options, params, state, xs, extras, like, output=lambda s: s
+  )
+
+
+def scan_outputs(
+  cell: Cell,
+  options: ScanOptions,
+  params: Params,
+  state: State,
+  xs: jax.Array,
+  extras: tuple,
+  like: State | None = None,
+) -> tuple[State, jax.Array]:
+  """Return (state, hs), with the input product of all steps before the scan.
+
+  An iteration of the loop takes two time steps. With one, XLA computes the
+  LSTM's gates of H 256, B 32 on one of two cores; the other falls asleep, and
+  each product waits for it: 9.4 ms for 64 time steps instead of 6.3 (Zen 5, jax
+  0.12.0.1). With two, the gates are divided between the cores.
+
+  Args:
+    cell: the cell.
+    options: the compute dtype and the direction.
+    params: the weights.
+    state: the state before the first step. The last one has its dtypes.
+    xs: inputs [T, ..., D] or tokens [T, ...].
+    extras: further arguments of a wrapped cell's steps, each [T, ...].
+    like: of a linear recurrence, a state of the dtypes that hs get; None for
+      those of the first state. So the next chunk of time steps can go on from a
+      state that was not rounded to bfloat16.
+  """
+  return _scan_projected(
+    cell,
+    options,
+    params,
+    state,
+    xs,
+    extras,
+    like,
+    output=attrgetter("h"),
+    unroll=2,
+  )
+
+
+def _scan_projected(
+  cell, options, params, state, xs, extras, like, *, output, unroll=1
+):
+  """Return the last state, and `output` of the state after every step."""
+  operands = cast_operands(params, xs, options)
+  axs = cell.project(operands, xs)
+  if is_linear(cell):
+    last, states = linear.all_states(
+      cell, operands, state, axs, extras, options.reverse, like or state
+    )
+    return last, output(states)
+
+  def body(state, inputs):
+    ax, extra = inputs
+    state, _, _ = cell.recur(operands, state, ax, *extra)
+    return state, output(state)
+
+  return lax.scan(
+    body, state, (axs, extras), reverse=options.reverse, unroll=unroll
+  )
+
+
+def forward_step(cell: Cell) -> Callable:
+  """Return the cell's step without its explicit gradient, for autodiff."""
+  return lambda *args: cell.forward(*args)[0]
+
+
+def cast_operands(
+  params: Params, xs: jax.Array, options: ScanOptions
+) -> Params:
+  """Return params with the matrices of products cast to the compute dtype.
+
+  With tokens, w_x is a table to gather rows from, and is not cast.
+  """
+  cast = cast_matrices(params, options.compute_dtype)
+  return cast._replace(w_x=params.w_x) if is_token(xs) else cast
