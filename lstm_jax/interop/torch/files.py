@@ -21,21 +21,30 @@ def load(
 ) -> tuple[Cell, Layers]:
   """Return the cell and the layers of a safetensors file, as `from_torch`.
 
+  Only the tensors whose names begin with the prefix are read.
+
   Args:
     path: of the file.
     prefix: as in `from_torch`.
     nonlinearity: as in `from_torch`.
 
   Raises:
-    ValueError: the file is not a safetensors file, or holds a tensor of a dtype
-      that NumPy lacks, or its tensors are not those of an nn.LSTM, nn.GRU or
+    ValueError: the file is not a safetensors file, or a tensor that is read has
+      a dtype that NumPy lacks, or they are not those of an nn.LSTM, nn.GRU or
       nn.RNN.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package safetensors is not installed.
   """
   safetensors = _import_safetensors()
+  with open(path, "rb"):  # an OSError names the path; that of safe_open may not
+    pass
   try:
-    arrays = safetensors.numpy.load_file(path)
+    with safetensors.safe_open(path, "np") as file:
+      names = file.keys()
+      arrays = {  # `from_torch` ignores the others
+        name: file.get_tensor(name) if name.startswith(prefix) else None
+        for name in names
+      }
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is not a safetensors file: {error}") from None
   except (AttributeError, TypeError) as error:  # such as a dtype of 8 bits

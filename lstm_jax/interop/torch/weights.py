@@ -26,7 +26,7 @@ PyTorch need not be installed: a state_dict is a mapping from names to arrays.
   ('lstm_jax.cells.lstm', (5, 20))
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,12 +38,14 @@ from lstm_jax.cells import (
   TANH,
   Activation,
   gru,
+  gru_reset_before,
   lstm,
   projected_lstm,
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params
 from lstm_jax.interop.tensors import (
+  CELL_OF_PARAMS,
   Array,
   check_fit,
   check_shape,
@@ -54,11 +56,10 @@ from lstm_jax.sequence.stack import check_is_sequence
 
 Layers = tuple[Params | Directions, ...]  # the lowest layer first
 CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by number of gates
-PARAMS: dict[Cell, Callable[..., Params]] = {
-  lstm: lstm.LSTMParams,
-  gru: gru.GRUParams,
-  projected_lstm: projected_lstm.ProjectedLSTMParams,
-  rnn: rnn.RNNParams,
+PARAMS: dict[Cell, type] = {
+  cell: params
+  for params, cell in CELL_OF_PARAMS.items()
+  if cell is not gru_reset_before  # which PyTorch lacks
 }
 NONLINEARITIES = {"tanh": TANH, "relu": RELU}
 
@@ -77,7 +78,8 @@ def from_torch(
     prefix: how the names of the layer's tensors begin in a larger module, with
       the dot, such as "encoder.rnn.".
     nonlinearity: "tanh" or "relu", for the state_dict of an nn.RNN, which does
-      not say which it is. A module says it itself.
+      not say which it is. A module says it itself. None for an nn.LSTM or
+      nn.GRU.
 
   Returns:
     (cell, layers): the cell, and one element per layer for `unroll_stack`,
@@ -88,7 +90,7 @@ def from_torch(
     ValueError: a tensor is missing, has a shape that does not fit the others,
       has a name that no such module has, or has no float values; or the
       nonlinearity of an nn.RNN is neither tanh nor relu, is not known, or is
-      not that of the module.
+      not that of the module; or one is given for an nn.LSTM or nn.GRU.
 
   The values are read as weights: of PyTorch's gradients, bias_ih and bias_hh
   would be added, though either is the gradient of our b.
@@ -118,13 +120,19 @@ def from_torch(
   activation = TANH
   if cell is rnn:
     activation = _activation(own_nonlinearity, nonlinearity)
+  elif nonlinearity is not None:
+    raise ValueError(
+      "nonlinearity must be None for an nn.LSTM or nn.GRU, "
+      f"got {nonlinearity!r}"
+    )
+  bias = any(name.startswith("bias_") for name in arrays)
   layers: list[Params | Directions] = []
   while f"weight_ih_l{len(layers)}" in arrays:
     layer = f"_l{len(layers)}"
-    forward = _pop_params(arrays, layer, cell, rows, hidden)
+    forward = _pop_params(arrays, layer, cell, rows, hidden, bias)
     if f"weight_ih{layer}_reverse" in arrays:
       suffix = f"{layer}_reverse"
-      backward = _pop_params(arrays, suffix, cell, rows, hidden)
+      backward = _pop_params(arrays, suffix, cell, rows, hidden, bias)
       layers.append(Directions(forward, backward))
     else:
       layers.append(forward)
@@ -195,7 +203,12 @@ def _activation(own: str | None, given: str | None) -> Activation:
 
 
 def _pop_params(
-  arrays: dict[str, Array], suffix: str, cell: Cell, rows: int, hidden: int
+  arrays: dict[str, Array],
+  suffix: str,
+  cell: Cell,
+  rows: int,
+  hidden: int,
+  bias: bool,
 ) -> Params:
   """Remove the tensors of one layer and direction, and return its params.
 
@@ -205,6 +218,7 @@ def _pop_params(
     cell: the layer's cell.
     rows: G·H, the rows of weight_ih and weight_hh.
     hidden: H.
+    bias: whether the module has biases; all of its layers do, or none.
   """
 
   def pop(name: str, *shape: int | None) -> Array:
@@ -217,7 +231,7 @@ def _pop_params(
   w_r = pop("weight_hr", None, hidden).T if projected else None
   size = hidden if w_r is None else w_r.shape[1]
   w_x, w_h = pop("weight_ih", rows, None).T, pop("weight_hh", rows, size).T
-  if f"bias_ih{suffix}" in arrays:
+  if bias:
     b, b_h = pop("bias_ih", rows), pop("bias_hh", rows)
   else:
     b = b_h = np.zeros(rows, w_x.dtype)

@@ -1,0 +1,75 @@
+"""State_dicts and files of PyTorch that are refused, or read in part."""
+
+import json
+
+import pytest
+
+from lstm_jax import gru, lstm, projected_lstm
+from lstm_jax.interop import torch as interop
+from tests.draws import worst
+from tests.interop.test_torch import stack
+
+
+@pytest.mark.parametrize(
+  ("suffix", "missing"),
+  [
+    ("_l0", "bias_ih_l0"),
+    ("_l1", "bias_ih_l1"),
+    ("_l0_reverse", "bias_ih_l0_reverse"),
+    ("_l1_reverse", "bias_ih_l1_reverse"),
+  ],
+)
+def test_all_layers_and_directions_have_biases_or_none(suffix, missing, key):
+  weights = interop.to_torch(stack(lstm, key, both=True))
+  for name in (f"bias_ih{suffix}", f"bias_hh{suffix}"):
+    del weights[name]
+  with pytest.raises(ValueError, match=rf"^{missing} is missing$"):
+    interop.from_torch(weights)
+
+
+@pytest.mark.parametrize("cell", [lstm, projected_lstm, gru])
+@pytest.mark.parametrize("nonlinearity", ["relu", "gelu"])
+def test_a_nonlinearity_is_refused_where_there_is_none(cell, nonlinearity, key):
+  weights = interop.to_torch(stack(cell, key, both=False))
+  message = (
+    "^nonlinearity must be None for an nn.LSTM or nn.GRU, "
+    f"got '{nonlinearity}'$"
+  )
+  with pytest.raises(ValueError, match=message):
+    interop.from_torch(weights, nonlinearity=nonlinearity)
+
+
+@pytest.fixture
+def with_float8(key, tmp_path):
+  """Return (path, layers) of a file with an F8_E4M3 tensor beside an LSTM."""
+  save_file = pytest.importorskip("safetensors.numpy").save_file
+  layers = stack(lstm, key, both=False)
+  arrays = interop.to_torch(layers)
+  path = tmp_path / "weights.safetensors"
+  save_file({f"rnn.{k}": x.copy() for k, x in arrays.items()}, path)
+  content = path.read_bytes()
+  start = 8 + int.from_bytes(content[:8], "little")
+  header, data = json.loads(content[8:start]), content[start:]
+  header["other"] = {
+    "dtype": "F8_E4M3",
+    "shape": [4],
+    "data_offsets": [len(data), len(data) + 4],
+  }
+  text = json.dumps(header).encode()
+  size = len(text).to_bytes(8, "little")
+  path.write_bytes(size + text + data + bytes(4))
+  return path, layers
+
+
+def test_only_the_tensors_with_the_prefix_are_read(with_float8):
+  path, layers = with_float8
+  cell, found = interop.load(path, prefix="rnn.")
+  assert cell is lstm and worst(found, layers) == 0
+  with pytest.raises(ValueError, match=r"cannot be read with NumPy: .*float8"):
+    interop.load(path, prefix="other")
+
+
+def test_a_directory_in_place_of_a_file_is_named(tmp_path):
+  pytest.importorskip("safetensors", reason="safetensors is not installed")
+  with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+    interop.load(tmp_path)
