@@ -176,7 +176,11 @@ L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
       {"reset_after": False},
       r"^bias must be \[3H\] with reset_after=False, got \(2, 18\)$",
     ),
-    ((*L, *G), {"reset_after": True}, "^both directions must have one cell, g"),
+    (
+      (*L, *G),
+      {"reset_after": True},
+      "^both directions must have one cell, got lstm, gru$",
+    ),
     (
       (*L, np.ones((9, 24)), L[1]),
       {},

@@ -8,11 +8,18 @@ import jax
 import numpy as np
 import pytest
 
+from lstm_jax import Directions
 from lstm_jax.interop import keras as interop
 from lstm_jax.interop.keras.hdf5 import opened
 from tests.draws import worst
 from tests.interop.keras_layers import draw
-from tests.interop.test_keras_files import configured, hdf5, model, write
+from tests.interop.test_keras_files import (
+  both_ways,
+  configured,
+  hdf5,
+  model,
+  write,
+)
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 
@@ -71,7 +78,7 @@ def test_names_that_are_no_list_of_names_are_refused(names, tmp_path, key):
 
 
 def test_an_error_of_the_caller_is_not_called_damage():
-  content = hdf5({"layers/lstm/cell": [[1.0]]})
+  content = io.BytesIO(hdf5({"layers/lstm/cell": [[1.0]]}))
   with pytest.raises(TypeError, match=r"^mine$"), opened("path", content):
     raise TypeError("mine")
 
@@ -120,7 +127,7 @@ def test_a_large_configuration_is_not_unpacked(tmp_path, monkeypatch):
   path = tmp_path / "model.keras"
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
     archive.writestr("config.json", bytes(65 << 20))
-  monkeypatch.setattr(zipfile.ZipFile, "read", None)  # to call it is an error
+  monkeypatch.setattr(zipfile.ZipExtFile, "read", None)  # a call is an error
   with pytest.raises(
     ValueError,
     match=r"is not a .keras file: config.json must have at most 67108864 bytes,"
@@ -149,3 +156,57 @@ def test_a_setting_of_another_type_is_refused(
   message = f"^layer a: {name} must be of type {expected}, got {value!r}$"
   with pytest.raises(ValueError, match=message):
     interop.load(path)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("biased", ["forward", "backward"])
+def test_only_one_direction_may_have_a_bias(kind, biased, tmp_path, key):
+  """Keras takes a backward_layer with another use_bias."""
+  params = draw(key, kind, both=True)
+  sides = {"forward": params.forward, "backward": params.backward}
+  for side, p in sides.items():
+    if side != biased:
+      zeros = {f: 0 * x for f, x in p._asdict().items() if f.startswith("b")}
+      sides[side] = p._replace(**zeros)
+  arrays = {
+    f"layers/bidirectional/{side}_layer/cell": interop.to_keras(
+      p, bias=side == biased
+    )
+    for side, p in sides.items()
+  }
+  path = tmp_path / "model.keras"
+  forward = configured(kind, use_bias=biased == "forward")
+  backward = configured(kind, go_backwards=True, use_bias=biased == "backward")
+  layer = both_ways(kind, "a", layer=forward, backward_layer=backward)
+  write(path, model(layer), hdf5(arrays))
+  weights = tmp_path / "model.weights.h5"
+  weights.write_bytes(hdf5(arrays))
+  reset_after = True if kind == "GRU" else None
+  found = interop.load(path)["a"][1]
+  assert worst(found, Directions(**sides)) == 0
+  groups = interop.load_weights(weights, reset_after=reset_after)
+  assert worst(groups["bidirectional"][1], Directions(**sides)) == 0
+
+
+@pytest.mark.parametrize(
+  ("group", "found"), [("model_weights/lstm", "model_weights"), (None, "noth")]
+)
+def test_a_file_that_keras_3_did_not_write_is_named(group, found, tmp_path):
+  path = tmp_path / "model.weights.h5"
+  with h5py.File(path, "w") as file:
+    if group:
+      file.create_group(group)
+  with pytest.raises(
+    ValueError,
+    match=r"model.weights.h5 must have the group layers, as Keras 3 saves a "
+    f"Sequential or Functional model, got {found}",
+  ):
+    interop.load_weights(path)
+
+
+def test_layers_inside_a_wrapper_are_left_out(tmp_path, key):
+  arrays = interop.to_keras(draw(key, "LSTM"))
+  path = tmp_path / "model.weights.h5"
+  inside = "layers/time_distributed/layer/cell", "layers/own/lstm/cell"
+  path.write_bytes(hdf5(dict.fromkeys((*inside, "layers/lstm/cell"), arrays)))
+  assert list(interop.load_weights(path)) == ["lstm"]

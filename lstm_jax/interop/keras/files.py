@@ -16,7 +16,6 @@ import re
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lstm_jax.cells.activations import Activation
@@ -29,13 +28,15 @@ from lstm_jax.interop.keras.hdf5 import (
   layer_groups,
   opened,
   readable,
+  reason,
 )
 from lstm_jax.interop.keras.weights import from_keras
 from lstm_jax.sequence.bidirectional import Directions
 
 Layer = tuple[Cell, Params | Directions]
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
-LARGEST = 1 << 26  # bytes of a JSON member
+LARGEST = 1 << 26  # bytes of a member of the zip
+LARGEST_RATIO = 100  # of model.weights.h5 to the .keras file, beyond LARGEST
 TYPES = {"units": int, "use_bias": bool, "reset_after": bool}
 KINDS = *GATES, "Bidirectional"
 MODELS = "Functional", "Sequential"
@@ -69,14 +70,15 @@ def load(
     {name: (cell, params)} in the order of the model, as `from_keras`.
 
   Raises:
-    ValueError: the file is not a .keras file of Keras 3 or is damaged, it has
-      no such layer, a layer has a setting or an array that does not fit, or
-      names are not a list of names.
+    ValueError: the file is not a .keras file of Keras 3, is damaged or unpacks
+      to far more than its size; it has no such layer, a layer has a setting or
+      an array that does not fit, or names are not a list of names.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package h5py is not installed.
   """
   import_h5py()  # before anything else: without it, nothing can be read
   config, version, weights = _unzipped(path)
+  size = os.path.getsize(path)
   if not version.startswith("3."):
     raise ValueError(f"{path} must be written by Keras 3, got {version}")
   try:
@@ -90,7 +92,7 @@ def load(
   with opened(path, weights) as file:
     for name in _chosen(path, saved, names):
       with _named(name):
-        result[name] = _configured(file, saved[name])
+        result[name] = _configured(file, saved[name], size)
   return result
 
 
@@ -105,12 +107,14 @@ def load_weights(
   """Return the recurrent layers of a .weights.h5 file, by group.
 
   The file has neither the layers' settings nor their order. Layers with
-  different settings are read by several calls, each with its `names`.
+  different settings are read by several calls, each with its `names`. Layers
+  inside a wrapper, such as TimeDistributed, or inside a layer or model of a
+  class of one's own are left out.
 
   Args:
     path: of the file, which Keras 3 wrote.
-    names: of the groups to read, such as "lstm_1"; None for every layer that
-      has a recurrent cell, in alphabetical order.
+    names: of the groups to read, such as "lstm_1"; None for all, in
+      alphabetical order.
     activation: as in `from_keras`, for every layer that is read.
     recurrent_activation: the same.
     reset_after: the same.
@@ -121,13 +125,20 @@ def load_weights(
     ModuleNotFoundError: the package h5py is not installed.
   """
   result = {}
-  with opened(path, Path(path).read_bytes()) as file:
+  size = os.path.getsize(path)
+  with open(path, "rb") as content, opened(path, content) as file:
     with readable(f"{path} has no readable HDF5 file"):
+      if "layers" not in list(file):
+        raise ValueError(
+          f"{path} must have the group layers, as Keras 3 saves a Sequential "
+          f"or Functional model, got {', '.join(file) or 'nothing'}"
+        )
       groups = dict(layer_groups(file, "", "layers"))
     for name in _chosen(path, groups, names):
       with _named(name):
+        cells = [cell_arrays(file, cell, size) for cell in groups[name]]
         result[name] = from_keras(
-          [x for cell in groups[name] for x in cell_arrays(file, cell)],
+          dict(item for arrays in cells for item in arrays.items()),
           activation=activation,
           recurrent_activation=recurrent_activation,
           reset_after=reset_after,
@@ -135,26 +146,40 @@ def load_weights(
   return result
 
 
-def _unzipped(path: str | os.PathLike) -> tuple[dict[str, Any], str, bytes]:
-  """Return the configuration, the version of Keras, and the HDF5 file."""
-  content = Path(path).read_bytes()
-  try:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-      config, metadata = (
-        _json(archive, name) for name in ("config.json", "metadata.json")
-      )
-      version = str(metadata["keras_version"])
-      return config, version, archive.read("model.weights.h5")
-  except Exception as error:  # a damaged zip raises errors of many types
-    raise ValueError(f"{path} is not a .keras file: {error}") from None
+def _unzipped(
+  path: str | os.PathLike,
+) -> tuple[dict[str, Any], str, io.BytesIO]:
+  """Return the configuration, the version of Keras, and the HDF5 file.
+
+  The HDF5 file is read into memory: each step back in an open member of a zip
+  would read it from its beginning, and skip the check of its CRC.
+  """
+  with open(path, "rb") as file:
+    largest = max(LARGEST, LARGEST_RATIO * os.fstat(file.fileno()).st_size)
+    try:
+      with zipfile.ZipFile(file) as archive:
+        config, metadata = (
+          json.loads(_member(archive, name, LARGEST))
+          for name in ("config.json", "metadata.json")
+        )
+        version = str(metadata["keras_version"])
+        weights = _member(archive, "model.weights.h5", largest)
+    except MemoryError:
+      raise
+    except Exception as error:  # a damaged zip raises errors of many types
+      raise ValueError(
+        f"{path} is not a .keras file: {reason(error)}"
+      ) from None
+  return config, version, io.BytesIO(weights)
 
 
-def _json(archive: zipfile.ZipFile, name: str) -> Any:
-  """Return what a JSON member says; one that unpacks to too much is refused."""
+def _member(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
+  """Return a member of a zip; one that unpacks to too much is refused."""
   size = archive.getinfo(name).file_size
-  if size > LARGEST:
-    raise ValueError(f"{name} must have at most {LARGEST} bytes, got {size}")
-  return json.loads(archive.read(name))
+  if size > largest:
+    raise ValueError(f"{name} must have at most {largest} bytes, got {size}")
+  with archive.open(name) as member:
+    return member.read(size)  # never more, whatever the member unpacks to
 
 
 def _layers(
@@ -178,8 +203,14 @@ def _layers(
       yield prefix + settings["name"], Saved(group, kind, settings)
 
 
-def _configured(file: Any, saved: Saved) -> Layer:
-  """Return the cell and the params of a layer with these settings."""
+def _configured(file: Any, saved: Saved, size: int) -> Layer:
+  """Return the cell and the params of a layer with these settings.
+
+  Args:
+    file: the HDF5 file.
+    saved: where it has the layer, and the settings.
+    size: bytes of the .keras file.
+  """
   group, kind, settings = saved
   check_name(file, group, settings["name"])
   if kind != "Bidirectional":
@@ -196,14 +227,16 @@ def _configured(file: Any, saved: Saved) -> Layer:
       )
       for side, layer in zip(SIDES, inner, strict=True)
     ]
-  arrays, options = [], []
+  arrays: dict[str, Any] = {}
+  options = []
   for path, kind, settings, backwards in parts:
     if kind not in GATES:
       raise ValueError(f"the layer must be {', '.join(GATES)}, got {kind}")
     _check("go_backwards", _setting(settings, "go_backwards"), backwards)
-    arrays += cell_arrays(
+    arrays |= cell_arrays(
       file,
       path,
+      size,
       GATES[kind],
       _setting(settings, "units"),
       _setting(settings, "use_bias"),

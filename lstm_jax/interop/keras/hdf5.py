@@ -8,11 +8,10 @@ group before theirs. Links, which may lead to other files, are not followed.
 Source: `keras/src/saving/saving_lib.py` of Keras 3.15.
 """
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,23 +29,24 @@ DAMAGE = (  # what h5py raises for it
   TypeError,
 )
 SIDES = "forward_layer", "backward_layer"  # of a Bidirectional
+RATIO = 1032  # the most by which zlib shrinks an array, one of equal numbers
 
 
 @contextmanager
-def opened(path: Any, weights: bytes) -> Iterator[Any]:
+def opened(path: Any, weights: BinaryIO) -> Iterator[Any]:
   """Open an HDF5 file; one that cannot be opened is a ValueError.
 
   Args:
     path: the name of the file in an error.
-    weights: the bytes of the HDF5 file.
+    weights: the HDF5 file.
 
   Raises:
-    ValueError: they cannot be read as HDF5.
+    ValueError: it cannot be read as HDF5.
     ModuleNotFoundError: the package h5py is not installed.
   """
   h5py = import_h5py()
   with readable(f"{path} has no readable HDF5 file"):
-    file = h5py.File(io.BytesIO(weights), "r")
+    file = h5py.File(weights, "r")
   try:
     yield file
   finally:
@@ -64,8 +64,12 @@ def readable(message: str) -> Iterator[None]:
   try:
     yield
   except DAMAGE as error:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    raise ValueError(f"{message}: {reason}") from None
+    raise ValueError(f"{message}: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+  """Return what an error says, in one line; its type if it says nothing."""
+  return " ".join(str(error).split()) or type(error).__name__
 
 
 def import_h5py() -> ModuleType:
@@ -143,15 +147,21 @@ def check_name(file: Any, group: str, expected: str) -> None:
 def cell_arrays(
   file: Any,
   path: str,
+  size: int,
   gates: int | None = None,
   units: int | None = None,
   bias: bool | None = None,
-) -> list[np.ndarray]:
+) -> dict[str, np.ndarray]:
   """Return the arrays of a cell, after checks of their number and sizes.
+
+  They are by their names, after the path of the cell's group, which tells
+  `from_keras` the direction.
 
   Args:
     file: the HDF5 file.
     path: of the cell's group.
+    size: bytes of the file on disk. An array may be compressed, or have parts
+      that were never written, but not beyond what zlib achieves.
     gates: G, or None if it is not known.
     units: H, or None.
     bias: whether there is one, or None.
@@ -165,16 +175,28 @@ def cell_arrays(
   for name, data in zip(NAMES, sets, strict=False):
     if data.external or data.is_virtual:
       raise ValueError(f"{name} must be in the file, not in another")
+    stored = min(data.id.get_storage_size(), size)
+    if (data.nbytes or 0) > RATIO * stored:
+      raise ValueError(
+        f"{name} must have at most {RATIO} times the {stored} bytes that are "
+        f"stored, got {data.nbytes}"
+      )
   if gates and units is not None and sets[1].shape != (units, gates * units):
     expected = f"[{units}, {gates * units}]"
     raise ValueError(
       f"recurrent_kernel must be {expected}, got {sets[1].shape}"
     )
-  return [_values(data) for data in sets]  # in the byte order of the machine
+  return {
+    f"{path}/{name}": _values(data)
+    for name, data in zip(NAMES, sets, strict=False)
+  }
 
 
 def _values(data: Any) -> np.ndarray:
-  """Return the values of a dataset; Keras marks bfloat16 by an attribute."""
+  """Return the values of a dataset, in the byte order of the machine.
+
+  Keras marks bfloat16 by an attribute.
+  """
   x = np.asarray(data[()])
   if data.attrs.get("dtype") != "bfloat16":
     return x.astype(x.dtype.newbyteorder("="), copy=False)

@@ -48,7 +48,7 @@ from lstm_jax.cells import (
   make_hard_sigmoid,
   rnn,
 )
-from lstm_jax.cells.cell import Cell, Params
+from lstm_jax.cells.cell import Cell, Params, cell_name
 from lstm_jax.interop.tensors import Array, as_array, check_fit, check_shape
 from lstm_jax.sequence.bidirectional import Directions
 
@@ -106,7 +106,8 @@ def from_keras(
     return directions[""]
   (cell, forward), (other, backward) = (directions[side] for side in SIDES)
   if cell is not other:
-    raise ValueError(f"both directions must have one cell, got {cell}, {other}")
+    found = f"{cell_name(cell)}, {cell_name(other)}"
+    raise ValueError(f"both directions must have one cell, got {found}")
   sizes = len(forward.w_x), len(backward.w_x)
   if len(set(sizes)) > 1:
     raise ValueError(
