@@ -16,6 +16,7 @@ from lstm_jax import (
   gru_reset_before,
   layernorm_lstm,
   lstm,
+  min_gru,
   peephole_lstm,
   rnn,
 )
@@ -177,6 +178,8 @@ def test_a_model_that_onnx_cannot_hold_is_refused(key):
 
   refused(f"no operator for the cell {known}", params, layernorm_lstm)
   refused("params must be GRUParams, got LSTMParams", params, gru)
+  _, others = make(min_gru, key, jnp.float32, tied=False)
+  refused("params must be LSTMParams, got MinGRUParams", others)
   bfloat16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   refused("must be float32 or float64, got bfloat16", bfloat16)
   refused(

@@ -4,13 +4,15 @@ An operator lists the activations of its gates (f), of the candidate (g) and, in
 an LSTM, of the output (h), for each direction; those of `with_activations` come
 in the same order. The attributes activation_alpha and activation_beta hold
 numbers for those activations of the list that have any: here HardSigmoid, whose
-alpha is the slope and whose beta is ½. Attributes are float32; their shortest
-decimals are read, so that a slope of 0.2 stays 0.2.
+alpha is the slope and whose beta is ½. Attributes are float32; they are read as
+a short decimal or a simple fraction if either is the same in float32, so that
+slopes of 0.2 and ⅙ stay what they are.
 
 Both directions have one cell here, and so the same activations.
 """
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -88,8 +90,8 @@ def read_activations(
   found = []
   for name in names:
     if name.lower() == "hardsigmoid":
-      slope = _decimal(alphas.pop(0)) if alphas else 0.2
-      offset = _decimal(betas.pop(0)) if betas else 0.5
+      slope = _exact(alphas.pop(0)) if alphas else 0.2
+      offset = _exact(betas.pop(0)) if betas else 0.5
       if offset != 0.5:
         raise ValueError(
           f"activation_beta of HardSigmoid must be 0.5, got {offset:g}"
@@ -137,6 +139,20 @@ def write_activations(
   return attributes
 
 
-def _decimal(x: float) -> float:
-  """Return the number of the shortest decimal that is x in float32."""
-  return float(str(np.float32(x)))
+def _exact(x: float) -> float:
+  """Return the number that was rounded to x in float32, as far as it is known.
+
+  It is a decimal of at most 6 digits, or else a fraction with a denominator of
+  at most 12, or else the shortest decimal that is x in float32.
+  """
+  single = np.float32(x)
+  shortest = float(str(single))
+  if not np.isfinite(single):
+    return shortest
+  for number in (
+    float(f"{shortest:.6g}"),
+    float(Fraction(shortest).limit_denominator(12)),
+  ):
+    if np.float32(number) == single:
+      return number
+  return shortest

@@ -36,6 +36,7 @@ INPUTS = {
   "GRU": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
   "RNN": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
 }  # fmt: skip
+WEIGHTS = "W", "R", "B", "P"
 OUTPUTS = {
   "LSTM": ("Y", "Y_h", "Y_c"),
   "GRU": ("Y", "Y_h"),
@@ -71,6 +72,11 @@ class Attributes(NamedTuple):
     return NUM_DIRECTIONS[self.direction]
 
 
+def is_recurrent(node: Any) -> bool:
+  """Return whether an onnx.NodeProto is one of ONNX's LSTM, GRU and RNN."""
+  return node.op_type in INPUTS and node.domain in ("", "ai.onnx")
+
+
 def read_attributes(node: Any) -> Attributes:
   """Return the attributes of an onnx.NodeProto.
 
@@ -81,7 +87,7 @@ def read_attributes(node: Any) -> Attributes:
   """
   onnx = import_onnx()
   op_type = node.op_type
-  if op_type not in INPUTS or node.domain not in ("", "ai.onnx"):
+  if not is_recurrent(node):
     kind = ".".join(filter(None, (node.domain, op_type)))
     raise ValueError(f"node must be one of {', '.join(INPUTS)}, got {kind}")
   values = {a.name: _value(onnx, a) for a in node.attribute}

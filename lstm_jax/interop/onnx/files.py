@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from lstm_jax.interop.onnx.attributes import INPUTS
+from lstm_jax.interop.onnx.attributes import INPUTS, is_recurrent
 from lstm_jax.interop.onnx.nodes import (
   Layer,
   from_onnx,
@@ -30,8 +30,9 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
 
   Raises:
     ValueError: the file is not an ONNX file, or has no LSTM, GRU or RNN; a
-      tensor lacks data, which may be in a file of their own; two of its layers
-      have the same name, or one has none; or `from_onnx` raises it for a node.
+      tensor's data do not fit its shape, or external data is missing; two of
+      its layers have the same name, or one has none; or `from_onnx` raises it
+      for a node.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package onnx is not installed.
   """
@@ -50,7 +51,7 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
     raise ValueError(f"{path}: {error}") from None
   layers: dict[str, Layer] = {}
   for node in graph.node:
-    if node.op_type not in INPUTS or node.domain not in ("", "ai.onnx"):
+    if not is_recurrent(node):
       continue
     name = node.name or next(filter(None, node.output), "")
     if not name:

@@ -30,6 +30,8 @@ import jax
 import numpy as np
 
 from lstm_jax.cells.cell import Cell, Params, cell_name
+from lstm_jax.cells.checks import check_params
+from lstm_jax.interop.onnx.activations import base_cell
 from lstm_jax.interop.onnx.nodes import to_onnx
 from lstm_jax.interop.onnx.package import IR_VERSION, OPSET, import_onnx
 from lstm_jax.interop.onnx.weights import operator
@@ -65,7 +67,7 @@ def language_model_to_onnx(
   onnx = import_onnx()
   operator(cell)  # or an error that lists the cells
   params = jax.tree.map(np.asarray, params)
-  _check_params(params)
+  _check_params(cell, params)
   own_version = version("lstm-jax")
   metadata = {
     "producer": f"lstm_jax {own_version}",
@@ -176,8 +178,8 @@ class _Graph:
     self.outputs.insert(0, logits)
 
 
-def _check_params(params: LanguageParams) -> None:
-  """Raise ValueError unless the weights of a model fit each other."""
+def _check_params(cell: Cell, params: LanguageParams) -> None:
+  """Raise ValueError unless the weights of a model fit it and each other."""
   dtype = params.bias.dtype
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     if leaf.dtype != dtype:
@@ -187,6 +189,7 @@ def _check_params(params: LanguageParams) -> None:
       )
   size = params.embedding.shape[1]
   for k, layer in enumerate(params.layers):
+    check_params(base_cell(cell)[0].project, layer)
     if layer.w_x.shape[0] != size:
       raise ValueError(
         f"params.layers[{k}].w_x must be [{size}, any], got {layer.w_x.shape}"

@@ -26,6 +26,7 @@ from lstm_jax.interop.onnx.activations import base_cell, write_activations
 from lstm_jax.interop.onnx.attributes import (
   INPUTS,
   OUTPUTS,
+  WEIGHTS,
   Attributes,
   read_attributes,
 )
@@ -69,9 +70,9 @@ class Layer(NamedTuple):
 def from_onnx(node: Node, tensors: Tensors) -> Layer:
   """Return the cell and the weights of a recurrent node.
 
-  A `Layer` has no initial state and no lengths. A node with constant ones is
-  refused, unless its state is zero; `run_node` computes it. Without
-  `jax_enable_x64`, float64 becomes float32.
+  A `Layer` has no initial state and no lengths. A node whose initial state or
+  lengths are constants is refused, unless the state is zero; `run_node`
+  computes it. Without `jax_enable_x64`, float64 becomes float32.
 
   Args:
     node: an LSTM, GRU or RNN, of opset 14 or later.
@@ -167,7 +168,7 @@ def to_onnx(
     key: np.stack([d[key] for d in directions]) for key in directions[0]
   }
   weights = {key: prefix + key for key in arrays}
-  run_time = [k for k in INPUTS[op_type] if k not in ("W", "R", "B", "P")]
+  run_time = [k for k in INPUTS[op_type] if k not in WEIGHTS]
   given = checked_names("inputs", op_type, inputs, run_time, ("X",))
   wanted = checked_names(
     "outputs", op_type, outputs, OUTPUTS[op_type], OUTPUTS[op_type]

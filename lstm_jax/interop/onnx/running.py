@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from lstm_jax.interop.onnx.attributes import (
   OUTPUTS,
+  WEIGHTS,
   Attributes,
   read_attributes,
 )
@@ -66,7 +67,7 @@ def run_node(
   constants = {
     name: arrays[name]
     for key, name in attributes.names.items()
-    if name in arrays and key not in ("W", "R", "B", "P")
+    if name in arrays and key not in WEIGHTS
   }
   inputs = constants | dict(inputs)
   xs = _inputs(attributes, layer, inputs)

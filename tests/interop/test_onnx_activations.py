@@ -1,0 +1,26 @@
+"""Slopes of hard sigmoids, which ONNX keeps in float32."""
+
+import numpy as np
+import pytest
+
+from lstm_jax import lstm
+from lstm_jax.cells import make_hard_sigmoid
+from lstm_jax.interop import onnx as interop
+from tests.interop.onnx_models import layer_weights
+
+SINGLE = float(np.float32(np.pi))  # neither a short decimal nor a fraction
+
+
+@pytest.mark.parametrize(
+  ("slope", "expected"),
+  [
+    *((x, x) for x in (0.2, 0.3, 0.25, 1.0, 20.0, 0.166667, 0.123456, 1e-6)),
+    *((x, x) for x in (1 / 6, 1 / 3, 2 / 3, 5 / 6, 1 / 7, 4 / 3, 3 / 11)),
+    (SINGLE, float(str(np.float32(np.pi)))),
+  ],
+)
+def test_a_slope_survives_a_round_trip(slope, expected, key):
+  cell = lstm.with_activations(make_hard_sigmoid(slope))
+  node, tensors = interop.to_onnx(cell, layer_weights(lstm, key, False))
+  found = interop.from_onnx(node, tensors).cell
+  assert found is lstm.with_activations(make_hard_sigmoid(expected))
