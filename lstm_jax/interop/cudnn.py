@@ -75,7 +75,8 @@ def from_cudnn(
     bidirectional: whether every layer has both directions.
 
   Returns:
-    One element a layer for `unroll_stack`, the lowest layer first.
+    One element a layer for `unroll_stack`, the lowest layer first. Without
+    `jax_enable_x64`, float64 becomes float32.
 
   Raises:
     ValueError: the length of the vector does not fit the sizes.

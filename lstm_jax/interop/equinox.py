@@ -34,6 +34,8 @@ ATTRIBUTES = "weight_ih", "weight_hh", "bias", "use_bias"  # of both cells
 def from_equinox(module: Any) -> tuple[Cell, Params]:
   """Return our cell and the params of an Equinox cell.
 
+  Without `jax_enable_x64`, float64 becomes float32.
+
   Args:
     module: an eqx.nn.LSTMCell or GRUCell, or gradients of one. That a subclass
       has the same equations is for the caller to know.
@@ -88,13 +90,13 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
       fit each other; or a bias is not 0 though the cell has none.
     ModuleNotFoundError: Equinox is not installed.
   """
+  if not isinstance(params, (lstm.LSTMParams, gru.GRUParams)):
+    raise ValueError(f"Equinox has no cell with {type(params).__name__}")
   check_fit(params)
   arrays = {"weight_ih": params.w_x.T, "weight_hh": params.w_h.T}
   biases = {"bias": params.b}
   if isinstance(params, gru.GRUParams):
     biases["bias_n"] = params.b_n
-  elif not isinstance(params, lstm.LSTMParams):
-    raise ValueError(f"Equinox has no cell with {type(params).__name__}")
   for name, x in biases.items():
     if not bias and x.any():
       raise ValueError(f"{name} must be 0 for a cell with use_bias=False")

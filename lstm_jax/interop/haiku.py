@@ -51,6 +51,8 @@ GRU_NAMES = "w_i", "w_h", "b"
 def from_haiku(weights: Any, *, name: str | None = None) -> tuple[Cell, Params]:
   """Return our cell and the params of a Haiku core.
 
+  Without `jax_enable_x64`, float64 becomes float32.
+
   Args:
     weights: the parameters of a transformed function with an hk.LSTM, hk.GRU or
       hk.VanillaRNN, as its `init` returns them.
@@ -59,10 +61,16 @@ def from_haiku(weights: Any, *, name: str | None = None) -> tuple[Cell, Params]:
 
   Raises:
     ValueError: weights are no such mapping, there is no core of this name, or
-      several modules and no name; an array is missing, has a name or a shape
-      that does not fit the others, or holds no floats.
+      the name is that of a layer in it, or there are several modules and no
+      name; an array is missing, has a name or a shape that does not fit the
+      others, or holds no floats.
   """
   core, layers = _one_core(weights, name)
+  if name is not None and "w" in layers.get("", ()):
+    raise ValueError(
+      "name must be the path of an LSTM, GRU or VanillaRNN, such as 'lstm', "
+      f"got {name!r}, that of a linear layer"
+    )
   if set(layers) == {""}:
     return _from_gru(core, layers[""])
   if set(layers) == {"linear"}:
@@ -87,6 +95,9 @@ def to_haiku(
   Args:
     params: of `lstm`, `gru_reset_before` or `rnn.with_activation(RELU)`. Those
       of `rnn` are of the same type, but Haiku applies relu to them, not tanh.
+      Or their gradients, with forget_bias=0. The bias of a VanillaRNN is
+      written to the first, and the second is 0; Haiku's own gradients of both
+      are equal.
     name: the path of the core's module; None for "lstm", "gru" or
       "vanilla_rnn".
     forget_bias: what is subtracted from an LSTM's b; 0 to convert gradients.

@@ -82,7 +82,8 @@ def as_array(name: str, x: Any) -> Array:
     x: a tensor, or an array.
 
   Raises:
-    ValueError: x has no values, is quantised, or holds no floats.
+    ValueError: x has no values, is quantised, or holds no floats of at most 64
+      bits.
   """
   if hasattr(x, "detach"):
     x = _tensor_as_array(name, x)
@@ -90,6 +91,10 @@ def as_array(name: str, x: Any) -> Array:
     x = np.asarray(x)
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f"{name} must hold floats, got {x.dtype}")
+  if x.dtype.itemsize > 8:  # such as NumPy's longdouble
+    raise ValueError(
+      f"{name} must hold floats of at most 64 bits, got {x.dtype}"
+    )
   return x
 
 

@@ -67,8 +67,8 @@ def split(tokens: Text, val_fraction: float) -> tuple[Text, Text]:
 def middle_slice(text: str, fraction: float) -> tuple[int, int]:
   """Return where a slice from the middle of a text begins and ends.
 
-  The wished slice is the share `fraction` around the middle. Each of its ends
-  moves to the nearest beginning of a paragraph: the first line after blank
+  The requested slice is the share `fraction` around the middle. Each of its
+  ends moves to the nearest beginning of a paragraph: the first line after blank
   lines, in a play that of a speech. If an act or a scene ("SCENE II.") begins
   within a quarter of the slice's length, the end moves there instead, so that
   whole scenes are cut out.
@@ -82,8 +82,8 @@ def middle_slice(text: str, fraction: float) -> tuple[int, int]:
 
   Raises:
     ValueError: the fraction is not in (0, 1), or the paragraphs are too long:
-      the slice has less than half of the wished length or more than twice, or
-      reaches an end of the text.
+      the slice has less than half of the requested length or more than twice,
+      or reaches an end of the text.
   """
   if not 0 < fraction < 1:
     raise ValueError(f"fraction must be in (0, 1), got {fraction}")

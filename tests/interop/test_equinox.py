@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import gru, lstm, rnn, unroll
+from lstm_jax import gru, lstm, min_gru, rnn, unroll
 from lstm_jax.interop import equinox as interop
 from tests.draws import B, D, H, T, normal_like, worst
 
@@ -183,6 +183,8 @@ def test_what_equinox_does_not_have_is_refused(key):
     interop.from_equinox({})
   with pytest.raises(ValueError, match=r"^Equinox has no cell with RNNParams$"):
     interop.to_equinox(rnn.init(key, D, H))
+  with pytest.raises(ValueError, match=r"^Equinox has no .* MinGRUParams$"):
+    interop.to_equinox(min_gru.init(key, D, H))
   params = without_bias(draw(key, "GRUCell"))._replace(b_n=jnp.ones(H))
   message = "^bias_n must be 0 for a cell with use_bias=False$"
   with pytest.raises(ValueError, match=message):

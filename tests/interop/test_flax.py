@@ -225,6 +225,12 @@ def test_weights_of_other_modules_are_refused(key):
   expected = rf"if.kernel must be \[{D}, {H}\], as hi.kernel has {H} rows, got"
   with pytest.raises(ValueError, match=expected):
     from_linen(weights)
+  for part, axes in (("i", "D, H"), ("h", "H, H")):
+    weights = to_linen(lstm.init(key, D, H))
+    weights[f"{part}i"]["kernel"] = jnp.zeros(H)
+    expected = rf"^{part}i.kernel must be \[..., {axes}\], got \(6,\)$"
+    with pytest.raises(ValueError, match=expected):
+      from_linen(weights)
   with pytest.raises(ValueError, match="expected the params of lstm, gru or r"):
     to_linen((xs,))
   with pytest.raises(ValueError, match=r"expected an LSTMCell.*, got Linear"):

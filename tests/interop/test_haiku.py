@@ -179,6 +179,12 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
       "^weights must be of one core, or name one of them, got gru, lstm/linear",
     ),
     ({"lstm/linear": LSTM}, "gru", "^there is no core 'gru', got lstm/linear$"),
+    (
+      {"lstm/linear": LSTM},
+      "lstm/linear",
+      "^name must be the path of an LSTM, GRU or VanillaRNN, such as 'lstm', "
+      "got 'lstm/linear', that of a linear layer$",
+    ),
     ({"linear": LSTM}, None, "^linear must have w_i, w_h, b, got b, w$"),
     ({"a/linear_1": SECOND}, None, "^expected .*, got a/linear_1$"),
     ({"a/linear": {"w": 1}}, None, "^a/linear must have w, b, got w$"),

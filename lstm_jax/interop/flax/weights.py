@@ -18,7 +18,8 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
   """Return our cell and the params equal to a linen cell's weights.
 
   The cell is known by the names in the collection alone: that its gates are
-  sigmoids, and its other activations tanh, is for the caller to know.
+  sigmoids, and its other activations tanh, is for the caller to know. Without
+  `jax_enable_x64`, float64 becomes float32.
 
   Args:
     variables: the "params" collection of an LSTMCell, OptimizedLSTMCell,
@@ -42,11 +43,18 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
       raise ValueError(f"{name} must have a {leaf}, got {found}")
     return jnp.asarray(as_array(f"{name}.{leaf}", layer[leaf]))
 
+  def kernel_shape(name: str) -> tuple[int, ...]:
+    shape = read(name, "kernel").shape
+    if len(shape) < 2:
+      expected = "[..., D, H]" if name.startswith("i") else "[..., H, H]"
+      raise ValueError(f"{name}.kernel must be {expected}, got {shape}")
+    return shape
+
   def concatenated(part: str, gates: Sequence[str], leaf: str) -> jax.Array:
-    *stacked, units, _ = read("h" + gates[0], "kernel").shape
+    *stacked, units, _ = kernel_shape("h" + gates[0])
     rows = {"bias": [], "kernel": [units]}[leaf]
     if leaf == "kernel" and part == "i":
-      rows = [read("i" + gates[0], "kernel").shape[-2]]
+      rows = [kernel_shape("i" + gates[0])[-2]]
     shape = (*stacked, *rows, units)
     arrays = [read(part + gate, leaf) for gate in gates]
     for gate, array in zip(gates, arrays, strict=True):
@@ -126,6 +134,8 @@ def to_linen(params: Params) -> dict[str, Any]:
 
 def from_nnx(module: Any) -> tuple[Cell, Params]:
   """Return our cell and the params equal to an nnx cell's weights.
+
+  Without `jax_enable_x64`, float64 becomes float32.
 
   Args:
     module: an nnx.LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell.

@@ -87,6 +87,7 @@ def from_keras(
 
   Returns:
     (cell, params), or (cell, `Directions` of params) of a Bidirectional.
+    Without `jax_enable_x64`, float64 becomes float32.
 
   Raises:
     ValueError: weights is neither a list nor a mapping; an array is missing,
