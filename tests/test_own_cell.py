@@ -137,6 +137,12 @@ def test_what_needs_w_h_or_tokens_says_so(cell, key):
   message = "xs must be floats, since this cell takes no tokens, got int"
   with pytest.raises(ValueError, match=message):
     unroll(cell, params, None, jnp.zeros((T, B), int))
+  state = cell.initial_state(params, (D,))
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    pytest.raises(ValueError, match=message.replace("xs", "x")),
+  ):
+    cell.step(params, state, jnp.zeros(D, int))  # as many as W_x has rows
   message = "drop_connect needs a cell with a matrix w_h, got DiagonalLSTMPara"
   with pytest.raises(ValueError, match=message):
     regularize.drop_connect(key, params, 0.5)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
+from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.checks import check_inputs, check_params, check_weights
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.precision import cast_like, upcast
@@ -159,6 +160,10 @@ def one_step(
       check_weights(parts, params)
     check_inputs("x", initial_state, params, state, x)
     ax = project(params, x)
+    if is_token(x) and ax.shape[:-1] != x.shape:
+      raise ValueError(
+        f"x must be floats, since this cell takes no tokens, got {x.dtype}"
+      )
     after, gates, residuals = recur(params, state, ax, *extras)
     h: jax.Array = state.h  # type: ignore[attr-defined]
     return after, StepResiduals(params, x, h, gates, residuals, extras)

@@ -149,7 +149,10 @@ def check_inputs(
   if x.shape != expected:
     raise ValueError(
       f"{name} must be {kind} {_axes(expected)}, got {x.shape}"
-      + time_major_hint(bool(leading) and x.shape[:1] == batch)
+      + time_major_hint(
+        # The batch is the first axis, and the others are as expected.
+        (bool(leading) and x.shape[:1] == batch) and x.shape[2:] == expected[2:]
+      )
     )
 
 

@@ -60,10 +60,10 @@ TABLE_ROWS = 1024
 def reads_table(cell: Cell, vocabulary_size: int, num_tokens: Any) -> bool:
   """Return whether the lowest layer's inputs are rows of the table W_e W_x.
 
-  Else they are rows of E, each multiplied by W_x.
+  Else they are rows of W_e, each multiplied by W_x.
 
   Args:
-    cell: the model's; one that takes no tokens reads rows of E.
+    cell: the model's; one that takes no tokens reads rows of W_e.
     vocabulary_size: V, the rows of the table.
     num_tokens: of a batch, or of a group of its sequences; an integer, or
       symbolic (`jax.export`).
@@ -181,7 +181,7 @@ def _language_model(
     if reads_table(config.cell, len(embedding), num_tokens):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
-      lowest = lowest._replace(w_x=table.astype(lowest.w_x.dtype))
+      lowest = lowest._replace(w_x=table)  # a sum: float32 or wider
       xs = tokens
     else:
       no_bias = jnp.zeros(embedding.shape[1:], embedding.dtype)
@@ -247,7 +247,7 @@ def _language_model(
     if regularizers.state_reset:
       zero = initial_state(jnp.shape(tokens)[1:])
       state = regularizers.reset_states(key_reset, state, zero)
-    readout = readout_weights(params)  # before token_dropout drops rows of E
+    readout = readout_weights(params)  # before token_dropout drops rows of W_e
     params = regularizers.drop_weights(key_weights, params)
     noise = regularizers.stack_options(key_stack, state, jnp.shape(tokens)[0])
     state, hs = hidden_states(params, state, tokens, **noise)

@@ -81,7 +81,7 @@ class ModelConfig:
 class LanguageParams(NamedTuple):
   """The weights of a language model."""
 
-  embedding: jax.Array  # E [V, E]
+  embedding: jax.Array  # W_e [V, E]
   layers: tuple[Params, ...]  # the lowest layer first
   readout: Any  # W [H, V]; None for a tied readout
   bias: jax.Array  # b [V]

@@ -11,14 +11,16 @@ References: Schuster and Paliwal (1997), Bidirectional recurrent neural
 networks; Graves and Schmidhuber (2005) for LSTMs.
 """
 
+from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell
-from lstm_jax.cells.checks import is_token
+from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
 from lstm_jax.sequence.arguments import (
@@ -132,7 +134,8 @@ def _pair(name: str, pair: Any) -> tuple[Any, Any]:
   """
   if pair is None:
     return None, None
-  if not isinstance(pair, tuple) or len(pair) != 2:
+  another = hasattr(pair, "_fields") and not isinstance(pair, Directions)
+  if not isinstance(pair, tuple) or len(pair) != 2 or another:
     fields = f" of {len(pair)}" if isinstance(pair, tuple) else ""
     raise ValueError(
       f"{name} must be Directions(forward, backward), "
@@ -141,6 +144,7 @@ def _pair(name: str, pair: Any) -> tuple[Any, Any]:
   return pair
 
 
+@partial(compiled, num_static=0)
 def last_steps(reset: jax.Array, mask: jax.Array | None) -> jax.Array:
   """Return whether the next step that is not masked is reset, [T, ...].
 

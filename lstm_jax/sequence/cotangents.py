@@ -37,6 +37,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
+from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.arguments import check_sequence
 from lstm_jax.sequence.primal import ScanOptions
@@ -45,7 +46,11 @@ from lstm_jax.sequence.scan import forward
 
 
 def state_cotangents(
-  cell: Cell, params: Params, state: State, xs: jax.Array, d_last: State
+  cell: Cell,
+  params: Params,
+  state: State | None,
+  xs: jax.Array,
+  d_last: State,
 ) -> State:
   """Return the cotangent of every state, given that of the last state.
 
@@ -54,27 +59,31 @@ def state_cotangents(
   Args:
     cell: `lstm`, `gru`, `rnn`, or any object with the functions of `Cell`.
     params: the cell's weights.
-    state: the state before the first step, as `initial_state` returns it.
+    state: the state before the first step, as `initial_state` returns it; None
+      for the zero state.
     xs: inputs [T, ..., D], or integer tokens [T, ...] in [0, D).
     d_last: the cotangent of the state after the last step; has its type.
 
   Returns:
     A state of arrays [T + 1, ..., H]. Row t is the cotangent of the state after
-    t steps: row 0 that of `state`, and row T is d_last.
+    t steps: row 0 that of the first one, and row T is d_last.
 
   Raises:
     ValueError: xs is empty or does not fit the state or the weights, or d_last
       does not fit the state.
   """
-  state, xs, d_last = jax.tree.map(jnp.asarray, (state, xs, d_last))
-  check_sequence(cell, params, state, xs)
+  xs, d_last = jax.tree.map(jnp.asarray, (xs, d_last))
+  state = check_sequence(cell, params, state, xs)
   _check_like(state, d_last)
   params, state, xs, d_last = vary_alike((params, state, xs, d_last))
   batch = batch_sharding(params, state, xs, start=1)
   steps = NamedSharding(batch.mesh, PartitionSpec(None, *batch.spec))
-  return auto_sharded(partial(_scan_back, cell), steps)(
-    params, state, xs, d_last
-  )
+  return _apply(cell, steps, params, state, xs, d_last)
+
+
+@partial(compiled, num_static=2)
+def _apply(cell, sharding, *arguments):
+  return auto_sharded(partial(_scan_back, cell), sharding)(*arguments)
 
 
 def _scan_back(cell, params, state, xs, d_last):

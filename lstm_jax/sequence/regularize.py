@@ -37,13 +37,20 @@ def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
   """Return x with elements set to 0 with probability `rate`, others scaled up.
 
   Raises:
-    ValueError: the rate is not in [0, 1). All functions here raise it.
+    ValueError: the rate is not in [0, 1), which all functions here refuse; or x
+      has no floats.
   """
+  _check_floats("x", x)
   return x * factors(key, x.shape, rate, x.dtype) if _drops(rate) else x
 
 
 def locked_dropout(key: jax.Array, xs: jax.Array, rate: float) -> jax.Array:
-  """Return xs [T, ...] with the same units dropped at every time step."""
+  """Return xs [T, ...] with the same units dropped at every time step.
+
+  Raises:
+    ValueError: as `dropout`.
+  """
+  _check_floats("xs", xs)
   if not _drops(rate):
     return xs
   return xs * factors(key, (1, *xs.shape[1:]), rate, xs.dtype)
@@ -109,6 +116,11 @@ def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:
     for k, s, r in zip(keys, state, rates, strict=True)
   ]
   return type(state)(*keep)
+
+
+def _check_floats(name: str, x: jax.Array) -> None:
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f"{name} must hold floats, got {x.dtype}")
 
 
 def _drops(rate: float) -> bool:

@@ -1,9 +1,10 @@
 """A scan over time whose new rows are written over the old ones.
 
-`lax.scan` allocates an array of zeros for its outputs and writes the new rows
-there. The rows of `scan_rows` (projected inputs in the forward pass, gates in
-the backward pass) are the largest array of a sequence, so it overwrites them in
-place. How depends on the device (`cells.platform`).
+A row is what an array [T, ...] holds of one time step. `lax.scan` allocates an
+array of zeros for its outputs and writes the new rows there. The rows of
+`scan_rows` (projected inputs in the forward pass, gates in the backward pass)
+are the largest array of a sequence, so it overwrites them in place. How depends
+on the device (`cells.platform`).
 
 Its derivative, for the gradient of a gradient, is that of `lax.scan`. That of a
 loop which carries the array of rows would add such an array at every step: time
@@ -74,7 +75,7 @@ def scan_rows(
 
 
 def _scan_plainly(f, carry, rows, xs, reverse):
-  """Scan as `scan_rows` does, by `lax.scan`, whose derivative is linear in T."""
+  """Scan as `scan_rows` does, by `lax.scan`; its derivative takes time ∝ T."""
 
   def body(carry, inputs):
     carry, row, y = f(carry, *inputs)

@@ -23,7 +23,8 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
   min_gru 3          lru 3              gru_reset_before 6
   mogrifier_lstm 9 + 4 D/H
 
-with P the size of the projection, and 5 rounds of a Mogrifier. The largest
+with P the size of the projection, and 5 rounds of a Mogrifier; with a mask,
+resets or state dropout 1 more, the h that enters each step. The largest
 array exists only once: at every step, the gates (or local gradients) overwrite
 axₜ, and later daₜ overwrites them. During the backward there are more, again
 times T·B·H: a copy of hs, shifted by one step, 1; in the GRU the cotangent of

@@ -60,7 +60,8 @@ def unroll_stack(
     dropout: rate of dropout between layers, in [0, 1).
     locked: drop the same units at every time step (variational dropout).
     key: a PRNG key for dropout; needed if its rate is not 0.
-    skip: add a layer's inputs to its outputs, wherever the sizes are equal.
+    skip: add a layer's inputs, as they are before dropout, to its outputs,
+      wherever the sizes are equal.
     zoneout: as in `unroll`, one per layer (`Directions` for a bidirectional
       one). An element of None, or None in place of all, is no zoneout.
     state_dropout: as in `unroll`, one per layer, with None as for zoneout.
@@ -76,6 +77,10 @@ def unroll_stack(
       not in [0, 1); or `unroll` raises it for a layer, such as for one that is
       too large for implementation="mosaic_gpu".
   """
+  for name in options.keys() - UnrollOptions.__annotations__.keys():
+    raise TypeError(
+      f"unroll_stack() got an unexpected keyword argument {name!r}"
+    )
   check_is_sequence(params)
   if not params or (states is not None and len(params) != len(states)):
     states = () if states is None else states
@@ -244,6 +249,10 @@ def _per_layer(name: str, values: Any, layers: Sequence) -> Sequence:
   """Return one value per layer: those given, or None for each."""
   if values is None:
     return [None] * len(layers)
+  if hasattr(values, "_fields"):
+    raise ValueError(
+      f"{name} must have one element per layer, got one {type(values).__name__}"
+    )
   if len(values) != len(layers):
     raise ValueError(
       f"{name} must have one element per layer, "

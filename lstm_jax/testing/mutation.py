@@ -46,7 +46,7 @@ def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
   if isinstance(module, MadeCell):
     module = module.module
   names: dict[str, None] = {}
-  for assignment in _assignments(ast.parse(inspect.getsource(module))):
+  for assignment in _assignments(_parse(module)):
     for name in filter(None, _targets(assignment)):
       names[name] = None
       parts = _parts(assignment.value)
@@ -76,7 +76,7 @@ def plant(
     raise ValueError(
       f"{module.__name__} has no term {term!r}; it has {', '.join(known)}"
     )
-  tree = ast.parse(inspect.getsource(module))
+  tree = _parse(module)
   name, _, part = term.rstrip("]").partition("[")
   for assignment in _assignments(tree):
     if name not in _targets(assignment):
@@ -113,6 +113,28 @@ def plant(
   code = compile(ast.fix_missing_locations(tree), f"<{term} planted>", "exec")
   exec(code, planted.__dict__)
   return planted
+
+
+def _parse(module: ModuleType) -> ast.Module:
+  """Return a module's source, with every assignment as `name = value`."""
+  return _Plain().visit(ast.parse(inspect.getsource(module)))
+
+
+class _Plain(ast.NodeTransformer):
+  """Writes `d: Array = x` as `d = x`, and `d += x` as `d = d + x`."""
+
+  def visit_AnnAssign(self, node):
+    if node.value is None:
+      return node
+    return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+  def visit_AugAssign(self, node):
+    before = ast.parse(ast.unparse(node.target), mode="eval").body
+    value = ast.BinOp(before, node.op, node.value)
+    return ast.copy_location(ast.Assign([node.target], value), node)
+
+  def visit_ClassDef(self, node):
+    return node  # the annotations of its fields stay
 
 
 class _Scale(ast.NodeTransformer):

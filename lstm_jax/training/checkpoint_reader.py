@@ -85,6 +85,10 @@ def read_params(directory: Path, step: int, like: Any) -> Any:
 
 def read_state(directory: Path, step: int, like: Any) -> Any:
   """Return the state of one checkpoint; see `read_params`."""
+  if (directory / str(step)).is_dir() and not has_state(directory, step):
+    raise CheckpointError(
+      f"the checkpoint {directory / str(step)} holds no state to resume from"
+    )
   return _read_arrays(directory, step, STATE, like)
 
 

@@ -8,8 +8,8 @@ so:
   h, c [B, H]                               B            B, once more
   w_h [H, G·H], W [H, V], and w_x [H, G·H]
   of every layer but the lowest             replicated   rows
-  a tied E [V, H]                           replicated   columns
-  any other weight: biases, E, lowest w_x,
+  a tied W_e [V, H]                         replicated   columns
+  any other weight: biases, W_e, lowest w_x,
   and those whose rows m does not divide    replicated   replicated
   an optimizer's moments, an average        as their weight
 

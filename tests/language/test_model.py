@@ -1,5 +1,6 @@
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def test_the_explicit_gradient_of_the_loss_is_that_of_autodiff(name, key):
 
 @pytest.fixture(params=["table", "rows"])
 def path(request, monkeypatch):
-  """Whether a batch of few tokens uses the table E W_x or rows of E."""
+  """Whether a batch of few tokens uses the table W_e W_x or rows of W_e."""
   table_rows = 1 if request.param == "rows" else model_module.TABLE_ROWS
   monkeypatch.setattr(model_module, "TABLE_ROWS", table_rows)
   return request.param
@@ -124,6 +125,25 @@ def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
   assert not explicit.embedding[3].any()
 
 
+def test_neither_the_table_nor_rows_are_rounded_to_bfloat16(
+  path, key, monkeypatch
+):
+  """With bfloat16 weights: x W_x is a sum, as h W_h is."""
+  memories = []
+  for dtype in (jnp.bfloat16, jnp.float32):
+    config = ModelConfig(lstm, E, H, dtype=dtype)
+    model = language_model(config, V)
+    params = language_model(replace(config, dtype=jnp.bfloat16), V).init(key)
+    params = jax.tree.map(lambda x, d=dtype: x.astype(d), params)
+    state = language_model(replace(config, dtype=jnp.float32), V).initial_state(
+      (B,)
+    )
+    tokens = jnp.arange(B)[None]
+    memories.append(model.apply(params, state, tokens)[0][0].c)
+  found, expected = memories
+  assert abs(found - expected).max() < 1e-5 * abs(expected).max()
+
+
 def test_a_batch_with_as_many_tokens_as_the_vocabulary_uses_the_table(
   key, monkeypatch
 ):
@@ -137,7 +157,7 @@ def test_a_batch_with_as_many_tokens_as_the_vocabulary_uses_the_table(
 def test_a_planted_error_in_the_embedding_is_caught(
   term, path, key, monkeypatch
 ):
-  """Rows of E have their gradient from dW of `linear`, the table from dx."""
+  """Rows of W_e have their gradient from dW of `linear`, the table from dx."""
   planted = plant(affine, term)
   monkeypatch.setattr(model_module, "linear", planted.linear)
   (explicit, autodiff), _ = gradients_of(key, monkeypatch, V // B)

@@ -243,11 +243,38 @@ def test_a_chunk_is_a_whole_number_of_steps(chunk):
     Explicit(chunk=chunk)
 
 
-def test_a_dropout_of_integers_is_refused():
-  with pytest.raises(ValueError, match=r"^dtype must be a dtype of floats"):
-    regularize.dropout(KEY, jnp.ones(3, int), 0.5)
-
-
 def test_a_size_may_be_an_integer_of_numpy():
   layers = init_stack(lstm, KEY, D, np.int64(H), num_layers=2)
   assert [layer.w_h.shape for layer in layers] == [(H, 4 * H)] * 2
+
+
+def test_only_an_exchange_of_axes_names_time_major():
+  square = jnp.ones((B, B, D + 3))  # T = B, and another D
+  message = r"^xs must be inputs \[3, 3, 4\], got \(3, 3, 7\)$"
+  with pytest.raises(ValueError, match=message):
+    unroll(lstm, lstm.init(KEY, D, H), None, square)
+
+
+def test_a_state_is_no_pair_and_no_layers():
+  params = lstm.init(KEY, D, D)
+  rates, state = lstm.LSTMState(0.1, 0.2), lstm.initial_state(params, (B,))
+  both = partial(unroll_both, lstm, Directions(params, params))
+  stack = partial(unroll_stack, lstm, [params, params])
+  pair = r" must be Directions\(forward, backward\), got LSTMState of 2$"
+  layers = r" must have one element per layer, got one LSTMState$"
+  for call, message in (
+    (lambda: both(None, XS, zoneout=rates), f"^zoneout{pair}"),
+    (lambda: both(state, XS), f"^states{pair}"),
+    (lambda: stack(None, XS, zoneout=rates), f"^zoneout{layers}"),
+    (lambda: stack(state, XS), f"^states{layers}"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      call()
+  with pytest.raises(TypeError, match="unexpected keyword argument 'reverse'"):
+    stack(None, XS, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["dropout", "locked_dropout"])
+def test_dropout_takes_floats(name):
+  with pytest.raises(ValueError, match=r"^xs? must hold floats, got int64$"):
+    getattr(regularize, name)(KEY, jnp.arange(3), 0.5)

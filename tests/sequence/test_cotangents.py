@@ -81,6 +81,16 @@ def test_planted_errors_of_the_recurrence_are_caught(name, key):
     assert worst(tuple(found), tuple(expected)) > 1e-4, term
 
 
+def test_a_state_of_none_is_zero(key):
+  params, state, xs = arguments(lstm, key)
+  d_last = normal_like(key, state)
+  zero = lstm.initial_state(params, (B,))
+  found, expected = (
+    state_cotangents(lstm, params, first, xs, d_last) for first in (None, zero)
+  )
+  assert worst(found, expected) == 0
+
+
 def test_error_messages_name_what_does_not_fit(key):
   params, state, xs = arguments(lstm, key)
   for message, changes in (

@@ -17,6 +17,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.cells.platform import traced_for
+from lstm_jax.sequence import state_cotangents
 from tests.contract import each_cell
 from tests.draws import arguments, weighed, worst
 
@@ -89,6 +90,15 @@ def test_neither_do_layers_and_directions():
   assert compiles_once(lambda: unroll_stack(gru, layers, None, xs))
   both = params, params
   assert compiles_once(lambda: unroll_both(gru, both, None, xs[:-2]))
+  flags = {"reset": jnp.ones((T, B), bool), "lengths": jnp.full(B, T - 1)}
+  assert compiles_once(lambda: unroll_both(gru, both, None, xs[1:], **flags))
+
+
+def test_nor_do_the_cotangents_of_states():
+  xs = jnp.ones((T + 3, B, D))
+  params = gru.init(jax.random.key(0), D, H)
+  d_last = gru.initial_state(params, (B,))
+  assert compiles_once(lambda: state_cotangents(gru, params, None, xs, d_last))
 
 
 def test_an_array_of_another_shape_or_platform_is_another_program():

@@ -201,6 +201,13 @@ def test_outputs_without_elements_are_an_error(f, key):
     gradcheck(f, f, jnp.ones(3), key)
 
 
+def module_of(tmp_path, name, source):
+  (tmp_path / f"{name}.py").write_text(source)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.syspath_prepend(tmp_path)
+    return importlib.import_module(name)
+
+
 def test_names_that_are_assigned_together_or_twice_are_terms(tmp_path):
   source = """
 def recur_backward(params, gates, residuals, d_state):
@@ -212,15 +219,34 @@ def step_back(d):
   da = d + d
   return da
 """
-  (tmp_path / "chained.py").write_text(source)
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("chained")
+  module = module_of(tmp_path, "chained", source)
   assert {"da[2]", "db[0]"} <= {*terms(module)}
   planted = plant(module, "da[2]", 3.0)
   x = jnp.ones(())
   assert module.recur_backward(None, x, x, x) == 6 + 3
   assert planted.recur_backward(None, x, x, x) == (2 * 5) + 5
+
+
+def test_assignments_with_a_type_or_an_addition_are_terms(tmp_path):
+  source = """
+def recur_backward(params, gates, residuals, d_state):
+  da: float = gates * d_state
+  dh = residuals + d_state
+  dh += da * residuals
+  dc: float
+  return dh
+"""
+  module = module_of(tmp_path, "typed", source)
+  assert terms(module) == ("da", "dh", "dh[0]", "dh[1]")
+  x = jnp.float64(2.0)
+  arguments = None, x, x + 1, x + 2
+  assert module.recur_backward(*arguments) == (3 + 4) + 2 * 4 * 3
+  for term, expected in (
+    ("da", (3 + 4) + 10 * 2 * 4 * 3),
+    ("dh", 10 * (10 * (3 + 4) + 2 * 4 * 3)),
+  ):
+    planted = plant(module, term, 10.0)
+    assert planted.recur_backward(*arguments) == expected
 
 
 def test_precision_of_the_differences_is_that_of_the_docstring(key):

@@ -36,6 +36,8 @@ def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
   assert worst(back, state) == 0
   assert jax.tree.structure(back) == jax.tree.structure(state)
   assert has_state(tmp_path, 8) and not has_state(tmp_path, 3)
+  with pytest.raises(CheckpointError, match="/3 holds no state to resume from"):
+    read_state(tmp_path, 3, jax.eval_shape(lambda: state))
   with pytest.raises(CheckpointError, match="holds no checkpoint of step 5"):
     read_checkpoint(tmp_path, 5)
 

@@ -84,9 +84,9 @@ def they_compute_what_one_does(simulated):
 def gradients_are_summed_once_an_update(simulated):
   sent, held = simulated["data:8"][2]
   assert held == count(DEEP)
-  # The lowest layer reads rows of the table E W_x [V, 4H]: its gradient is sent
-  # in place of those of E, w_x and b, which each device computes from it. The 1
-  # is the loss.
+  # The lowest layer reads rows of the table W_e W_x [V, 4H]: its gradient is
+  # sent in place of those of W_e, w_x and b, which each device computes from
+  # it. The 1 is the loss.
   lowest = V * E + E * 4 * H + 4 * H
   numbers = count(DEEP) - lowest + V * 4 * H + 1
   assert sent == [["all-reduce", numbers * WIDTH, False]]

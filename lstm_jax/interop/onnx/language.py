@@ -131,7 +131,7 @@ class _Graph:
     return output
 
   def embedding(self, params: LanguageParams) -> str:
-    """Add the rows of E; return their name."""
+    """Add the rows of W_e; return their name."""
     table = self.tensor("embedding", params.embedding)
     xs = self.node("Gather", table, "tokens", output="embedded")
     if params.readout is not None:
