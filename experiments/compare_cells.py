@@ -14,7 +14,8 @@ training text. It measures
   length, rhymes;
 - the validation loss by the length of the context;
 - delayed recall: the accuracy of naming a symbol after 1 to 500 blanks, with
-  the cells' usual initial biases and with forget biases that fit the delay;
+  the cells' usual initial biases and with those of chrono initialization
+  (`analysis.chrono`), which fit the delay;
 - gradient flow: the norm of the gradient of one character's loss with respect
   to each earlier state, before and after training.
 

@@ -25,7 +25,7 @@ from experiments.trainer.devices import members_mesh
 from lstm_jax.language import ModelConfig
 
 EQUAL_STEPS, EQUAL_TIME = "equal steps", "equal time"  # the two budgets
-USUAL_BIAS, DELAY_BIAS = "usual", "delay's"  # initial forget biases in recall
+USUAL_BIAS, CHRONO_BIAS = "usual", "chrono"  # initial biases in recall
 
 
 def describe_cells(
@@ -161,7 +161,7 @@ def delayed_recall(
   biases = [
     (name, bias)
     for name in models
-    for bias in (USUAL_BIAS, DELAY_BIAS)
+    for bias in (USUAL_BIAS, CHRONO_BIAS)
     if bias == USUAL_BIAS or name in GATE_BIASES
   ]
   for name, bias in biases:
@@ -174,7 +174,7 @@ def delayed_recall(
         delay,
         config.recall_steps,
         config.recall_learning_rate,
-        chrono=name if bias == DELAY_BIAS else None,
+        chrono=name if bias == CHRONO_BIAS else None,
         mesh=members_mesh(config.job, config.num_seeds),
       )
       rows.append(
@@ -191,7 +191,7 @@ def delayed_recall(
       )
       accuracy = ", ".join(f"{value:.2f}" for value in result.accuracy)
       console.print(
-        f"recall, {name}, {bias} forget bias, delay {delay}: "
+        f"recall, {name}, {bias} initial biases, delay {delay}: "
         f"accuracy {accuracy}",
         soft_wrap=True,
       )

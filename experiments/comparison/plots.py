@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.analysis.recall import SYMBOLS
 from experiments.comparison.measurements import (
-  DELAY_BIAS,
+  CHRONO_BIAS,
   EQUAL_STEPS,
   EQUAL_TIME,
   USUAL_BIAS,
@@ -29,7 +29,7 @@ OTHERS = (
 )
 COLORS |= dict(zip((n for n in CELLS if n not in COLORS), OTHERS, strict=True))
 MIN_RATIO = 1e-16  # lower limit of the gradients' axis: 1 + 1e-16 is 1
-RECALL_STYLES = {USUAL_BIAS: "-", DELAY_BIAS: "--"}
+RECALL_STYLES = {USUAL_BIAS: "-", CHRONO_BIAS: "--"}
 
 
 def draw(record: Record, path: Path) -> None:

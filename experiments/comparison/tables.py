@@ -124,7 +124,7 @@ def _recall(record: Record) -> str:
       ]
     )
   delays = [str(delay) for delay in record["config"]["delay"]]
-  header = ["cell", "forget bias", *delays, "longest delay above 0.9"]
+  header = ["cell", "initial biases", *delays, "longest delay above 0.9"]
   return markdown(header, rows)
 
 

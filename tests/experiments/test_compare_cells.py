@@ -15,10 +15,10 @@ from experiments.trainer.records import replace, to_record
 from tests.processes import ROOT, as_flags, run_program
 
 NAMES = ["rnn", "gru", "lstm"]
-# The cells and initial forget biases of the recall task.
+# The cells and initial biases of the recall task.
 RECALLS = [
   *((name, "usual") for name in NAMES),
-  *((name, "delay's") for name in NAMES[1:]),
+  *((name, "chrono") for name in NAMES[1:]),
 ]
 
 
