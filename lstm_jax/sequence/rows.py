@@ -69,7 +69,9 @@ def scan_rows(
     def plain(operands, carry, rows, xs):
       return _scan_plainly(partial(f, operands), carry, rows, xs, reverse)
 
-    return jax.jvp(plain, primals, tangents)
+    # The values are those of `run`, not of `plain`: under `vmap`, JAX takes the
+    # batch axes of both rules to be the same, and those of `plain` are not.
+    return run(*primals), jax.jvp(plain, primals, tangents)[1]
 
   return run(operands, carry, rows, xs)
 
