@@ -79,7 +79,7 @@ class Result(NamedTuple):
   val_loss: float  # the lowest, nats per token; infinite before the first
   seconds: float  # of training steps
   stopped_by: signal.Signals | None = None  # the signal that stopped it early
-  signalled: signal.Signals | None = None  # one after the last training step
+  signalled: signal.Signals | None = None  # one that came too late to stop it
 
 
 def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
@@ -90,7 +90,9 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
   Raises:
     ValueError: the corpus, the run directory or the configuration is not
       usable, or the device has too little memory.
-    Diverged: the loss is NaN or infinite; the best checkpoint is kept.
+    Diverged: the loss or the gradient is NaN or infinite; the message says
+      which checkpoint is kept.
+    KeyboardInterrupt: a second Ctrl-C; likewise.
   """
   setup = make_setup(config)
   console.print(heading(setup), soft_wrap=True)
@@ -170,7 +172,8 @@ class _Observer(Observer):
   def evaluate(self, step: int, state: TrainState) -> TrainState:
     """Measure the validation loss and draw a sample.
 
-    Returns the state, whose weights are averaged from now on if NT-ASGD does.
+    Returns the state to go on with. If this evaluation starts NT-ASGD, its
+    weights are averaged from now on.
     """
     config, setup, logger = self._setup.config, self._setup, self._logger
     logger.flush()
@@ -226,6 +229,11 @@ def _report_result(
       f"{evaluations} in a row without a lower validation loss"
     )
   if not best.step:
+    if not stopped_by:  # a run that was killed, and whose checkpoint is damaged
+      raise ValueError(
+        f"{directory} has made its last step and has no best checkpoint: "
+        "--overwrite trains it anew"
+      )
     return result
   losses = format_losses(best.val_loss, tokenizer, corpus.val.text)
   summary = f"best validation loss {losses} at step {best.step}"

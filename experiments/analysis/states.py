@@ -7,7 +7,8 @@ what `recur` saves for the backward pass:
 
   LSTM and its variants     i, f, g and o; of a coupled LSTM not i, which is
                             1 − f; a Mogrifier LSTM's are among its residuals
-  sLSTM                     q, from which i and f are computed, g and o
+  sLSTM                     q, from which i and f are computed, g and o; i and
+                            f relative to the larger of both
   both GRUs                 r and z; the candidate n is computed again
   RNN, LRU                  none
   minGRU, minLSTM           not recorded, since only their local gradients are
@@ -68,7 +69,9 @@ class LayerTrace(NamedTuple):
   xs: jax.Array  # its inputs, [N, D]
   hs_before: jax.Array  # h before each step, [N, H]; if projected, [N, P]
   states: State  # after each step, [N, H] each; if projected, h is [N, P]
-  gates: jax.Array  # [N, G·H]: the second result of `recur`, whatever it is
+  # [N, K], the second result of `recur`: gates, local gradients, or for a
+  # Mogrifier x.
+  gates: jax.Array
   residuals: Residuals  # saved for the backward besides, [N, ...]
 
 

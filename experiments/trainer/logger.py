@@ -120,8 +120,9 @@ class RunLogger:
   def log_step(self, step: int, metrics: Metrics) -> None:
     """Add the metrics of a training step; write a row every LOG_EVERY steps.
 
-    It first waits until the last checkpoint is on the disk: a kill costs the
-    steps since that one, and the one during which it was written.
+    It first waits until the last checkpoint is on the disk, so only one step
+    runs while a checkpoint is written. A kill in that step costs the steps
+    since the checkpoint before it; a later kill, those since the last.
     """
     self._checkpoints.wait()
     self.step = step
@@ -237,13 +238,16 @@ class RunLogger:
     self._tensorboard.sample(self.step, title, text)
 
   def sample_during_training(self, title: str, params: LanguageParams) -> None:
-    """Draw, print and append a sample, by a key that depends on the step."""
+    """Draw, print and append a sample, by a key that depends on the step.
+
+    The untrained model's is that of the sample at the end.
+    """
     key = self._setup.keys.samples
     key = jax.random.fold_in(key, self.step) if self.step else key
     self.sample(title, params, key, self._setup.config.evaluation.sample_length)
 
   def finish(self, test_loss: float | None) -> None:
-    """Write result.json, which marks the run as finished."""
+    """Write result.json, which marks the run as finished, after `close`."""
     if test_loss is not None:
       self._write_row({"step": self.best.step, "test_loss": test_loss})
     record = {
@@ -254,7 +258,6 @@ class RunLogger:
       "last_step": self.step,
       "stopped_early": self.step < self._setup.num_steps,
     }
-    self._checkpoints.wait()  # a finished run has its last checkpoint
     if self._is_writer:
       write_json(self.directory / run_dir.RESULT, record)
       if test_loss is not None:
@@ -262,6 +265,8 @@ class RunLogger:
 
   def close(self) -> None:
     """Draw loss.png and wait for the last checkpoint.
+
+    Only `sample` and `finish` may follow.
 
     If the best checkpoint is on the disk, which may have been full, it also
     deletes the run that --overwrite replaces.

@@ -120,9 +120,9 @@ class MetricBuffer:
         problem = f"loss is {loss}"
         if math.isfinite(loss):
           problem = "gradient is not finite"
-        after = f" after {self._max_skipped} skipped steps"
+        limit = f", and at most {self._max_skipped} in a row may be skipped"
         raise Diverged(
-          f"the {problem} at step {at}{after if self._max_skipped else ''}"
+          f"the {problem} at step {at}{limit if self._max_skipped else ''}"
         )
     self.skipped += int((~finite).sum())
 

@@ -1,8 +1,8 @@
 """The weights of another run, from which --init_from starts a training.
 
-They are those that `trained.load` returns: the best of the other run, or its
-last before the first evaluation. The optimizer, the step and the batches start
-anew.
+They are those that `trained.load` returns: the other run's with the lowest
+validation loss or, if it has not been evaluated yet, its newest. The optimizer,
+the step and the batches start anew.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from experiments.trainer.setup import TrainSetup
 from experiments.trainer.trained import Trained, load
 from lstm_jax.training import list_checkpoints
 
-# The flags that decide which weights there are, but for the vocabulary.
-SHAPE = (
+# Flags that must be equal; `check_vocabulary` compares the symbols themselves.
+MODEL = (
   "tokenizer",
   "cell",
   "tied",
@@ -53,10 +53,10 @@ def read_pretrained(setup: TrainSetup) -> Trained | None:
 
 
 def _check_fits(setup: TrainSetup, trained: Trained) -> None:
-  """Raise ValueError where the weights are not those of this run's model."""
+  """Raise ValueError unless the weights are of this run's model and splits."""
   expected, found = to_record(setup.config), to_record(trained.config)
   name = f"--init_from={setup.config.init_from}"
-  for flag in SHAPE:
+  for flag in MODEL:
     if found[flag] != expected[flag]:
       raise ValueError(
         f"{name} has another model: {flag} must be {expected[flag]!r}, as in "

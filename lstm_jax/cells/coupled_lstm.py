@@ -84,7 +84,7 @@ def recur(
     (state, gates, residuals): the next state; f, g, o, [..., 3H]; and c.
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
-  # The barrier keeps XLA from computing this again in each of its consumers.
+  # On a CPU, XLA would compute this again in each of its consumers.
   af, ag, ao = jnp.split(computed_once(a), 3, axis=-1)
   gates = jnp.concatenate([sigmoid(af), tanh(ag), sigmoid(ao)], axis=-1)
   gates = computed_once(gates)
@@ -118,7 +118,7 @@ def recur_backward(
   daf = dc_sum * (residuals.c - g) * dsigmoid(f)
   dag = dc_sum * (1 - f) * dtanh(g)
   dao = dh_next * tanh_c * dsigmoid(o)
-  # The barrier keeps XLA from computing da again in each of its consumers.
+  # On a CPU, XLA would compute da again in each of its consumers.
   da = computed_once(jnp.concatenate([daf, dag, dao], axis=-1))
   dh = product_transposed(da, params.w_h)
   dc = dc_sum * f

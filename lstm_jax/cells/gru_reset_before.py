@@ -115,7 +115,7 @@ def recur(
   x_gates, xn = jnp.split(ax + as_row(params.b, ax), [split], axis=-1)
   u_gates = product(state.h, w_gates)
   h = upcast(state.h)
-  # The barrier keeps XLA from computing this again in each of its consumers.
+  # On a CPU, XLA would compute this again in each of its consumers.
   gates = computed_once(activations.gates.apply(x_gates + u_gates))
   r, z = jnp.split(gates, 2, axis=-1)
   m = r * h

@@ -105,7 +105,7 @@ def recur(
   """
   u, u_scale = normalise(product(state.h, params.w_h))
   a = ax + as_row(params.gain_h, u) * u + as_row(params.b, ax)
-  # The barrier keeps XLA from computing this again in each of its consumers.
+  # On a CPU, XLA would compute this again in each of its consumers.
   gates = computed_once(activate(a))
   i, f, g, o = jnp.split(gates, 4, axis=-1)
   c = upcast(state.c)

@@ -1,4 +1,4 @@
-"""Minimal GRU, a linear recurrence: one step, forward and backward.
+"""Minimal GRU (minGRU), a linear recurrence: one step, forward and backward.
 
 Forward                              Local gradients
   a  = x W_x + b                       ∂h'/∂a_z = (aₙ − h) ⊙ z ⊙ (1 − z)

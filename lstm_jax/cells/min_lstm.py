@@ -1,4 +1,4 @@
-"""Minimal LSTM, a linear recurrence: one step, forward and backward.
+"""Minimal LSTM (minLSTM), a linear recurrence: one step, forward and backward.
 
 Forward                              Local gradients
   a  = x W_x + b                       q        = (h − aₙ) ⊙ p ⊙ (1 − p)

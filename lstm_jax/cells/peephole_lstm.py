@@ -19,8 +19,8 @@ Backward, from dh' and dc'
                                                   dw_f = Σ da_f ⊙ c
                                                   dwₒ  = Σ daₒ ⊙ c'
 
-Each gate also reads the memory of its own unit: the input and forget gates read
-c, the output gate reads c'.
+Each gate also reads the cell state of its own unit: the input and forget gates
+read c, the output gate reads c'.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -89,10 +89,11 @@ def recur(
   """Return the next state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, gates, residuals): the next state, and i, f, g, o, [..., 4H].
+    (state, gates, residuals): the next state; i, f, g, o, [..., 4H]; and c,
+    before and after the step.
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
-  # The barrier keeps XLA from computing this again in each of its consumers.
+  # On a CPU, XLA would compute this again in each of its consumers.
   ai, af, ag, ao = jnp.split(computed_once(a), 4, axis=-1)
   c = upcast(state.c)
   w_i, w_f, w_o = _peepholes(params, c)
@@ -123,7 +124,7 @@ def recur_backward(
   dao = dh_next * h_wrt_ao
   dc_sum = dc_next + dh_next * h_wrt_c + dao * w_o
   dai, daf, dag = dc_sum * c_wrt_ai, dc_sum * c_wrt_af, dc_sum * c_wrt_ag
-  # The barrier keeps XLA from computing da again in each of its consumers.
+  # On a CPU, XLA would compute da again in each of its consumers.
   da = computed_once(jnp.concatenate([dai, daf, dag, dao], axis=-1))
   dh = product_transposed(da, params.w_h)
   dc = dc_sum * f + dai * w_i + daf * w_f

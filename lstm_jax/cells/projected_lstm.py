@@ -97,7 +97,7 @@ def recur(
     i, f, g, o, [..., 4H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
-  # The barrier keeps XLA from computing this again in each of its consumers.
+  # On a CPU, XLA would compute this again in each of its consumers.
   gates = computed_once(activate(a))
   c = upcast(state.c)
   c_next, tanh_c = next_c(gates, c)
@@ -122,7 +122,7 @@ def recur_backward(
   dm = product_transposed(dh_next, params.w_r)
   dc_sum = dc_next + dm * m_wrt_c
   da = jnp.concatenate([dc_sum, dc_sum, dc_sum, dm], axis=-1) * local_grads
-  # The barrier keeps XLA from computing da again in each of its consumers.
+  # On a CPU, XLA would compute da again in each of its consumers.
   da = computed_once(da)
   dh = product_transposed(da, params.w_h)
   dc = dc_sum * f

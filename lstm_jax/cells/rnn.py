@@ -108,7 +108,7 @@ def recur_backward(
   """Return (d_state before the step, da [..., H]) from d_state after it."""
   del residuals
   (dh_next,) = d_state
-  # The barrier keeps XLA from computing da again in each of its consumers.
+  # On a CPU, XLA would compute da again in each of its consumers.
   da = computed_once(dh_next * local_grads)
   dh = product_transposed(da, params.w_h)
   return RNNState(dh), da

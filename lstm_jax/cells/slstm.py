@@ -121,7 +121,7 @@ def recur(
     (state, gates, residuals): the next state; and q, ∂p/∂a_f, g, o, [..., 4H].
   """
   a = ax + _product(state.h, params.w_h) + as_row(params.b, ax)
-  # The barrier keeps XLA from computing this again in each of its consumers.
+  # On a CPU, XLA would compute this again in each of its consumers.
   ai, af, ag, ao = jnp.split(computed_once(a), 4, axis=-1)
   _, c, n, m = upcast(state)
   p = jnp.where(n > 0, jax.nn.log_sigmoid(af) + m, -jnp.inf)
@@ -171,7 +171,7 @@ def recur_backward(
   dp = dq + w * dm_next
   dai = (1 - w) * dm_next - dq
   daf = dp * p_wrt_af
-  # The barrier keeps XLA from computing da again in each of its consumers.
+  # On a CPU, XLA would compute da again in each of its consumers.
   da = computed_once(jnp.concatenate([dai, daf, dag, dao], axis=-1))
   dh = _product_transposed(da, params.w_h)
   dc = dc_sum * f

@@ -4,15 +4,17 @@ Haiku's parameters are a mapping from the path of a module to its arrays:
 
   lstm/linear             w [D+H, 4H]   w_x above w_h; the gates are i, g, f, o
                           b [4H]        b; the step adds 1 to that of f
-  gru                     w_i [D, 3H]   w_x; the gates are z, r, n (z, r, a),
-                          w_h [H, 3H]   w_h  with z the share that is replaced:
-                          b [3H]        b    ours is 1 − z, of the weights −w
+  gru                     w_i [D, 3H]   w_x; the gates are z, r, n
+                          w_h [H, 3H]   w_h
+                          b [3H]        b
   vanilla_rnn/linear      w [D, H]      w_x
                           b [H]         b, to which the second one is added
   vanilla_rnn/linear_1    w [H, H]      w_h
                           b [H]         not with double_bias=False
 
-hk.GRU applies the reset gate before the product: `gru_reset_before`.
+hk.GRU applies the reset gate before the product: `gru_reset_before`. Its z is
+the share of the state that is replaced, ours the share that is kept, 1 − z: the
+weights of z change their sign, since 1 − σ(a) = σ(−a). It calls n a.
 hk.VanillaRNN has a relu: `rnn.with_activation(RELU)`. `to_haiku` writes a sum
 of two biases as the first. Haiku itself is not needed.
 
@@ -100,7 +102,8 @@ def to_haiku(
       are equal.
     name: the path of the core's module; None for "lstm", "gru" or
       "vanilla_rnn".
-    forget_bias: what is subtracted from an LSTM's b; 0 to convert gradients.
+    forget_bias: what is subtracted from the forget gate's part of an LSTM's b;
+      0 to convert gradients.
     double_bias: False for a VanillaRNN with double_bias=False.
 
   Raises:
@@ -115,7 +118,7 @@ def to_haiku(
     w, b = (_exchanged_f_and_g(x) for x in (w, b))
     return {f"{name or 'lstm'}/linear": {"w": w, "b": b}}
   if isinstance(params, gru_reset_before.ResetBeforeGRUParams):
-    arrays = [_exchanged_r_and_z(x, negate=1) for x in params]
+    arrays = [_exchanged_r_and_z(x, z_index=1) for x in params]
     return {name or "gru": dict(zip(GRU_NAMES, arrays, strict=True))}
   if isinstance(params, rnn.RNNParams):
     first = {"w": params.w_x, "b": params.b}
@@ -124,7 +127,10 @@ def to_haiku(
       second["b"] = jnp.zeros_like(params.b)
     core = name or "vanilla_rnn"
     return {f"{core}/linear": first, f"{core}/linear_1": second}
-  raise ValueError(f"Haiku has no core with {type(params).__name__}")
+  raise ValueError(
+    "params must be of lstm, gru_reset_before or rnn, which Haiku has, got "
+    f"{type(params).__name__}"
+  )
 
 
 def _one_core(
@@ -144,8 +150,8 @@ def _one_core(
   cores: dict[str, dict[str, Mapping[str, Any]]] = {}
   for path, arrays in weights.items():
     core, _, layer = path.rpartition("/")
-    has_arrays = layer not in LINEAR or not core  # the module itself: a GRU
-    if path == name or (name is None and has_arrays):
+    is_core = layer not in LINEAR or not core  # a GRU, and no layer of a core
+    if path == name or (name is None and is_core):
       core, layer = path, ""
     if name in (None, core):
       cores.setdefault(core, {})[layer] = arrays
@@ -172,8 +178,10 @@ def _read(
 def _from_lstm(path: str, arrays: Mapping[str, Any]) -> tuple[Cell, Params]:
   w, b = _read(path, arrays, ("w", "b"))
   hidden = check_shape(f"{path}/b", b, None).shape[0] // 4
+  if not hidden or b.shape[0] % 4:
+    raise ValueError(f"{path}/b must be [4H], got {b.shape}")
   w = check_shape(f"{path}/w", w, None, 4 * hidden)
-  if b.shape != (4 * hidden,) or not 0 < hidden < len(w):
+  if hidden >= len(w):
     raise ValueError(
       f"{path}/w must be [D+H, 4H] and b [4H], got {w.shape} and {b.shape}"
     )
@@ -189,7 +197,7 @@ def _from_gru(path: str, arrays: Mapping[str, Any]) -> tuple[Cell, Params]:
   check_shape(f"{path}/w_h", w_h, hidden, 3 * hidden)
   check_shape(f"{path}/w_i", w_x, None, 3 * hidden)
   check_shape(f"{path}/b", b, 3 * hidden)
-  params = (_exchanged_r_and_z(x, negate=0) for x in (w_x, w_h, b))
+  params = (_exchanged_r_and_z(x, z_index=0) for x in (w_x, w_h, b))
   return gru_reset_before, gru_reset_before.ResetBeforeGRUParams(*params)
 
 
@@ -215,14 +223,14 @@ def _exchanged_f_and_g(x: Array) -> jax.Array:
   return jnp.concatenate([i, g, f, o], axis=-1)
 
 
-def _exchanged_r_and_z(x: Array, negate: int) -> jax.Array:
+def _exchanged_r_and_z(x: Array, z_index: int) -> jax.Array:
   """Return an array [..., 3H] of r, z, n from z, r, n, or back.
 
   Args:
     x: the array.
-    negate: which part of x is z, 0 or 1. It changes its sign: σ(−a) = 1 − σ(a).
+    z_index: which part of x is z, 0 or 1. It changes its sign.
   """
   parts = jnp.split(jnp.asarray(x), 3, axis=-1)
-  parts[negate] = -parts[negate]
+  parts[z_index] = -parts[z_index]
   first, second, n = parts
   return jnp.concatenate([second, first, n], axis=-1)

@@ -38,7 +38,7 @@ class Saved(NamedTuple):
 
 
 def saved_dtypes(operands: jnp.dtype) -> tuple[jnp.dtype, ...]:
-  """Return the dtypes of `Saved`, for products of these operands."""
+  """Return the dtypes of `Saved`, for products of operands of this dtype."""
   return *[stored(operands)] * 4, jnp.dtype(jnp.float32)
 
 
@@ -64,7 +64,10 @@ def forward(
 def backward(
   saved: Saved, d_state: cell.LSTMState
 ) -> tuple[tuple[Block, ...], cell.LSTMState]:
-  """Return (da, d_state before the step), whose h lacks the part da W_hᵀ."""
+  """Return (da, d_state before the step).
+
+  Its h is 0: the kernel adds all of dh, which is da W_hᵀ.
+  """
   i, f, g, o, c = saved
   dh_next, dc_next = d_state
   tanh_c = jnp.tanh(f * c + i * g)
@@ -80,5 +83,8 @@ def backward(
 def parameter_gradients(
   params: cell.LSTMParams, x: jax.Array, h: jax.Array, das: jax.Array
 ) -> tuple[cell.LSTMParams, jax.Array | None]:
-  """Return (d_params, dx) from da of all time steps, [T, B, 4H]."""
+  """Return (d_params, dx) from da of all time steps, [T, B, 4H].
+
+  h, [T, B, H], is the one before each step.
+  """
   return cell.parameter_gradients(params, x, h, None, das)  # type: ignore[arg-type]

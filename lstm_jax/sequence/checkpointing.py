@@ -35,9 +35,9 @@ its steps, and adds a chunk's da to the weights' gradients right after them. All
 residuals are saved, as without chunks. A chunk of at most 4 steps takes no loop
 of its own (`rows`). Without gradients, a loop over single steps is faster.
 
-Chunks are taken for more than 8,192 rows T·B. Each has 1,024, or one time step
-if that has more. All gradients of a layer then take (2 cores AMD EPYC (Zen 5),
-jax 0.12.0.1)
+Chunks are taken for more than 8,192 rows T·B. Each has as few time steps as
+make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
+(Zen 5), jax 0.12.0.1)
 
   gru   H 128, T 128, B 1024    368 ms instead of 490
   gru   H 128, T 32, B 4096     417 ms instead of 495
@@ -108,7 +108,8 @@ def scan_checkpointed(
   Args:
     cell: the cell.
     options: the compute dtype and the direction.
-    policy: what is saved, "gates", "recompute" or "all".
+    policy: "gates" saves the state before each chunk, "recompute" the state
+      after each step as well, and "all" everything that the backward needs.
     chunk: C, time steps per chunk; None for products of 1,024 rows, or for 32
       time steps if T or B is symbolic.
     params: the weights.

@@ -1,7 +1,8 @@
-"""A whole sequence as one scan, without what its gradient needs.
+"""A whole sequence as one scan that saves no gates and no residuals.
 
-`scan_steps` applies whole steps, and JAX can differentiate it. The others
-compute the input product of all steps before the loop.
+`scan_steps` takes whole steps: it is what `Step` and `Autodiff` differentiate.
+The others, which compute the input product of all steps before the loop, are
+used within `Explicit`'s own gradient.
 """
 
 from collections.abc import Callable

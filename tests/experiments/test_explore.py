@@ -67,9 +67,10 @@ def test_of_a_run_with_a_test_split_its_beginning_is_the_text(
   assert source == f"the test split of {Path(config.data.corpus).name}"
 
 
-def test_states_and_gates_are_those_of_the_step_to_half_a_level(
+def test_the_page_has_states_and_gates_to_half_a_level(
   explored_page, explored_run
 ):
+  """Those of `cell.step`, and of `signals`, which its own tests compare."""
   data, trained = PageData(explored_page), load(explored_run)
   tokens = trained.tokenizer.encode(val_text(explored_run))
   xs = trained.params.embedding[tokens]
@@ -289,7 +290,7 @@ def test_every_cell_has_a_page(name, key):
     "coupled_lstm": "hcfgo",
     "slstm": "hcnmifgo",
   }
-  normalisers = {
+  meanings_of_n = {
     "gru": "candidate",
     "gru_reset_before": "candidate",
     "slstm": "normaliser",
@@ -300,7 +301,7 @@ def test_every_cell_has_a_page(name, key):
     fields = [path["name"] for path in layer["paths"]]
     assert fields == [*fields_of.get(name, "hc")]
     meanings = {s["name"]: s["meaning"] for s in layer["signals"]}
-    assert meanings.get("n") == normalisers.get(name)
+    assert meanings.get("n") == meanings_of_n.get(name)
   assert header["next"]["count"] == len(symbols) < TOP_TOKENS
   assert 'id="header"' in blobs.page(TEMPLATE, header)
 
@@ -312,6 +313,6 @@ def test_a_gradient_that_overflows_is_the_largest_and_not_none():
     header = pack_path("h", norms, SimpleNamespace(add=taken.append))
     assert np.allclose([header["low"], header["high"]], bounds)
     (levels,) = taken
-    assert (levels[:, 1] == levels.max() > 0).all()
+    assert levels.max() > 0 and (levels[:, 1] == levels.max()).all()
     assert ((levels[:, 0] > 0) == (norms[:, 0] > 0)).all()
     assert (levels[0, 0] > levels[1, 0]) == (finite[0] > finite[1])

@@ -420,7 +420,10 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
 ):
   inject_nans(monkeypatch, range(31, 60))
   config = replace(config, nonfinite="skip", num_epochs=2)
-  message = "the loss is nan at step 41 after 10 skipped steps; the checkpoint"
+  message = (
+    "the loss is nan at step 41, and at most 10 in a row may be skipped; the "
+    "checkpoint"
+  )
   with pytest.raises(Diverged, match=message):
     train.run(config, console)
   assert read_rows(Path(config.job.run))[-2]["train_loss"] is None

@@ -238,11 +238,15 @@ def test_the_default_activations_may_be_written_out(key):
 
 
 def test_a_missing_bias_and_state_are_zero(key):
-  node, initializers = interop.to_onnx(lstm, layer_weights(lstm, key, False))
+  names = {k: k for k in ("X", "initial_h", "initial_c")}
+  params = layer_weights(lstm, key, False)
+  node, initializers = interop.to_onnx(lstm, params, inputs=names)
   weights = {t.name: onnx.numpy_helper.to_array(t) for t in initializers}
   xs = np.ones((T, B, D), np.float32)
+  state = np.zeros((1, B, H), np.float32)
   zeros = weights | {"B": 0 * weights["B"]}
-  expected = interop.run_node(node, zeros, {"X": xs})
+  inputs = {"X": xs, "initial_h": state, "initial_c": state}
+  expected = interop.run_node(node, zeros, inputs)
   node.input[:] = ["X", "W", "R"]
   found = interop.run_node(node, weights, {"X": xs})
   assert worst(found, expected) == 0
@@ -275,7 +279,10 @@ def test_constant_states_and_lengths_are_used_unless_inputs_have_others(key):
   }
   expected = interop.run_node(node, weights, xs | more)
   assert worst(interop.run_node(node, weights | more, xs), expected) == 0
-  wrong = {"sequence_lens": more["sequence_lens"] * 0 + T}
+  wrong = {
+    "sequence_lens": more["sequence_lens"] * 0 + T,
+    "initial_h": 0 * more["initial_h"],
+  }
   found = interop.run_node(node, weights | more | wrong, xs | more)
   assert worst(found, expected) == 0
 

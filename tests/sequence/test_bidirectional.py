@@ -96,6 +96,7 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
   plain, dropped = run()[1], run(dropout=0.5, key=key)[1]
   assert worst(plain, dropped) > 1e-3
   assert worst(run(dropout=0.5, key=key)[1], dropped) == 0
+  assert worst(run(dropout=0.5, key=jax.random.key(1))[1], dropped) > 1e-3
   assert worst(run(dropout=0.0, key=key)[1], plain) == 0
   assert worst(run(dropout=0.5, key=key, locked=True)[1], dropped) > 1e-3
   drops = regularize.dropout, regularize.locked_dropout
@@ -160,7 +161,8 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
   def row(b):
     return jax.tree.map(lambda s: s[b], states)
 
-  # Of the two states, a segment gets that of the end where the row begins.
+  # The forward state enters at the row's first step, the backward state at its
+  # last: only the segment there gets it, the others start from zero.
   def apart(b, first, last, *, begins, ends):
     state = Directions(
       row(b).forward if begins else zero.forward,

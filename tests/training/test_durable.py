@@ -9,7 +9,6 @@ import pytest
 
 from lstm_jax.training import (
   CheckpointWriter,
-  checkpoint,
   list_checkpoints,
   read_params,
 )
@@ -54,15 +53,14 @@ def test_a_writer_keeps_its_directory_when_the_current_one_changes(
 def test_a_checkpoint_that_was_deleted_does_not_come_back(
   tmp_path, monkeypatch
 ):
-  directory = tmp_path / "checkpoints"
-  writer = CheckpointWriter(directory)
+  disk, left = Disk(monkeypatch), tmp_path / "left"
+  (tmp_path / "disk").mkdir()
+  writer = CheckpointWriter(tmp_path / "disk" / "checkpoints")
   for step in (3, 5):
     writer.save(step, PARAMS, {})
-  synced = []
-  monkeypatch.setattr(checkpoint, "sync", synced.append)
   writer.delete_after(3)  # waits for the one of step 5
-  assert synced[-1] == directory
-  assert list_checkpoints(directory) == [3]
+  disk.after_failure(tmp_path / "disk", left)
+  assert list_checkpoints(left / "checkpoints") == [3]
   writer.close()
 
 
@@ -87,8 +85,8 @@ def test_the_files_of_a_checkpoint_are_on_the_disk_before_it_has_its_name(
   files = tree(tmp_path / "checkpoints" / "3")
   assert len(files) > 8 and left.exists()
   # Orbax adds these last: they say when it has written the others.
-  dates = {"_CHECKPOINT_METADATA", "commit_success.txt"}
-  assert {name for name, _ in lost} <= dates
+  written_last = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+  assert {name for name, _ in lost} <= written_last
 
 
 def test_what_was_not_synced_is_lost(tmp_path, monkeypatch):
@@ -107,7 +105,7 @@ def test_what_was_not_synced_is_lost(tmp_path, monkeypatch):
 
 
 def test_only_a_directory_may_be_without_fsync(tmp_path, monkeypatch):
-  """As some file systems in networks have it."""
+  """Some network file systems have no fsync of directories."""
 
   def refuse(descriptor):
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

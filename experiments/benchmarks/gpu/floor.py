@@ -1,4 +1,4 @@
-"""The least time that a layer needs on a device: the floor of its timings.
+"""The least time that a layer needs on a device, its roofline bound: the floor.
 
 The floor is the longer of two times: that of moving the bytes that every
 implementation must move, at the bandwidth of the device's memory, and that of
@@ -17,6 +17,7 @@ either: a recurrence also waits T times for one product, so that small layers
 take much longer than this floor.
 """
 
+import re
 from typing import NamedTuple
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -41,7 +42,7 @@ H200 = Device("H200", 4.8e12, TENSOR_CORES)
 
 def find_device(kind: str) -> Device:
   """Return H200 if the kind, such as "NVIDIA H200", names one; else H100."""
-  return H200 if "H200" in kind else H100
+  return H200 if re.search(r"\bH200\b", kind) else H100  # and no GH200
 
 
 def layer_floor(

@@ -61,7 +61,7 @@ class Process:
       return None
     try:
       return self._connection.recv()
-    except ConnectionError as error:  # it ended while it was sending
+    except OSError as error:  # it ended, perhaps in the middle of a message
       raise EOFError from error
 
   def stop(self):
@@ -108,6 +108,7 @@ class Supervisor:
     """
     self._start, self._seconds, self._clock = start, seconds, clock
     self._begin = clock()
+    self._batch_begin = 0.0  # seconds since the start
     self._worker: Worker | None = None
     self._jax_on_cpu = False
     self.left_out: frozenset[str] = frozenset()
@@ -144,11 +145,10 @@ class Supervisor:
       batch, pending = pending[:together], pending[together:]
       if not batch:
         return
-      begin = self.elapsed()
       again: list[Case] = []
       found = yield from self._run_together(batch, section, again)
       if self._worker:  # neither a hang nor a new start is in it
-        last = self.elapsed() - begin
+        last = self.elapsed() - self._batch_begin
       if not found:  # which of them ends a worker?
         together = 1
       pending = again + pending
@@ -199,6 +199,7 @@ class Supervisor:
         return True
     worker = self._worker
     assert worker is not None
+    self._batch_begin = self.elapsed()
     waiting = dict(enumerate(batch))
     running: int | None = None
     limit, why = COMPILE_SECONDS, ""

@@ -164,6 +164,20 @@ def test_cases_that_would_end_too_late_are_skipped_by_name(clocked):
   assert Clocked.now == 30
 
 
+def test_the_start_of_a_worker_is_no_time_of_a_batch():
+  class Slow(Clocked):
+    def __init__(self, jax_on_cpu=False):
+      super().__init__(jax_on_cpu)
+      Clocked.now += 50.0
+
+  Clocked.now = 0.0
+  supervisor = Supervisor(Slow, 100.0, lambda: Clocked.now)
+  cases = [Fake(f"{k}") for k in range(3)]
+  section = Section("fakes", cases, until=85.0, limit=1.0)
+  # One at 50, 60 and 70 s: after a batch of 60 s, no other would fit.
+  assert [bool(r.rows) for _, r in supervisor.run(section)] == [True] * 3
+
+
 def test_the_end_stops_a_case_that_still_runs():
   class Silent(InProcess):
     stopped = False

@@ -84,5 +84,5 @@ def test_our_cells_launch_no_more(cell, dtype):
 def test_without_the_packages_an_error_names_them():
   if CUDA:
     pytest.skip("JAX's CUDA packages are installed")
-  with pytest.raises(ValueError, match="needs JAX's CUDA packages, and no GPU"):
+  with pytest.raises(ValueError, match="needs JAX's CUDA packages, but no GPU"):
     launches.compile_for_h100(abs, 1.0)

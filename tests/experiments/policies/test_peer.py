@@ -15,9 +15,7 @@ from experiments.policies.peer import (
 )
 from tests.draws import normal_like, weighed, worst
 
-EACH = pytest.mark.parametrize(
-  "name", ["gru", pytest.param("lstm", marks=pytest.mark.exhaustive)]
-)
+EACH = pytest.mark.parametrize("name", ["gru", "lstm"])
 MAZE = tmaze(2)
 T, B, H = 7, 6, 5
 SMALL = PolicyConfig(

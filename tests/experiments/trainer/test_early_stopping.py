@@ -45,7 +45,7 @@ def test_a_run_stops_after_evaluations_without_a_lower_loss(
   assert load(stopped_early).step == 20
   history = read_run_history(stopped_early)
   assert history.finished and history.stopped_early
-  Path(config.data.corpus).unlink()  # of which the number of steps follows
+  Path(config.data.corpus).unlink()  # from which the number of steps follows
   header = make_header([history])
   assert header["results"]["rows"][0][-1] == "yes, early"
   assert header["runs"][0]["epoch_ends"] is None
@@ -63,7 +63,7 @@ def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(
   assert outcome(stopped_early) == whole
 
 
-def test_a_run_that_stopped_early_goes_on_with_more_patience(
+def test_a_run_that_stopped_early_goes_on_without_a_limit(
   stopped_early, config, console
 ):
   for patience in (1, 2):

@@ -1,6 +1,7 @@
 """The means and the speed of a row of metrics.jsonl."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_a_row_has_the_means_of_the_finite_steps_and_the_speed_of_all(clock):
   clock[0] += 2
   assert buffer.take(3) == Row(1.5, 4.0, 15.0)
   assert (buffer.skipped, buffer.seconds, len(buffer)) == (1, 2.0, 0)
-  clock[0] += 5  # an evaluation: the clock stands
+  clock[0] += 5  # an evaluation: `take` has stopped the buffer's clock
   buffer.start_clock()
   add(buffer, (8, 1, 6), (4, math.inf, 6))
   clock[0] += 3
@@ -48,7 +49,10 @@ def test_more_steps_in_a_row_than_may_be_skipped_end_the_run(clock):
   buffer.start_clock()
   add(buffer, (math.nan, 1, 1), (1, 1, 1), (math.inf, 1, 1), (1, math.nan, 1))
   clock[0] += 1
-  message = "the gradient is not finite at step 9 after 1 skipped steps"
+  message = (
+    "^the gradient is not finite at step 9, and at most 1 in a row may be "
+    r"skipped$"
+  )
   with pytest.raises(Diverged, match=message):
     buffer.take(9)
 
@@ -60,4 +64,11 @@ def test_what_a_checkpoint_holds_is_continued(clock):
   clock[0] += 2
   saved = buffer.to_progress()
   assert saved["pending_seconds"] == 2.0 and saved["seconds"] == 0.0
-  assert [[*map(float, step)] for step in saved["pending"]] == [[1, 2, 10]]
+  assert saved["pending"] == [[1, 2, 10]]
+  resumed = MetricBuffer()
+  resumed.restore(SimpleNamespace(**saved))
+  resumed.start_clock()
+  add(resumed, (3, 4, 20))
+  clock[0] += 1
+  assert resumed.take(2) == Row(2.0, 3.0, 10.0)
+  assert resumed.seconds == 3.0

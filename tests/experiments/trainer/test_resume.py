@@ -467,3 +467,18 @@ def test_the_rate_of_a_row_is_that_of_its_last_update(config, console):
   rates = {r["step"]: r["lr"] for r in read_rows(directory) if "lr" in r}
   assert rates[10] == pytest.approx(float(schedule(7)), rel=1e-6)
   assert rates[20] == pytest.approx(float(schedule(16)), rel=1e-6)
+
+
+@pytest.mark.exhaustive
+def test_a_run_at_its_end_without_its_best_weights_says_so(
+  config, console, monkeypatch
+):
+  """Killed before result.json was written, and its best checkpoint is lost."""
+  losses = iter((1.0, 2.0, 0.5, 3.0, 4.0))  # after steps 10, 20, 30, 40, 47
+  monkeypatch.setattr(train, "stateful_loss", lambda *_: next(losses))
+  directory = train.run(config, console).directory
+  (directory / "result.json").unlink()
+  shutil.rmtree(directory / "checkpoints" / "30")
+  message = "has made its last step and has no best checkpoint: --overwrite"
+  with pytest.raises(ValueError, match=message):
+    train.run(config, console)
