@@ -147,12 +147,10 @@ def check_inputs(
   else:
     kind, expected = "inputs", (*leading, *batch, size)
   if x.shape != expected:
+    batch_first = bool(leading) and x.shape[:1] == batch
     raise ValueError(
       f"{name} must be {kind} {_axes(expected)}, got {x.shape}"
-      + time_major_hint(
-        # The batch is the first axis, and the others are as expected.
-        (bool(leading) and x.shape[:1] == batch) and x.shape[2:] == expected[2:]
-      )
+      + time_major_hint(batch_first and x.shape[2:] == expected[2:])
     )
 
 

@@ -134,8 +134,8 @@ def _pair(name: str, pair: Any) -> tuple[Any, Any]:
   """
   if pair is None:
     return None, None
-  another = hasattr(pair, "_fields") and not isinstance(pair, Directions)
-  if not isinstance(pair, tuple) or len(pair) != 2 or another:
+  is_state = hasattr(pair, "_fields") and not isinstance(pair, Directions)
+  if not isinstance(pair, tuple) or len(pair) != 2 or is_state:
     fields = f" of {len(pair)}" if isinstance(pair, tuple) else ""
     raise ValueError(
       f"{name} must be Directions(forward, backward), "

@@ -22,6 +22,9 @@ anyway. As all states of a chunk are known, one call computes all C steps,
 
 whose product h W_h has C·B rows, and is as fast as the product of the inputs.
 
+The last chunk may have fewer steps. Then hs and the cotangent of xs are copied
+once, to join its part to the others.
+
 A function exported with a symbolic T (`jax.export`) has only whole chunks: the
 last one is filled with masked steps, unless T is a multiple of C by its form,
 such as 32·n.

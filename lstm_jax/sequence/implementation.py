@@ -21,7 +21,9 @@ from lstm_jax.sequence.adjoint import Adjoint, Explicit
 Implementation = Literal["xla", "mosaic_gpu"]
 
 VERSIONS = (0, 11, 2), (0, 13)  # of jax: from, and below
-VERSIONS_TEXT = "0.11.2 to 0.12"
+VERSIONS_TEXT = "{}.{}.{} to {}.{}".format(
+  *VERSIONS[0], VERSIONS[1][0], VERSIONS[1][1] - 1
+)
 COUNTS: dict[Any, limits.Counts] = {
   lstm: limits.LSTM,
   gru: limits.GRU,

@@ -1,8 +1,9 @@
 """A whole sequence as one scan that saves no gates and no residuals.
 
-`scan_steps` takes whole steps: it is what `Step` and `Autodiff` differentiate.
-The others, which compute the input product of all steps before the loop, are
-used within `Explicit`'s own gradient.
+`scan_steps` takes whole steps: `Step` and `Autodiff` differentiate it. The
+others compute the input product of all steps before the loop. `Explicit` uses
+`scan_states` in its gradient, to save states alone, and one of the other two
+where nothing is differentiated.
 """
 
 from collections.abc import Callable

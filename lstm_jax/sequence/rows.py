@@ -55,7 +55,8 @@ def scan_rows(
   """
   steps = rows.shape[0]  # a symbolic T has no len
   few = isinstance(steps, int) and steps <= MOST_UNROLLED
-  if not is_cpu():
+  on_cpu = is_cpu()  # now: the rule may be traced later
+  if not on_cpu:
     scan = _scan_with_few_kernels
   else:
     scan = _scan_unrolled if few else _scan_without_copies
@@ -67,7 +68,9 @@ def scan_rows(
   @run.defjvp
   def run_jvp(primals, tangents):
     def plain(operands, carry, rows, xs):
-      return _scan_plainly(partial(f, operands), carry, rows, xs, reverse)
+      return _scan_plainly(
+        partial(f, operands), carry, rows, xs, reverse, joins=not on_cpu
+      )
 
     # The values are those of `run`, not of `plain`: under `vmap`, JAX takes the
     # batch axes of both rules to be the same, and those of `plain` are not.
@@ -76,12 +79,12 @@ def scan_rows(
   return run(operands, carry, rows, xs)
 
 
-def _scan_plainly(f, carry, rows, xs, reverse):
+def _scan_plainly(f, carry, rows, xs, reverse, joins):
   """Scan as `scan_rows` does, by `lax.scan`; its derivative takes time ∝ T."""
 
   def body(carry, inputs):
     carry, row, y = f(carry, *inputs)
-    return carry, (row.astype(rows.dtype), y if is_cpu() else join(y))
+    return carry, (row.astype(rows.dtype), join(y) if joins else y)
 
   carry, (rows, ys) = lax.scan(body, carry, (rows, xs), reverse=reverse)
   return carry, rows, ys

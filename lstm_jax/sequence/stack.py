@@ -72,12 +72,13 @@ def unroll_stack(
     (states, hs): the last state of every layer, and the top layer's outputs.
 
   Raises:
+    TypeError: an option is none of these.
     ValueError: params are no sequence, or an empty one; cells, states, zoneout
       or state_dropout are not one per layer; dropout has no key, or its rate is
       not in [0, 1); or `unroll` raises it for a layer, such as for one that is
       too large for implementation="mosaic_gpu".
   """
-  for name in options.keys() - UnrollOptions.__annotations__.keys():
+  for name in sorted(options.keys() - UnrollOptions.__annotations__.keys()):
     raise TypeError(
       f"unroll_stack() got an unexpected keyword argument {name!r}"
     )

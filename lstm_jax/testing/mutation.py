@@ -129,6 +129,8 @@ class _Plain(ast.NodeTransformer):
     return ast.copy_location(ast.Assign([node.target], node.value), node)
 
   def visit_AugAssign(self, node):
+    if not isinstance(node.target, ast.Name):
+      return node
     before = ast.parse(ast.unparse(node.target), mode="eval").body
     value = ast.BinOp(before, node.op, node.value)
     return ast.copy_location(ast.Assign([node.target], value), node)

@@ -146,6 +146,26 @@ def test_its_derivatives_are_those_of_a_scan(platform, steps, derivative, key):
       assert worst(found, expected) < 1e-12 * max(1, abs(expected).max())
 
 
+def test_a_program_for_a_gpu_may_be_differentiated_later(key):
+  """Outside of the context in which it was traced."""
+  params, _, xs = arguments(lstm, key)
+
+  def loss(params):
+    return (unroll(lstm, params, None, xs)[1] ** 2).sum()
+
+  def second(gradient):
+    def total(params):
+      return sum((x**2).sum() for x in gradient(params))
+
+    return jax.grad(total)(params)
+
+  gradient = jax.jit(jax.grad(loss))
+  with traced_for("cuda"):
+    gradient(params)
+  expected = second(jax.grad(loss))
+  assert worst(second(gradient), expected) < 1e-12 * abs(expected.w_h).max()
+
+
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_the_gradient_of_a_gradient_adds_no_sequences_in_a_loop(platform, key):
   """Adding an array of all T time steps at every step takes time as T²."""

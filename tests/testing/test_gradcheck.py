@@ -234,10 +234,12 @@ def recur_backward(params, gates, residuals, d_state):
   dh = residuals + d_state
   dh += da * residuals
   dc: float
+  dw = [dh]
+  dw[0] += 0
   return dh
 """
   module = module_of(tmp_path, "typed", source)
-  assert terms(module) == ("da", "dh", "dh[0]", "dh[1]")
+  assert terms(module) == ("da", "dh", "dh[0]", "dh[1]", "dw")
   x = jnp.float64(2.0)
   arguments = None, x, x + 1, x + 2
   assert module.recur_backward(*arguments) == (3 + 4) + 2 * 4 * 3
