@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from lstm_jax.cells.precision import cast_like, upcast
@@ -105,25 +104,8 @@ def _make_optimizer(
   rate = learning_rate(config, num_steps)
   rule = _upcast(optax.chain(*clips, _rule(config, rate)))
   if config.nonfinite == "skip":
-    return _nonfinite_norm(optax.apply_if_finite(rule, MAX_SKIPPED))
+    return optax.apply_if_finite(rule, MAX_SKIPPED)
   return rule
-
-
-def _nonfinite_norm(
-  rule: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-  """Return a rule to which a gradient is NaN where its norm is not finite.
-
-  The squares of finite elements can overflow. Clipping by the norm would make
-  them 0, and a step of it would count as finite.
-  """
-
-  def update(gradient, state, params=None):
-    finite = jnp.isfinite(optax.tree.norm(upcast(gradient)))
-    gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), gradient)
-    return rule.update(gradient, state, params)
-
-  return optax.GradientTransformation(rule.init, update)
 
 
 def _upcast(rule: optax.GradientTransformation) -> optax.GradientTransformation:
