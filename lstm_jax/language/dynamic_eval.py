@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lstm_jax.cells.precision import upcast
+from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.language.batching import Batches
 from lstm_jax.language.evaluate import (
   CHUNK,
@@ -111,7 +111,7 @@ def _scan(model, params, tokens, scale, config, full):
     )
   segments = cut_windows(tokens, size)[..., None]  # [n, S + 1, 1]
   numbers = float(rate), float(decay)
-  carry, parts, losses = (params, model.initial_state((1,))), [], []
+  carry, parts, losses = (upcast(params), model.initial_state((1,))), [], []
   count = min(len(segments), max(1, CHUNK // size))
   for group in group_windows(segments, count):
     carry, (nats, log_probs) = _scan_segments(
@@ -185,11 +185,9 @@ def _scan_segments(model, full, trained, scale, numbers, carry, segments):
   mean = jnp.where(mean > 0, mean, 1)  # where every gradient is 0
 
   def step(theta, gradient, theta_0, r):
-    dtype = theta.dtype
-    theta, gradient, theta_0 = upcast((theta, gradient, theta_0))
+    gradient, theta_0 = upcast((gradient, theta_0))
     pull = jnp.minimum(decay * r / mean, 1) * (theta_0 - theta)
-    theta = theta - rate * gradient / (r + EPSILON * mean) + pull
-    return theta.astype(dtype)
+    return theta - rate * gradient / (r + EPSILON * mean) + pull
 
   def mean_nats(params, state, tokens):
     state, logits = model.apply(params, state, tokens[:-1])
@@ -198,11 +196,11 @@ def _scan_segments(model, full, trained, scale, numbers, carry, segments):
     return nats.mean(), ((nats[:, 0], log_probs), state)
 
   def body(carry, tokens):
-    params, state = carry
+    thetas, state = carry  # in bfloat16, small steps would be lost
     gradient, (predicted, state) = jax.grad(mean_nats, has_aux=True)(
-      params, state, tokens
+      cast_like(thetas, trained), state, tokens
     )
-    params = jax.tree.map(step, params, gradient, trained, scale)
-    return (params, state), predicted
+    thetas = jax.tree.map(step, thetas, gradient, trained, scale)
+    return (thetas, state), predicted
 
   return lax.scan(body, carry, segments)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -116,10 +117,10 @@ def advance(
 def _sample(model, options, params, key, prompts):
   length, rules = options
 
-  def body(carry, key):
-    tokens = draw(rules, key, carry.logits)
+  def body(carry, t):
+    tokens = draw(rules, jax.random.fold_in(key, t), carry.logits)
     return advance(model, params, carry.state, tokens[None]), tokens
 
   carry = read_prompts(model, params, prompts)
-  _, tokens = lax.scan(body, carry, jax.random.split(key, length))
+  _, tokens = lax.scan(body, carry, jnp.arange(length))
   return tokens.T

@@ -54,7 +54,7 @@ def continuation_nats(
   prompt: np.ndarray,
   tokens: np.ndarray,
 ) -> np.ndarray:
-  """Return −log p of some continuations of a prompt, in nats, [N].
+  """Return −log p of some continuations of a prompt, in nats, float64 [N].
 
   Args:
     model: the language model.
@@ -71,7 +71,8 @@ def continuation_nats(
   check_range("tokens", tokens, len(params.bias))
   columns = np.asarray(tokens, np.int32).T
   prompts = repeat_prompt(prompt, len(tokens))
-  return np.asarray(_continuation_nats(model, params, prompts, columns))
+  nats = _continuation_nats(model, params, prompts, columns)
+  return np.asarray(nats).sum(axis=0, dtype=np.float64)
 
 
 def sample_best(
@@ -128,8 +129,8 @@ def beam_search(
     suppress_tokens: tokens that no continuation has.
 
   Returns:
-    (tokens, nats): int32 [N, n], and their −log p in nats, [N]. Where there are
-    fewer than N continuations, the nats of the others are infinite.
+    (tokens, nats): int32 [N, n], and their −log p in nats, float64 [N]. Where
+    there are fewer than N continuations, the nats of the others are infinite.
 
   Raises:
     ValueError: the prompt is empty, a number is below 1, or all tokens are
@@ -142,8 +143,9 @@ def beam_search(
   rules = checked_rules(rules, len(params.bias))
   prompts = repeat_prompt(prompt, beam_size)
   options = int(length), rules.suppress_tokens
-  tokens, nats = _beam_search(model, options, params, prompts)
-  return np.asarray(tokens), np.asarray(nats)
+  tokens, nats, least = _beam_search(model, options, params, prompts)
+  total = np.asarray(least).sum(dtype=np.float64)
+  return np.asarray(tokens), total + np.asarray(nats, np.float64)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -153,11 +155,16 @@ def _continuation_nats(model, params, prompts, tokens):
     return advance(model, params, carry.state, tokens[None]), nats
 
   carry = read_prompts(model, params, prompts)
-  return lax.scan(body, carry, tokens)[1].sum(axis=0)
+  return lax.scan(body, carry, tokens)[1]  # [n, N]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _beam_search(model, options, params, prompts):
+  """Return (tokens [N, n], nats [N], least [n]).
+
+  So that a long sum is not rounded, nats are relative: after each token, the
+  least of them is subtracted from all.
+  """
   length, suppress_tokens = options
   width = prompts.shape[1]
 
@@ -170,12 +177,13 @@ def _beam_search(model, options, params, prompts):
     beginning, token = jnp.divmod(index, costs.shape[1])
     state = jax.tree.map(lambda leaf: leaf[beginning], carry.state)
     tokens = tokens[beginning].at[:, t].set(token)
-    return (advance(model, params, state, token[None]), -best, tokens), None
+    nats, least = best[0] - best, -best[0]
+    return (advance(model, params, state, token[None]), nats, tokens), least
 
   carry = read_prompts(model, params, prompts)
   # All beginnings are the same at first: only one counts.
   nats = jnp.full(width, jnp.inf, carry.logits.dtype).at[0].set(0)
   tokens = jnp.zeros((width, length), jnp.int32)
   search = carry, nats, tokens
-  (_, nats, tokens), _ = lax.scan(body, search, jnp.arange(length))
-  return tokens, nats
+  (_, nats, tokens), least = lax.scan(body, search, jnp.arange(length))
+  return tokens, nats, least

@@ -13,8 +13,10 @@
 ('to ', ' or not', 40)
 """
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +38,7 @@ from lstm_jax.language.sampling import (
   check_prompt,
   read_prompts,
 )
-from lstm_jax.language.tokenizer import CharTokenizer, Tokenizer
+from lstm_jax.language.tokenizer import Tokenizer
 
 PART = 32  # tokens that one call reads or draws
 DRAWN = -1  # in the place of a token that is to be drawn
@@ -64,7 +66,9 @@ class TextStream:
   ):
     self._rules = checked_rules(rules, tokenizer.size)
     self._model, self._params, self._tokenizer = model, params, tokenizer
-    self._tokens: list[int] = []
+    self._pieces: list[str] = []  # the text that each token adds
+    self._waiting: deque[int] = deque()
+    self._decoded = tokenizer.each_piece(iter(self._waiting.popleft, None))
     self._key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     token = np.zeros((1, 1), np.int32)
     shapes = jax.eval_shape(partial(read_prompts, model), params, token)
@@ -75,7 +79,7 @@ class TextStream:
   @property
   def text(self) -> str:
     """The text so far."""
-    return self._tokenizer.decode(np.array(self._tokens, np.int32))
+    return "".join(self._pieces)
 
   def read(self, text: str) -> None:
     """Go on from a text that follows the one so far.
@@ -100,9 +104,8 @@ class TextStream:
       ValueError: there are none, or others than those of the vocabulary.
     """
     check_prompt(tokens, self._tokenizer.size)
-    shape = len(tokens), *self._key.shape
-    no_keys = np.zeros(shape, self._key.dtype)  # none is drawn
-    for _ in self._advance(no_keys, np.asarray(tokens, np.int32)):
+    no_key = np.zeros(self._key.shape, self._key.dtype)  # nothing is drawn
+    for _ in self._advance(no_key, np.asarray(tokens, np.int32)):
       pass
 
   def write(self, key: jax.Array, length: int) -> Iterator[str]:
@@ -118,19 +121,15 @@ class TextStream:
       ValueError: nothing has been read, n is no integer of at least 0, or the
         key is of another kind.
     """
-    if not self._tokens:
+    if not self._pieces:
       raise ValueError("a text must be read before one is written")
     check_count("length", length, 0)
     check_key(key)
-    return self._write(key, int(length))
+    data = np.asarray(jax.random.key_data(key))
+    return self._advance(data, np.full(length, DRAWN, np.int32))
 
-  def _write(self, key: jax.Array, length: int) -> Iterator[str]:
-    keys = np.asarray(jax.random.key_data(jax.random.split(key, length)))
-    for first in self._advance(keys, np.full(length, DRAWN, np.int32)):
-      yield self._text_from(first)
-
-  def _advance(self, keys: np.ndarray, given: np.ndarray) -> Iterator[int]:
-    """Read or draw tokens, and yield where each part of them begins.
+  def _advance(self, key: np.ndarray, given: np.ndarray) -> Iterator[str]:
+    """Read or draw tokens, and yield the text that each part of them adds.
 
     What JAX would compile for arrays of this length alone is left to NumPy.
     """
@@ -143,38 +142,29 @@ class TextStream:
         self._rules,
         self._params,
         self._carry,
-        np.pad(keys[part], ((0, padding), (0, 0))),
+        key,
+        start,
         np.pad(given[part], (0, padding)),
         count,
       )
-      first = len(self._tokens)
-      self._tokens += np.asarray(tokens)[:count].tolist()
-      yield first
-
-  def _text_from(self, first: int) -> str:
-    """Return the text that tokens[first:] add to that of tokens[:first]."""
-    symbols = self._tokenizer.symbols
-    if isinstance(self._tokenizer, CharTokenizer):
-      return "".join(symbols[token] for token in self._tokens[first:])
-    start = first  # no line depends on those before it
-    while start and not symbols[self._tokens[start]].startswith("\n"):
-      start -= 1
-    pieces = self._tokenizer.pieces(np.array(self._tokens[start:], np.int32))
-    return "".join(pieces[first - start :])
+      self._waiting.extend(np.asarray(tokens)[:count].tolist())
+      pieces = list(islice(self._decoded, count))
+      self._pieces += pieces
+      yield "".join(pieces)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _advance(model, rules, params, carry, keys, given, count):
+def _advance(model, rules, params, carry, key, start, given, count):
   """Return (carry, tokens [n]) after the first `count` of the given tokens.
 
   One program reads texts and draws them, of any length: compiling is most of
   the time of a short sample.
   """
-  keys = jax.random.wrap_key_data(keys)
+  key = jax.random.wrap_key_data(key)
 
   def body(t, loop):
     carry, tokens = loop
-    drawn = draw(rules, keys[t], carry.logits)
+    drawn = draw(rules, jax.random.fold_in(key, start + t), carry.logits)
     token = jnp.where(given[t] == DRAWN, drawn, given[t])
     carry = advance(model, params, carry.state, token[None])
     return carry, tokens.at[t].set(token[0])

@@ -7,7 +7,7 @@
 'not to be'
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -56,6 +56,9 @@ class Tokenizer(Protocol):
     Raises:
       ValueError: as `decode`.
     """
+
+  def each_piece(self, tokens: Iterable[int]) -> Iterator[str]:
+    """Yield the text that each token adds, as soon as the token is known."""
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the nats of spelling out each unknown token, float64 [N].
@@ -123,7 +126,11 @@ class CharTokenizer(NamedTuple):
 
   def pieces(self, tokens: np.ndarray) -> list[str]:
     """Return the character of each token, [N]."""
-    return [self.symbols[token] for token in as_tokens(tokens, self.size)]
+    return list(self.each_piece(as_tokens(tokens, self.size)))
+
+  def each_piece(self, tokens: Iterable[int]) -> Iterator[str]:
+    """Yield the character of each token."""
+    return (self.symbols[token] for token in tokens)
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return zeros, float64 [N]: no character is unknown."""

@@ -139,8 +139,11 @@ class WordTokenizer(NamedTuple):
 
   def pieces(self, tokens: np.ndarray) -> list[str]:
     """Return the text that each token adds, with its space, [N]."""
-    known = as_tokens(tokens, self.size)
-    return list(_pieces(self.symbols[token] for token in known))
+    return list(self.each_piece(as_tokens(tokens, self.size)))
+
+  def each_piece(self, tokens: Iterable[int]) -> Iterator[str]:
+    """Yield the text that each token adds, as soon as the token is known."""
+    return _pieces(self.symbols[token] for token in tokens)
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the cost of spelling each unknown token of text, float64 [N].

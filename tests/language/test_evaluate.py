@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -140,6 +141,28 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
   expected = np.concatenate(losses)
   found = dynamic_nats(MODEL, params, TOKENS.tolist(), scale, CONFIG)
   assert worst(found, expected) < 1e-10
+
+
+def test_small_steps_of_bfloat16_weights_are_not_lost(key):
+  """Rounded after every segment, nine in ten would change no weight.
+
+  The weights that predict are rounded all the same.
+  """
+  config = ModelConfig(embedding_size=3, hidden_size=8)
+  model = language_model(config, V)
+  narrow = language_model(replace(config, dtype=jnp.bfloat16), V)
+  params = narrow.init(key)
+  wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  scale = jax.tree.map(jnp.ones_like, wide)
+  tokens = np.tile(np.arange(V), 60)
+  options = DynamicEvalConfig(rate=2e-4, decay=0.0, segment=4)
+  gains = []
+  for m, p in ((narrow, params), (model, wide)):
+    static = dynamic_nats(m, p, tokens, scale, options._replace(rate=0.0))
+    gains.append((static - dynamic_nats(m, p, tokens, scale, options)).mean())
+  found, expected = gains
+  assert expected > 5e-4
+  assert found > 0.4 * expected
 
 
 def test_dynamic_evaluation_learns_a_text_that_repeats(params, scale):

@@ -1,5 +1,4 @@
 import re
-from contextlib import contextmanager
 from dataclasses import replace
 
 import jax
@@ -26,6 +25,7 @@ from lstm_jax.language import (
 )
 from lstm_jax.language import model as model_module
 from lstm_jax.testing.mutation import plant
+from tests.compiling import count_programs
 from tests.contract import NAMES, TABLE
 from tests.draws import B, H, T, normal_like, weighed, worst
 
@@ -378,23 +378,6 @@ def test_equal_configurations_give_the_same_functions(key):
     assert other.loss is not model.loss
 
 
-@contextmanager
-def count_compilations(counts):
-  """Append the number of programs that are compiled inside."""
-  names = []
-
-  def listen(name, seconds, **details):
-    del seconds, details
-    names.append(name)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
-    yield
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
-    counts.append(sum("backend_compile" in name for name in names))
-
-
 def test_an_equal_model_is_not_compiled_again(key):
   compiled = []
 
@@ -404,8 +387,10 @@ def test_an_equal_model_is_not_compiled_again(key):
     tokens = jnp.arange(12).reshape(6, 2) % 9
     batch = model.initial_state((2,)), tokens, tokens, key
     params = model.init(key)
-    with count_compilations(compiled):
-      return jax.jit(model.training_loss)(params, *batch)
+    with count_programs() as programs:
+      loss = jax.jit(model.training_loss)(params, *batch)
+    compiled.append(len(programs))
+    return loss
 
   first, again = trained(), trained()
   assert compiled[0] > 0 and compiled[1] == 0

@@ -128,3 +128,20 @@ def test_suppressed_tokens_may_be_a_list_or_an_array(params):
   for tokens, nats in found[1:]:
     assert (tokens == found[0][0]).all() and (nats == found[0][1]).all()
   assert not (found[0][0] == 1).any()
+
+
+def test_the_costs_of_a_long_beam_are_not_rounded():
+  """In float32 and at 4,000 nats, one rounding is 0.0001 to 0.0002."""
+  model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
+  params = model.init(jax.random.key(0))
+  tokens, nats = beam_search(model, params, PROMPT, 2000, beam_size=3)
+  state = model.initial_state((3,))
+  texts = np.concatenate([np.tile(PROMPT, (3, 1)), tokens], axis=1).T
+  _, logits = model.apply(params, state, texts[:-1])
+  log_p = np.asarray(jax.nn.log_softmax(logits), float)[len(PROMPT) - 1 :]
+  exact = -np.take_along_axis(log_p, tokens.T[..., None], -1).sum((0, 2))
+  assert exact.min() > 3000
+  found = continuation_nats(model, params, PROMPT, tokens)
+  for sums in (nats, found):
+    assert sums.dtype == np.float64
+    assert np.abs(sums - exact).max() < 2e-3

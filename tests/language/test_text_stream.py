@@ -11,9 +11,11 @@ from lstm_jax.language import (
   WordTokenizer,
   language_model,
   sample,
+  word_tokenizer,
 )
 from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.text_stream import PART, TextStream
+from tests.compiling import count_programs
 
 VERSE = "Thou art more\n  lovely, and more 'temperate': thou\nart.\n"
 RULES = DrawingRules(1.5, 9, 0.9, 0.01)
@@ -98,3 +100,36 @@ def test_a_text_is_read_with_any_default_kind_of_key(key):
     stream = TextStream(model, params, CHARACTERS, RULES)
     stream.read("a")
     assert len("".join(stream.write(jax.random.key(0), 3))) == 3
+
+
+def test_a_text_of_another_length_is_no_other_program(key):
+  model, params = make_model(CHARACTERS, key)
+  rules = RULES._replace(top_k=8)  # of no other test, which would have compiled
+  stream = TextStream(model, params, CHARACTERS, rules)
+  with count_programs() as programs:
+    stream.read("a")
+    assert len([*stream.write(key, LENGTH)]) == 3
+    before = len(programs)
+    assert len([*stream.write(key, LENGTH + 1)]) == 3
+  assert len(programs) == before > 0
+
+
+def test_a_text_without_line_breaks_is_decoded_once(key, monkeypatch):
+  """Else writing it would take time that grows as its length squared."""
+  tokenizer = WordTokenizer.from_text("more and 'more' and more", min_count=1)
+  model, params = make_model(tokenizer, key)
+  rules = RULES._replace(suppress_tokens=tokenizer.unknown_tokens)
+  stream = TextStream(model, params, tokenizer, rules)
+  decoded = []
+  spaced = word_tokenizer._space_between
+
+  def counted(*arguments):
+    decoded.append(arguments)
+    return spaced(*arguments)
+
+  monkeypatch.setattr(word_tokenizer, "_space_between", counted)
+  stream.read("and 'more'")
+  known = len(decoded)
+  parts = [*stream.write(key, 4 * PART)]
+  assert len(decoded) - known == 4 * PART and len(parts) == 4
+  assert stream.text == "and 'more'" + "".join(parts)

@@ -1,7 +1,5 @@
 """`unroll` outside of `jax.jit`: a program is compiled once."""
 
-from contextlib import contextmanager
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -18,33 +16,17 @@ from lstm_jax import (
 )
 from lstm_jax.cells.platform import traced_for
 from lstm_jax.sequence import state_cotangents
+from tests.compiling import count_programs
 from tests.contract import each_cell
 from tests.draws import arguments, weighed, worst
 
 T, B, D, H = 6, 9, 4, 8  # of no other test, which would have compiled it
-COMPILED = "/jax/core/compile/backend_compile_duration"
 EXPLICIT = {
   "gates": Explicit(),
   "chunks": Explicit(chunk=2),
   "recompute": Explicit("recompute", 2),
 }
 OTHERS = Step(), Autodiff()  # JAX compiles their transposed loop at every call
-
-
-@contextmanager
-def count_programs():
-  """Yield a list that grows by one for each program that XLA compiles."""
-  programs = []
-
-  def listener(event, duration, **_):
-    if event == COMPILED:
-      programs.append(duration)
-
-  jax.monitoring.register_event_duration_secs_listener(listener)
-  try:
-    yield programs
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listener)
 
 
 def compiles_once(f):
