@@ -103,8 +103,8 @@ def train_cell(
     config: batch size, sequence length and weight decay.
     learning_rate: the peak of the schedule.
     num_steps: training steps, over which the schedule stretches.
-    keys: each seed's key, [S], of initial weights and of samples; all samples
-      of a seed are drawn by the same key, so that they can be compared.
+    keys: each seed's key, [S]. All samples of a seed are drawn by the same key,
+      so that they can be compared.
     on_step: called after each training step with the step, the mean training
       loss over the seeds, and tokens per second.
 
@@ -114,7 +114,7 @@ def train_cell(
   rates = [learning_rate] * len(keys)
   state, train_step = make_ensemble(cell.model, config, num_steps, keys, rates)
   initial_params = each_member(state.params)
-  recorder = _Recorder(cell, corpus, keys, num_steps, on_step)
+  recorder = _Recorder(cell, corpus, sample_keys(keys), num_steps, on_step)
   recorder.evaluate(0, state)
   state, _ = fit(
     train_step,
@@ -130,6 +130,14 @@ def train_cell(
     initial_params=initial_params,
     final_params=each_member(state.params),
   )
+
+
+def sample_keys(keys: jax.Array) -> jax.Array:
+  """Return the key by which each seed's samples are drawn, [S].
+
+  The first four children of a seed's key draw its weights (`init_params`).
+  """
+  return jax.vmap(lambda key: jax.random.split(key, 5)[4])(keys)
 
 
 @dataclass

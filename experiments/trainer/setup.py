@@ -201,8 +201,7 @@ def _check_traceable(
 
 def make_keys(seed: int) -> Keys:
   """Return the random keys of a seed."""
-  init, samples = jax.random.split(jax.random.key(seed))
-  return Keys(init, samples, jax.random.fold_in(init, 1))
+  return Keys(*jax.random.split(jax.random.key(seed), 3))
 
 
 def run_mesh(config: TrainConfig) -> Mesh | None:

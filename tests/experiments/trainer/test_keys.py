@@ -1,0 +1,34 @@
+"""The random keys of a run are of no other use."""
+
+import jax
+
+from experiments.comparison.training import sample_keys
+from experiments.trainer.setup import make_keys
+
+
+def data(*keys):
+  return {tuple(jax.random.key_data(key).tolist()) for key in keys}
+
+
+def children(key, count):
+  return [jax.random.fold_in(key, k) for k in range(count)]
+
+
+def test_noise_is_not_drawn_by_the_keys_of_weights_or_samples():
+  """`init_params` and `sample` split their keys, whose children are these."""
+  for seed in (0, 1, 7):
+    init, samples, noise = make_keys(seed)
+    drawn = data(*children(init, 64), *children(samples, 64))
+    layers = data(*(k for c in children(init, 4) for k in children(c, 64)))
+    steps = data(noise, *children(noise, 64))
+    assert len(steps) == 65
+    assert not steps & (drawn | layers | data(init, samples))
+
+
+def test_samples_of_a_comparison_are_not_drawn_by_the_keys_of_weights():
+  keys = jax.random.split(jax.random.key(3), 2)
+  for key, samples in zip(keys, sample_keys(keys), strict=True):
+    weights = data(*children(key, 4))
+    layers = data(*(k for c in children(key, 4) for k in children(c, 64)))
+    drawn = data(samples, *children(samples, 64))
+    assert len(drawn) == 65 and not drawn & (weights | layers)
