@@ -11,6 +11,7 @@ the command that resumes there. After a kill, the run resumes at its last
 evaluation. experiments/cli.py lists the exit statuses.
 """
 
+import math
 import signal
 from contextlib import closing
 from pathlib import Path
@@ -229,7 +230,8 @@ def _report_result(
       f"{evaluations} in a row without a lower validation loss"
     )
   if not best.step:
-    if not stopped_by:  # a run that was killed, and whose checkpoint is damaged
+    # A run that was killed at its end, and whose best checkpoint is damaged.
+    if not stopped_by and any(map(math.isfinite, logger.val_losses)):
       raise ValueError(
         f"{directory} has made its last step and has no best checkpoint: "
         "--overwrite trains it anew"

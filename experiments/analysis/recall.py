@@ -13,7 +13,9 @@ Reference: Hochreiter and Schmidhuber (1997), Long short-term memory, section 5,
 whose tasks have the same parts.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -86,10 +88,59 @@ def learn(
   Raises:
     ValueError: the cell has no such gates (`with_chrono_biases`).
   """
-  # Adam's update is proportional to its learning rate, so one program, which
-  # multiplies the updates of rate 1, serves every rate.
+  split = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)
+  init_keys, train_keys, test_keys = split(keys)
+  init_all = _init_program(model, delay, num_steps, chrono)
+  train_all, test_all = _programs(model, delay, num_steps, mesh)
+  steps = jnp.arange(num_steps)
+  results: list[tuple[tuple[int, float], Recall]] = []
+  for rate in learning_rates:
+    members = init_all(init_keys)
+    if mesh:
+      members = place_members(members, mesh)
+    for first in range(0, num_steps, STEPS_PER_CALL):
+      chunk = steps[first : first + STEPS_PER_CALL]
+      shared = chunk, jnp.asarray(rate)
+      members = train_all((members, train_keys), shared)
+    found = on_one_device(test_all((members[0], test_keys), ()))
+    accuracy, nats = (np.asarray(x) for x in found)
+    losses = [float(n) if np.isfinite(n) else None for n in nats]
+    results.append((rank(nats), Recall(rate, accuracy.tolist(), losses)))
+  return min(results, key=lambda result: result[0])[1]
+
+
+def _optimizer(num_steps: int) -> optax.GradientTransformation:
+  """Return Adam at rate 1.
+
+  Its update is proportional to its learning rate, so one program, which
+  multiplies the updates of rate 1, serves every rate.
+  """
   config = OptimizerConfig(learning_rate=1.0, weight_decay=0.0)
-  optimizer = make_optimizer(config, num_steps)
+  return make_optimizer(config, num_steps)
+
+
+@functools.lru_cache(maxsize=16)
+def _init_program(
+  model: LanguageModel, delay: int, num_steps: int, chrono: str | None
+) -> Callable:
+  """Return keys [S] -> (weights, optimizer state) of every seed."""
+
+  def init(key):
+    init_key, chrono_key = jax.random.split(key)
+    params = model.init(init_key)
+    if chrono is not None:
+      params = with_chrono_biases(params, chrono, chrono_key, delay + 2)
+    return params, _optimizer(num_steps).init(params)
+
+  return jax.jit(jax.vmap(init))
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(
+  model: LanguageModel, delay: int, num_steps: int, mesh: Mesh | None
+) -> tuple[Callable, Callable]:
+  """Return the programs of all seeds: training steps, and the test."""
+  optimizer = _optimizer(num_steps)
 
   def answers(params, key, batch_size):
     tokens, symbols = draw(key, delay, batch_size)
@@ -99,13 +150,6 @@ def learn(
 
   def loss(params, key):
     return cross_entropy(*answers(params, key, BATCH_SIZE)).mean()
-
-  def init(key):
-    init_key, chrono_key = jax.random.split(key)
-    params = model.init(init_key)
-    if chrono is not None:
-      params = with_chrono_biases(params, chrono, chrono_key, delay + 2)
-    return params, optimizer.init(params)
 
   def train_steps(own, shared):
     (member, key), (steps, rate) = own, shared
@@ -125,27 +169,10 @@ def learn(
     accuracy = (logits.argmax(-1) == symbols).mean()
     return accuracy, cross_entropy(logits, symbols).mean()
 
-  split = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)
-  init_keys, train_keys, test_keys = split(keys)
-  init_all = jax.jit(jax.vmap(init))
   train_all, test_all = (
     jax.jit(over_members(f, mesh)) for f in (train_steps, test)
   )
-  steps = jnp.arange(num_steps)
-  results: list[tuple[tuple[int, float], Recall]] = []
-  for rate in learning_rates:
-    members = init_all(init_keys)
-    if mesh:
-      members = place_members(members, mesh)
-    for first in range(0, num_steps, STEPS_PER_CALL):
-      chunk = steps[first : first + STEPS_PER_CALL]
-      shared = chunk, jnp.asarray(rate)
-      members = train_all((members, train_keys), shared)
-    found = on_one_device(test_all((members[0], test_keys), ()))
-    accuracy, nats = (np.asarray(x) for x in found)
-    losses = [float(n) if np.isfinite(n) else None for n in nats]
-    results.append((rank(nats), Recall(rate, accuracy.tolist(), losses)))
-  return min(results, key=lambda result: result[0])[1]
+  return train_all, test_all
 
 
 def rank(nats: np.ndarray) -> tuple[int, float]:

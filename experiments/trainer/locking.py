@@ -30,11 +30,11 @@ def lock(directory: Path) -> Iterator[None]:
       with naming(path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-      file.seek(0)
-      pid = file.read().strip()
-      file.close()
-      if error.errno != errno.EWOULDBLOCK:
-        raise
+      with file:
+        if error.errno != errno.EWOULDBLOCK:
+          raise
+        file.seek(0)
+        pid = file.read().strip()
       holder = f"process {pid}" if pid else "another process"
       raise ValueError(f"{directory} is in use by {holder}") from None
     if _is_same(file, path):

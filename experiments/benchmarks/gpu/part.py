@@ -69,7 +69,7 @@ def check_device(environment: dict[str, Any]) -> None:
     "packages"
   )
   if "why" in environment:
-    raise ValueError(f"{needs}, got {environment['why']}")
+    raise ValueError(f"{needs}: {environment['why']}")
   platform = environment["platform"]
   capability = environment.get("compute_capability")
   version = environment.get("jax_version", jax.__version_info__)

@@ -1,5 +1,7 @@
 """The delayed recall task: its sequences, and training on them."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from experiments.analysis import recall
 from lstm_jax import lstm
 from lstm_jax.language import ModelConfig, language_model
+from tests.compiling import count_programs
 
 
 @pytest.mark.parametrize("delay", [1, 7])
@@ -50,6 +53,20 @@ def test_the_best_rate_loses_the_fewest_seeds_and_has_the_lowest_loss():
 
 def test_a_seed_that_diverges_has_no_loss(key):
   assert learn(key, 9, learning_rates=(3e38,)).nats == [None, None]
+
+
+def test_other_biases_and_a_second_call_compile_no_training_steps(key):
+  config = ModelConfig(lstm, embedding_size=3, hidden_size=4)
+  model = language_model(config, recall.VOCABULARY)
+  keys = jax.random.split(key, 2)
+  learn = partial(recall.learn, model, keys, 1, 2, (1e-3,))
+  programs = []
+  for chrono in (None, "lstm", None):
+    with count_programs() as compiled:
+      learn(chrono)
+    programs.append(len(compiled))
+  first, biases, again = programs
+  assert first > biases and again == 0
 
 
 def test_longest_is_the_delay_before_the_first_accuracy_too_low():

@@ -1,0 +1,33 @@
+"""The lock of a directory, where another process or the file system has it."""
+
+import errno
+import fcntl
+import os
+
+import pytest
+
+from experiments.trainer.locking import LOCK, lock
+
+
+def test_a_lock_that_the_file_system_refuses_names_its_file(
+  tmp_path, monkeypatch
+):
+  def refuse(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, "flock", refuse)
+  with pytest.raises(OSError, match="No locks") as raised, lock(tmp_path):
+    pass
+  assert raised.value.filename == str(tmp_path / LOCK)
+
+
+def test_a_directory_that_is_locked_names_the_process(tmp_path):
+  message = f"^{tmp_path} is in use by process {os.getpid()}$"
+  with (
+    lock(tmp_path),
+    pytest.raises(ValueError, match=message),
+    lock(tmp_path),
+  ):
+    pass
+  with lock(tmp_path):
+    pass
