@@ -247,7 +247,7 @@ class RunLogger:
     self.sample(title, params, key, self._setup.config.evaluation.sample_length)
 
   def finish(self, test_loss: float | None) -> None:
-    """Write result.json, which marks the run as finished, after `close`."""
+    """Write result.json, which marks the run as finished."""
     if test_loss is not None:
       self._write_row({"step": self.best.step, "test_loss": test_loss})
     record = {
@@ -258,6 +258,7 @@ class RunLogger:
       "last_step": self.step,
       "stopped_early": self.step < self._setup.num_steps,
     }
+    self._checkpoints.wait()  # a finished run has its last checkpoint
     if self._is_writer:
       write_json(self.directory / run_dir.RESULT, record)
       if test_loss is not None:
