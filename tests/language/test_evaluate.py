@@ -143,6 +143,7 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
   assert worst(found, expected) < 1e-10
 
 
+@pytest.mark.exhaustive
 def test_small_steps_of_bfloat16_weights_are_not_lost(key):
   """Rounded after every segment, nine in ten would change no weight.
 

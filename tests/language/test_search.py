@@ -130,6 +130,7 @@ def test_suppressed_tokens_may_be_a_list_or_an_array(params):
   assert not (found[0][0] == 1).any()
 
 
+@pytest.mark.exhaustive
 def test_the_costs_of_a_long_beam_are_not_rounded():
   """In float32 and at 4,000 nats, one rounding is 0.0001 to 0.0002."""
   model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)

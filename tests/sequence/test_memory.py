@@ -167,6 +167,7 @@ def test_recompute_saves_the_outputs_once():
   assert compiled.memory_analysis().temp_size_in_bytes < 1.7 * states
 
 
+@pytest.mark.exhaustive
 def test_a_shorter_last_chunk_costs_one_more_array_of_outputs():
   """To join its outputs to the others; its inputs are not copied."""
   batch, hidden = 32, 64

@@ -111,6 +111,7 @@ DERIVATIVES = {  # of a function of rows [N, T, 2]
 }
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("steps", [2, GPU_STEPS + 1])
 @pytest.mark.parametrize("derivative", DERIVATIVES)

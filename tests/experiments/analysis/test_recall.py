@@ -55,6 +55,7 @@ def test_a_seed_that_diverges_has_no_loss(key):
   assert learn(key, 9, learning_rates=(3e38,)).nats == [None, None]
 
 
+@pytest.mark.exhaustive
 def test_other_biases_and_a_second_call_compile_no_training_steps(key):
   config = ModelConfig(lstm, embedding_size=3, hidden_size=4)
   model = language_model(config, recall.VOCABULARY)
