@@ -8,7 +8,8 @@ on the device (`cells.platform`).
 
 Its derivative, for the gradient of a gradient, is that of `lax.scan`. That of a
 loop which carries the array of rows would add such an array at every step: time
-that grows as T².
+that grows as T². (In forward mode over a gradient it would be faster by a
+third, but a rule cannot know which of both follows.)
 """
 
 import dataclasses
