@@ -30,6 +30,7 @@ from experiments.cli import (
 )
 from experiments.trainer import corpus_path, multihost, run_dir
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.data import in_vocabulary
 from experiments.trainer.devices import share_batches
 from experiments.trainer.distillation import (
   make_epochs,
@@ -58,7 +59,7 @@ from experiments.trainer.setup import (
 )
 from experiments.trainer.start import initial_state
 from experiments.trainer.trained import Trained
-from lstm_jax.language import Tokenizer, stateful_loss
+from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   Metrics,
   TrainState,
@@ -230,12 +231,10 @@ def _report_result(
       f"{evaluations} in a row without a lower validation loss"
     )
   if not best.step:
-    # A run that was killed at its end, and whose best checkpoint is damaged.
+    # Killed at its end, and its best checkpoint is damaged.
     if not stopped_by and any(map(math.isfinite, logger.val_losses)):
-      raise ValueError(
-        f"{directory} has made its last step and has no best checkpoint: "
-        "--overwrite trains it anew"
-      )
+      reason = "has made its last step and has no best checkpoint"
+      raise ValueError(f"{directory} {reason}: --overwrite trains it anew")
     return result
   losses = format_losses(best.val_loss, tokenizer, corpus.val.text)
   summary = f"best validation loss {losses} at step {best.step}"
@@ -253,7 +252,7 @@ def _report_result(
     skipped = counted(logger.buffer.skipped, "step")
     summary += f", {skipped} with a non-finite gradient skipped"
   arguments = [f"--run={directory}"]
-  if _in_vocabulary(tokenizer, SUGGESTED_PROMPT):
+  if in_vocabulary(tokenizer, SUGGESTED_PROMPT):
     arguments.append(f"--prompt={SUGGESTED_PROMPT}")
   console.print(
     f"\n{summary}, {logger.buffer.seconds:.0f} s of training\n"
@@ -263,14 +262,6 @@ def _report_result(
     soft_wrap=True,
   )
   return result
-
-
-def _in_vocabulary(tokenizer: Tokenizer, text: str) -> bool:
-  try:
-    tokenizer.encode_known(text)
-  except ValueError:
-    return False
-  return True
 
 
 def main() -> int:

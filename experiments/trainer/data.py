@@ -199,3 +199,12 @@ def default_prompt(tokenizer: Tokenizer) -> np.ndarray:
   """Return the token of a line break, or the first token, [1]."""
   symbols = tokenizer.symbols
   return np.array([symbols.index("\n") if "\n" in symbols else 0], np.int32)
+
+
+def in_vocabulary(tokenizer: Tokenizer, text: str) -> bool:
+  """Return whether the tokenizer knows all characters or words of a text."""
+  try:
+    tokenizer.encode_known(text)
+  except ValueError:
+    return False
+  return True

@@ -122,7 +122,7 @@ def scan_checkpointed(
   """
   steps, rows = xs.shape[0], math.prod(state.h.shape[:-1])
   if chunk is None:
-    static = isinstance(steps, int) and isinstance(rows, int)
+    static = num_rows(state, xs) is not None
     chunk = -(-ROWS // max(1, rows)) if static else SYMBOLIC
   if not isinstance(steps, int):
     return _scan_filled(cell, options, policy, chunk, params, state, xs, extras)
