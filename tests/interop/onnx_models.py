@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lstm_jax import Directions
-from lstm_jax.interop.onnx.package import IR_VERSION, OPSET
+from lstm_jax.interop.onnx.onnx_import import IR_VERSION, OPSET
 from tests.draws import D, H, normal_like
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")

@@ -47,7 +47,7 @@ from flax.linen.recurrent import flip_sequences
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, State
 from lstm_jax.cells.reverse_only import reverse_only
-from lstm_jax.interop.flax.explicit import (
+from lstm_jax.interop.flax.equivalence import (
   Call,
   computed_dtype,
   equivalent_cell,

@@ -9,7 +9,7 @@ from flax.core import meta
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params
-from lstm_jax.interop.flax.explicit import equivalent_cell
+from lstm_jax.interop.flax.equivalence import equivalent_cell
 from lstm_jax.interop.flax.nnx_layers import nnx_layers
 from lstm_jax.interop.tensors import CELL_OF_PARAMS, as_array, check_fit
 

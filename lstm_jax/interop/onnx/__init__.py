@@ -9,7 +9,7 @@ from lstm_jax.interop.onnx.files import load as load
 from lstm_jax.interop.onnx.language import (
   language_model_to_onnx as language_model_to_onnx,
 )
+from lstm_jax.interop.onnx.node_runner import run_node as run_node
 from lstm_jax.interop.onnx.nodes import Layer as Layer
 from lstm_jax.interop.onnx.nodes import from_onnx as from_onnx
 from lstm_jax.interop.onnx.nodes import to_onnx as to_onnx
-from lstm_jax.interop.onnx.running import run_node as run_node

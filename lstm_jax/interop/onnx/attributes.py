@@ -27,7 +27,7 @@ from lstm_jax.interop.onnx.activations import (
   STANDARD,
   read_activations,
 )
-from lstm_jax.interop.onnx.package import import_onnx
+from lstm_jax.interop.onnx.onnx_import import import_onnx
 
 INPUTS = {
   "LSTM": (

@@ -10,7 +10,7 @@ from lstm_jax.interop.onnx.nodes import (
   named_arrays,
   read_tensor,
 )
-from lstm_jax.interop.onnx.package import import_onnx
+from lstm_jax.interop.onnx.onnx_import import import_onnx
 from lstm_jax.interop.tensors import Array
 
 

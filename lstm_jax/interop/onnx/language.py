@@ -33,7 +33,7 @@ from lstm_jax.cells.cell import Cell, Params, cell_name
 from lstm_jax.cells.checks import check_params
 from lstm_jax.interop.onnx.activations import base_cell
 from lstm_jax.interop.onnx.nodes import to_onnx
-from lstm_jax.interop.onnx.package import IR_VERSION, OPSET, import_onnx
+from lstm_jax.interop.onnx.onnx_import import IR_VERSION, OPSET, import_onnx
 from lstm_jax.interop.onnx.weights import operator
 from lstm_jax.interop.tensors import has_shape, shape_text
 from lstm_jax.language import LanguageParams, Tokenizer

@@ -35,7 +35,7 @@ from lstm_jax.interop.onnx.names import (
   checked_names,
   positional,
 )
-from lstm_jax.interop.onnx.package import import_onnx
+from lstm_jax.interop.onnx.onnx_import import import_onnx
 from lstm_jax.interop.onnx.weights import (
   GATES,
   from_tensors,
