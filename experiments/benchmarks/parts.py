@@ -128,7 +128,7 @@ def resets_part(cases: Iterable[Row], rounds: int) -> Results:
     sizes = POLICY | case
     for backward in (False, True):
       problem = resets.make_problem(backward, **sizes)
-      rows, skipped = compare(resets.resets(), rounds, problem)
+      rows, skipped = compare(resets.reset_peers(), rounds, problem)
       labels = {"part": "resets", "backward": backward}
       yield [labels | sizes | row for row in rows], skipped
 

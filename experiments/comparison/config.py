@@ -28,12 +28,12 @@ class CompareConfig:
     ModelConfig(hidden_size=160), "embedding_size", "hidden_size"
   )
   batching: BatchingConfig = only(BatchingConfig(), "batch_size", "seq_len")
-  # The optimizer's rate is 1: each seed's updates are multiplied by the rate of
-  # that seed.
+  # The optimizer's rate is 1: the updates of each model that is trained are
+  # multiplied by the learning rate of that model.
   optimizer: OptimizerConfig = only(
     OptimizerConfig(learning_rate=1.0, weight_decay=0.3), "weight_decay"
   )
-  job: JobConfig = only(JobConfig(), "devices")  # that share the seeds
+  job: JobConfig = only(JobConfig(), "devices")  # they share the models
   cells: tuple[str, ...] = option(
     ("rnn", "gru", "lstm"),
     "Cell to compare. Repeat the flag for several; lstm must be among them, "
@@ -42,12 +42,13 @@ class CompareConfig:
   )
   num_seeds: int = option(
     3,
-    "Number of seeds of each cell, which are trained together.",
+    "Number of models of each cell, which differ in their initial weights and "
+    "are trained together.",
     bounds="[1, inf)",
   )
   seed: int = option(
     0,
-    "Seed from which all seeds are derived.",
+    "Seed of the key that all random numbers are derived from.",
     bounds=f"[0, {LARGEST}]",
   )
   num_steps: int = option(
@@ -59,7 +60,8 @@ class CompareConfig:
     (5e-3, 1e-2, 2e-2),
     "Peak learning rate. Repeat the flag to try several: each cell takes the "
     "one with the lowest loss on the end of the training split. While that is "
-    "the largest or the smallest, twice or half of it is tried too.",
+    "the largest or the smallest, twice or half of it is tried too, at most 8 "
+    "times. A single one is taken without a trial.",
     bounds="(0, inf)",
   )
   trial_steps: int = option(
@@ -73,7 +75,7 @@ class CompareConfig:
   )
   timing_rounds: int = option(
     11,
-    "How often a training step of each cell is timed; the median is used.",
+    "Training steps of each cell that are timed; the median is used.",
     bounds="[1, inf)",
   )
   context: int = option(
@@ -83,8 +85,8 @@ class CompareConfig:
   )
   gradient_steps: int = option(
     200,
-    "How far back the gradient of a character's loss with respect to the state "
-    "is measured, in time steps.",
+    "Longest distance, in time steps, for which the gradient of a character's "
+    "loss with respect to an earlier state is measured.",
     bounds="[1, inf)",
   )
   delay: tuple[int, ...] = option(
@@ -95,8 +97,8 @@ class CompareConfig:
   )
   recall_hidden_size: int = option(
     32,
-    "Hidden units of the LSTM in the recall task; the other cells get as many "
-    "parameters.",
+    "Hidden units of the LSTM in the recall task; the other cells get the "
+    "nearest number of parameters.",
     bounds="[1, inf)",
   )
   recall_steps: int = option(
@@ -117,7 +119,9 @@ class CompareConfig:
       raise ValueError(
         f"cells must be distinct and include lstm, got {', '.join(self.cells)}"
       )
-    if len({*self.delay}) < len(self.delay):
-      raise ValueError(
-        f"delays must be distinct, got {', '.join(map(str, self.delay))}"
-      )
+    for name in ("learning_rate", "delay", "recall_learning_rate"):
+      values = getattr(self, name)
+      if len({*values}) < len(values):
+        raise ValueError(
+          f"{name} must have distinct values, got {', '.join(map(str, values))}"
+        )

@@ -59,7 +59,8 @@ def check_options(config: Any) -> None:
   every element is checked; it may be empty only if its default is.
 
   Raises:
-    ValueError: a value is no number where the field's type is one, and no
+    ValueError: a value is no tuple where the field's type is one; it is no
+      number where the field's type is one, and no
       integer for int; it is out of its bounds or not one of its choices; or a
       tuple is empty.
   """
@@ -68,6 +69,10 @@ def check_options(config: Any) -> None:
     value = getattr(config, field.name)
     if value is None and type(None) in typing.get_args(types[field.name]):
       continue
+    if typing.get_origin(types[field.name]) is tuple and not isinstance(
+      value, tuple
+    ):
+      raise ValueError(f"{field.name} must be a tuple, got {value!r}")
     values = value if isinstance(value, tuple) else (value,)
     if not values and field.default:
       raise ValueError(f"{field.name} must have at least one value, got ()")

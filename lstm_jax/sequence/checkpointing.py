@@ -10,7 +10,7 @@ of a whole sequence (the table of `scan`):
   "gates"      the state before each      runs its steps forward again, and
                chunk, B·H·S·T/C           saves their gates
   "recompute"  the state after each       computes its gates from its states,
-               step, B·H·S·T              in no loop
+               step as well, B·H·S·T      in no loop
 
 Both need R·C·B·H more for the current chunk, besides the inputs, the outputs
 and their cotangents. "gates" needs least memory at C = √(S·T/R), where it grows
@@ -21,6 +21,8 @@ anyway. As all states of a chunk are known, one call computes all C steps,
   gates of C steps = recur(the states before them, xs W_x)
 
 whose product h W_h has C·B rows, and is as fast as the product of the inputs.
+Reference: Chen, Xu, Zhang and Guestrin (2016), Training deep nets with
+sublinear memory cost.
 
 The last chunk may have fewer steps. Then hs and the cotangent of xs are copied
 once, to join its part to the others.
@@ -31,12 +33,14 @@ such as 32·n.
 
 Large batches on a CPU
 
-The products of all inputs, T·B·G·H numbers, are written once and read at every
-time step, and so are all daₜ. Where they are larger than the cache, a chunk at
+The products x W_x of all inputs, T·B·G·H numbers for G gates, are written once
+and read at every time step, and so are the cotangents daₜ of the gates'
+pre-activations. Where they are larger than the cache, a chunk at
 a time is faster: `scan_in_cache` multiplies the inputs of a chunk right before
 its steps, and adds a chunk's da to the weights' gradients right after them. All
 residuals are saved, as without chunks. A chunk of at most 4 steps takes no loop
-of its own (`rows`). Without gradients, a loop over single steps is faster.
+of its own (the module `rows`). Without gradients, a loop over single steps is
+faster.
 
 Chunks are taken for more than 8,192 rows T·B. Each has as few time steps as
 make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
@@ -47,17 +51,15 @@ make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
   rnn   H 128, T 128, B 1024    150 ms instead of 186
   lstm  H 128, T 64, B 1024     242 ms instead of 268
   lstm  H 256, T 1024, B 32     457 ms instead of 491
-  lstm  H 512, T 64, B 128      321 ms instead of 310: 8,192 rows, no chunks
+
+but lstm, H 512, T 64, B 128, with its 8,192 rows 321 ms instead of 310.
 
 A cell with a linear recurrence reads and writes its arrays several times for
 each product, and chunks are faster from 6 MiB of x W_x on:
 
-  min_gru  H 256, T 256, B 32   31 ms instead of 38 (forward alone 10, not 23)
+  min_gru  H 256, T 256, B 32   31 ms instead of 38; forward alone 10, not 23
   min_gru  H 1024, T 128, B 32  139 ms instead of 163
   lru      H 256, T 256, B 32   13 ms instead of 22
-
-Reference: Chen, Xu, Zhang and Guestrin (2016), Training deep nets with
-sublinear memory cost.
 """
 
 import math
@@ -92,8 +94,8 @@ from lstm_jax.sequence.wrappers import masked
 Policy = ResidualPolicy | Literal["all"]  # "all": nothing is recomputed
 
 MANY_BYTES = 6 * 2**20  # of x W_x: more are read from memory, not the cache
-ROWS = 1024  # rows with which a matrix product runs at full speed
-SYMBOLIC = 32  # C where T or B is symbolic: 1,024 rows at B 32
+FULL_SPEED_ROWS = 1024  # rows with which a matrix product is at full speed
+SYMBOLIC_CHUNK = 32  # C where T or B is symbolic: 1,024 rows at B 32
 
 
 def scan_checkpointed(
@@ -120,10 +122,10 @@ def scan_checkpointed(
     xs: inputs [T, ..., D] or tokens [T, ...].
     extras: further arguments of a wrapped cell's steps, each [T, ...].
   """
-  steps, rows = xs.shape[0], math.prod(state.h.shape[:-1])
+  steps, batch = xs.shape[0], math.prod(state.h.shape[:-1])
   if chunk is None:
     static = num_rows(state, xs) is not None
-    chunk = -(-ROWS // max(1, rows)) if static else SYMBOLIC
+    chunk = -(-FULL_SPEED_ROWS // max(1, batch)) if static else SYMBOLIC_CHUNK
   if not isinstance(steps, int):
     return _scan_filled(cell, options, policy, chunk, params, state, xs, extras)
   if chunk >= steps and policy != "recompute":
@@ -142,15 +144,18 @@ def scan_in_cache(
 ) -> tuple[State, jax.Array]:
   """Return (state, hs) as `scan_sequence`, by chunks where that is faster."""
   rows = num_rows(state, xs)
-  if rows is not None and is_cpu() and _are_many(cell, params, xs, rows):
+  if rows is not None and is_cpu() and _is_large(cell, params, xs, rows):
     return scan_checkpointed(
       cell, options, "all", None, params, state, xs, extras
     )
   return scan_sequence(cell, options, params, state, xs, extras)
 
 
-def _are_many(cell: Cell, params: Params, xs: jax.Array, rows: int) -> bool:
-  """Return whether a sequence of so many rows T·B is faster by chunks."""
+def _is_large(cell: Cell, params: Params, xs: jax.Array, rows: int) -> bool:
+  """Return whether a sequence is faster by chunks.
+
+  It depends on the rows T·B, or for a linear recurrence on the size of x W_x.
+  """
   if not is_linear(cell):
     return rows > MANY_ROWS
   projected = jax.eval_shape(cell.project, params, xs)
@@ -196,8 +201,11 @@ def _scan_chunks(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs), by chunks of `chunk` steps; the last may have fewer."""
-  # Only used where nothing is differentiated.
+  """Return (state, hs); the gradient is computed by chunks of `chunk` steps.
+
+  This body runs only where nothing is differentiated. There only a linear
+  recurrence is faster by chunks.
+  """
   if not is_linear(cell):
     return scan_sequence(cell, options, params, state, xs, extras)
 
@@ -213,6 +221,8 @@ def _scan_chunks(
 
 
 def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
+  """Return (state, hs) and what the policy saves of each chunk."""
+
   def run(before, saved, xs, extras):
     del saved
     arguments = cell, options, params, before, xs, extras
@@ -232,6 +242,11 @@ def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
 
 
 def _chunks_backward(cell, options, chunk, policy, residuals, cotangents):
+  """Return the cotangents, summed over the chunks from the last to the first.
+
+  The weights' are summed in float32 or wider. `d_last`, the cotangent of the
+  last state, stands for that state's dtypes.
+  """
   params, saved, xs, extras = residuals
   d_last, dhs = cotangents
 

@@ -233,7 +233,7 @@ def test_weights_of_other_modules_are_refused(key):
       from_linen(weights)
   with pytest.raises(ValueError, match="expected the params of lstm, gru or r"):
     to_linen((xs,))
-  with pytest.raises(ValueError, match=r"expected an LSTMCell.*, got Linear"):
+  with pytest.raises(ValueError, match=r"an nnx LSTMCell.*, got flax.*Linear$"):
     from_nnx(nnx.Linear(D, H, rngs=nnx.Rngs(0)))
 
 

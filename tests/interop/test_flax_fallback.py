@@ -5,7 +5,7 @@ import pytest
 from flax import linen, nnx
 
 from lstm_jax import gru
-from lstm_jax.interop.flax import NNXRNN, LinenRNN, explicit
+from lstm_jax.interop.flax import NNXRNN, LinenRNN, equivalence
 from tests.draws import B, D, H, T, worst
 from tests.interop.flax_pairs import (
   count_unrolls,
@@ -32,12 +32,12 @@ class LaterNNXGRU(nnx.GRUCell):
 
 
 def test_options_that_a_later_flax_may_add_count_once_set(monkeypatch):
-  monkeypatch.setitem(explicit.CELL_OF_TYPE, LaterLinenGRU, gru)
-  assert explicit.equivalent_cell(LaterLinenGRU(H)) is gru
-  assert explicit.equivalent_cell(LaterLinenGRU(H, dropout=0.5)) is None
-  monkeypatch.setitem(explicit.CELL_OF_TYPE, LaterNNXGRU, gru)
+  monkeypatch.setitem(equivalence.CELL_OF_TYPE, LaterLinenGRU, gru)
+  assert equivalence.equivalent_cell(LaterLinenGRU(H)) is gru
+  assert equivalence.equivalent_cell(LaterLinenGRU(H, dropout=0.5)) is None
+  monkeypatch.setitem(equivalence.CELL_OF_TYPE, LaterNNXGRU, gru)
   cell = LaterNNXGRU(D, H, dropout=0.5, rngs=nnx.Rngs(0))
-  assert explicit.equivalent_cell(cell) is None
+  assert equivalence.equivalent_cell(cell) is None
 
 
 @pytest.mark.exhaustive

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import lstm, peephole_lstm, unroll
+from lstm_jax import Directions, lstm, peephole_lstm, unroll
 from lstm_jax.cells import make_hard_sigmoid
 from lstm_jax.interop import keras as interop
 from tests.draws import B, D, H, T, normal_like, worst
@@ -85,7 +85,8 @@ def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
   traced = jax.jit(lambda w: interop.from_keras(w, **options)[1])(weights)
   assert worst(traced, params) == 0
   with pytest.raises(
-    ValueError, match=r"^bias must be 0 for a layer with use_b"
+    ValueError,
+    match=r"^every bias must be 0 .*, got magnitudes of up to [\d.]+$",
   ):
     interop.to_keras(params, bias=False)
   params = jax.tree.map(lambda w: w if w.ndim > 1 else 0 * w, params)
@@ -93,6 +94,22 @@ def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
   assert len(weights) == (4 if both else 2)
   options = {"reset_after": True, **options} if kind == "GRU" else options
   assert worst(interop.from_keras(weights, **options)[1], params) == 0
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays_have_the_dtype_of_the_params(kind, dtype, key):
+  params = jax.tree.map(lambda w: np.asarray(w, dtype), draw(key, kind))
+  with jax.enable_x64(False):
+    arrays = interop.to_keras(params)
+  assert {array.dtype for array in arrays} == {np.dtype(dtype)}
+
+
+def test_directions_of_two_cells_are_refused(key):
+  pair = Directions(draw(key, "LSTM"), draw(key, "GRU"))
+  message = "must have one cell, got LSTMParams, GRUParams"
+  with pytest.raises(ValueError, match=message):
+    interop.to_keras(pair)
 
 
 @pytest.mark.parametrize(
@@ -189,13 +206,13 @@ L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
     ((*L, L[0], G[1]), {}, r"^backward kernel must be \[any, 18\], got"),
     (L, {"activation": "gelu"}, "^activation must be hard_s.* got 'gelu'$"),
     (L, {"recurrent_activation": 3}, "^recurrent_activation must be .* got 3$"),
-    ({"a/kernel": L[0]}, {}, "^recurrent_kernel is missing$"),
+    ({"a/kernel": L[0]}, {}, "^recurrent_kernel is missing, got kernel$"),
     (
       {"a/kernel": L[0], "b/kernel": L[0]},
       {},
       "one layer, got two with kernel",
     ),
-    ({"a/gamma": L[0]}, {}, "^not an array of an LSTM, .* layer: a/gamma$"),
+    ({"a/gamma": L[0]}, {}, "^a path must end in kernel, .* got 'a/gamma'$"),
     (
       {"bi/forward_a/cell/kernel": L[0], "bi/forward_b/cell/kernel": L[0]},
       {},
@@ -206,11 +223,15 @@ L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
       {},
       r"^weights must be of one layer, got \['a', 'b'\]$",
     ),
-    ({"backward_a/kernel": L[0]}, {}, "^recurrent_kernel is missing$"),
+    (
+      {"backward_a/kernel": L[0]},
+      {},
+      "^recurrent_kernel is missing, got kernel$",
+    ),
     (
       {"bi/forward_a/cell/recurrent_kernel": L[1], "bi/b/cell/kernel": L[0]},
       {},
-      "^forward kernel is missing$",
+      "^forward kernel is missing, got recurrent_kernel$",
     ),
   ],
 )
@@ -220,5 +241,7 @@ def test_arrays_that_do_not_fit_are_refused(weights, options, message):
 
 
 def test_a_cell_that_keras_does_not_have_is_refused(key):
-  with pytest.raises(ValueError, match="no layer with PeepholeLSTMParams"):
+  with pytest.raises(
+    ValueError, match="which Keras has, got PeepholeLSTMParams"
+  ):
     interop.to_keras(peephole_lstm.init(key, D, H))

@@ -33,7 +33,7 @@ NO_TYPE = onnx.AttributeProto(name="layout")
     ("layout", NO_TYPE, "layout must be of type INT, got UNDEFINED"),
     ("hidden_size", 6.0, "hidden_size must be of type INT, got FLOAT"),
     ("speed", b"\xff", "LSTM has no attribute speed that is known here"),
-    ("X", "", "inputs of LSTM must have a name for X, got none"),
+    ("X", "", "inputs must be those of none, got 'X'"),
     (
       "W",
       b"abc",

@@ -44,7 +44,7 @@ from tests.interop.onnx_models import layer_weights, onnx
       "activation_beta of HardSigmoid must be 0.5, got 0.4",
     ),
     ({"speed": 1}, "LSTM has no attribute speed that is known"),
-    ({"hidden_size": 7}, "R must have hidden_size=7 as its last axis, got"),
+    ({"hidden_size": 7}, "^R .*must have hidden_size=7 as its last axis, got"),
     ({"direction": "bidirectional"}, r"R \('R'\) must be \[2, any, any\], got"),
   ],
 )
@@ -81,7 +81,7 @@ def test_tensors_that_do_not_fit_are_refused(key):
     with pytest.raises(ValueError, match=match):
       interop.from_onnx(node, arrays)
 
-  refused("W is missing: there is no tensor 'a.W'", W=None)
+  refused("W is missing: there is no tensor 'a.W', got a.B, a.P, a.R", W=None)
   refused(
     r"W \('a.W'\) must be \[1, 24, any\], got \(1, 8, 4\)",
     W=np.ones((1, 8, 4), np.float32),
@@ -90,7 +90,7 @@ def test_tensors_that_do_not_fit_are_refused(key):
   refused(r"B \('a.B'\) must be \[1, 48\]", B=np.ones((1, 24), np.float32))
   refused(r"P \('a.P'\) must be \[1, 18\]", P=np.ones((1, 24), np.float32))
   refused(r"R \('a.R'\) must be \[1, 24, 6\]", R=np.ones((1, 18, 6), "f"))
-  refused("B must be float32, as R, got float64", B=np.ones((1, 48)))
+  refused(r"B \('a.B'\) must be float32, as R, got float64", B=np.ones((1, 48)))
   refused("must hold floats, got int64", W=np.ones((1, 24, D), int))
   node.attribute.append(onnx.helper.make_attribute("input_forget", 1))
   refused("input_forget must be 0 beside P")
@@ -122,6 +122,16 @@ def test_inputs_that_do_not_fit_are_refused(key):
     r"initial_h must be float32 .*, got float64", initial_h=state.astype(float)
   )
   refused(r"initial_c \('initial_c'\) is missing, got X, in", initial_c=None)
+  expected = (
+    "inputs must be those of X, sequence_lens, initial_h, initial_c, got"
+  )
+  refused(f"{expected} 'intial_h'", intial_h=state)
+  refused(f"{expected} 'W'", W=np.zeros((1, 24, D), np.float32))
+  for length in (-1, T + 1):
+    refused(
+      rf"sequence_lens must be in \[0, {T}\], got {length}",
+      sequence_lens=np.array([1, length, 2]),
+    )
 
 
 def test_what_onnx_cannot_hold_is_refused(key):
@@ -274,6 +284,6 @@ def test_constants_that_a_layer_cannot_hold_are_refused(key):
     "initial_c": zeros + 1,
   }.items():
     with pytest.raises(
-      ValueError, match=rf"{name} \('{name}'\) must be .*no c"
+      ValueError, match=rf"{name} \('{name}'\) must .*not be a c"
     ):
       interop.from_onnx(node, weights | {name: value})

@@ -27,7 +27,7 @@ OPTIONS = {
 def large(monkeypatch):
   """Take T·B for a large number of rows, and two time steps for a chunk."""
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B - 1)
-  monkeypatch.setattr(checkpointing, "ROWS", 2 * B)
+  monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_small_batch_is_one_chunk(monkeypatch):
   assert loops() == 2
   clear_programs()
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B)
-  monkeypatch.setattr(checkpointing, "ROWS", 2 * B)
+  monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
   assert loops() == 2
   assert loops(batch=B + 1) > 2
 

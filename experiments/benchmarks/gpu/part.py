@@ -16,9 +16,9 @@ from experiments.benchmarks.gpu.case import Result
 from experiments.benchmarks.gpu.floor import find_device
 from experiments.benchmarks.gpu.report import summary_tables
 from experiments.benchmarks.gpu.supervisor import (
-  Process,
   Section,
   Supervisor,
+  WorkerProcess,
 )
 from experiments.benchmarks.tables import Row, case_table
 from lstm_jax.sequence.implementation import VERSIONS, VERSIONS_TEXT
@@ -52,7 +52,7 @@ def run(
   for name in sizes:
     if name not in cases.LAYER_SIZES:
       raise ValueError(f"--{name} needs --part=model, got gpu")
-  supervisor = Supervisor(Process, cases.SECONDS)
+  supervisor = Supervisor(WorkerProcess, cases.SECONDS)
   try:
     environment = supervisor.environment()
     check_device(environment)

@@ -1,4 +1,4 @@
-"""Runs cases in worker processes within a given time.
+"""Runs the benchmark's cases (see `case.py`) in worker processes.
 
 A worker that ends or hangs is replaced. The case that it ran has then failed,
 and the kinds of its kernels are left out from then on: a case that needs one of
@@ -37,7 +37,7 @@ class Worker(Protocol):
     """End it; return how it ended, and the last that it printed."""
 
 
-class Process:
+class WorkerProcess:
   """A worker in a process of its own."""
 
   def __init__(self, jax_on_cpu: bool = False):
@@ -65,7 +65,10 @@ class Process:
       raise EOFError from error
 
   def stop(self):
-    """Kill the process if it still runs."""
+    """Kill the process if it still runs; return how it ended.
+
+    The exit status is None if it still ran.
+    """
     self._process.join(0.2)
     ended = self._process.exitcode
     self._process.kill()
@@ -80,14 +83,25 @@ class Process:
 
 
 class Section(NamedTuple):
-  """Cases that share a time."""
+  """Cases that share a time budget.
+
+  Attributes:
+    name: what the cases measure.
+    cases: in the order in which they run.
+    until: seconds since the supervisor's start. No batch begins that would end
+      later if it took as long as the one before; one that runs is not stopped.
+    together: cases in a batch, whose programs are compiled at the same time.
+    limit: seconds after which a case without an answer counts as hung. To
+      compile a batch may take COMPILE_SECONDS.
+    jax_on_cpu: whether JAX leaves the GPU to another library.
+  """
 
   name: str
   cases: Sequence[Case]
-  until: float  # seconds since the start, when its last case should have ended
-  together: int = 1  # cases whose programs are compiled at the same time
-  limit: float = 60.0  # seconds for a case to run
-  jax_on_cpu: bool = False  # JAX leaves the GPU to another library
+  until: float
+  together: int = 1
+  limit: float = 60.0
+  jax_on_cpu: bool = False
 
 
 class Supervisor:
@@ -95,18 +109,18 @@ class Supervisor:
 
   def __init__(
     self,
-    start: Callable[[bool], Worker],
+    make_worker: Callable[[bool], Worker],
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
   ):
     """Start the clock.
 
     Args:
-      start: starts a worker; takes whether JAX must leave the GPU alone.
-      seconds: when the last worker is stopped.
+      make_worker: starts a worker; takes whether JAX must leave the GPU alone.
+      seconds: after which even a case that runs is stopped.
       clock: returns seconds.
     """
-    self._start, self._seconds, self._clock = start, seconds, clock
+    self._make_worker, self._seconds, self._clock = make_worker, seconds, clock
     self._begin = clock()
     self._batch_begin = 0.0  # seconds since the start
     self._worker: Worker | None = None
@@ -146,10 +160,10 @@ class Supervisor:
       if not batch:
         return
       again: list[Case] = []
-      found = yield from self._run_together(batch, section, again)
+      known = yield from self._run_together(batch, section, again)
       if self._worker:  # neither a hang nor a new start is in it
         last = self.elapsed() - self._batch_begin
-      if not found:  # which of them ends a worker?
+      if not known:  # which of them ends a worker?
         together = 1
       pending = again + pending
 
@@ -163,7 +177,7 @@ class Supervisor:
   def _open(self, jax_on_cpu: bool) -> dict[str, Any] | str:
     """Start a worker; return its environment, or why it does not start."""
     self.close()
-    self._worker = self._start(jax_on_cpu)
+    self._worker = self._make_worker(jax_on_cpu)
     self._jax_on_cpu = jax_on_cpu
     left = self._seconds - self.elapsed()
     try:
@@ -189,13 +203,13 @@ class Supervisor:
     Returns whether the case that ended the worker, if one did, is known.
     """
     if self._worker is None or self._jax_on_cpu != section.jax_on_cpu:
-      why = self._open(section.jax_on_cpu)
-      if isinstance(why, str):  # no case is to blame
+      opened = self._open(section.jax_on_cpu)
+      if isinstance(opened, str):  # no case is to blame
         for case in batch:
-          if why == NO_TIME:
-            yield case, Result([], {case.name: why}, [])
+          if opened == NO_TIME:
+            yield case, Result([], {case.name: opened}, [])
           else:
-            yield case, Result([], {}, [f"{case.name}: {why}"])
+            yield case, Result([], {}, [f"{case.name}: {opened}"])
         return True
     worker = self._worker
     assert worker is not None
@@ -230,11 +244,10 @@ class Supervisor:
     except (EOFError, ConnectionError):
       why = "the process ended"
     ended = self._stop()
-    if running is None and len(waiting) == 1:  # it does not compile
-      (running,) = waiting
-    known = False
-    if running is not None and running in waiting:
-      known = True
+    if running is None and len(batch) == len(waiting) == 1:
+      (running,) = waiting  # it ended while its programs were compiled
+    known = running is not None or not waiting
+    if running is not None:
       case = waiting.pop(running)
       if why == "the process ended":
         why = f"the process ended, {ended}"

@@ -1,7 +1,7 @@
 """The training step of a language model, with scans and with kernels.
 
-The model is the benchmark's: an embedding, one layer, a readout and Adam. Its
-loss and gradient must first be those of the scan in float32.
+The model is the benchmark's: an embedding, one layer and a readout, trained by
+Adam. Its loss and gradient must first be those of the scan in float32.
 """
 
 from collections.abc import Callable
@@ -59,11 +59,14 @@ class TrainingStep:
 
   @property
   def kernels(self) -> frozenset[str]:
-    """The kind of its kernel."""
+    """The kind of its kernel; none if there is no kernel for its sizes."""
     return kernel_kinds(self)
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
-    """Return for each implementation the gradient and the training step."""
+    """Return for each implementation the gradient and the training step.
+
+    The program "expected" is the gradient that the others must equal.
+    """
     params = self._model(None, None).init(jax.random.key(0))
     optimizer = optax.adam(LEARNING_RATE)
     opt_state = optimizer.init(params)
@@ -77,7 +80,7 @@ class TrainingStep:
 
     def skip(name, error):
       skipped[name] = reason(error)
-      if name == "scan" or self.kernels:  # else too large for a kernel
+      if name == "scan" or self.kernels:  # a size without kernel is no failure
         failures.append(f"{self.name}: {name}: {skipped[name]}")
 
     for name, implementation in IMPLEMENTATIONS.items():
@@ -103,6 +106,8 @@ class TrainingStep:
     lowered["expected"] = jax.jit(without_tf32(expected)).lower(params, *batch)
 
     def finish(programs, errors):
+      if "expected" in errors:
+        raise ValueError(errors["expected"])
       wanted = programs["expected"](params, *batch)
       calls: dict[str, Callable] = {}
       for name in IMPLEMENTATIONS:
@@ -133,6 +138,7 @@ class TrainingStep:
     return Prepared(lowered, finish)
 
   def _model(self, dtype: str | None, implementation: Any) -> Any:
+    """Return the model; None for float32, and for scans."""
     config = ModelConfig(
       cell=CELLS[self.cell],
       hidden_size=self.hidden_size,
@@ -142,6 +148,8 @@ class TrainingStep:
     return language_model(config, self.vocabulary_size)
 
   def _loss(self, model: Any) -> Callable:
+    """Return (params, tokens, targets) -> the loss from the zero state."""
+
     def loss(params, tokens, targets):
       state = model.initial_state((self.batch_size,))
       return model.loss(params, state, tokens, targets)[0]
@@ -149,6 +157,7 @@ class TrainingStep:
     return loss
 
   def _row(self, peer: str, params: list[jax.Array]) -> dict[str, Any]:
+    """Return the sizes, and the lower bound in µs per time step, of a row."""
     sizes = self.hidden_size, self.seq_len, self.batch_size
     device = find_device(jax.devices()[0].device_kind)
     num_params = sum(p.size for p in params)
@@ -168,11 +177,15 @@ class TrainingStep:
 
 
 def _training(program: Any, state: tuple, batch: tuple) -> Callable[[], Any]:
-  """Return a function that makes one training step after the other."""
-  kept = list(state)
+  """Return a function whose every call makes the next training step.
+
+  A step is donated the weights and the optimizer's state that it replaces.
+  """
+  params, opt_state = state
 
   def step():
-    *kept[:], value = program(*kept, *batch)
+    nonlocal params, opt_state
+    params, opt_state, value = program(params, opt_state, *batch)
     return value
 
   return step

@@ -2,8 +2,9 @@
 
 Our `unroll(..., reset=)` against the usual code of reinforcement learning in
 Flax: a cell under `linen.scan` that sets the carry to zero where an episode
-begins. The GPU benchmark uses `flax_layer` and `equinox_layer` with other cells
-too.
+begins. Where that is, is a constant of each program: XLA may compute from it
+while it compiles. The GPU benchmark takes `flax_layer` from here, also with
+other cells, and `equinox_layer`.
 """
 
 from collections.abc import Callable
@@ -39,10 +40,13 @@ class Problem(NamedTuple):
 def make_problem(
   backward: bool, hidden_size: int, seq_len: int, batch_size: int
 ) -> Problem:
-  """Return the problem of a GRU of these sizes.
+  """Return the problem of a GRU, with the results of our `unroll` as expected.
 
-  Our `unroll` computes the results that are expected. With `backward` all
-  gradients are timed, or else the outputs.
+  Args:
+    backward: True to time all gradients, False to time the outputs alone.
+    hidden_size: H, also the size of the inputs.
+    seq_len: T, in time steps.
+    batch_size: B.
   """
   sizes = hidden_size, seq_len, batch_size
   weights, xs, dhs = sequences.draw_layer("gru", *sizes)
@@ -61,7 +65,7 @@ def draw_starts(
 
 
 def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
-  """Return the maker of our `unroll` with resets and this adjoint."""
+  """Return what makes the peer of our `unroll` with this adjoint."""
 
   def make(problem: Problem) -> Peer:
     weights = problem.sequence.weights
@@ -72,7 +76,7 @@ def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
 
 
 def zero_at_starts(state: Any, start: jax.Array) -> Any:
-  """Return a state [B, H] with zeros in the rows where `start` [B] is True."""
+  """Return a tree of arrays [B, H] with zeros in rows where `start` is True."""
   return jax.tree.map(
     lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), state
   )
@@ -81,7 +85,7 @@ def zero_at_starts(state: Any, start: jax.Array) -> Any:
 def flax_layer(
   cell: str, weights: Any, starts: jax.Array, dtype: Any = None
 ) -> Layer:
-  """Return a Flax cell under `linen.scan`, whose carry is reset at each start.
+  """Return a layer: a Flax cell under `linen.scan`, with resets of its carry.
 
   Args:
     cell: lstm, gru or rnn.
@@ -117,7 +121,7 @@ def flax_layer(
 
 
 def equinox_layer(cell: str, weights: Any, starts: jax.Array) -> Layer:
-  """Return a scan of an Equinox cell, whose state is reset at each start.
+  """Return a layer: a scan of an Equinox cell, with resets of its state.
 
   Args:
     cell: lstm or gru.
@@ -152,8 +156,8 @@ def flax_scan(problem: Problem) -> Peer:
   return sequences.make_peer("flax scan", layer, problem.sequence)
 
 
-def resets() -> Makers:
-  """Return the makers of all peers."""
+def reset_peers() -> Makers:
+  """Return what makes each peer."""
   adjoints: dict[str, Adjoint] = {
     "lstm_jax": Explicit(),
     "recompute": Explicit(residuals="recompute"),

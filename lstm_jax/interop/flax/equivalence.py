@@ -1,4 +1,4 @@
-"""Decide for which calls of Flax's RNN `unroll` computes the same.
+"""Decide whether `unroll` computes what a call of Flax's RNN would.
 
 Flax's cell must be of one of the types in CELL_OF_TYPE, and of no subclass,
 which may compute something else. Each option of the cell, of its layers and of
@@ -33,9 +33,10 @@ CELL_OF_TYPE: dict[type, Cell] = {
   nnx.SimpleCell: rnn,
 }
 HONOURED = {
-  *("self", "parent", "name"),
-  # Of a cell or layer: sizes (`fits`), dtypes (`has_one_dtype`), the biases
-  # (`_has_plain_layers`), and what only making the weights reads.
+  *("self", "parent", "name"),  # of every module
+  # Of a cell or layer: sizes (`fits`), dtypes (`has_flax_dtype`), the biases
+  # (`_has_plain_layers`), what makes the weights, and what makes the carry,
+  # which `unroll` is given.
   *("features", "in_features", "hidden_features", "out_features", "use_bias"),
   *("kernel_init", "recurrent_kernel_init", "bias_init", "carry_init"),
   *("kernel_metadata", "recurrent_kernel_metadata", "bias_metadata"),
@@ -102,7 +103,11 @@ class Call(NamedTuple):
 
 
 def fits(call: Call) -> bool:
-  """Return whether all shapes fit; Flax would broadcast some that do not."""
+  """Return whether the carry, inputs and lengths are as `unroll` needs them.
+
+  That is their structure and shapes, some of which Flax would broadcast, and an
+  integer dtype of the lengths.
+  """
   cell, params, carry, xs, lengths, _ = call
   structure: Any = jax.tree.structure(carry)
   if structure != jax.tree.structure((0, 0) if cell is lstm else 0):
@@ -117,6 +122,7 @@ def fits(call: Call) -> bool:
 
 
 def _are_lengths(lengths: Any, batch_shape: tuple[int, ...]) -> bool:
+  """Return whether lengths are integers of the batch's shape."""
   lengths = jnp.asarray(lengths)
   integers = jnp.issubdtype(lengths.dtype, jnp.integer)
   return integers and lengths.shape == batch_shape
@@ -128,10 +134,10 @@ def computed_dtype(call: Call) -> jnp.dtype:
   return jnp.dtype(canonicalize_dtype(*arrays, dtype=call.dtype))
 
 
-def has_one_dtype(call: Call) -> bool:
+def has_flax_dtype(call: Call) -> bool:
   """Return whether weights and carry have the dtype that Flax computes in.
 
-  That must be float32 or float64; the inputs, of any dtype, are converted.
+  It must be float32 or float64. The inputs, of any dtype, are converted.
   """
   computed = computed_dtype(call)
   arrays = map(jnp.asarray, (*jax.tree.leaves(call.carry), *call.params))

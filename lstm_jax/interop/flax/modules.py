@@ -52,7 +52,7 @@ from lstm_jax.interop.flax.equivalence import (
   computed_dtype,
   equivalent_cell,
   fits,
-  has_one_dtype,
+  has_flax_dtype,
   is_plain_scan,
 )
 from lstm_jax.interop.flax.weights import from_linen, from_nnx
@@ -217,7 +217,7 @@ def _is_ours(module: Any, call: Call) -> bool:
   With kernels every dtype passes: `unroll` refuses those that they do not take.
   """
   kernels = module.implementation == "mosaic_gpu"
-  return fits(call) and (kernels or has_one_dtype(call))
+  return fits(call) and (kernels or has_flax_dtype(call))
 
 
 def _check_flax_may_run(module: Any) -> None:

@@ -1,4 +1,4 @@
-"""The linear layers of Flax's nnx cells, in the order of our gates."""
+"""The linear layers of which Flax's nnx cells consist."""
 
 from typing import Any, NamedTuple
 
@@ -9,15 +9,24 @@ from lstm_jax.cells.cell import Cell
 
 
 class NNXLayers(NamedTuple):
-  """The linear layers of an nnx cell, in the order of our gates."""
+  """The linear layers of an nnx cell, each list in the order of our gates.
 
-  inputs: list[nnx.Linear]  # their kernels, concatenated, are w_x
-  hidden: list[nnx.Linear]  # w_h
-  biased: list[nnx.Linear]  # the ones of both that have a bias; b
+  Attributes:
+    inputs: their kernels, concatenated along the last axis, are w_x [D, G·H].
+    hidden: the same for w_h [H, G·H].
+    biased: those of the two lists that have a bias; concatenated, b [G·H].
+  """
+
+  inputs: list[nnx.Linear]
+  hidden: list[nnx.Linear]
+  biased: list[nnx.Linear]
 
 
 def nnx_layers(module: Any) -> tuple[Cell, NNXLayers]:
   """Return our cell for an nnx cell, and the nnx cell's layers.
+
+  Args:
+    module: of one of the four types below, or of a subclass.
 
   Raises:
     ValueError: it is another module.
@@ -35,6 +44,6 @@ def nnx_layers(module: Any) -> tuple[Cell, NNXLayers]:
       layers = [module.dense_i], [module.dense_h], [getattr(module, biased)]
       return cell, NNXLayers(*layers)
   raise ValueError(
-    "expected an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, "
-    f"got {type(module).__name__}"
+    "expected an nnx LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, "
+    f"got {type(module).__module__}.{type(module).__name__}"
   )

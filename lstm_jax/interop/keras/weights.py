@@ -2,21 +2,27 @@
 
 A layer has three arrays, in this order:
 
-  kernel [D, G·H]             w_x     LSTM: G = 4, the gates i, f, g, o (Keras
-  recurrent_kernel [H, G·H]   w_h       says i, f, c, o)
-  bias [G·H]                  b       GRU: G = 3, z, r, n (z, r, h): r and z
-                                        change places here
-                                      SimpleRNN: G = 1
+  kernel [D, G·H]              w_x
+  recurrent_kernel [H, G·H]    w_h
+  bias [G·H]                   b
+
+  layer        G    order in Keras    order here
+  LSTM         4    i, f, c, o        i, f, g, o, with g for c
+  GRU          3    z, r, h           r, z, n, with n for h
+  SimpleRNN    1
 
 A `GRU` with reset_after=True, the default, is `gru`. Its bias is [2, 3H], one
-row for x and one for h: r and z take the sum, and of the candidate the second
-row is b_n. `to_keras` writes the sum in the first row. A `GRU` with
-reset_after=False is `gru_reset_before`. In both, z is the share of the state
-that is kept, as here. A `Bidirectional` has the arrays of the forward layer,
-then those of the backward layer. With use_bias=False there is no bias; it is 0.
+row for x and one for h. r and z take the sum of both rows; of the candidate's
+part, the first row belongs to b and the second is b_n. `to_keras` writes the
+sum in the first row. A `GRU` with reset_after=False is `gru_reset_before`. In
+both, z is the share of the state that is kept, as here. A `Bidirectional` has
+the arrays of the forward layer, then those of the backward layer. With
+use_bias=False there is no bias; it is 0.
 
 Activations other than the defaults give cells of `with_activations`. Keras has
-one activation for the candidate and the output of an LSTM.
+one activation for the candidate and the output of an LSTM. Params do not tell
+the activations: a layer that takes the arrays of `to_keras` needs those of the
+cell.
 
   >>> import jax
   >>> from lstm_jax.cells import gru
@@ -33,7 +39,6 @@ Source: `keras/src/layers/rnn` of Keras 3.15.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -81,9 +86,10 @@ def from_keras(
     activation: the layer's, "tanh", "relu", "sigmoid", "hard_sigmoid" (that of
       Keras 3) or an `Activation`, such as `make_hard_sigmoid(0.2)` for that of
       Keras 2.
-    recurrent_activation: the same for the gates; a SimpleRNN has none.
+    recurrent_activation: the same for the gates; ignored for a SimpleRNN, which
+      has none.
     reset_after: that of a GRU, needed only with use_bias=False: otherwise the
-      bias, [2, 3H] or [3H], determines it.
+      bias, [2, 3H] or [3H], determines it. Ignored for other layers.
 
   Returns:
     (cell, params), or (cell, `Directions` of params) of a Bidirectional.
@@ -129,26 +135,44 @@ def to_keras(
       Bidirectional.
     bias: False for a layer with use_bias=False.
 
+  Returns:
+    kernel [D, G·H], recurrent_kernel [H, G·H] and bias [G·H], or [2, 3H] of a
+    `gru`, in the dtype of the params; those of both directions one after the
+    other.
+
   Raises:
-    ValueError: the params are of a cell that Keras does not have, or a bias is
-      not 0 though the layer has none.
+    ValueError: the params are of a cell that Keras does not have, or those of
+      two directions are of different cells; or a bias is not 0 though the layer
+      has none.
   """
   if isinstance(params, Directions):
+    names = [type(direction).__name__ for direction in params]
+    if len(set(names)) > 1:
+      raise ValueError(
+        f"both directions must have one cell, got {', '.join(names)}"
+      )
     return [
       array for direction in params for array in to_keras(direction, bias=bias)
     ]
   grus = gru.GRUParams, gru_reset_before.ResetBeforeGRUParams
   if not isinstance(params, (lstm.LSTMParams, rnn.RNNParams, *grus)):
-    raise ValueError(f"Keras has no layer with {type(params).__name__}")
+    raise ValueError(
+      "params must be of lstm, gru, gru_reset_before or rnn, which Keras has, "
+      f"got {type(params).__name__}"
+    )
   check_fit(params)
   w_x, w_h, b = (np.array(leaf) for leaf in params[:3])
   if isinstance(params, gru.GRUParams):
     b_n = np.array(params.b_n)
     b = np.stack([b, np.pad(b_n, (2 * len(b_n), 0))])
   if isinstance(params, grus):
-    w_x, w_h, b = (np.array(_exchanged(array)) for array in (w_x, w_h, b))
+    w_x, w_h, b = (_exchanged(array) for array in (w_x, w_h, b))
   if not bias and b.any():
-    raise ValueError("bias must be 0 for a layer with use_bias=False")
+    largest = np.abs(b.astype(np.float64)).max()
+    raise ValueError(
+      "every bias must be 0 with bias=False, got magnitudes of up to "
+      f"{largest:g}"
+    )
   return [w_x, w_h, b] if bias else [w_x, w_h]
 
 
@@ -191,8 +215,8 @@ def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
   """Return the arrays of each direction, told by the paths of variables.
 
   The part above the cell is the layer: "bi/forward_lstm/lstm_cell/kernel". Of a
-  Bidirectional, the forward layer always has this prefix; the backward layer
-  may be the user's own, with a name of its own.
+  Bidirectional, the name of the forward layer always begins with "forward_";
+  the backward layer may be the user's own, with a name of its own.
   """
   layers = {path: (path.split("/")[-3:-1] or [""])[0] for path in weights}
   distinct = set(layers.values())
@@ -204,7 +228,8 @@ def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
     name = path.rpartition("/")[2]
     if name not in NAMES:
       raise ValueError(
-        f"not an array of an LSTM, GRU or SimpleRNN layer: {path}"
+        f"a path must end in {', '.join(NAMES)}, as those of an LSTM, GRU or "
+        f"SimpleRNN do, got {path!r}"
       )
     side = sides[0] if layers[path] in forward else sides[-1]
     if name in found[side]:
@@ -231,7 +256,7 @@ def _from_direction(
   """
   for name in NAMES[:2]:
     if name not in arrays:
-      raise ValueError(f"{side}{name} is missing")
+      raise ValueError(f"{side}{name} is missing, got {', '.join(arrays)}")
   recurrent = arrays["recurrent_kernel"]
   hidden, columns = recurrent.shape if recurrent.ndim == 2 else (0, 0)
   if not hidden or columns not in (4 * hidden, 3 * hidden, hidden):
@@ -254,7 +279,7 @@ def _from_direction(
     rows = (2,) if after else ()
     b = check("bias", *rows, columns) if "bias" in arrays else None
     b = jnp.zeros((*rows, columns), w_x.dtype) if b is None else b
-    w_x, w_h, b = (_exchanged(array) for array in (w_x, w_h, b))
+    w_x, w_h, b = (_exchanged(jnp.asarray(a)) for a in (w_x, w_h, b))
     if not after:
       cell = gru_reset_before.with_activations(gates, candidate)
       return cell, gru_reset_before.ResetBeforeGRUParams(w_x, w_h, b)
@@ -291,7 +316,7 @@ def _reset_after(
   return found
 
 
-def _exchanged(x: Any) -> jax.Array:
-  """Return an array [..., 3H] with its first two parts exchanged."""
-  first, second, last = jnp.split(jnp.asarray(x), 3, axis=-1)
-  return jnp.concatenate([second, first, last], axis=-1)
+def _exchanged(x: Any) -> Any:
+  """Return an array [..., 3H], of NumPy or JAX, with r and z exchanged."""
+  order = np.arange(x.shape[-1]).reshape(3, -1)[[1, 0, 2]]
+  return x[..., order.ravel()]

@@ -1,8 +1,8 @@
 """Compute a recurrent node of ONNX by `unroll`.
 
->>> import jax
+>>> import jax, jax.numpy as jnp
 >>> from lstm_jax.cells import gru
->>> from lstm_jax.interop.onnx.nodes import to_onnx
+>>> from lstm_jax.interop.onnx import run_node, to_onnx
 >>> params = gru.init(jax.random.key(0), input_size=3, hidden_size=5)
 >>> node, initializers = to_onnx(gru, params)
 >>> xs = jnp.ones((7, 2, 3), jnp.float32)
@@ -38,6 +38,7 @@ def run_node(
 ) -> dict[str, jax.Array]:
   """Return the outputs of a recurrent node.
 
+  Unlike `from_onnx`, it takes lengths and initial states that are constants.
   Where the specification is silent, on rows of length 0, Y_h and Y_c are the
   initial state, as in `unroll`; onnxruntime returns 0. Without
   `jax_enable_x64`, float64 becomes float32.
@@ -48,8 +49,9 @@ def run_node(
       that are constants, by the names that the node gives them.
     inputs: the values of X [T, B, D], and of sequence_lens [B], initial_h and
       initial_c [directions, B, H] if the node has them, by the names that the
-      node gives them; one that is also in tensors replaces that. With layout=1,
-      X is [B, T, D], and a state [B, directions, H].
+      node gives them. A value here takes precedence over a constant of that
+      name in tensors. With layout=1, X is [B, T, D], and a state
+      [B, directions, H].
 
   Returns:
     Those of Y [T, directions, B, H], Y_h and Y_c [directions, B, H] that the
@@ -57,8 +59,9 @@ def run_node(
     [B, T, directions, H], and a state [B, directions, H].
 
   Raises:
-    ValueError: as `from_onnx`, but constant lengths and states are used; or an
-      input is missing or does not fit.
+    ValueError: the node or its weights are refused by `from_onnx`; an input is
+      missing, does not fit, or is none of those above; or a length is not in
+      [0, T], unless lengths are traced.
     ModuleNotFoundError: the package onnx is not installed.
   """
   attributes = read_attributes(node)
@@ -69,8 +72,9 @@ def run_node(
     for key, name in attributes.names.items()
     if name in arrays and key not in WEIGHTS
   }
+  _check_known(attributes, inputs)
   inputs = constants | dict(inputs)
-  xs = _inputs(attributes, layer, inputs)
+  xs = _read_xs(attributes, layer, inputs)
   batch = xs.shape[1 if layer.time_major else 0]
   states = _initial_states(attributes, layer, inputs, batch)
   options: Any = {"time_major": layer.time_major}
@@ -81,11 +85,18 @@ def run_node(
         f"sequence_lens must be integers [{batch}], "
         f"got {lengths.dtype} {lengths.shape}"
       )
+    steps = xs.shape[0 if layer.time_major else 1]
+    if not isinstance(lengths, jax.core.Tracer):
+      outside = lengths[(lengths < 0) | (lengths > steps)]
+      if outside.size:
+        raise ValueError(
+          f"sequence_lens must be in [0, {steps}], got {outside[0]}"
+        )
     options["lengths"] = lengths
   last: Any
   if isinstance(layer.params, Directions):
-    both = Directions(*states)
-    last, hs = unroll_both(layer.cell, layer.params, both, xs, **options)
+    initial = Directions(*states)
+    last, hs = unroll_both(layer.cell, layer.params, initial, xs, **options)
   else:
     (state,) = states
     options["reverse"] = layer.reverse
@@ -100,10 +111,21 @@ def run_node(
   return {name: results[key] for key, name in named if name}
 
 
-def _inputs(
+def _check_known(attributes: Attributes, inputs: Mapping[str, Any]) -> None:
+  """Raise ValueError for a value of what is no input, or of a weight."""
+  names = [n for key, n in attributes.names.items() if key not in WEIGHTS]
+  unknown = [name for name in inputs if name not in names]
+  if unknown:
+    raise ValueError(
+      f"inputs must be those of {', '.join(names) or 'none'}, "
+      f"got {unknown[0]!r}"
+    )
+
+
+def _read_xs(
   attributes: Attributes, layer: Layer, inputs: Mapping[str, Any]
 ) -> jax.Array:
-  """Return X, after a check of its last axis."""
+  """Return X, after a check of its shape and dtype."""
   xs = _value(attributes, inputs, "X")
   params = layer.params
   one = params.forward if isinstance(params, Directions) else params
@@ -121,8 +143,9 @@ def _initial_states(
 ) -> list[Any]:
   """Return the initial state of each direction, zero where none is given."""
   params = layer.params
-  both = params if isinstance(params, Directions) else (params,)
-  states = [layer.cell.initial_state(p, (batch,)) for p in both]
+  directions = params if isinstance(params, Directions) else (params,)
+  states = [layer.cell.initial_state(p, (batch,)) for p in directions]
+  dtype = directions[0].w_x.dtype
   for field, zero in states[0]._asdict().items():
     key = f"initial_{field}"
     if key not in attributes.names:
@@ -130,10 +153,9 @@ def _initial_states(
     value = _value(attributes, inputs, key)
     axes = len(states), batch
     shape = *(axes if layer.time_major else axes[::-1]), zero.shape[-1]
-    if value.shape != shape or value.dtype != both[0].w_x.dtype:
+    if value.shape != shape or value.dtype != dtype:
       raise ValueError(
-        f"{key} must be {both[0].w_x.dtype} {list(shape)}, "
-        f"got {value.dtype} {value.shape}"
+        f"{key} must be {dtype} {list(shape)}, got {value.dtype} {value.shape}"
       )
     parts = jnp.moveaxis(value, 0 if layer.time_major else 1, 0)
     states = [
@@ -146,10 +168,15 @@ def _initial_states(
 def _value(
   attributes: Attributes, inputs: Mapping[str, Any], key: str
 ) -> jax.Array:
-  """Return an input that the node has."""
+  """Return the value of an input, such as X, by the name that the node has.
+
+  Raises:
+    ValueError: the node does not have the input, or inputs do not have a value.
+  """
   if key not in attributes.names:
     raise ValueError(
-      f"inputs of {attributes.op_type} must have a name for {key}, got none"
+      f"the node must have an input {key}, got one of {attributes.op_type} "
+      "without"
     )
   name = attributes.names[key]
   if name not in inputs:

@@ -1,7 +1,7 @@
 """ONNX's operators LSTM, GRU and RNN as cells and weights, and back.
 
-An operator is one layer, in one direction or in both. `weights` has the layout
-of its tensors.
+An operator is one layer, in one direction or in both. The module `onnx.weights`
+has the layout of its tensors.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm
@@ -76,15 +76,17 @@ def from_onnx(node: Node, tensors: Tensors) -> Layer:
 
   Args:
     node: an LSTM, GRU or RNN, of opset 14 or later.
-    tensors: the values of its inputs W, R, B and P, by the names that the node
-      gives them, in any float dtype, and of its constant inputs. Tensors that
-      are not inputs of the node are ignored.
+    tensors: the values of its inputs W [directions, G·H, D], R
+      [directions, G·H, H], B [directions, 2·G·H] and P [directions, 3·H], by
+      the names that the node gives them, in any float dtype, and of its
+      constant inputs. Tensors that are not inputs of the node are ignored.
 
   Raises:
     ValueError: the node is of another operator, or has an attribute without an
-      equal here (`attributes`); one of its tensors is missing, holds no floats,
-      or has a shape or a dtype that does not fit the others; or tensors holds
-      its sequence_lens, or an initial_h or initial_c that is not zero.
+      equal here (see the module `onnx.attributes`); one of its tensors is
+      missing, holds no floats, or has a shape or a dtype that does not fit the
+      others; or tensors holds its sequence_lens, or an initial_h or initial_c
+      that is not zero.
     ModuleNotFoundError: the package onnx is not installed.
   """
   attributes = read_attributes(node)
@@ -94,7 +96,7 @@ def from_onnx(node: Node, tensors: Tensors) -> Layer:
 
 
 def read_layer(attributes: Attributes, tensors: Mapping[str, Any]) -> Layer:
-  """Return the layer of a node, as `from_onnx`, whatever its other inputs."""
+  """Return the layer of a node; constant lengths and states are ignored."""
   arrays = _weights(attributes, tensors)
   cell = attributes.cell
   directions = [
@@ -128,12 +130,13 @@ def to_onnx(
   Args:
     cell: `lstm`, `gru`, `gru_reset_before` or `rnn`, also with other
       activations; or `peephole_lstm` or `coupled_lstm`.
-    params: its weights, in float32 or float64; `Directions` of them for both.
+    params: its weights, in float32 or float64; `Directions` of two for a
+      bidirectional layer.
     name: of the node.
-    inputs: the names of X, and of those of sequence_lens, initial_h and
-      initial_c that the node has; None for X alone, named so.
-    outputs: the names of those of Y, Y_h and Y_c that the node has; None for
-      all, named so.
+    inputs: the names of the node's inputs: of X, and of those of sequence_lens,
+      initial_h and initial_c that it has. None means {"X": "X"}.
+    outputs: the names of the node's outputs: of those of Y, Y_h and Y_c that it
+      has. None means each of them under this name.
     prefix: how the names of the initializers begin, before W, R, B and P.
     reverse: True if the layer runs from the last step to the first.
     time_major: False for layout=1, which onnxruntime does not compute.
@@ -145,18 +148,19 @@ def to_onnx(
   Raises:
     ValueError: ONNX has no operator for the cell, or not its activations;
       params are of another cell, of another dtype, or of directions with
-      different sizes; reverse is set with both directions; or inputs or outputs
-      lack X or any, have a key that the operator does not, an empty name, or
-      the name of another tensor.
+      different sizes; reverse is set with both directions; inputs have no X, or
+      outputs are empty; or a key is not one of the operator's, or a name is
+      empty or used twice.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
-  form = operator(cell)
-  op_type = form.op_type
-  both = isinstance(params, Directions)
-  if both and reverse:
+  onnx_operator = operator(cell)
+  op_type = onnx_operator.op_type
+  bidirectional = isinstance(params, Directions)
+  if bidirectional and reverse:
     raise ValueError("reverse must be False with both directions, got True")
-  directions = [to_tensors(cell, p) for p in (params if both else (params,))]
+  layers = params if bidirectional else (params,)
+  directions = [to_tensors(cell, layer) for layer in layers]
   for key, x in directions[0].items():
     other = directions[-1][key]
     if (other.shape, other.dtype) != (x.shape, x.dtype):
@@ -169,23 +173,25 @@ def to_onnx(
   }
   weights = {key: prefix + key for key in arrays}
   run_time = [k for k in INPUTS[op_type] if k not in WEIGHTS]
-  given = checked_names("inputs", op_type, inputs, run_time, ("X",))
-  wanted = checked_names(
+  input_names = checked_names("inputs", op_type, inputs, run_time, ("X",))
+  output_names = checked_names(
     "outputs", op_type, outputs, OUTPUTS[op_type], OUTPUTS[op_type]
   )
-  check_distinct(given, wanted, weights)
+  check_distinct(input_names, output_names, weights)
   direction = "reverse" if reverse else "forward"
-  _, others = base_cell(cell)
-  activations = write_activations(others, len(directions)) if others else {}
+  _, activations = base_cell(cell)
+  activation_attributes = (
+    write_activations(activations, len(directions)) if activations else {}
+  )
   node = onnx.helper.make_node(
     op_type,
-    positional(given | weights, INPUTS[op_type]),
-    positional(wanted, OUTPUTS[op_type]),
+    positional(input_names | weights, INPUTS[op_type]),
+    positional(output_names, OUTPUTS[op_type]),
     name=name or None,
     hidden_size=arrays["R"].shape[-1],
-    direction="bidirectional" if both else direction,
-    **form.attributes,
-    **activations,
+    direction="bidirectional" if bidirectional else direction,
+    **onnx_operator.attributes,
+    **activation_attributes,
     **({} if time_major else {"layout": 1}),
   )
   return node, [
@@ -228,13 +234,13 @@ def _check_constants(
       continue
     if key == "sequence_lens":
       raise ValueError(
-        f"sequence_lens ({name!r}) must be absent or no constant, since a "
-        "Layer has no lengths; run_node computes this node"
+        f"sequence_lens ({name!r}) must not be a constant, since a Layer has "
+        "no lengths; run_node computes this node"
       )
     if np.any(np.asarray(as_array(f"{key} ({name!r})", tensors[name]))):
       raise ValueError(
-        f"{key} ({name!r}) must be zero or no constant, since a Layer has no "
-        "initial state; run_node computes this node"
+        f"{key} ({name!r}) must be zero or not be a constant, since a Layer "
+        "has no initial state; run_node computes this node"
       )
 
 
@@ -250,7 +256,10 @@ def _weights(
   def read(key: str, *shape: int | None) -> np.ndarray:
     name = attributes.names.get(key, "")
     if name not in tensors:
-      raise ValueError(f"{key} is missing: there is no tensor {name!r}")
+      raise ValueError(
+        f"{key} is missing: there is no tensor {name!r}, got "
+        f"{', '.join(sorted(tensors)) or 'none'}"
+      )
     array = np.asarray(as_array(f"{key} ({name!r})", tensors[name]))
     if not has_shape(array, *shape):
       axes = shape_text(*shape)
@@ -261,8 +270,8 @@ def _weights(
   hidden = r.shape[2]
   if attributes.hidden_size not in (None, hidden):
     raise ValueError(
-      f"R must have hidden_size={attributes.hidden_size} as its last axis, "
-      f"got {r.shape}"
+      f"R ({attributes.names['R']!r}) must have hidden_size="
+      f"{attributes.hidden_size} as its last axis, got {r.shape}"
     )
   rows = gates * hidden
   r = read("R", count, rows, hidden)
@@ -275,5 +284,8 @@ def _weights(
     arrays["P"] = read("P", count, 3 * hidden)
   for key, array in arrays.items():
     if array.dtype != r.dtype:
-      raise ValueError(f"{key} must be {r.dtype}, as R, got {array.dtype}")
+      raise ValueError(
+        f"{key} ({attributes.names[key]!r}) must be {r.dtype}, as R, "
+        f"got {array.dtype}"
+      )
   return arrays

@@ -4,7 +4,9 @@ from types import ModuleType
 
 from lstm_jax.interop.extra import from_extra
 
-OPSET = 17  # of what is written: that of 2022, which most programs read
+# The opset of the files that `language_model_to_onnx` writes: that of ONNX 1.12
+# (2022), which most programs read.
+OPSET = 17
 IR_VERSION = 8  # the file format of that opset
 
 

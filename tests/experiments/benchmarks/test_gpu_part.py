@@ -252,3 +252,10 @@ def test_the_last_tables_set_the_kernel_beside_the_others():
   cells = [next(iter(column.cells)) for column in table.columns]
   expected = ["2/–", "–/9", "6 equinox", "–/5/–", "4.0"]
   assert cells == ["gru 64×8", *expected]
+
+
+@pytest.mark.exhaustive
+def test_a_training_step_whose_reference_does_not_compile_says_why():
+  prepared = TrainingStep("rnn", *SIZES, "float32").prepare(frozenset())
+  with pytest.raises(ValueError, match=r"^out of registers$"):
+    prepared.finish({}, {"expected": "out of registers"})

@@ -5,18 +5,18 @@ import pytest
 from experiments.benchmarks.gpu.part import check_device
 from experiments.benchmarks.gpu.supervisor import (
   NO_TIME,
-  Process,
   Section,
   Supervisor,
+  WorkerProcess,
 )
-from tests.experiments.benchmarks.gpu_worker import Fake, InProcess
+from tests.experiments.benchmarks.gpu_worker import Ended, Fake, InProcess
 
 A, B = frozenset(["a"]), frozenset(["b"])
 
 
 def real():
   """Return a supervisor of real processes, whose starts take seconds."""
-  supervisor = Supervisor(Process, 1000.0)
+  supervisor = Supervisor(WorkerProcess, 1000.0)
   assert supervisor.environment()["platform"] == "cpu"
   return supervisor
 
@@ -109,6 +109,28 @@ def test_the_others_stay_together_where_the_culprit_is_known():
   cases = [Fake("bad", A, does="abort"), *(Fake(f"{k}", B) for k in range(4))]
   run(supervisor, *cases, together=4)
   assert batches == [4, 4]
+
+
+def test_a_case_that_has_not_begun_is_not_to_blame_for_the_end_of_a_worker():
+  class Brittle(InProcess):
+    """Its process ends after the first result, once."""
+
+    ended = False
+
+    def receive(self, seconds):
+      message = super().receive(seconds)
+      if message[0] == "result" and not Brittle.ended:
+        Brittle.ended = True
+        self.messages = [Ended("abort")]
+      return message
+
+  supervisor = Supervisor(Brittle, 1000.0)
+  found = run(supervisor, Fake("first", A), Fake("second", B), together=2)
+  assert [(case, len(r.rows)) for case, r in found] == [
+    ("first", 1),
+    ("second", 1),
+  ]
+  assert not supervisor.left_out
 
 
 def test_a_case_of_several_libraries_runs_again_without_its_kernel(supervisor):
