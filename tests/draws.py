@@ -1,22 +1,22 @@
-"""Random arguments and cotangents for the tests, none of them zero."""
+"""Random arguments and cotangents for the tests, and differences of results."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 T, B, D, H = 5, 3, 4, 6  # all different
-COTANGENTS = 1  # added to a seed: with that of the arguments, they were equal
+COTANGENTS = 1  # appended to a seed, so that they differ from the arguments
 
 
 def normal_like(key, tree):
-  """Return a tree of Gaussian arrays with the shapes and dtypes of another."""
+  """Return a tree of standard normal arrays, shaped like another tree."""
   return _draw(_seed(key), tree)
 
 
 def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
   """Return (params, state, xs) in float64, all of them `gaussian`.
 
-  But for the normaliser n of an sLSTM, which is at least 1 after any step.
+  Only the normaliser n of an sLSTM is at least 1, as it is after any step.
   """
 
   def shapes(key):
@@ -29,7 +29,7 @@ def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
 
 
 def gaussian(key, cell, tree):
-  """Return a tree of Gaussian arrays with the shapes and dtypes of another.
+  """Return a tree of Gaussian arrays for a cell, shaped like another tree.
 
   Their standard deviation is 1, and ¼ for a cell with ReLU: its states have no
   bound, and would grow with every step.
@@ -60,7 +60,10 @@ def weighed(f, key):
 
 
 def worst(a, b):
-  """Return the largest absolute difference between two trees of arrays."""
+  """Return the largest absolute difference between two trees of arrays.
+
+  It is NaN if one of the differences is: Python's max would skip it.
+  """
   assert jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
 
   def difference(x, y):
@@ -69,7 +72,7 @@ def worst(a, b):
     # By NumPy: JAX would compile the subtraction for every shape.
     return float(np.abs(np.asarray(x) - np.asarray(y)).max())
 
-  return max(jax.tree.leaves(jax.tree.map(difference, a, b)))
+  return float(np.max(jax.tree.leaves(jax.tree.map(difference, a, b))))
 
 
 def _seed(key):

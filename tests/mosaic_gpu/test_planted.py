@@ -65,7 +65,7 @@ def test_a_scaled_term_of_a_backward_is_caught(name, term, monkeypatch):
   monkeypatch.setattr(fused, "_time_step", lambda cell: planted)
   error = errors(found(name, False), expected(name, False))
   values = [e for place, e in error.items() if place.startswith("[0]")]
-  assert max(values) <= FLOAT32  # the forward is unchanged
+  assert np.max(values) <= FLOAT32  # the forward is unchanged
   assert max(error.values()) > 1e-4
 
 
@@ -155,5 +155,5 @@ def test_c_saved_after_its_step_is_caught(monkeypatch):
   monkeypatch.setattr(lstm, "forward", saves_c_after)
   error = errors(found("lstm", False), expected("lstm", False))
   values = [e for place, e in error.items() if place.startswith("[0]")]
-  assert max(values) <= FLOAT32
+  assert np.max(values) <= FLOAT32
   assert max(error.values()) > 1e-2

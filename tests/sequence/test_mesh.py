@@ -30,6 +30,6 @@ def test_gradients_on_a_mesh_are_those_of_one_device(tmp_path):
 def check(name, found):
   others = 5 if name == "lstm" else 3  # of the state, and of a model's loss
   assert len(found["errors"]) == 2 * len(adjoints(TABLE[name].cell)) + others
-  assert max(found["errors"].values()) < EXACT, found["errors"]
+  assert all(e < EXACT for e in found["errors"].values()), found["errors"]
   assert found["specs"] == ["P('data', None)", "P(None, 'data', None)"]
   assert found["collectives in loops"] == 0

@@ -62,7 +62,7 @@ def planted_error(cell, planted, key):
   errors = jax.tree.map(
     lambda a, b: np.abs(a - b).max() / (np.abs(b).max() or 1), found, expected
   )
-  return max(jax.tree.leaves(errors))
+  return float(np.max(jax.tree.leaves(errors)))
 
 
 @NAMES
