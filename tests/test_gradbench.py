@@ -88,9 +88,8 @@ def test_loss_and_gradient_are_those_of_the_published_equations(
 def test_no_planted_error_passes(module, data):
   expected = jax.jit(module.jacobian)(*data)
   planted = terms(module)
-  assert {"dc_sum", "da_f", "da_i", "da_o", "da_g", "dh", "dc", "dw"} <= {
-    *planted
-  }
+  names = {term.partition("#")[0] for term in planted}
+  assert {"dc_sum", "da_f", "da_i", "da_o", "da_g", "dh", "dc", "dw"} <= names
   for term in planted:
     cell = plant(module, term)
     found = jax.jit(partial(module.jacobian, cell=cell))(*data)

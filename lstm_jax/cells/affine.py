@@ -123,13 +123,13 @@ def affine_backward(
   Tokens have no cotangent: their dx is None.
   """
   if is_token(x):
-    dx, dw = None, _token_gradient(x, w, da)
+    dw_tokens = _token_gradient(x, w, da)
     # Every row of da is in one row of dW, so both have the same sum over rows.
     # A symbolic number of tokens (`jax.export`) compares with nothing.
-    few = isinstance(x.size, int) and len(dw) < x.size
-    db = total(dw if few else da)
-  else:
-    dx, dw, db = product(da, w.T), outer(x, da, w.dtype), total(da)
+    few = isinstance(x.size, int) and len(dw_tokens) < x.size
+    db_tokens = total(dw_tokens if few else da)
+    return None, dw_tokens, db_tokens
+  dx, dw, db = product(da, w.T), outer(x, da, w.dtype), total(da)
   return dx, dw, db
 
 

@@ -67,7 +67,7 @@ from lstm_jax.cells.initializers import (
   input_weights,
   recurrent_weights,
 )
-from lstm_jax.cells.platform import computed_once
+from lstm_jax.cells.platform import computed_once, is_cpu
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
@@ -195,34 +195,31 @@ def parameter_gradients(
 
 def _product(h: jax.Array, w_h: jax.Array) -> jax.Array:
   """Return h W_h, [..., 4H], for h [..., H]."""
-  a = jnp.einsum(
-    "...nk,nkj->...nj",
-    _of_heads(h, w_h, 1),
-    w_h,
-    preferred_element_type=accumulation_dtype(w_h.dtype),
-  )
-  return _joined(a, 4)
+  return _joined(_contract("...nk,nkj->...nj", _of_heads(h, w_h, 1), w_h), 4)
 
 
 def _product_transposed(da: jax.Array, w_h: jax.Array) -> jax.Array:
   """Return da W_hᵀ, [..., H], for da [..., 4H]."""
-  dh = jnp.einsum(
-    "...nj,nkj->...nk",
-    _of_heads(da, w_h, 4),
-    w_h,
-    preferred_element_type=accumulation_dtype(w_h.dtype),
-  )
-  return _joined(dh, 1)
+  return _joined(_contract("...nj,nkj->...nk", _of_heads(da, w_h, 4), w_h), 1)
 
 
 def _outer(h: jax.Array, da: jax.Array, w_h: jax.Array) -> jax.Array:
   """Return Σ hᵀ da of each head, [N, K, 4K], for h [..., H], da [..., 4H]."""
-  return jnp.einsum(
-    "...nk,...nj->nkj",
-    _of_heads(h, w_h, 1),
-    _of_heads(da, w_h, 4),
-    preferred_element_type=accumulation_dtype(w_h.dtype),
+  return _contract(
+    "...nk,...nj->nkj", _of_heads(h, w_h, 1), _of_heads(da, w_h, 4)
   )
+
+
+def _contract(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+  """Return the products of all heads, accumulated in float32 or wider.
+
+  On a CPU the operands are converted first: XLA (jax 0.12) cannot multiply some
+  layouts of several matrices in bfloat16.
+  """
+  wide = accumulation_dtype(y.dtype)
+  if is_cpu():
+    x, y = x.astype(wide), y.astype(wide)
+  return jnp.einsum(spec, x, y, preferred_element_type=wide)
 
 
 def _of_heads(a: jax.Array, w_h: jax.Array, gates: int) -> jax.Array:

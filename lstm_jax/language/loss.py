@@ -103,8 +103,8 @@ def are_distributions(targets: jax.Array) -> bool:
 
 def check_targets(targets: jax.Array, shape: tuple[int, ...]) -> None:
   """Raise ValueError where targets do not fit logits of a shape [..., V]."""
-  distributions = are_distributions(targets)
-  expected = shape if distributions else shape[:-1]
+  soft = are_distributions(targets)
+  expected = shape if soft else shape[:-1]
   if targets.shape != expected:
-    what = "distributions" if distributions else "targets"
+    what = "distributions" if soft else "targets"
     raise ValueError(f"{what} must be {[*expected]}, got {targets.shape}")

@@ -7,21 +7,25 @@ changed, from
   dc = dc_sum * f      to      dc = 1.01 * (dc_sum * f)
 
 The module's source is parsed, the term is scaled, and the result is executed as
-a new module; the cell itself needs no support for this. The forward is
-unchanged, so a gradient check of the copy must fail.
+a new module; the cell itself needs no support for this. The outputs of a step
+are unchanged, so a gradient check of the copy must fail.
 
 A cell that a function made of a module's (`MadeCell`) has the terms of that
 module, and its copy is made of the module's copy.
 
-Local gradients that a cell's forward computes count as part of the backward.
-
-A *term* is a variable whose name begins with d and which a backward assigns
-(`dc`), or one part of what it assigns: a summand (`dc_sum[0]`, `dc_sum[1]`), or
-one of the arrays that it concatenates (`da[0]` is that of the input gate).
+A *term* is what a backward assigns to a variable whose name begins with d
+(`dc`), or one part of it: a summand (`dc_sum[0]`, `dc_sum[1]`), or one of the
+arrays that it concatenates (`da[0]` is that of the input gate). Of a name that
+is assigned several times, each assignment is a term: `du#1`, `du#2`. What is
+only another name for a variable, as in `da = x`, is none. The local gradients
+that a cell computes in its forward are part of the backward, so name nothing
+else there with a d.
 """
 
 import ast
 import inspect
+from collections import Counter
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -29,8 +33,8 @@ import jax
 
 from lstm_jax.cells.made import MadeCell
 
-# The functions of a backward: those of a cell, and those of other modules. A
-# forward is among them for the local gradients that it computes.
+# The functions of a backward: those of a cell, and those of other modules. The
+# `forward` of a GPU kernel's time step computes local gradients.
 ROOTS = (
   "_local_gradients",
   "recur_backward",
@@ -45,13 +49,10 @@ def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
   """Return the name of every term in the module's backward, in order."""
   if isinstance(module, MadeCell):
     module = module.module
-  names: dict[str, None] = {}
-  for assignment in _assignments(_parse(module)):
-    for name in filter(None, _targets(assignment)):
-      names[name] = None
-      parts = _parts(assignment.value)
-      if len(parts) > 1:
-        names.update({f"{name}[{k}]": None for k in range(len(parts))})
+  names = []
+  for term, _, assignment in _named(_parse(module)):
+    parts = len(_parts(assignment.value))
+    names += [term, *(f"{term}[{k}]" for k in range(parts) if parts > 1)]
   return tuple(names)
 
 
@@ -67,6 +68,7 @@ def plant(
 
   Raises:
     ValueError: the module has no such term.
+    OSError: the module's source is not to be had.
   """
   if isinstance(module, MadeCell):
     planted = plant(module.module, term, factor)
@@ -77,19 +79,20 @@ def plant(
       f"{module.__name__} has no term {term!r}; it has {', '.join(known)}"
     )
   tree = _parse(module)
-  name, _, part = term.rstrip("]").partition("[")
-  for assignment in _assignments(tree):
-    if name not in _targets(assignment):
-      continue
-    if part:
-      parts = _parts(assignment.value)
-      if int(part) < len(parts) > 1:  # else another assignment has this part
-        assignment.value = _Scale(parts[int(part)]).visit(assignment.value)
-    elif isinstance(assignment.targets[0], ast.Name):
-      assignment.value = _call(assignment.value)
-    else:
-      index = _targets(assignment).index(name)
-      assignment.value = _call(assignment.value, index)
+  whole, _, part = term.rstrip("]").partition("[")
+  ((name, assignment),) = (
+    (name, assignment)
+    for found, name, assignment in _named(tree)
+    if found == whole
+  )
+  if part:
+    scaled = _parts(assignment.value)[int(part)]
+    assignment.value = _Scale(scaled).visit(assignment.value)
+  elif isinstance(assignment.targets[0], ast.Name):
+    assignment.value = _call(assignment.value)
+  else:
+    index = _targets(assignment).index(name)
+    assignment.value = _call(assignment.value, index)
 
   def scale(value, index=None):
     if index is not None:
@@ -116,7 +119,7 @@ def plant(
 
 
 def _parse(module: ModuleType) -> ast.Module:
-  """Return a module's source, with every assignment as `name = value`."""
+  """Return a module's syntax tree, with assignments as `name = value`."""
   return _Plain().visit(ast.parse(inspect.getsource(module)))
 
 
@@ -153,6 +156,20 @@ def _call(value, index=None):
   return ast.Call(function, arguments, [])
 
 
+def _named(tree: ast.Module) -> Iterator[tuple[str, str, ast.Assign]]:
+  """Yield each term that is no part of another, its name, and where it is."""
+  found = [
+    (name, assignment)
+    for assignment in _assignments(tree)
+    for name in filter(None, _targets(assignment))
+  ]
+  total, seen = Counter(name for name, _ in found), Counter[str]()
+  for name, assignment in found:
+    seen[name] += 1
+    term = name if total[name] == 1 else f"{name}#{seen[name]}"
+    yield term, name, assignment
+
+
 def _assignments(tree):
   """Return the assignments in every function that a backward calls."""
   functions: dict[str, list] = {}  # each wrapper has its own recur_backward
@@ -182,7 +199,10 @@ def _assignments(tree):
 
 
 def _targets(assignment):
-  """Return the names assigned, "" for those that do not begin with d."""
+  """Return the names assigned, "" for those that do not begin with d.
+
+  There are none if the value is only another variable.
+  """
   if isinstance(assignment.value, ast.Name):
     return []
   elements = [
@@ -195,7 +215,10 @@ def _targets(assignment):
 
 
 def _parts(node):
-  """Return the summands of an expression, or the arrays it concatenates."""
+  """Return the summands of an expression, or the arrays that it concatenates.
+
+  An expression that is neither is its only part.
+  """
   if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
     return [*_parts(node.left), *_parts(node.right)]
   for call in ast.walk(node):

@@ -7,7 +7,7 @@ import pytest
 
 from lstm_jax import slstm, unroll
 from tests.contract import EXHAUSTIVE
-from tests.draws import B, D, H, arguments, normal_like, weighed, worst
+from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 
 def shifted(params, addend):
@@ -37,6 +37,25 @@ def test_the_default_is_the_largest_number_of_heads_up_to_4(key):
     params = jax.eval_shape(partial(slstm.init, key, D, hidden))
     assert params.w_h.shape[0] == heads
   assert slstm.init(key, D, 10, num_heads=5).w_h.shape == (5, 2, 8)
+
+
+def test_bfloat16_is_computed_at_any_batch_size(key):
+  """XLA for CPUs multiplies matrices of some layouts not in bfloat16."""
+
+  def run(dtype, batch):
+    params = slstm.init(key, 16, 64, dtype)
+    xs = normal_like(key, np.zeros((T, batch, 16), np.float32)).astype(dtype)
+
+    def outputs(params, xs):
+      return unroll(slstm, params, None, xs)[1].astype("f")
+
+    f = jax.jit(jax.grad(weighed(outputs, key), (0, 1)))
+    return [np.asarray(x, np.float32) for x in jax.tree.leaves(f(params, xs))]
+
+  for batch in (1, 3, 16):
+    rounded, exact = run(jnp.bfloat16, batch), run(jnp.float32, batch)
+    for a, b in zip(rounded, exact, strict=True):
+      assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("num_heads", [0, 4, -2])

@@ -153,17 +153,17 @@ def test_a_batch_with_as_many_tokens_as_the_vocabulary_uses_the_table(
   assert inputs == ((V, 4 * H), jnp.int64)
 
 
-@pytest.mark.parametrize("term", ["dw", "dx"])
+@pytest.mark.parametrize("term", ["dw_tokens", "dx"])
 def test_a_planted_error_in_the_embedding_is_caught(
   term, path, key, monkeypatch
 ):
-  """Rows of W_e have their gradient from dW of `linear`, the table from dx."""
+  """Rows of W_e have their gradient from dW of tokens, the table from dx."""
   planted = plant(affine, term)
   monkeypatch.setattr(model_module, "linear", planted.linear)
   (explicit, autodiff), _ = gradients_of(key, monkeypatch, V // B)
   largest = np.abs(autodiff.embedding).max()
   wrong = worst(explicit.embedding, autodiff.embedding)
-  noticed = {"table": "dx", "rows": "dw"}[path] == term
+  noticed = {"table": "dx", "rows": "dw_tokens"}[path] == term
   assert (wrong > 5e-3 * largest) == noticed
 
 

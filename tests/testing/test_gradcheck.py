@@ -94,7 +94,10 @@ def test_differences_alone_catch_a_planted_error(key):
   assert all(t.autodiff_central.relative < 1e-6 for t in report.tensors)
 
 
-@pytest.mark.parametrize("term", terms(affine))
+OF_TOKENS = {"dw_tokens", "db_tokens"}
+
+
+@pytest.mark.parametrize("term", sorted({*terms(affine)} - OF_TOKENS))
 def test_a_planted_error_in_the_readout_is_caught(term, key):
   planted = plant(affine, term)
   x = normal_like(key, tuple(np.zeros(s) for s in ((B, D), (D, H), (H,))))
@@ -102,6 +105,22 @@ def test_a_planted_error_in_the_readout_is_caught(term, key):
     lambda x: planted.linear(*x), lambda x: planted.affine(*x), x, key
   )
   wrong = {"dx": "0", "dw": "1", "db": "2"}[term]
+  for row in report.tensors:
+    assert (row.explicit_autodiff.relative > 5e-3) == (row.name == wrong)
+
+
+@pytest.mark.parametrize("term", sorted(OF_TOKENS))
+def test_a_planted_error_in_the_lookup_of_tokens_is_caught(term, key):
+  planted = plant(affine, term)
+  w, b = normal_like(key, (np.zeros((D, H)), np.zeros(H)))
+  tokens = jnp.array([0, 3, 1])  # fewer than D: db is not the sum of dW
+  report = gradcheck(
+    lambda x: planted.linear(tokens, *x),
+    lambda x: planted.affine(tokens, *x),
+    (w, b),
+    key,
+  )
+  wrong = {"dw_tokens": "0", "db_tokens": "1"}[term]
   for row in report.tensors:
     assert (row.explicit_autodiff.relative > 5e-3) == (row.name == wrong)
 
@@ -208,7 +227,7 @@ def module_of(tmp_path, name, source):
     return importlib.import_module(name)
 
 
-def test_names_that_are_assigned_together_or_twice_are_terms(tmp_path):
+def test_each_assignment_to_a_name_is_a_term(tmp_path):
   source = """
 def recur_backward(params, gates, residuals, d_state):
   da = db = gates + d_state + residuals
@@ -220,11 +239,18 @@ def step_back(d):
   return da
 """
   module = module_of(tmp_path, "chained", source)
-  assert {"da[2]", "db[0]"} <= {*terms(module)}
-  planted = plant(module, "da[2]", 3.0)
+  of_db = "db", "db[0]", "db[1]", "db[2]"
+  of_da = "da#1", "da#1[0]", "da#1[1]", "da#1[2]", "da#2", "da#2[0]", "da#2[1]"
+  assert {*terms(module)} == {*of_da, *of_db}
   x = jnp.ones(())
   assert module.recur_backward(None, x, x, x) == 6 + 3
-  assert planted.recur_backward(None, x, x, x) == (2 * 5) + 5
+  for term, expected in (
+    ("da#1[2]", (2 * 5) + 5),
+    ("da#2", (3 * 6) + 3),
+    ("da#2[0]", (3 + 1) * 3 + 3),
+  ):
+    planted = plant(module, term, 3.0)
+    assert planted.recur_backward(None, x, x, x) == expected
 
 
 def test_assignments_with_a_type_or_an_addition_are_terms(tmp_path):
@@ -239,13 +265,15 @@ def recur_backward(params, gates, residuals, d_state):
   return dh
 """
   module = module_of(tmp_path, "typed", source)
-  assert terms(module) == ("da", "dh", "dh[0]", "dh[1]", "dw")
+  of_dh = "dh#1", "dh#1[0]", "dh#1[1]", "dh#2", "dh#2[0]", "dh#2[1]"
+  assert terms(module) == ("da", *of_dh, "dw")
   x = jnp.float64(2.0)
   arguments = None, x, x + 1, x + 2
   assert module.recur_backward(*arguments) == (3 + 4) + 2 * 4 * 3
   for term, expected in (
     ("da", (3 + 4) + 10 * 2 * 4 * 3),
-    ("dh", 10 * (10 * (3 + 4) + 2 * 4 * 3)),
+    ("dh#1", 10 * (3 + 4) + 2 * 4 * 3),
+    ("dh#2", 10 * ((3 + 4) + 2 * 4 * 3)),
   ):
     planted = plant(module, term, 10.0)
     assert planted.recur_backward(*arguments) == expected
