@@ -40,8 +40,8 @@ from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.arguments import check_sequence
+from lstm_jax.sequence.in_place import separate
 from lstm_jax.sequence.primal import ScanOptions
-from lstm_jax.sequence.rows import separate
 from lstm_jax.sequence.scan import forward
 
 

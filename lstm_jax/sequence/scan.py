@@ -44,6 +44,7 @@ from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.platform import compiled, is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence import linear
+from lstm_jax.sequence.in_place import scan_in_place, separate
 from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.primal import (
   ScanOptions,
@@ -52,7 +53,6 @@ from lstm_jax.sequence.primal import (
   scan_outputs,
   scan_steps,
 )
-from lstm_jax.sequence.rows import scan_rows, separate
 
 # Of T·B. With more rows, x W_x of all of them does not stay in a CPU's cache: a
 # chunk of time steps at a time is faster (`checkpointing`).
@@ -138,7 +138,7 @@ def forward(
       cell, operands, state, axs, extras, options.reverse, like or state
     )
   else:
-    last, gates, outputs = scan_rows(
+    last, gates, outputs = scan_in_place(
       body, operands, state, axs, extras, options.reverse
     )
   hs = separate(outputs[0])
@@ -192,7 +192,7 @@ def backward_sums(
     )
   else:
     inputs = outputs[1], dhs, extras
-    d_state, das, ys = scan_rows(
+    d_state, das, ys = scan_in_place(
       body, operands, d_last, gates, inputs, not options.reverse
     )
   hs_before = states_before(state.h, separate(outputs[0]), options.reverse)

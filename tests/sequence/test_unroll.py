@@ -23,7 +23,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.sequence import scan
-from lstm_jax.sequence.rows import MOST_UNROLLED
+from lstm_jax.sequence.in_place import MOST_UNROLLED
 from tests.contract import (
   CELLS,
   EXHAUSTIVE,

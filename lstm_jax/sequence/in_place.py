@@ -2,7 +2,7 @@
 
 A row is what an array [T, ...] holds of one time step. `lax.scan` allocates an
 array of zeros for its outputs and writes the new rows there. The rows of
-`scan_rows` (projected inputs in the forward pass, gates in the backward pass)
+`scan_in_place` (projected inputs in the forward pass, gates in the backward pass)
 are the largest array of a sequence, so it overwrites them in place. How depends
 on the device (`cells.platform`).
 
@@ -29,7 +29,7 @@ GPU_STEPS = 4  # time steps of one iteration of the loop for GPUs
 MOST_UNROLLED = 4  # with at most so many time steps, a CPU needs no loop
 
 
-def scan_rows(
+def scan_in_place(
   f: Callable,
   operands: Any,
   carry: Any,
@@ -81,7 +81,7 @@ def scan_rows(
 
 
 def _scan_plainly(f, carry, rows, xs, reverse, joins):
-  """Scan as `scan_rows` does, by `lax.scan`; its derivative takes time ∝ T."""
+  """Scan as `scan_in_place` does, by `lax.scan`; its derivative takes time ∝ T."""
 
   def body(carry, inputs):
     carry, row, y = f(carry, *inputs)
@@ -92,7 +92,7 @@ def _scan_plainly(f, carry, rows, xs, reverse, joins):
 
 
 def _scan_unrolled(f, carry, rows, xs, reverse):
-  """Scan as `scan_rows` does, without a loop.
+  """Scan as `scan_in_place` does, without a loop.
 
   It takes the few time steps of a chunk (`checkpointing`) or of an iteration. A
   loop would first write zeros to its outputs, and copy its row and its carry at
@@ -108,7 +108,7 @@ def _scan_unrolled(f, carry, rows, xs, reverse):
 
 
 def _scan_without_copies(f, carry, rows, xs, reverse):
-  """Scan as `scan_rows` does; XLA never copies the array of rows.
+  """Scan as `scan_in_place` does; XLA never copies the array of rows.
 
   Each row is read one step early, after the previous write: if a step read its
   own row, XLA might order the read after the write, and copy all T rows at
@@ -134,7 +134,7 @@ def _scan_without_copies(f, carry, rows, xs, reverse):
 
 
 def _scan_with_few_kernels(f, carry, rows, xs, reverse):
-  """Scan as `scan_rows` does, with few kernels a time step.
+  """Scan as `scan_in_place` does, with few kernels a time step.
 
   One iteration of the loop takes several time steps, and stores the results of
   all of them at once. Each array that is stored takes a kernel, so all of y is

@@ -14,7 +14,13 @@ from jax.sharding import PartitionSpec
 from lstm_jax import Autodiff, Explicit, lstm, unroll
 from lstm_jax.cells.platform import is_cpu, traced_for
 from lstm_jax.sequence import state_cotangents
-from lstm_jax.sequence.rows import GPU_STEPS, Joined, join, scan_rows, separate
+from lstm_jax.sequence.in_place import (
+  GPU_STEPS,
+  Joined,
+  join,
+  scan_in_place,
+  separate,
+)
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
@@ -88,7 +94,7 @@ def test_both_loops_compute_a_scan(platform, reverse, steps, key):
 
   last, (rows_after, ys) = lax.scan(body, state, (rows, xs), reverse=reverse)
   with traced_for(platform):
-    found = scan_rows(f, 0.7, state, rows, xs, reverse)
+    found = scan_in_place(f, 0.7, state, rows, xs, reverse)
   expected = last, rows_after, ys
   assert worst((*found[:2], separate(found[2])), expected) < 1e-12
 
@@ -135,7 +141,7 @@ def test_its_derivatives_are_those_of_a_scan(platform, steps, derivative, key):
     return weigh(last, after, ys)
 
   def in_place(rows):
-    last, after, ys = scan_rows(step, 0.7, rows[0], rows, flags, False)
+    last, after, ys = scan_in_place(step, 0.7, rows[0], rows, flags, False)
     return weigh(last, after, separate(ys))
 
   rows = normal_like(key, np.zeros((3, steps, 2)))
