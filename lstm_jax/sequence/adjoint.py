@@ -8,7 +8,8 @@
   Autodiff()                        JAX's gradient of the same forward
 
 All compute the same numbers, up to rounding. They differ in speed, in memory,
-and in what they support: only `Autodiff` has a forward mode (`jax.jvp`).
+and in what they support: only with `Autodiff` does `unroll` have a forward mode
+(`jax.jvp`). Forward mode over a gradient (`jax.hessian`) works with each.
 
   >>> Explicit(residuals="recompute", chunk=32)
   Explicit(residuals='recompute', chunk=32)
@@ -27,8 +28,8 @@ class Explicit:
 
   Attributes:
     residuals: what the forward saves for the backward. "gates": the gates of
-      every time step; with a chunk, only the state before each chunk, whose
-      gates the backward recomputes step by step. "recompute": the state at
+      every time step; with a chunk, only the state before each chunk, from
+      which the backward runs the chunk again. "recompute": the state at
       every time step, from which the backward recomputes the gates of a chunk
       in one product. See `checkpointing` for the memory of each.
     chunk: C, the number of time steps whose gates the backward holds at once.

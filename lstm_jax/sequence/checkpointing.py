@@ -39,8 +39,8 @@ pre-activations. Where they are larger than the cache, a chunk at
 a time is faster: `scan_in_cache` multiplies the inputs of a chunk right before
 its steps, and adds a chunk's da to the weights' gradients right after them. All
 residuals are saved, as without chunks. A chunk of at most 4 steps takes no loop
-of its own (the module `in_place`). Without gradients, a loop over single steps is
-faster.
+of its own (the module `in_place`). Without gradients, a loop over single steps
+is faster.
 
 Chunks are taken for more than 8,192 rows T·B. Each has as few time steps as
 make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC

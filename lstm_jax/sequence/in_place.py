@@ -1,15 +1,14 @@
-"""A scan over time whose new rows are written over the old ones.
+"""A scan over time whose results are written over its inputs, step by step.
 
-A row is what an array [T, ...] holds of one time step. `lax.scan` allocates an
-array of zeros for its outputs and writes the new rows there. The rows of
-`scan_in_place` (projected inputs in the forward pass, gates in the backward pass)
-are the largest array of a sequence, so it overwrites them in place. How depends
-on the device (`cells.platform`).
+`lax.scan` allocates an array of zeros for its outputs, and writes the results
+of each step there. `scan_in_place` overwrites zs [T, ...], the largest array of
+a sequence: the projected inputs in the forward pass, the gates in the backward
+pass. How depends on the device (`cells.platform`).
 
-Its derivative, for the gradient of a gradient, is that of `lax.scan`. That of a
-loop which carries the array of rows would add such an array at every step: time
-that grows as T². (In forward mode over a gradient it would be faster by a
-third, but a rule cannot know which of both follows.)
+Its derivative, for the gradient of a gradient, is that of `lax.scan`. The
+derivative of a loop which carries zs would add an array [T, ...] at every step:
+time that grows as T². (In forward mode over a gradient it would be faster by a
+third, but a rule cannot know whether its result will be transposed.)
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from jax import lax
 from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.platform import is_cpu
 
-GPU_STEPS = 4  # time steps of one iteration of the loop for GPUs
+GPU_STEPS = 4  # time steps of one iteration of the loop off a CPU
 MOST_UNROLLED = 4  # with at most so many time steps, a CPU needs no loop
 
 
@@ -33,28 +32,28 @@ def scan_in_place(
   f: Callable,
   operands: Any,
   carry: Any,
-  rows: jax.Array,
+  zs: jax.Array,
   xs: Any,
   reverse: bool,
 ) -> tuple[Any, jax.Array, Any]:
-  """Scan f over rows and xs, with each new row written over the old one.
+  """Scan f over zs and xs, with each new z written over the old one.
 
-  Computes `lax.scan` of (carry, (row, x)) -> (carry, (row, y)).
+  Computes `lax.scan` of (carry, (z, x)) -> (carry, (z, y)).
 
   Args:
-    f: (operands, carry, row, x) -> (carry, new row of the same shape, y). It
-      must close over no array.
+    f: (operands, carry, z, x) -> (carry, new z of the same shape, y). It must
+      close over no array.
     operands: a tree of arrays, the same at every step.
     carry: the carry before the first step.
-    rows: [T, ...].
+    zs: [T, ...], T ≥ 1.
     xs: a tree of arrays [T, ...], or None.
-    reverse: from the last step to the first.
+    reverse: True to scan from the last step to the first.
 
   Returns:
-    (carry after the last step, new rows [T, ...], ys); `separate` gives the
-    tree of ys, or of one step of it.
+    (carry after the last step, new zs [T, ...], ys). `separate(ys)` is the tree
+    of arrays [T, ...]; `separate` of one time step of ys is that step's y.
   """
-  steps = rows.shape[0]  # a symbolic T has no len
+  steps = zs.shape[0]  # a symbolic T has no len
   few = isinstance(steps, int) and steps <= MOST_UNROLLED
   on_cpu = is_cpu()  # now: the rule may be traced later
   if not on_cpu:
@@ -63,109 +62,108 @@ def scan_in_place(
     scan = _scan_unrolled if few else _scan_without_copies
 
   @jax.custom_jvp
-  def run(operands, carry, rows, xs):
-    return scan(partial(f, operands), carry, rows, xs, reverse)
+  def run(operands, carry, zs, xs):
+    return scan(partial(f, operands), carry, zs, xs, reverse)
 
   @run.defjvp
   def run_jvp(primals, tangents):
-    def plain(operands, carry, rows, xs):
+    def plain(operands, carry, zs, xs):
       return _scan_plainly(
-        partial(f, operands), carry, rows, xs, reverse, joins=not on_cpu
+        partial(f, operands), carry, zs, xs, reverse, joins=not on_cpu
       )
 
     # The values are those of `run`, not of `plain`: under `vmap`, JAX takes the
     # batch axes of both rules to be the same, and those of `plain` are not.
     return run(*primals), jax.jvp(plain, primals, tangents)[1]
 
-  return run(operands, carry, rows, xs)
+  return run(operands, carry, zs, xs)
 
 
-def _scan_plainly(f, carry, rows, xs, reverse, joins):
-  """Scan as `scan_in_place` does, by `lax.scan`; its derivative takes time ∝ T."""
+def _scan_plainly(f, carry, zs, xs, reverse, joins):
+  """Scan as `scan_in_place` does, by `lax.scan`, whose derivative is O(T)."""
 
   def body(carry, inputs):
-    carry, row, y = f(carry, *inputs)
-    return carry, (row.astype(rows.dtype), join(y) if joins else y)
+    carry, z, y = f(carry, *inputs)
+    return carry, (z.astype(zs.dtype), join(y) if joins else y)
 
-  carry, (rows, ys) = lax.scan(body, carry, (rows, xs), reverse=reverse)
-  return carry, rows, ys
+  carry, (zs, ys) = lax.scan(body, carry, (zs, xs), reverse=reverse)
+  return carry, zs, ys
 
 
-def _scan_unrolled(f, carry, rows, xs, reverse):
-  """Scan as `scan_in_place` does, without a loop.
+def _scan_unrolled(f, carry, zs, xs, reverse):
+  """Scan as `scan_in_place` does, without a loop, over a few time steps.
 
-  It takes the few time steps of a chunk (`checkpointing`) or of an iteration. A
-  loop would first write zeros to its outputs, and copy its row and its carry at
-  every step.
+  Those are all there are, as of a chunk (`checkpointing`), or of one iteration
+  of `_scan_with_few_kernels`. A loop would first write zeros to its outputs,
+  and copy z and the carry at every step.
   """
-  steps = len(rows)
+  steps = len(zs)
   made: list[Any] = [None] * steps
   for t in range(steps)[:: -1 if reverse else 1]:
     x = jax.tree.map(itemgetter(t), xs)
-    carry, row, y = f(carry, rows[t], x)
-    made[t] = row.astype(rows.dtype), y
+    carry, z, y = f(carry, zs[t], x)
+    made[t] = z.astype(zs.dtype), y
   return carry, *jax.tree.map(lambda *each: jnp.stack(each), *made)
 
 
-def _scan_without_copies(f, carry, rows, xs, reverse):
-  """Scan as `scan_in_place` does; XLA never copies the array of rows.
+def _scan_without_copies(f, carry, zs, xs, reverse):
+  """Scan as `scan_in_place` does; XLA never copies zs.
 
-  Each row is read one step early, after the previous write: if a step read its
-  own row, XLA might order the read after the write, and copy all T rows at
-  every step.
+  Each z is read one step early, after the previous write: if a step read its
+  own z, XLA might order the read after the write, and copy all of zs at every
+  step.
   """
-  steps = rows.shape[0]  # a symbolic T has no len
+  steps = zs.shape[0]  # a symbolic T has no len
   first, ahead = (-1, -1) if reverse else (0, 1)
 
-  def row_at(rows, t):
-    return lax.dynamic_index_in_dim(rows, t.clip(0, steps - 1), keepdims=False)
+  def z_at(zs, t):
+    return lax.dynamic_index_in_dim(zs, t.clip(0, steps - 1), keepdims=False)
 
   def body(carry, inputs):
-    (carry, row, rows), (t, x) = carry, inputs
-    carry, row, y = f(carry, row, x)
-    row = row.astype(rows.dtype)
-    rows = lax.dynamic_update_index_in_dim(rows, row, t, 0)
-    return (carry, row_at(rows, t + ahead), rows), y
+    (carry, z, zs), (t, x) = carry, inputs
+    carry, z, y = f(carry, z, x)
+    zs = lax.dynamic_update_index_in_dim(zs, z.astype(zs.dtype), t, 0)
+    return (carry, z_at(zs, t + ahead), zs), y
 
-  carry = carry, rows[first], rows
+  carry = carry, zs[first], zs
   inputs = jnp.arange(steps), xs
-  (carry, _, rows), ys = lax.scan(body, carry, inputs, reverse=reverse)
-  return carry, rows, ys
+  (carry, _, zs), ys = lax.scan(body, carry, inputs, reverse=reverse)
+  return carry, zs, ys
 
 
-def _scan_with_few_kernels(f, carry, rows, xs, reverse):
+def _scan_with_few_kernels(f, carry, zs, xs, reverse):
   """Scan as `scan_in_place` does, with few kernels a time step.
 
   One iteration of the loop takes several time steps, and stores the results of
   all of them at once. Each array that is stored takes a kernel, so all of y is
-  one array. It is written in place, as the rows are: as an output of `lax.scan`
-  it would be reshaped after the loop, and the GRU then takes 4 MiB more at H
-  512, T 64, B 32.
+  one array. It is written in place, as zs is: as an output of `lax.scan` it
+  would be reshaped after the loop, and the GRU would take 4 MiB more at H 512,
+  T 64, B 32 (compiled for an H100).
 
-  XLA for GPUs computes values of one shape in one kernel, so the new row is cut
+  XLA for GPUs computes values of one shape in one kernel, so the new z is cut
   into pieces as wide as the carry. The barrier keeps it from computing them
-  again in the kernel that stores them, which would read the rows that it
-  overwrites. The carry is not behind the barrier: what the next time step makes
+  again in the kernel that stores them, which would read what it overwrites. The
+  carry is not behind the barrier: what the next time step makes
   of it, such as h in the dtype of a product, is computed in the same kernel.
   """
-  steps = rows.shape[0]  # a symbolic T has no len
+  steps = zs.shape[0]  # a symbolic T has no len
   size = min(GPU_STEPS, steps) if isinstance(steps, int) else 1
   rest = steps % size
   width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
 
-  def few_kernels(carry, row, x):
-    carry, row, y = f(carry, row, x)
-    cuts = range(width, row.shape[-1], width)
-    pieces = jnp.split(row.astype(rows.dtype), list(cuts), axis=-1)
+  def few_kernels(carry, z, x):
+    carry, z, y = f(carry, z, x)
+    cuts = range(width, z.shape[-1], width)
+    pieces = jnp.split(z.astype(zs.dtype), list(cuts), axis=-1)
     pieces, y = lax.optimization_barrier((pieces, y))
     return carry, jnp.concatenate(pieces, axis=-1), join(y)
 
-  def run(carry, rows, start, size):
-    """Return (carry, new rows, ys) of the time steps from `start` on."""
-    rows, inputs = jax.tree.map(
-      lambda x: lax.dynamic_slice_in_dim(x, start, size), (rows, xs)
+  def run(carry, zs, start, size):
+    """Return (carry, new zs, ys) of the time steps from `start` on."""
+    zs, inputs = jax.tree.map(
+      lambda x: lax.dynamic_slice_in_dim(x, start, size), (zs, xs)
     )
-    return _scan_unrolled(few_kernels, carry, rows, inputs, reverse)
+    return _scan_unrolled(few_kernels, carry, zs, inputs, reverse)
 
   def body(state, start, size=size):
     carry, *stored = state
@@ -177,9 +175,9 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
     )
     return (carry, *stored), None
 
-  _, _, y = jax.eval_shape(partial(run, size=1), carry, rows, 0)
+  _, _, y = jax.eval_shape(partial(run, size=1), carry, zs, 0)
   ys = jax.tree.map(lambda y: jnp.zeros((steps, *y.shape[1:]), y.dtype), y)
-  state = carry, *vary_alike((rows, ys))
+  state = carry, *vary_alike((zs, ys))
   rest_start, main_start = (steps - rest, 0) if reverse else (0, rest)
   if rest:  # T mod `size` time steps, too few for an iteration, come first
     state, _ = body(state, rest_start, rest)
@@ -191,7 +189,7 @@ def _scan_with_few_kernels(f, carry, rows, xs, reverse):
 class _Place(NamedTuple):
   """Where an array lies in those of `Joined`."""
 
-  kind: str  # its dtype and leading axes
+  kind: str  # key into `arrays`, made of its dtype and leading axes
   start: int  # along the last axis
   stop: int
   is_scalar: bool  # without a last axis
@@ -200,7 +198,7 @@ class _Place(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Joined:
-  """A tuple of trees of arrays [..., K], as one [..., ΣK] for each kind.
+  """A tree of arrays [..., K], as one array [..., ΣK] for each kind.
 
   Arrays are of one kind if they have the same dtype and the same leading axes.
   """
@@ -210,7 +208,7 @@ class Joined:
   places: tuple[_Place, ...] = dataclasses.field(metadata={"static": True})
 
   def __getitem__(self, index: int) -> "Joined":
-    """Return an element of the tuple, in the same arrays."""
+    """Return an element of a tree that is a tuple, in the same arrays."""
     children = self.structure.children()
     first = sum(child.num_leaves for child in children[:index])
     last = first + children[index].num_leaves

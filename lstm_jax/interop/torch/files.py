@@ -1,6 +1,7 @@
 """PyTorch's weights to and from safetensors files.
 
-They need the package `safetensors` (the extra `interop`). Nothing is unpickled.
+These functions need the package `safetensors` (the extra `interop`). Nothing is
+unpickled.
 """
 
 import os
@@ -41,7 +42,7 @@ def load(
   try:
     with safetensors.safe_open(path, "np") as file:
       names = file.keys()
-      arrays = {  # `from_torch` ignores the others
+      arrays = {  # the other names are for an error of `from_torch`
         name: file.get_tensor(name) if name.startswith(prefix) else None
         for name in names
       }
@@ -54,6 +55,13 @@ def load(
 
 def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
   """Write `to_torch(layers, bias=bias)` to a safetensors file.
+
+  A file that is there is replaced.
+
+  Args:
+    path: of the file.
+    layers: as in `to_torch`.
+    bias: as in `to_torch`.
 
   Raises:
     ValueError: as `to_torch`.
