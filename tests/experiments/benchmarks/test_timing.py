@@ -1,9 +1,10 @@
 import importlib.util
 from functools import partial
+from importlib.metadata import version
 
 from experiments.benchmarks import timing
 from experiments.benchmarks.peers.proof import Peer, Unsupported
-from experiments.trainer.environment import REPOSITORY, checkout
+from experiments.trainer.environment import REPOSITORY
 
 
 def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
@@ -29,25 +30,30 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
   }
 
 
-def test_every_round_runs_every_program():
-  counts = {"a": 0, "b": 0}
+def test_every_round_runs_every_program_in_a_random_order():
+  calls = []
+  runs = {name: partial(calls.append, name) for name in "abc"}
+  seconds = timing.measure(runs, rounds=20)
+  assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(
+    "abc", 20
+  )
+  warm_up, *rounds = ("".join(calls[k : k + 3]) for k in range(0, 63, 3))
+  assert warm_up == "abc"
+  assert {"".join(sorted(names)) for names in rounds} == {"abc"}
+  assert len({*rounds}) > 3  # of 6 orders
 
-  def run(name):
-    counts[name] += 1
 
-  runs = {name: partial(run, name) for name in counts}
-  seconds = timing.measure(runs, rounds=3)
-  assert {name: len(times) for name, times in seconds.items()} == {
-    "a": 3,
-    "b": 3,
-  }
-  assert counts == {"a": 4, "b": 4}  # the first run of each is a warm-up
+def test_a_row_has_the_median_the_quartiles_and_the_ratio(monkeypatch):
+  seconds = {"ours": [4.0, 1.0, 2.0, 3.0, 5.0], "other": [6.0] * 5}
+  monkeypatch.setattr(timing, "measure", lambda runs, rounds: seconds)
+  peer = (lambda: Peer(lambda: None)), "numpy"
+  ours, other = timing.compare({"ours": peer, "other": peer}, 5)[0]
+  assert (ours["median_ms"], ours["ratio_to_ours"]) == (3000, 1)
+  assert ours["quartiles_ms"] == [2000, 4000]
+  assert (other["median_ms"], other["ratio_to_ours"]) == (6000, 2)
 
 
 def test_the_environment_has_the_commit_of_the_checkout(monkeypatch):
-  expected = checkout(REPOSITORY)
-  found = timing.environment()
-  assert {n: found[n] for n in found if n.startswith("git_")} == expected
   commit = {"git_commit": "1a2b", "git_dirty": True}
   monkeypatch.setattr(timing, "checkout", {REPOSITORY: commit}.get)
   assert commit.items() <= timing.environment().items()
@@ -55,6 +61,8 @@ def test_the_environment_has_the_commit_of_the_checkout(monkeypatch):
 
 def test_the_environment_names_the_installed_versions():
   versions = timing.environment()["versions"]
-  assert versions["jax"]
-  installed = importlib.util.find_spec("torch") is not None
-  assert bool(versions["torch"]) == installed
+  assert versions["jax"] == version("jax")
+  for package, found in versions.items():
+    name = {"dm-haiku": "haiku"}.get(package, package)
+    installed = importlib.util.find_spec(name) is not None
+    assert found == (version(package) if installed else None), package
