@@ -10,6 +10,7 @@ from experiments.benchmarks.gpu.cases import CHECKS, CLUSTERS, ONE_BLOCK, RACES
 from experiments.benchmarks.gpu.checks import Check, array_errors
 from experiments.benchmarks.gpu.races import Race
 from experiments.benchmarks.gpu.worker import compile_all, work
+from experiments.trainer.files import write_json
 from tests.interpreting import INTERPRETED, interpreted
 
 SIZES = "gru", 64, 3, 5
@@ -76,7 +77,7 @@ def test_an_error_of_one_percent_in_any_output_is_found(
   assert result.rows[0]["failed"]
 
 
-def test_one_seed_that_is_wrong_is_found(monkeypatch):
+def test_one_seed_that_is_wrong_is_found(monkeypatch, tmp_path):
   use_scans(monkeypatch)
   case = Check(*SIZES, "float32")
   prepared = case.prepare(frozenset())
@@ -94,6 +95,9 @@ def test_one_seed_that_is_wrong_is_found(monkeypatch):
   result = prepared.finish(programs | {"kernel": wrong_at_last}, errors)
   (failure,) = result.failures
   assert "hs differs by inf" in failure and len(calls) == case.seeds
+  (row,) = result.rows
+  assert row["failed"] and row["error"] is None
+  write_json(tmp_path / "gpu.json", row)  # JSON has no infinity
 
 
 def test_one_bit_in_one_repeat_is_found(monkeypatch):
