@@ -9,12 +9,13 @@ D = H, G gates, and W = G·H·(D + H) + G·H weights and biases:
   forward    2·T·B·G·H·(D + H)    W + xs + hs
   gradient   three times that     3·W + 2·xs + 2·hs + dhs + dxs
 
-xs and hs are T·B·H numbers each, in float32, and so are their cotangents dxs
-and dhs. For the gradient, weights and inputs are read by the forward and by the
-backward; hs is written and read; the gradients of the weights are written.
-Gates are not counted, because they can be recomputed. Latencies are not counted
-either: a recurrence also waits T times for one product, so that small layers
-take much longer than this floor.
+xs and hs are T·B·H numbers each, and so are their cotangents dxs and dhs. They
+are float32, unless a program holds some of them in bfloat16. For the gradient,
+weights and inputs are read by the forward and by the backward; hs is written
+and read; the gradients of the weights are written. Gates are not counted,
+because they can be recomputed. Latencies are not counted either: a recurrence
+also waits T times for one product, so that small layers take much longer than
+this floor.
 """
 
 import re
@@ -53,6 +54,8 @@ def layer_floor(
   hidden_size: int,
   seq_len: int,
   batch_size: int,
+  number_bytes: int = 4,
+  hs_bytes: int = 4,
 ) -> float:
   """Return the floor of one time step of a layer, in microseconds.
 
@@ -64,17 +67,20 @@ def layer_floor(
     hidden_size: H, and D.
     seq_len: T.
     batch_size: B.
+    number_bytes: of each number in memory that is not one of hs.
+    hs_bytes: of each number of hs.
   """
   gates = GATES[cell]
   products = gates * hidden_size * 2 * hidden_size
   weights = products + gates * hidden_size
   activations = seq_len * batch_size * hidden_size
   operations = 2 * seq_len * batch_size * products
-  numbers = weights + 2 * activations
+  numbers, outputs = weights + activations, activations
   if backward:
     operations *= 3
-    numbers = 3 * weights + 6 * activations
-  return _longest(device, dtype, operations, 4 * numbers) / seq_len
+    numbers, outputs = 3 * weights + 4 * activations, 2 * activations
+  moved = number_bytes * numbers + hs_bytes * outputs
+  return _longest(device, dtype, operations, moved) / seq_len
 
 
 def training_step_floor(

@@ -188,14 +188,13 @@ class Layer:
     """Return a row for each library."""
     times = time_calls(calls, jax.block_until_ready, self.rounds, self.seq_len)
     return [
-      self._row(peer, mode, PEERS[peer].dtype, PEERS[peer].operands)
-      | time
-      | memory_of(programs[f"{peer}: {mode}"])
+      self._row(peer, mode) | time | memory_of(programs[f"{peer}: {mode}"])
       for peer, time in times.items()
     ]
 
-  def _row(self, peer: str, mode: str, dtype: str, operands: str) -> Row:
+  def _row(self, name: str, mode: str) -> Row:
     """Return what a row has besides times."""
+    peer = PEERS[name]
     sizes = self.hidden_size, self.seq_len, self.batch_size
     device = find_device(jax.devices()[0].device_kind)
     backward = mode == "gradient"
@@ -206,9 +205,16 @@ class Layer:
       "hidden_size": self.hidden_size,
       "seq_len": self.seq_len,
       "batch_size": self.batch_size,
-      "peer": peer,
-      "operands": operands,
-      "floor_us": layer_floor(device, self.cell, backward, dtype, *sizes),
+      "peer": name,
+      "operands": peer.operands,
+      "floor_us": layer_floor(
+        device,
+        self.cell,
+        backward,
+        peer.dtype,
+        *sizes,
+        hs_bytes=peer.hs_bytes,
+      ),
     }
 
 

@@ -28,6 +28,7 @@ class Peer(NamedTuple):
   operands: str  # of its products, for tables
   dtype: str = "float32"  # of these operands
   kernel: bool = False  # whether it is the GPU kernel
+  hs_bytes: int = 4  # of each number of its outputs
 
 
 def _ours(kind: str, dtype: str) -> Peer:
@@ -70,7 +71,9 @@ PEERS: dict[str, Peer] = {
   "kernel bfloat16": _ours("kernel", "bfloat16"),
   "scan bfloat16": _ours("scan", "bfloat16"),
   "autodiff bfloat16": _ours("autodiff", "bfloat16"),
-  "flax bfloat16": Peer(_flax_bfloat16, "flax", "bfloat16", "bfloat16"),
+  "flax bfloat16": Peer(
+    _flax_bfloat16, "flax", "bfloat16", "bfloat16", hs_bytes=2
+  ),
   "kernel": _ours("kernel", "float32"),
   "scan": _ours("scan", "float32"),
   "autodiff": _ours("autodiff", "float32"),

@@ -94,8 +94,10 @@ class TorchLayer:
 
   def _row(self, name: str, mode: str) -> Row:
     dtype, tf32, _ = VARIANTS[name]
+    device = find_device(device_name())
     sizes = self.hidden_size, self.seq_len, self.batch_size
     backward = mode == "gradient"
+    size = 2 if dtype == "bfloat16" else 4  # bytes of every number
     return {
       "part": "gpu layer",
       "cell": self.cell,
@@ -106,7 +108,7 @@ class TorchLayer:
       "peer": name,
       "operands": "TF32" if tf32 else dtype,
       "floor_us": layer_floor(
-        find_device(device_name()), self.cell, backward, dtype, *sizes
+        device, self.cell, backward, dtype, *sizes, size, size
       ),
     }
 

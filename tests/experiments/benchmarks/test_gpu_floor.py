@@ -2,6 +2,7 @@
 
 import pytest
 
+from experiments.benchmarks.gpu import torch_layers
 from experiments.benchmarks.gpu.floor import (
   H100,
   H200,
@@ -10,6 +11,8 @@ from experiments.benchmarks.gpu.floor import (
   layer_floor,
   training_step_floor,
 )
+from experiments.benchmarks.gpu.layers import Layer
+from experiments.benchmarks.gpu.torch_layers import VARIANTS, TorchLayer
 
 # Devices that one thing alone holds up: the memory, at 1e6 bytes a second, or
 # the products, at 1e9 operations a second in float32 and 2e9 in bfloat16.
@@ -24,6 +27,30 @@ def test_a_layer_moves_weights_and_activations():
   assert forward == pytest.approx(4 * (630 + 2 * 350) / 7)
   gradient = layer_floor(SLOW_MEMORY, "gru", True, "bfloat16", **SIZES)
   assert gradient == pytest.approx(4 * (3 * 630 + 6 * 350) / 7)
+
+
+def test_a_floor_has_the_bytes_that_a_program_holds(monkeypatch):
+  monkeypatch.setattr(torch_layers, "device_name", lambda: "NVIDIA H100")
+  sizes = [*SIZES.values()]
+  torch, flax = TorchLayer("gru", *sizes), Layer("gru", *sizes, ())
+  # Numbers as above; all of PyTorch's in bfloat16, of Flax' hs alone.
+  for mode, rest, hs in (
+    ("forward", 630 + 350, 350),
+    ("gradient", 3 * 630 + 4 * 350, 2 * 350),
+  ):
+    floors = {name: torch._row(name, mode)["floor_us"] for name in VARIANTS}
+    for name in ("flax bfloat16", "scan bfloat16"):
+      floors[name] = flax._row(name, mode)["floor_us"]
+    assert floors == {
+      name: pytest.approx(1e6 * moved / H100.bandwidth / 7)
+      for name, moved in {
+        "pytorch bfloat16": 2 * (rest + hs),
+        "pytorch TF32": 4 * (rest + hs),
+        "pytorch float32": 4 * (rest + hs),
+        "flax bfloat16": 4 * rest + 2 * hs,
+        "scan bfloat16": 4 * (rest + hs),
+      }.items()
+    }
 
 
 def test_a_layer_multiplies_inputs_and_states():
