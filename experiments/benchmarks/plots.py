@@ -23,6 +23,7 @@ LETTERS = {"seq_len": "T", "batch_size": "B", "hidden_size": "H"}
 COLORS = {
   "lstm_jax": "tab:blue",
   "autodiff": "tab:cyan",
+  "lstm_jax layer": "tab:brown",
   "flax linen": "tab:orange",
   "flax nnx": "tab:olive",
   "haiku": "tab:green",

@@ -1,15 +1,18 @@
 """A language model's training step with each library's recurrent layers.
 
 A whole Adam step of embedding, layers, readout and cross-entropy. With JAX it
-is compiled, with donated state; embedding and readout are the same few lines of
-jax.numpy, and the libraries' recurrent layers differ. PyTorch runs eagerly.
-`products_alone` has the matrix products of a step and nothing else.
+is compiled, with donated state. `lstm_jax` and `autodiff` are our whole
+`language_model`: its lowest layer reads rows of the table W_e W_x, and
+`lstm_jax` computes the readout's gradient with the loss. The other libraries
+have layers alone: around these, embedding and readout are the same few lines of
+jax.numpy, and "lstm_jax layer" is our `unroll` in them. PyTorch runs eagerly.
+`products_alone` has the matrix products of our step and nothing else.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments.benchmarks.peers.layers import LAYERS
+from experiments.benchmarks.peers.layers import LAYERS, Layer
 from experiments.benchmarks.peers.products import make_products
 from experiments.benchmarks.peers.proof import (
   Makers,
@@ -103,13 +106,21 @@ def autodiff(problem: Problem, devices: int = 1) -> Peer:
   return lstm_jax(problem, devices, Autodiff())
 
 
-def jax_peer(name: str) -> Callable[..., Peer]:
-  """Return the maker of the training step with a JAX library's layers."""
+def jax_peer(
+  name: str, make_layer: Callable[[str, Any], Layer] | None = None
+) -> Callable[..., Peer]:
+  """Return the maker of the training step with a JAX library's layers.
+
+  Args:
+    name: of the peer.
+    make_layer: (cell, weights) -> the layer; None for that of the library of
+      this name in `LAYERS`.
+  """
+  make_layer = make_layer or LAYERS[name][0]
 
   def make(problem: Problem, devices: int = 1) -> Peer:
     if problem.config.compute_dtype is not None:
       raise Unsupported("compared in float32 only")
-    make_layer = LAYERS[name][0]
     layers = [make_layer("lstm", weights) for weights in problem.params.layers]
 
     def loss(params, tokens, targets):
@@ -249,7 +260,7 @@ def pytorch(problem: Problem) -> Peer:
 
 
 def products_alone(problem: Problem) -> Peer:
-  """The matrix products of the training step alone."""
+  """The matrix products of our training step alone."""
   vocabulary_size, shape = problem.vocabulary_size, problem.tokens.shape
   return make_products(problem.config, vocabulary_size, *shape)
 
@@ -261,9 +272,15 @@ def models() -> Makers:
   batch they share.
   """
   alone: dict[str, tuple[Callable[..., Peer], str]] = {
-    name: (jax_peer(name), package) for name, (_, package) in LAYERS.items()
+    "lstm_jax": (lstm_jax, "jax"),
+    "autodiff": (autodiff, "jax"),
+    "lstm_jax layer": (
+      jax_peer("lstm_jax layer", LAYERS["lstm_jax"][0]),
+      "jax",
+    ),
   }
-  alone |= {"lstm_jax": (lstm_jax, "jax"), "autodiff": (autodiff, "jax")}
+  for name, (_, package) in LAYERS.items():
+    alone.setdefault(name, (jax_peer(name), package))
   count = jax.device_count()
   shared = {
     f"{name}, {count} devices": (partial(make, devices=count), package)

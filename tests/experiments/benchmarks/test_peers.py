@@ -8,11 +8,13 @@ from experiments.benchmarks.peers import (
   layers,
   models,
   original,
+  products,
   samplers,
   sequences,
 )
 from experiments.benchmarks.peers.proof import Unsupported
 from lstm_jax import lstm
+from lstm_jax.language import ModelConfig
 
 SIZES = {"hidden_size": 5, "seq_len": 4, "batch_size": 3}
 MODEL = SIZES | {"num_layers": 2, "vocabulary_size": 7}
@@ -61,6 +63,37 @@ def test_a_library_of_jax_has_a_peer_for_several_devices(monkeypatch):
   make, _ = two["flax linen, 2 devices"]
   with pytest.raises(Unsupported, match="2 devices do not divide the batch"):
     make(models.make_problem(**MODEL))
+
+
+@pytest.mark.parametrize(
+  ("vocabulary_size", "rows"), [(7, 7), (1024, 1024), (1025, 12)]
+)
+def test_the_products_have_the_rows_that_our_model_multiplies(
+  vocabulary_size, rows, monkeypatch
+):
+  shapes = []
+
+  def compile_program(products, arguments):
+    shapes.extend(a.shape for a in jax.tree.leaves(arguments["embedding"]))
+    results = jax.eval_shape(products, arguments)
+    shapes.extend(result.shape for result in results[4:6])
+    return None, 0.0, 0
+
+  monkeypatch.setattr(products, "compile_program", compile_program)
+  config = ModelConfig(embedding_size=2, hidden_size=5)
+  products.make_products(config, vocabulary_size, 4, 3)
+  assert shapes == [(rows, 2), (2, 20), (rows, 2), (2, 20)]
+
+
+@pytest.mark.exhaustive
+def test_our_layer_is_a_peer_in_the_libraries_model():
+  problem = models.make_problem(**MODEL)
+  make, _ = models.models()["lstm_jax layer"]
+  assert make(problem).bytes == models.jax_peer("lstm_jax")(problem).bytes
+  wrong = problem._replace(loss=1.01 * problem.loss)
+  message = "lstm_jax layer computes a different result"
+  with pytest.raises(ValueError, match=message):
+    make(wrong)
 
 
 def test_a_sampler_with_other_samples_is_refused():
