@@ -9,7 +9,7 @@ from typing import Any
 from experiments.pages.packing import page
 from experiments.trainer.extension import EXTENSIONS
 from experiments.trainer.history import Derived, RunHistory, derive
-from experiments.trainer.run_dir import JOB_FLAGS
+from experiments.trainer.run_dir import JOB_FLAGS, SHA256, TEACHERS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 NONE = "–"  # in the cell of a table that has no value
@@ -21,7 +21,7 @@ FINISHED = {  # (finished, stopped early)
 }
 # Entries of config.json.
 NOT_COMPARED = *JOB_FLAGS, "started", "versions", EXTENSIONS
-HASHES, HASH_DIGITS = ("git_commit", "corpus_sha256"), 12
+HASHES, HASH_DIGITS = ("git_commit", SHA256, TEACHERS), 12
 
 
 def make_page(histories: list[RunHistory]) -> str:
@@ -91,7 +91,11 @@ def _name(run: RunHistory, directory: str) -> str:
 def _format(entries: dict[str, Any], name: str) -> str:
   if name not in entries:
     return NONE
-  return str(entries[name])[: HASH_DIGITS if name in HASHES else None]
+  value = entries[name]
+  if name not in HASHES:
+    return str(value)
+  hashes = value if isinstance(value, list) else [value]
+  return ", ".join(str(each)[:HASH_DIGITS] for each in hashes)
 
 
 def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:

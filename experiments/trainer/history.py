@@ -3,18 +3,21 @@
 import json
 import math
 import re
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.trainer import run_dir
 from experiments.trainer.checkpoint import read_progress
-from experiments.trainer.config import TrainConfig
+from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Progress, SweepConfig, make_members
+from experiments.trainer.named_corpora import cached_path, is_name
 from experiments.trainer.records import from_record
 from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
@@ -146,15 +149,16 @@ def derive(history: RunHistory) -> Derived | None:
   """Return the sizes that follow from config.json and the corpus.
 
   Returns:
-    None where the corpus is missing or has changed since the run.
+    None where the corpus is missing or has changed since the run. A named
+    corpus that was not downloaded is missing.
   """
   config, sha256 = history.config, str(history.record.get("corpus_sha256"))
   try:
-    corpus = read_corpus(find_corpus(history.directory, config.data, sha256))
-    if corpus.sha256 != sha256:
+    data = find_corpus(history.directory, config.data, sha256)
+    if is_name(data.corpus) and not cached_path(data.corpus).is_file():
       return None
-    model = language_model(config.model, corpus.tokenizer.size)
-    _, tokens, gap = corpus.train
+    vocabulary_size, tokens, gap = _corpus_facts(data, sha256)
+    model = language_model(config.model, vocabulary_size)
     lengths = config.batching.epoch_lengths(tokens, config.seed, gap)
     epoch_ends = [*accumulate(lengths)]
   except ValueError:
@@ -162,6 +166,21 @@ def derive(history: RunHistory) -> Derived | None:
   params = jax.eval_shape(model.init, jax.random.key(0))
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   return Derived(count, epoch_ends)
+
+
+@cache  # runs often share their corpus
+def _corpus_facts(
+  data: DataConfig, sha256: str
+) -> tuple[int, np.ndarray, int | None]:
+  """Return (V, tokens and gap of the training split) of the text of this hash.
+
+  Raises:
+    ValueError: the corpus cannot be read, or is another text.
+  """
+  corpus = read_corpus(data)
+  if corpus.sha256 != sha256:
+    raise ValueError(f"{data.corpus} must have the SHA-256 {sha256}")
+  return corpus.tokenizer.size, corpus.train.tokens, corpus.train.gap
 
 
 def _read(path: Path) -> str:

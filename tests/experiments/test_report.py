@@ -121,6 +121,16 @@ def test_only_what_differs_is_a_row_of_the_differences(
   ]
 
 
+def test_hashes_are_shortened():
+  one, other = "0123456789abcdef", "fedcba9876543210"
+  first = {"git_commit": one, "teacher_sha256": [one, other]}
+  second = {"git_commit": other, "teacher_sha256": [one]}
+  assert differences([first, second]) == [
+    ["git_commit", "0123456789ab", "fedcba987654"],
+    ["teacher_sha256", "0123456789ab, fedcba987654", "0123456789ab"],
+  ]
+
+
 def test_an_unfinished_run_is_shown_as_far_as_it_has_got(
   copy, console, tmp_path
 ):

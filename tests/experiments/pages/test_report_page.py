@@ -408,6 +408,25 @@ def test_a_phone_scrolls_in_one_direction_and_every_line_is_visible(
   assert min(contrast_of(page_color, ink) for ink in inks) >= 4.5
 
 
+def test_long_differences_are_wrapped(chromium, directories, tmp_path):
+  runs = {"one": "x" * 400, "two": "several words " * 40}
+  for name, long in runs.items():
+    shutil.copytree(directories[0], tmp_path / name)
+    path = tmp_path / name / "config.json"
+    record = json.loads(path.read_text()) | {"device": long}
+    path.write_text(json.dumps(record))
+  config = ReportConfig(str(tmp_path / "page.html"))
+  names = [str(tmp_path / name) for name in runs]
+  page = report.run(names, config, Console(file=io.StringIO())).path
+  chromium.emulate(1000, 900)
+  chromium.open(page)
+  hidden = chromium.run(
+    "const box = document.getElementById('differences').parentElement;"
+    "return box.scrollWidth - box.clientWidth"
+  )
+  assert hidden == 0
+
+
 def contrast_of(*colors):
   """Return the contrast of two colors, from that of each with black."""
   low, high = sorted(contrast(color, "#000") for color in colors)
