@@ -3,14 +3,14 @@
   uv run --group bench python -m experiments.benchmark
 
 Every library starts from the same weights and must first compute the same
-outputs, losses and gradients; then all are timed in turns, in one process. The
-training step of a language model is timed on one device and, for the JAX
-libraries, also with the batch split over CPU devices: as many as divide both
-the number of cores and the batch size. The tables have medians and quartiles,
-the time relative to ours, the seconds to compile, and the memory that the
-compiled program needs on each device. A library that is not installed, or does
-not have the layer, is skipped and named; one that computes something else stops
-the benchmark.
+outputs, losses and gradients (of the part original, a test checks this); then
+all are timed in turns, in one process. The training step of a language model is
+timed on one device and, for the JAX libraries, also with the batch split over
+CPU devices: the greatest common divisor of the number of cores and the batch
+size. The tables have medians and quartiles, the time relative to ours, the
+seconds to compile, and the memory that the compiled program needs on each
+device. A library that is not installed, or does not have the layer, is skipped
+and named; one that computes something else stops the benchmark.
 
 On an H100 or H200, in less than 8 minutes,
 
@@ -107,12 +107,19 @@ def main() -> int:
     old = read_record(path, "there is no record", entries)
     with naming_damaged(path):
       check_rows(old["rows"], path)
+  chosen = [*dict.fromkeys(PART.value)]
+  if old and not any(name == "gpu" or PARTS[name].timed for name in chosen):
+    raise ValueError(
+      f"--compare needs a part with times, got {', '.join(chosen)}"
+    )
   sizes = {flag.name: flag.value for flag in SIZES if flag.value is not None}
   out = Path(OUT.value) if OUT.value else None
-  if "gpu" in PART.value:
-    if len(PART.value) > 1:
+  if "gpu" in chosen:
+    if len(chosen) > 1:
       raise ValueError("--part=gpu runs alone: its processes take the GPU")
     out = out or GPU_OUT
+  if out and out.is_dir():
+    raise ValueError(f"--out must be a file, got the directory {out}")
   if out and out.suffix == ".png":
     raise ValueError(f"--out must not end in .png, as the figure does: {out}")
   if out:
@@ -122,17 +129,23 @@ def main() -> int:
     if out:
       write_json(out, record)
 
-  if "gpu" in PART.value:
+  if "gpu" in chosen:
     record = gpu.run(sizes, ROUNDS.value, console, save)
   else:
-    if "model" in PART.value:
+    if "model" in chosen:
       batch_size: Any = (MODEL | sizes)["batch_size"]
       start_cpu_devices(math.gcd(num_cores(), batch_size))
-    record = run(PART.value, sizes, ROUNDS.value, console, save)
+    record = run(chosen, sizes, ROUNDS.value, console, save)
   if out:
     draw(record, out, console)
   if old:
     console.print(f"compared with {COMPARE.value}: {old['environment']}")
+    before, now = (
+      each["environment"].get("num_devices", "an unknown number")
+      for each in (old, record)
+    )
+    if before != now:
+      console.print(f"devices of JAX: {before} there and {now} here")
     console.print(change_table(old["rows"], record["rows"]))
   return CHECK_FAILED if record.get("failures") else 0
 

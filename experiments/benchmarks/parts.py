@@ -230,6 +230,7 @@ class Part(NamedTuple):
 
   measure: Callable[[Row, int], Results]  # (sizes, rounds) -> its results
   sizes: Row  # those that may be given: then there is one case, of these sizes
+  timed: bool = True  # whether there are times to compare
 
 
 PARTS: dict[str, Part] = {
@@ -238,8 +239,8 @@ PARTS: dict[str, Part] = {
   "linear": Part(_linear, LAYER),
   "resets": Part(_resets, POLICY),
   "sampling": Part(lambda _, rounds: sampling_part(SAMPLING, rounds), {}),
-  "memory": Part(lambda sizes, _: memory_part(sizes), LAYER),
-  "launches": Part(lambda sizes, _: launches_part(sizes), LAYER),
+  "memory": Part(lambda sizes, _: memory_part(sizes), LAYER, False),
+  "launches": Part(lambda sizes, _: launches_part(sizes), LAYER, False),
   "original": Part(lambda _, rounds: original_part(rounds), {}),
   "growth": Part(lambda _, rounds: growth_part(GROWTH, rounds), {}),
 }

@@ -16,7 +16,7 @@ from experiments.trainer.devices import num_cores
 from experiments.trainer.environment import REPOSITORY, checkout
 
 PACKAGES = (
-  *("jax", "jaxlib", "flax", "dm-haiku", "equinox", "keras", "torch"),
+  *("jax", "jaxlib", "numpy", "flax", "dm-haiku", "equinox", "keras", "torch"),
   "onnxruntime",
 )
 
@@ -80,7 +80,7 @@ def measure(
 
 
 def environment() -> dict[str, Any]:
-  """Return the date, processor, device, versions and commit of a measurement.
+  """Return the date, processor, devices, versions and commit of a measurement.
 
   `git_commit` and `git_dirty` are left out where this is no checkout of git.
   """
@@ -95,6 +95,7 @@ def environment() -> dict[str, Any]:
     "python": platform.python_version(),
     "processor": _processor(),
     "device": jax.devices()[0].device_kind,
+    "num_devices": jax.device_count(),  # a layer's time depends on them too
     "versions": versions,
   } | checkout(REPOSITORY)
 

@@ -124,6 +124,67 @@ def test_a_run_prints_its_cases_and_is_compared_with_an_earlier_one(
     change_table(old, [other])
 
 
+@pytest.fixture
+def given(console, monkeypatch):
+  """Return a function that sets the program's flags, and no others."""
+
+  def set_flags(**values):
+    defaults = {"PART": ["original"], "OUT": "", "COMPARE": "", "ROUNDS": 1}
+    for name, value in (defaults | values).items():
+      flag = SimpleNamespace(value=value)
+      monkeypatch.setattr(benchmark, name, flag, raising=False)
+
+  monkeypatch.setattr(benchmark, "SIZES", [], raising=False)
+  monkeypatch.setattr(benchmark, "make_console", lambda: console)
+  return set_flags
+
+
+def record_of(rows, **environment):
+  return {"environment": environment, "rows": rows}
+
+
+def test_flags_are_refused_before_measuring(given, tmp_path):
+  row = {"part": "original", "peer": "numpy", "median_ms": 1.0}
+  old = tmp_path / "old.json"
+  old.write_text(json.dumps(record_of([row])))
+  given(OUT=str(tmp_path))
+  message = f"^--out must be a file, got the directory {tmp_path}$"
+  with pytest.raises(ValueError, match=message):
+    benchmark.main()
+  given(PART=["memory", "launches"], COMPARE=str(old))
+  message = "^--compare needs a part with times, got memory, launches$"
+  with pytest.raises(ValueError, match=message):
+    benchmark.main()
+
+
+def test_a_part_is_measured_once_and_other_devices_are_named(
+  given, console, tmp_path, monkeypatch
+):
+  row = {"part": "original", "peer": "numpy", "median_ms": 1.0}
+  measured = []
+
+  def original_part(sizes, rounds):
+    measured.append(rounds)
+    yield [row], {}
+
+  monkeypatch.setitem(parts.PARTS, "original", parts.Part(original_part, {}))
+  old = tmp_path / "old.json"
+  here = jax.device_count()
+  for environment, said in (
+    ({"num_devices": here}, None),
+    ({"num_devices": 77}, f"devices of JAX: 77 there and {here} here"),
+    ({}, f"devices of JAX: an unknown number there and {here} here"),
+  ):
+    old.write_text(json.dumps(record_of([row], **environment)))
+    given(PART=["original", "original"], COMPARE=str(old))
+    console.file.truncate(0)
+    assert benchmark.main() == 0
+    lines = console.file.getvalue().splitlines()
+    found = [line for line in lines if line.startswith("devices of JAX")]
+    assert found == ([said] if said else [])
+  assert measured == [1, 1, 1]
+
+
 def test_a_record_that_cannot_be_compared_is_refused_before_measuring(
   tmp_path, monkeypatch
 ):

@@ -44,7 +44,7 @@ def make_peers(
       continue
     try:
       peers[name] = make(*problem)
-    except Unsupported as reason:
+    except (Unsupported, ImportError) as reason:
       skipped[name] = str(reason)
   return peers, skipped
 

@@ -2,6 +2,8 @@ import importlib.util
 from functools import partial
 from importlib.metadata import version
 
+import jax
+
 from experiments.benchmarks import timing
 from experiments.benchmarks.peers.proof import Peer, Unsupported
 from experiments.trainer.environment import REPOSITORY
@@ -14,11 +16,15 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
   def unsupported(problem):
     raise Unsupported(f"it has no {problem}")
 
+  def without_onnx(problem):
+    raise ModuleNotFoundError("needs the package onnx")
+
   rows, skipped = timing.compare(
     {
       "ours": (make, "numpy"),
       "absent": (make, "no_such_package"),
       "other": (unsupported, "numpy"),
+      "broken": (without_onnx, "numpy"),
     },
     1,  # round
     "gru",  # the problem: the argument of each maker
@@ -27,6 +33,7 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
   assert skipped == {
     "absent": "no_such_package is not installed",
     "other": "it has no gru",
+    "broken": "needs the package onnx",
   }
 
 
@@ -59,9 +66,14 @@ def test_the_environment_has_the_commit_of_the_checkout(monkeypatch):
   assert commit.items() <= timing.environment().items()
 
 
+def test_the_environment_has_the_number_of_devices(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 3)
+  assert timing.environment()["num_devices"] == 3
+
+
 def test_the_environment_names_the_installed_versions():
   versions = timing.environment()["versions"]
-  assert versions["jax"] == version("jax")
+  assert versions["jax"] == version("jax") and versions["numpy"]
   for package, found in versions.items():
     name = {"dm-haiku": "haiku"}.get(package, package)
     installed = importlib.util.find_spec(name) is not None
