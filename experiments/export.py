@@ -34,7 +34,7 @@ from experiments.pages.packed_model import check_model, describe_cost
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import SPLITS
 from experiments.trainer.excerpt import Part, read_excerpt
-from experiments.trainer.files import write_bytes
+from experiments.trainer.files import check_parent, write_bytes
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
 
@@ -59,14 +59,16 @@ def run(run: str, format: str, out: str) -> str:
   """Write the run's best model to a file, and return a line about it.
 
   Raises:
-    ValueError: the file is in the run directory; the run has no usable
-      checkpoint, or is of a cell that the format does not have; the package
-      onnx is not installed; or, of a page, the model is too large, its 8-bit
-      weights lose too much, or the run's corpus cannot be read.
+    ValueError: the file is in the run directory, or in one that does not exist;
+      the run has no usable checkpoint, or is of a cell that the format does not
+      have; the package onnx is not installed; or, of a page, the model is too
+      large, its 8-bit weights lose too much, or the run's corpus cannot be
+      read.
     OSError: the file cannot be written.
   """
   if Path(out).resolve().is_relative_to(Path(run).resolve()):
     raise ValueError(f"out must not be in the run directory {run}, got {out}")
+  check_parent(Path(out))
   trained, more = load(Path(run)), ""
   match format:
     case "onnx":

@@ -66,6 +66,13 @@ def test_a_file_in_the_run_directory_is_refused(explored_run, tmp_path):
   assert (explored_run / "config.json").read_bytes() == config
 
 
+def test_a_missing_directory_is_refused_before_the_run_is_read(tmp_path):
+  out = tmp_path / "nowhere" / "model"
+  message = f"^{re.escape(str(out))} cannot be written: no such directory$"
+  with pytest.raises(ValueError, match=message):
+    export.run(str(tmp_path / "no run"), "stablehlo", str(out))
+
+
 def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
   explored_run, tmp_path, monkeypatch
 ):
