@@ -530,8 +530,9 @@ function listen() {
   textBox.addEventListener("scroll", draw);
   $("units").addEventListener("click", (event) => {
     const perRow = Math.max(1, Math.floor($("units").clientWidth / 14));
-    const u = ranks[Math.floor(event.offsetY / 14) * perRow
-      + Math.floor(event.offsetX / 14)];
+    const column = Math.floor(event.offsetX / 14);
+    if (column >= perRow) return;  // right of the last square
+    const u = ranks[Math.floor(event.offsetY / 14) * perRow + column];
     if (u !== undefined) chooseUnit(u);
   });
   $("layer").addEventListener("change", (event) => {

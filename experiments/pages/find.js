@@ -14,7 +14,8 @@ function selection() {
 }
 
 // Returns the passages that match a pattern: [{first, last}], tokens. A pattern
-// between slashes is a regular expression, others are text; neither minds case.
+// between slashes is a regular expression with the flag u, others are text;
+// neither minds case.
 function matches(pattern) {
   if (!pattern) return [];
   const slashes = pattern.match(/^\/(.+)\/$/s);
@@ -24,7 +25,7 @@ function matches(pattern) {
   pieces.forEach((piece, t) => {
     for (let k = 0; k < piece.length; k++) tokenOf.push(t);
   });
-  return Array.from(text.matchAll(new RegExp(source, "gi")))
+  return Array.from(text.matchAll(new RegExp(source, "giu")))
     .filter((match) => match[0].length)
     .map((match) => ({ first: tokenOf[match.index],
       last: tokenOf[match.index + match[0].length - 1] }));

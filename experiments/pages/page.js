@@ -11,6 +11,9 @@ async function start() {
   for (const id of ["next", "expected"]) {
     $(id).classList.toggle("words", data.unit === "word");
   }
+  const first = data.symbols[data.start];
+  $("prompt").placeholder = "Empty: it starts after "
+    + (first === "\n" ? "a line break" : quoted(first));
   const values = { temperature: 0.8, topP: 1, speed: 4, seed: 1 };
   for (const [id, value] of Object.entries(values)) $(id).value = value;
   await nextFrame();

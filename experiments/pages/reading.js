@@ -146,7 +146,8 @@ class Reading {
   showCaret() {
     const at = $("own").selectionEnd, { data, track } = this;
     const n = this.known.filter((item) => item.to <= at).length;
-    if (n > track.length) return;  // not read yet
+    // Not read yet: the tokens before the caret, or the one that stands there.
+    if (Math.min(n + 1, this.known.length) > track.length) return;
     const actual = this.known[n]?.token;
     track.logitsAfter(n - 1, this.y);
     softmax(this.y, 1, this.p);
@@ -171,8 +172,10 @@ class Reading {
   async continueWord(reading) {
     const { track, model, scratch, y, p } = this, found = [];
     softmax(track.y, 1, p);
-    for (const first of largestOf(p, SUGGESTIONS)) {
-      if (found.length && p[first] < LEAST) break;
+    // Chosen before the first frame: showing the caret writes into p too.
+    const firsts = largestOf(p, SUGGESTIONS)
+      .filter((token, k) => k === 0 || p[token] >= LEAST);
+    for (const first of firsts) {
       scratch.all.set(track.state.all);
       let text = "", token = first;
       for (let k = 0; k < LONGEST_SUGGESTION; k++) {

@@ -146,7 +146,7 @@ class TypedText {
   }
 
   // Returns a signal as the page's text has it. A unit keeps the scale of its
-  // colors, but where it is larger in this text.
+  // colors, except where it is larger in this text.
   quantize(header, layer) {
     const { name, signed } = header, { model } = this;
     const H = model.hiddenSize, N = this.tokens.length;

@@ -31,6 +31,8 @@ class CharTokens {
 const SPACE = "\\t\\v\\f\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a"
   + "\\u2028\\u2029\\u202f\\u205f\\u3000";
 const WORD = "[\\p{L}\\p{N}_]";
+// What else Python's re.IGNORECASE takes for one of the letters a to z.
+const OTHER_CASES = { i: "İı", k: "\u212a", s: "ſ" };
 
 class WordTokens {
   // rules: clipped_start and clipped_end, words that Shakespeare shortens, as
@@ -41,7 +43,7 @@ class WordTokens {
     this.unknown = [symbols.length - 1];
     this.rules = rules;
     const anyCase = (words) => words.replace(/[a-z]/g,
-      (letter) => `[${letter}${letter.toUpperCase()}]`);
+      (a) => `[${a}${a.toUpperCase()}${OTHER_CASES[a] ?? ""}]`);
     this.piece = new RegExp(
       `['’](?:${anyCase(rules.clipped_start)})(?!${WORD})`
       + `|(?:${anyCase(rules.clipped_end)})['’](?!${WORD})`

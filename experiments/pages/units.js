@@ -156,9 +156,11 @@ class Units {
     $("previous").addEventListener("click", () => this.step(-1));
     $("following").addEventListener("click", () => this.step(1));
     $("units").addEventListener("click", (event) => {
-      const perRow = Math.floor($("units").clientWidth / SQUARE);
-      const unit = Math.floor(event.offsetY / SQUARE) * perRow
-        + Math.floor(event.offsetX / SQUARE);
+      const width = $("units").clientWidth;
+      const perRow = Math.max(1, Math.floor(width / SQUARE));
+      const column = Math.floor(event.offsetX / SQUARE);
+      if (column >= perRow) return;  // right of the last square
+      const unit = Math.floor(event.offsetY / SQUARE) * perRow + column;
       if (unit < this.signal.scale.length) this.step(unit - this.unit);
     });
   }

@@ -128,11 +128,12 @@ def score_units(
 
 def excerpt(text: str) -> str:
   """Return a part near the beginning of a text, of whole lines or words."""
+  text = text.rstrip()  # something follows each of its line breaks
   breaks = [m.end() for m in re.finditer(r"\n\n?", text[: 2 * EXCERPT])]
   start = min(breaks, default=0)
   part = text[start : start + EXCERPT + 1]
   if len(part) <= EXCERPT:
-    return part.rstrip()
+    return part
   ends = [part.rfind(space) for space in ("\n", " ")]
   end = next((end for end in ends if end > EXCERPT // 2), EXCERPT)
   return part[:end].rstrip()

@@ -1,0 +1,133 @@
+"""Pages in a browser: half a text read, clicks beside a square, odd letters."""
+
+import re
+
+import jax
+import pytest
+
+from experiments.pages import writer
+from experiments.pages.packed_model import word_rules
+from experiments.trainer.trained import load
+from lstm_jax.language import CharTokenizer, WordTokenizer
+from tests.experiments.pages import browser
+from tests.experiments.pages.explored import VERSE, untrained_runs, val_text
+
+pytestmark = [pytest.mark.programs, browser.NEEDED]
+TEXT = VERSE * 4
+
+
+def write_page(path, trained, text):
+  with jax.numpy_dtype_promotion("standard"):
+    page, _ = writer.make_page(trained, text, "a test")
+  path.write_text(page, encoding="utf-8")
+  return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  base = tmp_path_factory.mktemp("edges")
+  return load(untrained_runs(base)("lstm"))
+
+
+@pytest.fixture
+def opened(chromium, trained, tmp_path):
+  chromium.emulate(1100, 900)
+  chromium.errors()
+  chromium.open(write_page(tmp_path / "page.html", trained, TEXT))
+  chromium.run("writing.pause()")
+  yield chromium
+  assert chromium.errors() == []
+
+
+def test_the_caret_after_the_last_token_read_shows_nothing_new(opened):
+  opened.run("$('own').value = 'Thou art'; await reading.read();")
+  shown = """
+    $("caret").textContent = "before"; reading.setCaret(args[0]);
+    return $("caret").textContent;
+  """
+  assert opened.run(shown, 3).startswith("After ‘o’ stands ‘u’: ")
+  assert opened.run(shown, 8) == "After ‘t’, the model expects:"
+  opened.run("reading.track.truncate(3)")  # as while the text is being read
+  assert opened.run(shown, 2).startswith("After ‘h’ stands ‘o’: ")
+  for place in (3, 4, 8):
+    assert opened.run(shown, place) == "before"
+
+
+def test_suggestions_do_not_depend_on_what_the_caret_shows(opened):
+  opened.run("$('own').value = 'Thou art'; await reading.read();")
+  suggestions = """
+    const suggestions = reading.continueWord(reading.reading);
+    reading.p.fill(args[0]);  // as a caret that moves before the next frame
+    return await suggestions;
+  """
+  most, fewest = (opened.run(suggestions, p) for p in (1, 0))
+  assert most == fewest == opened.run("return reading.suggestions")
+
+
+CLICK = """
+  $("units").style.width = `${args[0]}px`;
+  const { left, top } = $("units").getBoundingClientRect();
+  $("units").dispatchEvent(new MouseEvent("click",
+    { clientX: left + args[1], clientY: top + args[2] }));
+"""
+
+
+# (width of the canvas, x, y, the unit chosen): beside a square it stays 9.
+CLICKS = [(75, 63, 7, 4), (75, 7, 21, 5), (75, 73, 7, 9), (10, 7, 35, 2)]
+
+
+@pytest.mark.parametrize(("width", "x", "y", "unit"), CLICKS)
+def test_a_click_on_a_square_of_the_writer_chooses_its_unit(
+  width, x, y, unit, opened
+):
+  opened.run("writing.units.unit = 9; writing.units.choose();")
+  opened.run(CLICK, width, x, y)
+  assert opened.run("return writing.units.unit") == unit
+
+
+@pytest.mark.parametrize(("width", "x", "y", "place"), CLICKS)
+def test_a_click_on_a_square_of_the_explorer_chooses_its_unit(
+  width, x, y, place, chromium, explored_page
+):
+  chromium.open(explored_page)
+  chromium.run("chooseUnit(ranks[9])")
+  chromium.run(CLICK, width, x, y)
+  assert chromium.run("return ranks.indexOf(unit)") == place
+
+
+@pytest.mark.parametrize(
+  ("symbol", "said"), [("\n", "a line break"), ("!", "‘␣’")]
+)
+def test_an_empty_prompt_says_what_the_text_starts_after(
+  symbol, said, chromium, trained, tmp_path
+):
+  text = TEXT.replace("\n", symbol)  # the vocabulary is as large as before
+  other = trained._replace(tokenizer=CharTokenizer.from_text(text))
+  chromium.open(write_page(tmp_path / "page.html", other, text))
+  found = chromium.run("writing.pause(); return $('prompt').placeholder")
+  assert found == f"Empty: it starts after {said}"
+
+
+def test_the_cases_of_a_clipped_word_are_those_of_python(opened):
+  text = "'tıs 'Tİs 'ſ x'ſ ſ'ſ wI' wİ' 'sıx 'S"
+  tokenizer = WordTokenizer.from_text(text, 1)
+  found = opened.run(
+    "return new WordTokens(...args.slice(0, 2)).encode(args[2])"
+    ".map(({ token }) => token)",
+    list(tokenizer.symbols),
+    word_rules(),
+    text,
+  )
+  assert found == tokenizer.encode(text).tolist()
+
+
+def test_a_regular_expression_knows_the_classes_of_letters(
+  chromium, explored_page, explored_run
+):
+  text = val_text(explored_run)
+  chromium.open(explored_page)
+  found = chromium.run(
+    r"return matches('/more\\P{L}/').map((p) => [p.first, p.last])"
+  )
+  words = [m.span() for m in re.finditer(r"more[^A-Za-z]", text)]
+  assert found == [[a, b - 1] for a, b in words] and words
