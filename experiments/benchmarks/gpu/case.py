@@ -16,6 +16,7 @@ from experiments.trainer.config import CELLS
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
 
+ENDED = "another case with its kernel has ended a worker"  # why one is skipped
 Programs = dict[str, Any]  # compiled programs by name
 
 
@@ -82,6 +83,24 @@ def kernel_kinds(layer: Any) -> frozenset[str]:
   sizes = layer.hidden_size, layer.batch_size
   kind = kernel_kind(layer.cell, *sizes, layer.dtype)
   return frozenset([kind] if kind else [])
+
+
+def layer_labels(part: str, layer: Any, mode: str) -> Row:
+  """Return what tells the rows of a layer from others: part, mode and sizes.
+
+  Args:
+    part: of the benchmark.
+    layer: has a cell, a hidden_size, a seq_len and a batch_size.
+    mode: "forward" or "gradient".
+  """
+  return {
+    "part": part,
+    "cell": layer.cell,
+    "backward": mode == "gradient",
+    "hidden_size": layer.hidden_size,
+    "seq_len": layer.seq_len,
+    "batch_size": layer.batch_size,
+  }
 
 
 def compute_dtype(dtype: str) -> Any:

@@ -1,9 +1,9 @@
 """The cases of --part=gpu, the most important first.
 
-`until` is when a section's last case should have ended: none is begun that
-would end later if it took as long as the one before. Most of a case's time is
-that of the compiler, which nobody measured on a device yet, so that the last
-cases of a section may have to be left out; the output names them.
+`until` is when a section's last case should have ended: a case does not begin
+if it would end later, were it to take as long as the case before it. Most of a
+case's time is that of the compiler, which nobody measured on a device yet, so
+that the last cases of a section may have to be left out; the output names them.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from experiments.benchmarks.gpu.races import Race
 from experiments.benchmarks.gpu.supervisor import Section
 from experiments.benchmarks.gpu.torch_layers import TorchLayer
 from experiments.benchmarks.gpu.training_step import TrainingStep
+from experiments.benchmarks.peers.proof import is_installed
 from experiments.benchmarks.tables import Row
 
 SECONDS = 460.0  # in all: with the start and the picture, below 8 minutes
@@ -154,7 +155,7 @@ def sections(sizes: Row, rounds: int) -> Sequence[Section]:
     Section("races", RACES, until=210, together=3, limit=30),
     Section("policies", policies, until=260),
     Section("models", models, until=300),
-    Section("pytorch", torch, until=350, jax_on_cpu=True),
+    Section("pytorch", torch, until=350, jax_on_cpu=is_installed("torch")),
     Section("layers", layers, until=440),
   ]
 

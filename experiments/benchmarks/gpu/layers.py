@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.gpu.case import (
+  ENDED,
   Prepared,
   Programs,
   Result,
   kernel_kind,
+  layer_labels,
   reason,
 )
 from experiments.benchmarks.gpu.floor import find_device, layer_floor
@@ -78,7 +80,7 @@ class Layer:
     if not is_installed(PEERS[peer].package):
       raise Unsupported(f"{PEERS[peer].package} is not installed")
     if self._kernel(peer) in left_out:
-      raise Unsupported("another case with its kernel has ended a worker")
+      raise Unsupported(ENDED)
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return two programs for each library, and that of the expected values."""
@@ -197,20 +199,14 @@ class Layer:
     peer = PEERS[name]
     sizes = self.hidden_size, self.seq_len, self.batch_size
     device = find_device(jax.devices()[0].device_kind)
-    backward = mode == "gradient"
-    return {
-      "part": "gpu policy" if self.resets else "gpu layer",
-      "cell": self.cell,
-      "backward": backward,
-      "hidden_size": self.hidden_size,
-      "seq_len": self.seq_len,
-      "batch_size": self.batch_size,
+    part = "gpu policy" if self.resets else "gpu layer"
+    return layer_labels(part, self, mode) | {
       "peer": name,
       "operands": peer.operands,
       "floor_us": layer_floor(
         device,
         self.cell,
-        backward,
+        mode == "gradient",
         peer.dtype,
         *sizes,
         hs_bytes=peer.hs_bytes,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from experiments.benchmarks.gpu.case import Case, Result
+from experiments.benchmarks.gpu.case import ENDED, Case, Result
 from experiments.benchmarks.gpu.worker import Message, serve
 
 START_SECONDS = 90.0  # for a process to start
@@ -153,8 +153,7 @@ class Supervisor:
         return
       dead = [c for c in pending if c.needs_kernels and self._is_out(c)]
       for case in dead:
-        why = "another case with its kernel has ended a worker"
-        yield case, Result([], {case.name: why}, [])
+        yield case, Result([], {case.name: ENDED}, [])
       pending = [case for case in pending if case not in dead]
       batch, pending = pending[:together], pending[together:]
       if not batch:

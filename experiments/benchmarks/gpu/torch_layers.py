@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.gpu.case import Prepared, Result, reason
+from experiments.benchmarks.gpu.case import (
+  Prepared,
+  Result,
+  layer_labels,
+  reason,
+)
 from experiments.benchmarks.gpu.floor import find_device, layer_floor
 from experiments.benchmarks.gpu.inputs import random_params, without_tf32
 from experiments.benchmarks.gpu.timing import time_calls
@@ -98,13 +103,7 @@ class TorchLayer:
     sizes = self.hidden_size, self.seq_len, self.batch_size
     backward = mode == "gradient"
     size = 2 if dtype == "bfloat16" else 4  # bytes of every number
-    return {
-      "part": "gpu layer",
-      "cell": self.cell,
-      "backward": backward,
-      "hidden_size": self.hidden_size,
-      "seq_len": self.seq_len,
-      "batch_size": self.batch_size,
+    return layer_labels("gpu layer", self, mode) | {
       "peer": name,
       "operands": "TF32" if tf32 else dtype,
       "floor_us": layer_floor(

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from experiments.benchmarks.gpu.case import (
+  ENDED,
   Prepared,
   Result,
   compute_dtype,
@@ -85,7 +86,7 @@ class TrainingStep:
 
     for name, implementation in IMPLEMENTATIONS.items():
       if name == "kernel" and self.kernels & left_out:
-        skipped[name] = "another case with its kernel has ended a worker"
+        skipped[name] = ENDED
         continue
       loss = self._loss(self._model(self.dtype, implementation))
       gradient = jax.value_and_grad(loss)

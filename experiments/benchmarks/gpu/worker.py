@@ -64,7 +64,7 @@ def work(
     compiled = compile_all([p for p in prepared if isinstance(p, Prepared)])
     for index, case in enumerate(cases):
       found = prepared[index]
-      prepared[index] = ""  # whose arrays are not needed for long
+      prepared[index] = ""  # frees its arrays as soon as it has run
       send(("running", index, None))
       if isinstance(found, str):
         result = Result([], {}, [f"{case.name}: {found}"])

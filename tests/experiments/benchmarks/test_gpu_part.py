@@ -1,9 +1,13 @@
 """The part gpu of the benchmark as a whole, at tiny sizes and without a GPU."""
 
+import re
+from pathlib import Path
+
 import jax
 import pytest
 
 from experiments import benchmark
+from experiments.benchmarks import gpu
 from experiments.benchmarks.gpu import cases, part, picture
 from experiments.benchmarks.gpu.checks import Check
 from experiments.benchmarks.gpu.layers import Layer
@@ -209,6 +213,23 @@ def test_sizes_replace_the_grid_of_layers():
       for case in section.cases
     ]
     assert found == [(cell, 7, 9, 1024, 3) for cell in ("lstm", "gru", "rnn")]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_worker_leaves_the_gpu_to_pytorch_only_if_that_is_installed(
+  installed, monkeypatch
+):
+  monkeypatch.setattr(cases, "is_installed", lambda package: installed)
+  sections = {section.name: section for section in cases.sections({}, 3)}
+  on_cpu = [name for name in sections if sections[name].jax_on_cpu]
+  assert on_cpu == (["pytorch"] if installed else [])
+  assert sections["pytorch"].cases  # they say that it is not installed
+
+
+def test_the_package_lists_its_modules():
+  listed = re.findall(r"^([a-z_, ]+?)  +\S", gpu.__doc__, re.MULTILINE)
+  files = Path(gpu.__file__).parent.glob("[a-z]*.py")
+  assert sorted(", ".join(listed).split(", ")) == sorted(f.stem for f in files)
 
 
 def test_a_size_of_a_model_is_none_of_a_layer(console):
