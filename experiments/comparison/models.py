@@ -2,7 +2,9 @@
 
 The hidden size of the LSTM is given. Each other cell gets the hidden size whose
 number of parameters, with embedding and readout, is nearest to the LSTM's. At
-the default sizes, one hidden unit is less than 1 % of the parameters.
+the default sizes, one hidden unit is at most 1.1 % of the parameters. An sLSTM
+has up to 4 heads, as many as divide its hidden size, and fewer parameters the
+more heads; its hidden size is a multiple of 4, so that the count increases.
 """
 
 from bisect import bisect_left
@@ -14,9 +16,11 @@ from typing import NamedTuple
 import jax
 
 from experiments.trainer.config import CELLS
+from lstm_jax.cells.slstm import HEADS
 from lstm_jax.language import LanguageModel, ModelConfig, language_model
 
-LARGEST = 256  # hidden sizes of the LSTM; a minimal GRU of its count has many
+LARGEST = 256  # times the LSTM's hidden size: a minimal GRU needs many units
+MULTIPLES = {"slstm": HEADS}  # hidden sizes are multiples of this, or of 1
 
 
 class CellModel(NamedTuple):
@@ -43,25 +47,27 @@ def make_models(
   target = count("lstm", config.hidden_size)
   models = {}
   for cell in cells:
-    size = nearest_size(
-      partial(count, cell), target, LARGEST * config.hidden_size
-    )
+    limit, multiple = LARGEST * config.hidden_size, MULTIPLES.get(cell, 1)
+    size = nearest_size(partial(count, cell), target, limit, multiple)
     models[cell] = CellModel(cell, size, count(cell, size), make(cell, size))
   return models
 
 
-def nearest_size(count: Callable[[int], int], target: int, limit: int) -> int:
+def nearest_size(
+  count: Callable[[int], int], target: int, limit: int, multiple: int = 1
+) -> int:
   """Return the size in 1 … limit whose count is nearest to the target.
 
   Args:
-    count: an increasing function of the size.
+    count: a function of the size that increases over the multiples.
     target: the wanted count.
-    limit: the largest size.
+    limit: the largest size, a multiple.
+    multiple: of which every size is one.
   """
-  sizes = range(1, limit + 1)
-  above = min(bisect_left(sizes, target, key=count) + 1, limit)
-  below = max(above - 1, 1)
-  return min(below, above, key=lambda size: abs(count(size) - target))
+  sizes = range(multiple, limit + 1, multiple)
+  index = bisect_left(sizes, target, key=count)
+  nearest = sizes[max(index - 1, 0) : index + 1]
+  return min(nearest, key=lambda size: abs(count(size) - target))
 
 
 def count_parameters(model: LanguageModel) -> int:

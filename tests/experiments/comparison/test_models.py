@@ -6,7 +6,7 @@ from experiments.comparison.models import (
   make_models,
   nearest_size,
 )
-from lstm_jax import gru, rnn
+from lstm_jax import gru, rnn, slstm
 from lstm_jax.language import ModelConfig, language_model
 
 
@@ -37,6 +37,25 @@ def test_the_nearest_size_is_above_or_below_or_at_the_limits():
   assert nearest_size(square, 35, 20) == 6
   assert nearest_size(square, 0, 20) == 1
   assert nearest_size(square, 1000, 20) == 20
+
+
+def test_the_nearest_size_is_one_of_the_multiples():
+  square = {size: size * size for size in range(4, 21, 4)}.__getitem__
+  found = [nearest_size(square, x, 20, 4) for x in (0, 17, 39, 41, 256, 1000)]
+  assert found == [4, 4, 4, 8, 16, 20]
+
+
+def test_an_slstm_has_four_heads_and_the_nearest_number_of_parameters():
+  sizes = ModelConfig(hidden_size=32, embedding_size=8)
+  models = make_models(("slstm", "lstm"), sizes, 10)
+  model, target = models["slstm"], models["lstm"].num_parameters
+  misses = {
+    size: abs(count_parameters(language_model(config, 10)) - target)
+    for size in (52, 56, 60)
+    for config in [ModelConfig(slstm, 8, size)]
+  }
+  assert model.hidden_size == min(misses, key=misses.get) == 56
+  assert abs(model.num_parameters - target) == misses[56]
 
 
 @pytest.mark.exhaustive
