@@ -19,8 +19,9 @@ training text. It measures
 - gradient flow: the norm of the gradient of one character's loss with respect
   to each earlier state, before and after training.
 
-The directory --out receives the results as comparison.json, a figure
-(comparison.png), and samples.txt; --overwrite replaces those that it holds.
+A training that diverges is marked, and the others go on. The directory --out
+receives the results as comparison.json, a figure (comparison.png), and
+samples.txt; --overwrite replaces those that it holds.
 --replot prints the tables and draws the figure of an existing comparison.json.
 The modules of `experiments/comparison`
 describe how each quantity is measured.
@@ -37,16 +38,17 @@ from rich.console import Console
 from experiments.benchmarks.timing import environment
 from experiments.cli import TrainingBar, launch, make_console
 from experiments.comparison.config import CompareConfig
-from experiments.comparison.corpus import read_corpus
+from experiments.comparison.corpus import Corpus, read_corpus
 from experiments.comparison.measurements import (
   EQUAL_STEPS,
   delayed_recall,
   describe_cells,
+  finished,
   gradient_flow,
   loss_by_context,
   plan_runs,
 )
-from experiments.comparison.models import make_models
+from experiments.comparison.models import CellModel, make_models
 from experiments.comparison.results import (
   naming_damaged,
   open_results,
@@ -55,8 +57,9 @@ from experiments.comparison.results import (
   recorded_command,
 )
 from experiments.comparison.tables import tables
-from experiments.comparison.training import train_cell
+from experiments.comparison.training import TrainedCell, train_cell
 from experiments.trainer.devices import share_members
+from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.records import to_record
@@ -73,9 +76,11 @@ def run(
 ) -> dict[str, Any]:
   """Compare the cells, print and save the results, and return them.
 
+  A training that diverges is recorded as one, and the others go on.
+
   Raises:
     ValueError: the corpus or the configuration is not usable.
-    Diverged: a loss is NaN or infinite.
+    Diverged: every training diverges.
   """
   start = time.monotonic()
   corpus = read_corpus(config)
@@ -89,26 +94,33 @@ def run(
     "config": to_record(config),
     "environment": environment(),
     "corpus": corpus.statistics,
-    "cells": describe_cells(models, corpus, config, keys, trial_key, console),
+    "cells": {},
     "runs": [],
     "context": [],
     "gradient_flow": [],
     "recall": [],
   }
+  # What is saved is kept if the rest is interrupted.
+  for name, description in describe_cells(
+    models, corpus, config, keys, trial_key, console
+  ):
+    record["cells"][name] = description
+    save(record, directory)
   for budget, name, num_steps in plan_runs(record["cells"], config):
     console.print(f"{name}, {budget}: {num_steps} training steps")
     cell, rate = models[name], record["cells"][name]["learning_rate"]
-    with TrainingBar(console, num_steps, corpus.tokenizer.unit) as bar:
-      trained = train_cell(
-        cell, corpus, config, rate, num_steps, keys, bar.update
-      )
+    trained = train(cell, corpus, config, rate, num_steps, keys, console)
     run_id = {"cell": name, "budget": budget, "num_steps": num_steps}
+    if trained is None:
+      record["runs"].append(run_id | {"evaluations": None, "samples": None})
+      save(record, directory)
+      continue
     results = {"evaluations": trained.evaluations, "samples": trained.samples}
     record["runs"].append(run_id | results)
     record["context"].append(
       run_id | loss_by_context(cell, trained, corpus, config)
     )
-    save(record, directory)  # keeps these results if the rest is interrupted
+    save(record, directory)
     if budget == EQUAL_STEPS:
       record["gradient_flow"] += gradient_flow(cell, trained, corpus, config)
       save(record, directory)
@@ -118,8 +130,35 @@ def run(
       save(record, directory)
   record["seconds"] = time.monotonic() - start
   save(record, directory)
+  if not finished(record):
+    raise Diverged(f"every training of {', '.join(models)} diverged")
   report(record, directory, console)
   return record
+
+
+def train(
+  cell: CellModel,
+  corpus: Corpus,
+  config: CompareConfig,
+  learning_rate: float | None,
+  num_steps: int,
+  keys: jax.Array,
+  console: Console,
+) -> TrainedCell | None:
+  """Return what `train_cell` does; None, and a line, if training diverges.
+
+  The learning rate is None if none was found with which it does not.
+  """
+  try:
+    if learning_rate is None:
+      raise Diverged(f"{cell.name} diverges at each learning rate")
+    with TrainingBar(console, num_steps, corpus.tokenizer.unit) as bar:
+      return train_cell(
+        cell, corpus, config, learning_rate, num_steps, keys, bar.update
+      )
+  except Diverged as error:
+    console.print(f"{error}", soft_wrap=True)
+    return None
 
 
 def save(record: dict[str, Any], directory: Path) -> None:
@@ -130,7 +169,7 @@ def save(record: dict[str, Any], directory: Path) -> None:
     f"=== {run['cell']}, {run['budget']}, step {sample['step']} ===\n"
     f"{sample['text']}\n\n"
     for run in record["runs"]
-    for sample in run["samples"]
+    for sample in run["samples"] or ()
   )
   (directory / SAMPLES).write_text(samples, "utf-8")
 

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.comparison.measurements import EQUAL_STEPS, EQUAL_TIME
+from experiments.comparison.measurements import (
+  EQUAL_STEPS,
+  EQUAL_TIME,
+  diverged,
+  finished,
+)
 from experiments.trainer.figures import SMALL, TEXT, tidy
 
 if TYPE_CHECKING:
@@ -60,15 +65,23 @@ def draw(record: Record, path: Path) -> None:
   for axes, panel in zip(row, panels, strict=True):
     _draw_panel(axes, panel, order)
   first = row[0]
-  first.set_yticks(range(len(order)), [_name(record, cell) for cell in order])
+  first.set_yticks(range(len(order)), [name(record, cell) for cell in order])
   first.set_ylim(len(order) - 0.4, -0.6)
   figure.savefig(path, dpi=110)
 
 
 def sorted_cells(record: Record) -> list[str]:
-  """Return the cells by their loss after equal steps, the best first."""
+  """Return the cells by their loss after equal steps, the best first.
+
+  Those that diverged come last.
+  """
   losses = _final(record, EQUAL_STEPS)
-  return sorted(losses, key=lambda cell: float(np.mean(losses[cell])))
+  means = {
+    run["cell"]: float(np.mean(losses.get(run["cell"], math.inf)))
+    for run in record["runs"]
+    if run["budget"] == EQUAL_STEPS
+  }
+  return sorted(means, key=means.__getitem__)
 
 
 def make_panels(record: Record) -> list[Panel]:
@@ -100,7 +113,7 @@ def make_panels(record: Record) -> list[Panel]:
       for share in run["samples"][-1]["words_in_train"]
       if share is not None
     ]
-    for run in record["runs"]
+    for run in finished(record)
     if run["budget"] == EQUAL_STEPS
   }
   gradients = {
@@ -137,7 +150,7 @@ def _final(record: Record, budget: str) -> dict[str, list[float]]:
   """Return each cell's losses at the end of its runs, one for each seed."""
   return {
     run["cell"]: run["evaluations"][-1]["val_loss"]
-    for run in record["runs"]
+    for run in finished(record)
     if run["budget"] == budget
   }
 
@@ -161,6 +174,8 @@ def edge(panel: Panel, order: list[str]) -> float | None:
 
   near = values(order[: math.ceil(NEAR * len(order))])
   everything = values(order)
+  if not near:  # the best diverged
+    return None
   length = max(near) - min(near)
   if max(everything) - min(near) <= 2 * length:
     return None
@@ -221,5 +236,7 @@ def _draw_panel(axes: Axes, panel: Panel, order: list[str]) -> None:
     )
 
 
-def _name(record: Record, cell: str) -> str:
-  return f"{cell}, H {record['cells'][cell]['hidden_size']}"
+def name(record: Record, cell: str) -> str:
+  """Return the label of a cell's row."""
+  size = record["cells"][cell]["hidden_size"]
+  return f"{cell}, H {size}{diverged(record, cell)}"

@@ -22,6 +22,7 @@ from experiments.comparison.tuning import (
 )
 from experiments.trainer.config import CELLS
 from experiments.trainer.devices import members_mesh
+from experiments.trainer.errors import Diverged
 from lstm_jax.language import ModelConfig
 
 EQUAL_STEPS, EQUAL_TIME = "equal steps", "equal time"  # the two budgets
@@ -35,8 +36,10 @@ def describe_cells(
   keys: jax.Array,
   trial_key: jax.Array,
   console: Console,
-) -> dict[str, dict[str, Any]]:
-  """Return each cell's size, speed and learning rate, and print them.
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yield each cell's name; and its size, speed and rate, which it prints.
+
+  The learning rate is None if training diverges at every one that is tried.
 
   Args:
     models: the model of each cell.
@@ -45,44 +48,46 @@ def describe_cells(
     keys: one key for each of S seeds, [S].
     trial_key: draws the initial weights for the trials of learning rates.
     console: where they are printed.
-
-  Raises:
-    Diverged: training diverges at every learning rate of a cell.
   """
   seconds = seconds_per_step(models, corpus.batches, config, keys)
-  cells = {}
   width = max(map(len, models))
   for name, cell in models.items():
     losses: dict[float, float] = {}  # of each rate that was tried
-    learning_rate = config.learning_rate[0]
+    learning_rate: float | None = config.learning_rate[0]
+    chosen = f"learning rate {learning_rate:g} (the only one given)"
     if len(config.learning_rate) > 1:
-      losses = widen(
-        config.learning_rate,
-        partial(try_learning_rates, cell, corpus.train, config, trial_key),
+      try_rates = partial(
+        try_learning_rates, cell, corpus.train, config, trial_key
       )
-      learning_rate = min(losses, key=losses.__getitem__)
-    steps = round(config.num_steps * seconds["lstm"] / seconds[name])
-    cells[name] = {
-      "hidden_size": cell.hidden_size,
-      "num_parameters": cell.num_parameters,
-      "seconds_per_step": seconds[name],
-      "steps_in_equal_time": max(1, steps),
-      "learning_rate": learning_rate,
-      "learning_rate_trials": [
-        {"learning_rate": rate, "loss": loss} for rate, loss in losses.items()
-      ],
-    }
-    trials = ", ".join(
-      f"loss {loss:.3f} at {rate:g}" for rate, loss in losses.items()
-    )
+      try:
+        losses = widen(config.learning_rate, try_rates)
+      except Diverged:
+        learning_rate, chosen = None, "diverged at each learning rate given"
+      else:
+        learning_rate = min(losses, key=losses.__getitem__)
+        trials = [f"loss {loss:.3f} at {r:g}" for r, loss in losses.items()]
+        chosen = f"learning rate {learning_rate:g} ({', '.join(trials)})"
     console.print(
       f"{name:{width}}  H {cell.hidden_size}, "
       f"{cell.num_parameters:,} parameters, "
       f"{1e3 * seconds[name]:.0f} ms per training step of {len(keys)} seeds, "
-      f"learning rate {learning_rate:g} ({trials or 'the only one given'})",
+      f"{chosen}",
       soft_wrap=True,
     )
-  return cells
+    steps = round(config.num_steps * seconds["lstm"] / seconds[name])
+    yield (
+      name,
+      {
+        "hidden_size": cell.hidden_size,
+        "num_parameters": cell.num_parameters,
+        "seconds_per_step": seconds[name],
+        "steps_in_equal_time": max(1, steps),
+        "learning_rate": learning_rate,
+        "learning_rate_trials": [
+          {"learning_rate": rate, "loss": loss} for rate, loss in losses.items()
+        ],
+      },
+    )
 
 
 def plan_runs(
@@ -100,6 +105,21 @@ def plan_runs(
       if name != "lstm"
     ]
   return runs
+
+
+def finished(record: dict[str, Any]) -> list[dict[str, Any]]:
+  """Return the training runs of a record that did not diverge."""
+  return [run for run in record["runs"] if run["evaluations"]]
+
+
+def diverged(record: dict[str, Any], cell: str) -> str:
+  """Return the end of a cell's label: the budgets in which it diverged."""
+  budgets = [
+    run["budget"]
+    for run in record["runs"]
+    if run["cell"] == cell and not run["evaluations"]
+  ]
+  return f", diverged: {', '.join(budgets)}" if budgets else ""
 
 
 def loss_by_context(

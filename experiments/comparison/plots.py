@@ -14,6 +14,8 @@ from experiments.comparison.measurements import (
   EQUAL_STEPS,
   EQUAL_TIME,
   USUAL_BIAS,
+  diverged,
+  finished,
 )
 from experiments.trainer.config import CELLS
 from experiments.trainer.figures import SMALL, TEXT, tidy, zoom_on_tail
@@ -30,6 +32,7 @@ OTHERS = (
 COLORS |= dict(zip((n for n in CELLS if n not in COLORS), OTHERS, strict=True))
 MIN_RATIO = 1e-16  # lower limit of the gradients' axis: 1 + 1e-16 is 1
 RECALL_STYLES = {USUAL_BIAS: "-", CHRONO_BIAS: "--"}
+GRADIENT_STYLES = {"h": "-", "c": "--"}  # of the parts of a state
 
 
 def draw(record: Record, path: Path) -> None:
@@ -42,10 +45,12 @@ def draw(record: Record, path: Path) -> None:
   contents = [_val_loss, _val_loss_by_time, _words, _context, _gradient_flow]
   for content, panel in zip(contents, panels, strict=True):
     content(record, panel)
+  trained = {run["cell"] for run in record["runs"]}
+  labels = {cell: _title(cell) + diverged(record, cell) for cell in trained}
   handles = [
-    Line2D([], [], color=color, marker=".", label=_title(cell))
+    Line2D([], [], color=color, marker=".", label=labels[cell])
     for cell, color in COLORS.items()
-    if cell in record["cells"]
+    if cell in trained
   ]
   legend: dict[str, Any] = {
     "handles": handles,
@@ -65,7 +70,7 @@ def draw(record: Record, path: Path) -> None:
 
 
 def _val_loss(record: Record, panel: Axes) -> None:
-  runs = _select(record["runs"], budget=EQUAL_STEPS)
+  runs = _select(finished(record), budget=EQUAL_STEPS)
   points = [point for run in runs for point in _losses(run, panel)]
   zoom_on_tail(panel, points, [])
   _plain_x(panel)
@@ -76,7 +81,7 @@ def _val_loss(record: Record, panel: Axes) -> None:
 def _val_loss_by_time(record: Record, panel: Axes) -> None:
   # The LSTM has one run: the other cells get its time. If no cell has a run of
   # equal time, all are drawn over the time of equal steps.
-  runs, note = record["runs"], "the same runs"
+  runs, note = finished(record), "the same runs"
   if timed := _select(runs, budget=EQUAL_TIME):
     runs, note = timed + _select(runs, cell="lstm"), "each for the LSTM's time"
   points = []
@@ -92,7 +97,7 @@ def _val_loss_by_time(record: Record, panel: Axes) -> None:
 def _words(record: Record, panel: Axes) -> None:
   styles = {"words_in_train": "-", "words_in_val": ":"}
   note = "solid: training text; dotted: validation text"
-  for run in _select(record["runs"], budget=EQUAL_STEPS):
+  for run in _select(finished(record), budget=EQUAL_STEPS):
     steps = [row["step"] for row in run["samples"]]
     for key, style in styles.items():
       shares = [_mean_percent(row[key]) for row in run["samples"]]
@@ -127,6 +132,7 @@ def _recall(record: Record, panel: Axes) -> None:
     rows_of_bias = _select(record["recall"], forget_bias=bias)
     for cell in dict.fromkeys(row["cell"] for row in rows_of_bias):
       rows = _select(rows_of_bias, cell=cell)
+      rows.sort(key=lambda row: row["delay"])
       delays = [row["delay"] for row in rows]
       accuracies = [row["accuracy"] for row in rows]
       _band(panel, delays, accuracies, cell, style)
@@ -143,13 +149,15 @@ def _recall(record: Record, panel: Axes) -> None:
 
 def _gradient_flow(record: Record, panel: Axes) -> None:
   for row in record["gradient_flow"]:
-    for field, norms in row["norms"].items():
-      first = row["norms"]["h"][0]
-      ratios = np.array(norms, float) / (first or np.nan)
+    first = row["norms"]["h"][0]
+    for field, style in GRADIENT_STYLES.items():
+      if field not in row["norms"]:
+        continue
+      ratios = np.array(row["norms"][field], float) / (first or np.nan)
       ratios[ratios <= 0] = np.nan  # underflow, which a log axis cannot show
       panel.plot(
         ratios,
-        "-" if field == "h" else "--",
+        style,
         color=COLORS[row["cell"]],
         linewidth=1.8 if row["stage"] == "trained" else 0.7,
       )

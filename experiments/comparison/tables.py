@@ -13,22 +13,24 @@ GRADIENT_AT = 1, 5, 10, 20, 50, 100, 200  # time steps back
 
 
 def tables(record: Record) -> dict[str, str]:
-  """Return {title: table}."""
+  """Return {title: table}, without those of what was left out."""
   seeds = record["config"]["num_seeds"]
-  return {
+  every = {
     "Validation loss, nats per character (mean ± standard deviation of "
     f"{seeds} seeds), and text statistics of the samples after training": (
-      _training(record)
+      "runs",
+      _training,
     ),
     "Validation loss, nats per character, by characters of context": (
-      _context(record)
+      "context",
+      _context,
     ),
     "Delayed recall: accuracy by delay, in blanks (chance "
-    f"{1 / SYMBOLS:.3f})": _recall(record),
-    "Gradient flow: ‖∂ℓ_T/∂s_t‖ / ‖∂ℓ_T/∂h_T‖ by T − t, s the state h or c": (
-      _gradient_flow(record)
-    ),
+    f"{1 / SYMBOLS:.3f})": ("recall", _recall),
+    "Gradient flow: ‖∂ℓ_T/∂s_t‖ / ‖∂ℓ_T/∂h_T‖ by T − t, s a part of the "
+    "state, such as h or c": ("gradient_flow", _gradient_flow),
   }
+  return {t: make(record) for t, (part, make) in every.items() if record[part]}
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -39,7 +41,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def _training(record: Record) -> str:
   losses = [
-    {row["step"]: row["val_loss"] for row in run["evaluations"]}
+    {row["step"]: row["val_loss"] for row in run["evaluations"] or ()}
     for run in record["runs"]
   ]
   steps = [step for step in LOSS_AT if any(step in run for run in losses)]
@@ -58,18 +60,19 @@ def _training(record: Record) -> str:
   rows = []
   for run, loss in zip(record["runs"], losses, strict=True):
     cell = record["cells"][run["cell"]]
-    last = run["samples"][-1]
-    rows.append(
-      [
-        f"{run['cell']}, {run['budget']}",
-        str(cell["hidden_size"]),
-        f"{cell['num_parameters']:,}",
-        f"{run['num_steps']:,}",
-        *(_mean_and_std(loss.get(step), 3) for step in steps),
-        _mean_and_std(loss[run["num_steps"]], 4),
-        *_text_stats(last),
-      ]
-    )
+    row = [
+      f"{run['cell']}, {run['budget']}",
+      str(cell["hidden_size"]),
+      f"{cell['num_parameters']:,}",
+      f"{run['num_steps']:,}",
+      *(_mean_and_std(loss.get(step), 3) for step in steps),
+    ]
+    if loss:
+      row.append(_mean_and_std(loss[run["num_steps"]], 4))
+      row += _text_stats(run["samples"][-1])
+    else:
+      row += ["diverged", *[""] * 4]
+    rows.append(row)
   for title, text in record["corpus"]["text_statistics"].items():
     empty = [""] * (4 + len(steps))
     single = {name: [value] for name, value in text.items()}

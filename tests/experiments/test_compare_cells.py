@@ -156,6 +156,7 @@ def test_an_interrupted_comparison_with_a_norm_of_zero_is_reported(
   record["gradient_flow"][0]["norms"]["h"][-1] = 0.0
   compare_cells.report(record, tmp_path, console)
   assert "rnn, equal steps" in console.file.getvalue()
+  assert "Delayed recall" not in console.file.getvalue()
   assert (tmp_path / "comparison.png").stat().st_size > 10_000
 
 

@@ -5,6 +5,7 @@ from experiments.comparison.dot_plot import (
   draw,
   edge,
   make_panels,
+  name,
   sorted_cells,
 )
 
@@ -74,6 +75,23 @@ def test_a_far_loss_does_not_make_the_axis(record):
   assert edge(words, sorted_cells(record)) is None
   record["runs"] = [run for run in record["runs"] if run["cell"] != "far"]
   assert edge(make_panels(record)[0], sorted_cells(record)) is None
+
+
+def test_a_cell_that_diverged_has_the_last_row_which_says_so(record, tmp_path):
+  for run in record["runs"]:
+    if run["cell"] == "gru" or run["budget"] == "equal time":
+      run |= {"evaluations": None, "samples": None}
+  assert sorted_cells(record) == [
+    *("d", "lstm", "a", "b", "c", "rnn", "far", "gru")
+  ]
+  losses, _, words, *_ = make_panels(record)
+  assert len(losses.series) == 1 and "gru" not in losses.series[0].values
+  assert "gru" not in words.series[0].values
+  assert name(record, "d") == "d, H 17, diverged: equal time"
+  assert name(record, "gru") == "gru, H 11, diverged: equal steps, equal time"
+  draw(record, tmp_path / "dots.png")
+  record["runs"] = [run for run in record["runs"] if run["cell"] == "gru"]
+  draw(record, tmp_path / "dots.png")
 
 
 def test_what_was_left_out_has_no_panel(record, tmp_path):

@@ -1,0 +1,47 @@
+"""The lines of a comparison's figure."""
+
+import pytest
+from matplotlib.figure import Figure
+
+from experiments.comparison import plots
+from tests.experiments.test_compare_cells import example
+
+
+@pytest.fixture
+def panel():
+  return Figure().subplots()
+
+
+def legend(record, path, monkeypatch):
+  """Return the labels of the legend of a record's figure."""
+  found = []
+  monkeypatch.setattr(Figure, "legend", lambda self, **kw: found.append(kw))
+  plots.draw(record, path)
+  return [handle.get_label() for handle in found[0]["handles"]]
+
+
+def test_the_gradients_of_h_and_c_are_drawn_and_no_others(panel):
+  norms = {"h": [2.0, 1.0], "c": [4.0, 3.0], "n": [6.0, 5.0], "m": [8.0, 7.0]}
+  row = {"cell": "slstm", "stage": "trained", "norms": norms}
+  plots._gradient_flow({"gradient_flow": [row]}, panel)
+  found = [(line.get_linestyle(), [*line.get_ydata()]) for line in panel.lines]
+  assert found == [("-", [1.0, 0.5]), ("--", [2.0, 1.5])]
+
+
+def test_the_line_of_recall_goes_from_the_shortest_to_the_longest_delay(panel):
+  record = example()
+  record["recall"] = record["recall"][1::-1]  # of the RNN
+  plots._recall(record, panel)
+  assert [*panel.lines[0].get_xdata()] == [1, 5]
+  assert [*panel.lines[0].get_ydata()] == [1.0, 0.75]
+
+
+def test_the_legend_names_the_trained_cells_and_what_diverged(
+  tmp_path, monkeypatch
+):
+  record, path = example(), tmp_path / "figure.png"
+  record["runs"] = record["runs"][:2]  # it was interrupted
+  assert legend(record, path, monkeypatch) == ["RNN", "GRU"]
+  record["runs"][1] |= {"evaluations": None, "samples": None}
+  labels = legend(record, path, monkeypatch)
+  assert labels == ["RNN", "GRU, diverged: equal steps"]
