@@ -36,7 +36,7 @@ from experiments.benchmarks.tables import (
   Row,
   case_table,
   change_table,
-  check_rows,
+  has_times,
 )
 from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
@@ -106,7 +106,9 @@ def main() -> int:
     path.stat()  # the error of a missing file names it
     old = read_record(path, "there is no record", entries)
     with naming_damaged(path):
-      check_rows(old["rows"], path)
+      timed = has_times(old["rows"])
+    if not timed:
+      raise ValueError(f"{path} has no row with a time")
   chosen = [*dict.fromkeys(PART.value)]
   if old and not any(name == "gpu" or PARTS[name].timed for name in chosen):
     raise ValueError(

@@ -52,22 +52,31 @@ from experiments.comparison.models import CellModel, make_models
 from experiments.comparison.results import (
   naming_damaged,
   open_results,
+  print_held,
   print_tables,
   read_record,
   recorded_command,
 )
-from experiments.comparison.tables import tables
+from experiments.comparison.tables import check_lengths, tables
 from experiments.comparison.training import TrainedCell, train_cell
 from experiments.trainer.devices import share_members
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.locking import lock
 from experiments.trainer.records import to_record
 
 RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
+FILES = RECORD, FIGURE, SAMPLES
 # Entries of the record that tables and figure need.
 ENTRIES = (
-  *("config", "corpus", "cells", "runs", "context", "gradient_flow", "recall"),
+  "config",
+  "corpus",
+  "cells",
+  "runs",
+  "context",
+  "gradient_flow",
+  "recall",
 )
 
 
@@ -178,9 +187,17 @@ def load(directory: Path) -> dict[str, Any]:
   """Return the record that `save` wrote.
 
   Raises:
-    ValueError: the directory has no record, or a damaged one.
+    ValueError: the directory has no record, a damaged one, or one without a
+      training that has finished.
   """
-  return read_record(directory / RECORD, "there is no comparison", ENTRIES)
+  path = directory / RECORD
+  record = read_record(path, "there is no comparison", ENTRIES)
+  with naming_damaged(path):
+    check_lengths(record)
+    tables(record)  # reads the other entries
+  if not finished(record):
+    raise ValueError(f"{path} has no training that has finished")
+  return record
 
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
@@ -190,20 +207,19 @@ def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   print_tables(tables(record), console)
   many = len(record["cells"]) > dot_plot.MANY
   (dot_plot if many else plots).draw(record, directory / FIGURE)
-  console.print(
-    f"\n{directory} holds {RECORD}, {FIGURE} and {SAMPLES}", soft_wrap=True
-  )
+  print_held(directory, FILES, console)
 
 
 def main() -> None:
   """Run the comparison, or report an existing one if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    with naming_damaged(directory / RECORD):
-      report(load(directory), directory, console)
+    record = load(directory)
+    with lock(directory):
+      report(record, directory, console)
     return
   config = config_from_flags(CompareConfig(), FLAGS)
-  with open_results(directory, (RECORD, FIGURE, SAMPLES), OVERWRITE.value):
+  with open_results(directory, FILES, OVERWRITE.value):
     run(share_members(config, config.num_seeds), directory, console)
 
 

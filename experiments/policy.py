@@ -31,6 +31,7 @@ from experiments.cli import launch, make_console
 from experiments.comparison.results import (
   naming_damaged,
   open_results,
+  print_held,
   print_tables,
   read_record,
   recorded_command,
@@ -42,14 +43,16 @@ from experiments.policies.config import (
   make_environment,
 )
 from experiments.policies.peer import race
-from experiments.policies.tables import tables
+from experiments.policies.tables import check_lengths, tables
 from experiments.policies.training import train
 from experiments.trainer.devices import share_members
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
+from experiments.trainer.locking import lock
 from experiments.trainer.records import to_record
 
 RECORD, FIGURE = "policy.json", "policy.png"
+FILES = RECORD, FIGURE
 # Entries of the record that tables and figure need.
 ENTRIES = "config", "task", "guessing", "steps_per_update", "networks", "race"
 LINES = 5  # of progress, for each network
@@ -116,25 +119,31 @@ def load(directory: Path) -> dict[str, Any]:
   Raises:
     ValueError: the directory has no record, or a damaged one.
   """
-  return read_record(directory / RECORD, "there are no policies", ENTRIES)
+  path = directory / RECORD
+  record = read_record(path, "there are no policies", ENTRIES)
+  with naming_damaged(path):
+    check_lengths(record)
+    tables(record)  # reads the other entries
+  return record
 
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
   print_tables(tables(record), console)
   plots.draw(record, directory / FIGURE)
-  console.print(f"\n{directory} holds {RECORD} and {FIGURE}", soft_wrap=True)
+  print_held(directory, FILES, console)
 
 
 def main() -> None:
   """Train, or report an existing run if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    with naming_damaged(directory / RECORD):
-      report(load(directory), directory, console)
+    record = load(directory)
+    with lock(directory):
+      report(record, directory, console)
     return
   config = config_from_flags(PolicyConfig(), FLAGS)
-  with open_results(directory, (RECORD, FIGURE), OVERWRITE.value):
+  with open_results(directory, FILES, OVERWRITE.value):
     run(share_members(config, config.num_seeds), directory, console)
 
 

@@ -4,7 +4,6 @@ A case is one problem, such as a layer of a cell and its sizes. A peer is one
 library's program for it, ours included.
 """
 
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -107,10 +106,9 @@ def _with_derived(row: Row, products_ms: float | None) -> Row:
   return row | derived
 
 
-def check_rows(rows: Any, path: Path) -> None:
-  """Raise an error unless rows of a file have what `change_table` reads."""
-  if not _medians(rows):
-    raise ValueError(f"{path} has no row with a time")
+def has_times(rows: Any) -> bool:
+  """Return whether rows of a file have a time that `change_table` reads."""
+  return bool(_medians(rows))
 
 
 def change_table(old: list[Row], new: list[Row]) -> Table:

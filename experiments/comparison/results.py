@@ -17,7 +17,8 @@ from experiments.trainer.run_dir import CONFIG
 def recorded_command(program: str) -> str:
   """Return this process's command line for a record that others will read.
 
-  It names no directory of this machine, as `cli.command_line` may.
+  It names no Python of this machine, as `cli.command_line` may. Its paths are
+  those that were given.
   """
   return shlex.join(["python", "-m", f"experiments.{program}", *sys.argv[1:]])
 
@@ -47,6 +48,10 @@ def open_results(
           f"{directory} holds results already: --overwrite replaces them, "
           "another --out keeps them"
         )
+      if (directory / CONFIG).exists():
+        raise ValueError(
+          f"{directory} holds {CONFIG}, of a run: choose another --out"
+        )
     else:
       for name in (CONFIG, *others):
         if (directory / name).exists():
@@ -58,15 +63,21 @@ def open_results(
 
 @contextmanager
 def naming_damaged(path: Path) -> Iterator[None]:
-  """Name a record in the error of a block that reads it.
+  """Name a record in the error of a block that checks its entries.
 
   Raises:
     ValueError: it lacks an entry, or one is not what it must be.
   """
   try:
     yield
-  except (KeyError, IndexError, TypeError, AttributeError) as error:
+  except (LookupError, TypeError, AttributeError, ValueError) as error:
     raise ValueError(f"{path} is damaged: {error!r}") from None
+
+
+def check_length(name: str, values: Sequence[Any], length: int) -> None:
+  """Raise ValueError if an entry of a record has another length."""
+  if len(values) != length:
+    raise ValueError(f"{name} must have {length} values, got {len(values)}")
 
 
 def read_record(
@@ -93,6 +104,12 @@ def read_record(
   if lacking:
     raise ValueError(f"{path} is damaged: it has no {', '.join(lacking)}")
   return record
+
+
+def print_held(directory: Path, names: Sequence[str], console: Console) -> None:
+  """Print which of these files a directory holds."""
+  held = [name for name in names if (directory / name).exists()]
+  console.print(f"\n{directory} holds {', '.join(held)}", soft_wrap=True)
 
 
 def print_tables(tables: dict[str, str], console: Console) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.analysis.recall import SYMBOLS, longest
+from experiments.comparison.results import check_length
 
 Record = dict[str, Any]
 # The columns of two tables.
@@ -31,6 +32,27 @@ def tables(record: Record) -> dict[str, str]:
     "state, such as h or c": ("gradient_flow", _gradient_flow),
   }
   return {t: make(record) for t, (part, make) in every.items() if record[part]}
+
+
+def check_lengths(record: Record) -> None:
+  """Raise ValueError if a list is longer or shorter than others of a record."""
+  config = record["config"]
+  num_seeds, num_norms = config["num_seeds"], config["gradient_steps"] + 1
+  for run in record["runs"]:
+    for row in run["evaluations"] or ():
+      check_length("val_loss", row["val_loss"], num_seeds)
+    for row in run["samples"] or ():
+      for name in ("words_in_train", "words_in_val"):
+        check_length(name, row[name], num_seeds)
+  for row in record["context"]:
+    check_length("val_loss", row["val_loss"], num_seeds)
+    for losses in row["val_loss"]:
+      check_length("val_loss", losses, len(row["lengths"]))
+  for row in record["gradient_flow"]:
+    for name, norms in row["norms"].items():
+      check_length(f"norms of {name}", norms, num_norms)
+  for row in record["recall"]:
+    check_length("accuracy", row["accuracy"], num_seeds)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from experiments.comparison.results import check_length
 from experiments.comparison.tables import markdown
 from experiments.policies.training import mean
 
@@ -28,6 +29,13 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
       record["race"]
     )
   return found
+
+
+def check_lengths(record: dict[str, Any]) -> None:
+  """Raise ValueError if a list is longer or shorter than others of a record."""
+  for run in record["networks"].values():
+    for row in run["returns"]:
+      check_length("returns", row, record["config"]["num_seeds"])
 
 
 def _returns(record: dict[str, Any]) -> str:

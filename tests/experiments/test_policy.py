@@ -122,6 +122,16 @@ def test_a_saved_run_is_loaded_and_reported(tmp_path, console):
   assert (tmp_path / "policy.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_run_whose_returns_lost_a_seed_is_damaged(tmp_path):
+  record = example()
+  record["networks"]["gru"]["returns"][-1].pop()
+  policy.save(record, tmp_path)
+  with pytest.raises(
+    ValueError, match=r"is damaged: .*returns must have 2 val"
+  ):
+    policy.load(tmp_path)
+
+
 def test_no_figure_of_other_results_stays_beside_a_record(tmp_path):
   (tmp_path / policy.FIGURE).write_text("of results that are replaced")
   policy.save({}, tmp_path)

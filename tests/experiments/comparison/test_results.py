@@ -3,8 +3,10 @@
 import pytest
 
 from experiments.comparison.results import (
+  check_length,
   naming_damaged,
   open_results,
+  print_held,
   read_record,
 )
 from experiments.trainer.locking import LOCK
@@ -40,6 +42,24 @@ def test_a_run_directory_or_another_file_is_not_written_over(
   assert (tmp_path / name).read_text() == "kept"
 
 
+def test_a_record_beside_a_run_is_not_replaced(tmp_path):
+  for name in ("record.json", "config.json"):
+    (tmp_path / name).write_text("kept")
+  with (
+    pytest.raises(ValueError, match=r"holds config.json, of a run: choose ano"),
+    open_results(tmp_path, NAMES, overwrite=True),
+  ):
+    pass
+
+
+def test_the_files_that_a_directory_holds_are_printed(tmp_path, console):
+  for name in ("samples.txt", "record.json"):
+    (tmp_path / name).write_text("")
+  print_held(tmp_path, NAMES, console)
+  lines = console.file.getvalue().splitlines()
+  assert lines == ["", f"{tmp_path} holds record.json, samples.txt"]
+
+
 def test_one_process_writes_into_a_directory(tmp_path):
   with (
     open_results(tmp_path, NAMES, overwrite=False),
@@ -60,7 +80,10 @@ def test_a_damaged_record_is_an_error_that_names_it(text, tmp_path):
 
 @pytest.mark.parametrize(
   "report",
-  [lambda: {}["config"], lambda: [][0], lambda: None + 1],
+  [
+    *(lambda: {}["config"], lambda: [][0], lambda: None + 1),
+    lambda: check_length("norms", [1.0], 2),
+  ],
 )
 def test_a_record_that_cannot_be_drawn_is_damaged(report, tmp_path):
   with (

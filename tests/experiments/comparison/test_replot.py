@@ -1,0 +1,84 @@
+"""--replot of a comparison: what is damaged, and what is not."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from experiments import compare_cells
+from experiments.comparison import plots
+from experiments.trainer.locking import lock
+from tests.experiments.test_compare_cells import example
+from tests.processes import ROOT
+
+RECORDS = sorted((ROOT / "experiments/results").glob("compare_cells*"))
+
+
+@pytest.fixture
+def replot(tmp_path, monkeypatch):
+  """Return `main` with --replot in a directory of a comparison."""
+  compare_cells.save(example(), tmp_path)
+  flags = {"OUT": str(tmp_path), "REPLOT": True}
+  for name, value in flags.items():
+    flag = SimpleNamespace(value=value)
+    monkeypatch.setattr(compare_cells, name, flag, raising=False)
+  return compare_cells.main
+
+
+@pytest.mark.parametrize("directory", RECORDS, ids=lambda path: path.name)
+def test_a_kept_comparison_is_whole(directory):
+  assert compare_cells.load(directory)["runs"]
+
+
+@pytest.mark.parametrize(
+  ("part", "values", "message"),
+  [
+    ("runs", ("evaluations", 0, "val_loss"), "val_loss must have 2 values, g"),
+    ("runs", ("samples", 0, "words_in_val"), "words_in_val must have 2 values"),
+    ("context", ("val_loss",), "val_loss must have 2 values, got 1"),
+    ("context", ("val_loss", 0), "val_loss must have 3 values, got 2"),
+    ("gradient_flow", ("norms", "h"), "norms of h must have 11 values, got 10"),
+    ("recall", ("accuracy",), "accuracy must have 2 values, got 1"),
+  ],
+)
+def test_a_list_that_lost_a_value_is_damaged(part, values, message, tmp_path):
+  record = example()
+  found = record[part][0]
+  for key in values:
+    found = found[key]
+  found.pop()
+  compare_cells.save(record, tmp_path)
+  path = tmp_path / "comparison.json"
+  with pytest.raises(ValueError, match=f"{path} is damaged: .*{message}"):
+    compare_cells.load(tmp_path)
+
+
+def test_a_lost_entry_is_damaged(tmp_path):
+  record = example()
+  del record["corpus"]["text_statistics"]["validation text"]["rhymes"]
+  compare_cells.save(record, tmp_path)
+  with pytest.raises(ValueError, match="is damaged: KeyError"):
+    compare_cells.load(tmp_path)
+
+
+def test_a_comparison_without_a_finished_training_has_nothing_to_show(tmp_path):
+  record = example() | {"runs": [], "context": []}
+  compare_cells.save(record, tmp_path)
+  with pytest.raises(ValueError, match=r"has no training that has finished$"):
+    compare_cells.load(tmp_path)
+
+
+def test_an_error_of_the_figure_does_not_blame_the_record(replot, monkeypatch):
+  def draw(record, path):
+    raise AttributeError("module 'matplotlib' has no attribute 'figgure'")
+
+  monkeypatch.setattr(plots, "draw", draw)
+  with pytest.raises(AttributeError, match=r"'figgure'$"):
+    replot()
+
+
+def test_a_comparison_that_is_being_written_is_not_replotted(replot, tmp_path):
+  with lock(tmp_path), pytest.raises(ValueError, match="is in use by process"):
+    replot()
+  assert not (tmp_path / "comparison.png").exists()
+  replot()
+  assert (tmp_path / "comparison.png").exists()
