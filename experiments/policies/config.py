@@ -15,8 +15,11 @@ from lstm_jax.language.options import check_options, option
 
 # The task of a name, and its title; both take its size, a number of steps.
 TASKS: dict[str, tuple[Callable[[int], Environment], str]] = {
-  "tmaze": (tmaze, "T-maze, a corridor of {} steps"),
-  "repeat_previous": (repeat_previous, "Repeat the symbol of {} steps before"),
+  "tmaze": (tmaze, "T-maze, a corridor of length {}"),
+  "repeat_previous": (
+    repeat_previous,
+    "Repeat the symbol shown before, delay {}",
+  ),
 }
 
 RACING = "gru", "lstm"  # networks that are timed against the same in Flax
@@ -49,8 +52,8 @@ class PPOConfig:
   )
   burn_in: int = option(
     0,
-    "K, time steps before each rollout that training runs again from a stored "
-    "state, without a gradient, so that the present weights make the state.",
+    "K, time steps before each rollout that are replayed without a gradient, "
+    "to recompute the state with the current weights.",
     bounds="[0, inf)",
   )
   learning_rate: float = option(
@@ -67,7 +70,8 @@ class PPOConfig:
   )
   clip: float = option(
     0.2,
-    "ε: a ratio of probabilities beyond 1 ± ε has no gradient.",
+    "ε: the gradient is 0 where the ratio of probabilities has moved beyond "
+    "1 ± ε in the direction that the advantage rewards.",
     bounds="(0, 1)",
   )
   value_coef: float = option(
@@ -122,13 +126,13 @@ class PolicyConfig:
   )
   seed: int = option(
     0,
-    "Seed from which all seeds are derived.",
+    "Seed of the key that all random numbers are derived from.",
     bounds=f"[0, {LARGEST}]",
   )
   timing_rounds: int = option(
     0,
-    "How often to time an update of the gru and the lstm against the same in "
-    "Flax. 0: not at all.",
+    "Rounds in which an update of the GRU and of the LSTM is timed, in turns "
+    "with that of the same network in Flax; 0 leaves it out.",
     bounds="[0, inf)",
   )
   job: JobConfig = only(JobConfig(), "devices")  # that share the seeds
@@ -138,7 +142,7 @@ class PolicyConfig:
     check_options(self)
     if len({*self.network}) < len(self.network):
       raise ValueError(
-        f"networks must be distinct, got {', '.join(self.network)}"
+        f"--network must be distinct, got {', '.join(self.network)}"
       )
     for name in self.network:
       if name != FEED_FORWARD:

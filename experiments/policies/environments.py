@@ -1,9 +1,9 @@
 """Two tasks that need memory, as pure functions: T-maze, repeat-previous.
 
 `reset` starts an episode, `step` takes one time step of it, and both are of one
-environment: a program maps them over a batch. The step after the last one of an
-episode starts the next: `step` then returns the state and the observation of a
-new episode, with the reward and done = True of the one that ended (auto-reset).
+environment: a program maps them over a batch. The last step of an episode also
+starts the next: `step` then returns the state and the observation of a new
+episode, with the reward and done = True of the one that ended (auto-reset).
 So the observation that comes with done[t] is the first of the next episode.
 
   >>> import jax
@@ -43,7 +43,7 @@ class Environment(NamedTuple):
 
 
 def auto_reset(reset: Callable, step: Callable) -> Callable:
-  """Return a step after whose last one of an episode the next has begun."""
+  """Return a step that, as the last of an episode, also starts the next."""
 
   def step_or_reset(key, state, action):
     step_key, reset_key = jax.random.split(key)
@@ -63,6 +63,7 @@ class TMazeState(NamedTuple):
 
   position: jax.Array  # steps from the start, 0 … length
   goal: jax.Array  # the action that finds it, LEFT or RIGHT
+  time: jax.Array  # steps of the episode that are over
 
 
 def tmaze(length: int) -> Environment:
@@ -74,9 +75,13 @@ def tmaze(length: int) -> Environment:
   or to walk on at the junction, costs 0.1. Without memory the goal can only be
   guessed: a mean return of 0 at best, where with memory it is 1.
 
+  An episode of 4 (length + 2) steps ends without a turn at the junction too, so
+  that an agent that never turns has a return; length + 1 steps find the goal.
+
   Args:
     length: of the corridor, in steps.
   """
+  limit = 4 * (length + 2)
 
   def observe(state):  # one of: left, right, corridor, junction
     ahead = jnp.where(state.position == length, 3, 2)
@@ -85,17 +90,19 @@ def tmaze(length: int) -> Environment:
 
   def reset(key):
     goal = jax.random.randint(key, (), LEFT, RIGHT + 1)
-    state = TMazeState(jnp.zeros_like(goal), goal)
+    state = TMazeState(jnp.zeros_like(goal), goal, jnp.zeros_like(goal))
     return state, observe(state)
 
   def step(key, state, action):
     del key
     at_junction, walks = state.position == length, action == FORWARD
     moves = ~at_junction & walks
-    done = at_junction & ~walks
+    turns = at_junction & ~walks
     turned = jnp.where(action == state.goal, 1.0, -1.0)
-    reward = jnp.where(done, turned, jnp.where(moves, 0.0, BUMP))
-    state = state._replace(position=jnp.where(moves, 1, 0) + state.position)
+    reward = jnp.where(turns, turned, jnp.where(moves, 0.0, BUMP))
+    position = jnp.where(moves, 1, 0) + state.position
+    state = TMazeState(position, state.goal, state.time + 1)
+    done = turns | (state.time == limit)
     return state, observe(state), reward, done
 
   return Environment(4, 3, reset, auto_reset(reset, step), 0.0)

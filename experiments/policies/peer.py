@@ -1,9 +1,10 @@
-"""The same network in Flax, with the ScannedRNN that agents usually write.
+"""The same network in Flax, with the ScannedRNN of other JAX code.
 
-`ScannedRNN` is Flax's cell under `nn.scan`, which sets the carry to zero by
-`where` at each start. `flax_network` puts it, or `scanned(cell)` of this
-library, between the encoder and the heads of `networks`, with the same shapes,
-so that PPO trains it as any other network. `race` times all three.
+`ScannedRNN`, which JAX code for reinforcement learning usually contains, is
+Flax's cell under `nn.scan`, which sets the carry to zero by `where` at each
+start. `flax_network` puts it, or `scanned(cell)` of this library, between the
+encoder and the heads of `networks`, with the same shapes, so that PPO trains it
+as any other network. `race` times all three.
 """
 
 from collections.abc import Callable
@@ -129,7 +130,7 @@ def to_flax(name: str, params: PolicyParams) -> dict[str, Any]:
   return {"params": layers}
 
 
-def networks(
+def racers(
   name: str, environment: Environment, hidden_size: int
 ) -> dict[str, Network]:
   """Return the networks of a race, ours first."""
@@ -152,7 +153,7 @@ def check_equal(
   Raises:
     ValueError: they differ by more than rounding.
   """
-  ppo, found = config.ppo, networks(name, environment, config.hidden_size)
+  ppo, found = config.ppo, racers(name, environment, config.hidden_size)
   key, draw_key, actor_key = jax.random.split(key, 3)
   params = normal_like(draw_key, found["unroll"].init(key))
   actor = make_actor(found["unroll"], environment, ppo, actor_key)
@@ -181,7 +182,7 @@ def check_equal(
 
 
 def normal_like(key: jax.Array, tree: Any) -> Any:
-  """Return Gaussian arrays of the shapes of a tree's, deviation 0.3."""
+  """Draw a tree of Gaussian arrays, deviation 0.3, in the shapes of a tree."""
   leaves, structure = jax.tree.flatten(tree)
   keys = jax.random.split(key, len(leaves))
   drawn = [
@@ -194,7 +195,7 @@ def normal_like(key: jax.Array, tree: Any) -> Any:
 def race(
   name: str, environment: Environment, config: PolicyConfig, key: jax.Array
 ) -> list[dict[str, Any]]:
-  """Return the timings of an update of all seeds, by each network in turns.
+  """Time an update of all seeds by each network, in interleaved rounds.
 
   Every network updates its seeds at once, by `vmap`, on one device.
 
@@ -217,6 +218,6 @@ def race(
 
     return make
 
-  found = networks(name, environment, config.hidden_size)
+  found = racers(name, environment, config.hidden_size)
   makers = {label: (maker(net), "flax") for label, net in found.items()}
   return compare(makers, config.timing_rounds)[0]

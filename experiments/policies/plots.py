@@ -17,13 +17,15 @@ COLORS = {
 }
 OTHERS = "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "black"
 
+LOWEST = -1.05  # lower limit of the returns' axis, unless one is below
+
 
 def draw(record: dict[str, Any], path: Path) -> None:
   """Plot a record to an image file: mean over seeds, minimum to maximum."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 3.8), layout="constrained")
-  panel, ends = figure.subplots(), []
+  panel, ends, lowest = figure.subplots(), list[End](), LOWEST
   others = cycle(OTHERS)
   for name, run in record["networks"].items():
     color = COLORS.get(name) or next(others)
@@ -33,6 +35,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     if len(steps):
       label = name.replace("_", "-")
       ends.append(End(returns.mean(1)[-1], label, color))
+      lowest = min(lowest, returns.min())
     panel.fill_between(
       steps,
       returns.min(1),
@@ -46,7 +49,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
   ends.append(End(guessing, "best without memory", "black"))
   panel.xaxis.set_major_formatter("{x:,.0f}")
   panel.locator_params(axis="x", nbins=5)
-  panel.set_ylim(-1.05, 1.05)
+  panel.set_ylim(lowest, 1.05)
   seeds = record["config"]["num_seeds"]
   shade = f"line: mean of {seeds} seeds; shade: minimum to maximum"
   xlabel = f"environment steps of a seed ({shade})"

@@ -44,6 +44,7 @@ class Metrics(NamedTuple):
   """What an update reports."""
 
   mean_return: jax.Array  # of the episodes that ended in it; NaN if none did
+  num_episodes: jax.Array  # that ended in it
   loss: jax.Array  # mean of its training steps
 
 
@@ -202,6 +203,7 @@ def make_update(
     carry, losses = jax.lax.scan(
       train, (learner.params, learner.optimizer_state), rows
     )
-    return Learner(key, *carry, actor), Metrics(mean_return, losses.mean())
+    metrics = Metrics(mean_return, old.done.sum(), losses.mean())
+    return Learner(key, *carry, actor), metrics
 
   return update

@@ -18,7 +18,7 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
   """Return {title: table}."""
   config = record["config"]
   found = {
-    f"{record['task']}: mean return over the last {LAST:.0%} of "
+    f"{record['task']}: mean return over the last {_count(record)} of "
     f"{config['num_updates']} updates, by seed": _returns(record)
   }
   if record["race"]:
@@ -34,18 +34,34 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
 def check_lengths(record: dict[str, Any]) -> None:
   """Raise ValueError if a list is longer or shorter than others of a record."""
   for run in record["networks"].values():
-    for row in run["returns"]:
+    episodes = run.get("episodes", run["returns"])
+    check_length("episodes", episodes, len(run["returns"]))
+    for row in (*run["returns"], *episodes):
       check_length("returns", row, record["config"]["num_seeds"])
+
+
+def _count(record: dict[str, Any]) -> int:
+  """Return of how many updates, the last, the mean return is the result."""
+  return max(1, round(LAST * record["config"]["num_updates"]))
 
 
 def _returns(record: dict[str, Any]) -> str:
   steps = record["steps_per_update"] * record["config"]["num_updates"]
-  header = ["network", "parameters", "return", "mean", "training, s"]
-  rows = []
+  training = f"training of all seeds, s ({steps:,} steps each)"
+  header = ["network", "parameters", "return", "mean", training]
+  rows, count = [], _count(record)
   for name, run in record["networks"].items():
-    count = max(1, round(LAST * len(run["returns"])))
-    by_seed = zip(*run["returns"][-count:], strict=True)
-    means = [mean([*values]) for values in by_seed]
+    returns = run["returns"][-count:]
+    # Older records do not say how many episodes ended in an update.
+    episodes = run.get("episodes") or [[1] * len(row) for row in returns]
+    means = [
+      mean(own, weights)
+      for own, weights in zip(
+        zip(*returns, strict=True),
+        zip(*episodes[-count:], strict=True),
+        strict=True,
+      )
+    ]
     rows.append(
       [
         name,
@@ -55,7 +71,6 @@ def _returns(record: dict[str, Any]) -> str:
         f"{run['seconds']:.0f}",
       ]
     )
-  header[-1] += f", {steps:,} steps a seed"
   return markdown(header, rows)
 
 

@@ -1,7 +1,7 @@
 """Train a network once for each seed, all together, and record the return."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -53,9 +53,9 @@ def train(
 
   Returns:
     A record: `num_parameters` of one network; `compile_s`, the seconds to
-    compile an update, and `seconds`, those of all updates; and `returns`, for
-    each update the mean return of each seed's episodes that ended in it, None
-    where none did.
+    compile an update, and `seconds`, those of all updates; `returns`, for each
+    update the mean return of each seed's episodes that ended in it, None where
+    none did; and `episodes`, how many did.
 
   Raises:
     ValueError: there is no such network.
@@ -79,12 +79,13 @@ def train(
   )
   compile_start = time.monotonic()
   program = update.lower(learners, None).compile()
-  train_start, returns = time.monotonic(), []
+  train_start, returns, episodes = time.monotonic(), [], []
   for number in range(1, config.ppo.num_updates + 1):
     learners, metrics = program(learners, None)
     if not np.isfinite(metrics.loss).all():
       raise Diverged(f"{name}: the loss is not finite at update {number}")
     returns.append(rounded(metrics.mean_return))
+    episodes.append(metrics.num_episodes.tolist())
     on_update(number, mean(returns[-1]))
   return {
     "num_parameters": sum(
@@ -94,6 +95,7 @@ def train(
     "compile_s": train_start - compile_start,
     "seconds": time.monotonic() - train_start,
     "returns": returns,
+    "episodes": episodes,
   }
 
 
@@ -102,7 +104,13 @@ def rounded(values: Any) -> list[float | None]:
   return [None if np.isnan(x) else round(float(x), 4) for x in values]
 
 
-def mean(values: list[float | None]) -> float | None:
-  """Return the mean of the known numbers; None if there are none."""
-  numbers = [x for x in values if x is not None]
-  return float(np.mean(numbers)) if numbers else None
+def mean(
+  values: Sequence[float | None], weights: Sequence[int] | None = None
+) -> float | None:
+  """Return the weighted mean of the known numbers; None if there are none."""
+  weights = [1] * len(values) if weights is None else weights
+  known = [x is not None for x in values]
+  if not any(known):
+    return None
+  numbers, shares = (np.array(v, float)[known] for v in (values, weights))
+  return float(np.average(numbers, weights=shares))

@@ -68,12 +68,23 @@ def example():
 def test_the_tables_are_markdown_with_the_returns_and_times():
   returns, times = tables(example()).values()
   lines = returns.splitlines()
-  assert lines[0].endswith("| training, s, 384 steps a seed |")
+  assert lines[0].endswith("| training of all seeds, s (384 steps each) |")
   assert lines[2] == "| gru | 1,904 | 1.00, 0.90 | 0.95 | 20 |"
   assert lines[3] == "| feed_forward | 1,904 | 0.10, -0.10 | 0.00 | 20 |"
   assert "| gru: Flax, ScannedRNN by hand | 125 | 124 – 127 | 1.25 | 3.2 |" in (
     times.splitlines()
   )
+
+
+def test_the_mean_return_is_that_of_all_episodes_of_the_last_updates():
+  record = example()
+  record["config"]["num_updates"] = 20  # the last 10 % are two
+  run = record["networks"]["gru"]
+  run["returns"] = [[9.0, 9.0], [1.0, None], [-1.0, 0.5]]
+  run["episodes"] = [[5, 5], [1, 0], [3, 2]]
+  (title, table), _ = tables(record).items()
+  assert title.endswith("mean return over the last 2 of 20 updates, by seed")
+  assert table.splitlines()[2] == "| gru | 1,904 | -0.50, 0.50 | 0.00 | 20 |"
 
 
 def test_a_seed_whose_episodes_have_not_ended_hides_no_other(console):
@@ -190,6 +201,7 @@ def test_a_run_fills_its_directory(tmp_path, console):
     assert len(returns) == 6 and all(len(row) == 2 for row in returns)
     # An episode has 33 steps, and an update 8: the first ends in the fifth.
     assert [row[0] is None for row in returns] == [*[True] * 4, False, True]
+    assert run["episodes"] == [*[[0, 0]] * 4, [4, 4], [0, 0]]
     assert -1 <= returns[4][0] <= 1 and returns[4][0] != returns[4][1]
   assert list(saved["race"]) == ["gru", "lstm"]
   assert {path.name for path in directory.iterdir()} == {

@@ -20,6 +20,7 @@ from experiments.policies.environments import (
 )
 
 LENGTH, DELAY = 3, 2
+LIMIT = 20  # steps of an episode in a maze of this length
 MAZE, REPEAT = tmaze(LENGTH), repeat_previous(DELAY)
 ENVIRONMENTS = pytest.mark.parametrize(
   "environment", [MAZE, REPEAT], ids=["tmaze", "repeat_previous"]
@@ -65,7 +66,7 @@ def test_an_observation_is_one_hot_and_a_reward_at_most_1(
 @given(key=SEEDS, actions=ACTIONS)
 def test_the_maze_is_what_its_docstring_says(key, actions):
   observations, rewards, dones = play(MAZE, key, actions)
-  position, goal = 0, None
+  position, goal, begun = 0, None, 0
   for t, action in enumerate(actions):
     seen = int(observations[t].argmax())
     if position == 0:
@@ -77,12 +78,28 @@ def test_the_maze_is_what_its_docstring_says(key, actions):
     if position == LENGTH and action != FORWARD:
       expected, position = (1 if action == goal else -1), 0
       assert rewards[t] == expected and dones[t]
-      goal = None
+      goal, begun = None, t + 1
       continue
-    assert not dones[t]
     moves = position < LENGTH and action == FORWARD
     assert rewards[t] == (0 if moves else BUMP)
     position += moves
+    assert dones[t] == (t + 1 == begun + LIMIT)
+    if dones[t]:
+      position, goal, begun = 0, None, t + 1
+
+
+@pytest.mark.parametrize(("action", "bumps"), [(LEFT, 20), (FORWARD, 17)])
+def test_an_episode_without_a_turn_ends_at_the_limit(action, bumps, key):
+  """Its return is that of the steps that it wasted."""
+  _, rewards, dones = play(MAZE, key, np.full(2 * LIMIT, action))
+  assert np.flatnonzero(dones).tolist() == [LIMIT - 1, 2 * LIMIT - 1]
+  assert np.abs(rewards[:LIMIT].sum() - bumps * BUMP) < 1e-5  # float32
+
+
+def test_a_turn_in_the_last_step_of_an_episode_counts(key):
+  actions = np.array([FORWARD] * (LIMIT - 1) + [LEFT])
+  _, rewards, dones = play(MAZE, key, actions)
+  assert np.abs(rewards[-1]) == 1 and np.flatnonzero(dones) == [LIMIT - 1]
 
 
 @given(key=SEEDS)

@@ -9,8 +9,8 @@ from experiments.policies.config import PolicyConfig, PPOConfig
 from experiments.policies.environments import tmaze
 from experiments.policies.peer import (
   check_equal,
-  networks,
   race,
+  racers,
   to_flax,
 )
 from tests.draws import normal_like, weighed, worst
@@ -36,7 +36,7 @@ def standard_ranks():
 @pytest.mark.exhaustive
 @EACH
 def test_the_weights_have_the_names_of_the_modules(name, key):
-  found = networks(name, MAZE, H)
+  found = racers(name, MAZE, H)
   ported = to_flax(name, found["unroll"].init(key))
   expected = jax.tree.map(jnp.shape, ported)
   for label in ("scanned", "flax"):
@@ -47,7 +47,7 @@ def test_the_weights_have_the_names_of_the_modules(name, key):
 @pytest.mark.exhaustive
 @EACH
 def test_outputs_and_gradients_are_equal_in_float64(name, key):
-  found = networks(name, MAZE, H)
+  found = racers(name, MAZE, H)
   shapes = jax.eval_shape(found["unroll"].init, key)
   params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
   params = normal_like(key, params)

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
-from experiments.policies.plots import curve
+from experiments.policies.plots import curve, draw
 
 
 def test_a_curve_leaves_out_updates_in_which_a_seed_ended_no_episode():
@@ -13,3 +15,25 @@ def test_a_curve_leaves_out_updates_in_which_a_seed_ended_no_episode():
 def test_a_run_in_which_no_episode_ended_has_an_empty_curve():
   steps, known = curve([[None, None, None]], 100)
   assert steps.shape == (0,) and known.shape == (0, 3)
+
+
+@pytest.mark.parametrize(("lowest", "limit"), [(-2.5, -2.5), (-0.5, -1.05)])
+def test_the_axis_of_returns_shows_the_lowest(
+  lowest, limit, tmp_path, monkeypatch
+):
+  limits, save = [], Figure.savefig
+
+  def savefig(figure, *args, **kwargs):
+    limits.append(figure.axes[0].get_ylim())
+    save(figure, *args, **kwargs)
+
+  monkeypatch.setattr(Figure, "savefig", savefig)
+  record = {
+    "config": {"num_seeds": 2},
+    "task": "T-maze",
+    "guessing": 0.0,
+    "steps_per_update": 100,
+    "networks": {"gru": {"returns": [[lowest, 0.0], [1.0, 1.0]]}},
+  }
+  draw(record, tmp_path / "policy.png")
+  assert limits == [(limit, 1.05)]
