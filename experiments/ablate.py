@@ -4,10 +4,10 @@ r"""Ablate a recipe: train it once more for each change, and compare.
     --change=weight_drop=0 --change=num_layers=2,layer_dropout=0.3
 
 trains the recipe, and then every change with the same seed and budget, unless
-it changes these. Each run has a directory under --run. The table compares the
-losses of every prediction of the development split, if there is one, or else of
-the test split, or else of the validation split: in cold windows of 256, and in
-one stateful pass.
+the change is one of these. Each run has a directory under --run. The table
+compares the losses of every prediction of the development split, if there is
+one, or else of the validation split, never of the test split: in cold windows
+of 256, and in one stateful pass.
 --change=seed=1 shows what the seed alone does. The results are kept in
 ablations.json: a change that is in it is not trained again, and one that was
 interrupted is resumed. A change that diverges is marked. --overwrite trains all
@@ -40,6 +40,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus, is_piped
 from experiments.trainer.data import (
+  SPLITS,
   read_corpus,
   read_corpus_text,
   text_sha256,
@@ -135,6 +136,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       break
   if rows:
     console.print(make_table(rows))
+    split = SPLITS["dev" if config.data.dev_fraction else "val"]
+    console.print(f"cold, stateful: nats per token of the {split} split")
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   return Result(rows, stopped_by)
 
@@ -240,14 +243,14 @@ def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
 def _measure(result: train.Result) -> dict[str, Any]:
   """Return the losses of a finished run, in nats per token.
 
-  They are of the development split, if there is one, or else of the test split,
-  or else of the validation split.
+  They are of the development split, if there is one, or else of the validation
+  split: a choice between changes must not see the test split.
   """
   trained = load(result.directory)
   sha256 = trained.corpus_sha256
   data = find_corpus(result.directory, trained.config.data, sha256)
   corpus = read_corpus(data)
-  tokens = (corpus.test or corpus.val).tokens
+  tokens = corpus.val.tokens  # of the development split, if there is one
   model, params = trained.model, trained.params
   return {
     "parameters": sum(p.size for p in jax.tree.leaves(params)),

@@ -67,6 +67,18 @@ def test_each_change_is_trained_once_and_measured(config, console):
   assert console.file.getvalue().count("\nrun         ") == 4
 
 
+@pytest.mark.exhaustive
+def test_the_test_split_plays_no_part(config, console):
+  config = replace(config, test_fraction=0.2)
+  (row,), _ = ablate.run(config, [], console)
+  trained = load(Path(config.job.run) / "base")
+  val = read_corpus(config.data).val
+  nats = stateful_loss(trained.model, trained.params, val.tokens)
+  assert abs(row["stateful"] - nats) < 1e-6
+  printed = console.file.getvalue()
+  assert "cold, stateful: nats per token of the validation split\n" in printed
+
+
 def test_a_change_that_diverges_is_marked_and_the_others_are_trained(
   config, console
 ):
