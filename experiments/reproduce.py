@@ -31,6 +31,8 @@ from experiments.comparison.plan import (
   ReproduceConfig,
   ensemble_flags,
   ensemble_results,
+  ensemble_seeds,
+  find_recipe,
   is_trained,
   parse,
   plan,
@@ -46,6 +48,7 @@ from experiments.comparison.published import (
 )
 from experiments.trainer import run_dir
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import REPOSITORY
 from experiments.trainer.data import read_corpus_text, text_sha256
 from experiments.trainer.devices import share_batches
 from experiments.trainer.environment import environment_of
@@ -82,9 +85,11 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   for job, single in zip(jobs, share_batches(configs), strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
     if not is_trained(job):
-      if done.pop(job.seed, None) or together:
-        together = {}
-        _write(path, row, done, together, rows)  # those of another run
+      outdated = bool(done.pop(job.seed, None))  # that of another run
+      if together and job.seed in ensemble_seeds(row):
+        outdated, together = True, {}
+      if outdated:
+        _write(path, row, done, together, rows)
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return Reproduction(rows, stopped_by)
@@ -227,9 +232,11 @@ def _head(row: Row) -> dict[str, Any]:
 
 
 def commands(job: Job) -> list[str]:
-  """Return the command lines that train and evaluate."""
+  """Return the command lines that train and evaluate, from this directory."""
+  here = Path.cwd() == REPOSITORY
+  train_flags = job.train_flags if here else find_recipe(job.train_flags)
   return [
-    command_line("train", job.train_flags),
+    command_line("train", train_flags),
     command_line("evaluate", job.evaluate_flags),
   ]
 

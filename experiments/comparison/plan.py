@@ -110,6 +110,11 @@ def ensemble_results(row: Row, jobs: Sequence[Job]) -> list[Result]:
   return [r for r in row.results if r.is_ensemble and {*r.seeds} == seeds]
 
 
+def ensemble_seeds(row: Row) -> set[int]:
+  """Return the seeds of a row that any of its ensemble results is of."""
+  return {seed for r in row.results if r.is_ensemble for seed in r.seeds}
+
+
 def ensemble_flags(row: Row, jobs: Sequence[Job]) -> list[str]:
   """Return experiments.evaluate's flags for the ensemble; [] if it has none."""
   results = ensemble_results(row, jobs)
@@ -121,6 +126,13 @@ def ensemble_flags(row: Row, jobs: Sequence[Job]) -> list[str]:
     *protocols,
     *row.evaluate,
   ]
+
+
+def find_recipe(arguments: Sequence[str]) -> list[str]:
+  """Return flags with the absolute path of the recipe among them."""
+  prefix = f"--flagfile={RECIPES}/"
+  absolute = f"--flagfile={REPOSITORY / RECIPES}/"
+  return [a.replace(prefix, absolute, 1) for a in arguments]
 
 
 def parse(default: Any, arguments: list[str]) -> Any:
@@ -136,8 +148,6 @@ def parse(default: Any, arguments: list[str]) -> Any:
   """
   values = flags.FlagValues()
   holders = define_flags(default, values)
-  prefix = f"--flagfile={RECIPES}/"
-  absolute = f"--flagfile={REPOSITORY / RECIPES}/"
   program = ""  # argv[0], which is not read
-  values([program, *(a.replace(prefix, absolute, 1) for a in arguments)])
+  values([program, *find_recipe(arguments)])
   return config_from_flags(default, holders)

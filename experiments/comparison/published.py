@@ -76,13 +76,16 @@ def make_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def cost(row: Row, minutes: Sequence[float]) -> str:
-  """Return a line with each seed's minutes of training, and the published."""
+  """Return a line with each seed's minutes of training, and the published.
+
+  Those that the seeds share, such as for teachers, are named apart.
+  """
   text = f"minutes of training: {', '.join(f'{m:.1f}' for m in minutes)}"
   if row.training:
-    text += (
-      f"; published {format_minutes(row.training.minutes)}, "
-      f"{row.training.machine}"
-    )
+    shared = row.training.shared
+    own = format_minutes([m - shared for m in row.training.minutes])
+    common = f" and, for all seeds together, {shared:g}" if shared else ""
+    text += f"; published {own}{common}, {row.training.machine}"
   return text
 
 

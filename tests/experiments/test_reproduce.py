@@ -24,7 +24,7 @@ from experiments.comparison.plan import (
   plan,
   plan_teachers,
 )
-from experiments.comparison.published import UNIT, compare
+from experiments.comparison.published import UNIT, compare, cost
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import JOB_FLAGS
@@ -334,10 +334,16 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
     f"{base}/seed{seed}" for seed in range(3)
   ]
   flags = (
-    "--flagfile=experiments/recipes/tinyshakespeare-coupled.flags --seed=2"
+    f"--flagfile={ROOT}/experiments/recipes/tinyshakespeare-coupled.flags "
+    "--seed=2"
   )
   command = reproduce.commands(teachers[2])[0]
   assert command.endswith(f"experiments.train {flags} --run={base}/seed2")
+  monkeypatch.chdir(ROOT)
+  flags = flags.replace(f"{ROOT}/", "")
+  command = reproduce.commands(teachers[2])[0]
+  assert command.endswith(f"experiments.train {flags} --run={base}/seed2")
+  monkeypatch.chdir(tmp_path)
   (Path(base) / "seed1").mkdir(parents=True)
   (Path(base) / "seed1" / "result.json").write_text("{}")
   assert [*map(is_trained, plan_teachers(config))] == [False, True, False]
@@ -375,6 +381,39 @@ def test_a_run_that_was_trained_again_is_evaluated_again(
     with pytest.raises(KeyboardInterrupt):
       reproduce.run(ROW, trained, console)
   assert reproduce.run(ROW, trained, console).rows == first
+
+
+@pytest.mark.parametrize(("seed", "kept"), [(7, True), (1, False)])
+def test_a_new_run_of_another_seed_leaves_the_result_of_all_together(
+  trained, config, finished_config, console, monkeypatch, seed, kept
+):
+  reproduce.run(ROW, trained, console)
+  path = Path(trained.run) / "reproduction.json"
+  together = {"stateful": 1.25}
+  path.write_text(json.dumps(read(trained) | {"together": together}))
+
+  def train_seed(single, console):
+    made = copy_run(finished_config, replace(config, run=single.job.run))
+    record = json.loads((made / "config.json").read_text()) | {"seed": seed}
+    (made / "config.json").write_text(json.dumps(record))
+    return SimpleNamespace(directory=made, stopped_by=None, signalled=None)
+
+  monkeypatch.setattr(train, "run", train_seed)
+  reproduce.run(ROW, replace(trained, seeds=(seed,)), console)
+  assert read(trained)["together"] == (together if kept else {})
+  assert read(trained)["seeds"].keys() == {"0", f"{seed}"}
+
+
+def test_minutes_that_the_seeds_share_are_named_apart():
+  assert cost(ROW, [1.26]) == (
+    "minutes of training: 1.3; published 2 to 3, a core"
+  )
+  row = read_board().find("tinyshakespeare-distilled")
+  line = cost(row, [31.0, 32.0])
+  assert line.startswith(
+    "minutes of training: 31.0, 32.0; published 31.4 and, for all seeds "
+    "together, 10.9, two cores (EPYC, AVX2), 10.9 of it for the teachers; "
+  )
 
 
 def test_a_row_without_published_seeds_needs_some():
