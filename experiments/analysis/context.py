@@ -15,12 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.analysis.states import embed, readout
+from lstm_jax.cells.affine import affine
 from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageModel, LanguageParams, cross_entropy
 from lstm_jax.language.evaluate import cold_nats
 from lstm_jax.sequence import state_cotangents, unroll
 
 SHIFTS = 32  # of the windows, for more predictions in the short bins
+# Windows whose gradients are computed at once: at 200 steps of 160 units, each
+# takes 1 MB.
+CHUNK = 256
 
 
 def bins(window: int) -> list[int]:
@@ -95,28 +100,34 @@ def gradient_norms(
       f"{steps} steps need a text of at least {steps + 1} tokens, "
       f"got {len(tokens)}"
     )
-  windows = tokens[: count * (steps + 1)].reshape(count, steps + 1).T
-  norms = _norms(cell, params, windows)
-  return {
-    name: np.asarray(values, float)[::-1].tolist()
-    for name, values in norms._asdict().items()
-  }
+  windows = tokens[: count * (steps + 1)].reshape(count, steps + 1)
+  chunks, size = [], min(CHUNK, count)
+  for start in range(0, count, size):
+    # The last chunk repeats the last window, so that all have one shape.
+    rows = np.arange(start, start + size).clip(max=count - 1)
+    chunks.append(_norms(cell, params, windows[rows].T)._asdict())
+  means = {}
+  for name in chunks[0]:
+    norms = np.concatenate([chunk[name] for chunk in chunks], axis=1)
+    means[name] = norms[::-1, :count].mean(axis=1, dtype=float).tolist()
+  return means
 
 
 @partial(jax.jit, static_argnums=0)
 def _norms(cell, params, windows):
+  """Return ‖∂ℓ_T/∂sₜ‖ of windows [T + 1, B], [T + 1, B] for each field."""
   (weights,) = params.layers
   state = cell.initial_state(weights, windows.shape[1:])
-  xs, targets = params.embedding[windows[:-1]], windows[-1]
+  xs, targets = embed(params, windows[:-1]), windows[-1]
 
   def loss(state):
-    logits = state.h @ params.readout + params.bias[None, :]
+    logits = affine(state.h, readout(params), params.bias)
     # The sum over the batch gives each window the gradient of its own loss.
     return cross_entropy(logits, targets).sum()
 
   last, _ = unroll(cell, weights, state, xs)
   d_states = state_cotangents(cell, weights, state, xs, jax.grad(loss)(last))
-  return jax.tree.map(lambda d: norm(d).mean(axis=-1), d_states)
+  return jax.tree.map(norm, d_states)
 
 
 def norm(d: jax.Array) -> jax.Array:

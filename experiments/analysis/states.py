@@ -93,14 +93,20 @@ def trace_layers(
     token after each token, [N, V].
   """
   # As in `language.model`, which does not return the states of every layer.
-  xs = params.embedding[tokens]
-  if params.readout is None:  # tied: inputs are scaled by √E
-    xs = xs * jnp.asarray(xs.shape[-1] ** 0.5, xs.dtype)
+  xs = embed(params, tokens)
   layers = []
   for weights in params.layers:
     layers.append(_trace_layer(cell, weights, xs))
     xs = layers[-1].states.h
   return tuple(layers), affine(xs, readout(params), params.bias)
+
+
+def embed(params: LanguageParams, tokens: jax.typing.ArrayLike) -> jax.Array:
+  """Return the inputs of the lowest layer for tokens [...], [..., E]."""
+  xs = params.embedding[tokens]
+  if params.readout is None:  # tied: inputs are scaled by √E
+    xs = xs * jnp.asarray(xs.shape[-1] ** 0.5, xs.dtype)
+  return xs
 
 
 def readout(params: LanguageParams) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.analysis import context
 from experiments.analysis.context import bins, gradient_norms, nats_by_context
 from lstm_jax import lstm, rnn
 from lstm_jax.language import ModelConfig, cross_entropy, language_model
@@ -14,8 +15,9 @@ from lstm_jax.language import ModelConfig, cross_entropy, language_model
 TOKENS = np.random.default_rng(0).integers(0, 9, 100).astype(np.int32)
 
 
-def make(cell, key):
-  config = ModelConfig(cell, embedding_size=3, hidden_size=5, dtype=jnp.float64)
+def make(cell, key, *, tied=False):
+  size = 5 if tied else 3
+  config = ModelConfig(cell, size, 5, tied=tied, dtype=jnp.float64)
   model = language_model(config, 9)
   return model, model.init(key)
 
@@ -66,6 +68,34 @@ def test_gradient_norms_are_those_of_autodiff(cell, key):
     actual = np.array([norms[field][back] for field in after._fields])
     assert np.abs(actual - np.mean(expected, axis=0)).max() < 1e-12
   assert all(len(values) == 11 for values in norms.values())
+
+
+def test_chunks_of_windows_have_the_mean_of_all(key, monkeypatch):
+  _, params = make(lstm, key)
+  whole = gradient_norms(lstm, params, TOKENS, 10)  # nine windows
+  norms, shapes = context._norms, []
+
+  def of_chunk(cell, params, windows):
+    shapes.append(windows.shape)
+    return norms(cell, params, windows)
+
+  monkeypatch.setattr(context, "_norms", of_chunk)
+  monkeypatch.setattr(context, "CHUNK", 4)
+  chunked = gradient_norms(lstm, params, TOKENS, 10)
+  assert shapes == [(11, 4)] * 3
+  for name, values in whole.items():
+    assert np.abs(np.array(values) - chunked[name]).max() < 1e-12
+
+
+def test_a_tied_model_reads_scaled_rows_of_its_readout(key):
+  _, tied = make(rnn, key, tied=True)
+  embedding = 5**0.5 * tied.embedding  # as `language_model` scales it
+  untied = tied._replace(embedding=embedding, readout=tied.embedding.T)
+  found, expected = (
+    np.array(gradient_norms(rnn, params, TOKENS[:22], 10)["h"])
+    for params in (tied, untied)
+  )
+  assert found[0] > 0 and np.abs(found - expected).max() < 1e-12
 
 
 def test_norms_whose_squares_underflow_are_not_zero(key):
