@@ -30,6 +30,8 @@ model. In all protocols but cold windows, a word that the text has already
 spelled costs less the next time.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,6 @@ from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.members import cost, load_members
 from experiments.trainer.trained import BEST, CHECKPOINTS, Trained
-from lstm_jax.language import Tokenizer
-from lstm_jax.language.evaluate import nats_per_character
 from lstm_jax.language.options import check_options, option
 from lstm_jax.language.word_tokenizer import normalize
 
@@ -170,8 +170,15 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     dynamic_eval.check_text_before(len(texts.before), fixed)
   if mixes:
     check_mixable(tokenizer, len(texts.tokens))
+
+  @functools.cache
+  def spelling_nats(cached: bool) -> float:  # of unknown words, less if cached
+    return float(tokenizer.spelling_nats(excerpt.text, cached)[1:].sum())
+
   record = _make_record(config, members, excerpt, len(texts.tokens))
-  _print_heading(config, members, excerpt, texts.tokens, record, console)
+  _print_heading(
+    config, members, excerpt, texts.tokens, spelling_nats, record, console
+  )
   protocols = Protocols(
     [Member(one.model, one.params) for one in members],
     texts,
@@ -188,9 +195,8 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         if how := choice.description():
           console.print(how, soft_wrap=True)
       mean, total = float(outcome.nats.mean()), float(outcome.nats.sum())
-      text, cached = excerpt.text, name != "cold"
-      per_character = nats_per_character(tokenizer, text, total, cached)
-      spelling = _spelling_nats(tokenizer, text, cached)
+      spelling = spelling_nats(name != "cold")
+      per_character = (total + spelling) / (len(excerpt.text) - 1)
       rows.append(Row(outcome.title, mean, per_character, spelling))
       for figure, value in rows[-1].figures.items():
         record[figure][name] = value
@@ -215,6 +221,7 @@ def _print_heading(
   members: list[Trained],
   excerpt: Excerpt,
   tokens: np.ndarray,
+  spelling_nats: Callable[[bool], float],
   record: dict[str, Any],
   console: Console,
 ) -> None:
@@ -232,8 +239,7 @@ def _print_heading(
   if tokenizer.unknown_tokens:
     unknown = np.isin(tokens[1:], tokenizer.unknown_tokens).mean()
     anew, cached = (
-      _spelling_nats(tokenizer, text, cached) / (len(text) - 1)
-      for cached in (False, True)
+      spelling_nats(cached) / (len(text) - 1) for cached in (False, True)
     )
     console.print(
       f"words   {len(tokens):,}, {unknown:.2%} of them unknown, whose spelling "
@@ -250,14 +256,6 @@ def _print_heading(
     )
   for line in without_effect(config, EVALUATE_RULES).values():
     console.print(f"warning {line}", soft_wrap=True)
-
-
-def _spelling_nats(tokenizer: Tokenizer, text: str, cached: bool) -> float:
-  """Return the nats of spelling a text's unknown words after its first token.
-
-  If `cached`, a word that the text has spelled before costs less.
-  """
-  return float(tokenizer.spelling_nats(text, cached)[1:].sum())
 
 
 def _make_record(

@@ -27,7 +27,12 @@ from lstm_jax.language.dynamic_eval import (
   dynamic_nats,
   gradient_scale,
 )
-from lstm_jax.language.evaluate import cold_nats, stateful_nats
+from lstm_jax.language.evaluate import (
+  cold_nats,
+  nats_per_character,
+  stateful_nats,
+)
+from lstm_jax.language.word_tokenizer import WordTokenizer
 from tests.experiments.conftest import VERSE, make_config
 from tests.experiments.pages import explored
 
@@ -223,6 +228,30 @@ def test_a_mixture_needs_characters(word_config, console):
       ValueError, match="mixing is for models of characters, got"
     ):
       evaluate.run(options, console)
+
+
+@pytest.mark.exhaustive
+def test_the_spelling_of_a_text_is_computed_once_for_each_cost(
+  word_config, console, monkeypatch
+):
+  directory = explored.write_run(word_config)
+  spelling_nats, calls = WordTokenizer.spelling_nats, []
+
+  def spell(tokenizer, text, cached=False):
+    calls.append(cached)
+    return spelling_nats(tokenizer, text, cached)
+
+  monkeypatch.setattr(WordTokenizer, "spelling_nats", spell)
+  options = EvaluateConfig((str(directory),), protocol=("cold", "stateful"))
+  record = evaluate.run(options, console)
+  assert calls == [False, True]
+  text = read_text(word_config.data.corpus)
+  _, text = split(text, word_config.data.val_fraction)
+  tokenizer, size = load(directory).tokenizer, record["predictions"]
+  for name, cached in (("cold", False), ("stateful", True)):
+    total = record["nats"][name] * size
+    expected = nats_per_character(tokenizer, text, total, cached)
+    assert abs(record["nats_per_character"][name] - expected) < 1e-6
 
 
 @pytest.mark.exhaustive
