@@ -11,8 +11,8 @@ of 256, and in one stateful pass.
 --change=seed=1 shows what the seed alone does. The results are kept in
 ablations.json: a change that is in it is not trained again, and one that was
 interrupted is resumed. A change that diverges is marked. --overwrite trains all
-of them again, so that none of the record may be left out; if that is
-interrupted, the next call without it resumes.
+of them again, and every change in the record must then be named; if it is
+interrupted, the next call without --overwrite resumes it.
 """
 
 import shlex

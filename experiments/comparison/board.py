@@ -15,8 +15,8 @@ from experiments.trainer.corpus_path import REPOSITORY
 
 BOARD = REPOSITORY / "experiments" / "results" / "board.json"
 ROOT = "../.."  # of the repository, seen from docs/results
-# Before the name of a protocol: by it, but with the mean of the probabilities
-# of all seeds.
+# Prefix of a protocol's name: the models of all seeds are evaluated by that
+# protocol together, with the mean of their probabilities.
 ENSEMBLE = "ensemble_"
 
 

@@ -7,8 +7,8 @@ that is the largest or the smallest rate, twice or half of it is tried too,
 until it is neither, or MOST_FURTHER were added: a best rate at an end says only
 that the rates were too few. The validation split plays no part in this choice.
 
-Equal time: a training step of every cell is timed here, and `measurements`
-gives each cell as many as take the same time as all those of the LSTM.
+Equal time: a training step of every cell is timed here. In `measurements` each
+cell gets the number of training steps that takes as long as all of the LSTM's.
 """
 
 import math
