@@ -58,6 +58,7 @@ from experiments.trainer.corpus_path import (
   recorded_path,
 )
 from experiments.trainer.data import SPLITS, text_sha256
+from experiments.trainer.devices import num_cores
 from experiments.trainer.effects import EVALUATE_RULES, without_effect
 from experiments.trainer.environment import device_name
 from experiments.trainer.evaluation import (
@@ -182,7 +183,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   protocols = Protocols(
     [Member(one.model, one.params) for one in members],
     texts,
-    Settings(config.window, fixed),
+    Settings(config.window, fixed, num_cores()),
     config.protocol,
   )
   rows: list[Row] = []

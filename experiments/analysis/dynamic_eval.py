@@ -10,7 +10,6 @@ tries a setting of its own, with the same results: for the recipe `poems` the
 choice takes 13 s on two cores; one setting after the other, it took 18 s.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -82,6 +81,7 @@ def evaluate_dynamically(
   tokens: np.ndarray,
   fixed: FixedSettings,
   *,
+  threads: int = 1,
   full: bool = False,
 ) -> tuple[Choice, np.ndarray]:
   """Choose the settings, and return them with the predictions of tokens[1:].
@@ -94,6 +94,7 @@ def evaluate_dynamically(
       SCALE_TOKENS, and settings are tried on its last TUNING.
     tokens: the text to evaluate on, int32 [N].
     fixed: settings that are not to be chosen.
+    threads: settings that are tried at once on a CPU, one a core.
     full: whether to return the probabilities of every token.
 
   Returns:
@@ -106,8 +107,7 @@ def evaluate_dynamically(
   """
   # In threads, since XLA releases the interpreter's lock. The settings would
   # have to share an accelerator.
-  threads = os.cpu_count() if jax.default_backend() == "cpu" else 1
-  pool = ThreadPoolExecutor(threads)
+  pool = ThreadPoolExecutor(threads if jax.default_backend() == "cpu" else 1)
 
   def scale(segment: int) -> LanguageParams:
     count = max(SCALE_TOKENS, _needed_tokens(segment))

@@ -59,6 +59,7 @@ class Settings(NamedTuple):
 
   window: int  # tokens of a cold window
   fixed: dynamic_eval.FixedSettings  # the others are chosen
+  threads: int = 1  # settings of dynamic evaluation that are tried at once
 
 
 class Outcome(NamedTuple):
@@ -181,6 +182,7 @@ class Protocols:
           self._texts.before,
           self._texts.tokens,
           self._settings.fixed,
+          threads=self._settings.threads,
           full="mixed" in self._names,
         )
         choices.append(choice)

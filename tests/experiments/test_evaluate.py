@@ -386,22 +386,37 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
   assert "are the best of 4 settings on the 300 tokens" in printed
 
 
-def test_the_choice_on_several_cores_is_that_on_one(run, monkeypatch):
+def test_the_choice_on_several_cores_is_that_on_one(run):
   trained = load(run)
   data = trained.config.data
   texts = split(read_text(data.corpus), data.val_fraction)
   before, tokens = map(trained.tokenizer.encode, texts)
 
   def results(cores):
-    monkeypatch.setattr(dynamic_eval.os, "cpu_count", lambda: cores)
     fixed = dynamic_eval.FixedSettings()
     return dynamic_eval.evaluate_dynamically(
-      trained.model, trained.params, before, tokens, fixed
+      trained.model, trained.params, before, tokens, fixed, threads=cores
     )
 
   (choice, nats), (expected, expected_nats) = results(4), results(1)
   assert choice == expected
   assert (nats == expected_nats).all()
+
+
+@pytest.mark.exhaustive
+def test_each_core_of_the_process_tries_a_setting(
+  run, options, console, monkeypatch
+):
+  pool, threads = dynamic_eval.ThreadPoolExecutor, []
+  monkeypatch.setattr(
+    dynamic_eval,
+    "ThreadPoolExecutor",
+    lambda count: threads.append(count) or pool(count),
+  )
+  monkeypatch.setattr(evaluate, "num_cores", lambda: 3)
+  fixed = {"rate": 1e-4, "decay": 0.02, "protocol": ("dynamic",)}
+  evaluate.run(replace(options, **fixed), console)
+  assert threads == [3]
 
 
 @pytest.mark.parametrize(
