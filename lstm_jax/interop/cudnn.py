@@ -26,7 +26,7 @@ from lstm_jax.interop.torch.weights import (
   named_arrays,
 )
 from lstm_jax.sequence import Directions
-from lstm_jax.sequence.stack import check_is_sequence
+from lstm_jax.sequence.stack import check_layers
 
 
 def to_cudnn(layers: Layers) -> jax.Array:
@@ -38,7 +38,7 @@ def to_cudnn(layers: Layers) -> jax.Array:
   Raises:
     ValueError: the layers are of another cell, or differ in size or directions.
   """
-  check_is_sequence(layers)
+  check_layers(layers)
   for layer in layers:
     for params in layer if isinstance(layer, Directions) else (layer,):
       if not isinstance(params, LSTMParams):

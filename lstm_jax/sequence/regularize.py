@@ -3,13 +3,16 @@
   name            what is dropped                        drawn
   dropout         units of a sequence                    at each time step
   locked_dropout  units of a sequence (variational)      once per sequence
-  factors         units of h, for `state_dropout`        once per sequence
+  factors         units of h, for `state_dropout`        once, or at each step
   zoneout         updates of the state, for `zoneout`    at each time step
   drop_connect    weights of w_h (weight-drop)           once per sequence
 
-`factors` and `zoneout` draw arguments of `unroll`. The same key draws the same
-noise; a rate of 0 draws nothing and changes nothing. What is not dropped is
-divided by 1 − rate, so that the expectation stays the same. Zoneout needs no
+`factors` and `zoneout` draw arguments of `unroll`: factors of shape [B, H] once
+per sequence, of shape [T, B, H] at each time step. A rate is a Python number in
+[0, 1), never traced; all functions here refuse another one. The same key draws
+the same noise; a rate of 0 draws nothing and changes nothing. What is not
+dropped is divided by 1 − rate, so that the expectation stays the same. Dropping
+multiplies by 0, so that NaN and infinity do not become 0. Zoneout needs no
 rescaling: at evaluation, pass the rates themselves as `zoneout`, and each step
 updates the state by its expectation.
 
@@ -34,11 +37,10 @@ from lstm_jax.cells.precision import check_float
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-  """Return x with elements set to 0 with probability `rate`, others scaled up.
+  """Return x with elements dropped with probability `rate`, others scaled up.
 
   Raises:
-    ValueError: the rate is not in [0, 1), which all functions here refuse; or x
-      has no floats.
+    ValueError: the rate is not in [0, 1), or x has no floats.
   """
   _check_floats("x", x)
   return x * factors(key, x.shape, rate, x.dtype) if _drops(rate) else x
@@ -78,7 +80,8 @@ def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
   """Return a cell's params with elements of the matrix w_h dropped.
 
   Raises:
-    ValueError: the cell has no matrix w_h, and the rate is not 0.
+    ValueError: the rate is not in [0, 1); or it is not 0, and the cell has no
+      matrix w_h.
   """
   if not _drops(rate):
     return params
@@ -107,7 +110,13 @@ def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:
 
   Returns:
     A state of bool [T, ..., H], True where a unit keeps its value.
+
+  Raises:
+    ValueError: the rates are no state of that cell, or one is not in [0, 1).
   """
+  if type(rates) is not type(state):
+    expected, found = type(state).__name__, type(rates).__name__
+    raise ValueError(f"rates must be a {expected}, got {found}")
   keys = jax.random.split(key, len(state))
   keep = [
     jax.random.bernoulli(k, r, (steps, *s.shape))

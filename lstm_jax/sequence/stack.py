@@ -69,26 +69,22 @@ def unroll_stack(
       implementation, as in `unroll`, for every layer.
 
   Returns:
-    (states, hs): the last state of every layer, and the top layer's outputs.
+    (states, hs): the last state of every layer, and the top layer's outputs,
+    [T, ..., H], or [T, ..., 2H] if it is bidirectional.
 
   Raises:
     TypeError: an option is none of these.
-    ValueError: params are no sequence, or an empty one; cells, states, zoneout
-      or state_dropout are not one per layer; dropout has no key, or its rate is
-      not in [0, 1); or `unroll` raises it for a layer, such as for one that is
-      too large for implementation="mosaic_gpu".
+    ValueError: params are no list or tuple, or an empty one; cells, states,
+      zoneout or state_dropout are not a list or tuple with one element per
+      layer; dropout has no key, or its rate is not in [0, 1); or `unroll`
+      raises it for a layer, such as for one that is too large for
+      implementation="mosaic_gpu".
   """
   for name in sorted(options.keys() - UnrollOptions.__annotations__.keys()):
     raise TypeError(
       f"unroll_stack() got an unexpected keyword argument {name!r}"
     )
-  check_is_sequence(params)
-  if not params or (states is not None and len(params) != len(states)):
-    states = () if states is None else states
-    raise ValueError(
-      "a stack needs at least one layer and one state per layer, "
-      f"got {len(params)} layers and {len(states)} states"
-    )
+  _check_params(params)
   if dropout and key is None:
     raise ValueError(f"dropout needs a key, got dropout={dropout}, key=None")
   if not 0 <= dropout < 1:
@@ -108,9 +104,9 @@ def unroll_stack(
   layers = zip(
     _cells(cell, len(params)),
     params,
-    _per_layer("states", states, params),
-    _per_layer("zoneout", zoneout, params),
-    _per_layer("state_dropout", state_dropout, params),
+    _per_layer("states", states, len(params)),
+    _per_layer("zoneout", zoneout, len(params)),
+    _per_layer("state_dropout", state_dropout, len(params)),
     strict=True,
   )
   last: list[State | Directions] = []
@@ -156,8 +152,9 @@ def init_stack(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: there is no layer, the number of layers is not given or given
-      differently, or a size is below 1.
+    ValueError: there is no layer; the number of layers is not given, or two
+      arguments give different ones; cells are no list or tuple; or a size is no
+      integer of at least 1.
   """
   sizes = _sizes(cell, hidden_sizes, num_layers)
   layers: list[Params | Directions] = []
@@ -187,8 +184,10 @@ def initial_stack_state(
     batch_shape: the batch axes.
 
   Raises:
-    ValueError: there is not one cell per layer.
+    ValueError: params are no list or tuple, or an empty one; or there is not
+      one cell per layer.
   """
+  _check_params(params)
 
   def zero_state(layer_cell, weights):
     if isinstance(weights, Directions):
@@ -198,14 +197,24 @@ def initial_stack_state(
   return tuple(map(zero_state, _cells(cell, len(params)), params))
 
 
-def check_is_sequence(layers: Any) -> None:
-  """Raise ValueError for one layer alone: its fields are not the layers."""
-  if hasattr(layers, "_fields"):
+def check_layers(layers: Any, name: str = "layers") -> None:
+  """Raise ValueError unless layers are in a list or a plain tuple.
+
+  One layer alone is a NamedTuple, whose fields are not layers.
+  """
+  if not isinstance(layers, list | tuple) or hasattr(layers, "_fields"):
     kind = type(layers).__name__
     raise ValueError(
-      f"layers must be a sequence of layers, such as ({kind}(...),), got one "
-      f"{kind}"
+      f"{name} must be a list or tuple with one element per layer, "
+      f"got one {kind}"
     )
+
+
+def _check_params(params: Any) -> None:
+  """Raise ValueError unless params are those of at least one layer."""
+  check_layers(params, "params")
+  if not params:
+    raise ValueError("params must have at least one layer, got none")
 
 
 def _sizes(
@@ -220,6 +229,7 @@ def _sizes(
   if np.ndim(hidden_sizes):
     counts["hidden_sizes"] = len(hidden_sizes)  # type: ignore[arg-type]
   if not _is_cell(cell):
+    check_layers(cell, "cell")
     counts["cells"] = len(cell)  # type: ignore[arg-type]
   if not counts:
     raise ValueError(
@@ -231,6 +241,8 @@ def _sizes(
   (layers,) = set(counts.values())
   if layers < 1:
     raise ValueError(f"a stack needs at least one layer, got {layers}")
+  if not jnp.issubdtype(np.asarray(hidden_sizes).dtype, jnp.integer):
+    raise ValueError(f"hidden_sizes must be integers, got {hidden_sizes}")
   return tuple(map(int, np.broadcast_to(hidden_sizes, layers)))
 
 
@@ -238,7 +250,7 @@ def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:
   """Return one cell per layer."""
   if _is_cell(cell):
     return [cell] * num_layers  # type: ignore[list-item]
-  return _per_layer("cell", cell, range(num_layers))
+  return _per_layer("cell", cell, num_layers)
 
 
 def _is_cell(cell: object) -> bool:
@@ -246,17 +258,14 @@ def _is_cell(cell: object) -> bool:
   return hasattr(cell, "recur")
 
 
-def _per_layer(name: str, values: Any, layers: Sequence) -> Sequence:
+def _per_layer(name: str, values: Any, num_layers: int) -> Sequence:
   """Return one value per layer: those given, or None for each."""
   if values is None:
-    return [None] * len(layers)
-  if hasattr(values, "_fields"):
-    raise ValueError(
-      f"{name} must have one element per layer, got one {type(values).__name__}"
-    )
-  if len(values) != len(layers):
+    return [None] * num_layers
+  check_layers(values, name)
+  if len(values) != num_layers:
     raise ValueError(
       f"{name} must have one element per layer, "
-      f"got {len(values)} for {len(layers)} layers"
+      f"got {len(values)} for {num_layers} layers"
     )
   return values

@@ -208,7 +208,8 @@ def test_one_layer_is_no_stack():
   for layers in (params, Directions(params, params)):
     kind = type(layers).__name__
     with pytest.raises(
-      ValueError, match=rf"such as \({kind}\(\.\.\.\),\), got"
+      ValueError,
+      match=f"^params must be a list or tuple with one .* got one {kind}$",
     ):
       unroll_stack(lstm, layers, None, jnp.ones((T, B, H)))
 
@@ -261,7 +262,7 @@ def test_a_state_is_no_pair_and_no_layers():
   both = partial(unroll_both, lstm, Directions(params, params))
   stack = partial(unroll_stack, lstm, [params, params])
   pair = r" must be Directions\(forward, backward\), got LSTMState of 2$"
-  layers = r" must have one element per layer, got one LSTMState$"
+  layers = r" must be a list or tuple with one .* per layer, got one LSTMState$"
   for call, message in (
     (lambda: both(None, XS, zoneout=rates), f"^zoneout{pair}"),
     (lambda: both(state, XS), f"^states{pair}"),

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import lstm, regularize, unroll
+from lstm_jax import gru, lstm, regularize, rnn, unroll
 from tests.draws import B, D, H, T, arguments, worst
 
 RATE = 0.3
@@ -103,3 +103,11 @@ def test_a_rate_of_zero_changes_nothing(key):
   assert (regularize.factors(key, (B, H), 0.0) == 1).all()
   kept = regularize.zoneout(key, state, T, lstm.LSTMState(0.0, 0.0))
   assert not kept.h.any() and not kept.c.any()
+
+
+def test_the_rates_of_zoneout_are_those_of_the_state(key):
+  state = gru.initial_state(gru.init(key, D, H), (B,))
+  for rates in (lstm.LSTMState(0.1, 0.2), rnn.RNNState(0.1)):
+    message = f"^rates must be a GRUState, got {type(rates).__name__}$"
+    with pytest.raises(ValueError, match=message):
+      regularize.zoneout(key, state, T, rates)

@@ -98,12 +98,49 @@ def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
 @REPRESENTATIVE_CELLS
 def test_a_stack_needs_layers_and_a_state_for_each(cell, key):
   params, states, xs = arguments(cell, key)
-  with pytest.raises(ValueError, match=r"at least one layer .* 0 layers and 3"):
+  none = "^params must have at least one layer, got none$"
+  with pytest.raises(ValueError, match=none):
     unroll_stack(cell, (), states, xs)
-  with pytest.raises(
-    ValueError, match="one state per layer, got 3 layers and 2"
-  ):
+  with pytest.raises(ValueError, match=none):
+    unroll_stack(cell, (), None, xs)
+  with pytest.raises(ValueError, match=none):
+    initial_stack_state(cell, ())
+  two = "^states must have one element per layer, got 2 for 3 layers$"
+  with pytest.raises(ValueError, match=two):
     unroll_stack(cell, params, states[:2], xs)
+
+
+def test_what_is_given_per_layer_is_a_list_or_a_tuple(key):
+  params = jax.eval_shape(lambda: init_stack(lstm, key, D, (H, 7)))
+  states = jax.eval_shape(lambda: initial_stack_state(lstm, params, (2,)))
+  xs = jnp.ones((T, 2, D))
+
+  def refused(name, kind):
+    one = "must be a list or tuple with one element per layer, got one"
+    return pytest.raises(ValueError, match=f"^{name} {one} {kind}$")
+
+  # B = 2 is also the number of layers.
+  factors = regularize.factors(key, (2, H), 0.5)
+  with refused("state_dropout", type(factors).__name__):
+    unroll_stack(lstm, params, None, xs, state_dropout=factors)
+  with refused("zoneout", "float"):
+    unroll_stack(lstm, params, None, xs, zoneout=0.1)
+  with refused("states", "generator"):
+    unroll_stack(lstm, params, (state for state in states), xs)
+  for layers, kind in (
+    (params[0], "LSTMParams"),
+    (dict(enumerate(params)), "dict"),
+    (iter(params), "tuple_iterator"),
+    (Directions(*params), "Directions"),
+  ):
+    with refused("params", kind):
+      unroll_stack(lstm, layers, None, xs)
+    with refused("params", kind):
+      initial_stack_state(lstm, layers)
+  with refused("cell", "int"):
+    unroll_stack(5, params, None, xs)
+  with refused("cell", "dict"):
+    init_stack({0: lstm, 1: gru}, key, D, H)
 
 
 def test_a_stack_of_different_cells_equals_its_layers_by_hand(key):
@@ -160,3 +197,6 @@ def test_one_hidden_size_is_that_of_every_layer(key):
     init_stack((lstm, gru), key, D, (H, H, H))
   with pytest.raises(ValueError, match="hidden_size must be at least 1"):
     init_stack(lstm, key, D, (H, 0))
+  message = r"^hidden_sizes must be integers, got \(6, 5\.7\)$"
+  with pytest.raises(ValueError, match=message):
+    init_stack(lstm, key, D, (6, 5.7))

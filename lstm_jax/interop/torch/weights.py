@@ -52,7 +52,7 @@ from lstm_jax.interop.tensors import (
   read_source,
 )
 from lstm_jax.sequence.bidirectional import Directions
-from lstm_jax.sequence.stack import check_is_sequence
+from lstm_jax.sequence.stack import check_layers
 
 Layers = tuple[Params | Directions, ...]  # the lowest layer first
 CELLS: dict[int, Cell] = {4: lstm, 3: gru, 1: rnn}  # by number of gates
@@ -265,7 +265,7 @@ def check_one_module(layers: Sequence[Params | Directions]) -> None:
   They have one kind of params, one size and one number of directions, and each
   reads the outputs of the one below.
   """
-  check_is_sequence(layers)
+  check_layers(layers)
   if not layers:
     raise ValueError("a module must have at least one layer, got none")
   inputs = first = None
