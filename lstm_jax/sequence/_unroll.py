@@ -220,9 +220,6 @@ def _with_features(
   The extras are one for each wrapper, [T, ...], the outermost first.
   """
   extras: tuple = ()
-  if not (mask is None and reset is None and state_dropout is None):
-    # The h that enters a step is then not always the previous output.
-    cell = wrappers.saving_input_h(cell)
   if state_dropout is not None:
     cell = wrappers.state_dropout(cell)
     factor = with_time_axis(

@@ -23,14 +23,15 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
   min_gru 3          lru 3              gru_reset_before 6
   mogrifier_lstm 9 + 4 D/H
 
-with P the size of the projection, and 5 rounds of a Mogrifier; with a mask,
-resets or state dropout 1 more, the h that enters each step. The largest
-array exists only once: at every step, the gates (or local gradients) overwrite
-axₜ, and later daₜ overwrites them. During the backward there are more, again
-times T·B·H: a copy of hs, shifted by one step, 1; in the GRU the cotangent of
-h W_h, which is not daₜ, 3; in the layer-normalised LSTM the normalised products
-and their cotangents, up to 17, not all at the same time; in the Mogrifier the
-operands and the cotangents of all its products, 8 + 6 D/H.
+with P the size of the projection, and 5 rounds of a Mogrifier; with resets or
+state dropout 1 more, the h that enters each step; and with a mask 1 more, since
+the outputs that `unroll` returns are then not hs. The largest array exists only
+once: at every step, the gates (or local gradients) overwrite axₜ, and later daₜ
+overwrites them. During the backward there are more, again times T·B·H: a copy
+of hs, shifted by one step, 1; in the GRU the cotangent of h W_h, which is not
+daₜ, 3; in the layer-normalised LSTM the normalised products and their
+cotangents, up to 17, not all at the same time; in the Mogrifier the operands
+and the cotangents of all its products, 8 + 6 D/H.
 """
 
 import math

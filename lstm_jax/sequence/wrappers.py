@@ -1,9 +1,10 @@
 """Cells with an added feature: masks, resets, zoneout, state dropout.
 
 Each function wraps a cell's `recur` and `recur_backward`, and returns a cell
-again. The step of the new cell takes one more argument, the first of its
-extras. With s the state before a step, s' the state after the wrapped cell's
-step, s⁺ the state that the wrapper returns, and ds the cotangent of a state:
+again. The step of the new cell takes one more argument, before those of the
+wrapped cell's step. With s the state before a step, s' the state after the
+wrapped cell's step, s⁺ the state that the wrapper returns, and ds the cotangent
+of a state:
 
   wrapper        forward                      backward
   masked         s⁺ = s' where m, else s      ds' = ds⁺ where m, else 0
@@ -13,10 +14,11 @@ step, s⁺ the state that the wrapper returns, and ds the cotangent of a state:
                                               ds  = (inner) + k ⊙ ds⁺
   state_dropout  h  ← q ⊙ h                   dh  ← q ⊙ dh
 
-where m is the mask, r the reset flag, k zoneout's rate, and q the factor of h;
-(inner) is the cotangent that the wrapped cell's backward returns. A masked step
-(m False) changes neither the state nor its cotangent. Its input must be finite,
-since NaN ⊙ 0 is NaN: `unroll` replaces masked inputs by zeros.
+where m is the mask, r the reset flag, k the share of the previous state that a
+unit keeps (True, False or between), and q the factor of h; (inner) is the
+cotangent that the wrapped cell's backward returns. A masked step (m False)
+changes neither the state nor its cotangent. Its input must be finite, since
+NaN ⊙ 0 is NaN: `unroll` replaces masked inputs by zeros.
 
 `unroll` combines the wrappers. They can also be used directly:
 `masked(lstm).step(params, state, x, mask)` is a step like any other.
@@ -53,12 +55,12 @@ class Wrapped(NamedTuple):
   step: Callable
   takes_tokens: bool
   linear_recurrence: bool
-  saves_input_h: bool  # whether one of its wrappers is `saving_input_h`
+  saves_h: bool  # whether one of its wrappers is `saving_h`
 
 
 @serializable
-class InputResiduals(NamedTuple):
-  """Residuals of a cell wrapped by `saving_input_h`."""
+class ResidualsWithH(NamedTuple):
+  """Residuals of a cell wrapped by `saving_h`."""
 
   h: jax.Array  # [..., H], that of h W_h
   residuals: Residuals  # of the wrapped cell
@@ -68,7 +70,8 @@ class InputResiduals(NamedTuple):
 def masked(cell: Cell) -> Cell:
   """Return a cell whose step takes a mask, bool [...].
 
-  Where it is False, the step leaves the state unchanged.
+  Where it is False, the step leaves the state unchanged, and its h is the one
+  before. (`unroll` sets the output to 0.)
   """
 
   def recur(params, state, ax, mask, *extras):
@@ -110,26 +113,26 @@ def resettable(cell: Cell) -> Cell:
 
 @cache
 def zoneout(cell: Cell) -> Cell:
-  """Return a cell whose step takes zoneout's rates.
+  """Return a cell whose step takes the share of the state that each unit keeps.
 
-  The rates are a state whose arrays broadcast to those of the cell's state.
-  Where a rate is True or 1, the unit keeps its previous value; where it is
-  False or 0, the unit takes the new value. A rate in between mixes the two: at
-  evaluation, the zoneout probability as the rate gives the expected value.
+  The shares are a state whose arrays broadcast to those of the cell's state. A
+  unit keeps its previous value where its share is True or 1, and takes the new
+  one where it is False or 0. A share in between mixes the two: at evaluation,
+  the zoneout probability gives the expected value.
   """
 
-  def recur(params, state, ax, rate, *extras):
+  def recur(params, state, ax, share, *extras):
     after, gates, residuals = cell.recur(params, state, ax, *extras)
     mixed = jax.tree.map(
       lambda k, s, new: _cast(k, s) * s + (1 - _cast(k, s)) * new,
-      rate,
+      share,
       state,
       after,
     )
     return mixed, gates, residuals
 
-  def recur_backward(params, gates, residuals, d_state, rate, *extras):
-    d_kept = jax.tree.map(lambda k, d: _cast(k, d) * d, rate, d_state)
+  def recur_backward(params, gates, residuals, d_state, share, *extras):
+    d_kept = jax.tree.map(lambda k, d: _cast(k, d) * d, share, d_state)
     d_after = jax.tree.map(jnp.subtract, d_state, d_kept)
     d_inner, *das = cell.recur_backward(
       params, gates, residuals, d_after, *extras
@@ -144,9 +147,8 @@ def zoneout(cell: Cell) -> Cell:
 def state_dropout(cell: Cell) -> Cell:
   """Return a cell whose step multiplies the h that enters it by a factor.
 
-  The factor is the step's further argument and broadcasts to h [..., H]; 0
-  drops a unit. In a GRU, it also applies to the h of z ⊙ h, the part of the
-  state that the update gate keeps.
+  The factor broadcasts to h [..., H]; 0 drops a unit. In a GRU, it also applies
+  to the h of z ⊙ h, the part of the state that the update gate keeps.
   """
   cell = _made_to_save_h(cell)
 
@@ -165,17 +167,17 @@ def state_dropout(cell: Cell) -> Cell:
 
 
 @cache
-def saving_input_h(cell: Cell) -> Cell:
+def saving_h(cell: Cell) -> Cell:
   """Return a cell that also saves the h that it multiplies by W_h.
 
-  Otherwise the h of the weights' gradient Σ hᵀ da is the output of the step
-  before. That is wrong if a wrapper changes the state before the step, or if
-  `unroll` sets masked outputs to 0.
+  Otherwise the h of the weights' gradient Σ hᵀ da is that of the state after
+  the step before, which is another one if a wrapper changes the state before
+  this step.
   """
 
   def recur(params, state, ax, *extras):
     after, gates, residuals = cell.recur(params, state, ax, *extras)
-    return after, gates, InputResiduals(state.h, residuals)
+    return after, gates, ResidualsWithH(state.h, residuals)
 
   def recur_backward(params, gates, residuals, d_state, *extras):
     return cell.recur_backward(
@@ -189,13 +191,13 @@ def saving_input_h(cell: Cell) -> Cell:
     )
 
   wrapped = _wrapped(cell, recur, recur_backward, parameter_gradients)
-  return wrapped._replace(saves_input_h=True)
+  return wrapped._replace(saves_h=True)
 
 
 def _made_to_save_h(cell: Any) -> Any:
-  """Return the cell, wrapped by `saving_input_h` if it is not yet."""
-  saves = getattr(cell, "saves_input_h", False)
-  return cell if saves else saving_input_h(cell)
+  """Return the cell, wrapped by `saving_h` if it is not yet."""
+  saves = getattr(cell, "saves_h", False)
+  return cell if saves else saving_h(cell)
 
 
 def _wrapped(
@@ -214,7 +216,7 @@ def _wrapped(
     *steps,
     takes_tokens=getattr(cell, "takes_tokens", False),
     linear_recurrence=getattr(cell, "linear_recurrence", False),
-    saves_input_h=getattr(cell, "saves_input_h", False),
+    saves_h=getattr(cell, "saves_h", False),
   )
 
 

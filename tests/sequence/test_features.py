@@ -516,7 +516,7 @@ def test_every_error_planted_in_the_wrappers_is_caught(term, key):
   rates, factors = options["zoneout"], options["state_dropout"]
 
   def run(wraps, adjoint, args):
-    cell = wraps.saving_input_h(lstm)
+    cell = wraps.saving_h(lstm)
     cell = wraps.masked(
       wraps.resettable(wraps.zoneout(wraps.state_dropout(cell)))
     )

@@ -85,6 +85,20 @@ def test_temporaries_stay_within_their_bounds(name, tokens):
   assert reserved < TEMPORARY[name][tokens]
 
 
+@pytest.mark.exhaustive
+def test_resets_save_the_h_that_enters_a_step_and_a_mask_does_not():
+  params = lstm.init(KEY, D, H)
+  xs, yes = jnp.zeros((T, B, D), jnp.float32), jnp.ones((T, B), bool)
+
+  def saved(**options):
+    pullback = jax.vjp(lambda p: unroll(lstm, p, None, xs, **options), params)
+    leaves = jax.tree.leaves(pullback[1])
+    return sum(x.size for x in leaves if x.dtype == jnp.float32)
+
+  assert saved(reset=yes) - saved() == T * B * H
+  assert saved(reset=yes, mask=yes) - saved(mask=yes) == T * B * H
+
+
 @NAMES
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_chunks_stay_within_their_bound(name, residuals):
