@@ -1,5 +1,3 @@
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +5,6 @@ import pytest
 from flax import linen, nnx
 
 from lstm_jax import gru, lstm, rnn, unroll
-from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.interop.flax import (
   NNXRNN,
   LinenRNN,
@@ -16,9 +13,6 @@ from lstm_jax.interop.flax import (
   to_linen,
   to_nnx,
 )
-from lstm_jax.interop.haiku import to_haiku
-from lstm_jax.interop.keras import to_keras
-from lstm_jax.interop.torch import to_torch
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 
 pytestmark = pytest.mark.usefixtures("flax_promotion")
@@ -210,83 +204,3 @@ def test_weights_that_do_not_fit_leave_an_nnx_cell_unchanged(name, key):
   with pytest.raises(ValueError, match=rf"b of this {name} must be .*got \(1,"):
     to_nnx(wrong, cell)
   assert worst(from_nnx(cell)[1], before) == 0
-
-
-def test_weights_of_other_modules_are_refused(key):
-  xs = inputs(key, {})
-  with pytest.raises(ValueError, match=r"weights of an LSTMCell.*got kernel"):
-    from_linen({"kernel": xs})
-  weights = to_linen(gru.init(key, D, H))
-  weights["hn"] = {"kernel": weights["hn"]["kernel"]}
-  with pytest.raises(ValueError, match="hn must have a bias, got kernel"):
-    from_linen(weights)
-  weights = to_linen(lstm.init(key, D, H))
-  weights["if"]["kernel"] = jnp.zeros((D, H + 1))
-  expected = rf"if.kernel must be \[{D}, {H}\], as hi.kernel has {H} rows, got"
-  with pytest.raises(ValueError, match=expected):
-    from_linen(weights)
-  for part, axes in (("i", "D, H"), ("h", "H, H")):
-    weights = to_linen(lstm.init(key, D, H))
-    weights[f"{part}i"]["kernel"] = jnp.zeros(H)
-    expected = rf"^{part}i.kernel must be \[..., {axes}\], got \(6,\)$"
-    with pytest.raises(ValueError, match=expected):
-      from_linen(weights)
-  with pytest.raises(ValueError, match="expected the params of lstm, gru or r"):
-    to_linen((xs,))
-  with pytest.raises(ValueError, match=r"an nnx LSTMCell.*, got flax.*Linear$"):
-    from_nnx(nnx.Linear(D, H, rngs=nnx.Rngs(0)))
-
-
-@pytest.mark.parametrize(
-  "make",
-  [
-    partial(nnx.SimpleCell, activation_fn=nnx.relu),
-    partial(nnx.SimpleCell, residual=True),
-    partial(nnx.GRUCell, gate_fn=nnx.relu),
-    partial(nnx.LSTMCell, activation_fn=nnx.relu),
-    partial(nnx.OptimizedLSTMCell, gate_fn=nnx.relu),
-    type("Own", (nnx.LSTMCell,), {}),
-  ],
-)
-def test_an_nnx_cell_with_other_equations_is_refused(make):
-  module = make(D, H, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match="computes something else than our cell"):
-    from_nnx(module)
-
-
-def test_linen_weights_that_do_not_fit_are_named(key):
-  weights = to_linen(lstm.init(key, D, H))
-  for name, layer, text in (
-    ("ii", {"bias": jnp.ones(H)}, "^ii must have no bias"),
-    ("hi", {"bias": jnp.ones((1, H))}, r"^hi.bias must be .*got \(1, 6\)"),
-    ("hf", {"kernel": jnp.ones((H + 1, H))}, r"^hf.kernel must be \[6, 6\]"),
-    ("if", {"kernel": jnp.ones((D + 1, H))}, r"^if.kernel must be \[4, 6\]"),
-    ("ho", {"kernel": jnp.ones((H, H), int)}, "^ho.kernel must hold floats"),
-  ):
-    changed = weights | {name: weights[name] | layer}
-    with pytest.raises(ValueError, match=text):
-      from_linen(changed)
-  with pytest.raises(ValueError, match=r'^expected the collection "params"'):
-    from_linen(lstm.init(key, D, H))
-
-
-def test_the_weights_of_an_ensemble_are_those_of_a_vmapped_module(key):
-  members = jax.vmap(lambda key: lstm.init(key, D, H))(jax.random.split(key, 4))
-  weights = to_linen(members)
-  assert weights["hf"]["bias"].shape == (4, H)
-  found = from_linen(weights)[1]
-  assert jax.tree.all(jax.tree.map(jnp.array_equal, found, members))
-
-
-def test_params_that_do_not_fit_are_written_nowhere(key):
-  params = lstm.init(key, D, H)
-  params = params._replace(b=params.b[:-H])
-  for write in (
-    to_linen,
-    to_haiku,
-    to_keras,
-    lambda p: to_torch((p,)),
-    lambda p: to_cudnn((p,)),
-  ):
-    with pytest.raises(ValueError, match=r"^weights do not fit each other"):
-      write(params)

@@ -13,6 +13,13 @@ from lstm_jax.interop.flax.equivalence import equivalent_cell
 from lstm_jax.interop.flax.nnx_layers import nnx_layers
 from lstm_jax.interop.tensors import CELL_OF_PARAMS, as_array, check_fit
 
+# The gates of each cell, and its layers that have a bias, by their linen names.
+LAYERS: dict[Cell, tuple[Sequence[str], Sequence[str]]] = {
+  lstm: ("ifgo", ("hi", "hf", "hg", "ho")),
+  gru: ("rzn", ("ir", "iz", "in", "hn")),
+  rnn: ([""], ("i",)),
+}
+
 
 def from_linen(variables: Any) -> tuple[Cell, Params]:
   """Return our cell and the params equal to a linen cell's weights.
@@ -24,6 +31,8 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
   Args:
     variables: the "params" collection of an LSTMCell, OptimizedLSTMCell,
       GRUCell or SimpleCell. Boxed weights (`with_partitioning`) are unboxed.
+      All arrays may have the same further leading axes, such as those of a
+      vmapped module.
 
   Raises:
     ValueError: the collection has other names, a shape that does not fit, a
@@ -33,77 +42,93 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
   if not isinstance(variables, Mapping):
     kind = type(variables).__name__
     raise ValueError(f'expected the collection "params", got a {kind}')
-  names = set(variables)
+  cell = _cell_with(set(variables))
+  gates, biased = LAYERS[cell]
+  arrays = _read_arrays(variables, biased)
+  _check_shapes(arrays, f"i{gates[0]}.kernel")
 
-  def read(name: str, leaf: str) -> jax.Array:
-    layer = variables[name]
-    present = sorted(layer) if isinstance(layer, Mapping) else []
-    if leaf not in present:
-      found = ", ".join(present) or "nothing"
-      raise ValueError(f"{name} must have a {leaf}, got {found}")
-    return jnp.asarray(as_array(f"{name}.{leaf}", layer[leaf]))
+  def concatenated(names: Sequence[str], leaf: str) -> jax.Array:
+    return jnp.concatenate([arrays[f"{name}.{leaf}"] for name in names], -1)
 
-  def kernel_shape(name: str) -> tuple[int, ...]:
-    shape = read(name, "kernel").shape
-    if len(shape) < 2:
-      expected = "[..., D, H]" if name.startswith("i") else "[..., H, H]"
-      raise ValueError(f"{name}.kernel must be {expected}, got {shape}")
-    return shape
+  w_x, w_h = (
+    concatenated([part + gate for gate in gates], "kernel") for part in "ih"
+  )
+  b = concatenated(biased[: len(gates)], "bias")
+  if cell is lstm:
+    return cell, lstm.LSTMParams(w_x, w_h, b)
+  if cell is gru:
+    return cell, gru.GRUParams(w_x, w_h, b, arrays["hn.bias"])
+  return cell, rnn.RNNParams(w_x, w_h, b)
 
-  def concatenated(part: str, gates: Sequence[str], leaf: str) -> jax.Array:
-    *stacked, units, _ = kernel_shape("h" + gates[0])
-    rows = {"bias": [], "kernel": [units]}[leaf]
-    if leaf == "kernel" and part == "i":
-      rows = [kernel_shape("i" + gates[0])[-2]]
-    shape = (*stacked, *rows, units)
-    arrays = [read(part + gate, leaf) for gate in gates]
-    for gate, array in zip(gates, arrays, strict=True):
-      if array.shape != shape:
-        name, first = f"{part}{gate}.{leaf}", f"h{gates[0]}.kernel"
-        raise ValueError(
-          f"{name} must be {list(shape)}, as {first} has {units} rows, "
-          f"got {array.shape}"
-        )
-    return jnp.concatenate(arrays, axis=-1)
 
-  def check_biases(*biased: str) -> None:
-    for name in sorted(names.difference(biased)):
-      if "bias" in variables[name]:
-        raise ValueError(f"{name} must have no bias, which our cell lacks")
-
-  if names == {part + gate for part in "ih" for gate in "ifgo"}:
-    w_x, w_h = (concatenated(part, "ifgo", "kernel") for part in "ih")
-    check_biases("hi", "hf", "hg", "ho")
-    return lstm, lstm.LSTMParams(w_x, w_h, concatenated("h", "ifgo", "bias"))
-  if names == {part + gate for part in "ih" for gate in "rzn"}:
-    w_x, w_h = (concatenated(part, "rzn", "kernel") for part in "ih")
-    check_biases("ir", "iz", "in", "hn")
-    b, b_n = concatenated("i", "rzn", "bias"), concatenated("h", "n", "bias")
-    return gru, gru.GRUParams(w_x, w_h, b, b_n)
-  if names == {"i", "h"}:
-    w_x, w_h = (concatenated(part, [""], "kernel") for part in "ih")
-    check_biases("i")
-    return rnn, rnn.RNNParams(w_x, w_h, concatenated("i", [""], "bias"))
+def _cell_with(names: set[str]) -> Cell:
+  """Return the cell whose layers have these names."""
+  for cell, (gates, _) in LAYERS.items():
+    if names == {part + gate for part in "ih" for gate in gates}:
+      return cell
+  found = ", ".join(sorted(map(str, names))) or "nothing"
+  hint = '; pass variables["params"]' if "params" in names else ""
   raise ValueError(
     "expected the weights of an LSTMCell, OptimizedLSTMCell, GRUCell or "
-    f"SimpleCell, got {', '.join(sorted(names)) or 'nothing'}"
+    f"SimpleCell, got {found}{hint}"
   )
+
+
+def _read_arrays(
+  variables: Mapping[str, Any], biased: Sequence[str]
+) -> dict[str, jax.Array]:
+  """Return each layer's kernel, and its bias if it has one, as "hi.kernel"."""
+  arrays = {}
+  for name in sorted(variables):
+    layer = variables[name] if isinstance(variables[name], Mapping) else {}
+    if "bias" in layer and name not in biased:
+      raise ValueError(f"{name} must have no bias: our cell has none there")
+    for leaf in ("kernel", "bias") if name in biased else ("kernel",):
+      if leaf not in layer:
+        found = ", ".join(sorted(layer)) or "nothing"
+        raise ValueError(f"{name} must have a {leaf}, got {found}")
+      key = f"{name}.{leaf}"
+      arrays[key] = jnp.asarray(as_array(key, layer[leaf]))
+  return arrays
+
+
+def _check_shapes(arrays: dict[str, jax.Array], first: str) -> None:
+  """Raise ValueError unless all shapes fit that of the first kernel."""
+  shape = arrays[first].shape
+  if len(shape) < 2:
+    raise ValueError(f"{first} must be [..., D, H], got {shape}")
+  *leading, inputs, units = shape
+  rows = {"i": inputs, "h": units}
+  for name, array in arrays.items():
+    sizes = [rows[name[0]], units] if name.endswith("kernel") else [units]
+    expected = [*leading, *sizes]
+    if list(array.shape) != expected:
+      raise ValueError(
+        f"{name} must be {expected}, as {first} is {list(shape)}, "
+        f"got {array.shape}"
+      )
 
 
 def to_linen(params: Params) -> dict[str, Any]:
   """Convert params to the "params" collection of the matching linen cell.
 
   Args:
-    params: of `lstm`, `gru` or `rnn`; each array may have further leading axes,
-      such as those of an ensemble.
+    params: of `lstm`, `gru` or `rnn`; all arrays may have the same further
+      leading axes, such as those of an ensemble.
 
   Raises:
     ValueError: they are of another cell, or do not fit each other.
   """
-  stacked = jnp.ndim(getattr(params, "b", 0)) - 1
+  _check_kind(params)
+  count = max(params.b.ndim - 1, 0)  # of leading axes
+  if len({x.shape[:count] for x in params}) > 1:
+    shapes = ", ".join(f"{k} {x.shape}" for k, x in params._asdict().items())
+    raise ValueError(
+      f"all params must have the same leading axes, got {shapes}"
+    )
   check_fit(
     jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape[stacked:], x.dtype), params
+      lambda x: jax.ShapeDtypeStruct(x.shape[count:], x.dtype), params
     )
   )
 
@@ -124,12 +149,17 @@ def to_linen(params: Params) -> dict[str, Any]:
     result = split_gates("rzn", "i")
     result["hn"]["bias"] = params.b_n
     return result
-  if isinstance(params, rnn.RNNParams):
-    i = {"kernel": params.w_x, "bias": params.b}
-    return {"i": i, "h": {"kernel": params.w_h}}
-  raise ValueError(
-    "expected the params of lstm, gru or rnn, got " + type(params).__name__
-  )
+  i = {"kernel": params.w_x, "bias": params.b}
+  return {"i": i, "h": {"kernel": params.w_h}}
+
+
+def _check_kind(params: Any) -> Cell:
+  """Return the cell of params; raise ValueError unless Flax has it."""
+  cell: Any = CELL_OF_PARAMS.get(type(params))
+  if cell not in LAYERS:
+    kind = type(params).__name__
+    raise ValueError(f"expected the params of lstm, gru or rnn, got {kind}")
+  return cell
 
 
 def from_nnx(module: Any) -> tuple[Cell, Params]:
@@ -160,6 +190,8 @@ def from_nnx(module: Any) -> tuple[Cell, Params]:
 def to_nnx(params: Params, module: Any) -> None:
   """Write params into the weights of an existing nnx cell, in place.
 
+  They are cast to the dtypes of the module's weights.
+
   Args:
     params: of `lstm`, `gru` or `rnn`.
     module: an nnx cell of the same kind and sizes.
@@ -171,11 +203,7 @@ def to_nnx(params: Params, module: Any) -> None:
   """
   cell, variables = _variables(module)
   name = type(module).__name__
-  own = CELL_OF_PARAMS.get(type(params))
-  if own not in (lstm, gru, rnn):
-    expected = "the params of lstm, gru or rnn"
-    raise ValueError(f"expected {expected}, got {type(params).__name__}")
-  if own is not cell:
+  if _check_kind(params) is not cell:
     raise ValueError(f"{name} cannot hold {type(params).__name__}")
   if cell is gru and params.b_n.any():
     raise ValueError("params.b_n must be 0: nnx.GRUCell has no such bias")
@@ -200,8 +228,8 @@ def _variables(module: Any) -> tuple[Cell, tuple[list, list, list]]:
   if equivalent_cell(module) is None:
     raise ValueError(
       f"this {type(module).__name__} computes something else than our cell: it "
-      "must not be a subclass, have Flax's sigmoid and tanh, no residual "
-      "connection, and plain Linear layers"
+      "must be Flax's own class with Flax's sigmoid and tanh, plain Linear "
+      "layers and no residual connection"
     )
   return cell, (
     [linear.kernel for linear in layers.inputs],

@@ -1,0 +1,127 @@
+"""What the converters of Flax's weights refuse, and weights of an ensemble."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from lstm_jax import gru, lstm, peephole_lstm
+from lstm_jax.interop.cudnn import to_cudnn
+from lstm_jax.interop.flax import from_linen, from_nnx, to_linen
+from lstm_jax.interop.haiku import to_haiku
+from lstm_jax.interop.keras import to_keras
+from lstm_jax.interop.torch import to_torch
+from tests.draws import B, D, H
+
+pytestmark = pytest.mark.usefixtures("flax_promotion")
+
+
+def test_weights_of_other_modules_are_refused(key):
+  xs = jnp.ones((B, D))
+  with pytest.raises(ValueError, match=r"weights of an LSTMCell.*got kernel"):
+    from_linen({"kernel": xs})
+  weights = to_linen(gru.init(key, D, H))
+  weights["hn"] = {"kernel": weights["hn"]["kernel"]}
+  with pytest.raises(ValueError, match="hn must have a bias, got kernel"):
+    from_linen(weights)
+  weights = to_linen(lstm.init(key, D, H))
+  weights["if"]["kernel"] = jnp.zeros((D, H + 1))
+  expected = (
+    r"^if.kernel must be \[4, 6\], as ii.kernel is \[4, 6\], got \(4, 7"
+  )
+  with pytest.raises(ValueError, match=expected):
+    from_linen(weights)
+  for name, expected in (
+    ("ii", r"\[..., D, H\]"),
+    ("hi", r"\[6, 6\], as ii.kernel is \[4, 6\]"),
+  ):
+    weights = to_linen(lstm.init(key, D, H))
+    weights[name]["kernel"] = jnp.zeros(H)
+    expected = rf"^{name}.kernel must be {expected}, got \(6,\)$"
+    with pytest.raises(ValueError, match=expected):
+      from_linen(weights)
+  weights = to_linen(lstm.init(key, D, H))
+  with pytest.raises(
+    ValueError, match=r'SimpleCell, got params; pass variables\["params"\]$'
+  ):
+    from_linen({"params": weights})
+  for other in ((xs,), 5, peephole_lstm.init(key, D, H)):
+    kind = type(other).__name__
+    with pytest.raises(
+      ValueError, match=f"^expected the params of lstm, gru or rnn, got {kind}$"
+    ):
+      to_linen(other)
+  with pytest.raises(ValueError, match=r"an nnx LSTMCell.*, got flax.*Linear$"):
+    from_nnx(nnx.Linear(D, H, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    partial(nnx.SimpleCell, activation_fn=nnx.relu),
+    partial(nnx.SimpleCell, residual=True),
+    partial(nnx.GRUCell, gate_fn=nnx.relu),
+    partial(nnx.LSTMCell, activation_fn=nnx.relu),
+    partial(nnx.OptimizedLSTMCell, gate_fn=nnx.relu),
+    type("Own", (nnx.LSTMCell,), {}),
+  ],
+)
+def test_an_nnx_cell_with_other_equations_is_refused(make):
+  module = make(D, H, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="computes something else than our cell"):
+    from_nnx(module)
+
+
+def test_linen_weights_that_do_not_fit_are_named(key):
+  weights = to_linen(lstm.init(key, D, H))
+  for name, layer, text in (
+    ("ii", {"bias": jnp.ones(H)}, "^ii must have no bias"),
+    ("hi", {"bias": jnp.ones((1, H))}, r"^hi.bias must be .*got \(1, 6\)"),
+    ("hf", {"kernel": jnp.ones((H + 1, H))}, r"^hf.kernel must be \[6, 6\]"),
+    ("if", {"kernel": jnp.ones((D + 1, H))}, r"^if.kernel must be \[4, 6\]"),
+    ("ho", {"kernel": jnp.ones((H, H), int)}, "^ho.kernel must hold floats"),
+  ):
+    changed = weights | {name: weights[name] | layer}
+    with pytest.raises(ValueError, match=text):
+      from_linen(changed)
+  with pytest.raises(ValueError, match=r'^expected the collection "params"'):
+    from_linen(lstm.init(key, D, H))
+
+
+def test_the_weights_of_an_ensemble_are_those_of_a_vmapped_module(key):
+  members = jax.vmap(lambda key: lstm.init(key, D, H))(jax.random.split(key, 4))
+  weights = to_linen(members)
+  assert weights["hf"]["bias"].shape == (4, H)
+  found = from_linen(weights)[1]
+  assert jax.tree.all(jax.tree.map(jnp.array_equal, found, members))
+
+
+def test_the_leading_axes_of_all_params_are_the_same(key):
+  members = jax.vmap(lambda key: lstm.init(key, D, H))(jax.random.split(key, 4))
+  cut = members._replace(w_h=members.w_h[:3])
+  shapes = "w_x (4, 4, 24), w_h (3, 6, 24), b (4, 24)"
+  message = f"all params must have the same leading axes, got {shapes}"
+  with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    to_linen(cut)
+  weights = to_linen(members)
+  weights["hi"]["bias"] = weights["hi"]["bias"][:3]
+  message = "hi.bias must be [4, 6], as ii.kernel is [4, 4, 6], got (3, 6)"
+  with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    from_linen(weights)
+
+
+def test_params_that_do_not_fit_are_written_nowhere(key):
+  params = lstm.init(key, D, H)
+  params = params._replace(b=params.b[:-H])
+  for write in (
+    to_linen,
+    to_haiku,
+    to_keras,
+    lambda p: to_torch((p,)),
+    lambda p: to_cudnn((p,)),
+  ):
+    with pytest.raises(ValueError, match=r"^weights do not fit each other"):
+      write(params)
