@@ -46,6 +46,12 @@ class CheckpointWriter:
   processes write together: all of them must make the same calls, in the same
   order, and see the same directory. If one of them cannot write, the others
   raise an error after TIMEOUT seconds.
+
+  Args:
+    directory: the directory of the checkpoints, which is made if it is missing.
+
+  Raises:
+    CheckpointError: the directory cannot be made or written.
   """
 
   def __init__(self, directory: Path):
@@ -60,7 +66,7 @@ class CheckpointWriter:
       cleanup_tmp_directories=True,
       create=False,
     )
-    with as_errors(f"no checkpoint can be written to {directory}"):
+    with checkpoint_errors(f"no checkpoint can be written to {directory}"):
       make_directory(self._directory)
       self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -81,7 +87,8 @@ class CheckpointWriter:
       step: training steps made.
       params: the weights, which `read_params` will return; they may be split
         over devices, as the arrays of `state` may.
-      description: what `read_checkpoint` will return; the first process's.
+      description: read back as `read_checkpoint(...).description`, as JSON has
+        it (keys are strings). Of several processes, the first one's is written.
       state: what `read_state` will return; None to save none.
       best: the step of the best checkpoint, which this save keeps; None to keep
         the last two alone.
@@ -110,21 +117,28 @@ class CheckpointWriter:
     )
     self.wait()  # so that its error is not reported as this checkpoint's
     self._policy.best = best
-    with as_errors(f"the checkpoint of step {step} cannot be written"):
+    with checkpoint_errors(f"the checkpoint of step {step} cannot be written"):
       if not self._manager.save(step, args=items):
-        raise CheckpointError(f"there is a checkpoint of step {step} or later")
+        newest = self._manager.latest_step()
+        raise CheckpointError(
+          f"step must be above {newest}, that of the newest checkpoint in "
+          f"{self._directory}, got {step}"
+        )
       self._unsynced = step
 
   def delete_after(self, step: int) -> None:
     """Delete the checkpoints of later steps.
 
     Raises:
-      CheckpointError: one cannot be deleted.
+      CheckpointError: one cannot be deleted, or the last checkpoint could not
+        be written.
     """
     self.wait()
     for later in self._manager.all_steps():
       if later > step:
-        with as_errors(f"the checkpoint of step {later} cannot be deleted"):
+        with checkpoint_errors(
+          f"the checkpoint of step {later} cannot be deleted"
+        ):
           self._manager.delete(later)
           if jax.process_index() == 0:
             sync(self._directory)
@@ -135,7 +149,7 @@ class CheckpointWriter:
     Raises:
       CheckpointError: it could not be written.
     """
-    with as_errors("the last checkpoint cannot be written"):
+    with checkpoint_errors("the last checkpoint cannot be written"):
       self._manager.wait_until_finished()
       if self._unsynced is not None:
         # Not in `_sync_new`: after it, orbax writes the time of the commit.
@@ -145,11 +159,15 @@ class CheckpointWriter:
         self._unsynced = None
 
   def close(self) -> None:
-    """Wait as `wait` does, and release the directory in any case."""
+    """Wait as `wait` does, and release the directory in any case.
+
+    Raises:
+      CheckpointError: the last checkpoint could not be written.
+    """
     try:
       self.wait()
     finally:
-      with as_errors("the last checkpoint cannot be written"):
+      with checkpoint_errors("the last checkpoint cannot be written"):
         self._manager.close()
 
   def _sync_new(self) -> None:
@@ -173,17 +191,22 @@ class _Policy:
 
 
 def _copied(leaf: Any) -> Any:
-  """Return a copy on the host; an array that is split is returned as it is.
+  """Return a copy on the host; a split array is returned as it is.
 
-  Orbax copies its shards to the host before `save` returns. On a CPU it takes
-  views of them, and a donated buffer that has a view is not overwritten.
+  Orbax copies the shards of a split array to the host before `save` returns. On
+  a CPU it takes views of them, and a donated buffer that has a view is not
+  overwritten.
   """
   return np.array(leaf) if is_whole(leaf) else leaf
 
 
 @contextmanager
-def as_errors(message: str) -> Iterator[None]:
-  """Raise CheckpointError for whatever orbax and TensorStore raise."""
+def checkpoint_errors(message: str) -> Iterator[None]:
+  """Turn any exception in this context into a CheckpointError.
+
+  Args:
+    message: what the error says before the reason.
+  """
   try:
     yield
   except CheckpointError:
@@ -192,9 +215,11 @@ def as_errors(message: str) -> Iterator[None]:
     cause: BaseException = error
     while "DEADLINE_EXCEEDED" in str(cause) and cause.__context__:
       cause = cause.__context__  # why this process kept the others waiting
-    reason = str(cause).strip().split("\n")[0]
+    line = str(cause).strip().split("\n")[0]
     # The system's own message stands at the far end of TensorStore's.
-    system = re.search(r"([^:]+) \[os_error_code=", reason)
+    system = re.search(r"([^:]+) \[os_error_code=", line)
+    # The message alone may be empty, or only the name of a missing key.
+    reason = f"{type(cause).__name__}: {line[:200]}".removesuffix(": ")
     raise CheckpointError(
-      f"{message}: {system[1].strip() if system else reason[:200]}"
+      f"{message}: {system[1].strip() if system else reason}"
     ) from None

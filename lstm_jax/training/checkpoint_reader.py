@@ -19,7 +19,7 @@ from lstm_jax.training.checkpoint import (
   PARAMS,
   STATE,
   CheckpointError,
-  as_errors,
+  checkpoint_errors,
 )
 from lstm_jax.training.checksum import (
   find_damaged,
@@ -133,7 +133,9 @@ def _reading(directory: Path, step: int) -> Iterator[ocp.CheckpointManager]:
     DESCRIPTION: ocp.JsonCheckpointHandler(),
     CHECKSUMS: ocp.JsonCheckpointHandler(),
   }
-  with as_errors(f"the checkpoint in {directory}/{step} cannot be read"):
+  with checkpoint_errors(
+    f"the checkpoint in {directory}/{step} cannot be read"
+  ):
     options = ocp.CheckpointManagerOptions(
       create=False, multiprocessing_options=_single_process()
     )

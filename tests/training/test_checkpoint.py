@@ -15,6 +15,7 @@ from lstm_jax.training import (
   read_params,
   read_state,
 )
+from lstm_jax.training.checkpoint import checkpoint_errors
 from tests.draws import normal_like, worst
 from tests.training.small import MODEL, start, steps
 
@@ -82,9 +83,25 @@ def test_a_writer_saves_what_the_state_was_whatever_becomes_of_it(
 def test_a_checkpoint_older_than_the_newest_is_refused(key, tmp_path):
   writer = CheckpointWriter(tmp_path)
   writer.save(9, MODEL.init(key), {})
-  with pytest.raises(CheckpointError, match="checkpoint of step 9 or later"):
+  newest = f"that of the newest checkpoint in {tmp_path}"
+  message = f"^step must be above 9, {newest}, got 9$"
+  with pytest.raises(CheckpointError, match=message):
     writer.save(9, MODEL.init(key), {})
   writer.close()
+
+
+@pytest.mark.parametrize(
+  ("error", "reason"),
+  [
+    (AssertionError(), "AssertionError"),
+    (KeyError("step"), "KeyError: 'step'"),
+    (OSError("a: No space left [os_error_code='28']"), "No space left"),
+  ],
+)
+def test_an_error_of_a_checkpoint_has_a_reason(error, reason):
+  with pytest.raises(CheckpointError) as raised, checkpoint_errors("No read"):
+    raise error
+  assert str(raised.value) == f"No read: {reason}"
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
