@@ -24,3 +24,16 @@ def test_a_slope_survives_a_round_trip(slope, expected, key):
   node, tensors = interop.to_onnx(cell, layer_weights(lstm, key, False))
   found = interop.from_onnx(node, tensors).cell
   assert found is lstm.with_activations(make_hard_sigmoid(expected))
+
+
+@pytest.mark.parametrize("alpha", [-0.2, 0.0, float("inf")])
+def test_an_alpha_that_is_no_slope_is_refused(alpha, key):
+  cell = lstm.with_activations(make_hard_sigmoid(0.2))
+  node, tensors = interop.to_onnx(cell, layer_weights(lstm, key, False))
+  for attribute in node.attribute:
+    if attribute.name == "activation_alpha":
+      attribute.floats[0] = alpha
+  name = "activation_alpha of HardSigmoid"
+  message = rf"^{name} must be in \(0, inf\), got {alpha:g}$"
+  with pytest.raises(ValueError, match=message):
+    interop.from_onnx(node, tensors)

@@ -30,12 +30,18 @@ from tests.interop.onnx_models import layer_weights, onnx
     ({"layout": 2}, "layout must be 0 or 1, got 2"),
     ({"direction": "up"}, "forward, reverse, bidirectional, got 'up'"),
     ({"input_forget": 2}, "input_forget must be 0 or 1, got 2"),
-    ({"activations": ["Tanh"]}, "must be 3 for each of 1 directions, got Tanh"),
+    (
+      {"activations": ["Tanh"]},
+      "must be 3 names, 3 for each direction, got Tanh",
+    ),
     (
       {"activations": ["Elu", "Tanh", "Tanh"]},
-      "must be of Sigmoid, Tanh, Relu, HardSigmoid, got Elu",
+      "must be one of Sigmoid, Tanh, Relu, HardSigmoid, got Elu",
     ),
-    ({"activation_alpha": [0.2]}, "a number for each HardSigmoid, got 1 more"),
+    (
+      {"activation_alpha": [0.2]},
+      "must have at most one number for each HardSigmoid, got 1 more",
+    ),
     (
       {
         "activations": ["HardSigmoid", "Tanh", "Tanh"],

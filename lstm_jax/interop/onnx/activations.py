@@ -11,6 +11,7 @@ slopes of 0.2 and ⅙ stay what they are.
 Both directions have one cell here, and so the same activations.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -37,7 +38,7 @@ STANDARD = {
   "RNN": (TANH,),
 }
 NAMES = {SIGMOID: "Sigmoid", TANH: "Tanh", RELU: "Relu"}
-HARD_SIGMOID = make_hard_sigmoid(0.2)  # the default
+HARD_SIGMOID = make_hard_sigmoid(0.2)  # ONNX's default alpha
 KNOWN = ", ".join([*NAMES.values(), "HardSigmoid"])
 # What makes a cell of activations, by the cell that has the standard ones.
 MAKERS: dict[Cell, Callable[..., Cell]] = {
@@ -68,12 +69,13 @@ def read_activations(
 
   Args:
     op_type: LSTM, GRU or RNN.
-    values: the attributes, each of its type, with strings decoded.
+    values: the attributes by name, as Python's numbers, strings and lists.
     num_directions: 1 or 2.
 
   Raises:
     ValueError: their number is not that of the operator, one is not known here,
-      the two directions have different ones, or a number is not that of one.
+      the two directions have different ones, or activation_alpha or
+      activation_beta has a number that no HardSigmoid takes.
   """
   names = values.pop("activations", [])
   alphas = list(values.pop("activation_alpha", []))
@@ -81,10 +83,11 @@ def read_activations(
   standard = STANDARD[op_type]
   if not names:
     names = [NAMES[activation] for activation in standard] * num_directions
-  if len(names) != len(standard) * num_directions:
+  count = len(standard) * num_directions
+  if len(names) != count:
     raise ValueError(
-      f"activations of {op_type} must be {len(standard)} for each of "
-      f"{num_directions} directions, got {', '.join(names)}"
+      f"activations of {op_type} must be {count} names, {len(standard)} for "
+      f"each direction, got {', '.join(names)}"
     )
   by_name = {name.lower(): activation for activation, name in NAMES.items()}
   found = []
@@ -92,6 +95,10 @@ def read_activations(
     if name.lower() == "hardsigmoid":
       slope = _exact(alphas.pop(0)) if alphas else 0.2
       offset = _exact(betas.pop(0)) if betas else 0.5
+      if not 0 < slope < math.inf:
+        raise ValueError(
+          f"activation_alpha of HardSigmoid must be in (0, inf), got {slope:g}"
+        )
       if offset != 0.5:
         raise ValueError(
           f"activation_beta of HardSigmoid must be 0.5, got {offset:g}"
@@ -100,11 +107,12 @@ def read_activations(
     elif name.lower() in by_name:
       found.append(by_name[name.lower()])
     else:
-      raise ValueError(f"activations must be of {KNOWN}, got {name}")
+      raise ValueError(f"activations must be one of {KNOWN}, got {name}")
   for key, left in (("activation_alpha", alphas), ("activation_beta", betas)):
     if left:
       raise ValueError(
-        f"{key} must have a number for each HardSigmoid, got {len(left)} more"
+        f"{key} must have at most one number for each HardSigmoid, "
+        f"got {len(left)} more"
       )
   first, last = found[: len(standard)], found[-len(standard) :]
   if first != last:
@@ -131,7 +139,7 @@ def write_activations(
       names.append("HardSigmoid")
       slopes.append(activation.parameters[0])
     else:
-      raise ValueError(f"activations must be of {KNOWN}, got {activation}")
+      raise ValueError(f"activations must be one of {KNOWN}, got {activation}")
   attributes: dict[str, list] = {"activations": names * num_directions}
   if slopes:
     attributes["activation_alpha"] = slopes * num_directions
@@ -142,8 +150,8 @@ def write_activations(
 def _exact(x: float) -> float:
   """Return the number that was rounded to x in float32, as far as it is known.
 
-  It is a decimal of at most 6 digits, or else a fraction with a denominator of
-  at most 12, or else the shortest decimal that is x in float32.
+  It is a decimal of at most 6 significant digits, or else a fraction with a
+  denominator of at most 12, or else the shortest decimal that is x in float32.
   """
   single = np.float32(x)
   shortest = float(str(single))
