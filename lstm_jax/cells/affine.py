@@ -12,7 +12,8 @@ token (a scatter).
 
 Precision: the operands of a product are cast to the dtype of its weights, and
 the product accumulates in float32 or wider. All results have that accumulation
-dtype, gradients included; the caller casts them to the dtype of their primals.
+dtype, gradients included, and the caller casts them to the dtypes of their
+primals. Only `linear` has a gradient that is cast already.
 """
 
 import math
@@ -73,8 +74,9 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
   """Return x W + b.
 
   Args:
-    x: inputs, [..., D], or integer tokens in [0, D), [...]. Tokens outside that
-      range are not detected.
+    x: inputs, [..., D], or integer tokens in [0, D), [...]. Others are not
+      detected: they read some row of w, and their gradients, that of b
+      included, may be missing.
     w: weights, [D, K].
     b: bias, [K].
 
@@ -93,14 +95,18 @@ def select_or_multiply(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def as_row(vector: jax.Array, like: jax.Array) -> jax.Array:
-  """Return a vector [K] with the rank and dtype of an array [..., K]."""
+  """Return a vector [K] with the rank and dtype of an array [..., K].
+
+  JAX can be set to refuse a sum that promotes one of the two.
+  """
   return jnp.expand_dims(vector.astype(like.dtype), range(like.ndim - 1))
 
 
 def outer(x: jax.Array, da: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """Return Σ xᵀ da, [D, K], for x [..., D] and da [..., K].
 
-  The operands are cast to `dtype`, that of the weights.
+  It is the sum of the outer products over all leading axes. The operands are
+  cast to `dtype`, that of the weights.
   """
   return jnp.einsum(
     "...d,...k->dk",

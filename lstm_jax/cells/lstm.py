@@ -21,8 +21,8 @@ with a = [aᵢ, a_f, a_g, aₒ] along its last axis. A prime marks the values af
 the step, and dz is the gradient of the loss with respect to z. Σ sums over the
 batch and, in `unroll`, over time. c' reaches the loss twice, through h' and
 through the next step, hence the sum dc₊. The forward saves the gates and c, 5H
-numbers for each time step and sequence; the backward recomputes tanh c' from
-them, and the local gradients from the gates, c and tanh c'.
+numbers for each time step and sequence beside h, the output; the backward
+recomputes tanh c' from them, and the local gradients from gates, c and tanh c'.
 
 `with_activations` returns a cell with other activations than σ and tanh.
 
@@ -146,7 +146,7 @@ def activate(a: jax.Array, activations: Activations = STANDARD) -> jax.Array:
 def next_c(
   gates: jax.Array, c: jax.Array, activations: Activations = STANDARD
 ) -> tuple[jax.Array, jax.Array]:
-  """Return c' and φ(c'), with φ the output activation (tanh)."""
+  """Return c' and φ(c'), [..., H], with φ the output activation (tanh)."""
   i, f, g, _ = jnp.split(gates, 4, axis=-1)
   c_next = f * c + i * g
   return c_next, activations.output.apply(c_next)

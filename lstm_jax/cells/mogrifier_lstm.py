@@ -1,7 +1,7 @@
 """Mogrifier LSTM: one step, forward and backward.
 
 Forward, with x⁻¹ = x and h⁰ = h     Local gradients
-  for i = 1, 2, … r:                   ∂uⁱ/∂aⁱ = uⁱ ⊙ (1 − uⁱ/2)
+  for i = 1, 2, … N:                   ∂uⁱ/∂aⁱ = uⁱ ⊙ (1 − uⁱ/2)
     i odd:  aⁱ = hⁱ⁻¹ Qⁱ
             uⁱ = 2σ(aⁱ)
             xⁱ = uⁱ ⊙ xⁱ⁻²
@@ -15,7 +15,7 @@ Backward, from dh' and dc'
   dc₊, da, dc: as for the LSTM
   dx = da W_xᵀ                         dW_x = Σ x↑ᵀ da
   dh = da W_hᵀ                         dW_h = Σ h↑ᵀ da
-  for i = r, … 2, 1:                   db   = Σ da
+  for i = N, … 2, 1:                   db   = Σ da
     i odd:  duⁱ = dx ⊙ xⁱ⁻²
             daⁱ = duⁱ ⊙ ∂uⁱ/∂aⁱ        dQⁱ  = Σ hⁱ⁻¹ᵀ daⁱ
             dx  ← dx ⊙ uⁱ
@@ -25,15 +25,16 @@ Backward, from dh' and dc'
             dh  ← dh ⊙ uⁱ
             dx  ← dx + daⁱ Rⁱᵀ
 
-with x↑ and h↑ the last of the xⁱ and hⁱ. The input and the output modulate each
-other in r rounds before an LSTM reads them. Where all aⁱ are 0, all uⁱ are 1,
-and the step is that of the LSTM.
+with x↑ and h↑ the last of the xⁱ and hⁱ. The input x and the h before the step
+modulate each other in N rounds, and then an LSTM reads them. Where all aⁱ are
+0, all uⁱ are 1, and the step is that of the LSTM.
 
 What the step reads of x depends on h, so no product with x comes before the
-scan over time. `project` returns x itself, and the array in place of the gates
-is x before the step and dx after it. The backward scan returns da and all daⁱ
-as well, so that each weight gradient is one product for all time steps. It
-computes the xⁱ and hⁱ again, from x, h and the factors uⁱ.
+scan over time. `project` returns x itself. Where another cell saves its gates,
+and its backward overwrites them with da, this one saves x, and its backward
+overwrites it with dx. The backward scan returns da and all daⁱ as well, so that
+each weight gradient is one product for all time steps. It computes the xⁱ and
+hⁱ again, from x, h and the factors uⁱ.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5, rounds=4)
@@ -73,14 +74,15 @@ from lstm_jax.cells.serialization import serializable
 class MogrifierLSTMParams(NamedTuple):
   """Weights of a Mogrifier LSTM; 4H is [i, f, g, o], each H wide.
 
-  Of low rank, q and r are a `LowRank` whose arrays have one more axis, as here.
+  N is the number of rounds. With low rank, q and r are each a `LowRank`, whose
+  arrays have an axis of rounds before those of one matrix.
   """
 
   w_x: jax.Array  # [D, 4H]
   w_h: jax.Array  # [H, 4H]
   b: jax.Array  # [4H]
-  q: jax.Array | LowRank  # [⌈r/2⌉, H, D], of the odd rounds
-  r: jax.Array | LowRank  # [⌊r/2⌋, D, H], of the even rounds
+  q: jax.Array | LowRank  # [⌈N/2⌉, H, D], of the odd rounds
+  r: jax.Array | LowRank  # [⌊N/2⌋, D, H], of the even rounds
 
 
 @serializable
@@ -115,7 +117,8 @@ def recur(
   """Return the next state, given x [..., D].
 
   Returns:
-    (state, x, residuals): the next state; and x, in place of the gates.
+    (state, x, residuals): the next state; x, in place of the gates; and what
+    the backward needs besides.
   """
   h, c = upcast(state)
   x_up, h_up, factors = x, h, []
@@ -128,7 +131,7 @@ def recur(
       h_up = u * h_up
     factors.append(u)
   a = product(x_up, params.w_x) + product(h_up, params.w_h)
-  # The barriers keep XLA from computing this again in each of its consumers.
+  # On a CPU, XLA would compute this again in each of its consumers.
   gates = computed_once(activate(a + as_row(params.b, a)))
   c_next, tanh_c = next_c(gates, c)
   o = gates[..., -c.shape[-1] :]
@@ -156,7 +159,7 @@ def recur_backward(
   dc = dc_sum * f
   dx = product_transposed(da, params.w_x)
   dh = product_transposed(da, params.w_h)
-  errors = []
+  round_das = []
   for i, w in reversed([*enumerate(_matrices(params), start=1)]):
     u, before = factors[i - 1], (i - 1) // 2
     if i % 2:
@@ -169,8 +172,8 @@ def recur_backward(
       da_i = computed_once(du * u * (1 - u / 2))
       dh = dh * u
       dx = dx + low_rank.backward(w, da_i)
-    errors.append(da_i)
-  return LSTMState(dh, dc), dx, da, tuple(errors[::-1])
+    round_das.append(da_i)
+  return LSTMState(dh, dc), dx, da, tuple(round_das[::-1])
 
 
 def parameter_gradients(
@@ -180,7 +183,7 @@ def parameter_gradients(
   residuals: MogrifierLSTMResiduals,
   dx: jax.Array,
   da: jax.Array,
-  errors: tuple[jax.Array, ...],
+  round_das: tuple[jax.Array, ...],
 ) -> tuple[MogrifierLSTMParams, jax.Array]:
   """Return (d_params, dx); d_params are sums over the rows of da and daⁱ."""
   del h  # the residuals have it
@@ -191,7 +194,7 @@ def parameter_gradients(
   of_rounds = [
     low_rank.parameter_gradients((hs if i % 2 else xs)[i // 2], w, da_i)
     for i, (w, da_i) in enumerate(
-      zip(_matrices(params), errors, strict=True), start=1
+      zip(_matrices(params), round_das, strict=True), start=1
     )
   ]
   dq = _stack(of_rounds[0::2], params.q)
@@ -213,9 +216,8 @@ def _modulated(
 
 def _matrices(params: MogrifierLSTMParams) -> list[Matrix]:
   """Return Q¹, R², Q³, R⁴ and so on, one for each round."""
-  both = [*_unstack(params.q), *_unstack(params.r)]
-  both[0::2], both[1::2] = _unstack(params.q), _unstack(params.r)
-  return both
+  q, r = _unstack(params.q), _unstack(params.r)
+  return [(r if k % 2 else q)[k // 2] for k in range(len(q) + len(r))]
 
 
 def _unstack(w: Any) -> list[Matrix]:
@@ -246,7 +248,7 @@ def init(
     input_size: D.
     hidden_size: H.
     dtype: the dtype of every parameter.
-    rounds: r, how often x and h are modulated together.
+    rounds: N; the odd rounds modulate x, the even ones h.
     rank: that of Qⁱ and Rⁱ, as products of two factors; None for whole
       matrices.
 
@@ -261,12 +263,9 @@ def init(
   w_x, w_h, b = lstm.init(key_lstm, input_size, hidden_size, dtype)
 
   def matrices(key, count, rows, columns):
-    like = low_rank.init(key, rows, columns, rank, dtype)
-    if count == 0:
-      return jax.tree.map(lambda w: jnp.zeros((0, *w.shape), w.dtype), like)
-    keys = jax.random.split(key, count)
+    keys = jax.random.split(key, max(count, 1))  # one for the shapes
     drawn = [low_rank.init(k, rows, columns, rank, dtype) for k in keys]
-    return _stack(drawn, like)
+    return jax.tree.map(lambda *w: jnp.stack(w)[:count], *drawn)
 
   q = matrices(key_q, (rounds + 1) // 2, hidden_size, input_size)
   r = matrices(key_r, rounds // 2, input_size, hidden_size)

@@ -17,8 +17,8 @@ Backward, from dh' and dc'
   daₒ  = dm  ⊙ ∂m/∂aₒ                  dW_r = Σ mᵀ dh'
                                        db   = Σ da
 
-The output h has P units and the memory c has H, so the recurrent weights are
-[P, 4H] and [H, P] instead of [H, 4H]: fewer if P < 4H/5. The backward scan
+The output h has P units and the cell state c has H, so the recurrent weights
+are [P, 4H] and [H, P] instead of [H, 4H]: fewer if P < 4H/5. The backward scan
 returns dh' for every time step beside da, so that dW_r is one product as well.
 PyTorch's `nn.LSTM` with `proj_size` is this cell.
 
@@ -93,8 +93,8 @@ def recur(
   """Return the next state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, gates, residuals): the next state, h [..., P] and c [..., H]; and
-    i, f, g, o, [..., 4H].
+    (state, gates, residuals): the next state, h [..., P] and c [..., H]; i, f,
+    g, o, [..., 4H]; and c and m, [..., H].
   """
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   # On a CPU, XLA would compute this again in each of its consumers.
@@ -157,9 +157,10 @@ def init(
   Args:
     key: a typed PRNG key.
     input_size: D.
-    hidden_size: H, the size of the memory c.
+    hidden_size: H, the size of the cell state c.
     dtype: the dtype of every parameter.
-    projection_size: P, the size of the output h; None for half of H.
+    projection_size: P, the size of the output h; None for H / 2, rounded
+      up.
 
   Raises:
     ValueError: a size is below 1.

@@ -94,7 +94,7 @@ def recur(
 def _local_gradients(
   h_next: jax.Array, activation: Activation
 ) -> tuple[jax.Array, tuple[()]]:
-  """Return the local gradient ∂h'/∂a of h' = tanh a."""
+  """Return (∂h'/∂a, ()), the local gradient [..., H], and no residuals."""
   dh_da = activation.derivative(h_next)
   return dh_da, ()
 

@@ -30,18 +30,19 @@ Backward, from dh', dc', dn' and dm'
 with a = [aᵢ, a_f, a_g, aₒ] along its last axis. The paper's input gate is
 exp(aᵢ), and its forget gate exp(a_f) or σ(a_f), which is taken here. As exp(aᵢ)
 overflows, the cell state and its normaliser are stored divided by exp(m), as c
-and n; i and f are divided in the same way. The output does not depend on m. The
-gradient of m' where q = 0 is that of `jnp.maximum`.
+and n. So i is divided by exp(m'), and f is multiplied by exp(m − m'). p is the
+logarithm of what is left of the old state's scale exp(m), q how far p exceeds
+aᵢ, and w the share of p in the gradient of m' = max(p, aᵢ). The output does not
+depend on m. The gradient of m' where q = 0 is that of `jnp.maximum`.
 
 Where n ≤ 0, as in the zero state, nothing is stored yet, and the step ignores m
 and computes as if it were −∞: m' = aᵢ, c' = g, n' = 1 and h' = o ⊙ g for any
 aᵢ, and no gradient reaches the c, n and m before. With m = 0 instead, i and n'
-would be 0 in float32 for aᵢ below about −104. From the zero state on, i or f is
-1 at every step. So n' ≥ 1 and |c'| ≤ n', and h' divides by n' as it is; n'
-grows by 1 a step at most, and m' is at most the largest aᵢ so far. A unit that
-keeps its state (zoneout) must keep c, n and m together.
-
-h W_h mixes the units of a head only: W_h has a block for every head.
+would be 0 in float32 for aᵢ below about −88 (a CPU flushes subnormal numbers to
+0). From the zero state on, i or f is 1 at every step. So n' ≥ 1 and |c'| ≤ n',
+and h' divides by n' as it is; n' grows by 1 a step at most, and m' is at most
+the largest aᵢ so far. A unit that keeps its state (zoneout) must keep c, n and
+m together. h W_h mixes the units of a head only: W_h has a block for every one.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=6, num_heads=2)
@@ -118,7 +119,8 @@ def recur(
   """Return the next state, given the projected input ax [..., 4H].
 
   Returns:
-    (state, gates, residuals): the next state; and q, ∂p/∂a_f, g, o, [..., 4H].
+    (state, gates, residuals): the next state; q, ∂p/∂a_f, g and o, [..., 4H];
+    and c and n, [..., H].
   """
   a = ax + _product(state.h, params.w_h) + as_row(params.b, ax)
   # On a CPU, XLA would compute this again in each of its consumers.
@@ -127,7 +129,7 @@ def recur(
   p = jnp.where(n > 0, jax.nn.log_sigmoid(af) + m, -jnp.inf)
   m_next = jnp.maximum(p, ai)
   q, g, o = p - ai, tanh(ag), sigmoid(ao)
-  c_next, n_next = next_memory(*gates_of(q), g, c, n)
+  c_next, n_next = next_c_and_n(*gates_of(q), g, c, n)
   h_next = o * c_next / n_next
   state_next = cast_like(SLSTMState(h_next, c_next, n_next, m_next), state)
   gates = jnp.concatenate([q, sigmoid(-af), g, o], axis=-1)
@@ -135,14 +137,14 @@ def recur(
 
 
 def gates_of(q: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return i and f, from q."""
+  """Return i and f, [..., H], from q [..., H]."""
   return jnp.exp(-jnp.maximum(q, 0)), jnp.exp(jnp.minimum(q, 0))
 
 
-def next_memory(
+def next_c_and_n(
   i: jax.Array, f: jax.Array, g: jax.Array, c: jax.Array, n: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Return c' and n'."""
+  """Return c' and n', [..., H]: the next cell state and its normaliser."""
   return f * c + i * g, f * n + i
 
 
@@ -156,7 +158,7 @@ def recur_backward(
   c, n = residuals
   q, p_wrt_af, g, o = jnp.split(gates, 4, axis=-1)
   i, f = gates_of(q)
-  c_next, n_next = next_memory(i, f, g, c, n)
+  c_next, n_next = next_c_and_n(i, f, g, c, n)
   y = c_next / n_next
   w = (1 + jnp.sign(q)) / 2
   dh_next, dc_next, dn_next, dm_next = d_state
@@ -254,14 +256,15 @@ def init(
     num_heads: N, a divisor of H; None for the largest up to 4.
 
   Raises:
-    ValueError: a size is below 1, or num_heads does not divide H.
+    ValueError: a size or num_heads is below 1, or num_heads does not divide H.
   """
   check_sizes(input_size, hidden_size)
   if num_heads is None:
     num_heads = max(n for n in range(1, HEADS + 1) if hidden_size % n == 0)
   if num_heads < 1 or hidden_size % num_heads:
     raise ValueError(
-      f"num_heads must divide hidden_size, got {num_heads} and {hidden_size}"
+      "num_heads must be at least 1 and divide hidden_size, "
+      f"got {num_heads} and {hidden_size}"
     )
   key_x, key_h = jax.random.split(key)
   size = hidden_size // num_heads

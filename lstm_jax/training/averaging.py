@@ -4,14 +4,15 @@ Exponential moving average with decay d, where t steps were made before:
 
   θ̄ ← d' θ̄ + (1 − d') θ,    d' = min(d, (1 + t) / (10 + t))
 
-NT-ASGD, instead of a decay d: θ̄ is θ until the average starts, and from then on
-the mean of the weights after each of k training steps:
+NT-ASGD (non-monotonically triggered averaged stochastic gradient descent),
+instead of a decay d: θ̄ is θ until the average starts, and from then on the mean
+of the weights after each of k training steps:
 
   θ̄ₖ = θ̄ₖ₋₁ + (θₖ − θ̄ₖ₋₁) / k
 
-It starts at the first evaluation whose loss is worse than the best one that is
-at least n + 1 evaluations older: averaging helps once the weights wander about
-a minimum, and hurts while they still approach it.
+It starts once a validation loss is above the lowest of all earlier ones but the
+last n (`patience`): averaging helps once the weights wander about a minimum,
+and hurts while they still approach it.
 
 Reference: Merity, Keskar and Socher (2018), Regularizing and optimizing LSTM
 language models, algorithm 1.
@@ -34,7 +35,7 @@ class Average(NamedTuple):
   """The average of the weights, in float32 or wider."""
 
   params: LanguageParams  # θ̄
-  num_averaged: jax.Array  # int32 [], k; 0 until NT-ASGD starts, or with d
+  num_averaged: jax.Array  # int32 [], k; 0 before NT-ASGD starts, and with d
 
 
 def init_average(params: LanguageParams) -> Average:
@@ -62,7 +63,7 @@ def update_average(
     params: the weights after this step.
     step: t, the number of earlier steps, [].
     finite: whether this step's gradient was finite; if not, the average stays.
-    ema_decay: d of the exponential moving average; 0 for NT-ASGD.
+    ema_decay: d of the exponential moving average, in [0, 1); 0 for NT-ASGD.
   """
   mean, num_averaged = average
   if ema_decay:
@@ -79,7 +80,9 @@ def update_average(
 
 
 def is_nonmonotonic(losses: Sequence[float], patience: int) -> bool:
-  """Return whether the last loss is above one at least n + 1 evaluations older.
+  """Return whether the newest loss is above an older one.
+
+  The n losses right before the newest do not count.
 
   Args:
     losses: validation losses of every evaluation so far.

@@ -60,8 +60,8 @@ def test_bfloat16_is_computed_at_any_batch_size(key):
 
 @pytest.mark.parametrize("num_heads", [0, 4, -2])
 def test_heads_that_do_not_divide_the_units_are_an_error(num_heads, key):
-  message = f"num_heads must divide hidden_size, got {num_heads} and 6"
-  with pytest.raises(ValueError, match=message):
+  expected = "num_heads must be at least 1 and divide hidden_size"
+  with pytest.raises(ValueError, match=f"^{expected}, got {num_heads} and 6$"):
     slstm.init(key, D, 6, num_heads=num_heads)
 
 
