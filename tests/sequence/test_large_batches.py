@@ -8,7 +8,7 @@ import pytest
 
 from lstm_jax import Autodiff, Explicit, gru, lstm, unroll
 from lstm_jax.cells.platform import clear_programs, traced_for
-from lstm_jax.sequence import checkpointing, rows
+from lstm_jax.sequence import checkpointing, in_place
 from tests.contract import TABLE, each_cell
 from tests.draws import B, D, H, T, arguments, weighed, worst
 
@@ -33,7 +33,7 @@ def large(monkeypatch):
 @pytest.fixture
 def looped(monkeypatch):
   """Take a loop for the time steps of a chunk, however few they are."""
-  monkeypatch.setattr(rows, "MOST_UNROLLED", 0)
+  monkeypatch.setattr(in_place, "MOST_UNROLLED", 0)
 
 
 EACH = each_cell("options", OPTIONS, others=["masked"])
@@ -115,7 +115,7 @@ def test_a_gpu_takes_the_whole_sequence():
 def test_the_steps_of_a_short_chunk_take_no_loop(monkeypatch):
   assert loops() == 2  # over chunks, forward and backward
   clear_programs()
-  monkeypatch.setattr(rows, "MOST_UNROLLED", 1)
+  monkeypatch.setattr(in_place, "MOST_UNROLLED", 1)
   assert loops() == 4
 
 
