@@ -171,9 +171,9 @@ class CheckpointWriter:
         self._manager.close()
 
   def _sync_new(self) -> None:
-    """Wait for the files of a checkpoint that orbax is about to rename.
+    """Wait until the files that orbax is about to rename are on the disk.
 
-    Orbax calls it in its own thread, where the training does not wait.
+    Orbax calls this in its own thread, where the training does not wait.
     """
     for path in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
       sync_tree(path)
