@@ -115,7 +115,10 @@ def run(config: SweepConfig, console: Console) -> Result:
   facts = {run_dir.SHA256: setup.corpus.sha256}
   unused = without_effect(config, SWEEP_RULES)
   warnings = "".join(f"warning     {line}\n" for line in unused.values())
-  with open_run_dir(config, facts) as (directory, resuming, _):
+  with (
+    open_run_dir(config, facts) as (directory, resuming, _),
+    collect_stop_requests() as requests,  # an exception could crash JAX
+  ):
     console.print(
       f"{heading(setup)}\n"
       f"members     {len(members)}: {counted(config.num_seeds, 'seed')} at "
@@ -137,7 +140,7 @@ def run(config: SweepConfig, console: Console) -> Result:
     writer = CheckpointWriter(directory / run_dir.CHECKPOINTS)
     writer.delete_after(int(state.step))  # damaged ones that `restore` skipped
     observer = _Observer(setup, members, writer, bar, seconds)
-    with closing(writer), bar, collect_stop_requests() as requests:
+    with closing(writer), bar:
       _, stopped_by = fit(
         make_train_step(setup, members, mesh),
         state,

@@ -6,12 +6,12 @@ trains a character-level LSTM on Shakespeare's poems, prints the validation loss
 and a sample at every evaluation, and leaves the loss curve, the samples and the
 checkpoints in a run directory under runs/. Every hyperparameter is a flag (see
 --help), and recipes in experiments/recipes are read by --flagfile. Ctrl-C or
-SIGTERM finishes the current training step, saves and stops; the program prints
-the command that resumes there. After a kill, the run resumes at its last
-evaluation. experiments/cli.py lists the exit statuses.
+SIGTERM finishes the current training step, saves and stops; several processes
+stop at the next evaluation or multiple of AGREE_EVERY steps. The program prints
+the command that resumes there. After a kill, a run resumes at its last complete
+checkpoint. experiments/cli.py lists the exit statuses.
 """
 
-import math
 import signal
 from contextlib import closing
 from pathlib import Path
@@ -29,6 +29,7 @@ from experiments.cli import (
   make_console,
 )
 from experiments.trainer import corpus_path, multihost, run_dir
+from experiments.trainer.checkpoint import describe_kept
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.data import in_vocabulary
 from experiments.trainer.devices import share_batches
@@ -65,7 +66,6 @@ from lstm_jax.training import (
   TrainState,
   eval_params,
   is_nonmonotonic,
-  list_checkpoints,
   start_average,
 )
 
@@ -121,7 +121,10 @@ def _train(
     facts["init_from_step"] = pretrained.step
   if teachers:
     facts[run_dir.TEACHERS] = [weights_sha256(t) for t in teachers]
-  with multihost.open_shared_run_dir(config, facts) as opened:
+  with (
+    multihost.open_shared_run_dir(config, facts) as opened,
+    collect_stop_requests() as requests,  # an exception could crash JAX
+  ):
     directory = opened.directory
     console.print(f"run         {directory}", soft_wrap=True)
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
@@ -137,7 +140,7 @@ def _train(
         state = initial_state(setup, logger, console, opened, pretrained)
         epochs = make_epochs(setup, teachers, console)
         tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
-        with bar, tracer, collect_stop_requests() as requests:
+        with bar, tracer:
           logger.buffer.start_clock()
           _, stopped_by = fit(
             setup.train_step,
@@ -151,10 +154,7 @@ def _train(
             tracer=tracer,
           )
     except (Diverged, KeyboardInterrupt) as error:
-      saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
-      best = logger.best.step  # its checkpoint may have failed to be written
-      step = best if best in saved else max(saved, default=0)
-      kept = f"the checkpoint of step {step}" if step else "no checkpoint"
+      kept = describe_kept(directory, logger.best.step)
       reason = error if isinstance(error, Diverged) else "interrupted"
       raise type(error)(f"{reason}; {kept} is kept in {directory}") from None
     result = _report_result(setup, logger, console, stopped_by)
@@ -232,7 +232,7 @@ def _report_result(
     )
   if not best.step:
     # Killed at its end, and its best checkpoint is damaged.
-    if not stopped_by and any(map(math.isfinite, logger.val_losses)):
+    if not stopped_by and logger.val_losses:
       reason = "has made its last step and has no best checkpoint"
       raise ValueError(f"{directory} {reason}: --overwrite trains it anew")
     return result

@@ -75,6 +75,17 @@ def describe(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
   return {"model": flags, "tokenizer": tokenizer._asdict()}
 
 
+def describe_kept(directory: Path, best: int) -> str:
+  """Return which checkpoint an interrupted run keeps.
+
+  It is that of the best step, which may have failed to be written, or else the
+  newest.
+  """
+  saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
+  step = best if best in saved else max(saved, default=0)
+  return f"the checkpoint of step {step}" if step else "no checkpoint"
+
+
 def carried_batch_size(state: TrainState) -> int:
   """Return B of the carried state."""
   return int(jax.tree.leaves(state.carry)[0].shape[-2])

@@ -16,6 +16,7 @@ from experiments.trainer.errors import Diverged
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.trained import load
 from lstm_jax.language import stateful_loss
+from lstm_jax.training import list_checkpoints
 from tests.experiments.trainer.resuming import (
   last_checksums,
   read_rows,
@@ -241,6 +242,30 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   text = console.file.getvalue()
   assert "resumed     after step 10" in text
   assert "resumed     after step 23" in text
+
+
+@pytest.mark.exhaustive
+def test_ctrl_c_is_kept_from_before_the_first_step_to_the_result(
+  many, console, monkeypatch
+):
+  def signal_before(name):
+    function = getattr(sweep, name)
+
+    def signalling(*arguments):
+      signal.raise_signal(signal.SIGINT)
+      return function(*arguments)
+
+    return name, signalling
+
+  with monkeypatch.context() as patched:
+    patched.setattr(sweep, *signal_before("make_train_step"))
+    stopped = sweep.run(many, console)
+  assert stopped.stopped_by is signal.SIGINT
+  assert list_checkpoints(stopped.directory / "checkpoints") == [1]
+  monkeypatch.setattr(sweep, *signal_before("write_json"))
+  assert sweep.run(many, console).stopped_by is None
+  assert (stopped.directory / "result.json").exists()
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_only_a_sweep_of_the_same_members_resumes_a_sweep(
