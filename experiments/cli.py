@@ -1,4 +1,4 @@
-"""How programs start, report progress and exit; errors are one line.
+"""How programs start, print and exit; errors are one line.
 
 Exit status: 0 done; 1 a check that fails; 2 bad input, such as a flag that is
 refused; 3 a loss that is not finite; as shells count signals, 130 stopped by
@@ -14,25 +14,17 @@ import shlex
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from rich.console import Console
-from rich.progress import (
-  BarColumn,
-  MofNCompleteColumn,
-  Progress,
-  TextColumn,
-  TimeRemainingColumn,
-)
 
-from experiments.trainer.config import JobConfig
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.corpus_path import resumable_corpus
 from experiments.trainer.errors import Diverged
 from experiments.trainer.flags import HelpFlag
 
@@ -40,7 +32,6 @@ BAD_INPUT, DIVERGED, SIGNALLED = 2, 3, 128
 INTERRUPTED = SIGNALLED + signal.SIGINT
 PIPE_CLOSED = SIGNALLED + signal.SIGPIPE
 STOPPING = signal.SIGINT, signal.SIGTERM
-LINE_EVERY = 10.0  # seconds between progress lines outside a terminal
 
 
 def launch(
@@ -131,7 +122,7 @@ def collect_stop_requests() -> Iterator[list[signal.Signals]]:
 
 def exit_status(
   program: str,
-  job: JobConfig,
+  config: TrainConfig,
   directory: Path,
   stopped_by: signal.Signals | None,
   console: Console,
@@ -139,7 +130,10 @@ def exit_status(
   """Return the exit status of a training; print how to resume a stopped one."""
   if stopped_by is None:
     return 0
-  arguments = sys.argv[1:]
+  arguments, job = sys.argv[1:], config.job
+  corpus = resumable_corpus(directory, config.data.corpus)
+  if corpus != config.data.corpus:
+    arguments.append(f"--corpus={corpus}")
   if not job.run:
     arguments.append(f"--run={directory}")
   if job.overwrite:
@@ -185,70 +179,6 @@ class _Console(Console):
 
   def on_broken_pipe(self) -> None:
     raise BrokenPipeError
-
-
-class TrainingBar:
-  """Shows the step, loss, speed and remaining time of a training.
-
-  It is a progress bar in a terminal, and a line every few seconds elsewhere.
-
-  Args:
-    console: where it is shown.
-    total: training steps of the whole training.
-    unit: what a token is, in the singular.
-    quiet: whether to show nothing.
-  """
-
-  def __init__(
-    self, console: Console, total: int, unit: str, *, quiet: bool = False
-  ):
-    self._console = console
-    self._total = total
-    self._quiet = quiet
-    self._unit = unit.replace("character", "char")
-    self._start = self._shown = time.monotonic()
-    self._first = 0
-    self._bar = Progress(
-      BarColumn(bar_width=None),
-      MofNCompleteColumn(),
-      TextColumn("{task.fields[text]}"),
-      TimeRemainingColumn(compact=True),
-      TextColumn("left"),
-      console=console,
-      disable=quiet or not console.is_interactive,
-      transient=True,
-    )
-    self._task = self._bar.add_task("", total=total, text="")
-
-  def __enter__(self) -> "TrainingBar":
-    self._bar.start()
-    return self
-
-  def __exit__(self, *error) -> None:
-    self._bar.stop()
-
-  def update(self, step: int, loss: float, rate: float) -> None:
-    """Show the state after a training step.
-
-    Args:
-      step: training steps made.
-      loss: nats per token of the last steps.
-      rate: tokens per second.
-    """
-    if self._quiet:
-      return
-    text = f"{loss:.3f} nats/{self._unit}  {rate:,.0f} {self._unit}s/s"
-    if self._console.is_interactive:
-      self._bar.update(self._task, completed=step, text=text)
-      return
-    now = time.monotonic()
-    if not self._first:
-      self._first, self._start = step, now
-    elif now - self._shown >= LINE_EVERY or step == self._total:
-      self._shown = now
-      pace = (now - self._start) / max(1, step - self._first)
-      left = timedelta(seconds=round(pace * (self._total - step)))
-      self._console.print(f"{step}/{self._total}  {text}  {left} left")
 
 
 def _unraisable(unraisable: Any) -> None:

@@ -36,7 +36,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments.benchmarks.timing import environment
-from experiments.cli import TrainingBar, launch, make_console
+from experiments.cli import launch, make_console
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.corpus import Corpus, read_corpus
 from experiments.comparison.measurements import (
@@ -65,6 +65,7 @@ from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.locking import lock
 from experiments.trainer.records import to_record
+from experiments.trainer.training_bar import TrainingBar
 
 RECORD, FIGURE, SAMPLES = "comparison.json", "comparison.png", "samples.txt"
 FILES = RECORD, FIGURE, SAMPLES

@@ -32,7 +32,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cli import (
-  TrainingBar,
   collect_stop_requests,
   command_line,
   exit_status,
@@ -65,6 +64,7 @@ from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.resources import available_memory
 from experiments.trainer.setup import TrainSetup, heading, make_setup
+from experiments.trainer.training_bar import TrainingBar
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   CheckpointWriter,
@@ -188,7 +188,7 @@ class _Observer(Observer):
     self._started: float | None = time.monotonic()  # None: stopped
 
   def after_step(self, step: int, metrics: Metrics) -> None:
-    del step
+    self._bar.advance(step)
     # Wait for the writer, so that at most one step is made before the last
     # checkpoint is on the disk: no kill loses more than an interval and a step.
     self._writer.wait()
@@ -288,7 +288,7 @@ def main() -> int:
   console = make_console()
   result = run(config, console)
   return exit_status(
-    "sweep", config.job, result.directory, result.stopped_by, console
+    "sweep", config, result.directory, result.stopped_by, console
   )
 
 

@@ -21,7 +21,6 @@ from absl import flags
 from rich.console import Console
 
 from experiments.cli import (
-  TrainingBar,
   collect_stop_requests,
   command_line,
   exit_status,
@@ -60,6 +59,7 @@ from experiments.trainer.setup import (
 )
 from experiments.trainer.start import initial_state
 from experiments.trainer.trained import Trained
+from experiments.trainer.training_bar import TrainingBar
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (
   Metrics,
@@ -281,7 +281,7 @@ def main() -> int:
     return 0
   result = run(config, console, TRACE_STEPS.value)
   return exit_status(
-    "train", config.job, result.directory, result.stopped_by, console
+    "train", config, result.directory, result.stopped_by, console
   )
 
 

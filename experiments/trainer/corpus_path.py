@@ -47,12 +47,30 @@ def recorded_path(name: str) -> str:
 
   In the repository, it is relative to the repository.
   """
-  path = Path(os.path.abspath(name))
-  if path.parts[1:2] == ("dev",) and path.is_file():
-    path = path.resolve()  # of the file that standard input reads
+  path = _lasting(Path(os.path.abspath(name)))
   if path.is_relative_to(REPOSITORY):
     path = path.relative_to(REPOSITORY)
   return str(path)
+
+
+def _lasting(path: Path) -> Path:
+  """Return an absolute path; of a file in /dev, that of the file it leads to.
+
+  Such is /dev/stdin, which leads to another file in another process.
+  """
+  of_device = path.parts[1:2] == ("dev",) and path.is_file()
+  return path.resolve() if of_device else path
+
+
+def resumable_corpus(directory: Path, corpus: str) -> str:
+  """Return the --corpus with which another process reads the text of a run.
+
+  That is what was given, if it is no pipe, and not in /dev.
+  """
+  if is_piped(corpus):
+    return str(directory / KEPT)
+  path = Path(os.path.abspath(corpus))
+  return corpus if _lasting(path) == path else str(_lasting(path))
 
 
 def keep(directory: Path, corpus: str, text: str) -> None:

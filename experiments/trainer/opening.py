@@ -14,6 +14,7 @@ from experiments.trainer.corpus_path import (
 )
 from experiments.trainer.environment import environment
 from experiments.trainer.extension import (
+  MAY_CHANGE,
   check_extension,
   extended_record,
   extends,
@@ -50,7 +51,7 @@ def check_same_run(
     advice: what to do about it, the end of the message.
   """
   record = read_record(directory)
-  changes = _described(record, _changes(record, config))
+  changes = _described(record, _changes(record, config, sha256))
   if record.get(SHA256) != sha256:
     changes = changes or "the corpus has changed"
   if changes:
@@ -68,6 +69,19 @@ def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
       f"--overwrite would replace --corpus={corpus}, which is the only copy of "
       "a piped text: copy it to another place, and train on that"
     )
+
+
+def _check_sources_stay(directory: Path, config: TrainConfig) -> None:
+  """Raise ValueError if --overwrite would replace a run that is read."""
+  sources = [("teacher", name) for name in config.distillation.teacher]
+  if config.init_from:
+    sources.append(("init_from", config.init_from))
+  for flag, name in sources:
+    if Path(name).resolve().is_relative_to(directory.resolve()):
+      raise ValueError(
+        f"--overwrite would replace the run of --{flag}={name}: pass another "
+        "--run"
+      )
 
 
 class OpenedRun(NamedTuple):
@@ -119,6 +133,7 @@ def _resume_or_start(
   if record is None or job.overwrite:
     if record is not None:
       _check_corpus_stays(directory, config)
+      _check_sources_stay(directory, config)
       set_aside(directory)
     record = recorded_flags(config) | environment() | facts | {"started": now}
     write_json(directory / CONFIG, record)
@@ -130,13 +145,16 @@ def _resume_or_start(
       f"{directory} holds {'a sweep' if is_sweep else 'a single run'}; "
       "--overwrite replaces it, another --run keeps it"
     )
-  changes = _changes(record, config)
+  changes = _changes(record, config, facts[SHA256])
   extending = may_extend and extends(record, changes, result)
   if not (job.resume and _can_resume(directory, result, extending)):
     how = extension = ""
     if result is not None:
       kind = "a finished run"
-      if job.resume and may_extend:
+      others = {n: v for n, v in changes.items() if n not in MAY_CHANGE}
+      if job.resume and others:
+        kind += f" of another configuration: {_described(record, others)}"
+      elif job.resume and may_extend:
         early = result.get("stopped_early")
         flag = "--patience, or 0," if early else "--num_epochs"
         extension = f", a larger {flag} extends it"
@@ -188,12 +206,18 @@ def recorded_flags(config: TrainConfig) -> dict[str, Any]:
   }
 
 
-def _changes(record: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-  """Return the flags that differ from config.json, with their new values."""
+def _changes(
+  record: dict[str, Any], config: TrainConfig, sha256: str
+) -> dict[str, Any]:
+  """Return the flags that differ from config.json, with their new values.
+
+  A corpus is the same at any path where its hash, `sha256`, is the same.
+  """
+  same = {*JOB_FLAGS, *(["corpus"] if record.get(SHA256) == sha256 else [])}
   return {
     name: value
     for name, value in recorded_flags(config).items()
-    if name not in JOB_FLAGS and record.get(name) != value
+    if name not in same and record.get(name) != value
   }
 
 

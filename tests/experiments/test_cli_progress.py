@@ -9,12 +9,15 @@ import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from experiments import cli, sample, train
-from experiments.cli import TrainingBar, make_console
+from experiments.cli import make_console
 from experiments.comparison.results import recorded_command
+from experiments.trainer import training_bar
 from experiments.trainer.format import escape_controls
 from experiments.trainer.records import replace
+from experiments.trainer.training_bar import TrainingBar
 from tests.experiments.sampled import DEFAULTS
 
 MOVES = re.compile(r"\x1b\[(?:\?25[lh]|\d*[ABCDHJK])|\r(?!\n)")
@@ -69,7 +72,22 @@ def show(quiet=False):
 def clock(monkeypatch, pace):
   """Have a training step take so many seconds."""
   now = iter(range(0, 10**9, 10 * pace))
-  monkeypatch.setattr(cli.time, "monotonic", lambda: float(next(now)))
+  monkeypatch.setattr(training_bar.time, "monotonic", lambda: float(next(now)))
+
+
+def test_a_bar_has_the_remaining_time_of_steps_that_take_minutes():
+  now, sent = 0.0, io.StringIO()
+  console = Console(
+    file=sent, width=80, force_terminal=True, get_time=lambda: now
+  )
+  with TrainingBar(console, 100, "character") as bar:
+    for step in range(10, 40, 10):
+      bar.update(step, 3.0, 5.0)
+      now += 100.0
+    bar.advance(35)
+  text = re.sub(r"\x1b\[[0-9]+m", "", sent.getvalue())
+  # The last 25 steps took 300 s, so that the other 65 take 780.
+  assert " 35/100 3.000 nats/char  5 chars/s 13:00 left\n" in text
 
 
 def test_in_a_terminal_there_is_a_bar_of_one_line(here):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import sweep, train
-from experiments.trainer import ensemble
+from experiments.trainer import ensemble, training_bar
 from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Member, SweepConfig, make_members
 from experiments.trainer.errors import Diverged
@@ -266,6 +266,16 @@ def test_ctrl_c_is_kept_from_before_the_first_step_to_the_result(
   assert sweep.run(many, console).stopped_by is None
   assert (stopped.directory / "result.json").exists()
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.exhaustive
+def test_the_bar_of_a_sweep_moves_at_every_step(many, console, monkeypatch):
+  steps = []
+  monkeypatch.setattr(
+    training_bar.TrainingBar, "advance", lambda bar, step: steps.append(step)
+  )
+  sweep.run(many, console)
+  assert steps == [*range(1, 48)]
 
 
 def test_only_a_sweep_of_the_same_members_resumes_a_sweep(

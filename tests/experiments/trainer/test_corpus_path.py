@@ -2,13 +2,17 @@
 
 import json
 import os
+import shlex
 import shutil
+import signal
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from experiments import evaluate, explore, sweep, train
+from experiments.cli import exit_status
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer import corpus_path
 from experiments.trainer.corpus_path import (
@@ -17,11 +21,14 @@ from experiments.trainer.corpus_path import (
   find_corpus,
   recorded_corpus,
   recorded_path,
+  resumable_corpus,
 )
 from experiments.trainer.data import text_sha256
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.history import derive, read_run_history
+from experiments.trainer.opening import check_same_run, open_run_dir
 from experiments.trainer.records import replace, to_record
+from experiments.trainer.run_dir import SHA256
 from experiments.trainer.trained import load
 from tests.experiments.conftest import VERSE
 from tests.experiments.sampled import write
@@ -179,6 +186,40 @@ def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
   assert derive(read_run_history(moved))
   with pytest.raises(ValueError, match="already holds a finished run"):
     train.run(replace(piped, run=str(moved)), console)
+
+
+def test_a_corpus_is_the_same_at_any_path(finished, config, tmp_path):
+  copy = shutil.copy(config.data.corpus, tmp_path / "copy.txt")
+  again = replace(config, corpus=str(copy), num_epochs=2)
+  sha256 = text_sha256(VERSE * 20)
+  with open_run_dir(again, {SHA256: sha256}, may_extend=True) as opened:
+    assert opened.extended_from == 1
+  check_same_run(finished, again, sha256, advice="")
+  with pytest.raises(ValueError, match="configuration: corpus is "):
+    check_same_run(finished, again, "other", advice="")
+
+
+def test_a_printed_command_reads_a_piped_text_where_it_is_kept(
+  piped, console, monkeypatch
+):
+  directory = Path(piped.job.run)
+  arguments = [f"--run={directory}", "--corpus", piped.data.corpus]
+  monkeypatch.setattr(sys, "argv", ["train", *arguments])
+  exit_status("train", piped, directory, signal.SIGTERM, console)
+  *_, command = console.file.getvalue().splitlines()
+  kept = f"--corpus={directory / KEPT}"
+  assert shlex.split(command)[-4:] == [*arguments, kept]
+
+
+def test_a_corpus_in_dev_is_read_again_as_the_file_it_leads_to(config):
+  directory, corpus = Path(config.job.run), config.data.corpus
+  assert resumable_corpus(directory, "tinyshakespeare") == "tinyshakespeare"
+  assert resumable_corpus(directory, os.path.relpath(corpus)) == (
+    os.path.relpath(corpus)
+  )
+  with open(corpus) as file:
+    given = f"/dev/fd/{file.fileno()}"
+    assert resumable_corpus(directory, given) == corpus
 
 
 @pytest.mark.exhaustive

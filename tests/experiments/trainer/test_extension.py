@@ -125,8 +125,10 @@ def test_a_run_is_extended_before_it_is_finished(finished, config):
   [
     (
       {"num_epochs": 2, "seed": 1},
-      "already holds a finished run; .* a larger --num_epochs extends",
+      "holds a finished run of another configuration: seed is 0 there and 1 "
+      "here; --overwrite replaces it, another --run keeps it$",
     ),
+    ({}, "already holds a finished run; .* a larger --num_epochs extends it$"),
     ({"patience": 3}, "already holds a finished run; --overwrite replaces it"),
     (
       {"num_epochs": 2, "resume": False},

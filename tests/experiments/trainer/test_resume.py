@@ -25,7 +25,7 @@ from experiments.trainer.trained import load
 from lstm_jax import gru
 from lstm_jax.training import CheckpointWriter, init_state, list_checkpoints
 from lstm_jax.training.checkpoint import STATE, CheckpointError
-from tests.experiments.conftest import copy_run
+from tests.experiments.conftest import VERSE, copy_run
 from tests.experiments.trainer.resuming import (
   inject_nans,
   last_checksums,
@@ -400,7 +400,7 @@ def test_every_flag_but_those_of_the_job_must_be_the_same(
   assert set(JOB_FLAGS) == {"run", "overwrite", "resume", "quiet"} | placing
   changes = {"corpus": str(tmp_path / "other.txt"), "cell": gru}
   changes |= {"optimizer": "sgd", "schedule": "constant", "ema_decay": 0.5}
-  (tmp_path / "other.txt").write_bytes(Path(config.data.corpus).read_bytes())
+  (tmp_path / "other.txt").write_text(VERSE * 30)
   with pytest.raises(ValueError, match="of another configuration") as error:
     train.run(replace(config, **changes), console)
   for name in changes:
@@ -452,6 +452,25 @@ def test_the_only_copy_of_a_text_is_not_replaced(finished, config, console):
   with pytest.raises(ValueError, match="the only copy of a piped text: copy"):
     train.run(again, console)
   (finished / "lock").unlink(missing_ok=True)
+  after = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  assert after == before
+
+
+@pytest.mark.parametrize("flag", ["teacher", "init_from"])
+@pytest.mark.parametrize("name", ["link", "link/previous"])
+def test_a_run_that_is_read_is_not_replaced(
+  flag, name, finished, config, console, tmp_path
+):
+  shutil.copytree(finished, tmp_path / "previous")
+  (tmp_path / "previous").rename(finished / "previous")
+  (tmp_path / "link").symlink_to(finished)
+  before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  source = str(tmp_path / name)
+  value = (source,) if flag == "teacher" else source
+  again = replace(config, overwrite=True, **{flag: value})
+  message = f"--overwrite would replace the run of --{flag}={source}: pass ano"
+  with pytest.raises(ValueError, match=message):
+    train.run(again, console)
   after = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
   assert after == before
 

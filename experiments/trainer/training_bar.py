@@ -1,0 +1,87 @@
+"""The progress of a training: a bar in a terminal, else lines."""
+
+import time
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  TextColumn,
+  TimeRemainingColumn,
+)
+
+LINE_EVERY = 10.0  # seconds between progress lines outside a terminal
+SPEED_OVER = 3600.0  # seconds of whose steps a bar takes the mean speed
+
+
+class TrainingBar:
+  """Shows the step, loss, speed and remaining time of a training.
+
+  It is a progress bar in a terminal, and a line every few seconds elsewhere.
+
+  Args:
+    console: where it is shown.
+    total: training steps of the whole training.
+    unit: what a token is, in the singular.
+    quiet: whether to show nothing.
+  """
+
+  def __init__(
+    self, console: Console, total: int, unit: str, *, quiet: bool = False
+  ):
+    self._console = console
+    self._total = total
+    self._quiet = quiet
+    self._unit = unit.replace("character", "char")
+    self._start = self._shown = time.monotonic()
+    self._first = 0
+    self._bar = Progress(
+      BarColumn(bar_width=None),
+      MofNCompleteColumn(),
+      TextColumn("{task.fields[text]}"),
+      TimeRemainingColumn(compact=True),
+      TextColumn("left"),
+      console=console,
+      # By default 30 s: without two updates in them, no time would be left.
+      speed_estimate_period=SPEED_OVER,
+      disable=quiet or not console.is_interactive,
+      transient=True,
+    )
+    self._task = self._bar.add_task("", total=total, text="")
+
+  def __enter__(self) -> "TrainingBar":
+    self._bar.start()
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._bar.stop()
+
+  def advance(self, step: int) -> None:
+    """Move the bar, if there is one, after a training step."""
+    if not self._bar.disable:
+      self._bar.update(self._task, completed=step)
+
+  def update(self, step: int, loss: float, rate: float) -> None:
+    """Show the state after a training step.
+
+    Args:
+      step: training steps made.
+      loss: nats per token of the last steps.
+      rate: tokens per second.
+    """
+    if self._quiet:
+      return
+    text = f"{loss:.3f} nats/{self._unit}  {rate:,.0f} {self._unit}s/s"
+    if self._console.is_interactive:
+      self._bar.update(self._task, completed=step, text=text)
+      return
+    now = time.monotonic()
+    if not self._first:
+      self._first, self._start = step, now
+    elif now - self._shown >= LINE_EVERY or step == self._total:
+      self._shown = now
+      pace = (now - self._start) / max(1, step - self._first)
+      left = timedelta(seconds=round(pace * (self._total - step)))
+      self._console.print(f"{step}/{self._total}  {text}  {left} left")
