@@ -3,9 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
-from experiments.trainer.config import CELLS, EvaluationConfig, TrainConfig
+from experiments.trainer.config import (
+  CELLS,
+  EARLY_STEPS,
+  EvaluationConfig,
+  TrainConfig,
+)
 from experiments.trainer.records import to_record
-from lstm_jax.language.batching import LATE_DIVISOR
+from lstm_jax.language.epochs import LATE_DIVISOR
 
 
 def _cells_without(field: str, function: str) -> list[Any]:
@@ -170,4 +175,5 @@ def run_warnings(config: TrainConfig, num_steps: int) -> list[str]:
 
 def num_evaluations(config: EvaluationConfig, num_steps: int) -> int:
   """Return how often a run is evaluated; the last training step always is."""
-  return sum(map(config.is_due, range(1, num_steps))) + 1
+  early = (s < num_steps and s % config.eval_every > 0 for s in EARLY_STEPS)
+  return (num_steps - 1) // config.eval_every + sum(early) + 1

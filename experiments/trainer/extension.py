@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import to_record
-from lstm_jax.language.batching import LATE_DIVISOR
+from lstm_jax.language.epochs import LATE_DIVISOR
 
 MAY_CHANGE = "num_epochs", "patience"
 EXTENSIONS = "extensions"  # the list in config.json

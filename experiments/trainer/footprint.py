@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 
 from experiments.trainer.config import TrainConfig
@@ -162,13 +161,13 @@ def largest_batch(config: TrainConfig) -> tuple[int, int]:
 
 def total_operations(setup: TrainSetup) -> int:
   """Return the operations of a whole run's matrix products."""
-  sizes = (
-    int(length) * batches.tokens.shape[1]
-    for batches in setup.epochs()
-    for length in np.diff(batches.cuts)
+  config, (_, tokens, gap) = setup.config, setup.corpus.train
+  params, cell = setup.state_like.params, config.model.cell
+  shapes = config.batching.batch_shapes(tokens, config.seed, gap)
+  return sum(
+    count * operations(params, length * batch_size, cell)
+    for (length, batch_size), count in shapes.items()
   )
-  params, cell = setup.state_like.params, setup.config.model.cell
-  return sum(operations(params, size, cell) for size in sizes)
 
 
 def operations(params: LanguageParams, num_tokens: int, cell: Any) -> int:

@@ -160,7 +160,8 @@ def derive(history: RunHistory) -> Derived | None:
     vocabulary_size, tokens, gap = _corpus_facts(data, sha256)
     model = language_model(config.model, vocabulary_size)
     lengths = config.batching.epoch_lengths(tokens, config.seed, gap)
-    epoch_ends = [*accumulate(lengths)]
+    each = (length for epochs, length in lengths for _ in range(epochs))
+    epoch_ends = [*accumulate(each)]
   except ValueError:
     return None
   params = jax.eval_shape(model.init, jax.random.key(0))

@@ -61,6 +61,7 @@ class TrainSetup(NamedTuple):
   config: TrainConfig
   corpus: Corpus
   num_steps: int  # training steps of the whole run
+  epoch_lengths: list[tuple[int, int]]  # (epochs, training steps in each)
   model: LanguageModel
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule  # learning rate by training steps made
@@ -75,15 +76,14 @@ class TrainSetup(NamedTuple):
   shardings: TrainState | None  # of the state on the mesh
 
   def epochs_made(self, step: int) -> float:
-    """Return the epochs that so many training steps are, a fraction."""
-    config, before = self.config, 0
-    _, tokens, gap = self.corpus.train
-    lengths = config.batching.epoch_lengths(tokens, config.seed, gap)
-    for epoch, length in enumerate(lengths):
-      if step <= before + length:
-        return epoch + (step - before) / length
-      before += length
-    return float(config.batching.num_epochs)
+    """Return how many epochs a number of training steps is, a fraction."""
+    before = 0
+    for epochs, length in self.epoch_lengths:
+      whole, rest = divmod(step, length)
+      if whole < epochs:
+        return before + whole + rest / length
+      before, step = before + epochs, step - epochs * length
+    return float(before)
 
   def epochs(self) -> Iterator[Batches]:
     """Iterate over the epochs of the training split, each of them `Batches`."""
@@ -114,7 +114,8 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
     )
   with naming_flags(config.data, config.batching):
     _, tokens, gap = corpus.train
-    num_steps = config.batching.num_steps(tokens, config.seed, gap)
+    lengths = config.batching.epoch_lengths(tokens, config.seed, gap)
+  num_steps = sum(epochs * length for epochs, length in lengths)
   model = make_model(config, corpus.tokenizer.size, mesh)
   optimizer = make_optimizer(config.optimizer, num_steps)
   keys = make_keys(config.seed)
@@ -153,6 +154,7 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
     config,
     corpus,
     num_steps,
+    lengths,
     model,
     optimizer,
     learning_rate(config.optimizer, num_steps),

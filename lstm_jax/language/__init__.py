@@ -1,7 +1,6 @@
 """Language models: tokenizers, batches, model, loss, evaluation, sampling."""
 
 from lstm_jax.language.batching import Batches as Batches
-from lstm_jax.language.batching import BatchingConfig as BatchingConfig
 from lstm_jax.language.batching import make_batches as make_batches
 from lstm_jax.language.dynamic_eval import Divergence as Divergence
 from lstm_jax.language.dynamic_eval import (
@@ -12,6 +11,7 @@ from lstm_jax.language.dynamic_eval import (
 )
 from lstm_jax.language.dynamic_eval import dynamic_nats as dynamic_nats
 from lstm_jax.language.dynamic_eval import gradient_scale as gradient_scale
+from lstm_jax.language.epochs import BatchingConfig as BatchingConfig
 from lstm_jax.language.evaluate import batch_log_probs as batch_log_probs
 from lstm_jax.language.evaluate import cold_nats as cold_nats
 from lstm_jax.language.evaluate import nats_per_character as nats_per_character

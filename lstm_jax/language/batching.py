@@ -10,16 +10,9 @@ before, so that the recurrent state is carried from batch to batch.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
-
-from lstm_jax.language.options import check_options, option
-
-LATE_DIVISOR = 3  # late_batch_size applies to the last 1/3 of the epochs
-MAX_STEPS = 2**31 - 1  # the training step is counted in an int32
 
 
 class Batches(NamedTuple):
@@ -85,18 +78,19 @@ def make_batches(
       f"tokens must be integers [N], got {tokens.dtype} {tokens.shape}"
     )
   tokens = tokens.astype(np.int32, copy=False)
-  pieces = _pieces(tokens, gap)
-  length, counts = _columns([*map(len, pieces)], batch_size, seq_len)
+  parts = pieces(tokens, gap)
+  length, counts = columns([*map(len, parts)], batch_size, seq_len)
   starts, first = [], 0
-  for piece, count in zip(pieces, counts, strict=True):
+  for piece, count in zip(parts, counts, strict=True):
     last = first + len(piece) - 1 - length
     starts.append(np.linspace(first, last, count).astype(int))
     first += len(piece)
   rows = np.arange(length + 1)[:, None] + np.concatenate(starts)
-  return Batches(tokens[rows], (*range(0, length, seq_len), length))
+  return Batches(tokens[rows], cuts(length, seq_len))
 
 
-def _pieces(tokens: np.ndarray, gap: int | None) -> list[np.ndarray]:
+def pieces(tokens: np.ndarray, gap: int | None) -> list[np.ndarray]:
+  """Return the pieces of a text beside a gap, or the whole text."""
   if gap is None:
     return [tokens]
   if not 0 < gap < len(tokens):
@@ -106,7 +100,7 @@ def _pieces(tokens: np.ndarray, gap: int | None) -> list[np.ndarray]:
   return np.split(tokens, [gap])
 
 
-def _columns(
+def columns(
   sizes: list[int], batch_size: int, seq_len: int
 ) -> tuple[int, tuple[int, ...]]:
   """Return L, the tokens that each column predicts, and the pieces' columns.
@@ -128,10 +122,10 @@ def _columns(
       f"need at least {needed} tokens, got {sum(sizes)}"
     )
   if len(sizes) == 1:
-    return _ceil_divide(sizes[0] - 1, batch_size), (batch_size,)
+    return ceil_divide(sizes[0] - 1, batch_size), (batch_size,)
   divisions = [(k, batch_size - k) for k in range(1, batch_size)]
   lengths = [
-    max(_ceil_divide(n - 1, k) for n, k in zip(sizes, counts, strict=True))
+    max(ceil_divide(n - 1, k) for n, k in zip(sizes, counts, strict=True))
     for counts in divisions
   ]
   length = min(lengths, default=max(sizes))
@@ -143,151 +137,11 @@ def _columns(
   return length, divisions[lengths.index(length)]
 
 
-def _ceil_divide(number: int, divisor: int) -> int:
+def cuts(length: int, seq_len: int) -> tuple[int, ...]:
+  """Return `Batches.cuts` of L time steps, where only the last is shorter."""
+  return (*range(0, length, seq_len), length)
+
+
+def ceil_divide(number: int, divisor: int) -> int:
+  """Return a quotient of integers, rounded up."""
   return -(-number // divisor)
-
-
-@dataclass(frozen=True)
-class BatchingConfig:
-  """How a text is cut into batches, epoch after epoch.
-
-  Raises:
-    ValueError: a number is out of its range.
-  """
-
-  batch_size: int = option(32, "Sequences in a batch, B.", bounds="[1, inf)")
-  seq_len: int = option(
-    64,
-    "Sequence length T, in tokens: the time steps of truncated backpropagation "
-    "in one training step.",
-    bounds="[1, inf)",
-  )
-  num_epochs: int = option(
-    1, "Passes over the training text.", bounds="[1, inf)"
-  )
-  random_offsets: bool = option(
-    False,
-    "Begin each epoch at a random place in the text and wrap around at its "
-    "end, so that no token is always the first of a batch. The pieces beside a "
-    "gap are each rotated so.",
-  )
-  short_seq_prob: float = option(
-    0.0,
-    "Probability that a batch has half of seq_len time steps (Merity et al. "
-    "2018, section 5, without their change of the learning rate). A rest of "
-    "less than half of seq_len at the end of an epoch is then left out.",
-    bounds="[0, 1]",
-  )
-  late_batch_size: int = option(
-    0,
-    "Sequences in a batch in the last third of the epochs, for gradients with "
-    "less noise; 0 for batch_size.",
-    bounds="[0, inf)",
-  )
-
-  def __post_init__(self):
-    check_options(self)
-
-  def epochs(
-    self, tokens: np.ndarray, seed: int, gap: int | None = None
-  ) -> Iterator[Batches]:
-    """Iterate over the epochs of a text, each of them `Batches`.
-
-    Args:
-      tokens: the text, int32 [N].
-      seed: decides the random offsets and sequence lengths; the same seed
-        gives the same batches at every call.
-      gap: as in `make_batches`.
-
-    Raises:
-      ValueError: as `make_batches`.
-    """
-    return (
-      self._epoch(tokens, seed, gap, epoch) for epoch in range(self.num_epochs)
-    )
-
-  def num_steps(
-    self, tokens: np.ndarray, seed: int, gap: int | None = None
-  ) -> int:
-    """Return the number of batches of all epochs: one training step each.
-
-    Args:
-      tokens: as in `epochs`.
-      seed: as in `epochs`.
-      gap: as in `epochs`.
-
-    Raises:
-      ValueError: as `make_batches`; or there are more than an int32 can count.
-    """
-    total = sum(n * steps for n, steps in self._lengths(tokens, gap))
-    if total > MAX_STEPS:
-      raise ValueError(
-        f"there must be at most {MAX_STEPS:,} training steps, got {total:,}"
-      )
-    if self.short_seq_prob:  # the number of batches is random
-      total = sum(self.epoch_lengths(tokens, seed, gap))
-    return total
-
-  def epoch_lengths(
-    self, tokens: np.ndarray, seed: int, gap: int | None = None
-  ) -> Iterator[int]:
-    """Iterate over the numbers of batches of the epochs.
-
-    The arguments are those of `num_steps`, which is their sum, and so are the
-    errors, but for the number of training steps.
-    """
-    if self.short_seq_prob:
-      return (epoch.num_batches for epoch in self.epochs(tokens, seed, gap))
-    lengths = self._lengths(tokens, gap)
-    return chain.from_iterable(repeat(steps, n) for n, steps in lengths)
-
-  def _lengths(
-    self, tokens: np.ndarray, gap: int | None
-  ) -> list[tuple[int, int]]:
-    """Return (epochs, batches in each), where no batch is short at random."""
-    sizes, lengths = [*map(len, _pieces(tokens, gap))], []
-    late = self.num_epochs - self._first_late
-    for epochs, batch_size in (
-      (self._first_late, self.batch_size),
-      (late, self.late_batch_size),
-    ):
-      if epochs:
-        rows, _ = _columns(sizes, batch_size, self.seq_len)
-        lengths.append((epochs, _ceil_divide(rows, self.seq_len)))
-    return lengths
-
-  @property
-  def _first_late(self) -> int:
-    """The first epoch with late_batch_size."""
-    if not self.late_batch_size:
-      return self.num_epochs
-    return self.num_epochs - self.num_epochs // LATE_DIVISOR
-
-  def _epoch(
-    self, tokens: np.ndarray, seed: int, gap: int | None, epoch: int
-  ) -> Batches:
-    rng = np.random.default_rng([seed, epoch])
-    if self.random_offsets:
-      rotated = (
-        np.roll(piece, -rng.integers(max(1, len(piece))))
-        for piece in _pieces(tokens, gap)
-      )
-      tokens = np.concatenate([*rotated])
-    late = epoch >= self._first_late
-    batch_size = self.late_batch_size if late else self.batch_size
-    batches = make_batches(tokens, batch_size, self.seq_len, gap)
-    if self.short_seq_prob:
-      length = len(batches.tokens) - 1
-      batches = batches._replace(cuts=self._random_cuts(length, rng))
-    return batches
-
-  def _random_cuts(self, length: int, rng: np.random.Generator) -> tuple:
-    """Cut an epoch into batches of T or T/2 time steps.
-
-    No other lengths occur, because each length is compiled separately.
-    """
-    half, cuts = max(1, self.seq_len // 2), [0]
-    while (left := length - cuts[-1]) >= half:
-      short = rng.random() < self.short_seq_prob or left < self.seq_len
-      cuts.append(cuts[-1] + (half if short else self.seq_len))
-    return tuple(cuts)

@@ -66,6 +66,24 @@ def test_the_epoch_of_an_evaluation_counts_larger_batches_late(config, console):
   assert f"step {made.num_steps}, epoch 3.0: " in console.file.getvalue()
 
 
+@pytest.mark.parametrize("short_seq_prob", [0.0, 0.4])
+def test_the_epochs_made_are_told_without_their_batches(
+  short_seq_prob, config, monkeypatch
+):
+  made = make_setup(
+    replace(
+      config, num_epochs=4, late_batch_size=6, short_seq_prob=short_seq_prob
+    )
+  )
+  expected = [0.0]
+  for number, epoch in enumerate(made.epochs()):
+    length = epoch.num_batches
+    expected += [number + step / length for step in range(1, length + 1)]
+  monkeypatch.setattr("lstm_jax.language.epochs.make_batches", None)
+  steps = range(made.num_steps + 1)
+  assert [made.epochs_made(step) for step in steps] == expected
+
+
 @pytest.fixture
 def dev_config(config):
   """A run with a development split, of a text of whole speeches."""

@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -187,6 +188,45 @@ def test_the_number_of_steps_is_the_number_of_batches(
   )
   total = sum(epoch.num_batches for epoch in config.epochs(tokens, 0))
   assert config.num_steps(tokens, 0) == total
+
+
+@pytest.mark.parametrize("late_batch_size", [0, 4, 7])
+@pytest.mark.parametrize("short_seq_prob", [0.0, 0.4])
+@pytest.mark.parametrize("num_epochs", [1, 2, 3, 7])
+@pytest.mark.parametrize("random_offsets", [False, True])
+@pytest.mark.parametrize("gap", [None, 36])
+def test_lengths_and_shapes_are_those_of_the_batches(
+  late_batch_size, short_seq_prob, num_epochs, random_offsets, gap
+):
+  tokens = np.arange(101)
+  config = BatchingConfig(
+    3,
+    4,
+    num_epochs,
+    random_offsets=random_offsets,
+    late_batch_size=late_batch_size,
+    short_seq_prob=short_seq_prob,
+  )
+  made = [*config.epochs(tokens, 5, gap)]
+  lengths = [epoch.num_batches for epoch in made]
+  found = config.epoch_lengths(tokens, 5, gap)
+  assert lengths == [length for n, length in found for _ in range(n)]
+  assert len(found) <= 2 or short_seq_prob
+  assert config.num_steps(tokens, 5, gap) == sum(lengths)
+  shapes = Counter(x.shape for epoch in made for x, _ in epoch.batches())
+  assert config.batch_shapes(tokens, 5, gap) == shapes
+
+
+def test_batches_are_counted_without_making_any(monkeypatch):
+  """However many epochs there are, where all are as long."""
+  monkeypatch.setattr("lstm_jax.language.epochs.make_batches", None)
+  tokens = np.arange(101)  # 34 time steps of 3 sequences: 8 batches, and a rest
+  config = BatchingConfig(3, 4, 10**8)
+  assert config.epoch_lengths(tokens, 0) == [(10**8, 9)]
+  shapes = {(4, 3): 8 * 10**8, (2, 3): 10**8}
+  assert config.batch_shapes(tokens, 0) == shapes
+  short = BatchingConfig(3, 4, 50, short_seq_prob=0.5)
+  assert len(short.epoch_lengths(tokens, 0)) == 50
 
 
 def test_more_steps_than_an_int32_can_count_are_refused_at_once():

@@ -8,7 +8,12 @@ from rich.console import Console
 
 from experiments import ablate, sweep
 from experiments.evaluate import EvaluateConfig
-from experiments.trainer.config import CELLS, EvaluationConfig, TrainConfig
+from experiments.trainer.config import (
+  CELLS,
+  EARLY_STEPS,
+  EvaluationConfig,
+  TrainConfig,
+)
 from experiments.trainer.effects import (
   EVALUATE_RULES,
   RULES,
@@ -98,6 +103,11 @@ def test_evaluations_are_counted(eval_every, num_steps):
   due = [s for s in range(1, num_steps + 1) if config.is_due(s)]
   expected = len({*due, num_steps})
   assert num_evaluations(config, num_steps) == expected
+
+
+def test_evaluations_of_any_number_of_steps_are_counted_at_once():
+  config = EvaluationConfig(eval_every=100)
+  assert num_evaluations(config, 10**15) == 10**13 + len(EARLY_STEPS)
 
 
 def test_a_warmup_longer_than_the_run_is_named(config):

@@ -19,7 +19,7 @@ from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import make_setup
 from lstm_jax import lstm, mogrifier_lstm, slstm
-from lstm_jax.language import ModelConfig, language_model
+from lstm_jax.language import BatchingConfig, ModelConfig, language_model
 from tests.processes import finish, start
 
 
@@ -229,6 +229,38 @@ def test_operations_are_six_for_each_weight_and_token(
   each = 5 * 20 + 5 * 20 + 5 * 20  # w_h, then w_x and w_h
   each += rounds * (3 * 5 + 5 * 5) + 5 * vocabulary_size  # and the readout
   assert operations(params, tokens, cell) == 6 * (table + tokens * each)
+
+
+@pytest.mark.parametrize("short_seq_prob", [0.0, 0.4])
+def test_the_operations_of_a_run_are_those_of_its_batches(
+  short_seq_prob, config
+):
+  setup = make_setup(
+    replace(
+      config, num_epochs=4, late_batch_size=5, short_seq_prob=short_seq_prob
+    )
+  )
+  params = setup.state_like.params
+  assert total_operations(setup) == sum(
+    operations(params, tokens.size, lstm)
+    for epoch in setup.epochs()
+    for tokens, _ in epoch.batches()
+  )
+
+
+@pytest.mark.exhaustive
+def test_a_dry_run_takes_no_longer_for_more_epochs(
+  config, console, monkeypatch
+):
+  make_epoch = BatchingConfig._epoch
+
+  def only_the_first(batching, tokens, seed, gap, epoch):
+    assert epoch == 0
+    return make_epoch(batching, tokens, seed, gap, epoch)
+
+  monkeypatch.setattr(BatchingConfig, "_epoch", only_the_first)
+  dry_run(replace(config, num_epochs=10**7, patience=5), console)
+  assert ", 470,000,000 steps\n" in console.file.getvalue()
 
 
 @pytest.mark.exhaustive

@@ -1,0 +1,199 @@
+"""How a text is cut into batches, epoch after epoch.
+
+>>> import numpy as np
+>>> config = BatchingConfig(batch_size=2, seq_len=3, num_epochs=5)
+>>> config.num_steps(np.arange(9), seed=0)
+10
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lstm_jax.language.batching import (
+  Batches,
+  ceil_divide,
+  columns,
+  cuts,
+  make_batches,
+  pieces,
+)
+from lstm_jax.language.options import check_options, option
+
+LATE_DIVISOR = 3  # late_batch_size applies to the last 1/3 of the epochs
+MAX_STEPS = 2**31 - 1  # the training step is counted in an int32
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+  """How a text is cut into batches, epoch after epoch.
+
+  Raises:
+    ValueError: a number is out of its range.
+  """
+
+  batch_size: int = option(32, "Sequences in a batch, B.", bounds="[1, inf)")
+  seq_len: int = option(
+    64,
+    "Sequence length T, in tokens: the time steps of truncated backpropagation "
+    "in one training step.",
+    bounds="[1, inf)",
+  )
+  num_epochs: int = option(
+    1, "Passes over the training text.", bounds="[1, inf)"
+  )
+  random_offsets: bool = option(
+    False,
+    "Begin each epoch at a random place in the text and wrap around at its "
+    "end, so that no token is always the first of a batch. The pieces beside a "
+    "gap are each rotated so.",
+  )
+  short_seq_prob: float = option(
+    0.0,
+    "Probability that a batch has half of seq_len time steps (Merity et al. "
+    "2018, section 5, without their change of the learning rate). A rest of "
+    "less than half of seq_len at the end of an epoch is then left out.",
+    bounds="[0, 1]",
+  )
+  late_batch_size: int = option(
+    0,
+    "Sequences in a batch in the last third of the epochs, for gradients with "
+    "less noise; 0 for batch_size.",
+    bounds="[0, inf)",
+  )
+
+  def __post_init__(self):
+    check_options(self)
+
+  def epochs(
+    self, tokens: np.ndarray, seed: int, gap: int | None = None
+  ) -> Iterator[Batches]:
+    """Iterate over the epochs of a text, each of them `Batches`.
+
+    Args:
+      tokens: the text, int32 [N].
+      seed: decides the random offsets and sequence lengths; the same seed
+        gives the same batches at every call.
+      gap: as in `make_batches`.
+
+    Raises:
+      ValueError: as `make_batches`.
+    """
+    return (
+      self._epoch(tokens, seed, gap, epoch) for epoch in range(self.num_epochs)
+    )
+
+  def num_steps(
+    self, tokens: np.ndarray, seed: int, gap: int | None = None
+  ) -> int:
+    """Return the number of batches of all epochs: one training step each.
+
+    Args:
+      tokens: as in `epochs`.
+      seed: as in `epochs`.
+      gap: as in `epochs`.
+
+    Raises:
+      ValueError: as `make_batches`; or there are more than an int32 can count.
+    """
+    return sum(n * steps for n, steps in self.epoch_lengths(tokens, seed, gap))
+
+  def epoch_lengths(
+    self, tokens: np.ndarray, seed: int, gap: int | None = None
+  ) -> list[tuple[int, int]]:
+    """Return (epochs, batches in each) for epochs in a row that are as long.
+
+    The arguments are those of `num_steps`, which is their sum, and so are the
+    errors.
+    """
+    schedule = self._schedule(tokens, seed, gap)
+    return [(epochs, len(ends) - 1) for epochs, _, ends in schedule]
+
+  def batch_shapes(
+    self, tokens: np.ndarray, seed: int, gap: int | None = None
+  ) -> Counter[tuple[int, int]]:
+    """Return how many batches of each shape (T, B) all epochs have.
+
+    The arguments and errors are those of `num_steps`.
+    """
+    shapes: Counter[tuple[int, int]] = Counter()
+    for epochs, batch_size, ends in self._schedule(tokens, seed, gap):
+      for length in np.diff(ends).tolist():
+        shapes[length, batch_size] += epochs
+    return shapes
+
+  def _schedule(
+    self, tokens: np.ndarray, seed: int, gap: int | None
+  ) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Iterate over (epochs, B, cuts) for epochs in a row with equal cuts."""
+    sizes = [*map(len, pieces(tokens, gap))]
+    stages = []
+    for epochs, batch_size in (
+      (range(self._first_late), self.batch_size),
+      (range(self._first_late, self.num_epochs), self.late_batch_size),
+    ):
+      if epochs:
+        rows, _ = columns(sizes, batch_size, self.seq_len)
+        stages.append((epochs, batch_size, rows))
+    # Where batches are short at random, this is about their least number.
+    total = sum(len(n) * ceil_divide(t, self.seq_len) for n, _, t in stages)
+    if total > MAX_STEPS:
+      raise ValueError(
+        f"there must be at most {MAX_STEPS:,} training steps, got {total:,}"
+      )
+    for epochs, batch_size, rows in stages:
+      if self.short_seq_prob:
+        for epoch in epochs:
+          rng, _ = self._rotation(sizes, seed, epoch)
+          yield 1, batch_size, self._random_cuts(rows, rng)
+      else:
+        yield len(epochs), batch_size, cuts(rows, self.seq_len)
+
+  @property
+  def _first_late(self) -> int:
+    """The first epoch with late_batch_size."""
+    if not self.late_batch_size:
+      return self.num_epochs
+    return self.num_epochs - self.num_epochs // LATE_DIVISOR
+
+  def _epoch(
+    self, tokens: np.ndarray, seed: int, gap: int | None, epoch: int
+  ) -> Batches:
+    parts = pieces(tokens, gap)
+    rng, offsets = self._rotation([*map(len, parts)], seed, epoch)
+    if self.random_offsets:
+      tokens = np.concatenate([*map(np.roll, parts, offsets)])
+    late = epoch >= self._first_late
+    batch_size = self.late_batch_size if late else self.batch_size
+    batches = make_batches(tokens, batch_size, self.seq_len, gap)
+    if self.short_seq_prob:
+      length = len(batches.tokens) - 1
+      batches = batches._replace(cuts=self._random_cuts(length, rng))
+    return batches
+
+  def _rotation(
+    self, sizes: list[int], seed: int, epoch: int
+  ) -> tuple[np.random.Generator, list[int]]:
+    """Return the generator of an epoch, and by how much each piece is rolled.
+
+    The generator draws the cuts next.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if not self.random_offsets:
+      return rng, [0] * len(sizes)
+    return rng, [-int(rng.integers(max(1, size))) for size in sizes]
+
+  def _random_cuts(
+    self, length: int, rng: np.random.Generator
+  ) -> tuple[int, ...]:
+    """Cut an epoch into batches of T or T/2 time steps.
+
+    No other lengths occur, because each length is compiled separately.
+    """
+    half, ends = max(1, self.seq_len // 2), [0]
+    while (left := length - ends[-1]) >= half:
+      short = rng.random() < self.short_seq_prob or left < self.seq_len
+      ends.append(ends[-1] + (half if short else self.seq_len))
+    return tuple(ends)
