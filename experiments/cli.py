@@ -64,9 +64,15 @@ def launch(
       raise
     except (ValueError, OSError, OverflowError) as error:
       return _fail(error, BAD_INPUT)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-      reason = str(error) or "out of memory"
-      return _fail(f"device error: {reason}", BAD_INPUT)
+    except MemoryError as error:
+      return _fail(str(error) or "out of memory", BAD_INPUT)
+    except jax.errors.JaxRuntimeError as error:
+      return _fail(f"device error: {error}", BAD_INPUT)
+    except (AssertionError, RuntimeError):
+      if _has_device():
+        raise
+      platforms = os.environ.get("JAX_PLATFORMS")
+      return _fail(f"JAX_PLATFORMS={platforms} has no device here", BAD_INPUT)
     except Diverged as error:
       return _fail(error, DIVERGED)
     except KeyboardInterrupt as error:
@@ -90,6 +96,18 @@ def launch(
   except BrokenPipeError:
     _discard_output()
     sys.exit(PIPE_CLOSED)
+
+
+def _has_device() -> bool:
+  """Return whether JAX finds a device of JAX_PLATFORMS."""
+  try:
+    jax.devices()
+  except (
+    AssertionError,
+    RuntimeError,
+  ):  # the first for cuda, without its plug-in
+    return False
+  return True
 
 
 def _complaint(arguments: Sequence[str], missing: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ no directory of one machine. A text that came through a pipe, such as standard
 input, is saved in the run directory.
 """
 
+import hashlib
 import os
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +16,6 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.trainer.config import DataConfig, TrainConfig
-from experiments.trainer.data import text_sha256
 from experiments.trainer.environment import REPOSITORY
 from experiments.trainer.files import write_bytes
 from experiments.trainer.named_corpora import (
@@ -24,9 +24,9 @@ from experiments.trainer.named_corpora import (
   cached_path,
   is_name,
 )
-from lstm_jax.language import read_text
 
 KEPT = "corpus.txt"  # a piped text, in the run directory
+BLOCK = 2**20  # characters of a file that are hashed at once
 
 
 def is_piped(corpus: str) -> bool:
@@ -135,9 +135,18 @@ def find_corpus(
   return data
 
 
+def _text_file_sha256(path: Path) -> str:
+  """Return the hash of the text that `read_text` returns, read in blocks."""
+  digest = hashlib.sha256()
+  with path.open(encoding="utf-8-sig") as file:  # every line ending is "\n"
+    while block := file.read(BLOCK):
+      digest.update(block.encode())
+  return digest.hexdigest()
+
+
 def _has_hash(path: Path, sha256: str) -> bool:
   """Return whether a path is a file that can be read, of the text's hash."""
   try:
-    return path.is_file() and text_sha256(read_text(path)) == sha256
+    return path.is_file() and _text_file_sha256(path) == sha256
   except (ValueError, OSError):  # not a text, or not ours to read
     return False

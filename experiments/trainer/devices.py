@@ -72,6 +72,12 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     0 if c.job.mesh and c.job.devices == AUTO else num_devices(c)
     for c in configs
   ]
+  for config, count in zip(configs, counts, strict=True):
+    for size in _batch_sizes(config):
+      if config.job.devices != AUTO and size % count:
+        raise ValueError(
+          f"--devices must divide the batch size of {size}, got {count}"
+        )
   most = max(counts)
   explicit = any(config.job.devices != AUTO for config in configs)
   advice = f": pass --mesh=data:{most}"

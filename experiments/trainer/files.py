@@ -7,8 +7,9 @@ for files that are read again, which may have been damaged.
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,17 @@ def write_bytes(path: Path, data: bytes) -> None:
       path.write_bytes(data)
     return
   path = path.resolve() if path.is_symlink() else path
-  part = path.with_name(path.name + ".part")
-  with naming(path):
-    part.write_bytes(data)
-    sync(part)
-    part.replace(path)
-    sync(path.parent)
+  # A name of its own, since other processes may write the same path.
+  part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+  try:
+    with naming(path):
+      part.write_bytes(data)
+      sync(part)
+      part.replace(path)
+      sync(path.parent)
+  finally:
+    with suppress(OSError):
+      part.unlink()
 
 
 def append(path: Path, text: str) -> None:

@@ -199,7 +199,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       row = None
     if isinstance(row, dict):
       row = {n: v for n, v in row.items() if v is not None or n not in NULLABLE}

@@ -13,9 +13,10 @@ import os
 import sys
 import urllib.error
 import urllib.request
-import uuid
 from pathlib import Path
 from typing import NamedTuple
+
+from experiments.trainer.files import write_bytes
 
 TIMEOUT = 30.0  # seconds without a byte
 CACHE = "LSTM_JAX_CACHE"  # the environment variable
@@ -59,7 +60,9 @@ def locate(corpus: str) -> str:
   path = cached_path(corpus)
   try:
     if not path.exists():
-      _write(path, _download(corpus, path))
+      data = _download(corpus, path)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      write_bytes(path, data)
     fault = _fault(CORPORA[corpus], path.read_bytes())
   except OSError as error:
     raise ValueError(
@@ -113,20 +116,6 @@ def _download(name: str, path: Path) -> bytes:
   if fault:
     raise ValueError(f"corpus {name} {fault}: save {_wanted(name)} as {path}")
   return data
-
-
-def _write(path: Path, data: bytes) -> None:
-  """Write a file, whole or not at all, also beside other processes."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-  try:
-    with part.open("xb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def _fault(corpus: NamedCorpus, data: bytes) -> str | None:

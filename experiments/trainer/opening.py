@@ -1,5 +1,6 @@
 """Opening a run directory: for a new run, or to resume the one in it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,7 +22,7 @@ from experiments.trainer.extension import (
 )
 from experiments.trainer.files import write_json
 from experiments.trainer.locking import lock
-from experiments.trainer.records import to_record
+from experiments.trainer.records import from_record, to_record
 from experiments.trainer.run_dir import (
   CHECKPOINTS,
   CONFIG,
@@ -107,11 +108,18 @@ def open_run_dir(
 
   Raises:
     ValueError: another process holds the directory; it holds a finished run, or
-      one of another configuration or corpus, and --overwrite is not given; or
-      it holds files of another kind, or is no directory.
+      one of another configuration or corpus, and --overwrite is not given; its
+      config.json is damaged; it holds files of another kind, or is no
+      directory; or its path is not UTF-8.
   """
   job = config.job
   directory = Path(job.run) if job.run else _new_directory()
+  try:
+    os.path.abspath(directory).encode()
+  except UnicodeEncodeError:
+    raise ValueError(
+      f"the path of a run directory must be UTF-8, got {str(directory)!r}"
+    ) from None
   check_is_run_or_empty(directory)
   try:
     make_directory(directory)
@@ -145,6 +153,7 @@ def _resume_or_start(
       f"{directory} holds {'a sweep' if is_sweep else 'a single run'}; "
       "--overwrite replaces it, another --run keeps it"
     )
+  from_record(type(config)(), record)  # raises where a value is damaged
   changes = _changes(record, config, facts[SHA256])
   extending = may_extend and extends(record, changes, result)
   if not (job.resume and _can_resume(directory, result, extending)):

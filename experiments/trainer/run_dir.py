@@ -74,7 +74,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
   """Return the object in a file; None if it is missing or holds none."""
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return None
   return record if isinstance(record, dict) else None
 
@@ -128,8 +128,12 @@ def check_is_run_or_empty(directory: Path) -> None:
     )
   if not directory.is_dir():
     return
-  leftovers = {LOCK, PREVIOUS, CONFIG + ".part"}  # of a run that was killed
-  names = sorted({path.name for path in directory.iterdir()} - leftovers)
+  names = sorted(
+    path.name
+    for path in directory.iterdir()
+    if path.name not in (LOCK, PREVIOUS)  # of a run that was killed
+    and not path.match(f"{CONFIG}.*part")
+  )
   if names:
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     raise ValueError(

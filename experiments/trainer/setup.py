@@ -28,6 +28,7 @@ from lstm_jax.language import (
   Regularizers,
   language_model,
 )
+from lstm_jax.language.drawing import DrawingRules, checked_rules
 from lstm_jax.training import (
   TrainState,
   TrainStep,
@@ -104,6 +105,11 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
       device.
   """
   corpus = corpus or read_corpus(kept_if_piped(config))
+  rules = DrawingRules(
+    config.evaluation.temperature,
+    suppress_tokens=corpus.tokenizer.unknown_tokens,
+  )
+  checked_rules(rules, corpus.tokenizer.size)  # of the samples
   mesh = run_mesh(config)
   dev_fraction, seq_len = config.data.dev_fraction, config.batching.seq_len
   if dev_fraction and len(corpus.val.tokens) <= seq_len:

@@ -1,10 +1,13 @@
 """Programs as a shell starts them: their help, errors, status and output."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
 from tests.experiments.starting import PROGRAMS, start_all
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.programs
 
@@ -116,6 +119,26 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     heading = "is not a directory" in message  # the model is checked before
     assert bool(out) == heading, (case, result)
     assert err.startswith("error: ") and message in err, (case, err)
+
+
+@pytest.mark.exhaustive
+def test_a_platform_without_a_device_is_an_error_of_one_line():
+  (result,) = start_all([("train", "--dry_run")], JAX_PLATFORMS="cuda")
+  assert result == (2, "", "error: JAX_PLATFORMS=cuda has no device here\n")
+
+
+@pytest.mark.exhaustive
+def test_too_little_memory_of_the_host_is_no_error_of_a_device():
+  code = """
+from experiments.cli import launch
+def main():
+  raise MemoryError
+launch(main)
+"""
+  process = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True
+  )
+  assert (process.returncode, process.stderr) == (2, "error: out of memory\n")
 
 
 @pytest.mark.exhaustive

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 import time
 from importlib.util import find_spec
@@ -14,8 +15,10 @@ from experiments.trainer import metric_buffer, setup
 from experiments.trainer.config import CELLS
 from experiments.trainer.data import read_corpus
 from experiments.trainer.errors import Diverged
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.plot import draw
 from experiments.trainer.records import replace, to_record
+from experiments.trainer.run_dir import SHA256, check_is_run_or_empty
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import lstm
@@ -339,6 +342,11 @@ def test_files_of_another_kind_are_left_as_they_are(config, console):
       r"val_fraction must be in \(0, 1\), got 1",
     ),
     ({"learning_rate": 0.0}, VERSE * 20, "learning_rate must be in"),
+    (
+      {"temperature": 1e300},
+      VERSE * 20,
+      r"temperature must be finite in float32 and ≥ 0, got 1e\+300",
+    ),
   ],
 )
 def test_bad_input_is_an_error_that_leaves_no_directory(
@@ -459,6 +467,39 @@ def test_a_directory_without_a_run_or_with_another_one_is_refused(
   shutil.rmtree(finished / "checkpoints")
   with pytest.raises(ValueError, match="holds no checkpoint"):
     load(finished)
+
+
+def test_a_damaged_config_is_an_error_of_one_line(finished, config):
+  path = finished / "config.json"
+  good = json.loads(path.read_text())
+  path.write_text("[" * 200_000)
+  with pytest.raises(
+    ValueError, match=r"there is no run in .*: no config\.json"
+  ):
+    load(finished)
+  with pytest.raises(
+    ValueError, match=r"holds config\.json but no config\.json"
+  ):
+    check_is_run_or_empty(finished)
+  path.write_text(json.dumps(good | {"num_epochs": "1"}))
+  facts = {SHA256: good[SHA256]}
+  message = "^num_epochs must be int, got '1'$"
+  with (
+    pytest.raises(ValueError, match=message),
+    open_run_dir(config, facts, may_extend=True),
+  ):
+    pass
+
+
+def test_a_run_directory_has_a_name_in_utf_8(config, tmp_path):
+  run = os.fsdecode(bytes(tmp_path / "run") + b"\xff")
+  message = r"^the path of a run directory must be UTF-8, got '.*run\\udcff'$"
+  with (
+    pytest.raises(ValueError, match=message),
+    open_run_dir(replace(config, run=run), {}),
+  ):
+    pass
+  assert not os.path.exists(run)
 
 
 @pytest.mark.parametrize("text", [VERSE])

@@ -30,6 +30,7 @@ from experiments.trainer.opening import check_same_run, open_run_dir
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.trained import load
+from lstm_jax.language import read_text
 from tests.experiments.conftest import VERSE
 from tests.experiments.sampled import write
 from tests.experiments.trainer.resuming import signal_at
@@ -97,6 +98,20 @@ def test_another_text_of_the_same_name_does_not_hide_the_corpus(
   sha256 = text_sha256("Another text of that name.")
   found = find_corpus(record, history.config.data, sha256)
   assert Path(found.corpus).samefile(tmp_path / POEMS)
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbfa\r\r\nb\n", b"a\r", b"\xff"])
+def test_a_text_is_hashed_in_blocks_as_it_is_read(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(corpus_path, "BLOCK", 1)
+  path = tmp_path / "text.txt"
+  path.write_bytes(data)
+  try:
+    text = read_text(path)
+  except ValueError:
+    assert not corpus_path._has_hash(path, text_sha256(data.decode("latin1")))
+  else:
+    assert corpus_path._has_hash(path, text_sha256(text))
+    assert not corpus_path._has_hash(path, text_sha256(text + "x"))
 
 
 def test_a_corpus_that_may_not_be_read_is_looked_for_elsewhere(

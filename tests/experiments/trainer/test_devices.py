@@ -117,6 +117,23 @@ def test_a_mesh_may_have_its_number_of_devices(monkeypatch):
   assert made == {"jax_num_cpu_devices": 2}
 
 
+@pytest.mark.parametrize(
+  ("values", "size"),
+  [
+    ({}, 32),
+    ({"batch_size": 200_000, "late_batch_size": 2000}, 2000),
+  ],
+)
+def test_devices_that_do_not_divide_a_batch_are_refused_before_they_start(
+  values, size, monkeypatch
+):
+  monkeypatch.setattr(jax.config, "update", None)
+  config = changed(devices="100000", **values)
+  message = f"^--devices must divide the batch size of {size}, got 100000$"
+  with pytest.raises(ValueError, match=message):
+    share_batches([config])
+
+
 def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   """As where a cell of one's own makes an array when it is imported."""
   monkeypatch.setenv("XLA_FLAGS", "")

@@ -1,9 +1,12 @@
+import errno
 import os
 import threading
 
 import pytest
 
+from experiments.trainer import files
 from experiments.trainer.files import write_bytes, write_json
+from lstm_jax.training.durable import sync
 
 
 def test_a_link_stays_a_link(tmp_path):
@@ -37,6 +40,30 @@ def test_a_link_to_a_pipe_is_written_to(tmp_path):
   os.close(writing)
   with os.fdopen(reading, "rb") as pipe:
     assert pipe.read() == b"through"
+
+
+def test_two_processes_may_write_one_path_at_once(tmp_path, monkeypatch):
+  path = tmp_path / "result.json"
+
+  def sync_while_another_writes(part):
+    monkeypatch.undo()
+    write_bytes(path, b"theirs")
+    sync(part)
+
+  monkeypatch.setattr(files, "sync", sync_while_another_writes)
+  write_bytes(path, b"ours")
+  assert path.read_bytes() == b"ours"
+  assert [*tmp_path.iterdir()] == [path]
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+  def full(part):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(files, "sync", full)
+  with pytest.raises(OSError, match=r"No space left on device: '.*result"):
+    write_bytes(tmp_path / "result.json", b"text")
+  assert not [*tmp_path.iterdir()]
 
 
 def test_a_directory_is_an_error_that_leaves_nothing(tmp_path):

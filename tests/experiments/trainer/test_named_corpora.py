@@ -222,11 +222,13 @@ def test_a_run_directory_records_the_name_and_is_resumed_by_it(named, config):
   with open_run_dir(config, facts) as opened:
     assert opened.resuming
   Path("verse").write_bytes(TEXT)
+  with open_run_dir(config, facts) as opened:  # it is the same text
+    assert opened.resuming
   file = Path("verse").absolute()
   message = f"corpus is 'verse' there and '{file}' here"
   with (
     pytest.raises(ValueError, match=message),
-    open_run_dir(config, facts),
+    open_run_dir(config, {run_dir.SHA256: "another"}),
   ):
     pass
 
