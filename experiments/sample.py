@@ -53,8 +53,9 @@ def _define_flags() -> list[flags.FlagHolder]:
     flags.DEFINE_string(
       "prompt",
       None,
-      "The text to continue; if not given, a line break (or the first token of "
-      "the vocabulary), which is not printed.",
+      "The text to continue. If not given, it is a line break (or the first "
+      "token of the vocabulary), which is not printed; with --interactive, the "
+      "first line that is typed.",
     ),
     flags.DEFINE_integer(
       "length", 400, "Tokens to draw: characters, or words.", lower_bound=1
@@ -110,7 +111,9 @@ def _define_flags() -> list[flags.FlagHolder]:
   ]
 
 
-def check_options(options: dict[str, Any], defaults: dict[str, Any]) -> None:
+def check_combination(
+  options: dict[str, Any], defaults: dict[str, Any]
+) -> None:
   """Raise ValueError if two options that are given exclude each other.
 
   Args:
@@ -122,16 +125,16 @@ def check_options(options: dict[str, Any], defaults: dict[str, Any]) -> None:
     return options[name] != defaults[name]
 
   pairs = [(a, b) for a, others in EXCLUDED.items() for b in others]
-  if not options["temperature"]:  # all samples would be the same
-    pairs += [("best_of", "temperature"), ("num_samples", "temperature")]
-  for pair in pairs:
+  greedy = [("best_of", "temperature"), ("num_samples", "temperature")]
+  for pair in pairs if options["temperature"] else pairs + greedy:
     if all(map(given, pair)):
       first, second = (f"--{name}={options[name]}" for name in pair)
-      raise ValueError(f"{first} and {second} exclude each other: pass one")
+      why = "all samples would be equal" if pair in greedy else "pass one"
+      raise ValueError(f"{first} and {second} exclude each other: {why}")
 
 
 def run(
-  run: str,
+  directory: str,
   prompt: str | None,
   length: int,
   temperature: float,
@@ -144,7 +147,9 @@ def run(
   beam: int,
   interactive: bool,
 ) -> list[Iterable[str]]:
-  """Return samples of the run's best model; the arguments are the flags.
+  """Return samples of the best model of a run directory.
+
+  The other arguments are the flags.
 
   Each is an iterable of the parts of a text, which begins with the prompt if
   one is given. A single sample is drawn as its parts are iterated. An
@@ -155,7 +160,7 @@ def run(
     ValueError: the run has no usable checkpoint, the prompt is empty or has
       unknown characters or words, or a number is out of its range.
   """
-  trained = load(Path(run))
+  trained = load(Path(directory))
   model, params, tokenizer = trained.model, trained.params, trained.tokenizer
   rules = DrawingRules(
     temperature,
@@ -240,7 +245,7 @@ def main() -> None:
   """Read the flags, sample and print."""
   options = {flag.name: flag.value for flag in FLAGS}
   defaults = {flag.name: flag.default for flag in FLAGS}
-  check_options(options, defaults)
+  check_combination(options, defaults)
   for name in IGNORED_BY_GREEDY if not options["temperature"] else ():
     if options[name] != defaults[name]:
       print(
@@ -248,7 +253,7 @@ def main() -> None:
         "--temperature=0 is greedy",
         file=sys.stderr,
       )
-  show(run(**options))
+  show(run(options.pop("run"), **options))
 
 
 if __name__ == "__main__":

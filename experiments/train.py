@@ -139,7 +139,7 @@ def _train(
       with closing(logger):
         state = initial_state(setup, logger, console, opened, pretrained)
         epochs = make_epochs(setup, teachers, console)
-        tracer = Tracer(directory / run_dir.PROFILE, trace_steps)
+        tracer = Tracer(directory / run_dir.PROFILE, trace_steps, console)
         with bar, tracer:
           logger.buffer.start_clock()
           _, stopped_by = fit(
@@ -294,7 +294,7 @@ if __name__ == "__main__":
   TRACE_STEPS = flags.DEFINE_integer(
     "profile",
     0,
-    "Number of training steps to trace into the run directory.",
+    "Training steps to trace into the run directory, after the first three.",
     lower_bound=0,
   )
   launch(main)

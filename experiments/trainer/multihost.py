@@ -28,6 +28,7 @@ from lstm_jax.language.options import option
 TIMED_OUT = 2  # exit status: that of bad input
 PATH_BYTES = 4096  # of the run directory, as the first process sends it
 NEW, OLD = b"n", b"o"
+UNREADABLE = -1  # in place of the step of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,12 @@ def agreed_request(
 
 
 def check_same_checkpoint(directory: Path, step: int) -> None:
-  """Raise ValueError in all processes if they resume from different steps."""
+  """Raise ValueError in all processes if they resume from different steps.
+
+  Args:
+    directory: the run directory.
+    step: of the newest checkpoint; 0 for none, UNREADABLE if none can be used.
+  """
   if jax.process_count() == 1:
     return
   first, *others = np.ravel(multihost_utils.process_allgather(np.int32(step)))
@@ -157,9 +163,15 @@ def check_same_checkpoint(directory: Path, step: int) -> None:
     if other != first:
       raise ValueError(
         f"every process must see the same {directory}: its newest checkpoint "
-        f"is of step {first} for the first process, and {other} for process "
-        f"{number}"
+        f"is {_named(first)} for the first process, and {_named(other)} for "
+        f"process {number}"
       )
+
+
+def _named(step: int) -> str:
+  """Return what `check_same_checkpoint` calls a checkpoint."""
+  names = {0: "no checkpoint", UNREADABLE: "unreadable"}
+  return names.get(int(step), f"that of step {step}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
 
 WARM_UP = 3  # training steps before a trace starts: they compile
 STATM = Path("/proc/self/statm")  # Linux: in pages; the second is resident
@@ -98,10 +99,12 @@ class Tracer:
   Args:
     directory: of the trace.
     num_steps: how many steps to trace; fewer, or none, if the run ends before.
+    console: is told if there are none.
   """
 
-  def __init__(self, directory: Path, num_steps: int):
+  def __init__(self, directory: Path, num_steps: int, console: Console):
     self._directory, self._stop_at = directory, WARM_UP + num_steps
+    self._console = console
     self._steps = 0
     self._running = False
 
@@ -111,6 +114,11 @@ class Tracer:
   def __exit__(self, *error) -> None:
     if self._running:
       jax.profiler.stop_trace()
+    elif self._steps <= WARM_UP < self._stop_at:
+      self._console.print(
+        f"nothing is profiled: the run must make more than {WARM_UP} training "
+        f"steps, got {self._steps}"
+      )
 
   def before_step(self, state: Any) -> None:
     """Start or stop the trace, where it is time, once `state` is computed."""

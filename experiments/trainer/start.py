@@ -15,8 +15,6 @@ from experiments.trainer.trained import Trained
 from lstm_jax.training import CheckpointError, TrainState
 from lstm_jax.training.optimizer import learning_rate
 
-UNREADABLE = -1  # in place of a step, for the other processes
-
 
 def initial_state(
   setup: TrainSetup,
@@ -25,9 +23,10 @@ def initial_state(
   opened: OpenedRun,
   pretrained: Trained | None,
 ) -> TrainState:
-  """Return the restored state, or the initial one after a sample of it.
+  """Return the state of the newest checkpoint, or the initial one.
 
-  On a mesh it is laid out as the training needs it.
+  A sample of the initial weights is drawn. On a mesh, the state is laid out as
+  the training needs it.
 
   Args:
     setup: of the run.
@@ -35,6 +34,10 @@ def initial_state(
     console: prints where the run starts.
     opened: its directory.
     pretrained: has the initial weights; None for random ones.
+
+  Raises:
+    CheckpointError: there are checkpoints, and none can be used.
+    ValueError: the processes see different checkpoints.
   """
   restored = None
   if opened.resuming:
@@ -42,14 +45,16 @@ def initial_state(
       restored = restore(opened.directory, setup.state_like, console)
     except CheckpointError:
       with suppress(ValueError):
-        multihost.check_same_checkpoint(opened.directory, UNREADABLE)
+        unreadable = multihost.UNREADABLE
+        multihost.check_same_checkpoint(opened.directory, unreadable)
       raise
     step = int(restored.state.step) if restored else 0
     multihost.check_same_checkpoint(opened.directory, step)
   logger.resume(restored)
   if restored:
     if opened.extended_from is not None:
-      line = describe_extension(setup, step, opened.extended_from)
+      skipped, _ = restored.progress.skipped
+      line = describe_extension(setup, step, opened.extended_from, skipped)
       console.print(f"extended    {line}", soft_wrap=True)
     return to_mesh(setup, restored.state)
   if not pretrained:
@@ -68,20 +73,25 @@ def initial_state(
   return state
 
 
-def describe_extension(setup: TrainSetup, step: int, num_epochs: int) -> str:
+def describe_extension(
+  setup: TrainSetup, step: int, num_epochs: int, skipped: int
+) -> str:
   """Return how a run continues after more epochs were added, on one line.
 
   Args:
     setup: of the extended run.
     step: training steps made.
-    num_epochs: of the run until now.
+    num_epochs: epochs of the run before it was extended.
+    skipped: training steps that --nonfinite=skip has skipped; the schedule of
+      the learning rate does not advance at them.
   """
   config, (_, tokens, gap) = setup.config, setup.corpus.train
   batching = replace(config.batching, num_epochs=num_epochs)
   num_steps = batching.num_steps(tokens, config.seed, gap)
   before = learning_rate(config.optimizer, num_steps)
-  rates = before(step - 1), setup.schedule(step)
-  last = setup.schedule(setup.num_steps - 1)
+  updates = step - skipped
+  rates = before(updates - 1), setup.schedule(updates)
+  last = setup.schedule(setup.num_steps - 1 - skipped)
   reached, next_rate, last_rate = (f"{float(r):.3g}" for r in (*rates, last))
   change = f"at --patience={config.evaluation.patience}"
   if config.batching.num_epochs > num_epochs:

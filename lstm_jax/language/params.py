@@ -41,13 +41,13 @@ class ModelConfig:
   init_std: float | None = option(
     None,
     "Standard deviation of Gaussian initial weights, but for the readout's. "
-    "Every bias is then 0, that of the forget gate too. None for the initial "
-    "weights of the cell itself.",
+    "Every bias is then 0, that of the forget gate too. If not given, the "
+    "weights are those of the cell itself.",
     bounds="[0, inf)",
   )
   readout_std: float | None = option(
     None,
-    "Standard deviation of the initial readout weights. None for 1/√H.",
+    "Standard deviation of the initial readout weights; 1/√H if not given.",
     bounds="[0, inf)",
   )
   tied: bool = option(
@@ -58,8 +58,8 @@ class ModelConfig:
   dtype: Any = option(jnp.float32, "Data type of the parameters.")
   compute_dtype: Any = option(
     None,
-    "Data type of the operands of matrix products, such as bfloat16. None for "
-    "that of the parameters. Sums, states and gradients keep their own.",
+    "Data type of the operands of matrix products, such as bfloat16; if not "
+    "given, that of the parameters. Sums, states and gradients keep their own.",
   )
   implementation: Implementation | None = option(
     None,

@@ -103,7 +103,8 @@ def test_a_prompt_is_the_first_line_of_an_interactive_text(
     ),
     (
       {"best_of": 2, "temperature": 0.0},
-      "--best_of=2 and --temperature=0.0 exclude",
+      "--best_of=2 and --temperature=0.0 exclude each other: all samples would "
+      "be equal",
     ),
     (
       {"num_samples": 3, "temperature": 0.0},
@@ -117,7 +118,7 @@ def test_a_prompt_is_the_first_line_of_an_interactive_text(
 )
 def test_options_that_exclude_each_other_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    sample.check_options(DEFAULTS | options, DEFAULTS)
+    sample.check_combination(DEFAULTS | options, DEFAULTS)
 
 
 def test_options_that_go_together_pass():
@@ -126,7 +127,7 @@ def test_options_that_go_together_pass():
     {"best_of": 4, "min_p": 0.1, "top_p": 0.9, "top_k": 3, "seed": 1},
     {"interactive": True, "temperature": 0.0},
   ):
-    sample.check_options(DEFAULTS | options, DEFAULTS)
+    sample.check_combination(DEFAULTS | options, DEFAULTS)
 
 
 def test_a_prompt_of_nothing_is_refused(explored_run):

@@ -214,6 +214,7 @@ def test_help_has_bounds_and_defaults_and_fits_a_terminal(flag_values):
   assert max(map(len, text.splitlines())) <= 80
   (fraction,) = re.findall(r"  --val_fraction: [^-]*", text)
   assert "(default: '0.1')" in fraction and "(in (0, 1))" in fraction
+  assert "None for" not in text  # which no flag takes
   (weights,) = re.findall(r"  --ema_decay: [^-]*", text)
   assert "(in [0, 1))" in weights
 

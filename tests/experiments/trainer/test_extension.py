@@ -15,6 +15,7 @@ from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.setup import make_setup
+from experiments.trainer.start import describe_extension
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import last_checksums, read_rows
 from tests.power import tree
@@ -89,6 +90,15 @@ def test_a_finished_run_goes_on_and_says_what_the_learning_rate_does(
   shown = dict(zip(results["head"], results["rows"][0], strict=True))
   assert (shown["training steps"], shown["finished"]) == ("94 of 94", "yes")
   assert history.samples[-2].title.startswith("step 94, epoch 2.0: ")
+
+
+def test_skipped_steps_do_not_advance_the_rate_of_an_extension(config):
+  setup = make_setup(replace(config, num_epochs=2, nonfinite="skip"))
+  assert describe_extension(setup, 47, 1, skipped=3).endswith(
+    f"the learning rate was {cosine(43, 47):.3g} at step 47 of 47; it is "
+    f"{cosine(44, 94):.3g} at step 48 of 94, and {cosine(90, 94):.3g} at the "
+    "last"
+  )
 
 
 @pytest.mark.exhaustive

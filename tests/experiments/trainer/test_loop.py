@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments.trainer.loop import fit
 from experiments.trainer.resources import WARM_UP, Tracer
@@ -188,14 +189,14 @@ def test_it_traces_the_steps_after_the_first_ones(
         (name, len(recorder.steps("step")))
       ),
     )
-  with Tracer(tmp_path, 2) as tracer:
+  with Tracer(tmp_path, 2, Console()) as tracer:
     run(epochs, recorder, tracer=tracer)
   assert traced == [("start_trace", WARM_UP), ("stop_trace", WARM_UP + 2)]
   traced.clear()
-  with Tracer(tmp_path, 99) as tracer:  # the run ends before
+  with Tracer(tmp_path, 99, Console()) as tracer:  # the run ends before
     run(epochs, recorder, tracer=tracer)
   assert [name for name, _ in traced] == ["start_trace", "stop_trace"]
   traced.clear()
-  with Tracer(tmp_path, 0) as tracer:
+  with Tracer(tmp_path, 0, Console()) as tracer:
     run(epochs, recorder, tracer=tracer)
   assert traced == []

@@ -17,7 +17,6 @@ from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.loop import AGREE_EVERY
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup, run_mesh
-from experiments.trainer.start import UNREADABLE
 from experiments.trainer.trained import load
 from lstm_jax.training import list_checkpoints, make_mesh, read_state
 from tests.experiments.trainer.resuming import read_rows
@@ -91,10 +90,14 @@ def two_processes(monkeypatch, gathered):
 def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
   two_processes(monkeypatch, lambda step: np.array([step, 20]))
   multihost.check_same_checkpoint(tmp_path, 20)
-  for step in (0, UNREADABLE):
+  for step, name in (
+    (0, "no checkpoint"),
+    (multihost.UNREADABLE, "unreadable"),
+    (10, "that of step 10"),
+  ):
     message = (
-      f"see the same .*: its newest .* step {step} for the first .* 20 for "
-      "process 1"
+      f"see the same {tmp_path}: its newest checkpoint is {name} for the first "
+      "process, and that of step 20 for process 1$"
     )
     with pytest.raises(ValueError, match=message):
       multihost.check_same_checkpoint(tmp_path, step)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from experiments import train
-from experiments.trainer.resources import process_size
+from experiments.trainer.resources import Tracer, process_size
 
 
 def test_a_compiled_program_is_counted_once():
@@ -19,3 +19,13 @@ def test_a_profile_traces_some_training_steps(config, console):
   train.run(config, console, trace_steps=2)
   (trace,) = Path(config.job.run).glob("profile/**/*.xplane.pb")
   assert trace.stat().st_size > 1000
+
+
+def test_a_run_too_short_to_be_profiled_says_so(tmp_path, console):
+  for num_steps in (0, 2):
+    with Tracer(tmp_path, num_steps, console) as tracer:
+      for _ in range(3):
+        tracer.before_step(None)
+  assert console.file.getvalue() == (
+    "nothing is profiled: the run must make more than 3 training steps, got 3\n"
+  )
