@@ -161,7 +161,7 @@ def test_the_last_weights_of_a_run_are_chosen_by_no_loss(
   assert worst(last.params, best.params) > 0
 
 
-def test_last_weights_are_those_of_a_finished_run(finished):
+def test_last_weights_of_an_unfinished_run_or_a_sweep_are_refused(finished):
   (finished / "result.json").unlink()
   with pytest.raises(
     ValueError, match="not finished: the checkpoint must be best"
@@ -222,17 +222,28 @@ def test_the_average_starts_once_the_validation_loss_rises(config, console):
     num_epochs=2,
     eval_every=8,
   )
-  samples = []
+  samples, losses = [], []
   for patience in (1, 0):
-    config = replace(
-      config, asgd_patience=patience, run=f"{config.job.run}{patience}"
-    )
-    directory = train.run(config, console).directory
+    run = f"{config.job.run}{patience}"
+    each = replace(config, asgd_patience=patience, run=run)
+    directory = train.run(each, console).directory
     samples.append((directory / "samples.txt").read_text(encoding="utf-8"))
+    rows = read_rows(directory)
+    losses.append([row["val_loss"] for row in rows if "val_loss" in row])
   averaged, plain = (text.split("=== ") for text in samples)
   start = ["weights are averaged" in part for part in averaged].index(True)
   heading = averaged[start].split("; from here")[0]
   assert plain[start].startswith(heading)  # until then the runs are equal
+  assert averaged[:start] == plain[:start]
+  # The parts before that of an evaluation: an empty one, and the untrained.
+  first = start - 2
+  assert losses[0][: first + 1] == losses[1][: first + 1]
+  rises = [
+    number
+    for number in range(2, len(losses[1]))
+    if losses[1][number] > min(losses[1][: number - 1])
+  ]
+  assert rises[0] == first
   assert averaged[start + 1] != plain[start + 1]
   assert "averaged" not in samples[1]
   assert "".join(averaged).count("weights are averaged") == 1

@@ -4,13 +4,15 @@
 
 An input is [flags, flagfile, corpus], the last two as hexadecimal bytes; its
 result is [status, what was printed, whether there is a run directory]. Both are
-lists in JSON. A run that starts makes no training step.
+lists in JSON. A run that starts makes no training step. The status is CRASHED,
+and a traceback is printed, where the program raises an exception.
 """
 
 import json
 import os
 import shutil
 import sys
+import traceback
 from pathlib import Path
 
 from experiments import train
@@ -18,12 +20,14 @@ from experiments.cli import launch, make_console
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import config_from_flags, define_flags
 
+MESSAGE, CRASHED = 98, 99  # exit statuses: sys.exit of a text; an exception
+
 
 class Started(Exception):
   """The training loop would start now."""
 
 
-def run(holders):
+def start(holders):
   """Run the program up to its training loop."""
 
   def fit(*arguments, **options):
@@ -40,15 +44,17 @@ def exit_status(argv, output):
   """Run in a process of its own; return its exit status."""
   child = os.fork()
   if not child:
-    status = 99
+    status = CRASHED
     try:
       sys.argv = argv
       sys.stdout = sys.stderr = output.open("w", encoding="utf-8")
       holders = define_flags(TrainConfig())
-      launch(lambda: run(holders))
+      launch(lambda: start(holders))
     except SystemExit as end:
       code = end.code or 0  # as the interpreter takes it
-      status = code if isinstance(code, int) else 98
+      status = code if isinstance(code, int) else MESSAGE
+    except BaseException:
+      traceback.print_exc()
     finally:
       sys.stderr.flush()
       os._exit(status)
@@ -66,8 +72,8 @@ def main():
     argv += [f"--corpus={corpus}", f"--run={directory / 'run'}"]
     status = exit_status(argv, output)
     run = directory / "run"
-    text = output.read_text("utf-8", errors="replace")
-    results.append([status, text, run.exists()])
+    printed = output.read_text("utf-8", errors="replace")
+    results.append([status, printed, run.exists()])
     shutil.rmtree(run, ignore_errors=True)
   json.dump(results, sys.stdout)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from experiments.trainer.config import CELLS, TrainConfig
+from experiments.trainer.config import CELLS, LARGEST, TrainConfig
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.flags import (
   config_from_flags,
@@ -117,9 +117,11 @@ def test_a_record_must_have_every_field():
       from_record(TrainConfig(), record)
 
 
-def test_there_is_no_other_field_to_replace():
-  with pytest.raises(TypeError, match="the configuration has no flag 'depth'"):
-    replace(TrainConfig(), depth=3)
+@pytest.mark.parametrize("name", ["depth", "dtype"])
+def test_what_is_no_flag_is_not_replaced(name):
+  message = f"the configuration has no flag '{name}'"
+  with pytest.raises(TypeError, match=message):
+    replace(TrainConfig(), **{name: jnp.float64})
 
 
 def test_names_are_unique_among_nested_configs():
@@ -153,13 +155,22 @@ def test_a_flag_has_the_default_help_and_bounds_of_its_field(
     assert metadata["help"] and metadata["help"] in flag.help
     if metadata["choices"]:
       assert list(flag.parser.enum_values) == list(metadata["choices"])
-    bounds = metadata["bounds"]
-    if bounds and "." not in bounds:
-      low = float(bounds[1:].split(",")[0])
+    if bounds := metadata["bounds"]:
+      low, high = map(float, bounds[1:-1].split(","))
       assert flag.parser.lower_bound == low
-      below = f"--{field.name}={int(low) - 1}"
-      with pytest.raises(flags.IllegalFlagValueError):
-        flag_values(["train", below])
+      for value in outside(bounds, low, high):
+        with pytest.raises((flags.Error, ValueError), match=field.name):
+          flag_values(["train", f"--{field.name}={value:g}"])
+          config_from_flags(default, holders)
+        flag.unparse()
+
+
+def outside(bounds, low, high):
+  """Return the numbers just outside of each end of an interval."""
+  values = [low if bounds.startswith("(") else low - 1]
+  if high < LARGEST:
+    values.append(high if bounds.endswith(")") else high + 1)
+  return values
 
 
 @pytest.mark.parametrize("default", [TrainConfig(), SweepConfig()])
@@ -212,6 +223,13 @@ def test_help_has_bounds_and_defaults_and_fits_a_terminal(flag_values):
   define_flags(TrainConfig(), flag_values)
   text = grouped_help(flag_values)
   assert max(map(len, text.splitlines())) <= 80
+  _, *parts = re.split(r"^  --(?:\[no\])?(\w+): ", text, flags=re.MULTILINE)
+  texts = dict(zip(parts[::2], parts[1::2], strict=True))
+  for leaf in leaves(TrainConfig()):
+    if leaf.kind is float and leaf.bounds:
+      assert f"(in {leaf.bounds})" in texts[leaf.name], leaf.name
+      if leaf.value is not None:
+        assert f"(default: '{leaf.value}')" in texts[leaf.name], leaf.name
   (fraction,) = re.findall(r"  --val_fraction: [^-]*", text)
   assert "(default: '0.1')" in fraction and "(in (0, 1))" in fraction
   assert "None for" not in text  # which no flag takes
@@ -234,8 +252,3 @@ def test_a_dtype_of_products_has_a_name_or_is_refused():
   message = "compute_dtype must be one of float32, bfloat16, got .*float16"
   with pytest.raises(ValueError, match=message):
     to_record(replace(TrainConfig(), compute_dtype=jnp.float16))
-
-
-def test_what_is_no_flag_is_not_replaced():
-  with pytest.raises(TypeError, match="the configuration has no flag 'dtype'"):
-    replace(TrainConfig(), dtype=jnp.float64)
