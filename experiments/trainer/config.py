@@ -209,6 +209,11 @@ class JobConfig:
   )
   quiet: bool = option(False, "Show no progress bar and no samples.")
 
+  @property
+  def may_resume(self) -> bool:
+    """Whether an unfinished run that --run holds is resumed."""
+    return bool(self.run) and self.resume and not self.overwrite
+
   def __post_init__(self):
     check_options(self)
     if self.devices == AUTO:

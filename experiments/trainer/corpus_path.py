@@ -87,8 +87,7 @@ def kept_if_piped(config: TrainConfig) -> DataConfig:
   """
   data, job = config.data, config.job
   path = Path(job.run) / KEPT
-  resuming = job.run and job.resume and not job.overwrite
-  if resuming and is_piped(data.corpus) and path.is_file():
+  if job.may_resume and is_piped(data.corpus) and path.is_file():
     return replace(data, corpus=str(path))
   return data
 

@@ -198,7 +198,7 @@ def _requested(job: JobConfig) -> int | None:
   """Return the devices of --devices, or of the run that is resumed, if any."""
   if job.devices != AUTO:
     return int(job.devices)
-  if job.run and job.resume and not job.overwrite:
+  if job.may_resume:
     record = read_config(Path(job.run))
     if record:
       devices = str(record["devices"])

@@ -17,7 +17,12 @@ from rich.console import Console
 
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.distillation import read_teachers, soft_target_bytes
-from experiments.trainer.format import counted, format_bytes
+from experiments.trainer.format import (
+  counted,
+  format_bytes,
+  format_operations,
+)
+from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
 from experiments.trainer.resources import (
   available_memory,
@@ -41,13 +46,14 @@ class Footprint(NamedTuple):
 
 
 def dry_run(config: TrainConfig, console: Console) -> Footprint:
-  """Print what a run would be and need, from shapes: no weights are made.
+  """Print what a run would be and need, from shapes: it makes no weights.
 
   Raises:
-    ValueError: as `make_setup` and `read_teachers`.
+    ValueError: as `make_setup`, `read_pretrained` and `read_teachers`.
   """
   setup = make_setup(config)
   console.print(heading(setup), soft_wrap=True)
+  read_pretrained(setup)
   if read_teachers(setup, host_memory()):
     needed = format_bytes(soft_target_bytes(setup))
     console.print(f"teachers    their predictions take {needed} of the host")
@@ -66,10 +72,10 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
     f"{counted(seq_len, 'token')}: "
     f"{'at least ' * too_large}{format_bytes(needs.bytes)} of memory{each} "
     f"({format_bytes(needs.state_bytes)} between steps), "
-    f"{needs.operations / 1e9:,.2f} GFLOP in products\n"
+    f"{format_operations(needs.operations)} in products\n"
     f"an epoch    {epoch.tokens_per_epoch:,} predicted tokens in "
     f"{counted(epoch.num_batches, 'step')}\n"
-    f"the run     {total / 1e12:,.1f} TFLOP",
+    f"the run     {format_operations(total)}",
     soft_wrap=True,
   )
   if needs.bytes > limit:

@@ -67,6 +67,13 @@ def format_bytes(count: int) -> str:
   return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
+def format_operations(count: int) -> str:
+  """Return a number of floating-point operations in MFLOP to PFLOP."""
+  units = (10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M")
+  size, prefix = next((u for u in units if count >= u[0]), units[-1])
+  return f"{count / size:,.2f} {prefix}FLOP"
+
+
 def number_table(first: str, *names: str, title: str | None = None) -> Table:
   """Return an empty table: a column of text, and columns of numbers."""
   table = Table(

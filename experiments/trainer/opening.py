@@ -31,6 +31,7 @@ from experiments.trainer.run_dir import (
   SHA256,
   TEACHERS,
   check_is_run_or_empty,
+  move_back,
   read_config,
   read_record,
   read_result,
@@ -136,6 +137,7 @@ def _resume_or_start(
   may_extend: bool,
 ) -> OpenedRun:
   """Find a run to resume, or extend it, or write config.json of a new one."""
+  move_back(directory)
   record, job = read_config(directory), config.job
   now = datetime.now().astimezone().isoformat(timespec="seconds")
   if record is None or job.overwrite:

@@ -44,8 +44,7 @@ def read_pretrained(setup: TrainSetup) -> Trained | None:
   config, job = setup.config, setup.config.job
   if not config.init_from:
     return None
-  resuming = job.run and job.resume and not job.overwrite
-  if resuming and list_checkpoints(Path(job.run) / CHECKPOINTS):
+  if job.may_resume and list_checkpoints(Path(job.run) / CHECKPOINTS):
     return None
   trained = load(Path(config.init_from))
   _check_fits(setup, trained)

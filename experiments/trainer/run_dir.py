@@ -23,6 +23,7 @@ newest checkpoint that holds a train state, or restarted if it has none.
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,12 @@ def _other_version(directory: Path) -> str | None:
 
 
 def delete_previous(directory: Path) -> None:
-  """Delete the run that --overwrite moved aside, if any."""
-  shutil.rmtree(directory / PREVIOUS, ignore_errors=True)
+  """Delete the run that --overwrite moved aside, if any; its CONFIG last."""
+  previous = directory / PREVIOUS
+  with suppress(OSError):
+    for name in CONTENTS if previous.is_dir() else ():
+      _delete(previous / name)
+  shutil.rmtree(previous, ignore_errors=True)
 
 
 def check_is_run_or_empty(directory: Path) -> None:
@@ -154,7 +159,7 @@ def set_aside(directory: Path) -> None:
       _delete(directory / name)
     return
   if complete:
-    _delete(previous)
+    delete_previous(directory)
   previous.mkdir(exist_ok=True)
   for name in CONTENTS:
     if name == CONFIG:
@@ -164,6 +169,18 @@ def set_aside(directory: Path) -> None:
       (directory / name).rename(previous / name)
   sync(previous)
   sync(directory)
+
+
+def move_back(directory: Path) -> None:
+  """Undo `set_aside` where a kill has cut it off before CONFIG was moved."""
+  previous = directory / PREVIOUS
+  if not previous.is_dir() or (previous / CONFIG).exists():
+    return
+  if (directory / CONFIG).exists():
+    for name in reversed(CONTENTS):
+      if (previous / name).exists() and not (directory / name).exists():
+        (previous / name).rename(directory / name)
+    sync(directory)
 
 
 def _has_best(directory: Path) -> bool:

@@ -15,6 +15,7 @@ from experiments.trainer.footprint import (
   operations,
   total_operations,
 )
+from experiments.trainer.format import format_operations
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import make_setup
@@ -33,7 +34,7 @@ def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
   assert needs.bytes > needs.state_bytes
   shown = console.file.getvalue()
   assert "3 sequences × 8 tokens" in shown
-  assert f"{needs.operations / 1e9:,.2f} GFLOP" in shown
+  assert f", {needs.operations / 1e6:,.2f} MFLOP in products\n" in shown
   assert "in 47 steps" in shown
   assert not Path(config.job.run).exists()
 
@@ -200,6 +201,19 @@ def test_on_a_mesh_only_a_shard_of_the_state_is_needed(config, sharing):
     check_memory(sharded, needed - 1, sharing)
   if sharing == 1:
     assert needed < 0.6 * num_bytes((state, state.params))
+
+
+def test_operations_have_a_unit_of_their_size():
+  assert format_operations(10**3) == "0.00 MFLOP"
+  assert format_operations(999_990_000) == "999.99 MFLOP"
+  assert format_operations(10**9) == "1.00 GFLOP"
+  assert format_operations(1234 * 10**15) == "1,234.00 PFLOP"
+
+
+def test_a_dry_run_checks_the_initial_weights(config, console, tmp_path):
+  message = "there is no run in .*nowhere: no such directory"
+  with pytest.raises(ValueError, match=message):
+    dry_run(replace(config, init_from=str(tmp_path / "nowhere")), console)
 
 
 def test_operations_do_not_overflow(config):

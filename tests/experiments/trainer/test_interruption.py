@@ -1,12 +1,19 @@
-"""Ctrl-C before the first training step, and after the last."""
+"""Ctrl-C before the first training step and after the last; cut-off moves."""
 
 import signal
+from pathlib import Path
 
 import pytest
 
 from experiments import train
+from experiments.trainer import run_dir
+from experiments.trainer.data import text_sha256
 from experiments.trainer.logger import RunLogger
+from experiments.trainer.opening import open_run_dir
+from experiments.trainer.run_dir import SHA256, set_aside
 from lstm_jax.training import list_checkpoints
+from tests.experiments.conftest import VERSE
+from tests.power import tree
 
 
 def signalling(function, count=1):
@@ -50,3 +57,41 @@ def test_ctrl_c_after_the_last_step_lets_the_run_finish(
   result = train.run(config, console)
   assert (result.stopped_by, result.signalled) == (None, signal.SIGINT)
   assert (result.directory / "result.json").exists()
+
+
+@pytest.mark.parametrize("moves", [1, 4])
+def test_a_run_whose_move_aside_was_cut_off_is_whole_again(
+  moves, finished, config, monkeypatch
+):
+  before = tree(finished)
+  rename, left = Path.rename, [None] * moves
+
+  def killed(path, target):
+    if not left:
+      raise KeyboardInterrupt
+    left.pop()
+    return rename(path, target)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+      set_aside(finished)
+  assert len([*(finished / "previous").iterdir()]) == moves
+  message = "already holds a finished run"
+  with (
+    pytest.raises(ValueError, match=message),
+    open_run_dir(config, {SHA256: text_sha256(VERSE * 20)}),
+  ):
+    pass
+  (finished / "previous").rmdir()
+  assert tree(finished) == before
+
+
+def test_the_config_of_a_previous_run_is_deleted_last(finished, monkeypatch):
+  set_aside(finished)
+  deleted = []
+  monkeypatch.setattr(
+    run_dir, "_delete", lambda path: deleted.append(path.name)
+  )
+  run_dir.delete_previous(finished)
+  assert deleted[-1] == "config.json" and "metrics.jsonl" in deleted
