@@ -105,9 +105,9 @@ class AveragingConfig:
   )
   asgd_patience: int = option(
     0,
-    "Average the weights (NT-ASGD) from the first evaluation whose loss "
-    "exceeds the lowest of the evaluations more than this many before it; 0 "
-    "for never.",
+    "Average the weights (NT-ASGD) from the first evaluation whose loss is "
+    "higher than the lowest of all evaluations but this many just before it; "
+    "0 for never.",
     bounds="[0, inf)",
   )
 
@@ -201,11 +201,11 @@ class JobConfig:
   )
   devices: str = option(
     AUTO,
-    "CPU devices that share each batch: a number, or auto for one a core where "
-    "that is known to be faster than one device, and one elsewhere. In a sweep "
-    "or a comparison they share the models and not the batch: auto is then the "
-    "largest number of devices that divides that of the models, of at most one "
-    "a core.",
+    "CPU devices that share each batch: a number, or auto for one per core "
+    "where that is known to be faster than one device, and one elsewhere. In a "
+    "sweep or a comparison they share the models and not the batch; auto is "
+    "then the largest number that divides the number of models and is at most "
+    "the number of cores.",
   )
   quiet: bool = option(False, "Show no progress bar and no samples.")
 

@@ -102,7 +102,7 @@ def share_members(config: Config, num_members: int) -> Config:
     num_members: models that are trained together.
 
   Returns:
-    The configuration with their number; as it is where one device has them all.
+    The configuration with the number of devices, or unchanged if it is one.
 
   Raises:
     ValueError: --devices does not divide the members, is for another kind of

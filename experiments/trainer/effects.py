@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 
   flag: str
   reason: str
-  is_idle: Callable[..., bool]  # (configuration, *facts) -> has no effect
+  is_idle: Callable[..., bool]  # (config, *facts) -> whether it has no effect
   off: Any = 0  # the value that turns it off, of which nothing is said
 
 

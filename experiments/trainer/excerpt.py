@@ -61,8 +61,8 @@ def read_excerpt(
   Args:
     config: of the run.
     sha256: of its corpus.
-    path: another file, whose training text is what stands before the excerpt,
-      unless its text is that of the corpus; empty for the corpus itself.
+    path: another file; empty for the corpus itself. Unless its text is that of
+      the corpus, all text before the excerpt counts as its training text.
     part: of the text. Without a split and shares it is the run's
       `default_split`; of another text, from where the test or validation split
       of the corpus begins to the end.

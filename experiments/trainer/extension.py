@@ -30,8 +30,8 @@ def extends(
 ) -> bool:
   """Return whether changed flags extend a run.
 
-  The limit on patience is not lowered unless it has ended the run. A run that
-  had none (0) may be given one, which counts the evaluations so far.
+  --patience may be lowered only if it has ended the run. A run without (0) may
+  be given one, which counts the evaluations so far.
 
   Args:
     record: config.json of the run.
