@@ -165,21 +165,15 @@ def local_gradients(
     ∂h'/∂c', [..., H].
   """
   i, _, g, o = jnp.split(gates, 4, axis=-1)
-  dactivation = _activation_derivatives(gates, activations)
-  # Each derivative is multiplied by what its gate multiplies.
+  gate, candidate = activations.gates, activations.candidate
+  dactivation = (  # of y = σ: y (1 − y), of y = tanh: (1 + y) (1 − y)
+    (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
+    if activations == STANDARD
+    else _by_gate(gate.derivative, candidate.derivative, gates)
+  )
   dnext_da = jnp.concatenate([g, c, i, tanh_c_next], axis=-1) * dactivation
   dh_dc = o * activations.output.derivative(tanh_c_next)
   return dnext_da, dh_dc
-
-
-def _activation_derivatives(
-  gates: jax.Array, activations: Activations
-) -> jax.Array:
-  """Return the derivatives of the gates' activations, [..., 4H]."""
-  if activations == STANDARD:  # of y = σ: y (1 − y), y = tanh: (1 + y) (1 − y)
-    return (_per_gate([0, 0, 1, 0], gates) + gates) * (1 - gates)
-  gate, candidate = activations.gates, activations.candidate
-  return _by_gate(gate.derivative, candidate.derivative, gates)
 
 
 def _by_gate(gate: Callable, candidate: Callable, a: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ import numpy as np
 from jax import lax
 
 TINY = float(np.finfo(np.float32).tiny)  # XLA may take smaller ones for 0
-HUGE = float(np.finfo(np.float32).max)  # larger temperatures are infinite
+HUGE = 1 / TINY  # the reciprocal of a larger temperature may be taken for 0
 
 
 class DrawingRules(NamedTuple):
@@ -61,7 +61,7 @@ def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
   top_p, min_p = (None if p is None else float(p) for p in (top_p, min_p))
   if not 0 <= temperature <= HUGE:
     raise ValueError(
-      f"temperature must be finite in float32 and ≥ 0, got {temperature}"
+      f"temperature must be in [0, {HUGE:.1e}], got {temperature}"
     )
   if top_k is not None:
     check_count("top_k", top_k)

@@ -39,8 +39,7 @@ pre-activations. Where they are larger than the cache, a chunk at
 a time is faster: `scan_in_cache` multiplies the inputs of a chunk right before
 its steps, and adds a chunk's da to the weights' gradients right after them. All
 residuals are saved, as without chunks. A chunk of at most 4 steps takes no loop
-of its own (the module `in_place`). Without gradients, a loop over single steps
-is faster.
+(the module `in_place`). Without gradients, a loop over single steps is faster.
 
 Chunks are taken for more than 8,192 rows T·B. Each has as few time steps as
 make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
@@ -51,8 +50,7 @@ make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
   rnn   H 128, T 128, B 1024    150 ms instead of 186
   lstm  H 128, T 64, B 1024     242 ms instead of 268
   lstm  H 256, T 1024, B 32     457 ms instead of 491
-
-but lstm, H 512, T 64, B 128, with its 8,192 rows 321 ms instead of 310.
+  lstm  H 512, T 64, B 128      321 ms, but 310 without (8,192 rows)
 
 A cell with a linear recurrence reads and writes its arrays several times for
 each product, and chunks are faster from 6 MiB of x W_x on:

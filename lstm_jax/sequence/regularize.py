@@ -73,7 +73,8 @@ def factors(
   if not _drops(rate):
     return jnp.ones(shape, dtype)
   keep = jax.random.bernoulli(key, 1 - rate, shape)
-  return keep.astype(dtype) / jnp.asarray(1 - rate, dtype)
+  # 0 is no quotient: 1 − rate may be 0 in float16.
+  return jnp.where(keep, 1 / jnp.asarray(1 - rate, dtype), 0)
 
 
 def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:

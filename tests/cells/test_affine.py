@@ -68,3 +68,13 @@ def test_few_and_many_rows_have_the_same_product(rows, key):
   x = jax.random.normal(keys[0], (rows, 7))
   w = jax.random.normal(keys[1], (5, 7))
   assert worst(affine.product_transposed(x, w), x @ w.T) < 1e-12
+
+
+def test_the_gradient_of_tokens_takes_a_wider_cotangent(key):
+  """That of float32 weights in float64, as beside a float64 state."""
+  w, da = normal_like(key, (np.zeros((D, H), np.float32), np.zeros((B, H))))
+  tokens = jnp.array([0, 3, 3])
+  _, dw, db = affine.affine_backward(tokens, w, da)
+  rows = jnp.eye(D)[tokens]
+  _, expected, _ = affine.affine_backward(rows, w.astype(float), da)
+  assert worst(dw, expected) < 1e-12 and worst(db, da.sum(0)) < 1e-12

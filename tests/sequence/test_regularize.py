@@ -94,6 +94,13 @@ def test_equal_keys_draw_the_same_and_rates_are_checked(draw, key):
       draw(key, rate)
 
 
+def test_a_rate_near_one_leaves_no_nan_in_16_bits(key):
+  for rate in (0.9999, 1 - 1e-8):  # 1e-8 is 0 in float16
+    found = regularize.factors(key, (64,), rate, jnp.float16)
+    assert found.dtype == jnp.float16 and not jnp.isnan(found).any()
+    assert not found[~jax.random.bernoulli(key, 1 - rate, (64,))].any()
+
+
 def test_a_rate_of_zero_changes_nothing(key):
   x = jnp.ones((T, B, H))
   assert regularize.dropout(key, x, 0.0) is x

@@ -54,11 +54,10 @@ from lstm_jax.cells import (
   rnn,
 )
 from lstm_jax.cells.cell import Cell, Params, cell_name
-from lstm_jax.interop.tensors import Array, as_array, check_fit, check_shape
+from lstm_jax.interop.keras.directions import NAMES, SIDES, by_direction
+from lstm_jax.interop.tensors import Array, check_fit, check_shape
 from lstm_jax.sequence.bidirectional import Directions
 
-NAMES = "kernel", "recurrent_kernel", "bias"
-SIDES = "forward ", "backward "  # before the names of a Bidirectional's arrays
 ACTIVATIONS = {
   "hard_sigmoid": make_hard_sigmoid(1 / 6),  # of Keras 3; 0.2 in Keras 2
   "relu": RELU,
@@ -107,7 +106,7 @@ def from_keras(
   )
   directions = {
     side: _from_direction(side, arrays, activations, reset_after)
-    for side, arrays in _by_direction(weights).items()
+    for side, arrays in by_direction(weights).items()
   }
   if "" in directions:
     return directions[""]
@@ -184,60 +183,6 @@ def _activation(name: str, value: str | Activation) -> Activation:
     names = ", ".join(ACTIVATIONS)
     raise ValueError(f"{name} must be {names} or an Activation, got {value!r}")
   return ACTIVATIONS[value]
-
-
-def _by_direction(weights: Any) -> dict[str, dict[str, Array]]:
-  """Return {"": arrays by name}, or the same for each of SIDES."""
-  if isinstance(weights, Mapping):
-    return _by_name(weights)
-  if not isinstance(weights, Sequence):
-    raise ValueError(
-      "weights must be what a layer's get_weights() returns, or a mapping from "
-      f"names to arrays, got {type(weights).__name__}"
-    )
-  sides = {2: ("",), 3: ("",), 4: SIDES, 6: SIDES}
-  if len(weights) not in sides:
-    raise ValueError(
-      "weights must be the 2 or 3 arrays of a layer, or the 4 or 6 of a "
-      f"Bidirectional, got {len(weights)}"
-    )
-  found: dict[str, dict[str, Array]] = {}
-  arrays = iter(weights)
-  for side in sides[len(weights)]:
-    names = NAMES[: len(weights) // len(sides[len(weights)])]
-    found[side] = {
-      name: as_array(f"{side}{name}", next(arrays)) for name in names
-    }
-  return found
-
-
-def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
-  """Return the arrays of each direction, told by the paths of variables.
-
-  The part above the cell is the layer: "bi/forward_lstm/lstm_cell/kernel". Of a
-  Bidirectional, the name of the forward layer always begins with "forward_";
-  the backward layer may be the user's own, with a name of its own.
-  """
-  layers = {path: (path.split("/")[-3:-1] or [""])[0] for path in weights}
-  distinct = set(layers.values())
-  forward = [layer for layer in distinct if layer.startswith("forward_")]
-  both = len(distinct) == 2 and len(forward) == 1
-  sides = SIDES if both else ("",)
-  found: dict[str, dict[str, Array]] = {side: {} for side in sides}
-  for path, value in weights.items():
-    name = path.rpartition("/")[2]
-    if name not in NAMES:
-      raise ValueError(
-        f"a path must end in {', '.join(NAMES)}, as those of an LSTM, GRU or "
-        f"SimpleRNN do, got {path!r}"
-      )
-    side = sides[0] if layers[path] in forward else sides[-1]
-    if name in found[side]:
-      raise ValueError(f"weights must be of one layer, got two with {name}")
-    found[side][name] = as_array(path, value)
-  if len(distinct) > len(sides):
-    raise ValueError(f"weights must be of one layer, got {sorted(distinct)}")
-  return found
 
 
 def _from_direction(
