@@ -17,12 +17,15 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
 
   Args:
     project: the cell's. The type is the annotation of its first argument; if
-      there is none, any type is accepted.
+      that is no class, or cannot be evaluated, any type is accepted.
     params: the weights.
   """
-  parameters = inspect.signature(project).parameters.values()
-  expected = next(iter(parameters)).annotation
-  if expected in (inspect.Parameter.empty, Any):
+  try:
+    signature = inspect.signature(project, eval_str=True)
+  except NameError:  # of a class that is imported for a type checker alone
+    return
+  expected = next(iter(signature.parameters.values())).annotation
+  if expected is inspect.Parameter.empty:
     return
   if isinstance(expected, type) and not isinstance(params, expected):
     found = type(params).__name__
@@ -52,7 +55,10 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
 
   Args:
     parts: the functions PARTS of the cell.
-    params: the weights, of its type and without further axes.
+    params: the weights, of the cell's type and without further axes.
+
+  Raises:
+    ValueError: as above; or a step fails, or returns other shapes than it must.
   """
   leaves, structure = jax.tree.flatten_with_path(params)
   kinds = tuple((jnp.shape(x), jnp.result_type(x)) for _, x in leaves)
@@ -60,19 +66,13 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
     if not jnp.issubdtype(dtype, jnp.floating):
       name = jax.tree_util.keystr(path)
       raise ValueError(f"params{name} must be floats, got {dtype}")
-  if not _fit(parts, structure, kinds):
-    shapes = [
-      f"{jax.tree_util.keystr(path).lstrip('.')} {_axes(shape)}"
-      for (path, _), (shape, _) in zip(leaves, kinds, strict=True)
-    ]
-    raise ValueError(f"weights do not fit each other: {', '.join(shapes)}")
+  if all(map(callable, parts)):
+    _check_step(parts, structure, kinds)
 
 
 @lru_cache(maxsize=256)  # `unroll` may be called outside of `jax.jit`
-def _fit(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> bool:
-  """Return whether a step runs, and its gradients have the weights' shapes."""
-  if not all(map(callable, parts)):
-    return True
+def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
+  """Raise ValueError if a step fails, or a shape is not as it must be."""
   initial_state, project, recur, recur_backward, parameter_gradients = parts
   params = jax.tree.unflatten(
     structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds]
@@ -94,19 +94,40 @@ def _fit(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> bool:
   eval_shape = jax.numpy_dtype_promotion("standard")(jax.eval_shape)
   try:
     _, state, after, ax, gates, _ = eval_shape(forward, params)
-  except (TypeError, ValueError, IndexError):
-    return False
-  if (_shapes(after), ax.shape) != (_shapes(state), gates.shape):
-    return False
-  try:
+    _check_result("gates of project's shape", ax, gates)
+    _check_result("a state of initial_state's shapes", state, after)
     gradients = eval_shape(backward, params)
-  except Exception:  # the cell has no backward yet
-    return True
-  return _shapes(gradients) == [shape for shape, _ in kinds]
+  except NotImplementedError:  # the cell has no backward yet
+    return
+  except (TypeError, ValueError, IndexError) as error:
+    raise ValueError(
+      "weights do not fit each other, or the cell has an error: "
+      f"{_named(params)}; a step fails: {error}"
+    ) from error
+  if _shapes(gradients) != _shapes(params):
+    raise ValueError(
+      f"weights do not fit each other: {_named(params)}; "
+      f"their gradients have {_named(gradients)}"
+    )
+
+
+def _check_result(name: str, expected: Any, found: Any) -> None:
+  if _shapes(found) != _shapes(expected):
+    raise ValueError(
+      f"recur must return {name}, {_named(expected)}, got {_named(found)}"
+    )
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
   return [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+
+def _named(tree: Any) -> str:
+  """Return the names and shapes of arrays, such as "w_x [4, 24], b [24]"."""
+  return ", ".join(
+    f"{jax.tree_util.keystr(path)} {_axes(leaf.shape)}".lstrip(". ")
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  )
 
 
 def check_inputs(
@@ -124,15 +145,15 @@ def check_inputs(
     initial_state: the cell's.
     params: the weights.
     state: must have the type and the shapes of the initial state for the batch
-      axes B of state.h.
+      axes of state.h, [*B, H], and hold floats.
     x: must be real, [*leading, *B, D], or integer tokens [*leading, *B].
     leading: the axes of x that the state does not have: (T,), or none.
   """
   batch = state.h.shape[:-1] if hasattr(state, "h") else ()
   initial = jax.eval_shape(lambda: initial_state(params, batch))
   if type(state) is not type(initial):
-    found = type(state).__name__
-    raise ValueError(f"state must be a {type(initial).__name__}, got {found}")
+    wanted, found = type(initial).__name__, type(state).__name__
+    raise ValueError(f"state must be of type {wanted}, got {found}")
   for field, leaf, like in zip(state._fields, state, initial, strict=True):
     if leaf.shape != like.shape:
       shape = _axes(like.shape)

@@ -19,8 +19,9 @@ from lstm_jax.cells.checks import (
 def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
   """Return (xs, mask, reset), each with its first two axes exchanged.
 
-  A mask or a reset of None stays None. All errors about these two give shapes
-  in the order of the caller, so they are checked here.
+  A mask or a reset of None stays None. These two are checked here, so that
+  errors about them give shapes in the order of the caller. Later errors about
+  xs give the exchanged shape, [T, B, ...].
 
   Raises:
     ValueError: xs, inputs or tokens, has no batch axis or no time step; mask or
@@ -109,7 +110,16 @@ def combined_mask(
 def bool_array(
   name: str, values: Any, step_shape: tuple[int, ...]
 ) -> jax.Array:
-  """Return values as a JAX array; raise ValueError unless bool [T, ...]."""
+  """Return values as a JAX array, bool [T, ...].
+
+  Args:
+    name: what the error message calls them.
+    values: any array.
+    step_shape: the shape [T, ...].
+
+  Raises:
+    ValueError: they have another shape or dtype.
+  """
   values = jnp.asarray(values)
   if values.shape != step_shape or values.dtype != bool:
     exchanged = *step_shape[1::-1], *step_shape[2:]
@@ -131,7 +141,8 @@ def zoneout_rates(
   """
   if type(rates) is not type(state):
     raise ValueError(
-      f"zoneout must be a {type(state).__name__}, got {type(rates).__name__}"
+      f"zoneout must be of type {type(state).__name__}, "
+      f"got {type(rates).__name__}"
     )
   return type(rates)(
     *(
@@ -156,12 +167,12 @@ def with_time_axis(
     ValueError: x does not broadcast to that shape.
   """
   x, shape = jnp.asarray(x), (*step_shape, field.shape[-1])
-  full = (1,) * (len(shape) - x.ndim) + x.shape
-  if len(full) > len(shape) or any(
-    n not in (1, m) for n, m in zip(full, shape, strict=True)
+  padded = (1,) * (len(shape) - x.ndim) + x.shape
+  if len(padded) > len(shape) or any(
+    n not in (1, m) for n, m in zip(padded, shape, strict=True)
   ):
     raise ValueError(f"{name} must broadcast to {list(shape)}, got {x.shape}")
-  return jnp.broadcast_to(x.reshape(full), (step_shape[0], *full[1:]))
+  return jnp.broadcast_to(x.reshape(padded), (step_shape[0], *padded[1:]))
 
 
 def zero_masked(mask: jax.Array, x: jax.Array) -> jax.Array:

@@ -107,7 +107,7 @@ def _scan_back(cell, params, state, xs, d_last):
 def _check_like(state: State, d_last: State) -> None:
   if type(d_last) is not type(state):
     wanted, found = type(state).__name__, type(d_last).__name__
-    raise ValueError(f"d_last must be a {wanted}, got {found}")
+    raise ValueError(f"d_last must be of type {wanted}, got {found}")
   for field, leaf, like in zip(state._fields, d_last, state, strict=True):
     if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
       raise ValueError(

@@ -96,7 +96,7 @@ def test_error_messages_name_what_does_not_fit(key):
     (r"xs must have at least one step \(T ≥ 1\), got \(0,", {"xs": xs[:0]}),
     (r"xs must be inputs \[5, 3, 4\], got \(5, 3, 3\)", {"xs": xs[..., :3]}),
     (r"state.c must be \[3, 6\], got \(2, 6\)", {"state": cut(state)}),
-    (r"d_last must be a LSTMState, got tuple", {"d_last": tuple(state)}),
+    (r"d_last must be of type LSTMState, got tuple", {"d_last": tuple(state)}),
     (
       r"d_last.c must be float64 \[3, 6\], got float64 \(2, 6\)",
       {"d_last": cut(state)},

@@ -553,7 +553,9 @@ def test_error_messages_name_what_does_not_fit(key):
     run(lengths=np.arange(T))
   with pytest.raises(ValueError, match=r"lengths must be integers \[3\], got"):
     run(lengths=np.ones(B))
-  with pytest.raises(ValueError, match="zoneout must be a LSTMState, got dict"):
+  with pytest.raises(
+    ValueError, match="zoneout must be of type LSTMState, got dict"
+  ):
     run(zoneout={"h": True, "c": True})
   with pytest.raises(
     ValueError, match=r"zoneout\.h must broadcast to \[5, 3, 6\]"

@@ -392,7 +392,7 @@ def test_error_messages_name_a_state_that_does_not_fit(cell, key):
         cell.step(params, wrong, xs[0])
   name = type(state).__name__
   for wrong in (tuple(state), {"h": state.h}, state.h):
-    with pytest.raises(ValueError, match=f"state must be a {name}, got "):
+    with pytest.raises(ValueError, match=f"state must be of type {name}, got "):
       unroll(cell, params, wrong, xs)
 
 

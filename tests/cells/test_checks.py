@@ -1,0 +1,119 @@
+"""What is wrong, the weights or the cell, is named before a step runs."""
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import Autodiff, layernorm_lstm, unroll
+from lstm_jax.cells.checks import check_params
+from tests.draws import B, D, H, T
+from tests.test_docs import DOCS, code_blocks
+
+if TYPE_CHECKING:
+  from nowhere import Params
+
+FILE, *_ = code_blocks((DOCS / "own-cell.md").read_text("utf-8"))
+XS = jnp.ones((T, B, D), jnp.float32)
+PARAMS = f"w_x [{D}, {4 * H}], u [{4 * H}], b [{4 * H}]"
+STEP = (
+  "weights do not fit each other, or the cell has an error: "
+  f"{PARAMS}; a step fails: "
+)
+
+
+def own_cell(old, new):
+  """Return the cell of the page with one change."""
+  assert FILE.count(old) == 1
+  cell = ModuleType("own_cell")
+  exec(FILE.replace(old, new), cell.__dict__)
+  return cell
+
+
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    (
+      "gates = jnp.concatenate([i, f, g, o], axis=-1)",
+      "gates = jnp.concatenate([i, f], axis=-1)",
+      f"{STEP}recur must return gates of project's shape, [{4 * H}], "
+      f"got [{2 * H}]",
+    ),
+    (
+      "return DiagonalLSTMState(o * jnp.tanh(c), c), gates",
+      "return DiagonalLSTMState(o * jnp.tanh(c), gates), gates",
+      f"{STEP}recur must return a state of initial_state's shapes, "
+      f"h [{H}], c [{H}], got h [{H}], c [{4 * H}]",
+    ),
+    (
+      "gates, (state.c, c)",
+      "(gates, state.c, c)",
+      f"{STEP}not enough values to unpack (expected 3, got 2)",
+    ),
+    (
+      "dx = da @ params.w_x.T",
+      "dx = da @ params.w_x",
+      f"{STEP}dot_general requires contracting dimensions to have the same "
+      f"shape, got ({4 * H},) and ({D},).",
+    ),
+    (
+      '"...d,...k->dk"',
+      '"...d,...k->kd"',
+      f"weights do not fit each other: {PARAMS}; their gradients have "
+      f"w_x [{4 * H}, {D}], u [{4 * H}], b [{4 * H}]",
+    ),
+  ],
+)
+def test_an_error_of_a_cell_is_told_with_the_weights(old, new, message):
+  cell = own_cell(old, new)
+  params = cell.init(jax.random.key(0), D, H)
+  state = cell.initial_state(params, (B,))
+  for run in (
+    lambda: unroll(cell, params, None, XS),
+    lambda: cell.step(params, state, XS[0]),
+  ):
+    with pytest.raises(ValueError) as error:
+      run()
+    assert str(error.value) == message
+
+
+def test_the_error_of_a_cell_is_the_cause():
+  cell = own_cell("jnp.concatenate([i, f, g, o], axis=-1)", "len(3)")
+  params = cell.init(jax.random.key(0), D, H)
+  with pytest.raises(ValueError, match=r"'int' has no len") as error:
+    unroll(cell, params, None, XS)
+  assert type(error.value.__cause__) is TypeError
+
+
+def test_a_backward_may_not_be_implemented_yet():
+  cell = own_cell("  dx = da @ params.w_x.T", "  raise NotImplementedError")
+  params = cell.init(jax.random.key(0), D, H)
+  assert unroll(cell, params, None, XS, adjoint=Autodiff())[1].any()
+  wrong = params._replace(b=params.b[:-4])
+  with pytest.raises(ValueError, match=r"^weights do not fit each other"):
+    unroll(cell, wrong, None, XS, adjoint=Autodiff())
+
+
+def test_one_column_of_w_x_is_no_layer():
+  """The gains would bring x W_x to the size of a, which ignores x."""
+  params = layernorm_lstm.init(jax.random.key(0), D, H)
+  with pytest.raises(ValueError, match=rf"^weights do not .* w_x \[{D}, 1\]"):
+    unroll(layernorm_lstm, params._replace(w_x=params.w_x[:, :1]), None, XS)
+
+
+def test_the_type_of_params_may_be_a_string():
+  def project(params: "tuple", x):
+    return x
+
+  check_params(project, ())
+  with pytest.raises(ValueError, match=r"^params must be tuple, got dict$"):
+    check_params(project, {})
+
+
+def test_a_type_that_cannot_be_evaluated_is_not_checked():
+  def project(params: "Params", x):
+    return x
+
+  check_params(project, {})
