@@ -73,8 +73,8 @@ def dynamic_nats(
     Nats of tokens[1:], float64.
 
   Raises:
-    ValueError: there are fewer than two tokens, or others than those of the
-      vocabulary; or a number is out of its range.
+    ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V); or
+      a number is out of its range.
     Divergence: the loss of a token reaches 10,000 nats or is not finite.
   """
   nats = _scan(model, params, tokens, scale, config, full=False)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from lstm_jax.language.batching import Batches
+from lstm_jax.language.drawing import check_count
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -32,10 +33,7 @@ MAX_LOGITS = 2**21  # logits in one call of cold_nats: 32,768 tokens at V 64
 def stateful_loss(
   model: LanguageModel, params: LanguageParams, tokens: np.ndarray
 ) -> float:
-  """Return the mean loss of tokens[1:] in one pass, in nats per token.
-
-  It is the mean of `stateful_nats`.
-  """
+  """Return the mean of `stateful_nats`, in nats per token."""
   return float(stateful_nats(model, params, tokens).mean())
 
 
@@ -56,8 +54,7 @@ def stateful_nats(
     Nats of tokens[1:], float64.
 
   Raises:
-    ValueError: there are fewer than two tokens, or others than those of the
-      vocabulary.
+    ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V).
   """
   return _one_pass(_nats, model, params, tokens).astype(np.float64)
 
@@ -78,8 +75,7 @@ def stateful_log_probs(
     Logarithms of the probabilities of every token, [N − 1, V].
 
   Raises:
-    ValueError: there are fewer than two tokens, or others than those of the
-      vocabulary.
+    ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V).
   """
   return _one_pass(_log_probs, model, params, tokens)
 
@@ -89,14 +85,19 @@ def batch_log_probs(
 ) -> Iterator[np.ndarray]:
   """Yield the log-probabilities of what each batch predicts, [T, B, V].
 
-  The state is zero before the first batch and carried from batch to batch, as
-  in an epoch of training.
+  They have the dtype of the logits. The state is zero before the first batch
+  and carried from batch to batch, as in an epoch of training.
 
   Args:
     model: the language model.
     params: its weights.
     batches: of tokens.
+
+  Raises:
+    ValueError: tokens are not all integers in [0, V); raised when the first
+      batch is asked for.
   """
+  check_range("tokens", batches.tokens, len(params.bias))
   state = model.initial_state(batches.tokens.shape[1:])
   for first, last in pairwise(batches.cuts):
     rows = batches.tokens[first : last + 1]
@@ -105,7 +106,10 @@ def batch_log_probs(
 
 
 def _one_pass(function, model, params, tokens):
-  """Return what a function like `predict` returns in one pass, [N − 1, ...]."""
+  """Return the first result of a function like `predict`, [N − 1, ...].
+
+  It is called on one chunk of the text after another, with the state carried.
+  """
   check_tokens(tokens, len(params.bias))
   tokens = np.asarray(tokens, np.int32)
   state, parts = model.initial_state((1,)), []
@@ -124,7 +128,7 @@ def cold_nats(
   """Return the loss of each token given its window of the text, [N − 1].
 
   This is evaluation with a cold start: the text is divided into consecutive
-  windows, and each begins at the zero state. Window k reads
+  windows, and each starts from the zero state. Window k reads
   tokens[k·W : (k + 1)·W] and predicts the token after each of them, so that its
   first prediction sees one token and its last sees W. The last window may be
   shorter.
@@ -139,13 +143,12 @@ def cold_nats(
     Nats of tokens[1:], float64.
 
   Raises:
-    ValueError: there are fewer than two tokens, or others than those of the
-      vocabulary; or W is below 1.
+    ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V); or
+      W is not an integer ≥ 1.
   """
   check_tokens(tokens, len(params.bias))
   tokens = np.asarray(tokens, np.int32)
-  if window < 1:
-    raise ValueError(f"a window must have at least 1 token, got {window}")
+  check_count("window", window)
   windows, losses = cut_windows(tokens, window), []
   logits = (windows.shape[1] - 1) * len(params.bias)  # of one window
   num_batches = -(-len(windows) // max(1, MAX_LOGITS // logits))
@@ -164,8 +167,8 @@ def nats_per_character(
   The figure makes models over words and over characters comparable: to the loss
   of the tokens it adds the cost of spelling out each unknown word. The first
   token is not predicted and counts as one character, so that for tokens that
-  are characters this is the mean over tokens. The text's characters are all
-  counted, also the spaces that `normalize` removes before words are tokens.
+  are characters this is the mean over tokens. All characters of the text count,
+  including the spaces that `normalize` removes before it is split into words.
 
   Args:
     tokenizer: the tokenizer of the text.
@@ -184,7 +187,7 @@ def nats_per_character(
 
 
 def check_tokens(tokens: np.ndarray, vocabulary_size: int) -> None:
-  """Raise ValueError unless there are two tokens, [N], of the vocabulary."""
+  """Raise ValueError unless tokens are [N], N ≥ 2, and all in [0, V)."""
   if np.ndim(tokens) != 1 or len(tokens) < 2:
     got = np.size(tokens) if np.ndim(tokens) == 1 else np.shape(tokens)
     raise ValueError(f"a loss needs at least 2 tokens, [N], got {got}")
@@ -213,9 +216,10 @@ def cut_windows(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 def group_windows(windows: np.ndarray, size: int) -> np.ndarray:
-  """Return windows [n, ...] in groups of m, [n / m, m, ...].
+  """Return windows [n, ...] in groups of m, [⌈n / m⌉, m, ...].
 
-  The last group is filled up with windows of zeros, for the same reason.
+  The last group is filled up with windows of zeros, so that one compiled
+  program reads them all; what it predicts there is to be cut off.
   """
   missing = -len(windows) % size
   filled = np.pad(windows, [(0, missing)] + [(0, 0)] * (windows.ndim - 1))
@@ -228,7 +232,7 @@ def predict(model, params, state, tokens):
   return cross_entropy(logits, tokens[1:]), state
 
 
-_nats = partial(jax.jit, static_argnums=0)(predict)
+_nats = jax.jit(predict, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)

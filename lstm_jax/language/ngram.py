@@ -28,10 +28,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lstm_jax.language.drawing import check_count
 from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.tokens import as_tokens
 
-ORDER = 7  # tokens of the longest context: 8-grams, "order 8" elsewhere
+ORDER = 7  # tokens of the longest context: an 8-gram model
 DISCOUNT = 0.75  # δ
 
 
@@ -52,31 +53,33 @@ def ngram_predictions(
 ) -> Predictions:
   """Return the distribution of each token given all tokens before it.
 
-  Contexts reach back to the first token of the text, as those of a recurrent
-  model that starts from the zero state. The time is that of some 10 operations
-  on [order + 1, V] numbers for each token; counts take up to 4 (order + 1) N V
-  bytes of memory, the probabilities 16 N V.
+  A context has at most `order` tokens, all of this text: none reaches into the
+  training texts. The first token has no prediction. The time is that of some 10
+  operations on [order + 1, V] numbers for each token; counts take up to about
+  8 (order + 1) N V bytes of memory while they are made and half of that
+  afterwards, the probabilities 16 N V.
 
   Args:
     tokens: the text, int32 [N], N ≥ 2.
     training: texts whose counts it starts from, each int32 [M]; may be empty.
     vocabulary_size: V.
-    order: the largest k.
+    order: the largest k: an (order + 1)-gram model.
     discount: δ, in (0, 1).
 
   Raises:
-    ValueError: there are fewer than two tokens, a token is not in [0, V), or
-      order or discount is out of its range.
+    ValueError: tokens are not [N] with N ≥ 2, a training text is not [M], a
+      token is not an integer in [0, V), or order or discount is out of its
+      range.
   """
   check_tokens(tokens, vocabulary_size)
-  if order < 0 or not 0 < discount < 1:
-    raise ValueError(
-      f"order must be ≥ 0 and discount in (0, 1), got {order} and {discount}"
-    )
+  check_count("order", order, 0)
+  if not 0 < discount < 1:
+    raise ValueError(f"discount must be in (0, 1), got {discount}")
   pieces = [
-    as_tokens(piece, vocabulary_size).astype(np.int64)
-    for piece in (*training, tokens)
+    as_tokens(piece, vocabulary_size, f"training[{i}]")
+    for i, piece in enumerate(training)
   ]
+  pieces = [np.asarray(piece, np.int64) for piece in (*pieces, tokens)]
   rows, counts = _count(pieces, vocabulary_size, order)
   probs = np.empty((len(tokens) - 1, vocabulary_size))
   longest = np.empty(len(tokens) - 1, int)
@@ -101,7 +104,8 @@ def _predict(counts: np.ndarray, discount: float) -> tuple[np.ndarray, int]:
   num = int(np.count_nonzero(totals))  # a context is new where a shorter one is
   counts, totals = counts[:num], totals[:num]
   left = discount * np.count_nonzero(counts, axis=1) / totals
-  # weights[k + 1] is of p_k, what all longer contexts have left; [0] of 1 / V.
+  # weights[k + 1], of context k, is the share that all longer contexts leave;
+  # weights[0] is that of 1 / V.
   weights = np.append(np.cumprod(left[::-1])[::-1], 1.0)
   terms = np.maximum(counts - discount, 0) * (weights[1:] / totals)[:, None]
   return terms.sum(axis=0) + weights[0] / counts.shape[1], num - 1

@@ -1,8 +1,8 @@
 """Sampling from a language model: the continuation of a prompt.
 
 `drawing` says how each token is drawn. `sample` draws whole continuations in
-one compiled loop; `text_stream` has a text that can be printed while it is
-drawn.
+one compiled loop; `text_stream` returns a text part by part, so that it can be
+printed while it is drawn.
 """
 
 from collections.abc import Sequence
@@ -66,8 +66,8 @@ def sample(
     int32 [N, n].
 
   Raises:
-    ValueError: the prompt is empty, a number is out of its range, or all tokens
-      are suppressed.
+    ValueError: the prompt is not [P] with P ≥ 1, or not all integers in [0, V);
+      a number is out of its range; or all tokens are suppressed.
   """
   check_prompt(prompt, len(params.bias))
   check_count("length", length)
@@ -79,7 +79,7 @@ def sample(
 
 
 def check_prompt(prompt: np.ndarray, vocabulary_size: int) -> None:
-  """Raise ValueError unless a prompt is not empty, its tokens all in [0, V)."""
+  """Raise ValueError unless a prompt is [P], P ≥ 1, and all in [0, V)."""
   if np.ndim(prompt) != 1 or len(prompt) < 1:
     raise ValueError(
       f"the prompt must be [P] with P ≥ 1, got {np.shape(prompt)}"
@@ -97,7 +97,7 @@ def read_prompts(
 ) -> Carry:
   """Return the `Carry` after prompts [P, N], from the zero state.
 
-  Where it is compiled, logits are computed for the last token alone.
+  In a compiled function, only the logits of the last token are computed.
   """
   state = model.initial_state(prompts.shape[1:])
   if len(prompts) > 1:

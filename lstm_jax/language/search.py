@@ -1,11 +1,11 @@
 """Search for continuations of a prompt that a language model finds likely.
 
-The cost of a continuation is −log p in nats, the sum of its tokens' costs. It
-is always the model's own, at temperature 1 and of all tokens, however the
-tokens were drawn.
+The cost of a continuation is −log p in nats, the sum of its tokens' costs. The
+probabilities are always those of the model itself, at temperature 1 and without
+rules such as top-k, however the tokens were drawn.
 
   best of N    draws N continuations, and takes the one of the lowest cost
-  beam search  keeps the N likeliest beginnings and extends each by every token;
+  beam search  keeps the N likeliest prefixes and extends each by every token;
                with N ≥ Vⁿ⁻¹ it finds the likeliest of all Vⁿ continuations
 
   >>> from lstm_jax.language import ModelConfig, language_model
@@ -60,14 +60,17 @@ def continuation_nats(
     model: the language model.
     params: its weights.
     prompt: int [P], P ≥ 1.
-    tokens: the continuations, int [N, n].
+    tokens: the continuations, int [N, n], N and n ≥ 1.
 
   Raises:
-    ValueError: there are no tokens, or others than those of the vocabulary.
+    ValueError: the prompt or tokens have another shape, or are not all integers
+      in [0, V).
   """
   check_prompt(prompt, len(params.bias))
   if np.ndim(tokens) != 2 or not np.size(tokens):
-    raise ValueError(f"tokens must be [N, n], got {np.shape(tokens)}")
+    raise ValueError(
+      f"tokens must be [N, n], N and n ≥ 1, got {np.shape(tokens)}"
+    )
   check_range("tokens", tokens, len(params.bias))
   columns = np.asarray(tokens, np.int32).T
   prompts = repeat_prompt(prompt, len(tokens))
@@ -125,16 +128,17 @@ def beam_search(
     params: its weights.
     prompt: the tokens to continue, int [P], P ≥ 1.
     length: n, the number of tokens of each continuation.
-    beam_size: N, the beginnings that are kept after each token.
+    beam_size: N, the number of prefixes that are kept after each token.
     suppress_tokens: tokens that no continuation has.
 
   Returns:
-    (tokens, nats): int32 [N, n], and their −log p in nats, float64 [N]. Where
-    there are fewer than N continuations, the nats of the others are infinite.
+    (tokens, nats): int32 [N, n], and their −log p in nats, float64 [N]. If
+    there are fewer than N continuations, the last rows are none: their nats are
+    infinite, and their tokens mean nothing and may be suppressed ones.
 
   Raises:
-    ValueError: the prompt is empty, a number is below 1, or all tokens are
-      suppressed.
+    ValueError: the prompt is not [P] with P ≥ 1, or not all integers in [0, V);
+      a number is not an integer ≥ 1; or all tokens are suppressed.
   """
   check_prompt(prompt, len(params.bias))
   check_count("length", length)
@@ -162,8 +166,8 @@ def _continuation_nats(model, params, prompts, tokens):
 def _beam_search(model, options, params, prompts):
   """Return (tokens [N, n], nats [N], least [n]).
 
-  So that a long sum is not rounded, nats are relative: after each token, the
-  least of them is subtracted from all.
+  A continuation costs its entry of nats and the sum of least: after each token,
+  the least cost is subtracted from all, so that a long sum is not rounded.
   """
   length, suppress_tokens = options
   width = prompts.shape[1]
@@ -172,16 +176,16 @@ def _beam_search(model, options, params, prompts):
     carry, nats, tokens = search
     costs = -jax.nn.log_softmax(carry.logits)
     costs = costs.at[:, list(suppress_tokens)].set(jnp.inf)
-    totals = nats[:, None] + costs  # of each beginning with each next token
+    totals = nats[:, None] + costs  # of each prefix with each next token
     best, index = lax.top_k(-totals.ravel(), width)
-    beginning, token = jnp.divmod(index, costs.shape[1])
-    state = jax.tree.map(lambda leaf: leaf[beginning], carry.state)
-    tokens = tokens[beginning].at[:, t].set(token)
+    prefix, token = jnp.divmod(index, costs.shape[1])
+    state = jax.tree.map(lambda leaf: leaf[prefix], carry.state)
+    tokens = tokens[prefix].at[:, t].set(token)
     nats, least = best[0] - best, -best[0]
     return (advance(model, params, state, token[None]), nats, tokens), least
 
   carry = read_prompts(model, params, prompts)
-  # All beginnings are the same at first: only one counts.
+  # All prefixes are the same at first: only one counts.
   nats = jnp.full(width, jnp.inf, carry.logits.dtype).at[0].set(0)
   tokens = jnp.zeros((width, length), jnp.int32)
   search = carry, nats, tokens

@@ -17,14 +17,21 @@ def check_range(name: str, tokens: ArrayLike, vocabulary_size: int) -> None:
     )
 
 
-def as_tokens(tokens: ArrayLike, vocabulary_size: int) -> np.ndarray:
+def as_tokens(
+  tokens: ArrayLike, vocabulary_size: int, name: str = "tokens"
+) -> np.ndarray:
   """Return tokens as an array [N].
+
+  Args:
+    tokens: any array.
+    vocabulary_size: V.
+    name: what the error message calls them.
 
   Raises:
     ValueError: they have more axes, or some are not in [0, V).
   """
   array = np.asarray(tokens)
   if array.ndim != 1:
-    raise ValueError(f"tokens must be [N], got {array.shape}")
-  check_range("tokens", array, vocabulary_size)
+    raise ValueError(f"{name} must be [N], got {array.shape}")
+  check_range(name, array, vocabulary_size)
   return array

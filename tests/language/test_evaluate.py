@@ -23,6 +23,7 @@ from lstm_jax.language.dynamic_eval import (
   gradient_scale,
 )
 from lstm_jax.language.evaluate import (
+  batch_log_probs,
   cold_nats,
   nats_per_character,
   stateful_log_probs,
@@ -270,8 +271,16 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
       stateful_nats(MODEL, params, tokens)
     with pytest.raises(ValueError, match=r"^tokens must be integers in \[0, "):
       dynamic_nats(MODEL, params, np.array(tokens), scale, CONFIG)
-  with pytest.raises(ValueError, match="at least 1 token, got 0"):
-    cold_nats(MODEL, params, TOKENS, 0)
+  for window in (0, 2.5):
+    with pytest.raises(
+      ValueError, match=rf"^window must be an integer ≥ 1, got {window}$"
+    ):
+      cold_nats(MODEL, params, TOKENS, window)
+  batches = make_batches(TOKENS + 1, 2, 5)  # some are V
+  with pytest.raises(
+    ValueError, match=r"^tokens must be integers in \[0, 7\), got int32 from 1 "
+  ):
+    next(batch_log_probs(MODEL, params, batches))
   for wrong in ({"rate": -1.0}, {"decay": 2.0}, {"segment": 0}):
     with pytest.raises(ValueError, match="segment must be ≥ 1, rate ≥ 0"):
       dynamic_nats(MODEL, params, TOKENS, scale, CONFIG._replace(**wrong))

@@ -95,10 +95,17 @@ def test_a_text_that_repeats_is_learned():
   ("text", "training", "options", "message"),
   [
     (TEXT[:1], [], {}, r"at least 2 tokens, \[N\], got 1"),
-    (TEXT, [], {"order": -1}, "order must be ≥ 0 .*, got -1 and 0.75"),
-    (TEXT, [], {"discount": 1.0}, r"discount in \(0, 1\), got 7 and 1.0"),
-    (TEXT, [np.array([0, V])], {}, r"tokens must be integers in \[0, 5\)"),
-    (TEXT, [np.array([0.9])], {}, r"tokens must be integers in \[0, 5\)"),
+    (TEXT, [], {"order": -1}, "^order must be an integer ≥ 0, got -1$"),
+    (TEXT, [], {"discount": 1.0}, r"^discount must be in \(0, 1\), got 1.0$"),
+    (
+      TEXT,
+      [np.array([0, V])],
+      {},
+      r"^training\[0\] must be integers in \[0, 5\)",
+    ),
+    (TEXT, [TEXT, np.array([0.9])], {}, r"^training\[1\] must be integers in "),
+    (TEXT, [TEXT[None]], {}, r"^training\[0\] must be \[N\], got \(1, 61\)$"),
+    (TEXT, [], {"order": 1.5}, "^order must be an integer ≥ 0, got 1.5$"),
     (TEXT - 1, [], {}, r"tokens must be integers in \[0, 5\)"),
   ],
 )

@@ -1,6 +1,7 @@
 """Likely continuations: best of N, and beam search against all there are."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,16 @@ def test_a_search_without_meaning_is_refused(options, message, params):
   arguments = {"prompt": PROMPT, "length": 5, "beam_size": 2} | options
   with pytest.raises(ValueError, match=message):
     beam_search(MODEL, params, **arguments)
+
+
+@pytest.mark.parametrize("shape", [(2,), (0, 3), (3, 0)])
+def test_a_continuation_has_a_token(shape, params):
+  tokens = np.zeros(shape, int)
+  message = (
+    rf"^tokens must be \[N, n\], N and n ≥ 1, got {re.escape(str(shape))}$"
+  )
+  with pytest.raises(ValueError, match=message):
+    continuation_nats(MODEL, params, PROMPT, tokens)
 
 
 @pytest.mark.parametrize("tokens", [[[5, 1]], [[-1, 0]], [1, 2], [[1.0]]])
