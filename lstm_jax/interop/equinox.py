@@ -32,13 +32,13 @@ ATTRIBUTES = "weight_ih", "weight_hh", "bias", "use_bias"  # of both cells
 
 
 def from_equinox(module: Any) -> tuple[Cell, Params]:
-  """Return our cell and the params of an Equinox cell.
+  """Return the cell and the params that compute the same as an Equinox cell.
 
   Without `jax_enable_x64`, float64 becomes float32.
 
   Args:
-    module: an eqx.nn.LSTMCell or GRUCell, or gradients of one. That a subclass
-      has the same equations is for the caller to know.
+    module: an eqx.nn.LSTMCell or GRUCell, or gradients of one. Whether a
+      subclass has the same equations is not checked.
 
   Raises:
     ValueError: it is another object, or an array is missing, has a shape that
@@ -99,7 +99,8 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
     biases["bias_n"] = params.b_n
   for name, x in biases.items():
     if not bias and x.any():
-      raise ValueError(f"{name} must be 0 for a cell with use_bias=False")
+      field, most = name.replace("bias", "b"), abs(x).max()
+      raise ValueError(f"bias=False needs params.{field} = 0, got up to {most}")
   arrays |= biases if bias else {}
 
   import equinox as eqx

@@ -1,4 +1,4 @@
-"""The error of a package that is missing and comes with the extra `interop`."""
+"""Name the extra `interop` in the error of an import that fails."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,18 +6,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def from_extra(package: str) -> Iterator[None]:
-  """Let a failed import in this context name the package and the extra.
+  """Name the package and the extra in the error of an import in this context.
 
   Raises:
-    ModuleNotFoundError: the package is not installed; or another one is not,
-      which it imports, and then the error names that one.
+    ModuleNotFoundError: the package is not installed; or one of its modules, or
+      another package that it imports, is missing, and then the error names it.
   """
   try:
     yield
   except ModuleNotFoundError as error:
-    if error.name and error.name.partition(".")[0] != package:
+    if error.name != package:
       raise
     raise ModuleNotFoundError(
       f"the package {package} is not installed; it comes with the extra "
-      "interop: pip install 'lstm-jax[interop]'"
+      "interop: pip install '.[interop]' in a clone of lstm_jax"
     ) from None

@@ -131,10 +131,10 @@ def test_a_run_is_exported_to_onnx(explored_run, example, tmp_path):
 
 def test_without_onnx_the_error_names_the_extra(explored_run, monkeypatch):
   def refuse(*arguments):
-    raise ModuleNotFoundError("pip install 'lstm-jax[interop]'")
+    raise ModuleNotFoundError("pip install '.[interop]'")
 
   monkeypatch.setattr(export, "language_model_to_onnx", refuse)
-  with pytest.raises(ValueError, match=r"'lstm-jax\[interop\]'"):
+  with pytest.raises(ValueError, match=r"'\.\[interop\]'"):
     export.run(str(explored_run), "onnx", "model.onnx")
 
 

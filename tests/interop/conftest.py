@@ -1,3 +1,6 @@
+import sys
+from typing import NamedTuple
+
 import jax
 import pytest
 
@@ -7,3 +10,26 @@ def flax_promotion():
   """Let Flax add a bias [K] to an array [..., K], and mix dtypes."""
   with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
     yield
+
+
+class Missing(NamedTuple):
+  """A finder of modules for which one package is not installed."""
+
+  package: str
+
+  def find_spec(self, name, path, target=None):
+    if name == self.package:
+      raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.fixture
+def uninstall(monkeypatch):
+  """Return a function after which a package is not installed."""
+
+  def hide(package):
+    for name in [*sys.modules]:
+      if name.partition(".")[0] == package:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing(package), *sys.meta_path])
+
+  return hide

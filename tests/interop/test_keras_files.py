@@ -297,7 +297,7 @@ def test_links_out_of_the_file_are_not_followed(tmp_path, key):
 def test_without_h5py_the_extra_to_install_is_named(example, monkeypatch):
   path, _ = example
   monkeypatch.setitem(sys.modules, "h5py", None)
-  message = r"pip install 'lstm-jax\[interop\]'"
+  message = r"pip install '\.\[interop\]'"
   for suffix, read in (
     (".keras", interop.load),
     (".weights.h5", interop.load_weights),

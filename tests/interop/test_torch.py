@@ -1,5 +1,3 @@
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,12 +192,11 @@ def test_an_invalid_state_dict_is_refused(key, tmp_path):
 
 
 def test_without_safetensors_the_extra_to_install_is_named(
-  key, tmp_path, monkeypatch
+  key, tmp_path, uninstall
 ):
-  monkeypatch.setitem(sys.modules, "safetensors", None)
-  monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+  uninstall("safetensors")
   path = tmp_path / "weights.safetensors"
-  message = r"pip install 'lstm-jax\[interop\]'"
+  message = r"pip install '\.\[interop\]'"
   with pytest.raises(ModuleNotFoundError, match=message):
     interop.save(path, stack(lstm, key, both=False))
   with pytest.raises(ModuleNotFoundError, match=message):
