@@ -1,13 +1,13 @@
 """Activations, and their derivatives as functions of the *output*.
 
-Backpropagation already holds y = σ(a) or y = tanh(a), so a derivative needs
-neither the pre-activation nor a second transcendental function:
+Where y = σ(a) or y = tanh(a) is at hand, its derivative needs neither the
+pre-activation nor another exponential:
 
   σ'(a) = y (1 − y)          tanh'(a) = 1 − y²
   relu'(a) = 1 if y > 0      s'(a) = slope if 0 < y < 1      (0 elsewhere)
 
-with s the hard sigmoid, clip(slope·a + ½, 0, 1). At its kinks, a derivative is
-that of the flat side, 0.
+with s the hard sigmoid, clip(slope·a + ½, 0, 1). At a kink, of ReLU or the hard
+sigmoid, the derivative is that of the flat side, 0.
 
 An `Activation` is an activation with its derivative, for the functions that
 make a cell, such as `rnn.with_activation`.
@@ -60,7 +60,7 @@ def drelu(y: jax.Array) -> jax.Array:
 
 def hard_sigmoid(a: jax.Array, slope: float) -> jax.Array:
   """Return clip(slope·a + ½, 0, 1), a line in place of σ."""
-  y = slope * a + 0.5  # `clip` has half the slope as autodiff at a kink
+  y = slope * a + 0.5  # at a kink, autodiff of `clip` is half the slope
   return jnp.where(y <= 0, 0, jnp.where(y >= 1, 1, y))
 
 
@@ -73,19 +73,21 @@ def dhard_sigmoid(y: jax.Array, slope: float) -> jax.Array:
 class Activation:
   """An activation, and its derivative as a function of the output.
 
-  Two are equal if they have the same name, functions and parameters.
+  The derivative must be a function of y alone, which those of SiLU and GELU are
+  not: they take some values y at two places a. Two activations are equal if
+  they have the same name, functions and parameters.
   """
 
   name: str
   function: Callable[..., jax.Array]  # (a, *parameters) -> y
-  derivative_of_output: Callable[..., jax.Array]  # (y, *parameters) -> dy/da
+  derivative_from_output: Callable[..., jax.Array]  # (y, *parameters) -> dy/da
   parameters: tuple[float, ...] = ()
 
   def __repr__(self) -> str:
     return self.name
 
   def __deepcopy__(self, memo: dict) -> "Activation":
-    return self  # a copy of a function of `jax.jit` would be another function
+    return self  # a copy of a function of `jax.jit` is not equal to it
 
   def apply(self, a: jax.Array) -> jax.Array:
     """Return y, the activation of a."""
@@ -93,7 +95,7 @@ class Activation:
 
   def derivative(self, y: jax.Array) -> jax.Array:
     """Return dy/da, given y = apply(a)."""
-    return self.derivative_of_output(y, *self.parameters)
+    return self.derivative_from_output(y, *self.parameters)
 
 
 SIGMOID = Activation("sigmoid", sigmoid, dsigmoid)

@@ -226,7 +226,8 @@ def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
     arguments = cell, options, params, before, xs, extras
     if policy == "all":
       (last, hs), residuals = forward(*arguments, like=state)
-      return last, (hs, before, (residuals.gates, residuals.outputs[1]))
+      rest = residuals.hs_and_residuals[1]
+      return last, (hs, before, (residuals.gates, rest))
     last, after = scan_states(*arguments, like=state)
     kept = after._replace(h=None) if policy == "recompute" else None
     return last, (after.h, before, kept)

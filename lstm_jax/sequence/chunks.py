@@ -1,7 +1,7 @@
 """A scan over chunks of time steps: C at a time, and fewer in the last chunk.
 
-The loop cuts the arrays of a sequence, and does not scan over arrays
-[T / C, C, ...]: XLA in jax 0.10 would copy those where a chunk is one step.
+The loop slices the arrays [T, ...] of a sequence. It does not scan over arrays
+[T / C, C, ...], because XLA in jax 0.10 copies those if C is 1.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Chunks(NamedTuple):
   rest: Any  # in the last T mod C steps; None if there are none
 
   def part(self, index: int) -> "Chunks":
-    """Return one element of what is a tuple in each chunk."""
+    """Return the element at an index of tuples, in the chunks and the rest."""
     rest = None if self.rest is None else self.rest[index]
     return Chunks(self.whole[index], rest)
 
@@ -39,18 +39,20 @@ def scan_chunks(
   """Scan f over the chunks of a sequence.
 
   Args:
-    f: (carry, saved of a chunk, *time steps of each sequence) -> (carry, y).
-    carry: the carry before the first chunk.
-    saved: what an earlier scan over the same chunks computed, or NOTHING.
+    f: (carry, saved, *sequences) -> (carry, y), called with what `saved` has of
+      a chunk, None for NOTHING, and with the chunk's time steps [C, ...] of the
+      sequences; in the last chunk with T mod C steps, if C does not divide T.
+    carry: the carry before the chunk that is taken first.
+    saved: y of an earlier scan over the same chunks, or NOTHING.
     sequences: trees of arrays [T, ...].
-    chunk: C; T may be symbolic if it is a multiple of C.
+    chunk: C ≤ T; T may be symbolic if it is a multiple of C.
     reverse: from the last chunk to the first.
 
   Returns:
-    (carry after the last chunk, y of every chunk).
+    (carry after the chunk that is taken last, y of every chunk).
   """
   steps = jax.tree.leaves(sequences)[0].shape[0]
-  missing = steps % chunk if isinstance(steps, int) else 0
+  num_rest = steps % chunk if isinstance(steps, int) else 0
 
   def body(carry, inputs):
     index, saved = inputs
@@ -64,9 +66,9 @@ def scan_chunks(
     return lax.scan(body, carry, inputs, reverse=reverse)
 
   def run_rest(carry):
-    if not missing:
+    if not num_rest:
       return carry, None
-    rest = jax.tree.map(lambda x: x[steps - missing :], sequences)
+    rest = jax.tree.map(lambda x: x[steps - num_rest :], sequences)
     return f(carry, saved.rest, *rest)
 
   if reverse:

@@ -1,7 +1,7 @@
 """The gradient with respect to every state of a sequence, backward in time.
 
 Forward, for t = 1 … T               Backward, for t = T … 1
-  sₜ, rₜ = recur(sₜ₋₁, xₜ W_x)          dsₜ₋₁ = recur_backward(rₜ, dsₜ)
+  sₜ, rₜ = recur(sₜ₋₁, project(xₜ))     dsₜ₋₁ = recur_backward(rₜ, dsₜ)
 
 from ds_T = ∂ℓ/∂s_T, for a loss ℓ of the last state alone. Then
 
@@ -54,7 +54,8 @@ def state_cotangents(
 ) -> State:
   """Return the cotangent of every state, given that of the last state.
 
-  Scans the cell's own `recur_backward`; no weight gradient is computed.
+  Scans the cell's own `recur_backward`; no weight gradient is computed. Masks,
+  resets and the other options of `unroll` are not supported.
 
   Args:
     cell: `lstm`, `gru`, `rnn`, or any object with the functions of `Cell`.
@@ -62,11 +63,11 @@ def state_cotangents(
     state: the state before the first step, as `initial_state` returns it; None
       for the zero state.
     xs: inputs [T, ..., D], or integer tokens [T, ...] in [0, D).
-    d_last: the cotangent of the state after the last step; has its type.
+    d_last: ∂ℓ/∂s_T, with the type, shapes and dtypes of the state.
 
   Returns:
     A state of arrays [T + 1, ..., H]. Row t is the cotangent of the state after
-    t steps: row 0 that of the first one, and row T is d_last.
+    t steps: row 0 is that of the initial state, and row T is d_last.
 
   Raises:
     ValueError: xs is empty or does not fit the state or the weights, or d_last
@@ -77,8 +78,8 @@ def state_cotangents(
   _check_like(state, d_last)
   params, state, xs, d_last = vary_alike((params, state, xs, d_last))
   batch = batch_sharding(params, state, xs, start=1)
-  steps = NamedSharding(batch.mesh, PartitionSpec(None, *batch.spec))
-  return _apply(cell, steps, params, state, xs, d_last)
+  sharding = NamedSharding(batch.mesh, PartitionSpec(None, *batch.spec))
+  return _apply(cell, sharding, params, state, xs, d_last)
 
 
 @partial(compiled, num_static=2)
@@ -97,8 +98,8 @@ def _scan_back(cell, params, state, xs, d_last):
     return d_before, cast_like(d_before, state)
 
   # The carry is upcast: in bfloat16, T roundings of it would add up.
-  steps = saved.gates, saved.outputs[1]
-  _, d_states = lax.scan(body, upcast(d_last), steps, reverse=True)
+  inputs = saved.gates, saved.hs_and_residuals[1]
+  _, d_states = lax.scan(body, upcast(d_last), inputs, reverse=True)
   return jax.tree.map(
     lambda before, last: jnp.concatenate([before, last[None]]), d_states, d_last
   )

@@ -13,7 +13,9 @@ computes only what depends on the state, and the backward scan carries only the
 cotangent of the state. The input product, each weight gradient and the
 cotangent of the inputs are one product each, over all T·B rows. Autodiff of a
 scan computes all of these at every step, and accumulates the weight gradients
-in the carry of the scan.
+in the carry of the scan. Two cells differ: mogrifier_lstm multiplies the inputs
+and computes their cotangent at every step, and layernorm_lstm computes the
+input product a second time in the backward.
 
 Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
@@ -24,14 +26,16 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
   mogrifier_lstm 9 + 4 D/H
 
 with P the size of the projection, and 5 rounds of a Mogrifier; with resets or
-state dropout 1 more, the h that enters each step; and with a mask 1 more, since
-the outputs that `unroll` returns are then not hs. The largest array exists only
-once: at every step, the gates (or local gradients) overwrite axₜ, and later daₜ
-overwrites them. During the backward there are more, again times T·B·H: a copy
-of hs, shifted by one step, 1; in the GRU the cotangent of h W_h, which is not
-daₜ, 3; in the layer-normalised LSTM the normalised products and their
-cotangents, up to 17, not all at the same time; in the Mogrifier the operands
-and the cotangents of all its products, 8 + 6 D/H.
+state dropout 1 more (P/H for projected_lstm), the h that enters each step; and
+with a mask 1 more, since the outputs that `unroll` returns are then not hs. The
+largest array exists only once: at every step, the gates (or local gradients)
+overwrite axₜ, and later daₜ overwrites them. The three linear recurrences
+(min_gru, min_lstm, lru) have no such loop, and new arrays instead. During the
+backward there are more, again times T·B·H: a copy of hs, shifted by one step, 1
+(P/H for projected_lstm); in the GRU the cotangent of h W_h, which is not daₜ,
+3; in the layer-normalised LSTM the normalised products and their cotangents, up
+to 17, not all at the same time; in the Mogrifier the operands and the
+cotangents of all its products, 8 + 6 D/H.
 """
 
 import math
@@ -55,8 +59,8 @@ from lstm_jax.sequence.primal import (
   scan_steps,
 )
 
-# Of T·B. With more rows, x W_x of all of them does not stay in a CPU's cache: a
-# chunk of time steps at a time is faster (`checkpointing`).
+# With more than so many rows T·B, x W_x of all of them does not stay in a CPU's
+# cache: a chunk of time steps at a time is faster (`checkpointing`).
 MANY_ROWS = 8192
 
 
@@ -68,7 +72,7 @@ class SequenceResiduals(NamedTuple):
   xs: jax.Array  # [T, ..., D] or tokens [T, ...]
   extras: tuple  # further arguments of a wrapped cell's steps, each [T, ...]
   gates: jax.Array  # [T, ..., G·H], or local gradients
-  outputs: Any  # (hs, residuals of `recur`), [T, ...]; on a GPU `Joined`
+  hs_and_residuals: Any  # (hs, those of `recur`), [T, ...]; on a GPU `Joined`
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -105,7 +109,7 @@ def _projects_first(state: State, xs: jax.Array) -> bool:
   program's largest array. Tokens take a row of W_x at each step, which is
   faster than all rows first. In jax 0.10, XLA fuses a GRU's time step to one
   loop that is not vectorized if it also reads x W_x from an array of all steps:
-  H 128 takes 4.8 ms, not 2.3. (jax 0.11 was not measured.)
+  with H 128 it takes 4.8 ms instead of 2.3. (jax 0.11 was not measured.)
   """
   rows = num_rows(state, xs)
   few = rows is not None and rows <= MANY_ROWS
@@ -124,8 +128,8 @@ def forward(
 ) -> tuple[tuple[State, jax.Array], SequenceResiduals]:
   """Return (state, hs), and the residuals for the backward.
 
-  Its arguments are those of `scan_outputs`; `like` decides the dtypes of the
-  residuals as well.
+  Its arguments are those of `scan_outputs`. Of a linear recurrence, `like` also
+  decides the dtypes of the residuals.
   """
   operands = cast_operands(params, xs, options)
 
@@ -135,15 +139,15 @@ def forward(
 
   axs = cell.project(operands, xs)
   if is_linear(cell):
-    last, gates, outputs = linear.forward(
+    last, gates, hs_and_residuals = linear.forward(
       cell, operands, state, axs, extras, options.reverse, like or state
     )
   else:
-    last, gates, outputs = scan_in_place(
+    last, gates, hs_and_residuals = scan_in_place(
       body, operands, state, axs, extras, options.reverse
     )
-  hs = separate(outputs[0])
-  saved = SequenceResiduals(params, state, xs, extras, gates, outputs)
+  hs = separate(hs_and_residuals[0])
+  saved = SequenceResiduals(params, state, xs, extras, gates, hs_and_residuals)
   return (last, hs), saved
 
 
@@ -170,9 +174,10 @@ def backward_sums(
 ) -> tuple[Params, State, jax.Array | None]:
   """Return the cotangents of params, the first state, and xs.
 
-  The first two are sums over time, and still in the accumulation dtype.
+  The first two are still in the accumulation dtype.
   """
-  params, state, xs, extras, gates, outputs = saved
+  params, state, xs, extras, gates, hs_and_residuals = saved
+  residuals = hs_and_residuals[1]
   operands = cast_operands(params, xs, options)
   d_last, dhs = cotangents
 
@@ -189,16 +194,17 @@ def backward_sums(
   d_last = upcast(d_last)
   if is_linear(cell):
     d_state, das, ys = linear.backward(
-      cell, operands, d_last, gates, outputs[1], dhs, extras, options.reverse
+      cell, operands, d_last, gates, residuals, dhs, extras, options.reverse
     )
   else:
-    inputs = outputs[1], dhs, extras
+    inputs = residuals, dhs, extras
     d_state, das, ys = scan_in_place(
       body, operands, d_last, gates, inputs, not options.reverse
     )
-  hs_before = states_before(state.h, separate(outputs[0]), options.reverse)
+  hs = separate(hs_and_residuals[0])
+  hs_before = states_before(state.h, hs, options.reverse)
   d_params, dxs = cell.parameter_gradients(
-    operands, xs, hs_before, separate(outputs[1]), das, *separate(ys)
+    operands, xs, hs_before, separate(residuals), das, *separate(ys)
   )
   return d_params, d_state, None if dxs is None else dxs.astype(xs.dtype)
 

@@ -275,7 +275,7 @@ def test_the_saved_array_sizes_match_the_docstring(name, key):
   params, state, xs = arguments(TABLE[name].cell, key)
   forward = partial(scan.forward, TABLE[name].cell, scan.ScanOptions())
   _, saved = jax.eval_shape(forward, params, state, xs, ())
-  leaves = jax.tree.leaves((saved.gates, saved.outputs))
+  leaves = jax.tree.leaves((saved.gates, saved.hs_and_residuals))
   # Without the scales of layer normalization, [T, B, 1].
   sizes = [leaf.size for leaf in leaves if leaf.shape[-1] > 1]
   expected = int(count) * H + (state.h.shape[-1] if projection else 0)
