@@ -26,26 +26,28 @@ from lstm_jax.mosaic_gpu.registers import (
 from lstm_jax.mosaic_gpu.thread_block import Share
 
 
-def scratch(plan: Plan, sent: int, read: int, dtype: Any) -> dict[str, Any]:
+def scratch(
+  plan: Plan, num_sent: int, num_multiplied: int, dtype: Any
+) -> dict[str, Any]:
   """Return the scratch memory of an `Exchange`, by its fields.
 
   Args:
     plan: how the layer is divided.
-    sent: the number of vectors.
-    read: how many of these, the first, are multiplied with.
+    num_sent: the number of vectors.
+    num_multiplied: how many of these, the first, are operands of products.
     dtype: that of the products' operands.
   """
   if plan.cluster == 1:
-    shape = (2, sent, plan.warpgroups, plan.rows, UNITS)
+    shape = (2, num_sent, plan.warpgroups, plan.rows, UNITS)
     return {
       "vectors": operand(shape, dtype),
-      "sent": plgpu.Barrier(num_arrivals=plan.warpgroups),
+      "all_sent": plgpu.Barrier(num_arrivals=plan.warpgroups),
     }
   return {
-    "vectors": operand((read, plan.rows, plan.units), dtype),
-    "own": operand((sent, plan.rows, UNITS), dtype),
-    "sent": plgpu.ClusterBarrier(collective_axes=("part",)),
-    "read": plgpu.Barrier(num_arrivals=read),
+    "vectors": operand((num_multiplied, plan.rows, plan.units), dtype),
+    "own": operand((num_sent, plan.rows, UNITS), dtype),
+    "all_sent": plgpu.ClusterBarrier(collective_axes=("part",)),
+    "all_read": plgpu.Barrier(num_arrivals=num_multiplied),
   }
 
 
@@ -54,19 +56,20 @@ class Exchange(NamedTuple):
 
   plan: Plan
   share: Share
-  vectors: Ref  # those to multiply with
-  sent: Ref  # a barrier: all units of the vectors are there
+  vectors: Ref  # the operands of products; in one block, all that are sent
+  all_sent: Ref  # a barrier: all units of the vectors are there
   own: Ref = None  # in a cluster, the units of this block
-  read: Ref = None  # in a cluster, a barrier: the vectors are read
+  all_read: Ref = None  # in a cluster, a barrier: the vectors are read
 
   def send(self, vectors: list[list[Block]], turn: Any, memory: Ref) -> None:
     """Send this warpgroup's units of some vectors to the others.
 
     Args:
       vectors: each as a block for every 8 sequences.
-      turn: counts the calls.
-      memory: [N, vectors, H] of the GPU's memory, to write them to as well; a
-        cluster needs it.
+      turn: counts the calls, from 0.
+      memory: where to write them in the GPU's memory as well, [N, vectors, H];
+        may be None in one thread block. In a cluster, it must be another than
+        at the last call, which the other blocks may still read.
     """
     own: Any = self.own
     if self.plan.cluster == 1:
@@ -86,20 +89,30 @@ class Exchange(NamedTuple):
       plgpu.commit_smem_to_gmem_group()
     if self.plan.cluster > 1:
       plgpu.wait_smem_to_gmem(0)  # the other blocks will read it
-    plgpu.barrier_arrive(self.sent)
+    plgpu.barrier_arrive(self.all_sent)
 
   def receive(self, memory: Ref) -> None:
-    """Wait for all units of the vectors that were sent last."""
-    plgpu.barrier_wait(self.sent)
+    """Wait for all units of the vectors that were sent last.
+
+    Args:
+      memory: that of the last `send`; unused in one thread block.
+    """
+    plgpu.barrier_wait(self.all_sent)
     if self.plan.cluster > 1:
       for vector in range(self.vectors.shape[0]):
         plgpu.copy_gmem_to_smem(
-          memory.at[:, vector, :], self.vectors.at[vector], self.read
+          memory.at[:, vector, :], self.vectors.at[vector], self.all_read
         )
-      plgpu.barrier_wait(self.read)
+      plgpu.barrier_wait(self.all_read)
 
   def operand(self, vector: Any, part: Any, turn: Any) -> Ref:
-    """Return 64 units of a vector, [64, N], the right operand of a product."""
+    """Return 64 units of a vector, [64, N], the right operand of a product.
+
+    Args:
+      vector: its index among those that were sent.
+      part: the index of these units among the H / 64 of the vector.
+      turn: that of the last `send`.
+    """
     if self.plan.cluster == 1:
       return self.vectors.at[turn % 2, vector, part].transpose((1, 0))
     units = pl.ds(part * UNITS, UNITS)

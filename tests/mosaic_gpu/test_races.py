@@ -44,9 +44,9 @@ def test_a_copy_before_the_barrier_of_a_cluster_is_found(monkeypatch):
     for vector in range(self.vectors.shape[0]):
       source = memory.at[:, vector, :]
       target = self.vectors.at[vector]
-      exchange.plgpu.copy_gmem_to_smem(source, target, self.read)
-    exchange.plgpu.barrier_wait(self.read)
-    exchange.plgpu.barrier_wait(self.sent)
+      exchange.plgpu.copy_gmem_to_smem(source, target, self.all_read)
+    exchange.plgpu.barrier_wait(self.all_read)
+    exchange.plgpu.barrier_wait(self.all_sent)
 
   monkeypatch.setattr(exchange.Exchange, "receive", receive_too_early)
   assert races_found("rnn", CLUSTER["rnn"])
