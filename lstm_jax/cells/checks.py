@@ -22,10 +22,10 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
   """
   try:
     signature = inspect.signature(project, eval_str=True)
-  except NameError:  # of a class that is imported for a type checker alone
-    return
+  except Exception:  # a string may be a name for type checkers, or any text
+    signature = inspect.signature(project)
   expected = next(iter(signature.parameters.values())).annotation
-  if expected is inspect.Parameter.empty:
+  if expected in (inspect.Parameter.empty, Any):
     return
   if isinstance(expected, type) and not isinstance(params, expected):
     found = type(params).__name__

@@ -1,7 +1,7 @@
 """What is wrong, the weights or the cell, is named before a step runs."""
 
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -112,8 +112,17 @@ def test_the_type_of_params_may_be_a_string():
     check_params(project, {})
 
 
-def test_a_type_that_cannot_be_evaluated_is_not_checked():
+def test_a_type_that_is_any_or_cannot_be_evaluated_is_not_checked():
   def project(params: "Params", x):
     return x
 
+  def project_any(params: Any, x):
+    return x
+
+  def project_text(params: tuple, x: "inputs of a batch"):  # noqa: F722
+    return x
+
   check_params(project, {})
+  check_params(project_any, {})
+  with pytest.raises(ValueError, match=r"^params must be tuple, got dict$"):
+    check_params(project_text, {})
