@@ -148,8 +148,8 @@ def _token_gradient(x: jax.Array, w: jax.Array, da: jax.Array) -> jax.Array:
     da: cotangent of x W, [..., K].
   """
   x = x.astype(jnp.int32)  # int8 or uint8 could not index all rows of W
-  wide = jnp.promote_types(accumulation_dtype(w.dtype), da.dtype)
-  return jnp.zeros(w.shape, wide).at[x].add(da.astype(wide))
+  zeros = jnp.zeros(w.shape, accumulation_dtype(w.dtype))
+  return zeros.at[x].add(da.astype(zeros.dtype))
 
 
 def linear(

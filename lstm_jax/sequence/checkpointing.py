@@ -21,8 +21,7 @@ anyway. As all states of a chunk are known, one call computes all C steps,
   gates of C steps = recur(the states before them, xs W_x)
 
 whose product h W_h has C·B rows, and is as fast as the product of the inputs.
-Reference: Chen, Xu, Zhang and Guestrin (2016), Training deep nets with
-sublinear memory cost.
+Reference: Chen et al. (2016), Training deep nets with sublinear memory cost.
 
 The last chunk may have fewer steps. Then hs and the cotangent of xs are copied
 once, to join its part to the others.
