@@ -94,12 +94,13 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   sha256 = _check(configs)
   path, stopped_by = Path(job.run) / RECORD, None
   recipe = _recipe(config)
+  split = "dev" if config.data.dev_fraction else "val"
   if job.overwrite:
     check_all_named(path, recipe, sha256, configs)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    results = Ablations(recipe, sha256, [], now)
+    results = Ablations(recipe, sha256, [], now, split)
   else:
-    results = read_ablations(path, recipe, sha256)
+    results = read_ablations(path, recipe, sha256)._replace(split=split)
   for name, changed in configs.items():
     if not results.has(name):
       _check_models(replace(changed, run=str(_directory(job, name))))
@@ -136,8 +137,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       break
   if rows:
     console.print(make_table(rows))
-    split = SPLITS["dev" if config.data.dev_fraction else "val"]
-    console.print(f"cold, stateful: nats per token of the {split} split")
+    name = SPLITS[split]
+    console.print(f"cold, stateful: nats per token of the {name} split")
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
   return Result(rows, stopped_by)
 

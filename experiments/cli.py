@@ -69,10 +69,13 @@ def launch(
     except jax.errors.JaxRuntimeError as error:
       return _fail(f"device error: {error}", BAD_INPUT)
     except (AssertionError, RuntimeError):
-      if _has_device():
+      reason = _without_device()
+      if reason is None:
         raise
-      platforms = os.environ.get("JAX_PLATFORMS")
-      return _fail(f"JAX_PLATFORMS={platforms} has no device here", BAD_INPUT)
+      platforms = os.environ["JAX_PLATFORMS"]
+      return _fail(
+        f"JAX_PLATFORMS={platforms} has no device here: {reason}", BAD_INPUT
+      )
     except Diverged as error:
       return _fail(error, DIVERGED)
     except KeyboardInterrupt as error:
@@ -98,16 +101,15 @@ def launch(
     sys.exit(PIPE_CLOSED)
 
 
-def _has_device() -> bool:
-  """Return whether JAX finds a device of JAX_PLATFORMS."""
+def _without_device() -> str | None:
+  """Return why JAX finds no device of JAX_PLATFORMS; None if that is not so."""
+  if "JAX_PLATFORMS" not in os.environ or jax.distributed.is_initialized():
+    return None
   try:
     jax.devices()
-  except (
-    AssertionError,
-    RuntimeError,
-  ):  # the first for cuda, without its plug-in
-    return False
-  return True
+  except (AssertionError, RuntimeError) as error:  # the first without a plug-in
+    return f"{error}" or "JAX has no plug-in for it"
+  return None
 
 
 def _complaint(arguments: Sequence[str], missing: Sequence[str]) -> str:

@@ -51,6 +51,7 @@ from experiments.comparison.measurements import (
 from experiments.comparison.models import CellModel, make_models
 from experiments.comparison.results import (
   naming_damaged,
+  naming_missing,
   open_results,
   print_held,
   print_tables,
@@ -195,7 +196,7 @@ def load(directory: Path) -> dict[str, Any]:
   record = read_record(path, "there is no comparison", ENTRIES)
   with naming_damaged(path):
     check_lengths(record)
-    tables(record)  # reads the other entries
+    tables(record)
   if not finished(record):
     raise ValueError(f"{path} has no training that has finished")
   return record
@@ -207,7 +208,8 @@ def report(record: dict[str, Any], directory: Path, console: Console) -> None:
 
   print_tables(tables(record), console)
   many = len(record["cells"]) > dot_plot.MANY
-  (dot_plot if many else plots).draw(record, directory / FIGURE)
+  with naming_missing(directory / RECORD):
+    (dot_plot if many else plots).draw(record, directory / FIGURE)
   print_held(directory, FILES, console)
 
 
@@ -215,9 +217,9 @@ def main() -> None:
   """Run the comparison, or report an existing one if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    record = load(directory)
+    load(directory)  # else there is nothing to lock
     with lock(directory):
-      report(record, directory, console)
+      report(load(directory), directory, console)
     return
   config = config_from_flags(CompareConfig(), FLAGS)
   with open_results(directory, FILES, OVERWRITE.value):

@@ -145,8 +145,8 @@ def plantable_modules() -> dict[str, Any]:
 def plantable_terms() -> list[str]:
   """Return every value of `--plant`.
 
-  The terms of `affine` for tokens are none: the language model that is checked
-  has a table for its tokens.
+  Left out are the terms of `affine` for tokens: the language model that is
+  checked reads a table instead.
   """
   return [
     f"{p}.{t}"

@@ -30,6 +30,7 @@ from experiments.benchmarks.timing import environment as machine
 from experiments.cli import launch, make_console
 from experiments.comparison.results import (
   naming_damaged,
+  naming_missing,
   open_results,
   print_held,
   print_tables,
@@ -123,14 +124,15 @@ def load(directory: Path) -> dict[str, Any]:
   record = read_record(path, "there are no policies", ENTRIES)
   with naming_damaged(path):
     check_lengths(record)
-    tables(record)  # reads the other entries
+    tables(record)
   return record
 
 
 def report(record: dict[str, Any], directory: Path, console: Console) -> None:
   """Print the tables and draw the figure into the directory."""
   print_tables(tables(record), console)
-  plots.draw(record, directory / FIGURE)
+  with naming_missing(directory / RECORD):
+    plots.draw(record, directory / FIGURE)
   print_held(directory, FILES, console)
 
 
@@ -138,9 +140,9 @@ def main() -> None:
   """Train, or report an existing run if --replot is given."""
   console, directory = make_console(), Path(OUT.value)
   if REPLOT.value:
-    record = load(directory)
+    load(directory)  # else there is nothing to lock
     with lock(directory):
-      report(record, directory, console)
+      report(load(directory), directory, console)
     return
   config = config_from_flags(PolicyConfig(), FLAGS)
   with open_results(directory, FILES, OVERWRITE.value):

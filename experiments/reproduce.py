@@ -32,12 +32,12 @@ from experiments.comparison.plan import (
   ensemble_flags,
   ensemble_results,
   ensemble_seeds,
-  find_recipe,
   is_trained,
   parse,
   plan,
   plan_teachers,
   single_run_results,
+  with_absolute_recipe,
 )
 from experiments.comparison.published import (
   UNIT,
@@ -234,7 +234,9 @@ def _head(row: Row) -> dict[str, Any]:
 def commands(job: Job) -> list[str]:
   """Return the command lines that train and evaluate, from this directory."""
   here = Path.cwd() == REPOSITORY
-  train_flags = job.train_flags if here else find_recipe(job.train_flags)
+  train_flags = (
+    job.train_flags if here else with_absolute_recipe(job.train_flags)
+  )
   return [
     command_line("train", train_flags),
     command_line("evaluate", job.evaluate_flags),

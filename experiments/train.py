@@ -7,8 +7,8 @@ and a sample at every evaluation, and leaves the loss curve, the samples and the
 checkpoints in a run directory under runs/. Every hyperparameter is a flag (see
 --help), and recipes in experiments/recipes are read by --flagfile. Ctrl-C or
 SIGTERM finishes the current training step, saves and stops; several processes
-stop at the next evaluation or multiple of AGREE_EVERY steps. The program prints
-the command that resumes there. After a kill, a run resumes at its last complete
+stop at the next evaluation or multiple of 50 steps. The program prints the
+command that resumes there. After a kill, a run resumes at its last complete
 checkpoint. experiments/cli.py lists the exit statuses.
 """
 

@@ -28,6 +28,7 @@ class Ablations(NamedTuple):
   corpus_sha256: str
   rows: list[dict[str, Any]]  # the base's first; a new one is appended
   overwritten: str | None = None  # when all was begun again, in ISO 8601
+  split: str = "val"  # whose losses are compared, or "dev"
 
   def has(self, change: str) -> bool:
     """Return whether there is a row of this change."""
@@ -66,6 +67,7 @@ def read_ablations(
       record["corpus_sha256"],
       record["rows"],
       record.get("overwritten"),
+      record.get("split", _earlier_split(record["recipe"])),
     )
     _check_rows(found.rows)
     overwritten = found.overwritten
@@ -77,7 +79,14 @@ def read_ablations(
     ) from None
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is damaged: {error!r}") from None
+  if found.split == "test":
+    raise ValueError(
+      f"{path} compares losses of the test split, as an earlier version did; "
+      "choose another --run, or --overwrite"
+    )
   for name, value in recipe.items():
+    if name == "corpus" and found.corpus_sha256 == corpus_sha256:
+      continue  # the same text at another path
     if found.recipe.get(name) != value:
       raise ValueError(
         f"{path} is of another recipe: {name} was {found.recipe.get(name)!r} "
@@ -89,6 +98,13 @@ def read_ablations(
       "another --run, or --overwrite"
     )
   return found
+
+
+def _earlier_split(recipe: Mapping[str, Any]) -> str:
+  """Return the split of a record that does not name it."""
+  if recipe.get("dev_fraction"):
+    return "dev"
+  return "test" if recipe.get("test_fraction") else "val"
 
 
 def check_all_named(

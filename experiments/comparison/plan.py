@@ -128,8 +128,8 @@ def ensemble_flags(row: Row, jobs: Sequence[Job]) -> list[str]:
   ]
 
 
-def find_recipe(arguments: Sequence[str]) -> list[str]:
-  """Return flags with the absolute path of the recipe among them."""
+def with_absolute_recipe(arguments: Sequence[str]) -> list[str]:
+  """Return flags in which the path of the recipe is absolute."""
   prefix = f"--flagfile={RECIPES}/"
   absolute = f"--flagfile={REPOSITORY / RECIPES}/"
   return [a.replace(prefix, absolute, 1) for a in arguments]
@@ -149,5 +149,5 @@ def parse(default: Any, arguments: list[str]) -> Any:
   values = flags.FlagValues()
   holders = define_flags(default, values)
   program = ""  # argv[0], which is not read
-  values([program, *find_recipe(arguments)])
+  values([program, *with_absolute_recipe(arguments)])
   return config_from_flags(default, holders)

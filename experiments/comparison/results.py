@@ -71,7 +71,21 @@ def naming_damaged(path: Path) -> Iterator[None]:
   try:
     yield
   except (LookupError, TypeError, AttributeError, ValueError) as error:
-    raise ValueError(f"{path} is damaged: {error!r}") from None
+    reason = str(error) if isinstance(error, ValueError) else repr(error)
+    raise ValueError(f"{path} is damaged: {reason}") from None
+
+
+@contextmanager
+def naming_missing(path: Path) -> Iterator[None]:
+  """Name a record that lacks an entry, in the error of a block that draws it.
+
+  Raises:
+    ValueError: a key is missing.
+  """
+  try:
+    yield
+  except KeyError as error:
+    raise ValueError(f"{path} is damaged: it lacks {error}") from None
 
 
 def check_length(name: str, values: Sequence[Any], length: int) -> None:

@@ -16,8 +16,7 @@ COLORS = {
   FEED_FORWARD: "tab:gray",
 }
 OTHERS = "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "black"
-
-LOWEST = -1.05  # lower limit of the returns' axis, unless one is below
+LOWEST = -1.05  # lower limit of the returns' axis, unless a curve ends below
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -35,7 +34,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     if len(steps):
       label = name.replace("_", "-")
       ends.append(End(returns.mean(1)[-1], label, color))
-      lowest = min(lowest, returns.min())
+      lowest = min(lowest, returns[-1].min())
     panel.fill_between(
       steps,
       returns.min(1),

@@ -162,16 +162,15 @@ def check_same_checkpoint(directory: Path, step: int) -> None:
   for number, other in enumerate(others, 1):
     if other != first:
       raise ValueError(
-        f"every process must see the same {directory}: its newest checkpoint "
-        f"is {_named(first)} for the first process, and {_named(other)} for "
-        f"process {number}"
+        f"every process must see the same {directory}: the first process "
+        f"sees {_named(first)}, and process {number} {_named(other)}"
       )
 
 
 def _named(step: int) -> str:
   """Return what `check_same_checkpoint` calls a checkpoint."""
-  names = {0: "no checkpoint", UNREADABLE: "unreadable"}
-  return names.get(int(step), f"that of step {step}")
+  names = {0: "no checkpoint", UNREADABLE: "unreadable checkpoints"}
+  return names.get(int(step), f"the checkpoint of step {step}")
 
 
 @contextmanager

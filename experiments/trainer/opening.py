@@ -155,8 +155,9 @@ def _resume_or_start(
       f"{directory} holds {'a sweep' if is_sweep else 'a single run'}; "
       "--overwrite replaces it, another --run keeps it"
     )
-  from_record(type(config)(), record)  # raises where a value is damaged
   changes = _changes(record, config, facts[SHA256])
+  if changes.keys() <= {*MAY_CHANGE}:
+    _check_values(directory, config, record)
   extending = may_extend and extends(record, changes, result)
   if not (job.resume and _can_resume(directory, result, extending)):
     how = extension = ""
@@ -230,6 +231,18 @@ def _changes(
     for name, value in recorded_flags(config).items()
     if name not in same and record.get(name) != value
   }
+
+
+def _check_values(
+  directory: Path, config: TrainConfig, record: dict[str, Any]
+) -> None:
+  """Raise ValueError if CONFIG has a value that no flag can have."""
+  try:
+    from_record(type(config)(), record)
+  except ValueError as error:
+    raise ValueError(
+      f"{directory / CONFIG} is damaged: {error}; --overwrite replaces the run"
+    ) from None
 
 
 def _can_resume(

@@ -114,10 +114,10 @@ class Tracer:
   def __exit__(self, *error) -> None:
     if self._running:
       jax.profiler.stop_trace()
-    elif self._steps <= WARM_UP < self._stop_at:
+    elif error[0] is None and self._steps <= WARM_UP < self._stop_at:
       self._console.print(
-        f"nothing is profiled: the run must make more than {WARM_UP} training "
-        f"steps, got {self._steps}"
+        f"nothing is profiled: this process must make more than {WARM_UP} "
+        f"training steps, got {self._steps}"
       )
 
   def before_step(self, state: Any) -> None:

@@ -113,10 +113,10 @@ def _other_version(directory: Path) -> str | None:
 def delete_previous(directory: Path) -> None:
   """Delete the run that --overwrite moved aside, if any; its CONFIG last."""
   previous = directory / PREVIOUS
-  with suppress(OSError):
+  with suppress(OSError):  # then CONFIG stays, and this is tried again
     for name in CONTENTS if previous.is_dir() else ():
       _delete(previous / name)
-  shutil.rmtree(previous, ignore_errors=True)
+    shutil.rmtree(previous)
 
 
 def check_is_run_or_empty(directory: Path) -> None:

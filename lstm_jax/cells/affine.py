@@ -74,9 +74,9 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
   """Return x W + b.
 
   Args:
-    x: inputs, [..., D], or integer tokens in [0, D), [...]. Others are not
-      detected: they read some row of w, and their gradients, that of b
-      included, may be missing.
+    x: inputs, [..., D], or integer tokens in [0, D), [...]. Tokens outside
+      that range are not detected: they read some row of w, and their gradients,
+      that of b included, may be missing.
     w: weights, [D, K].
     b: bias, [K].
 

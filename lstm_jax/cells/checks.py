@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -17,7 +17,8 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
 
   Args:
     project: the cell's. The type is the annotation of its first argument; if
-      that is no class, or cannot be evaluated, any type is accepted.
+      that is no class, or its annotations cannot be evaluated, any type is
+      accepted.
     params: the weights.
   """
   try:
@@ -27,9 +28,15 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
   expected = next(iter(signature.parameters.values())).annotation
   if expected in (inspect.Parameter.empty, Any):
     return
-  if isinstance(expected, type) and not isinstance(params, expected):
+  if not isinstance(expected, type) or _is_protocol(expected):
+    return
+  if not isinstance(params, expected):
     found = type(params).__name__
     raise ValueError(f"params must be {expected.__name__}, got {found}")
+
+
+def _is_protocol(kind: type) -> bool:
+  return getattr(kind, "_is_protocol", False)
 
 
 PARTS = (
@@ -50,15 +57,17 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
   """Raise ValueError unless params are floats whose shapes fit each other.
 
   Without this check, a bias of one element would be broadcast to all units. The
-  shapes that fit are those of the gradients that the cell itself computes; a
-  cell without a backward is not checked.
+  shapes that fit are those of the gradients that the cell itself computes. A
+  cell without a backward (None) is not checked; one whose backward raises
+  NotImplementedError may have weights of any shapes with which a step runs.
 
   Args:
     parts: the functions PARTS of the cell.
     params: the weights, of the cell's type and without further axes.
 
   Raises:
-    ValueError: as above; or a step fails, or returns other shapes than it must.
+    ValueError: as above; or a step or its backward fails, or returns other
+      shapes than it must.
   """
   leaves, structure = jax.tree.flatten_with_path(params)
   kinds = tuple((jnp.shape(x), jnp.result_type(x)) for _, x in leaves)
@@ -78,44 +87,50 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
     structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds]
   )
 
-  def forward(params):
-    x = jnp.zeros(params.w_x.shape[:1], params.w_x.dtype)
-    state = initial_state(params, ())
+  def forward(params, batch=()):
+    x = jnp.zeros((*batch, len(params.w_x)), params.w_x.dtype)
+    state = initial_state(params, batch)
     ax = project(params, x)
     after, gates, residuals = recur(params, state, ax)
     return x, state, after, ax, gates, residuals
 
-  def backward(params):
-    x, state, _, _, gates, residuals = forward(params)
+  def backward(params, batch):
+    x, state, _, _, gates, residuals = forward(params, batch)
     _, *das = recur_backward(params, gates, residuals, upcast(state))
     return parameter_gradients(params, x, state.h, residuals, *das)[0]
 
   # Mixed dtypes are not the question, and may be refused elsewhere.
   eval_shape = jax.numpy_dtype_promotion("standard")(jax.eval_shape)
+  misfit = f"weights do not fit each other: {_named(params)}"
+  error = (
+    f"weights do not fit each other, or the cell is wrong: {_named(params)}"
+  )
   try:
     _, state, after, ax, gates, _ = eval_shape(forward, params)
-    _check_result("gates of project's shape", ax, gates)
-    _check_result("a state of initial_state's shapes", state, after)
-    gradients = eval_shape(backward, params)
-  except NotImplementedError:  # the cell has no backward yet
-    return
-  except (TypeError, ValueError, IndexError) as error:
-    raise ValueError(
-      "weights do not fit each other, or the cell has an error: "
-      f"{_named(params)}; a step fails: {error}"
-    ) from error
+  except (TypeError, ValueError, IndexError) as cause:
+    raise ValueError(f"{error}; a step fails: {cause}") from cause
+  for name, expected, found in (
+    ("gates of project's shape", ax, gates),
+    ("a state of initial_state's shapes", state, after),
+  ):
+    if _shapes(found) != _shapes(expected):
+      raise ValueError(
+        f"{error}; recur must return {name}, {_named(expected)}, "
+        f"got {_named(found)}"
+      )
+  gradients, failure = None, None
+  for batch in ((), (1,)):  # a backward may need a batch axis, to sum over
+    try:
+      gradients = eval_shape(partial(backward, batch=batch), params)
+      break
+    except NotImplementedError:  # the cell has no backward yet
+      return
+    except Exception as cause:
+      failure = cause
+  else:
+    raise ValueError(f"{error}; its backward fails: {failure}") from failure
   if _shapes(gradients) != _shapes(params):
-    raise ValueError(
-      f"weights do not fit each other: {_named(params)}; "
-      f"their gradients have {_named(gradients)}"
-    )
-
-
-def _check_result(name: str, expected: Any, found: Any) -> None:
-  if _shapes(found) != _shapes(expected):
-    raise ValueError(
-      f"recur must return {name}, {_named(expected)}, got {_named(found)}"
-    )
+    raise ValueError(f"{misfit}; their gradients have {_named(gradients)}")
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:

@@ -159,8 +159,7 @@ def init(
     input_size: D.
     hidden_size: H, the size of the cell state c.
     dtype: the dtype of every parameter.
-    projection_size: P, the size of the output h; None for H / 2, rounded
-      up.
+    projection_size: P, the size of the output h; None for H / 2, rounded up.
 
   Raises:
     ValueError: a size is below 1.

@@ -18,8 +18,8 @@ _names: set[str] = set()
 def serializable(namedtuple: type[T]) -> type[T]:
   """Return a NamedTuple class, after giving it its name for `jax.export`.
 
-  If a class of this name was given before, as before `importlib.reload`, the
-  new one gets no name, and `jax.export` refuses to serialize it.
+  If a class of this name has been given one before, as when a module is
+  reloaded, the new class gets none, and `jax.export` refuses to serialize it.
   """
   name = f"lstm_jax.{namedtuple.__name__}"
   if name not in _names:

@@ -42,7 +42,7 @@ would be 0 in float32 for aᵢ below about −88 (a CPU flushes subnormal number
 0). From the zero state on, i or f is 1 at every step. So n' ≥ 1 and |c'| ≤ n',
 and h' divides by n' as it is; n' grows by 1 a step at most, and m' is at most
 the largest aᵢ so far. A unit that keeps its state (zoneout) must keep c, n and
-m together. h W_h mixes the units of a head only: W_h has a block for every one.
+m together. h W_h mixes the units of a head only: W_h has a block for each head.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=6, num_heads=2)

@@ -100,7 +100,9 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
   for name, x in biases.items():
     if not bias and x.any():
       field, most = name.replace("bias", "b"), abs(x).max()
-      raise ValueError(f"bias=False needs params.{field} = 0, got up to {most}")
+      raise ValueError(
+        f"{field} must be 0 with bias=False, got magnitudes of up to {most}"
+      )
   arrays |= biases if bias else {}
 
   import equinox as eqx

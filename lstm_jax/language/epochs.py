@@ -1,4 +1,4 @@
-"""How a text is cut into batches, epoch after epoch.
+"""The epochs of a training: random offsets, short and late batches.
 
 >>> import numpy as np
 >>> config = BatchingConfig(batch_size=2, seq_len=3, num_epochs=5)
@@ -103,10 +103,10 @@ class BatchingConfig:
   def epoch_lengths(
     self, tokens: np.ndarray, seed: int, gap: int | None = None
   ) -> list[tuple[int, int]]:
-    """Return (epochs, batches in each) for epochs in a row that are as long.
+    """Return (number of epochs, batches in each) for each run of equal epochs.
 
-    The arguments are those of `num_steps`, which is their sum, and so are the
-    errors.
+    `num_steps` is the sum of their products; it has the same arguments and
+    raises the same errors.
     """
     schedule = self._schedule(tokens, seed, gap)
     return [(epochs, len(ends) - 1) for epochs, _, ends in schedule]

@@ -59,10 +59,9 @@ def check_options(config: Any) -> None:
   every element is checked; it may be empty only if its default is.
 
   Raises:
-    ValueError: a value is no tuple where the field's type is one; it is no
-      number where the field's type is one, and no
-      integer for int; it is out of its bounds or not one of its choices; or a
-      tuple is empty.
+    ValueError: a value is not of the field's type (a tuple, a number, an
+      integer), is out of its bounds or not one of its choices; or a tuple is
+      empty.
   """
   types = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):

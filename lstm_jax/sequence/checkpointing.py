@@ -34,10 +34,10 @@ Large batches on a CPU
 
 The products x W_x of all inputs, T·B·G·H numbers for G gates, are written once
 and read at every time step, and so are the cotangents daₜ of the gates'
-pre-activations. Where they are larger than the cache, a chunk at
-a time is faster: `scan_in_cache` multiplies the inputs of a chunk right before
-its steps, and adds a chunk's da to the weights' gradients right after them. All
-residuals are saved, as without chunks. A chunk of at most 4 steps takes no loop
+pre-activations. Where they are larger than the cache, a chunk at a time is
+faster: `scan_in_cache` multiplies the inputs of a chunk right before its steps,
+and adds a chunk's da to the weights' gradients right after them. All residuals
+are saved, as without chunks. A chunk of at most 4 steps takes no loop
 (the module `in_place`). Without gradients, a loop over single steps is faster.
 
 Chunks are taken for more than 8,192 rows T·B. Each has as few time steps as

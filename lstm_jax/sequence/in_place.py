@@ -143,8 +143,8 @@ def _scan_with_few_kernels(f, carry, zs, xs, reverse):
   XLA for GPUs computes values of one shape in one kernel, so the new z is cut
   into pieces as wide as the carry. The barrier keeps it from computing them
   again in the kernel that stores them, which would read what it overwrites. The
-  carry is not behind the barrier: what the next time step makes
-  of it, such as h in the dtype of a product, is computed in the same kernel.
+  carry is not behind the barrier: what the next time step makes of it, such as
+  h in the dtype of a product, is computed in the same kernel.
   """
   steps = zs.shape[0]  # a symbolic T has no len
   size = min(GPU_STEPS, steps) if isinstance(steps, int) else 1

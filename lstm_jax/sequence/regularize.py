@@ -8,9 +8,9 @@
   drop_connect    weights of w_h (weight-drop)           once per sequence
 
 `factors` and `zoneout` draw arguments of `unroll`: factors of shape [B, H] once
-per sequence, of shape [T, B, H] at each time step. A rate is a Python number in
-[0, 1), never traced; all functions here refuse another one. The same key draws
-the same noise; a rate of 0 draws nothing and changes nothing. What is not
+per sequence, of shape [T, B, H] at each time step. A rate must be a concrete
+number in [0, 1), not traced; all functions here refuse another. The same key
+draws the same noise; a rate of 0 draws nothing and changes nothing. What is not
 dropped is divided by 1 − rate, so that the expectation stays the same. Dropping
 multiplies by 0, so that NaN and infinity do not become 0. Zoneout needs no
 rescaling: at evaluation, pass the rates themselves as `zoneout`, and each step
@@ -73,7 +73,7 @@ def factors(
   if not _drops(rate):
     return jnp.ones(shape, dtype)
   keep = jax.random.bernoulli(key, 1 - rate, shape)
-  # 0 is no quotient: 1 − rate may be 0 in float16.
+  # Not keep / (1 − rate): in float16 that may be 0 / 0.
   return jnp.where(keep, 1 / jnp.asarray(1 - rate, dtype), 0)
 
 
@@ -113,11 +113,12 @@ def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:
     A state of bool [T, ..., H], True where a unit keeps its value.
 
   Raises:
-    ValueError: the rates are no state of that cell, or one is not in [0, 1).
+    ValueError: the rates are of another type than the state, or one is not in
+      [0, 1).
   """
   if type(rates) is not type(state):
     expected, found = type(state).__name__, type(rates).__name__
-    raise ValueError(f"rates must be a {expected}, got {found}")
+    raise ValueError(f"rates must be of type {expected}, got {found}")
   keys = jax.random.split(key, len(state))
   keep = [
     jax.random.bernoulli(k, r, (steps, *s.shape))

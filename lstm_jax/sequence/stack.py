@@ -153,8 +153,8 @@ def init_stack(
 
   Raises:
     ValueError: there is no layer; the number of layers is not given, or two
-      arguments give different ones; cells are no list or tuple; or a size is no
-      integer of at least 1.
+      arguments give different ones; cells are no list or tuple; or a hidden
+      size is no integer of at least 1.
   """
   sizes = _sizes(cell, hidden_sizes, num_layers)
   layers: list[Params | Directions] = []
@@ -205,8 +205,7 @@ def check_layers(layers: Any, name: str = "layers") -> None:
   if not isinstance(layers, list | tuple) or hasattr(layers, "_fields"):
     kind = type(layers).__name__
     raise ValueError(
-      f"{name} must be a list or tuple with one element per layer, "
-      f"got one {kind}"
+      f"{name} must be a list or tuple with one element per layer, got {kind}"
     )
 
 
@@ -250,6 +249,7 @@ def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:
   """Return one cell per layer."""
   if _is_cell(cell):
     return [cell] * num_layers  # type: ignore[list-item]
+  check_layers(cell, "cell")
   return _per_layer("cell", cell, num_layers)
 
 

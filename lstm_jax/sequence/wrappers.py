@@ -1,10 +1,10 @@
 """Cells with an added feature: masks, resets, zoneout, state dropout.
 
 Each function wraps a cell's `recur` and `recur_backward`, and returns a cell
-again. The step of the new cell takes one more argument, before those of the
-wrapped cell's step. With s the state before a step, s' the state after the
-wrapped cell's step, s⁺ the state that the wrapper returns, and ds the cotangent
-of a state:
+again. The step of the new cell takes one more argument, after x and before the
+further ones of the wrapped cell's step. With s the state before a step, s' the
+state after the wrapped cell's step, s⁺ the state that the wrapper returns, and
+ds the cotangent of a state:
 
   wrapper        forward                      backward
   masked         s⁺ = s' where m, else s      ds' = ds⁺ where m, else 0

@@ -16,10 +16,10 @@ module, and its copy is made of the module's copy.
 A *term* is what a backward assigns to a variable whose name begins with d
 (`dc`), or one part of it: a summand (`dc_sum[0]`, `dc_sum[1]`), or one of the
 arrays that it concatenates (`da[0]` is that of the input gate). Of a name that
-is assigned several times, each assignment is a term: `du#1`, `du#2`. What is
-only another name for a variable, as in `da = x`, is none. The local gradients
-that a cell computes in its forward are part of the backward, so name nothing
-else there with a d.
+is assigned several times, each assignment is a term: `du#1`, `du#2`. An
+assignment that only gives a variable another name, such as `da = x`, is not a
+term. The local gradients that a cell computes in its forward are part of the
+backward: no other name there may begin with d.
 """
 
 import ast
@@ -46,7 +46,7 @@ ROOTS = (
 
 
 def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
-  """Return the name of every term in the module's backward, in order."""
+  """Return the name of every term in the module's backward, line by line."""
   if isinstance(module, MadeCell):
     module = module.module
   names = []
@@ -158,9 +158,10 @@ def _call(value, index=None):
 
 def _named(tree: ast.Module) -> Iterator[tuple[str, str, ast.Assign]]:
   """Yield each term that is no part of another, its name, and where it is."""
+  assignments = sorted(_assignments(tree), key=lambda node: node.lineno)
   found = [
     (name, assignment)
-    for assignment in _assignments(tree)
+    for assignment in assignments
     for name in filter(None, _targets(assignment))
   ]
   total, seen = Counter(name for name, _ in found), Counter[str]()

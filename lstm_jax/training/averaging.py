@@ -80,7 +80,7 @@ def update_average(
 
 
 def is_nonmonotonic(losses: Sequence[float], patience: int) -> bool:
-  """Return whether the newest loss is above an older one.
+  """Return whether the newest loss is above one of the earlier losses.
 
   The n losses right before the newest do not count.
 

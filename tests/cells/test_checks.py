@@ -1,7 +1,7 @@
 """What is wrong, the weights or the cell, is named before a step runs."""
 
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 FILE, *_ = code_blocks((DOCS / "own-cell.md").read_text("utf-8"))
 XS = jnp.ones((T, B, D), jnp.float32)
 PARAMS = f"w_x [{D}, {4 * H}], u [{4 * H}], b [{4 * H}]"
-STEP = (
-  "weights do not fit each other, or the cell has an error: "
-  f"{PARAMS}; a step fails: "
-)
+WRONG = f"weights do not fit each other, or the cell is wrong: {PARAMS}; "
 
 
 def own_cell(old, new):
@@ -38,25 +35,25 @@ def own_cell(old, new):
     (
       "gates = jnp.concatenate([i, f, g, o], axis=-1)",
       "gates = jnp.concatenate([i, f], axis=-1)",
-      f"{STEP}recur must return gates of project's shape, [{4 * H}], "
+      f"{WRONG}recur must return gates of project's shape, [{4 * H}], "
       f"got [{2 * H}]",
     ),
     (
       "return DiagonalLSTMState(o * jnp.tanh(c), c), gates",
       "return DiagonalLSTMState(o * jnp.tanh(c), gates), gates",
-      f"{STEP}recur must return a state of initial_state's shapes, "
+      f"{WRONG}recur must return a state of initial_state's shapes, "
       f"h [{H}], c [{H}], got h [{H}], c [{4 * H}]",
     ),
     (
       "gates, (state.c, c)",
       "(gates, state.c, c)",
-      f"{STEP}not enough values to unpack (expected 3, got 2)",
+      f"{WRONG}a step fails: not enough values to unpack (expected 3, got 2)",
     ),
     (
       "dx = da @ params.w_x.T",
       "dx = da @ params.w_x",
-      f"{STEP}dot_general requires contracting dimensions to have the same "
-      f"shape, got ({4 * H},) and ({D},).",
+      f"{WRONG}its backward fails: dot_general requires contracting dimensions "
+      f"to have the same shape, got ({4 * H},) and ({D},).",
     ),
     (
       '"...d,...k->dk"',
@@ -96,6 +93,12 @@ def test_a_backward_may_not_be_implemented_yet():
     unroll(cell, wrong, None, XS, adjoint=Autodiff())
 
 
+def test_a_backward_may_sum_over_one_batch_axis_only():
+  cell = own_cell('"...d,...k->dk"', '"bd,bk->dk"')
+  params = cell.init(jax.random.key(0), D, H)
+  assert unroll(cell, params, None, XS, adjoint=Autodiff())[1].any()
+
+
 def test_one_column_of_w_x_is_no_layer():
   """The gains would bring x W_x to the size of a, which ignores x."""
   params = layernorm_lstm.init(jax.random.key(0), D, H)
@@ -119,10 +122,17 @@ def test_a_type_that_is_any_or_cannot_be_evaluated_is_not_checked():
   def project_any(params: Any, x):
     return x
 
+  class HasWeights(Protocol):
+    w_x: jax.Array
+
+  def project_protocol(params: HasWeights, x):
+    return x
+
   def project_text(params: tuple, x: "inputs of a batch"):  # noqa: F722
     return x
 
   check_params(project, {})
   check_params(project_any, {})
+  check_params(project_protocol, {})
   with pytest.raises(ValueError, match=r"^params must be tuple, got dict$"):
     check_params(project_text, {})

@@ -40,7 +40,7 @@ def test_the_default_is_the_largest_number_of_heads_up_to_4(key):
 
 
 def test_bfloat16_is_computed_at_any_batch_size(key):
-  """XLA for CPUs multiplies matrices of some layouts not in bfloat16."""
+  """XLA for CPUs cannot multiply matrices of some layouts in bfloat16."""
 
   def run(dtype, batch):
     params = slstm.init(key, 16, 64, dtype)

@@ -484,7 +484,7 @@ def test_a_damaged_config_is_an_error_of_one_line(finished, config):
     check_is_run_or_empty(finished)
   path.write_text(json.dumps(good | {"num_epochs": "1"}))
   facts = {SHA256: good[SHA256]}
-  message = "^num_epochs must be int, got '1'$"
+  message = r"config.json is damaged: num_epochs must be int, got '1'; --over"
   with (
     pytest.raises(ValueError, match=message),
     open_run_dir(config, facts, may_extend=True),

@@ -186,6 +186,6 @@ def test_what_equinox_does_not_have_is_refused(key):
   with pytest.raises(ValueError, match=r"^Equinox has no .* MinGRUParams$"):
     interop.to_equinox(min_gru.init(key, D, H))
   params = without_bias(draw(key, "GRUCell"))._replace(b_n=-jnp.ones(H))
-  message = r"^bias=False needs params.b_n = 0, got up to 1.0$"
+  message = r"^b_n must be 0 with bias=False, got magnitudes of up to 1.0$"
   with pytest.raises(ValueError, match=message):
     interop.to_equinox(params, bias=False)

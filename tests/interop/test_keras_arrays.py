@@ -86,7 +86,7 @@ def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
   assert worst(traced, params) == 0
   with pytest.raises(
     ValueError,
-    match=r"^every bias must be 0 .*, got magnitudes of up to [\d.]+$",
+    match=r"^b must be 0 .*, got magnitudes of up to [\d.]+$",
   ):
     interop.to_keras(params, bias=False)
   params = jax.tree.map(lambda w: w if w.ndim > 1 else 0 * w, params)

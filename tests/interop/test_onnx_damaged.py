@@ -33,7 +33,7 @@ NO_TYPE = onnx.AttributeProto(name="layout")
     ("layout", NO_TYPE, "layout must be of type INT, got UNDEFINED"),
     ("hidden_size", 6.0, "hidden_size must be of type INT, got FLOAT"),
     ("speed", b"\xff", "LSTM has no attribute speed that is known here"),
-    ("X", "", "inputs must be those of none, got 'X'"),
+    ("X", "", "the node must have a name for its input X, got none"),
     (
       "W",
       b"abc",

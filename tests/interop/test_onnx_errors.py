@@ -1,5 +1,6 @@
 """Nodes, tensors and files of ONNX that are refused, and by which message."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -136,6 +137,24 @@ def test_inputs_that_do_not_fit_are_refused(key):
       rf"sequence_lens must be in \[0, {T}\], got {length}",
       sequence_lens=np.array([1, length, 2]),
     )
+
+
+def test_constant_lengths_are_checked_under_jit(key):
+  names = {"X": "X", "sequence_lens": "L"}
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(lstm, params, inputs=names)
+  xs = np.ones((T, B, D), np.float32)
+
+  def run(lengths):
+    def f(x):
+      return interop.run_node(node, tensors, {"X": x, "L": lengths})["Y"]
+
+    return jax.jit(f)(xs)
+
+  for kind in (np.array, jnp.array):
+    assert not run(kind([1, 2, 3]))[1:, 0, 0].any()
+    with pytest.raises(ValueError, match=rf"in \[0, {T}\], got {T + 1}\n"):
+      run(kind([1, T + 1, 3]))
 
 
 def test_what_onnx_cannot_hold_is_refused(key):

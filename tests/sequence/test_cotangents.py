@@ -71,6 +71,7 @@ def test_planted_errors_of_the_recurrence_are_caught(name, key):
   expected = by_autodiff(cell, params, state, xs, d_last)
   names = "dh", "dc", "dn", "dp", "da", "dc_sum", "dn_sum"
   planted = [t for t in terms(cell) if t.partition("#")[0] in names]
+  assert any(t.partition("#")[0] == "dh" for t in planted)
   if is_linear(cell):
     planted = ["dh"]  # da reaches dh through W_h, which these cells do not have
   for term in planted:

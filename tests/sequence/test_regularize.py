@@ -115,6 +115,6 @@ def test_a_rate_of_zero_changes_nothing(key):
 def test_the_rates_of_zoneout_are_those_of_the_state(key):
   state = gru.initial_state(gru.init(key, D, H), (B,))
   for rates in (lstm.LSTMState(0.1, 0.2), rnn.RNNState(0.1)):
-    message = f"^rates must be a GRUState, got {type(rates).__name__}$"
+    message = f"^rates must be of type GRUState, got {type(rates).__name__}$"
     with pytest.raises(ValueError, match=message):
       regularize.zoneout(key, state, T, rates)

@@ -116,7 +116,7 @@ def test_what_is_given_per_layer_is_a_list_or_a_tuple(key):
   xs = jnp.ones((T, 2, D))
 
   def refused(name, kind):
-    one = "must be a list or tuple with one element per layer, got one"
+    one = "must be a list or tuple with one element per layer, got"
     return pytest.raises(ValueError, match=f"^{name} {one} {kind}$")
 
   # B = 2 is also the number of layers.

@@ -44,7 +44,7 @@ def make_peers(
       continue
     try:
       peers[name] = make(*problem)
-    except (Unsupported, ImportError) as reason:
+    except (Unsupported, ModuleNotFoundError) as reason:
       skipped[name] = str(reason)
   return peers, skipped
 

@@ -169,8 +169,7 @@ def to_keras(
   if not bias and b.any():
     largest = np.abs(b.astype(np.float64)).max()
     raise ValueError(
-      "every bias must be 0 with bias=False, got magnitudes of up to "
-      f"{largest:g}"
+      f"b must be 0 with bias=False, got magnitudes of up to {largest:g}"
     )
   return [w_x, w_h, b] if bias else [w_x, w_h]
 
@@ -201,7 +200,8 @@ def _from_direction(
   """
   for name in NAMES[:2]:
     if name not in arrays:
-      raise ValueError(f"{side}{name} is missing, got {', '.join(arrays)}")
+      names = ", ".join(arrays) or "none"
+      raise ValueError(f"{side}{name} is missing, got {names}")
   recurrent = arrays["recurrent_kernel"]
   hidden, columns = recurrent.shape if recurrent.ndim == 2 else (0, 0)
   if not hidden or columns not in (4 * hidden, 3 * hidden, hidden):

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lstm_jax.interop.onnx.attributes import (
   OUTPUTS,
@@ -49,9 +50,9 @@ def run_node(
       that are constants, by the names that the node gives them.
     inputs: the values of X [T, B, D], and of sequence_lens [B], initial_h and
       initial_c [directions, B, H] if the node has them, by the names that the
-      node gives them. A value here takes precedence over a constant of that
-      name in tensors. With layout=1, X is [B, T, D], and a state
-      [B, directions, H].
+      node gives them, and no weights. A value here takes precedence over a
+      constant of that name in tensors. With layout=1, X is [B, T, D], and a
+      state [B, directions, H].
 
   Returns:
     Those of Y [T, directions, B, H], Y_h and Y_c [directions, B, H] that the
@@ -86,9 +87,10 @@ def run_node(
         f"got {lengths.dtype} {lengths.shape}"
       )
     steps = xs.shape[0 if layer.time_major else 1]
-    if not isinstance(lengths, jax.core.Tracer):
-      outside = lengths[(lengths < 0) | (lengths > steps)]
-      if outside.size:
+    given = inputs[attributes.names["sequence_lens"]]
+    if not isinstance(given, jax.core.Tracer):
+      outside = [n for n in np.asarray(given).tolist() if not 0 <= n <= steps]
+      if outside:
         raise ValueError(
           f"sequence_lens must be in [0, {steps}], got {outside[0]}"
         )
@@ -113,12 +115,13 @@ def run_node(
 
 def _check_known(attributes: Attributes, inputs: Mapping[str, Any]) -> None:
   """Raise ValueError for a value of what is no input, or of a weight."""
+  if "X" not in attributes.names:
+    raise ValueError("the node must have a name for its input X, got none")
   names = [n for key, n in attributes.names.items() if key not in WEIGHTS]
   unknown = [name for name in inputs if name not in names]
   if unknown:
     raise ValueError(
-      f"inputs must be those of {', '.join(names) or 'none'}, "
-      f"got {unknown[0]!r}"
+      f"inputs must be those of {', '.join(names)}, got {unknown[0]!r}"
     )
 
 
@@ -168,16 +171,11 @@ def _initial_states(
 def _value(
   attributes: Attributes, inputs: Mapping[str, Any], key: str
 ) -> jax.Array:
-  """Return the value of an input, such as X, by the name that the node has.
+  """Return the value of an input of the node, such as X.
 
   Raises:
-    ValueError: the node does not have the input, or inputs do not have a value.
+    ValueError: inputs do not have it.
   """
-  if key not in attributes.names:
-    raise ValueError(
-      f"the node must have an input {key}, got one of {attributes.op_type} "
-      "without"
-    )
   name = attributes.names[key]
   if name not in inputs:
     raise ValueError(

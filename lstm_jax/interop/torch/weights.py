@@ -166,7 +166,10 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
     return arrays
   for name, x in arrays.items():
     if name.startswith("bias") and x.any():
-      raise ValueError(f"{name} must be 0 for a module with bias=False")
+      largest = np.abs(x.astype(np.float64)).max()
+      raise ValueError(
+        f"{name} must be 0 with bias=False, got magnitudes of up to {largest:g}"
+      )
   return {k: x for k, x in arrays.items() if not k.startswith("bias")}
 
 

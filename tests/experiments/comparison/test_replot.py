@@ -82,3 +82,14 @@ def test_a_comparison_that_is_being_written_is_not_replotted(replot, tmp_path):
   assert not (tmp_path / "comparison.png").exists()
   replot()
   assert (tmp_path / "comparison.png").exists()
+
+
+def test_an_entry_that_only_the_figure_reads_is_missed_by_name(
+  replot, tmp_path
+):
+  record = example()
+  for cell in record["cells"].values():
+    del cell["seconds_per_step"]
+  compare_cells.save(record, tmp_path)
+  with pytest.raises(ValueError, match="damaged: it lacks 'seconds_per_step'"):
+    replot()

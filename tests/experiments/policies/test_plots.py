@@ -17,9 +17,15 @@ def test_a_run_in_which_no_episode_ended_has_an_empty_curve():
   assert steps.shape == (0,) and known.shape == (0, 3)
 
 
-@pytest.mark.parametrize(("lowest", "limit"), [(-2.5, -2.5), (-0.5, -1.05)])
-def test_the_axis_of_returns_shows_the_lowest(
-  lowest, limit, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+  ("returns", "limit"),
+  [
+    ([[0.0, 0.0], [-2.5, 1.0]], -2.5),
+    ([[-2.5, 0.0], [1.0, 1.0]], -1.05),  # the beginning is cut off
+  ],
+)
+def test_the_axis_of_returns_shows_where_the_curves_end(
+  returns, limit, tmp_path, monkeypatch
 ):
   limits, save = [], Figure.savefig
 
@@ -33,7 +39,7 @@ def test_the_axis_of_returns_shows_the_lowest(
     "task": "T-maze",
     "guessing": 0.0,
     "steps_per_update": 100,
-    "networks": {"gru": {"returns": [[lowest, 0.0], [1.0, 1.0]]}},
+    "networks": {"gru": {"returns": returns}},
   }
   draw(record, tmp_path / "policy.png")
   assert limits == [(limit, 1.05)]

@@ -92,12 +92,12 @@ def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
   multihost.check_same_checkpoint(tmp_path, 20)
   for step, name in (
     (0, "no checkpoint"),
-    (multihost.UNREADABLE, "unreadable"),
-    (10, "that of step 10"),
+    (multihost.UNREADABLE, "unreadable checkpoints"),
+    (10, "the checkpoint of step 10"),
   ):
     message = (
-      f"see the same {tmp_path}: its newest checkpoint is {name} for the first "
-      "process, and that of step 20 for process 1$"
+      f"see the same {tmp_path}: the first process sees {name}, and process 1 "
+      "the checkpoint of step 20$"
     )
     with pytest.raises(ValueError, match=message):
       multihost.check_same_checkpoint(tmp_path, step)

@@ -27,5 +27,6 @@ def test_a_run_too_short_to_be_profiled_says_so(tmp_path, console):
       for _ in range(3):
         tracer.before_step(None)
   assert console.file.getvalue() == (
-    "nothing is profiled: the run must make more than 3 training steps, got 3\n"
+    "nothing is profiled: this process must make more than 3 training steps, "
+    "got 3\n"
   )
