@@ -136,8 +136,7 @@ def check_is_run_or_empty(directory: Path) -> None:
   names = sorted(
     path.name
     for path in directory.iterdir()
-    if path.name not in (LOCK, PREVIOUS)  # of a run that was killed
-    and not path.match(f"{CONFIG}.*part")
+    if not _is_leftover(path.name)  # of a run that was killed
   )
   if names:
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -145,6 +144,14 @@ def check_is_run_or_empty(directory: Path) -> None:
       f"{directory} is not a run and not empty: it holds {names[0]}{others}; "
       "choose another --run, such as a new directory"
     )
+
+
+def _is_leftover(name: str) -> bool:
+  """Return whether a file may stay where a run begins: locks, and parts."""
+  whole, *unique = name.rsplit(".", 2)  # as `write_bytes` names what it writes
+  return name in (LOCK, PREVIOUS) or (
+    whole in CONTENTS and unique[1:] == ["part"]
+  )
 
 
 def set_aside(directory: Path) -> None:

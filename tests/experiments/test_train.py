@@ -271,7 +271,7 @@ def test_a_directory_of_other_files_is_refused_and_left_as_it_is(
   for path in directory.iterdir():
     path.unlink()
   (directory / "lock").touch()  # of a run that was killed as it started
-  (directory / "config.json.part").touch()
+  (directory / "config.json.0a1b2c3d.part").touch()
   (directory / "config.json.0a1b2c3d.part").touch()
   train.run(config, console)
 

@@ -10,7 +10,11 @@ from experiments.trainer import run_dir
 from experiments.trainer.data import text_sha256
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import open_run_dir
-from experiments.trainer.run_dir import SHA256, set_aside
+from experiments.trainer.run_dir import (
+  SHA256,
+  check_is_run_or_empty,
+  set_aside,
+)
 from lstm_jax.training import list_checkpoints
 from tests.experiments.conftest import VERSE
 from tests.power import tree
@@ -95,3 +99,14 @@ def test_the_config_of_a_previous_run_is_deleted_last(finished, monkeypatch):
   )
   run_dir.delete_previous(finished)
   assert deleted[-1] == "config.json" and "metrics.jsonl" in deleted
+
+
+def test_what_a_kill_leaves_of_a_file_does_not_hold_up_a_run(tmp_path):
+  (tmp_path / "result.json.0a1b2c3d.part").touch()
+  (tmp_path / "config.json.0a1b2c3d.part").touch()
+  check_is_run_or_empty(tmp_path)
+  for name in ("config.json.counterpart", "notes.0a1b2c3d.part", "part"):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"it holds {name}; choose"):
+      check_is_run_or_empty(tmp_path)
+    (tmp_path / name).unlink()
