@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -211,3 +212,11 @@ def chromium():
   """A browser for the pages of a module."""
   with browser.chromium() as found:
     yield found
+
+
+@pytest.fixture
+def interruptible():
+  """Have Ctrl-C interrupt, as in a terminal; a background job ignores it."""
+  previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, previous)

@@ -245,6 +245,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
 
 
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_kept_from_before_the_first_step_to_the_result(
   many, console, monkeypatch
 ):

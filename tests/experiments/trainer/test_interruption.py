@@ -31,6 +31,7 @@ def signalling(function, count=1):
   return signalled
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("name", ["initial_state", "make_epochs"])
 def test_ctrl_c_before_the_first_step_stops_after_it(
   name, config, console, monkeypatch
@@ -42,6 +43,7 @@ def test_ctrl_c_before_the_first_step_stops_after_it(
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_before_the_first_step_interrupts_at_once(
   config, console, monkeypatch
 ):
