@@ -207,7 +207,7 @@ def test_one_layer_is_no_stack():
     kind = type(layers).__name__
     with pytest.raises(
       ValueError,
-      match=f"^params must be a list or tuple with one .* got one {kind}$",
+      match=f"^params must be a list or tuple with one .* got {kind}$",
     ):
       unroll_stack(lstm, layers, None, jnp.ones((T, B, H)))
 
@@ -260,7 +260,7 @@ def test_a_state_is_no_pair_and_no_layers():
   both = partial(unroll_both, lstm, Directions(params, params))
   stack = partial(unroll_stack, lstm, [params, params])
   pair = r" must be Directions\(forward, backward\), got LSTMState of 2$"
-  layers = r" must be a list or tuple with one .* per layer, got one LSTMState$"
+  layers = r" must be a list or tuple with one .* per layer, got LSTMState$"
   for call, message in (
     (lambda: both(None, XS, zoneout=rates), f"^zoneout{pair}"),
     (lambda: both(state, XS), f"^states{pair}"),
