@@ -181,8 +181,14 @@ def piped(config):
   text = path.read_text()
   path.unlink()
   os.mkfifo(path)
-  threading.Thread(target=path.write_text, args=(text,), daemon=True).start()
-  return config
+  writer = threading.Thread(target=path.write_text, args=(text,), daemon=True)
+  writer.start()
+  yield config
+  # Of a text that nobody has read, the writer still waits for a reader.
+  reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  writer.join(timeout=10)
+  os.close(reader)
+  assert not writer.is_alive()
 
 
 @pytest.mark.exhaustive
