@@ -101,10 +101,8 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
 
   # Mixed dtypes are not the question, and may be refused elsewhere.
   eval_shape = jax.numpy_dtype_promotion("standard")(jax.eval_shape)
-  misfit = f"weights do not fit each other: {_named(params)}"
-  error = (
-    f"weights do not fit each other, or the cell is wrong: {_named(params)}"
-  )
+  misfit, weights = "weights do not fit each other", _named(params)
+  error = f"{misfit}, or the cell is wrong: {weights}"
   try:
     _, state, after, ax, gates, _ = eval_shape(forward, params)
   except (TypeError, ValueError, IndexError) as cause:
@@ -130,7 +128,9 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
   else:
     raise ValueError(f"{error}; its backward fails: {failure}") from failure
   if _shapes(gradients) != _shapes(params):
-    raise ValueError(f"{misfit}; their gradients have {_named(gradients)}")
+    raise ValueError(
+      f"{misfit}: {weights}; their gradients have {_named(gradients)}"
+    )
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:

@@ -23,16 +23,7 @@ from lstm_jax.sequence.in_place import (
 )
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
-
-OPTIONS = {
-  "plain": {},
-  "reverse": {"reverse": True},
-  "masked": {
-    "lengths": jnp.array([T, 0, 2]),
-    "reset": jnp.arange(T * B).reshape(T, B) % 4 == 0,
-  },
-}
-
+from tests.sequence.options import OPTIONS
 
 ADJOINTS = Explicit(), Explicit("recompute"), Explicit(chunk=2)
 

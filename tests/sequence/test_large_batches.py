@@ -11,16 +11,9 @@ from lstm_jax.cells.platform import clear_programs, traced_for
 from lstm_jax.sequence import checkpointing, in_place
 from tests.contract import TABLE, each_cell
 from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.sequence.options import OPTIONS
 
 pytestmark = pytest.mark.usefixtures("traced_anew")
-OPTIONS = {
-  "plain": {},
-  "reverse": {"reverse": True},
-  "masked": {
-    "lengths": jnp.array([T, 0, 2]),
-    "reset": jnp.arange(T * B).reshape(T, B) % 4 == 0,
-  },
-}
 
 
 @pytest.fixture
