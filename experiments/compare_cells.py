@@ -19,7 +19,7 @@ training text. It measures
 - gradient flow: the norm of the gradient of one character's loss with respect
   to each earlier state, before and after training.
 
-A training that diverges is marked, and the others go on. The directory --out
+A training that diverges is marked, and the others continue. The directory --out
 receives the results as comparison.json, a figure (comparison.png), and
 samples.txt; --overwrite replaces those that it holds.
 --replot prints the tables and draws the figure of an existing comparison.json.
@@ -87,7 +87,7 @@ def run(
 ) -> dict[str, Any]:
   """Compare the cells, print and save the results, and return them.
 
-  A training that diverges is recorded as one, and the others go on.
+  A training that diverges is recorded as one, and the others continue.
 
   Raises:
     ValueError: the corpus or the configuration is not usable.
