@@ -1,8 +1,8 @@
 """The cells once more, independently: NumPy loops over gates and units.
 
 Each oracle maps (params, state, xs) of one unbatched sequence to (state, hs).
-It is written from the textbook equations, of one step (params, x, h, c) or
-(params, x, h), and uses nothing of the library.
+It is written from the textbook equations of one step, (params, x, h, c) for an
+LSTM, and uses nothing of the library.
 """
 
 import math
@@ -116,7 +116,7 @@ def coupled_lstm(params, x, h, c):
 
 @_unrolled
 def mogrifier_lstm(params, x, h, c):
-  """Its rounds, as the matrices of Q and R are counted."""
+  """Its rounds in turn: `q[k]` scales x, and then `r[k]` scales h."""
   x, h = x.copy(), h.copy()
   for k in range(len(params.q)):
     q = np.asarray(params.q[k])
@@ -130,7 +130,7 @@ def mogrifier_lstm(params, x, h, c):
 
 @_unrolled
 def slstm(params, x, h, c, n, m):
-  """The memory and its normaliser without a stabiliser: exp(m) c, exp(m) n."""
+  """Without the stabiliser: memory exp(m) c, and its normaliser exp(m) n."""
   h_next, c_next, n_next, m_next = (np.zeros_like(h) for _ in range(4))
   hidden, size = len(h), params.w_h.shape[1]
   for unit in range(hidden):

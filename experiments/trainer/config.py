@@ -61,8 +61,8 @@ class DataConfig:
   )
   val_fraction: float = option(
     0.1,
-    "Share of the corpus, at its end, for validation; of what the test split "
-    "leaves, if there is one.",
+    "Share of the corpus, at its end, for validation; if there is a test "
+    "split, of the text before it, and at the end of that.",
     bounds="(0, 1)",
   )
   test_fraction: float = option(
@@ -106,8 +106,8 @@ class AveragingConfig:
   asgd_patience: int = option(
     0,
     "Average the weights (NT-ASGD) from the first evaluation whose loss is "
-    "higher than the lowest of all evaluations but this many just before it; "
-    "0 for never.",
+    "higher than one measured more than this many evaluations before; 0 for "
+    "never.",
     bounds="[0, inf)",
   )
 

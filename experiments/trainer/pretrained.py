@@ -34,8 +34,8 @@ def read_pretrained(setup: TrainSetup) -> Trained | None:
   """Return the trained model that --init_from names, its weights on the host.
 
   Returns:
-    None without --init_from, and where a checkpoint of this run itself has its
-    weights.
+    None without --init_from, and if this run has a checkpoint of its own to
+    resume from.
 
   Raises:
     ValueError: it holds no trained model, or one of another shape or

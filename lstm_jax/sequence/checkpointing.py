@@ -49,7 +49,8 @@ make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
   rnn   H 128, T 128, B 1024    150 ms instead of 186
   lstm  H 128, T 64, B 1024     242 ms instead of 268
   lstm  H 256, T 1024, B 32     457 ms instead of 491
-  lstm  H 512, T 64, B 128      321 ms, but 310 without (8,192 rows)
+
+With 8,192 rows they lose: lstm H 512, T 64, B 128, 321 ms instead of 310.
 
 A cell with a linear recurrence reads and writes its arrays several times for
 each product, and chunks are faster from 6 MiB of x W_x on:
@@ -105,15 +106,15 @@ def scan_checkpointed(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) as `scan_sequence`, with less memory in its backward.
+  """Return (state, hs) as `scan_sequence`, computed by chunks of time steps.
 
   Args:
     cell: the cell.
     options: the compute dtype and the direction.
     policy: "gates" saves the state before each chunk, "recompute" the state
       after each step as well, and "all" everything that the backward needs.
-    chunk: C, time steps per chunk; None for products of 1,024 rows, or for 32
-      time steps if T or B is symbolic.
+    chunk: C, time steps per chunk; None for the fewest that have C·B ≥ 1,024
+      rows, or for 32 if T or B is symbolic.
     params: the weights.
     state: the state before the first step.
     xs: inputs [T, ..., D] or tokens [T, ...].

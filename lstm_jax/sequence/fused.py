@@ -4,10 +4,10 @@ This is `scan`, with its two scans over time as kernels of `mosaic_gpu`. The
 product of all inputs stays before the forward kernel, and the gradients of the
 weights and of the inputs after the backward kernel, one product each.
 
-The kernels take an H that is a multiple of 64, and a B that is a multiple of 8.
-Others are padded with zeros here. A padded unit has weights and biases of zero
-and starts from zero, so that it remains zero in all three cells. A padded
-sequence is cut off, and its cotangents are zero.
+The kernels take an H that is a multiple of 64, and a B that is a multiple of
+`plan.rows`: 8, 16 or 32. Others are padded with zeros here. A padded unit has
+weights and biases of zero and starts from zero, so that it remains zero in all
+three cells. A padded sequence is cut off, and its cotangents are zero.
 
 Masks and resets are inside the kernels. States, outputs and sums are float32.
 """
@@ -65,14 +65,13 @@ def scan_fused(
   """
   *batch, size = state.h.shape
   count = math.prod(batch)
-  padded = max(1, math.ceil(count / plan.rows)) * plan.rows
+  padded_count = max(1, math.ceil(count / plan.rows)) * plan.rows
   wide = jax.tree.map(partial(_pad_units, size, plan.units), params)
-  rows = _pad_axis(wide.w_h, 0, plan.units)
-  wide = wide._replace(w_h=rows)
+  wide = wide._replace(w_h=_pad_axis(wide.w_h, 0, plan.units))
 
   def pad_batch(x, axis):
     x = x.reshape(*x.shape[:axis], count, *x.shape[axis + len(batch) :])
-    return _pad_axis(x, axis, padded)
+    return _pad_axis(x, axis, padded_count)
 
   first = jax.tree.map(
     lambda x: _pad_axis(pad_batch(x, 0), 1, plan.units), upcast(state)

@@ -10,9 +10,9 @@ of the weights after each of k training steps:
 
   θ̄ₖ = θ̄ₖ₋₁ + (θₖ − θ̄ₖ₋₁) / k
 
-It starts once a validation loss is above the lowest of all earlier ones but the
-last n (`patience`): averaging helps once the weights wander about a minimum,
-and hurts while they still approach it.
+It starts once a validation loss is above the lowest that was measured more than
+n (`patience`) evaluations before it: averaging helps once the weights wander
+about a minimum, and hurts while they still approach it.
 
 Reference: Merity, Keskar and Socher (2018), Regularizing and optimizing LSTM
 language models, algorithm 1.
@@ -35,7 +35,7 @@ class Average(NamedTuple):
   """The average of the weights, in float32 or wider."""
 
   params: LanguageParams  # θ̄
-  num_averaged: jax.Array  # int32 [], k; 0 before NT-ASGD starts, and with d
+  num_averaged: jax.Array  # int32 [], k of NT-ASGD; 0 before, and for an EMA
 
 
 def init_average(params: LanguageParams) -> Average:

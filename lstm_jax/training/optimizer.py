@@ -23,8 +23,11 @@ class OptimizerConfig:
 
   With nonfinite="stop" the optimizer applies every gradient: the training loop
   has to notice a loss or a gradient that is not finite, and stop. With "skip"
-  it has to stop after MAX_SKIPPED skipped steps in a row: the next gradient is
-  applied, whatever it is. The schedule does not advance at skipped steps.
+  the optimizer skips the step where an element of the gradient is not finite,
+  and its schedule does not advance. The loop has to stop after MAX_SKIPPED such
+  steps in a row, since the optimizer then applies the next gradient, whatever
+  it is. A gradient of finite elements whose norm overflows is not skipped:
+  clip_norm makes it zero.
 
   Raises:
     ValueError: a name is unknown or a number is out of its range.
@@ -47,7 +50,7 @@ class OptimizerConfig:
   warmup_steps: int = option(
     100,
     "Training steps in which the learning rate rises linearly to its peak; if "
-    "the training has no more, all but its last.",
+    "the training has no more steps than that, all of them but the last.",
     bounds="[0, inf)",
   )
   weight_decay: float = option(

@@ -55,11 +55,16 @@ def test_a_derivative_of_the_output_is_that_of_autodiff(activation, expected):
   assert worst(activation.derivative(y), derivative) < 1e-15
 
 
-def test_the_derivative_at_a_kink_is_that_of_the_flat_side():
-  kinks = jnp.array([-2.5, 2.5])  # of a slope of 0.2
-  assert not HARD.derivative(HARD.apply(kinks)).any()
-  assert not RELU.derivative(RELU.apply(jnp.zeros(1))).any()
-  assert jax.grad(RELU.apply)(0.0) == 0  # autodiff agrees
+@pytest.mark.parametrize(
+  ("activation", "kinks"),
+  # A slope of ¼ has its kinks at −2 and 2 exactly.
+  [(HARD, [-2.5, 2.5]), (make_hard_sigmoid(0.25), [-2.0, 2.0]), (RELU, [0.0])],
+  ids=repr,
+)
+def test_the_derivative_at_a_kink_is_that_of_the_flat_side(activation, kinks):
+  for kink in map(jnp.float64, kinks):
+    assert activation.derivative(activation.apply(kink)) == 0
+    assert jax.grad(activation.apply)(kink) == 0  # autodiff agrees
 
 
 @pytest.mark.parametrize("slope", [0, -0.2, math.inf, math.nan, "0.2"])
@@ -123,7 +128,8 @@ ORACLES = {
 @EACH_MODULE
 def test_hard_gates_equal_numpy_and_have_the_gradient_of_autodiff(module, key):
   cell = module.with_activations(HARD, RELU)
-  args = params, state, xs = arguments(cell, key)
+  # Four times as large: gates are flat on both sides, and linear between.
+  args = params, state, xs = jax.tree.map(lambda x: 4 * x, arguments(cell, key))
   arrays = type(params)(*map(np.asarray, params))
   expected, hs = tuple(map(np.asarray, state)), []
   for x in np.asarray(xs):
@@ -144,7 +150,7 @@ def test_hard_gates_equal_numpy_and_have_the_gradient_of_autodiff(module, key):
 @pytest.mark.parametrize(
   ("module", "term"),
   [
-    pytest.param(module, term, id=f"{module.__name__[16:]}-{term}")
+    pytest.param(module, term, id=f"{module.__name__[15:]}-{term}")
     for module in MODULES
     for term in terms(module)
   ],
@@ -194,7 +200,7 @@ MADE = {
 def test_a_made_cell_is_one_object_under_pickle_copy_and_equal_arguments(name):
   cell = MADE[name]()
   assert isinstance(cell, MadeCell) and repr(cell) == name
-  assert MADE[name]() is cell and len({cell, MADE[name]()}) == 1
+  assert MADE[name]() is cell
   for protocol in range(2, 6):
     assert pickle.loads(pickle.dumps(cell, protocol)) is cell
   assert copy.copy(cell) is cell and copy.deepcopy(cell) is cell
@@ -265,14 +271,6 @@ def test_bfloat16_products_of_hard_gates_have_a_small_error(module, key):
     assert a.dtype == primal.dtype
     a, b = np.asarray(a), np.asarray(b)
     assert 1e-5 < np.linalg.norm(a - b) / np.linalg.norm(b) < 2e-2
-
-
-def test_autodiff_of_a_hard_sigmoid_at_its_kinks_is_that_of_the_flat_side():
-  """A slope of ¼ has its kinks at −2 and 2 exactly."""
-  quarter = make_hard_sigmoid(0.25)
-  for a in (-2.0, 2.0):
-    assert jax.grad(quarter.apply)(a) == 0
-    assert quarter.derivative(quarter.apply(jnp.float64(a))) == 0
 
 
 def test_what_is_no_activation_is_an_error():

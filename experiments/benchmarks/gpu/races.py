@@ -56,7 +56,7 @@ class Race:
     inputs = jax.device_put(
       random_inputs(self.cell, *sizes, self.with_mask_and_reset, 0)
     )
-    program = layer_program(self.cell, self.dtype, False, True)
+    program = layer_program(self.cell, self.dtype, reverse=False, kernel=True)
     kernel = jax.jit(program).lower(inputs)
     outputs = jax.eval_shape(program, inputs)
     compare = jax.jit(differing).lower(outputs, outputs)
@@ -79,7 +79,8 @@ class Race:
     """Return a text for each array that differed; differ: [repeats, arrays]."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(outputs)]
     return [
-      f"{jax.tree_util.keystr(path).lstrip('.')} differs in {count}"
+      f"{jax.tree_util.keystr(path).lstrip('.')} differs in {count} of "
+      f"{self.repeats} repeats"
       for path, count in zip(paths, differ.sum(0).tolist(), strict=True)
       if count
     ]

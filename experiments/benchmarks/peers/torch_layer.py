@@ -22,7 +22,7 @@ def as_tensor(array: Any) -> Any:
 
 
 def torch_layer(cell: str, weights: tuple) -> Any:
-  """Return PyTorch's module with our weights, on `torch_device()`.
+  """Return PyTorch's float32 module with our weights, on `torch_device()`.
 
   Args:
     cell: lstm, gru or rnn.

@@ -118,7 +118,7 @@ def test_one_bit_in_one_repeat_is_found(monkeypatch):
     return outputs
 
   result = prepared.finish(programs | {"kernel": changed_once}, errors)
-  assert result.failures == [f"{case.name}: hs differs in 1"]
+  assert result.failures == [f"{case.name}: hs differs in 1 of 5 repeats"]
   assert result.rows[0]["failed"] and len(calls) == 6
 
 
