@@ -121,7 +121,7 @@ def compile_for_h100(f: Any, *arguments: Any) -> tuple[Any, str]:
     )
   except Exception as error:  # of the plugin, or of its absence
     raise ValueError(
-      "--part=launches needs JAX's CUDA packages, but no GPU: "
+      "--part=launches needs JAX's CUDA packages (a GPU is not needed): "
       "JAX_PLATFORMS=cpu uv run --extra cuda python -m experiments.benchmark "
       f"--part=launches ({error})"
     ) from None

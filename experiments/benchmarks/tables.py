@@ -51,15 +51,18 @@ COLUMNS = {  # key: (heading, format)
 def case_table(rows: list[Row]) -> Table:
   """Return the results of one case, a row per peer.
 
-  The columns: the median and the quartiles of the milliseconds; the "ratio" of
-  the median to lstm_jax's; "products", the time of the matrix products of our
-  step alone, by XLA, relative to the median; tokens per second; seconds to
-  compile; memory (of arguments, results and temporaries; of PyTorch in the part
-  memory what the process grew by); the kernel launches of a time step, and
-  whether a CUDA graph holds them. On a GPU: the dtype of the products'
-  operands; µs per time step, their quartiles, and the former divided by the
-  lower bound of `gpu.floor`; the memory of temporaries, in the part launches
-  too, and all of it at its peak. A column that no peer has is left out.
+  A column that no peer has is left out. The columns:
+    ms, quartiles: the median and the quartiles of a call.
+    ratio: the median, divided by lstm_jax's.
+    products: what XLA needs for nothing but the matrix products of our step,
+      divided by the median.
+    MiB: of arguments, results and temporaries; in the part memory, for PyTorch,
+      what the process grew by.
+    launches: of kernels in a time step, and whether a CUDA graph holds them.
+    operands: the dtype of what is multiplied, on a GPU.
+    µs/step, quartiles: the median and the quartiles of a time step, on a GPU.
+    × floor: the former, divided by the lower bound of `gpu.floor`.
+    temp MiB, peak MiB: of temporaries, and of everything at its largest.
   """
   medians = {row["peer"]: row.get("median_ms") for row in rows}
   products = medians.get("products alone")

@@ -3,8 +3,8 @@
 Every process runs the same program on its own devices. Every process evaluates
 by itself, and the first one's result counts; the first alone samples, prints
 and writes, except that each writes its shards into the checkpoints. What only
-one of them knows (the run directory, a request to stop) is sent to the others
-where all processes reach the same place.
+one of them knows (the run directory, a request to stop) is exchanged at points
+of the program that every process reaches.
 """
 
 import os
@@ -85,7 +85,7 @@ def join(
         f"and {num_processes}"
       )
     host, _, port = str(coordinator).rpartition(":")
-    if not host or not port.isdecimal() or int(port) >= 2**16:
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
       raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
   # JAX's own timeout aborts the process and prints a stack.
   where = f" at {coordinator}" if coordinator else ""
@@ -93,6 +93,7 @@ def join(
   watchdog.daemon = True
   watchdog.start()
   try:
+    # The longest: seconds, which JAX counts as milliseconds in 32 bits.
     jax.distributed.initialize(*given, initialization_timeout=LARGEST // 1000)
   except ValueError as error:
     if coordinator:
@@ -134,11 +135,11 @@ def agreed_request(
 ) -> signal.Signals | None:
   """Return the signal that asks to stop, if any.
 
-  Several processes stop together, and so only where all of them call this.
-
   Args:
     requests: signals that this process has received.
-    agree_now: whether several processes exchange their requests in this call.
+    agree_now: whether several processes exchange their requests in this call,
+      which all of them must then make, to stop at the same step. Without it,
+      each of several is told None.
   """
   request = int(requests[0]) if requests else 0
   if jax.process_count() > 1:
@@ -180,8 +181,8 @@ def open_shared_run_dir(
   """Hold the run directory in the first process, for all of them.
 
   Yields:
-    As `open_run_dir`, which may extend a finished run; but only the first
-    process, which prints, is told how many epochs the run had.
+    As `open_run_dir`, which may extend a finished run; but how many epochs that
+    had is told to the first process alone, which prints it.
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the
@@ -226,7 +227,8 @@ def check_seen_by_all(directory: Path) -> None:
     own.touch()
   multihost_utils.sync_global_devices("written")
   missing = _broadcast(bytes(not file.exists() for file in files))
-  own.unlink(missing_ok=True)
+  with suppress(OSError):
+    own.unlink()
   if blind := [number for number, byte in enumerate(missing) if byte]:
     raise ValueError(
       f"every process must write to the run directory of the first, "

@@ -20,7 +20,8 @@ Backward, from dh' and dc'
                                                   dwₒ  = Σ daₒ ⊙ c'
 
 Each gate also reads the cell state of its own unit: the input and forget gates
-read c, the output gate reads c'.
+read c, the output gate reads c'. The notation is that of `lstm`; dc₊ is all of
+the gradient with respect to c'.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -116,13 +117,13 @@ def recur_backward(
 ) -> tuple[LSTMState, jax.Array]:
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
   tanh_c = tanh(residuals.c_next)
-  local_grads, h_wrt_c = local_gradients(gates, residuals.c, tanh_c)
+  local_grads, h_wrt_c_next = local_gradients(gates, residuals.c, tanh_c)
   c_wrt_ai, c_wrt_af, c_wrt_ag, h_wrt_ao = jnp.split(local_grads, 4, axis=-1)
   _, f, _, _ = jnp.split(gates, 4, axis=-1)
   dh_next, dc_next = d_state
   w_i, w_f, w_o = _peepholes(params, dc_next)
   dao = dh_next * h_wrt_ao
-  dc_sum = dc_next + dh_next * h_wrt_c + dao * w_o
+  dc_sum = dc_next + dh_next * h_wrt_c_next + dao * w_o
   dai, daf, dag = dc_sum * c_wrt_ai, dc_sum * c_wrt_af, dc_sum * c_wrt_ag
   # On a CPU, XLA would compute da again in each of its consumers.
   da = computed_once(jnp.concatenate([dai, daf, dag, dao], axis=-1))

@@ -29,7 +29,7 @@ import math
 from typing import NamedTuple
 
 UNITS = 64  # hidden units of a warpgroup: M of its products (wgmma)
-COLUMNS = 8  # sequences: N of a product is a multiple of it
+COLUMNS = 8  # N of a product (wgmma) is a multiple of it
 SHARED_BYTES = 232_448  # of a thread block, on an H100 or H200
 RESERVED_BYTES = 1_024  # of SHARED_BYTES, for barriers
 MULTIPROCESSORS = 132  # of an H100 or H200
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
   """How a layer is divided over thread blocks."""
 
   units: int  # H, padded to a multiple of 64
-  rows: int  # N, sequences (rows of the batch) of a block: 8, 16 or 32
+  rows: int  # sequences of a block, N of its products: 8, 16 or 32
   warpgroups: int  # of a block, with 64 units each
   cluster: int  # blocks with the same sequences; 1 for no cluster
 

@@ -14,12 +14,13 @@ A cell that a function made of a module's (`MadeCell`) has the terms of that
 module, and its copy is made of the module's copy.
 
 A *term* is what a backward assigns to a variable whose name begins with d
-(`dc`), or one part of it: a summand (`dc_sum[0]`, `dc_sum[1]`), or one of the
-arrays that it concatenates (`da[0]` is that of the input gate). Of a name that
-is assigned several times, each assignment is a term: `du#1`, `du#2`. An
-assignment that only gives a variable another name, such as `da = x`, is not a
-term. The local gradients that a cell computes in its forward are part of the
-backward: no other name there may begin with d.
+(`dc`), or one part of it: a summand or a subtrahend of the whole expression
+(`dc_sum[0]`, `dc_sum[1]`), or one of the arrays that it concatenates (`da[0]`
+is that of the input gate). Of a name that is assigned several times, each
+assignment is a term: `du#1`, `du#2`. An assignment that only gives a variable
+another name, such as `da = x`, is not a term. A backward is the functions of
+`ROOTS` and those that they call: every name there that begins with d is taken
+for a gradient.
 """
 
 import ast
@@ -33,13 +34,11 @@ import jax
 
 from lstm_jax.cells.made import MadeCell
 
-# The functions of a backward: those of a cell, and those of other modules. The
-# `forward` of a GPU kernel's time step computes local gradients.
 ROOTS = (
-  "_local_gradients",
+  "_local_gradients",  # of a cell that computes them in its forward
   "recur_backward",
   "parameter_gradients",
-  "forward",
+  "forward",  # of a GPU kernel's time step, which computes local gradients
   "backward",
   "affine_backward",
 )
@@ -99,7 +98,12 @@ def plant(
       value = list(value)
       value[index] = scale(value[index])
       return value
-    return jax.tree.map(lambda x: (factor * x).astype(x.dtype), value)
+    return jax.tree.map(scale_leaf, value)
+
+  def scale_leaf(x):
+    if isinstance(x, int | float):  # the 1 of 1 − p
+      return factor * x
+    return (factor * x).astype(x.dtype)
 
   # The copy shares the module's types, so that it takes the same params.
   types = {
@@ -157,7 +161,7 @@ def _call(value, index=None):
 
 
 def _named(tree: ast.Module) -> Iterator[tuple[str, str, ast.Assign]]:
-  """Yield each term that is no part of another, its name, and where it is."""
+  """Yield (term, variable, assignment), as ("du#1", "du", …), without parts."""
   assignments = sorted(_assignments(tree), key=lambda node: node.lineno)
   found = [
     (name, assignment)
@@ -216,11 +220,11 @@ def _targets(assignment):
 
 
 def _parts(node):
-  """Return the summands of an expression, or the arrays that it concatenates.
+  """Return what an expression adds, subtracts or concatenates.
 
-  An expression that is neither is its only part.
+  One that does none of these is its only part.
   """
-  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
     return [*_parts(node.left), *_parts(node.right)]
   for call in ast.walk(node):
     if (

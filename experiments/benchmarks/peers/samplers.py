@@ -1,10 +1,11 @@
 """Sampling from a language model, one character at a time.
 
-Our `sample`, a compiled loop over Flax's cell, an eager loop over PyTorch's
-layer, and one over our model as an ONNX file in onnxruntime, for which NumPy
-draws the noise. All are timed at temperature 1; at temperature 0 the first
-characters of their samples must equal ours. JAX's programs are compiled in the
-warm-up, so that neither seconds to compile nor memory are measured.
+Four programs are compared: our `sample`; a compiled loop over Flax's cell; an
+eager loop over PyTorch's layer; and an eager loop over our model as an ONNX
+file in onnxruntime, for which NumPy draws the noise. All are timed at
+temperature 1; at temperature 0 the first characters of their samples must equal
+ours. JAX's programs are compiled in the warm-up, so that the seconds to compile
+are not known; memory is not measured.
 """
 
 from typing import Any, NamedTuple
@@ -170,6 +171,10 @@ def onnxruntime_loop(problem: Problem) -> Peer:
 def _check_samples(name: str, samples: Any, problem: Problem) -> None:
   """Raise ValueError unless a peer's samples at temperature 0 are ours."""
   samples, expected = np.asarray(samples), problem.greedy_samples
+  if samples.shape != expected.shape:
+    raise ValueError(
+      f"{name} must write samples {expected.shape}, got {samples.shape}"
+    )
   different = np.argwhere(samples != expected)
   if len(different):
     row, place = different[0]

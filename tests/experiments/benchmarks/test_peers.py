@@ -108,6 +108,13 @@ def with_other_samples(problem):
   return problem._replace(greedy_samples=others)
 
 
+def test_a_sampler_of_one_text_in_place_of_two_is_refused():
+  one = samplers.make_problem(5, 2, 3)._replace(num_samples=1)
+  message = r"flax linen must write samples \(2, \d+\), got \(1, "
+  with pytest.raises(ValueError, match=message):
+    samplers.flax_loop(one)
+
+
 def test_onnxruntime_writes_the_same_text():
   pytest.importorskip("onnxruntime")
   problem = samplers.make_problem(5, 2, 3)

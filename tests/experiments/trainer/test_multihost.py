@@ -41,6 +41,10 @@ ROUNDING = 1e-5  # of float32: each of 35 steps may add 1e-7 to a loss of 3
     ({"process_id": 2}, "must be below --num_processes, got 2 and 2"),
     ({"coordinator": "1234"}, "--coordinator must be HOST:PORT, got '1234'"),
     ({"coordinator": "host:"}, "--coordinator must be HOST:PORT, got 'host:'"),
+    (
+      {"coordinator": "host:0"},
+      "--coordinator must be HOST:PORT, got 'host:0'",
+    ),
   ],
 )
 def test_flags_that_join_no_other_process_are_refused(options, message):
@@ -121,6 +125,9 @@ def test_processes_that_cannot_write_to_the_run_directory_stop(
   with pytest.raises(ValueError, match="process 0, process 1 cannot"):
     monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)
     multihost.check_seen_by_all(tmp_path / "missing")
+  (tmp_path / "file").touch()  # in place of a directory: another error
+  with pytest.raises(ValueError, match="process 0, process 1 cannot"):
+    multihost.check_seen_by_all(tmp_path / "file")
 
 
 def test_several_processes_need_a_mesh(config, monkeypatch):
