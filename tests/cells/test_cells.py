@@ -137,15 +137,17 @@ def test_states_keep_dtypes_and_cotangents_have_those_of_their_primals(
   row, dtype, key
 ):
   cell = row.cell
-  params = cell.init(key, D, H, dtype)
-  state = cell.initial_state(params, (B,))
-  x = jnp.ones((B, D), dtype)
-  assert {leaf.dtype for leaf in params} == {jnp.dtype(dtype)}
-  after, pullback = jax.vjp(cell.step, params, state, x)
-  assert [s.dtype for s in after] == [s.dtype for s in state]
-  gradient = pullback(normal_like(key, after))
-  types = jax.tree.map(lambda leaf: leaf.dtype, (params, state, x))
-  assert jax.tree.map(lambda leaf: leaf.dtype, gradient) == types
+
+  def step():
+    params = cell.init(key, D, H, dtype)
+    args = params, cell.initial_state(params, (B,)), jnp.ones((B, D), dtype)
+    after, pullback = jax.vjp(cell.step, *args)
+    return args, after, pullback(jax.tree.map(jnp.ones_like, after))
+
+  arrays = jax.eval_shape(step)
+  args, after, gradient = jax.tree.map(lambda leaf: leaf.dtype, arrays)
+  assert {*args[0]} == {jnp.dtype(dtype)}
+  assert after == args[1] and gradient == args
 
 
 @ROWS

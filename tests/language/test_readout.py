@@ -33,7 +33,7 @@ def test_the_gradient_is_that_of_autodiff_for_chunks_of_any_size(chunks, key):
 
   def gradient(f):
     scalar = weighed(lambda *x: f(*x, targets), key)
-    return jax.value_and_grad(scalar, (0, 1, 2))(*leaves)
+    return jax.jit(jax.value_and_grad(scalar, (0, 1, 2)))(*leaves)
 
   assert worst(gradient(readout.linear_cross_entropy), gradient(twin)) < 1e-12
   assert abs(
@@ -50,8 +50,8 @@ def test_distributions_are_targets_too(groups, chunks, key):
   def in_groups(*leaves):
     return readout.grouped_linear_cross_entropy(*leaves, q, groups)
 
-  found = jax.value_and_grad(in_groups, (0, 1, 2))(*leaves)
-  value = jax.value_and_grad(lambda *x: twin(*x, q), (0, 1, 2))
+  found = jax.jit(jax.value_and_grad(in_groups, (0, 1, 2)))(*leaves)
+  value = jax.jit(jax.value_and_grad(lambda *x: twin(*x, q), (0, 1, 2)))
   assert worst(found, value(*leaves)) < 1e-12
   theirs = optax.softmax_cross_entropy(affine(*leaves), q).mean()
   assert abs(readout.linear_cross_entropy(*leaves, q) - theirs) < 1e-13
@@ -67,8 +67,8 @@ def test_groups_of_the_batch_change_neither_loss_nor_gradient(
   def in_groups(*leaves):
     return readout.grouped_linear_cross_entropy(*leaves, targets, groups)
 
-  found = jax.value_and_grad(in_groups, (0, 1, 2))(*leaves)
-  value = jax.value_and_grad(lambda *x: twin(*x, targets), (0, 1, 2))
+  found = jax.jit(jax.value_and_grad(in_groups, (0, 1, 2)))(*leaves)
+  value = jax.jit(jax.value_and_grad(lambda *x: twin(*x, targets), (0, 1, 2)))
   assert worst(found, value(*leaves)) < 1e-12
 
 

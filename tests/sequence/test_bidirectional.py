@@ -168,9 +168,10 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
       row(b).forward if begins else zero.forward,
       row(b).backward if ends else zero.backward,
     )
-    return unroll_both(cell, params, state, xs[first : last + 1, b])[1]
+    return run(params, state, xs[first : last + 1, b])[1]
 
-  _, hs = unroll_both(cell, params, states, xs, **options)
+  run = jax.jit(partial(unroll_both, cell))
+  _, hs = run(params, states, xs, **options)
   assert worst(hs[:2, 0], apart(0, 0, 1, begins=True, ends=False)) < 1e-12
   assert worst(hs[3:, 0], apart(0, 3, 6, begins=False, ends=True)) < 1e-12
   assert worst(hs[:4, 1], apart(1, 0, 3, begins=True, ends=False)) < 1e-12
