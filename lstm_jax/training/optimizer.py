@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lstm_jax.cells.precision import cast_like, upcast
@@ -23,11 +24,9 @@ class OptimizerConfig:
 
   With nonfinite="stop" the optimizer applies every gradient: the training loop
   has to notice a loss or a gradient that is not finite, and stop. With "skip"
-  the optimizer skips the step where an element of the gradient is not finite,
-  and its schedule does not advance. The loop has to stop after MAX_SKIPPED such
-  steps in a row, since the optimizer then applies the next gradient, whatever
-  it is. A gradient of finite elements whose norm overflows is not skipped:
-  clip_norm makes it zero.
+  the optimizer skips the step where the norm of the gradient is not finite, and
+  its schedule does not advance. The loop has to stop after MAX_SKIPPED such
+  steps in a row: the optimizer applies the next one as NaNs.
 
   Raises:
     ValueError: a name is unknown or a number is out of its range.
@@ -70,8 +69,9 @@ class OptimizerConfig:
   )
   nonfinite: Nonfinite = option(
     "stop",
-    "What happens at a training step whose gradient has a NaN or an infinity: "
-    f"stop the training, or skip the step, at most {MAX_SKIPPED} in a row.",
+    "What happens at a training step whose gradient has a NaN or infinite "
+    "norm: stop the training, or skip the step, at most "
+    f"{MAX_SKIPPED} in a row.",
     choices=get_args(Nonfinite),
   )
 
@@ -107,8 +107,26 @@ def _make_optimizer(
   rate = learning_rate(config, num_steps)
   rule = _upcast(optax.chain(*clips, _rule(config, rate)))
   if config.nonfinite == "skip":
-    return optax.apply_if_finite(rule, MAX_SKIPPED)
+    return _skip_nonfinite(rule)
   return rule
+
+
+def _skip_nonfinite(
+  rule: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Return a rule that skips a gradient whose norm is NaN or infinite.
+
+  `train_step` keeps the recurrent state and the average by the same norm.
+  """
+  guarded = optax.apply_if_finite(rule, MAX_SKIPPED)
+
+  def update(gradient, state, params=None):
+    finite = jnp.isfinite(optax.tree.norm(upcast(gradient)))
+    # `guarded` tests the elements, and the norm overflows before they do.
+    gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), gradient)
+    return guarded.update(gradient, state, params)
+
+  return optax.GradientTransformation(guarded.init, update)
 
 
 def _upcast(rule: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -47,6 +47,28 @@ def test_a_gradient_that_is_not_finite_changes_neither_carry_nor_average(key):
   assert worst(after.average, average) == 0
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_norm_that_overflows_changes_nothing_but_the_step(clip_norm, key):
+  def training_loss(*args):
+    objective, rest = MODEL.training_loss(*args)
+    return 1e22 * objective, rest
+
+  config = OptimizerConfig(clip_norm=clip_norm, nonfinite="skip")
+  optimizer = make_optimizer(config, 20)
+  model = MODEL._replace(training_loss=training_loss)
+  state = init_state(model, optimizer, model.init(key), 3, averaged=True)
+  before = jax.tree.map(np.asarray, state)  # which the step donates
+  train_step = make_train_step(model, optimizer, ema_decay=0.5)
+  after, metrics = train_step(state, *STREAMS.batch(0))
+  assert jnp.isfinite(metrics.loss) and jnp.isinf(metrics.grad_norm)
+  assert after.opt_state.total_notfinite == after.step == 1
+  for name in ("params", "average", "carry"):
+    assert worst(getattr(after, name), getattr(before, name)) == 0
+  inner = after.opt_state.inner_state, before.opt_state.inner_state
+  assert worst(*inner) == 0
+
+
 def test_the_average_is_that_of_the_weights_after_each_update(key):
   optimizer = make_optimizer(OptimizerConfig(), 20)
   state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)

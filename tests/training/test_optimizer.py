@@ -11,6 +11,7 @@ from lstm_jax.training import (
 )
 from lstm_jax.training.norms import part_norms
 from lstm_jax.training.optimizer import MAX_SKIPPED, learning_rate
+from tests.draws import worst
 
 
 def test_the_learning_rate_rises_falls_and_ends_at_a_hundredth():
@@ -98,6 +99,24 @@ def test_ten_steps_in_a_row_that_are_not_finite_are_skipped_and_no_more():
     assert not updates["w"].any()
   updates, _ = optimizer.update(nan, state, params)
   assert jnp.isnan(updates["w"]).all()
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "sgd", "adagrad"])
+def test_a_gradient_whose_norm_overflows_is_skipped(optimizer, clip_norm):
+  config = OptimizerConfig(
+    optimizer=optimizer, clip_norm=clip_norm, nonfinite="skip"
+  )
+  rule = make_optimizer(config, 100)
+  params = {"w": jnp.ones((2, 2), jnp.float32)}
+  large = jax.tree.map(lambda p: 3e19 * p, params)
+  before = rule.init(params)
+  updates, after = rule.update(large, before, params)
+  assert not updates["w"].any()
+  assert int(after.total_notfinite) == 1
+  assert worst(after.inner_state, before.inner_state) == 0
+  updates, _ = rule.update(params, after, params)
+  assert updates["w"].all()
 
 
 def test_equal_configurations_give_the_same_optimizer():
