@@ -11,6 +11,8 @@ from it. Its files are on the disk before the rename, and the rename before
 that was complete.
 """
 
+import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,9 +56,9 @@ class CheckpointWriter:
     CheckpointError: the directory cannot be made or written.
   """
 
-  def __init__(self, directory: Path):
+  def __init__(self, directory: str | os.PathLike):
     self._policy = _Policy()
-    self._directory = directory.absolute()
+    self._directory = Path(directory).absolute()
     self._unsynced: int | None = None  # the step of a new checkpoint
     options = ocp.CheckpointManagerOptions(
       async_options=ocp.AsyncOptions(
@@ -81,7 +83,7 @@ class CheckpointWriter:
   ) -> None:
     """Save the arrays and a JSON description, in the background.
 
-    It returns once the arrays may be donated.
+    It returns once the arrays may be donated, and the description changed.
 
     Args:
       step: training steps made.
@@ -100,11 +102,12 @@ class CheckpointWriter:
       CheckpointError: the directory holds a checkpoint of this or a later step,
         or this checkpoint or the one before it cannot be written.
     """
-    if not isinstance(step, Integral) or step < 0:
+    if not isinstance(step, Integral) or isinstance(step, bool) or step < 0:
       raise ValueError(f"step must be an integer of at least 0, got {step!r}")
     if not isinstance(description, dict):
       kind = type(description).__name__
       raise ValueError(f"description must be a dictionary, got {kind}")
+    description = json.loads(json.dumps(description))  # orbax reads it later
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
     trees = jax.tree.map(_copied, trees)  # training steps donate them
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}

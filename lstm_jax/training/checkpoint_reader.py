@@ -4,6 +4,7 @@ Every array that is read, and every description, is compared with its checksum.
 Arrays are read whole, into the memory of the host, by each process alone.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,9 @@ class Checkpoint(NamedTuple):
   description: dict[str, Any]
 
 
-def list_checkpoints(directory: Path) -> list[int]:
+def list_checkpoints(directory: str | os.PathLike) -> list[int]:
   """Return the steps of the complete checkpoints, in ascending order."""
+  directory = Path(directory)
   if not directory.is_dir():
     return []
   names = [path.name for path in directory.iterdir() if path.is_dir()]
@@ -46,12 +48,15 @@ def list_checkpoints(directory: Path) -> list[int]:
   )
 
 
-def read_checkpoint(directory: Path, step: int | None = None) -> Checkpoint:
+def read_checkpoint(
+  directory: str | os.PathLike, step: int | None = None
+) -> Checkpoint:
   """Return the step and the description of one checkpoint, or of the newest.
 
   Raises:
     CheckpointError: the checkpoint is missing, unreadable or damaged.
   """
+  directory = Path(directory)
   steps = list_checkpoints(directory)
   if not steps or step not in (None, *steps):
     of_step = "" if step is None else f" of step {step}"
@@ -65,13 +70,14 @@ def read_checkpoint(directory: Path, step: int | None = None) -> Checkpoint:
     return Checkpoint(step, description)
 
 
-def read_params(directory: Path, step: int, like: Any) -> Any:
+def read_params(directory: str | os.PathLike, step: int, like: Any) -> Any:
   """Return the parameters of one checkpoint.
 
   Args:
     directory: the directory of checkpoints.
     step: the checkpoint's step.
-    like: a tree of the expected arrays, or of their shapes and dtypes.
+    like: a tree of the expected arrays or numbers, or of their shapes and
+      dtypes.
 
   Returns:
     A tree of NumPy arrays; `place` divides them over devices.
@@ -80,11 +86,12 @@ def read_params(directory: Path, step: int, like: Any) -> Any:
     CheckpointError: the checkpoint holds other arrays than `like`, or is
       unreadable or damaged.
   """
-  return _read_arrays(directory, step, PARAMS, like)
+  return _read_arrays(Path(directory), step, PARAMS, like)
 
 
-def read_state(directory: Path, step: int, like: Any) -> Any:
+def read_state(directory: str | os.PathLike, step: int, like: Any) -> Any:
   """Return the state of one checkpoint; see `read_params`."""
+  directory = Path(directory)
   if (directory / str(step)).is_dir() and not has_state(directory, step):
     raise CheckpointError(
       f"the checkpoint {directory / str(step)} holds no state to resume from"
@@ -92,12 +99,15 @@ def read_state(directory: Path, step: int, like: Any) -> Any:
   return _read_arrays(directory, step, STATE, like)
 
 
-def has_state(directory: Path, step: int) -> bool:
+def has_state(directory: str | os.PathLike, step: int) -> bool:
   """Return whether a checkpoint holds a state to resume from."""
-  return (directory / str(step) / STATE).is_dir()
+  return (Path(directory) / str(step) / STATE).is_dir()
 
 
 def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
+  like = jax.tree.map(  # numbers too were saved as arrays
+    lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), like
+  )
   with _reading(directory, step) as manager:
     stored = manager.item_metadata(step)[item]
     _check_shapes(directory, step, getattr(stored, "tree", stored), like)

@@ -1,5 +1,8 @@
+from threading import Event
+
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from lstm_jax.language import (
@@ -41,6 +44,48 @@ def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
     read_state(tmp_path, 3, jax.eval_shape(lambda: state))
   with pytest.raises(CheckpointError, match="holds no checkpoint of step 5"):
     read_checkpoint(tmp_path, 5)
+
+
+def test_a_description_may_change_once_it_is_saved(tmp_path, monkeypatch):
+  changed, write = Event(), ocp.JsonCheckpointHandler._save_fn
+
+  async def write_later(*args):
+    assert changed.wait(60)
+    await write(*args)
+
+  monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", write_later)
+  writer, description = CheckpointWriter(tmp_path), {"losses": [1.0]}
+  writer.save(1, {"w": np.ones(2)}, description)
+  description["losses"].append(2.0)
+  changed.set()
+  writer.close()
+  assert read_checkpoint(tmp_path).description == {"losses": [1.0]}
+
+
+def test_a_directory_may_be_text(tmp_path):
+  directory, tree = str(tmp_path / "saved"), {"w": np.ones(2)}
+  writer = CheckpointWriter(directory)
+  writer.save(1, tree, {}, state=tree)
+  writer.close()
+  assert list_checkpoints(directory) == [1]
+  assert read_checkpoint(directory) == (1, {})
+  assert has_state(directory, 1)
+  for read in (read_params, read_state):
+    assert worst(read(directory, 1, tree), tree) == 0
+
+
+def test_numbers_are_read_as_arrays(tmp_path):
+  tree = {"rate": 0.1, "count": 3, "done": True}
+  writer = CheckpointWriter(tmp_path)
+  writer.save(1, tree, {})
+  writer.close()
+  found = read_params(tmp_path, 1, tree)
+  assert found == tree
+  dtypes = {name: leaf.dtype for name, leaf in found.items()}
+  assert dtypes == {"rate": np.float64, "count": np.int64, "done": np.bool}
+  message = r"rate must be int64 \(\), got float64 \(\)$"
+  with pytest.raises(CheckpointError, match=message):
+    read_params(tmp_path, 1, tree | {"rate": 1})
 
 
 def test_a_description_may_have_numbers_for_keys(tmp_path):
@@ -156,6 +201,7 @@ def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):
   for step, tree, description, message in (
     (-1, {"a": x}, {}, "step must be an integer of at least 0, got -1"),
     (1.5, {"a": x}, {}, "step must be an integer of at least 0, got 1.5"),
+    (True, {"a": x}, {}, "step must be an integer of at least 0, got True"),
     (1, {"a": x}, None, "description must be a dictionary, got NoneType"),
     (1, {"a.b": x, "a": {"b": x}}, {}, "two arrays have the name params.a.b"),
   ):
