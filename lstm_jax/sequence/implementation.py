@@ -33,7 +33,10 @@ COUNTS: dict[Any, limits.Counts] = {
 
 def check_implementation(implementation: Any) -> None:
   """Raise ValueError unless this is an implementation, or None."""
-  if implementation not in (None, "xla", "mosaic_gpu"):
+  # Only text is compared: of an array, each element would be.
+  if not isinstance(implementation, str | None) or (
+    implementation not in (None, "xla", "mosaic_gpu")
+  ):
     raise ValueError(
       "implementation must be None, 'xla' or 'mosaic_gpu', "
       f"got {implementation!r}"

@@ -27,6 +27,7 @@ import optax
 
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
+from lstm_jax.language.drawing import check_count
 from lstm_jax.language.model import LanguageParams
 
 
@@ -87,6 +88,10 @@ def is_nonmonotonic(losses: Sequence[float], patience: int) -> bool:
   Args:
     losses: validation losses of every evaluation so far.
     patience: n ≥ 1.
+
+  Raises:
+    ValueError: patience is not an integer ≥ 1.
   """
+  check_count("patience", patience)
   earlier = losses[: -patience - 1]
   return any(losses[-1] > loss for loss in earlier)  # min may be NaN

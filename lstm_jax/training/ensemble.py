@@ -36,6 +36,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lstm_jax.cells.platform import is_cpu
+from lstm_jax.language.drawing import check_count
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.sharding import place
 from lstm_jax.training.train_step import (
@@ -55,7 +56,12 @@ Tree = TypeVar("Tree")
 
 
 def make_members_mesh(num_devices: int) -> Mesh:
-  """Return a mesh of the first devices, which share the members."""
+  """Return a mesh of the first devices, which share the members.
+
+  Raises:
+    ValueError: num_devices is not an integer ≥ 1, or above that of all devices.
+  """
+  check_count("num_devices", num_devices)
   kinds = (AxisType.Auto,)
   return jax.make_mesh((num_devices,), (MEMBERS,), axis_types=kinds)
 
@@ -183,8 +189,13 @@ def make_ensemble_train_step(
     scale each member's updates: pass them with an optimizer whose own peak
     learning rate is 1. The state passed in is donated.
 
-    It raises ValueError where keys or learning_rates are not [S].
+    It raises ValueError where keys or learning_rates are not [S], or keys are
+    not PRNG keys.
+
+  Raises:
+    ValueError: ema_decay is not in [0, 1).
   """
+  train_alone = uncompiled_train_step(model, optimizer, ema_decay)
   shardings: Any = None
   if mesh:
     divided, shared = NamedSharding(mesh, DIVIDED), NamedSharding(mesh, SHARED)
@@ -197,18 +208,20 @@ def make_ensemble_train_step(
     def step_member(own, shared):
       fields, key, learning_rate = own
       step, tokens, targets = shared
-      member_optimizer = optimizer
+      train_member = train_alone
       if learning_rate is not None:
-        member_optimizer = _scaled(optimizer, learning_rate)
-      train_member = uncompiled_train_step(model, member_optimizer, ema_decay)
+        scaled = _scaled(optimizer, learning_rate)
+        train_member = uncompiled_train_step(model, scaled, ema_decay)
       before = TrainState(step, *fields)
       (_, *fields), metrics = train_member(before, tokens, targets, key)
       return fields, metrics
 
     step, *fields = state
     num_members = _num_members(state.params)
-    _check_per_member("keys", keys, num_members)
-    _check_per_member("learning_rates", learning_rates, num_members)
+    keys = _per_member("keys", keys, num_members)
+    if keys is not None and not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+      raise ValueError(f"keys must be PRNG keys, got {keys.dtype}")
+    learning_rates = _per_member("learning_rates", learning_rates, num_members)
     fields, metrics = over_members(step_member, mesh)(
       (fields, keys, learning_rates), (step, tokens, targets)
     )
@@ -226,12 +239,20 @@ def make_ensemble_train_step(
   return placed_step
 
 
-def _check_per_member(name: str, values: jax.Array | None, size: int) -> None:
-  """Raise ValueError unless values are None, or one for each of S members."""
-  if values is not None and jnp.shape(values) != (size,):
+def _per_member(name: str, values: Any, size: int) -> jax.Array | None:
+  """Return values as an array of one for each of S members; None is None.
+
+  Raises:
+    ValueError: the array is not [S].
+  """
+  if values is None:
+    return None
+  values = jnp.asarray(values)
+  if values.shape != (size,):
     raise ValueError(
-      f"{name} must be one for each member, [{size}], got {jnp.shape(values)}"
+      f"{name} must be one for each member, [{size}], got {values.shape}"
     )
+  return values
 
 
 def _scaled(

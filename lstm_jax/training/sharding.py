@@ -47,7 +47,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lstm_jax.cells.platform import is_cpu
-from lstm_jax.language.drawing import check_key
+from lstm_jax.language.drawing import check_count, check_key
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.averaging import Average
 from lstm_jax.training.train_step import (
@@ -86,12 +86,10 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
   """Return the mesh of those sizes over all devices of all processes.
 
   Raises:
-    ValueError: an axis is neither data nor model, or the product of the sizes
-      is not the number of devices.
+    ValueError: an axis is neither data nor model, its size is not an integer of
+      at least 1, or the product of the sizes is not the number of devices.
   """
-  unknown = sorted(set(sizes) - {DATA, MODEL})
-  if unknown:
-    raise ValueError(f"axes of a mesh are data and model, got {unknown}")
+  _check_axes(sizes)
   num_devices = len(jax.devices())
   if math.prod(sizes.values()) != num_devices:
     axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
@@ -107,7 +105,8 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 def check_mesh(
   sizes: Mapping[str, int], batch_size: int, hidden_size: int
 ) -> None:
-  """Raise ValueError where the mesh's axes do not divide B or H."""
+  """Raise ValueError where the axes are no mesh's, or do not divide B or H."""
+  _check_axes(sizes)
   num_devices, num_splits = math.prod(sizes.values()), sizes.get(MODEL, 1)
   if batch_size % num_devices:
     raise ValueError(
@@ -119,6 +118,15 @@ def check_mesh(
       "hidden_size must be a multiple of the mesh's axis model, "
       f"{num_splits}, got {hidden_size}"
     )
+
+
+def _check_axes(sizes: Mapping[str, int]) -> None:
+  """Raise ValueError unless each axis is known and has a size of at least 1."""
+  unknown = sorted(set(sizes) - {DATA, MODEL})
+  if unknown:
+    raise ValueError(f"axes of a mesh are data and model, got {unknown}")
+  for axis, size in sizes.items():
+    check_count(f"the size of the axis {axis}", size)
 
 
 def state_shardings(
@@ -227,6 +235,9 @@ def make_mesh_train_step(
     optimizer: as in `make_train_step`.
     shardings: of the state, from `state_shardings`.
     ema_decay: as in `make_train_step`.
+
+  Raises:
+    ValueError: ema_decay is not in [0, 1).
   """
   compiled = partition(mesh, model, optimizer, shardings, ema_decay)
   sharding = tokens_sharding(mesh)

@@ -115,6 +115,9 @@ def make_train_step(
     regularizers needs no key. The input state is donated: do not use it
     afterwards. If the gradient's norm is NaN or infinite, `carry` and `average`
     are unchanged, and the optimizer decides what happens to the weights.
+
+  Raises:
+    ValueError: ema_decay is not in [0, 1).
   """
   step = uncompiled_train_step(model, optimizer, ema_decay)
   return jax.jit(step, donate_argnums=0)
@@ -125,7 +128,13 @@ def uncompiled_train_step(
   optimizer: optax.GradientTransformation,
   ema_decay: float,
 ) -> TrainStep:
-  """Return the function that `make_train_step` compiles."""
+  """Return the function that `make_train_step` compiles.
+
+  Raises:
+    ValueError: ema_decay is not in [0, 1).
+  """
+  if not 0 <= ema_decay < 1:
+    raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
 
   def train_step(state: TrainState, tokens, targets, key=None):
     step, params, average, opt_state, carry = state

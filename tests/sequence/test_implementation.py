@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import export
 
@@ -76,6 +77,13 @@ def test_an_unknown_implementation_is_an_error(run, name):
   message = f"^implementation must be None, 'xla' or 'mosaic_gpu', got {name!r}"
   with pytest.raises(ValueError, match=message):
     run(lstm, packed(run, weights()), None, XS, implementation=name)
+
+
+@EACH_RUN
+def test_an_array_is_no_implementation(run):
+  message = r"^implementation must be None, .*, got array\(\[1., 1.\]\)$"
+  with pytest.raises(ValueError, match=message):
+    run(lstm, packed(run, weights()), None, XS, implementation=np.ones(2))
 
 
 @EACH_RUN

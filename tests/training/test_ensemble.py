@@ -14,13 +14,14 @@ from lstm_jax.training import (
   init_ensemble,
   init_state,
   make_ensemble_train_step,
+  make_members_mesh,
   make_optimizer,
   make_train_step,
   member,
 )
 from tests.contract import EXHAUSTIVE
 from tests.draws import worst
-from tests.training.small import steps
+from tests.training.small import MODEL, STREAMS, steps
 
 NOISE = Regularizers(output_dropout=0.3, weight_drop=0.2)
 
@@ -94,11 +95,35 @@ def test_keys_and_learning_rates_are_one_for_each_member(key):
   tokens = jnp.zeros((4, 3), int)
   for keys, rates, message in (
     (key, None, r"keys must be one for each member, \[2\], got \(\)"),
+    (jnp.arange(2), None, "^keys must be PRNG keys, got int64"),
     (None, 0.1, r"learning_rates must be one for .*, \[2\], got \(\)"),
+    (None, [0.1], r"learning_rates must be one for .*, \[2\], got \(1,\)"),
     (None, jnp.ones(3), r"learning_rates must be .*, \[2\], got \(3,\)"),
   ):
     with pytest.raises(ValueError, match=message):
       train_step(state, tokens, tokens, keys, rates)
+
+
+@pytest.mark.exhaustive
+def test_learning_rates_may_be_a_list(key):
+  rule = make_optimizer(OptimizerConfig(learning_rate=1.0), 9)
+  train_step = make_ensemble_train_step(MODEL, rule)
+  params = jax.vmap(MODEL.init)(jax.random.split(key, 2))
+  after = []
+  for rates in ([0.1, 0.2], jnp.array([0.1, 0.2])):
+    state = init_ensemble(MODEL, rule, params, 3)
+    batch = STREAMS.batch(0)
+    state, _ = train_step(state, *batch, learning_rates=rates)
+    after.append(state.params)
+  assert worst(*after) == 0
+  assert worst(after[0], params) > 0.01
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5])
+def test_members_are_shared_by_one_device_or_more(count):
+  message = f"^num_devices must be an integer ≥ 1, got {count}$"
+  with pytest.raises(ValueError, match=message):
+    make_members_mesh(count)
 
 
 @pytest.mark.exhaustive

@@ -61,6 +61,22 @@ def test_a_mesh_takes_every_device():
     make_mesh({"batch": 1})
 
 
+@pytest.mark.parametrize(
+  ("sizes", "message"),
+  [
+    ({"datas": 2}, r"axes of a mesh are data and model, got \['datas'\]"),
+    ({"data": -2, "model": -2}, "the size of the axis data must be .*, got -2"),
+    ({"data": 1.0}, "the size of the axis data must be .* ≥ 1, got 1.0"),
+    ({"data": 1, "model": 0}, "the size of the axis model must be .*, got 0"),
+  ],
+)
+def test_sizes_that_are_no_mesh_are_refused(sizes, message):
+  with pytest.raises(ValueError, match=f"^{message}$"):
+    make_mesh(sizes)
+  with pytest.raises(ValueError, match=f"^{message}$"):
+    check_mesh(sizes, batch_size=4, hidden_size=4)
+
+
 def test_rows_and_units_fill_the_mesh():
   sizes = {"data": 4, "model": 2}
   check_mesh(sizes, 16, 6)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,9 @@ from lstm_jax.language import (
 from lstm_jax.training import (
   OptimizerConfig,
   init_state,
+  make_ensemble_train_step,
+  make_mesh,
+  make_mesh_train_step,
   make_optimizer,
   make_train_step,
   train,
@@ -124,6 +129,19 @@ def test_noise_is_that_of_the_seed_and_of_the_step(key):
   first = losses(0)
   assert losses(0) == first and losses(1) != first
   assert first[:4] != first[4:]  # the same blocks, another noise
+
+
+@pytest.mark.parametrize("ema_decay", [float("nan"), -0.5, 1.0, 1.5])
+def test_a_decay_out_of_range_is_refused(ema_decay):
+  rule, mesh = make_optimizer(OptimizerConfig(), 9), make_mesh({"data": 1})
+  message = rf"^ema_decay must be in \[0, 1\), got {ema_decay}$"
+  for make in (
+    make_train_step,
+    make_ensemble_train_step,
+    partial(make_mesh_train_step, mesh, shardings=None),
+  ):
+    with pytest.raises(ValueError, match=message):
+      make(model=MODEL, optimizer=rule, ema_decay=ema_decay)
 
 
 def test_the_parameters_given_survive_the_first_update(key):
