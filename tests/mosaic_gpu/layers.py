@@ -1,4 +1,4 @@
-"""Layers for the tests of the GPU kernels: arguments, gradients, errors."""
+"""Layers for the tests of the GPU kernels: sizes, arguments, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,14 @@ from tests.interpreting import interpreted
 
 CELLS = {"lstm": lstm, "gru": gru, "rnn": rnn}
 ALL_CELLS = pytest.mark.parametrize("name", CELLS)
+DTYPES = jnp.bfloat16, jnp.float32
+# The largest H of one thread block and of a cluster, in those dtypes.
+ONE_BLOCK = {
+  "lstm": (128, 64),
+  "gru": (128, 128),
+  "rnn": (256, 192),
+}
+CLUSTER = {"lstm": (384, 192), "gru": (512, 256), "rnn": (512, 512)}
 T, B, D, H = 5, 5, 3, 40  # H is padded to 64, and B to 8
 
 # In float32, other orders of sums. The interpreter's products have all bits of

@@ -16,7 +16,7 @@ from lstm_jax import unroll
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
 from tests.interpreting import INTERPRETED
-from tests.mosaic_gpu.layers import ALL_CELLS, CELLS
+from tests.mosaic_gpu.layers import ALL_CELLS, CELLS, CLUSTER, DTYPES, ONE_BLOCK
 
 pytestmark = [
   INTERPRETED,
@@ -28,13 +28,6 @@ pytestmark = [
 
 T, B, D = 3, 16, 8
 T_OF_REPORTS = T + 1  # what was compiled before is not reported again
-ONE_BLOCK = {  # the largest H, in bfloat16 and in float32
-  "lstm": (128, 64),
-  "gru": (128, 128),
-  "rnn": (256, 192),
-}
-CLUSTER = {"lstm": (384, 192), "gru": (512, 256), "rnn": (512, 512)}
-DTYPES = jnp.bfloat16, jnp.float32
 SIZES = sorted(
   {
     (name, size, index)
@@ -149,18 +142,6 @@ def test_more_sequences_of_an_lstm_would_spill(reports, monkeypatch):
   loss = loss_of(CELLS["lstm"], compute_dtype=jnp.bfloat16)
   assert count_kernels(compile_gradient(loss, arguments)) == 2
   assert max(find(r"(\d+) bytes spill stores", reports, "ptxas")) > 0
-
-
-@ALL_CELLS
-def test_the_largest_sizes_are_those_of_the_table(name):
-  counts = COUNTS[CELLS[name]]
-  for index, dtype in enumerate(DTYPES):
-    itemsize = jnp.dtype(dtype).itemsize
-    assert limits.largest(counts, itemsize) == CLUSTER[name][index]
-    one = ONE_BLOCK[name][index]
-    assert limits.divide(counts, one, 1, itemsize).cluster == 1
-    above = limits.divide(counts, one + 1, 1, itemsize)
-    assert above is None or above.cluster > 1
 
 
 @ALL_CELLS
