@@ -82,6 +82,9 @@ def check_kernel(
   for dtype in (*dtypes, operands):
     if dtype not in (jnp.float32, jnp.bfloat16):
       raise _refused(f"float32 and bfloat16, got {dtype}")
+  if 0 in params.w_x.shape:
+    shape = list(params.w_x.shape)
+    raise _refused(f"D and H of at least 1, got w_x {shape}")
   hidden_size = state.h.shape[-1]
   if not isinstance(state.h.size, int) or not isinstance(xs.shape[0], int):
     raise _refused(f"a T and a B that are numbers, got xs {xs.shape}")
