@@ -10,7 +10,8 @@ Forward                              Backward, from dh'
 The kernel computes u = h W_h and, in the backward, the rest of dh, which is
 [daᵣ, da_z, ds] W_hᵀ. Saved are the five local gradients of `cells.gru`, in
 float32, or in float16 where the products' operands have 16 bits
-(`registers.stored`): |h| ≤ 65,504 then.
+(`registers.stored`): |h| ≤ 65,504 then. z is saved by its distance from the
+nearer end of [0, 1] (`registers.pack_gate`).
 """
 
 from typing import NamedTuple
@@ -22,7 +23,13 @@ from lstm_jax.cells import gru as cell
 from lstm_jax.cells.activations import dsigmoid, dtanh
 from lstm_jax.cells.affine import affine_backward, outer, total
 from lstm_jax.mosaic_gpu import limits
-from lstm_jax.mosaic_gpu.registers import Block, sigmoid, stored
+from lstm_jax.mosaic_gpu.registers import (
+  Block,
+  pack_gate,
+  sigmoid,
+  stored,
+  unpack_gate,
+)
 
 COUNTS = limits.GRU
 
@@ -34,7 +41,7 @@ class Saved(NamedTuple):
   dh_daz: Block
   dh_dan: Block
   r: Block
-  z: Block
+  z: Block  # by `pack_gate`
 
 
 def saved_dtypes(operands: jnp.dtype) -> tuple[jnp.dtype, ...]:
@@ -64,7 +71,8 @@ def forward(
   dh_dan = (1 - z) * dtanh(n)
   dh_daz = (h - n) * dsigmoid(z)
   dh_dar = dh_dan * s * dsigmoid(r)
-  return cell.GRUState(h_next), Saved(dh_dar, dh_daz, dh_dan, r, z)
+  saved = Saved(dh_dar, dh_daz, dh_dan, r, pack_gate(z))
+  return cell.GRUState(h_next), saved
 
 
 def backward(
@@ -79,7 +87,7 @@ def backward(
   daz = dh_next * saved.dh_daz
   dan = dh_next * saved.dh_dan
   ds = dan * saved.r
-  dh = dh_next * saved.z
+  dh = dh_next * unpack_gate(saved.z)
   return (dar, daz, ds, dan), cell.GRUState(dh)
 
 

@@ -11,7 +11,8 @@ Forward                              Backward, from dh' and dc'
 with a = ax + ah + b, the sum of the input's part, the state's part and the
 bias. The kernel computes ah = h W_h and, in the backward, da W_hᵀ. Saved are c
 in float32 and the gates in float32, or in float16 where the products' operands
-have 16 bits (`registers.stored`).
+have 16 bits (`registers.stored`); i, f and o by their distance from the nearer
+end of [0, 1] (`registers.pack_gate`).
 """
 
 from typing import NamedTuple
@@ -22,13 +23,19 @@ import jax.numpy as jnp
 from lstm_jax.cells import lstm as cell
 from lstm_jax.cells.activations import dsigmoid, dtanh
 from lstm_jax.mosaic_gpu import limits
-from lstm_jax.mosaic_gpu.registers import Block, sigmoid, stored
+from lstm_jax.mosaic_gpu.registers import (
+  Block,
+  pack_gate,
+  sigmoid,
+  stored,
+  unpack_gate,
+)
 
 COUNTS = limits.LSTM
 
 
 class Saved(NamedTuple):
-  """What the forward of a time step saves."""
+  """What the forward of a time step saves: i, f and o by `pack_gate`."""
 
   i: Block
   f: Block
@@ -58,7 +65,8 @@ def forward(
   i, f, g, o = sigmoid(ai), sigmoid(af), jnp.tanh(ag), sigmoid(ao)
   c_next = f * state.c + i * g
   h_next = o * jnp.tanh(c_next)
-  return cell.LSTMState(h_next, c_next), Saved(i, f, g, o, state.c)
+  saved = Saved(pack_gate(i), pack_gate(f), g, pack_gate(o), state.c)
+  return cell.LSTMState(h_next, c_next), saved
 
 
 def backward(
@@ -68,7 +76,8 @@ def backward(
 
   Its h is 0: the kernel adds all of dh, which is da W_hᵀ.
   """
-  i, f, g, o, c = saved
+  i, f, o = map(unpack_gate, (saved.i, saved.f, saved.o))
+  g, c = saved.g, saved.c
   dh_next, dc_next = d_state
   tanh_c = jnp.tanh(f * c + i * g)
   dc_sum = dc_next + dh_next * o * dtanh(tanh_c)

@@ -99,3 +99,18 @@ def stored(dtype: jnp.dtype) -> jnp.dtype:
   Gates lie between -1 and 1, where float16 is eight times as exact as bfloat16.
   """
   return jnp.dtype(jnp.float16 if dtype.itemsize == 2 else jnp.float32)
+
+
+def pack_gate(y: Block) -> Block:
+  """Return how a gate y = σ(a) is saved: as y, or above ½ as y − 1.
+
+  So y and 1 − y keep all bits of a float16 where they are small. Below 1 its
+  steps are 2⁻¹¹, an error that a product of gates over time would add up.
+  """
+  # Never 0, which would be y = 0: a gate of 1 becomes 1 − 2⁻²⁴.
+  return jnp.where(y > 0.5, jnp.minimum(y - 1, -(2.0**-24)), y)
+
+
+def unpack_gate(packed: Block) -> Block:
+  """Return the gate that `pack_gate` was given."""
+  return jnp.where(packed < 0, 1 + packed, packed)
