@@ -1,12 +1,14 @@
 """The value and gradients of `unroll`, compiled once for tests to share."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lstm_jax import Explicit, unroll
-from tests.draws import weighed
+from lstm_jax import Autodiff, Explicit, unroll
+from lstm_jax.sequence.linear import is_linear
+from tests.draws import arguments, weighed
 
 
 def value_and_gradient(
@@ -36,6 +38,24 @@ def value_and_gradient(
   argnums = (0, 1) if tokens else (0, 1, 2)
   f = _compiled(cell, argnums, adjoint, reverse, compute_dtype)
   return f(*args, arrays)
+
+
+def planted_error(cell, planted, key):
+  """Return the largest relative error of the gradient of a planted cell.
+
+  It is not compiled, as each term would have a program of its own.
+  """
+  args = arguments(cell, key, steps=3)
+  value, expected = value_and_gradient(cell, args, adjoint=Autodiff())
+  with jax.disable_jit():
+    f = weighed(partial(unroll, planted), key)
+    found_value, found = jax.value_and_grad(f, (0, 1, 2))(*args)
+  if not is_linear(cell):  # else `unroll` takes λ of the forward from dh
+    assert abs(found_value - value) < 1e-12  # the forward is unchanged
+  errors = jax.tree.map(
+    lambda a, b: np.abs(a - b).max() / (np.abs(b).max() or 1), found, expected
+  )
+  return float(np.max(jax.tree.leaves(errors)))
 
 
 @cache

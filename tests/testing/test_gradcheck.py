@@ -1,7 +1,6 @@
 import importlib
 import inspect
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,10 @@ import pytest
 from lstm_jax import Autodiff, Explicit, gradcheck, unroll
 from lstm_jax.cells import affine
 from lstm_jax.language import loss
-from lstm_jax.sequence.linear import is_linear
 from lstm_jax.testing import plant, terms
 from tests.contract import NAMES, PLANTS, TABLE
 from tests.draws import B, D, H, arguments, normal_like, weighed
-from tests.gradients import value_and_gradient
+from tests.gradients import planted_error
 
 DIFFERENCES = {"relu_rnn": {"epsilon": 1e-6}}  # a step that crosses no kink
 
@@ -45,24 +43,6 @@ def test_every_cell_passes(name, key):
     assert row.explicit_directional.coordinates == 4
     assert row.autodiff_central.relative < 1e-6
     assert row.autodiff_directional.relative < 1e-6
-
-
-def planted_error(cell, planted, key):
-  """Return the largest relative error of the gradient of a planted cell.
-
-  It is not compiled, as each term would have a program of its own.
-  """
-  args = arguments(cell, key, steps=3)
-  value, expected = value_and_gradient(cell, args, adjoint=Autodiff())
-  with jax.disable_jit():
-    f = weighed(partial(unroll, planted), key)
-    found_value, found = jax.value_and_grad(f, (0, 1, 2))(*args)
-  if not is_linear(cell):  # else `unroll` takes λ of the forward from dh
-    assert abs(found_value - value) < 1e-12  # the forward is unchanged
-  errors = jax.tree.map(
-    lambda a, b: np.abs(a - b).max() / (np.abs(b).max() or 1), found, expected
-  )
-  return float(np.max(jax.tree.leaves(errors)))
 
 
 @NAMES
