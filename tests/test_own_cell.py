@@ -64,6 +64,34 @@ def test_it_has_the_gradient_of_autodiff_and_no_planted_error_passes(cell, key):
     assert worst(found, twin) > 1e-6, term
 
 
+def test_its_state_can_be_donated(cell, key):
+  params, _, xs = arguments(cell, key)
+  state = cell.initial_state(params, (B,))
+  expected = cell.step(params, state, xs[0])
+  found = jax.jit(cell.step, donate_argnums=1)(params, state, xs[0])
+  assert worst(found, expected) < 1e-12
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("adjoint", [Explicit(), Explicit(chunk=2), Step()])
+def test_weights_in_bfloat16_take_inputs_in_float32(cell, key, adjoint):
+  params = cell.init(key, D, H, jnp.bfloat16)
+  xs = jax.random.normal(key, (T, B, D), jnp.float32)
+
+  def loss(params, xs):
+    return unroll(cell, params, None, xs, adjoint=adjoint)[1].sum()
+
+  with jax.numpy_dtype_promotion("standard"):
+    last, hs = unroll(cell, params, None, xs, adjoint=adjoint)
+    grads = jax.grad(loss)(params, xs)
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), params)
+    exact = jax.grad(loss)(wide, xs)
+  assert {x.dtype for x in (*last, hs, *grads)} == {jnp.dtype(jnp.bfloat16)}
+  for found, expected in zip(grads, exact, strict=True):
+    error = jnp.linalg.norm(found.astype(jnp.float32) - expected)
+    assert error < 2e-2 * jnp.linalg.norm(expected)
+
+
 def test_it_runs_with_options_in_stacks_and_in_both_directions(cell, key):
   xs = arguments(cell, key)[2]
   cells = cell, gru
