@@ -115,12 +115,14 @@ def unroll(
     state: the state before the first step, as `initial_state` returns it; None
       for the zero state.
     xs: inputs [T, ..., D], or integer tokens [T, ...] in [0, D), which stand
-      for one-hot rows. The axes between are the batch axes of the state.
+      for one-hot rows. The axes between are the batch axes of the state. Other
+      tokens are not detected: they read some row, and gradients may be missing.
     mask: bool [T, ...]. Where it is False, the step leaves the state unchanged
       and its output is 0. Masked inputs, NaN included, reach no output and no
       gradient.
     lengths: integers [...] in [0, T]. Only the first `lengths[b]` steps of row
-      b count; the rest are masked. With a mask, both must allow a step.
+      b count; the rest are masked. With a mask, both must allow a step. A
+      length below 0 is taken for 0, and one above T for T.
     reset: bool [T, ...]. Where it is True, the step starts from the zero state,
       as at the start of an episode. A masked step does not reset.
     zoneout: the share of the previous state that each step keeps, as a state of

@@ -106,8 +106,8 @@ def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:
     key: a typed PRNG key.
     state: a state of the cell, for its shapes [..., H].
     steps: T.
-    rates: a state of floats in [0, 1): the probability that a unit keeps its
-      value at a time step.
+    rates: a state of Python floats in [0, 1): the probability that a unit keeps
+      its value at a time step.
 
   Returns:
     A state of bool [T, ..., H], True where a unit keeps its value.

@@ -57,7 +57,7 @@ def unroll_stack(
       of a bidirectional layer are `Directions`, and the next has D = 2H.
     states: the state of each layer before the first step; None for zero states.
     xs: inputs of the lowest layer, [T, ..., D], or tokens [T, ...].
-    dropout: rate of dropout between layers, in [0, 1).
+    dropout: rate of dropout between layers, a Python float in [0, 1).
     locked: drop the same units at every time step (variational dropout).
     key: a PRNG key for dropout; needed if its rate is not 0.
     skip: add a layer's inputs, as they are before dropout, to its outputs,

@@ -115,10 +115,10 @@ def resettable(cell: Cell) -> Cell:
 def zoneout(cell: Cell) -> Cell:
   """Return a cell whose step takes the share of the state that each unit keeps.
 
-  The shares are a state whose arrays broadcast to those of the cell's state. A
-  unit keeps its previous value where its share is True or 1, and takes the new
-  one where it is False or 0. A share in between mixes the two: at evaluation,
-  the zoneout probability gives the expected value.
+  The shares are a state of arrays (not of numbers) that broadcast to those of
+  the cell's state. A unit keeps its previous value where its share is True or
+  1, and takes the new one where it is False or 0. A share in between mixes the
+  two: at evaluation, the zoneout probability gives the expected value.
   """
 
   def recur(params, state, ax, share, *extras):

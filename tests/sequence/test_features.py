@@ -220,6 +220,14 @@ def test_lengths_may_have_a_dtype_that_cannot_count_the_steps(key):
     assert worst(found, expected) == 0
 
 
+def test_lengths_outside_of_the_sequence_count_as_0_and_as_all_of_it(key):
+  args = arguments(lstm, key)
+  for options in ({}, {"reverse": True}):
+    expected = unroll(lstm, *args, lengths=np.array([0, T, 2]), **options)
+    found = unroll(lstm, *args, lengths=np.array([-3, T + 2, 2]), **options)
+    assert worst(found, expected) == 0
+
+
 def test_a_state_of_integers_is_refused(key):
   params, state, xs = arguments(lstm, key)
   whole = state._replace(h=np.zeros(state.h.shape, int))

@@ -72,6 +72,24 @@ def test_tokens_are_one_hot_rows(cell, key):
   assert worst(a, (value, (d_params, d_state))) < 1e-12
 
 
+def test_tokens_outside_of_the_rows_read_the_nearest_or_count_back(key):
+  params, _, _ = arguments(lstm, key)
+  for token, row in ((D, D - 1), (D + 7, D - 1), (-1, D - 1), (-D, 0)):
+    found, expected = (
+      unroll(lstm, params, None, jnp.full((T, B), x)) for x in (token, row)
+    )
+    assert worst(found, expected) == 0
+
+
+def test_features_of_integers_are_tokens_where_no_state_has_their_shape(key):
+  params, _, _ = arguments(lstm, key)
+  pixels = jax.random.randint(key, (T, B, D), 0, D).astype(jnp.uint8)
+  assert unroll(lstm, params, None, pixels)[1].shape == (T, B, D, H)
+  message = rf"^xs must be integer tokens \[{T}, {B}\], got"
+  with pytest.raises(ValueError, match=message):
+    unroll(lstm, params, lstm.initial_state(params, (B,)), pixels)
+
+
 @EXHAUSTIVE
 @settings(max_examples=10)
 @given(
