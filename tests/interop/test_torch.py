@@ -394,6 +394,39 @@ def test_torch_modules_with_a_prefix_without_biases_and_in_bfloat16(key):
       assert (weights[name].astype(np.float32) == x.float().numpy()).all()
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_cell_of_torch_is_a_layer_by_other_names(kind, key):
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  torch.manual_seed(0)
+  module = getattr(torch.nn, f"{kind}Cell")(D, H, dtype=torch.float64)
+  weights = {f"{name}_l0": w for name, w in module.state_dict().items()}
+  cell, (params,) = interop.from_torch(weights)
+  assert cell is CELLS[kind]
+  x, state = normal_like(
+    key, (jnp.zeros((B, D)), cell.initial_state(params, (B,)))
+  )
+  x_there, *before = (torch.tensor(np.asarray(a)) for a in (x, *state))
+  after = module(x_there, tuple(before) if kind == "LSTM" else before[0])
+  expected = after if kind == "LSTM" else (after,)
+  for found, theirs in zip(cell.step(params, state, x), expected, strict=True):
+    assert worst(np.asarray(found), theirs.detach().numpy()) < 1e-10
+
+
+def test_torch_takes_bfloat16_from_float32_or_a_file(key, tmp_path):
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  load_file = pytest.importorskip("safetensors.torch").load_file
+  layers = stack(gru, key, both=False, dtype=jnp.bfloat16)
+  interop.save(tmp_path / "weights.safetensors", layers)
+  arrays = interop.to_torch(layers)
+  with pytest.raises(TypeError, match="bfloat16"):
+    torch.tensor(arrays["weight_ih_l0"])
+  wide = {k: torch.tensor(v.astype(np.float32)) for k, v in arrays.items()}
+  for weights in (wide, load_file(tmp_path / "weights.safetensors")):
+    module = make(torch, "GRU", dtype=torch.bfloat16)
+    module.load_state_dict(weights)
+    assert worst(interop.from_torch(module)[1], layers) == 0
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_torch_modules_that_are_other_networks_are_refused():
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
