@@ -50,8 +50,8 @@ make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
   lstm  H 128, T 64, B 1024     242 ms instead of 268
   lstm  H 256, T 1024, B 32     457 ms instead of 491
 
-With 8,192 rows they lose: lstm H 512, T 64, B 128, 321 ms instead of 310. A cell
-with a linear recurrence reads and writes its arrays several times for each
+With 8,192 rows they lose: lstm H 512, T 64, B 128, 321 ms instead of 310. A
+cell with a linear recurrence reads and writes its arrays several times for each
 product, and chunks are faster from 6 MiB of x W_x on:
 
   min_gru  H 256, T 256, B 32   31 ms instead of 38; forward alone 10, not 23
