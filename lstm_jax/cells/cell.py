@@ -103,7 +103,10 @@ class Cell(Protocol[ParamsT, StateT]):
 
   @property
   def forward(self) -> Callable[..., tuple[StateT, Any]]:
-    """(params, state, x, *extras) -> (state, saved), saved for `backward`."""
+    """(params, state, x, *extras) -> (state, saved), saved for `backward`.
+
+    As in `step`, a state of None is the zero state.
+    """
 
   @property
   def backward(self) -> Callable[[Any, StateT], tuple]:
@@ -151,13 +154,22 @@ def one_step(
   """Return a cell's (forward, backward, step), built from its parts."""
   parts = initial_state, project, recur, recur_backward, parameter_gradients
 
-  def forward(
-    params: ParamsT, state: StateT, x: jax.Array, *extras: Any
-  ) -> tuple[StateT, StepResiduals]:
-    """Return the state after one step, and what its backward needs."""
+  def state_before(
+    params: ParamsT, state: StateT | None, x: jax.Array, extras: tuple
+  ) -> StateT:
+    """Return the state, zero if it is None, after a check of the weights."""
     check_params(project, params)
     if not extras:  # that a wrapped cell has
       check_weights(parts, params)
+    if state is not None:
+      return state
+    return initial_state(params, x.shape if is_token(x) else x.shape[:-1])
+
+  def forward(
+    params: ParamsT, state: StateT | None, x: jax.Array, *extras: Any
+  ) -> tuple[StateT, StepResiduals]:
+    """Return the state after one step, and what its backward needs."""
+    state = state_before(params, state, x, extras)
     check_inputs("x", initial_state, params, state, x)
     ax = project(params, x)
     if is_token(x) and ax.shape[:-1] != x.shape:
@@ -186,7 +198,7 @@ def one_step(
   explicit.defvjp(forward, backward)
 
   def step(
-    params: ParamsT, state: StateT, x: jax.Array, *extras: Any
+    params: ParamsT, state: StateT | None, x: jax.Array, *extras: Any
   ) -> StateT:
     """Return the state after one step; its `h` is the output.
 
@@ -194,7 +206,8 @@ def one_step(
 
     Args:
       params: the weights.
-      state: the state before, with the shapes of `initial_state`.
+      state: the state before, with the shapes of `initial_state`; None for the
+        zero state.
       x: inputs [..., D], or integer tokens [...] in [0, D).
       extras: further arguments of a wrapped cell, such as a mask.
 
@@ -207,6 +220,8 @@ def one_step(
       TypeError: `step` is differentiated in forward mode (`jax.jvp`).
     """
     x = jnp.asarray(x)
+    if state is None:
+      state = state_before(params, state, x, extras)
     params, state, x, extras = vary_alike((params, state, x, extras))
     inputs = reverse_only((params, state, x), NO_FORWARD_MODE)
     sharding = batch_sharding(params, state, x)

@@ -1,0 +1,67 @@
+"""A state of None is the zero state, in a step as in a sequence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import gru, lstm
+from lstm_jax.sequence import wrappers
+from tests.contract import CELLS, TOKEN_CELLS
+from tests.draws import B, D, H, arguments, weighed, worst
+
+
+def assert_none_is_zero(cell, key, params, zeros, x, *extras):
+  """Compare values and gradients, those of the forward by autodiff too."""
+  for step in (cell.step, lambda *args: cell.forward(*args)[0]):
+    found, expected = (
+      jax.value_and_grad(
+        weighed(lambda p, f=step, s=state: f(p, s, x, *extras), key)
+      )(params)
+      for state in (None, zeros)
+    )
+    assert worst(found, expected) == 0
+    assert any(leaf.any() for leaf in jax.tree.leaves(found[1]))
+
+
+@CELLS
+@pytest.mark.parametrize("batch", [(), (B,)])
+def test_no_state_is_the_zero_state(cell, batch, key):
+  params, _, xs = arguments(cell, key, batch=batch)
+  zeros = cell.initial_state(params, batch)
+  assert_none_is_zero(cell, key, params, zeros, xs[0])
+
+
+@TOKEN_CELLS
+def test_no_state_is_the_zero_state_for_tokens(cell, key):
+  params, *_ = arguments(cell, key)
+  tokens = jnp.array([D - 1, 0, 2])
+  zeros = cell.initial_state(params, tokens.shape)
+  assert_none_is_zero(cell, key, params, zeros, tokens)
+
+
+@pytest.mark.parametrize(
+  ("wrapper", "extra"),
+  [
+    ("masked", np.array([True, False, True])),
+    ("resettable", np.array([True, False, True])),
+    ("zoneout", lstm.LSTMState(np.full((1, H), 0.1), np.full((1, H), 0.2))),
+    ("state_dropout", np.full((1, H), 0.5)),
+  ],
+)
+def test_no_state_is_the_zero_state_of_a_wrapped_cell(wrapper, extra, key):
+  params, _, xs = arguments(lstm, key)
+  zeros = lstm.initial_state(params, (B,))
+  wrapped = getattr(wrappers, wrapper)(lstm)
+  assert_none_is_zero(wrapped, key, params, zeros, xs[0], extra)
+
+
+def test_a_step_without_a_state_checks_its_other_arguments(key):
+  params, _, xs = arguments(lstm, key)
+  for weights, x, message in (
+    (gru.init(key, D, H), xs[0], "^params must be LSTMParams, got GRUParams$"),
+    (params._replace(w_h=params.b), xs[0], "^weights do not fit each other"),
+    (params, xs[0, 0, 0], r"^x must be inputs \[4\], got \(\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      lstm.step(weights, None, x)
