@@ -20,6 +20,7 @@ from jax import lax
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell
+from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
@@ -152,12 +153,18 @@ def last_steps(reset: jax.Array, mask: jax.Array | None) -> jax.Array:
     reset: bool [T, ...].
     mask: bool [T, ...], False where a step is masked; None if none is.
   """
-  none = jnp.zeros_like(reset[:1])
   if mask is None:
-    return jnp.concatenate([reset[1:], none])
+    return jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
 
   def body(following, step):
     starts, counts = step
     return jnp.where(counts, starts, following), following
 
-  return lax.scan(body, none[0], (reset, mask), reverse=True)[1]
+  def scan(reset, mask):
+    none = jnp.zeros_like(reset[0])
+    return lax.scan(body, none, (reset, mask), reverse=True)[1]
+
+  reset, mask = vary_alike((reset, mask))
+  placed = reset if any(jax.typeof(reset).sharding.spec) else mask
+  sharding = leading_sharding(placed, placed.ndim)
+  return auto_sharded(scan, sharding)(reset, mask)

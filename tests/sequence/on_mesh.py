@@ -6,6 +6,7 @@ Compares gradients on a mesh of two simulated devices, over which the batch is
 divided, with those of one device. What it finds goes to the file OUT.
 """
 
+import itertools
 import json
 import sys
 
@@ -13,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
+from lstm_jax import (
+  Autodiff,
+  Directions,
+  Explicit,
+  Step,
+  lstm,
+  unroll,
+  unroll_both,
+)
 from lstm_jax.language import ModelConfig, cross_entropy, language_model
 from lstm_jax.sequence import state_cotangents
 from lstm_jax.training import find_collectives
@@ -71,7 +80,9 @@ def sequence_loss(cell, adjoint):
     _, others = unroll(cell, params, last, tokens, adjoint=adjoint)
     weights = cotangents[..., : hs.shape[-1]]
     return jnp.sum(weights * (hs + others)) + sum(
-      jnp.sum(leaf**2) for leaf in cell.step(params, last, xs[0])
+      jnp.sum(leaf**2)
+      for before in (last, None)
+      for leaf in cell.step(params, before, xs[0])
     )
 
   return loss
@@ -140,6 +151,42 @@ def state_on_mesh(cell, params, xs, automatic, explicit):
   return errors
 
 
+def both_directions(params, batch, automatic, explicit):
+  """Return errors of `unroll_both` with any of its arguments on the mesh."""
+  xs, _, lengths, reset, _ = batch
+  # Those of the first two rows are also those of the last two, so that a device
+  # has the same whether they are divided over the batch or replicated.
+  names = "lengths", "reset", "mask"
+  halves = lengths[0, :2], reset[:, :2], xs[:, :2, 0] > -1
+  flags = [jnp.concatenate([half, half], -1) for half in halves]
+  rows = PartitionSpec("data"), ROWS, ROWS
+
+  @jax.jit
+  def run(xs, *flags):
+    options = dict(zip(names, flags, strict=True))
+    pair = Directions(params, params)
+    return unroll_both(lstm, pair, None, xs, **options)[1]
+
+  expected, errors = run(xs, *flags), {}
+  for choice in itertools.product((False, True), repeat=3):
+    chosen = f"both directions, {list(itertools.compress(names, choice))}"
+    each = zip(choice, rows, flags, halves, strict=True)
+    specs, arrays = zip(
+      *((row, f) if c else (REPLICATED, half) for c, row, f, half in each),
+      strict=True,
+    )
+    mapped = jax.shard_map(
+      run, mesh=automatic, in_specs=(ROWS, *specs), out_specs=ROWS
+    )
+    errors[f"shard_map, {chosen}"] = worst(mapped(xs, *arrays), expected)
+    placed = jax.device_put(
+      [xs, *flags], [NamedSharding(explicit, spec) for spec in (ROWS, *specs)]
+    )
+    with jax.set_mesh(explicit):
+      errors[f"explicit axes, {chosen}"] = worst(run(*placed), expected)
+  return errors
+
+
 def floats(tree):
   return [x for x in jax.tree.leaves(tree) if x.dtype == jnp.float64]
 
@@ -169,6 +216,7 @@ def compare(cell, found):
     found["shard_map, language model"] = worst(mapped, one)
     on_explicit = floats(gradient(loss, weights, placed))
     found["explicit axes, language model"] = worst(on_explicit, one)
+    found |= both_directions(params, batch, automatic, explicit)
   found |= state_on_mesh(cell, params, batch[0], automatic, explicit)
   last, hs = jax.jit(lambda params, xs: unroll(cell, params, None, xs))(
     params, placed[0]
