@@ -144,14 +144,18 @@ def one_step(
   initial_state: Callable[..., StateT],
   project: Callable[[ParamsT, jax.Array], jax.Array],
   recur: Callable[..., tuple[StateT, jax.Array, Any]],
-  recur_backward: Callable[..., tuple],
-  parameter_gradients: Callable[..., tuple[ParamsT, jax.Array | None]],
+  recur_backward: Callable[..., tuple] | None,
+  parameter_gradients: Callable[..., tuple[ParamsT, jax.Array | None]] | None,
 ) -> tuple[
   Callable[..., tuple[StateT, StepResiduals]],
   Callable[[StepResiduals, StateT], tuple],
   Callable[..., StateT],
 ]:
-  """Return a cell's (forward, backward, step), built from its parts."""
+  """Return a cell's (forward, backward, step), built from its parts.
+
+  A cell whose last two parts are None has no backward: JAX differentiates its
+  `forward`, and `unroll` takes it with `adjoint=Autodiff()`.
+  """
   parts = initial_state, project, recur, recur_backward, parameter_gradients
 
   def state_before(
@@ -183,6 +187,10 @@ def one_step(
   def backward(saved: StepResiduals, d_state: StateT) -> tuple:
     """Return the cotangents (d_params, d_state, dx), and None per extra."""
     params, x, h, gates, residuals, extras = saved
+    if recur_backward is None or parameter_gradients is None:
+      raise ValueError(
+        "this cell has no backward: differentiate forward(params, state, x)[0]"
+      )
     d_before, *das = recur_backward(
       params, gates, residuals, upcast(d_state), *extras
     )

@@ -37,10 +37,11 @@ from lstm_jax.sequence.adjoint import (
 )
 from lstm_jax.sequence.arguments import (
   bool_array,
+  check_backward,
   check_sequence,
   combined_mask,
+  dropout_factors,
   exchange_axes,
-  with_time_axis,
   zero_masked,
   zoneout_rates,
 )
@@ -129,8 +130,9 @@ def unroll(
       arrays that broadcast to [T, ..., H]. True keeps a unit's value, False
       replaces it, a number between mixes both; all values must be finite. No
       gradient flows to it. `regularize.zoneout` draws it.
-    state_dropout: multiplies h before each step; broadcasts to [T, ..., H]. No
-      gradient flows to it. `regularize.factors` draws it.
+    state_dropout: multiplies h before each step; an array, not one number, that
+      broadcasts to [T, ..., H]. No gradient flows to it. `regularize.factors`
+      draws it.
     time_major: False if the first two axes of xs, mask, reset and outputs are
       [B, T] rather than [T, B]; zoneout and state_dropout stay [T, B, H]. The
       axes are exchanged once, outside the loop, and an error that compares xs
@@ -153,11 +155,14 @@ def unroll(
     (state, hs): the state after the last step, and the outputs [T, ..., H].
 
   Raises:
-    ValueError: xs is empty; params are of another cell; xs, the state and the
-      weights do not fit each other; mask, lengths, reset, zoneout or
-      state_dropout do not fit xs; adjoint is not one of the three;
-      compute_dtype is not a floating-point dtype; implementation is not one of
-      the two, or cannot run here or with these arguments.
+    ValueError: cell is no cell, or a wrapped one; it is not hashable, changes
+      the dtypes of the state, or lacks a backward and adjoint is not
+      `Autodiff`; xs is empty; params are of another cell; xs, the state and
+      the weights do not fit each other; mask, lengths, reset, zoneout or
+      state_dropout do not fit xs; state_dropout is one number; adjoint is not
+      one of the three; compute_dtype is not a floating-point dtype;
+      implementation is not one of the two, or cannot run here or with these
+      arguments.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)
@@ -191,6 +196,7 @@ def unroll(
     scan = _scan, wrapped, options, adjoint
   *inputs, extras = vary_alike((params, initial, xs, extras))
   if not isinstance(adjoint, Autodiff):
+    check_backward(cell)
     inputs = reverse_only(inputs, NO_FORWARD_MODE)
   batch = batch_sharding(params, initial, xs, start=1)
   time = jax.typeof(xs).sharding.spec[0]
@@ -224,9 +230,7 @@ def _with_features(
   extras: tuple = ()
   if state_dropout is not None:
     cell = wrappers.state_dropout(cell)
-    factor = with_time_axis(
-      "state_dropout", state_dropout, initial.h, step_shape
-    )
+    factor = dropout_factors(state_dropout, initial.h, step_shape)
     extras = lax.stop_gradient(factor), *extras
   if zoneout is not None:
     cell = wrappers.zoneout(cell)

@@ -6,14 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
+  check_dtypes,
   check_inputs,
   check_params,
   check_weights,
   parts_of,
   time_major_hint,
 )
+from lstm_jax.sequence.linear import is_linear
+from lstm_jax.sequence.wrappers import Wrapped
+
+NEEDED = "initial_state", "project", "recur", "forward", "step"
 
 
 def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
@@ -51,15 +56,48 @@ def check_steps(shape: tuple[int, ...], steps: int) -> None:
     raise ValueError(f"xs must have at least one step (T ≥ 1), got {shape}")
 
 
+def check_cell(cell: Any) -> None:
+  """Raise ValueError unless a sequence can be computed with this cell."""
+  missing = [f for f in NEEDED if not callable(getattr(cell, f, None))]
+  if missing:
+    raise ValueError(
+      "cell must be lstm, gru or another with the functions of `Cell`, got "
+      f"{cell_name(cell)}, which has no {', '.join(missing)}"
+    )
+  if isinstance(cell, Wrapped):
+    raise ValueError(
+      "cell must not be wrapped, got one of sequence.wrappers: these are for "
+      "`step`; pass mask, reset, zoneout or state_dropout to `unroll`"
+    )
+  try:
+    hash(cell)
+  except TypeError:
+    raise ValueError(
+      "cell must be hashable, such as a module or a NamedTuple of functions, "
+      f"got {type(cell).__name__}"
+    ) from None
+
+
+def check_backward(cell: Cell) -> None:
+  """Raise ValueError if the cell has no backward."""
+  if None in parts_of(cell):
+    raise ValueError(
+      f"the cell {cell_name(cell)} has no recur_backward, or no "
+      "parameter_gradients: pass adjoint=Autodiff()"
+    )
+
+
 def check_sequence(
   cell: Cell, params: Params, state: State | None, xs: jax.Array
 ) -> State:
   """Return the state, zero if it is None, after a check of all shapes.
 
   Raises:
-    ValueError: xs has no time step, or holds tokens that the cell does not
-      take; params are of another cell; or the shapes do not fit each other.
+    ValueError: cell is no cell; xs has no time step, or holds tokens that the
+      cell does not take; params are of another cell; the shapes do not fit each
+      other; or a step changes the dtypes of the state.
   """
+  check_cell(cell)
   check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)
   check_params(cell.project, params)
   check_weights(parts_of(cell), params)
@@ -72,6 +110,8 @@ def check_sequence(
     state = cell.initial_state(params, batch_shape)
   state = jax.tree.map(jnp.asarray, state)
   check_inputs("xs", cell.initial_state, params, state, xs, xs.shape[:1])
+  if not is_linear(cell):  # whose states `linear` casts
+    check_dtypes(parts_of(cell), params, state, xs)
   return state
 
 
@@ -150,6 +190,22 @@ def zoneout_rates(
       for name, rate, field in zip(rates._fields, rates, state, strict=True)
     )
   )
+
+
+def dropout_factors(
+  factors: Any, h: jax.Array, step_shape: tuple[int, ...]
+) -> jax.Array:
+  """Return state dropout's factors of h with a time axis, [T, ...].
+
+  Raises:
+    ValueError: they are one number, such as a rate, or of another shape.
+  """
+  if jnp.ndim(factors) == 0:
+    raise ValueError(
+      "state_dropout must be an array of factors, such as regularize.factors "
+      f"returns, not one number or rate, got {factors}"
+    )
+  return with_time_axis("state_dropout", factors, h, step_shape)
 
 
 def with_time_axis(

@@ -206,7 +206,8 @@ def _wrapped(
   recur_backward: Callable,
   parameter_gradients: Callable | None = None,
 ) -> Wrapped:
-  gradients = parameter_gradients or cell.parameter_gradients
+  own: Any = getattr(cell, "parameter_gradients", None)  # None: no backward
+  gradients = parameter_gradients or own
   parts = cell.project, recur, recur_backward, gradients
   steps = one_step(cell.initial_state, *parts)
   return Wrapped(

@@ -324,7 +324,7 @@ def test_a_feature_that_is_off_costs_nothing(cell, key):
     "lengths": np.full(B, T),
     "reset": np.zeros((T, B), bool),
     "zoneout": type(args[1])(*(False for _ in args[1])),
-    "state_dropout": jnp.ones(()),
+    "state_dropout": jnp.ones(1),
   }
   for name, value in on.items():
     assert program(partial(unroll, cell, **{name: value})) != bare, name
@@ -340,7 +340,7 @@ def test_features_that_change_nothing_agree_to_rounding(cell, key):
     {"lengths": np.full(B, T)},
     {"reset": np.zeros((T, B), bool)},
     {"zoneout": no_zoneout},
-    {"state_dropout": jnp.ones(())},
+    {"state_dropout": jnp.ones(1)},
     {"adjoint": Explicit(chunk=T)},
   ):
     found = value_and_gradient(cell, args, **options)
@@ -565,6 +565,13 @@ def test_error_messages_name_what_does_not_fit(key):
     run(zoneout=normal_like(key, type(state)(xs, xs)))
   with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):
     run(state_dropout=jnp.ones((T, T, B, H)))
+  message = (
+    "^state_dropout must be an array of factors, such as regularize.factors "
+    "returns, not one number or rate, got 0.1$"
+  )
+  for rate in (0.1, np.float64(0.1), jnp.float64(0.1)):
+    with pytest.raises(ValueError, match=message):
+      run(state_dropout=rate)
 
 
 @pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)

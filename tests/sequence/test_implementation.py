@@ -143,7 +143,8 @@ def test_another_cell_is_refused():
   with refuses("takes the cells lstm, gru and rnn, got peephole_lstm"):
     fused(peephole_lstm, weights(peephole_lstm), None, XS)
   with refuses("takes the cells lstm, gru and rnn, got Own"):
-    fused(Own(lstm.initial_state, lstm.project), weights(), None, XS)
+    own = Own(*(getattr(lstm, name) for name in Own._fields))
+    fused(own, weights(), None, XS)
 
 
 class Own(NamedTuple):
@@ -151,6 +152,9 @@ class Own(NamedTuple):
 
   initial_state: object
   project: object
+  recur: object
+  forward: object
+  step: object
 
 
 @pytest.mark.usefixtures("h100")

@@ -1,0 +1,204 @@
+"""What is no cell, or a wrong one, is named in one line."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen
+
+from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
+from lstm_jax.cells.cell import one_step
+from lstm_jax.sequence import state_cotangents, wrappers
+from tests.draws import B, D, H, T, arguments
+from tests.sequence.test_other_cells import CellOfFunctions
+
+FIELDS = CellOfFunctions._fields[:6]
+XS = jnp.ones((T, B, D), jnp.float32)
+WEIGHTS = f"w_x [{D}, {4 * H}], w_h [{H}, {4 * H}], b [{4 * H}]"
+WRONG = f"weights do not fit each other, or the cell is wrong: {WEIGHTS}; "
+
+
+def lstm_with(**changes):
+  """Return the LSTM, as a cell of one's own, with some functions changed."""
+  functions = {name: getattr(lstm, name) for name in FIELDS} | changes
+  steps = one_step(*(functions[name] for name in FIELDS[1:]))
+  return CellOfFunctions(*functions.values(), *steps)
+
+
+def weights(dtype=jnp.float32):
+  return lstm.init(jax.random.key(0), D, H, dtype)
+
+
+def assert_refused(message, *calls):
+  for call in calls:
+    with pytest.raises(ValueError) as error:
+      call()
+    assert str(error.value).split("\n")[0] == message
+
+
+LACKS = "cell must be lstm, gru or another with the functions of `Cell`, got "
+
+
+@pytest.mark.parametrize(
+  ("cell", "message"),
+  [
+    (
+      linen.LSTMCell(H),
+      f"{LACKS}LSTMCell, which has no initial_state, project, recur, forward, "
+      "step",
+    ),
+    (
+      lstm.step,
+      f"{LACKS}step, which has no initial_state, project, recur, forward, step",
+    ),
+    (
+      lstm_with()._replace(step=None),
+      f"{LACKS}CellOfFunctions, which has no step",
+    ),
+    (
+      SimpleNamespace(**lstm_with()._asdict()),
+      "cell must be hashable, such as a module or a NamedTuple of functions, "
+      "got SimpleNamespace",
+    ),
+    (
+      wrappers.masked(lstm),
+      "cell must not be wrapped, got one of sequence.wrappers: these are for "
+      "`step`; pass mask, reset, zoneout or state_dropout to `unroll`",
+    ),
+  ],
+)
+def test_what_is_no_cell_of_a_sequence_is_refused(cell, message):
+  zeros = lstm.initial_state(weights(), (B,))
+  assert_refused(
+    message,
+    lambda: unroll(cell, weights(), None, XS),
+    lambda: state_cotangents(cell, weights(), None, XS, zeros),
+  )
+
+
+def recur_to_an_array(params, state, ax):
+  after, gates, residuals = lstm.recur(params, state, ax)
+  return after.h, gates, residuals
+
+
+def recur_back_to_an_array(params, gates, residuals, d_state):
+  d_before, da = lstm.recur_backward(params, gates, residuals, d_state)
+  return d_before.h, da
+
+
+def gradients_in_a_tuple(*args):
+  d_params, dx = lstm.parameter_gradients(*args)
+  return tuple(d_params), dx
+
+
+STATE = f"must return a state of type LSTMState, h [{H}], c [{H}], got an array"
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"recur": recur_to_an_array}, f"recur {STATE}, [{H}]"),
+    (
+      {"recur_backward": recur_back_to_an_array},
+      f"recur_backward {STATE}, [{H}]",
+    ),
+    (
+      {"parameter_gradients": gradients_in_a_tuple},
+      f"parameter_gradients must return gradients of type LSTMParams, {WEIGHTS}"
+      f", got tuple, [0] [{D}, {4 * H}], [1] [{H}, {4 * H}], [2] [{4 * H}]",
+    ),
+  ],
+)
+def test_what_a_function_returns_has_the_type_that_it_must(changes, message):
+  cell = lstm_with(**changes)
+  assert_refused(
+    WRONG + message,
+    lambda: unroll(cell, weights(), None, XS),
+    lambda: cell.step(weights(), None, XS[0]),
+  )
+
+
+NO_BACKWARD = lstm_with(recur_backward=None, parameter_gradients=None)
+
+
+def test_without_a_backward_a_sequence_needs_autodiff():
+  message = (
+    "the cell CellOfFunctions has no recur_backward, or no "
+    "parameter_gradients: pass adjoint=Autodiff()"
+  )
+  mask = jnp.ones((T, B), bool)
+  assert_refused(
+    message,
+    lambda: unroll(NO_BACKWARD, weights(), None, XS),
+    lambda: unroll(NO_BACKWARD, weights(), None, XS, adjoint=Explicit(chunk=2)),
+    lambda: unroll(NO_BACKWARD, weights(), None, XS, mask=mask, adjoint=Step()),
+  )
+
+
+def test_without_a_backward_a_step_has_no_gradient():
+  gradient = jax.grad(lambda p: NO_BACKWARD.step(p, None, XS[0]).h.sum())
+  assert_refused(
+    "this cell has no backward: differentiate forward(params, state, x)[0]",
+    lambda: gradient(weights()),
+  )
+
+
+def test_a_cell_that_names_no_backward_has_every_option(key):
+  class Forward:
+    """A cell without even the names of a backward."""
+
+    forward, backward, step = map(staticmethod, NO_BACKWARD[6:9])
+
+  for name in FIELDS[:4]:
+    setattr(Forward, name, staticmethod(getattr(lstm, name)))
+  params, state, xs = arguments(lstm, key)
+  options = {
+    "mask": jnp.arange(T * B).reshape(T, B) % 5 != 3,
+    "reset": jnp.arange(T * B).reshape(T, B) % 4 == 0,
+    "zoneout": lstm.LSTMState(0.1, 0.2),
+    "state_dropout": jnp.full(H, 0.5),
+    "adjoint": Autodiff(),
+  }
+  found, expected = (
+    jax.grad(lambda p, c=c: unroll(c, p, state, xs, **options)[1].sum())(params)
+    for c in (Forward, lstm)
+  )
+  assert all(map(jnp.array_equal, found, expected))
+
+
+def project_in_the_dtype_of_x(params, x):
+  return lstm.project(params, x).astype(x.dtype)
+
+
+def recur_in_the_dtype_of_ax(params, state, ax):
+  """Return what a cell returns that does not cast its state back."""
+  after, *saved = lstm.recur(params, state, ax.astype(jnp.float32))
+  return after._replace(h=after.h.astype(ax.dtype)), *saved
+
+
+@pytest.mark.parametrize(
+  ("adjoint", "functions"),
+  [
+    (Explicit(), {}),
+    (Step(), {}),
+    (Autodiff(), {"recur_backward": None, "parameter_gradients": None}),
+  ],
+  ids=str,
+)
+def test_a_step_keeps_the_dtypes_of_the_state(adjoint, functions):
+  cell = lstm_with(
+    project=project_in_the_dtype_of_x,
+    recur=recur_in_the_dtype_of_ax,
+    **functions,
+  )
+  narrow, xs = weights(jnp.bfloat16), XS.astype(jnp.bfloat16)
+  run = partial(unroll, cell, narrow, adjoint=adjoint)
+  assert run(None, xs)[1].dtype == jnp.bfloat16
+  assert run(lstm.initial_state(weights(), (B,)), XS)[1].dtype == jnp.float32
+  assert_refused(
+    "a step must keep the dtypes of the state, h bfloat16, c float32, got h "
+    "float32, c float32 with inputs of float32",
+    lambda: run(None, XS),
+  )
