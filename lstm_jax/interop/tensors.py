@@ -48,8 +48,8 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
     module's nonlinearity, None for a mapping or a module that has none.
 
   Raises:
-    ValueError: the source is neither, holds no such name, or a value is not an
-      array of floats.
+    ValueError: the source is neither; it has layers, and the prefix is that of
+      none; it holds no such name; or a value is not an array of floats.
   """
   nonlinearity = None
   if not isinstance(source, Mapping):
@@ -61,6 +61,12 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
     for name in filter(None, prefix.split(".")):
       module = getattr(module, name, None)
     nonlinearity = getattr(module, "nonlinearity", None)
+  first = "weight_hh_l0"  # of every layer of PyTorch
+  layers = {n.removesuffix(first) for n in source if n.endswith(first)}
+  if layers and prefix not in layers:
+    raise ValueError(
+      f"prefix must be {' or '.join(map(repr, sorted(layers)))}, got {prefix!r}"
+    )
   names = [name for name in source if name.startswith(prefix)]
   if prefix and not names:
     raise ValueError(

@@ -298,10 +298,10 @@ def test_a_prefix_picks_a_layer_of_a_larger_state_dict(key, tmp_path):
     assert cell is lstm and worst(found, first) == 0
     cell, found = read(source, prefix="decoder.", nonlinearity="tanh")
     assert cell is rnn and worst(found, second) == 0
-    with pytest.raises(
-      ValueError, match=r"begins with 'rnn\.', got decoder\.b"
-    ):
-      read(source, prefix="rnn.")
+    message = r"^prefix must be 'decoder\.' or 'encoder\.rnn\.', got "
+    for prefix in ("rnn.", "encoder.rnn", "encoder.", ""):
+      with pytest.raises(ValueError, match=f"{message}'{prefix}'$"):
+        read(source, prefix=prefix)
 
 
 @ALL_CELLS

@@ -87,10 +87,11 @@ def from_torch(
     becomes float32.
 
   Raises:
-    ValueError: a tensor is missing, has a shape that does not fit the others,
-      has a name that no such module has, or has no float values; or the
-      nonlinearity of an nn.RNN is neither tanh nor relu, is not known, or is
-      not that of the module; or one is given for an nn.LSTM or nn.GRU.
+    ValueError: the prefix is that of no layer; a tensor is missing, has a shape
+      that does not fit the others, has a name that no such module has, or has
+      no float values; the nonlinearity of an nn.RNN is neither tanh nor relu,
+      is not known, or is not that of the module; or one is given for an nn.LSTM
+      or nn.GRU.
 
   The values are read as weights: of PyTorch's gradients, bias_ih and bias_hh
   would be added, though either is the gradient of our b.
