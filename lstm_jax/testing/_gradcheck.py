@@ -71,6 +71,18 @@ class Report(NamedTuple):
   # Of the outputs: the largest difference, over max(1, the largest magnitude).
   value: float
   tensors: tuple[TensorReport, ...]
+  dtype: str  # of the tensors; that of each, if they have several
+
+  def __str__(self) -> str:
+    """Return a table of relative errors, one line per tensor."""
+    names = [t.name or "x" for t in self.tensors]
+    width = max(map(len, (*names, "(outputs)")))
+    lines = [f"{'tensor':{width}}  vs autodiff  vs central  vs directional"]
+    for name, t in zip(names, self.tensors, strict=True):
+      errors = t.explicit_autodiff, t.explicit_central, t.explicit_directional
+      a, b, c = (f"{e.relative:.1e}" if e.coordinates else "-" for e in errors)
+      lines.append(f"{name:{width}}  {a:>11}  {b:>10}  {c:>14}")
+    return "\n".join((*lines, f"{'(outputs)':{width}}  {self.value:>11.1e}"))
 
   def passes(self, autodiff: float = 1e-12, differences: float = 1e-6) -> bool:
     """Return whether the explicit gradient is within its tolerances.
@@ -79,7 +91,15 @@ class Report(NamedTuple):
       autodiff: tolerance of the explicit gradient, and of the outputs, against
         autodiff.
       differences: tolerance of the explicit gradient against differences.
+
+    Raises:
+      ValueError: a tolerance is the default, and a tensor is not float64.
     """
+    if self.dtype != "float64" and (autodiff == 1e-12 or differences == 1e-6):
+      raise ValueError(
+        "the default tolerances need tensors of float64, got "
+        f"{self.dtype}: use float64, or pass autodiff and differences"
+      )
     return self.value <= autodiff and all(
       t.explicit_autodiff.relative <= autodiff
       and t.explicit_central.relative <= differences
@@ -103,8 +123,8 @@ def gradcheck(
   Args:
     explicit: x -> pytree of float arrays, with the gradient under test.
     autodiff: the same function, whose gradient JAX derives.
-    x: a pytree of float arrays of one dtype. The tolerances of `Report.passes`
-      need float64.
+    x: a pytree of float arrays of one dtype. The default tolerances of
+      `Report.passes` need float64.
     key: a PRNG key for cotangents, coordinates and directions.
     max_coordinates: the largest number of coordinates of a tensor for which
       central differences are computed, drawn at random; None for all.
@@ -112,7 +132,8 @@ def gradcheck(
     epsilon: ε, the step of the differences.
 
   Returns:
-    A report with one row per tensor, in the order of x's leaves.
+    A report with one row per tensor, in the order of x's leaves; `print` shows
+    it as a table.
 
   Raises:
     ValueError: x has no leaf, or a leaf that is empty or not float; or the
@@ -193,7 +214,8 @@ def gradcheck(
         autodiff_directional=_error(d @ ga, along, floor, index, index.shape),
       )
     )
-  return Report(float(np.max(differences)), tuple(rows))
+  dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(x)})
+  return Report(float(np.max(differences)), tuple(rows), ", ".join(dtypes))
 
 
 def _slices(x):

@@ -288,6 +288,45 @@ def test_outputs_are_compared_by_their_size(key):
   assert abs(other.value - 1e-11) < 1e-14 and not other.passes()
 
 
+def test_the_default_tolerances_are_refused_to_other_dtypes_than_float64(key):
+  message = (
+    r"^the default tolerances need tensors of float64, got {}: use float64, or "
+    "pass autodiff and differences$"
+  )
+  narrow = jnp.ones(3, jnp.float32)
+  with jax.numpy_dtype_promotion("standard"):
+    report = gradcheck(jnp.sin, jnp.sin, narrow, key)
+    both = gradcheck(lambda x: x, lambda x: x, (narrow, jnp.ones(3)), key)
+  for given in ({}, {"autodiff": 1e-5}, {"differences": 1.0}):
+    with pytest.raises(ValueError, match=message.format("float32")):
+      report.passes(**given)
+  assert report.passes(autodiff=0.0, differences=1.0)
+  assert not report.passes(autodiff=0.0, differences=0.0)
+  with pytest.raises(ValueError, match=message.format("float32, float64")):
+    both.passes()
+
+
+def test_a_report_is_printed_as_a_table(key):
+  def double(x):
+    return 2 * x["a"], x["long"]["name"]
+
+  def wrong(x):
+    outputs = double(x)
+    return outputs[0], 1.5 * outputs[1] - 0.5 * jax.lax.stop_gradient(
+      outputs[1]
+    )
+
+  x = {"a": jnp.ones(2), "long": {"name": jnp.ones((2, 3))}}
+  report = gradcheck(wrong, double, x, key, max_coordinates=0)
+  lines = str(report).splitlines()
+  assert lines[0] == "tensor     vs autodiff  vs central  vs directional"
+  assert lines[1].startswith("a              0.0e+00           -         ")
+  assert lines[2] == "long.name      3.3e-01           -         3.3e-01"
+  assert lines[3:] == ["(outputs)      0.0e+00"]
+  (row,) = gradcheck(jnp.sin, jnp.sin, 1.0, key).tensors
+  assert str(report._replace(tensors=(row,))).splitlines()[1].startswith("x ")
+
+
 def test_a_number_is_a_tensor(key):
   (row,) = gradcheck(jnp.sin, jnp.sin, 1.0, key).tensors
   assert row.size == 1 and row.explicit_central.relative < 1e-9
