@@ -39,8 +39,8 @@ def own_cell(old, new):
       f"got [{2 * H}]",
     ),
     (
-      "return DiagonalLSTMState(o * jnp.tanh(c), c), gates",
-      "return DiagonalLSTMState(o * jnp.tanh(c), gates), gates",
+      "DiagonalLSTMState(o * jnp.tanh(c), c)",
+      "DiagonalLSTMState(o * jnp.tanh(c), gates)",
       f"{WRONG}recur must return a state of initial_state's shapes, "
       f"h [{H}], c [{H}], got h [{H}], c [{4 * H}]",
     ),
