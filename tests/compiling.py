@@ -1,8 +1,10 @@
-"""Count the programs that XLA compiles."""
+"""What programs consist of, and how many XLA compiles."""
 
+from collections import defaultdict
 from contextlib import contextmanager
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -21,3 +23,19 @@ def count_programs():
     yield programs
   finally:
     jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def dtypes(f, *args):
+  """Return the dtypes of (operands, result) of each primitive, by its name."""
+  found = defaultdict(set)
+
+  def visit(jaxpr):
+    for equation in jaxpr.eqns:
+      arrays = *equation.invars, *equation.outvars
+      names = tuple(str(v.aval.dtype) for v in arrays)
+      found[equation.primitive.name].add(names)
+      for inner in jaxprs_in_params(equation.params):
+        visit(inner)
+
+  visit(jax.make_jaxpr(f)(*args).jaxpr)
+  return found

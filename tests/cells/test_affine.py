@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lstm_jax.cells import affine
+from tests.compiling import dtypes
 from tests.draws import B, D, H, T, normal_like, weighed, worst
 
 
@@ -60,6 +61,30 @@ def test_bfloat16_products_accumulate_in_float32(key):
   w = jnp.full((4096, 1), 1 + 2**-7, jnp.bfloat16)
   assert affine.product(x, w).dtype == jnp.float32
   assert affine.product(x, w)[0] == 4096 * (1 + 2**-7)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_gradients_of_bfloat16_weights_are_summed_in_float32(tokens):
+  """In bfloat16, a sum of ones stops at 256."""
+  w, b = jnp.zeros((1, 1), jnp.bfloat16), jnp.zeros(1, jnp.bfloat16)
+  x = jnp.zeros(999, int) if tokens else jnp.ones((999, 1), jnp.bfloat16)
+  a = affine.affine(x, w, b)
+  _, dw, db = affine.affine_backward(x, w, jnp.ones_like(a))
+  assert {a.dtype, dw.dtype, db.dtype} == {jnp.dtype(jnp.float32)}
+  assert dw == 999 and db == 999
+
+
+def test_linear_multiplies_in_the_compute_dtype(key):
+  x, w, b = jax.tree.map(
+    lambda x: x.astype(jnp.float32),
+    normal_like(key, (np.zeros((B, D)), np.zeros((D, H)), np.zeros(H))),
+  )
+
+  def loss(x, w, b):
+    return affine.linear(x, w, b, jnp.bfloat16).sum()
+
+  found = dtypes(jax.value_and_grad(loss, (0, 1, 2)), x, w, b)["dot_general"]
+  assert found == {("bfloat16", "bfloat16", "float32")}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 9])

@@ -94,6 +94,18 @@ def test_a_state_of_none_is_zero(key):
   assert worst(found, expected) == 0
 
 
+def test_cotangents_have_the_dtypes_of_the_state(key):
+  params, state, xs = arguments(lstm, key)
+  d_last = normal_like(key, state)
+  expected = state_cotangents(lstm, params, state, xs, d_last)
+  narrow = jax.tree.map(lambda x: x.astype(jnp.float32), (state, d_last))
+  with jax.numpy_dtype_promotion("standard"):
+    found = state_cotangents(lstm, params, narrow[0], xs, narrow[1])
+  assert {x.dtype for x in found} == {jnp.dtype(jnp.float32)}
+  wide = jax.tree.map(lambda x: x.astype(float), found)
+  assert worst(wide, expected) < 1e-5
+
+
 def test_error_messages_name_what_does_not_fit(key):
   params, state, xs = arguments(lstm, key)
   for message, changes in (

@@ -90,6 +90,30 @@ def test_both_loops_compute_a_scan(platform, reverse, steps, key):
   assert worst((*found[:2], separate(found[2])), expected) < 1e-12
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize("steps", [2, GPU_STEPS + 1])
+def test_rows_keep_their_dtype(platform, steps, key):
+  """Also beside a wider state, and in the derivative."""
+  state, rows = normal_like(
+    key, (np.zeros((B, H)), np.zeros((steps, B, H), np.float32))
+  )
+
+  def f(_, carry, row, x):
+    carry = carry + row.astype(carry.dtype)
+    return carry, jnp.sin(carry), ()
+
+  def run(rows):
+    return scan_in_place(f, (), state, rows, None, False)[1]
+
+  with traced_for(platform):
+    after, tangents = jax.jvp(run, (rows,), (rows,))
+  assert after.dtype == tangents.dtype == jnp.float32
+  sums = np.cumsum(np.asarray(rows), axis=0, dtype=float)
+  states = np.asarray(state) + sums
+  assert worst(after, np.float32(np.sin(states))) < 1e-6
+  assert worst(tangents, np.float32(np.cos(states) * sums)) < 1e-6
+
+
 def squared(gradient):
   return lambda rows: (gradient(rows) ** 2).sum()
 

@@ -1,0 +1,79 @@
+"""Dtypes: of the outputs, and of the operands of products."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax import Autodiff, Explicit, Step, lru, lstm, min_gru, unroll
+from lstm_jax.cells.precision import cast_matrices
+from lstm_jax.sequence import scan
+from tests.compiling import dtypes
+from tests.draws import B, D, H, T, arguments
+
+ADJOINTS = (
+  Explicit(),
+  Explicit(chunk=2),
+  Explicit("recompute", 2),
+  Step(),
+  Autodiff(),
+)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+@pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
+def test_outputs_have_the_dtype_of_the_state(cell, adjoint, key):
+  args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), arguments(cell, key))
+  run = partial(unroll, cell, adjoint=adjoint)
+  for f in (run, lambda *args: jax.vjp(run, *args)[0]):
+    outputs = jax.tree.leaves(jax.eval_shape(f, *args))
+    assert {x.dtype for x in outputs} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("projects_first", [False, True])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+@pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
+@pytest.mark.usefixtures("traced_anew")
+def test_every_product_takes_the_compute_dtype_and_gives_float32(
+  cell, adjoint, projects_first, key, monkeypatch
+):
+  monkeypatch.setattr(scan, "_projects_first", lambda *_: projects_first)
+  params, state, xs = jax.tree.map(
+    lambda x: x.astype(jnp.float32), arguments(cell, key)
+  )
+  run = partial(unroll, cell, adjoint=adjoint, compute_dtype=jnp.bfloat16)
+
+  def loss(params, state, xs):
+    return run(params, state, xs)[1].sum()
+
+  programs = [run]
+  if adjoint != Autodiff():  # JAX multiplies by cotangents in float32
+    programs.append(jax.grad(loss, (0, 1, 2)))
+  for program in programs:
+    found = dtypes(program, params, state, xs)["dot_general"]
+    assert found == {("bfloat16", "bfloat16", "float32")}
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_tokens_take_rows_of_weights_that_are_not_cast(adjoint, key):
+  params, state, _ = jax.tree.map(
+    lambda x: x.astype(jnp.float32), arguments(lstm, key)
+  )
+  tokens = jax.random.randint(key, (T, B), 0, D)
+  run = partial(unroll, lstm, adjoint=adjoint, compute_dtype=jnp.bfloat16)
+
+  def loss(params, state):
+    return run(params, state, tokens)[1].sum()
+
+  for program in (
+    lambda params, state: run(params, state, tokens),
+    jax.grad(loss, (0, 1)),
+  ):
+    found = dtypes(program, params, state)["gather"]
+    assert found == {("float32", "int32", "float32")}
+
+
+def test_the_compute_dtype_is_not_that_of_vectors(key):
+  params = cast_matrices(lru.init(key, D, H), jnp.bfloat16)
+  assert [str(x.dtype) for x in params] == ["bfloat16", "float32", "float32"]
