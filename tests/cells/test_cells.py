@@ -1,3 +1,4 @@
+from collections import defaultdict
 from functools import partial
 
 import jax
@@ -147,6 +148,8 @@ def test_states_keep_dtypes_and_cotangents_have_those_of_their_primals(
   arrays = jax.eval_shape(step)
   args, after, gradient = jax.tree.map(lambda leaf: leaf.dtype, arrays)
   assert {*args[0]} == {jnp.dtype(dtype)}
+  h, *others = args[1]
+  assert h == dtype and {*others} <= {jnp.dtype(jnp.float32)}
   assert after == args[1] and gradient == args
 
 
@@ -182,6 +185,20 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
     forget[row.forget * hidden : (row.forget + 1) * hidden] = 1
   assert (biases == forget).all()
   assert all(not leaf.any() for leaf in row.cell.initial_state(params, (B,)))
+
+
+@ROWS
+def test_no_two_blocks_of_the_initial_weights_are_one_draw(row, key):
+  """Gates, heads, rounds and matrices: n numbers correlate by 1 / √n."""
+  blocks = defaultdict(list)
+  for leaf in row.cell.init(key, 32, 32):
+    for matrix in leaf.reshape(-1, *leaf.shape[-2:]) if leaf.ndim > 1 else ():
+      rows, columns = matrix.shape
+      for block in np.split(matrix, columns // min(rows, columns), axis=1):
+        blocks[block.shape].append(block.ravel())
+  for drawn in blocks.values():
+    others = np.corrcoef(drawn) - np.eye(len(drawn))
+    assert np.abs(others).max() < 5 / drawn[0].size ** 0.5
 
 
 @ROWS
@@ -283,7 +300,10 @@ def test_sizes_below_1_are_an_error(row, size, hidden, key):
 
 def test_the_first_decays_of_an_lru_are_spread_between_0_and_1(key):
   """λ² is uniform: half of the λ are above √½, a tenth above √0.9."""
-  decays = np.exp(-np.exp(lru.init(key, 1, 10_000).nu))
+  nu = lru.init(key, 1, 10_000).nu
+  rounded = lru.init(key, 1, 10_000, jnp.bfloat16).nu
+  assert (rounded == nu.astype(jnp.bfloat16)).all()  # drawn in float32
+  decays = np.exp(-np.exp(nu))
   assert decays.min() > 0 and decays.max() < 0.999
   for share in (0.1, 0.5):
     assert abs((decays > (1 - share) ** 0.5).mean() - share) < 0.02

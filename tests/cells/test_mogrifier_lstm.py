@@ -60,6 +60,11 @@ def test_factors_are_the_matrix_of_their_product(key):
   assert worst(found, unroll(mogrifier_lstm, whole, state, xs)) < 1e-12
 
 
+def test_initial_factors_are_two_draws(key):
+  left, right = low_rank.init(key, 32, 32, 32, jnp.float64)
+  assert abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < 5 / 32
+
+
 @EXHAUSTIVE
 def test_each_initial_matrix_keeps_the_scale_of_its_input():
   for rank in (None, 50):

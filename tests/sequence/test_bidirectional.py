@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +74,15 @@ def test_a_bidirectional_stack_with_skips_equals_its_layers_by_hand(cell, key):
 def test_a_skip_adds_no_masked_inputs(key):
   params = init_stack(lstm, key, H, (H, H), dtype=float)
   xs = jax.random.normal(key, (T, B, H))
-  padded = np.arange(T)[:, None] >= LENGTHS
+  lengths, mask = np.array([2, T, T]), np.ones((T, B), bool)
+  mask[:, 2] = False
+  padded = (np.arange(T)[:, None] >= lengths) | ~mask
   broken = jnp.where(padded[..., None], jnp.nan, xs)
 
   def loss(xs):
-    last, hs = unroll_stack(lstm, params, None, xs, skip=True, lengths=LENGTHS)
+    last, hs = unroll_stack(
+      lstm, params, None, xs, skip=True, lengths=lengths, mask=mask
+    )
     return (hs**2).sum(), (last, hs)
 
   run = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -100,16 +105,19 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
   assert worst(run(dropout=0.0, key=key)[1], plain) == 0
   assert worst(run(dropout=0.5, key=key, locked=True)[1], dropped) > 1e-3
   drops = regularize.dropout, regularize.locked_dropout
-  for locked, drop in zip((False, True), drops, strict=True):
+  for locked, skip in product((False, True), repeat=2):
     hs, keys = xs, jax.random.split(key, 3)
     for layer, (weights, state) in enumerate(zip(params, states, strict=True)):
-      inputs = drop(keys[layer], hs, 0.5) if layer else hs
-      _, hs = unroll(lstm, weights, state, inputs)
-    assert worst(run(dropout=0.5, key=key, locked=locked)[1], hs) < 1e-15
+      inputs = drops[locked](keys[layer], hs, 0.5) if layer else hs
+      _, outputs = unroll(lstm, weights, state, inputs)
+      hs = hs + outputs if skip and layer == 1 else outputs
+    found = run(dropout=0.5, key=key, locked=locked, skip=skip)[1]
+    assert worst(found, hs) < 1e-15
   with pytest.raises(ValueError, match=r"needs a key, got dropout=0\.5, key=N"):
     run(dropout=0.5)
-  with pytest.raises(ValueError, match=r"must be in \[0, 1\), got 1\.5"):
-    unroll_stack(lstm, params[:1], states[:1], xs, dropout=1.5, key=key)
+  for rate in (-0.1, 1.0, 1.5):
+    with pytest.raises(ValueError, match=rf"must be in \[0, 1\), got {rate}"):
+      unroll_stack(lstm, params[:1], states[:1], xs, dropout=rate, key=key)
 
 
 def test_batch_major_stacks_exchange_axes(key):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import gru, lstm, regularize, rnn, unroll
+from lstm_jax import gru, lstm, regularize, rnn, slstm, unroll
 from tests.draws import B, D, H, T, arguments, worst
 
 RATE = 0.3
@@ -27,12 +27,13 @@ def test_locked_dropout_is_the_same_at_every_step(key):
   assert not (free == free[:1]).all()
 
 
-def test_drop_connect_drops_recurrent_weights_only(key):
-  params, _, _ = arguments(lstm, key)
+@pytest.mark.parametrize("cell", [lstm, slstm], ids=["lstm", "slstm"])
+def test_drop_connect_drops_recurrent_weights_only(cell, key):
+  params, _, _ = arguments(cell, key)
   dropped = regularize.drop_connect(key, params, RATE)
   assert worst(dropped[::2], params[::2]) == 0
   zero = dropped.w_h == 0
-  assert 0 < zero.mean() < 1
+  assert 0 < zero.mean() < 1 and not (zero == zero[:1]).all()
   assert worst(dropped.w_h, jnp.where(zero, 0, params.w_h / (1 - RATE))) < 1e-12
 
 
@@ -56,6 +57,9 @@ def test_zoneout_draws_at_each_rate_and_step(key):
     assert found.shape == (30, 40, 50) and found.dtype == bool
     assert abs(found.mean() - rate) < 5 * (rate * (1 - rate) / 60_000) ** 0.5
     assert not (found == found[:1]).all()
+  kept = regularize.zoneout(key, state, 30, lstm.LSTMState(0.5, 0.5))
+  # Of two independent draws, half of the units are equal.
+  assert abs((kept.h == kept.c).mean() - 0.5) < 5 * 0.5 / 60_000**0.5
 
 
 def test_zoneout_in_expectation_is_the_mean_over_draws_of_one_step(key):

@@ -179,6 +179,12 @@ def test_states_of_none_are_zero_states(both, time_major, key):
     assert worst(run(None, xs=xs), run(states[0], xs=xs)) == 0
 
 
+def test_no_two_layers_or_directions_are_one_draw(key):
+  layers = init_stack(rnn, key, 2 * H, H, num_layers=2, bidirectional=True)
+  w_x = [np.asarray(weights.w_x) for pair in layers for weights in pair]
+  assert len({w.tobytes() for w in w_x}) == 4
+
+
 def test_one_hidden_size_is_that_of_every_layer(key):
   expected = init_stack(lstm, key, D, (H, H, H))
   assert worst(init_stack(lstm, key, D, H, num_layers=3), expected) == 0
