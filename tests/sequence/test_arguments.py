@@ -243,6 +243,7 @@ def test_a_chunk_is_a_whole_number_of_steps(chunk):
 
 
 def test_a_size_may_be_an_integer_of_numpy():
+  assert Explicit(chunk=np.int64(3)) == Explicit(chunk=3)
   layers = init_stack(lstm, KEY, D, np.int64(H), num_layers=2)
   assert [layer.w_h.shape for layer in layers] == [(H, 4 * H)] * 2
 

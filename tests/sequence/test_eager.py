@@ -74,6 +74,13 @@ def test_neither_do_layers_and_directions():
   assert compiles_once(lambda: unroll_both(gru, both, None, xs[:-2]))
   flags = {"reset": jnp.ones((T, B), bool), "lengths": jnp.full(B, T - 1)}
   assert compiles_once(lambda: unroll_both(gru, both, None, xs[1:], **flags))
+  for noise in (
+    {"zoneout": gru.GRUState(jnp.full(H, 0.1))},
+    {"state_dropout": jnp.ones(H)},
+  ):
+    assert compiles_once(
+      lambda noise=noise: unroll(gru, params, None, xs, **noise)
+    )
 
 
 def test_nor_do_the_cotangents_of_states():

@@ -118,7 +118,7 @@ def test_a_chunk_longer_than_the_sequence_is_the_sequence(cell, residuals, key):
   """`chunk=None` is too, with so few rows: the programs are equal."""
   args, options = arguments(cell, key), FEATURES["all"](cell)
 
-  def program(chunk):
+  def program(chunk, residuals=residuals):
     adjoint = Explicit(residuals, chunk)
     f = weighed(partial(unroll, cell, adjoint=adjoint, **options), key)
     return str(jax.make_jaxpr(jax.grad(f, (0, 1, 2)))(*args))
@@ -127,6 +127,7 @@ def test_a_chunk_longer_than_the_sequence_is_the_sequence(cell, residuals, key):
   assert program(T + 1) == whole
   assert program(None) == whole
   assert program(2) != whole
+  assert (program(T, "gates") == whole) == (residuals == "gates")
 
 
 @pytest.mark.everyday(3)
@@ -503,6 +504,7 @@ def test_the_step_of_each_wrapper_has_the_gradient_of_autodiff(cell, key):
 
   for name, extra in extras.items():
     wrapped = getattr(wrappers, name)(cell)
+    assert wrapped.takes_tokens == cell.takes_tokens
     report = gradcheck(
       partial(run, wrapped.step, extra),
       partial(run, lambda *a, w=wrapped: w.forward(*a)[0], extra),

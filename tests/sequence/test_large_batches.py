@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import Autodiff, Explicit, gru, lstm, unroll
+from lstm_jax import Autodiff, Explicit, gru, lstm, min_gru, unroll
 from lstm_jax.cells.platform import clear_programs, traced_for
 from lstm_jax.sequence import checkpointing, in_place
 from tests.contract import TABLE, each_cell
@@ -18,8 +18,9 @@ pytestmark = pytest.mark.usefixtures("traced_anew")
 
 @pytest.fixture
 def large(monkeypatch):
-  """Take T·B for a large number of rows, and two time steps for a chunk."""
+  """Take every sequence for a large one, and two time steps for a chunk."""
   monkeypatch.setattr(checkpointing, "MANY_ROWS", T * B - 1)
+  monkeypatch.setattr(checkpointing, "MANY_BYTES", 0)
   monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
 
 
@@ -97,6 +98,15 @@ def test_a_small_batch_is_one_chunk(monkeypatch):
   assert loops(batch=B + 1) > 2
 
 
+def test_a_linear_recurrence_has_chunks_if_its_products_are_large(monkeypatch):
+  monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", 2 * B)
+  monkeypatch.setattr(checkpointing, "MANY_BYTES", 4 * T * B * 2 * H)
+  assert loops(min_gru) == 2
+  clear_programs()
+  monkeypatch.setattr(checkpointing, "MANY_BYTES", 4 * T * B * 2 * H - 1)
+  assert loops(min_gru) > 2
+
+
 @pytest.mark.usefixtures("large", "looped")
 def test_a_gpu_takes_the_whole_sequence():
   assert loops() > 2
@@ -144,8 +154,13 @@ def test_chunks_of_one_step_copy_no_inputs():
   assert 6 < reserved / (4 * steps * batch * size) < 7
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(16, []), (17, [2])])
-def test_more_than_8192_rows_are_chunks_of_1024(steps, expected, monkeypatch):
+@pytest.mark.parametrize(
+  ("steps", "batch", "expected"),
+  [(16, 512, []), (17, 512, [2]), (16, 513, [2]), (5, 2000, [1])],
+)
+def test_more_than_8192_rows_are_chunks_of_1024(
+  steps, batch, expected, monkeypatch
+):
   chunks = []
   scan = checkpointing._scan_chunks
 
@@ -155,7 +170,7 @@ def test_more_than_8192_rows_are_chunks_of_1024(steps, expected, monkeypatch):
 
   monkeypatch.setattr(checkpointing, "_scan_chunks", recorded)
   params = lstm.init(jax.random.key(0), D, H)
-  xs = jax.ShapeDtypeStruct((steps, 512, D), jnp.float32)
+  xs = jax.ShapeDtypeStruct((steps, batch, D), jnp.float32)
   jax.eval_shape(lambda xs: unroll(lstm, params, None, xs), xs)
   assert chunks == expected
 
@@ -170,7 +185,9 @@ KEPT_LONG = {  # biases with which a state is kept for some hundred steps
 @pytest.mark.everyday(2)
 @pytest.mark.parametrize("chunk", [1, 7])
 @pytest.mark.parametrize("name", KEPT_LONG)
-def test_chunks_round_no_state_or_cotangent_to_bfloat16(name, chunk, key):
+def test_chunks_round_no_state_or_cotangent_to_bfloat16(
+  name, chunk, key, monkeypatch
+):
   """With bfloat16 weights: each rounding, 2⁻⁹, would add up over 200 steps."""
   cell, steps = TABLE[name].cell, 200
   params = cell.init(key, D, H, jnp.float32)
@@ -191,7 +208,14 @@ def test_chunks_round_no_state_or_cotangent_to_bfloat16(name, chunk, key):
     return *gradient, last, unroll(cell, params, state, xs, adjoint=adjoint)[0]
 
   expected = run(Explicit(chunk=steps))
-  for adjoint in (Explicit(chunk=chunk), Explicit("recompute", chunk)):
+  monkeypatch.setattr(checkpointing, "MANY_ROWS", 0)
+  monkeypatch.setattr(checkpointing, "MANY_BYTES", 0)
+  monkeypatch.setattr(checkpointing, "FULL_SPEED_ROWS", chunk * B)
+  for adjoint in (
+    Explicit(),  # as for a large batch
+    Explicit(chunk=chunk),
+    Explicit("recompute", chunk),
+  ):
     for a, b in zip(
       *map(jax.tree.leaves, (run(adjoint), expected)), strict=True
     ):

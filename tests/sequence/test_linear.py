@@ -91,6 +91,22 @@ def test_a_reset_hides_a_product_that_overflows(device, reverse):
   assert np.allclose(found[finite], expected[finite], rtol=1e-12)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_reset_hides_cotangents_that_are_not_finite(device, key):
+  params, state, xs = arguments(min_gru, key)
+  reset = jnp.zeros((T, B), bool).at[2].set(True)
+
+  def outputs(xs):
+    return unroll(min_gru, params, state, xs, reset=reset)[1]
+
+  with traced_for(device):
+    hs, pullback = jax.vjp(outputs, xs)
+    (expected,), (found,) = (
+      pullback(jnp.ones_like(hs).at[2:].set(value)) for value in (0, jnp.inf)
+    )
+  assert expected[:2].any() and worst(found[:2], expected[:2]) == 0
+
+
 @CELLS
 @pytest.mark.parametrize("feature", ["plain", "all"])
 def test_a_parallel_scan_has_the_gradient_of_autodiff(cell, feature, key):
@@ -243,7 +259,8 @@ def test_bfloat16_states_are_summed_in_float32(key):
   assert abs(state.h.astype(float) - exact).max() < 0.005
 
 
-def test_a_symbolic_length_is_exported(key):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_symbolic_length_is_exported(device, key):
   params, state, xs = arguments(min_gru, key)
   run = partial(unroll, min_gru)
   steps, batch = export.symbolic_shape("T, B")
@@ -252,6 +269,7 @@ def test_a_symbolic_length_is_exported(key):
     state._replace(h=jax.ShapeDtypeStruct((batch, H), jnp.float64)),
     jax.ShapeDtypeStruct((steps, batch, D), jnp.float64),
   )
-  exported = export.export(jax.jit(run))(*shapes)
+  with traced_for(device):
+    exported = export.export(jax.jit(run))(*shapes)
   found = export.deserialize(exported.serialize()).call(params, state, xs)
   assert worst(found, run(params, state, xs)) < 1e-12
