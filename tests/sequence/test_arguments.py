@@ -278,3 +278,10 @@ def test_a_state_is_no_pair_and_no_layers():
 def test_dropout_takes_floats(name):
   with pytest.raises(ValueError, match=r"^xs? must hold floats, got int64$"):
     getattr(regularize, name)(KEY, jnp.arange(3), 0.5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_factors_are_floats(rate):
+  message = "^dtype must be a dtype of floats, .*, got int32$"
+  with pytest.raises(ValueError, match=message):
+    regularize.factors(KEY, (3,), rate, jnp.int32)

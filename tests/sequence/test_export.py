@@ -208,6 +208,8 @@ def test_every_public_namedtuple_of_arrays_can_be_serialized(module):
   for name, value in vars(module).items():
     if name.endswith(("Params", "State", "Directions")):
       arrays = value(*(jnp.ones(1) for _ in value._fields))
-      assert type(exported(lambda x: x, spec(arrays))(arrays)) is value
+      program = export.export(jax.jit(lambda x: x))(spec(arrays)).serialize()
+      assert type(export.deserialize(program).call(arrays)) is value
+      assert f"lstm_jax.{name}".encode() in program  # in any module
       checked += 1
   assert checked

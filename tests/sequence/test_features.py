@@ -565,8 +565,9 @@ def test_error_messages_name_what_does_not_fit(key):
     ValueError, match=r"zoneout\.h must broadcast to \[5, 3, 6\]"
   ):
     run(zoneout=normal_like(key, type(state)(xs, xs)))
-  with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):
-    run(state_dropout=jnp.ones((T, T, B, H)))
+  for shape in ((T, T, B, H), (T, B, H, 1)):
+    with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):
+      run(state_dropout=jnp.ones(shape))
   message = (
     "^state_dropout must be an array of factors, such as regularize.factors "
     "returns, not one number or rate, got 0.1$"

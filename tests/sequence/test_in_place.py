@@ -68,7 +68,8 @@ def test_both_loops_compute_a_scan(platform, reverse, steps, key):
     u, v = jnp.split(
       jnp.sin(scale * row + jnp.concatenate([h, c], -1)), 2, axis=-1
     )
-    return (u * x + h, v * c), jnp.concatenate([v, u * x], -1), (h, {"x": x})
+    y = h, {"x": x, "sum": h.sum()}
+    return (u * x + h, v * c), jnp.concatenate([v, u * x], -1), y
 
   state, rows, xs = normal_like(
     key,
@@ -166,6 +167,12 @@ def test_its_derivatives_are_those_of_a_scan(platform, steps, derivative, key):
     for f in (in_place, jax.jit(in_place)):
       found = jax.jit(derivative(f))(rows)
       assert worst(found, expected) < 1e-12 * max(1, abs(expected).max())
+
+
+def test_an_error_ends_tracing_for_a_gpu():
+  with pytest.raises(KeyError), traced_for("cuda"):
+    raise KeyError
+  assert is_cpu()
 
 
 def test_a_program_for_a_gpu_may_be_differentiated_later(key):
