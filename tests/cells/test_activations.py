@@ -68,7 +68,7 @@ def test_the_derivative_at_a_kink_is_that_of_the_flat_side(activation, kinks):
     assert jax.grad(activation.apply)(kink) == 0  # autodiff agrees
 
 
-@pytest.mark.parametrize("slope", [0, -0.2, math.inf, math.nan, "0.2"])
+@pytest.mark.parametrize("slope", [0, -0.2, math.inf, math.nan, "0.2", True])
 def test_a_slope_that_is_not_positive_is_refused(slope):
   with pytest.raises(
     ValueError, match=rf"must be a number in \(0, inf\), got {slope!r}"

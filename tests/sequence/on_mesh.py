@@ -9,6 +9,7 @@ divided, with those of one device. What it finds goes to the file OUT.
 import itertools
 import json
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +135,10 @@ def state_on_mesh(cell, params, xs, automatic, explicit):
   }
 
   def cotangents(params, state, xs):
-    return state_cotangents(cell, params, state, xs, state)
+    return tuple(
+      state_cotangents(cell, params, first, xs, state)
+      for first in (state, None)
+    )
 
   expected = cotangents(params, state, xs)
   mapped = jax.shard_map(
@@ -221,7 +225,10 @@ def compare(cell, found):
   last, hs = jax.jit(lambda params, xs: unroll(cell, params, None, xs))(
     params, placed[0]
   )
-  specs = jax.typeof(last.h).sharding.spec, jax.typeof(hs).sharding.spec
+  d_states = jax.jit(partial(state_cotangents, cell))(
+    params, None, placed[0], last
+  )
+  specs = [jax.typeof(x).sharding.spec for x in (last.h, hs, d_states.h)]
   compiled = jax.jit(jax.grad(sequence_loss(cell, Explicit())))
   text = compiled.lower(params, placed).compile().as_text()
   looped = sum(inside for _, _, inside in find_collectives(text))
