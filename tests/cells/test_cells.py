@@ -187,6 +187,7 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
   assert all(not leaf.any() for leaf in row.cell.initial_state(params, (B,)))
 
 
+@pytest.mark.exhaustive
 @ROWS
 def test_no_two_blocks_of_the_initial_weights_are_one_draw(row, key):
   """Gates, heads, rounds and matrices: n numbers correlate by 1 / √n."""

@@ -21,6 +21,7 @@ ADJOINTS = (
 )
 
 
+@pytest.mark.everyday(4)
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
 def test_outputs_have_the_dtype_of_the_state(cell, adjoint, key):
@@ -31,6 +32,7 @@ def test_outputs_have_the_dtype_of_the_state(cell, adjoint, key):
     assert {x.dtype for x in outputs} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.everyday(5)
 @pytest.mark.parametrize("projects_first", [False, True])
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
@@ -55,6 +57,7 @@ def test_every_product_takes_the_compute_dtype_and_gives_float32(
     assert found == {("bfloat16", "bfloat16", "float32")}
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 def test_tokens_take_rows_of_weights_that_are_not_cast(adjoint, key):
   params, state, _ = jax.tree.map(
