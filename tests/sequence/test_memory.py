@@ -97,7 +97,7 @@ def test_resets_save_the_h_that_enters_a_step_and_a_mask_does_not():
 
   assert saved(reset=yes) - saved() == T * B * H
   assert saved(reset=yes, mask=yes) - saved(mask=yes) == T * B * H
-  both = {"reset": yes, "state_dropout": jnp.ones((), bool)}
+  both = {"reset": yes, "state_dropout": jnp.ones(H, bool)}
   assert saved(**both) - saved() == T * B * H
 
 
