@@ -181,7 +181,7 @@ def _chunks(
   size = 1
   if isinstance(steps, int):
     fitting = MAX_LOGITS // (max(rows, 1) * vocabulary_size)
-    sizes = range(1, min(steps, max(fitting, 1)) + 1)
+    sizes = range(1, min(steps, fitting) + 1)
     size = max((n for n in sizes if steps % n == 0), default=1)
   shape = steps // size, size
   return (

@@ -134,6 +134,11 @@ def test_short_batches_have_half_the_length_and_the_given_probability():
   share = lengths.count(5) / len(lengths)
   assert abs(share - 0.2) < 5 * (0.2 * 0.8 / len(lengths)) ** 0.5
   assert len(lengths) == config.num_steps(tokens, 0)
+  whole = BatchingConfig(2, 10, short_seq_prob=1e-12)
+  (epoch,) = whole.epochs(tokens[:41], 0)
+  assert epoch.cuts == (0, 10, 20)
+  (epoch,) = whole.epochs(tokens[:51], 0)
+  assert epoch.cuts == (0, 10, 20, 25)
 
 
 def test_the_last_third_of_the_epochs_has_the_late_batch_size():
@@ -154,6 +159,7 @@ def test_equal_seeds_give_equal_batches_and_others_do_not():
 
   assert first(0) == first(0) != first(1)
   assert first(0)[0] != first(0)[1]
+  assert first(0)[1] != first(1)[0]  # no epoch of another seed
 
 
 @pytest.mark.parametrize(
@@ -232,6 +238,8 @@ def test_batches_are_counted_without_making_any(monkeypatch):
 def test_more_steps_than_an_int32_can_count_are_refused_at_once():
   with pytest.raises(ValueError, match=r"at most 2,147,483,647 .* got 19,3"):
     BatchingConfig(3, 4, 2**31 - 1).num_steps(np.arange(101), 0)
+  most = BatchingConfig(1, 1, 2**31 - 1)
+  assert most.num_steps(np.arange(2), 0) == 2**31 - 1
 
 
 def test_batches_are_int32_and_of_one_text():

@@ -132,7 +132,7 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
       lambda t, g, t0, r: (
         t
         - 0.05 * g / (r + 1e-3 * mean)
-        + 0.02 * (t0 - t) * np.minimum(r / mean, 50)
+        + np.minimum(0.6 * r / mean, 1) * (t0 - t)
       ),
       theta,
       gradient,
@@ -140,7 +140,8 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
       scale,
     )
   expected = np.concatenate(losses)
-  found = dynamic_nats(MODEL, params, TOKENS.tolist(), scale, CONFIG)
+  config = CONFIG._replace(decay=0.6)  # λ r / r̄ is on both sides of 1
+  found = dynamic_nats(MODEL, params, TOKENS.tolist(), scale, config)
   assert worst(found, expected) < 1e-10
 
 
@@ -284,9 +285,13 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
   for wrong in ({"rate": -1.0}, {"decay": 2.0}, {"segment": 0}):
     with pytest.raises(ValueError, match="segment must be ≥ 1, rate ≥ 0"):
       dynamic_nats(MODEL, params, TOKENS, scale, CONFIG._replace(**wrong))
-  with pytest.raises(Divergence, match=r"at token \d+ of 53: try a rate below"):
+  # After the first segment, which predicts the tokens 2 to 5.
+  with pytest.raises(Divergence, match="at token 6 of 53: try a rate below 1e"):
     config = CONFIG._replace(rate=1e300)
     dynamic_nats(MODEL, params, TOKENS, scale, config)
+  with pytest.raises(Divergence, match="at token 2 of 53: even at a rate of 0"):
+    broken = params._replace(bias=params.bias * jnp.nan)
+    dynamic_nats(MODEL, broken, TOKENS, scale, CONFIG._replace(rate=0.0))
 
 
 @pytest.mark.exhaustive

@@ -103,6 +103,17 @@ def test_it_is_stable_for_any_finite_logits(size, dtype):
     assert np.allclose(dlogits, expected, atol=1e-6)
 
 
+def test_the_loss_and_gradient_of_16_bits_are_computed_in_float32(key):
+  logits, targets = arguments(key)
+  narrow = (10 * logits).astype(jnp.bfloat16)
+  f = jax.value_and_grad(lambda y: cross_entropy(y, targets).sum())
+  (nats, found), (expected_nats, expected) = (
+    f(y) for y in (narrow, narrow.astype(jnp.float32))
+  )
+  assert nats == expected_nats and nats.dtype == jnp.float32
+  assert (found == expected.astype(jnp.bfloat16)).all()
+
+
 def test_targets_may_have_a_dtype_that_is_too_small_for_the_vocabulary(key):
   logits = normal_like(key, np.zeros((3, 300), jnp.float64))
   targets = np.array([1, 2, 255])

@@ -153,6 +153,21 @@ def test_a_batch_with_as_many_tokens_as_the_vocabulary_uses_the_table(
   assert inputs == ((V, 4 * H), jnp.int64)
 
 
+def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
+  key, monkeypatch
+):
+  found = []
+  monkeypatch.setattr(
+    model_module, "reads_table", lambda *sizes: found.append(sizes[1:])
+  )
+  config = ModelConfig(embedding_size=E, hidden_size=H, dtype=jnp.float64)
+  model = language_model(config, V, groups=B)
+  tokens = jnp.zeros((T, B), int)
+  state = model.initial_state((B,))
+  jax.eval_shape(model.loss, model.init(key), state, tokens, tokens)
+  assert found == [(V, T)]
+
+
 @pytest.mark.parametrize("term", ["dw_tokens", "dx"])
 def test_a_planted_error_in_the_embedding_is_caught(
   term, path, key, monkeypatch
@@ -232,6 +247,8 @@ def test_initial_weights_follow_the_configuration(key):
   own = language_model(ModelConfig(**shapes), 50).init(key)
   assert abs(float(own.readout.std()) * 40**0.5 - 1) < 0.05
   assert abs(float(own.embedding.std()) - 1) < 0.05
+  draws = own.embedding.ravel()[:9], own.readout.ravel()[:9] * 40**0.5
+  assert abs(np.subtract(*draws)).min() > 1e-3  # each by a key of its own
   assert float(own.layers[0].b.sum()) == 40  # of the forget gate
   config = ModelConfig(**shapes, init_std=0.1, readout_std=0.01)
   drawn = language_model(config, 50).init(key)
@@ -239,8 +256,13 @@ def test_initial_weights_follow_the_configuration(key):
   for leaf in (drawn.embedding, layer.w_x, layer.w_h):
     assert abs(float(leaf.std()) / 0.1 - 1) < 0.05
   assert abs(float(drawn.readout.std()) / 0.01 - 1) < 0.05
+  matrices = drawn.embedding, layer.w_x, layer.w_h
+  assert len({float(leaf[0, 0]) for leaf in matrices}) == 3
   assert not layer.b.any()
   assert not drawn.bias.any()
+  none = replace(config, init_std=0.0, readout_std=0.0)
+  zeros = language_model(none, 50).init(key)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(zeros))
 
 
 def tied_model(adjoint=Explicit()):

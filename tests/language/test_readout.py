@@ -81,6 +81,9 @@ def test_groups_must_divide_the_batch(key):
     readout.grouped_linear_cross_entropy(
       leaves[0][:, 0], *leaves[1:], targets[:, 0], 1
     )
+  for groups in (0, -1):
+    with pytest.raises(ValueError, match=f"a multiple of {groups} groups, got"):
+      readout.grouped_linear_cross_entropy(*leaves, targets, groups)
 
 
 def test_second_order_gradients_equal_autodiff(key):
@@ -172,3 +175,15 @@ def test_small_gradients_of_float16_survive_if_the_loss_is_scaled():
   found, exact = gradient(jnp.float16, 4096), gradient(jnp.float64, 1)
   assert abs(exact).max() < 2 * float(jnp.finfo(jnp.float16).smallest_normal)
   assert (abs(found - exact) < 1e-3 * abs(exact)).all()
+
+
+def test_the_factor_of_a_float16_gradient_is_not_rounded():
+  w, b = np.array([[-99, 99]], np.float16), np.zeros(2, np.float16)
+  targets = np.zeros((64, 64), int)
+
+  def scaled(hs):
+    return 0.03 * readout.linear_cross_entropy(hs, w, b, targets)
+
+  found = jax.grad(scaled)(jnp.zeros((64, 64, 1), jnp.float16))
+  factor = np.float32(0.03) / 4096  # subnormal in float16
+  assert (found == (99 * factor).astype(np.float16)).all()

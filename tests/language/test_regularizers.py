@@ -121,8 +121,9 @@ def test_each_regularizer_changes_the_training_loss_and_not_the_loss(name, key):
   assert (other == total) == (name in ("ar_coef", "tar_coef"))
 
 
-def test_the_training_loss_is_that_of_its_parts(key):
+def test_the_training_loss_is_that_of_its_parts():
   """Every mask is drawn as in the module, and applied here step by step."""
+  key = jax.random.key(1)  # whose parts draw different resets
   model, params, state, tokens, targets = make(key, ALL)
   total, (nats, last) = model.training_loss(params, state, tokens, targets, key)
   key_weights, key_stack, key_outputs, _ = jax.random.split(key, 4)
@@ -135,8 +136,11 @@ def test_the_training_loss_is_that_of_its_parts(key):
       jax.random.split(key_layers, 2), params.layers, strict=True
     )
   )
-  is_reset = jax.random.bernoulli(jax.random.split(key, 4)[3], 0.5, (B,))
+  *others, is_reset = (
+    jax.random.bernoulli(k, 0.5, (B,)) for k in jax.random.split(key, 4)
+  )
   assert 0 < is_reset.sum() < B
+  assert all((is_reset != other).any() for other in others)
   state = jax.tree.map(lambda s: s.at[is_reset].set(0), state)
   key_drop, *keys = jax.random.split(key_stack, 3)
   zoneout = tuple(
@@ -163,6 +167,18 @@ def test_the_training_loss_is_that_of_its_parts(key):
     1.5 * (dropped_hs**2).mean() + 0.7 * (np.diff(hs, axis=0) ** 2).mean()
   )
   assert abs(total - expected_nats - penalty) < 1e-12
+
+
+def test_penalties_of_one_time_step_and_of_16_bits(key):
+  regularizers = Regularizers(ar_coef=1.5, tar_coef=0.7)
+  hs = jax.random.normal(key, (T, B, H)).astype(jnp.bfloat16)
+  wide = hs.astype(jnp.float32)
+  found = regularizers.penalty(hs, hs)
+  assert found == regularizers.penalty(wide, wide)
+  assert found.dtype == jnp.float32
+  wide = wide[:1]  # has no change to penalize
+  expected = Regularizers(ar_coef=1.5).penalty(wide, wide)
+  assert regularizers.penalty(wide, wide) == expected > 0
 
 
 @pytest.mark.parametrize(

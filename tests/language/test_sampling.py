@@ -86,6 +86,13 @@ def test_top_p_keeps_the_fewest_tokens_whose_probabilities_sum_to_p(p, kept):
   assert found[order].tolist() == [True] * kept + [False] * (4 - kept)
 
 
+def test_a_nucleus_sums_to_p_exactly_or_is_the_likeliest_token():
+  logits = jnp.log(jnp.array([0.25, 0.5, 0.25], jnp.float32))
+  for p in (0.5, 1e-60):  # which is 0 in float32
+    found = np.isfinite(keep_top_p(logits, p))
+    assert found.tolist() == [False, True, False]
+
+
 def reference(logits, temperature, top_k, top_p, min_p):
   """Return which tokens may be drawn, by a loop over the sorted ones, [V]."""
   p = np.exp((logits - logits.max()) / temperature)
@@ -125,6 +132,14 @@ def test_the_rules_keep_the_tokens_of_a_loop_in_numpy(
   assert not expected.all() and (counts[expected] > 0).mean() > 0.9
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-39, 1e-37])
+def test_a_temperature_near_zero_takes_the_likeliest_token(temperature, key):
+  """Logits over it overflow, and XLA may take it for 0."""
+  logits = jnp.array([35, 40, 10], jnp.float32)
+  for top_k in (None, 2):
+    assert draw(DrawingRules(temperature, top_k), key, logits) == 1
+
+
 def test_min_p_keeps_the_share_of_the_likeliest():
   logits = jnp.log(jnp.array([[0.1, 0.4, 0.3, 0.2]]))
   for p, kept in ((0.0, 4), (0.2, 4), (0.3, 3), (0.6, 2), (1.0, 1)):
@@ -152,7 +167,7 @@ def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
     {"top_k": 2},
     {"top_p": 1e-9},
   ):
-    options |= {"suppress_tokens": suppressed}
+    options |= {"suppress_tokens": suppressed * V}  # each more than once
     drawn = sample(MODEL, params, key, PROMPT, 40, **options)
     assert not np.isin(drawn, suppressed).any()
 

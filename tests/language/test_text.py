@@ -50,7 +50,11 @@ def test_the_vocabulary_is_sorted_for_any_order_of_the_text():
 
 def test_an_unknown_character_is_named_with_its_position():
   tokenizer = CharTokenizer.from_text("abc")
-  for text, name in (("abcabdx", "'d' at position 5"), ("é", "'é' at posi")):
+  for text, name in (
+    ("abcabdx", "'d' at position 5"),
+    ("é", "'é' at posi"),
+    ("a\udc80", r"'\\udc80' at position 1"),  # a byte that is not UTF-8
+  ):
     with pytest.raises(ValueError, match=name):
       tokenizer.encode(text)
   with pytest.raises(ValueError, match="at least one character"):
@@ -144,6 +148,20 @@ def test_words_like_headings_are_none():
 def test_a_text_without_paragraphs_has_no_slice(text, message):
   with pytest.raises(ValueError, match=message):
     middle_slice(text, 0.1)
+
+
+def test_a_slice_has_half_to_twice_the_length_that_was_asked_for():
+  def cut(length):
+    first = 500 - length // 2
+    parts = "a" * (first - 2), "b" * (length - 2), "c" * 1000
+    return middle_slice("\n\n".join(parts)[:1000], 0.1), first
+
+  for length in (50, 200):
+    (first, last), expected = cut(length)
+    assert (first, last) == (expected, expected + length)
+  for length in (49, 201):
+    with pytest.raises(ValueError, match=f"and the nearest leave {length}$"):
+      cut(length)
 
 
 def test_tiny_shakespeare_is_split_as_in_nanogpt():

@@ -71,6 +71,9 @@ def test_a_stream_without_meaning_is_refused(key):
     stream.read("")
   with pytest.raises(ValueError, match="character '§' at position 1 is not"):
     stream.read("a§")
+  words = TextStream(make_model(WORDS, key)[0], params, WORDS, RULES)
+  with pytest.raises(ValueError, match=r"not in the vocabulary .*: 'foul'$"):
+    words.read("thou foul")
   for tokens in ([-1, -1], [CHARACTERS.size], [0.7], []):
     with pytest.raises(ValueError, match=r"^the prompt must be "):
       stream.read_tokens(np.array(tokens))

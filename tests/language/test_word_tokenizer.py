@@ -69,6 +69,13 @@ def test_an_apostrophe_is_part_of_a_word_and_a_quotation_mark_is_not():
     "He|said| '|I|love|!|'|and|(|blushing|)|went|.|\n|\n"
   )
   assert normalize(VERSE) == VERSE
+  assert pieces("’Tis th’ sea, ’gainst") == [
+    "’Tis",
+    "th’",
+    "sea",
+    ",",
+    "’gainst",
+  ]
 
 
 def test_a_space_that_no_rule_expects_is_kept():

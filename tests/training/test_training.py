@@ -144,10 +144,11 @@ def test_a_decay_out_of_range_is_refused(ema_decay):
       make(model=MODEL, optimizer=rule, ema_decay=ema_decay)
 
 
-def test_the_parameters_given_survive_the_first_update(key):
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_parameters_given_survive_the_first_update(averaged, key):
   params = MODEL.init(key)
   rule = make_optimizer(OptimizerConfig(), 10)
-  state = init_state(MODEL, rule, params, 3)
+  state = init_state(MODEL, rule, params, 3, averaged=averaged)
   next(steps(make_train_step(MODEL, rule), state, 10))
   assert worst(params, MODEL.init(key)) == 0
 
