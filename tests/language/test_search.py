@@ -79,6 +79,7 @@ def test_no_continuation_of_a_beam_has_a_suppressed_token(params, every_nats):
   order = allowed[np.argsort(every_nats[allowed])]
   assert (tokens[: len(order)] == EVERY[order]).all()
   assert np.abs(nats[: len(order)] - every_nats[order]).max() < 1e-12
+  assert np.isinf(nats[len(order) :]).all()
 
 
 def test_the_best_of_n_is_the_likeliest_of_the_samples(params, key):

@@ -1,3 +1,4 @@
+import json
 from threading import Event
 
 import jax
@@ -108,8 +109,15 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(key, tmp_path):
   writer = CheckpointWriter(tmp_path)
   writer.delete_after(6)
   writer.save(7, params, {}, best=7)
-  writer.close()
+  writer.wait()
   assert list_checkpoints(tmp_path) == [6, 7]
+  for step in (8, 9, 10):
+    writer.save(step, params, {}, best=7)
+  writer.wait()
+  assert list_checkpoints(tmp_path) == [7, 9, 10]
+  writer.save(11, params, {})  # no best
+  writer.close()
+  assert list_checkpoints(tmp_path) == [10, 11]
 
 
 def test_a_writer_saves_what_the_state_was_whatever_becomes_of_it(
@@ -163,9 +171,14 @@ def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
     other = language_model(ModelConfig(embedding_size=3, **sizes), 9)
     with pytest.raises(CheckpointError, match=message):
       read_params(tmp_path, 1, jax.eval_shape(other.init, key))
+  fewer = jax.eval_shape(MODEL.init, key)._replace(readout=None)
+  message = r"readout must be absent, got float32 \(5, 9\)$"
+  with pytest.raises(CheckpointError, match=message):
+    read_params(tmp_path, 1, fewer)
 
 
 def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
+  (tmp_path / "3").write_text("a file")
   for directory in (tmp_path, tmp_path / "missing"):
     with pytest.raises(
       CheckpointError, match=f"{directory} holds no checkpoint"
@@ -193,6 +206,18 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(
     step, _ = read_checkpoint(tmp_path)
     read_params(tmp_path, step, jax.eval_shape(MODEL.init, key))
   assert "\n" not in str(error.value)
+
+
+def test_a_description_without_a_checksum_is_damaged(tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(8, {"w": np.ones(2)}, {"note": "text"})
+  writer.close()
+  path = tmp_path / "8" / "checksums" / "metadata"
+  checksums = json.loads(path.read_text())
+  del checksums["description"]
+  path.write_text(json.dumps(checksums))
+  with pytest.raises(CheckpointError, match="its description is not what was"):
+    read_checkpoint(tmp_path)
 
 
 def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):

@@ -119,6 +119,14 @@ def test_a_gradient_whose_norm_overflows_is_skipped(optimizer, clip_norm):
   assert updates["w"].all()
 
 
+def test_a_norm_that_overflows_in_float16_alone_is_not_skipped():
+  config = OptimizerConfig(optimizer="sgd", clip_norm=0, nonfinite="skip")
+  rule = make_optimizer(config, 100)
+  large = jnp.full((2, 5), 200, jnp.float16)  # a sum of squares of 4e5
+  updates, state = rule.update(large, rule.init(large), large)
+  assert updates.all() and int(state.total_notfinite) == 0
+
+
 def test_equal_configurations_give_the_same_optimizer():
   optimizer = make_optimizer(OptimizerConfig(clip_value=5.0), 9)
   assert make_optimizer(OptimizerConfig(clip_value=5.0), 9) is optimizer
@@ -171,7 +179,7 @@ def test_options_out_of_range_are_refused(options, message):
 def test_updates_of_16_bits_are_those_of_float32_rounded(optimizer, dtype):
   config = OptimizerConfig(optimizer=optimizer, warmup_steps=0)
   rule = make_optimizer(config, 9)
-  params = jnp.ones((3, 2), dtype)
+  params = jnp.array([[1.1, -2.3], [0.7, 1.9], [3.1, 0.3]], dtype)
   # The square of 1e-5 is 0 in float16; an unused row has no gradient at all.
   gradient = jnp.array([[0, 0], [1e-5, 1e-3], [0.1, 0.2]], dtype)
 
@@ -182,6 +190,10 @@ def test_updates_of_16_bits_are_those_of_float32_rounded(optimizer, dtype):
   found = update(dtype)
   assert found.dtype == dtype
   assert (found == update(jnp.float32).astype(dtype)).all()
+  before = rule.init(params)
+  _, after = rule.update(gradient, before, params)
+  dtypes = [jax.tree.map(jnp.result_type, state) for state in (before, after)]
+  assert dtypes[0] == dtypes[1]
 
 
 def test_the_norm_of_a_float16_gradient_is_a_float32():
