@@ -65,7 +65,7 @@ class Restored(NamedTuple):
 
   state: TrainState
   progress: Progress
-  best_params: LanguageParams | None  # those of progress.best
+  best_params: LanguageParams | None  # those of progress.best, unless lost
 
 
 def describe(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -139,8 +139,6 @@ def restore(
     best_params = read_best(
       checkpoints, progress.best, state.params, consequence, console
     )
-    if best_params is None:
-      progress = progress._replace(best=None)
     return Restored(restored, progress, best_params)
 
   return read_newest(checkpoints, read, console)

@@ -105,6 +105,11 @@ def test_seeds_are_those_that_a_run_may_have(config):
     as_sweep(config, seed=2**32)
 
 
+def test_a_loss_that_is_not_finite_is_not_the_best_of_a_member():
+  losses = [(10, math.nan), (20, 2.0), (30, math.nan)]
+  assert Member(0, 0.1, losses).best == (20, 2.0)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_best_weights_of_a_sweep_that_are_lost_are_named(
@@ -206,13 +211,14 @@ def test_two_devices_sweep_as_one_and_resume_bit_for_bit(config, tmp_path):
 def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   config, console, monkeypatch
 ):
-  """Stopped at an evaluation and between two; one of its members diverges."""
+  """Stopped at an evaluation, and with late batches; a member diverges."""
   config = as_sweep(
     config,
     num_seeds=2,
     rate=(0.005, 1e30),
     ema_decay=0.9,
     output_dropout=0.2,
+    num_epochs=3,
     late_batch_size=4,
     eval_every=10,
   )
@@ -220,7 +226,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   assert whole.stopped_by is None
   assert np.isnan(whole.members[2].val_losses[-1][1])
 
-  for step in (10, 23):
+  for step in (10, 103):
     with monkeypatch.context() as patched:
       maker = ensemble, "make_ensemble_train_step"
       signal_at(patched, step, signal.SIGTERM, maker)
@@ -241,7 +247,7 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   assert last_checksums(result.directory) == last_checksums(whole.directory)
   text = console.file.getvalue()
   assert "resumed     after step 10" in text
-  assert "resumed     after step 23" in text
+  assert "resumed     after step 103" in text
 
 
 @pytest.mark.exhaustive

@@ -23,7 +23,12 @@ from experiments.trainer.run_dir import JOB_FLAGS
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import gru
-from lstm_jax.training import CheckpointWriter, init_state, list_checkpoints
+from lstm_jax.training import (
+  CheckpointWriter,
+  init_state,
+  list_checkpoints,
+  read_checkpoint,
+)
 from lstm_jax.training.checkpoint import STATE, CheckpointError
 from tests.experiments.conftest import VERSE, copy_run
 from tests.experiments.trainer.resuming import (
@@ -68,7 +73,7 @@ def stop_at(step, config, console, signum=signal.SIGTERM):
 
 def check_stops(steps, changes, config, console):
   """Check that a run stopped at these steps ends as one that was not."""
-  config = replace(config, **changes, num_epochs=2)
+  config = replace(config, **changes, num_epochs=3)  # the last is a late one
   whole = outcome(train.run(config, console).directory)
   again = replace(config, run=config.job.run + "2")
   for step in steps:
@@ -117,7 +122,7 @@ def test_a_run_stopped_in_its_last_epoch_ends_as_one_that_was_not(
   changes, config, console
 ):
   """With the batch size of that epoch, and steps that have no row yet."""
-  whole = check_stops([76], changes, config, console)
+  whole = check_stops([103], changes, config, console)
   if changes is AVERAGES:
     assert "weights are averaged" in whole["samples"]
 
@@ -130,7 +135,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
   changes, config, console
 ):
   """Before the first evaluation, at one, between two, in the last epoch."""
-  check_stops([7, 10, 33, 76], changes, config, console)
+  check_stops([7, 10, 33, 103], changes, config, console)
 
 
 def test_a_run_without_a_checkpoint_starts_again(config, console, undisturbed):
@@ -182,6 +187,18 @@ def test_of_a_stopped_run_the_best_is_loaded(stopped):
   rows = read_rows(stopped)
   losses = {r["val_loss"]: r["step"] for r in rows if "val_loss" in r}
   assert (trained.val_loss, trained.step) == min(losses.items())
+  newest = read_checkpoint(stopped / "checkpoints", 33)
+  assert newest.description["val_loss"] is None  # between two evaluations
+
+
+def test_a_run_whose_checkpoints_hold_no_state_is_not_resumed(
+  stopped, config, console
+):
+  for state in stopped.glob(f"checkpoints/*/{STATE}"):
+    shutil.rmtree(state)
+  message = "already holds a run without a checkpoint to resume from; --overwr"
+  with pytest.raises(ValueError, match=message):
+    train.run(config, console)
 
 
 @pytest.mark.parametrize(
@@ -328,6 +345,14 @@ def test_after_damage_the_checkpoint_before_is_used_and_named(
   assert "checkpoints/33" in shown and ": not used" in shown
   assert "resumed     after step 30" in shown
   assert outcome(stopped) == undisturbed
+
+
+def test_a_damaged_checkpoint_makes_way_for_one_of_an_earlier_step(
+  stopped, config, console
+):
+  shutil.rmtree(stopped / "checkpoints" / "33" / STATE)
+  assert stop_at(32, config, console).stopped_by
+  assert list_checkpoints(stopped / "checkpoints")[-1] == 32
 
 
 def test_when_all_are_damaged_there_is_an_error_of_one_line(
