@@ -85,6 +85,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("train", "--compute_dtype=int8"): "should be one of <float32|bfloat16>",
     ("train", "--implementation=mosaic_gpu"): "='mosaic_gpu' needs ",
     ("train", "--implementation=mosaic_gpu", "--dry_run"): "_gpu' needs ",
+    ("train", "--dry_run", "--profile=2"): "traces a run, and --dry_run makes",
     ("sweep", "--implementation=mosaic_gpu"): "not support --implementation",
     ("train", "--implementation=cuda"): "should be one of <xla|mosaic_gpu>",
     ("train", "--hiden_size=3"): "Unknown command line flag 'hiden_size'",

@@ -70,11 +70,8 @@ def test_the_epoch_of_an_evaluation_counts_larger_batches_late(config, console):
 def test_the_epochs_made_are_told_without_their_batches(
   short_seq_prob, config, monkeypatch
 ):
-  made = make_setup(
-    replace(
-      config, num_epochs=4, late_batch_size=6, short_seq_prob=short_seq_prob
-    )
-  )
+  options = {"seed": 3, "num_epochs": 4, "late_batch_size": 6}
+  made = make_setup(replace(config, **options, short_seq_prob=short_seq_prob))
   expected = [0.0]
   for number, epoch in enumerate(made.epochs()):
     length = epoch.num_batches
@@ -121,8 +118,8 @@ def test_a_development_split_is_left_out_and_evaluated(dev_config, console):
       "^--dev_fraction=0.001 does not fit /.*: no slice",
     ),
     (
-      {"seq_len": 500, "batch_size": 2},
-      "^--dev_fraction=0.2 is too small: .* --seq_len=500, got 370 tokens",
+      {"seq_len": 370, "batch_size": 2},
+      "^--dev_fraction=0.2 is too small: .* --seq_len=370, got 370 tokens",
     ),
     ({"batch_size": 1}, "--dev_fraction=0.2, .* need a larger batch_size, got"),
     ({"batch_size": 500}, "^--batch_size=500, .* need at least 4002 tokens"),
@@ -183,6 +180,9 @@ def test_averaged_weights_are_saved(finished_config, config, console):
     for directory in (Path(finished_config.job.run), averaged.directory)
   )
   assert np.abs(np.asarray(a.readout) - np.asarray(b.readout)).max() > 1e-4
+  val = read_corpus(config.data).val  # they are evaluated, too
+  nats = stateful_nats(make_setup(config).model, b, val.tokens).mean()
+  assert abs(nats - averaged.val_loss) < 1e-6
 
 
 @pytest.mark.exhaustive

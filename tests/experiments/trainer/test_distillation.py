@@ -210,10 +210,41 @@ def test_a_teacher_of_another_text_is_refused(text, message, config, console):
     train.run(config, console)
 
 
-def test_the_same_teacher_twice_is_refused(config, console):
-  twice = replace(config, teacher=config.distillation.teacher * 2)
-  with pytest.raises(ValueError, match=r"^--teacher: .* is given twice"):
-    train.run(twice, console)
+def test_the_same_teacher_twice_is_refused(config, console, finished):
+  link = finished.with_name("link")
+  link.symlink_to(finished)
+  for other in (finished, link):
+    twice = replace(config, teacher=(str(finished), str(other)))
+    with pytest.raises(
+      ValueError, match=rf"^--teacher: {other} is given twice"
+    ):
+      train.run(twice, console)
+
+
+def test_the_last_weights_of_a_teacher_are_those_of_a_finished_run(
+  config, finished
+):
+  (finished / "result.json").unlink()
+  setup = make_setup(config)
+  assert read_teachers(setup, LIMIT)
+  last = make_setup(replace(config, teacher_checkpoint="last"))
+  with pytest.raises(ValueError, match=r"^--teacher: .* is not finished: "):
+    read_teachers(last, LIMIT)
+
+
+def test_beside_a_development_split_a_teacher_reads_each_piece_by_itself(
+  config, finished, console
+):
+  path = Path(config.data.corpus)
+  path.write_text((VERSE + "\n") * 40)  # of the teacher's characters
+  setup = make_setup(replace(config, dev_fraction=0.3, random_offsets=True))
+  teachers, (_, tokens, gap) = [load(finished)], setup.corpus.train
+  targets = soft_targets(setup, teachers)
+  known = np.flatnonzero(targets[np.arange(len(tokens)), tokens] == 1)
+  assert known.tolist() == [0, gap]  # of no others is there nothing before
+  (hard,), (soft,) = setup.epochs(), make_epochs(setup, teachers, console)
+  for index in range(hard.num_batches):
+    assert np.array_equal(hard.batch(index)[0], soft.batch(index)[0])
 
 
 def test_predictions_that_do_not_fit_the_memory_are_refused(config):

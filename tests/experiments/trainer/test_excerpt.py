@@ -46,6 +46,8 @@ def test_the_training_text_beside_an_excerpt_has_none_of_it(data):
   assert found.text == TEXT[300:900] and found.before == TEXT[:300]
   assert found.training_texts == [TEXT[:300], TEXT[900:1080]]
   assert place(read(data, begin=0.0)) == (None, 0, 1200, [])
+  found = read(data, begin=0.55, end=0.57)  # 1200 · 0.57 is 683.99…
+  assert place(found) == (None, 660, 684, [(0, 660), (684, 1080)])
   assert place(read(data, end=0.95)) == (None, 1080, 1140, [(0, 1080)])
 
 

@@ -130,6 +130,11 @@ def test_a_run_is_extended_before_it_is_finished(finished, config):
   assert (second["num_epochs"], second["patience"]) == (4, 7)
 
 
+def test_a_finished_run_that_is_extended_is_unfinished(finished, config):
+  assert opened(replace(config, num_epochs=2)).extended_from == 1
+  assert not (finished / "result.json").exists()
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
@@ -153,6 +158,18 @@ def test_a_finished_run_is_extended_by_more_epochs_alone(
   with pytest.raises(ValueError, match=message):
     opened(replace(config, **changes))
   assert tree(finished) == before
+
+
+def test_a_run_is_not_given_fewer_epochs(finished, config):
+  path = finished / "config.json"
+  record = json.loads(path.read_text()) | {"num_epochs": 3}
+  path.write_text(json.dumps(record))
+  fewer = replace(config, num_epochs=2)
+  with pytest.raises(ValueError, match="already holds a finished run; "):
+    opened(fewer)
+  (finished / "result.json").unlink()
+  with pytest.raises(ValueError, match="num_epochs is 3 there and 2 here"):
+    opened(fewer)
 
 
 def test_a_run_is_not_extended_on_a_corpus_that_has_changed(finished, config):

@@ -31,3 +31,28 @@ def test_a_directory_that_is_locked_names_the_process(tmp_path):
     pass
   with lock(tmp_path):
     pass
+
+
+def test_a_lock_is_of_the_file_that_is_there(tmp_path, monkeypatch):
+  """The previous holder deletes its file once another process has opened it."""
+  path, flock, calls = tmp_path / LOCK, fcntl.flock, []
+
+  def delete_once(file, operation):
+    flock(file, operation)
+    calls.append(operation)
+    if len(calls) == 1:
+      path.unlink()
+
+  monkeypatch.setattr(fcntl, "flock", delete_once)
+  with lock(tmp_path):
+    assert path.read_text() == str(os.getpid())
+    with pytest.raises(ValueError, match="is in use"), lock(tmp_path):
+      pass
+  assert not path.exists()
+
+
+def test_a_file_that_a_crash_leaves_locks_nothing(tmp_path):
+  path = tmp_path / LOCK
+  path.write_text("1234567890")
+  with lock(tmp_path):
+    assert path.read_text() == str(os.getpid())

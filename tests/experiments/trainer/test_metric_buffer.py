@@ -42,6 +42,7 @@ def test_a_row_has_the_means_of_the_finite_steps_and_the_speed_of_all(clock):
   buffer.start_clock()
   clock[0] += 9
   assert buffer.take(5) is None and buffer.seconds == 5.0
+  assert buffer.to_progress()["pending_seconds"] == 0.0
 
 
 def test_more_steps_in_a_row_than_may_be_skipped_end_the_run(clock):
@@ -58,17 +59,29 @@ def test_more_steps_in_a_row_than_may_be_skipped_end_the_run(clock):
 
 
 def test_what_a_checkpoint_holds_is_continued(clock):
-  buffer = MetricBuffer()
+  buffer = MetricBuffer(max_skipped=1)
+  buffer.start_clock()
+  add(buffer, (math.nan, 1, 10), (1, 1, 10), (math.nan, 1, 10))
+  clock[0] += 4
+  buffer.take(3)
   buffer.start_clock()
   add(buffer, (1, 2, 10))
   clock[0] += 2
   saved = buffer.to_progress()
-  assert saved["pending_seconds"] == 2.0 and saved["seconds"] == 0.0
-  assert saved["pending"] == [[1, 2, 10]]
-  resumed = MetricBuffer()
+  assert saved["pending_seconds"] == 2.0 and saved["seconds"] == 4.0
+  assert saved["pending"] == [[1, 2, 10]] and saved["skipped"] == (2, 1)
+  resumed = MetricBuffer(max_skipped=1)
   resumed.restore(SimpleNamespace(**saved))
   resumed.start_clock()
   add(resumed, (3, 4, 20))
   clock[0] += 1
-  assert resumed.take(2) == Row(2.0, 3.0, 10.0)
-  assert resumed.seconds == 3.0
+  assert resumed.take(5) == Row(2.0, 3.0, 10.0)
+  assert (resumed.skipped, resumed.seconds) == (2, 7.0)
+  resumed.restore(SimpleNamespace(**saved | {"pending": []}))
+  resumed.start_clock()
+  add(resumed, (math.nan, 1, 10))
+  clock[0] += 1
+  with pytest.raises(
+    Diverged, match="the loss is nan at step 4, and at most 1"
+  ):
+    resumed.take(4)

@@ -1,0 +1,22 @@
+"""What an interrupted run keeps: its logs, and one of its checkpoints."""
+
+from experiments.trainer.checkpoint import describe_kept, truncate_logs
+
+
+def test_a_log_without_a_complete_line_is_empty_and_one_that_is_lost_not_made(
+  tmp_path, console
+):
+  metrics, samples = tmp_path / "metrics.jsonl", tmp_path / "samples.txt"
+  samples.write_text("half")
+  truncate_logs(tmp_path, {metrics.name: 9, samples.name: 7}, console)
+  shown = console.file.getvalue()
+  assert f"{metrics} has lost 9 bytes\n{samples} has lost 3 bytes" in shown
+  assert not metrics.exists() and samples.read_text() == ""
+
+
+def test_the_best_checkpoint_is_kept_or_else_the_newest(tmp_path):
+  assert describe_kept(tmp_path, 0) == "no checkpoint"
+  for step in (9, 20, 30):
+    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+  assert describe_kept(tmp_path, 20) == "the checkpoint of step 20"
+  assert describe_kept(tmp_path, 25) == "the checkpoint of step 30"

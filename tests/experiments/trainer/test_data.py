@@ -1,0 +1,21 @@
+"""The vocabulary of a corpus, and the prompt of a run's samples."""
+
+import numpy as np
+
+from experiments.trainer.config import DataConfig
+from experiments.trainer.data import default_prompt, read_corpus
+from lstm_jax.language import CharTokenizer
+
+
+def test_characters_of_the_validation_split_alone_are_known(tmp_path):
+  path = tmp_path / "text.txt"
+  path.write_text("ab" * 45 + "abx" * 3 + "a")
+  corpus = read_corpus(DataConfig(str(path)))
+  assert corpus.tokenizer.symbols == "abx"
+  assert corpus.train.text == "ab" * 45
+  assert corpus.val.tokens.tolist() == [0, 1, 2] * 3 + [0]
+
+
+def test_a_sample_begins_after_a_line_break_or_the_first_token():
+  prompts = [default_prompt(CharTokenizer(s)) for s in ("\t\nab", "ab")]
+  assert np.concatenate(prompts).tolist() == [1, 0]

@@ -1,0 +1,51 @@
+"""The samples and the losses that a run logs."""
+
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments.trainer.errors import Diverged
+from experiments.trainer.logger import RunLogger
+from experiments.trainer.records import replace
+from experiments.trainer.setup import make_setup
+
+
+@pytest.fixture
+def make_logger(config, console):
+  """(options) -> a logger, the weights at the start, and the log of samples."""
+  directory = Path(config.job.run)
+  directory.mkdir()
+
+  def make(**options):
+    setup = make_setup(replace(config, **options))
+    logger = RunLogger(directory, setup, console, print)
+    return logger, setup.make_state().params, directory / "samples.txt"
+
+  return make
+
+
+def test_samples_are_drawn_at_the_temperature_of_the_configuration(make_logger):
+  logger, params, log = make_logger(temperature=0.0)
+  for seed in (0, 1):  # greedy: no key matters
+    logger.sample("greedy", params, jax.random.key(seed), 30)
+  _, first, second = log.read_text().split("=== greedy ===\n")
+  assert first == second
+
+
+def test_samples_of_every_evaluation_have_a_key_of_their_own(make_logger):
+  logger, params, log = make_logger(temperature=2.0)
+  for logger.step in (0, 10, 20):
+    logger.sample_during_training("new", params)
+  logger.step = 10
+  logger.sample_during_training("new", params)
+  _, *texts, again = log.read_text().split("=== new ===\n")
+  assert len(set(texts)) == 3 and again == texts[1]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_not_finite_ends_the_run(loss, make_logger):
+  logger, params, _ = make_logger()
+  with pytest.raises(Diverged, match=f"loss is {loss} after step 0$"):
+    logger.log_evaluation(loss, params)
