@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,6 +140,12 @@ def test_short_batches_have_half_the_length_and_the_given_probability():
   assert epoch.cuts == (0, 10, 20)
   (epoch,) = whole.epochs(tokens[:51], 0)
   assert epoch.cuts == (0, 10, 20, 25)
+
+
+def test_half_of_a_single_time_step_is_one():
+  draws = SimpleNamespace(random=iter([0.0] * 9).__next__)  # all are short
+  config = BatchingConfig(2, 1, short_seq_prob=0.5)
+  assert config._random_cuts(3, draws) == (0, 1, 2, 3)
 
 
 def test_the_last_third_of_the_epochs_has_the_late_batch_size():

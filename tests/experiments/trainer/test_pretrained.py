@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from experiments import train
+from experiments.trainer.data import read_corpus
 from experiments.trainer.history import read_run_history
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.pretrained import read_pretrained
 from experiments.trainer.records import replace
+from experiments.trainer.run_dir import SHA256
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import gru
@@ -112,3 +115,12 @@ def test_the_weights_of_another_vocabulary_are_refused(
     train.run(config, console)
   assert str(error.value).startswith(f"--init_from={config.init_from} has ano")
   assert not Path(config.job.run).exists()
+
+
+def test_a_run_that_begins_again_records_the_weights_of_that_time(config):
+  facts = {SHA256: read_corpus(config.data).sha256}
+  for step in (20, 47):
+    with open_run_dir(config, facts | {"init_from_step": step}) as opened:
+      assert opened.resuming == (step == 47)
+  record = json.loads((opened.directory / "config.json").read_text())
+  assert record["init_from_step"] == 47
