@@ -371,6 +371,10 @@ def test_bad_input_is_an_error_that_leaves_no_directory(
     ({"temperature": math.inf}, r"temperature must be in \[0, inf\), got inf"),
     ({"tokenizer": "syllable"}, "tokenizer must be one of .*, got 'syllable'"),
     ({"min_count": 0}, r"min_count must be in \[1, inf\), got 0"),
+    (
+      {"ema_decay": 0.9, "asgd_patience": 3},
+      "exclude each other: one must be 0, got 0.9 and 3$",
+    ),
   ],
 )
 def test_a_configuration_out_of_range_is_refused(changes, message, config):

@@ -3,7 +3,8 @@
 import jax
 
 from experiments.comparison.training import sample_keys
-from experiments.trainer.setup import make_keys
+from experiments.trainer.setup import make_keys, make_setup
+from tests.draws import worst
 
 
 def data(*keys):
@@ -23,6 +24,12 @@ def test_noise_is_not_drawn_by_the_keys_of_weights_or_samples():
     steps = data(noise, *children(noise, 64))
     assert len(steps) == 65
     assert not steps & (drawn | layers | data(init, samples))
+
+
+def test_initial_weights_are_drawn_by_the_key_of_weights(config):
+  setup = make_setup(config)
+  expected = setup.model.init(setup.keys.init)
+  assert worst(setup.make_state().params, expected) == 0
 
 
 def test_samples_of_a_comparison_are_not_drawn_by_the_keys_of_weights():

@@ -1,10 +1,11 @@
+import resource
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from experiments import train
-from experiments.trainer.resources import Tracer, process_size
+from experiments.trainer.resources import Tracer, host_memory, process_size
 
 
 def test_a_compiled_program_is_counted_once():
@@ -30,3 +31,12 @@ def test_a_run_too_short_to_be_profiled_says_so(tmp_path, console):
     "nothing is profiled: this process must make more than 3 training steps, "
     "got 3\n"
   )
+
+
+def test_a_limit_of_the_process_is_all_the_memory_that_it_has(monkeypatch):
+  limits = {"all": (resource.RLIM_INFINITY, 0), "less": (5000, 9000)}
+  found = {}
+  for name, limit in limits.items():
+    monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: limit)
+    found[name] = host_memory()
+  assert found["less"] == 5000 < 2**20 < found["all"]
