@@ -149,8 +149,8 @@ def test_members_have_their_own_learning_rates(rule, key):
 
   rates = jnp.array([0.003, 0.02])
   params = jax.vmap(model.init)(jnp.stack([key, key]))
-  together = init_ensemble(model, rule_at(1.0), params, 3)
-  ensemble_step = make_ensemble_train_step(model, rule_at(1.0))
+  together = init_ensemble(model, rule_at(1.0), params, 3, averaged=True)
+  ensemble_step = make_ensemble_train_step(model, rule_at(1.0), ema_decay=0.9)
 
   def train_step(state, tokens, targets, keys):
     return ensemble_step(state, tokens, targets, keys, rates)
@@ -158,6 +158,9 @@ def test_members_have_their_own_learning_rates(rule, key):
   together, _ = last(steps(train_step, together, 9))
   for i, rate in enumerate(rates):
     optimizer = rule_at(float(rate))
-    alone = init_state(model, optimizer, model.init(key), 3)
-    alone, _ = last(steps(make_train_step(model, optimizer), alone, 9))
-    assert worst(member(together, i).params, alone.params) < 1e-12
+    alone = init_state(model, optimizer, model.init(key), 3, averaged=True)
+    alone_step = make_train_step(model, optimizer, ema_decay=0.9)
+    alone, _ = last(steps(alone_step, alone, 9))
+    one = member(together, i)
+    assert worst(one.params, alone.params) < 1e-12
+    assert worst(one.average, alone.average) < 1e-12

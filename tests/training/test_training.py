@@ -153,6 +153,21 @@ def test_the_parameters_given_survive_the_first_update(averaged, key):
   assert worst(params, MODEL.init(key)) == 0
 
 
+@pytest.mark.exhaustive
+def test_the_norm_of_a_step_does_not_overflow_in_float16(key):
+  def training_loss(params, carry, *_):
+    loss = 200 * params.embedding.sum()
+    return loss, (loss, carry)
+
+  model = MODEL._replace(training_loss=training_loss)
+  half = jax.tree.map(lambda x: x.astype(jnp.float16), MODEL.init(key))
+  rule = make_optimizer(OptimizerConfig(optimizer="sgd"), 10)
+  state = init_state(model, rule, half, 3)
+  _, metrics = make_train_step(model, rule)(state, *STREAMS.batch(0))
+  expected = 200 * half.embedding.size**0.5
+  assert float(metrics.grad_norm) == pytest.approx(expected, rel=1e-6)
+
+
 def test_training_goes_on_where_the_state_stands(key):
   update, state = start(key)
   for last, _ in steps(update, state, 5):
