@@ -83,7 +83,9 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
 def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
   """Raise ValueError if a step fails, or a shape is not as it must be."""
   initial_state, project, recur, recur_backward, parameter_gradients = parts
-  params = _abstract(structure, kinds)
+  params = jax.tree.unflatten(
+    structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds]
+  )
 
   def forward(params, batch=()):
     x = jnp.zeros((*batch, len(params.w_x)), params.w_x.dtype)
@@ -147,71 +149,14 @@ def _check_type(error: str, what: str, expected: Any, found: Any) -> None:
     )
 
 
-def check_dtypes(
-  parts: tuple[Callable | None, ...], params: Any, state: Any, x: jax.Array
-) -> None:
-  """Raise ValueError unless a step returns the state in its own dtypes.
-
-  Args:
-    parts: the functions PARTS of the cell, of which the first three must be.
-    params: the weights.
-    state: the state before the step, [*B, H].
-    x: inputs or tokens, of which only the dtype counts.
-  """
-  leaves, structure = jax.tree.flatten(params)
-  kinds = tuple((a.shape, a.dtype) for a in map(jax.typeof, leaves))
-  dtypes, batch = tuple(leaf.dtype for leaf in state), (1,) * (state.h.ndim - 1)
-  _check_dtypes(parts[:3], structure, kinds, dtypes, batch, x.dtype)
-
-
-@lru_cache(maxsize=256)
-def _check_dtypes(
-  parts: tuple[Any, ...],
-  structure: Any,
-  kinds: tuple,
-  dtypes: tuple,
-  batch: tuple,
-  x_dtype: Any,
-) -> None:
-  """Raise ValueError unless a step of this batch returns such dtypes."""
-  initial_state, project, recur = parts
-
-  def step(params):
-    zeros = initial_state(params, batch)
-    state = type(zeros)(*map(jnp.astype, zeros, dtypes))
-    token = jnp.issubdtype(x_dtype, jnp.integer)
-    shape = batch if token else (*batch, len(params.w_x))
-    ax = project(params, jnp.zeros(shape, x_dtype))
-    return state, recur(params, state, ax)[0]
-
-  eval_shape = jax.numpy_dtype_promotion("standard")(jax.eval_shape)
-  before, after = eval_shape(step, _abstract(structure, kinds))
-  _check_type("the cell is wrong", "recur must return a state", before, after)
-  expected, found = (
-    _named(state, lambda leaf: leaf.dtype) for state in (before, after)
-  )
-  if found != expected:
-    raise ValueError(
-      f"a step must keep the dtypes of the state, {expected}, got {found} with "
-      f"inputs of {x_dtype}"
-    )
-
-
-def _abstract(structure: Any, kinds: tuple) -> Any:
-  """Return a tree of arrays of these shapes and dtypes, without values."""
-  return jax.tree.unflatten(
-    structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds]
-  )
-
-
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
   return [leaf.shape for leaf in jax.tree.leaves(tree)]
 
 
-def _named(tree: Any, text: Callable = lambda leaf: _axes(leaf.shape)) -> str:
+def _named(tree: Any) -> str:
   """Return the names and shapes of arrays, such as "w_x [4, 24], b [24]"."""
   return ", ".join(
-    f"{jax.tree_util.keystr(path)} {text(leaf)}".lstrip(". ")
+    f"{jax.tree_util.keystr(path)} {_axes(leaf.shape)}".lstrip(". ")
     for path, leaf in jax.tree.leaves_with_path(tree)
   )
 

@@ -63,7 +63,8 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
     nonlinearity = getattr(module, "nonlinearity", None)
   first = "weight_hh_l0"  # of every layer of PyTorch
   layers = {n.removesuffix(first) for n in source if n.endswith(first)}
-  if layers and prefix not in layers:
+  own = [name for name in source if name.startswith(f"{prefix}weight_")]
+  if layers and not own:
     raise ValueError(
       f"prefix must be {' or '.join(map(repr, sorted(layers)))}, got {prefix!r}"
     )

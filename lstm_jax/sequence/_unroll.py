@@ -42,6 +42,7 @@ from lstm_jax.sequence.arguments import (
   combined_mask,
   dropout_factors,
   exchange_axes,
+  naming_a_changed_state,
   zero_masked,
   zoneout_rates,
 )
@@ -156,8 +157,8 @@ def unroll(
 
   Raises:
     ValueError: cell is no cell, or a wrapped one; it is not hashable, changes
-      the dtypes of the state, or lacks a backward and adjoint is not
-      `Autodiff`; xs is empty; params are of another cell; xs, the state and
+      the dtypes of the state, or lacks a backward and adjoint is `Explicit`;
+      xs is empty; params are of another cell; xs, the state and
       the weights do not fit each other; mask, lengths, reset, zoneout or
       state_dropout do not fit xs; state_dropout is one number; adjoint is not
       one of the three; compute_dtype is not a floating-point dtype;
@@ -173,6 +174,8 @@ def unroll(
     xs, mask, reset = exchange_axes(xs, mask, reset)
   xs = jnp.asarray(xs)
   initial: Any = check_sequence(cell, params, state, xs)
+  if isinstance(adjoint, Explicit):
+    check_backward(cell)
   step_shape = xs.shape[0], *initial.h.shape[:-1]  # [T, ...]
   mask = combined_mask(mask, lengths, step_shape)
   if mask is not None:
@@ -196,12 +199,12 @@ def unroll(
     scan = _scan, wrapped, options, adjoint
   *inputs, extras = vary_alike((params, initial, xs, extras))
   if not isinstance(adjoint, Autodiff):
-    check_backward(cell)
     inputs = reverse_only(inputs, NO_FORWARD_MODE)
   batch = batch_sharding(params, initial, xs, start=1)
   time = jax.typeof(xs).sharding.spec[0]
   steps = NamedSharding(batch.mesh, PartitionSpec(time, *batch.spec))
-  last, hs = _apply(scan, (batch, steps), inputs, extras)
+  with naming_a_changed_state(cell):
+    last, hs = _apply(scan, (batch, steps), inputs, extras)
   hs = hs if mask is None else zero_masked(mask, hs)
   return last, hs if time_major else jnp.swapaxes(hs, 0, 1)
 

@@ -1,5 +1,7 @@
 """Check the arguments of `unroll`, and bring them to the shape [T, ...]."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -8,17 +10,16 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
-  check_dtypes,
   check_inputs,
   check_params,
   check_weights,
   parts_of,
   time_major_hint,
 )
-from lstm_jax.sequence.linear import is_linear
 from lstm_jax.sequence.wrappers import Wrapped
 
-NEEDED = "initial_state", "project", "recur", "forward", "step"
+NEEDED = "initial_state", "project"  # whatever the adjoint
+CHANGED = "carry input and carry output must have equal types"  # JAX says
 
 
 def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
@@ -79,12 +80,26 @@ def check_cell(cell: Any) -> None:
 
 
 def check_backward(cell: Cell) -> None:
-  """Raise ValueError if the cell has no backward."""
+  """Raise ValueError if the cell has no backward of its own."""
   if None in parts_of(cell):
     raise ValueError(
       f"the cell {cell_name(cell)} has no recur_backward, or no "
       "parameter_gradients: pass adjoint=Autodiff()"
     )
+
+
+@contextmanager
+def naming_a_changed_state(cell: Cell) -> Iterator[None]:
+  """Raise ValueError where a step returns its state in other dtypes."""
+  try:
+    yield
+  except TypeError as cause:
+    if CHANGED not in str(cause):
+      raise
+    raise ValueError(
+      f"a step of {cell_name(cell)} must return the state in the shapes and "
+      "dtypes that it has (`cast_like` keeps dtypes)"
+    ) from cause
 
 
 def check_sequence(
@@ -94,8 +109,8 @@ def check_sequence(
 
   Raises:
     ValueError: cell is no cell; xs has no time step, or holds tokens that the
-      cell does not take; params are of another cell; the shapes do not fit each
-      other; or a step changes the dtypes of the state.
+      cell does not take; params are of another cell; or the shapes do not fit
+      each other.
   """
   check_cell(cell)
   check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)
@@ -110,8 +125,6 @@ def check_sequence(
     state = cell.initial_state(params, batch_shape)
   state = jax.tree.map(jnp.asarray, state)
   check_inputs("xs", cell.initial_state, params, state, xs, xs.shape[:1])
-  if not is_linear(cell):  # whose states `linear` casts
-    check_dtypes(parts_of(cell), params, state, xs)
   return state
 
 
@@ -203,7 +216,7 @@ def dropout_factors(
   if jnp.ndim(factors) == 0:
     raise ValueError(
       "state_dropout must be an array of factors, such as regularize.factors "
-      f"returns, not one number or rate, got {factors}"
+      "returns, got one number; a rate is not a factor"
     )
   return with_time_axis("state_dropout", factors, h, step_shape)
 

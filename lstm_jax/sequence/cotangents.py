@@ -39,7 +39,7 @@ from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
-from lstm_jax.sequence.arguments import check_sequence
+from lstm_jax.sequence.arguments import check_backward, check_sequence
 from lstm_jax.sequence.in_place import separate
 from lstm_jax.sequence.primal import ScanOptions
 from lstm_jax.sequence.scan import forward
@@ -70,11 +70,13 @@ def state_cotangents(
     t steps: row 0 is that of the initial state, and row T is d_last.
 
   Raises:
-    ValueError: xs is empty or does not fit the state or the weights, or d_last
+    ValueError: cell is no cell, or a wrapped one, is not hashable or has no
+      backward; xs is empty or does not fit the state or the weights; or d_last
       does not fit the state.
   """
   xs, d_last = jax.tree.map(jnp.asarray, (xs, d_last))
   state = check_sequence(cell, params, state, xs)
+  check_backward(cell)
   _check_like(state, d_last)
   params, state, xs, d_last = vary_alike((params, state, xs, d_last))
   batch = batch_sharding(params, state, xs, start=1)

@@ -206,12 +206,16 @@ def _wrapped(
   recur_backward: Callable,
   parameter_gradients: Callable | None = None,
 ) -> Wrapped:
-  own: Any = getattr(cell, "parameter_gradients", None)  # None: no backward
+  own: Any = getattr(cell, "parameter_gradients", None)
+  backward: Any = recur_backward
   gradients = parameter_gradients or own
-  parts = cell.project, recur, recur_backward, gradients
+  if own is None:  # a cell of one's own, without a backward
+    backward = gradients = None
+  parts = cell.project, recur, backward, gradients
   steps = one_step(cell.initial_state, *parts)
+  init: Any = getattr(cell, "init", None)  # which nothing here calls
   return Wrapped(
-    cell.init,
+    init,
     cell.initial_state,
     *parts,
     *steps,

@@ -71,7 +71,7 @@ class Report(NamedTuple):
   # Of the outputs: the largest difference, over max(1, the largest magnitude).
   value: float
   tensors: tuple[TensorReport, ...]
-  dtype: str  # of the tensors; that of each, if they have several
+  dtype: str = "float64"  # of the tensors, or those that they have
 
   def __str__(self) -> str:
     """Return a table of relative errors, one line per tensor."""
@@ -84,22 +84,27 @@ class Report(NamedTuple):
       lines.append(f"{name:{width}}  {a:>11}  {b:>10}  {c:>14}")
     return "\n".join((*lines, f"{'(outputs)':{width}}  {self.value:>11.1e}"))
 
-  def passes(self, autodiff: float = 1e-12, differences: float = 1e-6) -> bool:
+  def passes(
+    self, autodiff: float | None = None, differences: float | None = None
+  ) -> bool:
     """Return whether the explicit gradient is within its tolerances.
 
     Args:
       autodiff: tolerance of the explicit gradient, and of the outputs, against
-        autodiff.
-      differences: tolerance of the explicit gradient against differences.
+        autodiff; None for 1e-12.
+      differences: tolerance of the explicit gradient against differences; None
+        for 1e-6.
 
     Raises:
-      ValueError: a tolerance is the default, and a tensor is not float64.
+      ValueError: a tolerance is None, and a tensor is not float64.
     """
-    if self.dtype != "float64" and (autodiff == 1e-12 or differences == 1e-6):
+    if self.dtype != "float64" and None in (autodiff, differences):
       raise ValueError(
         "the default tolerances need tensors of float64, got "
         f"{self.dtype}: use float64, or pass autodiff and differences"
       )
+    autodiff = 1e-12 if autodiff is None else autodiff
+    differences = 1e-6 if differences is None else differences
     return self.value <= autodiff and all(
       t.explicit_autodiff.relative <= autodiff
       and t.explicit_central.relative <= differences

@@ -120,13 +120,13 @@ def _skip_nonfinite(
   """
   guarded = optax.apply_if_finite(rule, MAX_SKIPPED)
 
-  def update(gradient, state, params=None):
+  def update(gradient, state, params=None, **extra):
     finite = jnp.isfinite(optax.tree.norm(upcast(gradient)))
     # `guarded` tests the elements, and the norm overflows before they do.
     gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), gradient)
-    return guarded.update(gradient, state, params)
+    return guarded.update(gradient, state, params, **extra)
 
-  return optax.GradientTransformation(guarded.init, update)
+  return optax.GradientTransformationExtraArgs(guarded.init, update)
 
 
 def _upcast(rule: optax.GradientTransformation) -> optax.GradientTransformation:

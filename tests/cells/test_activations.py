@@ -162,6 +162,12 @@ def test_every_planted_error_is_caught_with_hard_gates(module, term, key):
 
 
 @EACH_MODULE
+def test_nothing_planted_is_no_error_with_hard_gates(module, key):
+  cell = module.with_activations(HARD, RELU)
+  assert planted_error(cell, cell, key) < 1e-12
+
+
+@EACH_MODULE
 def test_standard_activations_give_the_module_itself(module):
   assert module.with_activations() is module
   assert module.with_activations(SIGMOID, candidate=TANH) is module

@@ -302,6 +302,9 @@ def test_a_prefix_picks_a_layer_of_a_larger_state_dict(key, tmp_path):
     for prefix in ("rnn.", "encoder.rnn", "encoder.", ""):
       with pytest.raises(ValueError, match=f"{message}'{prefix}'$"):
         read(source, prefix=prefix)
+  del weights["encoder.rnn.weight_hh_l0"]
+  with pytest.raises(ValueError, match="must have weight_hh_l0"):
+    interop.from_torch(weights, prefix="encoder.rnn.")
 
 
 @ALL_CELLS

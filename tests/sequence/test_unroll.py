@@ -74,7 +74,13 @@ def test_tokens_are_one_hot_rows(cell, key):
 
 def test_tokens_outside_of_the_rows_read_the_nearest_or_count_back(key):
   params, _, _ = arguments(lstm, key)
-  for token, row in ((D, D - 1), (D + 7, D - 1), (-1, D - 1), (-D, 0)):
+  for token, row in (
+    (D, D - 1),
+    (D + 7, D - 1),
+    (-1, D - 1),
+    (-D, 0),
+    (-D - 1, 0),
+  ):
     found, expected = (
       unroll(lstm, params, None, jnp.full((T, B), x)) for x in (token, row)
     )

@@ -11,7 +11,7 @@ from flax import linen
 from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
 from lstm_jax.cells.cell import one_step
 from lstm_jax.sequence import state_cotangents, wrappers
-from tests.draws import B, D, H, T, arguments
+from tests.draws import B, D, H, T, arguments, normal_like, worst
 from tests.sequence.test_other_cells import CellOfFunctions
 
 FIELDS = CellOfFunctions._fields[:6]
@@ -46,16 +46,11 @@ LACKS = "cell must be lstm, gru or another with the functions of `Cell`, got "
   [
     (
       linen.LSTMCell(H),
-      f"{LACKS}LSTMCell, which has no initial_state, project, recur, forward, "
-      "step",
+      f"{LACKS}LSTMCell, which has no initial_state, project",
     ),
     (
       lstm.step,
-      f"{LACKS}step, which has no initial_state, project, recur, forward, step",
-    ),
-    (
-      lstm_with()._replace(step=None),
-      f"{LACKS}CellOfFunctions, which has no step",
+      f"{LACKS}step, which has no initial_state, project",
     ),
     (
       SimpleNamespace(**lstm_with()._asdict()),
@@ -129,20 +124,45 @@ def test_without_a_backward_a_sequence_needs_autodiff():
     "parameter_gradients: pass adjoint=Autodiff()"
   )
   mask = jnp.ones((T, B), bool)
+  zeros = lstm.initial_state(weights(), (B,))
   assert_refused(
     message,
     lambda: unroll(NO_BACKWARD, weights(), None, XS),
     lambda: unroll(NO_BACKWARD, weights(), None, XS, adjoint=Explicit(chunk=2)),
-    lambda: unroll(NO_BACKWARD, weights(), None, XS, mask=mask, adjoint=Step()),
+    lambda: unroll(NO_BACKWARD, weights(), None, XS, mask=mask),
+    lambda: state_cotangents(NO_BACKWARD, weights(), None, XS, zeros),
   )
 
 
 def test_without_a_backward_a_step_has_no_gradient():
-  gradient = jax.grad(lambda p: NO_BACKWARD.step(p, None, XS[0]).h.sum())
-  assert_refused(
-    "this cell has no backward: differentiate forward(params, state, x)[0]",
-    lambda: gradient(weights()),
+  flag = jnp.ones(B, bool)
+  rates = lstm.LSTMState(*jnp.full((2, 1, 1), 0.1))
+  for cell, *extra in (
+    (NO_BACKWARD,),
+    (wrappers.masked(NO_BACKWARD), flag),
+    (wrappers.resettable(NO_BACKWARD), flag),
+    (wrappers.zoneout(NO_BACKWARD), rates),
+    (wrappers.state_dropout(NO_BACKWARD), jnp.ones((1, H))),
+  ):
+    gradient = jax.grad(
+      lambda p, cell=cell, extra=extra: cell.step(
+        p, None, XS[0], *extra
+      ).h.sum()
+    )
+    assert_refused(
+      "this cell has no backward: differentiate forward(params, state, x)[0]",
+      lambda gradient=gradient: gradient(weights()),
+    )
+
+
+def test_a_step_with_a_gradient_of_its_own_needs_no_parts_of_a_backward(key):
+  cell = lstm_with()._replace(recur_backward=None, parameter_gradients=None)
+  args = arguments(lstm, key)
+  found, expected = (
+    jax.grad(lambda args, c=c: unroll(c, *args, adjoint=Step())[1].sum())(args)
+    for c in (cell, lstm)
   )
+  assert worst(found, expected) == 0
 
 
 def test_a_cell_that_names_no_backward_has_every_option(key):
@@ -166,6 +186,25 @@ def test_a_cell_that_names_no_backward_has_every_option(key):
     for c in (Forward, lstm)
   )
   assert all(map(jnp.array_equal, found, expected))
+
+
+def test_a_sequence_needs_only_what_its_adjoint_calls(key):
+  def no_step(*args):
+    raise NotImplementedError
+
+  args = arguments(lstm, key)
+  by_forward = lstm_with()._replace(step=None, recur=no_step)
+  by_step = lstm_with()._replace(forward=None, recur=no_step)
+  for cell, adjoint in ((by_forward, Autodiff()), (by_step, Step())):
+    cell = cell._replace(recur_backward=None, parameter_gradients=None)
+    found = unroll(cell, *args, adjoint=adjoint)
+    assert worst(found, unroll(lstm, *args, adjoint=adjoint)) == 0
+  parts_alone = lstm_with()._replace(forward=None, step=None)
+  found, expected = (
+    state_cotangents(c, *args, normal_like(key, args[1]))
+    for c in (parts_alone, lstm)
+  )
+  assert worst(found, expected) == 0
 
 
 def project_in_the_dtype_of_x(params, x):
@@ -198,7 +237,7 @@ def test_a_step_keeps_the_dtypes_of_the_state(adjoint, functions):
   assert run(None, xs)[1].dtype == jnp.bfloat16
   assert run(lstm.initial_state(weights(), (B,)), XS)[1].dtype == jnp.float32
   assert_refused(
-    "a step must keep the dtypes of the state, h bfloat16, c float32, got h "
-    "float32, c float32 with inputs of float32",
+    "a step of CellOfFunctions must return the state in the shapes and dtypes "
+    "that it has (`cast_like` keeps dtypes)",
     lambda: run(None, XS),
   )

@@ -301,6 +301,7 @@ def test_the_default_tolerances_are_refused_to_other_dtypes_than_float64(key):
     with pytest.raises(ValueError, match=message.format("float32")):
       report.passes(**given)
   assert report.passes(autodiff=0.0, differences=1.0)
+  assert report.passes(autodiff=1e-12, differences=1e-1)  # a default, but given
   assert not report.passes(autodiff=0.0, differences=0.0)
   with pytest.raises(ValueError, match=message.format("float32, float64")):
     both.passes()

@@ -119,6 +119,16 @@ def test_a_gradient_whose_norm_overflows_is_skipped(optimizer, clip_norm):
   assert updates["w"].all()
 
 
+def test_a_rule_that_skips_takes_the_extra_arguments_of_optax():
+  rule = make_optimizer(OptimizerConfig(nonfinite="skip"), 9)
+  params = {"w": jnp.ones((2, 2))}
+  found, expected = (
+    rule.update(params, rule.init(params), params, **extra)[0]
+    for extra in ({"value": 1.0}, {})
+  )
+  assert worst(found, expected) == 0
+
+
 def test_a_norm_that_overflows_in_float16_alone_is_not_skipped():
   config = OptimizerConfig(optimizer="sgd", clip_norm=0, nonfinite="skip")
   rule = make_optimizer(config, 100)
