@@ -153,8 +153,8 @@ class Own(NamedTuple):
   initial_state: object
   project: object
   recur: object
-  forward: object
-  step: object
+  recur_backward: object
+  parameter_gradients: object
 
 
 @pytest.mark.usefixtures("h100")
