@@ -138,8 +138,8 @@ def agreed_request(
   Args:
     requests: signals that this process has received.
     agree_now: whether several processes exchange their requests in this call,
-      which all of them must then make, to stop at the same step. Without it,
-      each of several is told None.
+      which all of them must then make, to stop at the same step. Otherwise
+      the result is None in each of several.
   """
   request = int(requests[0]) if requests else 0
   if jax.process_count() > 1:
@@ -181,8 +181,8 @@ def open_shared_run_dir(
   """Hold the run directory in the first process, for all of them.
 
   Yields:
-    As `open_run_dir`, which may extend a finished run; but how many epochs that
-    had is told to the first process alone, which prints it.
+    As `open_run_dir`, which may extend a finished run; but only in the first
+    process, which prints, does the result say how many epochs that run had.
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the

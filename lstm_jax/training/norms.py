@@ -1,4 +1,4 @@
-"""The norm of each part of a model's weights, or of their gradient."""
+"""The norm of a model's weights or of their gradient, whole and by part."""
 
 from typing import Any
 
@@ -7,6 +7,11 @@ import optax
 
 from lstm_jax.cells.precision import upcast
 from lstm_jax.language.model import LanguageParams
+
+
+def global_norm(tree: Any) -> jax.Array:
+  """Return the Euclidean norm of all arrays as one, in float32 or wider."""
+  return optax.tree.norm(upcast(tree))
 
 
 def part_norms(tree: LanguageParams) -> dict[str, jax.Array]:
@@ -23,4 +28,4 @@ def part_norms(tree: LanguageParams) -> dict[str, jax.Array]:
   parts: dict[str, Any] = {"embedding": tree.embedding}
   parts |= {f"layer{n}": layer for n, layer in enumerate(tree.layers, start=1)}
   parts["readout"] = tree.readout, tree.bias
-  return {name: optax.tree.norm(upcast(part)) for name, part in parts.items()}
+  return {name: global_norm(part) for name, part in parts.items()}

@@ -10,6 +10,7 @@ import optax
 
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.language.options import check_options, option
+from lstm_jax.training.norms import global_norm
 
 Rule = Literal["adamw", "rmsprop", "sgd", "adagrad"]
 Schedule = Literal["cosine", "constant"]
@@ -121,7 +122,7 @@ def _skip_nonfinite(
   guarded = optax.apply_if_finite(rule, MAX_SKIPPED)
 
   def update(gradient, state, params=None, **extra):
-    finite = jnp.isfinite(optax.tree.norm(upcast(gradient)))
+    finite = jnp.isfinite(global_norm(gradient))
     # `guarded` tests the elements, and the norm overflows before they do.
     gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), gradient)
     return guarded.update(gradient, state, params, **extra)

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lstm_jax.cells.precision import cast_like, upcast
+from lstm_jax.cells.precision import cast_like
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.averaging import Average, init_average, update_average
-from lstm_jax.training.norms import part_norms
+from lstm_jax.training.norms import global_norm, part_norms
 
 
 @serializable
@@ -143,7 +143,7 @@ def uncompiled_train_step(
     (_, (loss, carry_next)), gradient = gradient_of(
       params, carry, tokens, targets, step_key
     )
-    norm = optax.tree.norm(upcast(gradient))
+    norm = global_norm(gradient)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
     finite = jnp.isfinite(norm)

@@ -569,7 +569,8 @@ def test_error_messages_name_what_does_not_fit(key):
     with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):
       run(state_dropout=jnp.ones(shape))
   message = (
-    "^state_dropout must be an array of factors, .* got one number; a ra"
+    "^state_dropout must be an array of factors, such as regularize.factors "
+    "returns, got one number; a rate is not a factor$"
   )
   for rate in (0.1, np.float64(0.1), jnp.float64(0.1)):
     with pytest.raises(ValueError, match=message):
