@@ -66,9 +66,14 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
     params: the weights, of the cell's type and without further axes.
 
   Raises:
-    ValueError: as above; or a step or its backward fails, or returns other
-      shapes than it must.
+    ValueError: as above; params have no w_x; or a step or its backward fails,
+      or returns other shapes than it must.
   """
+  if not hasattr(params, "w_x"):
+    raise ValueError(
+      "params must be a NamedTuple with the input weights w_x [D, ...], got "
+      f"{type(params).__name__}"
+    )
   leaves, structure = jax.tree.flatten_with_path(params)
   kinds = tuple((jnp.shape(x), jnp.result_type(x)) for _, x in leaves)
   for (path, _), (_, dtype) in zip(leaves, kinds, strict=True):

@@ -155,6 +155,24 @@ def state_on_mesh(cell, params, xs, automatic, explicit):
   return errors
 
 
+def divided_steps(params, xs, explicit):
+  """Return an error, where the mesh divides time steps in place of rows."""
+  xs, steps = xs[: T - 1], PartitionSpec("data")
+
+  @jax.jit
+  @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+  def gradients(params, xs):
+    hs = unroll(lstm, params, None, xs)[1]
+    return jnp.sum(hs**2), hs
+
+  expected = gradients(params, xs)
+  found = gradients(params, jax.device_put(xs, NamedSharding(explicit, steps)))
+  (_, hs), (_, d_xs) = found
+  for array in (hs, d_xs):
+    assert array.sharding.spec[0] == "data", array.sharding
+  return {"explicit axes, divided steps": worst(found, expected)}
+
+
 def both_directions(params, batch, automatic, explicit):
   """Return errors of `unroll_both` with any of its arguments on the mesh."""
   xs, _, lengths, reset, _ = batch
@@ -221,6 +239,7 @@ def compare(cell, found):
     on_explicit = floats(gradient(loss, weights, placed))
     found["explicit axes, language model"] = worst(on_explicit, one)
     found |= both_directions(params, batch, automatic, explicit)
+    found |= divided_steps(params, batch[0], explicit)
   found |= state_on_mesh(cell, params, batch[0], automatic, explicit)
   last, hs = jax.jit(lambda params, xs: unroll(cell, params, None, xs))(
     params, placed[0]

@@ -188,6 +188,17 @@ def test_a_cell_that_names_no_backward_has_every_option(key):
   assert all(map(jnp.array_equal, found, expected))
 
 
+def test_weights_without_w_x_are_refused():
+  cell = lstm_with(project=lambda params, x: x @ params["w"])
+  message = "params must be a NamedTuple with the input weights w_x [D, ...]"
+  params = {"w": jnp.ones((D, H))}
+  assert_refused(
+    f"{message}, got dict",
+    lambda: unroll(cell, params, None, XS, adjoint=Autodiff()),
+    lambda: cell.step(params, None, XS[0]),
+  )
+
+
 def test_a_sequence_needs_only_what_its_adjoint_calls(key):
   def no_step(*args):
     raise NotImplementedError
