@@ -174,7 +174,7 @@ class _Observer(Observer):
   def evaluate(self, step: int, state: TrainState) -> TrainState:
     """Measure the validation loss and draw a sample.
 
-    Returns the state to go on with. If this evaluation starts NT-ASGD, its
+    Returns the state to continue with. If this evaluation starts NT-ASGD, its
     weights are averaged from now on.
     """
     config, setup, logger = self._setup.config, self._setup, self._logger

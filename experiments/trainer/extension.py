@@ -75,8 +75,8 @@ def check_extension(
   limit, patience = record["patience"], config.evaluation.patience
   if result and result.get("stopped_early") and 0 < patience <= limit:
     raise ValueError(
-      f"the run in {directory} has stopped early: to go on, --patience must be "
-      f"above {limit}, or 0, got {patience}"
+      f"the run in {directory} has stopped early: to extend it, --patience "
+      f"must be above {limit}, or 0, got {patience}"
     )
 
 

@@ -100,7 +100,7 @@ def scan_outputs(
     xs: inputs [T, ..., D] or tokens [T, ...].
     extras: further arguments of a wrapped cell's steps, each [T, ...].
     like: of a linear recurrence, a state of the dtypes that hs get; None for
-      those of the first state. So the next chunk of time steps can go on from a
+      those of the first state. So the next chunk of time steps can start from a
       state that was not rounded to bfloat16.
   """
   return _scan_projected(

@@ -63,15 +63,15 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(cell, options, adjoint):
 def test_both_loops_compute_a_scan(platform, reverse, steps, key):
   """Also of fewer steps than one iteration takes, and of no multiple."""
 
-  def f(scale, carry, row, x):
+  def f(scale, carry, z, x):
     h, c = carry
     u, v = jnp.split(
-      jnp.sin(scale * row + jnp.concatenate([h, c], -1)), 2, axis=-1
+      jnp.sin(scale * z + jnp.concatenate([h, c], -1)), 2, axis=-1
     )
     y = h, {"x": x, "sum": h.sum()}
     return (u * x + h, v * c), jnp.concatenate([v, u * x], -1), y
 
-  state, rows, xs = normal_like(
+  state, zs, xs = normal_like(
     key,
     (
       (np.zeros((B, H)), np.zeros((B, H))),
@@ -81,45 +81,45 @@ def test_both_loops_compute_a_scan(platform, reverse, steps, key):
   )
 
   def body(carry, inputs):
-    carry, row, y = f(0.7, carry, *inputs)
-    return carry, (row, y)
+    carry, z, y = f(0.7, carry, *inputs)
+    return carry, (z, y)
 
-  last, (rows_after, ys) = lax.scan(body, state, (rows, xs), reverse=reverse)
+  last, (zs_after, ys) = lax.scan(body, state, (zs, xs), reverse=reverse)
   with traced_for(platform):
-    found = scan_in_place(f, 0.7, state, rows, xs, reverse)
-  expected = last, rows_after, ys
+    found = scan_in_place(f, 0.7, state, zs, xs, reverse)
+  expected = last, zs_after, ys
   assert worst((*found[:2], separate(found[2])), expected) < 1e-12
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("steps", [2, GPU_STEPS + 1])
-def test_rows_keep_their_dtype(platform, steps, key):
+def test_zs_keep_their_dtype(platform, steps, key):
   """Also beside a wider state, and in the derivative."""
-  state, rows = normal_like(
+  state, zs = normal_like(
     key, (np.zeros((B, H)), np.zeros((steps, B, H), np.float32))
   )
 
-  def f(_, carry, row, x):
-    carry = carry + row.astype(carry.dtype)
+  def f(_, carry, z, x):
+    carry = carry + z.astype(carry.dtype)
     return carry, jnp.sin(carry), ()
 
-  def run(rows):
-    return scan_in_place(f, (), state, rows, None, False)[1]
+  def run(zs):
+    return scan_in_place(f, (), state, zs, None, False)[1]
 
   with traced_for(platform):
-    after, tangents = jax.jvp(run, (rows,), (rows,))
+    after, tangents = jax.jvp(run, (zs,), (zs,))
   assert after.dtype == tangents.dtype == jnp.float32
-  sums = np.cumsum(np.asarray(rows), axis=0, dtype=float)
+  sums = np.cumsum(np.asarray(zs), axis=0, dtype=float)
   states = np.asarray(state) + sums
   assert worst(after, np.float32(np.sin(states))) < 1e-6
   assert worst(tangents, np.float32(np.cos(states) * sums)) < 1e-6
 
 
 def squared(gradient):
-  return lambda rows: (gradient(rows) ** 2).sum()
+  return lambda zs: (gradient(zs) ** 2).sum()
 
 
-DERIVATIVES = {  # of a function of rows [N, T, 2]
+DERIVATIVES = {  # of a function of zs [N, T, 2]
   "hessian": lambda f: jax.vmap(jax.hessian(f)),
   "hessian_of_vmap": lambda f: jax.hessian(lambda x: jax.vmap(f)(x).sum()),
   "forward_twice": lambda f: jax.vmap(jax.jacfwd(jax.jacfwd(f))),
@@ -141,31 +141,31 @@ def test_its_derivatives_are_those_of_a_scan(platform, steps, derivative, key):
   """Also where the function is compiled before it is differentiated."""
   flags = jnp.arange(steps) % 2 == 0
 
-  def step(scale, carry, row, flag):
-    carry = jnp.where(flag, jnp.sin(scale * row + carry), carry)
-    return carry, carry * row, (carry, {"x": jnp.cos(row)})
+  def step(scale, carry, z, flag):
+    carry = jnp.where(flag, jnp.sin(scale * z + carry), carry)
+    return carry, carry * z, (carry, {"x": jnp.cos(z)})
 
   def body(carry, inputs):
-    carry, row, y = step(0.7, carry, *inputs)
-    return carry, (row, y)
+    carry, z, y = step(0.7, carry, *inputs)
+    return carry, (z, y)
 
-  def weigh(last, rows, ys):
-    return (last**2).sum() + (rows**3).sum() + (ys[0] * ys[1]["x"]).sum()
+  def weigh(last, zs, ys):
+    return (last**2).sum() + (zs**3).sum() + (ys[0] * ys[1]["x"]).sum()
 
-  def by_scan(rows):
-    last, (after, ys) = lax.scan(body, rows[0], (rows, flags))
+  def by_scan(zs):
+    last, (after, ys) = lax.scan(body, zs[0], (zs, flags))
     return weigh(last, after, ys)
 
-  def in_place(rows):
-    last, after, ys = scan_in_place(step, 0.7, rows[0], rows, flags, False)
+  def in_place(zs):
+    last, after, ys = scan_in_place(step, 0.7, zs[0], zs, flags, False)
     return weigh(last, after, separate(ys))
 
-  rows = normal_like(key, np.zeros((3, steps, 2)))
+  zs = normal_like(key, np.zeros((3, steps, 2)))
   derivative = DERIVATIVES[derivative]
-  expected = jax.jit(derivative(by_scan))(rows)
+  expected = jax.jit(derivative(by_scan))(zs)
   with traced_for(platform):
     for f in (in_place, jax.jit(in_place)):
-      found = jax.jit(derivative(f))(rows)
+      found = jax.jit(derivative(f))(zs)
       assert worst(found, expected) < 1e-12 * max(1, abs(expected).max())
 
 

@@ -69,7 +69,7 @@ def test_a_run_that_stopped_early_goes_on_without_a_limit(
   for patience in (1, 2):
     more = replace(config, num_epochs=2, patience=patience)
     with pytest.raises(
-      ValueError, match=r"stopped early: to go on, --patience"
+      ValueError, match="stopped early: to extend it, --patience must be above"
     ):
       train.run(more, console)
   with pytest.raises(ValueError, match="a larger --patience, or 0, extends it"):
