@@ -6,13 +6,13 @@ Some cells (`linear_recurrence` of a `Cell`) have, in every unit,
 
 where neither λₜ nor uₜ depends on the state, and units do not mix. Everything
 but this recurrence can then be computed for all time steps at once, from the
-pre-activations aₜ = project(xₜ):
+projected inputs axₜ = project(xₜ):
 
 Forward                               Backward
-  uₜ = recur(0, aₜ)                     λₜ  as in the forward
+  uₜ, _ = recur(0, axₜ)                 λₜ  as in the forward
   λₜ = ∂sₜ/∂sₜ₋₁                        eₜ  = λₜ ⊙ eₜ₊₁ + λₜ ⊙ dhₜ    (scan)
   sₜ = λₜ ⊙ sₜ₋₁ + uₜ    (scan)          dsₜ = eₜ₊₁ + dhₜ
-  rₜ = recur(sₜ₋₁, aₜ)                  daₜ = recur_backward(rₜ, dsₜ)
+  _, rₜ = recur(sₜ₋₁, axₜ)              daₜ = recur_backward(rₜ, dsₜ)
 
 with rₜ the gates and residuals, dhₜ the cotangent of the output hₜ, and eₜ₊₁
 that part of the cotangent of sₜ which comes from all later steps; e_{T+1} is
@@ -24,9 +24,9 @@ and dropout, therefore need no function for λₜ.
 Both scans are one function, `linear_scan`. On a GPU it is a parallel scan over
 time (Blelloch 1990; Martin and Cundy 2018, Parallelizing linear recurrent
 neural nets over sequence length): about 2 log₂ T kernels, where a loop launches
-one at each of the T steps. On a CPU it is a loop with one multiplication and
-one addition a unit: there a parallel scan is slower at every size measured, as
-it reads and writes the whole sequence several times.
+one at each of the T steps. On a CPU it is a loop of λ s + u: there a parallel
+scan is slower at every size measured, as it reads and writes the whole sequence
+several times.
 
 A parallel scan multiplies the λ of many time steps: if they are above 1, as
 state dropout can make them, the product can overflow where the loop does not.
@@ -54,14 +54,19 @@ def is_linear(cell: Cell) -> bool:
 def linear_scan(
   decay: jax.Array, increment: jax.Array, first: jax.Array, *, reverse: bool
 ) -> jax.Array:
-  """Return sₜ = λₜ ⊙ sₜ₋₁ + uₜ for every t, [T, ...].
+  """Return sₜ = λₜ ⊙ sₜ₋₁ + uₜ for every t.
+
+  Where λₜ is 0, the state before it counts as 0 even if it is not finite.
 
   Args:
-    decay: λ, [T, ...].
+    decay: λ, [T, ...], T ≥ 1.
     increment: u, [T, ...].
     first: the state before the step that is taken first, [...]. The others are
       cast to its dtype.
     reverse: from the last step to the first: with sₜ₊₁ in place of sₜ₋₁.
+
+  Returns:
+    s, [T, ...], in the dtype of `first`.
   """
   decay, increment = decay.astype(first.dtype), increment.astype(first.dtype)
   if is_cpu() or not isinstance(decay.shape[0], int):  # T may be symbolic
@@ -75,7 +80,7 @@ def linear_scan(
 
   def combine(earlier, later):
     decay, increment = earlier
-    product = jnp.where(decay == 0, 0, _decayed(later[0], decay))  # no 0 · inf
+    product = _product(decay, later[0])
     return product, _decayed(later[0], increment) + later[1]
 
   decays, sums = lax.associative_scan(
@@ -88,6 +93,13 @@ def _decayed(decay: jax.Array, state: jax.Array) -> jax.Array:
   """Return λ ⊙ s, and 0 where λ is 0, as at a reset, and s is not finite."""
   cleared = (decay == 0) & ~jnp.isfinite(state)
   return decay * jnp.where(cleared, 0, state)
+
+
+def _product(first: jax.Array, second: jax.Array) -> jax.Array:
+  """Return λ ⊙ λ', and 0 where one is 0 and the other is not finite."""
+  hidden = (first == 0) & ~jnp.isfinite(second)
+  hidden |= (second == 0) & ~jnp.isfinite(first)
+  return jnp.where(hidden, 0, first) * jnp.where(hidden, 0, second)
 
 
 def all_states(
@@ -105,7 +117,7 @@ def all_states(
     cell: a cell with a linear recurrence.
     params: the weights.
     state: the state before the first step, [...]. The last one has its dtypes.
-    axs: the projected inputs, [T, ..., K].
+    axs: the projected inputs, [T, ..., K], where K is G·H of `Cell`.
     extras: further arguments of a wrapped cell's steps, each [T, ...].
     reverse: from the last step to the first.
     like: a state of the dtypes that the states after every step get.
@@ -131,9 +143,10 @@ def forward(
   reverse: bool,
   like: State,
 ) -> tuple[State, jax.Array, tuple[jax.Array, Any]]:
-  """Return (last state, gates, (hs, residuals)), the last three [T, ...].
+  """Return (last state, gates, (hs, residuals)).
 
-  Its arguments are those of `all_states`.
+  Its arguments are those of `all_states`. Gates are [T, ..., K], in the dtype
+  of axs, hs [T, ..., H], and residuals [T, ...].
   """
   last, states = all_states(cell, params, state, axs, extras, reverse, like)
   before = states_before(state, states, reverse)
@@ -151,7 +164,7 @@ def backward(
   extras: tuple,
   reverse: bool,
 ) -> tuple[State, jax.Array, list]:
-  """Return (d_state before the first step, das, extra cotangents).
+  """Return (d_state before the first step, das [T, ..., K], extra cotangents).
 
   Args:
     cell: a cell with a linear recurrence.

@@ -246,6 +246,31 @@ def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
   assert worst(found, expected) < 1e-12 * abs(expected).max()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_one_decay_of_zero_keeps_the_gradient_of_the_others(device, reverse):
+  """By λ itself: that of a zero is the state before it, times later λ."""
+  draw = np.random.default_rng(0)
+  decay = draw.uniform(0.3, 0.9, (15, B, H))
+  decay[draw.integers(15, size=(2, B)), np.arange(B)] = 0
+  arrays = decay, draw.normal(size=(15, B, H)), draw.normal(size=(B, H))
+
+  def by_loop(decay, increment, state):
+    states = [state]
+    for t in range(15)[:: -1 if reverse else 1]:
+      states.append(decay[t] * states[-1] + increment[t])
+    return jnp.stack(states[1:])[:: -1 if reverse else 1]
+
+  def gradients(scan):
+    return jax.jit(jax.grad(lambda *xs: (scan(*xs) ** 2).sum(), (0, 1, 2)))
+
+  arrays = tuple(map(jnp.asarray, arrays))
+  expected = gradients(by_loop)(*arrays)
+  with traced_for(device):
+    found = gradients(partial(linear_scan, reverse=reverse))(*arrays)
+  assert worst(found, expected) < 1e-12
+
+
 def test_bfloat16_states_are_summed_in_float32(key):
   """1,000 steps of weight 1 − 1/1000: bfloat16 would stop at 0.5, not 0.63."""
   params = jax.tree.map(
