@@ -7,8 +7,8 @@ changed, from
   dc = dc_sum * f      to      dc = 1.01 * (dc_sum * f)
 
 The module's source is parsed, the term is scaled, and the result is executed as
-a new module; the cell itself needs no support for this. The outputs of a step
-are unchanged, so a gradient check of the copy must fail.
+a new module; the cell itself needs no support for this. A gradient check of the
+copy must fail, unless the term is 0 for its inputs.
 
 A cell that a function made of a module's (`MadeCell`) has the terms of that
 module, and its copy is made of the module's copy.
@@ -20,7 +20,8 @@ is that of the input gate). Of a name that is assigned several times, each
 assignment is a term: `du#1`, `du#2`. An assignment that only gives a variable
 another name, such as `da = x`, is not a term. A backward is the functions of
 `ROOTS` and those that they call: every name there that begins with d is taken
-for a gradient.
+for a gradient. (So in a cell that writes a `forward` of its own, name nothing
+there with a d: it would be scaled too, and change the outputs.)
 """
 
 import ast
@@ -45,7 +46,12 @@ ROOTS = (
 
 
 def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
-  """Return the name of every term in the module's backward, line by line."""
+  """Return the terms of a module's backward, in the order of their lines.
+
+  Raises:
+    TypeError: it is neither a module nor a `MadeCell`, or built into Python.
+    OSError: the module's source is not to be had.
+  """
   if isinstance(module, MadeCell):
     module = module.module
   names = []
@@ -67,7 +73,7 @@ def plant(
 
   Raises:
     ValueError: the module has no such term.
-    OSError: the module's source is not to be had.
+    TypeError, OSError: as in `terms`.
   """
   if isinstance(module, MadeCell):
     planted = plant(module.module, term, factor)
@@ -90,13 +96,12 @@ def plant(
   elif isinstance(assignment.targets[0], ast.Name):
     assignment.value = _call(assignment.value)
   else:
-    index = _targets(assignment).index(name)
-    assignment.value = _call(assignment.value, index)
+    assignment.value = _call(assignment.value, *_place(assignment, name))
 
-  def scale(value, index=None):
-    if index is not None:
+  def scale(value, *place):
+    if place:
       value = list(value)
-      value[index] = scale(value[index])
+      value[slice(*place)] = scale(value[slice(*place)])
       return value
     return jax.tree.map(scale_leaf, value)
 
@@ -124,6 +129,10 @@ def plant(
 
 def _parse(module: ModuleType) -> ast.Module:
   """Return a module's syntax tree, with assignments as `name = value`."""
+  if not isinstance(module, ModuleType):
+    raise TypeError(
+      f"a cell must be a module or a MadeCell, got {type(module).__name__}"
+    )
   return _Plain().visit(ast.parse(inspect.getsource(module)))
 
 
@@ -154,10 +163,9 @@ class _Scale(ast.NodeTransformer):
     return _call(node) if node is self.node else self.generic_visit(node)
 
 
-def _call(value, index=None):
-  arguments = [value] if index is None else [value, ast.Constant(index)]
+def _call(value, *place):
   function = ast.Name("__scale__", ast.Load())
-  return ast.Call(function, arguments, [])
+  return ast.Call(function, [value, *map(ast.Constant, place)], [])
 
 
 def _named(tree: ast.Module) -> Iterator[tuple[str, str, ast.Assign]]:
@@ -194,29 +202,55 @@ def _assignments(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
       )
       queue += [name for name in called if name in functions]
-  return [
-    node
+  found = {  # each once: a function may lie within another
+    id(node): node
     for same_name in reached.values()
     for function in same_name
     for node in ast.walk(function)
     if isinstance(node, ast.Assign) and any(_targets(node))
-  ]
+  }
+  return [*found.values()]
 
 
 def _targets(assignment):
-  """Return the names assigned, "" for those that do not begin with d.
+  """Return the variables assigned, "" for those that do not begin with d.
 
   There are none if the value is only another variable.
   """
   if isinstance(assignment.value, ast.Name):
     return []
-  elements = [
-    element
+  names = [
+    name
     for target in assignment.targets  # several in d = e = …
-    for element in (target.elts if isinstance(target, ast.Tuple) else [target])
+    for name in map(
+      _variable, target.elts if isinstance(target, ast.Tuple) else [target]
+    )
   ]
-  names = [ast.unparse(element) for element in elements]
   return [name if name.startswith("d") else "" for name in names]
+
+
+def _variable(target):
+  """Return the name of a target, or of a starred one; "" for dw["x"]."""
+  if isinstance(target, ast.Starred):
+    target = target.value
+  return target.id if isinstance(target, ast.Name) else ""
+
+
+def _place(assignment, name):
+  """Return where `name` is in what is assigned: (start, stop) of a slice."""
+  elements = next(
+    target.elts
+    for target in assignment.targets
+    if isinstance(target, ast.Tuple) and name in map(_variable, target.elts)
+  )
+  index = [*map(_variable, elements)].index(name)
+  starred = [isinstance(element, ast.Starred) for element in elements]
+  from_end = index - len(elements) + 1 or None
+  if starred[index]:
+    return index, from_end
+  if any(starred[:index]):
+    return index - len(elements), from_end
+  return index, index + 1
 
 
 def _parts(node):

@@ -1,4 +1,3 @@
-import importlib
 import inspect
 import re
 
@@ -117,18 +116,6 @@ def test_a_planted_error_in_the_loss_is_caught(key):
     assert report.passes() == passes
 
 
-def test_the_terms_of_the_lstm_are_the_lines_of_its_docstring():
-  names = {term for term in terms(TABLE["lstm"].cell) if "[" not in term}
-  local_gradients = "dactivation dnext_da dh_dc"
-  lines = "dc_sum da dh dc dx dw_x dw_h db"
-  assert names == {*local_gradients.split(), *lines.split()}
-
-
-def test_an_unknown_term_is_an_error_that_lists_the_terms():
-  with pytest.raises(ValueError, match="no term 'dq'; it has dh_da, da, dh, "):
-    plant(TABLE["rnn"].cell, "dq")
-
-
 def test_coordinates_near_zero_raise_no_alarm(key):
   """Gradients of 1 and of 1e-30: a rounding of the latter is no error."""
   x = {"a": jnp.ones(2), "b": jnp.ones(3)}
@@ -198,65 +185,6 @@ def test_outputs_of_different_shapes_are_an_error(key):
 def test_outputs_without_elements_are_an_error(f, key):
   with pytest.raises(ValueError, match="the outputs must have elements, got"):
     gradcheck(f, f, jnp.ones(3), key)
-
-
-def module_of(tmp_path, name, source):
-  (tmp_path / f"{name}.py").write_text(source)
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    monkeypatch.syspath_prepend(tmp_path)
-    return importlib.import_module(name)
-
-
-def test_each_assignment_to_a_name_is_a_term(tmp_path):
-  source = """
-def recur_backward(params, gates, residuals, d_state):
-  da = db = gates + d_state + residuals
-  return step_back(da) + db
-
-
-def step_back(d):
-  da = d + d
-  return da
-"""
-  module = module_of(tmp_path, "chained", source)
-  of_db = "db", "db[0]", "db[1]", "db[2]"
-  of_da = "da#1", "da#1[0]", "da#1[1]", "da#1[2]", "da#2", "da#2[0]", "da#2[1]"
-  assert {*terms(module)} == {*of_da, *of_db}
-  x = jnp.ones(())
-  assert module.recur_backward(None, x, x, x) == 6 + 3
-  for term, expected in (
-    ("da#1[2]", (2 * 5) + 5),
-    ("da#2", (3 * 6) + 3),
-    ("da#2[0]", (3 + 1) * 3 + 3),
-  ):
-    planted = plant(module, term, 3.0)
-    assert planted.recur_backward(None, x, x, x) == expected
-
-
-def test_assignments_with_a_type_or_an_addition_are_terms(tmp_path):
-  source = """
-def recur_backward(params, gates, residuals, d_state):
-  da: float = gates * d_state
-  dh = residuals + d_state
-  dh += da * residuals
-  dc: float
-  dw = [dh]
-  dw[0] += 0
-  return dh
-"""
-  module = module_of(tmp_path, "typed", source)
-  of_dh = "dh#1", "dh#1[0]", "dh#1[1]", "dh#2", "dh#2[0]", "dh#2[1]"
-  assert terms(module) == ("da", *of_dh, "dw")
-  x = jnp.float64(2.0)
-  arguments = None, x, x + 1, x + 2
-  assert module.recur_backward(*arguments) == (3 + 4) + 2 * 4 * 3
-  for term, expected in (
-    ("da", (3 + 4) + 10 * 2 * 4 * 3),
-    ("dh#1", 10 * (3 + 4) + 2 * 4 * 3),
-    ("dh#2", 10 * ((3 + 4) + 2 * 4 * 3)),
-  ):
-    planted = plant(module, term, 10.0)
-    assert planted.recur_backward(*arguments) == expected
 
 
 def test_precision_of_the_differences_is_that_of_the_docstring(key):

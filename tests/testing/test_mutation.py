@@ -1,0 +1,127 @@
+"""The terms of a backward: which there are, and what planting one changes."""
+
+import importlib
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from lstm_jax.sequence import wrappers
+from lstm_jax.testing import plant, terms
+from tests.contract import TABLE
+
+
+def test_the_terms_of_the_lstm_are_the_lines_of_its_docstring():
+  names = {term for term in terms(TABLE["lstm"].cell) if "[" not in term}
+  local_gradients = "dactivation dnext_da dh_dc"
+  lines = "dc_sum da dh dc dx dw_x dw_h db"
+  assert names == {*local_gradients.split(), *lines.split()}
+
+
+def test_an_unknown_term_is_an_error_that_lists_the_terms():
+  with pytest.raises(ValueError, match="no term 'dq'; it has dh_da, da, dh, "):
+    plant(TABLE["rnn"].cell, "dq")
+
+
+def module_of(tmp_path, name, source):
+  (tmp_path / f"{name}.py").write_text(source)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.syspath_prepend(tmp_path)
+    return importlib.import_module(name)
+
+
+def test_each_assignment_to_a_name_is_a_term(tmp_path):
+  source = """
+def recur_backward(params, gates, residuals, d_state):
+  da = db = gates + d_state + residuals
+  return step_back(da) + db
+
+
+def step_back(d):
+  da = d + d
+  return da
+"""
+  module = module_of(tmp_path, "chained", source)
+  of_db = "db", "db[0]", "db[1]", "db[2]"
+  of_da = "da#1", "da#1[0]", "da#1[1]", "da#1[2]", "da#2", "da#2[0]", "da#2[1]"
+  assert {*terms(module)} == {*of_da, *of_db}
+  x = jnp.ones(())
+  assert module.recur_backward(None, x, x, x) == 6 + 3
+  for term, expected in (
+    ("da#1[2]", (2 * 5) + 5),
+    ("da#2", (3 * 6) + 3),
+    ("da#2[0]", (3 + 1) * 3 + 3),
+  ):
+    planted = plant(module, term, 3.0)
+    assert planted.recur_backward(None, x, x, x) == expected
+
+
+def test_assignments_with_a_type_or_an_addition_are_terms(tmp_path):
+  source = """
+def recur_backward(params, gates, residuals, d_state):
+  da: float = gates * d_state
+  dh = residuals + d_state
+  dh += da * residuals
+  dc: float
+  dw = [dh]
+  dw[0] += 0
+  return dh
+"""
+  module = module_of(tmp_path, "typed", source)
+  of_dh = "dh#1", "dh#1[0]", "dh#1[1]", "dh#2", "dh#2[0]", "dh#2[1]"
+  assert terms(module) == ("da", *of_dh, "dw")
+  x = jnp.float64(2.0)
+  arguments = None, x, x + 1, x + 2
+  assert module.recur_backward(*arguments) == (3 + 4) + 2 * 4 * 3
+  for term, expected in (
+    ("da", (3 + 4) + 10 * 2 * 4 * 3),
+    ("dh#1", 10 * (3 + 4) + 2 * 4 * 3),
+    ("dh#2", 10 * ((3 + 4) + 2 * 4 * 3)),
+  ):
+    planted = plant(module, term, 10.0)
+    assert planted.recur_backward(*arguments) == expected
+
+
+def test_targets_of_a_tuple_are_terms_and_elements_of_a_tree_are_not(tmp_path):
+  source = """
+def recur_backward(params, gates, residuals, d_state):
+  dw = {}
+  dw["x"] = gates * d_state
+  dw[1] = gates + d_state
+  first, *das = 1.0, 2.0, 3.0
+  *rest, dlast = 1.0, 2.0, 3.0
+  dh, *others, (dc, dn) = 1.0, 2.0, (3.0, 4.0)
+  return first, das, rest, dlast, dh, others
+"""
+  module = module_of(tmp_path, "targets", source)
+  assert terms(module) == ("dw", "das", "dlast", "dh")
+  for term, expected in (
+    ("das", (1, [20, 30], [1, 2], 3, 1, [2])),
+    ("dlast", (1, [2, 3], [1, 2], 30, 1, [2])),
+    ("dh", (1, [2, 3], [1, 2], 3, 10, [2])),
+  ):
+    planted = plant(module, term, 10.0)
+    assert planted.recur_backward(None, 1.0, None, 1.0) == expected
+
+
+def test_a_function_within_another_has_its_terms_once(tmp_path):
+  source = """
+def recur_backward(params, gates, residuals, d_state):
+  def inner(x):
+    da = x * d_state
+    return da
+  return inner(gates)
+"""
+  module = module_of(tmp_path, "nested", source)
+  assert terms(module) == ("da",)
+  assert plant(module, "da", 3.0).recur_backward(None, 2.0, None, 5.0) == 30
+
+
+def test_what_has_no_source_is_refused():
+  wrapped = wrappers.masked(TABLE["lstm"].cell)
+  message = "^a cell must be a module or a MadeCell, got Wrapped$"
+  for function in (terms, lambda cell: plant(cell, "da")):
+    with pytest.raises(TypeError, match=message):
+      function(wrapped)
+    with pytest.raises(TypeError, match="built-in module"):
+      function(sys)
