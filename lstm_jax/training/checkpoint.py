@@ -102,8 +102,7 @@ class CheckpointWriter:
       CheckpointError: the directory holds a checkpoint of this or a later step,
         or this checkpoint or the one before it cannot be written.
     """
-    if not isinstance(step, Integral) or isinstance(step, bool) or step < 0:
-      raise ValueError(f"step must be an integer of at least 0, got {step!r}")
+    check_step(step)
     if not isinstance(description, dict):
       kind = type(description).__name__
       raise ValueError(f"description must be a dictionary, got {kind}")
@@ -201,6 +200,12 @@ def _copied(leaf: Any) -> Any:
   overwritten.
   """
   return np.array(leaf) if is_whole(leaf) else leaf
+
+
+def check_step(step: Any) -> None:
+  """Raise ValueError unless this can be the step of a checkpoint."""
+  if not isinstance(step, Integral) or isinstance(step, bool) or step < 0:
+    raise ValueError(f"step must be an integer of at least 0, got {step!r}")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from lstm_jax.training.checkpoint import (
   PARAMS,
   STATE,
   CheckpointError,
+  check_step,
   checkpoint_errors,
 )
 from lstm_jax.training.checksum import (
@@ -37,12 +38,16 @@ class Checkpoint(NamedTuple):
 
 
 def list_checkpoints(directory: str | os.PathLike) -> list[int]:
-  """Return the steps of the complete checkpoints, in ascending order."""
+  """Return the steps of the complete checkpoints, in ascending order.
+
+  Raises:
+    OSError: the directory cannot be read. A missing one has no checkpoints.
+  """
   directory = Path(directory)
   if not directory.is_dir():
     return []
   names = [path.name for path in directory.iterdir() if path.is_dir()]
-  # Not "007", nor digits of other scripts, which are not of a checkpoint.
+  # A checkpoint's name is its step as `str` writes it; "007" and "٣" are none.
   return sorted(
     int(name) for name in names if name.isdecimal() and str(int(name)) == name
   )
@@ -54,14 +59,16 @@ def read_checkpoint(
   """Return the step and the description of one checkpoint, or of the newest.
 
   Raises:
+    ValueError: step is no integer of at least 0.
     CheckpointError: the checkpoint is missing, unreadable or damaged.
   """
   directory = Path(directory)
-  steps = list_checkpoints(directory)
-  if not steps or step not in (None, *steps):
-    of_step = "" if step is None else f" of step {step}"
-    raise CheckpointError(f"{directory} holds no checkpoint{of_step}")
-  step = steps[-1] if step is None else step
+  if step is None:
+    with checkpoint_errors(f"{directory} cannot be read"):
+      steps = list_checkpoints(directory)
+    if not steps:
+      raise CheckpointError(f"{directory} holds no checkpoint")
+    step = steps[-1]
   with _reading(directory, step) as manager:
     description = dict(_read_json(manager, step, DESCRIPTION))
     checksums = _read_json(manager, step, CHECKSUMS)
@@ -83,14 +90,20 @@ def read_params(directory: str | os.PathLike, step: int, like: Any) -> Any:
     A tree of NumPy arrays; `place` divides them over devices.
 
   Raises:
+    ValueError: step is no integer of at least 0, or two arrays of `like` have
+      the same name.
     CheckpointError: the checkpoint holds other arrays than `like`, or is
-      unreadable or damaged.
+      missing, unreadable or damaged.
   """
   return _read_arrays(Path(directory), step, PARAMS, like)
 
 
 def read_state(directory: str | os.PathLike, step: int, like: Any) -> Any:
-  """Return the state of one checkpoint; see `read_params`."""
+  """Return the state of one checkpoint; see `read_params`.
+
+  Raises:
+    CheckpointError: also if the checkpoint was saved without a state.
+  """
   directory = Path(directory)
   if (directory / str(step)).is_dir() and not has_state(directory, step):
     raise CheckpointError(
@@ -108,10 +121,12 @@ def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
   like = jax.tree.map(  # numbers too were saved as arrays
     lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), like
   )
+  expected = _shapes({item: like})
   with _reading(directory, step) as manager:
     stored = manager.item_metadata(step)[item]
-    _check_shapes(directory, step, getattr(stored, "tree", stored), like)
-    # As NumPy arrays (these take no memory): for others, orbax would look for
+    found = _shapes({item: getattr(stored, "tree", stored)})
+    _check_shapes(directory, step, found, expected)
+    # As NumPy arrays (these take no memory): JAX arrays would be restored to
     # the devices that wrote them.
     empty = jax.tree.map(
       lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like
@@ -143,9 +158,10 @@ def _reading(directory: Path, step: int) -> Iterator[ocp.CheckpointManager]:
     DESCRIPTION: ocp.JsonCheckpointHandler(),
     CHECKSUMS: ocp.JsonCheckpointHandler(),
   }
-  with checkpoint_errors(
-    f"the checkpoint in {directory}/{step} cannot be read"
-  ):
+  check_step(step)
+  if not (directory / str(step)).is_dir():
+    raise CheckpointError(f"{directory} holds no checkpoint of step {step}")
+  with checkpoint_errors(f"the checkpoint {directory}/{step} cannot be read"):
     options = ocp.CheckpointManagerOptions(
       create=False, multiprocessing_options=_single_process()
     )
@@ -165,18 +181,19 @@ def _read_json(manager: ocp.CheckpointManager, step: int, item: str) -> Any:
 
 def _damage(directory: Path, step: int, name: str) -> str:
   return (
-    f"the checkpoint in {directory}/{step} is damaged: {name} is not what was "
+    f"the checkpoint {directory}/{step} is damaged: {name} is not what was "
     "written"
   )
 
 
-def _check_shapes(directory: Path, step: int, stored: Any, like: Any) -> None:
+def _check_shapes(
+  directory: Path, step: int, found: dict[str, str], expected: dict[str, str]
+) -> None:
   """Raise CheckpointError where the stored arrays are not those expected."""
-  found, expected = _shapes(stored), _shapes(like)
   for name in [*expected, *found]:
     if found.get(name) != expected.get(name):
       raise CheckpointError(
-        f"the checkpoint in {directory}/{step} is of another configuration: "
+        f"the checkpoint {directory}/{step} is of another configuration: "
         f"{name} must be {expected.get(name, 'absent')}, "
         f"got {found.get(name, 'none')}"
       )

@@ -27,8 +27,14 @@ def json_checksum(value: Any) -> str:
 def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
   """Return the SHA-256 of the bytes of each array, or of each of its shards.
 
-  All processes must call it, since each has shards that the others need. Whole
-  arrays are those of the first process.
+  All processes must call it, since each has shards that the others need. The
+  checksum of an array that every device holds whole is that of process 0.
+
+  Args:
+    trees: trees of arrays, by the names that begin those of their arrays.
+
+  Raises:
+    ValueError: two arrays have the same name.
   """
   checksums = {}
   for name, leaf in named_leaves(trees).items():
@@ -48,6 +54,9 @@ def find_damaged(
   trees: Mapping[str, Any], checksums: Mapping[str, str]
 ) -> str | None:
   """Return the first array that does not match its checksums, or lacks one.
+
+  Bytes alone are compared, not dtypes or shapes; an array without elements
+  needs no checksum.
 
   Args:
     trees: whole arrays, by any names.
@@ -90,10 +99,10 @@ def _union_of_processes(own: dict[str, str]) -> dict[str, str]:
   sizes = multihost_utils.process_allgather(np.int32(text.size))
   padded = np.zeros(sizes.max(), np.uint8)
   padded[: text.size] = text
-  texts = multihost_utils.process_allgather(padded)
+  rows = multihost_utils.process_allgather(padded)
   union: dict[str, str] = {}
-  for text, size in zip(np.asarray(texts), sizes, strict=True):
-    union |= json.loads(text[:size].tobytes())
+  for row, size in zip(np.asarray(rows), sizes, strict=True):
+    union |= json.loads(row[:size].tobytes())
   return union
 
 
@@ -101,12 +110,14 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   """Return the leaves by their paths, such as "layers.0.w_x".
 
   Raises:
-    ValueError: two leaves have the same path, as with the key "a.b" beside "a".
+    ValueError: two leaves have the same path, as in {"a.b": x, "a": {"b": y}}.
   """
   named: dict[str, Any] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     if name in named:
-      raise ValueError(f"two arrays have the name {name}")
+      raise ValueError(
+        f"two arrays have the name {name}: dots join the keys of a path"
+      )
     named[name] = leaf
   return named

@@ -55,7 +55,7 @@ def test_train_then_sample(corpus, tmp_path):
     manifest.unlink()
   status, out, err = finish(start("sample", f"--run={run}"))
   assert (status, out, err.count("\n")) == (2, "", 1)
-  assert err.startswith("error: the checkpoint in ")
+  assert err.startswith(f"error: the checkpoint {run}/checkpoints/")
 
 
 @pytest.mark.exhaustive

@@ -1,4 +1,6 @@
 import json
+from functools import partial
+from pathlib import Path
 from threading import Event
 
 import jax
@@ -43,8 +45,44 @@ def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
   assert has_state(tmp_path, 8) and not has_state(tmp_path, 3)
   with pytest.raises(CheckpointError, match="/3 holds no state to resume from"):
     read_state(tmp_path, 3, jax.eval_shape(lambda: state))
-  with pytest.raises(CheckpointError, match="holds no checkpoint of step 5"):
-    read_checkpoint(tmp_path, 5)
+  for step in (5, np.int64(7)):
+    for read in (
+      read_checkpoint,
+      partial(read_params, like=params),
+      partial(read_state, like=state),
+    ):
+      message = f"^{tmp_path} holds no checkpoint of step {step}$"
+      with pytest.raises(CheckpointError, match=message):
+        read(tmp_path, step)
+
+
+def test_what_the_caller_mistakes_is_not_said_of_the_checkpoint(tmp_path):
+  writer, x = CheckpointWriter(tmp_path), np.ones(2)
+  writer.save(8, {"a": {"b": x}}, {})
+  writer.close()
+  for step in ("8", 8.0, -1, True):
+    message = rf"^step must be an integer of at least 0, got {step!r}$"
+    for read in (read_checkpoint, partial(read_params, like={})):
+      with pytest.raises(ValueError, match=message):
+        read(tmp_path, step)
+  with pytest.raises(
+    ValueError, match=r"^two arrays have the name params\.a\.b:"
+  ):
+    read_params(tmp_path, 8, {"a": {"b": x}, "a.b": x})
+  message = f"^the checkpoint {tmp_path}/8 is of another configuration: "
+  message += r"params must be float64 \(2,\), got none$"
+  with pytest.raises(CheckpointError, match=message):
+    read_params(tmp_path, 8, x)
+
+
+def test_a_directory_that_cannot_be_read_is_said_to_be(tmp_path, monkeypatch):
+  def forbidden(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(Path, "iterdir", forbidden)
+  message = f"^{tmp_path} cannot be read: PermissionError: .*denied"
+  with pytest.raises(CheckpointError, match=message):
+    read_checkpoint(tmp_path)
 
 
 def test_a_description_may_change_once_it_is_saved(tmp_path, monkeypatch):
