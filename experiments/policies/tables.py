@@ -36,8 +36,9 @@ def check_lengths(record: dict[str, Any]) -> None:
   for run in record["networks"].values():
     episodes = run.get("episodes", run["returns"])
     check_length("episodes", episodes, len(run["returns"]))
-    for row in (*run["returns"], *episodes):
-      check_length("returns", row, record["config"]["num_seeds"])
+    for name, rows in (("returns", run["returns"]), ("episodes", episodes)):
+      for row in rows:
+        check_length(name, row, record["config"]["num_seeds"])
 
 
 def _count(record: dict[str, Any]) -> int:

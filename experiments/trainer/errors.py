@@ -1,5 +1,8 @@
-"""Errors that end a training run."""
+"""The error that ends a training."""
 
 
 class Diverged(Exception):
-  """The training or validation loss is NaN or infinite."""
+  """A loss or a gradient is NaN or infinite.
+
+  Of several members or learning rates: at each of them.
+  """

@@ -52,7 +52,7 @@ def check_kernel(
   adjoint: Adjoint,
   others: dict[str, Any],
 ) -> limits.Plan:
-  """Return how the kernels divide a layer.
+  """Return how the kernels divide a layer, after a check that they take it.
 
   Args:
     cell: that of `unroll`.
@@ -74,14 +74,14 @@ def check_kernel(
   for name, value in others.items():
     if value is not None:
       raise _refused(f"no {name}")
-  arrays = [*params, *state]
-  if jnp.issubdtype(xs.dtype, jnp.floating):
-    arrays.append(xs)
-  dtypes = {array.dtype for array in arrays}
   operands = jnp.dtype(compute_dtype or params.w_h.dtype)
-  for dtype in (*dtypes, operands):
-    if dtype not in (jnp.float32, jnp.bfloat16):
-      raise _refused(f"float32 and bfloat16, got {dtype}")
+  dtypes = {f"params.{k}": v.dtype for k, v in params._asdict().items()}
+  dtypes |= {f"state.{k}": v.dtype for k, v in state._asdict().items()}
+  dtypes |= {"xs": xs.dtype, "compute_dtype": operands}
+  for name, dtype in dtypes.items():
+    token = name == "xs" and not jnp.issubdtype(dtype, jnp.floating)
+    if not token and dtype not in (jnp.float32, jnp.bfloat16):
+      raise _refused(f"float32 and bfloat16, got {name} of {dtype}")
   if 0 in params.w_x.shape:
     shape = list(params.w_x.shape)
     raise _refused(f"D and H of at least 1, got w_x {shape}")
@@ -101,13 +101,14 @@ def check_kernel(
 
 def _check_device() -> None:
   """Raise ValueError unless JAX can compile the kernels for its device."""
-  if platform() != "cuda":  # stated for a device elsewhere
+  target = platform()
+  if target not in ("gpu", "cuda"):
+    raise ValueError(
+      "implementation='mosaic_gpu' needs an H100 or H200 and lstm-jax[cuda], "
+      f"got a {target}: leave implementation out here"
+    )
+  if target == "gpu":  # JAX's own; that of `traced_for("cuda")` is elsewhere
     device = jax.devices()[0]
-    if device.platform != "gpu":
-      raise ValueError(
-        "implementation='mosaic_gpu' needs an H100 or H200 and lstm-jax[cuda], "
-        f"got a {device.platform}: leave implementation out here"
-      )
     if device.compute_capability != "9.0":
       raise ValueError(
         "implementation='mosaic_gpu' needs an H100 or H200 (compute capability "

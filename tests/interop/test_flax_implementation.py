@@ -52,7 +52,7 @@ def cells(name, dtype, param_dtype):
 @pytest.mark.everyday(2)
 @pytest.mark.parametrize("name", ["OptimizedLSTMCell", "GRUCell", "SimpleCell"])
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-def test_a_narrow_dtype_is_that_of_the_kernels_products(
+def test_the_cells_dtype_is_that_of_the_operands_of_products(
   name, dtypes, calls, key
 ):
   dtype, param_dtype, compute_dtype = dtypes
@@ -145,9 +145,9 @@ def test_what_would_run_in_flax_is_refused(key):
 @pytest.mark.usefixtures("calls")
 def test_other_dtypes_and_sizes_are_refused_by_unroll(key):
   xs = inputs(key, WIDE)
-  with refuses("takes float32 and bfloat16, got float64"):
+  with refuses("takes float32 and bfloat16, got params.w_x of float64"):
     Linen(linen_cell("GRUCell")).init(key, xs)
-  with refuses("takes float32 and bfloat16, got float64"):
+  with refuses("takes float32 and bfloat16, got params.w_x of float64"):
     NNX(nnx_cell("GRUCell"))(xs)
   with refuses("takes H up to 256 with products in float32, got 257"):
     Linen(linen.GRUCell(257)).init(key, xs)

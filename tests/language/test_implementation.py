@@ -99,8 +99,16 @@ def test_kernels_read_a_prompt_and_scans_its_last_token_and_the_rest(
     ({}, {"noise": Regularizers(zoneout_h=0.1)}, "no zoneout"),
     ({"cell": peephole_lstm}, {}, "the cells lstm, gru and rnn, got peephole"),
     ({"hidden_size": 193}, {}, "H up to 192 with products in float32, got 193"),
-    ({"dtype": jnp.float64}, {}, "float32 and bfloat16, got float64"),
-    ({"compute_dtype": jnp.float16}, {}, "float32 and bfloat16, got float16"),
+    (
+      {"dtype": jnp.float64},
+      {},
+      "float32 and bfloat16, got params.w_x of float64",
+    ),
+    (
+      {"compute_dtype": jnp.float16},
+      {},
+      "float32 and bfloat16, got compute_dtype of float16",
+    ),
   ],
 )
 def test_what_the_kernels_do_not_take_is_an_error(

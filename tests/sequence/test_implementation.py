@@ -105,6 +105,19 @@ def test_a_cpu_is_refused(run):
     run(lstm, packed(run, weights()), None, XS, implementation="mosaic_gpu")
 
 
+def test_a_cpu_is_refused_on_a_machine_with_a_gpu(monkeypatch):
+  monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  with (
+    traced_for("cpu"),
+    refuses(
+      "needs an H100 or H200 and lstm-jax[cuda], got a cpu: leave "
+      "implementation out here"
+    ),
+  ):
+    fused(lstm, weights(), None, XS)
+
+
 @pytest.mark.parametrize("version", [(0, 10, 2), (0, 11, 1), (0, 13, 0)])
 def test_another_version_of_jax_is_refused(version, monkeypatch):
   monkeypatch.setattr(jax, "__version_info__", version)
@@ -190,15 +203,15 @@ def test_other_dtypes_are_refused_in_any_place(dtype):
   name = jnp.dtype(dtype).name
   cast = partial(jax.tree.map, lambda x: x.astype(dtype))
   cases = [
-    (cast(params), state, XS, None),
-    (params._replace(b=params.b.astype(dtype)), state, XS, None),
-    (params, cast(state), XS, None),
-    (params, state._replace(c=state.c.astype(dtype)), XS, None),
-    (params, state, XS.astype(dtype), None),
-    (params, state, XS, dtype),
+    ("params.w_x", cast(params), state, XS, None),
+    ("params.b", params._replace(b=params.b.astype(dtype)), state, XS, None),
+    ("state.h", params, cast(state), XS, None),
+    ("state.c", params, state._replace(c=state.c.astype(dtype)), XS, None),
+    ("xs", params, state, XS.astype(dtype), None),
+    ("compute_dtype", params, state, XS, dtype),
   ]
-  for *arguments, compute_dtype in cases:
-    with refuses(f"takes float32 and bfloat16, got {name}"):
+  for where, *arguments, compute_dtype in cases:
+    with refuses(f"takes float32 and bfloat16, got {where} of {name}"):
       fused(lstm, *arguments, compute_dtype=compute_dtype)
 
 

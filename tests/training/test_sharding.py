@@ -21,11 +21,11 @@ from tests.training.many_devices import (
 
 SCRIPT = "tests.training.many_devices"
 WIDTH = 8  # bytes of a float64
-EXACT = 1e-12  # for sums in another order; 1e-15 was found
+EXACT = 1e-12  # for sums in another order
 
 
 def count(config):
-  """Return how many numbers a model's weights are."""
+  """Return the number of parameters."""
   shapes = jax.eval_shape(language_model(*config).init, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
@@ -38,7 +38,10 @@ def test_a_mesh_is_read_from_text():
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("datum:8", "a mesh must be data:N, model:M or both, got 'datum' in 'd"),
+    (
+      "datum:8",
+      "a mesh must be data:N, model:M or both, got 'datum' in 'datum:8'$",
+    ),
     ("data:2,data:4", "data:N, model:M or both, got 'data' in 'data:2,data:4'"),
     ("", "a mesh must be data:N, model:M or both, got ''"),
     ("data", "the axis data must have a size of at least 1, .*, got 'data'"),
@@ -130,8 +133,8 @@ def a_readout_in_chunks_sends_its_gradient_once(simulated):
   assert sent == [["all-reduce", numbers * WIDTH, False]]
   # That is what the groups are for: without them every chunk sends its own.
   one_group = simulated["words in 1 groups"]
-  (looped,) = (size for _, size, looped in one_group if looped)
-  assert looped == (H * LARGE + LARGE + 1) * WIDTH
+  (bytes_in_loop,) = (size for _, size, looped in one_group if looped)
+  assert bytes_in_loop == (H * LARGE + LARGE + 1) * WIDTH
 
 
 def members_are_shared_without_communication(simulated):
@@ -176,7 +179,7 @@ def test_four_processes_compute_what_one_does(tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_training_steps_in_a_row_do_not_wait_for_ever(tmp_path):
-  """With jax 0.10, CPU devices deadlocked when many steps were queued."""
+  """CPU devices of jax 0.10 deadlock where many steps are queued."""
   out = tmp_path / "found.json"
   process = start(SCRIPT, "queued", out, devices=2)
   ((status, _, errors),) = finish(process)

@@ -1,14 +1,14 @@
-"""The part `gpu`: its sections in turn, and what it prints.
+"""`--part=gpu` of `experiments.benchmark`: its sections, and what it prints.
 
-The checks come first. What fails is printed as a line and kept, and the timings
-follow all the same, of all that computes what it should.
+A section is a list of cases with a limit of time. The checks come first. A
+check that fails is printed and recorded, and does not end the run: a program is
+timed if its own outputs are right.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from experiments.benchmarks.gpu import cases
@@ -41,9 +41,9 @@ def run(
     save: called with the record after every section.
 
   Returns:
-    The record: the environment, the device's floor, the seconds of each
-    section, rows and failures as in `Result`, and skipped, as a list of
-    {case, what, why}.
+    The record: environment, peaks (of the device: its name, bandwidth and
+    operations), seconds of each section, rows and failures as in `Result`, and
+    skipped, a list of {case, what, why}.
 
   Raises:
     ValueError: a size is not one of a layer's; there is no such GPU, or JAX has
@@ -72,7 +72,7 @@ def check_device(environment: dict[str, Any]) -> None:
     raise ValueError(f"{needs}: {environment['why']}")
   platform = environment["platform"]
   capability = environment.get("compute_capability")
-  version = environment.get("jax_version", jax.__version_info__)
+  version = environment["jax_version"]
   first, last = VERSIONS
   if platform == "gpu" and capability == "9.0" and first <= version < last:
     return
@@ -95,7 +95,8 @@ def run_sections(
   console.print(f"floors are those of an {device.name}")
   record: Record = {
     "environment": environment,
-    "floor": device._asdict(),
+    "peaks": device._asdict(),
+    "seconds": {},
     "rows": [],
     "skipped": [],
     "failures": [],
@@ -112,7 +113,7 @@ def run_sections(
       ]
       print_result(result, printed, console)
     seconds = supervisor.elapsed() - begin
-    record.setdefault("seconds", {})[section.name] = seconds
+    record["seconds"][section.name] = seconds
     console.print(f"{section.name}: {seconds:.0f} s")
     save(record)
   for table in summary_tables(record["rows"]):
@@ -120,8 +121,10 @@ def run_sections(
   count = len(record["failures"])
   for failure in record["failures"]:
     console.print(f"FAILED {failure}", soft_wrap=True, markup=False)
-  passed = sum(not row.get("failed", True) for row in record["rows"])
-  console.print(f"{passed} checks passed, {count} failures")
+  passed = sum(row.get("failed") is False for row in record["rows"])
+  console.print(
+    f"{passed} checks passed; {count} failures of checks and programs"
+  )
   return record
 
 

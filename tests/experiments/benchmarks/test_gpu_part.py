@@ -87,7 +87,10 @@ def test_the_whole_part_with_interpreted_kernels(console):
     record = run(console, lambda record: saved.append(len(record["rows"])))
   assert record["failures"] == []
   assert timed(record) == TIMED | KERNELS
-  assert "2 checks passed, 0 failures" in console.file.getvalue()
+  assert (
+    "2 checks passed; 0 failures of checks and programs"
+    in console.file.getvalue()
+  )
   assert saved == sorted(saved) and len(saved) == len(SECTIONS)
 
 

@@ -65,7 +65,7 @@ def test_the_implementation_is_no_part_of_the_model_in_a_checkpoint(
   assert not {"implementation", "compute_dtype"} & set(description["model"])
 
 
-def test_an_unfinished_run_is_resumed_with_its_implementation(
+def test_an_unfinished_run_is_not_resumed_with_another_implementation(
   finished, fused, console, monkeypatch
 ):
   (finished / "result.json").unlink()
@@ -105,7 +105,7 @@ def test_a_cpu_is_refused_before_anything_is_written(
     ),
     (
       {"hidden_size": 500},
-      "takes H up to 192 with products in float32, got 50",
+      "takes H up to 192 with products in float32, got 500",
     ),
   ],
 )
