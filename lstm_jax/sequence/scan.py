@@ -5,17 +5,18 @@ Forward, for t = 1 … T               Backward, for t = T … 1
   sₜ, rₜ = recur(sₜ₋₁, axₜ)             dsₜ₋₁, daₜ = recur_backward(rₜ, dsₜ)
                                        dW, db, dx from all daₜ at once
 
-with sₜ the state after step t, axₜ the projected input (xₜ W_x, for most
-cells), rₜ the gates and residuals of step t, and daₜ the cotangent of the
-pre-activations aₜ, which is also that of axₜ. In place of gates, a cell may
-save local gradients, the derivatives of sₜ with respect to aₜ. The forward scan
-computes only what depends on the state, and the backward scan carries only the
-cotangent of the state. The input product, each weight gradient and the
-cotangent of the inputs are one product each, over all T·B rows. Autodiff of a
-scan computes all of these at every step, and accumulates the weight gradients
-in the carry of the scan. Two cells differ: mogrifier_lstm multiplies the inputs
-and computes their cotangent at every step, and layernorm_lstm computes the
-input product a second time in the backward.
+with sₜ the state after step t, of which hₜ is a part, dsₜ and dhₜ their
+cotangents, axₜ the projected input (xₜ W_x, for most cells), rₜ the gates and
+residuals of step t, and daₜ the cotangent of the pre-activations aₜ, which is
+also that of axₜ. In place of gates, a cell may save local gradients, the
+derivatives of sₜ with respect to aₜ. The forward scan computes only what
+depends on the state, and the backward scan carries only the cotangent of the
+state. The input product, each weight gradient and the cotangent of the inputs
+are one product each, over all T·B rows. Autodiff of a scan computes all of
+these at every step, and accumulates the weight gradients in the carry of the
+scan. Two cells differ: mogrifier_lstm multiplies the inputs and computes their
+cotangent at every step, and layernorm_lstm computes the input product a second
+time in the backward.
 
 Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
@@ -27,15 +28,16 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
 with P the size of the projection, and 5 rounds of a Mogrifier; with resets or
 state dropout 1 more (P/H for projected_lstm), the h that enters each step; and
-with a mask 1 more, since the outputs that `unroll` returns are then not hs. The
-largest array exists only once: at every step, the gates (or local gradients)
-overwrite axₜ, and later daₜ overwrites them. The three linear recurrences
-(min_gru, min_lstm, lru) have no such loop, and new arrays instead. During the
-backward there are more, again times T·B·H: a copy of hs, shifted by one step, 1
-(P/H for projected_lstm); in the GRU the cotangent of h W_h, which is not daₜ,
-3; in the layer-normalised LSTM the normalised products and their cotangents, up
-to 17, not all at the same time; in the Mogrifier the operands and the
-cotangents of all its products, 8 + 6 D/H.
+with a mask as much again, since the outputs that `unroll` returns are then not
+hs. Inputs of the scan (xs, masks, factors) are not counted. The largest array
+exists only once: at every step, the gates (or local gradients) overwrite axₜ,
+and later daₜ overwrites them. The three linear recurrences (min_gru, min_lstm,
+lru) have no such loop, and new arrays instead. During the backward there are
+more, again times T·B·H: a copy of hs, shifted by one step, 1 (P/H for
+projected_lstm); in the GRU the cotangent of h W_h, which is not daₜ, 3; in the
+layer-normalised LSTM the normalised products and their cotangents, up to 17,
+not all at the same time; in the Mogrifier the operands and the cotangents of
+all its products, 8 + 6 D/H.
 """
 
 import math
@@ -59,8 +61,8 @@ from lstm_jax.sequence.primal import (
   scan_steps,
 )
 
-# With more than so many rows T·B, x W_x of all of them does not stay in a CPU's
-# cache: a chunk of time steps at a time is faster (`checkpointing`).
+# With more rows T·B, x W_x of all of them leaves a CPU's cache: a chunk of time
+# steps at a time was faster with H 128 to 512 (`checkpointing`).
 MANY_ROWS = 8192
 
 
@@ -72,7 +74,7 @@ class SequenceResiduals(NamedTuple):
   xs: jax.Array  # [T, ..., D] or tokens [T, ...]
   extras: tuple  # further arguments of a wrapped cell's steps, each [T, ...]
   gates: jax.Array  # [T, ..., G·H], or local gradients
-  hs_and_residuals: Any  # (hs, those of `recur`), [T, ...]; on a GPU `Joined`
+  hs_and_residuals: Any  # (hs, those of `recur`), [T, ...], or a `Joined`
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -86,7 +88,16 @@ def scan_sequence(
 ) -> tuple[State, jax.Array]:
   """Return (state, hs) of a sequence, with the gradient of this module.
 
-  Its arguments are those of `scan_steps`, but a cell takes the place of a step.
+  Args:
+    cell: the cell.
+    options: the compute dtype and the direction.
+    params: the weights.
+    state: the state before the first step.
+    xs: inputs [T, ..., D] or tokens [T, ...], T ≥ 1.
+    extras: further arguments of a wrapped cell's steps, each [T, ...].
+
+  Returns:
+    (the last state, hs [T, ..., H]).
   """
   # This body runs where nothing is differentiated; else `forward` does.
   if _projects_first(state, xs) or is_linear(cell):
@@ -102,14 +113,14 @@ def num_rows(state: State, xs: jax.Array) -> int | None:
 
 
 def _projects_first(state: State, xs: jax.Array) -> bool:
-  """Return whether outputs alone are faster with `scan_outputs`.
+  """Return whether outputs alone are faster if x W_x comes before the loop.
 
-  They are on a CPU, with jax 0.12 or later, vector inputs and few rows. (On a
-  GPU nothing was measured.) With more than MANY_ROWS rows, x W_x would be the
-  program's largest array. Tokens take a row of W_x at each step, which is
-  faster than all rows first. In jax 0.10, XLA fuses a GRU's time step to one
-  loop that is not vectorized if it also reads x W_x from an array of all steps:
-  with H 128 it takes 4.8 ms instead of 2.3. (jax 0.11 was not measured.)
+  They are on a CPU, with jax 0.12 or later, vector inputs and few rows. With
+  more than MANY_ROWS rows, x W_x would be the program's largest array. Tokens
+  take a row of W_x at each step, which is faster than all rows first. In jax
+  0.10, XLA fuses a GRU's time step to one loop that is not vectorized if it
+  also reads x W_x from an array of all steps: with H 128 it takes 4.8 ms
+  instead of 2.3.
   """
   rows = num_rows(state, xs)
   few = rows is not None and rows <= MANY_ROWS

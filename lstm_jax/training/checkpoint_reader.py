@@ -44,7 +44,7 @@ def list_checkpoints(directory: str | os.PathLike) -> list[int]:
     OSError: the directory cannot be read. A missing one has no checkpoints.
   """
   directory = Path(directory)
-  if not directory.is_dir():
+  if not directory.exists():
     return []
   names = [path.name for path in directory.iterdir() if path.is_dir()]
   # A checkpoint's name is its step as `str` writes it; "007" and "٣" are none.
@@ -105,7 +105,7 @@ def read_state(directory: str | os.PathLike, step: int, like: Any) -> Any:
     CheckpointError: also if the checkpoint was saved without a state.
   """
   directory = Path(directory)
-  if (directory / str(step)).is_dir() and not has_state(directory, step):
+  if not has_state(directory, step) and (directory / str(step)).is_dir():
     raise CheckpointError(
       f"the checkpoint {directory / str(step)} holds no state to resume from"
     )
@@ -113,7 +113,12 @@ def read_state(directory: str | os.PathLike, step: int, like: Any) -> Any:
 
 
 def has_state(directory: str | os.PathLike, step: int) -> bool:
-  """Return whether a checkpoint holds a state to resume from."""
+  """Return whether a step has a checkpoint with a state to resume from.
+
+  Raises:
+    ValueError: step is no integer of at least 0.
+  """
+  check_step(step)
   return (Path(directory) / str(step) / STATE).is_dir()
 
 
@@ -195,13 +200,13 @@ def _check_shapes(
       raise CheckpointError(
         f"the checkpoint {directory}/{step} is of another configuration: "
         f"{name} must be {expected.get(name, 'absent')}, "
-        f"got {found.get(name, 'none')}"
+        f"got {found.get(name, 'no such array')}"
       )
 
 
 def _shapes(tree: Any) -> dict[str, str]:
   """Return the dtype and shape of each leaf, by its path."""
   return {
-    name: f"{np.dtype(leaf.dtype)} {tuple(leaf.shape)}"
+    name: f"{leaf.dtype} {tuple(leaf.shape)}"
     for name, leaf in named_leaves(tree).items()
   }

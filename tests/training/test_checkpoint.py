@@ -62,7 +62,12 @@ def test_what_the_caller_mistakes_is_not_said_of_the_checkpoint(tmp_path):
   writer.close()
   for step in ("8", 8.0, -1, True):
     message = rf"^step must be an integer of at least 0, got {step!r}$"
-    for read in (read_checkpoint, partial(read_params, like={})):
+    for read in (
+      read_checkpoint,
+      partial(read_params, like={}),
+      partial(read_state, like={}),
+      has_state,
+    ):
       with pytest.raises(ValueError, match=message):
         read(tmp_path, step)
   with pytest.raises(
@@ -70,15 +75,22 @@ def test_what_the_caller_mistakes_is_not_said_of_the_checkpoint(tmp_path):
   ):
     read_params(tmp_path, 8, {"a": {"b": x}, "a.b": x})
   message = f"^the checkpoint {tmp_path}/8 is of another configuration: "
-  message += r"params must be float64 \(2,\), got none$"
+  message += r"params must be float64 \(2,\), got no such array$"
   with pytest.raises(CheckpointError, match=message):
     read_params(tmp_path, 8, x)
+  message = r"params.a.b must be key<fry> \(\), got float64 \(2,\)$"
+  with pytest.raises(CheckpointError, match=message):
+    read_params(tmp_path, 8, {"a": {"b": jax.random.key(0)}})
 
 
 def test_a_directory_that_cannot_be_read_is_said_to_be(tmp_path, monkeypatch):
   def forbidden(path):
     raise PermissionError(13, "Permission denied", str(path))
 
+  file = tmp_path / "file"
+  file.write_text("no directory")
+  with pytest.raises(CheckpointError, match=f"^{file} cannot be read: Not"):
+    read_checkpoint(file)
   monkeypatch.setattr(Path, "iterdir", forbidden)
   message = f"^{tmp_path} cannot be read: PermissionError: .*denied"
   with pytest.raises(CheckpointError, match=message):
@@ -204,7 +216,10 @@ def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
       {"hidden_size": 6},
       r"layers.0.w_x must be float32 \(3, 24\), got float32 \(3, 20\)",
     ),
-    ({"hidden_size": 5, "num_layers": 2}, r"layers.1.w_x must be .*got none"),
+    (
+      {"hidden_size": 5, "num_layers": 2},
+      r"layers.1.w_x must be .*got no such array$",
+    ),
   ):
     other = language_model(ModelConfig(embedding_size=3, **sizes), 9)
     with pytest.raises(CheckpointError, match=message):
