@@ -1,3 +1,5 @@
+"""Checkpoints of arrays that are split over devices and processes."""
+
 import json
 
 import jax
@@ -35,7 +37,7 @@ def test_shards_have_the_checksums_of_their_bytes():
   assert find_damaged(swapped, halves) == "w"
   for entry in halves:
     others = {name: c for name, c in halves.items() if name != entry}
-    assert find_damaged({"w": w, "b": b}, others) == entry[0]
+    assert find_damaged({"w": w, "b": b}, others) == entry.partition("[")[0]
 
 
 def run(test, directory, mesh, processes, devices):
@@ -58,9 +60,11 @@ def save_and_read(directory, mesh, processes, devices, split_over):
   assert found["difference"] == found["placed"] == 0
   assert found["trained on"]
   assert found["kinds"] == ["ndarray"]
+  itemsize, copies = 8, 4  # the weights, their average, and Adam's two moments
   # The rows of w_h, of the upper w_x and of the readout are split.
-  matrices = 4 * 8 * (3 * 4 * H * H + H * V)  # with average and two moments
-  states = 8 * 2 * 2 * B * H  # h and c of two layers, split over all devices
+  matrices = copies * itemsize * (3 * H * 4 * H + H * V)
+  # h and c of two layers are split over all devices.
+  states = itemsize * 2 * 2 * B * H
   expected = found["bytes"] - matrices - states
   expected += matrices // split_over + states // (processes * devices)
   assert found["bytes of a device"] == expected
@@ -74,15 +78,18 @@ def test_a_state_in_shards_is_saved_and_read(tmp_path):
   stored = json.loads(checksums.read_text())
   shards = [name for name in stored if name.startswith("params.layers.1.w_h[")]
   assert len(shards) == 8
-  # One device reads what eight have written; a shard without its checksum, or
-  # with that of another, is damage.
-  stored[shards[0]], stored[shards[1]] = stored[shards[1]], stored[shards[0]]
-  checksums.write_text(json.dumps(stored))
   config = ModelConfig(hidden_size=H, num_layers=2, dtype=np.float64)
   like = jax.eval_shape(language_model(config, V).init, jax.random.key(0))
+  # One device reads what eight have written; a shard without its checksum, or
+  # with that of another, is damage.
+  first, second = shards[:2]
+  swapped = stored | {first: stored[second], second: stored[first]}
+  without = {name: stored[name] for name in stored if name != first}
   message = r"damaged: params.layers.1.w_h is not what was written"
-  with pytest.raises(CheckpointError, match=message):
-    read_params(tmp_path, 3, like)
+  for changed in (swapped, without):
+    checksums.write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match=message):
+      read_params(tmp_path, 3, like)
 
 
 @pytest.mark.exhaustive

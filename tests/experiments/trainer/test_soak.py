@@ -5,10 +5,12 @@ import pytest
 
 from experiments import train
 from experiments.trainer.records import replace
+from experiments.trainer.resources import STATM
 from tests.experiments.trainer.resuming import read_rows
 
 
 @pytest.mark.exhaustive
+@pytest.mark.skipif(not STATM.exists(), reason="Linux tells a process's memory")
 def test_memory_and_compiled_programs_stay_what_they_are(config, console):
   """Four thousand steps, forty evaluations; the first quarter is to settle."""
   config = replace(
@@ -23,6 +25,6 @@ def test_memory_and_compiled_programs_stay_what_they_are(config, console):
   assert len({row["live_mb"] for row in evaluations}) == 1
   steps = [row["step"] for row in evaluations]
   slope, _ = np.polyfit(steps, [row["resident_mb"] for row in evaluations], 1)
-  # Megabytes in a thousand steps, with ten evaluations and checkpoints: 3 while
-  # the allocators settle, half of one later.
-  assert slope * 1000 < 10
+  # Megabytes in a thousand steps, with ten evaluations and checkpoints: it is
+  # half of one.
+  assert slope * 1000 < 3
