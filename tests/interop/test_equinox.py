@@ -127,6 +127,9 @@ def test_a_cell_is_read_without_equinox(kind, key, monkeypatch):
   assert worst(same, params) == 0
   _, same = interop.from_equinox(attributes(params, use_bias=False))
   assert worst(same, without_bias(params)) == 0
+  narrow = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  _, same = interop.from_equinox(attributes(narrow, use_bias=False))
+  assert {leaf.dtype for leaf in same} == {jnp.dtype(jnp.float32)}
   with pytest.raises(ModuleNotFoundError):
     interop.to_equinox(params)
 

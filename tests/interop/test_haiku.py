@@ -179,6 +179,12 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
       "^weights must be of one core, or name one of them, got gru, lstm/linear",
     ),
     ({"lstm/linear": LSTM}, "gru", "^there is no core 'gru', got lstm/linear$"),
+    ({"net/lstm/linear": LSTM}, "lstm", "^there is no core 'lstm', got net/ls"),
+    (
+      {"a/linear": LSTM, "a/norm": {}},
+      "a",
+      "^expected the parameters of an LSTM, .*, got a/linear, a/norm$",
+    ),
     (
       {"lstm/linear": LSTM},
       "lstm/linear",
@@ -210,6 +216,11 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
       r"^a/linear/b must be \[4H\], got \(25,\)$",
     ),
     (
+      {"a/linear": {"w": np.ones((10, 0)), "b": np.ones(0)}},
+      None,
+      r"^a/linear/b must be \[4H\], got \(0,\)$",
+    ),
+    (
       {"a/linear": {**LSTM, "w": np.ones((6, 24))}},
       None,
       r"^a/linear/w must be \[D\+H, 4H\] and b \[4H\], got \(6, 24\) and",
@@ -218,6 +229,11 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
       {"g": {**GRU, "w_h": np.ones((6, 24))}},
       None,
       r"^g/w_h must be \[6, 18\], got \(6, 24\)$",
+    ),
+    (
+      {"g": {**GRU, "w_h": np.ones(())}},
+      None,
+      r"^g/w_h must be \[any, any\], got \(\)$",
     ),
     (
       {"g": {**GRU, "w_i": np.ones((4, 6))}},
@@ -233,6 +249,11 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
       {"r/linear": FIRST, "r/linear_1": FIRST},
       None,
       r"^r/linear_1/w must be \[4, 4\], got \(4, 6\)$",
+    ),
+    (
+      {"r/linear": FIRST, "r/linear_1": {**SECOND, "scale": np.ones(6)}},
+      None,
+      "^r/linear_1 must have w, b, got b, scale, w$",
     ),
     (
       {"r/linear": {**FIRST, "w": np.ones((4, 5))}, "r/linear_1": SECOND},
