@@ -66,6 +66,16 @@ def test_a_round_trip_keeps_the_weights(both, key):
   assert worst(from_cudnn(weights, D, H, 3, both), layers) == 0
 
 
+def test_eleven_layers_are_in_the_order_of_their_numbers():
+  """In that of their names, l10 would be before l2."""
+  layers = [
+    lstm.LSTMParams(*(np.full(n, k, "f") for n in ((1, 4), (1, 4), 4)))
+    for k in range(11)
+  ]
+  weights = np.asarray(to_cudnn(tuple(layers)))[: 11 * 8]  # then the biases
+  assert (weights.reshape(11, 8) == np.arange(11)[:, None]).all()
+
+
 @DIRECTIONS
 def test_weights_are_converted_inside_a_compiled_gradient(both, key):
   layers = init_stack(
@@ -83,8 +93,10 @@ def test_weights_are_converted_inside_a_compiled_gradient(both, key):
 
 
 def test_weights_of_another_size_or_cell_are_refused(key):
-  with pytest.raises(ValueError, match=r"weights must be \[200\], got \(7,\)"):
-    from_cudnn(jnp.zeros(7), 3, 5)
+  for shape, found in ((7, r"\(7,\)"), ((200, 1), r"\(200, 1\)")):
+    message = rf"^weights must be \[200\], got {found}$"
+    with pytest.raises(ValueError, match=message):
+      from_cudnn(jnp.zeros(shape), 3, 5)
   for cell in (gru, projected_lstm, peephole_lstm, layernorm_lstm):
     params = cell.init(key, D, H)
     message = (
