@@ -7,11 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import Directions, lstm, peephole_lstm, unroll
-from lstm_jax.cells import make_hard_sigmoid
+from lstm_jax import (
+  Directions,
+  gru,
+  gru_reset_before,
+  lstm,
+  peephole_lstm,
+  rnn,
+  unroll,
+)
+from lstm_jax.cells import RELU, make_hard_sigmoid
 from lstm_jax.interop import keras as interop
 from tests.draws import B, D, H, T, normal_like, worst
-from tests.interop.keras_layers import EACH, OPTIONS, SIDES, draw, from_options
+from tests.interop.keras_layers import (
+  EACH,
+  HARD,
+  OPTIONS,
+  SIDES,
+  draw,
+  from_options,
+)
 
 
 def sigmoid(a):
@@ -79,7 +94,10 @@ def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
     for name in ("kernel", "recurrent_kernel", "bias")
   ]
   named = dict(zip(paths, weights, strict=True))
-  for source in (weights, tuple(weights), named):
+  sources = [weights, tuple(weights), named]
+  if not both:  # the names alone are paths too
+    sources.append({k.rpartition("/")[2]: x for k, x in named.items()})
+  for source in sources:
     cell, same = interop.from_keras(source, **options)
     assert cell is OPTIONS[kind][1] and worst(same, params) == 0
   traced = jax.jit(lambda w: interop.from_keras(w, **options)[1])(weights)
@@ -96,6 +114,14 @@ def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
   assert worst(interop.from_keras(weights, **options)[1], params) == 0
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_one_element_of_a_bias_is_not_left_out(kind, key):
+  params = jax.tree.map(np.zeros_like, draw(key, kind))
+  params[-1][-1] = 0.5  # of b, or of a GRU's b_n
+  with pytest.raises(ValueError, match=r"^b must be 0 .* of up to 0\.5$"):
+    interop.to_keras(params, bias=False)
+
+
 @EACH
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_arrays_have_the_dtype_of_the_params(kind, dtype, key):
@@ -103,6 +129,7 @@ def test_arrays_have_the_dtype_of_the_params(kind, dtype, key):
   with jax.enable_x64(False):
     arrays = interop.to_keras(params)
   assert {array.dtype for array in arrays} == {np.dtype(dtype)}
+  assert not any(np.shares_memory(a, w) for a in arrays for w in params)
 
 
 def test_directions_of_two_cells_are_refused(key):
@@ -157,14 +184,36 @@ def test_a_hard_sigmoid_of_keras_2_is_an_activation(key):
   assert cell is lstm.with_activations(slope)
 
 
+def test_each_activation_has_its_place_in_the_cell(key):
+  options = {"recurrent_activation": "hard_sigmoid", "activation": "relu"}
+  places = {  # of the gates, and of the candidate
+    "LSTM": lstm.with_activations(HARD, RELU, RELU),
+    "GRU": gru.with_activations(HARD, RELU),
+    "GRU before": gru_reset_before.with_activations(HARD, RELU),
+    "SimpleRNN": rnn.with_activation(RELU),
+  }
+  for kind, expected in places.items():
+    cell, _ = interop.from_keras(interop.to_keras(draw(key, kind)), **options)
+    assert cell is expected
+
+
 G = np.ones((D, 3 * H)), np.ones((H, 3 * H))
 L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
+
+
+def test_a_missing_bias_has_the_dtype_of_the_weights():
+  for wide in (G, L):
+    weights = [x.astype(np.float32) for x in wide]
+    for after in (True, False):
+      _, params = interop.from_keras(weights, reset_after=after)
+      assert {leaf.dtype for leaf in params} == {jnp.dtype(jnp.float32)}
 
 
 @pytest.mark.parametrize(
   ("weights", "options", "message"),
   [
     (3, {}, r"^weights must be what .* get_weights\(\) returns, .* got int$"),
+    (np.ones((3, 4, 4)), {}, "^weights must be what .*, got ndarray$"),
     (L[:1], {}, "^weights must be the 2 or 3 arrays of a layer, .* got 1$"),
     (
       (L[0], np.ones((H, 5))),
@@ -215,6 +264,11 @@ L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
     ({"a/gamma": L[0]}, {}, "^a path must end in kernel, .* got 'a/gamma'$"),
     (
       {"bi/forward_a/cell/kernel": L[0], "bi/forward_b/cell/kernel": L[0]},
+      {},
+      "one layer, got two with kernel",
+    ),
+    (
+      {"bi/forwards/cell/kernel": L[0], "bi/b/cell/kernel": L[0]},
       {},
       "one layer, got two with kernel",
     ),
