@@ -210,3 +210,17 @@ def test_layers_inside_a_wrapper_are_left_out(tmp_path, key):
   inside = "layers/time_distributed/layer/cell", "layers/own/lstm/cell"
   path.write_bytes(hdf5(dict.fromkeys((*inside, "layers/lstm/cell"), arrays)))
   assert list(interop.load_weights(path)) == ["lstm"]
+
+
+def test_models_within_models_are_read(tmp_path):
+  arrays = [np.ones(shape) for shape in ((3, 24), (6, 24), (24,))]
+  group = "functional/layers/sequential/layers/lstm"
+  deep = model(configured("LSTM", "a"), name="deep")
+  inner = model(deep, name="inner") | {"class_name": "Functional"}
+  path = tmp_path / "model.keras"
+  content = hdf5({f"layers/{group}/cell": arrays})
+  write(path, model(inner), content)
+  assert list(interop.load(path)) == ["inner/deep/a"]
+  weights = tmp_path / "model.weights.h5"
+  weights.write_bytes(content)
+  assert list(interop.load_weights(weights)) == ["functional/sequential/lstm"]

@@ -12,6 +12,7 @@ import pytest
 
 from lstm_jax import lstm
 from lstm_jax.interop import keras as interop
+from lstm_jax.interop.keras import files
 from tests.draws import worst
 from tests.interop.test_keras_files import configured, hdf5, model, write
 
@@ -124,6 +125,16 @@ def test_a_large_hdf5_file_in_a_small_zip_is_not_unpacked(tmp_path):
   )
   with peak_below(4 * MIB), pytest.raises(ValueError, match=message):
     interop.load(path)
+
+
+def test_a_large_hdf5_file_in_a_large_zip_is_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "LARGEST", 1 << 10)
+  arrays = [np.ones((3, 20)), np.ones((5, 20)), np.ones(20)]
+  content = hdf5({"layers/lstm/cell": arrays})
+  assert len(content) > files.LARGEST
+  path = tmp_path / "model.keras"
+  write(path, model(configured("LSTM", "a", units=5)), content)
+  assert list(interop.load(path)) == ["a"]
 
 
 def test_a_member_is_unpacked_no_further_than_its_size(tmp_path):
