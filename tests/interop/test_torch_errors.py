@@ -2,12 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lstm_jax import gru, lstm, projected_lstm
 from lstm_jax.interop import torch as interop
-from tests.draws import worst
-from tests.interop.test_torch import stack
+from tests.draws import D, H, worst
+from tests.interop.test_torch import Module, stack
 
 
 @pytest.mark.parametrize(
@@ -73,3 +76,59 @@ def test_a_directory_in_place_of_a_file_is_named(tmp_path):
   pytest.importorskip("safetensors", reason="safetensors is not installed")
   with pytest.raises(IsADirectoryError, match=str(tmp_path)):
     interop.load(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_named(key, tmp_path):
+  pytest.importorskip("safetensors", reason="safetensors is not installed")
+  path = tmp_path / "absent" / "weights.safetensors"
+  with pytest.raises(OSError, match=f"^{path} cannot be written: "):
+    interop.save(path, stack(lstm, key, both=False))
+
+
+@pytest.mark.parametrize(
+  ("w_h", "found"),
+  [(np.ones(24), r"\[G·H, H\], got bias_"), (np.ones((0, 0)), r".*\[0, 0\]$")],
+)
+def test_recurrent_weights_of_no_layer_are_refused(w_h, found, key):
+  weights = interop.to_torch(stack(lstm, key, both=False))
+  with pytest.raises(ValueError, match=f"weight_hh_l0 (must be )?{found}"):
+    interop.from_torch(weights | {"weight_hh_l0": w_h})
+
+
+def test_a_prefix_of_no_module_is_refused(key):
+  weights = interop.to_torch(stack(lstm, key, both=False))
+  module = Module({f"a.{name}": x for name, x in weights.items()})
+  with pytest.raises(ValueError, match=r"^prefix must be 'a\.', got 'b\.c\.'$"):
+    interop.from_torch(module, prefix="b.c.")
+
+
+def test_all_layers_have_one_projection_size(key):
+  shapes = [
+    jax.eval_shape(
+      lambda n=n: projected_lstm.init(key, D, H, projection_size=n)
+    )
+    for n in (2, 3)
+  ]
+  layers = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), tuple(shapes))
+  message = r"^layer 1 must be .*w_h \[2, 24\].*, got .*w_h \[3, 24\]"
+  with pytest.raises(ValueError, match=message):
+    interop.to_torch(layers)
+
+
+@pytest.mark.parametrize("cell", [lstm, gru])
+def test_without_biases_none_is_lost_and_all_are_zeros_of_one_dtype(cell, key):
+  layers = jax.tree.map(
+    lambda w: w if w.ndim > 1 else 0 * w,
+    stack(cell, key, both=False, dtype=jnp.float32),
+  )
+  weights = interop.to_torch(layers, bias=False)
+  _, found = interop.from_torch(weights)
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(found)}
+  assert dtypes == {jnp.dtype(jnp.float32)}
+  first = layers[0]
+  last = first._fields[-1]  # b, or b_n of a GRU
+  one = getattr(first, last).at[-1].set(0.5)
+  layers = (first._replace(**{last: one}), *layers[1:])
+  message = r"^bias_.h_l0 must be 0 with bias=False, got .* of up to 0\.5$"
+  with pytest.raises(ValueError, match=message):
+    interop.to_torch(layers, bias=False)
