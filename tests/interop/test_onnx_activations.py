@@ -6,7 +6,7 @@ import pytest
 from lstm_jax import lstm
 from lstm_jax.cells import make_hard_sigmoid
 from lstm_jax.interop import onnx as interop
-from tests.interop.onnx_models import layer_weights
+from tests.interop.onnx_models import layer_weights, onnx
 
 SINGLE = float(np.float32(np.pi))  # neither a short decimal nor a fraction
 
@@ -35,5 +35,30 @@ def test_an_alpha_that_is_no_slope_is_refused(alpha, key):
       attribute.floats[0] = alpha
   name = "activation_alpha of HardSigmoid"
   message = rf"^{name} must be in \(0, inf\), got {alpha:g}$"
+  with pytest.raises(ValueError, match=message):
+    interop.from_onnx(node, tensors)
+
+
+def test_alphas_belong_to_the_hard_sigmoids_in_their_order(key):
+  cell = lstm.with_activations(make_hard_sigmoid(0.3), make_hard_sigmoid(0.4))
+  node, tensors = interop.to_onnx(cell, layer_weights(lstm, key, True))
+  assert interop.from_onnx(node, tensors).cell is cell
+  kept = [
+    attribute
+    for attribute in node.attribute
+    if attribute.name not in ("activation_alpha", "activation_beta")
+  ]
+  del node.attribute[:]
+  names = ["HARDSIGMOID", "hardsigmoid", "tanh"] * 2  # without case
+  for attribute in kept:
+    if attribute.name == "activations":
+      attribute.strings[:] = [name.encode() for name in names]
+  node.attribute.extend(kept)
+  default = make_hard_sigmoid(0.2)
+  found = interop.from_onnx(node, tensors).cell
+  assert found is lstm.with_activations(default, default)
+  more = onnx.helper.make_attribute("activation_beta", [0.5] * 5)
+  node.attribute.append(more)
+  message = "^activation_beta must have at most one number for .*, got 1 more$"
   with pytest.raises(ValueError, match=message):
     interop.from_onnx(node, tensors)

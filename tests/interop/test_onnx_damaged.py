@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lstm_jax import lstm
+from lstm_jax import Directions, lstm
 from lstm_jax.interop import onnx as interop
-from tests.draws import B, D, T
+from tests.draws import B, D, H, T, worst
 from tests.interop import onnx_models
 from tests.interop.onnx_models import layer_weights, onnx
 
@@ -90,3 +90,67 @@ def test_a_tensor_of_an_unknown_type_is_refused(key, tmp_path):
   message = r"^/.*/layer\.onnx: tensor 'W' must have .* and type 999, got .+$"
   with pytest.raises(ValueError, match=message):
     interop.load(path)
+
+
+def test_only_constants_are_constants(key, tmp_path):
+  """Other nodes may have an attribute "value", and constants another one."""
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(
+    lstm,
+    params,
+    inputs={"X": "X", "initial_h": "ones"},
+    outputs={"Y_h": "last"},
+  )
+  value = onnx.numpy_helper.from_array(np.ones(1, np.float32))
+  shape = onnx.numpy_helper.from_array(np.array([1, B, H]), "shape")
+  ones = onnx.helper.make_node("ConstantOfShape", ["shape"], ["ones"])
+  ones.attribute.append(onnx.helper.make_attribute("value", value))
+  number = onnx.helper.make_node("Constant", [], ["half"], value_float=0.5)
+  xs = onnx.numpy_helper.from_array(np.ones((T, B, D), np.float32), "X")
+  graph = onnx.helper.make_graph(
+    [ones, number, node], "layer", [], [], [xs, shape, *tensors]
+  )
+  onnx.save(onnx_models.opset_model(graph), tmp_path / "layer.onnx")
+  layers = interop.load(tmp_path / "layer.onnx")
+  assert list(layers) == ["last"]  # no name, and no output Y
+  assert worst(layers["last"].params, params) == 0
+
+
+def test_constants_are_found_by_the_names_of_the_node(key):
+  params = layer_weights(lstm, key, False)
+  names = {"X": "xs", "sequence_lens": "n", "initial_h": "h", "initial_c": "c"}
+  node, tensors = interop.to_onnx(lstm, params, inputs=names)
+  node.domain = "ai.onnx"  # the other name of ONNX's own domain
+  weights = {t.name: onnx.numpy_helper.to_array(t) for t in tensors}
+  state = np.zeros((1, B, H), np.float32)
+  unused = {"sequence_lens": np.ones(B, int), "initial_h": state + 1}
+  layer = interop.from_onnx(node, weights | unused | {"h": state, "c": state})
+  assert worst(layer.params, params) == 0
+  state[0, -1, -1] = 1  # one element
+  for name, value in {"n": np.ones(B, int), "h": state, "c": state}.items():
+    with pytest.raises(ValueError, match=rf"\('{name}'\) must .*be a constant"):
+      interop.from_onnx(node, weights | {name: value})
+
+
+def test_lengths_of_a_batch_major_node_are_at_most_t(key):
+  names = {"X": "X", "sequence_lens": "L"}
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(lstm, params, inputs=names, time_major=False)
+  inputs = {"X": np.ones((B, T, D), np.float32), "L": np.array([T + 1, 1, 1])}
+  message = rf"^sequence_lens must be in \[0, {T}\], got {T + 1}$"
+  with pytest.raises(ValueError, match=message):
+    interop.run_node(node, tensors, inputs)
+
+
+def test_params_that_make_no_node_are_refused():
+  def params(dtype, gates=4):
+    shapes = (D, 4 * H), (H, 4 * H), (gates * H,)
+    return lstm.LSTMParams(*(np.ones(shape, dtype) for shape in shapes))
+
+  both = Directions(params(np.float32), params(np.float64))
+  with pytest.raises(ValueError, match=r"^W of both .*, got float64 \(24, 4\)"):
+    interop.to_onnx(lstm, both)
+  with pytest.raises(ValueError, match=r"w_x must be .*, got float16$"):
+    interop.to_onnx(lstm, params(np.float16))
+  with pytest.raises(ValueError, match=r"^weights do not fit each other"):
+    interop.to_onnx(lstm, params(np.float32, gates=3))
