@@ -9,7 +9,7 @@ import pytest
 from lstm_jax import Autodiff, Explicit, gradcheck, unroll
 from lstm_jax.cells import affine
 from lstm_jax.language import loss
-from lstm_jax.testing import plant, terms
+from lstm_jax.testing import Error, Report, TensorReport, plant, terms
 from tests.contract import NAMES, PLANTS, TABLE
 from tests.draws import B, D, H, arguments, normal_like, weighed
 from tests.gradients import planted_error
@@ -71,6 +71,7 @@ def test_differences_alone_catch_a_planted_error(key):
   assert all(t.explicit_central.relative > 1e-4 for t in report.tensors)
   assert all(t.explicit_directional.relative > 1e-4 for t in report.tensors)
   assert all(t.autodiff_central.relative < 1e-6 for t in report.tensors)
+  assert all(t.autodiff_directional.relative < 1e-6 for t in report.tensors)
 
 
 OF_TOKENS = {"dw_tokens", "db_tokens"}
@@ -134,6 +135,40 @@ def test_coordinates_near_zero_raise_no_alarm(key):
   assert not wrong.passes()
 
 
+def test_an_error_is_measured_by_its_tensor_unless_that_is_tiny(key):
+  """Errors of 1 % in gradients of 1e-2 and of 1e-6, beside one of 1."""
+  none = {"max_coordinates": 0, "num_directions": 0}
+
+  def f(factor):
+    return lambda x: x[0] + factor * (1e-2 * x[1] + 1e-6 * x[2])
+
+  report = gradcheck(f(1.01), f(1.0), (1.0, 1.0, 1.0), key, **none)
+  found = [t.explicit_autodiff.relative for t in report.tensors]
+  rms = np.sqrt((1 + 1e-4 + 1e-12) / 3)
+  np.testing.assert_allclose(found, [0, 0.01 / 1.01, 1e-8 / (1e-3 * rms)])
+  zero = gradcheck(jnp.zeros_like, jnp.zeros_like, jnp.ones(2), key, **none)
+  assert zero.passes()
+
+
+def test_a_report_passes_within_the_tolerance_of_each_comparison():
+  fine = Error(1, 0.0, 0.9e-12, (0,))
+  row = TensorReport("x", 1, *[fine] * 5)
+  report = Report(0.9e-12, (row,))
+  assert report.passes()
+  assert not report._replace(value=1.1e-12).passes()
+  for field, tolerance in (
+    ("explicit_autodiff", 1e-12),
+    ("explicit_central", 1e-6),
+    ("explicit_directional", 1e-6),
+    ("autodiff_central", np.inf),
+    ("autodiff_directional", np.inf),
+  ):
+    for error in (0.9e-12, 1.1e-12, 0.9e-6, 1.1e-6, 1.0):
+      changed = row._replace(**{field: fine._replace(relative=error)})
+      passes = report._replace(tensors=(row, changed)).passes()
+      assert passes == (error <= tolerance)
+
+
 def test_max_coordinates_limits_the_differences(key):
   x = normal_like(key, {"a": np.zeros((3, 50)), "b": np.zeros(4)})
 
@@ -144,6 +179,7 @@ def test_max_coordinates_limits_the_differences(key):
   assert [t.explicit_central.coordinates for t in report.tensors] == [7, 4]
   assert [t.explicit_autodiff.coordinates for t in report.tensors] == [150, 4]
   assert report.passes()
+  assert report.tensors[0].explicit_central.where > (0, 6)  # drawn, no first 7
 
 
 def test_a_gradient_of_nan_does_not_pass(key):
@@ -212,6 +248,15 @@ def test_outputs_are_compared_by_their_size(key):
 
   report = gradcheck(lambda x: 1e6 * jnp.sin(x), other_way, x, key)
   assert 0 < report.value < 1e-15 and report.passes()
+  several = gradcheck(
+    lambda x: (jnp.sin(x), jnp.cos(x) + 1e-3, x),
+    lambda x: (jnp.sin(x), jnp.cos(x), x),
+    x,
+    key,
+    max_coordinates=0,
+    num_directions=0,
+  )
+  assert abs(several.value - 1e-3) < 1e-12
   other = gradcheck(jnp.sin, lambda x: jnp.sin(x) + 1e-11, x, key)
   assert abs(other.value - 1e-11) < 1e-14 and not other.passes()
 
@@ -252,6 +297,7 @@ def test_a_report_is_printed_as_a_table(key):
   assert lines[1].startswith("a              0.0e+00           -         ")
   assert lines[2] == "long.name      3.3e-01           -         3.3e-01"
   assert lines[3:] == ["(outputs)      0.0e+00"]
+  assert report.tensors[0].explicit_directional.relative < 1e-6
   (row,) = gradcheck(jnp.sin, jnp.sin, 1.0, key).tensors
   assert str(report._replace(tensors=(row,))).splitlines()[1].startswith("x ")
 
@@ -259,6 +305,12 @@ def test_a_report_is_printed_as_a_table(key):
 def test_a_number_is_a_tensor(key):
   (row,) = gradcheck(jnp.sin, jnp.sin, 1.0, key).tensors
   assert row.size == 1 and row.explicit_central.relative < 1e-9
+  (same,), (other,) = (
+    gradcheck(jnp.sin, jnp.sin, 1.0, k).tensors
+    for k in (key, jax.random.key(1))
+  )
+  assert same == row  # all that is random is drawn by the key
+  assert other.explicit_central.absolute != row.explicit_central.absolute
 
 
 def test_cotangents_are_not_drawn_as_the_arguments_are(key):
