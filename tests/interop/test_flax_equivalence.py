@@ -1,0 +1,149 @@
+"""Which calls of Flax's RNN `unroll` computes, told without a call."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from lstm_jax import gru, lstm
+from lstm_jax.interop.flax import (
+  LinenRNN,
+  equivalence,
+  from_nnx,
+  modules,
+  to_nnx,
+)
+from tests.draws import B, D, H, T, normal_like, worst
+from tests.interop.flax_pairs import NNX64, inputs, linen_cell, nnx_cell
+
+pytestmark = pytest.mark.usefixtures("flax_promotion")
+
+BATCH = 2, B
+
+
+def call(cell=gru, dtype=jnp.float32, **changes):
+  """Return a call that `unroll` computes, with changes."""
+  h = np.zeros((*BATCH, H), dtype)
+  shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), D, H, dtype))
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  xs = np.zeros((T, *BATCH, D), dtype)
+  carry = (h, h) if cell is lstm else h
+  return equivalence.Call(cell, params, carry, xs, None, None)._replace(
+    **changes
+  )
+
+
+def test_what_unroll_takes_has_exactly_the_shapes_of_the_inputs():
+  h = np.zeros((*BATCH, H))
+  for changes in (
+    {},
+    {"cell": lstm},
+    {"lengths": np.ones(BATCH, int)},
+    {"xs": np.zeros((1, *BATCH, D), int)},
+  ):
+    assert equivalence.fits(call(**changes))
+  for changes in (
+    {"carry": (h, h)},
+    {"carry": [h]},
+    {"cell": lstm, "carry": h},
+    {"cell": lstm, "carry": (h, h[..., 1:])},
+    {"carry": h[0]},
+    {"carry": h[:1]},
+    {"xs": np.zeros((T, *BATCH, D + 1))},
+    {"xs": np.zeros((T, B, D))},
+    {"lengths": np.ones(BATCH)},
+    {"lengths": np.ones(B, int)},
+    {"lengths": 1},
+  ):
+    assert not equivalence.fits(call(**changes))
+
+
+def test_weights_and_carry_have_the_dtype_that_flax_computes_in():
+  narrow, wide = (call(dtype=x) for x in (jnp.float32, jnp.float64))
+  for same in (
+    narrow,
+    wide,
+    narrow._replace(xs=narrow.xs.astype(int)),
+    wide._replace(xs=narrow.xs),
+    narrow._replace(dtype=jnp.float32, xs=wide.xs),
+  ):
+    assert equivalence.has_flax_dtype(same)
+  for other in (
+    call(dtype=jnp.bfloat16),
+    narrow._replace(dtype=jnp.bfloat16),
+    narrow._replace(dtype=jnp.float64),
+    narrow._replace(xs=wide.xs),
+    narrow._replace(carry=wide.carry),
+    wide._replace(carry=narrow.carry),
+    wide._replace(params=narrow.params),
+  ):
+    assert not equivalence.has_flax_dtype(other)
+
+
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("dense_i", {"use_bias": False}),
+    ("dense_h", {"use_bias": True}),
+    ("dense_h", {"use_bias": False, "dtype": jnp.bfloat16}),
+  ],
+)
+def test_an_nnx_layer_of_another_bias_or_dtype_is_no_equal(name, options):
+  cell = nnx_cell("GRUCell")
+  assert equivalence.equivalent_cell(cell) is gru
+  sizes = D if name == "dense_i" else H, 3 * H
+  layer = nnx.Linear(*sizes, rngs=nnx.Rngs(0), **{**NNX64, **options})
+  setattr(cell, name, layer)
+  assert equivalence.equivalent_cell(cell) is None
+
+
+def test_weights_of_nnx_are_read_and_written_in_its_dtype(key):
+  cell = nnx.GRUCell(D, H, rngs=nnx.Rngs(0))  # in float32
+  _, params = from_nnx(cell)
+  assert {leaf.dtype for leaf in params} == {jnp.dtype(jnp.float32)}
+  params = jax.tree.map(lambda x: x.astype(jnp.float64) + 1, params)
+  params = params._replace(b_n=jnp.zeros(H))
+  to_nnx(params, cell)
+  assert cell.dense_i.bias[...].dtype == jnp.float32
+  assert worst(from_nnx(cell)[1], params) < 1e-6
+
+
+def test_an_option_of_a_call_takes_precedence_over_that_of_the_module():
+  own = modules.Options(True, True, False, False)
+  module = SimpleNamespace(**own._asdict())
+  assert modules._options(module, None, None, None, None) == own
+  found = modules._options(module, False, None, True, None)
+  assert found == own._replace(return_carry=False, reverse=True)
+
+
+def test_outputs_of_any_batch_rank_are_reversed_within_their_lengths(
+  monkeypatch,
+):
+  def outputs_are_inputs(cell, params, state, xs, **options):
+    return state, xs
+
+  monkeypatch.setattr(modules, "unroll", outputs_are_inputs)
+  xs = np.arange(T * 2 * B * D, dtype="f").reshape(T, *BATCH, D)
+  lengths = np.array([[T, 2, 1], [3, 4, 0]])
+  found = modules._run(
+    SimpleNamespace(implementation=None),
+    call(xs=xs, lengths=lengths),
+    modules.Options(False, True, True, False),
+  )
+  for index, n in np.ndenumerate(lengths):
+    within = (slice(n), *index)
+    np.testing.assert_array_equal(found[within], xs[within][::-1])
+
+
+def test_without_a_key_a_carry_is_drawn_as_flax_does(key):
+  cell = linen_cell("SimpleCell", carry_init=jax.nn.initializers.normal())
+  xs = inputs(key)[:, :1]
+  variables = jax.eval_shape(linen.RNN(cell).init, key, xs)
+  variables = normal_like(key, variables)
+  found, expected = (
+    kind(cell).apply(variables, xs) for kind in (LinenRNN, linen.RNN)
+  )
+  assert worst(found, expected) < 1e-12
