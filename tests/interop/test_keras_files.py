@@ -204,6 +204,10 @@ def test_directions_with_other_settings_are_refused(tmp_path, key):
     ValueError, match=r"^layer a: the backward layer's settings"
   ):
     interop.load(path)
+  config = model(both_ways("LSTM", "a", backward_layer=configured("LSTM")))
+  write(path, config, hdf5(arrays))
+  with pytest.raises(ValueError, match=r"go_backwards must be True, got False"):
+    interop.load(path)
 
 
 def test_a_layer_of_somebody_else_is_left_out(tmp_path, key):
@@ -282,15 +286,27 @@ def test_links_out_of_the_file_are_not_followed(tmp_path, key):
     ValueError, match=r"^layer a: there is no 1 in the HDF5 fi"
   ):
     interop.load(path)
+  weights = tmp_path / "model.weights.h5"
+  weights.write_bytes(content.getvalue())
+  with pytest.raises(ValueError, match=r"^layer lstm: there is no 1 in the HD"):
+    interop.load_weights(weights)
   with h5py.File(content, "a") as file:
     del file["layers/lstm/cell/vars/1"]
     layout = h5py.VirtualLayout((H, 4 * H), float)
     layout[...] = h5py.VirtualSource(str(secret), "x", (H, 4 * H))
     file["layers/lstm/cell/vars"].create_virtual_dataset("1", layout)
   write(path, model(configured("LSTM", "a")), content.getvalue())
-  with pytest.raises(
-    ValueError, match=r"^layer a: recurrent_kernel must be in t"
-  ):
+  message = r"^layer a: recurrent_kernel must be in the file, not in another$"
+  with pytest.raises(ValueError, match=message):
+    interop.load(path)
+  with h5py.File(content, "a") as file:
+    del file["layers/lstm/cell/vars/1"]
+    outside = [(str(secret), 0, h5py.h5f.UNLIMITED)]
+    file["layers/lstm/cell/vars"].create_dataset(
+      "1", (H, 4 * H), float, external=outside
+    )
+  write(path, model(configured("LSTM", "a")), content.getvalue())
+  with pytest.raises(ValueError, match=message):
     interop.load(path)
 
 

@@ -5,14 +5,16 @@ import re
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import Directions
+from lstm_jax import Directions, gru, lstm, rnn
+from lstm_jax.cells import RELU
 from lstm_jax.interop import keras as interop
 from lstm_jax.interop.keras.hdf5 import opened
 from tests.draws import worst
-from tests.interop.keras_layers import draw
+from tests.interop.keras_layers import HARD, draw
 from tests.interop.test_keras_files import (
   both_ways,
   configured,
@@ -79,8 +81,12 @@ def test_names_that_are_no_list_of_names_are_refused(names, tmp_path, key):
 
 def test_an_error_of_the_caller_is_not_called_damage():
   content = io.BytesIO(hdf5({"layers/lstm/cell": [[1.0]]}))
-  with pytest.raises(TypeError, match=r"^mine$"), opened("path", content):
+  with (
+    pytest.raises(TypeError, match=r"^mine$"),
+    opened("path", content) as file,
+  ):
     raise TypeError("mine")
+  assert not file  # closed
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OverflowError("too\nlarge")])
@@ -141,6 +147,7 @@ def test_a_large_configuration_is_not_unpacked(tmp_path, monkeypatch):
   [
     ("LSTM", "units", None, "int"),
     ("LSTM", "units", 6.0, "int"),
+    ("LSTM", "units", True, "int"),
     ("LSTM", "use_bias", "false", "bool"),
     ("LSTM", "use_bias", None, "bool"),
     ("GRU", "reset_after", "false", "bool"),
@@ -224,3 +231,44 @@ def test_models_within_models_are_read(tmp_path):
   weights = tmp_path / "model.weights.h5"
   weights.write_bytes(content)
   assert list(interop.load_weights(weights)) == ["functional/sequential/lstm"]
+
+
+def test_groups_are_in_the_order_of_their_numbers(tmp_path):
+  arrays = [np.ones(shape) for shape in ((3, 24), (6, 24), (24,))]
+  groups = "gru", "lstm", "lstm_2", "lstm_10"
+  path = tmp_path / "model.weights.h5"
+  path.write_bytes(hdf5({f"layers/{name}/cell": arrays for name in groups}))
+  assert tuple(interop.load_weights(path)) == groups
+
+
+def test_the_activations_of_each_class_are_read(tmp_path, key):
+  own = {"recurrent_activation": "hard_sigmoid", "activation": "relu"}
+  layers = {
+    "LSTM": (own, lstm.with_activations(HARD, RELU, RELU)),
+    "GRU": (own, gru.with_activations(HARD, RELU)),
+    "SimpleRNN": ({"activation": "relu"}, rnn.with_activation(RELU)),
+  }
+  groups = "lstm", "gru", "simple_rnn"
+  arrays = {
+    f"layers/{group}/cell": interop.to_keras(draw(key, kind))
+    for group, kind in zip(groups, layers, strict=True)
+  }
+  entries = [configured(kind, kind, **own) for kind, (own, _) in layers.items()]
+  path = tmp_path / "model.keras"
+  write(path, model(*entries), hdf5(arrays))
+  found = {name: cell for name, (cell, _) in interop.load(path).items()}
+  assert found == {kind: cell for kind, (_, cell) in layers.items()}
+
+
+@pytest.mark.parametrize("stored", ["V2", "float32"])
+def test_arrays_that_are_marked_as_bfloat16_are_of_it(stored, tmp_path, key):
+  params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(key, "LSTM"))
+  path, group = tmp_path / "model.weights.h5", "layers/lstm/cell/vars"
+  with h5py.File(path, "w") as file:
+    for k, x in enumerate(interop.to_keras(params)):
+      x = x.view("V2") if stored == "V2" else x.astype(stored)
+      file[f"{group}/{k}"] = x
+      file[f"{group}/{k}"].attrs["dtype"] = "bfloat16"
+  _, found = interop.load_weights(path)["lstm"]
+  assert {leaf.dtype for leaf in found} == {jnp.dtype(jnp.bfloat16)}
+  assert worst(found, params) == 0
