@@ -235,7 +235,7 @@ def test_models_within_models_are_read(tmp_path):
 
 def test_groups_are_in_the_order_of_their_numbers(tmp_path):
   arrays = [np.ones(shape) for shape in ((3, 24), (6, 24), (24,))]
-  groups = "gru", "lstm", "lstm_2", "lstm_10"
+  groups = "gru", "gru_1", "lstm", "lstm_2", "lstm_10"
   path = tmp_path / "model.weights.h5"
   path.write_bytes(hdf5({f"layers/{name}/cell": arrays for name in groups}))
   assert tuple(interop.load_weights(path)) == groups

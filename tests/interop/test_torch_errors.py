@@ -9,7 +9,7 @@ import pytest
 
 from lstm_jax import gru, lstm, projected_lstm
 from lstm_jax.interop import torch as interop
-from tests.draws import D, H, worst
+from tests.draws import worst
 from tests.interop.test_torch import Module, stack
 
 
@@ -100,19 +100,6 @@ def test_a_prefix_of_no_module_is_refused(key):
   module = Module({f"a.{name}": x for name, x in weights.items()})
   with pytest.raises(ValueError, match=r"^prefix must be 'a\.', got 'b\.c\.'$"):
     interop.from_torch(module, prefix="b.c.")
-
-
-def test_all_layers_have_one_projection_size(key):
-  shapes = [
-    jax.eval_shape(
-      lambda n=n: projected_lstm.init(key, D, H, projection_size=n)
-    )
-    for n in (2, 3)
-  ]
-  layers = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), tuple(shapes))
-  message = r"^layer 1 must be .*w_h \[2, 24\].*, got .*w_h \[3, 24\]"
-  with pytest.raises(ValueError, match=message):
-    interop.to_torch(layers)
 
 
 @pytest.mark.parametrize("cell", [lstm, gru])
