@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,20 @@ def test_a_file_has_readable_names_and_its_vocabulary(key, tmp_path):
   assert list(layers) == ["layer_0", "layer_1"]
   found = tuple(layer.params for layer in layers.values())
   assert worst(found, params.layers) == 0
+
+
+def test_the_vocabulary_is_in_the_order_and_unit_of_the_tokenizer(key):
+  _, params = make(lstm, key, jnp.float32, tied=True, layers=1)
+  words = [f"word {k}" for k in reversed(range(V))]
+  tokenizer = SimpleNamespace(size=V, unit="word", symbols=words)
+  for given, more in (
+    (tokenizer, {"unit": "word", "symbols": json.dumps(words)}),
+    (None, {}),
+  ):
+    file = language_model_to_onnx(lstm, params, given)
+    metadata = {x.key: x.value for x in file.metadata_props}
+    producer = f"lstm_jax {lstm_jax.__version__}"
+    assert metadata == {"producer": producer, "cell": "lstm", **more}
 
 
 def test_a_model_that_onnx_cannot_hold_is_refused(key):
