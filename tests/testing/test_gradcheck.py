@@ -179,7 +179,7 @@ def test_max_coordinates_limits_the_differences(key):
   assert [t.explicit_central.coordinates for t in report.tensors] == [7, 4]
   assert [t.explicit_autodiff.coordinates for t in report.tensors] == [150, 4]
   assert report.passes()
-  assert report.tensors[0].explicit_central.where > (0, 6)  # drawn, no first 7
+  assert report.tensors[0].explicit_central.where > (0, 6)  # not the first 7
 
 
 def test_a_gradient_of_nan_does_not_pass(key):
