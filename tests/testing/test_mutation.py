@@ -6,9 +6,12 @@ import sys
 import jax.numpy as jnp
 import pytest
 
+from lstm_jax import rnn
+from lstm_jax.cells import RELU
 from lstm_jax.sequence import wrappers
 from lstm_jax.testing import plant, terms
 from tests.contract import TABLE
+from tests.draws import B, D, H
 
 
 def test_the_terms_of_the_lstm_are_the_lines_of_its_docstring():
@@ -54,6 +57,42 @@ def step_back(d):
   ):
     planted = plant(module, term, 3.0)
     assert planted.recur_backward(None, x, x, x) == expected
+
+
+def test_terms_are_numbered_by_their_lines(tmp_path):
+  source = """
+def step_back(d):
+  da = 2.0 * d
+  return da
+
+
+def recur_backward(params, gates, residuals, d_state):
+  da = 1.0 + step_back(d_state)
+  da -= 3.0 * d_state
+  return da
+"""
+  module = module_of(tmp_path, "helper_first", source)
+  of_2, of_3 = (tuple(f"da#{k}{i}" for i in ("", "[0]", "[1]")) for k in (2, 3))
+  assert terms(module) == ("da#1", *of_2, *of_3)
+  for term, expected in (
+    ("da#1", (1 + 20) - 3),
+    ("da#2", 10 * (1 + 2) - 3),
+    ("da#3", 10 * (1 + 2 - 3)),
+    ("da#3[1]", (1 + 2) - 30),
+  ):
+    planted = plant(module, term, 10.0)
+    assert planted.recur_backward(None, None, None, jnp.ones(())) == expected
+
+
+def test_the_factor_is_also_that_of_a_made_cell():
+  cell = rnn.with_activation(RELU)
+  params = rnn.RNNParams(jnp.ones((D, H)), jnp.ones((H, H)), jnp.ones(H))
+  arguments = params, jnp.ones((1, B, D)), jnp.ones((1, B, H)), ()
+  das = jnp.ones((1, B, H))
+  expected, _ = cell.parameter_gradients(*arguments, das)
+  found, _ = plant(cell, "db", 3.0).parameter_gradients(*arguments, das)
+  assert (found.b == 3 * expected.b).all()
+  assert (found.w_h == expected.w_h).all()
 
 
 def test_assignments_with_a_type_or_an_addition_are_terms(tmp_path):
