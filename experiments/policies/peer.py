@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
+from experiments.benchmarks.peers.layers import zero_at_starts
 from experiments.benchmarks.peers.proof import (
   Peer,
   check_same,
   compile_program,
   tolerance,
 )
-from experiments.benchmarks.peers.resets import zero_at_starts
 from experiments.benchmarks.timing import compare
 from experiments.policies.config import PolicyConfig
 from experiments.policies.environments import Environment

@@ -55,7 +55,7 @@ def _library(name: str, operands: str = "TF32") -> Peer:
     if name == "flax linen":
       return resets.flax_layer(cell, weights, starts)
     if name == "equinox":
-      return resets.equinox_layer(cell, weights, starts)
+      return layers.equinox(cell, weights, starts)
     raise Unsupported("with resets, only Flax linen and Equinox are compared")
 
   return Peer(make, package, operands)

@@ -124,35 +124,43 @@ def haiku(cell: str, weights: Any) -> Layer:
   return Layer(to_haiku(weights), layer.apply, convert)
 
 
-def equinox(cell: str, weights: Any) -> Layer:
-  """Return a scan of Equinox's LSTMCell or GRUCell, vmapped over the batch."""
-  params = equinox_cell(cell, weights)
+def equinox(cell: str, weights: Any, starts: jax.Array | None = None) -> Layer:
+  """Return a scan of Equinox's LSTMCell or GRUCell, vmapped over the batch.
+
+  Args:
+    cell: lstm, gru or rnn.
+    weights: ours.
+    starts: where the state is set to zero, bool [T, B]; None for nowhere.
+
+  Raises:
+    Unsupported: Equinox does not have the cell.
+  """
+  if cell == "rnn":
+    raise Unsupported("it has no plain RNN cell")
   size = weights.w_h.shape[0]
 
   def apply(params, xs):
     step = jax.vmap(params)
-    zeros = jnp.zeros((xs.shape[1], size), xs.dtype)
 
-    def lstm_body(state, x):
+    def body(state, inputs):
+      x, start = inputs
+      if start is not None:
+        state = zero_at_starts(state, start)
       state = step(x, state)
-      return state, state[0]
+      return state, state[0] if cell == "lstm" else state
 
-    def gru_body(h, x):
-      h = step(x, h)
-      return h, h
+    zeros = jnp.zeros((xs.shape[1], size), xs.dtype)
+    state = (zeros, zeros) if cell == "lstm" else zeros
+    return jax.lax.scan(body, state, (xs, starts))[1]
 
-    if cell == "lstm":
-      return jax.lax.scan(lstm_body, (zeros, zeros), xs)[1]
-    return jax.lax.scan(gru_body, zeros, xs)[1]
-
-  return Layer(params, apply, to_equinox)
+  return Layer(to_equinox(weights), apply, to_equinox)
 
 
-def equinox_cell(cell: str, weights: Any) -> Any:
-  """Return Equinox's cell with these weights; it is its own parameters."""
-  if cell == "rnn":
-    raise Unsupported("it has no plain RNN cell")
-  return to_equinox(weights)
+def zero_at_starts(state: Any, start: jax.Array) -> Any:
+  """Return a tree of arrays [B, H] with zeros in rows where `start` is True."""
+  return jax.tree.map(
+    lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), state
+  )
 
 
 def keras(cell: str, weights: Any) -> Layer:

@@ -4,7 +4,7 @@ Our `unroll(..., reset=)` against the usual code of reinforcement learning in
 Flax: a cell under `linen.scan` that sets the carry to zero where an episode
 begins. Where that is, is a constant of each program: XLA may compute from it
 while it compiles. The GPU benchmark takes `flax_layer` from here, also with
-other cells, and `equinox_layer`.
+other cells.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,11 @@ from experiments.benchmarks.peers import sequences
 from experiments.benchmarks.peers.layers import (
   FLAX_CELLS,
   Layer,
-  equinox_cell,
   ours,
+  zero_at_starts,
 )
 from experiments.benchmarks.peers.proof import Makers, Peer
 from lstm_jax import Autodiff, Explicit
-from lstm_jax.interop.equinox import to_equinox
 from lstm_jax.interop.flax import to_linen
 from lstm_jax.sequence import Adjoint
 
@@ -75,13 +74,6 @@ def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
   return make
 
 
-def zero_at_starts(state: Any, start: jax.Array) -> Any:
-  """Return a tree of arrays [B, H] with zeros in rows where `start` is True."""
-  return jax.tree.map(
-    lambda h: jnp.where(start[:, None], jnp.zeros_like(h), h), state
-  )
-
-
 def flax_layer(
   cell: str, weights: Any, starts: jax.Array, dtype: Any = None
 ) -> Layer:
@@ -118,35 +110,6 @@ def flax_layer(
     return {"params": {"cell": to_linen(w)}}
 
   return Layer(convert(weights), apply, convert)
-
-
-def equinox_layer(cell: str, weights: Any, starts: jax.Array) -> Layer:
-  """Return a layer: a scan of an Equinox cell, with resets of its state.
-
-  Args:
-    cell: lstm or gru.
-    weights: ours.
-    starts: bool [T, B].
-
-  Raises:
-    Unsupported: Equinox does not have the cell.
-  """
-  params = equinox_cell(cell, weights)
-  size = weights.w_h.shape[0]
-
-  def apply(params, xs):
-    step = jax.vmap(params)
-
-    def body(state, inputs):
-      x, start = inputs
-      state = step(x, zero_at_starts(state, start))
-      return state, state[0] if cell == "lstm" else state
-
-    zeros = jnp.zeros((xs.shape[1], size), xs.dtype)
-    state = (zeros, zeros) if cell == "lstm" else zeros
-    return jax.lax.scan(body, state, (xs, starts))[1]
-
-  return Layer(params, apply, to_equinox)
 
 
 def flax_scan(problem: Problem) -> Peer:
