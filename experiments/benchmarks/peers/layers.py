@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from experiments.benchmarks.peers.proof import Unsupported
 from experiments.trainer.config import CELLS
+from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.interop.equinox import to_equinox
-from lstm_jax.interop.flax import to_linen
+from lstm_jax.interop.flax import to_linen, to_nnx
 from lstm_jax.interop.haiku import to_haiku
+from lstm_jax.interop.keras import to_keras
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit, unroll
 
 FLAX_CELLS = {
@@ -76,22 +78,14 @@ def flax_nnx(cell: str, weights: Any) -> Layer:
   cell_class = getattr(nnx, FLAX_CELLS[cell])
   sizes = weights.w_x.shape[0], weights.w_h.shape[0]
   layer = nnx.RNN(cell_class(*sizes, rngs=nnx.Rngs(0)), time_major=True)
-  graph, state, other = nnx.split(layer, nnx.Param, ...)  # type: ignore[misc]
-  # A GRU's b_n has no counterpart here; it is zero in these benchmarks.
-  biased = "dense_h" if cell == "lstm" else "dense_i"
+  graph, _, other = nnx.split(layer, nnx.Param, ...)  # type: ignore[misc]
 
   def convert(w):
-    flat: dict[tuple[str, ...], Any] = {
-      ("cell", "dense_i", "kernel"): w.w_x,
-      ("cell", "dense_h", "kernel"): w.w_h,
-      ("cell", biased, "bias"): w.b,
-    }
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: flat[
-        tuple(str(p.key) for p in path if hasattr(p, "key"))
-      ],
-      state,
-    )
+    if cell == "gru":  # Flax's has no b_n; it is zero in these benchmarks
+      w = w._replace(b_n=jnp.zeros_like(w.b_n))
+    to_nnx(w, layer.cell)
+    # A copy, since the state of the module changes with it.
+    return jax.tree.map(lambda x: x, nnx.state(layer, nnx.Param))
 
   def apply(params, xs):
     zeros = jnp.zeros((*xs.shape[1:-1], sizes[1]), xs.dtype)
@@ -178,28 +172,17 @@ def keras(cell: str, weights: Any) -> Layer:
   layer.build((None, None, weights.w_x.shape[0]))
   rest = [v.value for v in layer.non_trainable_variables]
 
-  def convert(w):
-    if cell != "gru":
-      return [w.w_x, w.w_h, w.b]
-    # Its gates are z, r, n; the second row of its bias is the recurrent one.
-    gates = _gates(w, "rzn")
-    w_x, w_h, b = (
-      jnp.concatenate([gates[letter][k] for letter in "zrn"], axis=-1)
-      for k in range(3)
-    )
-    recurrent = b.at[-len(w.b_n) :].set(w.b_n)
-    return [w_x, w_h, jnp.stack([b, recurrent])]
-
-  params = convert(weights)
-  if cell == "gru":  # the biases of r and z must not be added twice
-    size = len(weights.b_n)
-    params[2] = params[2].at[1, : 2 * size].set(0)
+  def convert(w):  # of gradients: those of both biases of r and z are equal
+    w_x, w_h, b = to_keras(w)
+    if cell == "gru":
+      b[1, : -len(w.b_n)] = b[0, : -len(w.b_n)]
+    return [w_x, w_h, b]
 
   def apply(params, xs):
     outputs, _ = layer.stateless_call(params, rest, jnp.swapaxes(xs, 0, 1))
     return jnp.swapaxes(outputs, 0, 1)
 
-  return Layer(params, apply, convert)
+  return Layer([jnp.asarray(w) for w in to_keras(weights)], apply, convert)
 
 
 def cudnn(cell: str, weights: Any) -> Layer:
@@ -229,25 +212,10 @@ def cudnn(cell: str, weights: Any) -> Layer:
     )
     return jnp.swapaxes(hs, 0, 1)
 
-  return Layer(cudnn_weights(weights, second_bias=False), apply, cudnn_weights)
+  def convert(w):  # of gradients: those of the two biases are equal
+    return to_cudnn((w,)).at[-w.b.size :].set(w.b)
 
-
-def cudnn_weights(w: Any, second_bias: bool = True) -> jax.Array:
-  """Return our LSTM's weights as the flat vector of cuDNN.
-
-  Args:
-    w: our weights or gradients.
-    second_bias: whether cuDNN's second bias is a copy of the first, as the
-      gradients of the two are, or zero.
-  """
-  leaves = w.w_x.T, w.w_h.T, w.b, w.b if second_bias else jnp.zeros_like(w.b)
-  return jnp.concatenate([leaf.ravel() for leaf in leaves])
-
-
-def _gates(weights: Any, letters: str) -> dict[str, tuple]:
-  """Return (w_x, w_h, b) of each gate, by the gate's letter."""
-  parts = (jnp.split(w, len(letters), axis=-1) for w in weights[:3])
-  return dict(zip(letters, zip(*parts, strict=True), strict=True))
+  return Layer(to_cudnn((weights,)), apply, convert)
 
 
 LAYERS: dict[str, tuple[Callable[[str, Any], Layer], str]] = {

@@ -14,6 +14,7 @@ from experiments.benchmarks.peers import (
 )
 from experiments.benchmarks.peers.proof import Unsupported
 from lstm_jax import lstm
+from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.language import ModelConfig
 
 SIZES = {"hidden_size": 5, "seq_len": 4, "batch_size": 3}
@@ -143,7 +144,7 @@ def test_cudnn_receives_our_weights(key):
   params = lstm.init(key, 4, 5)
   params = params._replace(b=jax.random.normal(key, params.b.shape))
   xs = jax.random.normal(key, (7, 3, 4))
-  flat = layers.cudnn_weights(params, second_bias=False)
+  flat = to_cudnn((params,))
   unpacked = rnn.unpack_lstm_weights(flat, 4, 5, 1, False)
   zeros = jnp.zeros((1, 3, 5))
   lengths = jnp.full(3, 7, jnp.int32)
