@@ -29,6 +29,7 @@ from experiments.benchmarks.gpu.timing import (
   memory_of,
   time_calls,
 )
+from experiments.benchmarks.peers.models import our_loss
 from experiments.trainer.config import CELLS
 from lstm_jax.language import ModelConfig, language_model
 
@@ -88,7 +89,7 @@ class TrainingStep:
       if name == "kernel" and self.kernels & left_out:
         skipped[name] = ENDED
         continue
-      loss = self._loss(self._model(self.dtype, implementation))
+      loss = our_loss(self._model(self.dtype, implementation))
       gradient = jax.value_and_grad(loss)
 
       def train_step(params, opt_state, *batch, gradient=gradient):
@@ -103,7 +104,7 @@ class TrainingStep:
         lowered[f"{name}: gradient"] = first
       except Exception as error:  # the kernel's, in lowering
         skip(name, error)
-    expected = jax.value_and_grad(self._loss(self._model(None, None)))
+    expected = jax.value_and_grad(our_loss(self._model(None, None)))
     lowered["expected"] = jax.jit(without_tf32(expected)).lower(params, *batch)
 
     def finish(programs, errors):
@@ -147,15 +148,6 @@ class TrainingStep:
       implementation=implementation,
     )
     return language_model(config, self.vocabulary_size)
-
-  def _loss(self, model: Any) -> Callable:
-    """Return (params, tokens, targets) -> the loss from the zero state."""
-
-    def loss(params, tokens, targets):
-      state = model.initial_state((self.batch_size,))
-      return model.loss(params, state, tokens, targets)[0]
-
-    return loss
 
   def _row(self, peer: str, params: list[jax.Array]) -> dict[str, Any]:
     """Return the sizes, and the lower bound in µs per time step, of a row."""

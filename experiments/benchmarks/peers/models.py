@@ -35,7 +35,12 @@ from experiments.benchmarks.peers.torch_layer import (
   torch_device,
   torch_layer,
 )
-from lstm_jax.language import LanguageParams, ModelConfig, language_model
+from lstm_jax.language import (
+  LanguageModel,
+  LanguageParams,
+  ModelConfig,
+  language_model,
+)
 from lstm_jax.sequence import Adjoint, Autodiff, Explicit
 
 LEARNING_RATE = 1e-3
@@ -67,23 +72,21 @@ def make_problem(
   config = exact
   if dtype != "float32":
     config = replace(exact, compute_dtype=jnp.dtype(dtype))
-  params = language_model(exact, vocabulary_size).init(jax.random.key(0))
+  model = language_model(exact, vocabulary_size)
+  params = model.init(jax.random.key(0))
   rng = np.random.default_rng(0)
   text = rng.integers(0, vocabulary_size, (seq_len + 1, batch_size))
   text = text.astype(np.int32)
   tokens, targets = text[:-1], text[1:]
-  reference_loss = _our_loss(exact, vocabulary_size)
-  reference = jax.jit(jax.value_and_grad(reference_loss))
+  reference = jax.jit(jax.value_and_grad(our_loss(model)))
   loss, gradient = reference(params, tokens, targets)
   return Problem(
     config, vocabulary_size, params, tokens, targets, float(loss), gradient
   )
 
 
-def _our_loss(
-  config: ModelConfig, vocabulary_size: int, adjoint: Adjoint = Explicit()
-):
-  model = language_model(config, vocabulary_size, adjoint=adjoint)
+def our_loss(model: LanguageModel) -> Callable:
+  """Return (params, tokens, targets) -> a model's loss from the zero state."""
 
   def loss(params, tokens, targets):
     state = model.initial_state(tokens.shape[1:])
@@ -96,9 +99,10 @@ def lstm_jax(
   problem: Problem, devices: int = 1, adjoint: Adjoint = Explicit()
 ) -> Peer:
   """Our model, with the gradient of `adjoint`."""
-  loss = _our_loss(problem.config, problem.vocabulary_size, adjoint)
+  config, vocabulary_size, params = problem[:3]
+  loss = our_loss(language_model(config, vocabulary_size, adjoint=adjoint))
   name = "autodiff" if isinstance(adjoint, Autodiff) else "lstm_jax"
-  return _make_peer(name, loss, problem.params, problem, lambda w: w, devices)
+  return _make_peer(name, loss, params, problem, lambda w: w, devices)
 
 
 def autodiff(problem: Problem, devices: int = 1) -> Peer:
