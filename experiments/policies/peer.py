@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from experiments.benchmarks.peers.layers import zero_at_starts
+from experiments.benchmarks.peers.layers import FLAX_CELLS
 from experiments.benchmarks.peers.proof import (
   Peer,
   check_same,
   compile_program,
   tolerance,
 )
+from experiments.benchmarks.peers.resets import scanned_rnn
 from experiments.benchmarks.timing import compare
 from experiments.policies.config import PolicyConfig
 from experiments.policies.environments import Environment
@@ -36,34 +37,6 @@ from experiments.policies.ppo import gae, loss, make_update
 from experiments.policies.rollouts import collect, make_actor
 from experiments.policies.training import start
 from lstm_jax.interop.flax import scanned, to_linen
-
-FLAX_CELLS = {"gru": linen.GRUCell, "lstm": linen.OptimizedLSTMCell}
-
-
-def scanned_by_hand(name: str) -> Any:
-  """Return the class ScannedRNN of Flax's cell, "gru" or "lstm"."""
-  cell_type = FLAX_CELLS[name]
-
-  class ScannedRNN(linen.Module):
-    @partial(
-      linen.scan,
-      variable_broadcast="params",
-      in_axes=0,
-      out_axes=0,
-      split_rngs={"params": False},
-    )
-    @linen.compact
-    def __call__(self, carry, x):
-      ins, resets = x
-      carry = zero_at_starts(carry, resets)
-      return cell_type(ins.shape[-1])(carry, ins)
-
-    @staticmethod
-    def initialize_carry(batch_size, hidden_size):
-      cell = cell_type(hidden_size, parent=None)
-      return cell.initialize_carry(jax.random.key(0), (batch_size, hidden_size))
-
-  return ScannedRNN
 
 
 class ActorCritic(linen.Module):
@@ -120,7 +93,7 @@ def to_flax(name: str, params: PolicyParams) -> dict[str, Any]:
   def dense(linear: Linear) -> dict[str, jax.Array]:
     return {"kernel": linear.w, "bias": linear.b}
 
-  cell = {f"{FLAX_CELLS[name].__name__}_0": to_linen(params.core)}
+  cell = {f"{FLAX_CELLS[name]}_0": to_linen(params.core)}
   layers = {
     "Dense_0": dense(params.encoder),
     "ScannedRNN_0": cell,
@@ -138,7 +111,7 @@ def racers(
   return {
     "unroll": make_network(name, *sizes),
     "scanned": flax_network(scanned(CELLS[name]), *sizes),
-    "flax": flax_network(scanned_by_hand(name), *sizes),
+    "flax": flax_network(scanned_rnn(name), *sizes),
   }
 
 

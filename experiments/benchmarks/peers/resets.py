@@ -8,6 +8,7 @@ other cells.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +75,34 @@ def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
   return make
 
 
+def scanned_rnn(cell: str, dtype: Any = None) -> Any:
+  """Return the class ScannedRNN of Flax's cell, as agents in Flax have it.
+
+  Args:
+    cell: lstm, gru or rnn.
+    dtype: that Flax computes in; None for the dtype of weights and inputs.
+  """
+  from flax import linen as nn
+
+  cell_class = getattr(nn, FLAX_CELLS[cell])
+
+  class ScannedRNN(nn.Module):
+    @partial(nn.scan, variable_broadcast="params", split_rngs={"params": False})
+    @nn.compact
+    def __call__(self, carry, x):
+      ins, resets = x
+      carry = zero_at_starts(carry, resets)
+      size = jax.tree.leaves(carry)[0].shape[-1]
+      return cell_class(size, dtype=dtype)(carry, ins)
+
+    @staticmethod
+    def initialize_carry(batch_size, hidden_size):
+      cell = cell_class(hidden_size, parent=None)
+      return cell.initialize_carry(jax.random.key(0), (batch_size, hidden_size))
+
+  return ScannedRNN
+
+
 def flax_layer(
   cell: str, weights: Any, starts: jax.Array, dtype: Any = None
 ) -> Layer:
@@ -83,23 +112,10 @@ def flax_layer(
     cell: lstm, gru or rnn.
     weights: ours.
     starts: bool [T, B].
-    dtype: that Flax computes in; None for the dtype of weights and inputs.
+    dtype: as in `scanned_rnn`.
   """
-  from flax import linen as nn
-
-  cell_class = getattr(nn, FLAX_CELLS[cell])
+  scanned = scanned_rnn(cell, dtype)()
   size = weights.w_h.shape[0]
-
-  class ResettingCell(nn.Module):
-    @nn.compact
-    def __call__(self, carry, inputs):
-      x, start = inputs
-      carry = zero_at_starts(carry, start)
-      return cell_class(size, dtype=dtype, name="cell")(carry, x)
-
-  scanned = nn.scan(
-    ResettingCell, variable_broadcast="params", split_rngs={"params": False}
-  )()
 
   def apply(params, xs):
     zeros = jnp.zeros((xs.shape[1], size), dtype or xs.dtype)
@@ -107,7 +123,7 @@ def flax_layer(
     return scanned.apply(params, carry, (xs, starts))[1]
 
   def convert(w):
-    return {"params": {"cell": to_linen(w)}}
+    return {"params": {f"{FLAX_CELLS[cell]}_0": to_linen(w)}}
 
   return Layer(convert(weights), apply, convert)
 
