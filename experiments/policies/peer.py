@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen
 
 from experiments.benchmarks.peers.layers import FLAX_CELLS
@@ -128,7 +129,8 @@ def check_equal(
   """
   ppo, found = config.ppo, racers(name, environment, config.hidden_size)
   key, draw_key, actor_key = jax.random.split(key, 3)
-  params = normal_like(draw_key, found["unroll"].init(key))
+  drawn = optax.tree.random_like(draw_key, found["unroll"].init(key))
+  params = jax.tree.map(lambda x: 0.3 * x, drawn)  # Gaussian
   actor = make_actor(found["unroll"], environment, ppo, actor_key)
   _, rollout, _ = jax.jit(
     partial(collect, found["unroll"], environment, ppo, params)
@@ -152,17 +154,6 @@ def check_equal(
   for label in ("scanned", "flax"):
     actual = jax.jit(partial(results, found[label]))(ported)
     check_same(label, actual, expected, tolerance())
-
-
-def normal_like(key: jax.Array, tree: Any) -> Any:
-  """Draw a tree of Gaussian arrays, deviation 0.3, in the shapes of a tree."""
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(key, len(leaves))
-  drawn = [
-    0.3 * jax.random.normal(key, leaf.shape, leaf.dtype)
-    for key, leaf in zip(keys, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(structure, drawn)
 
 
 def race(
