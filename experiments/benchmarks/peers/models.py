@@ -111,16 +111,14 @@ def autodiff(problem: Problem, devices: int = 1) -> Peer:
 
 
 def jax_peer(
-  name: str, make_layer: Callable[[str, Any], Layer] | None = None
+  name: str, make_layer: Callable[[str, Any], Layer]
 ) -> Callable[..., Peer]:
   """Return the maker of the training step with a JAX library's layers.
 
   Args:
     name: of the peer.
-    make_layer: (cell, weights) -> the layer; None for that of the library of
-      this name in `LAYERS`.
+    make_layer: (cell, weights) -> the layer.
   """
-  make_layer = make_layer or LAYERS[name][0]
 
   def make(problem: Problem, devices: int = 1) -> Peer:
     if problem.config.compute_dtype is not None:
@@ -283,8 +281,8 @@ def models() -> Makers:
       "jax",
     ),
   }
-  for name, (_, package) in LAYERS.items():
-    alone.setdefault(name, (jax_peer(name), package))
+  for name, (make_layer, package) in LAYERS.items():
+    alone.setdefault(name, (jax_peer(name, make_layer), package))
   count = jax.device_count()
   shared = {
     f"{name}, {count} devices": (partial(make, devices=count), package)

@@ -80,16 +80,14 @@ def layer_gradient(layer: Layer) -> Callable:
 
 
 def jax_peer(
-  name: str, make_layer: Callable[[str, Any], Layer] | None = None
+  name: str, make_layer: Callable[[str, Any], Layer]
 ) -> Callable[[Problem], Peer]:
   """Return a function that makes a layer computed by JAX a `Peer`.
 
   Args:
     name: of the peer.
-    make_layer: (cell, weights) -> the layer; None for that of the library of
-      this name in `LAYERS`.
+    make_layer: (cell, weights) -> the layer.
   """
-  make_layer = make_layer or LAYERS[name][0]
 
   def make(problem: Problem) -> Peer:
     layer = make_layer(problem.cell, problem.weights)
@@ -156,7 +154,8 @@ def _synchronize(tensor: Any) -> None:
 def jax_peers() -> Makers:
   """Return the makers of the JAX libraries' layers."""
   return {
-    name: (jax_peer(name), package) for name, (_, package) in LAYERS.items()
+    name: (jax_peer(name, make), package)
+    for name, (make, package) in LAYERS.items()
   }
 
 
