@@ -3,6 +3,7 @@
 import math
 import os
 import resource
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,25 +70,18 @@ def process_size() -> dict[str, float]:
     pages = int(STATM.read_text().split()[1])
     size["resident_mb"] = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
   return {name: round(x, 3) for name, x in size.items()} | {
-    "compilations": _compilation_counter().count
+    "compilations": _events()[COMPILED]
   }
 
 
-class _CompilationCounter:
-  """Counts the programs that are compiled or loaded, from when it is made."""
-
-  def __init__(self) -> None:
-    self.count = 0
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-  def _listen(self, event: str, duration_secs: float, **kwargs: Any) -> None:
-    del duration_secs, kwargs
-    self.count += event == COMPILED
-
-
 @cache
-def _compilation_counter() -> _CompilationCounter:
-  return _CompilationCounter()
+def _events() -> Counter[str]:
+  """Return how often JAX has reported each event since the first call."""
+  counts: Counter[str] = Counter()
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration_secs, **kwargs: counts.update([event])
+  )
+  return counts
 
 
 class Tracer:
