@@ -21,7 +21,6 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,33 +58,26 @@ class Blobs:
     return number
 
   def page(self, template: Path, header: dict[str, Any]) -> str:
-    """Return the page of these arrays and a header that refers to them."""
-    return page(template, header, self._scripts)
+    """Return a template filled with head.html, data blocks and the header.
+
+    The header is the page's data as JSON, and may refer to the blocks.
+    """
+    packed = script("header", json.dumps(header, allow_nan=False).encode())
+    head = HEAD.read_text(encoding="utf-8")
+    text = template.read_text(encoding="utf-8").replace(HEAD_PLACE, head)
+
+    def included(place: re.Match[str]) -> str:
+      code = template.with_name(place[1]).read_text(encoding="utf-8")
+      return f"<script>\n{code}</script>"
+
+    before, after = SCRIPT_PLACE.sub(included, text).split(DATA_PLACE)
+    return "\n".join([before, *self._scripts, packed, after])
 
 
 def script(name: str, data: bytes) -> str:
   """Return the script element of the data block whose id is `name`."""
   packed = base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii")
   return f'<script type="text/plain" id="{name}">{packed}</script>'
-
-
-def page(
-  template: Path, header: dict[str, Any], scripts: Iterable[str] = ()
-) -> str:
-  """Return a template filled with head.html, data blocks and the header.
-
-  The header is the page's data as JSON.
-  """
-  packed = script("header", json.dumps(header, allow_nan=False).encode())
-  head = HEAD.read_text(encoding="utf-8")
-  text = template.read_text(encoding="utf-8").replace(HEAD_PLACE, head)
-
-  def included(place: re.Match[str]) -> str:
-    code = template.with_name(place[1]).read_text(encoding="utf-8")
-    return f"<script>\n{code}</script>"
-
-  before, after = SCRIPT_PLACE.sub(included, text).split(DATA_PLACE)
-  return "\n".join([before, *scripts, packed, after])
 
 
 class Page(NamedTuple):

@@ -6,7 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from experiments.pages.packing import page
+from experiments.pages.packing import Blobs
 from experiments.trainer.extension import EXTENSIONS
 from experiments.trainer.history import Derived, RunHistory, derive
 from experiments.trainer.run_dir import JOB_FLAGS, SHA256, TEACHERS
@@ -26,7 +26,7 @@ HASHES, HASH_DIGITS = ("git_commit", SHA256, TEACHERS), 12
 
 def make_page(histories: list[RunHistory]) -> str:
   """Return the page of some runs."""
-  return page(TEMPLATE, make_header(histories))
+  return Blobs().page(TEMPLATE, make_header(histories))
 
 
 def make_header(histories: list[RunHistory]) -> dict[str, Any]:

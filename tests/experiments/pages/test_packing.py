@@ -5,7 +5,7 @@ import pytest
 
 from experiments.pages import explore, report, writer
 from experiments.pages.packing import (
-  page,
+  Blobs,
   quantize_gate,
   quantize_norms,
   quantize_signed,
@@ -16,7 +16,9 @@ from experiments.pages.packing import (
   "template", [explore.TEMPLATE, report.TEMPLATE, writer.TEMPLATE]
 )
 def test_every_page_has_the_shared_head_once_and_its_data(template):
-  text = page(template, {"unit": "word"}, ['<script id="blob0"></script>'])
+  blobs = Blobs()
+  blobs.add(np.zeros(3))
+  text = blobs.page(template, {"unit": "word"})
   for part in (
     "Content-Security-Policy",
     "async function unpack(",
