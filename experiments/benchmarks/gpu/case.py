@@ -6,6 +6,7 @@ travels between processes, so it is a frozen dataclass of sizes and names.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -74,33 +75,60 @@ def kernel_kind(
   return f"{cell} in {place}, {dtype}"
 
 
-def kernel_kinds(layer: Any) -> frozenset[str]:
-  """Return the kinds of the kernels of a case that is one layer, or a model.
+@dataclass(frozen=True)
+class LayerCase:
+  """The layer of a case, or of its model."""
 
-  Args:
-    layer: has a cell, a hidden_size, a batch_size and a dtype.
-  """
-  sizes = layer.hidden_size, layer.batch_size
-  kind = kernel_kind(layer.cell, *sizes, layer.dtype)
-  return frozenset([kind] if kind else [])
+  cell: str
+  hidden_size: int
+  seq_len: int
+  batch_size: int
+
+  @property
+  def sizes(self) -> tuple[int, int, int]:
+    """H, T and B."""
+    return self.hidden_size, self.seq_len, self.batch_size
+
+  @property
+  def name(self) -> str:
+    """What is printed of the layer."""
+    return (
+      f"{self.cell} H {self.hidden_size}, T {self.seq_len}, B {self.batch_size}"
+    )
+
+  def labels(self, part: str, mode: str) -> Row:
+    """Return what tells the rows of the layer from others.
+
+    Args:
+      part: of the benchmark.
+      mode: "forward" or "gradient".
+    """
+    return {
+      "part": part,
+      "cell": self.cell,
+      "backward": mode == "gradient",
+      "hidden_size": self.hidden_size,
+      "seq_len": self.seq_len,
+      "batch_size": self.batch_size,
+    }
 
 
-def layer_labels(part: str, layer: Any, mode: str) -> Row:
-  """Return what tells the rows of a layer from others: part, mode and sizes.
+@dataclass(frozen=True)
+class KernelCase(LayerCase):
+  """A case of one kernel."""
 
-  Args:
-    part: of the benchmark.
-    layer: has a cell, a hidden_size, a seq_len and a batch_size.
-    mode: "forward" or "gradient".
-  """
-  return {
-    "part": part,
-    "cell": layer.cell,
-    "backward": mode == "gradient",
-    "hidden_size": layer.hidden_size,
-    "seq_len": layer.seq_len,
-    "batch_size": layer.batch_size,
-  }
+  dtype: str
+
+  @property
+  def name(self) -> str:
+    """What is printed of the layer."""
+    return f"{super().name}, {self.dtype}"
+
+  @property
+  def kernels(self) -> frozenset[str]:
+    """The kind of its kernel; none if there is no kernel for its sizes."""
+    kind = kernel_kind(self.cell, self.hidden_size, self.batch_size, self.dtype)
+    return frozenset([kind] if kind else [])
 
 
 def compute_dtype(dtype: str) -> Any:

@@ -20,21 +20,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmarks.gpu.case import Prepared, Result, kernel_kinds
+from experiments.benchmarks.gpu.case import KernelCase, Prepared, Result
 from experiments.benchmarks.gpu.inputs import layer_program, random_inputs
 
 TOLERANCE = {"bfloat16": 5e-3, "float32": 2e-3}
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(KernelCase):
   """A kernel against the scan, for several seeds."""
 
-  cell: str
-  hidden_size: int
-  seq_len: int
-  batch_size: int
-  dtype: str
   with_mask_and_reset: bool = False
   reverse: bool = False
   seeds: int = 3
@@ -45,23 +40,16 @@ class Check:
   def name(self) -> str:
     """What is printed of the case."""
     return (
-      f"{self.cell} H {self.hidden_size}, T {self.seq_len}, "
-      f"B {self.batch_size}, {self.dtype}"
+      super().name
       + ", masks and resets" * self.with_mask_and_reset
       + ", reverse" * self.reverse
     )
 
-  @property
-  def kernels(self) -> frozenset[str]:
-    """The kind of its kernel."""
-    return kernel_kinds(self)
-
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return the programs of the kernel and of the scan."""
     del left_out
-    sizes = self.hidden_size, self.seq_len, self.batch_size
     inputs = [
-      random_inputs(self.cell, *sizes, self.with_mask_and_reset, seed)
+      random_inputs(self.cell, *self.sizes, self.with_mask_and_reset, seed)
       for seed in range(self.seeds)
     ]
     lowered = {

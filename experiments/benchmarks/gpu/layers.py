@@ -16,11 +16,11 @@ import numpy as np
 
 from experiments.benchmarks.gpu.case import (
   ENDED,
+  LayerCase,
   Prepared,
   Programs,
   Result,
   kernel_kind,
-  layer_labels,
   reason,
 )
 from experiments.benchmarks.gpu.floor import find_device, layer_floor
@@ -42,13 +42,9 @@ MODES = "forward", "gradient"
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(LayerCase):
   """A layer in several libraries."""
 
-  cell: str
-  hidden_size: int
-  seq_len: int
-  batch_size: int
   peers: tuple[str, ...]  # names in PEERS, ours first
   resets: bool = False  # episodes begin inside, as in a recurrent policy
   rounds: int = 11  # measurements of each program
@@ -58,10 +54,7 @@ class Layer:
   @property
   def name(self) -> str:
     """What is printed of the case."""
-    return (
-      f"{self.cell} H {self.hidden_size}, T {self.seq_len}, "
-      f"B {self.batch_size}" + ", resets" * self.resets
-    )
+    return super().name + ", resets" * self.resets
 
   @property
   def kernels(self) -> frozenset[str]:
@@ -197,10 +190,9 @@ class Layer:
   def _row(self, name: str, mode: str) -> Row:
     """Return what a row has besides times."""
     peer = PEERS[name]
-    sizes = self.hidden_size, self.seq_len, self.batch_size
     device = find_device(jax.devices()[0].device_kind)
     part = "gpu policy" if self.resets else "gpu layer"
-    return layer_labels(part, self, mode) | {
+    return self.labels(part, mode) | {
       "peer": name,
       "operands": peer.operands,
       "floor_us": layer_floor(
@@ -208,7 +200,7 @@ class Layer:
         self.cell,
         mode == "gradient",
         peer.dtype,
-        *sizes,
+        *self.sizes,
         hs_bytes=peer.hs_bytes,
       ),
     }

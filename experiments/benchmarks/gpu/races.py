@@ -16,19 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.benchmarks.gpu.case import Prepared, Result, kernel_kinds
+from experiments.benchmarks.gpu.case import KernelCase, Prepared, Result
 from experiments.benchmarks.gpu.inputs import layer_program, random_inputs
 
 
 @dataclass(frozen=True)
-class Race:
+class Race(KernelCase):
   """A kernel on the same inputs, again and again."""
 
-  cell: str
-  hidden_size: int
-  seq_len: int
-  batch_size: int
-  dtype: str
   with_mask_and_reset: bool = False
   repeats: int = 200
 
@@ -38,23 +33,16 @@ class Race:
   def name(self) -> str:
     """What is printed of the case."""
     return (
-      f"{self.cell} H {self.hidden_size}, T {self.seq_len}, "
-      f"B {self.batch_size}, {self.dtype}"
+      super().name
       + ", masks and resets" * self.with_mask_and_reset
       + f", {self.repeats} repeats"
     )
 
-  @property
-  def kernels(self) -> frozenset[str]:
-    """The kind of its kernel."""
-    return kernel_kinds(self)
-
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return the kernel's program, and the one that compares its outputs."""
     del left_out
-    sizes = self.hidden_size, self.seq_len, self.batch_size
     inputs = jax.device_put(
-      random_inputs(self.cell, *sizes, self.with_mask_and_reset, 0)
+      random_inputs(self.cell, *self.sizes, self.with_mask_and_reset, 0)
     )
     program = layer_program(self.cell, self.dtype, reverse=False, kernel=True)
     kernel = jax.jit(program).lower(inputs)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.gpu.case import (
+  LayerCase,
   Prepared,
   Result,
-  layer_labels,
   reason,
 )
 from experiments.benchmarks.gpu.floor import find_device, layer_floor
@@ -40,13 +40,9 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class TorchLayer:
+class TorchLayer(LayerCase):
   """PyTorch's layer: its outputs alone, and all gradients."""
 
-  cell: str
-  hidden_size: int
-  seq_len: int
-  batch_size: int
   rounds: int = 11
 
   kernels = frozenset[str]()
@@ -55,10 +51,7 @@ class TorchLayer:
   @property
   def name(self) -> str:
     """What is printed of the case."""
-    return (
-      f"pytorch {self.cell} H {self.hidden_size}, T {self.seq_len}, "
-      f"B {self.batch_size}"
-    )
+    return f"pytorch {super().name}"
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return no programs: PyTorch compiles nothing."""
@@ -100,14 +93,13 @@ class TorchLayer:
   def _row(self, name: str, mode: str) -> Row:
     dtype, tf32, _ = VARIANTS[name]
     device = find_device(device_name())
-    sizes = self.hidden_size, self.seq_len, self.batch_size
     backward = mode == "gradient"
     size = 2 if dtype == "bfloat16" else 4  # bytes of every number
-    return layer_labels("gpu layer", self, mode) | {
+    return self.labels("gpu layer", mode) | {
       "peer": name,
       "operands": "TF32" if tf32 else dtype,
       "floor_us": layer_floor(
-        device, self.cell, backward, dtype, *sizes, size, size
+        device, self.cell, backward, dtype, *self.sizes, size, size
       ),
     }
 

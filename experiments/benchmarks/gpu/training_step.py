@@ -15,10 +15,10 @@ import optax
 
 from experiments.benchmarks.gpu.case import (
   ENDED,
+  KernelCase,
   Prepared,
   Result,
   compute_dtype,
-  kernel_kinds,
   reason,
 )
 from experiments.benchmarks.gpu.floor import find_device, training_step_floor
@@ -38,14 +38,9 @@ IMPLEMENTATIONS = {"kernel": "mosaic_gpu", "scan": None}
 
 
 @dataclass(frozen=True)
-class TrainingStep:
+class TrainingStep(KernelCase):
   """A language model's training step, by kernel and by scan."""
 
-  cell: str
-  hidden_size: int
-  seq_len: int
-  batch_size: int
-  dtype: str
   vocabulary_size: int = 65
   rounds: int = 11
 
@@ -54,15 +49,7 @@ class TrainingStep:
   @property
   def name(self) -> str:
     """What is printed of the case."""
-    return (
-      f"language model, {self.cell} H {self.hidden_size}, T {self.seq_len}, "
-      f"B {self.batch_size}, {self.dtype}"
-    )
-
-  @property
-  def kernels(self) -> frozenset[str]:
-    """The kind of its kernel; none if there is no kernel for its sizes."""
-    return kernel_kinds(self)
+    return f"language model, {super().name}"
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
     """Return for each implementation the gradient and the training step.
@@ -151,7 +138,6 @@ class TrainingStep:
 
   def _row(self, peer: str, params: list[jax.Array]) -> dict[str, Any]:
     """Return the sizes, and the lower bound in µs per time step, of a row."""
-    sizes = self.hidden_size, self.seq_len, self.batch_size
     device = find_device(jax.devices()[0].device_kind)
     num_params = sum(p.size for p in params)
     return {
@@ -164,7 +150,12 @@ class TrainingStep:
       "peer": peer,
       "operands": "TF32" if self.dtype == "float32" else self.dtype,
       "floor_us": training_step_floor(
-        device, self.cell, self.dtype, num_params, self.vocabulary_size, *sizes
+        device,
+        self.cell,
+        self.dtype,
+        num_params,
+        self.vocabulary_size,
+        *self.sizes,
       ),
     }
 
