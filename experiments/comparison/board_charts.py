@@ -2,7 +2,7 @@
 
 The numbers beside the points are those of the rows of the table. The points of
 a chart are written into its PNG file, as text, so that a test can detect a
-chart that is out of date (`points_of`).
+chart that is out of date.
 """
 
 from __future__ import annotations
@@ -124,14 +124,6 @@ def labels(found: list[Point]) -> list[tuple[float, float, str]]:
     (g[0].x, g[0].loss, ", ".join(str(point.number) for point in g))
     for g in groups
   ]
-
-
-def points_of(path: Path) -> list[Point]:
-  """Return the points that a chart shows, from its file."""
-  from PIL import Image  # which matplotlib requires
-
-  with Image.open(path) as image:
-    return [Point(*point) for point in json.loads(image.info[KEYWORD])]
 
 
 def _draw(

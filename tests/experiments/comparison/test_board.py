@@ -5,6 +5,7 @@ import statistics
 
 import jax
 import pytest
+from PIL import Image  # which matplotlib requires
 
 from experiments import evaluate
 from experiments.board import CORPUS
@@ -21,11 +22,11 @@ from experiments.comparison.board import (
 )
 from experiments.comparison.board_charts import (
   CHARTS,
+  KEYWORD,
   Point,
   draw,
   labels,
   points,
-  points_of,
 )
 from experiments.trainer.setup import make_model
 from tests.experiments.test_recipes import RECIPES, parse
@@ -37,6 +38,12 @@ SHOWN = read_board().of_corpus(CORPUS)
 OURS = [row for row in read_board().rows if row.recipe]
 # Tokens, by the name of a row, or else of its corpus.
 VOCABULARY = {"tinyshakespeare": 65, "poems": 64, "tinyshakespeare-words": 7128}
+
+
+def points_of(path):
+  """Return the points that a chart shows, from its file."""
+  with Image.open(path) as image:
+    return [Point(*point) for point in json.loads(image.info[KEYWORD])]
 
 
 def test_the_page_holds_the_table_and_links_the_charts():
