@@ -11,7 +11,6 @@ const LABELLED = 8, NARROW = 520;
 const LABEL_LENGTH = 22;  // characters
 const DIGIT_WIDTH = 7, LABEL_HEIGHT = 15;  // pixels
 
-const count = (n) => n.toLocaleString("en", { maximumFractionDigits: 2 });
 const color = (k) => `var(--run${k % COLORS})`;
 const dash = (k) => DASHES[Math.floor(k / COLORS) % DASHES.length];
 

@@ -20,10 +20,8 @@ let palettes;  // colors of each level, and of a character on it, by signed
 let ink, soft, border, accent, purple;  // other colors
 
 const nameOf = (t) => visibleSymbol(data.symbols[tokens[t]]);
-const round = (v) => v.toFixed(3).replace("-", "−");
 const scientific = (v) => v === null ? "…" : v === 0 ? "–"
   : v.toExponential(1).replace("-", "−");
-const count = (n) => n.toLocaleString("en");
 
 function valueOf(u, at) {
   const q = levels[u * pieces.length + at];

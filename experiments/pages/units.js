@@ -60,7 +60,7 @@ class Units {
 
   describe(t) {
     return `Unit ${this.unit} of ${this.signalName} is `
-      + `${signed(this.valueAt(t))}.`;
+      + `${round(this.valueAt(t))}.`;
   }
 
   // Draws all units of the layer's signal after the token t.
@@ -107,8 +107,8 @@ class Units {
     const largest = signal.scale[this.unit];
     $("unitTitle").textContent = `Unit ${this.unit} of ${signal.name}, `
       + `${signal.meaning}, layer ${this.layer + 1}`;
-    $("low").textContent = signed(-largest);
-    $("high").textContent = signed(largest);
+    $("low").textContent = round(-largest);
+    $("high").textContent = round(largest);
     const stops = [...[...this.below].reverse(), ...this.above]
       .filter((_, k) => k % 8 === 0).map(({ fill }) => fill);
     $("strip").style.background = `linear-gradient(to right, ${stops})`;

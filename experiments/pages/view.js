@@ -6,8 +6,6 @@ const LISTED = 8;  // likeliest tokens
 const SLICE = 12;  // ms of a frame in which the model computes, at least
 const LONGEST_SLICE = 30;
 
-const count = (n) => n.toLocaleString("en");
-const signed = (v) => v.toFixed(3).replace("-", "−");
 const percent = (p) =>
   `${(100 * p).toFixed(p < 0.0095 ? 2 : p < 0.0995 ? 1 : 0)} %`;
 const quoted = (symbol) => `‘${visibleSymbol(symbol)}’`;
