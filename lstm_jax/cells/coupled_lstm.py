@@ -47,11 +47,7 @@ from lstm_jax.cells.affine import (
   select_or_multiply,
 )
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.initializers import (
-  check_sizes,
-  input_weights,
-  recurrent_weights,
-)
+from lstm_jax.cells.initializers import gate_weights
 from lstm_jax.cells.lstm import LSTMResiduals, LSTMState
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like, upcast
@@ -156,13 +152,8 @@ def init(
   Raises:
     ValueError: a size is below 1.
   """
-  check_sizes(input_size, hidden_size)
-  key_x, key_h = jax.random.split(key)
-  b = jnp.zeros((3, hidden_size), dtype).at[0].set(1)
   return CoupledLSTMParams(
-    w_x=input_weights(key_x, input_size, hidden_size, 3, dtype),
-    w_h=recurrent_weights(key_h, hidden_size, hidden_size, 3, dtype),
-    b=b.reshape(3 * hidden_size),
+    *gate_weights(key, input_size, hidden_size, 3, dtype, forget=0)
   )
 
 

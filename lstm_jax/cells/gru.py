@@ -61,11 +61,7 @@ from lstm_jax.cells.affine import (
   total,
 )
 from lstm_jax.cells.cell import Cell, one_step
-from lstm_jax.cells.initializers import (
-  check_sizes,
-  input_weights,
-  recurrent_weights,
-)
+from lstm_jax.cells.initializers import gate_weights
 from lstm_jax.cells.made import MadeCell, bind
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like, upcast
@@ -205,14 +201,8 @@ def init(
   Raises:
     ValueError: a size is below 1.
   """
-  check_sizes(input_size, hidden_size)
-  key_x, key_h = jax.random.split(key)
-  return GRUParams(
-    w_x=input_weights(key_x, input_size, hidden_size, 3, dtype),
-    w_h=recurrent_weights(key_h, hidden_size, hidden_size, 3, dtype),
-    b=jnp.zeros((3 * hidden_size,), dtype),
-    b_n=jnp.zeros((hidden_size,), dtype),
-  )
+  w_x, w_h, b = gate_weights(key, input_size, hidden_size, 3, dtype)
+  return GRUParams(w_x, w_h, b, b_n=jnp.zeros((hidden_size,), dtype))
 
 
 def initial_state(

@@ -20,6 +20,28 @@ import jax.numpy as jnp
 from lstm_jax.cells.precision import accumulation_dtype
 
 
+def gate_weights(
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  gates: int,
+  dtype,
+  forget: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Return w_x, w_h and b of a cell; b is 0, but 1 for the gate `forget`.
+
+  They are [D, gates·H], [H, gates·H] and [gates·H].
+  """
+  check_sizes(input_size, hidden_size)
+  key_x, key_h = jax.random.split(key)
+  w_x = input_weights(key_x, input_size, hidden_size, gates, dtype)
+  w_h = recurrent_weights(key_h, hidden_size, hidden_size, gates, dtype)
+  b = jnp.zeros((gates, hidden_size), dtype)
+  if forget is not None:
+    b = b.at[forget].set(1)
+  return w_x, w_h, b.reshape(gates * hidden_size)
+
+
 def input_weights(
   key: jax.Array, input_size: int, hidden_size: int, gates: int, dtype
 ) -> jax.Array:

@@ -67,11 +67,7 @@ from lstm_jax.cells.affine import (
   select_or_multiply,
 )
 from lstm_jax.cells.cell import Cell, one_step
-from lstm_jax.cells.initializers import (
-  check_sizes,
-  input_weights,
-  recurrent_weights,
-)
+from lstm_jax.cells.initializers import gate_weights
 from lstm_jax.cells.made import MadeCell, bind
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
@@ -244,13 +240,8 @@ def init(
   Raises:
     ValueError: a size is below 1.
   """
-  check_sizes(input_size, hidden_size)
-  key_x, key_h = jax.random.split(key)
-  b = jnp.zeros((4, hidden_size), dtype).at[1].set(1)
   return LSTMParams(
-    w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),
-    w_h=recurrent_weights(key_h, hidden_size, hidden_size, 4, dtype),
-    b=b.reshape(4 * hidden_size),
+    *gate_weights(key, input_size, hidden_size, 4, dtype, forget=1)
   )
 
 

@@ -38,11 +38,7 @@ from lstm_jax.cells.affine import (
   select_or_multiply,
 )
 from lstm_jax.cells.cell import Cell, one_step
-from lstm_jax.cells.initializers import (
-  check_sizes,
-  input_weights,
-  recurrent_weights,
-)
+from lstm_jax.cells.initializers import gate_weights
 from lstm_jax.cells.made import MadeCell, bind
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like
@@ -145,13 +141,7 @@ def init(
   Raises:
     ValueError: a size is below 1.
   """
-  check_sizes(input_size, hidden_size)
-  key_x, key_h = jax.random.split(key)
-  return RNNParams(
-    w_x=input_weights(key_x, input_size, hidden_size, 1, dtype),
-    w_h=recurrent_weights(key_h, hidden_size, hidden_size, 1, dtype),
-    b=jnp.zeros((hidden_size,), dtype),
-  )
+  return RNNParams(*gate_weights(key, input_size, hidden_size, 1, dtype))
 
 
 def initial_state(
