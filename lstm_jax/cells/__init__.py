@@ -1,5 +1,7 @@
 """One step of each cell: its equations, forward, backward and `step`."""
 
+from types import ModuleType
+
 from lstm_jax.cells import coupled_lstm as coupled_lstm
 from lstm_jax.cells import gru as gru
 from lstm_jax.cells import gru_reset_before as gru_reset_before
@@ -49,21 +51,9 @@ from lstm_jax.cells.rnn import RNNState as RNNState
 from lstm_jax.cells.slstm import SLSTMParams as SLSTMParams
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 
-for _cell in (
-  coupled_lstm,
-  gru,
-  gru_reset_before,
-  layernorm_lstm,
-  lru,
-  lstm,
-  min_gru,
-  min_lstm,
-  mogrifier_lstm,
-  peephole_lstm,
-  projected_lstm,
-  rnn,
-  slstm,
-):
-  _cell.__class__ = CellModule
+# Every cell imported above can be pickled.
+for _value in [*globals().values()]:
+  if isinstance(_value, ModuleType) and hasattr(_value, "recur"):
+    _value.__class__ = CellModule
 
-del _cell
+del _value
