@@ -36,8 +36,7 @@ encoder-decoder, equations 5 to 8, where the reset comes before the product.
 """
 
 import sys
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +61,7 @@ from lstm_jax.cells.affine import (
 )
 from lstm_jax.cells.cell import Cell, one_step
 from lstm_jax.cells.initializers import gate_weights
-from lstm_jax.cells.made import MadeCell, bind
+from lstm_jax.cells.made import made_cell
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
@@ -234,13 +233,6 @@ def with_activations(
   activations = Activations(gates, candidate)
   if activations == STANDARD:
     return sys.modules[__name__]
-  return _made(activations)
-
-
-@cache  # the same cell at every call, so that no program is compiled twice
-def _made(activations: Activations) -> Any:
-  return MadeCell(
-    with_activations,
-    activations[:2],
-    recur=bind(recur, activations=activations),
+  return made_cell(
+    with_activations, activations[:2], "recur", activations=activations
   )

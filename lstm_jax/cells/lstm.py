@@ -41,8 +41,7 @@ References:
 
 import sys
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +67,7 @@ from lstm_jax.cells.affine import (
 )
 from lstm_jax.cells.cell import Cell, one_step
 from lstm_jax.cells.initializers import gate_weights
-from lstm_jax.cells.made import MadeCell, bind
+from lstm_jax.cells.made import made_cell
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.serialization import serializable
@@ -278,14 +277,10 @@ def with_activations(
   activations = Activations(gates, candidate, output)
   if activations == STANDARD:
     return sys.modules[__name__]
-  return _made(activations)
-
-
-@cache  # the same cell at every call, so that no program is compiled twice
-def _made(activations: Activations) -> Any:
-  return MadeCell(
+  return made_cell(
     with_activations,
     tuple(activations),
-    recur=bind(recur, activations=activations),
-    recur_backward=bind(recur_backward, activations=activations),
+    "recur",
+    "recur_backward",
+    activations=activations,
   )

@@ -17,7 +17,7 @@ activation of your own must be at the top level of a module.)
 
 import sys
 from collections.abc import Callable
-from functools import partial, update_wrapper
+from functools import cache, partial, update_wrapper
 from types import ModuleType
 from typing import Any
 
@@ -70,6 +70,21 @@ class MadeCell:
     return repr(self)
 
 
-def bind(function: Callable[..., Any], **keywords: Any) -> Callable[..., Any]:
-  """Return a function with some keywords bound, under its own name."""
-  return update_wrapper(partial(function, **keywords), function)
+@cache  # the same cell at every call, so that no program is compiled twice
+def made_cell(
+  maker: Callable[..., Any], arguments: tuple, *names: str, **keywords: Any
+) -> Any:
+  """Return the cell of `maker(*arguments)`, the same for equal arguments.
+
+  Args:
+    maker: as in `MadeCell`. A copy of its module makes cells of its own.
+    arguments: its arguments.
+    names: the functions of its module that take the keywords.
+    keywords: the arguments bound in these functions.
+  """
+  functions = {name: maker.__globals__[name] for name in names}
+  bound = {
+    name: update_wrapper(partial(function, **keywords), function)
+    for name, function in functions.items()
+  }
+  return MadeCell(maker, arguments, **bound)

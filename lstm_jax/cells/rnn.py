@@ -21,8 +21,7 @@ Reference: Elman (1990), Finding structure in time.
 """
 
 import sys
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +38,7 @@ from lstm_jax.cells.affine import (
 )
 from lstm_jax.cells.cell import Cell, one_step
 from lstm_jax.cells.initializers import gate_weights
-from lstm_jax.cells.made import MadeCell, bind
+from lstm_jax.cells.made import made_cell
 from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like
 from lstm_jax.cells.serialization import serializable
@@ -169,13 +168,6 @@ def with_activation(activation: Activation) -> Cell:
   check_activations(activation=activation)
   if activation == TANH:
     return sys.modules[__name__]
-  return _made(activation)
-
-
-@cache  # the same cell at every call, so that no program is compiled twice
-def _made(activation: Activation) -> Any:
-  return MadeCell(
-    with_activation,
-    (activation,),
-    recur=bind(recur, activation=activation),
+  return made_cell(
+    with_activation, (activation,), "recur", activation=activation
   )
