@@ -88,7 +88,7 @@ class GRUState(NamedTuple):
 class GRUResiduals(NamedTuple):
   """The local gradients that are not with respect to a pre-activation."""
 
-  r: jax.Array  # [..., H], ∂aₙ/∂s
+  r: jax.Array  # [..., H], ∂aₙ/∂s; of `gru_reset_before`, ∂m/∂h
   z: jax.Array  # [..., H], ∂h'/∂h, not through h W_h
 
 

@@ -42,6 +42,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from lstm_jax.cells import gru
 from lstm_jax.cells.activations import (
   SIGMOID,
   STANDARD,
@@ -59,7 +60,7 @@ from lstm_jax.cells.affine import (
   select_or_multiply,
 )
 from lstm_jax.cells.cell import Cell, one_step
-from lstm_jax.cells.gru import GRUState
+from lstm_jax.cells.gru import GRUResiduals, GRUState
 from lstm_jax.cells.initializers import gate_weights
 from lstm_jax.cells.made import made_cell
 from lstm_jax.cells.platform import computed_once
@@ -76,14 +77,6 @@ class ResetBeforeGRUParams(NamedTuple):
   b: jax.Array  # [3H]
 
 
-@serializable
-class ResetBeforeGRUResiduals(NamedTuple):
-  """The local gradients that are not with respect to a pre-activation."""
-
-  r: jax.Array  # [..., H], ∂m/∂h
-  z: jax.Array  # [..., H], ∂h'/∂h, not through W_h
-
-
 takes_tokens = True  # project reads x through x W_x alone
 
 
@@ -98,7 +91,7 @@ def recur(
   ax: jax.Array,
   *,
   activations: Activations = STANDARD,
-) -> tuple[GRUState, jax.Array, ResetBeforeGRUResiduals]:
+) -> tuple[GRUState, jax.Array, GRUResiduals]:
   """Return the next state, given the projected input ax [..., 3H].
 
   Returns:
@@ -126,14 +119,14 @@ def _local_gradients(
   z: jax.Array,
   n: jax.Array,
   activations: Activations,
-) -> tuple[jax.Array, ResetBeforeGRUResiduals]:
+) -> tuple[jax.Array, GRUResiduals]:
   """Return the local gradients of m = r ⊙ h and h' = (1 − z) ⊙ n + z ⊙ h."""
   gates, candidate, _ = activations
   dh_dan = (1 - z) * candidate.derivative(n)
   dh_daz = (h - n) * gates.derivative(z)
   dm_dar = h * gates.derivative(r)
   local_grads = jnp.concatenate([dm_dar, dh_daz, dh_dan], axis=-1)
-  return local_grads, ResetBeforeGRUResiduals(r, z)
+  return local_grads, GRUResiduals(r, z)
 
 
 def _split_weights(
@@ -147,7 +140,7 @@ def _split_weights(
 def recur_backward(
   params: ResetBeforeGRUParams,
   local_grads: jax.Array,
-  residuals: ResetBeforeGRUResiduals,
+  residuals: GRUResiduals,
   d_state: GRUState,
 ) -> tuple[GRUState, jax.Array]:
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
@@ -171,7 +164,7 @@ def parameter_gradients(
   params: ResetBeforeGRUParams,
   x: jax.Array,
   h: jax.Array,
-  residuals: ResetBeforeGRUResiduals,
+  residuals: GRUResiduals,
   da: jax.Array,
 ) -> tuple[ResetBeforeGRUParams, jax.Array | None]:
   """Return (d_params, dx); d_params are sums over the rows of da [..., 3H]."""
@@ -206,13 +199,7 @@ def init(
   )
 
 
-def initial_state(
-  params: ResetBeforeGRUParams, batch_shape: tuple[int, ...] = ()
-) -> GRUState:
-  """Return the zero state, in the weights' dtype."""
-  shape = (*batch_shape, params.w_h.shape[0])
-  return GRUState(jnp.zeros(shape, params.w_h.dtype))
-
+initial_state = gru.initial_state
 
 forward, backward, step = one_step(
   initial_state, project, recur, recur_backward, parameter_gradients
