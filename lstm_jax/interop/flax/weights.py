@@ -19,6 +19,7 @@ LAYERS: dict[Cell, tuple[Sequence[str], Sequence[str]]] = {
   gru: ("rzn", ("ir", "iz", "in", "hn")),
   rnn: ([""], ("i",)),
 }
+PARAMS = {cell: params for params, cell in CELL_OF_PARAMS.items()}
 
 
 def from_linen(variables: Any) -> tuple[Cell, Params]:
@@ -54,11 +55,8 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
     concatenated([part + gate for gate in gates], "kernel") for part in "ih"
   )
   b = concatenated(biased[: len(gates)], "bias")
-  if cell is lstm:
-    return cell, lstm.LSTMParams(w_x, w_h, b)
-  if cell is gru:
-    return cell, gru.GRUParams(w_x, w_h, b, arrays["hn.bias"])
-  return cell, rnn.RNNParams(w_x, w_h, b)
+  more = (arrays["hn.bias"],) if cell is gru else ()
+  return cell, PARAMS[cell](w_x, w_h, b, *more)
 
 
 def _cell_with(names: set[str]) -> Cell:
@@ -179,12 +177,9 @@ def from_nnx(module: Any) -> tuple[Cell, Params]:
     jnp.concatenate([part[...] for part in parts], axis=-1)
     for parts in variables
   )
-  if cell is lstm:
-    return cell, lstm.LSTMParams(w_x, w_h, b)
-  if cell is rnn:
-    return cell, rnn.RNNParams(w_x, w_h, b)
-  b_n = jnp.zeros(w_h.shape[:1], b.dtype)  # nnx.GRUCell has no such bias
-  return cell, gru.GRUParams(w_x, w_h, b, b_n)
+  # nnx.GRUCell has no bias b_n.
+  more = (jnp.zeros(w_h.shape[:1], b.dtype),) if cell is gru else ()
+  return cell, PARAMS[cell](w_x, w_h, b, *more)
 
 
 def to_nnx(params: Params, module: Any) -> None:
