@@ -187,9 +187,7 @@ def check_inputs(
   """
   batch = state.h.shape[:-1] if hasattr(state, "h") else ()
   initial = jax.eval_shape(lambda: initial_state(params, batch))
-  if type(state) is not type(initial):
-    wanted, found = type(initial).__name__, type(state).__name__
-    raise ValueError(f"state must be of type {wanted}, got {found}")
+  check_same_type("state", state, initial)
   for field, leaf, like in zip(state._fields, state, initial, strict=True):
     if leaf.shape != like.shape:
       shape = _axes(like.shape)
@@ -209,6 +207,13 @@ def check_inputs(
       f"{name} must be {kind} {_axes(expected)}, got {x.shape}"
       + time_major_hint(batch_first and x.shape[2:] == expected[2:])
     )
+
+
+def check_same_type(name: str, value: Any, like: Any) -> None:
+  """Raise ValueError unless a value has the type of another."""
+  if type(value) is not type(like):
+    wanted, found = type(like).__name__, type(value).__name__
+    raise ValueError(f"{name} must be of type {wanted}, got {found}")
 
 
 def time_major_hint(exchanged: bool) -> str:

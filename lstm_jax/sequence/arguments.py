@@ -12,6 +12,7 @@ from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
   check_inputs,
   check_params,
+  check_same_type,
   check_weights,
   parts_of,
   time_major_hint,
@@ -192,11 +193,7 @@ def zoneout_rates(
   Raises:
     ValueError: they are not of the state's type, or of another shape.
   """
-  if type(rates) is not type(state):
-    raise ValueError(
-      f"zoneout must be of type {type(state).__name__}, "
-      f"got {type(rates).__name__}"
-    )
+  check_same_type("zoneout", rates, state)
   return type(rates)(
     *(
       with_time_axis(f"zoneout.{name}", rate, field, step_shape)

@@ -36,6 +36,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, Params, State
+from lstm_jax.cells.checks import check_same_type
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
@@ -108,9 +109,7 @@ def _scan_back(cell, params, state, xs, d_last):
 
 
 def _check_like(state: State, d_last: State) -> None:
-  if type(d_last) is not type(state):
-    wanted, found = type(state).__name__, type(d_last).__name__
-    raise ValueError(f"d_last must be of type {wanted}, got {found}")
+  check_same_type("d_last", d_last, state)
   for field, leaf, like in zip(state._fields, d_last, state, strict=True):
     if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
       raise ValueError(

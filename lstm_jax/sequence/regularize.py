@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.cell import Params, State
+from lstm_jax.cells.checks import check_same_type
 from lstm_jax.cells.precision import check_float
 
 
@@ -116,9 +117,7 @@ def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:
     ValueError: the rates are of another type than the state, or one is not in
       [0, 1).
   """
-  if type(rates) is not type(state):
-    expected, found = type(state).__name__, type(rates).__name__
-    raise ValueError(f"rates must be of type {expected}, got {found}")
+  check_same_type("rates", rates, state)
   keys = jax.random.split(key, len(state))
   keep = [
     jax.random.bernoulli(k, r, (steps, *s.shape))
