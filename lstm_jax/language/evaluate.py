@@ -64,18 +64,11 @@ def stateful_log_probs(
 ) -> np.ndarray:
   """Return the distribution predicted at each place from all tokens before it.
 
-  Its entry [k, tokens[k + 1]] is the negative of entry k of `stateful_nats`.
-
-  Args:
-    model: the language model.
-    params: its weights.
-    tokens: the text, int32 [N], N ≥ 2.
+  Its entry [k, tokens[k + 1]] is the negative of entry k of `stateful_nats`,
+  which has the same arguments and raises the same errors.
 
   Returns:
     Logarithms of the probabilities of every token, [N − 1, V].
-
-  Raises:
-    ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V).
   """
   return _one_pass(_log_probs, model, params, tokens)
 
