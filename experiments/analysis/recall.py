@@ -185,14 +185,14 @@ def rank(nats: np.ndarray) -> tuple[int, float]:
   return len(nats) - len(finite), mean
 
 
-def longest(accuracies: dict[int, float], above: float = 0.9) -> int:
-  """Return the longest delay whose accuracy, and all before it, are above.
+def longest(accuracies: dict[int, float]) -> int:
+  """Return the longest delay whose accuracy, and all before it, are above 0.9.
 
   It is 0 if the accuracy of the shortest delay is not.
   """
   last = 0
   for delay in sorted(accuracies):
-    if accuracies[delay] <= above:
+    if accuracies[delay] <= 0.9:
       break
     last = delay
   return last

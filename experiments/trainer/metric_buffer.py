@@ -36,7 +36,7 @@ class MetricBuffer:
     skipped: training steps with a non-finite loss or gradient.
   """
 
-  def __init__(self, max_skipped: int = 0):
+  def __init__(self, max_skipped: int):
     self._max_skipped = max_skipped
     self._consecutive = 0  # skipped steps up to now
     self._pending: list[Any] = []  # (loss, grad_norm, num_tokens) of each step

@@ -65,7 +65,7 @@ def scan_states(
   state: State,
   xs: jax.Array,
   extras: tuple,
-  like: State | None = None,
+  like: State,
 ) -> tuple[State, State]:
   """Return the last state, and the state after every step, [T, ...].
 

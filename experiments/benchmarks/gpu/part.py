@@ -87,7 +87,7 @@ def run_sections(
   supervisor: Supervisor,
   environment: dict[str, Any],
   console: Console,
-  save: Callable[[Record], None] = lambda record: None,
+  save: Callable[[Record], None],
 ) -> Record:
   """Run the sections and print each case; arguments as in `run`."""
   console.print(environment)

@@ -46,7 +46,7 @@ def _ours(kind: str, dtype: str) -> Peer:
   return Peer(make, "jax", operands, dtype, kind == "kernel")
 
 
-def _library(name: str, operands: str = "TF32") -> Peer:
+def _library(name: str) -> Peer:
   make_layer, package = layers.LAYERS[name]
 
   def make(cell, weights, starts):
@@ -58,7 +58,7 @@ def _library(name: str, operands: str = "TF32") -> Peer:
       return layers.equinox(cell, weights, starts)
     raise Unsupported("with resets, only Flax linen and Equinox are compared")
 
-  return Peer(make, package, operands)
+  return Peer(make, package, "TF32")
 
 
 def _flax_bfloat16(cell: str, weights: Any, starts: Any) -> Layer:
