@@ -27,7 +27,7 @@ def read_corpus(config: CompareConfig) -> Corpus:
   Raises:
     ValueError: the file cannot be read or is too short.
   """
-  text, tokenizer, train, val, _ = data.read_corpus(config.data)
+  text, tokenizer, train, val, *_ = data.read_corpus(config.data)
   needed = max(config.context, config.gradient_steps) + 1
   if len(val.tokens) < needed:
     raise ValueError(

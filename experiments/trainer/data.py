@@ -42,11 +42,7 @@ class Corpus(NamedTuple):
   train: Split
   val: Split  # its loss chooses the best weights
   test: Split | None  # evaluated once, at the end
-
-  @property
-  def sha256(self) -> str:
-    """Hash of the whole text."""
-    return text_sha256(self.text)
+  sha256: str  # of the text
 
 
 def text_sha256(text: str) -> str:
@@ -88,11 +84,12 @@ def read_corpus(config: DataConfig) -> Corpus:
       )
     return found
 
+  sha256 = text_sha256(text)
   if "dev" in ranges:
-    return Corpus(text, tokenizer, train, evaluated("dev"), None)
+    return Corpus(text, tokenizer, train, evaluated("dev"), None, sha256)
   val = evaluated("val")
   test = evaluated("test") if "test" in ranges else None
-  return Corpus(text, tokenizer, train, val, test)
+  return Corpus(text, tokenizer, train, val, test, sha256)
 
 
 def split_ranges(config: DataConfig, text: str) -> dict[str, tuple[int, int]]:
