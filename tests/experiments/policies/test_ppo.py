@@ -14,7 +14,14 @@ from experiments.policies.ppo import (
   make_update,
   minibatch,
 )
-from experiments.policies.rollouts import chosen, collect, make_actor
+from experiments.policies.rollouts import (
+  Inputs,
+  Outcome,
+  Rollout,
+  chosen,
+  collect,
+  make_actor,
+)
 from experiments.policies.training import start
 from experiments.trainer.records import replace
 from tests.draws import normal_like, worst
@@ -111,6 +118,9 @@ def test_a_step_starts_an_episode_where_the_step_before_was_done(acted):
   )
   shows_goal = observations[..., :2].any(-1)  # at the first position alone
   assert shows_goal[starts].all()
+  each = zip(observations, starts, strict=True)
+  goals = [len(np.unique(now[begin], axis=0)) for now, begin in each]
+  assert goals[0] == max(goals[1:]) == 2  # environments draw their own
 
 
 def test_the_burn_in_is_the_end_of_the_rollout_before(acted):
@@ -127,6 +137,9 @@ def test_a_rollout_is_reproduced_from_its_stored_state(acted):
     old = rollout.outcomes
     assert worst(values[K:], old.value) < 1e-6  # float32
     assert worst(log_probs[K:], old.log_prob) < 1e-6
+    assert (old.log_prob < np.log(1 / 3)).any()  # not the likeliest of three
+  first, second = rollouts
+  assert worst(first.last_value, second.outcomes.value[0]) < 1e-6
   assert np.abs(rollouts[1].state.h).max() > 0.01  # it goes on
 
 
@@ -154,6 +167,34 @@ def test_the_mean_return_is_that_of_the_episodes_that_ended(acted):
       ended += [*total[done]]
       total[done] = 0
     assert abs(mean_return - np.mean(ended)) < 1e-6
+
+
+def test_the_loss_is_that_of_numpy():
+  rng = np.random.default_rng(4)
+  config = PPOConfig(clip=0.1, value_coef=0.7, entropy_coef=0.3)
+  advantages, old_value, values = rng.standard_normal((3, T, B))
+  logits, actions = rng.standard_normal((T, B, 3)), rng.integers(0, 3, (T, B))
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  log_prob = np.take_along_axis(log_probs, actions[..., None], -1)[..., 0]
+  old = log_prob - 0.2 * rng.standard_normal((T, B))
+  network = make_network("gru", 1, 1, 3)._replace(
+    unroll=lambda params, state, *inputs: (state, *params)
+  )
+  rollout = Rollout(
+    (), Inputs((), ()), Outcome(actions, old, old_value, 0, 0), 0
+  )
+  run = jax.jit(
+    lambda *given: loss(given, network, rollout, advantages, config)
+  )
+  found = run(logits, values)
+
+  ratio = np.exp(log_prob - old)
+  scaled = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+  clipped = np.clip(ratio, 0.9, 1.1)
+  surrogate = np.minimum(ratio * scaled, clipped * scaled).mean()
+  value_loss = np.mean((values - old_value - advantages) ** 2) / 2
+  entropy = np.mean(-(np.exp(log_probs) * log_probs).sum(-1))
+  assert abs(found - (0.7 * value_loss - surrogate - 0.3 * entropy)) < 1e-12
 
 
 def refreshed(network, params, rollout):

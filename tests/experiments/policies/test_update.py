@@ -1,0 +1,96 @@
+"""The optimizer and an update of PPO, apart from the networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.policies.config import PPOConfig
+from experiments.policies.ppo import Learner, make_optimizer, make_update
+from experiments.policies.rollouts import Inputs, Outcome, Rollout
+from experiments.trainer.records import replace
+
+T, B = 4, 6
+KEY = jax.random.key(3)
+SMALL = PPOConfig(num_envs=B, rollout_steps=T, num_minibatches=3, num_epochs=2)
+
+
+def test_the_optimizer_is_adam_on_clipped_gradients_whose_rate_falls_to_0():
+  config = replace(SMALL, num_updates=2, learning_rate=0.1, max_grad_norm=0.5)
+  gradients = np.random.default_rng(5).standard_normal((13, 4))
+  gradients[::3] *= 0.01  # these are not clipped
+  optimizer = make_optimizer(config)
+
+  @jax.jit
+  def run(gradients):
+    def body(state, gradient):
+      update, state = optimizer.update(gradient, state)
+      return state, update
+
+    state = optimizer.init(jnp.zeros(4))
+    return jax.lax.scan(body, state, gradients)[1]
+
+  with jax.numpy_dtype_promotion("standard"):
+    found = run(gradients)
+  m = v = np.zeros(4)
+  for k, gradient in enumerate(gradients):
+    gradient = gradient * min(1, 0.5 / np.linalg.norm(gradient))
+    m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+    rate = 0.1 * (1 - k / 12)  # of 2 updates · 2 epochs · 3 minibatches
+    bias = 1 - np.array([0.9, 0.999]) ** (k + 1)
+    expected = -rate * m / bias[0] / (np.sqrt(v / bias[1]) + 1e-5)
+    assert np.abs(found[k] - expected).max() < 1e-7  # its rate is float32
+  assert not found[12].any()
+
+
+def test_an_update_trains_on_each_environment_once_an_epoch(monkeypatch):
+  reward, value = np.random.default_rng(6).standard_normal((2, T, B))
+  old = Outcome(np.zeros((T, B)), -value, value, reward, reward > 1)
+  inputs = Inputs(value[..., None], old.done)
+  rollout = Rollout(np.arange(B), inputs, old, last_value=value[0])
+  advantages, keys, orders = value + 1, [], []
+
+  def collected(network, environment, config, params, actor, key):
+    assert (params, actor) == (6.0, "before")
+    keys.append(key)
+    return "after", rollout, 0.25
+
+  def estimated(*given):
+    expected = old.reward, old.value, old.done, rollout.last_value
+    assert all(map(np.array_equal, given, (*expected, 0.995, 0.95)))
+    return advantages
+
+  def square(params, network, part, found, config):
+    orders.append(part.state)
+    assert np.array_equal(found, advantages[:, part.state])
+    return params**2 / 2
+
+  def scan(body, carry, rows):
+    values = []
+    for each in np.asarray(rows):
+      carry, value = body(carry, each)
+      values.append(value)
+    return carry, np.array(values)
+
+  def minus(gradient, state):  # from 6 to 0 in steps of 1
+    return -jnp.sign(gradient), state + 1
+
+  optimizer = optax.GradientTransformation(lambda params: 0, minus)
+  replaced = {
+    "collect": collected,
+    "gae": estimated,
+    "loss": square,
+    "make_optimizer": lambda config: optimizer,
+    "jax.lax.scan": scan,
+  }
+  for name, function in replaced.items():
+    monkeypatch.setattr(f"experiments.policies.ppo.{name}", function)
+  update = make_update(None, None, SMALL)
+  learner, metrics = update(Learner(KEY, jnp.array(6.0), 0, "before"))
+  assert (learner.params, *learner[2:]) == (0.0, 6, "after")
+  first, second = np.concatenate(orders[:3]), np.concatenate(orders[3:])
+  assert {*first} == {*second} == {*range(B)} and len(orders) == 6
+  assert not np.array_equal(first, second)
+  keys = [str(jax.random.key_data(k)) for k in (KEY, *keys, learner.key)]
+  assert len(set(keys)) == 3
+  assert metrics == (0.25, old.done.sum(), sum(k**2 for k in range(7)) / 12)
