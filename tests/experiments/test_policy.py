@@ -119,9 +119,10 @@ def test_a_seed_whose_episodes_have_not_ended_hides_no_other(
       {"network": ("min_gru", "feed_forward"), "timing_rounds": 3},
       "--timing_rounds needs --network=gru or lstm, got min_gru, feed_forward$",
     ),
+    ({"network": ("gru", "grru")}, "network must be feed_forward, .*got grru"),
   ],
 )
-def test_networks_that_cannot_be_compared_or_timed_are_refused(
+def test_networks_that_cannot_be_made_compared_or_timed_are_refused(
   changes, message
 ):
   with pytest.raises(ValueError, match=message):
@@ -176,6 +177,34 @@ def test_in_a_kept_run_memory_is_what_makes_the_difference(directory):
   solved = {name for name, values in last.items() if min(values) > 0.99}
   assert solved == SOLVED[directory.name]
   assert abs(np.mean(last["feed_forward"]) - record["guessing"]) < 0.05
+
+
+def test_what_is_trained_is_kept_if_the_rest_is_interrupted(
+  tmp_path, console, monkeypatch
+):
+  given = []
+
+  def train(name, environment, config, keys, on_update):
+    given.append([str(jax.random.key_data(key)) for key in keys])
+    if name == "lstm":
+      raise KeyboardInterrupt
+    for number in range(1, 13):
+      on_update(number, 0.25)
+    return example()["networks"]["gru"]
+
+  monkeypatch.setattr(policy, "train", train)
+  for seed in (0, 1):
+    config = replace(SMALL, seed=seed, network=("gru", "lstm"), num_updates=12)
+    with pytest.raises(KeyboardInterrupt):
+      policy.run(config, tmp_path, console)
+  record = json.loads((tmp_path / policy.RECORD).read_text())
+  assert list(record["networks"]) == ["gru"]
+  assert record["steps_per_update"] == 4 * 8 and record["guessing"] == -0.5
+  first, second, third, _ = given
+  assert first == second and len({*first, *third}) == 4  # of each seed
+  lines = console.file.getvalue().splitlines()
+  shown = [f"gru  {number}/12  return 0.250" for number in range(2, 13, 2)]
+  assert lines == 2 * shown
 
 
 @pytest.mark.exhaustive

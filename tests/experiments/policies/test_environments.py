@@ -117,6 +117,11 @@ def test_repeat_previous_rewards_the_symbol_shown_a_delay_ago(key):
   assert (rewards[~early] == -1 / ANSWERS).all()
 
 
+def test_without_memory_every_answer_is_as_good():
+  assert MAZE.guessing == 0  # one side of two
+  assert REPEAT.guessing == 1 / SYMBOLS - (SYMBOLS - 1) / SYMBOLS
+
+
 def test_both_goals_and_every_symbol_are_drawn():
   keys = jax.random.split(jax.random.key(0), 100)
   goals = jax.vmap(MAZE.reset)(keys)[0].goal

@@ -86,6 +86,17 @@ def test_a_sequence_with_resets_is_an_unroll_of_each_episode(name):
     assert worst(together, alone) < 1e-12
 
 
+def test_the_feed_forward_network_is_two_layers_and_the_heads():
+  network, params, state, observations, starts = draw(FEED_FORWARD)
+  found = network.step(params, state, observations[0], starts[0])
+  x, params = np.array(observations[0]), jax.tree.map(np.array, params)
+  for layer in (params.encoder, params.core):
+    x = np.maximum(x @ layer.w + layer.b, 0)
+  assert (x == 0).any() and (x > 0).any()
+  logits, values = (x @ head.w + head.b for head in params[2:])
+  assert worst(found, (state, logits, values[:, 0])) < 1e-12
+
+
 def last_value(network, params, state, observations, starts):
   _, _, values = network.unroll(params, state, observations, starts)
   return values[-1].sum()
@@ -101,8 +112,21 @@ def test_only_the_feed_forward_network_forgets_what_it_saw(name):
   assert not np.abs(found[:4, 0]).any()  # across a start
 
 
-def test_a_network_is_of_a_cell_outside_the_package_too():
+@pytest.fixture(scope="module")
+def drawn():
+  return make_network("gru", D, H, ACTIONS).init(KEY)
+
+
+def test_a_network_is_of_a_cell_outside_the_package_too(drawn):
   network = make_network("lstm_jax.cells.gru", D, H, ACTIONS)
-  params = network.init(KEY)
-  expected = make_network("gru", D, H, ACTIONS).init(KEY)
-  assert worst(params, expected) == 0
+  assert worst(network.init(KEY), drawn) == 0
+
+
+def test_the_first_policy_is_nearly_uniform(drawn):
+  for layer, scale in (
+    (drawn.encoder, 2**0.5),
+    (drawn.actor, 0.01),
+    (drawn.critic, 1),
+  ):
+    values = np.linalg.svd(layer.w, compute_uv=False)
+    assert np.allclose(values, scale, rtol=1e-5) and not layer.b.any()

@@ -71,6 +71,37 @@ def test_outputs_and_gradients_are_equal_in_float64(name, key):
     assert worst(results(found[label], ported), expected) < 1e-12
 
 
+def test_a_race_is_between_the_networks_with_the_same_seeds(key, monkeypatch):
+  started, updated = [], []
+
+  def start(network, environment, config, keys):
+    started.append((network, str(jax.random.key_data(keys))))
+
+  def make_update(network, environment, config):
+    updated.append(network)
+    return lambda learner: learner
+
+  def compare(makers, rounds):
+    assert rounds == SMALL.timing_rounds
+    return [make() for make, _ in makers.values()], {}
+
+  networks = {"unroll": "a", "scanned": "b", "flax": "c"}
+  for name, function in {
+    "racers": lambda *given: networks,
+    "check_equal": lambda *given: None,
+    "start": start,
+    "make_update": make_update,
+    "compile_program": lambda *given: (None, 0.5, 8),
+    "compare": compare,
+  }.items():
+    monkeypatch.setattr(peer, name, function)
+  rows = race("gru", MAZE, SMALL, key)
+  assert [row[1:] for row in rows] == [(0.5, 8)] * 3
+  assert updated == [name for name, _ in started] == ["a", "b", "c"]
+  ((keys,),) = [{keys for _, keys in started}]
+  assert len(set(keys.splitlines())) == SMALL.num_seeds
+
+
 @pytest.mark.exhaustive
 def test_a_race_times_equal_networks(key):
   rows = race("gru", MAZE, SMALL, key)

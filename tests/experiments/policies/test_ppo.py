@@ -296,3 +296,4 @@ def test_settings_that_do_not_fit_each_other_are_refused():
     PPOConfig(num_envs=6)
   with pytest.raises(ValueError, match="at most rollout_steps, 11, got 12"):
     replace(SMALL, burn_in=12)
+  replace(SMALL, burn_in=11)
