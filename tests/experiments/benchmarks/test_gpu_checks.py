@@ -95,6 +95,7 @@ def test_one_seed_that_is_wrong_is_found(monkeypatch, tmp_path):
   result = prepared.finish(programs | {"kernel": wrong_at_last}, errors)
   (failure,) = result.failures
   assert "hs differs by inf" in failure and len(calls) == case.seeds
+  assert len({given.xs.tobytes() for given in calls}) == case.seeds
   (row,) = result.rows
   assert row["failed"] and row["error"] is None
   write_json(tmp_path / "gpu.json", row)  # JSON has no infinity
@@ -120,6 +121,58 @@ def test_one_bit_in_one_repeat_is_found(monkeypatch):
   result = prepared.finish(programs | {"kernel": changed_once}, errors)
   assert result.failures == [f"{case.name}: hs differs in 1 of 5 repeats"]
   assert result.rows[0]["failed"] and len(calls) == 6
+
+
+def test_a_number_is_compared_by_its_bits():
+  a = np.array([np.nan, 0.0], np.float32)
+  found = races.differing([a, a], [a, np.array([np.nan, -0.0], np.float32)])
+  assert found.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_layer_has_every_option_and_both_cotangents(kernel, monkeypatch):
+  options = []
+
+  def unroll(module, params, state, xs, **found):
+    options.append(
+      found | {"precision": jax.config.jax_default_matmul_precision}
+    )
+    return state._replace(h=2 * state.h), xs[..., :4] + params.b.sum()
+
+  monkeypatch.setattr(inputs, "unroll", unroll)
+  given = inputs.random_inputs("gru", 4, 300, 3, True, 0)
+  program = inputs.layer_program("gru", "bfloat16", True, kernel)
+  with jax.default_matmul_precision("tensorfloat32"):
+    found = program(given)
+  assert options == [
+    {
+      "mask": given.mask,
+      "reset": given.reset,
+      "reverse": True,
+      "compute_dtype": jax.numpy.bfloat16,
+      "implementation": "mosaic_gpu" if kernel else None,
+      "precision": "tensorfloat32" if kernel else "highest",
+    }
+  ]
+  assert np.array_equal(found.d_state.h, 2 * given.d_last.h)
+  assert np.array_equal(found.d_xs[..., :4], given.d_hs)
+  assert abs(given.mask.mean() - 0.7) < 0.05
+  assert abs(given.reset.mean() - 0.1) < 0.05
+  largest = [np.abs(leaf).max() for leaf in given.params]
+  assert 0.49 < max(largest) <= 0.5 and min(largest) > 0  # 1 / √4
+
+
+def test_both_programs_of_a_check_have_its_direction(monkeypatch):
+  made = []
+
+  def layer_program(*given):
+    made.append(given)
+    return lambda given: given.xs
+
+  monkeypatch.setattr(checks, "layer_program", layer_program)
+  Check(*SIZES, "bfloat16", reverse=True).prepare(frozenset())
+  expected = ("gru", "bfloat16", True)
+  assert made == [(*expected, True), (*expected, False)]
 
 
 def test_a_kernel_that_does_not_compile_is_a_failure(monkeypatch):

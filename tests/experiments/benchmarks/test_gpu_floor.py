@@ -53,6 +53,21 @@ def test_a_floor_has_the_bytes_that_a_program_holds(monkeypatch):
     }
 
 
+def test_a_row_says_what_is_computed_and_multiplied(monkeypatch):
+  monkeypatch.setattr(torch_layers, "device_name", lambda: "NVIDIA H100")
+  sizes = [*SIZES.values()]
+  torch, ours = TorchLayer("gru", *sizes), Layer("gru", *sizes, ())
+  for layer, operands in (
+    (torch, {f"pytorch {name}": name for name in ("bfloat16", "TF32")}),
+    (torch, {"pytorch float32": "float32"}),
+    (ours, {"kernel": "TF32", "scan bfloat16": "bfloat16"}),
+  ):
+    for name, expected in operands.items():
+      rows = [layer._row(name, mode) for mode in ("forward", "gradient")]
+      assert [row["backward"] for row in rows] == [False, True]
+      assert {row["operands"] for row in rows} == {expected}
+
+
 def test_a_layer_multiplies_inputs_and_states():
   # A time step: 5 sequences × 4 gates of 10 units × 20 terms, two operations.
   operations = 5 * 4 * 10 * 20 * 2

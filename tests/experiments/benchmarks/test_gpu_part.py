@@ -9,16 +9,17 @@ import pytest
 from experiments import benchmark
 from experiments.benchmarks import gpu
 from experiments.benchmarks.gpu import cases, part, picture
+from experiments.benchmarks.gpu.case import ENDED, kernel_kind
 from experiments.benchmarks.gpu.checks import Check
 from experiments.benchmarks.gpu.layers import Layer
 from experiments.benchmarks.gpu.peers import PEERS
 from experiments.benchmarks.gpu.races import Race
-from experiments.benchmarks.gpu.report import summary_tables
 from experiments.benchmarks.gpu.supervisor import Section, Supervisor
-from experiments.benchmarks.gpu.timing import check_equal, count_calls, several
+from experiments.benchmarks.gpu.timing import check_equal
 from experiments.benchmarks.gpu.torch_layers import TorchLayer
 from experiments.benchmarks.gpu.training_step import TrainingStep
 from experiments.trainer.files import write_json
+from lstm_jax.sequence.implementation import VERSIONS
 from tests.experiments.benchmarks.gpu_worker import InProcess
 from tests.experiments.starting import start_all
 from tests.interpreting import INTERPRETED, interpreted
@@ -100,6 +101,7 @@ def test_the_timings_follow_where_the_kernels_fail(console, tmp_path):
   assert timed(record) == TIMED
   printed = console.file.getvalue()
   assert len(record["failures"]) == 5  # all cases but PyTorch's
+  assert "\n0 checks passed, 5 failures\n" in printed
   for failure in record["failures"]:
     assert "\n" not in failure and f"FAILED {failure}\n" in printed
   path = tmp_path / "gpu.json"
@@ -140,18 +142,10 @@ def test_a_case_leaves_out_the_kernels_that_hang():
   assert len(case.kernels) == 2
   prepared = case.prepare(case.kernels)
   assert all("kernel" not in name for name in prepared.lowered)
-
-
-def test_a_measurement_is_of_several_calls_and_one_wait():
-  calls, waits = [], []
-
-  def call():
-    calls.append(1)
-    return len(calls)
-
-  assert count_calls(call, waits.append) > 1 and len(calls) == 2
-  several(call, waits.append, 5)()
-  assert len(calls) == 7 and waits == [1, 2, 7]
+  case = Layer("rnn", *SIZES, ("kernel bfloat16", "kernel"))
+  prepared = case.prepare(case.kernels)
+  result = prepared.finish({"expected": lambda *given: None}, {})
+  assert result == ([], dict.fromkeys(case.peers, ENDED), [])
 
 
 def test_results_are_compared_by_the_norm_of_each_array():
@@ -185,6 +179,15 @@ def test_results_are_compared_by_the_norm_of_each_array():
       "NVIDIA H100 and jax 0.10.2",
     ),
     ({"why": "no worker starts in 90 s"}, "no worker starts in 90 s"),
+    (
+      {
+        "platform": "gpu",
+        "device": "NVIDIA H100",
+        "compute_capability": "9.0",
+        "jax_version": VERSIONS[1],
+      },
+      "NVIDIA H100 and jax " + ".".join(map(str, VERSIONS[1])),
+    ),
   ],
 )
 def test_what_a_device_lacks_is_said(environment, got):
@@ -216,6 +219,11 @@ def test_sizes_replace_the_grid_of_layers():
       for case in section.cases
     ]
     assert found == [(cell, 7, 9, 1024, 3) for cell in ("lstm", "gru", "rnn")]
+  assert {*cases.LIBRARIES} < {*layers.cases[0].peers}
+  _, _, policies, models, *_ = cases.sections({}, 3)
+  assert all(case.resets for case in policies.cases)
+  found = [(c.cell, c.hidden_size, c.dtype) for c in models.cases]
+  assert found == cases.MODELS
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -235,6 +243,19 @@ def test_the_package_lists_its_modules():
   assert sorted(", ".join(listed).split(", ")) == sorted(f.stem for f in files)
 
 
+def test_the_worker_is_stopped_where_there_is_no_gpu(console, monkeypatch):
+  ended = []
+
+  class Ending(InProcess):
+    def stop(self):
+      ended.append(self)
+
+  monkeypatch.setattr(part, "WorkerProcess", Ending)
+  with pytest.raises(ValueError, match="got a cpu and jax"):
+    part.run({}, 3, console)
+  assert len(ended) == 1
+
+
 def test_a_size_of_a_model_is_none_of_a_layer(console):
   with pytest.raises(
     ValueError, match="--num_layers needs --part=model, got g"
@@ -245,6 +266,9 @@ def test_a_size_of_a_model_is_none_of_a_layer(console):
 def test_the_grid_has_every_size_once_and_ends_in_time():
   grid = cases.layer_sizes({})
   assert len(set(grid)) == len(grid) == 3 * (5 * 4 - 1)
+  rest = grid[len(cases.AGAINST_ALL) :]
+  without = [kernel_kind(*case, "bfloat16") is None for case in rest]
+  assert without == sorted(without) and {*without} == {False, True}
   sections = cases.sections({}, 11)
   until = [section.until for section in sections]
   assert until == sorted(until) and until[-1] < cases.SECONDS < 480
@@ -253,33 +277,26 @@ def test_the_grid_has_every_size_once_and_ends_in_time():
   }
 
 
-def test_the_last_tables_set_the_kernel_beside_the_others():
-  row = {
-    "part": "gpu layer",
-    "cell": "gru",
-    "backward": True,
-    "hidden_size": 64,
-    "seq_len": 3,
-    "batch_size": 8,
-    "floor_us": 0.5,
-  }
-  times = {
-    "kernel bfloat16": 2.0,
-    "scan": 9.0,
-    "autodiff": 1.0,
-    "haiku": 7.0,
-    "equinox": 6.0,
-    "pytorch TF32": 5.0,
-  }
-  rows = [row | {"peer": p, "us_per_step": us} for p, us in times.items()]
-  (table,) = summary_tables(rows)
-  cells = [next(iter(column.cells)) for column in table.columns]
-  expected = ["2/–", "–/9", "6 equinox", "–/5/–", "4.0"]
-  assert cells == ["gru 64×8", *expected]
-
-
 @pytest.mark.exhaustive
 def test_a_training_step_whose_reference_does_not_compile_says_why():
   prepared = TrainingStep("rnn", *SIZES, "float32").prepare(frozenset())
   with pytest.raises(ValueError, match=r"^out of registers$"):
     prepared.finish({}, {"expected": "out of registers"})
+  programs = {"expected": lambda *given: None}
+  result = prepared.finish(programs, {"scan: step": "too large"})
+  assert result.skipped["scan"] == "ValueError: too large"
+
+
+@pytest.mark.exhaustive
+def test_a_training_step_that_computes_something_else_is_not_timed():
+  case = TrainingStep("rnn", *SIZES, "float32")
+  loss = jax.numpy.float32(1)
+  programs = {
+    "expected": lambda *given: loss,
+    "scan: gradient": lambda *given: 1.02 * loss,
+  }
+  (rows, skipped, failures) = case.prepare(case.kernels).finish(programs, {})
+  assert rows == [] and skipped.pop("kernel") == ENDED
+  (failure,) = failures
+  assert failure == f"{case.name}: scan: {skipped['scan']}"
+  assert skipped["scan"].startswith("ValueError: computes a different result")

@@ -1,5 +1,7 @@
 """Workers that crash or hang are replaced, and the time is kept."""
 
+from itertools import islice
+
 import pytest
 
 from experiments.benchmarks.gpu.part import check_device
@@ -140,6 +142,27 @@ def test_a_case_of_several_libraries_runs_again_without_its_kernel(supervisor):
   assert second.failures == [] and second.rows[0]["left_out"] == ["a", "b"]
 
 
+def test_a_case_that_ends_a_worker_without_a_kernel_runs_once(supervisor):
+  bad = Fake("bad", needs_kernels=False, does="abort")
+  section = Section("fakes", [bad], until=1000.0)
+  ((_, result),) = islice(supervisor.run(section), 2)
+  assert len(result.failures) == 1
+
+
+def test_a_section_of_another_library_has_a_worker_of_its_own():
+  made = []
+
+  def make(jax_on_cpu):
+    made.append(jax_on_cpu)
+    return InProcess()
+
+  supervisor = Supervisor(make, 1000.0)
+  supervisor.environment()
+  for jax_on_cpu in (False, True, True, False):
+    run(supervisor, Fake("a"), jax_on_cpu=jax_on_cpu)
+  assert made == [False, True, False]
+
+
 def test_the_case_that_ends_a_compiler_is_found_among_several(supervisor):
   bad = Fake("bad", A, does="abort", when="prepare")
   found = run(supervisor, Fake("good", B), bad, Fake("other"), together=3)
@@ -184,6 +207,12 @@ def test_cases_that_would_end_too_late_are_skipped_by_name(clocked):
     {"7": NO_TIME},
   ]
   assert Clocked.now == 30
+
+
+def test_no_case_begins_after_the_end_of_all(clocked):
+  section = Section("fakes", [Fake(f"{k}") for k in range(12)], until=1e9)
+  found = [bool(result.rows) for _, result in clocked.run(section)]
+  assert found == [True] * 10 + [False] * 2  # of 10 s each, in 100 s
 
 
 def test_the_start_of_a_worker_is_no_time_of_a_batch():

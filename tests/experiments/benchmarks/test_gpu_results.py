@@ -1,0 +1,144 @@
+"""What is measured of the programs on a GPU, and how it is shown."""
+
+from types import SimpleNamespace
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.benchmarks.gpu import peers, picture, timing
+from experiments.benchmarks.gpu.peers import PEERS
+from experiments.benchmarks.gpu.report import summary_tables
+from experiments.benchmarks.gpu.timing import (
+  MOST_CALLS,
+  count_calls,
+  memory_of,
+  several,
+  time_calls,
+)
+from lstm_jax.sequence import Autodiff, Explicit
+
+
+def test_a_measurement_is_of_several_calls_and_one_wait():
+  calls, waits = [], []
+
+  def call():
+    calls.append(1)
+    return len(calls)
+
+  assert 1 < count_calls(call, waits.append) <= MOST_CALLS
+  assert len(calls) == 2
+  several(call, waits.append, 5)()
+  assert len(calls) == 7 and waits == [1, 2, 7]
+
+
+def test_a_time_is_that_of_a_time_step_in_microseconds(monkeypatch):
+  seconds = {"a": [1.0, 2.0, 3.0, 4.0, 5.0], "b": [6.0] * 5}
+
+  def measure(runs, rounds):
+    assert rounds == 5
+    for run in runs.values():
+      run()
+    return seconds
+
+  counts, called = iter((4, 10)), []
+  monkeypatch.setattr(timing, "count_calls", lambda call, wait: next(counts))
+  monkeypatch.setattr(timing, "measure", measure)
+  calls = {name: lambda name=name: called.append(name) for name in seconds}
+  assert time_calls(calls, lambda result: None, 5, 1000) == {
+    "a": {"us_per_step": 750.0, "quartiles_us": [500.0, 1000.0]},
+    "b": {"us_per_step": 600.0, "quartiles_us": [600.0, 600.0]},
+  }
+  assert called == ["a"] * 4 + ["b"] * 10
+
+
+def test_the_peak_of_the_memory_is_not_always_known():
+  for peak, known in ((7, 7), (0, None)):
+    memory = {"temp_size_in_bytes": 0, "peak_memory_in_bytes": peak}
+    program = SimpleNamespace(
+      memory_analysis=lambda m=memory: SimpleNamespace(**m)
+    )
+    assert memory_of(program) == {"temporary_bytes": 0, "peak_bytes": known}
+
+
+def test_a_peer_is_made_with_what_its_name_says(monkeypatch):
+  made = []
+
+  def keep(*args, **options):
+    made.append((*args, *options.items()))
+
+  monkeypatch.setattr(peers.layers, "ours", keep)
+  monkeypatch.setattr(peers.resets, "flax_layer", keep)
+  for kind, adjoint, implementation in (
+    ("kernel", Explicit(), "mosaic_gpu"),
+    ("scan", Explicit(), None),
+    ("autodiff", Autodiff(), None),
+  ):
+    for dtype, ending in ((None, ""), (np.dtype("bfloat16"), " bfloat16")):
+      PEERS[kind + ending].make("gru", "weights", "starts")
+      assert made.pop() == (
+        *("gru", "weights", adjoint, ("reset", "starts")),
+        ("compute_dtype", dtype),
+        ("implementation", implementation),
+      )
+  PEERS["flax bfloat16"].make("gru", "weights", "starts")
+  assert made.pop() == ("gru", "weights", "starts", np.dtype("bfloat16"))
+
+
+def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
+  tmp_path, monkeypatch
+):
+  found = []
+
+  def savefig(figure, *args, **kwargs):
+    for panel in figure.axes:
+      lines = {n.get_label(): n.get_xydata().tolist() for n in panel.lines}
+      found.append((panel.get_title(), lines))
+
+  def row(hidden_size, peer, us, floor, operands, backward=True):
+    row = {"part": "gpu layer", "cell": "gru", "batch_size": 16, "peer": peer}
+    times = {"us_per_step": us, "floor_us": floor, "operands": operands}
+    return row | times | {"hidden_size": hidden_size, "backward": backward}
+
+  monkeypatch.setattr(Figure, "savefig", savefig)
+  rows = [
+    row(128, "kernel bfloat16", 4.0, 0.5, "bfloat16"),
+    row(64, "kernel bfloat16", 2.0, 0.25, "bfloat16"),
+    row(64, "kernel bfloat16", 9.0, 9.0, "bfloat16", backward=False),
+    row(64, "scan", 8.0, 1.0, "TF32"),
+  ]
+  assert picture.draw(rows, tmp_path / "figure.png")
+  assert found == [
+    (
+      "gru, B 16",
+      {
+        "kernel bfloat16": [[64, 2], [128, 4]],
+        "scan": [[64, 8]],
+        "floor, bfloat16": [[64, 0.25], [128, 0.5]],
+      },
+    )
+  ]
+
+
+def test_the_last_tables_set_the_kernel_beside_the_others():
+  row = {
+    "part": "gpu layer",
+    "cell": "gru",
+    "backward": True,
+    "hidden_size": 64,
+    "seq_len": 3,
+    "batch_size": 8,
+    "floor_us": 0.5,
+  }
+  times = {
+    "kernel bfloat16": 2.0,
+    "scan": 9.0,
+    "autodiff": 1.0,
+    "haiku": 7.0,
+    "equinox": 6.0,
+    "pytorch TF32": 5.0,
+  }
+  rows = [row | {"peer": p, "us_per_step": us} for p, us in times.items()]
+  (table,) = summary_tables(rows)
+  cells = [next(iter(column.cells)) for column in table.columns]
+  expected = ["2/–", "–/9", "6 equinox", "–/5/–", "4.0"]
+  assert cells == ["gru 64×8", *expected]

@@ -1,0 +1,55 @@
+"""A worker runs each case with its own programs, and stops when it must."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from experiments.benchmarks.gpu.case import (
+  DeviceLost,
+  Prepared,
+  Result,
+  reason,
+)
+from experiments.benchmarks.gpu.worker import work
+from tests.experiments.benchmarks.gpu_worker import Fake
+
+
+def test_the_programs_of_a_case_are_its_own():
+  @dataclass(frozen=True)
+  class Compiled:
+    name: str
+
+    def prepare(self, left_out):
+      def finish(programs, errors):
+        return Result([programs], {}, [])
+
+      program = SimpleNamespace(compile=lambda: self.name)
+      return Prepared({"program": program}, finish)
+
+  messages = []
+  assert work([Compiled("a"), Compiled("b")], frozenset(), messages.append)
+  results = [found.rows for kind, _, found in messages if kind == "result"]
+  assert results == [[{"program": "a"}], [{"program": "b"}]]
+
+
+def test_a_lost_device_ends_the_work():
+  messages = []
+  assert not work([Fake("a", does="lose")], frozenset(), messages.append)
+  assert messages[-1] == ("lost", 0, "an illegal access")
+
+
+def test_an_error_after_which_the_device_answers_nothing_is_its_loss(
+  monkeypatch,
+):
+  error = jax.errors.JaxRuntimeError("an illegal access\nmore")
+  assert reason(error) == "JaxRuntimeError: an illegal access"
+
+  def zeros(shape):
+    raise error
+
+  monkeypatch.setattr(jax.numpy, "zeros", zeros)
+  with pytest.raises(DeviceLost, match=r"^JaxRuntimeError: an illegal access$"):
+    reason(error)
+  assert reason(ValueError("a size")) == "ValueError: a size"
