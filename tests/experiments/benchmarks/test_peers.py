@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,14 +8,21 @@ from jax.experimental import rnn
 
 from experiments.benchmarks.peers import (
   layers,
+  memory,
   models,
   original,
   products,
+  resets,
   samplers,
   sequences,
 )
-from experiments.benchmarks.peers.proof import Unsupported
-from lstm_jax import lstm
+from experiments.benchmarks.peers.proof import (
+  Unsupported,
+  check_same,
+  compile_program,
+  tolerance,
+)
+from lstm_jax import Autodiff, Explicit, lstm
 from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.language import ModelConfig
 
@@ -43,6 +52,79 @@ def test_a_peer_with_another_result_is_refused(name):
     problem = sequences.make_problem("lstm", backward, **SIZES)
     with pytest.raises(ValueError, match=message):
       sequences.jax_peer(name, wrong)(problem)
+
+
+def test_results_are_the_same_by_the_norm_of_each_array():
+  a = np.full(4, 100.0)
+  check_same("peer", [a + 0.5, 0 * a], [a, 0 * a], 0.01)
+  for wrong, message in (
+    (a + 2.0, r"peer computes a different result: array 1 .* error of 2.0e-02"),
+    (a * np.nan, "array 1 has a relative error of nan"),
+    (a[:1], r"array 1 has shape \(1,\), not \(4,\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      check_same("peer", [a, wrong], [a, a], 0.01)
+  assert tolerance() == 1e-4  # on a CPU
+
+
+def test_the_memory_of_a_donated_argument_is_counted_once():
+  x = jnp.ones(10_000, jnp.float32)
+  for donate, size in (((), 80_000), ((0,), 40_000)):
+    program, seconds, found = compile_program(jnp.sin, x, donate=donate)
+    assert size <= found < size + 10_000 and seconds > 0
+  assert program(x).shape == x.shape and x.is_deleted()
+
+
+def test_a_peer_has_the_adjoint_of_its_name(monkeypatch):
+  monkeypatch.setattr(
+    models, "language_model", lambda config, size, adjoint: adjoint
+  )
+  monkeypatch.setattr(models, "our_loss", lambda model: model)
+  monkeypatch.setattr(models, "_make_peer", lambda name, loss, *_: (name, loss))
+  problem = models.Problem("config", 7, *[None] * 5)
+  assert models.lstm_jax(problem) == ("lstm_jax", Explicit())
+  assert models.autodiff(problem) == ("autodiff", Autodiff())
+
+  def ours(cell, weights, adjoint=None, reset=None):
+    return cell, weights, adjoint, reset
+
+  monkeypatch.setattr(layers, "ours", ours)
+  found = layers.autodiff("rnn", "weights")
+  assert found == ("rnn", "weights", Autodiff(), None)
+  monkeypatch.setattr(resets, "ours", ours)
+  monkeypatch.setattr(resets.sequences, "make_peer", lambda *given: given)
+  sequence = SimpleNamespace(weights="weights")
+  problem = resets.Problem(sequence, "starts")
+  for name, adjoint in (
+    ("lstm_jax", Explicit()),
+    ("recompute", Explicit(residuals="recompute")),
+    ("autodiff", Autodiff()),
+  ):
+    make, _ = resets.reset_peers()[name]
+    layer = "gru", "weights", adjoint, "starts"
+    assert make(problem) == (name, layer, sequence)
+
+
+def test_the_gradient_of_a_layer_is_of_its_weighted_sum():
+  layer = layers.Layer(2.0, lambda w, xs: w * xs, None)
+  xs, dhs = np.random.default_rng(0).standard_normal((2, 4, 3, 5))
+  d_w, dxs = jax.jit(sequences.layer_gradient(layer))(2.0, xs, dhs)
+  assert abs(d_w - np.sum(xs * dhs)) < 1e-12
+  assert np.array_equal(dxs, 2.0 * dhs)
+
+
+def test_an_episode_has_32_steps_on_average():
+  starts = resets.draw_starts(np.random.default_rng(0), 1000, 32)
+  assert abs(np.asarray(starts).mean() - 1 / 32) < 0.002
+
+
+def test_the_memory_of_a_process_is_read_in_bytes(tmp_path, monkeypatch):
+  status = tmp_path / "status"
+  status.write_text("VmHWM:\t    20 kB\nVmRSS:\t    12 kB\n")
+  monkeypatch.setattr(memory, "Path", lambda name: status)
+  assert memory._resident("VmRSS") == 12 * 1024
+  with pytest.raises(OSError, match="has no VmPeak"):
+    memory._resident("VmPeak")
 
 
 def test_a_peer_with_one_wrong_gradient_is_refused():
@@ -83,6 +165,23 @@ def test_the_products_have_the_rows_that_our_model_multiplies(
   config = ModelConfig(embedding_size=2, hidden_size=5)
   products.make_products(config, vocabulary_size, 4, 3)
   assert shapes == [(rows, 2), (2, 20), (rows, 2), (2, 20)]
+
+
+def test_the_products_are_those_of_every_layer_in_its_dtype(monkeypatch):
+  found = []
+
+  def compile_program(products, arguments):
+    found.append(len(jax.eval_shape(products, arguments)))
+    found.append({a.dtype for a in jax.tree.leaves(arguments)})
+    return None, 0.0, 0
+
+  monkeypatch.setattr(products, "compile_program", compile_program)
+  dtype = jnp.dtype("bfloat16")
+  config = ModelConfig(hidden_size=5, num_layers=2, compute_dtype=dtype)
+  products.make_products(config, 7, 4, 3)
+  # Six of embedding and readout, three of the inputs of the second layer, and
+  # three of the recurrence of each.
+  assert found == [6 + 3 + 2 * 3, {dtype}]
 
 
 @pytest.mark.exhaustive
