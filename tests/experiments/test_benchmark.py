@@ -151,6 +151,13 @@ def test_flags_are_refused_before_measuring(given, tmp_path):
   message = f"^--out must be a file, got the directory {tmp_path}$"
   with pytest.raises(ValueError, match=message):
     benchmark.main()
+  for flags, message in (
+    ({"OUT": str(tmp_path / "a.png")}, "^--out must not end in .png, as the f"),
+    ({"PART": ["model", "gpu"]}, "^--part=gpu runs alone: its processes take"),
+  ):
+    given(**flags)
+    with pytest.raises(ValueError, match=message):
+      benchmark.main()
   given(PART=["memory", "launches"], COMPARE=str(old))
   message = "^--compare needs a part with times, got memory, launches$"
   with pytest.raises(ValueError, match=message):
@@ -168,6 +175,8 @@ def test_a_part_is_measured_once_and_other_devices_are_named(
     yield [row], {}
 
   monkeypatch.setitem(parts.PARTS, "original", parts.Part(original_part, {}))
+  untimed = parts.Part(lambda *_: iter(()), {}, timed=False)
+  monkeypatch.setitem(parts.PARTS, "memory", untimed)
   old = tmp_path / "old.json"
   here = jax.device_count()
   for environment, said in (
@@ -175,14 +184,63 @@ def test_a_part_is_measured_once_and_other_devices_are_named(
     ({"num_devices": 77}, f"devices of JAX: 77 there and {here} here"),
     ({}, f"devices of JAX: an unknown number there and {here} here"),
   ):
-    old.write_text(json.dumps(record_of([row], **environment)))
-    given(PART=["original", "original"], COMPARE=str(old))
+    before = row | {"median_ms": 4.0}
+    old.write_text(json.dumps(record_of([before], **environment)))
+    given(PART=["original", "memory", "original"], COMPARE=str(old))
     console.file.truncate(0)
     assert benchmark.main() == 0
     lines = console.file.getvalue().splitlines()
     found = [line for line in lines if line.startswith("devices of JAX")]
     assert found == ([said] if said else [])
+    assert ["4", "1", "0.25"] in [line.split()[-3:] for line in lines]
   assert measured == [1, 1, 1]
+
+
+def test_results_are_saved_after_each_case_and_a_reason_printed_once(
+  given, console, tmp_path, monkeypatch
+):
+  rows = [{"part": "original", "peer": "numpy", "median_ms": 1.0}]
+  out, skipped = tmp_path / "new" / "out.json", {"torch": "not installed"}
+
+  def original_part(sizes, rounds):
+    yield rows, skipped
+    assert json.loads(out.read_text())["rows"] == rows
+    yield rows, skipped
+
+  monkeypatch.setitem(parts.PARTS, "original", parts.Part(original_part, {}))
+  given(OUT=str(out))
+  assert benchmark.main() == 0
+  assert json.loads(out.read_text())["rows"] == 2 * rows
+  printed = console.file.getvalue()
+  assert printed.count("skipped: torch: not installed") == 1
+  assert printed.endswith(f"saved in {out}\n")
+
+
+def test_a_failure_on_a_gpu_is_the_exit_status(given, tmp_path, monkeypatch):
+  record = record_of([]) | {"failures": ["a kernel differs"]}
+  monkeypatch.setattr(benchmark.gpu, "run", lambda *given: record)
+  given(PART=["gpu"], OUT=str(tmp_path / "gpu.json"))
+  assert benchmark.main() == benchmark.CHECK_FAILED
+  record["failures"] = []
+  assert benchmark.main() == 0
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(None, 4), (6, 2)])
+def test_the_devices_of_a_model_divide_its_batch(
+  batch_size, devices, given, monkeypatch
+):
+  def model_part(sizes, rounds):
+    assert sizes == ({"batch_size": batch_size} if batch_size else {})
+    yield [{"part": "model", "peer": "lstm_jax", "median_ms": 1.0}], {}
+
+  counts, part = [], parts.PARTS["model"]._replace(measure=model_part)
+  monkeypatch.setitem(parts.PARTS, "model", part)
+  monkeypatch.setattr(benchmark, "num_cores", lambda: 4)
+  monkeypatch.setattr(benchmark, "start_cpu_devices", counts.append)
+  given(PART=["model"])
+  flag = SimpleNamespace(name="batch_size", value=batch_size)
+  monkeypatch.setattr(benchmark, "SIZES", [flag])
+  assert benchmark.main() == 0 and counts == [devices]
 
 
 def test_a_record_that_cannot_be_compared_is_refused_before_measuring(
@@ -226,20 +284,3 @@ def test_the_kept_results_are_drawn(tmp_path, console):
   assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
   assert f"{path} and " in console.file.getvalue()
   assert not plots.draw([{"part": "memory"}], tmp_path / "none.png")
-
-
-def test_a_size_of_memory_leaves_the_others(monkeypatch):
-  measured = []
-
-  def measure_memory(case):
-    measured.append(case)
-    return [], {}
-
-  monkeypatch.setattr(parts.memory, "measure_memory", measure_memory)
-  for sizes in ({}, {"seq_len": 2048}, {"hidden_size": 64}):
-    [*parts.PARTS["memory"].measure(sizes, 1)]
-  assert [(c["hidden_size"], c["seq_len"]) for c in measured] == [
-    (512, 1024),
-    (512, 2048),
-    (64, 1024),
-  ]

@@ -36,12 +36,19 @@ condition:
     009: kAsyncStart   [source       | sink        ] stream=0
         010: kDynamicSliceFusion [source | sink]
             011: kCopy [source | sink] kCopy
-012: kCustomKernel [source | sink] reduce
+012: kWhile         [prev=006 (1) | sink        ]
+condition:
+    013: kCustomKernel [source | sink] compare
+  body:
+    000: kCommandBuffer [source | sink]
+        014: kCustomKernel [source | sink] gemm
+    015: kCopy         [source | sink] kCopy
+016: kCustomKernel [source | sink] reduce
 """
 
 
 def test_the_launches_of_each_loop_are_counted():
-  assert launches.read_loops(THUNKS) == [(3, True), (3, False)]
+  assert launches.read_loops(THUNKS) == [(3, True), (3, False), (3, False)]
 
 
 def test_the_time_steps_of_an_iteration_are_read_from_the_program():

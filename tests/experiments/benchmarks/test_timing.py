@@ -1,4 +1,5 @@
 import importlib.util
+import sys
 from functools import partial
 from importlib.metadata import version
 
@@ -53,11 +54,18 @@ def test_every_round_runs_every_program_in_a_random_order():
 def test_a_row_has_the_median_the_quartiles_and_the_ratio(monkeypatch):
   seconds = {"ours": [4.0, 1.0, 2.0, 3.0, 5.0], "other": [6.0] * 5}
   monkeypatch.setattr(timing, "measure", lambda runs, rounds: seconds)
-  peer = (lambda: Peer(lambda: None)), "numpy"
-  ours, other = timing.compare({"ours": peer, "other": peer}, 5)[0]
+  makers = {
+    name: (lambda k=k: Peer(lambda: None, 0.5 + k, 8 + k), "numpy")
+    for k, name in enumerate(seconds)
+  }
+  ours, other = timing.compare(makers, 5)[0]
   assert (ours["median_ms"], ours["ratio_to_ours"]) == (3000, 1)
   assert ours["quartiles_ms"] == [2000, 4000]
   assert (other["median_ms"], other["ratio_to_ours"]) == (6000, 2)
+  assert [(r["compile_s"], r["bytes"]) for r in (ours, other)] == [
+    (0.5, 8),
+    (1.5, 9),
+  ]
 
 
 def test_the_environment_has_the_commit_of_the_checkout(monkeypatch):
@@ -66,13 +74,23 @@ def test_the_environment_has_the_commit_of_the_checkout(monkeypatch):
   assert commit.items() <= timing.environment().items()
 
 
-def test_the_environment_has_the_number_of_devices(monkeypatch):
-  monkeypatch.setattr(jax, "device_count", lambda: 3)
-  assert timing.environment()["num_devices"] == 3
+def test_the_environment_has_the_number_of_devices_and_of_cores(
+  tmp_path, monkeypatch
+):
+  cores = tmp_path / "cpuinfo"
+  cores.write_text("processor\t: 0\nmodel name\t: EPYC\n\n" * 9)
+  monkeypatch.setattr(timing, "Path", lambda name: cores)
+  monkeypatch.setattr(timing, "num_cores", lambda: 3)
+  monkeypatch.setattr(jax, "device_count", lambda: 77)
+  environment = timing.environment()
+  assert environment["num_devices"] == 77
+  assert environment["processor"] == "3 × EPYC"
 
 
 def test_the_environment_names_the_installed_versions():
-  versions = timing.environment()["versions"]
+  environment = timing.environment()
+  assert environment["python"] == sys.version.split()[0]
+  versions = environment["versions"]
   assert versions["jax"] == version("jax") and versions["numpy"]
   for package, found in versions.items():
     name = {"dm-haiku": "haiku"}.get(package, package)

@@ -1,0 +1,111 @@
+"""The cases of each part, and what follows from their times."""
+
+import pytest
+
+from experiments.benchmarks import parts
+
+TIMES = {"median_ms": 2.0, "quartiles_ms": [1.0, 3.0]}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+  """Measure nothing; return a function: (part, sizes) -> the rows of cases."""
+
+  def compare(makers, rounds, *problem):
+    assert rounds == 3
+    return [{"peer": "lstm_jax"} | TIMES], {}
+
+  monkeypatch.setattr(parts, "compare", compare)
+  for module in (parts.models, parts.sequences, parts.resets, parts.samplers):
+    monkeypatch.setattr(module, "make_problem", lambda *_, **__: None)
+
+  def measure(part, sizes):
+    cases = parts.PARTS[part].measure(sizes, 3)
+    return [row for (row,), _ in cases]
+
+  return measure
+
+
+@pytest.mark.parametrize(
+  ("part", "cells", "cases"),
+  [
+    ("model", [None], parts.MODELS),
+    ("layer", ["lstm", "gru", "rnn"], parts.LSTMS + 2 * parts.OTHERS),
+    ("linear", ["min_gru", "min_lstm", "lru"], 3 * parts.LINEAR),
+    ("resets", [None], parts.POLICIES),
+  ],
+)
+def test_a_size_that_is_given_leaves_one_case_of_each_cell(
+  part, cells, cases, measured
+):
+  defaults = parts.PARTS[part].sizes
+  modes = [None] if part == "model" else [False, True]
+  rows = measured(part, {})
+  found = [(row.get("backward"), {k: row[k] for k in defaults}) for row in rows]
+  assert found == [(mode, defaults | case) for case in cases for mode in modes]
+  assert [*dict.fromkeys(row.get("cell") for row in rows)] == cells
+  rows = measured(part, {"hidden_size": 7, "other": 5})
+  found = [(row.get("cell"), row.get("backward")) for row in rows]
+  assert found == [(cell, mode) for cell in cells for mode in modes]
+  for row in rows:
+    assert {k: row[k] for k in defaults} == defaults | {"hidden_size": 7}
+    assert row["part"] == part and "other" not in row
+
+
+def test_the_speed_of_sampling_counts_all_samples(measured):
+  one, many = measured("sampling", {})
+  assert one["tokens_per_second"] == 1e3 * 500 / 2.0
+  assert many["tokens_per_second"] == 64 * one["tokens_per_second"]
+
+
+def test_the_times_of_several_steps_a_call_are_those_of_one(monkeypatch):
+  def compare(makers, rounds):
+    ours, several, numpy = makers
+    assert rounds == 30
+    rows = [{"peer": ours} | TIMES, {"peer": numpy} | TIMES]
+    times = {"median_ms": 64.0, "quartiles_ms": [32.0, 128.0]}
+    return [*rows, {"peer": several} | times], {}
+
+  monkeypatch.setattr(parts, "compare", compare)
+  (((ours, numpy, several), _),) = parts.original_part(3)
+  assert several["peer"] == "lstm_jax, 64 a call"
+  assert (several["median_ms"], several["quartiles_ms"]) == (1, [0.5, 2])
+  ratios = [row["ratio_to_ours"] for row in (ours, numpy, several)]
+  assert ratios == [1, 1, 0.5]
+  speeds = [row["tokens_per_second"] for row in (ours, numpy, several)]
+  assert speeds == [32_000, 32_000, 64_000]  # T 64
+
+
+def test_launches_are_counted_for_the_sizes_that_are_given(monkeypatch):
+  def count(cell, sizes, dtype):
+    return [{"peer": "lstm_jax", "counted": (cell, dtype, sizes)}], {}
+
+  monkeypatch.setattr(parts.launches, "count", count)
+  for given, hidden_size in (({}, 512), ({"hidden_size": 7}, 7)):
+    cases = parts.PARTS["launches"].measure(given, 1)
+    sizes = {"hidden_size": hidden_size, "seq_len": 64, "batch_size": 32}
+    assert [rows for rows, _ in cases] == [
+      [
+        {"part": "launches", "cell": cell, "dtype": dtype, **sizes}
+        | {"peer": "lstm_jax", "counted": (cell, dtype, sizes)}
+      ]
+      for cell in ("lstm", "gru")
+      for dtype in ("float32", "bfloat16")
+    ]
+
+
+def test_a_size_of_memory_leaves_the_others(monkeypatch):
+  measured = []
+
+  def measure_memory(case):
+    measured.append(case)
+    return [], {}
+
+  monkeypatch.setattr(parts.memory, "measure_memory", measure_memory)
+  for sizes in ({}, {"seq_len": 2048}, {"hidden_size": 64}):
+    [*parts.PARTS["memory"].measure(sizes, 1)]
+  assert [(c["hidden_size"], c["seq_len"]) for c in measured] == [
+    (512, 1024),
+    (512, 2048),
+    (64, 1024),
+  ]
