@@ -15,7 +15,6 @@ from jax import export as jax_export
 
 from experiments import export
 from experiments.pages import packed_model, quantized
-from experiments.pages.writer import excerpt
 from experiments.trainer.data import read_corpus
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
@@ -93,13 +92,6 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
   assert path.read_bytes() == b"before"
   export.run(str(explored_run), "stablehlo", str(path))
   assert path.read_bytes() == b"after"
-
-
-def test_an_excerpt_of_a_text_is_not_empty():
-  words = "word " * 30
-  assert excerpt(f"{words}\n") == excerpt(f"{words}\n\n \n") == words.rstrip()
-  assert excerpt(f"a title\n\n{words}\n") == words.rstrip()
-  assert excerpt(" \n") == ""
 
 
 @pytest.mark.programs

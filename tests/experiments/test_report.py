@@ -12,8 +12,9 @@ from experiments import report, sweep
 from experiments.pages import report as report_page
 from experiments.pages.report import differences
 from experiments.report import ReportConfig
+from experiments.trainer.config import TrainConfig
 from experiments.trainer.ensemble import SweepConfig
-from experiments.trainer.history import derive, read_run_history
+from experiments.trainer.history import RunHistory, derive, read_run_history
 from experiments.trainer.members import cost
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.trained import load
@@ -113,6 +114,11 @@ def test_only_what_differs_is_a_row_of_the_differences(
     "device": "gpu, X",
     "versions": {"jax": "3", "optax": "2"},
   }
+  extended = {"extensions": [{"num_epochs": 1}]}
+  assert differences([extended, {}, extended]) == []
+  assert differences([extended, {"seed": 1}, extended]) == [
+    ["seed", "–", "1", "–"]
+  ]
   first |= {"run": "a", "quiet": True, "started": "today", "tied": False}
   assert differences([first, second | {"run": "b"}]) == [
     ["device", "cpu, cpu", "gpu, X"],
@@ -178,6 +184,7 @@ def test_the_best_evaluation_and_the_test_loss_are_in_the_table(
   directory, config = copy
   losses = (10, 3.5), (20, 2.5), (30, 2.75)
   rows = [{"step": step, "val_loss": nats} for step, nats in losses]
+  rows.append({"step": 10, "test_loss": 2.75})
   rows.append({"step": 20, "test_loss": 2.625})
   text = "".join(json.dumps(row) + "\n" for row in rows)
   (directory / "metrics.jsonl").write_text(text)
@@ -266,6 +273,19 @@ def test_without_its_corpus_a_finished_run_has_the_epochs_of_its_last_step(
   assert header["runs"][0]["epoch_ends"] is None
 
 
+def test_a_run_that_stopped_early_has_no_ends_of_epochs_without_its_corpus():
+  rows = [{"step": 10, "seconds": 7}, {"step": 20, "val_loss": 2.0}]
+  config = replace(TrainConfig(), num_epochs=2)
+  run = RunHistory(Path(), "", {}, config, rows, [], True, False)
+  assert report_page._curves(run, None)["epoch_ends"] == [10, 20]
+  result = report_page._results(run, None)
+  assert (result["finished"], result["training time"]) == ("yes", "0:00:07")
+  early = run._replace(stopped_early=True, member="seed 0")
+  assert report_page._curves(early, None)["epoch_ends"] is None
+  result = report_page._results(early, None)  # of a sweep's member
+  assert (result["finished"], result["training time"]) == ("yes, early", "–")
+
+
 @pytest.mark.parametrize(
   "line",
   [
@@ -310,6 +330,9 @@ def test_a_directory_without_a_run_or_given_twice_is_refused(
   ):
     with pytest.raises(ValueError, match=message):
       report.run([*map(str, runs)], ReportConfig(), console)
+  nowhere = ReportConfig(str(tmp_path / "nowhere" / "page.html"))
+  with pytest.raises(ValueError, match="cannot be written: no such directory"):
+    report.run([str(directory)], nowhere, console)
 
 
 def test_the_default_output_and_the_names_of_runs(

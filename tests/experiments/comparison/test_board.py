@@ -7,8 +7,8 @@ import jax
 import pytest
 from PIL import Image  # which matplotlib requires
 
-from experiments import evaluate
-from experiments.board import CORPUS
+from experiments import board, evaluate
+from experiments.board import CORPUS, BoardConfig
 from experiments.comparison.board import (
   BOARD,
   ENSEMBLE,
@@ -50,6 +50,24 @@ def test_the_page_holds_the_table_and_links_the_charts():
   page = PAGE.read_text("utf-8")
   assert f"\n\n{table(SHOWN)}\n\n" in page
   assert all(f"]({chart.file})" in page for chart in CHARTS)
+
+
+def test_the_program_prints_the_table_and_draws_the_charts(
+  tmp_path, capsys, monkeypatch
+):
+  directory, drawn = tmp_path, []
+  monkeypatch.setattr(board, "FLAGS", None, raising=False)
+  monkeypatch.setattr(
+    board, "config_from_flags", lambda *_: BoardConfig(str(directory))
+  )
+  monkeypatch.setattr(board, "draw", lambda *given: drawn.append(given))
+  board.main()
+  assert capsys.readouterr().out == f"{table(SHOWN)}\n"
+  assert drawn == [(SHOWN, tmp_path)]
+  directory = tmp_path / "nowhere"
+  with pytest.raises(ValueError, match="cannot be written: no such dir"):
+    board.main()
+  assert capsys.readouterr().out == "" and len(drawn) == 1
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.file)

@@ -1,5 +1,9 @@
 """Templates filled, and numbers in a byte each: what rounding costs."""
 
+import base64
+import gzip
+import re
+
 import numpy as np
 import pytest
 
@@ -9,6 +13,7 @@ from experiments.pages.packing import (
   quantize_gate,
   quantize_norms,
   quantize_signed,
+  script,
 )
 
 
@@ -30,6 +35,15 @@ def test_every_page_has_the_shared_head_once_and_its_data(template):
   assert text.index("unpack(") < text.index("</head>") < text.index("blob0")
   assert "<script src" not in text
   assert "<!-- head -->" not in text and "<!-- data -->" not in text
+
+
+def test_the_same_data_is_the_same_page_and_a_nan_is_refused():
+  _, packed, _ = re.split("[<>]", script("blob0", b"data"), maxsplit=4)[1:4]
+  raw = base64.b64decode(packed)
+  assert gzip.decompress(raw) == b"data"
+  assert raw[4:8] == bytes(4)  # the time of gzip
+  with pytest.raises(ValueError, match="JSON"):
+    page(report.TEMPLATE, {"loss": float("nan")})
 
 
 def test_a_gate_is_rounded_to_half_a_level():

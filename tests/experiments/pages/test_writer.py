@@ -1,0 +1,55 @@
+"""What the page that writes holds: an excerpt, and the units of features."""
+
+from collections import namedtuple
+from types import SimpleNamespace
+
+import numpy as np
+
+from experiments.analysis.features import line_position, word_starts
+from experiments.pages import writer
+from experiments.pages.writer import EXCERPT, excerpt
+from lstm_jax import lstm
+
+
+def test_an_excerpt_of_a_text_is_not_empty():
+  words = "word " * 30
+  assert excerpt(f"{words}\n") == excerpt(f"{words}\n\n \n") == words.rstrip()
+  assert excerpt(f"a title\n\n{words}\n") == words.rstrip()
+  assert excerpt(" \n") == ""
+
+
+def test_an_excerpt_has_whole_lines_or_else_words():
+  line = "word " * 9 + "end\n"
+  assert excerpt("title\n\n" + 9 * line) == (4 * line).rstrip()
+  words = "title\n" + "word " * 99
+  assert excerpt(words) == ("word " * 48).rstrip() == excerpt(words[6:])
+  assert excerpt("a\n" + "word " * 59) == ("word " * 48).rstrip()
+  assert excerpt("x" * 300) == "x" * EXCERPT
+  assert excerpt("short\n" + "x" * 300) == "x" * EXCERPT
+  assert excerpt("x" * EXCERPT) == "x" * EXCERPT
+
+
+def test_the_unit_that_follows_a_feature_best_is_found_in_any_layer(
+  monkeypatch,
+):
+  pieces = [*"To be, or\nnot to be,\nthat is"]
+  text = "".join(pieces)
+  h = np.random.default_rng(0).standard_normal((2, len(pieces), 3))
+  c = h[::-1].copy()
+  c[0, :, 2] = line_position(text)
+  h[1, :, 1] = ~word_starts(text)  # an area of 0 is as good as one of 1
+  State = namedtuple("State", "h c")
+  traces = [SimpleNamespace(states=State(h[k], c[k])) for k in (0, 1)]
+  monkeypatch.setattr(writer, "trace_layers", lambda *_: (traces, None))
+  monkeypatch.setattr(writer, "signals", lambda _, t: t.states._asdict())
+  layers, follows = writer.score_units(lstm, None, None, pieces)
+  keys = "feature", "measure", "layer", "signal", "unit"
+  assert [tuple(best[key] for key in keys) for best in follows] == [
+    ("line position", "r", 0, "c", 2),
+    ("word starts", "AUC", 1, "h", 1),
+  ]
+  found = [(best["score"], best["strength"]) for best in follows]
+  assert np.allclose(found, [(1, 1), (0, 1)], atol=1e-3)
+  for layer, trace in zip(layers, traces, strict=True):
+    for state, values in zip(layer, trace.states, strict=True):
+      assert np.allclose(state["scale"], np.abs(values).max(0), rtol=1e-3)
