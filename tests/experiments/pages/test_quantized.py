@@ -8,6 +8,7 @@ import pytest
 
 from experiments.pages import quantized
 from experiments.pages.quantized import (
+  Cost,
   Quantized,
   check_cost,
   dequantize,
@@ -53,6 +54,15 @@ def test_quantized_params_are_the_model_with_rounded_matrices(tied, key):
     error = np.abs(ours - theirs).max()
     assert error <= np.abs(theirs).max() / 254 + 1e-7
     assert (error == 0) == (theirs.ndim == 1)
+
+
+def test_a_cost_that_is_too_large_or_nan_is_refused():
+  check_cost(Cost(1.0, 1.04, 90), "word")
+  for after in (1.06, float("nan")):
+    with pytest.raises(
+      ValueError, match=r"may cost at most 0\.05 nats per word"
+    ):
+      check_cost(Cost(1.0, after, 90), "word")
 
 
 @pytest.mark.exhaustive

@@ -26,7 +26,10 @@ def test_an_excerpt_has_whole_lines_or_else_words():
   assert excerpt("a\n" + "word " * 59) == ("word " * 48).rstrip()
   assert excerpt("x" * 300) == "x" * EXCERPT
   assert excerpt("short\n" + "x" * 300) == "x" * EXCERPT
-  assert excerpt("x" * EXCERPT) == "x" * EXCERPT
+  whole = "word " * 47 + "words"
+  assert excerpt(whole) == whole and len(whole) == EXCERPT
+  # A line that ends in the first half does not end the excerpt.
+  assert excerpt("title\nshort\n" + "x" * 300) == "short\n" + "x" * 234
 
 
 def test_the_unit_that_follows_a_feature_best_is_found_in_any_layer(
