@@ -43,7 +43,7 @@ def test_the_same_data_is_the_same_page_and_a_nan_is_refused():
   assert gzip.decompress(raw) == b"data"
   assert raw[4:8] == bytes(4)  # the time of gzip
   with pytest.raises(ValueError, match="JSON"):
-    page(report.TEMPLATE, {"loss": float("nan")})
+    Blobs().page(report.TEMPLATE, {"loss": float("nan")})
 
 
 def test_a_gate_is_rounded_to_half_a_level():
