@@ -1,4 +1,4 @@
-"""The figure of the part: µs per time step, by H, for every B."""
+"""The figure of `--part=gpu`: µs per time step, by H, for every B."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,18 @@ CELLS = "lstm", "gru", "rnn"
 
 
 def draw(rows: list[Row], path: Path) -> bool:
-  """Draw the gradients of layers; return whether there are any.
+  """Draw the gradients of layers to a file, if there are any.
 
   A row of panels for each cell, a panel for each B; solid lines are bfloat16,
-  dashed ones TF32. The black line is the floor of bfloat16.
+  dashed ones TF32, and the dotted red one is PyTorch in float32. The dotted
+  black line is the floor of our programs in bfloat16.
+
+  Args:
+    rows: of all parts; only those of a layer's gradient are drawn.
+    path: of the figure.
+
+  Returns:
+    Whether there was anything to draw.
   """
   from matplotlib.figure import Figure
 
@@ -71,17 +79,16 @@ def _draw_panel(rows: list[Row], panel: "Axes") -> None:
       for row in rows
       if row["peer"] == peer
     )
-    style = STYLES.get(peer, {"color": "black"})
+    style = STYLES.get(peer, {"color": "tab:pink"})
     panel.plot(*zip(*points, strict=True), label=peer, marker=".", **style)
-  floors = sorted(
-    {
-      (row["hidden_size"], row["floor_us"])
-      for row in rows
-      if row["operands"] == "bfloat16"
-    }
-  )
+  floors = {  # PyTorch's own is lower: its outputs are in bfloat16 too
+    row["hidden_size"]: row["floor_us"]
+    for row in rows
+    if row["peer"] in ("kernel bfloat16", "scan bfloat16")
+  }
   if floors:
-    panel.plot(*zip(*floors, strict=True), "k:", label="floor, bfloat16")
+    points = sorted(floors.items())
+    panel.plot(*zip(*points, strict=True), "k:", label="our floor, bfloat16")
   panel.set_xscale("log", base=2)
   panel.set_yscale("log")
   sizes = sorted({row["hidden_size"] for row in rows})

@@ -3,9 +3,10 @@
 A race between the threads of a kernel, such as a read of shared memory before
 the write has arrived, seldom shows in one run. So the same inputs are computed
 many times over long sequences, and every bit of every output is compared with
-the first run's. The kernels sum in a fixed order, so that any difference is an
-error, and fails the case. (`d_params` and `d_xs` are products of XLA after the
-kernel: a difference in these alone may be XLA's.)
+the first run's. The kernels sum in a fixed order, so that any difference fails
+the case. (`d_params` and `d_xs` are products of XLA after the kernel. What
+differs in these alone fails it too, but the error may be XLA's.) An output that
+is not finite also fails it, since it would hide a race.
 """
 
 from dataclasses import dataclass
@@ -45,9 +46,11 @@ class Race(KernelCase):
       random_inputs(self.cell, *self.sizes, self.with_mask_and_reset, 0)
     )
     program = layer_program(self.cell, self.dtype, reverse=False, kernel=True)
-    kernel = jax.jit(program).lower(inputs)
     outputs = jax.eval_shape(program, inputs)
-    compare = jax.jit(differing).lower(outputs, outputs)
+    lowered = {
+      "kernel": jax.jit(program).lower(inputs),
+      "compare": jax.jit(differing).lower(outputs, outputs),
+    }
 
     def finish(programs, errors):
       if errors:
@@ -55,23 +58,25 @@ class Race(KernelCase):
         return self._result([why])
       kernel, compare = programs["kernel"], programs["compare"]
       first = kernel(inputs)
-      counts = [
+      differ = [
         jax.device_get(compare(first, kernel(inputs)))
         for _ in range(self.repeats)
       ]
-      return self._result(self._differences(first, np.array(counts)))
+      return self._result(self._problems(first, np.array(differ)))
 
-    return Prepared({"kernel": kernel, "compare": compare}, finish)
+    return Prepared(lowered, finish)
 
-  def _differences(self, outputs: Any, differ: np.ndarray) -> list[str]:
-    """Return a text for each array that differed; differ: [repeats, arrays]."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(outputs)]
-    return [
-      f"{jax.tree_util.keystr(path).lstrip('.')} differs in {count} of "
-      f"{self.repeats} repeats"
-      for path, count in zip(paths, differ.sum(0).tolist(), strict=True)
-      if count
-    ]
+  def _problems(self, outputs: Any, differ: np.ndarray) -> list[str]:
+    """Return a text for each problem; differ is [repeats, arrays]."""
+    problems = []
+    leaves = jax.tree.leaves_with_path(outputs)
+    for (path, leaf), count in zip(leaves, differ.sum(0).tolist(), strict=True):
+      name = jax.tree_util.keystr(path).lstrip(".")
+      if count:
+        problems.append(f"{name} differs in {count} of {self.repeats} repeats")
+      if not np.isfinite(np.asarray(leaf, np.float32)).all():
+        problems.append(f"{name} is not finite")
+    return problems
 
   def _result(self, problems: list[str]) -> Result:
     row = {

@@ -123,6 +123,21 @@ def test_one_bit_in_one_repeat_is_found(monkeypatch):
   assert result.rows[0]["failed"] and len(calls) == 6
 
 
+def test_an_output_that_is_not_finite_hides_no_race(monkeypatch):
+  use_scans(monkeypatch)
+  case = Race(*SIZES, "float32", repeats=2)
+  prepared = case.prepare(frozenset())
+  ((programs, errors),) = compile_all([prepared])
+
+  def always_nan(given):
+    outputs = programs["kernel"](given)
+    return outputs._replace(hs=outputs.hs.at[1, 2, 3].set(np.nan))
+
+  result = prepared.finish(programs | {"kernel": always_nan}, errors)
+  assert result.failures == [f"{case.name}: hs is not finite"]
+  assert result.rows[0]["failed"]
+
+
 def test_a_number_is_compared_by_its_bits():
   a = np.array([np.nan, 0.0], np.float32)
   found = races.differing([a, a], [a, np.array([np.nan, -0.0], np.float32)])

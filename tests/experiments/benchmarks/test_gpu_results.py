@@ -105,6 +105,7 @@ def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
     row(64, "kernel bfloat16", 2.0, 0.25, "bfloat16"),
     row(64, "kernel bfloat16", 9.0, 9.0, "bfloat16", backward=False),
     row(64, "scan", 8.0, 1.0, "TF32"),
+    row(64, "pytorch bfloat16", 3.0, 0.125, "bfloat16"),  # of other outputs
   ]
   assert picture.draw(rows, tmp_path / "figure.png")
   assert found == [
@@ -113,7 +114,8 @@ def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
       {
         "kernel bfloat16": [[64, 2], [128, 4]],
         "scan": [[64, 8]],
-        "floor, bfloat16": [[64, 0.25], [128, 0.5]],
+        "pytorch bfloat16": [[64, 3]],
+        "our floor, bfloat16": [[64, 0.25], [128, 0.5]],
       },
     )
   ]
@@ -138,7 +140,13 @@ def test_the_last_tables_set_the_kernel_beside_the_others():
     "pytorch TF32": 5.0,
   }
   rows = [row | {"peer": p, "us_per_step": us} for p, us in times.items()]
-  (table,) = summary_tables(rows)
+  kernel = row | {"peer": "kernel", "us_per_step": 3.0}
+  others = [kernel | {"seq_len": 7}, kernel | {"part": "gpu race"}]
+  table, longer = summary_tables(rows + others)
   cells = [next(iter(column.cells)) for column in table.columns]
-  expected = ["2/–", "–/9", "6 equinox", "–/5/–", "4.0"]
+  expected = ["2/–", "–/9", "6 equinox", "–/5/–", "4.0/–"]
   assert cells == ["gru 64×8", *expected]
+  assert table.title.startswith("gradient, T 3: µs per time step")
+  assert longer.title.startswith("gradient, T 7: ")
+  cells = [next(iter(column.cells)) for column in longer.columns]
+  assert cells == ["gru 64×8", "–/3", "", "", "", "–/6.0"]

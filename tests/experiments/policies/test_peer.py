@@ -50,16 +50,18 @@ def test_outputs_and_gradients_are_equal_in_float64(name, key):
   found = racers(name, MAZE, H)
   shapes = jax.eval_shape(found["unroll"].init, key)
   params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
-  params = normal_like(key, params)
-  observations = normal_like(key, jnp.zeros((T, B, 4)))
-  starts = jax.random.bernoulli(key, 0.3, (T, B))
+  params_key, inputs_key, starts_key = jax.random.split(key, 3)
+  params = normal_like(params_key, params)
+  observations = jnp.zeros((T, B, MAZE.observation_size))
+  observations = normal_like(inputs_key, observations)
+  starts = jax.random.bernoulli(starts_key, 0.3, (T, B))
 
   def results(network, params):
     state = jax.tree.map(jnp.float64, network.initial_state(B))
 
     def outputs(params):
-      _, *found = network.unroll(params, state, observations, starts)
-      return found
+      _, *heads = network.unroll(params, state, observations, starts)
+      return heads
 
     gradient = jax.grad(weighed(outputs, key))
     return jax.jit(lambda params: [outputs(params), gradient(params)])(params)
@@ -68,7 +70,7 @@ def test_outputs_and_gradients_are_equal_in_float64(name, key):
   expected = [outputs, to_flax(name, gradient)]
   for label in ("scanned", "flax"):
     ported = to_flax(name, params)
-    assert worst(results(found[label], ported), expected) < 1e-12
+    assert worst(results(found[label], ported), expected) < 1e-12, label
 
 
 def test_a_race_is_between_the_networks_with_the_same_seeds(key, monkeypatch):
@@ -110,14 +112,22 @@ def test_a_race_times_equal_networks(key):
 
 
 @pytest.mark.exhaustive
-def test_a_network_that_computes_something_else_is_refused(key, monkeypatch):
-  port = peer.to_flax
+@pytest.mark.parametrize("label", ["scanned", "flax"])
+def test_a_network_that_computes_something_else_is_refused(
+  label, key, monkeypatch
+):
+  find = peer.racers
 
-  def slightly_wrong(name, params):
-    core = params.core._replace(b=1.01 * params.core.b)
-    return port(name, params._replace(core=core))
+  def slightly_wrong(*given):
+    found = find(*given)
+
+    def unroll(*given, network=found[label]):
+      state, logits, values = network.unroll(*given)
+      return state, 1.01 * logits, values
+
+    return found | {label: found[label]._replace(unroll=unroll)}
 
   check_equal("gru", MAZE, SMALL, key)
-  monkeypatch.setattr(peer, "to_flax", slightly_wrong)
-  with pytest.raises(ValueError, match="scanned computes a different result"):
+  monkeypatch.setattr(peer, "racers", slightly_wrong)
+  with pytest.raises(ValueError, match=f"^{label} computes a different result"):
     check_equal("gru", MAZE, SMALL, key)
