@@ -38,10 +38,10 @@ def example():
       "samples": [
         {
           "step": step,
-          "words_in_train": [0.5, 0.7],
+          "words_in_train": [0.5, 0.7] if step else [0.1, 0.1],
           "words_in_val": [0.25, 0.25],
           "line_length": [None, 30.0],
-          "rhymes": [None, None],
+          "rhymes": [0.0, 0.5] if step else [None, None],
           "text": "Shall I",
         }
         for step in (0, num_steps)
@@ -84,7 +84,10 @@ def example():
       {
         "cell": name,
         "stage": stage,
-        "norms": {f: [2.0 * 0.5**k for k in range(11)] for f in fields[name]},
+        "norms": {
+          field: [(2.0 if field == "h" else 4.0) * 0.5**k for k in range(11)]
+          for field in fields[name]
+        },
       }
       for name in NAMES
       for stage in ("untrained", "trained")
@@ -97,11 +100,12 @@ def example():
         "num_parameters": 700,
         "delay": delay,
         "learning_rate": 0.001,
-        "accuracy": [1.0, accuracy],
+        "accuracy": [1.0, 1.0 if delay == 1 else accuracy],
         "loss": [0.1, 0.1],
       }
       for name, bias in RECALLS
-      for delay, accuracy in ((1, 1.0), (5, 0.5))
+      for delay in (1, 5)
+      for accuracy in [0.5 if bias == "usual" else 0.7]
     ],
   }
 
@@ -113,17 +117,32 @@ def test_the_tables_are_markdown_with_means_and_deviations():
   assert rows[2][0] == "| rnn, equal steps"
   assert rows[2][1:4] == ["12", "1,904", "150"]
   assert rows[2][4:7] == ["4.000 ± 0.000", "2.100 ± 0.141", "1.2500 ± 0.3536"]
-  assert rows[2][7:] == ["60.0 ± 14.1", "25.0 ± 0.0", "30.0", "– |"]
+  assert rows[2][7:] == ["60.0 ± 14.1", "25.0 ± 0.0", "30.0", "25.0 ± 35.4 |"]
   assert rows[-1][0] == "| validation text"
   assert rows[-1][-4:] == ["90.0", "100.0", "40.5", "– |"]
   assert context.splitlines()[0] == "| cell | 1 | 2 | 3 – 4 |"
   assert context.splitlines()[2].endswith("| 3.000 | 2.000 | 1.250 |")
-  assert recall.splitlines()[2].endswith("| usual | 1.00 | 0.75 | 1 |")
-  assert [row.split(" | ")[1] for row in recall.splitlines()[2:]] == [
-    bias for _, bias in RECALLS
+  recalled = "H 8, 700 parameters"
+  assert recall.splitlines()[2:] == [
+    *(f"| {name}, {recalled} | usual | 1.00 | 0.75 | 1 |" for name in NAMES),
+    *(f"| {n}, {recalled} | chrono | 1.00 | 0.85 | 1 |" for n in NAMES[1:]),
   ]
   assert gradient_flow.splitlines()[0] == "| cell | 1 | 5 | 10 |"
-  assert "| lstm, c, trained | 5.0e-01 | 3.1e-02 | 9.8e-04 |" in gradient_flow
+  assert "| lstm, h, trained | 5.0e-01 | 3.1e-02 | 9.8e-04 |" in gradient_flow
+  assert "| lstm, c, trained | 1.0e+00 | 6.2e-02 | 2.0e-03 |" in gradient_flow
+  assert any("(chance 0.125)" in title for title in tables(example()))
+
+
+def test_what_was_not_measured_is_a_dash_in_the_tables():
+  record = example()
+  record["runs"][0] |= {"evaluations": None, "samples": None}
+  record["gradient_flow"][0]["norms"]["h"][0] = 0.0
+  training, *_, gradient_flow = tables(record).values()
+  diverged, other = training.splitlines()[2:4]
+  losses = "| 150 | – | – | diverged |  |  |  |  |"
+  assert diverged == f"| rnn, equal steps | 12 | 1,904 {losses}"
+  assert "| 4.000 ± 0.000 | 2.100 ± 0.141 | 1.2500 ± 0.3536 |" in other
+  assert "| rnn, h, untrained | – | – | – |" in gradient_flow
 
 
 def test_markdown_is_a_header_a_rule_and_rows():
