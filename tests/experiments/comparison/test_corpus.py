@@ -5,12 +5,28 @@ from experiments.trainer.records import replace
 
 
 def test_the_text_of_each_split_is_described(comparison):
-  corpus = read_corpus(comparison)
-  assert corpus.statistics["num_val_characters"] == len(corpus.val)
-  texts = corpus.statistics["text_statistics"]
-  assert texts["training text"]["words_in_train"] == 1
-  assert texts["validation text"]["words_in_val"] == 1
-  assert 20 < texts["training text"]["line_length"] < 40
+  train = "the cat\nin hats\n" * 100
+  val = "the day\nto play\nthe dog\nin fogs\nin hut\no no nut\n" * 4
+  fraction = len(val) / len(train + val)
+  with open(comparison.data.corpus, "w", encoding="utf-8") as file:
+    file.write(train + val)
+  corpus = read_corpus(replace(comparison, val_fraction=fraction))
+  assert corpus.tokenizer.decode(corpus.val) == val
+  assert corpus.tokenizer.decode(corpus.train) == train
+  assert corpus.known_words[0] == {"the", "cat", "in", "hats"}
+  inputs, _ = corpus.batches.batch(0)
+  assert corpus.tokenizer.decode(inputs[:, 0]) == train[:8]
+  statistics = corpus.statistics
+  assert statistics["num_characters"] == len(train + val)
+  assert statistics["num_val_characters"] == len(val)
+  assert statistics["steps_per_epoch"] == 67  # ⌈1599 / (3 · 8)⌉
+  first, second, third = statistics["text_statistics"].values()
+  assert (first["words_in_train"], first["words_in_val"]) == (1, 0.5)
+  assert (second["words_in_train"], second["words_in_val"]) == (4 / 13, 1)
+  assert (first["rhymes"], second["rhymes"]) == (0, 2 / 3)
+  assert third["rhymes"] < 2 / 3  # in any other order
+  assert third["line_length"] == second["line_length"]
+  assert first["line_length"] == 7
 
 
 @pytest.mark.parametrize("name", ["context", "gradient_steps"])
