@@ -11,6 +11,7 @@ from experiments.analysis import recall
 from experiments.comparison import dot_plot, measurements, plots
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.tables import markdown, tables
+from experiments.trainer.config import CELLS
 from experiments.trainer.records import replace, to_record
 from tests.processes import ROOT, as_flags, run_program
 
@@ -164,6 +165,8 @@ def test_a_saved_comparison_is_loaded_and_reported(tmp_path, console):
     assert all(line in printed for line in table.splitlines())
   figure = tmp_path / "comparison.png"
   assert figure.read_bytes()[:4] == b"\x89PNG"
+  compare_cells.save(record, tmp_path)  # other results: the figure is of others
+  assert not figure.exists()
 
 
 def test_an_interrupted_comparison_with_a_norm_of_zero_is_reported(
@@ -203,6 +206,128 @@ def test_the_kept_comparison_has_the_fields_of_the_configuration():
   record = compare_cells.load(ROOT / "experiments/results/compare_cells")
   assert set(record["config"]) == set(to_record(CompareConfig()))
   assert len(tables(record)) == 4
+
+
+def test_each_cell_has_the_best_of_its_rates_and_the_time_of_the_lstm(
+  comparison, console, monkeypatch
+):
+  seconds = {"rnn": 0.4, "gru": 1e9, "lstm": 1.0}
+  losses = {0.01: 3.0, 0.02: 1.0, 0.04: 2.0}
+  models = {
+    name: SimpleNamespace(name=name, hidden_size=2, num_parameters=3)
+    for name in NAMES
+  }
+  corpus = SimpleNamespace(batches="batches", train="train", val="val")
+
+  def try_rates(cell, tokens, config, key, rates):
+    assert (tokens, key) == ("train", "trial key")
+    return {rate: losses[rate] for rate in rates}
+
+  monkeypatch.setattr(measurements, "seconds_per_step", lambda *args: seconds)
+  monkeypatch.setattr(measurements, "try_learning_rates", try_rates)
+  config = replace(comparison, learning_rate=tuple(losses))
+  args = models, corpus, config, [0, 1], "trial key", console
+  found = dict(measurements.describe_cells(*args))
+  assert [row["steps_in_equal_time"] for row in found.values()] == [30, 1, 12]
+  for name, row in found.items():
+    assert row["learning_rate"] == 0.02
+    assert row["seconds_per_step"] == seconds[name]
+    trials = {
+      t["learning_rate"]: t["loss"] for t in row["learning_rate_trials"]
+    }
+    assert trials == losses
+
+
+def test_what_is_measured_is_the_validation_text_by_every_seed(
+  comparison, monkeypatch
+):
+  """The stand-ins return numbers of the weights alone: 1 to 4."""
+
+  def norms(cell, params, tokens, steps):
+    assert (cell, tokens, steps) == (CELLS["rnn"], "val", 10)
+    return {"h": [params] * 11}
+
+  def nats(model, params, tokens, window):
+    assert (model, tokens, window) == ("model", "val", 16)
+    return [params] * 5
+
+  monkeypatch.setattr(measurements, "gradient_norms", norms)
+  monkeypatch.setattr(measurements, "nats_by_context", nats)
+  cell = SimpleNamespace(name="rnn", model="model")
+  trained = SimpleNamespace(initial_params=[1, 3], final_params=[2, 4])
+  corpus = SimpleNamespace(train="train", val="val")
+  args = cell, trained, corpus, comparison
+  assert measurements.gradient_flow(*args) == [
+    {"cell": "rnn", "stage": "untrained", "norms": {"h": [2.0] * 11}},
+    {"cell": "rnn", "stage": "trained", "norms": {"h": [3.0] * 11}},
+  ]
+  assert measurements.loss_by_context(*args) == {
+    "lengths": [1, 2, 4, 8, 16],
+    "val_loss": [[2] * 5, [4] * 5],
+  }
+
+
+def test_each_delay_of_each_cell_is_recalled_and_recorded(
+  comparison, key, console, monkeypatch
+):
+  calls = []
+
+  def make_models(cells, sizes, vocabulary_size):
+    found = sizes.embedding_size, sizes.hidden_size, vocabulary_size
+    assert found == (recall.EMBEDDING, 4, recall.VOCABULARY)
+    return {
+      name: SimpleNamespace(hidden_size=5, num_parameters=6, model=name)
+      for name in cells
+    }
+
+  def learn(model, keys, delay, num_steps, rates, *, chrono, mesh):
+    calls.append((model, chrono, jax.random.key_data(keys).tolist()))
+    assert (num_steps, rates) == (10, (0.01,)) and len(keys) == 2
+    return recall.Recall(0.01, [0.5, 1.0], [delay, None])
+
+  monkeypatch.setattr(measurements, "make_models", make_models)
+  monkeypatch.setattr(recall, "learn", learn)
+  config = replace(comparison, cells=("rnn", "lstm"))
+  found = measurements.delayed_recall(config, key, console)
+  rows = [row for each in found for row in each]
+  kinds = ("rnn", "usual"), ("lstm", "usual"), ("lstm", "chrono")
+  assert [(r["cell"], r["forget_bias"], r["delay"]) for r in rows] == [
+    (*kind, delay) for kind in kinds for delay in (1, 3)
+  ]
+  assert [called[:2] for called in calls] == [
+    *[("rnn", None)] * 2,
+    *[("lstm", None)] * 2,
+    *[("lstm", "lstm")] * 2,
+  ]
+  keys = [keys for *_, keys in calls]
+  assert keys == keys[:2] * 3 and keys[0] != keys[1]
+  assert rows[1] == {
+    "cell": "rnn",
+    "forget_bias": "usual",
+    "hidden_size": 5,
+    "num_parameters": 6,
+    "delay": 3,
+    "learning_rate": 0.01,
+    "accuracy": [0.5, 1.0],
+    "loss": [3, None],
+  }
+
+
+def test_the_seed_draws_the_keys(comparison, tmp_path, console, monkeypatch):
+  drawn = []
+
+  def describe(models, corpus, config, keys, trial_key, console):
+    drawn.append(jax.random.key_data(keys))
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(compare_cells, "describe_cells", describe)
+  monkeypatch.setattr(compare_cells, "make_models", lambda *args: {})
+  for seed in (0, 1):
+    config = replace(comparison, seed=seed)
+    with pytest.raises(KeyboardInterrupt):
+      compare_cells.run(config, tmp_path, console)
+  first, second = drawn
+  assert len(first) == 2 and (first != second).any(axis=1).all()
 
 
 @pytest.mark.exhaustive

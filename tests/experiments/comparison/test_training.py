@@ -1,16 +1,22 @@
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.comparison import training
 from experiments.comparison.corpus import read_corpus
 from experiments.comparison.models import make_models
 from experiments.comparison.training import (
   evaluation_steps,
+  sample_keys,
   sample_steps,
   train_cell,
 )
 from experiments.trainer.errors import Diverged
 from lstm_jax.language import stateful_loss
+from lstm_jax.training import Metrics
 
 TOO_LARGE = 3e38  # a learning rate whose first update diverges
 
@@ -61,3 +67,88 @@ def test_a_loss_that_is_not_finite_ends_the_training(comparison, key):
     Diverged, match=r"rnn: the training loss is not finite at step 2$"
   ):
     train_cell(cell, corpus, comparison, TOO_LARGE, 30, keys)
+
+
+def test_samples_are_judged_by_the_words_of_both_splits(
+  comparison, key, monkeypatch
+):
+  corpus = read_corpus(comparison)
+  corpus = corpus._replace(known_words=({"thou"}, {"thou", "art"}))
+
+  def draw(model, params, key, prompt, length, **options):
+    return [corpus.tokenizer.encode(text) for text in params]
+
+  monkeypatch.setattr(training, "sample", draw)
+  seeds = ["Thou art more\n", "more "], ["art lovely more\n"]
+  found = training._sample(None, seeds, corpus, jax.random.split(key))
+  assert found["words_in_train"] == [1 / 4, 0]
+  assert found["words_in_val"] == [2 / 4, 1 / 3]
+  assert found["line_length"] == [13, 15]
+  assert found["text"] == seeds[0][0]
+
+
+def test_the_keys_of_samples_draw_no_weights(key):
+  keys = jax.random.split(key, 2)
+  found = jax.random.key_data(sample_keys(keys)).tolist()
+  for each, seed in zip(found, keys, strict=True):
+    drawn = jax.random.split(seed, 4)  # as the initial weights are
+    assert each not in jax.random.key_data(drawn).tolist()
+  assert found[0] != found[1]
+
+
+def test_progress_is_the_mean_of_all_seeds(monkeypatch):
+  """And the time of an evaluation is not that of a training step."""
+  clock, progress, cell = [0.0], [], SimpleNamespace(name="rnn", model=None)
+  monkeypatch.setattr(
+    training, "time", SimpleNamespace(monotonic=lambda: clock[0])
+  )
+  corpus, metrics = SimpleNamespace(val=None), Metrics([1, 3], 0, [24, 24], {})
+  monkeypatch.setattr(training, "_sample", lambda *args: {})
+  recorder = training._Recorder(
+    cell, corpus, None, 5, lambda *values: progress.append(values)
+  )
+
+  def evaluate(model, params, tokens):
+    clock[0] += 100
+    return float(params)
+
+  monkeypatch.setattr(training, "stateful_loss", evaluate)
+  state = SimpleNamespace(params=jnp.array([1.5, 2.5]))
+  recorder.evaluate(0, state)
+  for step, seconds in ((1, 2), (2, 4)):
+    clock[0] += seconds
+    recorder.after_step(step, metrics)
+  assert progress == [(1, 2.0, 24.0), (2, 2.0, 12.0)]
+  assert recorder.evaluations == [{"step": 0, "val_loss": [1.5, 2.5]}]
+  # One seed that diverges is enough.
+  with pytest.raises(Diverged, match=r"rnn: the training loss .* at step 3$"):
+    recorder.after_step(3, metrics._replace(loss=[1, np.nan]))
+  state = SimpleNamespace(params=jnp.array([np.inf, 2.5]))
+  with pytest.raises(Diverged, match=r"rnn: the validation loss .* step 5$"):
+    recorder.evaluate(5, state)
+
+
+def test_the_schedule_is_as_long_as_the_training(comparison, key, monkeypatch):
+  """Not as that of equal steps, where a cell gets more or fewer."""
+  made, corpus = [], SimpleNamespace(val=None, batches="batches")
+
+  def make_ensemble(model, config, num_steps, keys, rates):
+    made.append((num_steps, rates))
+    return SimpleNamespace(params=jnp.zeros(2)), None
+
+  def fit(train_step, state, epochs, num_steps, recorder, *, evaluate_at):
+    made.append((num_steps, next(iter(epochs))))
+    return SimpleNamespace(params=jnp.ones(2)), None
+
+  for replacement in (make_ensemble, fit):
+    monkeypatch.setattr(training, replacement.__name__, replacement)
+  monkeypatch.setattr(training, "stateful_loss", lambda *args: 2.0)
+  monkeypatch.setattr(training, "_sample", lambda *args: {})
+  cell = SimpleNamespace(name="rnn", model=None)
+  keys = jax.random.split(key, 2)
+  trained = train_cell(cell, corpus, comparison, 0.03, 30, keys)
+  assert comparison.num_steps != 30
+  assert made == [(30, [0.03, 0.03]), (30, "batches")]
+  assert trained.evaluations == [{"step": 0, "val_loss": [2.0, 2.0]}]
+  assert trained.samples == [{"step": 0}]
+  assert (trained.initial_params, trained.final_params) == ([0, 0], [1, 1])

@@ -1,9 +1,13 @@
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from experiments.comparison import tuning
 from experiments.comparison.corpus import read_corpus
 from experiments.comparison.models import make_models
 from experiments.comparison.tuning import (
@@ -62,3 +66,45 @@ def test_a_training_step_is_timed(comparison, key):
   keys = jax.random.split(key, 2)
   seconds = seconds_per_step({"rnn": cell}, corpus.batches, comparison, keys)
   assert list(seconds) == ["rnn"] and 0 < seconds["rnn"] < 10
+
+
+def test_the_median_step_is_the_time_of_a_cell(comparison, key, monkeypatch):
+  times = {"a": [3.0, 1.0, 8.0], "b": [5.0, 5.0, 6.0]}
+  monkeypatch.setattr(tuning, "measure", lambda runs, rounds: times)
+  monkeypatch.setattr(tuning, "make_ensemble", lambda *args: (None, None))
+  models = dict.fromkeys(times, SimpleNamespace(model=None))
+  batches = SimpleNamespace(batch=lambda k: ())
+  keys = jax.random.split(key)
+  found = seconds_per_step(models, batches, comparison, keys)
+  assert found == {"a": 3, "b": 5}
+
+
+def test_rates_are_tried_alike_and_judged_by_text_they_did_not_learn(
+  comparison, key, monkeypatch
+):
+  tokens, rates, made = np.arange(1000, dtype=np.int32), (0.1, 0.2), []
+
+  def make_ensemble(model, config, num_steps, keys, rates):
+    made.append((num_steps, jax.random.key_data(keys).tolist()))
+    return SimpleNamespace(params=jnp.asarray(rates)), None
+
+  def fit(train_step, state, epochs, num_steps, observer, *, evaluate_at):
+    batches = next(iter(epochs))
+    _, last = batches.batch(batches.num_batches - 1)
+    made.append((num_steps, np.max(last)))
+    return state, None
+
+  def loss(model, params, tokens):
+    assert tokens.tolist() == [*range(900, 1000)]
+    return 10 * float(params)
+
+  for replacement in (make_ensemble, fit):
+    monkeypatch.setattr(tuning, replacement.__name__, replacement)
+  monkeypatch.setattr(tuning, "stateful_loss", loss)
+  cell = SimpleNamespace(name="rnn", model=None)
+  assert try_learning_rates(cell, tokens, comparison, key, rates) == {
+    rate: pytest.approx(10 * rate) for rate in rates
+  }
+  same = jax.random.key_data(key).tolist()  # initial weights
+  assert made[0] == (comparison.trial_steps, [same, same])
+  assert made[1][0] == comparison.trial_steps and 800 < made[1][1] < 900
