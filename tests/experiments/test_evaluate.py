@@ -386,6 +386,68 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
   assert "are the best of 4 settings on the 300 tokens" in printed
 
 
+def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
+  """Each with the gradient's scale on the start, by segments of its length.
+
+  Here the loss counts the settings that are not the best, and 1e-4 diverges.
+  """
+  best, tried = DynamicEvalConfig(3e-5, 2e-3, 40), []
+  wanted = best
+  before, tokens = np.arange(300_000), np.arange(7)
+
+  def scale(model, params, batches):
+    inputs, _ = batches.batch(batches.num_batches - 1)
+    assert inputs.shape == (len(inputs), 32) and 150_000 < inputs.max() < 2e5
+    return len(batches.batch(0)[0])
+
+  def nats(model, params, text, r, config):
+    assert r == config.segment
+    if len(text) == 7:
+      return np.full(6, 5.0)
+    assert (text[0], text[-1]) == (280_000, 299_999)
+    tried.append(config)
+    if config.rate == 1e-4:
+      raise dynamic_eval.Divergence
+    return np.full(3, sum(x != y for x, y in zip(config, wanted, strict=True)))
+
+  monkeypatch.setattr(dynamic_eval, "gradient_scale", scale)
+  monkeypatch.setattr(dynamic_eval, "dynamic_nats", nats)
+  arguments = None, None, before, tokens
+
+  def choose(**fixed):
+    tried.clear()
+    settings = dynamic_eval.FixedSettings(**fixed)
+    choice, found = dynamic_eval.evaluate_dynamically(*arguments, settings)
+    assert found.tolist() == [-5.0] * 6
+    return choice
+
+  assert choose() == (best, 0.0, 14, 20_000)
+  assert {config.segment for config in tried[:12]} == {20}
+  assert choose(segment=10) == (best._replace(segment=10), 1.0, 12, 20_000)
+  assert choose(rate=1e-6).config == best._replace(rate=1e-6)
+  assert len(tried) == 5  # three decays, and two more segments
+  assert choose(decay=2e-2).config == best._replace(decay=2e-2)
+  assert choose(rate=0.5, decay=0.1, segment=3) == (
+    (0.5, 0.1, 3),
+    None,
+    0,
+    20_000,
+  )
+  wanted = best._replace(segment=20)  # that of the choice of rate and decay
+  assert choose().config == wanted
+
+
+def test_the_text_before_has_a_whole_batch_of_segments():
+  for segment, needed in ((None, 641), (4, 129)):
+    fixed = dynamic_eval.FixedSettings(segment=segment)
+    dynamic_eval.check_text_before(needed, fixed)
+    with pytest.raises(ValueError, match=f"at least {needed} tokens, got"):
+      dynamic_eval.check_text_before(needed - 1, fixed)
+  fixed = dynamic_eval.FixedSettings()
+  assert dynamic_eval._segment_sizes(1281, fixed) == [20, 10, 40]
+  assert dynamic_eval._segment_sizes(1280, fixed) == [20, 10]
+
+
 def test_the_choice_on_several_cores_is_that_on_one(run):
   trained = load(run)
   data = trained.config.data

@@ -3,12 +3,13 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.analysis import recall
 from lstm_jax import lstm
-from lstm_jax.language import ModelConfig, language_model
+from lstm_jax.language import LanguageModel, ModelConfig, language_model
 from tests.compiling import count_programs
 
 
@@ -68,6 +69,57 @@ def test_other_biases_and_a_second_call_compile_no_training_steps(key):
     programs.append(len(compiled))
   first, biases, again = programs
   assert first > biases and again == 0
+  # Each training step has sequences of its own.
+  train_all, _ = recall._programs(model, 1, 2, None)
+  members = recall._init_program(model, 1, 2, None)(keys)
+  two, one_twice = (
+    train_all((members, keys), (jnp.array(steps), jnp.asarray(1e-3)))[0]
+    for steps in ([0, 1], [0, 0])
+  )
+  assert (two.bias != one_twice.bias).any()
+
+
+def test_each_rate_trains_the_initial_weights_for_all_steps(key, monkeypatch):
+  """Here the weights are the sum of rate × steps, and the loss grows by it."""
+  taken = []
+
+  def train_all(own, shared):
+    (((weights, _), _), (steps, rate)) = own, shared
+    taken.append((float(rate), steps.tolist()))
+    return weights + float(rate) * len(steps), None
+
+  def test_all(own, shared):
+    ((weights, _), ()) = own, shared
+    return np.array([0.5, 1.0]), np.array([weights, weights + 2])
+
+  stand_ins = train_all, test_all
+  monkeypatch.setattr(recall, "_programs", lambda *args: stand_ins)
+  monkeypatch.setattr(
+    recall, "_init_program", lambda *args: lambda keys: (1.0, None)
+  )
+  result = recall.learn(None, jax.random.split(key), 3, 120, (0.5, 0.25))
+  assert taken == [
+    (rate, [*range(first, last)])
+    for rate in (0.5, 0.25)
+    for first, last in ((0, 50), (50, 100), (100, 120))
+  ]
+  assert result == recall.Recall(0.25, [0.5, 1.0], [31.0, 33.0])
+
+
+def test_chrono_biases_fit_the_steps_of_a_whole_sequence(key, monkeypatch):
+  longest = []
+
+  def with_chrono_biases(params, cell, key, steps):
+    longest.append((cell, steps))
+    return params
+
+  monkeypatch.setattr(recall, "with_chrono_biases", with_chrono_biases)
+  model = LanguageModel(lambda key: jnp.zeros(3), *[None] * 4)
+  for chrono in ("lstm", None):
+    init_all = recall._init_program(model, 7, 3, chrono)
+    jax.eval_shape(init_all, jax.random.split(key))
+  recall._init_program.cache_clear()
+  assert longest == [("lstm", len(recall.draw(key, 7, 1)[0]))]
 
 
 def test_longest_is_the_delay_before_the_first_accuracy_too_low():

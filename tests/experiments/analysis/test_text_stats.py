@@ -42,6 +42,8 @@ def test_shares_and_lengths_are_as_counted_by_hand():
   assert stats.words_in_val == 2 / 6
   assert stats.line_length == 7
   assert text_stats(["\n"], set(), set()) == (None, None, None, None)
+  cut = text_stats(["the dog’", "the self-"], {"the"}, {"dog", "self"})
+  assert (cut.words_in_train, cut.words_in_val) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,7 @@ def test_shares_and_lengths_are_as_counted_by_hand():
     ("due", "ue"),
     ("brow", "ow"),
     ("hours", "ours"),
+    ("by", "y"),
     ("hmm", "hmm"),
     ("", ""),
   ],
@@ -64,11 +67,13 @@ def test_lines_rhyme_with_another_word_at_most_two_lines_away():
   assert text_stats([SONNET], set(), set()).rhymes == 1.0  # a b a b
   same = "the day\nthe day\n"
   assert text_stats([same], set(), set()).rhymes == 0.0
-  far = "a day\nb\nc dog\nd hut\nto say\n"
+  far = "a day\nb dog\nc hut\nto say\n"
   assert text_stats([far], set(), set()).rhymes == 0.0
+  apart = ["a day\n", "to say\n"]  # lines of different texts
+  assert text_stats(apart, set(), set()).rhymes == 0.0
 
 
 def test_shuffled_lines_are_the_same_lines_in_another_order():
   text = "".join(f"line {i}\n" for i in range(20))
-  assert shuffled(text) != text
+  assert shuffled(text) == shuffled(text) != text
   assert sorted(lines(shuffled(text))) == sorted(lines(text))
