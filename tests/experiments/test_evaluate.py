@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -116,6 +117,39 @@ def test_every_protocol_is_measured_and_recorded(run, options, console):
   record = evaluate.run(part, console)
   assert list(record["nats"]) == ["cold"]
   assert abs(record["predictions"] - 0.25 * 20 * 62) < 2
+
+
+def test_a_protocol_has_the_texts_and_weights_that_it_needs(
+  run, options, console, monkeypatch
+):
+  members, checkpoints, sizes = [load(run)], [], {}
+
+  def load_members(directories, checkpoint):
+    checkpoints.append(checkpoint)
+    return members
+
+  def stand_in(members, texts, settings, names):
+    (name,) = names
+    sizes[name] = len(texts.before), [*map(len, texts.training)]
+    nats = np.ones(len(texts.tokens) - 1)
+    outcome = protocols.Outcome(name, nats, {}, [])
+    return SimpleNamespace(outcome=lambda name: outcome)
+
+  monkeypatch.setattr(evaluate, "load_members", load_members)
+  monkeypatch.setattr(evaluate, "Protocols", stand_in)
+  for name in PROTOCOLS:
+    one = replace(options, protocol=(name,), checkpoint="last")
+    record = evaluate.run(one, console)
+    assert (record["checkpoint"], record["nats"]) == ("last", {name: 1})
+  assert checkpoints == ["last"] * 5
+  train_size = int(0.9 * 20 * len(VERSE))
+  assert sizes == {
+    "cold": (0, []),
+    "stateful": (0, []),
+    "dynamic": (train_size, []),
+    "mixed": (train_size, [train_size]),
+    "mixed_stateful": (0, [train_size]),
+  }
 
 
 def test_the_development_split_is_evaluated_unless_another_is_named(

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from experiments import sample
 from experiments.trainer.trained import load
 from lstm_jax.language import beam_search
+from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.search import continuation_nats
 from tests.experiments.sampled import DEFAULTS, write
 
@@ -28,6 +30,62 @@ def test_one_sample_comes_in_parts_and_is_the_first_of_several(explored_run):
 def test_min_p_of_one_is_greedy(explored_run):
   greedy = write(explored_run, prompt="T", temperature=0.0)
   assert write(explored_run, prompt="T", min_p=1.0) == greedy
+
+
+def test_every_way_to_draw_follows_the_flags(monkeypatch):
+  """Stand-ins for those of the library keep what they are given."""
+  tokenizer = SimpleNamespace(
+    unknown_tokens=(5,),
+    unit="word",
+    symbols=("a", "\n"),
+    encode_known=lambda text: np.array([3, 4]),
+    decode=lambda tokens: str(tokens.tolist()),
+  )
+  trained = SimpleNamespace(model=1, params=2, tokenizer=tokenizer)
+  rules = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
+  rules, given = DrawingRules(**rules, suppress_tokens=(5,)), {}
+
+  def draw(model, params, key, tokens, length, **options):
+    given[draw] = key, tokens.tolist(), length, options
+    return np.array([[6], [7]])
+
+  def draw_best(*arguments, **options):
+    return draw(*arguments, **options)[0], 1.5
+
+  def search(model, params, tokens, length, **options):
+    given["beam"] = tokens.tolist(), length, options
+    return np.array([[6], [7]]), np.array([1.0, 2.0])
+
+  def stream(model, params, tokenizer, rules):
+    def write(key, length):
+      given["stream"] = key, rules, length
+      yield "6"
+
+    def read_tokens(tokens):
+      given["read"] = tokens.tolist()
+
+    return SimpleNamespace(write=write, read_tokens=read_tokens)
+
+  stand_ins = {"load": lambda path: trained, "TextStream": stream}
+  stand_ins |= {"sample": draw, "sample_best": draw_best, "beam_search": search}
+  for name, stand_in in stand_ins.items():
+    monkeypatch.setattr(sample, name, stand_in)
+  key = jax.random.key(7)
+  flags = rules._asdict() | {"seed": 7, "length": 9}
+  del flags["suppress_tokens"]
+  asked = key, [3, 4], 9
+  for name in ("num_samples", "best_of"):
+    texts = write("run", prompt="a a", **flags | {name: 2})
+    assert texts == ["[3, 4, 6]", "[3, 4, 7]"][: 2 if name[0] == "n" else 1]
+    assert given[draw] == (*asked, rules._asdict() | {name: 2})
+  assert write("run", prompt="a a", **flags) == ["[3, 4]6"]
+  assert given["stream"] == (key, rules, 9) and given["read"] == [3, 4]
+  assert write("run", **flags | {"beam": 2}) == ["[6]"]
+  beam = {"beam_size": 2, "suppress_tokens": (5,)}
+  assert given["beam"] == ([1], 9, beam)  # after a line break, not shown
+  none = {"temperature": 0.8, "top_k": None, "top_p": None, "min_p": None}
+  write("run", num_samples=2)
+  assert given[draw][3] == none | {"suppress_tokens": (5,), "num_samples": 2}
 
 
 def test_the_best_sample_and_the_beam_are_the_likeliest(explored_run):
