@@ -19,6 +19,8 @@ from experiments.comparison.board import (
 )
 from experiments.comparison.plan import (
   ReproduceConfig,
+  ensemble_flags,
+  ensemble_seeds,
   is_trained,
   parse,
   plan,
@@ -422,6 +424,20 @@ def test_a_row_without_published_seeds_needs_some():
   with pytest.raises(ValueError, match="no seeds of tinyshakespeare were"):
     plan(row, ReproduceConfig())
   assert [job.seed for job in plan(row, ReproduceConfig(seeds=(3,)))] == [3]
+
+
+def test_an_ensemble_is_evaluated_of_exactly_its_seeds():
+  row = ROW._replace(evaluate=["--window=8"])
+
+  def evaluated(*seeds):
+    return ensemble_flags(row, plan(row, ReproduceConfig("r", seeds)))
+
+  flags = ["--protocol=stateful", "--window=8"]
+  assert evaluated(1, 0) == ["--run=r/seed1", "--run=r/seed0", *flags]
+  assert evaluated(0) == evaluated(0, 1, 2) == []
+  single = Result("cold", 2.0, None, [7], [2.0])
+  row = row._replace(results=[*row.results, single])
+  assert ensemble_seeds(row) == {0, 1}
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
