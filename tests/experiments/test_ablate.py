@@ -4,6 +4,7 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import ablate, train
@@ -16,8 +17,9 @@ from experiments.trainer.data import (
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace
-from experiments.trainer.trained import load
+from experiments.trainer.trained import Trained, load
 from lstm_jax.language.evaluate import stateful_loss
+from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import signal_at
 
 ROW = {"parameters": 1, "cold": 2.0, "stateful": 1.5, "seconds": 3.0}
@@ -77,6 +79,72 @@ def test_the_test_split_plays_no_part(config, console):
   assert abs(row["stateful"] - nats) < 1e-6
   printed = console.file.getvalue()
   assert "cold, stateful: nats per token of the validation split\n" in printed
+
+
+def test_a_run_is_measured_by_both_protocols_on_the_split_that_chose_it(
+  config, monkeypatch
+):
+  val = read_corpus(config.data).val
+  params = {"w": np.zeros((2, 3)), "b": np.zeros(3)}
+  trained = Trained(config, None, params, None, 40, 1.75, "1a2b")
+
+  def nats(value):
+    def of_tokens(model, found, tokens):
+      assert found is params and tokens.tolist() == val.tokens.tolist()
+      return np.array([value, value + 2])
+
+    return of_tokens
+
+  monkeypatch.setattr(ablate, "load", lambda directory: trained)
+  monkeypatch.setattr(ablate, "find_corpus", lambda *args: args[1])
+  monkeypatch.setattr(ablate, "cold_nats", nats(2.0))
+  monkeypatch.setattr(ablate, "stateful_nats", nats(1.0))
+  monkeypatch.setattr(ablate.run_dir, "read_record", lambda directory: {})
+  monkeypatch.setattr(ablate, "environment_of", lambda record: record)
+  result = train.Result(Path(config.job.run), 47, 9.0, 12.34567)
+  assert ablate._measure(result) == {
+    "parameters": 9,
+    "cold": 3.0,
+    "stateful": 2.0,
+    "val_loss": 1.75,
+    "step": 40,
+    "seconds": 12.346,
+    "environment": {},
+  }
+
+
+def test_the_losses_of_a_recipe_with_a_development_split_are_of_it(
+  config, console
+):
+  with open(config.data.corpus, "w", encoding="utf-8") as file:
+    file.writelines(f"{VERSE}Number {n}.\n\n" for n in range(30))
+  config = replace(config, dev_fraction=0.2)
+  write_rows(config, "base")
+  ablate.run(config, [], console)
+  printed = console.file.getvalue()
+  assert "cold, stateful: nats per token of the development split\n" in printed
+
+
+def test_a_run_has_the_devices_that_all_runs_share(
+  config, console, monkeypatch
+):
+  shared, trained = [], []
+
+  def share_batches(configs):
+    shared.extend(one.job.run for one in configs)
+    return [replace(one, devices="3") for one in configs]
+
+  def run(single, console):
+    trained.append((single.job.run, single.job.devices))
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(ablate, "share_batches", share_batches)
+  monkeypatch.setattr(train, "run", run)
+  with pytest.raises(KeyboardInterrupt):
+    ablate.run(config, ["hidden_size=7"], console)
+  base = f"{config.job.run}/base"
+  assert shared == [base, f"{config.job.run}/hidden_size=7"]
+  assert trained == [(base, "3")]
 
 
 def test_a_change_that_diverges_is_marked_and_the_others_are_trained(

@@ -4,7 +4,11 @@ import json
 
 import pytest
 
-from experiments.comparison.ablations import Ablations, read_ablations
+from experiments.comparison.ablations import (
+  Ablations,
+  make_table,
+  read_ablations,
+)
 
 RECIPE = {"corpus": "a.txt", "test_fraction": 0.1, "dev_fraction": 0.0}
 
@@ -33,3 +37,22 @@ def test_the_same_text_may_lie_elsewhere(tmp_path):
   assert read_ablations(path, elsewhere, "1a2b").rows == []
   with pytest.raises(ValueError, match=r"corpus was 'a.txt' and is 'b.txt'"):
     read_ablations(path, elsewhere, "3c4d")
+
+
+def test_the_table_compares_the_stateful_losses_with_the_base():
+  base = {"change": "base", "parameters": 1000, "cold": 2.0, "stateful": 1.5}
+  worse = {"change": "seed=1", "parameters": 1200, "cold": 3.0, "stateful": 1e5}
+  better = {"change": "num_layers=2", "parameters": 20, "cold": 1.4}
+  rows = [
+    base | {"seconds": 3.4},
+    worse | {"seconds": 61.7},
+    {"change": "tied=true", "diverged": True},
+    better | {"stateful": 1.25, "seconds": 60.0},
+  ]
+  columns = [[*column.cells] for column in make_table(rows).columns]
+  assert [*zip(*columns, strict=True)] == [
+    ("base", "1,000", "2.0000", "1.5000", "", "3"),
+    ("seed=1", "1,200", "3.0000", "1e+05", "+1e+05", "62"),
+    ("tied=true", "", "", "diverged", "", ""),
+    ("num_layers=2", "20", "1.4000", "1.2500", "-0.2500", "60"),
+  ]
