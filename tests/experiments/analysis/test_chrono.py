@@ -53,6 +53,13 @@ def test_the_input_gate_of_an_lstm_gets_the_opposite_bias(key):
   assert (after[1] != before[1]).all()
 
 
+def test_each_layer_draws_its_own_times(key):
+  params, _ = initial_and_changed("lstm", key)
+  two = params._replace(layers=params.layers * 2)
+  first, second = with_chrono_biases(two, "lstm", key, 50).layers
+  assert (first.b[:128] != second.b[:128]).all()
+
+
 def test_a_cell_without_a_forget_gate_is_refused(key):
   with pytest.raises(ValueError, match=r"forget gate \(lstm, .*\), got rnn"):
     initial_and_changed("rnn", key)

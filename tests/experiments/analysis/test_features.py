@@ -35,6 +35,8 @@ def test_the_line_position_is_0_at_a_line_break():
     ("“Now,” he ‘said’", "“Now,_____‘said_"),
     ("'One,\ntwo.\n\nthree", "'One,\ntwo._______"),
     ("'One\n\n'two' three", "'One__'two_______"),
+    ("\"O 'yes' so", "\"O 'yes____"),  # one inside another
+    ("a ' b", "_____"),
   ],
 )
 def test_quotation_marks_are_distinguished_from_apostrophes(text, expected):

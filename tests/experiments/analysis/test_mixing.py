@@ -62,6 +62,7 @@ def test_models_of_different_vocabularies_are_refused():
 
 def test_what_cannot_be_mixed_is_named(monkeypatch):
   tokenizer = CharTokenizer.from_text("abc")
+  monkeypatch.setattr(mixing, "MAX_PROBABILITIES", 300)
   check_mixable(tokenizer, 100)
   monkeypatch.setattr(mixing, "MAX_PROBABILITIES", 299)
   with pytest.raises(

@@ -20,6 +20,7 @@ from experiments.trainer.records import (
     ({"delay": (5, 1, 5)}, "delay must have distinct values, got 5, 1, 5"),
     ({"delay": 3}, "delay must be a tuple, got 3"),
     ({"recall_learning_rate": (1e-2, 1e-2)}, "must have distinct values"),
+    ({"learning_rate": (1e-2, 1e-2)}, "learning_rate must have distinct valu"),
     ({"cells": ("gru",)}, "cells must be distinct and include lstm, got"),
     ({"cells": ("lstm", "lstm")}, "cells must be distinct and include"),
     ({"cells": ("lstm", "gpt")}, "cells must be one of lstm, layernorm_lstm,"),

@@ -19,7 +19,11 @@ def record():
   losses = dict(zip(CELLS, LOSSES, strict=True))
 
   def run(cell, budget, loss):
-    samples = [{"words_in_train": [0.1, 0.1]}, {"words_in_train": [0.5, None]}]
+    share = 0.5 if budget == "equal steps" else 0.6
+    samples = [
+      {"words_in_train": [0.1, 0.1]},
+      {"words_in_train": [share, None]},
+    ]
     losses = {"val_loss": [loss - 0.01, loss + 0.01]}
     return {"cell": cell, "budget": budget} | {
       "evaluations": [{"val_loss": [4.0, 4.0]}, losses],
@@ -37,14 +41,15 @@ def record():
       *(run(cell, "equal time", losses[cell] + 0.02) for cell in others),
     ],
     "context": [
-      {"cell": cell, "budget": "equal steps", "lengths": [16, 128]}
-      | {"val_loss": [[loss + 0.1, loss], [loss + 0.1, loss]]}
+      {"cell": cell, "budget": budget, "lengths": [16, 128]}
+      | {"val_loss": [[loss + more, loss], [loss + more, loss]]}
+      for budget, more in (("equal steps", 0.1), ("equal time", 0.2))
       for cell, loss in losses.items()
     ],
     "gradient_flow": [
-      {"cell": cell, "stage": stage, "norms": {"h": [2.0] + [1.0] * 60}}
+      {"cell": cell, "stage": stage, "norms": {"h": [2.0] + [norm] * 60}}
       for cell in CELLS
-      for stage in ("untrained", "trained")
+      for stage, norm in (("trained", 1.0), ("untrained", 0.1))
     ],
   }
 
