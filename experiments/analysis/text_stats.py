@@ -18,10 +18,10 @@ VOWELS = "aeiouyàáâäèéêëìíîïòóôöùúûü"
 class TextStats(NamedTuple):
   """Statistics of some texts; None where there is nothing to count."""
 
-  words_in_train: float | None  # share of the words, in the training text too
-  words_in_val: float | None  # share of the words, in the validation text too
-  line_length: float | None  # mean, in characters, of lines that are not empty
-  rhymes: float | None  # share of the lines that rhyme, by Latin spelling
+  words_in_train: float | None  # share of all words, also in the training text
+  words_in_val: float | None  # share of all words, also in the validation text
+  line_length: float | None  # mean number of characters of the `lines`
+  rhymes: float | None  # share of the `lines` that rhyme, judged by spelling
 
 
 def words(text: str) -> list[str]:
@@ -43,10 +43,15 @@ def text_stats(
   A text may end anywhere: a word or line cut off by its end does not count.
 
   Args:
-    texts: what a model has written.
+    texts: what a model has written, one or several texts.
     train_words: the `words` of the training text.
     val_words: the `words` of the validation text.
+
+  Raises:
+    TypeError: texts is a str.
   """
+  if isinstance(texts, str):
+    raise TypeError("texts must be a list of texts, got a str")
   texts = list(texts)
   all_words = [w for text in texts for w in words(_whole_words(text))]
   lines_by_text = [lines(text) for text in texts]
@@ -68,9 +73,10 @@ def shuffled(text: str) -> str:
 def ending(word: str) -> str:
   """Return the letters of a word's last sound, guessed from its spelling.
 
-  They are its last group of vowels and what follows. A last e after a consonant
+  They are its last group of VOWELS and what follows. A last e after a consonant
   is silent, and belongs to the group before. The ending of a word without
-  VOWELS is the whole word: those of other scripts than Latin never rhyme.
+  VOWELS is the whole word, so that words of other scripts never rhyme, nor
+  those whose last vowels are other letters, such as the œ of cœur.
   """
   pattern = f"[{VOWELS}]+[^{VOWELS}]+e?$|[{VOWELS}]+$"
   match = re.search(pattern, word)
@@ -80,7 +86,8 @@ def ending(word: str) -> str:
 def _rhyming(text_lines: list[str]) -> list[bool]:
   """Return whether each line rhymes with one at most two lines away.
 
-  Two lines rhyme if their endings are equal and their last words are not.
+  Empty lines are not among them. Two lines rhyme if their endings are equal and
+  their last words are not.
   """
   last_words = [(words(line) or [""])[-1] for line in text_lines]
   endings = [ending(word) for word in last_words]

@@ -37,11 +37,15 @@ def read_corpus(config: CompareConfig) -> Corpus:
   batching = config.batching
   with data.naming_flags(config.data, batching):
     batches = make_batches(train.tokens, batching.batch_size, batching.seq_len)
-  known_words = set(words(train.text)), set(words(val.text))
+  val_text = val.text
+  # A development split begins with a paragraph, another one may within a line.
+  if train.gap is None and not train.text.endswith("\n"):
+    val_text = val_text.partition("\n")[2]
+  known_words = set(words(train.text)), set(words(val_text))
   texts = {
     "training text": train.text,
-    "validation text": val.text,
-    "validation text, lines shuffled": shuffled(val.text),
+    "validation text": val_text,
+    "validation text, lines shuffled": shuffled(val_text),
   }
   statistics = {
     "num_characters": len(text),

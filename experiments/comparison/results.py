@@ -70,7 +70,9 @@ def naming_damaged(path: Path) -> Iterator[None]:
   """
   try:
     yield
-  except (LookupError, TypeError, AttributeError, ValueError) as error:
+  except KeyError as error:
+    raise ValueError(f"{path} is damaged: it lacks {error}") from None
+  except (IndexError, TypeError, AttributeError, ValueError) as error:
     reason = str(error) if isinstance(error, ValueError) else repr(error)
     raise ValueError(f"{path} is damaged: {reason}") from None
 

@@ -253,7 +253,7 @@ def test_a_record_that_cannot_be_compared_is_refused_before_measuring(
   with pytest.raises(ValueError, match=r"old.json is damaged: it has no rows$"):
     benchmark.main()
   for rows, message in (
-    ([{"median_ms": 1}], "old.json is damaged: KeyError"),
+    ([{"median_ms": 1}], "old.json is damaged: it lacks 'peer'$"),
     ([1], "old.json is damaged: "),
     ([], "old.json has no row with a time"),
   ):

@@ -42,6 +42,8 @@ def test_shares_and_lengths_are_as_counted_by_hand():
   assert stats.words_in_val == 2 / 6
   assert stats.line_length == 7
   assert text_stats(["\n"], set(), set()) == (None, None, None, None)
+  with pytest.raises(TypeError, match=r"^texts must be a list .* got a str$"):
+    text_stats("the cat\n", set(), set())
   cut = text_stats(["the dog’", "the self-"], {"the"}, {"dog", "self"})
   assert (cut.words_in_train, cut.words_in_val) == (1, 0)
 

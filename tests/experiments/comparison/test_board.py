@@ -2,13 +2,14 @@
 
 import json
 import statistics
+from types import SimpleNamespace
 
 import jax
 import pytest
 from PIL import Image  # which matplotlib requires
 
 from experiments import board, evaluate
-from experiments.board import CORPUS, BoardConfig
+from experiments.board import CORPUS
 from experiments.comparison.board import (
   BOARD,
   ENSEMBLE,
@@ -55,16 +56,13 @@ def test_the_page_holds_the_table_and_links_the_charts():
 def test_the_program_prints_the_table_and_draws_the_charts(
   tmp_path, capsys, monkeypatch
 ):
-  directory, drawn = tmp_path, []
-  monkeypatch.setattr(board, "FLAGS", None, raising=False)
-  monkeypatch.setattr(
-    board, "config_from_flags", lambda *_: BoardConfig(str(directory))
-  )
+  flag, drawn = SimpleNamespace(value=str(tmp_path)), []
+  monkeypatch.setattr(board, "DIRECTORY", flag, raising=False)
   monkeypatch.setattr(board, "draw", lambda *given: drawn.append(given))
   board.main()
   assert capsys.readouterr().out == f"{table(SHOWN)}\n"
   assert drawn == [(SHOWN, tmp_path)]
-  directory = tmp_path / "nowhere"
+  flag.value = str(tmp_path / "nowhere")
   with pytest.raises(ValueError, match="cannot be written: no such dir"):
     board.main()
   assert capsys.readouterr().out == "" and len(drawn) == 1

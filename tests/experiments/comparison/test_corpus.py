@@ -29,6 +29,22 @@ def test_the_text_of_each_split_is_described(comparison):
   assert first["line_length"] == 7
 
 
+def test_a_split_that_begins_within_a_line_is_described_from_the_next(
+  comparison,
+):
+  text = "the cat sat\nin hats\n" * 50
+  with open(comparison.data.corpus, "w", encoding="utf-8") as file:
+    file.write(text)
+  config = replace(comparison, val_fraction=0.2091, context=20)
+  corpus = read_corpus(replace(config, gradient_steps=20))
+  val = corpus.tokenizer.decode(corpus.val)
+  assert val.startswith("t\n")  # of "sat"
+  assert corpus.known_words[1] == {"the", "cat", "sat", "in", "hats"}
+  described = corpus.statistics["text_statistics"]["validation text"]
+  whole = [7, *[11, 7] * 10]  # the lines after that "t"
+  assert described["line_length"] == sum(whole) / len(whole)
+
+
 @pytest.mark.parametrize("name", ["context", "gradient_steps"])
 def test_a_validation_split_shorter_than_a_window_is_an_error(comparison, name):
   config = replace(comparison, **{name: 1000})
