@@ -101,7 +101,7 @@ def test_the_timings_follow_where_the_kernels_fail(console, tmp_path):
   assert timed(record) == TIMED
   printed = console.file.getvalue()
   assert len(record["failures"]) == 5  # all cases but PyTorch's
-  assert "\n0 checks passed, 5 failures\n" in printed
+  assert "\n0 checks passed; 5 failures of checks and programs\n" in printed
   for failure in record["failures"]:
     assert "\n" not in failure and f"FAILED {failure}\n" in printed
   path = tmp_path / "gpu.json"
