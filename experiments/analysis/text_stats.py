@@ -43,7 +43,7 @@ def text_stats(
   A text may end anywhere: a word or line cut off by its end does not count.
 
   Args:
-    texts: what a model has written, one or several texts.
+    texts: what a model has written, a list of texts.
     train_words: the `words` of the training text.
     val_words: the `words` of the validation text.
 

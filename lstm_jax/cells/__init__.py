@@ -51,9 +51,9 @@ from lstm_jax.cells.rnn import RNNState as RNNState
 from lstm_jax.cells.slstm import SLSTMParams as SLSTMParams
 from lstm_jax.cells.slstm import SLSTMState as SLSTMState
 
-# Every cell imported above can be pickled.
+# So that every cell imported above can be pickled.
 for _value in [*globals().values()]:
   if isinstance(_value, ModuleType) and hasattr(_value, "recur"):
     _value.__class__ = CellModule
 
-del _value
+del _value, ModuleType

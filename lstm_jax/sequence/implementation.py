@@ -107,7 +107,7 @@ def _check_device() -> None:
       "implementation='mosaic_gpu' needs an H100 or H200 and lstm-jax[cuda], "
       f"got a {target}: leave implementation out here"
     )
-  if target == "gpu":  # JAX's own; that of `traced_for("cuda")` is elsewhere
+  if target == "gpu":  # JAX's own; "cuda" is stated by `traced_for`
     device = jax.devices()[0]
     if device.compute_capability != "9.0":
       raise ValueError(

@@ -96,10 +96,10 @@ def _decayed(decay: jax.Array, state: jax.Array) -> jax.Array:
 
 
 def _product(first: jax.Array, second: jax.Array) -> jax.Array:
-  """Return λ ⊙ λ', and 0 where one is 0 and the other is not finite."""
-  hidden = (first == 0) & ~jnp.isfinite(second)
-  hidden |= (second == 0) & ~jnp.isfinite(first)
-  return jnp.where(hidden, 0, first) * jnp.where(hidden, 0, second)
+  """Return λ ⊙ λ', and 0 where one is 0 and the other has overflowed."""
+  cleared = (first == 0) & ~jnp.isfinite(second)
+  cleared |= (second == 0) & ~jnp.isfinite(first)
+  return jnp.where(cleared, 0, first) * jnp.where(cleared, 0, second)
 
 
 def all_states(

@@ -49,8 +49,8 @@ def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
   """Return the terms of a module's backward, in the order of their lines.
 
   Raises:
-    TypeError: it is neither a module nor a `MadeCell`, or built into Python.
-    OSError: the module's source is not to be had.
+    TypeError: it is neither a module nor a `MadeCell`, or is built into Python.
+    OSError: there is no source of the module.
   """
   if isinstance(module, MadeCell):
     module = module.module
@@ -164,6 +164,7 @@ class _Scale(ast.NodeTransformer):
 
 
 def _call(value, *place):
+  """Return a call that scales a value, or its elements from start to stop."""
   function = ast.Name("__scale__", ast.Load())
   return ast.Call(function, [value, *map(ast.Constant, place)], [])
 

@@ -245,7 +245,7 @@ def test_batches_are_counted_without_making_any(monkeypatch):
 
 def test_more_steps_than_an_int32_can_count_are_refused_at_once():
   with pytest.raises(
-    ValueError, match=r" 2,147,483,647 .* got 19,327,352,823$"
+    ValueError, match=r"at most 2,147,483,647 .* got 19,327,352,823$"
   ):
     BatchingConfig(3, 4, 2**31 - 1).num_steps(np.arange(101), 0)
   most = BatchingConfig(1, 1, 2**31 - 1)

@@ -91,6 +91,9 @@ def test_a_directory_that_cannot_be_read_is_said_to_be(tmp_path, monkeypatch):
   file.write_text("no directory")
   with pytest.raises(CheckpointError, match=f"^{file} cannot be read: Not"):
     read_checkpoint(file)
+  with pytest.raises(NotADirectoryError):
+    list_checkpoints(file)
+  assert list_checkpoints(tmp_path / "absent") == []
   monkeypatch.setattr(Path, "iterdir", forbidden)
   message = f"^{tmp_path} cannot be read: PermissionError: .*denied"
   with pytest.raises(CheckpointError, match=message):

@@ -77,7 +77,7 @@ def kernel_kind(
 
 @dataclass(frozen=True)
 class LayerCase:
-  """The layer of a case, or of its model."""
+  """What cases of one layer have in common: its cell and its sizes."""
 
   cell: str
   hidden_size: int

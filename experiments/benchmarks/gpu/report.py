@@ -35,8 +35,8 @@ def summary_tables(rows: list[Row]) -> Iterator[Table]:
       layers.setdefault(layer, {})[row["peer"]] = row
   for (part, backward, steps), layers in sorted(found.items()):
     mode = "gradient" if backward else "outputs alone"
-    title = f"{mode}{PARTS[part]}, T {steps}: µs per time step, bfloat16/TF32"
-    yield _table(f"{title}/float32", layers)
+    title = f"{mode}{PARTS[part]}, T {steps}: µs per time step"
+    yield _table(f"{title}, bfloat16/TF32/float32", layers)
 
 
 def _table(title: str, layers: dict[tuple, dict[str, Row]]) -> Table:
@@ -52,21 +52,21 @@ def _table(title: str, layers: dict[tuple, dict[str, Row]]) -> Table:
     ]
     table.add_row(
       f"{cell} {hidden_size}×{batch_size}",
-      _joined(peers, KERNELS, microseconds),
-      _joined(peers, SCANS, microseconds),
+      _joined(peers, KERNELS, _microseconds),
+      _joined(peers, SCANS, _microseconds),
       "{:.3g} {}".format(*min(others)) if others else "",
-      _joined(peers, CUDNN, microseconds),
-      _joined(peers, KERNELS, times_floor),
+      _joined(peers, CUDNN, _microseconds),
+      _joined(peers, KERNELS, _times_floor),
     )
   return table
 
 
-def microseconds(row: Row) -> str:
+def _microseconds(row: Row) -> str:
   """Return the µs per time step of a row."""
   return f"{row['us_per_step']:.3g}"
 
 
-def times_floor(row: Row) -> str:
+def _times_floor(row: Row) -> str:
   """Return how many times its floor a row's program takes."""
   return f"{row['us_per_step'] / row['floor_us']:.1f}"
 

@@ -99,10 +99,13 @@ def lstm_jax(
   problem: Problem, devices: int = 1, adjoint: Adjoint = Explicit()
 ) -> Peer:
   """Our model, with the gradient of `adjoint`."""
-  config, vocabulary_size, params = problem[:3]
-  loss = our_loss(language_model(config, vocabulary_size, adjoint=adjoint))
-  name = "autodiff" if isinstance(adjoint, Autodiff) else "lstm_jax"
-  return _make_peer(name, loss, params, problem, lambda w: w, devices)
+  model = language_model(
+    problem.config, problem.vocabulary_size, adjoint=adjoint
+  )
+  name, loss = "lstm_jax", our_loss(model)
+  if isinstance(adjoint, Autodiff):
+    name = "autodiff"
+  return _make_peer(name, loss, problem.params, problem, lambda w: w, devices)
 
 
 def autodiff(problem: Problem, devices: int = 1) -> Peer:

@@ -45,6 +45,15 @@ def test_a_split_that_begins_within_a_line_is_described_from_the_next(
   assert described["line_length"] == sum(whole) / len(whole)
 
 
+def test_a_text_without_lines_is_described_whole(comparison):
+  with open(comparison.data.corpus, "w", encoding="utf-8") as file:
+    file.write("the cat sat on a mat " * 100)
+  corpus = read_corpus(comparison)
+  assert "cat" in corpus.known_words[1]
+  described = corpus.statistics["text_statistics"]["validation text"]
+  assert described["words_in_val"] == 1
+
+
 @pytest.mark.parametrize("name", ["context", "gradient_steps"])
 def test_a_validation_split_shorter_than_a_window_is_an_error(comparison, name):
   config = replace(comparison, **{name: 1000})
