@@ -24,6 +24,23 @@ def test_linear_has_the_gradient_of_affine(leading, key):
   assert worst(*gradients) < 1e-12
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+def test_the_gradient_of_linear_has_a_forward_mode(tokens, key):
+  w, b = arguments(key, D)
+  x = jax.random.normal(key, (B, D), jnp.float64)
+  x = jnp.arange(B) % D if tokens else x
+  tangents = arguments(jax.random.key(1), D)
+  derivatives = [
+    jax.jvp(
+      jax.grad(weighed(lambda w, b, f=f: f(x, w, b) ** 3, key), (0, 1)),
+      (w, b),
+      tangents,
+    )
+    for f in (affine.linear, affine.affine)
+  ]
+  assert worst(*derivatives) < 1e-12
+
+
 @pytest.mark.parametrize("rows", [D, 1025])
 def test_tokens_equal_one_hot_rows_in_a_small_and_a_large_table(rows, key):
   w, b = arguments(key, rows)
