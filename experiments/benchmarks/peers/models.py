@@ -99,12 +99,9 @@ def lstm_jax(
   problem: Problem, devices: int = 1, adjoint: Adjoint = Explicit()
 ) -> Peer:
   """Our model, with the gradient of `adjoint`."""
-  model = language_model(
-    problem.config, problem.vocabulary_size, adjoint=adjoint
-  )
-  name, loss = "lstm_jax", our_loss(model)
-  if isinstance(adjoint, Autodiff):
-    name = "autodiff"
+  sizes = problem.config, problem.vocabulary_size
+  loss = our_loss(language_model(*sizes, adjoint=adjoint))
+  name = "autodiff" if isinstance(adjoint, Autodiff) else "lstm_jax"
   return _make_peer(name, loss, problem.params, problem, lambda w: w, devices)
 
 
