@@ -9,6 +9,10 @@ pre-activation nor another exponential:
 with s the hard sigmoid, clip(slope·a + ½, 0, 1). At a kink, of ReLU or the hard
 sigmoid, the derivative is that of the flat side, 0.
 
+ReLU, softplus and log σ are written with `where`, not taken from `jax.nn`: in a
+scan that is differentiated twice, JAX 0.10 takes a wrong derivative of those
+functions at a = 0, as with weights of zeros.
+
 An `Activation` is an activation with its derivative, for the functions that
 make a cell, such as `rnn.with_activation`.
 
@@ -50,7 +54,7 @@ def dtanh(y: jax.Array) -> jax.Array:
 
 def relu(a: jax.Array) -> jax.Array:
   """Return max(a, 0)."""
-  return jax.nn.relu(a)  # its autodiff is 0 at a = 0, that of maximum is not
+  return jnp.where(a <= 0, 0, a)  # at a = 0, autodiff of `maximum` is ½
 
 
 def drelu(y: jax.Array) -> jax.Array:
@@ -67,6 +71,17 @@ def hard_sigmoid(a: jax.Array, slope: float) -> jax.Array:
 def dhard_sigmoid(y: jax.Array, slope: float) -> jax.Array:
   """Return the derivative of the hard sigmoid at a, given its output y."""
   return slope * ((y > 0) & (y < 1)).astype(y.dtype)
+
+
+def softplus(a: jax.Array) -> jax.Array:
+  """Return log(1 + eᵃ)."""
+  minus_abs = jnp.where(a > 0, -a, a)  # −|a|, whose autodiff at 0 is 1
+  return jnp.where(a > 0, a, 0) + jnp.log1p(jnp.exp(minus_abs))
+
+
+def log_sigmoid(a: jax.Array) -> jax.Array:
+  """Return log σ(a)."""
+  return -softplus(-a)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lstm_jax.cells.activations import dsigmoid, sigmoid
+from lstm_jax.cells.activations import dsigmoid, sigmoid, softplus
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import check_sizes, input_weights
@@ -76,7 +76,7 @@ def recur(
   """
   af, ai, an = jnp.split(ax + as_row(params.b, ax), 3, axis=-1)
   h = upcast(state.h)
-  p = sigmoid(jax.nn.softplus(-ai) - jax.nn.softplus(-af))
+  p = sigmoid(softplus(-ai) - softplus(-af))
   h_next = p * h + (1 - p) * an
   state_next = cast_like(RNNState(h_next), state)
   return state_next, *_local_gradients(h, p, af, ai, an)

@@ -60,7 +60,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, tanh
+from lstm_jax.cells.activations import (
+  dsigmoid,
+  dtanh,
+  log_sigmoid,
+  sigmoid,
+  tanh,
+)
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
@@ -126,7 +132,7 @@ def recur(
   # On a CPU, XLA would compute this again in each of its consumers.
   ai, af, ag, ao = jnp.split(computed_once(a), 4, axis=-1)
   _, c, n, m = upcast(state)
-  p = jnp.where(n > 0, jax.nn.log_sigmoid(af) + m, -jnp.inf)
+  p = jnp.where(n > 0, log_sigmoid(af) + m, -jnp.inf)
   m_next = jnp.maximum(p, ai)
   q, g, o = p - ai, tanh(ag), sigmoid(ao)
   c_next, n_next = next_c_and_n(*gates_of(q), g, c, n)

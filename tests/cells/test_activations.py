@@ -16,16 +16,24 @@ from lstm_jax import (
   gru,
   gru_reset_before,
   lstm,
+  min_lstm,
   rnn,
+  slstm,
   unroll,
   unroll_stack,
 )
 from lstm_jax.cells import RELU, SIGMOID, TANH, make_hard_sigmoid
-from lstm_jax.cells.activations import Activation
+from lstm_jax.cells.activations import (
+  Activation,
+  log_sigmoid,
+  relu,
+  softplus,
+)
 from lstm_jax.cells.made import MadeCell
 from lstm_jax.language import ModelConfig, language_model
 from lstm_jax.sequence import init_stack
 from lstm_jax.testing import gradcheck, plant, terms
+from tests.contract import EXHAUSTIVE
 from tests.draws import B, D, H, arguments, normal_like, weighed, worst
 from tests.gradients import planted_error
 
@@ -66,6 +74,68 @@ def test_the_derivative_at_a_kink_is_that_of_the_flat_side(activation, kinks):
   for kink in map(jnp.float64, kinks):
     assert activation.derivative(activation.apply(kink)) == 0
     assert jax.grad(activation.apply)(kink) == 0  # autodiff agrees
+
+
+def test_softplus_and_log_sigmoid_have_all_derivatives():
+  a = jnp.array([-800.0, -40.0, -1.5, -1e-3, 0.0, 1e-3, 1.5, 40.0, 800.0])
+  s, t = jax.nn.sigmoid(a), jax.nn.sigmoid(-a)
+  expected = [np.logaddexp(a, 0), s, s * t, s * t * (1 - 2 * s)]
+  f, g, sign = softplus, log_sigmoid, -1  # log σ(−a) = −softplus(a)
+  for values in expected:
+    np.testing.assert_allclose(jax.vmap(f)(a), values, 1e-14, atol=1e-15)
+    np.testing.assert_allclose(jax.vmap(g)(-a), sign * values, 1e-14, 1e-15)
+    f, g, sign = jax.grad(f), jax.grad(g), -sign
+
+
+@pytest.mark.parametrize(
+  ("function", "expected"),
+  [
+    (softplus, jax.nn.softplus),
+    (log_sigmoid, jax.nn.log_sigmoid),
+    (relu, jax.nn.relu),
+  ],
+)
+def test_infinity_and_nan_have_the_values_and_slopes_of_jax(function, expected):
+  for a in (jnp.inf, -jnp.inf, jnp.nan):
+    np.testing.assert_equal(float(function(a)), float(expected(a)))
+    if not np.isnan(a):
+      assert jax.grad(function)(a) == jax.grad(expected)(a)
+
+
+@pytest.mark.parametrize(
+  "cell", [slstm, min_lstm, rnn.with_activation(RELU)], ids=["s", "min", "relu"]
+)
+@pytest.mark.parametrize(
+  ("adjoint", "order"),
+  [
+    pytest.param(Autodiff(), 2, id="Autodiff-2"),
+    pytest.param(Explicit(), 3, id="Explicit-3", marks=EXHAUSTIVE),
+  ],
+)
+def test_higher_derivatives_at_pre_activations_of_zero(
+  cell, adjoint, order, key
+):
+  """Against a loop over time without a scan; half of the units are at 0."""
+  params, state, xs = arguments(cell, key, steps=3, batch=(2,))
+  params = jax.tree.map(lambda w: w.at[..., ::2].set(0), params)
+
+  def loop(params, state, xs):
+    hs = []
+    for x in xs:
+      state, _ = cell.forward(params, state, x)
+      hs.append(state.h)
+    return state, jnp.stack(hs)
+
+  def derivative(f):
+    for each in jax.random.split(key, order):
+      f = jax.grad(weighed(f, each), (0, 1, 2))
+    return jax.jit(f)(params, state, xs)
+
+  expected = derivative(loop)
+  size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+  found = derivative(partial(unroll, cell, adjoint=adjoint))
+  assert size > 0.1
+  assert worst(found, expected) < 1e-12 * max(size, 1)
 
 
 @pytest.mark.parametrize("slope", [0, -0.2, math.inf, math.nan, "0.2", True])
