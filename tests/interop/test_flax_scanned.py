@@ -173,6 +173,17 @@ def test_equal_cells_give_the_same_module():
       "must be an array, as initialize",
     ),
     (slstm, {"carry": jnp.ones((B, H))}, "carry must be a SLSTMState, as "),
+    (gru, {"carry": jnp.ones(())}, "that initialize_carry gives it, got ()"),
+    (
+      lstm,
+      {"carry": (jnp.ones((B, H)), jnp.ones((B, H + 1)))},
+      "initialize_carry gives it, got (3, 6), (3, 7)",
+    ),
+    (
+      lstm,
+      {"carry": (jnp.ones((B, H)), jnp.ones((1, H)))},
+      "initialize_carry gives it, got (3, 6), (1, 6)",
+    ),
   ],
 )
 def test_what_does_not_fit_is_one_clear_line(cell, change, message):

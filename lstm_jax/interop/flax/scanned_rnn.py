@@ -95,8 +95,8 @@ def scanned(cell: Cell) -> Any:
           flax_cell(carry, ins[0])  # creates the weights
         params = from_linen(flax_cell.variables["params"])[1]
       else:
-        hidden_size = getattr(state, "c", state.h).shape[-1]
-        params = self.param("cell", cell.init, ins.shape[-1], hidden_size)
+        sizes = ins.shape[-1], _hidden_shape(state)[-1]
+        params = self.param("cell", cell.init, *sizes)
       ins = ins.astype(_dtype(params))
       state, ys = unroll(cell, params, state, ins, reset=resets != 0)
       return _carry(state), ys
@@ -150,8 +150,29 @@ def _state(cell: Cell, carry: Any) -> Any:
     )
   leaves = [*map(jnp.asarray, jax.tree.leaves(carry))]
   if isinstance(like, LSTMState):
-    return LSTMState(*leaves[::-1])
-  return type(like)(*leaves)
+    state: Any = LSTMState(*leaves[::-1])
+  else:
+    state = type(like)(*leaves)
+  if not _is_consistent(cell, state):
+    raise ValueError(
+      "carry must have the shapes that initialize_carry gives it, got "
+      f"{', '.join(str(leaf.shape) for leaf in leaves)}"
+    )
+  return state
+
+
+def _hidden_shape(state: Any) -> tuple[int, ...]:
+  """Return [..., H]: the shape of c if there is one; h may be smaller."""
+  return getattr(state, "c", state.h).shape
+
+
+def _is_consistent(cell: Cell, state: Any) -> bool:
+  """Return whether the arrays of a state have the same batch and fit H."""
+  shape = _hidden_shape(state)
+  if not shape:
+    return False
+  like = jax.eval_shape(lambda: _zero_state(cell, shape[:-1], shape[-1]))
+  return all(a.shape == b.shape for a, b in zip(state, like, strict=True))
 
 
 def _check(ins: jax.Array, resets: jax.Array, state: Any) -> None:
