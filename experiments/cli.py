@@ -55,8 +55,9 @@ def launch(
     try:
       arguments = argv[1:]
       missing = [name for name in required if not flags.FLAGS[name].value]
-      if not takes_arguments and (arguments or missing):
-        raise ValueError(_complaint(arguments, missing))
+      stray = [] if takes_arguments else arguments
+      if stray or missing:
+        raise ValueError(_complaint(stray, missing))
       status = main(arguments) if takes_arguments else main()
       sys.stdout.flush()
       return status
@@ -102,7 +103,7 @@ def launch(
 
 
 def _without_device() -> str | None:
-  """Return why JAX finds no device of JAX_PLATFORMS; None if that is not so."""
+  """Return why JAX_PLATFORMS has no device; None if it is not at fault."""
   if "JAX_PLATFORMS" not in os.environ or jax.distributed.is_initialized():
     return None
   try:
@@ -112,14 +113,14 @@ def _without_device() -> str | None:
   return None
 
 
-def _complaint(arguments: Sequence[str], missing: Sequence[str]) -> str:
+def _complaint(stray: Sequence[str], missing: Sequence[str]) -> str:
   """Return what is wrong with stray arguments and missing flags."""
-  if not arguments:
+  if not stray:
     return f"--{missing[0]} must be given"
-  unknown = f"unknown argument {arguments[0]!r}: "
+  unknown = f"unknown argument {stray[0]!r}: "
   if not missing:
     return unknown + "flags begin with --"
-  return unknown + f"did you mean --{missing[0]}={shlex.quote(arguments[0])}?"
+  return unknown + f"did you mean --{missing[0]}={shlex.quote(stray[0])}?"
 
 
 @contextmanager
@@ -225,7 +226,7 @@ def _fail(error: object, status: int) -> int:
 
 
 def _text(error: object) -> str:
-  """Return the message of an error; of the system's, without its number."""
+  """Return the message of an error; that of an OSError without its number."""
   if isinstance(error, OSError) and error.strerror:
     name = f"{error.filename}: " if error.filename else ""
     return name + error.strerror.lower()

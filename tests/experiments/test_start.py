@@ -145,6 +145,21 @@ launch(main)
 
 
 @pytest.mark.exhaustive
+def test_a_required_flag_is_required_beside_positional_arguments():
+  code = """
+from absl import flags
+from experiments.cli import launch
+flags.DEFINE_string("run", "", "Run directory.")
+launch(lambda arguments: 0, takes_arguments=True, required=("run",))
+"""
+  process = subprocess.run(
+    [sys.executable, "-c", code, "a"], cwd=ROOT, text=True, capture_output=True
+  )
+  missing = "error: --run must be given\n"
+  assert (process.returncode, process.stderr) == (2, missing)
+
+
+@pytest.mark.exhaustive
 def test_a_closed_pipe_ends_quietly_and_a_closed_output_is_no_error(tmp_path):
   corpus, run = tmp_path / "verse.txt", tmp_path / "run"
   corpus.write_text("Shall I compare thee to a summer's day?\n" * 20)
