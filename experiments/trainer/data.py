@@ -27,7 +27,7 @@ class Split(NamedTuple):
 
   text: str
   tokens: np.ndarray  # int32 [N]
-  gap: int | None = None  # first token after text that was left out
+  gap: int | None = None  # index of the first token after a part left out
 
 
 class Corpus(NamedTuple):
@@ -142,15 +142,25 @@ def training_ranges(
 
 @contextmanager
 def naming_flags(data: DataConfig, batching: BatchingConfig) -> Iterator[None]:
-  """Have a ValueError of batches name the flags that decide them."""
+  """Have a ValueError of batches name the flags that decide them.
+
+  A split that the run does not have is not named: not every program has its
+  flag.
+  """
   try:
     yield
   except ValueError as error:
-    dev = f", --dev_fraction={data.dev_fraction}" if data.dev_fraction else ""
+    settings = {
+      "batch_size": batching.batch_size,
+      "seq_len": batching.seq_len,
+      "dev_fraction": data.dev_fraction,
+      "test_fraction": data.test_fraction,
+      "val_fraction": data.val_fraction,
+    }
+    named = [f"--{name}={value}" for name, value in settings.items() if value]
     raise ValueError(
-      f"--batch_size={batching.batch_size}, --seq_len={batching.seq_len}{dev}, "
-      f"--val_fraction={data.val_fraction} and "
-      f"--test_fraction={data.test_fraction} do not fit {data.corpus}: {error}"
+      f"{', '.join(named[:-1])} and {named[-1]} do not fit {data.corpus}: "
+      f"{error}"
     ) from None
 
 

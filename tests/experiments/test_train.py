@@ -329,8 +329,13 @@ def test_files_of_another_kind_are_left_as_they_are(config, console):
     (
       {"batch_size": 500},
       VERSE * 20,
-      "^--batch_size=500, --seq_len=8, --val_fraction=0.1 and "
-      "--test_fraction=0.0 do not fit /",
+      "^--batch_size=500, --seq_len=8 and --val_fraction=0.1 do not fit /",
+    ),
+    (
+      {"batch_size": 500, "dev_fraction": 0.2, "test_fraction": 0.1},
+      f"{VERSE}\n\n" * 20,
+      "^--batch_size=500, --seq_len=8, --dev_fraction=0.2, "
+      "--test_fraction=0.1 and --val_fraction=0.1 do not fit /",
     ),
     (
       {"val_fraction": 0.0},
