@@ -4,8 +4,8 @@ r"""Sample from a trained model: let it continue a prompt.
     --length=400 --temperature=0.8 --num_samples=3
 
 reads the best checkpoint of the run and prints the samples, each after the
-prompt, if one is given; a single one while it is drawn. A word model never
-draws <unk>, the unknown word. Instead of a sample as it comes,
+prompt if one is given. A single sample is printed while it is drawn. A word
+model never draws <unk>, the unknown word. Other ways to continue the prompt:
 
   --best_of=N    prints the likeliest of N samples
   --beam=N       searches for the likeliest continuation, keeping the N
@@ -36,12 +36,9 @@ from lstm_jax.language import beam_search, sample, sample_best
 from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.text_stream import TextStream
 
-IGNORED_BY_GREEDY = "top_k", "top_p", "min_p", "seed"  # by --temperature=0
+DRAWING = "top_k", "top_p", "min_p", "seed"  # ignored by --temperature=0
 EXCLUDED = {  # flag: those that it cannot be combined with
-  "beam": (
-    *("temperature", "top_k", "top_p", "min_p", "seed"),
-    *("num_samples", "best_of", "interactive"),
-  ),
+  "beam": ("temperature", *DRAWING, "num_samples", "best_of", "interactive"),
   "best_of": ("num_samples", "interactive"),
   "interactive": ("num_samples",),
 }
@@ -246,7 +243,7 @@ def main() -> None:
   options = {flag.name: flag.value for flag in FLAGS}
   defaults = {flag.name: flag.default for flag in FLAGS}
   check_combination(options, defaults)
-  for name in IGNORED_BY_GREEDY if not options["temperature"] else ():
+  for name in DRAWING if not options["temperature"] else ():
     if options[name] != defaults[name]:
       print(
         f"warning: --{name}={options[name]} has no effect: "

@@ -100,7 +100,7 @@ def train_cell(
   Args:
     cell: the model to train.
     corpus: the text.
-    config: batch size, sequence length and weight decay.
+    config: batch size, weight decay and devices.
     learning_rate: the peak of the schedule.
     num_steps: training steps, over which the schedule stretches.
     keys: each seed's key, [S]. All samples of a seed are drawn by the same key,

@@ -247,7 +247,10 @@ class RunLogger:
     self.sample(title, params, key, self._setup.config.evaluation.sample_length)
 
   def finish(self, test_loss: float | None) -> None:
-    """Write result.json, which marks the run as finished."""
+    """Write result.json, which marks the run as finished.
+
+    A test loss is written to metrics.jsonl and drawn into loss.png too.
+    """
     if test_loss is not None:
       self._write_row({"step": self.best.step, "test_loss": test_loss})
     record = {

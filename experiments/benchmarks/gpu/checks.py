@@ -78,7 +78,7 @@ class Check(KernelCase):
       "allowed": allowed,
       "array": array,
     }
-    text = f"{array} differs by {error:.1e}, allowed are {allowed:.0e}"
+    text = f"{array} differs by {error:.1e}, allowed is {allowed:.0e}"
     return Result([row], {}, [f"{self.name}: {text}"] if failed else [])
 
   def _failed(self, why: str) -> Result:

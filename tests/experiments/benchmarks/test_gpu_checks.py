@@ -73,7 +73,7 @@ def test_an_error_of_one_percent_in_any_output_is_found(
   (result,) = results(Check(*SIZES, dtype, seeds=1))
   (failure,) = result.failures
   assert failure.startswith(f"gru H 64, T 3, B 5, {dtype}: {field}")
-  assert "differs by 1.0e-02, allowed are" in failure and "\n" not in failure
+  assert "differs by 1.0e-02, allowed is" in failure and "\n" not in failure
   assert result.rows[0]["failed"]
 
 
