@@ -1,12 +1,12 @@
-"""Writing of files that outlive a power failure; an error names the file.
+"""Write files that survive a power failure; an error names the file.
 
 When a function returns, what it has written is on the disk. `are_numbers` is
 for files that are read again, which may have been damaged.
 """
 
 import json
-import math
 import os
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +20,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
   """Write a record as JSON, atomically.
 
   Raises:
+    ValueError: it holds a number that is not finite.
     OSError: it cannot be written; the error names the file.
   """
   text = json.dumps(record, indent=2, allow_nan=False)
@@ -27,15 +28,17 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def are_numbers(values: Iterable[Any]) -> bool:
-  """Return whether the values of a JSON file are finite numbers."""
-  return all(type(v) in (int, float) and math.isfinite(v) for v in values)
+  """Return whether the values of a JSON file are numbers, finite as floats."""
+  # An integer of JSON may be too large for a float: `math.isfinite` fails.
+  largest = sys.float_info.max
+  return all(type(v) in (int, float) and abs(v) <= largest for v in values)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
   """Write a file, atomically.
 
-  Of a link, the file that it leads to is written. What is no file, such as
-  /dev/stdout or a named pipe, is not replaced but written to.
+  A symbolic link is followed. A path that is not a regular file, such as
+  /dev/stdout or a named pipe, is written to and not replaced.
 
   Raises:
     OSError: it cannot be written; the error names the file.

@@ -17,6 +17,7 @@ from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Progress, SweepConfig, make_members
+from experiments.trainer.files import are_numbers
 from experiments.trainer.named_corpora import cached_path, is_name
 from experiments.trainer.records import from_record
 from experiments.trainer.trained import read_replaced
@@ -215,8 +216,7 @@ def _is_row(row: Any) -> bool:
   """Return whether a JSON value has a step, and only finite numbers."""
   if not isinstance(row, dict) or not isinstance(row.get("step"), int):
     return False
-  values = row.values()
-  return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+  return are_numbers(row.values())
 
 
 def _parse_samples(text: str) -> list[Sample]:

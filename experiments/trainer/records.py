@@ -12,7 +12,6 @@ flag.
 """
 
 import dataclasses
-import math
 import operator
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax.numpy as jnp
 
 from experiments.trainer.config import CELLS
+from experiments.trainer.files import are_numbers
 from experiments.trainer.own_cell import import_cell
 
 # Fields whose values are objects; flags and records hold their names. A cell
@@ -211,6 +211,6 @@ def _is_valid(value: Any, leaf: Leaf) -> bool:
     return isinstance(value, list) and all(_is_valid(x, single) for x in value)
   if value is None:
     return leaf.optional
-  if leaf.kind is float and type(value) in (int, float):
-    return math.isfinite(value)
+  if leaf.kind is float:
+    return are_numbers([value])
   return type(value) is leaf.kind

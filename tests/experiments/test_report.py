@@ -294,6 +294,7 @@ def test_a_run_that_stopped_early_has_no_ends_of_epochs_without_its_corpus():
     "{}",
     '{"step": "1"}',
     '{"step": 1, "train_loss": NaN}',
+    f'{{"step": 1, "train_loss": {10**400}}}',
     '{"step": 1, "val_loss": null}',
   ],
 )

@@ -85,6 +85,7 @@ def test_a_record_names_cells_and_dtypes():
     ({"corpus": 3}, "corpus must be str, got 3"),
     ({"learning_rate": "1"}, "learning_rate must be float, got '1'"),
     ({"learning_rate": math.nan}, "learning_rate must be float, got nan"),
+    ({"learning_rate": 10**400}, "learning_rate must be float, got 1000"),
     ({"learning_rate": 0}, r"learning_rate must be in \(0, inf\), got 0"),
     ({"cell": "gpt"}, "cell must be one of lstm, .*, got 'gpt'"),
     ({"tokenizer": "syllable"}, "tokenizer must be one of .*, got 'syllable'"),

@@ -1,11 +1,12 @@
 import errno
+import math
 import os
 import threading
 
 import pytest
 
 from experiments.trainer import files
-from experiments.trainer.files import write_bytes, write_json
+from experiments.trainer.files import are_numbers, write_bytes, write_json
 from lstm_jax.training.durable import sync
 
 
@@ -71,3 +72,16 @@ def test_a_directory_is_an_error_that_leaves_nothing(tmp_path):
   with pytest.raises(OSError, match="taken"):
     write_bytes(tmp_path / "taken", b"text")
   assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_what_no_finite_float_can_hold_is_no_number():
+  assert are_numbers([0, -1, 2.5, 10**300])
+  huge = 10**400
+  for other in (True, None, "1", [1], math.nan, -math.inf, huge, -huge):
+    assert not are_numbers([0, other])
+
+
+def test_a_record_with_a_nan_is_not_written(tmp_path):
+  with pytest.raises(ValueError, match="JSON"):
+    write_json(tmp_path / "result.json", {"loss": math.nan})
+  assert not [*tmp_path.iterdir()]
