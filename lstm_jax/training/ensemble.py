@@ -164,7 +164,6 @@ def _num_members(members: Tree) -> int:
   return len(jax.tree.leaves(members)[0])
 
 
-@lru_cache(maxsize=64)
 def make_ensemble_train_step(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
@@ -195,6 +194,12 @@ def make_ensemble_train_step(
   Raises:
     ValueError: ema_decay is not in [0, 1).
   """
+  return _compiled_train_step(model, optimizer, ema_decay, mesh)
+
+
+# By position: `lru_cache` tells a keyword that is left out from its default.
+@lru_cache(maxsize=64)
+def _compiled_train_step(model, optimizer, ema_decay, mesh):
   train_alone = uncompiled_train_step(model, optimizer, ema_decay)
   shardings: Any = None
   if mesh:

@@ -90,7 +90,6 @@ def init_state(
   return TrainState(step, params, average, optimizer.init(params), carry)
 
 
-@lru_cache(maxsize=64)
 def make_train_step(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
@@ -119,6 +118,12 @@ def make_train_step(
   Raises:
     ValueError: ema_decay is not in [0, 1).
   """
+  return _compiled_train_step(model, optimizer, ema_decay)
+
+
+# By position: `lru_cache` tells a keyword that is left out from its default.
+@lru_cache(maxsize=64)
+def _compiled_train_step(model, optimizer, ema_decay):
   step = uncompiled_train_step(model, optimizer, ema_decay)
   return jax.jit(step, donate_argnums=0)
 

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from lstm_jax import gru, lstm, rnn
@@ -105,6 +106,14 @@ def test_keys_and_learning_rates_are_one_for_each_member(key):
 
 
 @pytest.mark.exhaustive
+def test_equal_arguments_give_one_train_step():
+  rule = optax.sgd(0.1)
+  first = make_ensemble_train_step(MODEL, rule)
+  assert make_ensemble_train_step(MODEL, rule, ema_decay=0.0) is first
+  assert make_ensemble_train_step(MODEL, rule, mesh=None) is first
+  assert make_ensemble_train_step(MODEL, rule, ema_decay=0.5) is not first
+
+
 def test_learning_rates_may_be_a_list(key):
   rule = make_optimizer(OptimizerConfig(learning_rate=1.0), 9)
   train_step = make_ensemble_train_step(MODEL, rule)

@@ -89,6 +89,8 @@ def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
   again(state, *STREAMS.batch(0))
   assert again._cache_size() == compiled
   assert make_train_step(MODEL, rule, ema_decay=0.5) is not first
+  assert make_train_step(MODEL, rule, ema_decay=0.0) is first
+  assert make_train_step(model=MODEL, optimizer=rule) is first
 
 
 @pytest.mark.exhaustive
