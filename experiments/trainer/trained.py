@@ -114,8 +114,8 @@ def _load(directory: Path, checkpoint: str) -> Trained:
     if record[name] != value:
       raise ValueError(
         "the checkpoint is of another configuration than "
-        f"{directory / run_dir.CONFIG}: {name} is {value!r} in one and "
-        f"{record[name]!r} in the other"
+        f"{directory / run_dir.CONFIG}: {name} is {value!r} in the "
+        f"checkpoint and {record[name]!r} in {run_dir.CONFIG}"
       )
   like = jax.eval_shape(model.init, jax.random.key(0))
   params = read_params(checkpoints, step, like)
@@ -131,7 +131,7 @@ def _load(directory: Path, checkpoint: str) -> Trained:
 
 
 def _check_has_last(directory: Path, record: dict[str, Any]) -> None:
-  """Raise ValueError unless the last weights of a run are fixed beforehand."""
+  """Raise ValueError unless a run is finished, and not a sweep."""
   if "num_seeds" in record:
     raise ValueError(
       f"{directory} is a sweep, which keeps the weights of its best member: "
@@ -146,6 +146,8 @@ def _check_has_last(directory: Path, record: dict[str, Any]) -> None:
 
 def _best_checkpoint(checkpoints: Path) -> Checkpoint:
   """Return the checkpoint that the newest readable one names as the best.
+
+  Before the first evaluation, none is: then return the newest readable one.
 
   A kill during a deletion leaves a directory that cannot be read: standard
   error names it.
@@ -162,5 +164,8 @@ def _best_checkpoint(checkpoints: Path) -> Checkpoint:
       first_error = first_error or error
       continue
     best = newest.description.get("progress", {}).get("best")
-    return read_checkpoint(checkpoints, best[1]) if best else newest
+    if not best:
+      return newest
+    _, best_step = best  # the loss, and its step
+    return read_checkpoint(checkpoints, best_step)
   raise first_error or CheckpointError(f"{checkpoints} holds no checkpoint")

@@ -249,7 +249,9 @@ def test_a_checkpoint_of_another_tokenizer_than_the_config_is_refused(
     path = directory / "config.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"tokenizer": other}))
-    message = f"tokenizer is '{kind}' in one and '{other}' in the other"
+    message = (
+      f"tokenizer is '{kind}' in the checkpoint and '{other}' in config.json"
+    )
     with pytest.raises(ValueError, match=message):
       load(directory)
 
@@ -467,7 +469,10 @@ def test_a_directory_without_a_run_or_with_another_one_is_refused(
   path = finished / "config.json"
   good = path.read_text()
   path.write_text(json.dumps(json.loads(good) | {"hidden_size": 13}))
-  message = "another configuration than .*: hidden_size is 12 in one and 13 in"
+  message = (
+    "another configuration than .*: hidden_size is 12 in the checkpoint and 13 "
+    "in config.json$"
+  )
   with pytest.raises(ValueError, match=message):
     load(finished)
   path.write_text("{")
