@@ -4,7 +4,7 @@
 Flax's cell under `nn.scan`, which sets the carry to zero by `where` at each
 start. `flax_network` puts it, or `scanned(cell)` of this library, between the
 encoder and the heads of `networks`, with the same shapes, so that PPO trains it
-as any other network. `race` times all three.
+as any other network. `race` times both, and the network of `networks` itself.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ from lstm_jax.interop.flax import scanned, to_linen
 class ActorCritic(linen.Module):
   """The network of `networks`, around a ScannedRNN."""
 
-  recurrent: Any  # the class
+  recurrent: Any  # the class ScannedRNN
   hidden_size: int
   num_actions: int
 
@@ -66,7 +66,7 @@ def flax_network(
     recurrent: the class ScannedRNN.
     observation_size: of an observation vector.
     hidden_size: of encoder and cell.
-    num_actions: from which the actor chooses.
+    num_actions: number of actions from which the actor chooses.
   """
   module = ActorCritic(recurrent, hidden_size, num_actions)
 

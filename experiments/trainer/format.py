@@ -15,7 +15,7 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def escape_controls(text: str) -> str:
-  r"""Return a text as a terminal shows it: its control characters as \x1b."""
+  r"""Return a text with each control character as an escape, such as \x1b."""
   return CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
@@ -27,7 +27,13 @@ def format_loss(nats: float, tokenizer: Tokenizer) -> str:
 
 
 def format_losses(nats: float, tokenizer: Tokenizer, text: str) -> str:
-  """Return the stateful loss of a text's tokens, also per character."""
+  """Return the stateful loss of a text, per token and per character.
+
+  Args:
+    nats: mean over the text's tokens[1:].
+    tokenizer: the tokenizer of the text.
+    text: the text.
+  """
   total = nats * (len(tokenizer.encode(text)) - 1)
   per_character = nats_per_character(tokenizer, text, total, cached=True)
   losses = f"{nats:.4f} nats per {tokenizer.unit}"

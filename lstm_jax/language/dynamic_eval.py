@@ -35,7 +35,7 @@ from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
 
 EPSILON = 1e-3  # ε, relative to the mean of r
-MAX_NATS = 1e4  # loss of one token above which dynamic evaluation has diverged
+MAX_NATS = 1e4  # at this loss of one token, dynamic evaluation has diverged
 
 
 class Divergence(ValueError):

@@ -1,10 +1,11 @@
-"""A recurrent policy: a GRU over sequences in which new episodes begin.
+"""The GRU of a recurrent policy: a layer with episodes that begin inside.
 
 Our `unroll(..., reset=)` against the usual code of reinforcement learning in
 Flax: a cell under `linen.scan` that sets the carry to zero where an episode
-begins. Where that is, is a constant of each program: XLA may compute from it
-while it compiles. The GPU benchmark takes `flax_layer` from here, also with
-other cells.
+begins. The starts of the episodes are a constant of each program, so XLA may
+compute with them while it compiles. The GPU benchmark uses `flax_layer` and
+`draw_starts`, and `experiments.policies` uses `scanned_rnn`, also with other
+cells.
 """
 
 from collections.abc import Callable
@@ -97,8 +98,9 @@ def scanned_rnn(cell: str, dtype: Any = None) -> Any:
 
     @staticmethod
     def initialize_carry(batch_size, hidden_size):
-      cell = cell_class(hidden_size, parent=None)
-      return cell.initialize_carry(jax.random.key(0), (batch_size, hidden_size))
+      module = cell_class(hidden_size, parent=None)
+      sizes = batch_size, hidden_size
+      return module.initialize_carry(jax.random.key(0), sizes)
 
   return ScannedRNN
 
@@ -129,7 +131,7 @@ def flax_layer(
 
 
 def flax_scan(problem: Problem) -> Peer:
-  """A Flax GRUCell under `linen.scan`, in float32."""
+  """Return the peer of a Flax GRUCell under `linen.scan`, in float32."""
   weights = problem.sequence.weights
   layer = flax_layer("gru", weights, problem.starts)
   return sequences.make_peer("flax scan", layer, problem.sequence)
