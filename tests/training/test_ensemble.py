@@ -105,7 +105,6 @@ def test_keys_and_learning_rates_are_one_for_each_member(key):
       train_step(state, tokens, tokens, keys, rates)
 
 
-@pytest.mark.exhaustive
 def test_equal_arguments_give_one_train_step():
   rule = optax.sgd(0.1)
   first = make_ensemble_train_step(MODEL, rule)
@@ -114,6 +113,7 @@ def test_equal_arguments_give_one_train_step():
   assert make_ensemble_train_step(MODEL, rule, ema_decay=0.5) is not first
 
 
+@pytest.mark.exhaustive
 def test_learning_rates_may_be_a_list(key):
   rule = make_optimizer(OptimizerConfig(learning_rate=1.0), 9)
   train_step = make_ensemble_train_step(MODEL, rule)
