@@ -10,7 +10,7 @@ the training text, r̄ its mean over all weights, θ₀ are the trained weights,
 ε = 0.001 r̄. The gradient is truncated at the segment's beginning.
 
 Reference: Krause, Kahembwe, Murray and Renals (2018), Dynamic evaluation of
-neural sequence models, section 4.
+neural sequence models: the rule "RMS + RMS global prior".
 """
 
 from functools import partial
