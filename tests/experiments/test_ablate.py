@@ -147,6 +147,7 @@ def test_a_run_has_the_devices_that_all_runs_share(
   assert trained == [(base, "3")]
 
 
+@pytest.mark.exhaustive
 def test_a_change_that_diverges_is_marked_and_the_others_are_trained(
   config, console
 ):
@@ -170,6 +171,7 @@ def test_a_change_that_diverges_is_marked_and_the_others_are_trained(
     )
 
 
+@pytest.mark.exhaustive
 def test_overwrite_trains_all_again(config, console):
   ablate.run(config, [], console)
   config = replace(config, seed=1, overwrite=True)
@@ -377,6 +379,7 @@ def test_a_signal_in_the_last_evaluation_of_a_run_ends_the_others(
   assert [row["change"] for row in rows] == ["base"]
 
 
+@pytest.mark.exhaustive
 def test_a_signal_ends_the_runs_and_the_next_call_resumes_them(
   config, console, monkeypatch
 ):

@@ -79,6 +79,7 @@ def edit_config(directory, **changes):
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.exhaustive
 def test_a_flag_of_a_protocol_that_is_left_out_is_a_warning(
   run, options, console
 ):

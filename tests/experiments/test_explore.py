@@ -41,6 +41,7 @@ from tests.experiments.pages.explored import (
 from tests.experiments.test_cli import finish, start
 
 
+@pytest.mark.exhaustive
 def test_the_text_is_the_beginning_of_the_validation_split(
   explored_page, explored_run
 ):

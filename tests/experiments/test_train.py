@@ -413,6 +413,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
   assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
+@pytest.mark.exhaustive
 def test_steps_that_are_not_finite_are_skipped_and_counted(
   config, console, monkeypatch
 ):

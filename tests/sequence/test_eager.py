@@ -65,6 +65,7 @@ def test_neither_do_second_outputs_with_another_adjoint(adjoint, key):
   assert compiles_once(lambda: unroll(lstm, *args, adjoint=adjoint))
 
 
+@pytest.mark.exhaustive
 def test_neither_do_layers_and_directions():
   xs = jnp.ones((T + 1, B, D))
   params = gru.init(jax.random.key(0), D, H)

@@ -303,6 +303,7 @@ print(*sorted(name for name in sys.modules if name.startswith(kernels)))
 """
 
 
+@pytest.mark.exhaustive
 def test_without_kernels_neither_they_nor_pallas_are_imported():
   printed = subprocess.run(
     [sys.executable, "-c", IMPORTED],

@@ -175,6 +175,7 @@ def test_an_error_ends_tracing_for_a_gpu():
   assert is_cpu()
 
 
+@pytest.mark.exhaustive
 def test_a_program_for_a_gpu_may_be_differentiated_later(key):
   """Outside of the context in which it was traced."""
   params, _, xs = arguments(lstm, key)

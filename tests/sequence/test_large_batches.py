@@ -182,7 +182,7 @@ KEPT_LONG = {  # biases with which a state is kept for some hundred steps
 }
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("chunk", [1, 7])
 @pytest.mark.parametrize("name", KEPT_LONG)
 def test_chunks_round_no_state_or_cotangent_to_bfloat16(

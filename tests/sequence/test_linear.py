@@ -68,6 +68,7 @@ def test_linear_scan_equals_a_loop(device, reverse, steps):
   assert worst(found, states) < 1e-12
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_reset_hides_a_product_that_overflows(device, reverse):

@@ -146,6 +146,7 @@ def test_a_dry_run_of_too_large_a_model_says_that_nothing_would_fit(
   assert alone in shown
 
 
+@pytest.mark.exhaustive
 def test_a_dry_run_says_which_batch_would_fit_if_its_own_does_not(
   config, console, monkeypatch
 ):

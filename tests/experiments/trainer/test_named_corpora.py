@@ -158,6 +158,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(
     locate("verse")
 
 
+@pytest.mark.exhaustive
 def test_two_processes_at_once_leave_one_whole_copy(server, cache):
   """Neither gets the text before both have asked for it."""
   code = (

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from experiments import train
 from experiments.trainer.resources import Tracer, host_memory, process_size
@@ -16,6 +17,7 @@ def test_a_compiled_program_is_counted_once():
     assert process_size()["compilations"] == before + 1
 
 
+@pytest.mark.exhaustive
 def test_a_profile_traces_some_training_steps(config, console):
   train.run(config, console, trace_steps=2)
   (trace,) = Path(config.job.run).glob("profile/**/*.xplane.pb")

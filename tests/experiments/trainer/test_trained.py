@@ -28,6 +28,7 @@ def before(monkeypatch, name, action):
   monkeypatch.setattr(trained, name, hooked)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["read_checkpoint", "read_params"])
 def test_the_newest_is_read_where_the_listed_checkpoint_is_deleted(
   name, checkpoints, tmp_path, monkeypatch, capfd
