@@ -185,9 +185,11 @@ def check_inputs(
     x: must be real, [*leading, *B, D], or integer tokens [*leading, *B].
     leading: the axes of x that the state does not have: (T,), or none.
   """
-  batch = state.h.shape[:-1] if hasattr(state, "h") else ()
+  h: Any = getattr(state, "h", None)
+  batch = h.shape[:-1] if hasattr(h, "shape") else ()
   initial = jax.eval_shape(lambda: initial_state(params, batch))
   check_same_type("state", state, initial)
+  check_arrays("state", state)
   for field, leaf, like in zip(state._fields, state, initial, strict=True):
     if leaf.shape != like.shape:
       shape = _axes(like.shape)
@@ -214,6 +216,14 @@ def check_same_type(name: str, value: Any, like: Any) -> None:
   if type(value) is not type(like):
     wanted, found = type(like).__name__, type(value).__name__
     raise ValueError(f"{name} must be of type {wanted}, got {found}")
+
+
+def check_arrays(name: str, state: Any) -> None:
+  """Raise ValueError unless each field of a state is an array."""
+  for field, leaf in zip(state._fields, state, strict=True):
+    if not hasattr(leaf, "shape"):
+      found = type(leaf).__name__
+      raise ValueError(f"{name}.{field} must be an array, got {found}")
 
 
 def time_major_hint(exchanged: bool) -> str:

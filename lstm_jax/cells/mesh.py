@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -68,7 +69,7 @@ def batch_sharding(
   leaves = x, h, *jax.tree.leaves(params)
   meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
   mesh = next((m for m in meshes if m.explicit_axes), meshes[0])
-  batch = jax.typeof(x).sharding.spec[start : start + h.ndim - 1]
+  batch = jax.typeof(x).sharding.spec[start : start + jnp.ndim(h) - 1]
   if not any(batch):
     batch = jax.typeof(h).sharding.spec[:-1]
   return NamedSharding(mesh, PartitionSpec(*batch))

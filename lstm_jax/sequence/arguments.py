@@ -91,7 +91,7 @@ def check_backward(cell: Cell) -> None:
 
 @contextmanager
 def naming_a_changed_state(cell: Cell) -> Iterator[None]:
-  """Raise ValueError where a step returns its state in other dtypes."""
+  """Raise ValueError where a step changes its state's shapes or dtypes."""
   try:
     yield
   except TypeError as cause:

@@ -36,7 +36,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.checks import check_same_type
+from lstm_jax.cells.checks import check_arrays, check_same_type
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
@@ -72,10 +72,10 @@ def state_cotangents(
 
   Raises:
     ValueError: cell is no cell, or a wrapped one, is not hashable or has no
-      backward; xs is empty or does not fit the state or the weights; or d_last
-      does not fit the state.
+      backward; xs has no time step, or does not fit the state or the weights;
+      or d_last does not fit the state.
   """
-  xs, d_last = jax.tree.map(jnp.asarray, (xs, d_last))
+  xs, d_last = jnp.asarray(xs), jax.tree.map(jnp.asarray, d_last)
   state = check_sequence(cell, params, state, xs)
   check_backward(cell)
   _check_like(state, d_last)
@@ -110,6 +110,7 @@ def _scan_back(cell, params, state, xs, d_last):
 
 def _check_like(state: State, d_last: State) -> None:
   check_same_type("d_last", d_last, state)
+  check_arrays("d_last", d_last)
   for field, leaf, like in zip(state._fields, d_last, state, strict=True):
     if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
       raise ValueError(

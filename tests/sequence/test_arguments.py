@@ -134,6 +134,26 @@ def test_lists_are_arrays():
   assert (hs == unroll(lstm, params, None, XS)[1]).all()
   state = lstm.initial_state(params)
   assert lstm.step(params, state, [1.0] * D).h.shape == (H,)
+  last = lstm.initial_state(params, (B,))
+  given = state_cotangents(lstm, params, None, XS.tolist(), last)
+  assert given.h.shape == (T + 1, B, H)
+
+
+@pytest.mark.parametrize("field", ["h", "c"])
+@pytest.mark.parametrize("value", [None, [0.0] * H])
+def test_a_state_has_an_array_in_each_field(field, value):
+  params = lstm.init(KEY, D, H)
+  state = lstm.initial_state(params, (B,))
+  wrong = state._replace(**{field: value})
+  for name, call in (
+    ("state", lambda: unroll(lstm, params, wrong, XS)),
+    ("state", lambda: lstm.step(params, wrong, XS[0])),
+    ("d_last", lambda: state_cotangents(lstm, params, state, XS, wrong)),
+  ):
+    found = type(value).__name__
+    message = rf"^{name}\.{field} must be an array, got {found}"
+    with pytest.raises(ValueError, match=message):
+      call()
 
 
 def test_complex_inputs_are_refused_and_not_made_real():
