@@ -1,6 +1,7 @@
 """A language model as one ONNX file, in onnxruntime and ONNX's evaluator."""
 
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -197,6 +198,18 @@ def test_a_model_that_onnx_cannot_hold_is_refused(key):
   refused("params must be LSTMParams, got MinGRUParams", others)
   bfloat16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   refused("must be float32 or float64, got bfloat16", bfloat16)
+  integers = jax.tree.map(lambda x: x.astype(jnp.int32), params)
+  refused("params must be float32 or float64, got int32", integers)
+  layer = params.layers[0]
+  refused("params must be LanguageParams, got LSTMParams", layer)
+  for field, shape, given in (
+    ("bias", r"\[any\]", params.bias[:, None]),
+    ("bias", r"\[any\]", params.bias[0]),
+    ("embedding", r"\[any, any\]", params.embedding[0]),
+  ):
+    found = re.escape(f"{given.shape}")
+    changed = params._replace(**{field: given})
+    refused(f"^params.{field} must be {shape}, got {found}$", changed)
   refused(
     r"params\.embedding must be float32, as params.bias, got float64",
     params._replace(embedding=params.embedding.astype(jnp.float64)),

@@ -60,8 +60,8 @@ def language_model_to_onnx(
 
   Raises:
     ValueError: ONNX has no operator for the cell, or not its activations;
-      params are of another cell, or do not fit each other; or the tokenizer has
-      not V symbols.
+      params are of another cell or dtype, or do not fit each other; or the
+      tokenizer has not V symbols.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
@@ -120,6 +120,7 @@ class _Graph:
 
   def tensor(self, name: str, array: Any) -> str:
     """Add a constant, and return its name."""
+    # `ascontiguousarray` makes a number one-dimensional.
     array = np.ascontiguousarray(array).reshape(array.shape)
     self.tensors.append(self.onnx.numpy_helper.from_array(array, name))
     return name
@@ -180,7 +181,19 @@ class _Graph:
 
 def _check_params(cell: Cell, params: LanguageParams) -> None:
   """Raise ValueError unless the weights of a model fit it and each other."""
+  if not isinstance(params, LanguageParams):
+    found = type(params).__name__
+    raise ValueError(f"params must be LanguageParams, got {found}")
+  for name, array, rank in (
+    ("embedding", params.embedding, 2),
+    ("bias", params.bias, 1),
+  ):
+    if array.ndim != rank:
+      axes = shape_text(*(None,) * rank)
+      raise ValueError(f"params.{name} must be {axes}, got {array.shape}")
   dtype = params.bias.dtype
+  if dtype not in (np.float32, np.float64):
+    raise ValueError(f"params must be float32 or float64, got {dtype}")
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     if leaf.dtype != dtype:
       name = jax.tree_util.keystr(path)
