@@ -77,7 +77,13 @@ def read_ablations(
     raise ValueError(
       f"{path} is damaged, or of another version: it lacks {error}"
     ) from None
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RecursionError,  # too many nested brackets
+  ) as error:
     raise ValueError(f"{path} is damaged: {error!r}") from None
   if found.split == "test":
     raise ValueError(
@@ -157,6 +163,8 @@ def _format(nats: float, sign: str = "") -> str:
 
 def _check_rows(rows: list[dict[str, Any]]) -> None:
   """Raise an error if a row lacks what is read of it."""
+  if not isinstance(rows, list):
+    raise TypeError(f"rows must be a list, got {type(rows).__name__}")
   for row in rows:
     change = row["change"]
     if not isinstance(change, str) or not change:

@@ -1,12 +1,13 @@
 """The runs whose models are evaluated together, as an ensemble."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from experiments.trainer import run_dir
 from experiments.trainer.config import DataConfig
+from experiments.trainer.files import are_numbers
 from experiments.trainer.trained import Trained, load
 
 SPLIT_FLAGS = "val_fraction", "test_fraction", "dev_fraction"
@@ -17,7 +18,7 @@ class Cost(NamedTuple):
 
   members: int
   parameters: int
-  training_seconds: float | None  # None if a run is not finished
+  training_seconds: float | None  # None if unknown for one
 
 
 def load_members(directories: list[Path], checkpoint: str) -> list[Trained]:
@@ -73,11 +74,12 @@ def cost(directories: list[Path], members: list[Trained]) -> Cost:
 
 
 def _training_seconds(directory: Path) -> float | None:
-  """Return how long a finished run has trained; None for a sweep's member."""
+  """Return how long a run has trained.
+
+  None for a sweep, a run that is not finished, and a damaged result.json.
+  """
   if "num_seeds" in (run_dir.read_config(directory) or {}):
     return None  # it has those of all members
   result = run_dir.read_result(directory) or {}
-  try:
-    return float(result["seconds"])
-  except (ValueError, KeyError, TypeError):  # unfinished, or damaged
-    return None
+  seconds: Any = result.get("seconds")
+  return float(seconds) if are_numbers([seconds]) else None

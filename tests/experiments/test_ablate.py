@@ -260,12 +260,13 @@ def test_a_damaged_record_is_refused(config, console):
   record, path = read_record(config), record_path(config)
   assert ablate.run(config, [], console).rows == record["rows"]
   damaged = [
-    *("{", "[]", "{}"),
+    *("{", "[]", "{}", "[" * 100_000),
     *(
       json.dumps(record | damage)
       for damage in (
         {"rows": [1]},
         {"rows": 1},
+        {"rows": {}},
         {"overwritten": "yesterday"},
         {"overwritten": "2026-11-28T04:44:10"},  # no time zone
         {"recipe": 1},
