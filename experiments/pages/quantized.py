@@ -87,6 +87,9 @@ def measure_cost(
 ) -> Cost:
   """Return what rounding costs on a text, in one pass that carries the state.
 
+  The loss before is computed as in training, where products may be bfloat16;
+  the loss after with float32 products, as in a page.
+
   Args:
     trained: the model.
     params: its weights after rounding, from `dequantize_params`.

@@ -113,8 +113,10 @@ def _other_version(directory: Path) -> str | None:
 def delete_previous(directory: Path) -> None:
   """Delete the run that --overwrite moved aside, if any; its CONFIG last."""
   previous = directory / PREVIOUS
+  if not previous.is_dir():
+    return
   with suppress(OSError):  # then CONFIG stays, and this is tried again
-    for name in CONTENTS if previous.is_dir() else ():
+    for name in CONTENTS:
       _delete(previous / name)
     shutil.rmtree(previous)
 

@@ -34,9 +34,9 @@ def read_state(refs: Any, share: Share) -> State:
   def read(columns):
     place = columns, share.units
     blocks = jax.tree.map(lambda ref: read_transposed(ref.at[place]), refs)
-    # Under shard_map, what a kernel reads has a type that varies over the mesh,
-    # and what it computes has not. The loop over time needs one type: × 1 gives
-    # the first state that of the state after a step.
+    # Under shard_map, the type of what a kernel reads varies over the mesh, and
+    # that of what it computes does not. The loop over time needs one type for
+    # all states, so the first is computed as well: it is multiplied by 1.
     return jax.tree.map(lambda block: block * 1.0, blocks)
 
   return [read(columns) for columns in share.columns]
