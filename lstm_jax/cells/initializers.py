@@ -14,10 +14,13 @@ processes use the cores, large matrices take many times as long; with
 OPENBLAS_NUM_THREADS=1 in the environment they are faster.
 """
 
+import operator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.precision import accumulation_dtype
+from lstm_jax.cells.precision import accumulation_dtype, check_float
 
 
 def gate_weights(
@@ -32,7 +35,7 @@ def gate_weights(
 
   They are [D, gates·H], [H, gates·H] and [gates·H].
   """
-  check_sizes(input_size, hidden_size)
+  check_init(input_size, hidden_size, dtype)
   key_x, key_h = jax.random.split(key)
   w_x = input_weights(key_x, input_size, hidden_size, gates, dtype)
   w_h = recurrent_weights(key_h, hidden_size, hidden_size, gates, dtype)
@@ -63,13 +66,25 @@ def recurrent_weights(
   return _per_gate(draw, key, (output_size, hidden_size), gates, dtype)
 
 
-def check_sizes(input_size: int, hidden_size: int) -> None:
-  """Raise ValueError unless both sizes are positive."""
-  if input_size < 1 or hidden_size < 1:
+def check_init(input_size: Any, hidden_size: Any, dtype: Any) -> None:
+  """Raise ValueError unless `init` of a cell can take these arguments.
+
+  Both sizes must be integers of at least 1, and dtype one of floats.
+  """
+  if not (is_size(input_size) and is_size(hidden_size)):
     raise ValueError(
-      "input_size and hidden_size must be at least 1, "
-      f"got {input_size} and {hidden_size}"
+      "input_size and hidden_size must be integers of at least 1, "
+      f"got {input_size!r} and {hidden_size!r}"
     )
+  check_float("dtype", dtype)
+
+
+def is_size(value: Any) -> bool:
+  """Return whether a value is an integer of at least 1."""
+  try:
+    return operator.index(value) >= 1
+  except TypeError:
+    return False
 
 
 def _per_gate(draw, key, shape, gates, dtype):

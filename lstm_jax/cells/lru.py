@@ -43,7 +43,7 @@ from lstm_jax.cells.affine import (
   total,
 )
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.initializers import check_sizes, input_weights
+from lstm_jax.cells.initializers import check_init, input_weights
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.rnn import RNNState
 from lstm_jax.cells.serialization import serializable
@@ -150,9 +150,9 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is below 1.
+    ValueError: a size is no integer of at least 1, or dtype is not of floats.
   """
-  check_sizes(input_size, hidden_size)
+  check_init(input_size, hidden_size, dtype)
   key_x, key_nu = jax.random.split(key)
   square = jax.random.uniform(
     key_nu,

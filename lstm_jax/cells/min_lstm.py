@@ -42,7 +42,7 @@ from jax.typing import DTypeLike
 from lstm_jax.cells.activations import dsigmoid, sigmoid, softplus
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.initializers import check_sizes, input_weights
+from lstm_jax.cells.initializers import check_init, input_weights
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.rnn import RNNState
 from lstm_jax.cells.serialization import serializable
@@ -136,9 +136,9 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is below 1.
+    ValueError: a size is no integer of at least 1, or dtype is not of floats.
   """
-  check_sizes(input_size, hidden_size)
+  check_init(input_size, hidden_size, dtype)
   b = jnp.zeros((3, hidden_size), dtype).at[0].set(1)
   w_x = input_weights(key, input_size, hidden_size, 3, dtype)
   return MinLSTMParams(w_x, b.reshape(3 * hidden_size))

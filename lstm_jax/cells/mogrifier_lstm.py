@@ -253,7 +253,8 @@ def init(
       matrices.
 
   Raises:
-    ValueError: a size, rounds or rank is below 1.
+    ValueError: a size is no integer of at least 1, dtype is not of floats, or
+      rounds or rank is below 1.
   """
   if rounds < 1:
     raise ValueError(f"rounds must be at least 1, got {rounds}")

@@ -51,8 +51,9 @@ from lstm_jax.cells.affine import (
 )
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
-  check_sizes,
+  check_init,
   input_weights,
+  is_size,
   recurrent_weights,
 )
 from lstm_jax.cells.lstm import LSTMState, activate, local_gradients, next_c
@@ -162,14 +163,15 @@ def init(
     projection_size: P, the size of the output h; None for H / 2, rounded up.
 
   Raises:
-    ValueError: a size is below 1.
+    ValueError: a size is no integer of at least 1, or dtype is not of floats.
   """
-  check_sizes(input_size, hidden_size)
+  check_init(input_size, hidden_size, dtype)
   if projection_size is None:
     projection_size = (hidden_size + 1) // 2
-  if projection_size < 1:
+  if not is_size(projection_size):
     raise ValueError(
-      f"projection_size must be at least 1, got {projection_size}"
+      "projection_size must be an integer of at least 1, "
+      f"got {projection_size!r}"
     )
   key_x, key_h, key_r = jax.random.split(key, 3)
   b = jnp.zeros((4, hidden_size), dtype).at[1].set(1)

@@ -70,7 +70,7 @@ from lstm_jax.cells.activations import (
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
-  check_sizes,
+  check_init,
   input_weights,
   recurrent_weights,
 )
@@ -262,9 +262,10 @@ def init(
     num_heads: N, a divisor of H; None for the largest up to 4.
 
   Raises:
-    ValueError: a size or num_heads is below 1, or num_heads does not divide H.
+    ValueError: a size is no integer of at least 1, dtype is not of floats, or
+      num_heads is below 1 or does not divide H.
   """
-  check_sizes(input_size, hidden_size)
+  check_init(input_size, hidden_size, dtype)
   if num_heads is None:
     num_heads = max(n for n in range(1, HEADS + 1) if hidden_size % n == 0)
   if num_heads < 1 or hidden_size % num_heads:

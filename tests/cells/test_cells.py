@@ -248,7 +248,7 @@ def test_a_projection_can_have_any_size(projection, key):
 
 
 def test_a_projection_of_size_zero_is_an_error(key):
-  with pytest.raises(ValueError, match="projection_size must be at least 1, g"):
+  with pytest.raises(ValueError, match="projection_size must be an integer of"):
     projected_lstm.init(key, D, H, projection_size=0)
 
 
@@ -296,13 +296,29 @@ def test_layer_norm_is_invariant_to_the_scale_of_weights(key):
 
 
 @ROWS
-@pytest.mark.parametrize(("size", "hidden"), [(0, H), (D, 0)])
-def test_sizes_below_1_are_an_error(row, size, hidden, key):
+@pytest.mark.parametrize(
+  ("size", "hidden"), [(0, H), (D, 0), (4.0, H), (D, "6")]
+)
+def test_sizes_that_are_no_integers_of_at_least_1_are_an_error(
+  row, size, hidden, key
+):
   message = (
-    f"^input_size and hidden_size must be at least 1, got {size} and {hidden}$"
+    "^input_size and hidden_size must be integers of at least 1, "
+    f"got {size!r} and {hidden!r}$"
   )
   with pytest.raises(ValueError, match=message):
     row.cell.init(key, size, hidden)
+
+
+@ROWS
+@pytest.mark.parametrize(
+  ("dtype", "name"),
+  [(jnp.int32, "int32"), (jnp.complex64, "complex64"), ("half2", "'half2'")],
+)
+def test_weights_of_a_dtype_without_floats_are_an_error(row, dtype, name, key):
+  message = f"^dtype must be a dtype of floats, .*, got {name}$"
+  with pytest.raises(ValueError, match=message):
+    row.cell.init(key, D, H, dtype)
 
 
 def test_the_first_decays_of_an_lru_are_spread_between_0_and_1(key):
