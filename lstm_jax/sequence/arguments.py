@@ -154,7 +154,8 @@ def combined_mask(
       f"got {lengths.dtype} {lengths.shape}"
       + time_major_hint(lengths.shape == step_shape[:1] != expected)
     )
-  lengths = lengths.astype(jnp.int32)  # T may not fit the caller's dtype
+  if lengths.dtype.itemsize < 4:  # T may not fit the caller's dtype
+    lengths = lengths.astype(jnp.int32)
   steps = jnp.arange(step_shape[0], dtype=lengths.dtype)
   steps = steps.reshape(-1, *(1 for _ in step_shape[1:]))
   within = steps < lengths[None]

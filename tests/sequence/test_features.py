@@ -225,8 +225,13 @@ def test_lengths_outside_of_the_sequence_count_as_0_and_as_all_of_it(key):
   args = arguments(lstm, key)
   for options in ({}, {"reverse": True}):
     expected = unroll(lstm, *args, lengths=np.array([0, T, 2]), **options)
-    found = unroll(lstm, *args, lengths=np.array([-3, T + 2, 2]), **options)
-    assert worst(found, expected) == 0
+    for lengths in (
+      np.array([-3, T + 2, 2]),
+      np.array([3 - 2**32, 2**32 + 3, 2]),  # 3 and 3 in 32 bits
+      np.array([0, 2**32 - 1, 2], np.uint32),  # −1 as an int32
+    ):
+      found = unroll(lstm, *args, lengths=lengths, **options)
+      assert worst(found, expected) == 0
 
 
 def test_a_state_of_integers_is_refused(key):
