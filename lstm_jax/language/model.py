@@ -42,6 +42,7 @@ from lstm_jax.cells.affine import affine, linear
 from lstm_jax.cells.cell import Cell, State
 from lstm_jax.cells.precision import cast_matrices
 from lstm_jax.language import loss as losses
+from lstm_jax.language.drawing import check_count
 from lstm_jax.language.params import LanguageParams, ModelConfig, init_params
 from lstm_jax.language.readout import (
   grouped_linear_cross_entropy,
@@ -125,12 +126,10 @@ def language_model(
       `grouped_linear_cross_entropy`.
 
   Raises:
-    ValueError: vocabulary_size or groups is below 1.
+    ValueError: vocabulary_size or groups is no integer of at least 1.
   """
-  if vocabulary_size < 1:
-    raise ValueError(f"vocabulary_size must be ≥ 1, got {vocabulary_size}")
-  if groups < 1:
-    raise ValueError(f"groups must be ≥ 1, got {groups}")
+  check_count("vocabulary_size", vocabulary_size)
+  check_count("groups", groups)
   return _language_model(config, vocabulary_size, regularizers, adjoint, groups)
 
 

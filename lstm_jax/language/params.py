@@ -17,6 +17,7 @@ from lstm_jax.cells.cell import Cell, Params, output_size
 from lstm_jax.cells.precision import check_float
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.language.options import check_options, option
+from lstm_jax.sequence.arguments import check_cell
 from lstm_jax.sequence.implementation import Implementation
 from lstm_jax.sequence.stack import init_stack
 
@@ -26,8 +27,8 @@ class ModelConfig:
   """The sizes, the cell and the initial weights of a language model.
 
   Raises:
-    ValueError: a size is below 1, a standard deviation is negative, a dtype is
-      not one of floats, or the implementation is unknown.
+    ValueError: cell is no cell, a size is below 1, a standard deviation is
+      negative, a dtype is not one of floats, or the implementation is unknown.
   """
 
   cell: Cell = option(lstm, "Recurrent cell of every layer.")
@@ -71,6 +72,7 @@ class ModelConfig:
   )
 
   def __post_init__(self):
+    check_cell(self.cell)
     check_options(self)
     check_float("dtype", self.dtype)
     if self.compute_dtype is not None:

@@ -319,6 +319,8 @@ def test_a_tied_readout_needs_an_embedding_of_the_size_of_the_outputs(key):
   [
     ({"num_layers": 0}, r"num_layers must be in \[1, inf\), got 0"),
     ({"init_std": -1.0}, r"init_std must be in \[0, inf\), got -1"),
+    ({"cell": "lstm"}, "cell must be lstm, gru or another .*, got str, which"),
+    ({"cell": (lstm, lstm)}, "cell must be lstm, .*, got tuple, which has no"),
   ],
 )
 def test_a_configuration_out_of_range_is_refused(options, message):
@@ -356,10 +358,13 @@ def test_an_empty_batch_has_no_loss_and_a_gradient_of_zero(adjoint, key):
 
 
 def test_a_vocabulary_of_no_tokens_is_refused():
-  with pytest.raises(ValueError, match="vocabulary_size must be ≥ 1, got 0"):
-    language_model(ModelConfig(), 0)
-  with pytest.raises(ValueError, match="groups must be ≥ 1, got 0"):
-    language_model(ModelConfig(), 9, groups=0)
+  for size, text in ((0, "0"), (9.0, "9.0"), ("9", "'9'")):
+    message = f"vocabulary_size must be an integer ≥ 1, got {text}$"
+    with pytest.raises(ValueError, match=message):
+      language_model(ModelConfig(), size)
+    message = f"groups must be an integer ≥ 1, got {text}$"
+    with pytest.raises(ValueError, match=message):
+      language_model(ModelConfig(), 9, groups=size)
 
 
 def test_a_tied_embedding_has_the_deviation_of_the_readout(key):
