@@ -58,7 +58,7 @@ class Settings(NamedTuple):
   """Settings of the protocols."""
 
   window: int  # tokens of a cold window
-  fixed: dynamic_eval.FixedSettings  # the others are chosen
+  fixed: dynamic_eval.FixedSettings  # of dynamic evaluation; others are chosen
   threads: int = 1  # settings of dynamic evaluation that are tried at once
 
 
@@ -104,7 +104,9 @@ class Protocols:
       raise ValueError(f"protocol must be one of {PROTOCOLS}, got {name!r}")
     if name not in self._names:
       named = ", ".join(sorted(self._names))
-      raise ValueError(f"protocol must be one of those named, {named}: {name}")
+      raise ValueError(
+        f"protocol must be one of those named ({named}), got {name!r}"
+      )
     match name:
       case "cold":
         return self._cold()
@@ -137,7 +139,7 @@ class Protocols:
     outcome = self._mixed("dynamic", predicted)
     return outcome._replace(
       record=outcome.record | {"mixed_dynamic": _settings_of(choices)},
-      # Of both, the outcome of dynamic has them.
+      # If both protocols were named, the outcome of dynamic has them.
       choices=[] if "dynamic" in self._names else choices,
     )
 
@@ -220,7 +222,11 @@ def _settings_of(choices: list[dynamic_eval.Choice]) -> Any:
 
 
 def log_mean(log_probs: Iterable[np.ndarray]) -> np.ndarray:
-  """Return log mean exp of arrays of log probabilities, of one shape."""
+  """Return the logarithm of the mean of probabilities, from their logarithms.
+
+  Args:
+    log_probs: at least one array; all have the same shape.
+  """
   arrays = iter(log_probs)
   total, count = next(arrays), 1
   for array in arrays:

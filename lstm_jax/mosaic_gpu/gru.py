@@ -10,8 +10,9 @@ Forward                              Backward, from dh'
 The kernel computes u = h W_h and, in the backward, the rest of dh, which is
 [daᵣ, da_z, ds] W_hᵀ. Saved are the five local gradients of `cells.gru`, in
 float32, or in float16 where the products' operands have 16 bits
-(`registers.stored`): |h| ≤ 65,504 then. z is saved by its distance from the
-nearer end of [0, 1] (`registers.pack_gate`).
+(`registers.stored`). float16 ends at 65,504, and the local gradients are at
+most (|h| + 1)/4 and |s|/4: enough for |h| and |s| up to 2.6e5. z is saved by
+its distance from the nearer end of [0, 1] (`registers.pack_gate`).
 """
 
 from typing import NamedTuple

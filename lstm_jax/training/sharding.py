@@ -10,7 +10,8 @@ so:
   of every layer but the lowest             replicated   rows
   a tied W_e [V, H]                         replicated   columns
   any other weight: biases, W_e, lowest w_x,
-  and those whose rows m does not divide    replicated   replicated
+  the w_h of slstm [heads, …], and those
+  whose rows m does not divide              replicated   replicated
   an optimizer's moments, an average        as their weight
 
 From this layout `jit` partitions the training step; the cells have no code for

@@ -46,7 +46,11 @@ def make_problem(
 def draw_layer(
   cell: str, hidden_size: int, seq_len: int, batch_size: int
 ) -> tuple[Any, jax.Array, jax.Array]:
-  """Return the weights, inputs and cotangents (weights, xs, dhs) of a layer."""
+  """Return the weights, inputs and cotangents (weights, xs, dhs) of a layer.
+
+  b is random, so that a peer with its gates in another order is found. The b_n
+  of a GRU stays 0, because Flax's nnx cell has none.
+  """
   keys = jax.random.split(jax.random.key(0), 4)
   weights = CELLS[cell].init(keys[0], hidden_size, hidden_size)
   noise = 0.1 * jax.random.normal(keys[1], weights.b.shape, jnp.float32)
@@ -82,11 +86,11 @@ def layer_gradient(layer: Layer) -> Callable:
 def jax_peer(
   name: str, make_layer: Callable[[str, Any], Layer]
 ) -> Callable[[Problem], Peer]:
-  """Return a function that makes a layer computed by JAX a `Peer`.
+  """Return the maker of a JAX library's peer, as `Makers` has it.
 
   Args:
     name: of the peer.
-    make_layer: (cell, weights) -> the layer.
+    make_layer: (cell, weights) -> the library's layer, one of `LAYERS`.
   """
 
   def make(problem: Problem) -> Peer:

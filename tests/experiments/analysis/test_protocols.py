@@ -126,5 +126,5 @@ def test_an_unknown_protocol_is_refused(members):
     outcomes(members, names=("hot",))
   texts = Texts(TOKENS, BEFORE, [])
   protocols = Protocols(members, texts, SETTINGS, ["dynamic"])
-  with pytest.raises(ValueError, match="those named, dynamic: mixed"):
+  with pytest.raises(ValueError, match=r"those named \(dynamic\), got 'mixed'"):
     protocols.outcome("mixed")
