@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from lstm_jax.cells.cell import Cell, Residuals, State, one_step
 from lstm_jax.cells.serialization import serializable
@@ -115,7 +116,7 @@ def resettable(cell: Cell) -> Cell:
 def zoneout(cell: Cell) -> Cell:
   """Return a cell whose step takes the share of the state that each unit keeps.
 
-  The shares are a state of arrays (not of numbers) that broadcast to those of
+  The shares are a state of arrays or numbers that broadcast to the arrays of
   the cell's state. A unit keeps its previous value where its share is True or
   1, and takes the new one where it is False or 0. A share in between mixes the
   two: at evaluation, the zoneout probability gives the expected value.
@@ -239,5 +240,5 @@ def _zeros(state: State) -> State:
   return jax.tree.map(jnp.zeros_like, state)
 
 
-def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
-  return x.astype(like.dtype)
+def _cast(x: ArrayLike, like: jax.Array) -> jax.Array:
+  return jnp.asarray(x).astype(like.dtype)

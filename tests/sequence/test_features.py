@@ -551,6 +551,19 @@ def test_every_error_planted_in_the_wrappers_is_caught(term, key):
   assert worst(gradient(wrappers, "step"), expected) < 1e-12
 
 
+def test_the_shares_of_a_zoneout_step_may_be_numbers(key):
+  params, state, xs = arguments(lstm, key)
+  step = wrappers.zoneout(lstm).step
+
+  def results(shares):
+    f = weighed(lambda *args: step(*args, shares), key)
+    return jax.value_and_grad(f, (0, 1, 2))(params, state, xs[0])
+
+  rates = zoneout_rates(lstm)
+  expected = results(jax.tree.map(jnp.asarray, rates))
+  assert worst(results(rates), expected) == 0
+
+
 def test_error_messages_name_what_does_not_fit(key):
   params, state, xs = arguments(lstm, key)
   run = partial(unroll, lstm, params, state, xs)
