@@ -270,10 +270,8 @@ class RunLogger:
   def close(self) -> None:
     """Draw loss.png and wait for the last checkpoint.
 
-    Only `sample` and `finish` may follow.
-
-    If the best checkpoint is on the disk, which may have been full, it also
-    deletes the run that --overwrite replaces.
+    Only `sample` and `finish` may follow. If the disk, which may be full, has
+    the best checkpoint, it also deletes the run that --overwrite replaces.
     """
     if self._is_writer:
       self._draw()

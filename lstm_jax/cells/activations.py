@@ -9,9 +9,9 @@ pre-activation nor another exponential:
 with s the hard sigmoid, clip(slope·a + ½, 0, 1). At a kink, of ReLU or the hard
 sigmoid, the derivative is that of the flat side, 0.
 
-ReLU, softplus and log σ are written with `where`, not taken from `jax.nn`: in a
-scan that is differentiated twice, JAX 0.10 takes a wrong derivative of those
-functions at a = 0, as with weights of zeros.
+ReLU and softplus are written with `where`, not taken from `jax.nn`: in a scan
+that is differentiated twice, JAX 0.10 takes a wrong derivative of those two at
+a = 0, as with weights of zeros.
 
 An `Activation` is an activation with its derivative, for the functions that
 make a cell, such as `rnn.with_activation`.
@@ -74,14 +74,9 @@ def dhard_sigmoid(y: jax.Array, slope: float) -> jax.Array:
 
 
 def softplus(a: jax.Array) -> jax.Array:
-  """Return log(1 + eᵃ)."""
+  """Return log(1 + eᵃ), which is −log σ(−a)."""
   minus_abs = jnp.where(a > 0, -a, a)  # −|a|, whose autodiff at 0 is 1
   return jnp.where(a > 0, a, 0) + jnp.log1p(jnp.exp(minus_abs))
-
-
-def log_sigmoid(a: jax.Array) -> jax.Array:
-  """Return log σ(a)."""
-  return -softplus(-a)
 
 
 @dataclass(frozen=True)

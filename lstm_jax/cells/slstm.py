@@ -2,7 +2,7 @@
 
 Forward                              Local gradients
   a  = x W_x + h W_h + b               ∂p/∂a_f = σ(−a_f)
-  p  = log σ(a_f) + m where n > 0      w = ∂m'/∂p = 1 where q > 0
+  p  = m + log σ(a_f) where n > 0      w = ∂m'/∂p = 1 where q > 0
   p  = −∞ where n ≤ 0                               ½ where q = 0
   m' = max(p, aᵢ)                                   0 where q < 0
   q  = p − aᵢ
@@ -60,13 +60,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lstm_jax.cells.activations import (
-  dsigmoid,
-  dtanh,
-  log_sigmoid,
-  sigmoid,
-  tanh,
-)
+from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, softplus, tanh
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.initializers import (
@@ -132,7 +126,7 @@ def recur(
   # On a CPU, XLA would compute this again in each of its consumers.
   ai, af, ag, ao = jnp.split(computed_once(a), 4, axis=-1)
   _, c, n, m = upcast(state)
-  p = jnp.where(n > 0, log_sigmoid(af) + m, -jnp.inf)
+  p = jnp.where(n > 0, m - softplus(-af), -jnp.inf)
   m_next = jnp.maximum(p, ai)
   q, g, o = p - ai, tanh(ag), sigmoid(ao)
   c_next, n_next = next_c_and_n(*gates_of(q), g, c, n)
