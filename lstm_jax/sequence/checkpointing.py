@@ -70,6 +70,7 @@ from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.platform import compiled, is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
+from lstm_jax.sequence.batch_axes import aligned
 from lstm_jax.sequence.chunks import NOTHING, joined, scan_chunks
 from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.primal import (
@@ -203,18 +204,17 @@ def _scan_chunks(
   This body runs only where nothing is differentiated. There only a linear
   recurrence is faster by chunks.
   """
+  inputs = params, state, xs, extras
   if not is_linear(cell):
-    return scan_sequence(cell, options, params, state, xs, extras)
+    return aligned(scan_sequence(cell, options, *inputs), 0, inputs)
 
   def run(before, saved, xs, extras):
     del saved
     return scan_outputs(cell, options, params, before, xs, extras, like=state)
 
-  before, sequences = _carried(cell, state), (xs, extras)
-  last, hs = scan_chunks(
-    run, before, NOTHING, sequences, chunk, options.reverse
-  )
-  return cast_like(last, state), joined(hs)
+  before, parts = _carried(cell, state), (xs, extras)
+  last, hs = scan_chunks(run, before, NOTHING, parts, chunk, options.reverse)
+  return aligned((cast_like(last, state), joined(hs)), 0, inputs)
 
 
 def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
@@ -231,12 +231,11 @@ def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
     kept = after._replace(h=None) if policy == "recompute" else None
     return last, (after.h, before, kept)
 
-  before, sequences = _carried(cell, state), (xs, extras)
-  last, ys = scan_chunks(
-    run, before, NOTHING, sequences, chunk, options.reverse
-  )
-  last = cast_like(last, state)
-  return (last, joined(ys.part(0))), (params, ys, xs, extras)
+  before, parts = _carried(cell, state), (xs, extras)
+  last, ys = scan_chunks(run, before, NOTHING, parts, chunk, options.reverse)
+  outputs = cast_like(last, state), joined(ys.part(0))
+  outputs = aligned(outputs, 0, (params, state, xs, extras))
+  return outputs, (params, ys, xs, extras)
 
 
 def _chunks_backward(cell, options, chunk, policy, residuals, cotangents):

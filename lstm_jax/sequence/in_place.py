@@ -23,6 +23,7 @@ from jax import lax
 
 from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.platform import is_cpu
+from lstm_jax.sequence.batch_axes import aligned
 
 GPU_STEPS = 4  # time steps of one iteration of the loop off a CPU
 MOST_UNROLLED = 4  # with at most so many time steps, a CPU needs no loop
@@ -63,7 +64,9 @@ def scan_in_place(
 
   @jax.custom_jvp
   def run(operands, carry, zs, xs):
-    return scan(partial(f, operands), carry, zs, xs, reverse)
+    last, *each = scan(partial(f, operands), carry, zs, xs, reverse)
+    inputs = operands, carry, zs, xs
+    return aligned(last, 0, inputs), *aligned(each, 1, inputs)
 
   @run.defjvp
   def run_jvp(primals, tangents):
@@ -73,7 +76,7 @@ def scan_in_place(
       )
 
     # The values are those of `run`, not of `plain`: under `vmap`, JAX takes the
-    # batch axes of both rules to be the same, and those of `plain` are not.
+    # batch axes of both rules to be the same (`batch_axes`).
     return run(*primals), jax.jvp(plain, primals, tangents)[1]
 
   return run(operands, carry, zs, xs)

@@ -51,6 +51,7 @@ from lstm_jax.cells.cell import Cell, Params, State
 from lstm_jax.cells.platform import compiled, is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence import linear
+from lstm_jax.sequence.batch_axes import aligned
 from lstm_jax.sequence.in_place import scan_in_place, separate
 from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.primal import (
@@ -100,9 +101,12 @@ def scan_sequence(
     (the last state, hs [T, ..., H]).
   """
   # This body runs where nothing is differentiated; else `forward` does.
+  inputs = params, state, xs, extras
   if _projects_first(state, xs) or is_linear(cell):
-    return scan_outputs(cell, options, params, state, xs, extras)
-  return scan_steps(forward_step(cell), options, params, state, xs, extras)
+    last, hs = scan_outputs(cell, options, *inputs)
+  else:
+    last, hs = scan_steps(forward_step(cell), options, *inputs)
+  return aligned(last, 0, inputs), aligned(hs, 1, inputs)
 
 
 def num_rows(state: State, xs: jax.Array) -> int | None:
@@ -158,8 +162,9 @@ def forward(
       body, operands, state, axs, extras, options.reverse
     )
   hs = separate(hs_and_residuals[0])
-  saved = SequenceResiduals(params, state, xs, extras, gates, hs_and_residuals)
-  return (last, hs), saved
+  inputs = params, state, xs, extras
+  saved = SequenceResiduals(*inputs, gates, hs_and_residuals)
+  return (aligned(last, 0, inputs), aligned(hs, 1, inputs)), saved
 
 
 def backward(

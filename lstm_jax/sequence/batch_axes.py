@@ -1,0 +1,77 @@
+"""An identity that decides where `jax.vmap` puts its axis.
+
+JAX computes a function with a custom gradient by one of two functions: by its
+rule where it is differentiated, by its body elsewhere. Under `vmap`, jax 0.10
+to 0.12 take the mapped axes of the rule's results to be those of the body's.
+Where they are not, the results of `grad` of `vmap` of `jit` are transposed:
+shapes that do not fit raise an error, and equal sizes give wrong numbers. So
+both functions pass their results through `aligned`, which puts every mapped
+axis at the same place.
+
+  >>> import jax, jax.numpy as jnp
+  >>> x = jnp.ones((7, 2))
+  >>> jax.vmap(lambda x: aligned(x, 1, x), in_axes=1, out_axes=1)(x).shape
+  (7, 2)
+"""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Tree = TypeVar("Tree")
+
+
+def aligned(tree: Tree, axis: int, inputs: Any) -> Tree:
+  """Return a pytree unchanged, each array with `vmap`'s axis at one place.
+
+  Args:
+    tree: a pytree of arrays, computed from the inputs.
+    axis: where `vmap` puts its axis in each array. An array that does not
+      depend on what is mapped is repeated along it.
+    inputs: a pytree of all arrays that the tree may depend on.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  operands = *leaves, *jax.tree.leaves(inputs)
+  return jax.tree.unflatten(
+    structure, _aligned.bind(*operands, axis=axis, count=len(leaves))
+  )
+
+
+def _first(*operands, axis, count):
+  del axis
+  return list(operands[:count])
+
+
+def _jvp(primals, tangents, *, axis, count):
+  return _aligned.bind(*primals, axis=axis, count=count), tangents[:count]
+
+
+def _batch(operands, mapped_axes, *, axis, count):
+  """Move the mapped axis of the first `count` operands, or repeat them."""
+  mapped = zip(operands, mapped_axes, strict=True)
+  size = next(x.shape[n] for x, n in mapped if n is not None)
+
+  def moved(x, mapped_axis):
+    if mapped_axis is not None:
+      return jnp.moveaxis(x, mapped_axis, axis)
+    shape = *x.shape[:axis], size, *x.shape[axis:]
+    return jnp.broadcast_to(jnp.expand_dims(x, axis), shape)
+
+  leaves = map(moved, operands[:count], mapped_axes[:count])
+  operands = *leaves, *operands[count:]
+  results = _aligned.bind(
+    *operands, axis=axis, count=count
+  )  # for a vmap around
+  return results, [axis] * count
+
+
+_aligned = Primitive("aligned_batch_axes")
+_aligned.multiple_results = True
+_aligned.def_impl(_first)
+_aligned.def_abstract_eval(_first)
+ad.primitive_jvps[_aligned] = _jvp
+batching.primitive_batchers[_aligned] = _batch
+mlir.register_lowering(_aligned, lambda _, *xs, **how: _first(*xs, **how))
