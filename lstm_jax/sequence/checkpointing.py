@@ -262,7 +262,8 @@ def _chunks_backward(cell, options, chunk, policy, residuals, cotangents):
     d_params_chunk, d_state, dxs = backward_sums(
       cell, options, residuals, (d_state, dhs)
     )
-    d_params = jax.tree.map(jnp.add, d_params, upcast(d_params_chunk))
+    d_params_chunk = cast_like(d_params_chunk, d_params)
+    d_params = jax.tree.map(jnp.add, d_params, d_params_chunk)
     return (d_params, d_state), dxs
 
   zeros = upcast(jax.tree.map(jnp.zeros_like, params))

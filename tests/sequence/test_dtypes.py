@@ -10,7 +10,7 @@ from lstm_jax import Autodiff, Explicit, Step, lru, lstm, min_gru, unroll
 from lstm_jax.cells.precision import cast_matrices
 from lstm_jax.sequence import scan
 from tests.compiling import dtypes
-from tests.draws import B, D, H, T, arguments
+from tests.draws import B, D, H, T, arguments, weighed, worst
 
 ADJOINTS = (
   Explicit(),
@@ -80,3 +80,27 @@ def test_tokens_take_rows_of_weights_that_are_not_cast(adjoint, key):
 def test_the_compute_dtype_is_not_that_of_vectors(key):
   params = cast_matrices(lru.init(key, D, H), jnp.bfloat16)
   assert [str(x.dtype) for x in params] == ["bfloat16", "float32", "float32"]
+
+
+@pytest.mark.everyday(2)
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+@pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
+@pytest.mark.parametrize("wide", ["w_x", "b"])
+def test_weights_of_two_dtypes_have_gradients_of_theirs(
+  cell, adjoint, wide, key
+):
+  """Those of the narrow weights are sums of wide cotangents, over chunks."""
+  exact = arguments(cell, key, steps=4)
+  params, *args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
+  params = params._replace(**{wide: getattr(exact[0], wide)})
+
+  def gradient(adjoint):
+    run = partial(unroll, cell, adjoint=adjoint)
+    return jax.grad(weighed(run, key), (0, 1, 2))(params, *args)
+
+  with jax.numpy_dtype_promotion("standard"):
+    found, expected = gradient(adjoint), gradient(Autodiff())
+  assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(
+    lambda x: x.dtype, (params, *args)
+  )
+  assert worst(*jax.tree.map(jnp.float64, (found, expected))) < 1e-4
