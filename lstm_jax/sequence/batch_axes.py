@@ -1,12 +1,11 @@
 """An identity that decides where `jax.vmap` puts its axis.
 
-JAX computes a function with a custom gradient by one of two functions: by its
-rule where it is differentiated, by its body elsewhere. Under `vmap`, jax 0.10
-to 0.12 take the mapped axes of the rule's results to be those of the body's.
-Where they are not, the results of `grad` of `vmap` of `jit` are transposed:
-shapes that do not fit raise an error, and equal sizes give wrong numbers. So
-both functions pass their results through `aligned`, which puts every mapped
-axis at the same place.
+A function with a custom gradient has a body, which JAX computes where nothing
+is differentiated, and a forward rule, which it computes elsewhere. Under `grad`
+of `vmap` of `jit`, jax 0.10 to 0.12 take the mapped axes of the rule's results
+to be those of the body's. Where they differ, axes are exchanged: other shapes
+raise an error, and equal ones give wrong numbers. So body and rule pass their
+results through `aligned`, which puts every mapped axis at the same place.
 
   >>> import jax, jax.numpy as jnp
   >>> x = jnp.ones((7, 2))
@@ -62,10 +61,8 @@ def _batch(operands, mapped_axes, *, axis, count):
 
   leaves = map(moved, operands[:count], mapped_axes[:count])
   operands = *leaves, *operands[count:]
-  results = _aligned.bind(
-    *operands, axis=axis, count=count
-  )  # for a vmap around
-  return results, [axis] * count
+  # Bound again, for a `vmap` around this one.
+  return _aligned.bind(*operands, axis=axis, count=count), [axis] * count
 
 
 _aligned = Primitive("aligned_batch_axes")
