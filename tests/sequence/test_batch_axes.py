@@ -52,7 +52,7 @@ def mapped_arrays(cell, key, steps, batch):
     yield f"{name} {field}", gradient, (params, state, xs)
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("adjoint", ADJOINTS[1:], ids=str)
 @pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
 def test_grad_of_vmap_over_chunks_equals_autodiff(cell, adjoint, key):
@@ -63,7 +63,7 @@ def test_grad_of_vmap_over_chunks_equals_autodiff(cell, adjoint, key):
     assert worst(found, expected) < 1e-12 * max(size, 1), what
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("adjoint", ADJOINTS[:2], ids=str)
 @pytest.mark.parametrize("cell", [lstm, slstm], ids=["lstm", "slstm"])
 def test_derivatives_of_grad_of_vmap_equal_autodiff(cell, adjoint, key):
