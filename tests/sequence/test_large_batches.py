@@ -64,6 +64,20 @@ def test_chunks_have_the_gradient_of_autodiff(cell, options):
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 
+@pytest.mark.usefixtures("large")
+def test_grad_of_vmap_is_that_of_autodiff(key):
+  params, state, xs = arguments(lstm, key)
+
+  def gradient(adjoint):
+    def hs(params, state, xs):
+      run = partial(unroll, lstm, params, state, adjoint=adjoint)
+      return jax.vmap(lambda scale: run(scale * xs)[1])(jnp.array([0.5, 2.0]))
+
+    return jax.jit(jax.grad(weighed(hs, key), (0, 1, 2)))(params, state, xs)
+
+  assert worst(gradient(Explicit()), gradient(Autodiff())) < 1e-12
+
+
 @pytest.mark.everyday(1)
 @EACH
 @pytest.mark.usefixtures("large", "looped")
