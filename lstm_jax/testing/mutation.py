@@ -49,13 +49,12 @@ def terms(module: ModuleType | MadeCell) -> tuple[str, ...]:
   """Return the terms of a module's backward, in the order of their lines.
 
   Raises:
-    TypeError: it is neither a module nor a `MadeCell`, or is built into Python.
+    TypeError: it is neither a module nor a `MadeCell`, is built into Python, or
+      is a copy from `plant`.
     OSError: there is no source of the module.
   """
-  if isinstance(module, MadeCell):
-    module = module.module
   names = []
-  for term, _, assignment in _named(_parse(module)):
+  for term, _, assignment in _named(_parse(_module(module))):
     parts = len(_parts(assignment.value))
     names += [term, *(f"{term}[{k}]" for k in range(parts) if parts > 1)]
   return tuple(names)
@@ -76,12 +75,13 @@ def plant(
     TypeError, OSError: as in `terms`.
   """
   if isinstance(module, MadeCell):
-    planted = plant(module.module, term, factor)
+    planted = plant(_module(module), term, factor)
     return getattr(planted, module.maker.__name__)(*module.arguments)
   known = terms(module)
   if term not in known:
     raise ValueError(
-      f"{module.__name__} has no term {term!r}; it has {', '.join(known)}"
+      f"{module.__name__} has no term {term!r}; it has "
+      f"{', '.join(known) or 'none'}"
     )
   tree = _parse(module)
   whole, _, part = term.rstrip("]").partition("[")
@@ -127,12 +127,23 @@ def plant(
   return planted
 
 
+def _module(cell: ModuleType | MadeCell) -> ModuleType:
+  """Return the module that has the backward of a cell."""
+  if isinstance(cell, MadeCell):
+    if cell.maker.__globals__ is not vars(cell.module):
+      raise TypeError(f"{cell} must not be a copy from plant")
+    return cell.module
+  if not isinstance(cell, ModuleType):
+    raise TypeError(
+      f"a cell must be a module or a MadeCell, got {type(cell).__name__}"
+    )
+  if "__scale__" in vars(cell):
+    raise TypeError(f"{cell.__name__} must not be a copy from plant")
+  return cell
+
+
 def _parse(module: ModuleType) -> ast.Module:
   """Return a module's syntax tree, with assignments as `name = value`."""
-  if not isinstance(module, ModuleType):
-    raise TypeError(
-      f"a cell must be a module or a MadeCell, got {type(module).__name__}"
-    )
   return _Plain().visit(ast.parse(inspect.getsource(module)))
 
 

@@ -6,8 +6,8 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import rnn
-from lstm_jax.cells import RELU
+from lstm_jax import lstm, rnn
+from lstm_jax.cells import RELU, activations
 from lstm_jax.sequence import wrappers
 from lstm_jax.testing import plant, terms
 from tests.contract import TABLE
@@ -164,3 +164,16 @@ def test_what_has_no_source_is_refused():
       function(wrapped)
     with pytest.raises(TypeError, match="built-in module"):
       function(sys)
+
+
+@pytest.mark.parametrize("cell", [lstm, rnn.with_activation(RELU)])
+def test_a_copy_is_refused_as_it_would_lose_its_error(cell):
+  for function in (terms, lambda cell: plant(cell, "dh")):
+    with pytest.raises(TypeError, match=r"must not be a copy from plant$"):
+      function(plant(cell, "da"))
+
+
+def test_a_module_without_a_backward_has_no_terms():
+  assert terms(activations) == ()
+  with pytest.raises(ValueError, match=r"has no term 'da'; it has none$"):
+    plant(activations, "da")
