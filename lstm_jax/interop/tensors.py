@@ -48,8 +48,9 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
     module's nonlinearity, None for a mapping or a module that has none.
 
   Raises:
-    ValueError: the source is neither; it has layers, and the prefix is that of
-      none; it holds no such name; or a value is not an array of floats.
+    ValueError: the source is neither; a name is not a str; it has layers, and
+      the prefix is that of none; it holds no such name; or a value is not an
+      array of floats.
   """
   nonlinearity = None
   if not isinstance(source, Mapping):
@@ -61,6 +62,9 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
     for name in filter(None, prefix.split(".")):
       module = getattr(module, name, None)
     nonlinearity = getattr(module, "nonlinearity", None)
+  for name in source:
+    if not isinstance(name, str):
+      raise ValueError(f"names of a state_dict must be str, got {name!r}")
   first = "weight_hh_l0"  # of every layer of PyTorch
   layers = {n.removesuffix(first) for n in source if n.endswith(first)}
   own = [name for name in source if name.startswith(f"{prefix}weight_")]

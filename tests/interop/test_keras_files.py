@@ -172,6 +172,12 @@ def with_setting(**changes):
       "^layer a: the layer must be LSTM, GRU, SimpleRNN, got C$",
     ),
     (
+      model(
+        both_ways("LSTM", "a", layer=configured("LSTM") | {"class_name": [1]})
+      ),
+      r"^layer a: class_name must be of type str, got \[1\]$",
+    ),
+    (
       model(both_ways("LSTM", "a", backward_layer=None)),
       "^layer a: its configuration lacks class_name$",
     ),

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,7 +155,8 @@ def test_an_invalid_state_dict_is_refused(key, tmp_path):
   refused(r"bias_ih_l0 must be \[24\], got \(3,\)", bias_ih_l0=np.ones(3))
   refused(r"must be \[4H, H\], \[3H, H\]", weight_hh_l0=np.ones((12, H)))
   refused("not tensors of an nn.LSTM.*: decoder", decoder=np.ones(2))
-  refused("not tensors of .*: weight_hh_l2", weight_hh_l2=np.ones((24, H)))
+  refused("weight_ih_l2 is missing", weight_hh_l2=np.ones((24, H)))
+  refused("not tensors of .*: weight_hh_l3", weight_hh_l3=np.ones((24, H)))
   refused(r"weight_hh_l0 must be \[24, 2\]", weight_hr_l0=np.ones((2, H)))
   refused("weight_hr_l0 must be .*any, 6.* got", weight_hr_l0=np.ones((2, 3)))
   refused("not tensors of .*: weight_hr_l1", weight_hr_l1=np.ones((2, H)))
@@ -256,15 +259,18 @@ def test_a_module_is_read_as_its_state_dict(kind, key):
 def test_neither_a_module_nor_a_state_dict_is_refused():
   with pytest.raises(ValueError, match="a module or a state_dict, got list"):
     interop.from_torch([1])
+  with pytest.raises(ValueError, match="must be str, got 0"):
+    interop.from_torch({0: np.ones(3)})
 
 
 def test_the_nonlinearity_of_an_rnn_is_read_or_asked_for(key):
   weights = tensors(stack(rnn, key, both=False))
   with pytest.raises(ValueError, match="pass the module, or nonlinearity='ta"):
     interop.from_torch(weights)
-  message = "nonlinearity must be tanh or relu, got gelu"
-  with pytest.raises(ValueError, match=message):
-    interop.from_torch(weights, nonlinearity="gelu")
+  for given in ("gelu", "", ["tanh"]):
+    message = f"nonlinearity must be tanh or relu, got {given!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+      interop.from_torch(weights, nonlinearity=given)
   module = Module(weights, nonlinearity="relu")
   message = "nonlinearity must be relu, the module's, got tanh"
   for source, prefix in (

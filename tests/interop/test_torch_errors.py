@@ -30,6 +30,14 @@ def test_all_layers_and_directions_have_biases_or_none(suffix, missing, key):
     interop.from_torch(weights)
 
 
+@pytest.mark.parametrize("suffix", ["_l0", "_l1", "_l0_reverse", "_l1_reverse"])
+def test_a_missing_input_matrix_is_named(suffix, key):
+  weights = interop.to_torch(stack(lstm, key, both=True))
+  del weights[f"weight_ih{suffix}"]
+  with pytest.raises(ValueError, match=f"^weight_ih{suffix} is missing$"):
+    interop.from_torch(weights)
+
+
 @pytest.mark.parametrize("cell", [lstm, projected_lstm, gru])
 @pytest.mark.parametrize("nonlinearity", ["relu", "gelu"])
 def test_a_nonlinearity_is_refused_where_there_is_none(cell, nonlinearity, key):

@@ -37,12 +37,11 @@ Layer = tuple[Cell, Params | Directions]
 GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}  # by class
 LARGEST = 1 << 26  # bytes of a member of the zip
 LARGEST_RATIO = 100  # of model.weights.h5 to the .keras file, beyond LARGEST
-TYPES = {"units": int, "use_bias": bool, "reset_after": bool}
+TYPES = {"class_name": str, "units": int, "use_bias": bool, "reset_after": bool}
 KINDS = *GATES, "Bidirectional"
 MODELS = "Functional", "Sequential"
-WORDS = re.compile(
-  "(?<=.)(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])"
-)  # where they meet
+# Where two words of a class's name meet, as in Simple|RNN.
+WORDS = re.compile("(?<=.)(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])")
 
 
 class Saved(NamedTuple):

@@ -128,17 +128,17 @@ def from_torch(
     )
   bias = any(name.startswith("bias_") for name in arrays)
   layers: list[Params | Directions] = []
-  while f"weight_ih_l{len(layers)}" in arrays:
-    layer = f"_l{len(layers)}"
+  matrices = "weight_ih", "weight_hh"
+  suffixes = {name[9:] for name in arrays if name.startswith(matrices)}
+  while (layer := f"_l{len(layers)}") in suffixes:
     forward = _pop_params(arrays, layer, cell, rows, hidden, bias)
-    if f"weight_ih{layer}_reverse" in arrays:
-      suffix = f"{layer}_reverse"
+    if (suffix := f"{layer}_reverse") in suffixes:
       backward = _pop_params(arrays, suffix, cell, rows, hidden, bias)
       layers.append(Directions(forward, backward))
     else:
       layers.append(forward)
-  if arrays or not layers:
-    names = ", ".join(sorted(arrays)) or "no weight_ih_l0"
+  if arrays:
+    names = ", ".join(sorted(arrays))
     raise ValueError(f"not tensors of an nn.LSTM, nn.GRU or nn.RNN: {names}")
   check_one_module(layers)
   if cell is rnn:
@@ -201,8 +201,8 @@ def _activation(own: str | None, given: str | None) -> Activation:
   if None not in (own, given) and own != given:
     raise ValueError(f"nonlinearity must be {own}, the module's, got {given}")
   nonlinearity = own or given
-  if nonlinearity not in NONLINEARITIES:
-    raise ValueError(f"nonlinearity must be tanh or relu, got {nonlinearity}")
+  if nonlinearity not in (*NONLINEARITIES,):  # it may have no hash
+    raise ValueError(f"nonlinearity must be tanh or relu, got {nonlinearity!r}")
   return NONLINEARITIES[nonlinearity]
 
 
