@@ -22,7 +22,9 @@ from lstm_jax.language import LanguageModel, LanguageParams, cross_entropy
 from lstm_jax.language.evaluate import cold_nats
 from lstm_jax.sequence import state_cotangents, unroll
 
-SHIFTS = 32  # of the windows, for more predictions in the short bins
+# Windows of W tokens are read again at each shift by W // SHIFTS, or by 1, for
+# more predictions in the short bins: so there are SHIFTS or more, or W.
+SHIFTS = 32
 # Windows whose gradients are computed at once: at 200 steps of 160 units, each
 # takes 1 MB.
 CHUNK = 256

@@ -1,6 +1,7 @@
 """The backward kernel: all time steps of a layer in reverse, in one launch.
 
-Each thread block has W_h in shared memory from the start, and for its sequences
+Each thread block has W_h, in a cluster its rows of it, in shared memory from
+the start, and for its sequences
 
   for t = T … 1
     dh     ← dh + d(hs[t])

@@ -1,6 +1,7 @@
 """The forward kernel: all time steps of a layer in one launch.
 
-Each thread block has W_h in shared memory from the start, and for its sequences
+Each thread block has W_h, in a cluster its rows of W_hᵀ, in shared memory from
+the start, and for its sequences
 
   for t = 1 … T
     ahᵀ   = W_hᵀ hᵀ                 on the tensor cores

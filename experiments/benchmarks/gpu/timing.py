@@ -16,7 +16,7 @@ import numpy as np
 from experiments.benchmarks.tables import Row
 from experiments.benchmarks.timing import measure
 
-SECONDS = 0.005  # of a measurement, at least
+SECONDS = 0.005  # of a measurement, about; less if MOST_CALLS take less
 MOST_CALLS = 64
 
 
