@@ -24,18 +24,18 @@ nothing. A training step communicates twice. Before the scans, the weights that
 are split are gathered over `model`, once. After them, one all-reduce over all
 devices adds up the gradients and the loss. It has an element for each weight;
 but where the lowest layer reads tokens from the table W_e W_x, the V·G·H
-elements of the table's gradient take the place of those of W_e and W_x, and a
-tied W_e has two gradients, as embedding and as readout. The readout adds up its
-gradient in a loop over time, and for that the model needs `groups` (see
-`grouped_linear_cross_entropy`).
+elements of the table's gradient take the place of those of W_e, W_x and, if
+V < T·B, also b, the sum of its rows; and a tied W_e has two gradients, as
+embedding and as readout. The readout adds up its gradient in a loop over time,
+and for that the model needs `groups` (see `grouped_linear_cross_entropy`).
 
-So `data` is the axis that scales, and `model` saves memory: a device keeps 1/m
-of the weights, moments and average, and no product is split. If h W_h were
-split along H, every time step of both scans would need a sum or a gather over
-devices. Nor would it help to split the G·H columns: of [i, f, g, o], one of two
-devices would have i and f, the other g and o. Where `jit` chose that layout by
-itself, it moved gates between devices 4 times a time step forward and 12
-backward.
+So `data` is the axis that scales, and `model` saves memory: of the weights that
+are split, their moments and average, a device keeps 1/m. No product is split.
+If h W_h were split along H, every time step of both scans would need a sum or a
+gather over devices. Nor would it help to split the G·H columns: of [i, f, g,
+o], one of two devices would have i and f, the other g and o. Where `jit` chose
+that layout by itself, it moved gates between devices 4 times a time step
+forward and 12 backward.
 """
 
 import math
