@@ -233,6 +233,11 @@ def test_a_missing_bias_has_the_dtype_of_the_weights():
     ),
     (G, {}, "^bias is missing: reset_after must say which GRU this is$"),
     (
+      G,
+      {"reset_after": "false"},
+      "^reset_after must be True, False or None, got 'false'$",
+    ),
+    (
       (*G, np.ones(18)),
       {"reset_after": True},
       r"^bias must be \[2, 3H\] with reset_after=True, got \(18,\)$",

@@ -245,6 +245,10 @@ def _reset_after(
   side: str, bias: Array | None, reset_after: bool | None
 ) -> bool:
   """Return reset_after of a GRU, by its bias or as it is given."""
+  if reset_after not in (None, True, False):
+    raise ValueError(
+      f"reset_after must be True, False or None, got {reset_after!r}"
+    )
   if bias is None:
     if reset_after is None:
       raise ValueError(
