@@ -117,7 +117,7 @@ def compile_all(
 
 
 def serve(connection: Connection, errors: str, jax_on_cpu: bool) -> None:
-  """Run the cases that come through a connection, until None comes.
+  """Run the cases that come through a connection, until the device is lost.
 
   Args:
     connection: receives (cases, left_out) and sends messages.
@@ -129,10 +129,10 @@ def serve(connection: Connection, errors: str, jax_on_cpu: bool) -> None:
   if jax_on_cpu:
     jax.config.update("jax_platforms", "cpu")
   connection.send(("ready", None, describe()))
-  while (task := connection.recv()) is not None:
-    cases, left_out = task
-    if not work(cases, left_out, connection.send):
-      break
+  well = True
+  while well:
+    cases, left_out = connection.recv()
+    well = work(cases, left_out, connection.send)
   sys.stderr.flush()
 
 
