@@ -75,6 +75,10 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
       f"{type(params).__name__}"
     )
   leaves, structure = jax.tree.flatten_with_path(params)
+  for path, x in leaves:
+    if not hasattr(x, "dtype") and not isinstance(x, float | int):
+      name = jax.tree_util.keystr(path)
+      raise ValueError(f"params{name} must be an array, got {type(x).__name__}")
   kinds = tuple((jnp.shape(x), jnp.result_type(x)) for _, x in leaves)
   for (path, _), (_, dtype) in zip(leaves, kinds, strict=True):
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -111,7 +115,7 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
   error = f"{misfit}, or the cell is wrong: {weights}"
   try:
     _, state, after, ax, gates, _ = eval_shape(forward, params)
-  except (TypeError, ValueError, IndexError) as cause:
+  except (TypeError, ValueError, IndexError, AttributeError) as cause:
     raise ValueError(f"{error}; a step fails: {cause}") from cause
   _check_type(error, "recur must return a state", state, after)
   for name, expected, found in (

@@ -206,6 +206,24 @@ def test_weights_are_floats_and_fit_in_a_step_too():
     unroll(lstm, params._replace(w_h=params.w_h.astype(jnp.int32)), None, XS)
 
 
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("b", None, rf"weights do not fit .*w_h \[{H}, {4 * H}\]; a step fails"),
+    ("w_x", [1.0], r"weights do not fit .*w_x\[0\] \[\], .*; a step fails"),
+    ("w_h", "4H", r"params\.w_h must be an array, got str"),
+  ],
+)
+def test_weights_are_arrays(field, value, message):
+  params = lstm.init(KEY, D, H)._replace(**{field: value})
+  for call in (
+    lambda: unroll(lstm, params, None, XS),
+    lambda: lstm.step(params, None, XS[0]),
+  ):
+    with pytest.raises(ValueError, match=f"^{message}"):
+      call()
+
+
 def test_a_cell_without_a_backward_is_not_checked():
   forward_only = lstm_with(recur_backward=None, parameter_gradients=None)
   params = lstm.init(KEY, D, H)
