@@ -3,11 +3,12 @@ r"""Ablate a recipe: train it once more for each change, and compare.
   python -m experiments.ablate --flagfile=experiments/recipes/ablations.flags \
     --change=weight_drop=0 --change=num_layers=2,layer_dropout=0.3
 
-trains the recipe, and then every change with the same seed and budget, unless
-the change is one of these. Each run has a directory under --run. The table
-compares the losses of every prediction of the development split, if there is
-one, or else of the validation split, never of the test split: in cold windows
-of 256, and in one stateful pass.
+trains the recipe, and then once more with each change. Seed and budget are the
+recipe's unless the change names them. Each run has a directory under --run,
+named after its change, with - in place of /. The table compares the losses of
+every prediction of the development split, if there is one, or else of the
+validation split, never of the test split: in cold windows of 256, and in one
+stateful pass.
 --change=seed=1 shows what the seed alone does. The results are kept in
 ablations.json: a change that is in it is not trained again, and one that was
 interrupted is resumed. A change that diverges is marked. --overwrite trains all
@@ -33,6 +34,7 @@ from experiments.comparison.ablations import (
   RECORD,
   Ablations,
   check_all_named,
+  check_directories,
   make_table,
   read_ablations,
 )
@@ -73,11 +75,11 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   """Train the recipe and each change, and print the table.
 
   Raises:
-    ValueError: a change is malformed, or the same as another; --run is not
-      given, or it holds the results or runs of another recipe or corpus, or of
-      changes that --overwrite does not name; the corpus is a pipe, which can be
-      read only once; or as `train.run`, for any of the runs and before the
-      first.
+    ValueError: a change is malformed, the same as another under another name,
+      or can have no directory of its own; --run is not given, or it holds the
+      results or runs of another recipe or corpus, or of changes that
+      --overwrite does not name; the corpus is a pipe, which can be read only
+      once; or as `train.run`, for any of the runs and before the first.
     Diverged: the recipe itself diverges.
   """
   job = config.job
@@ -91,6 +93,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   for name, shared in zip(configs, share_batches(runs), strict=True):
     mesh, devices = shared.job.mesh, shared.job.devices
     configs[name] = replace(configs[name], mesh=mesh, devices=devices)
+  check_directories({name: _directory(job, name) for name in configs})
   sha256 = _check(configs)
   path, stopped_by = Path(job.run) / RECORD, None
   recipe = _recipe(config)

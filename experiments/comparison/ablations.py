@@ -1,6 +1,7 @@
 """The results of an ablation, in ablations.json, and their table."""
 
 import json
+import os
 from collections.abc import Container, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from experiments.trainer.format import number_table
 
 RECORD = "ablations.json"
 BASE = "base"  # the recipe without a change
+MAX_BYTES = 255  # of a file's name, on Linux and macOS
 MEASURED = "parameters", "cold", "stateful", "seconds"  # entries of a row
 
 
@@ -133,6 +135,27 @@ def check_all_named(
       f"--overwrite trains all again, and {path} also holds "
       f"{', '.join(others)}: name them with --change, or choose another --run"
     )
+
+
+def check_directories(directories: Mapping[str, Path]) -> None:
+  """Raise ValueError unless each change can have a run directory of its own.
+
+  Args:
+    directories: by the changes that name them.
+  """
+  changes: dict[Path, str] = {}
+  for change, directory in directories.items():
+    size = len(os.fsencode(directory.name))
+    if size > MAX_BYTES:
+      raise ValueError(
+        f"--change must have at most {MAX_BYTES} bytes, as it names a "
+        f"directory, got {size}: {change}"
+      )
+    other = changes.setdefault(directory, change)
+    if other != change:
+      raise ValueError(
+        f"--change={change} and {other} would share the directory {directory}"
+      )
 
 
 def make_table(rows: list[dict[str, Any]]) -> Table:

@@ -227,6 +227,10 @@ def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
       "must leave corpus, .* do not compare, got 'tokenizer=word'",
     ),
     ("seq_len=99999", "the text is too short: 3 .* of 99999"),
+    (
+      f"learning_rate=0.1{'0' * 250}",
+      "--change must have at most 255 bytes, .* directory, got 267: learning",
+    ),
   ],
 )
 def test_a_bad_change_is_refused_before_training(
@@ -406,3 +410,11 @@ def test_the_same_change_under_another_name_is_refused(config, console):
   same = ["hidden_size=7", "num_layers=1,hidden_size=07"]
   with pytest.raises(ValueError, match=f"={same[1]} is the same as {same[0]}$"):
     ablate.run(config, same, console)
+
+
+def test_changes_that_would_share_a_directory_are_refused(config, console):
+  changes = ["init_from=a/b", "init_from=a-b"]
+  message = "init_from=a-b and init_from=a/b would share the directory .*=a-b$"
+  with pytest.raises(ValueError, match=message):
+    ablate.run(config, changes, console)
+  assert not Path(config.job.run).exists()
