@@ -51,9 +51,11 @@ def locked_dropout(key: jax.Array, xs: jax.Array, rate: float) -> jax.Array:
   """Return xs [T, ...] with the same units dropped at every time step.
 
   Raises:
-    ValueError: as `dropout`.
+    ValueError: as `dropout`, or xs has no time axis.
   """
   _check_floats("xs", xs)
+  if not xs.ndim:
+    raise ValueError("xs must be [T, ...], got a scalar")
   if not _drops(rate):
     return xs
   return xs * factors(key, (1, *xs.shape[1:]), rate, xs.dtype)
@@ -97,7 +99,7 @@ def drop_connect(key: jax.Array, params: Params, rate: float) -> Params:
 
 def has_w_h(params: Params) -> bool:
   """Return whether a cell's params have recurrent weights w_h in a matrix."""
-  return getattr(params, "w_h", jnp.zeros(())).ndim >= 2
+  return hasattr(params, "w_h") and params.w_h.ndim >= 2
 
 
 def zoneout(key: jax.Array, state: State, steps: int, rates: State) -> State:

@@ -105,6 +105,14 @@ def test_a_rate_near_one_leaves_no_nan_in_16_bits(key):
     assert not found[~jax.random.bernoulli(key, 1 - rate, (64,))].any()
 
 
+def test_locked_dropout_needs_a_time_axis(key):
+  for rate in (0.0, RATE):
+    with pytest.raises(
+      ValueError, match=r"^xs must be \[T, \.\.\.\], got a sc"
+    ):
+      regularize.locked_dropout(key, jnp.ones(()), rate)
+
+
 def test_a_rate_of_zero_changes_nothing(key):
   x = jnp.ones((T, B, H))
   assert regularize.dropout(key, x, 0.0) is x
