@@ -25,11 +25,11 @@ ways take, for the Adam step of a language model on two cores (T 64, batch size
 (2 cores of an AMD EPYC (Zen 5), jax 0.12.0.1, float32, V 65; "twice" is two
 layers. This is another run than the table of the README, and the speed of the
 machine varies: times compare within one table.) Every device reads all weights
-at every time step, so that matrices
-which fill the cache are read more slowly by two devices than by one. Dividing
-Adam's moments among the devices changes nothing. More cores were not measured,
-and are taken to be like two. `pays` is a rule of sizes that was made from these
-times; it leaves out small gains, as at H 64.
+at every time step, so that matrices which fill the cache are read more slowly
+by two devices than by one. Dividing Adam's moments among the devices changes
+nothing. More cores were not measured, and are taken to be like two. `pays` is a
+rule of sizes that was made from these times; it leaves out small gains, as at
+H 64.
 """
 
 import os
@@ -94,15 +94,17 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
 def share_members(config: Config, num_members: int) -> Config:
   """Start the CPU devices that share an ensemble's members.
 
-  For auto, their number is the largest that divides the members, and is at most
-  that of the cores. Call this before JAX starts a device.
+  For auto, their number is that of the run that is resumed, or else the largest
+  that divides the members and is at most that of the cores. Call this before
+  JAX starts a device.
 
   Args:
     config: its `job` has --devices.
     num_members: models that are trained together.
 
   Returns:
-    The configuration with the number of devices, or unchanged if it is one.
+    The configuration with the number of devices; unchanged if it is one, if
+    --mesh is given, or where auto cannot start several.
 
   Raises:
     ValueError: --devices does not divide the members, is for another kind of
@@ -175,8 +177,8 @@ def _start(count: int, explicit: bool, advice: str = "") -> bool:
 def num_devices(config: TrainConfig) -> int:
   """Return how many CPU devices share a training.
 
-  It is the number of --devices; for auto, that which the run was started with,
-  or else all cores or one.
+  It is the number of --devices; for auto, that of the run that is resumed, or
+  else one per core where this `pays`, and one elsewhere.
   """
   cores = num_cores()
   requested = _requested(config.job)

@@ -181,11 +181,10 @@ def _resume_or_start(
   if not extending:
     _check_unchanged(directory, record, changes)
   if record.get(SHA256) != facts[SHA256]:
+    another = f", --init_from={directory} another one from its weights"
     raise ValueError(
       f"corpus {config.data.corpus} has changed since the run in {directory} "
-      "started; --overwrite starts it again"
-      + f", --init_from={directory} another one from its weights"
-      * may_extend
+      f"started; --overwrite starts it again{another if may_extend else ''}"
     )
   if facts.get(TEACHERS) != record.get(TEACHERS):
     raise ValueError(

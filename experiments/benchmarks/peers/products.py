@@ -1,4 +1,4 @@
-"""The matrix products of our training step, by XLA, one after another.
+"""The matrix products of our training step with LSTMs, by XLA, one by one.
 
 They do not depend on one another. The recurrent products of forward and
 backward run time step by time step in a scan; each other product is computed
@@ -19,7 +19,14 @@ from lstm_jax.language.model import reads_table
 def make_products(
   config: ModelConfig, vocabulary_size: int, seq_len: int, batch_size: int
 ) -> Peer:
-  """Return the products of a language model's training step as a peer."""
+  """Return the products of a language model's training step as a peer.
+
+  Args:
+    config: of a model whose cell is `lstm`.
+    vocabulary_size: V.
+    seq_len: T.
+    batch_size: B.
+  """
   dtype = config.compute_dtype or jnp.float32
   size, hidden = config.embedding_size, config.hidden_size
   num_tokens = seq_len * batch_size
