@@ -100,7 +100,8 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   checkpoint. Their seconds assume that all training steps took equally long.
 
   Raises:
-    ValueError: as `read_run_history`, or a sweep's checkpoint cannot be read.
+    ValueError: as `read_run_history`; or a sweep's checkpoint cannot be read,
+      or has another number of members than its config.json.
   """
   history = read_run_history(directory)
   if "num_seeds" not in history.record:
@@ -111,9 +112,14 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   newest = read_replaced(directory, lambda: _newest(directory))
   seconds_per_step = 0.0
   if newest:
-    step, progress = newest
+    newest_step, progress = newest
     losses = progress.val_losses
-    seconds_per_step = progress.seconds / step
+    seconds_per_step = progress.seconds / newest_step
+    if len(losses) != len(members):
+      raise ValueError(
+        f"{directory / run_dir.CONFIG} is of {len(members)} members, and the "
+        f"checkpoint of step {newest_step} beside it of {len(losses)}"
+      )
   histories = []
   for member, val_losses in zip(members, losses, strict=True):
     flags = {"seed": member.seed, "learning_rate": member.learning_rate}

@@ -1,13 +1,22 @@
-"""What follows from a run's configuration and its corpus."""
+"""The history of a sweep, and what follows from a run's configuration."""
 
 import hashlib
+import json
 import urllib.request
+
+import pytest
 
 from experiments.trainer import history
 from experiments.trainer.data import read_corpus
-from experiments.trainer.history import derive, read_run_history
+from experiments.trainer.ensemble import Progress, SweepConfig
+from experiments.trainer.history import (
+  derive,
+  read_run_histories,
+  read_run_history,
+)
 from experiments.trainer.named_corpora import CORPORA, NamedCorpus
-from experiments.trainer.records import replace
+from experiments.trainer.records import replace, to_record
+from lstm_jax.training import CheckpointWriter
 from tests.experiments.conftest import VERSE, copy_run
 
 TEXT = VERSE.encode() * 20
@@ -46,3 +55,21 @@ def test_nothing_is_downloaded_and_a_shared_corpus_is_tokenized_once(
   history._corpus_facts.cache_clear()
   assert all(derive(run) for run in runs)
   assert reads == ["verse"]
+
+
+def test_a_sweep_has_as_many_members_as_its_checkpoint(tmp_path):
+  record = to_record(SweepConfig(num_seeds=3))
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  losses = [[(4, 1.5)], [(4, 1.75)]]
+  progress = Progress(1, losses, (1.5, 4), seconds=2.0)._asdict()
+  writer = CheckpointWriter(tmp_path / "checkpoints")
+  writer.save(4, {"w": 1.0}, {"progress": progress})
+  writer.close()
+  message = "config.json is of 3 members, and the checkpoint of step 4 .* of 2$"
+  with pytest.raises(ValueError, match=message):
+    read_run_histories(tmp_path)
+
+  record["num_seeds"] = 2
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  _, second = read_run_histories(tmp_path)
+  assert second.rows == [{"step": 4, "val_loss": 1.75, "seconds": 2.0}]
