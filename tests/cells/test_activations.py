@@ -23,11 +23,7 @@ from lstm_jax import (
   unroll_stack,
 )
 from lstm_jax.cells import RELU, SIGMOID, TANH, make_hard_sigmoid
-from lstm_jax.cells.activations import (
-  Activation,
-  relu,
-  softplus,
-)
+from lstm_jax.cells.activations import Activation, relu, softplus
 from lstm_jax.cells.made import MadeCell
 from lstm_jax.language import ModelConfig, language_model
 from lstm_jax.sequence import init_stack
