@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.precision import upcast
@@ -228,6 +229,12 @@ def check_arrays(name: str, state: Any) -> None:
     if not hasattr(leaf, "shape"):
       found = type(leaf).__name__
       raise ValueError(f"{name}.{field} must be an array, got {found}")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+  """Raise ValueError unless a number is an integer that is large enough."""
+  if not isinstance(value, int | np.integer) or value < least:
+    raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
 
 
 def time_major_hint(exchanged: bool) -> str:

@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lstm_jax.cells.checks import check_count
+
 TINY = float(np.finfo(np.float32).tiny)  # XLA may take smaller ones for 0
 HUGE = 1 / TINY  # the reciprocal of a larger temperature may be taken for 0
 
@@ -42,12 +44,6 @@ class DrawingRules(NamedTuple):
   top_p: float | None = None
   min_p: float | None = None
   suppress_tokens: Sequence[int] = ()
-
-
-def check_count(name: str, value: int, least: int = 1) -> None:
-  """Raise ValueError unless a number is an integer that is large enough."""
-  if not isinstance(value, int | np.integer) or value < least:
-    raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
 
 
 def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:

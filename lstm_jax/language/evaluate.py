@@ -18,8 +18,8 @@ from itertools import pairwise
 import jax
 import numpy as np
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.language.batching import Batches
-from lstm_jax.language.drawing import check_count
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams

@@ -40,9 +40,9 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.affine import affine, linear
 from lstm_jax.cells.cell import Cell, State
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import cast_matrices
 from lstm_jax.language import loss as losses
-from lstm_jax.language.drawing import check_count
 from lstm_jax.language.params import LanguageParams, ModelConfig, init_params
 from lstm_jax.language.readout import (
   grouped_linear_cross_entropy,

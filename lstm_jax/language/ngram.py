@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstm_jax.language.drawing import check_count
+from lstm_jax.cells.checks import check_count
 from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.tokens import as_tokens
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.language.drawing import (
   DrawingRules,
-  check_count,
   checked_rules,
   draw,
 )

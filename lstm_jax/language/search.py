@@ -30,9 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.language.drawing import (
   DrawingRules,
-  check_count,
   checked_rules,
 )
 from lstm_jax.language.loss import cross_entropy

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.language.drawing import (
   DrawingRules,
-  check_count,
   check_key,
   checked_rules,
   draw,

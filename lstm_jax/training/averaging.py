@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
-from lstm_jax.language.drawing import check_count
 from lstm_jax.language.model import LanguageParams
 
 

@@ -35,8 +35,8 @@ import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.platform import is_cpu
-from lstm_jax.language.drawing import check_count
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.sharding import place
 from lstm_jax.training.train_step import (

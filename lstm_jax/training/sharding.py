@@ -47,8 +47,9 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.platform import is_cpu
-from lstm_jax.language.drawing import check_count, check_key
+from lstm_jax.language.drawing import check_key
 from lstm_jax.language.model import LanguageModel, LanguageParams
 from lstm_jax.training.averaging import Average
 from lstm_jax.training.train_step import (
