@@ -14,12 +14,12 @@ processes use the cores, large matrices take many times as long; with
 OPENBLAS_NUM_THREADS=1 in the environment they are faster.
 """
 
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import accumulation_dtype, check_float
 
 
@@ -71,20 +71,9 @@ def check_init(input_size: Any, hidden_size: Any, dtype: Any) -> None:
 
   Both sizes must be integers of at least 1, and dtype one of floats.
   """
-  if not (is_size(input_size) and is_size(hidden_size)):
-    raise ValueError(
-      "input_size and hidden_size must be integers of at least 1, "
-      f"got {input_size!r} and {hidden_size!r}"
-    )
+  check_count("input_size", input_size)
+  check_count("hidden_size", hidden_size)
   check_float("dtype", dtype)
-
-
-def is_size(value: Any) -> bool:
-  """Return whether a value is an integer of at least 1."""
-  try:
-    return operator.index(value) >= 1
-  except TypeError:
-    return False
 
 
 def _per_gate(draw, key, shape, gates, dtype):

@@ -63,6 +63,7 @@ from lstm_jax.cells.affine import (
   total,
 )
 from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.low_rank import LowRank, Matrix
 from lstm_jax.cells.lstm import LSTMState, activate, local_gradients, next_c
 from lstm_jax.cells.platform import computed_once
@@ -253,13 +254,12 @@ def init(
       matrices.
 
   Raises:
-    ValueError: a size is no integer of at least 1, dtype is not of floats, or
-      rounds or rank is below 1.
+    ValueError: a size, rounds or rank is no integer of at least 1, or dtype is
+      not of floats.
   """
-  if rounds < 1:
-    raise ValueError(f"rounds must be at least 1, got {rounds}")
-  if rank is not None and rank < 1:
-    raise ValueError(f"rank must be at least 1 or None, got {rank}")
+  check_count("rounds", rounds)
+  if rank is not None:
+    check_count("rank", rank)
   key_lstm, key_q, key_r = jax.random.split(key, 3)
   w_x, w_h, b = lstm.init(key_lstm, input_size, hidden_size, dtype)
 

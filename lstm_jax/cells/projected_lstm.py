@@ -50,10 +50,10 @@ from lstm_jax.cells.affine import (
   select_or_multiply,
 )
 from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.initializers import (
   check_init,
   input_weights,
-  is_size,
   recurrent_weights,
 )
 from lstm_jax.cells.lstm import LSTMState, activate, local_gradients, next_c
@@ -168,11 +168,7 @@ def init(
   check_init(input_size, hidden_size, dtype)
   if projection_size is None:
     projection_size = (hidden_size + 1) // 2
-  if not is_size(projection_size):
-    raise ValueError(
-      "projection_size must be an integer of at least 1, "
-      f"got {projection_size!r}"
-    )
+  check_count("projection_size", projection_size)
   key_x, key_h, key_r = jax.random.split(key, 3)
   b = jnp.zeros((4, hidden_size), dtype).at[1].set(1)
   return ProjectedLSTMParams(

@@ -89,11 +89,13 @@ def test_every_error_planted_in_the_matrices_is_caught(term, key, monkeypatch):
   assert worst(gradient(mogrifier_lstm.step), expected) > 1e-4
 
 
-def test_numbers_below_1_are_an_error(key):
-  with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
-    mogrifier_lstm.init(key, D, H, rounds=0)
-  with pytest.raises(ValueError, match="rank must be at least 1 or None, got"):
-    mogrifier_lstm.init(key, D, H, rank=0)
+@pytest.mark.parametrize("name", ["rounds", "rank"])
+@pytest.mark.parametrize("value", [0, 2.0])
+def test_what_is_no_integer_from_1_is_an_error(name, value, key):
+  with pytest.raises(
+    ValueError, match=f"^{name} must be an integer ≥ 1, got {value}$"
+  ):
+    mogrifier_lstm.init(key, D, H, **{name: value})
 
 
 def test_a_step_of_tokens_is_an_error(key):

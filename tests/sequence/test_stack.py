@@ -201,7 +201,9 @@ def test_one_hidden_size_is_that_of_every_layer(key):
     init_stack(lstm, key, D, (H, H, H), num_layers=2)
   with pytest.raises(ValueError, match="'hidden_sizes': 3, 'cells': 2"):
     init_stack((lstm, gru), key, D, (H, H, H))
-  with pytest.raises(ValueError, match="hidden_size must be integers of"):
+  with pytest.raises(
+    ValueError, match="hidden_size must be an integer ≥ 1, got 0"
+  ):
     init_stack(lstm, key, D, (H, 0))
   message = r"^hidden_sizes must be integers, got \(6, 5\.7\)$"
   with pytest.raises(ValueError, match=message):
