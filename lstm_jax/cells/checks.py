@@ -77,15 +77,14 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
     )
   leaves, structure = jax.tree.flatten_with_path(params)
   for path, x in leaves:
+    name = f"params{jax.tree_util.keystr(path)}"
     if not hasattr(x, "dtype") and not isinstance(x, float | int):
-      name = jax.tree_util.keystr(path)
-      raise ValueError(f"params{name} must be an array, got {type(x).__name__}")
-  kinds = tuple((jnp.shape(x), jnp.result_type(x)) for _, x in leaves)
-  for (path, _), (_, dtype) in zip(leaves, kinds, strict=True):
+      raise ValueError(f"{name} must be an array, got {type(x).__name__}")
+    dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.floating):
-      name = jax.tree_util.keystr(path)
-      raise ValueError(f"params{name} must be floats, got {dtype}")
+      raise ValueError(f"{name} must be floats, got {dtype}")
   if all(map(callable, parts)):
+    kinds = tuple((jnp.shape(x), jnp.result_type(x)) for _, x in leaves)
     _check_step(parts, structure, kinds)
 
 
