@@ -221,7 +221,7 @@ def test_every_planted_error_is_caught_with_hard_gates(module, term, key):
   assert planted_error(cell, plant(cell, term), key) > 1e-4
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @EACH_MODULE
 def test_nothing_planted_is_no_error_with_hard_gates(module, key):
   cell = module.with_activations(HARD, RELU)

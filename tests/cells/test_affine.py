@@ -13,6 +13,7 @@ def arguments(key, rows):
   return normal_like(key, tuple(np.zeros(s, jnp.float64) for s in shapes))
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("leading", [(), (B,), (T, B), (1, 1)])
 def test_linear_has_the_gradient_of_affine(leading, key):
   w, b = arguments(key, D)
@@ -24,6 +25,7 @@ def test_linear_has_the_gradient_of_affine(leading, key):
   assert worst(*gradients) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("tokens", [False, True])
 def test_the_gradient_of_linear_has_a_forward_mode(tokens, key):
   w, b = arguments(key, D)
@@ -104,6 +106,7 @@ def test_linear_multiplies_in_the_compute_dtype(key):
   assert found == {("bfloat16", "bfloat16", "float32")}
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("rows", [1, 2, 3, 9])
 def test_few_and_many_rows_have_the_same_product(rows, key):
   keys = jax.random.split(key)
@@ -112,6 +115,7 @@ def test_few_and_many_rows_have_the_same_product(rows, key):
   assert worst(affine.product_transposed(x, w), x @ w.T) < 1e-12
 
 
+@pytest.mark.exhaustive
 def test_the_gradient_of_tokens_takes_a_wider_cotangent(key):
   """That of float32 weights in float64, as beside a float64 state."""
   w, da = normal_like(key, (np.zeros((D, H), np.float32), np.zeros((B, H))))

@@ -38,6 +38,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.everyday(4)
 @each_cell("sizes", SIZES, others=SIZES[::2])  # each rank, and sizes of one
 def test_backward_is_the_gradient_of_forward(cell, sizes, key):
   args = one_step_arguments(cell, key, **sizes)
@@ -220,7 +221,7 @@ def test_tokens_of_another_shape_are_an_error(row, key):
     row.cell.step(params, state, jnp.zeros((B, D), int))
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("projection", [1, 2, 5, 9])
 def test_a_projection_can_have_any_size(projection, key):
   cell = projected_lstm

@@ -51,6 +51,7 @@ def test_rounds_and_ranks_have_the_gradient_of_autodiff(rounds, rank, key):
   assert worst(not_empty(a), not_empty(b)) < 1e-12
 
 
+@pytest.mark.exhaustive
 def test_factors_are_the_matrix_of_their_product(key):
   params, state, xs = arguments(key, 5, 2)
   assert params.q.left.shape == (3, H, 2) and params.r.right.shape == (2, 2, H)

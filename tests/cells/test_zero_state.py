@@ -24,7 +24,7 @@ def assert_none_is_zero(cell, key, params, zeros, x, *extras):
     assert any(leaf.any() for leaf in jax.tree.leaves(found[1]))
 
 
-@pytest.mark.everyday(3)
+@pytest.mark.everyday(1)
 @CELLS
 @pytest.mark.parametrize("batch", [(), (B,)])
 def test_no_state_is_the_zero_state(cell, batch, key):
@@ -33,7 +33,7 @@ def test_no_state_is_the_zero_state(cell, batch, key):
   assert_none_is_zero(cell, key, params, zeros, xs[0])
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @TOKEN_CELLS
 def test_no_state_is_the_zero_state_for_tokens(cell, key):
   params, *_ = arguments(cell, key)
@@ -42,6 +42,7 @@ def test_no_state_is_the_zero_state_for_tokens(cell, key):
   assert_none_is_zero(cell, key, params, zeros, tokens)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   ("wrapper", "extra"),
   [

@@ -290,6 +290,7 @@ def test_a_damaged_record_is_refused(config, console):
       ablate.run(config, [], console)
 
 
+@pytest.mark.exhaustive
 def test_rows_that_another_process_adds_meanwhile_are_kept(
   config, console, monkeypatch
 ):

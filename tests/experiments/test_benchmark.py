@@ -59,6 +59,7 @@ def test_layers_are_proven_equal_and_timed(cell):
   assert [outputs[0][0]["backward"], gradients[0][0]["backward"]] == [0, 1]
 
 
+@pytest.mark.exhaustive
 def test_a_policy_with_resets_is_proven_equal_and_timed():
   outputs, gradients = parts.resets_part([SIZES], 2)
   for rows, _ in (outputs, gradients):
@@ -277,6 +278,7 @@ def test_a_size_that_no_part_has_is_refused(console):
     benchmark.run(["layer", "sampling"], {"num_layers": 2}, 1, console)
 
 
+@pytest.mark.exhaustive
 def test_the_kept_results_are_drawn(tmp_path, console):
   record = json.loads((RESULTS / "models.json").read_text("utf-8"))
   path = tmp_path / "models.json"

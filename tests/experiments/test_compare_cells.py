@@ -169,6 +169,7 @@ def test_a_saved_comparison_is_loaded_and_reported(tmp_path, console):
   assert not figure.exists()
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_comparison_with_a_norm_of_zero_is_reported(
   tmp_path, console
 ):

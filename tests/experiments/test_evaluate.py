@@ -153,6 +153,7 @@ def test_a_protocol_has_the_texts_and_weights_that_it_needs(
   }
 
 
+@pytest.mark.exhaustive
 def test_the_development_split_is_evaluated_unless_another_is_named(
   config, console
 ):
@@ -483,6 +484,7 @@ def test_the_text_before_has_a_whole_batch_of_segments():
   assert dynamic_eval._segment_sizes(1280, fixed) == [20, 10]
 
 
+@pytest.mark.exhaustive
 def test_the_choice_on_several_cores_is_that_on_one(run):
   trained = load(run)
   data = trained.config.data

@@ -209,6 +209,7 @@ def size(path):
   return path.stat().st_size
 
 
+@pytest.mark.exhaustive
 def test_a_flipped_bit_is_one_line_and_no_page_or_changes_nothing(
   explored_run, tmp_path
 ):

@@ -16,6 +16,7 @@ from lstm_jax.language.search import continuation_nats
 from tests.experiments.sampled import DEFAULTS, write
 
 
+@pytest.mark.exhaustive
 def test_one_sample_comes_in_parts_and_is_the_first_of_several(explored_run):
   (parts,) = sample.run(str(explored_run), **DEFAULTS | {"length": 70})
   assert len([*parts]) == 1 + 3  # after the prompt, which is not shown
@@ -88,6 +89,7 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   assert given[draw][3] == none | {"suppress_tokens": (5,), "num_samples": 2}
 
 
+@pytest.mark.exhaustive
 def test_the_best_sample_and_the_beam_are_the_likeliest(explored_run):
   trained = load(explored_run)
   encode = trained.tokenizer.encode

@@ -285,6 +285,7 @@ def test_the_bar_of_a_sweep_moves_at_every_step(many, console, monkeypatch):
   assert steps == [*range(1, 48)]
 
 
+@pytest.mark.exhaustive
 def test_only_a_sweep_of_the_same_members_resumes_a_sweep(
   recipe, many, console, monkeypatch
 ):

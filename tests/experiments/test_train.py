@@ -237,6 +237,7 @@ def test_words_that_cannot_be_learnt_are_an_error_that_names_the_reason(
   assert not Path(word_config.job.run).exists()
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_of_another_tokenizer_than_the_config_is_refused(
   finished, config, word_config, console
 ):

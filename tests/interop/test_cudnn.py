@@ -76,6 +76,7 @@ def test_eleven_layers_are_in_the_order_of_their_numbers():
   assert (weights.reshape(11, 8) == np.arange(11)[:, None]).all()
 
 
+@pytest.mark.exhaustive
 @DIRECTIONS
 def test_weights_are_converted_inside_a_compiled_gradient(both, key):
   layers = init_stack(

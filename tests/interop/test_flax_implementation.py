@@ -75,6 +75,7 @@ def test_the_cells_dtype_is_that_of_the_operands_of_products(
   assert len(calls) == 2
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["OptimizedLSTMCell", "GRUCell"])
 def test_outputs_have_the_dtype_of_flax_and_nearly_its_values(name, calls, key):
   linen_one, nnx_one = cells(name, NARROW, WIDE)

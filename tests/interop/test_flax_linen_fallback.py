@@ -69,7 +69,7 @@ OTHER_LINEN_CELLS = {
 }
 
 
-@pytest.mark.everyday(3)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", OTHER_LINEN_CELLS)
 def test_another_linen_cell_runs_in_flax(name, key, monkeypatch):
   calls = count_unrolls(monkeypatch)

@@ -87,6 +87,7 @@ def test_another_nnx_cell_runs_in_flax(name, key, monkeypatch):
   assert not calls
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   "options",
   [

@@ -100,6 +100,7 @@ def test_a_carry_is_drawn_by_the_keys_of_flax(name, key, monkeypatch):
   assert len(calls) == 6
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
 def test_each_call_advances_the_keys_as_in_flax(given, dtype, key):

@@ -119,6 +119,7 @@ def test_any_other_cell_has_its_own_weights(cell):
   assert worst(module.apply(variables, carry, (xs, resets)), expected) == 0
 
 
+@pytest.mark.exhaustive
 def test_a_projected_state_has_the_hidden_size_of_its_c():
   size = 2 * H  # h has half of it
   carry = scanned(projected_lstm).initialize_carry(B, size)

@@ -91,6 +91,7 @@ def test_linen_weights_that_do_not_fit_are_named(key):
     from_linen(lstm.init(key, D, H))
 
 
+@pytest.mark.exhaustive
 def test_the_weights_of_an_ensemble_are_those_of_a_vmapped_module(key):
   members = jax.vmap(lambda key: lstm.init(key, D, H))(jax.random.split(key, 4))
   weights = to_linen(members)

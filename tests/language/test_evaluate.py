@@ -66,6 +66,7 @@ def protocols(params, scale):
   }
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["cold", "stateful", "dynamic"])
 def test_a_later_token_changes_no_earlier_loss(name, params, scale):
   protocol = protocols(params, scale)[name]
@@ -176,6 +177,7 @@ def test_dynamic_evaluation_learns_a_text_that_repeats(params, scale):
   assert nats[-100:].mean() < 0.5 * stateful[-100:].mean()
 
 
+@pytest.mark.exhaustive
 def test_the_scale_is_the_root_of_the_mean_square_of_gradients(params):
   epoch = make_batches(TOKENS, 2, 5)
   state, squares = MODEL.initial_state((2,)), []

@@ -66,6 +66,7 @@ def test_every_layer_is_a_kernel_with_the_same_noise(calls, key):
   assert [(cell, steps) for cell, _, steps, _ in calls] == [(lstm, T)] * 2
 
 
+@pytest.mark.exhaustive
 def test_evaluation_is_by_kernels_and_one_step_by_scans(calls, key):
   model, other = (language_model(config, V) for config in (KERNELS, SCANS))
   params, tokens = model.init(key), np.arange(3 * V, dtype=np.int32) % V
@@ -77,6 +78,7 @@ def test_evaluation_is_by_kernels_and_one_step_by_scans(calls, key):
   assert not calls
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("size", [1, 3])
 def test_kernels_read_a_prompt_and_scans_its_last_token_and_the_rest(
   size, calls, key
@@ -88,7 +90,7 @@ def test_kernels_read_a_prompt_and_scans_its_last_token_and_the_rest(
   assert (found == sample(other, params, key, prompt, 20, num_samples=B)).all()
 
 
-@pytest.mark.everyday(3)
+@pytest.mark.everyday(1)
 @pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize(
   ("changes", "options", "message"),

@@ -84,6 +84,7 @@ def test_second_order_gradients_equal_autodiff(key):
   assert worst(second(cross_entropy), twin) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("size", [1e4, 1e30])
 def test_it_is_stable_for_any_finite_logits(size, dtype):

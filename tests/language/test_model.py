@@ -48,6 +48,7 @@ def make(name, key, adjoint=Explicit(), **options):
   return model, params, state, tokens[:-1], tokens[1:]
 
 
+@pytest.mark.everyday(1)
 @NAMES
 def test_apply_is_embedding_stack_and_readout_one_after_the_other(name, key):
   model, params, state, tokens, _ = make(name, key)
@@ -70,6 +71,7 @@ def test_apply_is_embedding_stack_and_readout_one_after_the_other(name, key):
   assert worst(a, b) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @NAMES
 def test_the_explicit_gradient_of_the_loss_is_that_of_autodiff(name, key):
   gradients = []
@@ -125,6 +127,7 @@ def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
   assert not explicit.embedding[3].any()
 
 
+@pytest.mark.everyday(1)
 def test_neither_the_table_nor_rows_are_rounded_to_bfloat16(
   path, key, monkeypatch
 ):
@@ -144,6 +147,7 @@ def test_neither_the_table_nor_rows_are_rounded_to_bfloat16(
   assert abs(found - expected).max() < 1e-5 * abs(expected).max()
 
 
+@pytest.mark.exhaustive
 def test_a_batch_with_as_many_tokens_as_the_vocabulary_uses_the_table(
   key, monkeypatch
 ):
@@ -168,6 +172,7 @@ def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
   assert found == [(V, T)]
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("term", ["dw_tokens", "dx"])
 def test_a_planted_error_in_the_embedding_is_caught(
   term, path, key, monkeypatch
@@ -219,6 +224,7 @@ def test_the_gradient_of_a_large_embedding_is_one_scatter(key):
   assert "10000x8xf32" in text and "10000x64xf32" not in text  # no table
 
 
+@pytest.mark.exhaustive
 def test_gaussian_weights_leave_decays_and_gains(key):
   config = ModelConfig(lru, hidden_size=H, init_std=0.1)
   (layer,) = language_model(config, V).init(key).layers
@@ -342,7 +348,7 @@ def test_tokens_and_targets_may_be_lists(adjoint, key):
     assert worst(f(params, state, *inputs), expected) == 0
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
 def test_an_empty_batch_has_no_loss_and_a_gradient_of_zero(adjoint, key):
   model, params, *_ = make("lstm", key, adjoint)

@@ -119,6 +119,7 @@ def test_the_logits_of_a_whole_batch_are_never_stored():
   assert temporaries(readout.linear_cross_entropy) < 0.7 * logits
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_products_keep_dtypes(key):
   leaves, targets = arguments(key, jnp.float32)
 
@@ -139,6 +140,7 @@ def test_targets_of_another_shape_are_refused(key):
     readout.linear_cross_entropy(*leaves, targets[:, 0])
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   ("dtype", "compute_dtype"),
   [("float32", "float64"), ("float16", "float32"), ("bfloat16", "float64")],

@@ -36,6 +36,7 @@ def make(key, regularizers, cell=lstm, adjoint=Explicit()):
   return model, params, state, tokens[:-1], tokens[1:]
 
 
+@pytest.mark.exhaustive
 def test_an_slstm_keeps_its_memory_c_n_and_m_together(key):
   regularizers = Regularizers(zoneout_h=0.3, zoneout_c=0.5)
   zero = slstm.initial_state(slstm.init(key, 4, H), (B,))
@@ -45,6 +46,7 @@ def test_an_slstm_keeps_its_memory_c_n_and_m_together(key):
   assert (keep.h != keep.c).any()
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("cell", [lstm, slstm, min_gru])
 def test_some_sequences_begin_at_the_zero_state(cell, key):
   model, params, state, *batch = make(key, Regularizers(state_reset=0.5), cell)
@@ -85,6 +87,7 @@ def test_the_gradient_of_the_training_loss_is_that_of_autodiff(cell, key):
   assert worst(*gradients) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("cell", [min_gru, min_lstm, lru])
 def test_cells_without_w_h_have_no_weights_to_drop(cell, key):
   model, *args = make(key, Regularizers(weight_drop=0.5), cell)
@@ -102,7 +105,7 @@ def test_the_training_loss_without_regularizers_is_the_loss(key):
     assert worst((nats, state), expected) == 0 and total == nats
 
 
-@pytest.mark.everyday(3)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   "name", [field.name for field in dataclasses.fields(Regularizers)]
 )

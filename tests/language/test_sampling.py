@@ -86,6 +86,7 @@ def test_top_p_keeps_the_fewest_tokens_whose_probabilities_sum_to_p(p, kept):
   assert found[order].tolist() == [True] * kept + [False] * (4 - kept)
 
 
+@pytest.mark.exhaustive
 def test_a_nucleus_sums_to_p_exactly_or_is_the_likeliest_token():
   logits = jnp.log(jnp.array([0.25, 0.5, 0.25], jnp.float32))
   for p in (0.5, 1e-60):  # which is 0 in float32
@@ -107,6 +108,7 @@ def reference(logits, temperature, top_k, top_p, min_p):
   return np.isin(np.arange(len(p)), kept)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   ("temperature", "top_k", "top_p", "min_p"),
   [(0.6, 40, 0.7, 0.0), (2.5, 12, 0.8, 0.3)],
@@ -207,6 +209,7 @@ def test_options_out_of_range_are_refused(options, message, params, key):
     sample(MODEL, params, key, **arguments)
 
 
+@pytest.mark.exhaustive
 def test_a_nucleus_of_1_keeps_every_token(key):
   """Though the sum of their probabilities may round to 1 before the last."""
   logits = 2 * jax.random.normal(key, (40, 2000), jnp.float32)
@@ -215,6 +218,7 @@ def test_a_nucleus_of_1_keeps_every_token(key):
   assert jnp.isfinite(keep_top_p(logits, 1.0)).all()
 
 
+@pytest.mark.exhaustive
 def test_a_long_prompt_takes_no_memory_for_its_logits(key):
   vocabulary_size, length = 5000, 400
   model = language_model(ModelConfig(hidden_size=4), vocabulary_size)

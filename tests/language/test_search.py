@@ -39,6 +39,7 @@ def every_nats(params):
   return -np.take_along_axis(log_p, EVERY.T[..., None], -1).sum((0, 2))
 
 
+@pytest.mark.exhaustive
 def test_the_costs_of_all_continuations_are_those_of_whole_texts(
   params, every_nats
 ):

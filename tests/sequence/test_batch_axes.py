@@ -71,7 +71,7 @@ def test_grad_of_vmap_over_chunks_equals_autodiff(cell, adjoint, key):
     assert error(jax.jit(gradient(adjoint))(*args), expected) < 1e-12, name
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", [WHOLE, CHUNKS[0]], ids=str)
 @pytest.mark.parametrize("cell", [lstm, slstm], ids=["lstm", "slstm"])
 def test_derivatives_of_grad_of_vmap_equal_autodiff(cell, adjoint, key):

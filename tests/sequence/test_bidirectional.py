@@ -30,6 +30,7 @@ def both(cell, key):
   return Directions(params, other[0]), Directions(state, other[1]), xs
 
 
+@pytest.mark.everyday(1)
 @REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("merge", ["concat", "sum"])
 def test_both_directions_have_the_gradient_of_autodiff(cell, merge, key):

@@ -29,6 +29,7 @@ def by_autodiff(cell, params, state, xs, d_last):
   return jax.jit(jax.grad(loss))(nothing)
 
 
+@pytest.mark.everyday(2)
 @each_cell("batch", [(B,), (), (2, B)], others=[(B,)])
 def test_every_cotangent_is_the_gradient_for_that_state(cell, batch, key):
   params, state, xs = arguments(cell, key, batch=batch)
@@ -62,6 +63,7 @@ def test_tokens_are_one_hot_rows(cell, key):
   assert worst(a, b) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @NAMES
 def test_planted_errors_of_the_recurrence_are_caught(name, key):
   """Scales each term of the state's cotangent by 1.01."""

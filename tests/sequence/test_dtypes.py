@@ -82,7 +82,7 @@ def test_the_compute_dtype_is_not_that_of_vectors(key):
   assert [str(x.dtype) for x in params] == ["bfloat16", "float32", "float32"]
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
 @pytest.mark.parametrize("wide", ["w_x", "b"])

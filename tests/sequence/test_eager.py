@@ -42,7 +42,7 @@ def inputs_of(cell, key):
   return arguments(cell, key, steps=T, batch=(B,), size=D, hidden=H)
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @each_cell("adjoint", EXPLICIT, others=["gates"])
 def test_a_second_gradient_compiles_nothing(cell, adjoint, key):
   lengths = jnp.arange(B) % T

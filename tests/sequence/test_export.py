@@ -77,7 +77,7 @@ def by_autodiff(cell, tokens):
   return jax.jit(value_and_gradient(cell, tokens, adjoint=Autodiff()))
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @each_cell(
   ("adjoint", "tokens"),
   [*product(ADJOINTS, [False, True])],
@@ -112,7 +112,7 @@ def test_one_symbolic_size_gives_the_gradient_of_autodiff(sizes, adjoint, key):
   assert worst(call(params, xs), expected) < 1e-12
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
   "adjoint", [Explicit(chunk=2), Explicit("recompute", 2)], ids=str

@@ -72,7 +72,7 @@ TOGETHER = "expected zoneout", "all"
 EACH = each_cell("feature", FEATURES, others=TOGETHER)
 
 
-@pytest.mark.everyday(5)
+@pytest.mark.everyday(2)
 @EACH
 def test_every_adjoint_has_the_gradient_of_autodiff(cell, feature, key):
   args, options = arguments(cell, key), FEATURES[feature](cell)
@@ -84,6 +84,7 @@ def test_every_adjoint_has_the_gradient_of_autodiff(cell, feature, key):
   assert worst(b, c) < 1e-12
 
 
+@pytest.mark.everyday(3)
 @each_cell(
   ("feature", "chunk"),
   [*product(["reset", "reverse", "all"], [1, 2])],
@@ -98,6 +99,7 @@ def test_chunks_change_nothing(cell, feature, chunk, key):
   assert worst(found, expected) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @each_cell(
   ("feature", "chunk"),
   [*product(FEATURES, [2, T])],
@@ -130,7 +132,7 @@ def test_a_chunk_longer_than_the_sequence_is_the_sequence(cell, residuals, key):
   assert (program(T, "gates") == whole) == (residuals == "gates")
 
 
-@pytest.mark.everyday(3)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("feature", ["reverse", "all"])
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 @pytest.mark.parametrize("chunk", [None, 2])

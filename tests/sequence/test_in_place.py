@@ -39,7 +39,7 @@ def expected_gradient(cell, options):
   return gradient(cell, Autodiff(), options)
 
 
-@pytest.mark.everyday(3)
+@pytest.mark.everyday(1)
 @each_cell(
   ("options", "adjoint"),
   [*product(OPTIONS, ADJOINTS)],
@@ -54,7 +54,7 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(cell, options, adjoint):
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 
-@pytest.mark.everyday(4)
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ DERIVATIVES = {  # of a function of zs [N, T, 2]
 }
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("steps", [2, GPU_STEPS + 1])
 @pytest.mark.parametrize("derivative", DERIVATIVES)
@@ -223,6 +223,7 @@ def test_the_gradient_of_a_gradient_adds_no_sequences_in_a_loop(platform, key):
   assert found == {"dynamic_update_slice"}
 
 
+@pytest.mark.exhaustive
 def test_the_loop_for_gpus_takes_a_symbolic_t_and_shards_of_a_batch(key):
   params, _, xs = arguments(lstm, key)
 

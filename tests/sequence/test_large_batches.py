@@ -87,6 +87,7 @@ def test_longer_chunks_do_too(cell, options):
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("large")
 def test_tokens_too(key):
   params, state, _ = arguments(lstm, key)
@@ -196,7 +197,7 @@ KEPT_LONG = {  # biases with which a state is kept for some hundred steps
 }
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("chunk", [1, 7])
 @pytest.mark.parametrize("name", KEPT_LONG)
 def test_chunks_round_no_state_or_cotangent_to_bfloat16(

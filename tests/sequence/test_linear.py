@@ -68,7 +68,7 @@ def test_linear_scan_equals_a_loop(device, reverse, steps):
   assert worst(found, states) < 1e-12
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_reset_hides_a_product_that_overflows(device, reverse):
@@ -224,7 +224,7 @@ def leaky_cell():
   )
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
   """It hides a state that is not finite, and must hide no other."""
@@ -247,6 +247,7 @@ def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
   assert worst(found, expected) < 1e-12 * abs(expected).max()
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_one_decay_of_zero_keeps_the_gradient_of_the_others(device, reverse):

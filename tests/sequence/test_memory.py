@@ -57,6 +57,7 @@ def skip_without_tokens(name, tokens):
     pytest.skip("the cell takes no tokens")
 
 
+@pytest.mark.everyday(2)
 @NAMES
 @CASES
 @pytest.mark.parametrize("compute_dtype", [None, jnp.bfloat16])
@@ -101,6 +102,7 @@ def test_resets_save_the_h_that_enters_a_step_and_a_mask_does_not():
   assert saved(**both) - saved() == T * B * H
 
 
+@pytest.mark.everyday(1)
 @NAMES
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_chunks_stay_within_their_bound(name, residuals):
@@ -149,6 +151,7 @@ def temporaries(*, steps, batch, hidden, **options):
   return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.exhaustive
 def test_a_shorter_last_chunk_copies_no_inputs():
   """One time step more than whole chunks, with inputs wider than the state."""
   steps, batch, width = 128, 8, 512

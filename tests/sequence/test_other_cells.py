@@ -55,6 +55,7 @@ def tuple_of_functions(cell):
   return CellOfFunctions(*functions, linear)
 
 
+@pytest.mark.everyday(1)
 @REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("make", [module_outside, tuple_of_functions])
 def test_any_object_with_the_functions_is_a_cell(cell, make, key):

@@ -53,6 +53,7 @@ def compiled(steps, batch, size, hidden, **options):
   return jax.jit(outputs).lower(shapes, xs)
 
 
+@pytest.mark.everyday(5)
 @each_cell(
   ("options", "adjoint"),
   [*product(OPTIONS, ADJOINTS)],

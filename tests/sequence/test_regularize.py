@@ -62,6 +62,7 @@ def test_zoneout_draws_at_each_rate_and_step(key):
   assert abs((kept.h == kept.c).mean() - 0.5) < 5 * 0.5 / 60_000**0.5
 
 
+@pytest.mark.exhaustive
 def test_zoneout_in_expectation_is_the_mean_over_draws_of_one_step(key):
   params, state, xs = arguments(lstm, key, batch=())
   rates = lstm.LSTMState(0.2, 0.4)

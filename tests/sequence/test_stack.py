@@ -53,6 +53,7 @@ def test_a_stack_equals_its_layers_by_hand(cell, key):
   assert worst(a, b) < 1e-12 * max(size, 1)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
   params = init_stack(lstm, key, D, (H, 2), bidirectional=both, dtype=float)

@@ -36,6 +36,7 @@ from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
 from tests.gradients import value_and_gradient
 
 
+@pytest.mark.everyday(4)
 @each_cell(
   ("steps", "batch"),
   [*product([T, 1], [(B,), (), (2, B)])],
@@ -494,6 +495,7 @@ def test_a_compute_dtype_of_integers_is_refused(run, adjoint, key):
     run(lstm, params, None, xs, adjoint=adjoint, compute_dtype=jnp.int8)
 
 
+@pytest.mark.everyday(1)
 @CELLS
 def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, key):
   exact = arguments(cell, key, steps=31, hidden=48)

@@ -44,6 +44,7 @@ def test_every_cell_passes(name, key):
     assert row.autodiff_directional.relative < 1e-6
 
 
+@pytest.mark.everyday(1)
 @NAMES
 def test_nothing_planted_is_no_error(name, key):
   cell = TABLE[name].cell

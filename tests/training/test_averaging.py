@@ -18,6 +18,7 @@ from tests.draws import worst
 from tests.training.small import MODEL, STREAMS, steps
 
 
+@pytest.mark.exhaustive
 def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
   optimizer = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
   state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)

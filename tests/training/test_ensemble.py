@@ -78,6 +78,7 @@ def check_members(cell, noise, decay, key):
   assert abs(metrics.loss[0] - metrics.loss[1]) > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_a_member_that_there_is_not_is_an_error(key):
   model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
   params = jax.vmap(model.init)(jax.random.split(key, 2))

@@ -25,6 +25,7 @@ from tests.draws import worst
 from tests.training.small import MODEL, STREAMS, start, steps
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("rule", ["adamw", "rmsprop", "sgd", "adagrad"])
 def test_every_optimiser_learns_a_sequence_that_repeats(rule, key):
   rate = {"sgd": 0.3, "adagrad": 0.3}.get(rule, 0.03)

@@ -43,6 +43,7 @@ def test_a_unit_keeps_its_memory_for_about_its_own_time(cell, key):
   assert abs(times.mean() - 25) < 6
 
 
+@pytest.mark.exhaustive
 def test_the_input_gate_of_an_lstm_gets_the_opposite_bias(key):
   before, after = (
     params.layers[0].b.reshape(4, -1)

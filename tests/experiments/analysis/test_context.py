@@ -45,7 +45,7 @@ def test_nats_by_context_are_the_means_of_the_single_predictions(key):
   assert np.abs(np.array(means) - sums / counts).max() < 1e-12
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", [lstm, rnn])
 def test_gradient_norms_are_those_of_autodiff(cell, key):
   _, params = make(cell, key)
@@ -70,6 +70,7 @@ def test_gradient_norms_are_those_of_autodiff(cell, key):
   assert all(len(values) == 11 for values in norms.values())
 
 
+@pytest.mark.exhaustive
 def test_chunks_of_windows_have_the_mean_of_all(key, monkeypatch):
   _, params = make(lstm, key)
   whole = gradient_norms(lstm, params, TOKENS, 10)  # nine windows

@@ -81,6 +81,7 @@ def test_the_probability_of_an_ensemble_is_the_mean_of_its_members(members):
     assert worst(found[name], expected) < 1e-12, name
 
 
+@pytest.mark.exhaustive
 def test_what_a_mixture_does_not_need_changes_no_loss(members):
   alone = outcomes(members, names=("stateful", "dynamic"))
   found = outcomes(members)

@@ -52,6 +52,7 @@ def test_the_best_rate_loses_the_fewest_seeds_and_has_the_lowest_loss():
   assert min(ranks) == ranks[3] and min(ranks[:3]) == ranks[2]
 
 
+@pytest.mark.exhaustive
 def test_a_seed_that_diverges_has_no_loss(key):
   assert learn(key, 9, learning_rates=(3e38,)).nats == [None, None]
 

@@ -95,6 +95,7 @@ def gates_by_hand(name, p, x, h, c, c_next):
   return {k: (np.tanh if k == "g" else sigmoid)(v) for k, v in a.items()}
 
 
+@pytest.mark.everyday(1)
 @NAMES
 def test_states_and_gates_are_those_of_the_step(name, key):
   cell = TABLE[name].cell
@@ -191,6 +192,7 @@ def explicit_paths(cell, params, tokens=TOKENS):
   return gradient_paths(cell, params, layers, tokens, W)
 
 
+@pytest.mark.everyday(1)
 @CELLS
 def test_paths_are_the_gradient_of_a_term_added_to_each_state(cell, key):
   _, params = make(cell, key)
@@ -201,6 +203,7 @@ def test_paths_are_the_gradient_of_a_term_added_to_each_state(cell, key):
   assert not paths[1].h[N - 1].any()
 
 
+@pytest.mark.exhaustive
 def test_paths_in_chunks_and_with_a_tied_readout_are_the_same(key, monkeypatch):
   cell = TABLE["gru"].cell
   _, params = make(cell, key, tied=True)

@@ -111,6 +111,7 @@ def test_the_timings_follow_where_the_kernels_fail(console, tmp_path):
   assert not picture.draw([], tmp_path / "none.png")
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("part", ["outputs", "gradient"])
 def test_a_kernel_that_computes_something_else_is_not_timed(
   part, console, monkeypatch

@@ -127,6 +127,7 @@ def test_the_memory_of_a_process_is_read_in_bytes(tmp_path, monkeypatch):
     memory._resident("VmPeak")
 
 
+@pytest.mark.exhaustive
 def test_a_peer_with_one_wrong_gradient_is_refused():
   problem = models.make_problem(**MODEL)
   gradient = problem.gradient._replace(bias=1.01 * problem.gradient.bias)
@@ -239,6 +240,7 @@ def test_the_loss_falls(make):
   assert losses[-1] < losses[0] - 0.05
 
 
+@pytest.mark.exhaustive
 def test_cudnn_receives_our_weights(key):
   params = lstm.init(key, 4, 5)
   params = params._replace(b=jax.random.normal(key, params.b.shape))

@@ -45,6 +45,7 @@ def test_the_nearest_size_is_one_of_the_multiples():
   assert found == [4, 4, 4, 8, 16, 20]
 
 
+@pytest.mark.exhaustive
 def test_an_slstm_has_four_heads_and_the_nearest_number_of_parameters():
   sizes = ModelConfig(hidden_size=32, embedding_size=8)
   models = make_models(("slstm", "lstm"), sizes, 10)

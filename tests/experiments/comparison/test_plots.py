@@ -36,6 +36,7 @@ def test_the_line_of_recall_goes_from_the_shortest_to_the_longest_delay(panel):
   assert [*panel.lines[0].get_ydata()] == [1.0, 0.75]
 
 
+@pytest.mark.exhaustive
 def test_the_legend_names_the_trained_cells_and_what_diverged(
   tmp_path, monkeypatch
 ):

@@ -88,6 +88,7 @@ def test_an_error_of_the_figure_does_not_blame_the_record(replot, monkeypatch):
     replot()
 
 
+@pytest.mark.exhaustive
 def test_a_comparison_that_is_being_written_is_not_replotted(replot, tmp_path):
   with lock(tmp_path), pytest.raises(ValueError, match="is in use by process"):
     replot()

@@ -60,6 +60,7 @@ def parabola(best, rates):
   return losses
 
 
+@pytest.mark.exhaustive
 def test_a_training_step_is_timed(comparison, key):
   corpus = read_corpus(comparison)
   cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]

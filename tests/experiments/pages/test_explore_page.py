@@ -392,6 +392,7 @@ def test_on_a_phone_the_text_stays_over_what_it_explains(opened, explored_page):
     assert box("text")[1] < 300
 
 
+@pytest.mark.exhaustive
 def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
   chromium.emulate(1100, 900)
   chromium.open(words_page)
@@ -437,6 +438,7 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
   assert chromium.errors() == []
 
 
+@pytest.mark.exhaustive
 def test_a_page_of_words_opens_at_its_cursor(
   chromium, words_page, console, tmp_path
 ):
@@ -455,6 +457,7 @@ def test_a_page_of_words_opens_at_its_cursor(
     assert top <= line and line + 26 <= top + height
 
 
+@pytest.mark.exhaustive
 def test_the_list_and_the_status_show_one_probability(opened):
   shown = opened.run(
     """
@@ -472,6 +475,7 @@ def test_the_list_and_the_status_show_one_probability(opened):
   assert [listed for listed, _ in shown] == [status for _, status in shown]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_scrolls_in_one_direction_and_every_color_is_legible(
   opened, explored_page, scheme, tmp_path

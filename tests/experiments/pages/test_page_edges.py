@@ -39,6 +39,7 @@ def opened(chromium, trained, tmp_path):
   assert chromium.errors() == []
 
 
+@pytest.mark.exhaustive
 def test_the_caret_after_the_last_token_read_shows_nothing_new(opened):
   opened.run("$('own').value = 'Thou art'; await reading.read();")
   shown = """
@@ -76,6 +77,7 @@ CLICK = """
 CLICKS = [(75, 63, 7, 4), (75, 7, 21, 5), (75, 73, 7, 9), (10, 7, 35, 2)]
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("width", "x", "y", "unit"), CLICKS)
 def test_a_click_on_a_square_of_the_writer_chooses_its_unit(
   width, x, y, unit, opened
@@ -85,6 +87,7 @@ def test_a_click_on_a_square_of_the_writer_chooses_its_unit(
   assert opened.run("return writing.units.unit") == unit
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(("width", "x", "y", "place"), CLICKS)
 def test_a_click_on_a_square_of_the_explorer_chooses_its_unit(
   width, x, y, place, chromium, explored_page

@@ -94,6 +94,7 @@ def last(points, step):
   return max(point for point in points if point[0] <= step)
 
 
+@pytest.mark.exhaustive
 def test_keys_read_off_the_losses_of_the_files(opened, directories):
   steps = sorted({s for f in directories for s, *_ in losses(f, "train_loss")})
   opened.run("document.getElementById('chart').focus()")

@@ -231,6 +231,7 @@ def test_the_pages_text_comes_back_and_pins_follow_the_text(chromium, make_run):
   assert text_of(chromium, "score") == ""
 
 
+@pytest.mark.exhaustive
 def test_the_last_of_several_texts_is_shown_whatever_else_is_chosen(
   chromium, make_run
 ):
@@ -286,6 +287,7 @@ def test_the_last_of_several_texts_is_shown_whatever_else_is_chosen(
   assert first < 5 and second == steps == WINDOW
 
 
+@pytest.mark.exhaustive
 def test_a_text_that_cannot_be_read_is_said_and_can_be_typed_again(
   chromium, make_run
 ):
@@ -320,6 +322,7 @@ def test_a_text_too_long_and_one_letter_are_read(chromium, make_run):
   assert "The text ends here." in text_of(chromium, "status")
 
 
+@pytest.mark.exhaustive
 def test_a_word_model_reads_typed_words(chromium, make_run):
   run = make_run("words")
   chromium.open(page_of(run))
@@ -335,6 +338,7 @@ def test_a_word_model_reads_typed_words(chromium, make_run):
   )
 
 
+@pytest.mark.exhaustive
 def test_a_page_that_cannot_read_says_why(chromium, make_run, monkeypatch):
   chromium.open(page_of(make_run("slstm")))
   assert chromium.run("return $('typing').hidden")

@@ -122,6 +122,7 @@ def test_without_memory_every_answer_is_as_good():
   assert REPEAT.guessing == 1 / SYMBOLS - (SYMBOLS - 1) / SYMBOLS
 
 
+@pytest.mark.exhaustive
 def test_both_goals_and_every_symbol_are_drawn():
   keys = jax.random.split(jax.random.key(0), 100)
   goals = jax.vmap(MAZE.reset)(keys)[0].goal

@@ -107,6 +107,7 @@ def at(tree, index):
   return jax.tree.map(lambda x: x[index], tree)
 
 
+@pytest.mark.exhaustive
 def test_a_step_starts_an_episode_where_the_step_before_was_done(acted):
   _, _, (first, second), _ = acted
   dones = np.concatenate([first.outcomes.done, second.outcomes.done])

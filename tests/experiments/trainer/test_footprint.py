@@ -288,6 +288,7 @@ def test_memory_grows_with_the_batch(config):
   assert small < tall and small < wide
 
 
+@pytest.mark.exhaustive
 def test_without_memory_a_run_names_the_batch_size_that_would_fit(
   config, console, monkeypatch
 ):

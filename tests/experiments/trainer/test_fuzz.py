@@ -43,6 +43,7 @@ def check_line(error):
   assert str(error) and "\n" not in str(error), repr(error)
 
 
+@pytest.mark.exhaustive
 @tries(1000)
 @given(data=st.binary(max_size=300), word=st.booleans(), test=st.booleans())
 @example(data=b"", word=False, test=False)
@@ -114,6 +115,7 @@ def command_lines(draw):
   return arguments + draw(st.lists(st.text(max_size=8), max_size=1))
 
 
+@pytest.mark.exhaustive
 @tries(600)
 @given(command_lines())
 def test_any_flags_are_a_configuration_or_an_error_of_one_line(tmp_path, argv):
