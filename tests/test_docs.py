@@ -3,7 +3,6 @@
 import ast
 import importlib
 import importlib.util
-import inspect
 import re
 from pathlib import Path
 
@@ -94,35 +93,6 @@ def test_the_code_of_the_page_on_gpus_runs_in_the_interpreter():
   with interpreted():
     run(code, names)
   assert names["hs"].shape == (5, 8, 64)
-
-
-def is_defined_in(module, value):
-  is_public = inspect.isfunction(value) or inspect.isclass(value)
-  return is_public and value.__module__ == module
-
-
-@pytest.mark.parametrize("package", ["language", "training"])
-def test_a_package_exports_what_its_page_of_the_reference_shows(package):
-  exported = vars(importlib.import_module(f"lstm_jax.{package}"))
-  page = (DOCS / "reference" / f"{package}.md").read_text("utf-8")
-  shown = {}
-  for entry in page.split("\n::: ")[1:]:
-    path, *options = entry.split("\n")
-    listed = re.findall(r"\w+", " ".join(options).partition("members:")[2])
-    try:
-      members = vars(importlib.import_module(path))
-    except ModuleNotFoundError:  # a name in a module
-      path, _, name = path.rpartition(".")
-      members, listed = vars(importlib.import_module(path)), [name]
-    names = listed or [
-      name
-      for name, value in members.items()
-      if name[0] != "_" and is_defined_in(path, value)
-    ]
-    assert names, path
-    shown |= {name: members[name] for name in names}
-  missing = [n for n, value in shown.items() if exported.get(n) is not value]
-  assert missing == []
 
 
 def prose(page):
@@ -275,57 +245,3 @@ def test_the_functions_of_the_page_on_policies_are_those_of_the_program():
   assert set(shown) - bodies == {"act", "gae", "loss", "minibatch", "update"}
   expected = functions("\n".join(program))
   assert {name: expected[name] for name in shown} == shown
-
-
-PACKAGES = (
-  *("lstm_jax", "lstm_jax.cells", "lstm_jax.sequence", "lstm_jax.language"),
-  *("lstm_jax.training", "lstm_jax.testing", "lstm_jax.interop.flax"),
-  *("lstm_jax.interop.keras", "lstm_jax.interop.onnx"),
-)
-ENTRY = re.compile(
-  r"^::: (\S+)\n(?:    options:\n(?:      heading: .*\n)?"
-  r"      members: \[([^\]]*)\])?",
-  re.M,
-)
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_exported_name_is_in_the_reference(package):
-  pages = (DOCS / "reference").glob("*.md")
-  text = "\n".join(page.read_text("utf-8") + "\n" for page in pages)
-  documented = {}  # of each entry, the members it shows; None for all
-  for entry, members in ENTRY.findall(text):
-    documented[entry] = members.replace(" ", "").split(",") if members else None
-
-  def is_documented(name, value):
-    if inspect.ismodule(value):
-      return value.__name__ in documented or value.__name__ in PACKAGES
-    home = getattr(value, "__module__", None)
-    if home in documented:  # a page of the module
-      members = documented[home]
-      return members is None or name in members
-    if f"{home}.{name}" in documented:
-      return True
-    # An alias of a type has no module of its own.
-    is_alias = not (home or "").startswith("lstm_jax")
-    return is_alias and any(
-      entry.endswith(f".{name}") or hasattr(imported(entry), name)
-      for entry in documented
-    )
-
-  module = importlib.import_module(package)
-  exported = set(
-    re.findall(r"(\w+) as \1\b", Path(module.__file__).read_text("utf-8"))
-  )
-  assert exported
-  missing = {n for n in exported if not is_documented(n, getattr(module, n))}
-  assert missing == set()
-
-
-def imported(entry):
-  """Return the module of an entry of the reference, or else the name in it."""
-  try:
-    return importlib.import_module(entry)
-  except ModuleNotFoundError:
-    home, name = entry.rsplit(".", 1)
-    return getattr(importlib.import_module(home), name)

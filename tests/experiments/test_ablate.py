@@ -1,44 +1,19 @@
-import json
 import os
 import re
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import ablate, train
-from experiments.comparison.ablations import MEASURED, Ablations
-from experiments.trainer.data import (
-  read_corpus,
-  read_corpus_text,
-  text_sha256,
-)
+from experiments.trainer.data import read_corpus
 from experiments.trainer.environment import environment
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.trained import Trained, load
 from lstm_jax.language.evaluate import stateful_loss
+from tests.experiments.ablating import read_record, write_rows
 from tests.experiments.conftest import VERSE
-from tests.experiments.trainer.resuming import signal_at
-
-ROW = {"parameters": 1, "cold": 2.0, "stateful": 1.5, "seconds": 3.0}
-
-
-def record_path(config):
-  return Path(config.job.run) / ablate.RECORD
-
-
-def read_record(config):
-  return json.loads(record_path(config).read_text(encoding="utf-8"))
-
-
-def write_rows(config, *changes):
-  """Write the results of these changes, without runs."""
-  rows = [{"change": name} | ROW for name in changes]
-  sha256 = text_sha256(read_corpus_text(config.data.corpus))
-  Path(config.job.run).mkdir()
-  Ablations(ablate._recipe(config), sha256, rows).write(record_path(config))
 
 
 @pytest.mark.exhaustive
@@ -171,45 +146,6 @@ def test_a_change_that_diverges_is_marked_and_the_others_are_trained(
     )
 
 
-@pytest.mark.exhaustive
-def test_overwrite_trains_all_again(config, console):
-  ablate.run(config, [], console)
-  config = replace(config, seed=1, overwrite=True)
-  rows, _ = ablate.run(config, [], console)
-  record = read_record(config)
-  assert (record["rows"], record["recipe"]["seed"]) == (rows, 1)
-
-
-def test_overwrite_drops_no_change_that_it_does_not_name(config, console):
-  write_rows(config, "base", "A=1", "B=2")
-  before = record_path(config).read_bytes()
-  with pytest.raises(ValueError, match=r"also holds A=1, B=2: name them with"):
-    ablate.run(replace(config, overwrite=True), ["seed=1"], console)
-  assert record_path(config).read_bytes() == before
-
-
-@pytest.mark.exhaustive
-def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
-  change, directory = "hidden_size=7", Path(config.job.run)
-  old = ablate.run(config, [change], console).rows
-  for name in ("base", change):  # it was long ago
-    path = directory / name / "config.json"
-    record = json.loads(path.read_text()) | {"started": "2026-01-01T00:00:00Z"}
-    path.write_text(json.dumps(record))
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    signal_at(monkeypatch, 33)  # of 47 steps: between two evaluations
-    result = ablate.run(replace(config, overwrite=True), [change], console)
-  assert result == ([], signal.SIGTERM)
-  record = read_record(config)
-  assert record["rows"] == [] and record["overwritten"]
-  rows = ablate.run(config, [change], console).rows
-  assert "resumed     after step" in console.file.getvalue()
-  assert [row["stateful"] for row in rows] == [row["stateful"] for row in old]
-  for name in ("base", change):  # it was trained anew
-    record = json.loads((directory / name / "config.json").read_text())
-    assert record["started"] != "2026-01-01T00:00:00Z"
-
-
 @pytest.mark.parametrize(
   ("change", "message"),
   [
@@ -246,70 +182,6 @@ def test_the_directory_of_the_runs_must_be_given(config, console):
     ablate.run(replace(config, run=""), [], console)
 
 
-def test_the_results_of_another_recipe_or_corpus_are_not_mixed_in(
-  config, console
-):
-  write_rows(config, "base")
-  other = replace(config, learning_rate=0.1)
-  with pytest.raises(ValueError, match=r"learning_rate was 0\.02 and is 0\.1"):
-    ablate.run(other, [], console)
-  with open(config.data.corpus, "a", encoding="utf-8") as corpus:
-    corpus.write("More.\n")
-  with pytest.raises(ValueError, match="of another corpus: "):
-    ablate.run(config, [], console)
-
-
-def test_a_damaged_record_is_refused(config, console):
-  write_rows(config, "base")
-  record, path = read_record(config), record_path(config)
-  assert ablate.run(config, [], console).rows == record["rows"]
-  damaged = [
-    *("{", "[]", "{}", "[" * 100_000),
-    *(
-      json.dumps(record | damage)
-      for damage in (
-        {"rows": [1]},
-        {"rows": 1},
-        {"rows": {}},
-        {"overwritten": "yesterday"},
-        {"overwritten": "2026-11-28T04:44:10"},  # no time zone
-        {"recipe": 1},
-      )
-    ),
-    *(
-      json.dumps(record | {"rows": [{"change": "base"} | ROW | damage]})
-      for damage in (
-        *({entry: value} for entry in MEASURED for value in (None, "?")),
-        *({"diverged": True}, {"change": "seed=1"}, {"change": 5}),
-      )
-    ),
-  ]
-  for text in damaged:
-    path.write_text(text)
-    with pytest.raises(ValueError, match=f"{path} is damaged"):
-      ablate.run(config, [], console)
-
-
-@pytest.mark.exhaustive
-def test_rows_that_another_process_adds_meanwhile_are_kept(
-  config, console, monkeypatch
-):
-  ablate.run(config, [], console)
-  path = record_path(config)
-  run, other = train.run, {"change": "seed=5", "diverged": True}
-
-  def run_beside(single, console):
-    record = read_record(config)
-    path.write_text(json.dumps(record | {"rows": [*record["rows"], other]}))
-    return run(single, console)
-
-  monkeypatch.setattr(train, "run", run_beside)
-  rows, _ = ablate.run(config, ["hidden_size=7"], console)
-  changes = [row["change"] for row in read_record(config)["rows"]]
-  assert changes == ["base", "seed=5", "hidden_size=7"]
-  assert [row["change"] for row in rows] == changes
-
-
 def test_models_that_there_are_not_are_refused_before_training(config, console):
   for change in ("init_from=nowhere", "teacher=nowhere"):
     with pytest.raises(ValueError, match="nowhere"):
@@ -327,33 +199,6 @@ def test_a_recipe_is_the_same_from_another_directory(
   assert "holds 1 of the runs" in console.file.getvalue()
 
 
-def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
-  config, console, monkeypatch
-):
-  """As after an interruption of the measurement, or without ablations.json."""
-  changes = ["hidden_size=7"]
-  rows, _ = ablate.run(config, changes, console)
-  record_path(config).unlink()
-
-  def run(*arguments):
-    raise AssertionError("it was trained again")
-
-  monkeypatch.setattr(train, "run", run)
-  again, _ = ablate.run(config, changes, console)
-  assert again == rows
-  record_path(config).unlink()
-  result = Path(config.job.run) / "base" / "result.json"
-  text = result.read_text()
-  result.write_text("{}")
-  with pytest.raises(ValueError, match=f"{result} is damaged: it must have st"):
-    ablate.run(config, [], console)
-  result.write_text(text)
-  other = replace(config, learning_rate=0.1)
-  message = "base holds a finished run of another configuration: learning_rate"
-  with pytest.raises(ValueError, match=message):
-    ablate.run(other, [], console)
-
-
 def test_a_change_of_a_repeated_flag_is_one_value_or_none(config):
   changed = ablate.apply_change(config, "teacher=runs/a")
   assert changed.distillation.teacher == ("runs/a",)
@@ -367,44 +212,6 @@ def test_a_corpus_that_can_be_read_only_once_is_refused(config, console):
   os.mkfifo(path)
   with pytest.raises(ValueError, match="each run must read --corpus, got the"):
     ablate.run(config, [], console)
-
-
-def test_a_signal_in_the_last_evaluation_of_a_run_ends_the_others(
-  config, console, monkeypatch
-):
-  log_evaluation = train.RunLogger.log_evaluation
-
-  def log(self, val_loss, params):
-    if self.step == self._setup.num_steps:
-      signal.raise_signal(signal.SIGTERM)
-    return log_evaluation(self, val_loss, params)
-
-  monkeypatch.setattr(train.RunLogger, "log_evaluation", log)
-  rows, stopped_by = ablate.run(config, ["hidden_size=7"], console)
-  assert stopped_by == signal.SIGTERM
-  assert [row["change"] for row in rows] == ["base"]
-
-
-@pytest.mark.exhaustive
-def test_a_signal_ends_the_runs_and_the_next_call_resumes_them(
-  config, console, monkeypatch
-):
-  stateful_loss = train.stateful_loss
-
-  def loss(*arguments):
-    if console.file.getvalue().count("\nrun         ") == 2:
-      signal.raise_signal(signal.SIGTERM)
-    return stateful_loss(*arguments)
-
-  monkeypatch.setattr(train, "stateful_loss", loss)
-  changes = ["hidden_size=7"]
-  rows, stopped_by = ablate.run(config, changes, console)
-  assert stopped_by == signal.SIGTERM
-  assert [row["change"] for row in rows] == ["base"]
-  rows, stopped_by = ablate.run(config, changes, console)
-  assert stopped_by is None
-  assert [row["change"] for row in rows] == ["base", *changes]
-  assert "resumed     after step" in console.file.getvalue()
 
 
 def test_the_same_change_under_another_name_is_refused(config, console):

@@ -10,7 +10,7 @@ import pytest
 from lstm_jax import gru, lstm, projected_lstm
 from lstm_jax.interop import torch as interop
 from tests.draws import worst
-from tests.interop.test_torch import Module, stack
+from tests.interop.torch_layers import Module, stack
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from lstm_jax import (
   lstm,
   unroll_stack,
 )
-from lstm_jax.cells import affine
 from lstm_jax.language import (
   ModelConfig,
   Regularizers,
@@ -23,29 +22,10 @@ from lstm_jax.language import (
   language_model,
   stateful_loss,
 )
-from lstm_jax.language import model as model_module
-from lstm_jax.testing.mutation import plant
 from tests.compiling import count_programs
 from tests.contract import NAMES, TABLE
-from tests.draws import B, H, T, normal_like, weighed, worst
-
-V, E = 11, 4
-
-
-def make(name, key, adjoint=Explicit(), **options):
-  config = ModelConfig(
-    cell=TABLE[name].cell,
-    embedding_size=E,
-    hidden_size=H,
-    num_layers=2,
-    dtype=jnp.float64,
-    **options,
-  )
-  model = language_model(config, V, adjoint=adjoint)
-  start = jax.eval_shape(model.init, key), model.initial_state((B,))
-  params, state = normal_like(key, start)
-  tokens = jax.random.randint(key, (T + 1, B), 0, V)
-  return model, params, state, tokens[:-1], tokens[1:]
+from tests.draws import H, T, weighed, worst
+from tests.language.small_model import V, make
 
 
 @pytest.mark.everyday(1)
@@ -83,110 +63,6 @@ def test_the_explicit_gradient_of_the_loss_is_that_of_autodiff(name, key):
   assert worst(gradients[1], gradients[2]) < 1e-12
 
 
-@pytest.fixture(params=["table", "rows"])
-def path(request, monkeypatch):
-  """Whether a batch of few tokens uses the table W_e W_x or rows of W_e."""
-  table_rows = 1 if request.param == "rows" else model_module.TABLE_ROWS
-  monkeypatch.setattr(model_module, "TABLE_ROWS", table_rows)
-  return request.param
-
-
-def gradients_of(key, monkeypatch, steps):
-  """Return both gradients, and w_x.shape and xs.dtype of the lowest layer."""
-  inputs = []
-
-  def spy(cell, layers, state, xs, **options):
-    inputs.append((layers[0].w_x.shape, xs.dtype))
-    return unroll_stack(cell, layers, state, xs, **options)
-
-  monkeypatch.setattr(model_module, "unroll_stack", spy)
-  gradients = []
-  for adjoint in (Explicit(), Autodiff()):
-    model, params, state, *_ = make("lstm", key, adjoint)
-    tokens = jnp.full((steps + 1, B), 2).at[1].set(V - 1)  # repeated tokens
-
-    def f(params, model=model, state=state, tokens=tokens):
-      return model.loss(params, state, tokens[:-1], tokens[1:])
-
-    gradients.append(jax.jit(jax.grad(weighed(f, key)))(params))
-  return gradients, inputs[0]
-
-
-def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
-  path, key, monkeypatch
-):
-  few = V // B  # time steps with fewer than V tokens
-  (explicit, autodiff), inputs = gradients_of(key, monkeypatch, few)
-  rows = path == "rows"
-  assert inputs == (
-    (E if rows else V, 4 * H),
-    jnp.float64 if rows else jnp.int64,
-  )
-  assert worst(explicit, autodiff) < 1e-12
-  assert np.abs(explicit.embedding[2]).max() > 1e-3
-  assert not explicit.embedding[3].any()
-
-
-@pytest.mark.everyday(1)
-def test_neither_the_table_nor_rows_are_rounded_to_bfloat16(
-  path, key, monkeypatch
-):
-  """With bfloat16 weights: x W_x is a sum, as h W_h is."""
-  memories = []
-  for dtype in (jnp.bfloat16, jnp.float32):
-    config = ModelConfig(lstm, E, H, dtype=dtype)
-    model = language_model(config, V)
-    params = language_model(replace(config, dtype=jnp.bfloat16), V).init(key)
-    params = jax.tree.map(lambda x, d=dtype: x.astype(d), params)
-    state = language_model(replace(config, dtype=jnp.float32), V).initial_state(
-      (B,)
-    )
-    tokens = jnp.arange(B)[None]
-    memories.append(model.apply(params, state, tokens)[0][0].c)
-  found, expected = memories
-  assert abs(found - expected).max() < 1e-5 * abs(expected).max()
-
-
-@pytest.mark.exhaustive
-def test_a_batch_with_as_many_tokens_as_the_vocabulary_uses_the_table(
-  key, monkeypatch
-):
-  monkeypatch.setattr(model_module, "TABLE_ROWS", 1)
-  enough = -(-V // B)
-  _, inputs = gradients_of(key, monkeypatch, enough)
-  assert inputs == ((V, 4 * H), jnp.int64)
-
-
-def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
-  key, monkeypatch
-):
-  found = []
-  monkeypatch.setattr(
-    model_module, "reads_table", lambda *sizes: found.append(sizes[1:])
-  )
-  config = ModelConfig(embedding_size=E, hidden_size=H, dtype=jnp.float64)
-  model = language_model(config, V, groups=B)
-  tokens = jnp.zeros((T, B), int)
-  state = model.initial_state((B,))
-  jax.eval_shape(model.loss, model.init(key), state, tokens, tokens)
-  assert found == [(V, T)]
-
-
-@pytest.mark.everyday(2)
-@pytest.mark.parametrize("term", ["dw_tokens", "dx"])
-def test_a_planted_error_in_the_embedding_is_caught(
-  term, path, key, monkeypatch
-):
-  """Rows of W_e have their gradient from dW of tokens, the table from dx."""
-  planted = plant(affine, term)
-  monkeypatch.setattr(model_module, "linear", planted.linear)
-  (explicit, autodiff), _ = gradients_of(key, monkeypatch, V // B)
-  largest = np.abs(autodiff.embedding).max()
-  wrong = worst(explicit.embedding, autodiff.embedding)
-  noticed = {"table": "dx", "rows": "dw_tokens"}[path] == term
-  assert (wrong > 5e-3 * largest) == noticed
-
-
 def largest_array(compiled):
   """Return the number of elements in the largest array of a program."""
   shapes = re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())
@@ -211,17 +87,6 @@ def test_no_array_of_all_logits_is_stored_for_ten_thousand_words(key):
   assert largest[Autodiff()][1] > 4 * logits
   assert largest[Explicit()][0] < 0.3 * logits
   assert largest[Explicit()][1] < 4 * logits
-
-
-def test_the_gradient_of_a_large_embedding_is_one_scatter(key):
-  model = language_model(ModelConfig(embedding_size=8, hidden_size=16), 10_000)
-  params = jax.eval_shape(model.init, key)
-  state = jax.eval_shape(lambda: model.initial_state((B,)))
-  tokens = jax.ShapeDtypeStruct((T, B), jnp.int32)
-  gradient = jax.jit(jax.grad(model.loss, has_aux=True))
-  text = gradient.lower(params, state, tokens, tokens).as_text()
-  assert len(re.findall(r'"stablehlo\.scatter"', text)) == 1
-  assert "10000x8xf32" in text and "10000x64xf32" not in text  # no table
 
 
 @pytest.mark.exhaustive
@@ -269,55 +134,6 @@ def test_initial_weights_follow_the_configuration(key):
   none = replace(config, init_std=0.0, readout_std=0.0)
   zeros = language_model(none, 50).init(key)
   assert not any(leaf.any() for leaf in jax.tree.leaves(zeros))
-
-
-def tied_model(adjoint=Explicit()):
-  return language_model(
-    ModelConfig(embedding_size=7, hidden_size=7, tied=True, dtype=float),
-    V,
-    regularizers=Regularizers(token_dropout=0.4),
-    adjoint=adjoint,
-  )
-
-
-@pytest.mark.everyday(1)
-def test_a_tied_readout_is_the_embedding(path, key):
-  params = normal_like(key, tied_model().init(key))
-  assert params.readout is None
-  shape = ModelConfig(embedding_size=7, hidden_size=7, dtype=float)
-  untied = language_model(
-    shape, V, regularizers=Regularizers(token_dropout=0.4)
-  )
-  state = untied.initial_state((B,))
-  steps = V // B if path == "rows" else T
-  tokens = jax.random.randint(key, (steps + 1, B), 0, V)
-
-  def untied_loss(e):  # the same embedding and readout as two matrices
-    untied_params = params._replace(embedding=7**0.5 * e, readout=e.T)
-    return untied.training_loss(
-      untied_params, state, tokens[:-1], tokens[1:], key
-    )[0]
-
-  def tied_loss(e, adjoint):
-    model, tied_params = tied_model(adjoint), params._replace(embedding=e)
-    batch = tokens[:-1], tokens[1:]
-    return model.training_loss(tied_params, state, *batch, key)[0]
-
-  expected = jax.jit(jax.value_and_grad(untied_loss))(params.embedding)
-  gradient = jax.jit(jax.value_and_grad(tied_loss), static_argnums=1)
-  for adjoint in (Explicit(), Step(), Autodiff()):
-    found = gradient(params.embedding, adjoint)
-    assert worst(found, expected) < 1e-12
-  drawn = tied_model().init(key).embedding
-  assert abs(float(drawn.std()) * 7**0.5 - 1) < 0.3  # initialized as a readout
-
-
-def test_a_tied_readout_needs_an_embedding_of_the_size_of_the_outputs(key):
-  model = language_model(
-    ModelConfig(embedding_size=6, hidden_size=7, tied=True), V
-  )
-  with pytest.raises(ValueError, match="top layer's outputs, 7, got 6"):
-    model.init(key)
 
 
 @pytest.mark.parametrize(
@@ -371,15 +187,6 @@ def test_a_vocabulary_of_no_tokens_is_refused():
     message = f"groups must be an integer ≥ 1, got {text}$"
     with pytest.raises(ValueError, match=message):
       language_model(ModelConfig(), 9, groups=size)
-
-
-def test_a_tied_embedding_has_the_deviation_of_the_readout(key):
-  config = ModelConfig(
-    embedding_size=40, hidden_size=40, tied=True, init_std=0.1, readout_std=0.01
-  )
-  params = language_model(config, 50).init(key)
-  assert abs(float(params.embedding.std()) / 0.01 - 1) < 0.1
-  assert abs(float(params.layers[0].w_h.std()) / 0.1 - 1) < 0.1
 
 
 def test_regularizers_need_a_key(key):

@@ -1,8 +1,12 @@
-"""Options of `unroll` with which the tests of its loops run every cell."""
+"""Options of `unroll`, with arguments for T time steps and B rows."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from tests.draws import B, T
+from lstm_jax.cells.cell import output_size
+from lstm_jax.sequence import regularize
+from tests.draws import B, D, H, T
 
 OPTIONS = {
   "plain": {},
@@ -10,5 +14,46 @@ OPTIONS = {
   "masked": {
     "lengths": jnp.array([T, 0, 2]),
     "reset": jnp.arange(T * B).reshape(T, B) % 4 == 0,
+  },
+}
+
+
+DRAW = np.random.default_rng(3)
+MASK = DRAW.random((T, B)) < 0.6
+RESET = DRAW.random((T, B)) < 0.4
+LENGTHS = np.array([T, 0, 2])
+
+
+def zoneout_mask(cell):
+  state = cell.initial_state(cell.init(jax.random.key(0), D, H), (B,))
+  rates = type(state)(*(0.3 for _ in state))
+  return regularize.zoneout(jax.random.key(1), state, T, rates)
+
+
+def zoneout_rates(cell):
+  state = cell.initial_state(cell.init(jax.random.key(0), D, H), (B,))
+  return type(state)(*(0.25 for _ in state))
+
+
+def dropout_factors(cell, *axes):
+  size = output_size(cell, cell.init(jax.random.key(0), D, H))
+  return regularize.factors(jax.random.key(2), (*axes, size), 0.5)
+
+
+FEATURES = {
+  "mask": lambda cell: {"mask": MASK},
+  "lengths": lambda cell: {"lengths": LENGTHS},
+  "reset": lambda cell: {"reset": RESET},
+  "reverse": lambda cell: {"reverse": True},
+  "zoneout": lambda cell: {"zoneout": zoneout_mask(cell)},
+  "expected zoneout": lambda cell: {"zoneout": zoneout_rates(cell)},
+  "state dropout": lambda cell: {"state_dropout": dropout_factors(cell, B)},
+  "all": lambda cell: {
+    "mask": MASK,
+    "lengths": LENGTHS,
+    "reset": RESET,
+    "reverse": True,
+    "zoneout": zoneout_mask(cell),
+    "state_dropout": dropout_factors(cell, T, B),
   },
 }

@@ -21,7 +21,7 @@ from lstm_jax.sequence import wrappers
 from lstm_jax.sequence.linear import is_linear, linear_scan
 from tests.contract import TABLE
 from tests.draws import B, D, H, T, arguments, weighed, worst
-from tests.sequence.test_features import FEATURES
+from tests.sequence.options import FEATURES
 from tests.sequence.test_other_cells import CellOfFunctions
 
 LINEAR = [name for name, row in TABLE.items() if is_linear(row.cell)]

@@ -12,18 +12,13 @@ from jax.extend.core import jaxprs_in_params
 
 from lstm_jax import (
   Autodiff,
-  Directions,
   Explicit,
   Step,
   gru_reset_before,
   lru,
-  lstm,
   unroll,
-  unroll_both,
-  unroll_stack,
 )
 from lstm_jax.sequence import scan
-from lstm_jax.sequence.in_place import MOST_UNROLLED
 from tests.contract import (
   CELLS,
   EXHAUSTIVE,
@@ -32,7 +27,7 @@ from tests.contract import (
   TOKEN_CELLS,
   each_cell,
 )
-from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
+from tests.draws import B, D, H, T, arguments, weighed, worst
 from tests.gradients import value_and_gradient
 
 
@@ -59,42 +54,6 @@ def test_all_adjoints_give_the_same_gradient_on_tokens(cell, key):
   )
   assert worst(a, c) < 1e-12
   assert worst(b, c) < 1e-12
-
-
-@TOKEN_CELLS
-def test_tokens_are_one_hot_rows(cell, key):
-  params, state, _ = arguments(cell, key)
-  tokens = jax.random.randint(key, (T, B), 0, D)
-  rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
-  a = value_and_gradient(cell, (params, state, tokens))
-  value, (d_params, d_state, _) = value_and_gradient(
-    cell, (params, state, rows)
-  )
-  assert worst(a, (value, (d_params, d_state))) < 1e-12
-
-
-def test_tokens_outside_of_the_rows_read_the_nearest_or_count_back(key):
-  params, _, _ = arguments(lstm, key)
-  for token, row in (
-    (D, D - 1),
-    (D + 7, D - 1),
-    (-1, D - 1),
-    (-D, 0),
-    (-D - 1, 0),
-  ):
-    found, expected = (
-      unroll(lstm, params, None, jnp.full((T, B), x)) for x in (token, row)
-    )
-    assert worst(found, expected) == 0
-
-
-def test_features_of_integers_are_tokens_where_no_state_has_their_shape(key):
-  params, _, _ = arguments(lstm, key)
-  pixels = jax.random.randint(key, (T, B, D), 0, D).astype(jnp.uint8)
-  assert unroll(lstm, params, None, pixels)[1].shape == (T, B, D, H)
-  message = rf"^xs must be integer tokens \[{T}, {B}\], got"
-  with pytest.raises(ValueError, match=message):
-    unroll(lstm, params, lstm.initial_state(params, (B,)), pixels)
 
 
 @EXHAUSTIVE
@@ -166,103 +125,6 @@ def test_rows_of_a_batch_do_not_mix(cell, key):
     alone = jax.tree.map(lambda leaf: leaf[row], state)  # noqa: B023
     _, expected = unroll(cell, params, alone, xs[:, row])
     assert worst(hs[:, row], expected) < 1e-12
-
-
-@REPRESENTATIVE_CELLS
-def test_vmap_over_parameters_equals_a_loop(cell, key):
-  many = [arguments(cell, k) for k in jax.random.split(key, 2)]
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
-  f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
-  alone = [jax.jit(f)(*args) for args in many]
-  expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
-  assert worst(jax.jit(jax.vmap(f))(*stacked), expected) < 1e-12
-
-
-@REPRESENTATIVE_CELLS
-def test_checkpoint_changes_no_gradient(cell, key):
-  args = arguments(cell, key)
-  f = weighed(jax.checkpoint(partial(unroll, cell)), key)
-  found = jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
-  assert worst(found, value_and_gradient(cell, args)) < 1e-12
-
-
-@pytest.mark.everyday(1)
-@CELLS
-def test_second_order_gradients_equal_autodiff(cell, key):
-  args = arguments(cell, key, steps=3, batch=(2,))
-
-  def second(adjoint):
-    first = jax.grad(
-      weighed(partial(unroll, cell, adjoint=adjoint), key), (0, 1, 2)
-    )
-    return jax.jit(jax.grad(weighed(first, key), (0, 1, 2)))(*args)
-
-  expected = second(Autodiff())
-  size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-  for adjoint in (Explicit(), Step()):
-    assert worst(second(adjoint), expected) < 1e-12 * size, adjoint
-
-
-@REPRESENTATIVE_CELLS
-def test_forward_mode_works_under_autodiff(cell, key):
-  args = arguments(cell, key)
-  f = weighed(partial(unroll, cell, adjoint=Autodiff()), key)
-  tangents = normal_like(key, args)
-  _, slope = jax.jit(partial(jax.jvp, f))(args, tangents)
-  gradients = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
-  products = jax.tree.map(lambda g, t: np.vdot(g, t), gradients, tangents)
-  assert abs(slope - sum(jax.tree.leaves(products))) < 1e-11
-  _, linear = jax.linearize(f, *args)
-  assert abs(linear(*tangents) - slope) < 1e-11
-
-
-FORWARD_MODES = {
-  "jvp": lambda f, x: jax.jvp(f, (x,), (x,)),
-  "jvp of jit": lambda f, x: jax.jvp(jax.jit(f), (x,), (x,)),
-  "jit of jvp": lambda f, x: jax.jit(lambda x: jax.jvp(f, (x,), (x,)))(x),
-  "linearize": lambda f, x: jax.linearize(f, x)[1](x),
-  "jacfwd": lambda f, x: jax.jacfwd(f)(x),
-}
-
-
-@pytest.mark.everyday(3)
-@pytest.mark.parametrize("mode", FORWARD_MODES)
-@pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
-def test_forward_mode_of_explicit_gradients_is_an_error_with_advice(
-  mode, adjoint, key
-):
-  params, state, xs = arguments(lstm, key)
-  with pytest.raises(
-    TypeError, match=r"no forward mode .*pass adjoint=Autodiff"
-  ):
-    FORWARD_MODES[mode](
-      lambda xs: unroll(lstm, params, state, xs, adjoint=adjoint)[1], xs
-    )
-  with pytest.raises(TypeError, match=r"no forward mode .*differentiate forw"):
-    FORWARD_MODES[mode](lambda x: lstm.step(params, state, x).h, xs[0])
-
-
-@EXHAUSTIVE
-@REPRESENTATIVE_CELLS
-def test_the_hessian_equals_that_of_autodiff(cell, key):
-  """`jax.hessian` is forward mode over reverse mode.
-
-  Outside of `jax.jit`, JAX makes one program of the backward pass before it
-  differentiates that forward, and `vmap` has then gone before.
-  """
-  params, state, xs = arguments(cell, key, steps=T, batch=(2,))
-  assert T > MOST_UNROLLED  # else there is no loop
-
-  def hessian(adjoint):
-    run = weighed(
-      lambda x: unroll(cell, params, state, x, adjoint=adjoint), key
-    )
-    return jax.hessian(run)
-
-  expected = jax.jit(hessian(Autodiff()))(xs)
-  for adjoint in (Explicit(), Step()):
-    assert worst(jax.jit(hessian(adjoint))(xs), expected) < 1e-11, adjoint
-  assert worst(hessian(Explicit())(xs), expected) < 1e-11
 
 
 @pytest.mark.everyday(2)
@@ -339,15 +201,6 @@ def test_the_scans_contain_no_product_with_the_inputs(cell, key):
   }
 
 
-@CELLS
-def test_an_empty_sequence_is_an_error(cell, key):
-  params, state, xs = arguments(cell, key)
-  with pytest.raises(ValueError, match=r"at least one step \(T ≥ 1\)"):
-    unroll(cell, params, state, xs[:0])
-  with pytest.raises(ValueError, match=r"at least one step .*got \(\)"):
-    unroll(cell, params, state, jnp.array(1))
-
-
 ADJOINTS = [
   Explicit(),
   Explicit(chunk=2),
@@ -399,100 +252,6 @@ def test_float32_and_float64_mix(cell, narrow, key):
   types = jax.tree.map(lambda leaf: leaf.dtype, tuple(args.values()))
   assert jax.tree.map(lambda leaf: leaf.dtype, a[1]) == types
   assert worst(a, b) < 1e-4  # T roundings to float32
-
-
-@CELLS
-def test_error_messages_name_a_state_that_does_not_fit(cell, key):
-  params, state, xs = arguments(cell, key)
-  for field, leaf in state._asdict().items():
-    for wrong in (leaf[:, :1], leaf[:1]):
-      if field == "h" and len(wrong) == 1 and len(state) == 1:
-        continue  # this is an error of xs
-      wrong = state._replace(**{field: wrong})
-      fields = "".join(state._fields)
-      message = rf"state.[{fields}] must be \[\d, \d\], got"
-      with pytest.raises(ValueError, match=message):
-        unroll(cell, params, wrong, xs)
-      with pytest.raises(ValueError, match=message):
-        cell.step(params, wrong, xs[0])
-  name = type(state).__name__
-  for wrong in (tuple(state), {"h": state.h}, state.h):
-    with pytest.raises(ValueError, match=f"state must be of type {name}, got "):
-      unroll(cell, params, wrong, xs)
-
-
-def test_error_messages_name_inputs_that_do_not_fit(key):
-  params, state, xs = arguments(lstm, key)
-  with pytest.raises(ValueError, match=r"xs must be inputs \[5, 3, 4\], got"):
-    unroll(lstm, params, state, jnp.concatenate([xs, xs], axis=2))
-  with pytest.raises(ValueError, match=r"xs must be integer tokens \[5, 3\]"):
-    unroll(lstm, params, state, jnp.zeros((T, B + 1), int))
-
-
-@REPRESENTATIVE_CELLS
-@pytest.mark.parametrize("batch", [(B,), (), (2, B)])
-def test_a_state_of_none_is_the_zero_state(cell, batch, key):
-  params, _, xs = arguments(cell, key, batch=batch)
-  zero = cell.initial_state(params, batch)
-  tokens = jax.random.randint(key, (T, *batch), 0, D)
-  takes_tokens = getattr(cell, "takes_tokens", False)
-  for inputs in (xs, tokens) if takes_tokens else (xs,):
-    found = unroll(cell, params, None, inputs)
-    assert worst(found, unroll(cell, params, zero, inputs)) == 0
-  if len(batch) == 1:
-    found = unroll(cell, params, None, xs.swapaxes(0, 1), time_major=False)
-    assert worst(found[0], unroll(cell, params, zero, xs)[0]) == 0
-
-
-def test_error_messages_name_inputs_that_do_not_fit_without_a_state(key):
-  params, _, xs = arguments(lstm, key)
-  with pytest.raises(ValueError, match=r"xs must be inputs \[5, 3, 4\], got"):
-    unroll(lstm, params, None, xs[..., :2])
-  with pytest.raises(ValueError, match=r"xs must have at least one step"):
-    unroll(lstm, params, None, xs[:0])
-
-
-def test_inputs_may_be_numpy_arrays(key):
-  params, state, xs = arguments(lstm, key)
-  assert (
-    worst(
-      unroll(lstm, params, state, np.asarray(xs)),
-      unroll(lstm, params, state, xs),
-    )
-    == 0
-  )
-
-
-@pytest.mark.parametrize("time_major", [True, False])
-def test_inputs_may_be_lists(time_major, key):
-  params, _, xs = arguments(lstm, key)
-  tokens = jax.random.randint(key, (T, B), 0, D)
-  mask = jnp.ones((T, B), bool)
-  if not time_major:
-    xs, tokens, mask = (x.swapaxes(0, 1) for x in (xs, tokens, mask))
-  for inputs in (xs, tokens):
-    one = partial(unroll, lstm, params, None, time_major=time_major)
-    stack = partial(unroll_stack, lstm, (params,), None, time_major=time_major)
-    for found, expected in (
-      (
-        one(inputs.tolist(), mask=mask.tolist()),
-        one(inputs, mask=mask),
-      ),
-      (stack(inputs.tolist(), skip=True), stack(inputs, skip=True)),
-    ):
-      assert worst(found, expected) == 0
-
-
-@pytest.mark.parametrize("run", [unroll, unroll_both, unroll_stack])
-@pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
-def test_a_compute_dtype_of_integers_is_refused(run, adjoint, key):
-  params, _, xs = arguments(lstm, key)
-  if run is unroll_both:
-    params = Directions(params, params)
-  params = (params,) if run is unroll_stack else params
-  message = "^compute_dtype must be a dtype of floats, .*, got int8$"
-  with pytest.raises(ValueError, match=message):
-    run(lstm, params, None, xs, adjoint=adjoint, compute_dtype=jnp.int8)
 
 
 @pytest.mark.everyday(1)

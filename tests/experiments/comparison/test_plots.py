@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.comparison import plots
-from tests.experiments.test_compare_cells import example
+from tests.experiments.comparing import example
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from experiments import compare_cells
 from experiments.comparison import plots
 from experiments.trainer.locking import lock
-from tests.experiments.test_compare_cells import example
+from tests.experiments.comparing import example
 from tests.processes import ROOT
 
 RECORDS = sorted((ROOT / "experiments/results").glob("compare_cells*"))

@@ -8,11 +8,13 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 
 KEYS = {
@@ -200,3 +202,18 @@ def chromium():
 def text_of(chromium, name):
   """Return the visible text of the element with that id."""
   return chromium.run("return document.getElementById(args[0]).innerText", name)
+
+
+def contrast(fill, ink):
+  """Return the contrast of two colors as WCAG 2 defines it."""
+
+  def luminance(values):
+    linear = [
+      v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+      for v in (int(v) / 255 for v in values)
+    ]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+  a = luminance(re.findall(r"\d+", fill))
+  b = luminance([255] * 3 if ink == "#fff" else [0] * 3)
+  return (max(a, b) + 0.05) / (min(a, b) + 0.05)

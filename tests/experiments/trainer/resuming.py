@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 
+from experiments import train
 from experiments.trainer import setup
 from lstm_jax.training import list_checkpoints
 
@@ -97,3 +99,9 @@ def inject_nans(monkeypatch, steps):
     return train_step_with_nans
 
   monkeypatch.setattr(setup, "make_train_step", make)
+
+
+def stop_at(step, config, console, signum=signal.SIGTERM):
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    signal_at(monkeypatch, step, signum)
+    return train.run(config, console)

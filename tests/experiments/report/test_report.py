@@ -12,32 +12,14 @@ from experiments import report, sweep
 from experiments.pages import report as report_page
 from experiments.pages.report import differences
 from experiments.report import ReportConfig
-from experiments.trainer.config import TrainConfig
 from experiments.trainer.ensemble import SweepConfig
-from experiments.trainer.history import RunHistory, derive, read_run_history
 from experiments.trainer.members import cost
-from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.records import from_record, to_record
 from experiments.trainer.trained import load
 from lstm_jax.training import list_checkpoints
 from tests.experiments.pages.explored import PageData
+from tests.experiments.report.writing import write_page
 from tests.experiments.trainer.resuming import read_rows
-
-PARTIAL = '{"step": 50, "train_lo'
-
-
-def write_page(console, output, *directories):
-  """Write the page of some runs and return its header."""
-  config = ReportConfig(str(output))
-  assert report.run([*map(str, directories)], config, console).path == output
-  return PageData(output).header
-
-
-@pytest.fixture
-def copy(trained_runs, tmp_path):
-  """Return a run that a test may change: its directory and configuration."""
-  directory = tmp_path / "copy"
-  shutil.copytree(trained_runs["lstm"].job.run, directory)
-  return directory, trained_runs["lstm"]
 
 
 def test_the_page_has_every_loss_and_sample_of_every_run(
@@ -137,47 +119,6 @@ def test_hashes_are_shortened():
   ]
 
 
-def test_an_unfinished_run_is_shown_as_far_as_it_has_got(
-  copy, console, tmp_path
-):
-  directory, _ = copy
-  (directory / "result.json").unlink()
-  path = directory / "metrics.jsonl"
-  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-  path.write_text("".join(lines[:3]) + PARTIAL, encoding="utf-8")
-  path = directory / "samples.txt"
-  text = path.read_text(encoding="utf-8")
-  cut = text.index("=== step 20,")
-  path.write_bytes(text[:cut].encode() + b"=== step 20, epo\xe2\x80")
-  header = write_page(console, tmp_path / "page.html", directory)
-  (run,) = header["runs"]
-  assert run["curves"]["train_loss"]["step"] == [10, 20]
-  assert run["curves"]["val_loss"]["step"] == [10]
-  assert [sample["step"] for sample in run["samples"]] == [0, 10]
-  ((*_, steps, _, _, finished),) = header["results"]["rows"]
-  assert steps.startswith("20 of ") and finished == "no"
-
-
-def test_a_run_without_rows_or_evaluations_is_shown(copy, console, tmp_path):
-  directory, config = copy
-  lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-  shutil.rmtree(directory / "checkpoints")
-  for name in ("metrics.jsonl", "samples.txt", "result.json"):
-    (directory / name).unlink()
-  page = tmp_path / "page.html"
-  header = write_page(console, page, directory, config.job.run)
-  (run, complete), table = header["runs"], header["results"]
-  assert run["curves"]["train_loss"]["step"] == run["samples"] == []
-  assert complete["curves"]["train_loss"]["step"] != []
-  assert table["rows"][0][1:3] == ["–", "–"]
-  (directory / "metrics.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
-  header = write_page(console, page, directory)
-  assert header["runs"][0]["curves"]["train_loss"]["step"] == [10]
-  assert header["runs"][0]["curves"]["val_loss"]["step"] == []
-  # A column that is empty for every run is left out.
-  assert "best validation loss" not in header["results"]["head"]
-
-
 def test_the_best_evaluation_and_the_test_loss_are_in_the_table(
   copy, console, tmp_path
 ):
@@ -244,96 +185,6 @@ def test_the_members_of_a_sweep_are_runs(
   rows = {row[0]: row[1:5] for row in header["differences"]["rows"]}
   assert rows["seed"] == ["0", "1", "0", "1"]
   assert rows["learning_rate"] == ["0.005", "0.005", "0.03", "0.03"]
-
-
-def test_without_its_corpus_a_finished_run_has_the_epochs_of_its_last_step(
-  copy, console, tmp_path
-):
-  directory, _ = copy
-  history = read_run_history(directory)
-  last_step = history.rows[-1]["step"]
-  assert derive(history).num_steps == last_step
-  other = history.record | {"corpus_sha256": "0"}
-  assert derive(history._replace(record=other)) is None
-  for change in ({"corpus": "nowhere.txt"}, {"val_fraction": 0.999}):
-    config = replace(history.config, **change)
-    assert derive(history._replace(config=config)) is None
-  for change in ({"cell": "gpt"}, {"val_fraction": "half"}):  # damaged
-    (directory / "config.json").write_text(json.dumps(history.record | change))
-    (name,) = change
-    with pytest.raises(ValueError, match=name):
-      read_run_history(directory)
-  record = history.record | {"corpus": "nowhere.txt"}
-  (directory / "config.json").write_text(json.dumps(record))
-  header = write_page(console, tmp_path / "page.html", directory)
-  assert header["runs"][0]["epoch_ends"] == [last_step]
-  assert "parameters" not in header["results"]["head"]
-  (directory / "result.json").unlink()
-  header = write_page(console, tmp_path / "page.html", directory)
-  assert header["runs"][0]["epoch_ends"] is None
-
-
-def test_a_run_that_stopped_early_has_no_ends_of_epochs_without_its_corpus():
-  rows = [{"step": 10, "seconds": 7}, {"step": 20, "val_loss": 2.0}]
-  config = replace(TrainConfig(), num_epochs=2)
-  run = RunHistory(Path(), "", {}, config, rows, [], True, False)
-  assert report_page._curves(run, None)["epoch_ends"] == [10, 20]
-  result = report_page._results(run, None)
-  assert (result["finished"], result["training time"]) == ("yes", "0:00:07")
-  early = run._replace(stopped_early=True, member="seed 0")
-  assert report_page._curves(early, None)["epoch_ends"] is None
-  result = report_page._results(early, None)  # of a sweep's member
-  assert (result["finished"], result["training time"]) == ("yes, early", "–")
-
-
-@pytest.mark.parametrize(
-  "line",
-  [
-    '{"step": 3',
-    "3",
-    "{}",
-    '{"step": "1"}',
-    '{"step": 1, "train_loss": NaN}',
-    f'{{"step": 1, "train_loss": {10**400}}}',
-    '{"step": 1, "val_loss": null}',
-  ],
-)
-def test_a_line_that_is_not_a_row_is_an_error_that_names_it(
-  line, copy, console
-):
-  directory, _ = copy
-  path = directory / "metrics.jsonl"
-  good = '{"step": 10, "train_loss": 2.0, "grad_norm": null}'
-  path.write_text(f"{good}\n{line}\n")
-  with pytest.raises(ValueError, match=f"line 2 of {path} is not a row of"):
-    report.run([str(directory)], ReportConfig(), console)
-
-
-def test_skipped_training_steps_leave_a_gap(copy, console, tmp_path):
-  directory, _ = copy
-  path = directory / "metrics.jsonl"
-  good, gap = {"step": 10, "train_loss": 2.0}, {"step": 20, "train_loss": None}
-  rows = good, gap | {"grad_norm": None, "skipped": 10}, good | {"step": 30}
-  path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-  header = write_page(console, tmp_path / "page.html", directory)
-  assert header["runs"][0]["curves"]["train_loss"]["step"] == [10, 30]
-
-
-def test_a_directory_without_a_run_or_given_twice_is_refused(
-  copy, console, tmp_path
-):
-  directory, _ = copy
-  for runs, message in (
-    ((), "expected run directories: report RUN"),
-    ((tmp_path / "nowhere",), "no run in .*nowhere: no such directory"),
-    ((tmp_path,), f"no run in {tmp_path}: no config.json of a run"),
-    ((directory, directory / ".." / "copy"), "copy is given twice"),
-  ):
-    with pytest.raises(ValueError, match=message):
-      report.run([*map(str, runs)], ReportConfig(), console)
-  nowhere = ReportConfig(str(tmp_path / "nowhere" / "page.html"))
-  with pytest.raises(ValueError, match="cannot be written: no such directory"):
-    report.run([str(directory)], nowhere, console)
 
 
 def test_the_default_output_and_the_names_of_runs(

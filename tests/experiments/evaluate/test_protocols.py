@@ -1,9 +1,7 @@
 """Evaluation of trained models: its losses are those of the library."""
 
-import io
 import json
 import math
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +9,11 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from rich.console import Console
 
-from experiments import evaluate, explore, report, train
-from experiments.analysis import dynamic_eval, protocols
+from experiments import evaluate, train
+from experiments.analysis import protocols
 from experiments.analysis.dynamic_eval import RATES
-from experiments.analysis.protocols import MIXED, PROTOCOLS
+from experiments.analysis.protocols import PROTOCOLS
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer import run_dir
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -34,33 +31,9 @@ from lstm_jax.language.evaluate import (
   stateful_nats,
 )
 from lstm_jax.language.word_tokenizer import WordTokenizer
-from tests.experiments.conftest import VERSE, make_config
+from tests.experiments.conftest import VERSE
+from tests.experiments.evaluate.editing import edit_config
 from tests.experiments.pages import explored
-
-
-@pytest.fixture
-def options(run):
-  return EvaluateConfig((str(run),), window=16, segment=4)
-
-
-@pytest.fixture(scope="module")
-def trained_run(tmp_path_factory):
-  """Return the directory of a finished run and its corpus; only to be read."""
-  config = make_config(tmp_path_factory.mktemp("evaluate"))
-  config = replace(config, num_epochs=3, learning_rate=0.03, quiet=True)
-  with jax.numpy_dtype_promotion("standard"):
-    train.run(config, Console(file=io.StringIO()))
-  return config.job.run, config.data.corpus
-
-
-@pytest.fixture
-def run(trained_run, tmp_path):
-  """Return a copy of the finished run, with a corpus of its own."""
-  directory, corpus = trained_run
-  shutil.copytree(directory, tmp_path / "run")
-  shutil.copy(corpus, tmp_path / "verse.txt")
-  edit_config(tmp_path / "run", corpus=str(tmp_path / "verse.txt"))
-  return tmp_path / "run"
 
 
 def test_the_flags_are_the_fields_and_protocol_may_be_repeated():
@@ -72,22 +45,6 @@ def test_the_flags_are_the_fields_and_protocol_may_be_repeated():
   for wrong in ("--protocol=hot", "--window=0", "--rate=nan", "--begin=-1"):
     with pytest.raises(flags.IllegalFlagValueError):
       values(["evaluate", wrong])
-
-
-def edit_config(directory, **changes):
-  path = directory / run_dir.CONFIG
-  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.mark.exhaustive
-def test_a_flag_of_a_protocol_that_is_left_out_is_a_warning(
-  run, options, console
-):
-  evaluate.run(replace(options, protocol=("stateful",)), console)
-  shown = console.file.getvalue()
-  reason = "has no effect: --protocol leaves out"
-  assert f"\nwarning --window=16 {reason} cold\n" in shown
-  assert f"\nwarning --segment=4 {reason} dynamic and mixed\n" in shown
 
 
 def test_every_protocol_is_measured_and_recorded(run, options, console):
@@ -189,14 +146,6 @@ def test_a_run_with_a_test_split_is_evaluated_on_it(run, options, console):
   assert record["nats"]["cold"] == nats.mean()
 
 
-@pytest.fixture
-def other(run):
-  """Another run on the corpus of `run`, untrained and of another size."""
-  config = load(run).config
-  directory = str(run.parent / "other")
-  return explored.write_run(replace(config, run=directory, hidden_size=5))
-
-
 @pytest.mark.exhaustive
 def test_several_runs_are_an_ensemble(run, other, options, console):
   together = replace(options, run=(str(run), str(other)), protocol=PROTOCOLS)
@@ -232,38 +181,6 @@ def test_several_runs_are_an_ensemble(run, other, options, console):
   assert single["training_seconds"] == seconds
   printed = console.file.getvalue()
   assert f" parameters, {seconds:,.0f} s of training\n" in printed
-
-
-def test_runs_that_do_not_belong_together_are_refused(
-  run, other, options, console
-):
-  def refused(match, **changes):
-    edit_config(other, **changes)
-    with pytest.raises(ValueError, match=match):
-      evaluate.run(replace(options, run=(str(run), str(other))), console)
-
-  same = "must have the same corpus, vocabulary and splits"
-  sha256 = load(run).corpus_sha256
-  refused(f"{same}: the corpus of .*other differs", corpus_sha256="0")
-  refused(f"{same}: --dev_fraction of", corpus_sha256=sha256, dev_fraction=0.1)
-  corpus = run.parent / "more.txt"
-  corpus.write_text(read_text(load(run).config.data.corpus) + "§")
-  shutil.rmtree(other)
-  changed = replace(load(run).config, corpus=str(corpus), run=str(other))
-  explored.write_run(changed)
-  refused(f"{same}: the vocabulary of", corpus_sha256=sha256)
-  with pytest.raises(ValueError, match="run is given twice"):
-    evaluate.run(replace(options, run=(str(run), f"{run}/")), console)
-
-
-def test_a_mixture_needs_characters(word_config, console):
-  directory = str(explored.write_run(word_config))
-  for name in MIXED:
-    options = EvaluateConfig((directory,), protocol=(name,), segment=1)
-    with pytest.raises(
-      ValueError, match="mixing is for models of characters, got"
-    ):
-      evaluate.run(options, console)
 
 
 @pytest.mark.exhaustive
@@ -331,46 +248,6 @@ def test_a_word_model_is_measured_per_character_too(word_config, console):
   assert abs(record["nats"]["stateful"] - result.val_loss) < 1e-6
 
 
-def test_what_cannot_be_evaluated_is_an_error_that_says_why(
-  run, options, console
-):
-  corpus = run.parent / "verse.txt"
-
-  def refused(match, **changes):
-    with pytest.raises(ValueError, match=match):
-      evaluate.run(replace(options, **changes), console)
-
-  short = "at least 2 characters between them, got 0.9 and"
-  refused(f"{short} 0.9", begin=0.9, end=0.9)
-  refused(r"end must be in \(0, 1\], got 1.5", end=1.5)
-  refused("at least 129 tokens, got 0; --protocol=cold", begin=0.0)
-  alone = {"protocol": ("dynamic",), "rate": 1e300}
-  refused("diverges at token", **alone, decay=0.0)
-  refused(r"diverges at every rate of 1e\+300", **alone)
-  refused(r"decay must be in \[0, 1\], got 2.0", decay=2.0)
-  refused("protocol must be one of cold, .*, got", protocol=("hot",))
-  refused("cannot be read", corpus="/nowhere/at/all")
-  corpus.write_text("Shall I compare thee?\n" * 60)
-  refused("verse.txt has changed since the run started")
-  assert not (run / run_dir.EVALUATION).exists()
-  corpus.write_text("€\n" + "Shall I compare thee?\n" * 60, encoding="utf-8")
-  other = replace(options, corpus=str(corpus), begin=0.5)
-  evaluate.run(replace(other, protocol=("cold", "stateful")), console)
-  with pytest.raises(ValueError, match="character '€' at position 0 is not in"):
-    evaluate.run(other, console)  # which reads the text before, too
-
-
-def test_if_a_protocol_fails_the_results_before_it_are_kept(
-  run, options, console
-):
-  with pytest.raises(ValueError, match="diverges at token"):
-    evaluate.run(replace(options, rate=1e300, decay=0.0), console)
-  nats = json.loads((run / run_dir.EVALUATION).read_text())["nats"]
-  assert list(nats) == ["cold", "stateful"]
-  printed = console.file.getvalue()
-  assert all(f"{mean:.4f}" in printed for mean in nats.values())
-
-
 def test_a_perplexity_that_overflows_is_null(run, options, console):
   """exp of more than 709.8 nats is no float."""
   wild = replace(options, protocol=("cold",), rate=None)
@@ -383,163 +260,6 @@ def test_a_perplexity_that_overflows_is_null(run, options, console):
   saved = json.loads((run / run_dir.EVALUATION).read_text())
   assert saved["nats"] == {"cold": 800.0}
   assert " inf" in console.file.getvalue()
-
-
-def test_the_scale_of_a_long_segment_has_the_tokens_that_it_needs(
-  run, options, console, monkeypatch
-):
-  monkeypatch.setattr(dynamic_eval, "SCALE_TOKENS", 100)  # below 32 · 4 + 1
-  one = replace(options, protocol=("dynamic",), rate=1e-4, decay=0.0)
-  assert evaluate.run(one, console)["nats"]["dynamic"] > 0
-
-
-@pytest.mark.exhaustive
-def test_rate_and_decay_are_chosen_first_and_then_the_segment(
-  run, options, console, monkeypatch
-):
-  """On the end of the text before, which is too short for a segment of 40."""
-  monkeypatch.setattr(dynamic_eval, "RATES", (1e-4, 3e-2, 1e300))
-  monkeypatch.setattr(dynamic_eval, "DECAYS", (0.02,))
-  monkeypatch.setattr(dynamic_eval, "TUNING", 300)
-  chosen = replace(options, protocol=("dynamic",), segment=None)
-  record = evaluate.run(chosen, console)
-  trained = load(run)
-  data = trained.config.data
-  text, _ = split(read_text(data.corpus), data.val_fraction)
-  before = trained.tokenizer.encode(text)
-
-  def nats(rate, segment):
-    model = trained.model, trained.params
-    scale = gradient_scale(*model, make_batches(before, 32, segment))
-    config = DynamicEvalConfig(rate, 0.02, segment)
-    return dynamic_nats(*model, before[-300:], scale, config).mean()
-
-  rate = min((1e-4, 3e-2), key=lambda rate: nats(rate, 20))
-  segment = min((10, 20), key=lambda segment: nats(rate, segment))
-  chosen = {"rate": rate, "decay": 0.02, "segment": segment}
-  assert record["dynamic"] == chosen
-  printed = " ".join(console.file.getvalue().split())
-  assert "are the best of 4 settings on the 300 tokens" in printed
-
-
-def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
-  """Each with the gradient's scale on the start, by segments of its length.
-
-  Here the loss counts the settings that are not the best, and 1e-4 diverges.
-  """
-  best, tried = DynamicEvalConfig(3e-5, 2e-3, 40), []
-  wanted = best
-  before, tokens = np.arange(300_000), np.arange(7)
-
-  def scale(model, params, batches):
-    inputs, _ = batches.batch(batches.num_batches - 1)
-    assert inputs.shape == (len(inputs), 32) and 150_000 < inputs.max() < 2e5
-    return len(batches.batch(0)[0])
-
-  def nats(model, params, text, r, config):
-    assert r == config.segment
-    if len(text) == 7:
-      return np.full(6, 5.0)
-    assert (text[0], text[-1]) == (280_000, 299_999)
-    tried.append(config)
-    if config.rate == 1e-4:
-      raise dynamic_eval.Divergence
-    return np.full(3, sum(x != y for x, y in zip(config, wanted, strict=True)))
-
-  monkeypatch.setattr(dynamic_eval, "gradient_scale", scale)
-  monkeypatch.setattr(dynamic_eval, "dynamic_nats", nats)
-  arguments = None, None, before, tokens
-
-  def choose(**fixed):
-    tried.clear()
-    settings = dynamic_eval.FixedSettings(**fixed)
-    choice, found = dynamic_eval.evaluate_dynamically(*arguments, settings)
-    assert found.tolist() == [-5.0] * 6
-    return choice
-
-  assert choose() == (best, 0.0, 14, 20_000)
-  assert {config.segment for config in tried[:12]} == {20}
-  assert choose(segment=10) == (best._replace(segment=10), 1.0, 12, 20_000)
-  assert choose(rate=1e-6).config == best._replace(rate=1e-6)
-  assert len(tried) == 5  # three decays, and two more segments
-  assert choose(decay=2e-2).config == best._replace(decay=2e-2)
-  assert choose(rate=0.5, decay=0.1, segment=3) == (
-    (0.5, 0.1, 3),
-    None,
-    0,
-    20_000,
-  )
-  wanted = best._replace(segment=20)  # that of the choice of rate and decay
-  assert choose().config == wanted
-
-
-def test_the_text_before_has_a_whole_batch_of_segments():
-  for segment, needed in ((None, 641), (4, 129)):
-    fixed = dynamic_eval.FixedSettings(segment=segment)
-    dynamic_eval.check_text_before(needed, fixed)
-    with pytest.raises(ValueError, match=f"at least {needed} tokens, got"):
-      dynamic_eval.check_text_before(needed - 1, fixed)
-  fixed = dynamic_eval.FixedSettings()
-  assert dynamic_eval._segment_sizes(1281, fixed) == [20, 10, 40]
-  assert dynamic_eval._segment_sizes(1280, fixed) == [20, 10]
-
-
-@pytest.mark.exhaustive
-def test_the_choice_on_several_cores_is_that_on_one(run):
-  trained = load(run)
-  data = trained.config.data
-  texts = split(read_text(data.corpus), data.val_fraction)
-  before, tokens = map(trained.tokenizer.encode, texts)
-
-  def results(cores):
-    fixed = dynamic_eval.FixedSettings()
-    return dynamic_eval.evaluate_dynamically(
-      trained.model, trained.params, before, tokens, fixed, threads=cores
-    )
-
-  (choice, nats), (expected, expected_nats) = results(4), results(1)
-  assert choice == expected
-  assert (nats == expected_nats).all()
-
-
-@pytest.mark.exhaustive
-def test_each_core_of_the_process_tries_a_setting(
-  run, options, console, monkeypatch
-):
-  pool, threads = dynamic_eval.ThreadPoolExecutor, []
-  monkeypatch.setattr(
-    dynamic_eval,
-    "ThreadPoolExecutor",
-    lambda count: threads.append(count) or pool(count),
-  )
-  monkeypatch.setattr(evaluate, "num_cores", lambda: 3)
-  fixed = {"rate": 1e-4, "decay": 0.02, "protocol": ("dynamic",)}
-  evaluate.run(replace(options, **fixed), console)
-  assert threads == [3]
-
-
-@pytest.mark.parametrize(
-  "change",
-  [
-    {"val_fraction": "a"},
-    {"val_fraction": None},
-    {"corpus": 3},
-    {"num_epochs": 1.5},
-  ],
-)
-def test_a_damaged_configuration_is_an_error_that_names_the_flag(
-  change, run, options, console
-):
-  edit_config(run, **change)
-  (name,) = change
-  programs = (
-    lambda: evaluate.run(options, console),
-    lambda: explore.run(explore.ExploreConfig(str(run)), console),
-    lambda: report.run([str(run)], report.ReportConfig(), console),
-  )
-  for program in programs:
-    with pytest.raises(ValueError, match=f"{name} must be .*, got"):
-      program()
 
 
 def test_results_on_the_same_text_and_weights_are_merged(run, options, console):

@@ -1,0 +1,123 @@
+"""What cannot be evaluated, or not together."""
+
+import json
+import shutil
+
+import pytest
+
+from experiments import evaluate, explore, report
+from experiments.analysis.protocols import MIXED
+from experiments.evaluate import EvaluateConfig
+from experiments.trainer import run_dir
+from experiments.trainer.records import replace
+from experiments.trainer.trained import load
+from lstm_jax.language import read_text
+from tests.experiments.evaluate.editing import edit_config
+from tests.experiments.pages import explored
+
+
+@pytest.mark.exhaustive
+def test_a_flag_of_a_protocol_that_is_left_out_is_a_warning(
+  run, options, console
+):
+  evaluate.run(replace(options, protocol=("stateful",)), console)
+  shown = console.file.getvalue()
+  reason = "has no effect: --protocol leaves out"
+  assert f"\nwarning --window=16 {reason} cold\n" in shown
+  assert f"\nwarning --segment=4 {reason} dynamic and mixed\n" in shown
+
+
+def test_runs_that_do_not_belong_together_are_refused(
+  run, other, options, console
+):
+  def refused(match, **changes):
+    edit_config(other, **changes)
+    with pytest.raises(ValueError, match=match):
+      evaluate.run(replace(options, run=(str(run), str(other))), console)
+
+  same = "must have the same corpus, vocabulary and splits"
+  sha256 = load(run).corpus_sha256
+  refused(f"{same}: the corpus of .*other differs", corpus_sha256="0")
+  refused(f"{same}: --dev_fraction of", corpus_sha256=sha256, dev_fraction=0.1)
+  corpus = run.parent / "more.txt"
+  corpus.write_text(read_text(load(run).config.data.corpus) + "§")
+  shutil.rmtree(other)
+  changed = replace(load(run).config, corpus=str(corpus), run=str(other))
+  explored.write_run(changed)
+  refused(f"{same}: the vocabulary of", corpus_sha256=sha256)
+  with pytest.raises(ValueError, match="run is given twice"):
+    evaluate.run(replace(options, run=(str(run), f"{run}/")), console)
+
+
+def test_a_mixture_needs_characters(word_config, console):
+  directory = str(explored.write_run(word_config))
+  for name in MIXED:
+    options = EvaluateConfig((directory,), protocol=(name,), segment=1)
+    with pytest.raises(
+      ValueError, match="mixing is for models of characters, got"
+    ):
+      evaluate.run(options, console)
+
+
+def test_what_cannot_be_evaluated_is_an_error_that_says_why(
+  run, options, console
+):
+  corpus = run.parent / "verse.txt"
+
+  def refused(match, **changes):
+    with pytest.raises(ValueError, match=match):
+      evaluate.run(replace(options, **changes), console)
+
+  short = "at least 2 characters between them, got 0.9 and"
+  refused(f"{short} 0.9", begin=0.9, end=0.9)
+  refused(r"end must be in \(0, 1\], got 1.5", end=1.5)
+  refused("at least 129 tokens, got 0; --protocol=cold", begin=0.0)
+  alone = {"protocol": ("dynamic",), "rate": 1e300}
+  refused("diverges at token", **alone, decay=0.0)
+  refused(r"diverges at every rate of 1e\+300", **alone)
+  refused(r"decay must be in \[0, 1\], got 2.0", decay=2.0)
+  refused("protocol must be one of cold, .*, got", protocol=("hot",))
+  refused("cannot be read", corpus="/nowhere/at/all")
+  corpus.write_text("Shall I compare thee?\n" * 60)
+  refused("verse.txt has changed since the run started")
+  assert not (run / run_dir.EVALUATION).exists()
+  corpus.write_text("€\n" + "Shall I compare thee?\n" * 60, encoding="utf-8")
+  other = replace(options, corpus=str(corpus), begin=0.5)
+  evaluate.run(replace(other, protocol=("cold", "stateful")), console)
+  with pytest.raises(ValueError, match="character '€' at position 0 is not in"):
+    evaluate.run(other, console)  # which reads the text before, too
+
+
+def test_if_a_protocol_fails_the_results_before_it_are_kept(
+  run, options, console
+):
+  with pytest.raises(ValueError, match="diverges at token"):
+    evaluate.run(replace(options, rate=1e300, decay=0.0), console)
+  nats = json.loads((run / run_dir.EVALUATION).read_text())["nats"]
+  assert list(nats) == ["cold", "stateful"]
+  printed = console.file.getvalue()
+  assert all(f"{mean:.4f}" in printed for mean in nats.values())
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"val_fraction": "a"},
+    {"val_fraction": None},
+    {"corpus": 3},
+    {"num_epochs": 1.5},
+  ],
+)
+def test_a_damaged_configuration_is_an_error_that_names_the_flag(
+  change, run, options, console
+):
+  edit_config(run, **change)
+  (name,) = change
+  programs = (
+    lambda: evaluate.run(options, console),
+    lambda: explore.run(explore.ExploreConfig(str(run)), console),
+    lambda: report.run([str(run)], report.ReportConfig(), console),
+  )
+  for program in programs:
+    with pytest.raises(ValueError, match=f"{name} must be .*, got"):
+      program()

@@ -1,0 +1,170 @@
+"""The page of `experiments.explore` in a browser."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.trainer.trained import load
+from tests.experiments.pages import browser
+from tests.experiments.pages.browser import text_of
+from tests.experiments.pages.explore.choosing import chosen
+from tests.experiments.pages.explored import HOSTILE, PageData, val_text
+
+pytestmark = [pytest.mark.programs, browser.NEEDED]
+
+
+def click_on(chromium, text, index):
+  """Click on a character of a text whose lines fit the window."""
+  left, top, width = chromium.run(
+    "const box = textCanvas.getBoundingClientRect();"
+    "return [box.left, box.top, charWidth]"
+  )
+  line = text.count("\n", 0, index)
+  column = index - (text.rfind("\n", 0, index) + 1)
+  chromium.click(left + 4 + (column + 0.5) * width, top + 4 + line * 26 + 9)
+
+
+def value_shown(chromium):
+  """Return the (unit, value) of the status line."""
+  match = re.search(
+    r"Unit (\d+) of \w+ is ([−\d.]+)\.(?=\s)", text_of(chromium, "status")
+  )
+  return int(match[1]), float(match[2].replace("−", "-"))
+
+
+def test_clicks_and_keys_show_what_the_library_computes(
+  opened, explored_page, explored_run
+):
+  data, text = PageData(explored_page), val_text(explored_run)
+  assert chosen(opened, "layer") == "1"  # the top one, counted from 0
+  assert chosen(opened, "signal") == "c"
+  scores = np.abs(data.header["layers"][1]["signals"][1]["scores"][0])
+  assert int(chosen(opened, "unit")) == scores.argmax()  # of line position
+  index = text.index("compare", text.index("compare") + 1)
+  click_on(opened, text, index)
+  assert f"‘c’, character {index + 1} of 400." in text_of(opened, "status")
+  assert "Next in the text: ‘o’" in text_of(opened, "status")
+
+  # The state, after keys that move to the next unit and two characters on.
+  opened.press("n", "right", "right", "right", "left")
+  index += 2
+  unit, value = value_shown(opened)
+  assert unit == np.argsort(-scores, kind="stable")[1]
+  trained = load(explored_run)
+  tokens = trained.tokenizer.encode(text)
+  model, state = trained.model, trained.model.initial_state(())
+  state, logits = model.apply(trained.params, state, tokens[: index + 1])
+  _, half = data.signal(1, "c")
+  assert abs(value - state[1].c[unit]) < half[unit, 0] + 1e-3
+
+  # Another layer and a gate: the color of a character is the gate's level.
+  opened.press("L", "s")
+  assert (chosen(opened, "layer"), chosen(opened, "signal")) == ("0", "i")
+  unit, value = value_shown(opened)
+  gate, half = data.signal(0, "i")
+  assert abs(value - gate[unit, index]) < 1e-3
+  pixel, fill = opened.run(
+    """
+    const [t, level] = args, x = 4 + (t - starts[lineOf[t]]) * charWidth;
+    const context = textCanvas.getContext("2d");
+    const at = [x + 2, 4 + lineOf[t] * LINE + 2].map(Math.round);
+    return [[...context.getImageData(...at, 1, 1).data],
+      palettes[signal.signed][level].fill];
+    """,
+    index,
+    round(255 * gate[unit, index]),
+  )
+  assert fill == f"rgb({','.join(map(str, pixel[:3]))})"
+
+  # The next character, and the gradient of its log-probability.
+  p = np.asarray(jax.nn.softmax(logits[-1]))
+  rows = opened.run(
+    "return [...document.querySelectorAll('#next li')].map((row) =>"
+    "[row.className, row.children[0].innerText, row.children[2].innerText])"
+  )
+  symbols = {" ": "␣", "\n": "↵"}
+  ids = {symbols.get(c, c): n for n, c in enumerate(trained.tokenizer.symbols)}
+  shown = [float(percent.rstrip(" %")) / 100 for _, _, percent in rows]
+  for (_, symbol, _), value in zip(rows, shown, strict=True):
+    assert abs(value - p[ids[symbol]]) < 1e-4
+  assert np.abs(shown[:10] + np.sort(-p)[:10]).max() < 1e-4
+  assert [row[1] for row in rows if row[0] == "actual"] == [text[index + 1]]
+  norms = opened.run(
+    "return [...document.querySelectorAll('#norms tr')].map((row) =>"
+    "[...row.children].map((cell) => cell.textContent))"
+  )
+  assert [int(row[0]) for row in norms] == [0, 1, 2, 4, 8, 16, 32, 64]
+  for back, symbol, norm_h, norm_c in norms:
+    at = index - int(back)
+    assert symbol == symbols.get(text[at], text[at])
+    for shown, name in ((norm_h, "h"), (norm_c, "c")):
+      norm = data.paths(0)[name][index, int(back)]
+      if norm == 0:  # of c at the cursor: the prediction reads h alone
+        assert (shown, name, back) == ("–", "c", "0")
+      else:  # shown with two digits
+        assert abs(float(shown.replace("−", "-")) / norm - 1) < 0.051
+  assert "log p(‘" in text_of(opened, "reach")
+
+
+def test_the_keyboard_reaches_everything(opened, explored_page, explored_run):
+  text = val_text(explored_run)
+  focused = "return document.activeElement.id"
+  assert opened.run(focused) == "text"
+  assert (
+    opened.run("return getComputedStyle(document.activeElement).outlineStyle")
+    == "solid"
+  )
+
+  def cursor():
+    return opened.run("return cursor")
+
+  assert cursor() == 192  # two windows: its gradient path is complete
+  lines = text.split("\n")
+  opened.run("moveTo(0)")
+  opened.press("down", "end")
+  assert cursor() == len(lines[0]) + 1 + len(lines[1])  # at its line break
+  opened.press("up", "home")
+  assert cursor() == 0
+  opened.press("left")
+  assert cursor() == 0
+  opened.press("s", "s", "s", "s")  # from c over i, f and g
+  assert chosen(opened, "signal") == "o"
+  opened.press("s", "S", "S", "o")
+  assert (chosen(opened, "signal"), chosen(opened, "order")) == ("g", "2")
+  first = chosen(opened, "unit")
+  opened.press("n", "p")
+  assert chosen(opened, "unit") == first
+  # The menus come before the text, in their visual order.
+  opened.run("document.getElementById('layer').focus()")
+  order = []
+  for _ in range(9):
+    opened.press("tab")
+    order.append(opened.run(focused))
+  menus = ["signal", "order", "previous", "unit", "following"]
+  assert order == [*menus, "owntitle", "pin", "select", "text"]
+  opened.press("i")  # a pin is named, too
+  unnamed = opened.run(
+    """
+    return [...document.querySelectorAll("select, button, canvas, [tabindex]")]
+      .filter((e) => !e.ariaLabel && !e.closest("label, #swap")
+        && !e.closest("#pins button:first-child")
+        && !e.hasAttribute("aria-labelledby") && e !== textCanvas)
+      .map((e) => e.outerHTML);
+    """
+  )
+  assert unnamed == []
+
+
+def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
+  text = val_text(explored_run)
+  assert opened.run("return document.title") == "Cell explorer"
+  assert HOSTILE in opened.run("return pieces.join('')")
+  click_on(opened, text, text.index(HOSTILE))
+  assert "‘<’" in text_of(opened, "status")
+  opened.press(*["right"] * 8)
+  assert "‘d’" in text_of(opened, "status")
+  running = "return document.querySelectorAll('script:not([type])').length"
+  assert opened.run(running) == 11  # the page's ten, and the shared head's
+  assert opened.run("return document.title") == "Cell explorer"

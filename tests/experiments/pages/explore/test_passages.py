@@ -1,0 +1,113 @@
+"""Passages of a text are found, ranked and selected, in a browser."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.experiments.pages import browser
+from tests.experiments.pages.browser import text_of
+from tests.experiments.pages.explore.choosing import chosen
+from tests.experiments.pages.explored import PageData, val_text
+
+pytestmark = [pytest.mark.programs, browser.NEEDED]
+
+
+def find(chromium, finder, pattern=""):
+  """Choose how to find; return [first, last, note] of the passages."""
+  chromium.run(
+    "$('finder').value = args[0]; $('pattern').value = args[1]; find();",
+    finder,
+    pattern,
+  )
+  return chromium.run("return found.map((p) => [p.first, p.last, p.note])")
+
+
+def test_a_pattern_is_found_and_f_goes_to_the_next_passage(
+  opened, explored_run
+):
+  text = val_text(explored_run)
+  places = [m.start() for m in re.finditer("more", text, re.I)]
+  assert find(opened, "pattern", "MORE") == [[t, t + 3, None] for t in places]
+  assert text_of(opened, "foundtitle") == f"{len(places)} passages"
+  opened.run("moveTo(0); textBox.focus()")
+  for place in (*places, places[0]):  # after the last one, the first again
+    opened.press("f")
+    assert opened.run("return cursor") == place + 3
+  opened.press("F")
+  assert opened.run("return cursor") == places[-1] + 3
+  words = [m.span() for m in re.finditer("th?o[u.]", text, re.I)]
+  found = find(opened, "pattern", "/th?o[u.]/")
+  assert found == [[a, b - 1, None] for a, b in words]
+  assert find(opened, "pattern", "a.c") == []  # a dot is a dot
+  assert find(opened, "pattern", "/(/") == []
+  assert "Not a regular expression" in text_of(opened, "foundtitle")
+
+
+def ranked(scores, most=30, apart=12):
+  """Return the indices of the highest scores that are not close together."""
+  chosen = []
+  for t in np.argsort(-scores, kind="stable"):
+    if len(chosen) < most and all(abs(t - other) >= apart for other in chosen):
+      chosen.append(int(t))
+  return chosen
+
+
+def test_passages_are_ranked_by_strength_and_by_similarity(
+  opened, explored_page
+):
+  data = PageData(explored_page)
+  (c,) = (s for s in data.header["layers"][1]["signals"] if s["name"] == "c")
+  levels = (
+    data.array(c["blob"]).reshape(len(c["scale"]), -1).astype(float) - 128
+  )
+  unit = int(chosen(opened, "unit"))
+  found = find(opened, "strongest")
+  assert [t for t, *_ in found] == ranked(np.abs(levels[unit]))
+  first = found[0][0]
+  value = levels[unit, first] / 127 * c["scale"][unit]
+  assert found[0][2] == f"{value:.3f}".replace("-", "−")
+  # The mean of a selection, made with Shift, against every other state.
+  opened.run("moveTo(100); textBox.focus(); anchor = 96")
+  found = find(opened, "similar")
+  mean = levels[:, 96:101].sum(1)
+  cosines = mean @ levels / np.linalg.norm(mean)
+  cosines /= np.linalg.norm(levels, axis=0)
+  cosines[96:101] = 0
+  assert [t for t, *_ in found] == ranked(cosines)
+  assert found[0][2] == f"cosine {cosines.max():.3f}"
+  assert "at the 5 selected characters" in text_of(opened, "foundtitle")
+  opened.run("document.querySelector('#found button').click()")
+  assert opened.run("return cursor") == found[0][0]
+
+
+def test_a_span_is_selected_by_mouse_keys_or_a_button(opened, explored_run):
+  text = val_text(explored_run)
+  index = text.index("compare")
+  line = text.count("\n", 0, index)
+  column = index - (text.rfind("\n", 0, index) + 1)
+  left, top, width = opened.run(
+    "textBox.scrollTop = 0;"
+    "const box = textCanvas.getBoundingClientRect();"
+    "return [box.left, box.top, charWidth]"
+  )
+
+  def place(k):
+    x = left + 4 + (column + k + 0.5) * width
+    return x, top + 4 + line * 26 + 9
+
+  def selected():
+    return opened.run("return [anchor, cursor, ...selection()]")
+
+  opened.drag(place(0), place(3), place(6))
+  assert selected() == [index, index + 6, index, index + 6]
+  opened.drag(place(6), place(2))  # backward
+  assert selected() == [index + 6, index + 2, index + 2, index + 6]
+  opened.click(*place(1))
+  assert selected() == [None, *[index + 1] * 3]
+  opened.run("textBox.focus(); $('select').click()")
+  opened.click(*place(4))
+  opened.press("right")
+  assert selected() == [index + 1, index + 5, index + 1, index + 5]
+  opened.run("$('select').click()")
+  assert selected() == [None, *[index + 5] * 3]

@@ -1,0 +1,32 @@
+"""Read the page of `experiments.report`, and choose what it shows."""
+
+from tests.experiments.trainer.resuming import read_rows
+
+
+def choose(chromium, name, value):
+  """Set the value of a menu or a slider."""
+  chromium.run(
+    "const e = document.getElementById(args[0]); e.value = args[1];"
+    "e.dispatchEvent(new Event(e.type === 'range' ? 'input' : 'change'))",
+    name,
+    value,
+  )
+  chromium.settle()
+
+
+def losses(directory, name):
+  """Return [(step, loss, seconds), ...] of a run's rows."""
+  points, seconds = [], 0
+  for row in read_rows(directory):
+    seconds = row.get("seconds", seconds)
+    if name in row:
+      points.append((row["step"], row[name], seconds))
+  return points
+
+
+def lines(chromium):
+  """Return [x, y] of the points of each line of the chart, in pixels."""
+  return chromium.run(
+    "return [...document.querySelectorAll('polyline')].map((line) =>"
+    "[...line.points].map((p) => [p.x, p.y]))"
+  )

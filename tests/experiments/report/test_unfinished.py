@@ -1,0 +1,148 @@
+"""The page of runs that are unfinished, damaged or without their corpus."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments import report
+from experiments.pages import report as report_page
+from experiments.report import ReportConfig
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.history import RunHistory, derive, read_run_history
+from experiments.trainer.records import replace
+from tests.experiments.report.writing import write_page
+
+PARTIAL = '{"step": 50, "train_lo'
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_has_got(
+  copy, console, tmp_path
+):
+  directory, _ = copy
+  (directory / "result.json").unlink()
+  path = directory / "metrics.jsonl"
+  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+  path.write_text("".join(lines[:3]) + PARTIAL, encoding="utf-8")
+  path = directory / "samples.txt"
+  text = path.read_text(encoding="utf-8")
+  cut = text.index("=== step 20,")
+  path.write_bytes(text[:cut].encode() + b"=== step 20, epo\xe2\x80")
+  header = write_page(console, tmp_path / "page.html", directory)
+  (run,) = header["runs"]
+  assert run["curves"]["train_loss"]["step"] == [10, 20]
+  assert run["curves"]["val_loss"]["step"] == [10]
+  assert [sample["step"] for sample in run["samples"]] == [0, 10]
+  ((*_, steps, _, _, finished),) = header["results"]["rows"]
+  assert steps.startswith("20 of ") and finished == "no"
+
+
+def test_a_run_without_rows_or_evaluations_is_shown(copy, console, tmp_path):
+  directory, config = copy
+  lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  shutil.rmtree(directory / "checkpoints")
+  for name in ("metrics.jsonl", "samples.txt", "result.json"):
+    (directory / name).unlink()
+  page = tmp_path / "page.html"
+  header = write_page(console, page, directory, config.job.run)
+  (run, complete), table = header["runs"], header["results"]
+  assert run["curves"]["train_loss"]["step"] == run["samples"] == []
+  assert complete["curves"]["train_loss"]["step"] != []
+  assert table["rows"][0][1:3] == ["–", "–"]
+  (directory / "metrics.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
+  header = write_page(console, page, directory)
+  assert header["runs"][0]["curves"]["train_loss"]["step"] == [10]
+  assert header["runs"][0]["curves"]["val_loss"]["step"] == []
+  # A column that is empty for every run is left out.
+  assert "best validation loss" not in header["results"]["head"]
+
+
+def test_without_its_corpus_a_finished_run_has_the_epochs_of_its_last_step(
+  copy, console, tmp_path
+):
+  directory, _ = copy
+  history = read_run_history(directory)
+  last_step = history.rows[-1]["step"]
+  assert derive(history).num_steps == last_step
+  other = history.record | {"corpus_sha256": "0"}
+  assert derive(history._replace(record=other)) is None
+  for change in ({"corpus": "nowhere.txt"}, {"val_fraction": 0.999}):
+    config = replace(history.config, **change)
+    assert derive(history._replace(config=config)) is None
+  for change in ({"cell": "gpt"}, {"val_fraction": "half"}):  # damaged
+    (directory / "config.json").write_text(json.dumps(history.record | change))
+    (name,) = change
+    with pytest.raises(ValueError, match=name):
+      read_run_history(directory)
+  record = history.record | {"corpus": "nowhere.txt"}
+  (directory / "config.json").write_text(json.dumps(record))
+  header = write_page(console, tmp_path / "page.html", directory)
+  assert header["runs"][0]["epoch_ends"] == [last_step]
+  assert "parameters" not in header["results"]["head"]
+  (directory / "result.json").unlink()
+  header = write_page(console, tmp_path / "page.html", directory)
+  assert header["runs"][0]["epoch_ends"] is None
+
+
+def test_a_run_that_stopped_early_has_no_ends_of_epochs_without_its_corpus():
+  rows = [{"step": 10, "seconds": 7}, {"step": 20, "val_loss": 2.0}]
+  config = replace(TrainConfig(), num_epochs=2)
+  run = RunHistory(Path(), "", {}, config, rows, [], True, False)
+  assert report_page._curves(run, None)["epoch_ends"] == [10, 20]
+  result = report_page._results(run, None)
+  assert (result["finished"], result["training time"]) == ("yes", "0:00:07")
+  early = run._replace(stopped_early=True, member="seed 0")
+  assert report_page._curves(early, None)["epoch_ends"] is None
+  result = report_page._results(early, None)  # of a sweep's member
+  assert (result["finished"], result["training time"]) == ("yes, early", "–")
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    '{"step": 3',
+    "3",
+    "{}",
+    '{"step": "1"}',
+    '{"step": 1, "train_loss": NaN}',
+    f'{{"step": 1, "train_loss": {10**400}}}',
+    '{"step": 1, "val_loss": null}',
+  ],
+)
+def test_a_line_that_is_not_a_row_is_an_error_that_names_it(
+  line, copy, console
+):
+  directory, _ = copy
+  path = directory / "metrics.jsonl"
+  good = '{"step": 10, "train_loss": 2.0, "grad_norm": null}'
+  path.write_text(f"{good}\n{line}\n")
+  with pytest.raises(ValueError, match=f"line 2 of {path} is not a row of"):
+    report.run([str(directory)], ReportConfig(), console)
+
+
+def test_skipped_training_steps_leave_a_gap(copy, console, tmp_path):
+  directory, _ = copy
+  path = directory / "metrics.jsonl"
+  good, gap = {"step": 10, "train_loss": 2.0}, {"step": 20, "train_loss": None}
+  rows = good, gap | {"grad_norm": None, "skipped": 10}, good | {"step": 30}
+  path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+  header = write_page(console, tmp_path / "page.html", directory)
+  assert header["runs"][0]["curves"]["train_loss"]["step"] == [10, 30]
+
+
+def test_a_directory_without_a_run_or_given_twice_is_refused(
+  copy, console, tmp_path
+):
+  directory, _ = copy
+  for runs, message in (
+    ((), "expected run directories: report RUN"),
+    ((tmp_path / "nowhere",), "no run in .*nowhere: no such directory"),
+    ((tmp_path,), f"no run in {tmp_path}: no config.json of a run"),
+    ((directory, directory / ".." / "copy"), "copy is given twice"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      report.run([*map(str, runs)], ReportConfig(), console)
+  nowhere = ReportConfig(str(tmp_path / "nowhere" / "page.html"))
+  with pytest.raises(ValueError, match="cannot be written: no such directory"):
+    report.run([str(directory)], nowhere, console)

@@ -1,0 +1,192 @@
+"""The commands and rows of the published results, and their teachers."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from experiments import evaluate, reproduce, train
+from experiments.comparison import plan as plans
+from experiments.comparison.board import Board, Result, read_board
+from experiments.comparison.plan import (
+  ReproduceConfig,
+  ensemble_flags,
+  ensemble_seeds,
+  is_trained,
+  parse,
+  plan,
+  plan_teachers,
+)
+from experiments.comparison.published import UNIT, compare, cost
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.records import replace, to_record
+from experiments.trainer.run_dir import JOB_FLAGS
+from tests.experiments.conftest import copy_run
+from tests.experiments.reproduce.rows import ROW, forbid
+from tests.experiments.trainer.resuming import signal_at
+from tests.processes import ROOT
+
+
+def test_the_commands_train_and_evaluate_every_seed_of_the_row():
+  row = read_board().find("tinyshakespeare")
+  jobs = plan(row, ReproduceConfig())
+  assert [job.seed for job in jobs] == [0, 1, 2]
+  lines = [line.partition(" -m ")[2] for line in reproduce.commands(jobs[1])]
+  run = "--run=runs/reproduce/tinyshakespeare/seed1"
+  assert lines == [
+    "experiments.train --flagfile=experiments/recipes/tinyshakespeare.flags "
+    f"--seed=1 {run}",
+    f"experiments.evaluate {run} --protocol=cold --protocol=stateful "
+    "--protocol=dynamic --protocol=mixed_stateful --protocol=mixed "
+    "--checkpoint=last --decay=0.002",
+  ]
+  (only,) = plan(row, ReproduceConfig(run="here", seeds=(7, 7)))
+  assert (only.seed, only.directory) == (7, Path("here/seed7"))
+
+
+@pytest.mark.parametrize(
+  "row", [r for r in read_board().rows if r.recipe], ids=lambda row: row.name
+)
+def test_the_flags_of_every_row_are_those_of_the_programs(
+  row, monkeypatch, tmp_path
+):
+  monkeypatch.chdir(tmp_path)  # the recipe is found from anywhere
+  job = plan(row, ReproduceConfig())[0]
+  config = parse(TrainConfig(), job.train_flags)
+  assert config.data.corpus in (row.corpus, "data/shakespeare.txt")
+  options = parse(evaluate.EvaluateConfig(), job.evaluate_flags)
+  assert config.job.run == f"runs/reproduce/{row.name}/seed0"
+  assert options.run == (config.job.run,)
+  for record in row.records[:1]:
+    kept = json.loads((ROOT / record / "config.json").read_text())
+    changed = {
+      name
+      for name, value in to_record(config).items()
+      if kept[name] != value and name not in (*JOB_FLAGS, "corpus")
+    }
+    assert changed == set()
+
+
+def test_the_published_mean_is_that_of_the_same_seeds():
+  published = Result("cold", 2.0, 1.0, [0, 1, 2], [1.0, 2.0, 3.0])
+  losses = {seed: {UNIT: {"cold": 2.5 + seed}} for seed in (0, 2)}
+  row = compare(published, losses)
+  assert row["published"]["mean"] == 2.0
+  assert row["published"]["std"] == pytest.approx(2**0.5, rel=1e-15)
+  assert (row["mean"], row["difference"]) == (3.5, 1.5)
+  more = losses | {1: {UNIT: {"cold": 3.5}}, 3: {UNIT: {"cold": 3.5}}}
+  assert compare(published, more)["published"] == {"mean": 2.0, "std": 1.0}
+  assert compare(published, {5: losses[0]})["published"]["std"] == 1.0
+
+
+@pytest.mark.exhaustive
+def test_teachers_are_trained_first(recipe, console, tmp_path, monkeypatch):
+  teacher = tmp_path / "teachers" / "verse" / "seed5"
+  flags = (tmp_path / "verse.flags").read_text()
+  (tmp_path / "pupil.flags").write_text(f"{flags}\n--teacher={teacher}\n")
+  pupil = ROW._replace(name="pupil", recipe="pupil")
+  board = Board({}, [ROW, pupil])
+  monkeypatch.setattr(plans, "read_board", lambda: board)
+  with pytest.MonkeyPatch.context() as patch:
+    signal_at(patch, 33)
+    result = reproduce.run(pupil, recipe, console)
+  assert result == ([], signal.SIGTERM)
+  assert not Path(recipe.run).exists()
+  assert not reproduce.run(pupil, recipe, console).stopped_by
+  made = json.loads((teacher / "config.json").read_text())
+  assert made["seed"] == 5 and (teacher / "result.json").exists()
+  shown = console.file.getvalue()
+  assert f"teacher {teacher}"[:60] in shown and "resumed     after" in shown
+  forbid(monkeypatch, train)
+  reproduce.run(pupil, recipe, console)
+
+
+def test_a_run_of_other_flags_is_no_teacher(
+  recipe, finished_config, config, console, tmp_path, monkeypatch
+):
+  teacher = tmp_path / "teachers" / "verse" / "seed0"
+  copy_run(finished_config, replace(config, run=str(teacher)))
+  flags = (tmp_path / "verse.flags").read_text()
+  (tmp_path / "pupil.flags").write_text(f"{flags}\n--teacher={teacher}\n")
+  pupil = ROW._replace(name="pupil", recipe="pupil")
+  other = ROW._replace(flags=["--hidden_size=9"])
+  monkeypatch.setattr(plans, "read_board", lambda: Board({}, [other, pupil]))
+  forbid(monkeypatch, train)
+  message = "seed0 holds a finished run .*: hidden_size is 12 there and 9 here"
+  with pytest.raises(ValueError, match=message):
+    reproduce.run(pupil, recipe, console)
+
+
+def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  row = read_board().find("tinyshakespeare-distilled")
+  (job, *_) = plan(row, ReproduceConfig())
+  config = parse(TrainConfig(), job.train_flags)
+  base = "runs/reproduce/tinyshakespeare-coupled"
+  teachers = plan_teachers(config)
+  assert [str(job.directory) for job in teachers] == [
+    f"{base}/seed{seed}" for seed in range(3)
+  ]
+  flags = (
+    f"--flagfile={ROOT}/experiments/recipes/tinyshakespeare-coupled.flags "
+    "--seed=2"
+  )
+  command = reproduce.commands(teachers[2])[0]
+  assert command.endswith(f"experiments.train {flags} --run={base}/seed2")
+  monkeypatch.chdir(ROOT)
+  flags = flags.replace(f"{ROOT}/", "")
+  command = reproduce.commands(teachers[2])[0]
+  assert command.endswith(f"experiments.train {flags} --run={base}/seed2")
+  monkeypatch.chdir(tmp_path)
+  (Path(base) / "seed1").mkdir(parents=True)
+  (Path(base) / "seed1" / "result.json").write_text("{}")
+  assert [*map(is_trained, plan_teachers(config))] == [False, True, False]
+  for name in ("runs/mine", f"{base}/5", f"{base}/seed005"):
+    with pytest.raises(ValueError, match=f"{name} must be a directory seedN"):
+      plan_teachers(replace(config, teacher=(name,)))
+  with pytest.raises(
+    ValueError, match="teacher runs/mine/seed0: the name must"
+  ):
+    plan_teachers(replace(config, teacher=("runs/mine/seed0",)))
+
+
+def test_minutes_that_the_seeds_share_are_named_apart():
+  assert cost(ROW, [1.26]) == (
+    "minutes of training: 1.3; published 2 to 3, a core"
+  )
+  row = read_board().find("tinyshakespeare-distilled")
+  line = cost(row, [31.0, 32.0])
+  assert line.startswith(
+    "minutes of training: 31.0, 32.0; published 31.4 and, for all seeds "
+    "together, 10.9, two cores (EPYC, AVX2), 10.9 of it for the teachers; "
+  )
+
+
+def test_a_row_without_published_seeds_needs_some():
+  row = read_board().find("tinyshakespeare")
+  row = row._replace(results=[r._replace(seeds=()) for r in row.results])
+  with pytest.raises(ValueError, match="no seeds of tinyshakespeare were"):
+    plan(row, ReproduceConfig())
+  assert [job.seed for job in plan(row, ReproduceConfig(seeds=(3,)))] == [3]
+
+
+def test_an_ensemble_is_evaluated_of_exactly_its_seeds():
+  row = ROW._replace(evaluate=["--window=8"])
+
+  def evaluated(*seeds):
+    return ensemble_flags(row, plan(row, ReproduceConfig("r", seeds)))
+
+  flags = ["--protocol=stateful", "--window=8"]
+  assert evaluated(1, 0) == ["--run=r/seed1", "--run=r/seed0", *flags]
+  assert evaluated(0) == evaluated(0, 1, 2) == []
+  single = Result("cold", 2.0, None, [7], [2.0])
+  row = row._replace(results=[*row.results, single])
+  assert ensemble_seeds(row) == {0, 1}
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
+  with pytest.raises(
+    ValueError, match=r"one of .*tinyshakespeare, .*, got 'gpt'$"
+  ):
+    read_board().find("gpt")

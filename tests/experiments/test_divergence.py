@@ -1,0 +1,91 @@
+"""Runs whose loss or gradients are not finite."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import train
+from experiments.trainer import setup
+from experiments.trainer.errors import Diverged
+from experiments.trainer.plot import draw
+from experiments.trainer.records import replace
+from experiments.trainer.trained import load
+from tests.experiments.trainer.resuming import inject_nans, read_rows
+
+DIVERGES = {
+  "optimizer": "sgd",
+  "learning_rate": 1e38,
+  "warmup_steps": 0,
+  "clip_norm": 0.0,
+}
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(
+  config, console, monkeypatch
+):
+  def make(*arguments, **options):
+    train_step = make_train_step(*arguments, **options)
+
+    def poisoned(state, *batch):
+      state, metrics = train_step(state, *batch)
+      wrong = np.where(state.step == 27, np.nan, metrics.loss)
+      return state, metrics._replace(loss=wrong)
+
+    return poisoned
+
+  make_train_step = setup.make_train_step
+  monkeypatch.setattr(setup, "make_train_step", make)
+  message = "the loss is nan at step 27; the checkpoint of step 20 is kept"
+  with pytest.raises(Diverged, match=message):
+    train.run(config, console)
+  directory = Path(config.job.run)
+  assert load(directory).step == 20
+  losses = [r["train_loss"] for r in read_rows(directory) if "train_loss" in r]
+  assert len(losses) == 2 and all(map(math.isfinite, losses))
+
+
+@pytest.mark.exhaustive
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+  config, console, monkeypatch
+):
+  inject_nans(monkeypatch, {7, 25, 26})
+  with pytest.raises(Diverged, match="the loss is nan at step 7; no checkpo"):
+    train.run(config, console)
+  skip = replace(config, nonfinite="skip", overwrite=True)
+  result = train.run(skip, console)
+  assert "3 steps with a non-finite gradient skipped" in console.file.getvalue()
+  trained = [row for row in read_rows(result.directory) if "train_loss" in row]
+  assert [row.get("skipped", 0) for row in trained] == [1, 1, 3, 3, 3]
+  assert all(math.isfinite(row["train_loss"]) for row in trained)
+
+
+def test_half_a_row_is_not_drawn_and_hides_no_other_error(tmp_path):
+  rows = '{"step": 10, "train_loss": 3.5}\n{"step": 20, "tr'
+  (tmp_path / "metrics.jsonl").write_text(rows)
+  draw(tmp_path, "character")
+  assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+@pytest.mark.exhaustive
+def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
+  config, console, monkeypatch
+):
+  inject_nans(monkeypatch, range(31, 60))
+  config = replace(config, nonfinite="skip", num_epochs=2)
+  message = (
+    "the loss is nan at step 41, and at most 10 in a row may be skipped; the "
+    "checkpoint"
+  )
+  with pytest.raises(Diverged, match=message):
+    train.run(config, console)
+  assert read_rows(Path(config.job.run))[-2]["train_loss"] is None
+
+
+def test_a_run_that_diverges_at_once_keeps_no_checkpoint(config, console):
+  config = replace(config, **DIVERGES)
+  with pytest.raises(Diverged, match=r"at step \d+; no checkpoint is kept"):
+    train.run(config, console)
+  with pytest.raises(ValueError, match="holds no checkpoint"):
+    load(Path(config.job.run))

@@ -1,0 +1,255 @@
+"""What `experiments.train` refuses, and leaves as it is."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.trainer.errors import Diverged
+from experiments.trainer.opening import open_run_dir
+from experiments.trainer.records import replace
+from experiments.trainer.run_dir import SHA256, check_is_run_or_empty
+from experiments.trainer.trained import load
+from tests.draws import worst
+from tests.experiments.conftest import VERSE
+
+DIVERGES = {
+  "optimizer": "sgd",
+  "learning_rate": 1e38,
+  "warmup_steps": 0,
+  "clip_norm": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+  ("changes", "text", "message"),
+  [
+    ({}, "Thou art. " * 4, "need at least 25 tokens, got"),
+    ({}, "thou " * 99, "only one word to learn, 'thou'"),
+    ({"tokenizer": "character"}, "a" * 99, "only one character to learn, 'a'"),
+    (
+      {},
+      "a b " * 40 + "c" * 20,
+      "validation split must have at least 2 tokens, got 1",
+    ),
+    (
+      {"val_fraction": 0.0},
+      VERSE * 20,
+      r"val_fraction must be in \(0, 1\), got 0",
+    ),
+    ({"min_count": 99}, VERSE * 20, "min_count of 99 leaves no word: the most"),
+  ],
+)
+def test_words_that_cannot_be_learnt_are_an_error_that_names_the_reason(
+  changes, text, message, word_config, console
+):
+  Path(word_config.data.corpus).write_text(text, encoding="utf-8")
+  with pytest.raises(ValueError, match=message) as error:
+    train.run(replace(word_config, **changes), console)
+  assert "\n" not in str(error.value)
+  assert not Path(word_config.job.run).exists()
+
+
+@pytest.mark.exhaustive
+def test_a_checkpoint_of_another_tokenizer_than_the_config_is_refused(
+  finished, config, word_config, console
+):
+  words = replace(word_config, run=f"{config.job.run}-word")
+  train.run(words, console)
+  for directory, kind, other in (
+    (finished, "character", "word"),
+    (Path(words.job.run), "word", "character"),
+  ):
+    path = directory / "config.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"tokenizer": other}))
+    message = (
+      f"tokenizer is '{kind}' in the checkpoint and '{other}' in config.json"
+    )
+    with pytest.raises(ValueError, match=message):
+      load(directory)
+
+
+def test_a_directory_of_other_files_is_refused_and_left_as_it_is(
+  config, console
+):
+  directory = Path(config.job.run)
+  directory.mkdir()
+  for name in ("notes.md", "picture.png"):
+    (directory / name).write_text("mine")
+    more = " and 1 more" if name == "picture.png" else ""
+    message = f"not a run and not empty: it holds notes.md{more}; choose "
+    for overwrite in (False, True):
+      with pytest.raises(ValueError, match=message):
+        train.run(replace(config, overwrite=overwrite), console)
+  names = {path.name for path in directory.iterdir()}
+  assert names == {"notes.md", "picture.png"}
+  for path in directory.iterdir():
+    path.unlink()
+  (directory / "lock").touch()  # of a run that was killed as it started
+  (directory / "config.json.0a1b2c3d.part").touch()
+  (directory / "config.json.0a1b2c3d.part").touch()
+  train.run(config, console)
+
+
+def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
+  finished, config, console
+):
+  before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  message = "already holds a finished run; --overwrite"
+  with pytest.raises(ValueError, match=message):
+    train.run(config, console)
+  assert before == {p: p.read_bytes() for p in before}
+  keep = finished / "notes.txt"
+  keep.write_text("mine")
+  train.run(replace(config, overwrite=True, seed=3), console)
+  assert keep.read_text() == "mine"
+  assert json.loads((finished / "config.json").read_text())["seed"] == 3
+
+
+def test_a_run_is_replaced_only_by_one_that_has_reached_a_checkpoint(
+  finished, config, console
+):
+  params = load(finished).params
+  bad = replace(config, **DIVERGES, overwrite=True)
+  for _ in range(2):  # a second failure does not push out what is kept
+    with pytest.raises(Diverged, match="no checkpoint is kept"):
+      train.run(bad, console)
+    kept = load(finished / "previous").params
+    assert worst(kept, params) == 0
+  train.run(replace(config, overwrite=True, seed=5), console)
+  assert not (finished / "previous").exists()
+  assert worst(load(finished).params, params) > 0
+
+
+def test_files_of_another_kind_are_left_as_they_are(config, console):
+  directory = Path(config.job.run)
+  directory.mkdir()
+  (directory / "config.json").write_text('{"name": "somebody else"}')
+  for overwrite in (False, True):
+    with pytest.raises(
+      ValueError, match=r"holds config.json but no config.json of a run"
+    ):
+      train.run(replace(config, overwrite=overwrite), console)
+  assert [path.name for path in directory.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "text", "message"),
+  [
+    ({}, None, "cannot be read: no such file"),
+    ({}, "", "is empty"),
+    ({}, "short", "too short"),
+    ({}, VERSE, "need at least 25 tokens, got"),
+    ({"batch_size": 500}, VERSE * 20, "500 .* of 8 .* need at least 4001"),
+    (
+      {"batch_size": 500},
+      VERSE * 20,
+      "^--batch_size=500, --seq_len=8 and --val_fraction=0.1 do not fit /",
+    ),
+    (
+      {"batch_size": 500, "dev_fraction": 0.2, "test_fraction": 0.1},
+      f"{VERSE}\n\n" * 20,
+      "^--batch_size=500, --seq_len=8, --dev_fraction=0.2, "
+      "--test_fraction=0.1 and --val_fraction=0.1 do not fit /",
+    ),
+    (
+      {"val_fraction": 0.0},
+      VERSE * 20,
+      r"val_fraction must be in \(0, 1\), got 0",
+    ),
+    (
+      {"val_fraction": 1.0},
+      VERSE * 20,
+      r"val_fraction must be in \(0, 1\), got 1",
+    ),
+    ({"learning_rate": 0.0}, VERSE * 20, "learning_rate must be in"),
+    (
+      {"temperature": 1e300},
+      VERSE * 20,
+      r"temperature must be in \[0, 8.5e\+37\], got 1e\+300",
+    ),
+  ],
+)
+def test_bad_input_is_an_error_that_leaves_no_directory(
+  changes, text, message, config, console
+):
+  if text is None:
+    Path(config.data.corpus).unlink()
+  else:
+    cut = 20 if text == VERSE else None
+    Path(config.data.corpus).write_text(text[:cut], encoding="utf-8")
+  with pytest.raises(ValueError, match=message) as error:
+    train.run(replace(config, **changes), console)
+  assert "\n" not in str(error.value)
+  assert not Path(config.job.run).exists()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"num_epochs": 0}, r"num_epochs must be in \[1, inf\), got 0"),
+    ({"temperature": math.inf}, r"temperature must be in \[0, inf\), got inf"),
+    ({"tokenizer": "syllable"}, "tokenizer must be one of .*, got 'syllable'"),
+    ({"min_count": 0}, r"min_count must be in \[1, inf\), got 0"),
+    (
+      {"ema_decay": 0.9, "asgd_patience": 3},
+      "exclude each other: one must be 0, got 0.9 and 3$",
+    ),
+  ],
+)
+def test_a_configuration_out_of_range_is_refused(changes, message, config):
+  with pytest.raises(ValueError, match=message):
+    replace(config, **changes)
+
+
+def test_a_directory_without_a_run_or_with_another_one_is_refused(
+  finished, tmp_path
+):
+  with pytest.raises(
+    ValueError, match=r"there is no run in .*: no such directory"
+  ):
+    load(tmp_path / "nowhere")
+  with pytest.raises(ValueError, match=r"no config.json of a run"):
+    load(tmp_path)
+  path = finished / "config.json"
+  good = path.read_text()
+  path.write_text(json.dumps(json.loads(good) | {"hidden_size": 13}))
+  message = (
+    "another configuration than .*: hidden_size is 12 in the checkpoint and 13 "
+    "in config.json$"
+  )
+  with pytest.raises(ValueError, match=message):
+    load(finished)
+  path.write_text("{")
+  with pytest.raises(ValueError, match=r"no config.json of a run"):
+    load(finished)
+  path.write_text(good)
+  shutil.rmtree(finished / "checkpoints")
+  with pytest.raises(ValueError, match="holds no checkpoint"):
+    load(finished)
+
+
+def test_a_damaged_config_is_an_error_of_one_line(finished, config):
+  path = finished / "config.json"
+  good = json.loads(path.read_text())
+  path.write_text("[" * 200_000)
+  with pytest.raises(
+    ValueError, match=r"there is no run in .*: no config\.json"
+  ):
+    load(finished)
+  with pytest.raises(
+    ValueError, match=r"holds config\.json but no config\.json"
+  ):
+    check_is_run_or_empty(finished)
+  path.write_text(json.dumps(good | {"num_epochs": "1"}))
+  facts = {SHA256: good[SHA256]}
+  message = r"config.json is damaged: num_epochs must be int, got '1'; --over"
+  with (
+    pytest.raises(ValueError, match=message),
+    open_run_dir(config, facts, may_extend=True),
+  ):
+    pass

@@ -1,0 +1,159 @@
+"""Runs whose files are damaged or lost."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import train
+from experiments.trainer.checkpoint import restore
+from experiments.trainer.setup import make_setup
+from experiments.trainer.trained import load
+from lstm_jax.training import list_checkpoints
+from lstm_jax.training.checkpoint import STATE
+from tests.experiments.trainer.resuming import outcome, stop_at
+
+
+def test_a_run_whose_checkpoints_hold_no_state_is_not_resumed(
+  stopped, config, console
+):
+  for state in stopped.glob(f"checkpoints/*/{STATE}"):
+    shutil.rmtree(state)
+  message = "already holds a run without a checkpoint to resume from; --overwr"
+  with pytest.raises(ValueError, match=message):
+    train.run(config, console)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+  "place",
+  [
+    0.5,
+    pytest.param(0, marks=pytest.mark.exhaustive),
+    pytest.param(1, marks=pytest.mark.exhaustive),
+  ],
+)
+def test_a_bit_that_flipped_in_any_file_is_found_or_harms_nothing(
+  place, stopped, config, console, collected
+):
+  """In the middle of every file, at its start, or at its end."""
+  state = make_setup(config).state_like
+  good = restore(stopped, state, console)
+  assert int(good.state.step) == 33
+  newest = stopped / "checkpoints" / "33"
+  files = [p for p in newest.rglob("*") if p.is_file() and p.stat().st_size]
+  earlier = []
+  for path in files:
+    data = path.read_bytes()
+    flipped = bytearray(data)
+    flipped[int(place * (len(data) - 1))] ^= 4
+    path.write_bytes(bytes(flipped))
+    restored = restore(stopped, state, console)
+    step = int(restored.state.step)
+    if step == 33:
+      leaves = map(jax.tree.leaves, (good.state, restored.state))
+      assert all(map(np.array_equal, *leaves)), path
+      assert restored.progress == good.progress
+    else:
+      assert step == 30
+      earlier.append(path.relative_to(newest).parts[0])
+    path.write_bytes(data)
+  assert {STATE, "description", "checksums"} <= set(earlier)
+
+
+@pytest.mark.everyday(1)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["truncated", "state", "description"])
+def test_after_damage_the_checkpoint_before_is_used_and_named(
+  damage, stopped, config, console, undisturbed, collected, capsys
+):
+  for path in (stopped / "checkpoints" / "33" / STATE).rglob("*"):
+    if path.is_file() and damage == "truncated":
+      path.write_bytes(path.read_bytes()[:-20])
+  if damage != "truncated":
+    shutil.rmtree(stopped / "checkpoints" / "33" / damage)
+  if damage == "description":  # `load` names it, too
+    assert load(stopped).step <= 30
+    assert "checkpoints/33" in capsys.readouterr().err
+  train.run(config, console)
+  shown = console.file.getvalue()
+  assert "checkpoints/33" in shown and ": not used" in shown
+  assert "resumed     after step 30" in shown
+  assert outcome(stopped) == undisturbed
+
+
+def test_a_damaged_checkpoint_makes_way_for_one_of_an_earlier_step(
+  stopped, config, console
+):
+  shutil.rmtree(stopped / "checkpoints" / "33" / STATE)
+  assert stop_at(32, config, console).stopped_by
+  assert list_checkpoints(stopped / "checkpoints")[-1] == 32
+
+
+def test_when_all_are_damaged_there_is_an_error_of_one_line(
+  stopped, config, console
+):
+  for path in stopped.glob("checkpoints/*/checksums/metadata"):
+    path.write_text(path.read_text().replace("a", "b"))
+  with pytest.raises(
+    ValueError, match=r"none of the checkpoints in .* can be"
+  ) as error:
+    train.run(config, console)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_hostile_checkpoint_runs_no_code(
+  stopped, config, console, tmp_path, collected
+):
+  """Whatever is in its files, none of them is unpickled."""
+
+  class Bomb:
+    def __reduce__(self):
+      return Path(tmp_path / "exploded").touch, ()
+
+  for path in (stopped / "checkpoints").rglob("*"):
+    if path.is_file():
+      path.write_bytes(pickle.dumps(Bomb()))
+  with pytest.raises(ValueError, match="none of the checkpoints"):
+    restore(stopped, make_setup(config).state_like, console)
+  assert not (tmp_path / "exploded").exists()
+
+
+def test_logs_that_have_lost_their_ends_keep_complete_lines(
+  stopped, config, console
+):
+  """As where the power failed after a checkpoint was on the disk."""
+  metrics, samples = stopped / "metrics.jsonl", stopped / "samples.txt"
+  for log in (metrics, samples):
+    log.write_bytes(log.read_bytes()[:-5])
+  kept = metrics.read_text().splitlines()[:-1]
+  train.run(config, console)
+  shown = console.file.getvalue()
+  assert f"{metrics} has lost 5 bytes" in shown
+  assert f"{samples} has lost 5 bytes" in shown
+  lines = metrics.read_text().splitlines()
+  assert lines[: len(kept)] == kept
+  steps = [json.loads(line)["step"] for line in lines]
+  assert steps == sorted(steps) and steps[len(kept)] == 40
+  assert (stopped / "result.json").exists()
+
+
+@pytest.mark.exhaustive
+def test_a_run_at_its_end_without_its_best_weights_says_so(
+  config, console, monkeypatch
+):
+  """Killed before result.json was written, and its best checkpoint is lost."""
+  losses = iter((1.0, 2.0, 0.5, 3.0, 4.0))  # after steps 10, 20, 30, 40, 47
+  monkeypatch.setattr(train, "stateful_loss", lambda *_: next(losses))
+  directory = train.run(config, console).directory
+  (directory / "result.json").unlink()
+  shutil.rmtree(directory / "checkpoints" / "30")
+  message = "has made its last step and has no best checkpoint: --overwrite"
+  with pytest.raises(ValueError, match=message):
+    train.run(config, console)

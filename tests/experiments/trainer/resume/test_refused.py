@@ -1,0 +1,178 @@
+"""What does not resume a run, and what does not replace one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.trainer.locking import lock
+from experiments.trainer.logger import RunLogger
+from experiments.trainer.opening import open_run_dir
+from experiments.trainer.records import replace
+from experiments.trainer.run_dir import JOB_FLAGS
+from experiments.trainer.trained import load
+from lstm_jax import gru
+from lstm_jax.training import CheckpointWriter, list_checkpoints
+from lstm_jax.training.checkpoint import CheckpointError
+from tests.experiments.conftest import VERSE
+from tests.experiments.trainer.resuming import outcome, stop_at
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"learning_rate": 0.5, "num_epochs": 3},
+      "num_epochs is 1 there and 3 here; learning_rate is 0.02 there and 0.5",
+    ),
+    (
+      {"resume": False},
+      "already holds an unfinished run; --resume continues it, --over",
+    ),
+  ],
+)
+def test_a_run_of_another_configuration_is_not_resumed(
+  changes, message, stopped, config, console
+):
+  before = {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()}
+  with pytest.raises(ValueError, match=message):
+    train.run(replace(config, **changes), console)
+  assert before == {
+    p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()
+  }
+
+
+def test_a_corpus_that_has_changed_is_an_error(stopped, config, console):
+  path = Path(config.data.corpus)
+  path.write_text(path.read_text().replace("lovely", "lively"))
+  with pytest.raises(ValueError, match=r"corpus .* has changed since the run"):
+    train.run(config, console)
+
+
+def test_a_directory_in_use_is_refused_until_its_process_ends(
+  stopped, config, console
+):
+  with (
+    lock(stopped),
+    pytest.raises(ValueError, match=r"run is in use by process \d+"),
+  ):
+    train.run(config, console)
+  (stopped / "lock").write_text("12345")  # as a crash leaves it
+  assert train.run(config, console).stopped_by is None
+  assert not (stopped / "lock").exists()
+
+
+def test_a_run_that_was_stopped_before_an_evaluation_replaces_no_other(
+  finished, config, console
+):
+  """Though it has a checkpoint: overwritten too, it goes, and not the first."""
+  old, previous = load(finished), finished / "previous"
+  for seed, step in ((1, 5), (2, 6)):
+    stop_at(step, replace(config, overwrite=True, seed=seed), console)
+    assert list_checkpoints(finished / "checkpoints") == [step]
+    assert load(previous).val_loss == old.val_loss
+
+
+def test_a_file_in_place_of_the_directory_of_all_runs_is_refused(
+  config, console, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "runs").touch()
+  with pytest.raises(ValueError, match="runs is not a directory: pass --run"):
+    train.run(replace(config, run=""), console)
+
+
+def test_a_sweep_and_a_single_run_do_not_resume_each_other(stopped, config):
+  record = json.loads((stopped / "config.json").read_text())
+  (stopped / "config.json").write_text(json.dumps(record | {"num_seeds": 2}))
+  facts = {"corpus_sha256": record["corpus_sha256"]}
+  message = "holds a sweep; --overwrite replaces"
+  with pytest.raises(ValueError, match=message), open_run_dir(config, facts):
+    pass
+
+
+def test_overwrite_starts_again_and_keeps_what_it_replaces(
+  finished, config, console, undisturbed
+):
+  old = load(finished)
+  again = replace(config, overwrite=True, seed=1)
+  stop_at(4, again, console)
+  assert load(finished / "previous").val_loss == old.val_loss
+  # A move that was cut off is finished first.
+  (finished / "previous" / "config.json").rename(finished / "config.json")
+  train.run(replace(config, overwrite=True), console)
+  assert outcome(finished) == undisturbed
+  assert not (finished / "previous").exists()
+
+
+def test_every_flag_but_those_of_the_job_must_be_the_same(
+  stopped, config, console, tmp_path
+):
+  placing = {"mesh", "devices"}
+  assert set(JOB_FLAGS) == {"run", "overwrite", "resume", "quiet"} | placing
+  changes = {"corpus": str(tmp_path / "other.txt"), "cell": gru}
+  changes |= {"optimizer": "sgd", "schedule": "constant", "ema_decay": 0.5}
+  (tmp_path / "other.txt").write_text(VERSE * 30)
+  with pytest.raises(ValueError, match="of another configuration") as error:
+    train.run(replace(config, **changes), console)
+  for name in changes:
+    assert f"{name} is " in str(error.value)
+
+
+@pytest.mark.parametrize("failure", ["checkpoint", "sample"])
+def test_a_run_whose_best_is_not_saved_replaces_no_other(
+  failure, finished, config, console, monkeypatch
+):
+  """As on a full disk, or where a second Ctrl-C comes before the checkpoint."""
+  old = load(finished)
+
+  def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+  def disk_is_full(*arguments, **options):
+    raise CheckpointError("the checkpoint cannot be written: File too large")
+
+  again = replace(config, overwrite=True, seed=1)
+  if failure == "sample":
+    monkeypatch.setattr(RunLogger, "sample_during_training", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="; no checkpoint is kept in"):
+      train.run(again, console)
+  else:
+    monkeypatch.setattr(CheckpointWriter, "save", disk_is_full)
+    with pytest.raises(CheckpointError, match="File too large"):
+      train.run(again, console)
+  assert load(finished / "previous").val_loss == old.val_loss
+
+
+def test_the_only_copy_of_a_text_is_not_replaced(finished, config, console):
+  corpus = Path(config.data.corpus)
+  kept = finished / "corpus.txt"
+  kept.write_bytes(corpus.read_bytes())
+  before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  again = replace(config, overwrite=True, corpus=str(kept))
+  with pytest.raises(ValueError, match="the only copy of a piped text: copy"):
+    train.run(again, console)
+  (finished / "lock").unlink(missing_ok=True)
+  after = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  assert after == before
+
+
+@pytest.mark.parametrize("flag", ["teacher", "init_from"])
+@pytest.mark.parametrize("name", ["link", "link/previous"])
+def test_a_run_that_is_read_is_not_replaced(
+  flag, name, finished, config, console, tmp_path
+):
+  shutil.copytree(finished, tmp_path / "previous")
+  (tmp_path / "previous").rename(finished / "previous")
+  (tmp_path / "link").symlink_to(finished)
+  before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  source = str(tmp_path / name)
+  value = (source,) if flag == "teacher" else source
+  again = replace(config, overwrite=True, **{flag: value})
+  message = f"--overwrite would replace the run of --{flag}={source}: pass ano"
+  with pytest.raises(ValueError, match=message):
+    train.run(again, console)
+  after = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  assert after == before

@@ -1,0 +1,80 @@
+"""Layers of PyTorch, with and without PyTorch."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import gru, lstm, projected_lstm, rnn
+from lstm_jax.cells import RELU
+from lstm_jax.interop import torch as interop
+from lstm_jax.sequence import init_stack
+from tests.draws import D, H, normal_like
+
+CELLS = {
+  "LSTM": lstm,
+  "projected": projected_lstm,
+  "GRU": gru,
+  "RNN": rnn,
+  "RNN relu": rnn.with_activation(RELU),
+}
+ALL_CELLS = pytest.mark.parametrize("kind", CELLS)
+
+
+def said(kind):
+  """Return the nonlinearity that a state_dict of this kind does not say."""
+  return {"RNN": "tanh", "RNN relu": "relu"}.get(kind)
+
+
+def make(torch, kind, **options):
+  if kind == "RNN relu":
+    kind, options = "RNN", {"nonlinearity": "relu", **options}
+  if kind == "projected":
+    kind, options = "LSTM", {"proj_size": (H + 1) // 2, **options}
+  return getattr(torch.nn, kind)(D, H, num_layers=2, **options)
+
+
+def stack(cell, key, both, sizes=(H, H), dtype=jnp.float64):
+  layers = init_stack(cell, key, D, sizes, bidirectional=both, dtype=dtype)
+  return normal_like(key, layers)
+
+
+class Tensor:
+  """What the library uses of torch.Tensor."""
+
+  is_meta = is_quantized = False
+
+  def __init__(self, values, dtype=None, **attributes):
+    self.values = np.asarray(values)
+    self.dtype = dtype or f"torch.{self.values.dtype}"
+    self.__dict__.update(attributes)
+
+  def detach(self):
+    return Tensor(self.values, self.dtype, detached=True)
+
+  def cpu(self):
+    return Tensor(self.values, self.dtype, readable=self.detached)
+
+  def float(self):
+    return Tensor(self.values.astype(np.float32), readable=self.readable)
+
+  def numpy(self):
+    assert self.readable
+    if self.dtype != f"torch.{self.values.dtype}":
+      raise TypeError(f"Got unsupported ScalarType {self.dtype}")
+    return self.values
+
+
+class Module:
+  """What the library uses of torch.nn.Module."""
+
+  def __init__(self, weights, **attributes):
+    self.weights = weights
+    self.__dict__.update(attributes)
+
+  def state_dict(self):
+    return self.weights
+
+
+def tensors(layers, **attributes):
+  arrays = interop.to_torch(layers)
+  return {name: Tensor(x, **attributes) for name, x in arrays.items()}

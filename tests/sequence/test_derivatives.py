@@ -1,0 +1,121 @@
+"""Second-order gradients, forward mode, vmap and checkpoint of `unroll`."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import (
+  Autodiff,
+  Explicit,
+  Step,
+  lstm,
+  unroll,
+)
+from lstm_jax.sequence.in_place import MOST_UNROLLED
+from tests.contract import (
+  CELLS,
+  EXHAUSTIVE,
+  REPRESENTATIVE_CELLS,
+)
+from tests.draws import T, arguments, normal_like, weighed, worst
+from tests.gradients import value_and_gradient
+
+
+@REPRESENTATIVE_CELLS
+def test_vmap_over_parameters_equals_a_loop(cell, key):
+  many = [arguments(cell, k) for k in jax.random.split(key, 2)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
+  f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))
+  alone = [jax.jit(f)(*args) for args in many]
+  expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+  assert worst(jax.jit(jax.vmap(f))(*stacked), expected) < 1e-12
+
+
+@REPRESENTATIVE_CELLS
+def test_checkpoint_changes_no_gradient(cell, key):
+  args = arguments(cell, key)
+  f = weighed(jax.checkpoint(partial(unroll, cell)), key)
+  found = jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
+  assert worst(found, value_and_gradient(cell, args)) < 1e-12
+
+
+@pytest.mark.everyday(1)
+@CELLS
+def test_second_order_gradients_equal_autodiff(cell, key):
+  args = arguments(cell, key, steps=3, batch=(2,))
+
+  def second(adjoint):
+    first = jax.grad(
+      weighed(partial(unroll, cell, adjoint=adjoint), key), (0, 1, 2)
+    )
+    return jax.jit(jax.grad(weighed(first, key), (0, 1, 2)))(*args)
+
+  expected = second(Autodiff())
+  size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+  for adjoint in (Explicit(), Step()):
+    assert worst(second(adjoint), expected) < 1e-12 * size, adjoint
+
+
+@REPRESENTATIVE_CELLS
+def test_forward_mode_works_under_autodiff(cell, key):
+  args = arguments(cell, key)
+  f = weighed(partial(unroll, cell, adjoint=Autodiff()), key)
+  tangents = normal_like(key, args)
+  _, slope = jax.jit(partial(jax.jvp, f))(args, tangents)
+  gradients = jax.jit(jax.grad(f, (0, 1, 2)))(*args)
+  products = jax.tree.map(lambda g, t: np.vdot(g, t), gradients, tangents)
+  assert abs(slope - sum(jax.tree.leaves(products))) < 1e-11
+  _, linear = jax.linearize(f, *args)
+  assert abs(linear(*tangents) - slope) < 1e-11
+
+
+FORWARD_MODES = {
+  "jvp": lambda f, x: jax.jvp(f, (x,), (x,)),
+  "jvp of jit": lambda f, x: jax.jvp(jax.jit(f), (x,), (x,)),
+  "jit of jvp": lambda f, x: jax.jit(lambda x: jax.jvp(f, (x,), (x,)))(x),
+  "linearize": lambda f, x: jax.linearize(f, x)[1](x),
+  "jacfwd": lambda f, x: jax.jacfwd(f)(x),
+}
+
+
+@pytest.mark.everyday(3)
+@pytest.mark.parametrize("mode", FORWARD_MODES)
+@pytest.mark.parametrize("adjoint", [Explicit(), Step()], ids=str)
+def test_forward_mode_of_explicit_gradients_is_an_error_with_advice(
+  mode, adjoint, key
+):
+  params, state, xs = arguments(lstm, key)
+  with pytest.raises(
+    TypeError, match=r"no forward mode .*pass adjoint=Autodiff"
+  ):
+    FORWARD_MODES[mode](
+      lambda xs: unroll(lstm, params, state, xs, adjoint=adjoint)[1], xs
+    )
+  with pytest.raises(TypeError, match=r"no forward mode .*differentiate forw"):
+    FORWARD_MODES[mode](lambda x: lstm.step(params, state, x).h, xs[0])
+
+
+@EXHAUSTIVE
+@REPRESENTATIVE_CELLS
+def test_the_hessian_equals_that_of_autodiff(cell, key):
+  """`jax.hessian` is forward mode over reverse mode.
+
+  Outside of `jax.jit`, JAX makes one program of the backward pass before it
+  differentiates that forward, and `vmap` has then gone before.
+  """
+  params, state, xs = arguments(cell, key, steps=T, batch=(2,))
+  assert T > MOST_UNROLLED  # else there is no loop
+
+  def hessian(adjoint):
+    run = weighed(
+      lambda x: unroll(cell, params, state, x, adjoint=adjoint), key
+    )
+    return jax.hessian(run)
+
+  expected = jax.jit(hessian(Autodiff()))(xs)
+  for adjoint in (Explicit(), Step()):
+    assert worst(jax.jit(hessian(adjoint))(xs), expected) < 1e-11, adjoint
+  assert worst(hessian(Explicit())(xs), expected) < 1e-11

@@ -1,0 +1,114 @@
+"""One step of a cell with masks, resets, zoneout or dropout."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
+from lstm_jax.sequence import wrappers
+from lstm_jax.testing import gradcheck, plant, terms
+from tests.contract import (
+  REPRESENTATIVE_CELLS,
+)
+from tests.draws import H, T, arguments, weighed, worst
+from tests.sequence.options import FEATURES, MASK, RESET, zoneout_rates
+
+
+@REPRESENTATIVE_CELLS
+def test_zoneout_of_everything_leaves_the_state_unchanged(cell, key):
+  params, state, xs = arguments(cell, key)
+  every = type(state)(*(True for _ in state))
+  last, hs = unroll(cell, params, state, xs, zoneout=every)
+  assert worst(last, state) == 0
+  assert worst(hs, jnp.stack([state.h] * T)) == 0
+
+
+@REPRESENTATIVE_CELLS
+def test_the_step_of_each_wrapper_has_the_gradient_of_autodiff(cell, key):
+  """Each by itself, as it is used without `unroll`."""
+  args, options = arguments(cell, key), FEATURES["all"](cell)
+  extras = {
+    "masked": MASK[0],
+    "resettable": RESET[1],
+    "zoneout": jax.tree.map(lambda k: k[1], options["zoneout"]),
+    "state_dropout": options["state_dropout"][1],
+  }
+  for flags in (MASK[0], RESET[1]):
+    assert 0 < flags.sum() < len(flags)
+
+  def run(step, extra, args):
+    params, state, xs = args
+    state = step(params, state, xs[0], extra)  # the state before is not zero
+    return step(params, state, xs[1], extra)
+
+  for name, extra in extras.items():
+    wrapped = getattr(wrappers, name)(cell)
+    assert wrapped.takes_tokens == cell.takes_tokens
+    report = gradcheck(
+      partial(run, wrapped.step, extra),
+      partial(run, lambda *a, w=wrapped: w.forward(*a)[0], extra),
+      args,
+      key,
+      max_coordinates=0,
+      num_directions=0,
+    )
+    assert (
+      np.max([t.explicit_autodiff.relative for t in report.tensors]) < 1e-12
+    )
+
+
+@pytest.mark.everyday(2)
+@pytest.mark.parametrize("term", terms(wrappers))
+def test_every_error_planted_in_the_wrappers_is_caught(term, key):
+  planted = plant(wrappers, term)
+  args, options = arguments(lstm, key), FEATURES["all"](lstm)
+  rates, factors = options["zoneout"], options["state_dropout"]
+
+  def run(wraps, adjoint, params, state, xs):
+    cell = wraps.saving_h(lstm)
+    cell = wraps.masked(
+      wraps.resettable(wraps.zoneout(wraps.state_dropout(cell)))
+    )
+    step = cell.step if adjoint == "step" else lambda *a: cell.forward(*a)[0]
+    for t in range(T):
+      rate = jax.tree.map(lambda k: k[t], rates)  # noqa: B023
+      state = step(params, state, xs[t], MASK[t], RESET[t], rate, factors[t])
+    return state
+
+  def gradient(wraps, adjoint):
+    f = weighed(partial(run, wraps, adjoint), key)
+    with jax.disable_jit():  # each term would have a program of its own
+      return jax.grad(f, (0, 1, 2))(*args)
+
+  expected = gradient(wrappers, "autodiff")
+  assert worst(gradient(planted, "step"), expected) > 1e-4
+  assert worst(gradient(wrappers, "step"), expected) < 1e-12
+
+
+def test_the_shares_of_a_zoneout_step_may_be_numbers(key):
+  params, state, xs = arguments(lstm, key)
+  step = wrappers.zoneout(lstm).step
+
+  def results(shares):
+    f = weighed(lambda *args: step(*args, shares), key)
+    return jax.value_and_grad(f, (0, 1, 2))(params, state, xs[0])
+
+  rates = zoneout_rates(lstm)
+  expected = results(jax.tree.map(jnp.asarray, rates))
+  assert worst(results(rates), expected) == 0
+
+
+@pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
+def test_no_gradient_flows_to_zoneout_and_state_dropout(adjoint, key):
+  params, state, xs = arguments(lstm, key)
+
+  def loss(rates, factor):
+    options = {"zoneout": rates, "state_dropout": factor, "adjoint": adjoint}
+    return unroll(lstm, params, state, xs, **options)[1].sum()
+
+  rates, factor = jax.tree.map(lambda x: 0.3 + 0 * x, state), jnp.full(H, 0.7)
+  gradient = jax.jit(jax.grad(loss, (0, 1)))(rates, factor)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
