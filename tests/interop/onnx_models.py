@@ -5,13 +5,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import Directions
+from lstm_jax import (
+  Directions,
+  coupled_lstm,
+  gru,
+  gru_reset_before,
+  lstm,
+  peephole_lstm,
+  rnn,
+)
 from lstm_jax.interop.onnx.onnx_import import IR_VERSION, OPSET
 from tests.draws import D, H, normal_like
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+# A cell, its operator, and the options of a node's draw.
+CELLS = {
+  "lstm": (lstm, "LSTM", {}),
+  "peephole_lstm": (peephole_lstm, "LSTM", {"peepholes": True}),
+  "coupled_lstm": (coupled_lstm, "LSTM", {"input_forget": 1}),
+  "gru": (gru, "GRU", {"linear_before_reset": 1}),
+  "gru_reset_before": (gru_reset_before, "GRU", {}),
+  "rnn": (rnn, "RNN", {}),
+}
 
 
 def model_of(node, initializers, inputs):

@@ -7,15 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import (
-  Directions,
-  gru,
-  gru_reset_before,
-  lstm,
-  peephole_lstm,
-  rnn,
-  unroll,
-)
+from lstm_jax import gru, gru_reset_before, lstm, rnn, unroll
 from lstm_jax.cells import RELU, make_hard_sigmoid
 from lstm_jax.interop import keras as interop
 from tests.draws import B, D, H, T, normal_like, worst
@@ -132,13 +124,6 @@ def test_arrays_have_the_dtype_of_the_params(kind, dtype, key):
   assert not any(np.shares_memory(a, w) for a in arrays for w in params)
 
 
-def test_directions_of_two_cells_are_refused(key):
-  pair = Directions(draw(key, "LSTM"), draw(key, "GRU"))
-  message = "must have one cell, got LSTMParams, GRUParams"
-  with pytest.raises(ValueError, match=message):
-    interop.to_keras(pair)
-
-
 @pytest.mark.parametrize(
   "layers",
   [
@@ -207,100 +192,3 @@ def test_a_missing_bias_has_the_dtype_of_the_weights():
     for after in (True, False):
       _, params = interop.from_keras(weights, reset_after=after)
       assert {leaf.dtype for leaf in params} == {jnp.dtype(jnp.float32)}
-
-
-@pytest.mark.parametrize(
-  ("weights", "options", "message"),
-  [
-    (3, {}, r"^weights must be what .* get_weights\(\) returns, .* got int$"),
-    (np.ones((3, 4, 4)), {}, "^weights must be what .*, got ndarray$"),
-    (L[:1], {}, "^weights must be the 2 or 3 arrays of a layer, .* got 1$"),
-    (
-      (L[0], np.ones((H, 5))),
-      {},
-      r"^recurrent_kernel must be \[H, 4H\], .*, 5",
-    ),
-    ((L[0], np.ones(H)), {}, r"^recurrent_kernel must be .* got \(6,\)$"),
-    ((L[0], np.ones((0, 0))), {}, "^recurrent_kernel must be "),
-    ((G[0], L[1]), {}, r"^kernel must be \[any, 24\], got \(4, 18\)$"),
-    ((*L, np.ones(3)), {}, r"^bias must be \[24\], got \(3,\)$"),
-    ((*L, np.ones(24, int)), {}, "^bias must hold floats, got int64$"),
-    ((*G, np.ones((3, 18))), {}, r"^bias must be \[2, 18\], got \(3, 18\)$"),
-    (
-      (L[0], L[1].astype("float32")),
-      {},
-      "^arrays must have one dtype, got {'kernel': 'float64', 'recu.* 'float32",
-    ),
-    (G, {}, "^bias is missing: reset_after must say which GRU this is$"),
-    (
-      G,
-      {"reset_after": "false"},
-      "^reset_after must be True, False or None, got 'false'$",
-    ),
-    (
-      (*G, np.ones(18)),
-      {"reset_after": True},
-      r"^bias must be \[2, 3H\] with reset_after=True, got \(18,\)$",
-    ),
-    (
-      (*G, np.ones((2, 18))),
-      {"reset_after": False},
-      r"^bias must be \[3H\] with reset_after=False, got \(2, 18\)$",
-    ),
-    (
-      (*L, *G),
-      {"reset_after": True},
-      "^both directions must have one cell, got lstm, gru$",
-    ),
-    (
-      (*L, np.ones((9, 24)), L[1]),
-      {},
-      "^the kernels of both .* inputs of one size, got 4 and 9; st",
-    ),
-    ((*L, L[0], G[1]), {}, r"^backward kernel must be \[any, 18\], got"),
-    (L, {"activation": "gelu"}, "^activation must be hard_s.* got 'gelu'$"),
-    (L, {"recurrent_activation": 3}, "^recurrent_activation must be .* got 3$"),
-    ({"a/kernel": L[0]}, {}, "^recurrent_kernel is missing, got kernel$"),
-    (
-      {"a/kernel": L[0], "b/kernel": L[0]},
-      {},
-      "one layer, got two with kernel",
-    ),
-    ({"a/gamma": L[0]}, {}, "^a path must end in kernel, .* got 'a/gamma'$"),
-    (
-      {"bi/forward_a/cell/kernel": L[0], "bi/forward_b/cell/kernel": L[0]},
-      {},
-      "one layer, got two with kernel",
-    ),
-    (
-      {"bi/forwards/cell/kernel": L[0], "bi/b/cell/kernel": L[0]},
-      {},
-      "one layer, got two with kernel",
-    ),
-    (
-      {"b/kernel": L[0], "a/recurrent_kernel": L[1]},
-      {},
-      r"^weights must be of one layer, got \['a', 'b'\]$",
-    ),
-    (
-      {"backward_a/kernel": L[0]},
-      {},
-      "^recurrent_kernel is missing, got kernel$",
-    ),
-    (
-      {"bi/forward_a/cell/recurrent_kernel": L[1], "bi/b/cell/kernel": L[0]},
-      {},
-      "^forward kernel is missing, got recurrent_kernel$",
-    ),
-  ],
-)
-def test_arrays_that_do_not_fit_are_refused(weights, options, message):
-  with pytest.raises(ValueError, match=message):
-    interop.from_keras(weights, **options)
-
-
-def test_a_cell_that_keras_does_not_have_is_refused(key):
-  with pytest.raises(
-    ValueError, match="which Keras has, got PeepholeLSTMParams"
-  ):
-    interop.to_keras(peephole_lstm.init(key, D, H))

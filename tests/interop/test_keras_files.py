@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import sys
 import zipfile
 
@@ -13,59 +12,16 @@ import pytest
 from lstm_jax.interop import keras as interop
 from tests.draws import H, worst
 from tests.interop.keras_layers import OPTIONS, draw, from_options
+from tests.interop.keras_written import (
+  both_ways,
+  configured,
+  h5py,
+  hdf5,
+  model,
+  write,
+)
 
-h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 KINDS = "LSTM", "GRU", "GRU before", "LSTM hard"  # of the example's layers
-
-
-def configured(kind, name="", **changes):
-  """Return the entry of a layer in config.json."""
-  options = {"activation": "tanh", "units": H, "use_bias": True}
-  options |= {"go_backwards": False, "name": name, **from_options(kind)}
-  class_name = kind.split()[0]
-  if class_name != "SimpleRNN":
-    options = {"recurrent_activation": "sigmoid", **options}
-  if class_name == "GRU":
-    options = {"reset_after": True, **options}
-  config = {**options, **changes}
-  return {"module": "keras.layers", "class_name": class_name, "config": config}
-
-
-def both_ways(kind, name="", **changes):
-  config = {
-    "merge_mode": "concat",
-    "name": name,
-    "layer": configured(kind),
-    "backward_layer": configured(kind, go_backwards=True),
-    **changes,
-  }
-  return configured(kind) | {"class_name": "Bidirectional", "config": config}
-
-
-def model(*layers, name="model"):
-  config = {"name": name, "layers": layers}
-  return {"module": "keras", "class_name": "Sequential", "config": config}
-
-
-def hdf5(arrays):
-  """Return the bytes of an HDF5 file with arrays by the path of their cell."""
-  content = io.BytesIO()
-  with h5py.File(content, "w") as file:
-    for path, weights in arrays.items():
-      for k, x in enumerate(weights):
-        file[f"{path}/vars/{k}"] = x
-  return content.getvalue()
-
-
-def write(path, config, weights, version="3.15.1"):
-  members = {
-    "config.json": json.dumps(config),
-    "metadata.json": json.dumps({"keras_version": version}),
-    "model.weights.h5": weights,
-  }
-  with zipfile.ZipFile(path, "w") as archive:
-    for name, content in members.items():
-      archive.writestr(name, content)
 
 
 @pytest.fixture
@@ -128,105 +84,6 @@ def test_the_weights_of_a_file_are_read_without_keras(example):
   options = from_options("LSTM hard")
   cell, _ = interop.load_weights(path, names=["lstm_1"], **options)["lstm_1"]
   assert cell is OPTIONS["LSTM hard"][1]
-
-
-def with_setting(**changes):
-  return model(configured("LSTM", "a", **changes))
-
-
-@pytest.mark.parametrize(
-  ("config", "message"),
-  [
-    (
-      with_setting(activation="gelu"),
-      "^layer a: activation must be hard_sigmoid, relu, .*, got 'gelu'$",
-    ),
-    (
-      with_setting(recurrent_activation={"class_name": "X"}),
-      "^layer a: recurrent_activation must be .*, got {",
-    ),
-    (
-      with_setting(go_backwards=True),
-      "^layer a: go_backwards must be False, got True$",
-    ),
-    (
-      with_setting(units=9),
-      r"^layer a: recurrent_kernel must be \[9, 36\], got \(6, 24\)$",
-    ),
-    (
-      with_setting(use_bias=False),
-      "^layer a: layers/lstm/cell/vars must hold 2 arrays, got 3$",
-    ),
-    (
-      model(configured("GRU", "a")),
-      "^layer a: there is no layers/gru/cell/vars in the HDF5 file$",
-    ),
-    (
-      model(both_ways("LSTM", "a", merge_mode="sum")),
-      "^layer a: merge_mode must be concat, got sum$",
-    ),
-    (
-      model(
-        both_ways("LSTM", "a", layer=configured("LSTM") | {"class_name": "C"})
-      ),
-      "^layer a: the layer must be LSTM, GRU, SimpleRNN, got C$",
-    ),
-    (
-      model(
-        both_ways("LSTM", "a", layer=configured("LSTM") | {"class_name": [1]})
-      ),
-      r"^layer a: class_name must be of type str, got \[1\]$",
-    ),
-    (
-      model(both_ways("LSTM", "a", backward_layer=None)),
-      "^layer a: its configuration lacks class_name$",
-    ),
-    (model(), "has no LSTM, GRU, SimpleRNN or Bidirectional$"),
-    (
-      {"config": {}},
-      "must be that of a Sequential or Functional .* KeyError.'layers'",
-    ),
-    ([], "^config.json of .* must be that of a Sequential or Functional model"),
-  ],
-)
-def test_a_configuration_without_a_cell_is_refused(
-  config, message, tmp_path, key
-):
-  path = tmp_path / "model.keras"
-  arrays = {"layers/lstm/cell": interop.to_keras(draw(key, "LSTM"))}
-  write(path, config, hdf5(arrays))
-  with pytest.raises(ValueError, match=message):
-    interop.load(path)
-
-
-def test_directions_with_other_settings_are_refused(tmp_path, key):
-  path, name = tmp_path / "model.keras", "layers/bidirectional/{}_layer/cell"
-  weights = interop.to_keras(draw(key, "LSTM"))
-  arrays = {name.format(side): weights for side in ("forward", "backward")}
-  backward = configured("LSTM", go_backwards=True, activation="relu")
-  config = model(both_ways("LSTM", "a", backward_layer=backward))
-  write(path, config, hdf5(arrays))
-  with pytest.raises(
-    ValueError, match=r"^layer a: the backward layer's settings"
-  ):
-    interop.load(path)
-  config = model(both_ways("LSTM", "a", backward_layer=configured("LSTM")))
-  write(path, config, hdf5(arrays))
-  with pytest.raises(ValueError, match=r"go_backwards must be True, got False"):
-    interop.load(path)
-
-
-def test_a_layer_of_somebody_else_is_left_out(tmp_path, key):
-  path = tmp_path / "model.keras"
-  first, second = (draw(k, "LSTM") for k in jax.random.split(key))
-  arrays = {
-    "layers/lstm/cell": interop.to_keras(first),
-    "layers/lstm_1/cell": interop.to_keras(second),
-  }
-  own = configured("LSTM", "own") | {"module": "their.layers"}
-  write(path, model(own, configured("LSTM", "a")), hdf5(arrays))
-  layers = interop.load(path)
-  assert list(layers) == ["a"] and worst(layers["a"][1], second) == 0
 
 
 def test_a_foreign_or_damaged_file_is_one_error(example, tmp_path):

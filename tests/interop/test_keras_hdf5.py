@@ -15,7 +15,7 @@ from lstm_jax.interop import keras as interop
 from lstm_jax.interop.keras.hdf5 import opened
 from tests.draws import worst
 from tests.interop.keras_layers import HARD, draw
-from tests.interop.test_keras_files import (
+from tests.interop.keras_written import (
   both_ways,
   configured,
   hdf5,

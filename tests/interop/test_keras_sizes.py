@@ -14,7 +14,7 @@ from lstm_jax import lstm
 from lstm_jax.interop import keras as interop
 from lstm_jax.interop.keras import files
 from tests.draws import worst
-from tests.interop.test_keras_files import configured, hdf5, model, write
+from tests.interop.keras_written import configured, hdf5, model, write
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 MIB = 1 << 20

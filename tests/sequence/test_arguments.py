@@ -1,6 +1,5 @@
 """A message says what was expected and what came, where users go wrong."""
 
-from collections import namedtuple
 from functools import partial
 
 import jax
@@ -9,21 +8,15 @@ import numpy as np
 import pytest
 
 from lstm_jax import (
-  Autodiff,
   Directions,
   Explicit,
-  gru,
   init_stack,
   lstm,
-  peephole_lstm,
-  rnn,
   unroll,
   unroll_both,
   unroll_stack,
 )
 from lstm_jax.sequence import regularize, state_cotangents
-from lstm_jax.testing import plant
-from tests.contract import CELLS
 from tests.draws import B, D, H, T
 
 KEY = jax.random.key(0)
@@ -31,28 +24,6 @@ XS = jnp.ones((T, B, D), jnp.float32)
 ORDER = (
   r"; inputs \[B, T, D\] need time_major=False, and \[T, B, D\] need True$"
 )
-
-
-@pytest.mark.parametrize("cell", [lstm, gru, peephole_lstm])
-@pytest.mark.parametrize("other", [lstm, gru, rnn, peephole_lstm])
-def test_params_of_another_cell_are_named(cell, other):
-  params, state = cell.init(KEY, D, H), cell.initial_state
-  weights = other.init(KEY, D, H)
-  if cell is other:
-    assert unroll(cell, weights, None, XS)[1].shape == (T, B, H)
-    return
-  expected, found = type(params).__name__, type(weights).__name__
-  message = rf"^params must be {expected}, got {found}\b"
-  calls = (
-    lambda: unroll(cell, weights, None, XS),
-    lambda: cell.step(weights, state(params, (B,)), XS[0]),
-    lambda: state_cotangents(
-      cell, weights, state(params, (B,)), XS, state(params, (B,))
-    ),
-  )
-  for call in calls:
-    with pytest.raises(ValueError, match=message):
-      call()
 
 
 def test_batch_first_arguments_name_time_major():
@@ -163,80 +134,6 @@ def test_complex_inputs_are_refused_and_not_made_real():
   state = lstm.initial_state(params, (B,))
   with pytest.raises(ValueError, match=r"^x must be real, got complex128"):
     lstm.step(params, state, XS[0].astype(complex))
-
-
-def test_a_planted_cell_takes_the_weights_and_states_of_its_original():
-  params = lstm.init(KEY, D, H)
-  state = lstm.initial_state(params, (B,))
-  _, hs = unroll(lstm, params, state, XS)
-  last, planted = unroll(plant(lstm, "dc"), params, state, XS)
-  assert (planted == hs).all()
-  assert type(last) is lstm.LSTMState
-
-
-@CELLS
-def test_weights_that_do_not_fit_each_other_are_refused(cell):
-  """A row, a column or a number would be broadcast."""
-  params = cell.init(KEY, D, H)
-  leaves, structure = jax.tree.flatten(params)
-  for k, leaf in enumerate(leaves):
-    others = leaf[:1], leaf[..., :1], leaf[..., :-1], jnp.ones(())
-    for other in others:
-      if other.shape == leaf.shape:
-        continue
-      weights = jax.tree.unflatten(
-        structure, [*leaves[:k], other, *leaves[k + 1 :]]
-      )
-      with (
-        jax.numpy_rank_promotion("allow"),  # as users have it
-        pytest.raises(ValueError, match=r"^(weights do not fit|xs must)"),
-      ):
-        unroll(cell, weights, None, XS)
-
-
-def test_weights_are_floats_and_fit_in_a_step_too():
-  params = lstm.init(KEY, D, H)
-  state = lstm.initial_state(params, (B,))
-  text = rf"^weights do not fit each other: w_x \[{D}, {4 * H}\], .*, b \[1\]"
-  with pytest.raises(ValueError, match=text):
-    lstm.step(params._replace(b=params.b[:1]), state, XS[0])
-  with pytest.raises(
-    ValueError, match=r"^params\.w_h must be floats, got int32"
-  ):
-    unroll(lstm, params._replace(w_h=params.w_h.astype(jnp.int32)), None, XS)
-
-
-@pytest.mark.parametrize(
-  ("field", "value", "message"),
-  [
-    ("b", None, rf"weights do not fit .*w_h \[{H}, {4 * H}\]; a step fails"),
-    ("w_x", [1.0], r"weights do not fit .*w_x\[0\] \[\], .*; a step fails"),
-    ("w_h", "4H", r"params\.w_h must be an array, got str"),
-  ],
-)
-def test_weights_are_arrays(field, value, message):
-  params = lstm.init(KEY, D, H)._replace(**{field: value})
-  for call in (
-    lambda: unroll(lstm, params, None, XS),
-    lambda: lstm.step(params, None, XS[0]),
-  ):
-    with pytest.raises(ValueError, match=f"^{message}"):
-      call()
-
-
-def test_a_cell_without_a_backward_is_not_checked():
-  forward_only = lstm_with(recur_backward=None, parameter_gradients=None)
-  params = lstm.init(KEY, D, H)
-  expected = unroll(lstm, params, None, XS)
-  found = unroll(forward_only, params, None, XS, adjoint=Autodiff())
-  assert jnp.array_equal(found[1], expected[1])
-
-
-def lstm_with(**functions):
-  names = ("init", "initial_state", "project", "recur", "recur_backward")
-  names += ("parameter_gradients", "forward", "backward", "step")
-  cell = {name: getattr(lstm, name) for name in names} | functions
-  return namedtuple("Cell", cell)(**cell)
 
 
 def test_one_layer_is_no_stack():

@@ -1,8 +1,6 @@
 """The `implementation` argument: its errors, and where it is passed."""
 
 import re
-import subprocess
-import sys
 from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -33,13 +31,7 @@ from lstm_jax.cells import RELU
 from lstm_jax.cells.platform import traced_for
 from lstm_jax.mosaic_gpu.limits import Plan
 from tests.draws import B, D, H, T, normal_like, worst
-from tests.interpreting import (
-  INTERPRETED,
-  as_if_on_an_h100,
-  count_kernels,
-  interpreted,
-)
-from tests.processes import ROOT
+from tests.interpreting import as_if_on_an_h100, count_kernels
 
 XS = jnp.ones((T, B, D), jnp.float32)
 RUNS = [unroll, unroll_both, unroll_stack]
@@ -268,49 +260,3 @@ def test_every_layer_and_direction_gets_it(monkeypatch, key):
     cells = lstm, peephole_lstm
     params = init_stack(cells, key, D, H, dtype=jnp.float32)
     unroll_stack(cells, params, None, xs, implementation="mosaic_gpu")
-
-
-@INTERPRETED
-def test_a_bidirectional_stack_of_kernels_equals_that_of_scans(key):
-  cells = gru, rnn
-  params = init_stack(cells, key, D, 8, bidirectional=True, dtype=jnp.float32)
-  xs = normal_like(key, XS)
-
-  def loss(params, xs, **options):
-    last, hs = unroll_stack(
-      cells, params, None, xs, lengths=jnp.array([T, 2, 0]), **options
-    )
-    return sum(map(jnp.vdot, jax.tree.leaves((last, hs)), weighing)), hs
-
-  shapes = jax.eval_shape(partial(unroll_stack, cells, params, None), xs)
-  weighing = jax.tree.leaves(normal_like(jax.random.key(1), shapes))
-  gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
-  expected = gradient(params, xs)
-  with interpreted():
-    found = gradient(params, xs, implementation="mosaic_gpu")
-  # Both are float32, with sums in another order.
-  assert worst(found, expected) < 1e-4
-
-
-IMPORTED = """
-import sys
-import jax.numpy as jnp
-import lstm_jax, lstm_jax.language, lstm_jax.training
-params = lstm_jax.lstm.init(lstm_jax.lstm.jax.random.key(0), 3, 5)
-lstm_jax.unroll(lstm_jax.lstm, params, None, jnp.ones((2, 1, 3)))
-kernels = "jax.experimental.pallas", "lstm_jax.mosaic_gpu"
-print(*sorted(name for name in sys.modules if name.startswith(kernels)))
-"""
-
-
-@pytest.mark.exhaustive
-def test_without_kernels_neither_they_nor_pallas_are_imported():
-  printed = subprocess.run(
-    [sys.executable, "-c", IMPORTED],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  ).stdout
-  expected = ["lstm_jax.mosaic_gpu", "lstm_jax.mosaic_gpu.limits"]
-  assert printed.split() == expected

@@ -19,9 +19,7 @@ from experiments.benchmarks.gpu.timing import check_equal
 from experiments.benchmarks.gpu.torch_layers import TorchLayer
 from experiments.benchmarks.gpu.training_step import TrainingStep
 from experiments.trainer.files import write_json
-from lstm_jax.sequence.implementation import VERSIONS
 from tests.experiments.benchmarks.gpu_worker import InProcess
-from tests.experiments.starting import start_all
 from tests.interpreting import INTERPRETED, interpreted
 
 SIZES = 64, 3, 8  # H, T, B
@@ -157,61 +155,6 @@ def test_results_are_compared_by_the_norm_of_each_array():
       check_equal(wrong, [a, b], 0.03)
 
 
-@pytest.mark.parametrize(
-  ("environment", "got"),
-  [
-    ({"platform": "cpu", "jax_version": (0, 12, 0)}, "a cpu and jax 0.12.0"),
-    (
-      {
-        "platform": "gpu",
-        "device": "NVIDIA A100",
-        "compute_capability": "8.0",
-        "jax_version": (0, 12, 0),
-      },
-      "NVIDIA A100 and jax 0.12.0",
-    ),
-    (
-      {
-        "platform": "gpu",
-        "device": "NVIDIA H100",
-        "compute_capability": "9.0",
-        "jax_version": (0, 10, 2),
-      },
-      "NVIDIA H100 and jax 0.10.2",
-    ),
-    ({"why": "no worker starts in 90 s"}, "no worker starts in 90 s"),
-    (
-      {
-        "platform": "gpu",
-        "device": "NVIDIA H100",
-        "compute_capability": "9.0",
-        "jax_version": VERSIONS[1],
-      },
-      "NVIDIA H100 and jax " + ".".join(map(str, VERSIONS[1])),
-    ),
-  ],
-)
-def test_what_a_device_lacks_is_said(environment, got):
-  with pytest.raises(
-    ValueError, match=r"needs an H100 or H200 .*(got|packages:) " + got
-  ):
-    part.check_device(environment)
-  h100 = {"platform": "gpu", "compute_capability": "9.0"}
-  part.check_device(h100 | {"jax_version": (0, 11, 2)})
-
-
-@pytest.mark.exhaustive
-@pytest.mark.programs
-def test_without_a_gpu_the_program_is_one_line():
-  (status, output, errors), (both, _, message) = start_all(
-    [("benchmark", "--part=gpu"), ("benchmark", "--part=gpu", "--part=layer")]
-  )
-  assert (status, output) == (2, "")
-  (line,) = errors.splitlines()
-  assert line.startswith("error: --part=gpu needs an H100 or H200 and jax")
-  assert both == 2 and "--part=gpu runs alone" in message
-
-
 def test_sizes_replace_the_grid_of_layers():
   *_, torch, layers = cases.sections({"hidden_size": 7, "seq_len": 9}, 3)
   for section in (torch, layers):
@@ -227,34 +170,10 @@ def test_sizes_replace_the_grid_of_layers():
   assert found == cases.MODELS
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_a_worker_leaves_the_gpu_to_pytorch_only_if_that_is_installed(
-  installed, monkeypatch
-):
-  monkeypatch.setattr(cases, "is_installed", lambda package: installed)
-  sections = {section.name: section for section in cases.sections({}, 3)}
-  on_cpu = [name for name in sections if sections[name].jax_on_cpu]
-  assert on_cpu == (["pytorch"] if installed else [])
-  assert sections["pytorch"].cases  # they say that it is not installed
-
-
 def test_the_package_lists_its_modules():
   listed = re.findall(r"^([a-z_, ]+?)  +\S", gpu.__doc__, re.MULTILINE)
   files = Path(gpu.__file__).parent.glob("[a-z]*.py")
   assert sorted(", ".join(listed).split(", ")) == sorted(f.stem for f in files)
-
-
-def test_the_worker_is_stopped_where_there_is_no_gpu(console, monkeypatch):
-  ended = []
-
-  class Ending(InProcess):
-    def stop(self):
-      ended.append(self)
-
-  monkeypatch.setattr(part, "WorkerProcess", Ending)
-  with pytest.raises(ValueError, match="got a cpu and jax"):
-    part.run({}, 3, console)
-  assert len(ended) == 1
 
 
 def test_a_size_of_a_model_is_none_of_a_layer(console):

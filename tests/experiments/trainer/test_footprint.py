@@ -1,5 +1,4 @@
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -20,55 +19,8 @@ from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import make_setup
 from lstm_jax import lstm, mogrifier_lstm, slstm
-from lstm_jax.language import BatchingConfig, ModelConfig, language_model
+from lstm_jax.language import ModelConfig, language_model
 from tests.processes import finish, start
-
-
-def test_a_dry_run_prints_what_a_run_needs_and_writes_nothing(config, console):
-  config = replace(config, ema_decay=0.9)
-  needs = dry_run(config, console)
-  state = make_setup(config).state_like
-  # Parameters, their average and Adam's two moments: floats; the rest is small.
-  floats = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  assert 4 * floats < needs.state_bytes < 4 * floats + 4000
-  assert needs.bytes > needs.state_bytes
-  shown = console.file.getvalue()
-  assert "3 sequences × 8 tokens" in shown
-  assert f", {needs.operations / 1e6:,.2f} MFLOP in products\n" in shown
-  assert "in 47 steps" in shown
-  assert not Path(config.job.run).exists()
-
-
-@pytest.mark.exhaustive
-@pytest.mark.programs
-@pytest.mark.parametrize("model", [1, 2])
-def test_a_dry_run_on_a_mesh_is_of_each_of_its_devices(model, config):
-  """A device has 1/4 of the batch, and 1/model of the divided weights."""
-  size, batch_size, vocabulary = 256, 8, 23
-  flags = {
-    "corpus": config.data.corpus,
-    "hidden_size": size,
-    "embedding_size": 32,
-    "batch_size": batch_size,
-    "seq_len": 8,
-    "mesh": f"data:{4 // model},model:{model}",
-  }
-  options = [f"--{name}={value}" for name, value in flags.items()]
-  process = start("experiments.train", "--dry_run", *options, devices=4)
-  [(status, shown, errors)] = finish(process)
-  assert status == 0, errors
-  divided = size * 4 * size + size * vocabulary
-  whole = vocabulary * 32 + 32 * 4 * size + 4 * size + vocabulary
-  weights = divided // model + whole
-  carry = 2 * batch_size // 4 * size
-  between = 4 * (3 * weights + carry) / 1e6  # Adam has two moments
-  assert f" of memory on each of 4 devices ({between:.2f} MB " in shown
-  peak = re.search(r"8 sequences × 8 tokens: ([\d.]+) MB of memory", shown)
-  # A training step has the gathered weights and their gradient, and sends them.
-  params = size * 4 * size + size * vocabulary + whole
-  step, replicated = 4 * params / 1e6, 4 * (3 * params + carry) / 1e6
-  most = 4 if model == 1 else 3.5  # so the peak falls, too
-  assert between + step < float(peak[1]) < replicated + most * step
 
 
 def test_a_mesh_of_one_device_needs_what_the_device_needs(config, console):
@@ -104,59 +56,6 @@ def test_on_a_mesh_what_fits_is_a_multiple_of_the_devices(config, tmp_path):
   assert status == 0, errors
   assert "each device has " in shown
   assert "4 × 8 would need" in shown
-
-
-def test_one_of_a_kind_is_in_the_singular(config, console):
-  config = replace(config, hidden_size=1, batch_size=1, seq_len=1000)
-  dry_run(config, console)
-  shown = console.file.getvalue()
-  assert "1 × 1 hidden unit," in shown
-  assert "training    1 epoch of 1,116 tokens, 2 steps\n" in shown
-  assert "a step      1 sequence × 1,000 tokens: " in shown
-
-
-@pytest.mark.exhaustive
-def test_a_dry_run_is_of_the_largest_batch(config, console):
-  config = replace(config, num_epochs=3)
-  wide = dry_run(replace(config, batch_size=9), console)
-  late = replace(config, late_batch_size=9)
-  assert dry_run(late, console).bytes == wide.bytes
-  assert "9 sequences × 8 tokens" in console.file.getvalue()
-  setup = make_setup(late)
-  epochs = [*late.batching.epochs(setup.corpus.train.tokens, 0)]
-  assert [batches.tokens.shape[1] for batches in epochs] == [3, 3, 9]
-  tokens = [tokens for batches in epochs for tokens, _ in batches.batches()]
-  expected = sum(
-    operations(setup.state_like.params, one.size, lstm) for one in tokens
-  )
-  assert total_operations(setup) == expected
-
-
-@pytest.mark.parametrize("size", [1_000_000, 2_000_000_000])
-def test_a_dry_run_of_too_large_a_model_says_that_nothing_would_fit(
-  size, config, console
-):
-  needs = dry_run(replace(config, hidden_size=size), console)
-  weights = 4 * 4 * size**2
-  assert needs.state_bytes > 3 * weights  # with Adam's two moments
-  assert needs.bytes > 4 * weights  # with the gradient
-  shown = console.file.getvalue()
-  assert f"at least {needs.bytes / 1e9:.2f} GB of memory" in shown
-  alone = "no batch size would fit: the train state and the gradient alone need"
-  assert alone in shown
-
-
-@pytest.mark.exhaustive
-def test_a_dry_run_says_which_batch_would_fit_if_its_own_does_not(
-  config, console, monkeypatch
-):
-  setup = make_setup(replace(config, batch_size=8))
-  needs = [footprint.footprint(setup, b, 8).bytes for b in (8, 4, 2)]
-  for limit, line in ((needs[0], ""), (needs[1], "4 × 8 would need")):
-    monkeypatch.setattr(footprint, "available_memory", lambda x=limit: x)
-    dry_run(replace(config, batch_size=8), console)
-    assert ("the device  has" in console.file.getvalue()) == bool(line)
-    assert line in console.file.getvalue()
 
 
 @pytest.mark.parametrize("program", [train, sweep])
@@ -211,12 +110,6 @@ def test_operations_have_a_unit_of_their_size():
   assert format_operations(1234 * 10**15) == "1,234.00 PFLOP"
 
 
-def test_a_dry_run_checks_the_initial_weights(config, console, tmp_path):
-  message = "there is no run in .*nowhere: no such directory"
-  with pytest.raises(ValueError, match=message):
-    dry_run(replace(config, init_from=str(tmp_path / "nowhere")), console)
-
-
 def test_operations_do_not_overflow(config):
   size, num_tokens = 10**6, 10**7
   params = make_setup(replace(config, hidden_size=size)).state_like.params
@@ -261,21 +154,6 @@ def test_the_operations_of_a_run_are_those_of_its_batches(
     for epoch in setup.epochs()
     for tokens, _ in epoch.batches()
   )
-
-
-@pytest.mark.exhaustive
-def test_a_dry_run_takes_no_longer_for_more_epochs(
-  config, console, monkeypatch
-):
-  make_epoch = BatchingConfig._epoch
-
-  def only_the_first(batching, tokens, seed, gap, epoch):
-    assert epoch == 0
-    return make_epoch(batching, tokens, seed, gap, epoch)
-
-  monkeypatch.setattr(BatchingConfig, "_epoch", only_the_first)
-  dry_run(replace(config, num_epochs=10**7, patience=5), console)
-  assert ", 470,000,000 steps\n" in console.file.getvalue()
 
 
 @pytest.mark.exhaustive

@@ -1,0 +1,87 @@
+"""What the part gpu says where a GPU or a package is missing."""
+
+import pytest
+
+from experiments.benchmarks.gpu import cases, part
+from lstm_jax.sequence.implementation import VERSIONS
+from tests.experiments.benchmarks.gpu_worker import InProcess
+from tests.experiments.starting import start_all
+
+
+@pytest.mark.parametrize(
+  ("environment", "got"),
+  [
+    ({"platform": "cpu", "jax_version": (0, 12, 0)}, "a cpu and jax 0.12.0"),
+    (
+      {
+        "platform": "gpu",
+        "device": "NVIDIA A100",
+        "compute_capability": "8.0",
+        "jax_version": (0, 12, 0),
+      },
+      "NVIDIA A100 and jax 0.12.0",
+    ),
+    (
+      {
+        "platform": "gpu",
+        "device": "NVIDIA H100",
+        "compute_capability": "9.0",
+        "jax_version": (0, 10, 2),
+      },
+      "NVIDIA H100 and jax 0.10.2",
+    ),
+    ({"why": "no worker starts in 90 s"}, "no worker starts in 90 s"),
+    (
+      {
+        "platform": "gpu",
+        "device": "NVIDIA H100",
+        "compute_capability": "9.0",
+        "jax_version": VERSIONS[1],
+      },
+      "NVIDIA H100 and jax " + ".".join(map(str, VERSIONS[1])),
+    ),
+  ],
+)
+def test_what_a_device_lacks_is_said(environment, got):
+  with pytest.raises(
+    ValueError, match=r"needs an H100 or H200 .*(got|packages:) " + got
+  ):
+    part.check_device(environment)
+  h100 = {"platform": "gpu", "compute_capability": "9.0"}
+  part.check_device(h100 | {"jax_version": (0, 11, 2)})
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_without_a_gpu_the_program_is_one_line():
+  (status, output, errors), (both, _, message) = start_all(
+    [("benchmark", "--part=gpu"), ("benchmark", "--part=gpu", "--part=layer")]
+  )
+  assert (status, output) == (2, "")
+  (line,) = errors.splitlines()
+  assert line.startswith("error: --part=gpu needs an H100 or H200 and jax")
+  assert both == 2 and "--part=gpu runs alone" in message
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_worker_leaves_the_gpu_to_pytorch_only_if_that_is_installed(
+  installed, monkeypatch
+):
+  monkeypatch.setattr(cases, "is_installed", lambda package: installed)
+  sections = {section.name: section for section in cases.sections({}, 3)}
+  on_cpu = [name for name in sections if sections[name].jax_on_cpu]
+  assert on_cpu == (["pytorch"] if installed else [])
+  assert sections["pytorch"].cases  # they say that it is not installed
+
+
+def test_the_worker_is_stopped_where_there_is_no_gpu(console, monkeypatch):
+  ended = []
+
+  class Ending(InProcess):
+    def stop(self):
+      ended.append(self)
+
+  monkeypatch.setattr(part, "WorkerProcess", Ending)
+  with pytest.raises(ValueError, match="got a cpu and jax"):
+    part.run({}, 3, console)
+  assert len(ended) == 1

@@ -1,0 +1,144 @@
+"""Dynamic evaluation is the loop of its equations."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.language import ModelConfig, language_model, make_batches
+from lstm_jax.language.dynamic_eval import (
+  DynamicEvalConfig,
+  dynamic_nats,
+  gradient_scale,
+)
+from lstm_jax.language.evaluate import stateful_nats
+from tests.draws import normal_like, worst
+from tests.language.evaluated import CONFIG, MODEL, TOKENS, N, V
+
+
+@pytest.fixture
+def params(key):
+  return normal_like(key, jax.eval_shape(MODEL.init, key))
+
+
+@pytest.fixture
+def scale(params):
+  return gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))
+
+
+def test_dynamic_evaluation_at_rate_zero_is_stateful_evaluation(params, scale):
+  config = CONFIG._replace(rate=0.0)
+  dynamic = dynamic_nats(MODEL, params, TOKENS, scale, config)
+  assert worst(dynamic, stateful_nats(MODEL, params, TOKENS)) < 1e-12
+
+
+def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
+  theta, state, losses = params, MODEL.initial_state((1,)), []
+  sizes = sum(leaf.size for leaf in scale.layers[0]) + sum(
+    leaf.size for leaf in (scale.embedding, scale.readout, scale.bias)
+  )
+  mean = float(sum(leaf.sum() for leaf in jax.tree.leaves(scale))) / sizes
+
+  @jax.jit
+  @partial(jax.grad, has_aux=True)
+  def gradients(theta, state, tokens):
+    after, logits = MODEL.apply(theta, state, tokens[:-1])
+    p = jax.nn.log_softmax(logits)
+    nats = -jnp.take_along_axis(p, tokens[1:, :, None].astype(int), -1)
+    return nats.mean(), (nats.ravel(), after)
+
+  for k in range(0, N - 1, 4):
+    gradient, (nats, state) = gradients(theta, state, TOKENS[k : k + 5, None])
+    losses.append(np.asarray(nats))
+    theta = jax.tree.map(
+      lambda t, g, t0, r: (
+        t
+        - 0.05 * g / (r + 1e-3 * mean)
+        + np.minimum(0.6 * r / mean, 1) * (t0 - t)
+      ),
+      theta,
+      gradient,
+      params,
+      scale,
+    )
+  expected = np.concatenate(losses)
+  config = CONFIG._replace(decay=0.6)  # λ r / r̄ is on both sides of 1
+  found = dynamic_nats(MODEL, params, TOKENS.tolist(), scale, config)
+  assert worst(found, expected) < 1e-10
+
+
+@pytest.mark.exhaustive
+def test_small_steps_of_bfloat16_weights_are_not_lost(key):
+  """Rounded after every segment, nine in ten would change no weight.
+
+  The weights that predict are rounded all the same.
+  """
+  config = ModelConfig(embedding_size=3, hidden_size=8)
+  model = language_model(config, V)
+  narrow = language_model(replace(config, dtype=jnp.bfloat16), V)
+  params = narrow.init(key)
+  wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  scale = jax.tree.map(jnp.ones_like, wide)
+  tokens = np.tile(np.arange(V), 60)
+  options = DynamicEvalConfig(rate=2e-4, decay=0.0, segment=4)
+  gains = []
+  for m, p in ((narrow, params), (model, wide)):
+    static = dynamic_nats(m, p, tokens, scale, options._replace(rate=0.0))
+    gains.append((static - dynamic_nats(m, p, tokens, scale, options)).mean())
+  found, expected = gains
+  assert expected > 5e-4
+  assert found > 0.4 * expected
+
+
+def test_dynamic_evaluation_learns_a_text_that_repeats(params, scale):
+  repeated = np.tile(TOKENS[:10], 40)
+  config = DynamicEvalConfig(rate=0.02, decay=0.0, segment=10)
+  nats = dynamic_nats(MODEL, params, repeated, scale, config)
+  stateful = stateful_nats(MODEL, params, repeated)
+  assert nats[-100:].mean() < 0.5 * stateful[-100:].mean()
+
+
+@pytest.mark.exhaustive
+def test_the_scale_is_the_root_of_the_mean_square_of_gradients(params):
+  epoch = make_batches(TOKENS, 2, 5)
+  state, squares = MODEL.initial_state((2,)), []
+  gradients = jax.jit(jax.grad(MODEL.loss, has_aux=True))
+  for batch in epoch.batches():
+    gradient, state = gradients(params, state, *batch)
+    squares.append(np.asarray(gradient.readout) ** 2)
+  found = gradient_scale(MODEL, params, epoch).readout
+  assert worst(found, np.sqrt(np.mean(squares, axis=0))) < 1e-12
+
+
+@pytest.mark.exhaustive
+def test_the_scale_of_many_batches_in_bfloat16_is_summed_in_float32():
+  """In bfloat16 a sum of squares stops growing at 256 of them."""
+  config = ModelConfig(embedding_size=3, hidden_size=5, dtype=jnp.bfloat16)
+  model = language_model(config, V)
+  params = model.init(jax.random.key(0))
+  few, many = (np.tile(TOKENS[:9], n) for n in (8, 8 * 200))
+  one, scale = (
+    gradient_scale(model, params, make_batches(tokens, 2, 4))
+    for tokens in (few, many)
+  )
+  assert scale.readout.dtype == jnp.float32
+  ratio = jnp.linalg.norm(scale.readout) / jnp.linalg.norm(one.readout)
+  assert abs(float(ratio) - 1) < 0.05
+  nats = dynamic_nats(model, params, few, scale, CONFIG)
+  assert np.isfinite(nats).all()
+
+
+@pytest.mark.exhaustive
+def test_a_model_without_gradients_is_evaluated_dynamically(key):
+  """Of a single symbol: r and its mean are 0."""
+  model = language_model(ModelConfig(hidden_size=3, embedding_size=2), 1)
+  params, tokens = model.init(key), np.zeros(41, np.int32)
+  r = gradient_scale(model, params, make_batches(tokens, 2, 5))
+  assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(r))
+  for rate in (0.0, 1e-3):
+    config = DynamicEvalConfig(rate, 1e-3, 20)
+    nats = dynamic_nats(model, params, tokens, r, config)
+    assert nats.shape == (40,) and not nats.any()
