@@ -1,7 +1,5 @@
 """The page that writes, in a browser: it computes what the library computes."""
 
-import dataclasses
-import functools
 import re
 
 import jax
@@ -9,92 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.pages import writer
-from experiments.pages.packed_model import CELLS, word_rules
+from experiments.pages.packed_model import word_rules
 from experiments.pages.quantized import dequantize_params, quantize_params
 from experiments.trainer.trained import load
-from lstm_jax.language import CharTokenizer, WordTokenizer, language_model
+from lstm_jax.language import CharTokenizer, WordTokenizer
 from lstm_jax.language.drawing import keep_top_p
-from lstm_jax.language.evaluate import stateful_nats
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
-from tests.experiments.pages.explored import (
-  HOSTILE,
-  VERSE,
-  exact_params,
-  untrained_runs,
-)
+from tests.experiments.pages.explored import HOSTILE
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
-TEXT = VERSE * 4
-NATS = """
-  const track = new Track(model, data.start);
-  return tokens.map((token) => track.push(token));
-"""
+
+
 WORDY = (
   "'Tis th' o'er \t thy feel'st--self-love,love , 'quoted' (and) “such”\n"
   "  Thou’rt\x85unknown! $5 été\n\n   \nend 't 'Twas \U0001d49c--- "
 )
-
-
-@pytest.fixture(scope="module")
-def make_page(tmp_path_factory):
-  """Return a function: name -> (run, page) of an untrained model."""
-  base = tmp_path_factory.mktemp("writer")
-  make_run = untrained_runs(base)
-
-  @functools.cache
-  def make(name):
-    run, page = make_run(name), base / f"{name}.html"
-    with jax.numpy_dtype_promotion("standard"):
-      text, _ = writer.make_page(load(run), TEXT, "a test")
-    page.write_text(text, encoding="utf-8")
-    return run, page
-
-  return make
-
-
-@pytest.fixture
-def opened(chromium, make_page):
-  chromium.emulate(1100, 900)
-  chromium.errors()  # forget those of earlier pages
-  chromium.requests()
-  page = make_page("lstm")[1]
-  chromium.open(page)
-  yield chromium
-  assert chromium.errors() == []
-  # The page requests nothing but itself.
-  assert set(chromium.requests()) == {page.resolve().as_uri()}
-
-
-def pause(chromium):
-  chromium.run("writing.pause()")
-
-
-@pytest.mark.everyday(1)
-@pytest.mark.parametrize("name", CELLS)
-def test_the_nats_of_a_text_are_those_of_the_quantized_model(
-  chromium, make_page, name
-):
-  run, page = make_page(name)
-  trained = load(run)
-  tokens = trained.tokenizer.encode("\n" + TEXT)
-  config = dataclasses.replace(trained.config.model, dtype=jnp.float64)
-  model = language_model(config, trained.tokenizer.size)
-  expected = stateful_nats(model, exact_params(trained), tokens)
-  chromium.open(page)
-  found = chromium.run("const tokens = args[0];" + NATS, tokens[1:].tolist())
-  assert np.abs(np.array(found) - expected).max() < 1e-9  # both in doubles
-  assert np.ptp(expected) > 0.1
-  # What the page shows of the text that it opens with.
-  shown = re.search(
-    r"([\d,]+) characters, ([\d.]+) nats", text_of(chromium, "score")
-  )
-  own = chromium.run("return $('own').value")
-  tokens = trained.tokenizer.encode("\n" + own)
-  expected = stateful_nats(model, exact_params(trained), tokens)
-  assert int(shown[1].replace(",", "")) == len(own) == len(expected)
-  assert abs(float(shown[2]) - expected.mean()) < 1e-3  # three decimals
 
 
 def test_a_token_is_drawn_as_the_library_draws_it(opened):
@@ -221,55 +149,6 @@ def test_the_cursor_shows_a_unit_and_what_the_model_expected(opened, make_page):
   color = opened.run("return writing.spans[31].style.background")
   opened.press("n")
   assert opened.run("return writing.spans[31].style.background") != color
-
-
-def test_a_typed_text_is_scored_marked_and_continued(opened):
-  pause(opened)
-  opened.run("$('own').value = ''; await reading.read(); $('own').focus();")
-  assert text_of(opened, "score") == "No text yet."
-  opened.press(*"Thou§ art")
-  opened.run("await reading.read();")
-  assert "1 outside the vocabulary" in text_of(opened, "score")
-  marks = opened.run(
-    "return [...$('marked').querySelectorAll('span:not(.ghost)')].map("
-    "(span) => [span.textContent, span.className])"
-  )
-  assert "".join(text for text, _ in marks) == "Thou§ art"
-  assert marks[4] == ["§", "unknown"]
-  nats = opened.run("return reading.track.nats")
-  underlined = [i for i, m in enumerate(marks) if "surprising" in m[1]]
-  known = [i for i in range(9) if i != 4]
-  assert underlined == [
-    i for i, v in zip(known, nats, strict=True) if v > np.log(100)
-  ]
-  # An edit in the middle gives what reading the text anew gives.
-  opened.run("$('own').value = 'Thou art'; await reading.read();")
-  edited = opened.run("return reading.track.nats")
-  fresh = opened.run(
-    "const tokens = reading.known.map((item) => item.token);" + NATS
-  )
-  assert np.abs(np.array(edited) - fresh).max() < 1e-5  # states in float32
-  # The first suggestion stands in the text, and a key takes it.
-  ghost = opened.run("return reading.ghost.textContent")
-  assert ghost and ghost == opened.run("return reading.suggestions[0]")
-  opened.press("end", "right")
-  assert opened.run("return $('own').value") == "Thou art" + ghost
-
-
-def test_a_word_model_writes_scores_and_completes_words(chromium, make_page):
-  page = make_page("words")[1]
-  chromium.errors()
-  chromium.open(page)
-  chromium.run(
-    "$('speed').value = 8; $('again').click();"
-    "while (writing.track.length < 30)"
-    "  await new Promise((done) => setTimeout(done, 5)); writing.pause();"
-    "$('own').value = 'Thou art mo'; await reading.read();"
-  )
-  assert "<unk>" not in text_of(chromium, "text")
-  assert chromium.run("return reading.suggestions") == ["re"]
-  assert "3 words" in text_of(chromium, "score")
-  assert chromium.errors() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

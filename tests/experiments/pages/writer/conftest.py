@@ -1,0 +1,40 @@
+"""The page that writes, opened in a browser."""
+
+import functools
+
+import jax
+import pytest
+
+from experiments.pages import writer
+from experiments.trainer.trained import load
+from tests.experiments.pages.explored import VERSE, untrained_runs
+
+
+@pytest.fixture(scope="module")
+def make_page(tmp_path_factory):
+  """Return a function: name -> (run, page) of an untrained model."""
+  base = tmp_path_factory.mktemp("writer")
+  make_run = untrained_runs(base)
+
+  @functools.cache
+  def make(name):
+    run, page = make_run(name), base / f"{name}.html"
+    with jax.numpy_dtype_promotion("standard"):
+      text, _ = writer.make_page(load(run), VERSE * 4, "a test")
+    page.write_text(text, encoding="utf-8")
+    return run, page
+
+  return make
+
+
+@pytest.fixture
+def opened(chromium, make_page):
+  chromium.emulate(1100, 900)
+  chromium.errors()  # forget those of earlier pages
+  chromium.requests()
+  page = make_page("lstm")[1]
+  chromium.open(page)
+  yield chromium
+  assert chromium.errors() == []
+  # The page requests nothing but itself.
+  assert set(chromium.requests()) == {page.resolve().as_uri()}
