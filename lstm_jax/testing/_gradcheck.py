@@ -36,6 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from lstm_jax.cells.checks import check_count
+
 BATCH = 64  # differences evaluated in one batch
 
 
@@ -113,6 +115,7 @@ class Report(NamedTuple):
     )
 
 
+@np.errstate(invalid="ignore")  # what is NaN or infinite does not pass
 def gradcheck(
   explicit: Callable[[Any], Any],
   autodiff: Callable[[Any], Any],
@@ -141,9 +144,12 @@ def gradcheck(
     it as a table.
 
   Raises:
-    ValueError: x has no leaf, or a leaf that is empty or not float; or the
-      outputs of the two functions differ in shape or structure, or are empty.
+    ValueError: x has no leaf, or a leaf that is empty or not float; the outputs
+      of the two functions differ in shape or structure, or are empty; or
+      max_coordinates or num_directions is not an integer ≥ 0.
   """
+  check_count("max_coordinates", max_coordinates or 0, 0)
+  check_count("num_directions", num_directions, 0)
   x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
@@ -164,8 +170,7 @@ def gradcheck(
   # Random numbers are NumPy's: JAX would compile a program for every shape.
   draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   v = jax.tree.map(
-    lambda y: jnp.asarray(draw.standard_normal(y.shape), y.dtype),
-    outputs[1],
+    lambda y: jnp.asarray(draw.standard_normal(y.shape), y.dtype), outputs[1]
   )
 
   def scalar(f, flat):
@@ -193,8 +198,7 @@ def gradcheck(
   picked = _pick(draw, tensors, max_coordinates)
   units = _units(draw, tensors, num_directions, flat)
   along_coordinates = _evaluate(
-    lambda j: slope(jnp.zeros_like(flat).at[j].set(1)),
-    np.concatenate(picked),
+    lambda j: slope(jnp.zeros_like(flat).at[j].set(1)), np.concatenate(picked)
   )
   along_units = _evaluate(slope, units)
 
@@ -270,7 +274,8 @@ def _evaluate(f, xs):
 
 
 def _rms(x):
-  return float(np.sqrt(np.mean(x * x)))
+  scale = np.abs(x).max() or 1  # the squares of 1e200 would be infinite
+  return float(scale * np.sqrt(np.mean((x / scale) ** 2)))
 
 
 def _error(a, b, floor, indices, shape):
@@ -287,14 +292,8 @@ def _error(a, b, floor, indices, shape):
     return Error(0, 0.0, 0.0, ())
   absolute = np.abs(a - b)
   scale = np.maximum(np.maximum(np.abs(a), np.abs(b)), floor)
-  with np.errstate(invalid="ignore"):
-    relative = np.where(absolute == 0, 0.0, absolute / scale)
+  relative = np.where(absolute == 0, 0.0, absolute / scale)
   relative = np.nan_to_num(relative, nan=np.inf)
   worst = int(np.argmax(relative))
-  where = np.unravel_index(int(indices[worst]), shape)
-  return Error(
-    coordinates=len(a),
-    absolute=float(absolute.max()),
-    relative=float(relative[worst]),
-    where=tuple(int(n) for n in where),
-  )
+  where = tuple(map(int, np.unravel_index(int(indices[worst]), shape)))
+  return Error(len(a), float(absolute.max()), float(relative[worst]), where)

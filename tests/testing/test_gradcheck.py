@@ -190,6 +190,30 @@ def test_a_gradient_of_nan_does_not_pass(key):
   assert np.isinf(report.tensors[0].explicit_autodiff.relative)
 
 
+def test_an_infinite_output_or_gradient_does_not_pass(key):
+  for f in (lambda x: x + jnp.inf, lambda x: jnp.inf * x):
+    assert not gradcheck(f, f, jnp.ones(3), key).passes()
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_an_error_is_found_in_gradients_whose_squares_have_no_float(size, key):
+  def f(factor):
+    return lambda x: factor * size * x
+
+  report = gradcheck(f(1.01), f(1.0), jnp.ones(3), key)
+  assert not report.passes()
+  for error in report.tensors[0][2:4]:  # vs autodiff, vs central differences
+    assert error.relative == pytest.approx(0.01 / 1.01, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["max_coordinates", "num_directions"])
+@pytest.mark.parametrize("value", [-1, 1.5])
+def test_numbers_of_comparisons_are_counts(name, value, key):
+  message = f"^{name} must be an integer ≥ 0, got {value}$"
+  with pytest.raises(ValueError, match=message):
+    gradcheck(jnp.sin, jnp.sin, jnp.ones(3), key, **{name: value})
+
+
 @pytest.mark.parametrize(
   ("x", "message"),
   [
