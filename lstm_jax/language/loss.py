@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
 from lstm_jax.cells.precision import upcast
@@ -48,7 +49,9 @@ def forward(
     u_target = jnp.where(targets == 0, 0, targets * u).sum(axis=-1)
   else:
     targets = targets.astype(jnp.int32)  # int8 cannot index V classes
-    u_target = jnp.take_along_axis(u, targets[..., None], axis=-1)[..., 0]
+    # JAX counts −1 from the end, and returns NaN for V.
+    index = jnp.where(targets < 0, logits.shape[-1], targets)
+    u_target = jnp.take_along_axis(u, index[..., None], axis=-1)[..., 0]
   residuals = CrossEntropyResiduals(logits, targets, largest, log_sum)
   return log_sum - u_target, residuals
 
@@ -67,21 +70,29 @@ def backward(
   return dlogits.astype(logits.dtype), None
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
   """Return −log softmax(logits)[target], in nats, with the gradient above.
 
   Args:
     logits: [..., V], any finite values.
     targets: integers in [0, V), [...]; or distributions q, [..., V], for
-      −Σⱼ qⱼ log softmax(logits)ⱼ. The range and the sum, 1, are not checked.
+      −Σⱼ qⱼ log softmax(logits)ⱼ. The sum, 1, is not checked.
 
   Returns:
-    Nats, [...], in float32 or wider.
+    Nats, [...], in float32 or wider; NaN for an integer that is not in [0, V).
 
   Raises:
-    ValueError: the shape of targets is not logits.shape[:-1], or
-      logits.shape for distributions.
+    ValueError: logits are not floats, or V is 0; the shape of targets is not
+      logits.shape[:-1], or logits.shape for distributions; or targets are
+      neither integers nor floats.
   """
+  logits, targets = jnp.asarray(logits), jnp.asarray(targets)
+  is_float = jnp.issubdtype(logits.dtype, jnp.floating)
+  if not is_float or logits.shape[-1:] in ((), (0,)):
+    raise ValueError(
+      "logits must be floats [..., V] with V ≥ 1, got "
+      f"{logits.dtype} {logits.shape}"
+    )
   # On a mesh with explicit axes, the losses are sharded as the logits are.
   sharding = leading_sharding(logits, logits.ndim - 1)
   rule = auto_sharded(_cross_entropy, sharding)
@@ -102,8 +113,13 @@ def are_distributions(targets: jax.Array) -> bool:
 
 
 def check_targets(targets: jax.Array, shape: tuple[int, ...]) -> None:
-  """Raise ValueError where targets do not fit logits of a shape [..., V]."""
+  """Raise ValueError if targets do not fit logits of a shape [..., V]."""
   soft = are_distributions(targets)
+  if not soft and not jnp.issubdtype(targets.dtype, jnp.integer):
+    raise ValueError(
+      "targets must be integers, or floats for distributions, got "
+      f"{targets.dtype}"
+    )
   expected = shape if soft else shape[:-1]
   if targets.shape != expected:
     what = "distributions" if soft else "targets"

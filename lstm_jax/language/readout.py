@@ -48,11 +48,12 @@ def linear_cross_entropy(
     compute_dtype: dtype of the operands of matrix products; None for that of w.
 
   Returns:
-    Nats, [], in float32 or wider; NaN, with a gradient of 0, if N = 0.
+    Nats, [], in float32 or wider; NaN, with a gradient of 0, if N = 0. NaN
+    also if an integer is not in [0, V).
 
   Raises:
     ValueError: the shape of targets is not hs.shape[:-1], followed by V for
-      distributions.
+      distributions; or they are neither integers nor floats.
   """
   arrays = vary_alike((hs, w, b, targets))
   dtypes = compute_dtype, w.dtype, b.dtype

@@ -135,3 +135,43 @@ def test_a_probability_of_zero_has_no_part_in_the_loss():
   logits = jnp.array([3e38, -3e38], jnp.float32)  # their difference overflows
   q = jnp.array([1.0, 0.0], jnp.float32)
   assert cross_entropy(logits, q) == cross_entropy(logits, jnp.array(0)) == 0
+
+
+def test_a_target_that_is_no_token_has_a_loss_of_nan(key):
+  logits, targets = arguments(key)
+  for outside in (-1, -V, V):
+    given = targets.at[2, 1].set(outside)
+    nats = cross_entropy(logits, given)
+    assert np.isnan(nats[2, 1]) and np.isnan(nats).sum() == 1
+    found = jax.grad(lambda y, t=given: jnp.nansum(cross_entropy(y, t)))(logits)
+    assert np.isfinite(found).all() and not found[2, 1].any()
+
+
+@pytest.mark.parametrize("dtype", [bool, complex])
+def test_targets_are_integers_or_floats(dtype, key):
+  logits, targets = arguments(key)
+  message = rf"^targets must be integers, or floats .*, got {dtype.__name__}"
+  with pytest.raises(ValueError, match=message):
+    cross_entropy(logits, targets.astype(dtype))
+
+
+@pytest.mark.parametrize(
+  ("logits", "got"),
+  [
+    (np.ones((3, V), int), r"int64 \(3, 7\)"),
+    (np.ones((3, V), complex), r"complex128 \(3, 7\)"),
+    (np.ones((3, 0)), r"float64 \(3, 0\)"),
+    (1.0, r"float64 \(\)"),
+  ],
+)
+def test_logits_are_floats_of_at_least_one_token(logits, got):
+  message = rf"^logits must be floats \[\.\.\., V\] with V ≥ 1, got {got}$"
+  with pytest.raises(ValueError, match=message):
+    cross_entropy(logits, np.zeros(3, int))
+
+
+def test_lists_and_numbers_are_arrays():
+  y = [[1.0, 2.0, 0.0], [0.0, 1.0, 0.0]]
+  expected = cross_entropy(jnp.array(y), jnp.array([2, 0]))
+  np.testing.assert_array_equal(cross_entropy(y, [2, 0]), expected)
+  assert cross_entropy(y[0], 2) == expected[0]

@@ -189,3 +189,10 @@ def test_the_factor_of_a_float16_gradient_is_not_rounded():
   found = jax.grad(scaled)(jnp.zeros((64, 64, 1), jnp.float16))
   factor = np.float32(0.03) / 4096  # subnormal in float16
   assert (found == (99 * factor).astype(np.float16)).all()
+
+
+def test_a_target_that_is_no_token_has_a_loss_of_nan(key):
+  leaves, targets = arguments(key)
+  for outside in (-1, V):
+    given = targets.at[2, 1].set(outside)
+    assert np.isnan(readout.linear_cross_entropy(*leaves, given))
