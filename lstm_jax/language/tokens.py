@@ -9,12 +9,15 @@ def check_range(name: str, tokens: ArrayLike, vocabulary_size: int) -> None:
   tokens = np.asarray(tokens)
   if not tokens.size:
     return
-  known = np.issubdtype(tokens.dtype, np.integer)
-  if not known or tokens.min() < 0 or tokens.max() >= vocabulary_size:
-    raise ValueError(
-      f"{name} must be integers in [0, {vocabulary_size}), got "
-      f"{tokens.dtype} from {tokens.min()} to {tokens.max()}"
-    )
+  kind = tokens.dtype.kind  # not `issubdtype`: a time is an integer to NumPy
+  if kind in "iu" and tokens.min() >= 0 and tokens.max() < vocabulary_size:
+    return
+  got = f"{tokens.dtype}"
+  if kind in "biuf":  # those that can be compared
+    got += f" from {tokens.min()} to {tokens.max()}"
+  raise ValueError(
+    f"{name} must be integers in [0, {vocabulary_size}), got {got}"
+  )
 
 
 def as_tokens(
@@ -28,7 +31,7 @@ def as_tokens(
     name: what the error message calls them.
 
   Raises:
-    ValueError: they have more axes, or some are not in [0, V).
+    ValueError: they are not [N], or not all integers in [0, V).
   """
   array = np.asarray(tokens)
   if array.ndim != 1:

@@ -41,6 +41,13 @@ def test_tokens_that_are_not_of_the_vocabulary_have_no_text(tokenizer):
       tokenizer.decode(tokens)
   with pytest.raises(ValueError, match=r"^tokens must be \[N\], got \(1, 2\)$"):
     tokenizer.decode(np.array([[0, 1]]))
+  for tokens, dtype in (
+    (["t", "o"], "<U1"),
+    ([0, None], "object"),
+    (np.array([0, 1], "timedelta64[s]"), r"timedelta64\[s\]"),
+  ):
+    with pytest.raises(ValueError, match=rf"integers in .*, got {dtype}$"):
+      tokenizer.decode(tokens)
 
 
 def test_the_vocabulary_is_sorted_for_any_order_of_the_text():
