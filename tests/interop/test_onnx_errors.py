@@ -66,6 +66,31 @@ def test_a_node_without_an_equal_here_is_refused(change, message, key):
     interop.from_onnx(node, tensors)
 
 
+def test_what_onnxruntime_calls_an_invalid_graph_is_refused(key):
+  """Of two values of one attribute, or of inputs and outputs that are none."""
+  node, tensors = interop.to_onnx(gru, layer_weights(gru, key, False))
+  state = interop.to_onnx(lstm, layer_weights(lstm, key, False))
+
+  def refused(message, node, tensors):
+    with pytest.raises(ValueError, match=message):
+      interop.from_onnx(node, tensors)
+
+  twice = onnx.NodeProto()
+  twice.CopyFrom(node)
+  attribute = onnx.helper.make_attribute("direction", "reverse")
+  twice.attribute.append(attribute)
+  refused("^direction must occur once in a node, got two$", twice, tensors)
+  node.input.extend(["", "", "c"])  # initial_c, as if it were an LSTM
+  refused(
+    "^inputs of GRU must be at most 6, X, W, R, B, sequence_lens, initial_h, "
+    "got 7$",
+    node,
+    tensors,
+  )
+  state[0].output.append("more")
+  refused("^outputs of LSTM must be at most 3, Y, Y_h, Y_c, got 4$", *state)
+
+
 def test_peepholes_have_the_standard_activations(key):
   for cell in (peephole_lstm, coupled_lstm):
     node, tensors = interop.to_onnx(cell, layer_weights(cell, key, False))

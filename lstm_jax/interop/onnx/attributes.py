@@ -81,8 +81,9 @@ def read_attributes(node: Any) -> Attributes:
   """Return the attributes of an onnx.NodeProto.
 
   Raises:
-    ValueError: the node is of another operator, or has an attribute that is
-      unknown, or has a value of another type or without an equal here.
+    ValueError: the node is of another operator, or has more inputs or outputs
+      than its operator; or one of its attributes is unknown, occurs twice, or
+      has a value of another type or without an equal here.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
@@ -90,7 +91,20 @@ def read_attributes(node: Any) -> Attributes:
   if not is_recurrent(node):
     kind = ".".join(filter(None, (node.domain, op_type)))
     raise ValueError(f"node must be one of {', '.join(INPUTS)}, got {kind}")
-  values = {a.name: _value(onnx, a) for a in node.attribute}
+  for kind, given, most in (
+    ("inputs", node.input, INPUTS[op_type]),
+    ("outputs", node.output, OUTPUTS[op_type]),
+  ):
+    if len(given) > len(most):
+      raise ValueError(
+        f"{kind} of {op_type} must be at most {len(most)}, {', '.join(most)}, "
+        f"got {len(given)}"
+      )
+  values: dict[str, Any] = {}
+  for attribute in node.attribute:
+    if attribute.name in values:
+      raise ValueError(f"{attribute.name} must occur once in a node, got two")
+    values[attribute.name] = _value(onnx, attribute)
   direction = values.pop("direction", "forward")
   if direction not in NUM_DIRECTIONS:
     known = ", ".join(NUM_DIRECTIONS)
