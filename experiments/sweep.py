@@ -51,6 +51,7 @@ from experiments.trainer.ensemble import (
   make_members,
   make_state,
   make_train_step,
+  num_members,
   restore,
   save,
 )
@@ -103,11 +104,13 @@ def run(config: SweepConfig, console: Console) -> Result:
     ValueError: as in `train.run`; or a flag is not supported by sweeps.
     Diverged: no member has a finite loss, at the end.
   """
-  members = make_members(config)
-  rates = {one.learning_rate for one in members}
   _check(config)
   # The optimizer's rate is 1: each member's own multiplies its updates.
   setup = make_setup(replace(config, learning_rate=1.0))
+  # Even a list of the members may be too large.
+  check_memory(setup.state_like, available_memory(), num_members(config))
+  members = make_members(config)
+  rates = {one.learning_rate for one in members}
   initial_state = partial(make_state, setup, members)
   state_like = jax.eval_shape(initial_state)
   check_memory(state_like, available_memory())
@@ -284,7 +287,7 @@ def rate_table(members: list[Member]) -> Table:
 def main() -> int:
   """Read the flags and run."""
   config = config_from_flags(SweepConfig(), FLAGS)
-  config = share_members(config, len(make_members(config)))
+  config = share_members(config, num_members(config))
   console = make_console()
   result = run(config, console)
   return exit_status(

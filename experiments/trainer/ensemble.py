@@ -76,6 +76,11 @@ class Progress(NamedTuple):
   seconds: float  # of the training steps
 
 
+def num_members(config: SweepConfig) -> int:
+  """Return how many members `make_members` returns."""
+  return max(1, len(set(config.rate))) * config.num_seeds
+
+
 def make_members(config: SweepConfig) -> list[Member]:
   """Return the members of a sweep: every seed at every learning rate.
 

@@ -204,7 +204,7 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
   Args:
     state: the train state, or its shapes; on a mesh, with shardings.
     limit: bytes of a device's memory.
-    sharing: how many devices share that memory.
+    sharing: how many devices, or members of a sweep, share that memory.
   """
   weights = sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)

@@ -105,6 +105,19 @@ def test_seeds_are_those_that_a_run_may_have(config):
     as_sweep(config, seed=2**32)
 
 
+def test_members_are_not_listed_before_their_memory_is_checked(
+  many, console, monkeypatch
+):
+  assert ensemble.num_members(many) == len(make_members(many)) == 4
+  no_rate = replace(many, rate=())
+  assert ensemble.num_members(no_rate) == len(make_members(no_rate)) == 2
+  monkeypatch.setattr(sweep, "make_members", None)  # is not called
+  with pytest.raises(
+    ValueError, match=r"out of memory: .* members of a sweep$"
+  ):
+    sweep.run(replace(many, num_seeds=2**31 - 1), console)
+
+
 def test_a_loss_that_is_not_finite_is_not_the_best_of_a_member():
   losses = [(10, math.nan), (20, 2.0), (30, math.nan)]
   assert Member(0, 0.1, losses).best == (20, 2.0)
