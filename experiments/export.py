@@ -3,8 +3,8 @@
   python -m experiments.export --run=DIRECTORY --format=onnx --out=model.onnx
 
 writes the best checkpoint of the run as a function of tokens [T, B] and the
-state before them, which returns the logits [T, B, V] and the state after them;
-T ≥ 1 and B are free. docs/coming-from.md has programs that read these formats:
+state before them, which returns the logits [T, B, V] and the state after them,
+for any T and B ≥ 1. docs/coming-from.md has programs that read these formats:
 
   onnx       with the vocabulary, for any runtime of ONNX, in the weights' dtype
   stablehlo  for `jax.export.deserialize`, on the kind of device that wrote it;
@@ -16,8 +16,8 @@ or writes a page for people:
 
   html       one file that a browser opens from the disk, without a network. It
              has the model in 8-bit weights, writes while one watches, and
-             scores and continues what one types (docs/write.md). Its line says
-             what 8 bits cost on validation text.
+             scores and continues what one types (docs/write.md). The line that
+             is printed says what 8 bits cost on validation text.
 """
 
 from pathlib import Path
@@ -38,6 +38,8 @@ from experiments.trainer.files import check_parent, write_bytes
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
 
+FORMATS = "onnx", "stablehlo", "html"
+
 
 def _define_flags() -> list[flags.FlagHolder]:
   return [
@@ -45,7 +47,7 @@ def _define_flags() -> list[flags.FlagHolder]:
     flags.DEFINE_enum(
       "format",
       "onnx",
-      ["onnx", "stablehlo", "html"],
+      FORMATS,
       "onnx for runtimes of ONNX, stablehlo for programs with JAX, html for a "
       "page that writes.",
     ),
@@ -59,13 +61,16 @@ def run(run: str, format: str, out: str) -> str:
   """Write the run's best model to a file, and return a line about it.
 
   Raises:
-    ValueError: the file is in the run directory, or in one that does not exist;
-      the run has no usable checkpoint, or is of a cell that the format does not
-      have; the package onnx is not installed; or, of a page, the model is too
-      large, its 8-bit weights lose too much, or the run's corpus cannot be
-      read.
+    ValueError: the format is not one of FORMATS; the file is in the run
+      directory, or in one that does not exist; the run has no usable
+      checkpoint, or is of a cell that the format does not have; the package
+      onnx is not installed; or, of a page, the model is too large, its 8-bit
+      weights lose too much, or the run's corpus cannot be read.
     OSError: the file cannot be written.
   """
+  if format not in FORMATS:
+    known = ", ".join(FORMATS)
+    raise ValueError(f"format must be one of {known}, got {format!r}")
   if Path(out).resolve().is_relative_to(Path(run).resolve()):
     raise ValueError(f"out must not be in the run directory {run}, got {out}")
   check_parent(Path(out))

@@ -66,6 +66,13 @@ def test_a_file_in_the_run_directory_is_refused(explored_run, tmp_path):
   assert (explored_run / "config.json").read_bytes() == config
 
 
+def test_a_format_that_is_not_known_is_refused(explored_run, tmp_path):
+  message = "^format must be one of onnx, stablehlo, html, got 'ONNX'$"
+  with pytest.raises(ValueError, match=message):
+    export.run(str(explored_run), "ONNX", str(tmp_path / "model.onnx"))
+  assert not [*tmp_path.iterdir()]
+
+
 def test_a_missing_directory_is_refused_before_the_run_is_read(tmp_path):
   out = tmp_path / "nowhere" / "model"
   message = f"^{re.escape(str(out))} cannot be written: no such directory$"

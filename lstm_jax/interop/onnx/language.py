@@ -5,7 +5,7 @@ The graph has the computation of `language.model`, with readable names:
   inputs    tokens [T, B] int64;  h_0 [B, H], and c_0 if the cell has one; h_1 …
   outputs   logits [T, B, V];  h_0_next, c_0_next, h_1_next …
 
-where h_k is the state of layer k. T and B are free. A program that generates
+where h_k is the state of layer k, for any T and B ≥ 1. A program that generates
 text passes T = 1, and each `_next` as the state of the following call. The
 vocabulary is in the file's metadata.
 
