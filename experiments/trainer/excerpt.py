@@ -69,7 +69,8 @@ def read_excerpt(
 
   Raises:
     ValueError: the text cannot be read, or has changed since the run; the run
-      has no such split; or the shares leave fewer than two characters.
+      has no such split; a split is named beside another file or shares; or the
+      shares leave fewer than two characters.
   """
   whole = read_corpus_text(path or config.corpus)
   if not path and text_sha256(whole) != sha256:
@@ -93,6 +94,8 @@ def read_excerpt(
   if part.begin is not None:
     return _by_shares(config.corpus, whole, part.begin, part.end, training)
   split = part.split or default_split(config)
+  if split not in SPLITS:
+    raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
   if split not in ranges:
     raise ValueError(
       f"the run has no {SPLITS[split]} split: its --{split}_fraction is 0"
@@ -123,8 +126,10 @@ def _by_shares(
     training: ranges of the training text; None for all before the excerpt.
   """
   end = 1.0 if end is None else end
-  first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
-  if not 0 <= begin < end <= 1 or last - first < 2:
+  first = last = 0
+  if 0 <= begin < end <= 1:  # no share is NaN
+    first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
+  if last - first < 2:
     raise ValueError(
       "--begin and --end must be shares of the corpus with at least 2 "
       f"characters between them, got {begin} and {end} of {len(whole):,} "

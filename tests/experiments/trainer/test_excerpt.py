@@ -1,5 +1,7 @@
 """The part of a text that is evaluated, and the training text beside it."""
 
+import math
+
 import pytest
 
 from experiments.trainer.config import DataConfig
@@ -83,7 +85,13 @@ def test_the_training_text_beside_another_text_is_what_stands_before(
       {"split": "val", "path": "b"},
       "--split=val is a part of .* without --cor",
     ),
+    ({"split": "train"}, "^split must be one of dev, val, test, got 'train'$"),
     ({"begin": 0.5, "end": 0.4}, "at least 2 characters between them, got 0.5"),
+    ({"begin": 0.5, "end": math.nan}, "characters between them, got 0.5 and n"),
+    (
+      {"begin": -math.inf},
+      "characters between them, got -inf and 1.0 of 1,200",
+    ),
   ],
 )
 def test_a_part_that_there_is_not_is_refused(part, message, data, tmp_path):
