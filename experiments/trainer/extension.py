@@ -30,8 +30,9 @@ def extends(
 ) -> bool:
   """Return whether changed flags extend a run.
 
-  --patience may be lowered only if it has ended the run. A run without (0) may
-  be given one, which counts the evaluations so far.
+  A run without --patience (0) may be given one, which counts the evaluations so
+  far. Where the new values do not fit a finished run, `check_extension` says
+  so; an unfinished run with less patience is another run.
 
   Args:
     record: config.json of the run.
@@ -45,7 +46,7 @@ def extends(
   stopped_early = result is not None and result.get("stopped_early")
   limit = record["patience"]
   patience = changes.get("patience", limit)
-  if 0 < patience < limit and not stopped_early:
+  if 0 < patience < limit and result is None:
     return False
   at_its_end = result is not None and not stopped_early
   return added > 0 or (added == 0 and not at_its_end)
@@ -77,6 +78,11 @@ def check_extension(
     raise ValueError(
       f"the run in {directory} has stopped early: to extend it, --patience "
       f"must be above {limit}, or 0, got {patience}"
+    )
+  if result is not None and 0 < patience < limit:
+    raise ValueError(
+      f"the run in {directory} has finished: to extend it, --patience must be "
+      f"at least {limit}, or 0, got {patience}"
     )
 
 

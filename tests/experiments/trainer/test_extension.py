@@ -160,6 +160,20 @@ def test_a_finished_run_is_extended_by_more_epochs_alone(
   assert tree(finished) == before
 
 
+def test_more_epochs_come_with_no_less_patience(finished, config):
+  path = finished / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"patience": 5}))
+  before, more = tree(finished), replace(config, num_epochs=2)
+  with pytest.raises(
+    ValueError,
+    match=r"has finished: .*, --patience must be at least 5, or 0, got 4$",
+  ):
+    opened(replace(more, patience=4))
+  assert tree(finished) == before
+  assert opened(replace(more, patience=5)).extended_from == 1
+  assert opened(replace(more, patience=0, num_epochs=3)).extended_from == 2
+
+
 def test_a_run_is_not_given_fewer_epochs(finished, config):
   path = finished / "config.json"
   record = json.loads(path.read_text()) | {"num_epochs": 3}
