@@ -6,13 +6,14 @@ trains eight seeds at each learning rate; without --rate, at --learning_rate. A
 member of the sweep is one seed at one learning rate; all members train in one
 program, which is compiled once. The cores of a CPU share the members
 (--devices). The hyperparameters are flags, as in `experiments.train`; a sweep
-refuses those in UNSUPPORTED. The seeds count up from --seed. Each member equals
-the run that `experiments.train` makes with its seed and learning rate, up to
-rounding. If batches are random (--random_offsets, --short_seq_prob), all
-members have those of --seed. A test split (--test_fraction) is left out of the
-training, and not evaluated. The tables show each member's best validation
-loss, and the mean and the standard deviation over the seeds at each learning
-rate; result.json holds every evaluation.
+refuses --init_from, --teacher, --patience, --asgd_patience, --nonfinite, --mesh
+and --implementation. The seeds count up from --seed. Each member equals the run
+that `experiments.train` makes with its seed and learning rate, up to rounding.
+If batches are random (--random_offsets, --short_seq_prob), all members have
+those of --seed. A test split (--test_fraction) is left out of the training, and
+not evaluated. The tables show each member's best validation loss, and the mean
+and the standard deviation over the seeds at each learning rate; result.json
+holds every evaluation.
 
 The checkpoints hold the state of all members, so that a sweep can be resumed
 like a run, and the weights of the best member, for `experiments.sample` and the
@@ -78,13 +79,8 @@ from lstm_jax.training import (
 
 # Flags that only `experiments.train` supports.
 UNSUPPORTED = (
-  "init_from",
-  "teacher",
-  "patience",
-  "asgd_patience",
-  "nonfinite",
-  "mesh",
-  "implementation",
+  *("init_from", "teacher", "patience", "asgd_patience", "nonfinite"),
+  *("mesh", "implementation"),
 )
 
 

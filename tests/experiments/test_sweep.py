@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -183,6 +184,15 @@ def test_what_a_sweep_does_not_support_is_an_error_that_names_it(
   with pytest.raises(ValueError, match=message):
     sweep.run(as_sweep(config, **changes), console)
   assert not Path(config.job.run).exists()
+
+
+def test_the_help_and_the_docs_name_what_a_sweep_does_not_support():
+  docs = Path(__file__).parents[2] / "docs" / "running.md"
+  section = docs.read_text(encoding="utf-8").split("## Several seeds and ")[1]
+  (listed,) = re.findall(r"What a sweep does not do\s\(([^)]*)\)", section)
+  assert re.findall(r"--(\w+)", listed) == [*sweep.UNSUPPORTED]
+  (refused,) = re.findall(r"a sweep\srefuses ([^.]*)\.", sweep.__doc__)
+  assert re.findall(r"--(\w+)", refused) == [*sweep.UNSUPPORTED]
 
 
 def test_devices_that_there_are_not_are_refused(many, console):
