@@ -21,7 +21,7 @@ from experiments.trainer.named_corpora import CORPORA, NamedCorpus, locate
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
 from tests.experiments.conftest import VERSE, copy_run
-from tests.experiments.test_sweep import as_sweep
+from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import signal_at
 from tests.experiments.trainer.serving import serve
 from tests.processes import ROOT

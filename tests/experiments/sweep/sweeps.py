@@ -1,0 +1,10 @@
+"""The sweep of the recipe of a run."""
+
+from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer.records import from_record, replace, to_record
+
+
+def as_sweep(config, **changes):
+  """Return the sweep of the recipe of a single run."""
+  record = to_record(SweepConfig()) | to_record(config)
+  return replace(from_record(SweepConfig(), record), **changes)

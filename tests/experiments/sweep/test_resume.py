@@ -1,0 +1,149 @@
+"""Sweeps that are stopped and resumed."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import sweep, train
+from experiments.trainer import ensemble
+from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer.errors import Diverged
+from experiments.trainer.records import replace, to_record
+from experiments.trainer.trained import load
+from lstm_jax.training import list_checkpoints
+from tests.experiments.sweep.sweeps import as_sweep
+from tests.experiments.trainer.resuming import last_checksums, signal_at
+from tests.processes import as_flags, run_program
+
+
+@pytest.mark.exhaustive
+def test_a_sweep_that_diverged_replaces_no_other(config, console):
+  good = sweep.run(as_sweep(config, num_seeds=1), console)
+  for rate in (1e30, 1e29):
+    worse = as_sweep(config, num_seeds=1, rate=(rate,), overwrite=True)
+    with pytest.raises(Diverged):
+      sweep.run(worse, console)
+    previous = load(good.directory / "previous")
+    assert (previous.step, previous.val_loss) == good.members[0].best
+
+
+@pytest.mark.exhaustive
+@pytest.mark.programs
+def test_two_devices_sweep_as_one_and_resume_bit_for_bit(config, tmp_path):
+  default, found = to_record(SweepConfig()), {}
+
+  def run(directory, **flags):
+    record = to_record(as_sweep(config)) | {"num_seeds": 2, "run": directory}
+    output = run_program(
+      "experiments.sweep", *as_flags(record | flags, default)
+    )
+    result = json.loads((Path(directory) / "result.json").read_text())
+    losses = [one["val_losses"] for one in result["members"]]
+    found[directory.name] = np.array(losses)
+    return output
+
+  assert "shared" not in run(tmp_path / "one", devices="1")
+  two = tmp_path / "two"
+  assert ", shared by 2 devices\n" in run(two, devices="2")
+  assert np.allclose(found["one"], found["two"], rtol=0, atol=2e-5)
+  whole, (step, arrays) = found["two"], last_checksums(two)
+  (two / "result.json").unlink()
+  shutil.rmtree(two / f"checkpoints/{step}")
+  output = run(two)
+  assert ", shared by 2 devices\n" in output and "resumed" in output
+  assert last_checksums(two) == (step, arrays)
+  assert np.array_equal(found["two"], whole)
+
+
+@pytest.mark.exhaustive
+def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
+  config, console, monkeypatch
+):
+  """Stopped at an evaluation, and with late batches; a member diverges."""
+  config = as_sweep(
+    config,
+    num_seeds=2,
+    rate=(0.005, 1e30),
+    ema_decay=0.9,
+    output_dropout=0.2,
+    num_epochs=3,
+    late_batch_size=4,
+    eval_every=10,
+  )
+  whole = sweep.run(replace(config, run=f"{config.job.run}2"), console)
+  assert whole.stopped_by is None
+  assert np.isnan(whole.members[2].val_losses[-1][1])
+
+  for step in (10, 103):
+    with monkeypatch.context() as patched:
+      maker = ensemble, "make_ensemble_train_step"
+      signal_at(patched, step, signal.SIGTERM, maker)
+      stopped = sweep.run(config, console)
+    assert stopped.stopped_by == signal.SIGTERM
+    assert not (stopped.directory / "result.json").exists()
+
+  def only_shapes(*arguments):
+    state = ensemble.make_state(*arguments)
+    assert isinstance(state.step, jax.core.Tracer)
+    return state
+
+  monkeypatch.setattr(sweep, "make_state", only_shapes)
+  result = sweep.run(config, console)
+  assert result.stopped_by is None
+  losses = ([one.val_losses for one in r.members] for r in (result, whole))
+  assert np.array_equal(*losses, equal_nan=True)
+  assert last_checksums(result.directory) == last_checksums(whole.directory)
+  text = console.file.getvalue()
+  assert "resumed     after step 10" in text
+  assert "resumed     after step 103" in text
+
+
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_is_kept_from_before_the_first_step_to_the_result(
+  many, console, monkeypatch
+):
+  def signal_before(name):
+    function = getattr(sweep, name)
+
+    def signalling(*arguments):
+      signal.raise_signal(signal.SIGINT)
+      return function(*arguments)
+
+    return name, signalling
+
+  with monkeypatch.context() as patched:
+    patched.setattr(sweep, *signal_before("make_train_step"))
+    stopped = sweep.run(many, console)
+  assert stopped.stopped_by is signal.SIGINT
+  assert list_checkpoints(stopped.directory / "checkpoints") == [1]
+  monkeypatch.setattr(sweep, *signal_before("write_json"))
+  assert sweep.run(many, console).stopped_by is None
+  assert (stopped.directory / "result.json").exists()
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.exhaustive
+def test_only_a_sweep_of_the_same_members_resumes_a_sweep(
+  recipe, many, console, monkeypatch
+):
+  with monkeypatch.context() as patched:
+    signal_at(patched, 3, maker=(ensemble, "make_ensemble_train_step"))
+    sweep.run(many, console)
+  other = replace(many, num_seeds=3)
+  with pytest.raises(ValueError, match="num_seeds is 2 there and 3 here"):
+    sweep.run(other, console)
+  with pytest.raises(ValueError, match="holds a sweep; --overwrite replaces"):
+    train.run(recipe, console)
+  with monkeypatch.context() as patched:
+    alone = replace(recipe, run=f"{recipe.job.run}2")
+    signal_at(patched, 3)
+    train.run(alone, console)
+  many = as_sweep(alone, num_seeds=2)
+  with pytest.raises(ValueError, match="holds a single run; --overwrite"):
+    sweep.run(many, console)
