@@ -230,6 +230,16 @@ def check_arrays(name: str, state: Any) -> None:
       raise ValueError(f"{name}.{field} must be an array, got {found}")
 
 
+def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:
+  """Raise ValueError unless an array broadcasts to a shape."""
+  found = jnp.shape(x)
+  padded = (1,) * (len(shape) - len(found)) + found
+  if len(padded) > len(shape) or any(
+    n not in (1, m) for n, m in zip(padded, shape, strict=True)
+  ):
+    raise ValueError(f"{name} must broadcast to {_axes(shape)}, got {found}")
+
+
 def check_count(name: str, value: int, least: int = 1) -> None:
   """Raise ValueError unless a number is an integer that is large enough."""
   if not isinstance(value, int | np.integer) or value < least:

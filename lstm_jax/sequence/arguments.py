@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
+  check_broadcasts,
   check_inputs,
   check_params,
   check_same_type,
@@ -234,11 +235,8 @@ def with_time_axis(
     ValueError: x does not broadcast to that shape.
   """
   x, shape = jnp.asarray(x), (*step_shape, field.shape[-1])
+  check_broadcasts(name, x, shape)
   padded = (1,) * (len(shape) - x.ndim) + x.shape
-  if len(padded) > len(shape) or any(
-    n not in (1, m) for n, m in zip(padded, shape, strict=True)
-  ):
-    raise ValueError(f"{name} must broadcast to {list(shape)}, got {x.shape}")
   return jnp.broadcast_to(x.reshape(padded), (step_shape[0], *padded[1:]))
 
 

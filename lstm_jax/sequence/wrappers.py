@@ -21,7 +21,9 @@ changes neither the state nor its cotangent. Its input must be finite, since
 NaN ⊙ 0 is NaN: `unroll` replaces masked inputs by zeros.
 
 `unroll` combines the wrappers. They can also be used directly:
-`masked(lstm).step(params, state, x, mask)` is a step like any other.
+`masked(lstm).step(params, state, x, mask)` is a step like any other. It raises
+ValueError where the added argument is of another shape, dtype or type than the
+wrapper's function says.
 
 References:
   Krueger et al. (2017), Zoneout: regularizing RNNs by randomly preserving
@@ -39,6 +41,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lstm_jax.cells.cell import Cell, Residuals, State, one_step
+from lstm_jax.cells.checks import check_broadcasts, check_same_type
 from lstm_jax.cells.serialization import serializable
 
 
@@ -76,6 +79,7 @@ def masked(cell: Cell) -> Cell:
   """
 
   def recur(params, state, ax, mask, *extras):
+    _check_flag("mask", mask, state)
     after, gates, residuals = cell.recur(params, state, ax, *extras)
     return _select(mask, after, state), gates, residuals
 
@@ -99,6 +103,7 @@ def resettable(cell: Cell) -> Cell:
   cell = _made_to_save_h(cell)
 
   def recur(params, state, ax, reset, *extras):
+    _check_flag("reset", reset, state)
     start = _select(reset, _zeros(state), state)
     return cell.recur(params, start, ax, *extras)
 
@@ -123,6 +128,9 @@ def zoneout(cell: Cell) -> Cell:
   """
 
   def recur(params, state, ax, share, *extras):
+    check_same_type("zoneout", share, state)
+    for name, k, s in zip(state._fields, share, state, strict=True):
+      check_broadcasts(f"zoneout.{name}", k, s.shape)
     after, gates, residuals = cell.recur(params, state, ax, *extras)
     mixed = jax.tree.map(
       lambda k, s, new: _cast(k, s) * s + (1 - _cast(k, s)) * new,
@@ -154,6 +162,7 @@ def state_dropout(cell: Cell) -> Cell:
   cell = _made_to_save_h(cell)
 
   def recur(params, state, ax, factor, *extras):
+    check_broadcasts("state_dropout", factor, state.h.shape)
     start = state._replace(h=_cast(factor, state.h) * state.h)
     return cell.recur(params, start, ax, *extras)
 
@@ -226,8 +235,18 @@ def _wrapped(
   )
 
 
-def _select(condition: jax.Array, yes: Any, no: Any) -> Any:
+def _check_flag(name: str, flag: Any, state: State) -> None:
+  """Raise ValueError unless a flag is bool, of the shape of the batch axes."""
+  flag, batch = jnp.asarray(flag), state.h.shape[:-1]
+  if flag.dtype != bool or flag.shape != batch:
+    raise ValueError(
+      f"{name} must be bool {list(batch)}, got {flag.dtype} {flag.shape}"
+    )
+
+
+def _select(condition: ArrayLike, yes: Any, no: Any) -> Any:
   """Return yes where the condition holds, leaf by leaf, and no elsewhere."""
+  condition = jnp.asarray(condition)
 
   def choose(a, b):
     shape = condition.shape + (1,) * (a.ndim - condition.ndim)

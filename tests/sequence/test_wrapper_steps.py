@@ -13,7 +13,7 @@ from lstm_jax.testing import gradcheck, plant, terms
 from tests.contract import (
   REPRESENTATIVE_CELLS,
 )
-from tests.draws import H, T, arguments, weighed, worst
+from tests.draws import B, H, T, arguments, weighed, worst
 from tests.sequence.options import FEATURES, MASK, RESET, zoneout_rates
 
 
@@ -112,3 +112,54 @@ def test_no_gradient_flows_to_zoneout_and_state_dropout(adjoint, key):
   rates, factor = jax.tree.map(lambda x: 0.3 + 0 * x, state), jnp.full(H, 0.7)
   gradient = jax.jit(jax.grad(loss, (0, 1)))(rates, factor)
   assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+  ("wrap", "extra", "message"),
+  [
+    *(
+      (wrap, flag, f"^{name} must be bool \\[3\\], got {found}")
+      for wrap, name in (("masked", "mask"), ("resettable", "reset"))
+      for flag, found in (
+        (np.ones((B, H), bool), r"bool \(3, 6\)"),
+        (np.ones(B, np.int8), r"int8 \(3,\)"),
+        (True, r"bool \(\)"),
+      )
+    ),
+    ("zoneout", (0.1, 0.1), "^zoneout must be of type LSTMState, got tuple"),
+    (
+      "zoneout",
+      lstm.LSTMState(0.1, np.ones((T, B, H))),
+      r"^zoneout\.c must broadcast to \[3, 6\], got \(5, 3, 6\)",
+    ),
+    (
+      "state_dropout",
+      np.ones((T, B, H)),
+      r"^state_dropout must broadcast to \[3, 6\], got \(5, 3, 6\)",
+    ),
+  ],
+)
+def test_a_wrapped_step_names_an_argument_that_does_not_fit(
+  wrap, extra, message, key
+):
+  params, state, xs = arguments(lstm, key)
+  cell = getattr(wrappers, wrap)(lstm)
+  for function in (cell.step, cell.forward):
+    with pytest.raises(ValueError, match=message):
+      function(params, state, xs[0], extra)
+
+
+def test_a_flag_of_a_step_may_be_a_list_or_a_python_bool(key):
+  params, state, xs = arguments(lstm, key)
+  for wrap in (wrappers.masked, wrappers.resettable):
+
+    def gradient(state, x, flag, wrap=wrap):
+      f = weighed(lambda *args: wrap(lstm).step(*args, flag), key)
+      return jax.grad(f, (0, 1, 2))(params, state, x)
+
+    flags = [True, False, True]
+    expected = gradient(state, xs[0], jnp.asarray(flags))
+    assert worst(gradient(state, xs[0], flags), expected) == 0
+    one = jax.tree.map(lambda a: a[1], state)
+    expected = gradient(one, xs[0, 1], jnp.asarray(False))
+    assert worst(gradient(one, xs[0, 1], False), expected) == 0
