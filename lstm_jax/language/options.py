@@ -26,8 +26,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 # Types of fields that are numbers, the widest first, and what they may hold.
-NUMBERS = {float: numbers.Real, int: numbers.Integral}
+NUMBERS = {float: numbers.Real, int: numbers.Integral, bool: bool | np.bool}
 
 
 def option(
@@ -56,12 +58,13 @@ def check_options(config: Any) -> None:
   """Check each field of a dataclass against the range that `option` gave it.
 
   None is valid where the field's type says so, as in `float | None`. Of a tuple
-  every element is checked; it may be empty only if its default is.
+  every element is checked; it may be empty only if its default is. A NumPy
+  number becomes Python's, which neither overflows nor fails in JSON.
 
   Raises:
     ValueError: a value is not of the field's type (a tuple, a number, an
-      integer), is out of its bounds or not one of its choices; or a tuple is
-      empty.
+      integer, a bool), is out of its bounds or not one of its choices; or a
+      tuple is empty.
   """
   types = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
@@ -80,6 +83,12 @@ def check_options(config: Any) -> None:
       raise ValueError(
         f"{field.name} must be of type {kind.__name__}, got {value!r}"
       )
+    if kind and any(isinstance(element, np.generic) for element in values):
+      values = tuple(
+        e.item() if isinstance(e, np.generic) else e for e in values
+      )
+      plain = values if isinstance(value, tuple) else values[0]
+      object.__setattr__(config, field.name, plain)  # it may be frozen
     bounds = field.metadata.get("bounds")
     if bounds and not all(in_bounds(number, bounds) for number in values):
       raise ValueError(f"{field.name} must be in {bounds}, got {value!r}")
@@ -99,8 +108,10 @@ def _leaves(kind: Any) -> set[Any]:
 
 
 def _is_number(value: Any, kind: type) -> bool:
-  """Return whether a value is an int, or a float or int; bool is neither."""
-  return isinstance(value, NUMBERS[kind]) and not isinstance(value, bool)
+  """Return whether a value is of a type in NUMBERS; a bool is no number."""
+  return isinstance(value, NUMBERS[kind]) and (
+    kind is bool or not isinstance(value, bool)
+  )
 
 
 def in_bounds(value: float, bounds: str) -> bool:

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 import pickle
 import typing
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Config:
   colors: tuple[str, ...] = option((), "Colors.", choices=("red", "green"))
   free: int = option(3, "Any number.")
   plain: int = -1
+  on: bool = option(False, "A switch.")
+  rates: tuple[float, ...] = option((0.5,), "Rates.", bounds="(0, 1]")
 
   def __post_init__(self):
     check_options(self)
@@ -65,6 +68,9 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"size": True}, "^size must be of type int, got True$"),
     ({"rate": "0.5"}, "^rate must be of type float, got '0.5'$"),
     ({"plain": 1.0}, "^plain must be of type int, got 1.0$"),
+    ({"on": "False"}, "^on must be of type bool, got 'False'$"),
+    ({"on": 1}, "^on must be of type bool, got 1$"),
+    ({"on": None}, "^on must be of type bool, got None$"),
     ({"color": "blue"}, "^color must be one of red, green, got 'blue'$"),
     ({"color": None}, "^color must be one of red, green, got None$"),
     ({"dtype": "bfloat16"}, "^dtype must be one of float32, bfloat16, got 'b"),
@@ -88,6 +94,17 @@ def test_none_is_valid_where_the_type_says_so():
 def test_numbers_of_numpy_and_integers_for_floats_are_valid():
   assert Config(rate=1, size=np.int32(3)).size == 3
   assert Config(rate=np.float32(0.25)).rate == 0.25
+
+
+def test_numbers_of_numpy_become_numbers_of_python():
+  config = Config(
+    np.float32(0.25), np.int8(100), on=np.True_, rates=(np.float16(0.5), 1)
+  )
+  assert config == Config(0.25, 100, on=True, rates=(0.5, 1))
+  assert config.size * 2 == 200  # no int8
+  expected = {"rate": 0.25, "size": 100, "on": True, "rates": [0.5, 1]}
+  found = json.loads(json.dumps(dataclasses.asdict(config)))
+  assert found.items() >= expected.items()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.__name__)
