@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lstm_jax.cells.checks import check_count
+
 
 class Batches(NamedTuple):
   """One epoch of batches.
@@ -68,16 +70,15 @@ def make_batches(
       without a gap.
 
   Raises:
-    ValueError: a number is below 1, tokens are no integers [N], or the text is
-      shorter than one batch; or there are too few sequences for the two pieces
-      beside a gap.
+    ValueError: batch_size or seq_len is no integer of at least 1; tokens are no
+      integers [N], or one does not fit in an int32; gap is not between two
+      tokens; the text is shorter than one batch; or there are too few sequences
+      for the two pieces beside a gap.
   """
-  tokens = np.asarray(tokens)
-  if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-    raise ValueError(
-      f"tokens must be integers [N], got {tokens.dtype} {tokens.shape}"
-    )
-  tokens = tokens.astype(np.int32, copy=False)
+  check_count("batch_size", batch_size)
+  check_count("seq_len", seq_len)
+  batch_size, seq_len = int(batch_size), int(seq_len)  # an int8 may overflow
+  tokens = as_text(tokens)
   parts = pieces(tokens, gap)
   length, counts = columns([*map(len, parts)], batch_size, seq_len)
   starts, first = [], 0
@@ -89,13 +90,27 @@ def make_batches(
   return Batches(tokens[rows], cuts(length, seq_len))
 
 
+def as_text(tokens: np.ndarray) -> np.ndarray:
+  """Return tokens as int32 [N]; raise ValueError if they cannot be that."""
+  tokens = np.asarray(tokens)
+  if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+    raise ValueError(
+      f"tokens must be integers [N], got {tokens.dtype} {tokens.shape}"
+    )
+  text = tokens.astype(np.int32, copy=False)
+  if (text != tokens).any():
+    low, high = tokens.min(), tokens.max()
+    raise ValueError(f"tokens must fit in an int32, got {low} to {high}")
+  return text
+
+
 def pieces(tokens: np.ndarray, gap: int | None) -> list[np.ndarray]:
   """Return the pieces of a text beside a gap, or the whole text."""
   if gap is None:
     return [tokens]
-  if not 0 < gap < len(tokens):
+  if not isinstance(gap, int | np.integer) or not 0 < gap < len(tokens):
     raise ValueError(
-      f"gap must be between two of {len(tokens)} tokens, got {gap}"
+      f"gap must be between two of {len(tokens)} tokens, got {gap!r}"
     )
   return np.split(tokens, [gap])
 
@@ -110,11 +125,6 @@ def columns(
     batch_size: B, the sum of the pieces' columns.
     seq_len: T.
   """
-  if batch_size < 1 or seq_len < 1:
-    raise ValueError(
-      "batch_size and seq_len must be at least 1, "
-      f"got {batch_size} and {seq_len}"
-    )
   needed = batch_size * seq_len + len(sizes)
   if sum(sizes) < needed:
     raise ValueError(

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.language.batching import (
   Batches,
+  as_text,
   ceil_divide,
   columns,
   cuts,
@@ -74,12 +76,13 @@ class BatchingConfig:
 
     Args:
       tokens: the text, int32 [N].
-      seed: decides the random offsets and sequence lengths; the same seed
-        gives the same batches at every call.
+      seed: an integer of at least 0, which decides the random offsets and
+        sequence lengths; the same seed gives the same batches at every call.
       gap: as in `make_batches`.
 
     Raises:
-      ValueError: as `make_batches`.
+      ValueError: as `make_batches`, or for the seed, when the first epoch is
+        made.
     """
     return (
       self._epoch(tokens, seed, gap, epoch) for epoch in range(self.num_epochs)
@@ -96,7 +99,8 @@ class BatchingConfig:
       gap: as in `epochs`.
 
     Raises:
-      ValueError: as `make_batches`; or there are more than an int32 can count.
+      ValueError: as `make_batches`; the seed is no integer of at least 0; or
+        there are more batches than an int32 can count.
     """
     return sum(n * steps for n, steps in self.epoch_lengths(tokens, seed, gap))
 
@@ -128,7 +132,7 @@ class BatchingConfig:
     self, tokens: np.ndarray, seed: int, gap: int | None
   ) -> Iterator[tuple[int, int, tuple[int, ...]]]:
     """Iterate over (epochs, B, cuts) for epochs in a row with equal cuts."""
-    sizes = [*map(len, pieces(tokens, gap))]
+    sizes = [*map(len, _pieces(tokens, seed, gap))]
     stages = []
     for epochs, batch_size in (
       (range(self._first_late), self.batch_size),
@@ -138,7 +142,10 @@ class BatchingConfig:
         rows, _ = columns(sizes, batch_size, self.seq_len)
         stages.append((epochs, batch_size, rows))
     # Where batches are short at random, this is about their least number.
-    total = sum(len(n) * ceil_divide(t, self.seq_len) for n, _, t in stages)
+    total = sum(
+      (n.stop - n.start) * ceil_divide(rows, self.seq_len)
+      for n, _, rows in stages
+    )
     if total > MAX_STEPS:
       raise ValueError(
         f"there must be at most {MAX_STEPS:,} training steps, got {total:,}"
@@ -161,7 +168,7 @@ class BatchingConfig:
   def _epoch(
     self, tokens: np.ndarray, seed: int, gap: int | None, epoch: int
   ) -> Batches:
-    parts = pieces(tokens, gap)
+    parts = _pieces(tokens, seed, gap)
     rng, offsets = self._rotation([*map(len, parts)], seed, epoch)
     if self.random_offsets:
       tokens = np.concatenate([*map(np.roll, parts, offsets)])
@@ -197,3 +204,9 @@ class BatchingConfig:
       short = rng.random() < self.short_seq_prob or left < self.seq_len
       ends.append(ends[-1] + (half if short else self.seq_len))
     return tuple(ends)
+
+
+def _pieces(tokens: np.ndarray, seed: int, gap: int | None) -> list[np.ndarray]:
+  """Return the pieces of a text; raise ValueError for a wrong argument."""
+  check_count("seed", seed, 0)
+  return pieces(as_text(tokens), gap)

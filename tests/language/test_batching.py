@@ -33,8 +33,6 @@ def test_batches_predict_every_token_but_the_first_once_or_twice(
 def test_a_text_that_is_shorter_than_one_batch_is_refused():
   with pytest.raises(ValueError, match="need at least 13 tokens, got 12"):
     make_batches(np.arange(12), 3, 4)
-  with pytest.raises(ValueError, match="at least 1, got 0 and 4"):
-    make_batches(np.arange(12), 0, 4)
   shifted = BatchingConfig(batch_size=3, seq_len=4, random_offsets=True)
   for config in (shifted, replace(shifted, random_offsets=False)):
     with pytest.raises(ValueError, match="need at least 13 tokens, got 0"):
@@ -248,6 +246,10 @@ def test_more_steps_than_an_int32_can_count_are_refused_at_once():
     ValueError, match=r"at most 2,147,483,647 .* got 19,327,352,823$"
   ):
     BatchingConfig(3, 4, 2**31 - 1).num_steps(np.arange(101), 0)
+  with pytest.raises(
+    ValueError, match=r"at most 2,147,483,647 .* got 9(,000){10}$"
+  ):
+    BatchingConfig(3, 4, 10**30).num_steps(np.arange(101), 0)
   most = BatchingConfig(1, 1, 2**31 - 1)
   assert most.num_steps(np.arange(2), 0) == 2**31 - 1
 
@@ -259,3 +261,63 @@ def test_batches_are_int32_and_of_one_text():
     make_batches(np.arange(20).reshape(10, 2), 2, 3)
   with pytest.raises(ValueError, match=r"integers \[N\], got float64 \(20,\)"):
     make_batches(np.arange(20.0), 2, 3)
+
+
+@pytest.mark.parametrize("random", [{}, {"random_offsets": True}])
+def test_what_is_no_text_is_refused_by_every_function(random):
+  config = BatchingConfig(2, 3, short_seq_prob=0.5, **random)
+  functions = (
+    lambda *args: make_batches(args[0], 2, 3, *args[2:]),
+    lambda *args: next(config.epochs(*args)),
+    config.num_steps,
+    config.epoch_lengths,
+    config.batch_shapes,
+  )
+  text = np.arange(20)
+  for tokens, gap, message in (
+    (text.reshape(10, 2), None, r"integers \[N\], got int64 \(10, 2\)$"),
+    (text / 2, None, r"^tokens must be integers \[N\], got float64 \(20,\)$"),
+    (np.int32(3), None, r"^tokens must be integers \[N\], got int32 \(\)$"),
+    (text + 2**32, None, "fit in an int32, got 4294967296 to 4294967315$"),
+    (text.astype(np.uint32) - 1, None, "an int32, got 0 to 4294967295$"),
+    (text, 2.5, "^gap must be between two of 20 tokens, got 2.5$"),
+    (text, "3", "^gap must be between two of 20 tokens, got '3'$"),
+  ):
+    for function in functions:
+      with pytest.raises(ValueError, match=message):
+        function(tokens, 0, gap)
+
+
+@pytest.mark.parametrize("short_seq_prob", [0.0, 0.5])
+@pytest.mark.parametrize("seed", [-1, 0.5, None, "0"])
+def test_a_seed_is_an_integer_of_at_least_0(short_seq_prob, seed):
+  config = BatchingConfig(2, 3, short_seq_prob=short_seq_prob)
+  message = f"^seed must be an integer ≥ 0, got {seed!r}$"
+  for function in (config.num_steps, lambda *args: next(config.epochs(*args))):
+    with pytest.raises(ValueError, match=message):
+      function(np.arange(20), seed)
+
+
+@pytest.mark.parametrize("wrong", [0, 2.0, "2", None])
+def test_batches_have_sizes_that_are_integers(wrong):
+  message = f"must be an integer ≥ 1, got {wrong!r}$"
+  with pytest.raises(ValueError, match=f"^batch_size {message}"):
+    make_batches(np.arange(20), wrong, 3)
+  with pytest.raises(ValueError, match=f"^seq_len {message}"):
+    make_batches(np.arange(20), 2, wrong)
+
+
+def test_numbers_of_numpy_do_not_overflow():
+  tokens = np.arange(20_000)
+  expected = make_batches(tokens, 100, 64)
+  found = make_batches(tokens, np.int8(100), np.int8(64))
+  assert found.cuts == expected.cuts
+  assert (found.tokens == expected.tokens).all()
+  for prob in (0.0, 0.5):
+    shapes = [
+      BatchingConfig(
+        number(100), number(64), number(100), short_seq_prob=prob
+      ).batch_shapes(tokens, 0)
+      for number in (int, np.int8)
+    ]
+    assert shapes[0] == shapes[1]
