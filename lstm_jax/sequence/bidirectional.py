@@ -11,6 +11,7 @@ References: Schuster and Paliwal (1997), Bidirectional recurrent neural
 networks; Graves and Schmidhuber (2005) for LSTMs.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -26,6 +27,7 @@ from lstm_jax.cells.serialization import serializable
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
 from lstm_jax.sequence.arguments import (
   bool_array,
+  check_steps,
   combined_mask,
   exchange_axes,
 )
@@ -72,10 +74,12 @@ def unroll_both(
     outputs.
 
   Raises:
+    TypeError: an option is none of these.
     ValueError: `merge` is neither of the two; params, states, zoneout or
       state_dropout are not one for each direction; or `unroll` raises it for
       one, such as for zoneout beside implementation="mosaic_gpu".
   """
+  check_options("unroll_both", options)
   if merge not in ("concat", "sum"):
     raise ValueError(f"merge must be concat or sum, got {merge!r}")
   time_major = options.pop("time_major", True)
@@ -87,6 +91,7 @@ def unroll_both(
   resets = Directions(None, None)
   if reset is not None:
     xs = jnp.asarray(xs)
+    check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)
     step_shape = xs.shape if is_token(xs) else xs.shape[:-1]
     reset = bool_array("reset", reset, step_shape)
     mask = combined_mask(mask, lengths, step_shape)
@@ -126,6 +131,12 @@ def unroll_both(
     hs = jnp.concatenate([hs, hs_backward], axis=-1)
   hs = hs if time_major else jnp.swapaxes(hs, 0, 1)
   return Directions(last, last_backward), hs
+
+
+def check_options(function: str, options: Mapping[str, Any]) -> None:
+  """Raise TypeError unless all options are those of `UnrollOptions`."""
+  for name in sorted(options.keys() - UnrollOptions.__annotations__.keys()):
+    raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def _pair(name: str, pair: Any) -> tuple[Any, Any]:

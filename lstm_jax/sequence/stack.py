@@ -24,15 +24,27 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.affine import is_token
-from lstm_jax.cells.cell import Cell, Params, State, output_size
+from lstm_jax.cells.cell import (
+  Cell,
+  Params,
+  State,
+  cell_name,
+  output_size,
+)
+from lstm_jax.cells.checks import check_count, check_params
 from lstm_jax.sequence import regularize
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
 from lstm_jax.sequence.arguments import (
+  check_cell,
   combined_mask,
   exchange_axes,
   zero_masked,
 )
-from lstm_jax.sequence.bidirectional import Directions, unroll_both
+from lstm_jax.sequence.bidirectional import (
+  Directions,
+  check_options,
+  unroll_both,
+)
 
 
 def unroll_stack(
@@ -80,10 +92,7 @@ def unroll_stack(
       raises it for a layer, such as for one that is too large for
       implementation="mosaic_gpu".
   """
-  for name in sorted(options.keys() - UnrollOptions.__annotations__.keys()):
-    raise TypeError(
-      f"unroll_stack() got an unexpected keyword argument {name!r}"
-    )
+  check_options("unroll_stack", options)
   _check_params(params)
   if dropout and key is None:
     raise ValueError(f"dropout needs a key, got dropout={dropout}, key=None")
@@ -152,9 +161,9 @@ def init_stack(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: there is no layer; the number of layers is not given, or two
-      arguments give different ones; cells are no list or tuple; or a hidden
-      size is no integer of at least 1.
+    ValueError: there is no layer; the number of layers is not given, is no
+      integer, or two arguments give different ones; cells are no list or tuple,
+      or one has no `init`; or a hidden size is no integer of at least 1.
   """
   sizes = _sizes(cell, hidden_sizes, num_layers)
   layers: list[Params | Directions] = []
@@ -164,6 +173,11 @@ def init_stack(
     sizes,
     strict=True,
   ):
+    if not callable(getattr(layer_cell, "init", None)):
+      raise ValueError(
+        "cell must be lstm, gru or another with a function init, "
+        f"got {cell_name(layer_cell)}"
+      )
     keys = jax.random.split(layer_key) if bidirectional else layer_key[None]
     params = [layer_cell.init(k, input_size, size, dtype) for k in keys]
     layers.append(Directions(*params) if bidirectional else params[0])
@@ -184,14 +198,16 @@ def initial_stack_state(
     batch_shape: the batch axes.
 
   Raises:
-    ValueError: params are no list or tuple, or an empty one; or there is not
-      one cell per layer.
+    ValueError: params are no list or tuple, or an empty one; there is not one
+      cell per layer; one is no cell; or params are of another cell.
   """
   _check_params(params)
 
   def zero_state(layer_cell, weights):
     if isinstance(weights, Directions):
       return Directions(*(zero_state(layer_cell, w) for w in weights))
+    check_cell(layer_cell)
+    check_params(layer_cell.project, weights)
     return layer_cell.initial_state(weights, batch_shape)
 
   return tuple(map(zero_state, _cells(cell, len(params)), params))
@@ -224,9 +240,11 @@ def _sizes(
   """Return H of each layer, after a check that all agree on their number."""
   counts: dict[str, int] = {}
   if num_layers is not None:
-    counts["num_layers"] = num_layers
-  if np.ndim(hidden_sizes):
-    counts["hidden_sizes"] = len(hidden_sizes)  # type: ignore[arg-type]
+    check_count("num_layers", num_layers)
+    counts["num_layers"] = int(num_layers)
+  sizes = np.asarray(hidden_sizes)
+  if sizes.ndim:
+    counts["hidden_sizes"] = len(sizes)
   if not _is_cell(cell):
     check_layers(cell, "cell")
     counts["cells"] = len(cell)  # type: ignore[arg-type]
@@ -240,9 +258,11 @@ def _sizes(
   (layers,) = set(counts.values())
   if layers < 1:
     raise ValueError(f"a stack needs at least one layer, got {layers}")
-  if not jnp.issubdtype(np.asarray(hidden_sizes).dtype, jnp.integer):
-    raise ValueError(f"hidden_sizes must be integers, got {hidden_sizes}")
-  return tuple(map(int, np.broadcast_to(hidden_sizes, layers)))
+  if sizes.ndim > 1 or not np.issubdtype(sizes.dtype, np.integer):
+    raise ValueError(
+      f"hidden_sizes must be integers [L], or one, got {hidden_sizes!r}"
+    )
+  return tuple(map(int, np.broadcast_to(sizes, layers)))
 
 
 def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:

@@ -136,6 +136,22 @@ def test_batch_major_stacks_exchange_axes(key):
   assert worst(found, (last, hs.swapaxes(0, 1))) == 0
 
 
+def test_both_directions_take_the_options_of_unroll_but_reverse(key):
+  for name in ("reverse", "masks"):
+    message = rf"^unroll_both\(\) got an unexpected keyword argument '{name}'$"
+    with pytest.raises(TypeError, match=message):
+      unroll_both(lstm, *both(lstm, key), **{name: True})
+
+
+def test_a_reset_of_no_time_step_is_refused(key):
+  params, *_ = both(lstm, key)
+  for xs in (0.5, jnp.zeros((0, B, D))):
+    with pytest.raises(ValueError, match=r"^xs must have at least one"):
+      unroll_both(
+        lstm, params, None, xs, reset=jnp.zeros(np.shape(xs)[:2], bool)
+      )
+
+
 def test_error_messages_name_what_does_not_fit(key):
   with pytest.raises(ValueError, match="merge must be concat or sum, got 'mea"):
     unroll_both(lstm, *both(lstm, key), merge="mean")

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import jax
@@ -193,8 +194,10 @@ def test_one_hidden_size_is_that_of_every_layer(key):
   assert worst(init_stack(lstm, key, D, [H] * 3, num_layers=3), expected) == 0
   with pytest.raises(ValueError, match="init_stack needs num_layers, or a seq"):
     init_stack(lstm, key, D, H)
-  with pytest.raises(ValueError, match="at least one layer, got 0"):
-    init_stack(lstm, key, D, H, num_layers=0)
+  for wrong in (0, 2.0, "2", [2]):
+    message = re.escape(f"num_layers must be an integer ≥ 1, got {wrong!r}")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+      init_stack(lstm, key, D, H, num_layers=wrong)
   with pytest.raises(
     ValueError,
     match=r"layers must be the same, got .*'num_layers': 2, 'hidden_sizes': 3",
@@ -206,6 +209,20 @@ def test_one_hidden_size_is_that_of_every_layer(key):
     ValueError, match="hidden_size must be an integer ≥ 1, got 0"
   ):
     init_stack(lstm, key, D, (H, 0))
-  message = r"^hidden_sizes must be integers, got \(6, 5\.7\)$"
+  for wrong in ((6, 5.7), [[6, 5]], "65"):
+    message = f"hidden_sizes must be integers [L], or one, got {wrong!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+      init_stack(lstm, key, D, wrong, num_layers=None if len(wrong) == 1 else 2)
+
+
+def test_an_element_that_is_no_cell_is_named(key):
+  params = init_stack(lstm, key, D, (H, H))
+  message = "^cell must be lstm, gru or another with a function init, got "
+  for wrong, name in ((None, "NoneType"), ("lstm", "str")):
+    with pytest.raises(ValueError, match=f"{message}{name}$"):
+      init_stack([lstm, wrong], key, D, H)
+    with pytest.raises(ValueError, match=f"got {name}, which has no initial_s"):
+      initial_stack_state([lstm, wrong], params)
+  message = "^params must be GRUParams, got LSTMParams$"
   with pytest.raises(ValueError, match=message):
-    init_stack(lstm, key, D, (6, 5.7))
+    initial_stack_state([lstm, gru], params)
