@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax.cells.affine import affine, affine_backward
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.mesh import auto_sharded, leading_sharding, vary_alike
-from lstm_jax.cells.precision import cast_matrices, upcast
+from lstm_jax.cells.precision import cast_matrices, check_float, upcast
 from lstm_jax.language import loss as losses
 
 MAX_LOGITS = 2**22  # in a chunk: 16 MiB of float32
@@ -44,7 +45,8 @@ def linear_cross_entropy(
     hs: outputs of the top layer, [T, ..., H].
     w: readout weights, [H, V].
     b: readout bias, [V].
-    targets: integers in [0, V), [T, ...]; or distributions, [T, ..., V].
+    targets: integers in [0, V), [T, ...]; or distributions, [T, ..., V]; as in
+      `loss.cross_entropy`.
     compute_dtype: dtype of the operands of matrix products; None for that of w.
 
   Returns:
@@ -52,9 +54,16 @@ def linear_cross_entropy(
     also if an integer is not in [0, V).
 
   Raises:
-    ValueError: the shape of targets is not hs.shape[:-1], followed by V for
-      distributions; or they are neither integers nor floats.
+    ValueError: hs, w or b is of another shape, or has no floats; V is 0; the
+      shape of targets is not hs.shape[:-1], followed by V for distributions, or
+      they are neither integers nor floats; or compute_dtype is no dtype of
+      floats.
   """
+  hs, w, b, targets = map(jnp.asarray, (hs, w, b, targets))
+  _check_weights(hs, w, b)
+  losses.check_targets(targets, (*hs.shape[:-1], w.shape[1]))
+  if compute_dtype is not None:
+    check_float("compute_dtype", compute_dtype)
   arrays = vary_alike((hs, w, b, targets))
   dtypes = compute_dtype, w.dtype, b.dtype
   rule = partial(_linear_cross_entropy, dtypes)
@@ -144,18 +153,22 @@ def grouped_linear_cross_entropy(
     compute_dtype: as in `linear_cross_entropy`.
 
   Raises:
-    ValueError: as `linear_cross_entropy`; hs has no batch axis, groups is below
-      1, or B is not a multiple of it.
+    ValueError: as `linear_cross_entropy`; hs has no batch axis, groups is no
+      integer of at least 1, or B is not a multiple of it.
   """
+  hs, w, b, targets = map(jnp.asarray, (hs, w, b, targets))
+  _check_weights(hs, w, b)
   losses.check_targets(targets, (*hs.shape[:-1], w.shape[1]))
-  if groups < 1 or hs.ndim < 3 or hs.shape[1] % groups:
+  check_count("groups", groups)
+  if hs.ndim < 3 or hs.shape[1] % groups:
     raise ValueError(
       f"hs must be [T, B, H] with B a multiple of {groups} groups, "
       f"got {hs.shape}"
     )
 
   def split_batch(x):
-    return x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+    size = x.shape[1] // groups  # not -1, which is ambiguous without elements
+    return x.reshape(x.shape[0], groups, size, *x.shape[2:])
 
   def group_loss(hs, targets):
     return linear_cross_entropy(hs, w, b, targets, compute_dtype)
@@ -163,6 +176,22 @@ def grouped_linear_cross_entropy(
   vmapped = jax.vmap(group_loss, in_axes=1)
   nats = vmapped(split_batch(hs), split_batch(targets))
   return nats.mean()
+
+
+def _check_weights(hs: jax.Array, w: jax.Array, b: jax.Array) -> None:
+  """Raise ValueError unless hs, w and b are floats that fit each other.
+
+  Without this check, a bias of one element would be broadcast to all tokens.
+  """
+  for name, x in (("hs", hs), ("w", w), ("b", b)):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      raise ValueError(f"{name} must be floats, got {x.dtype}")
+  if hs.ndim < 2:
+    raise ValueError(f"hs must be [T, ..., H], got {hs.shape}")
+  if w.ndim != 2 or w.shape[0] != hs.shape[-1] or w.shape[1] == 0:
+    raise ValueError(f"w must be [{hs.shape[-1]}, V], V ≥ 1, got {w.shape}")
+  if b.shape != w.shape[1:]:
+    raise ValueError(f"b must be [{w.shape[1]}], got {b.shape}")
 
 
 def _chunks(
@@ -175,7 +204,6 @@ def _chunks(
   time step has more, if T is a prime that does not fit whole, or if T is
   symbolic (`jax.export`). If B is symbolic, the chunks are those of B = 32.
   """
-  losses.check_targets(targets, (*hs.shape[:-1], vocabulary_size))
   steps, rows = hs.shape[0], math.prod(hs.shape[1:-1])
   if not isinstance(rows, int):
     rows = SYMBOLIC_BATCH

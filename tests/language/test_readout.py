@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,8 +83,9 @@ def test_groups_must_divide_the_batch(key):
     readout.grouped_linear_cross_entropy(
       leaves[0][:, 0], *leaves[1:], targets[:, 0], 1
     )
-  for groups in (0, -1):
-    with pytest.raises(ValueError, match=f"a multiple of {groups} groups, got"):
+  for groups in (0, -1, 3.0, None):
+    message = f"^groups must be an integer ≥ 1, got {groups}$"
+    with pytest.raises(ValueError, match=message):
       readout.grouped_linear_cross_entropy(*leaves, targets, groups)
 
 
@@ -196,3 +199,55 @@ def test_a_target_that_is_no_token_has_a_loss_of_nan(key):
   for outside in (-1, V):
     given = targets.at[2, 1].set(outside)
     assert np.isnan(readout.linear_cross_entropy(*leaves, given))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"hs": np.ones(H)}, r"^hs must be \[T, \.\.\., H\], got \(6,\)"),
+    ({"hs": np.ones((T, B, 5))}, r"^w must be \[5, V\], V ≥ 1, got \(6, 7\)"),
+    ({"hs": np.ones((T, B), int)}, "^hs must be floats, got int64"),
+    ({"w": np.ones((1, H, V))}, r"^w must be \[6, V\], V ≥ 1, got \(1, 6, 7\)"),
+    ({"w": np.ones((H, 0))}, r"^w must be \[6, V\], V ≥ 1, got \(6, 0\)"),
+    ({"b": np.ones(1)}, r"^b must be \[7\], got \(1,\)"),
+    ({"b": np.ones(V, complex)}, "^b must be floats, got complex128"),
+    (
+      {"targets": np.ones((T, B), bool)},
+      "^targets must be integers, or .*bool",
+    ),
+    ({"compute_dtype": int}, "^compute_dtype must be a dtype of floats, .*int"),
+  ],
+)
+def test_a_readout_names_the_argument_that_does_not_fit(change, message, key):
+  (hs, w, b), targets = arguments(key)
+  given = {"hs": hs, "w": w, "b": b, "targets": targets} | change
+  for f in (
+    readout.linear_cross_entropy,
+    partial(readout.grouped_linear_cross_entropy, groups=B),
+  ):
+    with pytest.raises(ValueError, match=message):
+      f(**given)
+
+
+def test_a_readout_takes_lists_of_numbers(key):
+  leaves, targets = arguments(key)
+  lists = [np.asarray(x).tolist() for x in (*leaves, targets)]
+  expected = readout.linear_cross_entropy(*leaves, targets)
+  assert abs(readout.linear_cross_entropy(*lists) - expected) < 1e-13
+  found = readout.grouped_linear_cross_entropy(*lists, B)
+  assert abs(found - expected) < 1e-13
+
+
+@pytest.mark.parametrize("shape", [(0, B), (T, 0)])
+def test_without_predictions_the_loss_is_nan_and_its_gradient_0(shape, key):
+  leaves, _ = arguments(key)
+  leaves = jnp.zeros((*shape, H)), *leaves[1:]
+  targets = jnp.zeros(shape, int)
+  for f in (
+    readout.linear_cross_entropy,
+    partial(readout.grouped_linear_cross_entropy, groups=B),
+  ):
+    nats, gradient = jax.value_and_grad(f, (0, 1, 2))(*leaves, targets)
+    assert jnp.isnan(nats)
+    for found, leaf in zip(gradient, leaves, strict=True):
+      assert found.shape == leaf.shape and (found == 0).all()
