@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -60,6 +61,7 @@ class CheckpointWriter:
     self._policy = _Policy()
     self._directory = Path(directory).absolute()
     self._unsynced: int | None = None  # the step of a new checkpoint
+    self._closed = False
     options = ocp.CheckpointManagerOptions(
       async_options=ocp.AsyncOptions(
         timeout_secs=TIMEOUT, post_finalization_callback=self._sync_new
@@ -96,19 +98,24 @@ class CheckpointWriter:
         the last two alone.
 
     Raises:
-      ValueError: step is no integer of at least 0, description is no
-        dictionary, or two arrays have the same name.
+      ValueError: step or best is no integer of at least 0, description is no
+        dictionary, or two arrays have the same name or one has no numbers.
       TypeError: description is not what JSON can hold.
-      CheckpointError: the directory holds a checkpoint of this or a later step,
-        or this checkpoint or the one before it cannot be written.
+      CheckpointError: the directory holds a checkpoint of this or a later step;
+        this checkpoint or the one before it cannot be written; or the writer is
+        closed.
     """
+    self._check_open()
     check_step(step)
+    if best is not None:
+      check_step(best, "best")
     if not isinstance(description, dict):
       kind = type(description).__name__
       raise ValueError(f"description must be a dictionary, got {kind}")
     description = json.loads(json.dumps(description))  # orbax reads it later
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
-    trees = jax.tree.map(_copied, trees)  # training steps donate them
+    # Training steps donate them.
+    trees = jax.tree_util.tree_map_with_path(_copied, trees)
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     checksums = array_checksums(trees)
     checksums[DESCRIPTION] = json_checksum(description)
@@ -120,6 +127,7 @@ class CheckpointWriter:
     self.wait()  # so that its error is not reported as this checkpoint's
     self._policy.best = best
     with checkpoint_errors(f"the checkpoint of step {step} cannot be written"):
+      self._manager.reload()  # what another program wrote is not overwritten
       if not self._manager.save(step, args=items):
         newest = self._manager.latest_step()
         raise CheckpointError(
@@ -132,9 +140,12 @@ class CheckpointWriter:
     """Delete the checkpoints of later steps.
 
     Raises:
-      CheckpointError: one cannot be deleted, or the last checkpoint could not
-        be written.
+      ValueError: step is no integer of at least 0.
+      CheckpointError: one cannot be deleted, the last checkpoint could not be
+        written, or the writer is closed.
     """
+    self._check_open()
+    check_step(step)
     self.wait()
     for later in self._manager.all_steps():
       if later > step:
@@ -163,14 +174,21 @@ class CheckpointWriter:
   def close(self) -> None:
     """Wait as `wait` does, and release the directory in any case.
 
+    After it, nothing can be saved or deleted.
+
     Raises:
       CheckpointError: the last checkpoint could not be written.
     """
     try:
       self.wait()
     finally:
+      self._closed = True
       with checkpoint_errors("the last checkpoint cannot be written"):
         self._manager.close()
+
+  def _check_open(self) -> None:
+    if self._closed:
+      raise CheckpointError(f"the writer of {self._directory} is closed")
 
   def _sync_new(self) -> None:
     """Wait until the files that orbax is about to rename are on the disk.
@@ -192,20 +210,35 @@ class _Policy:
     return [info.step in last | {self.best} for info in checkpoints]
 
 
-def _copied(leaf: Any) -> Any:
+def _copied(path: tuple[Any, ...], leaf: Any) -> Any:
   """Return a copy on the host; a split array is returned as it is.
 
   Orbax copies the shards of a split array to the host before `save` returns. On
   a CPU it takes views of them, and a donated buffer that has a view is not
   overwritten.
+
+  Raises:
+    ValueError: the leaf is no number or array that JAX can hold.
   """
-  return np.array(leaf) if is_whole(leaf) else leaf
+  if not is_whole(leaf):
+    return leaf
+  try:
+    copy = np.array(leaf)
+    jnp.result_type(copy)
+  except TypeError:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+    kind = leaf.dtype if is_array else type(leaf).__name__
+    raise ValueError(
+      f"{name} must hold numbers of a dtype that JAX has, got {kind}"
+    ) from None
+  return copy
 
 
-def check_step(step: Any) -> None:
+def check_step(step: Any, name: str = "step") -> None:
   """Raise ValueError unless this can be the step of a checkpoint."""
   if not isinstance(step, Integral) or isinstance(step, bool) or step < 0:
-    raise ValueError(f"step must be an integer of at least 0, got {step!r}")
+    raise ValueError(f"{name} must be an integer of at least 0, got {step!r}")
 
 
 @contextmanager

@@ -196,6 +196,35 @@ def test_a_checkpoint_older_than_the_newest_is_refused(key, tmp_path):
   writer.close()
 
 
+def test_a_checkpoint_that_another_program_wrote_is_not_overwritten(tmp_path):
+  ours, theirs = CheckpointWriter(tmp_path), CheckpointWriter(tmp_path)
+  theirs.save(5, {"a": np.ones(2)}, {"by": "them"})
+  theirs.close()
+  for step in (5, 4):
+    with pytest.raises(
+      CheckpointError, match=f"^step must be above 5, .*{step}$"
+    ):
+      ours.save(step, {"a": np.zeros(2)}, {"by": "us"})
+  ours.close()
+  assert read_checkpoint(tmp_path) == (5, {"by": "them"})
+
+
+def test_a_closed_writer_refuses_what_it_could_not_write(tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(1, {"a": np.ones(2)}, {})
+  writer.close()
+  writer.close()
+  writer.wait()
+  message = f"^the writer of {tmp_path} is closed$"
+  for call in (
+    lambda: writer.save(2, {"a": np.ones(2)}, {}),
+    lambda: writer.delete_after(0),
+  ):
+    with pytest.raises(CheckpointError, match=message):
+      call()
+  assert list_checkpoints(tmp_path) == [1]
+
+
 @pytest.mark.parametrize(
   ("error", "reason"),
   [
@@ -286,9 +315,26 @@ def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):
     (True, {"a": x}, {}, "step must be an integer of at least 0, got True"),
     (1, {"a": x}, None, "description must be a dictionary, got NoneType"),
     (1, {"a.b": x, "a": {"b": x}}, {}, "two arrays have the name params.a.b"),
+    *(
+      (1, {"a": leaf}, {}, rf"^params\.a must hold numbers of .*, got {kind}$")
+      for leaf, kind in (
+        ("x", "str"),
+        (2**70, "int"),
+        (np.array([None]), "object"),
+        (np.longdouble(1), "float128"),
+        (jax.random.key(0), "key<fry>"),
+        (jax.ShapeDtypeStruct((2,), float), "ShapeDtypeStruct"),
+      )
+    ),
   ):
     with pytest.raises(ValueError, match=message):
       writer.save(step, tree, description)
+  for wrong in (-1, 1.0, "1", True):
+    message = f"must be an integer of at least 0, got {wrong!r}$"
+    with pytest.raises(ValueError, match=f"^best {message}"):
+      writer.save(1, {"a": x}, {}, best=wrong)
+    with pytest.raises(ValueError, match=f"^step {message}"):
+      writer.delete_after(wrong)
   writer.save(1, {"a": x}, {})
   writer.close()
   for name in ("007", "\u0663"):  # a three, in Arabic
