@@ -152,6 +152,10 @@ def test_the_layers_of_a_file_are_read(key, tmp_path):
   onnx.save(model, path)
   (name, layer) = next(iter(interop.load(path).items()))
   assert name == "encoder" and layer.cell is cell
+  for same in (str(path), bytes(path)):
+    assert worst(interop.load(same)["encoder"].params, params) == 0
+  with pytest.raises(TypeError, match="PathLike object, not int"):
+    interop.load(3)
   assert worst(layer.params, params) == 0
   graph = model.graph
   constants = [

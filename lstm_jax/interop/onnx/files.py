@@ -17,8 +17,10 @@ from lstm_jax.interop.tensors import Array
 def load(path: str | os.PathLike) -> dict[str, Layer]:
   """Return the recurrent layers of an ONNX file, in the order of its nodes.
 
-  Nodes in the bodies of If, Loop and Scan, and in functions, are not read.
-  Without `jax_enable_x64`, float64 becomes float32.
+  Nodes in the bodies of If, Loop and Scan, and in functions, are not read. Nor
+  are an initial state or lengths that other nodes compute, as by
+  ConstantOfShape: they are to be passed to `unroll`, as those that are inputs
+  of the graph. Without `jax_enable_x64`, float64 becomes float32.
 
   Args:
     path: of the file. The weights of the layers are initializers or constants
@@ -37,10 +39,11 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()
+  path = os.fsdecode(path)  # `check_model` takes bytes for the file's contents
   with open(path, "rb"):  # an OSError names the path; `check_model` does not
     pass
   try:
-    onnx.checker.check_model(os.fspath(path))
+    onnx.checker.check_model(path)
   except onnx.checker.ValidationError as error:
     reason = str(error).strip().splitlines()[0]
     raise ValueError(f"{path} is not a valid ONNX file: {reason}") from None

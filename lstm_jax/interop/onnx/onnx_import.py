@@ -1,4 +1,4 @@
-"""The package onnx, imported where it is needed, or an error that names it."""
+"""The optional package onnx, and the versions of the files written with it."""
 
 from types import ModuleType
 
