@@ -72,6 +72,9 @@ def test_the_poems_are_those_that_their_readme_describes():
   data = POEMS.read_bytes()
   digest = hashlib.sha256(data).hexdigest()
   assert len(data) == 205_315
+  assert data.isascii() and b"\r" not in data
+  *between, _ = data.split(b"\n\n\n")  # two blank lines
+  assert len(between) == 4 and b"\n\n\n\n" not in data
   assert CharTokenizer.from_text(read_text(POEMS)).size == 64
   assert digest in (POEMS.parent / "README.md").read_text(encoding="utf-8")
 
