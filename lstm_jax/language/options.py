@@ -71,11 +71,10 @@ def check_options(config: Any) -> None:
     value = getattr(config, field.name)
     if value is None and type(None) in typing.get_args(types[field.name]):
       continue
-    if typing.get_origin(types[field.name]) is tuple and not isinstance(
-      value, tuple
-    ):
+    is_tuple = typing.get_origin(types[field.name]) is tuple
+    if is_tuple and not isinstance(value, tuple):
       raise ValueError(f"{field.name} must be a tuple, got {value!r}")
-    values = value if isinstance(value, tuple) else (value,)
+    values = value if is_tuple else (value,)
     if not values and field.default:
       raise ValueError(f"{field.name} must have at least one value, got ()")
     kind = next((n for n in NUMBERS if n in _leaves(types[field.name])), None)
@@ -87,7 +86,7 @@ def check_options(config: Any) -> None:
       values = tuple(
         e.item() if isinstance(e, np.generic) else e for e in values
       )
-      plain = values if isinstance(value, tuple) else values[0]
+      plain = values if is_tuple else values[0]
       object.__setattr__(config, field.name, plain)  # it may be frozen
     bounds = field.metadata.get("bounds")
     if bounds and not all(in_bounds(number, bounds) for number in values):

@@ -71,6 +71,8 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"on": "False"}, "^on must be of type bool, got 'False'$"),
     ({"on": 1}, "^on must be of type bool, got 1$"),
     ({"on": None}, "^on must be of type bool, got None$"),
+    ({"size": (8, 9)}, r"^size must be of type int, got \(8, 9\)$"),
+    ({"color": ("red",)}, r"^color must be one of .*, got \('red',\)$"),
     ({"color": "blue"}, "^color must be one of red, green, got 'blue'$"),
     ({"color": None}, "^color must be one of red, green, got None$"),
     ({"dtype": "bfloat16"}, "^dtype must be one of float32, bfloat16, got 'b"),
