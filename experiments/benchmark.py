@@ -10,7 +10,9 @@ CPU devices: the greatest common divisor of the number of cores and the batch
 size. The tables have medians and quartiles, the time relative to ours, the
 seconds to compile, and the memory that the compiled program needs on each
 device. A library that is not installed, or does not have the layer, is skipped
-and named; one that computes something else stops the benchmark.
+and named; one that computes something else stops the benchmark. A flag of a
+size, such as --hidden_size, replaces the cases of each part that has this size
+by one case, of the given sizes and the part's defaults.
 
 On an H100 or H200, in less than 8 minutes,
 

@@ -22,8 +22,9 @@ from experiments.benchmarks.tables import Row
 from experiments.benchmarks.timing import compare
 
 Results = Iterator[tuple[list[Row], dict[str, str]]]  # (rows, skipped)
-# The sizes of a part's case unless it says otherwise, such as MODEL, and the
-# cases that are measured, by what differs from them, such as MODELS.
+# MODEL holds the sizes of a case of that part by default, and MODELS the cases
+# that are measured: of each, the sizes that differ from MODEL. The other parts
+# have pairs like it.
 MODEL: Row = {
   "hidden_size": 512,
   "seq_len": 64,
@@ -77,7 +78,8 @@ def model_part(
 ) -> Results:
   """Time the Adam step of a language model.
 
-  A case is what differs from MODEL. The peers are all, if none are named.
+  A case holds the sizes that differ from MODEL. Without `peers`, the peers are
+  all of them.
   """
   makers = models.models()
   if peers is not None:
@@ -93,7 +95,7 @@ def layer_part(
 ) -> Results:
   """Time one layer: first its outputs alone, then all gradients.
 
-  A case is what differs from LAYER.
+  A case holds the sizes that differ from LAYER.
   """
   for cell in cells:
     yield from _layer_cases("layer", cell, sequences.sequences(), cases, rounds)
@@ -120,9 +122,9 @@ def _layer_cases(
 
 
 def resets_part(cases: Iterable[Row], rounds: int) -> Results:
-  """Time the GRU of a recurrent policy, with episodes that begin inside.
+  """Time the GRU of a recurrent policy; episodes begin inside its sequences.
 
-  A case is what differs from POLICY.
+  A case holds the sizes that differ from POLICY.
   """
   for case in cases:
     sizes = POLICY | case
@@ -154,7 +156,7 @@ def memory_part(sizes: Row) -> Results:
 
 
 def launches_part(sizes: Row) -> Results:
-  """Count the kernel launches of the gradient of one layer on an H100."""
+  """Count the kernel launches of a layer's gradient, compiled for an H100."""
   case = LAYER | {"hidden_size": 512} | _sizes_of(sizes, LAYER)
   for cell in ("lstm", "gru"):
     for dtype in launches.DTYPES:
@@ -229,7 +231,7 @@ class Part(NamedTuple):
   """A part of the benchmark."""
 
   measure: Callable[[Row, int], Results]  # (sizes, rounds) -> its results
-  sizes: Row  # those that may be given: then there is one case, of these sizes
+  sizes: Row  # with their defaults; if one is given, there is only one case
   timed: bool = True  # whether there are times to compare
 
 
@@ -247,7 +249,7 @@ PARTS: dict[str, Part] = {
 
 
 def check_sizes(parts: Iterable[str], sizes: Row) -> None:
-  """Raise ValueError unless each size that is given is one of these parts'."""
+  """Raise ValueError if a given size is one of none of the chosen parts."""
   names = [*parts]
   for size in sizes:
     if not any(size in PARTS[name].sizes for name in names):
