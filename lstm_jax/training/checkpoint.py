@@ -163,13 +163,16 @@ class CheckpointWriter:
       CheckpointError: it could not be written.
     """
     with checkpoint_errors("the last checkpoint cannot be written"):
-      self._manager.wait_until_finished()
-      if self._unsynced is not None:
-        # Not in `_sync_new`: after it, orbax writes the time of the commit.
-        if jax.process_index() == 0:
+      try:
+        self._manager.wait_until_finished()
+        if self._unsynced is not None and jax.process_index() == 0:
+          # Not in `_sync_new`: after it, orbax writes the time of the commit.
           sync_tree(self._directory / str(self._unsynced))
           sync(self._directory)
-        self._unsynced = None
+      except Exception:
+        self._unsynced = None  # it is lost: the next call reports another
+        raise
+      self._unsynced = None
 
   def close(self) -> None:
     """Wait as `wait` does, and release the directory in any case.

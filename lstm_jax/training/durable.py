@@ -28,8 +28,16 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-  """Wait for a directory, and for all files and directories in it."""
-  for root, _, names in os.walk(directory, topdown=False):
+  """Wait for a directory, and for all files and directories in it.
+
+  Raises:
+    OSError: it is no directory, or something in it cannot be read or written.
+  """
+
+  def fail(error: OSError) -> None:
+    raise error
+
+  for root, _, names in os.walk(directory, topdown=False, onerror=fail):
     for name in names:
       sync(Path(root, name))
     sync(Path(root))

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lstm_jax.training import (
+  CheckpointError,
   CheckpointWriter,
   list_checkpoints,
   read_params,
@@ -118,3 +120,24 @@ def test_only_a_directory_may_be_without_fsync(tmp_path, monkeypatch):
   file.touch()
   with pytest.raises(OSError, match="Invalid argument"):
     sync(file)
+
+
+def test_what_is_no_directory_cannot_be_waited_for(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(NotADirectoryError):
+    sync_tree(tmp_path / "file")
+  with pytest.raises(FileNotFoundError):
+    sync_tree(tmp_path / "absent")
+
+
+def test_a_checkpoint_that_was_removed_too_early_is_an_error_once(tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(3, PARAMS, {})
+  writer._manager.wait_until_finished()
+  shutil.rmtree(tmp_path / "3")
+  message = "^the last checkpoint cannot be written: FileNotFoundError: "
+  with pytest.raises(CheckpointError, match=message):
+    writer.wait()
+  writer.save(5, PARAMS, {})
+  writer.close()
+  assert list_checkpoints(tmp_path) == [5]
