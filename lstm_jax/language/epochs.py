@@ -55,7 +55,7 @@ class BatchingConfig:
   short_seq_prob: float = option(
     0.0,
     "Probability that a batch has half of seq_len time steps (Merity et al. "
-    "2018, section 5, without their change of the learning rate). A rest of "
+    "2018, section 4.1, without their change of the learning rate). A rest of "
     "less than half of seq_len at the end of an epoch is then left out.",
     bounds="[0, 1]",
   )
