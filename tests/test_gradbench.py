@@ -108,6 +108,18 @@ def test_loss_and_gradient_are_those_of_torch(module, data):
   assert worst(jax.jit(module.jacobian)(*data), expected) < 1e-12
 
 
+def test_parameters_of_another_size_are_not_cut_into_more_layers(module, data):
+  main, extra, state, sequence = data
+  wide = [np.repeat(x, 2, axis=1) for x in (main, state)]
+  for arguments in (
+    (wide[0], extra, state, sequence),
+    (main, extra, wide[1], sequence),
+    (wide[0], extra, wide[1], sequence),
+  ):
+    with pytest.raises(ValueError, match="cannot reshape"):
+      module.objective(*arguments)
+
+
 def test_x_has_the_size_of_h(module, key):
   with pytest.raises(ValueError, match="must have the same size, got 3 and 4"):
     module.init(key, 3, 4)
