@@ -98,8 +98,9 @@ class CheckpointWriter:
         the last two alone.
 
     Raises:
-      ValueError: step or best is no integer of at least 0, description is no
-        dictionary, or two arrays have the same name or one has no numbers.
+      ValueError: step or best is no integer of at least 0; description is no
+        dictionary, or two of its keys are the same string in JSON; or two
+        arrays have the same name, or one has no numbers.
       TypeError: description is not what JSON can hold.
       CheckpointError: the directory holds a checkpoint of this or a later step;
         this checkpoint or the one before it cannot be written; or the writer is
@@ -112,7 +113,8 @@ class CheckpointWriter:
     if not isinstance(description, dict):
       kind = type(description).__name__
       raise ValueError(f"description must be a dictionary, got {kind}")
-    description = json.loads(json.dumps(description))  # orbax reads it later
+    text = json.dumps(description)  # orbax would read a dictionary later
+    description = json.loads(text, object_pairs_hook=_with_distinct_keys)
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
     # Training steps donate them.
     trees = jax.tree_util.tree_map_with_path(_copied, trees)
@@ -236,6 +238,14 @@ def _copied(path: tuple[Any, ...], leaf: Any) -> Any:
       f"{name} must hold numbers of a dtype that JAX has, got {kind}"
     ) from None
   return copy
+
+
+def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Return an object of JSON; raise ValueError if two keys are the same."""
+  if len(dict(pairs)) < len(pairs):
+    keys = ", ".join(key for key, _ in pairs)
+    raise ValueError(f"the keys of a description must differ, got {keys}")
+  return dict(pairs)
 
 
 def check_step(step: Any, name: str = "step") -> None:
