@@ -10,22 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import (
-  gru,
-  lstm,
-  unroll,
-  unroll_both,
-  unroll_stack,
-)
+from lstm_jax import gru, lstm, unroll, unroll_both, unroll_stack
 from lstm_jax.interop import keras as interop
 from tests.draws import B, D, H, T, normal_like, worst
-from tests.interop.keras_layers import (
-  EACH,
-  OPTIONS,
-  SIDES,
-  draw,
-  from_options,
-)
+from tests.interop.keras_layers import EACH, OPTIONS, SIDES, draw, from_options
 
 
 @pytest.fixture(scope="module")

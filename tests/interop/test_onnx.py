@@ -7,11 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import (
-  gru,
-  lstm,
-  peephole_lstm,
-)
+from lstm_jax import gru, lstm, peephole_lstm
 from lstm_jax.interop import onnx as interop
 from tests.draws import B, D, H, T, normal_like, worst
 from tests.interop import onnx_models

@@ -5,13 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import (
-  coupled_lstm,
-  gru,
-  gru_reset_before,
-  lstm,
-  rnn,
-)
+from lstm_jax import coupled_lstm, gru, gru_reset_before, lstm, rnn
 from lstm_jax.cells import RELU, SIGMOID, TANH, make_hard_sigmoid
 from lstm_jax.interop import onnx as interop
 from tests.draws import B, D, H, T, normal_like, worst

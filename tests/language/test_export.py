@@ -11,12 +11,7 @@ import pytest
 from jax import export
 
 from lstm_jax import Autodiff, Explicit
-from lstm_jax.language import (
-  ModelConfig,
-  Regularizers,
-  language_model,
-  readout,
-)
+from lstm_jax.language import ModelConfig, Regularizers, language_model, readout
 from lstm_jax.training import Average, init_state, make_train_step
 from lstm_jax.training.averaging import init_average
 from tests.contract import EXHAUSTIVE

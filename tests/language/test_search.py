@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 from lstm_jax.language import ModelConfig, language_model, sample
-from lstm_jax.language.search import (
-  beam_search,
-  continuation_nats,
-  sample_best,
-)
+from lstm_jax.language.search import beam_search, continuation_nats, sample_best
 
 V, LENGTH = 4, 4
 MODEL = language_model(

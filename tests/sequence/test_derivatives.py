@@ -7,19 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import (
-  Autodiff,
-  Explicit,
-  Step,
-  lstm,
-  unroll,
-)
+from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
 from lstm_jax.sequence.in_place import MOST_UNROLLED
-from tests.contract import (
-  CELLS,
-  EXHAUSTIVE,
-  REPRESENTATIVE_CELLS,
-)
+from tests.contract import CELLS, EXHAUSTIVE, REPRESENTATIVE_CELLS
 from tests.draws import T, arguments, normal_like, weighed, worst
 from tests.gradients import value_and_gradient
 

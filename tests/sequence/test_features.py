@@ -13,11 +13,7 @@ from hypothesis import strategies as st
 from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
 from lstm_jax.sequence.primal import ScanOptions
 from lstm_jax.sequence.scan import scan_sequence
-from tests.contract import (
-  REPRESENTATIVE_CELLS,
-  TABLE,
-  each_cell,
-)
+from tests.contract import REPRESENTATIVE_CELLS, TABLE, each_cell
 from tests.draws import B, D, H, T, arguments, weighed, worst
 from tests.gradients import value_and_gradient
 from tests.sequence.options import FEATURES, MASK, RESET

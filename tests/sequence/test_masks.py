@@ -10,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
-from tests.contract import (
-  CELLS,
-  REPRESENTATIVE_CELLS,
-  REPRESENTATIVES,
-  TABLE,
-)
+from tests.contract import CELLS, REPRESENTATIVE_CELLS, REPRESENTATIVES, TABLE
 from tests.draws import B, D, H, T, arguments, normal_like, worst
 from tests.gradients import value_and_gradient
 from tests.sequence.options import FEATURES, LENGTHS, MASK, RESET

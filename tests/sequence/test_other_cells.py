@@ -8,13 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lstm_jax import (
-  Autodiff,
-  Explicit,
-  Step,
-  init_stack,
-  unroll_stack,
-)
+from lstm_jax import Autodiff, Explicit, Step, init_stack, unroll_stack
 from lstm_jax.cells.made import MadeCell
 from tests.contract import REPRESENTATIVE_CELLS
 from tests.draws import B, D, H, T, arguments, worst

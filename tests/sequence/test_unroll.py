@@ -10,14 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from lstm_jax import (
-  Autodiff,
-  Explicit,
-  Step,
-  gru_reset_before,
-  lru,
-  unroll,
-)
+from lstm_jax import Autodiff, Explicit, Step, gru_reset_before, lru, unroll
 from lstm_jax.sequence import scan
 from tests.contract import (
   CELLS,

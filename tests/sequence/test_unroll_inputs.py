@@ -17,11 +17,7 @@ from lstm_jax import (
   unroll_both,
   unroll_stack,
 )
-from tests.contract import (
-  CELLS,
-  REPRESENTATIVE_CELLS,
-  TOKEN_CELLS,
-)
+from tests.contract import CELLS, REPRESENTATIVE_CELLS, TOKEN_CELLS
 from tests.draws import B, D, H, T, arguments, worst
 from tests.gradients import value_and_gradient
 

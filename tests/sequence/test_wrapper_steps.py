@@ -10,9 +10,7 @@ import pytest
 from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
 from lstm_jax.sequence import wrappers
 from lstm_jax.testing import gradcheck, plant, terms
-from tests.contract import (
-  REPRESENTATIVE_CELLS,
-)
+from tests.contract import REPRESENTATIVE_CELLS
 from tests.draws import B, H, T, arguments, weighed, worst
 from tests.sequence.options import FEATURES, MASK, RESET, zoneout_rates
 

@@ -4,11 +4,7 @@ from itertools import islice, repeat
 
 import numpy as np
 
-from lstm_jax.language import (
-  ModelConfig,
-  language_model,
-  make_batches,
-)
+from lstm_jax.language import ModelConfig, language_model, make_batches
 from lstm_jax.training import (
   OptimizerConfig,
   init_state,

@@ -1,6 +1,4 @@
-import json
 from functools import partial
-from pathlib import Path
 from threading import Event
 
 import jax
@@ -8,10 +6,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lstm_jax.language import (
-  ModelConfig,
-  language_model,
-)
 from lstm_jax.training import (
   CheckpointError,
   CheckpointWriter,
@@ -21,8 +15,7 @@ from lstm_jax.training import (
   read_params,
   read_state,
 )
-from lstm_jax.training.checkpoint import checkpoint_errors
-from tests.draws import normal_like, worst
+from tests.draws import worst
 from tests.training.small import MODEL, start, steps
 
 
@@ -54,50 +47,6 @@ def test_a_checkpoint_returns_what_was_saved(key, tmp_path):
       message = f"^{tmp_path} holds no checkpoint of step {step}$"
       with pytest.raises(CheckpointError, match=message):
         read(tmp_path, step)
-
-
-def test_what_the_caller_mistakes_is_not_said_of_the_checkpoint(tmp_path):
-  writer, x = CheckpointWriter(tmp_path), np.ones(2)
-  writer.save(8, {"a": {"b": x}}, {})
-  writer.close()
-  for step in ("8", 8.0, -1, True):
-    message = rf"^step must be an integer of at least 0, got {step!r}$"
-    for read in (
-      read_checkpoint,
-      partial(read_params, like={}),
-      partial(read_state, like={}),
-      has_state,
-    ):
-      with pytest.raises(ValueError, match=message):
-        read(tmp_path, step)
-  with pytest.raises(
-    ValueError, match=r"^two arrays have the name params\.a\.b:"
-  ):
-    read_params(tmp_path, 8, {"a": {"b": x}, "a.b": x})
-  message = f"^the checkpoint {tmp_path}/8 is of another configuration: "
-  message += r"params must be float64 \(2,\), got no such array$"
-  with pytest.raises(CheckpointError, match=message):
-    read_params(tmp_path, 8, x)
-  message = r"params.a.b must be key<fry> \(\), got float64 \(2,\)$"
-  with pytest.raises(CheckpointError, match=message):
-    read_params(tmp_path, 8, {"a": {"b": jax.random.key(0)}})
-
-
-def test_a_directory_that_cannot_be_read_is_said_to_be(tmp_path, monkeypatch):
-  def forbidden(path):
-    raise PermissionError(13, "Permission denied", str(path))
-
-  file = tmp_path / "file"
-  file.write_text("no directory")
-  with pytest.raises(CheckpointError, match=f"^{file} cannot be read: Not"):
-    read_checkpoint(file)
-  with pytest.raises(NotADirectoryError):
-    list_checkpoints(file)
-  assert list_checkpoints(tmp_path / "absent") == []
-  monkeypatch.setattr(Path, "iterdir", forbidden)
-  message = f"^{tmp_path} cannot be read: PermissionError: .*denied"
-  with pytest.raises(CheckpointError, match=message):
-    read_checkpoint(tmp_path)
 
 
 def test_a_description_may_change_once_it_is_saved(tmp_path, monkeypatch):
@@ -223,87 +172,6 @@ def test_a_closed_writer_refuses_what_it_could_not_write(tmp_path):
     with pytest.raises(CheckpointError, match=message):
       call()
   assert list_checkpoints(tmp_path) == [1]
-
-
-@pytest.mark.parametrize(
-  ("error", "reason"),
-  [
-    (AssertionError(), "AssertionError"),
-    (KeyError("step"), "KeyError: 'step'"),
-    (OSError("a: No space left [os_error_code='28']"), "No space left"),
-  ],
-)
-def test_an_error_of_a_checkpoint_has_a_reason(error, reason):
-  with pytest.raises(CheckpointError) as raised, checkpoint_errors("No read"):
-    raise error
-  assert str(raised.value) == f"No read: {reason}"
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(key, tmp_path):
-  writer = CheckpointWriter(tmp_path)
-  writer.save(1, MODEL.init(key), {})
-  writer.close()
-  for sizes, message in (
-    (
-      {"hidden_size": 6},
-      r"layers.0.w_x must be float32 \(3, 24\), got float32 \(3, 20\)",
-    ),
-    (
-      {"hidden_size": 5, "num_layers": 2},
-      r"layers.1.w_x must be .*got no such array$",
-    ),
-  ):
-    other = language_model(ModelConfig(embedding_size=3, **sizes), 9)
-    with pytest.raises(CheckpointError, match=message):
-      read_params(tmp_path, 1, jax.eval_shape(other.init, key))
-  fewer = jax.eval_shape(MODEL.init, key)._replace(readout=None)
-  message = r"readout must be absent, got float32 \(5, 9\)$"
-  with pytest.raises(CheckpointError, match=message):
-    read_params(tmp_path, 1, fewer)
-
-
-def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
-  (tmp_path / "3").write_text("a file")
-  for directory in (tmp_path, tmp_path / "missing"):
-    with pytest.raises(
-      CheckpointError, match=f"{directory} holds no checkpoint"
-    ):
-      read_checkpoint(directory)
-
-
-@pytest.mark.everyday(2)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", ["truncated", "removed"])
-@pytest.mark.parametrize(
-  "pattern", ["8/description/metadata", "8/params/*.oc*"]
-)
-def test_a_damaged_checkpoint_is_an_error_of_one_line(
-  damage, pattern, key, tmp_path, collected
-):
-  writer = CheckpointWriter(tmp_path)
-  writer.save(8, normal_like(key, MODEL.init(key)), {"note": "text"})
-  writer.close()
-  (path,) = tmp_path.glob(pattern)
-  if damage == "removed":
-    path.unlink()
-  else:
-    path.write_bytes(path.read_bytes()[:9])
-  with pytest.raises(CheckpointError, match="cannot be read: ") as error:
-    step, _ = read_checkpoint(tmp_path)
-    read_params(tmp_path, step, jax.eval_shape(MODEL.init, key))
-  assert "\n" not in str(error.value)
-
-
-def test_a_description_without_a_checksum_is_damaged(tmp_path):
-  writer = CheckpointWriter(tmp_path)
-  writer.save(8, {"w": np.ones(2)}, {"note": "text"})
-  writer.close()
-  path = tmp_path / "8" / "checksums" / "metadata"
-  checksums = json.loads(path.read_text())
-  del checksums["description"]
-  path.write_text(json.dumps(checksums))
-  with pytest.raises(CheckpointError, match="its description is not what was"):
-    read_checkpoint(tmp_path)
 
 
 def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):

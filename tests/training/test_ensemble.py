@@ -5,11 +5,7 @@ import pytest
 
 from lstm_jax import gru, lstm, rnn
 from lstm_jax.cells.platform import traced_for
-from lstm_jax.language import (
-  ModelConfig,
-  Regularizers,
-  language_model,
-)
+from lstm_jax.language import ModelConfig, Regularizers, language_model
 from lstm_jax.training import (
   OptimizerConfig,
   init_ensemble,

@@ -5,10 +5,7 @@ import optax
 import pytest
 
 from lstm_jax.language import LanguageParams
-from lstm_jax.training import (
-  OptimizerConfig,
-  make_optimizer,
-)
+from lstm_jax.training import OptimizerConfig, make_optimizer
 from lstm_jax.training.norms import part_norms
 from lstm_jax.training.optimizer import MAX_SKIPPED, learning_rate
 from tests.draws import worst

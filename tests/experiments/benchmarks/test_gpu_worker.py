@@ -6,12 +6,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments.benchmarks.gpu.case import (
-  DeviceLost,
-  Prepared,
-  Result,
-  reason,
-)
+from experiments.benchmarks.gpu.case import DeviceLost, Prepared, Result, reason
 from experiments.benchmarks.gpu.worker import work
 from tests.experiments.benchmarks.gpu_worker import Fake
 

@@ -1,12 +1,7 @@
 import pytest
 
 from experiments.comparison.config import CompareConfig
-from experiments.trainer.records import (
-  from_record,
-  leaves,
-  replace,
-  to_record,
-)
+from experiments.trainer.records import from_record, leaves, replace, to_record
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,7 @@ import pytest
 from experiments.policies import peer
 from experiments.policies.config import PolicyConfig, PPOConfig
 from experiments.policies.environments import tmaze
-from experiments.policies.peer import (
-  check_equal,
-  race,
-  racers,
-  to_flax,
-)
+from experiments.policies.peer import check_equal, race, racers, to_flax
 from tests.draws import normal_like, weighed, worst
 
 EACH = pytest.mark.parametrize("name", ["gru", "lstm"])

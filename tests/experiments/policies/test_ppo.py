@@ -8,12 +8,7 @@ import pytest
 from experiments.policies.config import PPOConfig
 from experiments.policies.environments import tmaze
 from experiments.policies.networks import make_network
-from experiments.policies.ppo import (
-  gae,
-  loss,
-  make_update,
-  minibatch,
-)
+from experiments.policies.ppo import gae, loss, make_update, minibatch
 from experiments.policies.rollouts import (
   Inputs,
   Outcome,

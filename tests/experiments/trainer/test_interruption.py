@@ -10,11 +10,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.data import text_sha256
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import open_run_dir
-from experiments.trainer.run_dir import (
-  SHA256,
-  check_is_run_or_empty,
-  set_aside,
-)
+from experiments.trainer.run_dir import SHA256, check_is_run_or_empty, set_aside
 from lstm_jax.training import list_checkpoints
 from tests.experiments.conftest import VERSE
 from tests.power import tree
