@@ -112,7 +112,14 @@ class Regularizers:
       key: a typed PRNG key.
       states: the layers' states, each array [..., H].
       zero: their zero states, of the same shapes.
+
+    Raises:
+      ValueError: the shapes differ.
     """
+    # `where` would repeat the state of one sequence for all of them.
+    found, expected = (jax.tree.map(jnp.shape, s) for s in (states, zero))
+    if found != expected:
+      raise ValueError(f"states must have the shapes {expected}, got {found}")
     batch_shape = jax.tree.leaves(zero)[0].shape[:-1]
     is_reset = jax.random.bernoulli(key, self.state_reset, batch_shape)
     return jax.tree.map(

@@ -74,6 +74,19 @@ def test_the_state_before_a_reset_has_no_gradient(key):
     assert not leaf[is_reset].any() and leaf[~is_reset].all()
 
 
+@pytest.mark.parametrize("batch_shape", [(), (1,), (B + 1,), None])
+def test_a_state_of_another_batch_is_refused(batch_shape, key):
+  model, params, _, *batch = make(key, Regularizers(state_reset=0.5), gru)
+  state = (
+    batch_shape if batch_shape is None else model.initial_state(batch_shape)
+  )
+  message = (
+    rf"^states must have the shapes \(GRUState\(h=\({B}, {H}\)\), .*, got "
+  )
+  with pytest.raises(ValueError, match=message):
+    model.training_loss(params, state, *batch, key)
+
+
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("cell", [lstm, gru])
 def test_the_gradient_of_the_training_loss_is_that_of_autodiff(cell, key):
