@@ -72,6 +72,8 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"on": 1}, "^on must be of type bool, got 1$"),
     ({"on": None}, "^on must be of type bool, got None$"),
     ({"size": (8, 9)}, r"^size must be of type int, got \(8, 9\)$"),
+    ({"rate": (0.5,)}, r"^rate must be of type float, got \(0.5,\)$"),
+    ({"size": ()}, r"^size must be of type int, got \(\)$"),
     ({"color": ("red",)}, r"^color must be one of .*, got \('red',\)$"),
     ({"color": "blue"}, "^color must be one of red, green, got 'blue'$"),
     ({"color": None}, "^color must be one of red, green, got None$"),
