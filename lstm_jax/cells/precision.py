@@ -14,9 +14,12 @@ Tree = TypeVar("Tree")
 
 
 def check_float(name: str, dtype: Any) -> None:
-  """Raise ValueError unless dtype is a dtype of floats, or the name of one."""
+  """Raise ValueError unless dtype is one of JAX's of floats, or its name."""
   try:
-    valid = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    found = jnp.dtype(dtype)
+    # NumPy also has longdouble and other byte orders, and None for float64.
+    valid = dtype is not None and found.isnative and found.itemsize <= 8
+    valid = valid and jnp.issubdtype(found, jnp.floating)
   except TypeError:
     valid = False
   if not valid:

@@ -112,7 +112,14 @@ def test_sizes_that_are_no_integers_from_1_are_an_error(
 @ROWS
 @pytest.mark.parametrize(
   ("dtype", "name"),
-  [(jnp.int32, "int32"), (jnp.complex64, "complex64"), ("half2", "'half2'")],
+  [
+    (jnp.int32, "int32"),
+    (jnp.complex64, "complex64"),
+    ("half2", "'half2'"),
+    (None, "None"),
+    (">f4", "'>f4'"),
+    (np.longdouble, "longdouble"),
+  ],
 )
 def test_weights_of_a_dtype_without_floats_are_an_error(row, dtype, name, key):
   message = f"^dtype must be a dtype of floats, .*, got {name}$"
