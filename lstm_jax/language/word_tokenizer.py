@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.language.spelling import spelling_nats
 from lstm_jax.language.tokens import as_tokens
 
@@ -75,10 +76,10 @@ class WordTokenizer(NamedTuple):
       min_count: occurrences that a word needs to be in the vocabulary.
 
     Raises:
-      ValueError: min_count is below 1, or no word is so frequent.
+      ValueError: min_count is no integer of at least 1, or no word is so
+        frequent.
     """
-    if min_count < 1:
-      raise ValueError(f"min_count must be ≥ 1, got {min_count}")
+    check_count("min_count", min_count)
     counts = Counter(_symbols(text))
     ordered = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
     known = tuple(symbol for symbol in ordered if counts[symbol] >= min_count)
@@ -120,9 +121,10 @@ class WordTokenizer(NamedTuple):
     known = set(self.symbols)
     unknown = [symbol for symbol in _symbols(text) if symbol not in known]
     if unknown:
+      pieces = {symbol.removeprefix(" ") for symbol in known}
       names = (
-        f"{piece!r}{' with this spacing' * (piece in known)}"
-        for piece in (name.removeprefix(" ") for name in dict.fromkeys(unknown))
+        f"{piece!r}{' with this spacing' * (piece in pieces)}"
+        for piece in dict.fromkeys(name.removeprefix(" ") for name in unknown)
       )
       raise ValueError(
         f"not in the vocabulary of {self.size - 1:,} words: {', '.join(names)}"

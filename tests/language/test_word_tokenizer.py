@@ -137,12 +137,17 @@ def test_every_unknown_word_of_a_prompt_is_named():
     ValueError, match=r"words: '!', 'thee' with this spacing$"
   ):
     tokenizer.encode_known("thee!thee")
+  spaced = WordTokenizer.from_text("a,b", 1)  # it has " b" alone
+  with pytest.raises(ValueError, match=r"words: 'b' with this spacing, 'c'$"):
+    spaced.encode_known("b c,c")
 
 
 @pytest.mark.parametrize(
   ("text", "min_count", "message"),
   [
-    ("a b a", 0, "min_count must be ≥ 1, got 0"),
+    ("a b a", 0, "min_count must be an integer ≥ 1, got 0"),
+    ("a b a", 1.5, "min_count must be an integer ≥ 1, got 1.5"),
+    ("a b a", float("nan"), "min_count must be an integer ≥ 1, got nan"),
     ("a b a", 3, "a min_count of 3 leaves no word: the most frequent of 2 occ"),
     (" ", 1, "a min_count of 1 leaves no word: the most frequent of 0 occurs"),
   ],
