@@ -126,3 +126,22 @@ def test_params_that_do_not_fit_are_written_nowhere(key):
   ):
     with pytest.raises(ValueError, match=r"^weights do not fit each other"):
       write(params)
+
+
+@pytest.mark.parametrize(
+  "kind",
+  [nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell, nnx.SimpleCell],
+)
+def test_an_nnx_ensemble_has_the_weights_of_its_members(kind, key):
+  def make(key):
+    return kind(D, H, rngs=nnx.Rngs(key))
+
+  keys = jax.random.split(key, 3)
+  _, found = from_nnx(nnx.vmap(make)(keys))
+  for member, one in enumerate(keys):
+    _, expected = from_nnx(make(one))
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(
+      lambda x: (3, *x.shape), expected
+    )
+    for stacked, x in zip(found, expected, strict=True):
+      assert (stacked[member] == x).all()

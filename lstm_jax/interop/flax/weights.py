@@ -166,7 +166,9 @@ def from_nnx(module: Any) -> tuple[Cell, Params]:
   Without `jax_enable_x64`, float64 becomes float32.
 
   Args:
-    module: an nnx.LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell.
+    module: an nnx.LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell. All
+      weights may have the same further leading axes, such as those of a cell
+      made by nnx.vmap.
 
   Raises:
     ValueError: it is another module, or has other activations, a residual
@@ -178,7 +180,7 @@ def from_nnx(module: Any) -> tuple[Cell, Params]:
     for parts in variables
   )
   # nnx.GRUCell has no bias b_n.
-  more = (jnp.zeros(w_h.shape[:1], b.dtype),) if cell is gru else ()
+  more = (jnp.zeros(w_h.shape[:-1], b.dtype),) if cell is gru else ()
   return cell, PARAMS[cell](w_x, w_h, b, *more)
 
 
