@@ -81,13 +81,16 @@ def from_equinox(module: Any) -> tuple[Cell, Params]:
 def to_equinox(params: Params, *, bias: bool = True) -> Any:
   """Return an Equinox cell with these weights.
 
+  Without `jax_enable_x64`, NumPy's float64 becomes float32.
+
   Args:
     params: of `lstm` or `gru`, or their gradients.
-    bias: False for a cell with use_bias=False.
+    bias: False for a cell with use_bias=False, whose params cannot be traced
+      (`jax.jit`), since their biases are compared with 0.
 
   Raises:
     ValueError: the params are of a cell that Equinox does not have, or do not
-      fit each other; or a bias is not 0 though the cell has none.
+      fit each other; or a bias is not 0, or traced, though the cell has none.
     ModuleNotFoundError: Equinox is not installed.
   """
   if not isinstance(params, (lstm.LSTMParams, gru.GRUParams)):
@@ -98,8 +101,11 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
   if isinstance(params, gru.GRUParams):
     biases["bias_n"] = params.b_n
   for name, x in biases.items():
+    field = name.replace("bias", "b")
+    if not bias and isinstance(x, jax.core.Tracer):
+      raise ValueError(f"{field} must not be traced with bias=False")
     if not bias and x.any():
-      field, most = name.replace("bias", "b"), abs(x).max()
+      most = abs(x).max()
       raise ValueError(
         f"{field} must be 0 with bias=False, got magnitudes of up to {most}"
       )

@@ -192,3 +192,5 @@ def test_what_equinox_does_not_have_is_refused(key):
   message = r"^b_n must be 0 with bias=False, got magnitudes of up to 1.0$"
   with pytest.raises(ValueError, match=message):
     interop.to_equinox(params, bias=False)
+  with pytest.raises(ValueError, match=r"^b must not be traced with bias=Fal"):
+    jax.jit(lambda p: interop.to_equinox(p, bias=False))(params)
