@@ -74,7 +74,8 @@ def plan_teachers(config: TrainConfig) -> list[Job]:
   """Return the jobs of a recipe's teachers, finished or not.
 
   Raises:
-    ValueError: a teacher is not a directory seedN under the name of a row.
+    ValueError: a teacher is not a directory seedN under the name of a row, or
+      N is no seed.
   """
   jobs: list[Job] = []
   for name in config.distillation.teacher:
@@ -87,9 +88,9 @@ def plan_teachers(config: TrainConfig) -> list[Job]:
       )
     try:
       row = read_board().find(directory.parent.name)
+      own = ReproduceConfig(run=str(directory.parent), seeds=(int(seed[1]),))
     except ValueError as error:
       raise ValueError(f"teacher {name}: {error}") from None
-    own = ReproduceConfig(run=str(directory.parent), seeds=(int(seed[1]),))
     jobs += plan(row, own)
   return jobs
 
@@ -144,10 +145,14 @@ def parse(default: Any, arguments: list[str]) -> Any:
       wherever this is started.
 
   Raises:
-    absl.flags.Error: a flag is unknown, or its value is not of its kind.
+    absl.flags.Error: a flag is unknown, or its value is not of its kind; or an
+      argument is no flag.
+    ValueError: a value is out of its range.
   """
   values = flags.FlagValues()
   holders = define_flags(default, values)
   program = ""  # argv[0], which is not read
-  values([program, *with_absolute_recipe(arguments)])
+  _, *others = values([program, *with_absolute_recipe(arguments)])
+  if others:
+    raise flags.Error(f"unknown argument {others[0]!r}: flags begin with --")
   return config_from_flags(default, holders)

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from experiments import evaluate, reproduce, train
 from experiments.comparison import plan as plans
@@ -149,6 +150,20 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
     ValueError, match="teacher runs/mine/seed0: the name must"
   ):
     plan_teachers(replace(config, teacher=("runs/mine/seed0",)))
+  name = f"{base}/seed99999999999"
+  with pytest.raises(ValueError, match=f"^teacher {name}: seeds must be in"):
+    plan_teachers(replace(config, teacher=(name,)))
+
+
+@pytest.mark.parametrize("arguments", [["mine"], ["--", "--seed=2"]])
+def test_what_is_no_flag_is_refused(arguments, tmp_path):
+  message = f"^unknown argument '{arguments[-1]}': flags begin with --$"
+  with pytest.raises(flags.Error, match=message):
+    parse(TrainConfig(), ["--seed=1", *arguments])
+  recipe = tmp_path / "mine.flags"
+  recipe.write_text("--seed=1\n" + "\n".join(arguments))
+  with pytest.raises(flags.Error, match=message):
+    parse(TrainConfig(), [f"--flagfile={recipe}"])
 
 
 def test_minutes_that_the_seeds_share_are_named_apart():
