@@ -50,7 +50,8 @@ def checkout(directory: Path) -> dict[str, Any]:
   found = _git(directory, "rev-parse", "--show-toplevel", "HEAD")
   if found is None:
     return {}
-  top, commit = found.splitlines()
+  # A path may have characters at which `splitlines` splits.
+  top, commit, _ = found.rsplit("\n", 2)
   if not os.path.samefile(top, directory):
     return {}
   changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
@@ -70,10 +71,9 @@ def _git(directory: Path, *arguments: str) -> str | None:
       env=variables,
       stdin=subprocess.DEVNULL,
       capture_output=True,
-      text=True,
       timeout=TIMEOUT,
       check=True,
     )
   except (OSError, subprocess.SubprocessError):
     return None
-  return process.stdout
+  return os.fsdecode(process.stdout)

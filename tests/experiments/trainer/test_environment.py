@@ -1,6 +1,7 @@
 """The commit of the checkout is recorded with results, where there is one."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,6 +43,16 @@ def test_a_checkout_has_a_commit_and_says_whether_its_files_differ(
   assert find(made) == {"git_commit": commit, "git_dirty": False}
   (made / "file").write_text("two")
   assert find(made) == {"git_commit": commit, "git_dirty": True}
+
+
+@needs_git
+@pytest.mark.parametrize(
+  "name", [b"two\nlines", b"\xe2\x80\xa8", b"no UTF-8 \xff"]
+)
+def test_a_checkout_may_have_any_name(name, made, tmp_path_factory):
+  directory = tmp_path_factory.mktemp("named") / os.fsdecode(name)
+  shutil.copytree(made, directory)
+  assert find(directory) == find(made) != {}
 
 
 @needs_git
