@@ -50,7 +50,9 @@ class ExploreConfig:
     bounds="[2, inf)",
   )
   output: str = option(
-    "", "File of the page; empty for explore.html in the run directory."
+    "",
+    "File of the page, to write or to replace, outside the run directory; "
+    "empty for explore.html in it.",
   )
 
   def __post_init__(self):
@@ -66,14 +68,17 @@ def run(config: ExploreConfig, console: Console) -> Page:
   """Read the text with the run's model and write the page.
 
   Raises:
-    ValueError: the run is not usable; or the text cannot be read, has fewer
-      than two tokens, or a character that the model does not know.
+    ValueError: the run is not usable; the page would be another file of the
+      run directory, or in a directory that does not exist; or the text cannot
+      be read, has fewer than two tokens, or a character that the model does not
+      know.
     OSError: the page cannot be written.
   """
   directory = Path(config.run)
   trained = load(directory)
   path = Path(config.output or directory / run_dir.PAGE)
   check_parent(path)
+  run_dir.check_page(path, directory, run_dir.PAGE)
   if config.prompt:
     text, source = config.prompt, "a prompt"
   elif config.text:

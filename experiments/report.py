@@ -33,8 +33,9 @@ class ReportConfig:
 
   output: str = option(
     "",
-    "File of the page; empty for report.html, in the run directory if one is "
-    "given, and in the current directory if several are.",
+    "File of the page, to write or to replace, outside the run directories; "
+    "empty for report.html, in the run directory if one is given, and in the "
+    "current directory if several are.",
   )
 
 
@@ -43,7 +44,8 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
 
   Raises:
     ValueError: there are no runs, or the same one twice; or a directory holds
-      no run or a damaged one; or that of the page does not exist.
+      no run or a damaged one; or that of the page does not exist, or the page
+      would be another file of a run directory.
     OSError: the page cannot be written.
   """
   directories = [Path(name) for name in runs]
@@ -61,6 +63,8 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   default = directories[0] if len(directories) == 1 else Path()
   path = Path(config.output or default / run_dir.REPORT)
   check_parent(path)
+  for directory in directories:
+    run_dir.check_page(path, directory, run_dir.REPORT)
   return write_page(path, make_page(histories), console)
 
 

@@ -65,6 +65,22 @@ FLAGS = tuple(leaf.name for leaf in leaves(TrainConfig()))
 JOB_FLAGS = tuple(leaf.name for leaf in leaves(JobConfig()))
 
 
+def check_page(path: Path, directory: Path, name: str) -> None:
+  """Raise ValueError where writing a page would harm a run.
+
+  Args:
+    path: of the page.
+    directory: the run directory. The page may be its file `name`, and no other.
+    name: PAGE or REPORT.
+  """
+  held, place = directory.resolve(), path.resolve()
+  if place.is_relative_to(held) and place != held / name:
+    raise ValueError(
+      f"output must be outside the run directory {directory}, or its {name}, "
+      f"got {path}"
+    )
+
+
 def read_config(directory: Path) -> dict[str, Any] | None:
   """Return the contents of config.json; None if it is missing or invalid."""
   record = _read_json(directory / CONFIG)

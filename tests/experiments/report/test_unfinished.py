@@ -132,7 +132,7 @@ def test_skipped_training_steps_leave_a_gap(copy, console, tmp_path):
 
 
 def test_a_directory_without_a_run_or_given_twice_is_refused(
-  copy, console, tmp_path
+  copy, console, tmp_path, monkeypatch
 ):
   directory, _ = copy
   for runs, message in (
@@ -146,3 +146,12 @@ def test_a_directory_without_a_run_or_given_twice_is_refused(
   nowhere = ReportConfig(str(tmp_path / "nowhere" / "page.html"))
   with pytest.raises(ValueError, match="cannot be written: no such directory"):
     report.run([str(directory)], nowhere, console)
+  config = (directory / "config.json").read_text()
+  monkeypatch.chdir(directory)
+  for output in (directory / "config.json", "config.json", "page.html"):
+    inside = ReportConfig(str(output))
+    with pytest.raises(
+      ValueError, match=r"^output must be outside the run dir"
+    ):
+      report.run([str(directory)], inside, console)
+  assert (directory / "config.json").read_text() == config
