@@ -69,9 +69,9 @@ def run(config: ExploreConfig, console: Console) -> Page:
 
   Raises:
     ValueError: the run is not usable; the page would be another file of the
-      run directory, or in a directory that does not exist; or the text cannot
-      be read, has fewer than two tokens, or a character that the model does not
-      know.
+      run directory, the text, or in a directory that does not exist; or the
+      text cannot be read, has fewer than two tokens, or a character that the
+      model does not know.
     OSError: the page cannot be written.
   """
   directory = Path(config.run)
@@ -79,6 +79,8 @@ def run(config: ExploreConfig, console: Console) -> Page:
   path = Path(config.output or directory / run_dir.PAGE)
   check_parent(path)
   run_dir.check_page(path, directory, run_dir.PAGE)
+  if config.text and path.resolve() == Path(config.text).resolve():
+    raise ValueError(f"output must be another file than text, got {path}")
   if config.prompt:
     text, source = config.prompt, "a prompt"
   elif config.text:

@@ -144,6 +144,8 @@ def test_what_cannot_be_explored_is_an_error_that_says_why(
     output = explored_run / name
     refused("^output must be outside the run dir", text="Shall", output=output)
   assert (explored_run / "config.json").read_text().startswith("{")
+  refused("^output must be another file than text", text="Shall", output=path)
+  assert path.read_text() == "Shall"
   refused("there is no run in .*nowhere: no such directory", nowhere)
   words = write_run(word_config)
   refused("at least 2 words, got 1", words, text="Shall")
