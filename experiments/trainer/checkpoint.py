@@ -220,8 +220,8 @@ def read_progress(
     return kind(**description["progress"])
   except (KeyError, TypeError) as error:
     raise CheckpointError(
-      f"the checkpoint of step {step} in {checkpoints} is not of such a run: "
-      f"{error}"
+      f"the checkpoint of step {step} in {checkpoints} is of another kind of "
+      f"run, or of another version: {error}"
     ) from None
 
 

@@ -1,6 +1,15 @@
 """What an interrupted run keeps: its logs, and one of its checkpoints."""
 
-from experiments.trainer.checkpoint import describe_kept, truncate_logs
+import jax.numpy as jnp
+import pytest
+
+from experiments.trainer.checkpoint import (
+  Progress,
+  describe_kept,
+  read_progress,
+  truncate_logs,
+)
+from lstm_jax.training import CheckpointError, CheckpointWriter
 
 
 def test_a_log_without_a_complete_line_is_empty_and_one_that_is_lost_not_made(
@@ -20,3 +29,13 @@ def test_the_best_checkpoint_is_kept_or_else_the_newest(tmp_path):
     (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
   assert describe_kept(tmp_path, 20) == "the checkpoint of step 20"
   assert describe_kept(tmp_path, 25) == "the checkpoint of step 30"
+
+
+@pytest.mark.parametrize("description", [{}, {"progress": {"members": 2}}])
+def test_the_progress_of_another_kind_of_run_is_an_error(description, tmp_path):
+  writer = CheckpointWriter(tmp_path)
+  writer.save(3, {"w": jnp.ones(2)}, description)
+  writer.close()
+  message = f"^the checkpoint of step 3 in {tmp_path} is of another kind of run"
+  with pytest.raises(CheckpointError, match=message):
+    read_progress(tmp_path, 3, Progress)
