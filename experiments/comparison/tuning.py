@@ -84,7 +84,11 @@ def widen(
 
   Args:
     rates: several learning rates.
-    try_rates: rates -> the loss of each, infinite where training diverges.
+    try_rates: rates -> the loss of each, infinite where training diverges; it
+      raises Diverged if that is so at all of them.
+
+  Raises:
+    Diverged: training diverges at each of `rates`.
   """
   losses = try_rates(rates)
   for _ in range(MOST_FURTHER):

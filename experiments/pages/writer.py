@@ -3,9 +3,10 @@
 The page holds the model in 8-bit weights (`packed_model`), and computes
 everything itself: cells.js has the forward pass of each cell, model.js that of
 the model, sampling.js how a token is drawn, tokens.js the tokenizers, track.js
-a text as the model reads it. The other scripts are the interface: writing.js
-and units.js of the first half, controls.js its keys; reading.js of the second
-half; page.js starts both.
+a text as the model reads it. The other scripts are the interface. writing.js,
+units.js and controls.js are the first half of the page, where the model writes;
+reading.js is the second, where it scores a text; view.js has what both show,
+and page.js starts both.
 """
 
 import re
