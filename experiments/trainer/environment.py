@@ -3,8 +3,9 @@
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ TIMEOUT = 20.0  # seconds that git may take
 def environment() -> dict[str, Any]:
   """Return versions, device and commit, to record with results.
 
-  `git_commit` and `git_dirty` are left out where this is no checkout of git.
+  `git_commit` and `git_dirty` are left out where this is no checkout of git; so
+  is the version of lstm-jax where it is not installed, but on Python's path.
   """
-  packages = "jax", "jaxlib", "optax", "flax", "lstm-jax"
-  versions = {name: version(name) for name in packages}
+  versions: dict[str, str] = {}
+  for name in ("jax", "jaxlib", "optax", "flax", "lstm-jax"):
+    with suppress(PackageNotFoundError):
+      versions[name] = version(name)
   device = {"device": device_name()}
   return {"versions": versions} | device | checkout(REPOSITORY)
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_what_is_no_checkout_has_no_commit(made, tmp_path_factory, monkeypatch):
   assert find(empty) == {}  # no commit yet
   monkeypatch.setenv("PATH", str(empty))
   assert find(made) == {}  # no git
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+  whole = environment()["versions"]
+
+  def version(name):
+    if name == "lstm-jax":
+      raise PackageNotFoundError(name)
+    return whole[name]
+
+  monkeypatch.setattr("experiments.trainer.environment.version", version)
+  assert environment()["versions"] == {
+    name: found for name, found in whole.items() if name != "lstm-jax"
+  }
 
 
 def test_a_run_records_the_commit(finished_config):
