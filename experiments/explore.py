@@ -45,8 +45,8 @@ class ExploreConfig:
   length: int = option(
     5000,
     "Tokens of the text at most: characters, or words. The page has about a "
-    "byte for each token, unit, and signal, of which an LSTM has six, and a "
-    "byte for each weight.",
+    "byte for each token, unit, and signal, of which an LSTM has six; some 200 "
+    "bytes more for each token and layer; and a byte for each weight.",
     bounds="[2, inf)",
   )
   output: str = option(
