@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lstm_jax.language.tokens import as_tokens
+from lstm_jax.language.tokens import as_tokens, each_in_range
 
 
 class Tokenizer(Protocol):
@@ -58,7 +58,11 @@ class Tokenizer(Protocol):
     """
 
   def each_piece(self, tokens: Iterable[int]) -> Iterator[str]:
-    """Yield the text that each token adds, as soon as the token is known."""
+    """Yield the text that each token adds, as soon as the token is known.
+
+    Raises:
+      ValueError: a token is not in [0, V).
+    """
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the nats of spelling out each unknown token, float64 [N].
@@ -130,7 +134,8 @@ class CharTokenizer(NamedTuple):
 
   def each_piece(self, tokens: Iterable[int]) -> Iterator[str]:
     """Yield the character of each token."""
-    return (self.symbols[token] for token in tokens)
+    known = each_in_range(tokens, self.size)
+    return (self.symbols[token] for token in known)
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return zeros, float64 [N]: no character is unknown."""

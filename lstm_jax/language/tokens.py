@@ -1,5 +1,7 @@
 """Check that arrays hold tokens of a vocabulary."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -38,3 +40,17 @@ def as_tokens(
     raise ValueError(f"{name} must be [N], got {array.shape}")
   check_range(name, array, vocabulary_size)
   return array
+
+
+def each_in_range(tokens: Iterable[int], vocabulary_size: int) -> Iterator[int]:
+  """Yield the same tokens.
+
+  Raises:
+    ValueError: one is not in [0, V): Python counts −1 from the end.
+  """
+  for token in tokens:
+    if not 0 <= token < vocabulary_size:
+      raise ValueError(
+        f"tokens must be integers in [0, {vocabulary_size}), got {token}"
+      )
+    yield token

@@ -35,7 +35,7 @@ import numpy as np
 
 from lstm_jax.cells.checks import check_count
 from lstm_jax.language.spelling import spelling_nats
-from lstm_jax.language.tokens import as_tokens
+from lstm_jax.language.tokens import as_tokens, each_in_range
 
 UNKNOWN = "<unk>"  # no word's symbol, because as a text it is three pieces
 # Words that Shakespeare shortens at the beginning ('tis) and at the end (th').
@@ -145,7 +145,8 @@ class WordTokenizer(NamedTuple):
 
   def each_piece(self, tokens: Iterable[int]) -> Iterator[str]:
     """Yield the text that each token adds, as soon as the token is known."""
-    return _pieces(self.symbols[token] for token in tokens)
+    known = each_in_range(tokens, self.size)
+    return _pieces(self.symbols[token] for token in known)
 
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the cost of spelling each unknown token of text, float64 [N].

@@ -41,6 +41,11 @@ def test_tokens_that_are_not_of_the_vocabulary_have_no_text(tokenizer):
       tokenizer.decode(tokens)
   with pytest.raises(ValueError, match=r"^tokens must be \[N\], got \(1, 2\)$"):
     tokenizer.decode(np.array([[0, 1]]))
+  for token in (-1, tokenizer.size):
+    added = tokenizer.each_piece(iter([0, token]))
+    assert next(added) == tokenizer.decode([0])
+    with pytest.raises(ValueError, match=rf"^tokens must be .*, got {token}$"):
+      next(added)
   for tokens, dtype in (
     (["t", "o"], "<U1"),
     ([0, None], "object"),
