@@ -6,13 +6,14 @@
   weight_drop     drops weights of every w_h, where a cell has one
   zoneout_h, _c   units of every layer's h and c that keep their previous value,
                   drawn at each time step; with c, an sLSTM keeps n and m
-  state_reset     the state that a sequence carries from the batch before: it is
-                  the zero state instead, which is how a text begins
+  state_reset     replaces the state that a sequence carries from the batch
+                  before by the zero state, with which a text begins
   ar_coef         α in α · mean(ĥ²), with ĥ the top layer's h after dropout (AR)
   tar_coef        β in β · mean((hₜ − hₜ₋₁)²), with h before dropout (TAR)
 
-All masks are drawn anew for each batch. With rates and coefficients of 0 the
-training loss is the model's loss.
+All masks are drawn anew for each batch. What dropout and weight_drop keep is
+divided by 1 − rate (`sequence.regularize`). With rates and coefficients of 0
+the training loss is the model's loss.
 
 References:
   Merity, Keskar and Socher (2018), Regularizing and optimizing LSTM language
