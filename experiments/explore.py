@@ -51,8 +51,8 @@ class ExploreConfig:
   )
   output: str = option(
     "",
-    "File of the page, to write or to replace, outside the run directory; "
-    "empty for explore.html in it.",
+    "File of the page, to write or to replace, outside of run directories; "
+    "empty for explore.html in that of the run.",
   )
 
   def __post_init__(self):
@@ -68,7 +68,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
   """Read the text with the run's model and write the page.
 
   Raises:
-    ValueError: the run is not usable; the page would be another file of the
+    ValueError: the run is not usable; the page would be another file of a
       run directory, the text, or in a directory that does not exist; or the
       text cannot be read, has fewer than two tokens, or a character that the
       model does not know.
@@ -78,7 +78,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
   trained = load(directory)
   path = Path(config.output or directory / run_dir.PAGE)
   check_parent(path)
-  run_dir.check_page(path, directory, run_dir.PAGE)
+  run_dir.check_page(path, run_dir.PAGE)
   if config.text and path.resolve() == Path(config.text).resolve():
     raise ValueError(f"output must be another file than text, got {path}")
   if config.prompt:

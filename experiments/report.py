@@ -33,7 +33,7 @@ class ReportConfig:
 
   output: str = option(
     "",
-    "File of the page, to write or to replace, outside the run directories; "
+    "File of the page, to write or to replace, outside of run directories; "
     "empty for report.html, in the run directory if one is given, and in the "
     "current directory if several are.",
   )
@@ -63,8 +63,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   default = directories[0] if len(directories) == 1 else Path()
   path = Path(config.output or default / run_dir.REPORT)
   check_parent(path)
-  for directory in directories:
-    run_dir.check_page(path, directory, run_dir.REPORT)
+  run_dir.check_page(path, run_dir.REPORT)
   return write_page(path, make_page(histories), console)
 
 

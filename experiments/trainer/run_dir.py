@@ -65,16 +65,18 @@ FLAGS = tuple(leaf.name for leaf in leaves(TrainConfig()))
 JOB_FLAGS = tuple(leaf.name for leaf in leaves(JobConfig()))
 
 
-def check_page(path: Path, directory: Path, name: str) -> None:
+def check_page(path: Path, name: str) -> None:
   """Raise ValueError where writing a page would harm a run.
 
   Args:
-    path: of the page.
-    directory: the run directory. The page may be its file `name`, and no other.
+    path: of the page. In a run directory it may be the file `name`, and no
+      other.
     name: PAGE or REPORT.
   """
-  held, place = directory.resolve(), path.resolve()
-  if place.is_relative_to(held) and place != held / name:
+  place = path.resolve()
+  runs = (p for p in place.parents if read_config(p) is not None)
+  directory = next(runs, None)  # the innermost: `previous` holds a run, too
+  if directory is not None and place != directory / name:
     raise ValueError(
       f"output must be outside the run directory {directory}, or its {name}, "
       f"got {path}"

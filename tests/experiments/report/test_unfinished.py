@@ -132,7 +132,7 @@ def test_skipped_training_steps_leave_a_gap(copy, console, tmp_path):
 
 
 def test_a_directory_without_a_run_or_given_twice_is_refused(
-  copy, console, tmp_path, monkeypatch
+  copy, console, tmp_path
 ):
   directory, _ = copy
   for runs, message in (
@@ -146,12 +146,20 @@ def test_a_directory_without_a_run_or_given_twice_is_refused(
   nowhere = ReportConfig(str(tmp_path / "nowhere" / "page.html"))
   with pytest.raises(ValueError, match="cannot be written: no such directory"):
     report.run([str(directory)], nowhere, console)
+
+
+def test_a_page_replaces_no_file_of_a_run(copy, console, tmp_path, monkeypatch):
+  directory, _ = copy
   config = (directory / "config.json").read_text()
+  previous, other = directory / "previous", tmp_path / "other"
+  shutil.copytree(directory, other)
+  shutil.copytree(other, previous)
   monkeypatch.chdir(directory)
-  for output in (directory / "config.json", "config.json", "page.html"):
-    inside = ReportConfig(str(output))
-    with pytest.raises(
-      ValueError, match=r"^output must be outside the run dir"
-    ):
-      report.run([str(directory)], inside, console)
+  for name in ("config.json", "page.html", "checkpoints/page.html"):
+    for run, output in ((directory, name), (other, directory / name)):
+      options = ReportConfig(str(output))
+      with pytest.raises(ValueError, match=r"^output must be outside the run"):
+        report.run([str(run)], options, console)
   assert (directory / "config.json").read_text() == config
+  page = report.run([str(previous)], ReportConfig(), console)
+  assert page.path == previous / "report.html"
