@@ -71,7 +71,8 @@ def check_options(config: Any) -> None:
     value = getattr(config, field.name)
     if value is None and type(None) in typing.get_args(types[field.name]):
       continue
-    is_tuple = typing.get_origin(types[field.name]) is tuple
+    kinds = types[field.name], *typing.get_args(types[field.name])
+    is_tuple = any(typing.get_origin(kind) is tuple for kind in kinds)
     if is_tuple and not isinstance(value, tuple):
       raise ValueError(f"{field.name} must be a tuple, got {value!r}")
     values = value if is_tuple else (value,)

@@ -29,6 +29,7 @@ class Config:
   color: str = option("red", "A color.", choices=("red", "green"))
   dtype: typing.Any = option(None, "A data type.", choices=DTYPES)
   colors: tuple[str, ...] = option((), "Colors.", choices=("red", "green"))
+  sizes: tuple[int, ...] | None = option(None, "Sizes.", bounds="[1, inf)")
   free: int = option(3, "Any number.")
   plain: int = -1
   on: bool = option(False, "A switch.")
@@ -73,6 +74,8 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"on": None}, "^on must be of type bool, got None$"),
     ({"size": (8, 9)}, r"^size must be of type int, got \(8, 9\)$"),
     ({"rate": (0.5,)}, r"^rate must be of type float, got \(0.5,\)$"),
+    ({"sizes": 2}, r"^sizes must be a tuple, got 2$"),
+    ({"sizes": (1, 0)}, r"^sizes must be in \[1, inf\), got \(1, 0\)$"),
     ({"size": ()}, r"^size must be of type int, got \(\)$"),
     ({"color": ("red",)}, r"^color must be one of .*, got \('red',\)$"),
     ({"color": "blue"}, "^color must be one of red, green, got 'blue'$"),
@@ -92,6 +95,7 @@ def test_a_tuple_of_choices_is_valid():
 
 def test_none_is_valid_where_the_type_says_so():
   assert Config(size=None, dtype=None).size is None
+  assert Config(sizes=None).sizes is None and Config(sizes=(1, 2)).sizes
   assert Config(size=1, dtype=jnp.bfloat16, free=-9, plain=-9).free == -9
 
 
