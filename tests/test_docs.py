@@ -148,6 +148,7 @@ def test_the_pages_do_not_overstate_how_many_errors_are_planted(page):
 FIRST, PAIRS = sections("coming-from.md")
 
 
+@pytest.mark.everyday(5)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("library", PAIRS)
 def test_both_sides_compute_the_same(library):

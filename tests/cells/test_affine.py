@@ -43,6 +43,7 @@ def test_the_gradient_of_linear_has_a_forward_mode(tokens, key):
   assert worst(*derivatives) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("rows", [D, 1025])
 def test_tokens_equal_one_hot_rows_in_a_small_and_a_large_table(rows, key):
   w, b = arguments(key, rows)

@@ -176,6 +176,7 @@ def test_params_of_another_cell_are_refused_by_a_made_cell(key):
     cell.step(params, lstm.LSTMState(xs[0], xs[0]), xs[0])
 
 
+@pytest.mark.exhaustive
 def test_a_stack_and_a_language_model_take_made_cells(key):
   cells = lstm.with_activations(HARD), rnn.with_activation(RELU)
   layers = normal_like(

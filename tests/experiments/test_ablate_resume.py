@@ -116,6 +116,7 @@ def test_rows_that_another_process_adds_meanwhile_are_kept(
   assert [row["change"] for row in rows] == changes
 
 
+@pytest.mark.exhaustive
 def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
   config, console, monkeypatch
 ):

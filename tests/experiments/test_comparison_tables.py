@@ -54,6 +54,7 @@ def test_markdown_is_a_header_a_rule_and_rows():
   assert table == "| a | b |\n| --- | --: |\n| x | 1 |"
 
 
+@pytest.mark.exhaustive
 def test_a_saved_comparison_is_loaded_and_reported(tmp_path, console):
   record = example()
   compare_cells.save(record, tmp_path)

@@ -131,7 +131,7 @@ def test_the_program_writes_a_page(explored_run, tmp_path):
   assert len(PageData(output).text) == 30
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @NAMES
 def test_every_cell_has_a_page(name, key):
   text = "to be or not to be"

@@ -110,6 +110,7 @@ def test_the_best_sample_and_the_beam_are_the_likeliest(explored_run):
   assert encode(found)[4:].tolist() == tokens[0].tolist()
 
 
+@pytest.mark.exhaustive
 def test_an_interactive_text_goes_on_from_each_line(
   explored_run, monkeypatch, capsys
 ):

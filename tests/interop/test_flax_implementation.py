@@ -49,7 +49,7 @@ def cells(name, dtype, param_dtype):
   return linen_cell(name, **options), nnx_cell(name, **options)
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("name", ["OptimizedLSTMCell", "GRUCell", "SimpleCell"])
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_the_cells_dtype_is_that_of_the_operands_of_products(

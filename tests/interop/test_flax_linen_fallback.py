@@ -78,7 +78,7 @@ def test_another_linen_cell_runs_in_flax(name, key, monkeypatch):
   assert not calls
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   "fields",
   [

@@ -92,6 +92,7 @@ def test_outputs_and_gradients_are_those_of_the_loop_by_hand(cell, batch):
   assert worst(run(ours), run(theirs)) < 1e-12
 
 
+@pytest.mark.exhaustive
 @EACH_CELL
 def test_weights_have_the_names_and_initial_values_of_flax(cell):
   carry, xs, _ = draw(cell)

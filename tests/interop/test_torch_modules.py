@@ -98,6 +98,7 @@ def test_a_tensor_without_readable_values_is_refused(attributes, message, key):
     interop.from_torch(weights)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("kind", ["GRU", "projected"])
 def test_later_changes_of_the_tensors_do_not_reach_the_params(kind, key):
   """Some transposes are contiguous, and could share the tensor's memory."""

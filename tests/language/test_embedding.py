@@ -46,6 +46,7 @@ def gradients_of(key, monkeypatch, steps):
   return gradients, inputs[0]
 
 
+@pytest.mark.everyday(1)
 def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
   path, key, monkeypatch
 ):
@@ -61,7 +62,7 @@ def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
   assert not explicit.embedding[3].any()
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 def test_neither_the_table_nor_rows_are_rounded_to_bfloat16(
   path, key, monkeypatch
 ):

@@ -69,6 +69,7 @@ def largest_array(compiled):
   return max(int(np.prod([int(n) for n in s.split(",")])) for s in shapes)
 
 
+@pytest.mark.exhaustive
 def test_no_array_of_all_logits_is_stored_for_ten_thousand_words(key):
   steps, batch, words = 64, 32, 10_000
   logits = steps * batch * words
@@ -101,6 +102,7 @@ def test_gaussian_weights_leave_decays_and_gains(key):
     assert (gain == 1).all()
 
 
+@pytest.mark.everyday(1)
 @NAMES
 def test_the_returned_state_continues_the_sequence(name, key):
   model, params, state, tokens, targets = make(name, key)
@@ -189,6 +191,7 @@ def test_a_vocabulary_of_no_tokens_is_refused():
       language_model(ModelConfig(), 9, groups=size)
 
 
+@pytest.mark.exhaustive
 def test_regularizers_need_a_key(key):
   regularizers = Regularizers(ar_coef=2.0)
   config = ModelConfig(hidden_size=4)
@@ -218,6 +221,7 @@ def test_equal_configurations_give_the_same_functions(key):
     assert other.loss is not model.loss
 
 
+@pytest.mark.exhaustive
 def test_an_equal_model_is_not_compiled_again(key):
   compiled = []
 

@@ -64,6 +64,7 @@ def test_some_sequences_begin_at_the_zero_state(cell, key):
     assert worst(*rows) < 1e-14
 
 
+@pytest.mark.exhaustive
 def test_the_state_before_a_reset_has_no_gradient(key):
   model, params, state, *batch = make(key, Regularizers(state_reset=0.5))
   is_reset = jax.random.bernoulli(jax.random.split(key, 4)[3], 0.5, (B,))

@@ -149,6 +149,7 @@ def test_min_p_keeps_the_share_of_the_likeliest():
     assert found[[1, 2, 3, 0]].tolist() == [True] * kept + [False] * (4 - kept)
 
 
+@pytest.mark.exhaustive
 def test_suppressed_tokens_are_not_drawn_and_the_others_keep_their_shares(
   params, key
 ):

@@ -121,6 +121,7 @@ def test_dropout_between_layers_depends_on_its_key_alone(key):
       unroll_stack(lstm, params[:1], states[:1], xs, dropout=rate, key=key)
 
 
+@pytest.mark.exhaustive
 def test_batch_major_stacks_exchange_axes(key):
   params = init_stack(lstm, key, D, (H, 2), bidirectional=True, dtype=float)
   states = initial_stack_state(lstm, params, (B,))

@@ -174,6 +174,7 @@ def test_the_gradient_of_an_exported_function_is_exported_with_it(adjoint, key):
   assert worst(found, jax.jit(jax.grad(f, (0, 1)))(params, xs)) < 1e-12
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_stack_is_exported_and_deserialized(bidirectional, key):
   cells = lstm_jax.gru, lstm

@@ -27,6 +27,7 @@ def test_locked_dropout_is_the_same_at_every_step(key):
   assert not (free == free[:1]).all()
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("cell", [lstm, slstm], ids=["lstm", "slstm"])
 def test_drop_connect_drops_recurrent_weights_only(cell, key):
   params, _, _ = arguments(cell, key)

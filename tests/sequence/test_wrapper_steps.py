@@ -58,7 +58,7 @@ def test_the_step_of_each_wrapper_has_the_gradient_of_autodiff(cell, key):
     )
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("term", terms(wrappers))
 def test_every_error_planted_in_the_wrappers_is_caught(term, key):
   planted = plant(wrappers, term)

@@ -28,6 +28,7 @@ def check(cell, key, **options):
   return gradcheck(run(Explicit()), run(Autodiff()), x, key, **options)
 
 
+@pytest.mark.everyday(1)
 @NAMES
 def test_every_cell_passes(name, key):
   # At the default step of 1e-3, the differences of a Mogrifier, whose rounds

@@ -181,6 +181,7 @@ def test_options_out_of_range_are_refused(options, message):
     OptimizerConfig(**options)
 
 
+@pytest.mark.everyday(2)
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "sgd", "adagrad"])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_updates_of_16_bits_are_those_of_float32_rounded(optimizer, dtype):

@@ -113,7 +113,7 @@ def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
       read_checkpoint(directory)
 
 
-@pytest.mark.everyday(2)
+@pytest.mark.everyday(1)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncated", "removed"])
 @pytest.mark.parametrize(

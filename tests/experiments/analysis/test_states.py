@@ -213,6 +213,7 @@ def test_paths_in_chunks_and_with_a_tied_readout_are_the_same(key, monkeypatch):
   )
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("term", ["dh", "dc"])
 def test_a_planted_error_is_caught(term, key):
   cell = TABLE["lstm"].cell

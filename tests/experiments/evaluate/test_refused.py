@@ -27,6 +27,7 @@ def test_a_flag_of_a_protocol_that_is_left_out_is_a_warning(
   assert f"\nwarning --segment=4 {reason} dynamic and mixed\n" in shown
 
 
+@pytest.mark.exhaustive
 def test_runs_that_do_not_belong_together_are_refused(
   run, other, options, console
 ):

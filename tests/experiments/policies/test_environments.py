@@ -63,6 +63,7 @@ def test_an_observation_is_one_hot_and_a_reward_at_most_1(
   assert (observations.sum(1) == 1).all() and np.abs(rewards).max() <= 1
 
 
+@pytest.mark.exhaustive
 @given(key=SEEDS, actions=ACTIONS)
 def test_the_maze_is_what_its_docstring_says(key, actions):
   observations, rewards, dones = play(MAZE, key, actions)

@@ -117,6 +117,7 @@ def drawn():
   return make_network("gru", D, H, ACTIONS).init(KEY)
 
 
+@pytest.mark.exhaustive
 def test_a_network_is_of_a_cell_outside_the_package_too(drawn):
   network = make_network("lstm_jax.cells.gru", D, H, ACTIONS)
   assert worst(network.init(KEY), drawn) == 0

@@ -48,6 +48,7 @@ def test_the_steps_before_are_those_beside_a_development_split(config, console):
   assert f"at step {steps} of {steps}; it is " in console.file.getvalue()
 
 
+@pytest.mark.exhaustive
 def test_a_finished_run_goes_on_and_says_what_the_learning_rate_does(
   finished, config, console
 ):

@@ -47,6 +47,7 @@ def test_a_run_starts_from_the_weights_with_a_new_optimizer(config, finished):
   assert worst(replaced.params, trained.params) == 0
 
 
+@pytest.mark.exhaustive
 def test_a_run_records_where_its_weights_come_from_and_needs_them_once(
   config, finished, console
 ):

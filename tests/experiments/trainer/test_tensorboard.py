@@ -121,6 +121,7 @@ def test_a_sample_is_shown_as_code_and_not_as_markup(config):
   assert "<" in samples
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_shows_each_step_once(config, console, tmp_path):
   whole = Path(config.job.run)
   again = replace(config, run=str(tmp_path / "run"))

@@ -44,7 +44,7 @@ def computed(run, text):
   return cell, tokens, layers, jax.nn.softmax(logits), paths
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", packed_model.CELLS)
 def test_a_typed_text_is_read_as_the_library_reads_it(chromium, make_run, name):
   run = make_run(name)
