@@ -242,7 +242,8 @@ def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:
 
 def check_count(name: str, value: int, least: int = 1) -> None:
   """Raise ValueError unless a number is an integer that is large enough."""
-  if not isinstance(value, int | np.integer) or value < least:
+  is_integer = isinstance(value, int | np.integer)
+  if not is_integer or isinstance(value, bool) or value < least:
     raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
 
 

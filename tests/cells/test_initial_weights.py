@@ -99,6 +99,7 @@ def test_a_projection_is_orthonormal_and_by_default_of_half_the_units(key):
     ((D, 0), "hidden_size", "0"),
     ((4.0, H), "input_size", "4.0"),
     ((D, "6"), "hidden_size", "'6'"),
+    ((D, True), "hidden_size", "True"),
   ],
 )
 def test_sizes_that_are_no_integers_from_1_are_an_error(
