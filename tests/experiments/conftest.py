@@ -92,11 +92,15 @@ def copy_run(made, config):
   """Copy a run to the directory of another config of the same training."""
   directory = Path(config.job.run)
   shutil.copytree(made.job.run, directory)
-  path = directory / "config.json"
-  record = json.loads(path.read_text(encoding="utf-8"))
-  record |= {"run": config.job.run, "corpus": config.data.corpus}
-  path.write_text(json.dumps(record), encoding="utf-8")
+  edit_config(directory, run=config.job.run, corpus=config.data.corpus)
   return directory
+
+
+def edit_config(directory, **changes):
+  """Change flags in the config.json of a run."""
+  path = directory / "config.json"
+  record = json.loads(path.read_text(encoding="utf-8")) | changes
+  path.write_text(json.dumps(record), encoding="utf-8")
 
 
 @pytest.fixture

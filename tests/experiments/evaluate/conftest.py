@@ -11,8 +11,7 @@ from experiments import train
 from experiments.evaluate import EvaluateConfig
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
-from tests.experiments.conftest import make_config
-from tests.experiments.evaluate.editing import edit_config
+from tests.experiments.conftest import edit_config, make_config
 from tests.experiments.pages import explored
 
 
@@ -21,7 +20,7 @@ def options(run):
   return EvaluateConfig((str(run),), window=16, segment=4)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained_run(tmp_path_factory):
   """Return the directory of a finished run and its corpus; only to be read."""
   config = make_config(tmp_path_factory.mktemp("evaluate"))

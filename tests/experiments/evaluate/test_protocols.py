@@ -31,8 +31,7 @@ from lstm_jax.language.evaluate import (
   stateful_nats,
 )
 from lstm_jax.language.word_tokenizer import WordTokenizer
-from tests.experiments.conftest import VERSE
-from tests.experiments.evaluate.editing import edit_config
+from tests.experiments.conftest import VERSE, edit_config
 from tests.experiments.pages import explored
 
 

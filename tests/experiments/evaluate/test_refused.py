@@ -12,7 +12,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text
-from tests.experiments.evaluate.editing import edit_config
+from tests.experiments.conftest import edit_config
 from tests.experiments.pages import explored
 
 

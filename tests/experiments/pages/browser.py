@@ -204,6 +204,11 @@ def text_of(chromium, name):
   return chromium.run("return document.getElementById(args[0]).innerText", name)
 
 
+def chosen(chromium, name):
+  """Return the value of a menu."""
+  return chromium.run("return document.getElementById(args[0]).value", name)
+
+
 def contrast(fill, ink):
   """Return the contrast of two colors as WCAG 2 defines it."""
 

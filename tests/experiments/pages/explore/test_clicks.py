@@ -8,8 +8,7 @@ import pytest
 
 from experiments.trainer.trained import load
 from tests.experiments.pages import browser
-from tests.experiments.pages.browser import text_of
-from tests.experiments.pages.explore.choosing import chosen
+from tests.experiments.pages.browser import chosen, text_of
 from tests.experiments.pages.explored import HOSTILE, PageData, val_text
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tests.experiments.pages import browser
-from tests.experiments.pages.browser import text_of
-from tests.experiments.pages.explore.choosing import chosen
+from tests.experiments.pages.browser import chosen, text_of
 from tests.experiments.pages.explored import PageData, val_text
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]

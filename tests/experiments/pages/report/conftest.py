@@ -12,7 +12,7 @@ from experiments.report import ReportConfig
 from tests.experiments.pages.explored import HOSTILE
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def directories(trained_runs, tmp_path_factory):
   """Return run directories, with markup in a sample, a flag and a name."""
   base = tmp_path_factory.mktemp("report")
@@ -31,7 +31,7 @@ def directories(trained_runs, tmp_path_factory):
   return [base / name for name in names.values()]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def page(directories):
   path = directories[0].parent / "report.html"
   config, console = ReportConfig(str(path)), Console(file=io.StringIO())

@@ -5,7 +5,7 @@ import pytest
 from tests.experiments.pages.explored import untrained_runs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def make_run(tmp_path_factory):
   """Return a function: name -> the run of an untrained model."""
   return untrained_runs(tmp_path_factory.mktemp("typed"))

@@ -6,7 +6,15 @@ from rich.console import Console
 
 from experiments import explore
 
-WINDOW = 96
+WINDOW = 96  # steps of a gradient path
+# Moves the cursor to a character and waits for its gradients.
+GRADIENTS = """
+  moveTo(args[0]);
+  while (text.path && text.path.back < text.path.steps) {
+    await new Promise(requestAnimationFrame);
+  }
+  for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
+"""
 
 
 def page_of(run):
@@ -23,12 +31,3 @@ def type_text(chromium, *texts):
     texts,
   )
   chromium.settle()
-
-
-GRADIENTS = """
-  moveTo(args[0]);
-  while (text.path && text.path.back < text.path.steps) {
-    await new Promise(requestAnimationFrame);
-  }
-  for (const _ of [1, 2]) await new Promise(requestAnimationFrame);
-"""

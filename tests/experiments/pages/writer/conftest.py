@@ -10,7 +10,7 @@ from experiments.trainer.trained import load
 from tests.experiments.pages.explored import VERSE, untrained_runs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def make_page(tmp_path_factory):
   """Return a function: name -> (run, page) of an untrained model."""
   base = tmp_path_factory.mktemp("writer")
