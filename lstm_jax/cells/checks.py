@@ -76,16 +76,18 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
       f"{type(params).__name__}"
     )
   leaves, structure = jax.tree.flatten_with_path(params)
+  kinds = []
   for path, x in leaves:
-    name = f"params{jax.tree_util.keystr(path)}"
     if not hasattr(x, "dtype") and not isinstance(x, float | int):
-      raise ValueError(f"{name} must be an array, got {type(x).__name__}")
+      name, found = jax.tree_util.keystr(path), type(x).__name__
+      raise ValueError(f"params{name} must be an array, got {found}")
     dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.floating):
-      raise ValueError(f"{name} must be floats, got {dtype}")
+      name = jax.tree_util.keystr(path)
+      raise ValueError(f"params{name} must be floats, got {dtype}")
+    kinds.append((jnp.shape(x), dtype))
   if all(map(callable, parts)):
-    kinds = tuple((jnp.shape(x), jnp.result_type(x)) for _, x in leaves)
-    _check_step(parts, structure, kinds)
+    _check_step(parts, structure, tuple(kinds))
 
 
 @lru_cache(maxsize=256)  # `unroll` may be called outside of `jax.jit`

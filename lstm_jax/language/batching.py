@@ -98,7 +98,7 @@ def as_text(tokens: np.ndarray) -> np.ndarray:
       f"tokens must be integers [N], got {tokens.dtype} {tokens.shape}"
     )
   text = tokens.astype(np.int32, copy=False)
-  if (text != tokens).any():
+  if text is not tokens and (text != tokens).any():
     low, high = tokens.min(), tokens.max()
     raise ValueError(f"tokens must fit in an int32, got {low} to {high}")
   return text

@@ -74,7 +74,7 @@ def unroll_both(
     outputs.
 
   Raises:
-    TypeError: an option is none of these.
+    TypeError: an option is not one of those above.
     ValueError: `merge` is neither of the two; params, states, zoneout or
       state_dropout are not one for each direction; or `unroll` raises it for
       one, such as for zoneout beside implementation="mosaic_gpu".
