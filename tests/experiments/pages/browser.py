@@ -199,6 +199,17 @@ def chromium():
     driver.communicate(timeout=20)
 
 
+@contextlib.contextmanager
+def viewing(chromium, page, width=1100):
+  """Open a page, which must raise no error and request nothing but itself."""
+  chromium.emulate(width, 900)
+  chromium.errors(), chromium.requests()  # forget those of earlier pages
+  chromium.open(page)
+  yield chromium
+  assert chromium.errors() == []
+  assert set(chromium.requests()) == {page.resolve().as_uri()}
+
+
 def text_of(chromium, name):
   """Return the visible text of the element with that id."""
   return chromium.run("return document.getElementById(args[0]).innerText", name)

@@ -10,6 +10,7 @@ from experiments.pages.packed_model import word_rules
 from experiments.trainer.trained import load
 from lstm_jax.language import CharTokenizer, WordTokenizer
 from tests.experiments.pages import browser
+from tests.experiments.pages.browser import viewing
 from tests.experiments.pages.explored import VERSE, untrained_runs, val_text
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
@@ -31,12 +32,10 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def opened(chromium, trained, tmp_path):
-  chromium.emulate(1100, 900)
-  chromium.errors()
-  chromium.open(write_page(tmp_path / "page.html", trained, TEXT))
-  chromium.run("writing.pause()")
-  yield chromium
-  assert chromium.errors() == []
+  page = write_page(tmp_path / "page.html", trained, TEXT)
+  with viewing(chromium, page):
+    chromium.run("writing.pause()")
+    yield chromium
 
 
 @pytest.mark.exhaustive

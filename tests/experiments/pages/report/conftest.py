@@ -9,6 +9,7 @@ from rich.console import Console
 
 from experiments import report
 from experiments.report import ReportConfig
+from tests.experiments.pages.browser import viewing
 from tests.experiments.pages.explored import HOSTILE
 
 
@@ -40,10 +41,5 @@ def page(directories):
 
 @pytest.fixture
 def opened(chromium, page):
-  chromium.emulate(1000, 900)
-  chromium.errors(), chromium.requests()
-  chromium.open(page)
-  yield chromium
-  assert chromium.errors() == []
-  # The page requests nothing but itself.
-  assert set(chromium.requests()) == {page.resolve().as_uri()}
+  with viewing(chromium, page, width=1000):
+    yield chromium

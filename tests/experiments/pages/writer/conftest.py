@@ -7,6 +7,7 @@ import pytest
 
 from experiments.pages import writer
 from experiments.trainer.trained import load
+from tests.experiments.pages.browser import viewing
 from tests.experiments.pages.explored import VERSE, untrained_runs
 
 
@@ -29,12 +30,5 @@ def make_page(tmp_path_factory):
 
 @pytest.fixture
 def opened(chromium, make_page):
-  chromium.emulate(1100, 900)
-  chromium.errors()  # forget those of earlier pages
-  chromium.requests()
-  page = make_page("lstm")[1]
-  chromium.open(page)
-  yield chromium
-  assert chromium.errors() == []
-  # The page requests nothing but itself.
-  assert set(chromium.requests()) == {page.resolve().as_uri()}
+  with viewing(chromium, make_page("lstm")[1]):
+    yield chromium

@@ -15,18 +15,8 @@ from lstm_jax.language.dynamic_eval import (
   gradient_scale,
 )
 from lstm_jax.language.evaluate import stateful_nats
-from tests.draws import normal_like, worst
-from tests.language.evaluated import CONFIG, MODEL, TOKENS, N, V
-
-
-@pytest.fixture
-def params(key):
-  return normal_like(key, jax.eval_shape(MODEL.init, key))
-
-
-@pytest.fixture
-def scale(params):
-  return gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))
+from tests.draws import worst
+from tests.language.evaluate.evaluated import CONFIG, MODEL, TOKENS, N, V
 
 
 def test_dynamic_evaluation_at_rate_zero_is_stateful_evaluation(params, scale):

@@ -24,18 +24,8 @@ from lstm_jax.language.evaluate import (
   stateful_nats,
 )
 from lstm_jax.language.spelling import spelling_nats
-from tests.draws import normal_like, worst
-from tests.language.evaluated import CONFIG, MODEL, TOKENS, N, V
-
-
-@pytest.fixture
-def params(key):
-  return normal_like(key, jax.eval_shape(MODEL.init, key))
-
-
-@pytest.fixture
-def scale(params):
-  return gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))
+from tests.draws import worst
+from tests.language.evaluate.evaluated import CONFIG, MODEL, TOKENS, N, V
 
 
 def programs():
