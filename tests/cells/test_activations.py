@@ -70,6 +70,7 @@ def test_infinity_and_nan_have_the_values_and_slopes_of_jax(function, expected):
       assert jax.grad(function)(a) == jax.grad(expected)(a)
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize(
   "cell", [slstm, min_lstm, rnn.with_activation(RELU)], ids=["s", "min", "relu"]
 )

@@ -32,6 +32,7 @@ def lines(path):
   return [(name, value) for name, _, value in flags]
 
 
+@pytest.mark.everyday(6)
 @pytest.mark.parametrize(
   "path", sorted(RECIPES.glob("*.flags")), ids=lambda p: p.stem
 )

@@ -51,6 +51,7 @@ def test_the_list_has_every_case_of_onnx():
   assert set(cases()) == set(CASES)
 
 
+@pytest.mark.everyday(9)
 @pytest.mark.parametrize("name", CASES)
 def test_a_case_of_onnx_is_computed_by_unroll(name):
   case = cases()[name]
