@@ -2,9 +2,9 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.forking import Fork
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,14 +26,7 @@ def start(module, *arguments, devices=1):
   flags = os.environ.get("XLA_FLAGS", "")
   if devices:
     flags += f" --xla_force_host_platform_device_count={devices}"
-  return subprocess.Popen(
-    [sys.executable, "-m", module, *map(str, arguments)],
-    cwd=ROOT,
-    env=environment() | {"XLA_FLAGS": flags},
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-  )
+  return Fork(module, arguments, environment() | {"XLA_FLAGS": flags})
 
 
 def finish(*processes, timeout=150):

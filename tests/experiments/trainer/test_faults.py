@@ -20,7 +20,7 @@ from tests.experiments.conftest import VERSE
 from tests.experiments.conftest import make_config as small_config
 from tests.experiments.trainer.killing import EVERY, make_config
 from tests.experiments.trainer.resuming import last_checksums, outcome
-from tests.processes import ROOT, as_flags, environment, finish, start
+from tests.processes import ROOT, as_flags, environment, finish
 
 pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
 
@@ -173,7 +173,14 @@ def test_without_memory_a_process_says_what_would_fit(tmp_path):
   sizes = {"batch_size": 64, "seq_len": 2048, "hidden_size": 512}
   flags = [f"--{name}={value}" for name, value in sizes.items()]
   files = f"--corpus={corpus}", f"--run={tmp_path / 'run'}"
-  process = start("experiments.train", *flags, *files)
+  process = subprocess.Popen(
+    [sys.executable, "-m", "experiments.train", *flags, *files],
+    cwd=ROOT,
+    env=environment(),
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
   while not process.stdout.readline().startswith("untrained"):
     assert process.poll() is None
   pages, *_ = Path(f"/proc/{process.pid}/statm").read_text().split()
