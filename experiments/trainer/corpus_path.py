@@ -30,9 +30,14 @@ BLOCK = 2**20  # characters of a file that are hashed at once
 
 
 def is_piped(corpus: str) -> bool:
-  """Return whether a corpus can be read only once, as standard input can."""
+  """Return whether no other process can read a corpus again, as of a pipe.
+
+  Nor can one read the file in which a shell hands over a long here-document: it
+  is deleted as soon as it is standard input.
+  """
   is_regular = os.path.isfile(corpus) or os.path.isdir(corpus)
-  return os.path.exists(corpus) and not is_regular
+  is_deleted = not os.path.exists(os.path.realpath(corpus))
+  return os.path.exists(corpus) and (is_deleted or not is_regular)
 
 
 def recorded_corpus(corpus: str) -> str:

@@ -241,6 +241,9 @@ def test_a_corpus_in_dev_is_read_again_as_the_file_it_leads_to(config):
   with open(corpus) as file:
     given = f"/dev/fd/{file.fileno()}"
     assert resumable_corpus(directory, given) == corpus
+    Path(corpus).unlink()  # as a shell deletes the file of a here-document
+    assert resumable_corpus(directory, given) == str(directory / KEPT)
+    assert recorded_corpus(given) == KEPT
 
 
 @pytest.mark.exhaustive
