@@ -156,6 +156,21 @@ def plantable_terms() -> list[str]:
   ]
 
 
+def no_term(planted: str) -> str:
+  """Return a message that no backward has this term, and which there are.
+
+  The terms of all cells together would be too long for a line.
+  """
+  name, _, _ = planted.partition(".")
+  prefix = f"{name}."
+  found = [term for term in plantable_terms() if term.startswith(prefix)]
+  own = [term.removeprefix(prefix) for term in found]
+  advice = f"those of {name} are {', '.join(own)}"
+  if not own:
+    advice = f"pass one of {', '.join(plantable_modules())} to list its terms"
+  return f"no backward has a term {planted!r}; {advice}"
+
+
 def planted_model(name: str, module: ModuleType) -> AbstractContextManager:
   """Return a context in which language models use the planted module."""
   if name == "loss":
@@ -198,10 +213,7 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
   if planted:
     name, _, term = planted.partition(".")
     if planted not in plantable_terms():
-      raise ValueError(
-        f"no backward has a term {planted!r}; the terms are "
-        f"{', '.join(plantable_terms())}"
-      )
+      raise ValueError(no_term(planted))
     module = plant(plantable_modules()[name], term)
     if name in cells:
       cells = {name: module}
@@ -245,7 +257,8 @@ if __name__ == "__main__":
   PLANT = flags.DEFINE_string(
     "plant",
     "",
-    "Term to scale by 1.01, such as lstm.dc; an unknown name lists all terms.",
+    "Term to scale by 1.01, such as lstm.dc; lstm alone lists those of the "
+    "LSTM.",
   )
   SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of weights, inputs and cotangents.", 0, LARGEST

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import lstm
 from lstm_jax.language import WordTokenizer, stateful_loss
+from lstm_jax.testing import terms
 from tests.experiments.conftest import VERSE
 from tests.experiments.sampled import write
 from tests.experiments.trainer.resuming import read_rows
@@ -212,3 +214,17 @@ def test_the_gradient_of_the_whole_model_passes(text, key):
   from experiments.gradcheck import check_model
 
   assert check_model(lstm, text, key).passes()
+
+
+@pytest.mark.parametrize("name", ["lstm", "layernorm_lstm", "linear"])
+def test_an_unknown_term_is_an_error_that_lists_those_of_its_cell(
+  name, config, console
+):
+  from experiments import gradcheck
+
+  with pytest.raises(ValueError, match="no backward has a term") as raised:
+    gradcheck.run(config.data.corpus, f"{name}.dq", 0, console)
+  message = str(raised.value)
+  expected = {*terms(CELLS[name])} if name in CELLS else {*CELLS}
+  assert expected <= {*re.split("[ ,;]+", message)}
+  assert len(message) <= 500  # of which programs print no more
