@@ -226,10 +226,9 @@ def _report_result(
     console.print(f"\n{stopped_by.name}: stopped after step {logger.step}")
   elif logger.step < setup.num_steps:
     evaluations = counted(setup.config.evaluation.patience, "evaluation")
-    console.print(
-      f"\nstopped early after step {logger.step} of {setup.num_steps}: "
-      f"{evaluations} in a row without a lower validation loss"
-    )
+    end = f"\nstopped early after step {logger.step} of {setup.num_steps}: "
+    reason = f"{evaluations} in a row without a lower validation loss"
+    console.print(end + reason, soft_wrap=True)
   if not best.step:
     # Killed at its end, and its best checkpoint is damaged.
     if not stopped_by and logger.val_losses:

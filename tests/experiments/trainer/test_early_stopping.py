@@ -35,8 +35,8 @@ def test_a_run_stops_after_evaluations_without_a_lower_loss(
   stopped_early, config, console
 ):
   assert (
-    "stopped early after step 40 of 47: 2 evaluations in a row without a "
-    "lower validation loss" in " ".join(console.file.getvalue().split())
+    "\nstopped early after step 40 of 47: 2 evaluations in a row without a "
+    "lower validation loss\n" in console.file.getvalue()
   )
   assert read_rows(stopped_early)[-1]["step"] == 40
   result = json.loads((stopped_early / "result.json").read_text())
