@@ -103,9 +103,9 @@ def split_ranges(config: DataConfig, text: str) -> dict[str, tuple[int, int]]:
   """
   rest, ranges = text, {}
   if config.test_fraction:
-    rest, _ = split(text, config.test_fraction)
+    rest = _without_end(text, "test_fraction", config.test_fraction)
     ranges["test"] = len(rest), len(text)
-  train, _ = split(rest, config.val_fraction)
+  train = _without_end(rest, "val_fraction", config.val_fraction)
   ranges |= {"train": (0, len(train)), "val": (len(train), len(rest))}
   if config.dev_fraction:
     try:
@@ -116,6 +116,22 @@ def split_ranges(config: DataConfig, text: str) -> dict[str, tuple[int, int]]:
         f"{error}"
       ) from None
   return ranges
+
+
+def _without_end(text: str, flag: str, fraction: float) -> str:
+  """Return a text without the split at its end, whose share is a flag's value.
+
+  Raises:
+    ValueError: one of them has fewer than two characters.
+  """
+  try:
+    rest, _ = split(text, fraction)
+  except ValueError:
+    raise ValueError(
+      f"the corpus is too short: --{flag}={fraction} must cut a text of "
+      f"{len(text):,} characters into two of at least 2"
+    ) from None
+  return rest
 
 
 def default_split(config: DataConfig) -> str:

@@ -142,7 +142,12 @@ def test_files_of_another_kind_are_left_as_they_are(config, console):
   [
     ({}, None, "cannot be read: no such file"),
     ({}, "", "is empty"),
-    ({}, "short", "too short"),
+    ({}, "short", "too short: --val_fraction=0.1 must cut .* of 5 characters"),
+    (
+      {"test_fraction": 0.999},
+      VERSE * 20,
+      f"--test_fraction=0.999 must cut a text of {20 * len(VERSE):,} char",
+    ),
     ({}, VERSE, "need at least 25 tokens, got"),
     ({"batch_size": 500}, VERSE * 20, "500 .* of 8 .* need at least 4001"),
     (
