@@ -72,8 +72,10 @@ def zoom_on_tail(
   shown = [loss for x, loss in points if x >= STEEP * last] + important
   shown = [loss for loss in shown if math.isfinite(loss)]
   if shown:
-    margin = 0.05 * (max(shown) - min(shown)) or 0.1
-    panel.set_ylim(min(shown) - margin, max(shown) + margin)
+    low, high = min(shown), max(shown)
+    # Of 1e20, as where a training diverges, 0.1 would be rounded away.
+    margin = 0.05 * (high - low) or max(0.1, 0.001 * high)
+    panel.set_ylim(low - margin, high + margin)
 
 
 def label_ends(panel: Axes, ends: list[End]) -> None:

