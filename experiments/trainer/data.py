@@ -160,14 +160,15 @@ def training_ranges(
 def naming_flags(data: DataConfig, batching: BatchingConfig) -> Iterator[None]:
   """Have a ValueError of batches name the flags that decide them.
 
-  A split that the run does not have is not named: not every program has its
-  flag.
+  A split or a late batch size that the run does not have is not named: not
+  every program has its flag.
   """
   try:
     yield
   except ValueError as error:
     settings = {
       "batch_size": batching.batch_size,
+      "late_batch_size": batching.late_batch_size,
       "seq_len": batching.seq_len,
       "dev_fraction": data.dev_fraction,
       "test_fraction": data.test_fraction,

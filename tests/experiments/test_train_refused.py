@@ -156,6 +156,11 @@ def test_files_of_another_kind_are_left_as_they_are(config, console):
       "^--batch_size=500, --seq_len=8 and --val_fraction=0.1 do not fit /",
     ),
     (
+      {"late_batch_size": 500, "num_epochs": 3},
+      VERSE * 20,
+      "--late_batch_size=500, --seq_len=8 .* fit /.* 500 sequences of 8 ",
+    ),
+    (
       {"batch_size": 500, "dev_fraction": 0.2, "test_fraction": 0.1},
       f"{VERSE}\n\n" * 20,
       "^--batch_size=500, --seq_len=8, --dev_fraction=0.2, "
