@@ -166,6 +166,8 @@ def _resume_or_start(
       others = {n: v for n, v in changes.items() if n not in MAY_CHANGE}
       if job.resume and others:
         kind += f" of another configuration: {_described(record, others)}"
+      elif job.resume and may_extend and not _has_state(directory):
+        kind += " without a checkpoint to continue from"
       elif job.resume and may_extend:
         early = result.get("stopped_early")
         flag = "--patience, or 0," if early else "--num_epochs"
@@ -248,11 +250,15 @@ def _can_resume(
   directory: Path, result: dict[str, Any] | None, extending: bool
 ) -> bool:
   """Return whether a run has a checkpoint or no progress, and has not ended."""
-  checkpoints = directory / CHECKPOINTS
-  steps = list_checkpoints(checkpoints)
-  if any(has_state(checkpoints, step) for step in steps):
+  if _has_state(directory):
     return extending or result is None
-  return not steps and result is None
+  return not list_checkpoints(directory / CHECKPOINTS) and result is None
+
+
+def _has_state(directory: Path) -> bool:
+  """Return whether a run has a checkpoint that a training can continue from."""
+  checkpoints = directory / CHECKPOINTS
+  return any(has_state(checkpoints, s) for s in list_checkpoints(checkpoints))
 
 
 def _check_unchanged(

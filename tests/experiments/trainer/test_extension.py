@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,20 @@ def test_a_finished_run_is_extended_by_more_epochs_alone(
   with pytest.raises(ValueError, match=message):
     opened(replace(config, **changes))
   assert tree(finished) == before
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2])
+def test_a_finished_run_without_checkpoints_is_not_extended(
+  num_epochs, finished, config
+):
+  """They were deleted, as to have room on the disk."""
+  shutil.rmtree(finished / "checkpoints")
+  message = (
+    "holds a finished run without a checkpoint to continue from; --overwrite "
+    "replaces it, another --run keeps it$"
+  )
+  with pytest.raises(ValueError, match=message):
+    opened(replace(config, num_epochs=num_epochs))
 
 
 def test_more_epochs_come_with_no_less_patience(finished, config):
