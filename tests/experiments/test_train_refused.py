@@ -1,5 +1,6 @@
 """What `experiments.train` refuses, and leaves as it is."""
 
+import gc
 import json
 import math
 import shutil
@@ -247,6 +248,7 @@ def test_a_damaged_config_is_an_error_of_one_line(finished, config):
   path = finished / "config.json"
   good = json.loads(path.read_text())
   path.write_text("[" * 200_000)
+  gc.collect()  # not in the deepest call, where finalizers would fail
   with pytest.raises(
     ValueError, match=r"there is no run in .*: no config\.json"
   ):
