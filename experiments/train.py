@@ -185,7 +185,7 @@ class _Observer(Observer):
     val_loss = multihost.from_first_process(val_loss)
     is_best = logger.log_evaluation(val_loss, params)
     title = (
-      f"step {step}, epoch {setup.epochs_made(step):.1f}: validation loss "
+      f"step {step}, epoch {setup.epochs_made(step):.1f}: validation "
       f"{format_loss(val_loss, setup.corpus.tokenizer)}"
       f"{', the best so far' if is_best else ''}"
     )
@@ -243,7 +243,7 @@ def _report_result(
       test_loss = stateful_loss(setup.model, best.params, corpus.test.tokens)
       losses = format_losses(test_loss, tokenizer, corpus.test.text)
       summary += f", test loss {losses}"
-    title = f"best checkpoint, step {best.step}: validation loss "
+    title = f"best checkpoint, step {best.step}: validation "
     title += format_loss(best.val_loss, tokenizer)
     logger.sample(title, best.params, setup.keys.samples, FINAL_SAMPLE_LENGTH)
     logger.finish(test_loss)

@@ -20,9 +20,9 @@ def escape_controls(text: str) -> str:
 
 
 def format_loss(nats: float, tokenizer: Tokenizer) -> str:
-  """Return a loss in one number: nats per character, or perplexity of words."""
+  """Return "loss … nats per character", or for words "perplexity … per word"."""
   if tokenizer.unit == "character":
-    return f"{nats:.4f} nats per character"
+    return f"loss {nats:.4f} nats per character"
   return f"perplexity {perplexity(nats):,.1f} per {tokenizer.unit}"
 
 

@@ -66,7 +66,7 @@ def initial_state(
   line = f"those of {setup.config.init_from}, step {pretrained.step}"
   if pretrained.val_loss is not None:
     loss = format_loss(pretrained.val_loss, pretrained.tokenizer)
-    line += f", validation loss {loss}"
+    line += f", validation {loss}"
   console.print(f"weights     {line}", soft_wrap=True)
   params = to_one_device(setup, state.params)
   logger.sample_during_training(f"step 0, epoch 0.0: {line}", params)

@@ -183,7 +183,8 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   samples = (directory / "samples.txt").read_text(encoding="utf-8")
   assert "<unk>" not in samples and "[" not in samples
   shown = console.file.getvalue()
-  assert f"perplexity {math.exp(result.val_loss):,.1f} per word" in shown
+  perplexity = f"perplexity {math.exp(result.val_loss):,.1f} per word"
+  assert f": validation {perplexity}" in shown
   assert f"{result.val_loss:.4f} nats per word" in shown
   assert "nats per character with unknown words spelled out (" in shown
   assert "'--prompt=Shall I'" in shown
