@@ -6,7 +6,7 @@ again on Python's path when its run is resumed, sampled or evaluated.
 """
 
 import importlib
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -32,8 +32,8 @@ def import_cell(name: str) -> Cell:
   """Return the module of that name, which is a cell.
 
   Raises:
-    ValueError: there is no such module, it fails to be imported, or it is no
-      cell.
+    ValueError: there is no such module, it fails to be imported, it is no cell,
+      or it lacks a gradient.
   """
   if not all(part.isidentifier() for part in name.split(".")):
     raise ValueError("that is no name of a module")
@@ -57,6 +57,11 @@ def import_cell(name: str) -> Cell:
       f"its step must return a state like that before, with h, got {after} for "
       f"{before}"
     )
+  try:
+    jax.eval_shape(partial(_gradient, cell), _key())
+  except Exception as error:
+    message = f"the gradient of its step raises {_in_a_line(error)}"
+    raise ValueError(message) from None
   return cell
 
 
@@ -67,16 +72,33 @@ def _trace_step(cell: Any) -> tuple[dict[str, str], dict[str, str]]:
   """
 
   def run(key: jax.Array) -> tuple[Any, Any]:
-    params = cell.init(key, 3, 4, jnp.float32)
-    state = cell.initial_state(params, (2,))
-    return state, cell.step(params, state, jnp.zeros((2, 3), jnp.float32))
+    params, state, x = _arguments(cell, key)
+    return state, cell.step(params, state, x)
 
-  key = jax.eval_shape(jax.random.key, 0)
   before, after = (
     {name: f"{part.dtype}{list(part.shape)}" for name, part in s.items()}
-    for s in (state._asdict() for state in jax.eval_shape(run, key))
+    for s in (state._asdict() for state in jax.eval_shape(run, _key()))
   )
   return before, after
+
+
+def _gradient(cell: Any, key: jax.Array) -> Any:
+  """Return the gradient of the sum of h after a step, for the weights."""
+  return jax.grad(lambda *each: cell.step(*each).h.sum())(
+    *_arguments(cell, key)
+  )
+
+
+def _arguments(cell: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
+  """Return weights, the zero state and inputs of a step."""
+  params = cell.init(key, 3, 4, jnp.float32)
+  x = jnp.zeros((2, 3), jnp.float32)
+  return params, cell.initial_state(params, (2,)), x
+
+
+def _key() -> Any:
+  """Return the shape of a key."""
+  return jax.eval_shape(jax.random.key, 0)
 
 
 def _in_a_line(error: Exception) -> str:

@@ -138,6 +138,11 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
       r"must return a state like that before, with h, got \{'h': 'float32\[2, "
       r"3\]', .*\} for \{'h': 'float32\[2, 4\]'",
     ),
+    (
+      "forward_only",
+      FILE.replace("tanh_c = ", "raise NotImplementedError('later') #"),
+      "the gradient of its step raises NotImplementedError: later$",
+    ),
   ],
 )
 def test_what_is_no_cell_is_an_error_of_one_line(name, text, message, path):
