@@ -135,9 +135,12 @@ def init_linear(
 
 
 def _recurrent(cell: Any) -> Core:
+  def init(key, input_size, hidden_size):
+    return cell.init(key, input_size, hidden_size, jnp.float32)
+
   def initial_state(batch_size, hidden_size):
-    init = partial(cell.init, input_size=1, hidden_size=hidden_size)
-    shapes = jax.eval_shape(init, jax.random.key(0))  # draws no weights
+    sized = partial(init, input_size=1, hidden_size=hidden_size)
+    shapes = jax.eval_shape(sized, jax.random.key(0))  # draws no weights
     return cell.initial_state(shapes, (batch_size,))
 
   def step(params, state, x, start):
@@ -148,7 +151,7 @@ def _recurrent(cell: Any) -> Core:
     return unroll(cell, params, state, xs, reset=starts)
 
   size = partial(output_size, cell)
-  return Core(cell.init, size, initial_state, step, run)
+  return Core(init, size, initial_state, step, run)
 
 
 def _feed_forward() -> Core:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.policies.networks import CELLS, FEED_FORWARD, make_network
+from lstm_jax import gru
 from tests.draws import normal_like, normalisable, worst
 
 T, B, D, H, ACTIONS = 9, 3, 4, 6, 5
@@ -115,6 +117,19 @@ def test_only_the_feed_forward_network_forgets_what_it_saw(name):
 @pytest.fixture(scope="module")
 def drawn():
   return make_network("gru", D, H, ACTIONS).init(KEY)
+
+
+def test_a_cell_whose_init_names_no_default_dtype_makes_a_network(
+  drawn, monkeypatch
+):
+  own = SimpleNamespace(
+    init=lambda key, d, h, dtype: gru.init(key, d, h, dtype),
+    initial_state=gru.initial_state,
+  )
+  monkeypatch.setitem(CELLS, "own", own)
+  network = make_network("own", D, H, ACTIONS)
+  assert worst(network.init(KEY), drawn) == 0
+  assert network.initial_state(B).h.shape == (B, H)
 
 
 @pytest.mark.exhaustive
