@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +26,20 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 Record = dict[str, Any]
-COLORS = {"rnn": "tab:orange", "gru": "tab:green", "lstm": "tab:blue"}
+FIRST = {"rnn": "tab:orange", "gru": "tab:green", "lstm": "tab:blue"}
 OTHERS = (
   *("tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan"),
   *("black", "navy", "teal", "gold", "darkgray"),
 )
-COLORS |= dict(zip((n for n in CELLS if n not in COLORS), OTHERS, strict=True))
+
+
+def colors(cells: Iterable[str]) -> dict[str, str]:
+  """Return the color of each cell; those of OTHERS are used again if needed."""
+  others = cycle(OTHERS)
+  return FIRST | {cell: next(others) for cell in cells if cell not in FIRST}
+
+
+COLORS = colors(CELLS)
 MIN_RATIO = 1e-16  # lower limit of the gradients' axis: 1 + 1e-16 is 1
 RECALL_STYLES = {USUAL_BIAS: "-", CHRONO_BIAS: "--"}
 GRADIENT_STYLES = {"h": "-", "c": "--"}  # of the parts of a state

@@ -20,6 +20,14 @@ def legend(record, path, monkeypatch):
   return [handle.get_label() for handle in found[0]["handles"]]
 
 
+def test_cells_beyond_the_colors_use_them_again():
+  few, many = (
+    plots.colors(["lstm", *map(str, range(count))]) for count in (11, 12)
+  )
+  assert len({*few.values()}) == 14 and few.items() < many.items()
+  assert many["11"] == many["0"]
+
+
 def test_the_gradients_of_h_and_c_are_drawn_and_no_others(panel):
   norms = {"h": [2.0, 1.0], "c": [4.0, 3.0], "n": [6.0, 5.0], "m": [8.0, 7.0]}
   row = {"cell": "slstm", "stage": "trained", "norms": norms}
