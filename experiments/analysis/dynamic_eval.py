@@ -103,7 +103,8 @@ def evaluate_dynamically(
 
   Raises:
     ValueError: a setting is out of its range.
-    Divergence: the weights diverge at every setting.
+    Divergence: the weights diverge at every setting on the text before, or at
+      the chosen one on `tokens`.
   """
   # In threads, since XLA releases the interpreter's lock. The settings would
   # have to share an accelerator.

@@ -1,10 +1,11 @@
 """The compared language models: one of each cell, all of equal size.
 
 The hidden size of the LSTM is given. Each other cell gets the hidden size whose
-number of parameters, with embedding and readout, is nearest to the LSTM's. At
-the default sizes, one hidden unit is at most 1.1 % of the parameters. An sLSTM
-has up to 4 heads, as many as divide its hidden size, and fewer parameters the
-more heads; its hidden size is a multiple of 4, so that the count increases.
+number of parameters, with embedding and readout, is nearest to the LSTM's. An
+sLSTM has up to 4 heads, as many as divide its hidden size, and fewer parameters
+the more heads; its hidden size is a multiple of 4, so that the count increases.
+At the default sizes, the numbers of parameters differ from the LSTM's by at
+most 1.1 %.
 """
 
 from bisect import bisect_left
