@@ -141,9 +141,11 @@ def make_panels(record: Record) -> list[Panel]:
     ),
     Panel("Time of a step", f"of {REFERENCE}'s", [Series("", times)]),
   ]
-  return [
-    panel for panel in panels if any(series.values for series in panel.series)
+  shown = [
+    panel._replace(series=[each for each in panel.series if each.values])
+    for panel in panels
   ]
+  return [panel for panel in shown if panel.series]
 
 
 def _final(record: Record, budget: str) -> dict[str, list[float]]:
@@ -225,7 +227,7 @@ def _draw_panel(axes: Axes, panel: Panel, order: list[str]) -> None:
   tidy(axes, panel.title, panel.unit, "", room=3.3 * SMALL)  # for the legend
   axes.tick_params(axis="y", labelsize=TEXT, length=0)
   axes.spines["left"].set_visible(False)
-  if len(panel.series) > 1:
+  if any(series.label for series in panel.series):
     axes.legend(
       fontsize=SMALL,
       frameon=False,

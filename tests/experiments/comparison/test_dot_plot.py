@@ -106,5 +106,9 @@ def test_what_was_left_out_has_no_panel(record, tmp_path):
   titles = [panel.title for panel in make_panels(record)]
   assert "Gradient 50 back" not in titles and len(titles) == 4
   assert len(make_panels(record)[0].series) == 1
+  for row in record["context"]:
+    row["lengths"] = [16, 100]
+  (context,) = make_panels(record)[1].series
+  assert context.label == "9 to 16 characters"
   draw(record, tmp_path / "dots.png")
   assert (tmp_path / "dots.png").stat().st_size > 10_000
