@@ -19,7 +19,6 @@ from experiments.trainer.data import read_corpus
 from experiments.trainer.ensemble import Progress, SweepConfig, make_members
 from experiments.trainer.files import are_numbers
 from experiments.trainer.named_corpora import cached_path, is_name
-from experiments.trainer.records import from_record
 from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
 from lstm_jax.training import CheckpointError, list_checkpoints
@@ -86,7 +85,7 @@ def read_run_history(directory: Path) -> RunHistory:
   finished = (directory / run_dir.RESULT).exists()
   result = run_dir.read_result(directory) or {}
   early = result.get("stopped_early") is True
-  config = from_record(TrainConfig(), record)
+  config = run_dir.to_config(directory, record, TrainConfig())
   rows = _read_rows(directory / run_dir.METRICS)
   return RunHistory(
     directory, "", record, config, rows, samples, finished, early
@@ -106,7 +105,7 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   history = read_run_history(directory)
   if "num_seeds" not in history.record:
     return [history]
-  config = from_record(SweepConfig(), history.record)
+  config = run_dir.to_config(directory, history.record, SweepConfig())
   members = make_members(config)
   losses: list[list[Any]] = [[]] * len(members)
   newest = read_replaced(directory, lambda: _newest(directory))

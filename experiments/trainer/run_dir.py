@@ -30,7 +30,7 @@ from typing import Any
 from experiments.trainer.config import JobConfig, TrainConfig
 from experiments.trainer.corpus_path import KEPT
 from experiments.trainer.locking import LOCK
-from experiments.trainer.records import leaves
+from experiments.trainer.records import Config, from_record, leaves
 from lstm_jax.training import (
   CheckpointError,
   list_checkpoints,
@@ -117,6 +117,26 @@ def read_record(directory: Path) -> dict[str, Any]:
   if directory.is_dir():
     reason = _other_version(directory) or f"no {CONFIG} of a run"
   raise ValueError(f"there is no run in {directory}: {reason}")
+
+
+def to_config(
+  directory: Path, record: dict[str, Any], default: Config
+) -> Config:
+  """Return the configuration of a directory's config.json.
+
+  Args:
+    directory: of the run.
+    record: what `read_record` returns for it.
+    default: an instance of the configuration's class.
+
+  Raises:
+    ValueError: a value is missing, or not of its flag's kind or range; or there
+      is no module of its cell. The message names the file.
+  """
+  try:
+    return from_record(default, record)
+  except ValueError as error:
+    raise ValueError(f"{directory / CONFIG}: {error}") from None
 
 
 def _other_version(directory: Path) -> str | None:

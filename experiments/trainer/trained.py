@@ -92,7 +92,7 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
 
 def _load(directory: Path, checkpoint: str) -> Trained:
   record = run_dir.read_record(directory)
-  config = from_record(TrainConfig(), record)
+  config = run_dir.to_config(directory, record, TrainConfig())
   checkpoints = directory / run_dir.CHECKPOINTS
   if checkpoint == LAST:
     _check_has_last(directory, record)

@@ -1,13 +1,28 @@
-"""A run is read while it trains, and deletes the checkpoint being read."""
+"""A run is read: also while it trains, and deletes a checkpoint being read."""
 
+import json
 import shutil
 
 import pytest
 
 from experiments.trainer import trained
+from experiments.trainer.config import TrainConfig
+from experiments.trainer.history import read_run_history
+from experiments.trainer.records import to_record
 from experiments.trainer.trained import load
 from lstm_jax.training import CheckpointError, list_checkpoints
 from tests.draws import worst
+
+
+@pytest.mark.parametrize("read", [load, read_run_history])
+def test_a_config_that_cannot_be_read_is_named(read, tmp_path):
+  """Of several runs, it is not clear otherwise whose cell is missing."""
+  record = to_record(TrainConfig()) | {"cell": "nowhere"}
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  with pytest.raises(
+    ValueError, match=f"^{tmp_path}/config.json: cell .* no module nowhere"
+  ):
+    read(tmp_path)
 
 
 @pytest.fixture
