@@ -80,7 +80,9 @@ def launch(
     except Diverged as error:
       return _fail(error, DIVERGED)
     except KeyboardInterrupt as error:
-      return _fail(error if error.args else "interrupted", INTERRUPTED)
+      _fail(error if error.args else "interrupted", INTERRUPTED)
+      # A thread of JAX may still compile, and would crash as JAX is shut down.
+      os._exit(INTERRUPTED)
 
   _replace_closed_streams()
   app.define_help_flags()

@@ -1,6 +1,8 @@
 """The programs as a user starts them: exit statuses, output, interruption."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -56,6 +58,31 @@ def test_train_then_sample(corpus, tmp_path):
   status, out, err = finish(start("sample", f"--run={run}"))
   assert (status, out, err.count("\n")) == (2, "", 1)
   assert err.startswith(f"error: the checkpoint {run}/checkpoints/")
+
+
+@pytest.mark.exhaustive
+def test_an_interrupt_exits_before_python_shuts_jax_down():
+  """A thread that compiles would crash then; so nothing runs at exit."""
+  code = """
+import atexit, os
+from experiments.cli import launch
+
+def main():
+  print("shown")
+  raise KeyboardInterrupt
+
+atexit.register(os._exit, 3)
+launch(main)
+"""
+  ended = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=processes.ROOT,
+    env=processes.environment(),
+    capture_output=True,
+    text=True,
+  )
+  found = ended.returncode, ended.stdout, ended.stderr
+  assert found == (130, "shown\n", "error: interrupted\n")
 
 
 @pytest.mark.exhaustive
