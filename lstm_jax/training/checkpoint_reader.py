@@ -129,6 +129,11 @@ def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
   expected = _shapes({item: like})
   with _reading(directory, step) as manager:
     stored = manager.item_metadata(step)[item]
+    if stored is None:  # their names are in a file that is missing
+      raise CheckpointError(
+        f"the checkpoint {directory}/{step} cannot be read: the metadata of "
+        f"its {item} are missing"
+      )
     found = _shapes({item: getattr(stored, "tree", stored)})
     _check_shapes(directory, step, found, expected)
     # As NumPy arrays (these take no memory): JAX arrays would be restored to

@@ -117,7 +117,7 @@ def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncated", "removed"])
 @pytest.mark.parametrize(
-  "pattern", ["8/description/metadata", "8/params/*.oc*"]
+  "pattern", ["8/description/metadata", "8/params/*.oc*", "8/params/_META*"]
 )
 def test_a_damaged_checkpoint_is_an_error_of_one_line(
   damage, pattern, key, tmp_path, collected
