@@ -173,3 +173,18 @@ def test_a_batch_may_be_empty(key):
   found = interop.run_node(node, weights, {"X": xs})
   assert found["Y"].shape == (T, 1, 0, H)
   assert found["Y_c"].shape == (1, 0, H)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_last_state_can_be_the_next_initial_one(dtype, key):
+  names = {k: k for k in ("X", "initial_h", "initial_c")}
+  params = layer_weights(lstm, key, False)
+  node, tensors = interop.to_onnx(lstm, params, inputs=names)
+  weights = {t.name: onnx.numpy_helper.to_array(t) for t in tensors}
+  weights = {k: x.astype(dtype) for k, x in weights.items()}
+  state = {k: np.zeros((1, B, H), dtype) for k in ("initial_h", "initial_c")}
+  for _ in range(2):
+    inputs = {"X": np.ones((T, B, D), dtype), **state}
+    outputs = interop.run_node(node, weights, inputs)
+    assert {x.dtype for x in outputs.values()} == {np.dtype(dtype)}
+    state = {f"initial_{k}": outputs[f"Y_{k}"] for k in "hc"}

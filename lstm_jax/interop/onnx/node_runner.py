@@ -56,8 +56,8 @@ def run_node(
 
   Returns:
     Those of Y [T, directions, B, H], Y_h and Y_c [directions, B, H] that the
-    node has, by the names that it gives them. With layout=1, Y is
-    [B, T, directions, H], and a state [B, directions, H].
+    node has, by the names that it gives them, in the dtype of X. With layout=1,
+    Y is [B, T, directions, H], and a state [B, directions, H].
 
   Raises:
     ValueError: the node or its weights are refused by `from_onnx`; an input is
@@ -108,7 +108,8 @@ def run_node(
   results = {"Y": jnp.swapaxes(ys, 1, 2) if layer.time_major else ys}
   for field in last[0]._fields:
     values = [getattr(state, field) for state in last]
-    results[f"Y_{field}"] = jnp.stack(values, 0 if layer.time_major else 1)
+    stacked = jnp.stack(values, 0 if layer.time_major else 1)
+    results[f"Y_{field}"] = stacked.astype(xs.dtype)  # our c may be wider
   named = zip(OUTPUTS[attributes.op_type], node.output, strict=False)
   return {name: results[key] for key, name in named if name}
 
