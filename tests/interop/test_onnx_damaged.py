@@ -82,6 +82,9 @@ def test_a_truncated_file_of_external_data_is_refused(size, key, tmp_path):
   data.write_bytes(data.read_bytes()[:size])
   with pytest.raises(ValueError, match=r"^/.*/layer\.onnx: .+$"):
     interop.load(path)
+  graph = onnx.load(path, load_external_data=False).graph
+  with pytest.raises(ValueError, match=r"^tensor 'X' must have the data of "):
+    interop.from_onnx(graph.node[0], graph.initializer)
 
 
 def test_a_tensor_of_an_unknown_type_is_refused(key, tmp_path):

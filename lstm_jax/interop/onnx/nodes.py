@@ -212,12 +212,14 @@ def read_tensor(name: str, tensor: TensorProto) -> Array:
   """Return the array of a TensorProto.
 
   Raises:
-    ValueError: its data are not those of its shape and type.
+    ValueError: its data are not those of its shape and type, or are in a file
+      that cannot be read.
   """
-  to_array = import_onnx().numpy_helper.to_array
+  onnx = import_onnx()
+  invalid = onnx.checker.ValidationError  # no ValueError
   try:
-    return to_array(tensor)
-  except (LookupError, TypeError, ValueError) as error:
+    return onnx.numpy_helper.to_array(tensor)
+  except (LookupError, TypeError, ValueError, invalid) as error:
     raise ValueError(
       f"tensor {name!r} must have the data of its shape {list(tensor.dims)} "
       f"and type {tensor.data_type}, got {error!r}"
