@@ -60,7 +60,14 @@ def test_a_directory_that_cannot_be_read_is_said_to_be(tmp_path, monkeypatch):
     read_checkpoint(file)
   with pytest.raises(NotADirectoryError):
     list_checkpoints(file)
-  assert list_checkpoints(tmp_path / "absent") == []
+  for absent in tmp_path / "absent", file / "below":
+    assert list_checkpoints(absent) == []
+  monkeypatch.setattr(Path, "is_dir", forbidden)
+  for read in read_params, read_state:
+    message = f"^the checkpoint {tmp_path}/1 cannot be read: Perm.*denied"
+    with pytest.raises(CheckpointError, match=message):
+      read(tmp_path, 1, {})
+  monkeypatch.setattr(Path, "exists", lambda path: False)  # in Python 3.14
   monkeypatch.setattr(Path, "iterdir", forbidden)
   message = f"^{tmp_path} cannot be read: PermissionError: .*denied"
   with pytest.raises(CheckpointError, match=message):
