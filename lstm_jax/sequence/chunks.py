@@ -20,7 +20,7 @@ class Chunks(NamedTuple):
   rest: Any  # in the last T mod C steps; None if there are none
 
   def part(self, index: int) -> "Chunks":
-    """Return the element at an index of tuples, in the chunks and the rest."""
+    """Return the chunks of y[index], where every y is a tuple."""
     rest = None if self.rest is None else self.rest[index]
     return Chunks(self.whole[index], rest)
 

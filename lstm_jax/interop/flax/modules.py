@@ -5,8 +5,10 @@
   model = LinenRNN(linen.OptimizedLSTMCell(128))  # was linen.RNN(...)
 
 The cell is Flax's own, with the names, shapes and initial values of its
-weights, so that checkpoints can be restored. `unroll`, with its hand-derived
-gradient, replaces the loop over time where all of this holds:
+weights, so that checkpoints can be restored. (A linen module without a name is
+called after its class: pass `name="RNN_0"` where a checkpoint has one of that
+name.) `unroll`, with its hand-derived gradient, replaces the loop over time
+where all of this holds:
 
 - the cell is an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, not of a
   subclass, with Flax's sigmoid and tanh, and without a residual connection; the

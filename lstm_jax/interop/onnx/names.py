@@ -65,6 +65,9 @@ def _check_free(key: str, name: str, taken: Mapping[str, str]) -> None:
 
 
 def positional(names: Mapping[str, str], keys: Sequence[str]) -> list[str]:
-  """Return the names in the order of keys, "" for none, but not at the end."""
+  """Return the names in the order of keys, up to the last; "" for one between.
+
+  ONNX tells inputs and outputs by their place, and "" stands for none.
+  """
   last = max(keys.index(key) for key in names)
   return [names.get(key, "") for key in keys[: last + 1]]
