@@ -94,6 +94,8 @@ def to_haiku(
 ) -> dict[str, dict[str, jax.Array]]:
   """Return the parameters of the Haiku core with these weights.
 
+  Without `jax_enable_x64`, NumPy's float64 becomes float32.
+
   Args:
     params: of `lstm`, `gru_reset_before` or `rnn.with_activation(RELU)`. Those
       of `rnn` are of the same type, but Haiku applies relu to them, not tanh.
@@ -121,10 +123,10 @@ def to_haiku(
     arrays = [_exchanged_r_and_z(x, z_index=1) for x in params]
     return {name or "gru": dict(zip(GRU_NAMES, arrays, strict=True))}
   if isinstance(params, rnn.RNNParams):
-    first = {"w": params.w_x, "b": params.b}
-    second = {"w": params.w_h}
+    w_x, w_h, b = map(jnp.asarray, params)
+    first, second = {"w": w_x, "b": b}, {"w": w_h}
     if double_bias:
-      second["b"] = jnp.zeros_like(params.b)
+      second["b"] = jnp.zeros_like(b)
     core = name or "vanilla_rnn"
     return {f"{core}/linear": first, f"{core}/linear_1": second}
   raise ValueError(

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lstm_jax import gru, gru_reset_before, lstm, rnn
 from lstm_jax.interop.cudnn import from_cudnn
 from lstm_jax.interop.equinox import from_equinox
-from lstm_jax.interop.haiku import from_haiku
+from lstm_jax.interop.haiku import from_haiku, to_haiku
 from lstm_jax.interop.keras import from_keras
-from lstm_jax.interop.torch import from_torch
+from lstm_jax.interop.torch import from_torch, to_torch
 from tests.draws import D, H
 
 ROWS = 4 * H  # of an LSTM
@@ -46,6 +47,7 @@ CALLS = {
     {"lstm/linear": {"w": np.concatenate([W_X, W_H]), "b": B}},
   ),
   "keras": (from_keras, [W_X, W_H, B]),
+  "keras, no bias": (from_keras, [W_X, W_H]),
   "torch": (
     from_torch,
     {
@@ -58,8 +60,12 @@ CALLS = {
 }
 
 
+def to_linen(params):
+  flax = pytest.importorskip("lstm_jax.interop.flax")
+  return flax.to_linen(params)
+
+
 @pytest.mark.parametrize("library", CALLS)
-@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 def test_without_jax_enable_x64_float64_becomes_float32(library):
   read, weights = CALLS[library]
   for enabled, dtype in ((True, jnp.float64), (False, jnp.float32)):
@@ -68,6 +74,25 @@ def test_without_jax_enable_x64_float64_becomes_float32(library):
         x for x in jax.tree.leaves(read(weights)) if hasattr(x, "dtype")
       ]
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize(
+  ("write", "cells", "without"),  # the dtype without jax_enable_x64
+  [
+    (lambda params: to_torch((params,)), (lstm, gru, rnn), np.float64),
+    (to_haiku, (lstm, gru_reset_before, rnn), np.float32),
+    (to_linen, (lstm, gru, rnn), np.float32),
+  ],
+  ids=["torch", "haiku", "linen"],
+)
+def test_arrays_of_numpy_are_written_in_one_dtype(write, cells, without, key):
+  for cell in cells:
+    like = jax.eval_shape(lambda cell=cell: cell.init(key, D, H))
+    params = jax.tree.map(lambda x: np.ones(x.shape), like)
+    for enabled, dtype in ((True, np.float64), (False, without)):
+      with jax.enable_x64(enabled):
+        arrays = jax.tree.leaves(write(params))
+      assert {array.dtype for array in arrays} == {np.dtype(dtype)}
 
 
 @pytest.mark.skipif(

@@ -110,6 +110,8 @@ def _check_shapes(arrays: dict[str, jax.Array], first: str) -> None:
 def to_linen(params: Params) -> dict[str, Any]:
   """Convert params to the "params" collection of the matching linen cell.
 
+  Without `jax_enable_x64`, NumPy's float64 becomes float32.
+
   Args:
     params: of `lstm`, `gru` or `rnn`; all arrays may have the same further
       leading axes, such as those of an ensemble.
@@ -129,6 +131,8 @@ def to_linen(params: Params) -> dict[str, Any]:
       lambda x: jax.ShapeDtypeStruct(x.shape[count:], x.dtype), params
     )
   )
+
+  params = jax.tree.map(jnp.asarray, params)
 
   def split_gates(gates: str, bias_part: str) -> dict[str, Any]:
     result: dict[str, Any] = {}

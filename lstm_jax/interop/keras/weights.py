@@ -223,7 +223,7 @@ def _from_direction(
     after = _reset_after(side, arrays.get("bias"), reset_after)
     rows = (2,) if after else ()
     b = check("bias", *rows, columns) if "bias" in arrays else None
-    b = jnp.zeros((*rows, columns), w_x.dtype) if b is None else b
+    b = np.zeros((*rows, columns), w_x.dtype) if b is None else b
     w_x, w_h, b = (_exchanged(jnp.asarray(a)) for a in (w_x, w_h, b))
     if not after:
       cell = gru_reset_before.with_activations(gates, candidate)
@@ -233,7 +233,7 @@ def _from_direction(
     cell = gru.with_activations(gates, candidate)
     return cell, gru.GRUParams(w_x, w_h, b, b_n)
   b = check("bias", columns) if "bias" in arrays else None
-  b = jnp.zeros(columns, w_x.dtype) if b is None else b
+  b = np.zeros(columns, w_x.dtype) if b is None else b
   copies = map(jnp.array, (w_x, w_h, b))
   if columns == hidden:
     return rnn.with_activation(candidate), rnn.RNNParams(*copies)

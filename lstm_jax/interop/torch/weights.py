@@ -147,7 +147,7 @@ def from_torch(
 
 
 def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
-  """Return the state_dict of the PyTorch module with these weights.
+  """Return the state_dict of the PyTorch module, in the dtypes of the params.
 
   Args:
     layers: params of `lstm`, `projected_lstm`, `gru`, `rnn` or
@@ -248,14 +248,14 @@ def _pop_params(
 
 def _tensors(suffix: str, params: Params) -> dict[str, jax.Array]:
   """Return the tensors of one layer and direction, by PyTorch's names."""
-  b = jnp.asarray(params.b)
-  b_h = jnp.zeros_like(b)
+  numpy: Any = jnp if isinstance(params.b, jax.Array) else np  # keeps float64
+  b_h = numpy.zeros_like(params.b)
   if isinstance(params, gru.GRUParams):
-    b_h = b_h.at[-len(params.b_n) :].set(params.b_n)
+    b_h = numpy.concatenate([b_h[: -len(params.b_n)], params.b_n])
   tensors = {
     f"weight_ih{suffix}": params.w_x.T,
     f"weight_hh{suffix}": params.w_h.T,
-    f"bias_ih{suffix}": b,
+    f"bias_ih{suffix}": params.b,
     f"bias_hh{suffix}": b_h,
   }
   if isinstance(params, projected_lstm.ProjectedLSTMParams):
