@@ -188,3 +188,24 @@ def test_a_last_state_can_be_the_next_initial_one(dtype, key):
     outputs = interop.run_node(node, weights, inputs)
     assert {x.dtype for x in outputs.values()} == {np.dtype(dtype)}
     state = {f"initial_{k}": outputs[f"Y_{k}"] for k in "hc"}
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+def test_a_node_of_batches_first_computes_the_same(both, key):
+  names = {k: k for k in ("X", "initial_h", "initial_c")}
+  params = layer_weights(lstm, key, both)
+  state = normal_like(key, np.zeros((1 + both, B, H), np.float32))
+  inputs = {"X": normal_like(key, np.zeros((T, B, D), np.float32))}
+  inputs |= {"initial_h": state, "initial_c": -state}
+  found, expected = (
+    interop.run_node(
+      *interop.to_onnx(lstm, params, inputs=names, time_major=time_major),
+      inputs
+      if time_major
+      else {k: x.swapaxes(0, 1) for k, x in inputs.items()},
+    )
+    for time_major in (False, True)
+  )
+  assert worst(found["Y"], jnp.moveaxis(expected["Y"], 2, 0)) == 0
+  for name in "Y_h", "Y_c":
+    assert worst(found[name], expected[name].swapaxes(0, 1)) == 0

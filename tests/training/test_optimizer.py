@@ -209,3 +209,11 @@ def test_the_norm_of_a_float16_gradient_is_a_float32():
   nothing = jnp.zeros(1, jnp.float16)
   tree = LanguageParams(large, (), None, nothing)
   assert part_norms(tree)["embedding"] == 1e4
+
+
+@pytest.mark.parametrize(("readout", "norm"), [(3 * np.eye(1), 5), (None, 4)])
+def test_the_readout_of_the_norms_is_its_weights_and_its_bias(readout, norm):
+  one, two = jnp.ones(1), jnp.full((2, 2), 1.0)
+  tree = LanguageParams(one, (two, (two, one)), readout, jnp.full(1, 4.0))
+  expected = {"embedding": 1, "layer1": 2, "layer2": 5**0.5, "readout": norm}
+  assert part_norms(tree) == pytest.approx(expected, rel=1e-15)
