@@ -15,7 +15,7 @@ from lstm_jax import (
 )
 from lstm_jax.cells import Activation
 from lstm_jax.interop import onnx as interop
-from tests.draws import B, D, H, T
+from tests.draws import B, D, H, T, worst
 from tests.interop.onnx_models import layer_weights, onnx
 
 
@@ -163,7 +163,7 @@ def test_inputs_that_do_not_fit_are_refused(key):
     )
 
 
-def test_constant_lengths_are_checked_under_jit(key):
+def test_constant_lengths_are_checked_under_jit_and_traced_ones_are_not(key):
   names = {"X": "X", "sequence_lens": "L"}
   params = layer_weights(lstm, key, False)
   node, tensors = interop.to_onnx(lstm, params, inputs=names)
@@ -179,6 +179,10 @@ def test_constant_lengths_are_checked_under_jit(key):
     assert not run(kind([1, 2, 3]))[1:, 0, 0].any()
     with pytest.raises(ValueError, match=rf"in \[0, {T}\], got {T + 1}\n"):
       run(kind([1, T + 1, 3]))
+  traced = jax.jit(lambda inputs: interop.run_node(node, tensors, inputs)["Y"])(
+    {"X": xs, "L": np.array([1, 2, 3])}
+  )
+  assert worst(traced, run(np.array([1, 2, 3]))) == 0
 
 
 def test_what_onnx_cannot_hold_is_refused(key):
