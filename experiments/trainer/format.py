@@ -20,7 +20,7 @@ def escape_controls(text: str) -> str:
 
 
 def format_loss(nats: float, tokenizer: Tokenizer) -> str:
-  """Return "loss … nats per character", or for words "perplexity … per word"."""
+  """Return "loss … nats per character", or "perplexity … per word"."""
   if tokenizer.unit == "character":
     return f"loss {nats:.4f} nats per character"
   return f"perplexity {perplexity(nats):,.1f} per {tokenizer.unit}"
