@@ -14,7 +14,7 @@ from absl import flags
 from experiments.cli import launch
 from experiments.comparison.board import read_board, table
 from experiments.comparison.board_charts import CHARTS, draw
-from experiments.trainer.files import check_parent
+from experiments.trainer.files import check_output
 
 CORPUS = "tinyshakespeare"
 
@@ -23,7 +23,7 @@ def main() -> None:
   """Read the flags, print the table and draw."""
   board = read_board().of_corpus(CORPUS)
   if DIRECTORY.value:
-    check_parent(Path(DIRECTORY.value) / CHARTS[0].file)
+    check_output(Path(DIRECTORY.value) / CHARTS[0].file)
   print(table(board))
   if DIRECTORY.value:
     draw(board, Path(DIRECTORY.value))

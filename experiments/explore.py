@@ -24,7 +24,7 @@ from experiments.trainer import run_dir
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import SPLITS, default_split
 from experiments.trainer.excerpt import read_excerpt
-from experiments.trainer.files import check_parent
+from experiments.trainer.files import check_output
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text
@@ -77,7 +77,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
   directory = Path(config.run)
   trained = load(directory)
   path = Path(config.output or directory / run_dir.PAGE)
-  check_parent(path)
+  check_output(path)
   run_dir.check_page(path, run_dir.PAGE)
   if config.text and path.resolve() == Path(config.text).resolve():
     raise ValueError(f"output must be another file than text, got {path}")

@@ -34,7 +34,7 @@ from experiments.pages.packed_model import check_model, describe_cost
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import SPLITS
 from experiments.trainer.excerpt import Part, read_excerpt
-from experiments.trainer.files import check_parent, write_bytes
+from experiments.trainer.files import check_output, write_bytes
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
 
@@ -73,7 +73,7 @@ def run(run: str, format: str, out: str) -> str:
     raise ValueError(f"format must be one of {known}, got {format!r}")
   if Path(out).resolve().is_relative_to(Path(run).resolve()):
     raise ValueError(f"out must not be in the run directory {run}, got {out}")
-  check_parent(Path(out))
+  check_output(Path(out))
   trained, more = load(Path(run)), ""
   match format:
     case "onnx":

@@ -86,7 +86,7 @@ def naming(path: Path) -> Iterator[None]:
     raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def check_parent(path: Path) -> None:
+def check_output(path: Path) -> None:
   """Raise ValueError if the directory of a file does not exist."""
   if not path.parent.is_dir():
     raise ValueError(f"{path} cannot be written: no such directory")
