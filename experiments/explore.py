@@ -69,9 +69,9 @@ def run(config: ExploreConfig, console: Console) -> Page:
 
   Raises:
     ValueError: the run is not usable; the page would be another file of a
-      run directory, the text, or in a directory that does not exist; or the
-      text cannot be read, has fewer than two tokens, or a character that the
-      model does not know.
+      run directory, the text, a directory, or in one that does not exist; or
+      the text cannot be read, has fewer than two tokens, or a character that
+      the model does not know.
     OSError: the page cannot be written.
   """
   directory = Path(config.run)

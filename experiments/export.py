@@ -62,7 +62,7 @@ def run(run: str, format: str, out: str) -> str:
 
   Raises:
     ValueError: the format is not one of FORMATS; the file is in the run
-      directory, or in one that does not exist; the run has no usable
+      directory, in one that does not exist, or is one; the run has no usable
       checkpoint, or is of a cell that the format does not have; the package
       onnx is not installed; or, of a page, the model is too large, its 8-bit
       weights lose too much, or the run's corpus cannot be read.

@@ -87,6 +87,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def check_output(path: Path) -> None:
-  """Raise ValueError if the directory of a file does not exist."""
+  """Raise ValueError if a file would be in no directory, or is one itself."""
   if not path.parent.is_dir():
     raise ValueError(f"{path} cannot be written: no such directory")
+  if path.is_dir():
+    raise ValueError(f"{path} cannot be written: it is a directory")

@@ -54,7 +54,7 @@ class CheckpointWriter:
     directory: the directory of the checkpoints, which is made if it is missing.
 
   Raises:
-    CheckpointError: the directory cannot be made or written.
+    CheckpointError: the directory cannot be made.
   """
 
   def __init__(self, directory: str | os.PathLike):

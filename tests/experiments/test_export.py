@@ -73,11 +73,16 @@ def test_a_format_that_is_not_known_is_refused(explored_run, tmp_path):
   assert not [*tmp_path.iterdir()]
 
 
-def test_a_missing_directory_is_refused_before_the_run_is_read(tmp_path):
-  out = tmp_path / "nowhere" / "model"
-  message = f"^{re.escape(str(out))} cannot be written: no such directory$"
+@pytest.mark.parametrize(
+  ("out", "reason"),
+  [("nowhere/model", "no such directory"), ("", "it is a directory")],
+)
+def test_a_file_of_no_directory_is_refused_before_the_run_is_read(
+  out, reason, tmp_path
+):
+  message = f"^{re.escape(str(tmp_path / out))} cannot be written: {reason}$"
   with pytest.raises(ValueError, match=message):
-    export.run(str(tmp_path / "no run"), "stablehlo", str(out))
+    export.run(str(tmp_path / "no run"), "stablehlo", str(tmp_path / out))
 
 
 def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
