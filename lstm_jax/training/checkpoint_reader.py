@@ -4,6 +4,7 @@ Every array that is read, and every description, is compared with its checksum.
 Arrays are read whole, into the memory of the host, by each process alone.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +47,10 @@ def list_checkpoints(directory: str | os.PathLike) -> list[int]:
   directory = Path(directory)
   try:  # not `exists`, which in Python 3.14 is False where stat is forbidden
     directory.stat()
-  except (FileNotFoundError, NotADirectoryError):
-    return []
+  except OSError as error:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+      return []
+    raise
   names = [path.name for path in directory.iterdir() if path.is_dir()]
   # A checkpoint's name is its step as `str` writes it; "007" and "٣" are none.
   return sorted(

@@ -60,7 +60,9 @@ def test_a_directory_that_cannot_be_read_is_said_to_be(tmp_path, monkeypatch):
     read_checkpoint(file)
   with pytest.raises(NotADirectoryError):
     list_checkpoints(file)
-  for absent in tmp_path / "absent", file / "below":
+  loop = tmp_path / "loop"
+  loop.symlink_to(loop)
+  for absent in tmp_path / "absent", file / "below", loop:
     assert list_checkpoints(absent) == []
   monkeypatch.setattr(Path, "is_dir", forbidden)
   for read in read_params, read_state:
