@@ -63,6 +63,7 @@ from jax.typing import DTypeLike
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, softplus, tanh
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.initializers import (
   check_init,
   input_weights,
@@ -257,22 +258,20 @@ def init(
 
   Raises:
     ValueError: a size is no integer of at least 1, dtype is not of floats, or
-      num_heads is below 1 or does not divide H.
+      num_heads is no integer of at least 1 or does not divide H.
   """
   check_init(input_size, hidden_size, dtype)
   if num_heads is None:
     num_heads = max(n for n in range(1, HEADS + 1) if hidden_size % n == 0)
-  if num_heads < 1 or hidden_size % num_heads:
+  check_count("num_heads", num_heads)
+  if hidden_size % num_heads:
     raise ValueError(
-      "num_heads must be at least 1 and divide hidden_size, "
-      f"got {num_heads} and {hidden_size}"
+      f"num_heads must divide hidden_size, got {num_heads} and {hidden_size}"
     )
   key_x, key_h = jax.random.split(key)
   size = hidden_size // num_heads
-  heads = [
-    recurrent_weights(k, size, size, 4, dtype)
-    for k in jax.random.split(key_h, num_heads)
-  ]
+  keys = jax.random.split(key_h, num_heads)
+  heads = [recurrent_weights(k, size, size, 4, dtype) for k in keys]
   b = jnp.zeros((4, hidden_size), dtype).at[1].set(1)
   return SLSTMParams(
     w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.language.options import check_options, option
 from lstm_jax.training.norms import global_norm
@@ -89,10 +90,9 @@ def make_optimizer(
   optimizer serves all equal ones.
 
   Raises:
-    ValueError: num_steps is below 1.
+    ValueError: num_steps is no integer of at least 1.
   """
-  if num_steps < 1:
-    raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+  check_count("num_steps", num_steps)
   return _make_optimizer(config, num_steps)
 
 

@@ -58,10 +58,20 @@ def test_bfloat16_is_computed_at_any_batch_size(key):
       assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("num_heads", [0, 4, -2])
-def test_heads_that_do_not_divide_the_units_are_an_error(num_heads, key):
-  expected = "num_heads must be at least 1 and divide hidden_size"
-  with pytest.raises(ValueError, match=f"^{expected}, got {num_heads} and 6$"):
+@pytest.mark.parametrize(
+  ("num_heads", "expected"),
+  [
+    (4, "divide hidden_size, got 4 and 6"),
+    (0, "be an integer ≥ 1, got 0"),
+    (-2, "be an integer ≥ 1, got -2"),
+    (2.0, "be an integer ≥ 1, got 2.0"),
+    ("2", "be an integer ≥ 1, got '2'"),
+  ],
+)
+def test_heads_that_do_not_divide_the_units_are_an_error(
+  num_heads, expected, key
+):
+  with pytest.raises(ValueError, match=f"^num_heads must {expected}$"):
     slstm.init(key, D, 6, num_heads=num_heads)
 
 

@@ -1,5 +1,6 @@
 """Ablations that were interrupted, or that are overwritten or damaged."""
 
+import gc
 import json
 import signal
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_a_damaged_record_is_refused(config, console):
       )
     ),
   ]
+  gc.collect()  # not in a deep recursion, where finalizers would fail
   for text in damaged:
     path.write_text(text)
     with pytest.raises(ValueError, match=f"{path} is damaged"):

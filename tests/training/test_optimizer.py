@@ -181,6 +181,13 @@ def test_options_out_of_range_are_refused(options, message):
     OptimizerConfig(**options)
 
 
+@pytest.mark.parametrize("num_steps", [0, 1.5, True, "9"])
+def test_a_number_of_steps_that_is_none_is_refused(num_steps):
+  expected = f"^num_steps must be an integer ≥ 1, got {num_steps!r}$"
+  with pytest.raises(ValueError, match=expected):
+    make_optimizer(OptimizerConfig(), num_steps)
+
+
 @pytest.mark.everyday(2)
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "sgd", "adagrad"])
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
