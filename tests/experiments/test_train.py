@@ -211,6 +211,7 @@ def test_a_run_directory_has_a_name_in_utf_8(config, tmp_path):
 
 
 @pytest.mark.parametrize("text", [VERSE])
+@pytest.mark.exhaustive
 def test_the_gradient_of_the_whole_model_passes(text, key):
   from experiments.gradcheck import check_model
 

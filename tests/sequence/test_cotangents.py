@@ -63,7 +63,7 @@ def test_tokens_are_one_hot_rows(cell, key):
   assert worst(a, b) < 1e-12
 
 
-@pytest.mark.everyday(1)
+@pytest.mark.exhaustive
 @NAMES
 def test_planted_errors_of_the_recurrence_are_caught(name, key):
   """Scales each term of the state's cotangent by 1.01."""
