@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -75,18 +75,24 @@ def _run(module, arguments, variables, out, err):
   os.environ.clear()
   os.environ |= variables
   sys.argv = [module, *arguments]
-  status = 0
-  try:
-    runpy.run_module(module, None, "__main__", alter_sys=True)
-  except SystemExit as end:
-    status = end.code or 0
-    if not isinstance(status, int):
-      print(status, file=sys.stderr)
-      status = 1
-  except BaseException:
-    sys.excepthook(*sys.exc_info())
-    status = 1
+  status = status_of(lambda: runpy.run_module(module, None, "__main__", True))
   threading._shutdown()
   atexit._run_exitfuncs()
   sys.stdout.flush()
   os._exit(status)
+
+
+def status_of(program: Callable[[], object]) -> int:
+  """Call a program; return the exit status that the interpreter gives it."""
+  try:
+    program()
+  except SystemExit as end:
+    status = end.code or 0
+    if isinstance(status, int):
+      return status
+    print(status, file=sys.stderr)
+    return 1
+  except BaseException:
+    sys.excepthook(*sys.exc_info())
+    return 1
+  return 0

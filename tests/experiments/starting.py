@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.forking import status_of
 from tests.processes import ROOT, environment
 
 PROGRAMS = (
@@ -67,30 +68,24 @@ def start(case: list[str], directory: Path) -> tuple[int, str, str]:
   out.write_text("")
   child = os.fork()
   if not child:
-    status = 99
     signal.alarm(60)
+    os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    if kind == "pipe":
+      reader, writer = os.pipe()
+      os.dup2(writer, 1)
+      os.close(reader)
+    elif kind == "closed":
+      os.close(1)
+    else:
+      os.dup2(os.open(out, os.O_WRONLY), 1)
+    closed = kind == "closed"
+    sys.stdout = None if closed else os.fdopen(1, "w", closefd=False)
+    sys.argv = [program, *arguments]
+    module = f"experiments.{program}"
+    status = status_of(lambda: runpy.run_module(module, None, "__main__", True))
     try:
-      os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-      if kind == "pipe":
-        reader, writer = os.pipe()
-        os.dup2(writer, 1)
-        os.close(reader)
-      elif kind == "closed":
-        os.close(1)
-      else:
-        os.dup2(os.open(out, os.O_WRONLY), 1)
-      closed = kind == "closed"
-      sys.stdout = None if closed else os.fdopen(1, "w", closefd=False)
-      sys.argv = [program, *arguments]
-      runpy.run_module(f"experiments.{program}", None, "__main__", True)
-      status = 0
-    except SystemExit as end:
-      code = end.code or 0  # as the interpreter takes it
-      status = code if isinstance(code, int) else 98
-    except BaseException:
-      sys.excepthook(*sys.exc_info())
-    try:
-      sys.stdout.flush()  # as the interpreter does in the end
+      if sys.stdout:
+        sys.stdout.flush()  # as the interpreter does in the end
     except OSError:
       status = 120
     os._exit(status)

@@ -4,60 +4,53 @@
 
 An input is [flags, flagfile, corpus], the last two as hexadecimal bytes; its
 result is [status, what was printed, whether there is a run directory]. Both are
-lists in JSON. A run that starts makes no training step. The status is CRASHED,
-and a traceback is printed, where the program raises an exception.
+lists in JSON. A run that starts makes no training step. The status is 1, and a
+traceback is printed, where the program raises an exception.
 """
 
 import json
 import os
 import shutil
 import sys
-import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from experiments import train
 from experiments.cli import launch, make_console
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.flags import config_from_flags, define_flags
-
-MESSAGE, CRASHED = 98, 99  # exit statuses: sys.exit of a text; an exception
+from tests.forking import status_of
 
 
 class Started(Exception):
   """The training loop would start now."""
 
 
-def start(holders):
+def program():
   """Run the program up to its training loop."""
 
   def fit(*arguments, **options):
     raise Started
 
+  def start():
+    config = config_from_flags(TrainConfig(), holders)
+    with suppress(Started):
+      train.run(config, make_console())
+
   train.fit = fit
-  try:
-    train.run(config_from_flags(TrainConfig(), holders), make_console())
-  except Started:
-    return
+  holders = define_flags(TrainConfig())
+  launch(start)
 
 
 def exit_status(argv, output):
   """Run in a process of its own; return its exit status."""
   child = os.fork()
   if not child:
-    status = CRASHED
-    try:
-      sys.argv = argv
-      sys.stdout = sys.stderr = output.open("w", encoding="utf-8")
-      holders = define_flags(TrainConfig())
-      launch(lambda: start(holders))
-    except SystemExit as end:
-      code = end.code or 0  # as the interpreter takes it
-      status = code if isinstance(code, int) else MESSAGE
-    except BaseException:
-      traceback.print_exc()
-    finally:
-      sys.stderr.flush()
-      os._exit(status)
+    sys.argv = argv
+    sys.stdout = sys.stderr = output.open("w", encoding="utf-8")
+    status = status_of(program)
+    sys.stderr.flush()
+    os._exit(status)
   return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
