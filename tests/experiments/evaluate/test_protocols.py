@@ -31,7 +31,7 @@ from lstm_jax.language.evaluate import (
   stateful_nats,
 )
 from lstm_jax.language.word_tokenizer import WordTokenizer
-from tests.experiments.conftest import VERSE, edit_config
+from tests.experiments.conftest import VERSE, VERSES, edit_config
 from tests.experiments.pages import explored
 
 
@@ -73,7 +73,7 @@ def test_every_protocol_is_measured_and_recorded(run, options, console):
   part = replace(options, begin=0.5, end=0.75, protocol=("cold",))
   record = evaluate.run(part, console)
   assert list(record["nats"]) == ["cold"]
-  assert abs(record["predictions"] - 0.25 * 20 * 62) < 2
+  assert abs(record["predictions"] - 0.25 * len(VERSES)) < 2
 
 
 def test_a_protocol_has_the_texts_and_weights_that_it_needs(
@@ -99,7 +99,7 @@ def test_a_protocol_has_the_texts_and_weights_that_it_needs(
     record = evaluate.run(one, console)
     assert (record["checkpoint"], record["nats"]) == ("last", {name: 1})
   assert checkpoints == ["last"] * 5
-  train_size = int(0.9 * 20 * len(VERSE))
+  train_size = int(0.9 * len(VERSES))
   assert sizes == {
     "cold": (0, []),
     "stateful": (0, []),

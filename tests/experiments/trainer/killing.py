@@ -28,7 +28,7 @@ from experiments.trainer.logger import RunLogger
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import RESULT
 from lstm_jax.training import list_checkpoints
-from tests.experiments.conftest import VERSE
+from tests.experiments.conftest import VERSES
 from tests.experiments.trainer.resuming import outcome
 
 EVERY = 20  # training steps between two checkpoints
@@ -116,7 +116,7 @@ def kill(child, run, draws, lifetime):
 
 def main():
   directory, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-  (directory / "verse.txt").write_text(VERSE * 20)
+  (directory / "verse.txt").write_text(VERSES)
   tensorboard.summary = None  # no events: they take half of a life
   plot.draw = lambda directory, unit: None  # nor a picture
   draws, lifetimes = random.Random(seed), []

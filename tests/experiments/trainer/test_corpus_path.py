@@ -31,7 +31,7 @@ from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text
-from tests.experiments.conftest import VERSE
+from tests.experiments.conftest import VERSES
 from tests.experiments.sampled import write
 from tests.experiments.trainer.resuming import signal_at
 
@@ -197,7 +197,7 @@ def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
     signal_at(monkeypatch, 33)
     train.run(piped, console)
   directory = Path(piped.job.run)
-  assert (directory / KEPT).read_text() == VERSE * 20
+  assert (directory / KEPT).read_text() == VERSES
   train.run(piped, console)  # resumes, and reads no pipe
   assert (directory / "result.json").exists()
   moved = directory.rename(tmp_path / "moved")
@@ -212,7 +212,7 @@ def test_a_piped_corpus_is_kept_for_all_that_follows(piped, console, tmp_path):
 def test_a_corpus_is_the_same_at_any_path(finished, config, tmp_path):
   copy = shutil.copy(config.data.corpus, tmp_path / "copy.txt")
   again = replace(config, corpus=str(copy), num_epochs=2)
-  sha256 = text_sha256(VERSE * 20)
+  sha256 = text_sha256(VERSES)
   with open_run_dir(again, {SHA256: sha256}, may_extend=True) as opened:
     assert opened.extended_from == 1
   check_same_run(finished, again, sha256, advice="")

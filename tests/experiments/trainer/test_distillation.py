@@ -248,7 +248,7 @@ def test_beside_a_development_split_a_teacher_reads_each_piece_by_itself(
 
 
 def test_predictions_that_do_not_fit_the_memory_are_refused(config):
-  with pytest.raises(ValueError, match=r"predictions of 1,116 tokens over"):
+  with pytest.raises(ValueError, match=r"predictions of 1,128 tokens over"):
     read_teachers(make_setup(config), limit=1000)
 
 

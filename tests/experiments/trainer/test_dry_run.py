@@ -67,7 +67,7 @@ def test_one_of_a_kind_is_in_the_singular(config, console):
   dry_run(config, console)
   shown = console.file.getvalue()
   assert "1 × 1 hidden unit," in shown
-  assert "training    1 epoch of 1,116 tokens, 2 steps\n" in shown
+  assert "training    1 epoch of 1,128 tokens, 2 steps\n" in shown
   assert "a step      1 sequence × 1,000 tokens: " in shown
 
 

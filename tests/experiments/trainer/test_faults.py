@@ -16,7 +16,7 @@ from experiments import train
 from experiments.trainer import logger
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace, to_record
-from tests.experiments.conftest import VERSE
+from tests.experiments.conftest import VERSE, VERSES
 from tests.experiments.conftest import make_config as small_config
 from tests.experiments.trainer.killing import EVERY, make_config
 from tests.experiments.trainer.resuming import last_checksums, outcome
@@ -151,7 +151,7 @@ def test_what_the_killed_runs_compute_depends_on_noise_and_an_average(
   tmp_path, console
 ):
   """Else resuming them would not show that both are restored."""
-  (tmp_path / "verse.txt").write_text(VERSE * 20)
+  (tmp_path / "verse.txt").write_text(VERSES)
   weights = []
   for changes in ({}, {"output_dropout": 0.0}, {"ema_decay": 0.0}):
     config = replace(make_config(tmp_path, f"run{len(weights)}"), **changes)

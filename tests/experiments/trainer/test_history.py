@@ -17,9 +17,9 @@ from experiments.trainer.history import (
 from experiments.trainer.named_corpora import CORPORA, NamedCorpus
 from experiments.trainer.records import replace, to_record
 from lstm_jax.training import CheckpointWriter
-from tests.experiments.conftest import VERSE, copy_run
+from tests.experiments.conftest import VERSES, copy_run
 
-TEXT = VERSE.encode() * 20
+TEXT = VERSES.encode()
 
 
 def test_nothing_is_downloaded_and_a_shared_corpus_is_tokenized_once(

@@ -12,7 +12,7 @@ from experiments.trainer.logger import RunLogger
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.run_dir import SHA256, check_is_run_or_empty, set_aside
 from lstm_jax.training import list_checkpoints
-from tests.experiments.conftest import VERSE
+from tests.experiments.conftest import VERSES
 from tests.power import tree
 
 
@@ -82,7 +82,7 @@ def test_a_run_whose_move_aside_was_cut_off_is_whole_again(
   message = "already holds a finished run"
   with (
     pytest.raises(ValueError, match=message),
-    open_run_dir(config, {SHA256: text_sha256(VERSE * 20)}),
+    open_run_dir(config, {SHA256: text_sha256(VERSES)}),
   ):
     pass
   (finished / "previous").rmdir()

@@ -20,13 +20,13 @@ from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.named_corpora import CORPORA, NamedCorpus, locate
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
-from tests.experiments.conftest import VERSE, copy_run
+from tests.experiments.conftest import VERSES, copy_run
 from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import signal_at
 from tests.experiments.trainer.serving import serve
 from tests.processes import ROOT
 
-TEXT = VERSE.encode() * 20
+TEXT = VERSES.encode()
 SHA256 = hashlib.sha256(TEXT).hexdigest()
 
 

@@ -13,6 +13,7 @@ from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax.training import init_state, list_checkpoints, read_checkpoint
+from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import (
   inject_nans,
   last_checksums,
@@ -42,7 +43,11 @@ AVERAGES = {
 
 
 def check_stops(steps, changes, config, console):
-  """Check that a run stopped at these steps ends as one that was not."""
+  """Check that a run stopped at these steps ends as one that was not.
+
+  The last batch of an epoch is shorter than the others.
+  """
+  Path(config.data.corpus).write_text(VERSE * 20)
   config = replace(config, **changes, num_epochs=3)  # the last is a late one
   whole = outcome(train.run(config, console).directory)
   again = replace(config, run=config.job.run + "2")
