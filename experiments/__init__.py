@@ -5,16 +5,32 @@ The programs run from a clone, `python -m experiments.NAME`, and need the extra
 """
 
 import importlib.util
+import os
+import signal
 import sys
 
 _EXTRA = "absl", "matplotlib", "rich"
 _missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+_starts_program = sys.argv[0] == "-m"
 if _missing:
   _message = (
     f"the experiments need {', '.join(_missing)}: "
     "pip install -e '.[experiments]'"
   )
-  if sys.argv[0] == "-m":  # a program is about to start
+  if _starts_program:
     print(f"error: {_message}", file=sys.stderr)
     sys.exit(2)
   raise ImportError(_message)
+
+
+def interrupt_imports(signum: int, frame: object) -> None:
+  """Handle Ctrl-C during a program's imports, which take a second or two."""
+  del frame
+  print("error: interrupted", file=sys.stderr)
+  os._exit(128 + signum)
+
+
+# From `cli.launch` on, Ctrl-C is an exception again.
+_by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if _starts_program and _by_default:
+  signal.signal(signal.SIGINT, interrupt_imports)

@@ -23,6 +23,7 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 
+from experiments import interrupt_imports
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import resumable_corpus
 from experiments.trainer.errors import Diverged
@@ -84,6 +85,8 @@ def launch(
       # A thread of JAX may still compile, and would crash as JAX is shut down.
       os._exit(INTERRUPTED)
 
+  if signal.getsignal(signal.SIGINT) is interrupt_imports:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   _replace_closed_streams()
   app.define_help_flags()
   flags.DEFINE_flag(HelpFlag())

@@ -130,6 +130,19 @@ def test_a_platform_without_a_device_is_an_error_of_one_line():
   assert err.startswith("error: JAX_PLATFORMS=tpu has no device here: ")
 
 
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path, monkeypatch):
+  interrupt = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+  (tmp_path / "optax.py").write_text(interrupt)
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  process = subprocess.run(
+    [sys.executable, "-m", "experiments.train"],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+  )
+  assert (process.returncode, process.stderr) == (130, "error: interrupted\n")
+
+
 @pytest.mark.exhaustive
 def test_too_little_memory_of_the_host_is_no_error_of_a_device():
   code = """
