@@ -35,7 +35,7 @@ THREADS = min(12, os.cpu_count() or 1)
 #   "compiling"
 #   "running"    index
 #   "result"     index, Result
-#   "lost"       index, text: the device is lost, and the process ends
+#   "lost"       index, None if none runs yet; text: the process ends
 #   "done"       ready for more cases
 Message = tuple[str, int | None, Any]
 
@@ -59,6 +59,8 @@ def work(
     for case in cases:
       try:
         prepared.append(case.prepare(left_out))
+      except DeviceLost:
+        raise
       except Exception as error:  # a failure of this case, not of all
         prepared.append(reason(error))
     compiled = compile_all([p for p in prepared if isinstance(p, Prepared)])
@@ -81,9 +83,9 @@ def work(
 def _finish(case: Case, prepared: Prepared, programs: Any, errors: Any):
   try:
     return prepared.finish(programs, errors)
+  except DeviceLost:
+    raise
   except Exception as error:
-    if isinstance(error, DeviceLost):
-      raise
     return Result([], {}, [f"{case.name}: {reason(error)}"])
 
 

@@ -163,11 +163,13 @@ def test_a_section_of_another_library_has_a_worker_of_its_own():
   assert made == [False, True, False]
 
 
-def test_the_case_that_ends_a_compiler_is_found_among_several(supervisor):
-  bad = Fake("bad", A, does="abort", when="prepare")
+@pytest.mark.parametrize("does", ["abort", "lose"])
+def test_the_case_that_ends_a_compiler_is_found_among_several(does, supervisor):
+  bad = Fake("bad", A, does=does, when="prepare")
   found = run(supervisor, Fake("good", B), bad, Fake("other"), together=3)
   assert names(found) == ["good", "bad", "other"]
   assert [bool(result.failures) for _, result in found] == [0, 1, 0]
+  assert supervisor.left_out == A
 
 
 def test_an_error_of_a_case_is_one_line_and_no_end():

@@ -29,10 +29,11 @@ def test_the_programs_of_a_case_are_its_own():
   assert results == [[{"program": "a"}], [{"program": "b"}]]
 
 
-def test_a_lost_device_ends_the_work():
-  messages = []
-  assert not work([Fake("a", does="lose")], frozenset(), messages.append)
-  assert messages[-1] == ("lost", 0, "an illegal access")
+@pytest.mark.parametrize(("when", "index"), [("prepare", None), ("run", 0)])
+def test_a_lost_device_ends_the_work(when, index):
+  messages, lost = [], Fake("a", does="lose", when=when)
+  assert not work([lost, Fake("b")], frozenset(), messages.append)
+  assert messages[-1] == ("lost", index, "an illegal access")
 
 
 def test_an_error_after_which_the_device_answers_nothing_is_its_loss(
