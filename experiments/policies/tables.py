@@ -6,7 +6,7 @@ from experiments.comparison.results import check_length
 from experiments.comparison.tables import markdown
 from experiments.policies.training import mean
 
-LAST = 0.1  # share of the updates whose mean return is the result
+LAST = 0.1  # the result is the mean return over this last share of the updates
 PROGRAMS = {
   "unroll": "unroll, pure functions",
   "scanned": "Flax, `scanned`",
@@ -32,7 +32,7 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
 
 
 def check_lengths(record: dict[str, Any]) -> None:
-  """Raise ValueError if a list is longer or shorter than others of a record."""
+  """Raise ValueError unless each list of a record has the right length."""
   for run in record["networks"].values():
     episodes = run.get("episodes", run["returns"])
     check_length("episodes", episodes, len(run["returns"]))
@@ -42,7 +42,7 @@ def check_lengths(record: dict[str, Any]) -> None:
 
 
 def _count(record: dict[str, Any]) -> int:
-  """Return of how many updates, the last, the mean return is the result."""
+  """Return over how many of the last updates the mean return is taken."""
   return max(1, round(LAST * record["config"]["num_updates"]))
 
 

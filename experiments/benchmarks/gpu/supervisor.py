@@ -34,7 +34,7 @@ class Worker(Protocol):
     """
 
   def stop(self) -> str:
-    """End it; return how it ended, and the last that it printed."""
+    """End it; return how it ended, and the last line that it printed."""
 
 
 class WorkerProcess:
@@ -67,7 +67,7 @@ class WorkerProcess:
   def stop(self):
     """Kill the process if it still runs; return how it ended.
 
-    The exit status is None if it still ran.
+    The exit status is None if it had to be killed.
     """
     self._process.join(0.2)
     ended = self._process.exitcode
@@ -122,7 +122,7 @@ class Supervisor:
     """
     self._make_worker, self._seconds, self._clock = make_worker, seconds, clock
     self._begin = clock()
-    self._batch_begin = 0.0  # seconds since the start
+    self._batch_begin = 0.0  # seconds since the start, once a worker runs
     self._worker: Worker | None = None
     self._jax_on_cpu = False
     self.left_out: frozenset[str] = frozenset()
@@ -160,7 +160,8 @@ class Supervisor:
         return
       again: list[Case] = []
       known = yield from self._run_together(batch, section, again)
-      if self._worker:  # neither a hang nor a new start is in it
+      # Of a batch that ended its worker, the time tells nothing.
+      if self._worker:
         last = self.elapsed() - self._batch_begin
       if not known:  # which of them ends a worker?
         together = 1
