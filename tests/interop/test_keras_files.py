@@ -145,13 +145,12 @@ def test_links_out_of_the_file_are_not_followed(tmp_path, key):
     file["layers/lstm/cell/vars/1"] = h5py.ExternalLink(str(secret), "x")
   path = tmp_path / "model.keras"
   write(path, model(configured("LSTM", "a")), content.getvalue())
-  with pytest.raises(
-    ValueError, match=r"^layer a: there is no 1 in the HDF5 fi"
-  ):
+  missing = "there is no layers/lstm/cell/vars/1 in the HDF5 file$"
+  with pytest.raises(ValueError, match=f"^layer a: {missing}"):
     interop.load(path)
   weights = tmp_path / "model.weights.h5"
   weights.write_bytes(content.getvalue())
-  with pytest.raises(ValueError, match=r"^layer lstm: there is no 1 in the HD"):
+  with pytest.raises(ValueError, match=f"^layer lstm: {missing}"):
     interop.load_weights(weights)
   with h5py.File(content, "a") as file:
     del file["layers/lstm/cell/vars/1"]

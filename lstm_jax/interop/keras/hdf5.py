@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.interop.extra import from_extra
-from lstm_jax.interop.keras.weights import NAMES
+from lstm_jax.interop.keras.directions import NAMES
 
 DAMAGE = (  # what h5py raises for it
   AttributeError,
@@ -86,9 +86,9 @@ def layer_groups(
 
   Args:
     group: the HDF5 file.
-    prefix: of the names, that of the model within the model.
+    prefix: of the names: that of a model within the model, or empty.
     path: of the group of the layers.
-    seen: addresses of such groups that were read before; it is added to.
+    seen: addresses of such groups that were read before; this one is added.
 
   Raises:
     ValueError: the group is not in the file, or was read before.
@@ -115,7 +115,7 @@ def layer_groups(
 def _is_cell(file: Any, path: str) -> bool:
   """Tell whether a group is that of a cell, not of a ConvLSTM's with more axes.
 
-  What is not in the file itself counts as one, and `cell_arrays` refuses it.
+  A link in the place of its array counts as one: `cell_arrays` refuses it.
   """
   if f"{path}/vars/1" not in file:
     return False
@@ -163,15 +163,15 @@ def cell_arrays(
     size: bytes of the file on disk. An array may be compressed, or have parts
       that were never written, but not beyond what zlib achieves.
     gates: G, or None if it is not known.
-    units: H, or None.
-    bias: whether there is one, or None.
+    units: H, the same.
+    bias: whether there is one, the same.
   """
   group = _member(file, f"{path}/vars", "Group")
   count = len(group)
   if count not in ((2, 3) if bias is None else (2 + bias,)):
     expected = "2 or 3" if bias is None else 2 + bias
     raise ValueError(f"{path}/vars must hold {expected} arrays, got {count}")
-  sets = [_member(group, str(k), "Dataset") for k in range(count)]
+  sets = [_member(file, f"{path}/vars/{k}", "Dataset") for k in range(count)]
   for name, data in zip(NAMES, sets, strict=False):
     if data.external or data.is_virtual:
       raise ValueError(f"{name} must be in the file, not in another")
@@ -207,7 +207,8 @@ def _member(group: Any, path: str, kind: str) -> Any:
   """Return a group or dataset of the file itself, by its path."""
   h5py = import_h5py()
   for part in path.split("/"):
-    link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else 0
+    inner = isinstance(group, h5py.Group)
+    link = group.get(part, getlink=True) if inner else None
     if not isinstance(link, h5py.HardLink):
       raise ValueError(f"there is no {path} in the HDF5 file")
     group = group[part]
