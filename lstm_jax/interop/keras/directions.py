@@ -10,7 +10,14 @@ SIDES = "forward ", "backward "  # before the names of a Bidirectional's arrays
 
 
 def by_direction(weights: Any) -> dict[str, dict[str, Array]]:
-  """Return {"": arrays by name}, or the same for each of SIDES."""
+  """Return {"": arrays by name}, or the arrays by name of each of SIDES.
+
+  Args:
+    weights: what `from_keras` takes.
+
+  Raises:
+    ValueError: they are not the arrays of one layer.
+  """
   if isinstance(weights, Mapping):
     return _by_name(weights)
   if not isinstance(weights, Sequence):
@@ -18,24 +25,22 @@ def by_direction(weights: Any) -> dict[str, dict[str, Array]]:
       "weights must be what a layer's get_weights() returns, or a mapping from "
       f"names to arrays, got {type(weights).__name__}"
     )
-  sides = {2: ("",), 3: ("",), 4: SIDES, 6: SIDES}
-  if len(weights) not in sides:
+  if len(weights) not in (2, 3, 4, 6):
     raise ValueError(
       "weights must be the 2 or 3 arrays of a layer, or the 4 or 6 of a "
       f"Bidirectional, got {len(weights)}"
     )
-  found: dict[str, dict[str, Array]] = {}
+  sides = SIDES if len(weights) > 3 else ("",)
+  names = NAMES[: len(weights) // len(sides)]
   arrays = iter(weights)
-  for side in sides[len(weights)]:
-    names = NAMES[: len(weights) // len(sides[len(weights)])]
-    found[side] = {
-      name: as_array(f"{side}{name}", next(arrays)) for name in names
-    }
-  return found
+  return {
+    side: {name: as_array(f"{side}{name}", next(arrays)) for name in names}
+    for side in sides
+  }
 
 
 def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
-  """Return the arrays of each direction, told by the paths of variables.
+  """Return the arrays of each direction, which the variables' paths tell.
 
   The part above the cell is the layer: "bi/forward_lstm/lstm_cell/kernel". Of a
   Bidirectional, the name of the forward layer always begins with "forward_";
