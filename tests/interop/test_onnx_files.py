@@ -18,11 +18,7 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path):
       ValueError, match=r"layer\.onnx is not a valid ONNX file"
     ):
       interop.load(path)
-  identity = onnx.helper.make_node("Identity", ["X"], ["Y"])
-  model = onnx_models.model_of(
-    identity, [], {"X": np.ones((1, 1, 1, 1), np.float32)}
-  )
-  onnx.save(model, path)
+  save(path, onnx.helper.make_node("Identity", ["X"], ["Y"]))
   with pytest.raises(
     ValueError, match=r"layer\.onnx has none of LSTM, GRU, RNN"
   ):
@@ -45,7 +41,9 @@ def test_without_onnx_the_extra_to_install_is_named(key, uninstall):
 
 
 def save(path, *nodes, tensors=()):
-  """Write a file of these nodes, without inputs and outputs of the graph."""
+  """Write a file of these nodes; their input X is a constant too."""
+  xs = onnx.numpy_helper.from_array(np.ones((T, B, D), np.float32), "X")
+  tensors = [xs, *tensors]
   graph = onnx.helper.make_graph(list(nodes), "layers", [], [], tensors)
   onnx.save(onnx_models.opset_model(graph), path)
 
@@ -53,29 +51,28 @@ def save(path, *nodes, tensors=()):
 def test_layers_of_one_name_are_refused(key, tmp_path):
   params = layer_weights(lstm, key, False)
   path = tmp_path / "layers.onnx"
-  xs = onnx.numpy_helper.from_array(np.ones((T, B, D), np.float32), "X")
 
   def refused(match, *names, outputs=("Y", "Z")):
     layers = [
       interop.to_onnx(lstm, params, name=name, outputs={"Y": output})
       for name, output in zip(names, outputs, strict=True)
     ]
-    save(path, *(node for node, _ in layers), tensors=[xs, *layers[0][1]])
+    save(path, *(node for node, _ in layers), tensors=layers[0][1])
     with pytest.raises(ValueError, match=match):
       interop.load(path)
 
   message = r"layers\.onnx: layers must have different names, got two of "
   refused(f"{message}'a'", "a", "a")
+  # A node without a name has that of its output.
   refused(f"{message}'Z'", "Z", "")
   refused(f"{message}'Y'", "", "Y")
 
 
 def test_a_node_without_name_and_outputs_is_refused(key, tmp_path):
   node, tensors = interop.to_onnx(lstm, layer_weights(lstm, key, False))
-  xs = onnx.numpy_helper.from_array(np.ones((T, B, D), np.float32), "X")
   for outputs in ([], [""]):
     node.output[:] = outputs
-    save(tmp_path / "layer.onnx", node, tensors=[xs, *tensors])
+    save(tmp_path / "layer.onnx", node, tensors=tensors)
     with pytest.raises(ValueError, match=r"layer\.onnx: LSTM has neither a na"):
       interop.load(tmp_path / "layer.onnx")
 
@@ -84,8 +81,7 @@ def test_an_error_in_a_file_names_the_file_and_the_node(key, tmp_path):
   params = layer_weights(lstm, key, False)
   node, tensors = interop.to_onnx(lstm, params, name="encoder")
   node.attribute.append(onnx.helper.make_attribute("clip", 2.5))
-  xs = onnx.numpy_helper.from_array(np.ones((T, B, D), np.float32), "X")
-  save(tmp_path / "layer.onnx", node, tensors=[xs, *tensors])
+  save(tmp_path / "layer.onnx", node, tensors=tensors)
   message = r"layer\.onnx: LSTM 'encoder': clip must be absent"
   with pytest.raises(ValueError, match=message):
     interop.load(tmp_path / "layer.onnx")
@@ -97,7 +93,8 @@ def test_constants_that_a_layer_cannot_hold_are_refused(key):
   node, tensors = interop.to_onnx(lstm, params, inputs=names)
   weights = {t.name: onnx.numpy_helper.to_array(t) for t in tensors}
   zeros = np.zeros((1, B, H), np.float32)
-  layer = interop.from_onnx(node, weights | {"initial_h": zeros})
+  states = {"initial_h": zeros, "initial_c": zeros}
+  layer = interop.from_onnx(node, weights | states)
   assert worst(layer.params, params) == 0
   for name, value in {
     "sequence_lens": np.array([1, 2, 3], np.int32),
