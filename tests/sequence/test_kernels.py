@@ -40,9 +40,9 @@ def test_a_bidirectional_stack_of_kernels_equals_that_of_scans(key):
 
 IMPORTED = """
 import sys
-import jax.numpy as jnp
+import jax, jax.numpy as jnp
 import lstm_jax, lstm_jax.language, lstm_jax.training
-params = lstm_jax.lstm.init(lstm_jax.lstm.jax.random.key(0), 3, 5)
+params = lstm_jax.lstm.init(jax.random.key(0), 3, 5)
 lstm_jax.unroll(lstm_jax.lstm, params, None, jnp.ones((2, 1, 3)))
 kernels = "jax.experimental.pallas", "lstm_jax.mosaic_gpu"
 print(*sorted(name for name in sys.modules if name.startswith(kernels)))
