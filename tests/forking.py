@@ -28,8 +28,8 @@ class Fork:
   Args:
     module: its name.
     arguments: those of the command line.
-    variables: the whole environment. JAX reads its own variables when it is
-      imported: they are those of the first process.
+    variables: the whole environment. Those that JAX reads when it is imported
+      have no effect here: the server has imported it before.
   """
 
   def __init__(
@@ -44,7 +44,7 @@ class Fork:
     self._process.start()
 
   def communicate(self, timeout: float) -> tuple[str, ...]:
-    """Wait for the end; return what was printed, and the errors."""
+    """Wait for the end; return what was printed on stdout and on stderr."""
     self._process.join(timeout)
     if self._process.is_alive():
       raise subprocess.TimeoutExpired(self._process.name, timeout)
@@ -68,7 +68,7 @@ class Fork:
 
 
 def _run(module, arguments, variables, out, err):
-  """Run a module as the interpreter does, in this process; end it."""
+  """Run a module as `python -m` does, and end this process with its status."""
   for number, path in ((1, out), (2, err)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
   os.chdir(Path(__file__).parents[1])
@@ -76,6 +76,7 @@ def _run(module, arguments, variables, out, err):
   os.environ |= variables
   sys.argv = [module, *arguments]
   status = status_of(lambda: runpy.run_module(module, None, "__main__", True))
+  # What the interpreter does at its end; os._exit alone would leave it out.
   threading._shutdown()
   atexit._run_exitfuncs()
   sys.stdout.flush()
