@@ -1,11 +1,11 @@
-"""Measure how fast the page that writes is, in a headless Chromium.
+"""Measure the speed of the page of docs/write.md, in a headless Chromium.
 
   python -m tests.experiments.pages.writer_speed
 
 prints, for LSTMs of the sizes that docs/write.md has, the characters per second
 of the model alone and of the page that shows them: the lowest and the highest
-of five intervals, of 1 s and of 2 s. The models are untrained, which costs as
-much.
+of five intervals, of 1 s and of 2 s. The models are untrained: a trained one
+takes as long.
 """
 
 import tempfile
@@ -34,7 +34,8 @@ ALONE = """
   return found;
 """
 WRITING = """
-  $("speed").value = 8; $("speed").dispatchEvent(new Event("input"));
+  $("speed").value = 8;  // the highest
+  $("speed").dispatchEvent(new Event("input"));
   $("again").click();
   const found = [];
   for (let n = 0; n < 5; n++) {
