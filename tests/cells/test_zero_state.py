@@ -1,4 +1,4 @@
-"""A state of None is the zero state, in a step as in a sequence."""
+"""In a step, a state of None is the zero state."""
 
 import jax
 import jax.numpy as jnp
