@@ -1,8 +1,8 @@
 """The table of all cells, with other implementations to compare them with.
 
-To test a new cell, add a row: the tests read this table. By default, tests that
-repeat for many features run for the EVERYDAY cells alone; `pytest -m ""` and
-`.ci/run` run them for every cell.
+To test a new cell, add a row: the tests read this table. By default, tests of
+every cell run for the EVERYDAY cells alone; `pytest -m ""` and `.ci/run` run
+them for all.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ from tests import oracles
 class Row(NamedTuple):
   cell: object
   oracle: object  # the same in NumPy, of `oracles`
-  forget: int | None = None  # the gate whose initial bias is 1
+  forget: int | None = None  # index of the gate whose initial bias is 1
   flax: object = None  # the class of a linen cell, if there is one
   to_flax: object = None  # params -> the linen cell's variables
   torch: str = ""  # the name of a PyTorch module, if there is one
@@ -194,7 +194,7 @@ REPRESENTATIVE_CELLS = _each("cell", REPRESENTATIVES, everyday=["lstm"])
 PLANTS = pytest.mark.parametrize(
   ("name", "term"),
   [
-    pytest.param(name, term, marks=[] if name == "lstm" else EXHAUSTIVE)
+    pytest.param(name, term, marks=_marks(name, ["lstm"]))
     for name, row in TABLE.items()
     for term in terms(row.cell)
   ],
