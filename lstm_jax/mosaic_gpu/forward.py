@@ -1,7 +1,7 @@
 """The forward kernel: all time steps of a layer in one launch.
 
-Each thread block has W_h, in a cluster its rows of W_hᵀ, in shared memory from
-the start, and for its sequences
+Each thread block loads W_h into shared memory at the start (in a cluster, its
+rows of W_hᵀ) and computes for its sequences
 
   for t = 1 … T
     ahᵀ   = W_hᵀ hᵀ                 on the tensor cores
@@ -45,7 +45,7 @@ def forward_kernel(
     plan: how the layer is divided. H is its `units`, and B is a multiple of its
       `rows`.
     reverse: from the last time step to the first.
-    save: whether the backward follows.
+    save: whether to return what the backward needs.
     w_h: [G, H, H]: for each gate, the weights of its units (rows) from h.
     b: biases, [·, H], float32.
     axs: projected inputs, [T, B, G, H], float32.
@@ -53,8 +53,9 @@ def forward_kernel(
     flags: those of `states`, [T, B], or None.
 
   Returns:
-    hs, [T, B, H] in float32, which masked steps repeat; the state after the
-    last step; and what the backward needs, a tree of [T, B/8, H, 8], or None.
+    hs, [T, B, H] in float32, where a masked step repeats the h before; the
+    state after the last step; and what the backward needs, a tree of
+    [T, B/8, H, 8], or None.
   """
   length, batch, gates, units = axs.shape
 
@@ -116,7 +117,7 @@ def forward_kernel(
         residuals.append(saved_j)
       after = states.unless_masked(after, state, flag)
       send(after, ahead[1], t + 1)
-      # While the others write theirs:
+      # While the other warpgroups send theirs:
       for columns, blocks in zip(share.columns, after, strict=True):
         target = hs.at[place(t), columns, share.units]
         registers.write_transposed(target, blocks.h)
@@ -141,6 +142,7 @@ def forward_kernel(
     lambda dtype: jax.ShapeDtypeStruct(saved_shape, dtype),
     time_step.Saved(*time_step.saved_dtypes(w_h.dtype)),
   )
+  # Through it the blocks of a cluster send each other h, in turns.
   memory = jax.ShapeDtypeStruct((2, batch, 1, units), w_h.dtype)
   outputs = (
     jax.ShapeDtypeStruct((length, batch, units), jnp.float32),
