@@ -268,7 +268,7 @@ class TrainConfig:
       check_mesh(sizes, batching.batch_size, hidden_size)
       try:
         check_mesh(sizes, batching.late_batch_size, hidden_size)
-      except ValueError as error:
+      except ValueError as error:  # "batch_size must …": the rest is checked
         raise ValueError(f"late_{error}") from None
       if self.model.implementation == "mosaic_gpu":
         raise ValueError(
