@@ -37,7 +37,7 @@ def describe_cells(
   trial_key: jax.Array,
   console: Console,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yield each cell's name; and its size, speed and rate, which it prints.
+  """Yield (cell, its size, speed and learning rate), and print each.
 
   The learning rate is None if training diverges at every one that is tried.
 
@@ -47,7 +47,7 @@ def describe_cells(
     config: the learning rates to try, and how to time a training step.
     keys: one key for each of S seeds, [S].
     trial_key: draws the initial weights for the trials of learning rates.
-    console: where they are printed.
+    console: where to print.
   """
   seconds = seconds_per_step(models, corpus.batches, config, keys)
   width = max(map(len, models))
@@ -170,9 +170,9 @@ def delayed_recall(
 ) -> Iterator[list[dict[str, Any]]]:
   """Train each cell at each delay; yield and print each seed's accuracy.
 
-  What is yielded are the rows of a cell and its initial biases. A cell with a
-  forget gate learns each delay twice: from its usual initial biases, and from
-  those that fit the delay (`experiments.analysis.chrono`).
+  A cell with a forget gate learns each delay twice: from its usual initial
+  biases, and from those that fit the delay (`experiments.analysis.chrono`).
+  Each list has the rows of one cell and one kind of biases, one for each delay.
   """
   sizes = ModelConfig(
     embedding_size=recall.EMBEDDING, hidden_size=config.recall_hidden_size
