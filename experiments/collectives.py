@@ -56,18 +56,19 @@ def run(config: TrainConfig, console: Console) -> Result:
 
 
 def _table(collectives: list[Collective]) -> Table:
+  """Return a row for each kind, inside loops and outside of them."""
   table = Table(
     "collective", "instructions", "in a loop", "bytes of results on a device"
   )
   counts: Counter = Counter()
   sizes: Counter = Counter()
   for collective in collectives:
-    kind = collective.kind, collective.looped
-    counts[kind] += 1
-    sizes[kind] += collective.bytes
-  for (name, looped), count in counts.items():
-    size = f"{sizes[name, looped]:,}"
-    table.add_row(name, str(count), "yes" if looped else "no", size)
+    row = collective.kind, collective.looped
+    counts[row] += 1
+    sizes[row] += collective.bytes
+  for (kind, looped), count in counts.items():
+    size = f"{sizes[kind, looped]:,}"
+    table.add_row(kind, str(count), "yes" if looped else "no", size)
   return table
 
 

@@ -1,6 +1,7 @@
 """Runs on a mesh of devices of one process."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -13,7 +14,12 @@ from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.records import from_record, replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup, run_mesh
 from experiments.trainer.trained import load
-from lstm_jax.training import list_checkpoints, make_mesh, read_state
+from lstm_jax.training import (
+  Collective,
+  list_checkpoints,
+  make_mesh,
+  read_state,
+)
 from tests.processes import finish, start
 
 ROUNDING = 1e-5  # of float32: each of 35 steps may add 1e-7 to a loss of 3
@@ -63,6 +69,24 @@ def test_one_device_communicates_nothing(finished_config, config, console):
   message = "one device communicates nothing: pass --mesh"
   with pytest.raises(ValueError, match=message):
     collectives.run(config, console)
+
+
+def test_collectives_of_one_kind_are_a_row_by_whether_they_are_in_a_loop(
+  console,
+):
+  found = ("all-reduce", 4, True), ("all-gather", 8, False)
+  found += ("all-reduce", 1000, False), ("all-reduce", 200, False)
+  console.print(collectives._table([Collective(*each) for each in found]))
+  rows = [
+    re.findall(r"[\w,-]+", line)
+    for line in console.file.getvalue().splitlines()
+    if "all-" in line
+  ]
+  assert rows == [
+    ["all-reduce", "1", "yes", "4"],
+    ["all-gather", "1", "no", "8"],
+    ["all-reduce", "2", "no", "1,200"],
+  ]
 
 
 def test_sweeps_have_no_mesh(config, console):
