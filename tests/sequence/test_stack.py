@@ -9,7 +9,6 @@ import pytest
 from lstm_jax import (
   Autodiff,
   Directions,
-  Explicit,
   gru,
   init_stack,
   initial_stack_state,
@@ -62,31 +61,30 @@ def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
   xs = normal_like(key, np.zeros((T, B, D)))
 
   def drawn(seed, state):
-    key_h, key_c = jax.random.split(jax.random.key(seed))
+    key_kept, key_dropped = jax.random.split(jax.random.key(seed))
     rates = lstm.LSTMState(0.3, 0.5)
-    mask = regularize.zoneout(key_c, state, T, rates)
-    return mask, regularize.factors(key_h, state.h.shape, 0.4, float)
+    kept = regularize.zoneout(key_kept, state, T, rates)
+    return kept, regularize.factors(key_dropped, state.h.shape, 0.4, float)
 
   if both:
     pairs = [map(drawn, (2 * k, 2 * k + 1), s) for k, s in enumerate(states)]
-    rates, factors = zip(
+    kept, factors = zip(
       *[map(lambda *d: Directions(*d), *pair) for pair in pairs], strict=True
     )
   else:
-    rates, factors = zip(*map(drawn, range(2), states), strict=True)
+    kept, factors = zip(*map(drawn, range(2), states), strict=True)
   run = unroll_both if both else unroll
   low, hs = run(
-    lstm, params[0], states[0], xs, zoneout=rates[0], state_dropout=factors[0]
+    lstm, params[0], states[0], xs, zoneout=kept[0], state_dropout=factors[0]
   )
-  top, hs = run(lstm, params[1], states[1], hs, zoneout=rates[1])
+  top, hs = run(lstm, params[1], states[1], hs, zoneout=kept[1])
   found = unroll_stack(
     lstm,
     params,
     states,
     xs,
-    zoneout=rates,
+    zoneout=kept,
     state_dropout=(factors[0], None),
-    adjoint=Explicit(residuals="recompute"),
   )
   assert worst(found, ((low, top), hs)) == 0
   plain = unroll_stack(lstm, params, states, xs)
@@ -94,7 +92,7 @@ def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
   with pytest.raises(
     ValueError, match="zoneout must have one element per layer"
   ):
-    unroll_stack(lstm, params, states, xs, zoneout=rates[:1])
+    unroll_stack(lstm, params, states, xs, zoneout=kept[:1])
 
 
 @REPRESENTATIVE_CELLS
