@@ -99,6 +99,20 @@ def test_where_no_worker_starts_no_kernel_is_blamed(silent, why, monkeypatch):
     assert result.failures[0].startswith(f"{name}: {why}")
 
 
+def test_a_worker_that_has_no_time_to_start_is_no_failure(monkeypatch):
+  monkeypatch.setattr(Stillborn, "silent", True, raising=False)
+  supervisor = Supervisor(Stillborn, 60.0, lambda: 0.0)
+  assert supervisor.environment() == {"why": NO_TIME}
+  ((_, result),) = run(supervisor, Fake("a", A))
+  assert result == ([], {"a": NO_TIME}, [])
+
+
+def test_compiling_has_a_limit_of_its_own():
+  bad = Fake("bad", A, does="hang", when="prepare")
+  ((_, result),) = run(Supervisor(InProcess, 1000.0), bad, limit=3.0)
+  assert result.failures == ["bad: no answer in 90 s; does it hang?"]
+
+
 def test_the_others_stay_together_where_the_culprit_is_known():
   batches = []
 
