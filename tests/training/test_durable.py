@@ -124,10 +124,12 @@ def test_only_a_directory_may_be_without_fsync(tmp_path, monkeypatch):
     sync(file)
 
 
-def test_only_a_directory_is_a_tree_to_wait_for(tmp_path):
+def test_a_file_is_no_directory_to_wait_for_or_to_create(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(NotADirectoryError):
     sync_tree(tmp_path / "file")
+  with pytest.raises(FileExistsError):
+    make_directory(tmp_path / "file")
   with pytest.raises(FileNotFoundError):
     sync_tree(tmp_path / "absent")
 
