@@ -65,6 +65,30 @@ def test_a_group_of_layers_within_itself_is_refused(tmp_path, key):
     interop.load_weights(path)
 
 
+@pytest.mark.parametrize(
+  ("path", "message"),
+  [
+    ("vars/1", "layers/lstm/cell/vars/1 must be a Dataset of the HDF5 file"),
+    ("vars", "layers/lstm/cell/vars must be a Group of the HDF5 file"),
+    ("", "there is no layers/lstm/cell/vars in the HDF5 file"),
+  ],
+)
+def test_a_group_and_a_dataset_are_not_taken_for_each_other(
+  path, message, tmp_path, key
+):
+  arrays = {"layers/lstm/cell": interop.to_keras(draw(key, "LSTM"))}
+  content = io.BytesIO(hdf5(arrays))
+  with h5py.File(content, "a") as file:
+    place = f"layers/lstm/cell/{path}".rstrip("/")
+    was_group = isinstance(file[place], h5py.Group)
+    del file[place]
+    file[place] = np.ones(3) if was_group else file.create_group("other")
+  model_path = tmp_path / "model.keras"
+  write(model_path, model(configured("LSTM", "a")), content.getvalue())
+  with pytest.raises(ValueError, match=f"^layer a: {message}$"):
+    interop.load(model_path)
+
+
 @pytest.mark.parametrize("names", ["lstm", 5, [5]])
 def test_names_that_are_no_list_of_names_are_refused(names, tmp_path, key):
   arrays = {"layers/lstm/cell": interop.to_keras(draw(key, "LSTM"))}
