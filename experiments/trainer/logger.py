@@ -230,7 +230,8 @@ class RunLogger:
     )
     text = tokenizer.decode(tokens[0])
     if not self._setup.config.job.quiet:
-      self._console.print(Rule(title, align="left"))
+      fits = len(title) + 2 <= self._console.width  # else a Rule cuts it off
+      self._console.print(Rule(title, align="left") if fits else Text(title))
       shown = escape_controls(text) if self._console.is_terminal else text
       self._console.print(Text(shown), soft_wrap=True)
     path = self.directory / run_dir.SAMPLES

@@ -44,6 +44,14 @@ def test_samples_of_every_evaluation_have_a_key_of_their_own(make_logger):
   assert len(set(texts)) == 3 and again == texts[1]
 
 
+def test_the_heading_of_a_sample_is_shown_whole(make_logger, console):
+  logger, params, _ = make_logger(quiet=False)
+  for length in (console.width - 2, console.width - 1, console.width + 5):
+    with console.capture() as capture:
+      logger.sample("x" * length, params, jax.random.key(0), 1)
+    assert capture.get().count("x") >= length
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_validation_loss_that_is_not_finite_ends_the_run(loss, make_logger):
   logger, params, _ = make_logger()
