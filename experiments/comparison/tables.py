@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments.analysis.recall import SYMBOLS, longest
 from experiments.comparison.results import check_length
+from experiments.trainer.format import counted
 
 Record = dict[str, Any]
 # The columns of two tables.
@@ -15,10 +16,12 @@ GRADIENT_AT = 1, 5, 10, 20, 50, 100, 200  # time steps back
 
 def tables(record: Record) -> dict[str, str]:
   """Return {title: table}, without those of what was left out."""
-  seeds = record["config"]["num_seeds"]
+  num_seeds = record["config"]["num_seeds"]
+  statistics = "mean ± standard deviation of " if num_seeds > 1 else ""
   every = {
-    "Validation loss, nats per character (mean ± standard deviation of "
-    f"{seeds} seeds), and text statistics of the samples after training": (
+    f"Validation loss, nats per character ({statistics}"
+    f"{counted(num_seeds, 'seed')}), and text statistics of the samples after "
+    "training": (
       "runs",
       _training,
     ),

@@ -37,6 +37,16 @@ def test_the_tables_are_markdown_with_means_and_deviations():
   assert any("(chance 0.125)" in title for title in tables(example()))
 
 
+@pytest.mark.parametrize(
+  "num_seeds, said",
+  [(1, "(1 seed),"), (2, "(mean ± standard deviation of 2 seeds),")],
+)
+def test_the_title_says_of_how_many_seeds_the_losses_are(num_seeds, said):
+  record = example()
+  record["config"]["num_seeds"] = num_seeds
+  assert said in next(iter(tables(record)))
+
+
 def test_what_was_not_measured_is_a_dash_in_the_tables():
   record = example()
   record["runs"][0] |= {"evaluations": None, "samples": None}
