@@ -68,7 +68,7 @@ def test_the_picture_of_a_run_shows_its_best_and_its_test_loss(
   tmp_path, monkeypatch
 ):
   """Both are of step 10, in the part that is left out of the training."""
-  rows = [{"step": 10, "val_loss": 5.0}, {"step": 10, "test_loss": 7.0}]
+  rows = [{"step": 10, "val_loss": 0.5}, {"step": 10, "test_loss": 7.0}]
   rows += [{"step": s, "train_loss": 1.0} for s in (900, 1000)]
   rows += [{"step": 1000, "val_loss": 5.5}]
   lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -82,32 +82,44 @@ def test_the_picture_of_a_run_shows_its_best_and_its_test_loss(
   draw(tmp_path, "character")
   (panel,) = figures[0].axes
   bottom, top = panel.get_ylim()
-  assert bottom < 1 and top > 7
-  assert panel.get_title("left").startswith("Best validation loss 5.0000 nats")
-  assert [text.get_text() for text in panel.texts] == (
-    ["test", "training", "validation"]
-  )
+  assert bottom < 0.5 and top > 7
+  title = "Best validation loss 0.5000 nats per character, at step 10"
+  assert panel.get_title("left") == title
+  assert [(text.get_text(), text.get_color()) for text in panel.texts] == [
+    ("test", "tab:red"),
+    ("training", "tab:gray"),
+    ("validation", "tab:blue"),
+  ]
 
 
 def test_a_single_point_is_drawn(tmp_path, monkeypatch):
-  (tmp_path / "metrics.jsonl").write_text('{"step": 10, "train_loss": 3.5}\n')
+  text = '{"step": 10, "train_loss": 3.5}\n{"step": 20, "train_loss": null}\n'
+  cut_off = '{"step": 30, "tra'  # by a full disk
+  (tmp_path / "metrics.jsonl").write_text(text + cut_off)
   figures = []
   monkeypatch.setattr(
     Figure, "savefig", lambda figure, path, **options: figures.append(figure)
   )
-  draw(tmp_path, "character")
-  (line,) = figures[0].axes[0].lines
+  draw(tmp_path, "word")
+  (panel,) = figures[0].axes
+  (line,) = panel.lines
   assert line.get_marker() == "."
+  assert panel.get_title("left") == "Training loss, nats per word"
+  labels = panel.get_xlabel(), panel.get_ylabel()
+  assert labels == ("training steps", "nats per word")
 
 
 def test_labels_are_beside_the_panel_and_do_not_overlap():
   figure = Figure(figsize=(4, 2), dpi=100)
   panel = figure.subplots()
   panel.set_ylim(0, 1)
-  tidy(panel, "title", "x", "y")
+  tidy(panel, "title", "x", "y", "a note")
   label_ends(panel, [End(0.5, "a", "red"), End(0.51, "b", "blue")])
   figure.draw_without_rendering()
-  low, high = (text.get_window_extent() for text in panel.texts)
+  extents = {t.get_text(): t.get_window_extent() for t in panel.texts}
+  assert [*extents] == ["a note", "a", "b"]
+  note, low, high = extents.values()
+  assert note.y0 > panel.get_window_extent().y1
   assert low.y1 <= high.y0 + 1  # pixels
   assert low.x0 > panel.get_window_extent().x1
   middle = panel.transData.transform((0, 0.505))[1]
