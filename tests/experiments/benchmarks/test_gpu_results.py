@@ -136,17 +136,34 @@ def test_the_last_tables_set_the_kernel_beside_the_others():
     "scan": 9.0,
     "autodiff": 1.0,
     "haiku": 7.0,
-    "equinox": 6.0,
+    "jax.experimental.rnn": 6.0,
     "pytorch TF32": 5.0,
   }
   rows = [row | {"peer": p, "us_per_step": us} for p, us in times.items()]
   kernel = row | {"peer": "kernel", "us_per_step": 3.0}
-  others = [kernel | {"seq_len": 7}, kernel | {"part": "gpu race"}]
-  table, longer = summary_tables(rows + others)
-  cells = [next(iter(column.cells)) for column in table.columns]
-  expected = ["2/–", "–/9", "6 equinox", "–/5/–", "4.0/–"]
-  assert cells == ["gru 64×8", *expected]
-  assert table.title.startswith("gradient, T 3: µs per time step")
-  assert longer.title.startswith("gradient, T 7: ")
-  cells = [next(iter(column.cells)) for column in longer.columns]
-  assert cells == ["gru 64×8", "–/3", "", "", "", "–/6.0"]
+  others = [
+    kernel | {"seq_len": 7},
+    kernel | {"seq_len": 7, "batch_size": 16, "floor_us": 0.3},
+    kernel | {"part": "gpu race"},
+    kernel | {"part": "gpu policy"},
+    kernel | {"backward": False},
+  ]
+  tables = [*summary_tables(rows + others)]
+  titles = [table.title.partition(": µs per time step")[0] for table in tables]
+  assert titles == [
+    "outputs alone, T 3",
+    "gradient, T 3",
+    "gradient, T 7",
+    "gradient, with resets, T 3",
+  ]
+  cells = [
+    [*zip(*(column.cells for column in table.columns), strict=True)]
+    for table in tables
+  ]
+  alone = ("gru 64×8", "–/3", "", "", "", "–/6.0")
+  assert cells == [
+    [alone],
+    [("gru 64×8", "2/–", "–/9", "6 jax rnn", "–/5/–", "4.0/–")],
+    [alone, ("gru 64×16", "–/3", "", "", "", "–/10.0")],
+    [alone],
+  ]
