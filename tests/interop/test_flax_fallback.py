@@ -5,7 +5,7 @@ import pytest
 from flax import linen, nnx
 
 from lstm_jax import gru
-from lstm_jax.interop.flax import NNXRNN, LinenRNN, equivalence
+from lstm_jax.interop.flax import NNXRNN, LinenRNN, equivalence, modules
 from tests.draws import B, D, H, T, worst
 from tests.interop.flax_pairs import (
   count_unrolls,
@@ -103,3 +103,24 @@ def test_lengths_that_flax_broadcasts_run_in_flax(key):
   for lengths in (jnp.array([2]), jnp.array(2)):
     call = {"seq_lengths": lengths}
     assert linen_difference(cell, xs, key, call) < 1e-12
+
+
+def test_the_rnn_of_flax_gets_every_argument(monkeypatch):
+  calls = []
+
+  def call(module, inputs, **arguments):
+    calls.append((inputs, arguments))
+
+  monkeypatch.setattr(modules, "LINEN_CALL", call)
+  monkeypatch.setattr(nnx.RNN, "__call__", call)
+  names = "return_carry", "time_major", "reverse", "keep_order"
+  given = {"initial_carry": "carry", "seq_lengths": "lengths"}
+  given |= dict.fromkeys(names, True)
+  linen_rnn = LinenRNN(linen_cell("MGUCell"))
+  linen_rnn.apply({}, "xs", init_key="key", **given)
+  nnx_rnn = NNXRNN(nnx_cell("SimpleCell", residual=True))
+  nnx_rnn("xs", rngs="rngs", **given)
+  assert calls == [
+    ("xs", given | {"init_key": "key"}),
+    ("xs", given | {"rngs": "rngs"}),
+  ]
