@@ -8,6 +8,7 @@ from jax.experimental import rnn
 
 from experiments.benchmarks.peers import (
   layers,
+  linear,
   memory,
   models,
   original,
@@ -22,7 +23,7 @@ from experiments.benchmarks.peers.proof import (
   compile_program,
   tolerance,
 )
-from lstm_jax import Autodiff, Explicit, lstm
+from lstm_jax import Autodiff, Explicit, lstm, min_gru
 from lstm_jax.interop.cudnn import to_cudnn
 from lstm_jax.language import ModelConfig
 
@@ -103,6 +104,15 @@ def test_a_peer_has_the_adjoint_of_its_name(monkeypatch):
     make, _ = resets.reset_peers()[name]
     layer = "gru", "weights", adjoint, "starts"
     assert make(problem) == (name, layer, sequence)
+
+
+def test_a_linear_recurrence_is_computed_as_its_name_says(key):
+  assert linear.LAYERS["scan of steps, autodiff"] is layers.autodiff
+  weights, xs = min_gru.init(key, 5, 5), jnp.ones((4, 3, 5), jnp.float32)
+  for name, scans in (("lax.scan", True), ("associative_scan", False)):
+    layer = linear.LAYERS[f"{name}, autodiff"]("min_gru", weights)
+    program = f"{jax.make_jaxpr(layer.apply)(weights, xs)}"
+    assert (" scan[" in program) == scans
 
 
 def test_the_gradient_of_a_layer_is_of_its_weighted_sum():
@@ -216,10 +226,20 @@ def test_a_sampler_of_one_text_in_place_of_two_is_refused():
     samplers.flax_loop(one)
 
 
+@pytest.mark.everyday(1)
+@pytest.mark.parametrize("name", samplers.samplers())
+def test_what_is_timed_of_a_sampler_is_all_of_its_random_samples(name):
+  make, package = samplers.samplers()[name]
+  pytest.importorskip(package)
+  problem = samplers.make_problem(5, 2, 3)
+  found = np.asarray(make(problem).run())
+  assert found.shape == (2, 3)
+  assert (found != problem.greedy_samples[:, :3]).any()
+
+
 def test_onnxruntime_writes_the_same_text():
   pytest.importorskip("onnxruntime")
   problem = samplers.make_problem(5, 2, 3)
-  assert samplers.onnxruntime_loop(problem).run().shape == (2, 3)
   with pytest.raises(ValueError, match=r"onnxruntime .* place 1 of sample 0"):
     samplers.onnxruntime_loop(with_other_samples(problem))
 
