@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.analysis import dynamic_eval
+from experiments.analysis import dynamic_eval, mixing
 from experiments.analysis.mixing import mixed_nats
 from experiments.analysis.protocols import (
   PROTOCOLS,
@@ -14,7 +14,7 @@ from experiments.analysis.protocols import (
   Settings,
   Texts,
 )
-from lstm_jax.language import ModelConfig, language_model, make_batches
+from lstm_jax.language import ModelConfig, language_model, make_batches, ngram
 from lstm_jax.language.dynamic_eval import (
   DynamicEvalConfig,
   dynamic_log_probs,
@@ -118,6 +118,28 @@ def test_a_mixture_records_the_settings_of_its_dynamic_evaluation(members):
   assert both.record == alone.record and both.choices == []  # shown by dynamic
   stateful = outcome("mixed_stateful", ["mixed_stateful"])
   assert "mixed_dynamic" not in stateful.record
+  for base, mixed in (("dynamic", alone), ("stateful", stateful)):
+    assert mixed.title == f"mixed, {base} and n-grams"
+    assert mixed.record["mixed"] == {
+      "order": ngram.ORDER,
+      "discount": ngram.DISCOUNT,
+      "rate": mixing.RATE,
+      "weights": [*mixing.WEIGHTS],
+    }
+
+
+def test_an_outcome_says_its_settings(members):
+  texts = Texts(TOKENS, BEFORE, [])
+  record = CONFIG._asdict()
+  for count, title, settings in (
+    (1, "dynamic, rate 0.05, decay 0.02", record),
+    (2, "dynamic, settings of each member", [record, record]),
+  ):
+    names = "cold", "dynamic"
+    protocols = Protocols(members[:count], texts, SETTINGS, names)
+    cold, dynamic = map(protocols.outcome, names)
+    assert (cold.title, cold.record) == ("cold windows of 8", {"window": 8})
+    assert (dynamic.title, dynamic.record) == (title, {"dynamic": settings})
 
 
 def test_an_unknown_protocol_is_refused(members):
