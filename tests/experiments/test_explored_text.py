@@ -10,6 +10,12 @@ import pytest
 
 from experiments import explore
 from experiments.explore import ExploreConfig
+from experiments.pages.packed_model import describe_cost
+from experiments.pages.quantized import (
+  dequantize_params,
+  measure_cost,
+  quantize_params,
+)
 from experiments.trainer import run_dir
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
@@ -35,6 +41,13 @@ def test_the_text_is_the_beginning_of_the_validation_split(
     "400 characters of the validation split of verse.txt"
     in (data.header["source"])
   )
+  trained = load(explored_run)
+  rounded = dequantize_params(quantize_params(trained.params))
+  tokens = trained.tokenizer.encode(data.text)
+  cost = describe_cost(
+    measure_cost(trained, rounded, tokens), trained.tokenizer
+  )
+  assert data.header["cost"] == f"{cost} of the page’s text."
 
 
 def test_of_a_run_with_a_test_split_its_beginning_is_the_text(
@@ -48,6 +61,10 @@ def test_of_a_run_with_a_test_split_its_beginning_is_the_text(
   text = read_text(config.data.corpus)
   assert trained.tokenizer.decode(tokens) == split(text, 0.2)[1][:50]
   assert source == f"the test split of {Path(config.data.corpus).name}"
+  assert console.file.getvalue().startswith(
+    f"run     {directory}: lstm, 1 × 12 units, after 0 training steps; 50 "
+    f"characters of {source}\n"
+  )
 
 
 def test_the_page_holds_no_part_of_the_text_unpacked(explored_page):
@@ -69,7 +86,7 @@ def test_another_text_is_read_from_its_beginning(
   explored_run, tmp_path, console
 ):
   text, output = tmp_path / "text.txt", tmp_path / "page.html"
-  text.write_text("Shall I more\r\nlovely", encoding="utf-8")
+  text.write_text("Shall I more\r\nlovely été", encoding="utf-8")
   config = ExploreConfig(
     str(explored_run), str(text), length=15, output=str(output)
   )

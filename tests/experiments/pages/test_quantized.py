@@ -1,12 +1,14 @@
 """Weights in 8 bits: what they stand for, and what they may cost."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from experiments.pages import quantized
+from experiments.pages.packed_model import describe_cost
 from experiments.pages.quantized import (
   Cost,
   Quantized,
@@ -63,6 +65,15 @@ def test_a_cost_that_is_too_large_or_nan_is_refused():
       ValueError, match=r"may cost at most 0\.05 nats per word"
     ):
       check_cost(Cost(1.0, after, 90), "word")
+
+
+def test_a_cost_is_said_with_its_sign():
+  tokenizer = SimpleNamespace(unit="word")
+  for after, said in ((1.375, "−0.1250"), (1.625, "+0.1250")):
+    assert describe_cost(Cost(1.5, after, 1234), tokenizer) == (
+      f"8-bit weights cost {said} nats per word (1.5000 before, {after}0 "
+      "after), on 1,234 words"
+    )
 
 
 @pytest.mark.exhaustive
