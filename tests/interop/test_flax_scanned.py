@@ -142,8 +142,8 @@ def test_resets_of_any_dtype_are_those_that_are_not_zero():
   module = scanned(gru)()
   variables = module.init(SEED, carry, (xs, resets))
   expected = module.apply(variables, carry, (xs, resets))
-  for dtype in (jnp.float32, jnp.int32):
-    given = 2 * resets.astype(dtype)
+  numbers = [2 * resets.astype(dtype) for dtype in (jnp.float32, jnp.int32)]
+  for given in (*numbers, resets.tolist()):
     assert worst(module.apply(variables, carry, (xs, given)), expected) == 0
 
 
@@ -166,6 +166,11 @@ def test_equal_cells_give_the_same_module():
     (gru, {"xs": jnp.ones((B, D))}, "ins must be [T, 3, D], to fit the carry"),
     (gru, {"xs": jnp.ones((T, B))}, "ins must be [T, 3, D], to fit the carry"),
     (gru, {"xs": jnp.ones((B, T, D))}, "the carry, got (3, 5, 4)"),
+    (
+      gru,
+      {"carry": jnp.ones(H), "xs": jnp.ones(D), "resets": jnp.ones(())},
+      "ins must be [T, D], to fit the carry, got (4,)",
+    ),
     (gru, {"resets": jnp.ones(B)}, "resets must be [5, 3], as ins, got (3,)"),
     (gru, {"resets": jnp.ones((B, T))}, "must be [5, 3], as ins, got (3, 5)"),
     (lstm, {"carry": jnp.ones((B, H))}, "carry must be a tuple (c, h), as "),
