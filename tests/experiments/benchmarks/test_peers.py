@@ -245,19 +245,19 @@ def test_onnxruntime_writes_the_same_text():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-  "make",
-  [
-    lambda: models.lstm_jax(models.make_problem(**MODEL)),
-    original.numpy_program,
-    original.compiled_program(1),
-  ],
-  ids=["model", "numpy", "original"],
-)
-def test_the_loss_falls(make):
-  peer = make()
-  losses = [np.mean(peer.run()) for _ in range(50)]
+def test_the_loss_of_a_model_falls():
+  peer = models.lstm_jax(models.make_problem(**MODEL))
+  losses = [peer.run() for _ in range(50)]
   assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.exhaustive
+def test_both_original_programs_take_the_same_training_steps():
+  compiled, numpy = original.compiled_program(3)(), original.numpy_program()
+  found = np.concatenate([compiled.run(), compiled.run()])
+  expected = [numpy.run() for _ in range(6)]
+  assert np.abs(found - expected).max() < 5e-6  # some roundings of 4 nats
+  assert expected[-1] < expected[0] - 1
 
 
 @pytest.mark.exhaustive
