@@ -106,6 +106,8 @@ def main() -> int:
   if COMPARE.value:
     path, entries = Path(COMPARE.value), ("environment", "rows")
     path.stat()  # the error of a missing file names it
+    if path.is_dir():
+      raise ValueError(f"--compare must be a file, got the directory {path}")
     old = read_record(path, "there is no record", entries)
     with naming_damaged(path):
       timed = has_times(old["rows"])

@@ -148,10 +148,11 @@ def test_flags_are_refused_before_measuring(given, tmp_path):
   row = {"part": "original", "peer": "numpy", "median_ms": 1.0}
   old = tmp_path / "old.json"
   old.write_text(json.dumps(record_of([row])))
-  given(OUT=str(tmp_path))
-  message = f"^--out must be a file, got the directory {tmp_path}$"
-  with pytest.raises(ValueError, match=message):
-    benchmark.main()
+  for flag in ("out", "compare"):
+    given(**{flag.upper(): str(tmp_path)})
+    message = f"^--{flag} must be a file, got the directory {tmp_path}$"
+    with pytest.raises(ValueError, match=message):
+      benchmark.main()
   for flags, message in (
     ({"OUT": str(tmp_path / "a.png")}, "^--out must not end in .png, as the f"),
     ({"PART": ["model", "gpu"]}, "^--part=gpu runs alone: its processes take"),
