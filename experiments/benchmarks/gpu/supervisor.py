@@ -17,6 +17,7 @@ from experiments.benchmarks.gpu.worker import Message, serve
 
 START_SECONDS = 90.0  # for a process to start
 COMPILE_SECONDS = 90.0  # for the cases of a batch to be compiled
+END_SECONDS = 5.0  # for a process to end: a driver, or a core dump, takes long
 NO_TIME = "no time is left"
 
 
@@ -67,9 +68,10 @@ class WorkerProcess:
   def stop(self):
     """Kill the process if it still runs; return how it ended.
 
-    The exit status is None if it had to be killed.
+    The exit status is None if it had to be killed. A process that is ending has
+    closed its connection, which is then readable.
     """
-    self._process.join(0.2)
+    self._process.join(END_SECONDS if self._connection.poll() else 0.2)
     ended = self._process.exitcode
     self._process.kill()
     self._process.join(10.0)  # a driver may take long to end a kernel

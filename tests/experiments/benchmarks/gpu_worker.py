@@ -13,6 +13,13 @@ class Ended(BaseException):
   """Stands for the end of a process, or for the silence of one that hangs."""
 
 
+def end_slowly(connection, errors, jax_on_cpu):
+  """End as a process whose core is dumped: the connection first."""
+  connection.close()
+  time.sleep(0.5)
+  os._exit(3)
+
+
 class InProcess:
   """Runs cases as they come, in the tests' own process."""
 

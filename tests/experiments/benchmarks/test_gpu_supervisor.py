@@ -4,6 +4,7 @@ from itertools import islice
 
 import pytest
 
+from experiments.benchmarks.gpu import supervisor as supervisor_module
 from experiments.benchmarks.gpu.part import check_device
 from experiments.benchmarks.gpu.supervisor import (
   NO_TIME,
@@ -11,7 +12,12 @@ from experiments.benchmarks.gpu.supervisor import (
   Supervisor,
   WorkerProcess,
 )
-from tests.experiments.benchmarks.gpu_worker import Ended, Fake, InProcess
+from tests.experiments.benchmarks.gpu_worker import (
+  Ended,
+  Fake,
+  InProcess,
+  end_slowly,
+)
 
 A, B = frozenset(["a"]), frozenset(["b"])
 
@@ -111,6 +117,15 @@ def test_compiling_has_a_limit_of_its_own():
   bad = Fake("bad", A, does="hang", when="prepare")
   ((_, result),) = run(Supervisor(InProcess, 1000.0), bad, limit=3.0)
   assert result.failures == ["bad: no answer in 90 s; does it hang?"]
+
+
+@pytest.mark.exhaustive
+def test_a_process_that_takes_long_to_end_has_an_exit_status(monkeypatch):
+  monkeypatch.setattr(supervisor_module, "serve", end_slowly)
+  worker = WorkerProcess()
+  with pytest.raises(EOFError):
+    worker.receive(60.0)
+  assert worker.stop() == "exit status 3: "
 
 
 def test_the_others_stay_together_where_the_culprit_is_known():
