@@ -156,7 +156,7 @@ def trained(explored_run):
   return load(explored_run)
 
 
-def test_a_run_is_exported_as_a_page(explored_run, tmp_path):
+def test_a_run_is_exported_as_a_page(explored_run, trained, tmp_path):
   path = tmp_path / "page.html"
   said = export.run(str(explored_run), "html", str(path))
   found = re.search(
@@ -171,6 +171,11 @@ def test_a_run_is_exported_as_a_page(explored_run, tmp_path):
   assert abs(cost - (after - before)) < 2e-4 and abs(cost) < 0.05
   page = PageData(path).header
   assert page["cost"] == said.split("; ")[-1] + "."
+  size = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
+  assert page["about"] == (
+    f"lstm, 2 × 12 units, {size:,} weights, after 0 training steps. The model "
+    "is in this page, and runs in your browser."
+  )
   assert page["model"]["cell"] == "lstm" and len(page["layers"]) == 2
   assert "<script src" not in path.read_text(encoding="utf-8")
 

@@ -7,8 +7,10 @@ import numpy as np
 
 from experiments.analysis.features import line_position, word_starts
 from experiments.pages import writer
+from experiments.pages.quantized import Cost
 from experiments.pages.writer import EXCERPT, excerpt
 from lstm_jax import lstm
+from lstm_jax.language import CharTokenizer
 
 
 def test_an_excerpt_of_a_text_is_not_empty():
@@ -56,3 +58,37 @@ def test_the_unit_that_follows_a_feature_best_is_found_in_any_layer(
   for layer, trace in zip(layers, traces, strict=True):
     for state, values in zip(layer, trace.states, strict=True):
       assert np.allclose(state["scale"], np.abs(values).max(0), rtol=1e-3)
+
+
+def test_a_page_is_measured_on_the_beginning_of_its_text(monkeypatch):
+  text, given = "\ta line\n" * 3, []
+
+  def pack_model(trained, tokens, blobs):
+    given.append(tokens.tolist())
+    return {}, "rounded", Cost(2.0, 2.0, len(tokens))
+
+  def score_units(cell, params, tokens, pieces):
+    given.append((cell, params, tokens.tolist(), pieces))
+    return [], []
+
+  def page(blobs, template, header):
+    return header
+
+  for name, value in (
+    ("MEASURED", 9),
+    ("TRACED", 4),
+    ("pack_model", pack_model),
+    ("score_units", score_units),
+    ("describe", lambda trained: "a model"),
+  ):
+    monkeypatch.setattr(writer, name, value)
+  monkeypatch.setattr(writer.Blobs, "page", page)
+  tokenizer = CharTokenizer.from_text(text)
+  config = SimpleNamespace(model=SimpleNamespace(cell="cell"))
+  trained = SimpleNamespace(tokenizer=tokenizer, config=config)
+  header, cost = writer.make_page(trained, text, "a text")
+  tokens = tokenizer.encode(text).tolist()
+  assert given == [tokens[:9], ("cell", "rounded", tokens[:4], [*text[:4]])]
+  assert header["cost"].endswith(" on 9 characters of a text.")
+  assert header["start"] == 1 and tokenizer.symbols[1] == "\n"
+  assert cost.num_tokens == 9
