@@ -123,10 +123,10 @@ def test_the_best_evaluation_and_the_test_loss_are_in_the_table(
   copy, console, tmp_path
 ):
   directory, config = copy
-  losses = (10, 3.5), (20, 2.5), (30, 2.75)
+  losses = (10, 3.5), (2000, 2.5), (3000, 2.75)
   rows = [{"step": step, "val_loss": nats} for step, nats in losses]
   rows.append({"step": 10, "test_loss": 2.75})
-  rows.append({"step": 20, "test_loss": 2.625})
+  rows.append({"step": 2000, "test_loss": 2.625})
   text = "".join(json.dumps(row) + "\n" for row in rows)
   (directory / "metrics.jsonl").write_text(text)
   page = tmp_path / "page.html"
@@ -136,7 +136,7 @@ def test_the_best_evaluation_and_the_test_loss_are_in_the_table(
   row, other = (
     dict(zip(table["head"], row, strict=True)) for row in table["rows"]
   )
-  assert (row["best validation loss"], row["at step"]) == ("2.5000", "20")
+  assert (row["best validation loss"], row["at step"]) == ("2.5000", "2,000")
   assert (row["test loss"], other["test loss"]) == ("2.6250", "–")
 
 
