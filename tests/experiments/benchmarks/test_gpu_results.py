@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.benchmarks.gpu import peers, picture, timing
+from experiments.benchmarks.gpu.cases import ALWAYS, LIBRARIES
 from experiments.benchmarks.gpu.peers import PEERS
 from experiments.benchmarks.gpu.report import summary_tables
 from experiments.benchmarks.gpu.timing import (
@@ -15,6 +16,7 @@ from experiments.benchmarks.gpu.timing import (
   several,
   time_calls,
 )
+from experiments.benchmarks.gpu.torch_layers import VARIANTS
 from lstm_jax.sequence import Autodiff, Explicit
 
 
@@ -93,14 +95,18 @@ def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
     for panel in figure.axes:
       lines = {n.get_label(): n.get_xydata().tolist() for n in panel.lines}
       found.append((panel.get_title(), lines))
+      assert panel.get_xscale() == panel.get_yscale() == "log"
 
-  def row(hidden_size, peer, us, floor, operands, backward=True):
+  def row(hidden_size, peer, us, floor, operands, **changes):
     row = {"part": "gpu layer", "cell": "gru", "batch_size": 16, "peer": peer}
     times = {"us_per_step": us, "floor_us": floor, "operands": operands}
-    return row | times | {"hidden_size": hidden_size, "backward": backward}
+    row |= {"hidden_size": hidden_size, "backward": True}
+    return row | times | changes
 
   monkeypatch.setattr(Figure, "savefig", savefig)
   rows = [
+    row(64, "scan", 7.0, 1.0, "TF32", batch_size=128),
+    row(32, "scan", 7.0, 1.0, "TF32", part="gpu policy"),
     row(128, "kernel bfloat16", 4.0, 0.5, "bfloat16"),
     row(64, "kernel bfloat16", 2.0, 0.25, "bfloat16"),
     row(64, "kernel bfloat16", 9.0, 9.0, "bfloat16", backward=False),
@@ -117,8 +123,16 @@ def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
         "pytorch bfloat16": [[64, 3]],
         "our floor, bfloat16": [[64, 0.25], [128, 0.5]],
       },
-    )
+    ),
+    ("gru, B 128", {"scan": [[64, 7]]}),
   ]
+
+
+def test_every_program_of_a_layer_has_a_line_of_its_own():
+  styles = picture.STYLES
+  assert {*ALWAYS, *LIBRARIES, *VARIANTS} <= {*styles}
+  lines = {(s["color"], s.get("linestyle", "-")) for s in styles.values()}
+  assert len(lines) == len(styles)
 
 
 def test_the_last_tables_set_the_kernel_beside_the_others():
