@@ -26,7 +26,7 @@ def test_an_excerpt_has_whole_lines_or_else_words():
   words = "title\n" + "word " * 99
   assert excerpt(words) == ("word " * 48).rstrip() == excerpt(words[6:])
   assert excerpt("a\n" + "word " * 59) == ("word " * 48).rstrip()
-  assert excerpt("x" * 300) == "x" * EXCERPT
+  assert excerpt("x" * 300) == excerpt("x" * 600 + "\nend") == "x" * EXCERPT
   assert excerpt("short\n" + "x" * 300) == "x" * EXCERPT
   whole = "word " * 47 + "words"
   assert excerpt(whole) == whole and len(whole) == EXCERPT
