@@ -150,9 +150,13 @@ def test_a_case_leaves_out_the_kernels_that_hang():
 def test_results_are_compared_by_the_norm_of_each_array():
   a, b = jax.numpy.ones((2, 3)), jax.numpy.full((2,), 3.0)
   check_equal([a, 1.02 * b], [a, b], 0.03)
-  for wrong in ([a, 1.04 * b], [a * float("nan"), b]):
+  for wrong, right in (
+    ([a, 1.04 * b], [a, b]),
+    ([a, 1.04e-9 * b], [a, 1e-9 * b]),
+    ([a * float("nan"), b], [a, b]),
+  ):
     with pytest.raises(ValueError, match="computes a different result"):
-      check_equal(wrong, [a, b], 0.03)
+      check_equal(wrong, right, 0.03)
 
 
 def test_sizes_replace_the_grid_of_layers():
