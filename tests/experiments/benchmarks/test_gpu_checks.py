@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks.gpu import checks, inputs, races
+from experiments.benchmarks.gpu import checks, inputs, races, torch_layers
 from experiments.benchmarks.gpu.case import kernel_kind
 from experiments.benchmarks.gpu.cases import CHECKS, CLUSTERS, ONE_BLOCK, RACES
 from experiments.benchmarks.gpu.checks import Check, array_errors
@@ -204,6 +204,23 @@ def test_errors_are_relative_to_the_norm_of_an_array():
   actual = {"a": np.array([2.0, 2.0, 2.0, 2.4]), "b": np.zeros(3)}
   error, name = array_errors(actual, expected)
   assert error == pytest.approx(0.4 / 4) and name == "['a']"
+
+
+@pytest.mark.exhaustive
+def test_a_variant_of_pytorch_has_its_dtype_and_precision(monkeypatch):
+  torch = pytest.importorskip("torch")
+  params = inputs.random_params("gru", 4, 4, np.random.default_rng(0))
+  given = torch.ones(3, 2, 4), torch.ones(3, 2, 4)
+  for name in torch_layers.VARIANTS:
+    for mode in ("forward", "gradient"):
+      call = torch_layers.make_call("gru", params, name, mode, given)
+      is_tf32 = "TF32" in name
+      monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not is_tf32)
+      hs, *gradients = [call()] if mode == "forward" else call()
+      assert torch.backends.cudnn.allow_tf32 == is_tf32
+      assert len(gradients) == (4 if mode == "gradient" else 0)
+      assert hs.shape == (3, 2, 4) and not hs.requires_grad
+      assert (hs.dtype == torch.bfloat16) == ("bfloat16" in name)
 
 
 def test_the_cases_have_every_cell_place_and_dtype():
