@@ -51,6 +51,8 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   directories = [Path(name) for name in runs]
   if not directories:
     raise ValueError("expected run directories: report RUN [RUN ...]")
+  if "" in runs:  # as a path, it would be the current directory
+    raise ValueError("RUN must be a run directory, got ''")
   resolved = [os.path.realpath(directory) for directory in directories]
   for directory, real in zip(directories, resolved, strict=True):
     if resolved.count(real) > 1:

@@ -54,8 +54,10 @@ def read_corpus_text(corpus: str) -> str:
   """Return the text of a corpus, which is a path or a name.
 
   Raises:
-    ValueError: it cannot be read or downloaded.
+    ValueError: it is empty, or cannot be read or downloaded.
   """
+  if not corpus:  # as a path, it would be the current directory
+    raise ValueError("corpus must be a file or a name, got ''")
   return read_text(locate(corpus))
 
 

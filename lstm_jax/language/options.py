@@ -64,7 +64,7 @@ def check_options(config: Any) -> None:
   Raises:
     ValueError: a value is not of the field's type (a tuple, a number, an
       integer, a bool), is out of its bounds or not one of its choices; or a
-      tuple is empty.
+      tuple is empty, or has an empty string.
   """
   types = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
@@ -89,6 +89,8 @@ def check_options(config: Any) -> None:
       )
       plain = values if is_tuple else values[0]
       object.__setattr__(config, field.name, plain)  # it may be frozen
+    if not kind and is_tuple and "" in values:  # as a path, it would be "."
+      raise ValueError(f"{field.name} must have no empty value, got {value!r}")
     bounds = field.metadata.get("bounds")
     if bounds and not all(in_bounds(number, bounds) for number in values):
       raise ValueError(f"{field.name} must be in {bounds}, got {value!r}")
