@@ -58,7 +58,11 @@ def read_corpus_text(corpus: str) -> str:
   """
   if not corpus:  # as a path, it would be the current directory
     raise ValueError("corpus must be a file or a name, got ''")
-  return read_text(locate(corpus))
+  path = locate(corpus)
+  try:
+    return read_text(path)
+  except ValueError as error:
+    raise ValueError(f"corpus {error}") from None
 
 
 def read_corpus(config: DataConfig) -> Corpus:

@@ -46,7 +46,10 @@ def read_pretrained(setup: TrainSetup) -> Trained | None:
     return None
   if job.may_resume and list_checkpoints(Path(job.run) / CHECKPOINTS):
     return None
-  trained = load(Path(config.init_from))
+  try:
+    trained = load(Path(config.init_from))
+  except ValueError as error:
+    raise ValueError(f"--init_from: {error}") from None
   _check_fits(setup, trained)
   return trained._replace(params=jax.tree.map(np.asarray, trained.params))
 

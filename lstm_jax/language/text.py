@@ -26,14 +26,14 @@ def read_text(path: str | Path) -> str:
     text = Path(path).read_bytes().decode("utf-8").removeprefix("\ufeff")
   except UnicodeDecodeError as error:
     raise ValueError(
-      f"corpus {path} is not UTF-8: byte 0x{error.object[error.start]:02x} "
+      f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} "
       f"at offset {error.start}"
     ) from None
   except OSError as error:
     reason = (error.strerror or str(error)).lower()
-    raise ValueError(f"corpus {path} cannot be read: {reason}") from None
+    raise ValueError(f"{path} cannot be read: {reason}") from None
   if not text:
-    raise ValueError(f"corpus {path} is empty")
+    raise ValueError(f"{path} is empty")
   return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

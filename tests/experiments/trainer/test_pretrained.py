@@ -86,7 +86,7 @@ def test_a_run_records_where_its_weights_come_from_and_needs_them_once(
       {"val_fraction": 0.3},
       "val_fraction must be 0.3, as in this run, got 0.1",
     ),
-    ({"init_from": "nowhere"}, "there is no run in nowhere: no such directory"),
+    ({"init_from": "nowhere"}, "^--init_from: there is no run in nowhere: no "),
   ],
 )
 def test_the_weights_of_another_model_are_refused(
