@@ -58,7 +58,7 @@ from experiments.comparison.results import (
   read_record,
   recorded_command,
 )
-from experiments.comparison.tables import check_lengths, tables
+from experiments.comparison.tables import check_entries, tables
 from experiments.comparison.training import TrainedCell, train_cell
 from experiments.trainer.devices import share_members
 from experiments.trainer.errors import Diverged
@@ -195,7 +195,7 @@ def load(directory: Path) -> dict[str, Any]:
   path = directory / RECORD
   record = read_record(path, "there is no comparison", ENTRIES)
   with naming_damaged(path):
-    check_lengths(record)
+    check_entries(record)
     tables(record)
   if not finished(record):
     raise ValueError(f"{path} has no training that has finished")

@@ -44,7 +44,7 @@ from experiments.policies.config import (
   make_environment,
 )
 from experiments.policies.peer import race
-from experiments.policies.tables import check_lengths, tables
+from experiments.policies.tables import check_entries, tables
 from experiments.policies.training import train
 from experiments.trainer.devices import share_members
 from experiments.trainer.files import write_json
@@ -123,7 +123,7 @@ def load(directory: Path) -> dict[str, Any]:
   path = directory / RECORD
   record = read_record(path, "there are no policies", ENTRIES)
   with naming_damaged(path):
-    check_lengths(record)
+    check_entries(record)
     tables(record)
   return record
 

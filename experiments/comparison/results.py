@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.trainer.files import are_numbers
 from experiments.trainer.locking import lock
 from experiments.trainer.run_dir import CONFIG
 
@@ -94,6 +95,14 @@ def check_length(name: str, values: Sequence[Any], length: int) -> None:
   """Raise ValueError if an entry of a record has another length."""
   if len(values) != length:
     raise ValueError(f"{name} must have {length} values, got {len(values)}")
+
+
+def check_numbers(name: str, values: Sequence[Any]) -> None:
+  """Raise ValueError if an entry of a record is no number, finite as floats."""
+  if not are_numbers(values):
+    raise ValueError(
+      f"{name} must have finite numbers, got {', '.join(map(repr, values))}"
+    )
 
 
 def read_record(

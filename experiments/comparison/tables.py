@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.analysis.recall import SYMBOLS, longest
-from experiments.comparison.results import check_length
+from experiments.comparison.results import check_length, check_numbers
 from experiments.trainer.format import counted
 
 Record = dict[str, Any]
@@ -37,16 +37,24 @@ def tables(record: Record) -> dict[str, str]:
   return {t: make(record) for t, (part, make) in every.items() if record[part]}
 
 
-def check_lengths(record: Record) -> None:
-  """Raise ValueError if a list is longer or shorter than others of a record."""
+def check_entries(record: Record) -> None:
+  """Raise ValueError unless the entries of a record fit each other.
+
+  Each list must have its length; what the figure alone reads must be numbers.
+  """
   config = record["config"]
   num_seeds, num_norms = config["num_seeds"], config["gradient_steps"] + 1
+  for cell in record["cells"].values():
+    check_numbers("seconds_per_step", [cell["seconds_per_step"]])
   for run in record["runs"]:
     for row in run["evaluations"] or ():
       check_length("val_loss", row["val_loss"], num_seeds)
+      check_numbers("step and val_loss", [row["step"], *row["val_loss"]])
     for row in run["samples"] or ():
+      check_numbers("step", [row["step"]])
       for name in ("words_in_train", "words_in_val"):
         check_length(name, row[name], num_seeds)
+        check_numbers(name, [x for x in row[name] if x is not None])
   for row in record["context"]:
     check_length("val_loss", row["val_loss"], num_seeds)
     for losses in row["val_loss"]:

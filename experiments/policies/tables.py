@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.comparison.results import check_length
+from experiments.comparison.results import check_length, check_numbers
 from experiments.comparison.tables import markdown
 from experiments.policies.training import mean
 
@@ -31,9 +31,14 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
   return found
 
 
-def check_lengths(record: dict[str, Any]) -> None:
-  """Raise ValueError unless each list of a record has the right length."""
+def check_entries(record: dict[str, Any]) -> None:
+  """Raise ValueError unless the entries of a record fit each other.
+
+  Each list must have its length; what the figure alone reads must be numbers.
+  """
+  check_numbers("guessing", [record["guessing"]])
   for run in record["networks"].values():
+    check_length("returns", run["returns"], record["config"]["num_updates"])
     episodes = run.get("episodes", run["returns"])
     check_length("episodes", episodes, len(run["returns"]))
     for name, rows in (("returns", run["returns"]), ("episodes", episodes)):

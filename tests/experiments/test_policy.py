@@ -154,6 +154,22 @@ def test_a_run_of_which_a_seed_was_lost_is_damaged(entry, tmp_path):
     policy.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("wrong", "message"),
+  [
+    ({"guessing": None}, "guessing must have finite numbers, got None"),
+    (
+      {"networks": {"gru": {"returns": []}}},
+      "returns must have 3 values, got 0",
+    ),
+  ],
+)
+def test_what_the_figure_cannot_draw_is_damaged(wrong, message, tmp_path):
+  policy.save(example() | wrong, tmp_path)
+  with pytest.raises(ValueError, match=f"is damaged: {message}$"):
+    policy.load(tmp_path)
+
+
 def test_no_figure_of_other_results_stays_beside_a_record(tmp_path):
   (tmp_path / policy.FIGURE).write_text("of results that are replaced")
   policy.save({}, tmp_path)
