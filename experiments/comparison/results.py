@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ def open_results(
 ) -> Iterator[None]:
   """Create the directory of results, and lock it until the end of the block.
 
+  A new directory into which the block has written nothing is removed again.
+
   Args:
     directory: the directory.
     names: of the files that the program writes there, the record first.
@@ -40,8 +42,7 @@ def open_results(
       or a run; or another process writes there.
     OSError: it cannot be written.
   """
-  directory.mkdir(parents=True, exist_ok=True)
-  with lock(directory):
+  with _made(directory), lock(directory):
     record, *others = names
     if (directory / record).exists():
       if not overwrite:
@@ -60,6 +61,19 @@ def open_results(
             f"{directory} holds {name} but no {record}: choose another --out"
           )
     yield
+
+
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+  """Make a directory; remove it after the block if it is new and empty."""
+  is_new = not directory.exists()
+  directory.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  finally:
+    if is_new:
+      with suppress(OSError):  # it holds something
+        directory.rmdir()
 
 
 @contextmanager

@@ -30,6 +30,19 @@ def test_results_are_replaced_only_with_overwrite(tmp_path):
   assert [path.name for path in directory.iterdir()] == ["record.json"]
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_program_that_is_refused_leaves_no_new_directory(is_new, tmp_path):
+  directory = tmp_path / "out"
+  if not is_new:
+    directory.mkdir()
+  with (
+    pytest.raises(ValueError, match="too short"),
+    open_results(directory, NAMES, overwrite=False),
+  ):
+    raise ValueError("the corpus is too short")
+  assert directory.exists() != is_new
+
+
 @pytest.mark.parametrize("name", ["config.json", "samples.txt", "figure.png"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_directory_or_another_file_is_not_written_over(
