@@ -93,6 +93,8 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
 def _load(directory: Path, checkpoint: str) -> Trained:
   record = run_dir.read_record(directory)
   config = run_dir.to_config(directory, record, TrainConfig())
+  if run_dir.SHA256 not in record:
+    raise ValueError(f"{directory / run_dir.CONFIG} lacks {run_dir.SHA256}")
   checkpoints = directory / run_dir.CHECKPOINTS
   if checkpoint == LAST:
     _check_has_last(directory, record)
@@ -126,7 +128,7 @@ def _load(directory: Path, checkpoint: str) -> Trained:
     tokenizer,
     step,
     val_loss,
-    str(record.get("corpus_sha256")),
+    str(record[run_dir.SHA256]),
   )
 
 

@@ -25,6 +25,15 @@ def test_a_config_that_cannot_be_read_is_named(read, tmp_path):
     read(tmp_path)
 
 
+def test_a_config_without_the_hash_of_its_corpus_is_damaged(finished):
+  path = finished / "config.json"
+  record = json.loads(path.read_text())
+  del record["corpus_sha256"]
+  path.write_text(json.dumps(record))
+  with pytest.raises(ValueError, match=f"^{path} lacks corpus_sha256$"):
+    load(finished)
+
+
 @pytest.fixture
 def checkpoints(finished):
   """The checkpoints of a finished run: of steps 40 and 47, the best."""
