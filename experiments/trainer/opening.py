@@ -111,7 +111,7 @@ def open_run_dir(
     ValueError: another process holds the directory; it holds a finished run, or
       one of another configuration or corpus, and --overwrite is not given; its
       config.json is damaged; it holds files of another kind, or is no
-      directory; or its path is not UTF-8.
+      directory, or in a part of another run; or its path is not UTF-8.
   """
   job = config.job
   directory = Path(job.run) if job.run else _new_directory()

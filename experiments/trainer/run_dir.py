@@ -22,6 +22,7 @@ newest checkpoint that holds a train state, or restarted if it has none.
 """
 
 import json
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -160,7 +161,11 @@ def delete_previous(directory: Path) -> None:
 
 
 def check_is_run_or_empty(directory: Path) -> None:
-  """Raise ValueError unless a directory holds a run, is empty or is missing."""
+  """Raise ValueError unless a directory holds a run, is empty or is missing.
+
+  Nor may it be in a part of another run.
+  """
+  _check_is_no_part(directory)
   if read_config(directory) is not None:
     return
   present = [name for name in CONTENTS if (directory / name).exists()]
@@ -184,6 +189,18 @@ def check_is_run_or_empty(directory: Path) -> None:
       f"{directory} is not a run and not empty: it holds {names[0]}{others}; "
       "choose another --run, such as a new directory"
     )
+
+
+def _check_is_no_part(directory: Path) -> None:
+  """Raise ValueError if a directory is in what a run may move or delete."""
+  place = Path(os.path.realpath(directory))  # also of a loop of links
+  for parent in place.parents:
+    name = place.relative_to(parent).parts[0]
+    if name in (*CONTENTS, PREVIOUS) and read_config(parent) is not None:
+      raise ValueError(
+        f"{directory} is in {name} of the run {parent}, which may be deleted: "
+        "choose another --run"
+      )
 
 
 def _is_leftover(name: str) -> bool:

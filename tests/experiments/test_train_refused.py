@@ -111,6 +111,22 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
   assert json.loads((finished / "config.json").read_text())["seed"] == 3
 
 
+@pytest.mark.parametrize("name", ["previous", "checkpoints/run", "inner"])
+def test_a_run_is_in_no_part_of_another_run(name, finished, config):
+  inner = replace(config, run=str(finished / name))
+  facts = {SHA256: "0"}
+  if name == "inner":  # a run leaves it alone
+    with open_run_dir(inner, facts):
+      return
+  part = name.split("/")[0]
+  with (
+    pytest.raises(ValueError, match=f" is in {part} of the run {finished}, "),
+    open_run_dir(inner, facts),
+  ):
+    pass
+  assert not Path(inner.job.run).exists()
+
+
 def test_a_run_is_replaced_only_by_one_that_has_reached_a_checkpoint(
   finished, config, console
 ):
