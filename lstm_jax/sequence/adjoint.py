@@ -16,8 +16,9 @@ and in what they support: only with `Autodiff` does `unroll` have a forward mode
 """
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal
+
+from lstm_jax.cells.checks import check_count
 
 ResidualPolicy = Literal["gates", "recompute"]
 
@@ -49,14 +50,8 @@ class Explicit:
       raise ValueError(
         f"residuals must be gates or recompute, got {self.residuals!r}"
       )
-    if self.chunk is not None and not (
-      isinstance(self.chunk, Integral)
-      and not isinstance(self.chunk, bool)
-      and self.chunk >= 1
-    ):
-      raise ValueError(
-        f"chunk must be an integer of at least 1, got {self.chunk!r}"
-      )
+    if self.chunk is not None:
+      check_count("chunk", self.chunk)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.training.checksum import (
   array_checksums,
   is_whole,
@@ -107,9 +107,9 @@ class CheckpointWriter:
         closed.
     """
     self._check_open()
-    check_step(step)
+    check_count("step", step, 0)
     if best is not None:
-      check_step(best, "best")
+      check_count("best", best, 0)
     if not isinstance(description, dict):
       kind = type(description).__name__
       raise ValueError(f"description must be a dictionary, got {kind}")
@@ -147,7 +147,7 @@ class CheckpointWriter:
         written, or the writer is closed.
     """
     self._check_open()
-    check_step(step)
+    check_count("step", step, 0)
     self.wait()
     for later in self._manager.all_steps():
       if later > step:
@@ -246,12 +246,6 @@ def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = ", ".join(key for key, _ in pairs)
     raise ValueError(f"the keys of a description must differ, got {keys}")
   return dict(pairs)
-
-
-def check_step(step: Any, name: str = "step") -> None:
-  """Raise ValueError unless this can be the step of a checkpoint."""
-  if not isinstance(step, Integral) or isinstance(step, bool) or step < 0:
-    raise ValueError(f"{name} must be an integer of at least 0, got {step!r}")
 
 
 @contextmanager

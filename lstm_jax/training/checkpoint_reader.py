@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.training.checkpoint import (
   CHECKSUMS,
   DESCRIPTION,
   PARAMS,
   STATE,
   CheckpointError,
-  check_step,
   checkpoint_errors,
 )
 from lstm_jax.training.checksum import (
@@ -118,7 +118,7 @@ def has_state(directory: str | os.PathLike, step: int) -> bool:
   Raises:
     ValueError: step is no integer of at least 0.
   """
-  check_step(step)
+  check_count("step", step, 0)
   return (Path(directory) / str(step) / STATE).is_dir()
 
 
@@ -172,7 +172,7 @@ def _reading(directory: Path, step: int) -> Iterator[ocp.CheckpointManager]:
     DESCRIPTION: ocp.JsonCheckpointHandler(),
     CHECKSUMS: ocp.JsonCheckpointHandler(),
   }
-  check_step(step)
+  check_count("step", step, 0)
   with checkpoint_errors(f"the checkpoint {directory}/{step} cannot be read"):
     if not (directory / str(step)).is_dir():
       raise CheckpointError(f"{directory} holds no checkpoint of step {step}")

@@ -25,9 +25,7 @@ def test_equal_adjoints_are_equal_cache_keys():
 
 
 def test_explicit_checks_its_fields():
-  with pytest.raises(
-    ValueError, match="chunk must be an integer of at least 1, got 0"
-  ):
+  with pytest.raises(ValueError, match="chunk must be an integer ≥ 1, got 0"):
     Explicit(chunk=0)
   with pytest.raises(
     ValueError, match="residuals must be gates or recompute, got 'states'"

@@ -171,9 +171,7 @@ def test_a_mask_of_one_axis_is_named_in_both_orders():
 
 @pytest.mark.parametrize("chunk", [2.5, True, "8", 0])
 def test_a_chunk_is_a_whole_number_of_steps(chunk):
-  with pytest.raises(
-    ValueError, match=r"^chunk must be an integer of at least"
-  ):
+  with pytest.raises(ValueError, match=r"^chunk must be an integer ≥ 1, got "):
     Explicit(chunk=chunk)
 
 

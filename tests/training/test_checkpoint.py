@@ -178,9 +178,9 @@ def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):
   writer = CheckpointWriter(tmp_path)
   x = np.ones(2)
   for step, tree, description, message in (
-    (-1, {"a": x}, {}, "step must be an integer of at least 0, got -1"),
-    (1.5, {"a": x}, {}, "step must be an integer of at least 0, got 1.5"),
-    (True, {"a": x}, {}, "step must be an integer of at least 0, got True"),
+    (-1, {"a": x}, {}, "step must be an integer ≥ 0, got -1"),
+    (1.5, {"a": x}, {}, "step must be an integer ≥ 0, got 1.5"),
+    (True, {"a": x}, {}, "step must be an integer ≥ 0, got True"),
     (1, {"a": x}, None, "description must be a dictionary, got NoneType"),
     (1, {"a": x}, {"b": {2: 3, "2": 4}}, "keys of a .* must differ, got 2, 2$"),
     (1, {"a.b": x, "a": {"b": x}}, {}, "two arrays have the name params.a.b"),
@@ -199,7 +199,7 @@ def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):
     with pytest.raises(ValueError, match=message):
       writer.save(step, tree, description)
   for wrong in (-1, 1.0, "1", True):
-    message = f"must be an integer of at least 0, got {wrong!r}$"
+    message = f"must be an integer ≥ 0, got {wrong!r}$"
     with pytest.raises(ValueError, match=f"^best {message}"):
       writer.save(1, {"a": x}, {}, best=wrong)
     with pytest.raises(ValueError, match=f"^step {message}"):

@@ -28,7 +28,7 @@ def test_what_the_caller_mistakes_is_not_said_of_the_checkpoint(tmp_path):
   writer.save(8, {"a": {"b": x}}, {})
   writer.close()
   for step in ("8", 8.0, -1, True):
-    message = rf"^step must be an integer of at least 0, got {step!r}$"
+    message = rf"^step must be an integer ≥ 0, got {step!r}$"
     for read in (
       read_checkpoint,
       partial(read_params, like={}),
