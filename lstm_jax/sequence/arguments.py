@@ -176,12 +176,16 @@ def bool_array(
   Raises:
     ValueError: they have another shape or dtype.
   """
-  values = jnp.asarray(values)
+  expected = f"{name} must be bool {list(step_shape)}"
+  try:
+    values = jnp.asarray(values)
+  except (TypeError, ValueError) as error:  # such as (None, mask)
+    found = type(values).__name__
+    raise ValueError(f"{expected}, got {found}: {error}") from None
   if values.shape != step_shape or values.dtype != bool:
     exchanged = *step_shape[1::-1], *step_shape[2:]
     raise ValueError(
-      f"{name} must be bool {list(step_shape)}, "
-      f"got {values.dtype} {values.shape}"
+      f"{expected}, got {values.dtype} {values.shape}"
       + time_major_hint(values.shape == exchanged != step_shape)
     )
   return values

@@ -169,6 +169,15 @@ def test_a_mask_of_one_axis_is_named_in_both_orders():
       unroll(lstm, params, None, xs, mask=mask, time_major=time_major)
 
 
+@pytest.mark.parametrize("name", ["mask", "reset"])
+def test_a_mask_for_each_layer_is_no_mask(name):
+  layers = init_stack(lstm, KEY, D, H, num_layers=2)
+  flags = {name: (None, jnp.ones((T, B), bool))}
+  message = rf"^{name} must be bool \[{T}, {B}\], got tuple: "
+  with pytest.raises(ValueError, match=message):
+    unroll_stack(lstm, layers, None, XS, **flags)
+
+
 @pytest.mark.parametrize("chunk", [2.5, True, "8", 0])
 def test_a_chunk_is_a_whole_number_of_steps(chunk):
   with pytest.raises(ValueError, match=r"^chunk must be an integer ≥ 1, got "):
