@@ -78,6 +78,8 @@ def test_only_the_tensors_with_the_prefix_are_read(with_float8):
   assert cell is lstm and worst(found, layers) == 0
   with pytest.raises(ValueError, match=r"cannot be read with NumPy: .*float8"):
     interop.load(path, prefix="other")
+  with pytest.raises(ValueError, match=r"^prefix must be 'rnn.', got None$"):
+    interop.load(path, prefix=None)
 
 
 def test_a_directory_in_place_of_a_file_is_named(tmp_path):

@@ -43,7 +43,7 @@ def load(
     with safetensors.safe_open(path, "np") as file:
       names = file.keys()
       arrays = {  # the other names are for an error of `from_torch`
-        name: file.get_tensor(name) if name.startswith(prefix) else None
+        name: file.get_tensor(name) if name.startswith(str(prefix)) else None
         for name in names
       }
   except safetensors.SafetensorError as error:
