@@ -102,6 +102,8 @@ def launch(
     sys.exit(_fail(message, BAD_INPUT))
   except UnicodeDecodeError as error:  # of a flagfile
     sys.exit(_fail(f"a flagfile is not UTF-8: {error}", BAD_INPUT))
+  except ValueError as error:  # of --noflag=value
+    sys.exit(_fail(error, BAD_INPUT))
   except BrokenPipeError:
     _discard_output()
     sys.exit(PIPE_CLOSED)

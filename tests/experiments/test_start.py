@@ -93,6 +93,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("sweep", "--implementation=mosaic_gpu"): "not support --implementation",
     ("train", "--implementation=cuda"): "should be one of <xla|mosaic_gpu>",
     ("train", "--hiden_size=3"): "Unknown command line flag 'hiden_size'",
+    ("train", "--noresume=true"): "--noresume=true does not take an argument",
     ("train", "--flagfile=nowhere"): "Unable to open flagfile",
     ("train", "--tokenizer=word", "--min_count=99999"): "leaves no word",
     ("sample", f"--run={tmp_path}"): "there is no run in ",
