@@ -76,8 +76,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
 
   Raises:
     ValueError: a change is malformed, the same as another under another name,
-      or can have no directory of its own; --run is not given, or it holds the
-      results or runs of another recipe or corpus, or of changes that
+      or can have no directory of its own; --run is not given or is a run, or it
+      holds the results or runs of another recipe or corpus, or of changes that
       --overwrite does not name; the corpus is a pipe, which can be read only
       once; or as `train.run`, for any of the runs and before the first.
     Diverged: the recipe itself diverges.
@@ -85,6 +85,10 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   job = config.job
   if not job.run:
     raise ValueError("--run must be the directory of the runs, got none")
+  if run_dir.read_config(Path(job.run)) is not None:
+    raise ValueError(
+      f"--run must be the directory of the runs, got a run, {job.run}"
+    )
   if is_piped(config.data.corpus):
     corpus = config.data.corpus
     raise ValueError(f"each run must read --corpus, got the pipe {corpus}")

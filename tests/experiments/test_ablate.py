@@ -182,6 +182,15 @@ def test_the_directory_of_the_runs_must_be_given(config, console):
     ablate.run(replace(config, run=""), [], console)
 
 
+def test_the_directory_of_a_run_is_not_that_of_the_runs(
+  finished, config, console
+):
+  before = {*finished.iterdir()}
+  with pytest.raises(ValueError, match=f"of the runs, got a run, {finished}$"):
+    ablate.run(config, [], console)
+  assert {*finished.iterdir()} == before
+
+
 def test_models_that_there_are_not_are_refused_before_training(config, console):
   for change in ("init_from=nowhere", "teacher=nowhere"):
     with pytest.raises(ValueError, match="nowhere"):
