@@ -242,4 +242,4 @@ if __name__ == "__main__":
     "Train nothing: print the tables and draw the figure of the comparison in "
     "--out.",
   )
-  launch(main)
+  launch(main, required=("out",))

@@ -162,4 +162,4 @@ if __name__ == "__main__":
     False,
     "Train nothing: print the tables and draw the figure of the run in --out.",
   )
-  launch(main)
+  launch(main, required=("out",))

@@ -39,7 +39,7 @@ def open_results(
 
   Raises:
     ValueError: it holds results, or other files that the program would write,
-      or a run; or another process writes there.
+      or a run; or it is no directory, or another process writes there.
     OSError: it cannot be written.
   """
   with _made(directory), lock(directory):
@@ -65,9 +65,16 @@ def open_results(
 
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
-  """Make a directory; remove it after the block if it is new and empty."""
+  """Make a directory; remove it after the block if it is new and empty.
+
+  Raises:
+    ValueError: it is no directory.
+  """
   is_new = not directory.exists()
-  directory.mkdir(parents=True, exist_ok=True)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except FileExistsError:
+    raise ValueError(f"{directory} is not a directory") from None
   try:
     yield
   finally:

@@ -119,7 +119,10 @@ def test_a_seed_whose_episodes_have_not_ended_hides_no_other(
       {"network": ("min_gru", "feed_forward"), "timing_rounds": 3},
       "--timing_rounds needs --network=gru or lstm, got min_gru, feed_forward$",
     ),
-    ({"network": ("gru", "grru")}, "network must be feed_forward, .*got grru"),
+    (
+      {"network": ("gru", "grru")},
+      "network must be feed_forward, .*got 'grru'",
+    ),
   ],
 )
 def test_networks_that_cannot_be_made_compared_or_timed_are_refused(

@@ -71,7 +71,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("reproduce", "poems", "--seeds=-1"): "-1 is not in [0, 2147483647]",
     ("board", "--charts=nowhere"): "nowhere/loss-by-parameters.png cannot be",
     ("train", "--corpus=nowhere.txt"): "corpus nowhere.txt cannot be read",
-    ("train", "--corpus="): "corpus must be a file or a name, got ''",
+    ("gradcheck", "--corpus="): "corpus must be a file or a name, got ''",
     ("sweep", "--teacher="): "teacher must have no empty value, got ",
     ("evaluate", "--run=", "--run=a"): "run must have no empty value, got ('",
     ("report", "", "a"): "RUN must be a run directory, got ''",
@@ -100,6 +100,8 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ("explore", "--run=a", "--length=1"): "1 is not in [2, 2147483647]",
     ("report", f"{tmp_path}", "--output=here"): "there is no run in ",
     ("report", "a", "--outptu=b"): "Unknown command line flag 'outptu'",
+    ("compare_cells", "--out="): "--out must be given",
+    ("policy", "--out="): "--out must be given",
     ("compare_cells", "--replot", f"--out={tmp_path}"): "there is no compari",
     ("compare_cells", "--corpus=nowhere.txt"): "nowhere.txt cannot be",
     ("compare_cells", f"--out={full}"): "holds results already: --overwrite ",
@@ -114,7 +116,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     (
       "policy",
       "--network=json",
-    ): "got json: it has no function init, initial_st",
+    ): "got 'json': it has no function init, initial_st",
     ("benchmark", "--compare=nowhere"): "nowhere: no such file or directory",
     ("gradcheck", "--plant=lstm.dq"): "no backward has a term 'lstm.dq'",
   }

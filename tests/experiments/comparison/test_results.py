@@ -43,6 +43,17 @@ def test_a_program_that_is_refused_leaves_no_new_directory(is_new, tmp_path):
   assert directory.exists() != is_new
 
 
+def test_a_file_in_place_of_the_directory_is_kept(tmp_path):
+  path = tmp_path / "out"
+  path.write_text("kept")
+  with (
+    pytest.raises(ValueError, match=f"^{path} is not a directory$"),
+    open_results(path, NAMES, overwrite=True),
+  ):
+    pass
+  assert path.read_text() == "kept"
+
+
 @pytest.mark.parametrize("name", ["config.json", "samples.txt", "figure.png"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_directory_or_another_file_is_not_written_over(
