@@ -111,6 +111,7 @@ def main() -> int:
     old = read_record(path, "there is no record", entries)
     with naming_damaged(path):
       timed = has_times(old["rows"])
+      old["environment"].get("num_devices")  # printed after the measurements
     if not timed:
       raise ValueError(f"{path} has no row with a time")
   chosen = [*dict.fromkeys(PART.value)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from experiments.comparison.results import check_numbers
 from experiments.trainer.format import number_table
 
 Row = dict[str, Any]  # the case, the peer, and its results
@@ -110,8 +111,14 @@ def _with_derived(row: Row, products_ms: float | None) -> Row:
 
 
 def has_times(rows: Any) -> bool:
-  """Return whether rows of a file have a time that `change_table` reads."""
-  return bool(_medians(rows))
+  """Return whether rows of a file have a time that `change_table` reads.
+
+  Raises:
+    ValueError: a time is no number.
+  """
+  times = _medians(rows)
+  check_numbers("median_ms and us_per_step", [*times.values()])
+  return bool(times)
 
 
 def change_table(old: list[Row], new: list[Row]) -> Table:

@@ -254,12 +254,15 @@ def test_a_record_that_cannot_be_compared_is_refused_before_measuring(
   monkeypatch.setattr(benchmark, "COMPARE", flag, raising=False)
   with pytest.raises(ValueError, match=r"old.json is damaged: it has no rows$"):
     benchmark.main()
-  for rows, message in (
-    ([{"median_ms": 1}], "old.json is damaged: it lacks 'peer'$"),
-    ([1], "old.json is damaged: "),
-    ([], "old.json has no row with a time"),
+  row = {"peer": "lstm_jax", "median_ms": 1}
+  for environment, rows, message in (
+    ({}, [{"median_ms": 1}], "old.json is damaged: it lacks 'peer'$"),
+    ({}, [1], "old.json is damaged: "),
+    ({}, [row | {"median_ms": "1"}], "damaged: median_ms .* numbers, got '1'$"),
+    ("CPU", [row], "old.json is damaged: .*'str' .* no attribute 'get'"),
+    ({}, [], "old.json has no row with a time"),
   ):
-    old.write_text(json.dumps({"environment": {}, "rows": rows}))
+    old.write_text(json.dumps({"environment": environment, "rows": rows}))
     with pytest.raises(ValueError, match=message):
       benchmark.main()
 
