@@ -62,7 +62,7 @@ from experiments.comparison.tables import check_entries, tables
 from experiments.comparison.training import TrainedCell, train_cell
 from experiments.trainer.devices import share_members
 from experiments.trainer.errors import Diverged
-from experiments.trainer.files import write_json
+from experiments.trainer.files import write_bytes, write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.locking import lock
 from experiments.trainer.records import to_record
@@ -182,7 +182,7 @@ def save(record: dict[str, Any], directory: Path) -> None:
     for run in record["runs"]
     for sample in run["samples"] or ()
   )
-  (directory / SAMPLES).write_text(samples, "utf-8")
+  write_bytes(directory / SAMPLES, samples.encode())
 
 
 def load(directory: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def lock(directory: Path) -> Iterator[None]:
   """
   path = directory / LOCK
   while True:
-    file = path.open("a+", encoding="utf-8")
+    file = path.open("a+b", buffering=0)  # nothing is left to be written
     try:
       with naming(path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +34,7 @@ def lock(directory: Path) -> Iterator[None]:
         if error.errno != errno.EWOULDBLOCK:
           raise
         file.seek(0)
-        pid = file.read().strip()
+        pid = file.read().decode().strip()
       holder = f"process {pid}" if pid else "another process"
       raise ValueError(f"{directory} is in use by {holder}") from None
     if _is_same(file, path):
@@ -43,8 +43,7 @@ def lock(directory: Path) -> Iterator[None]:
   try:
     with naming(path):
       file.truncate(0)
-      file.write(str(os.getpid()))
-      file.flush()
+      file.write(str(os.getpid()).encode())
     yield
   finally:
     path.unlink(missing_ok=True)

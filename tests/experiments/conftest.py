@@ -1,5 +1,7 @@
+import contextlib
 import io
 import json
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -218,6 +220,22 @@ def chromium():
   """A browser for the pages of a module."""
   with browser.chromium() as found:
     yield found
+
+
+@pytest.fixture
+def no_room():
+  """Return a context in which no byte can be written to a file."""
+
+  @contextlib.contextmanager
+  def full():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+      yield
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+  return full
 
 
 @pytest.fixture

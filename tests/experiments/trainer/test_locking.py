@@ -21,6 +21,17 @@ def test_a_lock_that_the_file_system_refuses_names_its_file(
   assert raised.value.filename == str(tmp_path / LOCK)
 
 
+def test_a_lock_without_room_on_the_disk_names_its_file(tmp_path, no_room):
+  with (
+    no_room(),
+    pytest.raises(OSError, match="File too large") as raised,
+    lock(tmp_path),
+  ):
+    pass
+  assert raised.value.filename == str(tmp_path / LOCK)
+  assert not (tmp_path / LOCK).exists()
+
+
 def test_a_directory_that_is_locked_names_the_process(tmp_path):
   message = f"^{tmp_path} is in use by process {os.getpid()}$"
   with (
