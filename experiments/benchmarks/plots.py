@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.benchmarks.parts import GROWTH
-from experiments.trainer.figures import SMALL, tidy
+from experiments.trainer.figures import SMALL, save, tidy
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def draw(rows: list[Row], path: Path) -> bool:
     loc="outside lower center",
     frameon=False,
   )
-  figure.savefig(path, dpi=110)
+  save(figure, path, dpi=110)
   return True
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.comparison.board import Board, Row
-from experiments.trainer.figures import SMALL, tidy
+from experiments.trainer.figures import SMALL, save, tidy
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ def draw(board: Board, directory: Path) -> None:
     found = points(board, chart)
     _draw(board, found, chart, figure)
     text = json.dumps(found)
-    figure.savefig(directory / chart.file, dpi=100, metadata={KEYWORD: text})
+    save(figure, directory / chart.file, dpi=100, metadata={KEYWORD: text})
 
 
 def points(board: Board, chart: Chart) -> list[Point]:

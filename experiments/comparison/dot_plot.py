@@ -19,7 +19,7 @@ from experiments.comparison.measurements import (
   diverged,
   finished,
 )
-from experiments.trainer.figures import SMALL, TEXT, tidy
+from experiments.trainer.figures import SMALL, TEXT, save, tidy
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def draw(record: Record, path: Path) -> None:
   first = row[0]
   first.set_yticks(range(len(order)), [name(record, cell) for cell in order])
   first.set_ylim(len(order) - 0.4, -0.6)
-  figure.savefig(path, dpi=110)
+  save(figure, path, dpi=110)
 
 
 def sorted_cells(record: Record) -> list[str]:

@@ -20,7 +20,7 @@ from experiments.comparison.measurements import (
   finished,
 )
 from experiments.trainer.config import CELLS
-from experiments.trainer.figures import SMALL, TEXT, tidy, zoom_on_tail
+from experiments.trainer.figures import SMALL, TEXT, save, tidy, zoom_on_tail
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def draw(record: Record, path: Path) -> None:
   else:
     last.set_axis_off()
     last.legend(**legend, ncols=1 + (len(handles) > 7), loc="center")
-  figure.savefig(path, dpi=110)
+  save(figure, path, dpi=110)
 
 
 def _val_loss(record: Record, panel: Axes) -> None:

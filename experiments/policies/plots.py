@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.policies.networks import FEED_FORWARD
-from experiments.trainer.figures import End, label_ends, tidy
+from experiments.trainer.figures import End, label_ends, save, tidy
 
 COLORS = {
   "gru": "tab:green",
@@ -55,7 +55,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
   tidy(panel, record["task"], xlabel, "mean return of an episode")
   figure.draw_without_rendering()  # the layout decides where the ends are
   label_ends(panel, ends)
-  figure.savefig(path, dpi=100)
+  save(figure, path, dpi=100)
 
 
 def curve(

@@ -1,12 +1,17 @@
-"""What the project's figures share: plain panels, and labels at lines' ends."""
+"""What the project's figures share: panels, labels at lines' ends, a file."""
 
 from __future__ import annotations
 
+import io
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments.trainer.files import write_bytes
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 TITLE, TEXT, SMALL = 11, 10, 9  # font sizes, points
 GAP = 1.15  # between the labels of two lines, in font sizes
@@ -21,6 +26,17 @@ class End(NamedTuple):
   y: float
   text: str
   color: str
+
+
+def save(figure: Figure, path: Path, **options: Any) -> None:
+  """Write a figure as PNG, atomically, with the options of `Figure.savefig`.
+
+  Raises:
+    OSError: it cannot be written; the error names the file.
+  """
+  png = io.BytesIO()
+  figure.savefig(png, format="png", **options)
+  write_bytes(path, png.getvalue())
 
 
 def tidy(

@@ -7,7 +7,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.trainer.figures import End, label_ends, tidy, zoom_on_tail
+from experiments.trainer.figures import (
+  End,
+  label_ends,
+  save,
+  tidy,
+  zoom_on_tail,
+)
 from experiments.trainer.run_dir import METRICS, PICTURE
 
 CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
@@ -55,7 +61,7 @@ def draw(directory: Path, unit: str) -> None:
   zoom_on_tail(panel, drawn, [*important, min(losses, default=math.inf)])
   figure.draw_without_rendering()  # the layout decides where the ends are
   label_ends(panel, ends)
-  figure.savefig(directory / PICTURE, dpi=120)
+  save(figure, directory / PICTURE, dpi=120)
 
 
 def _points(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:

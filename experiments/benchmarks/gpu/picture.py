@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.benchmarks.tables import Row
+from experiments.trainer.figures import save
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def draw(rows: list[Row], path: Path) -> bool:
   figure.legend(
     drawn.values(), drawn.keys(), fontsize=8, loc="outside right center"
   )
-  figure.savefig(path, dpi=110)
+  save(figure, path, dpi=110)
   return True
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from experiments.trainer.figures import (
   End,
   label_ends,
+  save,
   spread,
   tidy,
   zoom_on_tail,
@@ -90,6 +91,18 @@ def test_the_picture_of_a_run_shows_its_best_and_its_test_loss(
     ("training", "tab:gray"),
     ("validation", "tab:blue"),
   ]
+
+
+def test_a_picture_that_cannot_be_written_is_named_and_the_old_one_kept(
+  tmp_path, no_room
+):
+  path = tmp_path / "loss.png"
+  path.write_text("old")
+  with no_room(), pytest.raises(OSError, match="File too large") as error:
+    save(Figure(), path)
+  assert error.value.filename == str(path)
+  assert path.read_text() == "old"
+  assert [*tmp_path.iterdir()] == [path]
 
 
 def test_a_single_point_is_drawn(tmp_path, monkeypatch):
