@@ -137,7 +137,9 @@ def test_a_platform_without_a_device_is_an_error_of_one_line():
   assert err.startswith("error: JAX_PLATFORMS=tpu has no device here: ")
 
 
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path, monkeypatch):
+def test_ctrl_c_during_the_imports_is_one_line(
+  tmp_path, monkeypatch, interruptible
+):
   interrupt = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
   (tmp_path / "optax.py").write_text(interrupt)
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
