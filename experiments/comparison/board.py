@@ -21,7 +21,7 @@ ENSEMBLE = "ensemble_"
 
 
 class Result(NamedTuple):
-  """The losses by one protocol, in nats per character."""
+  """The loss of a row by one protocol, in nats per character."""
 
   protocol: str
   mean: float
@@ -32,7 +32,7 @@ class Result(NamedTuple):
 
   @property
   def is_ensemble(self) -> bool:
-    """Whether it is of the mean of all seeds' probabilities."""
+    """Whether the loss is of the mean of all seeds' probabilities."""
     return self.protocol.startswith(ENSEMBLE)
 
   @property
@@ -132,7 +132,7 @@ def read_board(path: Path = BOARD) -> Board:
   for fields in data["rows"]:
     try:
       rows.append(_make_row(dict(fields)))
-    except (TypeError, KeyError) as error:
+    except TypeError as error:
       raise ValueError(
         f"row {fields.get('name')!r} of {path}: {error}"
       ) from None
@@ -148,7 +148,8 @@ def read_board(path: Path = BOARD) -> Board:
 
 
 def _make_row(fields: dict[str, Any]) -> Row:
-  fields["results"] = [Result(**result) for result in fields["results"]]
+  if "results" in fields:
+    fields["results"] = [Result(**result) for result in fields["results"]]
   if "training" in fields:
     fields["training"] = Training(**fields["training"])
   if "source" in fields:
@@ -160,7 +161,7 @@ def table(board: Board) -> str:
   """Return a Markdown table of the rows, for a page in docs/results.
 
   A protocol has a column if any row has a result by it. The lowest mean of each
-  is bold.
+  column is bold.
   """
   used = [p for p in board.protocols if any(r.result(p) for r in board.rows)]
   best = {

@@ -178,6 +178,12 @@ def test_a_protocol_is_a_column_once_a_row_has_a_result_by_it():
   assert len(rows) == 2
 
 
+def test_rows_are_in_the_order_of_their_first_protocol_then_of_their_loss():
+  late = LSTM._replace(name="late", results=[Result("late", 1.0)])
+  rows = Board(PROTOCOLS, [late, GPT, LSTM]).of_corpus("verse").rows
+  assert rows == [LSTM, GPT, late]
+
+
 def test_a_chart_has_a_point_for_each_result_and_says_which(tmp_path):
   board = Board(PROTOCOLS, [LSTM, GPT._replace(parameters=10)])
   draw(board, tmp_path)
@@ -209,6 +215,8 @@ def test_an_ensemble_costs_what_its_members_cost():
   ("change", "message"),
   [
     ({"modle": "LSTM"}, r"^row 'tinyshakespeare-distilled' of .*'modle'$"),
+    ({"results": None}, "^row .*: .* missing .* argument: 'results'$"),
+    ({"results": [{"protocol": "cold"}]}, "^row .*: .* argument: 'mean'$"),
     ({"results": [{"protocol": "hot", "mean": 1}]}, "cold, .*, got 'hot'$"),
   ],
 )
@@ -216,7 +224,8 @@ def test_a_mistake_in_the_file_is_an_error_that_names_the_row(
   change, message, tmp_path
 ):
   record = json.loads(BOARD.read_text("utf-8"))
-  record["rows"][0] |= change
+  row = record["rows"][0] | change
+  record["rows"][0] = {k: v for k, v in row.items() if v is not None}
   path = tmp_path / "board.json"
   path.write_text(json.dumps(record))
   with pytest.raises(ValueError, match=message):
