@@ -77,6 +77,7 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"sizes": 2}, r"^sizes must be a tuple, got 2$"),
     ({"sizes": (1, 0)}, r"^sizes must be in \[1, inf\), got \(1, 0\)$"),
     ({"size": ()}, r"^size must be of type int, got \(\)$"),
+    ({"rates": ()}, r"^rates must have at least one value, got \(\)$"),
     ({"color": ("red",)}, r"^color must be one of .*, got \('red',\)$"),
     ({"color": "blue"}, "^color must be one of red, green, got 'blue'$"),
     ({"color": None}, "^color must be one of red, green, got None$"),
