@@ -110,7 +110,7 @@ def test_only_the_feed_forward_network_forgets_what_it_saw(name):
   gradient = jax.jit(jax.grad(partial(last_value, network), argnums=2))
   found = gradient(*arguments)
   earlier = np.abs(found[:-1]).max(axis=(0, 2))  # of each environment
-  assert (earlier[1:] > 0).all() == (name != FEED_FORWARD)
+  assert ((earlier[1:] > 0) == (name != FEED_FORWARD)).all()
   assert not np.abs(found[:4, 0]).any()  # across a start
 
 
@@ -133,12 +133,12 @@ def test_a_cell_whose_init_names_no_default_dtype_makes_a_network(
 
 
 @pytest.mark.exhaustive
-def test_a_network_is_of_a_cell_outside_the_package_too(drawn):
+def test_a_network_takes_a_cell_by_the_name_of_its_module(drawn):
   network = make_network("lstm_jax.cells.gru", D, H, ACTIONS)
   assert worst(network.init(KEY), drawn) == 0
 
 
-def test_the_first_policy_is_nearly_uniform(drawn):
+def test_initial_layers_are_orthogonal_and_the_actor_nearly_0(drawn):
   for layer, scale in (
     (drawn.encoder, 2**0.5),
     (drawn.actor, 0.01),
