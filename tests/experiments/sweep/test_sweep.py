@@ -113,6 +113,7 @@ def test_the_tables_have_each_member_and_the_deviation_at_each_rate(console):
   console.print(sweep.member_table(members))
   console.print(sweep.rate_table(members))
   rows = [line.split() for line in console.file.getvalue().splitlines()]
+  assert ["0.1", "0", "1.5000", "20", "1.5000"] in rows
   assert ["0.1", "1", "1.7500", "20", "1.7500"] in rows
   assert ["0.2", "0", "1.9000", "10", "nan"] in rows
   deviation = math.sqrt(2 * 0.125**2)
