@@ -81,7 +81,8 @@ def test_a_projection_can_have_any_size(projection, key):
 
 
 def test_a_projection_of_size_zero_is_an_error(key):
-  with pytest.raises(ValueError, match="projection_size must be an integer ≥"):
+  message = "^projection_size must be an integer ≥ 1, got 0$"
+  with pytest.raises(ValueError, match=message):
     projected_lstm.init(key, D, H, projection_size=0)
 
 
