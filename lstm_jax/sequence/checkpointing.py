@@ -129,7 +129,7 @@ def scan_checkpointed(
   if chunk >= steps and policy != "recompute":
     return scan_sequence(cell, options, params, state, xs, extras)
   chunk = min(chunk, steps)
-  return _scan_chunks(cell, options, chunk, policy, params, state, xs, extras)
+  return _scan_chunks(cell, options, policy, chunk, params, state, xs, extras)
 
 
 def scan_in_cache(
@@ -183,7 +183,7 @@ def _scan_filled(
     cell = masked(cell)
     xs, *extras = jax.tree.map(filled, (xs, real, *extras))
   state, hs = _scan_chunks(
-    cell, options, chunk, policy, params, state, xs, tuple(extras)
+    cell, options, policy, chunk, params, state, xs, tuple(extras)
   )
   return state, hs[:steps]
 
@@ -192,8 +192,8 @@ def _scan_filled(
 def _scan_chunks(
   cell: Cell,
   options: ScanOptions,
-  chunk: int,
   policy: Policy,
+  chunk: int,
   params: Params,
   state: State,
   xs: jax.Array,
@@ -217,7 +217,7 @@ def _scan_chunks(
   return aligned((cast_like(last, state), joined(hs)), 0, inputs)
 
 
-def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
+def _chunks_forward(cell, options, policy, chunk, params, state, xs, extras):
   """Return (state, hs) and what the policy saves of each chunk."""
 
   def run(before, saved, xs, extras):
@@ -238,7 +238,7 @@ def _chunks_forward(cell, options, chunk, policy, params, state, xs, extras):
   return outputs, (params, ys, xs, extras)
 
 
-def _chunks_backward(cell, options, chunk, policy, residuals, cotangents):
+def _chunks_backward(cell, options, policy, chunk, residuals, cotangents):
   """Return the cotangents, summed over the chunks from the last to the first.
 
   The weights' are summed in float32 or wider. `d_last`, the cotangent of the

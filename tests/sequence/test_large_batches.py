@@ -179,9 +179,9 @@ def test_more_than_8192_rows_are_chunks_of_1024(
   chunks = []
   scan = checkpointing._scan_chunks
 
-  def recorded(cell, options, chunk, *inputs):
+  def recorded(cell, options, policy, chunk, *inputs):
     chunks.append(chunk)
-    return scan(cell, options, chunk, *inputs)
+    return scan(cell, options, policy, chunk, *inputs)
 
   monkeypatch.setattr(checkpointing, "_scan_chunks", recorded)
   params = lstm.init(jax.random.key(0), D, H)
