@@ -11,7 +11,7 @@ sigmoid, the derivative is that of the flat side, 0.
 
 ReLU and softplus are written with `where`, not taken from `jax.nn`: in a scan
 that is differentiated twice, JAX 0.10 takes a wrong derivative of those two at
-a = 0, as with weights of zeros.
+a = 0, which weights of zeros give.
 
 An `Activation` is an activation with its derivative, for the functions that
 make a cell, such as `rnn.with_activation`.
@@ -75,7 +75,7 @@ def dhard_sigmoid(y: jax.Array, slope: float) -> jax.Array:
 
 def softplus(a: jax.Array) -> jax.Array:
   """Return log(1 + eᵃ), which is −log σ(−a)."""
-  minus_abs = jnp.where(a > 0, -a, a)  # −|a|, whose autodiff at 0 is 1
+  minus_abs = jnp.where(a > 0, -a, a)  # −|a|; autodiff at 0 then gives ½
   return jnp.where(a > 0, a, 0) + jnp.log1p(jnp.exp(minus_abs))
 
 
