@@ -76,9 +76,9 @@ def init(
     dtype: the dtype of the weights.
   """
   if rank is None:
-    return input_weights(key, rows, columns, 1, dtype)
+    return input_weights(key, rows, columns, gates=1, dtype=dtype)
   key_left, key_right = jax.random.split(key)
   return LowRank(
-    input_weights(key_left, rows, rank, 1, dtype),
-    input_weights(key_right, rank, columns, 1, dtype),
+    input_weights(key_left, rows, rank, gates=1, dtype=dtype),
+    input_weights(key_right, rank, columns, gates=1, dtype=dtype),
   )
