@@ -31,8 +31,8 @@ def load(
 
   Raises:
     ValueError: the file is not a safetensors file, or a tensor that is read has
-      a dtype that NumPy lacks, or they are not those of an nn.LSTM, nn.GRU or
-      nn.RNN.
+      a dtype that NumPy lacks, or the tensors are not those of an nn.LSTM,
+      nn.GRU or nn.RNN.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package safetensors is not installed.
   """
