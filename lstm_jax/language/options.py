@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-# Types of fields that are numbers, the widest first, and what they may hold.
+# Types of fields that are numbers, and what they may hold.
 NUMBERS = {float: numbers.Real, int: numbers.Integral, bool: bool | np.bool}
 
 
