@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 def make_table(unit: str, rows: list[Row]) -> Table:
   """Return the results of protocols as a table."""
-  units = dict.fromkeys((unit, "character"))
+  units = dict.fromkeys((unit, "character"))  # one, if they are equal
   nats = (f"nats/{u[:4]}" for u in units)
   table = number_table("protocol", *nats, "bits/char", "perplexity")
   for row in rows:
@@ -69,7 +69,8 @@ def make_table(unit: str, rows: list[Row]) -> Table:
 def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   """Return the record, with the file's results of other protocols.
 
-  The file is ignored if it is of another text, part, step or device.
+  The file is ignored if it is of another part of a text, of other weights or of
+  another device.
   """
   try:
     earlier = json.loads(path.read_text("utf-8"))
