@@ -15,7 +15,10 @@ def choose(chromium, name, value):
 
 
 def losses(directory, name):
-  """Return [(step, loss, seconds), ...] of a run's rows."""
+  """Return [(step, loss, seconds), ...] of a run's rows with a loss.
+
+  A row without seconds has those of the last row before it that has them.
+  """
   points, seconds = [], 0
   for row in read_rows(directory):
     seconds = row.get("seconds", seconds)
