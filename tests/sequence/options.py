@@ -1,27 +1,26 @@
 """Options of `unroll`, with arguments for T time steps and B rows."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.cell import output_size
 from lstm_jax.sequence import regularize
 from tests.draws import B, D, H, T
 
-OPTIONS = {
-  "plain": {},
-  "reverse": {"reverse": True},
-  "masked": {
-    "lengths": jnp.array([T, 0, 2]),
-    "reset": jnp.arange(T * B).reshape(T, B) % 4 == 0,
-  },
-}
-
-
 DRAW = np.random.default_rng(3)
 MASK = DRAW.random((T, B)) < 0.6
 RESET = DRAW.random((T, B)) < 0.4
 LENGTHS = np.array([T, 0, 2])
+
+# A few, for any cell.
+OPTIONS = {
+  "plain": {},
+  "reverse": {"reverse": True},
+  "masked": {
+    "lengths": LENGTHS,
+    "reset": np.arange(T * B).reshape(T, B) % 4 == 0,
+  },
+}
 
 
 def zoneout_mask(cell):
@@ -40,6 +39,7 @@ def dropout_factors(cell, *axes):
   return regularize.factors(jax.random.key(2), (*axes, size), 0.5)
 
 
+# Each feature by itself, and all together: cell -> options.
 FEATURES = {
   "mask": lambda cell: {"mask": MASK},
   "lengths": lambda cell: {"lengths": LENGTHS},
