@@ -27,11 +27,16 @@ ARGNUMS = (0, 1, 2)
 ROWS = PartitionSpec(None, "data")
 
 
-def gradients(f, *arguments):
-  """Return the gradients of f by the kernels, and by the scan."""
+def by_both(make, *arguments):
+  """Return the results by the kernels and by the scan.
+
+  Args:
+    make: implementation -> the function that is called.
+    *arguments: of that function.
+  """
   with interpreted():
-    found = jax.block_until_ready(jax.jit(f("mosaic_gpu"))(*arguments))
-  return found, jax.jit(f(None))(*arguments)
+    found = jax.block_until_ready(jax.jit(make("mosaic_gpu"))(*arguments))
+  return found, jax.jit(make(None))(*arguments)
 
 
 def loss_of(cell, implementation):
@@ -52,7 +57,7 @@ def test_outputs_without_a_gradient(name):
       CELLS[name], *args, implementation=implementation
     )
 
-  assert agree(*gradients(outputs, *arguments))
+  assert agree(*by_both(outputs, *arguments))
 
 
 @ALL_CELLS
@@ -61,7 +66,7 @@ def test_vmap_of_grad_over_the_batch(name):
     gradient = jax.grad(loss_of(CELLS[name], implementation), ARGNUMS)
     return jax.vmap(gradient, (None, 0, 1))
 
-  assert agree(*gradients(each, *draw(CELLS[name], batch=(3,))))
+  assert agree(*by_both(each, *draw(CELLS[name], batch=(3,))))
 
 
 @ALL_CELLS
@@ -72,7 +77,7 @@ def test_vmap_over_the_weights_of_an_ensemble(name):
 
   params, state, xs = draw(CELLS[name])
   stacked = jax.tree.map(lambda x: jnp.stack([x, -x, x / 2]), (params, state))
-  assert agree(*gradients(each, *stacked, xs))
+  assert agree(*by_both(each, *stacked, xs))
 
 
 @ALL_CELLS
@@ -102,7 +107,7 @@ def test_shard_map_over_two_devices(name, monkeypatch):
     )
     return jax.grad(mapped, ARGNUMS)
 
-  found, expected = gradients(sharded, *draw(CELLS[name], batch=(2 * B,)))
+  found, expected = by_both(sharded, *draw(CELLS[name], batch=(2 * B,)))
   assert agree(found, expected), errors(found, expected)
 
 
