@@ -153,7 +153,7 @@ def test_another_cell_is_refused():
 
 
 class Own(NamedTuple):
-  """The functions of a cell, which is no module."""
+  """A cell that is no module."""
 
   initial_state: object
   project: object
@@ -244,7 +244,7 @@ def test_symbolic_sizes_are_refused(text):
 
 
 @pytest.mark.usefixtures("h100")
-def test_every_layer_and_direction_gets_it(monkeypatch, key):
+def test_every_layer_and_direction_runs_the_kernel(monkeypatch, key):
   calls = count_kernels(monkeypatch)
   cells = lstm, gru, rnn
   params = init_stack(cells, key, D, H, bidirectional=True, dtype=jnp.float32)
