@@ -1,13 +1,40 @@
-"""The results of several evaluations in one file."""
+"""The table of an evaluation, and the results of several in one file."""
+
+import math
 
 import pytest
 
-from experiments.trainer.evaluation import FIGURES, SAME, merge_earlier
+from experiments.trainer.evaluation import (
+  FIGURES,
+  SAME,
+  Row,
+  make_table,
+  merge_earlier,
+)
 from experiments.trainer.files import write_json
 
 
 def results(protocol, nats):
   return dict.fromkeys(SAME, 1) | {name: {protocol: nats} for name in FIGURES}
+
+
+@pytest.mark.parametrize(
+  ("unit", "header", "losses"),
+  [
+    ("word", ["nats/word", "nats/char"], ["2.0000", "0.5000"]),
+    ("character", ["nats/char"], ["0.5000"]),
+  ],
+)
+def test_a_row_has_the_loss_of_a_token_and_of_a_character(unit, header, losses):
+  nats = float(losses[0])
+  columns = make_table(unit, [Row("cold windows", nats, 0.5, 0.0)]).columns
+  assert [column.header for column in columns] == [
+    *("protocol", *header, "bits/char", "perplexity")
+  ]
+  bits, perplexity = 0.5 / math.log(2), math.exp(nats)
+  assert [cell for column in columns for cell in column.cells] == [
+    *("cold windows", *losses, f"{bits:.4f}", f"{perplexity:.3f}")
+  ]
 
 
 def test_the_results_of_other_protocols_are_kept(tmp_path):
