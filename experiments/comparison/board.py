@@ -25,7 +25,7 @@ class Result(NamedTuple):
 
   protocol: str
   mean: float
-  std: float | None = None  # over the seeds; None if there is one, or unknown
+  std: float | None = None  # over the seeds; None for one seed, or if unknown
   seeds: Sequence[int] = ()  # empty if unknown
   values: Sequence[float] = ()  # of each seed; empty if unknown
   note: str = ""  # what differs from the protocol
@@ -46,7 +46,7 @@ class Training(NamedTuple):
 
   minutes: Sequence[float]  # [least, most]
   machine: str
-  shared: float = 0.0  # minutes of them for what all seeds have in common
+  shared: float = 0.0  # of these minutes, those spent once for all seeds
 
 
 class Source(NamedTuple):
