@@ -70,6 +70,7 @@ def save(path: str | os.PathLike, layers: Layers, *, bias: bool = True) -> None:
   """
   safetensors = _import_safetensors()
   arrays = to_torch(layers, bias=bias)
+  # Safetensors writes an array's memory as it lies.
   arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
   try:
     safetensors.numpy.save_file(arrays, path)
