@@ -1,6 +1,7 @@
 """The commands and rows of the published results, and their teachers."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -200,8 +201,10 @@ def test_an_ensemble_is_evaluated_of_exactly_its_seeds():
   assert ensemble_seeds(row) == {0, 1}
 
 
-def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
-  with pytest.raises(
-    ValueError, match=r"one of .*tinyshakespeare, .*, got 'gpt'$"
-  ):
-    read_board().find("gpt")
+def test_a_name_of_no_row_of_ours_is_an_error_that_lists_those():
+  board = read_board()
+  quoted = next(row.name for row in board.rows if not row.is_ours)
+  for name in ("gpt", quoted):
+    message = rf"one of .*tinyshakespeare, .*, got {re.escape(repr(name))}$"
+    with pytest.raises(ValueError, match=message):
+      board.find(name)
