@@ -57,3 +57,11 @@ def test_the_results_of_another_text_model_or_device_are_not_kept(
   write_json(path, results("cold", 3.0) | {name: 2})
   record = results("stateful", 2.0)
   assert merge_earlier(path, record) == record
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", "[" * 100_000])
+def test_a_damaged_file_is_ignored(text, tmp_path):
+  path = tmp_path / "evaluation.json"
+  path.write_text(text)
+  record = results("cold", 1.0)
+  assert merge_earlier(path, record) == record
