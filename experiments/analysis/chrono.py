@@ -7,7 +7,7 @@ unit, T the longest time to bridge; the input gate gets −b, so that new inputs
 replace as much as is forgotten.
 
 Reference: Tallec and Ollivier (2018), Can recurrent neural networks warp time?,
-section 3, equation 16.
+section 2, equation 16.
 """
 
 from typing import NamedTuple
