@@ -43,9 +43,9 @@ def vary_alike(tree: Tree) -> Tree:
 
 
 def leading_sharding(x: jax.Array, count: int) -> NamedSharding:
-  """Return the sharding of arrays whose first axes are so many of x's first.
+  """Return the sharding of arrays that share the first `count` axes of x.
 
-  Their further axes are replicated.
+  Their other axes are replicated.
   """
   sharding = jax.typeof(x).sharding
   spec = PartitionSpec(*sharding.spec[:count])
