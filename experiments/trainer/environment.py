@@ -18,8 +18,8 @@ TIMEOUT = 20.0  # seconds that git may take
 def environment() -> dict[str, Any]:
   """Return versions, device and commit, to record with results.
 
-  `git_commit` and `git_dirty` are left out where this is no checkout of git; so
-  is the version of lstm-jax where it is not installed, but on Python's path.
+  `git_commit` and `git_dirty` are left out where `checkout` finds none; so is
+  the version of lstm-jax where it is on Python's path without being installed.
   """
   versions: dict[str, str] = {}
   for name in ("jax", "jaxlib", "optax", "flax", "lstm-jax"):
@@ -30,7 +30,7 @@ def environment() -> dict[str, Any]:
 
 
 def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the same of an earlier run, from its config.json."""
+  """Return the `environment` of an earlier run, from its config.json."""
   entries = "versions", "device", "git_commit", "git_dirty"
   return {name: record[name] for name in entries if name in record}
 
