@@ -35,9 +35,12 @@ def test_without_a_checkpoint_a_finished_run_alone_replaces_the_previous(
   shutil.rmtree(successor / "checkpoints")
   if not finished_too:
     (successor / "result.json").unlink()
+  previous = successor / "previous"
   set_aside(successor)
-  kept = (successor / "previous" / "samples.txt").read_text()
+  assert [*successor.iterdir()] == [previous]
+  kept = (previous / "samples.txt").read_text()
   assert (kept == "newer") == finished_too
+  assert (previous / "evaluation.json").exists() != finished_too
 
 
 def test_a_run_whose_result_is_damaged_is_finished(tmp_path):
