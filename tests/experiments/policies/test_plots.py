@@ -18,6 +18,38 @@ def test_a_run_in_which_no_episode_ended_has_an_empty_curve():
   assert steps.shape == (0,) and known.shape == (0, 3)
 
 
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+  """Return a function: returns [U, 2] -> (the ends labelled, the panel)."""
+  found, label_ends, savefig = [], plots.label_ends, Figure.savefig
+
+  def label(panel, ends):
+    found.append(ends)
+    label_ends(panel, ends)
+
+  def save(figure, *args, **kwargs):
+    found.append(figure.axes[0])
+    savefig(figure, *args, **kwargs)
+
+  monkeypatch.setattr(plots, "label_ends", label)
+  monkeypatch.setattr(Figure, "savefig", save)
+
+  def run(returns):
+    found.clear()
+    record = {
+      "config": {"num_seeds": 2},
+      "task": "T-maze",
+      "guessing": -0.5,
+      "steps_per_update": 100,
+      "networks": {"gru": {"returns": returns}},
+    }
+    draw(record, tmp_path / "policy.png")
+    ends, panel = found
+    return [end[:2] for end in ends], panel
+
+  return run
+
+
 @pytest.mark.parametrize(
   ("returns", "limit"),
   [
@@ -25,52 +57,20 @@ def test_a_run_in_which_no_episode_ended_has_an_empty_curve():
     ([[-2.5, 0.0], [1.0, 1.0]], -1.05),  # the beginning is cut off
   ],
 )
-def test_the_axis_of_returns_shows_where_the_curves_end(
-  returns, limit, tmp_path, monkeypatch
-):
-  limits, save = [], Figure.savefig
-
-  def savefig(figure, *args, **kwargs):
-    limits.append(figure.axes[0].get_ylim())
-    save(figure, *args, **kwargs)
-
-  monkeypatch.setattr(Figure, "savefig", savefig)
-  record = {
-    "config": {"num_seeds": 2},
-    "task": "T-maze",
-    "guessing": 0.0,
-    "steps_per_update": 100,
-    "networks": {"gru": {"returns": returns}},
-  }
-  draw(record, tmp_path / "policy.png")
-  assert limits == [(limit, 1.05)]
+def test_the_axis_of_returns_shows_where_the_curves_end(returns, limit, drawn):
+  _, panel = drawn(returns)
+  assert panel.get_ylim() == (limit, 1.05)
 
 
-def test_a_line_is_the_mean_of_the_seeds_and_its_shade_their_range(
-  tmp_path, monkeypatch
-):
-  record = {
-    "config": {"num_seeds": 2},
-    "task": "T-maze",
-    "guessing": -0.5,
-    "steps_per_update": 100,
-    "networks": {"gru": {"returns": [[0.0, 0.5], [0.25, 1.0]]}},
-  }
-  found = []
-  monkeypatch.setattr(
-    plots, "label_ends", lambda panel, ends: found.extend(ends)
-  )
-  monkeypatch.setattr(
-    Figure, "savefig", lambda figure, *_, **__: found.append(figure.axes[0])
-  )
-  draw(record, tmp_path / "policy.png")
-  *ends, panel = found
-  assert [end[:2] for end in ends] == [
-    (0.625, "gru"),
-    (-0.5, "best without memory"),
-  ]
+GUESSING = -0.5, "best without memory"
+
+
+def test_a_line_is_the_mean_of_the_seeds_and_its_shade_their_range(drawn):
+  ends, panel = drawn([[0.0, 0.5], [0.25, 1.0]])
+  assert ends == [(0.625, "gru"), GUESSING]
   line, guessing = panel.lines
   assert line.get_xydata().tolist() == [[100, 0.25], [200, 0.625]]
+  assert line.get_marker() == "None"
   assert [*guessing.get_ydata()] == [-0.5, -0.5]
   (shade,) = panel.collections
   assert {*map(tuple, shade.get_paths()[0].vertices)} == {
@@ -79,7 +79,11 @@ def test_a_line_is_the_mean_of_the_seeds_and_its_shade_their_range(
     (200, 0.25),
     (200, 1),
   }
-  found.clear()
-  record["networks"]["gru"]["returns"] = [[0.0, 0.5]]  # a point, with a label
-  draw(record, tmp_path / "policy.png")
-  assert found[0][:2] == (0.25, "gru")
+
+
+def test_a_single_update_is_a_point_and_no_update_has_no_label(drawn):
+  ends, panel = drawn([[0.0, 0.5]])
+  assert ends == [(0.25, "gru"), GUESSING]
+  assert panel.lines[0].get_marker() == "."  # a line of one point is invisible
+  ends, _ = drawn([[None, 0.5]])
+  assert ends == [GUESSING]
