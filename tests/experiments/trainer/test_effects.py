@@ -123,12 +123,16 @@ def test_a_sweep_names_what_it_does_not_use(config):
     SweepConfig(), to_record(SweepConfig()) | to_record(config)
   )
   for changes, names in (
-    ({"rate": (0.01,), "learning_rate": 0.03, "temperature": 0.3}, 3),
-    ({"rate": (), "learning_rate": 0.03, "sample_length": 200}, 0),
-    ({"temperature": 0.0, "sample_length": 200}, 1),  # greedy is not off
+    (
+      {"rate": (0.01,), "learning_rate": 0.03, "temperature": 0.3},
+      ["sample_length", "temperature", "learning_rate"],
+    ),
+    ({"rate": (), "learning_rate": 0.03, "sample_length": 200}, []),
+    # Greedy is not off.
+    ({"temperature": 0.0, "sample_length": 200}, ["temperature"]),
   ):
     unused = without_effect(replace(shared, **changes), sweep.SWEEP_RULES)
-    assert len(unused) == names
+    assert [*unused] == names
   console = Console(file=io.StringIO(), width=80)
   sweep.run(replace(shared, zoneout_c=0.1, cell=gru), console)
   shown = console.file.getvalue()
