@@ -133,13 +133,16 @@ def test_a_run_is_exported_to_onnx(explored_run, example, tmp_path):
   assert not (tmp_path / "model.onnx2").exists()
 
 
-def test_without_onnx_the_error_names_the_extra(explored_run, monkeypatch):
+def test_without_onnx_the_error_names_the_extra(
+  explored_run, tmp_path, monkeypatch
+):
   def refuse(*arguments):
     raise ModuleNotFoundError("pip install '.[interop]'")
 
   monkeypatch.setattr(export, "language_model_to_onnx", refuse)
   with pytest.raises(ValueError, match=r"'\.\[interop\]'"):
-    export.run(str(explored_run), "onnx", "model.onnx")
+    export.run(str(explored_run), "onnx", str(tmp_path / "model.onnx"))
+  assert [*tmp_path.iterdir()] == []
 
 
 def test_a_page_that_rounding_would_change_is_not_written(
@@ -230,10 +233,11 @@ def size(path):
 def test_a_flipped_bit_is_one_line_and_no_page_or_changes_nothing(
   explored_run, tmp_path
 ):
-  """A bit that breaks the compression is one, and a bit that nothing reads.
+  """Flips a bit at 15 places of the largest file of the weights.
 
-  The largest file of the weights also has parts that were superseded while it
-  was written; what a place of it holds differs from run to run.
+  A bit of the weights is found by their checksum, one of the compressed data
+  may make them unreadable, and nothing reads those parts of the file that were
+  superseded while it was written. Which place is which differs between runs.
   """
   run, page, untouched = (tmp_path / name for name in ("run", "a", "b"))
   shutil.copytree(explored_run, run)
@@ -259,13 +263,13 @@ def test_a_flipped_bit_is_one_line_and_no_page_or_changes_nothing(
   assert not any("\n" in line for line in found)
 
 
-@pytest.mark.parametrize("damage", ["none", "params", "corpus"])
+@pytest.mark.parametrize("damage", ["no run", "params", "corpus"])
 def test_a_page_of_a_damaged_run_is_one_line_and_no_file(
   explored_run, tmp_path, damage
 ):
   run, page = tmp_path / "run", tmp_path / "page.html"
   message = "there is no run in "
-  if damage != "none":
+  if damage != "no run":
     shutil.copytree(explored_run, run)
   if damage == "params":
     shutil.rmtree(run / "checkpoints/0/params")
