@@ -121,6 +121,7 @@ def from_first_process(number: float) -> float:
   """Return the first process's number, so that all decide alike."""
   if jax.process_count() == 1:
     return number
+  # As bytes, since JAX would broadcast a float32.
   return float(np.frombuffer(_broadcast(np.float64(number).tobytes()))[0])
 
 

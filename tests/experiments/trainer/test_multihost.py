@@ -86,6 +86,27 @@ def two_processes(monkeypatch, gathered):
   monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)
 
 
+def test_all_processes_have_the_number_of_the_first_in_float64(monkeypatch):
+  two_processes(monkeypatch, None)
+  utils = multihost.multihost_utils
+  monkeypatch.setattr(
+    utils, "broadcast_one_to_all", lambda x: jax.device_put(x)
+  )
+  with jax.enable_x64(False):  # as in a training, where arrays become float32
+    assert multihost.from_first_process(0.1) == 0.1
+
+
+def test_processes_stop_together_by_the_request_of_any(monkeypatch):
+  requested = [signal.SIGTERM]
+  two_processes(monkeypatch, lambda own: np.array([own, signal.SIGINT]))
+  assert multihost.agreed_request(requested, False) is None
+  assert multihost.agreed_request(requested, True) == signal.SIGTERM
+  assert multihost.agreed_request([], True) == signal.SIGINT
+  two_processes(monkeypatch, lambda own: np.array([own, 0]))
+  assert multihost.agreed_request(requested, True) == signal.SIGTERM
+  assert multihost.agreed_request([], True) is None
+
+
 def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
   two_processes(monkeypatch, lambda step: np.array([step, 20]))
   multihost.check_same_checkpoint(tmp_path, 20)
