@@ -14,6 +14,9 @@ from tests.interop.keras_written import (
   write,
 )
 
+THEIRS = configured("LSTM", "own", go_backwards=True)
+THEIRS |= {"module": "their.layers"}
+
 
 def with_setting(**changes):
   return model(configured("LSTM", "a", **changes))
@@ -63,6 +66,10 @@ def with_setting(**changes):
       r"^layer a: class_name must be of type str, got \[1\]$",
     ),
     (
+      model(both_ways("LSTM", "a", backward_layer=THEIRS)),
+      "^layer a: the layer's module must be keras.layers, got their.layers$",
+    ),
+    (
       model(both_ways("LSTM", "a", backward_layer=None)),
       "^layer a: its configuration lacks class_name$",
     ),
@@ -108,7 +115,6 @@ def test_a_layer_of_somebody_else_is_left_out(tmp_path, key):
     "layers/lstm/cell": interop.to_keras(first),
     "layers/lstm_1/cell": interop.to_keras(second),
   }
-  own = configured("LSTM", "own") | {"module": "their.layers"}
-  write(path, model(own, configured("LSTM", "a")), hdf5(arrays))
+  write(path, model(THEIRS, configured("LSTM", "a")), hdf5(arrays))
   layers = interop.load(path)
   assert list(layers) == ["a"] and worst(layers["a"][1], second) == 0

@@ -226,6 +226,8 @@ def _configured(file: Any, saved: Saved, size: int) -> Layer:
       )
       for side, layer in zip(SIDES, inner, strict=True)
     ]
+    for layer in inner:  # another's LSTM may compute something else
+      _check("the layer's module", _setting(layer, "module"), "keras.layers")
   arrays: dict[str, Any] = {}
   options = []
   for path, kind, settings, backwards in parts:
