@@ -48,7 +48,7 @@ from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.rnn import RNNState
 from lstm_jax.cells.serialization import serializable
 
-LONGEST = 0.999  # the largest initial λ: a memory of 1,000 time steps
+LARGEST_DECAY = 0.999  # of the initial λ: a memory of 1,000 time steps
 
 
 @serializable
@@ -94,7 +94,7 @@ def recur(
 def _decay(
   params: LRUParams, like: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Return e^ν, λ and γ = √(1 − λ²), with the rank and dtype of an array."""
+  """Return e^ν, λ and γ = √(1 − λ²), with the rank and dtype of `like`."""
   rate = jnp.exp(as_row(params.nu, like))
   return rate, jnp.exp(-rate), jnp.sqrt(-jnp.expm1(-2 * rate))
 
@@ -159,7 +159,7 @@ def init(
     (hidden_size,),
     accumulation_dtype(jnp.dtype(dtype)),
     1e-6,
-    LONGEST**2,
+    LARGEST_DECAY**2,
   )
   nu = jnp.log(-jnp.log(square) / 2)
   return LRUParams(
