@@ -20,8 +20,9 @@ from lstm_jax.cells.checks import (
 )
 from lstm_jax.sequence.wrappers import Wrapped
 
-NEEDED = "initial_state", "project"  # whatever the adjoint
-CHANGED = "carry input and carry output must have equal types"  # JAX says
+NEEDED = "initial_state", "project"  # functions that every adjoint calls
+# JAX's error where a scan's body changes the type of the carry.
+CHANGED = "carry input and carry output must have equal types"
 
 
 def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
@@ -232,7 +233,7 @@ def with_time_axis(
   Args:
     name: what the error message calls x.
     x: any array that broadcasts to [T, ..., H].
-    field: the state's array of which it is the rate or factor, [..., H].
+    field: the array of the state that x is applied to, [..., H].
     step_shape: the shape [T, ...].
 
   Raises:
