@@ -136,7 +136,7 @@ def to_onnx(
     inputs: the names of the node's inputs: of X, and of those of sequence_lens,
       initial_h and initial_c that it has. None means {"X": "X"}.
     outputs: the names of the node's outputs: of those of Y, Y_h and Y_c that it
-      has. None means each of them under this name.
+      has. None means all of them, each named Y, Y_h or Y_c.
     prefix: how the names of the initializers begin, before W, R, B and P.
     reverse: True if the layer runs from the last step to the first.
     time_major: False for layout=1, which onnxruntime does not compute.
