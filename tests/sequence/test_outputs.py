@@ -1,4 +1,4 @@
-"""Outputs alone: the input product of many steps comes before their loop."""
+"""Outputs alone: with jax 0.12 or later, x W_x is computed before the loop."""
 
 import re
 from functools import partial
@@ -14,7 +14,7 @@ from lstm_jax.sequence import scan
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, worst
 
-PROJECTS_FIRST = jax.__version_info__ >= (0, 12)
+PROJECTS_FIRST = jax.__version_info__ >= (0, 12)  # as in `_projects_first`
 OPTIONS: dict[str, dict[str, Any]] = {
   "plain": {},
   "reverse": {"reverse": True},
@@ -40,8 +40,8 @@ def projecting(monkeypatch, traced_anew):
   assert calls
 
 
-def compiled(steps, batch, size, hidden, **options):
-  """Return the program of an LSTM's outputs alone, lowered."""
+def lowered(steps, batch, size, hidden, **options):
+  """Return the lowered program of an LSTM's outputs alone."""
   shapes = jax.eval_shape(
     lambda k: lstm.init(k, size, hidden, jnp.float32), jax.random.key(0)
   )
@@ -75,8 +75,8 @@ def test_outputs_of_tokens(steps, key):
   assert worst(run(), run(adjoint=Step())) < 1e-12
 
 
-def test_the_input_product_is_outside_of_the_loop():
-  text = compiled(T, B, D, H).as_text()
+def test_the_input_product_is_outside_of_the_loop_from_jax_0_12_on():
+  text = lowered(T, B, D, H).as_text()
   products = re.findall(r"dot_general.*: \(tensor<(\S+)xf32>, (\S+)\)", text)
   rows = {x for x, w in products if w == f"tensor<{D}x{4 * H}xf32>"}
   steps = f"{T}x" if PROJECTS_FIRST else ""
@@ -86,7 +86,7 @@ def test_the_input_product_is_outside_of_the_loop():
 @pytest.mark.parametrize("batch", [1, 32])
 def test_outputs_of_a_long_sequence_need_little_memory(batch):
   steps, hidden = 65_536 // batch, 16
-  program = compiled(steps, batch, hidden, hidden).compile()
+  program = lowered(steps, batch, hidden, hidden).compile()
   reserved = program.memory_analysis().temp_size_in_bytes
   products = 4 * steps * batch * 4 * hidden
   assert reserved < products / 2  # hs, copied once, are a quarter
