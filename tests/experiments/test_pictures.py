@@ -2,9 +2,9 @@
 
   LSTM_JAX_PICTURES=docs uv run pytest -m "" tests/experiments/test_pictures.py
 
-writes them there. Without the variable they go to a temporary directory. That
-of write.md needs a trained run of the recipe tinyshakespeare-small, whose
-directory LSTM_JAX_PICTURED_RUN names.
+writes them there. Without the variable they go to a temporary directory. The
+picture of write.md needs a trained run of the recipe tinyshakespeare-small,
+whose directory LSTM_JAX_PICTURED_RUN names.
 """
 
 import os
@@ -53,8 +53,10 @@ def test_a_unit_tracks_the_line_and_the_gradient_fades_at_its_end(
   succeed("train", f"--run={run}", "--quiet", *flags("explore.md"))
   succeed("explore", f"--run={run}")
   data = PageData(run / "explore.html")
+  features = [feature["name"] for feature in data.header["features"]]
   signals = data.header["layers"][0]["signals"]
-  scores = next(s for s in signals if s["name"] == "c")["scores"][0]
+  c = next(signal for signal in signals if signal["name"] == "c")
+  scores = c["scores"][features.index("line position")]
   best = np.abs(scores).argmax()
   assert abs(scores[best]) > 0.7
 
@@ -63,10 +65,10 @@ def test_a_unit_tracks_the_line_and_the_gradient_fades_at_its_end(
   breaks = [t for t, c in enumerate(data.text) if c == "\n"]
   cursor = breaks[5] + 5
   norms = data.paths(0)["c"][cursor]
-  line, before = (
+  nearer, farther = (  # the two lines before that of the cursor
     norms[cursor - breaks[k] : cursor - breaks[k - 1]] for k in (5, 4)
   )
-  assert np.median(line) > 10 * np.median(before)
+  assert np.median(nearer) > 10 * np.median(farther)
 
   chromium.emulate(1100, 900)
   chromium.open(run / "explore.html")
