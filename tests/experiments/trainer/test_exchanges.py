@@ -1,0 +1,129 @@
+"""What several processes exchange, without starting them."""
+
+import signal
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.trainer import multihost
+from experiments.trainer.opening import OpenedRun
+
+
+def two_processes(monkeypatch, gathered):
+  """Let this process be the first of two, and exchange what it is told."""
+  utils = multihost.multihost_utils
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(utils, "process_allgather", gathered)
+  monkeypatch.setattr(utils, "broadcast_one_to_all", lambda data: data)
+  monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)
+
+
+def test_all_processes_have_the_number_of_the_first_in_float64(monkeypatch):
+  two_processes(monkeypatch, None)
+  utils = multihost.multihost_utils
+  monkeypatch.setattr(utils, "broadcast_one_to_all", jax.device_put)
+  with jax.enable_x64(False):  # as in a training, where arrays become float32
+    assert multihost.from_first_process(0.1) == 0.1
+
+
+def test_processes_stop_together_by_the_request_of_any(monkeypatch):
+  requested = [signal.SIGTERM]
+  two_processes(monkeypatch, lambda own: np.array([own, signal.SIGINT]))
+  assert multihost.agreed_request(requested, False) is None
+  assert multihost.agreed_request(requested, True) == signal.SIGTERM
+  assert multihost.agreed_request([], True) == signal.SIGINT
+  two_processes(monkeypatch, lambda own: np.array([own, 0]))
+  assert multihost.agreed_request(requested, True) == signal.SIGTERM
+  assert multihost.agreed_request([], True) is None
+
+
+def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
+  two_processes(monkeypatch, lambda step: np.array([step, 20]))
+  multihost.check_same_checkpoint(tmp_path, 20)
+  for step, name in (
+    (0, "no checkpoint"),
+    (multihost.UNREADABLE, "unreadable checkpoints"),
+    (10, "the checkpoint of step 10"),
+  ):
+    message = (
+      f"see the same {tmp_path}: the first process sees {name}, and process 1 "
+      "the checkpoint of step 20$"
+    )
+    with pytest.raises(ValueError, match=message):
+      multihost.check_same_checkpoint(tmp_path, step)
+
+
+@pytest.fixture
+def open_as(monkeypatch):
+  """Return a function: (process, run) -> the run directory that it opens.
+
+  Process 1 receives what process 0 has sent, which comes first. `run` is what
+  `open_run_dir` yields; None if it raises an error.
+  """
+  sent = []
+
+  def broadcast(data):
+    if jax.process_index() == 0:
+      sent.append(data)
+    return sent[-1]
+
+  @contextmanager
+  def open_run_dir(run, facts, may_extend):
+    if run is None:
+      raise ValueError("no run")
+    yield run
+
+  two_processes(monkeypatch, None)
+  utils = multihost.multihost_utils
+  monkeypatch.setattr(utils, "broadcast_one_to_all", broadcast)
+  monkeypatch.setattr(multihost, "open_run_dir", open_run_dir)
+  monkeypatch.setattr(multihost, "check_seen_by_all", lambda directory: None)
+
+  def run_as(process, run):
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    with multihost.open_shared_run_dir(run, {}) as opened:
+      return opened
+
+  return run_as
+
+
+@pytest.mark.parametrize("resuming", [False, True])
+def test_all_processes_open_the_run_directory_of_the_first(
+  resuming, tmp_path, open_as
+):
+  run = OpenedRun(tmp_path / "é", resuming=resuming)
+  assert open_as(0, run) == open_as(1, None) == run
+
+
+def test_an_error_of_the_first_process_is_one_of_all(open_as):
+  with pytest.raises(ValueError, match=r"^no run$"):
+    open_as(0, None)
+  with pytest.raises(
+    ValueError, match="the first process has stopped: see its error"
+  ):
+    open_as(1, None)
+
+
+def test_processes_that_cannot_write_to_the_run_directory_stop(
+  tmp_path, monkeypatch
+):
+  def write_as_both(name):
+    (first,) = tmp_path.iterdir()
+    (tmp_path / first.name.replace("process0", "process1")).touch()
+
+  two_processes(monkeypatch, None)
+  message = f"of the first, {tmp_path}: process 1 cannot"
+  with pytest.raises(ValueError, match=message):
+    multihost.check_seen_by_all(tmp_path)
+  assert list(tmp_path.iterdir()) == []
+  utils = multihost.multihost_utils
+  monkeypatch.setattr(utils, "sync_global_devices", write_as_both)
+  multihost.check_seen_by_all(tmp_path)
+  with pytest.raises(ValueError, match="process 0, process 1 cannot"):
+    monkeypatch.setattr(utils, "sync_global_devices", lambda name: None)
+    multihost.check_seen_by_all(tmp_path / "missing")
+  (tmp_path / "file").touch()  # in place of a directory: another error
+  with pytest.raises(ValueError, match="process 0, process 1 cannot"):
+    multihost.check_seen_by_all(tmp_path / "file")
