@@ -148,7 +148,7 @@ def write_activations(
 
 
 def _exact(x: float) -> float:
-  """Return the number that was rounded to x in float32, as far as it is known.
+  """Return the number that most likely was rounded to x in float32.
 
   It is a decimal of at most 6 significant digits, or else a fraction with a
   denominator of at most 12, or else the shortest decimal that is x in float32.

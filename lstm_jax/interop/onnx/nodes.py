@@ -47,7 +47,7 @@ from lstm_jax.sequence import Directions
 
 Node = Any  # an onnx.NodeProto
 TensorProto = Any  # an onnx.TensorProto
-# Arrays by name, or what holds names itself, such as `graph.initializer`.
+# Arrays by name, or TensorProtos, which have names: `graph.initializer`.
 Tensors = Mapping[str, Any] | Iterable[TensorProto]
 
 
