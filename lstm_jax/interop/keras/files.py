@@ -71,7 +71,8 @@ def load(
   Raises:
     ValueError: the file is not a .keras file of Keras 3, is damaged or unpacks
       to far more than its size; it has no such layer, a layer has a setting or
-      an array that does not fit, or names are not a list of names.
+      an array that does not fit, a Bidirectional has layers that are not those
+      of Keras, or names are not a list of names.
     OSError: the file cannot be read.
     ModuleNotFoundError: the package h5py is not installed.
   """
