@@ -51,6 +51,7 @@ def test_the_code_of_the_page_runs(cell):
   assert names["loss"] > 0
 
 
+@pytest.mark.exhaustive
 def test_it_has_the_gradient_of_autodiff_and_no_planted_error_passes(cell, key):
   args = arguments(cell, key)
   twin = gradient(partial(unroll, cell, adjoint=Autodiff()), key, args)

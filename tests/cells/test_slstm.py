@@ -39,6 +39,7 @@ def test_the_default_is_the_largest_number_of_heads_up_to_4(key):
   assert slstm.init(key, D, 10, num_heads=5).w_h.shape == (5, 2, 8)
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_is_computed_at_any_batch_size(key):
   """XLA for CPUs cannot multiply matrices of some layouts in bfloat16."""
 
@@ -112,6 +113,7 @@ def test_an_empty_memory_takes_the_candidate_whatever_the_gates(key):
   assert worst(slstm.step(params, before, xs[0]), after) == 0
 
 
+@pytest.mark.exhaustive
 def test_at_a_tie_the_gradient_is_that_of_jax(key):
   """m' = max(p, aᵢ) with p = aᵢ, also in its own cotangent."""
   params, state, xs = arguments(slstm, key)

@@ -101,6 +101,7 @@ def test_memory_is_what_the_compiled_programs_reserve():
   assert case_table(rows).row_count == len(rows)
 
 
+@pytest.mark.exhaustive
 def test_a_run_prints_its_cases_and_is_compared_with_an_earlier_one(
   console, monkeypatch
 ):

@@ -132,6 +132,7 @@ def test_the_seconds_are_those_of_training_steps_and_not_of_evaluations(
   assert result.seconds < 1000
 
 
+@pytest.mark.exhaustive
 def test_the_same_seed_gives_the_same_run(finished_config, config, console):
   first = load(Path(finished_config.job.run))
   second = train.run(config, console)
@@ -161,6 +162,7 @@ def test_sample_continues_from_a_run(finished_config):
     write(directory, **SAMPLE | {"prompt": ""})
 
 
+@pytest.mark.exhaustive
 def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   config = replace(word_config, num_epochs=5)
   result = train.run(config, console)

@@ -98,6 +98,7 @@ def test_no_time_steps_are_those_of_flax(time_major, key):
     assert ours[1].shape == theirs[1].shape == (*xs.shape[:2], H)
 
 
+@pytest.mark.exhaustive
 def test_lengths_that_flax_broadcasts_run_in_flax(key):
   cell, xs = linen_cell("GRUCell"), inputs(key)
   for lengths in (jnp.array([2]), jnp.array(2)):

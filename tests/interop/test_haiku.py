@@ -153,6 +153,7 @@ def test_two_biases_of_haiku_are_added(key):
   assert worst(found, params._replace(b=params.b + 0.5)) == 0
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_weights_of_haiku_keep_their_dtype(key):
   for kind in KINDS:
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(key, kind))

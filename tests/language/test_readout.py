@@ -165,6 +165,7 @@ def test_products_may_be_wider_than_the_weights(dtype, compute_dtype, key):
     assert error < jnp.finfo(dtype).eps
 
 
+@pytest.mark.exhaustive
 def test_small_gradients_of_float16_survive_if_the_loss_is_scaled():
   """(softmax y - q) / N alone would be below the least float16."""
   hs, b = np.ones((64, 64, 1), np.float16), np.zeros(2, np.float16)

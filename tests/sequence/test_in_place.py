@@ -242,6 +242,7 @@ def test_the_loop_for_gpus_takes_a_symbolic_t_and_shards_of_a_batch(key):
   assert worst(exported.call(xs), d_xs(xs)) < 1e-12
 
 
+@pytest.mark.exhaustive
 def test_the_loop_for_gpus_takes_mixed_dtypes_and_gives_state_cotangents(key):
   from lstm_jax import gru
 

@@ -34,6 +34,7 @@ def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
   assert worst(eval_params(after), after.params) > 0
 
 
+@pytest.mark.exhaustive
 def test_a_gradient_that_is_not_finite_changes_neither_carry_nor_average(key):
   optimizer = make_optimizer(OptimizerConfig(nonfinite="skip"), 20)
   state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)

@@ -53,6 +53,7 @@ def test_the_caret_after_the_last_token_read_shows_nothing_new(opened):
     assert opened.run(shown, place) == "before"
 
 
+@pytest.mark.exhaustive
 def test_suggestions_do_not_depend_on_what_the_caret_shows(opened):
   opened.run("$('own').value = 'Thou art'; await reading.read();")
   suggestions = """

@@ -119,6 +119,7 @@ def test_a_step_starts_an_episode_where_the_step_before_was_done(acted):
   assert goals[0] == max(goals[1:]) == 2  # environments draw their own
 
 
+@pytest.mark.exhaustive
 def test_the_burn_in_is_the_end_of_the_rollout_before(acted):
   _, _, (first, second), _ = acted
   for before, now in zip(first.inputs, second.inputs, strict=True):

@@ -15,6 +15,7 @@ from tests.experiments.pages.explored import VERSE
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
+@pytest.mark.exhaustive
 def test_on_a_phone_the_text_stays_over_what_it_explains(opened, explored_page):
   opened.emulate(360, 740)
   opened.open(explored_page)

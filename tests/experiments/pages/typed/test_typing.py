@@ -140,6 +140,7 @@ def test_a_text_that_cannot_be_read_is_said_and_can_be_typed_again(
   assert chromium.run("return pieces.length") == 8
 
 
+@pytest.mark.exhaustive
 def test_a_text_too_long_and_one_letter_are_read(chromium, make_run):
   chromium.open(page_of(make_run("gru")))
   type_text(chromium, "art " * 600)

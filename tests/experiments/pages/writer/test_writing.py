@@ -25,6 +25,7 @@ WORDY = (
 )
 
 
+@pytest.mark.exhaustive
 def test_a_token_is_drawn_as_the_library_draws_it(opened):
   y = np.random.default_rng(0).standard_normal(40) * 3
   for temperature, top_p in ((1.0, 1.0), (0.7, 0.8), (1.5, 0.05)):
