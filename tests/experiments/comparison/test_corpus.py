@@ -1,3 +1,5 @@
+"""The corpus of a comparison: its splits and what is said of their text."""
+
 import pytest
 
 from experiments.comparison.corpus import read_corpus
@@ -20,13 +22,13 @@ def test_the_text_of_each_split_is_described(comparison):
   assert statistics["num_characters"] == len(train + val)
   assert statistics["num_val_characters"] == len(val)
   assert statistics["steps_per_epoch"] == 67  # ⌈1599 / (3 · 8)⌉
-  first, second, third = statistics["text_statistics"].values()
-  assert (first["words_in_train"], first["words_in_val"]) == (1, 0.5)
-  assert (second["words_in_train"], second["words_in_val"]) == (4 / 13, 1)
-  assert (first["rhymes"], second["rhymes"]) == (0, 2 / 3)
-  assert third["rhymes"] < 2 / 3  # in any other order
-  assert third["line_length"] == second["line_length"]
-  assert first["line_length"] == 7
+  of_train, of_val, of_shuffled = statistics["text_statistics"].values()
+  assert (of_train["words_in_train"], of_train["words_in_val"]) == (1, 0.5)
+  assert (of_val["words_in_train"], of_val["words_in_val"]) == (4 / 13, 1)
+  assert (of_train["rhymes"], of_val["rhymes"]) == (0, 2 / 3)
+  assert of_shuffled["rhymes"] < 2 / 3  # in any other order
+  assert of_shuffled["line_length"] == of_val["line_length"]
+  assert of_train["line_length"] == 7
 
 
 def test_a_split_that_begins_within_a_line_is_described_from_the_next(
@@ -35,7 +37,8 @@ def test_a_split_that_begins_within_a_line_is_described_from_the_next(
   text = "the cat sat\nin hats\n" * 50
   with open(comparison.data.corpus, "w", encoding="utf-8") as file:
     file.write(text)
-  config = replace(comparison, val_fraction=0.2091, context=20)
+  fraction = 209.5 / len(text)  # the last 210 characters
+  config = replace(comparison, val_fraction=fraction, context=20)
   corpus = read_corpus(replace(config, gradient_steps=20))
   val = corpus.tokenizer.decode(corpus.val)
   assert val.startswith("t\n")  # of "sat"
@@ -57,5 +60,6 @@ def test_a_text_without_lines_is_described_whole(comparison):
 @pytest.mark.parametrize("name", ["context", "gradient_steps"])
 def test_a_validation_split_shorter_than_a_window_is_an_error(comparison, name):
   config = replace(comparison, **{name: 1000})
-  with pytest.raises(ValueError, match="at least 1,001 characters, got 3"):
+  message = "at least 1,001 characters, got 310 of .*verse.txt$"
+  with pytest.raises(ValueError, match=message):
     read_corpus(config)
