@@ -11,7 +11,7 @@ from jax import export, lax
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec
 
-from lstm_jax import Autodiff, Explicit, lstm, unroll
+from lstm_jax import Autodiff, Explicit, gru, lstm, unroll
 from lstm_jax.cells.platform import is_cpu, traced_for
 from lstm_jax.sequence import state_cotangents
 from lstm_jax.sequence.in_place import (
@@ -243,9 +243,8 @@ def test_the_loop_for_gpus_takes_a_symbolic_t_and_shards_of_a_batch(key):
 
 
 @pytest.mark.exhaustive
-def test_the_loop_for_gpus_takes_mixed_dtypes_and_gives_state_cotangents(key):
-  from lstm_jax import gru
-
+def test_the_loop_for_gpus_takes_bfloat16_and_gives_state_cotangents(key):
+  """Beside gates that are computed in float32."""
   for cell in (lstm, gru):
     params, state, xs = jax.tree.map(
       lambda x: x.astype(jnp.bfloat16), arguments(cell, key)
@@ -257,7 +256,7 @@ def test_the_loop_for_gpus_takes_mixed_dtypes_and_gives_state_cotangents(key):
       found = run(d_last)
     for a, b in zip(found, expected, strict=True):
       assert a.dtype == b.dtype
-      assert jnp.allclose(a, b, rtol=0.05, atol=0.05)
+      assert jnp.allclose(a, b, rtol=2**-7, atol=1e-3)  # a bit of bfloat16
 
 
 def test_joined_arrays_are_separated_whole_and_in_part():
