@@ -59,9 +59,9 @@ def make_config(directory):
 
 @pytest.fixture(autouse=True)
 def loss_picture(request, monkeypatch):
-  """Leave loss.png out, but where a test asks for `drawn`: it takes longest.
+  """Have runs draw no loss.png, which is slow, unless a test asks for `drawn`.
 
-  The runs of the session's fixtures, which are made before, have it.
+  Those of session fixtures, which are made before this one, draw it.
   """
   if "drawn" not in request.fixturenames:
     monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
@@ -92,10 +92,13 @@ def finished(finished_config, config):
   return copy_run(finished_config, config)
 
 
-def copy_run(made, config):
-  """Copy a run to the directory of another config of the same training."""
+def copy_run(source, config):
+  """Copy the run of config `source` to the run directory of `config`.
+
+  The two may differ in that directory and the corpus file alone.
+  """
   directory = Path(config.job.run)
-  shutil.copytree(made.job.run, directory)
+  shutil.copytree(source.job.run, directory)
   edit_config(directory, run=config.job.run, corpus=config.data.corpus)
   return directory
 
@@ -198,7 +201,7 @@ def explored_run(tmp_path_factory):
 def words_page(word_config, tmp_path, console):
   """Return the page of a word model to which "temperate" is unknown.
 
-  It has a corpus of its own, in place of that of `word_config`.
+  Its corpus replaces that of `word_config`.
   """
   corpus, text = Path(word_config.data.corpus), tmp_path / "text.txt"
   corpus.write_text("Thou art\n  more lovely, more\nlovely.\n" * 20)
