@@ -5,11 +5,11 @@
 trains the recipe of a row of the board (experiments/results/board.json) with
 each of its seeds, evaluates every run by the protocols of that row, and all of
 them together if the row has such a result, and prints the losses beside the
-published ones. A named corpus is downloaded, and the
-teachers of a recipe are trained first. The runs have a directory each under
---run, and the result is kept there, in reproduction.json. When it is started
-again, what is finished is not done again, and an interrupted training is
-resumed. --dry_run prints the commands that do the same, one by one.
+published ones. A named corpus is downloaded, and the teachers of a recipe are
+trained first. Each run has a directory under --run, beside the result,
+reproduction.json. The same command again skips what is finished, and resumes an
+interrupted training. --dry_run prints the commands that do the same, one by
+one.
 """
 
 import json
@@ -70,7 +70,8 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   """Train, evaluate, print the table and write reproduction.json.
 
   Raises:
-    ValueError: the corpus is not to be had, or a directory holds another run.
+    ValueError: the corpus is not to be had, or a directory holds another run,
+      or one without its seconds of training.
     Diverged: a loss is NaN or infinite.
   """
   jobs = plan(row, config)
