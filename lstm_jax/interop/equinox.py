@@ -85,8 +85,8 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
 
   Args:
     params: of `lstm` or `gru`, or their gradients.
-    bias: False for a cell with use_bias=False, whose params cannot be traced
-      (`jax.jit`), since their biases are compared with 0.
+    bias: the cell's use_bias. If False, the biases of params are compared with
+      0, so they cannot be traced (`jax.jit`).
 
   Raises:
     ValueError: the params are of a cell that Equinox does not have, or do not
