@@ -50,7 +50,7 @@ class Operator(NamedTuple):
 
   op_type: str
   attributes: dict[str, int]
-  gates: int  # of our cell; a coupled LSTM has one less than ONNX's
+  gates: int  # of our cell; a coupled LSTM has one fewer than ONNX's
   to_onnx: Callable[..., tuple]  # the cell's gates -> ONNX's
   from_onnx: Callable[..., tuple]  # ONNX's gates -> the cell's
   params: Callable[..., Params]  # the type of the cell's params
@@ -141,7 +141,7 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
   """Return W, R, B and, with peepholes, P of one direction.
 
   Args:
-    cell: one of `OPERATORS`.
+    cell: one of `OPERATORS`, with any activations.
     params: its weights, all in float32 or all in float64.
 
   Raises:
@@ -188,9 +188,12 @@ def from_tensors(cell: Cell, tensors: Mapping[str, np.ndarray]) -> Params:
   """Return the params of one direction, the inverse of `to_tensors`.
 
   Args:
-    cell: one of `OPERATORS`.
+    cell: one of `OPERATORS`, with any activations.
     tensors: W [G·H, D], R [G·H, H], B [2·G·H], and P [3·H] for
-      `peephole_lstm`.
+      `peephole_lstm`, of shapes that fit each other.
+
+  Raises:
+    ValueError: ONNX has no operator for the cell.
   """
   form = operator(cell)
   cell, _ = base_cell(cell)
