@@ -132,7 +132,7 @@ def _count(
   rows, tables, num_rows = [], [], 0
   for k in range(order + 1):
     mine = np.unique(ids[k][start:][position[start:] >= k])
-    row_of = np.full(len(text), -1)  # by id; −1 where the text has no such one
+    row_of = np.full(len(text), -1)  # by id; −1 for no context of the text
     row_of[mine] = np.arange(len(mine))
     rows.append(num_rows + row_of[ids[k][start:]])
     counted = (position >= k)[:start]
