@@ -36,7 +36,8 @@ def to_cudnn(layers: Layers) -> jax.Array:
     layers: params of `lstm`, or `Directions` of them; the lowest layer first.
 
   Raises:
-    ValueError: the layers are of another cell, or differ in size or directions.
+    ValueError: the layers are of another cell, or differ in size or directions;
+      or the weights of one do not fit each other.
   """
   check_layers(layers)
   for layer in layers:

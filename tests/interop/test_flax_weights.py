@@ -10,6 +10,7 @@ from flax import nnx
 
 from lstm_jax import gru, lstm, peephole_lstm
 from lstm_jax.interop.cudnn import to_cudnn
+from lstm_jax.interop.equinox import to_equinox
 from lstm_jax.interop.flax import from_linen, from_nnx, to_linen
 from lstm_jax.interop.haiku import to_haiku
 from lstm_jax.interop.keras import to_keras
@@ -121,6 +122,7 @@ def test_params_that_do_not_fit_are_written_nowhere(key):
     to_linen,
     to_haiku,
     to_keras,
+    to_equinox,
     lambda p: to_torch((p,)),
     lambda p: to_cudnn((p,)),
   ):

@@ -140,9 +140,9 @@ def to_keras(
     other.
 
   Raises:
-    ValueError: the params are of a cell that Keras does not have, or those of
-      two directions are of different cells; or a bias is not 0 though the layer
-      has none.
+    ValueError: the params are of a cell that Keras does not have, or do not fit
+      each other, or those of two directions are of different cells; or a bias
+      is not 0 though the layer has none.
   """
   if isinstance(params, Directions):
     names = [type(direction).__name__ for direction in params]

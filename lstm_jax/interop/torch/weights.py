@@ -157,9 +157,9 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
     bias: False for a module that is made with bias=False.
 
   Raises:
-    ValueError: the params are of a cell that PyTorch does not have, or of
-      layers that are not those of one module; or a bias is not 0 though the
-      module has none.
+    ValueError: the params are of a cell that PyTorch does not have, do not fit
+      each other, or are of layers that are not those of one module; or a bias
+      is not 0 though the module has none.
   """
   check_one_module(layers)
   arrays = {name: np.array(x) for name, x in named_arrays(layers).items()}
