@@ -195,9 +195,13 @@ def test_a_chart_has_a_point_for_each_result_and_says_which(tmp_path):
   ]
   assert parameters[2] == (2, "cold", 1e-5, 1.75, 0.0, False)
   near = Point(3, "cold", 3.3, 1.51, 0.0, False)
-  assert labels([*time, near, parameters[2]]) == [
+  above = near._replace(number=4, loss=1.6)
+  right = near._replace(number=5, x=5.0)
+  assert labels([*time, near, parameters[2], above, right]) == [
     (3.25, 1.5, "1, 3"),
     (1e-5, 1.75, "2"),
+    (3.3, 1.6, "4"),
+    (5.0, 1.51, "5"),
   ]
 
 
