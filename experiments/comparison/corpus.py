@@ -38,8 +38,7 @@ def read_corpus(config: CompareConfig) -> Corpus:
   with data.naming_flags(config.data, batching):
     batches = make_batches(train.tokens, batching.batch_size, batching.seq_len)
   val_text = val.text
-  # A development split begins with a paragraph; any other may begin in a line.
-  if train.gap is None and not train.text.endswith("\n"):
+  if not train.text.endswith("\n"):  # the split is within a line
     val_text = val_text.partition("\n")[2] or val_text
   known_words = set(words(train.text)), set(words(val_text))
   texts = {
