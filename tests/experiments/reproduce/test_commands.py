@@ -3,12 +3,14 @@
 import json
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from absl import flags
 
 from experiments import evaluate, reproduce, train
+from experiments.cli import command_line
 from experiments.comparison import plan as plans
 from experiments.comparison.board import Board, Result, read_board
 from experiments.comparison.plan import (
@@ -154,6 +156,41 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   name = f"{base}/seed99999999999"
   with pytest.raises(ValueError, match=f"^teacher {name}: seeds must be in"):
     plan_teachers(replace(config, teacher=(name,)))
+
+
+def test_a_dry_run_prints_every_command_in_order(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  config = ReproduceConfig(dry_run=True)
+  monkeypatch.setattr(reproduce, "FLAGS", None, raising=False)
+  monkeypatch.setattr(reproduce, "config_from_flags", lambda *given: config)
+  forbid(monkeypatch, train)
+  row = read_board().find("tinyshakespeare-distilled")
+  jobs = plan(row, config)
+  first, second, third = plan_teachers(
+    parse(TrainConfig(), jobs[0].train_flags)
+  )
+  second.directory.mkdir(parents=True)
+  (second.directory / "result.json").touch()  # it is trained
+  assert reproduce.main([row.name]) == 0
+  assert capsys.readouterr().out.splitlines() == [
+    *(reproduce.commands(teacher)[0] for teacher in (first, third)),
+    *(line for job in jobs for line in reproduce.commands(job)),
+    command_line("evaluate", ensemble_flags(row, jobs)),
+  ]
+
+
+def test_the_command_is_printed_that_resumes_a_stopped_one(monkeypatch, capsys):
+  stopped = reproduce.Reproduction([], signal.SIGTERM)
+  monkeypatch.setattr(reproduce, "FLAGS", None, raising=False)
+  monkeypatch.setattr(
+    reproduce, "config_from_flags", lambda *given: ReproduceConfig()
+  )
+  monkeypatch.setattr(reproduce, "run", lambda *given: stopped)
+  monkeypatch.setattr(sys, "argv", ["reproduce", "poems", "--run=a b"])
+  assert reproduce.main(["poems"]) == 128 + signal.SIGTERM
+  shown = capsys.readouterr().out
+  assert shown.startswith("to resume:\n  ")
+  assert shown.endswith(" -m experiments.reproduce poems '--run=a b'\n")
 
 
 @pytest.mark.parametrize("arguments", [["mine"], ["--", "--seed=2"]])
