@@ -6,13 +6,13 @@ c, n(c) = Σ_w n(c w), and u(c) the number of distinct w that followed c:
   p_k(w | c) = max(n(c w) − δ, 0) / n(c) + δ u(c) / n(c) · p_{k−1}(w | c′)
 
 p_{−1} = 1 / V, and p_k = p_{k−1} where c is new: interpolated absolute
-discounting (Chen and Goodman 1999, section 2.7). For the longest contexts,
+discounting (Chen and Goodman 1999, section 2.6). For the longest contexts,
 n(c w) is how often w followed c; for shorter ones it is the number of distinct
-contexts, one token longer, that w followed (Kneser and Ney 1995), since a token
-is counted after c′ only if it had not followed c before; at the start of a
-text, where there is no longer context, it is counted each time. The counts
-start from training texts and take each token of the text once it has been
-predicted.
+contexts, one token longer, that w followed (Kneser and Ney 1995; section 2.7 of
+the former), since a token is counted after c′ only if it had not followed c
+before; at the start of a text, where there is no longer context, it is counted
+each time. The counts start from training texts and take each token of the text
+once it has been predicted.
 
 >>> import numpy as np
 >>> text = np.array([0, 1, 0, 1, 0])
