@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.trainer.files import are_numbers
+from experiments.trainer.files import check_numbers
 from experiments.trainer.format import number_table
 
 Row = dict[str, Any]  # the case, the peer, and its results
@@ -117,11 +117,7 @@ def has_times(rows: Any) -> bool:
     ValueError: a time is no number.
   """
   times = _medians(rows)
-  for time in times.values():
-    if not are_numbers([time]):
-      raise ValueError(
-        f"median_ms and us_per_step must be finite numbers, got {time!r}"
-      )
+  check_numbers("median_ms and us_per_step", times.values())
   return bool(times)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.trainer.files import are_numbers
 from experiments.trainer.locking import lock
 from experiments.trainer.run_dir import CONFIG
 
@@ -30,7 +29,7 @@ def open_results(
 ) -> Iterator[None]:
   """Create the directory of results, and lock it until the end of the block.
 
-  A new directory into which the block has written nothing is removed again.
+  New directories are removed again if the block has written nothing there.
 
   Args:
     directory: the directory.
@@ -65,12 +64,12 @@ def open_results(
 
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
-  """Make a directory; remove it after the block if it is new and empty.
+  """Make a directory and its parents; remove the empty ones after the block.
 
   Raises:
     ValueError: it is no directory.
   """
-  is_new = not directory.exists()
+  made = [p for p in (directory, *directory.parents) if not p.exists()]
   try:
     directory.mkdir(parents=True, exist_ok=True)
   except FileExistsError:
@@ -78,9 +77,9 @@ def _made(directory: Path) -> Iterator[None]:
   try:
     yield
   finally:
-    if is_new:
-      with suppress(OSError):  # it holds something
-        directory.rmdir()
+    with suppress(OSError):  # one holds something
+      for path in made:
+        path.rmdir()
 
 
 @contextmanager
@@ -116,14 +115,6 @@ def check_length(name: str, values: Sequence[Any], length: int) -> None:
   """Raise ValueError if an entry of a record has another length."""
   if len(values) != length:
     raise ValueError(f"{name} must have {length} values, got {len(values)}")
-
-
-def check_numbers(name: str, values: Sequence[Any]) -> None:
-  """Raise ValueError if an entry of a record is no number, finite as floats."""
-  if not are_numbers(values):
-    raise ValueError(
-      f"{name} must have finite numbers, got {', '.join(map(repr, values))}"
-    )
 
 
 def read_record(

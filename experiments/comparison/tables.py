@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from experiments.analysis.recall import SYMBOLS, longest
-from experiments.comparison.results import check_length, check_numbers
+from experiments.comparison.results import check_length
+from experiments.trainer.files import check_numbers
 from experiments.trainer.format import counted
 
 Record = dict[str, Any]
@@ -62,6 +63,7 @@ def check_entries(record: Record) -> None:
   for row in record["gradient_flow"]:
     for name, norms in row["norms"].items():
       check_length(f"norms of {name}", norms, num_norms)
+      check_numbers(f"norms of {name}", [x for x in norms if x is not None])
   for row in record["recall"]:
     check_length("accuracy", row["accuracy"], num_seeds)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.policies.networks import FEED_FORWARD
 from experiments.trainer.figures import End, label_ends, save, tidy
+from experiments.trainer.format import counted
 
 COLORS = {
   "gru": "tab:green",
@@ -49,8 +50,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
   panel.xaxis.set_major_formatter("{x:,.0f}")
   panel.locator_params(axis="x", nbins=5)
   panel.set_ylim(lowest, 1.05)
-  seeds = record["config"]["num_seeds"]
-  shade = f"line: mean of {seeds} seeds; shade: minimum to maximum"
+  seeds = counted(record["config"]["num_seeds"], "seed")
+  shade = f"line: mean of {seeds}; shade: minimum to maximum"
   xlabel = f"environment steps of a seed ({shade})"
   tidy(panel, record["task"], xlabel, "mean return of an episode")
   figure.draw_without_rendering()  # the layout decides where the ends are

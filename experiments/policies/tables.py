@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from experiments.comparison.results import check_length, check_numbers
+from experiments.comparison.results import check_length
 from experiments.comparison.tables import markdown
 from experiments.policies.training import mean
+from experiments.trainer.files import check_numbers
+from experiments.trainer.format import counted
 
 LAST = 0.1  # the result is the mean return over this last share of the updates
 PROGRAMS = {
@@ -22,7 +24,7 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
     f"{config['num_updates']} updates, by seed": _returns(record)
   }
   if record["race"]:
-    sizes = f"{config['num_seeds']} seeds, B {config['num_envs']}, "
+    sizes = f"{counted(config['num_seeds'], 'seed')}, B {config['num_envs']}, "
     sizes += f"T {config['rollout_steps']}, H {config['hidden_size']}"
     rounds = config["timing_rounds"]
     found[f"Time of an update of {sizes}: {rounds} interleaved rounds"] = _race(
@@ -44,6 +46,7 @@ def check_entries(record: dict[str, Any]) -> None:
     for name, rows in (("returns", run["returns"]), ("episodes", episodes)):
       for row in rows:
         check_length(name, row, record["config"]["num_seeds"])
+        check_numbers(name, [x for x in row if x is not None])
 
 
 def _count(record: dict[str, Any]) -> int:

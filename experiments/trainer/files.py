@@ -34,6 +34,13 @@ def are_numbers(values: Iterable[Any]) -> bool:
   return all(type(v) in (int, float) and abs(v) <= largest for v in values)
 
 
+def check_numbers(name: str, values: Iterable[Any]) -> None:
+  """Raise ValueError unless `are_numbers`, naming the first that is none."""
+  for value in values:
+    if not are_numbers([value]):
+      raise ValueError(f"{name} must be finite numbers, got {value!r}")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
   """Write a file, atomically.
 

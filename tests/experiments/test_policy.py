@@ -160,10 +160,14 @@ def test_a_run_of_which_a_seed_was_lost_is_damaged(entry, tmp_path):
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
-    ({"guessing": None}, "guessing must have finite numbers, got None"),
+    ({"guessing": None}, "guessing must be finite numbers, got None"),
     (
       {"networks": {"gru": {"returns": []}}},
       "returns must have 3 values, got 0",
+    ),
+    (
+      {"networks": {"gru": {"returns": [[0, "x"], [0, 1], [0, 1]]}}},
+      "returns must be finite numbers, got 'x'",
     ),
   ],
 )

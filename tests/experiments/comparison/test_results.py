@@ -32,15 +32,16 @@ def test_results_are_replaced_only_with_overwrite(tmp_path):
 
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_program_that_is_refused_leaves_no_new_directory(is_new, tmp_path):
-  directory = tmp_path / "out"
+  directory = tmp_path / "runs" / "out"
   if not is_new:
-    directory.mkdir()
+    directory.mkdir(parents=True)
   with (
     pytest.raises(ValueError, match="too short"),
     open_results(directory, NAMES, overwrite=False),
   ):
     raise ValueError("the corpus is too short")
   assert directory.exists() != is_new
+  assert directory.parent.exists() != is_new
 
 
 def test_a_file_in_place_of_the_directory_is_kept(tmp_path):
