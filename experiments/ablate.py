@@ -87,7 +87,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     raise ValueError("--run must be the directory of the runs, got none")
   if run_dir.read_config(Path(job.run)) is not None:
     raise ValueError(
-      f"--run must be the directory of the runs, got a run, {job.run}"
+      f"--run must hold the runs of all changes, got {job.run}, which is a run"
     )
   if is_piped(config.data.corpus):
     corpus = config.data.corpus

@@ -148,6 +148,10 @@ def _resume_or_start(
     record = recorded_flags(config) | environment() | facts | {"started": now}
     write_json(directory / CONFIG, record)
     return OpenedRun(directory, resuming=False)
+  if SHA256 not in record:
+    raise ValueError(
+      f"{directory / CONFIG} lacks {SHA256}; --overwrite replaces the run"
+    )
   result = read_result(directory)
   is_sweep = "num_seeds" in record
   if is_sweep != ("num_seeds" in to_record(config)):

@@ -198,8 +198,8 @@ def _check_is_no_part(directory: Path) -> None:
     name = place.relative_to(parent).parts[0]
     if name in (*CONTENTS, PREVIOUS) and read_config(parent) is not None:
       raise ValueError(
-        f"{directory} is in {name} of the run {parent}, which may be deleted: "
-        "choose another --run"
+        f"{directory} is inside {parent / name}, which the run {parent} may "
+        "delete: choose another --run"
       )
 
 

@@ -186,7 +186,9 @@ def test_the_directory_of_a_run_is_not_that_of_the_runs(
   finished, config, console
 ):
   before = {*finished.iterdir()}
-  with pytest.raises(ValueError, match=f"of the runs, got a run, {finished}$"):
+  with pytest.raises(
+    ValueError, match=f"changes, got {finished}, which is a run$"
+  ):
     ablate.run(config, [], console)
   assert {*finished.iterdir()} == before
 

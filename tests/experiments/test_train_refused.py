@@ -120,7 +120,7 @@ def test_a_run_is_in_no_part_of_another_run(name, finished, config):
       return
   part = name.split("/")[0]
   with (
-    pytest.raises(ValueError, match=f" is in {part} of the run {finished}, "),
+    pytest.raises(ValueError, match=f" is inside {finished}/{part}, which "),
     open_run_dir(inner, facts),
   ):
     pass

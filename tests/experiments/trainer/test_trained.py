@@ -8,6 +8,7 @@ import pytest
 from experiments.trainer import trained
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.history import read_run_history
+from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import to_record
 from experiments.trainer.trained import load
 from lstm_jax.training import CheckpointError, list_checkpoints
@@ -25,13 +26,20 @@ def test_a_config_that_cannot_be_read_is_named(read, tmp_path):
     read(tmp_path)
 
 
-def test_a_config_without_the_hash_of_its_corpus_is_damaged(finished):
+def test_a_config_without_the_hash_of_its_corpus_is_damaged(finished, config):
   path = finished / "config.json"
   record = json.loads(path.read_text())
   del record["corpus_sha256"]
   path.write_text(json.dumps(record))
-  with pytest.raises(ValueError, match=f"^{path} lacks corpus_sha256$"):
+  message = f"^{path} lacks corpus_sha256"
+  with pytest.raises(ValueError, match=f"{message}$"):
     load(finished)
+  facts = {"corpus_sha256": "another"}
+  with (
+    pytest.raises(ValueError, match=f"{message}; --overwrite replaces the run"),
+    open_run_dir(config, facts),
+  ):
+    pass
 
 
 @pytest.fixture
