@@ -30,7 +30,7 @@ def interrupt_imports(signum: int, frame: object) -> None:
   os._exit(128 + signum)
 
 
-# From `cli.launch` on, Ctrl-C is an exception again.
-_by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-if _starts_program and _by_default:
+# From `cli.launch` on, Ctrl-C raises KeyboardInterrupt again.
+_raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if _starts_program and _raises:
   signal.signal(signal.SIGINT, interrupt_imports)

@@ -54,6 +54,8 @@ def launch(
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.FATAL)  # orbax logs each of its steps
     try:
+      if signal.getsignal(signal.SIGINT) is interrupt_imports:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
       arguments = argv[1:]
       missing = [name for name in required if not flags.FLAGS[name].value]
       stray = [] if takes_arguments else arguments
@@ -85,8 +87,6 @@ def launch(
       # A thread of JAX may still compile, and would crash as JAX is shut down.
       os._exit(INTERRUPTED)
 
-  if signal.getsignal(signal.SIGINT) is interrupt_imports:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
   _replace_closed_streams()
   app.define_help_flags()
   flags.DEFINE_flag(HelpFlag())

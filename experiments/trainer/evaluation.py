@@ -69,7 +69,7 @@ def make_table(unit: str, rows: list[Row]) -> Table:
 def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   """Return the record, with the file's results of other protocols.
 
-  The file is ignored if it is of another part of a text, of other weights or of
+  The file is ignored if it is of another text or part, of other weights or of
   another device.
   """
   try:

@@ -182,7 +182,7 @@ def bool_array(
     values = jnp.asarray(values)
   except (TypeError, ValueError) as error:  # such as (None, mask)
     found = type(values).__name__
-    raise ValueError(f"{expected}, got {found}: {error}") from None
+    raise ValueError(f"{expected}, got {found}: {error}") from error
   if values.shape != step_shape or values.dtype != bool:
     exchanged = *step_shape[1::-1], *step_shape[2:]
     raise ValueError(
