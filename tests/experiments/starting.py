@@ -63,26 +63,11 @@ def start_all(
 def start(case: list[str], directory: Path) -> tuple[int, str, str]:
   """Start a program in a process of its own, and wait for it."""
   kind = case.pop(0) if case[0] in ("closed", "pipe") else ""
-  program, *arguments = case
   out, err = (directory / name for name in ("out", "err"))
   out.write_text("")
   child = os.fork()
   if not child:
-    signal.alarm(60)
-    os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    if kind == "pipe":
-      reader, writer = os.pipe()
-      os.dup2(writer, 1)
-      os.close(reader)
-    elif kind == "closed":
-      os.close(1)
-    else:
-      os.dup2(os.open(out, os.O_WRONLY), 1)
-    closed = kind == "closed"
-    sys.stdout = None if closed else os.fdopen(1, "w", closefd=False)
-    sys.argv = [program, *arguments]
-    module = f"experiments.{program}"
-    status = status_of(lambda: runpy.run_module(module, None, "__main__", True))
+    status = status_of(lambda: run(kind, case, out, err))
     try:
       if sys.stdout:
         sys.stdout.flush()  # as the interpreter does in the end
@@ -91,6 +76,24 @@ def start(case: list[str], directory: Path) -> tuple[int, str, str]:
     os._exit(status)
   status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   return status, *(path.read_text(errors="replace") for path in (out, err))
+
+
+def run(kind: str, case: list[str], out: Path, err: Path) -> None:
+  """Run a program in this process, with the output of that kind."""
+  signal.alarm(60)
+  os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+  if kind == "pipe":
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.close(reader)
+  elif kind == "closed":
+    os.close(1)
+  else:
+    os.dup2(os.open(out, os.O_WRONLY), 1)
+  closed = kind == "closed"
+  sys.stdout = None if closed else os.fdopen(1, "w", closefd=False)
+  program, *_ = sys.argv = case
+  runpy.run_module(f"experiments.{program}", None, "__main__", True)
 
 
 def main():

@@ -162,7 +162,6 @@ def test_sample_continues_from_a_run(finished_config):
     write(directory, **SAMPLE | {"prompt": ""})
 
 
-@pytest.mark.exhaustive
 def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   config = replace(word_config, num_epochs=5)
   result = train.run(config, console)

@@ -173,7 +173,6 @@ def test_last_weights_of_an_unfinished_run_or_a_sweep_are_refused(finished):
     load(finished, LAST)
 
 
-@pytest.mark.exhaustive
 def test_averaged_weights_are_saved(finished_config, config, console):
   averaged = train.run(replace(config, ema_decay=0.9), console)
   a, b = (

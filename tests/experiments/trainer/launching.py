@@ -26,8 +26,8 @@ class Started(Exception):
   """The training loop would start now."""
 
 
-def program():
-  """Run the program up to its training loop."""
+def program(argv, output):
+  """Run the program up to its training loop, and write what it prints."""
 
   def fit(*arguments, **options):
     raise Started
@@ -37,6 +37,8 @@ def program():
     with suppress(Started):
       train.run(config, make_console())
 
+  sys.argv = argv
+  sys.stdout = sys.stderr = output.open("w", encoding="utf-8")
   train.fit = fit
   holders = define_flags(TrainConfig())
   launch(start)
@@ -46,9 +48,7 @@ def exit_status(argv, output):
   """Run in a process of its own; return its exit status."""
   child = os.fork()
   if not child:
-    sys.argv = argv
-    sys.stdout = sys.stderr = output.open("w", encoding="utf-8")
-    status = status_of(program)
+    status = status_of(lambda: program(argv, output))
     sys.stderr.flush()
     os._exit(status)
   return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -22,7 +22,6 @@ def find(chromium, finder, pattern=""):
   return chromium.run("return found.map((p) => [p.first, p.last, p.note])")
 
 
-@pytest.mark.exhaustive
 def test_a_pattern_is_found_and_f_goes_to_the_next_passage(
   opened, explored_run
 ):

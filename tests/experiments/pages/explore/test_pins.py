@@ -31,7 +31,6 @@ def pins(chromium):
   return [(name, float(value.replace("−", "-"))) for name, value in rows]
 
 
-@pytest.mark.exhaustive
 def test_pinned_units_show_the_line_in_their_own_colors(opened, explored_page):
   data = PageData(explored_page)
   opened.press("i", "n", "n", "i")  # two units of c in the top layer

@@ -88,7 +88,6 @@ def test_a_typed_text_is_scored_marked_and_continued(opened):
   assert opened.run("return $('own').value") == "Thou art" + ghost
 
 
-@pytest.mark.exhaustive
 def test_a_word_model_writes_scores_and_completes_words(chromium, make_page):
   page = make_page("words")[1]
   chromium.errors()
