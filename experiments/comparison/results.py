@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.trainer.files import ensure_directory
 from experiments.trainer.locking import lock
 from experiments.trainer.run_dir import CONFIG
 
@@ -70,10 +71,7 @@ def _made(directory: Path) -> Iterator[None]:
     ValueError: it is no directory.
   """
   made = [p for p in (directory, *directory.parents) if not p.exists()]
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-  except FileExistsError:
-    raise ValueError(f"{directory} is not a directory") from None
+  ensure_directory(directory)
   try:
     yield
   finally:

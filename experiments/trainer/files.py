@@ -13,7 +13,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lstm_jax.training.durable import sync
+from lstm_jax.training.durable import make_directory, sync
+
+
+def ensure_directory(directory: Path, advice: str = "") -> None:
+  """Create a directory and its parents, where they do not exist.
+
+  Raises:
+    ValueError: it is a file, or a link that leads to no directory; the message
+      ends with the advice.
+    OSError: it cannot be created.
+  """
+  try:
+    make_directory(directory)
+  except FileExistsError:
+    raise ValueError(f"{directory} is not a directory{advice}") from None
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -35,7 +49,7 @@ def are_numbers(values: Iterable[Any]) -> bool:
 
 
 def check_numbers(name: str, values: Iterable[Any]) -> None:
-  """Raise ValueError unless `are_numbers`, naming the first that is none."""
+  """Raise ValueError that names the first value that is no finite number."""
   for value in values:
     if not are_numbers([value]):
       raise ValueError(f"{name} must be finite numbers, got {value!r}")

@@ -20,7 +20,7 @@ from experiments.trainer.extension import (
   extended_record,
   extends,
 )
-from experiments.trainer.files import write_json
+from experiments.trainer.files import ensure_directory, write_json
 from experiments.trainer.locking import lock
 from experiments.trainer.records import from_record, to_record
 from experiments.trainer.run_dir import (
@@ -30,6 +30,7 @@ from experiments.trainer.run_dir import (
   RESULT,
   SHA256,
   TEACHERS,
+  check_has_hash,
   check_is_run_or_empty,
   move_back,
   read_config,
@@ -38,7 +39,7 @@ from experiments.trainer.run_dir import (
   set_aside,
 )
 from lstm_jax.training import has_state, list_checkpoints
-from lstm_jax.training.durable import make_directory, sync
+from lstm_jax.training.durable import sync
 
 
 def check_same_run(
@@ -122,10 +123,7 @@ def open_run_dir(
       f"the path of a run directory must be UTF-8, got {str(directory)!r}"
     ) from None
   check_is_run_or_empty(directory)
-  try:
-    make_directory(directory)
-  except FileExistsError:  # a file, or a link that leads to no directory
-    raise ValueError(f"{directory} is not a directory") from None
+  ensure_directory(directory)
   with lock(directory):
     yield _resume_or_start(directory, config, facts, may_extend)
 
@@ -148,10 +146,7 @@ def _resume_or_start(
     record = recorded_flags(config) | environment() | facts | {"started": now}
     write_json(directory / CONFIG, record)
     return OpenedRun(directory, resuming=False)
-  if SHA256 not in record:
-    raise ValueError(
-      f"{directory / CONFIG} lacks {SHA256}; --overwrite replaces the run"
-    )
+  check_has_hash(directory, record, "; --overwrite replaces the run")
   result = read_result(directory)
   is_sweep = "num_seeds" in record
   if is_sweep != ("num_seeds" in to_record(config)):
@@ -287,10 +282,7 @@ def _described(record: dict[str, Any], changes: dict[str, Any]) -> str:
 def _new_directory() -> Path:
   """Create a directory of its own under runs/, named after the time."""
   runs, stamp = Path("runs"), datetime.now().strftime("%Y-%m-%d-%H%M%S")
-  try:
-    make_directory(runs)
-  except FileExistsError:  # a file, or a link that leads to no directory
-    raise ValueError(f"{runs} is not a directory: pass --run") from None
+  ensure_directory(runs, ": pass --run")
   name, number = stamp, 1
   while True:
     try:

@@ -105,6 +105,17 @@ def read_result(directory: Path) -> dict[str, Any] | None:
   return (_read_json(path) or {}) if path.exists() else None
 
 
+def check_has_hash(
+  directory: Path, record: dict[str, Any], advice: str = ""
+) -> None:
+  """Raise ValueError if config.json lacks the hash of the corpus.
+
+  The message ends with the advice.
+  """
+  if SHA256 not in record:
+    raise ValueError(f"{directory / CONFIG} lacks {SHA256}{advice}")
+
+
 def read_record(directory: Path) -> dict[str, Any]:
   """Return config.json.
 

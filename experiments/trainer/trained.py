@@ -93,8 +93,7 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
 def _load(directory: Path, checkpoint: str) -> Trained:
   record = run_dir.read_record(directory)
   config = run_dir.to_config(directory, record, TrainConfig())
-  if run_dir.SHA256 not in record:
-    raise ValueError(f"{directory / run_dir.CONFIG} lacks {run_dir.SHA256}")
+  run_dir.check_has_hash(directory, record)
   checkpoints = directory / run_dir.CHECKPOINTS
   if checkpoint == LAST:
     _check_has_last(directory, record)

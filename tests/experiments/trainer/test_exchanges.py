@@ -12,7 +12,11 @@ from experiments.trainer.opening import OpenedRun
 
 
 def two_processes(monkeypatch, gathered):
-  """Let this process be the first of two, and exchange what it is told."""
+  """Have JAX say that this process is the first of two.
+
+  Args:
+    gathered: takes this process's number; returns those of both.
+  """
   utils = multihost.multihost_utils
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(utils, "process_allgather", gathered)
