@@ -16,6 +16,7 @@ from experiments.comparison.corpus import Corpus
 from experiments.comparison.models import CellModel, make_models
 from experiments.comparison.training import TrainedCell
 from experiments.comparison.tuning import (
+  make_trial,
   seconds_per_step,
   try_learning_rates,
   widen,
@@ -49,17 +50,20 @@ def describe_cells(
     keys: one key for each of S seeds, [S].
     trial_key: draws the initial weights for the trials of learning rates.
     console: where to print.
+
+  Raises:
+    ValueError: the corpus is too short to try learning rates.
   """
+  several = len(config.learning_rate) > 1
+  trial = make_trial(corpus.train, config) if several else None
   seconds = seconds_per_step(models, corpus.batches, config, keys)
   width = max(map(len, models))
   for name, cell in models.items():
     losses: dict[float, float] = {}  # of each rate that was tried
     learning_rate: float | None = config.learning_rate[0]
     chosen = f"learning rate {learning_rate:g} (the only one given)"
-    if len(config.learning_rate) > 1:
-      try_rates = partial(
-        try_learning_rates, cell, corpus.train, config, trial_key
-      )
+    if trial:
+      try_rates = partial(try_learning_rates, cell, trial, config, trial_key)
       try:
         losses = widen(config.learning_rate, try_rates)
       except Diverged:

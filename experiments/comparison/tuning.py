@@ -14,7 +14,7 @@ cell gets the number of training steps that takes as long as all of the LSTM's.
 import math
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from experiments.benchmarks.timing import measure
 from experiments.comparison.config import CompareConfig
 from experiments.comparison.models import CellModel
 from experiments.comparison.training import make_ensemble
+from experiments.trainer import data
 from experiments.trainer.errors import Diverged
 from experiments.trainer.loop import Observer, fit
 from lstm_jax.language import (
@@ -38,9 +39,32 @@ MOST_FURTHER = 8  # rates beyond those given
 TRIAL_FRACTION = 0.1  # of the training split: its end, which judges the rates
 
 
+class Trial(NamedTuple):
+  """The training split, cut in two for the trials of learning rates."""
+
+  batches: Batches  # to train on
+  end: np.ndarray  # tokens whose loss judges the rates, int32 [N]
+
+
+def make_trial(train_tokens: np.ndarray, config: CompareConfig) -> Trial:
+  """Cut the training split in two.
+
+  Raises:
+    ValueError: without its end, it is shorter than one batch.
+  """
+  rest, end = split(train_tokens, TRIAL_FRACTION)
+  batching = config.batching
+  with data.naming_flags(config.data, batching):
+    try:
+      batches = make_batches(rest, batching.batch_size, batching.seq_len)
+    except ValueError as error:
+      raise ValueError(f"{error} to try learning rates on") from None
+  return Trial(batches, end)
+
+
 def try_learning_rates(
   cell: CellModel,
-  train_tokens: np.ndarray,
+  trial: Trial,
   config: CompareConfig,
   key: jax.Array,
   rates: Sequence[float],
@@ -53,22 +77,19 @@ def try_learning_rates(
   Raises:
     Diverged: training diverges at every rate.
   """
-  rest, end = split(train_tokens, TRIAL_FRACTION)
-  batching = config.batching
-  batches = make_batches(rest, batching.batch_size, batching.seq_len)
   model, num_steps = cell.model, config.trial_steps
   keys = jnp.stack([key] * len(rates))
   state, train_step = make_ensemble(model, config, num_steps, keys, [*rates])
   state, _ = fit(
     train_step,
     state,
-    repeat(batches),
+    repeat(trial.batches),
     num_steps,
     Observer(),
     evaluate_at=lambda step: False,
   )
   losses = {
-    rate: stateful_loss(model, params, end)
+    rate: stateful_loss(model, params, trial.end)
     for rate, params in zip(rates, each_member(state.params), strict=True)
   }
   if not any(map(math.isfinite, losses.values())):

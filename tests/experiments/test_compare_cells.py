@@ -26,10 +26,14 @@ def test_each_cell_has_the_best_of_its_rates_and_the_time_of_the_lstm(
   }
   corpus = SimpleNamespace(batches="batches", train="train", val="val")
 
-  def try_rates(cell, tokens, config, key, rates):
-    assert (tokens, key) == ("train", "trial key")
+  def try_rates(cell, trial, config, key, rates):
+    assert (trial, key) == ("trial of train", "trial key")
     return {rate: losses[rate] for rate in rates}
 
+  def make_trial(tokens, config):
+    return f"trial of {tokens}"
+
+  monkeypatch.setattr(measurements, "make_trial", make_trial)
   monkeypatch.setattr(measurements, "seconds_per_step", lambda *args: seconds)
   monkeypatch.setattr(measurements, "try_learning_rates", try_rates)
   config = replace(comparison, learning_rate=tuple(losses))

@@ -28,14 +28,14 @@ def test_a_cell_that_diverges_at_every_rate_does_not_stop_the_others(
 ):
   search, saved = measurements.try_learning_rates, []
 
-  def try_rates(cell, tokens, config, key, rates):
+  def try_rates(cell, trial, config, key, rates):
     # What is on the disk when the search of a cell begins.
     path = tmp_path / "comparison.json"
     kept = json.loads(path.read_text())["cells"] if path.exists() else {}
     saved.append((cell.name, [*kept]))
     if cell.name == "rnn":
       raise Diverged("at each learning rate")
-    return search(cell, tokens, config, key, rates)
+    return search(cell, trial, config, key, rates)
 
   monkeypatch.setattr(measurements, "try_learning_rates", try_rates)
   config = replace(small, learning_rate=(1e-3, 0.02))

@@ -9,14 +9,17 @@ import pytest
 
 from experiments.comparison import tuning
 from experiments.comparison.corpus import read_corpus
+from experiments.comparison.measurements import describe_cells
 from experiments.comparison.models import make_models
 from experiments.comparison.tuning import (
   MOST_FURTHER,
+  make_trial,
   seconds_per_step,
   try_learning_rates,
   widen,
 )
 from experiments.trainer.errors import Diverged
+from experiments.trainer.records import replace
 
 TOO_LARGE = 3e38  # a learning rate at which training diverges at once
 
@@ -25,9 +28,10 @@ TOO_LARGE = 3e38  # a learning rate at which training diverges at once
 def test_the_loss_of_a_learning_rate_that_diverges_is_infinite(comparison, key):
   corpus = read_corpus(comparison)
   cell = make_models(["rnn"], comparison.model, corpus.tokenizer.size)["rnn"]
+  trial = make_trial(corpus.train, comparison)
 
   def losses(*rates):
-    return try_learning_rates(cell, corpus.train, comparison, key, rates)
+    return try_learning_rates(cell, trial, comparison, key, rates)
 
   found = losses(TOO_LARGE, 1e-9, 0.03)
   assert list(found) == [TOO_LARGE, 1e-9, 0.03]
@@ -103,9 +107,21 @@ def test_rates_are_tried_alike_and_judged_by_text_they_did_not_learn(
     monkeypatch.setattr(tuning, replacement.__name__, replacement)
   monkeypatch.setattr(tuning, "stateful_loss", loss)
   cell = SimpleNamespace(name="rnn", model=None)
-  assert try_learning_rates(cell, tokens, comparison, key, rates) == {
+  trial = make_trial(tokens, comparison)
+  assert try_learning_rates(cell, trial, comparison, key, rates) == {
     rate: pytest.approx(10 * rate) for rate in rates
   }
   same = jax.random.key_data(key).tolist()  # initial weights
   assert made[0] == (comparison.trial_steps, [same, same])
   assert made[1][0] == comparison.trial_steps and 800 < made[1][1] < 900
+
+
+def test_a_text_too_short_for_trials_is_refused_before_the_timing(
+  comparison, key
+):
+  """It has one batch, and less than one without the end of the text."""
+  corpus = SimpleNamespace(train=np.zeros(3 * 8 + 1, np.int32))
+  config = replace(comparison, learning_rate=(0.1, 0.2))
+  message = r"^--batch_size=3, --seq_len=8 and .*, got 22 to try learning rates"
+  with pytest.raises(ValueError, match=message):
+    next(describe_cells({"rnn": None}, corpus, config, [key], key, None))
