@@ -122,10 +122,8 @@ class Layer(LayerCase):
     everything = weights, *arguments["gradient"]
     lowered["expected"] = jax.jit(without_tf32(both)).lower(*everything)
 
-    def finish(programs: Programs, errors: dict[str, str]) -> Result:
-      if "expected" in errors:
-        raise ValueError(errors["expected"])
-      expected = programs["expected"](*everything)
+    def check(programs: Programs, errors: dict[str, str], expected: Any):
+      """Return the calls of each mode that compute what is expected."""
       calls: dict[str, dict[str, Callable]] = {mode: {} for mode in MODES}
       for peer, layer in made.items():
         checked = {}
@@ -146,7 +144,14 @@ class Layer(LayerCase):
           continue
         for mode, call in checked.items():
           calls[mode][peer] = call
-      del expected  # frees memory of the device before the timing
+      return calls
+
+    def finish(programs: Programs, errors: dict[str, str]) -> Result:
+      if "expected" in errors:
+        raise ValueError(errors["expected"])
+      # Nothing here holds the expected arrays, so that they are freed before
+      # the timing.
+      calls = check(programs, errors, programs["expected"](*everything))
       rows = [
         row for mode in MODES for row in self._time(mode, calls[mode], programs)
       ]

@@ -1,6 +1,7 @@
 """The part gpu of the benchmark as a whole, at tiny sizes and without a GPU."""
 
 import re
+import weakref
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 from experiments import benchmark
 from experiments.benchmarks import gpu
-from experiments.benchmarks.gpu import cases, part, picture
+from experiments.benchmarks.gpu import cases, layers, part, picture
 from experiments.benchmarks.gpu.case import ENDED, kernel_kind
 from experiments.benchmarks.gpu.checks import Check
 from experiments.benchmarks.gpu.layers import Layer
@@ -145,6 +146,28 @@ def test_a_case_leaves_out_the_kernels_that_hang():
   prepared = case.prepare(case.kernels)
   result = prepared.finish({"expected": lambda *given: None}, {})
   assert result == ([], dict.fromkeys(case.peers, ENDED), [])
+
+
+def test_the_expected_arrays_are_freed_before_the_timing(monkeypatch):
+  kept = []
+
+  def expected(weights, xs, starts, dhs):
+    results = {"forward": xs + 0, "gradient": (weights, dhs + 0)}
+    kept.extend(map(weakref.ref, (results["forward"], results["gradient"][1])))
+    return results
+
+  def time_calls(calls, *others):
+    assert [*calls] == ["scan"] and [each() for each in kept] == [None, None]
+    return {}
+
+  monkeypatch.setattr(layers, "time_calls", time_calls)
+  programs = {
+    "expected": expected,
+    "scan: forward": lambda weights, xs, starts: xs,
+    "scan: gradient": lambda weights, xs, starts, dhs: (weights, dhs),
+  }
+  case = Layer("rnn", *SIZES, ("scan",))
+  assert case.prepare(frozenset()).finish(programs, {}) == ([], {}, [])
 
 
 def test_results_are_compared_by_the_norm_of_each_array():
