@@ -24,7 +24,7 @@ from experiments.benchmarks.timing import compare
 Results = Iterator[tuple[list[Row], dict[str, str]]]  # (rows, skipped)
 # MODEL holds the sizes of a case of that part by default, and MODELS the cases
 # that are measured: of each, the sizes that differ from MODEL. The other parts
-# have pairs like it.
+# of several cases have pairs like it.
 MODEL: Row = {
   "hidden_size": 512,
   "seq_len": 64,
@@ -56,7 +56,8 @@ LINEAR: list[Row] = [
   {"seq_len": 4096, "batch_size": 8},
   *({"seq_len": steps, "batch_size": 1} for steps in (1024, 16_384)),
 ]
-MEMORY: Row = {"hidden_size": 512, "seq_len": 1024}
+MEMORY: Row = LAYER | {"hidden_size": 512, "seq_len": 1024}
+LAUNCHES: Row = LAYER | {"hidden_size": 512}
 SAMPLING: list[Row] = [
   {"hidden_size": 512, "num_samples": 1},
   {"hidden_size": 512, "num_samples": 64},
@@ -150,14 +151,14 @@ def sampling_part(
 
 def memory_part(sizes: Row) -> Results:
   """Measure the peak memory of an LSTM layer's gradients."""
-  case = LAYER | MEMORY | _sizes_of(sizes, LAYER)
+  case = MEMORY | _sizes_of(sizes, MEMORY)
   rows, skipped = memory.measure_memory(case)
   yield [{"part": "memory"} | case | row for row in rows], skipped
 
 
 def launches_part(sizes: Row) -> Results:
   """Count the kernel launches of a layer's gradient, compiled for an H100."""
-  case = LAYER | {"hidden_size": 512} | _sizes_of(sizes, LAYER)
+  case = LAUNCHES | _sizes_of(sizes, LAUNCHES)
   for cell in ("lstm", "gru"):
     for dtype in launches.DTYPES:
       rows, skipped = launches.count(cell, case, dtype)
@@ -241,8 +242,8 @@ PARTS: dict[str, Part] = {
   "linear": Part(_linear, LAYER),
   "resets": Part(_resets, POLICY),
   "sampling": Part(lambda _, rounds: sampling_part(SAMPLING, rounds), {}),
-  "memory": Part(lambda sizes, _: memory_part(sizes), LAYER, False),
-  "launches": Part(lambda sizes, _: launches_part(sizes), LAYER, False),
+  "memory": Part(lambda sizes, _: memory_part(sizes), MEMORY, False),
+  "launches": Part(lambda sizes, _: launches_part(sizes), LAUNCHES, False),
   "original": Part(lambda _, rounds: original_part(rounds), {}),
   "growth": Part(lambda _, rounds: growth_part(GROWTH, rounds), {}),
 }

@@ -81,9 +81,10 @@ def test_launches_are_counted_for_the_sizes_that_are_given(monkeypatch):
     return [{"peer": "lstm_jax", "counted": (cell, dtype, sizes)}], {}
 
   monkeypatch.setattr(parts.launches, "count", count)
-  for given, hidden_size in (({}, 512), ({"hidden_size": 7}, 7)):
-    cases = parts.PARTS["launches"].measure(given, 1)
-    sizes = {"hidden_size": hidden_size, "seq_len": 64, "batch_size": 32}
+  part = parts.PARTS["launches"]
+  assert part.sizes == {"hidden_size": 512, "seq_len": 64, "batch_size": 32}
+  for given in ({}, {"hidden_size": 7}):
+    cases, sizes = part.measure(given, 1), part.sizes | given
     assert [rows for rows, _ in cases] == [
       [
         {"part": "launches", "cell": cell, "dtype": dtype, **sizes}
@@ -102,10 +103,8 @@ def test_a_size_of_memory_leaves_the_others(monkeypatch):
     return [], {}
 
   monkeypatch.setattr(parts.memory, "measure_memory", measure_memory)
-  for sizes in ({}, {"seq_len": 2048}, {"hidden_size": 64}):
-    [*parts.PARTS["memory"].measure(sizes, 1)]
-  assert [(c["hidden_size"], c["seq_len"]) for c in measured] == [
-    (512, 1024),
-    (512, 2048),
-    (64, 1024),
-  ]
+  part, given = parts.PARTS["memory"], ({}, {"seq_len": 9}, {"hidden_size": 7})
+  assert part.sizes == {"hidden_size": 512, "seq_len": 1024, "batch_size": 32}
+  for sizes in given:
+    [*part.measure(sizes, 1)]
+  assert measured == [part.sizes | sizes for sizes in given]
