@@ -44,7 +44,7 @@ from experiments.benchmarks.timing import environment
 from experiments.cli import launch, make_console
 from experiments.comparison.results import naming_damaged, read_record
 from experiments.trainer.devices import num_cores, start_cpu_devices
-from experiments.trainer.files import write_json
+from experiments.trainer.files import ensure_directory, write_json
 
 GPU_OUT = Path(__file__).parent / "results/benchmark/gpu.json"
 CHECK_FAILED = 1  # exit status
@@ -130,7 +130,7 @@ def main() -> int:
   if out and out.suffix == ".png":
     raise ValueError(f"--out must not end in .png, as the figure does: {out}")
   if out:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    ensure_directory(out.parent)
 
   def save(record: dict[str, Any]) -> None:
     if out:

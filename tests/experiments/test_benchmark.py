@@ -156,6 +156,7 @@ def test_flags_are_refused_before_measuring(given, tmp_path):
       benchmark.main()
   for flags, message in (
     ({"OUT": str(tmp_path / "a.png")}, "^--out must not end in .png, as the f"),
+    ({"OUT": f"{old}/new.json"}, f"^{old} is not a directory$"),
     ({"PART": ["model", "gpu"]}, "^--part=gpu runs alone: its processes take"),
   ):
     given(**flags)
