@@ -23,7 +23,7 @@ SEQ_LEN = 128
 LAYER_SIZES = "hidden_size", "seq_len", "batch_size"  # that may be given
 HIDDEN_SIZES = 64, 128, 256, 512, 1024
 BATCH_SIZES = 16, 128, 1024, 4096
-TOO_LARGE = 1024, 4096  # more memory than a GPU with 80 GB leaves the libraries
+TOO_LARGE = 1024, 4096  # (H, B): some libraries need more than 80 GB
 
 ONE_BLOCK = [
   ("lstm", 128, "bfloat16"),
