@@ -59,12 +59,12 @@ class TorchLayer(LayerCase):
     return Prepared({}, lambda programs, errors: self._run())
 
   def _run(self) -> Result:
+    if why := missing():
+      return Result([], {"pytorch": why}, [])
     rng = np.random.default_rng(0)
     params = random_params(self.cell, self.hidden_size, self.hidden_size, rng)
     rows: list[Row] = []
     skipped: dict[str, str] = {}
-    if not is_installed("torch"):
-      return Result([], {"pytorch": "torch is not installed"}, [])
     for mode in ("forward", "gradient"):
       calls = {}
       for name in VARIANTS:
@@ -102,6 +102,17 @@ class TorchLayer(LayerCase):
         device, self.cell, backward, dtype, *self.sizes, size, size
       ),
     }
+
+
+def missing() -> str | None:
+  """Return why PyTorch cannot be timed on a GPU; None if it can."""
+  if not is_installed("torch"):
+    return "torch is not installed"
+  try:
+    device = torch_device()
+  except (ImportError, OSError) as error:  # of a library that it needs
+    return reason(error)
+  return None if device == "cuda" else "PyTorch finds no GPU"
 
 
 def make_call(

@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments.benchmarks.gpu import cases, part
+from experiments.benchmarks.gpu import cases, part, torch_layers
+from experiments.benchmarks.gpu.torch_layers import TorchLayer
 from lstm_jax.sequence.implementation import VERSIONS
 from tests.experiments.benchmarks.gpu_worker import InProcess
 from tests.experiments.starting import start_all
@@ -72,6 +73,29 @@ def test_a_worker_leaves_the_gpu_to_pytorch_only_if_that_is_installed(
   on_cpu = [name for name in sections if sections[name].jax_on_cpu]
   assert on_cpu == (["pytorch"] if installed else [])
   assert sections["pytorch"].cases  # they say that it is not installed
+
+
+def on_cpu():
+  return "cpu"
+
+
+def broken():
+  raise OSError("libcudart.so.13: no such file")
+
+
+@pytest.mark.parametrize(
+  ("installed", "device", "why"),
+  [
+    (False, None, "torch is not installed"),
+    (True, on_cpu, "PyTorch finds no GPU"),
+    (True, broken, "OSError: libcudart.so.13: no such file"),
+  ],
+)
+def test_pytorch_is_timed_on_a_gpu_only(installed, device, why, monkeypatch):
+  monkeypatch.setattr(torch_layers, "is_installed", lambda package: installed)
+  monkeypatch.setattr(torch_layers, "torch_device", device)
+  prepared = TorchLayer("gru", 4, 3, 2).prepare(frozenset())
+  assert prepared.finish({}, {}) == ([], {"pytorch": why}, [])
 
 
 def test_the_worker_is_stopped_where_there_is_no_gpu(console, monkeypatch):
