@@ -26,7 +26,7 @@ from experiments.benchmarks.gpu.timing import time_calls
 from experiments.benchmarks.peers.layers import ours
 from experiments.benchmarks.peers.proof import check_same, is_installed
 from experiments.benchmarks.peers.sequences import layer_gradient
-from experiments.benchmarks.peers.torch_layer import torch_device, torch_layer
+from experiments.benchmarks.peers.torch_layer import torch_layer
 from experiments.benchmarks.tables import Row
 
 PROOF = 8, 5  # T and B of the proof
@@ -104,6 +104,13 @@ class TorchLayer(LayerCase):
     }
 
 
+def torch_device() -> str:
+  """Return PyTorch's device: the GPU, or the CPU if it finds none."""
+  import torch
+
+  return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def missing() -> str | None:
   """Return why PyTorch cannot be timed on a GPU; None if it can."""
   if not is_installed("torch"):
@@ -132,7 +139,7 @@ def make_call(
 
   dtype, tf32, _ = VARIANTS[name]
   torch_dtype = getattr(torch, dtype)
-  layer = torch_layer(cell, (params,)).to(torch_dtype)
+  layer = torch_layer(cell, (params,)).to(torch_device(), torch_dtype)
   xs, dhs = (x.to(torch_dtype) for x in inputs)
 
   def forward():

@@ -2,16 +2,26 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
+from experiments.benchmarks.peers.proof import Unsupported
 from lstm_jax.interop import torch as interop
 
 
 def torch_device() -> str:
-  """Return the device of PyTorch's layers."""
+  """Return the device of PyTorch's layers, of the same kind as JAX's.
+
+  Raises:
+    Unsupported: JAX has a GPU, and PyTorch none.
+  """
   import torch
 
-  return "cuda" if torch.cuda.is_available() else "cpu"
+  if jax.default_backend() == "cpu":
+    return "cpu"
+  if not torch.cuda.is_available():
+    raise Unsupported("PyTorch finds no GPU")
+  return "cuda"
 
 
 def as_tensor(array: Any) -> Any:

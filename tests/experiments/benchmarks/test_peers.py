@@ -1,3 +1,4 @@
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +17,7 @@ from experiments.benchmarks.peers import (
   resets,
   samplers,
   sequences,
+  torch_layer,
 )
 from experiments.benchmarks.peers.proof import (
   Unsupported,
@@ -66,6 +68,17 @@ def test_results_are_the_same_by_the_norm_of_each_array():
     with pytest.raises(ValueError, match=message):
       check_same("peer", [a, wrong], [a, a], 0.01)
   assert tolerance() == 1e-4  # on a CPU
+
+
+def test_pytorch_computes_where_jax_does(monkeypatch):
+  cuda = SimpleNamespace(is_available=lambda: True)
+  monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+  for backend, device in (("cpu", "cpu"), ("gpu", "cuda")):
+    monkeypatch.setattr(jax, "default_backend", lambda b=backend: b)
+    assert torch_layer.torch_device() == device
+  cuda.is_available = lambda: False
+  with pytest.raises(Unsupported, match="PyTorch finds no GPU"):
+    torch_layer.torch_device()
 
 
 def test_the_memory_of_a_donated_argument_is_counted_once():
