@@ -4,15 +4,16 @@
 
 Every library starts from the same weights and must first compute the same
 outputs, losses and gradients (of the part original, a test checks this); then
-all are timed in turns, in one process. The training step of a language model is
-timed on one device and, for the JAX libraries, also with the batch split over
-CPU devices: the greatest common divisor of the number of cores and the batch
-size. The tables have medians and quartiles, the time relative to ours, the
-seconds to compile, and the memory that the compiled program needs on each
-device. A library that is not installed, or does not have the layer, is skipped
-and named; one that computes something else stops the benchmark. A flag of a
-size, such as --hidden_size, replaces the cases of each part that has this size
-by one case, of the given sizes and the part's defaults.
+all are timed in turns, in one process, PyTorch on a GPU if JAX has one. The
+training step of a language model is timed on one device and, for the JAX
+libraries, also with the batch split over CPU devices: the greatest common
+divisor of the number of cores and the batch size. The tables have medians and
+quartiles, the time relative to ours, the seconds to compile, and the memory
+that the compiled program needs on each device. A library that cannot be
+imported, or does not have the layer, is skipped and named; one that computes
+something else stops the benchmark. A flag of a size, such as --hidden_size,
+replaces the cases of each part that has this size by one case, of the given
+sizes and the part's defaults.
 
 On an H100 or H200, in less than 8 minutes,
 

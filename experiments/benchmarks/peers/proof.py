@@ -44,7 +44,7 @@ def make_peers(
       continue
     try:
       peers[name] = make(*problem)
-    except (Unsupported, ModuleNotFoundError) as reason:
+    except (Unsupported, ImportError) as reason:  # too old for this jax
       skipped[name] = str(reason)
   return peers, skipped
 

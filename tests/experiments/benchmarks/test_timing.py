@@ -20,12 +20,16 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
   def without_onnx(problem):
     raise ModuleNotFoundError("needs the package onnx")
 
+  def outdated(problem):
+    raise ImportError("cannot import name 'xla' from 'jax'")
+
   rows, skipped = timing.compare(
     {
       "ours": (make, "numpy"),
       "absent": (make, "no_such_package"),
       "other": (unsupported, "numpy"),
       "broken": (without_onnx, "numpy"),
+      "old": (outdated, "numpy"),
     },
     1,  # round
     "gru",  # the problem: the argument of each maker
@@ -35,6 +39,7 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
     "absent": "no_such_package is not installed",
     "other": "it has no gru",
     "broken": "needs the package onnx",
+    "old": "cannot import name 'xla' from 'jax'",
   }
 
 
