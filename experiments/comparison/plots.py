@@ -46,7 +46,10 @@ GRADIENT_STYLES = {"h": "-", "c": "--"}  # of the parts of a state
 
 
 def draw(record: Record, path: Path) -> None:
-  """Plot a record to an image file; without recall, it has no panel."""
+  """Plot a record to an image file; without recall, it has no panel.
+
+  A record of more than `dot_plot.MANY` cells has the other figure.
+  """
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
 
@@ -72,10 +75,10 @@ def draw(record: Record, path: Path) -> None:
   if record["recall"]:
     _recall(record, last)
     place = "outside lower center"
-    figure.legend(**legend, ncols=min(6, len(handles)), loc=place)
+    figure.legend(**legend, ncols=len(handles), loc=place)
   else:
     last.set_axis_off()
-    last.legend(**legend, ncols=1 + (len(handles) > 7), loc="center")
+    last.legend(**legend, loc="center")
   save(figure, path, dpi=110)
 
 
