@@ -16,8 +16,8 @@ from experiments.trainer.devices import num_cores
 from experiments.trainer.environment import REPOSITORY, checkout
 
 PACKAGES = (
-  *("jax", "jaxlib", "numpy", "flax", "dm-haiku", "equinox", "keras", "torch"),
-  "onnxruntime",
+  *("jax", "jaxlib", "numpy", "optax", "flax", "dm-haiku", "equinox", "keras"),
+  *("torch", "onnxruntime"),
 )
 
 

@@ -96,7 +96,7 @@ def test_the_environment_names_the_installed_versions():
   environment = timing.environment()
   assert environment["python"] == sys.version.split()[0]
   versions = environment["versions"]
-  assert versions["jax"] == version("jax") and versions["numpy"]
+  assert versions["jax"] == version("jax") and versions["optax"]
   for package, found in versions.items():
     name = {"dm-haiku": "haiku"}.get(package, package)
     installed = importlib.util.find_spec(name) is not None
