@@ -136,7 +136,12 @@ def least_footprint(
   return Footprint(
     num_bytes((state, state.params)),
     num_bytes(state),
-    operations(state.params, batch_size * seq_len, setup.config.model.cell),
+    operations(
+      state.params,
+      batch_size * seq_len,
+      setup.config.model.cell,
+      sharing_batch(setup),
+    ),
   )
 
 
@@ -151,6 +156,11 @@ def placed_state_like(setup: TrainSetup, batch_size: int) -> TrainState:
     state,
     setup.shardings,
   )
+
+
+def sharing_batch(setup: TrainSetup) -> int:
+  """Return how many devices share each batch of a run."""
+  return setup.mesh.size if setup.mesh else 1
 
 
 def sharing_memory(setup: TrainSetup) -> int:
@@ -171,21 +181,23 @@ def total_operations(setup: TrainSetup) -> int:
   params, cell = setup.state_like.params, config.model.cell
   shapes = config.batching.batch_shapes(tokens, config.seed, gap)
   return sum(
-    count * operations(params, length * batch_size, cell)
+    count * operations(params, length * batch_size, cell, sharing_batch(setup))
     for (length, batch_size), count in shapes.items()
   )
 
 
-def operations(params: LanguageParams, num_tokens: int, cell: Any) -> int:
+def operations(
+  params: LanguageParams, num_tokens: int, cell: Any, num_devices: int = 1
+) -> int:
   """Return the operations of the matrix products of one training step.
 
   Where the lowest layer reads rows of the table W_e W_x, the product with W_x
-  is one of V rows, and not one for each token.
+  is one of V rows on every device, and not one for each token.
   """
   embedding, first = params.embedding, params.layers[0]
   vocabulary_size = len(embedding)
-  has_table = reads_table(cell, vocabulary_size, num_tokens)
-  rows = vocabulary_size if has_table else num_tokens
+  has_table = reads_table(cell, vocabulary_size, num_tokens // num_devices)
+  rows = num_devices * vocabulary_size if has_table else num_tokens
   table = rows * first.w_x.size
   per_token = sum(
     leaf.size for leaf in jax.tree.leaves(params.layers) if leaf.ndim > 1
@@ -264,7 +276,7 @@ def _what_would_fit(
 
   On a mesh, batch sizes are multiples of the number of devices.
   """
-  smallest = setup.mesh.size if setup.mesh else 1
+  smallest = sharing_batch(setup)
   least = least_footprint(setup, smallest, seq_len).bytes
   if least > limit:
     return (

@@ -11,6 +11,7 @@ from experiments.trainer.footprint import (
   advise_batch_size,
   check_memory,
   dry_run,
+  least_footprint,
   operations,
   total_operations,
 )
@@ -118,17 +119,20 @@ def test_operations_do_not_overflow(config):
 
 
 @pytest.mark.parametrize(
-  ("cell", "vocabulary_size", "tokens", "rows", "rounds"),
+  ("cell", "vocabulary_size", "tokens", "devices", "rows", "rounds"),
   [
-    (lstm, 9, 24, 9, 0),
-    (lstm, 9, 5, 9, 0),  # a small table is computed for fewer tokens too
-    (lstm, 1025, 24, 24, 0),
-    (slstm, 9, 24, 9, 0),
-    (mogrifier_lstm, 9, 24, 24, 5),  # takes no tokens
+    (lstm, 9, 24, 1, 9, 0),
+    (lstm, 9, 24, 3, 27, 0),  # every device computes the table
+    (lstm, 9, 5, 1, 9, 0),  # a small table is computed for fewer tokens too
+    (lstm, 1025, 24, 1, 24, 0),
+    (lstm, 1025, 2048, 1, 1025, 0),
+    (lstm, 1025, 2048, 2, 2048, 0),  # 1,024 on each device
+    (slstm, 9, 24, 1, 9, 0),
+    (mogrifier_lstm, 9, 24, 1, 24, 5),  # takes no tokens
   ],
 )
 def test_operations_are_six_for_each_weight_and_token(
-  cell, vocabulary_size, tokens, rows, rounds, key
+  cell, vocabulary_size, tokens, devices, rows, rounds, key
 ):
   sizes = {"embedding_size": 3, "hidden_size": 5, "num_layers": 2}
   model = language_model(ModelConfig(cell, **sizes), vocabulary_size)
@@ -136,24 +140,29 @@ def test_operations_are_six_for_each_weight_and_token(
   table = rows * 3 * 20
   each = 5 * 20 + 5 * 20 + 5 * 20  # w_h, then w_x and w_h
   each += rounds * (3 * 5 + 5 * 5) + 5 * vocabulary_size  # and the readout
-  assert operations(params, tokens, cell) == 6 * (table + tokens * each)
+  found = operations(params, tokens, cell, devices)
+  assert found == 6 * (table + tokens * each)
 
 
-@pytest.mark.parametrize("short_seq_prob", [0.0, 0.4])
+@pytest.mark.parametrize(
+  ("short_seq_prob", "devices"), [(0.0, 1), (0.4, 1), (0.0, 3)]
+)
 def test_the_operations_of_a_run_are_those_of_its_batches(
-  short_seq_prob, config
+  short_seq_prob, devices, config
 ):
   setup = make_setup(
     replace(
       config, num_epochs=4, late_batch_size=5, short_seq_prob=short_seq_prob
     )
   )
+  mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+  setup = setup._replace(mesh=mesh if devices > 1 else None)
   params = setup.state_like.params
-  assert total_operations(setup) == sum(
-    operations(params, tokens.size, lstm)
-    for epoch in setup.epochs()
-    for tokens, _ in epoch.batches()
-  )
+  batches = [b for epoch in setup.epochs() for b, _ in epoch.batches()]
+  needed = [operations(params, b.size, lstm, devices) for b in batches]
+  assert total_operations(setup) == sum(needed)
+  seq_len, batch_size = batches[0].shape
+  assert least_footprint(setup, batch_size, seq_len).operations == needed[0]
 
 
 @pytest.mark.exhaustive
