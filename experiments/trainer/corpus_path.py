@@ -118,9 +118,10 @@ def find_corpus(
   """
   corpus = data.corpus
   if corpus in CORPORA and CORPORA[corpus].sha256 == sha256:
-    # A file of that name, which has come since the run started, is not meant.
-    if is_name(corpus) and cached_path(corpus).is_file():
-      return data
+    # A file of that name was made after the run started: it is another text.
+    with suppress(ValueError):  # there is no home directory
+      if is_name(corpus) and cached_path(corpus).is_file():
+        return data
   else:
     own = [directory / KEPT] if corpus == KEPT else []
     for path in (*own, REPOSITORY / corpus, Path(corpus)):

@@ -26,6 +26,7 @@ from experiments.trainer.corpus_path import (
 from experiments.trainer.data import text_sha256
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.history import derive, read_run_history
+from experiments.trainer.named_corpora import CACHE, CORPORA, NamedCorpus
 from experiments.trainer.opening import check_same_run, open_run_dir
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.run_dir import SHA256
@@ -145,13 +146,19 @@ def test_a_directory_named_like_a_corpus_is_a_path(tmp_path, monkeypatch):
 def test_without_a_home_directory_a_corpus_is_found_all_the_same(
   finished, config, tmp_path, monkeypatch
 ):
-  def no_cache():
-    raise ValueError("there is no home directory to keep corpora in")
+  def homeless():
+    raise RuntimeError("Could not determine home directory.")
 
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(corpus_path, "cache_dir", no_cache)
+  monkeypatch.delenv(CACHE, raising=False)
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  monkeypatch.setattr(Path, "home", homeless)
   shutil.move(config.data.corpus, tmp_path / "moved.txt")
   assert derive(read_run_history(finished))
+  sha256 = text_sha256(VERSES)
+  monkeypatch.setitem(CORPORA, "verses", NamedCorpus("", len(VERSES), sha256))
+  data = replace(config, corpus="verses").data
+  assert find_corpus(finished, data, sha256).corpus == "moved.txt"
 
 
 def test_a_corpus_of_the_repository_is_recorded_without_its_directory(
