@@ -103,18 +103,18 @@ def truncate_logs(
   """Remove from the logs what was written after the checkpoint.
 
   A log that is shorter than it was at the checkpoint, as after a power failure,
-  keeps its complete lines.
+  keeps its complete lines. So does one that has grown since then, where the run
+  was resumed and killed before its next checkpoint.
   """
   for name, length in log_bytes(directory).items():
     path, expected = directory / name, lengths.get(name, 0)
-    if length > expected:
-      os.truncate(path, expected)
-    elif length < expected:
+    if length < expected:
       console.print(
         f"{path} has lost {expected - length} bytes", soft_wrap=True
       )
-      if length:
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    if length and length != expected:
+      kept = path.read_bytes()[:expected]
+      os.truncate(path, kept.rfind(b"\n") + 1)
 
 
 def restore(

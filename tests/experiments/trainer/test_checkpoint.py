@@ -23,6 +23,17 @@ def test_a_log_without_a_complete_line_is_empty_and_one_that_is_lost_not_made(
   assert not metrics.exists() and samples.read_text() == ""
 
 
+def test_a_log_that_lost_lines_and_has_grown_since_keeps_complete_lines(
+  tmp_path, console
+):
+  metrics, samples = tmp_path / "metrics.jsonl", tmp_path / "samples.txt"
+  metrics.write_text("one\nthree\n")  # "one\ntwo\n" at the checkpoint
+  samples.write_text("one\ntwo\nthree\n")  # nothing was lost
+  truncate_logs(tmp_path, {metrics.name: 8, samples.name: 8}, console)
+  assert metrics.read_text() == "one\n"
+  assert samples.read_text() == "one\ntwo\n"
+
+
 def test_the_best_checkpoint_is_kept_or_else_the_newest(tmp_path):
   assert describe_kept(tmp_path, 0) == "no checkpoint"
   for step in (9, 20, 30):
