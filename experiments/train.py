@@ -231,7 +231,7 @@ def _report_result(
     console.print(end + reason, soft_wrap=True)
   if not best.step:
     # Killed at its end, and its best checkpoint is damaged.
-    if not stopped_by and logger.val_losses:
+    if not stopped_by:
       reason = "has made its last step and has no best checkpoint"
       raise ValueError(f"{directory} {reason}: --overwrite trains it anew")
     return result

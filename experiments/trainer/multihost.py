@@ -37,9 +37,9 @@ class ProcessConfig:
 
   distributed: bool = option(
     False,
-    "Train with other processes: those of the job under SLURM, Open MPI, "
-    "Kubernetes or on a TPU slice, else those of --coordinator, "
-    "--num_processes and --process_id.",
+    "Train with other processes: those of --coordinator, --num_processes and "
+    "--process_id; without these flags, those of the job under SLURM, Open "
+    "MPI, Kubernetes or on a TPU slice.",
   )
   coordinator: str | None = option(None, "HOST:PORT of process 0.")
   num_processes: int | None = option(
