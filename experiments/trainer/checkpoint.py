@@ -78,8 +78,7 @@ def describe(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 def describe_kept(directory: Path, best: int) -> str:
   """Return which checkpoint an interrupted run keeps.
 
-  It is that of the best step, which may have failed to be written, or else the
-  newest.
+  It is that of the best step, or the newest where that could not be written.
   """
   saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
   step = best if best in saved else max(saved, default=0)

@@ -104,8 +104,8 @@ def find_corpus(
 
   If the file is no longer where the run has read it, or has changed, the text
   is looked for by its hash: in the run directory, in the current directory, in
-  data/ and among the named corpora that were downloaded. So is a named corpus
-  that was not; if it is not found, it is downloaded where it is read.
+  data/ and among the named corpora that were downloaded. A named corpus that is
+  not among those is looked for likewise, or else downloaded when it is read.
 
   Args:
     directory: the run directory.

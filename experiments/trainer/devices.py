@@ -58,8 +58,8 @@ Config = TypeVar("Config", bound=Any)
 def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
   """Start JAX's CPU devices; return the configurations with their meshes.
 
-  Unchanged are those that need one device, have a mesh, or need fewer devices
-  than another one; on a GPU, all are. Call this before JAX starts a device.
+  Those that need one device, have a mesh, or need fewer devices than another
+  are unchanged; on a GPU, all are. Call this before JAX starts a device.
 
   Args:
     configs: of all trainings of this process.

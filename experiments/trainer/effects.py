@@ -32,7 +32,7 @@ class Rule(NamedTuple):
   flag: str
   reason: str
   is_idle: Callable[..., bool]  # (config, *facts) -> whether it has no effect
-  off: Any = 0  # the value that turns it off, of which nothing is said
+  off: Any = 0  # the value that turns it off, which needs no warning
 
 
 RULES = (

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 TITLE, TEXT, SMALL = 11, 10, 9  # font sizes, points
 GAP = 1.15  # between the labels of two lines, in font sizes
-
-
 STEEP = 0.03  # share of a training whose high losses a panel leaves out
 
 

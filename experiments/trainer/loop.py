@@ -32,7 +32,7 @@ class Observer:
     return state
 
   def stops_early(self) -> bool:
-    """Called before each training step that follows an evaluation, and first.
+    """Called first, and after each evaluation but that of the last step.
 
     Returns whether to make no more training steps.
     """

@@ -22,7 +22,7 @@ class Cost(NamedTuple):
 
 
 def load_members(directories: list[Path], checkpoint: str) -> list[Trained]:
-  """Load the models of runs, which must know and leave out the same text.
+  """Load the models of runs that have one corpus, vocabulary and splits.
 
   Raises:
     ValueError: a run is given twice; they differ in their corpus, vocabulary or

@@ -2,7 +2,7 @@
 
 `--corpus=tinyshakespeare` is the text of that name. It is kept in the cache
 directory: $LSTM_JAX_CACHE, else lstm_jax in $XDG_CACHE_HOME, else
-~/.cache/lstm_jax. A file of the same name wins: what is a path stays one. The
+~/.cache/lstm_jax. Where there is a file of that name, it is meant instead. The
 hash is checked whenever a text is used, so that the name always means the same
 text; without a network, a copy that was saved there by hand does as well.
 """

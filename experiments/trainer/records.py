@@ -1,7 +1,6 @@
-"""Configurations as flat records: one JSON value for each flag.
+"""Configurations as flat records, as config.json holds them.
 
-A *record* is a configuration as config.json holds it: one JSON value for each
-flag.
+A *record* has one JSON value for each flag.
 
   >>> from experiments.trainer.config import TrainConfig
   >>> config = replace(TrainConfig(), cell=CELLS["gru"], batch_size=8)

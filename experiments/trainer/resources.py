@@ -93,7 +93,7 @@ class Tracer:
   Args:
     directory: of the trace.
     num_steps: how many steps to trace; fewer, or none, if the run ends before.
-    console: is told if there are none.
+    console: prints a line if there are none.
   """
 
   def __init__(self, directory: Path, num_steps: int, console: Console):

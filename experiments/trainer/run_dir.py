@@ -225,7 +225,7 @@ def _is_leftover(name: str) -> bool:
 def set_aside(directory: Path) -> None:
   """Move a run into `previous`, until its successor has a best checkpoint.
 
-  A run without one does not replace a previous run.
+  A run that has none itself is deleted instead, if `previous` holds a run.
   """
   previous = directory / PREVIOUS
   complete = (previous / CONFIG).exists()
