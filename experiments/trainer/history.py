@@ -103,7 +103,7 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
       or has another number of members than its config.json.
   """
   history = read_run_history(directory)
-  if "num_seeds" not in history.record:
+  if not run_dir.is_sweep(history.record):
     return [history]
   config = run_dir.to_config(directory, history.record, SweepConfig())
   members = make_members(config)

@@ -78,7 +78,7 @@ def _training_seconds(directory: Path) -> float | None:
 
   None for a sweep, a run that is not finished, and a damaged result.json.
   """
-  if "num_seeds" in (run_dir.read_config(directory) or {}):
+  if run_dir.is_sweep(run_dir.read_config(directory) or {}):
     return None  # it has those of all members
   result = run_dir.read_result(directory) or {}
   seconds: Any = result.get("seconds")

@@ -32,6 +32,7 @@ from experiments.trainer.run_dir import (
   TEACHERS,
   check_has_hash,
   check_is_run_or_empty,
+  is_sweep,
   move_back,
   read_config,
   read_record,
@@ -148,11 +149,11 @@ def _resume_or_start(
     return OpenedRun(directory, resuming=False)
   check_has_hash(directory, record, "; --overwrite replaces the run")
   result = read_result(directory)
-  is_sweep = "num_seeds" in record
-  if is_sweep != ("num_seeds" in to_record(config)):
+  if is_sweep(record) != is_sweep(to_record(config)):
+    kind = "a sweep" if is_sweep(record) else "a single run"
     raise ValueError(
-      f"{directory} holds {'a sweep' if is_sweep else 'a single run'}; "
-      "--overwrite replaces it, another --run keeps it"
+      f"{directory} holds {kind}; --overwrite replaces it, another --run keeps "
+      "it"
     )
   changes = _changes(record, config, facts[SHA256])
   if changes.keys() <= {*MAY_CHANGE}:

@@ -105,6 +105,11 @@ def read_result(directory: Path) -> dict[str, Any] | None:
   return (_read_json(path) or {}) if path.exists() else None
 
 
+def is_sweep(record: dict[str, Any]) -> bool:
+  """Return whether config.json is of a sweep: a single run has no num_seeds."""
+  return "num_seeds" in record
+
+
 def check_has_hash(
   directory: Path, record: dict[str, Any], advice: str = ""
 ) -> None:

@@ -133,7 +133,7 @@ def _load(directory: Path, checkpoint: str) -> Trained:
 
 def _check_has_last(directory: Path, record: dict[str, Any]) -> None:
   """Raise ValueError unless a run is finished, and not a sweep."""
-  if "num_seeds" in record:
+  if run_dir.is_sweep(record):
     raise ValueError(
       f"{directory} is a sweep, which keeps the weights of its best member: "
       "the checkpoint must be best, got last"
