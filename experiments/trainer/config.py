@@ -197,7 +197,7 @@ class JobConfig:
     "",
     "How all devices share the training. data:8 splits the batch over 8; "
     "data:4,model:2 splits the batch over all 8 as well, and stores the "
-    "weights in halves. Empty for one device.",
+    "weights in halves. Empty for one device, or those of --devices on a CPU.",
   )
   devices: str = option(
     AUTO,
