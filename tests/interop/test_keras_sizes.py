@@ -4,6 +4,7 @@ import io
 import struct
 import tracemalloc
 import zipfile
+import zlib
 from contextlib import contextmanager
 
 import jax.numpy as jnp
@@ -85,6 +86,46 @@ def test_an_array_is_measured_by_the_file_on_disk(tmp_path):
   message = f"must have at most 1032 times the {size} bytes .* got 36000000$"
   with peak_below(4 * MIB), pytest.raises(ValueError, match=message):
     interop.load(path)
+
+
+def test_a_chunk_is_measured_too(tmp_path):
+  """HDF5 unpacks it whole; a filter that is there twice shrinks it twice."""
+  path, size = tmp_path / "model.weights.h5", 1024
+  path.write_bytes(with_datasets(5))
+  packed = zlib.compress(zlib.compress(bytes(4 * size**2), 9), 9)
+  with h5py.File(path, "a") as file:
+    group = file["layers/lstm/cell/vars"]
+    del group["0"]
+    create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    create.set_chunk((size, size))
+    create.set_deflate(9)
+    create.set_deflate(9)
+    space = h5py.h5s.create_simple((5, 20), (h5py.h5s.UNLIMITED,) * 2)
+    kind = h5py.h5t.IEEE_F32LE
+    data = h5py.h5d.create(group.id, b"0", kind, space, create)
+    data.write_direct_chunk((0, 0), packed)
+  message = f"must have at most 1032 times the {len(packed)} .* got 4194304$"
+  with pytest.raises(ValueError, match=f"^layer lstm: kernel {message}"):
+    interop.load_weights(path)
+
+
+def test_references_to_one_object_are_not_read(tmp_path):
+  path = tmp_path / "model.weights.h5"
+  path.write_bytes(with_datasets(5))
+  kind = h5py.vlen_dtype("float32")
+  with h5py.File(path, "a") as file:
+    group = file["layers/lstm/cell/vars"]
+    one = group.create_dataset("one", (1, 1), kind, chunks=(1, 1))
+    one[0, 0] = np.zeros(MIB // 4, "float32")
+    file.flush()
+    _, reference = one.id.read_direct_chunk((0, 0))
+    del group["0"]
+    many = group.create_dataset("0", (4, 4), kind, chunks=(4, 4))
+    many.id.write_direct_chunk((0, 0), 16 * reference)
+    del group["one"]
+  message = "^layer lstm: kernel must hold floats, got object$"
+  with peak_below(4 * MIB), pytest.raises(ValueError, match=message):
+    interop.load_weights(path)
 
 
 @pytest.mark.parametrize("value", [0, 1.5])
