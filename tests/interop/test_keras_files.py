@@ -172,6 +172,25 @@ def test_links_out_of_the_file_are_not_followed(tmp_path, key):
     interop.load(path)
 
 
+@pytest.mark.parametrize("value", [["a", "b"], [["bfloat16"]], 5])
+@pytest.mark.parametrize(
+  ("place", "name"), [("lstm/vars", "name"), ("lstm/cell/vars/1", "dtype")]
+)
+def test_an_attribute_that_is_no_text_is_refused(
+  place, name, value, tmp_path, key
+):
+  arrays = {"layers/lstm/cell": interop.to_keras(draw(key, "LSTM"))}
+  content = io.BytesIO(hdf5(arrays))
+  with h5py.File(content, "a") as file:
+    file.require_group("layers/lstm/vars")
+    file[f"layers/{place}"].attrs[name] = value
+  path = tmp_path / "model.keras"
+  write(path, model(configured("LSTM", "a")), content.getvalue())
+  message = f"the attribute {name} of /layers/{place} must be one text"
+  with pytest.raises(ValueError, match=f"^layer a: {message}$"):
+    interop.load(path)
+
+
 def test_without_h5py_the_extra_to_install_is_named(example, monkeypatch):
   path, _ = example
   monkeypatch.setitem(sys.modules, "h5py", None)

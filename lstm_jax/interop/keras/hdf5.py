@@ -139,8 +139,8 @@ def check_name(file: Any, group: str, expected: str) -> None:
   Keras 3.15 writes the layer's name as an attribute of the group `vars`.
   """
   if f"{group}/vars" in file:
-    found = _member(file, f"{group}/vars", "Group").attrs.get("name", expected)
-    if found != expected:
+    found = _text(_member(file, f"{group}/vars", "Group"), "name")
+    if found not in (None, expected):
       raise ValueError(f"{group} must be of this layer, got that of {found}")
 
 
@@ -204,9 +204,23 @@ def _values(data: Any) -> np.ndarray:
   Keras marks bfloat16 by an attribute.
   """
   x = np.asarray(data[()])
-  if data.attrs.get("dtype") != "bfloat16":
+  if _text(data, "dtype") != "bfloat16":
     return x.astype(x.dtype.newbyteorder("="), copy=False)
   return x.view(jnp.bfloat16) if x.dtype.kind == "V" else x.astype(jnp.bfloat16)
+
+
+def _text(member: Any, name: str) -> str | None:
+  """Return an attribute of a group or dataset, one text; None if it has none.
+
+  Others are not read: many elements may refer to one large object.
+  """
+  if name not in member.attrs:
+    return None
+  one = member.attrs.get_id(name).shape == ()
+  value = member.attrs[name] if one else None
+  if not isinstance(value, str):
+    raise ValueError(f"the attribute {name} of {member.name} must be one text")
+  return value
 
 
 def _member(group: Any, path: str, kind: str) -> Any:
