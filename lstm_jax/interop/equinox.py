@@ -25,6 +25,7 @@ from lstm_jax.interop.tensors import (
   Array,
   as_array,
   check_fit,
+  check_no_bias,
   check_shape,
 )
 
@@ -100,16 +101,14 @@ def to_equinox(params: Params, *, bias: bool = True) -> Any:
   biases = {"bias": params.b}
   if isinstance(params, gru.GRUParams):
     biases["bias_n"] = params.b_n
-  for name, x in biases.items():
-    field = name.replace("bias", "b")
-    if not bias and isinstance(x, jax.core.Tracer):
-      raise ValueError(f"{field} must not be traced with bias=False")
-    if not bias and x.any():
-      most = abs(x).max()
-      raise ValueError(
-        f"{field} must be 0 with bias=False, got magnitudes of up to {most}"
-      )
-  arrays |= biases if bias else {}
+  if bias:
+    arrays |= biases
+  else:
+    for name, x in biases.items():
+      field = name.replace("bias", "b")
+      if isinstance(x, jax.core.Tracer):
+        raise ValueError(f"{field} must not be traced with bias=False")
+      check_no_bias(field, x)
 
   import equinox as eqx
 

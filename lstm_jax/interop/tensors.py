@@ -123,6 +123,15 @@ def _tensor_as_array(name: str, x: Any) -> np.ndarray:
     raise ValueError(f"{name} cannot be read as an array: {error}") from None
 
 
+def check_no_bias(name: str, x: Any) -> None:
+  """Raise ValueError unless a bias is 0, as in a module with bias=False."""
+  if x.any():
+    largest = np.abs(np.asarray(x, np.float64)).max()
+    raise ValueError(
+      f"{name} must be 0 with bias=False, got magnitudes of up to {largest:g}"
+    )
+
+
 def check_shape(name: str, x: Array, *expected: int | None) -> Array:
   """Return x, after a check of its shape.
 

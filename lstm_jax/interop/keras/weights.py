@@ -55,7 +55,12 @@ from lstm_jax.cells import (
 )
 from lstm_jax.cells.cell import Cell, Params, cell_name
 from lstm_jax.interop.keras.directions import NAMES, SIDES, by_direction
-from lstm_jax.interop.tensors import Array, check_fit, check_shape
+from lstm_jax.interop.tensors import (
+  Array,
+  check_fit,
+  check_no_bias,
+  check_shape,
+)
 from lstm_jax.sequence.bidirectional import Directions
 
 ACTIVATIONS = {
@@ -166,12 +171,10 @@ def to_keras(
     b = np.stack([b, np.pad(b_n, (2 * len(b_n), 0))])
   if isinstance(params, grus):
     w_x, w_h, b = (_exchanged(array) for array in (w_x, w_h, b))
-  if not bias and b.any():
-    largest = np.abs(b.astype(np.float64)).max()
-    raise ValueError(
-      f"b must be 0 with bias=False, got magnitudes of up to {largest:g}"
-    )
-  return [w_x, w_h, b] if bias else [w_x, w_h]
+  if bias:
+    return [w_x, w_h, b]
+  check_no_bias("b", b)
+  return [w_x, w_h]
 
 
 def _activation(name: str, value: str | Activation) -> Activation:

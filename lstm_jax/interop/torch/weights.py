@@ -48,6 +48,7 @@ from lstm_jax.interop.tensors import (
   CELL_OF_PARAMS,
   Array,
   check_fit,
+  check_no_bias,
   check_shape,
   read_source,
 )
@@ -166,11 +167,8 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
   if bias:
     return arrays
   for name, x in arrays.items():
-    if name.startswith("bias") and x.any():
-      largest = np.abs(x.astype(np.float64)).max()
-      raise ValueError(
-        f"{name} must be 0 with bias=False, got magnitudes of up to {largest:g}"
-      )
+    if name.startswith("bias"):
+      check_no_bias(name, x)
   return {k: x for k, x in arrays.items() if not k.startswith("bias")}
 
 
