@@ -119,7 +119,7 @@ def to_linen(params: Params) -> dict[str, Any]:
   Raises:
     ValueError: they are of another cell, or do not fit each other.
   """
-  _check_kind(params)
+  cell = _check_kind(params)
   count = max(params.b.ndim - 1, 0)  # of leading axes
   if len({x.shape[:count] for x in params}) > 1:
     shapes = ", ".join(f"{k} {x.shape}" for k, x in params._asdict().items())
@@ -131,28 +131,18 @@ def to_linen(params: Params) -> dict[str, Any]:
       lambda x: jax.ShapeDtypeStruct(x.shape[count:], x.dtype), params
     )
   )
-
   params = jax.tree.map(jnp.asarray, params)
-
-  def split_gates(gates: str, bias_part: str) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for part, w in (("i", params.w_x), ("h", params.w_h)):
-      kernels = jnp.split(w, len(gates), axis=-1)
-      for gate, kernel in zip(gates, kernels, strict=True):
-        result[part + gate] = {"kernel": kernel}
-    biases = jnp.split(params.b, len(gates), axis=-1)
-    for gate, b in zip(gates, biases, strict=True):
-      result[bias_part + gate]["bias"] = b
-    return result
-
-  if isinstance(params, lstm.LSTMParams):
-    return split_gates("ifgo", "h")
-  if isinstance(params, gru.GRUParams):
-    result = split_gates("rzn", "i")
-    result["hn"]["bias"] = params.b_n
-    return result
-  i = {"kernel": params.w_x, "bias": params.b}
-  return {"i": i, "h": {"kernel": params.w_h}}
+  gates, biased = LAYERS[cell]
+  layers: dict[str, Any] = {}
+  for part, w in (("i", params.w_x), ("h", params.w_h)):
+    kernels = jnp.split(w, len(gates), axis=-1)
+    for gate, kernel in zip(gates, kernels, strict=True):
+      layers[part + gate] = {"kernel": kernel}
+  biases = jnp.split(params.b, len(gates), axis=-1)
+  biases += [params.b_n] if cell is gru else []
+  for name, b in zip(biased, biases, strict=True):
+    layers[name]["bias"] = b
+  return layers
 
 
 def _check_kind(params: Any) -> Cell:
