@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen
 
@@ -151,7 +152,8 @@ def test_the_initial_carry_is_zero_and_as_flax_has_it():
   for cell, name in FLAX.items():
     flax_cell = getattr(linen, name)(H)
     expected = flax_cell.initialize_carry(SEED, (B, H))
-    assert worst(scanned(cell).initialize_carry(B, H), expected) == 0
+    for size in (B, np.int64(B)):
+      assert worst(scanned(cell).initialize_carry(size, H), expected) == 0
   assert scanned(min_gru).initialize_carry((2, B), H).shape == (2, B, H)
 
 

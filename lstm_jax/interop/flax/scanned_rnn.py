@@ -32,6 +32,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen
 
 from lstm_jax.cells import gru, lstm, rnn
@@ -111,8 +112,9 @@ def scanned(cell: Cell) -> Any:
         batch_size: B, or the sizes of several batch axes.
         hidden_size: H.
       """
-      batch = (batch_size,) if isinstance(batch_size, int) else batch_size
-      return _carry(_zero_state(cell, batch, hidden_size))
+      if isinstance(batch_size, int | np.integer):
+        batch_size = (int(batch_size),)
+      return _carry(_zero_state(cell, batch_size, hidden_size))
 
   return ScannedRNN
 
