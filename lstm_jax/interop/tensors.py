@@ -48,9 +48,9 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
     module's nonlinearity, None for a mapping or a module that has none.
 
   Raises:
-    ValueError: the source is neither; a name is not a str; it has layers, and
-      the prefix is that of none; it holds no such name; or a value is not an
-      array of floats.
+    ValueError: the source is neither; a name is not a str; the source has
+      layers, and the prefix is that of none; no name begins with the prefix; or
+      a value is not an array of floats.
   """
   nonlinearity = None
   if not isinstance(source, Mapping):

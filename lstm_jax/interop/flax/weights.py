@@ -26,8 +26,9 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
   """Return our cell and the params equal to a linen cell's weights.
 
   The cell is known by the names in the collection alone: that its gates are
-  sigmoids, and its other activations tanh, is for the caller to know. Without
-  `jax_enable_x64`, float64 becomes float32.
+  sigmoids, that its other activations are tanh, and that a SimpleCell has no
+  residual connection, is for the caller to know. Without `jax_enable_x64`,
+  float64 becomes float32.
 
   Args:
     variables: the "params" collection of an LSTMCell, OptimizedLSTMCell,

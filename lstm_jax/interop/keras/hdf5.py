@@ -114,9 +114,10 @@ def layer_groups(
 
 
 def _is_cell(file: Any, path: str) -> bool:
-  """Tell whether a group is that of a cell, not of a ConvLSTM's with more axes.
+  """Return whether a group has the arrays of a cell, of which 1 is a matrix.
 
-  A link in the place of its array counts as one: `cell_arrays` refuses it.
+  That of a ConvLSTM's cell has more axes. A link in its place, or a group,
+  counts as a matrix: `cell_arrays` refuses it.
   """
   if f"{path}/vars/1" not in file:
     return False
