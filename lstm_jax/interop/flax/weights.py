@@ -185,7 +185,8 @@ def to_nnx(params: Params, module: Any) -> None:
   They are cast to the dtypes of the module's weights.
 
   Args:
-    params: of `lstm`, `gru` or `rnn`.
+    params: of `lstm`, `gru` or `rnn`. The b_n of a `gru` is compared with 0, so
+      it cannot be traced (`jax.jit`).
     module: an nnx cell of the same kind and sizes.
 
   Raises:
