@@ -100,6 +100,8 @@ def as_array(name: str, x: Any) -> Array:
     x = _tensor_as_array(name, x)
   elif not isinstance(x, jax.Array):
     x = np.asarray(x)
+    if not x.dtype.isnative:  # JAX takes the machine's byte order alone
+      x = x.astype(x.dtype.newbyteorder("="))
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f"{name} must hold floats, got {x.dtype}")
   if x.dtype.itemsize > 8:  # such as NumPy's longdouble

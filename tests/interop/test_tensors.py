@@ -13,7 +13,7 @@ from lstm_jax.interop.equinox import from_equinox
 from lstm_jax.interop.haiku import from_haiku, to_haiku
 from lstm_jax.interop.keras import from_keras
 from lstm_jax.interop.torch import from_torch, to_torch
-from tests.draws import D, H
+from tests.draws import D, H, worst
 
 ROWS = 4 * H  # of an LSTM
 B = np.ones(ROWS)
@@ -93,6 +93,13 @@ def test_arrays_of_numpy_are_written_in_one_dtype(write, cells, without, key):
       with jax.enable_x64(enabled):
         arrays = jax.tree.leaves(write(params))
       assert {array.dtype for array in arrays} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("library", ["cudnn", "keras", "torch"])
+def test_arrays_of_the_other_byte_order_are_read(library):
+  read, weights = CALLS[library]
+  swapped = jax.tree.map(lambda x: x.astype(x.dtype.newbyteorder()), weights)
+  assert worst(read(swapped)[-1], read(weights)[-1]) == 0
 
 
 @pytest.mark.skipif(

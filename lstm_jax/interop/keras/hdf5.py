@@ -200,13 +200,10 @@ def cell_arrays(
 
 
 def _values(data: Any) -> np.ndarray:
-  """Return the values of a dataset, in the byte order of the machine.
-
-  Keras marks bfloat16 by an attribute.
-  """
+  """Return the values of a dataset; Keras marks bfloat16 by an attribute."""
   x = np.asarray(data[()])
   if _text(data, "dtype") != "bfloat16":
-    return x.astype(x.dtype.newbyteorder("="), copy=False)
+    return x
   return x.view(jnp.bfloat16) if x.dtype.kind == "V" else x.astype(jnp.bfloat16)
 
 
