@@ -93,13 +93,16 @@ def as_array(name: str, x: Any) -> Array:
     x: a tensor, or an array.
 
   Raises:
-    ValueError: x has no values, is quantised, or holds no floats of at most 64
-      bits.
+    ValueError: x has no values, is quantised, is no array, or holds no floats
+      of at most 64 bits.
   """
   if hasattr(x, "detach"):
     x = _tensor_as_array(name, x)
   elif not isinstance(x, jax.Array):
-    x = np.asarray(x)
+    try:
+      x = np.asarray(x)
+    except ValueError as error:  # such as a list of arrays
+      raise ValueError(f"{name} cannot be read as an array: {error}") from None
     if not x.dtype.isnative:  # JAX takes the machine's byte order alone
       x = x.astype(x.dtype.newbyteorder("="))
   if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -25,6 +25,7 @@ L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
   [
     (3, {}, r"^weights must be what .* get_weights\(\) returns, .* got int$"),
     (np.ones((3, 4, 4)), {}, "^weights must be what .*, got ndarray$"),
+    ([[*L], [*L]], {}, "^kernel cannot be read as an array: setting an array "),
     (L[:1], {}, "^weights must be the 2 or 3 arrays of a layer, .* got 1$"),
     ((*L, *L, L[0]), {}, "^weights must be the .* of a Bidirectional, got 5$"),
     (
