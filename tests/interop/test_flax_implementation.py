@@ -115,7 +115,7 @@ def refuses(text):
 def test_what_would_run_in_flax_is_refused(key):
   xs = inputs(key, WIDE)
   text = "is not possible here: "
-  shape = "the shape of the inputs, of the carry or of seq_lengths needs Flax's"
+  shape = "the shape of the inputs, the carry or seq_lengths needs Flax's"
   narrow = {"param_dtype": WIDE}
   gru = linen_cell("GRUCell", **narrow)
   other, tanh = (
@@ -127,6 +127,7 @@ def test_what_would_run_in_flax_is_refused(key):
     (Linen(tanh), {}, "the cell GRUCell or one of its options needs Flax's"),
     (Linen(gru, unroll=2), {}, "an option of the RNN, or what intercepts its"),
     (Linen(gru), {"seq_lengths": jnp.array([T])}, shape),
+    (Linen(gru), {"seq_lengths": jnp.ones(B)}, shape),  # no integers
     (Linen(gru), {"initial_carry": jnp.zeros((1, H))}, shape),
   ):
     with refuses(f"{text}{cause}"):

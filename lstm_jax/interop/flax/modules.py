@@ -231,7 +231,7 @@ def _check_flax_may_run(module: Any) -> None:
   elif not is_plain_scan(module):
     cause = "an option of the RNN, or what intercepts its methods,"
   else:
-    cause = "the shape of the inputs, of the carry or of seq_lengths"
+    cause = "the shape of the inputs, the carry or seq_lengths"
   raise ValueError(
     f"implementation='mosaic_gpu' is not possible here: {cause} needs Flax's "
     "own RNN"
