@@ -146,6 +146,8 @@ def one_step(
   recur: Callable[..., tuple[StateT, jax.Array, Any]],
   recur_backward: Callable[..., tuple] | None,
   parameter_gradients: Callable[..., tuple[ParamsT, jax.Array | None]] | None,
+  *,
+  checked: tuple[Callable | None, ...] | None = None,
 ) -> tuple[
   Callable[..., tuple[StateT, StepResiduals]],
   Callable[[StepResiduals, StateT], tuple],
@@ -155,6 +157,9 @@ def one_step(
 
   A cell whose last two parts are None has no backward: JAX differentiates its
   `forward`, and `unroll` takes it with `adjoint=Autodiff()`.
+
+  A wrapped cell passes the parts of the cell that it wraps as `checked`: its
+  weights are checked by them (`check_weights`), since they take no extras.
   """
   parts = initial_state, project, recur, recur_backward, parameter_gradients
 
@@ -163,8 +168,8 @@ def one_step(
   ) -> StateT:
     """Return the state, zero if it is None, after a check of the weights."""
     check_params(project, params)
-    if not extras:  # that a wrapped cell has
-      check_weights(parts, params)
+    if checked or not extras:
+      check_weights(checked or parts, params)
     if state is not None:
       return state
     return initial_state(params, x.shape if is_token(x) else x.shape[:-1])

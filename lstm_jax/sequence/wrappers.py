@@ -41,7 +41,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lstm_jax.cells.cell import Cell, Residuals, State, one_step
-from lstm_jax.cells.checks import check_broadcasts, check_same_type
+from lstm_jax.cells.checks import (
+  check_broadcasts,
+  check_same_type,
+  parts_of,
+)
 from lstm_jax.cells.serialization import serializable
 
 
@@ -60,6 +64,7 @@ class Wrapped(NamedTuple):
   takes_tokens: bool
   linear_recurrence: bool
   saves_h: bool  # whether one of its wrappers is `saving_h`
+  innermost: tuple  # the parts of the cell in all wrappers (`checks.PARTS`)
 
 
 @serializable
@@ -222,7 +227,8 @@ def _wrapped(
   if own is None:  # a cell of one's own, without a backward
     backward = gradients = None
   parts = cell.project, recur, backward, gradients
-  steps = one_step(cell.initial_state, *parts)
+  innermost: Any = getattr(cell, "innermost", None) or parts_of(cell)
+  steps = one_step(cell.initial_state, *parts, checked=innermost)
   init: Any = getattr(cell, "init", None)  # which nothing here calls
   return Wrapped(
     init,
@@ -232,6 +238,7 @@ def _wrapped(
     takes_tokens=getattr(cell, "takes_tokens", False),
     linear_recurrence=getattr(cell, "linear_recurrence", False),
     saves_h=getattr(cell, "saves_h", False),
+    innermost=innermost,
   )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from lstm_jax import Autodiff, gru, lstm, peephole_lstm, rnn, unroll
-from lstm_jax.sequence import state_cotangents
+from lstm_jax.sequence import masked, resettable, state_cotangents
 from lstm_jax.testing import plant
 from tests.contract import CELLS
 from tests.draws import B, D, H, T
@@ -73,6 +73,10 @@ def test_weights_are_floats_and_fit_in_a_step_too():
   text = rf"^weights do not fit each other: w_x \[{D}, {4 * H}\], .*, b \[1\]"
   with pytest.raises(ValueError, match=text):
     lstm.step(params._replace(b=params.b[:1]), state, XS[0])
+  wrapped, flag = masked(resettable(lstm)), jnp.ones(B, bool)
+  for before in (state, None):
+    with pytest.raises(ValueError, match=text):
+      wrapped.step(params._replace(b=params.b[:1]), before, XS[0], flag, flag)
   with pytest.raises(
     ValueError, match=r"^params\.w_h must be floats, got int32"
   ):
