@@ -25,7 +25,10 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 def platform() -> str:
   """Return the platform that is traced for: that of `traced_for`, or JAX's."""
-  return _platform.get() or jax.default_backend()
+  config: Any = jax.config
+  device = config.jax_default_device  # or the name of a platform, or None
+  name = getattr(device, "platform", device)
+  return _platform.get() or name or jax.default_backend()
 
 
 def is_cpu() -> bool:
