@@ -10,8 +10,8 @@ The module's source is parsed, the term is scaled, and the result is executed as
 a new module; the cell itself needs no support for this. A gradient check of the
 copy must fail, unless the term is 0 for its inputs.
 
-A cell that a function made of a module's (`MadeCell`) has the terms of that
-module, and its copy is made of the module's copy.
+The terms of a `MadeCell`, such as `rnn.with_activation(RELU)`, are those of its
+module. Its copy is made by the same function of the module's copy.
 
 A *term* is what a backward assigns to a variable whose name begins with d
 (`dc`), or one part of it: a summand or a subtrahend of the whole expression
@@ -120,6 +120,8 @@ def plant(
     if not (isinstance(node, ast.ClassDef) and node.name in types)
   ]
   planted = ModuleType(module.__name__, module.__doc__)
+  # Relative imports need its package, and data beside it may need its path.
+  planted.__spec__, planted.__file__ = module.__spec__, module.__file__
   planted.__dict__.update({name: getattr(module, name) for name in types})
   planted.__dict__["__scale__"] = scale
   code = compile(ast.fix_missing_locations(tree), f"<{term} planted>", "exec")

@@ -156,6 +156,32 @@ def recur_backward(params, gates, residuals, d_state):
   assert plant(module, "da", 3.0).recur_backward(None, 2.0, None, 5.0) == 30
 
 
+def test_a_module_may_import_from_its_package_and_know_its_path(tmp_path):
+  (tmp_path / "a_package").mkdir()
+  source = """
+from . import other
+
+PATH = __file__
+
+
+def recur_backward(params, gates, residuals, d_state):
+  da = other.FACTOR * d_state
+  return da
+"""
+  for name, text in (
+    ("__init__", ""),
+    ("other", "FACTOR = 2"),
+    ("cell", source),
+  ):
+    (tmp_path / "a_package" / f"{name}.py").write_text(text)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("a_package.cell")
+  planted = plant(module, "da", 3.0)
+  assert planted.recur_backward(None, None, None, 5.0) == 30
+  assert planted.PATH == module.PATH
+
+
 def test_what_has_no_source_is_refused():
   wrapped = wrappers.masked(TABLE["lstm"].cell)
   message = "^a cell must be a module or a MadeCell, got Wrapped$"
