@@ -39,10 +39,7 @@ def gate_weights(
   key_x, key_h = jax.random.split(key)
   w_x = input_weights(key_x, input_size, hidden_size, gates, dtype)
   w_h = recurrent_weights(key_h, hidden_size, hidden_size, gates, dtype)
-  b = jnp.zeros((gates, hidden_size), dtype)
-  if forget is not None:
-    b = b.at[forget].set(1)
-  return w_x, w_h, b.reshape(gates * hidden_size)
+  return w_x, w_h, gate_biases(hidden_size, gates, dtype, forget)
 
 
 def input_weights(
@@ -64,6 +61,16 @@ def recurrent_weights(
   """
   draw = jax.nn.initializers.orthogonal()
   return _per_gate(draw, key, (output_size, hidden_size), gates, dtype)
+
+
+def gate_biases(
+  hidden_size: int, gates: int, dtype, forget: int | None = None
+) -> jax.Array:
+  """Return b, [gates·H]: 0, but 1 for the gate `forget`."""
+  b = jnp.zeros((gates, hidden_size), dtype)
+  if forget is not None:
+    b = b.at[forget].set(1)
+  return b.reshape(gates * hidden_size)
 
 
 def check_init(input_size: Any, hidden_size: Any, dtype: Any) -> None:

@@ -42,7 +42,11 @@ from jax.typing import DTypeLike
 from lstm_jax.cells.activations import dsigmoid, sigmoid, softplus
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.initializers import check_init, input_weights
+from lstm_jax.cells.initializers import (
+  check_init,
+  gate_biases,
+  input_weights,
+)
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.rnn import RNNState
 from lstm_jax.cells.serialization import serializable
@@ -139,9 +143,8 @@ def init(
     ValueError: a size is no integer of at least 1, or dtype is not of floats.
   """
   check_init(input_size, hidden_size, dtype)
-  b = jnp.zeros((3, hidden_size), dtype).at[0].set(1)
   w_x = input_weights(key, input_size, hidden_size, 3, dtype)
-  return MinLSTMParams(w_x, b.reshape(3 * hidden_size))
+  return MinLSTMParams(w_x, gate_biases(hidden_size, 3, dtype, forget=0))
 
 
 def initial_state(

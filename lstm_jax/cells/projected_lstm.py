@@ -53,6 +53,7 @@ from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.initializers import (
   check_init,
+  gate_biases,
   input_weights,
   recurrent_weights,
 )
@@ -170,11 +171,10 @@ def init(
     projection_size = (hidden_size + 1) // 2
   check_count("projection_size", projection_size)
   key_x, key_h, key_r = jax.random.split(key, 3)
-  b = jnp.zeros((4, hidden_size), dtype).at[1].set(1)
   return ProjectedLSTMParams(
     w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),
     w_h=recurrent_weights(key_h, projection_size, hidden_size, 4, dtype),
-    b=b.reshape(4 * hidden_size),
+    b=gate_biases(hidden_size, 4, dtype, forget=1),
     w_r=recurrent_weights(key_r, hidden_size, projection_size, 1, dtype),
   )
 

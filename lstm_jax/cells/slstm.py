@@ -66,6 +66,7 @@ from lstm_jax.cells.cell import one_step
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.initializers import (
   check_init,
+  gate_biases,
   input_weights,
   recurrent_weights,
 )
@@ -272,11 +273,10 @@ def init(
   size = hidden_size // num_heads
   keys = jax.random.split(key_h, num_heads)
   heads = [recurrent_weights(k, size, size, 4, dtype) for k in keys]
-  b = jnp.zeros((4, hidden_size), dtype).at[1].set(1)
   return SLSTMParams(
     w_x=input_weights(key_x, input_size, hidden_size, 4, dtype),
     w_h=jnp.stack(heads),
-    b=b.reshape(4 * hidden_size),
+    b=gate_biases(hidden_size, 4, dtype, forget=1),
   )
 
 
