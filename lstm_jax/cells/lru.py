@@ -154,17 +154,14 @@ def init(
   """
   check_init(input_size, hidden_size, dtype)
   key_x, key_nu = jax.random.split(key)
+  b = jnp.zeros((hidden_size,), dtype)
   square = jax.random.uniform(
-    key_nu,
-    (hidden_size,),
-    accumulation_dtype(jnp.dtype(dtype)),
-    1e-6,
-    LARGEST_DECAY**2,
+    key_nu, b.shape, accumulation_dtype(b.dtype), 1e-6, LARGEST_DECAY**2
   )
   nu = jnp.log(-jnp.log(square) / 2)
   return LRUParams(
     w_x=input_weights(key_x, input_size, hidden_size, 1, dtype),
-    b=jnp.zeros((hidden_size,), dtype),
+    b=b,
     nu=nu.astype(dtype),
   )
 

@@ -47,6 +47,14 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
   assert all(not leaf.any() for leaf in row.cell.initial_state(params, (B,)))
 
 
+@ROWS
+def test_the_dtype_may_be_float_which_is_float32_without_x64(row, key):
+  """Without a warning, which is an error in tests."""
+  with jax.enable_x64(False):
+    params = jax.eval_shape(lambda: row.cell.init(key, D, H, float))
+  assert {leaf.dtype for leaf in params} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.exhaustive
 @ROWS
 def test_no_two_blocks_of_the_initial_weights_are_one_draw(row, key):
