@@ -228,8 +228,8 @@ def one_step(
       The state after, with the shapes and dtypes of the one before.
 
     Raises:
-      ValueError: params are of another cell, or the state and x do not fit the
-        weights or each other.
+      ValueError: params are of another cell or do not fit each other, or the
+        state and x do not fit the weights or each other.
       TypeError: `step` is differentiated in forward mode (`jax.jvp`).
     """
     x = jnp.asarray(x)

@@ -62,8 +62,7 @@ def compiled(f: Callable, num_static: int) -> Callable:
   """Return f as one program, which later calls on arrays find compiled.
 
   Outside `jax.jit`, the operations on arrays are compiled one by one, and a
-  loop anew at every call. A function that is compiled itself is not changed:
-  the operations of f are then its own.
+  loop anew at every call. Within a function that is compiled, f is inlined.
 
   Args:
     f: a function of trees of arrays.
