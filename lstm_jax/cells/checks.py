@@ -249,6 +249,20 @@ def check_count(name: str, value: int, least: int = 1) -> None:
     raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
 
 
+def state_shape(batch_shape: Any, size: int) -> tuple[int, ...]:
+  """Return (*batch_shape, size), the shape of a state's part.
+
+  Raises:
+    ValueError: batch_shape is no sequence of sizes.
+  """
+  try:
+    return (*batch_shape, size)
+  except TypeError:
+    raise ValueError(
+      f"batch_shape must be a tuple of sizes, such as (4,), got {batch_shape}"
+    ) from None
+
+
 def time_major_hint(exchanged: bool) -> str:
   """Return what to add to an error message if T and B are exchanged."""
   hint = "; inputs [B, T, D] need time_major=False, and [T, B, D] need True"

@@ -60,6 +60,7 @@ from lstm_jax.cells.affine import (
   total,
 )
 from lstm_jax.cells.cell import Cell, one_step
+from lstm_jax.cells.checks import state_shape
 from lstm_jax.cells.initializers import gate_weights
 from lstm_jax.cells.made import made_cell
 from lstm_jax.cells.platform import computed_once
@@ -208,7 +209,7 @@ def initial_state(
   params: GRUParams, batch_shape: tuple[int, ...] = ()
 ) -> GRUState:
   """Return the zero state, in the weights' dtype."""
-  shape = (*batch_shape, params.w_h.shape[0])
+  shape = state_shape(batch_shape, params.w_h.shape[0])
   return GRUState(jnp.zeros(shape, params.w_h.dtype))
 
 

@@ -43,6 +43,7 @@ from lstm_jax.cells.affine import (
   total,
 )
 from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.checks import state_shape
 from lstm_jax.cells.initializers import check_init, input_weights
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.rnn import RNNState
@@ -170,7 +171,7 @@ def initial_state(
   params: LRUParams, batch_shape: tuple[int, ...] = ()
 ) -> RNNState:
   """Return the zero state, in the weights' dtype."""
-  shape = (*batch_shape, params.b.shape[0])
+  shape = state_shape(batch_shape, params.b.shape[0])
   return RNNState(jnp.zeros(shape, params.b.dtype))
 
 

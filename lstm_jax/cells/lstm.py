@@ -66,6 +66,7 @@ from lstm_jax.cells.affine import (
   select_or_multiply,
 )
 from lstm_jax.cells.cell import Cell, one_step
+from lstm_jax.cells.checks import state_shape
 from lstm_jax.cells.initializers import gate_weights
 from lstm_jax.cells.made import made_cell
 from lstm_jax.cells.platform import computed_once
@@ -248,7 +249,7 @@ def initial_state(
   params: LSTMParams, batch_shape: tuple[int, ...] = ()
 ) -> LSTMState:
   """Return the zero state: h in the weights' dtype, c in float32 or wider."""
-  shape, dtype = (*batch_shape, params.w_h.shape[0]), params.w_h.dtype
+  shape, dtype = state_shape(batch_shape, params.w_h.shape[0]), params.w_h.dtype
   c = jnp.zeros(shape, accumulation_dtype(dtype))
   return LSTMState(jnp.zeros(shape, dtype), c)
 

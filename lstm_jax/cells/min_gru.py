@@ -38,6 +38,7 @@ from jax.typing import DTypeLike
 from lstm_jax.cells.activations import dsigmoid, sigmoid
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.checks import state_shape
 from lstm_jax.cells.initializers import check_init, input_weights
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.rnn import RNNState
@@ -140,7 +141,7 @@ def initial_state(
   params: MinGRUParams, batch_shape: tuple[int, ...] = ()
 ) -> RNNState:
   """Return the zero state, in the weights' dtype."""
-  shape = (*batch_shape, params.b.shape[0] // 2)
+  shape = state_shape(batch_shape, params.b.shape[0] // 2)
   return RNNState(jnp.zeros(shape, params.b.dtype))
 
 

@@ -42,6 +42,7 @@ from jax.typing import DTypeLike
 from lstm_jax.cells.activations import dsigmoid, sigmoid, softplus
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
+from lstm_jax.cells.checks import state_shape
 from lstm_jax.cells.initializers import (
   check_init,
   gate_biases,
@@ -151,7 +152,7 @@ def initial_state(
   params: MinLSTMParams, batch_shape: tuple[int, ...] = ()
 ) -> RNNState:
   """Return the zero state, in the weights' dtype."""
-  shape = (*batch_shape, params.b.shape[0] // 3)
+  shape = state_shape(batch_shape, params.b.shape[0] // 3)
   return RNNState(jnp.zeros(shape, params.b.dtype))
 
 

@@ -50,7 +50,7 @@ from lstm_jax.cells.affine import (
   select_or_multiply,
 )
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.checks import check_count, state_shape
 from lstm_jax.cells.initializers import (
   check_init,
   gate_biases,
@@ -186,8 +186,8 @@ def initial_state(
   hidden, projection = params.w_r.shape
   dtype = params.w_h.dtype
   return LSTMState(
-    jnp.zeros((*batch_shape, projection), dtype),
-    jnp.zeros((*batch_shape, hidden), accumulation_dtype(dtype)),
+    jnp.zeros(state_shape(batch_shape, projection), dtype),
+    jnp.zeros(state_shape(batch_shape, hidden), accumulation_dtype(dtype)),
   )
 
 

@@ -37,6 +37,7 @@ from lstm_jax.cells.affine import (
   select_or_multiply,
 )
 from lstm_jax.cells.cell import Cell, one_step
+from lstm_jax.cells.checks import state_shape
 from lstm_jax.cells.initializers import gate_weights
 from lstm_jax.cells.made import made_cell
 from lstm_jax.cells.platform import computed_once
@@ -147,7 +148,7 @@ def initial_state(
   params: RNNParams, batch_shape: tuple[int, ...] = ()
 ) -> RNNState:
   """Return the zero state, in the weights' dtype."""
-  shape = (*batch_shape, params.w_h.shape[0])
+  shape = state_shape(batch_shape, params.w_h.shape[0])
   return RNNState(jnp.zeros(shape, params.w_h.dtype))
 
 

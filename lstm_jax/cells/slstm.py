@@ -63,7 +63,7 @@ from jax.typing import DTypeLike
 from lstm_jax.cells.activations import dsigmoid, dtanh, sigmoid, softplus, tanh
 from lstm_jax.cells.affine import affine_backward, as_row, select_or_multiply
 from lstm_jax.cells.cell import one_step
-from lstm_jax.cells.checks import check_count
+from lstm_jax.cells.checks import check_count, state_shape
 from lstm_jax.cells.initializers import (
   check_init,
   gate_biases,
@@ -288,7 +288,7 @@ def initial_state(
   Each is an array of its own, so that a state can be donated.
   """
   heads, size, _ = params.w_h.shape
-  shape, dtype = (*batch_shape, heads * size), params.w_h.dtype
+  shape, dtype = state_shape(batch_shape, heads * size), params.w_h.dtype
   wide = accumulation_dtype(dtype)
   c, n, m = (jnp.zeros(shape, wide) for _ in range(3))
   return SLSTMState(jnp.zeros(shape, dtype), c, n, m)

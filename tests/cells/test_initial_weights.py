@@ -55,6 +55,15 @@ def test_the_dtype_may_be_float_which_is_float32_without_x64(row, key):
   assert {leaf.dtype for leaf in params} == {jnp.dtype(jnp.float32)}
 
 
+@ROWS
+def test_the_batch_shape_of_a_state_is_a_tuple(row, key):
+  """Not the batch size, as in Haiku."""
+  params = jax.eval_shape(lambda: row.cell.init(key, D, H))
+  message = rf"^batch_shape must be a tuple of sizes, .* \(4,\), got {B}$"
+  with pytest.raises(ValueError, match=message):
+    row.cell.initial_state(params, B)
+
+
 @pytest.mark.exhaustive
 @ROWS
 def test_no_two_blocks_of_the_initial_weights_are_one_draw(row, key):
