@@ -25,9 +25,8 @@ directory, in evaluation.json (of an ensemble, in ensemble.json of the first),
 beside those of other protocols by the same weights on the same part of the text
 and the same device; any others in the file are replaced. The table has the loss
 per token and per character. The loss per character of a word model includes the
-spelling of unknown words, so that it can be compared with that of a character
-model. In all protocols but cold windows, a word that the text has already
-spelled costs less the next time.
+spelling of unknown words, to be comparable with that of a character model. In
+all but cold windows, a word that the text has spelled before costs less.
 """
 
 import functools
@@ -72,6 +71,7 @@ from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.members import cost, load_members
 from experiments.trainer.trained import BEST, CHECKPOINTS, Trained
+from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.options import check_options, option
 from lstm_jax.language.word_tokenizer import normalize
 
@@ -166,6 +166,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     tokenizer.encode(excerpt.before) if adapts else np.zeros(0, np.int32),
     [tokenizer.encode(text) for text in excerpt.training_texts if mixes],
   )
+  check_tokens(texts.tokens, tokenizer.size)
   fixed = dynamic_eval.FixedSettings(config.rate, config.decay, config.segment)
   if adapts:
     dynamic_eval.check_text_before(len(texts.before), fixed)

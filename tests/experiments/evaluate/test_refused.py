@@ -50,7 +50,7 @@ def test_runs_that_do_not_belong_together_are_refused(
     evaluate.run(replace(options, run=(str(run), f"{run}/")), console)
 
 
-def test_a_mixture_needs_characters(word_config, console):
+def test_a_mixture_needs_characters_and_a_loss_two_words(word_config, console):
   directory = str(explored.write_run(word_config))
   for name in MIXED:
     options = EvaluateConfig((directory,), protocol=(name,), segment=1)
@@ -58,6 +58,10 @@ def test_a_mixture_needs_characters(word_config, console):
       ValueError, match="mixing is for models of characters, got"
     ):
       evaluate.run(options, console)
+  options = replace(options, protocol=("cold",), begin=0.0, end=0.003)
+  with pytest.raises(ValueError, match=r"needs at least 2 tokens, .* got 1$"):
+    evaluate.run(options, console)
+  assert console.file.getvalue() == ""
 
 
 def test_what_cannot_be_evaluated_is_an_error_that_says_why(
