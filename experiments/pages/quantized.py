@@ -9,14 +9,13 @@ so that a weight is rounded by at most s / 2. Biases, peepholes and the gains of
 a layer normalization are few, and stay float32.
 """
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments.trainer.trained import Trained
-from lstm_jax.language import LanguageModel, LanguageParams, language_model
+from lstm_jax.language import LanguageParams
 from lstm_jax.language.evaluate import stateful_loss
 
 MAX_COST = 0.05  # nats per token that rounding may lose
@@ -74,29 +73,19 @@ def dequantize_params(params: LanguageParams) -> LanguageParams:
   return arrays._replace(embedding=arrays.embedding.T)
 
 
-def float32_model(trained: Trained) -> LanguageModel:
-  """Return the model without the bfloat16 products that a run may have."""
-  config = replace(
-    trained.config.model, compute_dtype=None, implementation=None
-  )
-  return language_model(config, trained.tokenizer.size)
-
-
 def measure_cost(
   trained: Trained, params: LanguageParams, tokens: np.ndarray
 ) -> Cost:
   """Return what rounding costs on a text, in one pass that carries the state.
 
-  The loss before is computed as in training, where products may be bfloat16;
-  the loss after with float32 products, as in a page.
-
   Args:
-    trained: the model.
+    trained: the model, whose products are float32 even if those of its training
+      were bfloat16.
     params: its weights after rounding, from `dequantize_params`.
     tokens: the text, int32 [N], N ≥ 2.
   """
   before = stateful_loss(trained.model, trained.params, tokens)
-  after = stateful_loss(float32_model(trained), params, tokens)
+  after = stateful_loss(trained.model, params, tokens)
   return Cost(before, after, len(tokens))
 
 
