@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.analysis.features import FEATURES, measure, scores, varies
-from experiments.analysis.states import meaning, signals, trace_layers
+from experiments.analysis.states import meaning, trace_layers
 from experiments.pages.packed_model import (
   describe_cost,
   num_weights,
@@ -99,9 +99,8 @@ def score_units(
   layers = []
   for number, trace in enumerate(traces):
     states = []
-    for name in trace.states._fields:
-      signal = np.asarray(signals(cell, trace)[name]).T
-      levels, largest = quantize_signed(signal)
+    for name, state in trace.states._asdict().items():
+      levels, largest = quantize_signed(np.asarray(state).T)
       states.append(
         {
           "name": name,

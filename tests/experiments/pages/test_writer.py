@@ -46,7 +46,6 @@ def test_the_unit_that_follows_a_feature_best_is_found_in_any_layer(
   State = namedtuple("State", "h c")
   traces = [SimpleNamespace(states=State(h[k], c[k])) for k in (0, 1)]
   monkeypatch.setattr(writer, "trace_layers", lambda *_: (traces, None))
-  monkeypatch.setattr(writer, "signals", lambda _, t: t.states._asdict())
   layers, follows = writer.score_units(lstm, None, None, pieces)
   keys = "feature", "measure", "layer", "signal", "unit"
   assert [tuple(best[key] for key in keys) for best in follows] == [
