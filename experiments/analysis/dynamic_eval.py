@@ -69,8 +69,8 @@ def check_text_before(num_tokens: int, fixed: FixedSettings) -> None:
   if num_tokens < needed:
     raise ValueError(
       "dynamic evaluation estimates the gradient's scale on the text before "
-      f"--begin: it needs at least {needed:,} tokens, got {num_tokens:,}; "
-      "--protocol=cold --protocol=stateful need none"
+      f"the evaluated part (--begin): it needs at least {needed:,} tokens, got "
+      f"{num_tokens:,}; --protocol=cold --protocol=stateful need none"
     )
 
 

@@ -32,9 +32,9 @@ from lstm_jax.language import Tokenizer
 
 WEIGHTS = 0.5, 0.4, 0.1  # of the language model and of the n-gram models
 RATE = 5e-4  # η
-# Of each model. An n-gram model takes 8 bytes for each, and up to 54, 3.6 GB in
-# all, while it counts (measured with random characters; other texts have fewer
-# contexts).
+# Probabilities that a model may predict: of every distinct character at every
+# place. For each an n-gram model takes 8 bytes, and up to 54 while it counts,
+# 3.6 GB (measured with random characters; other texts have fewer contexts).
 MAX_PROBABILITIES = 2**26
 
 

@@ -43,15 +43,11 @@ class Member(NamedTuple):
 
 
 class Texts(NamedTuple):
-  """The text to evaluate on, and what is known of other text.
+  """The text to evaluate on, and the other texts that the protocols read."""
 
-  `training` are pieces of the training text, which the n-grams count; none of
-  it is in `tokens`.
-  """
-
-  tokens: np.ndarray  # int32 [N]
+  tokens: np.ndarray  # the text to evaluate on, int32 [N]
   before: np.ndarray  # the text before it, which settings are chosen on, [M]
-  training: list[np.ndarray]
+  training: list[np.ndarray]  # training text without it, which n-grams count
 
 
 class Settings(NamedTuple):
