@@ -144,12 +144,10 @@ def run(
   beam: int,
   interactive: bool,
 ) -> list[Iterable[str]]:
-  """Return samples of the best model of a run directory.
+  """Return samples of the best model of a run directory, drawn by the flags.
 
-  The other arguments are the flags.
-
-  Each is an iterable of the parts of a text, which begins with the prompt if
-  one is given. A single sample is drawn as its parts are iterated. An
+  A sample is an iterable of the parts of a text, which begins with the prompt
+  if one is given. A single sample is drawn as its parts are iterated. An
   interactive one begins after the prompt, and reads a line of standard input
   whenever its answer to the one before is complete.
 

@@ -134,8 +134,8 @@ class Model {
     return { all, layers };
   }
 
-  // Reads a token: writes the state after it over the state, and each layer's
-  // gates into an array of theirs if there are such arrays.
+  // Reads a token: writes the state after it over the state, and the gates of
+  // layer k into gates[k], if that argument is given.
   step(state, token, gates) {
     this.layers.forEach((p, k) => {
       const ax = k === 0 ? this.projectToken(token)

@@ -89,8 +89,8 @@ def score_units(
     pieces: the text of each token, [N].
 
   Returns:
-    (layers, follows): of each layer, its states with each unit's largest value;
-    and of each feature that varies in the text, its best unit.
+    (layers, follows): of each layer, its states with each unit's largest
+    magnitude; and of each feature that varies in the text, its best unit.
   """
   traces, _ = trace_layers(cell, params, tokens)
   values = {f.name: f.of_pieces(pieces) for f in FEATURES}
