@@ -263,13 +263,14 @@ function showNext() {
 }
 
 function showPath() {
+  const [one, other] = paths.map((p) => p.name);
   $("reach").textContent = cursor + 1 < pieces.length
     ? `The norm of the gradient of log p(‘${nameOf(cursor + 1)}’), the `
       + `next ${data.unit} of the text, with respect to this layer's state `
       + `after each earlier ${data.unit}`
       + (paths.length > 2 ? ": of each array with the others held fixed."
-        : paths.length > 1 ? ": of h with c held fixed, and of c with h held "
-        + "fixed." : ".")
+        : paths.length > 1 ? `: of ${one} with ${other} held fixed, and of `
+        + `${other} with ${one} held fixed.` : ".")
     : "The text ends here: move the cursor back to see a gradient.";
   const steps = TABLE_STEPS.filter((k) => k < data.window && k <= cursor);
   $("norms").replaceChildren(...steps.map((back) => {

@@ -104,7 +104,9 @@ def test_clicks_and_keys_show_what_the_library_computes(
         assert (shown, name, back) == ("–", "c", "0")
       else:  # shown with two digits
         assert abs(float(shown.replace("−", "-")) / norm - 1) < 0.051
-  assert "log p(‘" in text_of(opened, "reach")
+  reach = text_of(opened, "reach")
+  assert "log p(‘" in reach
+  assert reach.endswith(": of h with c held fixed, and of c with h held fixed.")
 
 
 def test_the_keyboard_reaches_everything(opened, explored_page, explored_run):
