@@ -84,9 +84,8 @@ function drawPins() {
   const line = lineOf[cursor], width = textBox.clientWidth;
   pins.forEach(({ levels, signal, unit }, k) => {
     const item = $("pins").children[k], canvas = item.lastElementChild;
-    const q = levels[cursor];
-    item.querySelector("span").textContent = round(signal.signed
-      ? (q - 128) / 127 * signal.scale[unit] : q / 255);
+    item.querySelector("span").textContent =
+      round(valueOfLevel(signal, unit, levels[cursor]));
     resize(canvas, width, CELL + 4);
     const context = clear(canvas);
     for (let t = starts[line]; t < endOf(line); t++) {

@@ -1,6 +1,6 @@
 "use strict";
-// The report: the chart and its controls, the tables and the samples. The chart's
-// parts are drawn by curves.js; $ and unpackHeader are of head.html.
+// The report: the chart and its controls, and the samples. curves.js draws the
+// parts of the chart, and tables.js makes tables; head.html has what all share.
 const AXES = ["training steps", "epochs", "seconds"];
 // What a chart may show: its curves, each a name in the data and a kind of line.
 // Training lines are thin and can be smoothed, the others are thick.
@@ -18,36 +18,6 @@ let positions = [], cursor = 0;  // x of all points shown, sorted; index of the 
 
 const fixed = (v) => v === undefined || v === null ? "–"
   : v !== 0 && Math.abs(v) < 0.01 ? v.toExponential(2) : v.toFixed(4);
-
-function make(tag, text, attributes = {}) {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  for (const [name, v] of Object.entries(attributes)) {
-    element.setAttribute(name, v);
-  }
-  return element;
-}
-
-function headRow(names) {
-  const row = document.createElement("tr");
-  row.append(...names.map((name) => make("th", name, { scope: "col" })));
-  return row;
-}
-
-// Each cell has the name of its column, which the style shows on narrow screens.
-function bodyRow(cells, columns) {
-  const row = document.createElement("tr");
-  cells.forEach((cell, k) => row.append(k
-    ? make("td", cell, { "data-column": columns[k] })
-    : make("th", cell, { scope: "row" })));
-  return row;
-}
-
-function fillTable(id, table) {
-  const [head, body] = $(id).children;
-  head.replaceChildren(headRow(table.head));
-  body.replaceChildren(...table.rows.map((row) => bodyRow(row, table.head)));
-}
 
 // --- The curves ---
 

@@ -76,7 +76,7 @@ def test_the_page_holds_no_part_of_the_text_unpacked(explored_page):
   assert (
     scripts
     == html.count("</script")
-    == len(PageData(explored_page).scripts) + 11  # head, and ten of the page
+    == len(PageData(explored_page).scripts) + 13  # head, and twelve of the page
   )
   assert not re.search(r"https?:|\bsrc=|@import|url\(", html)
 

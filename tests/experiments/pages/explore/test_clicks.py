@@ -167,5 +167,5 @@ def test_a_script_in_the_text_is_shown_and_never_runs(opened, explored_run):
   opened.press(*["right"] * 8)
   assert "‘d’" in text_of(opened, "status")
   running = "return document.querySelectorAll('script:not([type])').length"
-  assert opened.run(running) == 11  # the page's ten, and the shared head's
+  assert opened.run(running) == 13  # the page's twelve, and the shared head's
   assert opened.run("return document.title") == "Cell explorer"

@@ -125,7 +125,7 @@ def test_a_script_in_a_file_is_shown_and_never_runs(opened, page):
   assert HOSTILE in text_of(opened, "differences")
   assert opened.run("return document.title") == "Training runs"
   running = "return document.querySelectorAll('script:not([type])').length"
-  assert opened.run(running) == 3  # the page's two, and the shared head's
+  assert opened.run(running) == 4  # the page's three, and the shared head's
   assert opened.run("return document.querySelectorAll('main b').length") == 0
 
 

@@ -1,0 +1,80 @@
+"use strict";
+// The colors of the explorer, and where each token of its text stands.
+
+// --- Colors ---
+
+function makeColors() {
+  [ink, soft, border, accent, purple] =
+    ["ink", "soft", "line", "accent", "open"]
+      .map((name) => `rgb(${channels(name)})`);
+  const [page, negative, positive, gate] =
+    ["page", "negative", "positive", "open"].map(channels);
+  palettes = { true: [], false: [] };
+  for (let q = 0; q < 256; q++) {
+    const x = Math.max(-1, (q - 128) / 127);
+    palettes.true.push(shade(page, x < 0 ? negative : positive, Math.abs(x)));
+    palettes.false.push(shade(page, gate, q / 255));
+  }
+}
+
+// --- Layout: a line ends at a newline, or at the last blank that fits ---
+
+function layOut() {
+  const context = textCanvas.getContext("2d");
+  context.font = FONT;
+  charWidth = context.measureText("M").width;
+  columns = Math.max(8, Math.floor((textBox.clientWidth - 8) / charWidth));
+  widths = pieces.map((piece) => piece.startsWith("\n") ? 1
+    : Math.min(columns, Array.from(piece).length));
+  starts = [0];
+  columnOf = new Uint16Array(pieces.length);
+  let column = 0, blank = 0;
+  pieces.forEach((piece, t) => {
+    const start = starts[starts.length - 1];
+    if (piece.length > 1 && piece[0] === " ") blank = t;
+    if (column + widths[t] > columns && t > start) {
+      const from = blank > start ? blank : t;
+      const shift = from < t ? columnOf[from] : column;
+      for (let k = from; k < t; k++) columnOf[k] -= shift;
+      column -= shift;
+      starts.push(from);
+    }
+    columnOf[t] = column;
+    column += widths[t];
+    if (piece === " ") blank = t + 1;
+    if (piece[0] === "\n" && t + 1 < pieces.length) {
+      starts.push(t + 1);
+      column = Math.min(piece.length - 1, columns - 8);  // indentation
+    }
+  });
+  lineOf = new Uint32Array(pieces.length);
+  starts.forEach((start, line) => lineOf.fill(line, start));
+  const below = starts.length * LINE + 8 - textBox.clientHeight;
+  spacer.style.height = `${Math.max(0, below)}px`;
+  resize(textCanvas, textBox.clientWidth, textBox.clientHeight);
+}
+
+function endOf(line) {
+  return line + 1 < starts.length ? starts[line + 1] : pieces.length;
+}
+
+function tokenAt(line, column) {
+  let t = starts[line];
+  while (t + 1 < endOf(line) && columnOf[t + 1] <= column) t++;
+  return t;
+}
+
+function resize(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.height = `${height}px`;
+  canvas.style.width = `${width}px`;
+}
+
+function clear(canvas) {
+  const context = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  return context;
+}
