@@ -12,8 +12,8 @@ stateful pass.
 --change=seed=1 shows what the seed alone does. The results are kept in
 ablations.json: a change that is in it is not trained again, and one that was
 interrupted is resumed. A change that diverges is marked. --overwrite trains all
-of them again, and every change in the record must then be named; if it is
-interrupted, the next call without --overwrite resumes it.
+of them again, and every change in the record must then be named. If it is
+interrupted, the command that it prints resumes it, without --overwrite.
 """
 
 import shlex
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from experiments import train
-from experiments.cli import SIGNALLED, launch, make_console
+from experiments.cli import exit_status, launch, make_console
 from experiments.comparison.ablations import (
   BASE,
   RECORD,
@@ -147,7 +147,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     name = SPLITS[split]
     console.print(f"cold, stateful: nats per token of the {name} split")
     console.print(f"saved in {shlex.quote(str(path))}", soft_wrap=True)
-  return Result(rows, stopped_by)
+  is_done = all(map(results.has, configs))
+  return Result(rows, None if is_done else stopped_by)
 
 
 def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
@@ -281,9 +282,11 @@ def _recipe(config: TrainConfig) -> dict[str, Any]:
 
 def main() -> int:
   """Read the flags and run."""
-  config = config_from_flags(TrainConfig(), FLAGS)
-  result = run(config, CHANGES.value, make_console())
-  return SIGNALLED + result.stopped_by if result.stopped_by else 0
+  config, console = config_from_flags(TrainConfig(), FLAGS), make_console()
+  stopped_by = run(config, CHANGES.value, console).stopped_by
+  return exit_status(
+    "ablate", config, Path(config.job.run), stopped_by, console
+  )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import gc
 import json
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -182,3 +184,39 @@ def test_a_signal_ends_the_runs_and_the_next_call_resumes_them(
   assert stopped_by is None
   assert [row["change"] for row in rows] == ["base", *changes]
   assert "resumed     after step" in console.file.getvalue()
+
+
+def test_a_signal_after_the_last_run_stops_nothing(
+  config, console, monkeypatch
+):
+  def run(single, console):
+    directory = Path(single.job.run)
+    directory.mkdir(parents=True)
+    return train.Result(directory, 47, 1.5, 3.0, signalled=signal.SIGTERM)
+
+  monkeypatch.setattr(train, "run", run)
+  monkeypatch.setattr(ablate, "_measure", lambda result: ROW)
+  assert ablate.run(config, ["seed=1"], console).stopped_by == signal.SIGTERM
+  rows, stopped_by = ablate.run(config, ["seed=1"], console)
+  assert [row["change"] for row in rows] == ["base", "seed=1"]
+  assert stopped_by is None
+
+
+def test_the_command_is_printed_that_resumes_a_stopped_overwrite(
+  config, monkeypatch, capsys
+):
+  stopped = ablate.Result([], signal.SIGTERM)
+  changes = SimpleNamespace(value=["seed=1"])
+  config = replace(config, overwrite=True)
+  for name, value in (
+    ("FLAGS", None),
+    ("CHANGES", changes),
+    ("config_from_flags", lambda *given: config),
+    ("run", lambda *given: stopped),
+  ):
+    monkeypatch.setattr(ablate, name, value, raising=False)
+  arguments = [f"--run={config.job.run}", "--overwrite", "--change=seed=1"]
+  monkeypatch.setattr(sys, "argv", ["ablate", *arguments])
+  assert ablate.main() == 128 + signal.SIGTERM
+  command = " ".join([*arguments, "--nooverwrite"])
+  assert capsys.readouterr().out.endswith(f"experiments.ablate {command}\n")
