@@ -4,10 +4,10 @@ r"""Print what the devices of a mesh communicate in one training step.
     python -m experiments.collectives --mesh=data:8
 
 compiles the training step of the flags, which are those of `experiments.train`,
-for the devices of the mesh, and reads the compiled program; it trains nothing.
-The devices may be simulated ones, as above; for GPUs, XLA may choose other
-collectives than for CPUs. A collective in a loop is counted once, however often
-the loop runs.
+for the devices that share it, by --mesh or --devices, and reads the compiled
+program; it trains nothing. The devices may be simulated ones, as above; for
+GPUs, XLA may choose other collectives than for CPUs. A collective in a loop is
+counted once, however often the loop runs.
 """
 
 from collections import Counter
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from experiments.cli import launch, make_console
 from experiments.trainer.config import TrainConfig
+from experiments.trainer.devices import share_batches
 from experiments.trainer.flags import config_from_flags, define_flags
 from experiments.trainer.footprint import lower_train_step
 from experiments.trainer.resources import num_bytes
@@ -74,7 +75,8 @@ def _table(collectives: list[Collective]) -> Table:
 
 def main() -> None:
   """Read the flags and run."""
-  run(config_from_flags(TrainConfig(), FLAGS), make_console())
+  (config,) = share_batches([config_from_flags(TrainConfig(), FLAGS)])
+  run(config, make_console())
 
 
 if __name__ == "__main__":

@@ -71,6 +71,21 @@ def test_one_device_communicates_nothing(finished_config, config, console):
     collectives.run(config, console)
 
 
+def test_the_devices_of_a_training_communicate_without_a_mesh_too(
+  config, monkeypatch
+):
+  compiled = []
+  for name, value in (
+    ("FLAGS", None),
+    ("config_from_flags", lambda *given: replace(config, devices="3")),
+    ("share_batches", lambda configs: [replace(*configs, mesh="data:3")]),
+    ("run", lambda config, console: compiled.append(config.job.mesh)),
+  ):
+    monkeypatch.setattr(collectives, name, value, raising=name != "FLAGS")
+  collectives.main()
+  assert compiled == ["data:3"]
+
+
 def test_collectives_of_one_kind_are_a_row_by_whether_they_are_in_a_loop(
   console,
 ):
