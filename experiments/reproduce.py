@@ -71,11 +71,16 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
 
   Raises:
     ValueError: the corpus is not to be had, or a directory holds another run,
-      or one without its seconds of training.
+      or one without its seconds of training; or --run is that of a run.
     Diverged: a loss is NaN or infinite.
   """
   jobs = plan(row, config)
-  path = jobs[0].directory.parent / RECORD
+  base = jobs[0].directory.parent
+  if run_dir.read_config(base) is not None:
+    raise ValueError(
+      f"--run must hold the runs of all seeds, got {base}, which is a run"
+    )
+  path = base / RECORD
   done = _read_done(path, row)
   together = _read_together(path, row, jobs)
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]

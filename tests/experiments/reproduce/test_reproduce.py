@@ -160,6 +160,15 @@ def test_a_run_of_another_recipe_is_refused(trained, console):
     reproduce.run(other, trained, console)
 
 
+def test_the_directory_of_a_run_is_not_that_of_the_runs(
+  trained, console, monkeypatch
+):
+  forbid(monkeypatch, train)
+  run = f"{trained.run}/seed0"
+  with pytest.raises(ValueError, match=f"all seeds, got {run}, which is a run"):
+    reproduce.run(ROW, replace(trained, run=run), console)
+
+
 def test_a_run_on_an_earlier_text_is_refused(trained, config, console):
   corpus = Path(config.data.corpus)
   corpus.write_text(corpus.read_text() + "more")
