@@ -111,7 +111,8 @@ class Regularizers:
 
     Args:
       key: a typed PRNG key.
-      states: the layers' states, each array [..., H].
+      states: the layers' states, each array [*B, ...] with the batch axes of
+        h [*B, H].
       zero: their zero states, of the same shapes.
 
     Raises:
@@ -121,11 +122,14 @@ class Regularizers:
     found, expected = (jax.tree.map(jnp.shape, s) for s in (states, zero))
     if found != expected:
       raise ValueError(f"states must have the shapes {expected}, got {found}")
-    batch_shape = jax.tree.leaves(zero)[0].shape[:-1]
+    batch_shape = zero[0].h.shape[:-1]
     is_reset = jax.random.bernoulli(key, self.state_reset, batch_shape)
-    return jax.tree.map(
-      lambda s, z: jnp.where(is_reset[..., None], z, s), states, zero
-    )
+
+    def choose(s: jax.Array, z: jax.Array) -> jax.Array:
+      further = range(len(batch_shape), s.ndim)
+      return jnp.where(jnp.expand_dims(is_reset, further), z, s)
+
+    return jax.tree.map(choose, states, zero)
 
   def drop_weights(self, key: jax.Array, params: Any) -> Any:
     """Apply token_dropout and weight_drop to a language model's params."""

@@ -216,11 +216,24 @@ def take_step(
 
 
 def zero_carry(carry: Any, batch_size: int) -> Any:
-  """Return the zero state for a batch size, shaped like carry [..., B, H]."""
-  return jax.tree.map(
-    lambda c: jnp.zeros((*c.shape[:-2], batch_size, c.shape[-1]), c.dtype),
-    carry,
-  )
+  """Return the zero state for a batch size, shaped like another.
+
+  Args:
+    carry: the layers' states, whose h is [..., B, H]; the other arrays of a
+      state have the same axes up to B, and any after it.
+    batch_size: takes the place of B.
+  """
+
+  def zeros(state: Any) -> Any:
+    axis = state.h.ndim - 2
+    return jax.tree.map(
+      lambda c: jnp.zeros(
+        (*c.shape[:axis], batch_size, *c.shape[axis + 1 :]), c.dtype
+      ),
+      state,
+    )
+
+  return tuple(map(zeros, carry))
 
 
 def eval_params(state: TrainState) -> LanguageParams:
