@@ -33,6 +33,7 @@ from lstm_jax.language.evaluate import (
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
+from lstm_jax.language.tokens import check_range
 
 EPSILON = 1e-3  # ε, relative to the mean of r
 MAX_NATS = 1e4  # at this loss of one token, dynamic evaluation has diverged
@@ -144,7 +145,11 @@ def gradient_scale(
     model: the language model.
     params: its weights.
     epoch: the batches of the training text.
+
+  Raises:
+    ValueError: tokens are not all integers in [0, V).
   """
+  check_range("tokens", epoch.tokens, len(params.bias))
   state = model.initial_state(epoch.tokens.shape[1:])
   squares = upcast(jax.tree.map(jnp.zeros_like, params))
   lengths = np.diff(epoch.cuts)

@@ -148,10 +148,11 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
     ):
       cold_nats(MODEL, params, TOKENS, window)
   batches = make_batches(TOKENS + 1, 2, 5)  # some are V
-  with pytest.raises(
-    ValueError, match=r"^tokens must be integers in \[0, 7\), got int32 from 1 "
-  ):
+  message = r"^tokens must be integers in \[0, 7\), got int32 from 1 "
+  with pytest.raises(ValueError, match=message):
     next(batch_log_probs(MODEL, params, batches))
+  with pytest.raises(ValueError, match=message):
+    gradient_scale(MODEL, params, batches)
   for wrong in ({"rate": -1.0}, {"decay": 2.0}, {"segment": 0}):
     with pytest.raises(ValueError, match="segment must be ≥ 1, rate ≥ 0"):
       dynamic_nats(MODEL, params, TOKENS, scale, CONFIG._replace(**wrong))
