@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.language.batching import Batches
 from lstm_jax.language.evaluate import (
@@ -75,7 +76,8 @@ def dynamic_nats(
 
   Raises:
     ValueError: tokens are not [N] with N ≥ 2, or not all integers in [0, V); or
-      a number is out of its range.
+      the segment is not an integer ≥ 1, the rate negative or the decay not in
+      [0, 1].
     Divergence: the loss of a token reaches 10,000 nats or is not finite.
   """
   nats = _scan(model, params, tokens, scale, config, full=False)
@@ -105,10 +107,10 @@ def _scan(model, params, tokens, scale, config, full):
   check_tokens(tokens, len(params.bias))
   tokens = np.asarray(tokens, np.int32)
   size, rate, decay = config.segment, config.rate, config.decay
-  if size < 1 or not rate >= 0 or not 0 <= decay <= 1:
+  check_count("segment", size)
+  if not rate >= 0 or not 0 <= decay <= 1:
     raise ValueError(
-      "segment must be ≥ 1, rate ≥ 0 and decay in [0, 1], "
-      f"got {size}, {rate} and {decay}"
+      f"rate must be ≥ 0 and decay in [0, 1], got {rate} and {decay}"
     )
   segments = cut_windows(tokens, size)[..., None]  # [n, S + 1, 1]
   numbers = float(rate), float(decay)

@@ -153,8 +153,16 @@ def test_an_argument_out_of_range_is_named_in_the_error(params, scale):
     next(batch_log_probs(MODEL, params, batches))
   with pytest.raises(ValueError, match=message):
     gradient_scale(MODEL, params, batches)
-  for wrong in ({"rate": -1.0}, {"decay": 2.0}, {"segment": 0}):
-    with pytest.raises(ValueError, match="segment must be ≥ 1, rate ≥ 0"):
+  for wrong, message in (
+    ({"rate": -1.0}, r"^rate must be ≥ 0 and decay in \[0, 1\], got -1.0 and "),
+    (
+      {"decay": 2.0},
+      r"^rate must be ≥ 0 and decay in \[0, 1\], got .* and 2.0$",
+    ),
+    ({"segment": 0}, "^segment must be an integer ≥ 1, got 0$"),
+    ({"segment": 2.0}, "^segment must be an integer ≥ 1, got 2.0$"),
+  ):
+    with pytest.raises(ValueError, match=message):
       dynamic_nats(MODEL, params, TOKENS, scale, CONFIG._replace(**wrong))
   # After the first segment, which predicts the tokens 2 to 5.
   with pytest.raises(Divergence, match="at token 6 of 53: try a rate below 1e"):
