@@ -89,8 +89,10 @@ class LanguageModel(NamedTuple):
       backpropagation through time.
     training_loss: (params, state, tokens, targets, key) -> (training loss,
       (mean nats per token, state)). The training loss is the mean nats per
-      token under dropout, plus the penalties of the model's `Regularizers`. The
-      key may be None if the model has none, or else is an error.
+      token under dropout, plus the penalties of the model's `Regularizers`. A
+      model without `Regularizers` needs no key; with them, None is an error.
+
+  The three functions that take a state take None for the zero state.
   """
 
   init: Callable[[jax.Array], LanguageParams]
@@ -243,7 +245,9 @@ def _language_model(
     if key is None:
       raise ValueError("a model with regularizers needs a key, got None")
     key_weights, key_stack, key_outputs, key_reset = jax.random.split(key, 4)
-    if regularizers.state_reset:
+    if state is None:
+      state = initial_state(jnp.shape(tokens)[1:])
+    elif regularizers.state_reset:
       zero = initial_state(jnp.shape(tokens)[1:])
       state = regularizers.reset_states(key_reset, state, zero)
     readout = readout_weights(params)  # before token_dropout drops rows of W_e

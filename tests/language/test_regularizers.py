@@ -75,12 +75,20 @@ def test_the_state_before_a_reset_has_no_gradient(key):
     assert not leaf[is_reset].any() and leaf[~is_reset].all()
 
 
-@pytest.mark.parametrize("batch_shape", [(), (1,), (B + 1,), None])
+@pytest.mark.parametrize("state_reset", [0.0, 0.5])
+def test_none_is_the_zero_state(state_reset, key):
+  model, params, _, *batch = make(key, Regularizers(state_reset=state_reset))
+  zero = model.initial_state((B,))
+  found, expected = (
+    model.training_loss(params, state, *batch, key) for state in (None, zero)
+  )
+  assert worst(found, expected) == 0
+
+
+@pytest.mark.parametrize("batch_shape", [(), (1,), (B + 1,)])
 def test_a_state_of_another_batch_is_refused(batch_shape, key):
   model, params, _, *batch = make(key, Regularizers(state_reset=0.5), gru)
-  state = (
-    batch_shape if batch_shape is None else model.initial_state(batch_shape)
-  )
+  state = model.initial_state(batch_shape)
   message = (
     rf"^states must have the shapes \(GRUState\(h=\({B}, {H}\)\), .*, got "
   )
