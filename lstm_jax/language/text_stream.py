@@ -64,7 +64,7 @@ class TextStream:
     tokenizer: Tokenizer,
     rules: DrawingRules,
   ):
-    self._rules = checked_rules(rules, tokenizer.size)
+    self._rules = checked_rules(rules, len(params.bias))
     self._model, self._params, self._tokenizer = model, params, tokenizer
     self._pieces: list[str] = []  # the text that each token adds
     self._waiting: deque[int] = deque()
@@ -88,7 +88,8 @@ class TextStream:
     a quotation mark there is an opening one.
 
     Raises:
-      ValueError: it is empty, or has unknown characters or words.
+      ValueError: it is empty, or has characters or words that the tokenizer
+        or the model does not know.
     """
     tokens = self._tokenizer.encode_known(text)
     if not len(tokens):
@@ -101,9 +102,9 @@ class TextStream:
     """Go on from tokens, int [P], that follow the text so far.
 
     Raises:
-      ValueError: there are none, or others than those of the vocabulary.
+      ValueError: there are none, or some are not in the model's vocabulary.
     """
-    check_prompt(tokens, self._tokenizer.size)
+    check_prompt(tokens, len(self._params.bias))
     no_key = np.zeros(self._key.shape, self._key.dtype)  # nothing is drawn
     for _ in self._advance(no_key, np.asarray(tokens, np.int32)):
       pass

@@ -77,6 +77,11 @@ def test_a_stream_without_meaning_is_refused(key):
   for tokens in ([-1, -1], [CHARACTERS.size], [0.7], []):
     with pytest.raises(ValueError, match=r"^the prompt must be "):
       stream.read_tokens(np.array(tokens))
+  larger = CharTokenizer.from_text(VERSE + "§")  # another model's
+  with pytest.raises(
+    ValueError, match=rf"integers in \[0, {larger.size - 1}\)"
+  ):
+    TextStream(model, params, larger, RULES).read("§")
   assert stream.text == ""
   stream.read("art")
   for length in (-1, 2.5):
