@@ -2,6 +2,7 @@
 
 from lstm_jax.language.batching import Batches as Batches
 from lstm_jax.language.batching import make_batches as make_batches
+from lstm_jax.language.drawing import DrawingRules as DrawingRules
 from lstm_jax.language.dynamic_eval import Divergence as Divergence
 from lstm_jax.language.dynamic_eval import (
   DynamicEvalConfig as DynamicEvalConfig,

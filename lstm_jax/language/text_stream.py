@@ -1,6 +1,7 @@
 """A text that a model writes, part by part, and that anyone may continue.
 
->>> from lstm_jax.language import CharTokenizer, ModelConfig, language_model
+>>> from lstm_jax.language import CharTokenizer, DrawingRules, ModelConfig
+>>> from lstm_jax.language import language_model
 >>> tokenizer = CharTokenizer.from_text("to be or not to be")
 >>> model = language_model(ModelConfig(hidden_size=8), tokenizer.size)
 >>> params = model.init(jax.random.key(0))

@@ -7,13 +7,13 @@ import pytest
 
 from lstm_jax.language import (
   CharTokenizer,
+  DrawingRules,
   ModelConfig,
   WordTokenizer,
   language_model,
   sample,
   word_tokenizer,
 )
-from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.text_stream import PART, TextStream
 from tests.compiling import count_programs
 
