@@ -161,7 +161,7 @@ def nats_per_character(
   of the tokens it adds the cost of spelling out each unknown word. The first
   token is not predicted and counts as one character, so that for tokens that
   are characters this is the mean over tokens. All characters of the text count,
-  including the spaces that `normalize` removes before it is split into words.
+  including the spaces that `normalize` removes.
 
   Args:
     tokenizer: the tokenizer of the text.

@@ -133,8 +133,8 @@ def beam_search(
 
   Returns:
     (tokens, nats): int32 [N, n], and their −log p in nats, float64 [N]. If
-    there are fewer than N continuations, the last rows are none: their nats are
-    infinite, and their tokens mean nothing and may be suppressed ones.
+    there are fewer than N continuations, the last rows hold none: their nats
+    are infinite, and their tokens mean nothing and may be suppressed ones.
 
   Raises:
     ValueError: the prompt is not [P] with P ≥ 1, or not all integers in [0, V);

@@ -46,9 +46,10 @@ def each_in_range(tokens: Iterable[int], vocabulary_size: int) -> Iterator[int]:
   """Yield the same tokens.
 
   Raises:
-    ValueError: one is not in [0, V): Python counts −1 from the end.
+    ValueError: one is not in [0, V).
   """
   for token in tokens:
+    # As an index, −1 would be the last token.
     if not 0 <= token < vocabulary_size:
       raise ValueError(
         f"tokens must be integers in [0, {vocabulary_size}), got {token}"

@@ -85,7 +85,7 @@ class CheckpointWriter:
   ) -> None:
     """Save the arrays and a JSON description, in the background.
 
-    It returns once the arrays may be donated, and the description changed.
+    When it returns, the arrays may be donated and the description changed.
 
     Args:
       step: training steps made.

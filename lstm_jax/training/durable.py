@@ -14,8 +14,8 @@ def sync(path: Path) -> None:
   """Wait until a file's contents, or the names in a directory, are on the disk.
 
   Raises:
-    OSError: they cannot be written. A file system that has no fsync of
-      directories, as some in networks, is no error.
+    OSError: they cannot be written. It is no error where a file system has no
+      fsync of directories, as some network file systems.
   """
   descriptor = os.open(path, os.O_RDONLY)
   try:

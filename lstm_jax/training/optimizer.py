@@ -27,8 +27,8 @@ class OptimizerConfig:
   With nonfinite="stop" the optimizer applies every gradient: the training loop
   has to notice a loss or a gradient that is not finite, and stop. With "skip"
   the optimizer skips the step where the norm of the gradient is not finite, and
-  its schedule does not advance. The loop has to stop after MAX_SKIPPED such
-  steps in a row: the optimizer applies the next one as NaNs.
+  its schedule does not advance. The loop has to stop after MAX_SKIPPED (that is
+  10) such steps in a row: the optimizer applies the next one as NaNs.
 
   Raises:
     ValueError: a name is unknown or a number is out of its range.
@@ -117,7 +117,8 @@ def _skip_nonfinite(
 ) -> optax.GradientTransformation:
   """Return a rule that skips a gradient whose norm is NaN or infinite.
 
-  `train_step` keeps the recurrent state and the average by the same norm.
+  By the same norm, `train_step` decides whether the recurrent state and the
+  average stay as they were.
   """
   guarded = optax.apply_if_finite(rule, MAX_SKIPPED)
 
