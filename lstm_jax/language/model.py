@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.affine import affine, linear
+from lstm_jax.cells.affine import affine, is_token, linear
 from lstm_jax.cells.cell import Cell, State
 from lstm_jax.cells.checks import check_count
 from lstm_jax.cells.precision import cast_matrices
@@ -92,7 +92,8 @@ class LanguageModel(NamedTuple):
       token under dropout, plus the penalties of the model's `Regularizers`. A
       model without `Regularizers` needs no key; with them, None is an error.
 
-  The three functions that take a state take None for the zero state.
+  The three functions that take a state take None for the zero state, and raise
+  ValueError if tokens are not integers [T, ...].
   """
 
   init: Callable[[jax.Array], LanguageParams]
@@ -175,6 +176,10 @@ def _language_model(
   ) -> tuple[tuple[State, ...], jax.Array]:
     """Return (state, hs): the top layer's outputs, [T, ..., H]."""
     tokens = jnp.asarray(tokens)
+    if not is_token(tokens) or not tokens.ndim:
+      raise ValueError(
+        f"tokens must be integers [T, ...], got {tokens.dtype} {tokens.shape}"
+      )
     embedding, (lowest, *others) = params.embedding, params.layers
     num_tokens = tokens.size
     if isinstance(num_tokens, int):  # else T or B is symbolic (`jax.export`)

@@ -166,6 +166,28 @@ def test_tokens_and_targets_may_be_lists(adjoint, key):
     assert worst(f(params, state, *inputs), expected) == 0
 
 
+@pytest.mark.parametrize("size", [9, 2000])
+def test_tokens_that_are_no_integers_are_refused(size, key):
+  """Floats [T, V] were multiplied by the table, if there was one."""
+  model = language_model(ModelConfig(hidden_size=4), size)
+  params = jax.eval_shape(model.init, key)
+  targets = jnp.zeros((2, 1), int)
+  for tokens, got in (
+    (jnp.zeros((2, 1), jnp.float32), r"float32 \(2, 1\)"),
+    (jnp.zeros((2, size)), rf"float64 \(2, {size}\)"),
+    (jnp.zeros((2, 1), bool), r"bool \(2, 1\)"),
+    (jnp.zeros((), int), r"int64 \(\)"),
+  ):
+    message = rf"^tokens must be integers \[T, \.\.\.\], got {got}"
+    for f, arguments in (
+      (model.apply, (tokens,)),
+      (model.loss, (tokens, targets)),
+      (model.training_loss, (tokens, targets, key)),
+    ):
+      with pytest.raises(ValueError, match=message):
+        jax.eval_shape(f, params, None, *arguments)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", [Explicit(), Step(), Autodiff()], ids=str)
 def test_an_empty_batch_has_no_loss_and_a_gradient_of_zero(adjoint, key):
