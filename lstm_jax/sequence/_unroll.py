@@ -174,7 +174,7 @@ def unroll(
   xs = jnp.asarray(xs)
   initial: Any = check_sequence(cell, params, state, xs)
   if isinstance(adjoint, Explicit):
-    check_backward(cell)
+    check_backward(cell, ": pass adjoint=Autodiff()")
   step_shape = xs.shape[0], *initial.h.shape[:-1]  # [T, ...]
   mask = combined_mask(mask, lengths, step_shape)
   if mask is not None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
+  PARTS,
   check_broadcasts,
   check_inputs,
   check_params,
@@ -82,12 +83,18 @@ def check_cell(cell: Any) -> None:
     ) from None
 
 
-def check_backward(cell: Cell) -> None:
-  """Raise ValueError if the cell has no backward of its own."""
-  if None in parts_of(cell):
+def check_backward(cell: Cell, instead: str = "") -> None:
+  """Raise ValueError if the cell lacks a part, such as its backward.
+
+  Args:
+    cell: the cell.
+    instead: the end of the message, which says what to do.
+  """
+  parts = zip(PARTS, parts_of(cell), strict=True)
+  missing = [name for name, part in parts if part is None]
+  if missing:
     raise ValueError(
-      f"the cell {cell_name(cell)} has no recur_backward, or no "
-      "parameter_gradients: pass adjoint=Autodiff()"
+      f"the cell {cell_name(cell)} has no {', '.join(missing)}{instead}"
     )
 
 

@@ -119,18 +119,24 @@ NO_BACKWARD = lstm_with(recur_backward=None, parameter_gradients=None)
 
 
 def test_without_a_backward_a_sequence_needs_autodiff():
-  message = (
-    "the cell CellOfFunctions has no recur_backward, or no "
-    "parameter_gradients: pass adjoint=Autodiff()"
-  )
+  lacks = "the cell CellOfFunctions has no "
+  names = "recur_backward, parameter_gradients"
   mask = jnp.ones((T, B), bool)
   zeros = lstm.initial_state(weights(), (B,))
   assert_refused(
-    message,
+    f"{lacks}{names}: pass adjoint=Autodiff()",
     lambda: unroll(NO_BACKWARD, weights(), None, XS),
     lambda: unroll(NO_BACKWARD, weights(), None, XS, adjoint=Explicit(chunk=2)),
     lambda: unroll(NO_BACKWARD, weights(), None, XS, mask=mask),
+  )
+  assert_refused(  # it has no `adjoint`
+    f"{lacks}{names}",
     lambda: state_cotangents(NO_BACKWARD, weights(), None, XS, zeros),
+  )
+  no_recur = lstm_with()._replace(recur=None)
+  assert_refused(
+    f"{lacks}recur: pass adjoint=Autodiff()",
+    lambda: unroll(no_recur, weights(), None, XS),
   )
 
 
