@@ -234,12 +234,15 @@ def check_arrays(name: str, state: Any) -> None:
 
 def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:
   """Raise ValueError unless an array broadcasts to a shape."""
+  expected = f"{name} must broadcast to {_axes(shape)}"
+  if x is None:
+    raise ValueError(f"{expected}, got None")
   found = jnp.shape(x)
   padded = (1,) * (len(shape) - len(found)) + found
   if len(padded) > len(shape) or any(
     n not in (1, m) for n, m in zip(padded, shape, strict=True)
   ):
-    raise ValueError(f"{name} must broadcast to {_axes(shape)}, got {found}")
+    raise ValueError(f"{expected}, got {found}")
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:

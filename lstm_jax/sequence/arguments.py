@@ -246,8 +246,9 @@ def with_time_axis(
   Raises:
     ValueError: x does not broadcast to that shape.
   """
-  x, shape = jnp.asarray(x), (*step_shape, field.shape[-1])
+  shape = *step_shape, field.shape[-1]
   check_broadcasts(name, x, shape)
+  x = jnp.asarray(x)
   padded = (1,) * (len(shape) - x.ndim) + x.shape
   return jnp.broadcast_to(x.reshape(padded), (step_shape[0], *padded[1:]))
 

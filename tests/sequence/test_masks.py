@@ -225,6 +225,10 @@ def test_error_messages_name_what_does_not_fit(key):
     ValueError, match=r"zoneout\.h must broadcast to \[5, 3, 6\]"
   ):
     run(zoneout=normal_like(key, type(state)(xs, xs)))
+  with pytest.raises(
+    ValueError, match=r"zoneout\.c must broadcast to \[5, 3, 6\], got None"
+  ):
+    run(zoneout=lstm.LSTMState(0.1, None))
   for shape in ((T, T, B, H), (T, B, H, 1)):
     with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):
       run(state_dropout=jnp.ones(shape))

@@ -131,6 +131,11 @@ def test_no_gradient_flows_to_zoneout_and_state_dropout(adjoint, key):
       r"^zoneout\.c must broadcast to \[3, 6\], got \(5, 3, 6\)",
     ),
     (
+      "zoneout",
+      lstm.LSTMState(0.1, None),
+      r"^zoneout\.c must broadcast to \[3, 6\], got None",
+    ),
+    (
       "state_dropout",
       np.ones((T, B, H)),
       r"^state_dropout must broadcast to \[3, 6\], got \(5, 3, 6\)",
