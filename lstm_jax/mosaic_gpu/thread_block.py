@@ -51,7 +51,9 @@ def start_loading(plan: Plan, w_h: Ref, weights: Ref, loaded: Ref) -> None:
     rows = w_h
     if plan.cluster > 1:
       rows = w_h.at[:, pl.ds(lax.axis_index("part") * UNITS, UNITS), :]
-    for gate in range(weights.shape[0]):  # vmap leaves a copy few more axes
+    # One copy for each gate: a copy has at most five axes, those of tiles
+    # included, and `vmap` adds one.
+    for gate in range(weights.shape[0]):
       plgpu.copy_gmem_to_smem(rows.at[gate], weights.at[gate], loaded)
 
 

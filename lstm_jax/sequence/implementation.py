@@ -3,8 +3,8 @@
   None, "xla"     a scan over time, compiled by XLA for any device
   "mosaic_gpu"    one GPU kernel for all time steps (`lstm_jax.mosaic_gpu`)
 
-The kernels take less than the scan does. Whatever they do not take is an error,
-so that no program is slower than its author thinks.
+The kernels accept fewer cells and options than the scan does. Whatever they do
+not accept is an error, so that nobody runs a scan and takes it for a kernel.
 """
 
 from typing import Any, Literal

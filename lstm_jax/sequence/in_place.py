@@ -96,9 +96,9 @@ def _scan_plainly(f, carry, zs, xs, reverse, joins):
 def _scan_unrolled(f, carry, zs, xs, reverse):
   """Scan as `scan_in_place` does, without a loop, over a few time steps.
 
-  Those are all there are, as of a chunk (`checkpointing`), or of one iteration
-  of `_scan_with_few_kernels`. A loop would first write zeros to its outputs,
-  and copy z and the carry at every step.
+  zs has no other steps: it is that of a chunk (`checkpointing`) or of another
+  short sequence, or of one iteration of `_scan_with_few_kernels`. A loop would
+  first write zeros to its outputs, and copy z and the carry at every step.
   """
   steps = len(zs)
   made: list[Any] = [None] * steps
