@@ -71,7 +71,7 @@ from lstm_jax.cells.platform import compiled, is_cpu
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.sequence.adjoint import ResidualPolicy
 from lstm_jax.sequence.batch_axes import aligned
-from lstm_jax.sequence.chunks import NOTHING, joined, scan_chunks
+from lstm_jax.sequence.chunks import NOTHING, Chunks, joined, scan_chunks
 from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.primal import (
   ScanOptions,
@@ -235,6 +235,8 @@ def _chunks_forward(cell, options, policy, chunk, params, state, xs, extras):
   last, ys = scan_chunks(run, before, NOTHING, parts, chunk, options.reverse)
   outputs = cast_like(last, state), joined(ys.part(0))
   outputs = aligned(outputs, 0, (params, state, xs, extras))
+  if policy == "gates":  # the backward computes hs again
+    ys = Chunks(*(y and (None, *y[1:]) for y in ys))
   return outputs, (params, ys, xs, extras)
 
 

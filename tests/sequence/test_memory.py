@@ -86,16 +86,33 @@ def test_temporaries_stay_within_their_bounds(name, tokens):
   assert reserved < TEMPORARY[name][tokens]
 
 
+def saved(**options):
+  """Return how many floats the backward of an LSTM gets from the forward."""
+  params = lstm.init(KEY, D, H)
+  xs = jnp.zeros((T, B, D), jnp.float32)
+
+  def leaves(params):
+    pullback = jax.vjp(lambda p: unroll(lstm, p, None, xs, **options), params)
+    return jax.tree.leaves(pullback[1])
+
+  arrays = jax.eval_shape(leaves, params)
+  return sum(x.size for x in arrays if x.dtype == jnp.float32)
+
+
+@pytest.mark.parametrize("chunk", [8, 10])
+@pytest.mark.parametrize("residuals", ["gates", "recompute"])
+def test_chunks_save_the_states_of_the_table(residuals, chunk):
+  """The table of `checkpointing`, where a gradient is not one program."""
+  weights = sum(x.size for x in jax.tree.leaves(lstm.init(KEY, D, H)))
+  starts = -(-T // chunk)
+  states = starts if residuals == "gates" else starts + T
+  expected = weights + T * B * D + 2 * states * B * H
+  assert saved(adjoint=Explicit(residuals, chunk)) == expected
+
+
 @pytest.mark.exhaustive
 def test_resets_save_the_h_that_enters_a_step_and_a_mask_does_not():
-  params = lstm.init(KEY, D, H)
-  xs, yes = jnp.zeros((T, B, D), jnp.float32), jnp.ones((T, B), bool)
-
-  def saved(**options):
-    pullback = jax.vjp(lambda p: unroll(lstm, p, None, xs, **options), params)
-    leaves = jax.tree.leaves(pullback[1])
-    return sum(x.size for x in leaves if x.dtype == jnp.float32)
-
+  yes = jnp.ones((T, B), bool)
   assert saved(reset=yes) - saved() == T * B * H
   assert saved(reset=yes, mask=yes) - saved(mask=yes) == T * B * H
   both = {"reset": yes, "state_dropout": jnp.ones(H, bool)}
