@@ -150,7 +150,11 @@ def _scan_with_few_kernels(f, carry, zs, xs, reverse):
   h in the dtype of a product, is computed in the same kernel.
   """
   steps = zs.shape[0]  # a symbolic T has no len
-  size = min(GPU_STEPS, steps) if isinstance(steps, int) else 1
+  size = GPU_STEPS if isinstance(steps, int) else 1
+  if isinstance(steps, int) and steps < 2 * GPU_STEPS:
+    # No loop of one iteration after the rest: XLA in jax 0.10 compiles it to a
+    # wrong program for a CPU (the gradient of slstm over 6 or 7 time steps).
+    size = steps
   rest = steps % size
   width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
 

@@ -11,9 +11,9 @@ from jax import export, lax
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import PartitionSpec
 
-from lstm_jax import Autodiff, Explicit, gru, lstm, unroll
+from lstm_jax import Autodiff, Explicit, gru, lstm, slstm, unroll
 from lstm_jax.cells.platform import is_cpu, traced_for
-from lstm_jax.sequence import state_cotangents
+from lstm_jax.sequence import in_place, state_cotangents
 from lstm_jax.sequence.in_place import (
   GPU_STEPS,
   Joined,
@@ -45,13 +45,29 @@ def expected_gradient(cell, options):
   [*product(OPTIONS, ADJOINTS)],
   others=[("masked", Explicit())],
 )
-def test_the_loop_for_gpus_has_the_gradient_of_autodiff(cell, options, adjoint):
+def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
+  cell, options, adjoint, monkeypatch, traced_anew
+):
+  monkeypatch.setattr(in_place, "GPU_STEPS", 2)  # so that T is 1 + 2 · 2
   expected = expected_gradient(cell, options)
   with traced_for("cuda"):
     assert not is_cpu()
     found = gradient(cell, adjoint, options)
   assert is_cpu()
   assert worst(tuple(found), tuple(expected)) < 1e-12
+
+
+@pytest.mark.exhaustive
+def test_no_loop_of_one_iteration_is_compiled_to_a_wrong_program(key):
+  args = arguments(slstm, key, steps=GPU_STEPS + 2)
+
+  def gradient(adjoint):
+    f = weighed(partial(unroll, slstm, adjoint=adjoint), key)
+    return jax.jit(jax.grad(f, (0, 1, 2)))(*args)
+
+  with traced_for("cuda"):
+    found = gradient(Explicit())
+  assert worst(found, gradient(Autodiff())) < 1e-12
 
 
 @pytest.mark.everyday(2)
@@ -92,7 +108,7 @@ def test_both_loops_compute_a_scan(platform, reverse, steps, key):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
-@pytest.mark.parametrize("steps", [2, GPU_STEPS + 1])
+@pytest.mark.parametrize("steps", [2, 2 * GPU_STEPS + 1])
 def test_zs_keep_their_dtype(platform, steps, key):
   """Also beside a wider state, and in the derivative."""
   state, zs = normal_like(
@@ -135,7 +151,7 @@ DERIVATIVES = {  # of a function of zs [N, T, 2]
 
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
-@pytest.mark.parametrize("steps", [2, GPU_STEPS + 1])
+@pytest.mark.parametrize("steps", [2, 2 * GPU_STEPS + 1])
 @pytest.mark.parametrize("derivative", DERIVATIVES)
 def test_its_derivatives_are_those_of_a_scan(platform, steps, derivative, key):
   """Also where the function is compiled before it is differentiated."""
@@ -199,7 +215,8 @@ def test_a_program_for_a_gpu_may_be_differentiated_later(key):
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_the_gradient_of_a_gradient_adds_no_sequences_in_a_loop(platform, key):
   """Adding an array of all T time steps at every step takes time as T²."""
-  params, _, xs = arguments(lstm, key)
+  steps = 2 * GPU_STEPS + 1
+  params, _, xs = arguments(lstm, key, steps=steps)
 
   def first(params):
     def loss(params):
@@ -213,7 +230,7 @@ def test_the_gradient_of_a_gradient_adds_no_sequences_in_a_loop(platform, key):
     for equation in jaxpr.eqns:
       inner = [*jaxprs_in_params(equation.params)]
       shapes = [v.aval.shape[:1] for v in equation.outvars]
-      if inside and not inner and (T,) in shapes:
+      if inside and not inner and (steps,) in shapes:
         found.add(equation.primitive.name)
       for jaxpr in inner:
         visit(jaxpr, inside or equation.primitive.name == "scan")
