@@ -5,9 +5,8 @@ again in each of their consumers. A GPU loses time on launches: each kernel of a
 time step takes microseconds to start, whatever it computes. So a few parts of a
 time step are written in two ways, one of which is chosen while it is traced.
 
-The kind is that of JAX's default backend, whatever `jax.default_device` says.
-`traced_for` states another, for programs that are compiled for a device
-elsewhere.
+The device is JAX's default one (`jax.default_device`). `traced_for` states
+another, for programs that are compiled for a device elsewhere.
 """
 
 from collections.abc import Callable, Iterator
