@@ -1,5 +1,6 @@
 """The reference shows what is exported, and nothing else."""
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -12,9 +13,20 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
-def is_defined_in(module, value):
-  is_public = inspect.isfunction(value) or inspect.isclass(value)
-  return is_public and value.__module__ == module
+def public_names(module):
+  """Return the names that the page of a module shows, constants too."""
+  definitions = ast.FunctionDef, ast.ClassDef
+  names = []
+  for node in ast.parse(inspect.getsource(module)).body:
+    if isinstance(node, definitions):
+      names.append(node.name)
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+      names += [
+        target.id
+        for target in ast.walk(node)
+        if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
+      ]
+  return [name for name in names if not name.startswith("_")]
 
 
 @pytest.mark.parametrize("package", ["language", "training"])
@@ -26,17 +38,13 @@ def test_a_package_exports_what_its_page_of_the_reference_shows(package):
     path, *options = entry.split("\n")
     listed = re.findall(r"\w+", " ".join(options).partition("members:")[2])
     try:
-      members = vars(importlib.import_module(path))
+      module = importlib.import_module(path)
     except ModuleNotFoundError:  # a name in a module
       path, _, name = path.rpartition(".")
-      members, listed = vars(importlib.import_module(path)), [name]
-    names = listed or [
-      name
-      for name, value in members.items()
-      if name[0] != "_" and is_defined_in(path, value)
-    ]
+      module, listed = importlib.import_module(path), [name]
+    names = listed or public_names(module)
     assert names, path
-    shown |= {name: members[name] for name in names}
+    shown |= {name: getattr(module, name) for name in names}
   missing = [n for n, value in shown.items() if exported.get(n) is not value]
   assert missing == []
 
