@@ -63,7 +63,7 @@ class CoupledLSTMParams(NamedTuple):
   b: jax.Array  # [3H]
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 
 
 def project(params: CoupledLSTMParams, x: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ The reset gate multiplies *after* the recurrent product, so that h W_h is one
 product for all three gates, as in PyTorch and cuDNN. The input's part and the
 state's part of the candidate therefore have different cotangents, daₙ and ds.
 The form with the reset before the product is `gru_reset_before`.
-`with_activations` returns a cell with others in place of σ and tanh.
+`with_activations` returns a cell with other activations than σ and tanh.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -93,7 +93,7 @@ class GRUResiduals(NamedTuple):
   z: jax.Array  # [..., H], ∂h'/∂h, not through h W_h
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 
 
 def project(params: GRUParams, x: jax.Array) -> jax.Array:

@@ -20,10 +20,11 @@ with aᵣ, a_z and aₙ the pre-activations of r, z and n, da = [daᵣ, da_z, da
 and W_h = [W_rz, Wₙ]. A prime marks the value after the step. Of the step's
 values, only the five local gradients are saved.
 
-This is the GRU as it was published. `gru` multiplies by r after the product, so
-that a time step has one product instead of two, one after the other. Keras has
-this form as `reset_after=False`, ONNX as `linear_before_reset=0`.
-`with_activations` returns a cell with others in place of σ and tanh.
+This is the GRU as it was published. Its time step has two recurrent products,
+and the second has to wait for the first; `gru` multiplies by r after the
+product, and has only one. Keras has this form as `reset_after=False`, ONNX as
+`linear_before_reset=0`. `with_activations` returns a cell with other
+activations than σ and tanh.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -32,7 +33,8 @@ this form as `reset_after=False`, ONNX as `linear_before_reset=0`.
   (2, 5)
 
 Reference: Cho et al. (2014), Learning phrase representations using RNN
-encoder-decoder, equations 5 to 8. They have no biases, and z as here.
+encoder-decoder, equations 5 to 8. They have no biases. Their z is the weight of
+h, as here.
 """
 
 import sys
@@ -77,7 +79,7 @@ class ResetBeforeGRUParams(NamedTuple):
   b: jax.Array  # [3H]
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 
 
 def project(params: ResetBeforeGRUParams, x: jax.Array) -> jax.Array:

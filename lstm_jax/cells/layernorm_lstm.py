@@ -86,7 +86,7 @@ class LayerNormLSTMResiduals(NamedTuple):
   c_scale: jax.Array  # [..., 1], 1 / √(var + ε) of c'
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 
 
 def project(params: LayerNormLSTMParams, x: jax.Array) -> jax.Array:

@@ -68,7 +68,7 @@ class LRUResiduals(NamedTuple):
   h: jax.Array  # [..., H], before the step
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 linear_recurrence = True  # h' is linear in h, unit by unit
 
 

@@ -98,7 +98,7 @@ class LSTMResiduals(NamedTuple):
   c: jax.Array  # [..., H], before the step
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 
 
 def project(params: LSTMParams, x: jax.Array) -> jax.Array:

@@ -53,7 +53,7 @@ class MinGRUParams(NamedTuple):
   b: jax.Array  # [2H]
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 linear_recurrence = True  # h' is linear in h, unit by unit
 
 

@@ -76,7 +76,7 @@ class PeepholeLSTMResiduals(NamedTuple):
   c_next: jax.Array  # [..., H], after it
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 
 
 def project(params: PeepholeLSTMParams, x: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ class ProjectedLSTMResiduals(NamedTuple):
   m: jax.Array  # [..., H], the output before its projection
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 
 
 def project(params: ProjectedLSTMParams, x: jax.Array) -> jax.Array:

@@ -61,7 +61,7 @@ class RNNState(NamedTuple):
   h: jax.Array  # [..., H]
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 
 
 def project(params: RNNParams, x: jax.Array) -> jax.Array:
@@ -90,7 +90,7 @@ def recur(
 def _local_gradients(
   h_next: jax.Array, activation: Activation
 ) -> tuple[jax.Array, tuple[()]]:
-  """Return (∂h'/∂a, ()), the local gradient [..., H], and no residuals."""
+  """Return the local gradient ∂h'/∂a, [..., H], and no residuals."""
   dh_da = activation.derivative(h_next)
   return dh_da, ()
 

@@ -107,7 +107,7 @@ class SLSTMResiduals(NamedTuple):
   n: jax.Array  # [..., H], before the step
 
 
-takes_tokens = True  # project reads x through x W_x alone
+takes_tokens = True  # x is used in x W_x alone: it may be integer tokens
 
 
 def project(params: SLSTMParams, x: jax.Array) -> jax.Array:
