@@ -7,9 +7,9 @@ With teachers, the target of each prediction is a distribution over the tokens,
 and the loss −Σ q log p_student, where p is the mean of the teachers'
 probabilities and λ is --teacher_weight (Hinton et al. 2015, Distilling the
 knowledge in a neural network, section 2, at temperature 1). The teachers read
-the training text once, before the first training step, in the batches of an
-epoch. They run without dropout. A resumed run has the same targets: it compares
-the checksums of their weights with those in config.json.
+the training text once, before the first training step, without dropout. A
+resumed run computes the targets again; it is refused if the checksums of the
+teachers' weights are not those in config.json.
 """
 
 import time
@@ -35,9 +35,9 @@ from lstm_jax.training.checksum import array_checksums, json_checksum
 class SoftBatches(NamedTuple):
   """One epoch of batches whose targets are distributions."""
 
-  positions: Batches  # of the indices 0 … N − 1, in place of tokens
-  tokens: np.ndarray  # the text, int32 [N]
-  targets: np.ndarray  # the distribution of each token, float32 [N, V]
+  positions: Batches  # of a text whose tokens are the indices 0 … N − 1
+  tokens: np.ndarray  # the text itself, int32 [N]
+  targets: np.ndarray  # the target distribution of each, float32 [N, V]
 
   @property
   def num_batches(self) -> int:
@@ -70,13 +70,14 @@ def read_teachers(setup: TrainSetup, limit: int) -> list[Trained]:
     teachers = load_members(directories, config.teacher_checkpoint)
   except ValueError as error:
     raise ValueError(f"--teacher: {error}") from None
+  # The others have the vocabulary, text and splits of the first.
   teacher, name = teachers[0], f"--teacher={config.teacher[0]}"
   check_vocabulary(setup, teacher, name)
   if teacher.corpus_sha256 != setup.corpus.sha256:
     raise ValueError(
-      f"{name} has another text: it must have learned from "
-      f"{setup.config.data.corpus} as it is now, got "
-      f"{teacher.config.data.corpus} as it was"
+      f"{name} has another text: it must be trained on "
+      f"{setup.config.data.corpus} as it is now, got a model trained on "
+      f"{teacher.config.data.corpus} as it was then"
     )
   check_splits(setup, teacher, name)
   needed = soft_target_bytes(setup)
@@ -107,12 +108,12 @@ def soft_target_bytes(setup: TrainSetup) -> int:
 def make_epochs(
   setup: TrainSetup, teachers: list[Trained], console: Console
 ) -> Iterator[Epoch]:
-  """Return the epochs of a run, whose targets are the teachers' if it has some.
+  """Return the epochs of a run; with teachers, the targets are `soft_targets`.
 
   Args:
     setup: of the run.
-    teachers: its teachers; they read the training text now.
-    console: prints their names and how long that takes.
+    teachers: those of the run, which read the training text during this call.
+    console: prints their names and how long they read.
   """
   if not teachers:
     return setup.epochs()
@@ -137,9 +138,10 @@ def make_epochs(
 def soft_targets(setup: TrainSetup, teachers: list[Trained]) -> np.ndarray:
   """Return the target of every token of the training text, float32 [N, V].
 
-  Each of the B columns of the text is read from the zero state, so that its
-  first tokens have little context. The first token of the text, and that after
-  a gap, have none: their target is the token itself.
+  Each of the B columns of `make_batches` is read from the zero state, so that
+  its first tokens have little context. The first token of the text, and that
+  after the gap where a development split was cut out, have none: their target
+  is the token itself, as a one-hot row.
   """
   config, (_, tokens, gap) = setup.config, setup.corpus.train
   batching, weight = config.batching, config.distillation.teacher_weight

@@ -1,4 +1,8 @@
-"""The results of an evaluation: its table, and its file in a run directory."""
+"""The results of an evaluation: its table, and its file in a run directory.
+
+An evaluation measures the loss by one or more protocols, such as "stateful" or
+"dynamic": `experiments.evaluate` describes them.
+"""
 
 import json
 import math
@@ -14,7 +18,7 @@ SAME = (
   *("corpus_sha256", "begin", "end", "device"),
   *("runs", "step", "val_loss"),  # of the members
 )
-# Those with a number for each protocol; the perplexity is that of the tokens.
+# Entries that are dicts {protocol: number}; the perplexity is that per token.
 FIGURES = (
   "nats",
   "nats_per_character",
@@ -30,7 +34,7 @@ class Row(NamedTuple):
   title: str
   nats: float  # per token
   nats_per_character: float
-  spelling: float  # nats of all unknown words
+  spelling: float  # nats that spelling all unknown words costs, in total
 
   @property
   def bits_per_character(self) -> float:
@@ -40,12 +44,12 @@ class Row(NamedTuple):
   @property
   def figures(self) -> dict[str, float | None]:
     """The loss in each of FIGURES; a perplexity that overflows is None."""
-    perplexed = perplexity(self.nats)
+    per_token = perplexity(self.nats)
     return {
       "nats": self.nats,
       "nats_per_character": self.nats_per_character,
       "bits_per_character": self.bits_per_character,
-      "perplexity": perplexed if math.isfinite(perplexed) else None,
+      "perplexity": per_token if math.isfinite(per_token) else None,
       "spelling": self.spelling,
     }
 
@@ -69,8 +73,8 @@ def make_table(unit: str, rows: list[Row]) -> Table:
 def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
   """Return the record, with the file's results of other protocols.
 
-  The file is ignored if it is of another text or part, of other weights or of
-  another device.
+  The file is ignored if one of its entries SAME differs from the record's: it
+  is then of another text or part, of other weights or of another device.
   """
   try:
     earlier = json.loads(path.read_text("utf-8"))
@@ -80,6 +84,6 @@ def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     for name in FIGURES:
       merged[name] = earlier[name] | record[name]
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
-    # There is no file, or it is another's.
+    # There is no file, or no earlier record in it.
     return record
   return merged

@@ -27,8 +27,8 @@ from lstm_jax.language.options import option
 
 TIMED_OUT = 2  # exit status: that of bad input
 PATH_BYTES = 4096  # of the run directory, as the first process sends it
-NEW, OLD = b"n", b"o"
-UNREADABLE = -1  # in place of the step of a checkpoint
+NEW, OLD = b"n", b"o"  # sent before that path: a new run, or one to resume
+UNREADABLE = -1  # in place of a step: no checkpoint can be read
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def join(
   the status of bad input.
 
   Raises:
-    ValueError: the flags are incomplete or do not go together, or there is no
-      cluster to ask.
+    ValueError: the flags are incomplete or do not go together; or they name no
+      coordinator, and JAX finds no job of a cluster.
   """
   given = coordinator, num_processes, process_id
   names = "--coordinator, --num_processes and --process_id"
@@ -93,7 +93,7 @@ def join(
   watchdog.daemon = True
   watchdog.start()
   try:
-    # The longest: seconds, which JAX counts as milliseconds in 32 bits.
+    # The longest that JAX can have: it holds milliseconds in 32 bits.
     jax.distributed.initialize(*given, initialization_timeout=LARGEST // 1000)
   except ValueError as error:
     if coordinator:
@@ -138,9 +138,10 @@ def agreed_request(
 
   Args:
     requests: signals that this process has received.
-    agree_now: whether several processes exchange their requests in this call,
-      which all of them must then make, to stop at the same step. Otherwise
-      the result is None in each of several.
+    agree_now: ignored by a single process. Several processes exchange their
+      requests if it is True, so that all of them return the same signal and
+      stop at the same step: all must make this call, with the same value. If it
+      is False, they exchange nothing, and the result is None.
   """
   request = int(requests[0]) if requests else 0
   if jax.process_count() > 1:
@@ -170,7 +171,7 @@ def check_same_checkpoint(directory: Path, step: int) -> None:
 
 
 def _named(step: int) -> str:
-  """Return what `check_same_checkpoint` calls a checkpoint."""
+  """Return how the message of `check_same_checkpoint` names a checkpoint."""
   names = {0: "no checkpoint", UNREADABLE: "unreadable checkpoints"}
   return names.get(int(step), f"the checkpoint of step {step}")
 
@@ -179,11 +180,11 @@ def _named(step: int) -> str:
 def open_shared_run_dir(
   config: TrainConfig, facts: dict[str, Any]
 ) -> Iterator[OpenedRun]:
-  """Hold the run directory in the first process, for all of them.
+  """Open and lock the run directory in the first process, for all of them.
 
   Yields:
-    As `open_run_dir`, which may extend a finished run; but only in the first
-    process, which prints, does the result say how many epochs that run had.
+    As `open_run_dir` with may_extend=True. If a finished run is extended, only
+    the first process, which prints that, gets `extended_from`.
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the
@@ -213,10 +214,11 @@ def open_shared_run_dir(
 
 
 def check_seen_by_all(directory: Path) -> None:
-  """Raise ValueError in all processes unless all write to the run directory.
+  """Raise ValueError in all processes if one cannot write to the directory.
 
-  They write checkpoints together, each the shards of its own devices. Here each
-  writes a file, which the first looks for.
+  The processes write checkpoints together, each the shards of its own devices.
+  To test this, each creates a file here, and the first process looks for all
+  of these files.
   """
   tag = _broadcast(os.urandom(8)).hex()
   files = [
@@ -230,8 +232,8 @@ def check_seen_by_all(directory: Path) -> None:
   missing = _broadcast(bytes(not file.exists() for file in files))
   with suppress(OSError):
     own.unlink()
-  if blind := [number for number, byte in enumerate(missing) if byte]:
+  if failed := [number for number, byte in enumerate(missing) if byte]:
     raise ValueError(
       f"every process must write to the run directory of the first, "
-      f"{directory}: {', '.join(f'process {n}' for n in blind)} cannot"
+      f"{directory}: {', '.join(f'process {n}' for n in failed)} cannot"
     )
