@@ -41,7 +41,7 @@ class Case(Protocol):
 
   @property
   def name(self) -> str:
-    """What is printed of the case."""
+    """The name of the case, as it is printed."""
 
   @property
   def kernels(self) -> frozenset[str]:
@@ -91,7 +91,7 @@ class LayerCase:
 
   @property
   def name(self) -> str:
-    """What is printed of the layer."""
+    """The name of the layer, as it is printed."""
     return (
       f"{self.cell} H {self.hidden_size}, T {self.seq_len}, B {self.batch_size}"
     )
@@ -121,7 +121,7 @@ class KernelCase(LayerCase):
 
   @property
   def name(self) -> str:
-    """What is printed of the layer."""
+    """The name of the layer, as it is printed."""
     return f"{super().name}, {self.dtype}"
 
   @property

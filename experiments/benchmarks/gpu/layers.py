@@ -1,8 +1,9 @@
 """One layer timed in every library: its outputs alone, and all gradients.
 
-Each library must first compute the outputs and gradients of our scan in
-float32. The tolerances are those of the benchmark's other peers for products in
-bfloat16 and in TF32.
+Before it is timed, each library must compute the same outputs and gradients as
+our scan in float32, to 5 % with products in bfloat16 and to 1 % with products
+in float32, which a GPU may compute in TF32. `peers.models` and `peers.proof`
+allow the same errors.
 """
 
 from collections.abc import Callable
@@ -37,13 +38,13 @@ from experiments.benchmarks.peers.resets import draw_starts
 from experiments.benchmarks.peers.sequences import layer_gradient
 from experiments.benchmarks.tables import Row
 
-TOLERANCE = {"bfloat16": 5e-2, "float32": 1e-2}
+TOLERANCE = {"bfloat16": 5e-2, "float32": 1e-2}  # by the products' dtype
 MODES = "forward", "gradient"
 
 
 @dataclass(frozen=True)
 class Layer(LayerCase):
-  """A layer in several libraries."""
+  """A case (see `Case`) of one layer in several libraries."""
 
   peers: tuple[str, ...]  # names in PEERS, ours first
   resets: bool = False  # episodes begin inside, as in a recurrent policy
@@ -53,7 +54,7 @@ class Layer(LayerCase):
 
   @property
   def name(self) -> str:
-    """What is printed of the case."""
+    """The name of the case, as it is printed."""
     return super().name + ", resets" * self.resets
 
   @property
@@ -69,7 +70,12 @@ class Layer(LayerCase):
     return kernel_kind(self.cell, *sizes, PEERS[peer].dtype)
 
   def _require(self, peer: str, left_out: frozenset[str]) -> None:
-    """Raise Unsupported if a peer cannot be made."""
+    """Raise Unsupported if a peer's package or kernel cannot be used.
+
+    Args:
+      peer: its name.
+      left_out: kinds of kernels that are not to run.
+    """
     if not is_installed(PEERS[peer].package):
       raise Unsupported(f"{PEERS[peer].package} is not installed")
     if self._kernel(peer) in left_out:
@@ -110,7 +116,7 @@ class Layer(LayerCase):
           for mode, f in zip(MODES, functions, strict=True)
         }
         made[peer] = layer
-      except Exception as error:  # anything, of a library that we do not know
+      except Exception as error:  # a library may raise anything
         skip(peer, error)
     layer = PEERS[REFERENCE].make(self.cell, weights, starts)
     forward, gradient = self._functions(REFERENCE, weights, layer)
@@ -139,7 +145,7 @@ class Layer(LayerCase):
               wanted = layer.convert(d_weights), dxs
             check_equal(call(), wanted, TOLERANCE[PEERS[peer].dtype])
             checked[mode] = call
-        except Exception as error:  # of memory, or a kernel's
+        except Exception as error:  # such as out of memory, or of a kernel
           skip(peer, error)
           continue
         for mode, call in checked.items():
@@ -165,9 +171,10 @@ class Layer(LayerCase):
     """Return apply(params, xs, starts) -> hs, and the function of its gradient.
 
     That is gradient(params, xs, starts, dhs) -> (d_params, dxs). The starts of
-    episodes are an argument: if they were constants, XLA would compute at
-    length what follows from them. So a layer with resets is made while it is
-    traced.
+    episodes are an argument: if they were constants, XLA would fold what
+    depends on them while it compiles, which takes long. `make` takes them, so
+    a layer with resets is made again inside these functions, from the starts
+    that JAX traces.
     """
 
     def apply(params, xs, starts):
@@ -193,7 +200,7 @@ class Layer(LayerCase):
     ]
 
   def _row(self, name: str, mode: str) -> Row:
-    """Return what a row has besides times."""
+    """Return the entries of a row that are not measured."""
     peer = PEERS[name]
     device = find_device(jax.devices()[0].device_kind)
     part = "gpu policy" if self.resets else "gpu layer"
@@ -213,7 +220,7 @@ class Layer(LayerCase):
 
 @partial(jax.jit, static_argnums=0)
 def _normal(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-  """Return (xs, dhs), [T, B, H] each; to copy them to a device takes long."""
+  """Return (xs, dhs), [T, B, H] each, drawn on the device, to copy nothing."""
   keys = jax.random.split(jax.random.key(0))
   xs, dhs = (jax.random.normal(key, shape, jnp.float32) for key in keys)
   return xs, dhs

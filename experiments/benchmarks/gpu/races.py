@@ -32,7 +32,7 @@ class Race(KernelCase):
 
   @property
   def name(self) -> str:
-    """What is printed of the case."""
+    """The name of the case, as it is printed."""
     return (
       super().name
       + ", masks and resets" * self.with_mask_and_reset

@@ -50,7 +50,7 @@ class TorchLayer(LayerCase):
 
   @property
   def name(self) -> str:
-    """What is printed of the case."""
+    """The name of the case, as it is printed."""
     return f"pytorch {super().name}"
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:

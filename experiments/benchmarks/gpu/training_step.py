@@ -48,7 +48,7 @@ class TrainingStep(KernelCase):
 
   @property
   def name(self) -> str:
-    """What is printed of the case."""
+    """The name of the case, as it is printed."""
     return f"language model, {super().name}"
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
