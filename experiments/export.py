@@ -7,17 +7,19 @@ state before them, which returns the logits [T, B, V] and the state after them,
 for any T and B ≥ 1. docs/coming-from.md has programs that read these formats:
 
   onnx       with the vocabulary, for any runtime of ONNX, in the weights' dtype
-  stablehlo  for `jax.export.deserialize`, on the kind of device that wrote it;
-             the state's arrays follow the tokens layer by layer, each in the
-             order of the fields of the cell's state (h, c for `lstm`; h, c, n,
-             m for `slstm`), as they follow the logits
+  stablehlo  for `jax.export.deserialize`, on the kind of device that wrote it.
+             The arguments are the tokens and the arrays of the state, layer by
+             layer, each layer's in the order of its state's fields (h, c for
+             `lstm`; h, c, n, m for `slstm`). The results are the logits and the
+             arrays of the state after the tokens, in the same order
 
 or writes a page for people:
 
   html       one file that a browser opens from the disk, without a network. It
-             has the model in 8-bit weights, writes while one watches, and
-             scores and continues what one types (docs/write.md). The line that
-             is printed says what 8 bits cost on validation text.
+             holds the model in 8-bit weights. The model writes text while one
+             watches, and scores and continues what one types (docs/write.md).
+             The program also prints what 8 bits cost: the change of the loss on
+             the development split, or else on the validation split
 """
 
 from pathlib import Path
@@ -49,7 +51,7 @@ def _define_flags() -> list[flags.FlagHolder]:
       "onnx",
       FORMATS,
       "onnx for runtimes of ONNX, stablehlo for programs with JAX, html for a "
-      "page that writes.",
+      "page in which the model writes text.",
     ),
     flags.DEFINE_string(
       "out", "", "File to write or to replace, outside the run directory."
@@ -61,11 +63,11 @@ def run(run: str, format: str, out: str) -> str:
   """Write the run's best model to a file, and return a line about it.
 
   Raises:
-    ValueError: the format is not one of FORMATS; the file is in the run
-      directory, in one that does not exist, or is one; the run has no usable
-      checkpoint, or is of a cell that the format does not have; the package
-      onnx is not installed; or, of a page, the model is too large, its 8-bit
-      weights lose too much, or the run's corpus cannot be read.
+    ValueError: the format is not one of FORMATS; `out` is a directory, or is in
+      the run directory or in a directory that does not exist; the run has no
+      usable checkpoint; the format does not support the run's cell; the package
+      onnx is not installed; or, for a page, the model is too large, its 8-bit
+      weights raise the loss too much, or the run's corpus cannot be read.
     OSError: the file cannot be written.
   """
   if format not in FORMATS:
@@ -74,19 +76,19 @@ def run(run: str, format: str, out: str) -> str:
   if Path(out).resolve().is_relative_to(Path(run).resolve()):
     raise ValueError(f"out must not be in the run directory {run}, got {out}")
   check_output(Path(out))
-  trained, more = load(Path(run)), ""
+  trained, cost = load(Path(run)), ""
   match format:
     case "onnx":
       written = _onnx(trained)
     case "stablehlo":
       written = _stablehlo(trained)
     case _:
-      written, more = _html(trained, Path(run))
+      written, cost = _html(trained, Path(run))
   write_bytes(Path(out), written)
   tokenizer = trained.tokenizer
   return (
     f"{out}: {len(written):,} bytes, {format}, of training step "
-    f"{trained.step}; V = {tokenizer.size}, a token is a {tokenizer.unit}{more}"
+    f"{trained.step}; V = {tokenizer.size}, a token is a {tokenizer.unit}{cost}"
   )
 
 
@@ -118,7 +120,7 @@ def _html(trained: Trained, directory: Path) -> tuple[bytes, str]:
   """Return the page, and what its 8-bit weights cost."""
   check_model(trained)
   data = find_corpus(directory, trained.config.data, trained.corpus_sha256)
-  # With a development split, all that comes after it stays unread.
+  # A run with a development split is not to see its validation or test split.
   split = "dev" if data.dev_fraction else "val"
   excerpt = read_excerpt(data, trained.corpus_sha256, part=Part(split))
   source = f"the {SPLITS[split]} split of {Path(data.corpus).name}"

@@ -36,7 +36,7 @@ from lstm_jax.language import beam_search, sample, sample_best
 from lstm_jax.language.drawing import DrawingRules
 from lstm_jax.language.text_stream import TextStream
 
-DRAWING = "top_k", "top_p", "min_p", "seed"  # ignored by --temperature=0
+DRAWING = "top_k", "top_p", "min_p", "seed"  # without effect if --temperature=0
 EXCLUDED = {  # flag: those that it cannot be combined with
   "beam": ("temperature", *DRAWING, "num_samples", "best_of", "interactive"),
   "best_of": ("num_samples", "interactive"),
@@ -144,12 +144,12 @@ def run(
   beam: int,
   interactive: bool,
 ) -> list[Iterable[str]]:
-  """Return samples of the best model of a run directory, drawn by the flags.
+  """Return samples from the best checkpoint of a run; each argument is a flag.
 
   A sample is an iterable of the parts of a text, which begins with the prompt
-  if one is given. A single sample is drawn as its parts are iterated. An
-  interactive one begins after the prompt, and reads a line of standard input
-  whenever its answer to the one before is complete.
+  if one is given. A single sample is drawn as its parts are iterated. With
+  `interactive`, the only sample is what `converse` yields: the model's answers,
+  without the prompt and the lines that it reads from standard input.
 
   Raises:
     ValueError: the run has no usable checkpoint, the prompt is empty or has
