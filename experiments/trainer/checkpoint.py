@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
 from rich.console import Console
 
 from experiments.trainer import run_dir
@@ -87,7 +86,7 @@ def describe_kept(directory: Path, best: int) -> str:
 
 def carried_batch_size(state: TrainState) -> int:
   """Return B of the carried state."""
-  return int(jax.tree.leaves(state.carry)[0].shape[-2])
+  return int(state.carry[0].h.shape[-2])
 
 
 def log_bytes(directory: Path) -> dict[str, int]:
