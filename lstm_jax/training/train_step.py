@@ -219,13 +219,14 @@ def zero_carry(carry: Any, batch_size: int) -> Any:
   """Return the zero state for a batch size, shaped like another.
 
   Args:
-    carry: the layers' states, whose h is [..., B, H]; the other arrays of a
-      state have the same axes up to B, and any after it.
+    carry: a tree of states, such as that of a `TrainState`. Each has an h,
+      [..., B, H]; its other arrays have the same axes up to B, and any after
+      it. An array that is in no such state is like h.
     batch_size: takes the place of B.
   """
 
   def zeros(state: Any) -> Any:
-    axis = state.h.ndim - 2
+    axis = getattr(state, "h", state).ndim - 2
     return jax.tree.map(
       lambda c: jnp.zeros(
         (*c.shape[:axis], batch_size, *c.shape[axis + 1 :]), c.dtype
@@ -233,7 +234,7 @@ def zero_carry(carry: Any, batch_size: int) -> Any:
       state,
     )
 
-  return tuple(map(zeros, carry))
+  return jax.tree.map(zeros, carry, is_leaf=lambda node: hasattr(node, "h"))
 
 
 def eval_params(state: TrainState) -> LanguageParams:

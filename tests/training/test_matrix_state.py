@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.trainer.checkpoint import carried_batch_size
 from lstm_jax import Autodiff
 from lstm_jax.cells.cell import one_step
 from lstm_jax.language import (
@@ -22,6 +23,7 @@ from lstm_jax.language import (
 )
 from lstm_jax.training import (
   OptimizerConfig,
+  TrainState,
   init_state,
   make_optimizer,
   make_train_step,
@@ -78,6 +80,18 @@ def test_a_state_of_zeros_has_the_batch_size_that_it_is_given(members):
   found = zero_carry(zero_states(*members, 3), 5)
   expected = zero_states(*members, 5)
   assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
+
+
+def test_a_state_in_a_tree_of_any_kind_keeps_its_kind():
+  (state,) = zero_states(3)
+  for carry in ([state], {"layer": state}, state, (jnp.zeros((3, H)),)):
+    shapes = jax.tree.map(jnp.shape, carry)
+    assert jax.tree.map(jnp.shape, zero_carry(carry, 3)) == shapes
+
+
+def test_a_checkpoint_names_the_batch_size_of_its_state():
+  state = TrainState(0, None, None, None, zero_states(2, 3))
+  assert carried_batch_size(state) == 3
 
 
 @pytest.mark.exhaustive
