@@ -103,9 +103,11 @@ class TextStream:
     """Go on from tokens, int [P], that follow the text so far.
 
     Raises:
-      ValueError: there are none, or some are not in the model's vocabulary.
+      ValueError: there are none, or some are not in the vocabulary of the model
+        and of the tokenizer.
     """
-    check_prompt(tokens, len(self._params.bias))
+    known = min(len(self._params.bias), self._tokenizer.size)
+    check_prompt(tokens, known)
     no_key = np.zeros(self._key.shape, self._key.dtype)  # nothing is drawn
     for _ in self._advance(no_key, np.asarray(tokens, np.int32)):
       pass

@@ -83,6 +83,10 @@ def test_a_stream_without_meaning_is_refused(key):
   ):
     TextStream(model, params, larger, RULES).read("§")
   assert stream.text == ""
+  smaller = CharTokenizer(CHARACTERS.symbols[:-1])
+  stream = TextStream(model, params, smaller, RULES)
+  with pytest.raises(ValueError, match=rf"integers in \[0, {smaller.size}\)"):
+    stream.read_tokens(np.array([0, smaller.size]))
   stream.read("art")
   for length in (-1, 2.5):
     with pytest.raises(
