@@ -147,7 +147,7 @@ def one_step(
   recur_backward: Callable[..., tuple] | None,
   parameter_gradients: Callable[..., tuple[ParamsT, jax.Array | None]] | None,
   *,
-  checked: tuple[Callable | None, ...] | None = None,
+  innermost: tuple[tuple[Callable | None, ...], int] | None = None,
 ) -> tuple[
   Callable[..., tuple[StateT, StepResiduals]],
   Callable[[StepResiduals, StateT], tuple],
@@ -158,18 +158,20 @@ def one_step(
   A cell whose last two parts are None has no backward: JAX differentiates its
   `forward`, and `unroll` takes it with `adjoint=Autodiff()`.
 
-  A wrapped cell passes the parts of the cell that it wraps as `checked`: its
-  weights are checked by them (`check_weights`), since they take no extras.
+  A wrapped cell passes as `innermost` the parts of the cell in all its wrappers
+  and how many extras these take. Its weights are checked by those parts, which
+  take none (`check_weights`); with more extras, they are not checked.
   """
   parts = initial_state, project, recur, recur_backward, parameter_gradients
+  checked, num_extras = innermost or (parts, 0)
 
   def state_before(
     params: ParamsT, state: StateT | None, x: jax.Array, extras: tuple
   ) -> StateT:
     """Return the state, zero if it is None, after a check of the weights."""
     check_params(project, params)
-    if checked or not extras:
-      check_weights(checked or parts, params)
+    if len(extras) == num_extras:
+      check_weights(checked, params)
     if state is not None:
       return state
     return initial_state(params, x.shape if is_token(x) else x.shape[:-1])

@@ -64,7 +64,8 @@ class Wrapped(NamedTuple):
   takes_tokens: bool
   linear_recurrence: bool
   saves_h: bool  # whether one of its wrappers is `saving_h`
-  innermost: tuple  # the parts of the cell in all wrappers (`checks.PARTS`)
+  # The parts of the cell in all wrappers, and how many extras these take.
+  innermost: tuple[tuple[Callable | None, ...], int]
 
 
 @serializable
@@ -205,7 +206,9 @@ def saving_h(cell: Cell) -> Cell:
       params, x, residuals.h, residuals.residuals, *das
     )
 
-  wrapped = _wrapped(cell, recur, recur_backward, parameter_gradients)
+  wrapped = _wrapped(
+    cell, recur, recur_backward, parameter_gradients, num_extras=0
+  )
   return wrapped._replace(saves_h=True)
 
 
@@ -220,6 +223,7 @@ def _wrapped(
   recur: Callable,
   recur_backward: Callable,
   parameter_gradients: Callable | None = None,
+  num_extras: int = 1,
 ) -> Wrapped:
   own: Any = getattr(cell, "parameter_gradients", None)
   backward: Any = recur_backward
@@ -227,8 +231,11 @@ def _wrapped(
   if own is None:  # a cell of one's own, without a backward
     backward = gradients = None
   parts = cell.project, recur, backward, gradients
-  innermost: Any = getattr(cell, "innermost", None) or parts_of(cell)
-  steps = one_step(cell.initial_state, *parts, checked=innermost)
+  checked, taken = (
+    cell.innermost if isinstance(cell, Wrapped) else (parts_of(cell), 0)
+  )
+  innermost = checked, taken + num_extras
+  steps = one_step(cell.initial_state, *parts, innermost=innermost)
   init: Any = getattr(cell, "init", None)  # which nothing here calls
   return Wrapped(
     init,

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
+from lstm_jax.cells.cell import one_step
 from lstm_jax.sequence import wrappers
 from lstm_jax.testing import gradcheck, plant, terms
 from tests.contract import REPRESENTATIVE_CELLS
 from tests.draws import B, H, T, arguments, weighed, worst
 from tests.sequence.options import FEATURES, MASK, RESET, zoneout_rates
+from tests.sequence.test_other_cells import CellOfFunctions
 
 
 @REPRESENTATIVE_CELLS
@@ -22,6 +24,23 @@ def test_zoneout_of_everything_leaves_the_state_unchanged(cell, key):
   last, hs = unroll(cell, params, state, xs, zoneout=every)
   assert worst(last, state) == 0
   assert worst(hs, jnp.stack([state.h] * T)) == 0
+
+
+def test_a_cell_that_takes_an_extra_itself_may_be_wrapped(key):
+  def recur(params, state, ax, factor):
+    after, *saved = lstm.recur(params, state, ax)
+    return after._replace(h=factor * after.h), *saved
+
+  parts = lstm.project, recur, None, None
+  steps = one_step(lstm.initial_state, *parts)
+  own = CellOfFunctions(lstm.init, lstm.initial_state, *parts, *steps, True)
+  params, state, xs = arguments(lstm, key)
+  wrapped = wrappers.resettable(wrappers.masked(own))
+  mask, reset = MASK[0], jnp.zeros(B, bool)
+  found = wrapped.step(params, state, xs[0], reset, mask, 0.5)
+  after = own.step(params, state, xs[0], 0.5)
+  for now, before, value in zip(after, state, found, strict=True):
+    assert worst(value, jnp.where(mask[:, None], now, before)) == 0
 
 
 @REPRESENTATIVE_CELLS
