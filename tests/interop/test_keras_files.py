@@ -191,6 +191,21 @@ def test_an_attribute_that_is_no_text_is_refused(
     interop.load(path)
 
 
+def test_an_attribute_of_fixed_length_is_read(tmp_path, key):
+  params = draw(key, "LSTM")
+  content = io.BytesIO(hdf5({"layers/lstm/cell": interop.to_keras(params)}))
+  with h5py.File(content, "a") as file:
+    for place, name, value in (
+      ("lstm/vars", "name", b"a"),
+      ("lstm/cell/vars/0", "dtype", b"float32"),
+    ):
+      group = file.require_group("layers/lstm/vars").file[f"layers/{place}"]
+      group.attrs[name] = np.bytes_(value)
+  path = tmp_path / "model.keras"
+  write(path, model(configured("LSTM", "a")), content.getvalue())
+  assert worst(interop.load(path)["a"][1], params) == 0
+
+
 def test_without_h5py_the_extra_to_install_is_named(example, monkeypatch):
   path, _ = example
   monkeypatch.setitem(sys.modules, "h5py", None)

@@ -216,6 +216,8 @@ def _text(member: Any, name: str) -> str | None:
     return None
   one = member.attrs.get_id(name).shape == ()
   value = member.attrs[name] if one else None
+  if isinstance(value, bytes):  # HDF5's text of a fixed length
+    return value.decode(errors="replace")
   if not isinstance(value, str):
     raise ValueError(f"the attribute {name} of {member.name} must be one text")
   return value
