@@ -175,11 +175,7 @@ def _language_model(
     **noise: Any,
   ) -> tuple[tuple[State, ...], jax.Array]:
     """Return (state, hs): the top layer's outputs, [T, ..., H]."""
-    tokens = jnp.asarray(tokens)
-    if not is_token(tokens) or not tokens.ndim:
-      raise ValueError(
-        f"tokens must be integers [T, ...], got {tokens.dtype} {tokens.shape}"
-      )
+    tokens = _as_tokens(tokens)
     embedding, (lowest, *others) = params.embedding, params.layers
     num_tokens = tokens.size
     if isinstance(num_tokens, int):  # else T or B is symbolic (`jax.export`)
@@ -249,18 +245,29 @@ def _language_model(
       return nats, (nats, state)
     if key is None:
       raise ValueError("a model with regularizers needs a key, got None")
+    tokens = _as_tokens(tokens)
     key_weights, key_stack, key_outputs, key_reset = jax.random.split(key, 4)
     if state is None:
-      state = initial_state(jnp.shape(tokens)[1:])
+      state = initial_state(tokens.shape[1:])
     elif regularizers.state_reset:
-      zero = initial_state(jnp.shape(tokens)[1:])
+      zero = initial_state(tokens.shape[1:])
       state = regularizers.reset_states(key_reset, state, zero)
     readout = readout_weights(params)  # before token_dropout drops rows of W_e
     params = regularizers.drop_weights(key_weights, params)
-    noise = regularizers.stack_options(key_stack, state, jnp.shape(tokens)[0])
+    noise = regularizers.stack_options(key_stack, state, tokens.shape[0])
     state, hs = hidden_states(params, state, tokens, **noise)
     dropped_hs = regularizers.drop_outputs(key_outputs, hs)
     nats = mean_nats(readout, dropped_hs, targets)
     return nats + regularizers.penalty(hs, dropped_hs), (nats, state)
 
   return LanguageModel(init, initial_state, apply, loss, training_loss)
+
+
+def _as_tokens(tokens: Any) -> jax.Array:
+  """Return tokens as an array; raise ValueError unless integers [T, ...]."""
+  tokens = jnp.asarray(tokens)
+  if not is_token(tokens) or not tokens.ndim:
+    raise ValueError(
+      f"tokens must be integers [T, ...], got {tokens.dtype} {tokens.shape}"
+    )
+  return tokens

@@ -33,6 +33,7 @@ from lstm_jax.cells.precision import upcast
 from lstm_jax.cells.slstm import SLSTMState
 from lstm_jax.language.options import check_options, option
 from lstm_jax.sequence import regularize
+from lstm_jax.sequence.wrappers import select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +125,7 @@ class Regularizers:
       raise ValueError(f"states must have the shapes {expected}, got {found}")
     batch_shape = zero[0].h.shape[:-1]
     is_reset = jax.random.bernoulli(key, self.state_reset, batch_shape)
-
-    def choose(s: jax.Array, z: jax.Array) -> jax.Array:
-      further = range(len(batch_shape), s.ndim)
-      return jnp.where(jnp.expand_dims(is_reset, further), z, s)
-
-    return jax.tree.map(choose, states, zero)
+    return select(is_reset, zero, states)
 
   def drop_weights(self, key: jax.Array, params: Any) -> Any:
     """Apply token_dropout and weight_drop to a language model's params."""

@@ -87,14 +87,14 @@ def masked(cell: Cell) -> Cell:
   def recur(params, state, ax, mask, *extras):
     _check_flag("mask", mask, state)
     after, gates, residuals = cell.recur(params, state, ax, *extras)
-    return _select(mask, after, state), gates, residuals
+    return select(mask, after, state), gates, residuals
 
   def recur_backward(params, gates, residuals, d_state, mask, *extras):
-    d_after = _select(mask, d_state, _zeros(d_state))
+    d_after = select(mask, d_state, _zeros(d_state))
     d_inner, *das = cell.recur_backward(
       params, gates, residuals, d_after, *extras
     )
-    d_before = _select(mask, d_inner, d_state)
+    d_before = select(mask, d_inner, d_state)
     return d_before, *das
 
   return _wrapped(cell, recur, recur_backward)
@@ -110,14 +110,14 @@ def resettable(cell: Cell) -> Cell:
 
   def recur(params, state, ax, reset, *extras):
     _check_flag("reset", reset, state)
-    start = _select(reset, _zeros(state), state)
+    start = select(reset, _zeros(state), state)
     return cell.recur(params, start, ax, *extras)
 
   def recur_backward(params, gates, residuals, d_state, reset, *extras):
     d_start, *das = cell.recur_backward(
       params, gates, residuals, d_state, *extras
     )
-    d_before = _select(reset, _zeros(d_start), d_start)
+    d_before = select(reset, _zeros(d_start), d_start)
     return d_before, *das
 
   return _wrapped(cell, recur, recur_backward)
@@ -258,8 +258,11 @@ def _check_flag(name: str, flag: Any, state: State) -> None:
     )
 
 
-def _select(condition: ArrayLike, yes: Any, no: Any) -> Any:
-  """Return yes where the condition holds, leaf by leaf, and no elsewhere."""
+def select(condition: ArrayLike, yes: Any, no: Any) -> Any:
+  """Return yes where the condition holds, leaf by leaf, and no elsewhere.
+
+  The axes of the condition, [...], are the first ones of every leaf.
+  """
   condition = jnp.asarray(condition)
 
   def choose(a, b):

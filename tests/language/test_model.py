@@ -169,7 +169,9 @@ def test_tokens_and_targets_may_be_lists(adjoint, key):
 @pytest.mark.parametrize("size", [9, 2000])
 def test_tokens_that_are_no_integers_are_refused(size, key):
   """Floats [T, V] were multiplied by the table, if there was one."""
-  model = language_model(ModelConfig(hidden_size=4), size)
+  config = ModelConfig(hidden_size=4)
+  model = language_model(config, size)
+  regularized = language_model(config, size, regularizers=Regularizers(0.5))
   params = jax.eval_shape(model.init, key)
   targets = jnp.zeros((2, 1), int)
   for tokens, got in (
@@ -183,6 +185,7 @@ def test_tokens_that_are_no_integers_are_refused(size, key):
       (model.apply, (tokens,)),
       (model.loss, (tokens, targets)),
       (model.training_loss, (tokens, targets, key)),
+      (regularized.training_loss, (tokens, targets, key)),
     ):
       with pytest.raises(ValueError, match=message):
         jax.eval_shape(f, params, None, *arguments)
