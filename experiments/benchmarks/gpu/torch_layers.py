@@ -83,9 +83,9 @@ class TorchLayer(LayerCase):
     import torch
 
     shape = self.seq_len, self.batch_size, self.hidden_size
-    generator = torch.Generator(torch_device()).manual_seed(0)
+    generator = torch.Generator(gpu_or_cpu()).manual_seed(0)
     xs, dhs = (
-      torch.randn(shape, generator=generator, device=torch_device())
+      torch.randn(shape, generator=generator, device=gpu_or_cpu())
       for _ in range(2)
     )
     return xs, dhs
@@ -104,7 +104,7 @@ class TorchLayer(LayerCase):
     }
 
 
-def torch_device() -> str:
+def gpu_or_cpu() -> str:
   """Return PyTorch's device: the GPU, or the CPU if it finds none."""
   import torch
 
@@ -116,7 +116,7 @@ def missing() -> str | None:
   if not is_installed("torch"):
     return "torch is not installed"
   try:
-    device = torch_device()
+    device = gpu_or_cpu()
   except (ImportError, OSError) as error:  # of a library that it needs
     return reason(error)
   return None if device == "cuda" else "PyTorch finds no GPU"
@@ -139,7 +139,7 @@ def make_call(
 
   dtype, tf32, _ = VARIANTS[name]
   torch_dtype = getattr(torch, dtype)
-  layer = torch_layer(cell, (params,)).to(torch_device(), torch_dtype)
+  layer = torch_layer(cell, (params,)).to(gpu_or_cpu(), torch_dtype)
   xs, dhs = (x.to(torch_dtype) for x in inputs)
 
   def forward():
@@ -184,7 +184,7 @@ def prove(cell: str, hidden_size: int, name: str) -> None:
   import torch
 
   params, xs, dhs, expected = expected_results(cell, hidden_size)
-  inputs = tuple(torch.tensor(x, device=torch_device()) for x in (xs, dhs))
+  inputs = tuple(torch.tensor(x, device=gpu_or_cpu()) for x in (xs, dhs))
   forward = make_call(cell, params, name, "forward", inputs)()
   gradient = make_call(cell, params, name, "gradient", inputs)()
   actual = [x.float().cpu().numpy() for x in (forward, *gradient[:4])]

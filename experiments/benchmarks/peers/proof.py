@@ -44,7 +44,9 @@ def make_peers(
       continue
     try:
       peers[name] = make(*problem)
-    except (Unsupported, ImportError) as reason:  # too old for this jax
+    # An old library may import what JAX no longer has; an OSError is of a
+    # shared library that is missing.
+    except (Unsupported, ImportError, OSError) as reason:
       skipped[name] = str(reason)
   return peers, skipped
 

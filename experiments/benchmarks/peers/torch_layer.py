@@ -10,7 +10,7 @@ from lstm_jax.interop import torch as interop
 
 
 def torch_device() -> str:
-  """Return the device of PyTorch's layers, of the same kind as JAX's.
+  """Return the device of PyTorch's layers: a CPU or GPU, as JAX has.
 
   Raises:
     Unsupported: JAX has a GPU, and PyTorch none.

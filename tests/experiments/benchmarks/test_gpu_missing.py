@@ -93,7 +93,7 @@ def broken():
 )
 def test_pytorch_is_timed_on_a_gpu_only(installed, device, why, monkeypatch):
   monkeypatch.setattr(torch_layers, "is_installed", lambda package: installed)
-  monkeypatch.setattr(torch_layers, "torch_device", device)
+  monkeypatch.setattr(torch_layers, "gpu_or_cpu", device)
   prepared = TorchLayer("gru", 4, 3, 2).prepare(frozenset())
   assert prepared.finish({}, {}) == ([], {"pytorch": why}, [])
 

@@ -23,6 +23,9 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
   def outdated(problem):
     raise ImportError("cannot import name 'xla' from 'jax'")
 
+  def incomplete(problem):
+    raise OSError("libcudart.so.13: no such file")
+
   rows, skipped = timing.compare(
     {
       "ours": (make, "numpy"),
@@ -30,6 +33,7 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
       "other": (unsupported, "numpy"),
       "broken": (without_onnx, "numpy"),
       "old": (outdated, "numpy"),
+      "incomplete": (incomplete, "numpy"),
     },
     1,  # round
     "gru",  # the problem: the argument of each maker
@@ -40,6 +44,7 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
     "other": "it has no gru",
     "broken": "needs the package onnx",
     "old": "cannot import name 'xla' from 'jax'",
+    "incomplete": "libcudart.so.13: no such file",
   }
 
 
@@ -96,7 +101,8 @@ def test_the_environment_names_the_installed_versions():
   environment = timing.environment()
   assert environment["python"] == sys.version.split()[0]
   versions = environment["versions"]
-  assert versions["jax"] == version("jax") and versions["optax"]
+  assert versions["jax"] == version("jax")
+  assert versions["numpy"] and versions["optax"]
   for package, found in versions.items():
     name = {"dm-haiku": "haiku"}.get(package, package)
     installed = importlib.util.find_spec(name) is not None
