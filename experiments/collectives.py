@@ -37,13 +37,14 @@ def run(config: TrainConfig, console: Console) -> Result:
   """Compile the training step of a configuration and print its collectives.
 
   Raises:
-    ValueError: there is no mesh, it does not fit the devices, or the corpus is
-      not usable.
+    ValueError: one device does the training, a mesh does not fit the devices,
+      or the corpus is not usable.
   """
   setup = make_setup(config)
   if not setup.mesh:
     raise ValueError(
-      "one device communicates nothing: pass --mesh, such as data:8"
+      "one device communicates nothing: pass --devices, or --mesh such as "
+      "data:8"
     )
   batching = config.batching
   lowered = lower_train_step(setup, batching.batch_size, batching.seq_len)

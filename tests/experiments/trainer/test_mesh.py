@@ -66,7 +66,7 @@ def test_one_device_communicates_nothing(finished_config, config, console):
   num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert result.weight_bytes == num_bytes
   assert result.collectives == []
-  message = "one device communicates nothing: pass --mesh"
+  message = "one device communicates nothing: pass --devices, or --mesh such as"
   with pytest.raises(ValueError, match=message):
     collectives.run(config, console)
 
