@@ -23,8 +23,7 @@ from lstm_jax.language.evaluate import cold_nats
 from lstm_jax.sequence import state_cotangents, unroll
 
 # The text is cut into windows of W tokens several times, each time W // SHIFTS
-# tokens later (at least 1), so that the short bins have more predictions: at
-# SHIFTS starts or more, or at W, if that is fewer.
+# tokens later (at least 1), so that the short bins have more predictions.
 SHIFTS = 32
 # Windows whose gradients are computed at once: at 200 steps of 160 units, each
 # takes 1 MB.

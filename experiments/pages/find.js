@@ -52,7 +52,7 @@ function strongest() {
 
 // Returns the passages whose state is most similar to the mean state of the
 // selection: the cosine over the units of the signal shown, each divided by its
-// largest magnitude, as the colors are. From the value of a gate, 0.5 is taken.
+// largest magnitude, as the colors are. 0.5 is subtracted from gates.
 function similar() {
   const [first, last] = selection(), n = pieces.length;
   const middle = signal.signed ? 128 : 127.5;

@@ -102,7 +102,8 @@ def truncate_logs(
 
   A log that is shorter than it was at the checkpoint, as after a power failure,
   keeps its complete lines. So does one that has grown since then, where the run
-  was resumed and killed before its next checkpoint.
+  was resumed and killed before its next checkpoint; rows of steps after the
+  checkpoint may stay, and are then written a second time.
   """
   for name, length in log_bytes(directory).items():
     path, expected = directory / name, lengths.get(name, 0)

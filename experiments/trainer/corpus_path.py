@@ -104,8 +104,9 @@ def find_corpus(
 
   If the file is no longer where the run has read it, or has changed, the text
   is looked for by its hash: in the run directory, in the current directory, in
-  data/ and among the named corpora that were downloaded. A named corpus that is
-  not among those is looked for likewise, or else downloaded when it is read.
+  data/ and among the named corpora that were downloaded. A named corpus is
+  looked for likewise if it was not downloaded; if it is not found, it is
+  downloaded when it is read.
 
   Args:
     directory: the run directory.

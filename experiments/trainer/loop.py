@@ -32,7 +32,7 @@ class Observer:
     return state
 
   def stops_early(self) -> bool:
-    """Called first, and after each evaluation but that of the last step.
+    """Called before the first step, and after evaluations but the last.
 
     Returns whether to make no more training steps.
     """

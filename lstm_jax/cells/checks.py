@@ -256,7 +256,7 @@ def state_shape(batch_shape: Any, size: int) -> tuple[int, ...]:
   """Return (*batch_shape, size), the shape of a state's part.
 
   Raises:
-    ValueError: batch_shape is no sequence of sizes.
+    ValueError: batch_shape is no sequence, such as a batch size.
   """
   try:
     return (*batch_shape, size)

@@ -15,7 +15,7 @@ def sync(path: Path) -> None:
 
   Raises:
     OSError: they cannot be written. It is no error where a file system has no
-      fsync of directories, as some network file systems.
+      fsync of directories: some network file systems have none.
   """
   descriptor = os.open(path, os.O_RDONLY)
   try:
