@@ -60,12 +60,9 @@ def test_tokens_equal_one_hot_rows_in_a_small_and_a_large_table(rows, key):
   assert worst(*gradients) < 1e-12
 
 
-@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int16, jnp.uint32])
-@pytest.mark.parametrize("rows", [300, 2000])
-def test_narrow_integers_index_a_table_larger_than_their_range(
-  dtype, rows, key
-):
-  w, b = arguments(key, rows)
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
+def test_narrow_integers_index_a_table_larger_than_their_range(dtype, key):
+  w, b = arguments(key, 300)
   tokens = jnp.array([0, 5, 127], jnp.int32)
   gradients = [
     jax.value_and_grad(
