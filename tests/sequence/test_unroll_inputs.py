@@ -1,5 +1,6 @@
 """What `unroll` takes as inputs and states, and what it refuses."""
 
+import re
 from functools import partial
 
 import jax
@@ -71,19 +72,23 @@ def test_an_empty_sequence_is_an_error(cell, key):
 def test_error_messages_name_a_state_that_does_not_fit(cell, key):
   params, state, xs = arguments(cell, key)
   for field, leaf in state._asdict().items():
-    for wrong in (leaf[:, :1], leaf[:1]):
-      if field == "h" and len(wrong) == 1 and len(state) == 1:
-        continue  # this is an error of xs
-      wrong = state._replace(**{field: wrong})
-      fields = "".join(state._fields)
-      message = rf"state.[{fields}] must be \[\d, \d\], got"
-      with pytest.raises(ValueError, match=message):
+    for cut in (leaf[:, :1], leaf[:1]):
+      named, expected, got = field, leaf.shape, cut.shape
+      if field == "h" and len(cut) == 1:  # the batch is that of h
+        if len(state) == 1:
+          continue  # this is an error of xs
+        named, other = state._fields[1], state[1]
+        expected, got = (1, other.shape[1]), other.shape
+      wrong = state._replace(**{field: cut})
+      message = re.escape(f"state.{named} must be {[*expected]}, got {got}")
+      with pytest.raises(ValueError, match=rf"^{message}(\n|$)"):
         unroll(cell, params, wrong, xs)
-      with pytest.raises(ValueError, match=message):
+      with pytest.raises(ValueError, match=rf"^{message}(\n|$)"):
         cell.step(params, wrong, xs[0])
   name = type(state).__name__
   for wrong in (tuple(state), {"h": state.h}, state.h):
-    with pytest.raises(ValueError, match=f"state must be of type {name}, got "):
+    message = f"^state must be of type {name}, got {type(wrong).__name__}$"
+    with pytest.raises(ValueError, match=message):
       unroll(cell, params, wrong, xs)
 
 
