@@ -53,6 +53,7 @@ PACKAGES = (
   *("lstm_jax", "lstm_jax.cells", "lstm_jax.sequence", "lstm_jax.language"),
   *("lstm_jax.training", "lstm_jax.testing", "lstm_jax.interop.flax"),
   *("lstm_jax.interop.keras", "lstm_jax.interop.onnx"),
+  "lstm_jax.interop.torch",
 )
 ENTRY = re.compile(
   r"^::: (\S+)\n(?:    options:\n(?:      heading: .*\n)?"
