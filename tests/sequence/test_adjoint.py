@@ -24,13 +24,17 @@ def test_equal_adjoints_are_equal_cache_keys():
   assert len(set(adjoints)) == 3
 
 
-def test_explicit_checks_its_fields():
-  with pytest.raises(ValueError, match="chunk must be an integer ≥ 1, got 0"):
-    Explicit(chunk=0)
-  with pytest.raises(
-    ValueError, match="residuals must be gates or recompute, got 'states'"
-  ):
+def test_residuals_are_one_of_two_policies():
+  message = "^residuals must be gates or recompute, got 'states'$"
+  with pytest.raises(ValueError, match=message):
     Explicit(residuals="states")
+
+
+@pytest.mark.parametrize("chunk", [2.5, True, "8", 0])
+def test_a_chunk_is_a_whole_number_of_steps(chunk):
+  message = f"^chunk must be an integer ≥ 1, got {chunk!r}$"
+  with pytest.raises(ValueError, match=message):
+    Explicit(chunk=chunk)
 
 
 @pytest.mark.parametrize("wrong", ["autodiff", Explicit, None, 3])

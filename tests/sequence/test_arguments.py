@@ -178,12 +178,6 @@ def test_a_mask_for_each_layer_is_no_mask(name):
     unroll_stack(lstm, layers, None, XS, **flags)
 
 
-@pytest.mark.parametrize("chunk", [2.5, True, "8", 0])
-def test_a_chunk_is_a_whole_number_of_steps(chunk):
-  with pytest.raises(ValueError, match=r"^chunk must be an integer ≥ 1, got "):
-    Explicit(chunk=chunk)
-
-
 def test_a_size_may_be_an_integer_of_numpy():
   assert Explicit(chunk=np.int64(3)) == Explicit(chunk=3)
   layers = init_stack(lstm, KEY, D, np.int64(H), num_layers=2)
