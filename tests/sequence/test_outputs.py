@@ -3,7 +3,6 @@
 import re
 from functools import partial
 from itertools import product
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +12,9 @@ from lstm_jax import Explicit, Step, lstm, unroll
 from lstm_jax.sequence import scan
 from tests.contract import each_cell
 from tests.draws import B, D, H, T, arguments, worst
+from tests.sequence.options import OPTIONS
 
 PROJECTS_FIRST = jax.__version_info__ >= (0, 12)  # as in `_projects_first`
-OPTIONS: dict[str, dict[str, Any]] = {
-  "plain": {},
-  "reverse": {"reverse": True},
-  "masked": {
-    "lengths": jnp.array([T, 0, 2]),
-    "reset": jnp.arange(T * B).reshape(T, B) % 4 == 0,
-  },
-}
 ADJOINTS = [Explicit(), Explicit(chunk=2), Explicit("recompute", 2)]
 
 
