@@ -235,6 +235,16 @@ def test_an_h_that_is_too_large_is_refused(cell, dtype, largest, monkeypatch):
 
 
 @pytest.mark.usefixtures("h100")
+@pytest.mark.parametrize(("size", "hidden"), [(0, H), (D, 0)])
+def test_a_layer_without_inputs_or_without_units_is_refused(size, hidden):
+  units = 4 * hidden
+  shapes = (size, units), (hidden, units), (units,)
+  params = lstm.LSTMParams(*(jnp.zeros(s, jnp.float32) for s in shapes))
+  with refuses(f"takes D and H of at least 1, got w_x {[size, units]}"):
+    fused(lstm, params, None, XS[..., :1].repeat(size, axis=-1))
+
+
+@pytest.mark.usefixtures("h100")
 @pytest.mark.parametrize("text", ["T, B", f"T, {B}", f"{T}, B"])
 def test_symbolic_sizes_are_refused(text):
   shape = *export.symbolic_shape(text), D
