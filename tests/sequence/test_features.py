@@ -197,12 +197,14 @@ def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, feature):
   _, found = value_and_gradient(cell, args, **options)
   options["compute_dtype"] = None
   _, expected = value_and_gradient(cell, exact, **options)
+  errors = []
   for primal, a, b in zip(
     *map(jax.tree.leaves, (args, found, expected)), strict=True
   ):
     assert a.dtype == primal.dtype
     a, b = np.asarray(a), np.asarray(b)
-    assert np.linalg.norm(a - b) < 2e-2 * np.linalg.norm(b)
+    errors.append(np.linalg.norm(a - b) / np.linalg.norm(b))
+  assert 1e-3 < np.max(errors) < 2e-2  # of float32 it is 1e-6
 
 
 @EXHAUSTIVE
