@@ -222,10 +222,12 @@ def test_bfloat16_products_of_hard_gates_have_a_small_error(module, key):
 
 
 def test_what_is_no_activation_is_an_error():
-  message = "activation must be an Activation, such as RELU, got <"
+  message = "^activation must be an Activation, such as RELU, got <"
   with pytest.raises(ValueError, match=message):
     rnn.with_activation(jnp.tanh)
   for module in MODULES:
-    message = "gates must be an Activation, such as RELU, got 'relu'"
-    with pytest.raises(ValueError, match=message):
-      module.with_activations("relu")
+    names = ("gates", "candidate") + (("output",) if module is lstm else ())
+    for name in names:
+      message = f"^{name} must be an Activation, such as RELU, got 'relu'$"
+      with pytest.raises(ValueError, match=message):
+        module.with_activations(**{name: "relu"})
