@@ -16,10 +16,12 @@ from lstm_jax import (
   Step,
   init_stack,
   lstm,
+  rnn,
   sequence,
   unroll,
   unroll_stack,
 )
+from lstm_jax.sequence import wrappers
 from tests.contract import LSTM_EVERY_DAY, each_cell
 from tests.draws import D, H, arguments, normal_like, worst
 
@@ -203,11 +205,21 @@ def test_a_step_and_its_residuals_are_exported_and_deserialized(cell, key):
   assert worst((found, saved), expected) < 1e-12
 
 
+@pytest.mark.exhaustive
+def test_the_residuals_of_a_wrapped_step_are_exported(key):
+  params, state, xs = arguments(rnn, key)
+  args = params, state, xs[0], jnp.array([True, False, True])
+  forward = jax.jit(wrappers.resettable(rnn).forward)
+  _, saved = exported(forward, *spec(args))(*args)
+  assert type(saved.residuals) is wrappers.ResidualsWithH
+  assert worst(saved.residuals, forward(*args)[1].residuals) < 1e-12
+
+
 @pytest.mark.parametrize("module", [lstm_jax, sequence], ids=str)
 def test_every_public_namedtuple_of_arrays_can_be_serialized(module):
   checked = 0
   for name, value in vars(module).items():
-    if name.endswith(("Params", "State", "Directions")):
+    if name.endswith(("Params", "State", "Directions", "LowRank")):
       arrays = value(*(jnp.ones(1) for _ in value._fields))
       program = export.export(jax.jit(lambda x: x))(spec(arrays)).serialize()
       assert type(export.deserialize(program).call(arrays)) is value
