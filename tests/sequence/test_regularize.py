@@ -38,6 +38,13 @@ def test_drop_connect_drops_recurrent_weights_only(cell, key):
   assert worst(dropped.w_h, jnp.where(zero, 0, params.w_h / (1 - RATE))) < 1e-12
 
 
+def test_drop_connect_refuses_recurrent_weights_in_a_vector(key):
+  params = rnn.init(key, D, H)
+  message = "^drop_connect needs a cell with a matrix w_h, got RNNParams$"
+  with pytest.raises(ValueError, match=message):
+    regularize.drop_connect(key, params._replace(w_h=params.b), RATE)
+
+
 def test_drop_connect_has_no_gradient_for_dropped_weights(key):
   params, state, xs = arguments(lstm, key)
 
@@ -96,7 +103,8 @@ def test_equal_keys_draw_the_same_and_rates_are_checked(draw, key):
   assert (draw(key, RATE) == draw(key, RATE)).all()
   assert not (draw(key, RATE) == draw(jax.random.key(1), RATE)).all()
   for rate in (-0.1, 1.0, float("nan")):
-    with pytest.raises(ValueError, match=r"a rate must be in \[0, 1\), got"):
+    message = rf"^a rate must be in \[0, 1\), got {rate}$"
+    with pytest.raises(ValueError, match=message):
       draw(key, rate)
 
 
