@@ -101,7 +101,6 @@ def test_what_is_no_integer_from_1_is_an_error(name, value, key):
 
 def test_a_step_of_tokens_is_an_error(key):
   params, state, _ = arguments(key, 2, None)
-  with pytest.raises(
-    ValueError, match="x must be floats, since this cell takes"
-  ):
+  message = r"^x must be floats, since .* takes no tokens, got int64(\n|$)"
+  with pytest.raises(ValueError, match=message):
     mogrifier_lstm.step(params, state, jnp.zeros(B, int))

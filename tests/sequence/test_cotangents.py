@@ -111,23 +111,28 @@ def test_cotangents_have_the_dtypes_of_the_state(key):
 
 def test_error_messages_name_what_does_not_fit(key):
   params, state, xs = arguments(lstm, key)
+  narrow = state._replace(c=state.c.astype(jnp.float32))
   for message, changes in (
-    (r"xs must have at least one step \(T ≥ 1\), got \(0,", {"xs": xs[:0]}),
-    (r"xs must be inputs \[5, 3, 4\], got \(5, 3, 3\)", {"xs": xs[..., :3]}),
-    (r"state.c must be \[3, 6\], got \(2, 6\)", {"state": cut(state)}),
-    (r"d_last must be of type LSTMState, got tuple", {"d_last": tuple(state)}),
     (
-      r"d_last.c must be float64 \[3, 6\], got float64 \(2, 6\)",
+      "xs must have at least one step (T ≥ 1), got (0, 3, 4)",
+      {"xs": xs[:0]},
+    ),
+    ("xs must be inputs [5, 3, 4], got (5, 3, 3)", {"xs": xs[..., :3]}),
+    ("state.c must be [3, 6], got (2, 6)", {"state": cut(state)}),
+    ("d_last must be of type LSTMState, got tuple", {"d_last": tuple(state)}),
+    (
+      "d_last.c must be float64 [3, 6], got float64 (2, 6)",
       {"d_last": cut(state)},
     ),
     (
-      r"d_last.c must be float64 \[3, 6\], got float32 \(3, 6\)",
-      {"d_last": state._replace(c=state.c.astype(jnp.float32))},
+      "d_last.c must be float64 [3, 6], got float32 (3, 6)",
+      {"d_last": narrow},
     ),
   ):
     given = {"state": state, "xs": xs, "d_last": state} | changes
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError) as error:
       state_cotangents(lstm, params, **given)
+    assert str(error.value) == message
 
 
 def cut(state):

@@ -209,29 +209,27 @@ def test_any_pattern_of_masks_and_resets(name, mask, reset):
 def test_error_messages_name_what_does_not_fit(key):
   params, state, xs = arguments(lstm, key)
   run = partial(unroll, lstm, params, state, xs)
-  with pytest.raises(ValueError, match=r"mask must be bool \[5, 3\], got flo"):
-    run(mask=MASK.astype(float))
-  with pytest.raises(ValueError, match=r"reset must be bool \[5, 3\], got boo"):
-    run(reset=RESET.T)
-  with pytest.raises(ValueError, match=r"lengths must be integers \[3\], got"):
-    run(lengths=np.arange(T))
-  with pytest.raises(ValueError, match=r"lengths must be integers \[3\], got"):
-    run(lengths=np.ones(B))
-  with pytest.raises(
-    ValueError, match="zoneout must be of type LSTMState, got dict"
+  order = "; inputs [B, T, D] need time_major=False, and [T, B, D] need True"
+  for name, value, message in (
+    ("mask", MASK.astype(float), "be bool [5, 3], got float64 (5, 3)"),
+    ("reset", RESET.T, f"be bool [5, 3], got bool (3, 5){order}"),
+    ("lengths", np.arange(T), f"be integers [3], got int64 (5,){order}"),
+    ("lengths", np.ones(B), "be integers [3], got float64 (3,)"),
+    ("zoneout", {"h": True, "c": True}, "be of type LSTMState, got dict"),
+    *(
+      ("state_dropout", np.ones(shape), f"broadcast to [5, 3, 6], got {shape}")
+      for shape in ((T, T, B, H), (T, B, H, 1))
+    ),
   ):
-    run(zoneout={"h": True, "c": True})
-  with pytest.raises(
-    ValueError, match=r"zoneout\.h must broadcast to \[5, 3, 6\]"
-  ):
+    with pytest.raises(ValueError) as error:
+      run(**{name: value})
+    assert str(error.value) == f"{name} must {message}"
+  message = r"^zoneout\.h must broadcast to \[5, 3, 6\], got \(5, 3, 4\)$"
+  with pytest.raises(ValueError, match=message):
     run(zoneout=normal_like(key, type(state)(xs, xs)))
-  with pytest.raises(
-    ValueError, match=r"zoneout\.c must broadcast to \[5, 3, 6\], got None"
-  ):
+  message = r"^zoneout\.c must broadcast to \[5, 3, 6\], got None$"
+  with pytest.raises(ValueError, match=message):
     run(zoneout=lstm.LSTMState(0.1, None))
-  for shape in ((T, T, B, H), (T, B, H, 1)):
-    with pytest.raises(ValueError, match=r"state_dropout must broadcast to"):
-      run(state_dropout=jnp.ones(shape))
   message = (
     "^state_dropout must be an array of factors, such as regularize.factors "
     "returns, got one number; a rate is not a factor$"

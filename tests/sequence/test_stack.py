@@ -89,9 +89,8 @@ def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
   assert worst(found, ((low, top), hs)) == 0
   plain = unroll_stack(lstm, params, states, xs)
   assert worst(found, plain) > 1e-3
-  with pytest.raises(
-    ValueError, match="zoneout must have one element per layer"
-  ):
+  message = "^zoneout must have one element per layer, got 1 for 2 layers$"
+  with pytest.raises(ValueError, match=message):
     unroll_stack(lstm, params, states, xs, zoneout=kept[:1])
 
 
@@ -161,7 +160,8 @@ def test_a_stack_of_different_cells_equals_its_layers_by_hand(key):
     for f in (partial(unroll_stack, cells), by_hand)
   )
   assert worst(a, b) < 1e-12
-  with pytest.raises(ValueError, match="cell must have one element per layer"):
+  message = "^cell must have one element per layer, got 2 for 3 layers$"
+  with pytest.raises(ValueError, match=message):
     unroll_stack(cells[:2], *args)
 
 
