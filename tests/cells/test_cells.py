@@ -105,7 +105,7 @@ def test_equals_torch_in_value_and_gradient(row, key):
     return unroll(row.cell, params, state, xs)
 
   found, pullback = jax.vjp(run, params, state, xs)
-  cotangents = normal_like(key, found)
+  cotangents = normal_like(jax.random.key(1), found)
   d_params, d_state, d_xs = pullback(cotangents)
   (d_last, d_hs) = cotangents
   weigh = [(outputs, d_hs)] + [

@@ -84,9 +84,8 @@ def test_no_two_blocks_of_the_initial_weights_are_one_draw(row, key):
 def test_a_projection_can_have_any_size(projection, key):
   cell = projected_lstm
   shapes = cell.init(key, D, H, jnp.float64, projection_size=projection)
-  params = normal_like(key, shapes)
-  state = normal_like(key, cell.initial_state(params, (B,)))
-  xs = normal_like(key, np.zeros((T, B, D)))
+  zeros = shapes, cell.initial_state(shapes, (B,)), np.zeros((T, B, D))
+  params, state, xs = normal_like(key, zeros)
   a, b = (
     jax.jit(
       jax.grad(weighed(partial(unroll, cell, adjoint=adjoint), key), (0, 1, 2))

@@ -47,7 +47,7 @@ def make_gradient(map_one, key, adjoint):
 
 def derivatives(gradient, args, key):
   """Return a gradient's derivatives, in forward and in reverse mode."""
-  tangents = normal_like(key, args)
+  tangents = normal_like(jax.random.key(1), args)
   reverse = jax.grad(weighed(gradient, key), (0, 1, 2))
 
   def both(*args):

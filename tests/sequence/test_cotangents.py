@@ -33,7 +33,7 @@ def by_autodiff(cell, params, state, xs, d_last):
 @each_cell("batch", [(B,), (), (2, B)], others=[(B,)])
 def test_every_cotangent_is_the_gradient_for_that_state(cell, batch, key):
   params, state, xs = arguments(cell, key, batch=batch)
-  d_last = normal_like(key, state)
+  d_last = normal_like(jax.random.key(1), state)
   found = state_cotangents(cell, params, state, xs, d_last)
   assert found.h.shape == (T + 1, *state.h.shape)
   assert worst(found, by_autodiff(cell, params, state, xs, d_last)) < 1e-12
@@ -44,7 +44,7 @@ def test_the_first_row_is_the_gradient_of_unroll_and_the_last_is_d_last(
   cell, key
 ):
   params, state, xs = arguments(cell, key)
-  d_last = normal_like(key, state)
+  d_last = normal_like(jax.random.key(1), state)
   found = state_cotangents(cell, params, state, xs, d_last)
   _, vjp = jax.vjp(lambda s: unroll(cell, params, s, xs)[0], state)
   assert worst(jax.tree.map(lambda d: d[0], found), vjp(d_last)[0]) < 1e-12
@@ -54,7 +54,7 @@ def test_the_first_row_is_the_gradient_of_unroll_and_the_last_is_d_last(
 @TOKEN_CELLS
 def test_tokens_are_one_hot_rows(cell, key):
   params, state, _ = arguments(cell, key)
-  d_last = normal_like(key, state)
+  d_last = normal_like(jax.random.key(1), state)
   tokens = jax.random.randint(key, (T, B), 0, D)
   rows = jax.nn.one_hot(tokens, D, dtype=jnp.float64)
   a, b = (
@@ -69,7 +69,7 @@ def test_planted_errors_of_the_recurrence_are_caught(name, key):
   """Scales each term of the state's cotangent by 1.01."""
   cell = TABLE[name].cell
   params, state, xs = arguments(cell, key)
-  d_last = normal_like(key, state)
+  d_last = normal_like(jax.random.key(1), state)
   expected = by_autodiff(cell, params, state, xs, d_last)
   names = "dh", "dc", "dn", "dp", "da", "dc_sum", "dn_sum"
   planted = [t for t in terms(cell) if t.partition("#")[0] in names]
@@ -89,7 +89,7 @@ def test_planted_errors_of_the_recurrence_are_caught(name, key):
 
 def test_a_state_of_none_is_zero(key):
   params, state, xs = arguments(lstm, key)
-  d_last = normal_like(key, state)
+  d_last = normal_like(jax.random.key(1), state)
   zero = lstm.initial_state(params, (B,))
   found, expected = (
     state_cotangents(lstm, params, first, xs, d_last) for first in (None, zero)
@@ -99,7 +99,7 @@ def test_a_state_of_none_is_zero(key):
 
 def test_cotangents_have_the_dtypes_of_the_state(key):
   params, state, xs = arguments(lstm, key)
-  d_last = normal_like(key, state)
+  d_last = normal_like(jax.random.key(1), state)
   expected = state_cotangents(lstm, params, state, xs, d_last)
   narrow = jax.tree.map(lambda x: x.astype(jnp.float32), (state, d_last))
   with jax.numpy_dtype_promotion("standard"):
