@@ -2,7 +2,7 @@ import gc
 import os
 import shutil
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,9 +80,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
   """Of a test with `everyday(n)`, make all cases but n exhaustive.
 
-  The n are spread over those that are not exhaustive by themselves: where n
-  divides their number, along the diagonal of a grid, so that each of its
-  parameters takes several values.
+  They are chosen among those that are not exhaustive by themselves: see `pick`.
   """
   cases = defaultdict(list)
   for item in items:
@@ -91,13 +89,33 @@ def pytest_collection_modifyitems(items):
       test = item.nodeid.partition("[")[0]
       cases[test, marker.args[0]].append(item)
   for (_, count), group in cases.items():
-    stride = len(group) // count + 1
-    kept = {k * stride % len(group) for k in range(count)}
-    if len(group) % count or len(kept) < count:
-      kept = {k * len(group) // count for k in range(count)}
+    kept = pick(count, [item.callspec.params for item in group])
     for k, item in enumerate(group):
       if k not in kept:
         item.add_marker(pytest.mark.exhaustive)
+
+
+def pick(count, cases):
+  """Return the indices of some cases, dicts of parameters.
+
+  Each in turn has the values that were picked least often before, so that every
+  parameter takes as many values as it can; of several such cases, it is the one
+  farthest from all that were picked, since neighbours are alike.
+  """
+  left, picked, times = list(range(len(cases))), [], Counter()
+
+  def values(k):
+    return [(name, repr(value)) for name, value in cases[k].items()]
+
+  def cost(k):
+    distance = min((abs(k - other) for other in picked), default=0)
+    return sum(times[value] for value in values(k)), -distance
+
+  for _ in range(min(count, len(cases))):
+    picked.append(min(left, key=cost))
+    left.remove(picked[-1])
+    times.update(values(picked[-1]))
+  return picked
 
 
 def pytest_collection_finish():
