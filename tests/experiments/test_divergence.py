@@ -9,7 +9,6 @@ import pytest
 from experiments import train
 from experiments.trainer import setup
 from experiments.trainer.errors import Diverged
-from experiments.trainer.plot import draw
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
 from tests.experiments.trainer.resuming import inject_nans, read_rows
@@ -59,13 +58,6 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
   trained = [row for row in read_rows(result.directory) if "train_loss" in row]
   assert [row.get("skipped", 0) for row in trained] == [1, 1, 3, 3, 3]
   assert all(math.isfinite(row["train_loss"]) for row in trained)
-
-
-def test_half_a_row_is_not_drawn_and_hides_no_other_error(tmp_path):
-  rows = '{"step": 10, "train_loss": 3.5}\n{"step": 20, "tr'
-  (tmp_path / "metrics.jsonl").write_text(rows)
-  draw(tmp_path, "character")
-  assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
 @pytest.mark.exhaustive

@@ -1,11 +1,13 @@
 """The samples and the losses that a run logs."""
 
 import math
+from contextlib import closing
 from pathlib import Path
 
 import jax
 import pytest
 
+from experiments.trainer import plot
 from experiments.trainer.errors import Diverged
 from experiments.trainer.logger import RunLogger
 from experiments.trainer.records import replace
@@ -57,3 +59,19 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(loss, make_logger):
   logger, params, _ = make_logger()
   with pytest.raises(Diverged, match=f"loss is {loss} after step 0$"):
     logger.log_evaluation(loss, params)
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError])
+def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
+  kind, make_logger, console, monkeypatch
+):
+  def fail(directory, unit):
+    raise kind("no room")
+
+  monkeypatch.setattr(plot, "draw", fail)
+  logger, _, log = make_logger()
+  log.with_name("metrics.jsonl").write_text("{}\n")
+  with pytest.raises(Diverged, match=r"^worse$"), closing(logger):
+    raise Diverged("worse")
+  line = "loss.png cannot be written: no room\n"
+  assert console.file.getvalue() == line
