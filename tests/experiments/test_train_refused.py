@@ -16,6 +16,7 @@ from experiments.trainer.run_dir import SHA256, check_is_run_or_empty
 from experiments.trainer.trained import load
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
+from tests.power import tree
 
 DIVERGES = {
   "optimizer": "sgd",
@@ -99,11 +100,11 @@ def test_a_directory_of_other_files_is_refused_and_left_as_it_is(
 def test_a_directory_with_a_run_is_refused_and_left_as_it_is(
   finished, config, console
 ):
-  before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  before = tree(finished)
   message = "already holds a finished run; --overwrite"
   with pytest.raises(ValueError, match=message):
     train.run(config, console)
-  assert before == {p: p.read_bytes() for p in before}
+  assert tree(finished) == before
   keep = finished / "notes.txt"
   keep.write_text("mine")
   train.run(replace(config, overwrite=True, seed=3), console)

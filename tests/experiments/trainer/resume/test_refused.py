@@ -18,6 +18,7 @@ from lstm_jax.training import CheckpointWriter, list_checkpoints
 from lstm_jax.training.checkpoint import CheckpointError
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import outcome, stop_at
+from tests.power import tree
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,10 @@ from tests.experiments.trainer.resuming import outcome, stop_at
 def test_a_run_of_another_configuration_is_not_resumed(
   changes, message, stopped, config, console
 ):
-  before = {p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()}
+  before = tree(stopped)
   with pytest.raises(ValueError, match=message):
     train.run(replace(config, **changes), console)
-  assert before == {
-    p: p.read_bytes() for p in stopped.rglob("*") if p.is_file()
-  }
+  assert tree(stopped) == before
 
 
 def test_a_corpus_that_has_changed_is_an_error(stopped, config, console):
@@ -150,13 +149,11 @@ def test_the_only_copy_of_a_text_is_not_replaced(finished, config, console):
   corpus = Path(config.data.corpus)
   kept = finished / "corpus.txt"
   kept.write_bytes(corpus.read_bytes())
-  before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  before = tree(finished)
   again = replace(config, overwrite=True, corpus=str(kept))
   with pytest.raises(ValueError, match="the only copy of a piped text: copy"):
     train.run(again, console)
-  (finished / "lock").unlink(missing_ok=True)
-  after = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
-  assert after == before
+  assert tree(finished) == before
 
 
 @pytest.mark.parametrize("flag", ["teacher", "init_from"])
@@ -167,12 +164,11 @@ def test_a_run_that_is_read_is_not_replaced(
   shutil.copytree(finished, tmp_path / "previous")
   (tmp_path / "previous").rename(finished / "previous")
   (tmp_path / "link").symlink_to(finished)
-  before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  before = tree(finished)
   source = str(tmp_path / name)
   value = (source,) if flag == "teacher" else source
   again = replace(config, overwrite=True, **{flag: value})
   message = f"--overwrite would replace the run of --{flag}={source}: pass ano"
   with pytest.raises(ValueError, match=message):
     train.run(again, console)
-  after = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
-  assert after == before
+  assert tree(finished) == before
