@@ -189,8 +189,3 @@ def test_options_that_go_together_pass():
     {"interactive": True, "temperature": 0.0},
   ):
     sample.check_combination(DEFAULTS | options, DEFAULTS)
-
-
-def test_a_prompt_of_nothing_is_refused(explored_run):
-  with pytest.raises(ValueError, match="at least one character"):
-    sample.run(str(explored_run), **DEFAULTS | {"prompt": ""})

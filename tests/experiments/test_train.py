@@ -24,15 +24,7 @@ from tests.experiments.conftest import VERSE
 from tests.experiments.sampled import write
 from tests.experiments.trainer.resuming import read_rows
 
-SAMPLE = {
-  "prompt": "Shall I",
-  "length": 25,
-  "temperature": 0.8,
-  "top_k": 0,
-  "top_p": 1.0,
-  "num_samples": 1,
-  "seed": 0,
-}
+SAMPLE = {"prompt": "Shall I", "length": 25}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +150,7 @@ def test_sample_continues_from_a_run(finished_config):
   assert greedy[0] == greedy[1]
   with pytest.raises(ValueError, match="character 'é' at position 2 is not in"):
     write(directory, **SAMPLE | {"prompt": "Thé"})
-  with pytest.raises(ValueError, match="the prompt must have at least one"):
+  with pytest.raises(ValueError, match=r"must have at least one character$"):
     write(directory, **SAMPLE | {"prompt": ""})
 
 

@@ -209,11 +209,9 @@ def test_any_metadata_is_read_or_an_error_of_one_line(directory, data):
 
 
 def test_prompts_of_any_kind_are_sampled_or_refused(directory):
-  options = {"length": 3, "temperature": 0.8, "top_k": 0, "top_p": 1.0}
-  options |= {"num_samples": 1, "seed": 0}
   for prompt in ("", "\x00", "é" * 50, "Shall", "\ud800", "<unk>"):
     try:
-      (text,) = write(str(directory), prompt=prompt, **options)
+      (text,) = write(directory, prompt=prompt, length=3)
     except ValueError as error:
       check_line(error)
       assert prompt != "Shall"
