@@ -21,6 +21,13 @@ from tests.experiments.pages import browser, explored
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely.\n"
 # Its last batch is as long as the others: one training step is compiled.
 VERSES = f"{VERSE * 20}Thou art more\n"
+# Options of a run whose loss is not finite after a training step.
+DIVERGES = {
+  "optimizer": "sgd",
+  "learning_rate": 1e38,
+  "warmup_steps": 0,
+  "clip_norm": 0.0,
+}
 
 
 @pytest.fixture(autouse=True)

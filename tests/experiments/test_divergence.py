@@ -11,14 +11,8 @@ from experiments.trainer import setup
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace
 from experiments.trainer.trained import load
+from tests.experiments.conftest import DIVERGES
 from tests.experiments.trainer.resuming import inject_nans, read_rows
-
-DIVERGES = {
-  "optimizer": "sgd",
-  "learning_rate": 1e38,
-  "warmup_steps": 0,
-  "clip_norm": 0.0,
-}
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(

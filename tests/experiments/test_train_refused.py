@@ -15,15 +15,8 @@ from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256, check_is_run_or_empty
 from experiments.trainer.trained import load
 from tests.draws import worst
-from tests.experiments.conftest import VERSE
+from tests.experiments.conftest import DIVERGES, VERSE
 from tests.power import tree
-
-DIVERGES = {
-  "optimizer": "sgd",
-  "learning_rate": 1e38,
-  "warmup_steps": 0,
-  "clip_norm": 0.0,
-}
 
 
 @pytest.mark.parametrize(
