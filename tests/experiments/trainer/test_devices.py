@@ -109,12 +109,41 @@ def test_configurations_that_need_one_device_are_returned_as_they_are():
   assert share_batches(configs) == configs
 
 
+def test_those_that_need_the_most_devices_share_them(monkeypatch):
+  """The others stay on one: they are of fewer devices, or have a mesh."""
+  made = {}
+  monkeypatch.setattr(jax.config, "update", made.__setitem__)
+  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  default, four = TrainConfig(), changed(devices="4")
+  small, meshed = changed(hidden_size=8), changed(mesh="data:8")
+  two = replace(default, mesh="data:2", devices="2")
+  assert share_batches([default, small, meshed]) == [two, small, meshed]
+  assert made == {COUNT: 2}
+  given = [default, four, meshed]
+  assert share_batches(given) == [default, replace(four, mesh="data:4"), meshed]
+  assert made == {COUNT: 4}
+
+
+def test_on_a_gpu_devices_are_refused_if_they_are_asked_for(monkeypatch):
+  monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(devices, "num_cores", lambda: 2)
+  default, two = TrainConfig(), changed(devices="2")
+  assert share_batches([default]) == [default]
+  assert share_members(default, 4) == default
+  message = "^--devices is for CPUs, got --devices=2 on a gpu"
+  with pytest.raises(ValueError, match=f"{message}: pass --mesh=data:2$"):
+    share_batches([default, two])
+  with pytest.raises(ValueError, match=f"{message}$"):
+    share_members(two, 4)
+
+
 def test_a_mesh_may_have_its_number_of_devices(monkeypatch):
   made = {}
   monkeypatch.setattr(jax.config, "update", made.__setitem__)
   both = changed(mesh="data:2", devices="2")
   assert share_batches([both, changed(hidden_size=8)])[0] == both
-  assert made == {"jax_num_cpu_devices": 2}
+  assert made == {COUNT: 2}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +172,9 @@ def test_where_jax_has_started_its_devices_there_are_no_more(monkeypatch):
   shared = changed(hidden_size=128)
   assert devices.num_devices(shared) == 2
   assert share_batches([shared]) == [shared]
+  # Those that are asked for may be there; the mesh counts them.
+  asked = changed(devices=f"{count + 1}", batch_size=count + 1)
+  assert share_batches([asked]) == [replace(asked, mesh=f"data:{count + 1}")]
 
 
 @pytest.mark.parametrize(
