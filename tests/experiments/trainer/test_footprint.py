@@ -8,6 +8,7 @@ from experiments import sweep, train
 from experiments.trainer import footprint, setup
 from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.footprint import (
+  advice_if_out_of_memory,
   advise_batch_size,
   check_memory,
   dry_run,
@@ -205,3 +206,39 @@ def test_without_memory_a_run_names_the_batch_size_that_would_fit(
   assert "\n" not in str(error.value)
   advice = advise_batch_size(made, needs[3] - 1)
   assert "no batch size would fit" in advice
+
+
+@pytest.mark.parametrize(
+  ("message", "processes"),
+  [("INTERNAL: a kernel failed", 1), ("RESOURCE_EXHAUSTED: no memory", 2)],
+)
+def test_an_error_that_no_batch_size_would_mend_stays_what_it_is(
+  message, processes, monkeypatch
+):
+  """Several processes would have to compile the advice together."""
+  monkeypatch.setattr(jax, "process_count", lambda: processes)
+  with (
+    pytest.raises(jax.errors.JaxRuntimeError, match=f"^{message}$"),
+    advice_if_out_of_memory(None),
+  ):
+    raise jax.errors.JaxRuntimeError(message)
+
+
+@pytest.mark.parametrize("mesh", ["", "data:1"])
+def test_on_the_mesh_of_a_cpu_the_advice_is_for_one_device(
+  mesh, config, monkeypatch
+):
+  advised = []
+
+  def advise(setup, limit):
+    advised.append((setup.config.job.mesh, setup.mesh, limit))
+    return "less"
+
+  monkeypatch.setattr(footprint, "advise_batch_size", advise)
+  monkeypatch.setattr(footprint, "available_memory", lambda: 7)
+  with (
+    pytest.raises(ValueError, match=r"^out of memory: less$"),
+    advice_if_out_of_memory(make_setup(replace(config, mesh=mesh))),
+  ):
+    raise jax.errors.JaxRuntimeError("Out of memory allocating 9 bytes")
+  assert advised == [("", None, 7)]
