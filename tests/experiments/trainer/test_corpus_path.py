@@ -19,6 +19,7 @@ from experiments.trainer.corpus_path import (
   KEPT,
   REPOSITORY,
   find_corpus,
+  kept_if_piped,
   recorded_corpus,
   recorded_path,
   resumable_corpus,
@@ -237,6 +238,18 @@ def test_a_printed_command_reads_a_piped_text_where_it_is_kept(
   *_, command = console.file.getvalue().splitlines()
   kept = f"--corpus={directory / KEPT}"
   assert shlex.split(command)[-4:] == [*arguments, kept]
+
+
+def test_a_kept_text_is_read_by_a_run_that_is_resumed_and_by_no_other(piped):
+  data, kept = piped.data, Path(piped.job.run) / KEPT
+  assert kept_if_piped(piped) == data  # nothing is kept yet
+  kept.parent.mkdir()
+  kept.write_text(VERSES)
+  assert kept_if_piped(piped).corpus == str(kept)
+  for changes in ({"overwrite": True}, {"resume": False}, {"run": ""}):
+    assert kept_if_piped(replace(piped, **changes)) == data
+  other = replace(piped, corpus=shutil.copy(kept, f"{kept}2"))
+  assert kept_if_piped(other) == other.data
 
 
 def test_a_corpus_in_dev_is_read_again_as_the_file_it_leads_to(config):
