@@ -37,6 +37,20 @@ def test_a_row_has_the_loss_of_a_token_and_of_a_character(unit, header, losses):
   ]
 
 
+def test_a_perplexity_that_overflows_is_none_in_the_file(tmp_path):
+  row = Row("cold windows", 1000.0, 250.0, 0.5)
+  assert row.figures == {
+    "nats": 1000.0,
+    "nats_per_character": 250.0,
+    "bits_per_character": 250.0 / math.log(2),
+    "perplexity": None,
+    "spelling": 0.5,
+  }
+  write_json(tmp_path / "evaluation.json", row.figures)
+  assert [*row._replace(nats=1.0).figures] == [*FIGURES]
+  assert row._replace(nats=1.0).figures["perplexity"] == math.e
+
+
 def test_the_results_of_other_protocols_are_kept(tmp_path):
   path = tmp_path / "evaluation.json"
   write_json(path, results("cold", 3.0))
