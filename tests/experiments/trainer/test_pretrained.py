@@ -12,12 +12,13 @@ from experiments import train
 from experiments.trainer.data import read_corpus
 from experiments.trainer.history import read_run_history
 from experiments.trainer.opening import open_run_dir
-from experiments.trainer.pretrained import read_pretrained
+from experiments.trainer.pretrained import check_vocabulary, read_pretrained
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.setup import make_setup
 from experiments.trainer.trained import load
 from lstm_jax import gru
+from lstm_jax.language import CharTokenizer
 from tests.draws import worst
 from tests.experiments.conftest import VERSE
 from tests.experiments.trainer.resuming import read_rows, signal_at
@@ -116,6 +117,22 @@ def test_the_weights_of_another_vocabulary_are_refused(
     train.run(config, console)
   assert str(error.value).startswith(f"--init_from={config.init_from} has ano")
   assert not Path(config.job.run).exists()
+
+
+def test_of_another_text_the_splits_may_be_others(config, finished):
+  path = Path(config.data.corpus)
+  path.write_text(path.read_text()[::-1])
+  setup = make_setup(replace(config, val_fraction=0.3))
+  found, trained = read_pretrained(setup), load(finished)
+  assert worst(found.params, trained.params) == 0
+
+
+def test_a_vocabulary_in_another_order_is_refused(config, finished):
+  setup, trained = make_setup(config), load(finished)
+  tokenizer = CharTokenizer(trained.tokenizer.symbols[::-1])
+  message = "^NAME has another vocabulary: .*, got 23 in another order$"
+  with pytest.raises(ValueError, match=message):
+    check_vocabulary(setup, trained._replace(tokenizer=tokenizer), "NAME")
 
 
 def test_a_run_that_begins_again_records_the_weights_of_that_time(config):
