@@ -11,7 +11,11 @@ from experiments.trainer.history import read_run_history
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import to_record
 from experiments.trainer.trained import load
-from lstm_jax.training import CheckpointError, list_checkpoints
+from lstm_jax.training import (
+  CheckpointError,
+  list_checkpoints,
+  read_checkpoint,
+)
 from tests.draws import worst
 
 
@@ -40,6 +44,47 @@ def test_a_config_without_the_hash_of_its_corpus_is_damaged(finished, config):
     open_run_dir(config, facts),
   ):
     pass
+
+
+def test_a_config_that_lacks_a_flag_is_of_another_version(finished, config):
+  path = finished / "config.json"
+  record = json.loads(path.read_text())
+  del record["tied"]
+  path.write_text(json.dumps(record))
+  reason = "config.json lacks tied, as that of another version"
+  message = f"^there is no run in {finished}: {reason}$"
+  with pytest.raises(ValueError, match=message):
+    load(finished)
+  message = f"^{finished} is not a run of this version: {reason}; choose"
+  with (
+    pytest.raises(ValueError, match=message),
+    open_run_dir(config, {"corpus_sha256": ""}),
+  ):
+    pass
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "reason"),
+  [
+    ("model", None, "'model'"),
+    ("tokenizer", {"symbols": None}, "can only join an iterable"),
+    ("model", {}, "'cell'"),
+  ],
+)
+def test_a_checkpoint_that_describes_no_model_is_an_error_that_says_so(
+  name, value, reason, finished, monkeypatch
+):
+  def read(checkpoints):
+    found = read_checkpoint(checkpoints, 47)
+    description = found.description | {name: value}
+    if value is None:
+      del description[name]
+    return found._replace(description=description)
+
+  monkeypatch.setattr(trained, "_best_checkpoint", read)
+  message = f"^the checkpoint in {finished}/checkpoints describes no model: "
+  with pytest.raises(CheckpointError, match=f"{message}{reason}$"):
+    load(finished)
 
 
 @pytest.fixture
