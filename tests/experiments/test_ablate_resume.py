@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import ablate, train
-from experiments.comparison.ablations import MEASURED
+from experiments.comparison.ablations import MEASURED, Ablations
 from experiments.trainer.records import replace
 from tests.experiments.ablating import ROW, read_record, record_path, write_rows
+from tests.experiments.conftest import edit_config
 from tests.experiments.trainer.resuming import signal_at
 
 
@@ -53,6 +54,28 @@ def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
   for name in ("base", change):  # it was trained anew
     record = json.loads((directory / name / "config.json").read_text())
     assert record["started"] != "2026-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+  ("started", "outdated"),
+  [
+    ("2026-11-28T04:44:09Z", True),
+    ("2026-11-28T05:44:09+01:00", True),
+    ("2026-11-28T04:44:10Z", False),
+    ("2026-11-28T04:44:09", False),  # no time zone, as every damaged value
+    (5, False),
+    (None, False),
+  ],
+)
+def test_a_run_from_before_an_overwrite_is_outdated(
+  started, outdated, finished, tmp_path
+):
+  edit_config(finished, started=started)
+  whole = Ablations({}, "", [])
+  begun_again = whole._replace(overwritten="2026-11-28T04:44:10Z")
+  assert begun_again.is_outdated(finished) == outdated
+  assert not whole.is_outdated(finished)
+  assert not begun_again.is_outdated(tmp_path)  # no run
 
 
 def test_the_results_of_another_recipe_or_corpus_are_not_mixed_in(
