@@ -8,12 +8,10 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from experiments import train
-from experiments.trainer import logger
 from experiments.trainer.config import TrainConfig
 from experiments.trainer.records import replace, to_record
 from tests.experiments.conftest import VERSE, VERSES
@@ -23,24 +21,6 @@ from tests.experiments.trainer.resuming import last_checksums, outcome
 from tests.processes import ROOT, as_flags, environment, finish
 
 pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
-
-
-def test_a_run_is_finished_when_its_last_checkpoint_is_written(
-  tmp_path, monkeypatch
-):
-  done = []
-  monkeypatch.setattr(logger, "write_json", lambda path, _: done.append(path))
-  unfinished = SimpleNamespace(
-    best=logger.Best(step=3, val_loss=1.5, params=None),
-    buffer=SimpleNamespace(seconds=2.0),
-    directory=tmp_path,
-    step=9,
-    _setup=SimpleNamespace(num_steps=9),
-    _checkpoints=SimpleNamespace(wait=lambda: done.append("checkpoint")),
-    _is_writer=True,
-  )
-  logger.RunLogger.finish(unfinished, test_loss=None)
-  assert done == ["checkpoint", tmp_path / "result.json"]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

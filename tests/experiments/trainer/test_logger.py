@@ -3,13 +3,14 @@
 import math
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from experiments.trainer import plot
 from experiments.trainer.errors import Diverged
-from experiments.trainer.logger import RunLogger
+from experiments.trainer.logger import Best, RunLogger
 from experiments.trainer.records import replace
 from experiments.trainer.setup import make_setup
 
@@ -75,3 +76,23 @@ def test_a_picture_that_cannot_be_drawn_hides_no_worse_error(
     raise Diverged("worse")
   line = "loss.png cannot be written: no room\n"
   assert console.file.getvalue() == line
+
+
+def test_a_run_is_finished_when_its_last_checkpoint_is_written(
+  tmp_path, monkeypatch
+):
+  done = []
+  monkeypatch.setattr(
+    "experiments.trainer.logger.write_json", lambda path, _: done.append(path)
+  )
+  unfinished = SimpleNamespace(
+    best=Best(step=3, val_loss=1.5, params=None),
+    buffer=SimpleNamespace(seconds=2.0),
+    directory=tmp_path,
+    step=9,
+    _setup=SimpleNamespace(num_steps=9),
+    _checkpoints=SimpleNamespace(wait=lambda: done.append("checkpoint")),
+    _is_writer=True,
+  )
+  RunLogger.finish(unfinished, test_loss=None)
+  assert done == ["checkpoint", tmp_path / "result.json"]
