@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import urllib.request
 
 import pytest
@@ -16,7 +17,7 @@ from experiments.trainer.history import (
 )
 from experiments.trainer.named_corpora import CORPORA, NamedCorpus
 from experiments.trainer.records import replace, to_record
-from lstm_jax.training import CheckpointWriter
+from lstm_jax.training import CheckpointError, CheckpointWriter
 from tests.experiments.conftest import VERSES, copy_run
 
 TEXT = VERSES.encode()
@@ -73,3 +74,26 @@ def test_a_sweep_has_as_many_members_as_its_checkpoint(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(record))
   _, second = read_run_histories(tmp_path)
   assert second.rows == [{"step": 4, "val_loss": 1.75, "seconds": 2.0}]
+
+
+def test_a_sweep_is_read_from_its_newest_checkpoint_that_can_be_read(tmp_path):
+  record = to_record(SweepConfig(num_seeds=2))
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  one, other = read_run_histories(tmp_path)  # it has no checkpoint yet
+  assert (one.rows, other.rows) == ([], [])
+  assert (one.member, other.record["seed"]) == ("seed 0 at 0.02", 1)
+
+  checkpoints = tmp_path / "checkpoints"
+  writer = CheckpointWriter(checkpoints)
+  for step in (4, 8):
+    losses = [[(step, None)], [(step, 1.0 / step)]]
+    progress = Progress(1, losses, (1.0 / step, step), seconds=2.0 * step)
+    writer.save(step, {"w": 1.0}, {"progress": progress._asdict()})
+  writer.close()
+  for step in (8, 4):
+    one, other = read_run_histories(tmp_path)
+    row = {"step": step, "val_loss": 1.0 / step, "seconds": 2.0 * step}
+    assert (one.rows, other.rows) == ([], [row])  # one has diverged
+    shutil.rmtree(checkpoints / f"{step}" / "description")
+  with pytest.raises(CheckpointError, match=f"{checkpoints}/8 cannot be read"):
+    read_run_histories(tmp_path)
