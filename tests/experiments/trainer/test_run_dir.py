@@ -4,7 +4,11 @@ import shutil
 
 import pytest
 
-from experiments.trainer.run_dir import read_result, set_aside
+from experiments.trainer.run_dir import (
+  delete_previous,
+  read_result,
+  set_aside,
+)
 
 
 @pytest.fixture
@@ -41,6 +45,33 @@ def test_without_a_checkpoint_a_finished_run_alone_replaces_the_previous(
   kept = (previous / "samples.txt").read_text()
   assert (kept == "newer") == finished_too
   assert (previous / "evaluation.json").exists() != finished_too
+
+
+def test_a_damaged_checkpoint_hides_no_best_one_before_it(successor):
+  """The run is not finished, and its checkpoint of step 40 names a best."""
+  (successor / "result.json").unlink()
+  shutil.rmtree(successor / "checkpoints" / "47" / "description")
+  set_aside(successor)
+  kept = successor / "previous" / "samples.txt"
+  assert kept.read_text() == "newer"
+
+
+def test_a_previous_run_that_cannot_be_deleted_keeps_its_config(
+  successor, monkeypatch
+):
+  """So that it is a run, and the next one to end deletes the rest."""
+  rmtree, previous = shutil.rmtree, successor / "previous"
+
+  def refuse(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(shutil, "rmtree", refuse)
+  delete_previous(successor)
+  assert (previous / "config.json").exists()
+  assert not (previous / "metrics.jsonl").exists()
+  monkeypatch.setattr(shutil, "rmtree", rmtree)
+  delete_previous(successor)
+  assert not previous.exists()
 
 
 def test_a_run_whose_result_is_damaged_is_finished(tmp_path):
