@@ -87,6 +87,23 @@ def test_after_damage_the_checkpoint_before_is_used_and_named(
   assert outcome(stopped) == undisturbed
 
 
+def test_a_run_whose_best_weights_are_lost_chooses_others(
+  stopped, config, console, monkeypatch
+):
+  """Though their losses are higher: those of steps 40 and 47."""
+  lost, losses = load(stopped), iter((9.0, 8.0))
+  shutil.rmtree(stopped / "checkpoints" / f"{lost.step}")
+  monkeypatch.setattr(train, "stateful_loss", lambda *_: next(losses))
+  result = train.run(config, console)
+  assert (
+    f": the best weights, of step {lost.step} and a loss of "
+    f"{lost.val_loss:.4f}, are lost, and later evaluations choose others\n"
+  ) in console.file.getvalue()
+  assert "resumed     after step 33\n" in console.file.getvalue()
+  assert (result.best_step, result.val_loss) == (47, 8.0)
+  assert load(stopped).val_loss == 8.0
+
+
 def test_a_damaged_checkpoint_makes_way_for_one_of_an_earlier_step(
   stopped, config, console
 ):
