@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from experiments import train
@@ -176,6 +177,12 @@ def test_a_run_of_words_learns_and_writes_verse(word_config, console):
   samples = (directory / "samples.txt").read_text(encoding="utf-8")
   assert "<unk>" not in samples and "[" not in samples
   shown = console.file.getvalue()
+  unknown = np.isin(corpus.val.tokens, trained.tokenizer.unknown_tokens)
+  assert unknown.any()
+  assert (
+    f", {trained.tokenizer.size - 1} words known, {len(unknown)} for "
+    f"validation, {100 * unknown.mean():.1f}% of them unknown\n"
+  ) in shown
   perplexity = f"perplexity {math.exp(result.val_loss):,.1f} per word"
   assert f": validation {perplexity}" in shown
   assert f"{result.val_loss:.4f} nats per word" in shown
