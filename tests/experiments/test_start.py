@@ -153,17 +153,38 @@ def test_ctrl_c_during_the_imports_is_one_line(
 
 
 @pytest.mark.exhaustive
-def test_too_little_memory_of_the_host_is_no_error_of_a_device():
+def test_an_error_of_any_kind_is_a_line_and_its_status():
+  """Too little memory of the host is no error of a device."""
   code = """
+import os, jax
 from experiments.cli import launch
-def main():
-  raise MemoryError
-launch(main)
+from experiments.trainer.errors import Diverged
+
+def fail():
+  raise error
+
+for error in (
+  MemoryError(),
+  MemoryError("no room"),
+  OverflowError("too large"),
+  jax.errors.JaxRuntimeError("INTERNAL: lost"),
+  Diverged("the loss is nan"),
+):
+  if not os.fork():
+    launch(fail)
+  print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
   process = subprocess.run(
     [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True
   )
-  assert (process.returncode, process.stderr) == (2, "error: out of memory\n")
+  assert process.stdout.split() == ["2", "2", "2", "2", "3"]
+  assert process.stderr.splitlines() == [
+    "error: out of memory",
+    "error: no room",
+    "error: too large",
+    "error: device error: INTERNAL: lost",
+    "error: the loss is nan",
+  ]
 
 
 @pytest.mark.exhaustive
