@@ -44,14 +44,7 @@ def test_models_are_proven_equal_and_timed(dtype):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-  "cell",
-  [
-    "lstm",
-    pytest.param("gru", marks=pytest.mark.exhaustive),
-    pytest.param("rnn", marks=pytest.mark.exhaustive),
-  ],
-)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_layers_are_proven_equal_and_timed(cell):
   outputs, gradients = parts.layer_part([SIZES], 2, (cell,))
   for rows, _ in (outputs, gradients):

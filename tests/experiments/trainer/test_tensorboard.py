@@ -80,7 +80,7 @@ def test_there_are_the_rows_and_the_norms_and_gates_of_evaluations(config):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", GATES, ids=lambda cell: cell.__name__[-4:])
-def test_the_gates_of_every_cell_are_counted(cell, tmp_path, key):
+def test_the_gates_of_an_lstm_a_gru_and_an_rnn_are_counted(cell, tmp_path, key):
   model = language_model(ModelConfig(cell, hidden_size=9, num_layers=2), 7)
   params = jax.tree.map(lambda leaf: 4 * leaf, model.init(key))  # saturated
   tokens = np.arange(40) % 7

@@ -86,13 +86,7 @@ def test_a_run_makes_weights_only_when_it_starts(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-  "changes",
-  [
-    pytest.param(NOISE, id="noise"),
-    pytest.param(AVERAGES, id="average", marks=pytest.mark.exhaustive),
-  ],
-)
+@pytest.mark.parametrize("changes", [NOISE, AVERAGES], ids=["noise", "average"])
 def test_a_run_stopped_in_its_last_epoch_ends_as_one_that_was_not(
   changes, config, console
 ):
