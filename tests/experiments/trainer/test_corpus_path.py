@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import evaluate, explore, sweep, train
+from experiments import explore, sweep, train
 from experiments.cli import exit_status
-from experiments.evaluate import EvaluateConfig
 from experiments.trainer import corpus_path
 from experiments.trainer.corpus_path import (
   KEPT,
@@ -25,24 +24,20 @@ from experiments.trainer.corpus_path import (
   resumable_corpus,
 )
 from experiments.trainer.data import text_sha256
-from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.history import derive, read_run_history
 from experiments.trainer.named_corpora import CACHE, CORPORA, NamedCorpus
 from experiments.trainer.opening import check_same_run, open_run_dir
-from experiments.trainer.records import replace, to_record
+from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text
 from tests.experiments.conftest import VERSES
+from tests.experiments.evaluating import evaluated
 from tests.experiments.sampled import write
+from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import signal_at
 
 POEMS = "data/shakespeare.txt"
-
-
-def evaluated(directory, console):
-  options = EvaluateConfig((str(directory),), protocol=("cold",))
-  return evaluate.run(options, console)
 
 
 @pytest.mark.exhaustive
@@ -268,10 +263,6 @@ def test_a_corpus_in_dev_is_read_again_as_the_file_it_leads_to(config):
 
 @pytest.mark.exhaustive
 def test_a_sweep_keeps_a_piped_corpus_too(piped, console):
-  changes = to_record(piped) | {"cell": piped.model.cell, "compute_dtype": None}
-  for name in sweep.UNSUPPORTED:
-    del changes[name]
-  config = replace(SweepConfig(), **changes, num_seeds=2)
-  directory = sweep.run(config, console).directory
+  directory = sweep.run(as_sweep(piped, num_seeds=2), console).directory
   assert load(directory).config.data.corpus == KEPT
   evaluated(directory, console)

@@ -23,11 +23,11 @@ from experiments.trainer.effects import (
   run_warnings,
   without_effect,
 )
-from experiments.trainer.ensemble import SweepConfig
-from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.records import replace
 from experiments.trainer.setup import heading, make_setup
 from lstm_jax import gru, rnn
 from lstm_jax.sequence.regularize import drop_connect
+from tests.experiments.sweep.sweeps import as_sweep
 
 STEPS = 1000
 # Of each rule: the flag, what makes it idle, and what does not.
@@ -119,9 +119,7 @@ def test_a_warmup_longer_than_the_run_is_named(config):
 
 @pytest.mark.exhaustive
 def test_a_sweep_names_what_it_does_not_use(config):
-  shared = from_record(
-    SweepConfig(), to_record(SweepConfig()) | to_record(config)
-  )
+  shared = as_sweep(config)
   for changes, names in (
     (
       {"rate": (0.01,), "learning_rate": 0.03, "temperature": 0.3},

@@ -6,7 +6,6 @@ import pytest
 
 from experiments import sweep, train
 from experiments.trainer import footprint, setup
-from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.footprint import (
   advice_if_out_of_memory,
   advise_batch_size,
@@ -17,11 +16,12 @@ from experiments.trainer.footprint import (
   total_operations,
 )
 from experiments.trainer.format import format_operations
-from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.records import replace, to_record
 from experiments.trainer.resources import num_bytes
 from experiments.trainer.setup import make_setup
 from lstm_jax import lstm, mogrifier_lstm, slstm
 from lstm_jax.language import ModelConfig, language_model
+from tests.experiments.sweep.sweeps import as_sweep
 from tests.processes import finish, start
 
 
@@ -64,11 +64,10 @@ def test_on_a_mesh_what_fits_is_a_multiple_of_the_devices(config, tmp_path):
 def test_too_large_a_model_is_refused_before_the_run_directory(
   program, config, console
 ):
-  record = to_record(config) | {"num_seeds": 2, "rate": [0.1]}
-  config = from_record(SweepConfig(), record | {"hidden_size": 1_000_000})
+  sizes = {"hidden_size": 1_000_000, "num_seeds": 2, "rate": (0.1,)}
   message = "out of memory: the train state and .* no batch size would fit"
   with pytest.raises(ValueError, match=message):
-    program.run(config, console)
+    program.run(as_sweep(config, **sizes), console)
   assert not Path(config.job.run).exists()
 
 

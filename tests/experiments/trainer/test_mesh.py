@@ -10,8 +10,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from experiments import collectives, sweep, train
-from experiments.trainer.ensemble import SweepConfig
-from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.records import replace, to_record
 from experiments.trainer.setup import format_mesh, make_setup, run_mesh
 from experiments.trainer.trained import load
 from lstm_jax.training import (
@@ -20,6 +19,7 @@ from lstm_jax.training import (
   make_mesh,
   read_state,
 )
+from tests.experiments.sweep.sweeps import as_sweep
 from tests.processes import finish, start
 
 ROUNDING = 1e-5  # of float32: each of 47 steps may add 1e-7 to a loss of 3
@@ -106,11 +106,9 @@ def test_collectives_of_one_kind_are_a_row_by_whether_they_are_in_a_loop(
 
 def test_sweeps_have_no_mesh(config, console):
   meshed = replace(config, mesh="data:1")
-  record = to_record(SweepConfig(num_seeds=2)) | to_record(meshed)
-  many = from_record(SweepConfig(), record)
   message = "a sweep does not support --mesh: it must be '', got 'data:1'"
   with pytest.raises(ValueError, match=message):
-    sweep.run(many, console)
+    sweep.run(as_sweep(meshed, num_seeds=2), console)
 
 
 @pytest.mark.exhaustive

@@ -21,6 +21,7 @@ from experiments.trainer.named_corpora import CORPORA, NamedCorpus, locate
 from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
 from tests.experiments.conftest import VERSES, copy_run
+from tests.experiments.evaluating import evaluated
 from tests.experiments.sweep.sweeps import as_sweep
 from tests.experiments.trainer.resuming import signal_at
 from tests.experiments.trainer.serving import serve
@@ -204,11 +205,6 @@ def test_a_file_of_that_name_wins_and_a_directory_does_not(named):
   Path("verse").write_text("Another text.")
   assert locate("verse") == "verse"
   assert locate("verses") == "verses"
-
-
-def evaluated(directory, console):
-  options = evaluate.EvaluateConfig((str(directory),), protocol=("cold",))
-  return evaluate.run(options, console)
 
 
 def test_a_run_directory_records_the_name_and_is_resumed_by_it(named, config):
