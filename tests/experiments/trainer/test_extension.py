@@ -9,6 +9,7 @@ import pytest
 
 from experiments import train
 from experiments.pages.report import make_header
+from experiments.trainer import opening
 from experiments.trainer.data import read_corpus
 from experiments.trainer.environment import environment
 from experiments.trainer.history import read_run_history
@@ -135,6 +136,20 @@ def test_a_run_is_extended_before_it_is_finished(finished, config):
 def test_a_finished_run_that_is_extended_is_unfinished(finished, config):
   assert opened(replace(config, num_epochs=2)).extended_from == 1
   assert not (finished / "result.json").exists()
+
+
+def test_a_kill_leaves_no_finished_run_with_epochs_that_it_has_not_made(
+  finished, config, monkeypatch
+):
+  def killed(path, record):
+    raise KeyboardInterrupt
+
+  before = (finished / "config.json").read_bytes()
+  monkeypatch.setattr(opening, "write_json", killed)
+  with pytest.raises(KeyboardInterrupt):
+    opened(replace(config, num_epochs=2))
+  assert not (finished / "result.json").exists()
+  assert (finished / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
