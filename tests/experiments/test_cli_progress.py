@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -160,6 +161,27 @@ def test_a_printed_command_starts_the_same_python(here, tmp_path):
   assert cli.command_line(*arguments) == f"{sys.executable} {program}"
   here.setattr(sys, "argv", ["sample.py", "--run=runs/my run"])
   assert recorded_command("sample") == f"python {program}"
+
+
+@pytest.mark.parametrize(
+  ("changes", "added"),
+  [
+    ({}, ""),
+    ({"run": ""}, " --run=runs/new"),
+    ({"overwrite": True}, " --nooverwrite"),
+    ({"resume": False}, " --resume"),
+  ],
+)
+def test_a_stopped_training_prints_the_command_that_resumes_it(
+  changes, added, here, config, console
+):
+  here.setattr(sys, "argv", ["train", "--seed=1"])
+  config = replace(config, **changes)
+  given = "train", config, Path("runs/new")
+  assert cli.exit_status(*given, signal.SIGTERM, console) == 143
+  *_, command = console.file.getvalue().splitlines()
+  assert command.endswith(f" -m experiments.train --seed=1{added}")
+  assert sys.argv == ["train", "--seed=1"]
 
 
 class ClosedPipe(io.StringIO):
