@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments.trainer import loop
 from experiments.trainer.loop import fit
 from experiments.trainer.resources import WARM_UP, Tracer
 from lstm_jax.language import make_batches
@@ -147,6 +148,19 @@ def test_a_request_during_the_last_step_stops_nothing(epochs):
   state, stopped_by = run(epochs, recorder := Recorder(stop_after=10))
   assert (int(state.step), stopped_by) == (10, None)
   assert recorder.steps("evaluate") == [10]
+
+
+def test_processes_agree_at_evaluations_and_now_and_then(epochs, monkeypatch):
+  agreed = []
+
+  def agreed_request(requests, agree_now):
+    agreed.append(agree_now)
+
+  monkeypatch.setattr(loop, "AGREE_EVERY", 4)
+  monkeypatch.setattr(loop.multihost, "agreed_request", agreed_request)
+  run(epochs, Recorder(), due=(3,))
+  steps = [step for step, agree_now in enumerate(agreed, 1) if agree_now]
+  assert len(agreed) == 10 and steps == [3, 4, 8, 10]
 
 
 def test_the_carried_state_is_zero_at_the_start_of_an_epoch(epochs):
