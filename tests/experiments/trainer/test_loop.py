@@ -105,8 +105,9 @@ def test_it_makes_the_steps_that_are_left(epochs):
   assert int(state.step) == 10
   assert rest.steps("step") == [7, 8, 9, 10]
   assert np.array_equal(rest.tokens, whole.tokens[6:])
-  state, _ = run(epochs, none := Recorder(), step=10)
-  assert (int(state.step), none.calls) == (10, [])
+  for step in (7, 10):
+    state, _ = run(epochs, none := Recorder(), step=step, num_steps=step)
+    assert (int(state.step), none.calls) == (step, [])
 
 
 def test_it_makes_no_more_steps_than_asked_for(epochs):
