@@ -86,6 +86,10 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     ): "--hidden_size=0: 0 is not in [1, 2147483647]",
     ("train", "--learning_rate=nan"): "must be a finite number",
     ("train", "--ar_coef=nan", "--tar_coef=nan"): "number; flag --tar_coef=nan",
+    **{
+      ("sample", "--run=a", f"--{name}=nan"): f"flag --{name}=nan: must be a "
+      for name in ("temperature", "top_p", "min_p")
+    },
     ("train", "--compute_dtype=int8"): "should be one of <float32|bfloat16>",
     ("train", "--implementation=mosaic_gpu"): "='mosaic_gpu' needs ",
     ("train", "--implementation=mosaic_gpu", "--dry_run"): "_gpu' needs ",
