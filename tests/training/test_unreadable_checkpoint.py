@@ -145,13 +145,37 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(
   assert "\n" not in str(error.value)
 
 
-def test_a_description_without_a_checksum_is_damaged(tmp_path):
-  writer = CheckpointWriter(tmp_path)
-  writer.save(8, {"w": np.ones(2)}, {"note": "text"})
+@pytest.fixture
+def checksums(tmp_path):
+  """Save a checkpoint; return its checksums, and a function that writes others.
+
+  A bit that has flipped in what was saved differs from its checksum, as a
+  checksum of something else does.
+  """
+  writer, w = CheckpointWriter(tmp_path), np.ones(2)
+  writer.save(8, {"w": w}, {"note": "text"}, state={"v": w + 1})
   writer.close()
   path = tmp_path / "8" / "checksums" / "metadata"
-  checksums = json.loads(path.read_text())
-  del checksums["description"]
-  path.write_text(json.dumps(checksums))
-  with pytest.raises(CheckpointError, match="its description is not what was"):
-    read_checkpoint(tmp_path)
+  return json.loads(path.read_text()), (
+    lambda changed: path.write_text(json.dumps(changed))
+  )
+
+
+def test_what_differs_from_its_checksum_or_has_none_is_damaged(
+  checksums, tmp_path
+):
+  stored, write = checksums
+  assert len(set(stored.values())) == len(stored) == 3
+  for entry, name, read in (
+    ("description", "its description", read_checkpoint),
+    ("params.w", "params.w", partial(read_params, like={"w": np.ones(2)})),
+    ("state.v", "state.v", partial(read_state, like={"v": np.ones(2)})),
+  ):
+    others = {key: x for key, x in stored.items() if key != entry}
+    message = f"^the checkpoint {tmp_path}/8 is damaged: {name} is not what was"
+    for changed in (others, stored | {entry: next(iter(others.values()))}):
+      write(changed)
+      with pytest.raises(CheckpointError, match=f"{message} written$"):
+        read(tmp_path, 8)
+    write(stored)
+    read(tmp_path, 8)
