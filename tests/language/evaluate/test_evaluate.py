@@ -74,6 +74,16 @@ def test_distributions_sum_to_1_and_have_the_losses(params, scale):
     dynamic_log_probs(MODEL, params, TOKENS, scale, wild)
 
 
+def test_the_distributions_of_batches_are_those_of_one_pass(params):
+  batches = make_batches(TOKENS, 2, 5)
+  assert batches.cuts[-1] % 5  # the last batch is shorter
+  found = [*batch_log_probs(MODEL, params, batches)]
+  assert [len(part) for part in found] == np.diff(batches.cuts).tolist()
+  _, logits = MODEL.apply(params, None, batches.tokens[:-1])
+  expected = jax.nn.log_softmax(logits)
+  assert worst(np.concatenate(found), expected) < 1e-12
+
+
 def test_each_cold_window_is_a_sequence_by_itself(params):
   found = cold_nats(MODEL, params, TOKENS, 8)
   for k in range(0, N - 1, 8):
