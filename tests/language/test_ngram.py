@@ -17,8 +17,8 @@ TRAINING = [RNG.integers(0, V, 40), RNG.integers(0, 3, 70), TEXT[:2]]
 class Reference:
   """The equations of the module, one dictionary of counts for each context."""
 
-  def __init__(self):
-    self.counts = defaultdict(Counter)
+  def __init__(self, order):
+    self.order, self.counts = order, defaultdict(Counter)
 
   def probs(self, context):
     p = np.full(V, 1 / V)
@@ -42,7 +42,7 @@ class Reference:
     """Return the distribution of each token, and the longest context."""
     found, longest = [], []
     for t, token in enumerate(text):
-      context = [*text[max(0, t - ORDER) : t]]
+      context = [*text[max(0, t - self.order) : t]]
       found.append(self.probs(context))
       longest.append(
         max(
@@ -55,21 +55,22 @@ class Reference:
     return np.array(found[1:]), longest[1:]
 
 
-def predict(text, training=TRAINING):
-  return ngram_predictions(text, training, V, order=ORDER, discount=DISCOUNT)
+def predict(text, training=TRAINING, order=ORDER):
+  return ngram_predictions(text, training, V, order=order, discount=DISCOUNT)
 
 
+@pytest.mark.parametrize("order", [0, 1, ORDER])
 @pytest.mark.parametrize("num_training", [0, 1, 3])
-def test_the_distributions_are_those_of_the_loop(num_training):
-  reference = Reference()
+def test_the_distributions_are_those_of_the_loop(num_training, order):
+  reference = Reference(order)
   for piece in TRAINING[:num_training]:
     reference.read(piece)
   expected, longest = reference.read(TEXT)
-  found = predict(TEXT, TRAINING[:num_training])
+  found = predict(TEXT, TRAINING[:num_training], order)
   assert worst(np.exp(found.log_probs), expected) < 1e-14
   assert worst(np.exp(found.log_probs).sum(axis=1), np.ones(60)) < 1e-14
   assert found.longest.tolist() == longest
-  assert set(longest) >= {1, 2, 3}
+  assert set(longest) >= {*range(min(order, 1), order + 1)}
 
 
 def test_a_later_token_changes_no_earlier_distribution():
