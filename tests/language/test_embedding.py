@@ -119,7 +119,7 @@ def test_a_planted_error_in_the_embedding_is_caught(
   largest = np.abs(autodiff.embedding).max()
   wrong = worst(explicit.embedding, autodiff.embedding)
   noticed = {"table": "dx", "rows": "dw_tokens"}[path] == term
-  assert (wrong > 5e-3 * largest) == noticed
+  assert wrong > 5e-3 * largest if noticed else wrong < 1e-12
 
 
 def test_the_gradient_of_a_large_embedding_is_one_scatter(key):
