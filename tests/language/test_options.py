@@ -34,6 +34,7 @@ class Config:
   plain: int = -1
   on: bool = option(False, "A switch.")
   rates: tuple[float, ...] = option((0.5,), "Rates.", bounds="(0, 1]")
+  names: tuple[str, ...] = option((), "Names.")
 
   def __post_init__(self):
     check_options(self)
@@ -82,6 +83,10 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"color": "blue"}, "^color must be one of red, green, got 'blue'$"),
     ({"color": None}, "^color must be one of red, green, got None$"),
     ({"dtype": "bfloat16"}, "^dtype must be one of float32, bfloat16, got 'b"),
+    (
+      {"names": ("a", "")},
+      r"^names must have no empty value, got \('a', ''\)$",
+    ),
     ({"colors": ("red", "blue")}, r"^colors must be one of .*\('red', 'blue'"),
   ],
 )
