@@ -11,7 +11,8 @@ from tests.draws import B, H, T, normal_like
 V, E = 11, 4
 
 
-def make(name, key, adjoint=Explicit(), **options):
+def make(name, key, adjoint=Explicit(), regularizers=None, **options):
+  """Return (model, params, state, tokens, targets), all of them random."""
   config = ModelConfig(
     cell=TABLE[name].cell,
     embedding_size=E,
@@ -20,7 +21,7 @@ def make(name, key, adjoint=Explicit(), **options):
     dtype=jnp.float64,
     **options,
   )
-  model = language_model(config, V, adjoint=adjoint)
+  model = language_model(config, V, regularizers=regularizers, adjoint=adjoint)
   start = jax.eval_shape(model.init, key), model.initial_state((B,))
   params, state = normal_like(key, start)
   tokens = jax.random.randint(key, (T + 1, B), 0, V)

@@ -5,35 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import (
-  Autodiff,
-  Explicit,
-  gru,
-  lru,
-  lstm,
-  min_gru,
-  min_lstm,
-  regularize,
-  slstm,
-  unroll_stack,
-)
-from lstm_jax.language import ModelConfig, Regularizers, language_model
+from lstm_jax import Autodiff, Explicit, lstm, regularize, slstm, unroll_stack
+from lstm_jax.language import Regularizers
 from lstm_jax.language.readout import linear_cross_entropy
-from tests.draws import B, H, T, normal_like, worst
+from tests.draws import B, H, T, worst
+from tests.language.small_model import V, make
 
-V = 11
 ALL = Regularizers(0.2, 0.3, 0.4, 0.3, 0.1, 0.2, 0.5, 1.5, 0.7)
-
-
-def make(key, regularizers, cell=lstm, adjoint=Explicit()):
-  config = ModelConfig(
-    cell, embedding_size=4, hidden_size=H, num_layers=2, dtype=jnp.float64
-  )
-  model = language_model(config, V, regularizers=regularizers, adjoint=adjoint)
-  start = jax.eval_shape(model.init, key), model.initial_state((B,))
-  params, state = normal_like(key, start)
-  tokens = jax.random.randint(key, (T + 1, B), 0, V)
-  return model, params, state, tokens[:-1], tokens[1:]
 
 
 @pytest.mark.exhaustive
@@ -47,9 +25,11 @@ def test_an_slstm_keeps_its_memory_c_n_and_m_together(key):
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize("cell", [lstm, slstm, min_gru])
+@pytest.mark.parametrize("cell", ["lstm", "slstm", "min_gru"])
 def test_some_sequences_begin_at_the_zero_state(cell, key):
-  model, params, state, *batch = make(key, Regularizers(state_reset=0.5), cell)
+  model, params, state, *batch = make(
+    cell, key, regularizers=Regularizers(state_reset=0.5)
+  )
   key_reset = jax.random.split(key, 4)[3]
   is_reset = jax.random.bernoulli(key_reset, 0.5, (B,))
   assert 0 < is_reset.sum() < B
@@ -66,7 +46,9 @@ def test_some_sequences_begin_at_the_zero_state(cell, key):
 
 @pytest.mark.exhaustive
 def test_the_state_before_a_reset_has_no_gradient(key):
-  model, params, state, *batch = make(key, Regularizers(state_reset=0.5))
+  model, params, state, *batch = make(
+    "lstm", key, regularizers=Regularizers(state_reset=0.5)
+  )
   is_reset = jax.random.bernoulli(jax.random.split(key, 4)[3], 0.5, (B,))
   gradient = jax.grad(lambda s: model.training_loss(params, s, *batch, key)[0])(
     state
@@ -77,7 +59,9 @@ def test_the_state_before_a_reset_has_no_gradient(key):
 
 @pytest.mark.parametrize("state_reset", [0.0, 0.5])
 def test_none_is_the_zero_state(state_reset, key):
-  model, params, _, *batch = make(key, Regularizers(state_reset=state_reset))
+  model, params, _, *batch = make(
+    "lstm", key, regularizers=Regularizers(state_reset=state_reset)
+  )
   zero = model.initial_state((B,))
   found, expected = (
     model.training_loss(params, state, *batch, key) for state in (None, zero)
@@ -87,7 +71,9 @@ def test_none_is_the_zero_state(state_reset, key):
 
 @pytest.mark.parametrize("batch_shape", [(), (1,), (B + 1,)])
 def test_a_state_of_another_batch_is_refused(batch_shape, key):
-  model, params, _, *batch = make(key, Regularizers(state_reset=0.5), gru)
+  model, params, _, *batch = make(
+    "gru", key, regularizers=Regularizers(state_reset=0.5)
+  )
   state = model.initial_state(batch_shape)
   message = (
     rf"^states must have the shapes \(GRUState\(h=\({B}, {H}\)\), .*, got "
@@ -97,11 +83,11 @@ def test_a_state_of_another_batch_is_refused(batch_shape, key):
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize("cell", [lstm, gru])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_gradient_of_the_training_loss_is_that_of_autodiff(cell, key):
   gradients = []
   for adjoint in (Explicit(), Autodiff()):
-    model, params, state, *batch = make(key, ALL, cell, adjoint)
+    model, params, state, *batch = make(cell, key, adjoint, ALL)
     f = jax.value_and_grad(
       lambda p, s, m=model, b=batch: m.training_loss(p, s, *b, key)[0], (0, 1)
     )
@@ -110,18 +96,18 @@ def test_the_gradient_of_the_training_loss_is_that_of_autodiff(cell, key):
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize("cell", [min_gru, min_lstm, lru])
+@pytest.mark.parametrize("cell", ["min_gru", "min_lstm", "lru"])
 def test_cells_without_w_h_have_no_weights_to_drop(cell, key):
-  model, *args = make(key, Regularizers(weight_drop=0.5), cell)
+  model, *args = make(cell, key, regularizers=Regularizers(weight_drop=0.5))
   found, _ = jax.jit(model.training_loss)(*args, key)
-  expected, _ = jax.jit(make(key, None, cell)[0].training_loss)(*args, key)
+  expected, _ = jax.jit(make(cell, key)[0].training_loss)(*args, key)
   assert found == expected
 
 
 def test_the_training_loss_without_regularizers_is_the_loss(key):
   expected = None
   for regularizers in (None, Regularizers()):
-    model, *args = make(key, regularizers)
+    model, *args = make("lstm", key, regularizers=regularizers)
     total, (nats, state) = model.training_loss(*args, key)
     expected = model.loss(*args) if expected is None else expected
     assert worst((nats, state), expected) == 0 and total == nats
@@ -132,8 +118,8 @@ def test_the_training_loss_without_regularizers_is_the_loss(key):
   "name", [field.name for field in dataclasses.fields(Regularizers)]
 )
 def test_each_regularizer_changes_the_training_loss_and_not_the_loss(name, key):
-  model, *args = make(key, Regularizers(**{name: 0.5}))
-  plain, *_ = make(key, None)
+  model, *args = make("lstm", key, regularizers=Regularizers(**{name: 0.5}))
+  plain, *_ = make("lstm", key)
   training_loss = jax.jit(model.training_loss)
   loss, expected = (jax.jit(m.loss)(*args) for m in (model, plain))
   total, (nats, _) = training_loss(*args, key)
@@ -149,7 +135,7 @@ def test_each_regularizer_changes_the_training_loss_and_not_the_loss(name, key):
 def test_the_training_loss_is_that_of_its_parts():
   """Every mask is drawn as in the module, and applied here step by step."""
   key = jax.random.key(1)  # whose parts draw different resets
-  model, params, state, tokens, targets = make(key, ALL)
+  model, params, state, tokens, targets = make("lstm", key, regularizers=ALL)
   total, (nats, last) = model.training_loss(params, state, tokens, targets, key)
   key_weights, key_stack, key_outputs, _ = jax.random.split(key, 4)
   key_tokens, key_layers = jax.random.split(key_weights)
