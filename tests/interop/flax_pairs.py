@@ -5,11 +5,14 @@ import copy
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen, nnx
 
 from lstm_jax.interop.flax import NNXRNN, LinenRNN, modules
 from tests.draws import B, D, H, T, normal_like, weighed, worst
 
+NAMES = "LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"
+EACH_CELL = pytest.mark.parametrize("name", NAMES)
 LINEN64 = {"param_dtype": jnp.float64}
 NNX64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 

@@ -14,9 +14,14 @@ from lstm_jax.interop.flax import (
   to_nnx,
 )
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
+from tests.interop.flax_pairs import (
+  EACH_CELL,
+  count_unrolls,
+  linen_cell,
+  nnx_cell,
+)
 
 pytestmark = pytest.mark.usefixtures("flax_promotion")
-NAMES = "LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"
 LENGTHS = np.array([T, 2, 4])
 OPTIONS = {
   "plain": {},
@@ -28,7 +33,6 @@ OPTIONS = {
     "time_major": True,
   },
 }
-EACH_CELL = pytest.mark.parametrize("name", NAMES)
 EACH_OPTIONS = pytest.mark.parametrize(
   "options",
   [
@@ -56,10 +60,13 @@ def valid(outputs, options):
 @pytest.mark.everyday(1)
 @EACH_CELL
 @EACH_OPTIONS
-def test_linen_rnn_has_the_values_and_gradients_of_flax(name, options, key):
+def test_linen_rnn_has_the_values_and_gradients_of_flax(
+  name, options, key, monkeypatch
+):
+  calls = count_unrolls(monkeypatch)
   options = OPTIONS[options]
   xs = inputs(key, options)
-  cell = getattr(linen, name)(H, param_dtype=jnp.float64)
+  cell = linen_cell(name)
   theirs, ours = (
     kind(cell, return_carry=True) for kind in (linen.RNN, LinenRNN)
   )
@@ -75,7 +82,8 @@ def test_linen_rnn_has_the_values_and_gradients_of_flax(name, options, key):
 
     return jax.jit(jax.value_and_grad(weighed(f, key), (0, 1)))(variables, xs)
 
-  assert worst(run(ours), run(theirs)) < 1e-11
+  assert worst(run(ours), run(theirs)) < 1e-12
+  assert len(calls) == 2  # of `init` and of `apply`
 
 
 @pytest.mark.everyday(2)
@@ -90,13 +98,13 @@ def test_linen_rnn_has_the_initial_weights_of_flax(name, key):
 @pytest.mark.everyday(1)
 @EACH_CELL
 @EACH_OPTIONS
-def test_nnx_rnn_has_the_values_and_gradients_of_flax(name, options, key):
+def test_nnx_rnn_has_the_values_and_gradients_of_flax(
+  name, options, key, monkeypatch
+):
+  calls = count_unrolls(monkeypatch)
   options = OPTIONS[options]
   xs = inputs(key, options)
-  cell = getattr(nnx, name)(
-    D, H, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
-  )
-
+  cell = nnx_cell(name)
   zeros = jnp.zeros((B, H))
   start = normal_like(key, (zeros, zeros) if "LSTM" in name else zeros)
 
@@ -113,7 +121,8 @@ def test_nnx_rnn_has_the_values_and_gradients_of_flax(name, options, key):
     value, gradient = jax.jit(jax.value_and_grad(f, (0, 1)))(params, xs)
     return value, jax.tree.leaves(gradient)
 
-  assert worst(run(NNXRNN), run(nnx.RNN)) < 1e-11
+  assert worst(run(NNXRNN), run(nnx.RNN)) < 1e-12
+  assert len(calls) == 1
 
 
 @EACH_CELL
@@ -126,7 +135,7 @@ def test_nnx_rnn_has_the_initial_carry_of_flax(name, key):
 
 def test_initial_carries_are_used(key):
   xs = inputs(key, {})
-  cell = linen.OptimizedLSTMCell(H, param_dtype=jnp.float64)
+  cell = linen_cell("OptimizedLSTMCell")
   variables = linen.RNN(cell).init(key, xs)
   carry = normal_like(key, (np.zeros((B, H)), np.zeros((B, H))))
   a, b = (
@@ -138,7 +147,7 @@ def test_initial_carries_are_used(key):
 
 def test_padding_is_zero_and_an_empty_sequence_keeps_its_carry(key):
   xs = inputs(key, {})
-  cell = linen.GRUCell(H, param_dtype=jnp.float64)
+  cell = linen_cell("GRUCell")
   variables = normal_like(key, LinenRNN(cell).init(key, xs))
   start = normal_like(key, np.zeros((B, H)))
   carry, outputs = LinenRNN(cell, return_carry=True).apply(
@@ -162,10 +171,7 @@ def test_a_round_trip_keeps_the_weights_of_flax(cell, key):
 
 @EACH_CELL
 def test_weights_written_into_an_nnx_cell_are_its_weights(name, key):
-  rngs = nnx.Rngs(0)
-  cell = getattr(nnx, name)(
-    D, H, dtype=jnp.float64, param_dtype=jnp.float64, rngs=rngs
-  )
+  cell = nnx_cell(name)
   our_cell, params = from_nnx(cell)
   params = normal_like(key, params)
   if hasattr(params, "b_n"):

@@ -12,6 +12,8 @@ from flax.core import meta
 from lstm_jax.interop.flax import NNXRNN, LinenRNN, from_linen
 from tests.draws import B, D, H, T, normal_like, worst
 from tests.interop.flax_pairs import (
+  EACH_CELL,
+  NAMES,
   count_unrolls,
   inputs,
   linen_cell,
@@ -21,8 +23,6 @@ from tests.interop.flax_pairs import (
 )
 
 pytestmark = pytest.mark.usefixtures("flax_promotion")
-NAMES = "LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"
-EACH_CELL = pytest.mark.parametrize("name", NAMES)
 EXHAUSTIVE = pytest.mark.exhaustive
 
 
