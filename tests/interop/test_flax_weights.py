@@ -15,7 +15,8 @@ from lstm_jax.interop.flax import from_linen, from_nnx, to_linen
 from lstm_jax.interop.haiku import to_haiku
 from lstm_jax.interop.keras import to_keras
 from lstm_jax.interop.torch import to_torch
-from tests.draws import B, D, H
+from tests.draws import B, D, H, normal_like, worst
+from tests.interop.flax_pairs import EACH_CELL, linen_cell
 
 pytestmark = pytest.mark.usefixtures("flax_promotion")
 
@@ -93,12 +94,24 @@ def test_linen_weights_that_do_not_fit_are_named(key):
 
 
 @pytest.mark.exhaustive
-def test_the_weights_of_an_ensemble_are_those_of_a_vmapped_module(key):
-  members = jax.vmap(lambda key: lstm.init(key, D, H))(jax.random.split(key, 4))
-  weights = to_linen(members)
-  assert weights["hf"]["bias"].shape == (4, H)
-  found = from_linen(weights)[1]
-  assert jax.tree.all(jax.tree.map(jnp.array_equal, found, members))
+@EACH_CELL
+def test_the_weights_of_an_ensemble_are_those_of_a_vmapped_module(name, key):
+  cell = linen_cell(name)
+  carry, x = jnp.zeros((B, H)), jnp.zeros((B, D))
+  carry = (carry, carry) if "LSTM" in name else carry
+
+  def make(key):
+    return cell.init(key, carry, x)["params"]
+
+  keys = jax.random.split(key, 3)
+  variables = normal_like(key, jax.eval_shape(jax.vmap(make), keys))
+  ours, found = from_linen(variables)
+  for member in range(len(keys)):
+    one = jax.tree.map(lambda leaf, n=member: leaf[n], variables)
+    same, params = from_linen(one)
+    expected = jax.tree.map(lambda leaf, n=member: leaf[n], found)
+    assert same is ours and worst(params, expected) == 0
+  assert worst(to_linen(found), variables) == 0
 
 
 def test_the_leading_axes_of_all_params_are_the_same(key):
