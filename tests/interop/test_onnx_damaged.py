@@ -119,7 +119,7 @@ def test_only_constants_are_constants(key, tmp_path):
   assert worst(layers["last"].params, params) == 0
 
 
-def test_constants_are_found_by_the_names_of_the_node(key):
+def test_constants_that_a_layer_cannot_hold_are_found_by_their_names(key):
   params = layer_weights(lstm, key, False)
   names = {"X": "xs", "sequence_lens": "n", "initial_h": "h", "initial_c": "c"}
   node, tensors = interop.to_onnx(lstm, params, inputs=names)
@@ -130,8 +130,14 @@ def test_constants_are_found_by_the_names_of_the_node(key):
   layer = interop.from_onnx(node, weights | unused | {"h": state, "c": state})
   assert worst(layer.params, params) == 0
   state[0, -1, -1] = 1  # one element
-  for name, value in {"n": np.ones(B, int), "h": state, "c": state}.items():
-    with pytest.raises(ValueError, match=rf"\('{name}'\) must .*be a constant"):
+  of_a_state = "must be zero or not be a constant, .* has no initial state; "
+  for key, value, message in (
+    ("sequence_lens", np.ones(B, int), "must not be a constant, .* no lengths"),
+    ("initial_h", state, of_a_state),
+    ("initial_c", state, of_a_state),
+  ):
+    name = names[key]
+    with pytest.raises(ValueError, match=rf"^{key} \('{name}'\) {message}"):
       interop.from_onnx(node, weights | {name: value})
 
 

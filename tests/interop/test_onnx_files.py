@@ -5,7 +5,7 @@ import pytest
 
 from lstm_jax import lstm
 from lstm_jax.interop import onnx as interop
-from tests.draws import B, D, H, T, worst
+from tests.draws import B, D, H, T
 from tests.interop import onnx_models
 from tests.interop.onnx_models import layer_weights, onnx
 
@@ -85,23 +85,3 @@ def test_an_error_in_a_file_names_the_file_and_the_node(key, tmp_path):
   message = r"layer\.onnx: LSTM 'encoder': clip must be absent"
   with pytest.raises(ValueError, match=message):
     interop.load(tmp_path / "layer.onnx")
-
-
-def test_constants_that_a_layer_cannot_hold_are_refused(key):
-  names = {k: k for k in ("X", "sequence_lens", "initial_h", "initial_c")}
-  params = layer_weights(lstm, key, False)
-  node, tensors = interop.to_onnx(lstm, params, inputs=names)
-  weights = {t.name: onnx.numpy_helper.to_array(t) for t in tensors}
-  zeros = np.zeros((1, B, H), np.float32)
-  states = {"initial_h": zeros, "initial_c": zeros}
-  layer = interop.from_onnx(node, weights | states)
-  assert worst(layer.params, params) == 0
-  for name, value in {
-    "sequence_lens": np.array([1, 2, 3], np.int32),
-    "initial_h": zeros + 1,
-    "initial_c": zeros + 1,
-  }.items():
-    with pytest.raises(
-      ValueError, match=rf"{name} \('{name}'\) must .*not be a c"
-    ):
-      interop.from_onnx(node, weights | {name: value})
