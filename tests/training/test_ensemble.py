@@ -8,6 +8,7 @@ from lstm_jax.cells.platform import traced_for
 from lstm_jax.language import ModelConfig, Regularizers, language_model
 from lstm_jax.training import (
   OptimizerConfig,
+  each_member,
   init_ensemble,
   init_state,
   make_ensemble_train_step,
@@ -84,6 +85,14 @@ def test_a_member_that_there_is_not_is_an_error(key):
       member(state, index)
 
 
+def test_each_member_is_a_tree_without_the_axis_of_members():
+  numbers = jnp.arange(12.0).reshape(3, 2, 2)
+  found = each_member({"w": numbers, "b": numbers[:, 0]})
+  assert len(found) == 3
+  for one, w in zip(found, numbers, strict=True):
+    assert worst(one, {"w": w, "b": w[0]}) == 0
+
+
 def test_keys_and_learning_rates_are_one_for_each_member(key):
   model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
   rule = make_optimizer(OptimizerConfig(), 9)
@@ -130,6 +139,12 @@ def test_members_are_shared_by_one_device_or_more(count):
   message = f"^num_devices must be an integer ≥ 1, got {count}$"
   with pytest.raises(ValueError, match=message):
     make_members_mesh(count)
+
+
+def test_members_are_shared_by_no_more_devices_than_there_are():
+  assert dict(make_members_mesh(1).shape) == {"members": 1}
+  with pytest.raises(ValueError, match="must be >= the product of mesh_shape"):
+    make_members_mesh(jax.device_count() + 1)
 
 
 @pytest.mark.exhaustive

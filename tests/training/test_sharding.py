@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 from lstm_jax.language import language_model
-from lstm_jax.training import check_mesh, make_mesh, parse_mesh
+from lstm_jax.training import (
+  OptimizerConfig,
+  check_mesh,
+  init_state,
+  make_mesh,
+  make_mesh_train_step,
+  make_optimizer,
+  parse_mesh,
+  place,
+  state_shardings,
+)
 from tests.processes import finish, free_port, start
 from tests.training.many_devices import (
   DEEP,
@@ -18,6 +28,7 @@ from tests.training.many_devices import (
   H,
   V,
 )
+from tests.training.small import MODEL, STREAMS
 
 SCRIPT = "tests.training.many_devices"
 WIDTH = 8  # bytes of a float64
@@ -89,6 +100,18 @@ def test_rows_and_units_fill_the_mesh():
   message = r"hidden_size must be .* axis model, 2, got 5"
   with pytest.raises(ValueError, match=message):
     check_mesh(sizes, 16, 5)
+
+
+@pytest.mark.exhaustive
+def test_a_mesh_takes_keys_of_the_default_kind_alone(key):
+  mesh, rule = make_mesh({"data": 1}), make_optimizer(OptimizerConfig(), 9)
+  state = init_state(MODEL, rule, MODEL.init(key), 3)
+  shardings = state_shardings(mesh, rule, state)
+  train_step = make_mesh_train_step(mesh, MODEL, rule, shardings=shardings)
+  other = jax.random.key(0, impl="rbg")
+  message = "^key must be one of .*three.*, got one of .*rbg"
+  with pytest.raises(ValueError, match=message):
+    train_step(place(state, shardings), *STREAMS.batch(0), other)
 
 
 def they_compute_what_one_does(simulated):
