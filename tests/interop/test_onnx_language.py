@@ -22,6 +22,7 @@ from lstm_jax import (
   peephole_lstm,
   rnn,
 )
+from lstm_jax.cells import RELU, make_hard_sigmoid
 from lstm_jax.interop.onnx import language_model_to_onnx, load
 from lstm_jax.language import CharTokenizer, ModelConfig, language_model
 from tests.draws import normal_like, worst
@@ -138,6 +139,26 @@ def test_onnxruntime_runs_a_language_model_without_this_library(
   for name, leaf in named(state).items():
     assert worst(found[f"{name}_next"], leaf) < 1e-5
     assert worst(found[f"{name}_stepped"], leaf) < 1e-5
+
+
+@pytest.mark.exhaustive
+def test_onnxruntime_runs_a_language_model_of_other_activations(key):
+  onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is not installed"
+  )
+  cell = lstm.with_activations(make_hard_sigmoid(0.3), RELU)
+  model, params = make(cell, key, jnp.float32, tied=False, layers=1)
+  file = language_model_to_onnx(cell, params)
+  state, tokens = draw(model, key, 7, 2)
+  inputs = {"tokens": tokens, **named(state)}
+  found = onnx_models.run_onnxruntime(onnxruntime, file, inputs)
+  after, logits = model.apply(params, state, tokens)
+  expected = {"logits": np.asarray(logits)}
+  expected |= {f"{k}_next": x for k, x in named(after).items()}
+  assert worst(found, expected) < 1e-5
+  standard = language_model(ModelConfig(lstm, E, H), V)
+  _, others = standard.apply(params, state, tokens)
+  assert worst(others, logits) > 1e-3
 
 
 def test_a_file_has_readable_names_and_its_vocabulary(key, tmp_path):
