@@ -14,15 +14,10 @@ from lstm_jax import Autodiff, Explicit
 from lstm_jax.language import ModelConfig, Regularizers, language_model, readout
 from lstm_jax.training import Average, init_state, make_train_step
 from lstm_jax.training.averaging import init_average
-from tests.contract import EXHAUSTIVE
 from tests.draws import normal_like, worst
 
 H, T = 6, 4
-ADJOINTS = [
-  Explicit(),
-  pytest.param(Explicit("recompute"), marks=EXHAUSTIVE),
-  pytest.param(Autodiff(), marks=EXHAUSTIVE),
-]
+ADJOINTS = Explicit(), Explicit("recompute"), Autodiff()
 
 
 def make(vocabulary_size, adjoint=Explicit(), regularizers=None, **options):
@@ -70,7 +65,7 @@ def draw(model, key, vocabulary_size, steps, batch):
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize(
   ("vocabulary_size", "tied"),
-  [(11, True), pytest.param(2000, False, marks=pytest.mark.exhaustive)],
+  [(11, True), (2000, False)],
 )
 def test_outputs_loss_and_gradient_with_a_free_batch_size(
   text, adjoint, vocabulary_size, tied, key
@@ -191,7 +186,7 @@ assert "lstm_jax" not in sys.modules
 """
 
 
-@EXHAUSTIVE  # docs/coming-from.md has the same in one process
+@pytest.mark.exhaustive  # docs/coming-from.md has the same in one process
 def test_a_program_with_jax_alone_runs_an_exported_model(key, tmp_path):
   """A prompt of any length, then single time steps, for any batch size."""
   model = make(11, tied=True)
