@@ -147,8 +147,9 @@ def test_more_steps_than_an_int32_can_count_are_refused_at_once():
     ValueError, match=r"at most 2,147,483,647 .* got 9(,000){10}$"
   ):
     BatchingConfig(3, 4, 10**30).num_steps(np.arange(101), 0)
-  most = BatchingConfig(1, 1, 2**31 - 1)
-  assert most.num_steps(np.arange(2), 0) == 2**31 - 1
+  for late in (0, 1):
+    most = BatchingConfig(1, 1, 2**31 - 1, late_batch_size=late)
+    assert most.num_steps(np.arange(2), 0) == 2**31 - 1
 
 
 @pytest.mark.parametrize("short_seq_prob", [0.0, 0.5])
