@@ -147,6 +147,7 @@ def test_a_loss_is_nonmonotonic_if_worse_than_the_best_before_the_last_n():
   assert found == [False] * 5 + [True, True]
   assert is_nonmonotonic([float("nan"), 2.0, 1.0, 3.0], 1)
   assert not is_nonmonotonic([1.0, 2.0], 1)
+  assert not is_nonmonotonic([1.0, 2.0, 1.0], 1)  # no worse than the best
   assert is_nonmonotonic([1.0, 3.0, 2.0], 1)
   for patience in (0, -1):
     message = f"^patience must be an integer ≥ 1, got {patience}$"
