@@ -29,13 +29,22 @@ def test_bins_double_up_to_the_window():
 
 
 @pytest.mark.exhaustive
-def test_nats_by_context_are_the_means_of_the_single_predictions(key):
+@pytest.mark.parametrize(
+  ("length", "shifts", "starts"),
+  [
+    (100, 32, range(80)),  # 16 shifts of 1, 5 windows each
+    (100, 8, range(0, 80, 2)),  # 8 shifts of 2
+    (20, 32, range(4)),  # at a fifth start the text has no whole window
+  ],
+)
+def test_nats_by_context_are_the_means_of_the_single_predictions(
+  length, shifts, starts, key, monkeypatch
+):
+  monkeypatch.setattr(context, "SHIFTS", shifts)
   model, params = make(lstm, key)
-  means = nats_by_context(model, params, TOKENS, 16)
+  means = nats_by_context(model, params, TOKENS[:length], 16)
   sums, counts, apply = np.zeros(5), np.zeros(5), jax.jit(model.apply)
-  for start in range(100 - 16):  # 16 shifts of 1, 5 windows each
-    if start // 16 >= 5:
-      break
+  for start in starts:
     tokens = TOKENS[start : start + 17]
     _, logits = apply(params, model.initial_state(()), tokens[:-1])
     nats = np.asarray(cross_entropy(logits, tokens[1:]))
