@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from experiments.comparison import dot_plot
 from experiments.comparison.dot_plot import (
   draw,
   edge,
@@ -80,6 +81,31 @@ def test_a_far_loss_does_not_make_the_axis(record):
   assert edge(words, sorted_cells(record)) is None
   record["runs"] = [run for run in record["runs"] if run["cell"] != "far"]
   assert edge(make_panels(record)[0], sorted_cells(record)) is None
+
+
+def test_a_row_has_a_mark_at_the_mean_and_a_far_loss_as_a_number(
+  record, monkeypatch
+):
+  figures = []
+  monkeypatch.setattr(
+    dot_plot, "save", lambda figure, *_, **__: figures.append(figure)
+  )
+  draw(record, None)
+  (figure,) = figures
+  numbers = [
+    [(t.get_text(), t.xy[1]) for t in panel.texts] for panel in figure.axes
+  ]
+  assert numbers == [
+    [("2.30 →", 7), ("1.68 →", 6)],  # after equal steps, and equal time
+    [("2.30, 2.40 →", 7), ("1.76 →", 6)],  # with a long and a short context
+    *[[], [], []],
+  ]
+  steps, timed = figure.axes[0].lines
+  means = [1.58, 1.59, 1.6, 1.61, 1.62, 1.63, 1.66]
+  np.testing.assert_allclose(steps.get_xdata(), means)
+  assert [*steps.get_ydata()] == [*range(7)]
+  np.testing.assert_allclose(timed.get_xdata()[:3], [1.6, 1.61, 1.6])
+  assert [*timed.get_ydata()] == [*range(6)]
 
 
 def test_a_cell_that_diverged_has_the_last_row_which_says_so(record, tmp_path):

@@ -28,6 +28,42 @@ def test_cells_beyond_the_colors_use_them_again():
   assert many["11"] == many["0"]
 
 
+def points(panel):
+  """Return the points of each line of a panel."""
+  return [line.get_xydata().tolist() for line in panel.lines]
+
+
+def test_a_loss_is_the_mean_of_the_seeds_after_so_many_steps(panel):
+  plots._val_loss(example(), panel)
+  assert points(panel) == [[[0, 4], [100, 2.1], [150, 1.25]]] * 3
+
+
+def test_losses_by_time_are_those_of_equal_time_and_of_the_lstm():
+  record = example()
+  record["cells"]["gru"]["seconds_per_step"] = 0.25
+  timed, equal = Figure().subplots(1, 2)
+  plots._val_loss_by_time(record, timed)
+  ends = [line[-1] for line in points(timed)]
+  assert ends == [[85, 1.25], [35, 1.25], [75, 1.25]]  # 170, 140, 150 steps
+  record["runs"] = record["runs"][:3]  # without equal time
+  plots._val_loss_by_time(record, equal)
+  ends = [line[-1] for line in points(equal)]
+  assert ends == [[75, 1.25], [37.5, 1.25], [75, 1.25]]
+
+
+def test_words_are_in_percent_and_a_context_has_the_mean_of_the_seeds():
+  words, context = Figure().subplots(1, 2)
+  plots._words(example(), words)
+  *lines, validation = words.lines
+  found = [(n.get_linestyle(), n.get_xydata().tolist()) for n in lines]
+  assert found == [
+    *[("-", [[0, 10], [150, 60]]), (":", [[0, 25], [150, 25]])] * 3
+  ]
+  assert [*validation.get_ydata()] == [90, 90]
+  plots._context(example(), context)
+  assert points(context) == [[[1, 3], [2, 2], [4, 1.25]]] * 3
+
+
 def test_the_gradients_of_h_and_c_are_drawn_and_no_others(panel):
   norms = {"h": [2.0, 1.0], "c": [4.0, 3.0], "n": [6.0, 5.0], "m": [8.0, 7.0]}
   row = {"cell": "slstm", "stage": "trained", "norms": norms}
@@ -40,8 +76,7 @@ def test_the_line_of_recall_goes_from_the_shortest_to_the_longest_delay(panel):
   record = example()
   record["recall"] = record["recall"][1::-1]  # of the RNN
   plots._recall(record, panel)
-  assert [*panel.lines[0].get_xdata()] == [1, 5]
-  assert [*panel.lines[0].get_ydata()] == [1.0, 0.75]
+  assert points(panel)[0] == [[1, 1.0], [5, 0.75]]
 
 
 @pytest.mark.exhaustive
