@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import compare_cells
-from experiments.comparison import plots
+from experiments.comparison import dot_plot, plots
 from experiments.trainer.locking import lock
 from tests.experiments.comparing import example
 from tests.processes import ROOT
@@ -65,11 +65,13 @@ def test_a_list_that_lost_a_value_is_damaged(part, values, message, tmp_path):
 
 
 def test_a_lost_entry_is_damaged(tmp_path):
-  record = example()
-  del record["corpus"]["text_statistics"]["validation text"]["rhymes"]
-  compare_cells.save(record, tmp_path)
-  with pytest.raises(ValueError, match=r"is damaged: it lacks 'rhymes'$"):
-    compare_cells.load(tmp_path)
+  one, other = example(), example()
+  del one["corpus"]["text_statistics"]["validation text"]["rhymes"]
+  del other["cells"]["gru"]["seconds_per_step"]
+  for record, name in ((one, "rhymes"), (other, "seconds_per_step")):
+    compare_cells.save(record, tmp_path)
+    with pytest.raises(ValueError, match=f"is damaged: it lacks '{name}'$"):
+      compare_cells.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +120,15 @@ def test_a_comparison_that_is_being_written_is_not_replotted(replot, tmp_path):
   assert (tmp_path / "comparison.png").exists()
 
 
-def test_an_entry_that_only_the_figure_reads_is_missed_by_name(
-  replot, tmp_path
-):
+def test_a_cell_that_only_the_figure_misses_is_named(replot, tmp_path):
+  """It divides by the LSTM's time where there are many cells."""
   record = example()
-  for cell in record["cells"].values():
-    del cell["seconds_per_step"]
+  other = record["cells"].pop("lstm")
+  record["cells"] |= {f"lstm{k}": other for k in range(dot_plot.MANY)}
+  for part in ("runs", "context", "gradient_flow", "recall"):
+    for row in record[part]:
+      row["cell"] = row["cell"].replace("lstm", "lstm0")
   compare_cells.save(record, tmp_path)
-  with pytest.raises(ValueError, match="damaged: it lacks 'seconds_per_step'"):
+  assert compare_cells.load(tmp_path) == record
+  with pytest.raises(ValueError, match=r"is damaged: it lacks 'lstm'$"):
     replot()
