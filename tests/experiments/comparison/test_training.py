@@ -75,12 +75,17 @@ def test_samples_are_judged_by_the_words_of_both_splits(
   corpus = read_corpus(comparison)
   corpus = corpus._replace(known_words=({"thou"}, {"thou", "art"}))
 
+  drawn, keys = [], jax.random.split(key)
+
   def draw(model, params, key, prompt, length, **options):
+    assert (length, options) == (500, {"num_samples": 8, "temperature": 1.0})
+    drawn.append((model, jax.random.key_data(key).tolist()))
     return [corpus.tokenizer.encode(text) for text in params]
 
   monkeypatch.setattr(training, "sample", draw)
   seeds = ["Thou art more\n", "more "], ["art lovely more\n"]
-  found = training._sample(None, seeds, corpus, jax.random.split(key))
+  found = training._sample("model", seeds, corpus, keys)
+  assert drawn == [("model", k) for k in jax.random.key_data(keys).tolist()]
   assert found["words_in_train"] == [1 / 4, 0]
   assert found["words_in_val"] == [2 / 4, 1 / 3]
   assert found["line_length"] == [13, 15]
