@@ -32,6 +32,9 @@ def test_a_finished_run_is_evaluated_once_and_compared(
   trained, console, monkeypatch
 ):
   forbid(monkeypatch, train)
+  path = Path(f"{trained.run}/seed0/result.json")
+  cost = json.loads(path.read_text()) | {"seconds": 75.6}
+  path.write_text(json.dumps(cost))
   with pytest.MonkeyPatch.context() as patch:
     calls = []
     original = evaluate.run
@@ -50,6 +53,7 @@ def test_a_finished_run_is_evaluated_once_and_compared(
   record = read(trained)
   assert record["results"] == result.rows
   assert record["seeds"]["0"]["step"] == saved["step"]
+  assert record["seeds"]["0"]["seconds"] == 75.6
   made = json.loads(Path(f"{trained.run}/seed0/config.json").read_text())
   environment = record["seeds"]["0"]["environment"]
   assert environment["versions"] == made["versions"]
@@ -57,7 +61,7 @@ def test_a_finished_run_is_evaluated_once_and_compared(
   shown = console.file.getvalue()
   assert f"{cold['mean']:.4f}" in shown
   assert f"{cold['difference']:+.4f}" in shown
-  assert "; published 2 to 3, a core\n" in shown
+  assert "minutes of training: 1.3; published 2 to 3, a core\n" in shown
   assert "\nnot evaluated here: ensemble_stateful, of seeds 0, 1\n" in shown
 
   forbid(monkeypatch, evaluate)
