@@ -166,10 +166,20 @@ def test_devices_that_there_are_not_are_refused(many, console):
 
 
 @pytest.mark.exhaustive
-def test_the_bar_of_a_sweep_moves_at_every_step(many, console, monkeypatch):
-  steps = []
-  monkeypatch.setattr(
-    training_bar.TrainingBar, "advance", lambda bar, step: steps.append(step)
-  )
-  sweep.run(many, console)
-  assert steps == [*range(1, 48)]
+def test_the_bar_of_a_sweep_moves_at_every_step_and_shows_its_speed(
+  many, console, monkeypatch
+):
+  steps, shown = [], []
+  for name, values in (("advance", steps), ("update", shown)):
+    monkeypatch.setattr(
+      training_bar.TrainingBar,
+      name,
+      lambda bar, *given, values=values: values.append(given),
+    )
+  result = sweep.run(many, console)
+  assert steps == [(step,) for step in range(1, 48)]
+  assert [step for step, *_ in shown] == [10, 15, 30, 45, 47]
+  assert all(0 < loss < 5 for _, loss, _ in shown)
+  *_, (*_, speed) = shown  # the last one is of the whole training
+  num_tokens = len(read_corpus(many.data).train.tokens)
+  assert abs(speed * result.seconds - 4 * num_tokens) < 1e-6 * num_tokens
