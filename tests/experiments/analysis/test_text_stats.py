@@ -71,6 +71,8 @@ def test_lines_rhyme_with_another_word_at_most_two_lines_away():
   assert text_stats([same], set(), set()).rhymes == 0.0
   far = "a day\nb dog\nc hut\nto say\n"
   assert text_stats([far], set(), set()).rhymes == 0.0
+  wordless = "the day\n--\nto say\n12\n"
+  assert text_stats([wordless], set(), set()).rhymes == 2 / 4
   apart = ["a day\n", "to say\n"]  # lines of different texts
   assert text_stats(apart, set(), set()).rhymes == 0.0
 
