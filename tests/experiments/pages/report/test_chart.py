@@ -26,16 +26,12 @@ def test_the_pointer_reads_off_the_nearest_point(opened, directories):
 )
 def test_the_curves_are_the_losses_to_scale(axis, index, opened, directories):
   choose(opened, "axis", axis)
-  lines = opened.run(
-    "return [...document.querySelectorAll('polyline')].map((line) =>"
-    "[...line.points].map((p) => [p.x, p.y]))"
-  )
   points, values = [], []
   names = ("train_loss", "val_loss")
   curves = [
     losses(directory, name) for directory in directories for name in names
   ]
-  for line, curve in zip(lines, curves, strict=True):
+  for line, curve in zip(lines(opened), curves, strict=True):
     assert len(line) == len(curve)
     points += line
     values += [(point[index], point[1]) for point in curve]
@@ -54,11 +50,7 @@ def test_the_curves_are_the_losses_to_scale(axis, index, opened, directories):
 def test_the_range_leaves_out_the_beginning(opened, directories):
   choose(opened, "range", "0.5")
   end = max(step for f in directories for step, *_ in losses(f, "train_loss"))
-  counts = opened.run(
-    "return [...document.querySelectorAll('polyline')].map((line) =>"
-    "line.points.length)"
-  )
-  assert counts == [
+  assert [len(line) for line in lines(opened)] == [
     sum(step >= end / 2 for step, *_ in losses(directory, name))
     for directory in directories
     for name in ("train_loss", "val_loss")
