@@ -1,14 +1,17 @@
 """What is measured of the programs on a GPU, and how it is shown."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.gpu import peers, picture, timing
+from experiments.benchmarks.gpu import part, peers, picture, timing
+from experiments.benchmarks.gpu.case import Prepared, Result
 from experiments.benchmarks.gpu.cases import ALWAYS, LIBRARIES
 from experiments.benchmarks.gpu.peers import PEERS
 from experiments.benchmarks.gpu.report import summary_tables
+from experiments.benchmarks.gpu.supervisor import Section, Supervisor
 from experiments.benchmarks.gpu.timing import (
   MOST_CALLS,
   count_calls,
@@ -18,6 +21,7 @@ from experiments.benchmarks.gpu.timing import (
 )
 from experiments.benchmarks.gpu.torch_layers import VARIANTS
 from lstm_jax.sequence import Autodiff, Explicit
+from tests.experiments.benchmarks.gpu_worker import InProcess
 
 
 def test_a_measurement_is_of_several_calls_and_one_wait():
@@ -181,3 +185,44 @@ def test_the_last_tables_set_the_kernel_beside_the_others():
     [alone, ("gru 64×16", "–/3", "", "", "", "–/10.0")],
     [alone],
   ]
+
+
+@dataclass(frozen=True)
+class Found:
+  """A case that has found something."""
+
+  result: Result
+  name = "a case"
+  kernels = frozenset()
+  needs_kernels = False
+
+  def prepare(self, left_out):
+    return Prepared({}, lambda programs, errors: self.result)
+
+
+def test_what_a_case_has_found_is_printed_and_a_reason_to_skip_once(console):
+  row = {"part": "gpu check", "case": "a", "failed": False}
+  check = row | {"error": 1.5e-3, "allowed": 5e-3, "array": "hs"}
+  race, bad = (row | {"case": "b", "failed": wrong} for wrong in (False, True))
+  skipped = {"haiku": "it is not installed"}
+  found = Found(Result([check], skipped, []))
+  other = Found(Result([race, bad], skipped, ["b: hs differs"]))
+  sections = [Section("one", [found], 1e9), Section("two", [other], 1e9)]
+  supervisor = Supervisor(InProcess, 1e9)
+  given = supervisor, supervisor.environment(), console, lambda record: None
+  record = part.run_sections(sections, *given)
+  assert record["rows"] == [check, race, bad]
+  assert record["failures"] == ["b: hs differs"]
+  entry = {"case": "a case", "what": "haiku", "why": "it is not installed"}
+  assert record["skipped"] == [entry] * 2
+  assert [*record["seconds"]] == ["one", "two"]
+  begins = "ok ", "FAILED ", "skipped: "
+  lines = console.file.getvalue().splitlines()
+  assert [line for line in lines if line.startswith(begins)] == [
+    "ok a: 1.5e-03 of 5e-03, hs",
+    "skipped: haiku: it is not installed",
+    "FAILED b: hs differs",
+    "ok b: the same each time",
+    "FAILED b: hs differs",  # once more at the end
+  ]
+  assert lines[-1] == "2 checks passed; 1 failures of checks and programs"
