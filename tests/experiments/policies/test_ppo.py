@@ -65,16 +65,20 @@ def test_with_lambda_1_the_advantage_is_the_return_less_the_value():
 
 @pytest.fixture(scope="module")
 def acted():
+  return act_twice(SMALL)
+
+
+def act_twice(config):
   """Return (network, params, two rollouts in a row, their mean returns)."""
   network = make_network("gru", 4, H, 3)
 
   @jax.jit
   def act(init_key, actor_key, keys):
     params = network.init(init_key)
-    actor = make_actor(network, MAZE, SMALL, actor_key)
+    actor = make_actor(network, MAZE, config, actor_key)
 
     def body(actor, key):
-      actor, *found = collect(network, MAZE, SMALL, params, actor, key)
+      actor, *found = collect(network, MAZE, config, params, actor, key)
       return actor, found
 
     return params, *jax.lax.scan(body, actor, keys)[1]
@@ -117,7 +121,7 @@ def test_the_burn_in_is_the_end_of_the_rollout_before(acted):
 def test_a_rollout_is_reproduced_from_its_stored_state(acted):
   network, params, rollouts, _ = acted
   for rollout in rollouts:
-    log_probs, values = answers(network, params, rollout.state, rollout, 0)
+    log_probs, values = answers(network, params, rollout)
     old = rollout.outcomes
     assert worst(values[K:], old.value) < 1e-6  # float32
     assert worst(log_probs[K:], old.log_prob) < 1e-6
@@ -127,17 +131,26 @@ def test_a_rollout_is_reproduced_from_its_stored_state(acted):
   assert np.abs(rollouts[1].state.h).max() > 0.01  # it goes on
 
 
-def answers(network, params, state, rollout, first):
-  """Return (log π of the actions, values) from a state before step `first`."""
+def answers(network, params, rollout):
+  """Return (log π of the actions, values) from the rollout's own state."""
 
   @jax.jit
   def run(params, state, inputs):
     return network.unroll(params, state, *inputs)
 
-  inputs = at(rollout.inputs, slice(first, None))
-  _, logits, values = run(params, state, inputs)
-  actions = jnp.pad(rollout.outcomes.action, ((K - first, 0), (0, 0)))
+  _, logits, values = run(params, rollout.state, rollout.inputs)
+  burn_in = len(values) - T
+  actions = jnp.pad(rollout.outcomes.action, ((burn_in, 0), (0, 0)))
   return chosen(jax.nn.log_softmax(logits), actions), values
+
+
+@pytest.mark.exhaustive
+def test_without_burn_in_a_rollout_begins_with_the_last_state():
+  network, params, (first, second), _ = act_twice(replace(SMALL, burn_in=0))
+  for rollout in (first, second):
+    _, values = answers(network, params, rollout)
+    assert worst(values, rollout.outcomes.value) < 1e-6  # float32
+  assert not first.state.h.any() and np.abs(second.state.h).max() > 0.01
 
 
 def test_the_mean_return_is_that_of_the_episodes_that_ended(acted):
