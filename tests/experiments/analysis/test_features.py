@@ -37,6 +37,8 @@ def test_the_line_position_is_0_at_a_line_break():
     ("'One\n\n'two' three", "'One__'two_______"),
     ("\"O 'yes' so", "\"O 'yes____"),  # one inside another
     ("a ' b", "_____"),
+    ("'Go,'he said", "'Go,________"),
+    ("say 'yes ' no' so", "____'yes ' no____"),  # the second does neither
   ],
 )
 def test_quotation_marks_are_distinguished_from_apostrophes(text, expected):
@@ -51,11 +53,12 @@ def test_words_start_after_blanks_and_marks():
 
 
 def test_names_are_capitalized_lines_that_end_in_a_colon():
+  """After a blank line; not so "Amen:", nor at the end of the text "Ah:"."""
   text = (
-    "First Citizen:\nBefore we:\n\nDUKE VINCENTIO:\nNo more:\n\n"
-    "Thus did I chide:\nThe\n\nDuke of York:\nAh:"
+    "First Citizen:\nBefore we:\n\nDUKE VINCENTIO:\nAmen:\n\n"
+    "Thus did I chide:\nThe\n\nDuke of York and the Lords:\nO\n\nAh:"
   )
-  names = "First Citizen:", "DUKE VINCENTIO:", "Duke of York:"
+  names = "First Citizen:", "DUKE VINCENTIO:", "Duke of York and the Lords:"
   expected = np.zeros(len(text), bool)
   for name in names:
     start = text.index(name)
