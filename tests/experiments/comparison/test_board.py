@@ -158,7 +158,8 @@ PROTOCOLS = {"cold": "windows", "none": "not used", "late": "later"}
 
 
 def test_a_protocol_is_a_column_once_a_row_has_a_result_by_it():
-  board = Board(PROTOCOLS, [GPT, OTHER, LSTM]).of_corpus("verse")
+  late_first = LSTM._replace(results=LSTM.results[::-1])
+  board = Board(PROTOCOLS, [GPT, OTHER, late_first]).of_corpus("verse")
   header, _, *rows = (line.split(" | ") for line in table(board).splitlines())
   assert header[3:6] == ["windows", "later", "seeds"]
   recipe = "[recipe](../../experiments/recipes/verse.flags)"
@@ -214,6 +215,8 @@ def test_an_ensemble_costs_what_its_members_cost():
   shared = row._replace(training=Training([2, 4], "a core", shared=1.0))
   found = points(Board(PROTOCOLS, [shared]), CHARTS[1])
   assert [p.x for p in found if p.protocol == "ensemble_stateful"] == [7.0]
+  unknown = row._replace(results=[ensemble._replace(seeds=())])
+  assert points(Board(PROTOCOLS, [unknown]), CHARTS[0]) == []
 
 
 @pytest.mark.parametrize(
