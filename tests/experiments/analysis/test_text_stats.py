@@ -32,7 +32,7 @@ def test_words_are_letters_with_apostrophes_and_hyphens_inside():
 
 
 def test_lines_are_complete_and_not_empty():
-  assert lines("one\n\n  two \nthr") == ["one", "two"]
+  assert lines("one\n\n  two \n \nthr") == ["one", "two"]
 
 
 def test_shares_and_lengths_are_as_counted_by_hand():
