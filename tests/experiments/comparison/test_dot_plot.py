@@ -3,6 +3,8 @@ import pytest
 
 from experiments.comparison import dot_plot
 from experiments.comparison.dot_plot import (
+  Panel,
+  Series,
   draw,
   edge,
   make_panels,
@@ -81,6 +83,30 @@ def test_a_far_loss_does_not_make_the_axis(record):
   assert edge(words, sorted_cells(record)) is None
   record["runs"] = [run for run in record["runs"] if run["cell"] != "far"]
   assert edge(make_panels(record)[0], sorted_cells(record)) is None
+
+
+def test_the_axis_is_at_most_twice_as_long_as_the_best_cells_need():
+  for far, end in ((3.0, None), (3.01, 2.05)):
+    values = {"a": [1.0], "b": [1.5], "c": [2.0], "d": [far]}
+    panel = Panel("", "", [Series("", values)], cut=True)
+    assert edge(panel, [*"abcd"]) == end
+  assert edge(panel, ["e"]) is None  # it has diverged
+
+
+def test_a_missing_gradient_or_loss_is_left_out(record):
+  """A gradient of 0, beyond float32 or too short, or the LSTM's loss."""
+  lstm, gru, rnn, *_ = (
+    row["norms"]["h"]
+    for row in record["gradient_flow"]
+    if row["stage"] == "trained"
+  )
+  lstm[0], gru[0] = None, 0.0
+  del rnn[50:]
+  record["runs"][0] |= {"evaluations": None, "samples": None}
+  losses, *_, gradients, _ = make_panels(record)
+  assert gradients.series[0].values.keys() == {*CELLS[3:]}
+  for series in losses.series:
+    assert {"lstm", "gru"} & series.values.keys() == {"gru"}
 
 
 def test_a_row_has_a_mark_at_the_mean_and_a_far_loss_as_a_number(

@@ -1,5 +1,6 @@
 """The lines of a comparison's figure."""
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -70,6 +71,16 @@ def test_the_gradients_of_h_and_c_are_drawn_and_no_others(panel):
   plots._gradient_flow({"gradient_flow": [row]}, panel)
   found = [(line.get_linestyle(), [*line.get_ydata()]) for line in panel.lines]
   assert found == [("-", [1.0, 0.5]), ("--", [2.0, 1.5])]
+
+
+def test_a_gradient_of_0_or_beyond_float32_is_a_gap(panel):
+  for h in ([2.0, 0.0, 1.0, None], [0.0, 1.0], [None, 1.0]):
+    row = {"cell": "rnn", "stage": "trained", "norms": {"h": h}}
+    plots._gradient_flow({"gradient_flow": [row]}, panel)
+  found = [line.get_ydata() for line in panel.lines]
+  expected = [1.0, np.nan, 0.5, np.nan], [np.nan] * 2, [np.nan] * 2
+  for ratios, wanted in zip(found, expected, strict=True):
+    assert np.array_equal(ratios, wanted, equal_nan=True)
 
 
 def test_the_line_of_recall_goes_from_the_shortest_to_the_longest_delay(panel):
