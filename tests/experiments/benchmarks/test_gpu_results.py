@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from experiments.benchmarks.gpu import part, peers, picture, timing
@@ -35,6 +36,18 @@ def test_a_measurement_is_of_several_calls_and_one_wait():
   assert len(calls) == 2
   several(call, waits.append, 5)()
   assert len(calls) == 7 and waits == [1, 2, 7]
+
+
+@pytest.mark.parametrize(
+  ("seconds", "count"), [(0.0, MOST_CALLS), (0.001, 5), (0.5, 1)]
+)
+def test_a_measurement_takes_five_milliseconds_or_one_call(
+  seconds, count, monkeypatch
+):
+  clock = iter((10.0, 10.0 + seconds))
+  stopped = SimpleNamespace(perf_counter=lambda: next(clock))
+  monkeypatch.setattr(timing, "time", stopped)
+  assert count_calls(lambda: None, lambda result: None) == count
 
 
 def test_a_time_is_that_of_a_time_step_in_microseconds(monkeypatch):
@@ -114,6 +127,7 @@ def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
     row(128, "kernel bfloat16", 4.0, 0.5, "bfloat16"),
     row(64, "kernel bfloat16", 2.0, 0.25, "bfloat16"),
     row(64, "kernel bfloat16", 9.0, 9.0, "bfloat16", backward=False),
+    row(256, "scan bfloat16", 6.0, 0.75, "bfloat16"),  # it has no kernel
     row(64, "scan", 8.0, 1.0, "TF32"),
     row(64, "pytorch bfloat16", 3.0, 0.125, "bfloat16"),  # of other outputs
   ]
@@ -123,9 +137,10 @@ def test_the_figure_has_the_gradients_and_the_floor_of_bfloat16(
       "gru, B 16",
       {
         "kernel bfloat16": [[64, 2], [128, 4]],
+        "scan bfloat16": [[256, 6]],
         "scan": [[64, 8]],
         "pytorch bfloat16": [[64, 3]],
-        "our floor, bfloat16": [[64, 0.25], [128, 0.5]],
+        "our floor, bfloat16": [[64, 0.25], [128, 0.5], [256, 0.75]],
       },
     ),
     ("gru, B 128", {"scan": [[64, 7]]}),
