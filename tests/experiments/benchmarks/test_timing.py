@@ -97,12 +97,15 @@ def test_the_environment_has_the_number_of_devices_and_of_cores(
   assert environment["processor"] == "3 × EPYC"
 
 
-def test_the_environment_names_the_installed_versions():
+def test_the_environment_names_the_installed_versions(monkeypatch):
+  packages = *timing.PACKAGES, "no-such-package"
+  monkeypatch.setattr(timing, "PACKAGES", packages)
   environment = timing.environment()
   assert environment["python"] == sys.version.split()[0]
   versions = environment["versions"]
   assert versions["jax"] == version("jax")
   assert versions["numpy"] and versions["optax"]
+  assert versions["no-such-package"] is None
   for package, found in versions.items():
     name = {"dm-haiku": "haiku"}.get(package, package)
     installed = importlib.util.find_spec(name) is not None
