@@ -70,7 +70,7 @@ def test_a_line_is_the_mean_of_the_seeds_and_its_shade_their_range(drawn):
   assert ends == [(0.625, "gru"), GUESSING]
   line, guessing = panel.lines
   assert line.get_xydata().tolist() == [[100, 0.25], [200, 0.625]]
-  assert line.get_marker() == "None"
+  assert (line.get_marker(), line.get_color()) == ("None", "tab:green")
   assert [*guessing.get_ydata()] == [-0.5, -0.5]
   (shade,) = panel.collections
   assert {*map(tuple, shade.get_paths()[0].vertices)} == {
