@@ -24,11 +24,9 @@ whose product h W_h has C·B rows, and is as fast as the product of the inputs.
 Reference: Chen et al. (2016), Training deep nets with sublinear memory cost.
 
 The last chunk may have fewer steps. Then hs and the cotangent of xs are copied
-once, to join its part to the others.
-
-A function exported with a symbolic T (`jax.export`) has only whole chunks: the
-last one is filled with masked steps, unless T is a multiple of C by its form,
-such as 32·n.
+once, to join its part to the others. A function exported with a symbolic T
+(`jax.export`) has only whole chunks: the last one is filled with masked steps,
+unless T is a multiple of C by its form, such as 32·n.
 
 Large batches on a CPU
 
