@@ -53,6 +53,19 @@ def test_the_advantages_are_those_of_a_loop():
   assert np.abs(found - expected).max() < 1e-12
 
 
+def test_an_advantage_is_the_sum_of_discounted_deltas():
+  rewards, values, dones, last_value = draw_outcomes(1)
+  following = np.concatenate([values[1:], last_value[None]])
+  deltas = rewards + DISCOUNT * np.where(dones, 0, following) - values
+  expected = np.zeros((T, B))
+  for t in range(T):
+    for k in range(T - t):
+      goes_on = ~dones[t : t + k].any(0)  # no end between t and t + k
+      expected[t] += (DISCOUNT * LAMBDA) ** k * deltas[t + k] * goes_on
+  found = gae(*map(jnp.asarray, draw_outcomes(1)), DISCOUNT, LAMBDA)
+  assert np.abs(found - expected).max() < 1e-12
+
+
 def test_with_lambda_1_the_advantage_is_the_return_less_the_value():
   rewards, values, dones, last_value = map(jnp.asarray, draw_outcomes(2))
   found = gae(rewards, values, dones, last_value, DISCOUNT, 1.0)
