@@ -91,9 +91,6 @@ def trace_layers(
   Returns:
     (layers, logits): the traces, lowest layer first, and the logits of the next
     token after each token, [N, V].
-
-  Raises:
-    ValueError: a part of the cell's state is no vector [H].
   """
   # As in `language.model`, which does not return the states of every layer.
   xs = embed(params, tokens)
@@ -166,11 +163,6 @@ def _trace_layer(cell: Cell, weights: Params, xs: jax.Array) -> LayerTrace:
     return after, (state.h, after, gates, residuals)
 
   zero_state = cell.initial_state(weights)
-  for name, value in zero_state._asdict().items():
-    if value.ndim != 1:
-      raise ValueError(
-        f"states must be vectors, got a {name} of {list(value.shape)}"
-      )
   _, recorded = lax.scan(body, zero_state, cell.project(weights, xs))
   return LayerTrace(weights, xs, *recorded)
 

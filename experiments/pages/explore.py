@@ -122,7 +122,15 @@ def make_header(
     Each layer has "signals", the values of its units at each token
     (`pack_signal`), and "paths", the norms of the gradient of each prediction
     with respect to the states of the last "window" time steps (`pack_path`).
+
+  Raises:
+    ValueError: a part of the cell's state is no vector [H].
   """
+  for name, value in cell.initial_state(params.layers[0])._asdict().items():
+    if value.ndim != 1:
+      raise ValueError(
+        f"a page shows states that are vectors, got {name} {list(value.shape)}"
+      )
   layers, logits = trace_layers(cell, params, jnp.asarray(tokens))
   paths = gradient_paths(cell, params, layers, tokens, WINDOW)
   values = {feature.name: feature.of_pieces(pieces) for feature in FEATURES}

@@ -30,11 +30,21 @@ from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.trained import load
+from lstm_jax import Autodiff
 from lstm_jax.language import ModelConfig, language_model
 from tests.contract import NAMES
 from tests.draws import worst
 from tests.experiments.pages.explored import LENGTH, PageData, val_text
 from tests.experiments.test_cli import finish, start
+from tests.training.test_matrix_state import cell as matrix_cell
+
+
+def test_a_state_that_is_no_vector_has_no_page(key):
+  config = ModelConfig(matrix_cell, embedding_size=3, hidden_size=4)
+  params = language_model(config, 7, adjoint=Autodiff()).init(key)
+  message = r"^a page shows states that are vectors, got m \[4, 4\]$"
+  with pytest.raises(ValueError, match=message):
+    make_header(matrix_cell, params, np.arange(7), [*"abcdefg"], Blobs())
 
 
 def test_the_page_has_states_and_gates_to_half_a_level(

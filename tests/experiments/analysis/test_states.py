@@ -19,7 +19,6 @@ from lstm_jax.language import LanguageParams, ModelConfig, language_model
 from lstm_jax.testing.mutation import plant
 from tests.contract import CELLS, NAMES, TABLE
 from tests.draws import gaussian, worst
-from tests.training.test_matrix_state import cell as matrix_cell
 
 N, V, E, H, W = 12, 7, 3, 5, 8
 TOKENS = np.random.default_rng(1).integers(0, V, N).astype(np.int32)
@@ -137,13 +136,6 @@ def test_the_states_of_an_own_cell_are_no_gates():
     assert not is_gate(own, letter)
   assert meaning(own, "h") == "output"
   assert meaning(own, "r") == meaning(own, "i") == "state"
-
-
-def test_a_state_with_a_matrix_is_refused(key):
-  _, params = make(matrix_cell, key)
-  message = rf"^states must be vectors, got a m of \[{H}, {H}\]"
-  with pytest.raises(ValueError, match=message):
-    trace_layers(matrix_cell, params, jnp.asarray(TOKENS))
 
 
 def test_the_logits_of_a_tied_readout_are_those_of_the_model(key):

@@ -16,7 +16,7 @@ from experiments.trainer.logger import EXCERPT
 from experiments.trainer.records import replace
 from experiments.trainer.tensorboard import TAGS, TensorBoardWriter
 from experiments.trainer.trained import load
-from lstm_jax import gru, lstm, rnn
+from lstm_jax import Autodiff, gru, lstm, rnn
 from lstm_jax.language import ModelConfig, language_model
 from lstm_jax.training import part_norms
 from tests.experiments.trainer.events import shown_events, stored
@@ -26,6 +26,7 @@ from tests.experiments.trainer.resuming import (
   read_rows,
   signal_at,
 )
+from tests.training.test_matrix_state import cell as matrix_cell
 
 GATES = {lstm: "ifo", gru: "rz", rnn: ""}
 
@@ -104,6 +105,19 @@ def test_the_gates_of_an_lstm_a_gru_and_an_rnn_are_counted(cell, tmp_path, key):
     above = sum(n for limit, n in bins.items() if limit > 0.9)
     assert [below, above] == saturated(gate)
     assert sum(counts) == gate.size
+
+
+def test_a_cell_whose_state_has_a_matrix_has_no_gates(tmp_path, key):
+  config = ModelConfig(matrix_cell, embedding_size=3, hidden_size=4)
+  params = language_model(config, 7, adjoint=Autodiff()).init(key)
+  writer = TensorBoardWriter(
+    tmp_path / "tensorboard", matrix_cell, np.arange(7)
+  )
+  writer.begin(0)
+  writer.evaluation(30, params)
+  assert {tag.partition("/")[0] for tag in shown_events(tmp_path)} == {
+    "weight_norm"
+  }
 
 
 def test_a_sample_is_shown_as_code_and_not_as_markup(config):
