@@ -247,8 +247,8 @@ def with_time_axis(
     ValueError: x does not broadcast to that shape.
   """
   shape = *step_shape, field.shape[-1]
+  x = x if x is None else jnp.asarray(x)  # None is refused by its name
   check_broadcasts(name, x, shape)
-  x = jnp.asarray(x)
   padded = (1,) * (len(shape) - x.ndim) + x.shape
   return jnp.broadcast_to(x.reshape(padded), (step_shape[0], *padded[1:]))
 
