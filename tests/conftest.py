@@ -89,7 +89,8 @@ def pytest_collection_modifyitems(items):
       test = item.nodeid.partition("[")[0]
       cases[test, marker.args[0]].append(item)
   for (_, count), group in cases.items():
-    kept = pick(count, [item.callspec.params for item in group])
+    specs = [getattr(item, "callspec", None) for item in group]
+    kept = pick(count, [spec.params if spec else {} for spec in specs])
     for k, item in enumerate(group):
       if k not in kept:
         item.add_marker(pytest.mark.exhaustive)
@@ -98,9 +99,9 @@ def pytest_collection_modifyitems(items):
 def pick(count, cases):
   """Return the indices of some cases, dicts of parameters.
 
-  Each in turn has the values that were picked least often before, so that every
-  parameter takes as many values as it can; of several such cases, it is the one
-  farthest from all that were picked, since neighbours are alike.
+  The next case is always one whose values were picked least often before, so
+  that every parameter takes as many values as it can. Of several such cases,
+  the one farthest from all that were picked is taken: neighbours are alike.
   """
   left, picked, times = list(range(len(cases))), [], Counter()
 

@@ -21,8 +21,9 @@ from lstm_jax.sequence.in_place import (
   scan_in_place,
   separate,
 )
-from tests.contract import each_cell
+from tests.contract import REPRESENTATIVE_CELLS, each_cell
 from tests.draws import B, D, H, T, arguments, normal_like, weighed, worst
+from tests.gradients import value_and_gradient
 from tests.sequence.options import OPTIONS
 
 ADJOINTS = Explicit(), Explicit("recompute"), Explicit(chunk=2)
@@ -54,6 +55,16 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
     assert not is_cpu()
     found = gradient(cell, adjoint, options)
   assert is_cpu()
+  assert worst(tuple(found), tuple(expected)) < 1e-12
+
+
+@pytest.mark.exhaustive
+@REPRESENTATIVE_CELLS
+def test_a_rest_and_two_iterations_have_the_gradient_of_autodiff(cell, key):
+  args = arguments(cell, key, steps=2 * GPU_STEPS + 1)
+  expected = value_and_gradient(cell, args, adjoint=Autodiff())
+  with traced_for("cuda"):
+    found = value_and_gradient(cell, args)
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
 

@@ -83,10 +83,17 @@ def test_a_state_of_zeros_has_the_batch_size_that_it_is_given(members):
 
 
 def test_a_state_in_a_tree_of_any_kind_keeps_its_kind():
-  (state,) = zero_states(3)
-  for carry in ([state], {"layer": state}, state, (jnp.zeros((3, H)),)):
-    shapes = jax.tree.map(jnp.shape, carry)
-    assert jax.tree.map(jnp.shape, zero_carry(carry, 3)) == shapes
+  (before,), (after,) = zero_states(3), zero_states(5)
+  for make in (
+    lambda state: [state],
+    lambda state: {"layer": state},
+    lambda state: state,
+    lambda state: (state.h,),
+  ):
+    ones = jax.tree.map(jnp.ones_like, make(before))
+    found, expected = zero_carry(ones, 5), make(after)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(found))
 
 
 def test_a_checkpoint_names_the_batch_size_of_its_state():
