@@ -158,9 +158,9 @@ def one_step(
   A cell whose last two parts are None has no backward: JAX differentiates its
   `forward`, and `unroll` takes it with `adjoint=Autodiff()`.
 
-  A wrapped cell passes as `innermost` the parts of the cell in all its wrappers
-  and how many extras these take. Its weights are checked by those parts, which
-  take none (`check_weights`); with more extras, they are not checked.
+  A wrapped cell passes as `innermost` the parts of the cell inside, and how
+  many extras its wrappers add. The weights are checked by those parts
+  (`check_weights`), unless the cell inside takes extras of its own.
   """
   parts = initial_state, project, recur, recur_backward, parameter_gradients
   checked, num_extras = innermost or (parts, 0)

@@ -103,8 +103,8 @@ class TextStream:
     """Go on from tokens, int [P], that follow the text so far.
 
     Raises:
-      ValueError: there are none, or some are not in the vocabulary of the model
-        and of the tokenizer.
+      ValueError: there are none, or some are not in the vocabulary of both the
+        model and the tokenizer.
     """
     known = min(len(self._params.bias), self._tokenizer.size)
     check_prompt(tokens, known)

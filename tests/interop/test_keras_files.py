@@ -195,12 +195,10 @@ def test_an_attribute_of_fixed_length_is_read(tmp_path, key):
   params = draw(key, "LSTM")
   content = io.BytesIO(hdf5({"layers/lstm/cell": interop.to_keras(params)}))
   with h5py.File(content, "a") as file:
-    for place, name, value in (
-      ("lstm/vars", "name", b"a"),
-      ("lstm/cell/vars/0", "dtype", b"float32"),
-    ):
-      group = file.require_group("layers/lstm/vars").file[f"layers/{place}"]
-      group.attrs[name] = np.bytes_(value)
+    group = file.require_group("layers/lstm/vars")
+    group.attrs["name"] = np.bytes_(b"a")
+    kernel = file["layers/lstm/cell/vars/0"]
+    kernel.attrs["dtype"] = np.bytes_(b"float32")
   path = tmp_path / "model.keras"
   write(path, model(configured("LSTM", "a")), content.getvalue())
   assert worst(interop.load(path)["a"][1], params) == 0

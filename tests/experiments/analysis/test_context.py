@@ -48,9 +48,9 @@ def test_nats_by_context_are_the_means_of_the_single_predictions(
     tokens = TOKENS[start : start + 17]
     _, logits = apply(params, model.initial_state(()), tokens[:-1])
     nats = np.asarray(cross_entropy(logits, tokens[1:]))
-    for length, value in enumerate(nats, start=1):
-      sums[int(np.ceil(np.log2(length)))] += value
-      counts[int(np.ceil(np.log2(length)))] += 1
+    for read, value in enumerate(nats, start=1):
+      sums[int(np.ceil(np.log2(read)))] += value
+      counts[int(np.ceil(np.log2(read)))] += 1
   assert np.abs(np.array(means) - sums / counts).max() < 1e-12
 
 
