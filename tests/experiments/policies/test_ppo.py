@@ -38,21 +38,6 @@ def draw_outcomes(seed):
   return rewards, values, rng.random((T, B)) < 0.3, rng.standard_normal(B)
 
 
-def test_the_advantages_are_those_of_a_loop():
-  rewards, values, dones, last_value = draw_outcomes(0)
-  expected = np.zeros((T, B))
-  for b in range(B):
-    following, advantage = last_value[b], 0.0
-    for t in reversed(range(T)):
-      if dones[t, b]:
-        following = advantage = 0.0
-      delta = rewards[t, b] + DISCOUNT * following - values[t, b]
-      advantage = delta + DISCOUNT * LAMBDA * advantage
-      expected[t, b], following = advantage, values[t, b]
-  found = gae(*map(jnp.asarray, draw_outcomes(0)), DISCOUNT, LAMBDA)
-  assert np.abs(found - expected).max() < 1e-12
-
-
 def test_an_advantage_is_the_sum_of_discounted_deltas():
   rewards, values, dones, last_value = draw_outcomes(1)
   following = np.concatenate([values[1:], last_value[None]])
