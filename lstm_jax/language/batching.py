@@ -29,7 +29,7 @@ class Batches(NamedTuple):
   """
 
   tokens: np.ndarray  # int32 [L + 1, B], time-major
-  cuts: tuple[int, ...]  # batch k has the time steps cuts[k] to cuts[k + 1]
+  cuts: tuple[int, ...]  # batch k reads tokens[cuts[k] : cuts[k + 1]]
 
   @property
   def num_batches(self) -> int:
@@ -105,7 +105,7 @@ def as_text(tokens: np.ndarray) -> np.ndarray:
 
 
 def pieces(tokens: np.ndarray, gap: int | None) -> list[np.ndarray]:
-  """Return the pieces of a text beside a gap, or the whole text."""
+  """Return the pieces of a text on both sides of a gap, or the whole text."""
   if gap is None:
     return [tokens]
   if not isinstance(gap, int | np.integer) or not 0 < gap < len(tokens):
@@ -118,11 +118,11 @@ def pieces(tokens: np.ndarray, gap: int | None) -> list[np.ndarray]:
 def columns(
   sizes: list[int], batch_size: int, seq_len: int
 ) -> tuple[int, tuple[int, ...]]:
-  """Return L, the tokens that each column predicts, and the pieces' columns.
+  """Return L, the time steps of a column, and the number of columns per piece.
 
   Args:
     sizes: number of tokens in each piece of the text; one or two.
-    batch_size: B, the sum of the pieces' columns.
+    batch_size: B, the number of columns of all pieces.
     seq_len: T.
   """
   needed = batch_size * seq_len + len(sizes)
@@ -138,6 +138,7 @@ def columns(
     max(ceil_divide(n - 1, k) for n, k in zip(sizes, counts, strict=True))
     for counts in divisions
   ]
+  # A batch of one sequence cannot be divided, and fails the check below.
   length = min(lengths, default=max(sizes))
   if length >= min(sizes):
     raise ValueError(
@@ -148,7 +149,7 @@ def columns(
 
 
 def cuts(length: int, seq_len: int) -> tuple[int, ...]:
-  """Return `Batches.cuts` of L time steps, where only the last is shorter."""
+  """Return `Batches.cuts` of L time steps; only the last batch is shorter."""
   return (*range(0, length, seq_len), length)
 
 

@@ -1,6 +1,6 @@
 """Linear readout and cross-entropy in one function, without storing all logits.
 
-Forward, for each chunk of time      N times its gradient, in the same pass
+Forward, for each chunk of time      N times the gradient of L, in the same pass
   y = h W + b                          dy = softmax y − q
   ℓ = −Σⱼ qⱼ log softmax(y)ⱼ           dh = dy Wᵀ
   L = Σ ℓ / N                          dW = Σ hᵀ dy
@@ -9,10 +9,10 @@ Forward, for each chunk of time      N times its gradient, in the same pass
 with N = T·B predictions and the target q of each, a token's onehot(target) or a
 distribution (`loss`). The loss is a scalar, so its gradient is known before the
 backward pass begins, up to one factor, dL / N, where dL is the cotangent of the
-loss. The forward pass computes it chunk by chunk, while the logits of the
-chunk exist, and the backward pass multiplies it by that factor: dy / N alone
-could be too small for float16, before dL has scaled it. At V 10,000 the logits
-[T, B, V] of a whole batch would be the largest array of all.
+loss. The forward pass computes it chunk by chunk, while the logits of the chunk
+exist. The backward pass multiplies it by that factor. 1 / N waits for dL, which
+may be a loss scale, because dy / N alone could underflow in float16. With V =
+10,000 the logits [T, B, V] of a whole batch would be the largest array of all.
 """
 
 import math
@@ -29,7 +29,7 @@ from lstm_jax.cells.precision import cast_matrices, check_float, upcast
 from lstm_jax.language import loss as losses
 
 MAX_LOGITS = 2**22  # in a chunk: 16 MiB of float32
-SYMBOLIC_BATCH = 32  # what a symbolic B (`jax.export`) is taken for
+SYMBOLIC_BATCH = 32  # assumed if B is symbolic (`jax.export`)
 
 
 def linear_cross_entropy(
@@ -51,13 +51,13 @@ def linear_cross_entropy(
 
   Returns:
     Nats, [], in float32 or wider; NaN, with a gradient of 0, if N = 0. NaN
-    also if an integer is not in [0, V).
+    also if an integer target is not in [0, V).
 
   Raises:
-    ValueError: hs, w or b is of another shape, or has no floats; V is 0; the
-      shape of targets is not hs.shape[:-1], followed by V for distributions, or
-      they are neither integers nor floats; or compute_dtype is no dtype of
-      floats.
+    ValueError: hs, w or b has a wrong shape, or is not floating-point; V is 0;
+      the shape of targets is not hs.shape[:-1], followed by V for
+      distributions; targets are neither integers nor floats; or compute_dtype
+      is not a floating-point dtype.
   """
   hs, w, b, targets = map(jnp.asarray, (hs, w, b, targets))
   _check_weights(hs, w, b)
@@ -142,7 +142,7 @@ def grouped_linear_cross_entropy(
 
   Each group sums its dW and db over time, and the groups' sums are added once,
   after the loop. Where each device has one group, the devices all-reduce one dW
-  in a training step instead of one a chunk.
+  in a training step instead of one per chunk.
 
   Args:
     hs: as in `linear_cross_entropy`, [T, B, ..., H].
@@ -181,7 +181,7 @@ def grouped_linear_cross_entropy(
 def _check_weights(hs: jax.Array, w: jax.Array, b: jax.Array) -> None:
   """Raise ValueError unless hs, w and b are floats that fit each other.
 
-  Without this check, a bias of one element would be broadcast to all tokens.
+  Without this check, a bias of one element would be broadcast to all V logits.
   """
   for name, x in (("hs", hs), ("w", w), ("b", b)):
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -201,8 +201,9 @@ def _chunks(
 
   The number of time steps of a chunk is the largest that divides T, so that all
   chunks have the same shape, and has at most MAX_LOGITS logits. It is 1 if one
-  time step has more, if T is a prime that does not fit whole, or if T is
-  symbolic (`jax.export`). If B is symbolic, the chunks are those of B = 32.
+  time step has more logits than that, if T is a prime and the whole does not
+  fit, or if T is symbolic (`jax.export`). If B is symbolic, the chunks are
+  those of B = 32.
   """
   steps, rows = hs.shape[0], math.prod(hs.shape[1:-1])
   if not isinstance(rows, int):

@@ -4,10 +4,10 @@
   layer_dropout   drops units between layers, the same ones at every time step
   output_dropout  drops units of the top layer's h, the same at every time step
   weight_drop     drops weights of every w_h, where a cell has one
-  zoneout_h, _c   units of every layer's h and c that keep their previous value,
-                  drawn at each time step; with c, an sLSTM keeps n and m
-  state_reset     replaces the state that a sequence carries from the batch
-                  before by the zero state, with which a text begins
+  zoneout_h, _c   keeps the previous h or c of units of every layer, drawn at
+                  each time step; an sLSTM keeps n and m of a unit with its c
+  state_reset     replaces the state carried over from the batch before by the
+                  zero state, as at the start of a text, for some sequences
   ar_coef         α in α · mean(ĥ²), with ĥ the top layer's h after dropout (AR)
   tar_coef        β in β · mean((hₜ − hₜ₋₁)²), with h before dropout (TAR)
 
@@ -40,8 +40,8 @@ from lstm_jax.sequence.wrappers import select
 class Regularizers:
   """Rates of dropout and zoneout, and coefficients of two penalties.
 
-  They apply to `training_loss` alone: evaluations and samples have no noise,
-  nor the expectation of zoneout, which Krueger et al. (2017) evaluate with.
+  They apply to `training_loss` alone: evaluations and samples have no noise.
+  Unlike Krueger et al. (2017), they do not take the expectation of zoneout.
 
   Raises:
     ValueError: a rate or a coefficient is out of its range.
@@ -108,7 +108,7 @@ class Regularizers:
   def reset_states(
     self, key: jax.Array, states: tuple[State, ...], zero: tuple[State, ...]
   ) -> tuple[State, ...]:
-    """Apply state_reset: return states with those of some sequences at zero.
+    """Apply state_reset: return states, some sequences' replaced by zero.
 
     Args:
       key: a typed PRNG key.
@@ -119,7 +119,7 @@ class Regularizers:
     Raises:
       ValueError: the shapes differ.
     """
-    # `where` would repeat the state of one sequence for all of them.
+    # Unchecked, `where` would broadcast a batch of one state to all sequences.
     found, expected = (jax.tree.map(jnp.shape, s) for s in (states, zero))
     if found != expected:
       raise ValueError(f"states must have the shapes {expected}, got {found}")
@@ -185,7 +185,7 @@ class Regularizers:
     return regularize.locked_dropout(key, hs, self.output_dropout)
 
   def penalty(self, hs: jax.Array, dropped_hs: jax.Array) -> jax.Array:
-    """Return the AR and TAR penalties, which the training loss adds, [].
+    """Return the sum of the AR and TAR penalties, [], to add to the loss.
 
     Args:
       hs: the top layer's outputs, [T, ..., H].
