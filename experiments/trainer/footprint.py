@@ -1,10 +1,10 @@
 """What a run needs: memory and operations of a training step.
 
 The memory of a training step is what the compiler reports for the compiled
-step: its arguments, its temporaries, and those results that do not take an
-argument's place. On a mesh it is that of one device. The operations of its
-matrix products follow from the shapes: two for each multiply-add, once forward
-and twice backward; everything else is left out.
+step: its arguments, its temporaries, and those results that are not written
+over a donated argument. On a mesh it is that of one device. The operations of
+its matrix products follow from the shapes: two for each multiply-add, once
+forward and twice backward; everything else is left out.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ class Footprint(NamedTuple):
 
 
 def dry_run(config: TrainConfig, console: Console) -> Footprint:
-  """Print what a run would be and need, from shapes: it makes no weights.
+  """Print what a run would do and need, from shapes: no weights are made.
 
   Raises:
     ValueError: as `make_setup`, `read_pretrained` and `read_teachers`.
@@ -127,7 +127,7 @@ def lower_train_step(setup: TrainSetup, batch_size: int, seq_len: int) -> Any:
 def least_footprint(
   setup: TrainSetup, batch_size: int, seq_len: int
 ) -> Footprint:
-  """Return what a training step takes at the least, by its shapes alone.
+  """Return the least that a training step takes, from its shapes alone.
 
   That is the memory of the train state and of the gradient, which has the
   shapes of the weights.
@@ -191,8 +191,8 @@ def operations(
 ) -> int:
   """Return the operations of the matrix products of one training step.
 
-  Where the lowest layer reads rows of the table W_e W_x, the product with W_x
-  is one of V rows on every device, and not one for each token.
+  Where the lowest layer reads rows of the table W_e W_x, each device multiplies
+  the V rows of W_e by W_x, instead of one row per token.
   """
   embedding, first = params.embedding, params.layers[0]
   vocabulary_size = len(embedding)
@@ -233,7 +233,7 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
 
 @contextmanager
 def advice_if_out_of_memory(setup: TrainSetup) -> Iterator[None]:
-  """Raise ValueError, which says what would fit, where a device is full.
+  """Replace JAX's out-of-memory error by a ValueError that says what fits.
 
   With several processes, JAX's own error is raised.
   """

@@ -42,14 +42,14 @@ def draw(directory: Path, unit: str) -> None:
   important: list[float] = []
   for name, label, color, style in CURVES:
     points = _points(rows, name)
-    if len(points) == 1:  # of which a line has nothing to show
+    if len(points) == 1:  # a line through one point is invisible
       style = style | {"marker": "."}
     if points:
       panel.plot(*zip(*points, strict=True), color=color, **style)
       ends.append(End(points[-1][1], label, color))
       important.append(points[-1][1])
       drawn += points
-  for point in _points(rows, "test_loss"):  # one, at the step of the best
+  for point in _points(rows, "test_loss"):  # at most one, at the best step
     panel.plot(*point, "s", color=TEST_COLOR, zorder=4)
     panel.annotate(
       "test", point, (0, 6), textcoords="offset points", color=TEST_COLOR
