@@ -55,15 +55,15 @@ def case_table(rows: list[Row]) -> Table:
   A column that no peer has is left out. The columns:
     ms, quartiles: the median and the quartiles of a call.
     ratio: the median, divided by lstm_jax's.
-    products: what XLA needs for nothing but the matrix products of our step,
-      divided by the median.
-    MiB: of arguments, results and temporaries; in the part memory, for PyTorch,
-      what the process grew by.
+    products: the time of a program with the matrix products of our step alone,
+      compiled by XLA, divided by the median.
+    MiB: of arguments, results and temporaries; for PyTorch, in the part called
+      memory, by how much the process grew.
     launches: of kernels in a time step, and whether a CUDA graph holds them.
     operands: the dtype of what is multiplied, on a GPU.
     µs/step, quartiles: the median and the quartiles of a time step, on a GPU.
-    × floor: the former, divided by the lower bound of `gpu.floor`.
-    temp MiB, peak MiB: of temporaries, and of everything at its largest.
+    × floor: the median of a time step, divided by its lower bound, `gpu.floor`.
+    temp MiB, peak MiB: of the temporaries, and of all memory at its peak.
   """
   medians = {row["peer"]: row.get("median_ms") for row in rows}
   products = medians.get("products alone")

@@ -1,8 +1,8 @@
 """Microseconds per time step, of programs that are timed in turns.
 
-A call is launched long before the device has computed it, and waiting for a
-result takes as long as some kernels do. So a measurement is of several calls in
-a row, with one wait at their end: what a call takes in a loop of training.
+A call returns long before the device has computed its result, and waiting for a
+result takes as long as some kernels do. So a measurement makes several calls in
+a row and waits once, at their end, as a training loop does.
 """
 
 import time
@@ -16,7 +16,7 @@ import numpy as np
 from experiments.benchmarks.tables import Row
 from experiments.benchmarks.timing import measure
 
-SECONDS = 0.005  # of a measurement, about; less if MOST_CALLS take less
+SECONDS = 0.005  # of a measurement, about; less if MOST_CALLS calls take less
 MOST_CALLS = 64
 
 
@@ -99,11 +99,12 @@ def check_equal(actual: Any, expected: Any, tolerance: float) -> None:
 
   Args:
     actual: a tree of arrays.
-    expected: a tree with as many arrays, of the same shapes, float32.
-    tolerance: of the norm of an array's error, relative to its norm.
+    expected: a tree with as many arrays, of the same shapes, in float32.
+    tolerance: largest allowed norm of the difference of two arrays, divided by
+      the norm of the expected one.
 
   Raises:
-    ValueError: an array is further away.
+    ValueError: an array has a larger error.
   """
   error = _errors(jax.tree.leaves(actual), jax.tree.leaves(expected))
   largest = float(error.max())
