@@ -1,4 +1,4 @@
-"""Train a network once for each seed, all together, and record the return."""
+"""Train a network once for each seed, all together, and record its returns."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ def start(
   config: PPOConfig,
   keys: jax.Array,
 ) -> Learner:
-  """Return learners of S seeds, from keys [S]; each array gets an axis S."""
+  """Return the learners of S seeds, from keys [S], with an axis S in front."""
 
   def start_one(key):
     init_key, key = jax.random.split(key)
