@@ -85,10 +85,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   job = config.job
   if not job.run:
     raise ValueError("--run must be the directory of the runs, got none")
-  if run_dir.read_config(Path(job.run)) is not None:
-    raise ValueError(
-      f"--run must hold the runs of all changes, got {job.run}, which is a run"
-    )
+  run_dir.check_is_no_run(job.run, "changes")
   if is_piped(config.data.corpus):
     corpus = config.data.corpus
     raise ValueError(f"each run must read --corpus, got the pipe {corpus}")

@@ -76,10 +76,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   """
   jobs = plan(row, config)
   base = jobs[0].directory.parent
-  if run_dir.read_config(base) is not None:
-    raise ValueError(
-      f"--run must hold the runs of all seeds, got {base}, which is a run"
-    )
+  run_dir.check_is_no_run(base, "seeds")
   path = base / RECORD
   done = _read_done(path, row)
   together = _read_together(path, row, jobs)

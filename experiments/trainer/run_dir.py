@@ -110,6 +110,14 @@ def is_sweep(record: dict[str, Any]) -> bool:
   return "num_seeds" in record
 
 
+def check_is_no_run(base: Path | str, parts: str) -> None:
+  """Raise ValueError if the directory of the runs of all parts is a run."""
+  if read_config(Path(base)) is not None:
+    raise ValueError(
+      f"--run must hold the runs of all {parts}, got {base}, which is a run"
+    )
+
+
 def check_has_hash(
   directory: Path, record: dict[str, Any], advice: str = ""
 ) -> None:
