@@ -32,9 +32,10 @@ from lstm_jax.language import Tokenizer
 
 WEIGHTS = 0.5, 0.4, 0.1  # of the language model and of the n-gram models
 RATE = 5e-4  # η
-# Probabilities that a model may predict: of every distinct character at every
-# place. For each an n-gram model takes 8 bytes, and up to 54 while it counts,
-# 3.6 GB (measured with random characters; other texts have fewer contexts).
+# The most probabilities that a model may predict: one of every distinct
+# character at every place. An n-gram model takes 8 bytes for each, and up to 54
+# while it counts, 3.6 GB in all (measured with random characters; other texts
+# have fewer contexts).
 MAX_PROBABILITIES = 2**26
 
 
@@ -63,7 +64,8 @@ def mixed_nats(
   Args:
     experts: log probabilities of every token, [N − 1, V]: those of the language
       model and of the two n-gram models, in the order of WEIGHTS.
-    longest: tokens of the longest known context at each place, int [N − 1].
+    longest: k, the length of the longest known context at each place, int
+      [N − 1].
     targets: the text without its first token, int32 [N − 1].
 
   Raises:

@@ -18,8 +18,8 @@ VOWELS = "aeiouyàáâäèéêëìíîïòóôöùúûü"
 class TextStats(NamedTuple):
   """Statistics of some texts; None where there is nothing to count."""
 
-  words_in_train: float | None  # share of all words, also in the training text
-  words_in_val: float | None  # share of all words, also in the validation text
+  words_in_train: float | None  # share of words that the training text has
+  words_in_val: float | None  # share of words that the validation text has
   line_length: float | None  # mean number of characters of the `lines`
   rhymes: float | None  # share of the `lines` that rhyme, judged by spelling
 
@@ -74,9 +74,9 @@ def ending(word: str) -> str:
   """Return the letters of a word's last sound, guessed from its spelling.
 
   They are its last group of VOWELS and what follows. A last e after a consonant
-  is silent, and belongs to the group before. The ending of a word without
-  VOWELS is the whole word, so that words of other scripts never rhyme, nor
-  those whose last vowels are other letters, such as the œ of cœur.
+  is silent, and belongs to the group before, if there is one. Other letters,
+  such as œ, count as consonants: the ending of cœur is ur. That of a word
+  without VOWELS is the whole word, so that words of other scripts never rhyme.
   """
   pattern = f"[{VOWELS}]+[^{VOWELS}]+e?$|[{VOWELS}]+$"
   match = re.search(pattern, word)
@@ -104,7 +104,7 @@ def _rhyming(text_lines: list[str]) -> list[bool]:
 
 
 def _whole_words(text: str) -> str:
-  """Return a text without its last word, which its end may have cut."""
+  """Return a text without a word at its very end, which may have been cut."""
   end = len(text)
   while end and re.match(r"[\w'’-]", text[end - 1]):
     end -= 1

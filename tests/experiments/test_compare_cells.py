@@ -52,7 +52,7 @@ def test_each_cell_has_the_best_of_its_rates_and_the_time_of_the_lstm(
 def test_what_is_measured_is_the_validation_text_by_every_seed(
   comparison, monkeypatch
 ):
-  """The stand-ins return numbers of the weights alone: 1 to 4."""
+  """The weights of the seeds are the numbers 1 to 4, which stand-ins return."""
 
   def norms(cell, params, tokens, steps):
     assert (cell, tokens, steps) == (CELLS["rnn"], "val", 10)
@@ -189,6 +189,7 @@ def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
       row["learning_rate"]: row["loss"] for row in cell["learning_rate_trials"]
     }
     assert cell["learning_rate"] == min(trials, key=trials.get)
+    # 0.02, the largest given, is the best: twice as much is tried, too.
     assert {1e-3, 0.02, 0.04} <= set(trials)
   spent = {
     name: cell["seconds_per_step"] * cell["steps_in_equal_time"]
@@ -211,13 +212,14 @@ def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
 
 
 @pytest.mark.exhaustive
-def test_what_was_recalled_before_an_interruption_is_kept(
+def test_cells_recalled_before_an_interruption_are_kept(
   comparison, tmp_path, console, monkeypatch
 ):
   learn, calls = recall.learn, []
 
   def interrupted(*arguments, **options):
-    if len(calls) == 5:  # in the second delay of the GRU's fitting biases
+    # In the second delay of the GRU with chrono biases: the first one is lost.
+    if len(calls) == 5:
       raise KeyboardInterrupt
     calls.append(options["chrono"])
     return learn(*arguments, **options)

@@ -67,10 +67,11 @@ def test_each_layer_has_its_own_zoneout_and_state_dropout(both, key):
     return kept, regularize.factors(key_dropped, state.h.shape, 0.4, float)
 
   if both:
-    pairs = [map(drawn, (2 * k, 2 * k + 1), s) for k, s in enumerate(states)]
-    kept, factors = zip(
-      *[map(lambda *d: Directions(*d), *pair) for pair in pairs], strict=True
-    )
+    kept, factors = [], []
+    for k, state in enumerate(states):
+      forward, backward = map(drawn, (2 * k, 2 * k + 1), state)
+      kept.append(Directions(forward[0], backward[0]))
+      factors.append(Directions(forward[1], backward[1]))
   else:
     kept, factors = zip(*map(drawn, range(2), states), strict=True)
   run = unroll_both if both else unroll
@@ -118,7 +119,7 @@ def test_what_is_given_per_layer_is_a_list_or_a_tuple(key):
     one = "must be a list or tuple with one element per layer, got"
     return pytest.raises(ValueError, match=f"^{name} {one} {kind}$")
 
-  # B = 2 is also the number of layers.
+  # B is 2 here: an array [2, H] has as many rows as there are layers.
   factors = regularize.factors(key, (2, H), 0.5)
   with refused("state_dropout", type(factors).__name__):
     unroll_stack(lstm, params, None, xs, state_dropout=factors)
@@ -207,10 +208,10 @@ def test_one_hidden_size_is_that_of_every_layer(key):
     ValueError, match="hidden_size must be an integer ≥ 1, got 0"
   ):
     init_stack(lstm, key, D, (H, 0))
-  for wrong in ((6, 5.7), [[6, 5]], "65"):
+  for wrong, num_layers in (((6, 5.7), 2), ([[6, 5]], None), ("65", 2)):
     message = f"hidden_sizes must be integers [L], or one, got {wrong!r}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-      init_stack(lstm, key, D, wrong, num_layers=None if len(wrong) == 1 else 2)
+      init_stack(lstm, key, D, wrong, num_layers=num_layers)
 
 
 def test_an_element_that_is_no_cell_is_named(key):

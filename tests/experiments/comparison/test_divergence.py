@@ -34,20 +34,20 @@ def test_a_cell_that_diverges_at_every_rate_does_not_stop_the_others(
     kept = json.loads(path.read_text())["cells"] if path.exists() else {}
     saved.append((cell.name, [*kept]))
     if cell.name == "rnn":
-      raise Diverged("at each learning rate")
+      raise Diverged("this message is not printed")
     return search(cell, trial, config, key, rates)
 
   monkeypatch.setattr(measurements, "try_learning_rates", try_rates)
   config = replace(small, learning_rate=(1e-3, 0.02))
   record = compare_cells.run(config, tmp_path, console)
+  # Further calls may try rates beyond those that are given.
   assert saved[:2] == [("rnn", []), ("lstm", ["rnn"])]
   assert compare_cells.load(tmp_path) == json.loads(json.dumps(record))
   rnn = record["cells"]["rnn"]
   assert rnn["learning_rate"] is None and rnn["learning_rate_trials"] == []
   assert rnn["seconds_per_step"] > 0
-  assert [(run["cell"], run["evaluations"]) for run in record["runs"][::2]] == [
-    *[("rnn", None), ("rnn", None)]
-  ]
+  of_rnn = [run for run in record["runs"] if run["cell"] == "rnn"]
+  assert [run["evaluations"] for run in of_rnn] == [None, None]
   assert [(run["cell"], run["budget"]) for run in finished(record)] == [
     ("lstm", "equal steps")
   ]
@@ -71,9 +71,8 @@ def test_a_training_that_diverges_does_not_stop_the_others(
 
   monkeypatch.setattr(compare_cells, "train_cell", train)
   record = compare_cells.run(small, tmp_path, console)
-  assert [run["evaluations"] is None for run in record["runs"]] == [
-    *[True, False, True]
-  ]
+  failed = [run["evaluations"] is None for run in record["runs"]]
+  assert failed == [True, False, True]
   assert diverged(record, "rnn") == ", diverged: equal steps, equal time"
   assert diverged(record, "lstm") == ""
   assert [row["cell"] for row in record["context"]] == ["lstm"]

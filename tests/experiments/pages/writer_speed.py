@@ -4,8 +4,8 @@
 
 prints, for LSTMs of the sizes that docs/write.md has, the characters per second
 of the model alone and of the page that shows them: the lowest and the highest
-of five intervals, of 1 s and of 2 s. The models are untrained: a trained one
-takes as long.
+of five intervals, which last 1 s for the model and 2 s for the page. The models
+are untrained: a trained one takes as long.
 """
 
 import tempfile
