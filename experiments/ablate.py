@@ -68,7 +68,7 @@ class Result(NamedTuple):
   """The results of the runs."""
 
   rows: list[dict[str, Any]]  # of the table: the recipe's, and each change's
-  stopped_by: signal.Signals | None = None  # before the last run
+  stopped_by: signal.Signals | None = None  # before all runs were done
 
 
 def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
@@ -90,6 +90,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     corpus = config.data.corpus
     raise ValueError(f"each run must read --corpus, got the pipe {corpus}")
   configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
+  # A run's directory says how many devices resume it; `configs` keep --run, so
+  # that equal ones compare as equal.
   runs = [replace(c, run=str(_directory(job, n))) for n, c in configs.items()]
   for name, shared in zip(configs, share_batches(runs), strict=True):
     mesh, devices = shared.job.mesh, shared.job.devices
@@ -112,7 +114,7 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     results.write(path)  # an interruption must not leave the old rows
   rows = results.rows
   if rows:
-    console.print(f"{path} holds {len(rows)} of the runs", soft_wrap=True)
+    console.print(f"results kept in {path}: {len(rows)}", soft_wrap=True)
   for number, (name, changed) in enumerate(configs.items(), start=1):
     if results.has(name):
       continue
@@ -151,10 +153,12 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
 def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
   """Return the result of a run that has finished already, if it has.
 
-  It was interrupted before it was measured, or ablations.json is gone.
+  So it is where this program was interrupted between the end of the run and its
+  measurement, or where ablations.json is gone.
 
   Raises:
-    ValueError: it is a run of another configuration or corpus.
+    ValueError: it is a run of another configuration or corpus, or its result is
+      damaged.
   """
   directory = Path(config.job.run)
   path = directory / run_dir.RESULT
@@ -192,14 +196,14 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
       )
     kind = known[name].kind
     try:
-      if known[name].repeated:  # once, or not at all
+      if known[name].repeated:  # a change gives one value, or none
         values[name] = (kind(text),) if text else ()
         continue
       value = {"true": True, "false": False}[text] if kind is bool else text
       values[name] = from_name(name, kind(value))
     except (KeyError, ValueError) as error:
       if isinstance(error, ValueError) and kind is str:
-        raise
+        raise  # what `from_name` says
       raise ValueError(
         f"--change of {name} must be of kind {kind.__name__}, got {text!r}"
       ) from None
@@ -226,14 +230,14 @@ def _check(configs: dict[str, TrainConfig]) -> str:
 def _check_models(config: TrainConfig) -> None:
   """Raise ValueError for models that a run needs and that cannot be read."""
   if not (config.init_from or config.distillation.teacher):
-    return  # the setup reads the corpus
+    return  # and do not read the corpus for nothing
   setup = make_setup(config)
   read_pretrained(setup)
   read_teachers(setup, host_memory())
 
 
 def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
-  """Raise ValueError for a change that changes nothing."""
+  """Raise ValueError for what cannot be set up or changes nothing."""
   num_steps = make_setup(config).num_steps
   if change == BASE:
     return

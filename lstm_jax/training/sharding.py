@@ -5,7 +5,7 @@ so:
 
   array                                     over data    over model
   tokens, targets [T, B] or [T, B, V];
-  h, c [B, H]                               B            B, once more
+  h, c [B, H]                               B            B, divided further
   w_h [H, G·H], W [H, V], and w_x [H, G·H]
   of every layer but the lowest             replicated   rows
   a tied W_e [V, H]                         replicated   columns
@@ -24,10 +24,11 @@ nothing. A training step communicates twice. Before the scans, the weights that
 are split are gathered over `model`, once. After them, one all-reduce over all
 devices adds up the gradients and the loss. It has an element for each weight;
 but where the lowest layer reads tokens from the table W_e W_x, the V·G·H
-elements of the table's gradient take the place of those of W_e, W_x and, if
-V < T·B, also b, the sum of its rows; and a tied W_e has two gradients, as
-embedding and as readout. The readout adds up its gradient in a loop over time,
-and for that the model needs `groups` (see `grouped_linear_cross_entropy`).
+elements of the table's gradient take the place of those of W_e and W_x, and, if
+V < T·B, of that of b, which is then the sum of the rows of the table's. A tied
+W_e has two gradients, as embedding and as readout. The readout adds up the
+gradient of W in a loop over time; with the model's `groups` the devices do not
+communicate within that loop (see `grouped_linear_cross_entropy`).
 
 So `data` is the axis that scales, and `model` saves memory: of the weights that
 are split, their moments and average, a device keeps 1/m. No product is split.
@@ -96,8 +97,8 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
   if math.prod(sizes.values()) != num_devices:
     axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
     raise ValueError(
-      f"a mesh of {axes} must have as many devices as there are, "
-      f"got {math.prod(sizes.values())} for {num_devices}"
+      f"a mesh of {axes} needs {math.prod(sizes.values())} devices, "
+      f"got {num_devices}"
     )
   both = {DATA: 1, MODEL: 1} | dict(sizes)
   kinds = (AxisType.Auto, AxisType.Auto)
@@ -107,7 +108,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 def check_mesh(
   sizes: Mapping[str, int], batch_size: int, hidden_size: int
 ) -> None:
-  """Raise ValueError where the axes are no mesh's, or do not divide B or H."""
+  """Raise ValueError for axes of no mesh, or that do not divide B or H."""
   _check_axes(sizes)
   num_devices, num_splits = math.prod(sizes.values()), sizes.get(MODEL, 1)
   if batch_size % num_devices:

@@ -207,7 +207,7 @@ def test_a_recipe_is_the_same_from_another_directory(
   corpus = Path(config.data.corpus)
   monkeypatch.chdir(corpus.parent)
   ablate.run(replace(config, corpus=corpus.name), [], console)
-  assert "holds 1 of the runs" in console.file.getvalue()
+  assert "ablations.json: 1\n" in console.file.getvalue()
 
 
 def test_a_change_of_a_repeated_flag_is_one_value_or_none(config):

@@ -63,7 +63,7 @@ class Check(KernelCase):
       if errors:
         return self._failed("; ".join(f"{k}: {e}" for k, e in errors.items()))
       worst = max(
-        array_errors(programs["kernel"](each), programs["scan"](each))
+        worst_error(programs["kernel"](each), programs["scan"](each))
         for each in inputs
       )
       return self._result(*worst)
@@ -89,7 +89,7 @@ class Check(KernelCase):
     return {"part": "gpu check", "case": self.name, "failed": failed}
 
 
-def array_errors(actual: Any, expected: Any) -> tuple[float, str]:
+def worst_error(actual: Any, expected: Any) -> tuple[float, str]:
   """Return the largest relative error of any array, and the array's name.
 
   An array with numbers that are not finite has an infinite error.

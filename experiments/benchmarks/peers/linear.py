@@ -1,10 +1,10 @@
 """A layer with a linear recurrence, in the ways in which it can be computed.
 
 Our `unroll` of a minimal GRU, a minimal LSTM and a linear recurrent unit
-against the same equations as a user of JAX writes them: after the product of
-all inputs, a `lax.scan` or a `lax.associative_scan` over time, which JAX
-differentiates. "scan of steps" is `unroll` with `Autodiff()`: a scan of the
-cell's step.
+against the same equations as a user of JAX writes them: after one matrix
+product for the inputs of all time steps, a `lax.scan` or a
+`lax.associative_scan` over time, which JAX differentiates. "scan of steps" is
+`unroll` with `Autodiff()`: a scan of the cell's step.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ import pytest
 from experiments.benchmarks.gpu import checks, inputs, races, torch_layers
 from experiments.benchmarks.gpu.case import kernel_kind
 from experiments.benchmarks.gpu.cases import CHECKS, CLUSTERS, ONE_BLOCK, RACES
-from experiments.benchmarks.gpu.checks import Check, array_errors
+from experiments.benchmarks.gpu.checks import Check, worst_error
 from experiments.benchmarks.gpu.races import Race
 from experiments.benchmarks.gpu.worker import compile_all, work
 from experiments.trainer.files import write_json
@@ -202,7 +202,7 @@ def test_a_kernel_that_does_not_compile_is_a_failure(monkeypatch):
 def test_errors_are_relative_to_the_norm_of_an_array():
   expected = {"a": np.full(4, 2.0), "b": np.zeros(3)}
   actual = {"a": np.array([2.0, 2.0, 2.0, 2.4]), "b": np.zeros(3)}
-  error, name = array_errors(actual, expected)
+  error, name = worst_error(actual, expected)
   assert error == pytest.approx(0.4 / 4) and name == "['a']"
 
 
