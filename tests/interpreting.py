@@ -10,7 +10,7 @@ from lstm_jax.sequence import _unroll
 from lstm_jax.sequence.implementation import VERSIONS
 from lstm_jax.sequence.scan import scan_sequence
 
-INTERPRETED = pytest.mark.skipif(
+NEEDS_KERNELS = pytest.mark.skipif(
   not VERSIONS[0] <= jax.__version_info__ < VERSIONS[1],
   reason=f"the GPU kernels do not take jax {jax.__version__}",
 )

@@ -12,7 +12,7 @@ import pytest
 
 from lstm_jax.testing import terms
 from tests.contract import TABLE
-from tests.interpreting import INTERPRETED, interpreted
+from tests.interpreting import NEEDS_KERNELS, interpreted
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -86,7 +86,7 @@ def test_every_page_with_code_is_run():
   assert with_code == {*marks, *others}
 
 
-@INTERPRETED
+@NEEDS_KERNELS
 def test_the_code_of_the_page_on_gpus_runs_in_the_interpreter():
   (code,) = code_blocks((DOCS / "gpu.md").read_text("utf-8"))
   names = {}

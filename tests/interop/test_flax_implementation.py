@@ -12,7 +12,7 @@ from lstm_jax.interop.flax import NNXRNN, LinenRNN, from_linen
 from tests.draws import B, D, H, T, normal_like, worst
 from tests.interop.flax_pairs import count_unrolls, inputs, linen_cell, nnx_cell
 from tests.interpreting import (
-  INTERPRETED,
+  NEEDS_KERNELS,
   as_if_on_an_h100,
   count_kernels,
   interpreted,
@@ -170,7 +170,7 @@ def test_a_cpu_and_an_unknown_implementation_are_refused(key):
       NNXRNN(other, implementation="cuda")(xs[:, :length])
 
 
-@INTERPRETED
+@NEEDS_KERNELS
 def test_kernels_have_the_values_and_gradients_of_flax_in_float32(key):
   xs = inputs(key, WIDE)
   lengths = jnp.array([T, 2, 4])

@@ -18,7 +18,7 @@ from lstm_jax.language import (
 )
 from tests.draws import worst
 from tests.interpreting import (
-  INTERPRETED,
+  NEEDS_KERNELS,
   as_if_on_an_h100,
   count_kernels,
   interpreted,
@@ -142,7 +142,7 @@ def test_a_cpu_refuses_the_kernels_as_they_are_traced(key, monkeypatch):
   training_loss(KERNELS, key, steps=1)
 
 
-@INTERPRETED
+@NEEDS_KERNELS
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16], ids=str)
 def test_the_kernels_have_the_loss_and_gradient_of_the_scans(dtype, key):
   run = partial(training_loss, key=key, steps=3)

@@ -20,7 +20,7 @@ from lstm_jax.training import (
   make_train_step,
 )
 from tests.contract import TABLE
-from tests.interpreting import INTERPRETED
+from tests.interpreting import NEEDS_KERNELS
 
 pytestmark = [
   pytest.mark.exhaustive,
@@ -33,7 +33,7 @@ V, E, T, B = 20, 16, 13, 8  # a scan over T takes three iterations on a GPU
 FUSED = "lstm", "gru", "rnn"
 CASES = [
   *(
-    pytest.param((name, layers, "mosaic_gpu"), marks=INTERPRETED)
+    pytest.param((name, layers, "mosaic_gpu"), marks=NEEDS_KERNELS)
     for name in FUSED
     for layers in (1, 2)
   ),

@@ -10,11 +10,11 @@ from contextlib import suppress
 import jax
 import pytest
 
-from tests.interpreting import INTERPRETED
+from tests.interpreting import NEEDS_KERNELS
 
 THREADS = 16  # two kernels with clusters of eight thread blocks
 
-if not INTERPRETED.args[0]:
+if not NEEDS_KERNELS.args[0]:
   # An error if another test's module has started JAX's devices already.
   with suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", THREADS)

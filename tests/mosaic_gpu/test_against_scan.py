@@ -13,7 +13,7 @@ import pytest
 
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
-from tests.interpreting import INTERPRETED
+from tests.interpreting import NEEDS_KERNELS
 from tests.mosaic_gpu.layers import (
   BFLOAT16,
   CELLS,
@@ -29,7 +29,7 @@ from tests.mosaic_gpu.layers import (
   results,
 )
 
-pytestmark = [INTERPRETED, pytest.mark.usefixtures("threads")]
+pytestmark = [NEEDS_KERNELS, pytest.mark.usefixtures("threads")]
 
 ONE = (1, 1)  # (warpgroups, thread blocks of a cluster)
 

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from lstm_jax import unroll
 from tests.draws import weighed
-from tests.interpreting import INTERPRETED, interpreted
+from tests.interpreting import NEEDS_KERNELS, interpreted
 from tests.mosaic_gpu.layers import (
   ALL_CELLS,
   CELLS,
@@ -21,7 +21,7 @@ from tests.mosaic_gpu.layers import (
   errors,
 )
 
-pytestmark = [INTERPRETED, pytest.mark.usefixtures("threads")]
+pytestmark = [NEEDS_KERNELS, pytest.mark.usefixtures("threads")]
 
 ARGNUMS = (0, 1, 2)
 ROWS = PartitionSpec(None, "data")

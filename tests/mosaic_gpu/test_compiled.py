@@ -15,11 +15,11 @@ from experiments.benchmarks.launches import compile_for_h100
 from lstm_jax import unroll
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
-from tests.interpreting import INTERPRETED
+from tests.interpreting import NEEDS_KERNELS
 from tests.mosaic_gpu.layers import ALL_CELLS, CELLS, CLUSTER, DTYPES, ONE_BLOCK
 
 pytestmark = [
-  INTERPRETED,
+  NEEDS_KERNELS,
   pytest.mark.skipif(
     importlib.util.find_spec("jax_plugins") is None,
     reason="JAX's CUDA packages are not installed",

@@ -4,10 +4,10 @@ import jax
 import pytest
 
 from lstm_jax import lstm, unroll
-from tests.interpreting import INTERPRETED, interpreted
+from tests.interpreting import NEEDS_KERNELS, interpreted
 from tests.mosaic_gpu.layers import D, agree, draw, kernel_results, results
 
-pytestmark = [INTERPRETED, pytest.mark.usefixtures("threads")]
+pytestmark = [NEEDS_KERNELS, pytest.mark.usefixtures("threads")]
 
 
 def test_a_batch_may_be_empty():

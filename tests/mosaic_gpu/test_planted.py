@@ -8,7 +8,7 @@ import pytest
 
 from lstm_jax.sequence import fused
 from lstm_jax.testing import plant, terms
-from tests.interpreting import INTERPRETED
+from tests.interpreting import NEEDS_KERNELS
 from tests.mosaic_gpu.layers import (
   ALL_CELLS,
   CELLS,
@@ -20,7 +20,7 @@ from tests.mosaic_gpu.layers import (
   results,
 )
 
-pytestmark = [INTERPRETED, pytest.mark.usefixtures("threads")]
+pytestmark = [NEEDS_KERNELS, pytest.mark.usefixtures("threads")]
 
 # As `lstm_jax.testing.terms` names them. From "da[0]" on, they are of the
 # products after the kernel, which the LSTM and the RNN leave to their cells.

@@ -7,10 +7,10 @@ those through the operands of a product, nor a missing fence.
 import jax.numpy as jnp
 import pytest
 
-from tests.interpreting import INTERPRETED, interpreted
+from tests.interpreting import NEEDS_KERNELS, interpreted
 from tests.mosaic_gpu.layers import ALL_CELLS, CELLS, draw, results
 
-pytestmark = [INTERPRETED, pytest.mark.usefixtures("threads")]
+pytestmark = [NEEDS_KERNELS, pytest.mark.usefixtures("threads")]
 
 PRODUCTS = {"compute_dtype": jnp.bfloat16}
 TWO = {"lstm": 128, "gru": 128, "rnn": 128}  # two warpgroups, in bfloat16

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.interpreting import INTERPRETED
+from tests.interpreting import NEEDS_KERNELS
 from tests.mosaic_gpu.layers import (
   BFLOAT16,
   CELLS,
@@ -16,7 +16,7 @@ from tests.mosaic_gpu.layers import (
   results,
 )
 
-pytestmark = [INTERPRETED, pytest.mark.usefixtures("threads")]
+pytestmark = [NEEDS_KERNELS, pytest.mark.usefixtures("threads")]
 
 GATES = {"lstm": "ifgo", "gru": "rzn"}
 PRODUCTS = {"compute_dtype": jnp.bfloat16}

@@ -10,13 +10,13 @@ import pytest
 
 from lstm_jax import gru, init_stack, rnn, unroll_stack
 from tests.draws import B, D, T, normal_like, worst
-from tests.interpreting import INTERPRETED, interpreted
+from tests.interpreting import NEEDS_KERNELS, interpreted
 from tests.processes import ROOT
 
 XS = jnp.ones((T, B, D), jnp.float32)
 
 
-@INTERPRETED
+@NEEDS_KERNELS
 def test_a_bidirectional_stack_of_kernels_equals_that_of_scans(key):
   cells = gru, rnn
   params = init_stack(cells, key, D, 8, bidirectional=True, dtype=jnp.float32)

@@ -11,7 +11,7 @@ from experiments.benchmarks.gpu.checks import Check, worst_error
 from experiments.benchmarks.gpu.races import Race
 from experiments.benchmarks.gpu.worker import compile_all, work
 from experiments.trainer.files import write_json
-from tests.interpreting import INTERPRETED, interpreted
+from tests.interpreting import NEEDS_KERNELS, interpreted
 
 SIZES = "gru", 64, 3, 5
 
@@ -44,7 +44,7 @@ def use_scans(monkeypatch, change=lambda outputs: outputs):
     monkeypatch.setattr(module, "layer_program", program)
 
 
-@INTERPRETED
+@NEEDS_KERNELS
 @pytest.mark.parametrize(
   "case",
   [

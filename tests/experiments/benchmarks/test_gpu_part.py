@@ -28,7 +28,7 @@ from experiments.benchmarks.gpu.training_step import TrainingStep
 from experiments.benchmarks.peers.proof import is_installed
 from experiments.trainer.files import write_json
 from tests.experiments.benchmarks.gpu_worker import InProcess
-from tests.interpreting import INTERPRETED, interpreted
+from tests.interpreting import NEEDS_KERNELS, interpreted
 
 SIZES = 64, 3, 8  # H, T, B
 LAYER = "kernel bfloat16", "scan bfloat16", "scan", "flax linen", "flax nnx"
@@ -89,7 +89,7 @@ def timed(record):
   }
 
 
-@INTERPRETED
+@NEEDS_KERNELS
 def test_the_whole_part_with_interpreted_kernels(console):
   saved = []
   with interpreted():
