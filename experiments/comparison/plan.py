@@ -112,12 +112,15 @@ def ensemble_results(row: Row, jobs: Sequence[Job]) -> list[Result]:
 
 
 def ensemble_seeds(row: Row) -> set[int]:
-  """Return the seeds of a row that any of its ensemble results is of."""
+  """Return all seeds that the ensemble results of a row are of."""
   return {seed for r in row.results if r.is_ensemble for seed in r.seeds}
 
 
 def ensemble_flags(row: Row, jobs: Sequence[Job]) -> list[str]:
-  """Return experiments.evaluate's flags for the ensemble; [] if it has none."""
+  """Return experiments.evaluate's flags for the jobs' runs together.
+
+  They are [] if the row has no ensemble result of exactly the jobs' seeds.
+  """
   results = ensemble_results(row, jobs)
   if not results:
     return []

@@ -75,7 +75,7 @@ def describe(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def describe_kept(directory: Path, best: int) -> str:
-  """Return which checkpoint an interrupted run keeps.
+  """Return how a message names the checkpoint of an interrupted run.
 
   It is that of the best step, or the newest where that could not be written.
   """

@@ -18,7 +18,8 @@ SAME = (
   *("corpus_sha256", "begin", "end", "device"),
   *("runs", "step", "val_loss"),  # of the members
 )
-# Entries that are dicts {protocol: number}; the perplexity is that per token.
+# Entries that are dicts {protocol: number or null}; the perplexity is that per
+# token.
 FIGURES = (
   "nats",
   "nats_per_character",
@@ -43,7 +44,7 @@ class Row(NamedTuple):
 
   @property
   def figures(self) -> dict[str, float | None]:
-    """The loss in each of FIGURES; a perplexity that overflows is None."""
+    """The value of each of FIGURES; a perplexity that overflows is None."""
     per_token = perplexity(self.nats)
     return {
       "nats": self.nats,

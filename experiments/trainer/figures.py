@@ -14,8 +14,8 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 TITLE, TEXT, SMALL = 11, 10, 9  # font sizes, points
-GAP = 1.15  # between the labels of two lines, in font sizes
-STEEP = 0.03  # share of a training whose high losses a panel leaves out
+GAP = 1.15  # least distance of the centres of two labels, in font sizes
+STEEP = 0.03  # first part of a training, whose high losses set no limits
 
 
 class End(NamedTuple):
@@ -47,8 +47,8 @@ def tidy(
 ) -> None:
   """Title and label a panel, and draw it without a frame, on a faint grid.
 
-  The note, of one line, stands between the title and the panel, where there may
-  be more room, in points.
+  The note, of one line, stands between the title and the panel. Their distance
+  is at least `room`, in points.
   """
   pad = max(room, 6 + 1.25 * SMALL * bool(note))
   panel.set_title(title, fontsize=TITLE, loc="left", pad=pad)
@@ -87,7 +87,7 @@ def zoom_on_tail(
   shown = [loss for loss in shown if math.isfinite(loss)]
   if shown:
     low, high = min(shown), max(shown)
-    # Of 1e20, as where a training diverges, 0.1 would be rounded away.
+    # Equal losses need a margin, too, and 1e20 + 0.1 is 1e20.
     margin = 0.05 * (high - low) or max(0.1, 0.001 * high)
     panel.set_ylim(low - margin, high + margin)
 
@@ -135,5 +135,5 @@ def spread(heights: list[float], gap: float) -> list[float]:
 
 
 def _bottom(group: list[float], gap: float) -> float:
-  """Return the lowest height of a group around its mean."""
+  """Return where the lowest of a group goes, if spread around its mean."""
   return sum(group) / len(group) - gap * (len(group) - 1) / 2

@@ -59,7 +59,8 @@ class Exchange(NamedTuple):
   vectors: Ref  # the operands of products; in one block, all that are sent
   all_sent: Ref  # a barrier: all units of the vectors are there
   own: Ref = None  # in a cluster, the units of this block
-  all_read: Ref = None  # in a cluster, a barrier: the vectors are read
+  # In a cluster, a barrier of this block: its copies of the vectors are there.
+  all_read: Ref = None
 
   def send(self, vectors: list[list[Block]], turn: Any, memory: Ref) -> None:
     """Send this warpgroup's units of some vectors to the others.

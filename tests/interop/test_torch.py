@@ -7,7 +7,13 @@ from lstm_jax import Directions, gru, lstm, peephole_lstm, rnn, unroll_stack
 from lstm_jax.interop import torch as interop
 from lstm_jax.sequence import initial_stack_state
 from tests.draws import B, D, H, T, normal_like, worst
-from tests.interop.torch_layers import ALL_CELLS, CELLS, make, said, stack
+from tests.interop.torch_layers import (
+  ALL_CELLS,
+  CELLS,
+  make,
+  nonlinearity_of,
+  stack,
+)
 
 DIRECTIONS = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 
@@ -81,8 +87,10 @@ def test_a_round_trip_keeps_the_weights(kind, both, key, tmp_path):
   path = tmp_path / "weights.safetensors"
   interop.save(path, layers)
   for cell, same in (
-    interop.load(path, nonlinearity=said(kind)),
-    interop.from_torch(interop.to_torch(layers), nonlinearity=said(kind)),
+    interop.load(path, nonlinearity=nonlinearity_of(kind)),
+    interop.from_torch(
+      interop.to_torch(layers), nonlinearity=nonlinearity_of(kind)
+    ),
   ):
     assert cell is CELLS[kind]
     assert isinstance(same[0], Directions) == both
@@ -96,10 +104,10 @@ def test_two_biases_are_added_and_a_missing_bias_is_zero(kind, key):
   cut = 2 * H if kind == "GRU" else None  # the candidate keeps both biases
   weights["bias_ih_l0"][:cut] -= 1
   weights["bias_hh_l0"][:cut] += 1
-  _, found = interop.from_torch(weights, nonlinearity=said(kind))
+  _, found = interop.from_torch(weights, nonlinearity=nonlinearity_of(kind))
   assert worst(found, layers) < 1e-14
   without = {k: v for k, v in weights.items() if "bias" not in k}
-  (found,) = interop.from_torch(without, nonlinearity=said(kind))[1]
+  (found,) = interop.from_torch(without, nonlinearity=nonlinearity_of(kind))[1]
   assert not found.b.any() and worst(found.w_h, layers[0].w_h) == 0
 
 
@@ -210,8 +218,8 @@ def test_a_module_without_biases_is_written_and_read(kind, key, tmp_path):
   interop.save(path, layers, bias=False)
   assert load_file(path).keys() == weights.keys()
   for _, found in (
-    interop.from_torch(weights, nonlinearity=said(kind)),
-    interop.load(path, nonlinearity=said(kind)),
+    interop.from_torch(weights, nonlinearity=nonlinearity_of(kind)),
+    interop.load(path, nonlinearity=nonlinearity_of(kind)),
   ):
     assert worst(found, layers) == 0
 

@@ -20,7 +20,7 @@ CELLS = {
 ALL_CELLS = pytest.mark.parametrize("kind", CELLS)
 
 
-def said(kind):
+def nonlinearity_of(kind):
   """Return the nonlinearity that a state_dict of this kind does not say."""
   return {"RNN": "tanh", "RNN relu": "relu"}.get(kind)
 

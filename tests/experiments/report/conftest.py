@@ -7,7 +7,10 @@ import pytest
 
 @pytest.fixture
 def copy(trained_runs, tmp_path):
-  """Return a run that a test may change: its directory and configuration."""
+  """Return the directory of a copy, and the configuration of the original.
+
+  A test may change the copy, and not the original, which is `config.job.run`.
+  """
   directory = tmp_path / "copy"
   shutil.copytree(trained_runs["lstm"].job.run, directory)
   return directory, trained_runs["lstm"]

@@ -1,4 +1,4 @@
-"""What an interrupted run keeps: its logs, and one of its checkpoints."""
+"""The logs of an interrupted run, and the checkpoint that its message names."""
 
 import jax.numpy as jnp
 import pytest
@@ -12,7 +12,7 @@ from experiments.trainer.checkpoint import (
 from lstm_jax.training import CheckpointError, CheckpointWriter
 
 
-def test_a_log_without_a_complete_line_is_empty_and_one_that_is_lost_not_made(
+def test_half_a_line_is_removed_and_a_missing_log_is_not_created(
   tmp_path, console
 ):
   metrics, samples = tmp_path / "metrics.jsonl", tmp_path / "samples.txt"
@@ -34,7 +34,7 @@ def test_a_log_that_lost_lines_and_has_grown_since_keeps_complete_lines(
   assert samples.read_text() == "one\ntwo\n"
 
 
-def test_the_best_checkpoint_is_kept_or_else_the_newest(tmp_path):
+def test_the_message_names_the_best_checkpoint_or_else_the_newest(tmp_path):
   assert describe_kept(tmp_path, 0) == "no checkpoint"
   for step in (9, 20, 30):
     (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)

@@ -62,7 +62,7 @@ def test_dynamic_evaluation_is_the_loop_of_its_equations(params, scale):
 
 @pytest.mark.exhaustive
 def test_small_steps_of_bfloat16_weights_are_not_lost(key):
-  """Rounded after every segment, nine in ten would change no weight.
+  """Weights rounded after every segment would lose most of their changes.
 
   The weights that predict are rounded all the same.
   """
@@ -110,14 +110,14 @@ def test_the_scale_of_many_batches_in_bfloat16_is_summed_in_float32():
   model = language_model(config, V)
   params = model.init(jax.random.key(0))
   few, many = (np.tile(TOKENS[:9], n) for n in (8, 8 * 200))
-  one, scale = (
+  of_few, of_many = (
     gradient_scale(model, params, make_batches(tokens, 2, 4))
     for tokens in (few, many)
   )
-  assert scale.readout.dtype == jnp.float32
-  ratio = jnp.linalg.norm(scale.readout) / jnp.linalg.norm(one.readout)
+  assert of_many.readout.dtype == jnp.float32
+  ratio = jnp.linalg.norm(of_many.readout) / jnp.linalg.norm(of_few.readout)
   assert abs(float(ratio) - 1) < 0.05
-  nats = dynamic_nats(model, params, few, scale, CONFIG)
+  nats = dynamic_nats(model, params, few, of_many, CONFIG)
   assert np.isfinite(nats).all()
 
 
