@@ -109,8 +109,9 @@ def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_one_element_of_a_bias_is_not_left_out(kind, key):
   params = jax.tree.map(np.zeros_like, draw(key, kind))
-  params[-1][-1] = 0.5  # of b, or of a GRU's b_n
-  with pytest.raises(ValueError, match=r"^b must be 0 .* of up to 0\.5$"):
+  params[-1][-1] = 0.5
+  name = {"LSTM": "b", "GRU": "b_n"}[kind]
+  with pytest.raises(ValueError, match=rf"^{name} must be 0 .* to 0\.5$"):
     interop.to_keras(params, bias=False)
 
 

@@ -173,7 +173,9 @@ def to_keras(
     w_x, w_h, b = (_exchanged(array) for array in (w_x, w_h, b))
   if bias:
     return [w_x, w_h, b]
-  check_no_bias("b", b)
+  check_no_bias("b", np.asarray(params.b))
+  if isinstance(params, gru.GRUParams):
+    check_no_bias("b_n", np.asarray(params.b_n))
   return [w_x, w_h]
 
 
