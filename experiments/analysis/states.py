@@ -153,7 +153,7 @@ def _gates(cell: Cell, layer: LayerTrace) -> jax.Array:
     return layer.residuals.gates
   if cell is slstm:
     q, _, g, o = jnp.split(layer.gates, 4, axis=-1)
-    return jnp.concatenate([*slstm.gates_of(q), g, o], axis=-1)
+    return jnp.concatenate([*slstm.i_and_f(q), g, o], axis=-1)
   return layer.gates
 
 

@@ -68,8 +68,8 @@ def make_ensemble(
   rates = jnp.asarray(learning_rates, jnp.float32)
   step_all = make_ensemble_train_step(model, optimizer, mesh=mesh)
 
-  def train_step(state, tokens, targets, keys=None):
-    return step_all(state, tokens, targets, keys, rates)
+  def train_step(state, tokens, targets, noise_keys=None):
+    return step_all(state, tokens, targets, noise_keys, rates)
 
   return state, train_step
 
@@ -135,7 +135,8 @@ def train_cell(
 def sample_keys(keys: jax.Array) -> jax.Array:
   """Return the key by which each seed's samples are drawn, [S].
 
-  The first four children of a seed's key draw its weights (`init_params`).
+  The first four children of a seed's key draw its weights, in the `init` of a
+  language model. The k-th child does not depend on how many there are.
   """
   return jax.vmap(lambda key: jax.random.split(key, 5)[4])(keys)
 

@@ -5,8 +5,9 @@ step into two halves: `project` depends on the input alone, and `recur` on the
 state. A whole sequence can then do the first half in one matrix product, before
 the scan over time. `one_step` combines the halves into a step:
 
-  forward(params, state, x) = recur(params, state, project(params, x))
-  backward(saved, d_state)  = recur_backward, then parameter_gradients
+  forward(params, state, x)  = recur(params, state, project(params, x)), whose
+                               gates and residuals are saved with the arguments
+  backward(saved, d_state)   = recur_backward, then parameter_gradients
 
 A wrapped cell (`sequence.wrappers`) takes further arguments at every step, such
 as a mask. These extras follow the other arguments of `step`, `forward`, `recur`
@@ -28,9 +29,9 @@ from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.reverse_only import reverse_only
 from lstm_jax.cells.serialization import serializable
 
-Params = Any  # a NamedTuple with at least w_x [D, K], the input weights
+Params = Any  # a NamedTuple with at least w_x [D, G·H], for G gates of H units
 State = Any  # a NamedTuple with at least h [..., H], the output
-Residuals = Any  # a tuple of arrays [..., K]
+Residuals = Any  # a tuple of arrays [..., any size], or an empty one
 ParamsT = TypeVar("ParamsT")  # params type of one cell
 StateT = TypeVar("StateT")  # state type of one cell
 
@@ -44,10 +45,10 @@ class Cell(Protocol[ParamsT, StateT]):
   """One time step of a recurrent network, forward and backward.
 
   `lstm`, `gru` and `rnn` are examples; their docstrings hold the equations. All
-  functions are batched over the leading axes of their arrays, and over a time
-  axis before them as well: `project` and `parameter_gradients` always, `recur`
-  and `recur_backward` where the recurrence is linear or the gates are
-  recomputed.
+  functions are batched over the leading axes of their arrays. `unroll` passes a
+  time axis before them as well: always to `project` and `parameter_gradients`,
+  to `recur` with `Explicit(residuals="recompute")`, and to `recur` and
+  `recur_backward` of a linear recurrence.
 
   A cell whose `project` reads x through x W_x alone, and takes integer tokens
   for one-hot rows, says so by an attribute `takes_tokens = True`. A cell whose
@@ -78,9 +79,10 @@ class Cell(Protocol[ParamsT, StateT]):
     """(params, state, projected input, *extras) -> (state, gates, residuals).
 
     Gates and residuals are what the backward needs. The gates have the shape of
-    the projected input, [..., G·H]. They overwrite it in memory, and da later
-    overwrites them. In place of gates, a cell may return local gradients: the
-    derivatives of its state with respect to the pre-activations a.
+    the projected input, [..., G·H]: `unroll` stores them in its memory, and da
+    later in theirs. In their place, a cell may return any array of that shape,
+    such as local gradients: the derivatives of its state with respect to the
+    pre-activations a.
     """
 
   @property
@@ -160,7 +162,8 @@ def one_step(
 
   A wrapped cell passes as `innermost` the parts of the cell inside, and how
   many extras its wrappers add. The weights are checked by those parts
-  (`check_weights`), unless the cell inside takes extras of its own.
+  (`check_weights`), unless the cell inside takes extras of its own: the check
+  has none to pass.
   """
   parts = initial_state, project, recur, recur_backward, parameter_gradients
   checked, num_extras = innermost or (parts, 0)
@@ -169,7 +172,7 @@ def one_step(
     params: ParamsT, state: StateT | None, x: jax.Array, extras: tuple
   ) -> StateT:
     """Return the state, zero if it is None, after a check of the weights."""
-    check_params(project, params)
+    check_params(project, params)  # are they of the type that it declares?
     if len(extras) == num_extras:
       check_weights(checked, params)
     if state is not None:

@@ -32,8 +32,8 @@ exp(aᵢ), and its forget gate exp(a_f) or σ(a_f), which is taken here. As exp(
 overflows, the cell state and its normaliser are stored divided by exp(m), as c
 and n. So i is divided by exp(m'), and f is multiplied by exp(m − m'). p is the
 logarithm of what is left of the old state's scale exp(m), q how far p exceeds
-aᵢ, and w the share of p in the gradient of m' = max(p, aᵢ). The output does not
-depend on m. The gradient of m' where q = 0 is that of `jnp.maximum`.
+aᵢ, and w the share of p in the gradient of m' = max(p, aᵢ), ½ where q = 0. The
+output is the same for another m: with m + k, c / exp(k) and n / exp(k).
 
 Where n ≤ 0, as in the zero state, nothing is stored yet, and the step ignores m
 and computes as if it were −∞: m' = aᵢ, c' = g, n' = 1 and h' = o ⊙ g for any
@@ -131,14 +131,15 @@ def recur(
   p = jnp.where(n > 0, m - softplus(-af), -jnp.inf)
   m_next = jnp.maximum(p, ai)
   q, g, o = p - ai, tanh(ag), sigmoid(ao)
-  c_next, n_next = next_c_and_n(*gates_of(q), g, c, n)
+  c_next, n_next = next_c_and_n(*i_and_f(q), g, c, n)
   h_next = o * c_next / n_next
   state_next = cast_like(SLSTMState(h_next, c_next, n_next, m_next), state)
+  # In place of the gates: i and f follow from q.
   gates = jnp.concatenate([q, sigmoid(-af), g, o], axis=-1)
   return state_next, gates, SLSTMResiduals(c, n)
 
 
-def gates_of(q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def i_and_f(q: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Return i and f, [..., H], from q [..., H]."""
   return jnp.exp(-jnp.maximum(q, 0)), jnp.exp(jnp.minimum(q, 0))
 
@@ -159,7 +160,7 @@ def recur_backward(
   """Return (d_state before the step, da [..., 4H]) from d_state after it."""
   c, n = residuals
   q, p_wrt_af, g, o = jnp.split(gates, 4, axis=-1)
-  i, f = gates_of(q)
+  i, f = i_and_f(q)
   c_next, n_next = next_c_and_n(i, f, g, c, n)
   y = c_next / n_next
   w = (1 + jnp.sign(q)) / 2

@@ -1,19 +1,20 @@
 """The backward kernel: all time steps of a layer in reverse, in one launch.
 
-Each thread block has W_h, in a cluster its rows of it, in shared memory from
-the start, and for its sequences
+Each thread block loads W_h, or in a cluster its rows of W_h, into shared memory
+at the start, and computes for its sequences
 
   for t = T … 1
     dh     ← dh + d(hs[t])
     da, ds = the backward of the cell's time step    in registers
-    das[t] = da            to shared memory for all warpgroups, and to the GPU's
+    das[t] = da            to shared memory, for all warpgroups, and to global
     dhᵀ    ← W_h daᵀ + …   on the tensor cores
 
 where … is the part of dh that does not pass through h W_h. The gradients of the
 weights and of the inputs follow from all das in one product each, outside of
 the kernel. Of the E cotangents in da the first G are those of h W_h, and only
-they are multiplied by W_h (G and E: `limits.Counts`). A masked step has da = 0
-and passes on ds as it is; one that resets passes on ds = 0.
+they are multiplied by W_h (G and E: `limits.Counts`). A masked step, whose
+hs[t] is the h before it, has da = 0 and passes on the cotangent of the state
+after it, d(hs[t]) included; one that resets passes on ds = 0.
 """
 
 from typing import Any
@@ -45,8 +46,8 @@ def backward_kernel(
     time_step: as in `forward_kernel`.
     plan: as in `forward_kernel`.
     reverse: the direction of the forward.
-    w_h: [G, H, H]: W_h of each gate, h along the rows and its units along the
-      columns, which is the transpose of what the forward has.
+    w_h: [G, H, H]: for each gate, the weights from h (rows) to its units
+      (columns), which is the transpose of what the forward has.
     saved: the `Saved` of the time step, each [T, B/8, H, 8].
     d_hs: cotangent of the outputs, [T, B, H], float32.
     d_last: cotangent of the last state, a tree of [B, H], float32.
@@ -63,7 +64,7 @@ def backward_kernel(
     weights, loaded = scratch.pop("weights"), scratch.pop("loaded")
     start_loading(plan, w_h, weights, loaded)
     share = find_share(plan)
-    others = exchange.Exchange(plan, share, **scratch)
+    exchanged = exchange.Exchange(plan, share, **scratch)
 
     def place(t):
       return t if reverse else length - 1 - t
@@ -86,7 +87,7 @@ def backward_kernel(
         def part(k, _):
           gate, columns = k // parts, pl.ds(k % parts * UNITS, UNITS)
           w = weights.at[gate, share.units_of_block, columns]
-          plgpu.wgmma(total, w, others.operand(gate, k % parts, turn))
+          plgpu.wgmma(total, w, exchanged.operand(gate, k % parts, turn))
 
         lax.fori_loop(0, gates * parts, part, None)
         plgpu.wgmma_wait(0)
@@ -108,8 +109,10 @@ def backward_kernel(
       zeros = jax.tree.map(jnp.zeros_like, da)
       da = states.unless_masked(da, zeros, flag)
       target = das.at[place(t), share.sequences]
-      others.send([list(blocks) for blocks in zip(*da, strict=True)], t, target)
-      others.receive(target)
+      exchanged.send(
+        [list(blocks) for blocks in zip(*da, strict=True)], t, target
+      )
+      exchanged.receive(target)
       through_w_h = multiply(t)
       d_before = [
         d._replace(h=d.h + registers.columns(through_w_h, j))

@@ -79,7 +79,7 @@ def test_a_saved_comparison_is_loaded_and_reported(tmp_path, console):
     assert all(line in printed for line in table.splitlines())
   figure = tmp_path / "comparison.png"
   assert figure.read_bytes()[:4] == b"\x89PNG"
-  compare_cells.save(record, tmp_path)  # other results: the figure is of others
+  compare_cells.save(record, tmp_path)  # which removes an earlier figure
   assert not figure.exists()
 
 
@@ -136,7 +136,6 @@ def test_a_gradient_that_overflows_has_no_norm(monkeypatch, tmp_path):
   record = example()
   record["gradient_flow"] = rows
   record["config"]["gradient_steps"] = 100
-  record["cells"] |= {f"lstm{k}": record["cells"]["lstm"] for k in range(9)}
   compare_cells.save(record, tmp_path)
   *_, table = tables(record).values()
   assert "| rnn, h, trained | 5.0e-01 | – | – |" in table

@@ -32,9 +32,12 @@ def spec(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def exported(f, model, params, text, *more):
-  """Return f of (params, state, tokens, targets, ...), exported, read back."""
-  steps, batch = export.symbolic_shape(text)
+def exported(f, model, params, sizes, *more):
+  """Return f of (params, state, tokens, targets, ...), exported, read back.
+
+  `sizes` are T and B, as `export.symbolic_shape` takes them.
+  """
+  steps, batch = export.symbolic_shape(sizes)
   state = jax.eval_shape(lambda: model.initial_state((batch,)))
   tokens = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
   shapes = spec(params), state, tokens, tokens, *spec(more)
@@ -61,19 +64,19 @@ def draw(model, key, vocabulary_size, steps, batch):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("text", [f"{T}, 7*b", "T, B"])
+@pytest.mark.parametrize("sizes", [f"{T}, 7*b", "T, B"])  # or an expression
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize(
   ("vocabulary_size", "tied"),
   [(11, True), (2000, False)],
 )
 def test_outputs_loss_and_gradient_with_a_free_batch_size(
-  text, adjoint, vocabulary_size, tied, key
+  sizes, adjoint, vocabulary_size, tied, key
 ):
-  """With the table of all embeddings, and with gathered ones."""
+  """With the table W_e W_x, and with rows of W_e that are gathered."""
   model = make(vocabulary_size, adjoint, tied=tied)
   params = normal_like(key, jax.eval_shape(model.init, key))
-  call = exported(outputs_and_gradient(model), model, params, text)
+  call = exported(outputs_and_gradient(model), model, params, sizes)
   twin = jax.jit(
     outputs_and_gradient(make(vocabulary_size, Autodiff(), tied=tied))
   )
@@ -84,7 +87,8 @@ def test_outputs_loss_and_gradient_with_a_free_batch_size(
 
 @pytest.mark.exhaustive
 def test_the_logits_of_a_free_batch_size_come_in_chunks(key, monkeypatch):
-  monkeypatch.setattr(readout, "MAX_LOGITS", 2 * 32 * 11)
+  two_steps = 2 * readout.SYMBOLIC_BATCH * 11
+  monkeypatch.setattr(readout, "MAX_LOGITS", two_steps)
   model = make(11)
   params = normal_like(key, jax.eval_shape(model.init, key))
   steps, batch = export.symbolic_shape("4, B")
@@ -136,6 +140,7 @@ def test_a_training_loss_with_noise_has_a_free_batch_size(key):
 def test_a_training_step_has_a_free_batch_size(key):
   model = make(11)
 
+  # Its state is (): `serialize` does not know the types of optax's states.
   def update(gradient, state, params=None):
     return jax.tree.map(lambda g: -0.1 * g, gradient), state
 
@@ -198,8 +203,8 @@ def test_a_program_with_jax_alone_runs_an_exported_model(key, tmp_path):
     state, logits = model.apply(params, state, tokens)
     return logits, *jax.tree.leaves(state)
 
-  for name, text in (("step", "1, B"), ("prefill", "T, B")):
-    steps, batch = export.symbolic_shape(text)
+  for name, sizes in (("step", "1, B"), ("prefill", "T, B")):
+    steps, batch = export.symbolic_shape(sizes)
     state = jax.eval_shape(lambda n=batch: model.initial_state((n,)))
     tokens = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
     program = export.export(jax.jit(flat))(tokens, *jax.tree.leaves(state))

@@ -27,7 +27,9 @@ pytestmark = [
 ]
 
 T, B, D = 3, 16, 8
-T_OF_REPORTS = T + 1  # what was compiled before is not reported again
+# Of the tests of reports alone: a kernel that this process has compiled before
+# is not reported again.
+T_OF_REPORTS = T + 1
 SIZES = sorted(
   {
     (name, size, index)
@@ -39,7 +41,7 @@ SIZES = sorted(
 
 
 def shapes(cell, hidden, steps=T):
-  """Return (params, state, xs, flags) as shapes in float32."""
+  """Return shapes: (params, state, xs) in float32, flags in bool [2, T, B]."""
 
   def make(key):
     params = cell.init(key, D, hidden, jnp.float32)
@@ -75,7 +77,7 @@ def count_kernels(text):
 
 @pytest.fixture
 def reports(tmp_path, monkeypatch):
-  """Return the directory of what is known of kernels as they are compiled."""
+  """Return the directory to which the compiler reports on each kernel."""
   monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
   monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
   monkeypatch.setenv("MOSAIC_GPU_DUMP_RESOURCES", "1")
@@ -95,7 +97,7 @@ def find(pattern, directory, suffix):
 
 
 def most_rows(counts, plan, itemsize):
-  """Return the largest N for which there is shared memory and registers."""
+  """Return for how many sequences a block has shared memory and registers."""
   room = limits.SHARED_BYTES - limits.RESERVED_BYTES
   fitting = [
     n
@@ -114,7 +116,8 @@ def test_no_register_is_spilled(
   cell, dtype = CELLS[name], jnp.dtype(DTYPES[index])
   *arguments, flags = shapes(cell, hidden, T_OF_REPORTS)
   if rows == "most":  # and masks and resets, which take registers too
-    # So few run at the same time that each block has as many as it can.
+    # Without multiprocessors, blocks never all run at once: each then has the
+    # most sequences that fit.
     monkeypatch.setattr(limits, "MULTIPROCESSORS", 0)
     arguments.append(flags)
   counts = COUNTS[cell]
@@ -158,7 +161,9 @@ def test_vmap_of_grad_is_two_kernels(name):
 @pytest.mark.parametrize("parts", ["block", "cluster"])
 def test_an_ensemble_is_two_kernels(name, parts):
   cell = CELLS[name]
-  *arguments, _ = shapes(cell, 64 if parts == "block" else CLUSTER[name][1])
+  *arguments, _ = shapes(
+    cell, 64 if parts == "block" else CLUSTER[name][1]
+  )  # float32
   stacked = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), arguments
   )
@@ -166,7 +171,7 @@ def test_an_ensemble_is_two_kernels(name, parts):
 
 
 @ALL_CELLS
-def test_a_share_of_a_mesh_is_two_kernels(name):
+def test_on_each_device_of_a_mesh_there_are_two_kernels(name):
   cell = CELLS[name]
   mesh = AbstractMesh((1,), ("device",), axis_types=(AxisType.Auto,))
   rows = PartitionSpec(None, "device")

@@ -20,7 +20,8 @@ from tests.compiling import count_programs
 from tests.contract import each_cell
 from tests.draws import arguments, weighed, worst
 
-T, B, D, H = 6, 9, 4, 8  # of no other test, which would have compiled it
+# Sizes that no other test has: it would have compiled the program already.
+T, B, D, H = 6, 9, 4, 8
 EXPLICIT = {
   "gates": Explicit(),
   "chunks": Explicit(chunk=2),
@@ -60,13 +61,13 @@ def test_a_second_gradient_compiles_nothing(cell, adjoint, key):
 
 
 @pytest.mark.parametrize("adjoint", OTHERS, ids=str)
-def test_neither_do_second_outputs_with_another_adjoint(adjoint, key):
+def test_second_outputs_by_step_or_autodiff_compile_nothing(adjoint, key):
   args = inputs_of(lstm, key)
   assert compiles_once(lambda: unroll(lstm, *args, adjoint=adjoint))
 
 
 @pytest.mark.exhaustive
-def test_neither_do_layers_and_directions():
+def test_a_second_call_with_layers_or_directions_compiles_nothing():
   xs = jnp.ones((T + 1, B, D))
   params = gru.init(jax.random.key(0), D, H)
   layers = params, gru.init(jax.random.key(1), H, H)
@@ -84,7 +85,7 @@ def test_neither_do_layers_and_directions():
     )
 
 
-def test_nor_do_the_cotangents_of_states():
+def test_second_cotangents_of_states_compile_nothing():
   xs = jnp.ones((T + 3, B, D))
   params = gru.init(jax.random.key(0), D, H)
   d_last = gru.initial_state(params, (B,))
@@ -107,7 +108,7 @@ def test_an_array_of_another_shape_or_platform_is_another_program():
   assert jaxpr() == on_cpu
 
 
-def test_in_a_compiled_function_the_operations_are_its_own():
+def test_in_a_compiled_function_unroll_is_inlined():
   xs = jnp.ones((T, B, D))
   params = lstm.init(jax.random.key(0), D, H)
 
@@ -116,4 +117,4 @@ def test_in_a_compiled_function_the_operations_are_its_own():
 
   jaxpr = str(jax.make_jaxpr(jax.jit(jax.grad(loss)))(params, xs))
   assert "scan" in jaxpr
-  assert "name=program" not in jaxpr
+  assert "name=program" not in jaxpr  # the function of `platform.compiled`

@@ -24,9 +24,9 @@ def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
   state = init_state(MODEL, optimizer, MODEL.init(key), 3, averaged=True)
   train_step = make_train_step(MODEL, optimizer, ema_decay=0.5)
   *_, (state, _) = steps(train_step, state, 3)
-  before = jax.tree.map(np.asarray, state)  # which the step donates
-  nothing = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
-  after, metrics = train_step(state._replace(carry=nothing), *STREAMS.batch(0))
+  before = jax.tree.map(np.asarray, state)  # kept: the step donates it
+  nans = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
+  after, metrics = train_step(state._replace(carry=nans), *STREAMS.batch(0))
   assert jnp.isnan(metrics.grad_norm)
   assert after.step == before.step + 1
   assert worst(after.params, before.params) == 0
@@ -41,7 +41,7 @@ def test_a_gradient_that_is_not_finite_changes_neither_carry_nor_average(key):
   train_step = make_train_step(MODEL, optimizer, ema_decay=0.5)
   *_, (state, _) = steps(train_step, state, 3)
   nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params)
-  # Copied, since the step donates the state.
+  # Kept, since the step donates the state.
   carry, average = jax.tree.map(np.asarray, (state.carry, state.average))
   after, metrics = train_step(state._replace(params=nans), *STREAMS.batch(0))
   assert jnp.isnan(metrics.grad_norm)
@@ -60,7 +60,7 @@ def test_a_norm_that_overflows_changes_nothing_but_the_step(clip_norm, key):
   optimizer = make_optimizer(config, 20)
   model = MODEL._replace(training_loss=training_loss)
   state = init_state(model, optimizer, model.init(key), 3, averaged=True)
-  before = jax.tree.map(np.asarray, state)  # which the step donates
+  before = jax.tree.map(np.asarray, state)  # kept: the step donates it
   train_step = make_train_step(model, optimizer, ema_decay=0.5)
   after, metrics = train_step(state, *STREAMS.batch(0))
   assert jnp.isfinite(metrics.loss) and jnp.isinf(metrics.grad_norm)
@@ -140,7 +140,7 @@ def test_the_average_of_bfloat16_weights_is_float32_from_the_start(
   assert {leaf.dtype for leaf in weights} == {jnp.dtype("bfloat16")}
 
 
-def test_a_loss_is_nonmonotonic_if_worse_than_the_best_before_the_last_n():
+def test_a_loss_is_nonmonotonic_if_worse_than_the_best_more_than_n_before():
   losses = [5.0, 4.0, 3.0, 3.5, 2.9, 3.1, 3.2]
   found = [is_nonmonotonic(losses[: n + 1], 2) for n in range(len(losses))]
   # 3.1 is worse than the 3.0 of three losses before; 3.5 is too early to tell.

@@ -127,7 +127,7 @@ class TrainingStep(KernelCase):
     return Prepared(lowered, finish)
 
   def _model(self, dtype: str | None, implementation: Any) -> Any:
-    """Return the model; None for float32, and for scans."""
+    """Return the model; a dtype of None is float32, no implementation scans."""
     config = ModelConfig(
       cell=CELLS[self.cell],
       hidden_size=self.hidden_size,

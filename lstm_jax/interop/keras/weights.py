@@ -21,7 +21,7 @@ use_bias=False there is no bias; it is 0.
 
 Activations other than the defaults give cells of `with_activations`. Keras has
 one activation for the candidate and the output of an LSTM. Params do not tell
-the activations: a layer that takes the arrays of `to_keras` needs those of the
+the activations: give the layer that takes the arrays of `to_keras` those of the
 cell.
 
   >>> import jax

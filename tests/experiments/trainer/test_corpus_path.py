@@ -81,7 +81,7 @@ def test_a_corpus_that_was_moved_is_found_by_its_hash(
     evaluated(finished, console)
 
 
-def test_another_text_of_the_same_name_does_not_hide_the_corpus(
+def test_of_two_texts_of_a_name_that_with_the_hash_of_a_run_is_found(
   tmp_path, monkeypatch
 ):
   """As data/shakespeare.txt in the directory where a program is started."""
@@ -132,7 +132,9 @@ def test_a_corpus_that_may_not_be_read_is_looked_for_elsewhere(
   assert Path(found.corpus).samefile(copy)
 
 
-def test_a_directory_named_like_a_corpus_is_a_path(tmp_path, monkeypatch):
+def test_a_name_of_a_corpus_is_one_for_a_corpus_and_a_path_for_a_run(
+  tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "tinyshakespeare").mkdir()
   assert recorded_corpus("tinyshakespeare") == "tinyshakespeare"
