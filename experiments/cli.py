@@ -132,7 +132,10 @@ def _complaint(stray: Sequence[str], missing: Sequence[str]) -> str:
 
 @contextmanager
 def collect_stop_requests() -> Iterator[list[signal.Signals]]:
-  """Collect the signals that ask to stop; a second one of a kind stops."""
+  """Collect the signals that ask to stop; a second one of a kind stops.
+
+  An ignored one, as SIGINT is in a background job of a script, stays ignored.
+  """
   requests: list[signal.Signals] = []
 
   def request(signum, frame):
@@ -140,7 +143,10 @@ def collect_stop_requests() -> Iterator[list[signal.Signals]]:
     requests.append(signal.Signals(signum))
     signal.signal(signum, previous[signum])
 
-  previous = {signum: signal.signal(signum, request) for signum in STOPPING}
+  handlers = {signum: signal.getsignal(signum) for signum in STOPPING}
+  previous = {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}
+  for signum in previous:
+    signal.signal(signum, request)
   try:
     yield requests
   finally:

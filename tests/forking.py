@@ -8,6 +8,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,8 @@ def _run(module, arguments, variables, out, err):
   os.environ.clear()
   os.environ |= variables
   sys.argv = [module, *arguments]
+  # As in a terminal: a background job that runs the tests ignores it.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   status = status_of(lambda: runpy.run_module(module, None, "__main__", True))
   # What the interpreter does at its end; os._exit alone would leave it out.
   threading._shutdown()

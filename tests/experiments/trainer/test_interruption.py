@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import train
+from experiments.cli import collect_stop_requests
 from experiments.trainer import run_dir
 from experiments.trainer.data import text_sha256
 from experiments.trainer.logger import RunLogger
@@ -51,7 +52,18 @@ def test_a_second_ctrl_c_before_the_first_step_interrupts_at_once(
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_an_ignored_signal_stays_ignored():
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with collect_stop_requests() as requests:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+  assert requests == [signal.SIGTERM]
+  assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_after_the_last_step_lets_the_run_finish(
   config, console, monkeypatch
 ):

@@ -109,6 +109,7 @@ def test_a_run_without_a_checkpoint_starts_again(config, console, undisturbed):
   assert outcome(directory) == undisturbed
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_run_stopped_before_an_evaluation_can_be_sampled(config, console):
   result = stop_at(4, config, console, signal.SIGINT)
   assert (result.stopped_by, result.best_step) == (signal.SIGINT, 0)
@@ -116,6 +117,7 @@ def test_a_run_stopped_before_an_evaluation_can_be_sampled(config, console):
   assert (trained.step, trained.val_loss) == (4, None)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_names_the_checkpoint_that_a_stopped_run_has(
   config, console, monkeypatch
 ):
