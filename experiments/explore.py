@@ -77,7 +77,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
   directory = Path(config.run)
   trained = load(directory)
   path = Path(config.output or directory / run_dir.PAGE)
-  run_dir.check_page(path, run_dir.PAGE)
+  run_dir.check_outside_runs("output", path, run_dir.PAGE)
   check_output(path)
   if config.text and path.resolve() == Path(config.text).resolve():
     raise ValueError(f"output must be another file than text, got {path}")

@@ -37,6 +37,7 @@ from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import SPLITS
 from experiments.trainer.excerpt import Part, read_excerpt
 from experiments.trainer.files import check_output, write_bytes
+from experiments.trainer.run_dir import check_outside_runs
 from experiments.trainer.trained import Trained, load
 from lstm_jax.interop.onnx import language_model_to_onnx
 
@@ -54,7 +55,7 @@ def _define_flags() -> list[flags.FlagHolder]:
       "page in which the model writes text.",
     ),
     flags.DEFINE_string(
-      "out", "", "File to write or to replace, outside the run directory."
+      "out", "", "File to write or to replace, outside of run directories."
     ),
   ]
 
@@ -64,7 +65,7 @@ def run(run: str, format: str, out: str) -> str:
 
   Raises:
     ValueError: the format is not one of FORMATS; `out` is a directory, or is in
-      the run directory or in a directory that does not exist; the run has no
+      a run directory or in a directory that does not exist; the run has no
       usable checkpoint; the format does not support the run's cell; the package
       onnx is not installed; or, for a page, the model is too large, its 8-bit
       weights raise the loss too much, or the run's corpus cannot be read.
@@ -73,8 +74,7 @@ def run(run: str, format: str, out: str) -> str:
   if format not in FORMATS:
     known = ", ".join(FORMATS)
     raise ValueError(f"format must be one of {known}, got {format!r}")
-  if Path(out).resolve().is_relative_to(Path(run).resolve()):
-    raise ValueError(f"out must not be in the run directory {run}, got {out}")
+  check_outside_runs("out", Path(out))
   check_output(Path(out))
   trained, cost = load(Path(run)), ""
   match format:

@@ -64,7 +64,7 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   ]
   default = directories[0] if len(directories) == 1 else Path()
   path = Path(config.output or default / run_dir.REPORT)
-  run_dir.check_page(path, run_dir.REPORT)
+  run_dir.check_outside_runs("output", path, run_dir.REPORT)
   check_output(path)
   return write_page(path, make_page(histories), console)
 

@@ -66,21 +66,23 @@ FLAGS = tuple(leaf.name for leaf in leaves(TrainConfig()))
 JOB_FLAGS = tuple(leaf.name for leaf in leaves(JobConfig()))
 
 
-def check_page(path: Path, name: str) -> None:
-  """Raise ValueError where writing a page would harm a run.
+def check_outside_runs(flag: str, path: Path, page: str = "") -> None:
+  """Raise ValueError where writing a file would harm a run.
 
   Args:
-    path: of the page. In a run directory it may be the file `name`, and no
+    flag: of the path, for the message.
+    path: of the file. In a run directory it may be the file `page`, and no
       other.
-    name: PAGE or REPORT.
+    page: PAGE or REPORT; "" for none.
   """
   place = path.resolve()
   runs = (p for p in place.parents if read_config(p) is not None)
   directory = next(runs, None)  # the innermost: `previous` holds a run, too
-  if directory is not None and place != directory / name:
+  if directory is not None and place != directory / page:
+    exception = f", or its {page}" if page else ""
     raise ValueError(
-      f"output must be outside the run directory {directory}, or its {name}, "
-      f"got {path}"
+      f"{flag} must be outside the run directory {directory}{exception}, got "
+      f"{path}"
     )
 
 

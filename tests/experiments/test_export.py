@@ -49,21 +49,25 @@ def test_a_run_is_exported_for_jax(explored_run, example, tmp_path):
   assert worst(list(call(tokens, *leaves.values())), expected) < 1e-5  # float32
 
 
-def test_a_file_in_the_run_directory_is_refused(explored_run, tmp_path):
+def test_a_file_in_a_run_directory_is_refused(explored_run, tmp_path):
   config = (explored_run / "config.json").read_bytes()
-  link = tmp_path / "link"
+  link, other = tmp_path / "link", tmp_path / "other"
   link.symlink_to(explored_run)
-  for out in (
-    explored_run / "config.json",
-    explored_run / "new" / ".." / "model.onnx",
-    link / "config.json",
-    explored_run,
+  other.mkdir()
+  (other / "config.json").write_bytes(config)
+  for directory, out in (
+    (explored_run, explored_run / "config.json"),
+    (explored_run, explored_run / "new" / ".." / "model.onnx"),
+    (explored_run, link / "config.json"),
+    (other, other / "config.json"),
   ):
-    with pytest.raises(
-      ValueError, match="out must not be in the run directory"
-    ):
+    message = f"^out must be outside the run directory {directory}, got {out}$"
+    with pytest.raises(ValueError, match=message):
       export.run(str(explored_run), "stablehlo", str(out))
-  assert (explored_run / "config.json").read_bytes() == config
+  with pytest.raises(ValueError, match="cannot be written: it is a directory"):
+    export.run(str(explored_run), "stablehlo", str(explored_run))
+  for directory in (explored_run, other):
+    assert (directory / "config.json").read_bytes() == config
 
 
 def test_a_format_that_is_not_known_is_refused(explored_run, tmp_path):
