@@ -78,12 +78,11 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   base = jobs[0].directory.parent
   run_dir.check_is_no_run(base, "seeds")
   path = base / RECORD
-  done = _read_done(path, row)
-  together = _read_together(path, row, jobs)
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
   sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
   if stopped_by := _train_teachers(configs[0], sha256, console):
     return Reproduction([], stopped_by)
+  done, together = _read_done(path, row), _read_together(path, row, jobs)
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, share_batches(configs), strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
@@ -100,8 +99,9 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     check_same_run(job.directory, single, sha256, advice=advice)
     if job.seed not in done:
       done[job.seed] = _evaluate(job, console)
-      # Another process may have evaluated another seed meanwhile.
-      done = _read_done(path, row) | done
+    # Another process may have evaluated others meanwhile.
+    done = _read_done(path, row) | done
+    together = _read_together(path, row, jobs)
     chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
     rows = [compare(result, chosen) for result in single_run_results(row)]
     _write(path, row, done, together, rows)
@@ -110,6 +110,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
       console.print(Rule(f"{row.name}, {len(jobs)} seeds together"))
       options = parse(evaluate.EvaluateConfig(), flags)
       together = evaluate.run(options, console)[UNIT]
+      done = _read_done(path, row) | done
     results = ensemble_results(row, jobs)
     rows += [compare_together(result, together) for result in results]
     _write(path, row, done, together, rows)

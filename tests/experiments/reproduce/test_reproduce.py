@@ -80,7 +80,19 @@ def test_the_seeds_together_are_evaluated_once_and_compared(
   changed = json.dumps(made | {"seed": 1})
   Path(f"{trained.run}/seed1/config.json").write_text(changed)
   both = replace(trained, seeds=(0, 1))
-  rows = reproduce.run(row, both, console).rows
+  path, original = Path(trained.run) / "reproduction.json", evaluate.run
+
+  def while_another_process_adds_a_seed(options, console):
+    if options.run == tuple(f"{trained.run}/seed{seed}" for seed in (0, 1)):
+      record = read(trained)
+      record["seeds"]["7"] = record["seeds"]["0"]
+      path.write_text(json.dumps(record))
+    return original(options, console)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluate, "run", while_another_process_adds_a_seed)
+    rows = reproduce.run(row, both, console).rows
+  assert read(trained)["seeds"].keys() == {"0", "1", "7"}
   cold, stateful, together = rows
   assert together["protocol"] == "ensemble_stateful"
   assert together["mean"] == pytest.approx(stateful["mean"], rel=1e-6)
@@ -97,7 +109,6 @@ def test_the_seeds_together_are_evaluated_once_and_compared(
     assert reproduce.run(row, both, console).rows == rows
   record = read(trained)
   for damaged in ({}, {"stateful": "1"}, [1]):
-    path = Path(trained.run) / "reproduction.json"
     path.write_text(json.dumps(record | {"together": damaged}))
     assert reproduce.run(row, both, console).rows == rows
   assert len(reproduce.run(row, trained, console).rows) == 2  # of one seed
@@ -130,24 +141,25 @@ def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
   assert read(trained)["seeds"] == {"0": seed, "7": seed}
 
 
-def test_another_process_may_reproduce_another_seed(
+def test_another_process_may_reproduce_others_of_the_seeds(
   trained, console, monkeypatch
 ):
   """While this one evaluates its own."""
   path = Path(trained.run) / "reproduction.json"
   reproduce.run(ROW, trained, console)
-  record = json.loads(path.read_text())
+  record, together = json.loads(path.read_text()), {"stateful": 1.25}
   path.unlink()
   original = evaluate.run
 
   def run(*args):
-    seeds = {"1": record["seeds"]["0"]}
-    path.write_text(json.dumps(record | {"seeds": seeds}))
+    others = {"seeds": {"1": record["seeds"]["0"]}, "together": together}
+    path.write_text(json.dumps(record | others))
     return original(*args)
 
   monkeypatch.setattr(evaluate, "run", run)
   reproduce.run(ROW, trained, console)
   assert read(trained)["seeds"].keys() == {"0", "1"}
+  assert read(trained)["together"] == together
 
 
 def test_a_run_without_its_seconds_is_an_error_of_one_line(trained, console):
