@@ -137,7 +137,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
       stopped_by = result.signalled
     if path.exists():  # another process may have added a row meanwhile
       rows[:] = read_ablations(path, recipe, sha256).rows
-    rows.append({"change": name} | row)
+    if not results.has(name):  # it may have measured the same run
+      rows.append({"change": name} | row)
     results.write(path)
     if stopped_by:
       break

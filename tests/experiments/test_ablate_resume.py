@@ -143,6 +143,25 @@ def test_rows_that_another_process_adds_meanwhile_are_kept(
   assert [row["change"] for row in rows] == changes
 
 
+def test_a_run_that_two_processes_measure_has_one_row(
+  config, console, monkeypatch
+):
+  write_rows(config, "base")
+  base, other = ({"change": name} | ROW for name in ("base", "seed=5"))
+
+  def measure_beside(result):
+    record = read_record(config)
+    rows = [*record["rows"], other]
+    record_path(config).write_text(json.dumps(record | {"rows": rows}))
+    return ROW | {"seconds": 4.0}
+
+  ended = SimpleNamespace(stopped_by=None, signalled=None)
+  monkeypatch.setattr(ablate, "_finished", lambda *arguments: ended)
+  monkeypatch.setattr(ablate, "_measure", measure_beside)
+  rows, _ = ablate.run(config, ["seed=5"], console)
+  assert rows == read_record(config)["rows"] == [base, other]
+
+
 @pytest.mark.exhaustive
 def test_a_finished_run_without_a_row_is_measured_and_not_replaced(
   config, console, monkeypatch
