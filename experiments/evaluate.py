@@ -59,6 +59,7 @@ from experiments.trainer.corpus_path import (
 from experiments.trainer.data import SPLITS, text_sha256
 from experiments.trainer.devices import num_cores
 from experiments.trainer.effects import EVALUATE_RULES, without_effect
+from experiments.trainer.ensemble import cost, load_members
 from experiments.trainer.environment import device_name
 from experiments.trainer.evaluation import (
   FIGURES,
@@ -69,7 +70,6 @@ from experiments.trainer.evaluation import (
 from experiments.trainer.excerpt import Excerpt, Part, read_excerpt
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
-from experiments.trainer.members import cost, load_members
 from experiments.trainer.trained import BEST, CHECKPOINTS, Trained
 from lstm_jax.language.evaluate import check_tokens
 from lstm_jax.language.options import check_options, option

@@ -45,17 +45,6 @@ from experiments.trainer.config import TrainConfig
 from experiments.trainer.corpus_path import keep
 from experiments.trainer.devices import members_mesh, share_members
 from experiments.trainer.effects import SWEEP_RULES, without_effect
-from experiments.trainer.ensemble import (
-  Member,
-  SweepConfig,
-  best_member,
-  make_members,
-  make_state,
-  make_train_step,
-  num_members,
-  restore,
-  save,
-)
 from experiments.trainer.errors import Diverged
 from experiments.trainer.files import write_json
 from experiments.trainer.flags import config_from_flags, define_flags
@@ -66,6 +55,17 @@ from experiments.trainer.opening import open_run_dir
 from experiments.trainer.records import replace, to_record
 from experiments.trainer.resources import available_memory
 from experiments.trainer.setup import TrainSetup, heading, make_setup
+from experiments.trainer.sweep_members import (
+  Member,
+  SweepConfig,
+  best_member,
+  make_members,
+  make_state,
+  make_train_step,
+  num_members,
+  restore,
+  save,
+)
 from experiments.trainer.training_bar import TrainingBar
 from lstm_jax.language import stateful_loss
 from lstm_jax.training import (

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from experiments.trainer.ensemble import load_members
 from experiments.trainer.format import format_bytes
-from experiments.trainer.members import load_members
 from experiments.trainer.pretrained import check_splits, check_vocabulary
 from experiments.trainer.setup import TrainSetup
 from experiments.trainer.trained import Trained

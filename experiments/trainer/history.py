@@ -16,9 +16,13 @@ from experiments.trainer.checkpoint import read_progress
 from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus
-from experiments.trainer.ensemble import Progress, SweepConfig, make_members
 from experiments.trainer.files import are_numbers
 from experiments.trainer.named_corpora import cached_path, is_name
+from experiments.trainer.sweep_members import (
+  Progress,
+  SweepConfig,
+  make_members,
+)
 from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
 from lstm_jax.training import CheckpointError, list_checkpoints

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.trainer.members import differing_split
+from experiments.trainer.ensemble import differing_split
 from experiments.trainer.records import to_record
 from experiments.trainer.run_dir import CHECKPOINTS
 from experiments.trainer.setup import TrainSetup

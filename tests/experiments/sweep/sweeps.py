@@ -1,7 +1,7 @@
 """The sweep of the recipe of a run."""
 
-from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.records import from_record, replace, to_record
+from experiments.trainer.sweep_members import SweepConfig
 
 
 def as_sweep(config, **changes):

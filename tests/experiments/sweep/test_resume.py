@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from experiments import sweep, train
-from experiments.trainer import ensemble
-from experiments.trainer.ensemble import SweepConfig
+from experiments.trainer import sweep_members
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace, to_record
+from experiments.trainer.sweep_members import SweepConfig
 from experiments.trainer.trained import load
 from lstm_jax.training import list_checkpoints
 from tests.experiments.sweep.sweeps import as_sweep
@@ -81,14 +81,14 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
 
   for step in (10, 103):
     with monkeypatch.context() as patched:
-      maker = ensemble, "make_ensemble_train_step"
+      maker = sweep_members, "make_ensemble_train_step"
       signal_at(patched, step, signal.SIGTERM, maker)
       stopped = sweep.run(config, console)
     assert stopped.stopped_by == signal.SIGTERM
     assert not (stopped.directory / "result.json").exists()
 
   def only_shapes(*arguments):
-    state = ensemble.make_state(*arguments)
+    state = sweep_members.make_state(*arguments)
     assert isinstance(state.step, jax.core.Tracer)
     return state
 
@@ -133,7 +133,7 @@ def test_only_a_sweep_of_the_same_members_resumes_a_sweep(
   recipe, many, console, monkeypatch
 ):
   with monkeypatch.context() as patched:
-    signal_at(patched, 3, maker=(ensemble, "make_ensemble_train_step"))
+    signal_at(patched, 3, maker=(sweep_members, "make_ensemble_train_step"))
     sweep.run(many, console)
   other = replace(many, num_seeds=3)
   with pytest.raises(ValueError, match="num_seeds is 2 there and 3 here"):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import sweep, train
-from experiments.trainer import ensemble, training_bar
+from experiments.trainer import sweep_members, training_bar
 from experiments.trainer.data import read_corpus
-from experiments.trainer.ensemble import Member, make_members
 from experiments.trainer.errors import Diverged
 from experiments.trainer.records import replace
+from experiments.trainer.sweep_members import Member, make_members
 from experiments.trainer.trained import load
 from lstm_jax.language import stateful_loss
 from tests.experiments.sweep.sweeps import as_sweep
@@ -71,9 +71,9 @@ def test_seeds_are_those_that_a_run_may_have(config):
 def test_members_are_not_listed_before_their_memory_is_checked(
   many, console, monkeypatch
 ):
-  assert ensemble.num_members(many) == len(make_members(many)) == 4
+  assert sweep_members.num_members(many) == len(make_members(many)) == 4
   no_rate = replace(many, rate=())
-  assert ensemble.num_members(no_rate) == len(make_members(no_rate)) == 2
+  assert sweep_members.num_members(no_rate) == len(make_members(no_rate)) == 2
   monkeypatch.setattr(sweep, "make_members", None)  # is not called
   with pytest.raises(
     ValueError, match=r"out of memory: .* members of a sweep$"
@@ -93,7 +93,7 @@ def test_the_best_weights_of_a_sweep_that_are_lost_are_named(
 ):
   config = as_sweep(config, num_seeds=2, rate=(0.03,), eval_every=10)
   with monkeypatch.context() as patched:
-    signal_at(patched, 23, maker=(ensemble, "make_ensemble_train_step"))
+    signal_at(patched, 23, maker=(sweep_members, "make_ensemble_train_step"))
     directory = sweep.run(config, console).directory
   for path in directory.glob("checkpoints/20/params/**/d/*"):
     path.write_bytes(path.read_bytes()[:-20])

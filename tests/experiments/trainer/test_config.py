@@ -8,13 +8,13 @@ import pytest
 from absl import flags
 
 from experiments.trainer.config import CELLS, LARGEST, TrainConfig
-from experiments.trainer.ensemble import SweepConfig
 from experiments.trainer.flags import (
   config_from_flags,
   define_flags,
   grouped_help,
 )
 from experiments.trainer.records import from_record, leaves, replace, to_record
+from experiments.trainer.sweep_members import SweepConfig
 from lstm_jax.language.options import in_bounds
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from experiments.trainer import history
 from experiments.trainer.data import read_corpus
-from experiments.trainer.ensemble import Progress, SweepConfig
 from experiments.trainer.history import (
   derive,
   read_run_histories,
@@ -17,6 +16,7 @@ from experiments.trainer.history import (
 )
 from experiments.trainer.named_corpora import CORPORA, NamedCorpus
 from experiments.trainer.records import replace, to_record
+from experiments.trainer.sweep_members import Progress, SweepConfig
 from lstm_jax.training import CheckpointError, CheckpointWriter
 from tests.experiments.conftest import VERSES, copy_run
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.trainer.members import cost
+from experiments.trainer.ensemble import cost
 
 
 @pytest.mark.parametrize(
