@@ -168,7 +168,7 @@ def _read_record(path: Path, row: Row) -> dict[str, Any]:
     record = json.loads(path.read_text("utf-8"))
     if _head(row).items() <= record.items():
       return record
-  except (OSError, ValueError, AttributeError):
+  except (OSError, ValueError, AttributeError, RecursionError):
     pass
   return {}
 

@@ -1,5 +1,6 @@
 """A reproduction trains and evaluates what is missing, and compares."""
 
+import gc
 import json
 import shutil
 import signal
@@ -134,6 +135,9 @@ def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
     path.write_text(text)
     assert reproduce.run(narrow, trained, console).rows[0] == row
     assert read(trained)["seeds"] == good["seeds"]
+  gc.collect()  # not in a deep recursion, where finalizers would fail
+  path.write_text("[" * 100_000)
+  assert reproduce._read_done(path, narrow) == {}
   # Another seed, which is not asked for and whole, is kept.
   both = good | {"seeds": {"0": {}, "7": seed}}
   path.write_text(json.dumps(both))
