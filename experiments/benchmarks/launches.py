@@ -65,7 +65,8 @@ def count(
 
   Args:
     cell: a name in CELLS.
-    sizes: hidden_size, seq_len and batch_size.
+    sizes: hidden_size, seq_len and batch_size; `parts.check_sizes` says which
+      seq_len there may be.
     dtype: a name in DTYPES, of the operands of our matrix products. Other
       libraries are compiled in float32 alone.
 
@@ -142,7 +143,10 @@ def compile_for_h100(f: Any, *arguments: Any) -> tuple[Any, str]:
 
 
 def read_steps(program: str, seq_len: int) -> list[int]:
-  """Return the time steps of one iteration of each loop of a program."""
+  """Return the time steps of one iteration of each loop of a program.
+
+  They must divide seq_len: time steps outside of the loop are not seen.
+  """
   return [seq_len // int(n) for n in ITERATIONS.findall(program)]
 
 

@@ -20,6 +20,7 @@ from experiments.benchmarks.peers import (
 from experiments.benchmarks.peers.proof import Makers
 from experiments.benchmarks.tables import Row
 from experiments.benchmarks.timing import compare
+from lstm_jax.sequence.in_place import GPU_STEPS
 
 Results = Iterator[tuple[list[Row], dict[str, str]]]  # (rows, skipped)
 # MODEL holds the sizes of a case of that part by default, and MODELS the cases
@@ -250,7 +251,11 @@ PARTS: dict[str, Part] = {
 
 
 def check_sizes(parts: Iterable[str], sizes: Row) -> None:
-  """Raise ValueError if a given size is one of none of the chosen parts."""
+  """Raise ValueError if a given size is one of none of the chosen parts.
+
+  It is also raised if the launches of a time step would be read wrongly: where
+  an iteration's time steps do not divide T, some are outside of the loop.
+  """
   names = [*parts]
   for size in sizes:
     if not any(size in PARTS[name].sizes for name in names):
@@ -258,3 +263,9 @@ def check_sizes(parts: Iterable[str], sizes: Row) -> None:
       raise ValueError(
         f"--{size} needs --part={' or '.join(having)}, got {', '.join(names)}"
       )
+  steps = (LAUNCHES | sizes)["seq_len"]
+  if "launches" in names and (steps % GPU_STEPS or steps < 2 * GPU_STEPS):
+    raise ValueError(
+      f"--part=launches needs a --seq_len that is a multiple of {GPU_STEPS} "
+      f"and at least {2 * GPU_STEPS}, got {steps}"
+    )

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments.benchmarks import launches
+from experiments.benchmarks import launches, parts
 from experiments.benchmarks.tables import case_table
 from tests.processes import ROOT
 
@@ -57,6 +57,16 @@ def test_the_time_steps_of_an_iteration_are_read_from_the_program():
     '%b = while(%y), backend_config={"known_trip_count":{"n":"16"}}\n'
   )
   assert launches.read_steps(program, 64) == [1, 4]
+
+
+def test_a_length_with_time_steps_outside_of_the_loop_is_refused():
+  for steps in (4, 10, 13):  # 4 has no loop, and 10 // 2 iterations are 5
+    message = f"a multiple of 4 and at least 8, got {steps}$"
+    with pytest.raises(ValueError, match=message):
+      parts.check_sizes(["memory", "launches"], {"seq_len": steps})
+    parts.check_sizes(["memory"], {"seq_len": steps})
+  for sizes in ({}, {"hidden_size": 3}, {"seq_len": 8}, {"seq_len": 20}):
+    parts.check_sizes(["launches"], sizes)
 
 
 def test_the_kept_table_has_ours_below_every_other():
