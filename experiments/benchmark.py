@@ -69,8 +69,8 @@ def run(
     save: called with the results so far after every case.
 
   Raises:
-    ValueError: no part has one of the sizes, or a library computes something
-      else than ours.
+    ValueError: no part has one of the sizes, launches cannot be counted for
+      them, or a library computes something else than ours.
   """
   check_sizes(parts, sizes)
   record: dict[str, Any] = {"environment": environment(), "rows": []}
@@ -88,12 +88,17 @@ def run(
   return record
 
 
+def figure_of(path: Path) -> Path:
+  """Return where the figure of a file of results is."""
+  return path.with_suffix(".png")
+
+
 def draw(record: dict[str, Any], path: Path, console: Console) -> None:
   """Draw the figure of the results, if any, beside their file."""
   from experiments.benchmarks import plots
   from experiments.benchmarks.gpu import picture
 
-  figure = path.with_suffix(".png")
+  figure = figure_of(path)
   rows = record["rows"]
   drawn = plots.draw(rows, figure) or picture.draw(rows, figure)
   files = f"{path} and {figure}" if drawn else f"{path}"
@@ -136,6 +141,7 @@ def main() -> int:
   def save(record: dict[str, Any]) -> None:
     if out:
       write_json(out, record)
+      figure_of(out).unlink(missing_ok=True)  # of results that are replaced
 
   if "gpu" in chosen:
     record = gpu.run(sizes, ROUNDS.value, console, save)

@@ -200,8 +200,10 @@ def test_results_are_saved_after_each_case_and_a_reason_printed_once(
   out, skipped = tmp_path / "new" / "out.json", {"torch": "not installed"}
 
   def original_part(sizes, rounds):
+    out.with_suffix(".png").write_bytes(b"the figure of earlier results")
     yield rows, skipped
     assert json.loads(out.read_text())["rows"] == rows
+    assert not out.with_suffix(".png").exists()
     yield rows, skipped
 
   monkeypatch.setitem(parts.PARTS, "original", parts.Part(original_part, {}))
