@@ -104,9 +104,14 @@ def check_equal(actual: Any, expected: Any, tolerance: float) -> None:
       the norm of the expected one.
 
   Raises:
-    ValueError: an array has a larger error.
+    ValueError: the trees differ in their number of arrays or in a shape, or an
+      array has a larger error.
   """
-  error = _errors(jax.tree.leaves(actual), jax.tree.leaves(expected))
+  found, wanted = jax.tree.leaves(actual), jax.tree.leaves(expected)
+  for k, (a, b) in enumerate(zip(found, wanted, strict=True)):
+    if a.shape != b.shape:  # which would be broadcast
+      raise ValueError(f"array {k} has shape {a.shape}, not {b.shape}")
+  error = _errors(found, wanted)
   largest = float(error.max())
   if not largest <= tolerance:
     raise ValueError(

@@ -189,6 +189,8 @@ def test_results_are_compared_by_the_norm_of_each_array():
   ):
     with pytest.raises(ValueError, match="computes a different result"):
       check_equal(wrong, right, 0.03)
+  with pytest.raises(ValueError, match=r"^array 1 has shape \(1,\), not"):
+    check_equal([a, b[:1]], [a, b], 0.03)
 
 
 def test_sizes_replace_the_grid_of_layers():
