@@ -124,8 +124,8 @@ def read_board(path: Path = BOARD) -> Board:
   """Read the board.
 
   Raises:
-    ValueError: a row lacks a field, has an unknown one, or has a result by a
-      protocol that the board does not list.
+    ValueError: a row lacks a field, has an unknown one, has the name of another
+      row, no results, or a result by a protocol that the board does not list.
   """
   data = json.loads(path.read_text("utf-8"))
   rows = []
@@ -137,7 +137,12 @@ def read_board(path: Path = BOARD) -> Board:
         f"row {fields.get('name')!r} of {path}: {error}"
       ) from None
   board = Board(data["protocols"], rows)
+  names = [row.name for row in rows]
   for row in rows:
+    if names.count(row.name) > 1:
+      raise ValueError(f"row {row.name!r} of {path}: another row has its name")
+    if not row.results:
+      raise ValueError(f"row {row.name!r} of {path}: it has no results")
     for result in row.results:
       if result.protocol not in board.protocols:
         raise ValueError(

@@ -226,6 +226,8 @@ def test_an_ensemble_costs_what_its_members_cost():
     ({"results": None}, "^row .*: .* missing .* argument: 'results'$"),
     ({"results": [{"protocol": "cold"}]}, "^row .*: .* argument: 'mean'$"),
     ({"results": [{"protocol": "hot", "mean": 1}]}, "cold, .*, got 'hot'$"),
+    ({"results": []}, "^row '.*-distilled' of .*: it has no results$"),
+    ({"name": "tinyshakespeare"}, "^row 'tinysh.*e' of .*row has its name$"),
   ],
 )
 def test_a_mistake_in_the_file_is_an_error_that_names_the_row(
