@@ -2,7 +2,7 @@
 
 The floor is the longer of two times: that of moving the bytes that every
 implementation must move, at the bandwidth of the device's memory, and that of
-the operations of the matrix products, at the peak of its tensor cores. With
+the operations of the matrix products, at the peak for their operands. With
 D = H, G gates, and W = G·H·(D + H) + G·H weights and biases:
 
              operations           numbers moved
@@ -29,16 +29,16 @@ class Device(NamedTuple):
 
   name: str
   bandwidth: float  # bytes per second
-  operations: dict[str, float]  # per second, by the dtype of the operands
+  operations: dict[str, float]  # per second, by the operands of the products
 
 
 # NVIDIA H100 Tensor Core GPU data sheet, SXM5: 3.35 TB/s; 1,979 TFLOP/s in
-# bfloat16 and 989 in TF32 with sparsity, so half of these for dense products.
-# float32 here is TF32, in which XLA and the kernels multiply by default.
-TENSOR_CORES = {"bfloat16": 989e12, "float32": 495e12}
-H100 = Device("H100 SXM", 3.35e12, TENSOR_CORES)
+# bfloat16 and 989 in TF32 with sparsity, so half of these for dense products;
+# 67 in float32, for which there are no tensor cores.
+PEAKS = {"bfloat16": 989e12, "TF32": 495e12, "float32": 67e12}
+H100 = Device("H100 SXM", 3.35e12, PEAKS)
 # NVIDIA H200 data sheet: the same processor with 4.8 TB/s.
-H200 = Device("H200", 4.8e12, TENSOR_CORES)
+H200 = Device("H200", 4.8e12, PEAKS)
 
 
 def find_device(kind: str) -> Device:
@@ -50,7 +50,7 @@ def layer_floor(
   device: Device,
   cell: str,
   backward: bool,
-  dtype: str,
+  operands: str,
   hidden_size: int,
   seq_len: int,
   batch_size: int,
@@ -63,7 +63,8 @@ def layer_floor(
     device: its peaks.
     cell: lstm, gru or rnn.
     backward: whether to compute all gradients as well as the outputs.
-    dtype: of the operands of the products: bfloat16 or float32.
+    operands: of the products, a key of PEAKS. XLA and the kernels multiply
+      float32 as TF32 by default.
     hidden_size: H, and D.
     seq_len: T.
     batch_size: B.
@@ -80,13 +81,13 @@ def layer_floor(
     operations *= 3
     numbers, outputs = 3 * weights + 4 * activations, 2 * activations
   moved = number_bytes * numbers + hs_bytes * outputs
-  return _longest(device, dtype, operations, moved) / seq_len
+  return _longest(device, operands, operations, moved) / seq_len
 
 
 def training_step_floor(
   device: Device,
   cell: str,
-  dtype: str,
+  operands: str,
   num_params: int,
   vocabulary_size: int,
   hidden_size: int,
@@ -104,14 +105,14 @@ def training_step_floor(
   per_token = hidden_size * (GATES[cell] * hidden_size + vocabulary_size)
   operations = 3 * 2 * seq_len * batch_size * per_token
   numbers = 7 * num_params + 4 * seq_len * batch_size * hidden_size
-  return _longest(device, dtype, operations, 4 * numbers) / seq_len
+  return _longest(device, operands, operations, 4 * numbers) / seq_len
 
 
 def _longest(
-  device: Device, dtype: str, operations: float, bytes_moved: float
+  device: Device, operands: str, operations: float, bytes_moved: float
 ) -> float:
   """Return the longer of the two times, in microseconds."""
   seconds = max(
-    operations / device.operations[dtype], bytes_moved / device.bandwidth
+    operations / device.operations[operands], bytes_moved / device.bandwidth
   )
   return 1e6 * seconds

@@ -211,7 +211,7 @@ class Layer(LayerCase):
         device,
         self.cell,
         mode == "gradient",
-        peer.dtype,
+        peer.operands,
         *self.sizes,
         hs_bytes=peer.hs_bytes,
       ),

@@ -93,13 +93,13 @@ class TorchLayer(LayerCase):
   def _row(self, name: str, mode: str) -> Row:
     dtype, tf32, _ = VARIANTS[name]
     device = find_device(device_name())
-    backward = mode == "gradient"
+    backward, operands = mode == "gradient", "TF32" if tf32 else dtype
     size = 2 if dtype == "bfloat16" else 4  # bytes of every number
     return self.labels("gpu layer", mode) | {
       "peer": name,
-      "operands": "TF32" if tf32 else dtype,
+      "operands": operands,
       "floor_us": layer_floor(
-        device, self.cell, backward, dtype, *self.sizes, size, size
+        device, self.cell, backward, operands, *self.sizes, size, size
       ),
     }
 

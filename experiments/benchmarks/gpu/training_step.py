@@ -140,6 +140,7 @@ class TrainingStep(KernelCase):
     """Return the sizes, and the lower bound in µs per time step, of a row."""
     device = find_device(jax.devices()[0].device_kind)
     num_params = sum(p.size for p in params)
+    operands = "TF32" if self.dtype == "float32" else self.dtype
     return {
       "part": "gpu model",
       "cell": self.cell,
@@ -148,11 +149,11 @@ class TrainingStep(KernelCase):
       "batch_size": self.batch_size,
       "dtype": self.dtype,
       "peer": peer,
-      "operands": "TF32" if self.dtype == "float32" else self.dtype,
+      "operands": operands,
       "floor_us": training_step_floor(
         device,
         self.cell,
-        self.dtype,
+        operands,
         num_params,
         self.vocabulary_size,
         *self.sizes,

@@ -13,11 +13,12 @@ from experiments.benchmarks.gpu.floor import (
 )
 from experiments.benchmarks.gpu.layers import Layer
 from experiments.benchmarks.gpu.torch_layers import VARIANTS, TorchLayer
+from experiments.benchmarks.gpu.training_step import TrainingStep
 
 # Devices that one thing alone holds up: the memory, at 1e6 bytes a second, or
-# the products, at 1e9 operations a second in float32 and 2e9 in bfloat16.
-SLOW_MEMORY = Device("a", 1e6, {"bfloat16": 1e15, "float32": 1e15})
-SLOW_PRODUCTS = Device("b", 1e15, {"bfloat16": 2e9, "float32": 1e9})
+# the products, at 1e9 operations a second in TF32 and 2e9 in bfloat16.
+SLOW_MEMORY = Device("a", 1e6, {"bfloat16": 1e15, "TF32": 1e15})
+SLOW_PRODUCTS = Device("b", 1e15, {"bfloat16": 2e9, "TF32": 1e9})
 SIZES = {"hidden_size": 10, "seq_len": 7, "batch_size": 5}
 
 
@@ -66,33 +67,42 @@ def test_a_row_says_what_is_computed_and_multiplied(monkeypatch):
       rows = [layer._row(name, mode) for mode in ("forward", "gradient")]
       assert [row["backward"] for row in rows] == [False, True]
       assert {row["operands"] for row in rows} == {expected}
+  for dtype, expected in (("float32", "TF32"), ("bfloat16", "bfloat16")):
+    row = TrainingStep("gru", *sizes, dtype)._row("kernel", [])
+    assert row["operands"] == expected and row["floor_us"] > 0
 
 
 def test_a_layer_multiplies_inputs_and_states():
   # A time step: 5 sequences × 4 gates of 10 units × 20 terms, two operations.
   operations = 5 * 4 * 10 * 20 * 2
   for backward, times in ((False, 1), (True, 3)):
-    for dtype, peak in (("bfloat16", 2e9), ("float32", 1e9)):
-      floor = layer_floor(SLOW_PRODUCTS, "lstm", backward, dtype, **SIZES)
+    for operands, peak in (("bfloat16", 2e9), ("TF32", 1e9)):
+      floor = layer_floor(SLOW_PRODUCTS, "lstm", backward, operands, **SIZES)
       assert floor == pytest.approx(1e6 * times * operations / peak)
 
 
-def test_a_large_layer_on_an_h100_is_bound_by_its_products():
+def test_a_large_layer_on_an_h100_is_bound_by_its_products(monkeypatch):
   # 2·4096·4·1024·2048 operations a time step, at 989 TFLOP/s: 69.5 µs. Its
   # bytes, 2·4·4096·1024 and a share of the weights: 10 µs at 3.35 TB/s.
-  floor = layer_floor(H100, "lstm", False, "bfloat16", 1024, 128, 4096)
-  assert floor == pytest.approx(69.48, rel=1e-3)
-  assert layer_floor(
-    H100, "lstm", False, "float32", 1024, 128, 4096
-  ) == pytest.approx(69.48 * 989 / 495, rel=1e-3)
+  monkeypatch.setattr(torch_layers, "device_name", lambda: "NVIDIA H100")
+  sizes = "lstm", 1024, 128, 4096
+  torch, ours = TorchLayer(*sizes), Layer(*sizes, ())
+  for layer, peer, tflops in (
+    (ours, "kernel bfloat16", 989),
+    (ours, "kernel", 495),
+    (torch, "pytorch TF32", 495),
+    (torch, "pytorch float32", 67),
+  ):
+    floor = layer._row(peer, "forward")["floor_us"]
+    assert floor == pytest.approx(69.48 * 989 / tflops, rel=1e-3)
 
 
 def test_a_training_step_moves_the_optimizer_state():
   sizes = {"num_params": 1000, "vocabulary_size": 11, **SIZES}
-  floor = training_step_floor(SLOW_MEMORY, "rnn", "float32", **sizes)
+  floor = training_step_floor(SLOW_MEMORY, "rnn", "TF32", **sizes)
   assert floor == pytest.approx(4 * (7 * 1000 + 4 * 350) / 7)
   # A time step: 5 sequences × (10 × 10 of the state, 10 × 11 of the readout).
-  floor = training_step_floor(SLOW_PRODUCTS, "rnn", "float32", **sizes)
+  floor = training_step_floor(SLOW_PRODUCTS, "rnn", "TF32", **sizes)
   assert floor == pytest.approx(1e6 * 3 * 2 * 5 * (100 + 110) / 1e9)
 
 
