@@ -73,7 +73,8 @@ class TorchLayer(LayerCase):
           call = make_call(self.cell, params, name, mode, self._inputs())
           synchronize(call())
           calls[name] = call
-        except Exception as error:  # of memory, or a dtype without a kernel
+        except Exception as error:
+          # Too little memory, no kernel of a dtype, or other results than ours.
           skipped[name] = reason(error)
       times = time_calls(calls, synchronize, self.rounds, self.seq_len)
       rows += [self._row(name, mode) | row for name, row in times.items()]
@@ -177,6 +178,8 @@ def expected_results(cell: str, hidden_size: int) -> tuple[Any, ...]:
 @lru_cache
 def prove(cell: str, hidden_size: int, name: str) -> None:
   """Check a layer's outputs and gradients for a short sequence.
+
+  The gradient of bias_hh is not compared: ours is of one bias, and of b_n.
 
   Raises:
     ValueError: they differ from those of our scan.
