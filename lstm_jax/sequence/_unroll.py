@@ -2,8 +2,8 @@
 
 `unroll` checks its arguments (`arguments`), wraps the cell in the features
 asked for (`wrappers`), and calls the function of the chosen gradient (`scan`,
-`checkpointing`). A feature that is not used adds nothing: the compiled program
-is then that of the plain cell.
+`checkpointing`, `primal`) or the kernels (`fused`). A feature that is not used
+adds nothing: the compiled program is then that of the plain cell.
 
   >>> import jax, jax.numpy as jnp
   >>> from lstm_jax.cells import lstm
@@ -158,11 +158,12 @@ def unroll(
   Raises:
     ValueError: cell is no cell, or a wrapped one; it is not hashable, changes
       the dtypes of the state, or lacks a backward and adjoint is `Explicit`;
-      xs is empty; params are of another cell; xs, the state and the weights do
-      not fit each other; mask, lengths, reset, zoneout or state_dropout do not
-      fit xs; state_dropout is one number; adjoint is not one of the three;
-      compute_dtype is not a floating-point dtype; implementation is not one of
-      the two, or cannot run here or with these arguments.
+      xs has no time step; params are of another cell; xs, the state and the
+      weights do not fit each other; mask, lengths, reset, zoneout or
+      state_dropout do not fit xs; state_dropout is one number; adjoint is not
+      one of the three; compute_dtype is not a floating-point dtype;
+      implementation is not one of the two, or cannot run here or with these
+      arguments.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)
@@ -216,7 +217,7 @@ def _apply(scan, shardings, inputs, extras):
     scan: a function and its static arguments.
     shardings: how the state and the outputs lie on an explicit mesh.
     inputs: (params, state, xs).
-    extras: one for each wrapper of the cell, [T, ...].
+    extras: one for each wrapper of the cell, [T, ...]; or `step_flags`.
   """
   function, *static = scan
   return auto_sharded(partial(function, *static), shardings)(*inputs, extras)

@@ -34,8 +34,8 @@ class Explicit:
       every time step, from which the backward recomputes the gates of a chunk
       in one product. See `checkpointing` for the memory of each.
     chunk: C, the number of time steps whose gates the backward holds at once.
-      None: all T with "gates"; with "recompute" about 1,024 rows (time steps ×
-      batch), or 32 time steps if T or B is symbolic (`jax.export`).
+      None: all T with "gates"; with "recompute" the fewest that make 1,024
+      rows C·B or more, or 32 if T or B is symbolic (`jax.export`).
 
   Raises:
     ValueError: `residuals` is neither of the two, or `chunk` is no

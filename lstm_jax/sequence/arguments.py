@@ -21,7 +21,7 @@ from lstm_jax.cells.checks import (
 )
 from lstm_jax.sequence.wrappers import Wrapped
 
-NEEDED = "initial_state", "project"  # functions that every adjoint calls
+NEEDED = "initial_state", "project"  # functions that these checks call
 # JAX's error where a scan's body changes the type of the carry.
 CHANGED = "carry input and carry output must have equal types"
 
@@ -202,7 +202,9 @@ def bool_array(
 def zoneout_rates(
   rates: State, state: State, step_shape: tuple[int, ...]
 ) -> State:
-  """Return zoneout's rates with a time axis, [T, ...], for every field.
+  """Return zoneout's shares with a time axis, [T, ...], for every field.
+
+  They may be bool: which units keep their value, as `regularize.zoneout` draws.
 
   Raises:
     ValueError: they are not of the state's type, or of another shape.

@@ -5,7 +5,8 @@ is differentiated, and a forward rule, which it computes elsewhere. Under `grad`
 of `vmap` of `jit`, jax 0.10 to 0.12 take the mapped axes of the rule's results
 to be those of the body's. Where they differ, axes are exchanged: other shapes
 raise an error, and equal ones give wrong numbers. So body and rule pass their
-results through `aligned`, which puts every mapped axis at the same place.
+results through `aligned`, which puts every mapped axis at the same place inside
+the program. What `vmap` returns stays the same:
 
   >>> import jax, jax.numpy as jnp
   >>> x = jnp.ones((7, 2))

@@ -65,9 +65,9 @@ def unroll_both(
     zoneout: as in `unroll`, for each direction; None for none.
     state_dropout: as in `unroll`, for each direction; None for none.
     **options: mask, lengths, reset, time_major, adjoint, compute_dtype and
-      implementation, as in `unroll`, for both directions. A step is reset if it
-      is the first of a segment; the backward direction starts from the zero
-      state at each segment's last step.
+      implementation, as in `unroll`, for both directions. `reset` is True at
+      the first step of each segment; the backward direction starts from the
+      zero state at each segment's last step.
 
   Returns:
     (states, hs): the state of each direction after its last step, and the
@@ -75,9 +75,10 @@ def unroll_both(
 
   Raises:
     TypeError: an option is not one of those above.
-    ValueError: `merge` is neither of the two; params, states, zoneout or
-      state_dropout are not one for each direction; or `unroll` raises it for
-      one, such as for zoneout beside implementation="mosaic_gpu".
+    ValueError: `merge` is neither of the two, or "sum" where the outputs differ
+      in size; params, states, zoneout or state_dropout are not one for each
+      direction; or `unroll` raises it for one, such as for zoneout beside
+      implementation="mosaic_gpu".
   """
   check_options("unroll_both", options)
   if merge not in ("concat", "sum"):

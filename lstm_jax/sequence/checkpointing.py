@@ -31,7 +31,7 @@ unless T is a multiple of C by its form, such as 32·n.
 Large batches on a CPU
 
 The products x W_x of all inputs, T·B·G·H numbers for G gates, are written once
-and read at every time step, and so are the cotangents daₜ of the gates'
+and read again step by step, and so are the cotangents daₜ of the gates'
 pre-activations. Where they are larger than the cache, a chunk at a time is
 faster: `scan_in_cache` multiplies the inputs of a chunk right before its steps,
 and adds a chunk's da to the weights' gradients right after them. All residuals

@@ -39,9 +39,10 @@ def scan_chunks(
   """Scan f over the chunks of a sequence.
 
   Args:
-    f: (carry, saved, *sequences) -> (carry, y), called for each chunk. `saved`
-      is what the argument `saved` has of it, None for NOTHING. `sequences` are
-      its time steps, [C, ...]; of the last chunk T mod C, unless C divides T.
+    f: (carry, saved, *sequences) -> (carry, y), called for each chunk. Its
+      `saved` is the chunk's y of the earlier scan, None without one. Its
+      `sequences` are the chunk's time steps, [C, ...]; of the last chunk T mod
+      C, unless C divides T.
     carry: the carry before the chunk that is taken first.
     saved: y of an earlier scan over the same chunks, or NOTHING.
     sequences: trees of arrays [T, ...].

@@ -9,7 +9,8 @@ The kernels take an H that is a multiple of 64, and a B that is a multiple of
 weights and biases of zero and starts from zero, so that it remains zero in all
 three cells. A padded sequence is cut off, and its cotangents are zero.
 
-Masks and resets are inside the kernels. States, outputs and sums are float32.
+Masks and resets are inside the kernels. There, states, outputs and sums are
+float32; what is returned has the dtypes of the state.
 """
 
 import importlib

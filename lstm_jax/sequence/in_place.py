@@ -25,7 +25,7 @@ from lstm_jax.cells.mesh import vary_alike
 from lstm_jax.cells.platform import is_cpu
 from lstm_jax.sequence.batch_axes import aligned
 
-GPU_STEPS = 4  # time steps of one iteration of the loop off a CPU
+GPU_STEPS = 4  # time steps of one iteration of a GPU's loop
 MOST_UNROLLED = 4  # with at most so many time steps, a CPU needs no loop
 
 

@@ -26,7 +26,7 @@ time (Blelloch 1990; Martin and Cundy 2018, Parallelizing linear recurrent
 neural nets over sequence length): about 2 log₂ T kernels, where a loop launches
 one at each of the T steps. On a CPU it is a loop of λ s + u: there a parallel
 scan is slower at every size measured, as it reads and writes the whole sequence
-several times.
+several times. Where T is symbolic (`jax.export`), it is a loop on any device.
 
 A parallel scan multiplies the λ of many time steps: if they are above 1, as
 state dropout can make them, the product can overflow where the loop does not.

@@ -41,7 +41,7 @@ def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
   """Return x with elements dropped with probability `rate`, others scaled up.
 
   Raises:
-    ValueError: the rate is not in [0, 1), or x has no floats.
+    ValueError: the rate is not in [0, 1), or x is not of floats.
   """
   _check_floats("x", x)
   return x * factors(key, x.shape, rate, x.dtype) if _drops(rate) else x

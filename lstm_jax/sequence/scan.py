@@ -22,22 +22,23 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
 
   rnn 2              lstm 6             projected_lstm 6 + P/H
   coupled_lstm 5     gru 6              peephole_lstm 7
-  slstm 7            min_lstm 4         layernorm_lstm 11
+  slstm 7            min_lstm 4         layernorm_lstm 11 + 2/H
   min_gru 3          lru 3              gru_reset_before 6
   mogrifier_lstm 9 + 4 D/H
 
 with P the size of the projection, and 5 rounds of a Mogrifier; with resets or
-state dropout 1 more (P/H for projected_lstm), the h that enters each step; and
-with a mask as much again, since the outputs that `unroll` returns are then not
-hs. Inputs of the scan (xs, masks, factors) are not counted. The largest array
-exists only once: at every step, the gates (or local gradients) overwrite axₜ,
-and later daₜ overwrites them. The three linear recurrences (min_gru, min_lstm,
-lru) have no such loop, and new arrays instead. During the backward there are
-more, again times T·B·H: a copy of hs, shifted by one step, 1 (P/H for
-projected_lstm); in the GRU the cotangent of h W_h, which is not daₜ, 3; in the
-layer-normalised LSTM the normalised products and their cotangents, up to 17,
-not all at the same time; in the Mogrifier the operands and the cotangents of
-all its products, 8 + 6 D/H.
+state dropout 1 more (P/H for projected_lstm), the h that enters each step. With
+a mask, hs is an array of its own beside the outputs of `unroll`, which are 0 at
+masked steps; without one, it is those outputs. Inputs of the scan (xs, masks,
+factors) are not counted. The largest array exists only once: at every step, the
+gates (or local gradients) overwrite axₜ, and later daₜ overwrites them. The
+three linear recurrences (min_gru, min_lstm, lru) have no such loop, and new
+arrays instead. During the backward there are more, again times T·B·H: a copy of
+hs, shifted by one step, 1 (P/H for projected_lstm); in projected_lstm also dh',
+P/H; in the GRU the cotangent of h W_h, which is not daₜ, 3; in gru_reset_before
+r ⊙ h, 1; in the layer-normalised LSTM the normalised products and their
+cotangents, up to 17, not all at the same time; in the Mogrifier the operands
+and the cotangents of all its products, 8 + 6 D/H.
 """
 
 import math

@@ -163,7 +163,8 @@ def init_stack(
   Raises:
     ValueError: there is no layer; the number of layers is not given, is no
       integer, or two arguments give different ones; cells are no list or tuple,
-      or one has no `init`; or a hidden size is no integer of at least 1.
+      or one has no `init`; a size is no integer of at least 1; or dtype is not
+      of floats.
   """
   sizes = _sizes(cell, hidden_sizes, num_layers)
   layers: list[Params | Directions] = []

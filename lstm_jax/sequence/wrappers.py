@@ -1,10 +1,10 @@
 """Cells with an added feature: masks, resets, zoneout, state dropout.
 
-Each function wraps a cell's `recur` and `recur_backward`, and returns a cell
-again. The step of the new cell takes one more argument, after x and before the
-further ones of the wrapped cell's step. With s the state before a step, s' the
-state after the wrapped cell's step, s⁺ the state that the wrapper returns, and
-ds the cotangent of a state:
+Each function of the table wraps a cell's `recur` and `recur_backward`, and
+returns a cell again. The step of the new cell takes one more argument, after x
+and before the further ones of the wrapped cell's step. With s the state before
+a step, s' the state after the wrapped cell's step, s⁺ the state that the
+wrapper returns, and ds the cotangent of a state:
 
   wrapper        forward                      backward
   masked         s⁺ = s' where m, else s      ds' = ds⁺ where m, else 0
@@ -64,7 +64,7 @@ class Wrapped(NamedTuple):
   takes_tokens: bool
   linear_recurrence: bool
   saves_h: bool  # whether one of its wrappers is `saving_h`
-  # The parts of the cell in all wrappers, and how many extras these take.
+  # The parts of the cell inside all wrappers, and how many extras they add.
   innermost: tuple[tuple[Callable | None, ...], int]
 
 
