@@ -73,7 +73,7 @@ class Report(NamedTuple):
   # Of the outputs: the largest difference, over max(1, the largest magnitude).
   value: float
   tensors: tuple[TensorReport, ...]
-  dtype: str = "float64"  # of the tensors, or those that they have
+  dtype: str = "float64"  # of the tensors; several, with commas between
 
   def __str__(self) -> str:
     """Return a table of relative errors, one line per tensor."""

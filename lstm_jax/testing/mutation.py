@@ -20,8 +20,9 @@ is that of the input gate). Of a name that is assigned several times, each
 assignment is a term: `du#1`, `du#2`. An assignment that only gives a variable
 another name, such as `da = x`, is not a term. A backward is the functions of
 `ROOTS` and those that they call: every name there that begins with d is taken
-for a gradient. (So in a cell that writes a `forward` of its own, name nothing
-there with a d: it would be scaled too, and change the outputs.)
+for a gradient, except in a tuple within a tuple. (So in a cell that writes a
+`forward` of its own, name nothing there with a d: it would be scaled too, and
+change the outputs.)
 """
 
 import ast
