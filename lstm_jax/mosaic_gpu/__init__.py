@@ -14,6 +14,6 @@ written in Mosaic GPU, the language of JAX's Pallas for Hopper.
   states         states in registers, masked steps and resets
   registers      blocks of numbers in registers: read, write, multiply
 
-`sequence.fused` runs them for `unroll`. The modules are imported only where a
-kernel is asked for.
+`sequence.fused` runs them for `unroll`. All modules but `limits` are imported
+only where a kernel is asked for.
 """

@@ -47,7 +47,7 @@ def forward_kernel(
     reverse: from the last time step to the first.
     save: whether to return what the backward needs.
     w_h: [G, H, H]: for each gate, the weights of its units (rows) from h.
-    b: biases, [·, H], float32.
+    b: biases, float32: [4, H], or [1, H] of a plain RNN.
     axs: projected inputs, [T, B, G, H], float32.
     state: before the first step, a tree of [B, H], float32.
     flags: those of `states`, [T, B], or None.

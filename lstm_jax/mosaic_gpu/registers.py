@@ -2,8 +2,8 @@
 
 A warpgroup, 128 threads, multiplies on the tensor cores by `wgmma`, whose
 result has 64 rows. All that a kernel computes is therefore transposed: hidden
-units along the rows, sequences along the columns. A block of 64 × 8 is the
-smallest, and a warpgroup has one for every 8 sequences.
+units along the rows, sequences along the columns. The smallest result is a
+block of 64 × 8, and a warpgroup has one for every 8 sequences.
 
 Arrays in the GPU's memory are read and written in two ways. Those that other
 programs read, such as the outputs, are [..., B, H], and a block is transposed

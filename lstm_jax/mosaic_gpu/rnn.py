@@ -29,7 +29,7 @@ class Saved(NamedTuple):
 
 
 def saved_dtypes(operands: jnp.dtype) -> tuple[jnp.dtype, ...]:
-  """Return the dtypes of `Saved`, for products of these operands."""
+  """Return the dtypes of `Saved`, for products of operands of this dtype."""
   return (stored(operands),)
 
 
@@ -53,7 +53,10 @@ def forward(
 def backward(
   saved: Saved, d_state: cell.RNNState
 ) -> tuple[tuple[Block, ...], cell.RNNState]:
-  """Return (da, d_state before the step), whose h lacks all but da W_hᵀ."""
+  """Return (da, d_state before the step).
+
+  Its h is 0: the kernel adds all of dh, which is da W_hᵀ.
+  """
   (dh_next,) = d_state
   da = dh_next * saved.dh_da
   return (da,), cell.RNNState(jnp.zeros_like(da))

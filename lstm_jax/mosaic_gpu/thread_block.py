@@ -71,7 +71,7 @@ def launch(
     body: (w_h, *arguments, *outputs, **scratch), all of them references, or
       None where an argument or an output is.
     plan: how the layer is divided.
-    out_type: the outputs' shapes and dtypes.
+    out_type: the outputs' shapes and dtypes; the first is [T, B, ...].
     scratch: the types of the scratch memory by name, besides `weights` and
       `loaded`, which are those of `start_loading`.
     w_h: [G, H, H].
@@ -100,18 +100,18 @@ def launch(
     num_threads=plan.warpgroups,
     thread_name="warpgroup",
   )
-  inputs = jax.tree.map(_only_once, (w_h, *arguments))
+  inputs = jax.tree.map(_without_derivative, (w_h, *arguments))
   outputs = kernel(*inputs)
   return vary_alike((inputs, outputs))[-1]
 
 
 @jax.custom_jvp
-def _only_once(x: jax.Array) -> jax.Array:
+def _without_derivative(x: jax.Array) -> jax.Array:
   """Return x, an argument of a kernel, which has no derivative."""
   return x
 
 
-@_only_once.defjvp
+@_without_derivative.defjvp
 def _raise(primals, tangents):
   raise TypeError(
     "the kernels' gradient cannot be differentiated again (grad of grad, "
