@@ -80,7 +80,8 @@ def from_cudnn(
     `jax_enable_x64`, float64 becomes float32.
 
   Raises:
-    ValueError: the length of the vector does not fit the sizes.
+    ValueError: the length of the vector does not fit the sizes, or it holds no
+      floats.
   """
   sizes = input_size, hidden_size, num_layers, bidirectional
   expected = rnn.get_num_params_in_lstm(*sizes)

@@ -14,9 +14,9 @@ Haiku's parameters are a mapping from the path of a module to its arrays:
 
 hk.GRU applies the reset gate before the product: `gru_reset_before`. Its z is
 the share of the state that is replaced, ours the share that is kept, 1 − z: the
-weights of z change their sign, since 1 − σ(a) = σ(−a). It calls n a.
-hk.VanillaRNN has a relu: `rnn.with_activation(RELU)`. `to_haiku` writes a sum
-of two biases as the first. Haiku itself is not needed.
+weights of z change their sign, since 1 − σ(a) = σ(−a). Our n is Haiku's a.
+hk.VanillaRNN has a relu: `rnn.with_activation(RELU)`. `to_haiku` writes our b
+as the first of its two biases, and 0 as the second. Haiku itself is not needed.
 
   >>> import jax
   >>> from lstm_jax.cells import lstm
@@ -99,9 +99,8 @@ def to_haiku(
   Args:
     params: of `lstm`, `gru_reset_before` or `rnn.with_activation(RELU)`. Those
       of `rnn` are of the same type, but Haiku applies relu to them, not tanh.
-      Or their gradients, with forget_bias=0. The bias of a VanillaRNN is
-      written to the first, and the second is 0; Haiku's own gradients of both
-      are equal.
+      Or their gradients, with forget_bias=0; but Haiku's own gradients of the
+      two biases of a VanillaRNN are equal, and here that of the second is 0.
     name: the path of the core's module; None for "lstm", "gru" or
       "vanilla_rnn".
     forget_bias: what is subtracted from the forget gate's part of an LSTM's b;
@@ -162,7 +161,7 @@ def _one_core(
     raise ValueError(f"there is no core {name!r}, got {paths}")
   if len(cores) != 1:
     raise ValueError(
-      f"weights must be of one core, or name one of them, got {paths}"
+      f"weights must be of one core, or name must say which, got {paths}"
     )
   return next(iter(cores.items()))
 

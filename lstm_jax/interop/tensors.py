@@ -65,7 +65,7 @@ def read_source(source: Any, prefix: str) -> tuple[dict[str, Array], Any]:
   for name in source:
     if not isinstance(name, str):
       raise ValueError(f"names of a state_dict must be str, got {name!r}")
-  first = "weight_hh_l0"  # of every layer of PyTorch
+  first = "weight_hh_l0"  # every nn.LSTM, nn.GRU and nn.RNN has it
   layers = {n.removesuffix(first) for n in source if n.endswith(first)}
   own = [name for name in source if name.startswith(f"{prefix}weight_")]
   if layers and not own:

@@ -125,7 +125,7 @@ def test_what_would_run_in_flax_is_refused(key):
   for module, call, cause in (
     (Linen(other), {}, "the cell MGUCell or one of its options needs Flax's"),
     (Linen(tanh), {}, "the cell GRUCell or one of its options needs Flax's"),
-    (Linen(gru, unroll=2), {}, "an option of the RNN, or what intercepts its"),
+    (Linen(gru, unroll=2), {}, "an option of the RNN, or an interceptor of"),
     (Linen(gru), {"seq_lengths": jnp.array([T])}, shape),
     (Linen(gru), {"seq_lengths": jnp.ones(B)}, shape),  # no integers
     (Linen(gru), {"initial_carry": jnp.zeros((1, H))}, shape),
@@ -136,7 +136,7 @@ def test_what_would_run_in_flax_is_refused(key):
     Linen(gru).init(key, xs[:, :0])
   cell = nnx_cell("GRUCell", dtype=WIDE, **narrow)
   for module, call, cause in (
-    (NNX(cell, unroll=2), {}, "an option of the RNN, or what intercepts its"),
+    (NNX(cell, unroll=2), {}, "an option of the RNN, or an interceptor of"),
     (NNX(cell), {"seq_lengths": jnp.array([T])}, shape),
   ):
     with refuses(f"{text}{cause}"):

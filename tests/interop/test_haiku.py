@@ -177,7 +177,8 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
     (
       {"lstm/linear": LSTM, "gru": GRU},
       None,
-      "^weights must be of one core, or name one of them, got gru, lstm/linear",
+      "^weights must be of one core, or name must say which, "
+      "got gru, lstm/linear",
     ),
     ({"lstm/linear": LSTM}, "gru", "^there is no core 'gru', got lstm/linear$"),
     ({"net/lstm/linear": LSTM}, "lstm", "^there is no core 'lstm', got net/ls"),

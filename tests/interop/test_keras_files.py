@@ -94,7 +94,7 @@ def test_a_foreign_or_damaged_file_is_one_error(example, tmp_path):
     ValueError, match=r"is not a .keras file: File is not a zip"
   ):
     interop.load(path)
-  with pytest.raises(ValueError, match="has no readable HDF5 file"):
+  with pytest.raises(ValueError, match="has no readable HDF5 data"):
     interop.load_weights(path)
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("config.json", "{}")
@@ -108,7 +108,7 @@ def test_a_foreign_or_damaged_file_is_one_error(example, tmp_path):
   ):
     interop.load(path)
   write(path, model(configured("LSTM", "a")), b"no HDF5")
-  with pytest.raises(ValueError, match="has no readable HDF5 file"):
+  with pytest.raises(ValueError, match="has no readable HDF5 data"):
     interop.load(path)
   with pytest.raises(FileNotFoundError):
     interop.load(tmp_path / "absent.keras")
@@ -186,7 +186,7 @@ def test_an_attribute_that_is_no_text_is_refused(
     file[f"layers/{place}"].attrs[name] = value
   path = tmp_path / "model.keras"
   write(path, model(configured("LSTM", "a")), content.getvalue())
-  message = f"the attribute {name} of /layers/{place} must be one text"
+  message = f"the attribute {name} of /layers/{place} must be a string"
   with pytest.raises(ValueError, match=f"^layer a: {message}$"):
     interop.load(path)
 

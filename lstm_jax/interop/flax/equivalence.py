@@ -85,8 +85,9 @@ def is_plain_scan(module: Any) -> bool:
   if issubclass(type(module), nnx.Module):
     state_axes = nnx.StateAxes(STATE_AXES)
     return _has_defaults(module, nnx.RNN) and module.state_axes == state_axes
-  # What intercepts the methods of modules must see Flax call them. Flax has no
-  # public way to ask; the tests fail if this private stack is renamed.
+  # Interceptors (`linen.intercept_methods`) must see each call of the cell.
+  # Flax has no public way to ask for them; the tests fail if this private stack
+  # is renamed.
   intercepted = getattr(linen.module, "_global_interceptor_stack", ())
   return _has_defaults(module, linen.RNN) and not intercepted
 

@@ -13,7 +13,8 @@ where all of this holds:
 - the cell is an LSTMCell, OptimizedLSTMCell, GRUCell or SimpleCell, not of a
   subclass, with Flax's sigmoid and tanh, and without a residual connection; the
   layers of an nnx cell are plain Linear layers;
-- the options of Flax's scan have their defaults, and no method is intercepted;
+- the options of Flax's scan have their defaults, and no `intercept_methods` is
+  active;
 - weights and carry are all float32 or all float64, and so is the dtype that the
   cell computes in; inputs may be narrower, or integers;
 - there is at least one time step, and the carry and `seq_lengths` have exactly
@@ -82,7 +83,7 @@ class Options(NamedTuple):
 
 
 class LinenRNN(linen.RNN):
-  """`flax.linen.RNN`, with the same arguments, on `unroll`.
+  """`flax.linen.RNN`, with the same arguments, computed by `unroll`.
 
   Attributes:
     implementation: as in `unroll`.
@@ -136,7 +137,7 @@ class LinenRNN(linen.RNN):
 
 
 class NNXRNN(nnx.RNN):
-  """`flax.nnx.RNN`, with the same arguments, on `unroll`.
+  """`flax.nnx.RNN`, with the same arguments, computed by `unroll`.
 
   Args:
     cell: Flax's cell.
@@ -229,7 +230,7 @@ def _check_flax_may_run(module: Any) -> None:
   if equivalent_cell(module.cell) is None:
     cause = f"the cell {type(module.cell).__name__} or one of its options"
   elif not is_plain_scan(module):
-    cause = "an option of the RNN, or what intercepts its methods,"
+    cause = "an option of the RNN, or an interceptor of methods,"
   else:
     cause = "the shape of the inputs, the carry or seq_lengths"
   raise ValueError(

@@ -1,4 +1,4 @@
-"""`scanned`: the ScannedRNN of recurrent agents in Flax, on `unroll`.
+"""`scanned`: the ScannedRNN of recurrent agents in Flax, computed by `unroll`.
 
 Agents in the style of PureJaxRL and JaxMARL have a module ScannedRNN: Flax's
 GRUCell under `nn.scan`, with a carry that is set to zero where an episode

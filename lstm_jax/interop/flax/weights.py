@@ -37,8 +37,8 @@ def from_linen(variables: Any) -> tuple[Cell, Params]:
       vmapped module.
 
   Raises:
-    ValueError: the collection has other names, a shape that does not fit, a
-      bias that our cell lacks, or no floats.
+    ValueError: the collection has other names, a shape that does not fit, or no
+      floats; or a bias is missing, or is one that our cell lacks.
   """
   variables = meta.unbox(variables)
   if not isinstance(variables, Mapping):

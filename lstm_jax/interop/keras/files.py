@@ -66,7 +66,7 @@ def load(
       Bidirectional. The layers of a model in the model are "model/layer".
 
   Returns:
-    {name: (cell, params)} in the order of the model, as `from_keras`.
+    {name: (cell, params)}, as `from_keras`, in the order of the model or names.
 
   Raises:
     ValueError: the file is not a .keras file of Keras 3, is damaged or unpacks
@@ -113,8 +113,8 @@ def load_weights(
 
   Args:
     path: of the file, which Keras 3 wrote.
-    names: of the groups to read, such as "lstm_1"; None for all, in
-      alphabetical order.
+    names: of the groups to read, such as "lstm_1"; None for all, sorted, with
+      lstm_2 before lstm_10.
     activation: as in `from_keras`, for every layer that is read.
     recurrent_activation: the same.
     reset_after: the same.
@@ -127,7 +127,7 @@ def load_weights(
   result = {}
   size = os.path.getsize(path)
   with open(path, "rb") as content, opened(path, content) as file:
-    with readable(f"{path} has no readable HDF5 file"):
+    with readable(f"{path} has no readable HDF5 data"):
       if "layers" not in list(file):
         raise ValueError(
           f"{path} must have the group layers, as Keras 3 saves a Sequential "
@@ -252,7 +252,7 @@ def _configured(file: Any, saved: Saved, size: int) -> Layer:
 
 
 def _setting(settings: Any, key: str) -> Any:
-  """Return a setting; none, or one of another type, is a ValueError."""
+  """Return a setting; raise ValueError if it is missing or of a wrong type."""
   if not isinstance(settings, dict) or key not in settings:
     raise ValueError(f"its configuration lacks {key}")
   value, expected = settings[key], TYPES.get(key)
@@ -264,7 +264,7 @@ def _setting(settings: Any, key: str) -> Any:
 
 
 def _check(name: str, found: Any, expected: Any) -> None:
-  """Raise ValueError unless a setting has the one value that is known."""
+  """Raise ValueError unless a setting has the only value supported."""
   if found != expected:
     raise ValueError(f"{name} must be {expected}, got {found}")
 

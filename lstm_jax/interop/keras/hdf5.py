@@ -46,12 +46,12 @@ def opened(path: Any, weights: BinaryIO) -> Iterator[Any]:
     ModuleNotFoundError: the package h5py is not installed.
   """
   h5py = import_h5py()
-  with readable(f"{path} has no readable HDF5 file"):
+  with readable(f"{path} has no readable HDF5 data"):
     file = h5py.File(weights, "r")
   try:
     yield file
   finally:
-    with readable(f"{path} has no readable HDF5 file"):
+    with readable(f"{path} has no readable HDF5 data"):
       file.close()
 
 
@@ -114,7 +114,7 @@ def layer_groups(
 
 
 def _is_cell(file: Any, path: str) -> bool:
-  """Return whether a group has the arrays of a cell, of which 1 is a matrix.
+  """Return whether a group is a recurrent cell: its array vars/1 is a matrix.
 
   That of a ConvLSTM's cell has more axes. A link in its place, or a group,
   counts as a matrix: `cell_arrays` refuses it.
@@ -156,14 +156,14 @@ def cell_arrays(
 ) -> dict[str, np.ndarray]:
   """Return the arrays of a cell, after checks of their number and sizes.
 
-  They are by their names, after the path of the cell's group, which tells
-  `from_keras` the direction.
+  Their keys are the path of the cell's group, which tells `from_keras` the
+  direction, and their names: ".../forward_layer/cell/kernel".
 
   Args:
     file: the HDF5 file.
     path: of the cell's group.
-    size: bytes of the file on disk. An array may be compressed, or have parts
-      that were never written, but not beyond what zlib achieves.
+    size: bytes of the file on disk. An array of more than RATIO times the bytes
+      that are stored of it, which are at most these, is refused.
     gates: G, or None if it is not known.
     units: H, the same.
     bias: whether there is one, the same.
@@ -208,9 +208,10 @@ def _values(data: Any) -> np.ndarray:
 
 
 def _text(member: Any, name: str) -> str | None:
-  """Return an attribute of a group or dataset, one text; None if it has none.
+  """Return a string attribute of a group or dataset; None if it has none.
 
-  Others are not read: many elements may refer to one large object.
+  An array of strings is refused before it is read: many of its elements may
+  refer to one large object.
   """
   if name not in member.attrs:
     return None
@@ -219,7 +220,7 @@ def _text(member: Any, name: str) -> str | None:
   if isinstance(value, bytes):  # HDF5's text of a fixed length
     return value.decode(errors="replace")
   if not isinstance(value, str):
-    raise ValueError(f"the attribute {name} of {member.name} must be one text")
+    raise ValueError(f"the attribute {name} of {member.name} must be a string")
   return value
 
 

@@ -13,11 +13,11 @@ A layer has three arrays, in this order:
 
 A `GRU` with reset_after=True, the default, is `gru`. Its bias is [2, 3H], one
 row for x and one for h. r and z take the sum of both rows; of the candidate's
-part, the first row belongs to b and the second is b_n. `to_keras` writes the
-sum in the first row. A `GRU` with reset_after=False is `gru_reset_before`. In
-both, z is the share of the state that is kept, as here. A `Bidirectional` has
-the arrays of the forward layer, then those of the backward layer. With
-use_bias=False there is no bias; it is 0.
+part, the first row belongs to b and the second is b_n. `to_keras` writes b in
+the first row, and 0 and b_n in the second. A `GRU` with reset_after=False is
+`gru_reset_before`. In both, z is the share of the state that is kept, as here.
+A `Bidirectional` has the arrays of the forward layer, then those of the
+backward layer. With use_bias=False there is no bias; it is 0.
 
 Activations other than the defaults give cells of `with_activations`. Keras has
 one activation for the candidate and the output of an LSTM. Params do not tell
@@ -101,9 +101,9 @@ def from_keras(
 
   Raises:
     ValueError: weights is neither a list nor a mapping; an array is missing,
-      has a shape that does not fit the others, or has no float values; a name
-      is not that of such an array; reset_after is not known, or not that of the
-      bias; or there is no such activation.
+      has a shape or dtype that does not fit the others, or holds no floats; a
+      name is not that of such an array; reset_after is not known, or not that
+      of the bias; or there is no such activation.
   """
   activations = (
     _activation("activation", activation),

@@ -1,12 +1,13 @@
 """The activations of ONNX's recurrent operators, and those of a cell.
 
-An operator lists the activations of its gates (f), of the candidate (g) and, in
-an LSTM, of the output (h), for each direction; those of `with_activations` come
-in the same order. The attributes activation_alpha and activation_beta hold
-numbers for those activations of the list that have any: here HardSigmoid, whose
-alpha is the slope and whose beta is ½. Attributes are float32; they are read as
-a short decimal or a simple fraction if either is the same in float32, so that
-slopes of 0.2 and ⅙ stay what they are.
+For each direction, an operator lists the activations of the gates (f), of the
+candidate (g) and, in an LSTM, of the output (h), or the only one of an RNN;
+those of `with_activations` come in the same order. The attributes
+activation_alpha and activation_beta hold numbers for those activations of the
+list that have any: here HardSigmoid, whose alpha is the slope and whose beta is
+½. Attributes are float32; they are read as a short decimal or a simple fraction
+if either is the same in float32, so that slopes of 0.2 and ⅙ stay what they
+are.
 
 Both directions have one cell here, and so the same activations.
 """
@@ -40,7 +41,7 @@ STANDARD = {
 NAMES = {SIGMOID: "Sigmoid", TANH: "Tanh", RELU: "Relu"}
 HARD_SIGMOID = make_hard_sigmoid(0.2)  # ONNX's default alpha
 KNOWN = ", ".join([*NAMES.values(), "HardSigmoid"])
-# What makes a cell of activations, by the cell that has the standard ones.
+# Functions from activations to a cell, by the cell that has the standard ones.
 MAKERS: dict[Cell, Callable[..., Cell]] = {
   lstm: lstm.with_activations,
   gru: gru.with_activations,

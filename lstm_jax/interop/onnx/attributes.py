@@ -42,7 +42,7 @@ OUTPUTS = {
   "GRU": ("Y", "Y_h"),
   "RNN": ("Y", "Y_h"),
 }
-TYPES = {  # by ONNX's names of them
+TYPES = {  # of the attributes, in ONNX's words
   "activation_alpha": "FLOATS",
   "activation_beta": "FLOATS",
   "activations": "STRINGS",
@@ -64,7 +64,7 @@ class Attributes(NamedTuple):
   direction: str  # forward, reverse or bidirectional
   time_major: bool
   hidden_size: int | None  # None if it is not given
-  names: dict[str, str]  # of the inputs that it has: those of their tensors
+  names: dict[str, str]  # {W: the tensor's name}, of all inputs that it has
 
   @property
   def num_directions(self) -> int:
@@ -83,7 +83,7 @@ def read_attributes(node: Any) -> Attributes:
   Raises:
     ValueError: the node is of another operator, or has more inputs or outputs
       than its operator; or one of its attributes is unknown, occurs twice, or
-      has a value of another type or without an equal here.
+      has a value of another type or one that no cell here has.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()

@@ -19,8 +19,8 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
 
   Nodes in the bodies of If, Loop and Scan, and in functions, are not read. Nor
   are an initial state or lengths that other nodes compute, as by
-  ConstantOfShape: they are to be passed to `unroll`, as those that are inputs
-  of the graph. Without `jax_enable_x64`, float64 becomes float32.
+  ConstantOfShape: pass them to `unroll`, like those that are inputs of the
+  graph. Without `jax_enable_x64`, float64 becomes float32.
 
   Args:
     path: of the file. The weights of the layers are initializers or constants

@@ -132,7 +132,10 @@ class _Graph:
     return output
 
   def embedding(self, params: LanguageParams) -> str:
-    """Add the rows of W_e; return their name."""
+    """Add the lookup of the tokens' embeddings; return their name.
+
+    Tied ones (no readout) are scaled by √E, as in `language.model`.
+    """
     table = self.tensor("embedding", params.embedding)
     xs = self.node("Gather", table, "tokens", output="embedded")
     if params.readout is not None:
@@ -180,7 +183,7 @@ class _Graph:
 
 
 def _check_params(cell: Cell, params: LanguageParams) -> None:
-  """Raise ValueError unless the weights of a model fit it and each other."""
+  """Raise ValueError unless a model's weights fit the cell and each other."""
   if not isinstance(params, LanguageParams):
     found = type(params).__name__
     raise ValueError(f"params must be LanguageParams, got {found}")

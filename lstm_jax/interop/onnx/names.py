@@ -15,13 +15,14 @@ def checked_names(
   Args:
     kind: "inputs" or "outputs".
     op_type: LSTM, GRU or RNN.
-    given: the names of some; None for those of `default`, named so.
-    known: what the operator has.
-    default: what a node has where nothing is given.
+    given: {input or output: name}; None for those of `default`, each of which
+      is its own name.
+    known: the operator's inputs or outputs.
+    default: those that a node has if given is None.
 
   Raises:
-    ValueError: something given is not known, has no name, or X or all outputs
-      are missing.
+    ValueError: a key of given is not known, a name is empty, or X or all
+      outputs are missing.
   """
   names = {key: key for key in default} if given is None else dict(given)
   unknown = [key for key in names if key not in known]
@@ -65,9 +66,10 @@ def _check_free(key: str, name: str, taken: Mapping[str, str]) -> None:
 
 
 def positional(names: Mapping[str, str], keys: Sequence[str]) -> list[str]:
-  """Return the names in the order of keys, up to the last; "" for one between.
+  """Return the names in the order of keys, up to the last key that has one.
 
-  ONNX tells inputs and outputs by their place, and "" stands for none.
+  ONNX tells inputs and outputs by their place; a missing one before the last is
+  "".
   """
   last = max(keys.index(key) for key in names)
   return [names.get(key, "") for key in keys[: last + 1]]

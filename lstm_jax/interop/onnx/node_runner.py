@@ -115,7 +115,10 @@ def run_node(
 
 
 def _check_known(attributes: Attributes, inputs: Mapping[str, Any]) -> None:
-  """Raise ValueError for a value of what is no input, or of a weight."""
+  """Raise ValueError unless the node has X and reads every name of inputs.
+
+  The names of its weights are refused too.
+  """
   if "X" not in attributes.names:
     raise ValueError("the node must have a name for its input X, got none")
   names = [n for key, n in attributes.names.items() if key not in WEIGHTS]

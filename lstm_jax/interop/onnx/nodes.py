@@ -78,12 +78,13 @@ def from_onnx(node: Node, tensors: Tensors) -> Layer:
     node: an LSTM, GRU or RNN, of opset 14 or later.
     tensors: the values of its inputs W [directions, G·H, D], R
       [directions, G·H, H], B [directions, 2·G·H] and P [directions, 3·H], by
-      the names that the node gives them, in any float dtype, and of its
-      constant inputs. Tensors that are not inputs of the node are ignored.
+      the names that the node gives them, in any float dtype; and those of
+      its other inputs that are constants. Tensors that the node does not read
+      are ignored.
 
   Raises:
-    ValueError: the node is of another operator, or has an attribute without an
-      equal here (see the module `onnx.attributes`); one of its tensors is
+    ValueError: the node is of another operator, or has an attribute that no
+      cell here has (see the module `onnx.attributes`); one of its tensors is
       missing, holds no floats, or has a shape or a dtype that does not fit the
       others; or tensors holds its sequence_lens, or an initial_h or initial_c
       that is not zero.
@@ -147,10 +148,10 @@ def to_onnx(
 
   Raises:
     ValueError: ONNX has no operator for the cell, or not its activations;
-      params are of another cell, of another dtype, or of directions with
-      different sizes; reverse is set with both directions; inputs have no X, or
-      outputs are empty; or a key is not one of the operator's, or a name is
-      empty or used twice.
+      params are of another cell or dtype, do not fit each other, or are of
+      directions with different sizes; reverse is set with both directions;
+      inputs have no X, or outputs are empty; or a key is not one of the
+      operator's, or a name is empty or used twice.
     ModuleNotFoundError: the package onnx is not installed.
   """
   onnx = import_onnx()

@@ -146,7 +146,7 @@ def to_tensors(cell: Cell, params: Params) -> dict[str, np.ndarray]:
 
   Raises:
     ValueError: ONNX has no operator for the cell; or params are of another
-      cell, or not all float32 or all float64.
+      cell, do not fit each other, or are not all float32 or all float64.
   """
   form = operator(cell)
   cell, _ = base_cell(cell)

@@ -10,7 +10,7 @@ order:
 for G gates, D inputs and H hidden units, and the same with the suffix
 `_reverse` for the backward direction. `from_torch` adds the two biases, except
 in the candidate of a GRU, where bias_hh is b_n, to be multiplied by the reset
-gate. `to_torch` writes a sum as bias_ih and 0 as bias_hh. The biases of a
+gate. `to_torch` writes b as bias_ih, and 0 or b_n as bias_hh. The biases of a
 module with bias=False are 0. An nn.RNN with nonlinearity="relu" is
 `rnn.with_activation(RELU)`; a state_dict is the same for both nonlinearities.
 
@@ -76,8 +76,8 @@ def from_torch(
       state_dict, whose values are tensors or arrays; or a larger module or
       state_dict that contains it. A module's dropout and batch_first are not
       read: `unroll_stack` has options for both.
-    prefix: how the names of the layer's tensors begin in a larger module, with
-      the dot, such as "encoder.rnn.".
+    prefix: how the names of its tensors begin in a larger module, with the dot,
+      such as "encoder.rnn.".
     nonlinearity: "tanh" or "relu", for the state_dict of an nn.RNN, which does
       not say which it is. A module says it itself. None for an nn.LSTM or
       nn.GRU.
@@ -94,8 +94,8 @@ def from_torch(
       is not known, or is not that of the module; or one is given for an nn.LSTM
       or nn.GRU.
 
-  The values are read as weights: of PyTorch's gradients, bias_ih and bias_hh
-  would be added, though either is the gradient of our b.
+  Do not pass gradients: two biases that are added have equal gradients, each of
+  them that of our b, but their sum would be returned.
   """
   arrays, own_nonlinearity = read_source(source, prefix)
   if "weight_hh_l0" not in arrays or arrays["weight_hh_l0"].ndim != 2:
@@ -153,8 +153,9 @@ def to_torch(layers: Layers, *, bias: bool = True) -> dict[str, np.ndarray]:
   Args:
     layers: params of `lstm`, `projected_lstm`, `gru`, `rnn` or
       `rnn.with_activation(RELU)`, or `Directions` of them, or gradients of
-      either; the lowest layer first. A bias is written to bias_ih, and bias_hh
-      is 0; PyTorch's own gradients of both are equal.
+      either; the lowest layer first. b is written to bias_ih, and bias_hh is 0
+      except for the b_n of a `gru`; where bias_hh is 0, PyTorch's own gradients
+      of both are equal.
     bias: False for a module that is made with bias=False.
 
   Raises:
