@@ -141,13 +141,14 @@ def _one_core(
 
   A GRU has its arrays itself, as the layer "".
   """
-  if not isinstance(weights, Mapping) or not all(
-    isinstance(arrays, Mapping) for arrays in weights.values()
-  ):
-    raise ValueError(
-      "weights must be a mapping from paths of modules to mappings from names "
-      f"to arrays, got {type(weights).__name__}"
-    )
+  expected = "a mapping from paths of modules to mappings from names to arrays"
+  if not isinstance(weights, Mapping):
+    found = type(weights).__name__
+    raise ValueError(f"weights must be {expected}, got {found}")
+  for path, arrays in weights.items():
+    if not isinstance(path, str) or not isinstance(arrays, Mapping):
+      found = f"{{{path!r}: {type(arrays).__name__}}}"
+      raise ValueError(f"weights must be {expected}, got {found}")
   cores: dict[str, dict[str, Mapping[str, Any]]] = {}
   for path, arrays in weights.items():
     core, _, layer = path.rpartition("/")

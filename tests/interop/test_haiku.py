@@ -172,7 +172,8 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
   ("weights", "name", "message"),
   [
     (3, None, "^weights must be a mapping from paths .* to arrays, got int$"),
-    ({"lstm": 3}, None, "^weights must be a mapping from paths .*, got dict$"),
+    ({"lstm": 3}, None, "^weights must be a .*, got {'lstm': int}$"),
+    ({0: LSTM}, None, "^weights must be a .*, got {0: dict}$"),
     ({}, None, "^weights must be of one core, or name .*, got nothing$"),
     (
       {"lstm/linear": LSTM, "gru": GRU},
