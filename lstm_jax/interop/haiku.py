@@ -68,12 +68,13 @@ def from_haiku(weights: Any, *, name: str | None = None) -> tuple[Cell, Params]:
       others, or holds no floats.
   """
   core, layers = _one_core(weights, name)
-  if name is not None and "w" in layers.get("", ()):
+  is_linear = "w" in layers.get("", ())
+  if is_linear and name is not None:
     raise ValueError(
       "name must be the path of an LSTM, GRU or VanillaRNN, such as 'lstm', "
       f"got {name!r}, that of a linear layer"
     )
-  if set(layers) == {""}:
+  if set(layers) == {""} and not is_linear:
     return _from_gru(core, layers[""])
   if set(layers) == {"linear"}:
     return _from_lstm(f"{core}/linear", layers["linear"])

@@ -194,7 +194,7 @@ SECOND = {"w": np.ones((6, 6)), "b": np.ones(6)}
       "^name must be the path of an LSTM, GRU or VanillaRNN, such as 'lstm', "
       "got 'lstm/linear', that of a linear layer$",
     ),
-    ({"linear": LSTM}, None, "^linear must have w_i, w_h, b, got b, w$"),
+    ({"linear": LSTM}, None, "^expected .* LSTM, GRU or Van.*, got linear$"),
     ({"a/linear_1": SECOND}, None, "^expected .*, got a/linear_1$"),
     ({"a/linear": {"w": 1}}, None, "^a/linear must have w, b, got w$"),
     ({"a": {}}, None, "^a must have w_i, w_h, b, got nothing$"),
