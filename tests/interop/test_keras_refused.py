@@ -79,6 +79,7 @@ L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
       {},
       "one layer, got two with kernel",
     ),
+    ({0: L[0]}, {}, "^a path must be a str, got 0$"),
     ({"a/gamma": L[0]}, {}, "^a path must end in kernel, .* got 'a/gamma'$"),
     (
       {"bi/forward_a/cell/kernel": L[0], "bi/forward_b/cell/kernel": L[0]},

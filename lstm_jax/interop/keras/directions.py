@@ -46,6 +46,9 @@ def _by_name(weights: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
   Bidirectional, the name of the forward layer always begins with "forward_";
   the backward layer may be the user's own, with a name of its own.
   """
+  for path in weights:
+    if not isinstance(path, str):
+      raise ValueError(f"a path must be a str, got {path!r}")
   layers = {path: (path.split("/")[-3:-1] or [""])[0] for path in weights}
   distinct = set(layers.values())
   forward = [layer for layer in distinct if layer.startswith("forward_")]
