@@ -98,26 +98,26 @@ def from_torch(
   them that of our b, but their sum would be returned.
   """
   arrays, own_nonlinearity = read_source(source, prefix)
-  if "weight_hh_l0" not in arrays or arrays["weight_hh_l0"].ndim != 2:
+  if "weight_hh_l0" not in arrays:
     raise ValueError(
       "a state_dict of nn.LSTM, nn.GRU or nn.RNN must have weight_hh_l0 "
       f"[G·H, H], got {', '.join(sorted(arrays)) or 'nothing'}"
     )
-  rows, hidden = arrays["weight_hh_l0"].shape
+  w_hh = check_shape("weight_hh_l0", arrays["weight_hh_l0"], None, None)
+  rows, hidden = w_hh.shape
   if "weight_hr_l0" in arrays:
     cell: Cell = projected_lstm
     hidden, rest = divmod(rows, 4)
     if rest:
       raise ValueError(
         "weight_hh_l0 must be [4H, P] beside weight_hr_l0, "
-        f"got {list(arrays['weight_hh_l0'].shape)}"
+        f"got {list(w_hh.shape)}"
       )
   elif hidden and rows in [gates * hidden for gates in CELLS]:
     cell = CELLS[rows // hidden]
   else:
     raise ValueError(
-      "weight_hh_l0 must be [4H, H], [3H, H] or [H, H], "
-      f"got {list(arrays['weight_hh_l0'].shape)}"
+      f"weight_hh_l0 must be [4H, H], [3H, H] or [H, H], got {list(w_hh.shape)}"
     )
   activation = TANH
   if cell is rnn:
