@@ -173,6 +173,7 @@ def test_equal_cells_give_the_same_module():
       {"carry": jnp.ones(H), "xs": jnp.ones(D), "resets": jnp.ones(())},
       "ins must be [T, D], to fit the carry, got (4,)",
     ),
+    (gru, {"xs": jnp.ones((0, B, D))}, "one step (T ≥ 1), got (0, 3, 4)"),
     (gru, {"resets": jnp.ones(B)}, "resets must be [5, 3], as ins, got (3,)"),
     (gru, {"resets": jnp.ones((B, T))}, "must be [5, 3], as ins, got (3, 5)"),
     (lstm, {"carry": jnp.ones((B, H))}, "carry must be a tuple (c, h), as "),

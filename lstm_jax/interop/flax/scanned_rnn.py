@@ -84,8 +84,8 @@ def scanned(cell: Cell) -> Any:
           Where a reset is not 0, the step starts from the zero state.
 
       Raises:
-        ValueError: the carry is not one of this cell, or ins and resets do not
-          fit it or each other.
+        ValueError: the carry is not one of this cell; ins and resets do not
+          fit it or each other; or T is 0.
       """
       ins, resets = map(jnp.asarray, x)
       state = _state(cell, carry)
@@ -184,6 +184,10 @@ def _check(ins: jax.Array, resets: jax.Array, state: Any) -> None:
   if ins.ndim != len(batch) + 2 or ins.shape[1:-1] != batch:
     raise ValueError(
       f"ins must be [{axes}, D], to fit the carry, got {ins.shape}"
+    )
+  if not len(ins):
+    raise ValueError(
+      f"ins must have at least one step (T ≥ 1), got {ins.shape}"
     )
   if resets.shape != ins.shape[:-1]:
     expected = list(ins.shape[:-1])
