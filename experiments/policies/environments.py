@@ -95,7 +95,8 @@ def tmaze(length: int) -> Environment:
 
   def step(key, state, action):
     del key
-    at_junction, walks = state.position == length, action == FORWARD
+    at_junction = state.position == length
+    walks = jnp.asarray(action) == FORWARD  # ~ negates an array, and no bool
     moves = ~at_junction & walks
     turns = at_junction & ~walks
     turned = jnp.where(action == state.goal, 1.0, -1.0)

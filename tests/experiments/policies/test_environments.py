@@ -97,6 +97,15 @@ def test_an_episode_without_a_turn_ends_at_the_limit(action, bumps, key):
   assert np.abs(rewards[:LIMIT].sum() - bumps * BUMP) < 1e-5  # float32
 
 
+@pytest.mark.parametrize("action", [LEFT, FORWARD])
+def test_an_action_may_be_an_int(action, key):
+  state, _ = MAZE.reset(key)
+  found, expected = (
+    MAZE.step(key, state, a)[2:] for a in (action, np.asarray(action))
+  )
+  assert found == expected and found[1].dtype == bool
+
+
 def test_a_turn_in_the_last_step_of_an_episode_counts(key):
   actions = np.array([FORWARD] * (LIMIT - 1) + [LEFT])
   _, rewards, dones = play(MAZE, key, actions)
