@@ -222,7 +222,7 @@ def test_an_ensemble_costs_what_its_members_cost():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"modle": "LSTM"}, r"^row 'tinyshakespeare-distilled' of .*'modle'$"),
+    ({"modle": "LSTM"}, r"^row '.*-distilled' of .*'modle'(\. Did you .*)?$"),
     ({"results": None}, "^row .*: .* missing .* argument: 'results'$"),
     ({"results": [{"protocol": "cold"}]}, "^row .*: .* argument: 'mean'$"),
     ({"results": [{"protocol": "hot", "mean": 1}]}, "cold, .*, got 'hot'$"),
