@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def draw(rows: list[Row], path: Path) -> bool:
   if not count:
     return False
   columns = min(COLUMNS, count)
-  lines = -(-count // columns)
+  lines = math.ceil(count / columns)
   figure = Figure(figsize=(3.7 * columns, 3.1 * lines), layout="constrained")
   grid = figure.subplots(lines, columns, squeeze=False).flat
   panels, unused = grid[:count], grid[count:]

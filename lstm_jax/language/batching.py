@@ -9,6 +9,7 @@ before, so that the recurrent state is carried from batch to batch.
 [[[0, 1, 2], [4, 5, 6]], [[3], [7]]]
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -132,10 +133,10 @@ def columns(
       f"need at least {needed} tokens, got {sum(sizes)}"
     )
   if len(sizes) == 1:
-    return ceil_divide(sizes[0] - 1, batch_size), (batch_size,)
+    return math.ceil((sizes[0] - 1) / batch_size), (batch_size,)
   divisions = [(k, batch_size - k) for k in range(1, batch_size)]
   lengths = [
-    max(ceil_divide(n - 1, k) for n, k in zip(sizes, counts, strict=True))
+    max(math.ceil((n - 1) / k) for n, k in zip(sizes, counts, strict=True))
     for counts in divisions
   ]
   # A batch of one sequence cannot be divided, and fails the check below.
@@ -151,8 +152,3 @@ def columns(
 def cuts(length: int, seq_len: int) -> tuple[int, ...]:
   """Return `Batches.cuts` of L time steps; only the last batch is shorter."""
   return (*range(0, length, seq_len), length)
-
-
-def ceil_divide(number: int, divisor: int) -> int:
-  """Return a quotient of integers, rounded up."""
-  return -(-number // divisor)

@@ -6,6 +6,7 @@
 10
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from lstm_jax.cells.checks import check_count
 from lstm_jax.language.batching import (
   Batches,
   as_text,
-  ceil_divide,
   columns,
   cuts,
   make_batches,
@@ -143,7 +143,7 @@ class BatchingConfig:
         stages.append((epochs, batch_size, rows))
     # Where batches are short at random, this is about their least number.
     total = sum(
-      (n.stop - n.start) * ceil_divide(rows, self.seq_len)
+      (n.stop - n.start) * math.ceil(rows / self.seq_len)
       for n, _, rows in stages
     )
     if total > MAX_STEPS:

@@ -11,6 +11,7 @@ Each returns the loss of every token but the first, in nats, so that protocols
 can be compared position by position; the loss of the text is their mean.
 """
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 
 from lstm_jax.cells.checks import check_count
-from lstm_jax.language.batching import Batches, ceil_divide
+from lstm_jax.language.batching import Batches
 from lstm_jax.language.loss import cross_entropy
 from lstm_jax.language.model import LanguageModel
 from lstm_jax.language.params import LanguageParams
@@ -144,8 +145,8 @@ def cold_nats(
   check_count("window", window)
   windows, losses = cut_windows(tokens, window), []
   logits = (windows.shape[1] - 1) * len(params.bias)  # of one window
-  num_batches = ceil_divide(len(windows), max(1, MAX_LOGITS // logits))
-  for batch in group_windows(windows, ceil_divide(len(windows), num_batches)):
+  num_batches = math.ceil(len(windows) / max(1, MAX_LOGITS // logits))
+  for batch in group_windows(windows, math.ceil(len(windows) / num_batches)):
     state = model.initial_state(batch.shape[:1])
     nats, _ = _nats(model, params, state, batch.T)
     losses.append(np.asarray(nats, np.float64).T.ravel())
@@ -201,7 +202,7 @@ def cut_windows(tokens: np.ndarray, length: int) -> np.ndarray:
     int32 [n, W + 1].
   """
   length = min(length, len(tokens) - 1)
-  num_windows = ceil_divide(len(tokens) - 1, length)
+  num_windows = math.ceil((len(tokens) - 1) / length)
   filled = np.zeros(num_windows * length + 1, tokens.dtype)
   filled[: len(tokens)] = tokens
   starts = np.arange(num_windows) * length

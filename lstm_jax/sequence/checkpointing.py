@@ -119,9 +119,9 @@ def scan_checkpointed(
     extras: further arguments of a wrapped cell's steps, each [T, ...].
   """
   steps, batch = xs.shape[0], math.prod(state.h.shape[:-1])
-  if chunk is None:
-    static = num_rows(state, xs) is not None
-    chunk = -(-FULL_SPEED_ROWS // max(1, batch)) if static else SYMBOLIC_CHUNK
+  if chunk is None and num_rows(state, xs) is None:
+    chunk = SYMBOLIC_CHUNK
+  chunk = chunk or math.ceil(FULL_SPEED_ROWS / max(1, batch))
   if not isinstance(steps, int):
     return _scan_filled(cell, options, policy, chunk, params, state, xs, extras)
   if chunk >= steps and policy != "recompute":
