@@ -73,8 +73,8 @@ def make_batches(
   Raises:
     ValueError: batch_size or seq_len is no integer of at least 1; tokens are no
       integers [N], or one does not fit in an int32; gap is not between two
-      tokens; the text is shorter than one batch; or there are too few sequences
-      for the two pieces beside a gap.
+      tokens; the text is shorter than one batch; or a piece beside a gap has
+      one token, or the two have too few sequences.
   """
   check_count("batch_size", batch_size)
   check_count("seq_len", seq_len)
@@ -134,18 +134,27 @@ def columns(
     )
   if len(sizes) == 1:
     return math.ceil((sizes[0] - 1) / batch_size), (batch_size,)
+  small, large = sorted(sizes)
+  if small < 2:
+    raise ValueError(
+      "each piece of the text beside the gap must have at least 2 tokens, "
+      f"got {sizes[0]} and {sizes[1]}"
+    )
+  # One column for the smaller piece, and as many no longer ones for the other.
+  least = 1 + math.ceil((large - 1) / (small - 1))
+  if batch_size < least:
+    longest = (small + large - 2) // least
+    raise ValueError(
+      f"no sequence reads across the gap in the text: pieces of {sizes[0]} and "
+      f"{sizes[1]} tokens need a batch_size of at least {least}, with a "
+      f"seq_len of at most {longest}, got {batch_size} and {seq_len}"
+    )
   divisions = [(k, batch_size - k) for k in range(1, batch_size)]
   lengths = [
     max(math.ceil((n - 1) / k) for n, k in zip(sizes, counts, strict=True))
     for counts in divisions
   ]
-  # A batch of one sequence cannot be divided, and fails the check below.
-  length = min(lengths, default=max(sizes))
-  if length >= min(sizes):
-    raise ValueError(
-      f"no sequence reads across the gap in the text: pieces of {sizes[0]} and "
-      f"{sizes[1]} tokens need a larger batch_size, got {batch_size}"
-    )
+  length = min(lengths)
   return length, divisions[lengths.index(length)]
 
 

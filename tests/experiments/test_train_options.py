@@ -121,7 +121,10 @@ def test_a_development_split_is_left_out_and_evaluated(dev_config, console):
       {"seq_len": 370, "batch_size": 2},
       "^--dev_fraction=0.2 is too small: .* --seq_len=370, got 370 tokens",
     ),
-    ({"batch_size": 1}, "--dev_fraction=0.2, .* need a larger batch_size, got"),
+    (
+      {"batch_size": 1},
+      "--dev_fraction=0.2, .* need a batch_size of at least 3, .* got 1 and 8$",
+    ),
     ({"batch_size": 500}, "^--batch_size=500, .* need at least 4002 tokens"),
   ],
 )

@@ -1,3 +1,5 @@
+import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -83,13 +85,39 @@ def test_no_sequence_reads_across_a_gap(
 def test_a_gap_needs_a_sequence_for_each_piece():
   text = np.arange(41)
   for batch_size in (1, 2):
-    with pytest.raises(
-      ValueError, match="20 and 21 tokens need a larger batch"
-    ):
+    message = (
+      "pieces of 20 and 21 tokens need a batch_size of at least 3, with a "
+      f"seq_len of at most 13, got {batch_size} and 4$"
+    )
+    with pytest.raises(ValueError, match=message):
       make_batches(text, batch_size, 4, 20)
   assert make_batches(text, 3, 4, 20).tokens[0].tolist() == [0, 20, 21]
   with pytest.raises(ValueError, match="need at least 42 tokens, got 41"):
     make_batches(text, 4, 10, 20)
+
+
+def test_the_sizes_that_an_error_advises_at_a_gap_are_the_least_and_longest():
+  advice = re.compile(r"batch_size of at least (\d+), .* at most (\d+), got 1 ")
+  for first, second in itertools.product(range(2, 12), repeat=2):
+    text = np.arange(first + second)
+    with pytest.raises(ValueError, match=advice) as error:
+      make_batches(text, 1, 1, first)
+    least, longest = map(int, advice.search(f"{error.value}").groups())
+    for batch_size in range(2, least):
+      with pytest.raises(ValueError, match=f"batch_size of at least {least}, "):
+        make_batches(text, batch_size, 1, first)
+    tokens = make_batches(text, least, longest, first).tokens
+    assert tokens.shape[1] == least
+    with pytest.raises(ValueError, match="the text is too short"):
+      make_batches(text, least, longest + 1, first)
+
+
+@pytest.mark.parametrize("gap", [1, 19])
+def test_a_piece_of_one_token_beside_a_gap_is_refused(gap):
+  message = f"must have at least 2 tokens, got {gap} and {20 - gap}$"
+  for batch_size in (1, 2, 9):
+    with pytest.raises(ValueError, match=message):
+      make_batches(np.arange(20), batch_size, 2, gap)
 
 
 def test_batches_are_int32_and_of_one_text():
