@@ -36,6 +36,7 @@ from lstm_jax.sequence.adjoint import (
   check_adjoint,
 )
 from lstm_jax.sequence.arguments import (
+  as_inputs,
   bool_array,
   check_backward,
   check_sequence,
@@ -158,12 +159,12 @@ def unroll(
   Raises:
     ValueError: cell is no cell, or a wrapped one; it is not hashable, changes
       the dtypes of the state, or lacks a backward and adjoint is `Explicit`;
-      xs has no time step; params are of another cell; xs, the state and the
-      weights do not fit each other; mask, lengths, reset, zoneout or
-      state_dropout do not fit xs; state_dropout is one number; adjoint is not
-      one of the three; compute_dtype is not a floating-point dtype;
-      implementation is not one of the two, or cannot run here or with these
-      arguments.
+      xs is no array, or without a time step; params are of another cell; xs,
+      the state and the weights do not fit each other; mask, lengths, reset,
+      zoneout or state_dropout do not fit xs; state_dropout is one number;
+      adjoint is not one of the three; compute_dtype is not a floating-point
+      dtype; implementation is not one of the two, or cannot run here or with
+      these arguments.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)
@@ -172,7 +173,7 @@ def unroll(
     check_float("compute_dtype", compute_dtype)
   if not time_major:
     xs, mask, reset = exchange_axes(xs, mask, reset)
-  xs = jnp.asarray(xs)
+  xs = as_inputs(xs)
   initial: Any = check_sequence(cell, params, state, xs)
   if isinstance(adjoint, Explicit):
     check_backward(cell, ": pass adjoint=Autodiff()")

@@ -26,6 +26,11 @@ NEEDED = "initial_state", "project"  # functions that these checks call
 CHANGED = "carry input and carry output must have equal types"
 
 
+def as_inputs(xs: Any) -> jax.Array:
+  """Return xs as a JAX array; raise ValueError if they cannot be one."""
+  return _as_array("xs must be inputs [T, ..., D] or tokens [T, ...]", xs)
+
+
 def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
   """Return (xs, mask, reset), each with its first two axes exchanged.
 
@@ -34,10 +39,10 @@ def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
   xs give the exchanged shape, [T, B, ...].
 
   Raises:
-    ValueError: xs, inputs or tokens, has no batch axis or no time step; mask or
-      reset is not bool [B, T, ...].
+    ValueError: xs, inputs or tokens, is no array, or has no batch axis or no
+      time step; mask or reset is not bool [B, T, ...].
   """
-  xs = jnp.asarray(xs)
+  xs = as_inputs(xs)
   if xs.ndim < (2 if is_token(xs) else 3):
     raise ValueError(
       "time_major=False needs xs with a batch axis, [B, T, D] or tokens "
@@ -155,13 +160,13 @@ def combined_mask(
     mask = bool_array("mask", mask, step_shape)
   if lengths is None:
     return mask
-  lengths = jnp.asarray(lengths)
-  expected = step_shape[1:]
-  if lengths.shape != expected or not is_token(lengths):
+  shape = step_shape[1:]
+  expected = f"lengths must be integers {list(shape)}"
+  lengths = _as_array(expected, lengths)
+  if lengths.shape != shape or not is_token(lengths):
     raise ValueError(
-      f"lengths must be integers {list(expected)}, "
-      f"got {lengths.dtype} {lengths.shape}"
-      + time_major_hint(lengths.shape == step_shape[:1] != expected)
+      f"{expected}, got {lengths.dtype} {lengths.shape}"
+      + time_major_hint(lengths.shape == step_shape[:1] != shape)
     )
   if lengths.dtype.itemsize < 4:  # T may not fit the caller's dtype
     lengths = lengths.astype(jnp.int32)
@@ -185,11 +190,7 @@ def bool_array(
     ValueError: they have another shape or dtype.
   """
   expected = f"{name} must be bool {list(step_shape)}"
-  try:
-    values = jnp.asarray(values)
-  except (TypeError, ValueError) as error:  # such as (None, mask)
-    found = type(values).__name__
-    raise ValueError(f"{expected}, got {found}: {error}") from error
+  values = _as_array(expected, values)
   if values.shape != step_shape or values.dtype != bool:
     exchanged = *step_shape[1::-1], *step_shape[2:]
     raise ValueError(
@@ -197,6 +198,19 @@ def bool_array(
       + time_major_hint(values.shape == exchanged != step_shape)
     )
   return values
+
+
+def _as_array(expected: str, values: Any) -> jax.Array:
+  """Return values as a JAX array.
+
+  Raises:
+    ValueError: they cannot be one; `expected` is how the message begins.
+  """
+  try:
+    return jnp.asarray(values)
+  except (TypeError, ValueError) as error:  # such as None, or (None, mask)
+    found = type(values).__name__
+    raise ValueError(f"{expected}, got {found}: {error}") from error
 
 
 def zoneout_rates(

@@ -26,6 +26,7 @@ from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.serialization import serializable
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
 from lstm_jax.sequence.arguments import (
+  as_inputs,
   bool_array,
   check_steps,
   combined_mask,
@@ -91,7 +92,7 @@ def unroll_both(
     options["mask"] = mask
   resets = Directions(None, None)
   if reset is not None:
-    xs = jnp.asarray(xs)
+    xs = as_inputs(xs)
     check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)
     step_shape = xs.shape if is_token(xs) else xs.shape[:-1]
     reset = bool_array("reset", reset, step_shape)

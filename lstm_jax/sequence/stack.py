@@ -35,6 +35,7 @@ from lstm_jax.cells.checks import check_count, check_params
 from lstm_jax.sequence import regularize
 from lstm_jax.sequence._unroll import UnrollOptions, unroll
 from lstm_jax.sequence.arguments import (
+  as_inputs,
   check_cell,
   combined_mask,
   exchange_axes,
@@ -103,7 +104,7 @@ def unroll_stack(
     xs, options["mask"], options["reset"] = exchange_axes(
       xs, options.get("mask"), options.get("reset")
     )
-  xs = jnp.asarray(xs)
+  xs = as_inputs(xs)
   if skip and not is_token(xs):  # masked inputs must not be added to outputs
     mask, lengths = options.get("mask"), options.get("lengths")
     mask = combined_mask(mask, lengths, xs.shape[:-1])

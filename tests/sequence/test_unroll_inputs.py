@@ -139,6 +139,32 @@ def test_inputs_may_be_numpy_arrays(key):
 
 
 @pytest.mark.parametrize("time_major", [True, False])
+@pytest.mark.parametrize("wrong", [None, "x", [[1.0], [1.0, 2.0]]])
+def test_what_is_no_array_is_refused_by_name(wrong, time_major, key):
+  params, _, _ = arguments(lstm, key)
+  message = r"^xs must be inputs \[T, \.\.\., D\] or tokens \[T, \.\.\.\], got "
+  for run, weights, options in (
+    (unroll, params, {}),
+    (
+      unroll_both,
+      Directions(params, params),
+      {"reset": jnp.ones((T, B), bool)},
+    ),
+    (unroll_stack, (params,), {"skip": True}),
+  ):
+    with pytest.raises(ValueError, match=f"{message}{type(wrong).__name__}: "):
+      run(lstm, weights, None, wrong, time_major=time_major, **options)
+
+
+def test_lengths_that_are_no_array_are_refused_by_name(key):
+  params, _, xs = arguments(lstm, key)
+  with pytest.raises(
+    ValueError, match=r"^lengths must be .* \[3\], got list: "
+  ):
+    unroll(lstm, params, None, xs, lengths=[T, None, T])
+
+
+@pytest.mark.parametrize("time_major", [True, False])
 def test_inputs_may_be_lists(time_major, key):
   params, _, xs = arguments(lstm, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
