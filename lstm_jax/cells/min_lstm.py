@@ -76,7 +76,7 @@ def recur(
   """Return the next state, given the projected input ax [..., 3H].
 
   Returns:
-    (state, local_grads, ()): the next state; ∂h'/∂a_f, ∂h'/∂aᵢ and ∂h'/∂aₙ,
+    (state, local_grads, ()): the next state; ∂h'/∂a_f, ∂h'/∂aᵢ and ∂h'/∂h,
     [..., 3H].
   """
   af, ai, an = jnp.split(ax + as_row(params.b, ax), 3, axis=-1)
@@ -94,8 +94,8 @@ def _local_gradients(
   dq = (h - an) * dsigmoid(p)  # ∂h'/∂(log f − log i)
   dh_daf = dq * sigmoid(-af)
   dh_dai = -dq * sigmoid(-ai)
-  dh_dan = 1 - p
-  return jnp.concatenate([dh_daf, dh_dai, dh_dan], axis=-1), ()
+  dh_dh = p  # not 1 − p, in which a small p is rounded away
+  return jnp.concatenate([dh_daf, dh_dai, dh_dh], axis=-1), ()
 
 
 def recur_backward(
@@ -107,9 +107,11 @@ def recur_backward(
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
   del params, residuals
   (dh_next,) = d_state
-  _, _, h_wrt_an = jnp.split(local_grads, 3, axis=-1)
-  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * local_grads
-  dh = dh_next * (1 - h_wrt_an)
+  h_wrt_af, h_wrt_ai, h_wrt_h = jnp.split(local_grads, 3, axis=-1)
+  h_wrt_a = jnp.concatenate([h_wrt_af, h_wrt_ai, 1 - h_wrt_h], axis=-1)
+  # Three products would take half as much memory again over a sequence.
+  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * h_wrt_a
+  dh = dh_next * h_wrt_h
   return RNNState(dh), da
 
 

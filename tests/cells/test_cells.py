@@ -224,6 +224,24 @@ def test_a_minimal_lstm_whose_gates_both_underflow_shares_equally(key):
   assert (d_state.h == 1 / 2).all()
 
 
+def test_a_minimal_lstm_keeps_a_share_of_its_state_that_is_small(key):
+  """p = f / (f + i) is ∂h'/∂h, also where 1 − p is 1 in float32."""
+  forget = np.array([-5.0, -10, -15, -20, -40, -80])  # a_f of each unit
+  params = jax.tree.map(jnp.zeros_like, min_lstm.init(key, D, len(forget)))
+  params = params._replace(b=params.b.at[: len(forget)].set(np.float32(forget)))
+  state = min_lstm.initial_state(params)
+
+  xs = jnp.ones((1, D), jnp.float32)
+  f, i = 1 / (1 + np.exp(-forget)), 1 / 2
+
+  def last(state):
+    return unroll(min_lstm, params, state, xs)[0].h.sum()
+
+  # The tolerance is the rounding of a pre-activation of 80.
+  found = jax.grad(last)(state).h
+  np.testing.assert_allclose(found, f / (f + i), rtol=80 * 2**-23)
+
+
 @pytest.mark.parametrize("nu", [-800.0, 200.0])
 def test_an_lru_of_extreme_decays_keeps_its_state_or_takes_its_input(nu, key):
   """λ is 1 or 0, and γ 0 or 1."""
