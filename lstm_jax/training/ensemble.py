@@ -62,6 +62,11 @@ def make_members_mesh(num_devices: int) -> Mesh:
     ValueError: num_devices is not an integer ≥ 1, or above that of all devices.
   """
   check_count("num_devices", num_devices)
+  if num_devices > jax.device_count():
+    raise ValueError(
+      "num_devices must be at most that of all devices, "
+      f"{jax.device_count()}, got {num_devices}"
+    )
   kinds = (AxisType.Auto,)
   return jax.make_mesh((num_devices,), (MEMBERS,), axis_types=kinds)
 
