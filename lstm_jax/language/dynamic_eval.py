@@ -108,6 +108,7 @@ def _scan(model, params, tokens, scale, config, full):
   tokens = np.asarray(tokens, np.int32)
   size, rate, decay = config.segment, config.rate, config.decay
   check_count("segment", size)
+  size = int(size)  # an int8 may overflow
   if not rate >= 0 or not 0 <= decay <= 1:
     raise ValueError(
       f"rate must be ≥ 0 and decay in [0, 1], got {rate} and {decay}"

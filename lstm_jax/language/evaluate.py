@@ -201,7 +201,7 @@ def cut_windows(tokens: np.ndarray, length: int) -> np.ndarray:
   Returns:
     int32 [n, W + 1].
   """
-  length = min(length, len(tokens) - 1)
+  length = min(int(length), len(tokens) - 1)  # an int8 may overflow
   num_windows = math.ceil((len(tokens) - 1) / length)
   filled = np.zeros(num_windows * length + 1, tokens.dtype)
   filled[: len(tokens)] = tokens

@@ -59,6 +59,21 @@ def test_a_later_token_changes_no_earlier_loss(name, params, scale):
     assert after[position - 1] != before[position - 1]
 
 
+@pytest.mark.exhaustive
+def test_windows_and_segments_of_numpy_do_not_overflow(params, scale):
+  text = np.tile(TOKENS, 3)
+
+  def dynamic(size):
+    config = CONFIG._replace(segment=size)
+    return dynamic_nats(MODEL, params, text, scale, config)
+
+  def cold(size):
+    return cold_nats(MODEL, params, text, size)
+
+  for protocol in (cold, dynamic):
+    assert worst(protocol(np.int8(8)), protocol(8)) == 0
+
+
 def test_distributions_sum_to_1_and_have_the_losses(params, scale):
   stateful = stateful_log_probs(MODEL, params, TOKENS)
   dynamic = dynamic_log_probs(MODEL, params, TOKENS, scale, CONFIG)
