@@ -14,6 +14,7 @@ from lstm_jax.language.evaluate import stateful_nats
 from tests.experiments.pages import browser
 from tests.experiments.pages.browser import text_of
 from tests.experiments.pages.explored import VERSE, exact_params
+from tests.experiments.pages.writer.listing import listed, percent
 
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
@@ -27,6 +28,11 @@ NATS = """
 
 def pause(chromium):
   chromium.run("writing.pause()")
+
+
+def read(chromium, text):
+  """Put a text into the box, and wait until it is read."""
+  chromium.run("$('own').value = args[0]; await reading.read();", text)
 
 
 @pytest.mark.everyday(1)
@@ -101,4 +107,138 @@ def test_a_word_model_writes_scores_and_completes_words(chromium, make_page):
   assert "<unk>" not in text_of(chromium, "text")
   assert chromium.run("return reading.suggestions") == ["re"]
   assert "3 words" in text_of(chromium, "score")
+  marks = "return [...$('marked').querySelectorAll('.unknown')]"
+  assert chromium.run(f"{marks}.map((span) => span.textContent)") == ["mo"]
+  # What fits best after the words before: those that begin so, or any one.
+  likeliest = """
+    const track = new Track(model, data.start);
+    const before = writing.tokens.encode("Thou art");
+    for (const { token } of before) track.push(token);
+    const known = data.symbols.map((_, token) => token).slice(0, -1);
+    return known.filter((token) => data.symbols[token].startsWith(args[0]))
+      .sort((a, b) => track.y[b] - track.y[a]).slice(0, 3)
+      .map((token) => data.symbols[token]);
+  """
+  for typed, start in (("Thou art t", "t"), ("Thou art ", "")):
+    read(chromium, typed)
+    expected = chromium.run(likeliest, start)
+    assert chromium.run("return reading.suggestions") == [
+      word[len(start) :].removeprefix(" ") for word in expected
+    ]
+    assert len(expected) > 1
+  chromium.run("$('prompt').value = 'Thou zebra'; $('again').click();")
+  assert "does not know ‘zebra’ of the" in text_of(chromium, "status")
   assert chromium.errors() == []
+
+
+def test_the_caret_shows_what_the_model_gave_the_next_token(opened):
+  pause(opened)
+  read(opened, "Thou§ art")
+  nats = opened.run("return reading.track.nats")
+  for at in range(10):
+    opened.run("reading.setCaret(args[0])", at)
+    n = at - (at > 4)  # known tokens before it: § is not known
+    known = "Thou␣art"
+    before = f"After ‘{known[n - 1]}’" if n else "At the start"
+    if n == len(known):
+      assert text_of(opened, "caret") == f"{before}, the model expects:"
+      break
+    p = np.exp(-nats[n])
+    assert text_of(opened, "caret") == (
+      f"{before} stands ‘{known[n]}’: {percent(p)}, {nats[n]:.2f} nats."
+    )
+    rows = listed(opened, "expected")
+    (actual,) = [row for row in rows if row.kind == "actual"]
+    assert actual.symbol == known[n]
+    assert actual.own == actual.drawn and abs(actual.own - p) < 1e-5
+  # It follows the caret that keys move, and the text.
+  opened.press("home")
+  assert text_of(opened, "caret").startswith("At the start stands ‘T’: ")
+  read(opened, "art")
+  assert text_of(opened, "caret") == "After ‘t’, the model expects:"
+
+
+def test_the_score_and_the_marks_follow_from_the_nats(opened):
+  pause(opened)
+  read(opened, "T")
+  assert text_of(opened, "score").startswith("1 character, ")
+  read(opened, "Thou§ art")
+  assert not text_of(opened, "mostTitle") and not text_of(opened, "most")
+  nats = [0.1, 4.7, 4.5, 9.0, 1.0, 6.0, 2.0, 5.5]
+  opened.run(
+    "reading.track.nats = args[0]; reading.showMarked(); reading.showScore();",
+    nats,
+  )
+  size = opened.run("return data.symbols.length")
+  assert text_of(opened, "score") == (
+    f"8 characters, {np.mean(nats):.3f} nats each "
+    f"({np.mean(nats) / np.log(2):.3f} bits); a guess among all {size} would "
+    f"cost {np.log(size):.2f}. 1 outside the vocabulary, in dashes, not read."
+  )
+  marks = opened.run(
+    "return [...$('marked').querySelectorAll('span:not(.ghost)')].map((span) =>"
+    "[span.className, span.style.background])"
+  )
+  kinds = ["", "surprising", "", "surprising", "unknown"]
+  assert [kind for kind, _ in marks] == [*kinds, "", *kinds[1:4]]
+  del marks[4]
+  page, accent = 255 + np.zeros(3), np.array([0xA1, 0x45, 0x0C])
+  for (_, color), v in zip(marks, nats, strict=True):
+    share = np.floor(64 * min(1, v / 8) + 0.5) / 64  # 8 nats are the strongest
+    rgb = np.floor(page + (accent - page) * share + 0.5)
+    assert [int(c) for c in re.findall(r"\d+", color)] == rgb.tolist()
+  # The three most surprising, in their words; a click sets the caret there.
+  assert text_of(opened, "mostTitle") == "Most surprising"
+  most = "return [...$('most').children].map((button) => button.textContent)"
+  assert opened.run(most) == [
+    "Tho[u]§  9.0 nats",
+    "[a]rt  6.0 nats",
+    "ar[t]  5.5 nats",
+  ]
+  opened.run("$('most').children[1].click()")
+  assert opened.run(
+    "return [$('own').selectionStart, document.activeElement === $('own')]"
+  ) == [6, True]
+
+
+def test_a_suggestion_is_what_the_model_finds_likeliest(opened):
+  pause(opened)
+  read(opened, "Thou ar")
+  found = opened.run("""
+    const grow = (token) => {
+      const track = new Track(model, data.start);
+      for (const known of reading.known) track.push(known.token);
+      let text = "";
+      for (let k = 0; k < 24; k++) {
+        const symbol = data.symbols[token];
+        if (/[a-z]/i.test(text) && !/[a-z'’-]/i.test(symbol)) break;
+        text += symbol;
+        track.push(token);
+        [token] = largestOf(track.y, 1);
+      }
+      return text;
+    };
+    const p = new Float64Array(data.symbols.length);
+    softmax(reading.track.y, 1, p);
+    return [[...p], data.symbols.map((_, token) => grow(token))];
+  """)
+  p, grown = found
+  order = np.argsort(-np.array(p), kind="stable")[:3]
+  expected = [grown[t] for k, t in enumerate(order) if not k or p[t] >= 0.02]
+  assert opened.run("return reading.suggestions") == expected
+  assert len(expected) > 1
+  # The key takes the first one at the end of the text, without Shift.
+  opened.run("reading.setCaret(6)")
+  opened.press("right")
+  assert opened.run("return $('own').value") == "Thou ar"
+  shift = "{ key: 'ArrowRight', shiftKey: true }"
+  opened.run(f"$('own').dispatchEvent(new KeyboardEvent('keydown', {shift}))")
+  assert opened.run("return $('own').value") == "Thou ar"
+  chips = opened.run(
+    "return [...$('chips').children].map((b) => b.textContent)"
+  )
+  visible = [text.replace(" ", "␣").replace("\n", "↵") for text in expected]
+  assert chips == [f"ar{text}" for text in visible]
+  opened.run("$('chips').children[1].click(); await reading.read();")
+  taken = opened.run("return [$('own').value, reading.track.length]")
+  assert taken == ["Thou ar" + expected[1], len("Thou ar" + expected[1])]

@@ -103,6 +103,15 @@ def test_the_same_seed_writes_the_same_text_and_another_one_does_not(opened):
 def test_an_unknown_character_of_the_prompt_is_named(opened):
   opened.run("$('prompt').value = 'a§b'; $('again').click();")
   assert "does not know ‘§’ of the prompt" in text_of(opened, "status")
+  shown = """
+    $("play").click();
+    return [writing.running, $("next").children.length,
+      $("prompt").ariaInvalid];
+  """
+  assert opened.run(shown) == [False, 0, "true"]
+  opened.run("$('prompt').value = 'a'; $('again').click(); writing.pause();")
+  running, listed, invalid = opened.run(shown)
+  assert running and listed and invalid == "false"
 
 
 def test_the_cursor_shows_a_unit_and_what_the_model_expected(opened, make_page):
