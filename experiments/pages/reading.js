@@ -72,6 +72,7 @@ class Reading {
 
   // Shows the text, each token with the color of its −log p.
   showMarked() {
+    if (this.track.length < this.known.length) return;  // not read yet
     const pieces = [];
     let end = 0, n = 0;
     for (const { token, from, to } of this.items) {
@@ -85,6 +86,7 @@ class Reading {
     pieces.push(this.text.slice(end));
     this.ghost = document.createElement("span");
     this.ghost.className = "ghost";
+    this.ghost.textContent = this.suggestions[0] || "";
     // A break may stand before the suggestion, as in the text box without it.
     $("marked").replaceChildren(...pieces, document.createElement("wbr"),
       this.ghost, "\u200b");

@@ -227,6 +227,16 @@ def test_a_suggestion_is_what_the_model_finds_likeliest(opened):
   expected = [grown[t] for k, t in enumerate(order) if not k or p[t] >= 0.02]
   assert opened.run("return reading.suggestions") == expected
   assert len(expected) > 1
+  # The color scheme changes the colors alone, whether all is read or not.
+  ghost = "return [$('marked').innerText, reading.ghost.textContent]"
+  before = opened.run(ghost)
+  opened.emulate(1100, 900, "dark")
+  opened.settle()
+  assert opened.run(ghost) == before and before[1] == expected[0]
+  opened.run("reading.track.truncate(3)")
+  opened.emulate(1100, 900, "light")
+  opened.settle()
+  assert opened.run(ghost) == before
   # The key takes the first one at the end of the text, without Shift.
   opened.run("reading.setCaret(6)")
   opened.press("right")
