@@ -99,10 +99,12 @@ function makeScale(curves, from, logarithmic, width, right) {
   };
 }
 
-// Returns the text of a number on an axis: below 10⁻³ as 2e−4.
+// Returns the text of a number on an axis, in three digits at least, if it has
+// so many: below 10⁻³ as 2e−4.
 const tickText = (v) => v !== 0 && Math.abs(v) < 1e-3
-  ? Number(v.toPrecision(3)).toExponential().replace("e-", "e−") : count4(v);
-const count4 = (v) => v.toLocaleString("en", { maximumFractionDigits: 4 });
+  ? Number(v.toPrecision(3)).toExponential().replace("e-", "e−")
+  : v.toLocaleString("en",
+    { maximumFractionDigits: Math.abs(v) < 0.01 ? 5 : 4 });
 
 // Returns the axes of a chart: horizontal grid lines, ticks, numbers and titles.
 function drawAxes(scale, xTitle, yTitle) {

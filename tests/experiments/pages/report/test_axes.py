@@ -48,6 +48,14 @@ def test_each_number_of_an_axis_stands_at_its_value(opened, scale):
       assert len(set(each)) == len(each) > 1
 
 
+@pytest.mark.parametrize("rate", [0.03, 0.002, 0.00035])
+def test_the_numbers_beside_a_constant_learning_rate_differ(opened, rate):
+  opened.run("for (const r of data.runs) r.curves.lr.value.fill(args[0])", rate)
+  choose(opened, "quantity", "learning rate")
+  ys, _ = numbers(opened)
+  assert len(set(ys)) == len(ys) > 1
+
+
 def test_epochs_are_counted_between_their_ends(opened):
   found = opened.run(
     "return args[0].map((step) => epochsAt([10, 25, 30], step))",
