@@ -35,6 +35,38 @@ def test_a_pattern_is_found_and_f_goes_to_the_next_passage(
     assert opened.run("return cursor") == place + 3
   opened.press("F")
   assert opened.run("return cursor") == places[-1] + 3
+  # The list has each passage in its context, and a click selects it.
+  item = opened.run(
+    "return [...$('found').children[1].firstChild.childNodes].map("
+    "(part) => part.textContent)"
+  )
+  first, last = places[1], places[1] + 3
+  parts = text[first - 24 : first], text[first : last + 1]
+  parts = *parts, text[last + 1 : last + 25]
+  assert item == [part.replace("\n", "↵") for part in parts]
+  opened.run("$('found').children[1].firstChild.click()")
+  assert opened.run("return selection()") == [first, last]
+  # A pattern is found as it is typed, and Enter goes to a passage.
+  opened.run("$('pattern').value = ''; moveTo(0); $('pattern').focus()")
+  opened.press(*"more")
+  assert opened.run("return found.length") == len(places)
+  for shift, place in ((False, 0), (False, 1), (True, 0), (True, -1)):
+    opened.run(
+      "$('pattern').dispatchEvent(new KeyboardEvent('keydown',"
+      " { key: 'Enter', shiftKey: args[0] }))",
+      shift,
+    )
+    assert opened.run("return cursor") == places[place] + 3
+  many = find(opened, "pattern", "/[aeiou]/")
+  assert text_of(opened, "foundtitle") == (
+    f"{len(many)} passages, of which the first 30 are listed"
+  )
+  marks = "return [...document.querySelectorAll('mark')].map("
+  assert opened.run(f"{marks} (e) => e.previousSibling.textContent)") == [
+    text[max(0, t - 24) : t].replace("\n", "↵") for t, *_ in many[:30]
+  ]
+  find(opened, "pattern", "/^./")
+  assert text_of(opened, "foundtitle") == "1 passage"
   words = [m.span() for m in re.finditer("th?o[u.]", text, re.I)]
   found = find(opened, "pattern", "/th?o[u.]/")
   assert found == [[a, b - 1, None] for a, b in words]
@@ -66,6 +98,21 @@ def test_passages_are_ranked_by_strength_and_by_similarity(
   first = found[0][0]
   value = levels[unit, first] / 127 * c["scale"][unit]
   assert found[0][2] == f"{value:.3f}".replace("-", "−")
+  hidden = "return $('pattern').parentElement.hidden"
+  assert opened.run(hidden)
+  # Another unit, or another signal, has others.
+  for key in "ns":
+    opened.press(key)
+    unit, (name, other) = (
+      int(chosen(opened, "unit")),
+      opened.run("return [signalName, [...levels]]"),
+    )
+    title = f"Where unit {unit} of {name} is strongest"
+    assert text_of(opened, "foundtitle") == title
+    values = np.reshape(other, (12, -1))[unit] - (128.0 if name == "c" else 0)
+    shown = opened.run("return found.map((p) => p.first)")
+    assert shown == ranked(np.abs(values))
+  opened.press("S", "p")
   # The mean of a selection, made with Shift, against every other state.
   opened.run("moveTo(100); textBox.focus(); anchor = 96")
   found = find(opened, "similar")
@@ -75,9 +122,26 @@ def test_passages_are_ranked_by_strength_and_by_similarity(
   cosines[96:101] = 0
   assert [t for t, *_ in found] == ranked(cosines)
   assert found[0][2] == f"cosine {cosines.max():.3f}"
-  assert "at the 5 selected characters" in text_of(opened, "foundtitle")
+  assert text_of(opened, "foundtitle") == (
+    "Where c of layer 2 is most similar to its value at the 5 selected "
+    "characters"
+  )
   opened.run("document.querySelector('#found button').click()")
-  assert opened.run("return cursor") == found[0][0]
+  assert opened.run("return [anchor, cursor]") == [None, found[0][0]]
+  # Of a gate, 0.5 is subtracted.
+  opened.press("s")
+  (gate,) = opened.run("return [[...levels]]")
+  values = np.reshape(gate, (12, -1)) - 127.5
+  cursor = found[0][0]
+  cosines = values[:, cursor] @ values / np.linalg.norm(values[:, cursor])
+  cosines /= np.linalg.norm(values, axis=0)
+  cosines[cursor] = 0
+  notes = opened.run("return found.map((p) => [p.first, p.note])")
+  assert notes == [
+    [t, f"cosine {cosines[t]:.3f}"] for t in ranked(cosines) if cosines[t] > 0
+  ]
+  find(opened, "pattern", "art")
+  assert not opened.run(hidden)
 
 
 def test_a_span_is_selected_by_mouse_keys_or_a_button(opened, explored_run):
@@ -110,3 +174,16 @@ def test_a_span_is_selected_by_mouse_keys_or_a_button(opened, explored_run):
   assert selected() == [index + 1, index + 5, index + 1, index + 5]
   opened.run("$('select').click()")
   assert selected() == [None, *[index + 5] * 3]
+  # With Shift, keys and clicks select from where the cursor was.
+  shift = "bubbles: true, shiftKey: true"
+  right = f"new KeyboardEvent('keydown', {{ key: 'ArrowRight', {shift} }})"
+  opened.run(f"for (const _ of [1, 2]) textBox.dispatchEvent({right})")
+  assert selected() == [index + 5, index + 7, index + 5, index + 7]
+  opened.press("left")
+  assert selected() == [None, *[index + 6] * 3]
+  opened.run(
+    "textBox.dispatchEvent(new MouseEvent('click',"
+    f" {{ clientX: args[0], clientY: args[1], {shift} }}))",
+    *place(1),
+  )
+  assert selected() == [index + 6, index + 1, index + 1, index + 6]

@@ -68,9 +68,27 @@ def test_pinned_units_show_the_line_in_their_own_colors(opened, explored_page):
     fill = opened.run("return palettes[args[0]][args[1]].fill", signed, level)
     assert fill == f"rgb({','.join(map(str, pixel[:3]))})"
 
+  # A click on the line moves the cursor.
+  opened.run("""
+    const canvas = $("pins").lastChild.lastChild;
+    const { left, top } = canvas.getBoundingClientRect();
+    canvas.dispatchEvent(new MouseEvent("click",
+      { clientX: left + 4 + 2.5 * charWidth, clientY: top + 9 }));
+  """)
+  opened.settle()
+  assert opened.run("return cursor - starts[lineOf[cursor]]") == 2
+  for (_, value), (layer, signal, unit) in zip(
+    pins(opened), expected, strict=True
+  ):
+    values, half = data.signal(layer, signal)
+    at = opened.run("return cursor")
+    assert abs(value - values[unit, at]) < half.flat[0] + 1e-3
+
   # Its name shows a unit in the text, and the same key removes the pin.
+  opened.run("document.querySelector('#pins button').focus()")
   opened.run("document.querySelector('#pins button').click()")
   opened.settle()
+  assert opened.run("return document.activeElement.id") == "text"
   assert (chosen(opened, "layer"), chosen(opened, "signal")) == ("1", "c")
   assert int(chosen(opened, "unit")) == first
   assert text_of(opened, "pin") == "Unpin"
@@ -80,6 +98,10 @@ def test_pinned_units_show_the_line_in_their_own_colors(opened, explored_page):
   assert text_of(opened, "pin") == "Pin"
   opened.run("document.querySelectorAll('#pins button')[1].click()")
   assert [name for name, _ in pins(opened)] == [shown[2][0]]
+  focused = "return document.activeElement.textContent"
+  assert opened.run(focused) == shown[2][0]
+  opened.run("document.querySelectorAll('#pins button')[1].click()")
+  assert opened.run(focused) == "Pin" and pins(opened) == []
 
 
 def test_no_more_units_can_be_pinned_than_fit(opened):

@@ -1,0 +1,147 @@
+"""What the page of `experiments.explore` draws on its canvases."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.experiments.pages import browser
+from tests.experiments.pages.explored import PageData, val_text
+
+pytestmark = [pytest.mark.programs, browser.NEEDED]
+
+# Returns the calls of a drawing function: [name, color, *arguments].
+CALLS = """
+  const { prototype } = CanvasRenderingContext2D, calls = [], own = {};
+  for (const name of ["fillRect", "strokeRect", "moveTo", "lineTo",
+    "fillText"]) {
+    own[name] = prototype[name];
+    prototype[name] = function (...values) {
+      calls.push([name, name.startsWith("fill") ? this.fillStyle
+        : this.strokeStyle, ...values]);
+      return own[name].apply(this, values);
+    };
+  }
+  const draw = { drawText, drawUnits, drawPath }[args[0]];
+  draw();
+  Object.assign(prototype, own);
+  return calls;
+"""
+ACCENT, INK, PURPLE = "#a1450c", "#1b1f24", "#54278f"
+CELL, LINE = 18, 26
+
+
+@pytest.fixture
+def calls(opened):
+  def drawn(function, name, color=None):
+    found = [call for call in opened.run(CALLS, function) if call[0] == name]
+    return [values for _, c, *values in found if color in (None, c)]
+
+  return drawn
+
+
+def as_hex(fill):
+  return "#" + "".join(f"{int(v):02x}" for v in re.findall(r"\d+", fill))
+
+
+def test_the_text_has_bars_passages_and_a_selection(
+  opened, calls, explored_page, explored_run
+):
+  text, cursor = val_text(explored_run), 60
+  opened.run("stepUnit(1); moveTo(args[0]); anchor = 57;", cursor)
+  opened.run("$('pattern').value = 'more'; find(); textBox.scrollTop = 0;")
+  width, unit = opened.run("return [charWidth, unit]")
+
+  def place(t):
+    line = text.count("\n", 0, t)
+    return 4 + (t - text.rfind("\n", 0, t) - 1) * width, 4 + line * LINE
+
+  # Each character on the color of its level.
+  data = PageData(explored_page)
+  header = data.header["layers"][1]["signals"][1]
+  levels = data.array(header["blob"]).reshape(12, -1)[unit]
+  fills = opened.run("return palettes.true.map(({ fill }) => fill)")
+  found = [
+    call for call in opened.run(CALLS, "drawText") if call[0] == "fillRect"
+  ][: len(text)]
+  for t, (_, fill, x, y, _, height) in enumerate(found):
+    assert fill == as_hex(fills[levels[t]])
+    assert [x, y, height] == [np.floor(place(t)[0] + 0.5), place(t)[1], CELL]
+  # The bars: four decades of the gradient's norm, of h and c together.
+  h, c = (data.paths(1)[name][cursor, : cursor + 1] for name in ("h", "c"))
+  norms = np.hypot(h, c)
+  heights = np.maximum(0, 1 + np.log10(norms / norms.max()) / 4)
+  bars = calls("drawText", "fillRect", ACCENT)
+  assert len(bars) == cursor + 1 and np.ptp(heights) > 0.3
+  for back, bar in enumerate(bars):
+    x, y = place(cursor - back)
+    top = y + CELL + 6 - 6 * heights[back]
+    expected = [x + 1, top, width - 2, 6 * heights[back]]
+    np.testing.assert_allclose(bar, expected, atol=1e-6)
+  marked = [
+    t for m in re.finditer("more", text, re.I) for t in range(*m.span())
+  ]
+  boxes = [[*place(t), width, CELL] for t in marked]
+  np.testing.assert_allclose(calls("drawText", "strokeRect", ACCENT), boxes)
+  x, y = place(cursor)
+  box = [[x - 1, y - 1, width + 2, CELL + 2]]
+  np.testing.assert_allclose(calls("drawText", "strokeRect", INK), box)
+  starts = [
+    [x, y + CELL + 1] for x, y in (place(t) for t in range(57, cursor + 1))
+  ]
+  np.testing.assert_allclose(calls("drawText", "moveTo", INK), starts)
+
+
+def test_all_units_have_the_colors_of_their_levels(
+  opened, calls, explored_page
+):
+  data = PageData(explored_page)
+  header = data.header["layers"][1]["signals"][1]
+  cursor, unit, ranks, fills = opened.run(
+    "stepUnit(2);"
+    "return [cursor, unit, ranks, palettes.true.map(({ fill }) => fill)]"
+  )
+  levels = data.array(header["blob"]).reshape(12, -1)[ranks, cursor]
+  squares = calls("drawUnits", "fillRect")
+  assert squares == [[14 * k + 1, 1, 12, 12] for k in range(12)]
+  drawn = [call[1] for call in opened.run(CALLS, "drawUnits")[::2]]
+  assert drawn == [as_hex(fills[level]) for level in levels]
+  k = ranks.index(unit)
+  assert k == 2
+  assert calls("drawUnits", "strokeRect", INK) == [[14 * k + 1, 1, 12, 12]]
+
+
+def test_the_path_is_to_scale(opened, calls, explored_page):
+  data, at = PageData(explored_page), 150
+  opened.run("moveTo(args[0])", at)
+  paths = data.header["layers"][1]["paths"]
+  low = np.floor(min(path["low"] for path in paths))
+  high = np.ceil(max(path["high"] for path in paths))
+  right = opened.run("return $('path').parentElement.clientWidth") - 24
+  texts = {text: (x, y) for text, x, y in calls("drawPath", "fillText")}
+  assert {"cursor", "32", "64", "characters back", "h", "c"} < {
+    *map(str, texts)
+  }
+
+  def x_of(back):
+    return right - (right - 44) * back / 95
+
+  def y_of(log):
+    return 140 - 132 * (log - low) / (high - low)
+
+  assert abs(texts[32][0] - x_of(32)) < 1e-6
+  decades = {
+    int(str(text).replace("−", "-")[2:]): y
+    for text, (_, y) in texts.items()
+    if str(text).startswith("1e")
+  }
+  assert len(decades) > 1 and high in decades
+  for decade, y in decades.items():
+    assert abs(y - y_of(decade)) < 1e-6
+  for name, color in (("h", ACCENT), ("c", PURPLE)):
+    norms = data.paths(1)[name][at]
+    backs = np.flatnonzero(norms)
+    points = np.array(calls("drawPath", "lineTo", color))
+    logs = np.maximum(np.log10(norms[backs]), low)
+    np.testing.assert_allclose(points[:, 0], x_of(backs))
+    np.testing.assert_allclose(points[:, 1], y_of(logs))
