@@ -1,5 +1,7 @@
 """Texts of any kind are typed into the page of `experiments.explore`."""
 
+import math
+
 import pytest
 
 from experiments.pages import packed_model
@@ -23,7 +25,11 @@ def test_the_pages_text_comes_back_and_pins_follow_the_text(chromium, make_run):
   chromium.open(page)
   chromium.press("i")
   before = chromium.run("return [cursor, unit, [...pins[0].levels]]")
+  shown = "return [$('swap').textContent, $('note').hidden]"
+  assert chromium.run(shown) == ["Show my text", True]
   type_text(chromium, "Thou art")
+  assert chromium.run(shown) == ["Show the page’s text", False]
+  assert text_of(chromium, "cost") == data.header["cost"]
   unit, pinned, scale = chromium.run(
     "return [unit, [...pins[0].levels], pins[0].signal.scale]"
   )
@@ -39,6 +45,8 @@ def test_the_pages_text_comes_back_and_pins_follow_the_text(chromium, make_run):
   chromium.run("$('swap').click()")
   chromium.settle()
   assert "300 characters of the validation split" in text_of(chromium, "about")
+  assert chromium.run(shown) == ["Show my text", True]
+  assert chromium.run("return data.layers") == data.header["layers"]
   assert chromium.run("return pieces.join('')") == data.text
   after = chromium.run("return [cursor, unit, [...pins[0].levels]]")
   assert after == before
@@ -65,6 +73,18 @@ def test_the_pages_text_comes_back_and_pins_follow_the_text(chromium, make_run):
   assert said == "1 not in the vocabulary, left out."
   type_text(chromium, "")
   assert text_of(chromium, "score") == ""
+
+  # An accent, before the letter that it belongs to, is not read.
+  compose = """
+    $("own").value = "Thou";
+    $("own").dispatchEvent(new InputEvent("input", { isComposing: true }));
+    const before = numBusy;
+    $("own").dispatchEvent(new CompositionEvent("compositionend"));
+    return [before, numBusy];
+  """
+  assert chromium.run(compose) == [0, 1]
+  chromium.settle()
+  assert chromium.run("return pieces.join('')") == "Thou"
 
 
 @pytest.mark.exhaustive
@@ -111,6 +131,24 @@ def test_the_last_of_several_texts_is_shown_whatever_else_is_chosen(
   assert len(read) == 3 and read[2] == len(texts[-1])
   assert 0 < read[0] < len(texts[0]) and read[1] < len(texts[1])  # given up
 
+  # Norms that are not there yet are dots, in the table.
+  cells = chromium.run(
+    "moveTo(90);"
+    "const cells = [...document.querySelectorAll('#norms td:last-child')].map("
+    "(cell) => cell.textContent);"
+    "const [h] = await text.pathsOf(0);"
+    "return [cells, h.norm(90, 0) > 0, h.norm(90, text.path.back)];"
+  )
+  assert cells == [["…"] * 8, True, None]
+  # The axis has room for norms that are larger than the page's text has.
+  chromium.run("data.layers[0].paths[0].high = -99; moveTo(91);")
+  chromium.run(GRADIENTS, 91)
+  high, norms = chromium.run(
+    "const [h] = await text.pathsOf(0);"
+    "return [h.high, Array.from({ length: 91 }, (_, k) => h.norm(91, k))]"
+  )
+  assert abs(high - math.log10(max(norms))) < 1e-9
+
   # A path that nobody waits for ends.
   chromium.run(
     "moveTo(100); window.first = text.path; moveTo(150);"
@@ -143,11 +181,13 @@ def test_a_text_that_cannot_be_read_is_said_and_can_be_typed_again(
 @pytest.mark.exhaustive
 def test_a_text_too_long_and_one_letter_are_read(chromium, make_run):
   chromium.open(page_of(make_run("gru")))
-  type_text(chromium, "art " * 600)
+  type_text(chromium, "art§ " * 600)
   assert chromium.run("return pieces.length") == 2000
   said = text_of(chromium, "score")
   assert said.startswith("2,000 characters; ")
-  assert said.endswith("; 400 more are not read.")
+  assert said.endswith(
+    "; 400 more are not read; 600 not in the vocabulary, left out."
+  )
   # 96 MiB are 512 tokens of a model that has 24 Ki numbers for each.
   room = chromium.run(
     "return TypedText.room({ hiddenSize: 4096, layers: [0], stateSize: 8192,"
