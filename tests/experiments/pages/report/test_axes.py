@@ -36,6 +36,7 @@ def numbers(chromium):
   )
 
 
+@pytest.mark.everyday(1)
 @pytest.mark.parametrize("scale", ["none", "both"])
 def test_each_number_of_an_axis_stands_at_its_value(opened, scale):
   choose(opened, "scale", scale)
@@ -48,7 +49,8 @@ def test_each_number_of_an_axis_stands_at_its_value(opened, scale):
       assert len(set(each)) == len(each) > 1
 
 
-@pytest.mark.parametrize("rate", [0.03, 0.002, 0.00035])
+@pytest.mark.everyday(1)
+@pytest.mark.parametrize("rate", [0.002, 0.03, 0.00035])
 def test_the_numbers_beside_a_constant_learning_rate_differ(opened, rate):
   opened.run("for (const r of data.runs) r.curves.lr.value.fill(args[0])", rate)
   choose(opened, "quantity", "learning rate")
@@ -104,6 +106,7 @@ def test_a_run_has_one_color_and_its_name_at_its_end(opened, directories):
   assert opened.run(f"{high} {{}}, 600, 12).high", [5, 9, 7]) == 9
 
 
+@pytest.mark.exhaustive
 def test_keys_and_the_pointer_move_to_the_nearest_point(opened):
   steps = opened.run("return positions")
   opened.run("document.getElementById('chart').focus()")

@@ -42,6 +42,7 @@ def outlined(chromium):
   )
 
 
+@pytest.mark.exhaustive
 def test_the_list_has_the_probabilities_at_the_settings(opened):
   begin(opened, "Thou art", 12)
   choose(opened, "temperature", 0.4)

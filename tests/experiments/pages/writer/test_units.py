@@ -65,6 +65,7 @@ def check(chromium, layers, layer, signal, unit):
   assert status.replace("-", "−") in text_of(chromium, "status")
 
 
+@pytest.mark.exhaustive
 def test_a_unit_is_chosen_by_menus_keys_and_buttons(opened, make_page):
   header = PageData(make_page("lstm")[1]).header
   layers = header["layers"]
@@ -114,7 +115,9 @@ def test_a_unit_is_chosen_by_menus_keys_and_buttons(opened, make_page):
     (f["layer"], f["signal"], f["unit"]): str(k)
     for k, f in reversed([*enumerate(header["follows"])])
   }
-  for place in ((0, "h", 10), next(iter(follows)), (1, "h", 0)):
+  layer, signal, unit = next(iter(follows))
+  other = (layer, {"h": "c", "c": "h"}[signal], unit)
+  for place in ((0, "h", 10), (layer, signal, unit), other):
     for name, value in zip(("layer", "signal", "unit"), place, strict=True):
       select(name, value)
     assert chosen(opened, "follows") == follows.get(place, "")
