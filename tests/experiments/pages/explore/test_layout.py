@@ -72,6 +72,20 @@ def test_a_word_is_as_wide_as_its_characters(chromium, words_page):
   actual = "return document.querySelector('#next .actual b').innerText"
   assert chromium.run(actual) == "↵"
 
+  units = (
+    "return [...document.querySelectorAll('.unit')].map(({ innerText }) =>"
+  )
+  assert set(chromium.run(f"{units} innerText)")) == {"word"}
+  # A feature that is the same throughout has no order of the units.
+  features, constant, disabled = chromium.run(
+    "const options = [...$('order').options].filter((o) => o.disabled);"
+    "return [data.features.length, data.constant, options.map((o) => o.text)]"
+  )
+  assert disabled == [f"{name} (the same throughout)" for name in constant]
+  chromium.run("$('order').value = 0; textBox.focus()")
+  chromium.press("O")
+  assert disabled and chromium.run("return order") == features
+
   # On a phone, lines are broken: no word passes the edge or overlaps another.
   chromium.emulate(150, 740)
   chromium.open(words_page)

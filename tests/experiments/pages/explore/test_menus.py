@@ -154,6 +154,9 @@ def test_keys_scroll_the_text_and_a_click_finds_its_character(
   """
   drawn, fill = opened.run(first)
   assert drawn == fill
+  press_with(opened, "ctrl", "End")
+  press_with(opened, "ctrl", "Home")
+  assert cursor() == 0
   opened.emulate(400, 400, "dark")
   opened.settle()
   sizes = opened.run(

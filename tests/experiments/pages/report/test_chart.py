@@ -104,10 +104,15 @@ def test_smoothing_averages_the_training_loss_alone(opened, directories):
     assert abs(y - expected) < 0.1
     assert k == 0 or abs(sums / weights - value) > 1e-6
   assert "over 2 points" in text_of(opened, "smoothingname")
-  # A validation loss keeps its value; the vertical axis may have changed.
-  (_, loss, _), *_ = losses(directories[0], "val_loss")
-  at = opened.run("return scale.y(args[0])", loss)
-  assert abs(after[1][0][1] - at) < 0.1 and len(before) == len(after)
+  # A validation loss keeps its values; the vertical axis may have changed.
+  values = [loss for _, loss, _ in losses(directories[0], "val_loss")]
+  at = opened.run("return args[0].map(scale.y)", values)
+  assert len(values) > 1 and len(before) == len(after)
+  np.testing.assert_allclose([y for _, y in after[1]], at, atol=0.1)
+  choose(opened, "quantity", "learning rate")
+  rates = [rate for _, rate, _ in losses(directories[0], "lr")]
+  at = opened.run("return args[0].map(scale.y)", rates)
+  np.testing.assert_allclose([y for _, y in lines(opened)[0]], at, atol=0.1)
 
 
 def test_the_lines_are_named_at_their_ends_without_overlap(opened, directories):
@@ -124,6 +129,14 @@ def test_the_lines_are_named_at_their_ends_without_overlap(opened, directories):
   )
 
 
+def written(value):
+  """Return a value as the table writes it: JavaScript's 1.00e-3 or 0.0100."""
+  if value >= 0.01:
+    return f"{value:.4f}"
+  digits, _, power = f"{value:.2e}".partition("e")
+  return f"{digits}e{int(power)}"
+
+
 def test_the_learning_rate_and_the_gradient_norm_are_curves(
   opened, directories
 ):
@@ -136,6 +149,11 @@ def test_the_learning_rate_and_the_gradient_norm_are_curves(
     points = [len(line) for line in lines(opened)]
     assert points == [sum(name in row for row in run) for run in rows]
     assert quantity in text_of(opened, "losshead")
+    shown = "return [...$('legend').rows].map((row) => row.cells[1].innerText)"
+    assert opened.run(shown) == [
+      written(next(row[name] for row in reversed(run) if name in row))
+      for run in rows
+    ]
     # Dots are evaluations.
     dots = "return document.querySelectorAll('#chart circle').length"
     assert opened.run(dots) == 0
