@@ -92,6 +92,15 @@ def test_the_text_has_bars_passages_and_a_selection(
   np.testing.assert_allclose(calls("drawText", "moveTo", INK), starts)
 
 
+def test_the_ends_of_both_scales_have_their_colors(opened):
+  signed, gates = opened.run(
+    "return [[1, 128, 255].map((q) => palettes.true[q].fill),"
+    " [0, 255].map((q) => palettes.false[q].fill)]"
+  )
+  assert [as_hex(fill) for fill in signed] == ["#1f5fa8", "#ffffff", "#b3261e"]
+  assert [as_hex(fill) for fill in gates] == ["#ffffff", PURPLE]
+
+
 def test_all_units_have_the_colors_of_their_levels(
   opened, calls, explored_page
 ):

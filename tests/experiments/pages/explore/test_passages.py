@@ -47,7 +47,7 @@ def test_a_pattern_is_found_and_f_goes_to_the_next_passage(
   opened.run("$('found').children[1].firstChild.click()")
   assert opened.run("return selection()") == [first, last]
   # A pattern is found as it is typed, and Enter goes to a passage.
-  opened.run("$('pattern').value = ''; moveTo(0); $('pattern').focus()")
+  opened.run("$('pattern').value = ''; find(); moveTo(0); $('pattern').focus()")
   opened.press(*"more")
   assert opened.run("return found.length") == len(places)
   for shift, place in ((False, 0), (False, 1), (True, 0), (True, -1)):

@@ -109,3 +109,7 @@ def test_no_more_units_can_be_pinned_than_fit(opened):
     opened.press("i", "n")
   assert len(pins(opened)) == 8
   assert opened.run("return document.getElementById('pin').disabled")
+  # Nor while the values of another signal are being unpacked.
+  busy = "setBusy(true); togglePin(); setBusy(false); return pins.length;"
+  opened.run("setPins([])")
+  assert opened.run(busy) == 0

@@ -98,10 +98,15 @@ def test_a_run_has_one_color_and_its_name_at_its_end(opened, directories):
   np.testing.assert_allclose(*places, atol=0.1)
   # More than fit are moved apart, and stay in the chart.
   places = opened.run(
-    "return drawLabels([0, 1, 2].map((k) => ({ k, name: '', x: 0, y: 299 })))"
-    ".map((text) => text.getAttribute('y') - 4)"
+    "const ends = [0, 1, 2].map((k) => ({ k, name: '', x: 0, y: 299 - k }));"
+    "return drawLabels(ends).map((text) =>"
+    "[text.getAttribute('y') - 4, text.style.fill])"
   )
-  assert places == [270, 285, 300]
+  assert places == [
+    [270, "var(--run2)"],
+    [285, "var(--run1)"],
+    [300, "var(--run0)"],
+  ]
   high = "return makeScale(args[0].map((x) => ({ xs: [0, x], ys: [1, 2] })), 0,"
   assert opened.run(f"{high} {{}}, 600, 12).high", [5, 9, 7]) == 9
 

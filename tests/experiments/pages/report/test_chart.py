@@ -71,6 +71,9 @@ def test_a_logarithmic_axis_has_equal_lengths_for_equal_ratios(
 def test_a_vertical_logarithmic_axis_leaves_out_what_is_not_positive(opened):
   before = [[x for x, _ in line] for line in lines(opened)]
   choose(opened, "scale", "both")
+  for axis in "xy":
+    places = opened.run(f"return [2, 4, 8].map(scale.{axis})")
+    assert np.ptp(np.diff(places)) < 1e-6
   choose(opened, "scale", "vertical")
   assert [[x for x, _ in line] for line in lines(opened)] == before
   values = opened.run("return curves().map((curve) => curve.ys)")
