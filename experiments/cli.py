@@ -1,7 +1,8 @@
-"""How programs start, print and exit; errors are one line.
+"""How programs start, print and exit; expected errors are one line.
 
-Exit status: 0 done; 1 a check that fails; 2 bad input, such as a flag that is
-refused; 3 a loss that is not finite; as shells count signals, 130 stopped by
+Exit status: 0 done; 1 a check that fails, or a bug, with its traceback; 2 bad
+input, such as a flag that is refused, or a device that fails or has too little
+memory; 3 a loss that is not finite; as shells count signals, 130 stopped by
 Ctrl-C (SIGINT), 143 by SIGTERM, and 141 where the reader of the output has
 closed its pipe (SIGPIPE): the program ends without a message, and a run
 resumes as after a kill. Without a standard output a program prints nothing.
@@ -180,7 +181,7 @@ def exit_status(
 
 
 def command_line(program: str, arguments: list[str]) -> str:
-  """Return the command line of a program, quoted for the shell in use.
+  """Return the command line of a program, quoted for a POSIX shell.
 
   It starts the same Python: by `uv run` if that started this program, else by
   `python` if the shell finds it so, else by its path.
@@ -216,10 +217,10 @@ class _Console(Console):
 
 
 def _unraisable(unraisable: Any) -> None:
-  """Report an exception that nobody catches, except TensorStore's.
+  """Report an exception that cannot be raised, as in `__del__`.
 
-  Each of its threads complains of a closed event loop once orbax has given up a
-  read or a write; orbax itself raises an error that gives the reason.
+  Except TensorStore's: each of its threads complains of a closed event loop
+  once orbax has given up a read or a write, whose reason orbax itself raises.
   """
   if "Event loop is closed" not in str(unraisable.exc_value):
     sys.__unraisablehook__(unraisable)
@@ -247,7 +248,7 @@ def _text(error: object) -> str:
 
 
 def _replace_closed_streams() -> None:
-  """Have closed standard streams take what is printed, and be empty."""
+  """Open the null device in place of each standard stream that is closed."""
   if sys.stdin is None:
     sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
   for name in ("stdout", "stderr"):

@@ -94,7 +94,7 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
       usable, or the device has too little memory.
     Diverged: the loss or the gradient is NaN or infinite; the message says
       which checkpoint is kept.
-    KeyboardInterrupt: a second Ctrl-C; likewise.
+    KeyboardInterrupt: a second Ctrl-C, likewise; or one before the training.
   """
   setup = make_setup(config)
   console.print(heading(setup), soft_wrap=True)
@@ -114,7 +114,7 @@ def _train(
   console: Console,
   trace_steps: int,
 ) -> Result:
-  """Train in the run directory, from the beginning or where its run stands."""
+  """Train in the run directory: a new run, or the one that is resumed."""
   config = setup.config
   facts: dict[str, Any] = {run_dir.SHA256: setup.corpus.sha256}
   if pretrained:
@@ -229,9 +229,9 @@ def _report_result(
     end = f"\nstopped early after step {logger.step} of {setup.num_steps}: "
     reason = f"{evaluations} in a row without a lower validation loss"
     console.print(end + reason, soft_wrap=True)
-  if not best.step:
-    # Killed at its end, and its best checkpoint is damaged.
+  if not best.step:  # if stopped by a signal, before an evaluation
     if not stopped_by:
+      # Killed after its last step, and its best checkpoint is damaged.
       reason = "has made its last step and has no best checkpoint"
       raise ValueError(f"{directory} {reason}: --overwrite trains it anew")
     return result

@@ -2,8 +2,8 @@
 
 A checkpoint holds everything on which the rest of a run depends and which does
 not follow from the configuration and the step: the train state (parameters,
-average, optimizer state, carried state, step), and what the logger has still to
-write. Noise, batches and sampling keys follow from the step. So a resumed run
+average, optimizer state, carried state, step) and the `Progress` of the run.
+Noise, batches and sampling keys follow from the step. So a resumed run
 computes, bit by bit, what an uninterrupted one does.
 """
 
@@ -55,7 +55,7 @@ class Progress(NamedTuple):
   pending: list[list[float]]  # metrics of the steps that no row has yet
   pending_seconds: float  # that those steps took
   seconds: float  # of the steps in the rows so far
-  skipped: tuple[int, int]  # steps not finite: in all, and in a row just now
+  skipped: tuple[int, int]  # steps not finite: in all, and the last in a row
   log_bytes: dict[str, int]  # length of each log
 
 
@@ -101,9 +101,9 @@ def truncate_logs(
   """Remove from the logs what was written after the checkpoint.
 
   A log that is shorter than it was at the checkpoint, as after a power failure,
-  keeps its complete lines. So does one that has grown since then, where the run
-  was resumed and killed before its next checkpoint; rows of steps after the
-  checkpoint may stay, and are then written a second time.
+  keeps its complete lines. If the run was then resumed, and killed before its
+  next checkpoint, the log has grown again: rows of steps after the checkpoint
+  may stay, and are then written a second time.
   """
   for name, length in log_bytes(directory).items():
     path, expected = directory / name, lengths.get(name, 0)

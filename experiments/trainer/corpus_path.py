@@ -30,10 +30,10 @@ BLOCK = 2**20  # characters of a file that are hashed at once
 
 
 def is_piped(corpus: str) -> bool:
-  """Return whether no other process can read a corpus again, as of a pipe.
+  """Return whether a corpus cannot be read again, such as one from a pipe.
 
-  Nor can one read the file in which a shell hands over a long here-document: it
-  is deleted as soon as it is standard input.
+  Another is the file in which a shell hands over a long here-document: it is
+  deleted as soon as it is standard input.
   """
   is_regular = os.path.isfile(corpus) or os.path.isdir(corpus)
   is_deleted = not os.path.exists(os.path.realpath(corpus))
@@ -48,9 +48,9 @@ def recorded_corpus(corpus: str) -> str:
 
 
 def recorded_path(name: str) -> str:
-  """Return the absolute path of a file or directory.
+  """Return the path of a file or directory that config.json holds.
 
-  In the repository, it is relative to the repository.
+  It is absolute, or relative to the repository for what lies there.
   """
   path = _lasting(Path(os.path.abspath(name)))
   if path.is_relative_to(REPOSITORY):
@@ -70,7 +70,8 @@ def _lasting(path: Path) -> Path:
 def resumable_corpus(directory: Path, corpus: str) -> str:
   """Return the --corpus with which another process reads the text of a run.
 
-  That is what was given, if it is no pipe, and not in /dev.
+  That is the copy of a piped text, the file to which one in /dev leads, or else
+  what was given.
   """
   if is_piped(corpus):
     return str(directory / KEPT)
@@ -119,7 +120,8 @@ def find_corpus(
   """
   corpus = data.corpus
   if corpus in CORPORA and CORPORA[corpus].sha256 == sha256:
-    # A file of that name was made after the run started: it is another text.
+    # A file of that name, made after the run started, hides the named corpus:
+    # `is_name` is False.
     with suppress(ValueError):  # there is no home directory
       if is_name(corpus) and cached_path(corpus).is_file():
         return data

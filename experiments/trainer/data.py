@@ -191,9 +191,10 @@ def make_tokenizer(config: DataConfig, text: str, train: str) -> Tokenizer:
   """Return the tokenizer of a run.
 
   Args:
-    config: names the kind of tokens, and how often a word must occur.
+    config: names the kind of tokens, and min_count.
     text: the whole corpus; all of its characters are known.
-    train: the training split; a word is known if it occurs there.
+    train: the training split; a word is known if it occurs there min_count
+      times or more.
 
   Raises:
     ValueError: there are fewer than two known tokens.

@@ -56,7 +56,7 @@ def _difference(one: Trained, other: Trained) -> str | None:
 
 
 def differing_split(one: DataConfig, other: DataConfig) -> str | None:
-  """Return the first flag by which two runs leave out other text, or None."""
+  """Return the first of SPLIT_FLAGS in which two runs differ, or None."""
   differing = (f for f in SPLIT_FLAGS if getattr(one, f) != getattr(other, f))
   return next(differing, None)
 

@@ -65,7 +65,7 @@ def read_excerpt(
       the corpus, all text before the excerpt counts as its training text.
     part: of the text. Without a split and shares it is the run's
       `default_split`; of another text, from where the test or validation split
-      of the corpus begins to the end.
+      of the corpus begins to the end. With an end alone, it begins likewise.
 
   Raises:
     ValueError: the text cannot be read, or has changed since the run; the run

@@ -30,9 +30,10 @@ def extends(
 ) -> bool:
   """Return whether changed flags extend a run.
 
-  A run without --patience (0) may be given one, which counts the evaluations so
-  far. Where the new values do not fit a finished run, `check_extension` says
-  so; an unfinished run with less patience is another run.
+  More epochs do; so does another patience, unless the run has made its last
+  epoch. It counts the evaluations so far. Where the new values do not fit a
+  finished run, `check_extension` says so; an unfinished run with less patience
+  (but not 0) is another run.
 
   Args:
     record: config.json of the run.

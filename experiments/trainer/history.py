@@ -27,8 +27,7 @@ from experiments.trainer.trained import read_replaced
 from lstm_jax.language import language_model
 from lstm_jax.training import CheckpointError, list_checkpoints
 
-# Entries of a row, each of several training steps, that are null if none of
-# them was finite.
+# Entries of a row that are null if none of its training steps was finite.
 NULLABLE = "train_loss", "grad_norm"
 # A title of samples.txt, as `experiments.train` writes them.
 TITLE = re.compile(
@@ -38,7 +37,7 @@ TITLE = re.compile(
 
 
 class Sample(NamedTuple):
-  """A sample that a run drew at an evaluation."""
+  """A sample of a run: at its start, at an evaluation, or at its end."""
 
   title: str
   step: int | None  # None for the last one, of the best weights
@@ -51,7 +50,7 @@ class RunHistory(NamedTuple):
   directory: Path
   member: str  # name of a sweep's member; empty for a single run
   record: dict[str, Any]  # config.json
-  config: TrainConfig  # of a sweep, for members too: they share its batches
+  config: TrainConfig  # a member has that of its sweep, whose batches it reads
   rows: list[dict[str, Any]]  # metrics.jsonl; of a member, its evaluations
   samples: list[Sample]
   finished: bool

@@ -25,7 +25,7 @@ def lock(directory: Path) -> Iterator[None]:
   """
   path = directory / LOCK
   while True:
-    file = path.open("a+b", buffering=0)  # nothing is left to be written
+    file = path.open("a+b", buffering=0)  # so `close` has nothing to write
     try:
       with naming(path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -241,7 +241,7 @@ class RunLogger:
   def sample_during_training(self, title: str, params: LanguageParams) -> None:
     """Draw, print and append a sample, by a key that depends on the step.
 
-    The untrained model's is that of the sample at the end.
+    Before the first step it is the key of the sample at the end of the run.
     """
     key = self._setup.keys.samples
     key = jax.random.fold_in(key, self.step) if self.step else key

@@ -64,8 +64,8 @@ def fit(
     observer: its methods are called during the training.
     evaluate_at: step -> whether to evaluate after it; the last always does.
     key: draws the noise of the regularizers; None if there is none.
-    stop_requests: read after each step, or after AGREE_EVERY by several
-      processes; a signal handler appends to it.
+    stop_requests: a signal handler appends to it. It is read after each step;
+      with several processes, every AGREE_EVERY steps and before evaluations.
     tracer: traces some of the steps; None for none.
 
   Returns:
