@@ -226,8 +226,8 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
     raise ValueError(
       "out of memory: the train state and a copy of the weights need "
       f"{format_bytes(needed)} and the device has {format_bytes(limit)}: no "
-      "batch size would fit; reduce --hidden_size or --num_layers, or the "
-      "members of a sweep"
+      "batch size would fit; reduce --hidden_size, --num_layers, the members "
+      "of a sweep or the --devices of a CPU"
     )
 
 
@@ -245,13 +245,15 @@ def advice_if_out_of_memory(setup: TrainSetup) -> Iterator[None]:
       raise
     if jax.process_count() > 1:
       raise
+    condition = ""
     if setup.mesh and is_cpu():
       # The devices of a CPU share its memory, and each holds the weights: the
       # advice is for one device.
       single = replace(setup.config, mesh="", devices="1")
       setup = make_setup(single, setup.corpus)
+      condition = "with --devices=1 and no --mesh, "
     advice = advise_batch_size(setup, available_memory())
-    raise ValueError(f"out of memory: {advice}") from None
+    raise ValueError(f"out of memory: {condition}{advice}") from None
 
 
 def advise_batch_size(setup: TrainSetup, limit: int) -> str:

@@ -150,7 +150,7 @@ def test_without_memory_a_process_says_what_would_fit(tmp_path):
   """It may have 1 GB more than it has before its first step of 2.5 GB."""
   corpus = tmp_path / "verse.txt"
   corpus.write_text(VERSE * 2500)
-  sizes = {"batch_size": 64, "seq_len": 2048, "hidden_size": 512}
+  sizes = {"batch_size": 64, "seq_len": 2048, "hidden_size": 512, "devices": 2}
   flags = [f"--{name}={value}" for name, value in sizes.items()]
   files = f"--corpus={corpus}", f"--run={tmp_path / 'run'}"
   process = subprocess.Popen(
@@ -169,7 +169,8 @@ def test_without_memory_a_process_says_what_would_fit(tmp_path):
   [(status, _, err)] = finish(process)
   assert status == 2
   assert re.fullmatch(
-    r"error: out of memory: a batch of 64 sequences × 2,048 tokens needs "
+    "error: out of memory: with --devices=1 and no --mesh, a batch of 64 "
+    r"sequences × 2,048 tokens needs "
     rf"\S+ GB and the device has {limit / 1e9:.2f} GB; 32 × 2,048 would need "
     r"\S+ GB\n",
     err,

@@ -98,7 +98,7 @@ def test_on_a_mesh_only_a_shard_of_the_state_is_needed(config, sharing):
   ]
   needed = sharing * num_bytes(sharded) + sum(sizes)
   check_memory(sharded, needed, sharing)
-  with pytest.raises(ValueError, match="no batch size would fit"):
+  with pytest.raises(ValueError, match=r"would fit; .* --devices of a CPU"):
     check_memory(sharded, needed - 1, sharing)
   if sharing == 1:
     assert needed < 0.6 * num_bytes((state, state.params))
@@ -223,9 +223,12 @@ def test_an_error_that_no_batch_size_would_mend_stays_what_it_is(
     raise jax.errors.JaxRuntimeError(message)
 
 
-@pytest.mark.parametrize("mesh", ["", "data:1"])
-def test_on_the_mesh_of_a_cpu_the_advice_is_for_one_device(
-  mesh, config, monkeypatch
+@pytest.mark.parametrize(
+  ("mesh", "condition"),
+  [("", ""), ("data:1", "with --devices=1 and no --mesh, ")],
+)
+def test_on_the_mesh_of_a_cpu_the_advice_is_for_one_device_and_says_so(
+  mesh, condition, config, monkeypatch
 ):
   advised = []
 
@@ -236,7 +239,7 @@ def test_on_the_mesh_of_a_cpu_the_advice_is_for_one_device(
   monkeypatch.setattr(footprint, "advise_batch_size", advise)
   monkeypatch.setattr(footprint, "available_memory", lambda: 7)
   with (
-    pytest.raises(ValueError, match=r"^out of memory: less$"),
+    pytest.raises(ValueError, match=f"^out of memory: {condition}less$"),
     advice_if_out_of_memory(make_setup(replace(config, mesh=mesh))),
   ):
     raise jax.errors.JaxRuntimeError("Out of memory allocating 9 bytes")
