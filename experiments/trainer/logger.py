@@ -143,12 +143,12 @@ class RunLogger:
       return
     self._show_progress(self.step, row.train_loss, row.tokens_per_second)
     finite = math.isfinite(row.train_loss)
+    update = max(1, self.step - self.buffer.skipped)
     record = {
       "step": self.step,
       "train_loss": row.train_loss if finite else None,
       "grad_norm": row.grad_norm if finite else None,
-      # Of the last update: a skipped step does not advance the schedule.
-      "lr": float(self._setup.schedule(self.step - 1 - self.buffer.skipped)),
+      "lr": float(self._setup.schedule(update - 1)),  # of the last update
       "tokens_per_second": round(row.tokens_per_second),
       "seconds": round(self.buffer.seconds, 3),
     }

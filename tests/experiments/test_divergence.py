@@ -58,7 +58,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
 def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
   config, console, monkeypatch
 ):
-  inject_nans(monkeypatch, range(31, 60))
+  inject_nans(monkeypatch, {*range(1, 11), *range(31, 60)})
   config = replace(config, nonfinite="skip", num_epochs=2)
   message = (
     "the loss is nan at step 41, and at most 10 in a row may be skipped; the "
@@ -67,8 +67,11 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
   with pytest.raises(Diverged, match=message):
     train.run(config, console)
   rows = read_rows(Path(config.job.run))
-  *_, last = (row["train_loss"] for row in rows if "train_loss" in row)
-  assert last is None  # of steps 31 to 40, all skipped
+  first, *_, last = (row for row in rows if "train_loss" in row)
+  # Of steps 1 to 10 and 31 to 40, all skipped.
+  assert first["train_loss"] is last["train_loss"] is None
+  schedule = setup.make_setup(config).schedule
+  assert first["lr"] == float(schedule(0)) > float(schedule(-1))
 
 
 def test_a_run_that_diverges_at_once_keeps_no_checkpoint(config, console):
