@@ -25,8 +25,9 @@ class Batches(NamedTuple):
   continues each column where batch k ends. The columns start evenly spaced in
   the text. Together they predict every token but the first of the text, and
   none more than twice. Where text has been left out at a gap, the columns start
-  evenly spaced in each of the two pieces, none reads across the gap, and a few
-  tokens may be predicted more often.
+  evenly spaced in each of the two pieces and none reads across the gap. Then
+  the first token of the second piece is not predicted either, and some tokens
+  may be predicted more than twice.
   """
 
   tokens: np.ndarray  # int32 [L + 1, B], time-major

@@ -1,8 +1,9 @@
 """How one token is drawn from a language model's logits y.
 
-It is drawn from softmax(y/τ) with temperature τ; τ = 0 takes the most likely
-token (greedy), whatever the rules. Three rules keep only some of the tokens, in
-this order, each with the probabilities of what the one before has kept:
+Suppressed tokens are left out first. The token is drawn from softmax(y/τ) with
+temperature τ; τ = 0 takes the most likely one (greedy). Before it is drawn,
+three rules keep only some of the tokens, in this order, each with the
+probabilities of what the one before has kept:
 
   top-k  the k most likely tokens
   top-p  the smallest set of most likely tokens whose probabilities sum to p or

@@ -1,4 +1,4 @@
-"""The epochs of a training: random offsets, short and late batches.
+"""The epochs of a training: random offsets, short batches, two batch sizes.
 
 >>> import numpy as np
 >>> config = BatchingConfig(batch_size=2, seq_len=3, num_epochs=5)
@@ -61,8 +61,8 @@ class BatchingConfig:
   )
   late_batch_size: int = option(
     0,
-    "Sequences in a batch in the last third of the epochs, for gradients with "
-    "less noise; 0 for batch_size.",
+    "Sequences in a batch in the last third of the epochs (of two epochs, in "
+    "none), for gradients with less noise; 0 for batch_size.",
     bounds="[0, inf)",
   )
 
@@ -82,7 +82,7 @@ class BatchingConfig:
 
     Raises:
       ValueError: as `make_batches`, or for the seed, when the first epoch is
-        made.
+        made; for late_batch_size when the first epoch with it is.
     """
     return (
       self._epoch(tokens, seed, gap, epoch) for epoch in range(self.num_epochs)

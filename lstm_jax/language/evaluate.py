@@ -28,7 +28,9 @@ from lstm_jax.language.tokenizer import Tokenizer
 from lstm_jax.language.tokens import check_range
 
 CHUNK = 1000  # time steps in one call, which limits the memory of the logits
-MAX_LOGITS = 2**21  # logits in one call of cold_nats: 32,768 tokens at V 64
+# Logits of the windows that cold_nats evaluates at once: 32,768 tokens at V 64,
+# unless one window has more.
+MAX_LOGITS = 2**21
 
 
 def stateful_loss(
@@ -168,8 +170,8 @@ def nats_per_character(
     tokenizer: the tokenizer of the text.
     text: the text.
     nats: the sum of the losses of the text's tokens[1:], in nats.
-    cached: whether an unknown word costs less if the text has it before, as
-      fits a protocol that remembers the whole text: see `spelling`.
+    cached: whether the unknown words earlier in the text predict each one too,
+      as fits a protocol that remembers the whole text: see `spelling`.
 
   Raises:
     ValueError: the text has fewer than two characters.

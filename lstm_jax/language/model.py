@@ -6,7 +6,7 @@
 
 With a small vocabulary, eₜ is never computed. The input product eₜ W_x of the
 lowest layer is row xₜ of the table W_e W_x, [V, G·H], which is computed once
-for all time steps; the largest product of a one-layer model becomes a gather.
+for all time steps; the product becomes a gather.
 With a large vocabulary, such as one of words, the table would have more rows
 than the batch has tokens. Then the rows of W_e are gathered and multiplied by
 W_x, as they are for a cell that does not take tokens (`takes_tokens` of a
@@ -123,7 +123,7 @@ def language_model(
     adjoint: how the cells' gradient is computed, as in `unroll`; `Autodiff`
       leaves the embedding, the readout and the loss to JAX as well.
     groups: number of groups of neighbouring sequences, a divisor of B. `loss`
-      and `training_loss` compute the readout group by group, but with
+      and `training_loss` compute the readout group by group, except with
       `Autodiff`; all functions compare V with the tokens of one group
       (`reads_table`). Where devices share the batch it is their number: see
       `grouped_linear_cross_entropy`.
@@ -183,7 +183,7 @@ def _language_model(
     if reads_table(config.cell, len(embedding), num_tokens):
       no_bias = jnp.zeros(lowest.w_x.shape[1:], lowest.w_x.dtype)
       table = dense(scaled(embedding), lowest.w_x, no_bias)
-      lowest = lowest._replace(w_x=table)  # a sum: float32 or wider
+      lowest = lowest._replace(w_x=table)  # float32 or wider, as all sums
       xs = tokens
     else:
       no_bias = jnp.zeros(embedding.shape[1:], embedding.dtype)

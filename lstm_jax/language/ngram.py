@@ -150,10 +150,10 @@ def _count(
 def _context_ids(
   text: np.ndarray, position: np.ndarray, vocabulary_size: int, order: int
 ) -> list[np.ndarray]:
-  """Return numbers of the contexts of 0, 1, ... tokens, each [M].
+  """Return the ids of the contexts of 0, 1, ... tokens, each [M].
 
-  Those of k tokens are equal where the k tokens before are; they mean nothing
-  where there are fewer.
+  The ids for k tokens are equal where the k tokens before are; they mean
+  nothing where there are fewer.
   """
   ids = [np.zeros(len(text), np.int64)]
   for k in range(1, order + 1):
@@ -169,7 +169,7 @@ def _follows_first(
 ) -> np.ndarray:
   """Return where a token follows its context for the first time, [M].
 
-  Where there is no such context it does.
+  Where there is no such context, it is True.
   """
   first = ~exists
   places = np.flatnonzero(exists)

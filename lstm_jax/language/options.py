@@ -110,9 +110,9 @@ def _leaves(kind: Any) -> set[Any]:
 
 
 def _is_number(value: Any, kind: type) -> bool:
-  """Return whether a value is of a type in NUMBERS; a bool is no number."""
+  """Return whether a field of type `kind` may hold a value."""
   return isinstance(value, NUMBERS[kind]) and (
-    kind is bool or not isinstance(value, bool)
+    kind is bool or not isinstance(value, bool)  # to Python, True is an int
   )
 
 

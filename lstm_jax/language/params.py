@@ -42,8 +42,9 @@ class ModelConfig:
   init_std: float | None = option(
     None,
     "Standard deviation of Gaussian initial weights, but for the readout's. "
-    "Every bias is then 0, that of the forget gate too. If not given, the "
-    "weights are those of the cell itself.",
+    "Vectors are then 0: every bias, that of the forget gate too, and peephole "
+    "weights, but not gains and decay rates. If not given, the layers have the "
+    "initial weights of the cell itself, and the embedding's deviation is 1.",
     bounds="[0, inf)",
   )
   readout_std: float | None = option(

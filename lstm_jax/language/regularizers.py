@@ -40,8 +40,8 @@ from lstm_jax.sequence.wrappers import select
 class Regularizers:
   """Rates of dropout and zoneout, and coefficients of two penalties.
 
-  They apply to `training_loss` alone: evaluations and samples have no noise.
-  Unlike Krueger et al. (2017), they do not take the expectation of zoneout.
+  They apply to `training_loss` alone: evaluations and samples have no noise,
+  nor, unlike in Krueger et al. (2017), the expected update of zoneout.
 
   Raises:
     ValueError: a rate or a coefficient is out of its range.

@@ -7,10 +7,9 @@ from typing import TypeVar
 import numpy as np
 
 Text = TypeVar("Text", str, np.ndarray)
-# Where a text may be cut: before the first line after blank lines, and there
-# rather before the heading of an act or a scene.
-# A match begins behind a line that is not blank, so that none is tried for each
-# of many blank ones.
+# A slice may begin and end at the first line after blank lines, preferably at
+# the heading of an act or a scene. A match begins after a line that is not
+# blank: beginning at each of many blank ones would take quadratic time.
 PARAGRAPH = re.compile(r"(?:(?<=\S)|\A)[^\S\n]*\n(?:[^\S\n]*\n)+(?=[^\S\n]*\S)")
 SCENE = re.compile(r"[^\S\n]*(?i:act|scene)\s+(?i:[ivxlc]+|\d+)\b")
 SCENE_REACH = 4  # a scene within 1/4 of the slice's length is near enough
@@ -18,6 +17,8 @@ SCENE_REACH = 4  # a scene within 1/4 of the slice's length is near enough
 
 def read_text(path: str | Path) -> str:
   r"""Return the text of a UTF-8 file, with every line ending as "\n".
+
+  A byte order mark at its beginning is removed.
 
   Raises:
     ValueError: the file is missing, unreadable, empty or not UTF-8.
@@ -69,9 +70,9 @@ def middle_slice(text: str, fraction: float) -> tuple[int, int]:
 
   The requested slice is the share `fraction` around the middle. Each of its
   ends moves to the nearest beginning of a paragraph: the first line after blank
-  lines, in a play that of a speech. If an act or a scene ("SCENE II.") begins
-  within a quarter of the slice's length, the end moves there instead, so that
-  whole scenes are cut out.
+  lines, which begins a speech in a play. If an act or a scene ("SCENE II.")
+  begins within a quarter of the slice's length, the end moves there instead, so
+  that whole scenes are cut out.
 
   Args:
     text: the text.

@@ -1,4 +1,4 @@
-"""A text that a model writes, part by part, and that anyone may continue.
+"""A text that a model writes part by part, and that its caller may continue.
 
 >>> from lstm_jax.language import CharTokenizer, DrawingRules, ModelConfig
 >>> from lstm_jax.language import language_model
@@ -85,8 +85,8 @@ class TextStream:
   def read(self, text: str) -> None:
     """Go on from a text that follows the one so far.
 
-    A tokenizer of words takes its first word for the first of a line, so that
-    a quotation mark there is an opening one.
+    A tokenizer of words encodes it as if it began a line. Where it does not, a
+    quotation mark at its beginning becomes a closing one.
 
     Raises:
       ValueError: it is empty, or has characters or words that the tokenizer
@@ -135,7 +135,7 @@ class TextStream:
   def _advance(self, key: np.ndarray, given: np.ndarray) -> Iterator[str]:
     """Read or draw tokens, and yield the text that each part of them adds.
 
-    What JAX would compile for arrays of this length alone is left to NumPy.
+    Arrays of this length are NumPy's: JAX would compile for every length anew.
     """
     for start in range(0, len(given), PART):
       part = slice(start, start + PART)

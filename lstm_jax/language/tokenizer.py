@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
 
   @property
   def unknown_tokens(self) -> tuple[int, ...]:
-    """Tokens that stand for unknown text, so that sampling excludes them."""
+    """Tokens that stand for unknown text: `suppress_tokens` for `sample`."""
 
   def _asdict(self) -> dict[str, Any]:
     """Return the fields of the tokenizer, as every NamedTuple does."""
@@ -47,7 +47,7 @@ class Tokenizer(Protocol):
     """Return the text of tokens [N].
 
     Raises:
-      ValueError: they have more axes, or some are not in [0, V).
+      ValueError: they are not [N], or not all integers in [0, V).
     """
 
   def pieces(self, tokens: np.ndarray) -> list[str]:
@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the nats of spelling out each unknown token, float64 [N].
 
-    If cached, words that were spelled out before in the text cost less.
+    If cached, the unknown words earlier in the text predict each one too.
     """
 
 

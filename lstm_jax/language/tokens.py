@@ -11,7 +11,7 @@ def check_range(name: str, tokens: ArrayLike, vocabulary_size: int) -> None:
   tokens = np.asarray(tokens)
   if not tokens.size:
     return
-  kind = tokens.dtype.kind  # not `issubdtype`: a time is an integer to NumPy
+  kind = tokens.dtype.kind  # `issubdtype` takes timedelta64 for an integer
   if kind in "iu" and tokens.min() >= 0 and tokens.max() < vocabulary_size:
     return
   got = f"{tokens.dtype}"

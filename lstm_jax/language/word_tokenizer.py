@@ -2,8 +2,8 @@ r"""A tokenizer of words, punctuation marks and line breaks.
 
 A text is split at its spaces, and the strings between them into pieces:
 
-  words        thy, feel'st, o'er; with the apostrophe of 'tis and of th' (there
-               is a list: others are quotation marks), never with a hyphen
+  words        thy, feel'st, o'er; 'tis and th' too, which are in a list (other
+               apostrophes outside a word are quotation marks); no hyphens
   line breaks  each with the indentation of the line that it begins
   marks        , ; ! each a piece of its own, but -- is one piece
 
@@ -12,8 +12,8 @@ Spaces are not tokens: rules decide between which two pieces a space belongs
 token, whose symbol begins with a space: " ," is a comma with a space before it,
 " love" is a word without a space after a comma, and " '" opens a quotation,
 which "'" closes. So decoding returns the text in its normal form (`normalize`):
-consecutive spaces are one, every space character is " ", and there is none at
-the end of a line or before the first word of the text.
+every space character is " ", consecutive ones are one except in indentation,
+and there is none at the end of a line or at the beginning of the text.
 
 >>> text = "'Tis thee,\n  thee I love, love!"
 >>> tokenizer = WordTokenizer.from_text(text, min_count=2)
@@ -102,7 +102,7 @@ class WordTokenizer(NamedTuple):
 
   @property
   def unknown_tokens(self) -> tuple[int, ...]:
-    """The token of <unk>, which sampling excludes."""
+    """The token of <unk>: `suppress_tokens` for `sample`."""
     return (self.size - 1,)
 
   def encode(self, text: str) -> np.ndarray:
@@ -134,8 +134,9 @@ class WordTokenizer(NamedTuple):
   def decode(self, tokens: np.ndarray) -> str:
     """Return the text of tokens [N], with spaces.
 
-    `decode(encode(text))` is `normalize(text)`, except for unknown words. The
-    text of the first tokens is the beginning of the text of all of them.
+    `decode(encode(text))` is `normalize(text)`, except for unknown words and
+    the spaces beside them. The text of the first tokens is the beginning of the
+    text of all of them.
     """
     return "".join(self.pieces(tokens))
 
