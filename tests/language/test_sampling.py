@@ -7,6 +7,7 @@ from lstm_jax.language import ModelConfig, language_model, sample, sampling
 from lstm_jax.language.drawing import (
   HUGE,
   DrawingRules,
+  checked_rules,
   draw,
   keep_min_p,
   keep_top_k,
@@ -208,6 +209,13 @@ def test_options_out_of_range_are_refused(options, message, params, key):
   arguments = {"prompt": PROMPT, "length": 5} | options
   with pytest.raises(ValueError, match=message):
     sample(MODEL, params, key, **arguments)
+
+
+def test_rules_of_numpy_numbers_become_pythons():
+  one, half = np.int8(1), np.float32(0.5)
+  rules = checked_rules(DrawingRules(half, one, half, half, [one]), V)
+  assert [*map(type, rules)] == [float, int, float, float, tuple]
+  assert type(rules.suppress_tokens[0]) is int
 
 
 @pytest.mark.exhaustive
