@@ -5,11 +5,11 @@
 trains the recipe of a row of the board (experiments/results/board.json) with
 each of its seeds, evaluates every run by the protocols of that row, and all of
 them together if the row has such a result, and prints the losses beside the
-published ones. A named corpus is downloaded, and the teachers of a recipe are
-trained first. Each run has a directory under --run, beside the result,
-reproduction.json. The same command again skips what is finished, and resumes an
-interrupted training. --dry_run prints the commands that do the same, one by
-one.
+published ones. A named corpus is downloaded. The teachers of a recipe are
+trained first, in the directories that it names. Each seed has a directory under
+--run, beside the result, reproduction.json. The same command again skips what
+is finished, and resumes an interrupted training. --dry_run prints the commands
+that train and evaluate, one by one.
 """
 
 import json
@@ -70,9 +70,10 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   """Train, evaluate, print the table and write reproduction.json.
 
   Raises:
-    ValueError: the corpus is not to be had, or a directory holds another run,
-      or one without its seconds of training; or --run is that of a run.
-    Diverged: a loss is NaN or infinite.
+    ValueError: as `plan`, `plan_teachers` and `train.run`; or a directory holds
+      another run, or one whose result.json lacks the seconds of training; or
+      --run is itself a run.
+    Diverged: as in `train.run`.
   """
   jobs = plan(row, config)
   base = jobs[0].directory.parent
@@ -144,7 +145,7 @@ def _train_teachers(
       result = train.run(single, console)
       if stopped_by := result.stopped_by or result.signalled:
         return stopped_by
-    advice = "move it, and its teacher is trained there"
+    advice = "move it, and the teacher is trained there"
     check_same_run(job.directory, single, sha256, advice=advice)
   return None
 
@@ -189,9 +190,10 @@ def _read_done(path: Path, row: Row) -> dict[int, dict[str, Any]]:
 def _read_together(
   path: Path, row: Row, jobs: Sequence[Job]
 ) -> dict[str, float]:
-  """Return the losses of the seeds together, by protocol, if it has them all.
+  """Return reproduction.json's losses of the seeds together, by protocol.
 
-  They are those of the same runs, since the file is beside these.
+  They are of the runs beside the file: `run` deletes them before it trains one
+  again. Return {} if a protocol of the jobs' ensembles is missing.
   """
   results = ensemble_results(row, jobs)
   names = [result.evaluated_by for result in results]

@@ -7,13 +7,13 @@ member of the sweep is one seed at one learning rate; all members train in one
 program, which is compiled once. The cores of a CPU share the members
 (--devices). The hyperparameters are flags, as in `experiments.train`; a sweep
 refuses --init_from, --teacher, --patience, --asgd_patience, --nonfinite, --mesh
-and --implementation. The seeds count up from --seed. Each member equals the run
-that `experiments.train` makes with its seed and learning rate, up to rounding.
-If batches are random (--random_offsets, --short_seq_prob), all members have
-those of --seed. A test split (--test_fraction) is left out of the training, and
-not evaluated. The tables show each member's best validation loss, and the mean
-and the standard deviation over the seeds at each learning rate; result.json
-holds every evaluation.
+and --implementation. The seeds count up from --seed. If batches are random
+(--random_offsets, --short_seq_prob), all members have those of --seed. If not,
+each member equals the run that `experiments.train` makes with its seed and
+learning rate, up to rounding. A test split (--test_fraction) is left out of
+the training, and not evaluated. The tables show each member's best validation
+loss, and the mean and the standard deviation over the seeds at each learning
+rate; result.json holds every evaluation.
 
 The checkpoints hold the state of all members, so that a sweep can be resumed
 like a run, and the weights of the best member, for `experiments.sample` and the
@@ -103,7 +103,7 @@ def run(config: SweepConfig, console: Console) -> Result:
   _check(config)
   # The optimizer's rate is 1: each member's own multiplies its updates.
   setup = make_setup(replace(config, learning_rate=1.0))
-  # Even a list of the members may be too large.
+  # From the size of one member: even the list of all might be too large.
   check_memory(setup.state_like, available_memory(), num_members(config))
   members = make_members(config)
   rates = {one.learning_rate for one in members}
@@ -236,7 +236,7 @@ def _check(config: SweepConfig) -> None:
 
 
 def _print_result(result: Result, console: Console) -> None:
-  """Print the tables of the members that have been evaluated."""
+  """Print the tables of the evaluated members, and how to sample the best."""
   evaluated = [one for one in result.members if one.val_losses]
   if result.stopped_by:
     console.print(f"\n{result.stopped_by.name}: stopped")
