@@ -183,8 +183,8 @@ def open_shared_run_dir(
   """Open and lock the run directory in the first process, for all of them.
 
   Yields:
-    As `open_run_dir` with may_extend=True. If a finished run is extended, only
-    the first process, which prints that, gets `extended_from`.
+    As `open_run_dir` with may_extend=True. If a run is extended, only the first
+    process, which prints that, gets `extended_from`.
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the

@@ -27,7 +27,7 @@ class NamedCorpus(NamedTuple):
 
   url: str
   num_bytes: int
-  sha256: str  # of the file and, without \r and a byte order mark, of its text
+  sha256: str  # of the file, and of its text: it has no \r or byte order mark
 
 
 CORPORA = {
@@ -52,8 +52,9 @@ def locate(corpus: str) -> str:
   A named corpus that is not in the cache directory is downloaded to it.
 
   Raises:
-    ValueError: it cannot be downloaded or kept, or the copy is of another text;
-      the message says what is expected, and where to save it by hand.
+    ValueError: it cannot be downloaded, or the copy is of another text: the
+      message says what is expected, and where to save it by hand; or it cannot
+      be kept or read there, or there is no home directory.
   """
   if not is_name(corpus):
     return corpus
@@ -101,7 +102,7 @@ def cached_path(name: str) -> Path:
 
 
 def _download(name: str, path: Path) -> bytes:
-  """Return the contents of a named corpus, for which there is a path."""
+  """Return the contents of a named corpus; messages name the path for it."""
   corpus = CORPORA[name]
   print(f"downloading {corpus.url} to {path}", file=sys.stderr)
   try:

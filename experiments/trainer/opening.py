@@ -106,14 +106,15 @@ def open_run_dir(
     config: of the run.
     facts: further entries of config.json; SHA256, the hash of the corpus, is
       one.
-    may_extend: whether a run is resumed if it is given more epochs, or one that
-      stopped early more patience.
+    may_extend: whether a run may be resumed with more epochs or another
+      patience, as `extends` says.
 
   Raises:
-    ValueError: another process holds the directory; it holds a finished run, or
-      one of another configuration or corpus, and --overwrite is not given; its
-      config.json is damaged; it holds files of another kind, or is no
-      directory, or in a part of another run; or its path is not UTF-8.
+    ValueError: another process holds the directory; it holds a run that cannot
+      be resumed or extended with this configuration, and --overwrite is not
+      given; --overwrite would replace what this run reads; its config.json is
+      damaged; it holds files of another kind, or is no directory, or in a part
+      of another run; or its path is not UTF-8.
   """
   job = config.job
   directory = Path(job.run) if job.run else _new_directory()
@@ -249,7 +250,10 @@ def _check_values(
 def _can_resume(
   directory: Path, result: dict[str, Any] | None, extending: bool
 ) -> bool:
-  """Return whether a run has a checkpoint or no progress, and has not ended."""
+  """Return whether a run, unfinished or extended, has a state to continue from.
+
+  An unfinished run without any checkpoint continues from its beginning.
+  """
   if _has_state(directory):
     return extending or result is None
   return not list_checkpoints(directory / CHECKPOINTS) and result is None

@@ -88,7 +88,8 @@ def from_record(default: Config, record: Mapping[str, Any]) -> Config:
     record: has a value for each of its flags; other entries are ignored.
 
   Raises:
-    ValueError: a value is missing, or not of its flag's kind or range.
+    ValueError: a value is missing, or not of its flag's kind or range; or there
+      is no object of its name (`from_name`).
   """
   values = {}
   for leaf in leaves(default):
@@ -109,7 +110,7 @@ def from_name(name: str, value: Any) -> Any:
   """Return the object that a record or flag names; other values as they are.
 
   Raises:
-    ValueError: there is no object of that name.
+    ValueError: there is no object of that name, or its module is not a cell.
   """
   if name not in NAMED:
     return value

@@ -18,7 +18,8 @@ previous/        the run that --overwrite replaced, until this one ends or stops
 lock             the id of the process that is writing here
 
 A run is unfinished as long as it has no result.json. It is resumed from its
-newest checkpoint that holds a train state, or restarted if it has none.
+newest checkpoint that holds a train state; without any checkpoint it starts
+again.
 """
 
 import json
@@ -113,7 +114,10 @@ def is_sweep(record: dict[str, Any]) -> bool:
 
 
 def check_is_no_run(base: Path | str, parts: str) -> None:
-  """Raise ValueError if the directory of the runs of all parts is a run."""
+  """Raise ValueError if a directory for several runs is itself a run.
+
+  `parts` is what has a run each, in the plural, for the message.
+  """
   if read_config(Path(base)) is not None:
     raise ValueError(
       f"--run must hold the runs of all {parts}, got {base}, which is a run"
@@ -167,7 +171,7 @@ def to_config(
 
 
 def _other_version(directory: Path) -> str | None:
-  """Return which flag CONFIG lacks, if it has others; None if it has none."""
+  """Return a message if CONFIG has some of the flags, but not all."""
   record = _read_json(directory / CONFIG) or {}
   missing = [name for name in FLAGS if name not in record]
   if not missing or missing == [*FLAGS]:
@@ -230,7 +234,7 @@ def _check_is_no_part(directory: Path) -> None:
 
 
 def _is_leftover(name: str) -> bool:
-  """Return whether a file may stay where a run begins: locks, and parts."""
+  """Return whether a file is the lock, `previous` or half-written."""
   whole, *unique = name.rsplit(".", 2)  # as `write_bytes` names what it writes
   return name in (LOCK, PREVIOUS) or (
     whole in CONTENTS and unique[1:] == ["part"]

@@ -194,7 +194,7 @@ def _check_traceable(
   The kernels raise it when they are traced: here once, before any file of the
   run is written.
   """
-  steps = max(config.batching.seq_len, 2)  # a single step would be a scan
+  steps = max(config.batching.seq_len, 2)  # 1 is a scan; evaluations have more
   shape = steps, config.batching.batch_size
   batch = jax.ShapeDtypeStruct(shape, jnp.int32)
   jax.eval_shape(

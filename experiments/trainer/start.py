@@ -76,7 +76,7 @@ def initial_state(
 def describe_extension(
   setup: TrainSetup, step: int, num_epochs: int, skipped: int
 ) -> str:
-  """Return how a run continues after more epochs were added, on one line.
+  """Return how a run continues with more epochs or another patience.
 
   Args:
     setup: of the extended run.

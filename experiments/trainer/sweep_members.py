@@ -189,7 +189,8 @@ def restore(
     progress = read_progress(checkpoints, step, Progress)
     batch_size = progress.batch_size
     restored = read_resized_state(checkpoints, step, state, batch_size)
-    consequence = "unless a later loss is lower"
+    consequence = "and only those of a lower loss replace them"
+    # Only for its message: the training does not need them.
     read_best(checkpoints, progress.best, params, consequence, console)
     return restored, progress
 

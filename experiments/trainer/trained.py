@@ -57,8 +57,8 @@ def load(directory: Path, checkpoint: str = BEST) -> Trained:
 
   Raises:
     ValueError: the directory holds no run or no usable checkpoint, or its
-      config.json is damaged or of another model; or LAST is not finished, or of
-      a sweep, which keeps the weights of its best member alone.
+      config.json is damaged or of another model; or for LAST, the run is not
+      finished, or it is a sweep, which keeps only its best member's weights.
   """
   return read_replaced(directory, lambda: _load(directory, checkpoint))
 

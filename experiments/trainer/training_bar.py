@@ -12,14 +12,15 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 
-LINE_EVERY = 10.0  # seconds between progress lines outside a terminal
-SPEED_OVER = 3600.0  # seconds of whose steps a bar takes the mean speed
+LINE_EVERY = 10.0  # least seconds between progress lines outside a terminal
+SPEED_OVER = 3600.0  # most seconds whose mean speed gives the time left
 
 
 class TrainingBar:
   """Shows the step, loss, speed and remaining time of a training.
 
-  It is a progress bar in a terminal, and a line every few seconds elsewhere.
+  It is a progress bar in a terminal. Elsewhere it is lines, at least LINE_EVERY
+  seconds apart but for the last.
 
   Args:
     console: where it is shown.
@@ -44,7 +45,7 @@ class TrainingBar:
       TimeRemainingColumn(compact=True),
       TextColumn("left"),
       console=console,
-      # By default 30 s: without two updates in them, no time would be left.
+      # By default 30 s: without two updates in them, the time left is unknown.
       speed_estimate_period=SPEED_OVER,
       disable=quiet or not console.is_interactive,
       transient=True,
