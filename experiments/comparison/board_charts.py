@@ -55,9 +55,9 @@ def _millions(row: Row, num_seeds: int) -> float | None:
 
 
 def _minutes(row: Row, num_seeds: int) -> float | None:
-  """Return the minutes of training that many seeds.
+  """Return the minutes in which so many seeds are trained, one after another.
 
-  Of each, the middle of least and most; what the seeds share, once.
+  Each counts with the middle of least and most; what they share counts once.
   """
   if not row.training:
     return None

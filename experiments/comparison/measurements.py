@@ -175,8 +175,9 @@ def delayed_recall(
 ) -> Iterator[list[dict[str, Any]]]:
   """Train each cell at each delay; yield and print each seed's accuracy.
 
-  A cell with a forget gate learns each delay twice: from its usual initial
-  biases, and from those that fit the delay (`experiments.analysis.chrono`).
+  A cell of GATE_BIASES, which has a gate that keeps its memory, learns each
+  delay twice: from its usual initial biases, and from those that fit the delay
+  (`experiments.analysis.chrono`).
   Each list has the rows of one cell and one kind of biases, one for each delay.
   """
   sizes = ModelConfig(

@@ -4,8 +4,8 @@ The hidden size of the LSTM is given. Each other cell gets the hidden size whose
 number of parameters, with embedding and readout, is nearest to the LSTM's. An
 sLSTM has up to 4 heads, as many as divide its hidden size, and fewer parameters
 the more heads; its hidden size is a multiple of 4, so that the count increases.
-At the default sizes, the numbers of parameters differ from the LSTM's by at
-most 1.1 %.
+At the default sizes, the numbers of parameters differ from the LSTM's by less
+than 0.7 %; in the recall task, whose models are smaller, by less than 2.5 %.
 """
 
 from bisect import bisect_left

@@ -46,9 +46,9 @@ GRADIENT_STYLES = {"h": "-", "c": "--"}  # of the parts of a state
 
 
 def draw(record: Record, path: Path) -> None:
-  """Plot a record to an image file; without recall, it has no panel.
+  """Plot a record to an image file; without recall, it has five panels.
 
-  A record of more than `dot_plot.MANY` cells has the other figure.
+  A record of more than `dot_plot.MANY` cells is drawn by `dot_plot` instead.
   """
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
