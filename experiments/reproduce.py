@@ -81,11 +81,15 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   path = base / RECORD
   configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
   sha256 = text_sha256(read_corpus_text(configs[0].data.corpus))
-  if stopped_by := _train_teachers(configs[0], sha256, console):
+  teachers = _untrained_teachers(configs[0], sha256)
+  # One call for all trainings: JAX starts its CPU devices only once.
+  shared = share_batches([*teachers, *configs])
+  configs = shared[len(teachers) :]
+  if stopped_by := _train_teachers(shared[: len(teachers)], console):
     return Reproduction([], stopped_by)
   done, together = _read_done(path, row), _read_together(path, row, jobs)
   rows: list[dict[str, Any]] = []
-  for job, single in zip(jobs, share_batches(configs), strict=True):
+  for job, single in zip(jobs, configs, strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
     if not is_trained(job):
       outdated = bool(done.pop(job.seed, None))  # that of another run
@@ -127,26 +131,32 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   return Reproduction(rows)
 
 
-def _train_teachers(
-  config: TrainConfig, sha256: str, console: Console
-) -> signal.Signals | None:
-  """Train a recipe's teachers; return the signal that ended it, if any.
+def _untrained_teachers(config: TrainConfig, sha256: str) -> list[TrainConfig]:
+  """Return the configurations of a recipe's teachers that are to be trained.
 
   Raises:
     ValueError: a directory holds another run than the teacher.
   """
-  jobs = plan_teachers(config)
-  if not jobs:
-    return None
-  configs = [parse(TrainConfig(), job.train_flags) for job in jobs]
-  for job, single in zip(jobs, share_batches(configs), strict=True):
-    if not is_trained(job):
-      console.print(Rule(f"teacher {job.directory}"))
-      result = train.run(single, console)
-      if stopped_by := result.stopped_by or result.signalled:
-        return stopped_by
-    advice = "move it, and the teacher is trained there"
-    check_same_run(job.directory, single, sha256, advice=advice)
+  configs = []
+  advice = "move it, and the teacher is trained there"
+  for job in plan_teachers(config):
+    single = parse(TrainConfig(), job.train_flags)
+    if is_trained(job):
+      check_same_run(job.directory, single, sha256, advice=advice)
+    elif single not in configs:
+      configs.append(single)
+  return configs
+
+
+def _train_teachers(
+  configs: Sequence[TrainConfig], console: Console
+) -> signal.Signals | None:
+  """Train a recipe's teachers; return the signal that ended it, if any."""
+  for config in configs:
+    console.print(Rule(f"teacher {config.job.run}"))
+    result = train.run(config, console)
+    if stopped_by := result.stopped_by or result.signalled:
+      return stopped_by
   return None
 
 

@@ -1,6 +1,7 @@
 """The commands and rows of the published results, and their teachers."""
 
 import json
+import math
 import re
 import signal
 import sys
@@ -104,6 +105,31 @@ def test_teachers_are_trained_first(recipe, console, tmp_path, monkeypatch):
   assert f"teacher {teacher}"[:60] in shown and "resumed     after" in shown
   forbid(monkeypatch, train)
   reproduce.run(pupil, recipe, console)
+
+
+def test_cpu_devices_are_started_once_for_all_that_is_trained(
+  recipe, finished_config, config, console, tmp_path, monkeypatch
+):
+  teacher = tmp_path / "teachers" / "verse" / "seed0"
+  flags = (tmp_path / "verse.flags").read_text()
+  (tmp_path / "pupil.flags").write_text(f"{flags}\n--teacher={teacher}\n")
+  pupil = ROW._replace(name="pupil", recipe="pupil")
+  monkeypatch.setattr(plans, "read_board", lambda: Board({}, [ROW, pupil]))
+  shared = []
+
+  def share(configs):
+    shared.append([one.job.run for one in configs])
+    return list(configs)
+
+  monkeypatch.setattr(reproduce, "share_batches", share)
+  stopped = train.Result(teacher, 0, math.inf, 0.0, signal.SIGTERM)
+  monkeypatch.setattr(train, "run", lambda *_: stopped)
+  own = f"{recipe.run}/seed0"
+  assert reproduce.run(pupil, recipe, console) == ([], signal.SIGTERM)
+  assert shared == [[str(teacher), own]]
+  copy_run(finished_config, replace(config, run=str(teacher)))
+  assert reproduce.run(pupil, recipe, console) == ([], signal.SIGTERM)
+  assert shared[1:] == [[own]]
 
 
 def test_a_run_of_other_flags_is_no_teacher(
