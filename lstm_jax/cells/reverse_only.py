@@ -3,8 +3,8 @@
 A function with a custom VJP has no forward mode, and JAX's error does not say
 what to use instead. `reverse_only` returns its arrays unchanged. JAX computes a
 reverse-mode derivative by transposing the tangent's operation, and this one is
-transposed like the identity. In forward mode it evaluates that operation, which
-raises the error.
+transposed like the identity. In forward mode JAX evaluates, compiles or batches
+that operation, and each of these raises the error.
 
   >>> import jax
   >>> f = lambda x: reverse_only(x, "no forward mode") ** 2
@@ -54,12 +54,14 @@ def _same(x, **_):
 
 
 _identity, _tangent = Primitive("reverse_only"), Primitive("reverse_only_dx")
-for primitive in (_identity, _tangent):
-  primitive.def_abstract_eval(_same)
-  batching.defvectorized(primitive)
+_identity.def_abstract_eval(_same)
 _identity.def_impl(_same)
-_tangent.def_impl(_raise)
 mlir.register_lowering(_identity, lambda _, x, **__: [x])
-mlir.register_lowering(_tangent, _raise)
+batching.defvectorized(_identity)
 ad.primitive_jvps[_identity] = _jvp
+_tangent.def_abstract_eval(_same)
+_tangent.def_impl(_raise)
+mlir.register_lowering(_tangent, _raise)
+# JAX refuses to batch the tangents of a custom VJP, too, with another error.
+batching.primitive_batchers[_tangent] = _raise
 ad.deflinear2(_tangent, lambda ct, _, **__: [ct])

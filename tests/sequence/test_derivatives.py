@@ -70,6 +70,7 @@ FORWARD_MODES = {
   "jit of jvp": lambda f, x: jax.jit(lambda x: jax.jvp(f, (x,), (x,)))(x),
   "linearize": lambda f, x: jax.linearize(f, x)[1](x),
   "jacfwd": lambda f, x: jax.jacfwd(f)(x),
+  "jit of jacfwd": lambda f, x: jax.jit(jax.jacfwd(f))(x),
 }
 
 
