@@ -6,7 +6,7 @@ state. A whole sequence can then do the first half in one matrix product, before
 the scan over time. `one_step` combines the halves into a step:
 
   forward(params, state, x)  = recur(params, state, project(params, x)), whose
-                               gates and residuals are saved with the arguments
+                               gates and residuals are saved with params, x, h
   backward(saved, d_state)   = recur_backward, then parameter_gradients
 
 A wrapped cell (`sequence.wrappers`) takes further arguments at every step, such
@@ -31,7 +31,7 @@ from lstm_jax.cells.serialization import serializable
 
 Params = Any  # a NamedTuple with at least w_x [D, G·H], for G gates of H units
 State = Any  # a NamedTuple with at least h [..., H], the output
-Residuals = Any  # a tuple of arrays [..., any size], or an empty one
+Residuals = Any  # a tree of arrays [..., any size], such as ()
 ParamsT = TypeVar("ParamsT")  # params type of one cell
 StateT = TypeVar("StateT")  # state type of one cell
 
@@ -45,10 +45,10 @@ class Cell(Protocol[ParamsT, StateT]):
   """One time step of a recurrent network, forward and backward.
 
   `lstm`, `gru` and `rnn` are examples; their docstrings hold the equations. All
-  functions are batched over the leading axes of their arrays. `unroll` passes a
-  time axis before them as well: always to `project` and `parameter_gradients`,
-  to `recur` with `Explicit(residuals="recompute")`, and to `recur` and
-  `recur_backward` of a linear recurrence.
+  functions are batched over the leading axes of their arrays. With `Explicit`,
+  `unroll` passes a time axis before them as well: to `project` and
+  `parameter_gradients`, to `recur` if `residuals="recompute"`, and to `recur`
+  and `recur_backward` of a linear recurrence.
 
   A cell whose `project` reads x through x W_x alone, and takes integer tokens
   for one-hot rows, says so by an attribute `takes_tokens = True`. A cell whose
@@ -79,8 +79,8 @@ class Cell(Protocol[ParamsT, StateT]):
     """(params, state, projected input, *extras) -> (state, gates, residuals).
 
     Gates and residuals are what the backward needs. The gates have the shape of
-    the projected input, [..., G·H]: `unroll` stores them in its memory, and da
-    later in theirs. In their place, a cell may return any array of that shape,
+    the projected input, [..., G·H]: `unroll` writes them over it, and later da
+    over them. In their place, a cell may return any array of that shape,
     such as local gradients: the derivatives of its state with respect to the
     pre-activations a.
     """

@@ -18,8 +18,8 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
 
   Args:
     project: the cell's. The type is the annotation of its first argument; if
-      that is no class, or its annotations cannot be evaluated, any type is
-      accepted.
+      that is no class, or a string and not all annotations can be evaluated,
+      any type is accepted.
     params: the weights.
   """
   try:
@@ -58,13 +58,13 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
   """Raise ValueError unless params are floats whose shapes fit each other.
 
   Without this check, a bias of one element would be broadcast to all units. The
-  shapes that fit are those of the gradients that the cell itself computes. A
-  cell without a backward (None) is not checked; one whose backward raises
-  NotImplementedError may have weights of any shapes with which a step runs.
+  shapes that fit are those of the gradients that the cell itself computes. The
+  shapes of a cell without a backward (None) are not checked; one whose backward
+  raises NotImplementedError may have any with which a step runs.
 
   Args:
     parts: the functions PARTS of the cell.
-    params: the weights, of the cell's type and without further axes.
+    params: the weights, of the cell's type, without an axis of layers or seeds.
 
   Raises:
     ValueError: as above; params have no w_x; or a step or its backward fails,
@@ -90,7 +90,7 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
     _check_step(parts, structure, tuple(kinds))
 
 
-@lru_cache(maxsize=256)  # `unroll` may be called outside of `jax.jit`
+@lru_cache(maxsize=256)  # or each call outside of `jax.jit` would trace a step
 def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
   """Raise ValueError if a step fails, or a shape is not as it must be."""
   initial_state, project, recur, recur_backward, parameter_gradients = parts
@@ -256,7 +256,7 @@ def state_shape(batch_shape: Any, size: int) -> tuple[int, ...]:
   """Return (*batch_shape, size), the shape of a state's part.
 
   Raises:
-    ValueError: batch_shape is no sequence, such as a batch size.
+    ValueError: batch_shape is not a sequence but, say, a batch size.
   """
   try:
     return (*batch_shape, size)

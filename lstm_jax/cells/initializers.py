@@ -31,7 +31,7 @@ def gate_weights(
   dtype,
   forget: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Return w_x, w_h and b of a cell; b is 0, but 1 for the gate `forget`.
+  """Return w_x, w_h and b of a cell; b is 0, but 1 for gate number `forget`.
 
   They are [D, gates·H], [H, gates·H] and [gates·H].
   """
@@ -66,7 +66,7 @@ def recurrent_weights(
 def gate_biases(
   hidden_size: int, gates: int, dtype, forget: int | None = None
 ) -> jax.Array:
-  """Return b, [gates·H]: 0, but 1 for the gate `forget`."""
+  """Return b, [gates·H]: 0, but 1 for gate number `forget`."""
   b = jnp.zeros((gates, hidden_size), dtype)
   if forget is not None:
     b = b.at[forget].set(1)

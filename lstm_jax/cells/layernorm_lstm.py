@@ -1,17 +1,17 @@
 """LSTM with layer normalisation: one step, forward and backward.
 
-Forward                              Local gradients
-  a  = γₓ ⊙ N(x W_x) + γₕ ⊙ N(h W_h) + b     ∂c'/∂a, ∂h'/∂aₒ as for the LSTM
-  i, f, o = σ(aᵢ), σ(a_f), σ(aₒ)     ∂h'/∂y  = o ⊙ (1 − tanh² y)
-  g  = tanh(a_g)                     ∂c'/∂c  = f
-  c' = f ⊙ c + i ⊙ g
+Forward                                      Local gradients
+  a  = γₓ ⊙ N(x W_x) + γₕ ⊙ N(h W_h) + b     ∂c'/∂a  as for the LSTM
+  i, f, o = σ(aᵢ), σ(a_f), σ(aₒ)             ∂h'/∂aₒ = tanh y ⊙ o ⊙ (1 − o)
+  g  = tanh(a_g)                             ∂h'/∂y  = o ⊙ (1 − tanh² y)
+  c' = f ⊙ c + i ⊙ g                         ∂c'/∂c  = f
   y  = γ_c ⊙ N(c') + b_c
   h' = o ⊙ tanh y
 
   N(u) = û = (u − mean u) / √(var u + ε), over the last axis
 
 Backward, from dh' and dc'
-  dy   = dh' ⊙ ∂h'/∂y                        dγ_c = Σ dy ⊙ ĉ
+  dy   = dh' ⊙ ∂h'/∂y                        dγ_c = Σ dy ⊙ ĉ,   ĉ = N(c')
   dc₊  = dc' + N'(dy ⊙ γ_c)                  dγₕ  = Σ da ⊙ û,   û = N(h W_h)
   da   = [dc₊, dc₊, dc₊, dh'] ⊙ ∂            dγₓ  = Σ da ⊙ x̂,   x̂ = N(x W_x)
   du   = N'(da ⊙ γₕ)                         dW_h = Σ hᵀ du

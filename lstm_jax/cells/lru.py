@@ -13,7 +13,7 @@ Local gradients                        db   = Σ da
 A prime marks the value after the step. Each unit decays at its own rate λ in
 (0, 1), which is learned but does not depend on the input. γ gives h the scale
 of a: if the a of all time steps are independent and have variance 1, so has h
-after many steps. The reverse loop returns the rows of dν beside da.
+after many steps. `recur_backward` returns the terms of the sum dν beside da.
 
 The outputs are linear in the inputs. In a network, put a nonlinear layer after
 each of these. As the recurrence is linear in h, `unroll` computes all time
@@ -106,7 +106,7 @@ def recur_backward(
   residuals: LRUResiduals,
   d_state: RNNState,
 ) -> tuple[RNNState, jax.Array, jax.Array]:
-  """Return (d_state before the step, da [..., H], the rows of dν [..., H])."""
+  """Return (d_state before the step, da [..., H], the terms of dν [..., H])."""
   (dh_next,) = d_state
   rate, decay, scale = _decay(params, a)
   da = dh_next * scale
@@ -127,7 +127,7 @@ def parameter_gradients(
   da: jax.Array,
   dnu: jax.Array,
 ) -> tuple[LRUParams, jax.Array | None]:
-  """Return (d_params, dx); d_params are sums over the rows of da and dν."""
+  """Return (d_params, dx); d_params are sums over the rows of da and dnu."""
   del h, residuals
   dx, dw_x, db = affine_backward(x, params.w_x, da)
   return LRUParams(dw_x, db, total(dnu)), dx
@@ -141,8 +141,8 @@ def init(
 ) -> LRUParams:
   """Return initial weights, as in `initializers`; biases 0, random decays.
 
-  λ² is uniform between 0 and 0.999², as for points of a disk in the paper:
-  a tenth of the units remember more than 20 time steps.
+  λ² is uniform between 0 and 0.999², as in the paper, where the complex λ are
+  uniform on a disk: a tenth of the units remember more than 20 time steps.
 
   Args:
     key: a typed PRNG key.

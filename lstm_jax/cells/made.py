@@ -4,7 +4,8 @@
 It is no module, but an object with the same functions. Equal arguments return
 the same object, and so do pickle and copy: configurations that name such a cell
 stay equal, and no program is compiled twice. (For pickle, the functions of an
-activation of your own must be at the top level of a module.)
+activation of your own must be at the top level of a module, and not returned by
+`jax.jit`, as `jnp.tanh` and most of `jax.nn` are.)
 
   >>> from lstm_jax.cells import RELU, rnn
   >>> cell = rnn.with_activation(RELU)
@@ -77,7 +78,8 @@ def made_cell(
   """Return the cell of `maker(*arguments)`, the same for equal arguments.
 
   Args:
-    maker: as in `MadeCell`. A copy of its module makes cells of its own.
+    maker: as in `MadeCell`. That of a copy of its module (`testing.plant`) is
+      another one, and so are its cells.
     arguments: its arguments.
     names: the functions of its module that take the keywords.
     keywords: the arguments bound in these functions.

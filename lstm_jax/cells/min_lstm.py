@@ -1,9 +1,9 @@
 """Minimal LSTM (minLSTM), a linear recurrence: one step, forward and backward.
 
 Forward                              Local gradients
-  a  = x W_x + b                       q        = (h − aₙ) ⊙ p ⊙ (1 − p)
-  f  = σ(a_f)                          ∂h'/∂a_f = q ⊙ (1 − f)
-  i  = σ(aᵢ)                           ∂h'/∂aᵢ  = −q ⊙ (1 − i)
+  a  = x W_x + b                       ∂h'/∂s   = (h − aₙ) ⊙ p ⊙ (1 − p)
+  f  = σ(a_f)                          ∂h'/∂a_f = ∂h'/∂s ⊙ (1 − f)
+  i  = σ(aᵢ)                           ∂h'/∂aᵢ  = −∂h'/∂s ⊙ (1 − i)
   p  = f / (f + i)                     ∂h'/∂aₙ  = 1 − p
   h' = p ⊙ h + (1 − p) ⊙ aₙ            ∂h'/∂h   = p
 
@@ -14,11 +14,12 @@ Backward, from dh'
   dh   = dh' ⊙ ∂h'/∂h
 
 with a = [a_f, aᵢ, aₙ] along its last axis. A prime marks the value after the
-step. p is the forget gate's share of both gates, so that h is a mean of the
-candidates aₙ, and does not grow with the length of the sequence. Where both
-gates underflow, f / (f + i) would be 0 / 0; p is computed as
+step. p is the forget gate's share of both gates, so that h is a weighted mean
+of the initial state and the candidates aₙ, and does not grow with the length of
+the sequence. Where both gates underflow, f / (f + i) would be 0 / 0; p is
+computed as
 
-  p = σ(log f − log i) = σ(softplus(−aᵢ) − softplus(−a_f))
+  p = σ(s),   s = log f − log i = softplus(−aᵢ) − softplus(−a_f)
 
 No gate depends on h, and there is no W_h and no output gate. As the recurrence
 is linear in h, `unroll` computes all time steps at once (`sequence.linear`).
@@ -91,9 +92,9 @@ def _local_gradients(
   h: jax.Array, p: jax.Array, af: jax.Array, ai: jax.Array, an: jax.Array
 ) -> tuple[jax.Array, tuple[()]]:
   """Return the local gradients of h' = p ⊙ h + (1 − p) ⊙ aₙ."""
-  dq = (h - an) * dsigmoid(p)  # ∂h'/∂(log f − log i)
-  dh_daf = dq * sigmoid(-af)
-  dh_dai = -dq * sigmoid(-ai)
+  dh_ds = (h - an) * dsigmoid(p)
+  dh_daf = dh_ds * sigmoid(-af)
+  dh_dai = -dh_ds * sigmoid(-ai)
   dh_dh = p  # not 1 − p, in which a small p is rounded away
   return jnp.concatenate([dh_daf, dh_dai, dh_dh], axis=-1), ()
 

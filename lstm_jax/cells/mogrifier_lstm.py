@@ -227,9 +227,9 @@ def _unstack(w: Any) -> list[Matrix]:
 
 
 def _stack(matrices: list[Matrix], like: Any) -> Any:
-  """Return matrices as one, as `like` holds them."""
+  """Stack matrices along a first axis; with none, return zeros like `like`."""
   if not matrices:
-    return upcast(jax.tree.map(jnp.zeros_like, like))  # without matrices
+    return upcast(jax.tree.map(jnp.zeros_like, like))  # [0, ...]
   return jax.tree.map(lambda *each: jnp.stack(each), *matrices)
 
 

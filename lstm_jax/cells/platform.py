@@ -1,4 +1,4 @@
-"""The kind of device that a program is traced for: a CPU, or one with kernels.
+"""The kind of device that a program is traced for: a CPU or a GPU.
 
 A CPU loses time on copies of large arrays, and on values that are computed
 again in each of their consumers. A GPU loses time on launches: each kernel of a
@@ -24,7 +24,10 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def platform() -> str:
-  """Return the platform that is traced for: that of `traced_for`, or JAX's."""
+  """Return the platform that is traced for: that of `traced_for`, or JAX's.
+
+  JAX's name of a GPU is "gpu", where `traced_for` takes "cuda".
+  """
   config: Any = jax.config
   device = config.jax_default_device  # or the name of a platform, or None
   name = getattr(device, "platform", device)
@@ -59,10 +62,11 @@ _programs: list[Any] = []  # of the functions that `compiled` returned
 
 
 def compiled(f: Callable, num_static: int) -> Callable:
-  """Return f as one program, which later calls on arrays find compiled.
+  """Return f as one program, compiled once for all calls of the same shapes.
 
-  Outside `jax.jit`, the operations on arrays are compiled one by one, and a
-  loop anew at every call. Within a function that is compiled, f is inlined.
+  Outside `jax.jit`, f itself would be compiled operation by operation, and a
+  loop in it anew at every call. Within a function that is compiled, the program
+  is inlined.
 
   Args:
     f: a function of trees of arrays.

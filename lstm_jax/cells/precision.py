@@ -14,10 +14,10 @@ Tree = TypeVar("Tree")
 
 
 def check_float(name: str, dtype: Any) -> None:
-  """Raise ValueError unless dtype is one of JAX's of floats, or its name."""
+  """Raise ValueError unless dtype is a float dtype of JAX, or its name."""
   try:
     found = jnp.dtype(dtype)
-    # NumPy also has longdouble and other byte orders, and None for float64.
+    # JAX has no longdouble and no swapped bytes; NumPy takes None as float64.
     valid = dtype is not None and found.isnative and found.itemsize <= 8
     valid = valid and jnp.issubdtype(found, jnp.floating)
   except TypeError:
