@@ -59,7 +59,7 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
   config, console, monkeypatch
 ):
   inject_nans(monkeypatch, {*range(1, 11), *range(31, 60)})
-  config = replace(config, nonfinite="skip", num_epochs=2)
+  config = replace(config, nonfinite="skip", num_epochs=2, warmup_steps=0)
   message = (
     "the loss is nan at step 41, and at most 10 in a row may be skipped; the "
     "checkpoint"
@@ -71,7 +71,7 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
   # Of steps 1 to 10 and 31 to 40, all skipped.
   assert first["train_loss"] is last["train_loss"] is None
   schedule = setup.make_setup(config).schedule
-  assert first["lr"] == float(schedule(0)) > float(schedule(-1))
+  assert first["lr"] == float(schedule(0)) != float(schedule(-1))
 
 
 def test_a_run_that_diverges_at_once_keeps_no_checkpoint(config, console):
