@@ -114,7 +114,7 @@ def has_times(rows: Any) -> bool:
   """Return whether rows of a file have a time that `change_table` reads.
 
   Raises:
-    ValueError: a time is no number.
+    ValueError: a time is not a number.
   """
   times = _medians(rows)
   check_numbers("median_ms and us_per_step", times.values())

@@ -82,7 +82,7 @@ def measure(
 def environment() -> dict[str, Any]:
   """Return the date, processor, devices, versions and commit of a measurement.
 
-  `git_commit` and `git_dirty` are left out where this is no checkout of git.
+  `git_commit` and `git_dirty` are left out where this is not a checkout of git.
   """
   versions: dict[str, str | None] = {}
   for name in PACKAGES:

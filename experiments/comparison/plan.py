@@ -75,7 +75,7 @@ def plan_teachers(config: TrainConfig) -> list[Job]:
 
   Raises:
     ValueError: a teacher is not a directory seedN under the name of a row, or
-      N is no seed.
+      N is not a seed.
   """
   jobs: list[Job] = []
   for name in config.distillation.teacher:
@@ -149,7 +149,7 @@ def parse(default: Any, arguments: list[str]) -> Any:
 
   Raises:
     absl.flags.Error: a flag is unknown, or its value is not of its kind; or an
-      argument is no flag.
+      argument is not a flag.
     ValueError: a value is out of its range.
   """
   values = flags.FlagValues()

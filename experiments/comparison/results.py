@@ -39,7 +39,7 @@ def open_results(
 
   Raises:
     ValueError: it holds results, or other files that the program would write,
-      or a run; or it is no directory, or another process writes there.
+      or a run; or it is not a directory, or another process writes there.
     OSError: it cannot be written.
   """
   with _made(directory), lock(directory):
@@ -68,7 +68,7 @@ def _made(directory: Path) -> Iterator[None]:
   """Make a directory and its parents; remove the empty ones after the block.
 
   Raises:
-    ValueError: it is no directory.
+    ValueError: it is not a directory.
   """
   made = [p for p in (directory, *directory.parents) if not p.exists()]
   ensure_directory(directory)

@@ -124,7 +124,7 @@ def make_header(
     with respect to the states of the last "window" time steps (`pack_path`).
 
   Raises:
-    ValueError: a part of the cell's state is no vector [H].
+    ValueError: a part of the cell's state is not a vector [H].
   """
   for name, value in cell.initial_state(params.layers[0])._asdict().items():
     if value.ndim != 1:

@@ -49,7 +49,7 @@ def are_numbers(values: Iterable[Any]) -> bool:
 
 
 def check_numbers(name: str, values: Iterable[Any]) -> None:
-  """Raise ValueError that names the first value that is no finite number."""
+  """Raise ValueError that names the first value that is not a finite number."""
   for value in values:
     if not are_numbers([value]):
       raise ValueError(f"{name} must be finite numbers, got {value!r}")

@@ -113,8 +113,8 @@ def open_run_dir(
     ValueError: another process holds the directory; it holds a run that cannot
       be resumed or extended with this configuration, and --overwrite is not
       given; --overwrite would replace what this run reads; its config.json is
-      damaged; it holds files of another kind, or is no directory, or in a part
-      of another run; or its path is not UTF-8.
+      damaged; it holds files of another kind, or is not a directory, or in a
+      part of another run; or its path is not UTF-8.
   """
   job = config.job
   directory = Path(job.run) if job.run else _new_directory()

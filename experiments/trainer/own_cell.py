@@ -32,11 +32,11 @@ def import_cell(name: str) -> Cell:
   """Return the module of that name, which is a cell.
 
   Raises:
-    ValueError: there is no such module, it fails to be imported, it is no cell,
-      or it lacks a gradient.
+    ValueError: there is no such module, it fails to be imported, it is not a
+      cell, or it lacks a gradient.
   """
   if not all(part.isidentifier() for part in name.split(".")):
-    raise ValueError("that is no name of a module")
+    raise ValueError("that is not a name of a module")
   try:
     cell: Any = importlib.import_module(name)
   except ModuleNotFoundError as error:

@@ -132,7 +132,8 @@ def to_name(name: str, value: Any) -> str:
   """Return the name of an object in a record; see `from_name`.
 
   Raises:
-    ValueError: it is a dtype that is not in NAMED, or a cell that is no module.
+    ValueError: it is a dtype that is not in NAMED, or a cell that is not a
+      module.
   """
   same = operator.is_ if name == "cell" else _same_dtype
   for known, found in NAMED[name].items():

@@ -18,7 +18,7 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
 
   Args:
     project: the cell's. The type is the annotation of its first argument; if
-      that is no class, or a string and not all annotations can be evaluated,
+      that is not a class, or a string and not all annotations can be evaluated,
       any type is accepted.
     params: the weights.
   """

@@ -217,7 +217,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is no integer of at least 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
   """
   w_x, w_h, b = lstm.init(key, input_size, hidden_size, dtype)
   # Two arrays: JAX refuses to donate one array twice.

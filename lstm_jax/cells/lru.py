@@ -151,7 +151,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is no integer of at least 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
   """
   check_init(input_size, hidden_size, dtype)
   key_x, key_nu = jax.random.split(key)

@@ -238,7 +238,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is no integer of at least 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
   """
   return LSTMParams(
     *gate_weights(key, input_size, hidden_size, 4, dtype, forget=1)

@@ -1,11 +1,11 @@
 """Cells that a function makes from the functions of a module.
 
 `rnn.with_activation(RELU)` has the equations of `rnn` with another activation.
-It is no module, but an object with the same functions. Equal arguments return
-the same object, and so do pickle and copy: configurations that name such a cell
-stay equal, and no program is compiled twice. (For pickle, the functions of an
-activation of your own must be at the top level of a module, and not returned by
-`jax.jit`, as `jnp.tanh` and most of `jax.nn` are.)
+It is an object with the same functions, and not a module. Equal arguments
+return the same object, and so do pickle and copy: configurations that name such
+a cell stay equal, and no program is compiled twice. (For pickle, the functions
+of an activation of your own must be at the top level of a module, and not
+returned by `jax.jit`, as `jnp.tanh` and most of `jax.nn` are.)
 
   >>> from lstm_jax.cells import RELU, rnn
   >>> cell = rnn.with_activation(RELU)

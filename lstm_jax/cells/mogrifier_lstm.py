@@ -254,8 +254,8 @@ def init(
       matrices.
 
   Raises:
-    ValueError: a size, rounds or rank is no integer of at least 1, or dtype is
-      not of floats.
+    ValueError: a size, rounds or rank is not an integer ≥ 1, or dtype is not of
+      floats.
   """
   check_count("rounds", rounds)
   if rank is not None:

@@ -259,8 +259,8 @@ def init(
     num_heads: N, a divisor of H; None for the largest up to 4.
 
   Raises:
-    ValueError: a size is no integer of at least 1, dtype is not of floats, or
-      num_heads is no integer of at least 1 or does not divide H.
+    ValueError: a size is not an integer ≥ 1, dtype is not of floats, or
+      num_heads is not an integer ≥ 1 or does not divide H.
   """
   check_init(input_size, hidden_size, dtype)
   if num_heads is None:

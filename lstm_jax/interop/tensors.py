@@ -93,8 +93,8 @@ def as_array(name: str, x: Any) -> Array:
     x: a tensor, or an array.
 
   Raises:
-    ValueError: x has no values, is quantised, is no array, or holds no floats
-      of at most 64 bits.
+    ValueError: x has no values, is quantised, is not an array, or holds no
+      floats of at most 64 bits.
   """
   if hasattr(x, "detach"):
     x = _tensor_as_array(name, x)

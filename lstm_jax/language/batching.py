@@ -72,7 +72,7 @@ def make_batches(
       without a gap.
 
   Raises:
-    ValueError: batch_size or seq_len is no integer of at least 1; tokens are no
+    ValueError: batch_size or seq_len is not an integer ≥ 1; tokens are no
       integers [N], or one does not fit in an int32; gap is not between two
       tokens; the text is shorter than one batch; or a piece beside a gap has
       one token, or the two have too few sequences.

@@ -99,8 +99,8 @@ class BatchingConfig:
       gap: as in `epochs`.
 
     Raises:
-      ValueError: as `make_batches`; the seed is no integer of at least 0; or
-        there are more batches than an int32 can count.
+      ValueError: as `make_batches`; the seed is not an integer ≥ 0; or there
+        are more batches than an int32 can count.
     """
     return sum(n * steps for n, steps in self.epoch_lengths(tokens, seed, gap))
 

@@ -129,7 +129,7 @@ def language_model(
       `grouped_linear_cross_entropy`.
 
   Raises:
-    ValueError: vocabulary_size or groups is no integer of at least 1.
+    ValueError: vocabulary_size or groups is not an integer ≥ 1.
   """
   check_count("vocabulary_size", vocabulary_size)
   check_count("groups", groups)
@@ -197,7 +197,7 @@ def _language_model(
       xs,
       adjoint=adjoint,
       compute_dtype=compute_dtype,
-      # One step is no sequence: a kernel would have nothing to keep between.
+      # One step is not a sequence: a kernel would have nothing to keep between.
       implementation=None if tokens.shape[0] == 1 else config.implementation,
       **noise,
     )

@@ -27,7 +27,7 @@ class ModelConfig:
   """The sizes, the cell and the initial weights of a language model.
 
   Raises:
-    ValueError: cell is no cell, a size is below 1, a standard deviation is
+    ValueError: cell is not a cell, a size is below 1, a standard deviation is
       negative, a dtype is not one of floats, or the implementation is unknown.
   """
 

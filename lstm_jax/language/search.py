@@ -138,7 +138,7 @@ def beam_search(
 
   Raises:
     ValueError: the prompt is not [P] with P ≥ 1, or not all integers in [0, V);
-      length or beam_size is no integer ≥ 1; or suppress_tokens are not
+      length or beam_size is not an integer ≥ 1; or suppress_tokens are not
       integers in [0, V), or are all of them.
   """
   check_prompt(prompt, len(params.bias))

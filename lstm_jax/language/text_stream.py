@@ -122,8 +122,8 @@ class TextStream:
       length: n.
 
     Raises:
-      ValueError: nothing has been read, n is no integer of at least 0, or the
-        key is of another kind.
+      ValueError: nothing has been read, n is not an integer ≥ 0, or the key is
+        of another kind.
     """
     if not self._pieces:
       raise ValueError("a text must be read before one is written")

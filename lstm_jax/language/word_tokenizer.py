@@ -76,8 +76,7 @@ class WordTokenizer(NamedTuple):
       min_count: occurrences that a word needs to be in the vocabulary.
 
     Raises:
-      ValueError: min_count is no integer of at least 1, or no word is so
-        frequent.
+      ValueError: min_count is not an integer ≥ 1, or no word is so frequent.
     """
     check_count("min_count", min_count)
     counts = Counter(_symbols(text))

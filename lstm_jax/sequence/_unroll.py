@@ -157,14 +157,14 @@ def unroll(
     (state, hs): the state after the last step, and the outputs [T, ..., H].
 
   Raises:
-    ValueError: cell is no cell, or a wrapped one; it is not hashable, changes
-      the dtypes of the state, or lacks a backward and adjoint is `Explicit`;
-      xs is no array, or without a time step; params are of another cell; xs,
-      the state and the weights do not fit each other; mask, lengths, reset,
-      zoneout or state_dropout do not fit xs; state_dropout is one number;
-      adjoint is not one of the three; compute_dtype is not a floating-point
-      dtype; implementation is not one of the two, or cannot run here or with
-      these arguments.
+    ValueError: cell is not a cell, or a wrapped one; it is not hashable,
+      changes the dtypes of the state, or lacks a backward and adjoint is
+      `Explicit`; xs is not an array, or without a time step; params are of
+      another cell; xs, the state and the weights do not fit each other; mask,
+      lengths, reset, zoneout or state_dropout do not fit xs; state_dropout is
+      one number; adjoint is not one of the three; compute_dtype is not a
+      floating-point dtype; implementation is not one of the two, or cannot run
+      here or with these arguments.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)

@@ -39,8 +39,8 @@ def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
   xs give the exchanged shape, [T, B, ...].
 
   Raises:
-    ValueError: xs, inputs or tokens, is no array, or has no batch axis or no
-      time step; mask or reset is not bool [B, T, ...].
+    ValueError: xs, inputs or tokens, is not an array, or has no batch axis or
+      no time step; mask or reset is not bool [B, T, ...].
   """
   xs = as_inputs(xs)
   if xs.ndim < (2 if is_token(xs) else 3):
@@ -123,9 +123,9 @@ def check_sequence(
   """Return the state, zero if it is None, after a check of all shapes.
 
   Raises:
-    ValueError: cell is no cell; xs has no time step, or holds tokens that the
-      cell does not take; params are of another cell; or the shapes do not fit
-      each other.
+    ValueError: cell is not a cell; xs has no time step, or holds tokens that
+      the cell does not take; params are of another cell; or the shapes do not
+      fit each other.
   """
   check_cell(cell)
   check_steps(xs.shape, xs.shape[0] if xs.ndim else 0)

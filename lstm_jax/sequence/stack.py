@@ -164,8 +164,8 @@ def init_stack(
   Raises:
     ValueError: there is no layer; the number of layers is not given, is no
       integer, or two arguments give different ones; cells are no list or tuple,
-      or one has no `init`; a size is no integer of at least 1; or dtype is not
-      of floats.
+      or one has no `init`; a size is not an integer ≥ 1; or dtype is not of
+      floats.
   """
   sizes = _sizes(cell, hidden_sizes, num_layers)
   layers: list[Params | Directions] = []
@@ -201,7 +201,7 @@ def initial_stack_state(
 
   Raises:
     ValueError: params are no list or tuple, or an empty one; there is not one
-      cell per layer; one is no cell; or params are of another cell.
+      cell per layer; one is not a cell; or params are of another cell.
   """
   _check_params(params)
 

@@ -98,7 +98,7 @@ class CheckpointWriter:
         the last two alone.
 
     Raises:
-      ValueError: step or best is no integer of at least 0; description is no
+      ValueError: step or best is not an integer ≥ 0; description is no
         dictionary, or two of its keys are the same string in JSON; or two
         arrays have the same name, or one has no numbers.
       TypeError: description is not what JSON can hold.
@@ -142,7 +142,7 @@ class CheckpointWriter:
     """Delete the checkpoints of later steps.
 
     Raises:
-      ValueError: step is no integer of at least 0.
+      ValueError: step is not an integer ≥ 0.
       CheckpointError: one cannot be deleted, the last checkpoint could not be
         written, or the writer is closed.
     """
@@ -223,7 +223,7 @@ def _copied(path: tuple[Any, ...], leaf: Any) -> Any:
   overwritten.
 
   Raises:
-    ValueError: the leaf is no number or array that JAX can hold.
+    ValueError: the leaf is not a number or array that JAX can hold.
   """
   if not is_whole(leaf):
     return leaf

@@ -64,7 +64,7 @@ def read_checkpoint(
   """Return the step and the description of one checkpoint, or of the newest.
 
   Raises:
-    ValueError: step is no integer of at least 0.
+    ValueError: step is not an integer ≥ 0.
     CheckpointError: the checkpoint is missing, unreadable or damaged.
   """
   directory = Path(directory)
@@ -95,8 +95,8 @@ def read_params(directory: str | os.PathLike, step: int, like: Any) -> Any:
     A tree of NumPy arrays; `place` divides them over devices.
 
   Raises:
-    ValueError: step is no integer of at least 0, or two arrays of `like` have
-      the same name.
+    ValueError: step is not an integer ≥ 0, or two arrays of `like` have the
+      same name.
     CheckpointError: the checkpoint holds other arrays than `like`, or is
       missing, unreadable or damaged.
   """
@@ -116,7 +116,7 @@ def has_state(directory: str | os.PathLike, step: int) -> bool:
   """Return whether a step has a checkpoint with a state to resume from.
 
   Raises:
-    ValueError: step is no integer of at least 0.
+    ValueError: step is not an integer ≥ 0.
   """
   check_count("step", step, 0)
   return (Path(directory) / str(step) / STATE).is_dir()

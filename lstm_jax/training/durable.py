@@ -31,7 +31,8 @@ def sync_tree(directory: Path) -> None:
   """Wait for a directory, and for all files and directories in it.
 
   Raises:
-    OSError: it is no directory, or something in it cannot be read or written.
+    OSError: it is not a directory, or something in it cannot be read or
+      written.
   """
 
   def fail(error: OSError) -> None:

@@ -90,7 +90,7 @@ def make_optimizer(
   optimizer serves all equal ones.
 
   Raises:
-    ValueError: num_steps is no integer of at least 1.
+    ValueError: num_steps is not an integer ≥ 1.
   """
   check_count("num_steps", num_steps)
   return _make_optimizer(config, num_steps)

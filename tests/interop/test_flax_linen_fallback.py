@@ -47,7 +47,7 @@ class OwnCell(linen.RNNCellBase):
 
 
 def sigmoid(x):
-  """A function that is no sigmoid."""
+  """A function that is not a sigmoid."""
   return jnp.sin(x)
 
 

@@ -153,7 +153,7 @@ def test_another_cell_is_refused():
 
 
 class Own(NamedTuple):
-  """A cell that is no module."""
+  """A cell that is not a module."""
 
   initial_state: object
   project: object

@@ -1,4 +1,4 @@
-"""What is no cell, or a wrong one, is named in one line."""
+"""What is not a cell, or a wrong one, is named in one line."""
 
 from functools import partial
 from types import SimpleNamespace

@@ -249,7 +249,7 @@ def test_a_word_model_is_measured_per_character_too(word_config, console):
 
 
 def test_a_perplexity_that_overflows_is_null(run, options, console):
-  """exp of more than 709.8 nats is no float."""
+  """exp of more than 709.8 nats is not a float."""
   wild = replace(options, protocol=("cold",), rate=None)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(

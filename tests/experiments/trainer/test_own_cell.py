@@ -117,8 +117,8 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
   [
     ("lsmt", None, "got 'lsmt': there is no module lsmt on Python's path"),
     ("nowhere.cell", None, "got 'nowhere.cell': there is no module nowhere on"),
-    ("my cell", None, "got 'my cell': that is no name of a module"),
-    ("", None, "got '': that is no name of a module"),
+    ("my cell", None, "got 'my cell': that is not a name of a module"),
+    ("", None, "got '': that is not a name of a module"),
     (
       "broken",
       "def f(:\n",
