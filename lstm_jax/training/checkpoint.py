@@ -99,8 +99,9 @@ class CheckpointWriter:
 
     Raises:
       ValueError: step or best is not an integer ≥ 0; description is no
-        dictionary, or two of its keys are the same string in JSON; or two
-        arrays have the same name, or one has no numbers.
+        dictionary, or two of its keys are the same string in JSON; params or
+        state has no arrays; two arrays have the same name; or an array has no
+        elements, or elements that are not numbers.
       TypeError: description is not what JSON can hold.
       CheckpointError: the directory holds a checkpoint of this or a later step;
         this checkpoint or the one before it cannot be written; or the writer is
@@ -116,6 +117,9 @@ class CheckpointWriter:
     text = json.dumps(description)  # orbax would read a dictionary later
     description = json.loads(text, object_pairs_hook=_with_distinct_keys)
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
+    for name, tree in trees.items():
+      if not jax.tree.leaves(tree):
+        raise ValueError(f"{name} must have at least one array, got {tree!r}")
     # Training steps donate them.
     trees = jax.tree_util.tree_map_with_path(_copied, trees)
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
@@ -172,7 +176,7 @@ class CheckpointWriter:
           sync_tree(self._directory / str(self._unsynced))
           sync(self._directory)
       except Exception:
-        self._unsynced = None  # it is lost: the next call reports another
+        self._unsynced = None  # the next call must not report it again
         raise
       self._unsynced = None
 
@@ -223,15 +227,19 @@ def _copied(path: tuple[Any, ...], leaf: Any) -> Any:
   overwritten.
 
   Raises:
-    ValueError: the leaf is not a number or array that JAX can hold.
+    ValueError: the leaf is not a number or array that JAX can hold, or is empty.
   """
+  name = jax.tree_util.keystr(path, simple=True, separator=".")
+  if not np.size(leaf):
+    raise ValueError(
+      f"{name} must have at least one element, got shape {np.shape(leaf)}"
+    )
   if not is_whole(leaf):
     return leaf
   try:
     copy = np.array(leaf)
     jnp.result_type(copy)
   except TypeError:
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
     is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
     kind = leaf.dtype if is_array else type(leaf).__name__
     raise ValueError(

@@ -184,6 +184,8 @@ def test_what_cannot_be_saved_is_refused_before_it_is_lost(tmp_path):
     (1, {"a": x}, None, "description must be a dictionary, got NoneType"),
     (1, {"a": x}, {"b": {2: 3, "2": 4}}, "keys of a .* must differ, got 2, 2$"),
     (1, {"a.b": x, "a": {"b": x}}, {}, "two arrays have the name params.a.b"),
+    (1, {}, {}, "^params must have at least one array, got {}$"),
+    (1, {"a": x[:0]}, {}, r"^params\.a must have .*, got shape \(0,\)$"),
     *(
       (1, {"a": leaf}, {}, rf"^params\.a must hold numbers of .*, got {kind}$")
       for leaf, kind in (
