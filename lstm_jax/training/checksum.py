@@ -1,8 +1,8 @@
-"""Checksums: the SHA-256 of each array or shard, and of a description.
+"""Checksums: the SHA-256 of each array or shard, and of a JSON value.
 
 An array has one checksum, by its name. An array that is split over devices has
 one for each of its shards, by the name and the slice of the array that the
-shard holds: "layers.0.w_h[0:64,0:512]".
+shard holds: "params.layers.0.w_h[0:64,0:512]".
 """
 
 import hashlib
@@ -31,7 +31,8 @@ def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
   checksum of an array that every device holds whole is that of process 0.
 
   Args:
-    trees: trees of arrays, by the names that begin those of their arrays.
+    trees: trees of arrays, each by the first part of its arrays' names: those
+      of the tree "params" are "params.embedding", "params.layers.0.w_h", ...
 
   Raises:
     ValueError: two arrays have the same name.
@@ -53,7 +54,7 @@ def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
 def find_damaged(
   trees: Mapping[str, Any], checksums: Mapping[str, str]
 ) -> str | None:
-  """Return the first array that does not match its checksums, or lacks one.
+  """Return the name of an array that does not match its checksums or lacks one.
 
   Bytes alone are compared, not dtypes or shapes; an array without elements
   needs no checksum.
@@ -64,7 +65,7 @@ def find_damaged(
       shards were; those of other trees are ignored.
 
   Returns:
-    Its name; None if all arrays match.
+    The name of one such array; None if all arrays match.
   """
   leaves = {n: np.asarray(leaf) for n, leaf in named_leaves(trees).items()}
   missing = {name: leaf.size for name, leaf in leaves.items()}

@@ -59,7 +59,7 @@ def make_members_mesh(num_devices: int) -> Mesh:
   """Return a mesh of the first devices, which share the members.
 
   Raises:
-    ValueError: num_devices is not an integer ≥ 1, or above that of all devices.
+    ValueError: num_devices is not an integer ≥ 1, or there are fewer devices.
   """
   check_count("num_devices", num_devices)
   if num_devices > jax.device_count():

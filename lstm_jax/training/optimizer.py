@@ -28,7 +28,7 @@ class OptimizerConfig:
   has to notice a loss or a gradient that is not finite, and stop. With "skip"
   the optimizer skips the step where the norm of the gradient is not finite, and
   its schedule does not advance. The loop has to stop after MAX_SKIPPED (that is
-  10) such steps in a row: the optimizer applies the next one as NaNs.
+  10) such steps in a row: at the next one, all weights would become NaN.
 
   Raises:
     ValueError: a name is unknown or a number is out of its range.

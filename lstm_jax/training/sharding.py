@@ -108,7 +108,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 def check_mesh(
   sizes: Mapping[str, int], batch_size: int, hidden_size: int
 ) -> None:
-  """Raise ValueError for axes of no mesh, or that do not divide B or H."""
+  """Raise ValueError unless the axes are valid, d·m divides B, and m H."""
   _check_axes(sizes)
   num_devices, num_splits = math.prod(sizes.values()), sizes.get(MODEL, 1)
   if batch_size % num_devices:

@@ -36,7 +36,8 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
   """The metrics of one training step."""
 
-  loss: jax.Array  # [], mean nats per token, with dropout and other noise
+  # [], mean nats per token, with dropout and other noise, without penalties.
+  loss: jax.Array
   grad_norm: jax.Array  # [], global, before clipping
   num_tokens: int | jax.Array  # targets in the batch, T·B
   grad_norms: dict[str, jax.Array]  # those of `part_norms`, before clipping
@@ -221,7 +222,7 @@ def zero_carry(carry: Any, batch_size: int) -> Any:
   Args:
     carry: a tree of states, such as that of a `TrainState`. Each has an h,
       [..., B, H]; its other arrays have the same axes up to B, and any after
-      it. An array that is in no such state is like h.
+      it. An array outside of such a state must be [..., B, H].
     batch_size: takes the place of B.
   """
 
