@@ -227,7 +227,7 @@ def _copied(path: tuple[Any, ...], leaf: Any) -> Any:
   overwritten.
 
   Raises:
-    ValueError: the leaf is not a number or array that JAX can hold, or is empty.
+    ValueError: the leaf is empty, or not a number or array that JAX can hold.
   """
   name = jax.tree_util.keystr(path, simple=True, separator=".")
   if not np.size(leaf):
