@@ -5,8 +5,8 @@ and a time step has little to compute. XLA compiles for an H100 on a machine
 that has none, and writes down a program's thunks, its commands to the GPU. A
 count is that of one iteration of the forward or of the backward loop, with the
 loop's own two launches, for its condition and its counter, divided by the time
-steps of an iteration. Where all of an iteration is in a command buffer (a CUDA
-graph), the driver launches it as one.
+steps of an iteration. Where all of an iteration but the condition is in one
+command buffer (a CUDA graph), the driver launches that as one.
 
 Nothing runs on a GPU, so nothing is timed here. XLA chooses the kernels of
 matrix products by a heuristic where it has no device to time them on.
@@ -109,7 +109,7 @@ def count(
 
 
 def compile_for_h100(f: Any, *arguments: Any) -> tuple[Any, str]:
-  """Return a function compiled for an H100, and the text of its launches.
+  """Return a function compiled for an H100, and the text of its thunks.
 
   Raises:
     ValueError: JAX's CUDA packages are not installed.
@@ -151,10 +151,10 @@ def read_steps(program: str, seq_len: int) -> list[int]:
 
 
 def read_loops(thunks: str) -> list[Loop]:
-  """Return the loops of a program, from the text of its launches.
+  """Return the loops of a program, from the text of its thunks.
 
-  Each line is a thunk, indented by what it is in: a loop has its condition and
-  its body, and a command buffer its own launches.
+  Each line is a thunk, indented below the one that contains it: a loop contains
+  its condition and its body, and a command buffer its own thunks.
   """
   loops: list[Loop] = []
   lines = thunks.splitlines()

@@ -23,9 +23,9 @@ from experiments.benchmarks.timing import compare
 from lstm_jax.sequence.in_place import GPU_STEPS
 
 Results = Iterator[tuple[list[Row], dict[str, str]]]  # (rows, skipped)
-# MODEL holds the sizes of a case of that part by default, and MODELS the cases
-# that are measured: of each, the sizes that differ from MODEL. The other parts
-# of several cases have pairs like it.
+# MODEL holds the default sizes of a case of the part model. MODELS lists the
+# cases that are measured, each by the sizes in which it differs from MODEL. In
+# the same way, LSTMS, OTHERS and LINEAR belong to LAYER, POLICIES to POLICY.
 MODEL: Row = {
   "hidden_size": 512,
   "seq_len": 64,
@@ -251,7 +251,7 @@ PARTS: dict[str, Part] = {
 
 
 def check_sizes(parts: Iterable[str], sizes: Row) -> None:
-  """Raise ValueError if a given size is one of none of the chosen parts.
+  """Raise ValueError if none of the chosen parts has a given size.
 
   It is also raised if the launches of a time step would be read wrongly: where
   an iteration's time steps do not divide T, some are outside of the loop.

@@ -32,7 +32,7 @@ def compare(
     *problem: the arguments of each maker.
 
   Returns:
-    (rows, skipped): a row of timings and sizes for each peer, and why the other
+    (rows, skipped): a row of times and memory for each peer, and why the other
     peers have none, by name.
 
   Raises:

@@ -17,7 +17,7 @@ from experiments.trainer.config import CELLS
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
 
-ENDED = "another case with its kernel has ended a worker"  # why one is skipped
+ENDED = "a case with its kernel has crashed or hung"  # why one is skipped
 Programs = dict[str, Any]  # compiled programs by name
 
 

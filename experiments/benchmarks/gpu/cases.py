@@ -1,7 +1,7 @@
 """The cases of --part=gpu, the most important first.
 
-`until` is when a section's last case should have ended: a case does not begin
-if it would end later, were it to take as long as the case before it. Most of a
+`until` is when a section's last case should have ended: no batch of cases
+begins that would end later if it took as long as the one before. Most of a
 case's time is that of the compiler, which nobody measured on a device yet, so
 that the last cases of a section may have to be left out; the output names them.
 """
@@ -102,7 +102,7 @@ MODELS = [
   ("lstm", 128, "float32"),
   ("lstm", 512, "float32"),
 ]
-AGAINST_ALL = [  # (cell, H, B): with every library
+AGAINST_ALL = [  # (cell, H, B): with LIBRARIES too
   ("lstm", 128, 1024),
   ("lstm", 256, 128),
   ("lstm", 512, 128),
@@ -117,8 +117,9 @@ def sections(sizes: Row, rounds: int) -> Sequence[Section]:
   """Return all sections.
 
   Args:
-    sizes: hidden_size, seq_len and batch_size of the only layer of each cell to
-      time, 128, 128 and 1024 where they are not given; empty for the grid.
+    sizes: hidden_size, seq_len and batch_size of a single layer of each cell,
+      in place of the grid of the sections pytorch and layers; 128, 128 and 1024
+      where they are not given. Empty for the grid.
     rounds: measurements of each program.
   """
   policies = [
@@ -161,7 +162,7 @@ def sections(sizes: Row, rounds: int) -> Sequence[Section]:
 
 
 def layer_sizes(sizes: Row) -> list[tuple[str, int, int]]:
-  """Return (cell, H, B) of every layer to time."""
+  """Return (cell, H, B) of every layer of the sections pytorch and layers."""
   if sizes:
     hidden_size = sizes.get("hidden_size", 128)
     batch_size = sizes.get("batch_size", 1024)

@@ -43,7 +43,7 @@ H200 = Device("H200", 4.8e12, PEAKS)
 
 def find_device(kind: str) -> Device:
   """Return H200 if the kind, such as "NVIDIA H200", names one; else H100."""
-  return H200 if re.search(r"\bH200\b", kind) else H100  # and no GH200
+  return H200 if re.search(r"\bH200\b", kind) else H100  # not GH200
 
 
 def layer_floor(

@@ -95,7 +95,7 @@ def layer_program(
 ) -> Callable[[Inputs], Outputs]:
   """Return the program of a layer and all of its gradients.
 
-  The scan computes products in float32 (`without_tf32`).
+  In float32 the scan computes products without TF32 (`without_tf32`).
   """
   module = CELLS[cell]
 

@@ -1,4 +1,4 @@
-"""One layer timed in every library: its outputs alone, and all gradients.
+"""One layer timed in JAX libraries: its outputs alone, and all gradients.
 
 Before it is timed, each library must compute the same outputs and gradients as
 our scan in float32, to 5 % with products in bfloat16 and to 1 % with products

@@ -1,8 +1,8 @@
 """The programs of one layer that are timed, by name.
 
 Ours run with products in bfloat16 as well, as does the Flax cell with resets.
-The libraries have no resets inside of a sequence: there, a hand-written scan
-over the library's cell sets the state to zero.
+The libraries' layers cannot reset the state inside a sequence: for cases with
+resets, a hand-written scan over the library's cell sets the state to zero.
 """
 
 from collections.abc import Callable

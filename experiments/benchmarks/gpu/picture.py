@@ -82,7 +82,7 @@ def _draw_panel(rows: list[Row], panel: "Axes") -> None:
     )
     style = STYLES.get(peer, {"color": "tab:pink"})
     panel.plot(*zip(*points, strict=True), label=peer, marker=".", **style)
-  floors = {  # PyTorch's own is lower: its outputs are in bfloat16 too
+  floors = {  # PyTorch's own is lower: all its arrays are bfloat16
     row["hidden_size"]: row["floor_us"]
     for row in rows
     if row["peer"] in ("kernel bfloat16", "scan bfloat16")

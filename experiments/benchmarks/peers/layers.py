@@ -2,7 +2,7 @@
 
 Each function takes the name of a cell and our weights, and returns a `Layer`:
 the library's weights, the layer as a function of them, and the conversion of
-our weights (or gradients) to the library's. It raises `Unsupported` where the
+our gradients to the library's. It raises `Unsupported` where the
 library has no such cell.
 """
 
@@ -34,7 +34,7 @@ class Layer(NamedTuple):
 
   params: Any
   apply: Callable[[Any, jax.Array], jax.Array]  # (params, xs [T, B, D]) -> hs
-  convert: Callable[[Any], Any]  # our weights or gradients -> the library's
+  convert: Callable[[Any], Any]  # gradients of our weights -> of the library's
 
 
 def ours(
@@ -84,7 +84,7 @@ def flax_nnx(cell: str, weights: Any) -> Layer:
     if cell == "gru":  # Flax's has no b_n; it is zero in these benchmarks
       w = w._replace(b_n=jnp.zeros_like(w.b_n))
     to_nnx(w, layer.cell)
-    # A copy, since the state of the module changes with it.
+    # A copy, since the next call of `convert` overwrites the layer's arrays.
     return jax.tree.map(lambda x: x, nnx.state(layer, nnx.Param))
 
   def apply(params, xs):
@@ -158,7 +158,7 @@ def zero_at_starts(state: Any, start: jax.Array) -> Any:
 
 
 def keras(cell: str, weights: Any) -> Layer:
-  """Return Keras' LSTM, GRU or SimpleRNN layer, with its transposes."""
+  """Return Keras' LSTM, GRU or SimpleRNN, between transposes to [B, T, D]."""
   if os.environ.setdefault("KERAS_BACKEND", "jax") != "jax":
     raise Unsupported("KERAS_BACKEND is not jax")
   import keras as k
@@ -186,7 +186,7 @@ def keras(cell: str, weights: Any) -> Layer:
 
 
 def cudnn(cell: str, weights: Any) -> Layer:
-  """Return cuDNN's LSTM, with its transposes; for NVIDIA GPUs only."""
+  """Return cuDNN's LSTM, between transposes; for NVIDIA GPUs only."""
   from jax.experimental import rnn
 
   if cell != "lstm":

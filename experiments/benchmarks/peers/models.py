@@ -2,11 +2,11 @@
 
 A whole Adam step of embedding, layers, readout and cross-entropy. With JAX it
 is compiled, with donated state. `lstm_jax` and `autodiff` are our whole
-`language_model`: its lowest layer reads rows of the table W_e W_x, and
-`lstm_jax` computes the readout's gradient with the loss. The other libraries
-have layers alone: around these, embedding and readout are the same few lines of
-jax.numpy, and "lstm_jax layer" is our `unroll` in them. PyTorch runs eagerly.
-`products_alone` has the matrix products of our step and nothing else.
+`language_model`: if V is small, its lowest layer reads rows of the table
+W_e W_x; `lstm_jax` computes the readout's gradient with the loss. The other
+libraries have layers alone: around these, embedding and readout are the same
+few lines of jax.numpy, and "lstm_jax layer" is our `unroll` in them. PyTorch
+runs eagerly. `products_alone` has the matrix products of our step alone.
 """
 
 from collections.abc import Callable
@@ -270,8 +270,8 @@ def products_alone(problem: Problem) -> Peer:
 def models() -> Makers:
   """Return the makers of all peers.
 
-  Where JAX has several devices, each of its libraries is a second peer, whose
-  batch they share.
+  Where JAX has several devices, each JAX library is also a second peer, whose
+  batch is split over them.
   """
   alone: dict[str, tuple[Callable[..., Peer], str]] = {
     "lstm_jax": (lstm_jax, "jax"),

@@ -14,7 +14,7 @@ class Unsupported(Exception):
 
 
 class Peer(NamedTuple):
-  """A program to time, checked to compute the same as ours."""
+  """A program to time; its maker checks the results that must equal ours."""
 
   run: Callable[[], Any]  # returns when the result is ready
   compile_s: float | None = None  # seconds to compile; None if not measured

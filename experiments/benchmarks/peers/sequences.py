@@ -90,7 +90,7 @@ def jax_peer(
 
   Args:
     name: of the peer.
-    make_layer: (cell, weights) -> the library's layer, one of `LAYERS`.
+    make_layer: (cell, weights) -> the library's layer.
   """
 
   def make(problem: Problem) -> Peer:

@@ -71,7 +71,7 @@ def test_after_a_case_that_ends_a_worker_the_others_run(does, why, supervisor):
   results = dict(found)
   assert results["bad"].failures == [f"bad: {why}"]
   assert supervisor.left_out == A
-  skipped = {"of the same": "another case with its kernel has ended a worker"}
+  skipped = {"of the same": "a case with its kernel has crashed or hung"}
   assert results["of the same"].skipped == skipped
   assert names(found) == ["first", "bad", "of the same", "of another kernel"]
   assert results["of another kernel"].rows[0]["left_out"] == []
