@@ -35,7 +35,8 @@ function ticks(low, high) {
 }
 
 // Returns 1, 2 and 5 times the powers of ten in an interval, or the powers alone
-// over more than three decades. Where there are not two, the ticks are linear.
+// if it reaches into more than three decades. Where there are not two, the
+// ticks are linear.
 function logTicks(low, high) {
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
   const factors = last - first > 3 ? [1] : [1, 2, 5], values = [];

@@ -177,7 +177,7 @@ function tokenUnder({ clientX, clientY }) {
 }
 
 // A click moves the cursor; with Shift, or while "Select" is on, it selects from
-// where the cursor was. So does a mouse that is moved with its button down.
+// where the cursor was. A mouse that is dragged selects from where it began.
 function listenToPointer() {
   let from = null, isDragged = false;
   textBox.addEventListener("pointerdown", (event) => {
@@ -250,7 +250,8 @@ function listen() {
   });
 }
 
-// Returns a position where the gradient path has its full length.
+// Returns a position where the gradient path has its full length, if the text
+// is long enough.
 const startOf = ({ pieces }) => Math.min(pieces.length - 2, 2 * data.window);
 
 async function start() {

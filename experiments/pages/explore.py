@@ -40,7 +40,7 @@ from lstm_jax.cells.cell import Cell
 from lstm_jax.language import LanguageParams
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-WINDOW = 96  # steps back of the gradient paths: two lines, in characters
+WINDOW = 96  # steps back of the gradient paths: about two lines of verse
 TOP_TOKENS = 10  # likeliest next tokens that are listed
 
 
@@ -210,11 +210,12 @@ def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
 def _next_tokens(
   logits: jax.Array, tokens: np.ndarray, blobs: Blobs
 ) -> dict[str, int]:
-  """Return the distributions of the next token: numbers of blobs, and K.
+  """Return the header of the distributions of the next token.
 
-  They are the "count" K likeliest tokens at each position, uint32 [N, K], their
-  probabilities in units of 1 / 65,535, uint16 [N, K], and the probability of
-  the text's own next token, float32 [N − 1].
+  "count" is K. The others are numbers of blobs: "tokens", the K likeliest at
+  each position, uint32 [N, K]; their "probabilities" in units of 1 / 65,535,
+  uint16 [N, K]; and "actual", the probability of the text's own next token,
+  float32 [N − 1].
   """
   count = min(TOP_TOKENS, logits.shape[-1])
   top_logits, top_tokens = jax.lax.top_k(logits, count)

@@ -1,11 +1,12 @@
 "use strict";
 // The forward pass of a language model, in the letters of lstm_jax/cells:
 //
-//   e  = E[x]                 of the token x; times √E if the readout is tied
+//   e  = W_e[x]               of the token x; times √E if the readout is tied
 //   h' = cell(h, …, input)    layer by layer; the input of the lowest is e
 //   y  = h' W + b             of the top layer: the logits of the next token
 //
-// A prime marks a value after the step. All sums are in double precision.
+// E is the size of e. A prime marks a value after the step. All sums are in
+// double precision.
 
 const LANES = 8;  // outputs that a product sums at a time
 const TABLE_ROWS = 1024;  // tokens whose product with W_x is kept
@@ -16,7 +17,7 @@ class Matrix {
     this.rows = scales.length;
     this.columns = levels.length / scales.length;
     this.scales = new Float64Array(scales);
-    // For products: lane after lane of 8 outputs, as [rows / 8, columns, 8].
+    // For products: outputs in groups of 8, as [⌈rows / 8⌉, columns, 8].
     this.weights = new Float32Array(
       Math.ceil(this.rows / LANES) * this.columns * LANES);
     for (let r = 0; r < this.rows; r++) {

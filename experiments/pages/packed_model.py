@@ -21,7 +21,7 @@ CELLS = (  # those that cells.js computes
   *("lstm", "layernorm_lstm", "coupled_lstm", "peephole_lstm"),
   *("gru", "gru_reset_before", "rnn", "relu_rnn"),
 )
-MAX_WEIGHTS = 32_000_000  # bytes of a page, before base64; 200 MB to a browser
+MAX_WEIGHTS = 32_000_000  # a byte each in a page; 200 MB in a browser's memory
 
 
 def check_model(trained: Trained) -> None:
@@ -60,7 +60,7 @@ def describe_cost(cost: Cost, tokenizer: Tokenizer) -> str:
 def pack_model(
   trained: Trained, tokens: np.ndarray, blobs: Blobs
 ) -> tuple[dict[str, Any], LanguageParams, Cost]:
-  """Pack a model into a page, which `check_model` has passed.
+  """Pack a model that `check_model` has passed into a page.
 
   Args:
     trained: the model.

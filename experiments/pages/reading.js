@@ -112,7 +112,7 @@ class Reading {
         + `${Math.log(symbols.length).toFixed(2)}.`;
     }
     if (unknown) {
-      text += ` ${count(unknown)} outside the vocabulary, in dashes, not read.`;
+      text += ` ${count(unknown)} outside the vocabulary, outlined, not read.`;
     }
     $("score").textContent = text;
     const most = largestOf(nats, 3).filter((n) => nats[n] > SURPRISING);

@@ -277,7 +277,8 @@ async function start() {
   if (data.differences.rows.length) fillTable("differences", data.differences);
   $("nodifferences").textContent = data.runs.length < 2 ? "There is one run."
     : data.differences.rows.length ? ""
-      : "The runs have the same flags, versions and device.";
+      : "The runs have the same versions and device, and the same flags, apart "
+        + "from those that say where and how a run executes, as --devices does.";
   const steps = data.runs.flatMap(
     (run) => run.samples.map((s) => s.step ?? Infinity));
   sampleSteps = [...new Set(steps)].sort((a, b) => a - b);

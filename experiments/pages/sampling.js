@@ -40,7 +40,7 @@ function softmax(y, temperature, p, suppressed = []) {
 }
 
 // Keeps the smallest set of most likely tokens whose probabilities sum to topP
-// or more, and scales those to sum to 1.
+// or more, and all that are as likely as its last; scales them to sum to 1.
 function keepTopP(p, topP) {
   if (topP >= 1) return;
   const ascending = Float64Array.from(p).sort();

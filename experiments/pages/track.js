@@ -53,7 +53,7 @@ class Track {
     return BLOCK;
   }
 
-  // Goes back to the first tokens: there is nothing after them.
+  // Keeps the first `length` tokens of the text, and forgets those after them.
   truncate(length) {
     if (length >= this.length) return;
     this.tokens.length = this.nats.length = length - this.dropped;

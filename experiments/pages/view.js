@@ -17,7 +17,7 @@ function shades(name) {
     (_, k) => shade(from, to, k / SHADES));
 }
 
-// Returns the place of a share of the strongest color, in [0, 1], in `shades`.
+// Returns the index in `shades` of the color at a share of the way, in [0, 1].
 const shadeOf = (share) => Math.round(SHADES * Math.max(0, Math.min(1, share)));
 
 function color(span, { fill, ink }) {

@@ -2,7 +2,7 @@
 // The first half: the model writes, and the text has the color of a unit.
 
 const SPEEDS = [1, 2, 5, 10, 20, 50, 150, 500, Infinity];  // tokens a second
-const LIST_EVERY = 80;  // ms between two lists of the next token, at most
+const LIST_EVERY = 80;  // ms between two lists of the next token, at least
 
 class Writing {
   constructor(data, model, tokens) {

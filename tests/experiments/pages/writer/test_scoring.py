@@ -176,7 +176,7 @@ def test_the_score_and_the_marks_follow_from_the_losses(opened):
   assert text_of(opened, "score") == (
     f"8 characters, {np.mean(nats):.3f} nats each "
     f"({np.mean(nats) / np.log(2):.3f} bits); a guess among all {size} would "
-    f"cost {np.log(size):.2f}. 1 outside the vocabulary, in dashes, not read."
+    f"cost {np.log(size):.2f}. 1 outside the vocabulary, outlined, not read."
   )
   marks = opened.run(
     "return [...$('marked').querySelectorAll('span:not(.ghost)')].map((span) =>"
