@@ -37,8 +37,8 @@ def measure_memory(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
       with multiprocessing.get_context("spawn").Pool(1) as pool:
         size = pool.apply(torch_peak, (sizes,))
       rows.append({"peer": "pytorch", "bytes": size})
-    except OSError as error:
-      skipped["pytorch"] = f"its peak memory cannot be read: {error}"
+    except (ImportError, OSError) as error:  # as in `make_peers`
+      skipped["pytorch"] = f"its peak memory cannot be measured: {error}"
   return rows, skipped
 
 

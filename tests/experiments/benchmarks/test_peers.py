@@ -1,4 +1,5 @@
 import sys
+from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
 import jax
@@ -148,6 +149,16 @@ def test_the_memory_of_a_process_is_read_in_bytes(tmp_path, monkeypatch):
   assert memory._resident("VmRSS") == 12 * 1024
   with pytest.raises(OSError, match="has no VmPeak"):
     memory._resident("VmPeak")
+
+
+def test_the_memory_of_a_broken_pytorch_is_skipped(monkeypatch):
+  context = SimpleNamespace(Pool=ThreadPool)
+  monkeypatch.setattr(memory.multiprocessing, "get_context", lambda _: context)
+  monkeypatch.setattr(memory, "is_installed", lambda package: True)
+  monkeypatch.setattr(memory.sequences, "jax_peers", dict)
+  monkeypatch.setitem(sys.modules, "torch", None)
+  rows, skipped = memory.measure_memory(SIZES)
+  assert rows == [] and "measured: import of torch" in skipped["pytorch"]
 
 
 @pytest.mark.exhaustive
