@@ -5,9 +5,10 @@ tokens, and then the segment length with that rate and decay. The choice is the
 setting of the lowest loss on the last TUNING tokens before the text to evaluate
 on. Settings that are fixed stay as they are.
 
-A text is read segment by segment, which keeps one core busy. On a CPU each core
-tries a setting of its own, with the same results: for the recipe `poems` the
-choice takes 13 s on two cores; one setting after the other, it took 18 s.
+A text is read segment by segment, which keeps one core busy. On a CPU, several
+`threads` try one setting each at the same time, with the same results: for the
+recipe `poems` on two cores, the choice takes 13 s with two threads, 18 s with
+one.
 """
 
 from collections.abc import Callable
@@ -30,8 +31,9 @@ from lstm_jax.language.dynamic_eval import (
 RATES = 1e-6, 1e-5, 3e-5, 1e-4  # word models diverge at the larger ones
 DECAYS = 5e-4, 2e-3, 2e-2
 SEGMENT, SEGMENTS = 20, (10, 20, 40)  # tokens
-TUNING = 20_000  # tokens of the text before that settings are tried on
-SCALE_TOKENS = 200_000  # training tokens to estimate the gradient's scale on
+TUNING = 20_000  # tokens to try settings on, at the end of the text before
+# Tokens to estimate the gradient's scale on, at the start of the text before.
+SCALE_TOKENS = 200_000
 SCALE_BATCH = 32
 
 
@@ -91,7 +93,8 @@ def evaluate_dynamically(
     params: its weights.
     before: the text that precedes `tokens`, int32 [M], long enough for
       `check_text_before`. The gradient's scale is estimated on its first
-      SCALE_TOKENS, and settings are tried on its last TUNING.
+      SCALE_TOKENS (at least one batch), and settings are tried on its last
+      TUNING.
     tokens: the text to evaluate on, int32 [N].
     fixed: settings that are not to be chosen.
     threads: settings that are tried at once on a CPU, one a core.

@@ -47,7 +47,7 @@ class Texts(NamedTuple):
 
   tokens: np.ndarray  # the text to evaluate on, int32 [N]
   before: np.ndarray  # the text before it, which settings are chosen on, [M]
-  training: list[np.ndarray]  # training text without it, which n-grams count
+  training: list[np.ndarray]  # training text outside `tokens`, for n-grams
 
 
 class Settings(NamedTuple):

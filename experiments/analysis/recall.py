@@ -47,7 +47,8 @@ class Recall(NamedTuple):
   """What an ensemble of S seeds has learned of one delay, at its best rate."""
 
   learning_rate: float
-  # Of each seed, on the sequences that chose the rate; if it diverged, chance.
+  # Of each seed, on the sequences that chose the rate; if it diverged, about
+  # 1 / K.
   accuracy: list[float]
   nats: list[float | None]  # loss of each seed on them; None where it diverged
 

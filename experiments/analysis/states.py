@@ -183,7 +183,7 @@ def _reset_before_candidate(layer: LayerTrace) -> jax.Array:
 def _candidate_parts(
   cell: Cell, layer: LayerTrace
 ) -> tuple[jax.Array, jax.Array]:
-  """Return the candidate's part from the inputs, [N, H], and w_h, [H, H]."""
+  """Return the inputs' part of the candidate, [N, H], and its W_h, [H, H]."""
   params, split = layer.params, 2 * len(layer.params.w_h)
   xn = cell.project(params, layer.xs)[:, split:]
   return xn + as_row(params.b[split:], xn), params.w_h[:, split:]
