@@ -43,7 +43,7 @@ class Environment(NamedTuple):
 
 
 def auto_reset(reset: Callable, step: Callable) -> Callable:
-  """Return a step that, as the last of an episode, also starts the next."""
+  """Return a step that also starts the next episode where it ends one."""
 
   def step_or_reset(key, state, action):
     step_key, reset_key = jax.random.split(key)
@@ -96,7 +96,7 @@ def tmaze(length: int) -> Environment:
   def step(key, state, action):
     del key
     at_junction = state.position == length
-    walks = jnp.asarray(action) == FORWARD  # ~ negates an array, and no bool
+    walks = jnp.asarray(action) == FORWARD  # an array, as ~ needs, not a bool
     moves = ~at_junction & walks
     turns = at_junction & ~walks
     turned = jnp.where(action == state.goal, 1.0, -1.0)

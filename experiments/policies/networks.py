@@ -1,4 +1,4 @@
-"""Actor and critic with a memory of time, or without: GRU, LSTM, minGRU, none.
+"""Actor and critic with a recurrent core, or with a feed-forward one.
 
   x  = relu(W_e observation + b_e)      encoder
   h  = core(h, x), from h = 0 at a start
@@ -112,7 +112,7 @@ def find_cell(name: str) -> Cell:
   """Return the cell of a name: in CELLS, or of a module, as `import` would.
 
   Raises:
-    ValueError: there is no such cell, or it lacks what a reset needs.
+    ValueError: there is no such cell, or `import_cell` refuses the module.
   """
   if name in CELLS:
     return CELLS[name]

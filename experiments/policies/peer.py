@@ -43,7 +43,7 @@ from lstm_jax.interop.flax import scanned, to_linen
 class ActorCritic(linen.Module):
   """The network of `networks`, around a ScannedRNN."""
 
-  recurrent: Any  # the class ScannedRNN
+  recurrent: Any  # a class ScannedRNN: Flax's, or that of `scanned`
   hidden_size: int
   num_actions: int
 
@@ -63,7 +63,7 @@ def flax_network(
   """Return a network of Flax's modules.
 
   Args:
-    recurrent: the class ScannedRNN.
+    recurrent: a class ScannedRNN: Flax's, or that of `scanned`.
     observation_size: of an observation vector.
     hidden_size: of encoder and cell.
     num_actions: number of actions from which the actor chooses.
@@ -183,5 +183,6 @@ def race(
     return make
 
   found = racers(name, environment, config.hidden_size)
-  makers = {label: (maker(net), "flax") for label, net in found.items()}
+  package = "flax"  # which a maker needs
+  makers = {label: (maker(net), package) for label, net in found.items()}
   return compare(makers, config.timing_rounds)[0]
