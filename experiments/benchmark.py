@@ -6,11 +6,11 @@ Every library starts from the same weights and must first compute the same
 outputs, losses and gradients (of the part original, a test checks this); then
 all are timed in turns, in one process, PyTorch on a GPU if JAX has one. The
 training step of a language model is timed on one device and, for the JAX
-libraries, also with the batch split over CPU devices: the greatest common
-divisor of the number of cores and the batch size. The tables have medians and
-quartiles, the time relative to ours, the seconds to compile, and the memory
-that the compiled program needs on each device. A library that cannot be
-imported, or does not have the layer, is skipped and named; one that computes
+libraries, also with the batch split over CPU devices, as many as the greatest
+common divisor of the number of cores and the batch size. The tables have
+medians and quartiles, the time relative to ours, the seconds to compile, and
+the memory that the compiled program needs on each device. A library that cannot
+be imported, or does not have the layer, is skipped and named; one that computes
 something else stops the benchmark. A flag of a size, such as --hidden_size,
 replaces the cases of each part that has this size by one case, of the given
 sizes and the part's defaults.
@@ -64,13 +64,14 @@ def run(
     parts: names in PARTS.
     sizes: those of the one case of each part that has such a size; empty for
       the parts' own cases.
-    rounds: how often each program is timed.
+    rounds: how often each program is timed; those of the part original, 10
+      times as often.
     console: where to print.
     save: called with the results so far after every case.
 
   Raises:
-    ValueError: no part has one of the sizes, launches cannot be counted for
-      them, or a library computes something else than ours.
+    ValueError: none of these parts has one of the sizes, launches cannot be
+      counted for them, or a library computes something else than ours.
   """
   check_sizes(parts, sizes)
   record: dict[str, Any] = {"environment": environment(), "rows": []}
@@ -188,7 +189,7 @@ if __name__ == "__main__":
     "out",
     "",
     "JSON file to write, with a figure beside it; empty for none, and for "
-    "--part=gpu for results/benchmark/gpu.json.",
+    "--part=gpu for experiments/results/benchmark/gpu.json.",
   )
   COMPARE = flags.DEFINE_string(
     "compare", "", "JSON file of an earlier run to compare with."

@@ -14,8 +14,8 @@ training text. It measures
   length, rhymes;
 - the validation loss by the length of the context;
 - delayed recall: the accuracy of naming a symbol after 1 to 500 blanks, with
-  the cells' usual initial biases and with those of chrono initialization
-  (`analysis.chrono`), which fit the delay;
+  the cells' usual initial biases and, for gated cells, with those of chrono
+  initialization (`analysis.chrono`), which fit the delay;
 - gradient flow: the norm of the gradient of one character's loss with respect
   to each earlier state, before and after training.
 
@@ -158,7 +158,7 @@ def train(
 ) -> TrainedCell | None:
   """Return what `train_cell` does; None, and a line, if training diverges.
 
-  The learning rate is None if none was found with which it does not.
+  The learning rate is None if training diverged at each one that was tried.
   """
   try:
     if learning_rate is None:

@@ -115,7 +115,7 @@ def compare(
 
   It is compared with run(Autodiff()).
   """
-  x_key, key = jax.random.split(key)  # with one, v would be twice x
+  x_key, key = jax.random.split(key)  # with one, the cotangents would repeat x
   x = gaussian(arguments, x_key)
   return gradcheck(run(Explicit()), run(Autodiff()), x, key, epsilon=epsilon)
 
@@ -145,8 +145,8 @@ def plantable_modules() -> dict[str, Any]:
 def plantable_terms() -> list[str]:
   """Return every value of `--plant`.
 
-  Left out are the terms of `affine` for tokens: the language model that is
-  checked reads a table instead.
+  Left out are the terms of `affine` for tokens: with a small vocabulary, the
+  language model applies `linear` to its embedding and outputs, not to tokens.
   """
   return [
     f"{p}.{t}"

@@ -9,10 +9,10 @@ repeat_previous, an action has to name the symbol shown --size steps before.
 
 The directory --out receives the results as policy.json, and a figure, return
 over environment steps (policy.png); --overwrite replaces those that it holds.
---timing_rounds also times an update
-against the same in Flax, with a ScannedRNN as agents in Flax have it, and with
-the module `scanned`; it first checks that all compute the same. --replot prints
-the tables and draws the figure of an existing policy.json.
+--timing_rounds also times an update of the GRU and of the LSTM against the same
+network in Flax, with the ScannedRNN that agents in Flax have, and with the
+module `scanned`; it first checks that all compute the same. --replot prints the
+tables and draws the figure of an existing policy.json.
 
 docs/recurrent-policy.md explains the code.
 """
@@ -56,7 +56,7 @@ RECORD, FIGURE = "policy.json", "policy.png"
 FILES = RECORD, FIGURE
 # Entries of the record that tables and figure need.
 ENTRIES = "config", "task", "guessing", "steps_per_update", "networks", "race"
-LINES = 5  # of progress, for each network
+LINES = 5  # of progress for each network, or a few more
 
 
 def run(

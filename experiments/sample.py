@@ -147,9 +147,10 @@ def run(
   """Return samples from the best checkpoint of a run; each argument is a flag.
 
   A sample is an iterable of the parts of a text, which begins with the prompt
-  if one is given. A single sample is drawn as its parts are iterated. With
-  `interactive`, the only sample is what `converse` yields: the model's answers,
-  without the prompt and the lines that it reads from standard input.
+  if one is given. A single sample is drawn as its parts are iterated, unless
+  it is selected by `best_of` or `beam`. With `interactive`, the only sample is
+  what `converse` yields: the model's answers, without the prompt and the lines
+  that it reads from standard input.
 
   Raises:
     ValueError: the run has no usable checkpoint, the prompt is empty or has
