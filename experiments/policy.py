@@ -102,9 +102,9 @@ def run(
 def progress(
   console: Console, name: str, total: int, number: int, value: float | None
 ) -> None:
-  """Print the mean return after some of the updates."""
+  """Print the mean return of the episodes that ended in some of the updates."""
   if number % max(1, total // LINES) == 0:
-    text = "no episode has ended" if value is None else f"return {value:.3f}"
+    text = "no episode ended" if value is None else f"return {value:.3f}"
     console.print(f"{name}  {number}/{total}  {text}")
 
 

@@ -84,7 +84,7 @@ def _returns(record: dict[str, Any]) -> str:
 
 
 def _format(value: float | None) -> str:
-  """Return a mean return; "–" where no episode has ended."""
+  """Return a mean return; "–" where no episode ended."""
   return "–" if value is None else f"{value:.2f}"
 
 

@@ -49,7 +49,7 @@ def train(
     config: the settings.
     keys: a PRNG key for each seed, [S].
     on_update: called after each update with its number, from 1, and the return,
-      a mean over the seeds; None if no episode has ended.
+      a mean over the seeds; None if no episode ended in it.
 
   Returns:
     A record: `num_parameters` of one network; `compile_s`, the seconds to

@@ -107,7 +107,7 @@ def test_a_seed_whose_episodes_have_not_ended_hides_no_other(
   for value in (None, mean([0.25, None])):
     policy.progress(console, "gru", 1, 1, value)
   assert console.file.getvalue() == (
-    "gru  1/1  no episode has ended\ngru  1/1  return 0.250\n"
+    "gru  1/1  no episode ended\ngru  1/1  return 0.250\n"
   )
 
 
