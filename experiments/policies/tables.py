@@ -47,6 +47,12 @@ def check_entries(record: dict[str, Any]) -> None:
       for row in rows:
         check_length(name, row, record["config"]["num_seeds"])
         check_numbers(name, [x for x in row if x is not None])
+    if "episodes" not in run:  # an older record
+      continue
+    for row, counts in zip(run["returns"], episodes, strict=True):
+      for value, count in zip(row, counts, strict=True):
+        if value is not None and (count is None or count < 1):
+          raise ValueError(f"episodes must be ≥ 1 beside a return, got {count}")
 
 
 def _count(record: dict[str, Any]) -> int:
