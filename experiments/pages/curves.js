@@ -3,7 +3,7 @@
 const NS = "http://www.w3.org/2000/svg";
 const COLORS = 8, DASHES = ["", "7 4", "2 3"];
 // Height and margins of the chart, in pixels.
-const HEIGHT = 340, LEFT = 52, RIGHT = 12, TOP = 26, BOTTOM = 40;
+const HEIGHT = 340, LEFT = 60, RIGHT = 12, TOP = 26, BOTTOM = 40;
 const NAME_FONT = "600 13px system-ui, sans-serif";  // svg .name of report.html
 // The lines of at most so many runs are named at their ends, if the chart is not
 // narrower than so many pixels.

@@ -26,7 +26,7 @@ def numbers(chromium):
   xs, ys = chromium.run(
     "return [args[0].map(scale.x), args[0].map(scale.y)]", values
   )
-  upright = [float(x) == 46 for _, x, _ in texts]
+  upright = [float(x) == 54 for _, x, _ in texts]
   for text, x, y, is_y in zip(texts, xs, ys, upright, strict=True):
     found, expected = (text[2], y + 4) if is_y else (text[1], x)
     assert abs(float(found) - expected) < 0.01, text
@@ -56,6 +56,8 @@ def test_the_numbers_beside_a_constant_learning_rate_differ(opened, rate):
   choose(opened, "quantity", "learning rate")
   ys, _ = numbers(opened)
   assert len(set(ys)) == len(ys) > 1
+  left = "return Math.min(...[...document.querySelectorAll('#chart text')].map("
+  assert opened.run(f"{left}(text) => text.getBBox().x))") >= 0  # not cut off
 
 
 def test_epochs_are_counted_between_their_ends(opened):

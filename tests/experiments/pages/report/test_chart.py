@@ -17,7 +17,7 @@ def test_the_pointer_reads_off_the_nearest_point(opened, directories):
     "return [box.left, box.top, scale.x(scale.high)]"
   )
   end = max(step for f in directories for step, *_ in losses(f, "train_loss"))
-  opened.click(left + 52 + (right - 52) * 21 / end, top + 100)
+  opened.click(left + 60 + (right - 60) * 21 / end, top + 100)
   assert "At training step 20:" in text_of(opened, "status")
 
 
