@@ -53,7 +53,8 @@ def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
   sizes = ModelConfig(embedding_size=5, hidden_size=5, num_layers=2, tied=tied)
-  model, rule = language_model(sizes, 9), make_optimizer(OptimizerConfig(), 9)
+  config = OptimizerConfig(clip_norm=0.1)  # below the norm of the gradient
+  model, rule = language_model(sizes, 9), make_optimizer(config, 9)
   params, carry = model.init(key), model.initial_state((3,))
   tokens, targets = STREAMS.batch(0)
   gradient = jax.grad(lambda p: model.loss(p, carry, tokens, targets)[0])(
@@ -75,9 +76,9 @@ def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
   assert metrics.grad_norms.keys() == squares.keys()
   for name, norm in metrics.grad_norms.items():
     assert float(norm) == pytest.approx(squares[name] ** 0.5, rel=1e-6)
-  assert float(metrics.grad_norm) == pytest.approx(
-    sum(squares.values()) ** 0.5, rel=1e-6
-  )
+  expected = sum(squares.values()) ** 0.5
+  assert expected > config.clip_norm
+  assert float(metrics.grad_norm) == pytest.approx(expected, rel=1e-6)
 
 
 def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
