@@ -115,7 +115,7 @@ def test_few_and_many_rows_have_the_same_product(rows, key):
 
 @pytest.mark.exhaustive
 def test_the_gradient_of_tokens_takes_a_wider_cotangent(key):
-  """That of float32 weights in float64, as beside a float64 state."""
+  """A float64 cotangent with float32 weights, as a float64 state gives."""
   w, da = normal_like(key, (np.zeros((D, H), np.float32), np.zeros((B, H))))
   tokens = jnp.array([0, 3, 3])
   _, found, _ = affine.affine_backward(tokens, w, da)

@@ -84,7 +84,7 @@ def test_the_error_of_a_cell_is_the_cause():
   assert type(error.value.__cause__) is TypeError
 
 
-def test_a_backward_may_not_be_implemented_yet():
+def test_a_backward_need_not_be_implemented_yet():
   cell = own_cell("  dx = da @ params.w_x.T", "  raise NotImplementedError")
   params = cell.init(jax.random.key(0), D, H)
   assert unroll(cell, params, None, XS, adjoint=Autodiff())[1].any()
@@ -93,14 +93,14 @@ def test_a_backward_may_not_be_implemented_yet():
     unroll(cell, wrong, None, XS, adjoint=Autodiff())
 
 
-def test_a_backward_may_sum_over_one_batch_axis_only():
+def test_a_backward_need_not_take_any_number_of_batch_axes():
   cell = own_cell('"...d,...k->dk"', '"bd,bk->dk"')
   params = cell.init(jax.random.key(0), D, H)
   assert unroll(cell, params, None, XS, adjoint=Autodiff())[1].any()
 
 
 def test_one_column_of_w_x_is_no_layer():
-  """The gains would bring x W_x to the size of a, which ignores x."""
+  """The norm of one number is 0, for any x; the gains would broadcast it."""
   params = layernorm_lstm.init(jax.random.key(0), D, H)
   with pytest.raises(ValueError, match=rf"^weights do not .* w_x \[{D}, 1\]"):
     unroll(layernorm_lstm, params._replace(w_x=params.w_x[:, :1]), None, XS)

@@ -139,7 +139,9 @@ def test_sizes_that_are_no_integers_from_1_are_an_error(
     (np.longdouble, "longdouble"),
   ],
 )
-def test_weights_of_a_dtype_without_floats_are_an_error(row, dtype, name, key):
+def test_a_dtype_that_is_none_of_the_floats_of_jax_is_an_error(
+  row, dtype, name, key
+):
   message = f"^dtype must be a dtype of floats, .*, got {name}$"
   with pytest.raises(ValueError, match=message):
     row.cell.init(key, D, H, dtype)

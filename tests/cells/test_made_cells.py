@@ -104,7 +104,9 @@ def test_hard_gates_equal_numpy_and_have_the_gradient_of_autodiff(module, key):
 @pytest.mark.parametrize(
   ("module", "term"),
   [
-    pytest.param(module, term, id=f"{module.__name__[15:]}-{term}")
+    pytest.param(
+      module, term, id=f"{module.__name__.rpartition('.')[2]}-{term}"
+    )
     for module in MODULES
     for term in terms(module)
   ],

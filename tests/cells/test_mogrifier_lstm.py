@@ -63,6 +63,7 @@ def test_factors_are_the_matrix_of_their_product(key):
 
 def test_initial_factors_are_two_draws(key):
   left, right = low_rank.init(key, 32, 32, 32, jnp.float64)
+  # Two draws of n = 32² numbers have a correlation of about 1 / √n.
   assert abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < 5 / 32
 
 
