@@ -45,13 +45,13 @@ ADJOINTS = (
 def adjoints(cell):
   """Return all adjoints for the LSTM, and one for every other cell.
 
-  The loss contains a step of the cell too, whose gradient is that of `Step`.
+  The loss contains steps of the cell too, whose gradient is that of `Step`.
   """
   return ADJOINTS if cell is lstm else ADJOINTS[:1]
 
 
 def draw(cell, key):
-  """Return params, and a batch: floats, tokens, lengths, resets, weights."""
+  """Return params, and a batch: xs, tokens, lengths, resets, cotangents."""
   keys = jax.random.split(key, 4)
   params = gaussian(key, cell, cell.init(key, D, H, jnp.float64))
   xs = jax.random.normal(keys[0], (T, B, D), jnp.float64)
@@ -63,7 +63,7 @@ def draw(cell, key):
 
 
 def sequence_loss(cell, adjoint):
-  """Return a loss of an unroll of floats, one of tokens, and one step."""
+  """Return a loss of an unroll of floats, one of tokens, and two steps."""
 
   def loss(params, batch):
     xs, tokens, lengths, reset, cotangents = batch

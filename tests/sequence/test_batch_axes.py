@@ -15,6 +15,8 @@ WHOLE, *CHUNKS = Explicit(), Explicit(chunk=2), Explicit("recompute", 2)
 def mapped_arrays(cell, key, steps, batch):
   """Yield (its name, make_gradient, args) for each array that `vmap` maps.
 
+  These are w_x of the weights, the states, xs and a mask.
+
   There are as many mapped values as rows of the batch: where these are as many
   as the time steps too, no shape shows that axes were exchanged.
   """
@@ -75,7 +77,7 @@ def test_grad_of_vmap_over_chunks_equals_autodiff(cell, adjoint, key):
 @pytest.mark.parametrize("adjoint", [WHOLE, CHUNKS[0]], ids=str)
 @pytest.mark.parametrize("cell", [lstm, slstm], ids=["lstm", "slstm"])
 def test_derivatives_of_grad_of_vmap_equal_autodiff(cell, adjoint, key):
-  """With one time step, what is not mapped stays so in some of the results."""
+  """With one time step, some results do not depend on the mapped state."""
   for name, gradient, args in mapped_arrays(cell, key, 1, 2):
     if name.startswith("[1]"):  # the state
       expected, found = (

@@ -144,7 +144,7 @@ def test_both_directions_take_the_options_of_unroll_but_reverse(key):
       unroll_both(lstm, *both(lstm, key), **{name: True})
 
 
-def test_a_reset_of_no_time_step_is_refused(key):
+def test_an_empty_sequence_with_resets_is_refused(key):
   params, *_ = both(lstm, key)
   for xs in (0.5, jnp.zeros((0, B, D))):
     with pytest.raises(ValueError, match=r"^xs must have at least one"):

@@ -72,7 +72,7 @@ def test_recomputing_changes_nothing(cell, feature, chunk, key):
 @REPRESENTATIVE_CELLS
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_a_chunk_longer_than_the_sequence_is_the_sequence(cell, residuals, key):
-  """`chunk=None` is too, with so few rows: the programs are equal."""
+  """The programs are equal, also for `chunk=None`, with so few rows."""
   args, options = arguments(cell, key), FEATURES["all"](cell)
 
   def program(chunk, residuals=residuals):

@@ -26,7 +26,7 @@ def large(monkeypatch):
 
 @pytest.fixture
 def looped(monkeypatch):
-  """Take a loop for the time steps of a chunk, however few they are."""
+  """Loop over the time steps of a chunk, however few they are."""
   monkeypatch.setattr(in_place, "MOST_UNROLLED", 0)
 
 
@@ -81,7 +81,7 @@ def test_grad_of_vmap_is_that_of_autodiff(key):
 @pytest.mark.everyday(1)
 @EACH
 @pytest.mark.usefixtures("large", "looped")
-def test_longer_chunks_do_too(cell, options):
+def test_chunks_with_a_loop_over_their_steps_do_too(cell, options):
   expected = expected_gradient(cell, options)
   found = gradient(cell, **OPTIONS[options])
   assert worst(tuple(found), tuple(expected)) < 1e-12
@@ -89,18 +89,18 @@ def test_longer_chunks_do_too(cell, options):
 
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("large")
-def test_tokens_too(key):
+def test_chunks_of_tokens_have_the_gradient_of_autodiff(key):
   params, state, _ = arguments(lstm, key)
   tokens = jax.random.randint(key, (T, B), 0, D)
 
-  def both(adjoint):
+  def gradient(adjoint):
     def f(params, state):
       options = {} if adjoint is None else {"adjoint": adjoint}
       return unroll(lstm, params, state, tokens, **options)
 
     return jax.jit(jax.grad(weighed(f, key), (0, 1)))(params, state)
 
-  assert worst(both(None), both(Autodiff())) < 1e-12
+  assert worst(gradient(None), gradient(Autodiff())) < 1e-12
 
 
 @pytest.mark.usefixtures("looped")
@@ -173,7 +173,7 @@ def test_chunks_of_one_step_copy_no_inputs():
   ("steps", "batch", "expected"),
   [(16, 512, []), (17, 512, [2]), (16, 513, [2]), (5, 2000, [1])],
 )
-def test_more_than_8192_rows_are_chunks_of_1024(
+def test_more_than_8192_rows_are_chunks_of_1024_or_more(
   steps, batch, expected, monkeypatch
 ):
   chunks = []

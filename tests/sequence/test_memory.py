@@ -104,7 +104,7 @@ def saved(**options):
 @pytest.mark.parametrize("chunk", [8, 10])
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_chunks_save_the_states_of_the_table(residuals, chunk):
-  """The table of `checkpointing`, where a gradient is not one program."""
+  """What the table of `checkpointing` says, in the column "saved"."""
   weights = sum(x.size for x in jax.tree.leaves(lstm.init(KEY, D, H)))
   starts = -(-T // chunk)
   states = starts if residuals == "gates" else starts + T

@@ -28,7 +28,8 @@ def test_gradients_on_a_mesh_are_those_of_one_device(tmp_path):
 
 
 def check(name, found):
-  # Of the state; for the LSTM also of a model's loss, and of both directions.
+  # Of the state; for the LSTM also of a model's loss, of divided time steps and
+  # of both directions.
   others = 3 + (3 + 2 * 2**3 if name == "lstm" else 0)
   assert len(found["errors"]) == 2 * len(adjoints(TABLE[name].cell)) + others
   assert all(e < EXACT for e in found["errors"].values()), found["errors"]

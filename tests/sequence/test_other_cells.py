@@ -32,8 +32,7 @@ class CellOfFunctions(NamedTuple):
 def module_outside(cell):
   """Return a module that executes the cell's source, as a user's file would.
 
-  Of a cell that a module's function made, it is that module, and the cell is
-  made by it.
+  Of a made cell, return the one that this module's function makes.
   """
   if isinstance(cell, MadeCell):
     module = module_outside(cell.module)

@@ -50,7 +50,7 @@ def test_tokens_outside_of_the_rows_read_the_nearest_or_count_back(key):
     assert worst(found, expected) == 0
 
 
-def test_features_of_integers_are_tokens_where_no_state_has_their_shape(key):
+def test_without_a_state_integer_vectors_are_tokens_of_two_batch_axes(key):
   params, _, _ = arguments(lstm, key)
   pixels = jax.random.randint(key, (T, B, D), 0, D).astype(jnp.uint8)
   assert unroll(lstm, params, None, pixels)[1].shape == (T, B, D, H)

@@ -82,8 +82,8 @@ def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_one_decay_of_zero_keeps_the_gradient_of_the_others(device, reverse):
-  """By λ itself: that of a zero is the state before it, times later λ."""
+def test_decays_of_zero_have_the_gradient_of_a_loop(device, reverse):
+  """Also by a λ of 0: the state before it, times the cotangent after it."""
   draw = np.random.default_rng(0)
   decay = draw.uniform(0.3, 0.9, (15, B, H))
   decay[draw.integers(15, size=(2, B)), np.arange(B)] = 0
