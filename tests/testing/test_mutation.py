@@ -14,11 +14,11 @@ from tests.contract import TABLE
 from tests.draws import B, D, H
 
 
-def test_the_terms_of_the_lstm_are_the_lines_of_its_docstring():
+def test_the_terms_of_the_lstm_are_cotangents_and_local_gradients():
   names = {term for term in terms(TABLE["lstm"].cell) if "[" not in term}
   local_gradients = "dactivation dnext_da dh_dc"
-  lines = "dc_sum da dh dc dx dw_x dw_h db"
-  assert names == {*local_gradients.split(), *lines.split()}
+  cotangents = "dc_sum da dh dc dx dw_x dw_h db"
+  assert names == {*local_gradients.split(), *cotangents.split()}
 
 
 def test_an_unknown_term_is_an_error_that_lists_the_terms():
@@ -84,7 +84,7 @@ def recur_backward(params, gates, residuals, d_state):
     assert planted.recur_backward(None, None, None, jnp.ones(())) == expected
 
 
-def test_the_factor_is_also_that_of_a_made_cell():
+def test_a_term_of_a_made_cell_is_scaled_by_the_given_factor():
   cell = rnn.with_activation(RELU)
   params = rnn.RNNParams(jnp.ones((D, H)), jnp.ones((H, H)), jnp.ones(H))
   arguments = params, jnp.ones((1, B, D)), jnp.ones((1, B, H)), ()

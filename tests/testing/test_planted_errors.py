@@ -89,7 +89,7 @@ def test_a_planted_error_in_the_readout_is_caught(term, key):
 
 
 def assert_error_is_in(wrong, report):
-  """Compare the error of each tensor: of 1.01 / 1 in one, and else of 0."""
+  """Check that one tensor alone is wrong, by a factor of 1.01."""
   for row in report.tensors:
     expected = 0.01 / 1.01 if row.name == wrong else 0
     assert abs(row.explicit_autodiff.relative - expected) < 1e-12
