@@ -50,7 +50,8 @@ def loss_of(cell, implementation):
 
 @ALL_CELLS
 def test_outputs_without_a_gradient(name):
-  arguments = draw(CELLS[name], hidden=130 if name == "gru" else 40)
+  hidden = 130 if name == "gru" else 40  # of the GRU in a cluster
+  arguments = draw(CELLS[name], hidden=hidden)
 
   def outputs(implementation):
     return lambda *args: unroll(

@@ -109,28 +109,29 @@ def resets_ignored(monkeypatch):
 def flags_ignored_in_the_backward(monkeypatch):
   from lstm_jax.mosaic_gpu import backward
 
-  change_arguments(
-    monkeypatch, backward, "backward_kernel", lambda args: [*args[:-1], None]
-  )
+  def change(args):
+    *others, _ = args  # the flags are the last argument
+    return [*others, None]
+
+  change_arguments(monkeypatch, backward, "backward_kernel", change)
 
 
 def direction_ignored_in_the_backward(monkeypatch):
   from lstm_jax.mosaic_gpu import backward
 
-  change_arguments(
-    monkeypatch,
-    backward,
-    "backward_kernel",
-    lambda args: [*args[:2], False, *args[3:]],
-  )
+  def change(args):
+    time_step, plan, _, *others = args
+    return [time_step, plan, False, *others]
+
+  change_arguments(monkeypatch, backward, "backward_kernel", change)
 
 
 def cotangent_of_the_last_h_ignored(monkeypatch):
   from lstm_jax.mosaic_gpu import backward
 
   def change(args):
-    args[6] = args[6]._replace(h=jnp.zeros_like(args[6].h))
-    return args
+    *others, d_last, flags = args
+    return [*others, d_last._replace(h=jnp.zeros_like(d_last.h)), flags]
 
   change_arguments(monkeypatch, backward, "backward_kernel", change)
 

@@ -18,7 +18,7 @@ CLUSTER = {"lstm": 192, "gru": 192, "rnn": 320}
 
 
 def races_found(name, hidden):
-  """Return whether a race was found, of each pair of accesses."""
+  """Return whether the interpreter found a race."""
   from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
   from jax.experimental.pallas import mosaic_gpu as plgpu
 

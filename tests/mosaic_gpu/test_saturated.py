@@ -56,6 +56,7 @@ def test_a_packed_gate_keeps_its_bits_near_0_and_near_1():
   found = np.asarray(unpack_gate(saved.astype(jnp.float32)), np.float64)
   error = abs(found - y)
   distance = np.minimum(y, 1 - y.astype(np.float64))
+  # A float16 is rounded by 2⁻¹¹ at most; a gate of 1 is saved as 1 − 2⁻²⁴.
   assert np.all(error <= np.maximum(2.0**-11 * distance, 2.0**-24))
 
 
@@ -83,6 +84,7 @@ def test_the_gradient_of_each_saturated_gate(name, gates, bias):
   ("name", "biases"), [("lstm", {"i": -2, "f": 8.4}), ("gru", {"z": 8.4})]
 )
 def test_the_gradients_of_a_long_memory(name, biases):
+  """A gate of σ(8.4) = 1 − 1/4448 keeps a state for thousands of time steps."""
   arguments = saturated(name, biases, 192)
   found = kernel_results(CELLS[name], arguments, **PRODUCTS)
   expected = results(None, CELLS[name], arguments, **PRODUCTS)
