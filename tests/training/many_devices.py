@@ -86,7 +86,7 @@ NOISE_SEED = 1
 
 
 class Recorded:
-  """A compiled function, by its first arguments, and its program's text."""
+  """A function compiled at its first call, and the text of its program."""
 
   def __init__(self, function):
     self._function, self._compiled, self.text = function, None, ""
@@ -106,7 +106,7 @@ def start(config, mesh, groups):
   )
   params = jax.jit(model.init)(jax.random.key(0))
   state = init_state(model, rule, params, B, averaged=True)
-  decay = 0.0 if config[0].tied else 0.9
+  decay = 0.0 if config[0].tied else 0.9  # 0: NT-ASGD, whose mean starts here
   if not decay:
     state = state._replace(average=start_average(state.average))
   if not mesh:
@@ -126,7 +126,13 @@ def start(config, mesh, groups):
 
 
 def trained(config, mesh=None):
-  """Return losses and norms, all weights at the end, and the collectives."""
+  """Train a model, on one device or on a mesh.
+
+  Returns:
+    (losses and gradient norms, the last state without its carry, what is sent:
+    (collectives, numbers of the weights that a device holds), None for one
+    device).
+  """
   groups = mesh.size if mesh else 1
   train_step, recorded, state = start(config, mesh, groups)
   before = jax.tree.leaves(state._replace(carry=None))
@@ -153,7 +159,7 @@ def trained(config, mesh=None):
 
 
 def differences(config, mesh, one):
-  """Return how far losses and weights are from one device, and what is sent."""
+  """Return how far `trained` on a mesh is from one device, and what is sent."""
   losses, weights, sent = trained(config, mesh)
   if one is None:
     return None
@@ -198,7 +204,7 @@ def shared_members():
   return [float(np.abs(one - four).max()), worst(weights, shared), sent, spread]
 
 
-def sent_once(mesh, groups):
+def sent_for_words(mesh, groups):
   """Return what an update of WORDS sends, its readout in chunks of time."""
   with (
     mock.patch.object(models, "TABLE_ROWS", 0),
@@ -222,7 +228,7 @@ def simulated():
   result["members"] = shared_members()
   mesh = make_mesh({"data": 8})
   for groups in (8, 1):
-    result[f"words in {groups} groups"] = sent_once(mesh, groups)
+    result[f"words in {groups} groups"] = sent_for_words(mesh, groups)
   return result
 
 
@@ -235,7 +241,7 @@ def joined(port, processes, index):
 
 
 def queued():
-  """Return the steps of a training that were made, without a look at any."""
+  """Take many training steps, read no result, and return their number."""
   mesh = make_mesh({"data": 2})
   model = language_model(ModelConfig(hidden_size=16), V, groups=2)
   optimizer = make_optimizer(OptimizerConfig(), MANY)

@@ -5,8 +5,8 @@
 
 In the test `saved_and_read`, each process trains on its devices, on the mesh of
 all of them. It saves the state while it trains on, and reads it again. In the
-test `full_disk`, the disk of the first process is full. The first process
-prints a JSON object of what it finds.
+test `full_disk`, the disk of the first process is full. Each process prints a
+JSON object of what it finds.
 """
 
 import errno

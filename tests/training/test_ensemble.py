@@ -47,7 +47,7 @@ def test_members_are_trained_as_if_alone(cell, noise, decay, key):
 @pytest.mark.exhaustive
 def test_members_are_trained_as_if_alone_where_all_are_computed_at_once(key):
   with traced_for("cuda"):
-    # No other test has this decay, and with it the same compiled functions.
+    # No other test has this decay: it would have compiled the step for a CPU.
     check_members(lstm, NOISE, 0.25, key)
 
 

@@ -98,7 +98,7 @@ def test_a_state_in_a_tree_of_any_kind_keeps_its_kind():
     assert not any(leaf.any() for leaf in jax.tree.leaves(found))
 
 
-def test_a_checkpoint_names_the_batch_size_of_its_state():
+def test_the_batch_size_of_a_state_is_not_its_number_of_members():
   state = TrainState(0, None, None, None, zero_states(2, 3))
   assert carried_batch_size(state) == 3
 

@@ -79,7 +79,7 @@ def in_numpy(optimizer, gradients, rate):
     elif optimizer == "adagrad":
       second = second + g**2
       p = p - rate * g / np.sqrt(second + 1e-8)
-    else:  # adamw, whose weight decay is that of OptimizerConfig
+    else:  # adamw, with the weight decay of the test, 0.2
       first = 0.9 * first + 0.1 * g
       second = 0.999 * second + 0.001 * g**2
       scaled = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
@@ -204,7 +204,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 @pytest.mark.parametrize("num_steps", [0, 1.5, True, "9"])
-def test_a_number_of_steps_that_is_none_is_refused(num_steps):
+def test_a_number_of_steps_that_is_no_positive_integer_is_refused(num_steps):
   expected = f"^num_steps must be an integer ≥ 1, got {num_steps!r}$"
   with pytest.raises(ValueError, match=expected):
     make_optimizer(OptimizerConfig(), num_steps)

@@ -36,6 +36,7 @@ def test_every_optimiser_learns_a_sequence_that_repeats(rule, key):
 
 
 def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
+  # So small a learning rate leaves the weights as they are.
   update, state = start(
     key, learning_rate=1e-30, warmup_steps=0, weight_decay=0.0
   )
@@ -97,6 +98,7 @@ def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
 
 @pytest.mark.exhaustive
 def test_epochs_may_have_other_numbers_of_streams(key):
+  # So small a learning rate leaves the weights as they are.
   update, state = start(
     key, learning_rate=1e-30, warmup_steps=0, weight_decay=0.0
   )

@@ -23,7 +23,7 @@ from tests.draws import normal_like
 from tests.training.small import MODEL
 
 
-def test_what_the_caller_mistakes_is_not_said_of_the_checkpoint(tmp_path):
+def test_a_wrong_step_or_tree_is_not_said_to_be_damage(tmp_path):
   writer, x = CheckpointWriter(tmp_path), np.ones(2)
   writer.save(8, {"a": {"b": x}}, {})
   writer.close()
@@ -149,8 +149,8 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(
 def checksums(tmp_path):
   """Save a checkpoint; return its checksums, and a function that writes others.
 
-  A bit that has flipped in what was saved differs from its checksum, as a
-  checksum of something else does.
+  Tests write another checksum, in place of changing what was saved: in both
+  cases the two differ.
   """
   writer, w = CheckpointWriter(tmp_path), np.ones(2)
   writer.save(8, {"w": w}, {"note": "text"}, state={"v": w + 1})
