@@ -11,9 +11,9 @@ from pathlib import Path
 # tests on what a user's program compiles to; .ci/run does both.
 flags = (
   "--xla_backend_optimization_level=0"
-  " --xla_cpu_parallel_codegen_split_count=1"  # a core is a worker's
-  # An H100 that is not there cannot be measured. Its programs have the same
-  # launches and buffers without the attempt, in half the time.
+  " --xla_cpu_parallel_codegen_split_count=1"  # one core a worker
+  # No autotuning: programs for an H100 are compiled where there is none to time
+  # them on. They have the same launches and buffers, in half the time.
   " --xla_gpu_autotune_level=0"
 )
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
@@ -80,7 +80,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
   """Of a test with `everyday(n)`, make all cases but n exhaustive.
 
-  They are chosen among those that are not exhaustive by themselves: see `pick`.
+  Cases that are exhaustive by themselves are not among the n: see `pick`.
   """
   cases = defaultdict(list)
   for item in items:

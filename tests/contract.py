@@ -1,8 +1,8 @@
 """The table of all cells, with other implementations to compare them with.
 
-To test a new cell, add a row: the tests read this table. By default, tests of
-every cell run for the EVERYDAY cells alone; `pytest -m ""` and `.ci/run` run
-them for all.
+To test a new cell, add a row: the tests read this table. By default, most tests
+of every cell run for the EVERYDAY cells or the LSTM alone; `pytest -m ""` and
+`.ci/run` run them for all.
 """
 
 from typing import NamedTuple

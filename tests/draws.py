@@ -34,8 +34,9 @@ def gaussian(key, cell, tree):
   Their standard deviation is 1, and ¼ for a cell with ReLU: its states have no
   bound, and would grow with every step.
   """
-  bound = getattr(cell.recur, "keywords", {}).values()  # of a made cell
-  scale = 0.25 if "relu" in str([*bound]) else 1.0
+  # `recur` of a made cell is a `partial` with its activations as keywords.
+  activations = getattr(cell.recur, "keywords", {}).values()
+  scale = 0.25 if "relu" in str([*activations]) else 1.0
   return _draw(_seed(key), tree, scale)
 
 

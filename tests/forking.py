@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-# What the programs import, and none of them: it would run as if imported.
+# What the programs import, but no program: `runpy` would find it imported.
 SERVER.set_forkserver_preload(
   ["experiments.cli", "experiments.trainer.logger", "experiments.trainer.start"]
 )

@@ -50,8 +50,10 @@ def planted_error(cell, planted, key):
   with jax.disable_jit():
     f = weighed(partial(unroll, planted), key)
     found_value, found = jax.value_and_grad(f, (0, 1, 2))(*args)
-  if not is_linear(cell):  # else `unroll` takes λ of the forward from dh
-    assert abs(found_value - value) < 1e-12  # the forward is unchanged
+  # The forward is unchanged, except that of a linear recurrence: `unroll` gets
+  # its λ from `recur_backward`, where an error may be planted.
+  if not is_linear(cell):
+    assert abs(found_value - value) < 1e-12
   errors = jax.tree.map(
     lambda a, b: np.abs(a - b).max() / (np.abs(b).max() or 1), found, expected
   )

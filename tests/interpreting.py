@@ -44,7 +44,7 @@ def as_if_on_an_h100(monkeypatch):
 
 
 def count_kernels(monkeypatch):
-  """Put scans in place of the kernels; return a list that grows with each.
+  """Replace the kernels by scans; return a list that grows with each call.
 
   Its elements are (the cell, whether the sequence is reversed, T, how the
   kernels would divide the layer).

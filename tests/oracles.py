@@ -130,7 +130,7 @@ def mogrifier_lstm(params, x, h, c):
 
 @_unrolled
 def slstm(params, x, h, c, n, m):
-  """Without the stabiliser: memory exp(m) c, and its normaliser exp(m) n."""
+  """Compute memory exp(m) c and normaliser exp(m) n first, then m, c and n."""
   h_next, c_next, n_next, m_next = (np.zeros_like(h) for _ in range(4))
   hidden, size = len(h), params.w_h.shape[1]
   for unit in range(hidden):

@@ -82,6 +82,7 @@ def test_every_page_with_code_is_run():
     for page in DOCS.glob("*.md")
     if code_blocks(page.read_text("utf-8"))
   }
+  # Their code is run below, in test_gradbench.py and in test_own_cell.py.
   others = {"coming-from.md", "gpu.md", "gradbench.md", "own-cell.md"}
   assert with_code == {*marks, *others}
 
@@ -198,7 +199,7 @@ def test_every_guarantee_of_a_run_names_tests_that_exist():
     named = re.findall(r"`([\w/]+\.py)?(?:::(test_\w+))?`", guarantee)
     assert named, guarantee
     for file, test in named:
-      if file:  # else one more of the same
+      if file:  # else one more test of the file before
         (path,) = (ROOT / "tests").rglob(file)
       assert not test or test in names_of_tests(path), guarantee
 

@@ -1,4 +1,4 @@
-"""The reference shows what is exported, and nothing else."""
+"""The reference shows what is exported; of two packages, nothing else."""
 
 import ast
 import importlib
