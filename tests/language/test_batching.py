@@ -38,9 +38,14 @@ def test_a_text_that_is_shorter_than_one_batch_is_refused():
   for config in (shifted, replace(shifted, random_offsets=False)):
     with pytest.raises(ValueError, match="need at least 13 tokens, got 0"):
       next(config.epochs(np.zeros(0, np.int32), 0))
-    for gap in (-1, 0, 30, 31):
-      with pytest.raises(ValueError, match=f"of 30 tokens, got {gap}$"):
-        next(config.epochs(np.arange(30), 0, gap))
+
+
+@pytest.mark.parametrize("random_offsets", [False, True])
+@pytest.mark.parametrize("gap", [-1, 0, 30, 31])
+def test_a_gap_outside_of_the_text_is_refused(gap, random_offsets):
+  config = BatchingConfig(3, 4, random_offsets=random_offsets)
+  with pytest.raises(ValueError, match=f"of 30 tokens, got {gap}$"):
+    next(config.epochs(np.arange(30), 0, gap))
 
 
 def test_a_batch_that_an_epoch_does_not_have_is_an_index_error():
@@ -130,7 +135,7 @@ def test_batches_are_int32_and_of_one_text():
 
 
 @pytest.mark.parametrize("random", [{}, {"random_offsets": True}])
-def test_what_is_no_text_is_refused_by_every_function(random):
+def test_wrong_tokens_and_gaps_are_refused_by_every_function(random):
   config = BatchingConfig(2, 3, short_seq_prob=0.5, **random)
   functions = (
     lambda *args: make_batches(args[0], 2, 3, *args[2:]),
@@ -163,7 +168,7 @@ def test_batches_have_sizes_that_are_integers(wrong):
     make_batches(np.arange(20), 2, wrong)
 
 
-def test_numbers_of_numpy_do_not_overflow():
+def test_sizes_in_int8_do_not_overflow():
   tokens = np.arange(20_000)
   expected = make_batches(tokens, 100, 64)
   found = make_batches(tokens, np.int8(100), np.int8(64))

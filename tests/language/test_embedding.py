@@ -66,7 +66,7 @@ def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
 def test_neither_the_table_nor_rows_are_rounded_to_bfloat16(
   path, key, monkeypatch
 ):
-  """With bfloat16 weights: x W_x is a sum, as h W_h is."""
+  """Products of bfloat16 weights are summed in float32, as in h W_h."""
   memories = []
   for dtype in (jnp.bfloat16, jnp.float32):
     config = ModelConfig(lstm, E, H, dtype=dtype)
@@ -154,7 +154,7 @@ def test_a_tied_readout_is_the_embedding(path, key):
   steps = V // B if path == "rows" else T
   tokens = jax.random.randint(key, (steps + 1, B), 0, V)
 
-  def untied_loss(e):  # the same embedding and readout as two matrices
+  def untied_loss(e):  # with two matrices: W_e = √E e, and W = eᵀ
     untied_params = params._replace(embedding=7**0.5 * e, readout=e.T)
     return untied.training_loss(
       untied_params, state, tokens[:-1], tokens[1:], key

@@ -64,7 +64,8 @@ def draw(model, key, vocabulary_size, steps, batch):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("sizes", [f"{T}, 7*b", "T, B"])  # or an expression
+# The batch size is a symbol or, as 7*b, an expression.
+@pytest.mark.parametrize("sizes", [f"{T}, 7*b", "T, B"])
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize(
   ("vocabulary_size", "tied"),

@@ -123,7 +123,7 @@ def test_what_the_kernels_do_not_take_is_an_error(
     training_loss(config, key, **options)
 
 
-def test_a_configuration_names_an_implementation():
+def test_an_implementation_is_a_known_one_and_makes_a_model_of_its_own():
   message = "^implementation must be one of xla, mosaic_gpu, got 'cuda'$"
   with pytest.raises(ValueError, match=message):
     ModelConfig(implementation="cuda")
@@ -136,10 +136,11 @@ def test_a_configuration_names_an_implementation():
 
 
 def test_a_cpu_refuses_the_kernels_as_they_are_traced(key, monkeypatch):
+  # Else an older version would be refused first.
   monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
   with pytest.raises(ValueError, match=r"needs an H100 or H200 .* got a cpu"):
     training_loss(KERNELS, key)
-  training_loss(KERNELS, key, steps=1)
+  training_loss(KERNELS, key, steps=1)  # a scan: nothing is refused
 
 
 @NEEDS_KERNELS
@@ -153,6 +154,6 @@ def test_the_kernels_have_the_loss_and_gradient_of_the_scans(dtype, key):
   expected = run(scans)
   with interpreted():
     found = run(kernels)
-  # float32 with sums in another order; products of operands in bfloat16, which
-  # have 8 bits, are rounded alike, but for gates that are stored in 16 bits.
+  # In float32 only the order of sums differs. With bfloat16 operands the
+  # products are the same, but the kernels store the gates in 16 bits.
   assert worst(found, expected) < (1e-5 if dtype is None else 3e-3)

@@ -168,7 +168,7 @@ def test_tokens_and_targets_may_be_lists(adjoint, key):
 
 @pytest.mark.parametrize("size", [9, 2000])
 def test_tokens_that_are_no_integers_are_refused(size, key):
-  """Floats [T, V] were multiplied by the table, if there was one."""
+  """Even floats [T, V], which the table W_e W_x could be multiplied by."""
   config = ModelConfig(hidden_size=4)
   model = language_model(config, size)
   regularized = language_model(config, size, regularizers=Regularizers(0.5))
@@ -206,7 +206,7 @@ def test_an_empty_batch_has_no_loss_and_a_gradient_of_zero(adjoint, key):
   assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
-def test_a_vocabulary_of_no_tokens_is_refused():
+def test_the_vocabulary_size_and_groups_are_integers_of_at_least_1():
   for size, text in ((0, "0"), (9.0, "9.0"), ("9", "'9'")):
     message = f"vocabulary_size must be an integer ≥ 1, got {text}$"
     with pytest.raises(ValueError, match=message):

@@ -35,11 +35,11 @@ class Reference:
     for k in range(len(context), -1, -1):
       counts = self.counts[tuple(context[len(context) - k :])]
       counts[token] += 1
-      if counts[token] > 1:  # it had followed this one
+      if counts[token] > 1:  # the token has followed this context before
         break
 
   def read(self, text):
-    """Return the distribution of each token, and the longest context."""
+    """Return each token's distribution and longest context, but the first's."""
     found, longest = [], []
     for t, token in enumerate(text):
       context = [*text[max(0, t - self.order) : t]]
@@ -70,6 +70,7 @@ def test_the_distributions_are_those_of_the_loop(num_training, order):
   assert worst(np.exp(found.log_probs), expected) < 1e-14
   assert worst(np.exp(found.log_probs).sum(axis=1), np.ones(60)) < 1e-14
   assert found.longest.tolist() == longest
+  # Contexts of every length occur.
   assert set(longest) >= {*range(min(order, 1), order + 1)}
 
 
@@ -79,7 +80,7 @@ def test_a_later_token_changes_no_earlier_distribution():
     changed = TEXT.copy()
     changed[position] = (changed[position] + 1) % V
     after = predict(changed)
-    # The token at a position is prediction position − 1.
+    # Row position − 1 predicts the token at this position.
     assert (after.log_probs[:position] == before.log_probs[:position]).all()
     assert (after.longest[:position] == before.longest[:position]).all()
     if position < 60:

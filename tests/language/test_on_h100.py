@@ -29,7 +29,8 @@ pytestmark = [
     reason="JAX's CUDA packages are not installed",
   ),
 ]
-V, E, T, B = 20, 16, 13, 8  # a scan over T takes three iterations on a GPU
+# On a GPU an iteration has up to four time steps, and a single one is no loop.
+V, E, T, B = 20, 16, 13, 8
 FUSED = "lstm", "gru", "rnn"
 CASES = [
   *(
@@ -59,8 +60,8 @@ def as_a_user():
 def case(request):
   """Return (model, shapes of its weights, kernels, loops).
 
-  The kernels are layers that are kernels, or 0, and the loops those over a
-  sequence: none for kernels, nor for the parallel scan of a linear recurrence.
+  The last two are numbers of a forward pass: kernels are one a layer or none,
+  and loops over time none for kernels and for a linear recurrence, else one.
   """
   name, layers, implementation = request.param
   config = ModelConfig(

@@ -90,7 +90,7 @@ def test_an_interval_contains_its_ends_as_its_brackets_say(
     ({"colors": ("red", "blue")}, r"^colors must be one of .*\('red', 'blue'"),
   ],
 )
-def test_a_value_out_of_its_range_is_refused(values, message):
+def test_a_value_of_another_type_or_range_is_refused(values, message):
   with pytest.raises(ValueError, match=message):
     Config(**values)
 
@@ -132,7 +132,7 @@ def test_every_field_of_a_configuration_has_a_help_sentence(config):
 
 
 class CellOfFunctions(typing.NamedTuple):
-  """A cell of a user's own: a NamedTuple of functions that have names."""
+  """A user's own cell: a NamedTuple of functions that pickle finds by name."""
 
   init: typing.Any
   initial_state: typing.Any
@@ -161,7 +161,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("config", VALUES)
-def test_a_configuration_can_be_pickled_copied_and_taken_apart(config):
+def test_a_configuration_can_be_pickled_copied_and_made_a_dict(config):
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
   assert dataclasses.asdict(config) == fields
   for same in (

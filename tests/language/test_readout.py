@@ -25,7 +25,7 @@ def twin(hs, w, b, targets):
 
 @pytest.fixture(params=[1, 3 * B * V, 5 * B * V, 10**9])
 def chunks(request, monkeypatch):
-  """Logits of a chunk: 1 time step, 3, 4 (5 does not divide 12), or all."""
+  """Chunks of 1, 3, 4 (5 does not divide 12) or all time steps."""
   monkeypatch.setattr(readout, "MAX_LOGITS", request.param)
 
 

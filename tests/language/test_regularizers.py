@@ -11,11 +11,21 @@ from lstm_jax.language.readout import linear_cross_entropy
 from tests.draws import B, H, T, worst
 from tests.language.small_model import V, make
 
-ALL = Regularizers(0.2, 0.3, 0.4, 0.3, 0.1, 0.2, 0.5, 1.5, 0.7)
+ALL = Regularizers(
+  token_dropout=0.2,
+  layer_dropout=0.3,
+  output_dropout=0.4,
+  weight_drop=0.3,
+  zoneout_h=0.1,
+  zoneout_c=0.2,
+  state_reset=0.5,
+  ar_coef=1.5,
+  tar_coef=0.7,
+)
 
 
 @pytest.mark.exhaustive
-def test_an_slstm_keeps_its_memory_c_n_and_m_together(key):
+def test_zoneout_keeps_c_n_and_m_of_an_slstm_together(key):
   regularizers = Regularizers(zoneout_h=0.3, zoneout_c=0.5)
   zero = slstm.initial_state(slstm.init(key, 4, H), (B,))
   (keep,) = regularizers.stack_options(key, (zero,), T)["zoneout"]
@@ -134,7 +144,7 @@ def test_each_regularizer_changes_the_training_loss_and_not_the_loss(name, key):
 
 def test_the_training_loss_is_that_of_its_parts():
   """Every mask is drawn as in the module, and applied here step by step."""
-  key = jax.random.key(1)  # whose parts draw different resets
+  key = jax.random.key(1)  # whose four parts would draw different resets
   model, params, state, tokens, targets = make("lstm", key, regularizers=ALL)
   total, (nats, last) = model.training_loss(params, state, tokens, targets, key)
   key_weights, key_stack, key_outputs, _ = jax.random.split(key, 4)

@@ -41,7 +41,7 @@ def test_the_same_key_gives_the_same_text(params, key):
   assert (first != other).any()
 
 
-def test_temperature_zero_and_top_k_one_are_the_likeliest_tokens(params, key):
+def test_the_strictest_rules_take_the_likeliest_tokens(params, key):
   state, expected, tokens = MODEL.initial_state(()), [], list(PROMPT)
   for _ in range(12):
     state, logits = MODEL.apply(params, state, jnp.array(tokens))
@@ -211,7 +211,7 @@ def test_options_out_of_range_are_refused(options, message, params, key):
     sample(MODEL, params, key, **arguments)
 
 
-def test_rules_of_numpy_numbers_become_pythons():
+def test_numpy_numbers_of_rules_become_python_numbers():
   one, half = np.int8(1), np.float32(0.5)
   rules = checked_rules(DrawingRules(half, one, half, half, [one]), V)
   assert [*map(type, rules)] == [float, int, float, float, tuple]

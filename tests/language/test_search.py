@@ -1,4 +1,4 @@
-"""Likely continuations: best of N, and beam search against all there are."""
+"""Likely continuations: best of N, and beam search, compared with all."""
 
 import itertools
 import re
@@ -100,14 +100,14 @@ def test_the_best_of_n_is_the_likeliest_of_the_samples(params, key):
     ({"suppress_tokens": tuple(range(V))}, "leave at least one of 4 tokens"),
   ],
 )
-def test_a_search_without_meaning_is_refused(options, message, params):
+def test_options_of_a_search_out_of_range_are_refused(options, message, params):
   arguments = {"prompt": PROMPT, "length": 5, "beam_size": 2} | options
   with pytest.raises(ValueError, match=message):
     beam_search(MODEL, params, **arguments)
 
 
 @pytest.mark.parametrize("shape", [(2,), (0, 3), (3, 0)])
-def test_a_continuation_has_a_token(shape, params):
+def test_continuations_of_another_shape_are_refused(shape, params):
   tokens = np.zeros(shape, int)
   message = (
     rf"^tokens must be \[N, n\], N and n ≥ 1, got {re.escape(str(shape))}$"
@@ -117,7 +117,7 @@ def test_a_continuation_has_a_token(shape, params):
 
 
 @pytest.mark.parametrize("tokens", [[[5, 1]], [[-1, 0]], [1, 2], [[1.0]]])
-def test_continuations_of_other_tokens_have_no_cost(tokens, params):
+def test_continuations_that_are_no_tokens_are_refused(tokens, params):
   with pytest.raises(ValueError, match=r"^tokens must be .*, got "):
     continuation_nats(MODEL, params, PROMPT, np.array(tokens))
 
@@ -141,7 +141,7 @@ def test_suppressed_tokens_may_be_a_list_or_an_array(params):
 
 @pytest.mark.exhaustive
 def test_the_costs_of_a_long_beam_are_not_rounded():
-  """In float32 and at 4,000 nats, one rounding is 0.0001 to 0.0002."""
+  """A float32 sum would be rounded 2,000 times, in the end by up to 1e-4."""
   model = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
   params = model.init(jax.random.key(0))
   tokens, nats = beam_search(model, params, PROMPT, 2000, beam_size=3)

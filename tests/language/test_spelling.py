@@ -56,7 +56,7 @@ def test_words_like_the_rare_ones_are_cheap():
 
 
 def test_the_cache_has_the_probabilities_of_its_formula():
-  """At every place, in decimals of 60 digits; a long word's are tiny."""
+  """After any words, in decimals of 60 digits: those of long words are tiny."""
   words = ["abba", "cab", "abba", "雪", "abba", "cab", "dab", "a" * 900, "雪"]
   letters = spelling_nats(RARE, words)
   assert letters.max() > 800  # exp(−800) is 0 in float64
@@ -81,7 +81,7 @@ def test_the_probabilities_of_all_next_words_sum_to_one(monkeypatch):
   assert abs(np.exp(-np.array(last)).sum() - 1) < 1e-12
 
 
-def test_no_word_costs_less_for_what_comes_after_it():
+def test_the_cost_of_a_word_does_not_depend_on_later_words():
   words = ["cab", "dab", "cab", "abba", "cab"]
   whole = spelling_nats(RARE, words, cached=True)
   for n in range(len(words) + 1):

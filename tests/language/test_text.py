@@ -78,8 +78,8 @@ def test_the_poems_are_those_that_their_readme_describes():
   digest = hashlib.sha256(data).hexdigest()
   assert len(data) == 205_315
   assert data.isascii() and b"\r" not in data
-  *between, _ = data.split(b"\n\n\n")  # two blank lines
-  assert len(between) == 4 and b"\n\n\n\n" not in data
+  assert data.count(b"\n\n\n") == 4  # two blank lines
+  assert b"\n\n\n\n" not in data
   assert CharTokenizer.from_text(read_text(POEMS)).size == 64
   assert digest in (POEMS.parent / "README.md").read_text(encoding="utf-8")
 
@@ -104,10 +104,11 @@ def test_a_slice_of_the_middle_has_whole_speeches():
 
 
 def paragraphs_by_line(text):
-  """Return where lines begin that follow blank ones, by a loop over lines."""
+  """Return where lines after blank ones begin, by a loop over lines."""
   starts, place, blank = [], 0, 0
   for number, line in enumerate(text.splitlines(keepends=True)):
-    if line.strip() and blank and (number > 1 or blank > 1):
+    # A single blank line at the beginning of a text ends no paragraph.
+    if line.strip() and blank and number > 1:
       starts.append(place)
     blank = 0 if line.strip() else blank + 1
     place += len(line)
@@ -115,7 +116,7 @@ def paragraphs_by_line(text):
 
 
 @given(st.text(" \tax\n", max_size=40))
-def test_paragraphs_begin_behind_blank_lines(text):
+def test_paragraphs_begin_after_blank_lines(text):
   found = [match.end() for match in PARAGRAPH.finditer(text)]
   assert found == paragraphs_by_line(text)
 
@@ -135,7 +136,7 @@ def test_a_slice_of_all_or_nothing_is_refused(fraction):
 
 
 @pytest.mark.parametrize("heading", ["SCENE II.", "Act 3, Scene iv", " ACT I"])
-def test_a_slice_of_the_middle_ends_at_a_scene_that_is_near(heading):
+def test_a_slice_of_the_middle_begins_at_a_scene_that_is_near(heading):
   begin, end = (int(100 * share) * len(SPEECH) for share in (0.38, 0.7))
   scene = f"{heading} Verona.\n\n"
   text = SPEECH * 100
@@ -146,7 +147,7 @@ def test_a_slice_of_the_middle_ends_at_a_scene_that_is_near(heading):
   assert abs(last - 0.6 * len(text)) <= len(SPEECH)
 
 
-def test_words_like_headings_are_none():
+def test_words_like_headings_are_no_headings():
   text = (SPEECH + "SCENES of war.\n\nActing on it\n\nact in time\n\n") * 50
   first, _ = middle_slice(text, 0.2)
   assert abs(first - 0.4 * len(text)) <= len(SPEECH) / 2
@@ -160,7 +161,7 @@ def test_words_like_headings_are_none():
     ("a\n\n" + "b" * 300 + "\n\nc", "the nearest leave 302"),
   ],
 )
-def test_a_text_without_paragraphs_has_no_slice(text, message):
+def test_a_text_of_too_few_paragraphs_has_no_slice(text, message):
   with pytest.raises(ValueError, match=message):
     middle_slice(text, 0.1)
 

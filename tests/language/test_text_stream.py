@@ -1,4 +1,4 @@
-"""A text in parts: what `sample` draws, and what any reader would carry on."""
+"""A text written in parts: it is what `sample` draws, and can be continued."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_the_parts_of_a_text_are_what_sample_draws(tokenizer, key):
   assert prompt + "".join(parts) == text == stream.text
 
 
-def test_a_text_that_is_continued_is_carried(key):
+def test_a_text_may_be_read_and_written_in_turns(key):
   """It goes on as after one prompt of all that was read and written."""
   model, params = make_model(CHARACTERS, key)
   stream = TextStream(model, params, CHARACTERS, RULES)
@@ -60,7 +60,7 @@ def test_a_text_that_is_continued_is_carried(key):
   assert whole.text == stream.text and len(then) == 40
 
 
-def test_a_stream_without_meaning_is_refused(key):
+def test_what_a_stream_cannot_read_or_write_is_refused(key):
   model, params = make_model(CHARACTERS, key)
   with pytest.raises(ValueError, match="top_p must be in"):
     TextStream(model, params, CHARACTERS, RULES._replace(top_p=0.0))
@@ -114,7 +114,7 @@ def test_a_text_is_read_with_any_default_kind_of_key(key):
     assert len("".join(stream.write(jax.random.key(0), 3))) == 3
 
 
-def test_a_text_of_another_length_is_no_other_program(key):
+def test_a_text_of_another_length_compiles_no_other_program(key):
   model, params = make_model(CHARACTERS, key)
   rules = RULES._replace(top_k=8)  # of no other test, which would have compiled
   stream = TextStream(model, params, CHARACTERS, rules)

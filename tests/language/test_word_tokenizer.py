@@ -107,7 +107,7 @@ def test_tiny_shakespeare_has_the_vocabulary_size_of_its_recipe():
     a == b
     for a, b in zip(text.split("\n"), normalize(text).split("\n"), strict=True)
   )
-  assert 40_001 - same == 14
+  assert 40_001 - same == 14  # of 40,001 lines
   training, validation = split(text, 0.1)
   tokenizer = WordTokenizer.from_text(training, 2)
   assert tokenizer.size == 7_128

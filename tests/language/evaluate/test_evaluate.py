@@ -54,7 +54,7 @@ def test_a_later_token_changes_no_earlier_loss(name, params, scale):
     changed = TOKENS.copy()
     changed[position] = (changed[position] + 1) % V
     after = protocol(changed)
-    # The token at a position is prediction position − 1.
+    # Loss position − 1 is that of the token at this position.
     assert (after[: position - 1] == before[: position - 1]).all()
     assert after[position - 1] != before[position - 1]
 
@@ -130,7 +130,7 @@ def test_each_protocol_compiles_one_program_for_texts_of_any_length(
     shorter = protocol(TOKENS[:-3])
     assert worst(shorter, expected[name][:-3]) < 1e-12
     assert programs() == before
-  # A cold window for the one, a chunk for the other.
+  # `_nats` of a cold window and of a chunk, and one dynamic evaluation.
   assert programs() == [2, 1]
   gradient_scale(MODEL, params, make_batches(TOKENS, 2, 5))
   assert dynamic_eval._add_squares._cache_size() == 1
