@@ -20,7 +20,7 @@ from tests.draws import D, H, normal_like
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-# A cell, its operator, and the options of a node's draw.
+# A cell, its operator, and options of `random_node`.
 CELLS = {
   "lstm": (lstm, "LSTM", {}),
   "peephole_lstm": (peephole_lstm, "LSTM", {"peepholes": True}),

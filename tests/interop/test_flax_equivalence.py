@@ -1,4 +1,4 @@
-"""Which calls of Flax's RNN `unroll` computes, told without a call."""
+"""Which calls of Flax's RNN `unroll` computes, without calling either."""
 
 from types import SimpleNamespace
 
@@ -36,7 +36,7 @@ def call(cell=gru, dtype=jnp.float32, **changes):
   )
 
 
-def test_what_unroll_takes_has_exactly_the_shapes_of_the_inputs():
+def test_a_call_fits_unroll_if_all_its_shapes_fit_the_inputs():
   h = np.zeros((*BATCH, H))
   for changes in (
     {},
@@ -91,7 +91,7 @@ def test_weights_and_carry_have_the_dtype_that_flax_computes_in():
     ("dense_h", {"use_bias": False, "dtype": jnp.bfloat16}),
   ],
 )
-def test_an_nnx_layer_of_another_bias_or_dtype_is_no_equal(name, options):
+def test_a_cell_with_another_bias_or_dtype_has_no_equal(name, options):
   cell = nnx_cell("GRUCell")
   assert equivalence.equivalent_cell(cell) is gru
   sizes = D if name == "dense_i" else H, 3 * H
@@ -112,7 +112,9 @@ def test_weights_of_nnx_are_read_and_written_in_its_dtype(key):
 
 
 def test_an_option_of_a_call_takes_precedence_over_that_of_the_module():
-  own = modules.Options(True, True, False, False)
+  own = modules.Options(
+    return_carry=True, time_major=True, reverse=False, keep_order=False
+  )
   module = SimpleNamespace(**own._asdict())
   assert modules._options(module, None, None, None, None) == own
   found = modules._options(module, False, None, True, None)
@@ -131,7 +133,9 @@ def test_outputs_of_any_batch_rank_are_reversed_within_their_lengths(
   found = modules._run(
     SimpleNamespace(implementation=None),
     call(xs=xs, lengths=lengths),
-    modules.Options(False, True, True, False),
+    modules.Options(
+      return_carry=False, time_major=True, reverse=True, keep_order=False
+    ),
   )
   for index, n in np.ndenumerate(lengths):
     within = (slice(n), *index)

@@ -31,7 +31,7 @@ class LaterNNXGRU(nnx.GRUCell):
     self.keep_rate = 1 - dropout
 
 
-def test_options_that_a_later_flax_may_add_count_once_set(monkeypatch):
+def test_a_cell_whose_unknown_option_is_set_has_no_equal(monkeypatch):
   monkeypatch.setitem(equivalence.CELL_OF_TYPE, LaterLinenGRU, gru)
   assert equivalence.equivalent_cell(LaterLinenGRU(H)) is gru
   assert equivalence.equivalent_cell(LaterLinenGRU(H, dropout=0.5)) is None
@@ -80,7 +80,7 @@ def test_a_carry_of_a_larger_batch_runs_in_flax(key):
 
 
 @pytest.mark.parametrize("time_major", [False, True])
-def test_no_time_steps_are_those_of_flax(time_major, key):
+def test_without_time_steps_the_results_are_those_of_flax(time_major, key):
   xs = jnp.zeros((0, B, D) if time_major else (B, 0, D))
   options = {"time_major": time_major, "reverse": True, "return_carry": True}
   cell = linen_cell("GRUCell", carry_init=linen.initializers.ones)

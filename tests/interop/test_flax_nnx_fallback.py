@@ -1,4 +1,4 @@
-"""What of nnx `unroll` would compute differently runs Flax's own RNN."""
+"""nnx cells and options that `unroll` does not have run in Flax's own RNN."""
 
 from functools import partial
 

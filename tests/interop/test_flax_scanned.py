@@ -1,4 +1,4 @@
-"""`scanned` against ScannedRNN as agents write it: Flax's cell, `nn.scan`."""
+"""`scanned` against the ScannedRNN of many agents: Flax's cell in `nn.scan`."""
 
 from functools import partial
 
@@ -49,7 +49,7 @@ def by_hand(cell, hidden_size):
 
 
 def agent(module):
-  """Return a network with a recurrent layer in it, as agents have."""
+  """Return a policy and value network with a recurrent layer in it."""
 
   class Agent(linen.Module):
     @linen.compact
@@ -97,7 +97,7 @@ def test_outputs_and_gradients_are_those_of_the_loop_by_hand(cell, batch):
 @EACH_CELL
 def test_weights_have_the_names_and_initial_values_of_flax(cell):
   carry, xs, _ = draw(cell)
-  x = xs[:1], jnp.zeros((1, B))  # as agents call `init`: floats for resets
+  x = xs[:1], jnp.zeros((1, B))  # as agents call `init`: resets are floats
   ours = agent(scanned(cell)).init(SEED, carry, x)
   assert worst(ours, agent(by_hand(cell, H)).init(SEED, carry, x)) == 0
   assert FLAX[cell] + "_0" in ours["params"]["ScannedRNN_0"]

@@ -161,7 +161,7 @@ def test_bfloat16_weights_of_haiku_keep_their_dtype(key):
     assert {leaf.dtype for leaf in same} == {jnp.dtype(jnp.bfloat16)}
 
 
-W = {n: np.ones((10, n)) for n in (4, 18, 24)}
+W = {n: np.ones((10, n)) for n in (18, 24)}  # of 4 inputs and 6 units
 LSTM = {"w": W[24], "b": np.ones(24)}
 GRU = {"w_i": np.ones((4, 18)), "w_h": np.ones((6, 18)), "b": np.ones(18)}
 FIRST = {"w": np.ones((4, 6)), "b": np.ones(6)}

@@ -97,7 +97,8 @@ def test_outputs_and_every_gradient_are_those_of_keras(kind, both, keras, key):
   assert worst(found, d_xs) < 1e-12
   for a, b in zip(interop.to_keras(d_params), d_variables, strict=True):
     b = np.asarray(b)
-    if kind == "GRU" and a.shape[0] == 2:  # of a sum, the first row has it all
+    if kind == "GRU" and a.shape[0] == 2:
+      # z and r add both rows of biases: ours have the gradient in the first.
       a, b = np.split(a, [2 * H], 1), np.split(b, [2 * H], 1)
       assert worst(a[0][0], b[0][0]) < 1e-12
       a, b = a[1], b[1]

@@ -183,6 +183,7 @@ def test_each_activation_has_its_place_in_the_cell(key):
     assert cell is expected
 
 
+# Kernels of a GRU and of an LSTM.
 G = np.ones((D, 3 * H)), np.ones((H, 3 * H))
 L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
 

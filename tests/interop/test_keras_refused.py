@@ -16,6 +16,7 @@ def test_directions_of_two_cells_are_refused(key):
     interop.to_keras(pair)
 
 
+# Kernels of a GRU and of an LSTM.
 G = np.ones((D, 3 * H)), np.ones((H, 3 * H))
 L = np.ones((D, 4 * H)), np.ones((H, 4 * H))
 

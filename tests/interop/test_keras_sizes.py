@@ -19,6 +19,7 @@ from tests.interop.keras_written import configured, hdf5, model, write
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 MIB = 1 << 20
+# The 1,032 of the messages is the most by which gzip shrinks an array.
 
 
 def with_datasets(units, **options):

@@ -49,7 +49,7 @@ def test_alphas_belong_to_the_hard_sigmoids_in_their_order(key):
     if attribute.name not in ("activation_alpha", "activation_beta")
   ]
   del node.attribute[:]
-  names = ["HARDSIGMOID", "hardsigmoid", "tanh"] * 2  # without case
+  names = ["HARDSIGMOID", "hardsigmoid", "tanh"] * 2  # in any case
   for attribute in kept:
     if attribute.name == "activations":
       attribute.strings[:] = [name.encode() for name in names]

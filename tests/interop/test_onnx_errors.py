@@ -66,7 +66,7 @@ def test_a_node_without_an_equal_here_is_refused(change, message, key):
 
 
 def test_what_onnxruntime_calls_an_invalid_graph_is_refused(key):
-  """Of two values of one attribute, or of inputs and outputs that are none."""
+  """Two values of an attribute; more inputs or outputs than an operator has."""
   node, tensors = interop.to_onnx(gru, layer_weights(gru, key, False))
   state = interop.to_onnx(lstm, layer_weights(lstm, key, False))
 

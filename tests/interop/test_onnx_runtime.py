@@ -138,7 +138,7 @@ def test_the_evaluator_of_onnx_computes_the_same_in_float64(
     time_major=layer.time_major,
     inputs={k: k for k in inputs},
   )
-  models = [written]
+  models = [written]  # a `coupled_lstm` has the rows of both gates
   if cell is not coupled_lstm:
     models.append((node, initializers))
   for model in models:

@@ -16,7 +16,7 @@ from lstm_jax.interop.torch import from_torch, to_torch
 from tests.draws import D, H, worst
 
 ROWS = 4 * H  # of an LSTM
-B = np.ones(ROWS)
+BIAS = np.ones(ROWS)
 W_X, W_H = np.ones((D, ROWS)), np.ones((H, ROWS))
 
 
@@ -32,7 +32,7 @@ CALLS = {
   ),
   "equinox": (
     from_equinox,
-    SimpleNamespace(weight_ih=W_X.T, weight_hh=W_H.T, bias=B, use_bias=True),
+    SimpleNamespace(weight_ih=W_X.T, weight_hh=W_H.T, bias=BIAS, use_bias=True),
   ),
   "flax": (
     from_linen,
@@ -44,17 +44,17 @@ CALLS = {
   ),
   "haiku": (
     from_haiku,
-    {"lstm/linear": {"w": np.concatenate([W_X, W_H]), "b": B}},
+    {"lstm/linear": {"w": np.concatenate([W_X, W_H]), "b": BIAS}},
   ),
-  "keras": (from_keras, [W_X, W_H, B]),
+  "keras": (from_keras, [W_X, W_H, BIAS]),
   "keras, no bias": (from_keras, [W_X, W_H]),
   "torch": (
     from_torch,
     {
       "weight_ih_l0": W_X.T,
       "weight_hh_l0": W_H.T,
-      "bias_ih_l0": B,
-      "bias_hh_l0": B,
+      "bias_ih_l0": BIAS,
+      "bias_hh_l0": BIAS,
     },
   ),
 }
@@ -106,7 +106,7 @@ def test_arrays_of_the_other_byte_order_are_read(library):
   np.dtype(np.longdouble).itemsize == 8, reason="longdouble is float64 here"
 )
 def test_floats_of_more_than_64_bits_are_refused():
-  weights = [W_X, W_H, B.astype(np.longdouble)]
+  weights = [W_X, W_H, BIAS.astype(np.longdouble)]
   with pytest.raises(
     ValueError, match=r"^bias must hold floats of at most 64 bits, got float"
   ):
