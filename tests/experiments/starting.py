@@ -2,9 +2,9 @@
 
   python -m tests.experiments.starting < cases > results
 
-A case is [program, flags, where its output goes]: "" to be read, "closed", or
-"pipe" for a pipe that nobody reads. A result is [status, output, errors]. Both
-are lists in JSON.
+A case is [program, *flags]. Before the program there may be "closed", for a
+closed standard output, or "pipe", for a pipe that nobody reads. A result is
+[status, output, errors]. Both are lists in JSON.
 """
 
 import json
@@ -44,7 +44,7 @@ def start_all(
 ) -> list[tuple[int, str, str]]:
   """Return (status, output, errors) of each (program, *flags).
 
-  A first element of None, "closed" or "pipe" may stand before the program. The
+  "closed" or "pipe" may stand before a program, as the module says, and the
   variables are added to the environment.
   """
   process = subprocess.run(

@@ -193,7 +193,7 @@ def test_the_directory_of_a_run_is_not_that_of_the_runs(
   assert {*finished.iterdir()} == before
 
 
-def test_models_that_there_are_not_are_refused_before_training(config, console):
+def test_models_that_do_not_exist_are_refused_before_training(config, console):
   for change in ("init_from=nowhere", "teacher=nowhere"):
     with pytest.raises(ValueError, match="nowhere"):
       ablate.run(config, [change], console)

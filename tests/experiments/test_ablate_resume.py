@@ -62,7 +62,7 @@ def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
     ("2026-11-28T04:44:09Z", True),
     ("2026-11-28T05:44:09+01:00", True),
     ("2026-11-28T04:44:10Z", False),
-    ("2026-11-28T04:44:09", False),  # no time zone, as every damaged value
+    ("2026-11-28T04:44:09", False),  # damaged: no time zone
     (5, False),
     (None, False),
   ],
@@ -238,6 +238,7 @@ def test_a_signal_after_the_last_run_stops_nothing(
 
   monkeypatch.setattr(train, "run", run)
   monkeypatch.setattr(ablate, "_measure", lambda result: ROW)
+  # Every run is sent a signal as it ends: "base" here, and "seed=1" below.
   assert ablate.run(config, ["seed=1"], console).stopped_by == signal.SIGTERM
   rows, stopped_by = ablate.run(config, ["seed=1"], console)
   assert [row["change"] for row in rows] == ["base", "seed=1"]

@@ -70,6 +70,7 @@ def test_skipping_ends_where_too_many_in_a_row_are_not_finite(
   first, *_, last = (row for row in rows if "train_loss" in row)
   # Of steps 1 to 10 and 31 to 40, all skipped.
   assert first["train_loss"] is last["train_loss"] is None
+  # No update was made: the rate is that of the first, not of one before it.
   schedule = setup.make_setup(config).schedule
   assert first["lr"] == float(schedule(0)) != float(schedule(-1))
 

@@ -187,7 +187,7 @@ def test_a_run_is_exported_as_a_page(explored_run, trained, tmp_path):
   assert "<script src" not in path.read_text(encoding="utf-8")
 
 
-def test_the_rest_behind_a_development_split_is_not_read(
+def test_a_page_is_of_the_validation_or_the_development_split(
   explored_run, trained, monkeypatch
 ):
   def make_page(trained, text, source):
@@ -206,7 +206,7 @@ def test_the_rest_behind_a_development_split_is_not_read(
       export._html(other, explored_run)
 
 
-def test_a_page_that_cannot_be_is_one_line(
+def test_a_page_that_cannot_be_made_is_an_error_of_one_line(
   explored_run, trained, tmp_path, monkeypatch
 ):
   def export_with(**changes):
@@ -234,7 +234,7 @@ def size(path):
 
 
 @pytest.mark.exhaustive
-def test_a_flipped_bit_is_one_line_and_no_page_or_changes_nothing(
+def test_a_flipped_bit_is_an_error_of_one_line_or_changes_nothing(
   explored_run, tmp_path
 ):
   """Flips a bit at 15 places of the largest file of the weights.
@@ -268,7 +268,7 @@ def test_a_flipped_bit_is_one_line_and_no_page_or_changes_nothing(
 
 
 @pytest.mark.parametrize("damage", ["no run", "params", "corpus"])
-def test_a_page_of_a_damaged_run_is_one_line_and_no_file(
+def test_a_page_of_a_damaged_run_is_an_error_that_leaves_no_file(
   explored_run, tmp_path, damage
 ):
   run, page = tmp_path / "run", tmp_path / "page.html"

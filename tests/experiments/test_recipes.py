@@ -14,6 +14,8 @@ from experiments.trainer.setup import make_model
 from lstm_jax import gru
 
 RECIPES = Path(__file__).parents[2] / "experiments" / "recipes"
+NUM_STEPS = 10_000  # of a run, so that no recipe has only a warm-up
+VOCABULARY_SIZE = 65  # characters of Tiny Shakespeare
 
 
 def parse(path):
@@ -50,9 +52,9 @@ def test_a_recipe_and_each_of_its_changes_is_a_run(path):
   assert all(records.count(record) == 1 for record in records)
   for one in (config, *configs):
     check_shapes(one)
-  assert run_warnings(config, 10_000) == []
+  assert run_warnings(config, NUM_STEPS) == []
   for change, one in zip(changes, configs, strict=True):
-    unused = without_effect(one, RULES, 10_000)
+    unused = without_effect(one, RULES, NUM_STEPS)
     assert not {part.partition("=")[0] for part in change.split(",")} & {
       *unused
     }
@@ -60,7 +62,7 @@ def test_a_recipe_and_each_of_its_changes_is_a_run(path):
 
 def check_shapes(config):
   """Check that the loss of a batch, and its state, have their shapes."""
-  model = make_model(config, 65, None)
+  model = make_model(config, VOCABULARY_SIZE, None)
   B, T = config.batching.batch_size, config.batching.seq_len
   state = model.initial_state((B,))
   params = jax.eval_shape(model.init, jax.random.key(0))
@@ -80,7 +82,7 @@ def test_the_recipe_of_the_poems_is_the_default():
 
 def test_the_record_has_at_most_three_and_a_half_million_weights():
   config, _ = parse(RECIPES / "tinyshakespeare.flags")
-  model = make_model(config, 65, None)
+  model = make_model(config, VOCABULARY_SIZE, None)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= 3_500_000
 

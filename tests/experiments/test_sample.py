@@ -1,4 +1,4 @@
-"""What `sample` writes: parts, the likeliest text, a text with somebody."""
+"""What `sample` writes: parts, the likeliest text, and a text in turns."""
 
 import io
 import sys
@@ -19,7 +19,8 @@ from tests.experiments.sampled import DEFAULTS, write
 @pytest.mark.exhaustive
 def test_one_sample_comes_in_parts_and_is_the_first_of_several(explored_run):
   (parts,) = sample.run(str(explored_run), **DEFAULTS | {"length": 70})
-  assert len([*parts]) == 1 + 3  # after the prompt, which is not shown
+  # The prompt, here without a text, and then up to 32 characters a part.
+  assert len([*parts]) == 1 + 3
   for prompt in (None, "Thou art"):
     (one,) = write(explored_run, prompt=prompt, length=70)
     assert len(one) == 70 + len(prompt or "")
@@ -77,7 +78,8 @@ def test_every_way_to_draw_follows_the_flags(monkeypatch):
   asked = key, [3, 4], 9
   for name in ("num_samples", "best_of"):
     texts = write("run", prompt="a a", **flags | {name: 2})
-    assert texts == ["[3, 4, 6]", "[3, 4, 7]"][: 2 if name[0] == "n" else 1]
+    expected = ["[3, 4, 6]", "[3, 4, 7]"]
+    assert texts == expected[: 2 if name == "num_samples" else 1]
     assert given[draw] == (*asked, rules._asdict() | {name: 2})
   assert write("run", prompt="a a", **flags) == ["[3, 4]6"]
   assert given["stream"] == (key, rules, 9) and given["read"] == [3, 4]

@@ -94,6 +94,7 @@ def test_a_development_split_is_left_out_and_evaluated(dev_config, console):
   result = train.run(dev_config, console)
   text = read_text(dev_config.data.corpus)
   corpus = read_corpus(dev_config.data)
+  # Without its last tenth, the test split, and a tenth of the rest, validation.
   first, last = middle_slice(text[: int(0.81 * len(text))], 0.2)
   assert corpus.val.text == text[first:last]
   assert corpus.train.text == text[:first] + text[last : int(0.81 * len(text))]

@@ -2,8 +2,8 @@
 
   python -m tests.experiments.trainer.fitting RECORD
 
-RECORD is a configuration as JSON. Each device has as much memory as a training
-step of one sequence a device needs.
+RECORD is a configuration as JSON. Each device has the memory that a training
+step needs with one sequence on every device.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A server on the loopback that has a text of a given name to download."""
+"""A server on the loopback interface, which has a named corpus to download."""
 
 import contextlib
 import hashlib

@@ -28,7 +28,8 @@ def bytes_on_devices():
   gc.collect()
   buffers = {device: {} for device in jax.local_devices()}
   for array in jax.live_arrays():
-    for shard in array.addressable_shards:  # an array of its own, from now on
+    for shard in array.addressable_shards:
+      # `shard.data` is a live array, too: its buffer is counted once.
       pointer = shard.data.unsafe_buffer_pointer()
       buffers[shard.device][pointer] = shard.data.nbytes
   return [sum(sizes.values()) for sizes in buffers.values()]

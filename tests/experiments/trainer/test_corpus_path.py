@@ -88,12 +88,12 @@ def test_of_two_texts_of_a_name_that_with_the_hash_of_a_run_is_found(
   monkeypatch.chdir(tmp_path)
   (tmp_path / "data").mkdir()
   (tmp_path / POEMS).write_text("Another text of that name.")
-  record = REPOSITORY / "experiments/results/poems"
-  history = read_run_history(record)
+  directory = REPOSITORY / "experiments/results/poems"
+  history = read_run_history(directory)
   assert history.config.data.corpus == POEMS
   assert derive(history)
   sha256 = text_sha256("Another text of that name.")
-  found = find_corpus(record, history.config.data, sha256)
+  found = find_corpus(directory, history.config.data, sha256)
   assert Path(found.corpus).samefile(tmp_path / POEMS)
 
 
@@ -132,7 +132,7 @@ def test_a_corpus_that_may_not_be_read_is_looked_for_elsewhere(
   assert Path(found.corpus).samefile(copy)
 
 
-def test_a_name_of_a_corpus_is_one_for_a_corpus_and_a_path_for_a_run(
+def test_a_corpus_is_recorded_by_its_name_and_a_run_by_its_path(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
@@ -169,10 +169,10 @@ def test_a_corpus_of_the_repository_is_recorded_without_its_directory(
   assert recorded_corpus(f"../{POEMS}") == POEMS
   monkeypatch.chdir(tmp_path)
   assert recorded_corpus(str(REPOSITORY / POEMS)) == POEMS
-  record = REPOSITORY / "experiments/results/poems"
-  history = read_run_history(record)
+  directory = REPOSITORY / "experiments/results/poems"
+  history = read_run_history(directory)
   sha256 = text_sha256((REPOSITORY / POEMS).read_text("utf-8"))
-  found = find_corpus(record, history.config.data, sha256)
+  found = find_corpus(directory, history.config.data, sha256)
   assert found.corpus == str(REPOSITORY / POEMS)
   for path in (REPOSITORY / "experiments/results").rglob("*.json"):
     kept = json.loads(path.read_text("utf-8"))

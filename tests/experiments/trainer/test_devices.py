@@ -78,6 +78,7 @@ def test_a_run_resumes_on_as_many_devices_as_it_started_on(
 ):
   monkeypatch.setattr(devices, "num_cores", lambda: 2)
   config = changed(run=str(tmp_path))
+  # A run that records auto was on one device.
   for recorded, expected in (("4", 4), ("1", 1), ("auto", 1)):
     record = to_record(config) | {"devices": recorded}
     (tmp_path / "config.json").write_text(json.dumps(record))

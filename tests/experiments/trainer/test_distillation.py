@@ -64,7 +64,8 @@ def test_the_targets_mix_the_token_with_the_mean_of_the_teachers(config):
   assert np.abs(probs[0] - probs[1]).max() > 0.01
   onehot = np.eye(setup.corpus.tokenizer.size)[column[1:]]
   expected = 0.75 * onehot + 0.25 * np.mean(probs, axis=0)
-  # The column before ends with its first place, and has read more by then.
+  # The first place is also the last of the column before, whose prediction has
+  # read more: it is left out.
   assert np.abs(targets[places] - expected)[1:].max() < 1e-5
   assert np.abs(targets.sum(axis=1) - 1).max() < 1e-5
   assert targets[0, tokens[0]] == 1  # nothing is before it to predict it from

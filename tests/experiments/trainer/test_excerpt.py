@@ -94,7 +94,7 @@ def test_the_training_text_beside_another_text_is_what_stands_before(
     ),
   ],
 )
-def test_a_part_that_there_is_not_is_refused(part, message, data, tmp_path):
+def test_a_part_that_does_not_exist_is_refused(part, message, data, tmp_path):
   if "path" in part:
     part = part | {"path": data.corpus}
   with pytest.raises(ValueError, match=message):

@@ -37,7 +37,7 @@ def opened(config):
 
 
 @pytest.mark.exhaustive
-def test_the_steps_before_are_those_beside_a_development_split(config, console):
+def test_an_extension_counts_steps_beside_a_development_split(config, console):
   """Sequences are shared out between the pieces beside it."""
   text = (VERSE + "\n") * 40
   Path(config.data.corpus).write_text(text, encoding="utf-8")

@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
 def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(seed):
   """A hundred kills in all, each of a real process, by SIGKILL.
 
-  On the disk: a checkpoint in memory is written too fast to be cut off.
+  The runs are on the disk: in `tmp_path`, which may be in memory, a checkpoint
+  is written too fast to be cut off.
   """
   program = [sys.executable, "-m", "tests.experiments.trainer.killing"]
   with tempfile.TemporaryDirectory() as directory:

@@ -1,4 +1,4 @@
-"""The lock of a directory, where another process or the file system has it."""
+"""The lock of a directory: held by another process, refused, or left behind."""
 
 import errno
 import fcntl

@@ -42,7 +42,8 @@ def test_a_run_starts_from_the_weights_with_a_new_optimizer(config, finished):
   assert int(state.step) == 0
   same = jax.tree.map(np.array_equal, state.opt_state, random.opt_state)
   assert all(jax.tree.leaves(same))
-  again = replace(config, run=str(finished))  # it holds the source itself
+  # A run that is resumed, here the source itself, has weights of its own.
+  again = replace(config, run=str(finished))
   assert read_pretrained(make_setup(again)) is None
   replaced = read_pretrained(make_setup(replace(again, overwrite=True)))
   assert worst(replaced.params, trained.params) == 0

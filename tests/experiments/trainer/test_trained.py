@@ -1,4 +1,4 @@
-"""A run is read: also while it trains, and deletes a checkpoint being read."""
+"""A run is read, also while it trains and deletes a checkpoint being read."""
 
 import json
 import shutil

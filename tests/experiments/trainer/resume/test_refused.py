@@ -66,7 +66,7 @@ def test_a_directory_in_use_is_refused_until_its_process_ends(
 def test_a_run_that_was_stopped_before_an_evaluation_replaces_no_other(
   finished, config, console
 ):
-  """Though it has a checkpoint: overwritten too, it goes, and not the first."""
+  """Though it has a checkpoint: once overwritten, it is gone, not the first."""
   old, previous = load(finished), finished / "previous"
   for seed, step in ((1, 5), (2, 6)):
     stop_at(step, replace(config, overwrite=True, seed=seed), console)

@@ -48,7 +48,7 @@ def check_stops(steps, changes, config, console):
   The last batch of an epoch is shorter than the others.
   """
   Path(config.data.corpus).write_text(VERSE * 20)
-  config = replace(config, **changes, num_epochs=3)  # the last is a late one
+  config = replace(config, **changes, num_epochs=3)  # one has late batches
   whole = outcome(train.run(config, console).directory)
   again = replace(config, run=config.job.run + "2")
   for step in steps:
@@ -94,7 +94,8 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
 ):
   """Before the first evaluation, at one, between two, in the last epoch.
 
-  That has another batch size, and at its stop there are steps without a row.
+  With NOISE that has another batch size. At its stop there are steps without a
+  row.
   """
   whole = check_stops([7, 10, 33, 103], changes, config, console)
   if changes is AVERAGES:
