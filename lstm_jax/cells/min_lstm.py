@@ -108,10 +108,12 @@ def recur_backward(
   """Return (d_state before the step, da [..., 3H]) from d_state after it."""
   del params, residuals
   (dh_next,) = d_state
-  h_wrt_af, h_wrt_ai, h_wrt_h = jnp.split(local_grads, 3, axis=-1)
-  h_wrt_a = jnp.concatenate([h_wrt_af, h_wrt_ai, 1 - h_wrt_h], axis=-1)
-  # Three products would take half as much memory again over a sequence.
-  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * h_wrt_a
+  _, _, h_wrt_h = jnp.split(local_grads, 3, axis=-1)
+  units = jnp.arange(local_grads.shape[-1])
+  is_of_an = as_row(units >= 2 * h_wrt_h.shape[-1], local_grads)
+  # Not three parts and a concatenation, which is slower over a sequence.
+  dh_da = jnp.where(is_of_an, 1 - local_grads, local_grads)
+  da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * dh_da
   dh = dh_next * h_wrt_h
   return RNNState(dh), da
 
