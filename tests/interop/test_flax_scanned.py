@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen
+from jax import export
 
 from lstm_jax import gru, lstm, min_gru, projected_lstm, rnn, slstm, unroll
 from lstm_jax.interop.flax import scanned
@@ -136,6 +137,24 @@ def test_a_projected_state_has_the_hidden_size_of_its_c():
   state = projected_lstm.initial_state(params, (B,))
   _, expected = unroll(projected_lstm, params, state, xs, reset=resets)
   assert worst(hs, expected) == 0
+
+
+def test_the_number_of_steps_may_be_symbolic():
+  carry, xs, resets = draw(gru)
+  module = scanned(gru)()
+  variables = module.init(SEED, carry, (xs, resets))
+
+  def run(xs, resets):
+    return module.apply(variables, carry, (xs, resets))
+
+  (steps,) = export.symbolic_shape("T")
+  shapes = (
+    jax.ShapeDtypeStruct((steps, *x.shape[1:]), x.dtype) for x in (xs, resets)
+  )
+  call = export.export(jax.jit(run))(*shapes).call
+  for n in (1, T):
+    args = xs[:n], resets[:n]
+    assert worst(call(*args), run(*args)) < 1e-12
 
 
 def test_resets_of_any_dtype_are_those_that_are_not_zero():

@@ -185,7 +185,7 @@ def _check(ins: jax.Array, resets: jax.Array, state: Any) -> None:
     raise ValueError(
       f"ins must be [{axes}, D], to fit the carry, got {ins.shape}"
     )
-  if not len(ins):
+  if ins.shape[0] == 0:
     raise ValueError(
       f"ins must have at least one step (T ≥ 1), got {ins.shape}"
     )
