@@ -208,6 +208,8 @@ def _as_array(expected: str, values: Any) -> jax.Array:
   """
   try:
     return jnp.asarray(values)
+  except jax.errors.JAXTypeError:  # of a tracer that has left its function
+    raise
   except (TypeError, ValueError) as error:  # such as None, or (None, mask)
     found = type(values).__name__
     raise ValueError(f"{expected}, got {found}: {error}") from error

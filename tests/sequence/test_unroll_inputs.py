@@ -164,6 +164,14 @@ def test_lengths_that_are_no_array_are_refused_by_name(key):
     unroll(lstm, params, None, xs, lengths=[T, None, T])
 
 
+def test_a_tracer_that_has_left_its_function_is_jaxs_error(key):
+  params, _, xs = arguments(lstm, key)
+  left = []
+  jax.eval_shape(left.append, xs)
+  with pytest.raises(jax.errors.UnexpectedTracerError):
+    unroll(lstm, params, None, left)
+
+
 @pytest.mark.parametrize("time_major", [True, False])
 def test_inputs_may_be_lists(time_major, key):
   params, _, xs = arguments(lstm, key)
