@@ -31,8 +31,8 @@ TEMPORARY = {
   "mogrifier_lstm": (25, None),
   "slstm": (10, 14),
 }
-if jax.__version_info__ >= (0, 11):  # its XLA reserves more for this cell
-  TEMPORARY["min_lstm"] = 11, 12
+if jax.__version_info__ >= (0, 11):  # its XLA reserves more
+  TEMPORARY["min_lstm"] = 10, 11
 
 
 def compiled_gradient(name, tokens, compute_dtype, **options):
