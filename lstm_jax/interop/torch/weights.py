@@ -103,7 +103,9 @@ def from_torch(
       "a state_dict of nn.LSTM, nn.GRU or nn.RNN must have weight_hh_l0 "
       f"[G·H, H], got {', '.join(sorted(arrays)) or 'nothing'}"
     )
-  w_hh = check_shape("weight_hh_l0", arrays["weight_hh_l0"], None, None)
+  w_hh = arrays["weight_hh_l0"]
+  if w_hh.ndim != 2:
+    raise ValueError(f"weight_hh_l0 must be [G·H, H], got {list(w_hh.shape)}")
   rows, hidden = w_hh.shape
   if "weight_hr_l0" in arrays:
     cell: Cell = projected_lstm

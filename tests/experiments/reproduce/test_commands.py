@@ -107,6 +107,7 @@ def test_teachers_are_trained_first(recipe, console, tmp_path, monkeypatch):
   reproduce.run(pupil, recipe, console)
 
 
+@pytest.mark.exhaustive
 def test_cpu_devices_are_started_once_for_all_that_is_trained(
   recipe, finished_config, config, console, tmp_path, monkeypatch
 ):

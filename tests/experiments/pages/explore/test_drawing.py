@@ -44,6 +44,7 @@ def as_hex(fill):
   return "#" + "".join(f"{int(v):02x}" for v in re.findall(r"\d+", fill))
 
 
+@pytest.mark.exhaustive
 def test_the_text_has_bars_passages_and_a_selection(
   opened, calls, explored_page, explored_run
 ):

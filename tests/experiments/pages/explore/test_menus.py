@@ -42,6 +42,7 @@ def ranking(data, layer, signal, order):
   return np.argsort(-strength, kind="stable").tolist(), texts
 
 
+@pytest.mark.exhaustive
 def test_menus_choose_the_best_unit_and_the_legend_says_its_score(
   opened, explored_page
 ):

@@ -83,6 +83,7 @@ def test_the_list_has_the_probabilities_at_the_settings(opened):
     )
 
 
+@pytest.mark.exhaustive
 def test_each_token_is_drawn_at_the_settings_by_a_number_of_its_own(opened):
   choose(opened, "temperature", 0.9)
   choose(opened, "topP", 0.85)
@@ -105,6 +106,7 @@ def test_each_token_is_drawn_at_the_settings_by_a_number_of_its_own(opened):
   assert opened.run(bold) == [True] * 4 + [False] * 40
 
 
+@pytest.mark.exhaustive
 def test_keys_and_clicks_move_the_cursor_of_the_text(opened):
   begin(opened, "more art\nmo\nmore art", 20)
   for keys, place in (

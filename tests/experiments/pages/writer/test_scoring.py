@@ -133,6 +133,7 @@ def test_a_word_model_writes_scores_and_completes_words(chromium, make_page):
   assert chromium.errors() == []
 
 
+@pytest.mark.exhaustive
 def test_the_caret_shows_what_the_model_gave_the_next_token(opened):
   pause(opened)
   read(opened, "Thou§ art")
@@ -204,6 +205,7 @@ def test_the_score_and_the_marks_follow_from_the_losses(opened):
   ) == [6, True]
 
 
+@pytest.mark.exhaustive
 def test_a_suggestion_is_what_the_model_finds_likeliest(opened):
   pause(opened)
   read(opened, "Thou ar")

@@ -123,6 +123,7 @@ def test_a_unit_is_chosen_by_menus_keys_and_buttons(opened, make_page):
     assert chosen(opened, "follows") == follows.get(place, "")
 
 
+@pytest.mark.exhaustive
 def test_the_strip_of_the_legend_has_the_colors_of_its_ends(opened):
   strip = opened.run("return getComputedStyle($('strip')).backgroundImage")
   colors = [
