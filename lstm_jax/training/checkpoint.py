@@ -100,8 +100,8 @@ class CheckpointWriter:
     Raises:
       ValueError: step or best is not an integer ≥ 0; description is no
         dictionary, or two of its keys are the same string in JSON; params or
-        state has no arrays; two arrays have the same name; or an array has no
-        elements, or elements that are not numbers.
+        state is an empty tree; two arrays have the same name; or an array has
+        no elements, or elements that are not numbers.
       TypeError: description is not what JSON can hold.
       CheckpointError: the directory holds a checkpoint of this or a later step;
         this checkpoint or the one before it cannot be written; or the writer is
@@ -118,7 +118,7 @@ class CheckpointWriter:
     description = json.loads(text, object_pairs_hook=_with_distinct_keys)
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
     for name, tree in trees.items():
-      if not jax.tree.leaves(tree):
+      if not jax.tree.leaves(tree) and not tree:  # orbax takes (EmptyState(),)
         raise ValueError(f"{name} must have at least one array, got {tree!r}")
     # Training steps donate them.
     trees = jax.tree_util.tree_map_with_path(_copied, trees)

@@ -3,6 +3,7 @@ from threading import Event
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
@@ -63,6 +64,14 @@ def test_a_description_may_change_once_it_is_saved(tmp_path, monkeypatch):
   changed.set()
   writer.close()
   assert read_checkpoint(tmp_path).description == {"losses": [1.0]}
+
+
+def test_a_state_may_have_no_arrays(tmp_path):
+  state = optax.sgd(0.1).init({"w": np.ones(2)})
+  writer = CheckpointWriter(tmp_path)
+  writer.save(1, {"w": np.ones(2)}, {}, state=state)
+  writer.close()
+  assert read_state(tmp_path, 1, state) == state
 
 
 def test_a_directory_may_be_text(tmp_path):
