@@ -85,7 +85,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   # One call for all trainings: JAX starts its CPU devices only once.
   shared = share_batches([*teachers, *configs])
   configs = shared[len(teachers) :]
-  if stopped_by := _train_teachers(shared[: len(teachers)], console):
+  if stopped_by := _train_teachers(shared[: len(teachers)], sha256, console):
     return Reproduction([], stopped_by)
   done, together = _read_done(path, row), _read_together(path, row, jobs)
   rows: list[dict[str, Any]] = []
@@ -138,21 +138,34 @@ def _untrained_teachers(config: TrainConfig, sha256: str) -> list[TrainConfig]:
     ValueError: a directory holds another run than the teacher.
   """
   configs = []
-  advice = "move it, and the teacher is trained there"
   for job in plan_teachers(config):
     single = parse(TrainConfig(), job.train_flags)
-    if is_trained(job):
-      check_same_run(job.directory, single, sha256, advice=advice)
-    elif single not in configs:
+    if not _is_trained_teacher(single, sha256) and single not in configs:
       configs.append(single)
   return configs
 
 
+def _is_trained_teacher(config: TrainConfig, sha256: str) -> bool:
+  """Return whether a teacher's directory holds its finished run.
+
+  Raises:
+    ValueError: it holds another finished run.
+  """
+  directory = Path(config.job.run)
+  if not (directory / run_dir.RESULT).exists():
+    return False
+  advice = "move it, and the teacher is trained there"
+  check_same_run(directory, config, sha256, advice=advice)
+  return True
+
+
 def _train_teachers(
-  configs: Sequence[TrainConfig], console: Console
+  configs: Sequence[TrainConfig], sha256: str, console: Console
 ) -> signal.Signals | None:
   """Train a recipe's teachers; return the signal that ended it, if any."""
   for config in configs:
+    if _is_trained_teacher(config, sha256):  # by another process, meanwhile
+      continue
     console.print(Rule(f"teacher {config.job.run}"))
     result = train.run(config, console)
     if stopped_by := result.stopped_by or result.signalled:

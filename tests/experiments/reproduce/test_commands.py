@@ -116,21 +116,29 @@ def test_cpu_devices_are_started_once_for_all_that_is_trained(
   (tmp_path / "pupil.flags").write_text(f"{flags}\n--teacher={teacher}\n")
   pupil = ROW._replace(name="pupil", recipe="pupil")
   monkeypatch.setattr(plans, "read_board", lambda: Board({}, [ROW, pupil]))
-  shared = []
+  shared, trained, finished = [], [], []
 
   def share(configs):
     shared.append([one.job.run for one in configs])
+    for directory in finished:  # by another process, meanwhile
+      copy_run(finished_config, replace(config, run=directory))
     return list(configs)
 
+  def run(config, console):
+    trained.append(config.job.run)
+    return train.Result(Path(trained[-1]), 0, math.inf, 0.0, signal.SIGTERM)
+
   monkeypatch.setattr(reproduce, "share_batches", share)
-  stopped = train.Result(teacher, 0, math.inf, 0.0, signal.SIGTERM)
-  monkeypatch.setattr(train, "run", lambda *_: stopped)
+  monkeypatch.setattr(train, "run", run)
   own = f"{recipe.run}/seed0"
   assert reproduce.run(pupil, recipe, console) == ([], signal.SIGTERM)
-  assert shared == [[str(teacher), own]]
-  copy_run(finished_config, replace(config, run=str(teacher)))
+  assert (shared.pop(), trained.pop()) == ([str(teacher), own], str(teacher))
+  finished.append(str(teacher))
   assert reproduce.run(pupil, recipe, console) == ([], signal.SIGTERM)
-  assert shared[1:] == [[own]]
+  assert (shared.pop(), trained.pop()) == ([str(teacher), own], own)
+  finished.clear()
+  assert reproduce.run(pupil, recipe, console) == ([], signal.SIGTERM)
+  assert (shared, trained) == ([[own]], [own])
 
 
 def test_a_run_of_other_flags_is_no_teacher(
