@@ -129,7 +129,7 @@ def score_units(
 def excerpt(text: str) -> str:
   """Return a part near the beginning of a text, cut after a line or a word.
 
-  Where it has no space to be cut at, it has EXCERPT characters.
+  Without a space in its second half, it is cut after EXCERPT characters.
   """
   text = text.rstrip()  # something follows each of its line breaks
   breaks = [m.end() for m in re.finditer(r"\n\n?", text[: 2 * EXCERPT])]

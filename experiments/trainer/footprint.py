@@ -227,7 +227,7 @@ def check_memory(state: TrainState, limit: int, sharing: int = 1) -> None:
       "out of memory: the train state and a copy of the weights need "
       f"{format_bytes(needed)} and the device has {format_bytes(limit)}: no "
       "batch size would fit; reduce --hidden_size, --num_layers, the members "
-      "of a sweep or the --devices of a CPU"
+      "of a sweep, or the --devices of a training on a CPU"
     )
 
 

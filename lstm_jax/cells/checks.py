@@ -17,9 +17,9 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
   """Raise ValueError unless params have the type that the cell takes.
 
   Args:
-    project: the cell's. The type is the annotation of its first argument; if
-      that is not a class, or a string and not all annotations can be evaluated,
-      any type is accepted.
+    project: the cell's. The type is the annotation of its first argument. Any
+      type is accepted if that is not a class, or if it is a string and one of
+      the annotations cannot be evaluated.
     params: the weights.
   """
   try:

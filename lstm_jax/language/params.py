@@ -44,7 +44,8 @@ class ModelConfig:
     "Standard deviation of Gaussian initial weights, but for the readout's. "
     "Vectors are then 0: every bias, that of the forget gate too, and peephole "
     "weights, but not gains and decay rates. If not given, the layers have the "
-    "initial weights of the cell itself, and the embedding's deviation is 1.",
+    "initial weights of the cell itself, and an embedding that is not tied has "
+    "deviation 1.",
     bounds="[0, inf)",
   )
   readout_std: float | None = option(

@@ -102,6 +102,6 @@ def nnx_difference(cell, xs, key, call=None, **options):
 
 
 def value_and_grad(f, weights, xs):
-  """Return f's value and gradients: of narrow inputs none, as it is rounded."""
+  """Return f's value and gradients; that of narrow xs, rounded, is left out."""
   wrt = (0, 1) if xs.dtype == jnp.float64 else (0,)
   return jax.jit(jax.value_and_grad(f, wrt))(weights, xs)

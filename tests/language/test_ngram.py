@@ -39,7 +39,7 @@ class Reference:
         break
 
   def read(self, text):
-    """Return each token's distribution and longest context, but the first's."""
+    """Return distribution and longest context of each token but the first."""
     found, longest = [], []
     for t, token in enumerate(text):
       context = [*text[max(0, t - self.order) : t]]

@@ -259,3 +259,5 @@ def test_a_suggestion_is_what_the_model_finds_likeliest(opened):
     "return [$('own').value, reading.suggestions];"
   )
   assert taken == ["Thou ar" + expected[1], []]  # the suggestions come later
+  length = opened.run("await reading.read(); return reading.track.length")
+  assert length == len(taken[0])

@@ -48,7 +48,7 @@ def check_stops(steps, changes, config, console):
   The last batch of an epoch is shorter than the others.
   """
   Path(config.data.corpus).write_text(VERSE * 20)
-  config = replace(config, **changes, num_epochs=3)  # one has late batches
+  config = replace(config, **changes, num_epochs=3)  # NOISE has late batches
   whole = outcome(train.run(config, console).directory)
   again = replace(config, run=config.job.run + "2")
   for step in steps:
