@@ -122,7 +122,9 @@ def test_an_invalid_state_dict_is_refused(key, tmp_path):
 
   refused("must have weight_hh_l0", weight_hh_l0=None)
   three = np.ones((2, 24, H))
-  refused(r"weight_hh_l0 must be \[any, any\], got \(2, 24", weight_hh_l0=three)
+  refused(
+    r"weight_hh_l0 must be \[G·H, H\], got \[2, 24, 6\]$", weight_hh_l0=three
+  )
   refused("bias_hh_l1 is missing", bias_hh_l1=None)
   refused(r"bias_ih_l0 must be \[24\], got \(3,\)", bias_ih_l0=np.ones(3))
   refused(r"must be \[4H, H\], \[3H, H\]", weight_hh_l0=np.ones((12, H)))
