@@ -103,23 +103,22 @@ def from_torch(
       "a state_dict of nn.LSTM, nn.GRU or nn.RNN must have weight_hh_l0 "
       f"[G·H, H], got {', '.join(sorted(arrays)) or 'nothing'}"
     )
-  w_hh = arrays["weight_hh_l0"]
-  if w_hh.ndim != 2:
-    raise ValueError(f"weight_hh_l0 must be [G·H, H], got {list(w_hh.shape)}")
-  rows, hidden = w_hh.shape
+  shape = list(arrays["weight_hh_l0"].shape)
+  if len(shape) != 2:
+    raise ValueError(f"weight_hh_l0 must be [G·H, H], got {shape}")
+  rows, hidden = shape
   if "weight_hr_l0" in arrays:
     cell: Cell = projected_lstm
     hidden, rest = divmod(rows, 4)
     if rest:
       raise ValueError(
-        "weight_hh_l0 must be [4H, P] beside weight_hr_l0, "
-        f"got {list(w_hh.shape)}"
+        f"weight_hh_l0 must be [4H, P] beside weight_hr_l0, got {shape}"
       )
   elif hidden and rows in [gates * hidden for gates in CELLS]:
     cell = CELLS[rows // hidden]
   else:
     raise ValueError(
-      f"weight_hh_l0 must be [4H, H], [3H, H] or [H, H], got {list(w_hh.shape)}"
+      f"weight_hh_l0 must be [4H, H], [3H, H] or [H, H], got {shape}"
     )
   activation = TANH
   if cell is rnn:
