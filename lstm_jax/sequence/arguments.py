@@ -60,10 +60,10 @@ def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
   return xs, exchanged("mask", mask), exchanged("reset", reset)
 
 
-def check_steps(shape: tuple[int, ...], steps: int) -> None:
-  """Raise ValueError if xs of this shape has no time step."""
+def check_steps(shape: tuple[int, ...], steps: int, name: str = "xs") -> None:
+  """Raise ValueError if inputs of this shape have no time step."""
   if steps == 0:
-    raise ValueError(f"xs must have at least one step (T ≥ 1), got {shape}")
+    raise ValueError(f"{name} must have at least one step (T ≥ 1), got {shape}")
 
 
 def check_cell(cell: Any) -> None:

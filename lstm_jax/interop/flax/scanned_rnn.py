@@ -40,6 +40,7 @@ from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.lstm import LSTMState
 from lstm_jax.interop.flax.weights import from_linen
 from lstm_jax.sequence._unroll import unroll
+from lstm_jax.sequence.arguments import check_steps
 
 TYPE_OF_CELL: dict[Cell, Any] = {
   gru: linen.GRUCell,
@@ -185,10 +186,7 @@ def _check(ins: jax.Array, resets: jax.Array, state: Any) -> None:
     raise ValueError(
       f"ins must be [{axes}, D], to fit the carry, got {ins.shape}"
     )
-  if ins.shape[0] == 0:
-    raise ValueError(
-      f"ins must have at least one step (T ≥ 1), got {ins.shape}"
-    )
+  check_steps(ins.shape, ins.shape[0], "ins")
   if resets.shape != ins.shape[:-1]:
     expected = list(ins.shape[:-1])
     raise ValueError(f"resets must be {expected}, as ins, got {resets.shape}")
