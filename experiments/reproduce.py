@@ -91,7 +91,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   rows: list[dict[str, Any]] = []
   for job, single in zip(jobs, configs, strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
-    if not is_trained(job):
+    if not is_trained(job.directory):
       outdated = bool(done.pop(job.seed, None))  # that of another run
       if together and job.seed in ensemble_seeds(row):
         outdated, together = True, {}
@@ -152,7 +152,7 @@ def _is_trained_teacher(config: TrainConfig, sha256: str) -> bool:
     ValueError: it holds another finished run.
   """
   directory = Path(config.job.run)
-  if not (directory / run_dir.RESULT).exists():
+  if not is_trained(directory):
     return False
   advice = "move it, and the teacher is trained there"
   check_same_run(directory, config, sha256, advice=advice)
@@ -280,7 +280,8 @@ def main(arguments: list[str]) -> int:
     jobs = plan(row, config)
     teachers = plan_teachers(parse(TrainConfig(), jobs[0].train_flags))
     # They are not evaluated.
-    lines = [commands(job)[0] for job in teachers if not is_trained(job)]
+    untrained = [job for job in teachers if not is_trained(job.directory)]
+    lines = [commands(job)[0] for job in untrained]
     lines += [line for job in jobs for line in commands(job)]
     if flags := ensemble_flags(row, jobs):
       lines.append(command_line("evaluate", flags))

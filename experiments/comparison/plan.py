@@ -95,9 +95,9 @@ def plan_teachers(config: TrainConfig) -> list[Job]:
   return jobs
 
 
-def is_trained(job: Job) -> bool:
-  """Return whether the run of a job has finished."""
-  return (job.directory / run_dir.RESULT).exists()
+def is_trained(directory: Path) -> bool:
+  """Return whether a directory holds a finished run."""
+  return (directory / run_dir.RESULT).exists()
 
 
 def single_run_results(row: Row) -> list[Result]:

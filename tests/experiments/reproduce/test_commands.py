@@ -180,7 +180,8 @@ def test_the_commands_of_teachers_are_those_of_their_row(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (Path(base) / "seed1").mkdir(parents=True)
   (Path(base) / "seed1" / "result.json").write_text("{}")
-  assert [*map(is_trained, plan_teachers(config))] == [False, True, False]
+  directories = [job.directory for job in plan_teachers(config)]
+  assert [*map(is_trained, directories)] == [False, True, False]
   for name in ("runs/mine", f"{base}/5", f"{base}/seed005"):
     with pytest.raises(ValueError, match=f"{name} must be a directory seedN"):
       plan_teachers(replace(config, teacher=(name,)))
