@@ -13,7 +13,7 @@ token, whose symbol begins with a space: " ," is a comma with a space before it,
 " love" is a word without a space after a comma, and " '" opens a quotation,
 which "'" closes. So decoding returns the text in its normal form (`normalize`):
 every space character is " ", consecutive ones are one except in indentation,
-and there is none at the end of a line or at the beginning of the text.
+and those at the end of a line or at the beginning of the text are left out.
 
 >>> text = "'Tis thee,\n  thee I love, love!"
 >>> tokenizer = WordTokenizer.from_text(text, min_count=2)
