@@ -35,11 +35,12 @@ COLORS = {
 
 
 def draw(rows: list[Row], path: Path) -> bool:
-  """Draw the rows of the parts model and growth; return whether there are any.
+  """Draw one figure of a benchmark; return whether there was a row to draw.
 
-  For each number of devices, a panel has the time of an Adam step relative to
-  ours, by hidden size; each further panel has the milliseconds of an Adam step
-  as one size grows.
+  Of the benchmark's part `model`, the character models (V 65) of one layer in
+  float32 are drawn: for each number of devices, a panel has the time of an Adam
+  step relative to ours, by hidden size. For each part of `GROWTH`, a panel has
+  the milliseconds of an Adam step as one size grows.
   """
   from matplotlib.figure import Figure
 

@@ -18,8 +18,11 @@ from tests.language.small_model import E, V, make
 
 
 @pytest.fixture(params=["table", "rows"])
-def path(request, monkeypatch):
-  """Whether a batch of few tokens uses the table W_e W_x or rows of W_e."""
+def lookup(request, monkeypatch):
+  """What a batch of few tokens reads: rows of a table, W_e W_x, or of W_e.
+
+  Rows of W_e are multiplied by W_x afterwards: see `lstm_jax.language.model`.
+  """
   table_rows = 1 if request.param == "rows" else model_module.TABLE_ROWS
   monkeypatch.setattr(model_module, "TABLE_ROWS", table_rows)
   return request.param
@@ -48,11 +51,11 @@ def gradients_of(key, monkeypatch, steps):
 
 @pytest.mark.everyday(1)
 def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
-  path, key, monkeypatch
+  lookup, key, monkeypatch
 ):
   few = V // B  # time steps with fewer than V tokens
   (explicit, autodiff), inputs = gradients_of(key, monkeypatch, few)
-  rows = path == "rows"
+  rows = lookup == "rows"
   assert inputs == (
     (E if rows else V, 4 * H),
     jnp.float64 if rows else jnp.int64,
@@ -63,8 +66,8 @@ def test_the_table_and_rows_of_e_have_the_gradient_of_autodiff(
 
 
 @pytest.mark.exhaustive
-def test_neither_the_table_nor_rows_are_rounded_to_bfloat16(
-  path, key, monkeypatch
+def test_products_of_embeddings_and_w_x_are_not_rounded_to_bfloat16(
+  lookup, key, monkeypatch
 ):
   """Products of bfloat16 weights are summed in float32, as in h W_h."""
   memories = []
@@ -110,15 +113,18 @@ def test_the_vocabulary_is_compared_with_the_tokens_of_one_group(
 @pytest.mark.everyday(2)
 @pytest.mark.parametrize("term", ["dw_tokens", "dx"])
 def test_a_planted_error_in_the_embedding_is_caught(
-  term, path, key, monkeypatch
+  term, lookup, key, monkeypatch
 ):
-  """Rows of W_e have their gradient from dW of tokens, the table from dx."""
+  """W_e has its gradient from dW of tokens where its rows are looked up.
+
+  Where a table is, it has it from dx of the product W_e W_x.
+  """
   planted = plant(affine, term)
   monkeypatch.setattr(model_module, "linear", planted.linear)
   (explicit, autodiff), _ = gradients_of(key, monkeypatch, V // B)
   largest = np.abs(autodiff.embedding).max()
   wrong = worst(explicit.embedding, autodiff.embedding)
-  noticed = {"table": "dx", "rows": "dw_tokens"}[path] == term
+  noticed = {"table": "dx", "rows": "dw_tokens"}[lookup] == term
   assert wrong > 5e-3 * largest if noticed else wrong < 1e-12
 
 
@@ -143,7 +149,7 @@ def tied_model(adjoint=Explicit()):
 
 
 @pytest.mark.everyday(1)
-def test_a_tied_readout_is_the_embedding(path, key):
+def test_a_tied_readout_is_the_embedding(lookup, key):
   params = normal_like(key, tied_model().init(key))
   assert params.readout is None
   shape = ModelConfig(embedding_size=7, hidden_size=7, dtype=float)
@@ -151,7 +157,7 @@ def test_a_tied_readout_is_the_embedding(path, key):
     shape, V, regularizers=Regularizers(token_dropout=0.4)
   )
   state = untied.initial_state((B,))
-  steps = V // B if path == "rows" else T
+  steps = V // B if lookup == "rows" else T
   tokens = jax.random.randint(key, (steps + 1, B), 0, V)
 
   def untied_loss(e):  # with two matrices: W_e = √E e, and W = eᵀ

@@ -44,10 +44,12 @@ def test_anything_but_an_adjoint_is_an_error(wrong, key):
     unroll(lstm, params, state, xs, adjoint=wrong)
 
 
-@pytest.mark.parametrize("adjoint", [Step(), Autodiff()])
-def test_only_explicit_takes_residuals_and_a_chunk(adjoint):
-  with pytest.raises(TypeError, match="chunk"):
-    type(adjoint)(chunk=2)
+@pytest.mark.parametrize("option", [{"chunk": 2}, {"residuals": "gates"}])
+@pytest.mark.parametrize("adjoint", [Step, Autodiff])
+def test_only_explicit_takes_residuals_and_a_chunk(adjoint, option):
+  Explicit(**option)
+  with pytest.raises(TypeError, match=next(iter(option))):
+    adjoint(**option)
 
 
 def test_shared_options_are_those_of_unroll():
@@ -55,9 +57,10 @@ def test_shared_options_are_those_of_unroll():
   parameters = inspect.signature(unroll).parameters
   for name, annotation in names.items():
     assert parameters[name].annotation == annotation
+  # The others have these for each layer or direction, or not at all.
   own = {"cell", "params", "state", "xs", "reverse", "zoneout", "state_dropout"}
   assert set(names) == set(parameters) - own
-  for function in (unroll_both, unroll_stack):
+  for function in (unroll_both, unroll_stack):  # take the names as **options
     assert not set(names) & set(inspect.signature(function).parameters)
 
 

@@ -1,11 +1,12 @@
-"""An LSTM, its gradient and Adagrad in NumPy, timed beside the compiled step.
+"""An LSTM, its gradient and Adagrad in NumPy, timed beside our training step.
 
 The code follows the equations one character at a time, with batch size 1, in
 the manner of Karpathy's min-char-rnn, the original of many such programs, which
-has given the recipe and this module their names. NumPy computes in float64, the
-compiled step in float32. `experiments/recipes/original.flags` is the same
-training in our programs; `tests/training/test_original_recipe.py` checks that
-its losses equal this code's to 1e-9 over 200 training steps.
+has given the recipe and this module their names. When timed, NumPy computes in
+float64 and our compiled step in float32. `experiments/recipes/original.flags`
+is the same training in our programs; `tests/training/test_original_recipe.py`
+runs it in float64, and checks that its losses equal this code's to 1e-9 over
+200 training steps.
 """
 
 from collections.abc import Callable

@@ -2,10 +2,10 @@
 
 Four programs are compared: our `sample`; a compiled loop over Flax's cell; an
 eager loop over PyTorch's layer; and an eager loop over our model as an ONNX
-file in onnxruntime, for which NumPy draws the noise. All are timed at
-temperature 1; at temperature 0 the first characters of their samples must equal
-ours. JAX's programs are compiled in the warm-up, so that the seconds to compile
-are not known; memory is not measured.
+file in onnxruntime, where a token is the argmax of the logits plus Gumbel noise
+that NumPy draws. All are timed at temperature 1; at temperature 0 the first
+characters of their samples must equal ours. JAX's programs are compiled in the
+warm-up, so that the seconds to compile are not known; memory is not measured.
 """
 
 from typing import Any, NamedTuple

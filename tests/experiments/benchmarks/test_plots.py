@@ -14,7 +14,7 @@ def panels(rows, path, monkeypatch):
 
   def savefig(figure, *args, **kwargs):
     for panel in figure.axes:
-      found[panel.get_title(loc="left") or panel.get_title()] = {
+      found[panel.get_title(loc="left")] = {
         line.get_label(): line.get_xydata().tolist() for line in panel.lines
       }
 
