@@ -233,7 +233,8 @@ class Part(NamedTuple):
   """A part of the benchmark."""
 
   measure: Callable[[Row, int], Results]  # (sizes, rounds) -> its results
-  sizes: Row  # with their defaults; if one is given, there is only one case
+  # With their defaults. If the user gives one, there are only these sizes.
+  sizes: Row
   timed: bool = True  # whether there are times to compare
 
 
@@ -254,7 +255,8 @@ def check_sizes(parts: Iterable[str], sizes: Row) -> None:
   """Raise ValueError if none of the chosen parts has a given size.
 
   It is also raised if the launches of a time step would be read wrongly: where
-  an iteration's time steps do not divide T, some are outside of the loop.
+  an iteration's time steps do not divide T, some are outside of the loop, and
+  there is no loop of fewer than two iterations.
   """
   names = [*parts]
   for size in sizes:

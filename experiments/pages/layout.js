@@ -9,7 +9,7 @@ function makeColors() {
       .map((name) => `rgb(${channels(name)})`);
   const [page, negative, positive, gate] =
     ["page", "negative", "positive", "open"].map(channels);
-  palettes = { true: [], false: [] };
+  palettes = { true: [], false: [] };  // signed values, and those of gates
   for (let q = 0; q < 256; q++) {
     const x = Math.max(-1, (q - 128) / 127);
     palettes.true.push(shade(page, x < 0 ? negative : positive, Math.abs(x)));
@@ -17,7 +17,8 @@ function makeColors() {
   }
 }
 
-// --- Layout: a line ends at a newline, or at the last blank that fits ---
+// --- Layout: a line ends at a newline, or at the last blank that fits. Without
+// a blank, it ends before the token that does not fit. ---
 
 function layOut() {
   const context = textCanvas.getContext("2d");
@@ -44,11 +45,13 @@ function layOut() {
     if (piece === " ") blank = t + 1;
     if (piece[0] === "\n" && t + 1 < pieces.length) {
       starts.push(t + 1);
-      column = Math.min(piece.length - 1, columns - 8);  // indentation
+      // The blanks that follow a newline in a token of words.
+      column = Math.min(piece.length - 1, columns - 8);
     }
   });
   lineOf = new Uint32Array(pieces.length);
   starts.forEach((start, line) => lineOf.fill(line, start));
+  // The canvas stays in view while the box is scrolled over all lines.
   const below = starts.length * LINE + 8 - textBox.clientHeight;
   spacer.style.height = `${Math.max(0, below)}px`;
   resize(textCanvas, textBox.clientWidth, textBox.clientHeight);

@@ -26,7 +26,8 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 def platform() -> str:
   """Return the platform that is traced for: that of `traced_for`, or JAX's.
 
-  JAX's name of a GPU is "gpu", where `traced_for` takes "cuda".
+  A GPU is "cuda" within `traced_for("cuda")`, and elsewhere "gpu", as JAX calls
+  it: compare the platform with "cpu" only.
   """
   config: Any = jax.config
   device = config.jax_default_device  # or the name of a platform, or None

@@ -1,9 +1,9 @@
 """Serialization of functions that take or return the library's NamedTuples.
 
 `jax.export` writes the types of arguments and results by name, and refuses a
-NamedTuple that has none. The name is that of the class after "lstm_jax.": it
-stays when a class moves to another module, so that exported functions stay
-readable.
+NamedTuple that has none. The name is "lstm_jax." and that of the class, without
+its module: it stays when a class moves to another module, so that exported
+functions stay readable.
 """
 
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Layers of PyTorch, with and without PyTorch."""
+"""Layers of PyTorch, and stand-ins for its classes where it is missing."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,9 +42,11 @@ class Tensor:
   """What the library uses of torch.Tensor."""
 
   is_meta = is_quantized = False
+  detached = readable = False  # until `detach`, and then `cpu`, are called
 
   def __init__(self, values, dtype=None, **attributes):
     self.values = np.asarray(values)
+    # Another than that of the values stands for one that NumPy lacks.
     self.dtype = dtype or f"torch.{self.values.dtype}"
     self.__dict__.update(attributes)
 

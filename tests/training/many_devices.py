@@ -56,7 +56,7 @@ V, E, H, B, T = 11, 5, 12, 16, 4
 LARGE = 40  # words, more than a device's tokens
 UPDATES = 7  # of 3 blocks an epoch: the state begins at zero twice more
 MANY = 2_000  # training steps: without waiting, they hung after 43 to 115
-STREAMS = make_batches(np.arange(B * T * 3 + 1, dtype=np.int32) ** 2 % V, B, T)
+EPOCH = make_batches(np.arange(B * T * 3 + 1, dtype=np.int32) ** 2 % V, B, T)
 DEEP = (
   ModelConfig(embedding_size=E, hidden_size=H, num_layers=2, dtype=jnp.float64),
   V,
@@ -138,7 +138,7 @@ def trained(config, mesh=None):
   before = jax.tree.leaves(state._replace(carry=None))
   metrics = []
   steps = islice(
-    train(train_step, state, repeat(STREAMS), jax.random.key(NOISE_SEED)),
+    train(train_step, state, repeat(EPOCH), jax.random.key(NOISE_SEED)),
     UPDATES,
   )
   for state, metric in steps:  # noqa: B007
@@ -183,13 +183,13 @@ def shared_members():
     train_step = make_ensemble_train_step(model, rule, ema_decay=0.9, mesh=mesh)
     if mesh:
       compiled = train_step.__wrapped__
-      arguments = place_members(state, mesh), *STREAMS.batch(0), keys, rates
+      arguments = place_members(state, mesh), *EPOCH.batch(0), keys, rates
       text = compiled.lower(*arguments).compile().as_text()
       sent = find_collectives(text)
     losses = []
     for index in range(UPDATES):
-      batch = STREAMS.batch(index % STREAMS.num_batches)
-      if index % STREAMS.num_batches == 0:
+      batch = EPOCH.batch(index % EPOCH.num_batches)
+      if index % EPOCH.num_batches == 0:
         state = state._replace(carry=zero_carry(state.carry, B))
       state, metrics = train_step(state, *batch, keys, rates)
       losses.append(np.asarray(metrics.loss))
@@ -211,7 +211,7 @@ def sent_for_words(mesh, groups):
     mock.patch.object(readout, "MAX_LOGITS", LARGE * B // groups),
   ):
     train_step, recorded, state = start(WORDS, mesh, groups)
-    train_step(state, *STREAMS.batch(0), jax.random.key(NOISE_SEED))
+    train_step(state, *EPOCH.batch(0), jax.random.key(NOISE_SEED))
   return find_collectives(recorded.text)
 
 

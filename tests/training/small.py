@@ -13,17 +13,18 @@ from lstm_jax.training import (
   train,
 )
 
-MODEL = language_model(ModelConfig(embedding_size=3, hidden_size=5), 9)
-STREAMS = make_batches(np.arange(47, dtype=np.int32) % 9, 3, 4)
+T, B, V = 4, 3, 9
+MODEL = language_model(ModelConfig(embedding_size=3, hidden_size=5), V)
+EPOCH = make_batches(np.arange(47, dtype=np.int32) % V, B, T)
 
 
 def start(key, **options):
   """Return (train step, state), with these options of the optimizer."""
-  rule = make_optimizer(OptimizerConfig(**options), 100)
-  state = init_state(MODEL, rule, MODEL.init(key), 3)
+  rule = make_optimizer(OptimizerConfig(**options), num_steps=100)
+  state = init_state(MODEL, rule, MODEL.init(key), B)
   return make_train_step(MODEL, rule), state
 
 
 def steps(train_step, state, number, key=None):
   """Yield (state, metrics) after each of some steps, the text over and over."""
-  return islice(train(train_step, state, repeat(STREAMS), key), number)
+  return islice(train(train_step, state, repeat(EPOCH), key), number)

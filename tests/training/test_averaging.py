@@ -15,7 +15,7 @@ from lstm_jax.training import (
 )
 from lstm_jax.training.averaging import init_average, update_average
 from tests.draws import worst
-from tests.training.small import MODEL, STREAMS, steps
+from tests.training.small import EPOCH, MODEL, steps
 
 
 @pytest.mark.exhaustive
@@ -26,7 +26,7 @@ def test_an_update_that_is_skipped_changes_neither_weights_nor_average(key):
   *_, (state, _) = steps(train_step, state, 3)
   before = jax.tree.map(np.asarray, state)  # kept: the step donates it
   nans = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
-  after, metrics = train_step(state._replace(carry=nans), *STREAMS.batch(0))
+  after, metrics = train_step(state._replace(carry=nans), *EPOCH.batch(0))
   assert jnp.isnan(metrics.grad_norm)
   assert after.step == before.step + 1
   assert worst(after.params, before.params) == 0
@@ -43,7 +43,7 @@ def test_a_gradient_that_is_not_finite_changes_neither_carry_nor_average(key):
   nans = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params)
   # Kept, since the step donates the state.
   carry, average = jax.tree.map(np.asarray, (state.carry, state.average))
-  after, metrics = train_step(state._replace(params=nans), *STREAMS.batch(0))
+  after, metrics = train_step(state._replace(params=nans), *EPOCH.batch(0))
   assert jnp.isnan(metrics.grad_norm)
   assert worst(after.carry, carry) == 0
   assert worst(after.average, average) == 0
@@ -62,7 +62,7 @@ def test_a_norm_that_overflows_changes_nothing_but_the_step(clip_norm, key):
   state = init_state(model, optimizer, model.init(key), 3, averaged=True)
   before = jax.tree.map(np.asarray, state)  # kept: the step donates it
   train_step = make_train_step(model, optimizer, ema_decay=0.5)
-  after, metrics = train_step(state, *STREAMS.batch(0))
+  after, metrics = train_step(state, *EPOCH.batch(0))
   assert jnp.isfinite(metrics.loss) and jnp.isinf(metrics.grad_norm)
   assert after.opt_state.total_notfinite == after.step == 1
   for name in ("params", "average", "carry"):
@@ -106,7 +106,7 @@ def test_the_mean_of_nt_asgd_is_that_of_the_weights_since_its_start(key):
   assert worst(eval_params(state), expected) < 1e-6
   # A step that is skipped does not count.
   nans = jax.tree.map(lambda c: jnp.full_like(c, jnp.nan), state.carry)
-  state, _ = train_step(state._replace(carry=nans), *STREAMS.batch(1))
+  state, _ = train_step(state._replace(carry=nans), *EPOCH.batch(1))
   assert int(state.average.num_averaged) == 6
   assert worst(eval_params(state), expected) < 1e-6
   assert worst(eval_params(state), state.params) > 1e-3

@@ -19,7 +19,7 @@ from lstm_jax.training import (
 )
 from tests.contract import EXHAUSTIVE
 from tests.draws import worst
-from tests.training.small import MODEL, STREAMS, steps
+from tests.training.small import EPOCH, MODEL, steps
 
 NOISE = Regularizers(output_dropout=0.3, weight_drop=0.2)
 
@@ -127,7 +127,7 @@ def test_learning_rates_may_be_a_list(key):
   after = []
   for rates in ([0.1, 0.2], jnp.array([0.1, 0.2])):
     state = init_ensemble(MODEL, rule, params, 3)
-    batch = STREAMS.batch(0)
+    batch = EPOCH.batch(0)
     state, _ = train_step(state, *batch, learning_rates=rates)
     after.append(state.params)
   assert worst(*after) == 0

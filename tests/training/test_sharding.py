@@ -28,7 +28,7 @@ from tests.training.many_devices import (
   H,
   V,
 )
-from tests.training.small import MODEL, STREAMS
+from tests.training.small import EPOCH, MODEL
 
 SCRIPT = "tests.training.many_devices"
 WIDTH = 8  # bytes of a float64
@@ -111,7 +111,7 @@ def test_a_mesh_takes_keys_of_the_default_kind_alone(key):
   other = jax.random.key(0, impl="rbg")
   message = "^key must be one of .*three.*, got one of .*rbg"
   with pytest.raises(ValueError, match=message):
-    train_step(place(state, shardings), *STREAMS.batch(0), other)
+    train_step(place(state, shardings), *EPOCH.batch(0), other)
 
 
 def they_compute_what_one_does(simulated):

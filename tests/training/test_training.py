@@ -22,7 +22,7 @@ from lstm_jax.training import (
   train,
 )
 from tests.draws import worst
-from tests.training.small import MODEL, STREAMS, start, steps
+from tests.training.small import EPOCH, MODEL, start, steps
 
 
 @pytest.mark.everyday(2)
@@ -42,9 +42,9 @@ def test_an_epoch_carries_the_state_and_the_next_begins_at_zero(key):
   )
   params = jax.tree.map(jnp.copy, state.params)
   losses = [float(m.loss) for _, m in steps(update, state, 8)]
-  assert STREAMS.num_batches == 4
+  assert EPOCH.num_batches == 4
   carry, expected = MODEL.initial_state((3,)), []
-  for tokens, targets in STREAMS.batches():
+  for tokens, targets in EPOCH.batches():
     nats, carry = MODEL.loss(params, carry, tokens, targets)
     expected.append(float(nats))
   assert np.allclose(losses, expected * 2, rtol=0, atol=1e-6)
@@ -57,7 +57,7 @@ def test_the_gradients_norms_are_those_of_each_part_before_clipping(tied, key):
   config = OptimizerConfig(clip_norm=0.1)  # below the norm of the gradient
   model, rule = language_model(sizes, 9), make_optimizer(config, 9)
   params, carry = model.init(key), model.initial_state((3,))
-  tokens, targets = STREAMS.batch(0)
+  tokens, targets = EPOCH.batch(0)
   gradient = jax.grad(lambda p: model.loss(p, carry, tokens, targets)[0])(
     params
   )
@@ -87,9 +87,9 @@ def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
   first, again = (make_train_step(MODEL, rule) for _ in range(2))
   assert first is again
   state = init_state(MODEL, rule, MODEL.init(key), 3)
-  state, _ = first(state, *STREAMS.batch(0))
+  state, _ = first(state, *EPOCH.batch(0))
   compiled = first._cache_size()
-  again(state, *STREAMS.batch(0))
+  again(state, *EPOCH.batch(0))
   assert again._cache_size() == compiled
   assert make_train_step(MODEL, rule, ema_decay=0.5) is not first
   assert make_train_step(MODEL, rule, ema_decay=0.0) is first
@@ -169,7 +169,7 @@ def test_the_norm_of_a_step_does_not_overflow_in_float16(key):
   half = jax.tree.map(lambda x: x.astype(jnp.float16), MODEL.init(key))
   rule = make_optimizer(OptimizerConfig(optimizer="sgd"), 10)
   state = init_state(model, rule, half, 3)
-  _, metrics = make_train_step(model, rule)(state, *STREAMS.batch(0))
+  _, metrics = make_train_step(model, rule)(state, *EPOCH.batch(0))
   expected = 200 * half.embedding.size**0.5
   assert float(metrics.grad_norm) == pytest.approx(expected, rel=1e-6)
 

@@ -37,7 +37,7 @@ from tests.experiments.starting import start_all
         "platform": "gpu",
         "device": "NVIDIA H100",
         "compute_capability": "9.0",
-        "jax_version": VERSIONS[1],
+        "jax_version": VERSIONS[1],  # the first that is too new
       },
       "NVIDIA H100 and jax " + ".".join(map(str, VERSIONS[1])),
     ),
@@ -54,9 +54,10 @@ def test_what_a_device_lacks_is_said(environment, got):
 
 @pytest.mark.exhaustive
 @pytest.mark.programs
-def test_without_a_gpu_the_program_is_one_line():
+def test_without_a_gpu_the_error_is_one_line():
   (status, output, errors), (both, _, message) = start_all(
-    [("benchmark", "--part=gpu"), ("benchmark", "--part=gpu", "--part=layer")]
+    [("benchmark", "--part=gpu"), ("benchmark", "--part=gpu", "--part=layer")],
+    JAX_PLATFORMS="cpu",
   )
   assert (status, output) == (2, "")
   (line,) = errors.splitlines()
@@ -72,7 +73,7 @@ def test_a_worker_leaves_the_gpu_to_pytorch_only_if_that_is_installed(
   sections = {section.name: section for section in cases.sections({}, 3)}
   on_cpu = [name for name in sections if sections[name].jax_on_cpu]
   assert on_cpu == (["pytorch"] if installed else [])
-  assert sections["pytorch"].cases  # they say that it is not installed
+  assert sections["pytorch"].cases  # without PyTorch, these say so
 
 
 def on_cpu():
@@ -102,6 +103,10 @@ def test_the_worker_is_stopped_where_there_is_no_gpu(console, monkeypatch):
   ended = []
 
   class Ending(InProcess):
+    def __init__(self, jax_on_cpu=False):
+      environment = {"platform": "cpu", "jax_version": VERSIONS[0]}
+      self.messages = [("ready", None, environment)]
+
     def stop(self):
       ended.append(self)
 

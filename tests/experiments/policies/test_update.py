@@ -30,7 +30,7 @@ def test_the_optimizer_is_adam_on_clipped_gradients_whose_rate_falls_to_0():
     state = optimizer.init(jnp.zeros(4))
     return jax.lax.scan(body, state, gradients)[1]
 
-  with jax.numpy_dtype_promotion("standard"):
+  with jax.numpy_dtype_promotion("standard"):  # Optax's rate is float32
     found = run(gradients)
   m = v = np.zeros(4)
   for k, gradient in enumerate(gradients):
@@ -45,9 +45,11 @@ def test_the_optimizer_is_adam_on_clipped_gradients_whose_rate_falls_to_0():
 
 def test_an_update_trains_on_each_environment_once_an_epoch(monkeypatch):
   reward, value = np.random.default_rng(6).standard_normal((2, T, B))
-  old = Outcome(np.zeros((T, B)), -value, value, reward, reward > 1)
+  log_prob, done = -value, reward > 1  # any
+  old = Outcome(np.zeros((T, B)), log_prob, value, reward, done)
   inputs = Inputs(value[..., None], old.done)
-  rollout = Rollout(np.arange(B), inputs, old, last_value=value[0])
+  numbers = np.arange(B)  # of the environments, in place of a state
+  rollout = Rollout(numbers, inputs, old, last_value=value[0])
   advantages, keys, orders = value + 1, [], []
 
   def collected(network, environment, config, params, actor, key):
@@ -57,7 +59,8 @@ def test_an_update_trains_on_each_environment_once_an_epoch(monkeypatch):
 
   def estimated(*given):
     expected = old.reward, old.value, old.done, rollout.last_value
-    assert all(map(np.array_equal, given, (*expected, 0.995, 0.95)))
+    expected += SMALL.discount, SMALL.gae_lambda
+    assert all(map(np.array_equal, given, expected))
     return advantages
 
   def square(params, network, part, found, config):
@@ -65,7 +68,7 @@ def test_an_update_trains_on_each_environment_once_an_epoch(monkeypatch):
     assert np.array_equal(found, advantages[:, part.state])
     return params**2 / 2
 
-  def scan(body, carry, rows):
+  def scan(body, carry, rows):  # of values, where JAX's is of tracers
     values = []
     for each in np.asarray(rows):
       carry, value = body(carry, each)
