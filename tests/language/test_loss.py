@@ -73,7 +73,7 @@ def test_distributions_of_another_shape_are_refused(key):
     cross_entropy(logits, jnp.zeros((T, B)))
 
 
-def test_second_order_gradients_equal_autodiff(key):
+def test_second_order_gradients_of_the_loss_equal_autodiff(key):
   logits, targets = arguments(key)
 
   def second(f):

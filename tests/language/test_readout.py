@@ -89,7 +89,7 @@ def test_groups_must_divide_the_batch(key):
       readout.grouped_linear_cross_entropy(*leaves, targets, groups)
 
 
-def test_second_order_gradients_equal_autodiff(key):
+def test_second_order_gradients_of_the_readout_equal_autodiff(key):
   leaves, targets = arguments(key)
 
   def second(f):

@@ -52,7 +52,7 @@ def test_the_first_row_is_the_gradient_of_unroll_and_the_last_is_d_last(
 
 
 @TOKEN_CELLS
-def test_tokens_are_one_hot_rows(cell, key):
+def test_tokens_have_the_cotangents_of_one_hot_rows(cell, key):
   params, state, _ = arguments(cell, key)
   d_last = normal_like(jax.random.key(1), state)
   tokens = jax.random.randint(key, (T, B), 0, D)

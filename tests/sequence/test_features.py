@@ -157,7 +157,7 @@ def test_features_that_change_nothing_agree_to_rounding(cell, key):
 
 @pytest.mark.exhaustive
 @REPRESENTATIVE_CELLS
-def test_second_order_gradients_equal_autodiff(cell, key):
+def test_second_order_gradients_of_all_features_equal_autodiff(cell, key):
   args, options = arguments(cell, key), FEATURES["all"](cell)
 
   def second(adjoint):
@@ -191,7 +191,7 @@ def test_vmap_over_all_arguments_equals_a_loop(cell, key):
 
 @pytest.mark.everyday(3)
 @EACH
-def test_bfloat16_products_have_a_small_error_and_keep_dtypes(cell, feature):
+def test_bfloat16_products_of_each_feature_have_a_small_error(cell, feature):
   key = jax.random.key(1)  # with key 0, a layer norm divides by a small number
   exact = jax.tree.map(lambda x: x / 8, arguments(cell, key))
   args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)

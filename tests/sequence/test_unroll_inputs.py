@@ -35,6 +35,24 @@ def test_tokens_are_one_hot_rows(cell, key):
   assert worst(a, (value, (d_params, d_state))) < 1e-12
 
 
+def test_tokens_are_looked_up_without_a_product(key):
+  """Of a table larger than the batch; a one-hot product has V in its sum."""
+  vocabulary, tokens = 99, jnp.zeros((T, B), jnp.int32)
+  params = jax.eval_shape(lambda k: lstm.init(k, vocabulary, H), key)
+
+  def products(xs):
+    def loss(params):
+      return unroll(lstm, params, None, xs)[1].sum()
+
+    text = jax.jit(jax.grad(loss)).lower(params).as_text()
+    lines = [line for line in text.splitlines() if "dot_general" in line]
+    assert lines  # those with w_h
+    return [line for line in lines if f"{vocabulary}x" in line]
+
+  assert not products(tokens)
+  assert products(jax.nn.one_hot(tokens, vocabulary))
+
+
 def test_tokens_outside_of_the_rows_read_the_nearest_or_count_back(key):
   params, _, _ = arguments(lstm, key)
   for token, row in (
