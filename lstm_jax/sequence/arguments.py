@@ -253,18 +253,19 @@ def dropout_factors(
 def with_time_axis(
   name: str, x: Any, field: jax.Array, step_shape: tuple[int, ...]
 ) -> jax.Array:
-  """Return x with the rank of [T, ..., H], repeated to T, to scan over.
+  """Return x with the rank of [T, ..., K], repeated to T, to scan over.
 
   Args:
     name: what the error message calls x.
-    x: any array that broadcasts to [T, ..., H].
-    field: the array of the state that x is applied to, [..., H].
+    x: any array that broadcasts to [T, ..., K].
+    field: the array of the state that x is applied to, [..., K]; K stands for
+      any axes after those of the batch.
     step_shape: the shape [T, ...].
 
   Raises:
     ValueError: x does not broadcast to that shape.
   """
-  shape = *step_shape, field.shape[-1]
+  shape = step_shape[0], *field.shape
   x = x if x is None else jnp.asarray(x)  # None is refused by its name
   check_broadcasts(name, x, shape)
   padded = (1,) * (len(shape) - x.ndim) + x.shape

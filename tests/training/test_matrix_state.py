@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.trainer.checkpoint import carried_batch_size
-from lstm_jax import Autodiff
+from lstm_jax import Autodiff, unroll
 from lstm_jax.cells.cell import one_step
 from lstm_jax.language import (
   BatchingConfig,
@@ -21,6 +21,7 @@ from lstm_jax.language import (
   Regularizers,
   language_model,
 )
+from lstm_jax.sequence import regularize
 from lstm_jax.training import (
   OptimizerConfig,
   TrainState,
@@ -30,6 +31,7 @@ from lstm_jax.training import (
   train,
   zero_carry,
 )
+from tests.draws import worst
 from tests.sequence.test_other_cells import CellOfFunctions
 
 V, H = 7, 4
@@ -75,6 +77,20 @@ def zero_states(*batch_shape):
   """Return the zero state of a model of one layer."""
   params = MatrixParams(jnp.zeros((1, 3 * H)))
   return (initial_state(params, batch_shape),)
+
+
+def test_zoneout_keeps_elements_of_the_matrix(key):
+  params = init(key, 3, H)
+  xs = jax.random.normal(key, (6, 2, 3))
+  (state,) = zero_states(2)
+  keep = regularize.zoneout(key, state, 6, MatrixState(0.3, 0.4))
+  last, _ = unroll(cell, params, state, xs, zoneout=keep, adjoint=Autodiff())
+  for t, x in enumerate(xs):
+    after = forward(params, state, x)[0]
+    kept = jax.tree.map(lambda k, t=t: k[t], keep)
+    state = jax.tree.map(jnp.where, kept, state, after)
+  assert worst(last, state) < 1e-6
+  assert 0 < keep.m.mean() < 1
 
 
 @pytest.mark.parametrize("members", [(), (2,)])
