@@ -34,7 +34,7 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
 # another process may find half of it: then it warns, and compiles the program
 # itself.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
-FULL = 2**30  # bytes; a whole run writes a tenth of it
+FULL = 2**30  # bytes; a whole run writes a fifth of it
 HALF_WRITTEN = "Error reading persistent compilation cache entry"
 if CACHE not in os.environ:  # here, and not in a worker
   cache = Path(__file__).parents[1] / ".pytest_cache" / "programs"

@@ -40,7 +40,7 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
 
   Args:
     trained: the model, which `check_model` has passed.
-    text: validation text, to measure that cost and to score the units on.
+    text: a split of the corpus, to measure that cost and score the units on.
     source: where the text is from, for the page's heading.
 
   Raises:
