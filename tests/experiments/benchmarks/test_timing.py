@@ -23,6 +23,9 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
   def outdated(problem):
     raise ImportError("cannot import name 'xla' from 'jax'")
 
+  def older(problem):
+    raise AttributeError("module 'jax.lib' has no attribute 'xla_extension'")
+
   def incomplete(problem):
     raise OSError("libcudart.so.13: no such file")
 
@@ -33,6 +36,7 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
       "other": (unsupported, "numpy"),
       "broken": (without_onnx, "numpy"),
       "old": (outdated, "numpy"),
+      "older": (older, "numpy"),
       "incomplete": (incomplete, "numpy"),
     },
     1,  # round
@@ -44,6 +48,7 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
     "other": "it has no gru",
     "broken": "needs the package onnx",
     "old": "cannot import name 'xla' from 'jax'",
+    "older": "module 'jax.lib' has no attribute 'xla_extension'",
     "incomplete": "libcudart.so.13: no such file",
   }
 
