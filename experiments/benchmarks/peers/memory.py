@@ -9,6 +9,8 @@ and are not counted.
 
 import multiprocessing
 import re
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,13 @@ def measure_memory(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
     skipped["pytorch"] = "its peak memory can be read on Linux only"
   else:
     try:
-      with multiprocessing.get_context("spawn").Pool(1) as pool:
-        size = pool.apply(torch_peak, (sizes,))
+      context = multiprocessing.get_context("spawn")
+      with ProcessPoolExecutor(1, context) as pool:
+        size = pool.submit(torch_peak, sizes).result()
       rows.append({"peer": "pytorch", "bytes": size})
-    except (ImportError, OSError) as error:  # as in `make_peers`
+    # As in `make_peers`; a process that is killed, for want of memory, breaks
+    # its pool.
+    except (ImportError, OSError, BrokenProcessPool) as error:
       skipped["pytorch"] = f"its peak memory cannot be measured: {error}"
   return rows, skipped
 

@@ -1,5 +1,4 @@
 import sys
-from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +10,6 @@ from jax.experimental import rnn
 from experiments.benchmarks.peers import (
   layers,
   linear,
-  memory,
   models,
   original,
   products,
@@ -140,25 +138,6 @@ def test_the_gradient_of_a_layer_is_of_its_weighted_sum():
 def test_an_episode_has_32_steps_on_average():
   starts = resets.draw_starts(np.random.default_rng(0), 1000, 32)
   assert abs(np.asarray(starts).mean() - 1 / 32) < 0.002
-
-
-def test_the_memory_of_a_process_is_read_in_bytes(tmp_path, monkeypatch):
-  status = tmp_path / "status"
-  status.write_text("VmHWM:\t    20 kB\nVmRSS:\t    12 kB\n")
-  monkeypatch.setattr(memory, "Path", lambda name: status)
-  assert memory._resident("VmRSS") == 12 * 1024
-  with pytest.raises(OSError, match="has no VmPeak"):
-    memory._resident("VmPeak")
-
-
-def test_the_memory_of_a_broken_pytorch_is_skipped(monkeypatch):
-  context = SimpleNamespace(Pool=ThreadPool)
-  monkeypatch.setattr(memory.multiprocessing, "get_context", lambda _: context)
-  monkeypatch.setattr(memory, "is_installed", lambda package: True)
-  monkeypatch.setattr(memory.sequences, "jax_peers", dict)
-  monkeypatch.setitem(sys.modules, "torch", None)
-  rows, skipped = memory.measure_memory(SIZES)
-  assert rows == [] and "measured: import of torch" in skipped["pytorch"]
 
 
 @pytest.mark.exhaustive

@@ -1,0 +1,50 @@
+"""The peak memory of PyTorch, which is measured in a process of its own."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+from experiments.benchmarks.peers import memory
+
+SIZES = {"hidden_size": 5, "seq_len": 4, "batch_size": 3}
+
+
+def test_the_memory_of_a_process_is_read_in_bytes(tmp_path, monkeypatch):
+  status = tmp_path / "status"
+  status.write_text("VmHWM:\t    20 kB\nVmRSS:\t    12 kB\n")
+  monkeypatch.setattr(memory, "Path", lambda name: status)
+  assert memory._resident("VmRSS") == 12 * 1024
+  with pytest.raises(OSError, match="has no VmPeak"):
+    memory._resident("VmPeak")
+
+
+@pytest.fixture
+def alone(monkeypatch):
+  """Have PyTorch installed, and no other library."""
+  monkeypatch.setattr(memory, "is_installed", lambda package: True)
+  monkeypatch.setattr(
+    memory.sequences, "make_problem", lambda *_, **sizes: None
+  )
+  monkeypatch.setattr(memory.sequences, "jax_peers", dict)
+
+
+def test_the_memory_of_a_broken_pytorch_is_skipped(alone, monkeypatch):
+  def threads(count, context):
+    return ThreadPoolExecutor(count)
+
+  monkeypatch.setattr(memory, "ProcessPoolExecutor", threads)
+  monkeypatch.setitem(sys.modules, "torch", None)
+  rows, skipped = memory.measure_memory(SIZES)
+  assert rows == [] and "measured: import of torch" in skipped["pytorch"]
+
+
+@pytest.mark.exhaustive
+def test_a_pytorch_that_is_killed_for_want_of_memory_is_skipped(
+  alone, monkeypatch
+):
+  killed = partial(eval, "__import__('os').abort()")  # SIZES are its globals
+  monkeypatch.setattr(memory, "torch_peak", killed)
+  rows, skipped = memory.measure_memory({**SIZES})
+  assert rows == [] and "process pool was terminated" in skipped["pytorch"]
