@@ -75,9 +75,20 @@ def check_cell(cell: Any, key: jax.Array) -> Report:
   return compare(run, arguments, key, epsilon_of(cell))
 
 
+def first_batch(text: str) -> tuple[int, tuple[Any, Any]]:
+  """Return V, and tokens and targets [T, B] of the beginning of a text.
+
+  Raises:
+    ValueError: the text is too short.
+  """
+  tokenizer = CharTokenizer.from_text(text)
+  tokens = tokenizer.encode(text[: MODEL_STEPS * BATCH + 1])
+  return tokenizer.size, make_batches(tokens, BATCH, MODEL_STEPS).batch(0)
+
+
 def check_model(cell: Any, text: str, key: jax.Array) -> Report:
   """Check the gradient of a language model on the beginning of a text."""
-  tokenizer = CharTokenizer.from_text(text)
+  vocabulary_size, batch = first_batch(text)
   config = ModelConfig(
     cell=cell,
     embedding_size=EMBEDDING,
@@ -85,15 +96,13 @@ def check_model(cell: Any, text: str, key: jax.Array) -> Report:
     num_layers=LAYERS,
     dtype=jnp.float64,
   )
-  tokens = tokenizer.encode(text[: MODEL_STEPS * BATCH + 1])
-  batch = make_batches(tokens, BATCH, MODEL_STEPS).batch(0)
 
   def arguments(key):
-    lm = language_model(config, tokenizer.size)
+    lm = language_model(config, vocabulary_size)
     return {"params": lm.init(key), "state": lm.initial_state((BATCH,))}
 
   def run(adjoint):
-    lm = language_model(config, tokenizer.size, adjoint=adjoint)
+    lm = language_model(config, vocabulary_size, adjoint=adjoint)
     return lambda x: lm.loss(x["params"], x["state"], *batch)
 
   return compare(run, arguments, key, epsilon_of(cell))
@@ -205,9 +214,11 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
   """Print every table, and return whether every gradient passes.
 
   Raises:
-    ValueError: the corpus cannot be read, or there is no term `planted`.
+    ValueError: the corpus cannot be read or is too short, or there is no term
+      `planted`.
   """
   text = read_corpus_text(corpus)
+  first_batch(text)  # if it is too short, not after minutes of other checks
   cells = dict(CELLS)
   context: AbstractContextManager = nullcontext()
   if planted:

@@ -217,6 +217,18 @@ def test_the_gradient_of_the_whole_model_passes(key):
   assert check_model(lstm, VERSE, key).passes()
 
 
+def test_a_text_too_short_to_check_is_refused_before_the_cells(
+  tmp_path, monkeypatch
+):
+  from experiments import gradcheck
+
+  short = tmp_path / "short.txt"
+  short.write_text("a few words")
+  monkeypatch.setattr(gradcheck, "check_cell", None)
+  with pytest.raises(ValueError, match="the text is too short: 3 sequences of"):
+    gradcheck.run(str(short), "", 0, console=None)
+
+
 @pytest.mark.parametrize("name", ["lstm", "layernorm_lstm", "linear"])
 def test_an_unknown_term_is_an_error_that_lists_those_of_its_cell(
   name, config, console
