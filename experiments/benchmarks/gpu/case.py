@@ -136,6 +136,11 @@ def compute_dtype(dtype: str) -> Any:
   return None if dtype == "float32" else jnp.dtype(dtype)
 
 
+def operands_of(dtype: str) -> str:
+  """Return what products of this dtype multiply on a GPU, by JAX's default."""
+  return "TF32" if dtype == "float32" else dtype
+
+
 def reason(error: Exception) -> str:
   """Return an error as one line; raise DeviceLost if the device is gone."""
   lines = str(error).strip().splitlines()

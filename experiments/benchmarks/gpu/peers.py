@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from experiments.benchmarks.gpu.case import compute_dtype
+from experiments.benchmarks.gpu.case import compute_dtype, operands_of
 from experiments.benchmarks.peers import layers, resets
 from experiments.benchmarks.peers.layers import Layer
 from experiments.benchmarks.peers.proof import Unsupported
@@ -42,8 +42,7 @@ def _ours(kind: str, dtype: str) -> Peer:
       implementation="mosaic_gpu" if kind == "kernel" else None,
     )
 
-  operands = "TF32" if dtype == "float32" else dtype
-  return Peer(make, "jax", operands, dtype, kind == "kernel")
+  return Peer(make, "jax", operands_of(dtype), dtype, kind == "kernel")
 
 
 def _library(name: str) -> Peer:
@@ -58,7 +57,7 @@ def _library(name: str) -> Peer:
       return layers.equinox(cell, weights, starts)
     raise Unsupported("with resets, only Flax linen and Equinox are compared")
 
-  return Peer(make, package, "TF32")
+  return Peer(make, package, operands_of("float32"))
 
 
 def _flax_bfloat16(cell: str, weights: Any, starts: Any) -> Layer:

@@ -19,6 +19,7 @@ from experiments.benchmarks.gpu.case import (
   Prepared,
   Result,
   compute_dtype,
+  operands_of,
   reason,
 )
 from experiments.benchmarks.gpu.floor import find_device, training_step_floor
@@ -140,7 +141,7 @@ class TrainingStep(KernelCase):
     """Return the sizes, and the lower bound in µs per time step, of a row."""
     device = find_device(jax.devices()[0].device_kind)
     num_params = sum(p.size for p in params)
-    operands = "TF32" if self.dtype == "float32" else self.dtype
+    operands = operands_of(self.dtype)
     return {
       "part": "gpu model",
       "cell": self.cell,
