@@ -3,12 +3,15 @@
 import importlib
 import inspect
 import pkgutil
+import re
+import tomllib
 from types import ModuleType
 
 import pytest
 
 import lstm_jax
 from lstm_jax import cells
+from tests.processes import ROOT
 
 PACKAGES = [
   "lstm_jax",
@@ -76,3 +79,14 @@ def test_the_parameters_and_state_of_every_cell_are_exported():
 )
 def test_the_interface_is_exported(name):
   assert hasattr(lstm_jax, name)
+
+
+def test_a_version_has_a_date_to_cite_once_it_is_released():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+  version = project["project"]["version"]
+  changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+  newest, state = re.findall(r"^## (\S+) \((.+)\)$", changes, re.M)[0]
+  cited = (ROOT / "CITATION.cff").read_text("utf-8")
+  assert newest == version and f"\nversion: {version}\n" in cited
+  released = re.findall(r"^date-released: (\S+)$", cited, re.M)
+  assert released == ([] if state == "unreleased" else [state])
