@@ -214,6 +214,21 @@ def test_the_package_lists_its_modules():
   assert sorted(", ".join(listed).split(", ")) == sorted(f.stem for f in files)
 
 
+@pytest.mark.parametrize(("peer", "fails"), [("scan", 1), ("flax linen", 0)])
+def test_a_scan_that_computes_something_else_is_a_failure(peer, fails):
+  def expected(weights, xs, starts, dhs):
+    return {"forward": xs + 1, "gradient": (weights, dhs)}
+
+  programs = {
+    "expected": expected,
+    f"{peer}: forward": lambda weights, xs, starts: xs,
+  }
+  case = Layer("rnn", *SIZES, (peer,))
+  rows, skipped, failures = case.prepare(frozenset()).finish(programs, {})
+  assert rows == [] and "computes a different result" in skipped[peer]
+  assert failures == [f"{case.name}: {peer}: {skipped[peer]}"] * fails
+
+
 def test_a_size_of_a_model_is_none_of_a_layer(console):
   with pytest.raises(
     ValueError, match="--num_layers needs --part=model, got g"
