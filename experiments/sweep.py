@@ -132,7 +132,7 @@ def run(config: SweepConfig, console: Console) -> Result:
       restored = restore(directory, members, state_like, console)
     # A run that was killed before its first checkpoint starts again.
     state, seconds = restored or (initial_state(), 0.0)
-    if resuming:
+    if restored:
       console.print(f"resumed     after step {state.step}")
     unit, quiet = setup.corpus.tokenizer.unit, config.job.quiet
     bar = TrainingBar(console, setup.num_steps, unit, quiet=quiet)

@@ -103,6 +103,20 @@ def test_a_sweep_that_was_stopped_ends_as_one_that_was_not(
   assert "resumed     after step 103" in text
 
 
+def test_a_sweep_without_a_checkpoint_begins_again_and_says_no_step(
+  config, console, monkeypatch
+):
+  def zeros(setup, members):
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), setup.state_like)
+
+  monkeypatch.setattr(sweep, "make_state", zeros)
+  monkeypatch.setattr(sweep, "restore", lambda *given: None)  # there is none
+  monkeypatch.setattr(sweep, "fit", lambda *a, **k: (None, signal.SIGTERM))
+  for _ in range(2):  # stopped where a kill may end it: before a checkpoint
+    sweep.run(as_sweep(config), console)
+  assert "resumed" not in console.file.getvalue()
+
+
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_kept_from_before_the_first_step_to_the_result(
