@@ -110,8 +110,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
   for name, changed in configs.items():
     if not results.has(name):
       _check_models(replace(changed, run=str(_directory(job, name))))
-  if job.overwrite and path.exists():
-    results.write(path)  # an interruption must not leave the old rows
+  if job.overwrite and path.parent.is_dir():
+    results.write(path)  # or an interruption would leave old rows or runs
   rows = results.rows
   if rows:
     console.print(f"results kept in {path}: {len(rows)}", soft_wrap=True)

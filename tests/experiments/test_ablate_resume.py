@@ -13,7 +13,7 @@ from experiments import ablate, train
 from experiments.comparison.ablations import MEASURED, Ablations
 from experiments.trainer.records import replace
 from tests.experiments.ablating import ROW, read_record, record_path, write_rows
-from tests.experiments.conftest import edit_config
+from tests.experiments.conftest import copy_run, edit_config
 from tests.experiments.trainer.resuming import signal_at
 
 
@@ -54,6 +54,29 @@ def test_an_interrupted_overwrite_leaves_no_old_result(config, console):
   for name in ("base", change):  # it was trained anew
     record = json.loads((directory / name / "config.json").read_text())
     assert record["started"] != "2026-01-01T00:00:00Z"
+
+
+def test_an_interrupted_overwrite_measures_no_old_run_without_a_record(
+  finished_config, config, console, monkeypatch
+):
+  names = ["base", "seed=1"]
+  for seed, name in enumerate(names):
+    single = replace(config, run=f"{config.job.run}/{name}")
+    started = "2026-01-01T00:00:00Z"
+    edit_config(copy_run(finished_config, single), seed=seed, started=started)
+  trained, stopped_by = [], signal.SIGTERM
+
+  def run(single, console):
+    directory = Path(single.job.run)
+    trained.append((directory.name, single.job.overwrite))
+    return train.Result(directory, 47, 1.5, 3.0, stopped_by)
+
+  monkeypatch.setattr(train, "run", run)
+  monkeypatch.setattr(ablate, "_measure", lambda result: ROW)
+  ablate.run(replace(config, overwrite=True), names[1:], console)
+  stopped_by = None
+  ablate.run(config, names[1:], console)
+  assert trained == [(name, True) for name in ("base", *names)]
 
 
 @pytest.mark.parametrize(
