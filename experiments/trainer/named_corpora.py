@@ -67,8 +67,8 @@ def locate(corpus: str) -> str:
     fault = _fault(CORPORA[corpus], path.read_bytes())
   except OSError as error:
     raise ValueError(
-      f"corpus {corpus} cannot be kept as {path}: "
-      f"{(error.strerror or str(error)).lower()}; {CACHE} names another "
+      f"corpus {corpus} cannot be kept or read as {path}: "
+      f"{(error.strerror or str(error)).lower()}; set {CACHE} to another "
       "directory"
     ) from None
   if fault:

@@ -149,12 +149,17 @@ def test_a_server_that_says_nothing_is_given_up(cache, monkeypatch):
       locate("verse")
 
 
-def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(
-  named, tmp_path, monkeypatch
+@pytest.mark.parametrize("place", ["file", "file/verse.txt"])
+def test_a_cache_that_cannot_be_used_is_an_error_that_names_it(
+  place, named, tmp_path, monkeypatch
 ):
-  (tmp_path / "file").write_text("")
+  """In the second case there is a copy, which cannot be read."""
+  if place == "file":
+    (tmp_path / place).write_text("")
+  else:
+    (tmp_path / place).mkdir(parents=True)
   monkeypatch.setenv("LSTM_JAX_CACHE", str(tmp_path / "file"))
-  message = "cannot be kept as .*file/verse.txt: .*; LSTM_JAX_CACHE names anoth"
+  message = "kept or read as .*file/verse.txt: .*; set LSTM_JAX_CACHE to anoth"
   with pytest.raises(ValueError, match=message):
     locate("verse")
 
