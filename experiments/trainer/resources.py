@@ -4,6 +4,7 @@ import math
 import os
 import resource
 from collections import Counter
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ class Tracer:
 
   def __exit__(self, *error) -> None:
     if self._running:
-      jax.profiler.stop_trace()
+      with suppress(OSError) if error[0] else nullcontext():  # hide no other
+        self._stop()
     elif error[0] is None and self._steps <= WARM_UP < self._stop_at:
       self._console.print(
         f"nothing is profiled: this process must make more than {WARM_UP} "
@@ -122,6 +124,18 @@ class Tracer:
       self._running = True
     if self._running and self._steps == self._stop_at:
       jax.block_until_ready(state)
-      jax.profiler.stop_trace()
-      self._running = False
+      self._stop()
     self._steps += 1
+
+  def _stop(self) -> None:
+    """Stop the trace and write it.
+
+    Raises:
+      OSError: it cannot be written. JAX's own error of a full disk has the code
+        of too little memory.
+    """
+    self._running = False
+    try:
+      jax.profiler.stop_trace()
+    except jax.errors.JaxRuntimeError as error:  # it names the file
+      raise OSError(f"the profile cannot be written: {error}") from None

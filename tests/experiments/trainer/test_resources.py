@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.trainer.resources import Tracer, host_memory, process_size
+from experiments.trainer.errors import Diverged
+from experiments.trainer.resources import (
+  WARM_UP,
+  Tracer,
+  host_memory,
+  process_size,
+)
 
 
 def test_a_compiled_program_is_counted_once():
@@ -33,6 +39,28 @@ def test_a_run_too_short_to_be_profiled_says_so(tmp_path, console):
     "nothing is profiled: this process must make more than 3 training steps, "
     "got 3\n"
   )
+
+
+@pytest.mark.parametrize("pending", [None, Diverged("the loss is nan")])
+def test_a_full_disk_at_the_end_of_a_profile_is_named_and_hides_no_error(
+  pending, tmp_path, console, monkeypatch
+):
+  def stop_trace():
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x.pb; No space left")
+
+  monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: None)
+  monkeypatch.setattr(jax.profiler, "stop_trace", stop_trace)
+  expected, message = OSError, "^the profile cannot be written: .*x.pb; No spac"
+  if pending:
+    expected, message = Diverged, "^the loss is nan$"
+  with (
+    pytest.raises(expected, match=message),
+    Tracer(tmp_path, 9, console) as tracer,
+  ):
+    for _ in range(WARM_UP + 1):
+      tracer.before_step(None)
+    if pending:
+      raise pending
 
 
 def test_a_limit_of_the_process_is_all_the_memory_that_it_has(monkeypatch):
