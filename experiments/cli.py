@@ -1,11 +1,11 @@
 """How programs start, print and exit; expected errors are one line.
 
 Exit status: 0 done; 1 a check that fails, or a bug, with its traceback; 2 bad
-input, such as a flag that is refused, or a device that fails or has too little
-memory; 3 a loss that is not finite; as shells count signals, 130 stopped by
-Ctrl-C (SIGINT), 143 by SIGTERM, and 141 where the reader of the output has
-closed its pipe (SIGPIPE): the program ends without a message, and a run
-resumes as after a kill. Without a standard output a program prints nothing.
+input, such as a flag that is refused, a full disk, or a device that fails or
+has too little memory; 3 a loss that is not finite; as shells count signals, 130
+stopped by Ctrl-C (SIGINT), 143 by SIGTERM, and 141 where the reader of the
+output has closed its pipe (SIGPIPE): the program ends without a message, and a
+run resumes as after a kill. Without a standard output a program prints nothing.
 """
 
 import io
