@@ -123,7 +123,7 @@ def find_corpus(
     # A file of that name, made after the run started, hides the named corpus:
     # `is_name` is False.
     with suppress(ValueError):  # there is no home directory
-      if is_name(corpus) and cached_path(corpus).is_file():
+      if is_name(corpus) and os.path.isfile(cached_path(corpus)):
         return data
   else:
     own = [directory / KEPT] if corpus == KEPT else []
@@ -133,7 +133,7 @@ def find_corpus(
   folders = [directory, Path(), Path("data"), REPOSITORY / "data"]
   with suppress(ValueError):  # there is no home directory
     folders.append(cache_dir())
-  for folder in folders:
+  for folder in filter(os.path.isdir, folders):  # and not closed to this user
     named = folder / Path(corpus).name
     for path in (named, *sorted(folder.glob("*.txt"))):
       if _has_hash(path, sha256):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from functools import cache
 from itertools import accumulate
@@ -164,7 +165,7 @@ def derive(history: RunHistory) -> Derived | None:
   config, sha256 = history.config, str(history.record.get("corpus_sha256"))
   try:
     data = find_corpus(history.directory, config.data, sha256)
-    if is_name(data.corpus) and not cached_path(data.corpus).is_file():
+    if is_name(data.corpus) and not os.path.isfile(cached_path(data.corpus)):
       return None
     vocabulary_size, tokens, gap = _corpus_facts(data, sha256)
     model = language_model(config.model, vocabulary_size)

@@ -31,7 +31,7 @@ from experiments.trainer.records import replace
 from experiments.trainer.run_dir import SHA256
 from experiments.trainer.trained import load
 from lstm_jax.language import read_text
-from tests.experiments.conftest import VERSES
+from tests.experiments.conftest import VERSES, edit_config
 from tests.experiments.evaluating import evaluated
 from tests.experiments.sampled import write
 from tests.experiments.sweep.sweeps import as_sweep
@@ -157,6 +157,22 @@ def test_without_a_home_directory_a_corpus_is_found_all_the_same(
   monkeypatch.setitem(CORPORA, "verses", NamedCorpus("", len(VERSES), sha256))
   data = replace(config, corpus="verses").data
   assert find_corpus(finished, data, sha256).corpus == "moved.txt"
+
+
+def test_a_cache_directory_that_is_closed_to_the_user_holds_no_corpus(
+  finished, tmp_path, monkeypatch
+):
+  monkeypatch.setenv(CACHE, 300 * "x")  # is refused, as without permission
+  monkeypatch.chdir(tmp_path)
+  sha256 = text_sha256(VERSES)
+  monkeypatch.setitem(CORPORA, "verses", NamedCorpus("", len(VERSES), sha256))
+  edit_config(finished, corpus="verses")
+  history = read_run_history(finished)
+  data = history.config.data
+  assert find_corpus(finished, data, sha256).corpus == "verse.txt"
+  Path("verse.txt").unlink()
+  assert find_corpus(finished, data, sha256) == data
+  assert derive(history) is None
 
 
 def test_a_corpus_of_the_repository_is_recorded_without_its_directory(
