@@ -71,7 +71,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
     ValueError: the run is not usable; the page would be another file of a
       run directory, the text, a directory, or in one that does not exist; or
       the text cannot be read, has fewer than two tokens, or a character that
-      the model does not know.
+      the model does not know, or makes its states overflow.
     OSError: the page cannot be written.
   """
   directory = Path(config.run)

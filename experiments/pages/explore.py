@@ -124,7 +124,8 @@ def make_header(
     with respect to the states of the last "window" time steps (`pack_path`).
 
   Raises:
-    ValueError: a part of the cell's state is not a vector [H].
+    ValueError: a part of the cell's state is not a vector [H]; or a state or a
+      logit is infinite or NaN.
   """
   for name, value in cell.initial_state(params.layers[0])._asdict().items():
     if value.ndim != 1:
@@ -132,6 +133,7 @@ def make_header(
         f"a page shows states that are vectors, got {name} {list(value.shape)}"
       )
   layers, logits = trace_layers(cell, params, jnp.asarray(tokens))
+  _check_finite([logits, *(s for layer in layers for s in layer.states)])
   paths = gradient_paths(cell, params, layers, tokens, WINDOW)
   values = {feature.name: feature.of_pieces(pieces) for feature in FEATURES}
   varying = {n: v for n, v in values.items() if varies(v)}
@@ -165,6 +167,16 @@ def make_header(
       for layer, path in zip(layers, paths, strict=True)
     ],
   }
+
+
+def _check_finite(values: list[jax.Array]) -> None:
+  """Raise ValueError where a model's values [N, ...] are infinite or NaN."""
+  finite = np.all([jnp.isfinite(v).all(axis=1) for v in values], axis=0)
+  if not finite.all():
+    raise ValueError(
+      "a page shows finite states and predictions, and the model's are "
+      f"infinite or NaN from token {finite.argmin() + 1:,} of the text on"
+    )
 
 
 def pack_signal(

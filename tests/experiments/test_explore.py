@@ -47,6 +47,20 @@ def test_a_state_that_is_no_vector_has_no_page(key):
     make_header(matrix_cell, params, np.arange(7), [*"abcdefg"], Blobs())
 
 
+@pytest.mark.exhaustive
+def test_a_state_that_overflows_has_no_page(key):
+  config = ModelConfig(CELLS["relu_rnn"], embedding_size=3, hidden_size=4)
+  params = language_model(config, 7).init(key)
+  (layer,) = params.layers  # h of about 10, 1e21, 1e41: the third overflows
+  layer = layer._replace(w_h=1e20 * jnp.eye(4), b=jnp.full(4, 10.0))
+  params = params._replace(layers=(layer,))
+  with pytest.raises(ValueError, match="infinite or NaN from token 3 of the "):
+    make_header(config.cell, params, np.arange(7), [*"abcdefg"], Blobs())
+  with pytest.raises(ValueError, match="infinite or NaN from token 1 of the "):
+    nan = params._replace(bias=params.bias.at[2].set(jnp.nan))
+    make_header(config.cell, nan, np.arange(7), [*"abcdefg"], Blobs())
+
+
 def test_the_page_has_states_and_gates_to_half_a_level(
   explored_page, explored_run
 ):
