@@ -214,13 +214,15 @@ function showSamples() {
 
 function listen() {
   const chart = $("chart");
-  chart.addEventListener("pointermove", (event) => {
+  const readOff = (event) => {
     if (!positions.length) return;
     const x = scale.xAt(event.clientX - chart.getBoundingClientRect().left);
     const before = Math.max(0, lastIndex(positions, x));
     const after = Math.min(positions.length - 1, before + 1);
     moveTo(x - positions[before] < positions[after] - x ? before : after);
-  });
+  };
+  chart.addEventListener("pointerdown", readOff);  // a tap does not move
+  chart.addEventListener("pointermove", readOff);
   chart.addEventListener("keydown", (event) => {
     const index = { ArrowLeft: cursor - 1, ArrowRight: cursor + 1,
       PageUp: cursor - 10, PageDown: cursor + 10, Home: 0,

@@ -100,14 +100,15 @@ class Browser:
     self._send("actions", {"actions": [keyboard]})
     self.settle()
 
-  def click(self, x, y):
-    """Click at a position in the window, in pixels."""
+  def click(self, x, y, pointer="mouse"):
+    """Click or, with the pointer "touch", tap at a position, in pixels."""
     move = {"type": "pointerMove", "x": round(x), "y": round(y)}
     buttons = [
       {"type": f"pointer{kind}", "button": 0} for kind in ("Down", "Up")
     ]
-    mouse = {"type": "pointer", "id": "mouse", "actions": [move, *buttons]}
-    self._send("actions", {"actions": [mouse]})
+    source = {"type": "pointer", "id": pointer, "actions": [move, *buttons]}
+    source["parameters"] = {"pointerType": pointer}
+    self._send("actions", {"actions": [source]})
     self.settle()
 
   def drag(self, *places):

@@ -11,13 +11,14 @@ from tests.experiments.trainer.resuming import read_rows
 pytestmark = [pytest.mark.programs, browser.NEEDED]
 
 
-def test_the_pointer_reads_off_the_nearest_point(opened, directories):
+@pytest.mark.parametrize("pointer", ["mouse", "touch"])
+def test_the_pointer_reads_off_the_nearest_point(pointer, opened, directories):
   left, top, right = opened.run(
     "const box = document.getElementById('chart').getBoundingClientRect();"
     "return [box.left, box.top, scale.x(scale.high)]"
   )
   end = max(step for f in directories for step, *_ in losses(f, "train_loss"))
-  opened.click(left + 60 + (right - 60) * 21 / end, top + 100)
+  opened.click(left + 60 + (right - 60) * 21 / end, top + 100, pointer)
   assert "At training step 20:" in text_of(opened, "status")
 
 
