@@ -184,6 +184,13 @@ def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(
     " $('own').scrollHeight]"
   )
   assert heights[0] == heights[1] >= heights[2]  # both break the same lines
+  # A long word, whose continuations are buttons.
+  chips = chromium.run(
+    "reading.text = 'more'.repeat(40); reading.suggest(['art', 'Thou']);"
+    "return [...$('chips').children].map((chip) => chip.textContent.length)"
+  )
+  assert chips == [163, 164]
+  assert chromium.run("return document.documentElement.scrollWidth") == 375
 
 
 def test_a_script_in_the_text_is_shown_and_never_runs(opened):
