@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.analysis.text_stats import with_letters
 from lstm_jax.language.word_tokenizer import CLIPPED_END, CLIPPED_START
 
 _QUOTE = re.compile(
@@ -80,7 +81,8 @@ def inside_quotes(text: str) -> np.ndarray:
 
 def word_starts(text: str) -> np.ndarray:
   """Return whether each character is the first of a word."""
-  return _mask(text, [match.span() for match in _WORD.finditer(text)])
+  letters = with_letters(text)
+  return _mask(text, [match.span() for match in _WORD.finditer(letters)])
 
 
 def speaker_names(text: str) -> np.ndarray:

@@ -5,6 +5,7 @@ same statistics of the corpus show what values a good model reaches.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,6 +13,13 @@ import numpy as np
 
 # Letters, with the apostrophes and hyphens between them: tatter'd, self-love.
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+# A letter for each combining accent or vowel sign, which \w leaves out; not for
+# the marks after an emoji, U+FE00 to U+FE0F and enclosing ones.
+LETTERS = {
+  code: "x"
+  for code in [*range(0x300, 0xFE00), *range(0xFE10, 0x20000)]
+  if unicodedata.category(chr(code)) in ("Mn", "Mc")
+}
 VOWELS = "aeiouyàáâäèéêëìíîïòóôöùúûü"
 
 
@@ -24,9 +32,16 @@ class TextStats(NamedTuple):
   rhymes: float | None  # share of the `lines` that rhyme, judged by spelling
 
 
+def with_letters(text: str) -> str:
+  """Return text with a letter in place of each combining mark."""
+  return text.translate(LETTERS)
+
+
 def words(text: str) -> list[str]:
   """Return the words of a text in order, in lower case."""
-  return WORD.findall(text.lower())
+  text = text.lower()
+  matches = WORD.finditer(with_letters(text))
+  return [text[slice(*match.span())] for match in matches]
 
 
 def lines(text: str) -> list[str]:
@@ -105,8 +120,8 @@ def _rhyming(text_lines: list[str]) -> list[bool]:
 
 def _whole_words(text: str) -> str:
   """Return a text without a word at its very end, which may have been cut."""
-  end = len(text)
-  while end and re.match(r"[\w'’-]", text[end - 1]):
+  letters, end = with_letters(text), len(text)
+  while end and re.match(r"[\w'’-]", letters[end - 1]):
     end -= 1
   return text[:end]
 

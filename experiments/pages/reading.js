@@ -182,7 +182,7 @@ class Reading {
       let text = "", token = first;
       for (let k = 0; k < LONGEST_SUGGESTION; k++) {
         const symbol = this.data.symbols[token];
-        const inWord = /[\p{L}\p{N}'’-]/u.test(symbol);
+        const inWord = /[\p{L}\p{M}\p{N}'’-]/u.test(symbol);
         if (/[\p{L}\p{N}]/u.test(text) && !inWord) break;
         text += symbol;
         model.step(scratch, token);
@@ -223,7 +223,7 @@ class Reading {
   suggest(found) {
     this.suggestions = found;
     if (this.ghost) this.ghost.textContent = found[0] || "";
-    const word = /[\p{L}\p{N}'’-]*$/u.exec(this.text)[0];
+    const word = /[\p{L}\p{M}\p{N}'’-]*$/u.exec(this.text)[0];
     $("chips").replaceChildren(...found.map((text) => this.button(
       visibleSymbol(word + text).replace(/^␣/, ""), () => this.take(text))));
   }

@@ -50,6 +50,9 @@ def test_words_start_after_blanks_and_marks():
   want = "F_______t___s____________t__" + "___o____2"
   assert masked(word_starts, text) == want
   assert masked(word_starts, "'tis so") == "_t___s_"
+  # Vowel signs and accents of their own belong to the word; not so ❤️'s mark.
+  text = "हिन्दी में cafe\u0301s ❤\ufe0f1"
+  assert masked(word_starts, text) == "ह______म___c________1"
 
 
 def test_names_are_capitalized_lines_that_end_in_a_colon():

@@ -29,6 +29,11 @@ def test_words_are_letters_with_apostrophes_and_hyphens_inside():
     "o’clock",
     "été",
   ]
+  assert words("हिन्दी में, CAFE\u0301S ❤\ufe0f 1\ufe0f\u20e3") == [
+    "हिन्दी",
+    "में",
+    "cafe\u0301s",
+  ]
 
 
 def test_lines_are_complete_and_not_empty():
@@ -46,6 +51,7 @@ def test_shares_and_lengths_are_as_counted_by_hand():
     text_stats("the cat\n", set(), set())
   cut = text_stats(["the dog’", "the self-"], {"the"}, {"dog", "self"})
   assert (cut.words_in_train, cut.words_in_val) == (1, 0)
+  assert text_stats(["में हिन्दी"], {"में"}, set()).words_in_train == 1
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,24 @@ def test_suggestions_do_not_depend_on_what_the_caret_shows(opened):
   assert most == fewest == opened.run("return reading.suggestions")
 
 
+def test_vowel_signs_belong_to_the_word_that_is_continued(opened):
+  """The page's own symbols are replaced, and the order of its predictions."""
+  found = opened.run(
+    """
+    data.symbols.splice(0, 3, ...args[0]);
+    const order = [0, 1, 0, 2], likeliest = largestOf;
+    window.largestOf = () => [order.shift()];
+    const found = await reading.continueWord(reading.reading);
+    window.largestOf = likeliest;
+    reading.text = "a " + args[0][0] + args[0][1];
+    reading.suggest(found);
+    return [found, $("chips").textContent];
+    """,
+    ["ह", "ि", " "],
+  )
+  assert found == [["हिह"], "हिहिह"]
+
+
 CLICK = """
   $("units").style.width = `${args[0]}px`;
   const { left, top } = $("units").getBoundingClientRect();
