@@ -58,7 +58,9 @@ def with_chrono_biases(
   """
   if cell not in GATE_BIASES:
     known = ", ".join(GATE_BIASES)
-    raise ValueError(f"cell must have a forget gate ({known}), got {cell}")
+    raise ValueError(
+      f"cell must have a gate that keeps its memory ({known}), got {cell}"
+    )
   if longest < 2:
     raise ValueError(f"longest must be at least 2, got {longest}")
   num_gates, signs = GATE_BIASES[cell]

@@ -61,8 +61,9 @@ def test_each_layer_draws_its_own_times(key):
   assert (first.b[:128] != second.b[:128]).all()
 
 
-def test_a_cell_without_a_forget_gate_is_refused(key):
-  with pytest.raises(ValueError, match=r"forget gate \(lstm, .*\), got rnn"):
+def test_a_cell_without_a_gate_that_keeps_its_memory_is_refused(key):
+  message = r"a gate that keeps its memory \(lstm, .*, gru, .*\), got rnn$"
+  with pytest.raises(ValueError, match=message):
     initial_and_changed("rnn", key)
   with pytest.raises(ValueError, match="longest must be at least 2, got 1"):
     initial_and_changed("lstm", key, longest=1)
