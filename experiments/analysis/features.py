@@ -28,7 +28,7 @@ _QUOTE = re.compile(
   re.VERBOSE,
 )
 _NAME = re.compile(
-  r"(?:\A|(?<=\n\n))[A-Z][\w.'’-]*(?: (?:[A-Z][\w.'’-]*|of|and|the))*:(?=\n)"
+  r"(?:\A|(?<=\n\n))[^\W\d_][\w.'’-]*(?: [^\W\d_][\w.'’-]*)*:(?=\n)"
 )
 _WORD = re.compile(r"(?<!\w)(?<!\w['’-])\w")  # o'er and self-love are one
 
@@ -91,7 +91,8 @@ def speaker_names(text: str) -> np.ndarray:
   A name is a line of capitalized words that ends in a colon, at the start of
   the text or after a blank line. It may contain "of", "and" and "the".
   """
-  return _mask(text, [match.span() for match in _NAME.finditer(text)])
+  matches = _NAME.finditer(with_letters(text))
+  return _mask(text, [m.span() for m in matches if _is_capitalized(m[0])])
 
 
 FEATURES = (
@@ -150,6 +151,14 @@ def varies(feature: np.ndarray) -> bool:
 def measure(feature: np.ndarray) -> str:
   """Return the name of what `scores` returns for a feature."""
   return "AUC" if feature.dtype == bool else "r"
+
+
+def _is_capitalized(name: str) -> bool:
+  """Return whether each word of a name is capitalized, or may be small."""
+  first, *others = name.rstrip(":").split(" ")
+  return first[0].isupper() and all(
+    word[0].isupper() or word in ("of", "and", "the") for word in others
+  )
 
 
 def _histograms(levels: np.ndarray) -> np.ndarray:

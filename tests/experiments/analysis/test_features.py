@@ -56,12 +56,19 @@ def test_words_start_after_blanks_and_marks():
 
 
 def test_names_are_capitalized_lines_that_end_in_a_colon():
-  """After a blank line; not so "Amen:", nor at the end of the text "Ah:"."""
+  """After a blank line; not so "Amen:", nor at the end of the text "Ah:".
+
+  Capitals are those of any script, and an accent may be a character of its own.
+  """
   text = (
     "First Citizen:\nBefore we:\n\nDUKE VINCENTIO:\nAmen:\n\n"
-    "Thus did I chide:\nThe\n\nDuke of York and the Lords:\nO\n\nAh:"
+    "Thus did I chide:\nThe\n\nDuke of York and the Lords:\nO\n\n"
+    "E\u0301lise et Valère:\n\nE\u0301LISE:\nÔ\n\nПётр:\nО\n\nof York:\n\nAh:"
   )
-  names = "First Citizen:", "DUKE VINCENTIO:", "Duke of York and the Lords:"
+  names = (
+    *("First Citizen:", "DUKE VINCENTIO:", "Duke of York and the Lords:"),
+    *("E\u0301LISE:", "Пётр:"),
+  )
   expected = np.zeros(len(text), bool)
   for name in names:
     start = text.index(name)
