@@ -121,7 +121,7 @@ def find_cell(name: str) -> Cell:
   except ValueError as error:
     raise ValueError(
       f"network must be {FEED_FORWARD}, one of {', '.join(CELLS)}, or the "
-      f"module of a cell that can be reset, got {name!r}: {error}"
+      f"module of a cell of your own, got {name!r}: {error}"
     ) from None
 
 

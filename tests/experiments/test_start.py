@@ -116,7 +116,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
     (
       "policy",
       "--network=gpu",
-    ): "or the module of a cell that can be reset, got ",
+    ): "or the module of a cell of your own, got 'gpu': there is no module",
     (
       "policy",
       "--network=json",
