@@ -100,7 +100,8 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   """Read the history of a run, or of each member of a sweep.
 
   The rows of a member hold only its evaluations, which are read from the newest
-  checkpoint. Their seconds assume that all training steps took equally long.
+  checkpoint; one that was not finite has no val_loss. Their seconds assume that
+  all training steps took equally long.
 
   Raises:
     ValueError: as `read_run_history`; or a sweep's checkpoint cannot be read,
@@ -127,9 +128,9 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   for member, val_losses in zip(members, losses, strict=True):
     flags = {"seed": member.seed, "learning_rate": member.learning_rate}
     rows = [
-      {"step": step, "val_loss": nats, "seconds": seconds_per_step * step}
+      {"step": step, "seconds": seconds_per_step * step}
+      | ({} if nats is None else {"val_loss": nats})
       for step, nats in val_losses
-      if nats is not None
     ]
     name = f"seed {member.seed} at {member.learning_rate:g}"
     record = history.record | flags

@@ -7,6 +7,7 @@ import urllib.request
 
 import pytest
 
+from experiments.pages.report import _results
 from experiments.trainer import history
 from experiments.trainer.data import read_corpus
 from experiments.trainer.history import (
@@ -92,8 +93,10 @@ def test_a_sweep_is_read_from_its_newest_checkpoint_that_can_be_read(tmp_path):
   writer.close()
   for step in (8, 4):
     one, other = read_run_histories(tmp_path)
-    row = {"step": step, "val_loss": 1.0 / step, "seconds": 2.0 * step}
-    assert (one.rows, other.rows) == ([], [row])  # one has diverged
+    row = {"step": step, "seconds": 2.0 * step}
+    assert other.rows == [row | {"val_loss": 1.0 / step}]
+    assert one.rows == [row]  # it has diverged
+    assert _results(one, None)["training steps"] == f"{step}"
     shutil.rmtree(checkpoints / f"{step}" / "description")
   with pytest.raises(CheckpointError, match=f"{checkpoints}/8 cannot be read"):
     read_run_histories(tmp_path)
