@@ -115,11 +115,7 @@ def plant(
   types = {
     name for name, value in vars(module).items() if inspect.isclass(value)
   }
-  tree.body = [
-    node
-    for node in tree.body
-    if not (isinstance(node, ast.ClassDef) and node.name in types)
-  ]
+  tree.body = [node for node in tree.body if not _makes_type(node, types)]
   planted = ModuleType(module.__name__, module.__doc__)
   # Relative imports need its package, and data beside it may need its path.
   planted.__spec__, planted.__file__ = module.__spec__, module.__file__
@@ -143,6 +139,23 @@ def _module(cell: ModuleType | MadeCell) -> ModuleType:
   if "__scale__" in vars(cell):
     raise TypeError(f"{cell.__name__} must not be a copy from plant")
   return cell
+
+
+def _makes_type(statement: ast.stmt, types: set[str]) -> bool:
+  """Return whether a statement makes or registers one of these types.
+
+  JAX refuses to register a type twice, as by `register_dataclass(Params, …)`.
+  """
+  names: list[ast.expr] = []
+  if isinstance(statement, ast.ClassDef):
+    return statement.name in types
+  if isinstance(statement, ast.Assign):  # P = namedtuple("P", …)
+    names = statement.targets
+  elif isinstance(statement, ast.Expr) and isinstance(
+    statement.value, ast.Call
+  ):
+    names = statement.value.args[:1]
+  return any(isinstance(x, ast.Name) and x.id in types for x in names)
 
 
 def _parse(module: ModuleType) -> ast.Module:

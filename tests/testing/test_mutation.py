@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -180,6 +181,46 @@ def recur_backward(params, gates, residuals, d_state):
   planted = plant(module, "da", 3.0)
   assert planted.recur_backward(None, None, None, 5.0) == 30
   assert planted.PATH == module.PATH
+
+
+def test_a_copy_shares_types_that_are_made_or_registered_by_a_call(tmp_path):
+  source = """
+import dataclasses
+from collections import namedtuple
+import jax
+from jax import export
+
+State = namedtuple("State", "h")
+export.register_namedtuple_serialization(State, serialized_name="calls.S")
+
+
+@dataclasses.dataclass
+class Params:
+  w_x: jax.Array
+
+
+jax.tree_util.register_dataclass(Params, ["w_x"], [])
+
+
+@jax.custom_vjp
+def step(params, x):
+  return State(params.w_x * x)
+
+
+def backward(saved, d_state):
+  params, x = saved
+  dx = params.w_x * d_state.h
+  return Params(x * d_state.h), dx
+
+
+step.defvjp(lambda *saved: (State(saved[0].w_x * saved[1]), saved), backward)
+"""
+  module = module_of(tmp_path, "calls", source)
+  planted = plant(module, "dx", 3.0)
+  params = module.Params(jnp.array(2.0))
+  assert type(planted.step(params, 5.0)) is module.State
+  dx = jax.grad(lambda x: planted.step(params, x).h)(5.0)
+  assert dx == 6
 
 
 def test_what_has_no_source_is_refused():
