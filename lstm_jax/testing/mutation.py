@@ -116,7 +116,9 @@ def plant(
     name for name, value in vars(module).items() if inspect.isclass(value)
   }
   tree.body = [node for node in tree.body if not _makes_type(node, types)]
-  planted = ModuleType(module.__name__, module.__doc__)
+  # Named __main__, the copy would run the script, which may plant again.
+  name = "planted" if module.__name__ == "__main__" else module.__name__
+  planted = ModuleType(name, module.__doc__)
   # Relative imports need its package, and data beside it may need its path.
   planted.__spec__, planted.__file__ = module.__spec__, module.__file__
   planted.__dict__.update({name: getattr(module, name) for name in types})

@@ -223,6 +223,22 @@ step.defvjp(lambda *saved: (State(saved[0].w_x * saved[1]), saved), backward)
   assert dx == 6
 
 
+def test_the_copy_of_a_script_does_not_run_it(tmp_path, monkeypatch):
+  source = """
+def recur_backward(params, gates, residuals, d_state):
+  da = 2 * d_state
+  return da
+
+
+if __name__ == "__main__":
+  raise SystemExit("the script runs again")
+"""
+  script = module_of(tmp_path, "script", source)
+  monkeypatch.setattr(script, "__name__", "__main__")
+  planted = plant(script, "da", 3.0)
+  assert planted.recur_backward(None, None, None, 5.0) == 30
+
+
 def test_what_has_no_source_is_refused():
   wrapped = wrappers.masked(TABLE["lstm"].cell)
   message = "^a cell must be a module or a MadeCell, got Wrapped$"
