@@ -165,6 +165,12 @@ def test_the_layers_of_a_file_are_read(key, tmp_path):
   graph.node.extend(nodes)
   onnx.save(model, path)
   assert worst(interop.load(path)["Y"].params, params) == 0
+  # PyTorch writes equal weights once; a node Identity gives the second name.
+  second = onnx.helper.make_node("Identity", ["W"], ["W again"])
+  graph.node[-1].input[1] = "W again"
+  graph.node.insert(len(constants), second)
+  onnx.save(model, path)
+  assert worst(interop.load(path)["Y"].params, params) == 0
 
 
 def test_a_batch_may_be_empty(key):

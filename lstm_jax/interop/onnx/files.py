@@ -24,7 +24,7 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
 
   Args:
     path: of the file. The weights of the layers are initializers or constants
-      of its graph.
+      of its graph, also under a second name, by Identity.
 
   Returns:
     The layers by the names of their nodes, or, of a node without a name, by
@@ -74,9 +74,14 @@ def load(path: str | os.PathLike) -> dict[str, Layer]:
 
 
 def _constants(graph: Any) -> dict[str, Array]:
-  """Return the constants of an onnx.GraphProto, as initializers or nodes."""
+  """Return the constants of an onnx.GraphProto, as initializers or nodes.
+
+  PyTorch writes equal arrays once, with an Identity for each further name.
+  """
   arrays = named_arrays(graph.initializer)
   for node in graph.node:
+    if node.op_type == "Identity" and arrays.keys() & set(node.input):
+      arrays[node.output[0]] = arrays[node.input[0]]
     if node.op_type != "Constant":
       continue
     for attribute in node.attribute:
