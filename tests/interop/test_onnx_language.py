@@ -1,5 +1,6 @@
 """A language model as one ONNX file, in onnxruntime and ONNX's evaluator."""
 
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -186,6 +187,18 @@ def test_a_file_has_readable_names_and_its_vocabulary(key, tmp_path):
   assert list(layers) == ["layer_0", "layer_1"]
   found = tuple(layer.params for layer in layers.values())
   assert worst(found, params.layers) == 0
+
+
+def test_a_model_is_written_where_the_package_is_not_installed(
+  key, monkeypatch
+):
+  def from_name(name):  # as where PYTHONPATH alone leads to it
+    raise importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(importlib.metadata.Distribution, "from_name", from_name)
+  _, params = make(lstm, key, jnp.float32, tied=True, layers=1)
+  file = language_model_to_onnx(lstm, params)
+  assert file.producer_version == lstm_jax.__version__
 
 
 def test_the_vocabulary_is_in_the_order_and_unit_of_the_tokenizer(key):
