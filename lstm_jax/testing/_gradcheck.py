@@ -39,6 +39,7 @@ from jax.flatten_util import ravel_pytree
 from lstm_jax.cells.checks import check_count
 
 BATCH = 64  # differences evaluated in one batch
+LARGEST = 1 << 22  # of a batch times the size of x, copies of which it holds
 
 
 class Error(NamedTuple):
@@ -197,10 +198,11 @@ def gradcheck(
 
   picked = _pick(draw, tensors, max_coordinates)
   units = _units(draw, tensors, num_directions, flat)
+  coordinates = np.concatenate(picked)
   along_coordinates = _evaluate(
-    lambda j: slope(jnp.zeros_like(flat).at[j].set(1)), np.concatenate(picked)
+    lambda j: slope(jnp.zeros_like(flat).at[j].set(1)), coordinates, flat.size
   )
-  along_units = _evaluate(slope, units)
+  along_units = _evaluate(slope, units, flat.size)
 
   least = 1e-3 * _rms(ga)
   rows, start = [], 0
@@ -265,12 +267,11 @@ def _units(draw, tensors, count, flat):
   return units
 
 
-def _evaluate(f, xs):
-  """Return f of every row of xs, in batches."""
-  if not len(xs):
-    return np.zeros(0)
-  batched = jax.jit(lambda xs: jax.lax.map(f, xs, batch_size=BATCH))
-  return np.asarray(batched(jnp.asarray(xs)))
+def _evaluate(f, xs, size):
+  """Return f of every row of xs, in batches; `size` is that of x."""
+  batch = max(1, min(BATCH, LARGEST // size))
+  batched = jax.jit(lambda xs: jax.lax.map(f, xs, batch_size=batch))
+  return np.asarray(batched(jnp.asarray(xs))) if len(xs) else np.zeros(0)
 
 
 def _rms(x):

@@ -241,3 +241,17 @@ def test_cotangents_are_not_drawn_as_the_arguments_are(key):
   for drawn, cotangent in zip(normal_like(key, zeros), cotangents, strict=True):
     assert np.abs(drawn).min() > 0 < np.abs(cotangent).min()
     assert not np.isclose(drawn, cotangent, rtol=0.01).any()
+
+
+def test_a_batch_holds_few_copies_of_a_large_x(key, monkeypatch):
+  batches = []
+
+  def recorded(f, xs, *, batch_size):
+    batches.append(batch_size)
+    return jnp.zeros(len(xs))
+
+  monkeypatch.setattr(jax.lax, "map", recorded)
+  for size, expected in ((3, 64), (2**17 + 1, 31)):
+    gradcheck(jnp.negative, jnp.negative, jnp.ones(size), key)
+    assert batches == [expected] * 2
+    batches.clear()
