@@ -269,7 +269,7 @@ def _units(draw, tensors, count, flat):
 
 def _evaluate(f, xs, size):
   """Return f of every row of xs, in batches; `size` is that of x."""
-  batch = max(1, min(BATCH, LARGEST // size))
+  batch = max(1, min(BATCH, LARGEST // max(1, size)))
   batched = jax.jit(lambda xs: jax.lax.map(f, xs, batch_size=batch))
   return np.asarray(batched(jnp.asarray(xs))) if len(xs) else np.zeros(0)
 

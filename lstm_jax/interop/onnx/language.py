@@ -23,12 +23,12 @@ vocabulary is in the file's metadata.
 """
 
 import json
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
 import numpy as np
 
-import lstm_jax
 from lstm_jax.cells.cell import Cell, Params, cell_name
 from lstm_jax.cells.checks import check_params
 from lstm_jax.interop.onnx.activations import base_cell
@@ -68,7 +68,10 @@ def language_model_to_onnx(
   operator(cell)  # or an error that lists the cells
   params = jax.tree.map(np.asarray, params)
   _check_params(cell, params)
-  own_version = lstm_jax.__version__
+  try:
+    own_version = version("lstm-jax")
+  except PackageNotFoundError:  # a clone that is on Python's path alone
+    own_version = "unknown"
   metadata = {
     "producer": f"lstm_jax {own_version}",
     "cell": cell_name(cell),
