@@ -12,10 +12,10 @@ so:
   any other weight: biases, W_e, lowest w_x,
   the w_h of slstm [heads, …], and those
   whose rows m does not divide              replicated   replicated
-  an optimizer's moments, an average        as their weight
+  an optimizer's moments, an average        as their weight, if of its shape
 
-From this layout `jit` partitions the training step; the cells have no code for
-it. A key's bits do not depend on the device that draws them
+From this layout `jit` partitions the training step, without code in the cells.
+A key's bits do not depend on the device that draws them
 (`jax_threefry_partitionable`, on by default), so the noise is that of one
 device, and so are losses and weights but for rounding.
 
@@ -34,9 +34,8 @@ So `data` is the axis that scales, and `model` saves memory: of the weights that
 are split, their moments and average, a device keeps 1/m. No product is split.
 If h W_h were split along H, every time step of both scans would need a sum or a
 gather over devices. Nor would it help to split the G·H columns: of [i, f, g,
-o], one of two devices would have i and f, the other g and o. Where `jit` chose
-that layout by itself, it moved gates between devices 4 times a time step
-forward and 12 backward.
+o], one of two devices would have i and f, the other g and o. With that layout,
+`jit` moved gates between devices 4 times a time step forward, 12 backward.
 """
 
 import math
@@ -142,10 +141,14 @@ def state_shardings(
   average = Average._make((params, replicated)) if state.average else None
   opt_state = optax.tree.map_params(
     optimizer,
-    lambda _, sharding: sharding,
+    lambda kept, sharding, weight: jax.tree.map(
+      lambda x: sharding if x.shape == weight.shape else replicated, kept
+    ),
     state.opt_state,
     params,
+    state.params,
     transform_non_params=lambda _: replicated,
+    is_leaf=lambda node: isinstance(node, optax.MaskedNode),
   )
   carry = jax.tree.map(lambda _: batch, state.carry)
   return TrainState._make((replicated, params, average, opt_state, carry))

@@ -1,10 +1,12 @@
 import json
+from functools import partial
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from lstm_jax.language import language_model
+from lstm_jax.language import LanguageParams, language_model
 from lstm_jax.training import (
   OptimizerConfig,
   check_mesh,
@@ -100,6 +102,38 @@ def test_rows_and_units_fill_the_mesh():
   message = r"hidden_size must be .* axis model, 2, got 5"
   with pytest.raises(ValueError, match=message):
     check_mesh(sizes, 16, 5)
+
+
+def matrices(params):
+  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+@pytest.mark.parametrize(
+  "optimizer",
+  [
+    optax.adafactor(1e-3, min_dim_size_to_factor=2),
+    optax.masked(optax.adam(1e-3), matrices),
+    optax.masked(optax.adam(1e-3), LanguageParams(True, False, True, False)),
+    optax.inject_hyperparams(optax.adam)(learning_rate=1e-3),
+  ],
+  ids=["adafactor", "matrices", "two parts", "inject"],
+)
+def test_moments_are_placed_as_weights_of_their_shape(optimizer, key):
+  mesh = make_mesh({"data": 1})
+  make = partial(init_state, MODEL, optimizer, batch_size=3)
+  params = jax.eval_shape(MODEL.init, key)
+  state = jax.eval_shape(lambda params: make(params=params), params)
+  shardings = state_shardings(mesh, optimizer, state)
+  assert jax.tree.structure(shardings) == jax.tree.structure(state)
+  of_shape = {leaf.shape: s for leaf, s in each_array(params, shardings.params)}
+  for leaf, found in each_array(state.opt_state, shardings.opt_state):
+    expected = of_shape.get(leaf.shape, shardings.step)
+    assert found.spec == expected.spec
+    found.shard_shape(leaf.shape)  # which raises for a layout with more axes
+
+
+def each_array(tree, shardings):
+  return zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
 
 
 @pytest.mark.exhaustive
