@@ -85,10 +85,12 @@ def init_state(
     averaged: whether the state keeps an average of the weights.
   """
   average = init_average(params) if averaged else None
-  params = jax.tree.map(jnp.copy, params)
+  # Two copies: an optimizer's state may hold the weights that it is given, and
+  # no array can be donated twice.
+  params, given = (jax.tree.map(jnp.copy, params) for _ in range(2))
   carry = model.initial_state((batch_size,))
   step = jnp.zeros((), jnp.int32)
-  return TrainState(step, params, average, optimizer.init(params), carry)
+  return TrainState(step, params, average, optimizer.init(given), carry)
 
 
 def make_train_step(

@@ -3,6 +3,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lstm_jax.language import (
@@ -94,6 +95,16 @@ def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
   assert make_train_step(MODEL, rule, ema_decay=0.5) is not first
   assert make_train_step(MODEL, rule, ema_decay=0.0) is first
   assert make_train_step(model=MODEL, optimizer=rule) is first
+
+
+@pytest.mark.exhaustive
+def test_an_optimizer_may_keep_the_weights_that_it_is_given(key):
+  rule = optax.contrib.prodigy()
+  params = MODEL.init(key)
+  state = init_state(MODEL, rule, params, 3)
+  # No buffer can be donated twice.
+  state = jax.jit(lambda state: state, donate_argnums=0)(state)
+  assert worst(state.opt_state.params0, params) == 0
 
 
 @pytest.mark.exhaustive
