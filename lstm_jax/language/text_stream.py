@@ -40,6 +40,7 @@ from lstm_jax.language.sampling import (
   read_prompts,
 )
 from lstm_jax.language.tokenizer import Tokenizer
+from lstm_jax.language.tokens import check_range
 
 PART = 32  # tokens that one call reads or draws
 DRAWN = -1  # in the place of a token that is to be drawn
@@ -122,8 +123,8 @@ class TextStream:
       length: n.
 
     Raises:
-      ValueError: nothing has been read, n is not an integer ≥ 0, or the key is
-        of another kind.
+      ValueError: nothing has been read, n is not an integer ≥ 0, the key is of
+        another kind, or a token is drawn that the tokenizer does not have.
     """
     if not self._pieces:
       raise ValueError("a text must be read before one is written")
@@ -141,7 +142,7 @@ class TextStream:
       part = slice(start, start + PART)
       count = len(given[part])
       padding = PART - count
-      self._carry, tokens = _advance(
+      carry, tokens = _advance(
         self._model,
         self._rules,
         self._params,
@@ -151,9 +152,13 @@ class TextStream:
         np.pad(given[part], (0, padding)),
         count,
       )
-      self._waiting.extend(np.asarray(tokens)[:count].tolist())
+      # An error or Ctrl-C up to here leaves the text, and its carry, as it was.
+      known = np.asarray(tokens)[:count]
+      check_range("drawn tokens", known, self._tokenizer.size)
+      self._waiting.extend(known.tolist())
       pieces = list(islice(self._decoded, count))
       self._pieces += pieces
+      self._carry = carry
       yield "".join(pieces)
 
 

@@ -12,10 +12,12 @@ from lstm_jax.language import (
   WordTokenizer,
   language_model,
   sample,
+  text_stream,
   word_tokenizer,
 )
 from lstm_jax.language.text_stream import PART, TextStream
 from tests.compiling import count_programs
+from tests.draws import worst
 
 VERSE = "Thou art more\n  lovely, and more 'temperate': thou\nart.\n"
 RULES = DrawingRules(1.5, 9, 0.9, 0.01)
@@ -94,6 +96,36 @@ def test_what_a_stream_cannot_read_or_write_is_refused(key):
     ):
       stream.write(key, length)
   assert [*stream.write(key, 0)] == [] and stream.text == "art"
+
+
+def test_a_failure_leaves_a_stream_as_it_was(key, monkeypatch):
+  """A drawn token that the tokenizer lacks, or Ctrl-C while it is awaited."""
+  model, params = make_model(CHARACTERS, key)
+  smaller = CharTokenizer(CHARACTERS.symbols[:-9])
+  stream = TextStream(model, params, smaller, RULES)
+  stream.read("a")
+  message = (
+    rf"^drawn tokens must be integers in \[0, {smaller.size}\), got int32"
+  )
+  with pytest.raises(ValueError, match=message):
+    list(stream.write(key, LENGTH))
+  begun, advance = stream.text, text_stream._advance
+
+  class Interrupted:
+    def __array__(self, *arguments, **options):
+      raise KeyboardInterrupt
+
+  def interrupted(*arguments):
+    return advance(*arguments)[0], Interrupted()
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(text_stream, "_advance", interrupted)
+    list(stream.write(key, LENGTH))
+  stream.read("e")
+  whole = TextStream(model, params, smaller, RULES)
+  whole.read(begun + "e")
+  assert whole.text == stream.text
+  assert worst(whole._carry, stream._carry) < 1e-12
 
 
 def test_a_key_of_another_kind_is_refused(key):
