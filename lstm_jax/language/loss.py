@@ -48,9 +48,11 @@ def forward(
     # Of a probability of 0, u may be −∞, and 0 · −∞ is NaN.
     u_target = jnp.where(targets == 0, 0, targets * u).sum(axis=-1)
   else:
-    targets = targets.astype(jnp.int32)  # int8 cannot index V classes
-    # JAX counts −1 from the end, and returns NaN for V.
-    index = jnp.where(targets < 0, logits.shape[-1], targets)
+    if targets.dtype.itemsize < 4:  # int8 cannot index V classes
+      targets = targets.astype(jnp.int32)
+    # JAX counts −1 from the end, takes 2³² for 0, and returns NaN for V.
+    size = logits.shape[-1]
+    index = jnp.where((targets < 0) | (targets > size), size, targets)
     u_target = jnp.take_along_axis(u, index[..., None], axis=-1)[..., 0]
   residuals = CrossEntropyResiduals(logits, targets, largest, log_sum)
   return log_sum - u_target, residuals
