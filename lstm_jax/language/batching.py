@@ -95,7 +95,7 @@ def make_batches(
 def as_text(tokens: np.ndarray) -> np.ndarray:
   """Return tokens as int32 [N]; raise ValueError if they cannot be that."""
   tokens = np.asarray(tokens)
-  if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+  if tokens.ndim != 1 or tokens.dtype.kind not in "iu":  # no timedelta64
     raise ValueError(
       f"tokens must be integers [N], got {tokens.dtype} {tokens.shape}"
     )

@@ -148,6 +148,7 @@ def test_wrong_tokens_and_gaps_are_refused_by_every_function(random):
   for tokens, gap, message in (
     (text.reshape(10, 2), None, r"integers \[N\], got int64 \(10, 2\)$"),
     (text / 2, None, r"^tokens must be integers \[N\], got float64 \(20,\)$"),
+    (text.astype("m8[s]"), None, r"^tokens must be .*, got timedelta64\[s\] "),
     (np.int32(3), None, r"^tokens must be integers \[N\], got int32 \(\)$"),
     (text + 2**32, None, "fit in an int32, got 4294967296 to 4294967315$"),
     (text.astype(np.uint32) - 1, None, "an int32, got 0 to 4294967295$"),
