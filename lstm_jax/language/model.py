@@ -133,16 +133,17 @@ def language_model(
   """
   check_count("vocabulary_size", vocabulary_size)
   check_count("groups", groups)
-  return _language_model(config, vocabulary_size, regularizers, adjoint, groups)
+  sizes = int(vocabulary_size), int(groups)  # an int8 may overflow
+  return _language_model(config, regularizers, adjoint, *sizes)
 
 
 # The cache is limited because a model keeps its compiled programs alive.
 @functools.lru_cache(maxsize=64)
 def _language_model(
   config: ModelConfig,
-  vocabulary_size: int,
   regularizers: Regularizers | None,
   adjoint: Adjoint,
+  vocabulary_size: int,
   groups: int,
 ) -> LanguageModel:
   explicit = not isinstance(adjoint, Autodiff)

@@ -73,6 +73,7 @@ def ngram_predictions(
   """
   check_tokens(tokens, vocabulary_size)
   check_count("order", order, 0)
+  order, vocabulary_size = int(order), int(vocabulary_size)  # no int8
   if not 0 < discount < 1:
     raise ValueError(f"discount must be in (0, 1), got {discount}")
   pieces = [

@@ -52,6 +52,7 @@ class Explicit:
       )
     if self.chunk is not None:
       check_count("chunk", self.chunk)
+      object.__setattr__(self, "chunk", int(self.chunk))  # no int8; frozen
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,16 @@ def test_the_vocabulary_size_and_groups_are_integers_of_at_least_1():
       language_model(ModelConfig(), 9, groups=size)
 
 
+def test_a_vocabulary_size_and_groups_in_int8_do_not_overflow(key):
+  tokens = jax.ShapeDtypeStruct((50, 4), jnp.int32)  # 200 tokens
+  model = language_model(
+    ModelConfig(hidden_size=33), np.int8(100), groups=np.int8(2)
+  )
+  params = jax.eval_shape(model.init, key)
+  nats, _ = jax.eval_shape(model.loss, params, None, tokens, tokens)
+  assert params.embedding.shape == (100, 64) and nats.shape == ()
+
+
 @pytest.mark.exhaustive
 def test_regularizers_need_a_key(key):
   regularizers = Regularizers(ar_coef=2.0)

@@ -87,6 +87,12 @@ def test_a_later_token_changes_no_earlier_distribution():
       assert (after.log_probs[position] != before.log_probs[position]).any()
 
 
+def test_a_vocabulary_size_in_int8_does_not_overflow():
+  found = ngram_predictions(TEXT, TRAINING, np.int8(100), order=np.int8(2))
+  expected = ngram_predictions(TEXT, TRAINING, 100, order=2)
+  assert worst(found, expected) == 0
+
+
 def test_a_text_that_repeats_is_learned():
   text = np.tile([0, 1, 1, 2, 3, 0, 2, 4, 4, 1], 20)
   nats = -predict(text, []).log_probs[np.arange(199), text[1:]]

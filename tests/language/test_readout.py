@@ -74,6 +74,17 @@ def test_groups_of_the_batch_change_neither_loss_nor_gradient(
   assert worst(found, value(*leaves)) < 1e-12
 
 
+def test_groups_in_int8_do_not_overflow(key):
+  (hs, w, b), targets = arguments(key)
+  leaves, targets = (jnp.repeat(hs, 50, axis=1), w, b), targets.repeat(50, 1)
+  grouped = readout.grouped_linear_cross_entropy
+  found, expected = (
+    jax.eval_shape(partial(grouped, groups=groups), *leaves, targets)
+    for groups in (np.int8(5), 5)
+  )
+  assert found == expected
+
+
 def test_groups_must_divide_the_batch(key):
   leaves, targets = arguments(key)
   message = r"multiple of 2 groups, got \(12, 3, 6\)"

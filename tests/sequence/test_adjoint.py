@@ -3,6 +3,7 @@
 import inspect
 
 import jax
+import numpy as np
 import pytest
 
 from lstm_jax import (
@@ -35,6 +36,7 @@ def test_a_chunk_is_a_whole_number_of_steps(chunk):
   message = f"^chunk must be an integer ≥ 1, got {chunk!r}$"
   with pytest.raises(ValueError, match=message):
     Explicit(chunk=chunk)
+  assert type(Explicit(chunk=np.int8(100)).chunk) is int  # 2 · 100 overflows
 
 
 @pytest.mark.parametrize("wrong", ["autodiff", Explicit, None, 3])
