@@ -117,6 +117,7 @@ def has_state(directory: str | os.PathLike, step: int) -> bool:
 
   Raises:
     ValueError: step is not an integer ≥ 0.
+    OSError: the directory of the step cannot be read.
   """
   check_count("step", step, 0)
   return (Path(directory) / str(step) / STATE).is_dir()

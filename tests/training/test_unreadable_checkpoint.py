@@ -69,6 +69,8 @@ def test_a_directory_that_cannot_be_read_is_said_to_be(tmp_path, monkeypatch):
     message = f"^the checkpoint {tmp_path}/1 cannot be read: Perm.*denied"
     with pytest.raises(CheckpointError, match=message):
       read(tmp_path, 1, {})
+  with pytest.raises(PermissionError):
+    has_state(tmp_path, 1)
   monkeypatch.setattr(Path, "exists", lambda path: False)  # in Python 3.14
   monkeypatch.setattr(Path, "iterdir", forbidden)
   message = f"^{tmp_path} cannot be read: PermissionError: .*denied"
