@@ -87,7 +87,8 @@ class TextStream:
     """Go on from a text that follows the one so far.
 
     A tokenizer of words encodes it as if it began a line. Where it does not, a
-    quotation mark at its beginning becomes a closing one.
+    quotation mark at its beginning becomes a closing one: it has no space
+    before it, and one after it only where the text has none.
 
     Raises:
       ValueError: it is empty, or has characters or words that the tokenizer

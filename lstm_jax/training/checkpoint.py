@@ -45,7 +45,8 @@ class CheckpointError(ValueError):
 class CheckpointWriter:
   """Writes checkpoints in the background; keeps the last two and the best.
 
-  It removes what a killed writer left unfinished in the directory. Several
+  A program that ends without `close`, as by an error, may lose the last one. A
+  writer removes what a killed one left unfinished in the directory. Several
   processes write together: all of them must make the same calls, in the same
   order, and see the same directory. If one of them cannot write, the others
   raise an error after TIMEOUT seconds.
