@@ -61,11 +61,13 @@ def batch_sharding(
 
   Args:
     params: the weights, which may be all that is on an explicit mesh.
-    state: a tree of arrays [*B, H].
+    state: a cell's, with h [*B, H].
     x: an array [..., *B, ...].
     start: the number of axes of x before the batch.
   """
-  h = jax.tree.leaves(state)[0]
+  # Not another array of the state, which may have other axes after the batch. A
+  # state without h is refused later.
+  h, *_ = *jax.tree.leaves(getattr(state, "h", None)), x
   leaves = x, h, *jax.tree.leaves(params)
   meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
   mesh = next((m for m in meshes if m.explicit_axes), meshes[0])

@@ -127,6 +127,12 @@ def test_a_state_has_an_array_in_each_field(field, value):
       call()
 
 
+def test_a_step_names_the_type_of_a_state_without_arrays():
+  message = r"^state must be of type LSTMState, got tuple(\n|$)"
+  with pytest.raises(ValueError, match=message):
+    lstm.step(lstm.init(KEY, D, H), (), XS[0])
+
+
 def test_complex_inputs_are_refused_and_not_made_real():
   params = lstm.init(KEY, D, H)
   with pytest.raises(ValueError, match=r"^xs must be real, got complex128"):
