@@ -23,6 +23,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, ParamsT, StateT
+from lstm_jax.cells.checks import PARTS
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import check_float
@@ -38,7 +39,7 @@ from lstm_jax.sequence.adjoint import (
 from lstm_jax.sequence.arguments import (
   as_inputs,
   bool_array,
-  check_backward,
+  check_functions,
   check_sequence,
   combined_mask,
   dropout_factors,
@@ -158,13 +159,14 @@ def unroll(
 
   Raises:
     ValueError: cell is not a cell, or a wrapped one; it is not hashable,
-      changes the dtypes of the state, or lacks a backward and adjoint is
-      `Explicit`; xs is not an array, or without a time step; params are of
-      another cell; xs, the state and the weights do not fit each other; mask,
-      lengths, reset, zoneout or state_dropout do not fit xs; state_dropout is
-      one number; adjoint is not one of the three; compute_dtype is not a
-      floating-point dtype; implementation is not one of the two, or cannot run
-      here or with these arguments.
+      changes the dtypes of the state, or lacks a function that is called, such
+      as those of a backward where adjoint is `Explicit`; xs is not an array, or
+      without a time step; params are of another cell; xs, the state and the
+      weights do not fit each other; mask, lengths, reset, zoneout or
+      state_dropout do not fit xs; state_dropout is one number; adjoint is not
+      one of the three; compute_dtype is not a floating-point dtype;
+      implementation is not one of the two, or cannot run here or with these
+      arguments.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)
@@ -176,7 +178,7 @@ def unroll(
   xs = as_inputs(xs)
   initial: Any = check_sequence(cell, params, state, xs)
   if isinstance(adjoint, Explicit):
-    check_backward(cell, ": pass adjoint=Autodiff()")
+    check_functions(cell, PARTS, ": pass adjoint=Autodiff()")
   step_shape = xs.shape[0], *initial.h.shape[:-1]  # [T, ...]
   mask = combined_mask(mask, lengths, step_shape)
   if mask is not None:
@@ -197,6 +199,11 @@ def unroll(
     wrapped, extras = _with_features(
       cell, initial, step_shape, mask, reset, zoneout, state_dropout
     )
+    if extras:  # a wrapped cell is made of the parts of the one inside
+      check_functions(cell, ("recur",))
+    elif not isinstance(adjoint, Explicit):
+      is_step = isinstance(adjoint, Step)
+      check_functions(cell, ("step" if is_step else "forward",))
     scan = _scan, wrapped, options, adjoint
   *inputs, extras = vary_alike((params, initial, xs, extras))
   if not isinstance(adjoint, Autodiff):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from lstm_jax.cells.affine import is_token
 from lstm_jax.cells.cell import Cell, Params, State, cell_name
 from lstm_jax.cells.checks import (
-  PARTS,
   check_broadcasts,
   check_inputs,
   check_params,
@@ -88,15 +87,17 @@ def check_cell(cell: Any) -> None:
     ) from None
 
 
-def check_backward(cell: Cell, instead: str = "") -> None:
-  """Raise ValueError if the cell lacks a part, such as its backward.
+def check_functions(
+  cell: Cell, names: tuple[str, ...], instead: str = ""
+) -> None:
+  """Raise ValueError if the cell lacks a function, such as its backward.
 
   Args:
     cell: the cell.
+    names: the functions that it must have.
     instead: the end of the message, which says what to do.
   """
-  parts = zip(PARTS, parts_of(cell), strict=True)
-  missing = [name for name, part in parts if part is None]
+  missing = [name for name in names if getattr(cell, name, None) is None]
   if missing:
     raise ValueError(
       f"the cell {cell_name(cell)} has no {', '.join(missing)}{instead}"

@@ -36,11 +36,11 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lstm_jax.cells.cell import Cell, Params, State
-from lstm_jax.cells.checks import check_arrays, check_same_type
+from lstm_jax.cells.checks import PARTS, check_arrays, check_same_type
 from lstm_jax.cells.mesh import auto_sharded, batch_sharding, vary_alike
 from lstm_jax.cells.platform import compiled
 from lstm_jax.cells.precision import cast_like, upcast
-from lstm_jax.sequence.arguments import check_backward, check_sequence
+from lstm_jax.sequence.arguments import check_functions, check_sequence
 from lstm_jax.sequence.in_place import separate
 from lstm_jax.sequence.primal import ScanOptions
 from lstm_jax.sequence.scan import forward
@@ -77,7 +77,7 @@ def state_cotangents(
   """
   xs, d_last = jnp.asarray(xs), jax.tree.map(jnp.asarray, d_last)
   state = check_sequence(cell, params, state, xs)
-  check_backward(cell)
+  check_functions(cell, PARTS)
   _check_like(state, d_last)
   params, state, xs, d_last = vary_alike((params, state, xs, d_last))
   batch = batch_sharding(params, state, xs, start=1)

@@ -143,6 +143,15 @@ def forward_step(cell: Cell) -> Callable:
   return lambda *args: cell.forward(*args)[0]
 
 
+def step_of_parts(cell: Cell) -> Callable:
+  """Return the step of the cell's parts, for a cell without a `forward`."""
+
+  def step(params, state, x, *extras):
+    return cell.recur(params, state, cell.project(params, x), *extras)[0]
+
+  return step
+
+
 def cast_operands(
   params: Params, xs: jax.Array, options: ScanOptions
 ) -> Params:

@@ -58,9 +58,9 @@ from lstm_jax.sequence.linear import is_linear, states_before
 from lstm_jax.sequence.primal import (
   ScanOptions,
   cast_operands,
-  forward_step,
   scan_outputs,
   scan_steps,
+  step_of_parts,
 )
 
 # With more rows T·B, x W_x of all of them leaves a CPU's cache: a chunk of time
@@ -106,7 +106,7 @@ def scan_sequence(
   if _projects_first(state, xs) or is_linear(cell):
     last, hs = scan_outputs(cell, options, *inputs)
   else:
-    last, hs = scan_steps(forward_step(cell), options, *inputs)
+    last, hs = scan_steps(step_of_parts(cell), options, *inputs)
   return aligned(last, 0, inputs), aligned(hs, 1, inputs)
 
 

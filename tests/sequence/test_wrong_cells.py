@@ -220,10 +220,20 @@ def test_a_sequence_needs_only_what_its_adjoint_calls(key):
     assert worst(found, unroll(lstm, *args, adjoint=adjoint)) == 0
   parts_alone = lstm_with()._replace(forward=None, step=None)
   found, expected = (
-    state_cotangents(c, *args, normal_like(key, args[1]))
+    (*unroll(c, *args), state_cotangents(c, *args, normal_like(key, args[1])))
     for c in (parts_alone, lstm)
   )
   assert worst(found, expected) == 0
+
+
+def test_a_sequence_names_the_function_that_it_lacks():
+  mask = jnp.ones((T, B), bool)
+  without = lstm_with()._replace(forward=None, step=None, recur=None)
+  lacks = "the cell CellOfFunctions has no "
+  for name, adjoint in (("forward", Autodiff()), ("step", Step())):
+    run = partial(unroll, without, weights(), None, XS, adjoint=adjoint)
+    assert_refused(lacks + name, run)
+    assert_refused(f"{lacks}recur", lambda run=run: run(mask=mask))
 
 
 def project_in_the_dtype_of_x(params, x):
