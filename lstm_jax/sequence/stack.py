@@ -277,7 +277,7 @@ def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:
 
 def _is_cell(cell: object) -> bool:
   # A tuple may be a cell: a NamedTuple of functions.
-  return hasattr(cell, "recur")
+  return hasattr(cell, "initial_state")
 
 
 def _per_layer(name: str, values: Any, num_layers: int) -> Sequence:

@@ -1,5 +1,6 @@
 import re
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -225,3 +226,20 @@ def test_an_element_that_is_no_cell_is_named(key):
   message = "^params must be GRUParams, got LSTMParams$"
   with pytest.raises(ValueError, match=message):
     initial_stack_state([lstm, gru], params)
+
+
+def test_a_cell_of_a_stack_needs_no_more_functions_than_one_alone(key):
+  class Forward(NamedTuple):
+    init: object = lstm.init
+    initial_state: object = lstm.initial_state
+    project: object = lstm.project
+    forward: object = lstm.forward
+
+  params = init_stack(Forward(), key, D, H, num_layers=1)
+  states = initial_stack_state(Forward(), params, (B,))
+  xs = jnp.ones((T, B, D), jnp.float32)
+
+  def run(cell):
+    return unroll_stack(cell, params, states, xs, adjoint=Autodiff())
+
+  assert worst(run(Forward()), run([Forward()])) == 0
