@@ -29,10 +29,16 @@ def platform() -> str:
   A GPU is "cuda" within `traced_for("cuda")`, and elsewhere "gpu", as JAX calls
   it: compare the platform with "cpu" only.
   """
-  config: Any = jax.config
-  device = config.jax_default_device  # or the name of a platform, or None
+  device = default_device()
   name = getattr(device, "platform", device)
+  name = "gpu" if name == "cuda" else name
   return _platform.get() or name or jax.default_backend()
+
+
+def default_device() -> Any:
+  """Return `jax.default_device`: a device, the name of a platform, or None."""
+  config: Any = jax.config
+  return config.jax_default_device
 
 
 def is_cpu() -> bool:

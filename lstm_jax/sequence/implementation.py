@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells import gru, lstm, rnn
 from lstm_jax.cells.cell import Cell, Params, State, cell_name
-from lstm_jax.cells.platform import platform
+from lstm_jax.cells.platform import default_device, platform
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.adjoint import Adjoint, Explicit
 
@@ -108,7 +108,9 @@ def _check_device() -> None:
       f"got a {target}: leave implementation out here"
     )
   if target == "gpu":  # JAX's own; "cuda" is stated by `traced_for`
-    device = jax.devices()[0]
+    device: Any = default_device()
+    if isinstance(device, str | None):
+      device = jax.devices(target)[0]
     if device.compute_capability != "9.0":
       raise ValueError(
         "implementation='mosaic_gpu' needs an H100 or H200 (compute capability "

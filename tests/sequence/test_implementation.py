@@ -27,9 +27,10 @@ from lstm_jax import (
   unroll_both,
   unroll_stack,
 )
-from lstm_jax.cells import RELU
+from lstm_jax.cells import RELU, platform
 from lstm_jax.cells.platform import traced_for
 from lstm_jax.mosaic_gpu.limits import Plan
+from lstm_jax.sequence import implementation
 from tests.draws import B, D, H, T, normal_like, worst
 from tests.interpreting import as_if_on_an_h100, count_kernels
 
@@ -119,13 +120,20 @@ def test_another_version_of_jax_is_refused(version, monkeypatch):
     fused(lstm, weights(), None, XS)
 
 
-def test_another_gpu_is_refused(monkeypatch):
+@pytest.mark.parametrize("stated", [None, "gpu", "cuda", "device"])
+def test_another_gpu_is_refused(stated, monkeypatch):
+  """Also where `jax.default_device` states it."""
   device = SimpleNamespace(
     platform="gpu", compute_capability="8.0", device_kind="NVIDIA A100"
   )
+  default = device if stated == "device" else stated
+  for module in (platform, implementation):
+    monkeypatch.setattr(module, "default_device", lambda: default)
+  devices = {} if default is device else {"gpu": [device]}
   monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
-  monkeypatch.setattr(jax, "devices", lambda: [device])
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "devices", devices.get)
+  backend = "cpu" if default else "gpu"
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
   with refuses(
     "needs an H100 or H200 (compute capability 9.0), got NVIDIA A100 (8.0)"
   ):
