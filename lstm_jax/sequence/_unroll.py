@@ -185,7 +185,7 @@ def unroll(
     xs = zero_masked(mask, xs)  # since 0 · NaN is NaN
   if reset is not None:
     reset = bool_array("reset", reset, step_shape)
-  options = ScanOptions(compute_dtype, reverse)
+  options = ScanOptions(compute_dtype, bool(reverse))  # not a traced one
   scan: tuple[Any, ...]  # a function and its static arguments
   extras: Any
   if implementation == "mosaic_gpu":

@@ -227,3 +227,16 @@ def test_factors_are_floats(rate):
   message = "^dtype must be a dtype of floats, .*, got int32$"
   with pytest.raises(ValueError, match=message):
     regularize.factors(KEY, (3,), rate, jnp.int32)
+
+
+def test_a_direction_is_no_traced_value():
+  """As where `jax.jit(unroll, static_argnums=0)` gets `reverse`."""
+  params = lstm.init(KEY, D, H)
+
+  def run(reverse):
+    return unroll(lstm, params, None, XS, reverse=reverse)[1].shape
+
+  traced = jax.errors.TracerBoolConversionError
+  with pytest.raises(traced, match=r"traced array with shape bool\[\]"):
+    jax.eval_shape(run, True)
+  assert run(jnp.array(True)) == (T, B, H)
