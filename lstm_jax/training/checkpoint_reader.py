@@ -45,12 +45,8 @@ def list_checkpoints(directory: str | os.PathLike) -> list[int]:
     OSError: the directory cannot be read. A missing one has no checkpoints.
   """
   directory = Path(directory)
-  try:  # not `exists`, which in Python 3.14 is False where stat is forbidden
-    directory.stat()
-  except OSError as error:
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-      return []
-    raise
+  if not _exists(directory):
+    return []
   names = [path.name for path in directory.iterdir() if path.is_dir()]
   # A checkpoint's name is its step as `str` writes it; "007" and "٣" are none.
   return sorted(
@@ -120,7 +116,22 @@ def has_state(directory: str | os.PathLike, step: int) -> bool:
     OSError: the directory of the step cannot be read.
   """
   check_count("step", step, 0)
-  return (Path(directory) / str(step) / STATE).is_dir()
+  state = Path(directory) / str(step) / STATE
+  return _exists(state) and state.is_dir()
+
+
+def _exists(path: Path) -> bool:
+  """Return whether a path exists; raise OSError if that cannot be known.
+
+  From Python 3.14 on, `Path.exists` is False where stat is forbidden.
+  """
+  try:
+    path.stat()
+  except OSError as error:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+      return False
+    raise
+  return True
 
 
 def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:

@@ -85,12 +85,20 @@ def init_state(
     averaged: whether the state keeps an average of the weights.
   """
   average = init_average(params) if averaged else None
-  # Two copies: an optimizer's state may hold the weights that it is given, and
+  params = jax.tree.map(jnp.copy, params)
+  # The optimizer's state may hold the weights, or one array in two places, and
   # no array can be donated twice.
-  params, given = (jax.tree.map(jnp.copy, params) for _ in range(2))
+  taken = {id(leaf) for leaf in jax.tree.leaves(params)}
+
+  def untaken(leaf):
+    leaf = jnp.copy(leaf) if id(leaf) in taken else leaf
+    taken.add(id(leaf))
+    return leaf
+
+  opt_state = jax.tree.map(untaken, optimizer.init(params))
   carry = model.initial_state((batch_size,))
   step = jnp.zeros((), jnp.int32)
-  return TrainState(step, params, average, optimizer.init(given), carry)
+  return TrainState(step, params, average, opt_state, carry)
 
 
 def make_train_step(

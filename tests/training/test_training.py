@@ -98,13 +98,14 @@ def test_equal_arguments_give_one_train_step_that_is_compiled_once(key):
 
 
 @pytest.mark.exhaustive
-def test_an_optimizer_may_keep_the_weights_that_it_is_given(key):
-  rule = optax.contrib.prodigy()
+def test_an_optimizer_may_keep_one_array_in_two_places(key):
+  """The weights that it is given, or an array of its own."""
   params = MODEL.init(key)
-  state = init_state(MODEL, rule, params, 3)
-  # No buffer can be donated twice.
-  state = jax.jit(lambda state: state, donate_argnums=0)(state)
-  assert worst(state.opt_state.params0, params) == 0
+  for rule in optax.contrib.prodigy(), optax.scale_by_lbfgs(3):
+    state = init_state(MODEL, rule, params, 3)
+    # No buffer can be donated twice.
+    state = jax.jit(lambda state: state, donate_argnums=0)(state)
+    assert worst(state.opt_state, rule.init(params)) == 0
 
 
 @pytest.mark.exhaustive

@@ -64,7 +64,7 @@ def test_a_directory_that_cannot_be_read_is_said_to_be(tmp_path, monkeypatch):
   loop.symlink_to(loop)
   for absent in tmp_path / "absent", file / "below", loop:
     assert list_checkpoints(absent) == []
-  monkeypatch.setattr(Path, "is_dir", forbidden)
+  monkeypatch.setattr(Path, "stat", forbidden)
   for read in read_params, read_state:
     message = f"^the checkpoint {tmp_path}/1 cannot be read: Perm.*denied"
     with pytest.raises(CheckpointError, match=message):
