@@ -248,7 +248,8 @@ def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:
 def check_count(name: str, value: int, least: int = 1) -> None:
   """Raise ValueError unless a number is an integer that is large enough."""
   is_integer = isinstance(value, int | np.integer)
-  if not is_integer or isinstance(value, bool) or value < least:
+  wrong = isinstance(value, bool | np.timedelta64)  # integers to isinstance
+  if not is_integer or wrong or value < least:
     raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
 
 

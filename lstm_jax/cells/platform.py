@@ -27,7 +27,7 @@ def platform() -> str:
   """Return the platform that is traced for: that of `traced_for`, or JAX's.
 
   A GPU is "cuda" within `traced_for("cuda")`, and elsewhere "gpu", as JAX calls
-  it: compare the platform with "cpu" only.
+  it. To ask for a CPU, use `is_cpu`.
   """
   device = default_device()
   name = getattr(device, "platform", device)

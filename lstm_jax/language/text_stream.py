@@ -153,7 +153,8 @@ class TextStream:
         np.pad(given[part], (0, padding)),
         count,
       )
-      # An error or Ctrl-C up to here leaves the text, and its carry, as it was.
+      # An error or Ctrl-C up to here leaves the text, and its carry, as they
+      # were after the part before.
       known = np.asarray(tokens)[:count]
       check_range("drawn tokens", known, self._tokenizer.size)
       self._waiting.extend(known.tolist())

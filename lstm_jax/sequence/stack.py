@@ -277,7 +277,8 @@ def _cells(cell: Cell | Sequence[Cell], num_layers: int) -> Sequence[Cell]:
 
 def _is_cell(cell: object) -> bool:
   # A tuple may be a cell: a NamedTuple of functions.
-  return hasattr(cell, "initial_state")
+  functions = "initial_state", "project", "recur"
+  return any(hasattr(cell, function) for function in functions)
 
 
 def _per_layer(name: str, values: Any, num_layers: int) -> Sequence:

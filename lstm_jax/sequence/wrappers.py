@@ -228,8 +228,8 @@ def _wrapped(
   own: Any = getattr(cell, "parameter_gradients", None)
   backward: Any = recur_backward
   gradients = parameter_gradients or own
-  if own is None:  # a cell of one's own, without a backward
-    backward = gradients = None
+  if own is None or getattr(cell, "recur_backward", None) is None:
+    backward = gradients = None  # a cell of one's own, without a backward
   parts = cell.project, recur, backward, gradients
   checked, taken = (
     cell.innermost if isinstance(cell, Wrapped) else (parts_of(cell), 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen
 
-from lstm_jax import Autodiff, Explicit, Step, lstm, unroll
+from lstm_jax import Autodiff, Explicit, Step, lstm, unroll, unroll_stack
 from lstm_jax.cells.cell import one_step
 from lstm_jax.sequence import state_cotangents, wrappers
 from tests.draws import B, D, H, T, arguments, normal_like, worst
@@ -234,6 +234,26 @@ def test_a_sequence_names_the_function_that_it_lacks():
     run = partial(unroll, without, weights(), None, XS, adjoint=adjoint)
     assert_refused(lacks + name, run)
     assert_refused(f"{lacks}recur", lambda run=run: run(mask=mask))
+  without_state = SimpleNamespace(project=lstm.project, recur=lstm.recur)
+  message = f"{LACKS}SimpleNamespace, which has no initial_state"
+  assert_refused(
+    message, lambda: unroll_stack(without_state, [weights()], None, XS)
+  )
+
+
+@pytest.mark.parametrize("missing", ["recur_backward", "parameter_gradients"])
+def test_a_step_with_a_mask_says_that_the_cell_has_no_backward(missing):
+  without = lstm_with(**{missing: None})
+  mask = jnp.ones((T, B), bool)
+
+  def loss(params):
+    run = partial(unroll, without, mask=mask, adjoint=Step())
+    return run(params, None, XS)[1].sum()
+
+  assert jnp.isfinite(loss(weights()))
+  message = "this cell has no backward: differentiate forward"
+  with pytest.raises(ValueError, match=message):
+    jax.grad(loss)(weights())
 
 
 def project_in_the_dtype_of_x(params, x):
