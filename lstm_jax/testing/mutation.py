@@ -144,19 +144,17 @@ def _module(cell: ModuleType | MadeCell) -> ModuleType:
 
 
 def _makes_type(statement: ast.stmt, types: set[str]) -> bool:
-  """Return whether a statement makes or registers one of these types.
-
-  JAX refuses to register a type twice, as by `register_dataclass(Params, …)`.
-  """
+  """Return whether a statement makes one of these types, or registers one."""
   names: list[ast.expr] = []
   if isinstance(statement, ast.ClassDef):
     return statement.name in types
   if isinstance(statement, ast.Assign):  # P = namedtuple("P", …)
     names = statement.targets
-  elif isinstance(statement, ast.Expr) and isinstance(
-    statement.value, ast.Call
-  ):
-    names = statement.value.args[:1]
+  elif isinstance(statement, ast.Expr):
+    match statement.value:
+      case ast.Call(ast.Name(called) | ast.Attribute(attr=called)) as call:
+        if called.startswith("register_"):  # in JAX, which refuses a second
+          names = [*call.args[:1], *(k.value for k in call.keywords)]
   return any(isinstance(x, ast.Name) and x.id in types for x in names)
 
 

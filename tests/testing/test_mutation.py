@@ -191,7 +191,11 @@ import jax
 from jax import export
 
 State = namedtuple("State", "h")
-export.register_namedtuple_serialization(State, serialized_name="calls.S")
+export.register_namedtuple_serialization(
+  nodetype=State, serialized_name="calls.S"
+)
+listed = []
+listed.append(State)
 
 
 @dataclasses.dataclass
@@ -219,6 +223,7 @@ step.defvjp(lambda *saved: (State(saved[0].w_x * saved[1]), saved), backward)
   planted = plant(module, "dx", 3.0)
   params = module.Params(jnp.array(2.0))
   assert type(planted.step(params, 5.0)) is module.State
+  assert planted.listed == [module.State]
   dx = jax.grad(lambda x: planted.step(params, x).h)(5.0)
   assert dx == 6
 

@@ -71,9 +71,9 @@ def language_model_to_onnx(
   try:
     own_version = version("lstm-jax")
   except PackageNotFoundError:  # a clone that is on Python's path alone
-    own_version = "unknown"
+    own_version = ""
   metadata = {
-    "producer": f"lstm_jax {own_version}",
+    "producer": f"lstm_jax {own_version}".rstrip(),
     "cell": cell_name(cell),
   }
   if tokenizer is not None:
