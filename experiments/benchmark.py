@@ -22,9 +22,9 @@ On an H100 or H200, in less than 8 minutes,
 first checks that the GPU kernels compute what the scan does, and that repeated
 runs of them are equal bit by bit, and then times them. Of the sizes it takes
 --hidden_size, --seq_len and --batch_size, for one layer of each cell in place
-of the grid of layers; the checks, policies and models keep theirs. Failures are
-printed and stored under "failures" in the JSON file, and the exit status is
-then 1. It needs no library but those of JAX, Flax and this project.
+of the grids of layers; the checks, races, policies and models keep theirs.
+Failures are printed and stored under "failures" in the JSON file, and the exit
+status is then 1. It needs no library but those of JAX, Flax and this project.
 """
 
 import math

@@ -103,8 +103,10 @@ class Layer(LayerCase):
 
     def skip(peer, error):
       skipped[peer] = _explain(error)
-      ours = self._kernel(peer) or peer.startswith("scan")
-      if ours and not isinstance(error, Unsupported):
+      # A scan of ours may need more memory than there is.
+      exhausted = "RESOURCE_EXHAUSTED" in skipped[peer]
+      is_ours = (PEERS[peer].ours and not exhausted) or self._kernel(peer)
+      if is_ours and not isinstance(error, Unsupported):
         failures.append(f"{self.name}: {peer}: {skipped[peer]}")
 
     for peer in self.peers:

@@ -29,6 +29,7 @@ class Peer(NamedTuple):
   dtype: str = "float32"  # of these operands
   kernel: bool = False  # whether it is the GPU kernel
   hs_bytes: int = 4  # of each number of its outputs
+  ours: bool = False  # whether it is this library's
 
 
 def _ours(kind: str, dtype: str) -> Peer:
@@ -42,7 +43,8 @@ def _ours(kind: str, dtype: str) -> Peer:
       implementation="mosaic_gpu" if kind == "kernel" else None,
     )
 
-  return Peer(make, "jax", operands_of(dtype), dtype, kind == "kernel")
+  operands = operands_of(dtype)
+  return Peer(make, "jax", operands, dtype, kind == "kernel", ours=True)
 
 
 def _library(name: str) -> Peer:

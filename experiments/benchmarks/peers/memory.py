@@ -9,8 +9,8 @@ and are not counted.
 
 import multiprocessing
 import re
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,44 @@ def measure_memory(sizes: dict[str, int]) -> tuple[list[dict], dict[str, str]]:
     skipped["pytorch"] = "its peak memory can be read on Linux only"
   else:
     try:
-      context = multiprocessing.get_context("spawn")
-      with ProcessPoolExecutor(1, context) as pool:
-        size = pool.submit(torch_peak, sizes).result()
+      size = in_a_process(torch_peak, sizes)
       rows.append({"peer": "pytorch", "bytes": size})
-    # As in `make_peers`; a process that is killed, for want of memory, breaks
-    # its pool.
-    except (ImportError, OSError, BrokenProcessPool) as error:
+    except (ImportError, OSError) as error:  # as in `make_peers`
       skipped["pytorch"] = f"its peak memory cannot be measured: {error}"
   return rows, skipped
+
+
+def in_a_process(function: Callable, *arguments: Any) -> Any:
+  """Return what a function returns in a process of its own.
+
+  Raises:
+    ImportError: the function raises it.
+    OSError: likewise, or the process was killed, as for want of memory.
+  """
+  context = multiprocessing.get_context("spawn")
+  receiver, sender = context.Pipe(duplex=False)
+  given = sender, function, *arguments
+  process = context.Process(target=_send, args=given, daemon=True)
+  process.start()
+  sender.close()  # else the end of the process would not end `recv`
+  try:
+    result = receiver.recv()
+  except EOFError:
+    raise OSError("its process was killed") from None
+  finally:
+    process.kill()
+    process.join()
+  if isinstance(result, Exception):
+    raise result
+  return result
+
+
+def _send(sender: Connection, function: Callable, *arguments: Any) -> None:
+  """Send what a function returns, or its error if that may be expected."""
+  try:
+    sender.send(function(*arguments))
+  except (ImportError, OSError) as error:
+    sender.send(error)
 
 
 def torch_peak(sizes: dict[str, int]) -> int:

@@ -214,18 +214,31 @@ def test_the_package_lists_its_modules():
   assert sorted(", ".join(listed).split(", ")) == sorted(f.stem for f in files)
 
 
-@pytest.mark.parametrize(("peer", "fails"), [("scan", 1), ("flax linen", 0)])
-def test_a_scan_that_computes_something_else_is_a_failure(peer, fails):
+def without_memory(weights, xs, starts):
+  raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: of 2 bytes")
+
+
+@pytest.mark.parametrize(
+  ("peer", "forward", "fails"),
+  [
+    ("scan", None, 1),
+    ("autodiff", None, 1),
+    ("flax linen", None, 0),
+    ("scan", without_memory, 0),
+  ],
+)
+def test_a_scan_that_computes_something_else_is_a_failure(peer, forward, fails):
   def expected(weights, xs, starts, dhs):
     return {"forward": xs + 1, "gradient": (weights, dhs)}
 
   programs = {
     "expected": expected,
-    f"{peer}: forward": lambda weights, xs, starts: xs,
+    f"{peer}: forward": forward or (lambda weights, xs, starts: xs),
   }
   case = Layer("rnn", *SIZES, (peer,))
   rows, skipped, failures = case.prepare(frozenset()).finish(programs, {})
-  assert rows == [] and "computes a different result" in skipped[peer]
+  why = "of 2 bytes" if forward else "computes a different result"
+  assert rows == [] and why in skipped[peer]
   assert failures == [f"{case.name}: {peer}: {skipped[peer]}"] * fails
 
 

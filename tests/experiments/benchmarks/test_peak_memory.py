@@ -1,7 +1,6 @@
 """The peak memory of PyTorch, which is measured in a process of its own."""
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -31,13 +30,17 @@ def alone(monkeypatch):
 
 
 def test_the_memory_of_a_broken_pytorch_is_skipped(alone, monkeypatch):
-  def threads(count, context):
-    return ThreadPoolExecutor(count)
-
-  monkeypatch.setattr(memory, "ProcessPoolExecutor", threads)
+  monkeypatch.setattr(memory, "in_a_process", lambda f, *given: f(*given))
   monkeypatch.setitem(sys.modules, "torch", None)
   rows, skipped = memory.measure_memory(SIZES)
   assert rows == [] and "measured: import of torch" in skipped["pytorch"]
+
+
+@pytest.mark.exhaustive
+def test_a_process_returns_a_result_or_an_expected_error():
+  assert memory.in_a_process(abs, -3) == 3
+  with pytest.raises(FileNotFoundError, match="no_such_file"):
+    memory.in_a_process(open, "no_such_file")
 
 
 @pytest.mark.exhaustive
@@ -47,4 +50,4 @@ def test_a_pytorch_that_is_killed_for_want_of_memory_is_skipped(
   killed = partial(eval, "__import__('os').abort()")  # SIZES are its globals
   monkeypatch.setattr(memory, "torch_peak", killed)
   rows, skipped = memory.measure_memory({**SIZES})
-  assert rows == [] and "process pool was terminated" in skipped["pytorch"]
+  assert rows == [] and "measured: its process was killed" in skipped["pytorch"]

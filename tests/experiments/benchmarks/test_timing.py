@@ -4,6 +4,7 @@ from functools import partial
 from importlib.metadata import version
 
 import jax
+import pytest
 
 from experiments.benchmarks import timing
 from experiments.benchmarks.peers.proof import Peer, Unsupported
@@ -51,6 +52,14 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
     "older": "module 'jax.lib' has no attribute 'xla_extension'",
     "incomplete": "libcudart.so.13: no such file",
   }
+
+
+def test_a_mistake_in_a_peer_is_not_skipped():
+  def mistaken(problem):
+    return problem.shape
+
+  with pytest.raises(AttributeError, match="'str' object has no attribute"):
+    timing.compare({"ours": (mistaken, "numpy")}, 1, "gru")
 
 
 def test_every_round_runs_every_program_in_a_random_order():
