@@ -13,13 +13,6 @@ import numpy as np
 
 # Letters, with the apostrophes and hyphens between them: tatter'd, self-love.
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-# A letter for each combining accent or vowel sign, which \w leaves out; not for
-# the marks after an emoji, U+FE00 to U+FE0F and enclosing ones.
-LETTERS = {
-  code: "x"
-  for code in [*range(0x300, 0xFE00), *range(0xFE10, 0x20000)]
-  if unicodedata.category(chr(code)) in ("Mn", "Mc")
-}
 VOWELS = "aeiouyàáâäèéêëìíîïòóôöùúûü"
 
 
@@ -33,8 +26,18 @@ class TextStats(NamedTuple):
 
 
 def with_letters(text: str) -> str:
-  """Return text with a letter in place of each combining mark."""
-  return text.translate(LETTERS)
+  """Return text with a letter in place of each combining mark.
+
+  These are accents and vowel signs, which are no letters to `re`; not the marks
+  after an emoji, U+FE00 to U+FE0F and enclosing ones.
+  """
+  marks = {
+    ord(character): "x"
+    for character in set(text)
+    if unicodedata.category(character) in ("Mn", "Mc")
+    and not "\ufe00" <= character <= "\ufe0f"
+  }
+  return text.translate(marks)
 
 
 def words(text: str) -> list[str]:

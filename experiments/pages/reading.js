@@ -6,6 +6,9 @@ const STRONGEST = 8;  // nats of the darkest color
 const SURPRISING = Math.log(100);  // nats of a probability of 1 %
 const SUGGESTIONS = 3, LONGEST_SUGGESTION = 24;  // tokens
 const LEAST = 0.02;  // probability of another suggestion than the first
+// Accents and vowel signs belong to a word, the marks after an emoji do not.
+const IN_WORD = /(?![\uFE00-\uFE0F])[\p{L}\p{Mn}\p{Mc}\p{N}'’-]/u;
+const WORD_AT_END = new RegExp(`(?:${IN_WORD.source})*$`, "u");
 
 class Reading {
   constructor(data, model, tokens) {
@@ -182,7 +185,7 @@ class Reading {
       let text = "", token = first;
       for (let k = 0; k < LONGEST_SUGGESTION; k++) {
         const symbol = this.data.symbols[token];
-        const inWord = /[\p{L}\p{M}\p{N}'’-]/u.test(symbol);
+        const inWord = IN_WORD.test(symbol);
         if (/[\p{L}\p{N}]/u.test(text) && !inWord) break;
         text += symbol;
         model.step(scratch, token);
@@ -223,7 +226,7 @@ class Reading {
   suggest(found) {
     this.suggestions = found;
     if (this.ghost) this.ghost.textContent = found[0] || "";
-    const word = /[\p{L}\p{M}\p{N}'’-]*$/u.exec(this.text)[0];
+    const word = WORD_AT_END.exec(this.text)[0];
     $("chips").replaceChildren(...found.map((text) => this.button(
       visibleSymbol(word + text).replace(/^␣/, ""), () => this.take(text))));
   }

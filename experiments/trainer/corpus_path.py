@@ -133,7 +133,7 @@ def find_corpus(
   folders = [directory, Path(), Path("data"), REPOSITORY / "data"]
   with suppress(ValueError):  # there is no home directory
     folders.append(cache_dir())
-  for folder in filter(os.path.isdir, folders):  # and not closed to this user
+  for folder in filter(os.path.isdir, folders):  # False below a closed one
     named = folder / Path(corpus).name
     for path in (named, *sorted(folder.glob("*.txt"))):
       if _has_hash(path, sha256):

@@ -4,7 +4,6 @@ import math
 import os
 import resource
 from collections import Counter
-from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,12 @@ class Tracer:
 
   def __exit__(self, *error) -> None:
     if self._running:
-      with suppress(OSError) if error[0] else nullcontext():  # hide no other
+      try:
         self._stop()
+      except OSError as failure:
+        if not error[0]:
+          raise
+        self._console.print(failure, soft_wrap=True)  # hides no other error
     elif error[0] is None and self._steps <= WARM_UP < self._stop_at:
       self._console.print(
         f"nothing is profiled: this process must make more than {WARM_UP} "

@@ -61,6 +61,8 @@ def test_a_full_disk_at_the_end_of_a_profile_is_named_and_hides_no_error(
       tracer.before_step(None)
     if pending:
       raise pending
+  said = "the profile cannot be written" in console.file.getvalue()
+  assert said == (pending is not None)
 
 
 def test_a_limit_of_the_process_is_all_the_memory_that_it_has(monkeypatch):
