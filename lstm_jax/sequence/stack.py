@@ -175,11 +175,12 @@ def init_stack(
     sizes,
     strict=True,
   ):
-    if not callable(getattr(layer_cell, "init", None)):
-      raise ValueError(
-        "cell must be lstm, gru or another with a function init, "
-        f"got {cell_name(layer_cell)}"
-      )
+    for function in "init", "initial_state":
+      if not callable(getattr(layer_cell, function, None)):
+        raise ValueError(
+          f"cell must be lstm, gru or another with a function {function}, "
+          f"got {cell_name(layer_cell)}"
+        )
     keys = jax.random.split(layer_key) if bidirectional else layer_key[None]
     params = [layer_cell.init(k, input_size, size, dtype) for k in keys]
     layers.append(Directions(*params) if bidirectional else params[0])
@@ -260,7 +261,7 @@ def _sizes(
   (layers,) = set(counts.values())
   if layers < 1:
     raise ValueError(f"a stack needs at least one layer, got {layers}")
-  if sizes.ndim > 1 or not np.issubdtype(sizes.dtype, np.integer):
+  if sizes.ndim > 1 or sizes.dtype.kind not in "iu":
     raise ValueError(
       f"hidden_sizes must be integers [L], or one, got {hidden_sizes!r}"
     )

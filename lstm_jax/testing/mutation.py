@@ -151,10 +151,10 @@ def _makes_type(statement: ast.stmt, types: set[str]) -> bool:
   if isinstance(statement, ast.Assign):  # P = namedtuple("P", …)
     names = statement.targets
   elif isinstance(statement, ast.Expr):
-    match statement.value:
-      case ast.Call(ast.Name(called) | ast.Attribute(attr=called)) as call:
-        if called.startswith("register_"):  # in JAX, which refuses a second
-          names = [*call.args[:1], *(k.value for k in call.keywords)]
+    call = statement.value
+    # JAX refuses a second registration.
+    if isinstance(call, ast.Call) and "register_" in ast.unparse(call.func):
+      names = [*call.args[:1], *(k.value for k in call.keywords)]
   return any(isinstance(x, ast.Name) and x.id in types for x in names)
 
 

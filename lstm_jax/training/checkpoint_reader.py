@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, NamedTuple
 
 import jax
@@ -45,9 +46,9 @@ def list_checkpoints(directory: str | os.PathLike) -> list[int]:
     OSError: the directory cannot be read. A missing one has no checkpoints.
   """
   directory = Path(directory)
-  if not _exists(directory):
+  if not _mode(directory):
     return []
-  names = [path.name for path in directory.iterdir() if path.is_dir()]
+  names = [path.name for path in directory.iterdir() if S_ISDIR(_mode(path))]
   # A checkpoint's name is its step as `str` writes it; "007" and "٣" are none.
   return sorted(
     int(name) for name in names if name.isdecimal() and str(int(name)) == name
@@ -116,22 +117,22 @@ def has_state(directory: str | os.PathLike, step: int) -> bool:
     OSError: the directory of the step cannot be read.
   """
   check_count("step", step, 0)
-  state = Path(directory) / str(step) / STATE
-  return _exists(state) and state.is_dir()
+  return S_ISDIR(_mode(Path(directory) / str(step) / STATE))
 
 
-def _exists(path: Path) -> bool:
-  """Return whether a path exists; raise OSError if that cannot be known.
+def _mode(path: Path) -> int:
+  """Return the mode of a path, or 0 if there is no such path.
 
-  From Python 3.14 on, `Path.exists` is False where stat is forbidden.
+  Raises:
+    OSError: it cannot be known. `Path.exists` and `Path.is_dir` return False
+      then, from Python 3.14 on.
   """
   try:
-    path.stat()
+    return path.stat().st_mode
   except OSError as error:
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-      return False
+      return 0
     raise
-  return True
 
 
 def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
@@ -186,7 +187,7 @@ def _reading(directory: Path, step: int) -> Iterator[ocp.CheckpointManager]:
   }
   check_count("step", step, 0)
   with checkpoint_errors(f"the checkpoint {directory}/{step} cannot be read"):
-    if not (directory / str(step)).is_dir():
+    if not S_ISDIR(_mode(directory / str(step))):
       raise CheckpointError(f"{directory} holds no checkpoint of step {step}")
     options = ocp.CheckpointManagerOptions(
       create=False, multiprocessing_options=_single_process()

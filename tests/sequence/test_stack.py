@@ -1,5 +1,6 @@
 import re
 from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -194,7 +195,7 @@ def test_one_hidden_size_is_that_of_every_layer(key):
   assert worst(init_stack(lstm, key, D, [H] * 3, num_layers=3), expected) == 0
   with pytest.raises(ValueError, match="init_stack needs num_layers, or a seq"):
     init_stack(lstm, key, D, H)
-  for wrong in (0, 2.0, "2", [2]):
+  for wrong in (0, 2.0, "2", [2], np.timedelta64(2, "s")):
     message = re.escape(f"num_layers must be an integer ≥ 1, got {wrong!r}")
     with pytest.raises(ValueError, match=f"^{message}$"):
       init_stack(lstm, key, D, H, num_layers=wrong)
@@ -223,6 +224,10 @@ def test_an_element_that_is_no_cell_is_named(key):
       init_stack([lstm, wrong], key, D, H)
     with pytest.raises(ValueError, match=f"got {name}, which has no initial_s"):
       initial_stack_state([lstm, wrong], params)
+  without_state = SimpleNamespace(init=lstm.init, project=lstm.project)
+  message = "^cell must be .* with a function initial_state, got SimpleN.*$"
+  with pytest.raises(ValueError, match=message):
+    init_stack(without_state, key, D, H, num_layers=1)
   message = "^params must be GRUParams, got LSTMParams$"
   with pytest.raises(ValueError, match=message):
     initial_stack_state([lstm, gru], params)
