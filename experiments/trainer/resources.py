@@ -4,6 +4,7 @@ import math
 import os
 import resource
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ class Tracer:
   Args:
     directory: of the trace.
     num_steps: how many steps to trace; fewer, or none, if the run ends before.
-    console: prints a line if there are none.
+    console: prints a line if there are none, or if they cannot be written
+      while another error is raised.
   """
 
   def __init__(self, directory: Path, num_steps: int, console: Console):
@@ -112,7 +114,8 @@ class Tracer:
       except OSError as failure:
         if not error[0]:
           raise
-        self._console.print(failure, soft_wrap=True)  # hides no other error
+        with suppress(OSError):  # nor may this hide the other error
+          self._console.print(failure, soft_wrap=True)
     elif error[0] is None and self._steps <= WARM_UP < self._stop_at:
       self._console.print(
         f"nothing is profiled: this process must make more than {WARM_UP} "

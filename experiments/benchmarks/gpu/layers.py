@@ -105,8 +105,8 @@ class Layer(LayerCase):
       skipped[peer] = _explain(error)
       # A scan of ours may need more memory than there is.
       exhausted = "RESOURCE_EXHAUSTED" in skipped[peer]
-      is_ours = (PEERS[peer].ours and not exhausted) or self._kernel(peer)
-      if is_ours and not isinstance(error, Unsupported):
+      fails = (PEERS[peer].ours and not exhausted) or self._kernel(peer)
+      if fails and not isinstance(error, Unsupported):
         failures.append(f"{self.name}: {peer}: {skipped[peer]}")
 
     for peer in self.peers:

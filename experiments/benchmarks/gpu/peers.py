@@ -29,7 +29,7 @@ class Peer(NamedTuple):
   dtype: str = "float32"  # of these operands
   kernel: bool = False  # whether it is the GPU kernel
   hs_bytes: int = 4  # of each number of its outputs
-  ours: bool = False  # whether it is this library's
+  ours: bool = False  # whether its gradient is derived by hand
 
 
 def _ours(kind: str, dtype: str) -> Peer:
@@ -44,7 +44,8 @@ def _ours(kind: str, dtype: str) -> Peer:
     )
 
   operands = operands_of(dtype)
-  return Peer(make, "jax", operands, dtype, kind == "kernel", ours=True)
+  by_hand = kind != "autodiff"
+  return Peer(make, "jax", operands, dtype, kind == "kernel", ours=by_hand)
 
 
 def _library(name: str) -> Peer:

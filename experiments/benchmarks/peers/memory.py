@@ -49,6 +49,7 @@ def in_a_process(function: Callable, *arguments: Any) -> Any:
   Raises:
     ImportError: the function raises it.
     OSError: likewise, or the process was killed, as for want of memory.
+    RuntimeError: the function raises another error, which is printed.
   """
   context = multiprocessing.get_context("spawn")
   receiver, sender = context.Pipe(duplex=False)
@@ -59,7 +60,10 @@ def in_a_process(function: Callable, *arguments: Any) -> Any:
   try:
     result = receiver.recv()
   except EOFError:
-    raise OSError("its process was killed") from None
+    process.join()
+    if process.exitcode and process.exitcode < 0:  # the signal, negative
+      raise OSError("its process was killed") from None
+    raise RuntimeError("its process failed; its error is above") from None
   finally:
     process.kill()
     process.join()

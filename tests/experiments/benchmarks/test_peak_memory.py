@@ -37,10 +37,15 @@ def test_the_memory_of_a_broken_pytorch_is_skipped(alone, monkeypatch):
 
 
 @pytest.mark.exhaustive
-def test_a_process_returns_a_result_or_an_expected_error():
+def test_a_process_returns_a_result_or_an_expected_error(capfd):
   assert memory.in_a_process(abs, -3) == 3
   with pytest.raises(FileNotFoundError, match="no_such_file"):
     memory.in_a_process(open, "no_such_file")
+  with pytest.raises(RuntimeError, match=r"^its process failed; its er"):
+    memory.in_a_process(int, "three")
+  assert (
+    "invalid literal for int() with base 10: 'three'" in capfd.readouterr()[1]
+  )
 
 
 @pytest.mark.exhaustive

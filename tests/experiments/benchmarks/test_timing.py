@@ -27,6 +27,9 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
   def older(problem):
     raise AttributeError("module 'jax.lib' has no attribute 'xla_extension'")
 
+  def oldest(problem):
+    raise AttributeError("jax.core.get_aval was deprecated and removed")
+
   def incomplete(problem):
     raise OSError("libcudart.so.13: no such file")
 
@@ -38,6 +41,7 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
       "broken": (without_onnx, "numpy"),
       "old": (outdated, "numpy"),
       "older": (older, "numpy"),
+      "oldest": (oldest, "numpy"),
       "incomplete": (incomplete, "numpy"),
     },
     1,  # round
@@ -50,6 +54,7 @@ def test_peers_that_cannot_be_made_are_skipped_with_the_reason():
     "broken": "needs the package onnx",
     "old": "cannot import name 'xla' from 'jax'",
     "older": "module 'jax.lib' has no attribute 'xla_extension'",
+    "oldest": "jax.core.get_aval was deprecated and removed",
     "incomplete": "libcudart.so.13: no such file",
   }
 

@@ -26,6 +26,14 @@ NATS = """
 """
 
 
+def test_accents_are_of_a_word_and_the_mark_after_an_emoji_is_not(opened):
+  ends = opened.run(
+    "return ['a cafe\u0301', 'में', 'a ❤\ufe0f', 'a1']"
+    ".map((text) => WORD_AT_END.exec(text)[0])"
+  )
+  assert ends == ["cafe\u0301", "में", "", "a1"]
+
+
 def pause(chromium):
   chromium.run("writing.pause()")
 
