@@ -243,6 +243,7 @@ def test_cotangents_are_not_drawn_as_the_arguments_are(key):
     assert not np.isclose(drawn, cotangent, rtol=0.01).any()
 
 
+@pytest.mark.exhaustive
 def test_a_batch_holds_few_copies_of_a_large_x(key, monkeypatch):
   batches = []
 

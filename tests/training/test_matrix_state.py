@@ -79,6 +79,7 @@ def zero_states(*batch_shape):
   return (initial_state(params, batch_shape),)
 
 
+@pytest.mark.exhaustive
 def test_zoneout_keeps_elements_of_the_matrix(key):
   params = init(key, 3, H)
   xs = jax.random.normal(key, (6, 2, 3))

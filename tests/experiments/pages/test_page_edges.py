@@ -65,6 +65,7 @@ def test_suggestions_do_not_depend_on_what_the_caret_shows(opened):
   assert most == fewest == opened.run("return reading.suggestions")
 
 
+@pytest.mark.exhaustive
 def test_vowel_signs_belong_to_the_word_that_is_continued(opened):
   """The page's own symbols are replaced, and the order of its predictions."""
   found = opened.run(
