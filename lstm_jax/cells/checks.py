@@ -245,12 +245,17 @@ def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:
     raise ValueError(f"{expected}, got {found}")
 
 
-def check_count(name: str, value: int, least: int = 1) -> None:
-  """Raise ValueError unless a number is an integer that is large enough."""
+def check_count(name: str, value: int, least: int = 1) -> int:
+  """Return a count as a Python int, since one of NumPy's may overflow.
+
+  Raises:
+    ValueError: it is not an integer, or below `least`.
+  """
   is_integer = isinstance(value, int | np.integer)
   wrong = isinstance(value, bool | np.timedelta64)  # integers to isinstance
   if not is_integer or wrong or value < least:
     raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
+  return int(value)
 
 
 def state_shape(batch_shape: Any, size: int) -> tuple[int, ...]:

@@ -77,9 +77,8 @@ def make_batches(
       tokens; the text is shorter than one batch; or a piece beside a gap has
       one token, or the two have too few sequences.
   """
-  check_count("batch_size", batch_size)
-  check_count("seq_len", seq_len)
-  batch_size, seq_len = int(batch_size), int(seq_len)  # an int8 may overflow
+  batch_size = check_count("batch_size", batch_size)
+  seq_len = check_count("seq_len", seq_len)
   tokens = as_text(tokens)
   parts = pieces(tokens, gap)
   length, counts = columns([*map(len, parts)], batch_size, seq_len)

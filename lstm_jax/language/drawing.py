@@ -61,8 +61,7 @@ def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
       f"temperature must be in [0, {HUGE:.1e}], got {temperature}"
     )
   if top_k is not None:
-    check_count("top_k", top_k)
-    top_k = int(top_k)
+    top_k = check_count("top_k", top_k)
   if top_p is not None and not 0 < top_p <= 1:
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
   if min_p is not None and not 0 <= min_p <= 1:

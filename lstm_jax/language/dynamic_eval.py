@@ -106,9 +106,8 @@ def _scan(model, params, tokens, scale, config, full):
   """Return nats [N − 1], or the distributions [N − 1, V] if `full`."""
   check_tokens(tokens, len(params.bias))
   tokens = np.asarray(tokens, np.int32)
-  size, rate, decay = config.segment, config.rate, config.decay
-  check_count("segment", size)
-  size = int(size)  # an int8 may overflow
+  rate, decay = config.rate, config.decay
+  size = check_count("segment", config.segment)
   if not rate >= 0 or not 0 <= decay <= 1:
     raise ValueError(
       f"rate must be ≥ 0 and decay in [0, 1], got {rate} and {decay}"

@@ -131,19 +131,18 @@ def language_model(
   Raises:
     ValueError: vocabulary_size or groups is not an integer ≥ 1.
   """
-  check_count("vocabulary_size", vocabulary_size)
-  check_count("groups", groups)
-  sizes = int(vocabulary_size), int(groups)  # an int8 may overflow
-  return _language_model(config, regularizers, adjoint, *sizes)
+  vocabulary_size = check_count("vocabulary_size", vocabulary_size)
+  groups = check_count("groups", groups)
+  return _language_model(config, vocabulary_size, regularizers, adjoint, groups)
 
 
 # The cache is limited because a model keeps its compiled programs alive.
 @functools.lru_cache(maxsize=64)
 def _language_model(
   config: ModelConfig,
+  vocabulary_size: int,
   regularizers: Regularizers | None,
   adjoint: Adjoint,
-  vocabulary_size: int,
   groups: int,
 ) -> LanguageModel:
   explicit = not isinstance(adjoint, Autodiff)

@@ -72,8 +72,8 @@ def ngram_predictions(
       range.
   """
   check_tokens(tokens, vocabulary_size)
-  check_count("order", order, 0)
-  order, vocabulary_size = int(order), int(vocabulary_size)  # no int8
+  order = check_count("order", order, 0)
+  vocabulary_size = int(vocabulary_size)  # an int8 may overflow
   if not 0 < discount < 1:
     raise ValueError(f"discount must be in (0, 1), got {discount}")
   pieces = [

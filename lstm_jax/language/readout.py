@@ -159,8 +159,7 @@ def grouped_linear_cross_entropy(
   hs, w, b, targets = map(jnp.asarray, (hs, w, b, targets))
   _check_weights(hs, w, b)
   losses.check_targets(targets, (*hs.shape[:-1], w.shape[1]))
-  check_count("groups", groups)
-  groups = int(groups)  # an int8 may overflow
+  groups = check_count("groups", groups)
   if hs.ndim < 3 or hs.shape[1] % groups:
     raise ValueError(
       f"hs must be [T, B, H] with B a multiple of {groups} groups, "

@@ -51,8 +51,8 @@ class Explicit:
         f"residuals must be gates or recompute, got {self.residuals!r}"
       )
     if self.chunk is not None:
-      check_count("chunk", self.chunk)
-      object.__setattr__(self, "chunk", int(self.chunk))  # no int8; frozen
+      chunk = check_count("chunk", self.chunk)
+      object.__setattr__(self, "chunk", chunk)  # of a frozen dataclass
 
 
 @dataclass(frozen=True)

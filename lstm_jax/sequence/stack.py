@@ -243,8 +243,7 @@ def _sizes(
   """Return H of each layer, after a check that all agree on their number."""
   counts: dict[str, int] = {}
   if num_layers is not None:
-    check_count("num_layers", num_layers)
-    counts["num_layers"] = int(num_layers)
+    counts["num_layers"] = check_count("num_layers", num_layers)
   sizes = np.asarray(hidden_sizes)
   if sizes.ndim:
     counts["hidden_sizes"] = len(sizes)
