@@ -21,7 +21,7 @@ from experiments.trainer.files import write_bytes
 from experiments.trainer.named_corpora import (
   CORPORA,
   cache_dir,
-  cached_path,
+  is_downloaded,
   is_name,
 )
 
@@ -123,7 +123,7 @@ def find_corpus(
     # A file of that name, made after the run started, hides the named corpus:
     # `is_name` is False.
     with suppress(ValueError):  # there is no home directory
-      if is_name(corpus) and os.path.isfile(cached_path(corpus)):
+      if is_name(corpus) and is_downloaded(corpus):
         return data
   else:
     own = [directory / KEPT] if corpus == KEPT else []

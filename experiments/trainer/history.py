@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from functools import cache
 from itertools import accumulate
@@ -18,7 +17,7 @@ from experiments.trainer.config import DataConfig, TrainConfig
 from experiments.trainer.corpus_path import find_corpus
 from experiments.trainer.data import read_corpus
 from experiments.trainer.files import are_numbers
-from experiments.trainer.named_corpora import cached_path, is_name
+from experiments.trainer.named_corpora import is_downloaded, is_name
 from experiments.trainer.sweep_members import (
   Progress,
   SweepConfig,
@@ -166,7 +165,7 @@ def derive(history: RunHistory) -> Derived | None:
   config, sha256 = history.config, str(history.record.get("corpus_sha256"))
   try:
     data = find_corpus(history.directory, config.data, sha256)
-    if is_name(data.corpus) and not os.path.isfile(cached_path(data.corpus)):
+    if is_name(data.corpus) and not is_downloaded(data.corpus):
       return None
     vocabulary_size, tokens, gap = _corpus_facts(data, sha256)
     model = language_model(config.model, vocabulary_size)

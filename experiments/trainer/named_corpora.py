@@ -101,6 +101,11 @@ def cached_path(name: str) -> Path:
   return cache_dir() / f"{name}.txt"
 
 
+def is_downloaded(name: str) -> bool:
+  """Return whether a named corpus is kept where this user may look."""
+  return os.path.isfile(cached_path(name))
+
+
 def _download(name: str, path: Path) -> bytes:
   """Return the contents of a named corpus; messages name the path for it."""
   corpus = CORPORA[name]
