@@ -86,9 +86,10 @@ def first_batch(text: str) -> tuple[int, tuple[Any, Any]]:
   return tokenizer.size, make_batches(tokens, BATCH, MODEL_STEPS).batch(0)
 
 
-def check_model(cell: Any, text: str, key: jax.Array) -> Report:
-  """Check the gradient of a language model on the beginning of a text."""
-  vocabulary_size, batch = first_batch(text)
+def check_model(
+  cell: Any, vocabulary_size: int, batch: tuple[Any, Any], key: jax.Array
+) -> Report:
+  """Check the gradient of a language model on tokens and targets [T, B]."""
   config = ModelConfig(
     cell=cell,
     embedding_size=EMBEDDING,
@@ -217,8 +218,7 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
     ValueError: the corpus cannot be read or is too short, or there is no term
       `planted`.
   """
-  text = read_corpus_text(corpus)
-  first_batch(text)  # if it is too short, not after minutes of other checks
+  vocabulary_size, batch = first_batch(read_corpus_text(corpus))
   cells = dict(CELLS)
   context: AbstractContextManager = nullcontext()
   if planted:
@@ -237,7 +237,7 @@ def run(corpus: str, planted: str, seed: int, console: Console) -> bool:
   with context:
     for name, cell in cells.items():
       title = f"language model, {LAYERS} layers of {name}, on {corpus}"
-      reports[title] = check_model(cell, text, key)
+      reports[title] = check_model(cell, vocabulary_size, batch, key)
   for title, report in reports.items():
     console.print(table(title, report))
   passed = all(
