@@ -58,6 +58,7 @@ import jax
 import pytest
 from hypothesis import settings
 
+import tests.lowering  # noqa: F401 - lowers programs faster
 from lstm_jax.cells.platform import clear_programs
 
 jax.config.update("jax_enable_x64", True)

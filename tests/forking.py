@@ -19,7 +19,12 @@ from pathlib import Path
 SERVER = multiprocessing.get_context("forkserver")
 # What the programs import, but no program: `runpy` would find it imported.
 SERVER.set_forkserver_preload(
-  ["experiments.cli", "experiments.trainer.logger", "experiments.trainer.start"]
+  [
+    "experiments.cli",
+    "experiments.trainer.logger",
+    "experiments.trainer.start",
+    "tests.lowering",
+  ]
 )
 
 

@@ -21,6 +21,7 @@ import jax
 import scipy.linalg  # noqa: F401 - here, and not in each life
 from rich.console import Console
 
+import tests.lowering  # noqa: F401 - lowers programs faster
 from experiments import train
 from experiments.trainer import plot, tensorboard
 from experiments.trainer.config import TrainConfig
