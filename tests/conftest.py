@@ -132,7 +132,9 @@ def few_maps():
   yield
   if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
     jax.clear_caches()
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -154,5 +156,6 @@ def collected():
 
   A test that uses it ignores PytestUnraisableExceptionWarning.
   """
+  gc.freeze()  # all that is older: to look through it takes 2 s
   yield
   gc.collect()
