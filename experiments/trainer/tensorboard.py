@@ -48,6 +48,8 @@ finally:
   if hidden:
     del sys.modules["torch"]
 
+weight_norms = jax.jit(part_norms)  # one program, not thirty
+
 TAGS = {  # of the entries of a row of metrics.jsonl
   "train_loss": "loss/train",
   "val_loss": "loss/val",
@@ -115,7 +117,7 @@ class TensorBoardWriter:
     """Write the norms of the weights, and summaries of the gates."""
     if not self._events:
       return
-    values, histograms = _norms("weight_norm", part_norms(params)), []
+    values, histograms = _norms("weight_norm", weight_norms(params)), []
     layers, _ = trace_layers(self._cell, params, jnp.asarray(self._excerpt))
     for number, layer in enumerate(layers, start=1):
       for letter, signal in signals(self._cell, layer).items():
