@@ -44,6 +44,25 @@ NOISE = {"layer_dropout": 0.1, "output_dropout": 0.1}
 WITHOUT_LOOP = {name for name, row in TABLE.items() if is_linear(row.cell)}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def kernels_kept(tmp_path_factory):
+  """Have XLA compile a kernel once for all programs, such as those of Adam.
+
+  It keeps them in one file, which two workers may not write at once.
+  """
+  kept = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("kernels")),
+    "jax_persistent_cache_enable_xla_caches": "xla_gpu_kernel_cache_file",
+  }
+  before = {name: getattr(jax.config, name) for name in kept}
+  jax.jit(abs)(1.0)  # The cache of programs is opened first, and stays.
+  for name, value in kept.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
 @pytest.fixture(autouse=True)
 def as_a_user():
   """JAX as in a user's program: without the stricter defaults of the tests."""
