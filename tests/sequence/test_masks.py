@@ -30,6 +30,7 @@ def loop(cell, params, state, xs, mask, reset, zeros, kept=None, factors=None):
     kept: which units zoneout keeps, a state of [T, B, ...].
     factors: of the dropout of h, [T, B, H].
   """
+  step = jax.jit(cell.step)
   last, outputs = [], np.zeros((T, *state.h.shape))
   for b in range(B):
     s = jax.tree.map(lambda leaf: leaf[b], state)  # noqa: B023
@@ -39,7 +40,7 @@ def loop(cell, params, state, xs, mask, reset, zeros, kept=None, factors=None):
       if reset[t, b]:
         s = zeros
       dropped = s if factors is None else s._replace(h=s.h * factors[t, b])
-      new = cell.step(params, dropped, xs[t, b])
+      new = step(params, dropped, xs[t, b])
       if kept is not None:
         at = jax.tree.map(lambda k: k[t, b], kept)  # noqa: B023
         new = jax.tree.map(jnp.where, at, s, new)
