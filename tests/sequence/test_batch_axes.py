@@ -1,18 +1,20 @@
 """`grad` of `vmap`, whichever array is mapped: as JAX's own gradient."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lstm_jax import Autodiff, Explicit, lstm, min_gru, slstm, unroll
 from tests.draws import arguments, normal_like, weighed, worst
 
 WHOLE, *CHUNKS = Explicit(), Explicit(chunk=2), Explicit("recompute", 2)
+KEY = jax.random.key(0)
 
 
-def mapped_arrays(cell, key, steps, batch):
+def mapped_arrays(cell, steps, batch):
   """Yield (its name, make_gradient, args) for each array that `vmap` maps.
 
   These are w_x of the weights, the states, xs and a mask.
@@ -20,15 +22,15 @@ def mapped_arrays(cell, key, steps, batch):
   There are as many mapped values as rows of the batch: where these are as many
   as the time steps too, no shape shows that axes were exchanged.
   """
-  args = arguments(cell, key, steps=steps, batch=(batch,))
-  arrays = *args, jax.random.bernoulli(key, 0.7, (steps, batch))
+  args = arguments(cell, KEY, steps=steps, batch=(batch,))
+  arrays = *args, jax.random.bernoulli(KEY, 0.7, (steps, batch))
   leaves = jax.tree_util.tree_leaves_with_path(arrays)
   for place, (path, leaf) in enumerate(leaves):
     name = jax.tree_util.keystr(path)
     if not name.endswith((".w_h", ".b")):
       shifted = [jnp.roll(leaf, k) for k in range(batch)]
       map_one = partial(unroll_over, cell, arrays, place, jnp.stack(shifted))
-      yield name, partial(make_gradient, map_one, key), args
+      yield name, partial(make_gradient, map_one), args
 
 
 def unroll_over(cell, arrays, place, values, adjoint, *args):
@@ -43,44 +45,57 @@ def unroll_over(cell, arrays, place, values, adjoint, *args):
   return jax.vmap(one)(values)
 
 
-def make_gradient(map_one, key, adjoint):
-  return jax.grad(weighed(partial(map_one, adjoint), key), (0, 1, 2))
+def make_gradient(map_one, adjoint):
+  return jax.grad(weighed(partial(map_one, adjoint), KEY), (0, 1, 2))
 
 
-def derivatives(gradient, args, key):
-  """Return a gradient's derivatives, in forward and in reverse mode."""
-  tangents = normal_like(jax.random.key(1), args)
-  reverse = jax.grad(weighed(gradient, key), (0, 1, 2))
+@cache  # autodiff's once for all adjoints
+def gradients(cell, adjoint):
+  """Return the gradient for each mapped array, by its name."""
+  return {
+    name: jax.jit(make(adjoint))(*args)
+    for name, make, args in mapped_arrays(cell, 4, 4)
+  }
 
-  def both(*args):
-    return jax.jvp(gradient, args, tangents)[1], reverse(*args)
 
-  return jax.jit(both)(*args)
+@cache
+def derivatives(cell, adjoint):
+  """Return a gradient's derivatives, in forward and in reverse mode.
+
+  They are those for each array of the state, by its name. With one time step,
+  some results do not depend on it.
+  """
+
+  found = {}
+  for name, make, args in mapped_arrays(cell, 1, 2):
+    if name.startswith("[1]"):  # the state
+      gradient = make(adjoint)
+      forward = partial(jax.jvp, gradient)
+      reverse = jax.grad(weighed(gradient, KEY), (0, 1, 2))
+      both = jax.jit(lambda a, t, f=forward, r=reverse: (f(a, t)[1], r(*a)))
+      found[name] = both(args, normal_like(jax.random.key(1), args))
+  return found
 
 
 def error(found, expected):
   """Return the largest difference, relative to the largest expected value."""
-  size = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+  size = max(np.abs(x).max() for x in jax.tree.leaves(expected))
   return worst(found, expected) / max(size, 1)
 
 
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("adjoint", CHUNKS, ids=str)
 @pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
-def test_grad_of_vmap_over_chunks_equals_autodiff(cell, adjoint, key):
-  for name, gradient, args in mapped_arrays(cell, key, 4, 4):
-    expected = jax.jit(gradient(Autodiff()))(*args)
-    assert error(jax.jit(gradient(adjoint))(*args), expected) < 1e-12, name
+def test_grad_of_vmap_over_chunks_equals_autodiff(cell, adjoint):
+  expected = gradients(cell, Autodiff())
+  for name, found in gradients(cell, adjoint).items():
+    assert error(found, expected[name]) < 1e-12, name
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", [WHOLE, CHUNKS[0]], ids=str)
 @pytest.mark.parametrize("cell", [lstm, slstm], ids=["lstm", "slstm"])
-def test_derivatives_of_grad_of_vmap_equal_autodiff(cell, adjoint, key):
-  """With one time step, some results do not depend on the mapped state."""
-  for name, gradient, args in mapped_arrays(cell, key, 1, 2):
-    if name.startswith("[1]"):  # the state
-      expected, found = (
-        derivatives(gradient(each), args, key) for each in (Autodiff(), adjoint)
-      )
-      assert error(found, expected) < 1e-12, name
+def test_derivatives_of_grad_of_vmap_equal_autodiff(cell, adjoint):
+  expected = derivatives(cell, Autodiff())
+  for name, found in derivatives(cell, adjoint).items():
+    assert error(found, expected[name]) < 1e-12, name
