@@ -29,17 +29,6 @@ from tests.sequence.options import OPTIONS
 ADJOINTS = Explicit(), Explicit("recompute"), Explicit(chunk=2)
 
 
-def gradient(cell, adjoint, options):
-  key = jax.random.key(0)
-  f = weighed(partial(unroll, cell, adjoint=adjoint, **OPTIONS[options]), key)
-  return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments(cell, key))
-
-
-@cache  # the tests of the adjoints share it
-def expected_gradient(cell, options):
-  return gradient(cell, Autodiff(), options)
-
-
 @pytest.mark.everyday(1)
 @each_cell(
   ("options", "adjoint"),
@@ -47,13 +36,15 @@ def expected_gradient(cell, options):
   others=[("masked", Explicit())],
 )
 def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
-  cell, options, adjoint, monkeypatch, traced_anew
+  cell, options, adjoint, key, monkeypatch, traced_anew
 ):
   monkeypatch.setattr(in_place, "GPU_STEPS", 2)  # so that T is 1 + 2 · 2
-  expected = expected_gradient(cell, options)
+  args, options = arguments(cell, key), OPTIONS[options]
+  expected = value_and_gradient(cell, args, adjoint=Autodiff(), **options)
+  f = weighed(partial(unroll, cell, adjoint=adjoint, **options), key)
   with traced_for("cuda"):
     assert not is_cpu()
-    found = gradient(cell, adjoint, options)
+    found = jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
   assert is_cpu()
   assert worst(tuple(found), tuple(expected)) < 1e-12
 
@@ -68,6 +59,17 @@ def test_a_rest_and_a_loop_have_the_gradient_of_autodiff(cell, steps, key):
   with traced_for("cuda"):
     found = value_and_gradient(cell, args)
   assert worst(tuple(found), tuple(expected)) < 1e-12
+
+
+def plain_scan(f, operands, carry, zs, xs, reverse):
+  """Do what `scan_in_place` does by `lax.scan`, and JAX's own derivatives."""
+
+  def body(carry, inputs):
+    carry, z, y = f(operands, carry, *inputs)
+    return carry, (z, y)
+
+  carry, (zs, ys) = lax.scan(body, carry, (zs, xs), reverse=reverse)
+  return carry, zs, ys
 
 
 @pytest.mark.everyday(2)
@@ -96,15 +98,15 @@ def test_both_loops_compute_a_scan(platform, reverse, steps, key):
     ),
   )
 
-  def body(carry, inputs):
-    carry, z, y = f(0.7, carry, *inputs)
-    return carry, (z, y)
+  def run(scan):
+    program = jax.jit(partial(scan, f, 0.7, reverse=reverse))
+    last, after, ys = program(state, zs, xs)
+    return last, after, separate(ys)
 
-  last, (zs_after, ys) = lax.scan(body, state, (zs, xs), reverse=reverse)
+  expected = run(plain_scan)
   with traced_for(platform):
-    found = scan_in_place(f, 0.7, state, zs, xs, reverse)
-  expected = last, zs_after, ys
-  assert worst((*found[:2], separate(found[2])), expected) < 1e-12
+    found = run(scan_in_place)
+  assert worst(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
@@ -131,6 +133,19 @@ def test_zs_keep_their_dtype(platform, steps, key):
   assert worst(tangents, np.float32(np.cos(states) * sums)) < 1e-6
 
 
+def total(scan, zs):
+  """Return a scalar of what a function like `scan_in_place` returns."""
+
+  def step(scale, carry, z, flag):
+    carry = jnp.where(flag, jnp.sin(scale * z + carry), carry)
+    return carry, carry * z, (carry, {"x": jnp.cos(z)})
+
+  flags = jnp.arange(len(zs)) % 2 == 0
+  last, zs, ys = scan(step, 0.7, zs[0], zs, flags, False)
+  ys = separate(ys)
+  return (last**2).sum() + (zs**3).sum() + (ys[0] * ys[1]["x"]).sum()
+
+
 def squared(gradient):
   return lambda zs: (gradient(zs) ** 2).sum()
 
@@ -149,39 +164,26 @@ DERIVATIVES = {  # of a function of zs [N, T, 2]
 }
 
 
+@cache  # the tests of both platforms share it
+def derivative_of_a_scan(derivative, zs_shape):
+  zs = normal_like(jax.random.key(0), np.zeros(zs_shape))
+  return zs, jax.jit(DERIVATIVES[derivative](partial(total, plain_scan)))(zs)
+
+
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("steps", [2, 2 * GPU_STEPS + 1])
 @pytest.mark.parametrize("derivative", DERIVATIVES)
-def test_its_derivatives_are_those_of_a_scan(platform, steps, derivative, key):
+def test_its_derivatives_are_those_of_a_scan(platform, steps, derivative):
   """Also where the function is compiled before it is differentiated."""
-  flags = jnp.arange(steps) % 2 == 0
 
-  def step(scale, carry, z, flag):
-    carry = jnp.where(flag, jnp.sin(scale * z + carry), carry)
-    return carry, carry * z, (carry, {"x": jnp.cos(z)})
+  def in_place(zs):  # another function for each platform: JAX traces it anew
+    return total(scan_in_place, zs)
 
-  def body(carry, inputs):
-    carry, z, y = step(0.7, carry, *inputs)
-    return carry, (z, y)
-
-  def weigh(last, zs, ys):
-    return (last**2).sum() + (zs**3).sum() + (ys[0] * ys[1]["x"]).sum()
-
-  def by_scan(zs):
-    last, (after, ys) = lax.scan(body, zs[0], (zs, flags))
-    return weigh(last, after, ys)
-
-  def in_place(zs):
-    last, after, ys = scan_in_place(step, 0.7, zs[0], zs, flags, False)
-    return weigh(last, after, separate(ys))
-
-  zs = normal_like(key, np.zeros((3, steps, 2)))
-  derivative = DERIVATIVES[derivative]
-  expected = jax.jit(derivative(by_scan))(zs)
+  zs, expected = derivative_of_a_scan(derivative, (3, steps, 2))
   with traced_for(platform):
     for f in (in_place, jax.jit(in_place)):
-      found = jax.jit(derivative(f))(zs)
+      found = jax.jit(DERIVATIVES[derivative](f))(zs)
       assert worst(found, expected) < 1e-12 * max(1, abs(expected).max())
 
 

@@ -1,6 +1,6 @@
 """Large batches on a CPU run by chunks, with the same values and gradients."""
 
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from lstm_jax.cells.platform import clear_programs, traced_for
 from lstm_jax.sequence import checkpointing, in_place
 from tests.contract import TABLE, each_cell
 from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.gradients import value_and_gradient
 from tests.sequence.options import OPTIONS
 
 pytestmark = pytest.mark.usefixtures("traced_anew")
@@ -39,9 +40,10 @@ def gradient(cell, **options):
   return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments(cell, key))
 
 
-@cache  # both tests share it: autodiff has no chunks
 def expected_gradient(cell, options):
-  return gradient(cell, adjoint=Autodiff(), **OPTIONS[options])
+  """Return what the tests share: autodiff has no chunks."""
+  args = arguments(cell, jax.random.key(0))
+  return value_and_gradient(cell, args, adjoint=Autodiff(), **OPTIONS[options])
 
 
 def loops(cell=lstm, batch=B):

@@ -17,6 +17,7 @@ from lstm_jax.sequence import wrappers
 from lstm_jax.sequence.linear import is_linear, linear_scan
 from tests.contract import TABLE
 from tests.draws import B, D, H, T, arguments, weighed, worst
+from tests.gradients import value_and_gradient
 from tests.sequence.options import FEATURES
 
 LINEAR = [name for name, row in TABLE.items() if is_linear(row.cell)]
@@ -34,7 +35,8 @@ CELLS = pytest.mark.parametrize(
 )
 
 
-def value_and_gradient(cell, args, key, **options):
+def traced_value_and_gradient(cell, args, key, **options):
+  """Return what `value_and_gradient` does, traced anew for another device."""
   f = weighed(partial(unroll, cell, **options), key)
   return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
 
@@ -77,9 +79,8 @@ def test_a_reset_hides_a_product_that_overflows(device, reverse):
       kept = np.where(decay[t] == 0, 0, decay[t] * state)
       state = expected[t] = kept + ones[t]
   with traced_for(device):
-    found = linear_scan(
-      *map(jnp.asarray, (decay, ones, ones[0])), reverse=reverse
-    )
+    scan = jax.jit(partial(linear_scan, reverse=reverse))
+    found = scan(*map(jnp.asarray, (decay, ones, ones[0])))
   found = np.asarray(found)
   assert np.isinf(expected).any() and not np.isnan(expected).any()
   finite = np.isfinite(expected)
@@ -109,9 +110,9 @@ def test_a_parallel_scan_has_the_gradient_of_autodiff(cell, feature, key):
   """As it is traced for a GPU; other tests trace the loop of a CPU."""
   args = arguments(cell, key)
   options = FEATURES[feature](cell) if feature != "plain" else {}
-  expected = value_and_gradient(cell, args, key, adjoint=Autodiff(), **options)
+  expected = value_and_gradient(cell, args, adjoint=Autodiff(), **options)
   with traced_for("cuda"):
-    found = value_and_gradient(cell, args, key, **options)
+    found = traced_value_and_gradient(cell, args, key, **options)
     outputs = unroll(cell, *args, **options)
   assert worst(found, expected) < 1e-12
   assert worst(outputs, unroll(cell, *args, **options)) < 1e-12
@@ -157,11 +158,11 @@ def test_a_long_sequence_has_the_gradient_of_autodiff(chunk, key):
   b_f = jnp.linspace(-20, 20, H)  # the memory is 1 + exp(b_f − b_i) steps
   b = params.b.reshape(3, H).at[0].set(b_f).at[1].set(-b_f)
   args = params._replace(b=b.reshape(-1)), state, xs / 30
-  expected = value_and_gradient(min_lstm, args, key, adjoint=Autodiff())
+  expected = value_and_gradient(min_lstm, args, adjoint=Autodiff())
   size = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected))
   for device in ("cpu", "cuda"):
     with traced_for(device):
-      found = value_and_gradient(
+      found = traced_value_and_gradient(
         min_lstm, args, key, adjoint=Explicit(chunk=chunk)
       )
     assert worst(found, expected) < 1e-12 * size
