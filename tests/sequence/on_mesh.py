@@ -53,7 +53,8 @@ def adjoints(cell):
 def draw(cell, key):
   """Return params, and a batch: xs, tokens, lengths, resets, cotangents."""
   keys = jax.random.split(key, 4)
-  params = gaussian(key, cell, cell.init(key, D, H, jnp.float64))
+  params = jax.eval_shape(lambda: cell.init(key, D, H, jnp.float64))
+  params = gaussian(key, cell, params)
   xs = jax.random.normal(keys[0], (T, B, D), jnp.float64)
   tokens = jax.random.randint(keys[1], (T, B), 0, D)
   lengths = jnp.array([[5, 0, 3, 4]])
@@ -140,7 +141,8 @@ def state_on_mesh(cell, params, xs, automatic, explicit):
       for first in (state, None)
     )
 
-  expected = cotangents(params, state, xs)
+  run = jax.jit(cotangents)
+  expected = run(params, state, xs)
   mapped = jax.shard_map(
     cotangents,
     mesh=automatic,
@@ -149,7 +151,7 @@ def state_on_mesh(cell, params, xs, automatic, explicit):
   )
   for name, found in (
     ("shard_map", jax.jit(mapped)(params, state, xs)),
-    ("explicit axes", jax.jit(cotangents)(params, placed, xs)),
+    ("explicit axes", run(params, placed, xs)),
   ):
     errors[f"{name}, state cotangents"] = worst(found, expected)
   return errors
@@ -213,8 +215,13 @@ def floats(tree):
   return [x for x in jax.tree.leaves(tree) if x.dtype == jnp.float64]
 
 
-def gradient(loss, params, batch):
-  return jax.jit(jax.grad(loss, (0, 1), allow_int=True))(params, batch)
+def compiled_gradient(loss, *args):
+  gradient = jax.jit(jax.grad(loss, (0, 1), allow_int=True))
+  return gradient.lower(*args).compile()
+
+
+def gradient(loss, *args):
+  return compiled_gradient(loss, *args)(*args)
 
 
 def compare(cell, found):
@@ -225,12 +232,17 @@ def compare(cell, found):
   params, batch = draw(cell, jax.random.key(0))
   placed = jax.device_put(batch, NamedSharding(explicit, ROWS))
   one = floats(gradient(sequence_loss(cell, Autodiff()), params, batch))
+  looped = None
   for adjoint in adjoints(cell):
     loss = sequence_loss(cell, adjoint)
     mapped = floats(under_shard_map(loss, params, batch, automatic))
     found[f"shard_map, {adjoint}"] = worst(mapped, one)
-    on_explicit = floats(gradient(loss, params, placed))
+    program = compiled_gradient(loss, params, placed)
+    on_explicit = floats(program(params, placed))
     found[f"explicit axes, {adjoint}"] = worst(on_explicit, one)
+    if adjoint == Explicit():
+      collectives = find_collectives(program.as_text())
+      looped = sum(inside for _, _, inside in collectives)
   if cell is lstm:  # a model knows no cell but by its functions
     weights, loss = model_loss(cell)
     one = floats(gradient(loss, weights, batch))
@@ -241,16 +253,14 @@ def compare(cell, found):
     found |= both_directions(params, batch, automatic, explicit)
     found |= divided_steps(params, batch[0], explicit)
   found |= state_on_mesh(cell, params, batch[0], automatic, explicit)
-  last, hs = jax.jit(lambda params, xs: unroll(cell, params, None, xs))(
-    params, placed[0]
-  )
-  d_states = jax.jit(partial(state_cotangents, cell))(
-    params, None, placed[0], last
-  )
-  specs = [jax.typeof(x).sharding.spec for x in (last.h, hs, d_states.h)]
-  compiled = jax.jit(jax.grad(sequence_loss(cell, Explicit())))
-  text = compiled.lower(params, placed).compile().as_text()
-  looped = sum(inside for _, _, inside in find_collectives(text))
+
+  @jax.jit
+  def states(params, xs):
+    last, hs = unroll(cell, params, None, xs)
+    return last.h, hs, state_cotangents(cell, params, None, xs, last).h
+
+  arrays = states(params, placed[0])
+  specs = [jax.typeof(x).sharding.spec for x in arrays]
   return {"specs": list(map(str, specs)), "collectives in loops": looped}
 
 
