@@ -209,7 +209,7 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
 
   # Without a mask, batch first, and in a stack of one layer.
   reset[2, 0] = reset[6, 1] = False
-  _, hs = unroll_both(cell, params, states, xs, reset=reset)
+  _, hs = run(params, states, xs, reset=reset)
   assert worst(hs[3:, 0], apart(0, 3, 6, begins=False, ends=True)) < 1e-12
   assert worst(hs[:4, 1], apart(1, 0, 3, begins=True, ends=False)) < 1e-12
   swapped = {"reset": reset.T, "time_major": False}
@@ -220,7 +220,8 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
 
   def gradient(**adjoint):
     run = partial(unroll_both, cell, **options, **adjoint)
-    return jax.grad(weighed(run, key), (0, 1, 2))(params, states, xs)
+    gradient = jax.jit(jax.grad(weighed(run, key), (0, 1, 2)))
+    return gradient(params, states, xs)
 
   expected = gradient(adjoint=Autodiff())
   assert worst(gradient(), expected) < 1e-12
