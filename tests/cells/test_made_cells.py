@@ -208,9 +208,9 @@ def test_bfloat16_products_of_hard_gates_have_a_small_error(module, key):
   """As those of the other cells, in tests/sequence/test_unroll.py."""
   cell = module.with_activations(HARD)
   exact = jax.tree.map(
-    lambda x: x / 8, arguments(cell, key, steps=31, hidden=48)
+    lambda x: np.asarray(x) / 8, arguments(cell, key, steps=31, hidden=48)
   )
-  args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
+  args = jax.tree.map(np.float32, exact)
   f, reference = (
     jax.jit(jax.grad(weighed(partial(unroll, cell, **options), key), (0, 1, 2)))
     for options in ({"compute_dtype": jnp.bfloat16}, {"adjoint": Autodiff()})

@@ -1,5 +1,7 @@
 """Options of `unroll`, with arguments for T time steps and B rows."""
 
+from functools import cache
+
 import jax
 import numpy as np
 
@@ -23,19 +25,31 @@ OPTIONS = {
 }
 
 
+def params_and_state(cell):
+  """Return the shapes of a cell's weights and state."""
+
+  def shapes():
+    params = cell.init(jax.random.key(0), D, H)
+    return params, cell.initial_state(params, (B,))
+
+  return jax.eval_shape(shapes)
+
+
+@cache
 def zoneout_mask(cell):
-  state = cell.initial_state(cell.init(jax.random.key(0), D, H), (B,))
+  _, state = params_and_state(cell)
   rates = type(state)(*(0.3 for _ in state))
   return regularize.zoneout(jax.random.key(1), state, T, rates)
 
 
 def zoneout_rates(cell):
-  state = cell.initial_state(cell.init(jax.random.key(0), D, H), (B,))
+  _, state = params_and_state(cell)
   return type(state)(*(0.25 for _ in state))
 
 
+@cache
 def dropout_factors(cell, *axes):
-  size = output_size(cell, cell.init(jax.random.key(0), D, H))
+  size = output_size(cell, params_and_state(cell)[0])
   return regularize.factors(jax.random.key(2), (*axes, size), 0.5)
 
 

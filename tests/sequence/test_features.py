@@ -193,8 +193,8 @@ def test_vmap_over_all_arguments_equals_a_loop(cell, key):
 @EACH
 def test_bfloat16_products_of_each_feature_have_a_small_error(cell, feature):
   key = jax.random.key(1)  # with key 0, a layer norm divides by a small number
-  exact = jax.tree.map(lambda x: x / 8, arguments(cell, key))
-  args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
+  exact = jax.tree.map(lambda x: np.asarray(x) / 8, arguments(cell, key))
+  args = jax.tree.map(np.float32, exact)
   options = FEATURES[feature](cell)
   options["compute_dtype"] = jnp.bfloat16
   _, found = value_and_gradient(cell, args, **options)
@@ -221,7 +221,7 @@ def test_any_combination_has_the_gradient_of_autodiff(data):
   key = jax.random.key(draw(st.integers(0, 99), "seed"))
   dtype = draw(st.sampled_from([jnp.float32, jnp.float64]), "dtype")
   params, state, xs = jax.tree.map(
-    lambda x: x.astype(dtype),
+    lambda x: np.asarray(x, dtype),
     arguments(cell, key, steps=steps, batch=(batch,), size=size, hidden=hidden),
   )
 
@@ -246,7 +246,7 @@ def test_any_combination_has_the_gradient_of_autodiff(data):
   args = params, state, xs
   found = value_and_gradient(cell, args, adjoint=adjoint, **options)
   expected = value_and_gradient(cell, args, adjoint=Autodiff(), **options)
-  scale = max(1, *(float(abs(x).max()) for x in jax.tree.leaves(expected)))
+  scale = max(1, *(np.abs(x).max() for x in jax.tree.leaves(expected)))
   # A layer norm that divides by a small number magnifies float32's rounding.
   tolerance = 1e-12 if dtype == jnp.float64 else 2e-4
   assert worst(found, expected) < tolerance * scale
