@@ -39,8 +39,15 @@ SAMPLE = {"prompt": "Shall I", "length": 25}
     for name, cell in CELLS.items()
   ],
 )
-def test_a_run_learns_and_fills_its_directory(cell, config, console, drawn):
-  config = replace(config, cell=cell, num_epochs=3, learning_rate=0.03)
+def test_a_run_learns_and_fills_its_directory(
+  cell, config, console, monkeypatch
+):
+  config = replace(
+    config, cell=cell, num_epochs=3, learning_rate=0.03, eval_every=100
+  )
+  # All samples are of one length: to draw them, one program is compiled.
+  length = config.evaluation.sample_length
+  monkeypatch.setattr(train, "FINAL_SAMPLE_LENGTH", length)
   result = train.run(config, console)
   directory = Path(config.job.run)
   assert result.directory == directory
@@ -48,7 +55,6 @@ def test_a_run_learns_and_fills_its_directory(cell, config, console, drawn):
     "config.json",
     "metrics.jsonl",
     "samples.txt",
-    "loss.png",
     "checkpoints",
     "result.json",
     *(["tensorboard"] if find_spec("tensorboardX") else []),
@@ -60,11 +66,16 @@ def test_a_run_learns_and_fills_its_directory(cell, config, console, drawn):
   assert losses[-1] < losses[0] - 0.3
   best = min(evaluations, key=lambda row: row["val_loss"])
   assert (best["step"], best["val_loss"]) == (result.best_step, result.val_loss)
-  assert (directory / "loss.png").read_bytes()[:4] == b"\x89PNG"
+  assert [row["step"] for row in evaluations] == [10, 30, 100, 141]
   samples = (directory / "samples.txt").read_text(encoding="utf-8")
   # One at each evaluation, and those of the untrained and the best weights.
   assert samples.count("===\n") == len(evaluations) + 2
   assert f"{result.val_loss:.4f}" in console.file.getvalue()
+
+
+def test_a_run_draws_its_losses(finished_config):
+  path = Path(finished_config.job.run) / "loss.png"
+  assert path.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_metrics_have_the_learning_rate_of_each_row(finished_config):
