@@ -1,5 +1,7 @@
 """Advantages, rollouts and updates of PPO."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,8 @@ SMALL = PPOConfig(
   num_envs=B, rollout_steps=T, num_minibatches=3, num_epochs=2, burn_in=K
 )
 MAZE = tmaze(2)
+# Of the network and the configuration, the arguments 1 and 4, each is compiled.
+LOSS_AND_GRADIENT = jax.jit(jax.value_and_grad(loss), static_argnums=(1, 4))
 DISCOUNT, LAMBDA = 0.9, 0.7
 KEYS = jax.random.split(jax.random.key(3), 2)
 
@@ -234,7 +238,7 @@ def test_a_ratio_beyond_the_clip_has_no_gradient(acted):
   old = rollout.outcomes.log_prob - np.sign(advantages - advantages.mean())
   outcomes = rollout.outcomes._replace(log_prob=old)
   beyond = rollout._replace(outcomes=outcomes)
-  gradient = jax.grad(loss)(params, network, beyond, advantages, config)
+  _, gradient = LOSS_AND_GRADIENT(params, network, beyond, advantages, config)
   assert worst(gradient, jax.tree.map(jnp.zeros_like, gradient)) == 0
 
 
@@ -243,9 +247,9 @@ def test_the_burn_in_makes_the_state_of_the_present_weights(acted):
   network, params, (_, rollout), _ = acted
   changed = jax.tree.map(lambda p: 1.5 * p, params)
   advantages = normal_like(KEYS[0], jnp.asarray(rollout.outcomes.value))
-  run = jax.value_and_grad(loss)
+  run = LOSS_AND_GRADIENT
   found = run(changed, network, rollout, advantages, SMALL)
-  fresh = refreshed(network, changed, rollout)
+  fresh = jax.jit(partial(refreshed, network))(changed, rollout)
   expected = run(changed, network, fresh, advantages, replace(SMALL, burn_in=0))
   assert worst(found, expected) < 1e-6  # float32
   stale = fresh._replace(state=jax.tree.map(lambda s: 0 * s, fresh.state))
