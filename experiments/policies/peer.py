@@ -129,7 +129,8 @@ def check_equal(
   """
   ppo, found = config.ppo, racers(name, environment, config.hidden_size)
   key, draw_key, actor_key = jax.random.split(key, 3)
-  drawn = optax.tree.random_like(draw_key, found["unroll"].init(key))
+  shapes = jax.eval_shape(found["unroll"].init, key)
+  drawn = optax.tree.random_like(draw_key, shapes)
   params = jax.tree.map(lambda x: 0.3 * x, drawn)  # Gaussian
   actor = make_actor(found["unroll"], environment, ppo, actor_key)
   _, rollout, _ = jax.jit(

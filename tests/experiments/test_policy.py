@@ -280,6 +280,9 @@ def test_a_run_fills_its_directory(tmp_path, console):
     assert run["episodes"] == [*[[0, 0]] * 4, [4, 4], [0, 0]]
     assert -1 <= returns[4][0] <= 1 and returns[4][0] != returns[4][1]
   assert list(saved["race"]) == ["gru", "lstm"]
+  for rows in saved["race"].values():
+    assert [row["peer"] for row in rows] == ["unroll", "scanned", "flax"]
+    assert all(row["median_ms"] > 0 for row in rows)
   assert {path.name for path in directory.iterdir()} == {
     "policy.json",
     "policy.png",

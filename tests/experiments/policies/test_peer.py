@@ -1,5 +1,7 @@
 """The networks in Flax compute the same as ours, with the weights of ours."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -32,8 +34,9 @@ def standard_ranks():
 @EACH
 def test_the_weights_have_the_names_of_the_modules(name, key):
   found = racers(name, MAZE, H)
-  ported = to_flax(name, found["unroll"].init(key))
-  expected = jax.tree.map(jnp.shape, ported)
+  shapes = jax.eval_shape(found["unroll"].init, key)
+  ported = jax.eval_shape(partial(to_flax, name), shapes)
+  expected = jax.tree.map(lambda x: x.shape, ported)
   for label in ("scanned", "flax"):
     variables = jax.eval_shape(found[label].init, key)
     assert jax.tree.map(lambda x: x.shape, variables) == expected
@@ -100,13 +103,6 @@ def test_a_race_is_between_the_networks_with_the_same_seeds(key, monkeypatch):
 
 
 @pytest.mark.exhaustive
-def test_a_race_times_equal_networks(key):
-  rows = race("gru", MAZE, SMALL, key)
-  assert [row["peer"] for row in rows] == ["unroll", "scanned", "flax"]
-  assert all(row["median_ms"] > 0 for row in rows)
-
-
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("label", ["scanned", "flax"])
 def test_a_network_that_computes_something_else_is_refused(
   label, key, monkeypatch
@@ -122,7 +118,6 @@ def test_a_network_that_computes_something_else_is_refused(
 
     return found | {label: found[label]._replace(unroll=unroll)}
 
-  check_equal("gru", MAZE, SMALL, key)
   monkeypatch.setattr(peer, "racers", slightly_wrong)
   with pytest.raises(ValueError, match=f"^{label} computes a different result"):
     check_equal("gru", MAZE, SMALL, key)
