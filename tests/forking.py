@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 SERVER = multiprocessing.get_context("forkserver")
 # What the programs import, but no program: `runpy` would find it imported.
@@ -26,6 +27,8 @@ SERVER.set_forkserver_preload(
     "tests.lowering",
   ]
 )
+# In place of the module `multiprocessing`, it has any process forked so.
+FORKING = SimpleNamespace(get_context=lambda method: SERVER)
 
 
 class Fork:

@@ -18,25 +18,26 @@ from tests.experiments.benchmarks.gpu_worker import (
   InProcess,
   end_slowly,
 )
+from tests.forking import FORKING
 
 A, B = frozenset(["a"]), frozenset(["b"])
 
 
-def real():
-  """Return a supervisor of real processes, whose starts take seconds."""
-  supervisor = Supervisor(WorkerProcess, 1000.0)
-  assert supervisor.environment()["platform"] == "cpu"
-  return supervisor
+@pytest.fixture
+def forked(monkeypatch):
+  """Have the processes of workers forked, and not start Python anew."""
+  monkeypatch.setattr(supervisor_module, "multiprocessing", FORKING)
 
 
 @pytest.fixture(
   params=["imitated", pytest.param("real", marks=pytest.mark.exhaustive)]
 )
-def supervisor(request):
+def supervisor(request, forked):
   if request.param == "imitated":
     yield Supervisor(InProcess, 1000.0)
     return
-  supervisor = real()
+  supervisor = Supervisor(WorkerProcess, 1000.0)
+  assert supervisor.environment()["platform"] == "cpu"
   yield supervisor
   supervisor.close()
 
@@ -120,6 +121,7 @@ def test_compiling_has_a_limit_of_its_own():
 
 
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_takes_long_to_end_has_an_exit_status(monkeypatch):
   monkeypatch.setattr(supervisor_module, "serve", end_slowly)
   worker = WorkerProcess()

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from experiments.benchmarks.peers import memory
+from tests.forking import FORKING
 
 SIZES = {"hidden_size": 5, "seq_len": 4, "batch_size": 3}
 
@@ -37,10 +38,15 @@ def test_the_memory_of_a_broken_pytorch_is_skipped(alone, monkeypatch):
 
 
 @pytest.mark.exhaustive
-def test_a_process_returns_a_result_or_an_expected_error(capfd):
+def test_a_process_returns_a_result_or_an_expected_error(monkeypatch):
+  monkeypatch.setattr(memory, "multiprocessing", FORKING)
   assert memory.in_a_process(abs, -3) == 3
   with pytest.raises(FileNotFoundError, match="no_such_file"):
     memory.in_a_process(open, "no_such_file")
+
+
+@pytest.mark.exhaustive
+def test_an_unexpected_error_of_a_process_is_printed(capfd):
   with pytest.raises(RuntimeError, match=r"^its process failed; its er"):
     memory.in_a_process(int, "three")
   assert (
@@ -54,5 +60,6 @@ def test_a_pytorch_that_is_killed_for_want_of_memory_is_skipped(
 ):
   killed = partial(eval, "__import__('os').abort()")  # SIZES are its globals
   monkeypatch.setattr(memory, "torch_peak", killed)
+  monkeypatch.setattr(memory, "multiprocessing", FORKING)
   rows, skipped = memory.measure_memory({**SIZES})
   assert rows == [] and "measured: its process was killed" in skipped["pytorch"]
