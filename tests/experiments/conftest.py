@@ -225,11 +225,18 @@ def explored_page(explored_run):
   return explore.run(config, Console(file=io.StringIO())).path
 
 
-@pytest.fixture(scope="module")
-def chromium():
-  """A browser for the pages of a module."""
+@pytest.fixture(scope="session")
+def started_chromium():
+  """A browser, whose start takes longer than most pages."""
   with browser.chromium() as found:
     yield found
+
+
+@pytest.fixture(scope="module")
+def chromium(started_chromium):
+  """A browser for the pages of a module, as if it were new."""
+  yield started_chromium
+  started_chromium.reset()
 
 
 @pytest.fixture

@@ -138,6 +138,12 @@ class Browser:
     feature = {"name": "prefers-color-scheme", "value": scheme}
     self._devtools("Emulation.setEmulatedMedia", features=[feature])
 
+  def reset(self):
+    """Leave the page, and end what `emulate` has set."""
+    self._send("url", {"url": "about:blank"})
+    self._devtools("Emulation.clearDeviceMetricsOverride")
+    self._devtools("Emulation.setEmulatedMedia", features=[])
+
   def screenshot(self, path):
     """Write a PNG of the window."""
     path.write_bytes(base64.b64decode(self._send("screenshot")))
