@@ -199,7 +199,6 @@ def test_with_all_options_of_batching_a_run_ends_at_its_last_step(
     random_offsets=True,
     short_seq_prob=0.3,
     late_batch_size=6,
-    eval_every=5,
   )
   result = train.run(config, console)
   tokens = read_corpus(config.data).train.tokens
