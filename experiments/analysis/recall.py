@@ -25,7 +25,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.analysis.chrono import with_chrono_biases
-from lstm_jax.language import LanguageModel, cross_entropy
+from lstm_jax.language import LanguageModel, LanguageParams, cross_entropy
 from lstm_jax.training import (
   OptimizerConfig,
   make_optimizer,
@@ -91,12 +91,15 @@ def learn(
   """
   split = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)
   init_keys, train_keys, test_keys = split(keys)
-  init_all = _init_program(model, delay, num_steps, chrono)
+  init_all = _init_program(model, num_steps)
   train_all, test_all = _programs(model, delay, num_steps, mesh)
   steps = jnp.arange(num_steps)
   results: list[tuple[tuple[int, float], Recall]] = []
   for rate in learning_rates:
-    members = init_all(init_keys)
+    params, opt_state = init_all(init_keys)
+    if chrono is not None:
+      params = _with_chrono(params, init_keys, chrono, delay + 2)
+    members = params, opt_state
     if mesh:
       members = place_members(members, mesh)
     for first in range(0, num_steps, STEPS_PER_CALL):
@@ -121,19 +124,32 @@ def _optimizer(num_steps: int) -> optax.GradientTransformation:
 
 
 @functools.lru_cache(maxsize=16)
-def _init_program(
-  model: LanguageModel, delay: int, num_steps: int, chrono: str | None
-) -> Callable:
+def _init_program(model: LanguageModel, num_steps: int) -> Callable:
   """Return keys [S] -> (weights, optimizer state) of every seed."""
 
   def init(key):
-    init_key, chrono_key = jax.random.split(key)
+    init_key, _ = jax.random.split(key)
     params = model.init(init_key)
-    if chrono is not None:
-      params = with_chrono_biases(params, chrono, chrono_key, delay + 2)
     return params, _optimizer(num_steps).init(params)
 
   return jax.jit(jax.vmap(init))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _with_chrono(
+  params: LanguageParams, keys: jax.Array, cell: str, longest: int
+) -> LanguageParams:
+  """Return the weights of every seed with biases that fit a longest time.
+
+  They are drawn by the second child of each seed's key [S]; the first one has
+  drawn the weights.
+  """
+
+  def change(params, key):
+    _, chrono_key = jax.random.split(key)
+    return with_chrono_biases(params, cell, chrono_key, longest)
+
+  return jax.vmap(change)(params, keys)
 
 
 @functools.lru_cache(maxsize=16)

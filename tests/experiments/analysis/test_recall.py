@@ -1,6 +1,7 @@
 """The delayed recall task: its sequences, and training on them."""
 
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from experiments.analysis import recall
+from experiments.analysis.chrono import with_chrono_biases
 from lstm_jax import lstm
-from lstm_jax.language import LanguageModel, ModelConfig, language_model
+from lstm_jax.language import ModelConfig, language_model
 from tests.compiling import count_programs
+from tests.draws import worst
 
 
 @pytest.mark.parametrize("delay", [1, 7])
@@ -72,12 +75,18 @@ def test_other_biases_and_a_second_call_compile_no_training_steps(key):
   assert first > biases and again == 0
   # Each training step has sequences of its own.
   train_all, _ = recall._programs(model, 1, 2, None)
-  members = recall._init_program(model, 1, 2, None)(keys)
+  members = recall._init_program(model, 2)(keys)
   two, one_twice = (
     train_all((members, keys), (jnp.array(steps), jnp.asarray(1e-3)))[0]
     for steps in ([0, 1], [0, 0])
   )
   assert (two.bias != one_twice.bias).any()
+  # Each seed draws its biases by a key of its own.
+  found = recall._with_chrono(members[0], keys, "lstm", 3).layers[0].b
+  for number, (seed, b) in enumerate(zip(keys, found, strict=True)):
+    params = jax.tree.map(itemgetter(number), members[0])
+    expected = with_chrono_biases(params, "lstm", jax.random.split(seed)[1], 3)
+    assert worst(b, expected.layers[0].b) < 1e-6  # float32
 
 
 def test_each_rate_trains_the_initial_weights_for_all_steps(key, monkeypatch):
@@ -108,19 +117,24 @@ def test_each_rate_trains_the_initial_weights_for_all_steps(key, monkeypatch):
 
 
 def test_chrono_biases_fit_the_steps_of_a_whole_sequence(key, monkeypatch):
-  longest = []
+  trained = []
 
-  def with_chrono_biases(params, cell, key, steps):
-    longest.append((cell, steps))
-    return params
+  def train_all(own, shared):
+    ((weights, _), _) = own
+    trained.append(weights)
+    return own[0]
 
-  monkeypatch.setattr(recall, "with_chrono_biases", with_chrono_biases)
-  model = LanguageModel(lambda key: jnp.zeros(3), *[None] * 4)
+  stand_ins = {
+    "_init_program": lambda *args: lambda keys: ("initial", None),
+    "_with_chrono": lambda params, keys, *args: (params, *args),
+    "_programs": lambda *args: (train_all, lambda *args: np.zeros((2, 2))),
+  }
+  for name, stand_in in stand_ins.items():
+    monkeypatch.setattr(recall, name, stand_in)
   for chrono in ("lstm", None):
-    init_all = recall._init_program(model, 7, 3, chrono)
-    jax.eval_shape(init_all, jax.random.split(key))
-  recall._init_program.cache_clear()
-  assert longest == [("lstm", len(recall.draw(key, 7, 1)[0]))]
+    recall.learn(None, jax.random.split(key), 7, 3, (0.1,), chrono)
+  longest = len(recall.draw(key, 7, 1)[0])
+  assert trained == [("initial", "lstm", longest), "initial"]
 
 
 def test_longest_is_the_delay_before_the_first_accuracy_too_low():
