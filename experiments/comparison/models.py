@@ -11,7 +11,7 @@ than 0.7 %; in the recall task, whose models are smaller, by less than 2.5 %.
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -38,19 +38,21 @@ def make_models(
 ) -> dict[str, CellModel]:
   """Return a model of each cell, all as large as an LSTM of these sizes."""
 
-  def make(cell: str, size: int) -> LanguageModel:
-    changed = replace(config, cell=CELLS[cell], hidden_size=size)
-    return language_model(changed, vocabulary_size)
+  def sized(cell: str, size: int) -> ModelConfig:
+    return replace(config, cell=CELLS[cell], hidden_size=size)
 
   def count(cell: str, size: int) -> int:
-    return count_parameters(make(cell, size))
+    return count_parameters(sized(cell, size), vocabulary_size)
 
   target = count("lstm", config.hidden_size)
   models = {}
   for cell in cells:
-    limit, multiple = LARGEST * config.hidden_size, MULTIPLES.get(cell, 1)
-    size = nearest_size(partial(count, cell), target, limit, multiple)
-    models[cell] = CellModel(cell, size, count(cell, size), make(cell, size))
+    size, multiple = config.hidden_size, MULTIPLES.get(cell, 1)
+    if cell != "lstm":
+      limit = LARGEST * size
+      size = nearest_size(partial(count, cell), target, limit, multiple)
+    model = language_model(sized(cell, size), vocabulary_size)
+    models[cell] = CellModel(cell, size, count(cell, size), model)
   return models
 
 
@@ -71,7 +73,9 @@ def nearest_size(
   return min(nearest, key=lambda size: abs(count(size) - target))
 
 
-def count_parameters(model: LanguageModel) -> int:
-  """Return the number of trainable parameters of a model."""
+@lru_cache(maxsize=1024)
+def count_parameters(config: ModelConfig, vocabulary_size: int) -> int:
+  """Return the number of trainable parameters of a language model."""
+  model = language_model(config, vocabulary_size)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
