@@ -138,9 +138,9 @@ def seconds_per_step(
   batch, rounds = batches.batch(0), config.timing_rounds
 
   def make_run(cell: CellModel) -> Callable[[], Any]:
-    # One more step, for compilation; every rate takes the same time.
+    # The program is that of the training; every rate takes the same time.
     state, train_step = make_ensemble(
-      cell.model, config, rounds + 1, keys, [1e-3] * len(keys)
+      cell.model, config, config.num_steps, keys, [1e-3] * len(keys)
     )
 
     def run():

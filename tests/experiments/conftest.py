@@ -140,7 +140,7 @@ def comparison(tmp_path):
     seq_len=8,
     num_steps=12,
     learning_rate=(0.02,),
-    trial_steps=20,
+    trial_steps=12,  # as num_steps: the program is the same
     weight_decay=0.0,
     timing_rounds=2,
     context=16,
