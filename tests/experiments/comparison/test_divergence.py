@@ -76,6 +76,7 @@ def test_a_training_that_diverges_does_not_stop_the_others(
   assert diverged(record, "rnn") == ", diverged: equal steps, equal time"
   assert diverged(record, "lstm") == ""
   assert [row["cell"] for row in record["context"]] == ["lstm"]
+  assert record["recall"] == []
   assert "rnn: the training loss is not finite" in console.file.getvalue()
 
 
