@@ -154,6 +154,7 @@ def gradcheck(
   x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
+  explicit, autodiff = map(jax.jit, (explicit, autodiff))  # trace each once
   outputs = [jax.eval_shape(f, x) for f in (explicit, autodiff)]
   shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]
   if shapes[0] != shapes[1]:
@@ -204,8 +205,7 @@ def gradcheck(
   )
   along_units = _evaluate(slope, units, flat.size)
 
-  least = 1e-3 * _rms(ga)
-  rows, start = [], 0
+  rows, start, least = [], 0, 1e-3 * _rms(ga)
   for i, (name, shape, part) in enumerate(tensors):
     floor = max(least, _rms(ga[part]))
     central = along_coordinates[start : start + len(picked[i])]
