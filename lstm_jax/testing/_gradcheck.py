@@ -29,6 +29,7 @@ error of 1 % in a term that matters anywhere still shows as about 1e-2.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -154,7 +155,8 @@ def gradcheck(
   x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
-  explicit, autodiff = map(jax.jit, (explicit, autodiff))  # trace each once
+  # Each is traced once here, and anew by the next check, as its code is then.
+  explicit, autodiff = (jax.jit(partial(f)) for f in (explicit, autodiff))
   outputs = [jax.eval_shape(f, x) for f in (explicit, autodiff)]
   shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]
   if shapes[0] != shapes[1]:
@@ -280,14 +282,10 @@ def _rms(x):
 
 
 def _error(a, b, floor, indices, shape):
-  """Return the largest error of a against b.
+  """Return the largest error of a against b, [K] both.
 
-  Args:
-    a: [K].
-    b: [K].
-    floor: the least that an error is divided by.
-    indices: where they are in an array of this shape, flattened, [K].
-    shape: the shape.
+  An error is divided by at least `floor`. The K values are at these indices of
+  an array of this shape, flattened.
   """
   if not len(a):
     return Error(0, 0.0, 0.0, ())

@@ -76,6 +76,17 @@ def test_max_coordinates_limits_the_differences(key):
   assert report.tensors[0].explicit_central.where > (0, 6)  # not the first 7
 
 
+def test_a_function_whose_code_has_changed_is_checked_anew(key):
+  factor = 1.0
+
+  def f(x):
+    return factor * x**2
+
+  assert gradcheck(f, jnp.square, jnp.ones(2), key).passes()
+  factor = 1.01
+  assert not gradcheck(f, jnp.square, jnp.ones(2), key).passes()
+
+
 def test_a_gradient_of_nan_does_not_pass(key):
   x = jnp.ones(3)
   report = gradcheck(lambda x: x * jnp.nan, lambda x: x, x, key)
