@@ -67,10 +67,10 @@ def gate_biases(
   hidden_size: int, gates: int, dtype, forget: int | None = None
 ) -> jax.Array:
   """Return b, [gates·H]: 0, but 1 for gate number `forget`."""
-  b = jnp.zeros((gates, hidden_size), dtype)
-  if forget is not None:
-    b = b.at[forget].set(1)
-  return b.reshape(gates * hidden_size)
+  blocks = [
+    jnp.full(hidden_size, gate == forget, dtype) for gate in range(gates)
+  ]
+  return jnp.concatenate(blocks)
 
 
 def check_init(input_size: Any, hidden_size: Any, dtype: Any) -> None:
