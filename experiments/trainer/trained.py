@@ -168,5 +168,7 @@ def _best_checkpoint(checkpoints: Path) -> Checkpoint:
     if not best:
       return newest
     _, best_step = best  # the loss, and its step
+    if best_step == step:
+      return newest
     return read_checkpoint(checkpoints, best_step)
   raise first_error or CheckpointError(f"{checkpoints} holds no checkpoint")
