@@ -165,7 +165,7 @@ JSON = st.recursive(
 )
 
 
-def read_split(directory):
+def read_model(directory):
   trained = load(directory)
   sha256 = trained.corpus_sha256
   read_excerpt(trained.config.data, sha256)
@@ -199,7 +199,7 @@ def test_any_metadata_is_read_or_an_error_of_one_line(directory, data):
     record = data.draw(JSON)
   path.write_text(json.dumps(record))
   try:
-    for read in (load, read_split, read_history):
+    for read in (read_model, read_history):
       try:
         read(directory)
       except EXPECTED as error:
