@@ -5,6 +5,7 @@ import, once, and is forked for each of them: two seconds less than a start.
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -18,12 +19,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 SERVER = multiprocessing.get_context("forkserver")
-# What the programs import, but no program: `runpy` would find it imported.
+# What the programs import, but no program: `runpy` would find it imported. JAX
+# imports mhlo when it lowers its first program.
 SERVER.set_forkserver_preload(
   [
     "experiments.cli",
     "experiments.trainer.logger",
     "experiments.trainer.start",
+    "jaxlib.mlir.dialects.mhlo",
     "tests.lowering",
   ]
 )
@@ -84,6 +87,7 @@ def _run(module, arguments, variables, out, err):
   os.environ.clear()
   os.environ |= variables
   sys.argv = [module, *arguments]
+  gc.freeze()  # no garbage among the modules
   # As in a terminal: a background job that runs the tests ignores it.
   signal.signal(signal.SIGINT, signal.default_int_handler)
   status = status_of(lambda: runpy.run_module(module, None, "__main__", True))
