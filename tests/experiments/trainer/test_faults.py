@@ -18,7 +18,14 @@ from tests.experiments.conftest import VERSE, VERSES
 from tests.experiments.conftest import make_config as small_config
 from tests.experiments.trainer.killing import EVERY, make_config
 from tests.experiments.trainer.resuming import last_checksums, outcome
-from tests.processes import ROOT, as_flags, environment, finish
+from tests.processes import (
+  ROOT,
+  as_flags,
+  environment,
+  finish,
+  run_program,
+  start,
+)
 
 pytestmark = [pytest.mark.programs, pytest.mark.exhaustive]
 
@@ -30,30 +37,29 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(seed):
   The runs are on the disk: in `tmp_path`, which may be in memory, a checkpoint
   is written too fast to be cut off.
   """
-  program = [sys.executable, "-m", "tests.experiments.trainer.killing"]
   with tempfile.TemporaryDirectory() as directory:
-    process = subprocess.run(
-      [*program, directory, "50", f"{seed}"],
-      cwd=ROOT,
-      text=True,
-      capture_output=True,
-      timeout=900,
-      check=False,
-    )
-  assert process.returncode == 0, process.stderr[-3000:]
-  counts = json.loads(process.stdout.splitlines()[-1])
+    killing = start("tests.experiments.trainer.killing", directory, 50, seed)
+    [(status, output, errors)] = finish(killing, timeout=900)
+  assert status == 0, errors[-3000:]
+  counts = json.loads(output.splitlines()[-1])
   assert counts["kills"] >= 50
   assert counts["in_a_save"] >= 5
   # An interval, and the step beside which a checkpoint was being written.
   assert 0 < counts["lost"] <= EVERY + 1
 
 
+def flags_of(config):
+  return as_flags(to_record(config), to_record(TrainConfig()))
+
+
 def program(config, blocks="unlimited"):
-  """Run the program; files may have so many blocks of 512 bytes."""
-  flags = as_flags(to_record(config), to_record(TrainConfig()))
+  """Run the program, which ends with an error, and the interpreter's end too.
+
+  Files may have so many blocks of 512 bytes.
+  """
   limited = ["sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"]
   return subprocess.run(
-    [*limited, sys.executable, "-m", "experiments.train", *flags],
+    [*limited, sys.executable, "-m", "experiments.train", *flags_of(config)],
     cwd=ROOT,
     env=environment(cached=blocks == "unlimited"),
     text=True,
@@ -72,7 +78,7 @@ def config(config):
 def whole(tmp_path_factory):
   """What the run of `config` leaves if nothing is in its way."""
   config = small_config(tmp_path_factory.mktemp("whole"))
-  assert program(replace(config, num_epochs=2)).returncode == 0
+  run_program("experiments.train", *flags_of(replace(config, num_epochs=2)))
   return outcome(Path(config.job.run))
 
 
@@ -109,9 +115,8 @@ def test_a_full_disk_is_one_line_and_costs_no_more_than_a_checkpoint(
     assert fixed.stderr.count("\n") == 1
     assert "read-only file system" in fixed.stderr
     remount("rw")
-    again = program(config)
-    assert (again.returncode, again.stderr) == (0, "")
-    assert "resumed     after step" in again.stdout
+    again = run_program("experiments.train", *flags_of(config))
+    assert "resumed     after step" in again
     assert outcome(disk / "run") == whole
 
 
@@ -123,8 +128,7 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_loses_nothing(
   assert limited.returncode == 2, limited.stderr
   assert limited.stderr.count("\n") == 1
   assert "file too large" in limited.stderr
-  again = program(config)
-  assert (again.returncode, again.stderr) == (0, "")
+  run_program("experiments.train", *flags_of(config))
   assert outcome(tmp_path / "limited") == whole
 
 
