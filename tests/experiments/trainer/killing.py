@@ -103,7 +103,7 @@ def kill(child, run, draws, lifetime):
     while not writing(run) and time.monotonic() < patience:
       if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         break
-      time.sleep(0.001)
+      time.sleep(0.003)
     time.sleep(draws.uniform(0, 0.05))
   else:
     time.sleep(draws.uniform(0, lifetime))
