@@ -239,7 +239,7 @@ def test_four_processes_compute_what_one_does(tmp_path):
 def test_training_steps_in_a_row_do_not_wait_for_ever(tmp_path):
   """CPU devices of jax 0.10 deadlock where many steps are queued."""
   out = tmp_path / "found.json"
-  process = start(SCRIPT, "queued", out, devices=2)
+  process = start(SCRIPT, "queued", out, devices=8)
   ((status, _, errors),) = finish(process)
   assert status == 0, errors
   assert json.loads(out.read_text()) == MANY
