@@ -26,7 +26,7 @@ def module(tmp_path_factory):
     yield importlib.import_module("gradbench_lstm")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data():
   """main_params, extra_params, state and sequence, as GradBench draws them."""
   draw = np.random.default_rng(0)
@@ -67,18 +67,23 @@ def published(xp, main, extra, state, sequence):
   return -total / ((T - 1) * H)
 
 
+@pytest.fixture(scope="module")
+def expected(data):
+  """The gradient of the published loss, as one vector."""
+  gradients = jax.jit(jax.grad(partial(published, jnp), (0, 1)))(*data)
+  return np.concatenate([np.ravel(gradient) for gradient in gradients])
+
+
 OTHERS = Explicit("recompute"), Step(), Autodiff()
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", [Explicit(), *OTHERS])
 def test_loss_and_gradient_are_those_of_the_published_equations(
-  module, data, adjoint
+  module, data, expected, adjoint
 ):
   loss = jax.jit(partial(module.objective, adjoint=adjoint))(*data)
   assert abs(loss - published(np, *data)) < 1e-12
-  expected = jax.jit(jax.grad(partial(published, jnp), (0, 1)))(*data)
-  expected = np.concatenate([np.ravel(gradient) for gradient in expected])
   found = jax.jit(partial(module.jacobian, adjoint=adjoint))(*data)
   assert found.shape == (LAYERS * 8 * H + 3 * H,)
   assert np.abs(expected).min() > 1e-6 and worst(found, expected) < 1e-12
