@@ -46,7 +46,7 @@ def test_unroll_has_the_value_and_gradient_of_jax_reference_lstm(both, key):
     return unroll_stack(lstm, layers, states, xs, time_major=False)[1]
 
   def run(f, weights):
-    return jax.value_and_grad(weighed(f, key), (0, 1))(weights, xs)
+    return jax.jit(jax.value_and_grad(weighed(f, key), (0, 1)))(weights, xs)
 
   value, (d_layers, d_xs) = run(ours, from_cudnn(weights, *sizes))
   with jax.numpy_rank_promotion("allow"):
