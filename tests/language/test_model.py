@@ -196,12 +196,11 @@ def test_tokens_that_are_no_integers_are_refused(size, key):
 def test_an_empty_batch_has_no_loss_and_a_gradient_of_zero(adjoint, key):
   model, params, *_ = make("lstm", key, adjoint)
   state, tokens = model.initial_state((0,)), jnp.zeros((T, 0), int)
-  _, logits = model.apply(params, state, tokens)
+  _, logits = jax.jit(model.apply)(params, state, tokens)
   assert logits.shape == (T, 0, V)
-  assert jnp.isnan(model.loss(params, state, tokens, tokens)[0])
-  (value, _), gradient = jax.value_and_grad(model.loss, has_aux=True)(
-    params, state, tokens, tokens
-  )
+  assert jnp.isnan(jax.jit(model.loss)(params, state, tokens, tokens)[0])
+  gradient_of = jax.jit(jax.value_and_grad(model.loss, has_aux=True))
+  (value, _), gradient = gradient_of(params, state, tokens, tokens)
   assert jnp.isnan(value)
   assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
