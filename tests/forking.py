@@ -2,6 +2,7 @@
 
 A server, a process of its own without a device, imports what the programs
 import, once, and is forked for each of them: two seconds less than a start.
+They lower their programs as the tests do, see `tests.lowering`.
 """
 
 import atexit

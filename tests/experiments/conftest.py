@@ -65,18 +65,12 @@ def make_config(directory):
 
 
 @pytest.fixture(autouse=True)
-def loss_picture(request, monkeypatch):
-  """Have runs draw no loss.png, which is slow, unless a test asks for `drawn`.
+def no_loss_picture(monkeypatch):
+  """Have runs draw no loss.png, which is slow.
 
   Those of session fixtures, which are made before this one, draw it.
   """
-  if "drawn" not in request.fixturenames:
-    monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
-
-
-@pytest.fixture
-def drawn():
-  """Have runs draw loss.png."""
+  monkeypatch.setattr(plot, "draw", lambda directory, unit: None)
 
 
 @pytest.fixture
@@ -140,7 +134,7 @@ def comparison(tmp_path):
     seq_len=8,
     num_steps=12,
     learning_rate=(0.02,),
-    trial_steps=12,  # as num_steps: the program is the same
+    trial_steps=20,
     weight_decay=0.0,
     timing_rounds=2,
     context=16,

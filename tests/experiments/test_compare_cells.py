@@ -145,7 +145,7 @@ def test_the_seed_draws_the_keys(comparison, tmp_path, console, monkeypatch):
 @pytest.mark.programs
 def test_two_devices_share_the_seeds(comparison, tmp_path):
   losses, recalled, default = {}, {}, to_record(CompareConfig())
-  only_lstm = {"cells": ("lstm",), "equal_time": False, "delay": (3,)}
+  only_lstm = {"cells": ("lstm",), "equal_time": False}
   for count in ("1", "2"):
     config = replace(comparison, **only_lstm, devices=count)
     flags = [*as_flags(to_record(config), default), f"--out={tmp_path / count}"]
@@ -163,7 +163,8 @@ def test_two_devices_share_the_seeds(comparison, tmp_path):
 
 @pytest.mark.exhaustive
 def test_a_comparison_fills_its_directory(comparison, tmp_path, console):
-  config = replace(comparison, learning_rate=(1e-3, 0.02))
+  # Trials of as many steps as the training have its program.
+  config = replace(comparison, learning_rate=(1e-3, 0.02), trial_steps=12)
   directory = tmp_path / "out"
   directory.mkdir()
   record = compare_cells.run(config, directory, console)

@@ -41,7 +41,7 @@ def test_outputs_and_every_gradient_are_those_of_torch(
   inputs = torch.tensor(np.asarray(xs), requires_grad=True)
   expected, _ = module(inputs)
   states = initial_stack_state(cell, layers, (B,))
-  cotangent = normal_like(key, np.zeros(expected.shape, dtype))
+  cotangent = normal_like(jax.random.key(1), np.zeros(expected.shape, dtype))
   expected.backward(torch.tensor(np.asarray(cotangent)))
 
   @jax.jit

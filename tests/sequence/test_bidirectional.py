@@ -220,8 +220,7 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
 
   def gradient(**adjoint):
     run = partial(unroll_both, cell, **options, **adjoint)
-    gradient = jax.jit(jax.grad(weighed(run, key), (0, 1, 2)))
-    return gradient(params, states, xs)
+    return jax.grad(weighed(run, key), (0, 1, 2))(params, states, xs)
 
   expected = gradient(adjoint=Autodiff())
   assert worst(gradient(), expected) < 1e-12

@@ -76,8 +76,15 @@ def test_a_training_that_diverges_does_not_stop_the_others(
   assert diverged(record, "rnn") == ", diverged: equal steps, equal time"
   assert diverged(record, "lstm") == ""
   assert [row["cell"] for row in record["context"]] == ["lstm"]
-  assert record["recall"] == []
   assert "rnn: the training loss is not finite" in console.file.getvalue()
+
+
+@pytest.mark.exhaustive
+def test_equal_time_and_recall_can_be_left_out(small, tmp_path, console):
+  config = replace(small, equal_time=False)
+  record = compare_cells.run(config, tmp_path, console)
+  assert [run["budget"] for run in record["runs"]] == ["equal steps"] * 2
+  assert record["recall"] == []
 
 
 @pytest.mark.exhaustive

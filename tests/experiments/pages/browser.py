@@ -139,10 +139,12 @@ class Browser:
     self._devtools("Emulation.setEmulatedMedia", features=[feature])
 
   def reset(self):
-    """Leave the page, and end what `emulate` has set."""
+    """Leave the page, with its messages, and end what `emulate` has set."""
     self._send("url", {"url": "about:blank"})
     self._devtools("Emulation.clearDeviceMetricsOverride")
     self._devtools("Emulation.setEmulatedMedia", features=[])
+    self.errors()
+    self.requests()
 
   def screenshot(self, path):
     """Write a PNG of the window."""

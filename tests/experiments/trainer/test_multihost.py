@@ -163,14 +163,10 @@ def wait_for(text, path):
     time.sleep(0.2)
 
 
-# Its training step, and so its program, is the same for any number of steps.
-AVERAGED = {"schedule": "constant", "learning_rate": 1.0, "asgd_patience": 1}
-
-
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_two_processes_stop_between_evaluations(shared, tmp_path):
-  long = replace(shared, **AVERAGED, num_epochs=2000, eval_every=100_000)
+  long = replace(shared, num_epochs=2000, eval_every=100_000)
   processes = joining(long, 2)
   wait_for('"step": 60,', tmp_path / "run" / "metrics.jsonl")
   processes[1].send_signal(signal.SIGTERM)
@@ -184,7 +180,14 @@ def test_two_processes_stop_between_evaluations(shared, tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.programs
 def test_one_process_resumes_what_two_have_stopped(shared, console, tmp_path):
-  long = replace(shared, **AVERAGED, num_epochs=15, eval_every=10)
+  long = replace(
+    shared,
+    num_epochs=30,
+    eval_every=10,
+    schedule="constant",
+    learning_rate=1.0,
+    asgd_patience=1,
+  )
   processes = joining(long, 2)
   samples = tmp_path / "run" / "samples.txt"
   wait_for("weights are averaged", samples)
