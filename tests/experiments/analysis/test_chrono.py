@@ -76,7 +76,8 @@ def test_each_layer_draws_its_own_times(key):
 
 def test_a_cell_without_a_gate_that_keeps_its_memory_is_refused(key):
   message = r"a gate that keeps its memory \(lstm, .*, gru, .*\), got rnn$"
+  params, _ = initial_and_changed("lstm", key)
   with pytest.raises(ValueError, match=message):
-    initial_and_changed("rnn", key)
+    with_chrono_biases(params, "rnn", key, 50)
   with pytest.raises(ValueError, match="longest must be at least 2, got 1"):
-    initial_and_changed("lstm", key, longest=1)
+    with_chrono_biases(params, "lstm", key, 1)
