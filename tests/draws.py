@@ -18,14 +18,20 @@ def arguments(cell, key, *, steps=T, batch=(B,), size=D, hidden=H):
 
   Only the normaliser n of an sLSTM is at least 1, as it is after any step.
   """
+  sizes = {"steps": steps, "batch": batch, "size": size, "hidden": hidden}
+  params, state, xs = gaussian(key, cell, shapes(cell, **sizes))
+  return params, normalisable(state), xs
 
-  def shapes(key):
-    params = cell.init(key, size, hidden, jnp.float64)
-    xs = jnp.zeros((steps, *batch, size), jnp.float64)
+
+def shapes(cell, *, steps=T, batch=(B,), size=D, hidden=H, dtype=jnp.float64):
+  """Return the shapes of (params, state, xs)."""
+
+  def make(key):
+    params = cell.init(key, size, hidden, dtype)
+    xs = jnp.zeros((steps, *batch, size), dtype)
     return params, cell.initial_state(params, batch), xs
 
-  params, state, xs = gaussian(key, cell, jax.eval_shape(shapes, key))
-  return params, normalisable(state), xs
+  return jax.eval_shape(make, jax.random.key(0))
 
 
 def gaussian(key, cell, tree):

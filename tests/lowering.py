@@ -7,8 +7,8 @@ each once. It changes no program.
 """
 
 import threading
-from importlib.metadata import version
 
+import jax
 from jax._src.interpreters import mlir
 
 TIMES = 100  # a context keeps all constants of its programs
@@ -24,5 +24,5 @@ def reused():
   return local.context
 
 
-if tuple(map(int, version("jax").split(".")[:2])) < (0, 11):
+if jax.__version_info__ < (0, 11):
   mlir.make_ir_context = reused

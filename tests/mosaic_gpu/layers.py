@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lstm_jax import gru, lstm, rnn, unroll
-from tests.draws import normal_like
+from tests.draws import normal_like, shapes
 from tests.interpreting import interpreted
 
 CELLS = {"lstm": lstm, "gru": gru, "rnn": rnn}
@@ -31,14 +31,9 @@ BFLOAT16 = 5e-3
 
 def draw(cell, *, steps=T, batch=(B,), size=D, hidden=H, dtype=jnp.float32):
   """Return (params, state, xs), with weights as large as those of `init`."""
-
-  def shapes(key):
-    params = cell.init(key, size, hidden, dtype)
-    state = cell.initial_state(params, batch)
-    return params, state, jnp.zeros((steps, *batch, size), dtype)
-
-  key = jax.random.key(0)
-  params, state, xs = normal_like(key, jax.eval_shape(shapes, key))
+  sizes = {"steps": steps, "batch": batch, "size": size, "hidden": hidden}
+  expected = shapes(cell, **sizes, dtype=dtype)
+  params, state, xs = normal_like(jax.random.key(0), expected)
 
   def scale(x):  # larger weights would saturate the gates, and hide errors
     return x / np.sqrt(x.shape[0]).astype(dtype) if x.ndim > 1 else x

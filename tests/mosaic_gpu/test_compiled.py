@@ -15,6 +15,7 @@ from experiments.benchmarks.launches import compile_for_h100
 from lstm_jax import unroll
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
+from tests import draws
 from tests.interpreting import NEEDS_KERNELS
 from tests.mosaic_gpu.layers import ALL_CELLS, CELLS, CLUSTER, DTYPES, ONE_BLOCK
 
@@ -42,14 +43,9 @@ SIZES = sorted(
 
 def shapes(cell, hidden, steps=T):
   """Return shapes: (params, state, xs) in float32, flags in bool [2, T, B]."""
-
-  def make(key):
-    params = cell.init(key, D, hidden, jnp.float32)
-    xs = jnp.zeros((steps, B, D), jnp.float32)
-    flags = jnp.zeros((2, steps, B), bool)
-    return params, cell.initial_state(params, (B,)), xs, flags
-
-  return jax.eval_shape(make, jax.random.key(0))
+  sizes = {"steps": steps, "batch": (B,), "size": D, "hidden": hidden}
+  arguments = draws.shapes(cell, **sizes, dtype=jnp.float32)
+  return *arguments, jax.ShapeDtypeStruct((2, steps, B), bool)
 
 
 def loss_of(cell, **options):

@@ -7,7 +7,7 @@ import numpy as np
 
 from lstm_jax.cells.cell import output_size
 from lstm_jax.sequence import regularize
-from tests.draws import B, D, H, T
+from tests.draws import B, T, shapes
 
 DRAW = np.random.default_rng(3)
 MASK = DRAW.random((T, B)) < 0.6
@@ -25,31 +25,21 @@ OPTIONS = {
 }
 
 
-def params_and_state(cell):
-  """Return the shapes of a cell's weights and state."""
-
-  def shapes():
-    params = cell.init(jax.random.key(0), D, H)
-    return params, cell.initial_state(params, (B,))
-
-  return jax.eval_shape(shapes)
-
-
 @cache
 def zoneout_mask(cell):
-  _, state = params_and_state(cell)
+  _, state, _ = shapes(cell, dtype=np.float32)
   rates = type(state)(*(0.3 for _ in state))
   return regularize.zoneout(jax.random.key(1), state, T, rates)
 
 
 def zoneout_rates(cell):
-  _, state = params_and_state(cell)
+  _, state, _ = shapes(cell)
   return type(state)(*(0.25 for _ in state))
 
 
 @cache
 def dropout_factors(cell, *axes):
-  size = output_size(cell, params_and_state(cell)[0])
+  size = output_size(cell, shapes(cell)[0])
   return regularize.factors(jax.random.key(2), (*axes, size), 0.5)
 
 

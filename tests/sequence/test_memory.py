@@ -9,6 +9,7 @@ import pytest
 
 from lstm_jax import Autodiff, Explicit, gru, lstm, unroll
 from tests.contract import NAMES, TABLE, TAKE_TOKENS
+from tests.draws import shapes
 
 T, B, D, H = 64, 3, 24, 32
 KEY = jax.random.key(0)
@@ -37,12 +38,9 @@ if jax.__version_info__ >= (0, 11):  # its XLA reserves more
 
 def shapes_of(cell):
   """Return the shapes of a cell's weights and state."""
-
-  def shapes():
-    params = cell.init(KEY, D, H, jnp.float32)
-    return params, cell.initial_state(params, (B,))
-
-  return jax.eval_shape(shapes)
+  sizes = {"batch": (B,), "size": D, "hidden": H}
+  params, state, _ = shapes(cell, **sizes, dtype=jnp.float32)
+  return params, state
 
 
 def compiled_gradient(name, tokens, compute_dtype, **options):
