@@ -1,4 +1,4 @@
-"""One step of each cell: its equations, forward, backward and `step`."""
+"""The cells: one module each, with one time step, forward and backward."""
 
 from types import ModuleType
 

@@ -97,7 +97,7 @@ def select_or_multiply(x: jax.Array, w: jax.Array) -> jax.Array:
 def as_row(vector: jax.Array, like: jax.Array) -> jax.Array:
   """Return a vector [K] with the rank and dtype of an array [..., K].
 
-  JAX can be set to refuse a sum that promotes one of the two.
+  JAX can be set to refuse a sum of arrays of different ranks or dtypes.
   """
   return jnp.expand_dims(vector.astype(like.dtype), range(like.ndim - 1))
 
@@ -130,8 +130,8 @@ def affine_backward(
   """
   if is_token(x):
     dw_tokens = _token_gradient(x, w, da)
-    # Every row of da is in one row of dW, so both have the same sum over rows.
-    # A symbolic number of tokens (`jax.export`) compares with nothing.
+    # Every row of da is added to one row of dW, so the rows of both have the
+    # same sum. A symbolic number of tokens (`jax.export`) cannot be compared.
     few = isinstance(x.size, int) and len(dw_tokens) < x.size
     db_tokens = total(dw_tokens if few else da)
     return None, dw_tokens, db_tokens
@@ -140,7 +140,7 @@ def affine_backward(
 
 
 def _token_gradient(x: jax.Array, w: jax.Array, da: jax.Array) -> jax.Array:
-  """Return dW, [D, K]: for each token, the sum of the rows of da that have it.
+  """Return dW, [D, K]: in row k, the sum of the rows of da whose token is k.
 
   Args:
     x: integer tokens, [...].
@@ -164,7 +164,7 @@ def linear(
     x: as in `affine`.
     w: as in `affine`.
     b: as in `affine`.
-    compute_dtype: the dtype of the products' operands; None for that of w.
+    compute_dtype: the dtype of the products' operands; None for w's dtype.
   """
   sharding = leading_sharding(x, x.ndim - (not is_token(x)))
   rule = auto_sharded(partial(_linear, compute_dtype), sharding)
@@ -177,7 +177,7 @@ def _linear(compute_dtype, x, w, b):
 
 
 def _linear_forward(compute_dtype, x, w, b):
-  # Not `_linear`: this can be differentiated in forward mode too.
+  # `affine`, not `_linear`, has a forward mode, which `jax.hessian` needs.
   return affine(x, cast_matrices(w, compute_dtype), b), (x, w, b)
 
 

@@ -46,14 +46,15 @@ class Cell(Protocol[ParamsT, StateT]):
 
   `lstm`, `gru` and `rnn` are examples; their docstrings hold the equations. All
   functions are batched over the leading axes of their arrays. With `Explicit`,
-  `unroll` passes a time axis before them as well: to `project` and
-  `parameter_gradients`, to `recur` if `residuals="recompute"`, and to `recur`
-  and `recur_backward` of a linear recurrence.
+  `unroll` calls some of them for many time steps at once, with a time axis
+  before the batch axes: `project` and `parameter_gradients`; `recur` if
+  `residuals="recompute"`; and `recur` and `recur_backward` of a linear
+  recurrence.
 
-  A cell whose `project` reads x through x W_x alone, and takes integer tokens
-  for one-hot rows, says so by an attribute `takes_tokens = True`. A cell whose
-  next state is λ ⊙ state + u in each of its arrays, where neither λ nor u
-  depends on the state and |λ| ≤ 1, may say so by `linear_recurrence = True`;
+  If `project` uses x in x W_x alone, and takes integer tokens for one-hot rows,
+  the cell has the attribute `takes_tokens = True`. If the next state is
+  λ ⊙ state + u in each of its arrays, where neither λ nor u depends on the
+  state and |λ| ≤ 1, the cell may have the attribute `linear_recurrence = True`;
   `unroll` then computes all time steps at once (`sequence.linear`).
   """
 
@@ -79,19 +80,20 @@ class Cell(Protocol[ParamsT, StateT]):
     """(params, state, projected input, *extras) -> (state, gates, residuals).
 
     Gates and residuals are what the backward needs. The gates have the shape of
-    the projected input, [..., G·H]: `unroll` writes them over it, and later da
-    over them. In their place, a cell may return any array of that shape,
-    such as local gradients: the derivatives of its state with respect to the
-    pre-activations a.
+    the projected input, [..., G·H]: the loop of `Explicit` stores them in the
+    memory of the projected input, and later da in theirs. Instead of gates, a
+    cell may return any array of that shape, such as local gradients: the
+    derivatives of its state with respect to the pre-activations a.
     """
 
   @property
   def recur_backward(self) -> Callable[..., tuple]:
     """(params, gates, residuals, d_state, *extras) -> (d_state, da).
 
-    The cotangent of the state after the step makes that of the state before it,
-    and da, that of the pre-activations. Extra cotangents may follow da, if the
-    weights' gradients need them.
+    The argument d_state is the cotangent of the state after the step. The
+    results are the cotangent of the state before the step, and da, the
+    cotangent of the pre-activations. Extra cotangents may follow da, if
+    `parameter_gradients` needs them.
     """
 
   @property
@@ -100,7 +102,7 @@ class Cell(Protocol[ParamsT, StateT]):
   ) -> Callable[..., tuple[ParamsT, jax.Array | None]]:
     """(params, x, h, residuals, da, *extra cotangents) -> (d_params, dx).
 
-    Both have the accumulation dtype; dx is None for tokens.
+    Both have the accumulation dtype (`cells.precision`); dx of tokens is None.
     """
 
   @property
@@ -161,9 +163,8 @@ def one_step(
   `forward`, and `unroll` takes it with `adjoint=Autodiff()`.
 
   A wrapped cell passes as `innermost` the parts of the cell inside, and how
-  many extras its wrappers add. The weights are checked by those parts
-  (`check_weights`), unless the cell inside takes extras of its own: the check
-  has none to pass.
+  many extras its wrappers add. `check_weights` calls those parts, without
+  extras. So the weights are not checked if the cell inside takes extras itself.
   """
   parts = initial_state, project, recur, recur_backward, parameter_gradients
   checked, num_extras = innermost or (parts, 0)
@@ -171,8 +172,8 @@ def one_step(
   def state_before(
     params: ParamsT, state: StateT | None, x: jax.Array, extras: tuple
   ) -> StateT:
-    """Return the state, zero if it is None, after a check of the weights."""
-    check_params(project, params)  # are they of the type that it declares?
+    """Check the weights; return the state, or the zero state if it is None."""
+    check_params(project, params)  # of the type that `project` declares
     if len(extras) == num_extras:
       check_weights(checked, params)
     if state is not None:

@@ -41,7 +41,7 @@ def forward(x: jax.Array, w: Matrix) -> jax.Array:
 
 
 def backward(w: Matrix, da: jax.Array) -> jax.Array:
-  """Return dx, [..., D]."""
+  """Return dx = da Wᵀ, [..., D], the cotangent of x."""
   if not isinstance(w, LowRank):
     return product_transposed(da, w)
   dy = product_transposed(da, w.right)
@@ -50,7 +50,7 @@ def backward(w: Matrix, da: jax.Array) -> jax.Array:
 
 
 def parameter_gradients(x: jax.Array, w: Matrix, da: jax.Array) -> Matrix:
-  """Return dW, a matrix [D, K] or its factors' gradients."""
+  """Return dW, [D, K], or the gradients dL and dR of its factors."""
   if not isinstance(w, LowRank):
     dw = outer(x, da, w.dtype)
     return dw
