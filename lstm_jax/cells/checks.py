@@ -17,14 +17,15 @@ def check_params(project: Callable[..., Any], params: Any) -> None:
   """Raise ValueError unless params have the type that the cell takes.
 
   Args:
-    project: the cell's. The type is the annotation of its first argument. Any
-      type is accepted if that is not a class, or if it is a string and one of
-      the annotations cannot be evaluated.
+    project: the cell's `project`. The type is the annotation of its first
+      argument. Any type is accepted if this annotation is not a class or is a
+      `Protocol`, or if it is a string and one of the annotations of `project`
+      cannot be evaluated.
     params: the weights.
   """
   try:
     signature = inspect.signature(project, eval_str=True)
-  except Exception:  # a string may be a name for type checkers, or any text
+  except Exception:  # a string may be any text, or name a typing-only import
     signature = inspect.signature(project)
   expected = next(iter(signature.parameters.values())).annotation
   if expected in (inspect.Parameter.empty, Any):
@@ -50,20 +51,20 @@ PARTS = (
 
 
 def parts_of(cell: Any) -> tuple[Callable | None, ...]:
-  """Return the functions that `check_weights` takes; None for one missing."""
+  """Return the functions PARTS of a cell, with None for each that it lacks."""
   return tuple(getattr(cell, name, None) for name in PARTS)
 
 
 def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
   """Raise ValueError unless params are floats whose shapes fit each other.
 
-  Without this check, a bias of one element would be broadcast to all units. The
-  shapes that fit are those of the gradients that the cell itself computes. The
-  shapes of a cell without a backward (None) are not checked; one whose backward
-  raises NotImplementedError may have any with which a step runs.
+  Without this check, a bias of one element would be broadcast to all units.
+  Weights fit if they have the shapes of the gradients that the cell itself
+  computes. If a part is None, shapes are not checked; if the backward raises
+  NotImplementedError, all shapes with which a step runs are accepted.
 
   Args:
-    parts: the functions PARTS of the cell.
+    parts: the functions PARTS of the cell, with None for each that it lacks.
     params: the weights, of the cell's type, without an axis of layers or seeds.
 
   Raises:
@@ -90,7 +91,7 @@ def check_weights(parts: tuple[Callable | None, ...], params: Any) -> None:
     _check_step(parts, structure, tuple(kinds))
 
 
-@lru_cache(maxsize=256)  # or each call outside of `jax.jit` would trace a step
+@lru_cache(maxsize=256)  # else each call outside of `jax.jit` traces a step
 def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
   """Raise ValueError if a step fails, or a shape is not as it must be."""
   initial_state, project, recur, recur_backward, parameter_gradients = parts
@@ -111,7 +112,7 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
     d_params = parameter_gradients(params, x, state.h, residuals, *das)[0]
     return state, d_state, d_params
 
-  # Mixed dtypes are not the question, and may be refused elsewhere.
+  # This checks shapes: mixed dtypes pass, even if JAX is set to refuse them.
   eval_shape = jax.numpy_dtype_promotion("standard")(jax.eval_shape)
   misfit, weights = "weights do not fit each other", _named(params)
   error = f"{misfit}, or the cell is wrong: {weights}"
@@ -151,7 +152,7 @@ def _check_step(parts: tuple[Any, ...], structure: Any, kinds: tuple) -> None:
 
 
 def _check_type(error: str, what: str, expected: Any, found: Any) -> None:
-  """Raise ValueError unless what a cell returns has the structure expected."""
+  """Raise ValueError unless `found` has the tree structure of `expected`."""
   if len({*map(jax.tree.structure, (expected, found))}) > 1:
     kind = "an array" if hasattr(found, "dtype") else type(found).__name__
     raise ValueError(
@@ -184,12 +185,12 @@ def check_inputs(
 
   Args:
     name: the name of x in the error message.
-    initial_state: the cell's.
+    initial_state: the cell's `initial_state`.
     params: the weights.
     state: must have the type and the shapes of the initial state for the batch
       axes of state.h, [*B, H], and hold floats.
     x: must be real, [*leading, *B, D], or integer tokens [*leading, *B].
-    leading: the axes of x that the state does not have: (T,), or none.
+    leading: the sizes of the axes of x before the batch: (T,), or ().
   """
   h: Any = getattr(state, "h", None)
   batch = h.shape[:-1] if hasattr(h, "shape") else ()
@@ -246,23 +247,23 @@ def check_broadcasts(name: str, x: Any, shape: tuple[int, ...]) -> None:
 
 
 def check_count(name: str, value: int, least: int = 1) -> int:
-  """Return a count as a Python int, since one of NumPy's may overflow.
+  """Return a count as a Python int, since a NumPy integer may overflow.
 
   Raises:
-    ValueError: it is not an integer, or below `least`.
+    ValueError: the count is not an integer, or it is below `least`.
   """
   is_integer = isinstance(value, int | np.integer)
-  wrong = isinstance(value, bool | np.timedelta64)  # integers to isinstance
+  wrong = isinstance(value, bool | np.timedelta64)  # subclasses of integers
   if not is_integer or wrong or value < least:
     raise ValueError(f"{name} must be an integer ≥ {least}, got {value!r}")
   return int(value)
 
 
 def state_shape(batch_shape: Any, size: int) -> tuple[int, ...]:
-  """Return (*batch_shape, size), the shape of a state's part.
+  """Return (*batch_shape, size), the shape of one array of a state.
 
   Raises:
-    ValueError: batch_shape is not a sequence but, say, a batch size.
+    ValueError: batch_shape is not iterable, for example a batch size.
   """
   try:
     return (*batch_shape, size)
