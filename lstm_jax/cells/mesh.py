@@ -1,7 +1,7 @@
 """Hand-derived gradients for arrays on a mesh of devices.
 
-JAX records in the type of an array how it is sharded, in two ways, and a custom
-VJP must return cotangents of the types of its primals.
+The type of a JAX array says how the array is sharded, in one of two ways. A
+custom VJP must return cotangents with the types of its primals.
 
 Under `jax.shard_map` (manual axes), the type says over which mesh axes the
 value varies: a shard of the batch varies over `data`, replicated weights over
@@ -14,9 +14,9 @@ taken once for the whole sequence.
 On a mesh with explicit axes, the type holds the sharding of every axis, and an
 operation whose output sharding is ambiguous must be given one. `auto_sharded`
 leaves all operations inside a function to the compiler's partitioner, as on a
-mesh with automatic axes, and states the shardings of the results alone.
+mesh with automatic axes, and states only the shardings of the results.
 
-Where there is no mesh, neither changes anything.
+Without a mesh, neither function changes anything.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ Tree = TypeVar("Tree")
 
 
 def vary_alike(tree: Tree) -> Tree:
-  """Return a tree whose arrays all vary over the axes that any varies over."""
+  """Cast the arrays of a tree to vary over all axes that any varies over."""
   leaves = jax.tree.leaves(tree)
   axes = frozenset().union(*(jax.typeof(x).mat.varying for x in leaves))
 
@@ -57,16 +57,16 @@ def batch_sharding(
 ) -> NamedSharding:
   """Return the sharding of arrays [*B, ...] on the explicit mesh, if any.
 
-  It is that of x, or of the state if no batch axis of x is sharded.
+  The batch axes are sharded as in x, or as in state.h if x shards none of them.
 
   Args:
-    params: the weights, which may be all that is on an explicit mesh.
-    state: a cell's, with h [*B, H].
+    params: the weights. They may be the only arrays on an explicit mesh.
+    state: a cell's state, with h [*B, H].
     x: an array [..., *B, ...].
     start: the number of axes of x before the batch.
   """
-  # Not another array of the state, which may have other axes after the batch. A
-  # state without h is refused later.
+  # Use h alone: other arrays of the state may have more axes after the batch.
+  # A state without h is refused later.
   h, *_ = *jax.tree.leaves(getattr(state, "h", None)), x
   leaves = x, h, *jax.tree.leaves(params)
   meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
@@ -82,7 +82,7 @@ def auto_sharded(f: Callable, out_sharding: Any) -> Callable:
 
   Args:
     f: a function of trees of arrays.
-    out_sharding: one sharding for each result; every array in it gets that.
+    out_sharding: one sharding for each result, for all arrays of that result.
   """
   axes = jax.tree.leaves(out_sharding)[0].mesh.explicit_axes
   if not axes:

@@ -24,7 +24,7 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def platform() -> str:
-  """Return the platform that is traced for: that of `traced_for`, or JAX's.
+  """Return the platform of `traced_for`, or else JAX's default platform.
 
   A GPU is "cuda" within `traced_for("cuda")`, and elsewhere "gpu", as JAX calls
   it. To ask for a CPU, use `is_cpu`.
@@ -77,12 +77,12 @@ def compiled(f: Callable, num_static: int) -> Callable:
 
   Args:
     f: a function of trees of arrays.
-    num_static: how many of its first arguments are hashable values instead.
+    num_static: how many of its first arguments are static: hashable values.
   """
 
   @partial(jax.jit, static_argnums=range(num_static + 1), inline=True)
   def program(platform, *args):
-    del platform  # the operations of f may depend on it
+    del platform  # a static argument, since f may depend on the platform
     return f(*args)
 
   _programs.append(program)

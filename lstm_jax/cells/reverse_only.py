@@ -1,10 +1,10 @@
 """An identity that raises an error with a given message in forward mode.
 
 A function with a custom VJP has no forward mode, and JAX's error does not say
-what to use instead. `reverse_only` returns its arrays unchanged. JAX computes a
-reverse-mode derivative by transposing the tangent's operation, and this one is
-transposed like the identity. In forward mode JAX evaluates, compiles or batches
-that operation, and each of these raises the error.
+what to use instead. `reverse_only` returns its arrays unchanged, and passes
+their tangents through an operation of its own. Reverse mode only transposes
+this operation, and the transpose is the identity. Forward mode evaluates,
+compiles or batches the operation, and each of these raises the error.
 
   >>> import jax
   >>> f = lambda x: reverse_only(x, "no forward mode") ** 2
@@ -62,6 +62,6 @@ ad.primitive_jvps[_identity] = _jvp
 _tangent.def_abstract_eval(_same)
 _tangent.def_impl(_raise)
 mlir.register_lowering(_tangent, _raise)
-# JAX refuses to batch the tangents of a custom VJP, too, with another error.
+# JAX, too, refuses to batch tangents of a custom VJP, but with another error.
 batching.primitive_batchers[_tangent] = _raise
 ad.deflinear2(_tangent, lambda ct, _, **__: [ct])
