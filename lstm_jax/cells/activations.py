@@ -1,7 +1,7 @@
 """Activations, and their derivatives as functions of the *output*.
 
-Where y = σ(a) or y = tanh(a) is at hand, its derivative needs neither the
-pre-activation nor another exponential:
+If y = σ(a) or y = tanh(a) is known, the derivative needs neither the
+pre-activation a nor another exponential:
 
   σ'(a) = y (1 − y)          tanh'(a) = 1 − y²
   relu'(a) = 1 if y > 0      s'(a) = slope if 0 < y < 1      (0 elsewhere)
@@ -83,9 +83,9 @@ def softplus(a: jax.Array) -> jax.Array:
 class Activation:
   """An activation, and its derivative as a function of the output.
 
-  The derivative must be a function of y alone, which those of SiLU and GELU are
-  not: they take some values y at two places a. Two activations are equal if
-  they have the same name, functions and parameters.
+  The derivative must be a function of y alone. Those of SiLU and GELU are not:
+  two different a can give the same y, but different derivatives. Two
+  activations are equal if they have the same name, functions and parameters.
   """
 
   name: str
@@ -97,7 +97,7 @@ class Activation:
     return self.name
 
   def __deepcopy__(self, memo: dict) -> "Activation":
-    return self  # a copy of a function of `jax.jit` is not equal to it
+    return self  # a copied function of `jax.jit` would not equal the original
 
   def apply(self, a: jax.Array) -> jax.Array:
     """Return y, the activation of a."""
@@ -118,7 +118,7 @@ class Activations(NamedTuple):
 
   gates: Activation = SIGMOID
   candidate: Activation = TANH
-  output: Activation = TANH  # of an LSTM's c', in h'
+  output: Activation = TANH  # φ in h' = o ⊙ φ(c') of an LSTM
 
 
 STANDARD = Activations()
@@ -134,7 +134,7 @@ def check_activations(**values: object) -> None:
 
 
 def make_hard_sigmoid(slope: float) -> Activation:
-  """Return the hard sigmoid of a slope.
+  """Return the hard sigmoid with this slope, clip(slope·a + ½, 0, 1).
 
   Args:
     slope: 0.2 in Keras 2 and ONNX (where it is called alpha), 1/6 in Keras 3

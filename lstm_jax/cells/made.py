@@ -1,11 +1,11 @@
 """Cells that a function makes from the functions of a module.
 
 `rnn.with_activation(RELU)` has the equations of `rnn` with another activation.
-It is an object with the same functions, and not a module. Equal arguments
-return the same object, and so do pickle and copy: configurations that name such
-a cell stay equal, and no program is compiled twice. (For pickle, the functions
-of an activation of your own must be at the top level of a module, and not
-returned by `jax.jit`, as `jnp.tanh` and most of `jax.nn` are.)
+It is an object with the same functions, and not a module. Calls with equal
+arguments return the same object, and so do pickle and copy: configurations that
+name such a cell stay equal, and no program is compiled twice. (For pickle, the
+functions of an activation of your own must be at the top level of a module, and
+not returned by `jax.jit`, as `jnp.tanh` and most of `jax.nn` are.)
 
   >>> from lstm_jax.cells import RELU, rnn
   >>> cell = rnn.with_activation(RELU)
@@ -26,16 +26,16 @@ from lstm_jax.cells.cell import one_step
 
 
 class MadeCell:
-  """A cell that a function of a module returned; see the `Cell` protocol.
+  """A cell made by a function (`rnn.with_activation`); see the `Cell` protocol.
 
   Attributes:
-    maker: that function, which must return the same object for equal arguments.
-    arguments: its arguments.
+    maker: that function. It must return the same object for equal arguments.
+    arguments: the arguments of the maker.
     takes_tokens: as in the `Cell` protocol.
   """
 
   def __init__(self, maker: Callable[..., Any], arguments: tuple, **bound: Any):
-    """Take the functions of the maker's module, or those that are bound."""
+    """Take the cell's functions from `bound`, else from the maker's module."""
     functions: dict[str, Any] = maker.__globals__ | bound
     self.maker, self.arguments = maker, arguments
     self.init = functions["init"]
@@ -78,10 +78,10 @@ def made_cell(
   """Return the cell of `maker(*arguments)`, the same for equal arguments.
 
   Args:
-    maker: as in `MadeCell`. That of a copy of its module (`testing.plant`) is
-      another one, and so are its cells.
-    arguments: its arguments.
-    names: the functions of its module that take the keywords.
+    maker: as in `MadeCell`. A copy of its module (`testing.plant`) has another
+      maker, which returns other cells.
+    arguments: the arguments of the maker.
+    names: the functions of the maker's module that take the keywords.
     keywords: the arguments bound in these functions.
   """
   functions = {name: maker.__globals__[name] for name in names}

@@ -1,9 +1,9 @@
 """Serialization of functions that take or return the library's NamedTuples.
 
 `jax.export` writes the types of arguments and results by name, and refuses a
-NamedTuple that has none. The name is "lstm_jax." and that of the class, without
-its module: it stays when a class moves to another module, so that exported
-functions stay readable.
+NamedTuple that has none. The name is "lstm_jax." and the name of the class,
+without its module. It does not change when the class moves to another module,
+so that exported functions stay readable.
 """
 
 from typing import TypeVar
@@ -18,8 +18,8 @@ _names: set[str] = set()
 def serializable(namedtuple: type[T]) -> type[T]:
   """Return a NamedTuple class, after giving it its name for `jax.export`.
 
-  If a class of this name has been given one before, as when a module is
-  reloaded, the new class gets none, and `jax.export` refuses to serialize it.
+  If the name was given to another class before, as when a module is reloaded,
+  the new class gets no name, and `jax.export` refuses to serialize it.
   """
   name = f"lstm_jax.{namedtuple.__name__}"
   if name not in _names:
