@@ -2,11 +2,11 @@
 
 Input weights are LeCun normal (standard deviation 1/√D): if the inputs have
 unit variance, so has x W_x, for any input size D. Recurrent weights are
-orthogonal: products of orthogonal matrices preserve the norm of a vector, and
-with it that of a gradient on its way back through time (Saxe, McClelland and
-Ganguli, 2014). Flax's cells have the same defaults. Each gate is drawn by
-itself: the rows of one orthogonal [H, G·H] matrix would make the recurrent
-weights of a gate √G times smaller.
+orthogonal: products of orthogonal matrices preserve the norm of a vector, such
+as a gradient that goes back through time (Saxe, McClelland and Ganguli, 2014).
+Flax's cells have the same defaults. Each gate is drawn by itself: the rows of
+one orthogonal [H, G·H] matrix would make the recurrent weights of a gate √G
+times smaller.
 
 An orthogonal matrix is made by a QR decomposition. On the CPU it runs in
 threads of OpenBLAS that wait for each other in busy loops. Where other
@@ -31,9 +31,9 @@ def gate_weights(
   dtype,
   forget: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Return w_x, w_h and b of a cell; b is 0, but 1 for gate number `forget`.
+  """Return w_x [D, gates·H], w_h [H, gates·H] and b [gates·H] of a cell.
 
-  They are [D, gates·H], [H, gates·H] and [gates·H].
+  b is 0, but 1 for the gate of index `forget`, counted from 0.
   """
   check_init(input_size, hidden_size, dtype)
   key_x, key_h = jax.random.split(key)
@@ -66,7 +66,7 @@ def recurrent_weights(
 def gate_biases(
   hidden_size: int, gates: int, dtype, forget: int | None = None
 ) -> jax.Array:
-  """Return b, [gates·H]: 0, but 1 for gate number `forget`."""
+  """Return b, [gates·H]: 0, but 1 for the gate of index `forget`."""
   blocks = [
     jnp.full(hidden_size, gate == forget, dtype) for gate in range(gates)
   ]
@@ -76,7 +76,7 @@ def gate_biases(
 def check_init(input_size: Any, hidden_size: Any, dtype: Any) -> None:
   """Raise ValueError unless `init` of a cell can take these arguments.
 
-  Both sizes must be integers of at least 1, and dtype one of floats.
+  Both sizes must be integers of at least 1, and dtype a float dtype.
   """
   check_count("input_size", input_size)
   check_count("hidden_size", hidden_size)

@@ -28,21 +28,21 @@ Backward, from dh', dc', dn' and dm'
                                        db   = Σ da
 
 with a = [aᵢ, a_f, a_g, aₒ] along its last axis. The paper's input gate is
-exp(aᵢ), and its forget gate exp(a_f) or σ(a_f), which is taken here. As exp(aᵢ)
-overflows, the cell state and its normaliser are stored divided by exp(m), as c
-and n. So i is divided by exp(m'), and f is multiplied by exp(m − m'). p is the
-logarithm of what is left of the old state's scale exp(m), q how far p exceeds
-aᵢ, and w the share of p in the gradient of m' = max(p, aᵢ), ½ where q = 0. The
-output is the same for another m: with m + k, c / exp(k) and n / exp(k).
+exp(aᵢ), and its forget gate is exp(a_f) or σ(a_f), here σ(a_f). As exp(aᵢ) can
+overflow, the cell state and its normaliser are stored divided by exp(m), as c
+and n. So the input gate is divided by exp(m'), and the forget gate multiplied
+by exp(m − m'). p is the logarithm of exp(m) ⊙ σ(a_f), q is how far p exceeds
+aᵢ, and w is the share of p in the gradient of m' = max(p, aᵢ). The output stays
+the same if m, c and n become m + k, c / exp(k) and n / exp(k), for any k.
 
-Where n ≤ 0, as in the zero state, nothing is stored yet, and the step ignores m
-and computes as if it were −∞: m' = aᵢ, c' = g, n' = 1 and h' = o ⊙ g for any
-aᵢ, and no gradient reaches the c, n and m before. With m = 0 instead, i and n'
+Where n ≤ 0, as in the zero state, nothing is stored yet, and the step computes
+as if m were −∞: m' = aᵢ, c' = g, n' = 1 and h' = o ⊙ g for any aᵢ, and no
+gradient reaches the c, n and m before the step. With m = 0 instead, i and n'
 would be 0 in float32 for aᵢ below about −88 (a CPU flushes subnormal numbers to
 0). From the zero state on, i or f is 1 at every step. So n' ≥ 1 and |c'| ≤ n',
-and h' divides by n' as it is; n' grows by 1 a step at most, and m' is at most
-the largest aᵢ so far. A unit that keeps its state (zoneout) must keep c, n and
-m together. h W_h mixes the units of a head only: W_h has a block for each head.
+and c' / n' needs no safeguard; n' grows by 1 a step at most, and m' is at most
+the largest aᵢ so far. A unit that keeps its state (zoneout) must keep c, n
+and m together. h W_h mixes only units of one head: W_h has a block per head.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=6, num_heads=2)
@@ -74,7 +74,7 @@ from lstm_jax.cells.platform import computed_once, is_cpu
 from lstm_jax.cells.precision import accumulation_dtype, cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
-HEADS = 4  # at most, by default
+HEADS = 4  # the default is the largest divisor of H up to this
 
 
 @serializable
@@ -94,8 +94,8 @@ class SLSTMState(NamedTuple):
   """State of an sLSTM; h is its output."""
 
   h: jax.Array  # [..., H]
-  c: jax.Array  # [..., H], the cell state over exp(m)
-  n: jax.Array  # [..., H], its normaliser over exp(m)
+  c: jax.Array  # [..., H], the cell state divided by exp(m)
+  n: jax.Array  # [..., H], its normaliser divided by exp(m)
   m: jax.Array  # [..., H], the stabiliser
 
 
@@ -259,7 +259,7 @@ def init(
     num_heads: N, a divisor of H; None for the largest up to 4.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, dtype is not of floats, or
+    ValueError: a size is not an integer ≥ 1, dtype is not a float dtype, or
       num_heads is not an integer ≥ 1 or does not divide H.
   """
   check_init(input_size, hidden_size, dtype)
