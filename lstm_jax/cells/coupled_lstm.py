@@ -150,7 +150,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   return CoupledLSTMParams(
     *gate_weights(key, input_size, hidden_size, 3, dtype, forget=0)

@@ -199,7 +199,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   w_x, w_h, b = gate_weights(key, input_size, hidden_size, 3, dtype)
   return GRUParams(w_x, w_h, b, b_n=jnp.zeros((hidden_size,), dtype))
@@ -221,11 +221,11 @@ forward, backward, step = one_step(
 def with_activations(
   gates: Activation = SIGMOID, candidate: Activation = TANH
 ) -> Cell:
-  """Return the cell with other activations.
+  """Return this cell with other activations; for σ and tanh, this module.
 
   Args:
-    gates: that of r and z.
-    candidate: that of n. With σ and tanh, the cell is this module.
+    gates: activation of r and z.
+    candidate: activation of n.
 
   Raises:
     ValueError: an argument is not an `Activation`.

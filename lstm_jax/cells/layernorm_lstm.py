@@ -23,7 +23,7 @@ Backward, from dh' and dc'
 
 with ∂ the local gradients [∂c'/∂aᵢ, ∂c'/∂a_f, ∂c'/∂a_g, ∂h'/∂aₒ], and û and var
 u in N' those of the vector that N normalised in the forward pass. The backward
-scan returns dy for every time step beside da. The weights' gradients recompute
+scan returns dy for every time step beside da. `parameter_gradients` recomputes
 x̂: one more product, and T·B·4H fewer numbers to save.
 
   >>> import jax, jax.numpy as jnp
@@ -59,7 +59,7 @@ from lstm_jax.cells.platform import computed_once
 from lstm_jax.cells.precision import cast_like, upcast
 from lstm_jax.cells.serialization import serializable
 
-EPSILON = 1e-5
+EPSILON = 1e-5  # ε in N: a vector of equal numbers has variance 0
 
 
 @serializable
@@ -217,7 +217,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   w_x, w_h, b = lstm.init(key, input_size, hidden_size, dtype)
   # Two arrays: JAX refuses to donate one array twice.

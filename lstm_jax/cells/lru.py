@@ -12,11 +12,12 @@ Local gradients                        db   = Σ da
 
 A prime marks the value after the step. Each unit decays at its own rate λ in
 (0, 1), which is learned but does not depend on the input. γ gives h the scale
-of a: if the a of all time steps are independent and have variance 1, so has h
-after many steps. `recur_backward` returns the terms of the sum dν beside da.
+of a: if the a of all time steps are independent and have variance 1, h too has
+variance 1 after many steps. `recur_backward` returns the terms of the sum dν
+beside da.
 
 The outputs are linear in the inputs. In a network, put a nonlinear layer after
-each of these. As the recurrence is linear in h, `unroll` computes all time
+each LRU. As the recurrence is linear in h, `unroll` computes all time
 steps at once (`sequence.linear`).
 
   >>> import jax, jax.numpy as jnp
@@ -111,7 +112,7 @@ def recur_backward(
   rate, decay, scale = _decay(params, a)
   da = dh_next * scale
   dh = dh_next * decay
-  # The limits, where e^ν is infinite or 1 − λ² is 0.
+  # Where e^ν is infinite or 1 − λ² is 0, the derivatives are their limits, 0.
   moved = jnp.where(decay > 0, rate * decay, 0)
   ddecay = -moved
   dscale = jnp.where(scale > 0, moved * decay / scale, 0)
@@ -151,7 +152,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   check_init(input_size, hidden_size, dtype)
   key_x, key_nu = jax.random.split(key)

@@ -118,8 +118,8 @@ def recur(
   Returns:
     (state, gates, residuals): the next state; i, f, g, o, [..., 4H]; and c.
   """
-  # b is added here, fused into the sum. Added to x W_x for all time steps at
-  # once, it would take another array of T·B·4H numbers and a pass over it.
+  # b is added here, fused into the sum. To add b to x W_x for all time steps at
+  # once would take another array of T·B·4H numbers and a pass over it.
   a = ax + product(state.h, params.w_h) + as_row(params.b, ax)
   # On a CPU, XLA would compute the gates again in each of their consumers.
   gates = computed_once(activate(a, activations))
@@ -215,7 +215,7 @@ def parameter_gradients(
   """Return (d_params, dx); d_params are sums over the rows of da [..., 4H].
 
   x is [..., D], or integer tokens [...], whose dx is None; h [..., H] is the
-  one before the step.
+  hidden state before the step.
   """
   del residuals  # not needed: h W_h and x W_x have the same cotangent, da
   dx, dw_x, db = affine_backward(x, params.w_x, da)
@@ -238,7 +238,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   return LSTMParams(
     *gate_weights(key, input_size, hidden_size, 4, dtype, forget=1)
@@ -264,7 +264,7 @@ def with_activations(
   candidate: Activation = TANH,
   output: Activation = TANH,
 ) -> Cell:
-  """Return the cell with other activations; with σ, tanh, tanh this module.
+  """Return this cell with other activations; for σ, tanh, tanh, this module.
 
   Args:
     gates: activation of the gates i, f and o.

@@ -130,7 +130,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   check_init(input_size, hidden_size, dtype)
   w_x = input_weights(key, input_size, hidden_size, 2, dtype)

@@ -16,7 +16,7 @@ Backward, from dh'
 with a = [a_f, aᵢ, aₙ] along its last axis. A prime marks the value after the
 step. p is the forget gate's share of both gates, so that h is a weighted mean
 of the initial state and the candidates aₙ, and does not grow with the length of
-the sequence. Where both gates underflow, f / (f + i) would be 0 / 0; p is
+the sequence. Where both gates underflow, f / (f + i) would be 0 / 0; so p is
 computed as
 
   p = σ(s),   s = log f − log i = softplus(−aᵢ) − softplus(−a_f)
@@ -111,7 +111,8 @@ def recur_backward(
   _, _, h_wrt_h = jnp.split(local_grads, 3, axis=-1)
   units = jnp.arange(local_grads.shape[-1])
   is_of_an = as_row(units >= 2 * h_wrt_h.shape[-1], local_grads)
-  # Not three parts and a concatenation, which is slower over a sequence.
+  # The last third holds p = ∂h'/∂h, and ∂h'/∂aₙ is 1 − p. A concatenation of
+  # three parts would be slower over a sequence.
   dh_da = jnp.where(is_of_an, 1 - local_grads, local_grads)
   da = jnp.concatenate([dh_next, dh_next, dh_next], axis=-1) * dh_da
   dh = dh_next * h_wrt_h
@@ -146,7 +147,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   check_init(input_size, hidden_size, dtype)
   w_x = input_weights(key, input_size, hidden_size, 3, dtype)

@@ -30,11 +30,11 @@ modulate each other in N rounds, and then an LSTM reads them. Where all aⁱ are
 0, all uⁱ are 1, and the step is that of the LSTM.
 
 What the step reads of x depends on h, so no product with x comes before the
-scan over time. `project` returns x itself. Where another cell saves its gates,
-and its backward overwrites them with da, this one saves x, and its backward
-overwrites it with dx. The backward scan returns da and all daⁱ as well, so that
-each weight gradient is one product for all time steps. It computes the xⁱ and
-hⁱ again, from x, h and the factors uⁱ.
+scan over time. `project` returns x itself. Other cells save their gates, and
+the backward scan overwrites these with da; this cell saves x, and the backward
+scan overwrites x with dx. The scan also returns da and all daⁱ, so that each
+weight gradient is one product for all time steps. The backward computes the xⁱ
+and hⁱ again, from x, h and the factors uⁱ.
 
   >>> import jax, jax.numpy as jnp
   >>> params = init(jax.random.key(0), input_size=3, hidden_size=5, rounds=4)
@@ -96,11 +96,11 @@ class MogrifierLSTMResiduals(NamedTuple):
   factors: tuple[jax.Array, ...]  # uⁱ, [..., D] of odd and [..., H] of even i
 
 
-takes_tokens = False  # what is read of x depends on h
+takes_tokens = False  # x is multiplied by factors that depend on h
 
 
 def project(params: MogrifierLSTMParams, x: jax.Array) -> jax.Array:
-  """Return x, [..., D], in the weights' dtype, but float32 or wider.
+  """Return x, [..., D], in the weights' dtype, or float32 if that is wider.
 
   Raises:
     ValueError: x holds tokens.
@@ -118,8 +118,8 @@ def recur(
   """Return the next state, given x [..., D].
 
   Returns:
-    (state, x, residuals): the next state; x, in place of the gates; and what
-    the backward needs besides.
+    (state, x, residuals): the next state; x, in place of the gates; and the
+    other arrays that the backward needs.
   """
   h, c = upcast(state)
   x_up, h_up, factors = x, h, []
@@ -250,12 +250,12 @@ def init(
     hidden_size: H.
     dtype: the dtype of every parameter.
     rounds: N; the odd rounds modulate x, the even ones h.
-    rank: that of Qⁱ and Rⁱ, as products of two factors; None for whole
+    rank: the rank of Qⁱ and Rⁱ, as products of two factors; None for whole
       matrices.
 
   Raises:
-    ValueError: a size, rounds or rank is not an integer ≥ 1, or dtype is not of
-      floats.
+    ValueError: a size, rounds or rank is not an integer ≥ 1, or dtype is not a
+      float dtype.
   """
   check_count("rounds", rounds)
   if rank is not None:
@@ -264,7 +264,7 @@ def init(
   w_x, w_h, b = lstm.init(key_lstm, input_size, hidden_size, dtype)
 
   def matrices(key, count, rows, columns):
-    keys = jax.random.split(key, max(count, 1))  # one for the shapes
+    keys = jax.random.split(key, max(count, 1))  # 0 matrices need a shape too
     drawn = [low_rank.init(k, rows, columns, rank, dtype) for k in keys]
     return jax.tree.map(lambda *w: jnp.stack(w)[:count], *drawn)
 

@@ -164,7 +164,7 @@ def init(
     projection_size: P, the size of the output h; None for H / 2, rounded up.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   check_init(input_size, hidden_size, dtype)
   if projection_size is None:

@@ -139,7 +139,7 @@ def init(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: a size is not an integer ≥ 1, or dtype is not of floats.
+    ValueError: a size is not an integer ≥ 1, or dtype is not a float dtype.
   """
   return RNNParams(*gate_weights(key, input_size, hidden_size, 1, dtype))
 
@@ -158,13 +158,13 @@ forward, backward, step = one_step(
 
 
 def with_activation(activation: Activation) -> Cell:
-  """Return the cell with another activation in place of tanh.
+  """Return this cell with another activation; for tanh, this module.
 
   Args:
-    activation: such as `RELU`. With tanh, the cell is this module.
+    activation: used in place of tanh, such as `RELU`.
 
   Raises:
-    ValueError: it is not an `Activation`.
+    ValueError: the argument is not an `Activation`.
   """
   check_activations(activation=activation)
   if activation == TANH:
