@@ -9,8 +9,8 @@ order,
 
 whose error is ε⁴ L⁽⁵⁾/30 from truncation and about u|L|/ε from rounding
 (u = 2⁻⁵³): near 1e-13 |L| at the default ε = 1e-3. The directions d are the
-unit vectors, one per coordinate, and for each tensor random unit vectors in all
-of its coordinates.
+unit vectors, one per coordinate, and for each tensor random unit vectors that
+change all of its coordinates at once.
 
 The relative error of two numbers a and b is
 
@@ -20,7 +20,7 @@ with rms the root mean square of the tensor's gradient by autodiff and RMS that
 of all tensors together. A coordinate that happens to be near zero is thus
 measured against the size of its neighbours, and a tensor whose gradient
 vanishes against that of the others. So neither raises a false alarm, but an
-error of 1 % in a term that matters anywhere still shows as about 1e-2.
+error of 1 % in a term still shows as about 1e-2 where that term matters.
 
   >>> import jax, jax.numpy as jnp
   >>> report = gradcheck(jnp.sin, jnp.sin, jnp.ones(3), jax.random.key(0))
@@ -40,7 +40,7 @@ from jax.flatten_util import ravel_pytree
 from lstm_jax.cells.checks import check_count
 
 BATCH = 64  # differences evaluated in one batch
-LARGEST = 1 << 22  # of a batch times the size of x, copies of which it holds
+LARGEST = 1 << 22  # elements of a batch of directions, each of the size of x
 
 
 class Error(NamedTuple):
@@ -72,10 +72,10 @@ class TensorReport(NamedTuple):
 class Report(NamedTuple):
   """The errors of every tensor's gradient, and of the function's value."""
 
-  # Of the outputs: the largest difference, over max(1, the largest magnitude).
+  # Largest difference in an output, divided by max(1, its largest magnitude).
   value: float
   tensors: tuple[TensorReport, ...]
-  dtype: str = "float64"  # of the tensors; several, with commas between
+  dtype: str = "float64"  # of the tensors; commas between several
 
   def __str__(self) -> str:
     """Return a table of relative errors, one line per tensor."""
@@ -117,7 +117,7 @@ class Report(NamedTuple):
     )
 
 
-@np.errstate(invalid="ignore")  # what is NaN or infinite does not pass
+@np.errstate(invalid="ignore")  # NaN and infinity fail the check instead
 def gradcheck(
   explicit: Callable[[Any], Any],
   autodiff: Callable[[Any], Any],
@@ -155,7 +155,8 @@ def gradcheck(
   x = jax.tree.map(jnp.asarray, x)
   flat, unravel = ravel_pytree(x)
   tensors = _slices(x)
-  # Each is traced once here, and anew by the next check, as its code is then.
+  # JAX traces a new `partial` once, and takes nothing from its cache: the code
+  # that f calls may have changed since the last check.
   explicit, autodiff = (jax.jit(partial(f)) for f in (explicit, autodiff))
   outputs = [jax.eval_shape(f, x) for f in (explicit, autodiff)]
   shapes = [[y.shape for y in jax.tree.leaves(tree)] for tree in outputs]
@@ -284,8 +285,8 @@ def _rms(x):
 def _error(a, b, floor, indices, shape):
   """Return the largest error of a against b, [K] both.
 
-  An error is divided by at least `floor`. The K values are at these indices of
-  an array of this shape, flattened.
+  An error is divided by at least `floor`. `indices` are the places of the K
+  values in a flattened array of this shape.
   """
   if not len(a):
     return Error(0, 0.0, 0.0, ())

@@ -11,18 +11,18 @@ a new module; the cell itself needs no support for this. A gradient check of the
 copy must fail, unless the term is 0 for its inputs.
 
 The terms of a `MadeCell`, such as `rnn.with_activation(RELU)`, are those of its
-module. Its copy is made by the same function of the module's copy.
+module. Its copy is what the same function of the module's copy returns.
 
 A *term* is what a backward assigns to a variable whose name begins with d
 (`dc`), or one part of it: a summand or a subtrahend of the whole expression
 (`dc_sum[0]`, `dc_sum[1]`), or one of the arrays that it concatenates (`da[0]`
-is that of the input gate). Of a name that is assigned several times, each
-assignment is a term: `du#1`, `du#2`. An assignment that only gives a variable
-another name, such as `da = x`, is not a term. A backward is the functions of
+is that of the input gate). If a name is assigned several times, each assignment
+is a term: `du#1`, `du#2`. An assignment that only gives a variable another
+name, such as `da = x`, is not a term. A backward consists of the functions of
 `ROOTS` and those that they call: every name there that begins with d is taken
-for a gradient, except in a tuple within a tuple. (So in a cell that writes a
-`forward` of its own, name nothing there with a d: it would be scaled too, and
-change the outputs.)
+for a gradient, except in a tuple within a tuple. (So a cell with a `forward` of
+its own must not begin a name there with d: that variable would be scaled too,
+and change the outputs.)
 """
 
 import ast
@@ -107,7 +107,7 @@ def plant(
     return jax.tree.map(scale_leaf, value)
 
   def scale_leaf(x):
-    if isinstance(x, int | float):  # the 1 of 1 − p
+    if isinstance(x, int | float):  # not an array, such as the 1 of 1 − p
       return factor * x
     return (factor * x).astype(x.dtype)
 
@@ -243,7 +243,7 @@ def _assignments(tree):
 def _targets(assignment):
   """Return the variables assigned, "" for those that do not begin with d.
 
-  There are none if the value is only another variable.
+  The list is empty if the value is only another variable.
   """
   if isinstance(assignment.value, ast.Name):
     return []
@@ -284,7 +284,7 @@ def _place(assignment, name):
 def _parts(node):
   """Return what an expression adds, subtracts or concatenates.
 
-  One that does none of these is its only part.
+  An expression that does none of these is its own only part.
   """
   if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
     return [*_parts(node.left), *_parts(node.right)]
