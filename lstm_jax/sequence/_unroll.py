@@ -104,8 +104,8 @@ def unroll(
 ) -> tuple[StateT, jax.Array]:
   """Apply `cell` to every time step of xs in turn.
 
-  Computes what this loop does, as one `lax.scan`, or for a linear recurrence at
-  all steps at once:
+  Computes the same as this loop, by a scan over time, or with `Explicit` and a
+  linear recurrence for all time steps at once:
 
     hs = []
     for x in xs:
@@ -119,8 +119,9 @@ def unroll(
     state: the state before the first step, as `initial_state` returns it; None
       for the zero state.
     xs: inputs [T, ..., D], or integer tokens [T, ...] in [0, D), which stand
-      for one-hot rows. The axes between are the batch axes of the state. Other
-      tokens are not detected: they read some row, and gradients may be missing.
+      for one-hot rows. The axes `...` are the batch axes of the state. Tokens
+      outside that range raise no error: they read some row of the weights, and
+      gradients may be missing.
     mask: bool [T, ...]. Where it is False, the step leaves the state unchanged
       and its output is 0. Masked inputs, NaN included, reach no output and no
       gradient.
@@ -129,13 +130,14 @@ def unroll(
       length below 0 is taken for 0, and one above T for T.
     reset: bool [T, ...]. Where it is True, the step starts from the zero state,
       as at the start of an episode. A masked step does not reset.
-    zoneout: the share of the previous state that each step keeps, as a state of
-      arrays that broadcast to [T, ..., H]. True keeps a unit's value, False
-      replaces it, a number between mixes both; all values must be finite. No
-      gradient flows to it. `regularize.zoneout` draws it.
-    state_dropout: multiplies h before each step; an array, not one number, that
-      broadcasts to [T, ..., H]. No gradient flows to it. `regularize.factors`
-      draws it.
+    zoneout: the share of the previous state that each step keeps, as a state
+      (such as `LSTMState`) of arrays that broadcast to [T, ..., H]. True keeps
+      a unit's value, False replaces it, and a number between 0 and 1 mixes
+      both. All values must be finite. No gradient flows to them.
+      `regularize.zoneout` draws them.
+    state_dropout: factors that multiply h before each step: an array, not one
+      number, that broadcasts to [T, ..., H]. No gradient flows to them.
+      `regularize.factors` draws them.
     time_major: False if the first two axes of xs, mask, reset and outputs are
       [B, T] rather than [T, B]; zoneout and state_dropout stay [T, B, H]. The
       axes are exchanged once, outside the loop, and an error that compares xs
@@ -146,27 +148,26 @@ def unroll(
     compute_dtype: the dtype of the operands of matrix products, such as
       `jnp.bfloat16`; None for that of the weights. Sums, states and gradients
       keep their dtypes, but with `Step` and `Autodiff` the weights' gradients
-      are added up over time in this one.
-    implementation: "mosaic_gpu" for one GPU kernel for all time steps, forward
-      and backward; None or "xla" for a scan. The kernels take lstm, gru and rnn
-      on an H100 or H200, with `Explicit()` and without zoneout and
-      state_dropout; products in bfloat16, or with float32 in TF32; and H up to
-      `mosaic_gpu.limits`. They were compiled and interpreted, but never ran on
-      a device.
+      are added up over time in the compute dtype.
+    implementation: "mosaic_gpu" for one GPU kernel over all time steps in each
+      pass, forward and backward; None or "xla" for a scan. The kernels take
+      lstm, gru and rnn on an H100 or H200, with `Explicit()`, without zoneout
+      and state_dropout, and with H up to `mosaic_gpu.limits`. Their products
+      are in bfloat16, or in TF32 if the operands are float32. The kernels were
+      compiled and interpreted, but never ran on a device.
 
   Returns:
     (state, hs): the state after the last step, and the outputs [T, ..., H].
 
   Raises:
-    ValueError: cell is not a cell, or a wrapped one; it is not hashable,
-      changes the dtypes of the state, or lacks a function that is called, such
-      as those of a backward where adjoint is `Explicit`; xs is not an array, or
-      without a time step; params are of another cell; xs, the state and the
-      weights do not fit each other; mask, lengths, reset, zoneout or
-      state_dropout do not fit xs; state_dropout is one number; adjoint is not
-      one of the three; compute_dtype is not a floating-point dtype;
-      implementation is not one of the two, or cannot run here or with these
-      arguments.
+    ValueError: cell lacks a function that is called (with `Explicit`, those of
+      the backward too), is wrapped or not hashable, or changes the shapes or
+      dtypes of the state; xs is not an array, or has no time step; params are
+      of another cell; xs, the state and the weights do not fit each other;
+      mask, lengths, reset, zoneout or state_dropout do not fit xs;
+      state_dropout is one number; adjoint is none of the three; compute_dtype
+      is not a floating-point dtype; implementation is not one of those above,
+      or cannot run here or with these arguments.
     TypeError: forward mode is used with an adjoint other than `Autodiff`.
   """
   check_adjoint(adjoint)
@@ -185,7 +186,7 @@ def unroll(
     xs = zero_masked(mask, xs)  # since 0 · NaN is NaN
   if reset is not None:
     reset = bool_array("reset", reset, step_shape)
-  options = ScanOptions(compute_dtype, bool(reverse))  # not a traced one
+  options = ScanOptions(compute_dtype, bool(reverse))  # a tracer is refused
   scan: tuple[Any, ...]  # a function and its static arguments
   extras: Any
   if implementation == "mosaic_gpu":
@@ -199,7 +200,7 @@ def unroll(
     wrapped, extras = _with_features(
       cell, initial, step_shape, mask, reset, zoneout, state_dropout
     )
-    if extras:  # a wrapped cell is made of the parts of the one inside
+    if extras:  # the wrapped cell calls `recur` of this one
       check_functions(cell, ("recur",))
     elif not isinstance(adjoint, Explicit):
       is_step = isinstance(adjoint, Step)
@@ -225,7 +226,8 @@ def _apply(scan, shardings, inputs, extras):
     scan: a function and its static arguments.
     shardings: how the state and the outputs lie on an explicit mesh.
     inputs: (params, state, xs).
-    extras: one for each wrapper of the cell, [T, ...]; or `step_flags`.
+    extras: the argument that each wrapper of the cell adds, [T, ...]; for the
+      kernels, `step_flags`.
   """
   function, *static = scan
   return auto_sharded(partial(function, *static), shardings)(*inputs, extras)
@@ -236,7 +238,8 @@ def _with_features(
 ):
   """Return (cell, extras): the cell with the features that are not None.
 
-  The extras are one for each wrapper, [T, ...], the outermost first.
+  The extras are the arguments that the wrappers add, [T, ...], that of the
+  outermost wrapper first.
   """
   extras: tuple = ()
   if state_dropout is not None:

@@ -4,8 +4,8 @@
   Explicit(chunk=C)                 the same, with one state saved per chunk
   Explicit(residuals="recompute")   the same, with only the states saved
   Step()                            autodiff of a scan of `cell.step`, whose own
-                                    gradient is by hand
-  Autodiff()                        JAX's gradient of the same forward
+                                    gradient is derived by hand
+  Autodiff()                        JAX's gradient of the same forward pass
 
 All compute the same numbers, up to rounding. They differ in speed, in memory,
 and in what they support: only with `Autodiff` does `unroll` have a forward mode
@@ -38,8 +38,8 @@ class Explicit:
       rows C·B or more, or 32 if T or B is symbolic (`jax.export`).
 
   Raises:
-    ValueError: `residuals` is neither of the two, or `chunk` is no
-      integer of at least 1.
+    ValueError: `residuals` is neither of the two, or `chunk` is not an
+      integer ≥ 1.
   """
 
   residuals: ResidualPolicy = "gates"
@@ -52,24 +52,24 @@ class Explicit:
       )
     if self.chunk is not None:
       chunk = check_count("chunk", self.chunk)
-      object.__setattr__(self, "chunk", chunk)  # of a frozen dataclass
+      object.__setattr__(self, "chunk", chunk)  # self is frozen
 
 
 @dataclass(frozen=True)
 class Step:
-  """Autodiff of a scan of `cell.step`, whose own gradient is by hand."""
+  """Autodiff of a scan of `cell.step`, whose gradient is derived by hand."""
 
 
 @dataclass(frozen=True)
 class Autodiff:
-  """JAX's own gradient of the same forward; also has a forward mode."""
+  """JAX's own gradient of the forward pass; also has a forward mode."""
 
 
 Adjoint = Explicit | Step | Autodiff
 
 
 def check_adjoint(adjoint: object) -> None:
-  """Raise ValueError unless this is an instance of one of the three."""
+  """Raise ValueError unless adjoint is an Explicit, a Step or an Autodiff."""
   if not isinstance(adjoint, Adjoint):
     raise ValueError(
       "adjoint must be Explicit(), Step() or Autodiff() of lstm_jax, "

@@ -33,7 +33,7 @@ def as_inputs(xs: Any) -> jax.Array:
 def exchange_axes(xs: Any, mask: Any, reset: Any) -> Any:
   """Return (xs, mask, reset), each with its first two axes exchanged.
 
-  A mask or a reset of None stays None. These two are checked here, so that
+  A mask or a reset of None stays None. Mask and reset are checked here, so that
   errors about them give shapes in the order of the caller. Later errors about
   xs give the exchanged shape, [T, B, ...].
 
@@ -75,8 +75,8 @@ def check_cell(cell: Any) -> None:
     )
   if isinstance(cell, Wrapped):
     raise ValueError(
-      "cell must not be wrapped, got one of sequence.wrappers: these are for "
-      "`step`; pass mask, reset, zoneout or state_dropout to `unroll`"
+      "cell must not be wrapped, got one of sequence.wrappers: call its `step` "
+      "in a loop, or pass mask, reset, zoneout or state_dropout to `unroll`"
     )
   try:
     hash(cell)
@@ -106,15 +106,18 @@ def check_functions(
 
 @contextmanager
 def naming_a_changed_state(cell: Cell) -> Iterator[None]:
-  """Raise ValueError where a step changes its state's shapes or dtypes."""
+  """Raise ValueError if a step within this context changes the state's type.
+
+  The type is the shapes and dtypes. JAX's error does not name the cell.
+  """
   try:
     yield
   except TypeError as cause:
     if CHANGED not in str(cause):
       raise
     raise ValueError(
-      f"a step of {cell_name(cell)} must return the state in the shapes and "
-      "dtypes that it has (`cast_like` keeps dtypes)"
+      f"a step of {cell_name(cell)} must keep the shapes and dtypes of the "
+      "state (`cast_like` keeps dtypes)"
     ) from cause
 
 
@@ -147,7 +150,7 @@ def check_sequence(
 def combined_mask(
   mask: Any, lengths: Any, step_shape: tuple[int, ...]
 ) -> jax.Array | None:
-  """Return the mask [T, ...] of both arguments; None if both are None.
+  """Return mask and lengths as one mask [T, ...]; None if both are None.
 
   Args:
     mask: bool [T, ...], or None.
@@ -221,7 +224,8 @@ def zoneout_rates(
 ) -> State:
   """Return zoneout's shares with a time axis, [T, ...], for every field.
 
-  They may be bool: which units keep their value, as `regularize.zoneout` draws.
+  They may be bool, as `regularize.zoneout` draws them: True where a unit keeps
+  its value.
 
   Raises:
     ValueError: they are not of the state's type, or of another shape.
@@ -254,7 +258,7 @@ def dropout_factors(
 def with_time_axis(
   name: str, x: Any, field: jax.Array, step_shape: tuple[int, ...]
 ) -> jax.Array:
-  """Return x with the rank of [T, ..., K], repeated to T, to scan over.
+  """Return x with the rank of [T, ..., K], repeated along T for a scan.
 
   Args:
     name: what the error message calls x.
@@ -267,7 +271,7 @@ def with_time_axis(
     ValueError: x does not broadcast to that shape.
   """
   shape = step_shape[0], *field.shape
-  x = x if x is None else jnp.asarray(x)  # None is refused by its name
+  x = x if x is None else jnp.asarray(x)  # the check's error names None
   check_broadcasts(name, x, shape)
   padded = (1,) * (len(shape) - x.ndim) + x.shape
   return jnp.broadcast_to(x.reshape(padded), (step_shape[0], *padded[1:]))

@@ -59,8 +59,8 @@ LACKS = "cell must be lstm, gru or another with the functions of `Cell`, got "
     ),
     (
       wrappers.masked(lstm),
-      "cell must not be wrapped, got one of sequence.wrappers: these are for "
-      "`step`; pass mask, reset, zoneout or state_dropout to `unroll`",
+      "cell must not be wrapped, got one of sequence.wrappers: call its `step` "
+      "in a loop, or pass mask, reset, zoneout or state_dropout to `unroll`",
     ),
   ],
 )
@@ -286,7 +286,7 @@ def test_a_step_keeps_the_dtypes_of_the_state(adjoint, functions):
   assert run(None, xs)[1].dtype == jnp.bfloat16
   assert run(lstm.initial_state(weights(), (B,)), XS)[1].dtype == jnp.float32
   assert_refused(
-    "a step of CellOfFunctions must return the state in the shapes and dtypes "
-    "that it has (`cast_like` keeps dtypes)",
+    "a step of CellOfFunctions must keep the shapes and dtypes of the state "
+    "(`cast_like` keeps dtypes)",
     lambda: run(None, XS),
   )
