@@ -3,9 +3,9 @@
   →hₜ = cell(→θ, →sₜ₋₁, xₜ)     ←hₜ = cell(←θ, ←sₜ₊₁, xₜ)     hₜ = [→hₜ, ←hₜ]
 
 With lengths, the backward cell starts at each row's own last step. Resets
-divide a row into segments: →sₜ₋₁ ← 0 where the step t is reset, and ←sₜ₊₁ ← 0
-where the next step after t that is not masked is, so that nothing passes from
-one segment to another in either direction.
+divide a row into segments: →sₜ₋₁ ← 0 where step t is reset, and ←sₜ₊₁ ← 0 where
+the first unmasked step after t is reset. So nothing passes from one segment to
+another in either direction.
 
 References: Schuster and Paliwal (1997), Bidirectional recurrent neural
 networks; Graves and Schmidhuber (2005) for LSTMs.
@@ -36,7 +36,7 @@ from lstm_jax.sequence.arguments import (
 
 @serializable
 class Directions(NamedTuple):
-  """A pair of weights, states, zoneout or dropout, one per direction."""
+  """A pair, one value per direction: weights, states, zoneout or dropout."""
 
   forward: Any
   backward: Any
@@ -59,12 +59,13 @@ def unroll_both(
     cell: the cell of both directions.
     params: the weights of each direction.
     states: the state of each direction before its first step, which for the
-      backward direction is the last of the sequence; None for zero states.
+      backward direction is the last step of the sequence; None for zero
+      states.
     xs: inputs or tokens, as in `unroll`.
     merge: how the two outputs of a time step are merged: "concat" for
       [..., 2H], "sum" for their sum.
-    zoneout: as in `unroll`, for each direction; None for none.
-    state_dropout: as in `unroll`, for each direction; None for none.
+    zoneout: as in `unroll`, for each direction; None for no zoneout.
+    state_dropout: as in `unroll`, for each direction; None for no dropout.
     **options: mask, lengths, reset, time_major, adjoint, compute_dtype and
       implementation, as in `unroll`, for both directions. `reset` is True at
       the first step of each segment; the backward direction starts from the
@@ -72,14 +73,14 @@ def unroll_both(
 
   Returns:
     (states, hs): the state of each direction after its last step, and the
-    outputs.
+    outputs, [T, ..., 2H], or [T, ..., H] with merge="sum".
 
   Raises:
     TypeError: an option is not one of those above.
     ValueError: `merge` is neither of the two, or "sum" where the outputs differ
-      in size; params, states, zoneout or state_dropout are not one for each
-      direction; or `unroll` raises it for one, such as for zoneout beside
-      implementation="mosaic_gpu".
+      in size; params, states, zoneout or state_dropout are not a pair, one
+      for each direction; or `unroll` raises it for a direction, such as for
+      zoneout beside implementation="mosaic_gpu".
   """
   check_options("unroll_both", options)
   if merge not in ("concat", "sum"):
@@ -160,7 +161,7 @@ def _pair(name: str, pair: Any) -> tuple[Any, Any]:
 
 @partial(compiled, num_static=0)
 def last_steps(reset: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """Return whether the next step that is not masked is reset, [T, ...].
+  """Return, for each step, whether the next unmasked one is reset, [T, ...].
 
   Args:
     reset: bool [T, ...].

@@ -67,7 +67,7 @@ def unroll_stack(
   Args:
     cell: the cell of every layer, or a sequence of one cell per layer.
     params: the weights of each layer; sizes may differ between layers. Those
-      of a bidirectional layer are `Directions`, and the next has D = 2H.
+      of a bidirectional layer are `Directions`, and the next layer has D = 2H.
     states: the state of each layer before the first step; None for zero states.
     xs: inputs of the lowest layer, [T, ..., D], or tokens [T, ...].
     dropout: rate of dropout between layers, a Python float in [0, 1).
@@ -75,9 +75,9 @@ def unroll_stack(
     key: a PRNG key for dropout; needed if its rate is not 0.
     skip: add a layer's inputs, as they are before dropout, to its outputs,
       wherever the sizes are equal.
-    zoneout: as in `unroll`, one per layer (`Directions` for a bidirectional
-      one). An element of None, or None in place of all, is no zoneout.
-    state_dropout: as in `unroll`, one per layer, with None as for zoneout.
+    zoneout: as in `unroll`, one element per layer (`Directions` for a
+      bidirectional layer). None for a layer, or for all, means no zoneout.
+    state_dropout: as in `unroll`, one element per layer, or None as above.
     **options: mask, lengths, reset, time_major, adjoint, compute_dtype and
       implementation, as in `unroll`, for every layer.
 
@@ -86,11 +86,11 @@ def unroll_stack(
     [T, ..., H], or [T, ..., 2H] if it is bidirectional.
 
   Raises:
-    TypeError: an option is none of these.
-    ValueError: params are no list or tuple, or an empty one; cells, states,
+    TypeError: an option is not one of those above.
+    ValueError: params is not a list or tuple, or is empty; cells, states,
       zoneout or state_dropout are not a list or tuple with one element per
       layer; dropout has no key, or its rate is not in [0, 1); or `unroll`
-      raises it for a layer, such as for one that is too large for
+      raises it for a layer, such as a layer that is too large for
       implementation="mosaic_gpu".
   """
   check_options("unroll_stack", options)
@@ -162,10 +162,10 @@ def init_stack(
     dtype: the dtype of every parameter.
 
   Raises:
-    ValueError: there is no layer; the number of layers is not given, is no
-      integer, or two arguments give different ones; cells are no list or tuple,
-      or one has no `init`; a size is not an integer ≥ 1; or dtype is not of
-      floats.
+    ValueError: there is no layer; the number of layers is not given, is not an
+      integer, or differs between two arguments; cells are not a list or tuple,
+      or a cell has no `init`; a size is not an integer ≥ 1; or dtype is not a
+      floating-point dtype.
   """
   sizes = _sizes(cell, hidden_sizes, num_layers)
   layers: list[Params | Directions] = []
@@ -201,8 +201,9 @@ def initial_stack_state(
     batch_shape: the batch axes.
 
   Raises:
-    ValueError: params are no list or tuple, or an empty one; there is not one
-      cell per layer; one is not a cell; or params are of another cell.
+    ValueError: params is not a list or tuple, or is empty; there is not one
+      cell per layer; a cell is not one that `unroll` takes; or params are of
+      another cell.
   """
   _check_params(params)
 
@@ -240,7 +241,7 @@ def _sizes(
   hidden_sizes: int | Sequence[int],
   num_layers: int | None,
 ) -> tuple[int, ...]:
-  """Return H of each layer, after a check that all agree on their number."""
+  """Return H of each layer, after a check that the arguments agree on L."""
   counts: dict[str, int] = {}
   if num_layers is not None:
     counts["num_layers"] = check_count("num_layers", num_layers)
@@ -262,7 +263,7 @@ def _sizes(
     raise ValueError(f"a stack needs at least one layer, got {layers}")
   if sizes.ndim > 1 or sizes.dtype.kind not in "iu":
     raise ValueError(
-      f"hidden_sizes must be integers [L], or one, got {hidden_sizes!r}"
+      f"hidden_sizes must be an integer, or one per layer, got {hidden_sizes!r}"
     )
   return tuple(map(int, np.broadcast_to(sizes, layers)))
 

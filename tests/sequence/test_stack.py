@@ -211,7 +211,9 @@ def test_one_hidden_size_is_that_of_every_layer(key):
   ):
     init_stack(lstm, key, D, (H, 0))
   for wrong, num_layers in (((6, 5.7), 2), ([[6, 5]], None), ("65", 2)):
-    message = f"hidden_sizes must be integers [L], or one, got {wrong!r}"
+    message = (
+      f"hidden_sizes must be an integer, or one per layer, got {wrong!r}"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
       init_stack(lstm, key, D, wrong, num_layers=num_layers)
 
