@@ -2,11 +2,12 @@
 
 A function with a custom gradient has a body, which JAX computes where nothing
 is differentiated, and a forward rule, which it computes elsewhere. Under `grad`
-of `vmap` of `jit`, jax 0.10 to 0.12 take the mapped axes of the rule's results
-to be those of the body's. Where they differ, axes are exchanged: other shapes
-raise an error, and equal ones give wrong numbers. So body and rule pass their
-results through `aligned`, which puts every mapped axis at the same place inside
-the program. What `vmap` returns stays the same:
+of `vmap` of `jit`, jax 0.10 to 0.12 assume that the results of both have their
+mapped axes at the same places. Where the places differ, axes are exchanged:
+this raises an error if the axes differ in size, and otherwise gives wrong
+numbers. So body and rule pass their results through `aligned`, which puts every
+mapped axis at the same place inside the program. What `vmap` returns stays the
+same:
 
   >>> import jax, jax.numpy as jnp
   >>> x = jnp.ones((7, 2))
@@ -25,7 +26,7 @@ Tree = TypeVar("Tree")
 
 
 def aligned(tree: Tree, axis: int, inputs: Any) -> Tree:
-  """Return a pytree unchanged, each array with `vmap`'s axis at one place.
+  """Return a pytree unchanged, with `vmap`'s axis at one place in all arrays.
 
   Args:
     tree: a pytree of arrays, computed from the inputs.

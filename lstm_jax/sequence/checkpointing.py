@@ -2,15 +2,15 @@
 
 Gradient checkpointing
 
-Array elements saved for the backward, for chunks of C time steps, a state of S
-vectors (2 for the LSTM), and R elements per unit and time step in the backward
-of a whole sequence (the table of `scan`):
+Array elements saved for the backward, with chunks of C time steps and a state
+of S vectors (2 for the LSTM). R is what `scan` saves per unit and time step
+(its table, 6 for the LSTM):
 
   residuals    saved                      the backward of a chunk
   "gates"      the state before each      runs its steps forward again, and
                chunk, B·H·S·T/C           saves their gates
   "recompute"  the state after each       computes its gates from its states,
-               step as well, B·H·S·T      in no loop
+               step as well, B·H·S·T      without a loop
 
 Both need R·C·B·H more for the current chunk, besides the inputs, the outputs
 and their cotangents. "gates" needs least memory at C = √(S·T/R), where it grows
@@ -35,8 +35,8 @@ and read again step by step, and so are the cotangents daₜ of the gates'
 pre-activations. Where they are larger than the cache, a chunk at a time is
 faster: `scan_in_cache` multiplies the inputs of a chunk right before its steps,
 and adds a chunk's da to the weights' gradients right after them. All residuals
-are saved, as without chunks. A chunk of at most 4 steps takes no loop
-(the module `in_place`). Without gradients, a loop over single steps is faster.
+are saved, as without chunks. A chunk of at most 4 steps needs no loop (the
+module `in_place`). For outputs alone, a loop over single steps is faster.
 
 Chunks are taken for more than 8,192 rows T·B. Each has as few time steps as
 make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
@@ -48,11 +48,11 @@ make 1,024 rows or more. All gradients of a layer then take (2 cores AMD EPYC
   lstm  H 128, T 64, B 1024     242 ms instead of 268
   lstm  H 256, T 1024, B 32     457 ms instead of 491
 
-With 8,192 rows they lose: lstm H 512, T 64, B 128, 321 ms instead of 310. A
-cell with a linear recurrence reads and writes its arrays several times for each
-product, and chunks are faster from 6 MiB of x W_x on:
+With 8,192 rows chunks are slower: lstm H 512, T 64, B 128, 321 ms instead of
+310. A cell with a linear recurrence reads and writes its arrays several times
+for each product, and chunks are faster from 6 MiB of x W_x on:
 
-  min_gru  H 256, T 256, B 32   31 ms instead of 38; forward alone 10, not 23
+  min_gru  H 256, T 256, B 32   31 ms instead of 38; outputs alone 10, not 23
   min_gru  H 1024, T 128, B 32  139 ms instead of 163
   lru      H 256, T 256, B 32   13 ms instead of 22
 """
@@ -104,7 +104,7 @@ def scan_checkpointed(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) as `scan_sequence`, computed by chunks of time steps.
+  """Return (state, hs) as `scan_sequence` does, by chunks of time steps.
 
   Args:
     cell: the cell.
@@ -138,7 +138,7 @@ def scan_in_cache(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs) as `scan_sequence`, by chunks where that is faster."""
+  """Return (state, hs) as `scan_sequence` does, by chunks if that is faster."""
   rows = num_rows(state, xs)
   if rows is not None and is_cpu() and _is_large(cell, params, xs, rows):
     return scan_checkpointed(
@@ -168,7 +168,7 @@ def _scan_filled(
   xs: jax.Array,
   extras: tuple,
 ) -> tuple[State, jax.Array]:
-  """Return (state, hs), with the last chunk filled by masked steps."""
+  """Return (state, hs) for a symbolic T: masked steps fill the last chunk."""
   steps = xs.shape[0]
   missing = ((steps - 1) // chunk + 1) * chunk - steps
   if not (isinstance(missing, int) and missing == 0):
@@ -199,8 +199,8 @@ def _scan_chunks(
 ) -> tuple[State, jax.Array]:
   """Return (state, hs); the gradient is computed by chunks of `chunk` steps.
 
-  This body runs only where nothing is differentiated. There only a linear
-  recurrence is faster by chunks.
+  This body runs only where nothing is differentiated. In that case only a
+  linear recurrence is faster by chunks.
   """
   inputs = params, state, xs, extras
   if not is_linear(cell):
@@ -241,8 +241,8 @@ def _chunks_forward(cell, options, policy, chunk, params, state, xs, extras):
 def _chunks_backward(cell, options, policy, chunk, residuals, cotangents):
   """Return the cotangents, summed over the chunks from the last to the first.
 
-  The weights' are summed in float32 or wider. `d_last`, the cotangent of the
-  last state, stands for that state's dtypes.
+  The weights' cotangents are summed in float32 or wider. `d_last`, that of the
+  last state, also gives the dtypes of the state, which is not saved.
   """
   params, saved, xs, extras = residuals
   d_last, dhs = cotangents
@@ -294,7 +294,7 @@ def _recompute(
 def _carried(cell: Cell, state: State) -> State:
   """Return the state as it is handed from chunk to chunk.
 
-  That of a linear recurrence is in the accumulation dtype, as between the steps
-  of a chunk.
+  The state of a linear recurrence is in the accumulation dtype, as between the
+  steps of a chunk.
   """
   return upcast(state) if is_linear(cell) else state

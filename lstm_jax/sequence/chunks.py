@@ -40,14 +40,14 @@ def scan_chunks(
 
   Args:
     f: (carry, saved, *sequences) -> (carry, y), called for each chunk. Its
-      `saved` is the chunk's y of the earlier scan, None without one. Its
-      `sequences` are the chunk's time steps, [C, ...]; of the last chunk T mod
-      C, unless C divides T.
+      `saved` is the y of this chunk in the earlier scan, None if there was
+      none. Its `sequences` are the chunk's time steps, [C, ...]; the last chunk
+      has T mod C time steps, unless C divides T.
     carry: the carry before the chunk that is taken first.
     saved: y of an earlier scan over the same chunks, or NOTHING.
     sequences: trees of arrays [T, ...].
     chunk: C ≤ T; T may be symbolic if it is a multiple of C.
-    reverse: from the last chunk to the first.
+    reverse: True to scan from the last chunk to the first.
 
   Returns:
     (carry after the chunk that is taken last, y of every chunk).
@@ -82,7 +82,7 @@ def scan_chunks(
 
 
 def joined(chunks: Chunks) -> Any:
-  """Return arrays [C, ...] of every chunk as one, [T, ...]; None stays None."""
+  """Join the arrays [C, ...] of all chunks to [T, ...]; None stays None."""
   whole, rest = chunks
   if whole is None:
     return None

@@ -71,9 +71,9 @@ def state_cotangents(
     t steps: row 0 is that of the initial state, and row T is d_last.
 
   Raises:
-    ValueError: cell is not a cell, or a wrapped one, is not hashable or has no
+    ValueError: cell is not a cell, is wrapped, is not hashable or has no
       backward; xs has no time step, or does not fit the state or the weights;
-      or d_last does not fit the state.
+      params are of another cell; or d_last does not fit the state.
   """
   xs, d_last = jnp.asarray(xs), jax.tree.map(jnp.asarray, d_last)
   state = check_sequence(cell, params, state, xs)

@@ -1,16 +1,17 @@
-"""A whole sequence in one GPU kernel forward and one backward.
+"""A whole sequence in one GPU kernel for each pass, forward and backward.
 
 This is `scan`, with its two scans over time as kernels of `mosaic_gpu`. The
-product of all inputs stays before the forward kernel, and the gradients of the
-weights and of the inputs after the backward kernel, one product each.
+input product of all time steps is computed before the forward kernel, and the
+gradients of the weights and of the inputs after the backward kernel, in one
+product each.
 
 The kernels take an H that is a multiple of 64, and a B that is a multiple of
-`plan.rows`: 8, 16 or 32. Others are padded with zeros here. A padded unit has
-weights and biases of zero and starts from zero, so that it remains zero in all
-three cells. A padded sequence is cut off, and its cotangents are zero.
+`plan.rows`: 8, 16 or 32. Other sizes are padded with zeros here. A padded unit
+has weights and biases of zero and starts from zero, so that it remains zero in
+all three cells. A padded sequence is cut off, and its cotangents are zero.
 
-Masks and resets are inside the kernels. There, states, outputs and sums are
-float32; what is returned has the dtypes of the state.
+The kernels apply masks and resets. States, outputs and sums are float32 in the
+kernels; `scan_fused` returns states and outputs in the dtypes of the state.
 """
 
 import importlib
@@ -37,7 +38,7 @@ class FusedResiduals(NamedTuple):
   xs: jax.Array  # [T, B, D] or tokens [T, B]
   flags: jax.Array | None  # [T, B]
   hs: jax.Array  # [T, B, H]
-  saved: Any  # of the forward kernel
+  saved: Any  # what the forward kernel returns for the backward kernel
 
 
 def scan_fused(
@@ -121,7 +122,7 @@ def _forward(cell, options, plan, *arguments):
 
 
 def _run(cell, options, plan, save, params, state, xs, flags):
-  """Return ((state, hs), residuals), which are for the backward if `save`."""
+  """Return ((state, hs), residuals); without `save`, their `saved` is None."""
   from lstm_jax.mosaic_gpu.forward import forward_kernel
 
   time_step = _time_step(cell)
@@ -192,7 +193,7 @@ def _pad_units(size: int, units: int, weights: jax.Array) -> jax.Array:
 
 
 def _pad_axis(x: jax.Array, axis: int, size: int) -> jax.Array:
-  """Return an array with zeros behind one axis, up to a size."""
+  """Return an array padded to a size, with zeros at the end of one axis."""
   widths = [(0, 0)] * x.ndim
   widths[axis] = 0, size - x.shape[axis]
   return jnp.pad(x, widths)

@@ -20,7 +20,7 @@ from lstm_jax.sequence.adjoint import Adjoint, Explicit
 
 Implementation = Literal["xla", "mosaic_gpu"]
 
-VERSIONS = (0, 11, 2), (0, 13)  # of jax: from, and below
+VERSIONS = (0, 11, 2), (0, 13)  # of jax: from the first, below the second
 VERSIONS_TEXT = "{}.{}.{} to {}.{}".format(
   *VERSIONS[0], VERSIONS[1][0], VERSIONS[1][1] - 1
 )
@@ -33,7 +33,7 @@ COUNTS: dict[Any, limits.Counts] = {
 
 def check_implementation(implementation: Any) -> None:
   """Raise ValueError unless this is an implementation, or None."""
-  # Only text is compared: of an array, each element would be.
+  # Only text is compared: an array would be compared element by element.
   if not isinstance(implementation, str | None) or (
     implementation not in (None, "xla", "mosaic_gpu")
   ):
@@ -52,14 +52,15 @@ def check_kernel(
   adjoint: Adjoint,
   others: dict[str, Any],
 ) -> limits.Plan:
-  """Return how the kernels divide a layer, after a check that they take it.
+  """Return how the kernels divide a layer, after a check of the arguments.
 
   Args:
     cell: that of `unroll`.
     params: the weights.
     state: the state before the first step.
     xs: inputs [T, ..., D] or tokens [T, ...].
-    compute_dtype: of the products' operands; None for that of the weights.
+    compute_dtype: the dtype of the products' operands; None for that of the
+      weights.
     adjoint: as in `unroll`.
     others: options of `unroll` by name, which must be None.
 
@@ -107,7 +108,7 @@ def _check_device() -> None:
       "implementation='mosaic_gpu' needs an H100 or H200 and lstm-jax[cuda], "
       f"got a {target}: leave implementation out here"
     )
-  if target == "gpu":  # JAX's own; "cuda" is stated by `traced_for`
+  if target == "gpu":  # of JAX; for `traced_for("cuda")` there is no device
     device: Any = default_device()
     if isinstance(device, str | None):
       device = jax.devices(target)[0]

@@ -3,12 +3,13 @@
 `lax.scan` allocates an array of zeros for its outputs, and writes the results
 of each step there. `scan_in_place` overwrites zs [T, ...], the largest array of
 a sequence: the projected inputs in the forward pass, the gates in the backward
-pass. How depends on the device (`cells.platform`).
+pass. How it does so depends on the device (`cells.platform`).
 
-Its derivative, for the gradient of a gradient, is that of `lax.scan`. The
-derivative of a loop which carries zs would add an array [T, ...] at every step:
-time that grows as T². (In forward mode over a gradient it would be faster by a
-third, but a rule cannot know whether its result will be transposed.)
+Its derivative, for the gradient of a gradient, is that of `lax.scan`. In
+reverse mode, the derivative of a loop that carries zs would add an array
+[T, ...] at every step, in a time that grows as T². In forward mode over a
+gradient that loop would be faster by a third, but a rule cannot know whether
+its result will be transposed.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ def scan_in_place(
   """
   steps = zs.shape[0]  # a symbolic T has no len
   few = isinstance(steps, int) and steps <= MOST_UNROLLED
-  on_cpu = is_cpu()  # now: the rule may be traced later
+  on_cpu = is_cpu()  # now: the rule may be traced outside of `traced_for`
   if not on_cpu:
     scan = _scan_with_few_kernels
   else:
@@ -96,7 +97,7 @@ def _scan_plainly(f, carry, zs, xs, reverse, joins):
 def _scan_unrolled(f, carry, zs, xs, reverse):
   """Scan as `scan_in_place` does, without a loop, over a few time steps.
 
-  zs has no other steps: it is that of a chunk (`checkpointing`) or of another
+  zs holds only these steps: those of a chunk (`checkpointing`), of another
   short sequence, or of one iteration of `_scan_with_few_kernels`. A loop would
   first write zeros to its outputs, and copy z and the carry at every step.
   """
@@ -112,9 +113,9 @@ def _scan_unrolled(f, carry, zs, xs, reverse):
 def _scan_without_copies(f, carry, zs, xs, reverse):
   """Scan as `scan_in_place` does; XLA never copies zs.
 
-  Each z is read one step early, after the previous write: if a step read its
-  own z, XLA might order the read after the write, and copy all of zs at every
-  step.
+  Each step writes its z, and then reads the z of the next step into the carry.
+  If a step read its own z, XLA might order the read after the write, and copy
+  all of zs at every step.
   """
   steps = zs.shape[0]  # a symbolic T has no len
   first, ahead = (-1, -1) if reverse else (0, 1)
@@ -144,16 +145,17 @@ def _scan_with_few_kernels(f, carry, zs, xs, reverse):
   T 64, B 32 (compiled for an H100).
 
   XLA for GPUs computes values of one shape in one kernel, so the new z is cut
-  into pieces as wide as the carry. The barrier keeps it from computing them
+  into pieces as wide as the carry. The barrier keeps XLA from computing them
   again in the kernel that stores them, which would read what it overwrites. The
-  carry is not behind the barrier: what the next time step makes of it, such as
-  h in the dtype of a product, is computed in the same kernel.
+  carry does not pass through the barrier, so the same kernel can prepare it for
+  the next time step, such as by a cast of h to the dtype of a product.
   """
   steps = zs.shape[0]  # a symbolic T has no len
   size = GPU_STEPS if isinstance(steps, int) else 1
   if isinstance(steps, int) and steps < 2 * GPU_STEPS:
-    # No loop of one iteration after the rest: XLA in jax 0.10 compiles it to a
-    # wrong program for a CPU (the gradient of slstm over 6 or 7 time steps).
+    # One iteration takes all steps. With a rest before one iteration, XLA in
+    # jax 0.10 compiles a wrong program for a CPU (the gradient of slstm over 6
+    # or 7 time steps).
     size = steps
   rest = steps % size
   width = max(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
@@ -194,7 +196,7 @@ def _scan_with_few_kernels(f, carry, zs, xs, reverse):
 
 
 class _Place(NamedTuple):
-  """Where an array lies in those of `Joined`."""
+  """Where an array of the tree lies in the arrays of `Joined`."""
 
   kind: str  # key into `arrays`, made of its dtype and leading axes
   start: int  # along the last axis
@@ -215,7 +217,7 @@ class Joined:
   places: tuple[_Place, ...] = dataclasses.field(metadata={"static": True})
 
   def __getitem__(self, index: int) -> "Joined":
-    """Return an element of a tree that is a tuple, in the same arrays."""
+    """Return one element of a joined tuple, still in the same arrays."""
     children = self.structure.children()
     first = sum(child.num_leaves for child in children[:index])
     last = first + children[index].num_leaves

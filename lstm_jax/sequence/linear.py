@@ -61,7 +61,7 @@ def linear_scan(
   Args:
     decay: λ, [T, ...], T ≥ 1.
     increment: u, [T, ...].
-    first: the state before the step that is taken first, [...]. The others are
+    first: the state before the step that is taken first, [...]. λ and u are
       cast to its dtype.
     reverse: from the last step to the first: with sₜ₊₁ in place of sₜ₋₁.
 
@@ -90,13 +90,13 @@ def linear_scan(
 
 
 def _decayed(decay: jax.Array, state: jax.Array) -> jax.Array:
-  """Return λ ⊙ s, and 0 where λ is 0, as at a reset, and s is not finite."""
+  """Return λ ⊙ s, or 0 where λ is 0 (as at a reset) and s is not finite."""
   cleared = (decay == 0) & ~jnp.isfinite(state)
   return decay * jnp.where(cleared, 0, state)
 
 
 def _product(first: jax.Array, second: jax.Array) -> jax.Array:
-  """Return λ ⊙ λ', and 0 where one is 0 and the other has overflowed."""
+  """Return λ ⊙ λ', or 0 where one is 0 and the other has overflowed."""
   cleared = (first == 0) & ~jnp.isfinite(second)
   cleared |= (second == 0) & ~jnp.isfinite(first)
   return jnp.where(cleared, 0, first) * jnp.where(cleared, 0, second)
@@ -116,11 +116,12 @@ def all_states(
   Args:
     cell: a cell with a linear recurrence.
     params: the weights.
-    state: the state before the first step, [...]. The last one has its dtypes.
+    state: the state before the first step, [...]. The last state gets its
+      dtypes.
     axs: the projected inputs, [T, ..., K], where K is G·H of `Cell`.
     extras: further arguments of a wrapped cell's steps, each [T, ...].
     reverse: from the last step to the first.
-    like: a state of the dtypes that the states after every step get.
+    like: a state whose dtypes the states after every step get.
   """
   steps = axs.shape[0]
   first = upcast(state)
@@ -198,7 +199,7 @@ def backward(
 
 
 def states_before(first: Any, after: Any, reverse: bool) -> Any:
-  """Return arrays' values before each step, [T, ...], in the dtypes of `after`.
+  """Return the arrays before each step, [T, ...], in the dtypes of `after`.
 
   Args:
     first: a tree of arrays [...], before the step that is taken first.
@@ -223,6 +224,6 @@ def _decays(
   residuals: Any,
   extras: tuple,
 ) -> State:
-  """Return λ, the derivative of each step's state by the state before it."""
+  """Return λₜ = ∂sₜ/∂sₜ₋₁ for every time step."""
   ones = jax.tree.map(jnp.ones_like, like)
   return cell.recur_backward(params, gates, residuals, ones, *extras)[0]

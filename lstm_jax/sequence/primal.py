@@ -1,9 +1,10 @@
 """A whole sequence as one scan that saves no gates and no residuals.
 
-`scan_steps` takes whole steps: `Step` and `Autodiff` differentiate it. The
-others compute the input product of all steps before the loop. `Explicit` uses
-`scan_states` in its gradient, to save states alone, and one of the other two
-where nothing is differentiated.
+`scan_steps` scans over whole time steps; with `Step` and `Autodiff`, JAX
+differentiates it. `scan_states` and `scan_outputs` compute the input product of
+all steps before the scan. `Explicit` uses `scan_states` where its gradient
+saves states instead of gates, and `scan_outputs` or `scan_steps` where nothing
+is differentiated.
 """
 
 from collections.abc import Callable
@@ -87,21 +88,21 @@ def scan_outputs(
 ) -> tuple[State, jax.Array]:
   """Return (state, hs), with the input product of all steps before the scan.
 
-  An iteration of the loop takes two time steps. With one, XLA computes the
-  LSTM's gates of H 256, B 32 on one of two cores; the other falls asleep, and
-  each product waits for it: 9.4 ms for 64 time steps instead of 6.3 (Zen 5, jax
-  0.12.0.1). With two, the gates are divided between the cores.
+  An iteration of the loop takes two time steps. With one time step, XLA
+  computes the LSTM's gates of H 256, B 32 on one of two cores; the other core
+  goes idle, and each product waits for it: 9.4 ms for 64 time steps instead of
+  6.3 (Zen 5, jax 0.12.0.1). With two, the gates are divided between the cores.
 
   Args:
     cell: the cell.
     options: the compute dtype and the direction.
     params: the weights.
-    state: the state before the first step. The last one has its dtypes.
+    state: the state before the first step. The last state gets its dtypes.
     xs: inputs [T, ..., D] or tokens [T, ...].
     extras: further arguments of a wrapped cell's steps, each [T, ...].
-    like: of a linear recurrence, a state of the dtypes that hs get; None for
-      those of the first state. So the next chunk of time steps can start from a
-      state that was not rounded to bfloat16.
+    like: for a linear recurrence, a state whose dtypes hs get; None for those
+      of `state`. So `state` can be wider than hs, and a chunk of time steps can
+      start from a state that was not rounded to bfloat16.
   """
   return _scan_projected(
     cell,
@@ -144,7 +145,7 @@ def forward_step(cell: Cell) -> Callable:
 
 
 def step_of_parts(cell: Cell) -> Callable:
-  """Return the step of the cell's parts, for a cell without a `forward`."""
+  """Return a step made of the cell's parts, which needs no `forward`."""
 
   def step(params, state, x, *extras):
     return cell.recur(params, state, cell.project(params, x), *extras)[0]

@@ -9,7 +9,7 @@
 
 `factors` and `zoneout` draw arguments of `unroll`: factors of shape [B, H] once
 per sequence, of shape [T, B, H] at each time step. A rate must be a concrete
-number in [0, 1), not traced; all functions here refuse another. The same key
+number in [0, 1), not traced; all functions here refuse others. The same key
 draws the same noise; a rate of 0 draws nothing and changes nothing. What is not
 dropped is divided by 1 − rate, so that the expectation stays the same. Dropping
 multiplies by 0, so that NaN and infinity do not become 0. Zoneout needs no

@@ -26,19 +26,21 @@ Array elements saved for the backward: all rₜ and hs, which is T·B·H times
   min_gru 3          lru 3              gru_reset_before 6
   mogrifier_lstm 9 + 4 D/H
 
-with P the size of the projection, and 5 rounds of a Mogrifier; with resets or
-state dropout 1 more (P/H for projected_lstm), the h that enters each step. With
-a mask, hs is an array of its own beside the outputs of `unroll`, which are 0 at
-masked steps; without one, it is those outputs. Inputs of the scan (xs, masks,
-factors) are not counted. The largest array exists only once: at every step, the
-gates (or local gradients) overwrite axₜ, and later daₜ overwrites them. The
-three linear recurrences (min_gru, min_lstm, lru) have no such loop, and new
-arrays instead. During the backward there are more, again times T·B·H: a copy of
-hs, shifted by one step, 1 (P/H for projected_lstm); in projected_lstm also dh',
-P/H; in the GRU the cotangent of h W_h, which is not daₜ, 3; in gru_reset_before
-r ⊙ h, 1; in the layer-normalised LSTM the normalised products and their
-cotangents, up to 17, not all at the same time; in the Mogrifier the operands
-and the cotangents of all its products, 8 + 6 D/H.
+with P the size of the projection, and 5 rounds of a Mogrifier. Resets or state
+dropout add 1 (P/H for projected_lstm), the h that enters each step. With a
+mask, hs is an array of its own beside the outputs of `unroll`, which are 0 at
+masked steps; without a mask, hs is those outputs. Inputs of the scan (xs,
+masks, factors) are not counted. The largest array exists only once: at every
+step, the gates (or local gradients) overwrite axₜ, and later daₜ overwrites
+them. The three linear recurrences (min_gru, min_lstm, lru) have no such loop,
+and allocate new arrays instead.
+
+The backward allocates more, again times T·B·H: 1 for a copy of hs, shifted by
+one step (P/H in projected_lstm); P/H for dh' in projected_lstm; 3 for the
+cotangent of h W_h in the GRU, where it is not daₜ; 1 for r ⊙ h in
+gru_reset_before; up to 17 for the normalised products and their cotangents in
+the layer-normalised LSTM, not all at the same time; and 8 + 6 D/H for the
+operands and the cotangents of all products in the Mogrifier.
 """
 
 import math
@@ -63,8 +65,8 @@ from lstm_jax.sequence.primal import (
   step_of_parts,
 )
 
-# With more rows T·B, x W_x of all of them leaves a CPU's cache: a chunk of time
-# steps at a time was faster with H 128 to 512 (`checkpointing`).
+# With more rows T·B, x W_x of all rows does not fit into a CPU's cache: a chunk
+# of time steps at a time was faster with H 128 to 512 (`checkpointing`).
 MANY_ROWS = 8192
 
 
@@ -121,11 +123,11 @@ def _projects_first(state: State, xs: jax.Array) -> bool:
   """Return whether outputs alone are faster if x W_x comes before the loop.
 
   They are on a CPU, with jax 0.12 or later, vector inputs and few rows. With
-  more than MANY_ROWS rows, x W_x would be the program's largest array. Tokens
-  take a row of W_x at each step, which is faster than all rows first. In jax
-  0.10, XLA fuses a GRU's time step to one loop that is not vectorized if it
-  also reads x W_x from an array of all steps: with H 128 it takes 4.8 ms
-  instead of 2.3.
+  more than MANY_ROWS rows, x W_x would be the program's largest array. With
+  tokens, to read a row of W_x at each step is faster than to read all rows
+  first. In jax 0.10, XLA fuses a GRU's time step to one loop that is not
+  vectorized if it also reads x W_x from an array of all steps: with H 128 it
+  takes 4.8 ms instead of 2.3.
   """
   rows = num_rows(state, xs)
   few = rows is not None and rows <= MANY_ROWS
@@ -144,8 +146,8 @@ def forward(
 ) -> tuple[tuple[State, jax.Array], SequenceResiduals]:
   """Return (state, hs), and the residuals for the backward.
 
-  Its arguments are those of `scan_outputs`. Of a linear recurrence, `like` also
-  decides the dtypes of the residuals.
+  Its arguments are those of `scan_outputs`. For a linear recurrence, `like`
+  also decides the dtypes of the residuals.
   """
   operands = cast_operands(params, xs, options)
 

@@ -80,8 +80,8 @@ class ResidualsWithH(NamedTuple):
 def masked(cell: Cell) -> Cell:
   """Return a cell whose step takes a mask, bool [...].
 
-  Where it is False, the step leaves the state unchanged, and its h is the one
-  before. (`unroll` sets the output to 0.)
+  Where it is False, the step returns the state unchanged, h included. (`unroll`
+  sets the output to 0.)
   """
 
   def recur(params, state, ax, mask, *extras):
@@ -129,8 +129,9 @@ def zoneout(cell: Cell) -> Cell:
 
   The shares are a state of arrays or numbers that broadcast to the arrays of
   the cell's state. A unit keeps its previous value where its share is True or
-  1, and takes the new one where it is False or 0. A share in between mixes the
-  two: at evaluation, the zoneout probability gives the expected value.
+  1, and takes the new value where it is False or 0. A share in between mixes
+  the two: at evaluation, the zoneout probability as the share gives the
+  expected value.
   """
 
   def recur(params, state, ax, share, *extras):
@@ -186,9 +187,9 @@ def state_dropout(cell: Cell) -> Cell:
 def saving_h(cell: Cell) -> Cell:
   """Return a cell that also saves the h that it multiplies by W_h.
 
-  Otherwise the h of the weights' gradient Σ hᵀ da is that of the state after
-  the step before, which is another one if a wrapper changes the state before
-  this step.
+  The gradient of W_h is Σ hᵀ da. Without this wrapper, `unroll` takes its h to
+  be that of the state after the previous step. A reset or state dropout changes
+  that h before the cell multiplies it, so the changed h must be saved.
   """
 
   def recur(params, state, ax, *extras):
@@ -229,14 +230,14 @@ def _wrapped(
   backward: Any = recur_backward
   gradients = parameter_gradients or own
   if own is None or getattr(cell, "recur_backward", None) is None:
-    backward = gradients = None  # a cell of one's own, without a backward
+    backward = gradients = None  # a user's cell, without a backward
   parts = cell.project, recur, backward, gradients
   checked, taken = (
     cell.innermost if isinstance(cell, Wrapped) else (parts_of(cell), 0)
   )
   innermost = checked, taken + num_extras
   steps = one_step(cell.initial_state, *parts, innermost=innermost)
-  init: Any = getattr(cell, "init", None)  # which nothing here calls
+  init: Any = getattr(cell, "init", None)  # nothing here calls it
   return Wrapped(
     init,
     cell.initial_state,
@@ -250,7 +251,7 @@ def _wrapped(
 
 
 def _check_flag(name: str, flag: Any, state: State) -> None:
-  """Raise ValueError unless a flag is bool, of the shape of the batch axes."""
+  """Raise ValueError unless a flag is bool, with the shape of the batch."""
   flag, batch = jnp.asarray(flag), state.h.shape[:-1]
   if flag.dtype != bool or flag.shape != batch:
     raise ValueError(
@@ -259,7 +260,7 @@ def _check_flag(name: str, flag: Any, state: State) -> None:
 
 
 def select(condition: ArrayLike, yes: Any, no: Any) -> Any:
-  """Return yes where the condition holds, leaf by leaf, and no elsewhere.
+  """Return `yes` where the condition holds and `no` elsewhere, leaf by leaf.
 
   The axes of the condition, [...], are the first ones of every leaf.
   """
