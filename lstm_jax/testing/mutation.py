@@ -119,7 +119,7 @@ def plant(
   # Named __main__, the copy would run the script, which may plant again.
   name = "planted" if module.__name__ == "__main__" else module.__name__
   planted = ModuleType(name, module.__doc__)
-  # Relative imports need its package, and data beside it may need its path.
+  # Relative imports need the module's package, and data beside it its path.
   planted.__spec__, planted.__file__ = module.__spec__, module.__file__
   planted.__dict__.update({name: getattr(module, name) for name in types})
   planted.__dict__["__scale__"] = scale
