@@ -1,7 +1,7 @@
 """Batches of a text for truncated backpropagation through time.
 
-Each of the B sequences of a batch continues the same sequence of the batch
-before, so that the recurrent state is carried from batch to batch.
+Sequence b of each batch continues sequence b of the previous batch, so that the
+recurrent state is carried from batch to batch.
 
 >>> import numpy as np
 >>> epoch = make_batches(np.arange(9), batch_size=2, seq_len=3)
@@ -24,10 +24,10 @@ class Batches(NamedTuple):
   Column b of `tokens` is a contiguous piece of the text, and batch k + 1
   continues each column where batch k ends. The columns start evenly spaced in
   the text. Together they predict every token but the first of the text, and
-  none more than twice. Where text has been left out at a gap, the columns start
-  evenly spaced in each of the two pieces and none reads across the gap. Then
-  the first token of the second piece is not predicted either, and some tokens
-  may be predicted more than twice.
+  none more than twice. A text with a gap, where a part has been left out, has
+  two pieces. The columns then start evenly spaced in each piece, and none reads
+  across the gap. The first token of the second piece is not predicted either,
+  and some tokens may be predicted more than twice.
   """
 
   tokens: np.ndarray  # int32 [L + 1, B], time-major
@@ -35,7 +35,7 @@ class Batches(NamedTuple):
 
   @property
   def num_batches(self) -> int:
-    """Number of batches in the epoch; the last may be shorter."""
+    """Number of batches in the epoch; their lengths may differ."""
     return len(self.cuts) - 1
 
   @property
@@ -72,10 +72,11 @@ def make_batches(
       without a gap.
 
   Raises:
-    ValueError: batch_size or seq_len is not an integer ≥ 1; tokens are no
+    ValueError: batch_size or seq_len is not an integer ≥ 1; tokens are not
       integers [N], or one does not fit in an int32; gap is not between two
-      tokens; the text is shorter than one batch; or a piece beside a gap has
-      one token, or the two have too few sequences.
+      tokens; the text is shorter than one batch; a piece beside the gap has
+      only one token; or batch_size is too small for two pieces whose lengths
+      differ so much.
   """
   batch_size = check_count("batch_size", batch_size)
   seq_len = check_count("seq_len", seq_len)
@@ -94,7 +95,8 @@ def make_batches(
 def as_text(tokens: np.ndarray) -> np.ndarray:
   """Return tokens as int32 [N]; raise ValueError if they cannot be that."""
   tokens = np.asarray(tokens)
-  if tokens.ndim != 1 or tokens.dtype.kind not in "iu":  # no timedelta64
+  # `issubdtype` takes timedelta64 for an integer; its kind is "m".
+  if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
     raise ValueError(
       f"tokens must be integers [N], got {tokens.dtype} {tokens.shape}"
     )
@@ -140,7 +142,8 @@ def columns(
       "each piece of the text beside the gap must have at least 2 tokens, "
       f"got {sizes[0]} and {sizes[1]}"
     )
-  # One column for the smaller piece, and as many no longer ones for the other.
+  # At least one column reads the smaller piece. The larger piece then needs
+  # enough columns that none of them is longer than that one.
   least = 1 + math.ceil((large - 1) / (small - 1))
   if batch_size < least:
     longest = (small + large - 2) // least
@@ -159,5 +162,5 @@ def columns(
 
 
 def cuts(length: int, seq_len: int) -> tuple[int, ...]:
-  """Return `Batches.cuts` of L time steps; only the last batch is shorter."""
+  """Return `Batches.cuts` of L time steps; the last batch may be shorter."""
   return (*range(0, length, seq_len), length)

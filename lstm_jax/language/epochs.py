@@ -49,8 +49,8 @@ class BatchingConfig:
   random_offsets: bool = option(
     False,
     "Begin each epoch at a random place in the text and wrap around at its "
-    "end, so that no token is always the first of a batch. The pieces beside a "
-    "gap are each rotated so.",
+    "end, so that no token is always the first of a batch. If a part was cut "
+    "out of the text, the two pieces beside the gap are rotated separately.",
   )
   short_seq_prob: float = option(
     0.0,
@@ -61,8 +61,8 @@ class BatchingConfig:
   )
   late_batch_size: int = option(
     0,
-    "Sequences in a batch in the last third of the epochs (of two epochs, in "
-    "none), for gradients with less noise; 0 for batch_size.",
+    "Sequences in a batch in the last third of the epochs, for gradients with "
+    "less noise; 0 for batch_size. It has no effect with fewer than 3 epochs.",
     bounds="[0, inf)",
   )
 
@@ -81,8 +81,9 @@ class BatchingConfig:
       gap: as in `make_batches`.
 
     Raises:
-      ValueError: as `make_batches`, or for the seed, when the first epoch is
-        made; for late_batch_size when the first epoch with it is.
+      ValueError: as `make_batches`, or the seed is not an integer ≥ 0. It is
+        raised when the first epoch is made; if late_batch_size is the cause,
+        when the first epoch with that batch size is made.
     """
     return (
       self._epoch(tokens, seed, gap, epoch) for epoch in range(self.num_epochs)
@@ -107,7 +108,7 @@ class BatchingConfig:
   def epoch_lengths(
     self, tokens: np.ndarray, seed: int, gap: int | None = None
   ) -> list[tuple[int, int]]:
-    """Return (number of epochs, batches in each) for each run of equal epochs.
+    """Return (number of epochs, batches in each) for consecutive equal epochs.
 
     `num_steps` is the sum of their products; it has the same arguments and
     raises the same errors.
@@ -118,7 +119,7 @@ class BatchingConfig:
   def batch_shapes(
     self, tokens: np.ndarray, seed: int, gap: int | None = None
   ) -> Counter[tuple[int, int]]:
-    """Return how many batches of each shape (T, B) all epochs have.
+    """Return the number of batches of each shape (T, B) in all epochs.
 
     The arguments and errors are those of `num_steps`.
     """
@@ -141,7 +142,7 @@ class BatchingConfig:
       if epochs:
         rows, _ = columns(sizes, batch_size, self.seq_len)
         stages.append((epochs, batch_size, rows))
-    # Where batches are short at random, this is about their least number.
+    # With batches that are short at random, this is about the smallest number.
     total = sum(
       (n.stop - n.start) * math.ceil(rows / self.seq_len)
       for n, _, rows in stages
