@@ -1,9 +1,9 @@
 """How one token is drawn from a language model's logits y.
 
 Suppressed tokens are left out first. The token is drawn from softmax(y/τ) with
-temperature τ; τ = 0 takes the most likely one (greedy). Before it is drawn,
-three rules keep only some of the tokens, in this order, each with the
-probabilities of what the one before has kept:
+temperature τ; τ = 0 takes the most likely one (greedy). Before the draw, three
+rules keep only some of the tokens. They are applied in this order, each to the
+tokens that the previous rule has kept, with probabilities scaled to sum to 1:
 
   top-k  the k most likely tokens
   top-p  the smallest set of most likely tokens whose probabilities sum to p or
@@ -13,7 +13,7 @@ probabilities of what the one before has kept:
          likely one (Nguyen et al. 2024, Turning up the heat: min-p sampling for
          creative and coherent LLM outputs)
 
-Tokens as likely as the last that is kept are kept as well.
+Tokens as likely as the least likely one that a rule keeps are kept as well.
 
   >>> logits = jnp.log(jnp.array([0.1, 0.45, 0.25, 0.2]))
   >>> jnp.isfinite(keep_top_p(logits, 0.6)).tolist()
@@ -33,12 +33,12 @@ from jax import lax
 
 from lstm_jax.cells.checks import check_count
 
-TINY = float(np.finfo(np.float32).tiny)  # XLA may take smaller ones for 0
-HUGE = 1 / TINY  # the reciprocal of a larger temperature may be taken for 0
+TINY = float(np.finfo(np.float32).tiny)  # XLA may treat smaller numbers as 0
+HUGE = 1 / TINY  # XLA may treat the reciprocal of a larger temperature as 0
 
 
 class DrawingRules(NamedTuple):
-  """How a token is drawn; `sampling.sample` has the ranges."""
+  """How a token is drawn; `sampling.sample` states the range of each field."""
 
   temperature: float = 1.0
   top_k: int | None = None
@@ -48,7 +48,7 @@ class DrawingRules(NamedTuple):
 
 
 def checked_rules(rules: DrawingRules, vocabulary_size: int) -> DrawingRules:
-  """Return rules whose values are Python's, which can be static under `jit`.
+  """Check rules, and return them as Python values, which `jit` takes as static.
 
   Raises:
     ValueError: a rule is out of range, or all tokens are suppressed.
@@ -89,7 +89,7 @@ def check_key(key: jax.Array) -> None:
   """Raise ValueError unless a PRNG key is of JAX's default kind."""
   impl, usual = map(jax.random.key_impl, (key, jax.random.key(0)))
   if impl != usual:
-    raise ValueError(f"key must be one of {usual}, got one of {impl}")
+    raise ValueError(f"key must be of the kind {usual}, got {impl}")
 
 
 def keep_top_k(logits: jax.Array, k: int) -> jax.Array:

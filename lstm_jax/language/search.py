@@ -54,7 +54,7 @@ def continuation_nats(
   prompt: np.ndarray,
   tokens: np.ndarray,
 ) -> np.ndarray:
-  """Return −log p of some continuations of a prompt, in nats, float64 [N].
+  """Return −log p of each of N continuations of a prompt, in nats, float64 [N].
 
   Args:
     model: the language model.
@@ -139,7 +139,7 @@ def beam_search(
   Raises:
     ValueError: the prompt is not [P] with P ≥ 1, or not all integers in [0, V);
       length or beam_size is not an integer ≥ 1; or suppress_tokens are not
-      integers in [0, V), or are all of them.
+      integers in [0, V), or leave no token.
   """
   check_prompt(prompt, len(params.bias))
   check_count("length", length)
@@ -167,8 +167,9 @@ def _continuation_nats(model, params, prompts, tokens):
 def _beam_search(model, options, params, prompts):
   """Return (tokens [N, n], nats [N], least [n]).
 
-  A continuation costs its entry of nats and the sum of least: after each token,
-  the least cost is subtracted from all, so that a long sum is not rounded.
+  The cost of a continuation is its entry of nats plus the sum of least. After
+  each token, the least cost is subtracted from the costs of all prefixes, so
+  that a long sum is not rounded.
   """
   length, suppress_tokens = options
   width = prompts.shape[1]

@@ -47,7 +47,7 @@ DRAWN = -1  # in the place of a token that is to be drawn
 
 
 class TextStream:
-  """A text, and what the model carries after it.
+  """A text that is read and written in parts, and the model's state after it.
 
   Args:
     model: the language model.
@@ -84,15 +84,16 @@ class TextStream:
     return "".join(self._pieces)
 
   def read(self, text: str) -> None:
-    """Go on from a text that follows the one so far.
+    """Append a given text to the text so far; the model reads it.
 
-    A tokenizer of words encodes it as if it began a line. Where it does not, a
-    quotation mark at its beginning becomes a closing one: it has no space
-    before it, and one after it only where the text has none.
+    A tokenizer of words encodes the given text as if it began a line. If it
+    does not begin one, a quotation mark at its beginning becomes a closing
+    mark: no space comes before the mark, and a space comes after it only where
+    the given text has none.
 
     Raises:
-      ValueError: it is empty, or has characters or words that the tokenizer
-        or the model does not know.
+      ValueError: the given text is empty, or has characters or words that the
+        tokenizer or the model does not know.
     """
     tokens = self._tokenizer.encode_known(text)
     if not len(tokens):
@@ -102,7 +103,7 @@ class TextStream:
     self.read_tokens(tokens)
 
   def read_tokens(self, tokens: np.ndarray) -> None:
-    """Go on from tokens, int [P], that follow the text so far.
+    """Append given tokens, int [P], to the text so far; the model reads them.
 
     Raises:
       ValueError: there are none, or some are not in the vocabulary of both the
@@ -117,7 +118,8 @@ class TextStream:
   def write(self, key: jax.Array, length: int) -> Iterator[str]:
     """Draw n tokens, and yield the text that they add, part by part.
 
-    After one text has been read, the tokens are those of `sample`.
+    After one text has been read, the first call draws the same tokens as
+    `sample` with the same key.
 
     Args:
       key: a typed PRNG key of JAX's default kind.
@@ -137,7 +139,7 @@ class TextStream:
   def _advance(self, key: np.ndarray, given: np.ndarray) -> Iterator[str]:
     """Read or draw tokens, and yield the text that each part of them adds.
 
-    Arrays of this length are NumPy's: JAX would compile for every length anew.
+    Arrays as long as `given` are NumPy's: JAX would compile for each length.
     """
     for start in range(0, len(given), PART):
       part = slice(start, start + PART)
@@ -168,8 +170,8 @@ class TextStream:
 def _advance(model, rules, params, carry, key, start, given, count):
   """Return (carry, tokens [n]) after the first `count` of the given tokens.
 
-  One program reads texts and draws them, of any length: compiling is most of
-  the time of a short sample.
+  One program both reads and draws texts, of any length, because compiling takes
+  most of the time of a short sample.
   """
   key = jax.random.wrap_key_data(key)
 
