@@ -41,7 +41,7 @@ MAX_NATS = 1e4  # at this loss of one token, dynamic evaluation has diverged
 
 
 class Divergence(ValueError):
-  """Dynamic evaluation diverged: the learning rate is too large."""
+  """Dynamic evaluation diverged, as it does at too large a learning rate."""
 
 
 class DynamicEvalConfig(NamedTuple):
@@ -155,7 +155,8 @@ def gradient_scale(
   state = model.initial_state(epoch.tokens.shape[1:])
   squares = upcast(jax.tree.map(jnp.zeros_like, params))
   lengths = np.diff(epoch.cuts)
-  # The last batch is filled up to the longest: it needs no program of its own.
+  # The last batch is padded to the longest length, because a batch of another
+  # length would need a compiled program of its own.
   rest = lengths.max() - lengths[-1]
   filled = np.pad(epoch.tokens, [(0, rest), (0, 0)])
   ends = [*epoch.cuts[1:-1], epoch.cuts[-1] + rest]
@@ -203,7 +204,7 @@ def _scan_segments(model, full, trained, scale, numbers, carry, segments):
     return nats.mean(), ((nats[:, 0], log_probs), state)
 
   def body(carry, tokens):
-    thetas, state = carry  # in bfloat16, small steps would be lost
+    thetas, state = carry  # thetas upcast: bfloat16 would lose small steps
     gradient, (predicted, state) = jax.grad(mean_nats, has_aux=True)(
       cast_like(thetas, trained), state, tokens
     )

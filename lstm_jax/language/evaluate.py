@@ -1,14 +1,15 @@
 """Loss of a language model on a text, by three protocols of evaluation.
 
-  cold      consecutive windows of the text, each from the zero state, as a
-            model with a context of that length is evaluated
+  cold      consecutive windows of the text, each from the zero state, like the
+            evaluation of a model whose context has the length of a window
   stateful  one pass over the text, with the state carried from the first token
             to the last
   dynamic   as stateful, and the weights are trained on each segment of the text
             once it is predicted (`dynamic_eval`)
 
-Each returns the loss of every token but the first, in nats, so that protocols
-can be compared position by position; the loss of the text is their mean.
+Each protocol gives the loss of every token but the first, in nats, so that
+protocols can be compared position by position. The loss of the text is the mean
+over these tokens.
 """
 
 import math
@@ -104,7 +105,8 @@ def batch_log_probs(
 def _one_pass(function, model, params, tokens):
   """Return the first result of a function like `predict`, [N − 1, ...].
 
-  It is called on one chunk of the text after another, with the state carried.
+  The function is called on one chunk of the text after another, with the state
+  carried from chunk to chunk.
   """
   check_tokens(tokens, len(params.bias))
   tokens = np.asarray(tokens, np.int32)
@@ -121,7 +123,7 @@ def cold_nats(
   tokens: np.ndarray,
   window: int = 256,
 ) -> np.ndarray:
-  """Return the loss of each token given its window of the text, [N − 1].
+  """Return the loss of each token given those before it in a window, [N − 1].
 
   This is evaluation with a cold start: the text is divided into consecutive
   windows, and each starts from the zero state. Window k reads
@@ -170,8 +172,9 @@ def nats_per_character(
     tokenizer: the tokenizer of the text.
     text: the text.
     nats: the sum of the losses of the text's tokens[1:], in nats.
-    cached: whether the unknown words earlier in the text predict each one too,
-      as fits a protocol that remembers the whole text: see `spelling`.
+    cached: whether each unknown word is also predicted from the unknown words
+      before it, as fits a protocol that remembers the whole text: see
+      `spelling`.
 
   Raises:
     ValueError: the text has fewer than two characters.
@@ -191,14 +194,14 @@ def check_tokens(tokens: np.ndarray, vocabulary_size: int) -> None:
 
 
 def cut_windows(tokens: np.ndarray, length: int) -> np.ndarray:
-  """Return windows of W + 1 tokens, each from the last token of the one before.
+  """Return windows of W + 1 tokens; neighbouring windows share one token.
 
   The last window is filled up with token 0, so that one compiled program reads
-  them all; what it predicts there is to be cut off.
+  them all. The caller cuts off what is predicted for this padding.
 
   Args:
     tokens: the text, int32 [N].
-    length: W, which a shorter text limits to N − 1.
+    length: W; N − 1 is used instead if it is smaller.
 
   Returns:
     int32 [n, W + 1].
@@ -215,7 +218,7 @@ def group_windows(windows: np.ndarray, size: int) -> np.ndarray:
   """Return windows [n, ...] in groups of m, [⌈n / m⌉, m, ...].
 
   The last group is filled up with windows of zeros, so that one compiled
-  program reads them all; what it predicts there is to be cut off.
+  program reads them all. The caller cuts off what is predicted for them.
   """
   missing = -len(windows) % size
   filled = np.pad(windows, [(0, missing)] + [(0, 0)] * (windows.ndim - 1))

@@ -7,12 +7,12 @@ c, n(c) = Σ_w n(c w), and u(c) the number of distinct w that followed c:
 
 p_{−1} = 1 / V, and p_k = p_{k−1} where c is new: interpolated absolute
 discounting (Chen and Goodman 1999, section 2.6). For the longest contexts,
-n(c w) is how often w followed c; for shorter ones it is the number of distinct
-contexts, one token longer, that w followed (Kneser and Ney 1995; section 2.7 of
-the former), since a token is counted after c′ only if it had not followed c
-before; at the start of a text, where there is no longer context, it is counted
-each time. The counts start from training texts and take each token of the text
-once it has been predicted.
+n(c w) is how often w followed c. For shorter contexts, n(c w) is the number of
+distinct contexts, one token longer, that w followed (Kneser and Ney 1995; Chen
+and Goodman, section 2.7): w is counted after c′ only if it had not followed c
+before. At the start of a text, where there is no longer context, w is counted
+each time. The training texts are counted first; each token of the text is
+counted after it has been predicted.
 
 >>> import numpy as np
 >>> text = np.array([0, 1, 0, 1, 0])
@@ -54,14 +54,14 @@ def ngram_predictions(
   """Return the distribution of each token given all tokens before it.
 
   A context has at most `order` tokens, all of this text: none reaches into the
-  training texts. The first token has no prediction. The time is that of some 10
-  operations on [order + 1, V] numbers for each token; counts take up to about
-  8 (order + 1) N V bytes of memory while they are made and half of that
-  afterwards, the probabilities 16 N V.
+  training texts. The first token has no prediction. Each token takes the time
+  of some 10 operations on [order + 1, V] numbers. The counts take up to about
+  8 (order + 1) N V bytes of memory while they are made, and half of that
+  afterwards; the probabilities take 16 N V bytes.
 
   Args:
     tokens: the text, int32 [N], N ≥ 2.
-    training: texts whose counts it starts from, each int32 [M]; may be empty.
+    training: texts that are counted first, each int32 [M]; may be empty.
     vocabulary_size: V.
     order: the largest k: an (order + 1)-gram model.
     discount: δ, in (0, 1).
@@ -102,7 +102,8 @@ def _predict(counts: np.ndarray, discount: float) -> tuple[np.ndarray, int]:
     discount: δ.
   """
   totals = counts.sum(axis=1)
-  num = int(np.count_nonzero(totals))  # a context is new where a shorter one is
+  # Where a context is new, so are all longer ones: the first `num` are not new.
+  num = int(np.count_nonzero(totals))
   counts, totals = counts[:num], totals[:num]
   left = discount * np.count_nonzero(counts, axis=1) / totals
   # weights[k + 1], of context k, is the share that all longer contexts leave;
@@ -115,16 +116,17 @@ def _predict(counts: np.ndarray, discount: float) -> tuple[np.ndarray, int]:
 def _count(
   pieces: list[np.ndarray], vocabulary_size: int, order: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Count the training texts, for the contexts of the last piece alone.
+  """Count what follows the contexts of the text in the training texts.
 
   Args:
-    pieces: the training texts and the text, each int64 [M].
+    pieces: the training texts, and last the text, each int64 [M].
     vocabulary_size: V.
     order: the largest k.
 
   Returns:
-    The row of the counts for the context of k tokens before each token of the
-    text, [N, order + 1], where there are k; and the counts, int32 [rows, V].
+    (rows, counts). rows [N, order + 1] has at [t, k] the row of `counts` for
+    the k tokens before token t, and means nothing where there are fewer. counts
+    [number of contexts, V], int32, has n(c w) of the contexts of the text.
   """
   text = np.concatenate(pieces)
   position = np.concatenate([np.arange(len(piece)) for piece in pieces])
@@ -153,8 +155,8 @@ def _context_ids(
 ) -> list[np.ndarray]:
   """Return the ids of the contexts of 0, 1, ... tokens, each [M].
 
-  The ids for k tokens are equal where the k tokens before are; they mean
-  nothing where there are fewer.
+  Two tokens have the same id for k where the k tokens before them are the same.
+  An id means nothing where there are fewer than k tokens before.
   """
   ids = [np.zeros(len(text), np.int64)]
   for k in range(1, order + 1):
