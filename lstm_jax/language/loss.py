@@ -45,12 +45,12 @@ def forward(
   log_sum = jnp.log(jnp.exp(u).sum(axis=-1))
   if are_distributions(targets):
     targets = lax.stop_gradient(targets.astype(y.dtype))
-    # Of a probability of 0, u may be −∞, and 0 · −∞ is NaN.
+    # Where the target's probability is 0, u may be −∞, and 0 · −∞ is NaN.
     u_target = jnp.where(targets == 0, 0, targets * u).sum(axis=-1)
   else:
     if targets.dtype.itemsize < 4:  # int8 cannot index V classes
       targets = targets.astype(jnp.int32)
-    # JAX counts −1 from the end, takes 2³² for 0, and returns NaN for V.
+    # JAX takes the index −1 for the last, 2³² for 0, and returns NaN for V.
     size = logits.shape[-1]
     index = jnp.where((targets < 0) | (targets > size), size, targets)
     u_target = jnp.take_along_axis(u, index[..., None], axis=-1)[..., 0]
@@ -73,12 +73,12 @@ def backward(
 
 
 def cross_entropy(logits: ArrayLike, targets: ArrayLike) -> jax.Array:
-  """Return −log softmax(logits)[target], in nats, with the gradient above.
+  """Return −log softmax(logits)[target], in nats, with a hand-derived gradient.
 
   Args:
     logits: [..., V], any finite values.
     targets: integers in [0, V), [...]; or distributions q, [..., V], for
-      −Σⱼ qⱼ log softmax(logits)ⱼ. The sum, 1, is not checked.
+      −Σⱼ qⱼ log softmax(logits)ⱼ. That q sums to 1 is not checked.
 
   Returns:
     Nats, [...], in float32 or wider; NaN for an integer that is not in [0, V).

@@ -13,9 +13,9 @@ W_x, as they are for a cell that does not take tokens (`takes_tokens` of a
 `Cell`).
 
 With implementation="mosaic_gpu" a layer is one GPU kernel for all time steps.
-The model's functions raise ValueError where the kernels cannot run, or do not
-take the cell, a size, a dtype, the adjoint or zoneout, as `unroll` does. A
-single time step (T = 1), as in sampling, is a scan all the same.
+Like `unroll`, the model's functions raise ValueError where the kernels cannot
+run, or do not support the cell, a size, a dtype, the adjoint or zoneout. A
+single time step (T = 1), as in sampling, is still a scan.
 
 With tied=True the readout weights are the embedding, W = W_eᵀ (Press and Wolf
 2017, Using the output embedding to improve language models). The embedding then
@@ -53,21 +53,21 @@ from lstm_jax.sequence.adjoint import Adjoint, Autodiff, Explicit
 from lstm_jax.sequence.stack import unroll_stack
 
 # A vocabulary of up to this size always uses the table W_e W_x, even for one
-# token: in sampling, XLA moves the table out of the loop. Without it, sampling
-# 1,000 characters took 1.1 times as long at H 512, 1.7 times at H 128.
+# token: in sampling, XLA moves the table out of the loop. Without the table,
+# sampling 1,000 characters took 1.1 times as long at H 512, 1.7 times at H 128.
 TABLE_ROWS = 1024
 
 
 def reads_table(cell: Cell, vocabulary_size: int, num_tokens: Any) -> bool:
   """Return whether the lowest layer's inputs are rows of the table W_e W_x.
 
-  Else they are rows of W_e, each multiplied by W_x.
+  Otherwise they are rows of W_e, each multiplied by W_x.
 
   Args:
-    cell: the model's; one that takes no tokens reads rows of W_e.
-    vocabulary_size: V, the rows of the table.
-    num_tokens: of a batch, or of a group of its sequences; an integer, or
-      symbolic (`jax.export`).
+    cell: the model's cell; one that takes no tokens reads rows of W_e.
+    vocabulary_size: V, the number of rows of the table.
+    num_tokens: number of tokens in a batch, or in a group of its sequences; an
+      integer, or symbolic (`jax.export`).
   """
   most = TABLE_ROWS
   if isinstance(num_tokens, int):
@@ -80,8 +80,8 @@ class LanguageModel(NamedTuple):
 
   Attributes:
     init: (key) -> params.
-    initial_state: (batch_shape) -> the zero state, a tuple with one element a
-      layer.
+    initial_state: (batch_shape) -> the zero state, a tuple with one element for
+      each layer.
     apply: (params, state, tokens [T, ...]) -> (state, logits [T, ..., V]).
     loss: (params, state, tokens [T, ...], targets) -> (mean nats per token,
       state). Targets are tokens [T, ...], or distributions over them [T, ...,
@@ -113,8 +113,9 @@ def language_model(
 ) -> LanguageModel:
   """Return the language model of a configuration.
 
-  Equal arguments return the same functions, of the last 64 models made, so that
-  what JAX compiled for one model serves all equal ones.
+  Calls with equal arguments return the same functions, so that what JAX
+  compiled for one model serves all equal ones. The 64 models that were used
+  last are kept.
 
   Args:
     config: sizes, cell and initial weights.
@@ -125,7 +126,7 @@ def language_model(
     groups: number of groups of neighbouring sequences, a divisor of B. `loss`
       and `training_loss` compute the readout group by group, except with
       `Autodiff`; all functions compare V with the tokens of one group
-      (`reads_table`). Where devices share the batch it is their number: see
+      (`reads_table`). Where devices share the batch, pass their number: see
       `grouped_linear_cross_entropy`.
 
   Raises:
@@ -197,7 +198,7 @@ def _language_model(
       xs,
       adjoint=adjoint,
       compute_dtype=compute_dtype,
-      # One step is not a sequence: a kernel would have nothing to keep between.
+      # For one time step, a kernel has nothing to keep between time steps.
       implementation=None if tokens.shape[0] == 1 else config.implementation,
       **noise,
     )

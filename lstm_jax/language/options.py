@@ -47,8 +47,8 @@ def option(
     bounds: the interval that values must lie in, such as "[1, inf)" or
       "(0, 1]". A round bracket excludes its end, so "inf)" refuses infinity.
       NaN lies in no interval. None for no limits.
-    choices: the valid values, or a mapping from their names to them. None for
-      any value.
+    choices: the valid values, or a mapping from names to the valid values. None
+      for any value.
   """
   metadata = {"help": help, "bounds": bounds, "choices": choices}
   return dataclasses.field(default=default, metadata=metadata)
@@ -57,9 +57,10 @@ def option(
 def check_options(config: Any) -> None:
   """Check each field of a dataclass against the range that `option` gave it.
 
-  None is valid where the field's type says so, as in `float | None`. Of a tuple
-  every element is checked; it may be empty only if its default is. A NumPy
-  number becomes Python's, which neither overflows nor fails in JSON.
+  None is valid where the field's type says so, as in `float | None`. Every
+  element of a tuple is checked; a tuple may be empty only if its default is. A
+  NumPy number is replaced by a Python number, which neither overflows nor fails
+  in JSON.
 
   Raises:
     ValueError: a value is not of the field's type (a tuple, a number, an

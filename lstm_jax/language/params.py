@@ -28,7 +28,7 @@ class ModelConfig:
 
   Raises:
     ValueError: cell is not a cell, a size is below 1, a standard deviation is
-      negative, a dtype is not one of floats, or the implementation is unknown.
+      negative, a dtype is not floating-point, or the implementation is unknown.
   """
 
   cell: Cell = option(lstm, "Recurrent cell of every layer.")
@@ -41,11 +41,11 @@ class ModelConfig:
   num_layers: int = option(1, "Number of recurrent layers.", bounds="[1, inf)")
   init_std: float | None = option(
     None,
-    "Standard deviation of Gaussian initial weights, but for the readout's. "
-    "Vectors are then 0: every bias, that of the forget gate too, and peephole "
+    "Standard deviation of Gaussian initial weights, except the readout's. "
+    "Vectors then start at 0: every bias, also the forget gate's, and peephole "
     "weights, but not gains and decay rates. If not given, the layers have the "
     "initial weights of the cell itself, and an embedding that is not tied has "
-    "deviation 1.",
+    "standard deviation 1.",
     bounds="[0, inf)",
   )
   readout_std: float | None = option(
@@ -67,8 +67,8 @@ class ModelConfig:
   implementation: Implementation | None = option(
     None,
     "Program of the layers: mosaic_gpu for one GPU kernel for all time steps "
-    "of a layer, on an H100 or H200 (docs/gpu.md says what it takes); xla, as "
-    "by default, for a scan over time, on any device. A single time step, as "
+    "of a layer, on an H100 or H200 (docs/gpu.md says what it supports); xla, "
+    "the default, for a scan over time, on any device. A single time step, as "
     "in sampling, is always a scan.",
     choices=("xla", "mosaic_gpu"),
   )

@@ -9,10 +9,11 @@ Forward, for each chunk of time      N times the gradient of L, in the same pass
 with N = T·B predictions and the target q of each, a token's onehot(target) or a
 distribution (`loss`). The loss is a scalar, so its gradient is known before the
 backward pass begins, up to one factor, dL / N, where dL is the cotangent of the
-loss. The forward pass computes it chunk by chunk, while the logits of the chunk
-exist. The backward pass multiplies it by that factor. 1 / N waits for dL, which
-may be a loss scale, because dy / N alone could underflow in float16. With V =
-10,000 the logits [T, B, V] of a whole batch would be the largest array of all.
+loss. The forward pass computes N times the gradient chunk by chunk, while the
+logits of the chunk exist. The backward pass multiplies it by that factor. It
+also divides by N, because dL may be a loss scale: without it, dy / N could
+underflow in float16. With V = 10,000 the logits [T, B, V] of a whole batch
+would be the largest array of all.
 """
 
 import math
@@ -73,7 +74,7 @@ def linear_cross_entropy(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear_cross_entropy(dtypes, hs, w, b, targets):
-  """dtypes: (compute_dtype, the dtypes of the cotangents of w and of b)."""
+  """Return L; `dtypes` are compute_dtype, and the dtypes of dW and of db."""
   compute_dtype, *_ = dtypes
   operand = cast_matrices(w, compute_dtype)
 
@@ -89,6 +90,7 @@ def _linear_cross_entropy(dtypes, hs, w, b, targets):
 
 
 def _forward(dtypes, hs, w, b, targets):
+  """Return (L, (dhs, dW, db)), with N times the gradient of L."""
   compute_dtype, *_ = dtypes
   operand = cast_matrices(w, compute_dtype)
 
@@ -108,7 +110,7 @@ def _forward(dtypes, hs, w, b, targets):
 
 
 def _backward(dtypes, gradient, dloss):
-  """Multiply by dL / N; if there are no predictions, the gradient is 0."""
+  """Multiply the gradient by dL / N; without predictions (N = 0) it is 0."""
   dhs, dw, db = gradient
   count = _num_predictions(dhs)
   factor = jnp.zeros_like(dloss) if count == 0 else dloss / count
@@ -138,7 +140,7 @@ def grouped_linear_cross_entropy(
   groups: int,
   compute_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-  """Return `linear_cross_entropy`, computed group by group of the batch.
+  """Return `linear_cross_entropy`, computed group by group of sequences.
 
   Each group sums its dW and db over time, and the groups' sums are added once,
   after the loop. Where each device has one group, the devices all-reduce one dW

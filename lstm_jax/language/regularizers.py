@@ -40,8 +40,8 @@ from lstm_jax.sequence.wrappers import select
 class Regularizers:
   """Rates of dropout and zoneout, and coefficients of two penalties.
 
-  They apply to `training_loss` alone: evaluations and samples have no noise,
-  nor, unlike in Krueger et al. (2017), the expected update of zoneout.
+  They apply to `training_loss` alone. Evaluation and sampling have no noise,
+  and do not use the expected update of zoneout, unlike Krueger et al. (2017).
 
   Raises:
     ValueError: a rate or a coefficient is out of its range.
@@ -108,7 +108,7 @@ class Regularizers:
   def reset_states(
     self, key: jax.Array, states: tuple[State, ...], zero: tuple[State, ...]
   ) -> tuple[State, ...]:
-    """Apply state_reset: return states, some sequences' replaced by zero.
+    """Apply state_reset: return states, with zero for some of the sequences.
 
     Args:
       key: a typed PRNG key.
