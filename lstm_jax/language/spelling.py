@@ -2,9 +2,9 @@
 
 A language model over words gives all unknown words one probability, that of the
 unknown token. To compare its loss with that of a model over characters, the
-cost of telling which word it is must be added: that of its letters c₁ … c_L and
-an end mark c_{L+1}, each given the K letters before it, in a model interpolated
-with shorter contexts,
+cost of telling which word it is must be added. That is the cost of the word's
+letters c₁ … c_L and of an end mark c_{L+1}. Each is predicted from the K
+letters before it, by a model that is interpolated with shorter contexts:
 
   −log p(word) = −Σₖ log p_K(cₖ | cₖ₋K … cₖ₋₁)
 
@@ -16,10 +16,11 @@ code points of Unicode (Dirichlet smoothing, MacKay and Peto 1995). Each p_j
 sums to 1, so that the probabilities of all possible words do, too.
 
 A text repeats its unknown words, as a play repeats the names of its roles. A
-cache predicts each from those before it (Kuhn and De Mori 1990, A cache-based
-natural language model for speech recognition), by the same interpolation with
-absolute discounting, as in a Pitman–Yor process with one table for a word (Teh
-2006, A hierarchical Bayesian language model based on Pitman–Yor processes):
+cache predicts each unknown word from those before it (Kuhn and De Mori 1990, A
+cache-based natural language model for speech recognition). It interpolates as
+above, but with absolute discounting, as in a Pitman–Yor process with one table
+for each word (Teh 2006, A hierarchical Bayesian language model based on
+Pitman–Yor processes):
 
   p(w) = (max(m(w) − D, 0) + (A + D u) p_letters(w)) / (m + A)
 
@@ -56,7 +57,7 @@ def spelling_nats(
   Args:
     rare: distinct rare words, to count letters in; may be empty.
     words: the N words to spell, in the order of the text.
-    cached: whether each is predicted from the words before it too.
+    cached: whether each word is also predicted from the words before it.
   """
   pairs: Counter[tuple[str, str]] = Counter()
   contexts: Counter[str] = Counter()

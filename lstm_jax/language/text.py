@@ -101,6 +101,6 @@ def middle_slice(text: str, fraction: float) -> tuple[int, int]:
     raise ValueError(
       f"no slice of about {length:,.0f} characters can be cut from the middle "
       f"of {len(text):,} between paragraphs: {len(starts):,} begin after a "
-      f"blank line, and the nearest leave {last - first:,}"
+      f"blank line, and the nearest leave {last - first:,} characters"
     )
   return first, last

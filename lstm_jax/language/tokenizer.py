@@ -1,4 +1,4 @@
-"""Tokenizers: what every one can do, and the one of single characters.
+"""The protocol of all tokenizers, and the tokenizer of single characters.
 
 >>> tokenizer = CharTokenizer.from_text("to be or not to be")
 >>> tokenizer.symbols
@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
     """
 
   def pieces(self, tokens: np.ndarray) -> list[str]:
-    """Return the text that each of tokens [N] adds; joined, they are decode.
+    """Return the text that each of tokens [N] adds; joined, that is `decode`.
 
     Raises:
       ValueError: as `decode`.
@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the nats of spelling out each unknown token, float64 [N].
 
-    If cached, the unknown words earlier in the text predict each one too.
+    If cached, each is also predicted from the unknown words before it.
     """
 
 

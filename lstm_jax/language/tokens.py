@@ -43,10 +43,10 @@ def as_tokens(
 
 
 def each_in_range(tokens: Iterable[int], vocabulary_size: int) -> Iterator[int]:
-  """Yield the same tokens.
+  """Yield the same tokens, each once it is checked.
 
   Raises:
-    ValueError: one is not in [0, V).
+    ValueError: a token is not in [0, V).
   """
   for token in tokens:
     # As an index, −1 would be the last token.

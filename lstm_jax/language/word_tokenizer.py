@@ -2,18 +2,20 @@ r"""A tokenizer of words, punctuation marks and line breaks.
 
 A text is split at its spaces, and the strings between them into pieces:
 
-  words        thy, feel'st, o'er; 'tis and th' too, which are in a list (other
-               apostrophes outside a word are quotation marks); no hyphens
+  words        thy, feel'st, o'er; also 'tis and th', which are in a list (any
+               other apostrophe outside a word is a quotation mark); a word has
+               no hyphens
   line breaks  each with the indentation of the line that it begins
   marks        , ; ! each a piece of its own, but -- is one piece
 
 Spaces are not tokens: rules decide between which two pieces a space belongs
-(`_space_between`). A piece where the text disagrees with the rules is another
-token, whose symbol begins with a space: " ," is a comma with a space before it,
-" love" is a word without a space after a comma, and " '" opens a quotation,
-which "'" closes. So decoding returns the text in its normal form (`normalize`):
-every space character is " ", consecutive ones are one except in indentation,
-and those at the end of a line or at the beginning of the text are left out.
+(`_space_between`). Where the text disagrees with the rules, the piece is
+another token, whose symbol begins with a space: " ," is a comma with a space
+before it, " love" is a word without a space after a comma, and " '" opens a
+quotation, which "'" closes. So decoding returns the text in its normal form
+(`normalize`): every space character is " ", consecutive ones are one except in
+indentation, and those at the end of a line or at the beginning of the text are
+left out.
 
 >>> text = "'Tis thee,\n  thee I love, love!"
 >>> tokenizer = WordTokenizer.from_text(text, min_count=2)
@@ -37,7 +39,7 @@ from lstm_jax.cells.checks import check_count
 from lstm_jax.language.spelling import spelling_nats
 from lstm_jax.language.tokens import as_tokens, each_in_range
 
-UNKNOWN = "<unk>"  # no word's symbol, because as a text it is three pieces
+UNKNOWN = "<unk>"  # cannot be a word's symbol: as a text it is three pieces
 # Words that Shakespeare shortens at the beginning ('tis) and at the end (th').
 CLIPPED_START = (
   "tis|twas|twere|twill|twould|twixt|tween|gainst|gan|gins|em|fore|mongst|"
@@ -134,8 +136,8 @@ class WordTokenizer(NamedTuple):
     """Return the text of tokens [N], with spaces.
 
     `decode(encode(text))` is `normalize(text)`, except for unknown words and
-    the spaces beside them. The text of the first tokens is the beginning of the
-    text of all of them.
+    the spaces beside them. The text of the first k tokens is the beginning of
+    the text of all tokens.
     """
     return "".join(self.pieces(tokens))
 
@@ -151,12 +153,12 @@ class WordTokenizer(NamedTuple):
   def spelling_nats(self, text: str, cached: bool = False) -> np.ndarray:
     """Return the cost of spelling each unknown token of text, float64 [N].
 
-    It is in nats, and 0 for known tokens. The letters have their probabilities
-    in the rare words of the training text: see `lstm_jax.language.spelling`.
+    It is in nats, and 0 for known tokens. The probabilities of the letters come
+    from the rare words of the training text: see `lstm_jax.language.spelling`.
 
     Args:
       text: the text.
-      cached: whether the unknown words earlier in the text predict it too.
+      cached: whether each is also predicted from the unknown words before it.
     """
     symbols, known = list(_symbols(text)), set(self.symbols)
     unknown = [n for n, symbol in enumerate(symbols) if symbol not in known]

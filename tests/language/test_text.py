@@ -176,7 +176,8 @@ def test_a_slice_has_half_to_twice_the_length_that_was_asked_for():
     (first, last), expected = cut(length)
     assert (first, last) == (expected, expected + length)
   for length in (49, 201):
-    with pytest.raises(ValueError, match=f"and the nearest leave {length}$"):
+    message = f"and the nearest leave {length} characters$"
+    with pytest.raises(ValueError, match=message):
       cut(length)
 
 
