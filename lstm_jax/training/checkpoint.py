@@ -5,10 +5,10 @@ into a temporary directory that is renamed once it is complete. A checkpoint
 holds the SHA-256 of each array and of its description, which is compared when
 `checkpoint_reader` reads it: orbax alone would return an array in which a bit
 has flipped. Arrays that are split over devices are written in their shards, by
-all processes, and have a checksum for each. Reading a checkpoint runs no code
-from it. Its files are on the disk before the rename, and the rename before
-`wait` returns in the first process, so that a power failure costs no checkpoint
-that was complete.
+all processes, and have a checksum for each shard. Reading a checkpoint runs no
+code from it. Its files are on the disk before the rename, and the rename is on
+the disk before `wait` returns in the first process, so that a power failure
+costs no checkpoint that was complete.
 """
 
 import json
@@ -45,11 +45,11 @@ class CheckpointError(ValueError):
 class CheckpointWriter:
   """Writes checkpoints in the background; keeps the last two and the best.
 
-  A program that ends without `close`, as by an error, may lose the last one. A
-  writer removes what a killed one left unfinished in the directory. Several
-  processes write together: all of them must make the same calls, in the same
-  order, and see the same directory. If one of them cannot write, the others
-  raise an error after TIMEOUT seconds.
+  A program that ends without `close`, as by an error, may lose the last
+  checkpoint. A new writer removes the unfinished checkpoints that a killed
+  program left in the directory. Several processes write together: all of them
+  must make the same calls, in the same order, and see the same directory. If
+  one of them cannot write, the others raise an error after TIMEOUT seconds.
 
   Args:
     directory: the directory of the checkpoints, which is made if it is missing.
@@ -86,17 +86,19 @@ class CheckpointWriter:
   ) -> None:
     """Save the arrays and a JSON description, in the background.
 
-    When it returns, the arrays may be donated and the description changed.
+    Once `save` returns, the caller may donate the arrays and change the
+    description.
 
     Args:
       step: training steps made.
       params: the weights, which `read_params` will return; they may be split
         over devices, as the arrays of `state` may.
-      description: read back as `read_checkpoint(...).description`, as JSON has
-        it (keys are strings). Of several processes, the first one's is written.
+      description: a dictionary; `read_checkpoint(...).description` returns it
+        as JSON holds it (keys are strings). Of several processes, the first
+        writes its own.
       state: what `read_state` will return; None to save none.
-      best: the step of the best checkpoint, which this save keeps; None to keep
-        the last two alone.
+      best: the step of the best checkpoint, to keep it beside the last two;
+        None to keep the last two alone.
 
     Raises:
       ValueError: step or best is not an integer ≥ 0; description is no
@@ -115,13 +117,14 @@ class CheckpointWriter:
     if not isinstance(description, dict):
       kind = type(description).__name__
       raise ValueError(f"description must be a dictionary, got {kind}")
-    text = json.dumps(description)  # orbax would read a dictionary later
+    # A copy, because orbax reads it later, when the caller may have changed it.
+    text = json.dumps(description)
     description = json.loads(text, object_pairs_hook=_with_distinct_keys)
     trees = {PARAMS: params} | ({} if state is None else {STATE: state})
     for name, tree in trees.items():
-      if not jax.tree.leaves(tree) and not tree:  # orbax takes (EmptyState(),)
+      if not jax.tree.leaves(tree) and not tree:  # orbax saves (EmptyState(),)
         raise ValueError(f"{name} must have at least one array, got {tree!r}")
-    # Training steps donate them.
+    # Copies, because training steps donate the arrays.
     trees = jax.tree_util.tree_map_with_path(_copied, trees)
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     checksums = array_checksums(trees)
@@ -131,7 +134,7 @@ class CheckpointWriter:
       description=ocp.args.JsonSave(description),
       checksums=ocp.args.JsonSave(checksums),
     )
-    self.wait()  # so that its error is not reported as this checkpoint's
+    self.wait()  # so that no earlier error is reported as this checkpoint's
     self._policy.best = best
     with checkpoint_errors(f"the checkpoint of step {step} cannot be written"):
       self._manager.reload()  # what another program wrote is not overwritten
@@ -148,7 +151,7 @@ class CheckpointWriter:
 
     Raises:
       ValueError: step is not an integer ≥ 0.
-      CheckpointError: one cannot be deleted, the last checkpoint could not be
+      CheckpointError: a checkpoint cannot be deleted, the last one could not be
         written, or the writer is closed.
     """
     self._check_open()
@@ -173,7 +176,7 @@ class CheckpointWriter:
       try:
         self._manager.wait_until_finished()
         if self._unsynced is not None and jax.process_index() == 0:
-          # Not in `_sync_new`: after it, orbax writes the time of the commit.
+          # Not in `_sync_new` alone: orbax writes the commit time after it.
           sync_tree(self._directory / str(self._unsynced))
           sync(self._directory)
       except Exception:
@@ -182,9 +185,9 @@ class CheckpointWriter:
       self._unsynced = None
 
   def close(self) -> None:
-    """Wait as `wait` does, and release the directory in any case.
+    """Wait as `wait` does, and release the directory even after an error.
 
-    After it, nothing can be saved or deleted.
+    After `close`, nothing can be saved or deleted.
 
     Raises:
       CheckpointError: the last checkpoint could not be written.
@@ -203,7 +206,7 @@ class CheckpointWriter:
   def _sync_new(self) -> None:
     """Wait until the files that orbax is about to rename are on the disk.
 
-    Orbax calls this in its own thread, where the training does not wait.
+    Orbax calls this in its own thread, so that the training does not wait.
     """
     for path in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
       sync_tree(path)
@@ -224,8 +227,8 @@ def _copied(path: tuple[Any, ...], leaf: Any) -> Any:
   """Return a copy on the host; a split array is returned as it is.
 
   Orbax copies the shards of a split array to the host before `save` returns. On
-  a CPU it takes views of them, and a donated buffer that has a view is not
-  overwritten.
+  a CPU it takes views of the shards instead, but a donated buffer that has a
+  view is not overwritten.
 
   Raises:
     ValueError: the leaf is empty, or not a number or array that JAX can hold.

@@ -1,7 +1,8 @@
 """Read checkpoints: their steps, their descriptions and their arrays.
 
 Every array that is read, and every description, is compared with its checksum.
-Arrays are read whole, into the memory of the host, by each process alone.
+Each process reads whole arrays, into the memory of its host, without waiting
+for other processes.
 """
 
 import errno
@@ -49,7 +50,7 @@ def list_checkpoints(directory: str | os.PathLike) -> list[int]:
   if not _mode(directory):
     return []
   names = [path.name for path in directory.iterdir() if S_ISDIR(_mode(path))]
-  # A checkpoint's name is its step as `str` writes it; "007" and "٣" are none.
+  # A checkpoint's name is its step as `str` writes it, not "007" or "٣".
   return sorted(
     int(name) for name in names if name.isdecimal() and str(int(name)) == name
   )
@@ -124,8 +125,8 @@ def _mode(path: Path) -> int:
   """Return the mode of a path, or 0 if there is no such path.
 
   Raises:
-    OSError: it cannot be known. `Path.exists` and `Path.is_dir` return False
-      then, from Python 3.14 on.
+    OSError: the mode cannot be read. `Path.exists` and `Path.is_dir` return
+      False in this case, from Python 3.14 on.
   """
   try:
     return path.stat().st_mode
@@ -146,7 +147,7 @@ def _read_arrays(directory: Path, step: int, item: str, like: Any) -> Any:
         f"the checkpoint {directory}/{step} holds no state to resume from"
       )
     stored = manager.item_metadata(step)[item]
-    if stored is None:  # their names are in a file that is missing
+    if stored is None:  # the file with the names of the arrays is missing
       raise CheckpointError(
         f"the checkpoint {directory}/{step} cannot be read: the metadata of "
         f"its {item} are missing"

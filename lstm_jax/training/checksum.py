@@ -16,9 +16,9 @@ from jax.experimental import multihost_utils
 
 
 def json_checksum(value: Any) -> str:
-  """Return the SHA-256 of a JSON value, whatever the order of its keys.
+  """Return the SHA-256 of a JSON value; the order of its keys does not matter.
 
-  It is that of the value as JSON has it: with strings for all keys.
+  Keys count as the strings that JSON makes of them.
   """
   text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
@@ -31,8 +31,9 @@ def array_checksums(trees: Mapping[str, Any]) -> dict[str, str]:
   checksum of an array that every device holds whole is that of process 0.
 
   Args:
-    trees: trees of arrays, each by the first part of its arrays' names: those
-      of the tree "params" are "params.embedding", "params.layers.0.w_h", ...
+    trees: trees of arrays. A tree's key is the first part of the names of its
+      arrays: those of the tree "params" are named "params.embedding",
+      "params.layers.0.w_h", ...
 
   Raises:
     ValueError: two arrays have the same name.
@@ -60,9 +61,9 @@ def find_damaged(
   needs no checksum.
 
   Args:
-    trees: whole arrays, by any names.
-    checksums: from `array_checksums` of trees of the same names, whatever the
-      shards were; those of other trees are ignored.
+    trees: trees of whole arrays, with keys as in `array_checksums`.
+    checksums: from `array_checksums` of trees with the same keys, whatever the
+      shards were; checksums of other trees are ignored.
 
   Returns:
     The name of one such array; None if all arrays match.

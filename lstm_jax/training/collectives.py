@@ -51,7 +51,7 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 class Collective(NamedTuple):
   """One collective instruction."""
 
-  kind: str  # XLA's name of it
+  kind: str  # XLA's name for it
   bytes: int  # of its result, on each device
   looped: bool  # whether it is in the body or the condition of a loop
 

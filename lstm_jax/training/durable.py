@@ -28,7 +28,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-  """Wait for a directory, and for all files and directories in it.
+  """Wait until a directory and everything in it are on the disk.
 
   Raises:
     OSError: it is not a directory, or something in it cannot be read or
