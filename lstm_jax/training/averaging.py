@@ -1,18 +1,18 @@
 """Averages of the weights, by one of two rules, as a part of the train state.
 
-Exponential moving average with decay d, where t steps were made before:
+Exponential moving average with decay d, after t earlier training steps:
 
   θ̄ ← d' θ̄ + (1 − d') θ,    d' = min(d, (1 + t) / (10 + t))
 
-NT-ASGD (non-monotonically triggered averaged stochastic gradient descent),
-instead of a decay d: θ̄ is θ until the average starts, and from then on the mean
-of the weights after each of k training steps:
+NT-ASGD (non-monotonically triggered averaged stochastic gradient descent) has
+no decay d. θ̄ is θ until the average starts. From then on, θ̄ is the mean of the
+weights after each of k training steps:
 
   θ̄ₖ = θ̄ₖ₋₁ + (θₖ − θ̄ₖ₋₁) / k
 
-It starts once a validation loss is above the lowest that was measured more than
-n (`patience`) evaluations before it: averaging helps once the weights wander
-about a minimum, and hurts while they still approach it.
+The average starts once a validation loss is above the lowest that was measured
+more than n (`patience`) evaluations before it: averaging helps once the weights
+wander about a minimum, and hurts while they still approach it.
 
 Reference: Merity, Keskar and Socher (2018), Regularizing and optimizing LSTM
 language models, algorithm 1.
@@ -36,7 +36,7 @@ class Average(NamedTuple):
   """The average of the weights, in float32 or wider."""
 
   params: LanguageParams  # θ̄
-  num_averaged: jax.Array  # int32 [], k of NT-ASGD; 0 before, and for an EMA
+  num_averaged: jax.Array  # int32 [], k of NT-ASGD; 0 before k = 1, and for EMA
 
 
 def init_average(params: LanguageParams) -> Average:
@@ -73,7 +73,7 @@ def update_average(
     num_averaged = jnp.where(num_averaged > 0, num_averaged + finite, 0)
     rate = 1 / jnp.maximum(num_averaged, 1)
   updated = optax.incremental_update(upcast(params), mean, rate)
-  # Not a rate of 0, since 0 · NaN is NaN.
+  # `where`, not a rate of 0, since 0 · NaN is NaN.
   mean = jax.tree.map(
     lambda a, b: jnp.where(finite, a, b), cast_like(updated, mean), mean
   )

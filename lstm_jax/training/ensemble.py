@@ -64,7 +64,7 @@ def make_members_mesh(num_devices: int) -> Mesh:
   check_count("num_devices", num_devices)
   if num_devices > jax.device_count():
     raise ValueError(
-      "num_devices must be at most that of all devices, "
+      "num_devices must be at most the number of all devices, "
       f"{jax.device_count()}, got {num_devices}"
     )
   kinds = (AxisType.Auto,)
@@ -74,7 +74,7 @@ def make_members_mesh(num_devices: int) -> Mesh:
 def over_members(
   f: Callable[[Any, Any], Any], mesh: Mesh | None = None
 ) -> Callable[[Any, Any], Any]:
-  """Return f for all members of an ensemble.
+  """Return a function that computes f for all members of an ensemble.
 
   Args:
     f: (member, shared) -> result, all of them trees of arrays.
@@ -202,7 +202,7 @@ def make_ensemble_train_step(
   return _compiled_train_step(model, optimizer, ema_decay, mesh)
 
 
-# By position: `lru_cache` tells a keyword that is left out from its default.
+# By position: to `lru_cache`, an omitted keyword differs from its default.
 @lru_cache(maxsize=64)
 def _compiled_train_step(model, optimizer, ema_decay, mesh):
   train_alone = uncompiled_train_step(model, optimizer, ema_decay)
@@ -250,7 +250,7 @@ def _compiled_train_step(model, optimizer, ema_decay, mesh):
 
 
 def _per_member(name: str, values: Any, size: int) -> jax.Array | None:
-  """Return values as an array of one for each of S members; None is None.
+  """Return values as an array [S], one for each member; or None for None.
 
   Raises:
     ValueError: the array is not [S].

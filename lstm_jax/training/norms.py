@@ -10,12 +10,12 @@ from lstm_jax.language.model import LanguageParams
 
 
 def global_norm(tree: Any) -> jax.Array:
-  """Return the Euclidean norm of all arrays as one, in float32 or wider."""
+  """Return the Euclidean norm over all arrays, [], in float32 or wider."""
   return optax.tree.norm(upcast(tree))
 
 
 def part_norms(tree: LanguageParams) -> dict[str, jax.Array]:
-  """Return the Euclidean norm of each part, a scalar each.
+  """Return the Euclidean norm of each part of a model, [].
 
   Args:
     tree: weights, or anything of the same structure, such as their gradient.

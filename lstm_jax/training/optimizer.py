@@ -1,4 +1,4 @@
-"""Optimisers, all from optax: clip, then a rule with a schedule."""
+"""Optimizers from optax: clip the gradient, then a rule with a schedule."""
 
 import functools
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class OptimizerConfig:
   warmup_steps: int = option(
     100,
     "Training steps in which the learning rate rises linearly to its peak; if "
-    "the training has no more steps than that, all of them but the last.",
+    "the training has no more steps than that, all its steps but the last.",
     bounds="[0, inf)",
   )
   weight_decay: float = option(
@@ -86,8 +86,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Return the optimizer of a configuration, for num_steps training steps.
 
-  Equal arguments return the same functions, so that what JAX compiled for one
-  optimizer serves all equal ones.
+  Calls with equal arguments return the same functions, so that what JAX
+  compiled for one optimizer serves all equal ones.
 
   Raises:
     ValueError: num_steps is not an integer ≥ 1.
@@ -117,14 +117,14 @@ def _skip_nonfinite(
 ) -> optax.GradientTransformation:
   """Return a rule that skips a gradient whose norm is NaN or infinite.
 
-  By the same norm, `train_step` decides whether the recurrent state and the
+  `train_step` uses the same norm to decide whether the recurrent state and the
   average stay as they were.
   """
   guarded = optax.apply_if_finite(rule, MAX_SKIPPED)
 
   def update(gradient, state, params=None, **extra):
     finite = jnp.isfinite(global_norm(gradient))
-    # `guarded` tests the elements, and the norm overflows before they do.
+    # `guarded` tests only the elements, but the norm overflows before they do.
     gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), gradient)
     return guarded.update(gradient, state, params, **extra)
 
@@ -148,7 +148,7 @@ def _upcast(rule: optax.GradientTransformation) -> optax.GradientTransformation:
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-  """Return the learning rate as a function of the updates made."""
+  """Return the learning rate as a function of the number of updates made."""
   peak = config.learning_rate
   warmup_steps = min(config.warmup_steps, num_steps - 1)
   if config.schedule == "cosine":

@@ -11,28 +11,28 @@ so:
   a tied W_e [V, H]                         replicated   columns
   any other weight: biases, W_e, lowest w_x,
   the w_h of slstm [heads, …], and those
-  whose rows m does not divide              replicated   replicated
+  that m does not divide evenly             replicated   replicated
   an optimizer's moments, an average        as their weight, if of its shape
 
 From this layout `jit` partitions the training step, without code in the cells.
 A key's bits do not depend on the device that draws them
-(`jax_threefry_partitionable`, on by default), so the noise is that of one
-device, and so are losses and weights but for rounding.
+(`jax_threefry_partitionable`, on by default). So the noise equals that of one
+device; losses and weights do as well, except for rounding.
 
 Each of the d·m devices scans its own B/(d·m) rows, and the scans communicate
 nothing. A training step communicates twice. Before the scans, the weights that
 are split are gathered over `model`, once. After them, one all-reduce over all
-devices adds up the gradients and the loss. It has an element for each weight;
-but where the lowest layer reads tokens from the table W_e W_x, the V·G·H
-elements of the table's gradient take the place of those of W_e and W_x, and, if
-V < T·B, of that of b, which is then the sum of the rows of the table's. A tied
-W_e has two gradients, as embedding and as readout. The readout adds up the
-gradient of W in a loop over time; with the model's `groups` the devices do not
-communicate within that loop (see `grouped_linear_cross_entropy`).
+devices adds up the gradients and the loss. It has an element for each weight,
+except where the lowest layer reads tokens from the table W_e W_x. There, the
+V·G·H elements of the table's gradient replace those of W_e and W_x and, if
+V < T·B, those of the layer's b: its gradient is then the sum of the rows of the
+table's. A tied W_e has two gradients, as embedding and as readout. The readout
+adds up the gradient of W in a loop over time; with the model's `groups` the
+devices do not communicate in that loop (see `grouped_linear_cross_entropy`).
 
-So `data` is the axis that scales, and `model` saves memory: of the weights that
-are split, their moments and average, a device keeps 1/m. No product is split.
-If h W_h were split along H, every time step of both scans would need a sum or a
+So `data` is the axis that scales, and `model` saves memory: a device keeps 1/m
+of the split weights, their moments and their average. No product is split. If
+h W_h were split along H, every time step of both scans would need a sum or a
 gather over devices. Nor would it help to split the G·H columns: of [i, f, g,
 o], one of two devices would have i and f, the other g and o. With that layout,
 `jit` moved gates between devices 4 times a time step forward, 12 backward.
@@ -85,7 +85,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-  """Return the mesh of those sizes over all devices of all processes.
+  """Return the mesh of the given sizes over all devices of all processes.
 
   Raises:
     ValueError: an axis is neither data nor model, its size is not an integer of
@@ -107,7 +107,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 def check_mesh(
   sizes: Mapping[str, int], batch_size: int, hidden_size: int
 ) -> None:
-  """Raise ValueError unless the axes are valid, d·m divides B, and m H."""
+  """Raise ValueError unless axes are valid, d·m divides B, and m divides H."""
   _check_axes(sizes)
   num_devices, num_splits = math.prod(sizes.values()), sizes.get(MODEL, 1)
   if batch_size % num_devices:
@@ -230,7 +230,7 @@ def make_mesh_train_step(
   shardings: TrainState,
   ema_decay: float = 0.0,
 ) -> TrainStep:
-  """Return `make_train_step` on a mesh, with the same signature.
+  """Return the step of `make_train_step` on a mesh, with the same signature.
 
   The state passed in is donated, and the state returned has the same layout.
   Tokens and targets are whole batches, the same in every process.
@@ -279,7 +279,7 @@ def partition(
 ) -> Any:
   """Return the jitted function inside `make_mesh_train_step`.
 
-  Its arguments must have their shardings; its key is that of
+  Its arguments must have their shardings already. Its key is an array, from
   `jax.random.key_data`.
   """
   replicated = NamedSharding(mesh, PartitionSpec())

@@ -132,7 +132,7 @@ def make_train_step(
   return _compiled_train_step(model, optimizer, ema_decay)
 
 
-# By position: `lru_cache` tells a keyword that is left out from its default.
+# By position: to `lru_cache`, an omitted keyword differs from its default.
 @lru_cache(maxsize=64)
 def _compiled_train_step(model, optimizer, ema_decay):
   step = uncompiled_train_step(model, optimizer, ema_decay)
@@ -227,7 +227,7 @@ def take_step(
 
 
 def zero_carry(carry: Any, batch_size: int) -> Any:
-  """Return the zero state for a batch size, shaped like another.
+  """Return a zero state shaped like another, but for a given batch size.
 
   Args:
     carry: a tree of states, such as that of a `TrainState`. Each has an h,
