@@ -13,7 +13,7 @@ more if they are named (`lstm_jax.language.evaluate`,
   mixed           dynamic, mixed with n-gram models that read the same text
   mixed_stateful  stateful, mixed likewise
 
-Several --run are an ensemble: the mean of their probabilities is evaluated.
+Several --run form an ensemble: the mean of their probabilities is evaluated.
 
 The rate, decay and segment length of dynamic evaluation are chosen on the text
 before the split. The counts of one n-gram model start from the training text,
@@ -21,12 +21,12 @@ those of another from nothing, and the weights of the mixture are learned from
 the text already read. --split names another split; --begin and --end select
 other parts of the corpus. --checkpoint=last evaluates the last weights of a
 finished run, which no loss has chosen. The results are saved in the run
-directory, in evaluation.json (of an ensemble, in ensemble.json of the first),
-beside those of other protocols by the same weights on the same part of the text
-and the same device; any others in the file are replaced. The table has the loss
-per token and per character. The loss per character of a word model includes the
-spelling of unknown words, to be comparable with that of a character model. In
-all but cold windows, a word that the text has spelled before costs less.
+directory, in evaluation.json (of an ensemble, in ensemble.json of the first
+run). The file keeps the results of other protocols for the same weights, part
+of the text and device, and loses any others. The table has the loss per token
+and per character. The loss per character of a word model includes the spelling
+of unknown words, to be comparable with that of a character model. In all but
+cold windows, a word that the text has spelled before costs less.
 """
 
 import functools
@@ -84,7 +84,7 @@ class EvaluateConfig:
 
   run: tuple[str, ...] = option(
     (),
-    "Run directory; repeated, an ensemble whose probabilities are averaged.",
+    "Run directory; several form an ensemble of averaged probabilities.",
   )
   corpus: str = option(
     "", "Text to evaluate on; empty for the run's own corpus."
@@ -98,14 +98,14 @@ class EvaluateConfig:
   begin: float | None = option(
     None,
     "Share of the corpus where the evaluated part begins, in place of --split. "
-    "If not given and --corpus is, the share where the test split of the run's "
+    "With --corpus, its default is the share where the test split of the run's "
     "own corpus begins, or else its validation split.",
     bounds="[0, 1)",
   )
   end: float | None = option(
     None,
-    "Share of the corpus where it ends; if not given, at the end of the text "
-    "or of the split.",
+    "Share of the corpus where the evaluated part ends; if not given, the end "
+    "of the text or of the split.",
     bounds="(0, 1]",
   )
   checkpoint: str = option(
@@ -160,7 +160,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
   tokenizer = trained.tokenizer
   adapts = bool({"dynamic", "mixed"} & {*config.protocol})
   mixes = bool({*MIXED} & {*config.protocol})
-  # What no protocol reads may have characters that the run does not know.
+  # Only encode what a protocol reads: the rest may have unknown characters.
   texts = Texts(
     tokenizer.encode(excerpt.text),
     tokenizer.encode(excerpt.before) if adapts else np.zeros(0, np.int32),
@@ -214,7 +214,7 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
 
 
 def _recorded(corpus: str) -> str:
-  """Return what the record holds for --corpus; of a pipe, no text is kept."""
+  """Return the record's entry for --corpus; a pipe's text is not kept."""
   return corpus if is_piped(corpus) else recorded_corpus(corpus)
 
 
@@ -253,7 +253,7 @@ def _print_heading(
     )
   if excerpt.trained_on:
     console.print(
-      f"warning the run was trained on {excerpt.trained_on:,} characters of it",
+      f"warning {excerpt.trained_on:,} characters of the text were trained on",
       soft_wrap=True,
     )
   for line in without_effect(config, EVALUATE_RULES).values():

@@ -115,7 +115,7 @@ def check_combination(
 
   Args:
     options: the value of each flag.
-    defaults: of each flag; one that has its default counts as not given.
+    defaults: the default of each flag; a flag that has it counts as not given.
   """
 
   def given(name):

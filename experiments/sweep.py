@@ -98,12 +98,12 @@ def run(config: SweepConfig, console: Console) -> Result:
 
   Raises:
     ValueError: as in `train.run`; or a flag is not supported by sweeps.
-    Diverged: no member has a finite loss, at the end.
+    Diverged: at the end, no member has a finite loss.
   """
   _check(config)
-  # The optimizer's rate is 1: each member's own multiplies its updates.
+  # The learning rate is 1: each member multiplies its updates by its own rate.
   setup = make_setup(replace(config, learning_rate=1.0))
-  # From the size of one member: even the list of all might be too large.
+  # Check by one member's size first: a list of all might already be too large.
   check_memory(setup.state_like, available_memory(), num_members(config))
   members = make_members(config)
   rates = {one.learning_rate for one in members}
@@ -184,12 +184,13 @@ class _Observer(Observer):
     # Tokens that all members train on, in all epochs.
     self._num_tokens = len(members) * epochs * len(tokens)
     self._metrics: Metrics | None = None
-    self._started: float | None = time.monotonic()  # None: stopped
+    self._started: float | None = time.monotonic()  # None: the clock is stopped
 
   def after_step(self, step: int, metrics: Metrics) -> None:
     self._bar.advance(step)
     # Wait for the writer, so that at most one step is made before the last
-    # checkpoint is on the disk: no kill loses more than an interval and a step.
+    # checkpoint is on the disk: a kill loses at most the steps between two
+    # checkpoints, and one more.
     self._writer.wait()
     self._metrics = metrics
 

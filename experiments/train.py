@@ -7,8 +7,8 @@ and a sample at every evaluation, and leaves the loss curve, the samples and the
 checkpoints in a run directory under runs/. Every hyperparameter is a flag (see
 --help), and recipes in experiments/recipes are read by --flagfile. Ctrl-C or
 SIGTERM finishes the current training step, saves and stops; several processes
-stop at the next evaluation or multiple of 50 steps. The program prints the
-command that resumes there. After a kill, a run resumes at its last complete
+stop at the next evaluation or multiple of 50 steps. The program then prints the
+command that resumes the run. After a kill, a run resumes at its last complete
 checkpoint. experiments/cli.py lists the exit statuses.
 """
 
@@ -78,10 +78,10 @@ class Result(NamedTuple):
 
   directory: Path
   best_step: int  # 0 before the first evaluation
-  val_loss: float  # the lowest, nats per token; infinite before the first
+  val_loss: float  # the lowest, nats per token; infinite if there is none
   seconds: float  # of training steps
   stopped_by: signal.Signals | None = None  # the signal that stopped it early
-  signalled: signal.Signals | None = None  # one that came too late to stop it
+  signalled: signal.Signals | None = None  # a signal too late to stop it
 
 
 def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
@@ -94,11 +94,12 @@ def run(config: TrainConfig, console: Console, trace_steps: int = 0) -> Result:
       usable, or the device has too little memory.
     Diverged: the loss or the gradient is NaN or infinite; the message says
       which checkpoint is kept.
-    KeyboardInterrupt: a second Ctrl-C, likewise; or one before the training.
+    KeyboardInterrupt: Ctrl-C before the training, or a second Ctrl-C during it;
+      the message of the second says which checkpoint is kept.
   """
   setup = make_setup(config)
   console.print(heading(setup), soft_wrap=True)
-  # Before the run directory, so that too large a model leaves none behind.
+  # Before a run directory is made: too large a model leaves none behind.
   state = placed_state_like(setup, config.batching.batch_size)
   check_memory(state, available_memory(), sharing_memory(setup))
   pretrained = read_pretrained(setup)
@@ -229,9 +230,9 @@ def _report_result(
     end = f"\nstopped early after step {logger.step} of {setup.num_steps}: "
     reason = f"{evaluations} in a row without a lower validation loss"
     console.print(end + reason, soft_wrap=True)
-  if not best.step:  # if stopped by a signal, before an evaluation
+  if not best.step:  # as after a signal before the first evaluation
     if not stopped_by:
-      # Killed after its last step, and its best checkpoint is damaged.
+      # The run was killed after its last step; its best checkpoint is damaged.
       reason = "has made its last step and has no best checkpoint"
       raise ValueError(f"{directory} {reason}: --overwrite trains it anew")
     return result
