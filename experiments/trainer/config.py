@@ -28,7 +28,7 @@ from lstm_jax.language import BatchingConfig, ModelConfig, Regularizers
 from lstm_jax.language.options import check_options, option
 from lstm_jax.training import OptimizerConfig, check_mesh, parse_mesh
 
-LARGEST = 2**31 - 1  # value of an integer flag, and of a seed
+LARGEST = 2**31 - 1  # the largest value of an integer flag and of a seed
 
 CELLS = {
   "lstm": lstm,
@@ -61,8 +61,8 @@ class DataConfig:
   )
   val_fraction: float = option(
     0.1,
-    "Share of the corpus, at its end, for validation; if there is a test "
-    "split, of the text before it, and at the end of that.",
+    "Share of the corpus, at its end, for validation. With a test split, the "
+    "share of the text before that split, at the end of that text.",
     bounds="(0, 1)",
   )
   test_fraction: float = option(
@@ -86,7 +86,7 @@ class DataConfig:
   )
   min_count: int = option(
     2,
-    "Words that occur less often in the training split are unknown.",
+    "Words that occur less often than this in the training split are unknown.",
     bounds="[1, inf)",
   )
 
@@ -139,14 +139,14 @@ class DistillationConfig:
   )
   teacher_weight: float = option(
     0.5,
-    "Weight of the teachers' probabilities in the targets; that of the token "
-    "itself is 1 minus it.",
+    "Weight of the teachers' probabilities in the targets; the token itself "
+    "has 1 minus this weight.",
     bounds="(0, 1]",
   )
   teacher_checkpoint: Literal["best", "last"] = option(
     "best",
     "The teachers' weights: those of their lowest validation loss, or the "
-    "last, which finished runs have.",
+    "last, which only finished runs have.",
     choices=("best", "last"),
   )
 
@@ -167,8 +167,8 @@ class EvaluationConfig:
   )
   patience: int = option(
     0,
-    "Evaluations in a row without a lower validation loss that end the run; 0 "
-    "to train to the last epoch.",
+    "End the run after this many evaluations in a row without a lower "
+    "validation loss; 0 to train to the last epoch.",
     bounds="[0, inf)",
   )
   sample_length: int = option(
@@ -188,7 +188,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class JobConfig:
-  """Where and how a run executes; it changes results by rounding at most."""
+  """Where and how a run executes; results differ by rounding at most."""
 
   run: str = option("", "Run directory; empty for a new one under runs/.")
   overwrite: bool = option(False, "Replace the run that --run holds.")
@@ -197,13 +197,13 @@ class JobConfig:
     "",
     "How all devices share the training. data:8 splits the batch over 8; "
     "data:4,model:2 splits the batch over all 8 as well, and stores the "
-    "weights in halves. Empty for one device, or those of --devices on a CPU.",
+    "weights in halves. Empty for one device or, on a CPU, for --devices.",
   )
   devices: str = option(
     AUTO,
     "CPU devices that share each batch: a number, or auto for one per core "
-    "where that is known to be faster than one device, and one elsewhere. In a "
-    "sweep or a comparison they share the models and not the batch; auto is "
+    "where that is known to be faster than one device, else 1. In a sweep or "
+    "a comparison, the devices share the models and not the batch; auto is "
     "then the largest number that divides the number of models and is at most "
     "the number of cores.",
   )
@@ -268,7 +268,7 @@ class TrainConfig:
       check_mesh(sizes, batching.batch_size, hidden_size)
       try:
         check_mesh(sizes, batching.late_batch_size, hidden_size)
-      except ValueError as error:  # "batch_size must …": the rest is checked
+      except ValueError as error:  # "batch_size must …": others raised above
         raise ValueError(f"late_{error}") from None
       if self.model.implementation == "mosaic_gpu":
         raise ValueError(

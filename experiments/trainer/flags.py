@@ -9,7 +9,7 @@ from absl import app, flags
 from experiments.trainer.config import LARGEST
 from experiments.trainer.records import Leaf, from_name, leaves, replace
 
-TITLE = "{} flags"  # of a group in --help: the module of its flags for absl
+TITLE = "{} flags"  # of a group in --help; absl takes it for a module's name
 Config = TypeVar("Config")
 
 
@@ -26,19 +26,20 @@ def define_flags(
   Args:
     default: the configuration.
     flag_values: where the flags are defined.
-    group: of the fields that are not nested; "" for the program's own flags.
+    group: the group of the fields that are not nested; "" for the program's
+      own flags.
   """
   holders = []
   for leaf in leaves(default, group=group):
     holder = _define(leaf, flag_values)
-    if leaf.bounds:  # absl's text leaves out the upper ones
+    if leaf.bounds:  # absl's own help leaves out upper bounds
       flag = flag_values[leaf.name]
       flag.parser = copy.copy(flag.parser)  # flags of equal bounds share it
       bounds = leaf.bounds
       if leaf.kind is int and not leaf.repeated:
         bounds = bounds.replace("inf)", f"{LARGEST}]")
       flag.parser.syntactic_help = f"in {bounds}"
-    if leaf.choices:  # absl breaks a long line of help at spaces alone
+    if leaf.choices:  # absl breaks a long line of help only at spaces
       flag = flag_values[leaf.name]
       joined, spaced = "|".join(leaf.choices), " | ".join(leaf.choices)
       flag.help = flag.help.replace(joined, spaced, 1)
@@ -59,10 +60,10 @@ class HelpFlag(app.HelpFlag):
 
   def __init__(self):
     super().__init__()
-    self.allow_override = True  # of absl's
+    self.allow_override = True  # replaces absl's --help
 
   def parse(self, arg):
-    """Print the help and exit, where the flag is given."""
+    """Print the help and exit, if the flag is given."""
     if self._parse(arg):
       print(f"{sys.modules['__main__'].__doc__}{grouped_help()}", flush=True)
       sys.exit(0)

@@ -26,7 +26,7 @@ from experiments.trainer.opening import OpenedRun, open_run_dir
 from lstm_jax.language.options import option
 
 TIMED_OUT = 2  # exit status: that of bad input
-PATH_BYTES = 4096  # of the run directory, as the first process sends it
+PATH_BYTES = 4096  # of the message with the path of the run directory
 NEW, OLD = b"n", b"o"  # sent before that path: a new run, or one to resume
 UNREADABLE = -1  # in place of a step: no checkpoint can be read
 
@@ -46,10 +46,10 @@ class ProcessConfig:
     None, "How many processes there are.", bounds="[1, inf)"
   )
   process_id: int | None = option(
-    None, "Which of them this is, from 0.", bounds="[0, inf)"
+    None, "The number of this process, from 0.", bounds="[0, inf)"
   )
   join_timeout: int = option(
-    300, "Seconds to wait for the others.", bounds="[1, inf)"
+    300, "Seconds to wait for the other processes.", bounds="[1, inf)"
   )
 
 
@@ -93,7 +93,7 @@ def join(
   watchdog.daemon = True
   watchdog.start()
   try:
-    # The longest that JAX can have: it holds milliseconds in 32 bits.
+    # The longest timeout of JAX, which holds milliseconds in 32 bits.
     jax.distributed.initialize(*given, initialization_timeout=LARGEST // 1000)
   except ValueError as error:
     if coordinator:
@@ -126,7 +126,7 @@ def from_first_process(number: float) -> float:
 
 
 def _broadcast(data: bytes) -> bytes:
-  """Return the first process's bytes; all must pass as many."""
+  """Return the first process's bytes; all must pass the same number."""
   numbers = np.frombuffer(data, np.uint8)
   return np.asarray(multihost_utils.broadcast_one_to_all(numbers)).tobytes()
 
@@ -188,7 +188,7 @@ def open_shared_run_dir(
 
   Raises:
     ValueError: as `open_run_dir` in the first process; in the others, if the
-      first has raised one; in all, if one cannot write to the run directory.
+      first has raised one; in all, if any cannot write to the run directory.
   """
   if jax.process_count() == 1:
     with open_run_dir(config, facts, may_extend=True) as opened:

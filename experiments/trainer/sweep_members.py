@@ -42,17 +42,17 @@ class SweepConfig(TrainConfig):
   )
   rate: tuple[float, ...] = option(
     (),
-    "A learning rate; may be repeated. None for --learning_rate alone.",
+    "A learning rate; may be repeated. If not given, --learning_rate alone.",
     bounds="(0, inf)",
   )
 
 
 class Member(NamedTuple):
-  """A run of the sweep."""
+  """A member of the sweep: one seed at one learning rate, and its losses."""
 
   seed: int
   learning_rate: float
-  val_losses: list[tuple[int, float]]  # (step, nats); NaN where it diverged
+  val_losses: list[tuple[int, float]]  # (step, nats); not finite if it diverged
 
   @property
   def best(self) -> tuple[int, float]:
@@ -62,7 +62,7 @@ class Member(NamedTuple):
     )
 
   def to_json(self) -> dict[str, Any]:
-    """Return it as JSON, which has no NaN: None stands for it."""
+    """Return it as JSON, with None for losses that are not finite."""
     losses = [(s, x if np.isfinite(x) else None) for s, x in self.val_losses]
     return self._asdict() | {"val_losses": losses}
 
@@ -113,7 +113,8 @@ def make_train_step(
 ) -> TrainStep:
   """Return the training step of all members, which a mesh's devices share.
 
-  The setup has a learning rate of 1: each member's own multiplies its updates.
+  The setup has a learning rate of 1, and each member multiplies its updates by
+  its own rate.
   """
   noise = jnp.stack([make_keys(one.seed).noise for one in members])
   rates = jnp.array([one.learning_rate for one in members], jnp.float32)
