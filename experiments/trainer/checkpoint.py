@@ -1,10 +1,10 @@
 """Checkpoints of a run, to resume it.
 
-A checkpoint holds everything on which the rest of a run depends and which does
-not follow from the configuration and the step: the train state (parameters,
-average, optimizer state, carried state, step) and the `Progress` of the run.
-Noise, batches and sampling keys follow from the step. So a resumed run
-computes, bit by bit, what an uninterrupted one does.
+A checkpoint holds the train state (parameters, average, optimizer state,
+carried state, step) and the `Progress` of the run. All else that the rest of
+the run depends on, such as noise, batches and sampling keys, follows from the
+configuration and the step. So a resumed run computes, bit by bit, what an
+uninterrupted one does.
 """
 
 import os
@@ -52,10 +52,10 @@ class Progress(NamedTuple):
   batch_size: int  # of the carried state
   val_losses: list[float]  # of every evaluation so far, nats per token
   best: tuple[float, int] | None  # the lowest of them, and its step
-  pending: list[list[float]]  # metrics of the steps that no row has yet
+  pending: list[list[float]]  # metrics of the steps since the last row
   pending_seconds: float  # that those steps took
   seconds: float  # of the steps in the rows so far
-  skipped: tuple[int, int]  # steps not finite: in all, and the last in a row
+  skipped: tuple[int, int]  # non-finite steps: in all, and in a row until now
   log_bytes: dict[str, int]  # length of each log
 
 
@@ -77,7 +77,8 @@ def describe(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 def describe_kept(directory: Path, best: int) -> str:
   """Return how a message names the checkpoint of an interrupted run.
 
-  It is that of the best step, or the newest where that could not be written.
+  It is the checkpoint of the best step, or the newest one if the best could not
+  be written.
   """
   saved = list_checkpoints(directory / run_dir.CHECKPOINTS)
   step = best if best in saved else max(saved, default=0)
@@ -85,7 +86,7 @@ def describe_kept(directory: Path, best: int) -> str:
 
 
 def carried_batch_size(state: TrainState) -> int:
-  """Return B of the carried state."""
+  """Return the batch size B of the carried state."""
   return int(state.carry[0].h.shape[-2])
 
 
@@ -160,7 +161,7 @@ def read_best(
     console: prints that message.
 
   Returns:
-    None without such weights, and where they are damaged.
+    The weights; None if `best` is None or they are damaged.
   """
   if not best:
     return None

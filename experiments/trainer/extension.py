@@ -2,13 +2,14 @@
 
 The flags in MAY_CHANGE decide where a run ends, and not what a training step
 computes, but for the learning rate: a schedule that decays is stretched to the
-new number of training steps, so that the rate rises where the run resumes. A
-run at a constant rate ends with the weights of one that had all epochs from
-its start, if its warmup had ended; but --patience and --asgd_patience count the
-evaluation at the old end as well.
+new number of training steps, so that the rate rises where the run resumes. With
+a constant rate, and if its warmup had ended, an extended run ends with the same
+weights as a run that had all epochs from its start; but --patience and
+--asgd_patience count the evaluation at the old end as well.
 
-config.json lists the extensions of its run: the new values of these flags, the
-values and the result before, when and in which environment it resumed.
+config.json lists the extensions of its run: the new values of these flags,
+their values and the result before, and when and in which environment the run
+resumed.
 """
 
 from collections.abc import Mapping
@@ -31,9 +32,9 @@ def extends(
   """Return whether changed flags extend a run.
 
   More epochs do; so does another patience, unless the run has made its last
-  epoch. It counts the evaluations so far. Where the new values do not fit a
-  finished run, `check_extension` says so; an unfinished run with less patience
-  (but not 0) is another run.
+  epoch. The new patience counts the evaluations so far. An unfinished run is
+  not extended by less patience, except 0: that makes it another run. If the new
+  values do not fit a finished run, `check_extension` raises an error.
 
   Args:
     record: config.json of the run.
@@ -72,7 +73,7 @@ def check_extension(
   if late and epochs > before >= LATE_DIVISOR:
     raise ValueError(
       f"{directory} cannot be extended: --late_batch_size={late} applies to "
-      f"the last third of its {before} epochs, and to others of {epochs}"
+      f"the last third of its {before} epochs, and with {epochs} to other ones"
     )
   limit, patience = record["patience"], config.evaluation.patience
   if result and result.get("stopped_early") and 0 < patience <= limit:

@@ -108,7 +108,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def check_output(path: Path) -> None:
-  """Raise ValueError if a file would be in no directory, or is one itself."""
+  """Raise ValueError if a file's path is a directory, or is in no directory."""
   if not path.parent.is_dir():
     raise ValueError(f"{path} cannot be written: no such directory")
   if path.is_dir():

@@ -1,4 +1,4 @@
-"""The lock of a directory of a run or of results: one process writes there."""
+"""Lock a directory of a run or of results, so that one process writes there."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ def lock(directory: Path) -> Iterator[None]:
 
   Raises:
     ValueError: another process holds it.
-    OSError: there can be no lock here, such as in a file system without any.
+    OSError: it cannot be locked, as in a file system without locks.
   """
   path = directory / LOCK
   while True:

@@ -66,7 +66,7 @@ def check_same_run(
 
 
 def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
-  """Raise ValueError if --overwrite would replace the text that is read."""
+  """Raise ValueError if --overwrite would replace the text to train on."""
   kept, corpus = directory / KEPT, Path(config.data.corpus)
   if kept.is_file() and corpus.is_file() and kept.samefile(corpus):
     raise ValueError(
@@ -76,7 +76,7 @@ def _check_corpus_stays(directory: Path, config: TrainConfig) -> None:
 
 
 def _check_sources_stay(directory: Path, config: TrainConfig) -> None:
-  """Raise ValueError if --overwrite would replace a run that is read."""
+  """Raise ValueError if --overwrite would replace a run that this one reads."""
   sources = [("teacher", name) for name in config.distillation.teacher]
   if config.init_from:
     sources.append(("init_from", config.init_from))
@@ -100,12 +100,12 @@ class OpenedRun(NamedTuple):
 def open_run_dir(
   config: TrainConfig, facts: dict[str, Any], *, may_extend: bool = False
 ) -> Iterator[OpenedRun]:
-  """Lock a run directory, with its config.json written, during the block.
+  """Lock a run directory during the block; its config.json is written before.
 
   Args:
     config: of the run.
-    facts: further entries of config.json; SHA256, the hash of the corpus, is
-      one.
+    facts: further entries of config.json, among them SHA256, the hash of the
+      corpus.
     may_extend: whether a run may be resumed with more epochs or another
       patience, as `extends` says.
 
@@ -113,8 +113,8 @@ def open_run_dir(
     ValueError: another process holds the directory; it holds a run that cannot
       be resumed or extended with this configuration, and --overwrite is not
       given; --overwrite would replace what this run reads; its config.json is
-      damaged; it holds files of another kind, or is not a directory, or in a
-      part of another run; or its path is not UTF-8.
+      damaged; it holds other files than a run's, is not a directory, or lies
+      in a part of another run; or its path is not UTF-8.
   """
   job = config.job
   directory = Path(job.run) if job.run else _new_directory()
@@ -184,7 +184,7 @@ def _resume_or_start(
   if not extending:
     _check_unchanged(directory, record, changes)
   if record.get(SHA256) != facts[SHA256]:
-    another = f", --init_from={directory} another one from its weights"
+    another = f", --init_from={directory} starts another from its weights"
     raise ValueError(
       f"corpus {config.data.corpus} has changed since the run in {directory} "
       f"started; --overwrite starts it again{another if may_extend else ''}"
@@ -196,14 +196,14 @@ def _resume_or_start(
     )
   if not extending:
     if not list_checkpoints(directory / CHECKPOINTS):
-      # It begins again, from the weights of --init_from as they are now.
+      # The run begins again, from the weights of --init_from as they are now.
       write_json(directory / CONFIG, record | facts)
     return OpenedRun(directory, resuming=True)
   check_extension(directory, record, config, result)
   epochs = record["num_epochs"]
   went_on = environment() | {"started": now}
   record = extended_record(record, config, result, went_on)
-  # In this order: a run that has config.json of more epochs is not finished.
+  # Delete the result first: after a kill, the run must not count as finished.
   (directory / RESULT).unlink(missing_ok=True)
   sync(directory)
   write_json(directory / CONFIG, record)
@@ -225,7 +225,7 @@ def _changes(
 ) -> dict[str, Any]:
   """Return the flags that differ from config.json, with their new values.
 
-  A corpus is the same at any path where its hash, `sha256`, is the same.
+  A corpus at another path does not differ if its hash, `sha256`, is the same.
   """
   same = {*JOB_FLAGS, *(["corpus"] if record.get(SHA256) == sha256 else [])}
   return {

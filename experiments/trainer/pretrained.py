@@ -38,8 +38,8 @@ def read_pretrained(setup: TrainSetup) -> Trained | None:
     resume from.
 
   Raises:
-    ValueError: it holds no trained model, or one of another shape or
-      vocabulary than this run's, or of other splits of the same corpus.
+    ValueError: the directory holds no trained model, or one of another shape
+      or vocabulary than this run's, or of other splits of the same corpus.
   """
   config, job = setup.config, setup.config.job
   if not config.init_from:
@@ -106,7 +106,7 @@ def check_vocabulary(setup: TrainSetup, trained: Trained, name: str) -> None:
 
 
 def _listed(word: str, some: Sequence[str], others: Sequence[str]) -> str:
-  """Return the first symbols that are in `some` and not in `others`."""
+  """Return `word` and the first symbols of `some` not in `others`, or ""."""
   known = set(others)
   symbols = [repr(symbol) for symbol in some if symbol not in known]
   if not symbols:

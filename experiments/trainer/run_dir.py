@@ -116,7 +116,7 @@ def is_sweep(record: dict[str, Any]) -> bool:
 def check_is_no_run(base: Path | str, parts: str) -> None:
   """Raise ValueError if a directory for several runs is itself a run.
 
-  `parts` is what has a run each, in the plural, for the message.
+  `parts` names what has one run each, for the message: "seeds", for example.
   """
   if read_config(Path(base)) is not None:
     raise ValueError(
@@ -184,7 +184,7 @@ def delete_previous(directory: Path) -> None:
   previous = directory / PREVIOUS
   if not previous.is_dir():
     return
-  with suppress(OSError):  # then CONFIG stays, and this is tried again
+  with suppress(OSError):  # then CONFIG stays, and a later call tries again
     for name in CONTENTS:
       _delete(previous / name)
     shutil.rmtree(previous)
@@ -193,7 +193,7 @@ def delete_previous(directory: Path) -> None:
 def check_is_run_or_empty(directory: Path) -> None:
   """Raise ValueError unless a directory holds a run, is empty or is missing.
 
-  Nor may it be in a part of another run.
+  A directory in a part of another run is refused, too.
   """
   _check_is_no_part(directory)
   if read_config(directory) is not None:
@@ -223,7 +223,7 @@ def check_is_run_or_empty(directory: Path) -> None:
 
 def _check_is_no_part(directory: Path) -> None:
   """Raise ValueError if a directory is in what a run may move or delete."""
-  place = Path(os.path.realpath(directory))  # also of a loop of links
+  place = Path(os.path.realpath(directory))  # no error for a loop of links
   for parent in place.parents:
     name = place.relative_to(parent).parts[0]
     if name in (*CONTENTS, PREVIOUS) and read_config(parent) is not None:
@@ -244,7 +244,7 @@ def _is_leftover(name: str) -> bool:
 def set_aside(directory: Path) -> None:
   """Move a run into `previous`, until its successor has a best checkpoint.
 
-  A run that has none itself is deleted instead, if `previous` holds a run.
+  A run that has no best checkpoint itself is deleted if `previous` holds a run.
   """
   previous = directory / PREVIOUS
   complete = (previous / CONFIG).exists()
@@ -266,7 +266,7 @@ def set_aside(directory: Path) -> None:
 
 
 def move_back(directory: Path) -> None:
-  """Undo `set_aside` where a kill has cut it off before CONFIG was moved."""
+  """Undo a `set_aside` that a kill interrupted before CONFIG was moved."""
   previous = directory / PREVIOUS
   if not previous.is_dir() or (previous / CONFIG).exists():
     return
@@ -280,7 +280,7 @@ def move_back(directory: Path) -> None:
 def _has_best(directory: Path) -> bool:
   """Return whether a run has a best loss, by its newest readable checkpoint.
 
-  A finished run has, where none can be read.
+  If none can be read, a finished run counts as having one.
   """
   checkpoints = directory / CHECKPOINTS
   for step in reversed(list_checkpoints(checkpoints)):

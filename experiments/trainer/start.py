@@ -25,12 +25,12 @@ def initial_state(
 ) -> TrainState:
   """Return the state of the newest checkpoint, or the initial one.
 
-  A sample of the initial weights is drawn. On a mesh, the state is laid out as
-  the training needs it.
+  If the run starts from initial weights, a sample of them is drawn. On a mesh,
+  the state is laid out as the training needs it.
 
   Args:
     setup: of the run.
-    logger: of the run; it continues where the state does.
+    logger: of the run; it resumes at the step of the state.
     console: prints where the run starts.
     opened: its directory.
     pretrained: has the initial weights; None for random ones.

@@ -30,7 +30,7 @@ from lstm_jax.training import (
 )
 
 BEST, LAST = CHECKPOINTS = "best", "last"
-ATTEMPTS, PAUSE = 10, 0.1  # to read what a training run replaces; seconds
+ATTEMPTS, PAUSE = 10, 0.1  # of `read_replaced`; seconds between attempts
 Value = TypeVar("Value")
 
 
@@ -51,9 +51,9 @@ def load(directory: Path, checkpoint: str = BEST) -> Trained:
 
   Args:
     directory: the run directory. The run may be training: see `read_replaced`.
-    checkpoint: BEST, that of the lowest validation loss, or before the first
-      evaluation the newest; or LAST, which no loss has chosen: that of the last
-      training step of a finished run.
+    checkpoint: BEST is the checkpoint of the lowest validation loss, or before
+      the first evaluation, the newest one. LAST is that of the last training
+      step of a finished run, which no loss has chosen.
 
   Raises:
     ValueError: the directory holds no run or no usable checkpoint, or its
@@ -66,12 +66,12 @@ def load(directory: Path, checkpoint: str = BEST) -> Trained:
 def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
   """Return what `read` returns of a run, which may be training meanwhile.
 
-  A training run deletes checkpoints as it writes others, also one that is being
-  read. Then `read` is called again: it lists the checkpoints anew.
+  A training run deletes old checkpoints as it writes new ones, even while they
+  are being read. Then `read` is called again, and lists the checkpoints anew.
 
   Raises:
-    CheckpointError: `read` raises it, and nobody replaces the checkpoints; or
-      they are replaced each time.
+    CheckpointError: `read` raises it, and no run is replacing the checkpoints;
+      or they are replaced during every attempt.
   """
   checkpoints = directory / run_dir.CHECKPOINTS
   for attempt in range(1, ATTEMPTS + 1):
@@ -80,7 +80,7 @@ def read_replaced(directory: Path, read: Callable[[], Value]) -> Value:
       return read()
     except CheckpointError:
       if list_checkpoints(checkpoints) == steps:
-        locked = (directory / LOCK).exists()  # may be deleting it
+        locked = (directory / LOCK).exists()  # a run may be deleting one
         if not steps or not locked or attempt == ATTEMPTS:
           raise
     time.sleep(PAUSE)

@@ -220,7 +220,7 @@ def test_a_run_is_not_given_fewer_epochs(finished, config):
 def test_a_run_is_not_extended_on_a_corpus_that_has_changed(finished, config):
   path, before = Path(config.data.corpus), tree(finished)
   path.write_text(path.read_text().replace("lovely", "lively"))
-  message = "has changed since the run in .*, --init_from=.* another one from"
+  message = "has changed since the run in .*, --init_from=.* starts another"
   with pytest.raises(ValueError, match=message):
     opened(replace(config, num_epochs=2))
   assert tree(finished) == before
