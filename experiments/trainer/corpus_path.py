@@ -1,10 +1,10 @@
 """Where the corpus of a run is: as config.json records it, and where it is now.
 
-config.json holds the name of a named corpus. Of any other it holds the absolute
-path, so that the run can be evaluated from any directory; but a corpus in the
-repository is recorded relative to it, so that results that are committed name
-no directory of one machine. A text that came through a pipe, such as standard
-input, is saved in the run directory.
+config.json holds the name of a named corpus. Of any other corpus it holds the
+absolute path, so that the run can be evaluated from any directory. But the path
+of a corpus in the repository is recorded relative to the repository, so that
+results that are committed name no directory of one machine. A text that came
+through a pipe, such as standard input, is saved in the run directory.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ BLOCK = 2**20  # characters of a file that are hashed at once
 def is_piped(corpus: str) -> bool:
   """Return whether a corpus cannot be read again, such as one from a pipe.
 
-  Another is the file in which a shell hands over a long here-document: it is
-  deleted as soon as it is standard input.
+  Another example is the temporary file in which a shell passes a long
+  here-document as standard input: the shell has already deleted it.
   """
   is_regular = os.path.isfile(corpus) or os.path.isdir(corpus)
   is_deleted = not os.path.exists(os.path.realpath(corpus))
@@ -50,7 +50,7 @@ def recorded_corpus(corpus: str) -> str:
 def recorded_path(name: str) -> str:
   """Return the path of a file or directory that config.json holds.
 
-  It is absolute, or relative to the repository for what lies there.
+  It is absolute, or relative to the repository if it lies in the repository.
   """
   path = _lasting(Path(os.path.abspath(name)))
   if path.is_relative_to(REPOSITORY):
@@ -59,9 +59,9 @@ def recorded_path(name: str) -> str:
 
 
 def _lasting(path: Path) -> Path:
-  """Return an absolute path; of a file in /dev, that of the file it leads to.
+  """Return an absolute path, with the links of a file in /dev resolved.
 
-  Such is /dev/stdin, which leads to another file in another process.
+  /dev/stdin, for example, links to another file in another process.
   """
   of_device = path.parts[1:2] == ("dev",) and path.is_file()
   return path.resolve() if of_device else path
@@ -70,8 +70,8 @@ def _lasting(path: Path) -> Path:
 def resumable_corpus(directory: Path, corpus: str) -> str:
   """Return the --corpus with which another process reads the text of a run.
 
-  That is the copy of a piped text, the file to which one in /dev leads, or else
-  what was given.
+  That is the run directory's copy of a piped text, or the file to which a path
+  in /dev links, or else `corpus` as given.
   """
   if is_piped(corpus):
     return str(directory / KEPT)
@@ -133,7 +133,7 @@ def find_corpus(
   folders = [directory, Path(), Path("data"), REPOSITORY / "data"]
   with suppress(ValueError):  # there is no home directory
     folders.append(cache_dir())
-  for folder in filter(os.path.isdir, folders):  # False below a closed one
+  for folder in filter(os.path.isdir, folders):  # False where access is denied
     named = folder / Path(corpus).name
     for path in (named, *sorted(folder.glob("*.txt"))):
       if _has_hash(path, sha256):
@@ -153,7 +153,7 @@ def _text_file_sha256(path: Path) -> str:
 
 
 def _has_hash(path: Path, sha256: str) -> bool:
-  """Return whether a path is a file that can be read, of the text's hash."""
+  """Return whether a path is a readable text file with this hash."""
   try:
     return path.is_file() and _text_file_sha256(path) == sha256
   except (ValueError, OSError):  # not a text, or not ours to read

@@ -33,8 +33,9 @@ class Split(NamedTuple):
 class Corpus(NamedTuple):
   """The corpus of a run, cut into splits.
 
-  They follow one another, unless a development split was cut out of the
-  training split's middle: it is then `val`, and the rest is not evaluated.
+  The splits follow one another in the text. If a development split was cut out
+  of the middle of the training split, it is `val`, `test` is None, and the text
+  after the training split is not evaluated.
   """
 
   text: str
@@ -101,8 +102,8 @@ def read_corpus(config: DataConfig) -> Corpus:
 def split_ranges(config: DataConfig, text: str) -> dict[str, tuple[int, int]]:
   """Return where each split of a corpus begins and ends, in characters.
 
-  The development split lies inside the training split, which is "train" as a
-  whole.
+  The range "train" is the whole training split, and includes the development
+  split.
 
   Raises:
     ValueError: the text is too short, or its paragraphs are too long.
@@ -128,7 +129,7 @@ def _without_end(text: str, flag: str, fraction: float) -> str:
   """Return a text without the split at its end, whose share is a flag's value.
 
   Raises:
-    ValueError: one of them has fewer than two characters.
+    ValueError: one of the two parts has fewer than two characters.
   """
   try:
     rest, _ = split(text, fraction)
@@ -164,10 +165,10 @@ def training_ranges(
 
 @contextmanager
 def naming_flags(data: DataConfig, batching: BatchingConfig) -> Iterator[None]:
-  """Have a ValueError of batches name the flags that decide them.
+  """Add the flags that determine the batches to a ValueError about them.
 
-  A split or a late batch size that the run does not have is not named: not
-  every program has its flag.
+  The flag of a split or a late batch size that the run does not have is left
+  out, because not every program has that flag.
   """
   try:
     yield
@@ -227,7 +228,7 @@ def stored_tokenizer(kind: str, fields: dict[str, Any]) -> Tokenizer:
 
 
 def default_prompt(tokenizer: Tokenizer) -> np.ndarray:
-  """Return the token of a line break, or the first token, [1]."""
+  """Return the token of a line break, or else the first token, int32 [1]."""
   symbols = tokenizer.symbols
   return np.array([symbols.index("\n") if "\n" in symbols else 0], np.int32)
 

@@ -16,9 +16,9 @@ from experiments.trainer.data import (
 class Part(NamedTuple):
   """Which part of a text to read."""
 
-  split: str | None = None  # of SPLITS; None for the run's own, or for shares
-  begin: float | None = None  # share of the text before it
-  end: float | None = None  # share of the text at which it ends
+  split: str | None = None  # of SPLITS; None for the default, or for shares
+  begin: float | None = None  # share of the text before the part
+  end: float | None = None  # share of the text at which the part ends
 
 
 OWN_SPLIT = Part()
@@ -62,10 +62,11 @@ def read_excerpt(
     config: of the run.
     sha256: of its corpus.
     path: another file; empty for the corpus itself. Unless its text is that of
-      the corpus, all text before the excerpt counts as its training text.
-    part: of the text. Without a split and shares it is the run's
-      `default_split`; of another text, from where the test or validation split
-      of the corpus begins to the end. With an end alone, it begins likewise.
+      the corpus, all text before the excerpt counts as training text.
+    part: of the text. Without a split and shares, it is the run's
+      `default_split`. In another file, it then reaches from the share at which
+      the test split, or else the validation split, of the corpus begins to the
+      end of the file. With only an end, it begins at the same place.
 
   Raises:
     ValueError: the text cannot be read, or has changed since the run; the run
@@ -80,8 +81,8 @@ def read_excerpt(
     )
   if part.split and (path or part.begin is not None or part.end is not None):
     raise ValueError(
-      f"--split={part.split} is a part of the run's corpus: without --corpus, "
-      "--begin and --end"
+      f"--split={part.split} is a part of the run's corpus: pass it without "
+      "--corpus, --begin and --end"
     )
   last_share = config.test_fraction or config.val_fraction
   if path:
@@ -127,7 +128,7 @@ def _by_shares(
   """
   end = 1.0 if end is None else end
   first = last = 0
-  if 0 <= begin < end <= 1:  # no share is NaN
+  if 0 <= begin < end <= 1:  # False if a share is NaN
     first, last = (int(share * len(whole) + 1e-6) for share in (begin, end))
   if last - first < 2:
     raise ValueError(

@@ -2,9 +2,9 @@
 
 `--corpus=tinyshakespeare` is the text of that name. It is kept in the cache
 directory: $LSTM_JAX_CACHE, else lstm_jax in $XDG_CACHE_HOME, else
-~/.cache/lstm_jax. Where there is a file of that name, it is meant instead. The
+~/.cache/lstm_jax. If there is a file of that name, --corpus means the file. The
 hash is checked whenever a text is used, so that the name always means the same
-text; without a network, a copy that was saved there by hand does as well.
+text. Without a network, save a copy in the cache directory by hand.
 """
 
 import hashlib
@@ -41,13 +41,13 @@ CORPORA = {
 
 
 def is_name(corpus: str) -> bool:
-  """Return whether a flag names a corpus: there is no file of that name."""
+  """Return whether this is a name in CORPORA, and no file has that name."""
   is_path = os.path.exists(corpus) and not os.path.isdir(corpus)
   return corpus in CORPORA and not is_path
 
 
 def locate(corpus: str) -> str:
-  """Return the path of a corpus: that of a named one, or what is given.
+  """Return the path of a named corpus, or else the path that is given.
 
   A named corpus that is not in the cache directory is downloaded to it.
 
@@ -85,7 +85,7 @@ def cache_dir() -> Path:
   if os.environ.get(CACHE):
     return Path(os.environ[CACHE])
   base = os.environ.get("XDG_CACHE_HOME", "")
-  if os.path.isabs(base):  # others are invalid by the XDG specification
+  if os.path.isabs(base):  # the XDG specification ignores relative paths
     return Path(base) / "lstm_jax"
   try:
     return Path.home() / ".cache" / "lstm_jax"
@@ -135,6 +135,6 @@ def _fault(corpus: NamedCorpus, data: bytes) -> str | None:
 
 
 def _wanted(name: str) -> str:
-  """Return what a copy by hand must be."""
+  """Return how messages describe the file to save by hand."""
   corpus = CORPORA[name]
   return f"{corpus.url} ({corpus.num_bytes:,} bytes, SHA-256 {corpus.sha256})"
