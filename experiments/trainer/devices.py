@@ -4,9 +4,9 @@ XLA computes the small products of a time step on all cores, but dispatches and
 synchronizes them at every step, and computes most other operations on one core.
 JAX can split a CPU into several devices. With data parallelism, each then
 trains on its share of the batch, the gradients are added up once in a training
-step, and the results are those of one device but for rounding. What the two
-ways take, for the Adam step of a language model on two cores (T 64, batch size
-32, milliseconds):
+step, and the results are those of one device but for rounding. These are the
+times of both ways, in milliseconds, for a training step of a language model
+with Adam on two cores (T 64, batch size 32):
 
   lstm      one device  two      gru       one device  two
     H 64           2.4  2.1        H 128          6.0  4.8
@@ -58,8 +58,9 @@ Config = TypeVar("Config", bound=Any)
 def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
   """Start JAX's CPU devices; return the configurations with their meshes.
 
-  Those that need one device, have a mesh, or need fewer devices than another
-  are unchanged; on a GPU, all are. Call this before JAX starts a device.
+  A configuration is unchanged if it needs one device, has a mesh, or needs
+  fewer devices than another one. On a GPU, all of them are unchanged. Call this
+  before JAX starts a device.
 
   Args:
     configs: of all trainings of this process.
@@ -94,17 +95,17 @@ def share_batches(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
 def share_members(config: Config, num_members: int) -> Config:
   """Start the CPU devices that share an ensemble's members.
 
-  For auto, their number is that of the run that is resumed, or else the largest
-  that divides the members and is at most that of the cores. Call this before
-  JAX starts a device.
+  For auto, the number of devices is that of the run that is resumed, or else
+  the largest number that divides the number of members and is at most the
+  number of cores. Call this before JAX starts a device.
 
   Args:
     config: its `job` has --devices.
     num_members: models that are trained together.
 
   Returns:
-    The configuration with the number of devices; unchanged if it is one, if
-    --mesh is given, or where auto cannot start several.
+    The configuration with the number of devices; unchanged if that number is 1,
+    if --mesh is given, or if auto cannot start several.
 
   Raises:
     ValueError: --devices does not divide the members, is for another kind of
@@ -114,7 +115,7 @@ def share_members(config: Config, num_members: int) -> Config:
   most = max(count for count in counts if num_members % count == 0)
   count, explicit = _requested(config.job) or most, config.job.devices != AUTO
   if num_members % count:
-    if not explicit:  # those of the run that --run holds, which is another one
+    if not explicit:  # from the run that --run holds, which is another
       return config
     raise ValueError(
       f"--devices must divide the {num_members} models that are trained "
@@ -128,8 +129,9 @@ def share_members(config: Config, num_members: int) -> Config:
 def members_mesh(job: JobConfig, num_members: int) -> Mesh | None:
   """Return the devices that share an ensemble's members; None for one device.
 
-  An ensemble whose members the devices do not divide has one device: a program
-  may train several ensembles, as for the learning rates that it tries.
+  An ensemble has one device if the number of devices does not divide its number
+  of members. This is no error, since a program may train several ensembles, for
+  example one with a member for each learning rate that it tries.
 
   Raises:
     ValueError: --devices is more than there are.
@@ -145,16 +147,16 @@ def members_mesh(job: JobConfig, num_members: int) -> Mesh | None:
 
 
 def _start(count: int, explicit: bool, advice: str = "") -> bool:
-  """Start so many CPU devices; return whether there are several to use.
+  """Start a number of CPU devices; return whether there are several to use.
 
   Args:
-    count: how many.
+    count: the number of devices.
     explicit: whether --devices asks for them.
-    advice: the end of the message where there is another kind of device.
+    advice: the end of the message if JAX runs on another kind of device.
 
   Raises:
-    ValueError: --devices asks for them and they are not to be had: there are
-      several processes, or another kind of device.
+    ValueError: --devices asks for CPU devices, but there are several processes,
+      or JAX runs on another kind of device.
   """
   if count < 2:
     return False
@@ -183,21 +185,21 @@ def num_devices(config: TrainConfig) -> int:
   cores = num_cores()
   requested = _requested(config.job)
   if requested and config.job.devices == AUTO:
-    # What does not divide the batch is of a run with another batch size, which
-    # is not resumed: that error is for later.
+    # A number that does not divide the batch comes from another run, as with
+    # another batch size. Resuming it is refused later, with its own error.
     fits = all(size % requested == 0 for size in _batch_sizes(config))
     return requested if fits else 1
   return requested or (cores if pays(config, cores) else 1)
 
 
 def _batch_sizes(config: TrainConfig) -> set[int]:
-  """Return B of all batches of a training."""
+  """Return the batch sizes of a training: one, or two with a late one."""
   batching = config.batching
   return {batching.batch_size, batching.late_batch_size} - {0}
 
 
 def _requested(job: JobConfig) -> int | None:
-  """Return the devices of --devices, or of the run that is resumed, if any."""
+  """Return the number of --devices, or of the run that is resumed, if any."""
   if job.devices != AUTO:
     return int(job.devices)
   if job.may_resume:
@@ -209,11 +211,11 @@ def _requested(job: JobConfig) -> int | None:
 
 
 def start_cpu_devices(count: int) -> bool:
-  """Have JAX start that many CPU devices.
+  """Have JAX start `count` CPU devices.
 
   Returns:
-    False where XLA_FLAGS gives a number, or JAX has started its devices, as for
-    an array that a module makes when it is imported.
+    False if XLA_FLAGS gives their number, or if JAX has started its devices
+    already, for example because an imported module has made an array.
   """
   if FORCED in os.environ.get("XLA_FLAGS", ""):
     return False
@@ -232,9 +234,9 @@ def num_cores() -> int:
 
 
 def pays(config: TrainConfig, count: int) -> bool:
-  """Return whether so many CPU devices are known to be faster than one.
+  """Return whether `count` CPU devices are known to be faster than one.
 
-  They are not for words: the readout of 10,000 words is one large product,
+  For words they are not: the readout of 10,000 words is one large product,
   which XLA computes on all cores by itself.
   """
   fit = all(

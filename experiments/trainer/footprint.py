@@ -40,8 +40,8 @@ from lstm_jax.training.sharding import partition, tokens_sharding
 class Footprint(NamedTuple):
   """What one training step takes."""
 
-  bytes: int  # of memory of a device, at its peak
-  state_bytes: int  # of them, kept between training steps
+  bytes: int  # memory of one device, at its peak
+  state_bytes: int  # the part of `bytes` that is kept between training steps
   operations: int  # floating-point, of the matrix products, on all devices
 
 
@@ -56,7 +56,7 @@ def dry_run(config: TrainConfig, console: Console) -> Footprint:
   read_pretrained(setup)
   if read_teachers(setup, host_memory()):
     needed = format_bytes(soft_target_bytes(setup))
-    console.print(f"teachers    their predictions take {needed} of the host")
+    console.print(f"teachers    their predictions take {needed} on the host")
   batch_size, seq_len = largest_batch(config)
   limit = available_memory() // sharing_memory(setup)
   # A compiler may fail at a program that is too large for its device.

@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 
 WARM_UP = 3  # training steps before a trace starts: they compile
-STATM = Path("/proc/self/statm")  # Linux: in pages; the second is resident
+STATM = Path("/proc/self/statm")  # Linux: in pages; second is resident memory
 # JAX's event for a program that is compiled, or loaded from its cache.
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -41,11 +41,11 @@ def host_memory() -> int:
 
 
 def num_bytes(tree: Any) -> int:
-  """Return the bytes that one device has of all arrays of a tree.
+  """Return how many bytes of a tree's arrays one device holds.
 
   Args:
-    tree: of `jax.Array` or `jax.ShapeDtypeStruct`; one without a sharding is
-      whole.
+    tree: of `jax.Array` or `jax.ShapeDtypeStruct`. The device holds all of an
+      array without a sharding.
   """
 
   def size(leaf: Any) -> int:
@@ -94,8 +94,8 @@ class Tracer:
   Args:
     directory: of the trace.
     num_steps: how many steps to trace; fewer, or none, if the run ends before.
-    console: prints a line if there are none, or if they cannot be written
-      while another error is raised.
+    console: prints a line if no step is traced, or if the trace cannot be
+      written while another error is raised.
   """
 
   def __init__(self, directory: Path, num_steps: int, console: Console):
@@ -114,7 +114,7 @@ class Tracer:
       except OSError as failure:
         if not error[0]:
           raise
-        with suppress(OSError):  # nor may this hide the other error
+        with suppress(OSError):  # printing must not hide the other error
           self._console.print(failure, soft_wrap=True)
     elif error[0] is None and self._steps <= WARM_UP < self._stop_at:
       self._console.print(
@@ -137,8 +137,8 @@ class Tracer:
     """Stop the trace and write it.
 
     Raises:
-      OSError: it cannot be written. JAX's own error of a full disk has the code
-        of too little memory.
+      OSError: it cannot be written. For a full disk, JAX's own error has the
+        status RESOURCE_EXHAUSTED, as for too little memory.
     """
     self._running = False
     try:

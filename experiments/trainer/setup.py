@@ -77,7 +77,7 @@ class TrainSetup(NamedTuple):
   shardings: TrainState | None  # of the state on the mesh
 
   def epochs_made(self, step: int) -> float:
-    """Return how many epochs a number of training steps is, a fraction."""
+    """Return how many epochs `step` training steps make, with the fraction."""
     before = 0
     for epochs, length in self.epoch_lengths:
       whole, rest = divmod(step, length)
@@ -101,15 +101,15 @@ def make_setup(config: TrainConfig, corpus: Corpus | None = None) -> TrainSetup:
     corpus: that of the configuration, if it has been read already.
 
   Raises:
-    ValueError: the corpus or the configuration is not usable, or not on this
-      device.
+    ValueError: the corpus or the configuration is not usable, in general or on
+      this device.
   """
   corpus = corpus or read_corpus(kept_if_piped(config))
   rules = DrawingRules(
     config.evaluation.temperature,
     suppress_tokens=corpus.tokenizer.unknown_tokens,
   )
-  checked_rules(rules, corpus.tokenizer.size)  # of the samples
+  checked_rules(rules, corpus.tokenizer.size)  # raises for bad sample rules
   mesh = run_mesh(config)
   dev_fraction, seq_len = config.data.dev_fraction, config.batching.seq_len
   if dev_fraction and len(corpus.val.tokens) <= seq_len:
@@ -191,10 +191,10 @@ def _check_traceable(
 ) -> None:
   """Raise ValueError where the kernels cannot run, or do not take the model.
 
-  The kernels raise it when they are traced: here once, before any file of the
-  run is written.
+  The kernels raise it when they are traced: they are traced here once, before
+  any file of the run is written.
   """
-  steps = max(config.batching.seq_len, 2)  # 1 is a scan; evaluations have more
+  steps = max(config.batching.seq_len, 2)  # 1 needs no kernel; evaluations do
   shape = steps, config.batching.batch_size
   batch = jax.ShapeDtypeStruct(shape, jnp.int32)
   jax.eval_shape(
