@@ -18,8 +18,7 @@ SAME = (
   *("corpus_sha256", "begin", "end", "device"),
   *("runs", "step", "val_loss"),  # of the members
 )
-# Entries that are dicts {protocol: number or null}; the perplexity is that per
-# token.
+# Entries that are dicts {protocol: number or null}; perplexity is per token.
 FIGURES = (
   "nats",
   "nats_per_character",
@@ -72,10 +71,10 @@ def make_table(unit: str, rows: list[Row]) -> Table:
 
 
 def merge_earlier(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-  """Return the record, with the file's results of other protocols.
+  """Return the record, with the file's results of other protocols added.
 
-  The file is ignored if one of its entries SAME differs from the record's: it
-  is then of another text or part, of other weights or of another device.
+  The file is ignored if one of its entries SAME differs from the record's: its
+  results are then of another text or part, other weights or another device.
   """
   try:
     earlier = json.loads(path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""What the project's figures share: panels, labels at lines' ends, a file."""
+"""What all figures share: tidy panels, labels at the ends of lines, PNGs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TITLE, TEXT, SMALL = 11, 10, 9  # font sizes, points
 GAP = 1.15  # least distance of the centres of two labels, in font sizes
-STEEP = 0.03  # first part of a training, whose high losses set no limits
+STEEP = 0.03  # share of a training, at its start, that sets no axis limits
 
 
 class End(NamedTuple):
@@ -73,12 +73,13 @@ def tidy(
 def zoom_on_tail(
   panel: Axes, points: list[tuple[float, float]], important: list[float]
 ) -> None:
-  """Have a panel of losses leave out the first ones, which are the highest.
+  """Set the limits of a panel of losses so that the first, high ones are cut.
 
   A loss falls so far at first that what comes after would be a flat line.
 
   Args:
-    panel: the losses by training steps, or by what is proportional to them.
+    panel: shows losses over training steps, or over a quantity proportional to
+      them.
     points: (x, loss) of everything in the panel.
     important: losses that the panel shows in any case.
   """
@@ -87,7 +88,7 @@ def zoom_on_tail(
   shown = [loss for loss in shown if math.isfinite(loss)]
   if shown:
     low, high = min(shown), max(shown)
-    # Equal losses need a margin, too, and 1e20 + 0.1 is 1e20.
+    # Equal losses need a margin, too; a relative one, as 1e20 + 0.1 is 1e20.
     margin = 0.05 * (high - low) or max(0.1, 0.001 * high)
     panel.set_ylim(low - margin, high + margin)
 

@@ -99,8 +99,8 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
   """Read the history of a run, or of each member of a sweep.
 
   The rows of a member hold only its evaluations, which are read from the newest
-  checkpoint; one that was not finite has no val_loss. Their seconds assume that
-  all training steps took equally long.
+  checkpoint; a row whose loss was not finite has no val_loss. The seconds of
+  the rows assume that all training steps took equally long.
 
   Raises:
     ValueError: as `read_run_history`; or a sweep's checkpoint cannot be read,
@@ -121,7 +121,7 @@ def read_run_histories(directory: Path) -> list[RunHistory]:
     if len(losses) != len(members):
       raise ValueError(
         f"{directory / run_dir.CONFIG} is of {len(members)} members, and the "
-        f"checkpoint of step {newest_step} beside it of {len(losses)}"
+        f"checkpoint of step {newest_step} beside it is of {len(losses)}"
       )
   histories = []
   for member, val_losses in zip(members, losses, strict=True):

@@ -39,16 +39,16 @@ from lstm_jax.training import (
 )
 from lstm_jax.training.optimizer import MAX_SKIPPED
 
-LOG_EVERY = 10  # training steps that a row of metrics.jsonl sums up
+LOG_EVERY = 10  # training steps that a row of metrics.jsonl averages
 EXCERPT = 256  # validation tokens whose gates TensorBoard shows
 
 
 class Best(NamedTuple):
   """The lowest validation loss so far."""
 
-  val_loss: float  # nats per token; infinite before the first
-  step: int  # 0 before the first
-  params: Any  # on the host; None before the first
+  val_loss: float  # nats per token; infinite before the first evaluation
+  step: int  # 0 before the first evaluation
+  params: Any  # on the host; None before the first evaluation
 
 
 class RunLogger:
@@ -157,7 +157,7 @@ class RunLogger:
     self._write_row(record)
 
   def log_evaluation(self, val_loss: float, params: LanguageParams) -> bool:
-    """Take the validation loss after this step; return whether it is the best.
+    """Log the validation loss after a step; return whether it is the best.
 
     Raises:
       Diverged: the loss is NaN or infinite.
@@ -241,7 +241,7 @@ class RunLogger:
   def sample_during_training(self, title: str, params: LanguageParams) -> None:
     """Draw, print and append a sample, by a key that depends on the step.
 
-    Before the first step it is the key of the sample at the end of the run.
+    Before the first step, the key is that of the sample at the end of the run.
     """
     key = self._setup.keys.samples
     key = jax.random.fold_in(key, self.step) if self.step else key
@@ -271,8 +271,8 @@ class RunLogger:
   def close(self) -> None:
     """Draw loss.png and wait for the last checkpoint.
 
-    Only `sample` and `finish` may follow. If the disk, which may be full, has
-    the best checkpoint, it also deletes the run that --overwrite replaces.
+    Only `sample` and `finish` may follow. If the best checkpoint is on the
+    disk, which may be full, the run that --overwrite replaces is deleted.
     """
     if self._is_writer:
       self._draw()

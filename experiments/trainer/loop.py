@@ -59,14 +59,15 @@ def fit(
   Args:
     train_step: from `make_train_step` or one of its variants.
     state: the initial or restored state.
-    epochs: the batches of each epoch; num_steps batches at least.
+    epochs: the batches of each epoch; in all, at least num_steps batches.
     num_steps: training steps of the whole training.
     observer: its methods are called during the training.
-    evaluate_at: step -> whether to evaluate after it; the last always does.
+    evaluate_at: step -> whether to evaluate after it. After the last step, an
+      evaluation is always due.
     key: draws the noise of the regularizers; None if there is none.
     stop_requests: a signal handler appends to it. It is read after each step;
       with several processes, every AGREE_EVERY steps and before evaluations.
-    tracer: traces some of the steps; None for none.
+    tracer: traces some of the steps; None to trace none.
 
   Returns:
     (state, the signal that stopped the training, or None).

@@ -1,7 +1,7 @@
 """Metrics of the training steps that no row of metrics.jsonl holds yet.
 
 Metrics stay on the device until a row needs them, so that a training step need
-not wait until the one before it has been read.
+not wait until the metrics of the step before it have been read.
 """
 
 import math
@@ -38,7 +38,7 @@ class MetricBuffer:
 
   def __init__(self, max_skipped: int):
     self._max_skipped = max_skipped
-    self._consecutive = 0  # skipped steps since the last that was not
+    self._consecutive = 0  # skipped steps in a row until now
     self._pending: list[Any] = []  # (loss, grad_norm, num_tokens) of each step
     self._pending_seconds = 0.0
     self._started: float | None = None  # when the clock was started
@@ -87,7 +87,7 @@ class MetricBuffer:
     The clock stops; without pending steps, its time is not counted.
 
     Args:
-      step: the last of them.
+      step: the last pending step.
 
     Raises:
       Diverged: too many consecutive losses or gradients are not finite.

@@ -34,7 +34,7 @@ from lstm_jax.language import LanguageParams
 from lstm_jax.training import part_norms
 
 # Where PyTorch is installed, tensorboardX imports it, in 5 s, for tensors that
-# it is never given here. So it finds none.
+# it is never given here. So PyTorch is hidden from it.
 hidden = "torch" not in sys.modules
 if hidden:
   sys.modules["torch"] = None  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from rich.progress import (
 )
 
 LINE_EVERY = 10.0  # least seconds between progress lines outside a terminal
-SPEED_OVER = 3600.0  # most seconds whose mean speed gives the time left
+SPEED_OVER = 3600.0  # seconds, at most, whose mean speed gives the time left
 
 
 class TrainingBar:
@@ -45,7 +45,7 @@ class TrainingBar:
       TimeRemainingColumn(compact=True),
       TextColumn("left"),
       console=console,
-      # By default 30 s: without two updates in them, the time left is unknown.
+      # The default is 30 s; the time left is unknown without two updates in it.
       speed_estimate_period=SPEED_OVER,
       disable=quiet or not console.is_interactive,
       transient=True,
