@@ -14,7 +14,7 @@ from lstm_jax.language.epochs import LATE_DIVISOR
 
 
 def _cells_without(field: str, function: str) -> list[Any]:
-  """Return the cells whose function is annotated to return no such field."""
+  """Return the cells whose `function` returns no `field`, by its annotation."""
   return [
     cell
     for cell in CELLS.values()
@@ -97,7 +97,7 @@ RULES = (
   Rule(
     "asgd_patience",
     "the run has too few evaluations",
-    # The earliest average starts at evaluation n + 2, and needs steps after it.
+    # An average starts at evaluation n + 2 or later, and needs steps after it.
     lambda config, num_steps: (
       num_evaluations(config.evaluation, num_steps)
       <= config.averaging.asgd_patience + 2
@@ -151,7 +151,8 @@ def without_effect(
   Args:
     config: the configuration.
     rules: of its flags.
-    facts: further arguments of each rule: for RULES, the training steps.
+    facts: further arguments of each rule: for RULES, the number of training
+      steps of the run.
   """
   record, default = to_record(config), to_record(type(config)())
   return {

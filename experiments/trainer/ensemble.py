@@ -18,15 +18,15 @@ class Cost(NamedTuple):
 
   members: int
   parameters: int
-  training_seconds: float | None  # None if unknown for one
+  training_seconds: float | None  # None if unknown for any member
 
 
 def load_members(directories: list[Path], checkpoint: str) -> list[Trained]:
   """Load the models of runs that have one corpus, vocabulary and splits.
 
   Raises:
-    ValueError: a run is given twice; they differ in their corpus, vocabulary or
-      splits; or as `load`.
+    ValueError: a run is given twice; the runs differ in their corpus,
+      vocabulary or splits; or as `load`.
   """
   seen: set[Path] = set()
   for directory in directories:
@@ -74,12 +74,12 @@ def cost(directories: list[Path], members: list[Trained]) -> Cost:
 
 
 def _training_seconds(directory: Path) -> float | None:
-  """Return how long a run has trained.
+  """Return how many seconds a run has trained.
 
   None for a sweep, a run that is not finished, and a damaged result.json.
   """
   if run_dir.is_sweep(run_dir.read_config(directory) or {}):
-    return None  # it has those of all members
+    return None  # its result.json has the seconds of all members together
   result = run_dir.read_result(directory) or {}
   seconds: Any = result.get("seconds")
   return float(seconds) if are_numbers([seconds]) else None

@@ -18,8 +18,9 @@ TIMEOUT = 20.0  # seconds that git may take
 def environment() -> dict[str, Any]:
   """Return versions, device and commit, to record with results.
 
-  `git_commit` and `git_dirty` are left out where `checkout` finds none; so is
-  the version of lstm-jax where it is on Python's path without being installed.
+  `git_commit` and `git_dirty` are left out where `checkout` returns {}. So is
+  the version of a package that is not installed, as when lstm-jax is only on
+  Python's path.
   """
   versions: dict[str, str] = {}
   for name in ("jax", "jaxlib", "optax", "flax", "lstm-jax"):
@@ -41,11 +42,11 @@ def device_name() -> str:
   return f"{device.platform}, {device.device_kind}"
 
 
-@cache  # the code that is running is that of the start
+@cache  # the running code was imported at the start, whatever changes later
 def checkout(directory: Path) -> dict[str, Any]:
   """Return the commit of a checkout, and whether its files differ from it.
 
-  Files that git does not track are left out: runs and notes are among them.
+  Files that git does not track do not count: runs and notes are among them.
 
   Returns:
     {"git_commit": hash, "git_dirty": bool}; {} where the directory is not the
@@ -65,9 +66,9 @@ def checkout(directory: Path) -> dict[str, Any]:
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
-  """Return what git prints; None if it fails or there is none."""
+  """Return what git prints; None if git fails or is not installed."""
   command = ["git", "--no-optional-locks", "-C", str(directory), *arguments]
-  # Such as GIT_DIR, which git sets for the programs of a hook.
+  # Leave out those like GIT_DIR, which git sets for the programs of a hook.
   variables = {n: v for n, v in os.environ.items() if not n.startswith("GIT_")}
   try:
     process = subprocess.run(

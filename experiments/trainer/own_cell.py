@@ -54,8 +54,8 @@ def import_cell(name: str) -> Cell:
     raise ValueError(f"its step raises {_in_a_line(error)}") from None
   if before != after or "h" not in before:
     raise ValueError(
-      f"its step must return a state like that before, with h, got {after} for "
-      f"{before}"
+      f"its step must return a state like the previous state, with h, got "
+      f"{after} for {before}"
     )
   try:
     jax.eval_shape(partial(_gradient, cell), _key())
@@ -83,14 +83,14 @@ def _trace_step(cell: Any) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _gradient(cell: Any, key: jax.Array) -> Any:
-  """Return the gradient of the sum of h after a step, for the weights."""
+  """Return the gradient of the sum of h after a step, w.r.t. the weights."""
   return jax.grad(lambda *each: cell.step(*each).h.sum())(
     *_arguments(cell, key)
   )
 
 
 def _arguments(cell: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
-  """Return weights, the zero state and inputs of a step."""
+  """Return weights (D 3, H 4), the zero state and inputs of a step (B 2)."""
   params = cell.init(key, 3, 4, jnp.float32)
   x = jnp.zeros((2, 3), jnp.float32)
   return params, cell.initial_state(params, (2,)), x

@@ -135,8 +135,8 @@ def test_the_help_names_the_cells_and_says_that_others_may_be_given():
     (
       "other",
       FILE + "\ndef step(params, state, x):\n  return state._replace(h=x)\n",
-      r"must return a state like that before, with h, got \{'h': 'float32\[2, "
-      r"3\]', .*\} for \{'h': 'float32\[2, 4\]'",
+      r"must return a state like the previous state, with h, got \{'h': "
+      r"'float32\[2, 3\]', .*\} for \{'h': 'float32\[2, 4\]'",
     ),
     (
       "forward_only",
