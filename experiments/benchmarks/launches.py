@@ -3,10 +3,11 @@
 A recurrence on a GPU waits for launches: a kernel takes microseconds to start,
 and a time step has little to compute. XLA compiles for an H100 on a machine
 that has none, and writes down a program's thunks, its commands to the GPU. A
-count is that of one iteration of the forward or of the backward loop, with the
-loop's own two launches, for its condition and its counter, divided by the time
-steps of an iteration. Where all of an iteration but the condition is in one
-command buffer (a CUDA graph), the driver launches that as one.
+count is the number of launches in one iteration of the forward or of the
+backward loop, divided by the time steps of an iteration. It includes the two
+launches of the loop itself, for its condition and its counter. Where a command
+buffer (a CUDA graph) holds all of an iteration but the condition, the driver
+launches the buffer as a whole.
 
 Nothing runs on a GPU, so nothing is timed here. XLA chooses the kernels of
 matrix products by a heuristic where it has no device to time them on.
@@ -66,9 +67,9 @@ def count(
   Args:
     cell: a name in CELLS.
     sizes: hidden_size, seq_len and batch_size; `parts.check_sizes` says which
-      seq_len there may be.
-    dtype: a name in DTYPES, of the operands of our matrix products. Other
-      libraries are compiled in float32 alone.
+      seq_len is allowed.
+    dtype: a name in DTYPES: the dtype of the operands of our matrix products.
+      Other libraries are counted only if it is float32.
 
   Returns:
     (rows, skipped): the results of each library, and why others have none.
@@ -137,7 +138,7 @@ def compile_for_h100(f: Any, *arguments: Any) -> tuple[Any, str]:
       lowered = jax.jit(f).lower(*shapes)
     program = lowered.compile(compiler_options={"xla_dump_to": directory})
     files = list(Path(directory).glob("*.thunk_sequence*.txt"))
-    # With command buffers, if there are any, which later passes make.
+    # Later passes make the command buffers: prefer the file written after them.
     last = max(files, key=lambda path: "after_thunk_passes" in path.name)
     return program, last.read_text()
 

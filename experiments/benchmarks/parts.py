@@ -1,7 +1,7 @@
-"""The parts of the benchmark: which cases are timed, and of which peers.
+"""The parts of the benchmark: which cases each measures, and for which peers.
 
-A part yields, case after case, the rows of its results (sizes, peer, times) and
-the peers that it skips, with the reason.
+A part yields for each case the rows of its results (sizes, peer, times) and the
+peers that it skips, with the reason.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -80,8 +80,8 @@ def model_part(
 ) -> Results:
   """Time the Adam step of a language model.
 
-  A case holds the sizes that differ from MODEL. Without `peers`, the peers are
-  all of them.
+  A case holds the sizes that differ from MODEL. `peers` holds the names of the
+  peers to time; None for all.
   """
   makers = models.models()
   if peers is not None:
@@ -168,11 +168,13 @@ def launches_part(sizes: Row) -> Results:
 
 
 def original_part(rounds: int, num_steps: int = 64) -> Results:
-  """Time the training step of the original recipe, one and several per call.
+  """Time the training step of the original recipe, in JAX and in NumPy.
+
+  One JAX program makes one training step per call, another makes `num_steps`.
 
   Args:
     rounds: a program is timed 10 · rounds times, since these steps are short.
-    num_steps: training steps in a call of the second program.
+    num_steps: training steps per call of the second program.
   """
   makers = {
     "lstm_jax": (original.compiled_program(1), "jax"),
@@ -233,7 +235,8 @@ class Part(NamedTuple):
   """A part of the benchmark."""
 
   measure: Callable[[Row, int], Results]  # (sizes, rounds) -> its results
-  # With their defaults. If the user gives one, there are only these sizes.
+  # The sizes that a user may give, with their defaults. If one is given, the
+  # part measures only the case of these sizes.
   sizes: Row
   timed: bool = True  # whether there are times to compare
 
@@ -252,11 +255,12 @@ PARTS: dict[str, Part] = {
 
 
 def check_sizes(parts: Iterable[str], sizes: Row) -> None:
-  """Raise ValueError if none of the chosen parts has a given size.
+  """Raise ValueError if a given size belongs to none of the chosen parts.
 
-  It is also raised if the launches of a time step would be read wrongly: where
-  an iteration's time steps do not divide T, some are outside of the loop, and
-  there is no loop of fewer than two iterations.
+  Also raise it if the part launches would count wrongly for this T. It reads
+  the compiled loop, whose iterations have GPU_STEPS time steps each. If these
+  do not divide T, some time steps are outside of the loop; with fewer than two
+  iterations, there is no loop.
   """
   names = [*parts]
   for size in sizes:

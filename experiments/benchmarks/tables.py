@@ -55,12 +55,12 @@ def case_table(rows: list[Row]) -> Table:
   A column that no peer has is left out. The columns:
     ms, quartiles: the median and the quartiles of a call.
     ratio: the median, divided by lstm_jax's.
-    products: the time of a program with the matrix products of our step alone,
-      compiled by XLA, divided by the median.
+    products: the time of a program, compiled by XLA, that has only the matrix
+      products of our training step, divided by the median.
     MiB: of arguments, results and temporaries; for PyTorch, in the part called
       memory, by how much the process grew.
     launches: of kernels in a time step, and whether a CUDA graph holds them.
-    operands: the dtype of what is multiplied, on a GPU.
+    operands: the dtype of the operands of matrix products, on a GPU.
     µs/step, quartiles: the median and the quartiles of a time step, on a GPU.
     × floor: the median of a time step, divided by its lower bound, `gpu.floor`.
     temp MiB, peak MiB: of the temporaries, and of all memory at its peak.
@@ -122,9 +122,9 @@ def has_times(rows: Any) -> bool:
 
 
 def change_table(old: list[Row], new: list[Row]) -> Table:
-  """Return the medians of the cases that both runs have, and their ratio.
+  """Return the median times of the cases that both runs have, and their ratio.
 
-  They are in milliseconds; those of GPU kernels are in µs per time step.
+  Times are in milliseconds; those of --part=gpu are in µs per time step.
 
   Raises:
     ValueError: no case is in both runs.

@@ -101,7 +101,7 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-  """Return the cores that this process may use, and what they are."""
+  """Return how many cores this process may use, and their model."""
   path = Path("/proc/cpuinfo")
   lines = path.read_text().splitlines() if path.exists() else []
   names = [line.split(":")[1].strip() for line in lines if "model name" in line]
