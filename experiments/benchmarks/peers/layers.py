@@ -2,8 +2,8 @@
 
 Each function takes the name of a cell and our weights, and returns a `Layer`:
 the library's weights, the layer as a function of them, and the conversion of
-our gradients to the library's. It raises `Unsupported` where the
-library has no such cell.
+our gradients to the library's. It raises `Unsupported` where the library has no
+such cell, or cannot be used here.
 """
 
 import os
@@ -112,7 +112,7 @@ def haiku(cell: str, weights: Any) -> Layer:
     core = hk.LSTM(weights.w_h.shape[0])
     return hk.dynamic_unroll(core, xs, core.initial_state(xs.shape[1]))[0]
 
-  def convert(w):  # of gradients: its step adds 1 to the forget gate
+  def convert(w):  # gradients: the forget bias of hk.LSTM does not shift them
     return to_haiku(w, forget_bias=0)
 
   return Layer(to_haiku(weights), layer.apply, convert)
@@ -172,7 +172,7 @@ def keras(cell: str, weights: Any) -> Layer:
   layer.build((None, None, weights.w_x.shape[0]))
   rest = [v.value for v in layer.non_trainable_variables]
 
-  def convert(w):  # of gradients: those of both biases of r and z are equal
+  def convert(w):  # gradients: those of both biases of r and z are equal
     w_x, w_h, b = to_keras(w)
     if cell == "gru":
       b[1, : -len(w.b_n)] = b[0, : -len(w.b_n)]
@@ -212,7 +212,7 @@ def cudnn(cell: str, weights: Any) -> Layer:
     )
     return jnp.swapaxes(hs, 0, 1)
 
-  def convert(w):  # of gradients: those of the two biases are equal
+  def convert(w):  # gradients: those of the two biases are equal
     return to_cudnn((w,)).at[-w.b.size :].set(w.b)
 
   return Layer(to_cudnn((weights,)), apply, convert)

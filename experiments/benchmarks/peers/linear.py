@@ -1,7 +1,7 @@
-"""A layer with a linear recurrence, in the ways in which it can be computed.
+"""A layer with a linear recurrence, computed in several ways.
 
-Our `unroll` of a minimal GRU, a minimal LSTM and a linear recurrent unit
-against the same equations as a user of JAX writes them: after one matrix
+Our `unroll` of a minimal GRU, a minimal LSTM and a linear recurrent unit is
+compared with the same equations as a user of JAX writes them: after one matrix
 product for the inputs of all time steps, a `lax.scan` or a
 `lax.associative_scan` over time, which JAX differentiates. "scan of steps" is
 `unroll` with `Autodiff()`: a scan of the cell's step.

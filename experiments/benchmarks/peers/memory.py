@@ -1,10 +1,10 @@
 """The peak memory of an LSTM layer's gradients, in each library.
 
 The gradients are those of the inputs and of the weights. For a compiled
-program, it is what XLA reserves for arguments (weights too), results and
-temporaries. For PyTorch, always on the CPU, it is how far the resident set of a
-separate process rises above what it is just before; the weights exist before
-and are not counted.
+program, the peak is what XLA reserves for arguments (weights too), results and
+temporaries. For PyTorch, always on the CPU, it is by how much the resident set
+of a separate process grows while the gradients are computed; the weights exist
+before and are not counted.
 """
 
 import multiprocessing
@@ -48,7 +48,7 @@ def in_a_process(function: Callable, *arguments: Any) -> Any:
 
   Raises:
     ImportError: the function raises it.
-    OSError: likewise, or the process was killed, as for want of memory.
+    OSError: likewise, or the process was killed, such as for want of memory.
     RuntimeError: the function raises another error, which is printed.
   """
   context = multiprocessing.get_context("spawn")
@@ -81,7 +81,7 @@ def _send(sender: Connection, function: Callable, *arguments: Any) -> None:
 
 
 def torch_peak(sizes: dict[str, int]) -> int:
-  """Return how many bytes the peak of a gradient is above the memory before."""
+  """Return by how many bytes memory grows while the gradients are computed."""
   import torch
 
   layer = torch.nn.LSTM(sizes["hidden_size"], sizes["hidden_size"])

@@ -1,12 +1,12 @@
 """A language model's training step with each library's recurrent layers.
 
-A whole Adam step of embedding, layers, readout and cross-entropy. With JAX it
-is compiled, with donated state. `lstm_jax` and `autodiff` are our whole
-`language_model`: if V is small, its lowest layer reads rows of the table
+It is a whole Adam step of embedding, layers, readout and cross-entropy. With
+JAX it is compiled, and donates its state. `lstm_jax` and `autodiff` are our
+whole `language_model`: if V is small, its lowest layer reads rows of the table
 W_e W_x; `lstm_jax` computes the readout's gradient with the loss. The other
-libraries have layers alone: around these, embedding and readout are the same
-few lines of jax.numpy, and "lstm_jax layer" is our `unroll` in them. PyTorch
-runs eagerly. `products_alone` has the matrix products of our step alone.
+JAX libraries provide only layers: around these, embedding and readout are the
+same few lines of jax.numpy. "lstm_jax layer" is our `unroll` in these lines.
+PyTorch runs eagerly. `products_alone` has only our step's matrix products.
 """
 
 from collections.abc import Callable
@@ -176,7 +176,7 @@ def _make_peer(
       mesh=mesh,
       in_specs=(whole, rows, rows),
       out_specs=whole,
-      check_vma=False,  # under the checks some libraries' scans are refused
+      check_vma=False,  # the check refuses the scans of some libraries
     )
   actual = jax.jit(value_and_grad)(params, *batch)
   expected = problem.loss, convert(problem.gradient)

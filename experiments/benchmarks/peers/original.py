@@ -1,12 +1,12 @@
 """An LSTM, its gradient and Adagrad in NumPy, timed beside our training step.
 
 The code follows the equations one character at a time, with batch size 1, in
-the manner of Karpathy's min-char-rnn, the original of many such programs, which
-has given the recipe and this module their names. When timed, NumPy computes in
-float64 and our compiled step in float32. `experiments/recipes/original.flags`
-is the same training in our programs; `tests/training/test_original_recipe.py`
-runs it in float64, and checks that its losses equal this code's to 1e-9 over
-200 training steps.
+the manner of Karpathy's min-char-rnn. That program is the original of many
+others, hence the name of the recipe and of this module. When timed, NumPy
+computes in float64 and our compiled step in float32.
+`experiments/recipes/original.flags` is the same training in our programs;
+`tests/training/test_original_recipe.py` runs it in float64, and checks that its
+losses equal this code's to 1e-9 over 200 training steps.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def loss_and_gradient(weights, state, tokens, targets):
     weights: embedding [V, E], w_x [E, 4H], w_h [H, 4H], b [4H], readout [H, V]
       and its bias [V].
     state: h and c before the sequence, each [H].
-    tokens: T of them.
+    tokens: T integers.
     targets: the token that follows each.
 
   Returns:

@@ -1,9 +1,10 @@
-"""The matrix products of our training step with LSTMs, by XLA, one by one.
+"""Only the matrix products of our training step with LSTMs, compiled by XLA.
 
-They do not depend on one another. The recurrent products of forward and
-backward run time step by time step in a scan; each other product is computed
-once for the whole sequence. Embedding lookups, gates, softmax and Adam are left
-out. A library with faster products, such as PyTorch, can take less time.
+The recurrent products of forward and backward run time step by time step in a
+scan; each other product is computed once for the whole sequence. Outside of the
+scans, no product uses a result of another. Embedding lookups, gates, softmax
+and Adam are left out. A library with faster products, such as PyTorch, can take
+less time.
 """
 
 import jax
@@ -22,7 +23,7 @@ def make_products(
   """Return the products of a language model's training step as a peer.
 
   Args:
-    config: of a model whose cell is `lstm`.
+    config: configuration of a model whose cell is `lstm`.
     vocabulary_size: V.
     seq_len: T.
     batch_size: B.
@@ -51,7 +52,7 @@ def make_products(
   arguments = {
     "embedding": (normal(rows, size), normal(size, 4 * hidden)),
     "dinputs": normal(rows, 4 * hidden),
-    # Each with outputs of its own: equal products would be computed once.
+    # Each layer has outputs of its own: XLA computes equal products only once.
     "w_x": [weights() for _ in range(config.num_layers - 1)],
     "w_h": [weights() for _ in range(config.num_layers)],
     "readout": normal(hidden, vocabulary_size),
@@ -74,7 +75,7 @@ def make_products(
 
       def forward(h, _, w_h=w_h):
         i, f, g, o = jnp.split(product(h, w_h), 4, axis=-1)
-        return (i + f + g + o).astype(dtype), None  # all columns are used
+        return (i + f + g + o).astype(dtype), None  # so XLA needs all columns
 
       def backward(dh, da, w_h=w_h):
         da = (da[:, :hidden] + dh).astype(dtype)

@@ -1,4 +1,4 @@
-"""Peers, and the check that one computes the same before it is timed."""
+"""Peers, and the check that each computes what ours does before it is timed."""
 
 import importlib.util
 import re
@@ -45,8 +45,8 @@ def make_peers(
       continue
     try:
       peers[name] = make(*problem)
-    # An old library may import what JAX no longer has; an OSError is of a
-    # shared library that is missing.
+    # An old library may import what JAX no longer has; an OSError means that a
+    # shared library is missing.
     except (Unsupported, ImportError, OSError) as reason:
       skipped[name] = str(reason)
     except AttributeError as error:
@@ -79,11 +79,12 @@ def check_same(name: str, actual: Any, expected: Any, tolerance: float) -> None:
     name: the peer's name, for the error message.
     actual: a tree of arrays.
     expected: a tree with as many arrays, of the same shapes.
-    tolerance: of the norm of the difference, relative to the expected norm.
+    tolerance: largest allowed norm of the difference of two arrays, divided by
+      the norm of the expected one.
 
   Raises:
     ValueError: the trees differ in their number of arrays or in a shape, or an
-      array is further away than the tolerance.
+      array has a larger error.
   """
   pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
   for k, (a, b) in enumerate(pairs):

@@ -1,11 +1,11 @@
 """The GRU of a recurrent policy: a layer with episodes that begin inside.
 
-Our `unroll(..., reset=)` against the usual code of reinforcement learning in
-Flax: a cell under `linen.scan` that sets the carry to zero where an episode
-begins. The starts of the episodes are a constant of each program, so XLA may
-compute with them while it compiles. The GPU benchmark uses `flax_layer` and
-`draw_starts`, and `experiments.policies` uses `scanned_rnn`, also with other
-cells.
+Our `unroll(..., reset=)` is compared with the usual code of reinforcement
+learning in Flax: a cell under `linen.scan` that sets the carry to zero where an
+episode begins. The starts of the episodes are a constant of each program, so
+XLA may compute with them while it compiles. The GPU benchmark uses `flax_layer`
+and `draw_starts`, and `experiments.policies` uses `scanned_rnn`, also with
+other cells.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def draw_starts(
 
 
 def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
-  """Return what makes the peer of our `unroll` with this adjoint."""
+  """Return the maker of the peer of our `unroll` with this adjoint."""
 
   def make(problem: Problem) -> Peer:
     weights = problem.sequence.weights
@@ -77,11 +77,11 @@ def our_peer(name: str, adjoint: Adjoint) -> Callable[[Problem], Peer]:
 
 
 def scanned_rnn(cell: str, dtype: Any = None) -> Any:
-  """Return the class ScannedRNN of Flax's cell, as agents in Flax have it.
+  """Return a class ScannedRNN of Flax's cell, as agents in Flax define it.
 
   Args:
     cell: lstm, gru or rnn.
-    dtype: that Flax computes in; None for the dtype of weights and inputs.
+    dtype: in which Flax computes; None for the dtype of weights and inputs.
   """
   from flax import linen as nn
 
@@ -138,7 +138,7 @@ def flax_scan(problem: Problem) -> Peer:
 
 
 def reset_peers() -> Makers:
-  """Return what makes each peer."""
+  """Return the makers of all peers."""
   adjoints: dict[str, Adjoint] = {
     "lstm_jax": Explicit(),
     "recompute": Explicit(residuals="recompute"),

@@ -42,7 +42,7 @@ class Problem(NamedTuple):
 
 
 def make_problem(hidden_size: int, num_samples: int, length: int) -> Problem:
-  """Return a character model with random weights, and what to sample of it."""
+  """Return a character model with random weights, and the samples to draw."""
   config = ModelConfig(hidden_size=hidden_size)
   model = language_model(config, VOCABULARY_SIZE)
   params = model.init(jax.random.key(0))
@@ -57,7 +57,7 @@ def _ours(
   length: int,
   temperature: float = 1.0,
 ) -> np.ndarray:
-  """Return samples of our model that follow token 0, int32 [N, length]."""
+  """Return what our model samples after token 0, int32 [N, length]."""
   prompt = np.zeros(1, np.int32)
   return sample(
     model,
@@ -185,7 +185,7 @@ def _check_samples(name: str, samples: Any, problem: Problem) -> None:
 
 
 def samplers() -> Makers:
-  """Return what makes each peer."""
+  """Return the makers of all peers."""
   return {
     "lstm_jax": (our_sampler, "jax"),
     "flax linen": (flax_loop, "flax"),

@@ -75,7 +75,7 @@ def with_expected(
 
 
 def layer_gradient(layer: Layer) -> Callable:
-  """Return (params, xs, dhs) -> the gradients of Σ hs ⊙ dhs for params, xs."""
+  """Return (params, xs, dhs) -> (d_params, dxs), gradients of Σ hs ⊙ dhs."""
 
   def weighted_sum(params, xs, dhs):
     return jnp.sum(layer.apply(params, xs) * dhs)
