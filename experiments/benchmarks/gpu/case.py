@@ -17,7 +17,7 @@ from experiments.trainer.config import CELLS
 from lstm_jax.mosaic_gpu import limits
 from lstm_jax.sequence.implementation import COUNTS
 
-ENDED = "a case with its kernel has crashed or hung"  # why one is skipped
+ENDED = "a case with its kernel has crashed or hung"  # a reason to skip a case
 Programs = dict[str, Any]  # compiled programs by name
 
 
@@ -49,10 +49,10 @@ class Case(Protocol):
 
   @property
   def needs_kernels(self) -> bool:
-    """Whether nothing is left of it without its kernels."""
+    """Whether the case has nothing to run without its kernels."""
 
   def prepare(self, left_out: frozenset[str]) -> Prepared:
-    """Return its programs, without those of these kinds of kernels."""
+    """Return its programs, but none with a kernel of a kind in `left_out`."""
 
 
 class DeviceLost(Exception):
@@ -62,10 +62,10 @@ class DeviceLost(Exception):
 def kernel_kind(
   cell: str, hidden_size: int, batch_size: int, dtype: str
 ) -> str | None:
-  """Return which kernel a layer has, or None if it is too large for one.
+  """Return the kind of a layer's kernel, or None if H is too large for one.
 
-  Kernels of one kind share their program but for its sizes: if one of them
-  hangs, the others probably do.
+  The programs of kernels of one kind differ only in sizes: if one of them
+  hangs, the others probably do too.
   """
   size = jnp.dtype(dtype).itemsize
   plan = limits.divide(COUNTS[CELLS[cell]], hidden_size, batch_size, size)
@@ -97,7 +97,7 @@ class LayerCase:
     )
 
   def labels(self, part: str, mode: str) -> Row:
-    """Return what tells the rows of the layer from others.
+    """Return the entries of a row that identify the layer.
 
     Args:
       part: of the benchmark.
@@ -137,7 +137,7 @@ def compute_dtype(dtype: str) -> Any:
 
 
 def operands_of(dtype: str) -> str:
-  """Return what products of this dtype multiply on a GPU, by JAX's default."""
+  """Return the operands' format on a GPU, by JAX's default: float32 is TF32."""
   return "TF32" if dtype == "float32" else dtype
 
 

@@ -1,9 +1,10 @@
 """The cases of --part=gpu, the most important first.
 
-`until` is when a section's last case should have ended: no batch of cases
-begins that would end later if it took as long as the one before. Most of a
-case's time is that of the compiler, which nobody measured on a device yet, so
-that the last cases of a section may have to be left out; the output names them.
+`until` is when a section's last case should have ended: a batch of cases does
+not begin if it would end later, assuming that it takes as long as the one
+before. Most of a case's time is spent in the compiler. Nobody has measured that
+time on a device yet, so the last cases of a section may have to be left out;
+the output names them.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ CLUSTERS = [
   ("rnn", 512, "float32"),
   ("lstm", 384, "bfloat16"),
 ]
-# Batches in which a block has 16 or 32 sequences, not 8; sizes to be padded.
+# Batches so large that a block has 16 or 32 sequences, not 8; and sizes that
+# are padded.
 SHAPES = [
   Check("lstm", 128, 24, 1100, "bfloat16"),
   Check("gru", 128, 24, 2200, "bfloat16", with_mask_and_reset=True),
@@ -65,8 +67,8 @@ CHECKS = [
   *SHAPES,
   *LONG,
 ]
-# Batches with as many blocks as run at a time; the last two are short, to
-# repeat the start and the end of a kernel.
+# Batches with as many blocks as run at a time. The last two have few time steps
+# but many repeats, to repeat the start and the end of a kernel.
 RACES = [
   Race("lstm", 128, 512, 1056, "bfloat16"),
   Race("lstm", 256, 512, 264, "bfloat16"),
@@ -117,9 +119,9 @@ def sections(sizes: Row, rounds: int) -> Sequence[Section]:
   """Return all sections.
 
   Args:
-    sizes: hidden_size, seq_len and batch_size of a single layer of each cell,
-      in place of the grid of the sections pytorch and layers; 128, 128 and 1024
-      where they are not given. Empty for the grid.
+    sizes: hidden_size, seq_len and batch_size of one layer, measured for each
+      cell in place of the grid of the sections pytorch and layers. A size that
+      is not given is 128, 128 or 1024. Empty for the grid.
     rounds: measurements of each program.
   """
   policies = [

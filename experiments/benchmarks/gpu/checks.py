@@ -1,7 +1,8 @@
 """Whether a kernel computes what the scan does: values and every gradient.
 
-The tolerances are of the norm of an array's error, relative to its norm. They
-are below 1 %, so that an array that is 1.01 times what it should be fails.
+An array's error is the norm of its difference from the scan's, divided by the
+norm of the scan's. The tolerances are below 1 %, so that an array that is 1.01
+times what it should be fails.
 
 bfloat16: kernel and scan round the same operands, but the kernel's tanh is an
 instruction with an error of 2⁻¹¹, after which one h in ten or so is rounded to

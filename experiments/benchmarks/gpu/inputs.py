@@ -1,4 +1,4 @@
-"""Random inputs, and the programs of kernel and scan that get them."""
+"""Random inputs, and the programs of kernel and scan that take them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ class Inputs(NamedTuple):
   state: Any  # before the first step, [B, H] each
   xs: Any  # [T, B, D]
   mask: Any  # bool [T, B], False at steps that are left out; or None
-  reset: Any  # bool [T, B], True where the zero state is before it; or None
-  d_last: Any  # cotangent of the last state
+  reset: Any  # bool [T, B], True at steps that begin with zero state; or None
+  d_last: Any  # cotangent of the last state, [B, H] each
   d_hs: Any  # cotangent of the outputs, [T, B, H]
 
 

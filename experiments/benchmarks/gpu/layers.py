@@ -171,13 +171,16 @@ class Layer(LayerCase):
   def _functions(
     self, peer: str, weights: Any, layer: layers.Layer
   ) -> tuple[Callable, Callable]:
-    """Return apply(params, xs, starts) -> hs, and the function of its gradient.
+    """Return the functions of a layer's outputs and of its gradient.
 
-    That is gradient(params, xs, starts, dhs) -> (d_params, dxs). The starts of
-    episodes are an argument: if they were constants, XLA would fold what
-    depends on them while it compiles, which takes long. `make` takes them, so
-    a layer with resets is made again inside these functions, from the starts
-    that JAX traces.
+    The starts of episodes are an argument: if they were constants, XLA would
+    fold what depends on them while it compiles, which takes long. `Peer.make`
+    needs the starts, so a layer with resets is made again inside these
+    functions, from the starts that JAX traces.
+
+    Returns:
+      (apply, gradient): apply(params, xs, starts) -> hs, and
+      gradient(params, xs, starts, dhs) -> (d_params, dxs).
     """
 
     def apply(params, xs, starts):

@@ -1,6 +1,6 @@
 """`--part=gpu` of `experiments.benchmark`: its sections, and what it prints.
 
-A section is a list of cases with a limit of time. The checks come first. A
+A section is a list of cases with a time limit. The checks come first. A
 check that fails is printed and recorded, and does not end the run: a program is
 timed if its own outputs are right.
 """
@@ -46,8 +46,8 @@ def run(
     skipped, a list of {case, what, why}.
 
   Raises:
-    ValueError: a size is not one of a layer's; there is no such GPU, or JAX has
-      no kernels for it.
+    ValueError: a size is not one of a layer's; there is no H100 or H200; or
+      this version of JAX cannot run the kernels, or lacks its CUDA packages.
   """
   for name in sizes:
     if name not in cases.LAYER_SIZES:

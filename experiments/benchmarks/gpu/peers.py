@@ -1,6 +1,7 @@
 """The programs of one layer that are timed, by name.
 
-Ours run with products in bfloat16 as well, as does the Flax cell with resets.
+Our programs also run with products in bfloat16, as does the Flax cell with
+resets.
 The libraries' layers cannot reset the state inside a sequence: for cases with
 resets, a hand-written scan over the library's cell sets the state to zero.
 """
@@ -21,7 +22,7 @@ Make = Callable[[str, Any, Any], Layer]
 
 
 class Peer(NamedTuple):
-  """How a program of a layer is made; `peers.proof.Peer` is one made."""
+  """How to make a program of a layer; `peers.proof.Peer` is a made program."""
 
   make: Make
   package: str  # that it needs
@@ -83,7 +84,7 @@ PEERS: dict[str, Peer] = {
   "flax nnx": _library("flax nnx"),
   "haiku": _library("haiku"),
   "equinox": _library("equinox"),
-  # cuDNN's LSTM, which JAX lets use TF32 by the same default as products
+  # cuDNN's LSTM: by default JAX allows it TF32, as it does for products
   "jax.experimental.rnn": _library("jax.experimental.rnn"),
 }
-REFERENCE = "scan"  # without TF32, it computes what is expected
+REFERENCE = "scan"  # computes the expected results, without TF32

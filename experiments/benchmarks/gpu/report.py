@@ -1,4 +1,4 @@
-"""The tables at the end: the kernels beside what else there is."""
+"""The tables at the end: the kernels beside the scans and other libraries."""
 
 from collections.abc import Callable, Iterator
 
@@ -24,7 +24,7 @@ def summary_tables(rows: list[Row]) -> Iterator[Table]:
   and how many times its floor the kernel takes in each dtype.
 
   Args:
-    rows: those of other parts than layers and policies are ignored.
+    rows: of all parts; only those of layers and policies are shown.
   """
   found: dict[tuple, dict[tuple, dict[str, Row]]] = {}
   for row in rows:

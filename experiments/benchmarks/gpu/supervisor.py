@@ -22,7 +22,7 @@ NO_TIME = "no time is left"
 
 
 class Worker(Protocol):
-  """What runs cases."""
+  """The interface of a worker, which runs cases for a `Supervisor`."""
 
   def send(self, cases: Sequence[Case], left_out: frozenset[str]) -> None:
     """Start to run cases."""
@@ -35,7 +35,7 @@ class Worker(Protocol):
     """
 
   def stop(self) -> str:
-    """End it; return how it ended, and the last line that it printed."""
+    """End the worker; return how it ended, and its last line on stderr."""
 
 
 class WorkerProcess:
@@ -90,11 +90,12 @@ class Section(NamedTuple):
   Attributes:
     name: what the cases measure.
     cases: in the order in which they run.
-    until: seconds since the supervisor's start. No batch begins that would end
-      later if it took as long as the one before; one that runs is not stopped.
+    until: seconds since the supervisor's start at which the section should end.
+      A batch is assumed to take as long as the one before, and does not begin
+      if it would end later; a batch that runs is not stopped.
     together: cases in a batch, whose programs are compiled at the same time.
-    limit: seconds after which a case without an answer counts as hung. To
-      compile a batch may take COMPILE_SECONDS.
+    limit: seconds after which a case without an answer counts as hung.
+      Compiling a batch may take COMPILE_SECONDS.
     jax_on_cpu: whether JAX leaves the GPU to another library.
   """
 
@@ -119,7 +120,7 @@ class Supervisor:
 
     Args:
       make_worker: starts a worker; takes whether JAX must leave the GPU alone.
-      seconds: after which even a case that runs is stopped.
+      seconds: since the start, after which even a running case is stopped.
       clock: returns seconds.
     """
     self._make_worker, self._seconds, self._clock = make_worker, seconds, clock
@@ -134,9 +135,9 @@ class Supervisor:
     return self._clock() - self._begin
 
   def environment(self) -> dict[str, Any]:
-    """Start the first worker, and return what it says of the device.
+    """Start the first worker, and return its environment.
 
-    A worker that does not start says nothing: {"why": the reason} instead.
+    If the worker does not start, return {"why": the reason} instead.
     """
     found = self._open(False)
     return found if isinstance(found, dict) else {"why": found}
@@ -147,7 +148,7 @@ class Supervisor:
     A case that runs again, without a kernel, is yielded twice.
     """
     pending, together = list(section.cases), section.together
-    last = 0.0  # seconds that the last batch took, as the next one may
+    last = 0.0  # seconds that the last batch took: the guess for the next one
     while pending:
       if self.elapsed() + last > min(section.until, self._seconds):
         for case in pending:
@@ -162,10 +163,10 @@ class Supervisor:
         return
       again: list[Case] = []
       known = yield from self._run_together(batch, section, again)
-      # Of a batch that ended its worker, the time tells nothing.
+      # A batch that ended its worker does not tell how long the next one takes.
       if self._worker:
         last = self.elapsed() - self._batch_begin
-      if not known:  # which of them ends a worker?
+      if not known:  # find the case that ends a worker, one case at a time
         together = 1
       pending = again + pending
 

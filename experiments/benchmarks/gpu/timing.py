@@ -16,7 +16,7 @@ import numpy as np
 from experiments.benchmarks.tables import Row
 from experiments.benchmarks.timing import measure
 
-SECONDS = 0.005  # of a measurement, about; less if MOST_CALLS calls take less
+SECONDS = 0.005  # aim of a measurement; less if MOST_CALLS calls take less
 MOST_CALLS = 64
 
 
@@ -32,7 +32,7 @@ def count_calls(call: Callable[[], Any], wait: Callable[[Any], Any]) -> int:
 def several(
   call: Callable[[], Any], wait: Callable[[Any], Any], calls: int
 ) -> Callable[[], None]:
-  """Return a function that makes so many calls, and waits for the last."""
+  """Return a function that calls `call` so many times, and waits once."""
 
   def run():
     result = None
@@ -73,7 +73,7 @@ def time_calls(
 
 
 def memory_of(program: Any) -> Row:
-  """Return the bytes of a program's temporaries, and at its peak if known."""
+  """Return the bytes of a program's temporaries, and of its peak if known."""
   memory = program.memory_analysis()
   return {
     "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
@@ -95,7 +95,7 @@ def _errors(actual: list, expected: list) -> jax.Array:
 
 
 def check_equal(actual: Any, expected: Any, tolerance: float) -> None:
-  """Check that a result is the expected one, on the device.
+  """Check that a result is the expected one; the device computes the errors.
 
   Args:
     actual: a tree of arrays.

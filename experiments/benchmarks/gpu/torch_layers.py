@@ -1,7 +1,7 @@
 """PyTorch's layers on a GPU, which are cuDNN's.
 
-They are timed in a process of their own, in which JAX has the CPU only: both
-libraries bring their cuDNN, and JAX would take the memory. There each layer
+They are timed in a process of their own, in which JAX has the CPU only: each
+library brings its own cuDNN, and JAX would reserve the GPU's memory. Each layer
 must first compute what our scan does on the CPU, for a short sequence.
 """
 
@@ -133,7 +133,7 @@ def make_call(
     params: our weights, as NumPy arrays.
     name: one of VARIANTS.
     mode: "forward" for the outputs; "gradient" for the gradients of Σ hs ⊙ dhs
-      for xs and the weights.
+      with respect to xs and the weights.
     inputs: tensors (xs, dhs), [T, B, H].
   """
   import torch
@@ -179,7 +179,8 @@ def expected_results(cell: str, hidden_size: int) -> tuple[Any, ...]:
 def prove(cell: str, hidden_size: int, name: str) -> None:
   """Check a layer's outputs and gradients for a short sequence.
 
-  The gradient of bias_hh is not compared: ours is of one bias, and of b_n.
+  The gradient of bias_hh is not compared: our cells have only one bias, and the
+  GRU b_n.
 
   Raises:
     ValueError: they differ from those of our scan.

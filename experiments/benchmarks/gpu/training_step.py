@@ -128,7 +128,7 @@ class TrainingStep(KernelCase):
     return Prepared(lowered, finish)
 
   def _model(self, dtype: str | None, implementation: Any) -> Any:
-    """Return the model; a dtype of None is float32, no implementation scans."""
+    """Return the model; dtype None is float32, implementation None a scan."""
     config = ModelConfig(
       cell=CELLS[self.cell],
       hidden_size=self.hidden_size,
@@ -138,7 +138,7 @@ class TrainingStep(KernelCase):
     return language_model(config, self.vocabulary_size)
 
   def _row(self, peer: str, params: list[jax.Array]) -> dict[str, Any]:
-    """Return the sizes, and the lower bound in µs per time step, of a row."""
+    """Return a row's sizes and its lower bound, in µs per time step."""
     device = find_device(jax.devices()[0].device_kind)
     num_params = sum(p.size for p in params)
     operands = operands_of(self.dtype)
@@ -163,9 +163,10 @@ class TrainingStep(KernelCase):
 
 
 def _training(program: Any, state: tuple, batch: tuple) -> Callable[[], Any]:
-  """Return a function whose every call makes the next training step.
+  """Return a function that makes the next training step at every call.
 
-  A step is donated the weights and the optimizer's state that it replaces.
+  The weights and the optimizer's state are donated to the step that replaces
+  them.
   """
   params, opt_state = state
 

@@ -1,13 +1,13 @@
 """A process that compiles and runs cases.
 
-Kernels that nobody ran before may hang, or end the process: TMA descriptors are
-checked by `abort()`, and after an illegal access the device answers nothing
-more to the process. So the cases run in a process of their own, which says what
-it is about to do, and `supervisor` starts a new one when it must.
+Kernels that nobody ran before may hang, or end the process: a TMA descriptor
+that is not valid calls `abort()`, and after an illegal memory access the device
+no longer answers the process. So the cases run in a process of their own, which
+says what it is about to do, and `supervisor` starts a new one when it must.
 
-The programs of all cases that it is given are first lowered one after the
-other, and then compiled by several threads, since XLA compiles without Python's
-lock; compiling takes most of the benchmark's time.
+The process first lowers the programs of all cases that it is given, one after
+the other. Several threads then compile them, since XLA compiles without holding
+Python's lock; compiling takes most of the benchmark's time.
 """
 
 import os
@@ -45,7 +45,7 @@ def work(
   left_out: frozenset[str],
   send: Callable[[Message], Any],
 ) -> bool:
-  """Run cases, and send what they find; return whether the device is well.
+  """Run cases, and send their results; return whether the device still works.
 
   Args:
     cases: in the order in which they run.
@@ -92,7 +92,12 @@ def _finish(case: Case, prepared: Prepared, programs: Any, errors: Any):
 def compile_all(
   prepared: Sequence[Prepared],
 ) -> list[tuple[dict[str, Any], dict[str, str]]]:
-  """Return (programs, errors) by name of each case, compiled in parallel."""
+  """Compile the programs of all cases in parallel.
+
+  Returns:
+    For each case its (programs, errors): two dicts whose keys are the names of
+    the programs.
+  """
 
   def attempt(lowered):
     try:
@@ -123,7 +128,7 @@ def serve(connection: Connection, errors: str, jax_on_cpu: bool) -> None:
 
   Args:
     connection: receives (cases, left_out) and sends messages.
-    errors: file in which what libraries print on stderr goes.
+    errors: path of the file that takes what libraries print on stderr.
     jax_on_cpu: whether JAX must leave the GPU to another library.
   """
   descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -139,7 +144,7 @@ def serve(connection: Connection, errors: str, jax_on_cpu: bool) -> None:
 
 
 def describe() -> dict[str, Any]:
-  """Return the environment, and what kind of device it has."""
+  """Return the environment, its kind of device, and JAX's version."""
   device = jax.devices()[0]
   return environment() | {
     "platform": device.platform,
