@@ -1,4 +1,4 @@
-"""The configuration of `policy`: task, networks, PPO."""
+"""The configuration of `experiments.policy`: task, networks, PPO."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from experiments.trainer.config import LARGEST, JobConfig
 from experiments.trainer.records import only
 from lstm_jax.language.options import check_options, option
 
-# The task of a name, and its title; both take its size, a number of steps.
+# By name: the function that makes a task, and its title. Both take the size of
+# the task, a number of time steps.
 TASKS: dict[str, tuple[Callable[[int], Environment], str]] = {
   "tmaze": (tmaze, "T-maze, a corridor of length {}"),
   "repeat_previous": (
@@ -22,7 +23,7 @@ TASKS: dict[str, tuple[Callable[[int], Environment], str]] = {
   ),
 }
 
-RACING = "gru", "lstm"  # networks that are timed against the same in Flax
+RACING = "gru", "lstm"  # networks to time against the same ones in Flax
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class PPOConfig:
     bounds="[0, inf)",
   )
   learning_rate: float = option(
-    1e-2, "Of Adam, at first; it falls to 0 linearly.", bounds="(0, inf)"
+    1e-2, "Adam's initial rate; it falls to 0 linearly.", bounds="(0, inf)"
   )
   max_grad_norm: float = option(
     0.5, "Norm to which a longer gradient is scaled.", bounds="(0, inf)"
@@ -97,7 +98,7 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-  """The settings of `policy`."""
+  """The settings of `experiments.policy`."""
 
   task: str = option(
     "tmaze",
@@ -107,8 +108,8 @@ class PolicyConfig:
   )
   size: int = option(
     10,
-    "For how many time steps: the length of the T-maze's corridor, or the "
-    "delay of repeat_previous.",
+    "Time steps over which to remember: the length of the T-maze's corridor, "
+    "or the delay of repeat_previous.",
     bounds="[1, inf)",
   )
   network: tuple[str, ...] = option(
@@ -132,10 +133,10 @@ class PolicyConfig:
   timing_rounds: int = option(
     0,
     "Rounds in which an update of the GRU and of the LSTM is timed, in turns "
-    "with that of the same network in Flax; 0 leaves it out.",
+    "with an update of the same network in Flax; 0 for no timing.",
     bounds="[0, inf)",
   )
-  job: JobConfig = only(JobConfig(), "devices")  # that share the seeds
+  job: JobConfig = only(JobConfig(), "devices")  # the devices share the seeds
   ppo: PPOConfig = PPOConfig()
 
   def __post_init__(self):

@@ -1,6 +1,6 @@
 """Two tasks that need memory, as pure functions: T-maze, repeat-previous.
 
-`reset` starts an episode, `step` takes one time step of it, and both are of one
+`reset` starts an episode, and `step` takes one time step of it. Both act on one
 environment: a program maps them over a batch. The last step of an episode also
 starts the next: `step` then returns the state and the observation of a new
 episode, with the reward and done = True of the one that ended (auto-reset).
@@ -63,20 +63,21 @@ class TMazeState(NamedTuple):
 
   position: jax.Array  # steps from the start, 0 … length
   goal: jax.Array  # the action that finds it, LEFT or RIGHT
-  time: jax.Array  # steps of the episode that are over
+  time: jax.Array  # steps taken in the episode
 
 
 def tmaze(length: int) -> Environment:
   """Return a corridor with a junction at its end, where one must turn.
 
-  The first position shows on which side the goal is, and no other does. At the
-  junction, to turn there is rewarded by 1, and to turn the other way by −1;
-  both end the episode. An action that does not move, a turn within the corridor
-  or to walk on at the junction, costs 0.1. Without memory the goal can only be
-  guessed: a mean return of 0 at best, where with memory it is 1.
+  Only the first position shows on which side the goal is. At the junction, a
+  turn to that side is rewarded by 1 and a turn to the other side by −1; both
+  end the episode. An action that does not move costs 0.1: a turn within the
+  corridor, or a step forward at the junction. Without memory the goal can only
+  be guessed: the mean return is then 0 at best, and 1 with memory.
 
-  An episode of 4 (length + 2) steps ends without a turn at the junction too, so
-  that an agent that never turns has a return; length + 1 steps find the goal.
+  An episode also ends after 4 (length + 2) steps without a turn at the
+  junction, so that an agent that never turns has a return. length + 1 steps
+  find the goal.
 
   Args:
     length: of the corridor, in steps.
@@ -112,7 +113,7 @@ def tmaze(length: int) -> Environment:
 class RepeatState(NamedTuple):
   """The symbols to remember."""
 
-  time: jax.Array  # steps of the episode that are over
+  time: jax.Array  # steps taken in the episode
   symbols: jax.Array  # [delay + 1], the newest first
 
 

@@ -1,7 +1,7 @@
 """Actor and critic with a recurrent core, or with a feed-forward one.
 
   x  = relu(W_e observation + b_e)      encoder
-  h  = core(h, x), from h = 0 at a start
+  h  = core(h, x)                       from h = 0 where an episode starts
   π  = softmax(W_a h + b_a)             actor: probabilities of the actions
   V  = w_c h + b_c                      critic: the value
 
@@ -40,7 +40,7 @@ class PolicyParams(NamedTuple):
   """Weights of a network."""
 
   encoder: Linear  # [observation, H]
-  core: Any  # those of the cell
+  core: Any  # weights of the core
   actor: Linear  # [size of h, actions]
   critic: Linear  # [size of h, 1]
 
@@ -53,7 +53,7 @@ class Network(NamedTuple):
   # (params, state, observation [B, D], start [B])
   #   -> (state, logits [B, actions], value [B])
   step: Callable[..., tuple[Any, jax.Array, jax.Array]]
-  # The same of T time steps: arrays [T, B, ...], and the last state.
+  # The same for T time steps: arrays [T, B, ...], and the last state.
   unroll: Callable[..., tuple[Any, jax.Array, jax.Array]]
 
 
@@ -64,7 +64,7 @@ class Core(NamedTuple):
   output_size: Callable  # (params) -> the size of h
   initial_state: Callable  # (batch size, H) -> state
   step: Callable  # (params, state, x [B, D], start [B]) -> (state, h [B, H])
-  unroll: Callable  # the same of T time steps
+  unroll: Callable  # the same for T time steps
 
 
 def make_network(
@@ -109,7 +109,7 @@ def make_network(
 
 
 def find_cell(name: str) -> Cell:
-  """Return the cell of a name: in CELLS, or of a module, as `import` would.
+  """Return the cell with this name in CELLS, or else the module of this name.
 
   Raises:
     ValueError: there is no such cell, or `import_cell` refuses the module.

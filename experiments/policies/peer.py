@@ -89,7 +89,7 @@ def flax_network(
 
 
 def to_flax(name: str, params: PolicyParams) -> dict[str, Any]:
-  """Return the variables of `ActorCritic` that are equal to ours."""
+  """Return our weights, or their gradients, as variables of `ActorCritic`."""
 
   def dense(linear: Linear) -> dict[str, jax.Array]:
     return {"kernel": linear.w, "bias": linear.b}
@@ -119,10 +119,10 @@ def racers(
 def check_equal(
   name: str, environment: Environment, config: PolicyConfig, key: jax.Array
 ) -> None:
-  """Check that all networks compute the same from ported weights.
+  """Check that all networks compute the same from the same weights.
 
-  Compares the logits and values of a rollout, and the gradient of PPO's loss
-  with respect to every weight.
+  What is compared: the logits and values of a rollout, and the gradient of
+  PPO's loss with respect to every weight.
 
   Raises:
     ValueError: they differ by more than rounding.

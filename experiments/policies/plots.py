@@ -1,4 +1,4 @@
-"""The figure of a run of `policy`: return over environment steps."""
+"""The figure of `experiments.policy`: return over environment steps."""
 
 from itertools import cycle
 from pathlib import Path
@@ -21,7 +21,7 @@ LOWEST = -1.05  # lower limit of the returns' axis, unless a curve ends below
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-  """Plot a record to an image file: mean over seeds, minimum to maximum."""
+  """Plot a record to an image file: the seeds' mean, minimum and maximum."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 3.8), layout="constrained")

@@ -1,11 +1,11 @@
 """Recurrent PPO: advantages, loss, update.
 
-An update acts for T time steps with the present weights (`rollouts`), and then
+An update acts for T time steps with the current weights (`rollouts`), and then
 trains on this rollout for some epochs. A minibatch is all time steps of a share
 of the environments, since a sequence has to stay whole. The network runs over
 it from the stored state, and from the zero state where an episode begins. The
 inputs begin `burn_in` time steps earlier than the rest of the rollout: over
-these the network only brings its state up to date, without a gradient.
+these steps the network only brings its state up to date, without a gradient.
 
 References: Schulman et al. (2017), Proximal policy optimization algorithms;
 Schulman et al. (2016), High-dimensional continuous control using generalized
@@ -58,10 +58,10 @@ def gae(
 ) -> jax.Array:
   """Return the generalized advantage estimates, [T, ...].
 
-  With V_T the last value, and nothing that follows a done counted,
-
     δₜ = rₜ + γ (1 − doneₜ) Vₜ₊₁ − Vₜ
     Aₜ = δₜ + γ λ (1 − doneₜ) Aₜ₊₁
+
+  V_T is the last value, and A_T = 0. What follows a done does not count.
 
   Args:
     rewards: r, [T, ...].
@@ -93,9 +93,9 @@ def loss(
 ) -> jax.Array:
   """Return the loss of PPO, which is minimized.
 
-  It is a value loss, minus the clipped surrogate, minus an entropy bonus. The
-  values' targets are the old values plus the advantages. The surrogate takes
-  the advantages normalized over the minibatch.
+  It is a weighted value loss, minus the clipped surrogate, minus an entropy
+  bonus. The values' targets are the old values plus the advantages. The
+  surrogate takes the advantages normalized over the minibatch.
 
   Args:
     params: the weights.
@@ -125,7 +125,7 @@ def loss(
 
 
 def split_time(tree: Any, step: int) -> tuple[Any, Any]:
-  """Return arrays [T, ...] before a time step, and from it on."""
+  """Return the time steps of arrays [T, ...] before `step`, and the rest."""
   before = jax.tree.map(lambda x: x[:step], tree)
   return before, jax.tree.map(lambda x: x[step:], tree)
 
@@ -159,7 +159,7 @@ def make_learner(
   params: Any,
   key: jax.Array,
 ) -> Learner:
-  """Return the state before the first update, with these weights."""
+  """Return the learner before the first update, with these weights."""
   key, actor_key = jax.random.split(key)
   optimizer_state = make_optimizer(config).init(params)
   actor = make_actor(network, environment, config, actor_key)

@@ -2,19 +2,19 @@
 
 Episodes begin and end anywhere in a rollout. The flag that resets the state of
 the network goes with the observation: starts[t] says that observation t is the
-first of an episode, which is so where the step before ended one:
+first of an episode. It is true where the step before ended an episode:
 
   starts[t] = dones[t − 1]
 
-with dones[−1] that of the rollout before, and true before the first. The dones
-in place of the starts would set the state to zero a step too early: before the
-last step of an episode and not before the first of the next.
+dones[−1] is the last done of the rollout before; it is true for the first
+rollout. A reset at dones[t] would set the state to zero a step too early:
+before the last step of an episode and not before the first of the next.
 
 A rollout begins with the state before its first step (the stored state). With a
 burn-in of K steps, that is the state K steps earlier, and the rollout begins
 with the inputs of these K steps, whose outcomes belong to the rollout before.
-Those of the first rollout are zeros, without effect since an episode starts
-after them.
+In the first rollout these inputs are zeros. They have no effect, since an
+episode starts after them.
 
 Reference: Kapturowski et al. (2019), Recurrent experience replay in distributed
 reinforcement learning, section 3.1: stored state and burn-in.
@@ -92,8 +92,8 @@ def collect(
   """Act for T time steps.
 
   Returns:
-    (actor, rollout, mean return): the last over the episodes that ended, NaN if
-    none did.
+    (actor, rollout, mean return): the mean is over the episodes that ended, and
+    NaN if none did.
   """
   t, k = config.rollout_steps, config.burn_in
 
@@ -131,5 +131,5 @@ def collect(
 
 
 def chosen(log_probs: jax.Array, actions: jax.Array) -> jax.Array:
-  """Select those of log_probs [..., A] that are of actions [...]; [...]."""
+  """Return the log-probabilities of actions [...], from log_probs [..., A]."""
   return jnp.take_along_axis(log_probs, actions[..., None], -1)[..., 0]

@@ -1,4 +1,4 @@
-"""Markdown tables of a run of `policy`."""
+"""Markdown tables of a run of `experiments.policy`."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ PROGRAMS = {
 
 
 def tables(record: dict[str, Any]) -> dict[str, str]:
-  """Return {title: table}."""
+  """Return the tables of a record, {title: Markdown}."""
   config = record["config"]
   found = {
     f"{record['task']}: mean return over the last {_count(record)} of "
@@ -36,7 +36,8 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
 def check_entries(record: dict[str, Any]) -> None:
   """Raise ValueError unless the entries of a record fit each other.
 
-  Each list must have its length; what the figure alone reads must be numbers.
+  Each list must have the length that the configuration gives it, and the values
+  that only the figure reads must be numbers.
   """
   check_numbers("guessing", [record["guessing"]])
   for run in record["networks"].values():
