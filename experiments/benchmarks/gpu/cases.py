@@ -67,8 +67,8 @@ CHECKS = [
   *SHAPES,
   *LONG,
 ]
-# Batches with as many blocks as run at a time. The last two have few time steps
-# but many repeats, to repeat the start and the end of a kernel.
+# Batches with as many blocks as run at a time. The last two are small and short
+# instead, with many repeats, to repeat the start and the end of a kernel.
 RACES = [
   Race("lstm", 128, 512, 1056, "bfloat16"),
   Race("lstm", 256, 512, 264, "bfloat16"),
