@@ -3,7 +3,7 @@
 floor          the least time that a device needs
 case           what a case is: programs to compile, and what to do with them
 inputs         random inputs, and the programs of kernel and scan
-checks, races  whether a kernel is right, and its results are always equal
+checks, races  whether a kernel's results are right, and always the same
 peers          how each program of a layer is made
 layers, training_step, torch_layers  what is timed
 timing         microseconds per time step

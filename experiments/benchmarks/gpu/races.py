@@ -4,10 +4,10 @@ A race between the threads of a kernel, such as a read of shared memory before
 the write has arrived, seldom shows in one run. So the outputs are computed many
 times from the same inputs, over long sequences, or more often over short ones,
 and every bit is compared with the first run's. The kernels sum in a fixed
-order, so that any difference fails the case. (XLA
-computes `d_params` and `d_xs` by products after the kernel. A difference in
-these alone also fails the case, but the error may be XLA's.) An output that is
-not finite also fails the case, since it would hide a race.
+order, so that any difference fails the case. (XLA computes `d_params` and
+`d_xs` by products after the kernel. A difference in these alone also fails the
+case, but the error may be XLA's.) An output that is not finite also fails the
+case, since it would hide a race.
 """
 
 from dataclasses import dataclass

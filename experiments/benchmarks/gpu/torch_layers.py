@@ -179,8 +179,8 @@ def expected_results(cell: str, hidden_size: int) -> tuple[Any, ...]:
 def prove(cell: str, hidden_size: int, name: str) -> None:
   """Check a layer's outputs and gradients for a short sequence.
 
-  The gradient of bias_hh is not compared: our cells have only one bias, and the
-  GRU b_n.
+  The gradient of bias_hh is not compared: our cells have only one bias, and our
+  GRU has b_n too.
 
   Raises:
     ValueError: they differ from those of our scan.

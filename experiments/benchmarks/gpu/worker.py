@@ -1,9 +1,9 @@
 """A process that compiles and runs cases.
 
-Kernels that nobody ran before may hang, or end the process: a TMA descriptor
-that is not valid calls `abort()`, and after an illegal memory access the device
-no longer answers the process. So the cases run in a process of their own, which
-says what it is about to do, and `supervisor` starts a new one when it must.
+Kernels that nobody ran before may hang, or end the process: an invalid TMA
+descriptor ends it by `abort()`, and after an illegal memory access the device
+no longer answers it. So the cases run in a process of their own, which says
+what it is about to do, and `supervisor` starts a new one when it must.
 
 The process first lowers the programs of all cases that it is given, one after
 the other. Several threads then compile them, since XLA compiles without holding
