@@ -5,14 +5,14 @@ r"""Ablate a recipe: train it once more for each change, and compare.
 
 trains the recipe, and then once more with each change. Seed and budget are the
 recipe's unless the change names them. Each run has a directory under --run,
-named after its change, with - in place of /. The table compares the losses of
-every prediction of the development split, if there is one, or else of the
-validation split, never of the test split: in cold windows of 256, and in one
-stateful pass.
+named after its change, with - in place of /. The table compares the mean losses
+over the development split, if there is one, or else over the validation split,
+never over the test split. The cold loss is that of windows of 256 tokens, each
+read from the zero state; the stateful loss is that of one pass over the text.
 --change=seed=1 shows what the seed alone does. The results are kept in
-ablations.json: a change that is in it is not trained again, and one that was
+ablations.json: a change in this file is not trained again, and one that was
 interrupted is resumed. A change that diverges is marked. --overwrite trains all
-of them again, and every change in the record must then be named. If it is
+changes again; every change in the file must then be given. If this program is
 interrupted, the command that it prints resumes it, without --overwrite.
 """
 
@@ -90,8 +90,8 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
     corpus = config.data.corpus
     raise ValueError(f"each run must read --corpus, got the pipe {corpus}")
   configs = {BASE: config} | {c: apply_change(config, c) for c in changes}
-  # A run's directory says how many devices resume it; `configs` keep --run, so
-  # that equal ones compare as equal.
+  # A run's own directory says how many devices resume it; `configs` keep the
+  # common --run, so that changes with equal effect compare as equal.
   runs = [replace(c, run=str(_directory(job, n))) for n, c in configs.items()]
   for name, shared in zip(configs, share_batches(runs), strict=True):
     mesh, devices = shared.job.mesh, shared.job.devices
@@ -154,12 +154,12 @@ def run(config: TrainConfig, changes: list[str], console: Console) -> Result:
 def _finished(config: TrainConfig, sha256: str) -> train.Result | None:
   """Return the result of a run that has finished already, if it has.
 
-  So it is where this program was interrupted between the end of the run and its
-  measurement, or where ablations.json is gone.
+  That happens if this program was interrupted after the end of the run, before
+  its losses were measured, or if ablations.json was deleted.
 
   Raises:
-    ValueError: it is a run of another configuration or corpus, or its result is
-      damaged.
+    ValueError: the directory holds a run of another configuration or corpus, or
+      the run's result is damaged.
   """
   directory = Path(config.job.run)
   path = directory / run_dir.RESULT
@@ -212,7 +212,7 @@ def apply_change(config: TrainConfig, change: str) -> TrainConfig:
 
 
 def _check(configs: dict[str, TrainConfig]) -> str:
-  """Raise ValueError for what cannot be trained; return the corpus's hash."""
+  """Raise ValueError if a change is unusable; return the corpus's hash."""
   base, seen = configs[BASE], dict[TrainConfig, str]()
   for change, config in configs.items():
     if config in seen and config != base:
@@ -229,16 +229,16 @@ def _check(configs: dict[str, TrainConfig]) -> str:
 
 
 def _check_models(config: TrainConfig) -> None:
-  """Raise ValueError for models that a run needs and that cannot be read."""
+  """Raise ValueError if a model that a run needs cannot be read."""
   if not (config.init_from or config.distillation.teacher):
-    return  # and do not read the corpus for nothing
+    return  # without reading the corpus in `make_setup`
   setup = make_setup(config)
   read_pretrained(setup)
   read_teachers(setup, host_memory())
 
 
 def _check_effect(base: TrainConfig, change: str, config: TrainConfig) -> None:
-  """Raise ValueError for what cannot be set up or changes nothing."""
+  """Raise ValueError for a change that cannot be set up or has no effect."""
   num_steps = make_setup(config).num_steps
   if change == BASE:
     return
@@ -275,7 +275,7 @@ def _measure(result: train.Result) -> dict[str, Any]:
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:
-  """Return the flags of the base, paths as config.json has them."""
+  """Return the flags of the recipe itself, with paths as in config.json."""
   record = recorded_flags(config)
   return {
     name: value for name, value in record.items() if name not in JOB_FLAGS

@@ -3,28 +3,29 @@
   uv run --group bench python -m experiments.benchmark
 
 Every library starts from the same weights and must first compute the same
-outputs, losses and gradients (of the part original, a test checks this); then
-all are timed in turns, in one process, PyTorch on a GPU if JAX has one. The
+outputs, losses and gradients (a test checks this for the part `original`); then
+all are timed in turns, in one process. PyTorch uses a GPU if JAX has one. The
 training step of a language model is timed on one device and, for the JAX
 libraries, also with the batch split over CPU devices, as many as the greatest
 common divisor of the number of cores and the batch size. The tables have
 medians and quartiles, the time relative to ours, the seconds to compile, and
 the memory that the compiled program needs on each device. A library that cannot
 be imported, or does not have the layer, is skipped and named; one that computes
-something else stops the benchmark. A flag of a size, such as --hidden_size,
-replaces the cases of each part that has this size by one case, of the given
-sizes and the part's defaults.
+something else stops the benchmark. A size, such as --hidden_size, applies to
+each part that has this size: one case replaces the cases of the part, with the
+sizes given and the part's defaults for the others.
 
 On an H100 or H200, in less than 8 minutes,
 
   python -m experiments.benchmark --part=gpu
 
 first checks that the GPU kernels compute what the scan does, and that repeated
-runs of them are equal bit by bit, and then times them. Of the sizes it takes
---hidden_size, --seq_len and --batch_size, for one layer of each cell in place
-of the grids of layers; the checks, races, policies and models keep theirs.
-Failures are printed and stored under "failures" in the JSON file, and the exit
-status is then 1. It needs no library but those of JAX, Flax and this project.
+runs of them are equal bit by bit, and then times them. It takes only the sizes
+--hidden_size, --seq_len and --batch_size: one layer of each cell, with these
+sizes, replaces the grids of layers. The checks, races, policies and models keep
+their own sizes. Failures are printed and stored under "failures" in the JSON
+file, and the exit status is then 1. This part needs only JAX, Flax and the
+libraries of this project.
 """
 
 import math
@@ -64,16 +65,16 @@ def run(
 
   Args:
     parts: names in PARTS.
-    sizes: those of the one case of each part that has such a size; empty for
-      the parts' own cases.
-    rounds: how often each program is timed; those of the part original, 10
-      times as often.
+    sizes: by name; one case with these sizes replaces the cases of each part
+      that has one of them. Empty for the parts' own cases.
+    rounds: how often each program is timed; programs of the part `original` are
+      timed 10 times as often.
     console: where to print.
     save: called with the results so far after every case.
 
   Raises:
-    ValueError: none of these parts has one of the sizes, launches cannot be
-      counted for them, or a library computes something else than ours.
+    ValueError: a size is one that none of these parts has, or for which
+      launches cannot be counted; or a library computes something else.
   """
   check_sizes(parts, sizes)
   record: dict[str, Any] = {"environment": environment(), "rows": []}
@@ -92,7 +93,7 @@ def run(
 
 
 def figure_of(path: Path) -> Path:
-  """Return where the figure of a file of results is."""
+  """Return the path of the figure that is drawn from a file of results."""
   return path.with_suffix(".png")
 
 
@@ -114,13 +115,13 @@ def main() -> int:
   old = None
   if COMPARE.value:
     path, entries = Path(COMPARE.value), ("environment", "rows")
-    path.stat()  # the error of a missing file names it
+    path.stat()  # raises an error that names a missing file
     if path.is_dir():
       raise ValueError(f"--compare must be a file, got the directory {path}")
     old = read_record(path, "there is no record", entries)
     with naming_damaged(path):
       timed = has_times(old["rows"])
-      old["environment"].get("num_devices")  # printed after the measurements
+      old["environment"].get("num_devices")  # a dict: printed at the end
     if not timed:
       raise ValueError(f"{path} has no row with a time")
   chosen = [*dict.fromkeys(PART.value)]
@@ -144,7 +145,7 @@ def main() -> int:
   def save(record: dict[str, Any]) -> None:
     if out:
       write_json(out, record)
-      figure_of(out).unlink(missing_ok=True)  # of results that are replaced
+      figure_of(out).unlink(missing_ok=True)  # it shows the earlier results
 
   if "gpu" in chosen:
     record = gpu.run(sizes, ROUNDS.value, console, save)
@@ -183,10 +184,15 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_layers", None, "Layers of a model.", 1),
     flags.DEFINE_integer("vocabulary_size", None, "V, tokens.", 2),
     flags.DEFINE_enum(
-      "dtype", None, ["float32", "bfloat16"], "Of a model's matrix products."
+      "dtype",
+      None,
+      ["float32", "bfloat16"],
+      "Dtype of a model's matrix products.",
     ),
   ]
-  ROUNDS = flags.DEFINE_integer("rounds", 11, "How often each is timed.", 1)
+  ROUNDS = flags.DEFINE_integer(
+    "rounds", 11, "How often each program is timed.", 1
+  )
   OUT = flags.DEFINE_string(
     "out",
     "",

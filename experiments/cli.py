@@ -1,11 +1,19 @@
 """How programs start, print and exit; expected errors are one line.
 
-Exit status: 0 done; 1 a check that fails, or a bug, with its traceback; 2 bad
-input, such as a flag that is refused, a full disk, or a device that fails or
-has too little memory; 3 a loss that is not finite; as shells count signals, 130
-stopped by Ctrl-C (SIGINT), 143 by SIGTERM, and 141 where the reader of the
-output has closed its pipe (SIGPIPE): the program ends without a message, and a
-run resumes as after a kill. Without a standard output a program prints nothing.
+The exit status is
+
+  0    done
+  1    a check fails; or a bug, with its traceback
+  2    bad input, such as a flag that is refused, a full disk, or a device that
+       fails or has too little memory
+  3    training diverges: a loss or a gradient is NaN or infinite
+  130  the program is stopped by Ctrl-C (SIGINT)
+  141  the reader of the output has closed its pipe (SIGPIPE): the program ends
+       without a message, and a run resumes as after a kill
+  143  the program is stopped by SIGTERM
+
+As in shells, the last three are 128 plus the number of the signal. Without a
+standard output a program prints nothing.
 """
 
 import io
@@ -133,9 +141,9 @@ def _complaint(stray: Sequence[str], missing: Sequence[str]) -> str:
 
 @contextmanager
 def collect_stop_requests() -> Iterator[list[signal.Signals]]:
-  """Collect the signals that ask to stop; a second one of a kind stops.
+  """Collect the signals that ask to stop; the second of a kind stops at once.
 
-  An ignored one, as SIGINT is in a background job of a script, stays ignored.
+  A signal that is ignored stays so, as SIGINT in a script's background job.
   """
   requests: list[signal.Signals] = []
 
@@ -162,7 +170,7 @@ def exit_status(
   stopped_by: signal.Signals | None,
   console: Console,
 ) -> int:
-  """Return the exit status of a training; print how to resume a stopped one."""
+  """Return a run's exit status; if it was stopped, print how to resume it."""
   if stopped_by is None:
     return 0
   arguments, job = sys.argv[1:], config.job
@@ -183,8 +191,8 @@ def exit_status(
 def command_line(program: str, arguments: list[str]) -> str:
   """Return the command line of a program, quoted for a POSIX shell.
 
-  It starts the same Python: by `uv run` if that started this program, else by
-  `python` if the shell finds it so, else by its path.
+  It starts the same Python: by `uv run` if that started this program, else as
+  `python` if the shell finds it by that name, else by its path.
   """
   python = [sys.executable]
   if "UV_RUN_RECURSION_DEPTH" in os.environ:
@@ -203,7 +211,7 @@ def make_console() -> Console:
   would keep every frame. FORCE_COLOR does not turn a pipe into a terminal.
   """
   terminal = sys.stdout.isatty() and not os.environ.get("CI")
-  interactive = None if terminal else False  # None: unless it is a dumb one
+  interactive = None if terminal else False  # rich excludes dumb terminals
   return _Console(
     markup=False, emoji=False, highlight=False, force_interactive=interactive
   )
@@ -219,14 +227,15 @@ class _Console(Console):
 def _unraisable(unraisable: Any) -> None:
   """Report an exception that cannot be raised, as in `__del__`.
 
-  Except TensorStore's: each of its threads complains of a closed event loop
-  once orbax has given up a read or a write, whose reason orbax itself raises.
+  Those of TensorStore are not reported: once orbax has given up a read or a
+  write, each thread complains of a closed event loop. Orbax raises the reason.
   """
   if "Event loop is closed" not in str(unraisable.exc_value):
     sys.__unraisablehook__(unraisable)
 
 
 def _fail(error: object, status: int) -> int:
+  """Print an error as one line, and return the exit status."""
   # Leftovers of orbax would complain as the interpreter exits.
   sys.unraisablehook = lambda _: None
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
@@ -240,7 +249,7 @@ def _fail(error: object, status: int) -> int:
 
 
 def _text(error: object) -> str:
-  """Return the message of an error; that of an OSError without its number."""
+  """Return the message of an error, without the number of an OSError."""
   if isinstance(error, OSError) and error.strerror:
     name = f"{error.filename}: " if error.filename else ""
     return name + error.strerror.lower()
@@ -258,5 +267,5 @@ def _replace_closed_streams() -> None:
 
 
 def _discard_output() -> None:
-  """Drop what standard output cannot take: the interpreter would try again."""
+  """Drop output that cannot be written: the interpreter would try at exit."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,11 +3,11 @@ r"""Print what the devices of a mesh communicate in one training step.
   XLA_FLAGS=--xla_force_host_platform_device_count=8 \
     python -m experiments.collectives --mesh=data:8
 
-compiles the training step of the flags, which are those of `experiments.train`,
-for the devices that share it, by --mesh or --devices, and reads the compiled
-program; it trains nothing. The devices may be simulated ones, as above; for
-GPUs, XLA may choose other collectives than for CPUs. A collective in a loop is
-counted once, however often the loop runs.
+compiles a training step for the devices that --mesh or --devices names, and
+lists the collectives in the compiled program; it trains nothing. The flags are
+those of `experiments.train`. The devices may be simulated, as above; for GPUs,
+XLA may choose other collectives than for CPUs. A collective in a loop counts
+once, however often the loop runs.
 """
 
 from collections import Counter
@@ -58,7 +58,7 @@ def run(config: TrainConfig, console: Console) -> Result:
 
 
 def _table(collectives: list[Collective]) -> Table:
-  """Return a row for each kind, inside loops and outside of them."""
+  """Return a table with a row for each kind, in loops and outside of them."""
   table = Table(
     "collective", "instructions", "in a loop", "bytes of results on a device"
   )

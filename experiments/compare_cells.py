@@ -87,7 +87,7 @@ def run(
 ) -> dict[str, Any]:
   """Compare the cells, print and save the results, and return them.
 
-  A training that diverges is recorded as one, and the others continue.
+  A training that diverges is recorded as such, and the others continue.
 
   Raises:
     ValueError: the corpus or the configuration is not usable.
@@ -111,7 +111,7 @@ def run(
     "gradient_flow": [],
     "recall": [],
   }
-  # What is saved is kept if the rest is interrupted.
+  # Save after each measurement: it is kept if the rest is interrupted.
   for name, description in describe_cells(
     models, corpus, config, keys, trial_key, console
   ):
@@ -156,7 +156,7 @@ def train(
   keys: jax.Array,
   console: Console,
 ) -> TrainedCell | None:
-  """Return what `train_cell` does; None, and a line, if training diverges.
+  """Train a cell; if training diverges, print a line and return None.
 
   The learning rate is None if training diverged at each one that was tried.
   """
@@ -175,7 +175,7 @@ def train(
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write comparison.json and samples.txt; the figure is drawn at the end."""
   write_json(directory / RECORD, record)
-  (directory / FIGURE).unlink(missing_ok=True)  # of results that are replaced
+  (directory / FIGURE).unlink(missing_ok=True)  # it shows earlier results
   samples = "".join(
     f"=== {run['cell']}, {run['budget']}, step {sample['step']} ===\n"
     f"{sample['text']}\n\n"

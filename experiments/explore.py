@@ -7,9 +7,9 @@ the disk. It shows a text colored by the state or gate of any unit, the
 distribution of the next token at the cursor, the units sorted by the feature of
 the text that they track, and how far back the gradient of each prediction
 reaches. The text is the beginning of the run's development split, or else of
-its test split, or else of its validation split; or of --text; or it is
---prompt; and the page reads a text that is typed into it. docs/explore.md
-explains the page.
+its test split, or else of its validation split. --text names a file whose
+beginning is shown instead; --prompt is a text to show instead. The page also
+reads a text that is typed into it. docs/explore.md explains the page.
 """
 
 from dataclasses import dataclass
@@ -44,9 +44,9 @@ class ExploreConfig:
   prompt: str = option("", "Text of your own, which is shown instead.")
   length: int = option(
     5000,
-    "Tokens of the text at most: characters, or words. The page has about a "
-    "byte for each token, unit, and signal, of which an LSTM has six; some 200 "
-    "bytes more for each token and layer; and a byte for each weight.",
+    "Most tokens (characters, or words) of the text to show. Each token takes "
+    "about a byte of the page for each signal of each unit (an LSTM has six "
+    "signals), and some 200 bytes for each layer; each weight takes a byte.",
     bounds="[2, inf)",
   )
   output: str = option(
@@ -68,10 +68,10 @@ def run(config: ExploreConfig, console: Console) -> Page:
   """Read the text with the run's model and write the page.
 
   Raises:
-    ValueError: the run is not usable; the page would be another file of a
-      run directory, the text, a directory, or in one that does not exist; or
-      the text cannot be read, has fewer than two tokens, or a character that
-      the model does not know, or makes its states overflow.
+    ValueError: the run is not usable; the path of the page is that of another
+      file of a run directory, of the text or of a directory, or its directory
+      does not exist; or the text cannot be read, has fewer than two tokens or a
+      character that the model does not know, or makes its states overflow.
     OSError: the page cannot be written.
   """
   directory = Path(config.run)
@@ -93,7 +93,7 @@ def run(config: ExploreConfig, console: Console) -> Page:
       f"the {SPLITS[default_split(data)]} split of {Path(data.corpus).name}"
     )
   tokenizer = trained.tokenizer
-  if tokenizer.unit == "character":  # the rest may have unknown ones
+  if tokenizer.unit == "character":  # later ones may be unknown
     text = text[: config.length]
   tokens = tokenizer.encode(text)[: config.length]
   if len(tokens) < 2:

@@ -51,8 +51,9 @@ MODEL_STEPS, EMBEDDING, MODEL_HIDDEN, LAYERS = 16, 5, 7, 2  # of the model's
 # 1.2e-6: its fifth derivative is large where a row has little variance.
 EPSILON = 5e-4
 
-# The derivative of ReLU jumps, and a difference across the jump is wrong: with
-# so small a step it crosses none, unless a pre-activation is almost 0.
+# The derivative of ReLU jumps at 0, and a difference across the jump is wrong.
+# With a step as small as this, a difference crosses the jump only if a
+# pre-activation is almost 0.
 EPSILON_OF_RELU = 1e-6
 
 
@@ -121,11 +122,11 @@ def compare(
   key: jax.Array,
   epsilon: float,
 ) -> Report:
-  """Check run(Explicit()) at random values with the shapes of arguments(key).
+  """Compare the gradients of run(Explicit()) with those of run(Autodiff()).
 
-  It is compared with run(Autodiff()).
+  They are computed at random values with the shapes of arguments(key).
   """
-  x_key, key = jax.random.split(key)  # with one, the cotangents would repeat x
+  x_key, key = jax.random.split(key)  # with one key, cotangents would repeat x
   x = gaussian(arguments, x_key)
   return gradcheck(run(Explicit()), run(Autodiff()), x, key, epsilon=epsilon)
 
@@ -167,7 +168,7 @@ def plantable_terms() -> list[str]:
 
 
 def no_term(planted: str) -> str:
-  """Return a message that no backward has this term, and which there are.
+  """Return the message about an unknown term, which lists the known ones.
 
   The terms of all cells together would be too long for a line.
   """
@@ -178,7 +179,7 @@ def no_term(planted: str) -> str:
   advice = f"those of {name} are {', '.join(own)}"
   if not own:
     advice = f"pass one of {', '.join(plantable_modules())} to list its terms"
-  return f"no backward has a term {planted!r}; {advice}"
+  return f"no backward pass has a term {planted!r}; {advice}"
 
 
 def planted_model(name: str, module: ModuleType) -> AbstractContextManager:

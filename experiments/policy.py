@@ -7,12 +7,13 @@ trains a GRU, an LSTM, a minimal GRU and a feed-forward network, or those of
 a T-maze, the first of --size steps shows where to turn after the last; in
 repeat_previous, an action has to name the symbol shown --size steps before.
 
-The directory --out receives the results as policy.json, and a figure, return
-over environment steps (policy.png); --overwrite replaces those that it holds.
---timing_rounds also times an update of the GRU and of the LSTM against the same
-network in Flax, with the ScannedRNN that agents in Flax have, and with the
-module `scanned`; it first checks that all compute the same. --replot prints the
-tables and draws the figure of an existing policy.json.
+The directory --out receives the results as policy.json, and a figure of the
+return over environment steps, policy.png; --overwrite replaces those that it
+holds. --timing_rounds also times an update of the GRU and of the LSTM against
+the same network in Flax, with the usual ScannedRNN of agents in Flax and with
+the one that `lstm_jax.interop.flax.scanned` makes; it first checks that all
+compute the same. --replot prints the tables and draws the figure of an existing
+policy.json.
 
 docs/recurrent-policy.md explains the code.
 """
@@ -56,7 +57,7 @@ RECORD, FIGURE = "policy.json", "policy.png"
 FILES = RECORD, FIGURE
 # Entries of the record that tables and figure need.
 ENTRIES = "config", "task", "guessing", "steps_per_update", "networks", "race"
-LINES = 5  # of progress for each network, or a few more
+LINES = 5  # lines of progress for each network, or a few more
 
 
 def run(
@@ -102,7 +103,7 @@ def run(
 def progress(
   console: Console, name: str, total: int, number: int, value: float | None
 ) -> None:
-  """Print the mean return of the episodes that ended in some of the updates."""
+  """Print the mean return of an update's episodes, for about LINES updates."""
   if number % max(1, total // LINES) == 0:
     text = "no episode ended" if value is None else f"return {value:.3f}"
     console.print(f"{name}  {number}/{total}  {text}")
@@ -111,7 +112,7 @@ def progress(
 def save(record: dict[str, Any], directory: Path) -> None:
   """Write policy.json; the figure is drawn at the end."""
   write_json(directory / RECORD, record)
-  (directory / FIGURE).unlink(missing_ok=True)  # of results that are replaced
+  (directory / FIGURE).unlink(missing_ok=True)  # it shows earlier results
 
 
 def load(directory: Path) -> dict[str, Any]:

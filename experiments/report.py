@@ -6,8 +6,8 @@ writes one file that a browser opens from the disk, without a network: the
 losses of all runs over training steps, epochs or seconds, a table of results,
 the flags in which the runs differ, and the samples of each. A run that is still
 training is shown as far as it has got. Each member of a sweep is a run. The
-page is report.html, in the run directory if one is given, and in the current
-directory if several are, or the file that --output names.
+page is the file that --output names, or else report.html: in the run directory
+if one is given, in the current directory if several are.
 """
 
 import os
@@ -34,7 +34,7 @@ class ReportConfig:
   output: str = option(
     "",
     "File of the page, to write or to replace, outside of run directories; "
-    "empty for report.html, in the run directory if one is given, and in the "
+    "empty for report.html, in the run directory if one is given, in the "
     "current directory if several are.",
   )
 
@@ -43,9 +43,9 @@ def run(runs: Sequence[str], config: ReportConfig, console: Console) -> Page:
   """Read the runs in these directories and write the page.
 
   Raises:
-    ValueError: there are no runs, or the same one twice; or a directory holds
-      no run or a damaged one; or that of the page does not exist, or the page
-      would be another file of a run directory.
+    ValueError: no run is given, or one is given twice; a directory holds no
+      run or a damaged one; the directory of the page does not exist; or the
+      path of the page is that of another file of a run directory.
     OSError: the page cannot be written.
   """
   directories = [Path(name) for name in runs]

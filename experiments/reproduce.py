@@ -3,13 +3,13 @@
   python -m experiments.reproduce tinyshakespeare-small
 
 trains the recipe of a row of the board (experiments/results/board.json) with
-each of its seeds, evaluates every run by the protocols of that row, and all of
-them together if the row has such a result, and prints the losses beside the
-published ones. A named corpus is downloaded. The teachers of a recipe are
-trained first, in the directories that it names. Each seed has a directory under
---run, beside the result, reproduction.json. The same command again skips what
-is finished, and resumes an interrupted training. --dry_run prints the commands
-that train and evaluate, one by one.
+each of its seeds and evaluates every run by the protocols of that row. If the
+row has a result of the runs together, an ensemble, it evaluates that too. It
+prints the losses beside the published ones. A named corpus is downloaded. The
+teachers of a recipe are trained first, in the directories that it names. Each
+seed has a directory under --run, beside the result, reproduction.json. The same
+command again skips what is finished, and resumes an interrupted training.
+--dry_run prints the commands that train and evaluate, one by one.
 """
 
 import json
@@ -92,7 +92,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
   for job, single in zip(jobs, configs, strict=True):
     console.print(Rule(f"{row.name}, seed {job.seed}"))
     if not is_trained(job.directory):
-      outdated = bool(done.pop(job.seed, None))  # that of another run
+      outdated = bool(done.pop(job.seed, None))  # another run's
       if together and job.seed in ensemble_seeds(row):
         outdated, together = True, {}
       if outdated:
@@ -104,7 +104,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
     check_same_run(job.directory, single, sha256, advice=advice)
     if job.seed not in done:
       done[job.seed] = _evaluate(job, console)
-    # Another process may have evaluated others meanwhile.
+    # Another process may have evaluated other seeds meanwhile.
     done = _read_done(path, row) | done
     together = _read_together(path, row, jobs)
     chosen = {j.seed: done[j.seed] for j in jobs if j.seed in done}
@@ -132,7 +132,7 @@ def run(row: Row, config: ReproduceConfig, console: Console) -> Reproduction:
 
 
 def _untrained_teachers(config: TrainConfig, sha256: str) -> list[TrainConfig]:
-  """Return the configurations of a recipe's teachers that are to be trained.
+  """Return the configurations of a recipe's teachers that are not trained yet.
 
   Raises:
     ValueError: a directory holds another run than the teacher.
@@ -149,7 +149,7 @@ def _is_trained_teacher(config: TrainConfig, sha256: str) -> bool:
   """Return whether a teacher's directory holds its finished run.
 
   Raises:
-    ValueError: it holds another finished run.
+    ValueError: the directory holds another finished run.
   """
   directory = Path(config.job.run)
   if not is_trained(directory):
@@ -162,7 +162,7 @@ def _is_trained_teacher(config: TrainConfig, sha256: str) -> bool:
 def _train_teachers(
   configs: Sequence[TrainConfig], sha256: str, console: Console
 ) -> signal.Signals | None:
-  """Train a recipe's teachers; return the signal that ended it, if any."""
+  """Train teachers; return the signal that stopped the training, or None."""
   for config in configs:
     if _is_trained_teacher(config, sha256):  # by another process, meanwhile
       continue
@@ -174,7 +174,7 @@ def _train_teachers(
 
 
 def _evaluate(job: Job, console: Console) -> dict[str, Any]:
-  """Evaluate a finished run; return its losses and what it has cost."""
+  """Evaluate a finished run; return its losses and seconds of training."""
   config = parse(evaluate.EvaluateConfig(), job.evaluate_flags)
   record = evaluate.run(config, console)
   seconds = record["training_seconds"]
@@ -198,9 +198,9 @@ def _read_record(path: Path, row: Row) -> dict[str, Any]:
 
 
 def _read_done(path: Path, row: Row) -> dict[int, dict[str, Any]]:
-  """Return the seeds that reproduction.json has, if it is of this row.
+  """Return the entries of reproduction.json by seed, if it is of this row.
 
-  Those that it lacks, or has damaged, are evaluated again.
+  A seed without an entry, or with a damaged one, is evaluated again.
   """
   try:
     seeds = _read_record(path, row)["seeds"]
@@ -215,8 +215,8 @@ def _read_together(
 ) -> dict[str, float]:
   """Return reproduction.json's losses of the seeds together, by protocol.
 
-  They are of the runs beside the file: `run` deletes them before it trains one
-  again. Return {} if a protocol of the jobs' ensembles is missing.
+  These losses are of the runs beside the file: `run` deletes them before it
+  trains such a run again. Return {} if a protocol of the ensembles is missing.
   """
   results = ensemble_results(row, jobs)
   names = [result.evaluated_by for result in results]
@@ -239,7 +239,7 @@ def _write(
 
 
 def _is_whole(entry: Any, row: Row) -> bool:
-  """Return whether an entry has the numbers that are read of it."""
+  """Return whether an entry has all numbers that this program reads."""
   try:
     losses = [
       entry[UNIT][result.protocol] for result in single_run_results(row)
@@ -250,7 +250,7 @@ def _is_whole(entry: Any, row: Row) -> bool:
 
 
 def _head(row: Row) -> dict[str, Any]:
-  """Return what tells a reproduction of this row from others."""
+  """Return the entries that identify a reproduction of this row."""
   protocols = [result.protocol for result in single_run_results(row)]
   return {
     "name": row.name,
@@ -279,7 +279,7 @@ def main(arguments: list[str]) -> int:
   if config.dry_run:
     jobs = plan(row, config)
     teachers = plan_teachers(parse(TrainConfig(), jobs[0].train_flags))
-    # They are not evaluated.
+    # Teachers are not evaluated.
     untrained = [job for job in teachers if not is_trained(job.directory)]
     lines = [commands(job)[0] for job in untrained]
     lines += [line for job in jobs for line in commands(job)]

@@ -122,7 +122,7 @@ def test_an_error_is_a_line_and_a_status(tmp_path):
       "--network=json",
     ): "got 'json': it has no function init, initial_st",
     ("benchmark", "--compare=nowhere"): "nowhere: no such file or directory",
-    ("gradcheck", "--plant=lstm.dq"): "no backward has a term 'lstm.dq'",
+    ("gradcheck", "--plant=lstm.dq"): "no backward pass has a term 'lstm.dq'",
   }
   results = start_all([*cases])
   for (case, message), result in zip(cases.items(), results, strict=True):

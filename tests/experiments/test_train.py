@@ -246,7 +246,7 @@ def test_an_unknown_term_is_an_error_that_lists_those_of_its_cell(
 ):
   from experiments import gradcheck
 
-  with pytest.raises(ValueError, match="no backward has a term") as raised:
+  with pytest.raises(ValueError, match="no backward pass has a term") as raised:
     gradcheck.run(config.data.corpus, f"{name}.dq", 0, console)
   message = str(raised.value)
   expected = {*terms(CELLS[name])} if name in CELLS else {*CELLS}
