@@ -1,1 +1,1 @@
-"""What a trained model computes on a text, and what it writes."""
+"""Analyses of trained models: what they compute on a text, and write."""

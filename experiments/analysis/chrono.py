@@ -3,8 +3,8 @@
 A unit whose forget gate is f = σ(b) keeps a share fᵈ of its memory over d time
 steps. With b = log(u), f = u / (u + 1), and the memory decays over about u time
 steps. Chrono initialisation draws u uniformly between 1 and T − 1 for each
-unit, T the longest time to bridge; the input gate gets −b, so that new inputs
-replace as much as is forgotten.
+unit, where T is the longest time to bridge. The input gate gets −b, so that new
+inputs replace as much as is forgotten.
 
 Reference: Tallec and Ollivier (2018), Can recurrent neural networks warp time?,
 section 2, equation 16.
@@ -48,8 +48,8 @@ def with_chrono_biases(
   """Return the weights of a model with chrono initialisation of its gates.
 
   Args:
-    params: initial weights, of layers of one cell.
-    cell: its name, one of `GATE_BIASES`.
+    params: initial weights; all layers have the same cell.
+    cell: the name of this cell, one of `GATE_BIASES`.
     key: draws the time of each unit.
     longest: T, the longest time to bridge, in time steps.
 

@@ -1,11 +1,12 @@
 """How far back the context of a trained model reaches: its loss and gradient.
 
 Context length: the model reads a text in windows that begin at the zero state.
-The loss of each prediction is averaged by how many tokens of its window the
-model has read. The model uses a longer context as long as that lowers the loss.
+Predictions are grouped by how many tokens of their window the model has read,
+and the loss of each group is averaged. The model uses a longer context as long
+as that lowers the loss.
 
 Gradient flow: ‖∂ℓ_T/∂hₜ‖ against T − t, where ℓ_T is the loss of one token at
-time T. It is computed by the cell's own backward (`state_cotangents`). An LSTM
+time T. The cell's own backward pass computes it (`state_cotangents`). An LSTM
 has two such norms, of h and of c, each with the other held fixed.
 """
 
@@ -63,7 +64,7 @@ def nats_by_context(
     )
   ends = bins(window)
   total, count = np.zeros(len(ends)), np.zeros(len(ends))
-  # Every shift has as many windows, so that one compiled program reads them.
+  # All shifts have the same number of windows, so that one program reads them.
   num_windows = max(1, (len(tokens) - window) // window)
   for shift in range(0, window, max(1, window // SHIFTS)):
     part = tokens[shift : shift + num_windows * window + 1]
@@ -117,7 +118,7 @@ def gradient_norms(
 
 @partial(jax.jit, static_argnums=0)
 def _norms(cell, params, windows):
-  """Return ‖∂ℓ_T/∂sₜ‖ of windows [T + 1, B], [T + 1, B] for each field."""
+  """Return ‖∂ℓ_T/∂sₜ‖, [T + 1, B] for each field, of windows [T + 1, B]."""
   (weights,) = params.layers
   state = cell.initial_state(weights, windows.shape[1:])
   xs, targets = embed(params, windows[:-1]), windows[-1]

@@ -1,9 +1,10 @@
-"""Dynamic evaluation with settings that are chosen on earlier text.
+"""Dynamic evaluation with settings that are chosen on the preceding text.
 
-The learning rate and the decay are chosen together, with segments of SEGMENT
-tokens, and then the segment length with that rate and decay. The choice is the
-setting of the lowest loss on the last TUNING tokens before the text to evaluate
-on. Settings that are fixed stay as they are.
+`lstm_jax.language.dynamic_eval` explains the method. The learning rate and the
+decay are chosen together, with segments of SEGMENT tokens, and then the segment
+length with that rate and decay. The chosen settings have the lowest loss on the
+last TUNING tokens before the text to evaluate on. Settings that are fixed stay
+as they are.
 
 A text is read segment by segment, which keeps one core busy. On a CPU, several
 `threads` try one setting each at the same time, with the same results: for the
@@ -31,8 +32,8 @@ from lstm_jax.language.dynamic_eval import (
 RATES = 1e-6, 1e-5, 3e-5, 1e-4  # word models diverge at the larger ones
 DECAYS = 5e-4, 2e-3, 2e-2
 SEGMENT, SEGMENTS = 20, (10, 20, 40)  # tokens
-TUNING = 20_000  # tokens to try settings on, at the end of the text before
-# Tokens to estimate the gradient's scale on, at the start of the text before.
+TUNING = 20_000  # tokens to try settings on, at the end of the preceding text
+# Tokens to estimate the gradient's scale on: the start of the preceding text.
 SCALE_TOKENS = 200_000
 SCALE_BATCH = 32
 
@@ -49,9 +50,9 @@ class Choice(NamedTuple):
   """The chosen settings, and how they were chosen."""
 
   config: DynamicEvalConfig
-  tuning_loss: float | None  # on the text before; None: nothing to choose
+  tuning_loss: float | None  # on the preceding text; None: nothing to choose
   num_tried: int
-  num_tokens: int  # of the text before, that settings were tried on
+  num_tokens: int  # of the preceding text, on which settings were tried
 
   def description(self) -> str:
     """Return how they were chosen, or "" if there was nothing to choose."""
@@ -66,7 +67,7 @@ class Choice(NamedTuple):
 
 
 def check_text_before(num_tokens: int, fixed: FixedSettings) -> None:
-  """Raise ValueError if the text before is too short for the scale."""
+  """Raise ValueError if the text before is too short for `gradient_scale`."""
   needed = _needed_tokens(fixed.segment or SEGMENT)
   if num_tokens < needed:
     raise ValueError(
@@ -97,20 +98,20 @@ def evaluate_dynamically(
       TUNING.
     tokens: the text to evaluate on, int32 [N].
     fixed: settings that are not to be chosen.
-    threads: settings that are tried at once on a CPU, one a core.
-    full: whether to return the probabilities of every token.
+    threads: settings that are tried at once on a CPU, each on one core.
+    full: whether to return the probabilities of the whole vocabulary.
 
   Returns:
-    (settings, logarithms of the probability of each token, [N − 1], or if
-    `full` of every token, [N − 1, V]).
+    (settings, log probabilities). The latter are those of tokens[1:], [N − 1],
+    or if `full`, of the whole vocabulary at each place, [N − 1, V].
 
   Raises:
     ValueError: a setting is out of its range.
-    Divergence: the weights diverge at every setting on the text before, or at
-      the chosen one on `tokens`.
+    Divergence: the weights diverge at every setting on the preceding text, or
+      at the chosen one on `tokens`.
   """
-  # In threads, since XLA releases the interpreter's lock. The settings would
-  # have to share an accelerator.
+  # Threads suffice, since XLA releases the interpreter's lock. An accelerator
+  # gets one thread, since all settings would have to share it.
   pool = ThreadPoolExecutor(threads if jax.default_backend() == "cpu" else 1)
 
   def scale(segment: int) -> LanguageParams:
@@ -141,7 +142,7 @@ def _choose(
   fixed: FixedSettings,
   pool: ThreadPoolExecutor,
 ) -> Choice:
-  """Return the settings of the lowest loss on the end of the text before."""
+  """Return the settings of the lowest loss on the end of `before`."""
   losses: dict[DynamicEvalConfig, float] = {}
   text = before[-TUNING:]
 
@@ -174,7 +175,10 @@ def _choose(
 
 
 def _segment_sizes(num_tokens: int, fixed: FixedSettings) -> list[int]:
-  """Return the segment lengths to try, the one for rate and decay first."""
+  """Return the segment lengths to try; rate and decay are tried with the first.
+
+  Further lengths are left out if the preceding text is too short for them.
+  """
   if fixed.segment is not None:
     return [fixed.segment]
   others = (s for s in SEGMENTS if s != SEGMENT)

@@ -30,7 +30,8 @@ _QUOTE = re.compile(
 _NAME = re.compile(
   r"(?:\A|(?<=\n\n))[^\W\d_][\w.'’-]*(?: [^\W\d_][\w.'’-]*)*:(?=\n)"
 )
-_WORD = re.compile(r"(?<!\w)(?<!\w['’-])\w")  # o'er and self-love are one
+# The first letter of a word. o'er and self-love are one word each.
+_WORD = re.compile(r"(?<!\w)(?<!\w['’-])\w")
 
 
 class Feature(NamedTuple):
@@ -154,7 +155,10 @@ def measure(feature: np.ndarray) -> str:
 
 
 def _is_capitalized(name: str) -> bool:
-  """Return whether each word of a name is capitalized, or may be small."""
+  """Return whether the words of a name are capitalized.
+
+  Words after the first may also be "of", "and" or "the".
+  """
   first, *others = name.rstrip(":").split(" ")
   return first[0].isupper() and all(
     word[0].isupper() or word in ("of", "and", "the") for word in others

@@ -1,16 +1,16 @@
 """The gradient of each prediction with respect to earlier states.
 
 Let ℓₜ = log p(xₜ₊₁ | x₀ … xₜ) be the log-likelihood of the token after token t,
-and sˡₜ the state of layer l after token t. For every t this is
+and sˡₜ the state of layer l after token t. This module computes, for every t,
 
   dsˡ[t, k] = ∂ℓₜ/∂sˡₜ₋ₖ   for k = 0 … W − 1:
 
-how much a small change of an earlier state changes that prediction. h and c are
-changed one at a time, the other held fixed. The change acts through the later
-steps of its layer, and through the layers above, which read h. The gradients
-come from the cell's own backward. One scan over k computes them for all t in
-parallel: for the prediction at t, its step k is the backward of the time step
-t − k.
+how much a small change of an earlier state changes the prediction at t. h and c
+are changed one at a time, the other held fixed. The change acts through the
+later steps of its layer, and through the layers above, which read h. The
+gradients come from the cell's own backward pass. One scan over k computes them
+for all t in parallel: for the prediction at t, its step k is the backward pass
+of the time step t − k.
 """
 
 from functools import partial

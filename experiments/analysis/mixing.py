@@ -1,9 +1,10 @@
 """A language model mixed with n-gram models that read the same text.
 
-The mixture is geometric (log-linear), with weights that learn as it reads. The
+The mixture is geometric (log-linear), and its weights learn while it reads. The
 experts are the language model, an n-gram model whose counts start from the
-training text, and one that counts only what it has read. The product of their
-distributions, each to a power, is normalized over the vocabulary:
+training text, and an n-gram model that counts only what it has read. The
+product of their distributions, each to a power, is normalized over the
+vocabulary:
 
   log p(w) = Σ_e (α_e + β_{e,k}) log p_e(w) − log Z
 
@@ -32,7 +33,7 @@ from lstm_jax.language import Tokenizer
 
 WEIGHTS = 0.5, 0.4, 0.1  # of the language model and of the n-gram models
 RATE = 5e-4  # η
-# The most probabilities that a model may predict: one of every distinct
+# The most probabilities that a model may predict: one for every distinct
 # character at every place. An n-gram model takes 8 bytes for each, and up to 54
 # while it counts, 3.6 GB in all (measured with random characters; other texts
 # have fewer contexts).
@@ -40,7 +41,7 @@ MAX_PROBABILITIES = 2**26
 
 
 def check_mixable(tokenizer: Tokenizer, num_tokens: int) -> None:
-  """Raise ValueError unless a model of a text can be mixed."""
+  """Raise ValueError unless a model can be mixed on a text of num_tokens."""
   if tokenizer.unit != "character":
     raise ValueError(
       f"mixing is for models of characters, got a model of {tokenizer.unit}s: "
@@ -69,7 +70,8 @@ def mixed_nats(
     targets: the text without its first token, int32 [N − 1].
 
   Raises:
-    ValueError: the models have different vocabularies, or texts.
+    ValueError: the models have different vocabularies or texts of different
+      lengths.
   """
   shapes = [expert.shape for expert in experts]
   if len(set(shapes)) > 1:
@@ -87,7 +89,7 @@ def mixed_nats(
 
 @jax.jit
 def _scan(weights, rate, inputs):
-  """Return the nats [N − 1], by weights (α [E], β [contexts, E]) that learn."""
+  """Return the nats [N − 1]; the weights α [E] and β [contexts, E] learn."""
 
   def body(weights, inputs):
     (alpha, beta), (experts, k, target) = weights, inputs

@@ -72,8 +72,8 @@ class Protocols:
 
   Args:
     members: the models; one, or an ensemble of a common vocabulary.
-    texts: the text to read, and others.
-    settings: of the protocols.
+    texts: the text to read, and the other texts that the protocols need.
+    settings: the settings of the protocols.
     names: the protocols that will be asked for. What two of them need is
       computed once.
   """
@@ -135,7 +135,7 @@ class Protocols:
     outcome = self._mixed("dynamic", predicted)
     return outcome._replace(
       record=outcome.record | {"mixed_dynamic": _settings_of(choices)},
-      # If both protocols were named, the outcome of dynamic has them.
+      # If both protocols were named, the outcome of dynamic has the choices.
       choices=[] if "dynamic" in self._names else choices,
     )
 
@@ -169,11 +169,12 @@ class Protocols:
   def _dynamic(self) -> tuple[list[dynamic_eval.Choice], np.ndarray]:
     """(each member's settings, the log probabilities by dynamic evaluation).
 
-    These are [N − 1], or [N − 1, V] if mixed was named.
+    The log probabilities are of the text's tokens, [N − 1]; if mixed was named,
+    of the whole vocabulary, [N − 1, V].
     """
     choices = []
 
-    def predictions():  # a generator: two members' are in memory at most
+    def predictions():  # a generator: at most two arrays are in memory
       for member in self._members:
         choice, predicted = dynamic_eval.evaluate_dynamically(
           *member,

@@ -40,17 +40,19 @@ VOCABULARY = CUE + 1
 EMBEDDING = 16
 BATCH_SIZE = 32
 TEST_SIZE = 512  # sequences
-STEPS_PER_CALL = 50  # of a jitted call, whose overhead exceeds a small step
+# Training steps in a jitted call, whose overhead exceeds the time of a small
+# step.
+STEPS_PER_CALL = 50
 
 
 class Recall(NamedTuple):
   """What an ensemble of S seeds has learned of one delay, at its best rate."""
 
   learning_rate: float
-  # Of each seed, on the sequences that chose the rate; if it diverged, about
-  # 1 / K.
+  # Of each seed, on the test sequences, by which the rate was chosen; about
+  # 1 / K if the seed diverged.
   accuracy: list[float]
-  nats: list[float | None]  # loss of each seed on them; None where it diverged
+  nats: list[float | None]  # test loss of each seed; None where it diverged
 
 
 def draw(
@@ -82,8 +84,8 @@ def learn(
     learning_rates: of Adam, at the peak of the schedule. The best has the
       fewest seeds that diverge, and then the lowest mean loss on the test
       sequences.
-    chrono: for initial biases that fit the d + 2 time steps of a sequence, the
-      name of the model's cell; None for its usual biases.
+    chrono: the name of the model's cell, for initial biases that fit the d + 2
+      time steps of a sequence; None for the usual biases of the cell.
     mesh: the devices that share the seeds (`lstm_jax.training.over_members`).
 
   Raises:
@@ -141,7 +143,7 @@ def _with_chrono(
 ) -> LanguageParams:
   """Return the weights of every seed with biases that fit a longest time.
 
-  They are drawn by the second child of each seed's key [S]; the first one has
+  The second child of each seed's key [S] draws the biases; the first child has
   drawn the weights.
   """
 
@@ -203,9 +205,9 @@ def rank(nats: np.ndarray) -> tuple[int, float]:
 
 
 def longest(accuracies: dict[int, float]) -> int:
-  """Return the longest delay whose accuracy, and all before it, are above 0.9.
+  """Return the longest delay up to which all accuracies are above 0.9.
 
-  It is 0 if the accuracy of the shortest delay is not.
+  Return 0 if the accuracy of the shortest delay is not above 0.9.
   """
   last = 0
   for delay in sorted(accuracies):

@@ -5,10 +5,10 @@
 layer by layer. The states are those that the cell carries. The gates come from
 what `recur` saves for the backward pass:
 
-  LSTM and its variants     i, f, g and o; of a coupled LSTM not i, which is
-                            1 − f; a Mogrifier LSTM's are among its residuals
-  sLSTM                     q, from which i and f are computed, g and o; i and
-                            f relative to the larger of both
+  LSTM and its variants     i, f, g and o. A coupled LSTM has no i, since it is
+                            1 − f. A Mogrifier LSTM has them among its residuals
+  sLSTM                     g, o and q, from which i and f are computed, both
+                            relative to the larger of the two
   both GRUs                 r and z; the candidate n is computed again
   RNN, LRU                  none
   minGRU, minLSTM           not recorded, since only their local gradients are
@@ -72,7 +72,7 @@ class LayerTrace(NamedTuple):
   # [N, K], the second result of `recur`: gates, local gradients, or for a
   # Mogrifier x.
   gates: jax.Array
-  residuals: Residuals  # saved for the backward besides, [N, ...]
+  residuals: Residuals  # what else the backward pass needs, [N, ...]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -102,7 +102,7 @@ def trace_layers(
 
 
 def embed(params: LanguageParams, tokens: jax.typing.ArrayLike) -> jax.Array:
-  """Return the inputs of the lowest layer for tokens [...], [..., E]."""
+  """Return the inputs of the lowest layer, [..., E], for tokens [...]."""
   xs = params.embedding[tokens]
   if params.readout is None:  # tied: inputs are scaled by √E
     xs = xs * jnp.asarray(xs.shape[-1] ** 0.5, xs.dtype)
@@ -183,7 +183,7 @@ def _reset_before_candidate(layer: LayerTrace) -> jax.Array:
 def _candidate_parts(
   cell: Cell, layer: LayerTrace
 ) -> tuple[jax.Array, jax.Array]:
-  """Return the inputs' part of the candidate, [N, H], and its W_h, [H, H]."""
+  """Return the input's part of n, [N, H], and the part of W_h, [H, H]."""
   params, split = layer.params, 2 * len(layer.params.w_h)
   xn = cell.project(params, layer.xs)[:, split:]
   return xn + as_row(params.b[split:], xn), params.w_h[:, split:]

@@ -28,8 +28,8 @@ class TextStats(NamedTuple):
 def with_letters(text: str) -> str:
   """Return text with a letter in place of each combining mark.
 
-  These are accents and vowel signs, which are no letters to `re`; not the marks
-  after an emoji, U+FE00 to U+FE0F and enclosing ones.
+  Combining marks are accents and vowel signs, which `re` does not count as
+  letters. The marks after an emoji stay: U+FE00 to U+FE0F, and enclosing ones.
   """
   marks = {
     ord(character): "x"
@@ -61,7 +61,7 @@ def text_stats(
   A text may end anywhere: a word or line cut off by its end does not count.
 
   Args:
-    texts: what a model has written, a list of texts.
+    texts: the texts that a model has written.
     train_words: the `words` of the training text.
     val_words: the `words` of the validation text.
 
@@ -102,10 +102,10 @@ def ending(word: str) -> str:
 
 
 def _rhyming(text_lines: list[str]) -> list[bool]:
-  """Return whether each line rhymes with one at most two lines away.
+  """Return whether each line rhymes with another at most two lines away.
 
-  Empty lines are not among them. Two lines rhyme if their endings are equal and
-  their last words are not.
+  The lines are not empty. Two lines rhyme if their endings are equal and their
+  last words are not.
   """
   last_words = [(words(line) or [""])[-1] for line in text_lines]
   endings = [ending(word) for word in last_words]
