@@ -1,1 +1,1 @@
-"""RNN, GRU and LSTM compared."""
+"""Comparisons: of cells, of changes of a recipe, and of results on a board."""

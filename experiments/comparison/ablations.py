@@ -29,8 +29,8 @@ class Ablations(NamedTuple):
   recipe: Mapping[str, Any]  # the flags of the base
   corpus_sha256: str
   rows: list[dict[str, Any]]  # the base's first; a new one is appended
-  overwritten: str | None = None  # when all was begun again, in ISO 8601
-  split: str = "val"  # whose losses are compared, or "dev"
+  overwritten: str | None = None  # when --overwrite was given, in ISO 8601
+  split: str = "val"  # "val" or "dev": the split whose losses are compared
 
   def has(self, change: str) -> bool:
     """Return whether there is a row of this change."""
@@ -141,7 +141,7 @@ def check_directories(directories: Mapping[str, Path]) -> None:
   """Raise ValueError unless each change can have a run directory of its own.
 
   Args:
-    directories: by the changes that name them.
+    directories: the run directory of each change.
   """
   changes: dict[Path, str] = {}
   for change, directory in directories.items():
@@ -185,7 +185,7 @@ def _format(nats: float, sign: str = "") -> str:
 
 
 def _check_rows(rows: list[dict[str, Any]]) -> None:
-  """Raise an error if a row lacks what is read of it."""
+  """Raise an error if a row lacks an entry, or if the base's row is missing."""
   if not isinstance(rows, list):
     raise TypeError(f"rows must be a list, got {type(rows).__name__}")
   for row in rows:

@@ -71,7 +71,7 @@ class Row(NamedTuple):
   evaluate: Sequence[str] = ()  # flags of experiments.evaluate
   date: str = ""
   commits: Sequence[str] = ()  # that added the results
-  records: Sequence[str] = ()  # the run directory that each of them added
+  records: Sequence[str] = ()  # the run directory that each commit added
   source: Source | None = None  # of others' rows
 
   @property
@@ -94,9 +94,9 @@ class Board(NamedTuple):
   def of_corpus(self, corpus: str) -> "Board":
     """Return the rows on one corpus, in the order of their losses.
 
-    Those with a result by the board's first protocol come first, the lowest
-    mean before the others; then those whose first protocol is the second, and
-    so on.
+    Rows with a result by the board's first protocol come first, the lowest mean
+    at the top. Then come those of the other rows that have a result by its
+    second protocol, and so on.
     """
     order = list(self.protocols)
 

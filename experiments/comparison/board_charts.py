@@ -20,7 +20,7 @@ from experiments.trainer.figures import SMALL, save, tidy
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-MARKERS = "osD^v*PX"  # of the protocols, in their order; then from the start
+MARKERS = "osD^v*PX"  # one for each protocol, in order; then the first again
 OUR_COLOR, OTHERS_COLOR = "tab:blue", "tab:gray"
 NEAR = 0.1, 0.03  # in log x and in nats: labels that are closer overlap
 KEYWORD = "Description"  # of a PNG file's text
@@ -40,8 +40,8 @@ class Point(NamedTuple):
 class Chart(NamedTuple):
   """A chart, by its horizontal axis.
 
-  `value` returns x of a row for a number of seeds that count together, or None
-  if the row has none.
+  `value` takes a row and how many seeds a result counts (1, or all members of
+  an ensemble), and returns x, or None if the row does not state it.
   """
 
   file: str
@@ -57,7 +57,8 @@ def _millions(row: Row, num_seeds: int) -> float | None:
 def _minutes(row: Row, num_seeds: int) -> float | None:
   """Return the minutes in which so many seeds are trained, one after another.
 
-  Each counts with the middle of least and most; what they share counts once.
+  A seed counts with the middle of the least and the most minutes; minutes that
+  the seeds share count once.
   """
   if not row.training:
     return None
@@ -91,8 +92,8 @@ def draw(board: Board, directory: Path) -> None:
 def points(board: Board, chart: Chart) -> list[Point]:
   """Return a point for each result of the rows that have the chart's value.
 
-  An ensemble has as many parameters, and takes as long, as its members have
-  together; it is left out where their number is not known.
+  An ensemble counts the parameters and the minutes of all its members together;
+  it is left out if the number of members is not known.
   """
   return [
     Point(number, r.protocol, x, r.mean, r.std or 0.0, row.is_ours)

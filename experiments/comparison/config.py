@@ -33,7 +33,7 @@ class CompareConfig:
   optimizer: OptimizerConfig = only(
     OptimizerConfig(learning_rate=1.0, weight_decay=0.3), "weight_decay"
   )
-  job: JobConfig = only(JobConfig(), "devices")  # they share the models
+  job: JobConfig = only(JobConfig(), "devices")  # which share the models
   cells: tuple[str, ...] = option(
     ("rnn", "gru", "lstm"),
     "Cell to compare. Repeat the flag for several; lstm must be among them, "

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 SHORT, LONG = 16, 128  # characters of context, at most
 BACK = 50  # time steps back of the gradient
-REFERENCE = "lstm"  # the cell in whose time that of others is given
+REFERENCE = "lstm"  # times are given relative to that of this cell
 FILLED, OPEN = "#1f5fa8", "#c8501e"
 MANY = 6  # cells whose lines can still be told apart
-NEAR = 0.75  # share of the cells, the best, whose losses make the axis
+NEAR = 0.75  # share of the cells, the best ones, that decide the axis's length
 
 
 class Series(NamedTuple):
@@ -85,7 +85,7 @@ def sorted_cells(record: Record) -> list[str]:
 
 
 def make_panels(record: Record) -> list[Panel]:
-  """Return what the figure shows of a record, without what it lacks."""
+  """Return the panels of a record's figure, without those with no values."""
   steps, timed = (
     _final(record, budget) for budget in (EQUAL_STEPS, EQUAL_TIME)
   )
@@ -158,10 +158,10 @@ def _final(record: Record, budget: str) -> dict[str, list[float]]:
 
 
 def edge(panel: Panel, order: list[str]) -> float | None:
-  """Return where a panel's axis ends on the right; None where all have room.
+  """Return where a panel's axis ends on the right, or None to show all values.
 
-  The best cells, NEAR of all, make the axis, if the others would make it more
-  than twice as long.
+  The axis ends after the values of the best cells (a share NEAR of all) if the
+  values of the others would make it more than twice as long.
   """
   if not panel.cut:
     return None

@@ -1,4 +1,4 @@
-"""What is to be done to reproduce a row of the board: its jobs, one by one."""
+"""The jobs that reproduce a row of the board: one for each seed."""
 
 import re
 from collections.abc import Sequence
@@ -112,7 +112,7 @@ def ensemble_results(row: Row, jobs: Sequence[Job]) -> list[Result]:
 
 
 def ensemble_seeds(row: Row) -> set[int]:
-  """Return all seeds that the ensemble results of a row are of."""
+  """Return the seeds of all ensemble results of a row."""
   return {seed for r in row.results if r.is_ensemble for seed in r.seeds}
 
 

@@ -182,7 +182,7 @@ def _gradient_flow(record: Record, panel: Axes) -> None:
 
 
 def _title(cell: str) -> str:
-  """Return a cell's name as text has it, such as min-GRU and sLSTM."""
+  """Return a cell's name as one writes it, such as min-GRU and sLSTM."""
   name = cell.replace("_", "-")
   return re.sub("lstm|gru|rnn|lru", lambda found: found[0].upper(), name)
 
@@ -203,7 +203,7 @@ def _reference(panel: Axes, value: float, label: str) -> None:
 
 
 def _plain_x(panel: Axes) -> None:
-  """Have plain numbers at the ticks of the horizontal axis."""
+  """Label the ticks of the horizontal axis with plain numbers, not powers."""
   panel.xaxis.set_major_formatter("{x:,g}")
 
 

@@ -76,9 +76,9 @@ def make_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def cost(row: Row, minutes: Sequence[float]) -> str:
-  """Return a line with each seed's minutes of training, and the published.
+  """Return a line with each seed's minutes of training, and the published ones.
 
-  Those that the seeds share, such as for teachers, are named apart.
+  Published minutes that the seeds share, as for teachers, are named separately.
   """
   text = f"minutes of training: {', '.join(f'{m:.1f}' for m in minutes)}"
   if row.training:

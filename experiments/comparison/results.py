@@ -18,8 +18,8 @@ from experiments.trainer.run_dir import CONFIG
 def recorded_command(program: str) -> str:
   """Return this process's command line for a record that others will read.
 
-  It names no Python of this machine, as `cli.command_line` may. Its paths are
-  those that were given.
+  Unlike that of `cli.command_line`, it never has the path of this machine's
+  Python. Its other paths are those that were given.
   """
   return shlex.join(["python", "-m", f"experiments.{program}", *sys.argv[1:]])
 
@@ -75,7 +75,7 @@ def _made(directory: Path) -> Iterator[None]:
   try:
     yield
   finally:
-    with suppress(OSError):  # one holds something
+    with suppress(OSError):  # a directory is not empty
       for path in made:
         path.rmdir()
 
@@ -123,7 +123,7 @@ def read_record(
   Args:
     path: its file.
     missing: how the message begins if there is no such file.
-    entries: what the record holds.
+    entries: names of entries that the record must have.
 
   Raises:
     ValueError: there is no such file, or it is not such a record.

@@ -16,7 +16,7 @@ GRADIENT_AT = 1, 5, 10, 20, 50, 100, 200  # time steps back
 
 
 def tables(record: Record) -> dict[str, str]:
-  """Return {title: table}, without those of what was left out."""
+  """Return {title: table} for the measurements that the record has."""
   num_seeds = record["config"]["num_seeds"]
   statistics = "mean ± standard deviation of " if num_seeds > 1 else ""
   every = {
@@ -41,7 +41,8 @@ def tables(record: Record) -> dict[str, str]:
 def check_entries(record: Record) -> None:
   """Raise ValueError unless the entries of a record fit each other.
 
-  Each list must have its length; what the figure alone reads must be numbers.
+  Each list must have the length that the configuration gives it. Entries that
+  only the figure reads must be numbers.
   """
   config = record["config"]
   num_seeds, num_norms = config["num_seeds"], config["gradient_steps"] + 1

@@ -57,7 +57,7 @@ def make_ensemble(
 ) -> tuple[TrainState, TrainStep]:
   """Return the initial state and the training step of an ensemble.
 
-  Each of S members has its own key [S], of its initial weights, and its own
+  Each of S members has its own key [S], which draws its weights, and its own
   peak of the learning rate, in a schedule over `num_steps`.
   """
   mesh = members_mesh(config.job, len(keys))
@@ -152,7 +152,7 @@ class _Recorder(Observer):
   on_step: Callable[[int, float, float], None] | None
   evaluations: list[dict[str, Any]] = field(default_factory=list)
   samples: list[dict[str, Any]] = field(default_factory=list)
-  start: float = 0.0  # of the next training step
+  start: float = 0.0  # when the next training step began
 
   def is_due(self, step: int) -> bool:
     """Return whether to evaluate or sample after a step."""

@@ -4,8 +4,9 @@ Learning rate: one rate for all cells would favour the cell that it was chosen
 for. Each cell tries every rate for a number of training steps on the training
 split without its end, and takes the rate with the lowest loss on that end. If
 that is the largest or the smallest rate, twice or half of it is tried too,
-until it is neither, or MOST_FURTHER were added: a best rate at an end says only
-that the rates were too few. The validation split plays no part in this choice.
+until the best rate is neither, or MOST_FURTHER rates were added: if the best
+rate is at an end, too few were tried. The validation split plays no part in
+this choice.
 
 Equal time: a training step of every cell is timed here. In `measurements` each
 cell gets the number of training steps that takes as long as all of the LSTM's.
@@ -106,7 +107,7 @@ def widen(
   Args:
     rates: several learning rates.
     try_rates: rates -> the loss of each, infinite where training diverges; it
-      raises Diverged if that is so at all of them.
+      raises Diverged if training diverges at all of them.
 
   Raises:
     Diverged: training diverges at each of `rates`.
@@ -138,7 +139,7 @@ def seconds_per_step(
   batch, rounds = batches.batch(0), config.timing_rounds
 
   def make_run(cell: CellModel) -> Callable[[], Any]:
-    # The program is that of the training; every rate takes the same time.
+    # The same program as in training. Its time does not depend on the rate.
     state, train_step = make_ensemble(
       cell.model, config, config.num_steps, keys, [1e-3] * len(keys)
     )
