@@ -46,8 +46,8 @@ function plainRnnBackward(derivative) {
 // The backward pass of a step. `recur` takes the parameters p, the step's gates,
 // the states before and after it, and d, the gradient with respect to the state
 // after it. dax receives the gradient of the input's part, du that of h W_h, and
-// d that of the state before the step, without the part of h that goes through
-// h W_h, which `advance` adds. `project` takes ax = x W_x before it is normalised;
+// d that of the state before the step. d lacks the part of dh that goes through
+// h W_h; `advance` adds it. `project` takes ax = x W_x before it is normalised;
 // dax holds the gradient of the input's part and receives that of x W_x.
 const BACKWARD = {
   rnn: plainRnnBackward((y) => 1 - y * y),
@@ -89,7 +89,7 @@ const BACKWARD = {
         dh[k] = dh[k] * gates[H + k] + dm[k] * r;
       }
       du.set(dax);
-      du.fill(0, 2 * H);  // m Wₙ is done
+      du.fill(0, 2 * H);  // the part through m Wₙ is in dm
     },
   },
   lstm: {
@@ -140,7 +140,7 @@ const BACKWARD = {
   },
   layernorm_lstm: {
     // do = dh' t with t = tanh(γ_c N(c') + b_c),  dN(c') = dh' o (1 − t²) γ_c,
-    // added to dc' through N; then the gates, da, and du of dN(u) = γₕ da
+    // added to dc' through N; then da, as of the LSTM, and du from dN(u) = γₕ da
     recur(p, gates, { h, c }, after, { h: dh, c: dc }, dax, du) {
       const H = c.length, { gain_h, gain_c, b_c } = p;
       const y = Float64Array.from(after.c), dy = new Float64Array(H);
@@ -213,7 +213,7 @@ class GradientPath {
       p.w_h.multiplyTransposed(du, dh);
       dh.forEach((v, unit) => { d.h[unit] += v; });
       if (k === 0) continue;
-      if (this.backward.project) {  // the part of the input before it, again
+      if (this.backward.project) {  // it needs x W_x, which was not kept
         p.w_x.multiply(after[k - 1].h, this.ax);
         this.backward.project(p, this.ax, dax);
       }

@@ -5,8 +5,8 @@ const COLORS = 8, DASHES = ["", "7 4", "2 3"];
 // Height and margins of the chart, in pixels.
 const HEIGHT = 340, LEFT = 60, RIGHT = 12, TOP = 26, BOTTOM = 40;
 const NAME_FONT = "600 13px system-ui, sans-serif";  // svg .name of report.html
-// The lines of at most so many runs are named at their ends, if the chart is not
-// narrower than so many pixels.
+// The lines are named at their ends if there are at most LABELLED runs and the
+// chart is at least NARROW pixels wide.
 const LABELLED = 8, NARROW = 520;
 const LABEL_LENGTH = 22;  // characters
 const DIGIT_WIDTH = 7, LABEL_HEIGHT = 15;  // pixels
@@ -35,8 +35,8 @@ function ticks(low, high) {
 }
 
 // Returns 1, 2 and 5 times the powers of ten in an interval, or the powers alone
-// if it reaches into more than three decades. Where there are not two, the
-// ticks are linear.
+// if it reaches into more than three decades. If it has fewer than two of them,
+// the ticks are linear.
 function logTicks(low, high) {
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
   const factors = last - first > 3 ? [1] : [1, 2, 5], values = [];
@@ -61,8 +61,8 @@ function smoothed(values, smoothing) {
 
 // Returns the scale of curves {xs, ys}, or null if no point is to be shown.
 // `from` is the share of the horizontal axis, from the left, that is left out.
-// `logarithmic` has for each axis, x and y, whether it is; what is not positive
-// is then left out. `width`, and the margin `right`, are in pixels.
+// `logarithmic` is { x, y }: whether each axis is logarithmic, and leaves out what
+// is not positive. `width`, and the margin `right`, are in pixels.
 function makeScale(curves, from, logarithmic, width, right) {
   const ends = curves.flatMap(({ xs }) => xs.slice(-1));
   const high = Math.max(...ends);
@@ -100,8 +100,8 @@ function makeScale(curves, from, logarithmic, width, right) {
   };
 }
 
-// Returns the text of a number on an axis, in three digits at least, if it has
-// so many: below 10⁻³ as 2e−4.
+// Returns the text of a number on an axis, with its first three digits at least;
+// below 10⁻³ as 2e−4.
 const tickText = (v) => v !== 0 && Math.abs(v) < 1e-3
   ? Number(v.toPrecision(3)).toExponential().replace("e-", "e−")
   : v.toLocaleString("en",

@@ -2,7 +2,7 @@
 // What the explorer shows at the cursor: the text, all units, the probabilities
 // of the next token, the gradient's path.
 const TABLE_STEPS = [0, 1, 2, 4, 8, 16, 32, 64];  // back, in the table
-const DECADES = 4;  // powers of ten in the bars under the text
+const DECADES = 4;  // powers of ten that the bars under the text span
 
 // Draws a token of the text at its column, in the color of a level.
 function drawToken(context, t, y, palette, level) {

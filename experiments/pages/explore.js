@@ -8,7 +8,7 @@ const LINE = 26, CELL = 18, FONT = "16px ui-monospace, monospace";
 // --- State of the page ---
 
 let data;  // the page's header
-let text, pieces, tokens;  // the text shown, its tokens and what each adds
+let text, pieces, tokens;  // the text shown, what each token adds, its tokens
 let chosenText, chosenCursor;  // the text to be shown once it is unpacked
 let layer = 0, signalName, order = 0, unit = 0, cursor = 0;
 let signal, levels, paths;  // the signal shown, and its layer's gradient paths
@@ -94,7 +94,7 @@ function showText(shown, at) {
   return choose(false);
 }
 
-let numBusy = 1;  // what is under way; at first, the page itself
+let numBusy = 1;  // tasks under way; at first one, the loading of the page
 
 function setBusy(isBusy) {
   numBusy += isBusy ? 1 : -1;

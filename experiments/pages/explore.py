@@ -2,10 +2,10 @@
 
 Everything about that text is computed here and packed into the page, signals
 and gradient norms as one byte a number (`packing`). The page unpacks an array
-when it shows it. It also holds the model in 8-bit weights, if `packed_model`
-can pack it, and computes the same of a text that somebody types there: model.js
-and cells.js have the forward pass, backward.js the gradients, texts.js both
-kinds of texts.
+when it shows it. If `packed_model` can pack the model, the page also holds its
+weights in 8 bits, and computes the same for a text that somebody types there:
+model.js and cells.js have the forward pass, backward.js the gradients, texts.js
+both kinds of texts.
 """
 
 from pathlib import Path
@@ -209,9 +209,9 @@ def pack_signal(
 def pack_path(name: str, norms: np.ndarray, blobs: Blobs) -> dict[str, Any]:
   """Return the header of gradient norms [N, W], whose bytes become a blob.
 
-  Column k is of the state k time steps earlier. A norm that overflows, or is
-  NaN, is stored as the largest that does not: another value would push the
-  others off the scale.
+  Column k is of the state k time steps earlier. A norm that is infinite or NaN
+  is stored as the largest finite norm: a larger value would push the others off
+  the scale.
   """
   largest = float(norms[np.isfinite(norms)].max(initial=0.0)) or 1.0
   norms = np.nan_to_num(norms, nan=largest, posinf=largest)

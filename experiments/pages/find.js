@@ -14,8 +14,8 @@ function selection() {
 }
 
 // Returns the passages that match a pattern: [{first, last}], tokens. A pattern
-// between slashes is a regular expression with the flag u, others are text;
-// neither minds case.
+// between slashes is a regular expression with the flag u, others are text.
+// Both ignore the case of letters.
 function matches(pattern) {
   if (!pattern) return [];
   const slashes = pattern.match(/^\/(.+)\/$/s);
@@ -31,7 +31,8 @@ function matches(pattern) {
       last: tokenOf[match.index + match[0].length - 1] }));
 }
 
-// Returns the tokens of highest score, apart from each other, best first.
+// Returns the tokens of highest score, at least APART from each other, the best
+// first.
 function best(scores) {
   const byScore = scores.map((_, t) => t).sort((a, b) => scores[b] - scores[a]);
   const chosen = [];
@@ -153,7 +154,7 @@ function step(direction) {
   moveTo(target);
 }
 
-// Finds anew where the passages depend on the unit, the signal or the cursor.
+// Finds again, unless the passages depend on the pattern alone.
 function refind() {
   if ($("finder").value !== "pattern") find();
 }

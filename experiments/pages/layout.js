@@ -45,7 +45,7 @@ function layOut() {
     if (piece === " ") blank = t + 1;
     if (piece[0] === "\n" && t + 1 < pieces.length) {
       starts.push(t + 1);
-      // The blanks that follow a newline in a token of words.
+      // A newline token of a word model also has the blanks that follow.
       column = Math.min(piece.length - 1, columns - 8);
     }
   });

@@ -29,7 +29,7 @@ class Matrix {
     this.sums = new Float64Array(Math.ceil(this.rows / LANES) * LANES);
   }
 
-  // Writes x W into y: all outputs, or those from `first` on, before `end`.
+  // Writes x W into y: all outputs, or those with first ≤ r < end.
   multiply(x, y, first = 0, end = this.rows) {
     const { weights, columns, scales, sums } = this;
     const start = first - first % LANES;

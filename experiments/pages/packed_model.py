@@ -1,4 +1,4 @@
-"""A language model inside a page, which model.js runs: in 8-bit weights."""
+"""A language model in 8-bit weights inside a page, where model.js runs it."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ MAX_WEIGHTS = 32_000_000  # a byte each in a page; 200 MB in a browser's memory
 
 
 def check_model(trained: Trained) -> None:
-  """Raise ValueError if a page cannot hold a model: its cell, or its size."""
+  """Raise ValueError if a page cannot compute the cell or hold the weights."""
   cell = recorded_cell(trained)
   if cell not in CELLS:
     raise ValueError(f"a page computes no {cell}, only {', '.join(CELLS)}")

@@ -4,7 +4,7 @@ A page is one file that a browser opens from the disk. Its template has a place
 for head.html, which all pages share, and one for data blocks: script elements
 of a type that no browser runs, whose text is base64 of gzip and so cannot be
 markup. `unpack` of head.html reads them. A script that the template names by
-src, a file beside it, becomes a part of the page.
+src, a file beside the template, is copied into the page.
 
 A number is stored as one of 256 levels q, a byte:
 
@@ -12,9 +12,9 @@ A number is stored as one of 256 levels q, a byte:
   signed  v in [−m, m], m = max |v|     q = 128 + round(127 v / m)
   norm    v in [10ᵃ, 10ᵇ]               q = 1 + round(254 (log₁₀ v − a)/(b − a))
 
-m is that of one unit, and 0 is exact in a signed signal. The relative error of
-a norm is at most 5.6 %, but norms below 10⁻¹² of the largest are stored as
-10⁻¹² of it. A norm of 0 is level 0.
+Each unit has an m of its own, and the value 0 of a signed signal is exact. The
+relative error of a norm is at most 5.6 %, but norms below 10⁻¹² of the largest
+are stored as 10⁻¹² of it. A norm of 0 is level 0.
 """
 
 import base64

@@ -1,6 +1,6 @@
 "use strict";
-// Pinned units of the explorer: the line of the cursor again for each of them,
-// in the colors of its values.
+// The pinned units of the explorer. For each, the line of the cursor is shown
+// again, in the colors of the unit's values.
 const MOST_PINS = 8;
 
 // {layer, signal, unit, levels: of each token, from: the pin on another text}
@@ -9,8 +9,8 @@ let pins = [];
 const isPinned = (p) => p.layer === layer && p.signal.name === signalName
   && p.unit === unit;
 
-// Pins the unit that the text shows, or removes its pin; not while the values
-// of another signal are being unpacked.
+// Pins the unit that the text shows, or removes its pin. Does nothing while
+// the values of another signal are being unpacked.
 function togglePin() {
   if (document.querySelector("main").getAttribute("aria-busy") === "true") {
     return;

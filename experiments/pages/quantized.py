@@ -1,7 +1,7 @@
 """A language model in 8-bit weights, and what rounding them costs.
 
-A matrix is stored by its outputs, one row each (W_x, W_h and W transposed; of
-the embedding, the vector of one token), with a scale a row:
+A matrix is stored with a row for each output: W_x, W_h and W are transposed; a
+row of the embedding is the vector of one token. Each row has a scale s:
 
   s = max |w| / 127 of the row,   q = round(w / s),   w ≈ q s
 
@@ -18,7 +18,7 @@ from experiments.trainer.trained import Trained
 from lstm_jax.language import LanguageParams
 from lstm_jax.language.evaluate import stateful_loss
 
-MAX_COST = 0.05  # nats per token that rounding may lose
+MAX_COST = 0.05  # nats per token by which rounding may raise the loss
 LEVELS = 127
 
 
@@ -62,7 +62,7 @@ def quantize_params(params: LanguageParams) -> LanguageParams:
 
 
 def dequantize_params(params: LanguageParams) -> LanguageParams:
-  """Return the weights that a `quantize_params` stands for, in float32."""
+  """Return the weights that `quantize_params` rounded, as float32 arrays."""
 
   def as_array(leaf: Any) -> np.ndarray:
     return dequantize(leaf).T if isinstance(leaf, Quantized) else leaf

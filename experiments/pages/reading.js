@@ -1,11 +1,12 @@
 "use strict";
-// The second half: a text that somebody types is scored, and continued.
+// The second half of the page: a text that somebody types is scored, and
+// continued.
 
 const LONGEST_TEXT = 5000;  // characters
 const STRONGEST = 8;  // nats of the darkest color
 const SURPRISING = Math.log(100);  // nats of a probability of 1 %
 const SUGGESTIONS = 3, LONGEST_SUGGESTION = 24;  // tokens
-const LEAST = 0.02;  // probability of another suggestion than the first
+const LEAST = 0.02;  // least probability of the suggestions after the first
 // Accents and vowel signs belong to a word, the marks after an emoji do not.
 const IN_WORD = /(?![\uFE00-\uFE0F])[\p{L}\p{Mn}\p{Mc}\p{N}'’-]/u;
 const WORD_AT_END = new RegExp(`(?:${IN_WORD.source})*$`, "u");
@@ -90,7 +91,8 @@ class Reading {
     this.ghost = document.createElement("span");
     this.ghost.className = "ghost";
     this.ghost.textContent = this.suggestions[0] || "";
-    // A break may stand before the suggestion, as in the text box without it.
+    // The line may break before the suggestion: the text box, which lacks it,
+    // then breaks the lines at the same places.
     $("marked").replaceChildren(...pieces, document.createElement("wbr"),
       this.ghost, "\u200b");
   }

@@ -29,7 +29,7 @@ function xsOf(run, curve) {
     : curve.step.map((step) => epochsAt(run.epoch_ends, step));
 }
 
-// Returns how many epochs have been made after a training step.
+// Returns how many epochs have passed after a training step, with fractions.
 function epochsAt(ends, step) {
   const k = ends.findIndex((end) => step <= end), start = ends[k - 1] ?? 0;
   return k < 0 ? ends.length : k + (step - start) / (ends[k] - start);
@@ -63,8 +63,8 @@ function draw() {
       : axis === "epochs" && data.runs.every(
         (run, k) => !isShown(k) || run.epoch_ends === null)
         ? "The number of training steps per epoch is not known."
-        : all.some(({ xs }) => xs.length) ? "No value is positive, as a "
-          + "logarithmic axis needs it."
+        : all.some(({ xs }) => xs.length) ? "No value is positive, and a "
+          + "logarithmic axis shows only positive values."
         : quantity === "loss" ? "There are no losses yet."
           : `The runs have no ${quantity} in their records.`;
     positions = [];
@@ -77,7 +77,7 @@ function draw() {
   svg.append(...drawAxes(scale, axis, unit));
   svg.append(...all.flatMap((curve) => drawCurve(curve, scale)));
   if (right > RIGHT) {
-    const ends = new Map();  // of each run: of its last curve that has one
+    const ends = new Map();  // of each run: the end of its last curve with points
     for (const { k, xs, ys } of all) {
       const i = xs.findLastIndex((x, i) => scale.isShown(x, ys[i]));
       if (i >= 0) ends.set(k, { x: scale.x(xs[i]), y: scale.y(ys[i]) });

@@ -66,7 +66,7 @@ def make_header(histories: list[RunHistory]) -> dict[str, Any]:
 
 
 def differences(records: list[dict[str, Any]]) -> list[list[str]]:
-  """Return a row for each entry of config.json that is not the same in all.
+  """Return a row for each entry of config.json that differs between the runs.
 
   Versions of packages are entries of their own, and hashes are shortened. Flags
   that say where and how a run executes are left out.
@@ -107,7 +107,7 @@ def _curves(run: RunHistory, derived: Derived | None) -> dict[str, Any]:
   if derived:
     epoch_ends = derived.epoch_ends
   elif run.finished and not run.stopped_early and rows:
-    # Without the corpus, as if all epochs had as many training steps.
+    # Without the corpus, assume equally many training steps in all epochs.
     last = max(row["step"] for row in rows)
     epoch_ends = [last * (k + 1) / num_epochs for k in range(num_epochs)]
 

@@ -17,8 +17,8 @@ function makeRandom(seed) {
   return next;
 }
 
-// Writes softmax(y / temperature) into p; temperature 0 is the most likely
-// token. Suppressed tokens have the probability 0.
+// Writes softmax(y / temperature) into p; at temperature 0, the most likely
+// token has the probability 1. Suppressed tokens have the probability 0.
 function softmax(y, temperature, p, suppressed = []) {
   let likeliest = -1;
   for (let token = 0; token < y.length; token++) {

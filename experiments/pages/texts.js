@@ -169,7 +169,7 @@ class TypedText {
     return { ...header, scale, levels };
   }
 
-  // The axis is that of the page's text, but for larger norms.
+  // The axis is that of the page's text, extended if norms here are larger.
   async pathsOf(layer) {
     return this.data.layers[layer].paths.map(({ name, low, high }) => {
       const norms = () => this.path.norms[layer][name];

@@ -27,11 +27,12 @@ class CharTokens {
   }
 }
 
-// What Python's str.split() takes for a space, but for the line break.
+// The characters that Python's str.split() treats as spaces, without the line
+// break.
 const SPACE = "\\t\\v\\f\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a"
   + "\\u2028\\u2029\\u202f\\u205f\\u3000";
 const WORD = "[\\p{L}\\p{N}_]";
-// What else Python's re.IGNORECASE takes for one of the letters a to z.
+// Further characters that Python's re.IGNORECASE treats as a letter of a to z.
 const OTHER_CASES = { i: "İı", k: "\u212a", s: "ſ" };
 
 class WordTokens {

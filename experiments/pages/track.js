@@ -1,6 +1,7 @@
 "use strict";
 // A text as the model reads it: its tokens, the state after each of them, and
-// the −log p of each. The states are kept in blocks, so that old ones can go.
+// the −log p of each. The states are kept in blocks, so that the oldest can be
+// dropped.
 
 const BLOCK = 128;  // tokens
 const KEPT_BYTES = 96 * 2 ** 20, KEPT_TOKENS = 6144;
@@ -43,7 +44,7 @@ class Track {
     return nats;
   }
 
-  // Forgets the oldest tokens beyond the room there is; returns how many.
+  // Forgets the oldest block if no room is left; returns how many tokens.
   drop() {
     if (this.tokens.length < this.room) return 0;
     this.blocks.shift();

@@ -59,7 +59,7 @@ function listenToTyping(pageText) {
   };
 
   $("own").addEventListener("input", (event) => {
-    if (!event.isComposing) read();  // of é, not of the accent before the e
+    if (!event.isComposing) read();  // é, but not the accent typed before the e
   });
   $("own").addEventListener("compositionend", read);
   $("swap").addEventListener("click",
@@ -68,8 +68,9 @@ function listenToTyping(pageText) {
 
 // Returns what a text costs, and what of it was left out.
 //
-// nats: of each token after the first; numRead: tokens; numLeft: those beyond
-// the room there is; numUnknown: characters left out, or unknown words.
+// nats: of each token after the first; numRead: tokens read; numLeft: tokens left
+// out because there is no more room; numUnknown: characters left out, or unknown
+// words.
 function scoreOfText(nats, numRead, numLeft, numUnknown) {
   const units = (n) => `${count(n)} ${data.unit}${n === 1 ? "" : "s"}`;
   const parts = [];

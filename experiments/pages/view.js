@@ -25,7 +25,7 @@ function color(span, { fill, ink }) {
   span.style.color = ink;
 }
 
-// Returns the element of a token whose text stands in a .text element.
+// Returns the element of a token, which goes into an element of class text.
 function spanOf(text) {
   const span = document.createElement("span");
   span.textContent = text;
@@ -34,8 +34,8 @@ function spanOf(text) {
 }
 
 // Fills a list with the likeliest tokens, and the actual one if it is none of
-// them. own and drawn are probabilities of each token: the model's, and at the
-// temperature and top-p.
+// them. own has the model's probability of each token, and drawn that at the
+// chosen temperature and top-p.
 function showProbabilities(list, symbols, own, drawn, actual) {
   const tokens = largestOf(own, LISTED);
   if (actual !== undefined && actual >= 0 && !tokens.includes(actual)) {

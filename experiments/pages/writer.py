@@ -40,7 +40,8 @@ def make_page(trained: Trained, text: str, source: str) -> tuple[str, Cost]:
 
   Args:
     trained: the model, which `check_model` has passed.
-    text: a split of the corpus, to measure that cost and score the units on.
+    text: a split of the corpus, on which the cost is measured and the units are
+      scored.
     source: where the text is from, for the page's heading.
 
   Raises:
@@ -131,7 +132,7 @@ def excerpt(text: str) -> str:
 
   Without a space in its second half, it is cut after EXCERPT characters.
   """
-  text = text.rstrip()  # something follows each of its line breaks
+  text = text.rstrip()  # so that something follows each line break
   breaks = [m.end() for m in re.finditer(r"\n\n?", text[: 2 * EXCERPT])]
   start = min(breaks, default=0)
   part = text[start : start + EXCERPT + 1]

@@ -1,5 +1,5 @@
 "use strict";
-// The first half: the model writes, and the text has the color of a unit.
+// The first half of the page: the model writes, and a unit colors the text.
 
 const SPEEDS = [1, 2, 5, 10, 20, 50, 150, 500, Infinity];  // tokens a second
 const LIST_EVERY = 80;  // ms between two lists of the next token, at least
@@ -12,7 +12,7 @@ class Writing {
     this.spans = [];  // of the tokens that are kept
     this.own = new Float64Array(data.symbols.length);
     this.drawn = new Float64Array(data.symbols.length);
-    this.run = null;  // of the loop that writes, if one does
+    this.run = null;  // an object that stands for the loop that writes, if any
     this.pending = null;  // the next token, once it is decided
   }
 
@@ -83,8 +83,8 @@ class Writing {
     this.decide();
   }
 
-  // Adds the text of a token. Each line is an element of its own: the browser
-  // lays out the last one alone.
+  // Adds the text of a token. Each line is an element of its own, so that the
+  // browser only lays out the last line anew.
   append(text, given) {
     const isBreak = text.startsWith("\n"), span = spanOf(isBreak ? "" : text);
     span.classList.toggle("break", isBreak);
