@@ -29,7 +29,9 @@ HARD = make_hard_sigmoid(0.2)
   ],
   ids=["tanh", "sigmoid", "relu", "hard_sigmoid(0.2)", "hard_sigmoid(1/6)"],
 )
-def test_a_derivative_of_the_output_is_that_of_autodiff(activation, expected):
+def test_values_and_the_derivative_from_the_output_are_right(
+  activation, expected
+):
   a = jnp.array([-9.0, -3.1, -2.4, -0.1, 0.2, 1.7, 2.4, 2.6, 8.0])
   y = activation.apply(a)
   assert worst(y, np.array([expected(float(v)) for v in a])) < 1e-15
@@ -49,7 +51,7 @@ def test_the_derivative_at_a_kink_is_that_of_the_flat_side(activation, kinks):
     assert jax.grad(activation.apply)(kink) == 0  # autodiff agrees
 
 
-def test_softplus_has_all_derivatives():
+def test_softplus_and_its_first_three_derivatives_are_right():
   a = jnp.array([-800.0, -40.0, -1.5, -1e-3, 0.0, 1e-3, 1.5, 40.0, 800.0])
   s, t = jax.nn.sigmoid(a), jax.nn.sigmoid(-a)
   expected = [np.logaddexp(a, 0), s, s * t, s * t * (1 - 2 * s)]
@@ -63,7 +65,9 @@ def test_softplus_has_all_derivatives():
   ("function", "expected"),
   [(softplus, jax.nn.softplus), (relu, jax.nn.relu)],
 )
-def test_infinity_and_nan_have_the_values_and_slopes_of_jax(function, expected):
+def test_infinity_and_nan_have_jaxs_values_and_infinity_its_slopes(
+  function, expected
+):
   for a in (jnp.inf, -jnp.inf, jnp.nan):
     np.testing.assert_equal(float(function(a)), float(expected(a)))
     if not np.isnan(a):
@@ -84,7 +88,7 @@ def test_infinity_and_nan_have_the_values_and_slopes_of_jax(function, expected):
 def test_higher_derivatives_at_pre_activations_of_zero(
   cell, adjoint, order, key
 ):
-  """Against a loop over time without a scan; half of the units are at 0."""
+  """The reference is a Python loop; every second pre-activation is 0."""
   params, state, xs = arguments(cell, key, steps=3, batch=(2,))
   params = jax.tree.map(lambda w: w.at[..., ::2].set(0), params)
 
@@ -108,14 +112,14 @@ def test_higher_derivatives_at_pre_activations_of_zero(
 
 
 @pytest.mark.parametrize("slope", [0, -0.2, math.inf, math.nan, "0.2", True])
-def test_a_slope_that_is_not_positive_is_refused(slope):
+def test_a_slope_that_is_no_finite_positive_number_is_refused(slope):
   with pytest.raises(
     ValueError, match=rf"must be a number in \(0, inf\), got {slope!r}"
   ):
     make_hard_sigmoid(slope)
 
 
-def test_equal_activations_are_equal_and_others_are_not():
+def test_activations_of_one_slope_are_equal_and_of_two_slopes_are_not():
   for same in (make_hard_sigmoid(0.2), pickle.loads(pickle.dumps(HARD))):
     assert same == HARD and hash(same) == hash(HARD)
   assert make_hard_sigmoid(1 / 6) != HARD

@@ -1,3 +1,5 @@
+"""The affine map x W + b of vectors and of tokens, and its gradient."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ from tests.compiling import dtypes
 from tests.draws import B, D, H, T, normal_like, weighed, worst
 
 
-def arguments(key, rows):
+def draw_weights(key, rows):
+  """Return random (w [rows, H], b [H])."""
   shapes = (rows, H), (H,)
   return normal_like(key, tuple(np.zeros(s, jnp.float64) for s in shapes))
 
@@ -16,7 +19,7 @@ def arguments(key, rows):
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("leading", [(), (B,), (T, B), (1, 1)])
 def test_linear_has_the_gradient_of_affine(leading, key):
-  w, b = arguments(key, D)
+  w, b = draw_weights(key, D)
   x = jax.random.normal(key, (*leading, D), jnp.float64)
   gradients = [
     jax.grad(weighed(f, key), (0, 1, 2))(x, w, b)
@@ -28,10 +31,10 @@ def test_linear_has_the_gradient_of_affine(leading, key):
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("tokens", [False, True])
 def test_the_gradient_of_linear_has_a_forward_mode(tokens, key):
-  w, b = arguments(key, D)
+  w, b = draw_weights(key, D)
   x = jax.random.normal(key, (B, D), jnp.float64)
   x = jnp.arange(B) % D if tokens else x
-  tangents = arguments(jax.random.key(1), D)
+  tangents = draw_weights(jax.random.key(1), D)
   derivatives = [
     jax.jvp(
       jax.grad(weighed(lambda w, b, f=f: f(x, w, b) ** 3, key), (0, 1)),
@@ -44,9 +47,9 @@ def test_the_gradient_of_linear_has_a_forward_mode(tokens, key):
 
 
 @pytest.mark.everyday(1)
-@pytest.mark.parametrize("rows", [D, 1025])
+@pytest.mark.parametrize("rows", [D, 1025])  # fewer than T·B tokens, and more
 def test_tokens_equal_one_hot_rows_in_a_small_and_a_large_table(rows, key):
-  w, b = arguments(key, rows)
+  w, b = draw_weights(key, rows)
   tokens = jax.random.randint(key, (T, B), 0, rows).at[0, 0].set(rows - 1)
   tokens = tokens.at[1].set(2)  # a token at several positions
   one_hot = jax.nn.one_hot(tokens, rows, dtype=jnp.float64)
@@ -62,7 +65,7 @@ def test_tokens_equal_one_hot_rows_in_a_small_and_a_large_table(rows, key):
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
 def test_narrow_integers_index_a_table_larger_than_their_range(dtype, key):
-  w, b = arguments(key, 300)
+  w, b = draw_weights(key, 300)
   tokens = jnp.array([0, 5, 127], jnp.int32)
   gradients = [
     jax.value_and_grad(
@@ -106,7 +109,7 @@ def test_linear_multiplies_in_the_compute_dtype(key):
 
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("rows", [1, 2, 3, 9])
-def test_few_and_many_rows_have_the_same_product(rows, key):
+def test_product_transposed_is_right_for_few_and_for_many_rows(rows, key):
   keys = jax.random.split(key)
   x = jax.random.normal(keys[0], (rows, 7))
   w = jax.random.normal(keys[1], (5, 7))

@@ -1,3 +1,5 @@
+"""Every cell compared with autodiff, NumPy, Flax and PyTorch; special cases."""
+
 import re
 
 import jax
@@ -169,7 +171,7 @@ def test_tokens_of_another_shape_are_an_error(row, key):
 
 
 def test_variants_without_their_additions_are_the_lstm(key):
-  """Peepholes or rounds of zero, and the identity as projection."""
+  """Peepholes or rounds are all 0, or the projection is the identity."""
   params, state, xs = arguments(lstm, key)
   expected = unroll(lstm, params, state, xs)
   blind = peephole_lstm.PeepholeLSTMParams(*params, jnp.zeros(3 * H))
@@ -183,7 +185,7 @@ def test_variants_without_their_additions_are_the_lstm(key):
 
 
 def test_a_coupled_lstm_equals_an_lstm_with_tied_gates(key):
-  """i = 1 − f = σ(−a_f): its input gate has negated forget-gate weights."""
+  """As i = 1 − f = σ(−a_f), the LSTM's W_i and b_i are −W_f and −b_f."""
   params, state, xs = arguments(coupled_lstm, key)
   i = jax.tree.map(lambda w: -w[..., :H], params)
   tied = lstm.LSTMParams(
@@ -195,7 +197,7 @@ def test_a_coupled_lstm_equals_an_lstm_with_tied_gates(key):
 
 
 def test_layer_norm_is_invariant_to_the_scale_of_weights(key):
-  """N(k u) = N(u), except for ε under the root."""
+  """The normalization N has N(k u) = N(u), except for ε under its root."""
   params, state, xs = arguments(layernorm_lstm, key)
   scaled = params._replace(w_x=1e6 * params.w_x, w_h=1e6 * params.w_h)
   larger = scaled._replace(w_x=10 * scaled.w_x, w_h=10 * scaled.w_h)
@@ -217,7 +219,8 @@ def test_a_minimal_lstm_whose_gates_both_underflow_shares_equally(key):
 
   value, (d_params, d_state) = jax.value_and_grad(f, (0, 1))(params, state)
   assert value == B * H / 2
-  # Of p = σ(log f − log i), where log f and log i have a derivative of 1.
+  # The derivatives of p = σ(log f − log i): here those of log f by a_f, and of
+  # log i by aᵢ, are 1.
   expected = np.repeat(np.float32([B / 4, -B / 4, B / 2]), H)
   for gradient in (d_params.b, d_params.w_x):
     assert (np.asarray(gradient) == expected).all()
@@ -244,7 +247,7 @@ def test_a_minimal_lstm_keeps_a_share_of_its_state_that_is_small(key):
 
 @pytest.mark.parametrize("nu", [-800.0, 200.0])
 def test_an_lru_of_extreme_decays_keeps_its_state_or_takes_its_input(nu, key):
-  """λ is 1 or 0, and γ 0 or 1."""
+  """The decay λ is 1 and the scale γ of the input is 0, or λ is 0 and γ 1."""
   params = lru.init(key, D, H, jnp.float64)
   params = params._replace(nu=jnp.full_like(params.nu, nu))
   state = jax.tree.map(jnp.ones_like, lru.initial_state(params, (B,)))
@@ -254,7 +257,7 @@ def test_an_lru_of_extreme_decays_keeps_its_state_or_takes_its_input(nu, key):
 
   value, gradient = jax.value_and_grad(f)(params)
   decay, scale = (1, 0) if nu < 0 else (0, 1)
-  inputs = params.w_x.sum()  # a, of inputs of 1 and a bias of 0
+  inputs = params.w_x.sum()  # the sum of x W_x + b, for x = 1 and b = 0
   np.testing.assert_allclose(value, B * (decay * H + scale * inputs), 1e-12)
   assert (gradient.w_x == B * scale).all() and (gradient.b == B * scale).all()
   assert not gradient.nu.any()

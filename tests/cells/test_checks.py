@@ -1,4 +1,4 @@
-"""What is wrong, the weights or the cell, is named before a step runs."""
+"""An error in the weights or in a cell is named before a step runs."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +22,7 @@ WRONG = f"weights do not fit each other, or the cell is wrong: {PARAMS}; "
 
 
 def own_cell(old, new):
-  """Return the cell of the page with one change."""
+  """Return the cell of docs/own-cell.md with one change."""
   assert FILE.count(old) == 1
   cell = ModuleType("own_cell")
   exec(FILE.replace(old, new), cell.__dict__)
@@ -63,7 +63,7 @@ def own_cell(old, new):
     ),
   ],
 )
-def test_an_error_of_a_cell_is_told_with_the_weights(old, new, message):
+def test_an_error_of_a_cell_is_named_beside_its_weights(old, new, message):
   cell = own_cell(old, new)
   params = cell.init(jax.random.key(0), D, H)
   state = cell.initial_state(params, (B,))
@@ -76,7 +76,7 @@ def test_an_error_of_a_cell_is_told_with_the_weights(old, new, message):
     assert str(error.value) == message
 
 
-def test_the_error_of_a_cell_is_the_cause():
+def test_the_error_that_a_cell_raises_is_the_cause_of_ours():
   cell = own_cell("jnp.concatenate([i, f, g, o], axis=-1)", "len(3)")
   params = cell.init(jax.random.key(0), D, H)
   with pytest.raises(ValueError, match=r"'int' has no len") as error:
@@ -93,20 +93,20 @@ def test_a_backward_need_not_be_implemented_yet():
     unroll(cell, wrong, None, XS, adjoint=Autodiff())
 
 
-def test_a_backward_need_not_take_any_number_of_batch_axes():
+def test_a_backward_may_require_exactly_one_batch_axis():
   cell = own_cell('"...d,...k->dk"', '"bd,bk->dk"')
   params = cell.init(jax.random.key(0), D, H)
   assert unroll(cell, params, None, XS, adjoint=Autodiff())[1].any()
 
 
-def test_one_column_of_w_x_is_no_layer():
-  """The norm of one number is 0, for any x; the gains would broadcast it."""
+def test_a_w_x_of_one_column_is_refused():
+  """Layer norm maps one number to 0; the gains would broadcast that 0."""
   params = layernorm_lstm.init(jax.random.key(0), D, H)
   with pytest.raises(ValueError, match=rf"^weights do not .* w_x \[{D}, 1\]"):
     unroll(layernorm_lstm, params._replace(w_x=params.w_x[:, :1]), None, XS)
 
 
-def test_the_type_of_params_may_be_a_string():
+def test_the_annotation_of_params_may_be_a_string():
   def project(params: "tuple", x):
     return x
 
@@ -134,5 +134,6 @@ def test_a_type_that_is_any_or_cannot_be_evaluated_is_not_checked():
   check_params(project, {})
   check_params(project_any, {})
   check_params(project_protocol, {})
+  # Only the annotation of x cannot be evaluated: that of params still counts.
   with pytest.raises(ValueError, match=r"^params must be tuple, got dict$"):
     check_params(project_text, {})

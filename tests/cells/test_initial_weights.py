@@ -30,7 +30,7 @@ def test_init_has_unit_scale_orthogonal_recurrence_and_zero_biases(row, key):
   params = row.cell.init(key, size, hidden)
   gates = params.w_x.shape[1] // hidden
   w_h = np.asarray(getattr(params, "w_h", np.zeros((0, 1, gates))))
-  for head in w_h.reshape(-1, *w_h.shape[-2:]):  # the matrix, or one a head
+  for head in w_h.reshape(-1, *w_h.shape[-2:]):  # one matrix, or one per head
     for block in np.split(head, gates, axis=1):
       assert np.abs(block @ block.T - np.eye(len(block))).max() < 1e-5
   for block in np.split(np.asarray(params.w_x), gates, axis=1):
@@ -57,7 +57,7 @@ def test_the_dtype_may_be_float_which_is_float32_without_x64(row, key):
 
 @ROWS
 def test_the_batch_shape_of_a_state_is_a_tuple(row, key):
-  """Not the batch size, as in Haiku."""
+  """A batch size alone, as Haiku takes it, is an error."""
   params = jax.eval_shape(lambda: row.cell.init(key, D, H))
   message = rf"^batch_shape must be a tuple of sizes, .* \(4,\), got {B}$"
   with pytest.raises(ValueError, match=message):
@@ -67,7 +67,10 @@ def test_the_batch_shape_of_a_state_is_a_tuple(row, key):
 @pytest.mark.exhaustive
 @ROWS
 def test_no_two_blocks_of_the_initial_weights_are_one_draw(row, key):
-  """Gates, heads, rounds and matrices: n numbers correlate by 1 / √n."""
+  """Blocks are gates, heads, rounds and matrices.
+
+  Two independent draws of n numbers have a correlation of about 1 / √n.
+  """
   blocks = defaultdict(list)
   for leaf in row.cell.init(key, 32, 32):
     for matrix in leaf.reshape(-1, *leaf.shape[-2:]) if leaf.ndim > 1 else ():
@@ -119,7 +122,7 @@ def test_a_projection_is_orthonormal_and_by_default_of_half_the_units(key):
     ((D, True), "hidden_size", "True"),
   ],
 )
-def test_sizes_that_are_no_integers_from_1_are_an_error(
+def test_sizes_that_are_not_positive_integers_are_an_error(
   row, sizes, name, got, key
 ):
   message = f"^{name} must be an integer ≥ 1, got {got}$"
@@ -147,7 +150,7 @@ def test_a_dtype_that_is_none_of_the_floats_of_jax_is_an_error(
     row.cell.init(key, D, H, dtype)
 
 
-def test_the_first_decays_of_an_lru_are_spread_between_0_and_1(key):
+def test_the_initial_decays_of_an_lru_are_spread_between_0_and_1(key):
   """λ² is uniform: half of the λ are above √½, a tenth above √0.9."""
   nu = lru.init(key, 1, 10_000).nu
   rounded = lru.init(key, 1, 10_000, jnp.bfloat16).nu

@@ -29,7 +29,7 @@ from tests.draws import B, D, H, arguments, normal_like, weighed, worst
 from tests.gradients import planted_error
 
 HARD = make_hard_sigmoid(0.2)
-SMALL = 1e-6  # a step of differences that crosses no kink
+SMALL = 1e-6  # a step of central differences too small to cross a kink
 MODULES = lstm, gru, gru_reset_before
 EACH_MODULE = pytest.mark.parametrize(
   "module", MODULES, ids=["lstm", "gru", "gru_reset_before"]
@@ -42,15 +42,16 @@ def hard(a):
   return np.clip(0.2 * a + 0.5, 0, 1)
 
 
-def positive(a):
+def relu(a):
   """ReLU in NumPy, away from its kink."""
   assert np.abs(a).min() > 1e-4
   return np.maximum(a, 0)
 
 
+# One time step of each cell in NumPy: (params, x W_x + b, *state) -> state.
 def hard_lstm(params, ax, h, c):
   i, f, g, o = np.split(ax + h @ params.w_h, 4, axis=-1)
-  c = hard(f) * c + hard(i) * positive(g)
+  c = hard(f) * c + hard(i) * relu(g)
   return hard(o) * np.tanh(c), c
 
 
@@ -59,7 +60,7 @@ def hard_gru(params, ax, h):
     np.split(a, 3, axis=-1) for a in (ax, h @ params.w_h)
   )
   r, z = hard(x_r + u_r), hard(x_z + u_z)
-  n = positive(x_n + r * (u_n + params.b_n))
+  n = relu(x_n + r * (u_n + params.b_n))
   return ((1 - z) * n + z * h,)
 
 
@@ -67,7 +68,7 @@ def hard_gru_reset_before(params, ax, h):
   x_r, x_z, x_n = np.split(ax, 3, axis=-1)
   w_r, w_z, w_n = np.split(params.w_h, 3, axis=-1)
   r, z = hard(x_r + h @ w_r), hard(x_z + h @ w_z)
-  n = positive(x_n + (r * h) @ w_n)
+  n = relu(x_n + (r * h) @ w_n)
   return ((1 - z) * n + z * h,)
 
 
@@ -82,7 +83,7 @@ ORACLES = {
 @EACH_MODULE
 def test_hard_gates_equal_numpy_and_have_the_gradient_of_autodiff(module, key):
   cell = module.with_activations(HARD, RELU)
-  # Four times as large: gates are flat on both sides, and linear between.
+  # Four times as large: they reach both flat sides of a gate, and its slope.
   args = params, state, xs = jax.tree.map(lambda x: 4 * x, arguments(cell, key))
   arrays = type(params)(*map(np.asarray, params))
   expected, hs = tuple(map(np.asarray, state)), []
@@ -118,7 +119,9 @@ def test_every_planted_error_is_caught_with_hard_gates(module, term, key):
 
 @pytest.mark.exhaustive
 @EACH_MODULE
-def test_nothing_planted_is_no_error_with_hard_gates(module, key):
+def test_without_a_planted_error_hard_gates_have_the_gradient_of_autodiff(
+  module, key
+):
   cell = module.with_activations(HARD, RELU)
   assert planted_error(cell, cell, key) < 1e-12
 
@@ -146,7 +149,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_made_cell_is_one_object_under_pickle_copy_and_equal_arguments(name):
+def test_pickle_copy_and_equal_arguments_give_the_same_made_cell(name):
   cell = MADE[name]()
   assert isinstance(cell, MadeCell) and repr(cell) == name
   assert MADE[name]() is cell
@@ -159,7 +162,7 @@ def test_a_made_cell_is_one_object_under_pickle_copy_and_equal_arguments(name):
 
 
 def test_an_activation_of_a_compiled_function_is_copied_as_itself():
-  """`deepcopy` makes another function of one of `jax.jit`."""
+  """`deepcopy` of a function of `jax.jit` returns another function."""
   softsign = Activation(
     "softsign", jax.nn.soft_sign, lambda y: (1 - abs(y)) ** 2
   )
@@ -205,7 +208,7 @@ def test_a_stack_and_a_language_model_take_made_cells(key):
 @pytest.mark.exhaustive
 @EACH_MODULE
 def test_bfloat16_products_of_hard_gates_have_a_small_error(module, key):
-  """As those of the other cells, in tests/sequence/test_unroll.py."""
+  """Those of the other cells are tested in tests/sequence/test_unroll.py."""
   cell = module.with_activations(HARD)
   exact = jax.tree.map(
     lambda x: np.asarray(x) / 8, arguments(cell, key, steps=31, hidden=48)

@@ -1,3 +1,5 @@
+"""The Mogrifier LSTM: its rounds, low-rank factors, weights and errors."""
+
 from functools import partial
 
 import jax
@@ -20,7 +22,7 @@ def arguments(key, rounds, rank):
 
 
 def not_empty(tree):
-  """Return the arrays that have elements; one round has no matrix R."""
+  """Return the arrays that have elements: with one round, R has none."""
   return [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
 
 
@@ -52,7 +54,7 @@ def test_rounds_and_ranks_have_the_gradient_of_autodiff(rounds, rank, key):
 
 
 @pytest.mark.exhaustive
-def test_factors_are_the_matrix_of_their_product(key):
+def test_low_rank_factors_compute_what_their_product_does(key):
   params, state, xs = arguments(key, 5, 2)
   assert params.q.left.shape == (3, H, 2) and params.r.right.shape == (2, 2, H)
   q, r = (jnp.einsum("nik,nkj->nij", *factors) for factors in params[-2:])
@@ -61,7 +63,7 @@ def test_factors_are_the_matrix_of_their_product(key):
   assert worst(found, unroll(mogrifier_lstm, whole, state, xs)) < 1e-12
 
 
-def test_initial_factors_are_two_draws(key):
+def test_the_initial_factors_are_drawn_independently(key):
   left, right = low_rank.init(key, 32, 32, 32, jnp.float64)
   # Two draws of n = 32² numbers have a correlation of about 1 / √n.
   assert abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < 5 / 32
@@ -78,7 +80,7 @@ def test_each_initial_matrix_keeps_the_scale_of_its_input():
 
 @pytest.mark.everyday(1)
 @pytest.mark.parametrize("term", terms(low_rank))
-def test_every_error_planted_in_the_matrices_is_caught(term, key, monkeypatch):
+def test_every_error_planted_in_low_rank_is_caught(term, key, monkeypatch):
   params, state, xs = arguments(key, 2, None if term == "dw" else 2)
 
   def gradient(step):
@@ -93,7 +95,7 @@ def test_every_error_planted_in_the_matrices_is_caught(term, key, monkeypatch):
 
 @pytest.mark.parametrize("name", ["rounds", "rank"])
 @pytest.mark.parametrize("value", [0, 2.0])
-def test_what_is_no_integer_from_1_is_an_error(name, value, key):
+def test_rounds_and_rank_must_be_positive_integers(name, value, key):
   with pytest.raises(
     ValueError, match=f"^{name} must be an integer ≥ 1, got {value}$"
   ):

@@ -1,10 +1,12 @@
+"""The kind of device that a program is traced for."""
+
 import jax
 
 from lstm_jax.cells.platform import is_cpu, platform, traced_for
 
 
 def test_the_device_is_the_default_one_of_jax(monkeypatch):
-  """Not that of its default backend, on a machine with a GPU."""
+  """Also on a machine with a GPU, where JAX's default backend is another."""
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   for device in ("cpu", jax.devices("cpu")[0]):
     with jax.default_device(device):

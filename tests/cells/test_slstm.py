@@ -1,3 +1,5 @@
+"""sLSTM: its heads, its exponential gates and their scale, and ties."""
+
 from functools import partial
 
 import jax
@@ -69,7 +71,7 @@ def test_bfloat16_is_computed_at_any_batch_size(key):
     ("2", "be an integer ≥ 1, got '2'"),
   ],
 )
-def test_a_number_of_heads_that_cannot_be_is_an_error(num_heads, expected, key):
+def test_an_invalid_number_of_heads_is_an_error(num_heads, expected, key):
   with pytest.raises(ValueError, match=f"^num_heads must {expected}$"):
     slstm.init(key, D, 6, num_heads=num_heads)
 
@@ -88,7 +90,7 @@ def test_a_number_of_heads_that_cannot_be_is_an_error(num_heads, expected, key):
 def test_a_constant_in_the_input_gate_changes_nothing_from_zero(
   addend, dtype, key
 ):
-  """c and n are multiplied by the same number, however small or large."""
+  """It multiplies exp(m) c and exp(m) n by the same number, of any size."""
   params, _, xs = arguments(slstm, key)
   params, xs = jax.tree.map(lambda x: x.astype(dtype), (params, xs))
 
@@ -109,13 +111,13 @@ def test_an_empty_memory_takes_the_candidate_whatever_the_gates(key):
   after = slstm.step(params, zero, xs[0])
   assert worst(after.h, jax.nn.sigmoid(o) * jnp.tanh(g)) < 1e-15
   assert worst(after.c, jnp.tanh(g)) < 1e-15 and (after.n == 1).all()
-  before = zero._replace(m=zero.m + 1e4)  # the scale of an empty memory
+  before = zero._replace(m=zero.m + 1e4)  # m is ignored: nothing is stored
   assert worst(slstm.step(params, before, xs[0]), after) == 0
 
 
 @pytest.mark.exhaustive
 def test_at_a_tie_the_gradient_is_that_of_jax(key):
-  """m' = max(p, aᵢ) with p = aᵢ, also in its own cotangent."""
+  """The tie is p = aᵢ in m' = max(p, aᵢ); the loss also depends on m'."""
   params, state, xs = arguments(slstm, key)
   zeros = jax.tree.map(jnp.zeros_like, params)
   b_f = params.b[H : 2 * H]
@@ -123,7 +125,7 @@ def test_at_a_tie_the_gradient_is_that_of_jax(key):
   params = zeros._replace(b=b.at[:H].set(jax.nn.log_sigmoid(b_f)))
   state = state._replace(m=jnp.zeros_like(state.m))
   _, gates, _ = slstm.recur(params, state, jnp.zeros((B, 4 * H)))
-  assert not gates[:, :H].any()  # p − aᵢ
+  assert not gates[:, :H].any()  # q = p − aᵢ
   a, b = (
     jax.grad(weighed(step, key), (0, 1, 2))(params, state, xs[0])
     for step in (slstm.step, lambda *args: slstm.forward(*args)[0])

@@ -12,7 +12,10 @@ from tests.draws import B, D, H, arguments, weighed, worst
 
 
 def assert_none_is_zero(cell, key, params, zeros, x, *extras):
-  """Compare values and gradients, those of the forward by autodiff too."""
+  """Check that a state of None gives the value and gradient of zeros.
+
+  Both for `step` and for `forward`, which JAX differentiates.
+  """
   steps = cell.step, lambda *args: cell.forward(*args)[0]
   losses = [weighed(lambda p, s, f=f: f(p, s, x, *extras), key) for f in steps]
 
