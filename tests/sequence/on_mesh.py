@@ -1,9 +1,9 @@
-"""What tests/sequence/test_mesh.py starts in a process of its own.
+"""The program that tests/sequence/test_mesh.py starts in its own process.
 
   python -m tests.sequence.on_mesh OUT CELL ...
 
 Compares gradients on a mesh of two simulated devices, over which the batch is
-divided, with those of one device. What it finds goes to the file OUT.
+divided, with those of one device. Writes what it finds to the file OUT in JSON.
 """
 
 import itertools
@@ -45,7 +45,7 @@ ADJOINTS = (
 def adjoints(cell):
   """Return all adjoints for the LSTM, and one for every other cell.
 
-  The loss contains steps of the cell too, whose gradient is that of `Step`.
+  One is enough there: the loss also calls the cell's step, as `Step` does.
   """
   return ADJOINTS if cell is lstm else ADJOINTS[:1]
 
@@ -118,7 +118,7 @@ def under_shard_map(loss, params, batch, mesh):
 
 
 def state_on_mesh(cell, params, xs, automatic, explicit):
-  """Return errors where only the state lies on the mesh, and of cotangents."""
+  """Return errors: of a sharded state alone, and of `state_cotangents`."""
   key = jax.random.key(5)
   state = gaussian(key, cell, cell.initial_state(params, (B,)))
   own = PartitionSpec("data")
@@ -158,7 +158,7 @@ def state_on_mesh(cell, params, xs, automatic, explicit):
 
 
 def divided_steps(params, xs, explicit):
-  """Return an error, where the mesh divides time steps in place of rows."""
+  """Return the error where the mesh divides the time steps, not the rows."""
   xs, steps = xs[: T - 1], PartitionSpec("data")
 
   @jax.jit
@@ -178,8 +178,8 @@ def divided_steps(params, xs, explicit):
 def both_directions(params, batch, automatic, explicit):
   """Return errors of `unroll_both` with any of its arguments on the mesh."""
   xs, _, lengths, reset, _ = batch
-  # Those of the first two rows are also those of the last two, so that a device
-  # has the same whether they are divided over the batch or replicated.
+  # Rows 2 and 3 repeat the options of rows 0 and 1. So both devices have the
+  # same options, whether four rows are divided or two are replicated.
   names = "lengths", "reset", "mask"
   halves = lengths[0, :2], reset[:, :2], xs[:, :2, 0] > -1
   flags = [jnp.concatenate([half, half], -1) for half in halves]
@@ -225,6 +225,7 @@ def gradient(loss, *args):
 
 
 def compare(cell, found):
+  """Write a cell's errors into `found`; return shardings and collectives."""
   automatic, explicit = (
     jax.make_mesh((2,), ("data",), axis_types=(kind,))
     for kind in (AxisType.Auto, AxisType.Explicit)
@@ -243,7 +244,7 @@ def compare(cell, found):
     if adjoint == Explicit():
       collectives = find_collectives(program.as_text())
       looped = sum(inside for _, _, inside in collectives)
-  if cell is lstm:  # a model knows no cell but by its functions
+  if cell is lstm:  # a model only calls a cell's functions
     weights, loss = model_loss(cell)
     one = floats(gradient(loss, weights, batch))
     mapped = floats(under_shard_map(loss, weights, batch, automatic))

@@ -14,7 +14,7 @@ MASK = DRAW.random((T, B)) < 0.6
 RESET = DRAW.random((T, B)) < 0.4
 LENGTHS = np.array([T, 0, 2])
 
-# A few, for any cell.
+# A few that do not depend on the cell: name -> options.
 OPTIONS = {
   "plain": {},
   "reverse": {"reverse": True},

@@ -59,7 +59,8 @@ def test_shared_options_are_those_of_unroll():
   parameters = inspect.signature(unroll).parameters
   for name, annotation in names.items():
     assert parameters[name].annotation == annotation
-  # The others have these for each layer or direction, or not at all.
+  # `unroll_both` and `unroll_stack` take these for each direction or layer, or
+  # not at all.
   own = {"cell", "params", "state", "xs", "reverse", "zoneout", "state_dropout"}
   assert set(names) == set(parameters) - own
   for function in (unroll_both, unroll_stack):  # take the names as **options

@@ -1,4 +1,4 @@
-"""A message says what was expected and what came, where users go wrong."""
+"""Errors about common mistakes say what was expected and what was given."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ ORDER = (
 )
 
 
-def test_batch_first_arguments_name_time_major():
+def test_errors_about_batch_first_arguments_name_time_major():
   params = lstm.init(KEY, D, H)
   batch_first = jnp.swapaxes(XS, 0, 1)
   state = lstm.initial_state(params, (B,))
@@ -47,7 +47,7 @@ def test_batch_first_arguments_name_time_major():
   assert hs.shape == (B, T, H)
 
 
-def test_a_mask_of_another_dtype_does_not_name_time_major():
+def test_an_error_about_a_dtype_does_not_name_time_major():
   params, square = lstm.init(KEY, D, H), XS[:B]  # T = B
   for xs, name, value in (
     (square, "mask", jnp.ones((B, B))),
@@ -57,13 +57,14 @@ def test_a_mask_of_another_dtype_does_not_name_time_major():
     message = rf"^{name} must be .*, got float\d+ \([\d, ]+\)$"
     with pytest.raises(ValueError, match=message):
       unroll(lstm, params, None, xs, **{name: value})
+  # An exchange of axes does, also with two batch axes.
   two_axes, mask = jnp.ones((T, B, 2, D)), jnp.ones((B, T, 2), bool)
   message = r"^mask must be bool \[5, 3, 2\], got bool \(3, 5, 2\)" + ORDER
   with pytest.raises(ValueError, match=message):
     unroll(lstm, params, None, two_axes, mask=mask)
 
 
-def test_errors_about_batch_first_arguments_have_their_shapes():
+def test_errors_about_batch_first_arguments_give_the_callers_shapes():
   params, xs = lstm.init(KEY, D, H), jnp.swapaxes(XS, 0, 1)
   pair = Directions(params, params)
   time_first = jnp.ones((T, B), bool)
@@ -99,7 +100,7 @@ def test_batch_first_needs_a_batch(xs):
       call()
 
 
-def test_lists_are_arrays():
+def test_lists_are_taken_as_arrays():
   params = lstm.init(KEY, D, H)
   _, hs = unroll(lstm, params, None, XS.tolist())
   assert (hs == unroll(lstm, params, None, XS)[1]).all()
@@ -142,7 +143,7 @@ def test_complex_inputs_are_refused_and_not_made_real():
     lstm.step(params, state, XS[0].astype(complex))
 
 
-def test_one_layer_is_no_stack():
+def test_the_weights_of_one_layer_are_refused_as_a_stack():
   params = lstm.init(KEY, H, H)
   for layers in (params, Directions(params, params)):
     kind = type(layers).__name__
@@ -160,13 +161,13 @@ def test_a_skip_keeps_the_dtype_of_the_weights():
     assert hs.dtype == jnp.bfloat16
 
 
-def test_outputs_of_two_sizes_have_no_sum():
+def test_a_sum_of_outputs_of_two_sizes_is_an_error():
   sizes = Directions(lstm.init(KEY, D, H), lstm.init(KEY, D, 1))
   with pytest.raises(ValueError, match=f"of one size, got {H} and 1"):
     unroll_both(lstm, sizes, None, XS, merge="sum")
 
 
-def test_a_mask_of_one_axis_is_named_in_both_orders():
+def test_a_mask_without_a_batch_axis_is_an_error_in_both_orders():
   params = lstm.init(KEY, D, H)
   for time_major in (True, False):
     xs = XS if time_major else XS.swapaxes(0, 1)
@@ -176,7 +177,7 @@ def test_a_mask_of_one_axis_is_named_in_both_orders():
 
 
 @pytest.mark.parametrize("name", ["mask", "reset"])
-def test_a_mask_for_each_layer_is_no_mask(name):
+def test_a_mask_or_reset_for_each_layer_is_an_error(name):
   layers = init_stack(lstm, KEY, D, H, num_layers=2)
   flags = {name: (None, jnp.ones((T, B), bool))}
   message = rf"^{name} must be bool \[{T}, {B}\], got tuple: "
@@ -197,7 +198,7 @@ def test_only_an_exchange_of_axes_names_time_major():
     unroll(lstm, lstm.init(KEY, D, H), None, square)
 
 
-def test_a_state_is_no_pair_and_no_layers():
+def test_one_state_is_refused_as_a_pair_and_as_layers():
   params = lstm.init(KEY, D, D)
   rates, state = lstm.LSTMState(0.1, 0.2), lstm.initial_state(params, (B,))
   both = partial(unroll_both, lstm, Directions(params, params))
@@ -229,8 +230,8 @@ def test_factors_are_floats(rate):
     regularize.factors(KEY, (3,), rate, jnp.int32)
 
 
-def test_a_direction_is_no_traced_value():
-  """As where `jax.jit(unroll, static_argnums=0)` gets `reverse`."""
+def test_a_traced_reverse_is_an_error():
+  """Such as in `jax.jit(unroll, static_argnums=0)`, which traces `reverse`."""
   params = lstm.init(KEY, D, H)
 
   def run(reverse):

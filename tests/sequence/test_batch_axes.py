@@ -1,4 +1,4 @@
-"""`grad` of `vmap`, whichever array is mapped: as JAX's own gradient."""
+"""`grad` of `vmap` equals JAX's own gradient, whichever array is mapped."""
 
 from functools import cache, partial
 
@@ -19,8 +19,8 @@ def mapped_arrays(cell, steps, batch):
 
   These are w_x of the weights, the states, xs and a mask.
 
-  There are as many mapped values as rows of the batch: where these are as many
-  as the time steps too, no shape shows that axes were exchanged.
+  `vmap` maps over as many values as the batch has rows. Where there are also as
+  many time steps, exchanged axes raise no error: they give wrong numbers.
   """
   args = arguments(cell, KEY, steps=steps, batch=(batch,))
   arrays = *args, jax.random.bernoulli(KEY, 0.7, (steps, batch))
@@ -34,7 +34,16 @@ def mapped_arrays(cell, steps, batch):
 
 
 def unroll_over(cell, arrays, place, values, adjoint, *args):
-  """Return `unroll` of args and a mask, for each value of one of the arrays."""
+  """Return `unroll` mapped over values of one array.
+
+  Args:
+    cell: the cell.
+    arrays: (params, state, xs, mask); only the mask is read.
+    place: the index of that array among the leaves of `arrays`.
+    values: its values, along a new first axis.
+    adjoint: as in `unroll`.
+    *args: (params, state, xs).
+  """
   leaves, structure = jax.tree.flatten((*args, arrays[-1]))
 
   def one(value):
@@ -60,12 +69,11 @@ def gradients(cell, adjoint):
 
 @cache
 def derivatives(cell, adjoint):
-  """Return a gradient's derivatives, in forward and in reverse mode.
+  """Return the gradient's derivatives, in forward and in reverse mode.
 
-  They are those for each array of the state, by its name. With one time step,
-  some results do not depend on it.
+  There is a pair for each mapped array of the state, by its name. With one time
+  step, some results do not depend on the mapped array.
   """
-
   found = {}
   for name, make, args in mapped_arrays(cell, 1, 2):
     if name.startswith("[1]"):  # the state
@@ -78,7 +86,7 @@ def derivatives(cell, adjoint):
 
 
 def error(found, expected):
-  """Return the largest difference, relative to the largest expected value."""
+  """Return the largest difference, over max(1, the largest expected value)."""
   size = max(np.abs(x).max() for x in jax.tree.leaves(expected))
   return worst(found, expected) / max(size, 1)
 

@@ -1,3 +1,5 @@
+"""Both directions, and stacks: skips, dropout, resets, batch-major order."""
+
 from functools import partial
 from itertools import product
 
@@ -189,9 +191,12 @@ def test_resets_keep_segments_apart_in_both_directions(cell, key):
   def row(b):
     return jax.tree.map(lambda s: s[b], states)
 
-  # The forward state enters at the row's first step, the backward state at its
-  # last: only the segment there gets it, the others start from zero.
   def apart(b, first, last, *, begins, ends):
+    """Return the outputs of the segment first … last of row b by itself.
+
+    The forward state enters at the row's first step, the backward state at its
+    last: only the segment there gets it, the others start from zero.
+    """
     state = Directions(
       row(b).forward if begins else zero.forward,
       row(b).backward if ends else zero.backward,

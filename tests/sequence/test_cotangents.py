@@ -1,3 +1,5 @@
+"""The cotangent of every state of a sequence: `state_cotangents`."""
+
 from functools import cache
 
 import jax
@@ -17,7 +19,8 @@ from tests.draws import B, D, T, arguments, normal_like, worst
 def by_autodiff(cell):
   """Return a function of (params, state, xs, d_last).
 
-  It returns autodiff's gradient for an addend of each of the T + 1 states.
+  It adds zeros to each of the T + 1 states, and returns the gradient with
+  respect to these zeros, by autodiff.
   """
 
   def loss(added, params, state, xs, d_last):
@@ -83,7 +86,7 @@ def test_tokens_have_the_cotangents_of_one_hot_rows(cell, key):
 @pytest.mark.exhaustive
 @NAMES
 def test_planted_errors_of_the_recurrence_are_caught(name, key):
-  """Scales each term of the state's cotangent by 1.01."""
+  """Each term of the state's cotangent is scaled by 1.01, one at a time."""
   cell = TABLE[name].cell
   params, state, xs = arguments(cell, key)
   d_last = normal_like(jax.random.key(1), state)

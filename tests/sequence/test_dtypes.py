@@ -77,7 +77,7 @@ def test_tokens_take_rows_of_weights_that_are_not_cast(adjoint, key):
     assert found == {("float32", "int32", "float32")}
 
 
-def test_the_compute_dtype_is_not_that_of_vectors(key):
+def test_only_matrices_are_cast_to_the_compute_dtype(key):
   params = cast_matrices(lru.init(key, D, H), jnp.bfloat16)
   assert [str(x.dtype) for x in params] == ["bfloat16", "float32", "float32"]
 
@@ -86,10 +86,10 @@ def test_the_compute_dtype_is_not_that_of_vectors(key):
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize("cell", [lstm, min_gru], ids=["lstm", "min_gru"])
 @pytest.mark.parametrize("wide", ["w_x", "b"])
-def test_weights_of_two_dtypes_have_gradients_of_theirs(
+def test_weights_of_two_dtypes_have_gradients_of_the_same_dtypes(
   cell, adjoint, wide, key
 ):
-  """Those of the narrow weights are sums of wide cotangents, over chunks."""
+  """Gradients of float32 weights are sums of float64 cotangents over chunks."""
   exact = arguments(cell, key, steps=4)
   params, *args = jax.tree.map(lambda x: x.astype(jnp.float32), exact)
   params = params._replace(**{wide: getattr(exact[0], wide)})

@@ -20,7 +20,7 @@ from tests.compiling import count_programs
 from tests.contract import each_cell
 from tests.draws import arguments, weighed, worst
 
-# Sizes that no other test has: it would have compiled the program already.
+# No other test has these sizes: the program would be compiled already.
 T, B, D, H = 6, 9, 4, 8
 EXPLICIT = {
   "gates": Explicit(),
@@ -68,7 +68,7 @@ def test_second_outputs_by_step_or_autodiff_compile_nothing(adjoint, key):
 
 @pytest.mark.exhaustive
 def test_a_second_call_with_layers_or_directions_compiles_nothing():
-  xs = jnp.ones((T + 1, B, D))
+  xs = jnp.ones((T + 1, B, D))  # below, another T: new programs
   params = gru.init(jax.random.key(0), D, H)
   layers = params, gru.init(jax.random.key(1), H, H)
   assert compiles_once(lambda: unroll_stack(gru, layers, None, xs))

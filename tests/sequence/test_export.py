@@ -62,7 +62,7 @@ def draw(key, steps, batch, tokens):
 
 
 def value_and_gradient(cell, tokens, **options):
-  """Return a function of (params, xs): outputs and every gradient."""
+  """Return a function from (params, xs) to outputs and every gradient."""
 
   def f(params, xs):
     (state, hs), pullback = jax.vjp(
@@ -223,6 +223,6 @@ def test_every_public_namedtuple_of_arrays_can_be_serialized(module):
       arrays = value(*(jnp.ones(1) for _ in value._fields))
       program = export.export(jax.jit(lambda x: x))(spec(arrays)).serialize()
       assert type(export.deserialize(program).call(arrays)) is value
-      assert f"lstm_jax.{name}".encode() in program  # in any module
+      assert f"lstm_jax.{name}".encode() in program  # without its module
       checked += 1
   assert checked

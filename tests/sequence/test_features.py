@@ -107,7 +107,7 @@ def test_a_feature_that_is_off_costs_nothing(cell, key):
   args = arguments(cell, key)
 
   def program(run):
-    def gradient(args, cotangents):  # arguments: constants may be reordered
+    def gradient(args, cotangents):  # not constants: their order may differ
       return jax.vjp(run, *args)[1](cotangents)
 
     outputs = jax.eval_shape(run, *args)
@@ -207,7 +207,7 @@ def test_bfloat16_products_of_each_feature_have_a_small_error(cell, feature):
     assert a.dtype == primal.dtype
     a, b = np.asarray(a), np.asarray(b)
     errors.append(np.linalg.norm(a - b) / np.linalg.norm(b))
-  assert 1e-3 < np.max(errors) < 2e-2  # of float32 it is 1e-6
+  assert 1e-3 < np.max(errors) < 2e-2  # with float32 products: 1e-6
 
 
 @EXHAUSTIVE

@@ -53,13 +53,13 @@ def packed(run, params):
 
 @pytest.fixture
 def h100(monkeypatch):
-  """Let the check of the device pass."""
+  """Pass the check of the device, as an H100 would."""
   with as_if_on_an_h100(monkeypatch):
     yield
 
 
 def refuses(text):
-  """Expect an error that begins with the argument, and a text."""
+  """Expect a ValueError that names the argument, and goes on with a text."""
   message = f"implementation='mosaic_gpu' {text}"
   return pytest.raises(ValueError, match=f"^{re.escape(message)}(\n|$)")
 

@@ -1,4 +1,4 @@
-"""The loop over time that is traced for GPUs, compared on the CPU."""
+"""The loops over time that are traced for CPUs and GPUs, run on the CPU."""
 
 from functools import cache, partial
 from itertools import product
@@ -52,8 +52,8 @@ def test_the_loop_for_gpus_has_the_gradient_of_autodiff(
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("steps", [GPU_STEPS + 2, 2 * GPU_STEPS + 1])
 @pytest.mark.parametrize("cell", [gru, lstm, slstm])
-def test_a_rest_and_a_loop_have_the_gradient_of_autodiff(cell, steps, key):
-  """A loop of one iteration was compiled to a wrong program of slstm."""
+def test_remaining_steps_have_the_gradient_of_autodiff(cell, steps, key):
+  """XLA compiled slstm wrongly where a loop of one iteration followed them."""
   args = arguments(cell, key, steps=steps)
   expected = value_and_gradient(cell, args, adjoint=Autodiff())
   with traced_for("cuda"):
@@ -79,7 +79,7 @@ def plain_scan(f, operands, carry, zs, xs, reverse):
   "steps", [1, GPU_STEPS - 1, GPU_STEPS, 2 * GPU_STEPS + 1]
 )
 def test_both_loops_compute_a_scan(platform, reverse, steps, key):
-  """Also of fewer steps than one iteration takes, and of no multiple."""
+  """Also where the steps are fewer than one iteration takes, or no multiple."""
 
   def f(scale, carry, z, x):
     h, c = carry
@@ -174,7 +174,7 @@ def derivative_of_a_scan(derivative, zs_shape):
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("steps", [2, 2 * GPU_STEPS + 1])
 @pytest.mark.parametrize("derivative", DERIVATIVES)
-def test_its_derivatives_are_those_of_a_scan(platform, steps, derivative):
+def test_derivatives_equal_those_of_a_scan(platform, steps, derivative):
   """Also where the function is compiled before it is differentiated."""
 
   def in_place(zs):  # another function for each platform: JAX traces it anew
@@ -216,7 +216,7 @@ def test_a_program_for_a_gpu_may_be_differentiated_later(key):
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_the_gradient_of_a_gradient_adds_no_sequences_in_a_loop(platform, key):
-  """Adding an array of all T time steps at every step takes time as T²."""
+  """To add an array of all T time steps at every step would take time as T²."""
   steps = 2 * GPU_STEPS + 1
   params, _, xs = arguments(lstm, key, steps=steps)
 
@@ -263,7 +263,7 @@ def test_the_loop_for_gpus_takes_a_symbolic_t_and_shards_of_a_batch(key):
 
 @pytest.mark.exhaustive
 def test_the_loop_for_gpus_takes_bfloat16_and_gives_state_cotangents(key):
-  """Beside gates that are computed in float32."""
+  """The state is bfloat16, and the gates are float32."""
   for cell in (lstm, gru):
     params, state, xs = jax.tree.map(
       lambda x: x.astype(jnp.bfloat16), arguments(cell, key)
@@ -275,7 +275,7 @@ def test_the_loop_for_gpus_takes_bfloat16_and_gives_state_cotangents(key):
       found = run(d_last)
     for a, b in zip(found, expected, strict=True):
       assert a.dtype == b.dtype
-      assert jnp.allclose(a, b, rtol=2**-7, atol=1e-3)  # a bit of bfloat16
+      assert jnp.allclose(a, b, rtol=2**-7, atol=1e-3)  # one bit of bfloat16
 
 
 def test_joined_arrays_are_separated_whole_and_in_part():

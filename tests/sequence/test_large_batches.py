@@ -41,7 +41,7 @@ def gradient(cell, **options):
 
 
 def expected_gradient(cell, options):
-  """Return what the tests share: autodiff has no chunks."""
+  """Return the value and gradient by autodiff, which has no chunks."""
   args = arguments(cell, jax.random.key(0))
   return value_and_gradient(cell, args, adjoint=Autodiff(), **OPTIONS[options])
 
@@ -83,7 +83,7 @@ def test_grad_of_vmap_is_that_of_autodiff(key):
 @pytest.mark.everyday(1)
 @EACH
 @pytest.mark.usefixtures("large", "looped")
-def test_chunks_with_a_loop_over_their_steps_do_too(cell, options):
+def test_looped_chunks_have_the_gradient_of_autodiff(cell, options):
   expected = expected_gradient(cell, options)
   found = gradient(cell, **OPTIONS[options])
   assert worst(tuple(found), tuple(expected)) < 1e-12
@@ -125,7 +125,7 @@ def test_a_linear_recurrence_has_chunks_if_its_products_are_large(monkeypatch):
 
 
 @pytest.mark.usefixtures("large", "looped")
-def test_a_gpu_takes_the_whole_sequence():
+def test_on_a_gpu_the_whole_sequence_is_one_chunk():
   assert loops() > 2
   with traced_for("cuda"):
     assert loops() == 2
@@ -205,7 +205,7 @@ KEPT_LONG = {  # biases with which a state is kept for some hundred steps
 def test_chunks_round_no_state_or_cotangent_to_bfloat16(
   name, chunk, key, monkeypatch
 ):
-  """With bfloat16 weights: each rounding, 2⁻⁹, would add up over 200 steps."""
+  """With bfloat16 weights; roundings of 2⁻⁹ would add up over 200 steps."""
   cell, steps = TABLE[name].cell, 200
   params = cell.init(key, D, H, jnp.float32)
   if KEPT_LONG[name]:

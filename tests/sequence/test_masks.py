@@ -196,7 +196,7 @@ def test_batch_major_equals_time_major_with_axes_exchanged(cell, key):
   st.lists(st.booleans(), min_size=T * B, max_size=T * B),
   st.lists(st.booleans(), min_size=T * B, max_size=T * B),
 )
-def test_any_pattern_of_masks_and_resets(name, mask, reset):
+def test_any_masks_and_resets_have_the_gradient_of_autodiff(name, mask, reset):
   cell = TABLE[name].cell
   args = arguments(cell, jax.random.key(0))
   mask, reset = (np.reshape(m, (T, B)) for m in (mask, reset))

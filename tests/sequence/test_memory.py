@@ -14,8 +14,9 @@ from tests.draws import shapes
 T, B, D, H = 64, 3, 24, 32
 KEY = jax.random.key(0)
 
-# Upper bounds for inputs that are (vectors, tokens), in T·B·H float32 numbers,
-# besides arguments and results; None for a cell that takes no tokens.
+# Upper bounds of temporary memory, without arguments and results, in T·B·H
+# float32 numbers, for inputs that are (vectors, tokens). None for a cell that
+# takes no tokens.
 TEMPORARY = {
   "lstm": (8, 10),
   "gru": (9, 12),
@@ -139,7 +140,7 @@ def test_resets_save_the_h_that_enters_a_step_and_a_mask_does_not():
 @NAMES
 @pytest.mark.parametrize("residuals", ["gates", "recompute"])
 def test_chunks_stay_within_their_bound(name, residuals):
-  """The memory in `checkpointing`, the outputs, and the weights' gradients."""
+  """Below the sum of what `checkpointing` says, outputs, weights' gradients."""
   cell, chunk = TABLE[name].cell, 8
   params, state = shapes_of(cell)
   weights, unit = (
@@ -202,7 +203,7 @@ def test_a_shorter_last_chunk_copies_no_inputs():
 
 
 def test_recompute_saves_the_outputs_once():
-  """What is reserved besides them is the other half of an LSTM's states."""
+  """Of an LSTM's states h and c, only c is reserved beside the outputs h."""
   steps, batch, hidden = 1024, 32, 64
   params = jax.eval_shape(lambda k: lstm.init(k, hidden, hidden), KEY)
   xs = jax.ShapeDtypeStruct((steps, batch, hidden), jnp.float32)

@@ -32,7 +32,7 @@ class CellOfFunctions(NamedTuple):
 def module_outside(cell):
   """Return a module that executes the cell's source, as a user's file would.
 
-  Of a made cell, return the one that this module's function makes.
+  For a made cell, return the cell that the function of such a module makes.
   """
   if isinstance(cell, MadeCell):
     module = module_outside(cell.module)

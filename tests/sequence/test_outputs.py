@@ -1,4 +1,4 @@
-"""Outputs alone: with jax 0.12 or later, x W_x is computed before the loop."""
+"""Outputs without a gradient: from jax 0.12 on, x W_x comes before the loop."""
 
 import re
 from functools import partial
@@ -33,7 +33,7 @@ def projecting(monkeypatch, traced_anew):
 
 
 def lowered(steps, batch, size, hidden, **options):
-  """Return the lowered program of an LSTM's outputs alone."""
+  """Return the lowered program of an LSTM's outputs, without a gradient."""
   shapes = jax.eval_shape(
     lambda k: lstm.init(k, size, hidden, jnp.float32), jax.random.key(0)
   )
@@ -60,7 +60,7 @@ def test_outputs_are_those_of_the_loop_over_steps(cell, options, adjoint, key):
 
 @pytest.mark.parametrize("steps", [1, 2, T])
 @pytest.mark.usefixtures("projecting")
-def test_outputs_of_tokens(steps, key):
+def test_outputs_of_tokens_are_those_of_the_loop_over_steps(steps, key):
   params, state, _ = arguments(lstm, key)
   tokens = jax.random.randint(key, (steps, B), 0, D)
   run = partial(unroll, lstm, params, state, tokens)
@@ -81,4 +81,4 @@ def test_outputs_of_a_long_sequence_need_little_memory(batch):
   program = lowered(steps, batch, hidden, hidden).compile()
   reserved = program.memory_analysis().temp_size_in_bytes
   products = 4 * steps * batch * 4 * hidden
-  assert reserved < products / 2  # hs, copied once, are a quarter
+  assert reserved < products / 2  # one copy of hs is a quarter

@@ -1,4 +1,4 @@
-"""A state whose first array is not h, and has no axis after the batch."""
+"""A cell whose state has, before h [..., H], an array of batch axes alone."""
 
 from functools import partial
 from typing import NamedTuple

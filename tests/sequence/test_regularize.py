@@ -1,3 +1,5 @@
+"""Dropout, DropConnect and zoneout: what is drawn, and with which rate."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,7 +136,7 @@ def test_a_rate_of_zero_changes_nothing(key):
   assert not kept.h.any() and not kept.c.any()
 
 
-def test_the_rates_of_zoneout_are_those_of_the_state(key):
+def test_the_rates_of_zoneout_must_have_the_type_of_the_state(key):
   state = gru.initial_state(gru.init(key, D, H), (B,))
   for rates in (lstm.LSTMState(0.1, 0.2), rnn.RNNState(0.1)):
     message = f"^rates must be of type GRUState, got {type(rates).__name__}$"

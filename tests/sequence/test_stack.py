@@ -1,3 +1,5 @@
+"""Stacks of layers equal their layers one by one; what a stack refuses."""
+
 import re
 from functools import partial
 from types import SimpleNamespace
@@ -235,7 +237,7 @@ def test_an_element_that_is_no_cell_is_named(key):
     initial_stack_state([lstm, gru], params)
 
 
-def test_a_cell_of_a_stack_needs_no_more_functions_than_one_alone(key):
+def test_a_list_of_cells_needs_no_more_functions_than_a_single_cell(key):
   class Forward(NamedTuple):
     init: object = lstm.init
     initial_state: object = lstm.initial_state

@@ -1,3 +1,5 @@
+"""`unroll` of every cell: gradients, dtypes, and what its program computes."""
+
 import re
 from functools import partial
 from itertools import product
@@ -167,9 +169,9 @@ def test_the_saved_array_sizes_match_the_docstring(name, key):
 def test_the_scans_contain_no_product_with_the_inputs(cell, key):
   """The scans multiply rows [B, ...] by w_h and w_r, and by nothing else.
 
-  A weight may be transposed, which the sorted axes of its shape leave out, and
-  may have an axis of heads, which the rows then have as well. A cell that takes
-  no tokens need not read x through x W_x alone.
+  Shapes are compared with sorted axes, since a weight may be transposed. If it
+  has an axis of heads, so have the rows. A cell that takes no tokens need not
+  read x through x W_x alone, and is left out.
   """
   args = arguments(cell, key)
   f = jax.grad(weighed(partial(unroll, cell), key), (0, 1, 2))

@@ -36,7 +36,7 @@ def test_tokens_are_one_hot_rows(cell, key):
 
 
 def test_tokens_are_looked_up_without_a_product(key):
-  """Of a table larger than the batch; a one-hot product has V in its sum."""
+  """A product with one-hot rows would have an axis of the vocabulary size."""
   vocabulary, tokens = 99, jnp.zeros((T, B), jnp.int32)
   params = jax.eval_shape(lambda k: lstm.init(k, vocabulary, H), key)
 
@@ -182,7 +182,7 @@ def test_lengths_that_are_no_array_are_refused_by_name(key):
     unroll(lstm, params, None, xs, lengths=[T, None, T])
 
 
-def test_a_tracer_that_has_left_its_function_is_jaxs_error(key):
+def test_a_leaked_tracer_raises_jaxs_own_error(key):
   params, _, xs = arguments(lstm, key)
   left = []
   jax.eval_shape(left.append, xs)

@@ -1,4 +1,4 @@
-"""What is not a cell, or a wrong one, is named in one line."""
+"""Errors say in one line what is not a cell, and what is wrong with a cell."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -106,7 +106,7 @@ STATE = f"must return a state of type LSTMState, h [{H}], c [{H}], got an array"
     ),
   ],
 )
-def test_what_a_function_returns_has_the_type_that_it_must(changes, message):
+def test_a_function_that_returns_another_type_is_named(changes, message):
   cell = lstm_with(**changes)
   assert_refused(
     WRONG + message,
@@ -129,7 +129,7 @@ def test_without_a_backward_a_sequence_needs_autodiff():
     lambda: unroll(NO_BACKWARD, weights(), None, XS, adjoint=Explicit(chunk=2)),
     lambda: unroll(NO_BACKWARD, weights(), None, XS, mask=mask),
   )
-  assert_refused(  # it has no `adjoint`
+  assert_refused(  # `state_cotangents` has no `adjoint`
     f"{lacks}{names}",
     lambda: state_cotangents(NO_BACKWARD, weights(), None, XS, zeros),
   )
@@ -261,7 +261,7 @@ def project_in_the_dtype_of_x(params, x):
 
 
 def recur_in_the_dtype_of_ax(params, state, ax):
-  """Return what a cell returns that does not cast its state back."""
+  """Stand for the `recur` of a cell that does not cast its state back."""
   after, *saved = lstm.recur(params, state, ax.astype(jnp.float32))
   return after._replace(h=after.h.astype(ax.dtype)), *saved
 
@@ -275,7 +275,9 @@ def recur_in_the_dtype_of_ax(params, state, ax):
   ],
   ids=str,
 )
-def test_a_step_keeps_the_dtypes_of_the_state(adjoint, functions):
+def test_a_step_that_changes_the_dtypes_of_the_state_is_refused(
+  adjoint, functions
+):
   cell = lstm_with(
     project=project_in_the_dtype_of_x,
     recur=recur_in_the_dtype_of_ax,

@@ -59,7 +59,7 @@ def leaky_cell():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
-  """It hides a state that is not finite, and must hide no other."""
+  """A λ of 0 hides a state that is not finite, and must hide no other."""
   cell = leaky_cell()
   draw = np.random.default_rng(0).normal
   params = LeakyParams(jnp.zeros((D, D)), jnp.array([0.0, 0.5, 0.0, 1.0]))
@@ -83,7 +83,7 @@ def test_a_decay_of_zero_has_its_second_order_gradient(device, key):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_decays_of_zero_have_the_gradient_of_a_loop(device, reverse):
-  """Also by a λ of 0: the state before it, times the cotangent after it."""
+  """dλ is the state before times the cotangent after, also where λ is 0."""
   draw = np.random.default_rng(0)
   decay = draw.uniform(0.3, 0.9, (15, B, H))
   decay[draw.integers(15, size=(2, B)), np.arange(B)] = 0
