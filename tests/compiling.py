@@ -11,7 +11,10 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 @contextmanager
 def count_programs():
-  """Yield a list that grows by one for each program that XLA compiles."""
+  """Yield a list that grows by one for each program that XLA compiles.
+
+  A program that JAX reads from its cache on disk counts too.
+  """
   programs = []
 
   def listener(event, duration, **_):
@@ -26,7 +29,12 @@ def count_programs():
 
 
 def dtypes(f, *args):
-  """Return the dtypes of (operands, result) of each primitive, by its name."""
+  """Return {primitive: set of (*operand dtypes, *result dtypes)} of a program.
+
+  Args:
+    f: the function that is traced.
+    *args: its arguments.
+  """
   found = defaultdict(set)
 
   def visit(jaxpr):

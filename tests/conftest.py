@@ -12,8 +12,8 @@ from pathlib import Path
 flags = (
   "--xla_backend_optimization_level=0"
   " --xla_cpu_parallel_codegen_split_count=1"  # one core a worker
-  # No autotuning: programs for an H100 are compiled where there is none to time
-  # them on. They have the same launches and buffers, in half the time.
+  # No autotuning: there is no H100 here to time its programs on. They have the
+  # same launches and buffers without it, and compile in half the time.
   " --xla_gpu_autotune_level=0"
 )
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
@@ -31,12 +31,12 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
 
 # The workers, the processes that tests start, and later runs of the tests share
 # one directory of compiled programs. JAX writes an entry in place, so that
-# another process may find half of it: then it warns, and compiles the program
-# itself.
+# another process may find half of it: that process then warns, and compiles the
+# program itself.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 FULL = 2**30  # bytes; a whole run writes a fifth of it
 HALF_WRITTEN = "Error reading persistent compilation cache entry"
-if CACHE not in os.environ:  # here, and not in a worker
+if CACHE not in os.environ:  # not in a worker, which inherits it
   cache = Path(__file__).parents[1] / ".pytest_cache" / "programs"
   if sum(entry.stat().st_size for entry in cache.glob("*")) > FULL:
     shutil.rmtree(cache, ignore_errors=True)
@@ -46,8 +46,8 @@ if CACHE not in os.environ:  # here, and not in a worker
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
   os.environ.setdefault("PYTHONWARNINGS", f"ignore:{HALF_WRITTEN}")
   if sys.dont_write_bytecode:
-    # As in many containers. Every process, of some eighty, would compile all
-    # modules that it imports, which takes 1.5 s of its 2.6 s, and every worker
+    # As in many containers. Without this, each of some eighty processes would
+    # compile all modules that it imports, 1.5 s of its 2.6 s, and each worker
     # those of the tests.
     del os.environ["PYTHONDONTWRITEBYTECODE"]
     sys.dont_write_bytecode = False
@@ -70,7 +70,7 @@ settings.register_profile("everyday", max_examples=20, deadline=None)
 settings.load_profile("everyday")
 
 MAPS = Path("/proc/self/maps")
-MANY_MAPS = 40_000  # of the 65,530 that Linux lets a process have
+MANY_MAPS = 40_000  # of the 65,530 memory maps that Linux lets a process have
 
 
 def pytest_configure(config):
@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pick(count, cases):
-  """Return the indices of some cases, dicts of parameters.
+  """Return the indices of `count` varied cases; a case is {parameter: value}.
 
   The next case is always one whose values were picked least often before, so
   that every parameter takes as many values as it can. Of several such cases,
@@ -121,14 +121,14 @@ def pick(count, cases):
 
 
 def pytest_collection_finish():
-  """Collect garbage seldom, and not among the modules: it took 6 % of a run."""
+  """Collect garbage seldom, and skip the modules: it took 6 % of a run."""
   gc.freeze()
   gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def few_maps():
-  """Release the compiled programs after a module that leaves many mapped."""
+  """Release all compiled programs after a module, if many maps are in use."""
   yield
   if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
     jax.clear_caches()
@@ -139,7 +139,7 @@ def few_maps():
 
 @pytest.fixture
 def traced_anew():
-  """Trace a test's programs anew, since it changes what they consist of."""
+  """Have programs traced anew, in and after a test that changes their code."""
   clear_programs()
   yield
   clear_programs()
@@ -152,10 +152,11 @@ def key():
 
 @pytest.fixture
 def collected():
-  """Collect what a failed read of orbax leaves: coroutines, which complain.
+  """Collect, after a test, the coroutines that a failed read of orbax leaves.
 
-  A test that uses it ignores PytestUnraisableExceptionWarning.
+  They then warn: a test with this fixture ignores
+  PytestUnraisableExceptionWarning.
   """
-  gc.freeze()  # all that is older: to look through it takes 2 s
+  gc.freeze()  # skip older objects: to look through them takes 2 s
   yield
   gc.collect()

@@ -127,8 +127,8 @@ TABLE = {
 EVERYDAY = "lstm", "gru"
 EXHAUSTIVE = pytest.mark.exhaustive
 
-# Enough for code that knows no cell but by its functions, such as that of masks
-# or of several layers: states of two arrays and of one, outputs of another size
+# Enough for code that only calls a cell's functions, such as that of masks or
+# of several layers: states of two arrays and of one, outputs of another size
 # than the gates, and a linear recurrence.
 REPRESENTATIVES = "lstm", "gru", "projected_lstm", "min_gru"
 
@@ -145,16 +145,18 @@ TAKE_TOKENS = [
 
 
 def each_cell(names, points, *, others, everyday=None):
-  """Parametrize a test by the cell and by points: the LSTM has all of them.
+  """Parametrize a test by the cell and by other parameters.
 
-  For tests of code that knows no cell but by its functions: if it is right at
-  one point for a cell, and at all points for the LSTM, it is right everywhere.
+  A point is one choice of the other parameters. The LSTM is tested at all of
+  them, and every other cell at some. That is enough for code that only calls a
+  cell's functions: if it is right at one point for a cell, and at all points
+  for the LSTM, it is right everywhere.
 
   Args:
     names: the names of the parameters besides `cell`, as pytest takes them.
-    points: their values, for the LSTM.
-    others: those of the points that every other cell has.
-    everyday: those of the points that are not exhaustive; None for all.
+    points: those of the LSTM: values, or tuples of values for several names.
+    others: those of every other cell.
+    everyday: the points that are not exhaustive; None for all.
   """
   names = (names,) if isinstance(names, str) else tuple(names)
   cases = []

@@ -1,8 +1,9 @@
-"""Modules run in forked processes, which share the imports of one.
+"""Run modules in forked processes, none of which has to import JAX again.
 
-A server, a process of its own without a device, imports what the programs
-import, once, and is forked for each of them: two seconds less than a start.
-They lower their programs as the tests do, see `tests.lowering`.
+A server, a process of its own that starts no device, imports once what the
+programs import. It is forked for each program, which takes two seconds less
+than to start Python. The forks lower programs as the tests do
+(`tests.lowering`).
 """
 
 import atexit
@@ -20,8 +21,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 SERVER = multiprocessing.get_context("forkserver")
-# What the programs import, but no program: `runpy` would find it imported. JAX
-# imports mhlo when it lowers its first program.
+# What the programs import, but no program: `runpy` warns of a module that is
+# imported already. JAX imports mhlo when it lowers its first program.
 SERVER.set_forkserver_preload(
   [
     "experiments.cli",
@@ -31,12 +32,13 @@ SERVER.set_forkserver_preload(
     "tests.lowering",
   ]
 )
-# In place of the module `multiprocessing`, it has any process forked so.
+# Stands for the module `multiprocessing`: whatever start method is asked for,
+# processes are forked from the server.
 FORKING = SimpleNamespace(get_context=lambda method: SERVER)
 
 
 class Fork:
-  """A process of `python -m module`, with the methods of `subprocess.Popen`.
+  """A process of `python -m module`, with some methods of `subprocess.Popen`.
 
   Args:
     module: its name.
@@ -88,8 +90,9 @@ def _run(module, arguments, variables, out, err):
   os.environ.clear()
   os.environ |= variables
   sys.argv = [module, *arguments]
-  gc.freeze()  # no garbage among the modules
-  # As in a terminal: a background job that runs the tests ignores it.
+  gc.freeze()  # modules are skipped where garbage is collected
+  # As in a terminal: if the tests are a background job, they ignore SIGINT, and
+  # so would this process.
   signal.signal(signal.SIGINT, signal.default_int_handler)
   status = status_of(lambda: runpy.run_module(module, None, "__main__", True))
   # What the interpreter does at its end; os._exit alone would leave it out.

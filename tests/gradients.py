@@ -29,7 +29,7 @@ def value_and_gradient(
     args: (params, state, xs). If xs are tokens, they have no gradient.
     adjoint, reverse, compute_dtype: as in `unroll`.
     **arrays: the options of `unroll` that are arrays: mask, lengths and so on.
-      They are arguments of the compiled function, which is reused for others.
+      They are arguments of the compiled function, so that others reuse it.
 
   Returns:
     (scalar, gradients of args).
@@ -43,7 +43,13 @@ def value_and_gradient(
 def planted_error(cell, planted, key):
   """Return the largest relative error of the gradient of a planted cell.
 
-  It is not compiled, as each term would have a program of its own.
+  Each array's error is relative to its largest element. The gradient of the
+  planted cell is not compiled, as each term would have its own program.
+
+  Args:
+    cell: the correct cell, differentiated by JAX.
+    planted: the cell with an error (`plant`), or `cell` itself.
+    key: a PRNG key for the arguments.
   """
   args = arguments(cell, key, steps=3)
   value, expected = value_and_gradient(cell, args, adjoint=Autodiff())

@@ -1,9 +1,9 @@
 """Lower a hundred programs in one MLIR context, where JAX 0.10 makes a hundred.
 
-Making and ending one takes as long as the rest of lowering a small program, of
-which the tests have some 60,000. JAX 0.11 and later reuse one for ten programs.
-A context only holds what they are written in: types, constants and locations,
-each once. It changes no program.
+To make and end a context takes as long as the rest of lowering a small program,
+of which the tests have some 60,000. JAX 0.11 and later reuse a context for ten
+programs. A context only holds the types, constants and locations of its
+programs, each once. Sharing it changes no program.
 """
 
 import threading

@@ -21,7 +21,7 @@ def _column(params, gate, unit, hidden):
 
 
 def _unrolled(step):
-  """Return the loop over time of one step; the first of its state is h."""
+  """Return a step's loop over time; the first array of its state is h."""
 
   @wraps(step)
   def oracle(params, state, xs):
@@ -116,7 +116,7 @@ def coupled_lstm(params, x, h, c):
 
 @_unrolled
 def mogrifier_lstm(params, x, h, c):
-  """Its rounds in turn: `q[k]` scales x, and then `r[k]` scales h."""
+  """Apply the rounds in turn: `q[k]` scales x, and then `r[k]` scales h."""
   x, h = x.copy(), h.copy()
   for k in range(len(params.q)):
     q = np.asarray(params.q[k])

@@ -1,12 +1,13 @@
-"""A disk of which a power failure leaves only what fsync has put there."""
+"""A simulated disk: a power failure leaves only what `fsync` has written."""
 
 import os
 from pathlib import Path
 
 
 class Disk:
-  """What is on the disk, by inode: of files the contents, as they were when
-  fsync was called, and of directories the names.
+  """What each file and directory held at its last `fsync`, by inode.
+
+  For a file, that is its contents; for a directory, the names in it.
   """
 
   def __init__(self, monkeypatch):

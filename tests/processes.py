@@ -22,7 +22,7 @@ def environment(*, cached=True):
 
 
 def start(module, *arguments, devices=1):
-  """Start `python -m module`, with that many CPU devices; None: it decides."""
+  """Start `python -m module` on `devices` CPU devices; None: it decides."""
   flags = os.environ.get("XLA_FLAGS", "")
   if devices:
     flags += f" --xla_force_host_platform_device_count={devices}"
@@ -30,7 +30,11 @@ def start(module, *arguments, devices=1):
 
 
 def finish(*processes, timeout=150):
-  """Return (status, output, errors) of each; none is left behind."""
+  """Wait for processes; return (status, output, errors) of each.
+
+  None is left behind, even if one does not end within `timeout` seconds, which
+  raises subprocess.TimeoutExpired.
+  """
   try:
     outputs = [process.communicate(timeout=timeout) for process in processes]
   finally:
@@ -41,7 +45,10 @@ def finish(*processes, timeout=150):
 
 
 def run_program(module, *flags):
-  """Run `python -m module` on the devices that it starts; return its output."""
+  """Run `python -m module` on the devices that it starts; return its output.
+
+  Its exit status must be 0, and it must print no errors.
+  """
   ((status, output, errors),) = finish(start(module, *flags, devices=None))
   assert (status, errors) == (0, "")
   return output

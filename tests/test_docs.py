@@ -22,7 +22,7 @@ PAGES = sorted(
   for directory in (".", "data", "docs", "docs/results", "experiments")
   for page in (ROOT / directory).glob("*.md")
 )
-NEEDS = {
+NEEDS = {  # section of coming-from.md: the package that it imports
   "Haiku": "haiku",
   "Equinox": "equinox",
   "Keras": "keras",
@@ -153,7 +153,7 @@ FIRST, PAIRS = sections("coming-from.md")
 @pytest.mark.everyday(5)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("library", PAIRS)
-def test_both_sides_compute_the_same(library):
+def test_both_sides_of_coming_from_compute_the_same(library):
   package = NEEDS.get(library)
   if package and importlib.util.find_spec(package) is None:
     pytest.skip(f"{library} is not installed")
@@ -175,7 +175,7 @@ def test_both_sides_compute_the_same(library):
 
 
 def rows():
-  """Return (feature, this project's entry) of every row of the table."""
+  """Return (feature, this project's entry) of every row of features.md."""
   text = (DOCS / "features.md").read_text("utf-8")
   lines = [line for line in text.splitlines() if line.startswith("|")]
   return [tuple(c.strip() for c in line.split("|")[1:3]) for line in lines[2:]]

@@ -1,4 +1,4 @@
-"""The measure with which tests compare results sees every element."""
+"""`worst`, with which the tests compare results, sees every element."""
 
 import numpy as np
 import pytest

@@ -29,6 +29,8 @@ def test_there_may_be_fewer_cases_than_are_asked_for():
 
 
 class Item:
+  """Stands for a test that pytest has collected."""
+
   def __init__(self, test, case, *marks):
     self.nodeid, self.marks = f"tests/test_a.py::{test}[{case}]", list(marks)
     self.callspec = SimpleNamespace(params=case)

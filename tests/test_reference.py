@@ -1,4 +1,4 @@
-"""The reference shows what is exported; of two packages, nothing else."""
+"""The reference shows every exported name, and for two packages no other."""
 
 import ast
 import importlib

@@ -1,3 +1,5 @@
+"""`gradcheck`: which gradients pass, what it refuses, and how it reports."""
+
 import inspect
 import re
 
@@ -30,7 +32,7 @@ def test_coordinates_near_zero_raise_no_alarm(key):
 
 
 def test_an_error_is_measured_by_its_tensor_unless_that_is_tiny(key):
-  """Errors of 1 % in gradients of 1e-2 and of 1e-6, beside one of 1."""
+  """Errors of 1 % in gradients of 1e-2 and of 1e-6, beside a gradient of 1."""
   none = {"max_coordinates": 0, "num_directions": 0}
 
   def f(factor):
@@ -100,7 +102,9 @@ def test_an_infinite_output_or_gradient_does_not_pass(key):
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e200])
-def test_an_error_is_found_in_gradients_whose_squares_have_no_float(size, key):
+def test_an_error_is_found_where_squares_of_gradients_overflow_or_vanish(
+  size, key
+):
   def f(factor):
     return lambda x: factor * size * x
 
@@ -129,7 +133,9 @@ def test_numbers_of_comparisons_are_counts(name, value, key):
     ({}, "^x must be a tree of float arrays, got no array$"),
   ],
 )
-def test_leaves_that_are_not_float_are_an_error(x, message, key):
+def test_leaves_that_are_empty_missing_or_not_float_are_an_error(
+  x, message, key
+):
   with pytest.raises(ValueError, match=message):
     gradcheck(lambda x: x, lambda x: x, x, key)
 
@@ -246,7 +252,7 @@ def test_a_number_is_a_tensor(key):
 
 
 def test_cotangents_are_not_drawn_as_the_arguments_are(key):
-  """From one stream, those of the first arrays would be equal."""
+  """If one stream drew both, the first arrays would equal their cotangents."""
   zeros = tuple(np.zeros(shape) for shape in ((D, H), (H,)))
   cotangents = jax.grad(weighed(lambda x: x, key))(zeros)
   for drawn, cotangent in zip(normal_like(key, zeros), cotangents, strict=True):
@@ -263,7 +269,7 @@ def test_a_batch_holds_few_copies_of_a_large_x(key, monkeypatch):
     return jnp.zeros(len(xs))
 
   monkeypatch.setattr(jax.lax, "map", recorded)
-  for size, expected in ((3, 64), (2**17 + 1, 31)):
+  for size, expected in ((3, 64), (2**17 + 1, 31)):  # at most 2²² elements
     gradcheck(jnp.negative, jnp.negative, jnp.ones(size), key)
     assert batches == [expected] * 2
     batches.clear()

@@ -1,4 +1,4 @@
-"""The terms of a backward: which there are, and what planting one changes."""
+"""Which terms a backward has, and what an error planted in one changes."""
 
 import importlib
 import sys

@@ -32,7 +32,7 @@ def check(cell, key, **options):
 @NAMES
 def test_every_cell_passes(name, key):
   # At the default step of 1e-3, the differences of a Mogrifier, whose rounds
-  # are one in another, are wrong by 1.2e-6.
+  # are nested, are wrong by 1.2e-6.
   options = {"epsilon": 5e-4} | DIFFERENCES.get(name, {})
   report = check(TABLE[name].cell, key, **options)
   assert report.passes()
@@ -45,7 +45,7 @@ def test_every_cell_passes(name, key):
 
 @pytest.mark.everyday(1)
 @NAMES
-def test_nothing_planted_is_no_error(name, key):
+def test_without_a_planted_error_the_gradient_is_right(name, key):
   cell = TABLE[name].cell
   assert planted_error(cell, cell, key) < 1e-12
 
