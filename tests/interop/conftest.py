@@ -13,7 +13,7 @@ def flax_promotion():
 
 
 class Missing(NamedTuple):
-  """A finder of modules for which one package is not installed."""
+  """An import finder that refuses one package, as if it were not installed."""
 
   package: str
 
@@ -24,7 +24,7 @@ class Missing(NamedTuple):
 
 @pytest.fixture
 def uninstall(monkeypatch):
-  """Return a function after which a package is not installed."""
+  """Return a function that makes a package seem not installed."""
 
   def hide(package):
     for name in [*sys.modules]:

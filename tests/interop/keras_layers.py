@@ -8,8 +8,8 @@ from lstm_jax import Directions, gru, gru_reset_before, lstm, rnn
 from lstm_jax.cells import RELU, make_hard_sigmoid
 from tests.draws import D, H, normal_like
 
-HARD = make_hard_sigmoid(1 / 6)  # that of Keras 3
-OPTIONS = {  # of a layer, and the cell
+HARD = make_hard_sigmoid(1 / 6)  # the hard sigmoid of Keras 3
+OPTIONS = {  # of a Keras layer, and our cell
   "LSTM": ({}, lstm),
   "LSTM hard": (
     {"recurrent_activation": "hard_sigmoid", "activation": "relu"},
@@ -29,12 +29,13 @@ SIDES = pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 
 
 def module_of(kind):
-  """Return the module whose params a kind of layer has."""
+  """Return the cell of a kind, with the standard activations."""
   cell = OPTIONS[kind][1]
   return cell if hasattr(cell, "__file__") else cell.module
 
 
 def draw(key, kind, both=False, size=D):
+  """Return random params of a kind of layer, for inputs of this size."""
   params = module_of(kind).init(key, size, H, jnp.float64)
   params = Directions(params, params) if both else params
   return jax.tree.map(lambda x: x / 2, normal_like(key, params))

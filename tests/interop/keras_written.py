@@ -26,6 +26,7 @@ def configured(kind, name="", **changes):
 
 
 def both_ways(kind, name="", **changes):
+  """Return the entry of a Bidirectional in config.json."""
   config = {
     "merge_mode": "concat",
     "name": name,
@@ -37,12 +38,13 @@ def both_ways(kind, name="", **changes):
 
 
 def model(*layers, name="model"):
+  """Return the entry of a Sequential in config.json."""
   config = {"name": name, "layers": layers}
   return {"module": "keras", "class_name": "Sequential", "config": config}
 
 
 def hdf5(arrays):
-  """Return the bytes of an HDF5 file with arrays by the path of their cell."""
+  """Return the bytes of an HDF5 file of {path of a cell: its arrays}."""
   content = io.BytesIO()
   with h5py.File(content, "w") as file:
     for path, weights in arrays.items():
@@ -52,6 +54,7 @@ def hdf5(arrays):
 
 
 def write(path, config, weights, version="3.15.1"):
+  """Write a .keras file; `weights` are the bytes of its HDF5 file."""
   members = {
     "config.json": json.dumps(config),
     "metadata.json": json.dumps({"keras_version": version}),

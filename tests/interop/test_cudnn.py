@@ -1,3 +1,5 @@
+"""Weights from and to cuDNN's array, with an LSTM of JAX as the oracle."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,12 +70,12 @@ def test_a_round_trip_keeps_the_weights(both, key):
 
 
 def test_eleven_layers_are_in_the_order_of_their_numbers():
-  """In that of their names, l10 would be before l2."""
+  """In alphabetical order, l10 would be before l2."""
   layers = [
     lstm.LSTMParams(*(np.full(n, k, "f") for n in ((1, 4), (1, 4), 4)))
     for k in range(11)
   ]
-  weights = np.asarray(to_cudnn(tuple(layers)))[: 11 * 8]  # then the biases
+  weights = np.asarray(to_cudnn(tuple(layers)))[: 11 * 8]  # the biases follow
   assert (weights.reshape(11, 8) == np.arange(11)[:, None]).all()
 
 

@@ -14,7 +14,7 @@ def test_the_error_names_the_package_and_the_extra():
     import nowhere.part  # noqa: F401
 
 
-def test_a_package_that_another_one_needs_is_named_itself():
+def test_the_error_of_a_missing_dependency_is_kept():
   message = "^No module named 'nowhere'$"
   with pytest.raises(ModuleNotFoundError, match=message), from_extra("onnx"):
     import nowhere  # noqa: F401

@@ -41,14 +41,15 @@ WIDE = {"activation": wide_tanh}
 
 
 def as_keras():
-  """Let Keras promote ranks and dtypes as it is used to."""
+  """Return a context in which Keras may promote ranks and dtypes."""
   stack = contextlib.ExitStack()
   stack.enter_context(jax.numpy_rank_promotion("allow"))
   stack.enter_context(jax.numpy_dtype_promotion("standard"))
   return stack
 
 
-SAVED_BY_KERAS = pytest.mark.filterwarnings(  # its variables have no copy=
+# `__array__` of Keras's variables takes no `copy`.
+SAVED_BY_KERAS = pytest.mark.filterwarnings(
   "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
 
@@ -98,7 +99,7 @@ def test_outputs_and_every_gradient_are_those_of_keras(kind, both, keras, key):
   for a, b in zip(interop.to_keras(d_params), d_variables, strict=True):
     b = np.asarray(b)
     if kind == "GRU" and a.shape[0] == 2:
-      # z and r add both rows of biases: ours have the gradient in the first.
+      # z and r add both rows of biases; `to_keras` writes ours as the first.
       a, b = np.split(a, [2 * H], 1), np.split(b, [2 * H], 1)
       assert worst(a[0][0], b[0][0]) < 1e-12
       a, b = a[1], b[1]
@@ -172,7 +173,9 @@ def test_the_names_of_one_layer_tell_its_directions(keras):
 
 
 @SAVED_BY_KERAS
-def test_a_class_whose_group_is_that_of_an_lstm_is_not_read(keras, tmp_path):
+def test_an_lstm_is_found_beside_a_class_whose_group_has_its_name(
+  keras, tmp_path
+):
   layers = keras.layers
   own = type("Lstm", (layers.LSTM,), {})
   path = tmp_path / "model.keras"

@@ -30,7 +30,7 @@ def hard(a):
 
 
 def forward(kind, weights, xs):
-  """Return the outputs of a Keras layer, from its documentation, in NumPy."""
+  """Return a Keras layer's outputs, by its documented equations, in NumPy."""
   options = from_options(kind)
   gate = hard if "recurrent_activation" in options else sigmoid
   act = partial(np.maximum, 0) if "activation" in options else np.tanh
@@ -107,7 +107,7 @@ def test_a_round_trip_keeps_the_weights_of_keras(kind, both, key):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_one_element_of_a_bias_is_not_left_out(kind, key):
+def test_a_bias_with_one_nonzero_element_is_not_left_out(kind, key):
   params = jax.tree.map(np.zeros_like, draw(key, kind))
   params[-1][-1] = 0.5
   name = {"LSTM": "b", "GRU": "b_n"}[kind]

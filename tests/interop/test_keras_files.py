@@ -1,4 +1,4 @@
-"""Files that Keras wrote, read without Keras."""
+"""Files in Keras's format, written and read without Keras."""
 
 import contextlib
 import io
@@ -26,7 +26,10 @@ KINDS = "LSTM", "GRU", "GRU before", "LSTM hard"  # of the example's layers
 
 @pytest.fixture
 def example(key, tmp_path):
-  """Return (path, params by name) of a .keras file with every kind of entry."""
+  """Return (path, params by name) of a .keras file with every kind of entry.
+
+  Beside it is a .weights.h5 file with the same arrays.
+  """
   keys = iter(jax.random.split(key, 9))
   params = {
     "a": draw(next(keys), "LSTM"),
@@ -86,7 +89,7 @@ def test_the_weights_of_a_file_are_read_without_keras(example):
   assert cell is OPTIONS["LSTM hard"][1]
 
 
-def test_a_foreign_or_damaged_file_is_one_error(example, tmp_path):
+def test_a_foreign_or_damaged_file_is_a_value_error(example, tmp_path):
   good, _ = example
   path = tmp_path / "bad.keras"
   path.write_bytes(b"\x80\x04 not a zip, but a pickle")

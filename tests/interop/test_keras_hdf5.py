@@ -191,8 +191,10 @@ def test_a_setting_of_another_type_is_refused(
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 @pytest.mark.parametrize("biased", ["forward", "backward"])
-def test_only_one_direction_may_have_a_bias(kind, biased, tmp_path, key):
-  """Keras takes a backward_layer with another use_bias."""
+def test_one_direction_may_have_a_bias_and_the_other_none(
+  kind, biased, tmp_path, key
+):
+  """Keras takes a backward_layer whose use_bias is not the forward's."""
   params = draw(key, kind, both=True)
   sides = {"forward": params.forward, "backward": params.backward}
   for side, p in sides.items():
@@ -285,7 +287,7 @@ def test_the_activations_of_each_class_are_read(tmp_path, key):
 
 
 @pytest.mark.parametrize("stored", ["V2", "float32"])
-def test_arrays_that_are_marked_as_bfloat16_are_of_it(stored, tmp_path, key):
+def test_arrays_marked_as_bfloat16_are_read_as_bfloat16(stored, tmp_path, key):
   params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(key, "LSTM"))
   path, group = tmp_path / "model.weights.h5", "layers/lstm/cell/vars"
   with h5py.File(path, "w") as file:

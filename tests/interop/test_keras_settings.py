@@ -1,4 +1,4 @@
-"""Settings of layers in files of Keras that have no cell here."""
+"""Settings of Keras layers for which there is no cell here."""
 
 import jax
 import pytest
@@ -14,6 +14,7 @@ from tests.interop.keras_written import (
   write,
 )
 
+# A layer of a class that is not Keras's own.
 THEIRS = configured("LSTM", "own", go_backwards=True)
 THEIRS |= {"module": "their.layers"}
 
@@ -91,7 +92,7 @@ def test_a_configuration_without_a_cell_is_refused(
     interop.load(path)
 
 
-def test_directions_with_other_settings_are_refused(tmp_path, key):
+def test_directions_with_different_settings_are_refused(tmp_path, key):
   path, name = tmp_path / "model.keras", "layers/bidirectional/{}_layer/cell"
   weights = interop.to_keras(draw(key, "LSTM"))
   arrays = {name.format(side): weights for side in ("forward", "backward")}

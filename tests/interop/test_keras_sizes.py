@@ -1,4 +1,4 @@
-"""Small files that unpack to much are refused, and large ones held once."""
+"""Small files that unpack to much are refused; a large one is held once."""
 
 import io
 import struct
@@ -35,7 +35,7 @@ def with_datasets(units, **options):
 
 @contextmanager
 def peak_below(limit):
-  """Check how many bytes are held at once; those of JAX are not seen."""
+  """Assert that Python holds fewer bytes than `limit`; JAX's are not seen."""
   tracemalloc.start()
   try:
     yield
@@ -68,7 +68,7 @@ def test_arrays_that_were_never_written_are_refused(tmp_path):
 
 
 def test_an_array_is_measured_by_the_file_on_disk(tmp_path):
-  """Bytes that gzip wrote, all alike, are compressed once more by the zip."""
+  """Gzip writes repeated bytes into the HDF5 file; the zip compresses these."""
   content = io.BytesIO(with_datasets(1500, compression="gzip", chunks=True))
   with h5py.File(content, "a") as file:
     for data in file["layers/lstm/cell/vars"].values():
@@ -90,7 +90,7 @@ def test_an_array_is_measured_by_the_file_on_disk(tmp_path):
 
 
 def test_a_chunk_is_measured_too(tmp_path):
-  """HDF5 unpacks it whole; a filter that is there twice shrinks it twice."""
+  """HDF5 unpacks a whole chunk, and a filter set twice shrinks it twice."""
   path, size = tmp_path / "model.weights.h5", 1024
   path.write_bytes(with_datasets(5))
   packed = zlib.compress(zlib.compress(bytes(4 * size**2), 9), 9)
@@ -131,7 +131,7 @@ def test_references_to_one_object_are_not_read(tmp_path):
 
 @pytest.mark.parametrize("value", [0, 1.5])
 def test_compressed_arrays_are_read(value, tmp_path):
-  """Also those of equal numbers in one chunk, the most that gzip shrinks."""
+  """Even those of equal numbers in one chunk, which gzip shrinks most."""
   units = 256
   content = io.BytesIO()
   shapes = (units, 4 * units), (units, 4 * units), (4 * units,)
@@ -179,8 +179,8 @@ def test_a_large_hdf5_file_in_a_large_zip_is_read(tmp_path, monkeypatch):
   assert list(interop.load(path)) == ["a"]
 
 
-def test_a_member_is_unpacked_no_further_than_its_size(tmp_path):
-  """The size in the zip's directory may be another than the real one."""
+def test_a_member_is_unpacked_no_further_than_its_stated_size(tmp_path):
+  """The zip's directory may state a size that is not the real one."""
   path, size = tmp_path / "model.keras", 32 * MIB + 1
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
     archive.writestr("config.json", bytes(size))
@@ -193,8 +193,8 @@ def test_a_member_is_unpacked_no_further_than_its_size(tmp_path):
     interop.load(path)
 
 
-def test_a_file_is_held_in_memory_once(tmp_path):
-  """Beside its arrays, a .keras file is there once, a .weights.h5 file not."""
+def test_a_file_is_held_in_memory_at_most_once(tmp_path):
+  """Loading holds the arrays, and for a .keras file also its HDF5 data."""
   units = 512
   arrays = [np.ones((units, 4 * units), "f")] * 2 + [np.ones(4 * units, "f")]
   content = hdf5({"layers/lstm/cell": arrays})

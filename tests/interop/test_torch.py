@@ -1,3 +1,5 @@
+"""Weights from and to PyTorch: with PyTorch as the oracle, and without it."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +67,7 @@ def test_outputs_and_every_gradient_are_those_of_torch(
   for name, parameter in module.named_parameters():
     if name.startswith("bias_hh") and kind == "GRU":
       close(gradients[name][-H:], parameter.grad[-H:])
-    elif not name.startswith("bias_hh"):  # bias_ih has the sum's gradient
+    elif not name.startswith("bias_hh"):  # bias_ih holds the gradient of our b
       close(gradients[name], parameter.grad)
 
 
@@ -116,7 +118,7 @@ def test_two_biases_are_added_and_a_missing_bias_is_zero(kind, key):
   assert not found.b.any() and worst(found.w_h, layers[0].w_h) == 0
 
 
-def test_an_invalid_state_dict_is_refused(key, tmp_path):
+def test_invalid_state_dicts_layers_and_files_are_refused(key, tmp_path):
   good = interop.to_torch(stack(lstm, key, both=False))
 
   def refused(match, **changes):
@@ -193,9 +195,9 @@ def test_a_prefix_picks_a_layer_of_a_larger_state_dict(key, tmp_path):
     "embedding.weight": np.ones((3, 4)),
     "steps": np.array(7),
   }
-  numpy = pytest.importorskip("safetensors.numpy")
+  safetensors = pytest.importorskip("safetensors.numpy")
   path = tmp_path / "weights.safetensors"
-  numpy.save_file(
+  safetensors.save_file(
     {k: np.ascontiguousarray(v) for k, v in weights.items()}, path
   )
   for source, read in ((weights, interop.from_torch), (path, interop.load)):

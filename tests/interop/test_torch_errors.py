@@ -99,7 +99,7 @@ def test_a_file_that_cannot_be_written_is_named(key, tmp_path):
   ("w_h", "found"),
   [(np.ones(24), r"\[G·H, H\], got \[24\]"), (np.ones((0, 0)), r".*\[0, 0\]")],
 )
-def test_recurrent_weights_of_no_layer_are_refused(w_h, found, key):
+def test_recurrent_weights_of_a_wrong_shape_are_refused(w_h, found, key):
   weights = interop.to_torch(stack(lstm, key, both=False))
   with pytest.raises(ValueError, match=f"^weight_hh_l0 must be {found}$"):
     interop.from_torch(weights | {"weight_hh_l0": w_h})
@@ -113,7 +113,7 @@ def test_a_prefix_of_no_module_is_refused(key):
 
 
 @pytest.mark.parametrize("cell", [lstm, gru])
-def test_without_biases_none_is_lost_and_all_are_zeros_of_one_dtype(cell, key):
+def test_bias_false_keeps_the_dtype_and_refuses_a_nonzero_bias(cell, key):
   layers = jax.tree.map(
     lambda w: w if w.ndim > 1 else 0 * w,
     stack(cell, key, both=False, dtype=jnp.float32),

@@ -1,4 +1,4 @@
-"""Modules of PyTorch, and objects that have their interface, as weights."""
+"""Weights of PyTorch's modules, and of stand-ins for modules and tensors."""
 
 import re
 
@@ -131,7 +131,7 @@ def test_torch_modules_with_a_prefix_without_biases_and_in_bfloat16(key):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_a_cell_of_torch_is_a_layer_by_other_names(kind, key):
+def test_a_cell_of_torch_is_read_once_its_names_end_in_l0(kind, key):
   torch = pytest.importorskip("torch", reason="PyTorch is not installed")
   torch.manual_seed(0)
   module = getattr(torch.nn, f"{kind}Cell")(D, H, dtype=torch.float64)

@@ -21,11 +21,15 @@ ALL_CELLS = pytest.mark.parametrize("kind", CELLS)
 
 
 def nonlinearity_of(kind):
-  """Return the nonlinearity that a state_dict of this kind does not say."""
+  """Return the nonlinearity of an RNN, which its state_dict does not hold.
+
+  It is None for the other kinds.
+  """
   return {"RNN": "tanh", "RNN relu": "relu"}.get(kind)
 
 
 def make(torch, kind, **options):
+  """Return a module of PyTorch with two layers of this kind."""
   if kind == "RNN relu":
     kind, options = "RNN", {"nonlinearity": "relu", **options}
   if kind == "projected":
@@ -34,6 +38,7 @@ def make(torch, kind, **options):
 
 
 def stack(cell, key, both, sizes=(H, H), dtype=jnp.float64):
+  """Return random layers of these sizes, in both directions if `both`."""
   layers = init_stack(cell, key, D, sizes, bidirectional=both, dtype=dtype)
   return normal_like(key, layers)
 
@@ -46,7 +51,7 @@ class Tensor:
 
   def __init__(self, values, dtype=None, **attributes):
     self.values = np.asarray(values)
-    # Another than that of the values stands for one that NumPy lacks.
+    # A dtype unlike that of the values stands for one that NumPy lacks.
     self.dtype = dtype or f"torch.{self.values.dtype}"
     self.__dict__.update(attributes)
 
@@ -78,5 +83,6 @@ class Module:
 
 
 def tensors(layers, **attributes):
+  """Return the state_dict of some layers, of `Tensor` stand-ins."""
   arrays = interop.to_torch(layers)
   return {name: Tensor(x, **attributes) for name, x in arrays.items()}
