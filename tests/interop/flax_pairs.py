@@ -18,12 +18,12 @@ NNX64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 
 
 def linen_cell(name, **fields):
-  """Return a linen cell, with weights in float64 unless a field says other."""
+  """Return a linen cell, whose weights are float64 by default."""
   return getattr(linen, name)(H, **{**LINEN64, **fields})
 
 
 def nnx_cell(name, **options):
-  """Return an nnx cell, in float64 unless an option says other."""
+  """Return an nnx cell, which is float64 by default."""
   return getattr(nnx, name)(D, H, rngs=nnx.Rngs(0), **{**NNX64, **options})
 
 
@@ -90,7 +90,7 @@ def nnx_difference(cell, xs, key, call=None, **options):
     graph, params, others = nnx.split(module, nnx.Param, ...)
 
     def f(params, xs):
-      # A copy, since a function that is traced may not change keys of outside.
+      # A copy: a traced function may not change the random keys outside it.
       merged = nnx.merge(graph, params, jax.tree.map(lambda x: x, others))
       return merged(xs, **(call() if call else {}))
 
@@ -102,6 +102,9 @@ def nnx_difference(cell, xs, key, call=None, **options):
 
 
 def value_and_grad(f, weights, xs):
-  """Return f's value and gradients; that of narrow xs, rounded, is left out."""
+  """Return f's value and its gradients by weights and by xs.
+
+  That by xs is left out if xs are not float64: it is rounded, or undefined.
+  """
   wrt = (0, 1) if xs.dtype == jnp.float64 else (0,)
   return jax.jit(jax.value_and_grad(f, wrt))(weights, xs)

@@ -1,3 +1,5 @@
+"""`LinenRNN`, `NNXRNN` and converted weights, with Flax as the oracle."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

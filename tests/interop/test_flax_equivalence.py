@@ -1,4 +1,4 @@
-"""Which calls of Flax's RNN `unroll` computes, without calling either."""
+"""The rules that decide whether `unroll` computes a call of Flax's RNN."""
 
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ BATCH = 2, B
 
 
 def call(cell=gru, dtype=jnp.float32, **changes):
-  """Return a call that `unroll` computes, with changes."""
+  """Return a `Call` that `unroll` computes, with some of its fields changed."""
   h = np.zeros((*BATCH, H), dtype)
   shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), D, H, dtype))
   params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)

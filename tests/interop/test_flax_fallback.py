@@ -1,4 +1,4 @@
-"""Dtypes and shapes for which both modules run Flax's own RNN."""
+"""Options, dtypes and shapes for which both modules run Flax's own RNN."""
 
 import jax.numpy as jnp
 import pytest
@@ -20,11 +20,13 @@ pytestmark = pytest.mark.usefixtures("flax_promotion")
 
 
 class LaterLinenGRU(linen.GRUCell):
+  """A GRU as a later Flax might have it, with an option unknown here."""
+
   dropout: float = 0.0
 
 
 class LaterNNXGRU(nnx.GRUCell):
-  """A GRU that does not keep its option under the option's name."""
+  """The same for nnx; it does not keep the option under the option's name."""
 
   def __init__(self, in_features, hidden_features, *, dropout=0.0, rngs):
     super().__init__(in_features, hidden_features, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Flax's RNN modules whose loop over time is a GPU kernel."""
+"""The RNN modules for Flax with a GPU kernel as their loop over time."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ NNX = partial(NNXRNN, implementation="mosaic_gpu")
 
 @pytest.fixture
 def calls(monkeypatch):
-  """The kernels that are traced, for which scans stand in."""
+  """Return a list of the kernels that are called; scans stand in for them."""
   with as_if_on_an_h100(monkeypatch):
     yield count_kernels(monkeypatch)
 
@@ -64,7 +64,7 @@ def test_the_cells_dtype_is_that_of_the_operands_of_products(
   outputs = module.apply(variables, xs)
   assert len(calls) == 1 and outputs.dtype == param_dtype
   cell, params = from_linen(variables["params"]["cell"])
-  state = jax.tree.map(  # ours has c in float32
+  state = jax.tree.map(  # `initial_state` has c in float32
     lambda x: x.astype(param_dtype), cell.initial_state(params, (B,))
   )
   _, expected = unroll(
@@ -128,7 +128,7 @@ def test_what_would_run_in_flax_is_refused(key):
     (Linen(tanh), {}, "the cell GRUCell or one of its options needs Flax's"),
     (Linen(gru, unroll=2), {}, "an option of the RNN, or an interceptor of"),
     (Linen(gru), {"seq_lengths": jnp.array([T])}, shape),
-    (Linen(gru), {"seq_lengths": jnp.ones(B)}, shape),  # no integers
+    (Linen(gru), {"seq_lengths": jnp.ones(B)}, shape),  # floats
     (Linen(gru), {"initial_carry": jnp.zeros((1, H))}, shape),
   ):
     with refuses(f"{text}{cause}"):
@@ -172,7 +172,8 @@ def test_a_cpu_and_an_unknown_implementation_are_refused(key):
 
 
 @NEEDS_KERNELS
-def test_kernels_have_the_values_and_gradients_of_flax_in_float32(key):
+def test_kernels_have_nearly_the_values_and_gradients_of_flax(key):
+  """The kernels multiply in bfloat16, and Flax in float32."""
   xs = inputs(key, WIDE)
   lengths = jnp.array([T, 2, 4])
   assert len(lengths) == B
@@ -183,7 +184,7 @@ def test_kernels_have_the_values_and_gradients_of_flax_in_float32(key):
   def gradient(module):
     def loss(variables, xs):
       carry, hs = module.apply(variables, xs, seq_lengths=lengths)
-      # The outputs after a row's end are Flax's own.
+      # No row ends before time step 2; after its end, Flax's outputs differ.
       return sum(map(jnp.sum, carry)) + (hs[:, :2] ** 2).sum()
 
     return jax.value_and_grad(loss, (0, 1))(variables, xs)

@@ -1,4 +1,4 @@
-"""Calls that `unroll` computes in place of Flax's RNN, with its results."""
+"""Calls that `unroll` computes in place of Flax's RNN, with equal results."""
 
 from itertools import product
 
@@ -41,7 +41,7 @@ def test_inputs_are_converted_to_the_dtype_of_the_weights(
   xs = inputs(key, dtype)
   assert linen_difference(linen_cell(name), xs, key) < 1e-12
   assert nnx_difference(nnx_cell(name), xs, key) < 1e-12
-  assert len(calls) == 3  # linen's shapes, linen, nnx
+  assert len(calls) == 3  # linen's `init` and `apply`, and nnx
 
 
 @pytest.mark.everyday(1)
@@ -97,7 +97,7 @@ def test_a_carry_is_drawn_by_the_keys_of_flax(name, key, monkeypatch):
   with pytest.warns(UserWarning, match="carry_init|keep_rngs"):
     cell = nnx_cell(name, carry_init=normal, keep_rngs=True)
   assert nnx_difference(cell, xs, key, rngs=False) < 1e-12
-  assert len(calls) == 6  # linen's shapes, linen, and nnx four times
+  assert len(calls) == 6  # linen's `init` and `apply`, and nnx four times
 
 
 @pytest.mark.everyday(1)
@@ -177,4 +177,4 @@ def test_batches_of_any_rank(key, monkeypatch):
   for x in (xs, xs[0, 0]):
     assert linen_difference(linen_cell("GRUCell"), x, key) < 1e-12
     assert nnx_difference(nnx_cell("GRUCell"), x, key) < 1e-12
-  assert len(calls) == 2 * 3  # linen's shapes, linen, nnx
+  assert len(calls) == 2 * 3  # linen's `init` and `apply`, and nnx

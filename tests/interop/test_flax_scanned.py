@@ -1,4 +1,4 @@
-"""`scanned` against the ScannedRNN of many agents: Flax's cell in `nn.scan`."""
+"""`scanned` against the ScannedRNN that RL agents use: a cell in `nn.scan`."""
 
 from functools import partial
 
@@ -215,7 +215,9 @@ def test_equal_cells_give_the_same_module():
     ),
   ],
 )
-def test_what_does_not_fit_is_one_clear_line(cell, change, message):
+def test_arguments_that_do_not_fit_are_an_error_of_one_line(
+  cell, change, message
+):
   carry, xs, resets = draw(cell)
   given = {"carry": carry, "xs": xs, "resets": resets} | change
   with pytest.raises(ValueError) as error:

@@ -128,7 +128,7 @@ def test_the_leading_axes_of_all_params_are_the_same(key):
     from_linen(weights)
 
 
-def test_params_that_do_not_fit_are_written_nowhere(key):
+def test_params_that_do_not_fit_each_other_are_refused_by_converters(key):
   params = lstm.init(key, D, H)
   params = params._replace(b=params.b[:-H])
   for write in (

@@ -24,7 +24,8 @@ KINDS = {  # of a core: its class, its options, our cell and the params' module
   ),
 }
 EACH = pytest.mark.parametrize("kind", KINDS)
-ROUNDED = 1e-15  # b + 1 − 1, of the forget gate
+# to_haiku subtracts 1 from the forget gate's bias, and from_haiku adds it.
+ROUNDED = 1e-15
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def exported(kind, params, **options):
 
 
 def of_haiku(haiku, kind, name=None):
-  """Return Haiku's network of one core, (weights, xs) -> outputs."""
+  """Return Haiku's network of one core, with functions `init` and `apply`."""
   kind, options, *_ = KINDS[kind]
 
   @haiku.without_apply_rng

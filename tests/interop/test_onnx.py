@@ -1,4 +1,4 @@
-"""Recurrent nodes of ONNX: its own cases, onnxruntime, and its evaluator."""
+"""Recurrent nodes of ONNX: its own test cases, round trips and files."""
 
 import importlib
 
@@ -197,7 +197,7 @@ def test_a_last_state_can_be_the_next_initial_one(dtype, key):
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
-def test_a_node_of_batches_first_computes_the_same(both, key):
+def test_a_batch_first_node_computes_the_same(both, key):
   names = {k: k for k in ("X", "initial_h", "initial_c")}
   params = layer_weights(lstm, key, both)
   state = normal_like(key, np.zeros((1 + both, B, H), np.float32))

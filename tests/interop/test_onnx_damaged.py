@@ -95,8 +95,8 @@ def test_a_tensor_of_an_unknown_type_is_refused(key, tmp_path):
     interop.load(path)
 
 
-def test_only_constants_are_constants(key, tmp_path):
-  """Other nodes may have an attribute "value", and constants another one."""
+def test_only_nodes_of_type_constant_are_read_as_constants(key, tmp_path):
+  """Other nodes may have an attribute "value", and constants may lack it."""
   params = layer_weights(lstm, key, False)
   node, tensors = interop.to_onnx(
     lstm,

@@ -90,7 +90,7 @@ def test_what_onnxruntime_calls_an_invalid_graph_is_refused(key):
   refused("^outputs of LSTM must be at most 3, Y, Y_h, Y_c, got 4$", *state)
 
 
-def test_peepholes_have_the_standard_activations(key):
+def test_peepholes_and_coupled_gates_need_the_standard_activations(key):
   for cell in (peephole_lstm, coupled_lstm):
     node, tensors = interop.to_onnx(cell, layer_weights(cell, key, False))
     names = ["Sigmoid", "Relu", "Tanh"]

@@ -81,7 +81,7 @@ def make(cell, key, dtype, tied, layers=2):
 
 
 def named(state):
-  """Return a state as a file's inputs."""
+  """Return a state as {name of a file's input: array}."""
   return {
     f"{field}_{k}": np.asarray(leaf)
     for k, layer in enumerate(state)
@@ -117,10 +117,10 @@ def test_the_evaluator_of_onnx_computes_a_language_model(cell, tied, key):
 def test_onnxruntime_runs_a_language_model_without_this_library(
   cell, tied, key, tmp_path
 ):
-  """1,000 characters with the state fed back, and in one piece, in float32.
+  """1,000 tokens in one call, and one by one with the state fed back.
 
-  A state passes rounding errors of 6e-8 on, and forgets them: the weights are
-  small. Logits are sums of H + 1 products of size 1.
+  In float32, a time step rounds by 6e-8; the weights are small, so that the
+  state forgets these errors. Logits are sums of H + 1 products of size 1.
   """
   pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
   model, params = make(cell, key, jnp.float32, tied)
@@ -192,7 +192,7 @@ def test_a_file_has_readable_names_and_its_vocabulary(key, tmp_path):
 def test_a_model_is_written_where_the_package_is_not_installed(
   key, monkeypatch
 ):
-  def from_name(name):  # as where PYTHONPATH alone leads to it
+  def from_name(name):  # as if only PYTHONPATH led to the package
     raise importlib.metadata.PackageNotFoundError(name)
 
   monkeypatch.setattr(importlib.metadata.Distribution, "from_name", from_name)

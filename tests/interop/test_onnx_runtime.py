@@ -45,7 +45,7 @@ NODES = pytest.mark.parametrize(
 
 @NODES
 def test_onnxruntime_computes_the_same(name, direction):
-  """Both conversions: its node here, and ours there, in float32."""
+  """In float32: ONNX's node in this library, and our node in onnxruntime."""
   onnxruntime = pytest.importorskip(
     "onnxruntime", reason="onnxruntime is not installed"
   )
@@ -138,7 +138,9 @@ def test_the_evaluator_of_onnx_computes_the_same_in_float64(
     time_major=layer.time_major,
     inputs={k: k for k in inputs},
   )
-  models = [written]  # a `coupled_lstm` has the rows of both gates
+  models = [
+    written
+  ]  # the rows of i and of f are in it, also for a `coupled_lstm`
   if cell is not coupled_lstm:
     models.append((node, initializers))
   for model in models:
