@@ -11,9 +11,10 @@ from lstm_jax.language import ModelConfig, language_model
 
 
 def initial_and_changed(cell, key, longest=50):
-  """Return two language models' weights, of one layer of 64 units.
+  """Return a language model's weights before and after `with_chrono_biases`.
 
-  All but the biases are 0: to draw the others would take longest to compile.
+  The model has one layer of 64 units. All weights but its biases are 0: to draw
+  them would take the longest to compile.
   """
   config = ModelConfig(CELLS[cell], embedding_size=4, hidden_size=64)
   model = language_model(config, 5)
@@ -33,7 +34,7 @@ def initial_and_changed(cell, key, longest=50):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", GATE_BIASES)
 def test_a_unit_keeps_its_memory_for_about_its_own_time(cell, key):
-  """Without inputs a step keeps u / (u + 1), u uniform in 1 … T − 1."""
+  """A step without input keeps u / (u + 1) of it; u is uniform in 1 … T − 1."""
   _, params = initial_and_changed(cell, key)
   (layer,) = params.layers
   zero = CELLS[cell].initial_state(layer, (1,))

@@ -38,7 +38,8 @@ def test_the_line_position_is_0_at_a_line_break():
     ("\"O 'yes' so", "\"O 'yes____"),  # one inside another
     ("a ' b", "_____"),
     ("'Go,'he said", "'Go,________"),
-    ("say 'yes ' no' so", "____'yes ' no____"),  # the second does neither
+    # The second mark neither opens nor closes.
+    ("say 'yes ' no' so", "____'yes ' no____"),
   ],
 )
 def test_quotation_marks_are_distinguished_from_apostrophes(text, expected):
@@ -50,13 +51,13 @@ def test_words_start_after_blanks_and_marks():
   want = "F_______t___s____________t__" + "___o____2"
   assert masked(word_starts, text) == want
   assert masked(word_starts, "'tis so") == "_t___s_"
-  # Vowel signs and accents of their own belong to the word; not so ❤️'s mark.
+  # Combining vowel signs and accents belong to a word; ❤️'s mark does not.
   text = "हिन्दी में cafe\u0301s ❤\ufe0f1"
   assert masked(word_starts, text) == "ह______म___c________1"
 
 
 def test_names_are_capitalized_lines_that_end_in_a_colon():
-  """After a blank line; not so "Amen:", nor at the end of the text "Ah:".
+  """A blank line is above a name, but not above "Amen:"; "Ah:" ends the text.
 
   Capitals are those of any script, and an accent may be a character of its own.
   """

@@ -82,7 +82,7 @@ def test_the_probability_of_an_ensemble_is_the_mean_of_its_members(members):
 
 
 @pytest.mark.exhaustive
-def test_what_a_mixture_does_not_need_changes_no_loss(members):
+def test_a_loss_does_not_depend_on_which_other_protocols_are_named(members):
   alone = outcomes(members, names=("stateful", "dynamic"))
   found = outcomes(members)
   for name, nats in alone.items():
@@ -97,7 +97,7 @@ def test_a_later_token_changes_no_earlier_loss(members):
     changed = TOKENS.copy()
     changed[position] = (changed[position] + 1) % V
     for name, nats in outcomes(members, changed).items():
-      # The token at a position is prediction position − 1.
+      # The token at a position is the target of prediction position − 1.
       earlier = slice(0, position - 1)
       assert (nats[earlier] == before[name][earlier]).all(), name
       assert nats[position - 1] != before[name][position - 1], name

@@ -90,7 +90,7 @@ def test_other_biases_and_a_second_call_compile_no_training_steps(key):
 
 
 def test_each_rate_trains_the_initial_weights_for_all_steps(key, monkeypatch):
-  """Here the weights are the sum of rate × steps, and the loss grows by it."""
+  """Here the weights begin at 1 and grow by rate × steps; so does the loss."""
   taken = []
 
   def train_all(own, shared):

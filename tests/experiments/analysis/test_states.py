@@ -52,7 +52,7 @@ def modulated(p, x, h):
 
 
 def slstm_gates(p, x, state):
-  """Return the gates, and those of i and f that are relative to the larger."""
+  """Return the gates; i and f are divided by the larger of the two."""
   ai, af, ag, ao = np.split(x @ p.w_x + p.b, 4)
   heads = np.split(state.h, len(p.w_h))
   ah = [h @ w for h, w in zip(heads, p.w_h, strict=True)]
@@ -130,7 +130,7 @@ def test_states_and_gates_are_those_of_the_step(name, key):
 
 
 def test_the_states_of_an_own_cell_are_no_gates():
-  """Whatever their names: such as the real and imaginary part of one."""
+  """Whatever their names: r and i may be real and imaginary parts."""
   own = ModuleType("own")
   for letter in "hcrizfo":
     assert not is_gate(own, letter)
@@ -198,7 +198,7 @@ def test_paths_are_the_gradient_of_a_term_added_to_each_state(cell, key):
   _, params = make(cell, key)
   paths = explicit_paths(cell, params)
   assert worst(paths, autodiff_paths(cell, params)) < 1e-12
-  # Steps before the text are 0, and so is the last token, which predicts none.
+  # 0 before the start of the text, and for the last token: it has no target.
   assert paths[0].h[2, 2] > 0 and not paths[0].h[2, 3:].any()
   assert not paths[1].h[N - 1].any()
 

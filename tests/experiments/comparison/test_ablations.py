@@ -1,4 +1,4 @@
-"""The file of an ablation: which records can go on, and which cannot."""
+"""The file of an ablation: which records can be continued; and its table."""
 
 import json
 

@@ -37,7 +37,7 @@ from tests.processes import ROOT
 PAGE = ROOT / "docs" / "results" / "tinyshakespeare.md"
 SHOWN = read_board().of_corpus(CORPUS)
 OURS = [row for row in read_board().rows if row.recipe]
-# Tokens, by the name of a row, or else of its corpus.
+# Numbers of tokens, by the name of a row or else by the name of its corpus.
 VOCABULARY = {"tinyshakespeare": 65, "poems": 64, "tinyshakespeare-words": 7128}
 
 
@@ -94,7 +94,7 @@ def test_a_row_of_ours_has_the_figures_of_its_records(row):
   for record in row.records:
     directory = ROOT / record
     config = json.loads((directory / "config.json").read_text("utf-8"))
-    if row.name == "poems":  # the best validation loss, by no evaluation
+    if row.name == "poems":  # its result is the best val_loss, not evaluated
       logged = read_rows(directory)
       best = min(r["val_loss"] for r in logged if "val_loss" in r)
       (result,) = row.results

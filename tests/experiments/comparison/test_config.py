@@ -1,3 +1,5 @@
+"""The configuration of a comparison: its bounds, its flags and its record."""
+
 import pytest
 
 from experiments.comparison.config import CompareConfig
@@ -41,7 +43,7 @@ def test_the_flags_are_those_of_what_is_compared_and_no_others():
       replace(config, **{name: 1})
 
 
-def test_a_comparison_is_the_same_after_its_record():
+def test_a_record_gives_back_the_same_configuration():
   config = replace(CompareConfig(), delay=(3, 4), seq_len=7, weight_decay=0.1)
   assert from_record(CompareConfig(), to_record(config)) == config
   # No flag: the updates of each model are scaled by a learning rate of its own.

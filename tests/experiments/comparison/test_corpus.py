@@ -1,4 +1,4 @@
-"""The corpus of a comparison: its splits and what is said of their text."""
+"""The corpus of a comparison: its splits and the statistics of their text."""
 
 import pytest
 

@@ -1,3 +1,5 @@
+"""The dot plot of a comparison of many cells."""
+
 import numpy as np
 import pytest
 
@@ -76,7 +78,7 @@ def test_a_row_has_the_values_of_its_cell(record):
   assert times.unit == "of lstm's"
 
 
-def test_a_far_loss_does_not_make_the_axis(record):
+def test_a_far_loss_does_not_lengthen_the_axis(record):
   losses, _, words, *_ = make_panels(record)
   end = edge(losses, sorted_cells(record))
   assert 1.65 < end < 1.7  # of the best six with their equal time, not of 2.3
@@ -94,7 +96,7 @@ def test_the_axis_is_at_most_twice_as_long_as_the_best_cells_need():
 
 
 def test_a_missing_gradient_or_loss_is_left_out(record):
-  """A gradient of 0, beyond float32 or too short, or the LSTM's loss."""
+  """Gradients of 0, beyond float32 (None) or cut short, and the LSTM's loss."""
   lstm, gru, rnn, *_ = (
     row["norms"]["h"]
     for row in record["gradient_flow"]

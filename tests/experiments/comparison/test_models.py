@@ -1,3 +1,5 @@
+"""The sizes at which cells have as many parameters as the LSTM."""
+
 import pytest
 
 from experiments.comparison.config import CompareConfig
@@ -46,7 +48,7 @@ def test_the_nearest_size_is_one_of_the_multiples():
 
 
 @pytest.mark.exhaustive
-def test_an_slstm_has_four_heads_and_the_nearest_number_of_parameters():
+def test_the_size_of_an_slstm_is_the_nearest_multiple_of_four():
   sizes = ModelConfig(hidden_size=32, embedding_size=8)
   models = make_models(("slstm", "lstm"), sizes, 10)
   model, target = models["slstm"], models["lstm"].num_parameters

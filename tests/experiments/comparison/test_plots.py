@@ -25,6 +25,7 @@ def test_cells_beyond_the_colors_use_them_again():
   few, many = (
     plots.colors(["lstm", *map(str, range(count))]) for count in (11, 12)
   )
+  # 3 colors belong to the RNN, the GRU and the LSTM, and 11 to any others.
   assert len({*few.values()}) == 14 and few.items() < many.items()
   assert many["11"] == many["0"]
 

@@ -121,7 +121,7 @@ def test_a_comparison_that_is_being_written_is_not_replotted(replot, tmp_path):
 
 
 def test_a_cell_that_only_the_figure_misses_is_named(replot, tmp_path):
-  """It divides by the LSTM's time where there are many cells."""
+  """The figure of many cells divides by the LSTM's time."""
   record = example()
   other = record["cells"].pop("lstm")
   record["cells"] |= {f"lstm{k}": other for k in range(dot_plot.MANY)}

@@ -1,4 +1,4 @@
-"""The directory of a program's results, and what a damaged record says."""
+"""The directory of a program's results, and the errors of damaged records."""
 
 import gc
 
@@ -101,7 +101,7 @@ def test_one_process_writes_into_a_directory(tmp_path):
 def test_a_damaged_record_is_an_error_that_names_it(text, tmp_path):
   path = tmp_path / "record.json"
   path.write_text(text)
-  gc.collect()  # not in a deep recursion, where finalizers would fail
+  gc.collect()  # now: in a deep recursion, finalizers would fail
   with pytest.raises(ValueError, match=f"{path} is damaged"):
     read_record(path, "there is no record", ["rows", "config"])
 

@@ -1,3 +1,5 @@
+"""The training of a compared cell: its losses, samples and progress."""
+
 from types import SimpleNamespace
 
 import jax
@@ -102,7 +104,7 @@ def test_the_keys_of_samples_draw_no_weights(key):
 
 
 def test_progress_is_the_mean_of_all_seeds(monkeypatch):
-  """And the time of an evaluation is not that of a training step."""
+  """And the time of an evaluation does not count as training."""
   clock, progress, cell = [0.0], [], SimpleNamespace(name="rnn", model=None)
   monkeypatch.setattr(
     training, "time", SimpleNamespace(monotonic=lambda: clock[0])
@@ -134,7 +136,7 @@ def test_progress_is_the_mean_of_all_seeds(monkeypatch):
 
 
 def test_the_schedule_is_as_long_as_the_training(comparison, key, monkeypatch):
-  """Not as that of equal steps, where a cell gets more or fewer."""
+  """Not as `num_steps`: equal time gives a cell more or fewer steps."""
   made, corpus = [], SimpleNamespace(val=None, batches="batches")
 
   def make_ensemble(model, config, num_steps, keys, rates):

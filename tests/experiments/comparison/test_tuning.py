@@ -1,3 +1,5 @@
+"""The learning rate of a compared cell, and the time of its training step."""
+
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -119,7 +121,7 @@ def test_rates_are_tried_alike_and_judged_by_text_they_did_not_learn(
 def test_a_text_too_short_for_trials_is_refused_before_the_timing(
   comparison, key
 ):
-  """It has one batch, and less than one without the end of the text."""
+  """The text holds one batch, but not without the end that judges the rates."""
   corpus = SimpleNamespace(train=np.zeros(3 * 8 + 1, np.int32))
   config = replace(comparison, learning_rate=(0.1, 0.2))
   message = r"^--batch_size=3, --seq_len=8 and .*, got 22 to try learning rates"

@@ -1,4 +1,4 @@
-"""What cannot be evaluated, or not together."""
+"""Runs and options that cannot be evaluated, alone or together."""
 
 import json
 import shutil
@@ -50,7 +50,9 @@ def test_runs_that_do_not_belong_together_are_refused(
     evaluate.run(replace(options, run=(str(run), f"{run}/")), console)
 
 
-def test_a_mixture_needs_characters_and_a_loss_two_words(word_config, console):
+def test_a_mixture_needs_characters_and_a_loss_needs_two_words(
+  word_config, console
+):
   directory = str(explored.write_run(word_config))
   for name in MIXED:
     options = EvaluateConfig((directory,), protocol=(name,), segment=1)

@@ -1,4 +1,4 @@
-"""The settings of dynamic evaluation are chosen on the text before."""
+"""Settings of dynamic evaluation, chosen on text before the evaluated part."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_rate_and_decay_are_chosen_first_and_then_the_segment(
 
 
 def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
-  """Each with the gradient's scale on the start, by segments of its length.
+  """Each uses the gradient's scale on the text's start, in its own segments.
 
   Here the loss counts the settings that are not the best, and 1e-4 diverges.
   """
@@ -99,11 +99,11 @@ def test_settings_are_chosen_on_the_end_of_the_text_before(monkeypatch):
     0,
     20_000,
   )
-  wanted = best._replace(segment=20)  # that of the choice of rate and decay
+  wanted = best._replace(segment=20)  # with which rate and decay are chosen
   assert choose().config == wanted
 
 
-def test_the_text_before_has_a_whole_batch_of_segments():
+def test_the_text_before_must_hold_a_whole_batch_of_segments():
   for segment, needed in ((None, 641), (4, 129)):
     fixed = dynamic_eval.FixedSettings(segment=segment)
     dynamic_eval.check_text_before(needed, fixed)
@@ -133,7 +133,7 @@ def test_the_choice_on_several_cores_is_that_on_one(run):
 
 
 @pytest.mark.exhaustive
-def test_each_core_of_the_process_tries_a_setting(
+def test_as_many_settings_are_tried_at_once_as_there_are_cores(
   run, options, console, monkeypatch
 ):
   pool, threads = dynamic_eval.ThreadPoolExecutor, []

@@ -173,7 +173,7 @@ def test_the_members_of_a_sweep_are_runs(
   best = table["head"].index("best validation loss")
   for row, member in zip(table["rows"], members, strict=False):
     assert row[best] == f"{member.best[1]:.4f}"
-  # Of a damaged checkpoint, the one before has the losses but for the last.
+  # If the newest checkpoint is damaged, the one before has all other losses.
   checkpoints = Path(config.job.run) / "checkpoints"
   newest = list_checkpoints(checkpoints)[-1]
   (checkpoints / f"{newest}/description/metadata").write_text("")

@@ -58,7 +58,7 @@ def test_a_run_without_rows_or_evaluations_is_shown(copy, console, tmp_path):
   assert "best validation loss" not in header["results"]["head"]
 
 
-def test_without_its_corpus_a_finished_run_has_the_epochs_of_its_last_step(
+def test_without_its_corpus_the_last_step_of_a_finished_run_tells_its_epochs(
   copy, console, tmp_path
 ):
   directory, _ = copy

@@ -1,4 +1,4 @@
-"""A recipe of the smallest sizes, and a trained run of it."""
+"""A recipe of the smallest sizes."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from experiments.trainer.run_dir import JOB_FLAGS
 
 @pytest.fixture
 def recipe(config, tmp_path, monkeypatch):
-  """The recipe of ROW: the flags of `config`."""
+  """Write the recipe of ROW, the flags of `config`; return the options."""
   default = to_record(TrainConfig())
   lines = [
     f"--{name}={value}"

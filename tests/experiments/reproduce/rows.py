@@ -1,4 +1,4 @@
-"""A row of the published results, and what the tests forbid."""
+"""A row of published results, and a guard for programs that must not run."""
 
 from experiments.comparison.board import Result, Row, Training
 
@@ -18,6 +18,8 @@ ROW = Row(
 
 
 def forbid(monkeypatch, module):
+  """Have a call of the module's `run` fail the test."""
+
   def run(*args, **kwargs):
     raise AssertionError(f"{module.__name__} ran again")
 

@@ -102,6 +102,7 @@ def test_teachers_are_trained_first(recipe, console, tmp_path, monkeypatch):
   made = json.loads((teacher / "config.json").read_text())
   assert made["seed"] == 5 and (teacher / "result.json").exists()
   shown = console.file.getvalue()
+  # The console cuts a long path.
   assert f"teacher {teacher}"[:60] in shown and "resumed     after" in shown
   forbid(monkeypatch, train)
   reproduce.run(pupil, recipe, console)
@@ -252,7 +253,7 @@ def test_minutes_that_the_seeds_share_are_named_apart():
   )
 
 
-def test_a_row_without_published_seeds_needs_some():
+def test_a_row_without_published_seeds_needs_the_flag_seeds():
   row = read_board().find("tinyshakespeare")
   row = row._replace(results=[r._replace(seeds=()) for r in row.results])
   with pytest.raises(ValueError, match="no seeds of tinyshakespeare were"):
@@ -274,7 +275,7 @@ def test_an_ensemble_is_evaluated_of_exactly_its_seeds():
   assert ensemble_seeds(row) == {0, 1}
 
 
-def test_a_name_of_no_row_of_ours_is_an_error_that_lists_those():
+def test_a_name_of_no_row_of_ours_is_an_error_that_lists_our_rows():
   board = read_board()
   quoted = next(row.name for row in board.rows if not row.is_ours)
   for name in ("gpt", quoted):

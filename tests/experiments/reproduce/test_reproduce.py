@@ -19,7 +19,7 @@ from tests.experiments.trainer.resuming import signal_at
 
 @pytest.fixture
 def trained(recipe, finished_config, config):
-  """The same, whose run of seed 0 is finished and not evaluated."""
+  """Return `recipe`, with a finished run of seed 0 that is not evaluated."""
   directory = f"{recipe.run}/seed0"
   copy_run(finished_config, replace(config, run=directory))
   return recipe
@@ -72,7 +72,7 @@ def test_a_finished_run_is_evaluated_once_and_compared(
 def test_the_seeds_together_are_evaluated_once_and_compared(
   trained, config, console, monkeypatch
 ):
-  """Here two runs of one seed, so that together they are as one."""
+  """Here both runs have the same weights, so that together they are as one."""
   forbid(monkeypatch, train)
   row = ROW._replace(evaluate=["--window=8"])
   other = replace(config, run=f"{trained.run}/seed1")
@@ -135,10 +135,10 @@ def test_a_row_that_is_evaluated_otherwise_is_evaluated_again(
     path.write_text(text)
     assert reproduce.run(narrow, trained, console).rows[0] == row
     assert read(trained)["seeds"] == good["seeds"]
-  gc.collect()  # not in a deep recursion, where finalizers would fail
+  gc.collect()  # now: in a deep recursion, finalizers would fail
   path.write_text("[" * 100_000)
   assert reproduce._read_done(path, narrow) == {}
-  # Another seed, which is not asked for and whole, is kept.
+  # The whole record of another seed, which is not asked for, is kept.
   both = good | {"seeds": {"0": {}, "7": seed}}
   path.write_text(json.dumps(both))
   reproduce.run(narrow, trained, console)
@@ -180,7 +180,7 @@ def test_a_run_of_another_recipe_is_refused(trained, console):
     reproduce.run(other, trained, console)
 
 
-def test_the_directory_of_a_run_is_not_that_of_the_runs(
+def test_the_directory_of_all_seeds_must_not_be_a_run_directory(
   trained, console, monkeypatch
 ):
   forbid(monkeypatch, train)
@@ -238,7 +238,7 @@ def test_a_run_that_was_trained_again_is_evaluated_again(
 
 
 @pytest.mark.parametrize(("seed", "kept"), [(7, True), (1, False)])
-def test_a_new_run_of_another_seed_leaves_the_result_of_all_together(
+def test_a_new_run_drops_the_ensemble_result_only_if_its_seed_is_a_member(
   trained, config, finished_config, console, monkeypatch, seed, kept
 ):
   reproduce.run(ROW, trained, console)

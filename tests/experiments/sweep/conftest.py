@@ -15,5 +15,5 @@ def recipe(config):
 
 @pytest.fixture
 def many(recipe):
-  """A sweep of four members."""
+  """A sweep of four members: a rate that is given twice counts once."""
   return as_sweep(recipe, num_seeds=2, rate=(0.005, 0.03, 0.005))

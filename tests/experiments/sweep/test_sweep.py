@@ -1,3 +1,5 @@
+"""Sweeps: their members, losses and tables, and what they refuse."""
+
 import json
 import math
 import re
