@@ -2,10 +2,13 @@
 
   python -m tests.experiments.trainer.killing DIRECTORY KILLS SEED
 
-forks a process for each life of a run, from the start or a checkpoint to a kill
-or the end: so a life starts within a tenth of a second, in a process of its
-own. A third of the kills wait for a checkpoint that is being written. The last
-line printed is a JSON object.
+trains one run after another until there were KILLS kills. A life of a run goes
+from its start, or from a checkpoint, to a kill or to its end. Each life has a
+process of its own, forked from this one: it has all imports already, and starts
+within a tenth of a second. About a third of the kills wait for a checkpoint
+that is being written. The last line printed is a JSON object: the number of
+kills, of those that cut off a checkpoint ("in_a_save") and of runs, and the
+most training steps that a kill has "lost".
 """
 
 import json
@@ -54,7 +57,7 @@ def make_config(directory, name):
 
 
 def start(config):
-  """Start a life of a run; return its process."""
+  """Start a life of a run; return the id of its process."""
   child = os.fork()
   if child:
     return child
@@ -87,20 +90,21 @@ def count_steps(run):
 
 
 def last_step(run):
-  """Return the number of the last training step."""
+  """Return the number of a run's last training step, from that file."""
   path = Path(f"{run}.step")
   return int.from_bytes(path.read_bytes(), "big") if path.exists() else 0
 
 
 def writing(run):
+  """Return whether a checkpoint is half written, now or by a kill."""
   return any(run.glob("checkpoints/*tmp*"))
 
 
 def kill(child, run, draws, lifetime):
   """Kill a process at a random moment; return whether its run is unfinished."""
-  patience = time.monotonic() + 2 * lifetime
+  deadline = time.monotonic() + 2 * lifetime
   if draws.random() < 1 / 3:
-    while not writing(run) and time.monotonic() < patience:
+    while not writing(run) and time.monotonic() < deadline:
       if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         break
       time.sleep(0.003)

@@ -102,6 +102,7 @@ def inject_nans(monkeypatch, steps):
 
 
 def stop_at(step, config, console, signum=signal.SIGTERM):
+  """Train until a signal stops the run after `step`; return its `Result`."""
   with pytest.MonkeyPatch.context() as monkeypatch:
     signal_at(monkeypatch, step, signum)
     return train.run(config, console)

@@ -62,7 +62,7 @@ def test_a_bit_that_flipped_in_any_file_is_found_or_harms_nothing(
 @pytest.mark.everyday(1)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncated", "state", "description"])
-def test_after_damage_the_checkpoint_before_is_used_and_named(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
   damage, stopped, config, console, undisturbed, collected, capsys
 ):
   for path in (stopped / "checkpoints" / "33" / STATE).rglob("*"):
@@ -83,7 +83,7 @@ def test_after_damage_the_checkpoint_before_is_used_and_named(
 def test_a_run_whose_best_weights_are_lost_chooses_others(
   stopped, config, console, monkeypatch
 ):
-  """Though their losses are higher: those of steps 40 and 47."""
+  """It chooses those of step 47, although their loss is higher."""
   lost, losses = load(stopped), iter((9.0, 8.0))
   shutil.rmtree(stopped / "checkpoints" / f"{lost.step}")
   monkeypatch.setattr(train, "stateful_loss", lambda *_: next(losses))
@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_makes_way_for_one_of_an_earlier_step(
   assert list_checkpoints(stopped / "checkpoints")[-1] == 32
 
 
-def test_when_all_are_damaged_there_is_an_error_of_one_line(
+def test_if_all_checkpoints_are_damaged_the_error_is_one_line(
   stopped, config, console
 ):
   for path in stopped.glob("checkpoints/*/checksums/metadata"):
@@ -138,7 +138,7 @@ def test_a_hostile_checkpoint_runs_no_code(
 def test_logs_that_have_lost_their_ends_keep_complete_lines(
   stopped, config, console
 ):
-  """As where the power failed after a checkpoint was on the disk."""
+  """As after a power failure: the checkpoint was on the disk, the ends not."""
   metrics, samples = stopped / "metrics.jsonl", stopped / "samples.txt"
   for log in (metrics, samples):
     log.write_bytes(log.read_bytes()[:-5])
@@ -158,7 +158,7 @@ def test_logs_that_have_lost_their_ends_keep_complete_lines(
 def test_a_run_at_its_end_without_its_best_weights_says_so(
   config, console, monkeypatch
 ):
-  """Killed before result.json was written, and its best checkpoint is lost."""
+  """A kill came before result.json was written; the best checkpoint is lost."""
   losses = iter((1.0, 2.0, 0.5, 3.0, 4.0))  # after steps 10, 20, 30, 40, 47
   monkeypatch.setattr(train, "stateful_loss", lambda *_: next(losses))
   directory = train.run(config, console).directory

@@ -1,4 +1,4 @@
-"""What does not resume a run, and what does not replace one."""
+"""Runs that are not resumed, and runs that are not replaced."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ from tests.power import tree
     ),
   ],
 )
-def test_a_run_of_another_configuration_is_not_resumed(
+def test_a_run_is_not_resumed_with_other_flags_or_noresume(
   changes, message, stopped, config, console
 ):
   before = tree(stopped)
@@ -66,7 +66,11 @@ def test_a_directory_in_use_is_refused_until_its_process_ends(
 def test_a_run_that_was_stopped_before_an_evaluation_replaces_no_other(
   finished, config, console
 ):
-  """Though it has a checkpoint: once overwritten, it is gone, not the first."""
+  """It has a checkpoint, but no best one.
+
+  When it is overwritten itself, it is deleted, and `previous` keeps the
+  finished run.
+  """
   old, previous = load(finished), finished / "previous"
   for seed, step in ((1, 5), (2, 6)):
     stop_at(step, replace(config, overwrite=True, seed=seed), console)
@@ -99,7 +103,7 @@ def test_overwrite_starts_again_and_keeps_what_it_replaces(
   again = replace(config, overwrite=True, seed=1)
   stop_at(4, again, console)
   assert load(finished / "previous").val_loss == old.val_loss
-  # A move that was cut off is finished first.
+  # A move that was cut off is undone, and then made again.
   (finished / "previous" / "config.json").rename(finished / "config.json")
   train.run(replace(config, overwrite=True), console)
   assert outcome(finished) == undisturbed

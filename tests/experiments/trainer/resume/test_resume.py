@@ -48,7 +48,8 @@ def check_stops(steps, changes, config, console):
   The last batch of an epoch is shorter than the others.
   """
   Path(config.data.corpus).write_text(VERSE * 20)
-  config = replace(config, **changes, num_epochs=3)  # NOISE has late batches
+  # With fewer epochs, the late_batch_size of NOISE would have no effect.
+  config = replace(config, **changes, num_epochs=3)
   whole = outcome(train.run(config, console).directory)
   again = replace(config, run=config.job.run + "2")
   for step in steps:
@@ -94,8 +95,8 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
 ):
   """Before the first evaluation, at one, between two, in the last epoch.
 
-  With NOISE that has another batch size. At its stop there are steps without a
-  row.
+  With NOISE, the last epoch has another batch size. At step 103 there are
+  training steps that no row of metrics.jsonl holds yet.
   """
   whole = check_stops([7, 10, 33, 103], changes, config, console)
   if changes is AVERAGES:
@@ -111,7 +112,9 @@ def test_a_run_without_a_checkpoint_starts_again(config, console, undisturbed):
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_run_stopped_before_an_evaluation_can_be_sampled(config, console):
+def test_a_run_stopped_before_its_first_evaluation_can_be_loaded(
+  config, console
+):
   result = stop_at(4, config, console, signal.SIGINT)
   assert (result.stopped_by, result.best_step) == (signal.SIGINT, 0)
   trained = load(result.directory)
@@ -133,7 +136,7 @@ def test_an_interruption_names_the_checkpoint_that_a_stopped_run_has(
     train.run(config, console)
 
 
-def test_of_a_stopped_run_the_best_is_loaded(stopped):
+def test_the_best_checkpoint_of_a_stopped_run_is_loaded(stopped):
   trained = load(stopped)
   rows = read_rows(stopped)
   losses = {r["val_loss"]: r["step"] for r in rows if "val_loss" in r}
