@@ -1,4 +1,4 @@
-"""--teacher trains a run on the predictions of others."""
+"""With --teacher, a run learns from the predictions of other runs."""
 
 import json
 from pathlib import Path
@@ -64,8 +64,8 @@ def test_the_targets_mix_the_token_with_the_mean_of_the_teachers(config):
   assert np.abs(probs[0] - probs[1]).max() > 0.01
   onehot = np.eye(setup.corpus.tokenizer.size)[column[1:]]
   expected = 0.75 * onehot + 0.25 * np.mean(probs, axis=0)
-  # The first place is also the last of the column before, whose prediction has
-  # read more: it is left out.
+  # The first place is left out: its target comes from the column before, which
+  # ends there and has read more.
   assert np.abs(targets[places] - expected)[1:].max() < 1e-5
   assert np.abs(targets.sum(axis=1) - 1).max() < 1e-5
   assert targets[0, tokens[0]] == 1  # nothing is before it to predict it from
@@ -150,7 +150,7 @@ def test_a_run_whose_teacher_has_changed_is_not_resumed(
     train.run(config, console)
 
 
-def test_a_run_is_resumed_with_teachers_of_the_same_weights(config):
+def test_a_run_is_resumed_only_with_teachers_of_the_same_weights(config):
   weights = {SHA256: "0", TEACHERS: ["1a2b"]}
   for resuming in (False, True):
     with open_run_dir(config, weights) as opened:
@@ -242,7 +242,7 @@ def test_the_same_teacher_twice_is_refused(config, console, finished):
       train.run(twice, console)
 
 
-def test_the_last_weights_of_a_teacher_are_those_of_a_finished_run(
+def test_the_last_weights_of_an_unfinished_teacher_are_refused(
   config, finished
 ):
   (finished / "result.json").unlink()
@@ -253,7 +253,7 @@ def test_the_last_weights_of_a_teacher_are_those_of_a_finished_run(
     read_teachers(last, LIMIT)
 
 
-def test_beside_a_development_split_a_teacher_reads_each_piece_by_itself(
+def test_with_a_development_split_a_teacher_reads_each_piece_by_itself(
   config, finished, console
 ):
   path = Path(config.data.corpus)
@@ -262,7 +262,7 @@ def test_beside_a_development_split_a_teacher_reads_each_piece_by_itself(
   teachers, (_, tokens, gap) = [load(finished)], setup.corpus.train
   targets = soft_targets(setup, teachers)
   known = np.flatnonzero(targets[np.arange(len(tokens)), tokens] == 1)
-  assert known.tolist() == [0, gap]  # of no others is there nothing before
+  assert known.tolist() == [0, gap]  # all others have a token before them
   (hard,), (soft,) = setup.epochs(), make_epochs(setup, teachers, console)
   for index in range(hard.num_batches):
     assert np.array_equal(hard.batch(index)[0], soft.batch(index)[0])

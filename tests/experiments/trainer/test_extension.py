@@ -24,21 +24,25 @@ from tests.power import tree
 
 
 def cosine(updates, num_steps):
-  """Return the learning rate of `config`: peak 0.02, 5 steps of warmup."""
+  """Return the learning rate of `config` after `updates` updates.
+
+  After 5 steps of warmup it falls from 0.02, by a cosine, to 1 % of that after
+  `num_steps` updates.
+  """
   share = (updates - 5) / (num_steps - 5)
   return 0.02 * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
 
 
 def opened(config):
-  """Open the directory of a run, and do nothing."""
+  """Open and close the directory of a run; return its `OpenedRun`."""
   facts = {SHA256: read_corpus(config.data).sha256}
   with open_run_dir(config, facts, may_extend=True) as found:
     return found
 
 
 @pytest.mark.exhaustive
-def test_an_extension_counts_steps_beside_a_development_split(config, console):
-  """Sequences are shared out between the pieces beside it."""
+def test_an_extension_counts_steps_with_a_development_split(config, console):
+  """The number depends on the gap that the split leaves in the text."""
   text = (VERSE + "\n") * 40
   Path(config.data.corpus).write_text(text, encoding="utf-8")
   config = replace(config, dev_fraction=0.3, batch_size=5)
@@ -120,8 +124,8 @@ def test_at_a_constant_rate_it_ends_as_one_that_had_all_epochs_at_once(
   assert extended == at_once and len(extended) > 20
 
 
-def test_a_run_is_extended_before_it_is_finished(finished, config):
-  """Also one that was killed between the two files that an extension writes."""
+def test_an_unfinished_run_is_extended(finished, config):
+  """Also after a kill in an extension that had only deleted result.json."""
   (finished / "result.json").unlink()
   assert opened(replace(config, num_epochs=3)).extended_from == 1
   again = opened(replace(config, num_epochs=3))
@@ -168,7 +172,7 @@ def test_a_kill_leaves_no_finished_run_with_epochs_that_it_has_not_made(
     ),
   ],
 )
-def test_a_finished_run_is_extended_by_more_epochs_alone(
+def test_a_finished_run_is_extended_only_by_more_epochs(
   changes, message, finished, config
 ):
   before = tree(finished)
@@ -181,7 +185,7 @@ def test_a_finished_run_is_extended_by_more_epochs_alone(
 def test_a_finished_run_without_checkpoints_is_not_extended(
   num_epochs, finished, config
 ):
-  """They were deleted, as to have room on the disk."""
+  """They were deleted, for example to free space on the disk."""
   shutil.rmtree(finished / "checkpoints")
   message = (
     "holds a finished run without a checkpoint to continue from; --overwrite "
@@ -191,7 +195,7 @@ def test_a_finished_run_without_checkpoints_is_not_extended(
     opened(replace(config, num_epochs=num_epochs))
 
 
-def test_more_epochs_come_with_no_less_patience(finished, config):
+def test_a_finished_run_is_not_extended_with_less_patience(finished, config):
   path = finished / "config.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"patience": 5}))
   before, more = tree(finished), replace(config, num_epochs=2)
@@ -226,13 +230,13 @@ def test_a_run_is_not_extended_on_a_corpus_that_has_changed(finished, config):
   assert tree(finished) == before
 
 
-def test_a_run_whose_late_batches_would_be_others_is_not_extended(
+def test_a_run_whose_late_batches_would_change_is_not_extended(
   finished, config
 ):
   path = finished / "config.json"
   record = json.loads(path.read_text())
   late = replace(config, late_batch_size=4, num_epochs=6)
-  for epochs in (2, 3):  # of 2, none are late
+  for epochs in (2, 3):  # with 2 epochs, no batches are late
     path.write_text(
       json.dumps(record | {"num_epochs": epochs, "late_batch_size": 4})
     )

@@ -44,7 +44,7 @@ def test_a_directory_that_is_locked_names_the_process(tmp_path):
     pass
 
 
-def test_a_lock_is_of_the_file_that_is_there(tmp_path, monkeypatch):
+def test_a_lock_whose_file_was_deleted_is_taken_again(tmp_path, monkeypatch):
   """The previous holder deletes its file once another process has opened it."""
   path, flock, calls = tmp_path / LOCK, fcntl.flock, []
 

@@ -120,7 +120,7 @@ def test_the_weights_of_another_vocabulary_are_refused(
   assert not Path(config.job.run).exists()
 
 
-def test_of_another_text_the_splits_may_be_others(config, finished):
+def test_with_another_text_the_splits_may_differ(config, finished):
   path = Path(config.data.corpus)
   path.write_text(path.read_text()[::-1])
   setup = make_setup(replace(config, val_fraction=0.3))
@@ -136,7 +136,7 @@ def test_a_vocabulary_in_another_order_is_refused(config, finished):
     check_vocabulary(setup, trained._replace(tokenizer=tokenizer), "NAME")
 
 
-def test_a_run_that_begins_again_records_the_weights_of_that_time(config):
+def test_a_run_that_starts_again_records_the_step_of_its_new_weights(config):
   facts = {SHA256: read_corpus(config.data).sha256}
   for step in (20, 47):
     with open_run_dir(config, facts | {"init_from_step": step}) as opened:

@@ -1,3 +1,5 @@
+"""The memory, the compiled programs and the profile of a process."""
+
 import resource
 from pathlib import Path
 
@@ -65,7 +67,7 @@ def test_a_full_disk_at_the_end_of_a_profile_is_named_and_hides_no_error(
   assert said == (pending is not None)
 
 
-def test_a_limit_of_the_process_is_all_the_memory_that_it_has(monkeypatch):
+def test_the_host_memory_is_at_most_the_limit_of_the_process(monkeypatch):
   limits = {"all": (resource.RLIM_INFINITY, 0), "less": (5000, 9000)}
   found = {}
   for name, limit in limits.items():

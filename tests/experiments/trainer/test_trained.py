@@ -1,4 +1,4 @@
-"""A run is read, also while it trains and deletes a checkpoint being read."""
+"""A run is loaded, also while it trains and deletes the checkpoint to read."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from tests.draws import worst
 
 @pytest.mark.parametrize("read", [load, read_run_history])
 def test_a_config_that_cannot_be_read_is_named(read, tmp_path):
-  """Of several runs, it is not clear otherwise whose cell is missing."""
+  """Of several runs, any could be the one whose cell is missing."""
   record = to_record(TrainConfig()) | {"cell": "nowhere"}
   (tmp_path / "config.json").write_text(json.dumps(record))
   with pytest.raises(
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_describes_no_model_is_an_error_that_says_so(
 
 @pytest.fixture
 def checkpoints(finished):
-  """The checkpoints of a finished run: of steps 40 and 47, the best."""
+  """The checkpoints of a finished run: step 40, and step 47, the best."""
   assert list_checkpoints(finished / "checkpoints") == [40, 47]
   return finished / "checkpoints"
 
@@ -165,7 +165,7 @@ def test_checkpoints_that_are_always_replaced_are_an_error_that_says_so(
     load(checkpoints.parent)
 
 
-def test_a_damaged_checkpoint_and_none_are_named_also_while_a_run_trains(
+def test_a_damaged_or_missing_checkpoint_is_an_error_also_while_a_run_trains(
   checkpoints, monkeypatch
 ):
   monkeypatch.setattr(trained, "PAUSE", 0.0)
